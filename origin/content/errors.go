@@ -1,0 +1,30 @@
+package content
+
+import "errors"
+
+// The categories of failure that callers act on. Packages wrap them with what
+// they were doing and to which name; test with errors.Is.
+var (
+	// ErrNotFound: nothing is there under that name or CID.
+	ErrNotFound = errors.New("not found")
+	// ErrExists: the name is taken by something else.
+	ErrExists = errors.New("already exists")
+	// ErrConflict: the request contradicts the present state; read it and decide.
+	ErrConflict = errors.New("conflict")
+	// ErrFenced: another epoch owns the volume; this holder must stop.
+	ErrFenced = errors.New("fenced by a newer epoch")
+	// ErrCorrupt: bytes do not match their name, checksum or format.
+	ErrCorrupt = errors.New("corrupt")
+	// ErrUnavailable: no source answered; the same call may succeed later.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrForbidden: the certificate or scope does not allow it.
+	ErrForbidden = errors.New("forbidden")
+	// ErrInvalid: the input can never be accepted as it stands.
+	ErrInvalid = errors.New("invalid")
+	// ErrReadOnly: the target takes no writes.
+	ErrReadOnly = errors.New("read-only")
+	// ErrNoSpace: the disk or quota is full.
+	ErrNoSpace = errors.New("no space left")
+	// ErrClosed: the object was closed.
+	ErrClosed = errors.New("closed")
+)

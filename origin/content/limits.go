@@ -1,0 +1,41 @@
+package content
+
+const (
+	// SectorSize is the unit of addressing of a block device, in bytes.
+	SectorSize = 512
+
+	// ChunkSizeDefault is the raw size of a chunk of a block image. 128 KiB reads
+	// 1.5 times the bytes a booting guest touches, with half the index of 64 KiB.
+	ChunkSizeDefault = 128 << 10
+	// ChunkSizeMin and ChunkSizeMax bound the size that a root may say.
+	ChunkSizeMin = 4 << 10
+	ChunkSizeMax = 1 << 20
+
+	// RunSize is the unit of leads and of origin reads: this much of a pack.
+	RunSize = 1 << 20
+
+	// MapFanout is the number of entries of a block map node.
+	MapFanout = 1024
+
+	// SizeMax bounds an image or volume, in bytes: three levels of map at
+	// ChunkSizeDefault.
+	SizeMax = 16 << 40
+
+	// NameMax bounds a name, in bytes.
+	NameMax = 128
+
+	// RecordSizeMax bounds an encoded record, so that a list of names can be
+	// kept in memory and a record read in one packet burst.
+	RecordSizeMax = 4 << 10
+
+	// NodeSizeMax bounds an encoded block map node: MapFanout entries of a
+	// tagged 36-byte CID in a three-element array, and the header.
+	NodeSizeMax = 64 << 10
+
+	// RootSizeMax bounds an encoded root.
+	RootSizeMax = 512
+
+	// LineageMax is how many ancestors of a root are remembered: members that
+	// hold one of them may hold chunks of the root.
+	LineageMax = 4
+)

@@ -1,0 +1,139 @@
+package content
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Kind is what a record names.
+type Kind string
+
+// The kinds of records. Images and tags share one namespace: see Kind.Space.
+const (
+	KindImage      Kind = "image"
+	KindTag        Kind = "tag"
+	KindTree       Kind = "tree"
+	KindVolume     Kind = "volume"
+	KindSnapshot   Kind = "snapshot"
+	KindInstance   Kind = "instance"
+	KindRevocation Kind = "revocation"
+)
+
+// Space returns the namespace that the kind's names live in.
+func (k Kind) Space() Kind {
+	if k == KindTag || k == KindTree {
+		return KindImage
+	}
+	return k
+}
+
+// CheckName fails with ErrInvalid unless name is 1 to NameMax bytes of
+// [A-Za-z0-9._-] that begin with a letter or digit.
+func CheckName(name string) error {
+	if name == "" || len(name) > NameMax {
+		return fmt.Errorf("name %.140q: %w: want 1 to %d characters, got %d", name, ErrInvalid, NameMax, len(name))
+	}
+	for i := range len(name) {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return fmt.Errorf("name %.140q: %w: want letters, digits, '.', '_' and '-', beginning with a letter or digit", name, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// Ref names content to start from: "image:NAME", "volume:NAME" or
+// "snapshot:NAME@N". A path is never a reference.
+type Ref struct {
+	Kind Kind
+	Name string
+	// Seq is the position N of a snapshot, else 0.
+	Seq uint64
+	// Folded asks for the last folded state of a volume: "volume:NAME?at=folded".
+	Folded bool
+}
+
+const foldedSuffix = "?at=folded"
+
+// ParseRef reads the text form of a reference.
+func ParseRef(s string) (Ref, error) {
+	kind, name, ok := strings.Cut(s, ":")
+	ref := Ref{Kind: Kind(kind), Name: name}
+	switch {
+	case !ok:
+		return Ref{}, fmt.Errorf("reference %.160q: %w: want image:NAME, volume:NAME or snapshot:NAME@N", s, ErrInvalid)
+	case ref.Kind == KindImage:
+	case ref.Kind == KindVolume:
+		ref.Name, ref.Folded = strings.CutSuffix(name, foldedSuffix)
+	case ref.Kind == KindSnapshot:
+		var seq string
+		ref.Name, seq, _ = strings.Cut(name, "@")
+		n, err := strconv.ParseUint(seq, 10, 64)
+		if err != nil || n == 0 || strconv.FormatUint(n, 10) != seq {
+			return Ref{}, fmt.Errorf("reference %.160q: %w: want snapshot:NAME@N with a number N from 1", s, ErrInvalid)
+		}
+		ref.Seq = n
+	default:
+		return Ref{}, fmt.Errorf("reference %.160q: %w: unknown kind %.40q; want image, volume or snapshot", s, ErrInvalid, kind)
+	}
+	if err := CheckName(ref.Name); err != nil {
+		return Ref{}, fmt.Errorf("reference %.160q: %w", s, err)
+	}
+	return ref, nil
+}
+
+// String returns the text form, or "" for the zero Ref.
+func (r Ref) String() string {
+	switch {
+	case r.Kind == "":
+		return ""
+	case r.Kind == KindSnapshot:
+		return fmt.Sprintf("%s:%s@%d", r.Kind, r.Name, r.Seq)
+	case r.Folded:
+		return string(r.Kind) + ":" + r.Name + foldedSuffix
+	}
+	return string(r.Kind) + ":" + r.Name
+}
+
+// MarshalText returns the text form.
+func (r Ref) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads the text form; empty means no reference.
+func (r *Ref) UnmarshalText(b []byte) (err error) {
+	*r = Ref{}
+	if len(b) > 0 {
+		*r, err = ParseRef(string(b))
+	}
+	return err
+}
+
+// MarshalCBOR writes the text form.
+func (r Ref) MarshalCBOR() ([]byte, error) { return marshalTextString(r.String()), nil }
+
+// UnmarshalCBOR reads the text form.
+func (r *Ref) UnmarshalCBOR(b []byte) error {
+	text, err := unmarshalTextString(b)
+	if err != nil {
+		return err
+	}
+	return r.UnmarshalText([]byte(text))
+}
+
+func marshalTextString(s string) []byte {
+	b, err := cbor.Marshal(s)
+	if err != nil { // a string can always be encoded
+		panic(fmt.Sprintf("content: encode %q: %v", s, err))
+	}
+	return b
+}
+
+func unmarshalTextString(b []byte) (s string, err error) {
+	if err := cbor.Unmarshal(b, &s); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return s, nil
+}

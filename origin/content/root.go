@@ -1,0 +1,91 @@
+package content
+
+import "fmt"
+
+// rootMagic begins each encoded root and says its version.
+const rootMagic = "grange-root/1"
+
+// Root describes an image: an immutable disk. Its CID names the disk: two disks
+// of the same bytes, size and chunk size have the same root, whoever made them
+// and from whatever source.
+//
+// Encoded as a dag-cbor map: {"magic": text, "size": bytes, "chunk": bytes,
+// "depth": levels of map, "map": link to the top node, null when the disk is
+// all holes}.
+type Root struct {
+	// Size of the disk in bytes, a multiple of SectorSize.
+	Size int64
+	// ChunkSize is the raw length of every chunk. The last one is padded with
+	// zeros, so no chunk is ever shorter.
+	ChunkSize int
+	// Map names the top node of the block map, at level Depth.
+	Map CID
+}
+
+type rootWire struct {
+	Magic string `cbor:"magic"`
+	Size  int64  `cbor:"size"`
+	Chunk int    `cbor:"chunk"`
+	Depth int    `cbor:"depth"`
+	Map   CID    `cbor:"map"`
+}
+
+// Chunks returns how many chunks the disk has, holes included.
+func (r Root) Chunks() uint64 {
+	return uint64((r.Size + int64(r.ChunkSize) - 1) / int64(r.ChunkSize))
+}
+
+// Depth returns the level of the top node: the smallest number of levels of
+// MapFanout entries that cover all chunks, at least 1.
+func (r Root) Depth() int {
+	depth := 1
+	for covered := uint64(MapFanout); covered < r.Chunks(); covered *= MapFanout {
+		depth++
+	}
+	return depth
+}
+
+// Validate fails with ErrInvalid when the geometry is outside the limits.
+func (r Root) Validate() error {
+	switch {
+	case r.Size <= 0 || r.Size > SizeMax || r.Size%SectorSize != 0:
+		return fmt.Errorf("size of %d bytes: %w: want a multiple of %d up to %d", r.Size, ErrInvalid, SectorSize, int64(SizeMax))
+	case r.ChunkSize < ChunkSizeMin || r.ChunkSize > ChunkSizeMax || r.ChunkSize&(r.ChunkSize-1) != 0:
+		return fmt.Errorf("chunk size of %d bytes: %w: want a power of two from %d to %d", r.ChunkSize, ErrInvalid, ChunkSizeMin, ChunkSizeMax)
+	}
+	return nil
+}
+
+// Encode returns the bytes whose CID names the root.
+func (r Root) Encode(c *Codec) (Verified, error) {
+	if err := r.Validate(); err != nil {
+		return Verified{}, fmt.Errorf("encode root: %w", err)
+	}
+	b, err := c.Marshal(rootWire{rootMagic, r.Size, r.ChunkSize, r.Depth(), r.Map})
+	if err != nil {
+		return Verified{}, fmt.Errorf("encode root: %w", err)
+	}
+	return Seal(b), nil
+}
+
+// DecodeRoot reads an encoded root; anything but a valid one is ErrCorrupt.
+func DecodeRoot(c *Codec, b []byte) (Root, error) {
+	if len(b) > RootSizeMax {
+		return Root{}, fmt.Errorf("root of %d bytes: %w: limit is %d", len(b), ErrCorrupt, RootSizeMax)
+	}
+	var w rootWire
+	if err := c.Unmarshal(b, &w); err != nil {
+		return Root{}, fmt.Errorf("root: %w", err)
+	}
+	r := Root{w.Size, w.Chunk, w.Map}
+	if w.Magic != rootMagic {
+		return Root{}, fmt.Errorf("root: %w: magic %.20q, want %q", ErrCorrupt, w.Magic, rootMagic)
+	}
+	if err := r.Validate(); err != nil {
+		return Root{}, fmt.Errorf("root: %w: %w", ErrCorrupt, err)
+	}
+	if w.Depth != r.Depth() {
+		return Root{}, fmt.Errorf("root: %w: depth %d, want %d", ErrCorrupt, w.Depth, r.Depth())
+	}
+	return r, nil
+}
