@@ -1,0 +1,73 @@
+// Package blockdev says what a block device is: what the doors (NBD, ublk) ask
+// and what a volume answers. The doors and the volume import it and never each
+// other.
+package blockdev
+
+import "context"
+
+// Geometry describes a device. It does not change while the device is served,
+// except that Size may grow.
+type Geometry struct {
+	// Size in bytes, a multiple of BlockSize.
+	Size int64
+	// BlockSize is the smallest unit of I/O the device accepts: 512 or 4096.
+	BlockSize int
+	// PreferredSize is the unit that is cheapest to read, in bytes.
+	PreferredSize int
+	// ReadOnly devices answer each write, discard and zeroing with
+	// content.ErrReadOnly.
+	ReadOnly bool
+}
+
+// Device is a block device. Offsets and lengths are multiples of BlockSize and
+// lie inside Size: the doors check that before they call. All methods are safe
+// for concurrent use; the result of overlapping concurrent writes is one of
+// them, block by block. A slice is not kept after the call returns.
+type Device interface {
+	Geometry() Geometry
+	// ReadAt fills p from off. It blocks until a source has the bytes, and fails
+	// with content.ErrUnavailable when none will.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// WriteAt stores p at off. With fua it is durable, by the device's policy,
+	// when it returns; otherwise after the next Flush that begins later.
+	// content.ErrNoSpace means nothing was written.
+	WriteAt(ctx context.Context, p []byte, off int64, fua bool) error
+	// Flush makes each write that returned before the call durable by the
+	// device's policy. After a failed Flush the device takes no more writes.
+	Flush(ctx context.Context) error
+}
+
+// Prompt is an optional ability of a Device: reading what needs no wait, on the
+// caller's goroutine and without allocation. Doors use it to answer hits
+// inline.
+type Prompt interface {
+	// TryReadAt fills p and returns true, or returns false at once: then p holds
+	// anything and the caller uses ReadAt.
+	TryReadAt(p []byte, off int64) bool
+	// TryWriteAt appends the write if that needs no wait; false means nothing
+	// was written and the caller uses WriteAt.
+	TryWriteAt(p []byte, off int64) bool
+}
+
+// Trimmer is an optional ability of a Device: giving ranges back. After either
+// call the range reads as zeros; Discard may keep the space, Zero promises the
+// zeros and, with keep, that later writes there find space.
+type Trimmer interface {
+	Discard(ctx context.Context, off, length int64, fua bool) error
+	Zero(ctx context.Context, off, length int64, keep, fua bool) error
+}
+
+// Extent is a range of a device that reads as zeros without storage (Hole) or
+// that has data.
+type Extent struct {
+	Length int64
+	Hole   bool
+}
+
+// Mapper is an optional ability of a Device: telling holes from data.
+type Mapper interface {
+	// Extents appends to dst what lies at off, for up to length bytes and limit
+	// extents: adjacent ones differ, and they cover a prefix of the range that
+	// is not empty.
+	Extents(ctx context.Context, dst []Extent, off, length int64, limit int) ([]Extent, error)
+}
