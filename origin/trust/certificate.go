@@ -1,0 +1,213 @@
+package trust
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Role is what a member may do. Each role of publisher and admin includes the
+// one before it; a seed is outside that ladder.
+type Role string
+
+// The roles.
+const (
+	// RoleSeed reads and serves public content.
+	RoleSeed Role = "seed"
+	// RoleNode signs volumes, snapshots and instances of its farm.
+	RoleNode Role = "node"
+	// RolePublisher also signs images, tags and trees.
+	RolePublisher Role = "publisher"
+	// RoleAdmin also signs certificates and revocations.
+	RoleAdmin Role = "admin"
+)
+
+// ParseRole reads a role's name.
+func ParseRole(s string) (Role, error) {
+	if r := Role(s); r.rank() >= 0 {
+		return r, nil
+	}
+	return "", fmt.Errorf("role %.40q: %w: want node, seed, publisher or admin", s, content.ErrInvalid)
+}
+
+// rank orders the roles; -1 is no role.
+func (r Role) rank() int {
+	switch r {
+	case RoleSeed:
+		return 0
+	case RoleNode:
+		return 1
+	case RolePublisher:
+		return 2
+	case RoleAdmin:
+		return 3
+	}
+	return -1
+}
+
+// IsMember reports whether the role may read content of scope mesh.
+func (r Role) IsMember() bool { return r.rank() >= RoleNode.rank() }
+
+// Identity is what a checked certificate says of a key.
+type Identity struct {
+	Key  PublicKey
+	Role Role
+	// Farm is the farm of a member, "" for a seed.
+	Farm string
+}
+
+// MayRead reports whether the identity may read content of that scope. The zero
+// Identity is a stranger: public content only.
+func (id Identity) MayRead(s content.Scope) bool {
+	switch {
+	case s.IsZero():
+		return false
+	case s.IsPublic():
+		return true
+	case s.Farm() != "":
+		return id.Role.IsMember() && id.Farm == s.Farm()
+	}
+	return id.Role.IsMember()
+}
+
+// MaySign reports whether the identity may sign a record of that kind for that
+// farm; farm is "" for kinds that belong to the whole mesh.
+func (id Identity) MaySign(kind content.Kind, farm string) bool {
+	switch kind {
+	case content.KindVolume, content.KindSnapshot, content.KindInstance:
+		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm
+	case content.KindImage, content.KindTag, content.KindTree:
+		return id.Role.rank() >= RolePublisher.rank()
+	case content.KindRevocation:
+		return id.Role.rank() >= RoleAdmin.rank()
+	}
+	return false
+}
+
+// certificateLifetime is how long a certificate is good. Farms outlive the
+// attention of their operators, and an expired member stops serving; a lost or
+// stolen key is revoked, not waited out.
+const certificateLifetime = 10 * 365 * 24 * time.Hour
+
+// clockSkew is how far two members' clocks may differ.
+const clockSkew = 5 * time.Minute
+
+// chainMax is the longest chain: member, delegated admin, the admin's admin.
+const chainMax = 3
+
+// Certificate gives the key Subject a role. Build one with Issue.
+type Certificate struct {
+	Serial    [16]byte
+	Subject   PublicKey
+	Role      Role
+	Farm      string
+	NotBefore time.Time
+	NotAfter  time.Time
+	Issuer    PublicKey
+
+	payload, signature []byte
+}
+
+type certificateWire struct {
+	Magic     string    `cbor:"magic"`
+	Serial    [16]byte  `cbor:"serial"`
+	Subject   PublicKey `cbor:"subject"`
+	Role      Role      `cbor:"role"`
+	Farm      string    `cbor:"farm"`
+	NotBefore int64     `cbor:"from"`
+	NotAfter  int64     `cbor:"until"`
+	Issuer    PublicKey `cbor:"issuer"`
+}
+
+const certificateMagic = "grange-certificate/1"
+
+// signedWire is the outer form of everything signed: the exact payload bytes
+// and the signature over them.
+type signedWire struct {
+	_         struct{} `cbor:",toarray"`
+	Payload   []byte
+	Signature []byte
+}
+
+// MarshalCBOR writes [payload, signature].
+func (c Certificate) MarshalCBOR() ([]byte, error) {
+	return content.NewCodec().Marshal(signedWire{Payload: c.payload, Signature: c.signature})
+}
+
+// UnmarshalCBOR reads the fields and keeps the signature for the Verifier: a
+// decoded certificate is a claim.
+func (c *Certificate) UnmarshalCBOR(b []byte) error {
+	codec := content.NewCodec()
+	var outer signedWire
+	var w certificateWire
+	if err := codec.Unmarshal(b, &outer); err != nil {
+		return fmt.Errorf("certificate: %w", err)
+	}
+	if err := codec.Unmarshal(outer.Payload, &w); err != nil {
+		return fmt.Errorf("certificate: %w", err)
+	}
+	if w.Magic != certificateMagic || w.Role.rank() < 0 {
+		return fmt.Errorf("certificate: %w: magic %.30q, role %.30q", content.ErrCorrupt, w.Magic, w.Role)
+	}
+	*c = Certificate{w.Serial, w.Subject, w.Role, w.Farm, time.Unix(w.NotBefore, 0), time.Unix(w.NotAfter, 0), w.Issuer, outer.Payload, outer.Signature}
+	return nil
+}
+
+// Chain is a member's certificate, then the one of its issuer, and so on up to
+// one that the mesh key signed.
+type Chain []Certificate
+
+// Signer is a member's key with the chain that says what it may sign. The mesh
+// key itself signs with an empty chain.
+type Signer struct {
+	Key   PrivateKey
+	Chain Chain
+}
+
+// Grant is what a certificate is asked to say.
+type Grant struct {
+	Subject PublicKey
+	Role    Role
+	// Farm is needed for each role but seed.
+	Farm string
+}
+
+// Issue signs a certificate and returns its whole chain. The signer is the mesh
+// key or an admin; whether a verifier believes it is the verifier's to check.
+func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
+	if g.Role.rank() < 0 {
+		return nil, fmt.Errorf("issue certificate: role %.40q: %w", g.Role, content.ErrInvalid)
+	}
+	if g.Role != RoleSeed {
+		if err := content.CheckName(g.Farm); err != nil {
+			return nil, fmt.Errorf("issue certificate: farm: %w", err)
+		}
+	}
+	if len(s.Chain) >= chainMax {
+		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Chain))
+	}
+	c := Certificate{
+		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
+		NotBefore: now.Add(-clockSkew).Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
+	}
+	rand.Read(c.Serial[:])
+	payload, err := content.NewCodec().Marshal(certificateWire{
+		certificateMagic, c.Serial, c.Subject, c.Role, c.Farm, c.NotBefore.Unix(), c.NotAfter.Unix(), c.Issuer,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("issue certificate: %w", err)
+	}
+	c.payload, c.signature = payload, s.Key.sign(labelCertificate, payload)
+	return append(Chain{c}, s.Chain...), nil
+}
+
+// Identity returns what the chain claims, unchecked: for the member whose own
+// chain it is.
+func (c Chain) Identity() Identity {
+	if len(c) == 0 {
+		return Identity{}
+	}
+	return Identity{c[0].Subject, c[0].Role, c[0].Farm}
+}

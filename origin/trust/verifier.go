@@ -1,0 +1,66 @@
+package trust
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Verifier checks certificates and envelopes against one mesh. Safe for
+// concurrent use.
+type Verifier struct {
+	mesh    PublicKey
+	revoked atomic.Pointer[map[PublicKey]time.Time]
+}
+
+// NewVerifier trusts what the mesh key signed.
+func NewVerifier(mesh PublicKey) *Verifier {
+	v := &Verifier{mesh: mesh}
+	v.Revoke(nil)
+	return v
+}
+
+// Mesh returns the mesh key.
+func (v *Verifier) Mesh() PublicKey { return v.mesh }
+
+// Revoke replaces the set of revoked keys: nothing that one of them signed at or
+// after its time is believed, nor any certificate that it issued since.
+func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys) }
+
+// Verify checks that the chain leads from a member to the mesh key and was good
+// at the given time. The error wraps ErrForbidden and says which link failed.
+func (v *Verifier) Verify(chain Chain, at time.Time) (Identity, error) {
+	if len(chain) == 0 || len(chain) > chainMax {
+		return Identity{}, fmt.Errorf("certificate chain of %d: %w: want 1 to %d", len(chain), content.ErrForbidden, chainMax)
+	}
+	for i, c := range chain {
+		issuer := v.mesh
+		if i+1 < len(chain) {
+			issuer = chain[i+1].Subject
+			if chain[i+1].Role != RoleAdmin {
+				return Identity{}, fmt.Errorf("certificate of %s: %w: its issuer %s is %s, not admin", c.Subject, content.ErrForbidden, issuer, chain[i+1].Role)
+			}
+		}
+		if err := v.link(c, issuer, at); err != nil {
+			return Identity{}, fmt.Errorf("certificate of %s: %w", c.Subject, err)
+		}
+	}
+	return chain.Identity(), nil
+}
+
+func (v *Verifier) link(c Certificate, issuer PublicKey, at time.Time) error {
+	since, revoked := (*v.revoked.Load())[c.Subject]
+	switch {
+	case c.Issuer != issuer || !issuer.verify(labelCertificate, c.payload, c.signature):
+		return fmt.Errorf("%w: not signed by %s; it may belong to another mesh", content.ErrForbidden, issuer)
+	case at.Before(c.NotBefore.Add(-clockSkew)):
+		return fmt.Errorf("%w: good from %s; check the clocks", content.ErrForbidden, c.NotBefore.UTC().Format(time.RFC3339))
+	case at.After(c.NotAfter):
+		return fmt.Errorf("%w: expired on %s; join again with a new token", content.ErrForbidden, c.NotAfter.UTC().Format(time.RFC3339))
+	case revoked && !at.Before(since):
+		return fmt.Errorf("%w: revoked on %s", content.ErrForbidden, since.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
