@@ -1,0 +1,184 @@
+package trust
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// Invite is the single-use part of a token.
+type Invite struct {
+	ID     [8]byte  `cbor:"id"`
+	Secret [16]byte `cbor:"secret"`
+}
+
+// InviteState is what the issuer knows of one invite; the secret itself is not
+// kept.
+type InviteState struct {
+	ID      string    `json:"id"`
+	Hash    []byte    `json:"hash"`
+	Role    Role      `json:"role"`
+	Farm    string    `json:"farm,omitempty"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires"`
+	// UsedBy is the key that redeemed it.
+	UsedBy  *PublicKey `json:"used_by,omitempty"`
+	UsedAt  time.Time  `json:"used_at,omitzero"`
+	Revoked bool       `json:"revoked,omitempty"`
+}
+
+// Invites is the ledger of the invites that one admin issued: a folder with a
+// file for each. Safe for concurrent use within one process.
+type Invites struct {
+	dir string
+	mu  sync.Mutex // serialises changes, so that an invite is used once
+}
+
+const (
+	// invitesMax bounds the ledger: a farm of ten thousand nodes joins with as
+	// many invites, and a runaway script is stopped.
+	invitesMax = 100_000
+	// InviteLifetime is how long an unused invite is good when nothing is said.
+	InviteLifetime = 24 * time.Hour
+	inviteSuffix   = ".json"
+)
+
+// OpenInvites opens the ledger in dir, which is made if absent.
+func OpenInvites(dir string) (*Invites, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("invites: %w", err)
+	}
+	return &Invites{dir: dir}, nil
+}
+
+// Create records a new invite durably and returns its secret.
+func (l *Invites) Create(role Role, farm string, now time.Time, lifetime time.Duration) (Invite, InviteState, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	files, err := os.ReadDir(l.dir)
+	if err != nil {
+		return Invite{}, InviteState{}, fmt.Errorf("create invite: %w", err)
+	}
+	if len(files) >= invitesMax {
+		return Invite{}, InviteState{}, fmt.Errorf("create invite: %w: %d are on record; revoke old ones", content.ErrNoSpace, len(files))
+	}
+	var inv Invite
+	rand.Read(inv.ID[:])
+	rand.Read(inv.Secret[:])
+	hash := sha256.Sum256(inv.Secret[:])
+	st := InviteState{ID: hex.EncodeToString(inv.ID[:]), Hash: hash[:], Role: role, Farm: farm, Created: now, Expires: now.Add(lifetime)}
+	return inv, st, l.save(st)
+}
+
+// Redeem uses the invite for subject, durably, before it returns. The same
+// subject may ask again, as after a lost reply, and gets the same answer;
+// anybody else gets ErrForbidden.
+func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time) (InviteState, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st, err := l.load(hex.EncodeToString(inv.ID[:]))
+	if errors.Is(err, content.ErrNotFound) {
+		return InviteState{}, fmt.Errorf("redeem invite: %w: unknown here; use the token with the admin that made it", content.ErrForbidden)
+	}
+	if err != nil {
+		return InviteState{}, err
+	}
+	hash := sha256.Sum256(inv.Secret[:])
+	switch {
+	case subtle.ConstantTimeCompare(hash[:], st.Hash) != 1:
+		return InviteState{}, fmt.Errorf("redeem invite %s: %w: wrong secret", st.ID, content.ErrForbidden)
+	case st.Revoked:
+		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it was revoked", st.ID, content.ErrForbidden)
+	case st.UsedBy != nil && *st.UsedBy == subject:
+		return st, nil
+	case st.UsedBy != nil:
+		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it was used on %s by another member; a token is good once", st.ID, content.ErrForbidden, st.UsedAt.UTC().Format(time.RFC3339))
+	case now.After(st.Expires):
+		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it expired on %s", st.ID, content.ErrForbidden, st.Expires.UTC().Format(time.RFC3339))
+	}
+	st.UsedBy, st.UsedAt = &subject, now
+	return st, l.save(st)
+}
+
+// Revoke makes an unused invite useless. A used one is ErrConflict: its member
+// is revoked by its key instead.
+func (l *Invites) Revoke(id string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st, err := l.load(id)
+	if err != nil {
+		return err
+	}
+	if st.UsedBy != nil {
+		return fmt.Errorf("revoke invite %s: %w: member %s used it; revoke the member", id, content.ErrConflict, st.UsedBy)
+	}
+	st.Revoked = true
+	return l.save(st)
+}
+
+// List returns all invites on record, oldest first.
+func (l *Invites) List() ([]InviteState, error) {
+	files, err := os.ReadDir(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list invites: %w", err)
+	}
+	var out []InviteState
+	for _, f := range files {
+		id, ok := strings.CutSuffix(f.Name(), inviteSuffix)
+		if !ok || strings.HasPrefix(id, ".") {
+			continue
+		}
+		st, err := l.load(id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b InviteState) int { return a.Created.Compare(b.Created) })
+	return out, nil
+}
+
+func (l *Invites) path(id string) string { return filepath.Join(l.dir, id+inviteSuffix) }
+
+func (l *Invites) save(st InviteState) error {
+	b, err := json.MarshalIndent(st, "", "  ")
+	if err == nil {
+		err = durable.WriteFile(l.path(st.ID), append(b, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("record invite %s: %w", st.ID, err)
+	}
+	return nil
+}
+
+func (l *Invites) load(id string) (InviteState, error) {
+	if b, err := hex.DecodeString(id); err != nil || len(b) != len(Invite{}.ID) {
+		return InviteState{}, fmt.Errorf("invite %.40q: %w: want 16 hex digits", id, content.ErrInvalid)
+	}
+	b, err := os.ReadFile(l.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return InviteState{}, fmt.Errorf("invite %s: %w", id, content.ErrNotFound)
+	}
+	if err != nil {
+		return InviteState{}, fmt.Errorf("invite %s: %w", id, err)
+	}
+	var st InviteState
+	if err := json.Unmarshal(b, &st); err != nil {
+		return InviteState{}, fmt.Errorf("invite %s: %w: %w", id, content.ErrCorrupt, err)
+	}
+	return st, nil
+}

@@ -1,0 +1,344 @@
+package trust
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
+
+func epoch() time.Time { return time.Unix(1_800_000_000, 0) }
+
+type world struct {
+	mesh     PrivateKey
+	founder  Signer
+	secrets  Secrets
+	verifier *Verifier
+}
+
+func newWorld(t *testing.T) world {
+	t.Helper()
+	key := NewPrivateKey()
+	mesh, chain, secrets, err := FoundMesh(key.Public(), "a", epoch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return world{mesh, Signer{key, chain}, secrets, NewVerifier(mesh.Public())}
+}
+
+func (w world) member(t *testing.T, issuer Signer, role Role, farm string) Signer {
+	t.Helper()
+	key := NewPrivateKey()
+	chain, err := issuer.Issue(Grant{key.Public(), role, farm}, epoch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Signer{key, chain}
+}
+
+func TestChains(t *testing.T) {
+	w := newWorld(t)
+	node := w.member(t, w.founder, RoleNode, "b")
+	delegate := w.member(t, w.founder, RoleAdmin, "b")
+	other := newWorld(t)
+	tests := []struct {
+		name  string
+		chain Chain
+		at    time.Time
+		ok    bool
+	}{
+		{"founder", w.founder.Chain, epoch(), true},
+		{"node of the founder", node.Chain, epoch(), true},
+		{"node of a delegated admin", w.member(t, delegate, RoleNode, "c").Chain, epoch(), true},
+		{"node signed by a node", w.member(t, node, RoleNode, "b").Chain, epoch(), false},
+		{"node of another mesh", other.member(t, other.founder, RoleNode, "b").Chain, epoch(), false},
+		{"no chain", nil, epoch(), false},
+		{"chain without its issuer", node.Chain[:1], epoch(), false},
+		{"before its time", node.Chain, epoch().Add(-time.Hour), false},
+		{"expired", node.Chain, epoch().Add(certificateLifetime + time.Hour), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			id, err := w.verifier.Verify(tt.chain, tt.at)
+			if tt.ok && (err != nil || id != tt.chain.Identity()) {
+				t.Errorf("Verify = %v, %v", id, err)
+			}
+			if !tt.ok && !errors.Is(err, content.ErrForbidden) {
+				t.Errorf("Verify = %v, want ErrForbidden", err)
+			}
+		})
+	}
+	if _, err := w.member(t, delegate, RoleAdmin, "c").Issue(Grant{node.Key.Public(), RoleNode, "c"}, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a chain longer than %d was issued: %v", chainMax, err)
+	}
+}
+
+func TestRevokedKeySignsNothingSince(t *testing.T) {
+	w := newWorld(t)
+	admin := w.member(t, w.founder, RoleAdmin, "a")
+	node := w.member(t, admin, RoleNode, "a")
+	w.verifier.Revoke(map[PublicKey]time.Time{admin.Key.Public(): epoch().Add(time.Hour)})
+	if _, err := w.verifier.Verify(node.Chain, epoch()); err != nil {
+		t.Errorf("before the revocation: %v", err)
+	}
+	if _, err := w.verifier.Verify(node.Chain, epoch().Add(2*time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("after the revocation of its issuer: %v, want ErrForbidden", err)
+	}
+}
+
+func TestRoles(t *testing.T) {
+	kinds := []content.Kind{content.KindImage, content.KindTag, content.KindVolume, content.KindRevocation}
+	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b")}
+	tests := []struct {
+		id   Identity
+		sign string // one letter a kind, for farm a
+		read string // one letter a scope
+	}{
+		{Identity{}, "....", "y..."},
+		{Identity{Role: RoleSeed}, "....", "y..."},
+		{Identity{Role: RoleNode, Farm: "a"}, "..y.", "yyy."},
+		{Identity{Role: RolePublisher, Farm: "a"}, "yyy.", "yyy."},
+		{Identity{Role: RoleAdmin, Farm: "a"}, "yyyy", "yyy."},
+		{Identity{Role: RoleAdmin, Farm: "b"}, "yy.y", "yy.y"},
+	}
+	mark := func(b *strings.Builder, ok bool) { b.WriteByte(map[bool]byte{true: 'y', false: '.'}[ok]) }
+	for _, tt := range tests {
+		var sign, read strings.Builder
+		for _, k := range kinds {
+			mark(&sign, tt.id.MaySign(k, "a"))
+		}
+		for _, s := range scopes {
+			mark(&read, tt.id.MayRead(s))
+		}
+		if sign.String() != tt.sign || read.String() != tt.read {
+			t.Errorf("%s of %q: signs %s, reads %s; want %s, %s", tt.id.Role, tt.id.Farm, &sign, &read, tt.sign, tt.read)
+		}
+	}
+}
+
+func TestEnvelope(t *testing.T) {
+	w := newWorld(t)
+	node := w.member(t, w.founder, RoleNode, "a")
+	e := Envelope{Kind: content.KindVolume, Name: "web1", Version: 3, SignedAt: epoch(), Commit: Commit{1}, Farm: "a", Body: []byte("body")}
+	b, err := node.Seal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.verifier.Open(b, epoch())
+	if err != nil || got.Name != e.Name || got.Version != e.Version || got.Commit != e.Commit || !bytes.Equal(got.Body, e.Body) || got.Signer != node.Chain.Identity() {
+		t.Fatalf("Open = %+v, %v", got, err)
+	}
+	for i := range b {
+		flipped := bytes.Clone(b)
+		flipped[i] ^= 1
+		if _, err := w.verifier.Open(flipped, epoch()); err == nil {
+			t.Fatalf("byte %d flipped: accepted", i)
+		}
+	}
+	if _, err := newWorld(t).verifier.Open(b, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("in another mesh: %v, want ErrForbidden", err)
+	}
+	if _, err := w.verifier.Open(b, epoch().Add(-time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("from the future: %v, want ErrForbidden", err)
+	}
+	e.Kind, e.Farm = content.KindImage, ""
+	if _, err := node.Seal(e); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a node sealed an image: %v", err)
+	}
+	e.Body = make([]byte, content.RecordSizeMax)
+	if _, err := w.founder.Seal(e); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("an oversized record was sealed: %v", err)
+	}
+}
+
+func TestStatement(t *testing.T) {
+	w := newWorld(t)
+	st := Statement{Kind: content.KindImage, Name: "debian", Version: 2, SeenAt: epoch()}
+	b, err := w.founder.State(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.verifier.OpenStatement(b, epoch())
+	if err != nil || got.Name != st.Name || !got.SeenAt.Equal(st.SeenAt) {
+		t.Fatalf("OpenStatement = %+v, %v", got, err)
+	}
+	seed, err := w.member(t, w.founder, RoleSeed, "").State(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.verifier.OpenStatement(seed, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a seed's statement: %v, want ErrForbidden", err)
+	}
+}
+
+func TestSecretsReachOnlyTheirFarm(t *testing.T) {
+	w := newWorld(t)
+	b := w.secrets.For(RoleNode, "b")
+	if b.Gossip == w.secrets.Gossip || b.Gossip == [32]byte{} || b.Announce != w.secrets.Announce {
+		t.Error("farm b must have a gossip key of its own and the mesh's announce key")
+	}
+	if b.Farms != [32]byte{} || w.secrets.For(RoleSeed, "") != (Secrets{}) {
+		t.Error("a node must not derive other farms' keys, and a seed gets no secret")
+	}
+	if w.secrets.For(RoleAdmin, "b").For(RoleNode, "a").Gossip != w.secrets.Gossip {
+		t.Error("a second admin must derive the same gossip key for farm a")
+	}
+}
+
+func TestToken(t *testing.T) {
+	w := newWorld(t)
+	tok := Token{Mesh: w.mesh.Public(), Origin: "s3://b/p", Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}, Role: RoleNode, Farm: "a", Secrets: w.secrets.For(RoleNode, "a"), Expires: epoch().Add(time.Hour).Unix()}
+	s := tok.String()
+	got, err := ParseToken(" "+s+"\n", epoch())
+	if err != nil || got.String() != s {
+		t.Fatalf("ParseToken = %+v, %v", got, err)
+	}
+	for name, bad := range map[string]string{"empty": "", "cut": s[:len(s)-3], "mistyped": s[:40] + "A" + s[41:], "other": "hello"} {
+		if _, err := ParseToken(bad, epoch()); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	if _, err := ParseToken(s, epoch().Add(2*time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("expired: %v, want ErrForbidden", err)
+	}
+}
+
+func TestInviteIsGoodOnce(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *Invites {
+		l, err := OpenInvites(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	inv, st, err := open().Create(RoleNode, "a", epoch(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alice, bob := NewPrivateKey().Public(), NewPrivateKey().Public()
+	wrong := inv
+	wrong.Secret[0] ^= 1
+	if _, err := open().Redeem(wrong, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("wrong secret: %v", err)
+	}
+	if _, err := open().Redeem(inv, bob, epoch().Add(2*time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("expired: %v", err)
+	}
+	for range 2 { // a restart between, as after a lost reply
+		if got, err := open().Redeem(inv, alice, epoch()); err != nil || got.Role != RoleNode || got.Farm != "a" {
+			t.Fatalf("Redeem = %+v, %v", got, err)
+		}
+	}
+	if _, err := open().Redeem(inv, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("second user: %v", err)
+	}
+	if err := open().Revoke(st.ID); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("revoke a used invite: %v", err)
+	}
+	unused, st, err := open().Create(RoleSeed, "", epoch().Add(time.Second), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := open().Revoke(st.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open().Redeem(unused, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("revoked: %v", err)
+	}
+	if list, err := open().List(); err != nil || len(list) != 2 || list[0].UsedBy == nil || !list[1].Revoked {
+		t.Errorf("List = %+v, %v", list, err)
+	}
+}
+
+func TestKeyFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if _, err := LoadKey(path); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("absent: %v", err)
+	}
+	k := NewPrivateKey()
+	if err := SaveKey(path, k); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := LoadKey(path); err != nil || got != k {
+		t.Errorf("LoadKey = %v, %v", got, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if err := os.WriteFile(path, []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadKey(path); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("junk: %v", err)
+	}
+}
+
+// TestGolden holds the signed formats: a fixed key and time give fixed bytes.
+func TestGolden(t *testing.T) {
+	mesh, err := PrivateKeyFromSeed(bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", NotBefore: epoch(), NotAfter: epoch().Add(time.Hour), Issuer: mesh.Public()}
+	chain := Chain{c.signed(mesh)}
+	e, err := Signer{mesh, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch(), Commit: Commit{2}, Body: []byte("body")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", "envelope.hex")
+	if *rewrite {
+		if err := os.WriteFile(path, []byte(hex.EncodeToString(e)+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(want)) != hex.EncodeToString(e) {
+		t.Errorf("the encoding of an envelope changed (%v):\n%x", err, e)
+	}
+	if _, err := NewVerifier(mesh.Public()).Open(e, epoch()); err != nil {
+		t.Errorf("golden envelope: %v", err)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	key := NewPrivateKey()
+	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := Signer{key, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	v := NewVerifier(mesh.Public())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if _, err := v.Open(in, epoch()); err == nil && !bytes.Equal(in, b) {
+			t.Errorf("accepted %x", in)
+		}
+		v.OpenStatement(in, epoch())
+		ParseToken(tokenPrefix+string(in), epoch())
+	})
+}
+
+func BenchmarkOpen(b *testing.B) {
+	key := NewPrivateKey()
+	mesh, chain, _, _ := FoundMesh(key.Public(), "a", epoch())
+	e, _ := Signer{key, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
+	v := NewVerifier(mesh.Public())
+	for b.Loop() {
+		if _, err := v.Open(e, epoch()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
