@@ -1,0 +1,83 @@
+package pack
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Manifest says what a root needs in the bucket. Garbage collection marks by it.
+//
+// Encoded as a dag-cbor map: {"magic": text, "root": link, "packs": [text], "page":
+// link or null, "lineage": [link], "chunks": number, "stored": bytes}.
+type Manifest struct {
+	// Root names the encoded root.
+	Root content.CID
+	// Packs are all packs that the root refers to, rising, each once.
+	Packs []ID
+	// Page is the top locator page; zero when the image is all holes.
+	Page content.CID
+	// Lineage are the roots that this one came from, nearest first, at most
+	// content.LineageMax.
+	Lineage []content.CID
+	// Chunks is the number of different chunks, Stored the bytes of their frames.
+	Chunks, Stored uint64
+}
+
+const (
+	manifestMagic = "grange-manifest/1"
+
+	// ManifestSizeMax bounds an encoded manifest, in bytes: the packs of SizeMax
+	// of dense content at SizeTarget, by their usual names.
+	ManifestSizeMax = 32 << 20
+)
+
+type manifestWire struct {
+	Magic   string        `cbor:"magic"`
+	Root    content.CID   `cbor:"root"`
+	Packs   []ID          `cbor:"packs"`
+	Page    content.CID   `cbor:"page"`
+	Lineage []content.CID `cbor:"lineage"`
+	Chunks  uint64        `cbor:"chunks"`
+	Stored  uint64        `cbor:"stored"`
+}
+
+// Encode returns the bytes that the head names.
+func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
+	if len(m.Lineage) > content.LineageMax {
+		return content.Verified{}, fmt.Errorf("manifest: %w: %d ancestors, the limit is %d", content.ErrInvalid, len(m.Lineage), content.LineageMax)
+	}
+	b, err := c.Marshal(manifestWire{manifestMagic, m.Root, m.Packs, m.Page, m.Lineage, m.Chunks, m.Stored})
+	if err != nil {
+		return content.Verified{}, fmt.Errorf("manifest: %w", err)
+	}
+	if len(b) > ManifestSizeMax {
+		return content.Verified{}, fmt.Errorf("manifest: %w: %d packs in %d bytes, the limit is %d", content.ErrInvalid, len(m.Packs), len(b), ManifestSizeMax)
+	}
+	return content.Seal(b), nil
+}
+
+// DecodeManifest reads an encoded manifest; anything but a valid one is
+// ErrCorrupt.
+func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
+	if len(b) > ManifestSizeMax {
+		return Manifest{}, fmt.Errorf("manifest of %d bytes: %w: limit is %d", len(b), content.ErrCorrupt, ManifestSizeMax)
+	}
+	var w manifestWire
+	if err := c.Unmarshal(b, &w); err != nil {
+		return Manifest{}, fmt.Errorf("manifest: %w", err)
+	}
+	if w.Magic != manifestMagic || w.Root.IsHole() || len(w.Lineage) > content.LineageMax || slices.Contains(w.Lineage, content.CID{}) {
+		return Manifest{}, fmt.Errorf("manifest: %w: magic %.20q, root %s, %d ancestors", content.ErrCorrupt, w.Magic, w.Root, len(w.Lineage))
+	}
+	for i, id := range w.Packs {
+		if _, err := ParseID(string(id)); err != nil {
+			return Manifest{}, fmt.Errorf("manifest: %w: %w", content.ErrCorrupt, err)
+		}
+		if i > 0 && w.Packs[i-1] >= id {
+			return Manifest{}, fmt.Errorf("manifest: %w: packs out of order", content.ErrCorrupt)
+		}
+	}
+	return Manifest{w.Root, w.Packs, w.Page, w.Lineage, w.Chunks, w.Stored}, nil
+}
