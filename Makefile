@@ -1,0 +1,44 @@
+# Targets: build test race lint fuzz bench soak demo. See README.md.
+
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Packages that start whole meshes must not starve each other on two cores.
+TESTFLAGS   ?= -p 2 -timeout 30m
+FUZZTIME    ?= 10s
+BENCHTIME   ?= 3s
+
+.PHONY: build test race lint fuzz bench soak demo tools
+
+build: ## bin/grange
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/grange ./cmd/grange
+
+tools: # what the tests run beside Go
+	@.ci/tools
+
+test: tools build ## everything that CI runs
+	@.ci/test $(TESTFLAGS) ./...
+
+race: tools ## the same under the race detector
+	@.ci/test -race $(TESTFLAGS) ./...
+
+lint: ## no program is run
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these files"; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/grange
+	CGO_ENABLED=0 GOOS=windows $(GO) build -o /dev/null ./cmd/grange
+
+fuzz: ## each decoder of untrusted bytes, FUZZTIME each
+	@.ci/fuzz $(FUZZTIME)
+
+bench: tools build ## figures beside their peers, in one run
+	@.ci/tools --bench
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
+
+soak: tools build ## the long loops at their full counts
+	GRANGE_SOAK=1 $(GO) test -p 1 -timeout 6h -v -run 'Soak|Kill|Crash|Fault' ./...
+
+demo: build ## a mesh of two farms on this machine boots a real image
+	@.ci/tools
+	$(GO) run ./simulations/demo

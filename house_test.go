@@ -1,0 +1,293 @@
+// Package grange_test holds the rules of the house: which package may import
+// which, and what every file keeps to. Each rule says why it is there.
+package grange_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/grangemesh/grange/"
+
+// source is one Go file of ours.
+type source struct {
+	path string // slash-separated, from the root
+	text string
+	ast  *ast.File
+	set  *token.FileSet
+}
+
+func (s source) dir() string { return path.Dir(s.path) }
+func (s source) test() bool  { return strings.HasSuffix(s.path, "_test.go") }
+func (s source) line(p token.Pos) string {
+	return s.path + ":" + strconv.Itoa(s.set.Position(p).Line)
+}
+
+func sources(t *testing.T) []source {
+	t.Helper()
+	var out []source
+	err := filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "testdata" || len(d.Name()) > 1 && d.Name()[0] == '.'):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(p) != ".go":
+			return nil
+		}
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, p, b, parser.ParseComments)
+		out = append(out, source{filepath.ToSlash(p), string(b), f, set})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out) < 20 {
+		t.Fatalf("only %d Go files found; run the test in the root of the repository", len(out))
+	}
+	return out
+}
+
+// under reports whether dir is root or below it.
+func under(dir, root string) bool { return dir == root || strings.HasPrefix(dir, root+"/") }
+
+// walls are the imports between wings that are forbidden: from, to, except, why.
+// A package of the nouns, origin/content or origin/trust, may be imported by all.
+var walls = []struct {
+	from, to string
+	why      string
+}{
+	{"origin/content", "", "the nouns import nothing of ours, so that everything can import them"},
+	{"origin/trust", "", "trust imports content only: the wire and the records both need certificates, and may not meet"},
+	{"origin", "p2p", "where content begins must not depend on how members exchange it"},
+	{"origin", "blockdev", "content must not depend on how a VM sees it"},
+	{"origin", "node", "a node joins the wings; the wings don't know it"},
+	{"p2p", "origin", "members exchange hashes, roots and envelopes, never buckets"},
+	{"p2p", "blockdev", "members exchange bytes, never volumes"},
+	{"p2p", "node", "a node joins the wings; the wings don't know it"},
+	{"blockdev", "origin", "a volume reads chunks through its Source, wherever they come from"},
+	{"blockdev", "p2p", "a volume reads chunks through its Source, wherever they come from"},
+	{"blockdev", "node", "a node joins the wings; the wings don't know it"},
+	{"node", "cmd", "code enters at cmd and flows down"},
+	{"node", "simulations", "simulations use the product, never the other way round"},
+	{"cmd", "simulations", "simulations use the product, never the other way round"},
+	{"node/cache", "node", "a cache is a leaf"},
+	{"node/fetch/plan", "node", "the planner is pure"},
+	{"node/fetch/plan", "p2p", "the planner is pure: it knows members by name, not by connection"},
+	{"node", "origin/bucket/s3", "only cmd and simulations choose implementations"},
+	{"node", "origin/bucket/dir", "only cmd and simulations choose implementations"},
+	{"node", "origin/bucket/web", "only cmd and simulations choose implementations"},
+}
+
+func nouns(dir string) bool { return under(dir, "origin/content") || under(dir, "origin/trust") }
+
+func TestWalls(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test() {
+			continue
+		}
+		for _, spec := range s.ast.Imports {
+			to, ours := strings.CutPrefix(importPath(spec), module)
+			if !ours {
+				continue
+			}
+			for _, w := range walls {
+				if !under(s.dir(), w.from) || !under(to, w.to) && w.to != "" || under(to, w.from) {
+					continue
+				}
+				allowed := nouns(to) && !nouns(s.dir()) || under(s.dir(), "origin/trust") && under(to, "origin/content")
+				if !allowed {
+					t.Errorf("%s imports %s: %s", s.line(spec.Pos()), to, w.why)
+				}
+			}
+		}
+	}
+}
+
+func importPath(spec *ast.ImportSpec) string { return strings.Trim(spec.Path.Value, `"`) }
+
+// homes are the heavy dependencies, each with the only place that may import it.
+// The small vocabularies of libp2p, peer.ID and multiaddr, may travel.
+var homes = []struct{ dependency, home string }{
+	{"github.com/libp2p/go-libp2p-kad-dht", "p2p/swarm"},
+	{"github.com/libp2p/go-libp2p", "p2p"},
+	{"github.com/hashicorp/memberlist", "p2p/farm"},
+	{"github.com/aws/", "origin/bucket/s3"},
+	{"github.com/lima-vm/go-qcow2reader", "origin/convert"},
+	{"github.com/danielgtaylor/huma", "node/api"},
+	{"github.com/alecthomas/kong", "cmd/grange"},
+	{"github.com/RoaringBitmap/roaring", "origin/content"},
+}
+
+func TestHeavyDependenciesHaveOneHome(t *testing.T) {
+	travels := []string{"github.com/libp2p/go-libp2p/core/peer"}
+	for _, s := range sources(t) {
+		if s.test() {
+			continue
+		}
+		for _, spec := range s.ast.Imports {
+			for _, h := range homes {
+				if strings.HasPrefix(importPath(spec), h.dependency) && !under(s.dir(), h.home) && !slices.Contains(travels, importPath(spec)) {
+					t.Errorf("%s imports %s, whose home is %s", s.line(spec.Pos()), importPath(spec), h.home)
+				}
+				if strings.HasPrefix(importPath(spec), h.dependency) {
+					break
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	documented := map[string]bool{}
+	for _, s := range sources(t) {
+		if !s.test() {
+			documented[s.dir()] = documented[s.dir()] || s.ast.Doc.Text() != ""
+		}
+	}
+	for dir, ok := range documented {
+		if !ok {
+			t.Errorf("%s has no package comment: say what it is for and what it does not do", dir)
+		}
+	}
+}
+
+// The limits of what one reads at a time.
+const (
+	functionLinesMax = 70
+	parametersMax    = 5
+	fileLinesMax     = 600
+	packageLinesMax  = 3000
+)
+
+func TestSizes(t *testing.T) {
+	packages := map[string]int{}
+	for _, s := range sources(t) {
+		lines := strings.Count(s.text, "\n")
+		if lines > fileLinesMax {
+			t.Errorf("%s has %d lines, the limit is %d: split it by what it is about", s.path, lines, fileLinesMax)
+		}
+		if s.test() {
+			continue
+		}
+		packages[s.dir()] += lines
+		ast.Inspect(s.ast, func(n ast.Node) bool {
+			f, ok := n.(*ast.FuncDecl)
+			if !ok {
+				return true
+			}
+			if lines := s.set.Position(f.End()).Line - s.set.Position(f.Pos()).Line; lines > functionLinesMax {
+				t.Errorf("%s: %s has %d lines, the limit is %d: move pure work out", s.line(f.Pos()), f.Name.Name, lines, functionLinesMax)
+			}
+			if n := f.Type.Params.NumFields(); n > parametersMax {
+				t.Errorf("%s: %s has %d parameters, the limit is %d: take a Config", s.line(f.Pos()), f.Name.Name, n, parametersMax)
+			}
+			return true
+		})
+	}
+	for dir, lines := range packages {
+		if lines > packageLinesMax {
+			t.Errorf("%s has %d lines, the limit is %d: a package is a unit of reading", dir, lines, packageLinesMax)
+		}
+	}
+}
+
+func TestNoHiddenState(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, decl := range s.ast.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
+				t.Errorf("%s: init(): many nodes live in one process, and each is built by its caller", s.line(f.Pos()))
+			}
+			g, ok := decl.(*ast.GenDecl)
+			if !ok || g.Tok != token.VAR || s.test() {
+				continue
+			}
+			for _, spec := range g.Specs {
+				v := spec.(*ast.ValueSpec)
+				if !constant(v) && !strings.Contains(g.Doc.Text(), "go:embed") {
+					t.Errorf("%s: package variable %s: many nodes live in one process; state belongs to a value that its caller owns", s.line(v.Pos()), v.Names[0].Name)
+				}
+			}
+		}
+	}
+}
+
+// constant reports whether a package variable is one in name only: a check that
+// a type implements an interface, or a sentinel error.
+func constant(v *ast.ValueSpec) bool {
+	if v.Names[0].Name == "_" {
+		return true
+	}
+	for _, value := range v.Values {
+		call, ok := value.(*ast.CallExpr)
+		if !ok {
+			return false
+		}
+		switch f := call.Fun.(type) {
+		case *ast.SelectorExpr:
+			if f.Sel.Name != "New" && f.Sel.Name != "Errorf" && f.Sel.Name != "MakeTable" && f.Sel.Name != "MustCompile" {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return len(v.Values) > 0
+}
+
+// words that must not stand in the code, with the reason.
+var words = []struct{ word, why string }{
+	{"time" + ".Sleep(", "wait on a channel, a timer or a context; a sleep is a race that passes"},
+	{"t" + ".Skip", "a test that does not run tells nothing"},
+	{"TO" + "DO", "finish it, or file it"},
+	{"FIX" + "ME", "finish it, or file it"},
+	{"prometheus" + ".MustRegister(", "many nodes live in one process: register on the registry that was given"},
+	{"http" + ".DefaultServeMux", "many nodes live in one process"},
+	{"flag" + ".CommandLine", "many nodes live in one process"},
+	{"slog" + ".SetDefault", "many nodes live in one process"},
+	{"os" + ".Chdir", "many nodes live in one process"},
+}
+
+func TestWords(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, w := range words {
+			if i := strings.Index(s.text, w.word); i >= 0 {
+				t.Errorf("%s:%d: %s: %s", s.path, 1+strings.Count(s.text[:i], "\n"), w.word, w.why)
+			}
+		}
+	}
+}
+
+func TestTopLevelStays(t *testing.T) {
+	want := []string{"LICENSE", "Makefile", "README.md", "bin", "blockdev", "cmd", "go.mod", "go.sum", "house_test.go", "node", "origin", "p2p", "simulations"}
+	entries, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); name[0] != '.' && !slices.Contains(want, name) {
+			t.Errorf("%s stands at the top: the house has its wings, and a thing belongs in one of them", name)
+		}
+	}
+	mod, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mod), "\nreplace ") {
+		t.Error("go.mod replaces a module: `go install` of the command would not build what we test")
+	}
+}
