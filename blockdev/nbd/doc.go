@@ -30,17 +30,17 @@
 //
 // A simple reply, 16 bytes, a read's data behind it:
 //
-//	     0     4  magic 0x67446698
-//	     4     4  error, 0 = none
-//	     8     8  cookie
+//	0     4  magic 0x67446698
+//	4     4  error, 0 = none
+//	8     8  cookie
 //
 // A chunk of a structured reply, 20 bytes, its payload behind it:
 //
-//	     0     4  magic 0x668e33ef
-//	     4     2  flags: 1 = the last chunk of this reply
-//	     6     2  type: 0 none, 1 data, 2 hole, 5 block status, 0x8001 error
-//	     8     8  cookie
-//	    16     4  length of the payload
+//	 0     4  magic 0x668e33ef
+//	 4     2  flags: 1 = the last chunk of this reply
+//	 6     2  type: 0 none, 1 data, 2 hole, 5 block status, 0x8001 error
+//	 8     8  cookie
+//	16     4  length of the payload
 //
 // There is neither encryption nor authentication: a unix socket is guarded by
 // its mode 0600, and TCP belongs on loopback or a trusted link.

@@ -3,14 +3,35 @@ package nbd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// cancelTimeout is how long a device may take to notice that its requests
+	// were cancelled.
+	cancelTimeout = 5 * time.Second
+	// acceptPause is the wait after a failed accept, most likely for want of
+	// file descriptors, which closing connections bring back.
+	acceptPause = 50 * time.Millisecond
 )
 
 // Server serves Exports to NBD clients.
 type Server struct {
-	cfg Config
+	cfg     Config
+	metrics *metrics
+	pool    pool
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{} // guarded by mu
+	stopped bool               // guarded by mu: no connection is added any more
 }
 
 // New builds a Server; it serves nothing before Run.
@@ -19,30 +40,151 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg}, nil
+	return &Server{cfg: cfg, metrics: newMetrics(), conns: map[*conn]struct{}{}}, nil
 }
+
+// Collectors returns the server's metrics.
+func (s *Server) Collectors() []prometheus.Collector { return s.metrics.collectors() }
 
 // Run serves until ctx is done, then closes the listeners, lets requests in
 // flight finish for up to DrainTimeout, and returns once every device is
 // released. It returns nil after an orderly stop. Call it once.
-func (s *Server) Run(ctx context.Context) error { return errors.ErrUnsupported }
+func (s *Server) Run(ctx context.Context) error {
+	listeners := s.cfg.Listeners
+	closeAll := func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}
+	for _, address := range s.cfg.Addresses {
+		l, err := Listen(ctx, address)
+		if err != nil {
+			closeAll()
+			return err
+		}
+		listeners = append(listeners[:len(listeners):len(listeners)], l)
+	}
+	// Requests outlive ctx: they are cancelled when their time to drain is over.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	group, accepting := errgroup.WithContext(ctx)
+	unhook := context.AfterFunc(accepting, closeAll)
+	for _, l := range listeners {
+		group.Go(func() error { return s.accept(accepting, work, l) })
+	}
+	err := group.Wait()
+	unhook()
+	closeAll()
+	return errors.Join(err, s.stop(context.WithoutCancel(ctx)))
+}
+
+// accept serves the connections of l until ctx is done; they work under work.
+func (s *Server) accept(ctx, work context.Context, l net.Listener) error {
+	for {
+		socket, err := l.Accept()
+		switch {
+		case err == nil:
+			s.serve(work, socket)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("nbd: accept on %s: %w", l.Addr(), err)
+		default:
+			s.cfg.Log.Warn("nbd: accept failed, trying again", "address", l.Addr().String(), "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+		}
+	}
+}
+
+// serve starts a connection, or closes it if there are too many.
+func (s *Server) serve(ctx context.Context, socket net.Conn) {
+	c := newConn(ctx, s, socket)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || len(s.conns) >= s.cfg.ConnectionsMax {
+		c.cancel()
+		socket.Close()
+		s.metrics.connectionEnded(endRefused)
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.metrics.connections.Inc()
+	go func() {
+		how := c.serve()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		s.metrics.connections.Dec()
+		s.metrics.connectionEnded(how)
+		close(c.done)
+	}()
+}
+
+// stop drains all connections.
+func (s *Server) stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.DrainTimeout)
+	defer cancel()
+	return s.end(ctx, func(*conn) bool { return true })
+}
 
 // Detach ends the connections to the export of that name: requests in flight
 // finish and are answered, no more are read. It returns once the devices are
 // released. When ctx ends first, it cancels what is in flight and says so. Take
 // the name out of Exports before, or clients will open it anew.
-func (s *Server) Detach(ctx context.Context, name string) error { return errors.ErrUnsupported }
-
-// Collectors returns the server's metrics.
-func (s *Server) Collectors() []prometheus.Collector { return nil }
-
-// Listen opens a listener: on "unix:PATH", with mode 0600 and in the place of
-// the socket that a dead process left, or on the TCP address "HOST:PORT". A
-// socket that another process serves is content.ErrConflict.
-func Listen(ctx context.Context, address string) (net.Listener, error) {
-	return nil, errors.ErrUnsupported
+func (s *Server) Detach(ctx context.Context, name string) error {
+	err := s.end(ctx, func(c *conn) bool { return c.opened && c.name == name })
+	if err != nil {
+		return fmt.Errorf("detach %q: %w", name, err)
+	}
+	return nil
 }
 
-// URI returns what a client opens: nbd+unix:///NAME?socket=PATH or
-// nbd://HOST:PORT/NAME.
-func URI(address net.Addr, name string) string { return "" }
+// end drains the connections that match, which is called under mu, and returns
+// when they are gone. What is not by the end of ctx is cancelled.
+func (s *Server) end(ctx context.Context, match func(*conn) bool) error {
+	s.mu.Lock()
+	var ending []*conn
+	for c := range s.conns {
+		if match(c) {
+			c.drainLocked()
+			ending = append(ending, c)
+		}
+	}
+	s.mu.Unlock()
+	late := await(ctx, ending)
+	if len(late) == 0 {
+		return nil
+	}
+	for _, c := range late {
+		c.cancel()
+		c.socket.Close()
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
+	defer cancel()
+	if stuck := await(patience, late); len(stuck) > 0 {
+		return fmt.Errorf("nbd: %w: %d connections are held by a device that does not return", content.ErrUnavailable, len(stuck))
+	}
+	return fmt.Errorf("nbd: %w: requests of %d connections were cancelled", context.Cause(ctx), len(late))
+}
+
+// await returns those of conns that are not done when ctx ends.
+func await(ctx context.Context, conns []*conn) (late []*conn) {
+	for _, c := range conns {
+		select {
+		case <-c.done:
+		default:
+			select {
+			case <-c.done:
+			case <-ctx.Done():
+				late = append(late, c)
+			}
+		}
+	}
+	return late
+}

@@ -1,0 +1,265 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// How a connection ended: labels of a metric.
+const (
+	endOK      = "ok"      // the client took its leave, or the server did
+	endLost    = "lost"    // the client vanished
+	endGarbage = "garbage" // what came was not the protocol
+	endTimeout = "timeout" // the handshake took too long
+	endRefused = "refused" // too many connections, or no such export
+)
+
+// errLeave ends a connection in good order: what is in flight is answered first.
+var errLeave = errors.New("disconnect")
+
+// conn is one connection. Its fields belong to the goroutine of serve where they
+// do not say otherwise.
+type conn struct {
+	server *Server
+	socket net.Conn
+	in     input
+	out    output // safe for concurrent use
+	budget *budget
+
+	// ctx is what the device's calls run under; it ends when nobody will read
+	// the answers.
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{} // closed when serve has returned
+
+	// Guarded by server.mu.
+	name     string // of the export, once opened is true
+	opened   bool
+	draining bool
+
+	device     *device
+	structured bool // replies
+	status     bool // the client may ask for block status
+
+	replies *buffer // gathered, to be sent with the next flush; may be nil
+	tally   tally
+	idle    chan *task // tasks to use again
+	tasks   int        // how many were made
+	working sync.WaitGroup
+	loud    rate.Sometimes // guards the log against a device that fails often
+}
+
+// device is an open export with the abilities that it has.
+type device struct {
+	blockdev.Device
+	prompt  blockdev.Prompt  // may be nil
+	trimmer blockdev.Trimmer // may be nil
+	mapper  blockdev.Mapper  // may be nil
+	release func()
+}
+
+func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
+	c := &conn{
+		server: s, socket: socket,
+		budget: newBudget(s.cfg.BytesMax),
+		done:   make(chan struct{}),
+		idle:   make(chan *task, s.cfg.RequestsMax),
+		loud:   rate.Sometimes{First: 3, Interval: time.Second},
+	}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	raw := rawOf(socket)
+	c.in.open(socket, raw, &s.pool)
+	c.out.open(socket, raw)
+	return c
+}
+
+// rawOf returns the descriptor of a real socket, else nil.
+func rawOf(socket net.Conn) syscall.RawConn {
+	sc, ok := socket.(syscall.Conn)
+	if !ok || !nonblocking {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// serve is the life of the connection; it says how that ended.
+func (c *conn) serve() (how string) {
+	err := c.handshake()
+	opened := err == nil
+	if opened {
+		err = c.transmit()
+	}
+	if !errors.Is(err, errLeave) {
+		c.cancel()
+	}
+	c.flush()
+	c.working.Wait()
+	c.out.wait()
+	c.cancel()
+	c.socket.Close()
+	c.in.close()
+	if c.device != nil {
+		c.device.release()
+	}
+	switch {
+	case errors.Is(err, errLeave):
+		how = endOK
+	case errors.Is(err, content.ErrInvalid):
+		how = endGarbage
+	case errors.Is(err, content.ErrNotFound):
+		how = endRefused
+	case !opened && errors.Is(err, os.ErrDeadlineExceeded):
+		how = endTimeout
+	default:
+		how = endLost
+	}
+	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.name, "how", how, "reason", err)
+	return how
+}
+
+func (c *conn) client() string { return c.socket.RemoteAddr().String() }
+
+// drainLocked stops reading, under server.mu; serve does the rest.
+func (c *conn) drainLocked() {
+	c.draining = true
+	c.socket.SetReadDeadline(time.Unix(1, 0))
+}
+
+// leaving turns the deadline that drainLocked set into errLeave.
+func (c *conn) leaving(err error) error {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	if c.draining && errors.Is(err, os.ErrDeadlineExceeded) {
+		return errLeave
+	}
+	return err
+}
+
+// patience sets the deadline of what comes, zero for none, unless the connection
+// is draining.
+func (c *conn) patience(until time.Time) error {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	if c.draining {
+		return errLeave
+	}
+	return c.socket.SetDeadline(until)
+}
+
+// open opens the export of that name for good. The name is known to Detach
+// before the lookup: whatever the lookup finds is drained.
+func (c *conn) open(ctx context.Context, name string) error {
+	c.server.mu.Lock()
+	c.name, c.opened = name, true
+	draining := c.draining
+	c.server.mu.Unlock()
+	if draining {
+		return errLeave
+	}
+	d, err := c.lookup(ctx, name)
+	if err != nil {
+		c.server.mu.Lock()
+		c.opened = false
+		c.server.mu.Unlock()
+		return err
+	}
+	c.device = d
+	return nil
+}
+
+// lookup finds a device; its release is the caller's.
+func (c *conn) lookup(ctx context.Context, name string) (*device, error) {
+	dev, release, err := c.server.cfg.Exports.Lookup(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
+	}
+	d := &device{Device: dev, release: release}
+	d.prompt, _ = dev.(blockdev.Prompt)
+	d.trimmer, _ = dev.(blockdev.Trimmer)
+	d.mapper, _ = dev.(blockdev.Mapper)
+	g := dev.Geometry()
+	if g.BlockSize < content.SectorSize || g.BlockSize&(g.BlockSize-1) != 0 || g.BlockSize > blockSizeMax || g.Size < 0 || g.Size%int64(g.BlockSize) != 0 {
+		release()
+		return nil, fmt.Errorf("export %.140q: %w: %d bytes in blocks of %d", name, content.ErrInvalid, g.Size, g.BlockSize)
+	}
+	return d, nil
+}
+
+// blockSizeMax is the largest block that the protocol lets a server insist on.
+const blockSizeMax = 64 << 10
+
+// transmit answers requests until the connection ends, and says why it did.
+func (c *conn) transmit() error {
+	for {
+		for c.in.buffered() >= requestSize {
+			req, err := parseRequest(c.in.next(requestSize))
+			if err != nil {
+				return err
+			}
+			if err := c.dispatch(req); err != nil {
+				return c.leaving(err)
+			}
+		}
+		c.flush()
+		if err := c.in.fill(); err != nil {
+			if errors.Is(err, io.EOF) && c.in.buffered() > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return c.leaving(err)
+		}
+	}
+}
+
+// flush sends the replies that are gathered.
+func (c *conn) flush() {
+	c.tally.publish(c.server.metrics)
+	b := c.replies
+	if b == nil {
+		return
+	}
+	c.replies = nil
+	if len(b.p) == 0 {
+		b.release()
+		return
+	}
+	c.out.send(b)
+}
+
+// room returns the gathering buffer with room for n more bytes, n at most
+// batchSize and headRoom.
+func (c *conn) room(n int) *buffer {
+	if b := c.replies; b != nil && cap(b.p)-len(b.p) >= n {
+		return b
+	}
+	c.flush()
+	c.replies = c.take(batchSize)
+	return c.replies
+}
+
+// take returns a buffer for n bytes, charged to the budget. Where that must
+// wait, what is gathered goes first: it is part of what is waited for.
+func (c *conn) take(n int) *buffer {
+	b := c.server.pool.take(n)
+	if !c.budget.try(b.size()) {
+		c.flush()
+		c.budget.wait(b.size())
+	}
+	b.charge = c.budget
+	return b
+}

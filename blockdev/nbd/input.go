@@ -1,0 +1,130 @@
+package nbd
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+)
+
+// input reads from a connection in large batches. It holds a buffer only while
+// bytes of it are unread, so an idle connection holds none. One goroutine uses
+// it.
+type input struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil: no file descriptor that tells when it would block
+	pool *pool
+
+	buf  *buffer // unread are buf.p[r:w]; nil when r == w == 0
+	r, w int
+
+	readable func(fd uintptr) bool // in.tryRead, bound once
+	err      error                 // of the last tryRead
+}
+
+func (in *input) open(conn net.Conn, raw syscall.RawConn, pool *pool) {
+	in.conn, in.raw, in.pool = conn, raw, pool
+	in.readable = in.tryRead
+}
+
+// buffered returns how many bytes are at hand.
+func (in *input) buffered() int { return in.w - in.r }
+
+// next returns the next n bytes of those at hand. They stay valid until fill.
+func (in *input) next(n int) []byte {
+	p := in.buf.p[in.r : in.r+n]
+	in.r += n
+	return p
+}
+
+// fill waits for at least one more byte. What is unread moves to the front.
+func (in *input) fill() error {
+	if in.buf != nil && in.r > 0 {
+		in.w = copy(in.buf.p[:cap(in.buf.p)], in.buf.p[in.r:in.w])
+		in.r = 0
+	}
+	if in.raw != nil {
+		if err := in.raw.Read(in.readable); err != nil {
+			return err
+		}
+		return in.err
+	}
+	in.hold()
+	n, err := in.conn.Read(in.buf.p[in.w:])
+	in.w += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// hold makes sure that there is a buffer.
+func (in *input) hold() {
+	if in.buf == nil {
+		in.buf = in.pool.take(batchSize)
+		in.buf.p = in.buf.p[:cap(in.buf.p)]
+	}
+}
+
+// drop gives the buffer back if nothing in it is unread.
+func (in *input) drop() {
+	if in.buf != nil && in.r == in.w {
+		in.buf.release()
+		in.buf, in.r, in.w = nil, 0, 0
+	}
+}
+
+// need returns the next n bytes, waiting for them; n is at most batchSize.
+func (in *input) need(n int) ([]byte, error) {
+	for in.buffered() < n {
+		if err := in.fill(); err != nil {
+			return nil, err
+		}
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	return in.next(n), nil
+}
+
+// full fills p, waiting for it.
+func (in *input) full(p []byte) error {
+	n := 0
+	if in.buffered() > 0 {
+		n = copy(p, in.buf.p[in.r:in.w])
+		in.r += n
+	}
+	if _, err := io.ReadFull(in.conn, p[n:]); err != nil {
+		return fmt.Errorf("read %d bytes of data: %w", len(p), err)
+	}
+	return nil
+}
+
+// skip drops the next n bytes, waiting for them.
+func (in *input) skip(n int64) error {
+	for n > 0 {
+		if in.buffered() == 0 {
+			if err := in.fill(); err != nil {
+				return err
+			}
+		}
+		k := int(min(n, int64(in.buffered())))
+		in.r += k
+		n -= int64(k)
+	}
+	return nil
+}
+
+// close gives the buffer back.
+func (in *input) close() {
+	in.r = in.w
+	in.drop()
+}
+
+// readN counts what one read brought; none is the end.
+func (in *input) readN(n int, err error) {
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	in.w, in.err = in.w+max(n, 0), err
+}

@@ -1,0 +1,119 @@
+package nbd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// holeMin is the shortest range of zeros that is sent as a hole; it must
+	// have room for the heads of two chunks.
+	holeMin = 4 << 10
+	// chunksMax bounds the chunks of one reply: long reads look for longer
+	// holes.
+	chunksMax = 64
+	// extentsMax bounds the extents of one block status: what a reply buffer of
+	// the smallest class holds with its head.
+	extentsMax = 500
+)
+
+// layChunks makes a structured reply, in place, of dataHead bytes of room and
+// the data behind them, and returns its length. Zeros become holes: the data
+// behind a hole moves up, and the heads of the chunks find room where the zeros
+// were.
+func layChunks(p []byte, req request) int {
+	data := p[dataHead:]
+	n := len(data)
+	unit := max(holeMin, 1<<bits.Len(uint((n-1)/chunksMax)))
+	if req.flags&flagDF != 0 {
+		unit = n
+	}
+	w := 0
+	for at := 0; at < n; {
+		end, hole := run(data, at, unit)
+		flags := uint16(0)
+		if end == n {
+			flags = chunkDone
+		}
+		kind, length := uint16(chunkData), 8+end-at
+		if hole {
+			kind, length = chunkHole, 8+4
+		} else {
+			copy(p[w+dataHead:], data[at:end])
+		}
+		head := chunk{flags, kind, req.cookie, uint32(length)}.append(p[:w])
+		head = binary.BigEndian.AppendUint64(head, req.offset+uint64(at))
+		if hole {
+			head = binary.BigEndian.AppendUint32(head, uint32(end-at))
+		}
+		w = len(head)
+		if !hole {
+			w += end - at
+		}
+		at = end
+	}
+	return w
+}
+
+// run returns where the zeros, or the data, that begin at the given place end:
+// looked at in units.
+func run(data []byte, at, unit int) (end int, hole bool) {
+	end = min(at+unit, len(data))
+	hole = zeros(data[at:end])
+	for end < len(data) {
+		next := min(end+unit, len(data))
+		if zeros(data[end:next]) != hole {
+			break
+		}
+		end = next
+	}
+	return end, hole
+}
+
+// zeros reports whether p holds nothing but zeros. Comparing p with itself, one
+// byte on, is the fastest way that Go has.
+func zeros(p []byte) bool {
+	return p[0] == 0 && bytes.Equal(p[:len(p)-1], p[1:])
+}
+
+// blockStatus leaves in t.buf what the device says of the range.
+func (c *conn) blockStatus(t *task) error {
+	limit := extentsMax
+	if t.req.flags&flagReqOne != 0 {
+		limit = 1
+	}
+	t.extents = t.extents[:0]
+	if c.device.mapper == nil {
+		t.extents = append(t.extents, blockdev.Extent{Length: int64(t.req.length)})
+	} else {
+		var err error
+		t.extents, err = c.device.mapper.Extents(c.ctx, t.extents, int64(t.req.offset), int64(t.req.length), limit)
+		if err != nil {
+			return err
+		}
+	}
+	if len(t.extents) == 0 || len(t.extents) > limit {
+		return fmt.Errorf("the device found %d extents, want 1 to %d: %w", len(t.extents), limit, content.ErrCorrupt)
+	}
+	t.buf.p = appendStatus(t.buf.p[:0], t.req.cookie, t.extents)
+	return nil
+}
+
+func appendStatus(b []byte, cookie uint64, extents []blockdev.Extent) []byte {
+	b = chunk{chunkDone, chunkStatus, cookie, uint32(4 + 8*len(extents))}.append(b)
+	b = binary.BigEndian.AppendUint32(b, contextID)
+	for _, e := range extents {
+		state := uint32(0)
+		if e.Hole {
+			state = stateHole | stateZero
+		}
+		b = binary.BigEndian.AppendUint32(b, uint32(e.Length))
+		b = binary.BigEndian.AppendUint32(b, state)
+	}
+	return b
+}

@@ -1,0 +1,270 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// optionMax bounds the data of one option: a name and some queries.
+	optionMax = 64 << 10
+	// exportZeroes pad the oldest reply that opens an export.
+	exportZeroes = 124
+)
+
+// handshake brings a client to an open export, within its time. errLeave means
+// that the client wants none.
+func (c *conn) handshake() error {
+	timeout := c.server.cfg.HandshakeTimeout
+	if err := c.patience(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, timeout)
+	defer cancel()
+	h := haggle{conn: c, ctx: ctx}
+	if err := h.greet(); err != nil {
+		return c.leaving(err)
+	}
+	for c.device == nil {
+		if err := h.step(); err != nil {
+			return c.leaving(err)
+		}
+	}
+	return c.patience(time.Time{})
+}
+
+// haggle is the state of a handshake.
+type haggle struct {
+	*conn
+	ctx      context.Context
+	noZeroes bool
+	meta     *string // the export whose block status the client wants
+}
+
+func (h *haggle) greet() error {
+	b := binary.BigEndian.AppendUint64(nil, magicServer)
+	b = binary.BigEndian.AppendUint64(b, magicOption)
+	b = binary.BigEndian.AppendUint16(b, handshakeFixedNewstyle|handshakeNoZeroes)
+	if err := h.write(b); err != nil {
+		return err
+	}
+	p, err := h.in.need(4)
+	if err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(p)
+	if flags&^(handshakeFixedNewstyle|handshakeNoZeroes) != 0 {
+		return fmt.Errorf("client flags %#x: %w", flags, content.ErrInvalid)
+	}
+	h.noZeroes = flags&handshakeNoZeroes != 0
+	return nil
+}
+
+// step reads one option and answers it.
+func (h *haggle) step() error {
+	p, err := h.in.need(optionSize)
+	if err != nil {
+		return err
+	}
+	if magic := binary.BigEndian.Uint64(p); magic != magicOption {
+		return fmt.Errorf("option magic %#x: %w", magic, content.ErrInvalid)
+	}
+	code, length := binary.BigEndian.Uint32(p[8:]), binary.BigEndian.Uint32(p[12:])
+	if length > optionMax {
+		if err := h.in.skip(int64(length)); err != nil {
+			return err
+		}
+		return h.refuse(code, repErrTooBig, fmt.Sprintf("%d bytes of data, at most %d", length, optionMax))
+	}
+	data, err := h.in.need(int(length))
+	if err != nil {
+		return err
+	}
+	return h.answer(option{code, data})
+}
+
+func (h *haggle) answer(o option) error {
+	switch o.code {
+	case optExportName:
+		return h.exportName(string(o.data))
+	case optAbort:
+		if err := h.reply(o.code, repAck); err != nil {
+			return err
+		}
+		return errLeave
+	case optList:
+		return h.list(o)
+	case optInfo, optGo:
+		return h.info(o)
+	case optStructuredReply:
+		if len(o.data) > 0 {
+			return h.refuse(o.code, repErrInvalid, "takes no data")
+		}
+		h.structured = true
+		return h.reply(o.code, repAck)
+	case optListMeta, optSetMeta:
+		return h.metaContexts(o)
+	case optStartTLS:
+		return h.refuse(o.code, repErrUnsup, "no TLS here: use the unix socket or a trusted link")
+	}
+	return h.refuse(o.code, repErrUnsup, "unknown option")
+}
+
+// exportName opens the export in the oldest way, which knows no errors.
+func (h *haggle) exportName(name string) error {
+	if err := h.open(h.ctx, name); err != nil {
+		return err
+	}
+	h.settle(name)
+	b := binary.BigEndian.AppendUint64(nil, uint64(h.device.Geometry().Size))
+	b = binary.BigEndian.AppendUint16(b, h.device.flags(h.structured))
+	if !h.noZeroes {
+		b = append(b, make([]byte, exportZeroes)...)
+	}
+	return h.write(b)
+}
+
+func (h *haggle) list(o option) error {
+	if len(o.data) > 0 {
+		return h.refuse(o.code, repErrInvalid, "takes no data")
+	}
+	names, err := h.server.cfg.Exports.List(h.ctx)
+	if err != nil {
+		return h.refuseError(o.code, fmt.Errorf("list exports: %w", err))
+	}
+	var b []byte
+	for _, name := range names {
+		b = appendAnswer(b, o.code, repServer, binary.BigEndian.AppendUint32(nil, uint32(len(name))), []byte(name))
+	}
+	return h.write(appendAnswer(b, o.code, repAck))
+}
+
+// info answers optInfo, and optGo which opens the export for good.
+func (h *haggle) info(o option) error {
+	name, err := parseInfo(o.data)
+	if err != nil {
+		return h.refuseError(o.code, err)
+	}
+	d, err := h.find(o.code, name)
+	if err != nil {
+		return h.refuseError(o.code, err)
+	}
+	g := d.Geometry()
+	export := binary.BigEndian.AppendUint16(nil, infoExport)
+	export = binary.BigEndian.AppendUint64(export, uint64(g.Size))
+	export = binary.BigEndian.AppendUint16(export, d.flags(h.structured))
+	sizes := binary.BigEndian.AppendUint16(nil, infoBlockSize)
+	sizes = binary.BigEndian.AppendUint32(sizes, uint32(g.BlockSize))
+	sizes = binary.BigEndian.AppendUint32(sizes, preferredSize(g.BlockSize, g.PreferredSize))
+	sizes = binary.BigEndian.AppendUint32(sizes, payloadMax)
+	b := appendAnswer(nil, o.code, repInfo, export)
+	b = appendAnswer(b, o.code, repInfo, binary.BigEndian.AppendUint16(nil, infoName), []byte(name))
+	b = appendAnswer(b, o.code, repInfo, sizes)
+	if o.code == optGo {
+		h.settle(name)
+	} else {
+		d.release()
+	}
+	return h.write(appendAnswer(b, o.code, repAck))
+}
+
+// find opens the export for good on optGo, else for the caller to release.
+func (h *haggle) find(code uint32, name string) (*device, error) {
+	if code != optGo {
+		return h.lookup(h.ctx, name)
+	}
+	err := h.open(h.ctx, name)
+	return h.device, err
+}
+
+// settle fixes what may be asked of the opened export.
+func (h *haggle) settle(name string) {
+	h.status = h.structured && h.meta != nil && *h.meta == name
+}
+
+// preferredSize is a power of two from the block size up to the payload's bound,
+// as the protocol demands, near what the device prefers.
+func preferredSize(block, preferred int) uint32 {
+	size := max(block, 4<<10)
+	for size < preferred && size < payloadMax {
+		size *= 2
+	}
+	return uint32(size)
+}
+
+func (h *haggle) metaContexts(o option) error {
+	if !h.structured && o.code == optSetMeta {
+		return h.refuse(o.code, repErrInvalid, "structured replies come first")
+	}
+	name, wanted, err := parseMeta(o.code, o.data)
+	if err != nil {
+		return h.refuseError(o.code, err)
+	}
+	if o.code == optSetMeta {
+		h.meta = nil // whatever becomes of this one, it replaces the last
+	}
+	d, err := h.lookup(h.ctx, name)
+	if err != nil {
+		return h.refuseError(o.code, err)
+	}
+	d.release()
+	var b []byte
+	if wanted {
+		id := uint32(0)
+		if o.code == optSetMeta {
+			h.meta, id = &name, contextID
+		}
+		b = appendAnswer(b, o.code, repMetaContext, binary.BigEndian.AppendUint32(nil, id), []byte(contextName))
+	}
+	return h.write(appendAnswer(b, o.code, repAck))
+}
+
+func (h *haggle) write(b []byte) error {
+	if _, err := h.socket.Write(b); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	return nil
+}
+
+func (h *haggle) reply(code, kind uint32) error { return h.write(appendAnswer(nil, code, kind)) }
+
+// refuse answers with an error and words for the client's user.
+func (h *haggle) refuse(code, kind uint32, words string) error {
+	return h.write(appendAnswer(nil, code, kind, []byte(words[:min(len(words), nameMax)])))
+}
+
+func (h *haggle) refuseError(code uint32, err error) error {
+	kind := uint32(repErrUnknown)
+	switch {
+	case errors.Is(err, errLeave):
+		return err
+	case errors.Is(err, content.ErrClosed):
+		kind = repErrShutdown
+	case errors.Is(err, content.ErrForbidden):
+		kind = repErrPolicy
+	case errors.Is(err, content.ErrInvalid):
+		kind = repErrInvalid
+	}
+	return h.refuse(code, kind, err.Error())
+}
+
+// flags are the transmission flags of an export.
+func (d *device) flags(structured bool) uint16 {
+	flags := uint16(transmitHasFlags | transmitFlush | transmitFUA | transmitMultiConn | transmitCache)
+	if structured {
+		flags |= transmitDF
+	}
+	if d.Geometry().ReadOnly {
+		return flags | transmitReadOnly
+	}
+	flags |= transmitWriteZeroes | transmitFastZero
+	if d.trimmer != nil {
+		flags |= transmitTrim
+	}
+	return flags
+}

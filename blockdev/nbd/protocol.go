@@ -1,0 +1,235 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// The numbers of the protocol, named as in its specification without the prefix
+// NBD_, in the order of a connection's life.
+const (
+	magicServer = 0x4e42444d41474943 // "NBDMAGIC"
+	magicOption = 0x49484156454f5054 // "IHAVEOPT", also each option's magic
+	magicAnswer = 0x0003e889045565a9 // of a reply to an option
+
+	handshakeFixedNewstyle = 1 << 0
+	handshakeNoZeroes      = 1 << 1
+
+	optExportName      = 1
+	optAbort           = 2
+	optList            = 3
+	optStartTLS        = 5
+	optInfo            = 6
+	optGo              = 7
+	optStructuredReply = 8
+	optListMeta        = 9
+	optSetMeta         = 10
+
+	repAck         = 1
+	repServer      = 2
+	repInfo        = 3
+	repMetaContext = 4
+	repErrUnsup    = 1<<31 + 1
+	repErrPolicy   = 1<<31 + 2
+	repErrInvalid  = 1<<31 + 3
+	repErrUnknown  = 1<<31 + 6
+	repErrShutdown = 1<<31 + 7
+	repErrTooBig   = 1<<31 + 9
+
+	infoExport    = 0
+	infoName      = 1
+	infoBlockSize = 3
+
+	transmitHasFlags    = 1 << 0
+	transmitReadOnly    = 1 << 1
+	transmitFlush       = 1 << 2
+	transmitFUA         = 1 << 3
+	transmitTrim        = 1 << 5
+	transmitWriteZeroes = 1 << 6
+	transmitDF          = 1 << 7
+	transmitMultiConn   = 1 << 8
+	transmitCache       = 1 << 10
+	transmitFastZero    = 1 << 11
+
+	magicRequest    = 0x25609513
+	magicSimple     = 0x67446698
+	magicStructured = 0x668e33ef
+
+	cmdRead        = 0
+	cmdWrite       = 1
+	cmdDisconnect  = 2
+	cmdFlush       = 3
+	cmdTrim        = 4
+	cmdCache       = 5
+	cmdWriteZeroes = 6
+	cmdBlockStatus = 7
+
+	flagFUA      = 1 << 0
+	flagNoHole   = 1 << 1
+	flagDF       = 1 << 2
+	flagReqOne   = 1 << 3
+	flagFastZero = 1 << 4
+
+	chunkDone   = 1 << 0
+	chunkNone   = 0
+	chunkData   = 1
+	chunkHole   = 2
+	chunkStatus = 5
+	chunkError  = 1<<15 + 1
+
+	stateHole = 1 << 0
+	stateZero = 1 << 1
+)
+
+const (
+	requestSize    = 28
+	simpleSize     = 16
+	structuredSize = 20
+	optionSize     = 16
+
+	// dataHead and holeHead are the bytes before the data of a data chunk, and
+	// the whole of a hole chunk.
+	dataHead = structuredSize + 8
+	holeHead = structuredSize + 8 + 4
+
+	// The one metadata context that is offered, and its id on the wire.
+	contextName = "base:allocation"
+	contextID   = 1
+)
+
+// request is one command of the transmission phase.
+type request struct {
+	flags   uint16
+	command uint16
+	cookie  uint64
+	offset  uint64
+	length  uint32
+}
+
+// parseRequest reads the first requestSize bytes of p.
+func parseRequest(p []byte) (request, error) {
+	if magic := binary.BigEndian.Uint32(p); magic != magicRequest {
+		return request{}, fmt.Errorf("request magic %#x: %w", magic, content.ErrInvalid)
+	}
+	return request{
+		flags:   binary.BigEndian.Uint16(p[4:]),
+		command: binary.BigEndian.Uint16(p[6:]),
+		cookie:  binary.BigEndian.Uint64(p[8:]),
+		offset:  binary.BigEndian.Uint64(p[16:]),
+		length:  binary.BigEndian.Uint32(p[24:]),
+	}, nil
+}
+
+// appendSimple appends a simple reply; what a read read comes behind it.
+func appendSimple(b []byte, cookie uint64, code errno) []byte {
+	b = binary.BigEndian.AppendUint32(b, magicSimple)
+	b = binary.BigEndian.AppendUint32(b, uint32(code))
+	return binary.BigEndian.AppendUint64(b, cookie)
+}
+
+// chunk is the head of one chunk of a structured reply.
+type chunk struct {
+	flags  uint16
+	kind   uint16
+	cookie uint64
+	length uint32
+}
+
+func (c chunk) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, magicStructured)
+	b = binary.BigEndian.AppendUint16(b, c.flags)
+	b = binary.BigEndian.AppendUint16(b, c.kind)
+	b = binary.BigEndian.AppendUint64(b, c.cookie)
+	return binary.BigEndian.AppendUint32(b, c.length)
+}
+
+// appendError appends the one chunk of a structured reply that failed, with
+// words for the client's log.
+func appendError(b []byte, cookie uint64, code errno, words string) []byte {
+	words = words[:min(len(words), nameMax)]
+	b = chunk{chunkDone, chunkError, cookie, uint32(6 + len(words))}.append(b)
+	b = binary.BigEndian.AppendUint32(b, uint32(code))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(words)))
+	return append(b, words...)
+}
+
+// option is one step of the handshake; data is valid until the next read.
+type option struct {
+	code uint32
+	data []byte
+}
+
+// appendAnswer appends a reply to an option.
+func appendAnswer(b []byte, option, kind uint32, data ...[]byte) []byte {
+	size := 0
+	for _, d := range data {
+		size += len(d)
+	}
+	b = binary.BigEndian.AppendUint64(b, magicAnswer)
+	b = binary.BigEndian.AppendUint32(b, option)
+	b = binary.BigEndian.AppendUint32(b, kind)
+	b = binary.BigEndian.AppendUint32(b, uint32(size))
+	for _, d := range data {
+		b = append(b, d...)
+	}
+	return b
+}
+
+// parseInfo reads the data of optInfo and optGo: the export's name. What the
+// client asks to be told is told anyway.
+func parseInfo(data []byte) (name string, err error) {
+	name, data, err = cutString(data)
+	if err != nil {
+		return "", err
+	}
+	if len(data) < 2 || len(data) != 2+2*int(binary.BigEndian.Uint16(data)) {
+		return "", fmt.Errorf("%w: %d bytes of information requests", content.ErrInvalid, len(data))
+	}
+	return name, nil
+}
+
+// parseMeta reads the data of optListMeta and optSetMeta: the export's name, and
+// whether the queries ask for base:allocation. No query at all asks for
+// everything in a list, and for nothing in a set.
+func parseMeta(code uint32, data []byte) (name string, wanted bool, err error) {
+	name, data, err = cutString(data)
+	if err != nil {
+		return "", false, err
+	}
+	if len(data) < 4 {
+		return "", false, fmt.Errorf("%w: no count of queries", content.ErrInvalid)
+	}
+	count := binary.BigEndian.Uint32(data)
+	data = data[4:]
+	wanted = count == 0 && code == optListMeta
+	for range count {
+		var query string
+		if query, data, err = cutString(data); err != nil {
+			return "", false, err
+		}
+		wanted = wanted || query == contextName || code == optListMeta && query == "base:"
+	}
+	if len(data) > 0 {
+		return "", false, fmt.Errorf("%w: %d bytes behind the queries", content.ErrInvalid, len(data))
+	}
+	return name, wanted, nil
+}
+
+// cutString reads a string with its length before it.
+func cutString(data []byte) (s string, rest []byte, err error) {
+	if len(data) < 4 {
+		return "", nil, fmt.Errorf("%w: a string of %d bytes with its length", content.ErrInvalid, len(data))
+	}
+	n := binary.BigEndian.Uint32(data)
+	if n > nameMax || int(n) > len(data)-4 {
+		return "", nil, fmt.Errorf("%w: a string of %d in %d bytes, at most %d", content.ErrInvalid, n, len(data)-4, nameMax)
+	}
+	s = string(data[4 : 4+n])
+	if strings.ContainsRune(s, 0) {
+		return "", nil, fmt.Errorf("%w: a string that contains a zero byte", content.ErrInvalid)
+	}
+	return s, data[4+n:], nil
+}

@@ -1,0 +1,314 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev"
+)
+
+const (
+	// inlineMax is the longest read or write that is tried on the reader's
+	// goroutine: it fits the gathering buffer, and copying it takes less time
+	// than a client notices.
+	inlineMax = batchSize
+	// wordsMax bounds the words beside an error.
+	wordsMax = 1 << 10
+	// replyMax is the longest reply without a read's data: an error with words.
+	replyMax = structuredSize + 6 + wordsMax
+	// pieceSize is how much of a long range is read or zeroed at a time where the
+	// device has no way to take the whole.
+	pieceSize = 1 << 20
+)
+
+// task is a request that waits for the device on a goroutine of its own.
+type task struct {
+	conn *conn
+	req  request
+	buf  *buffer // a write's data, later the reply
+	run  func()  // conn.work on this task, bound once
+
+	extents []blockdev.Extent // memory of block status
+}
+
+// dispatch answers a request, or starts what will. Its error ends the
+// connection.
+func (c *conn) dispatch(req request) error {
+	c.tally.add(req)
+	if req.command == cmdDisconnect {
+		return errLeave
+	}
+	if code, words := c.check(req); code != errnoNone {
+		c.reply(req, code, words)
+		if req.command == cmdWrite {
+			return c.in.skip(int64(req.length))
+		}
+		return nil
+	}
+	switch req.command {
+	case cmdRead:
+		if !c.readNow(req) {
+			c.start(req, c.take(int(req.length)))
+		}
+	case cmdWrite:
+		return c.write(req)
+	default:
+		c.start(req, c.take(replyMax))
+	}
+	return nil
+}
+
+// rule is what the protocol says of a command.
+type rule struct {
+	flags  uint16 // allowed
+	writes bool   // needs an export that is not read-only
+	whole  bool   // its length is bounded: the data is held in memory
+}
+
+func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
+	switch command {
+	case cmdRead:
+		return rule{flags: flagFUA | flagDF, whole: true}, true
+	case cmdWrite:
+		return rule{flags: flagFUA, writes: true, whole: true}, true
+	case cmdTrim:
+		return rule{flags: flagFUA, writes: true}, c.device.trimmer != nil
+	case cmdWriteZeroes:
+		return rule{flags: flagFUA | flagNoHole | flagFastZero, writes: true}, true
+	case cmdCache:
+		return rule{flags: flagFUA, whole: true}, true
+	case cmdBlockStatus:
+		return rule{flags: flagFUA | flagReqOne}, c.status
+	}
+	return rule{}, false
+}
+
+// check refuses what the export or the protocol does not allow.
+func (c *conn) check(req request) (errno, string) {
+	if req.command == cmdFlush { // its other fields mean nothing
+		return errnoNone, ""
+	}
+	g := c.device.Geometry()
+	size, unit := uint64(g.Size), uint64(g.BlockSize)
+	r, ok := c.ruleOf(req.command)
+	switch {
+	case !ok:
+		return errnoInvalid, "a command that was not offered"
+	case r.writes && g.ReadOnly:
+		return errnoPerm, "this export is read-only"
+	case req.flags&^r.flags != 0 || req.flags&flagDF != 0 && !c.structured:
+		return errnoInvalid, "a flag that was not offered for this command"
+	case r.whole && req.length > payloadMax && req.flags&flagDF != 0:
+		return errnoOverflow, "too long to come in one piece"
+	case r.whole && req.length > payloadMax:
+		return errnoInvalid, "longer than the largest payload"
+	case req.length == 0:
+		return errnoInvalid, "of no length"
+	case (req.offset|uint64(req.length))&(unit-1) != 0:
+		return errnoInvalid, "not in multiples of the smallest block"
+	case req.offset <= size && uint64(req.length) <= size-req.offset:
+		return errnoNone, ""
+	case req.command == cmdWrite || req.command == cmdWriteZeroes:
+		return errnoNoSpace, "beyond the end of the device"
+	}
+	return errnoInvalid, "beyond the end of the device"
+}
+
+// readNow answers a read from what the device has at hand.
+func (c *conn) readNow(req request) bool {
+	if c.device.prompt == nil || req.length > inlineMax {
+		return false
+	}
+	head := c.readHead()
+	b := c.room(head + int(req.length))
+	from, to := len(b.p), len(b.p)+head+int(req.length)
+	reply := b.p[from:to]
+	if !c.device.prompt.TryReadAt(reply[head:], int64(req.offset)) {
+		return false
+	}
+	b.p = b.p[:from+c.layRead(reply, req)]
+	return true
+}
+
+// readHead is the room to leave before a read's data.
+func (c *conn) readHead() int {
+	if c.structured {
+		return dataHead
+	}
+	return simpleSize
+}
+
+// layRead makes a reply of p, which has readHead bytes of room and then the
+// data, and returns its length.
+func (c *conn) layRead(p []byte, req request) int {
+	if c.structured {
+		return layChunks(p, req)
+	}
+	appendSimple(p[:0], req.cookie, errnoNone)
+	return len(p)
+}
+
+// write reads the data of a write and gives it to the device: from where it was
+// received, if all of it is there and the device takes it at once.
+func (c *conn) write(req request) error {
+	n := int(req.length)
+	prompt := c.device.prompt
+	if req.flags&flagFUA != 0 || n > inlineMax {
+		prompt = nil
+	}
+	if n <= c.in.buffered() {
+		p := c.in.next(n)
+		if prompt != nil && prompt.TryWriteAt(p, int64(req.offset)) {
+			c.reply(req, errnoNone, "")
+			return nil
+		}
+		b := c.take(n)
+		b.p = append(b.p, p...)
+		c.start(req, b)
+		return nil
+	}
+	c.flush() // the rest of the data may be long in coming
+	b := c.take(n)
+	b.p = b.p[:n]
+	if err := c.in.full(b.p); err != nil {
+		b.release()
+		return err
+	}
+	if prompt != nil && prompt.TryWriteAt(b.p, int64(req.offset)) {
+		b.release()
+		c.reply(req, errnoNone, "")
+		return nil
+	}
+	c.start(req, b)
+	return nil
+}
+
+// reply gathers the answer to a request that brings no data.
+func (c *conn) reply(req request, code errno, words string) {
+	b := c.room(replyMax)
+	b.p = c.appendReply(b.p, req, code, words)
+}
+
+func (c *conn) appendReply(b []byte, req request, code errno, words string) []byte {
+	if code != errnoNone {
+		c.server.metrics.failed(code)
+	}
+	if c.structured && (code != errnoNone || req.command == cmdRead) {
+		return appendError(b, req.cookie, code, words[:min(len(words), wordsMax)])
+	}
+	return appendSimple(b, req.cookie, code)
+}
+
+// start hands a request to a goroutine of its own, with b for its reply. With
+// too many of them it waits for one to finish.
+func (c *conn) start(req request, b *buffer) {
+	t := c.task()
+	t.req, t.buf = req, b
+	c.working.Add(1)
+	go t.run()
+}
+
+func (c *conn) task() *task {
+	select {
+	case t := <-c.idle:
+		return t
+	default:
+	}
+	if c.tasks < c.server.cfg.RequestsMax {
+		c.tasks++
+		t := &task{conn: c}
+		t.run = func() { c.work(t) }
+		return t
+	}
+	c.flush()
+	return <-c.idle
+}
+
+// work does a task and sends its reply.
+func (c *conn) work(t *task) {
+	defer c.working.Done()
+	began := time.Now()
+	req, b := t.req, t.buf
+	err := c.do(t)
+	c.server.metrics.waited(time.Since(began))
+	if err != nil {
+		code := errnoOf(err)
+		b.p = c.appendReply(b.p[:0], req, code, err.Error())
+		if code == errnoIO && c.ctx.Err() == nil {
+			c.loud.Do(func() {
+				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
+					"command", commandName(req.command), "offset", req.offset, "length", req.length, "error", err)
+			})
+		}
+	}
+	t.buf = nil
+	c.idle <- t
+	c.out.send(b)
+}
+
+// do asks the device and leaves the reply in t.buf, unless it fails.
+func (c *conn) do(t *task) error {
+	req, b, dev := t.req, t.buf, c.device
+	off, n := int64(req.offset), int64(req.length)
+	fua := req.flags&flagFUA != 0
+	var err error
+	switch req.command {
+	case cmdRead:
+		head := c.readHead()
+		p := b.p[:head+int(n)]
+		if err := dev.ReadAt(c.ctx, p[head:], off); err != nil {
+			return err
+		}
+		b.p = p[:c.layRead(p, req)]
+		return nil
+	case cmdBlockStatus:
+		return c.blockStatus(t)
+	case cmdWrite:
+		err = dev.WriteAt(c.ctx, b.p, off, fua)
+	case cmdFlush:
+		err = dev.Flush(c.ctx)
+	case cmdTrim:
+		err = dev.trimmer.Discard(c.ctx, off, n, fua)
+	case cmdWriteZeroes:
+		err = c.zero(req)
+	case cmdCache:
+		err = c.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
+	}
+	if err != nil {
+		return err
+	}
+	b.p = c.appendReply(b.p[:0], req, errnoNone, "")
+	return nil
+}
+
+// zero makes a range read as zeros. Fast means faster than writing them, which
+// nobody promises for zeros that must keep their space.
+func (c *conn) zero(req request) error {
+	off, n := int64(req.offset), int64(req.length)
+	keep, fua := req.flags&flagNoHole != 0, req.flags&flagFUA != 0
+	if req.flags&flagFastZero != 0 && (keep || c.device.trimmer == nil) {
+		return fmt.Errorf("zeroing here may be as slow as writing: %w", errors.ErrUnsupported)
+	}
+	if c.device.trimmer != nil {
+		return c.device.trimmer.Zero(c.ctx, off, n, keep, fua)
+	}
+	return c.pieces(off, n, func(p []byte, off int64) error {
+		clear(p)
+		return c.device.WriteAt(c.ctx, p, off, fua)
+	})
+}
+
+// pieces calls do with pieces of a range and memory for each, until it fails.
+func (c *conn) pieces(off, n int64, do func(p []byte, off int64) error) error {
+	b := c.server.pool.take(int(min(n, pieceSize)))
+	defer b.release()
+	for n > 0 {
+		p := b.p[:min(n, pieceSize)]
+		if err := do(p, off); err != nil {
+			return err
+		}
+		off, n = off+int64(len(p)), n-int64(len(p))
+	}
+	return nil
+}

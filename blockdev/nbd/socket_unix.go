@@ -1,0 +1,47 @@
+//go:build linux || darwin
+
+package nbd
+
+import "golang.org/x/sys/unix"
+
+// nonblocking: tryRead and tryWrite work here.
+const nonblocking = true
+
+// tryRead reads once. Before it waits, it gives an empty buffer back.
+func (in *input) tryRead(fd uintptr) bool {
+	in.hold()
+	for {
+		n, err := unix.Read(int(fd), in.buf.p[in.w:])
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			in.drop()
+			return false
+		}
+		in.readN(n, err)
+		return true
+	}
+}
+
+// vectorMax is how many buffers one writev takes, by POSIX's IOV_MAX.
+const vectorMax = 1024
+
+// tryWrite writes once and never waits.
+func (o *output) tryWrite(fd uintptr) bool {
+	for {
+		if len(o.rest) == 1 {
+			o.wrote, o.failed = unix.Write(int(fd), o.rest[0])
+		} else {
+			o.wrote, o.failed = unix.Writev(int(fd), o.rest[:min(len(o.rest), vectorMax)])
+		}
+		switch o.failed {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			o.wrote, o.failed = 0, nil
+		}
+		o.wrote = max(o.wrote, 0)
+		return true
+	}
+}
