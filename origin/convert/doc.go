@@ -1,0 +1,10 @@
+// Package convert turns what operators have (raw and virtual disk files,
+// directories, tar files) into a disk to be published, and images back into
+// files.
+//
+// qcow2 is read in place by a library. Other virtual disk formats are unpacked
+// by qemu-img into a sparse temporary file. A directory or tar file becomes an
+// ext4 file system; a newer version of one is written into a copy of the
+// previous disk, so that only what changed is new (a file system made afresh
+// shares almost nothing with the one before).
+package convert

@@ -1,0 +1,137 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Sink takes the chunks of a disk in rising order, as pack.Builder does. Raw is
+// exactly one chunk long and the caller's again when it returns.
+type Sink func(ctx context.Context, index uint64, raw []byte) error
+
+// Chunks reads a disk's data and hands it to sink, chunk by chunk. Holes are
+// passed over; a chunk of zeros may be handed on. Progress is given the offset
+// that was reached, in bytes; it may be nil.
+func Chunks(ctx context.Context, d Disk, chunkSize int, sink Sink, progress func(off int64)) error {
+	buf := make([]byte, chunkSize)
+	size := int64(chunkSize)
+	for next := int64(0); ; { // next is the offset of the first chunk not read
+		start, end, err := d.NextData(next)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read source at %d: %w", next, err)
+		}
+		for next = max(next, start/size*size); next < end; next += size {
+			if err := readFull(d, buf, next); err != nil {
+				return err
+			}
+			if err := sink(ctx, uint64(next/size), buf); err != nil {
+				return err
+			}
+			if progress != nil {
+				progress(next + size)
+			}
+		}
+	}
+}
+
+// readFull fills buf from off; what is beyond the end of the disk is zeros.
+func readFull(d Disk, buf []byte, off int64) error {
+	n, err := d.ReadAt(buf[:min(int64(len(buf)), max(d.Size()-off, 0))], off)
+	clear(buf[n:])
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read source at %d: %w: %w", off, content.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// Source is an image to be read back.
+type Source interface {
+	Root() content.Root
+	// NextData returns the first run of chunks at or after index that are not
+	// holes; io.EOF when there is none.
+	NextData(ctx context.Context, index uint64) (start, end uint64, err error)
+	// ReadChunk fills p with the chunk at index.
+	ReadChunk(ctx context.Context, index uint64, p []byte) error
+}
+
+// readers of Export: the source fetches, so several wait at once.
+func readers() int { return 4 * runtime.GOMAXPROCS(0) }
+
+// Export writes an image into f, which it truncates to the image's size; holes
+// stay holes. Progress is given the bytes written so far; it may be nil. A
+// failed export leaves f unfinished: the caller writes beside and renames.
+func Export(ctx context.Context, src Source, f *os.File, progress func(n int64)) error {
+	root := src.Root()
+	if err := f.Truncate(root.Size); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(readers())
+	size := int64(root.ChunkSize)
+	bufs := make(chan []byte, readers())
+	written := make(chan int64, readers())
+	counted := make(chan struct{})
+	go func() {
+		defer close(counted)
+		var total int64
+		for n := range written {
+			total += n
+			if progress != nil {
+				progress(total)
+			}
+		}
+	}()
+	write := func(index uint64) error {
+		var buf []byte
+		select {
+		case buf = <-bufs:
+		default:
+			buf = make([]byte, size)
+		}
+		defer func() { bufs <- buf }()
+		if err := src.ReadChunk(ctx, index, buf); err != nil {
+			return err
+		}
+		off := int64(index) * size
+		n, err := f.WriteAt(buf[:min(size, root.Size-off)], off)
+		written <- int64(n)
+		return err
+	}
+	err := eachChunk(ctx, src, func(index uint64) { group.Go(func() error { return write(index) }) })
+	err = errors.Join(err, group.Wait())
+	close(written)
+	<-counted
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	return nil
+}
+
+func eachChunk(ctx context.Context, src Source, do func(index uint64)) error {
+	for next := uint64(0); ; {
+		start, end, err := src.NextData(ctx, next)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for next = start; next < end; next++ {
+			if ctx.Err() != nil {
+				return nil // the group knows why
+			}
+			do(next)
+		}
+	}
+}
