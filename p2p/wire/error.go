@@ -1,0 +1,100 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Kind is the category of an Error frame.
+type Kind uint8
+
+// The kinds. Those up to KindClosed are the sentinels of package content.
+const (
+	KindOther Kind = iota
+	KindNotFound
+	KindExists
+	KindConflict
+	KindFenced
+	KindCorrupt
+	KindUnavailable
+	KindForbidden
+	KindInvalid
+	KindReadOnly
+	KindNoSpace
+	KindClosed
+	// KindBusy: the asker's budget at the sender is used up.
+	KindBusy
+	// KindCanceled ends a request that the asker canceled.
+	KindCanceled
+
+	kindEnd
+)
+
+// Error ends a request that failed.
+type Error struct {
+	Kind Kind
+	Text string
+}
+
+func (Error) frameType() Type { return TypeError }
+func (Error) flags() uint8    { return 0 }
+
+func (m Error) appendTo(b []byte) []byte { return append(append(b, byte(m.Kind)), m.Text...) }
+
+func decodeError(p []byte) (Message, error) {
+	if p[0] >= byte(kindEnd) || !utf8.Valid(p[1:]) {
+		return nil, fmt.Errorf("%w: kind %d, text %.40q", content.ErrCorrupt, p[0], p[1:])
+	}
+	return Error{Kind(p[0]), string(p[1:])}, nil
+}
+
+// Sentinel returns the error of package content that the kind stands for, nil
+// for kinds that stand for none.
+func (k Kind) Sentinel() error {
+	switch k {
+	case KindNotFound:
+		return content.ErrNotFound
+	case KindExists:
+		return content.ErrExists
+	case KindConflict:
+		return content.ErrConflict
+	case KindFenced:
+		return content.ErrFenced
+	case KindCorrupt:
+		return content.ErrCorrupt
+	case KindUnavailable, KindBusy:
+		return content.ErrUnavailable
+	case KindForbidden:
+		return content.ErrForbidden
+	case KindInvalid:
+		return content.ErrInvalid
+	case KindReadOnly:
+		return content.ErrReadOnly
+	case KindNoSpace:
+		return content.ErrNoSpace
+	case KindClosed:
+		return content.ErrClosed
+	}
+	return nil
+}
+
+// ErrorOf returns the frame that tells a peer of err. The text is cut at TextMax
+// and what is not UTF-8 left out.
+func ErrorOf(err error) Error {
+	text := err.Error()
+	if len(text) > TextMax {
+		text = text[:TextMax]
+	}
+	m := Error{Kind: KindOther, Text: strings.ToValidUTF8(text, "")}
+	for k := KindNotFound; k <= KindClosed; k++ {
+		if errors.Is(err, k.Sentinel()) {
+			m.Kind = k
+			break
+		}
+	}
+	return m
+}

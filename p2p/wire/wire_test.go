@@ -1,0 +1,248 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
+
+// frame splits an encoded frame and decodes its payload.
+func frame(b []byte) (Header, Message, error) {
+	h, err := ParseHeader([HeaderSize]byte(b))
+	if err != nil {
+		return Header{}, nil, err
+	}
+	if len(b) != HeaderSize+h.Length {
+		return Header{}, nil, fmt.Errorf("%w: %d bytes, the header says %d", content.ErrCorrupt, len(b), HeaderSize+h.Length)
+	}
+	m, err := Decode(h, b[HeaderSize:])
+	return h, m, err
+}
+
+func messages() []Message {
+	root := content.Sum([]byte("root"))
+	return []Message{
+		Hello{LaneBulk, 0, []byte("chain")},
+		Want{Root: root, Level: 0, Priority: 3, Fetch: true, Passed: true, Indexes: []uint64{0, 1, 2, 9, 300, 301, IndexMax}},
+		Want{Root: root, Level: content.LevelMax, Indexes: []uint64{7}},
+		Cancel{},
+		Absent{[]uint64{4, 5, 70000}},
+		Queued{17},
+		Progress{},
+		Refer{[]byte("a peer's id")},
+		Unknown{},
+		Introduce{[]byte("envelope")},
+		Subscribe{root},
+		Bitmap{false, []byte("part ")},
+		Bitmap{true, []byte("rest")},
+		Call{"resolve", []byte("body")},
+		Answer{[]byte("answer")},
+		ErrorOf(fmt.Errorf("read x: %w", content.ErrNotFound)),
+		Ack{1 << 20},
+	}
+}
+
+func TestGolden(t *testing.T) {
+	var out strings.Builder
+	for _, m := range messages() {
+		fmt.Fprintf(&out, "%T %s\n", m, hex.EncodeToString(Append(nil, 0x01020304, m)))
+	}
+	d := Data{Index: 5, Raw: 131072, Stored: 99, Page: 7, Codec: CodecZstd, Ack: true}
+	fmt.Fprintf(&out, "%T %s\n", d, hex.EncodeToString(d.Append(nil, 0x01020304)))
+	path := filepath.Join("testdata", "frames.golden")
+	if *rewrite {
+		if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != string(want) {
+		t.Errorf("frames changed; members of different versions would not understand each other\ngot:\n%swant:\n%s", out.String(), want)
+	}
+}
+
+func TestMessagesSurviveTheWire(t *testing.T) {
+	for _, m := range messages() {
+		h, got, err := frame(Append(nil, 7, m))
+		if err != nil || h.ID != 7 || !reflect.DeepEqual(got, m) {
+			t.Errorf("%#v came back as %#v, id %d, %v", m, got, h.ID, err)
+		}
+	}
+}
+
+func TestDataSurvivesTheWire(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := Data{
+			Index: rapid.Uint64Range(0, IndexMax).Draw(t, "index"),
+			Raw:   rapid.IntRange(2, BodySizeMax).Draw(t, "raw"),
+			Page:  rapid.IntRange(0, PageSizeMax).Draw(t, "page"),
+			Codec: rapid.SampledFrom([]Codec{CodecRaw, CodecZstd}).Draw(t, "codec"),
+			Ack:   rapid.Bool().Draw(t, "ack"),
+		}
+		d.Stored = d.Raw
+		if d.Codec == CodecZstd {
+			d.Stored = rapid.IntRange(1, d.Raw-1).Draw(t, "stored")
+		}
+		b := d.Append(nil, 9)
+		h, err := ParseHeader([HeaderSize]byte(b))
+		if err != nil || len(b) != HeaderSize+DataSize || h.Length != d.Size()-HeaderSize {
+			t.Fatalf("header %+v of %d bytes: %v", h, len(b), err)
+		}
+		if got, err := DecodeData(h, [DataSize]byte(b[HeaderSize:])); err != nil || got != d {
+			t.Fatalf("got %+v, %v; want %+v", got, err, d)
+		}
+	})
+}
+
+func TestIndexesSurviveTheWire(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		set := rapid.SliceOfNDistinct(rapid.Uint64Range(0, 4000), 1, IndexesMax, rapid.ID[uint64]).Draw(t, "set")
+		sortIndexes(set)
+		got, err := decodeIndexes(appendIndexes(nil, set))
+		if err != nil || !reflect.DeepEqual(got, set) {
+			t.Fatalf("%v came back as %v, %v", set, got, err)
+		}
+	})
+}
+
+func sortIndexes(s []uint64) {
+	for i := range s {
+		for j := i; j > 0 && s[j] < s[j-1]; j-- {
+			s[j], s[j-1] = s[j-1], s[j]
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	want := Append(nil, 1, Want{Indexes: []uint64{1}})
+	change := func(at int, v byte) []byte {
+		b := bytes.Clone(want)
+		b[at] = v
+		return b
+	}
+	for name, b := range map[string][]byte{
+		"type 0":                  change(4, 0),
+		"type out of range":       change(4, byte(typeEnd)),
+		"unknown flag":            change(5, 0x80),
+		"length over the limit":   change(0, 0x7f),
+		"length under the limit":  change(3, 1),
+		"level over the limit":    change(HeaderSize+32, content.LevelMax+1),
+		"priority over the limit": change(HeaderSize+33, PriorityMax+1),
+		"no ranges":               change(HeaderSize+35, 0),
+		"more ranges than bytes":  change(HeaderSize+35, 2),
+		"range of length 0":       change(HeaderSize+37, 0),
+		"varint without end":      change(HeaderSize+37, 0x80),
+		"foreign magic":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-y\x01\x00\x00\x00\x00\x00"...),
+		"other version":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x02\x00\x00\x00\x00\x00"...),
+		"unknown lane":            append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x01\x03\x00\x00\x00\x00"...),
+		"method past the end":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x05ab"...),
+		"method without name":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x00ab"...),
+		"kind out of range":       append(Header{Type: TypeError, Length: 1}.Append(nil), byte(kindEnd)),
+		"error not in UTF-8":      append(Header{Type: TypeError, Length: 2}.Append(nil), 0, 0xff),
+	} {
+		if _, m, err := frame(b); !errors.Is(err, content.ErrCorrupt) {
+			t.Errorf("%s: got %#v, %v; want ErrCorrupt", name, m, err)
+		}
+	}
+	for name, d := range map[string]Data{
+		"no bytes":              {Raw: 0, Stored: 0},
+		"raw of another length": {Raw: 5, Stored: 6},
+		"zstd that gains none":  {Raw: 5, Stored: 5, Codec: CodecZstd},
+		"unknown codec":         {Raw: 5, Stored: 4, Codec: 2},
+		"body over the limit":   {Raw: BodySizeMax + 1, Stored: 5, Codec: CodecZstd},
+		"page over the limit":   {Raw: 5, Stored: 5, Page: PageSizeMax + 1},
+		"index over the limit":  {Index: IndexMax + 1, Raw: 5, Stored: 5},
+	} {
+		if err := d.validate(); !errors.Is(err, content.ErrCorrupt) {
+			t.Errorf("%s: got %v; want ErrCorrupt", name, err)
+		}
+	}
+}
+
+func TestErrorKeepsItsCategory(t *testing.T) {
+	for k := KindNotFound; k <= KindClosed; k++ {
+		if got := ErrorOf(fmt.Errorf("wrapped: %w", k.Sentinel())); got.Kind != k {
+			t.Errorf("%v became kind %d, want %d", k.Sentinel(), got.Kind, k)
+		}
+	}
+	long := ErrorOf(errors.New(strings.Repeat("ä", TextMax)))
+	if _, m, err := frame(Append(nil, 1, long)); err != nil || len(m.(Error).Text) > TextMax {
+		t.Errorf("a long text: %v, %v", m, err)
+	}
+}
+
+func TestProtocolIDCarriesTheMesh(t *testing.T) {
+	a, b := trust.NewPrivateKey().Public(), trust.NewPrivateKey().Public()
+	if got, want := ProtocolID(a), "/grange/"+a.String()+"/exchange/1"; got != want || got == ProtocolID(b) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestPool(t *testing.T) {
+	var p Pool
+	for _, n := range []int{0, 1, 4096, 4097, content.ChunkSizeDefault, BodySizeMax} {
+		b := p.Get(n)
+		if len(b.B) != n || cap(b.B) > 2*max(n, 4096) {
+			t.Errorf("asked for %d: got %d of %d", n, len(b.B), cap(b.B))
+		}
+		p.Put(b)
+	}
+}
+
+// FuzzDecode holds that no frame makes the decoder panic, and that each frame
+// that is accepted is the one encoding of what it says.
+func FuzzDecode(f *testing.F) {
+	for _, m := range messages() {
+		f.Add(Append(nil, 1, m))
+	}
+	f.Add(append(Data{Raw: 2, Stored: 2}.Append(nil, 1), 1, 2))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < HeaderSize {
+			return
+		}
+		h, err := ParseHeader([HeaderSize]byte(b))
+		if err != nil || h.Length != len(b)-HeaderSize {
+			return
+		}
+		if h.Type == TypeData {
+			d, err := DecodeData(h, [DataSize]byte(b[HeaderSize:]))
+			if again := d; err == nil && (!bytes.HasPrefix(b, again.Append(nil, h.ID)) || d.Size() != len(b)) {
+				t.Fatalf("%+v does not encode to %x", d, b)
+			}
+			return
+		}
+		m, err := Decode(h, b[HeaderSize:])
+		if err != nil {
+			return
+		}
+		if again := Append(nil, h.ID, m); !bytes.Equal(again, b) {
+			t.Fatalf("%#v encodes to %x, was read from %x", m, again, b)
+		}
+	})
+}
+
+func BenchmarkDataHead(b *testing.B) {
+	buf := make([]byte, 0, 64)
+	d := Data{Index: 1, Raw: 131072, Stored: 131072}
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = d.Append(buf[:0], 1)
+	}
+}
