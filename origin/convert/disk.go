@@ -16,7 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Disk is a disk to be published. ReadAt past what a format stores gives zeros.
+// Disk is a disk to be published. ReadAt fills all of p inside Size, or fails.
 type Disk interface {
 	io.ReaderAt
 	io.Closer
@@ -170,6 +170,16 @@ func (d *rawDisk) Size() int64 {
 	return (d.size + content.SectorSize - 1) / content.SectorSize * content.SectorSize
 }
 
+// ReadAt gives zeros between the end of the file and that of its last sector.
+func (d *rawDisk) ReadAt(p []byte, off int64) (int, error) {
+	inside := p[:min(int64(len(p)), max(d.size-off, 0))]
+	if n, err := d.File.ReadAt(inside, off); n < len(inside) {
+		return n, err
+	}
+	clear(p[len(inside):])
+	return len(p), nil
+}
+
 func (d *rawDisk) Close() error {
 	err := d.File.Close()
 	if d.remove {
@@ -196,7 +206,10 @@ func openQCOW2(path string) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := qcow2.Open(f, refuseBacking)
+	var img *qcow2.Qcow2
+	if err = refuseBacking(f); err == nil {
+		img, err = qcow2.Open(f, nil)
+	}
 	if err == nil {
 		err = img.Readable()
 	}
@@ -206,9 +219,17 @@ func openQCOW2(path string) (Disk, error) {
 	return &qcow2Disk{img, f}, nil
 }
 
-// refuseBacking keeps an image from naming other files of the host.
-func refuseBacking(io.ReaderAt, image.Type) (image.Image, error) {
-	return nil, errors.New("the image needs its backing file; flatten it with: qemu-img convert -O qcow2 OLD NEW")
+// refuseBacking keeps an image from naming other files of the host: the library
+// would open them. The header holds the offset of such a name in bytes 8 to 15.
+func refuseBacking(f *os.File) error {
+	offset := make([]byte, 8)
+	if _, err := f.ReadAt(offset, 8); err != nil {
+		return err
+	}
+	if string(offset) != "\x00\x00\x00\x00\x00\x00\x00\x00" {
+		return errors.New("it needs its backing file; flatten it with: qemu-img convert -O qcow2 OLD NEW")
+	}
+	return nil
 }
 
 func (d *qcow2Disk) Close() error { return errors.Join(d.Image.Close(), ignoreClosed(d.file.Close())) }

@@ -47,9 +47,9 @@ func Chunks(ctx context.Context, d Disk, chunkSize int, sink Sink, progress func
 
 // readFull fills buf from off; what is beyond the end of the disk is zeros.
 func readFull(d Disk, buf []byte, off int64) error {
-	n, err := d.ReadAt(buf[:min(int64(len(buf)), max(d.Size()-off, 0))], off)
-	clear(buf[n:])
-	if err != nil && !errors.Is(err, io.EOF) {
+	inside := buf[:min(int64(len(buf)), d.Size()-off)]
+	clear(buf[len(inside):])
+	if n, err := d.ReadAt(inside, off); n < len(inside) {
 		return fmt.Errorf("read source at %d: %w: %w", off, content.ErrCorrupt, err)
 	}
 	return nil
