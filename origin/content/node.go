@@ -51,7 +51,9 @@ func (n Node) IsHole() bool { return len(n.trimmed()) == 0 }
 
 // Encode returns the bytes whose CID names the node. It panics on a level or a
 // number of entries outside the limits: those are the caller's mistakes.
-func (n Node) Encode() Verified {
+func (n Node) Encode() Verified { return Seal(n.encode()) }
+
+func (n Node) encode() []byte {
 	entries := n.trimmed()
 	if n.Level < 1 || n.Level > LevelMax || len(entries) == 0 || len(entries) > MapFanout {
 		panic(fmt.Sprintf("content: encode node of level %d with %d entries", n.Level, len(entries)))
@@ -66,7 +68,7 @@ func (n Node) Encode() Verified {
 		}
 		b = append(append(append(b, linkHead...), cidPrefix...), id[:]...)
 	}
-	return Seal(b)
+	return b
 }
 
 func appendArrayHead(b []byte, n int) []byte {
@@ -104,7 +106,7 @@ func DecodeNode(c *Codec, level int, b []byte) (Node, error) {
 			return Node{}, fmt.Errorf("map node, entry %d: %w: %w", i, ErrCorrupt, err)
 		}
 	}
-	if n.IsHole() || !bytes.Equal(n.Encode().Bytes(), b) {
+	if n.IsHole() || !bytes.Equal(n.encode(), b) {
 		return Node{}, fmt.Errorf("map node: %w: not the canonical encoding", ErrCorrupt)
 	}
 	return n, nil

@@ -1,6 +1,9 @@
 package content
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // rootMagic begins each encoded root and says its version.
 const rootMagic = "grange-root/1"
@@ -37,12 +40,14 @@ func (r Root) Chunks() uint64 {
 
 // Depth returns the level of the top node: the smallest number of levels of
 // MapFanout entries that cover all chunks, at least 1.
-func (r Root) Depth() int {
-	depth := 1
-	for covered := uint64(MapFanout); covered < r.Chunks(); covered *= MapFanout {
-		depth++
+func (r Root) Depth() int { return depth(r.Chunks()) }
+
+func depth(chunks uint64) int {
+	levels := 1
+	for covered := uint64(MapFanout); covered < chunks; covered *= MapFanout {
+		levels++
 	}
-	return depth
+	return levels
 }
 
 // Validate fails with ErrInvalid when the geometry is outside the limits.
@@ -68,7 +73,8 @@ func (r Root) Encode(c *Codec) (Verified, error) {
 	return Seal(b), nil
 }
 
-// DecodeRoot reads an encoded root; anything but a valid one is ErrCorrupt.
+// DecodeRoot reads an encoded root; anything but the one encoding of a valid
+// root is ErrCorrupt.
 func DecodeRoot(c *Codec, b []byte) (Root, error) {
 	if len(b) > RootSizeMax {
 		return Root{}, fmt.Errorf("root of %d bytes: %w: limit is %d", len(b), ErrCorrupt, RootSizeMax)
@@ -81,11 +87,12 @@ func DecodeRoot(c *Codec, b []byte) (Root, error) {
 	if w.Magic != rootMagic {
 		return Root{}, fmt.Errorf("root: %w: magic %.20q, want %q", ErrCorrupt, w.Magic, rootMagic)
 	}
-	if err := r.Validate(); err != nil {
+	again, err := r.Encode(c)
+	if err != nil {
 		return Root{}, fmt.Errorf("root: %w: %w", ErrCorrupt, err)
 	}
-	if w.Depth != r.Depth() {
-		return Root{}, fmt.Errorf("root: %w: depth %d, want %d", ErrCorrupt, w.Depth, r.Depth())
+	if !bytes.Equal(again.Bytes(), b) {
+		return Root{}, fmt.Errorf("root: %w: not the canonical encoding", ErrCorrupt)
 	}
 	return r, nil
 }

@@ -1,6 +1,9 @@
 package pack
 
 import (
+	"encoding/binary"
+	"fmt"
+
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -16,21 +19,90 @@ const (
 	RoleManifest Role = 5
 )
 
-// Entry is one frame of a directory.
-type Entry struct {
-	CID    content.CID
-	Offset uint32
-	Length uint32
-	Raw    uint32
-	Codec  Codec
-	Key    uint8
-	Role   Role
-}
-
-// Directory lists the frames of a pack, by rising offset.
+// Directory lists the frames of a pack.
 type Directory struct {
 	Pack ID
 	// Moved is the pack that took over the frames of this one, or "".
-	Moved   ID
+	Moved ID
+	// Entries stand by rising offset, one frame behind the other.
 	Entries []Entry
+}
+
+// Entry is one frame of a directory.
+type Entry struct {
+	Extent
+	Role Role
+}
+
+// Find returns the frame of an object.
+func (d *Directory) Find(id content.CID) (Entry, bool) {
+	for _, e := range d.Entries {
+		if e.CID == id {
+			return e, true
+		}
+	}
+	return Entry{}, false
+}
+
+func appendEntry(b []byte, e Entry) []byte {
+	b = append(b, e.CID[:]...)
+	b = binary.BigEndian.AppendUint32(b, e.Offset)
+	b = binary.BigEndian.AppendUint32(b, e.Length)
+	b = binary.BigEndian.AppendUint32(b, e.Raw)
+	return append(b, byte(e.Codec), e.Key, byte(e.Role), 0)
+}
+
+// decodeEntry reads one entry of the directory of pack id.
+func decodeEntry(id ID, b []byte) (Entry, error) {
+	e := Entry{
+		Extent: Extent{content.CID(b[:content.CIDSize]), Location{
+			Pack:   id,
+			Offset: binary.BigEndian.Uint32(b[32:]),
+			Length: binary.BigEndian.Uint32(b[36:]),
+			Raw:    binary.BigEndian.Uint32(b[40:]),
+			Codec:  Codec(b[44]),
+			Key:    b[45],
+		}},
+		Role: Role(b[46]),
+	}
+	if e.CID.IsHole() || e.Role < RoleChunk || e.Role > RoleManifest || b[47] != 0 {
+		return Entry{}, fmt.Errorf("%w: frame %s of role %d", content.ErrCorrupt, e.CID.Short(), e.Role)
+	}
+	if limit := e.Role.sizeMax(); e.Raw > limit {
+		return Entry{}, fmt.Errorf("%w: frame of %d raw bytes, the limit is %d", content.ErrCorrupt, e.Raw, limit)
+	}
+	return e, e.check()
+}
+
+// sizeMax bounds the raw length of a frame, in bytes.
+func (r Role) sizeMax() uint32 {
+	if r == RoleManifest {
+		return ManifestSizeMax
+	}
+	return FrameSizeMax
+}
+
+// decodeDirectory reads the directory of pack id, which ends at offset end; the
+// frames must fill the pack from the header on, without gaps.
+func decodeDirectory(id ID, b []byte, end uint32) ([]Entry, error) {
+	if len(b)%entrySizeDirectory != 0 {
+		return nil, fmt.Errorf("directory: %w: %d bytes", content.ErrCorrupt, len(b))
+	}
+	entries := make([]Entry, 0, len(b)/entrySizeDirectory)
+	next := uint32(headerSize)
+	for ; len(b) > 0; b = b[entrySizeDirectory:] {
+		e, err := decodeEntry(id, b[:entrySizeDirectory])
+		if err != nil {
+			return nil, fmt.Errorf("directory, entry %d: %w", len(entries), err)
+		}
+		if e.Offset != next {
+			return nil, fmt.Errorf("directory, entry %d: %w: frame at %d, want %d", len(entries), content.ErrCorrupt, e.Offset, next)
+		}
+		next = e.End()
+		entries = append(entries, e)
+	}
+	if next != end {
+		return nil, fmt.Errorf("directory: %w: frames end at %d, want %d", content.ErrCorrupt, next, end)
+	}
+	return entries, nil
 }

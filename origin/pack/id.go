@@ -61,11 +61,16 @@ func ParseID(s string) (ID, error) {
 }
 
 // parseKey returns the ID of the pack stored under a bucket key.
-func parseKey(key string) (ID, error) {
-	s, isPack := strings.CutPrefix(key, keyPrefix)
-	s, hasSuffix := strings.CutSuffix(s, keySuffix)
-	if !isPack || !hasSuffix {
-		return "", fmt.Errorf("key %.200q: %w: not that of a pack", key, content.ErrInvalid)
+func parseKey(key string) (ID, error) { return cutKey(key, keyPrefix, keySuffix) }
+
+// parseIndexKey checks the bucket key of an index object, which is named like a pack.
+func parseIndexKey(key string) (ID, error) { return cutKey(key, indexPrefix, indexSuffix) }
+
+func cutKey(key, prefix, suffix string) (ID, error) {
+	s, hasPrefix := strings.CutPrefix(key, prefix)
+	s, hasSuffix := strings.CutSuffix(s, suffix)
+	if !hasPrefix || !hasSuffix {
+		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, prefix, suffix)
 	}
 	return ParseID(s)
 }

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -145,7 +146,7 @@ func (p *Page) check() error {
 			continue
 		}
 		page := p.page(e, child)
-		if page.CID.IsHole() || !isZero(e[58:]) || int(page.Raw) > PageSizeMax {
+		if page.CID.IsHole() || !isZero(e[58:]) || uint64(page.Raw) > uint64(PageSizeMax) {
 			return fmt.Errorf("entry %d: %w: the child's page", i, content.ErrCorrupt)
 		}
 		if err := page.check(); err != nil {
@@ -231,11 +232,7 @@ func (p *Page) ChildPair(n content.Node, i int) (Pair, bool) {
 	return Pair{Extent{n.Entry(i), child}, page}, true
 }
 
+// isZero compares b with itself one byte on: as fast as memory can be read.
 func isZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }

@@ -1,0 +1,376 @@
+package pack
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Known tells a Builder which objects need not be stored again. It is asked
+// from several goroutines at once. Answers from packs that the builder's scope
+// may not refer to are passed over.
+type Known interface {
+	Locate(id content.CID) (Location, bool)
+}
+
+// BuilderConfig says what to build and how.
+type BuilderConfig struct {
+	// Bucket receives the packs.
+	Bucket bucket.Bucket
+	// Scope of the root and of the packs.
+	Scope content.Scope
+	// Size of the disk in bytes.
+	Size int64
+	// ChunkSize in bytes; 0 is content.ChunkSizeDefault.
+	ChunkSize int
+	// Known objects are referred to instead of stored; nil knows none.
+	Known Known
+	// Lineage goes into the manifest: ancestors of the root, nearest first.
+	Lineage []content.CID
+	// Fold writes no index object: folds dedupe against their lineage, importers
+	// alone look up chunks by name.
+	Fold bool
+	// Workers hash and compress; 0 is one a core.
+	Workers int
+	// PackSize is the size at which a pack is closed, in bytes; 0 is SizeTarget.
+	PackSize int
+	// Now dates the packs; nil is time.Now.
+	Now func() time.Time
+	// Random names the packs; nil is crypto/rand.
+	Random io.Reader
+	// Progress is called after each chunk and each upload, by one goroutine at a
+	// time; it must return at once.
+	Progress func(Stats)
+	// OnChunk is given every chunk that is not a hole, new or known, from several
+	// goroutines at once and in no order. The bytes are valid until it returns.
+	OnChunk func(content.Verified)
+	// Codec encodes the metadata; nil makes one.
+	Codec *content.Codec
+	// Log receives what is worth telling an operator; nil discards it.
+	Log *slog.Logger
+}
+
+const (
+	// packsInMemory bounds the memory of a Builder: one pack is filled while the
+	// others are sent.
+	packsInMemory = 3
+	// jobsPerWorker is how many chunks may wait behind a slow one, so that no
+	// worker is idle while order is kept.
+	jobsPerWorker = 8
+	// metaBytesMax is how much map a Builder holds back for the end of the last
+	// pack: that of 16 GiB of dense content. What is more goes where it comes up.
+	metaBytesMax = 8 << 20
+)
+
+func (cfg BuilderConfig) withDefaults() BuilderConfig {
+	if cfg.ChunkSize == 0 {
+		cfg.ChunkSize = content.ChunkSizeDefault
+	}
+	if cfg.Workers == 0 {
+		cfg.Workers = runtime.GOMAXPROCS(0)
+	}
+	if cfg.PackSize == 0 {
+		cfg.PackSize = SizeTarget
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Reader
+	}
+	cfg.Random = &lockedReader{r: cfg.Random}
+	if cfg.Codec == nil {
+		cfg.Codec = content.NewCodec()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return cfg
+}
+
+func (cfg BuilderConfig) validate() error {
+	if err := (content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize}).Validate(); err != nil {
+		return err
+	}
+	if _, err := content.ParseScope(cfg.Scope.String()); err != nil {
+		return err
+	}
+	switch {
+	case cfg.Bucket == nil:
+		return fmt.Errorf("%w: no bucket", content.ErrInvalid)
+	case cfg.Workers < 0:
+		return fmt.Errorf("%w: %d workers", content.ErrInvalid, cfg.Workers)
+	case cfg.PackSize < 0 || cfg.PackSize > SizeTarget:
+		return fmt.Errorf("%w: packs of %d bytes, the limit is %d", content.ErrInvalid, cfg.PackSize, SizeTarget)
+	case len(cfg.Lineage) > content.LineageMax:
+		return fmt.Errorf("%w: %d ancestors, the limit is %d", content.ErrInvalid, len(cfg.Lineage), content.LineageMax)
+	}
+	return nil
+}
+
+// Stats counts what a Builder has done so far.
+type Stats struct {
+	// Chunks that were not holes, and how many of them were new.
+	Chunks, NewChunks uint64
+	// RawBytes of the chunks that were not holes.
+	RawBytes uint64
+	// NewRawBytes are the raw bytes of the new chunks, NewStoredBytes their frames.
+	NewRawBytes, NewStoredBytes uint64
+	// Packs were uploaded, of UploadedBytes in all, metadata included.
+	Packs         int
+	UploadedBytes uint64
+}
+
+// Builder makes an image out of chunks: it hashes and compresses on all cores,
+// keeps the order, stores each new chunk once and uploads full packs in the
+// background. It holds three packs in memory at most. Add, Finish and Abort are
+// called from one goroutine. Every Builder ends with Finish or Abort.
+type Builder struct {
+	cfg  BuilderConfig
+	root content.Root
+	enc  *zstd.Encoder
+
+	// Chunks go to the workers and, in order, to the sequencer.
+	free  chan *job
+	jobs  chan *job
+	order chan *job
+	next  uint64 // the lowest index that Add takes
+	ended bool
+
+	group   *errgroup.Group
+	cancel  context.CancelCauseFunc
+	stopped <-chan struct{} // closed when anything in the background failed
+	cause   func() error    // why, once stopped is closed
+	drained chan struct{}   // closed when the sequencer has placed the last chunk
+
+	assembler *assembler
+	assemble  func() (Head, error) // finishes the assembler, ends with the background
+	indexer   indexer
+	stats     counter
+}
+
+// job is a chunk on its way through the Builder.
+type job struct {
+	index uint64
+	raw   []byte
+	cid   content.CID
+	known Location // zero = store it
+	frame []byte
+	codec Codec
+	done  chan struct{} // holds one element once the fields above are set
+}
+
+var errAborted = fmt.Errorf("aborted: %w", content.ErrClosed)
+
+// NewBuilder returns a Builder. Workers and uploads end when ctx does.
+func NewBuilder(ctx context.Context, cfg BuilderConfig) (*Builder, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("new pack builder: %w", err)
+	}
+	enc, err := newEncoder(cfg.Workers + 1) // the sequencer compresses metadata
+	if err != nil {
+		return nil, fmt.Errorf("new pack builder: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	inFlight := cfg.Workers * jobsPerWorker
+	b := &Builder{
+		cfg:     cfg,
+		root:    content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize},
+		enc:     enc,
+		free:    make(chan *job, inFlight),
+		jobs:    make(chan *job, inFlight),
+		order:   make(chan *job, inFlight),
+		group:   group,
+		cancel:  cancel,
+		stopped: ctx.Done(),
+		cause:   func() error { return context.Cause(ctx) },
+		drained: make(chan struct{}),
+		stats:   counter{report: cfg.Progress},
+	}
+	for range inFlight {
+		b.free <- &job{raw: make([]byte, 0, cfg.ChunkSize), done: make(chan struct{}, 1)}
+	}
+	b.indexer.cfg = cfg
+	b.assembler = newAssembler(cfg, b.root, enc, &b.stats)
+	b.assembler.ship = func(s sealed) { group.Go(func() error { return b.upload(ctx, s) }) }
+	b.assemble = func() (Head, error) { return b.assembler.finish(ctx) }
+	for range cfg.Workers {
+		group.Go(func() error { b.work(ctx); return nil })
+	}
+	group.Go(func() error { return b.sequence(ctx) })
+	return b, nil
+}
+
+// Add appends the chunk at index: exactly ChunkSize bytes, the last one padded
+// with zeros. Indexes rise. Those left out are holes, and so are chunks of all
+// zeros. Raw is copied before Add returns. Add waits while the workers or the
+// uploads are behind; it fails as soon as anything in the background has.
+func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
+	switch {
+	case b.ended:
+		return fmt.Errorf("add chunk %d: %w", index, content.ErrClosed)
+	case index < b.next || index >= b.root.Chunks():
+		return fmt.Errorf("add chunk %d: %w: want %d to %d", index, content.ErrInvalid, b.next, b.root.Chunks()-1)
+	case len(raw) != b.cfg.ChunkSize:
+		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
+	}
+	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !isZero(raw[int64(len(raw))-tail:]) {
+		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
+	}
+	b.next = index + 1
+	if isZero(raw) {
+		return nil
+	}
+	select {
+	case j := <-b.free:
+		j.index, j.raw = index, append(j.raw[:0], raw...)
+		b.order <- j // both have room for every job there is
+		b.jobs <- j
+		return nil
+	case <-b.stopped:
+		return fmt.Errorf("add chunk %d: %w", index, b.cause())
+	case <-ctx.Done():
+		return fmt.Errorf("add chunk %d: %w", index, context.Cause(ctx))
+	}
+}
+
+// work hashes chunks and compresses those that are new.
+func (b *Builder) work(ctx context.Context) {
+	for {
+		var j *job
+		select {
+		case j = <-b.jobs:
+		case <-ctx.Done():
+			return
+		}
+		if j == nil {
+			return
+		}
+		v := content.Seal(j.raw)
+		j.cid, j.known, j.frame = v.CID(), Location{}, j.frame[:0]
+		if b.cfg.OnChunk != nil {
+			b.cfg.OnChunk(v)
+		}
+		if _, ok := b.assembler.placed.get(j.cid); !ok {
+			if j.known, ok = b.assembler.locate(j.cid); !ok {
+				j.frame, j.codec = encodeFrame(b.enc, j.frame, j.raw)
+			}
+		}
+		j.done <- struct{}{}
+	}
+}
+
+// sequence places chunks in the order of their indexes.
+func (b *Builder) sequence(ctx context.Context) error {
+	for {
+		var j *job
+		select {
+		case j = <-b.order:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if j == nil {
+			close(b.drained)
+			return nil
+		}
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := b.assembler.chunk(ctx, j); err != nil {
+			return err
+		}
+		b.free <- j
+	}
+}
+
+// Finish stores what is left with the map nodes, pages, root and manifest, and
+// returns once every pack is in the bucket. Nothing new to store = no upload.
+// Until a record names the head, what was uploaded is garbage that a later
+// import may reuse.
+func (b *Builder) Finish(ctx context.Context) (Head, Stats, error) {
+	if b.ended {
+		return Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)
+	}
+	b.ended = true
+	defer b.cancel(errAborted)
+	stop := context.AfterFunc(ctx, func() { b.cancel(context.Cause(ctx)) })
+	defer stop()
+	close(b.order)
+	close(b.jobs)
+	var head Head
+	var err error
+	select {
+	case <-b.drained:
+		head, err = b.assemble()
+	case <-b.stopped:
+		err = b.cause()
+	}
+	if err != nil {
+		b.cancel(err)
+	}
+	if waited := b.group.Wait(); err == nil {
+		err = waited
+	}
+	if err != nil {
+		return Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", err)
+	}
+	b.indexer.flush(ctx)
+	return head, b.stats.get(), nil
+}
+
+// Abort ends the workers and uploads and waits for them. Packs that are in the
+// bucket stay there. After Finish it does nothing.
+func (b *Builder) Abort() {
+	b.ended = true
+	b.cancel(errAborted)
+	_ = b.group.Wait() // the caller gave up: nobody is left to tell
+}
+
+// counter keeps the Stats of a Builder.
+type counter struct {
+	report func(Stats)
+	mu     sync.Mutex // guards stats and serializes report
+	stats  Stats
+}
+
+func (c *counter) add(change func(*Stats)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.stats)
+	if c.report != nil {
+		c.report(c.stats)
+	}
+}
+
+func (c *counter) get() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats
+}
+
+// lockedReader lets several goroutines read from one source of randomness.
+type lockedReader struct {
+	mu sync.Mutex // guards r
+	r  io.Reader
+}
+
+func (l *lockedReader) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.r.Read(p)
+}

@@ -1,0 +1,289 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// spanMax bounds what one ranged GET of a Reader brings in, in bytes: a run,
+	// and the frame that starts at its end.
+	spanMax = content.RunSize + FrameSizeMax
+
+	// directoryGuess is how much of a pack's end is read at first: the footer and
+	// the directory of a pack of ordinary chunks.
+	directoryGuess = 64 << 10
+
+	// relocateMax bounds how often the frames of a pack may have moved on.
+	relocateMax = 8
+)
+
+// Reader reads packs from one bucket. Everything it returns was checked against
+// its CID. Bytes that do not match or do not decode are content.ErrCorrupt, with
+// the pack and offset; a pack that is gone is content.ErrNotFound. Safe for
+// concurrent use.
+type Reader struct {
+	bucket bucket.Bucket
+	codec  *content.Codec
+	dec    *zstd.Decoder
+}
+
+// NewReader returns a Reader of b, which may be read-only.
+func NewReader(b bucket.Bucket) *Reader { return &Reader{b, content.NewCodec(), newDecoder()} }
+
+// ReadFrames reads frames of one pack with one ranged GET that covers them all,
+// gaps included; together they span at most a run and a frame. The result has
+// one element a frame, in the order asked. When some frames are bad, these are
+// the zero Verified, the others are there, and the error is ErrCorrupt.
+func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Verified, error) {
+	if len(frames) == 0 {
+		return nil, nil
+	}
+	first, end := frames[0], frames[0].End()
+	for _, e := range frames {
+		if err := e.check(); err != nil {
+			return nil, fmt.Errorf("read %s: %w", e.Location, err)
+		}
+		if e.Pack != first.Pack || e.Raw > FrameSizeMax {
+			return nil, fmt.Errorf("read %s: %w: frame of %d raw bytes beside pack %s", e.Location, content.ErrInvalid, e.Raw, first.Pack)
+		}
+		first.Offset, end = min(first.Offset, e.Offset), max(end, e.End())
+	}
+	if end-first.Offset > spanMax {
+		return nil, fmt.Errorf("read pack %s: %w: frames from %d to %d, at most %d bytes are read at once", first.Pack, content.ErrInvalid, first.Offset, end, spanMax)
+	}
+	b, _, err := readRange(ctx, r.bucket, first.Pack, bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}, spanMax)
+	if err != nil {
+		return nil, err
+	}
+	out, bad := make([]content.Verified, len(frames)), 0
+	for i, e := range frames {
+		var frameErr error
+		out[i], frameErr = decodeFrame(r.dec, e, b[e.Offset-first.Offset:e.End()-first.Offset])
+		if frameErr == nil {
+			continue
+		}
+		if bad++; err == nil {
+			err = fmt.Errorf("read %s: %w", e.Location, frameErr)
+		}
+	}
+	if bad > 1 {
+		err = fmt.Errorf("%w (first of %d bad frames of %d)", err, bad, len(frames))
+	}
+	return out, err
+}
+
+// readRange reads a range of a pack, all of it; of a suffix, as much as there is.
+func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, limit int64) (_ []byte, _ bucket.Info, err error) {
+	obj, err := from.Get(ctx, id.Key(), at)
+	if errors.Is(err, content.ErrInvalid) { // the store has less than the hint says
+		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w: %w", id, at.Offset, at.Length, content.ErrCorrupt, err)
+	}
+	if err != nil {
+		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
+	}
+	defer func() { err = errors.Join(err, obj.Body.Close()) }()
+	var b []byte
+	if at.Length > 0 {
+		b = make([]byte, at.Length)
+		n, readErr := io.ReadFull(obj.Body, b)
+		if b, err = b[:n], readErr; err == io.EOF || err == io.ErrUnexpectedEOF {
+			err = fmt.Errorf("%w: only %d bytes are there", content.ErrCorrupt, n)
+		}
+	} else if b, err = io.ReadAll(io.LimitReader(obj.Body, limit+1)); err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%w: more than %d bytes", content.ErrCorrupt, limit)
+	}
+	if err != nil && !errors.Is(err, content.ErrCorrupt) {
+		err = errors.Join(content.ErrUnavailable, err)
+	}
+	if err != nil {
+		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
+	}
+	return b, obj.Info, nil
+}
+
+// MapNode is a block map node with its locator page, decoded and as bytes.
+type MapNode struct {
+	Node      content.Node
+	Page      *Page
+	NodeBytes content.Verified
+	PageBytes content.Verified
+}
+
+// ReadNode reads a map node and its page with one ranged GET. The pair comes
+// from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
+func (r *Reader) ReadNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
+	frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
+	if err != nil {
+		return MapNode{}, err
+	}
+	n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
+	if err != nil {
+		return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
+	}
+	return n, nil
+}
+
+// DecodeMapNode joins the bytes of a map node and its page, wherever they came
+// from. What cannot be such a pair is ErrCorrupt.
+func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page content.Verified) (MapNode, error) {
+	n, err := content.DecodeNode(c, level, node.Bytes())
+	if err != nil {
+		return MapNode{}, err
+	}
+	p, err := DecodePage(scope, level, page.Bytes())
+	if err != nil {
+		return MapNode{}, err
+	}
+	for i := range max(len(n.Entries), p.Len()) {
+		if _, located := p.Child(i); located == n.Entry(i).IsHole() {
+			return MapNode{}, fmt.Errorf("locator page, entry %d: %w: not the page of map node %s", i, content.ErrCorrupt, node.CID())
+		}
+	}
+	return MapNode{n, p, node, page}, nil
+}
+
+// ReadManifest reads the manifest that a head names.
+func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
+	e := h.Manifest
+	if e.Raw > ManifestSizeMax {
+		return Manifest{}, fmt.Errorf("read manifest in %s: %w: %d raw bytes", e.Location, content.ErrCorrupt, e.Raw)
+	}
+	b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
+	if err != nil {
+		return Manifest{}, err
+	}
+	v, err := decodeFrame(r.dec, e, b)
+	if err != nil {
+		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
+	}
+	m, err := DecodeManifest(r.codec, v.Bytes())
+	if err != nil {
+		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
+	}
+	return m, nil
+}
+
+// ReadDirectory reads the footer and directory of a pack, for most packs with
+// one ranged GET.
+func (r *Reader) ReadDirectory(ctx context.Context, id ID) (*Directory, error) {
+	tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
+	if err != nil {
+		return nil, err
+	}
+	d, err := r.directory(ctx, id, tail, info.Size)
+	if err != nil {
+		return nil, fmt.Errorf("read pack %s: %w", id, err)
+	}
+	return d, nil
+}
+
+// directory decodes the end of a pack of size bytes, and reads the rest of its
+// directory when tail does not hold it all.
+func (r *Reader) directory(ctx context.Context, id ID, tail []byte, size int64) (*Directory, error) {
+	f, err := decodeFooter(tail[max(0, len(tail)-footerSize):])
+	if err != nil {
+		return nil, err
+	}
+	if int64(f.length) != size {
+		return nil, fmt.Errorf("footer: %w: pack of %d bytes, want %d", content.ErrCorrupt, size, f.length)
+	}
+	want := int(f.entries) * entrySizeDirectory
+	var b []byte
+	if have := len(tail) - footerSize; have >= want {
+		b = tail[have-want : have]
+	} else if b, _, err = readRange(ctx, r.bucket, id, bucket.Range{Offset: int64(f.directory), Length: int64(want)}, SizeMax); err != nil {
+		return nil, err
+	}
+	if _, err := content.Verify(f.digest, b); err != nil {
+		return nil, fmt.Errorf("directory: %w", err)
+	}
+	entries, err := decodeDirectory(id, b, f.directory)
+	if err != nil {
+		return nil, err
+	}
+	if f.moved != "" && !f.moved.Scope().Covers(id.Scope()) {
+		return nil, fmt.Errorf("footer: %w: moved to %s, out of its scope", content.ErrForbidden, f.moved)
+	}
+	return &Directory{id, f.moved, entries}, nil
+}
+
+// Relocate finds out where e lies now, after a read of it failed: the pack may
+// have been rewritten into another, whose name its footer gives. It is
+// ErrNotFound when no pack holds e any more, and ErrCorrupt when e still lies
+// where it did, so that reading again brings nothing.
+func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
+	id := e.Pack
+	for range relocateMax {
+		d, err := r.ReadDirectory(ctx, id)
+		if err != nil {
+			return Extent{}, fmt.Errorf("relocate %s: %w", e.CID, err)
+		}
+		if found, ok := d.Find(e.CID); ok {
+			if found.Extent == e {
+				return Extent{}, fmt.Errorf("relocate %s: %w: damaged in %s", e.CID, content.ErrCorrupt, e.Location)
+			}
+			return found.Extent, nil
+		}
+		if d.Moved == "" {
+			return Extent{}, fmt.Errorf("relocate %s: %w in pack %s", e.CID, content.ErrNotFound, id)
+		}
+		id = d.Moved
+	}
+	return Extent{}, fmt.Errorf("relocate %s: %w: moved more than %d times", e.CID, content.ErrCorrupt, relocateMax)
+}
+
+// VerifyPack reads a whole pack, up to SizeMax bytes of memory, and checks every
+// frame against its CID.
+func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
+	b, _, err := readRange(ctx, r.bucket, id, bucket.Range{}, SizeMax)
+	if err != nil {
+		return err
+	}
+	d, err := r.directory(ctx, id, b, int64(len(b)))
+	if err != nil {
+		return fmt.Errorf("verify pack %s: %w", id, err)
+	}
+	if string(b[:headerSize]) != packMagic {
+		return fmt.Errorf("verify pack %s: %w: no magic", id, content.ErrCorrupt)
+	}
+	for _, e := range d.Entries {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("verify pack %s: %w", id, err)
+		}
+		if _, err := decodeFrame(r.dec, e.Extent, b[e.Offset:e.End()]); err != nil {
+			return fmt.Errorf("verify %s: %w", e.Location, err)
+		}
+	}
+	return nil
+}
+
+// MissingPacks returns those packs of m that are not in the bucket: a committer
+// asks after its commit, and reports success only when there are none. It costs
+// a list for each hour that the packs are from.
+func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest) ([]ID, error) {
+	var missing []ID
+	for i := 0; i < len(m.Packs); {
+		prefix := m.Packs[i].hourPrefix()
+		there := make(map[string]bool)
+		for info, err := range b.List(ctx, prefix, "") {
+			if err != nil {
+				return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
+			}
+			there[info.Key] = true
+		}
+		for ; i < len(m.Packs) && m.Packs[i].hourPrefix() == prefix; i++ {
+			if !there[m.Packs[i].Key()] {
+				missing = append(missing, m.Packs[i])
+			}
+		}
+	}
+	return missing, nil
+}

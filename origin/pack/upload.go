@@ -1,0 +1,88 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// uploadTries is how often a pack is sent while its fate is unknown: with the
+	// waits below, about a minute of a store that does not answer.
+	uploadTries = 8
+	// uploadWaitMin and uploadWaitMax bound the wait between two tries.
+	uploadWaitMin = 200 * time.Millisecond
+	uploadWaitMax = 15 * time.Second
+)
+
+// upload puts a pack into the bucket and returns its memory.
+func (b *Builder) upload(ctx context.Context, s sealed) error {
+	if err := store(ctx, b.cfg.Bucket, s); err != nil {
+		return err
+	}
+	b.indexer.add(ctx, s)
+	b.stats.add(func(st *Stats) {
+		st.Packs++
+		st.UploadedBytes += uint64(len(s.bytes))
+	})
+	b.cfg.Log.Debug("pack uploaded", "pack", s.id, "bytes", len(s.bytes), "frames", s.footer.entries)
+	b.assembler.release(s)
+	return nil
+}
+
+// store puts a pack under its name, which is random: whoever finds the name
+// taken finds an earlier try of this very call, or something is badly wrong. So
+// a lost reply is settled by reading the footer.
+func store(ctx context.Context, to bucket.Bucket, s sealed) error {
+	try := func() (struct{}, error) {
+		_, err := to.Put(ctx, s.id.Key(), bucket.Bytes(s.bytes), bucket.IfAbsent())
+		switch {
+		case err == nil:
+			return struct{}{}, nil
+		case errors.Is(err, bucket.ErrUnknown), errors.Is(err, bucket.ErrPrecondition):
+			return struct{}{}, settle(ctx, to, s, err)
+		case errors.Is(err, content.ErrUnavailable):
+			return struct{}{}, err
+		}
+		return struct{}{}, backoff.Permanent(err)
+	}
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = uploadWaitMin, uploadWaitMax
+	_, err := backoff.Retry(ctx, try, backoff.WithBackOff(wait), backoff.WithMaxTries(uploadTries))
+	if err != nil {
+		return fmt.Errorf("upload pack %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// settle learns what became of a Put that ended with putErr. Nil means that the
+// pack is there; a permanent error, that something else is.
+func settle(ctx context.Context, from bucket.Bucket, s sealed, putErr error) error {
+	f, err := readFooter(ctx, from, s.id)
+	switch {
+	case err == nil && f == s.footer:
+		return nil
+	case err == nil || errors.Is(err, content.ErrCorrupt):
+		return backoff.Permanent(fmt.Errorf("%w: the name is taken by another object", content.ErrExists))
+	case errors.Is(err, content.ErrNotFound):
+		return putErr
+	case errors.Is(err, content.ErrForbidden):
+		return backoff.Permanent(err)
+	}
+	return err
+}
+
+// readFooter reads the last bytes of a pack.
+func readFooter(ctx context.Context, from bucket.Bucket, id ID) (footer, error) {
+	b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
+	if err != nil {
+		return footer{}, err
+	}
+	return decodeFooter(b)
+}
