@@ -1,0 +1,148 @@
+// Package netns makes several hosts with real addresses on one machine: Linux
+// network namespaces on the bridges of a router that forwards between LANs. It
+// needs root and iproute2; nothing it makes is reachable from outside.
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// hostsMax bounds the hosts of one LAN: a /24 less the router and the ends.
+const hostsMax = 250
+
+// Network is a router and its LANs. Close removes all of it.
+type Network struct {
+	name  string
+	lans  map[string]*lan
+	hosts int
+	made  []string // namespaces
+}
+
+type lan struct {
+	bridge string
+	prefix netip.Prefix
+	used   int
+}
+
+// Host is one namespace with an address.
+type Host struct {
+	namespace string
+	addr      netip.Addr
+}
+
+// New makes a network without hosts. The name, a few letters, begins the names
+// of its namespaces.
+func New(ctx context.Context, name string) (*Network, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("network namespaces need root")
+	}
+	n := &Network{name: fmt.Sprintf("%s%d", name, os.Getpid()), lans: map[string]*lan{}}
+	if err := n.namespace(ctx, n.router()); err != nil {
+		return nil, err
+	}
+	return n, n.in(ctx, n.router(), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+}
+
+func (n *Network) router() string { return n.name + "-router" }
+
+func (n *Network) namespace(ctx context.Context, name string) error {
+	if err := ip(ctx, "netns", "add", name); err != nil {
+		return err
+	}
+	n.made = append(n.made, name)
+	return n.in(ctx, name, "ip", "link", "set", "lo", "up")
+}
+
+// Host adds a host to a LAN, which is made with its first host: LANs are
+// 10.77.1.0/24, 10.77.2.0/24 and so on.
+func (n *Network) Host(ctx context.Context, lanName string) (*Host, error) {
+	l, err := n.lan(ctx, lanName)
+	if err != nil {
+		return nil, err
+	}
+	if l.used == hostsMax {
+		return nil, fmt.Errorf("LAN %s has %d hosts; a /24 takes no more", lanName, l.used)
+	}
+	l.used++
+	n.hosts++
+	addr := l.prefix.Addr().As4()
+	addr[3] = byte(1 + l.used)
+	h := &Host{fmt.Sprintf("%s-%d", n.name, n.hosts), netip.AddrFrom4(addr)}
+	if err := n.namespace(ctx, h.namespace); err != nil {
+		return nil, err
+	}
+	port := fmt.Sprintf("p%d", n.hosts)
+	gateway := l.gateway().String()
+	for _, args := range [][]string{
+		{"ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", n.router()},
+		{"ip", "addr", "add", h.addr.String() + "/24", "dev", "eth0"},
+		{"ip", "link", "set", "eth0", "up"},
+		{"ip", "route", "add", "default", "via", gateway},
+	} {
+		if err := n.in(ctx, h.namespace, args...); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.in(ctx, n.router(), "ip", "link", "set", port, "master", l.bridge, "up"); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (l *lan) gateway() netip.Addr { return l.prefix.Addr().Next() }
+
+func (n *Network) lan(ctx context.Context, name string) (*lan, error) {
+	if l := n.lans[name]; l != nil {
+		return l, nil
+	}
+	number := len(n.lans) + 1
+	l := &lan{bridge: fmt.Sprintf("br%d", number), prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24)}
+	for _, args := range [][]string{
+		{"ip", "link", "add", l.bridge, "type", "bridge"},
+		{"ip", "addr", "add", l.gateway().String() + "/24", "dev", l.bridge},
+		{"ip", "link", "set", l.bridge, "up"},
+	} {
+		if err := n.in(ctx, n.router(), args...); err != nil {
+			return nil, err
+		}
+	}
+	n.lans[name] = l
+	return l, nil
+}
+
+// Close removes the namespaces and with them all interfaces. Processes inside
+// must have ended.
+func (n *Network) Close() error {
+	var errs []error
+	for _, name := range n.made {
+		errs = append(errs, ip(context.Background(), "netns", "del", name))
+	}
+	n.made = nil
+	return errors.Join(errs...)
+}
+
+func (n *Network) in(ctx context.Context, namespace string, args ...string) error {
+	return ip(ctx, append([]string{"netns", "exec", namespace}, args...)...)
+}
+
+func ip(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "/usr/sbin/ip", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// Addr is the host's address.
+func (h *Host) Addr() netip.Addr { return h.addr }
+
+// Command returns a command that runs inside the host's network.
+func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "/usr/sbin/ip", append([]string{"netns", "exec", h.namespace, name}, args...)...)
+}
