@@ -62,7 +62,10 @@ func (a *assembler) locate(id content.CID) (Location, bool) {
 		return Location{}, false
 	}
 	l, ok := a.cfg.Known.Locate(id)
-	return l, ok && l.Pack.Scope().Covers(a.cfg.Scope) && l.check() == nil
+	if !ok || !l.Pack.Scope().Covers(a.cfg.Scope) || l.check() != nil {
+		return Location{}, false
+	}
+	return l, true
 }
 
 // find returns where an object is that needs not be stored again.

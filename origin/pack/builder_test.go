@@ -1,0 +1,398 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func TestImagesComeBack(t *testing.T) {
+	dense := newImage(300, 1, 0)
+	repeated := newImage(2*content.MapFanout, 1, 0)
+	for i := range repeated.chunks {
+		repeated.chunks[i] = chunkOf(i%7, testChunk)
+	}
+	far := image{content.SizeMax, map[uint64][]byte{0: chunkOf(1, testChunk), content.SizeMax/testChunk - 1: chunkOf(2, testChunk)}}
+	odd := image{3*testChunk + 512, map[uint64][]byte{3: append([]byte{7}, make([]byte, testChunk-1)...)}}
+	for name, im := range map[string]image{
+		"one chunk":              newImage(1, 1, 0),
+		"all holes":              {64 * testChunk, nil},
+		"dense, several packs":   dense,
+		"sparse, several nodes":  newImage(5000, 13, 0),
+		"three levels":           newImage(content.MapFanout*content.MapFanout+5, 2000, 0),
+		"far apart, four levels": far,
+		"the same chunks again":  repeated,
+		"a short last chunk":     odd,
+	} {
+		t.Run(name, func(t *testing.T) {
+			to := newMemory()
+			h, s := build(t, config(to, im), im)
+			check(t, to, h, im)
+			if s.Chunks != uint64(len(im.chunks)) || s.Packs != len(to.keys("packs/")) {
+				t.Fatalf("stats %+v for %d chunks and %d packs", s, len(im.chunks), len(to.keys("packs/")))
+			}
+			c := content.NewCodec()
+			b, err := h.Encode(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := DecodeHead(c, b); err != nil || again != h {
+				t.Fatalf("head %+v came back as %+v, error %v", h, again, err)
+			}
+			// Whatever is known needs no upload, down to the manifest.
+			cfg := config(to, im)
+			cfg.Known, cfg.Random = loadIndex(t, to, ""), neverRead{}
+			puts := to.puts
+			again, s := build(t, cfg, im)
+			if again != h || to.puts != puts || s.NewChunks != 0 {
+				t.Fatalf("imported again: %d uploads, %+v", to.puts-puts, s)
+			}
+		})
+	}
+}
+
+// neverRead fails whoever wants to begin a pack.
+type neverRead struct{}
+
+func (neverRead) Read([]byte) (int, error) { return 0, errors.New("a pack was begun") }
+
+func TestRepeatedContentIsStoredOnce(t *testing.T) {
+	im := newImage(3*content.MapFanout, 1, 0)
+	for i := range im.chunks {
+		im.chunks[i] = chunkOf(i%5, testChunk)
+	}
+	to := newMemory()
+	h, s := build(t, config(to, im), im)
+	if s.NewChunks != 5 {
+		t.Fatalf("%d chunks stored, want 5", s.NewChunks)
+	}
+	m, err := NewReader(to).ReadManifest(t.Context(), h)
+	if err != nil || m.Chunks != 5 || m.Stored != s.NewStoredBytes {
+		t.Fatalf("manifest %+v, error %v", m, err)
+	}
+}
+
+func TestAColdReaderNeedsThreeReads(t *testing.T) {
+	im := newImage(content.MapFanout*2, 3, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	r := NewReader(to)
+	to.gets = 0
+	top, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, ok := top.Page.ChildPair(top.Node, 1)
+	if !ok {
+		t.Fatal("no second leaf")
+	}
+	leaf, err := r.ReadNode(t.Context(), h.Scope, 1, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, _ := leaf.Page.Child(2) // chunk 1026
+	if _, err := r.ReadFrames(t.Context(), []Extent{{leaf.Node.Entry(2), at}}); err != nil {
+		t.Fatal(err)
+	}
+	if to.gets != 3 {
+		t.Fatalf("%d reads, want 3", to.gets)
+	}
+}
+
+func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
+	im := newImage(content.MapFanout*3, 7, 0)
+	to := newMemory()
+	cfg := config(to, im)
+	cfg.PackSize = SizeTarget
+	h, s := build(t, cfg, im)
+	if s.Packs != 1 {
+		t.Fatalf("%d packs, want one", s.Packs)
+	}
+	d, err := NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles := []Role{RoleNode, RolePage, RoleNode, RolePage, RoleNode, RolePage, RoleNode, RolePage, RoleRoot, RoleManifest}
+	tail := d.Entries[len(d.Entries)-len(roles):]
+	for i, e := range tail {
+		if e.Role != roles[i] {
+			t.Fatalf("frame %d from the end is of role %d, want %d", len(roles)-i, e.Role, roles[i])
+		}
+	}
+	root, err := h.Root.Encode(content.NewCodec())
+	if err != nil || tail[8].CID != root.CID() || tail[9].Extent != h.Manifest || tail[6].Extent != h.Node || tail[7].Extent != h.Page {
+		t.Fatalf("head %+v, error %v", h, err)
+	}
+	for _, e := range d.Entries[:len(d.Entries)-len(roles)] {
+		if e.Role != RoleChunk {
+			t.Fatalf("role %d among the chunks", e.Role)
+		}
+	}
+}
+
+func TestPacksStayWithinTheirSize(t *testing.T) {
+	im := newImage(20000, 1, 0)
+	to := newMemory()
+	h, s := build(t, config(to, im), im)
+	if s.Packs < 100 {
+		t.Fatalf("only %d packs", s.Packs)
+	}
+	for _, key := range to.keys("packs/") {
+		if n := len(to.objects[key]); n > 256<<10*3/2 {
+			t.Fatalf("%s has %d bytes", key, n)
+		}
+	}
+	check(t, to, h, im)
+}
+
+func TestAddRefuses(t *testing.T) {
+	im := image{4*testChunk + 512, nil}
+	b, err := NewBuilder(t.Context(), config(newMemory(), im))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Abort()
+	chunk := chunkOf(1, testChunk)
+	wantErr(t, b.Add(t.Context(), 5, chunk), content.ErrInvalid)
+	wantErr(t, b.Add(t.Context(), 0, chunk[1:]), content.ErrInvalid)
+	wantErr(t, b.Add(t.Context(), 4, slices.Repeat([]byte{1}, testChunk)), content.ErrInvalid)
+	if err := b.Add(t.Context(), 1, chunk); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, b.Add(t.Context(), 1, chunk), content.ErrInvalid)
+	if _, _, err := b.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, b.Add(t.Context(), 2, chunk), content.ErrClosed)
+	_, _, err = b.Finish(t.Context())
+	wantErr(t, err, content.ErrClosed)
+}
+
+func TestConfigsThatContradictThemselves(t *testing.T) {
+	im := newImage(4, 1, 0)
+	for name, change := range map[string]func(*BuilderConfig){
+		"no bucket":       func(c *BuilderConfig) { c.Bucket = nil },
+		"no scope":        func(c *BuilderConfig) { c.Scope = content.Scope{} },
+		"a bad farm name": func(c *BuilderConfig) { c.Scope = content.Farm("../x") },
+		"no size":         func(c *BuilderConfig) { c.Size = 0 },
+		"odd chunks":      func(c *BuilderConfig) { c.ChunkSize = 5000 },
+		"large packs":     func(c *BuilderConfig) { c.PackSize = SizeMax },
+		"many ancestors":  func(c *BuilderConfig) { c.Lineage = make([]content.CID, content.LineageMax+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(newMemory(), im)
+			change(&cfg)
+			_, err := NewBuilder(t.Context(), cfg)
+			wantErr(t, err, content.ErrInvalid)
+		})
+	}
+}
+
+// A root may refer to packs of its own or a wider scope, whatever is known.
+func TestScopesAreKeptApart(t *testing.T) {
+	im := newImage(100, 1, 0)
+	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b")}
+	for _, inner := range scopes {
+		for _, outer := range scopes {
+			to := newMemory()
+			cfg := config(to, im)
+			cfg.Scope = outer
+			build(t, cfg, im)
+			cfg = config(to, im)
+			cfg.Scope, cfg.Known = inner, loadIndex(t, to, "", outer)
+			cfg.Random = nil
+			h, s := build(t, cfg, im)
+			if reused := s.NewChunks == 0; reused != outer.Covers(inner) {
+				t.Fatalf("scope %s refers to packs of scope %s: %v", inner, outer, reused)
+			}
+			check(t, to, h, im)
+		}
+	}
+}
+
+func TestEveryChunkIsHandedOn(t *testing.T) {
+	im := newImage(500, 2, 0)
+	var mu sync.Mutex
+	got := make(map[content.CID]bool)
+	cfg := config(newMemory(), im)
+	cfg.OnChunk = func(v content.Verified) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[v.CID()] = content.Sum(v.Bytes()) == v.CID()
+	}
+	reports := 0
+	cfg.Progress = func(s Stats) { reports++ }
+	_, s := build(t, cfg, im)
+	if len(got) != len(im.chunks) || reports != int(s.Chunks)+s.Packs {
+		t.Fatalf("%d chunks and %d reports, want %d and %d", len(got), reports, len(im.chunks), int(s.Chunks)+s.Packs)
+	}
+	for id, ok := range got {
+		if !ok {
+			t.Fatalf("chunk %s was handed on damaged", id)
+		}
+	}
+}
+
+func TestABuilderEndsWithItsContext(t *testing.T) {
+	im := newImage(4000, 1, 0)
+	to := newMemory()
+	ctx, cancel := context.WithCancel(t.Context())
+	b, err := NewBuilder(ctx, config(to, im))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for i := uint64(0); err == nil; i++ {
+		err = b.Add(t.Context(), i, im.chunks[i])
+	}
+	wantErr(t, err, context.Canceled)
+	_, _, err = b.Finish(t.Context())
+	wantErr(t, err, context.Canceled)
+	b.Abort()
+}
+
+func TestFinishEndsWithItsContext(t *testing.T) {
+	im := newImage(40, 1, 0)
+	b, err := NewBuilder(t.Context(), config(newMemory(), im))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.add(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, err = b.Finish(ctx)
+	wantErr(t, err, context.Canceled)
+}
+
+func TestAFoldWritesNoIndex(t *testing.T) {
+	im := newImage(400, 1, 0)
+	to := newMemory()
+	cfg := config(to, im)
+	cfg.Fold, cfg.PackSize = true, SizeTarget
+	build(t, cfg, im)
+	if to.puts != 1 || len(to.keys("index/")) != 0 {
+		t.Fatalf("%d uploads, index %v", to.puts, to.keys("index/"))
+	}
+}
+
+var errKilled = errors.New("killed")
+
+// Killed at any upload and run again, an import sends only what is missing.
+func TestKilledAndRunAgain(t *testing.T) {
+	im := newImage(1500, 1, 0)
+	whole := newMemory()
+	want, _ := build(t, config(whole, im), im)
+	for n := range whole.puts {
+		for _, applied := range []bool{false, true} {
+			to := newMemory()
+			to.put = func(i int, _ string) (bool, error) {
+				if i < n {
+					return true, nil
+				}
+				return applied && i == n, errKilled
+			}
+			_, _, err := tryBuild(t.Context(), config(to, im), im)
+			if err == nil && n < whole.puts-1 { // the last one is the index object
+				t.Fatal("a failed upload went unnoticed")
+			}
+			to.put = nil
+			there := make(map[content.CID]bool)
+			for _, key := range to.keys("packs/") {
+				id, err := parseKey(key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				d, err := NewReader(to).ReadDirectory(t.Context(), id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range d.Entries {
+					there[e.CID] = e.Role == RoleChunk
+				}
+			}
+			delete(there, content.CID{})
+			cfg := config(to, im)
+			cfg.Known, cfg.Random = loadIndex(t, to, ""), nil
+			h, s := build(t, cfg, im)
+			check(t, to, h, im)
+			if h.Root != want.Root {
+				t.Fatalf("root %+v, want %+v", h.Root, want.Root)
+			}
+			chunks := 0
+			for _, isChunk := range there {
+				if isChunk {
+					chunks++
+				}
+			}
+			if int(s.NewChunks) != len(im.chunks)-chunks {
+				t.Fatalf("killed at upload %d: %d chunks sent, %d of %d were there", n, s.NewChunks, chunks, len(im.chunks))
+			}
+		}
+	}
+}
+
+// A lost reply, or an upload that fails and may be tried again, is no failure.
+func TestLostRepliesAreSettled(t *testing.T) {
+	im := newImage(300, 1, 0)
+	whole := newMemory()
+	want, wantStats := build(t, config(whole, im), im)
+	for name, fault := range map[string]struct {
+		applied bool
+		err     error
+	}{
+		"not applied, outcome unknown": {false, bucket.ErrUnknown},
+		"applied, outcome unknown":     {true, bucket.ErrUnknown},
+		"applied, taken for taken":     {true, bucket.ErrPrecondition},
+		"not applied, unavailable":     {false, content.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to := newMemory()
+			failed := make(map[string]bool)
+			to.put = func(_ int, key string) (bool, error) {
+				if failed[key] || strings.HasPrefix(key, "index/") {
+					return true, nil
+				}
+				failed[key] = true
+				return fault.applied, fault.err
+			}
+			h, s := build(t, config(to, im), im)
+			check(t, to, h, im)
+			if h != want || s != wantStats {
+				t.Fatalf("%+v %+v, want %+v %+v", h, s, want, wantStats)
+			}
+		})
+	}
+}
+
+func TestANameTakenByAnotherObject(t *testing.T) {
+	im := newImage(10, 1, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	to.change(h.Node.Pack.Key(), func(b []byte) []byte { return b[:len(b)-1] })
+	_, _, err := tryBuild(t.Context(), config(to, im), im)
+	wantErr(t, err, content.ErrExists)
+}
+
+func TestAFailedIndexObjectIsNoFailure(t *testing.T) {
+	im := newImage(300, 1, 0)
+	to := newMemory()
+	to.put = func(_ int, key string) (bool, error) {
+		if strings.HasPrefix(key, "index/") {
+			return false, errKilled
+		}
+		return true, nil
+	}
+	h, _ := build(t, config(to, im), im)
+	check(t, to, h, im)
+	if x := loadIndex(t, to, ""); x.Len() < len(im.chunks) {
+		t.Fatalf("the footers give %d objects", x.Len())
+	}
+}
