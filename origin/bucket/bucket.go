@@ -116,3 +116,19 @@ func ReadAll(ctx context.Context, b Bucket, key string, limit int64) ([]byte, In
 	}
 	return data, o.Info, nil
 }
+
+// Within resolves r against an object of the given size: where it begins and how
+// long it is. A range wholly outside is content.ErrInvalid.
+func (r Range) Within(size int64) (off, length int64, err error) {
+	off, length = r.Offset, r.Length
+	if off < 0 {
+		off = max(size+off, 0)
+	}
+	if length < 0 || off > size || off == size && r != (Range{}) {
+		return 0, 0, fmt.Errorf("range %d+%d of %d bytes: %w", r.Offset, r.Length, size, content.ErrInvalid)
+	}
+	if length == 0 || length > size-off {
+		length = size - off
+	}
+	return off, length, nil
+}
