@@ -22,6 +22,7 @@ type assembler struct {
 
 	w       *writer     // the pack being filled, nil when none is
 	buffers chan []byte // free memory for packs
+	usual   int         // the memory that the last pack took
 	ship    func(sealed)
 
 	mappers []mapper // by level, from 1
@@ -141,6 +142,9 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 	}
 	select {
 	case buf := <-a.buffers:
+		if cap(buf) < a.usual {
+			buf = make([]byte, 0, a.usual)
+		}
 		a.w = newWriter(id, buf)
 		return nil
 	case <-ctx.Done():
@@ -150,7 +154,7 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 
 func (a *assembler) shipPack() {
 	s := a.w.seal("")
-	a.w = nil
+	a.w, a.usual = nil, cap(s.bytes)
 	a.ship(s)
 }
 

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 
@@ -48,7 +49,9 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	if len(m.Lineage) > content.LineageMax {
 		return content.Verified{}, fmt.Errorf("manifest: %w: %d ancestors, the limit is %d", content.ErrInvalid, len(m.Lineage), content.LineageMax)
 	}
-	b, err := c.Marshal(manifestWire{manifestMagic, m.Root, m.Packs, m.Page, m.Lineage, m.Chunks, m.Stored})
+	packs := append([]ID{}, m.Packs...) // an empty list, never null
+	lineage := append([]content.CID{}, m.Lineage...)
+	b, err := c.Marshal(manifestWire{manifestMagic, m.Root, packs, m.Page, lineage, m.Chunks, m.Stored})
 	if err != nil {
 		return content.Verified{}, fmt.Errorf("manifest: %w", err)
 	}
@@ -58,8 +61,8 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	return content.Seal(b), nil
 }
 
-// DecodeManifest reads an encoded manifest; anything but a valid one is
-// ErrCorrupt.
+// DecodeManifest reads an encoded manifest; anything but the one encoding of a
+// valid one is ErrCorrupt.
 func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 	if len(b) > ManifestSizeMax {
 		return Manifest{}, fmt.Errorf("manifest of %d bytes: %w: limit is %d", len(b), content.ErrCorrupt, ManifestSizeMax)
@@ -79,5 +82,9 @@ func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 			return Manifest{}, fmt.Errorf("manifest: %w: packs out of order", content.ErrCorrupt)
 		}
 	}
-	return Manifest{w.Root, w.Packs, w.Page, w.Lineage, w.Chunks, w.Stored}, nil
+	m := Manifest{w.Root, w.Packs, w.Page, w.Lineage, w.Chunks, w.Stored}
+	if again, err := m.Encode(c); err != nil || !bytes.Equal(again.Bytes(), b) {
+		return Manifest{}, fmt.Errorf("manifest: %w: not the canonical encoding", content.ErrCorrupt)
+	}
+	return m, nil
 }

@@ -1,0 +1,161 @@
+package pack
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// seeds adds files of testdata, whole and damaged.
+func seeds(f *testing.F, names ...string) {
+	f.Helper()
+	for _, name := range names {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)-1])
+		f.Add(append(bytes.Clone(b), 0))
+		for i := 0; i < len(b); i += 1 + len(b)/16 {
+			bad := bytes.Clone(b)
+			bad[i] ^= 0xff
+			f.Add(bad)
+		}
+	}
+}
+
+// refused fails unless err is one of those that a decoder may give.
+func refused(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrForbidden) {
+		t.Fatalf("a decoder's error must be ErrCorrupt or ErrForbidden: %v", err)
+	}
+}
+
+func FuzzPage(f *testing.F) {
+	seeds(f, "leaf.page", "upper.page")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for level := 1; level <= 2; level++ {
+			p, err := DecodePage(content.Mesh(), level, b)
+			if err != nil {
+				refused(t, err)
+				continue
+			}
+			var packs packTable
+			entries := make([]child, p.Len())
+			for i := range entries {
+				at, ok := p.Child(i)
+				if !ok {
+					continue
+				}
+				entries[i] = child{cid: content.CID{1}, at: packs.place(at)}
+				if page, ok := p.ChildPage(i); ok {
+					entries[i].pageCID, entries[i].page = page.CID, packs.place(page.Location)
+				}
+			}
+			if again := encodePage(level, &packs, entries); !bytes.Equal(again, b) {
+				t.Fatalf("decoded and encoded again:\n%x\nwas\n%x", again, b)
+			}
+		}
+	})
+}
+
+func FuzzHead(f *testing.F) {
+	seeds(f, "head", "head.holes", "image.head")
+	c := content.NewCodec()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHead(c, b)
+		if err != nil {
+			refused(t, err)
+			return
+		}
+		again, err := h.Encode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeHead(c, again); err != nil || got != h {
+			t.Fatalf("%+v came back as %+v, error %v", h, got, err)
+		}
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	seeds(f, "manifest")
+	c := content.NewCodec()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := DecodeManifest(c, b)
+		if err != nil {
+			refused(t, err)
+			return
+		}
+		v, err := m.Encode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(v.Bytes(), b) {
+			t.Fatalf("decoded and encoded again:\n%x\nwas\n%x", v.Bytes(), b)
+		}
+	})
+}
+
+func FuzzPack(f *testing.F) {
+	seeds(f, "raw.pack", "stub.pack", "image.pack")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		from := newMemory()
+		from.objects[goldenMesh.Key()] = b
+		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
+			refused(t, err)
+			return
+		}
+		if _, err := NewReader(from).ReadDirectory(t.Context(), goldenMesh); err != nil {
+			t.Fatalf("a pack that is whole has no directory: %v", err)
+		}
+	})
+}
+
+func FuzzIndex(f *testing.F) {
+	seeds(f, "index")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var packs []packEntries
+		r := bytes.NewReader(b)
+		sources, err := readIndexFrom(r, func(p packEntries) error {
+			packs = append(packs, packEntries{p.id, bytes.Clone(p.entries)})
+			return nil
+		})
+		if err != nil {
+			refused(t, err)
+			return
+		}
+		var again bytes.Buffer
+		if err := writeIndexTo(&again, packs, sources); err != nil {
+			t.Fatal(err)
+		}
+		if whole := b[:len(b)-r.Len()]; !bytes.Equal(again.Bytes(), whole) {
+			t.Fatalf("read and written again:\n%x\nwas\n%x", again.Bytes(), whole)
+		}
+	})
+}
+
+func FuzzParseID(f *testing.F) {
+	f.Add("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
+	f.Add("farm/a/2026112022-000102030405060708090a0b0c0d0e0f")
+	f.Add("farm/../2026112022-000102030405060708090a0b0c0d0e0f")
+	f.Add("mesh/2026139922-000102030405060708090a0b0c0d0e0f")
+	f.Fuzz(func(t *testing.T, s string) {
+		id, err := ParseID(s)
+		if err != nil {
+			if !errors.Is(err, content.ErrInvalid) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if again, err := parseKey(id.Key()); err != nil || again != id || string(id) != s || len(s) > idSizeMax || id.Scope().IsZero() {
+			t.Fatalf("%q came back as %q, error %v", s, again, err)
+		}
+	})
+}

@@ -1,0 +1,173 @@
+package pack
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"unsafe"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// complete fails unless x locates each chunk of im, and the bytes there are its.
+func complete(t *testing.T, x *Index, from *memory, im image) {
+	t.Helper()
+	r := NewReader(from)
+	for i, chunk := range im.chunks {
+		id := content.Sum(chunk)
+		at, ok := x.Locate(id)
+		if !ok {
+			t.Fatalf("chunk %d is not known", i)
+		}
+		if _, err := r.ReadFrames(t.Context(), []Extent{{id, at}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := x.Locate(content.CID{1}); ok {
+		t.Fatal("what does not exist is known")
+	}
+}
+
+func cacheFile(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("files %v, error %v", files, err)
+	}
+	return files[0]
+}
+
+func TestTheIndexIsReadOnce(t *testing.T) {
+	im, dir := newImage(1000, 1, 0), t.TempDir()
+	to := newMemory()
+	build(t, config(to, im), im)
+	to.gets = 0
+	complete(t, loadIndex(t, to, dir), to, im)
+	if want := 1 + len(im.chunks); to.gets != want {
+		t.Fatalf("%d reads, want %d: one of the index object, one a chunk", to.gets, want)
+	}
+	to.gets = 0
+	x := loadIndex(t, to, dir)
+	if to.gets != 0 {
+		t.Fatalf("%d reads with a cache", to.gets)
+	}
+	complete(t, x, to, im)
+}
+
+func TestAnIndexWithoutIndexObjects(t *testing.T) {
+	im, dir := newImage(1000, 1, 0), t.TempDir()
+	to := newMemory()
+	cfg := config(to, im)
+	cfg.Fold = true
+	_, s := build(t, cfg, im)
+	to.gets = 0
+	x := loadIndex(t, to, dir)
+	if to.gets != s.Packs {
+		t.Fatalf("%d reads for %d packs", to.gets, s.Packs)
+	}
+	complete(t, x, to, im)
+	to.gets = 0
+	complete(t, loadIndex(t, to, dir), to, im)
+	if to.gets != len(im.chunks) {
+		t.Fatalf("%d reads with a cache", to.gets-len(im.chunks))
+	}
+}
+
+func TestADamagedCacheIsReadAnew(t *testing.T) {
+	im, dir := newImage(200, 1, 0), t.TempDir()
+	to := newMemory()
+	build(t, config(to, im), im)
+	loadIndex(t, to, dir)
+	path := cacheFile(t, dir)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"flipped": append(bytes.Clone(whole[:len(whole)/2]), append([]byte{whole[len(whole)/2] ^ 1}, whole[len(whole)/2+1:]...)...),
+		"cut":     whole[:len(whole)-5],
+		"empty":   nil,
+		"other":   []byte("something else altogether"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			complete(t, loadIndex(t, to, dir), to, im)
+			if again, err := os.ReadFile(path); err != nil || !bytes.Equal(again, whole) {
+				t.Fatalf("the cache was not mended, error %v", err)
+			}
+		})
+	}
+}
+
+func TestTheIndexFollowsTheBucket(t *testing.T) {
+	im, dir := newImage(500, 1, 0), t.TempDir()
+	to := newMemory()
+	build(t, config(to, im), im)
+	complete(t, loadIndex(t, to, dir), to, im)
+
+	more := newImage(500, 1, 10000)
+	cfg := config(to, more)
+	cfg.Random = nil
+	build(t, cfg, more)
+	x := loadIndex(t, to, dir)
+	complete(t, x, to, im)
+	complete(t, x, to, more)
+
+	// Packs that are gone, and one that was rewritten into a stub.
+	keys := to.keys("packs/")
+	for i, key := range keys[1:] {
+		if i == 3 {
+			id, err := parseKey(keys[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			to.objects[key] = newWriter(id, nil).seal(id).bytes
+			continue
+		}
+		if err := to.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{dir, ""} {
+		x = loadIndex(t, to, dir)
+		for _, e := range x.entries {
+			if at, ok := x.Locate(e.cid); !ok || at.Pack.Key() != keys[0] {
+				t.Fatalf("%s is said to be in %s", e.cid, at)
+			}
+		}
+		if x.Len() == 0 {
+			t.Fatal("the pack that is left is not known")
+		}
+	}
+}
+
+func TestDamagedObjectsAreNotIndexed(t *testing.T) {
+	im := newImage(500, 1, 0)
+	to := newMemory()
+	_, s := build(t, config(to, im), im)
+	flip := func(b []byte) []byte { b[len(b)-40] ^= 1; return b }
+	to.change(to.keys("index/")[0], flip)
+	to.objects["index/mesh/README"] = []byte("hello")
+	to.objects["packs/mesh/README"] = []byte("hello")
+	complete(t, loadIndex(t, to, ""), to, im)
+	for _, key := range to.keys("packs/")[:s.Packs] {
+		to.change(key, flip)
+	}
+	if x := loadIndex(t, to, ""); x.Len() != 0 {
+		t.Fatalf("%d objects of damaged packs", x.Len())
+	}
+}
+
+func TestAnIndexEntryIsSmall(t *testing.T) {
+	if n := unsafe.Sizeof(indexEntry{}); n != 48 {
+		t.Fatalf("%d bytes an entry, want 48", n)
+	}
+}
+
+func TestLoadIndexRefuses(t *testing.T) {
+	_, err := LoadIndex(t.Context(), IndexConfig{Bucket: newMemory()})
+	wantErr(t, err, content.ErrInvalid)
+}

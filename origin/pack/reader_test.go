@@ -1,0 +1,248 @@
+package pack
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// frames returns the chunks of a one-pack image as its directory lists them.
+func chunkFrames(t *testing.T, from *memory, h Head) []Extent {
+	t.Helper()
+	d, err := NewReader(from).ReadDirectory(t.Context(), h.Node.Pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []Extent
+	for _, e := range d.Entries {
+		if e.Role == RoleChunk {
+			out = append(out, e.Extent)
+		}
+	}
+	return out
+}
+
+// onePack builds a small image into one pack.
+func onePack(t *testing.T) (*memory, Head, image) {
+	t.Helper()
+	im := newImage(40, 1, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	if len(to.keys("packs/")) != 1 {
+		t.Fatalf("packs %v", to.keys("packs/"))
+	}
+	return to, h, im
+}
+
+func TestFramesOfARunAreReadAtOnce(t *testing.T) {
+	to, h, im := onePack(t)
+	frames := chunkFrames(t, to, h)
+	asked := []Extent{frames[7], frames[2], frames[30], frames[2]}
+	to.gets = 0
+	got, err := NewReader(to).ReadFrames(t.Context(), asked)
+	if err != nil || to.gets != 1 {
+		t.Fatalf("%d reads, error %v", to.gets, err)
+	}
+	for i, chunk := range []uint64{7, 2, 30, 2} {
+		if !bytes.Equal(got[i].Bytes(), im.chunks[chunk]) {
+			t.Fatalf("frame %d is not chunk %d", i, chunk)
+		}
+	}
+	if got, err := NewReader(to).ReadFrames(t.Context(), nil); got != nil || err != nil {
+		t.Fatalf("no frames: %v, %v", got, err)
+	}
+}
+
+func TestAFlippedByteIsNamed(t *testing.T) {
+	to, h, im := onePack(t)
+	frames := chunkFrames(t, to, h)
+	bad := frames[3]
+	to.change(bad.Pack.Key(), func(b []byte) []byte { b[bad.Offset+bad.Length/2] ^= 1; return b })
+	got, err := NewReader(to).ReadFrames(t.Context(), frames[:6])
+	wantErr(t, err, content.ErrCorrupt)
+	if !strings.Contains(err.Error(), bad.String()) {
+		t.Fatalf("the error does not name %s: %v", bad.Location, err)
+	}
+	for i := range 6 {
+		if i == 3 && !got[i].CID().IsHole() || i != 3 && !bytes.Equal(got[i].Bytes(), im.chunks[uint64(i)]) {
+			t.Fatalf("frame %d: %d bytes", i, len(got[i].Bytes()))
+		}
+	}
+	err = NewReader(to).VerifyPack(t.Context(), bad.Pack)
+	wantErr(t, err, content.ErrCorrupt)
+	if !strings.Contains(err.Error(), bad.String()) {
+		t.Fatalf("the error does not name %s: %v", bad.Location, err)
+	}
+	_, err = NewReader(to).Relocate(t.Context(), bad)
+	wantErr(t, err, content.ErrCorrupt)
+}
+
+// Each byte of a pack is under some check; but for bits that zstd does not use,
+// which change nothing.
+func TestEachFlippedByteIsFound(t *testing.T) {
+	im := newImage(3, 1, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	key := h.Node.Pack.Key()
+	whole := to.objects[key]
+	r := NewReader(to)
+	for i := range whole {
+		b := bytes.Clone(whole)
+		b[i] ^= 0x40
+		to.objects[key] = b
+		if err := r.VerifyPack(t.Context(), h.Node.Pack); err == nil {
+			check(t, to, h, im)
+		} else {
+			wantErr(t, err, content.ErrCorrupt)
+		}
+	}
+	for n := 0; n < len(whole); n += 7 {
+		to.objects[key] = whole[:n]
+		wantErr(t, r.VerifyPack(t.Context(), h.Node.Pack), content.ErrCorrupt)
+	}
+}
+
+func TestHintsThatPointNowhere(t *testing.T) {
+	to, h, _ := onePack(t)
+	r, good := NewReader(to), chunkFrames(t, to, h)[0]
+	for name, c := range map[string]struct {
+		change func(*Extent)
+		want   error
+	}{
+		"beyond the end":        {func(e *Extent) { e.Offset = 1 << 30 }, content.ErrCorrupt},
+		"across the end":        {func(e *Extent) { e.Offset = uint32(len(to.objects[e.Pack.Key()])) - 10 }, content.ErrCorrupt},
+		"another frame":         {func(e *Extent) { e.Offset += 7 }, content.ErrCorrupt},
+		"another raw length":    {func(e *Extent) { e.Raw++ }, content.ErrCorrupt},
+		"another CID":           {func(e *Extent) { e.CID[0] ^= 1 }, content.ErrCorrupt},
+		"an unknown codec":      {func(e *Extent) { e.Codec = 9 }, content.ErrCorrupt},
+		"an unknown key":        {func(e *Extent) { e.Key = 1 }, content.ErrCorrupt},
+		"in the header":         {func(e *Extent) { e.Offset = 0 }, content.ErrCorrupt},
+		"a frame of no bytes":   {func(e *Extent) { e.Length = 0 }, content.ErrCorrupt},
+		"a frame that overflow": {func(e *Extent) { e.Offset = 1<<32 - 1 }, content.ErrCorrupt},
+		"a frame too large":     {func(e *Extent) { e.Raw, e.Length, e.Codec = 1<<30, 1<<30, CodecRaw }, content.ErrInvalid},
+		"a pack that is gone":   {func(e *Extent) { e.Pack = e.Pack[:len(e.Pack)-1] + "0" }, content.ErrNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := good
+			c.change(&e)
+			_, err := r.ReadFrames(t.Context(), []Extent{e})
+			wantErr(t, err, c.want)
+		})
+	}
+	far := good
+	far.Offset += 4 << 20
+	_, err := r.ReadFrames(t.Context(), []Extent{good, far})
+	wantErr(t, err, content.ErrInvalid)
+}
+
+// A rewritten pack leaves a stub that says where its frames went.
+func TestRelocateFollowsStubs(t *testing.T) {
+	to, h, im := onePack(t)
+	r, old := NewReader(to), chunkFrames(t, to, h)
+	fresh := func(digit string) ID { return old[0].Pack[:len(old[0].Pack)-1] + ID(digit) }
+	first, second := fresh("x"), fresh("y")
+	for _, id := range []*ID{&first, &second} { // make the last digits valid and new
+		for _, d := range "0123456789abcdef" {
+			if candidate := fresh(string(d)); candidate != old[0].Pack && candidate != first {
+				*id = candidate
+			}
+		}
+	}
+	w := newWriter(second, nil)
+	for _, i := range []uint64{4, 5} {
+		w.add(RoleChunk, old[i].CID, testChunk, CodecRaw, im.chunks[i])
+	}
+	to.objects[second.Key()] = w.seal("").bytes
+	to.objects[first.Key()] = newWriter(first, nil).seal(second).bytes
+	to.objects[old[0].Pack.Key()] = newWriter(old[0].Pack, nil).seal(first).bytes
+
+	_, err := r.ReadFrames(t.Context(), old[5:6])
+	wantErr(t, err, content.ErrCorrupt)
+	now, err := r.Relocate(t.Context(), old[5])
+	if err != nil || now.Pack != second {
+		t.Fatalf("now at %v, error %v", now, err)
+	}
+	if got, err := r.ReadFrames(t.Context(), []Extent{now}); err != nil || !bytes.Equal(got[0].Bytes(), im.chunks[5]) {
+		t.Fatalf("moved frame: error %v", err)
+	}
+	_, err = r.Relocate(t.Context(), old[6])
+	wantErr(t, err, content.ErrNotFound)
+
+	to.objects[second.Key()] = newWriter(second, nil).seal(first).bytes
+	_, err = r.Relocate(t.Context(), old[5])
+	wantErr(t, err, content.ErrCorrupt)
+	if err := r.VerifyPack(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	narrow := ID("farm/a/" + string(first[len("mesh/"):]))
+	to.objects[first.Key()] = newWriter(first, nil).seal(narrow).bytes
+	_, err = r.Relocate(t.Context(), old[5])
+	wantErr(t, err, content.ErrForbidden)
+}
+
+func TestALongDirectoryTakesTwoReads(t *testing.T) {
+	im := newImage(2000, 1, 0)
+	for i := range im.chunks {
+		im.chunks[i] = slices.Repeat([]byte{byte(i), byte(i>>8) + 1}, testChunk/2)
+	}
+	to := newMemory()
+	cfg := config(to, im)
+	cfg.PackSize = SizeTarget
+	h, _ := build(t, cfg, im)
+	to.gets = 0
+	d, err := NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
+	if err != nil || len(d.Entries) < 2000 || to.gets != 2 {
+		t.Fatalf("%d reads, error %v", to.gets, err)
+	}
+}
+
+func TestMissingPacks(t *testing.T) {
+	im := newImage(1000, 1, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	m, err := NewReader(to).ReadManifest(t.Context(), h)
+	if err != nil || len(m.Packs) < 8 {
+		t.Fatalf("packs %v, error %v", m.Packs, err)
+	}
+	gone := []ID{m.Packs[1], m.Packs[5]}
+	for _, id := range gone {
+		if err := to.Delete(t.Context(), id.Key()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to.lists = 0
+	missing, err := MissingPacks(t.Context(), to, m)
+	if err != nil || !slices.Equal(missing, gone) || to.lists != 1 {
+		t.Fatalf("missing %v after %d lists, error %v", missing, to.lists, err)
+	}
+}
+
+func TestNodeAndPageBelongTogether(t *testing.T) {
+	im := newImage(3*content.MapFanout, 5, 0)
+	to := newMemory()
+	h, _ := build(t, config(to, im), im)
+	r := NewReader(to)
+	top, err := r.ReadNode(t.Context(), h.Scope, 2, h.Top())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _ := top.Page.ChildPair(top.Node, 0)
+	second, _ := top.Page.ChildPair(top.Node, 1)
+	a, err := r.ReadNode(t.Context(), h.Scope, 1, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.ReadNode(t.Context(), h.Scope, 1, second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = DecodeMapNode(content.NewCodec(), h.Scope, 1, a.NodeBytes, b.PageBytes)
+	wantErr(t, err, content.ErrCorrupt)
+	_, err = r.ReadNode(t.Context(), h.Scope, 2, first)
+	wantErr(t, err, content.ErrCorrupt)
+	_, err = r.ReadNode(t.Context(), content.Public(), 1, first)
+	wantErr(t, err, content.ErrForbidden)
+}
