@@ -4,17 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
+	"maps"
 	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 const (
@@ -73,7 +79,28 @@ func (c Config) withDefaults() (Config, error) {
 }
 
 // Exchange asks peers for content and answers theirs. Safe for concurrent use.
-type Exchange struct{ cfg Config }
+type Exchange struct {
+	cfg      Config
+	protocol protocol.ID
+	cbor     *content.Codec
+	codec    *codec
+	metrics  metrics
+	chain    atomic.Pointer[[]byte] // encoded
+
+	// As the asked: who asks, and whose turn it is.
+	askers askers
+	turns  turns
+
+	// jobs are started by Run, on its context, until stopped is closed.
+	jobs    chan func(context.Context)
+	stopped chan struct{}
+	work    sync.WaitGroup // what Run waits for
+
+	// mu guards what follows; nothing is locked under it but a session's.
+	mu       sync.Mutex
+	closing  bool
+	sessions map[peer.ID]*session
+}
 
 // New builds an Exchange; nothing happens before Run.
 func New(cfg Config) (*Exchange, error) {
@@ -81,47 +108,144 @@ func New(cfg Config) (*Exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Exchange{cfg: cfg}, nil
+	x := &Exchange{
+		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())),
+		cbor: content.NewCodec(), metrics: newMetrics(),
+		askers: askers{peers: map[peer.ID]*asker{}}, turns: turns{max: cfg.Turns},
+		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
+		sessions: map[peer.ID]*session{},
+	}
+	if x.codec, err = newCodec(); err != nil {
+		return nil, err
+	}
+	if err := x.setChain(cfg.Chain); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
 
-// Run serves until ctx ends, then closes all streams and returns nil.
-func (x *Exchange) Run(ctx context.Context) error {
-	<-ctx.Done()
+func (x *Exchange) setChain(chain trust.Chain) error {
+	var b []byte
+	var err error
+	if len(chain) > 0 {
+		if b, err = x.cbor.Marshal(chain); err != nil {
+			return fmt.Errorf("exchange: certificate: %w", err)
+		}
+	}
+	if len(b) > wire.ChainSizeMax {
+		return fmt.Errorf("exchange: certificate: %w: %d bytes, the limit is %d", content.ErrInvalid, len(b), wire.ChainSizeMax)
+	}
+	x.chain.Store(&b)
 	return nil
 }
 
+// watchInterval is how often requests are looked over for stalled ones.
+const watchInterval = StallTimeout / 8
+
+// Run serves until ctx ends, then closes all streams and returns nil. Requests
+// that begin before Run wait for it. It is called once.
+func (x *Exchange) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer x.work.Wait()
+	defer x.close()
+	defer close(x.stopped)
+	defer cancel()
+	x.cfg.Host.SetStreamHandler(x.protocol, func(s network.Stream) {
+		if !x.enter() {
+			_ = s.Reset()
+			return
+		}
+		defer x.work.Done()
+		x.accept(ctx, s)
+	})
+	defer x.cfg.Host.RemoveStreamHandler(x.protocol)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case job := <-x.jobs:
+			x.work.Go(func() { job(ctx) })
+		case now := <-tick.C:
+			for _, s := range x.snapshot() {
+				s.watch(now)
+			}
+		}
+	}
+}
+
+// enter counts work that Run must wait for, unless it no longer does.
+func (x *Exchange) enter() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.closing {
+		x.work.Add(1)
+	}
+	return !x.closing
+}
+
+// close ends all sessions.
+func (x *Exchange) close() {
+	x.mu.Lock()
+	x.closing = true
+	x.mu.Unlock()
+	for _, s := range x.snapshot() {
+		s.close(content.ErrClosed)
+	}
+}
+
+// do has Run start a job.
+func (x *Exchange) do(ctx context.Context, job func(context.Context)) error {
+	select {
+	case x.jobs <- job:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-x.stopped:
+		return content.ErrClosed
+	}
+}
+
+// snapshot returns the sessions of this moment.
+func (x *Exchange) snapshot() []*session {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Collect(maps.Values(x.sessions))
+}
+
+// session returns what we have with a peer.
+func (x *Exchange) session(id peer.ID) *session {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s := x.sessions[id]
+	if s == nil {
+		if len(x.sessions) >= sessionsMax {
+			maps.DeleteFunc(x.sessions, func(_ peer.ID, s *session) bool { return s.idle() })
+		}
+		s = newSession(x, id)
+		x.sessions[id] = s
+	}
+	return s
+}
+
 // Collectors returns the metrics.
-func (x *Exchange) Collectors() []prometheus.Collector { return nil }
+func (x *Exchange) Collectors() []prometheus.Collector { return x.metrics.collectors() }
 
 // Present replaces our certificate, after a join. Streams that presented the old
 // one are closed; their requests fail with ErrDisconnected.
-func (x *Exchange) Present(chain trust.Chain) {}
-
-// Want asks a peer and calls each with its replies, one at a time, from another
-// goroutine; each is not called again after Want returned. It returns nil when
-// every index was answered, or when Refer or Unknown ended the request; an error
-// otherwise, after which some indexes may have been answered. A slow callback
-// holds up the replies behind it, those of guests apart.
-func (x *Exchange) Want(ctx context.Context, from peer.ID, req Request, each func(Reply)) error {
-	return content.ErrClosed
-}
-
-// Introduce sends the envelope of a record to a peer that answered Unknown.
-func (x *Exchange) Introduce(ctx context.Context, to peer.ID, envelope []byte) error {
-	return content.ErrClosed
-}
-
-// Bitmaps yields the set of chunks of root that the peer holds, then additions to
-// it, merged while the consumer is busy. It ends with an error when the peer is
-// gone (or has no such root: ErrNotFound), silently when ctx ends.
-func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID) iter.Seq2[*content.Bitmap, error] {
-	return func(yield func(*content.Bitmap, error) bool) { yield(nil, content.ErrClosed) }
-}
-
-// Call asks a peer's Answerer. Errors of the remote wrap the sentinel of package
-// content that they wrapped there.
-func (x *Exchange) Call(ctx context.Context, to peer.ID, method string, body []byte) ([]byte, error) {
-	return nil, content.ErrClosed
+func (x *Exchange) Present(chain trust.Chain) error {
+	if err := x.setChain(chain); err != nil {
+		return err
+	}
+	before := x.snapshot()
+	x.mu.Lock()
+	clear(x.sessions)
+	x.mu.Unlock()
+	for _, s := range before {
+		s.close(fmt.Errorf("%w: our certificate changed", ErrDisconnected))
+	}
+	return nil
 }
 
 // Link is what was measured of the way to a peer.
@@ -136,5 +260,11 @@ type Link struct {
 	InFlight int
 }
 
-// Link reports on the way from here to a peer that asked us for bytes.
-func (x *Exchange) Link(to peer.ID) (Link, bool) { return Link{}, false }
+// Link reports on the way from here to a peer that has streams open to ask us.
+func (x *Exchange) Link(to peer.ID) (Link, bool) {
+	a := x.askers.find(to)
+	if a == nil {
+		return Link{}, false
+	}
+	return a.link.state(), true
+}

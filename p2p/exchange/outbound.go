@@ -1,0 +1,388 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// canceledLife is how long a peer may take to end a request that we canceled.
+const canceledLife = 5 * StallTimeout
+
+// outbound is a stream that we opened to ask a peer. One goroutine reads it.
+type outbound struct {
+	*framed
+	session *session
+	lane    wire.Lane
+
+	unacked int // bytes of data since our last Ack; the reader's
+	data    Data
+	// delivering is set while a callback runs, and busyAt, the watch's, is when it
+	// last was: what waits behind a callback is excused.
+	delivering atomic.Bool
+	busyAt     time.Time
+
+	// mu guards what follows; a pending's is never taken under it.
+	mu     sync.Mutex
+	live   map[uint32]*pending
+	lastID uint32
+	heard  bool
+	err    error // why the stream is of no use any more
+}
+
+// pending is one request that has not ended.
+type pending struct {
+	level    int
+	priority Priority
+	done     chan error // gets one value
+	sign     atomic.Int64
+	place    *ticket // given back when it ends; nil for small requests
+
+	// What it is: a Want with indexes left, a subscription with an inbox, or a
+	// small request with an answer. They are the stream's reader's.
+	wants  bool
+	left   outstanding
+	bitmap *inbox
+	answer []byte
+
+	// canceled is when its asker lost interest; the outbound's mu guards it.
+	canceled time.Time
+
+	// mu guards each, which takes the replies of a Want, nil once nobody wants to
+	// know. It is held while the callback runs.
+	mu   sync.Mutex
+	each func(Reply)
+}
+
+func newPending() *pending { return &pending{done: make(chan error, 1)} }
+
+// mute waits for a callback that runs and prevents further ones.
+func (p *pending) mute() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.each = nil
+}
+
+// muted reports whether nobody wants to know.
+func (p *pending) muted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.each == nil
+}
+
+// begin registers p and sends the frame that asks.
+func (o *outbound) begin(p *pending, m wire.Message) (id uint32, err error) {
+	o.mu.Lock()
+	if o.err != nil {
+		defer o.mu.Unlock()
+		return 0, o.err
+	}
+	for o.lastID++; o.lastID == 0 || o.live[o.lastID] != nil; o.lastID++ {
+	}
+	id = o.lastID
+	o.live[id] = p
+	p.sign.Store(time.Now().UnixNano())
+	o.mu.Unlock()
+	if err := o.send(id, m); err != nil {
+		o.fail(err)
+	}
+	return id, nil
+}
+
+// await waits for the end of a request. After it returns no callback runs.
+func (o *outbound) await(ctx context.Context, id uint32, p *pending) error {
+	select {
+	case err := <-p.done:
+		p.mute() // a request that stalled may yet be answered
+		return err
+	case <-ctx.Done():
+		o.abandon(ctx, id, p)
+		return context.Cause(ctx)
+	}
+}
+
+// abandon cancels a request whose asker does not wait any more. It stays
+// registered until the peer has ended it, since replies may be on their way.
+func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
+	p.mute()
+	o.mu.Lock()
+	live := o.live[id] == p && p.canceled.IsZero()
+	if live {
+		p.canceled = time.Now()
+	}
+	o.mu.Unlock()
+	if live {
+		// The asker has gone, so its context must not keep the peer from hearing.
+		_ = o.session.x.do(context.WithoutCancel(ctx), func(context.Context) {
+			if err := o.send(id, wire.Cancel{}); err != nil {
+				o.fail(err)
+			}
+		})
+	}
+}
+
+// finish ends a request.
+func (o *outbound) finish(id uint32, p *pending, err error) {
+	o.mu.Lock()
+	delete(o.live, id)
+	o.mu.Unlock()
+	o.settle(p, err)
+}
+
+func (o *outbound) settle(p *pending, err error) {
+	if p.place != nil {
+		o.session.places.give(p.place)
+	}
+	select {
+	case p.done <- err:
+	default: // it has stalled before
+	}
+}
+
+// fail ends the stream and all its requests.
+func (o *outbound) fail(err error) {
+	o.mu.Lock()
+	if o.err != nil {
+		o.mu.Unlock()
+		return
+	}
+	o.err = err
+	live, heard := o.live, o.heard
+	o.live = nil
+	o.mu.Unlock()
+	_ = o.stream.Reset()
+	o.session.lost(o, heard, err)
+	for _, p := range live {
+		o.settle(p, err)
+	}
+	o.session.x.ended(o.session.peer, err)
+}
+
+// watch fails the requests that have stalled. A peer that does not even end what
+// was canceled loses the stream.
+func (o *outbound) watch(now time.Time) {
+	if o.delivering.Load() {
+		o.busyAt = now
+	}
+	excused := max(o.session.excused.Load(), o.busyAt.UnixNano())
+	var stalled []uint32
+	var asked []*pending
+	deaf := false
+	o.mu.Lock()
+	for id, p := range o.live {
+		switch silent := now.UnixNano() - max(p.sign.Load(), excused); {
+		case !p.canceled.IsZero():
+			deaf = deaf || now.Sub(p.canceled) > canceledLife && silent > int64(canceledLife)
+		case silent > int64(StallTimeout):
+			stalled, asked = append(stalled, id), append(asked, p)
+			p.canceled = now
+		}
+	}
+	o.mu.Unlock()
+	if deaf {
+		o.fail(fmt.Errorf("%w: a canceled request was not ended", ErrStalled))
+		return
+	}
+	for i, p := range asked {
+		select {
+		case p.done <- ErrStalled:
+		default:
+		}
+		o.session.x.work.Go(func() { _ = o.send(stalled[i], wire.Cancel{}) })
+	}
+}
+
+// read takes the peer's frames until the stream ends.
+func (o *outbound) read() {
+	hello, err := o.hello()
+	switch {
+	case err == nil && hello.Lane != o.lane:
+		err = fmt.Errorf("%w: hello of lane %d on lane %d", ErrViolation, hello.Lane, o.lane)
+	case err == nil:
+		o.mu.Lock()
+		o.heard = true
+		o.mu.Unlock()
+		o.session.heard()
+	}
+	for err == nil {
+		err = o.next()
+	}
+	if errors.Is(err, content.ErrCorrupt) && !errors.Is(err, ErrViolation) {
+		err = fmt.Errorf("%w: %w", ErrViolation, err)
+	}
+	o.fail(err)
+}
+
+// next reads one frame.
+func (o *outbound) next() error {
+	h, err := o.header()
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	p := o.live[h.ID]
+	o.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("%w: frame of type %d for request %d, which is not open", ErrViolation, h.Type, h.ID)
+	}
+	p.sign.Store(time.Now().UnixNano())
+	if h.Type == wire.TypeData {
+		return o.takeData(h, p)
+	}
+	m, err := o.message(h)
+	if err != nil {
+		return err
+	}
+	return o.take(h.ID, p, m)
+}
+
+// take handles any frame but Data.
+func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
+	misplaced := fmt.Errorf("%w: unexpected %T", ErrViolation, m)
+	switch m := m.(type) {
+	case wire.Queued:
+		o.deliver(p, Queued{int(m.Position)})
+		return nil
+	case wire.Progress:
+		o.deliver(p, Progress{})
+		return nil
+	case wire.Absent:
+		for _, index := range m.Indexes {
+			if !p.left.answer(index) {
+				return misplaced
+			}
+		}
+		o.deliver(p, Absent{m.Indexes})
+		if p.left.left > 0 {
+			return nil
+		}
+	case wire.Refer:
+		to, err := peer.IDFromBytes(m.Peer)
+		if err != nil || !p.wants {
+			return misplaced
+		}
+		o.deliver(p, Refer{to})
+	case wire.Unknown:
+		if !p.wants {
+			return misplaced
+		}
+		o.deliver(p, Unknown{})
+	case wire.Bitmap:
+		if p.bitmap == nil {
+			return misplaced
+		}
+		p.sign.Store(farFuture) // from here on it may have nothing to say
+		return p.bitmap.take(m)
+	case wire.Answer:
+		if p.wants {
+			return misplaced
+		}
+		p.answer = m.Body
+	case wire.Error:
+		o.finish(id, p, remoteError(m))
+		return nil
+	default:
+		return misplaced
+	}
+	o.finish(id, p, nil)
+	return nil
+}
+
+// farFuture is the sign of life of a request that need not give any.
+const farFuture = 1<<63 - 1
+
+// deliver calls the asker back.
+func (o *outbound) deliver(p *pending, r Reply) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.each == nil {
+		return
+	}
+	o.delivering.Store(true)
+	p.each(r)
+	o.delivering.Store(false)
+}
+
+// takeData reads an object to where it can be used, or drops it when its asker
+// has gone.
+func (o *outbound) takeData(h wire.Header, p *pending) error {
+	d, err := o.dataHead(h)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !p.left.answer(d.Index):
+		return fmt.Errorf("%w: data of index %d, which was not asked for", ErrViolation, d.Index)
+	case p.level == 0 && d.Page > 0, p.level > 0 && d.Raw > content.NodeSizeMax:
+		return fmt.Errorf("%w: object of level %d with %d bytes and a page of %d", ErrViolation, p.level, d.Raw, d.Page)
+	}
+	if p.muted() {
+		if err = o.skip(d.Stored + d.Page); err == nil {
+			err = o.acknowledge(d)
+		}
+	} else {
+		err = o.readData(d, p)
+	}
+	if err != nil {
+		return err
+	}
+	if p.left.left == 0 {
+		o.finish(h.ID, p, nil)
+	}
+	return nil
+}
+
+// readData reads body and page, acknowledges them and hands them over.
+func (o *outbound) readData(d wire.Data, p *pending) error {
+	x := o.session.x
+	body := x.codec.pool.Get(d.Stored)
+	page := x.codec.pool.Get(d.Page)
+	o.data = Data{Index: d.Index}
+	defer func() {
+		if !o.data.taken {
+			x.codec.pool.Put(body)
+			x.codec.pool.Put(page)
+		}
+		o.data = Data{}
+	}()
+	if err := o.fill(body.B); err != nil {
+		return err
+	}
+	if err := o.fill(page.B); err != nil {
+		return err
+	}
+	if err := o.acknowledge(d); err != nil {
+		return err
+	}
+	if d.Codec == wire.CodecZstd {
+		raw, err := x.codec.expand(body.B, d.Raw)
+		if err != nil {
+			return err
+		}
+		x.codec.pool.Put(body)
+		body = raw
+	}
+	x.metrics.received.WithLabelValues(p.priority.String()).Add(float64(d.Size()))
+	o.data.Body, o.data.Page = body.B, page.B
+	o.deliver(p, &o.data)
+	return nil
+}
+
+// acknowledge counts a frame and tells the peer when it asks for that.
+func (o *outbound) acknowledge(d wire.Data) error {
+	o.unacked += d.Size()
+	if !d.Ack {
+		return nil
+	}
+	n := o.unacked
+	o.unacked = 0
+	return o.send(0, wire.Ack{Bytes: uint32(n)})
+}

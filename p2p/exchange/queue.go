@@ -1,0 +1,97 @@
+package exchange
+
+import (
+	"slices"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// ticket is one waiting place: for the next object that a peer asked for.
+type ticket struct {
+	peer     peer.ID
+	priority Priority
+	stranger bool
+	// link is the way to the peer, nil where only the number of turns counts;
+	// class is which of its flows the object is going to be part of.
+	link  *link
+	class class
+	// size is the expected length of the object, in bytes.
+	size int
+	// ready gets a value when the turn is given.
+	ready chan struct{}
+}
+
+// queue orders tickets: by priority, then in turn among the peers, then by age.
+// It is pure and not safe for concurrent use.
+type queue struct{ classes [priorities]ring }
+
+// ring holds the lines of one priority; the first has waited longest for a turn.
+type ring struct {
+	lines []*line
+	size  int // tickets in all lines
+}
+
+// line holds the tickets of one peer, oldest first; it is never empty.
+type line struct {
+	peer    peer.ID
+	tickets []*ticket
+}
+
+// push adds t and returns how many tickets go before it as things stand.
+func (q *queue) push(t *ticket) (ahead int) {
+	for p := t.priority; int(p) < priorities; p++ {
+		ahead += q.classes[p].size
+	}
+	r := &q.classes[t.priority]
+	r.size++
+	for _, l := range r.lines {
+		if l.peer == t.peer {
+			l.tickets = append(l.tickets, t)
+			return ahead
+		}
+	}
+	r.lines = append(r.lines, &line{t.peer, []*ticket{t}})
+	return ahead
+}
+
+// pop removes and returns the first ticket that may go, nil when none may. A peer
+// whose ticket went is last in turn; one whose ticket may not go keeps its place.
+func (q *queue) pop(mayGo func(*ticket) bool) *ticket {
+	for p := priorities - 1; p >= 0; p-- {
+		r := &q.classes[p]
+		for i, l := range r.lines {
+			if t := l.tickets[0]; mayGo(t) {
+				r.take(i, 0)
+				return t
+			}
+		}
+	}
+	return nil
+}
+
+// remove takes t out, wherever it is, and reports whether it was there.
+func (q *queue) remove(t *ticket) bool {
+	r := &q.classes[t.priority]
+	for i, l := range r.lines {
+		if at := slices.Index(l.tickets, t); l.peer == t.peer && at >= 0 {
+			r.take(i, at)
+			return true
+		}
+	}
+	return false
+}
+
+// take removes ticket at of line i. When it was the line's oldest, the line has
+// had its turn.
+func (r *ring) take(i, at int) {
+	l := r.lines[i]
+	r.size--
+	l.tickets = slices.Delete(l.tickets, at, at+1)
+	if len(l.tickets) > 0 && at > 0 {
+		return
+	}
+	r.lines = slices.Delete(r.lines, i, i+1)
+	if len(l.tickets) > 0 {
+		r.lines = append(r.lines, l)
+	}
+}

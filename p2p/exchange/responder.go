@@ -1,0 +1,239 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// responder answers one Want.
+type responder struct {
+	in     *inbound
+	id     uint32
+	ticket ticket
+
+	// turn is held by whoever answers with data or waits for the right to; it
+	// guards holds, whether the ticket has its turn. It is taken before mu.
+	turn  sync.Mutex
+	holds bool
+
+	// mu guards what follows, and is held while a frame without data is written:
+	// none may come after the one that ends the request.
+	mu      sync.Mutex
+	pending outstanding
+	ended   bool
+}
+
+// errEnded is returned for an answer to a request that has ended.
+var errEnded = errors.New("the request has ended")
+
+func newResponder(in *inbound, id uint32, req Request, stranger bool) *responder {
+	return &responder{
+		in: in, id: id, pending: newOutstanding(req.Indexes),
+		ticket: ticket{
+			peer: in.asker.id, priority: req.Priority, stranger: stranger,
+			link: in.asker.link, class: in.out.class, size: content.ChunkSizeDefault, ready: make(chan struct{}, 1),
+		},
+	}
+}
+
+// start waits for the first turn, which was asked for already.
+func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if taken {
+		r.holds = true
+		return nil
+	}
+	if err := r.tell(wire.Queued{Position: uint32(ahead)}); err != nil {
+		r.in.x.turns.leave(&r.ticket)
+		return err
+	}
+	return r.await(ctx)
+}
+
+// await waits for the turn that the ticket stands in line for, and tells the
+// asker meanwhile that it is not forgotten. The caller holds turn.
+func (r *responder) await(ctx context.Context) error {
+	tick := time.NewTicker(ProgressInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.ticket.ready:
+			r.holds = true
+			return nil
+		case <-ctx.Done():
+			r.in.x.turns.leave(&r.ticket)
+			return context.Cause(ctx)
+		case <-tick.C:
+			if err := r.Progress(); err != nil {
+				r.in.x.turns.leave(&r.ticket)
+				return err
+			}
+		}
+	}
+}
+
+// hold makes sure of a turn. The caller holds turn.
+func (r *responder) hold(ctx context.Context) error {
+	if r.holds {
+		return nil
+	}
+	if _, taken := r.in.x.turns.take(&r.ticket); taken {
+		r.holds = true
+		return nil
+	}
+	return r.await(ctx)
+}
+
+// yield gives the turn back unused. The caller holds turn.
+func (r *responder) yield() {
+	if r.holds {
+		r.holds = false
+		r.ticket.link.forgo(&r.ticket)
+		r.in.x.turns.give(&r.ticket)
+	}
+}
+
+// Data answers one index; see Responder.
+func (r *responder) Data(ctx context.Context, index uint64, v content.Verified, page []byte) error {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if err := r.hold(ctx); err != nil {
+		return fmt.Errorf("answer %d: %w", index, err)
+	}
+	r.mu.Lock()
+	left, err := r.strike(index)
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("answer %d: %w", index, err)
+	}
+	if err := r.write(index, v.Bytes(), page); err != nil {
+		return fmt.Errorf("answer %d: %w", index, err)
+	}
+	if left == 0 {
+		return nil
+	}
+	return r.hold(ctx)
+}
+
+// strike marks indexes as answered and returns how many are not. When none is
+// left the request has ended. The caller holds mu.
+func (r *responder) strike(indexes ...uint64) (left int, err error) {
+	if r.ended {
+		return 0, errEnded
+	}
+	for _, index := range indexes {
+		if !r.pending.answer(index) {
+			return 0, fmt.Errorf("%w: index %d was not asked for, or was answered", content.ErrInvalid, index)
+		}
+	}
+	if r.pending.left == 0 {
+		r.ended = true
+		r.in.end(r.id)
+	}
+	return r.pending.left, nil
+}
+
+// write sends one object and ends the turn: from here the link's window, not the
+// turns, says how much goes out at once. The caller holds turn.
+func (r *responder) write(index uint64, body, page []byte) error {
+	x, l := r.in.x, r.in.asker.link
+	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page)}
+	if l.mayCompress(len(body)) {
+		if b := x.codec.compress(body); b != nil {
+			defer x.codec.pool.Put(b)
+			body, d.Codec, d.Stored = b.B, wire.CodecZstd, len(b.B)
+		} else {
+			l.incompressible()
+		}
+	}
+	booked := r.ticket.size
+	r.ticket.size, r.holds = d.Size(), false
+	x.turns.give(&r.ticket)
+	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.send(&r.in.out, booked, size) })
+	if err == nil {
+		x.metrics.sent.WithLabelValues(r.ticket.priority.String()).Add(float64(d.Size()))
+	}
+	return err
+}
+
+// Absent answers indexes that are not here.
+func (r *responder) Absent(indexes ...uint64) error {
+	if len(indexes) == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.strike(indexes...); err != nil {
+		return fmt.Errorf("answer absent: %w", err)
+	}
+	return r.in.send(r.id, wire.Absent{Indexes: indexes})
+}
+
+// Queued gives the turn back.
+func (r *responder) Queued(position int) error {
+	r.turn.Lock()
+	r.yield()
+	r.turn.Unlock()
+	return r.tell(wire.Queued{Position: uint32(max(0, position))})
+}
+
+// Progress tells the asker that waiting is not in vain.
+func (r *responder) Progress() error { return r.tell(wire.Progress{}) }
+
+func (r *responder) tell(m wire.Message) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return errEnded
+	}
+	return r.in.send(r.id, m)
+}
+
+// Refer ends the request.
+func (r *responder) Refer(to peer.ID) error { return r.endWith(wire.Refer{Peer: []byte(to)}) }
+
+// Unknown ends the request.
+func (r *responder) Unknown() error { return r.endWith(wire.Unknown{}) }
+
+// drop ends the request, whose asker canceled it.
+func (r *responder) drop() { _ = r.endWith(wire.Error{Kind: wire.KindCanceled}) }
+
+// endWith ends the request, once data on its way has been written.
+func (r *responder) endWith(m wire.Message) error {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	r.yield()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return errEnded
+	}
+	r.ended = true
+	r.in.end(r.id)
+	return r.in.send(r.id, m)
+}
+
+// finish ends what the Server left open, and gives the turn back. Its errors are
+// those of a stream that is gone.
+func (r *responder) finish(ctx context.Context) {
+	if errors.Is(context.Cause(ctx), errCanceled) {
+		r.drop()
+		return
+	}
+	r.turn.Lock()
+	r.yield()
+	r.turn.Unlock()
+	r.mu.Lock()
+	rest := r.pending.rest()
+	r.mu.Unlock()
+	_ = r.Absent(rest...)
+}

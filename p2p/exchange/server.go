@@ -1,0 +1,297 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// inbound is a stream that a peer opened to ask us. One goroutine reads it; each
+// request has another, which writes its answers.
+type inbound struct {
+	*framed
+	x     *Exchange
+	asker *asker
+	lane  wire.Lane
+	out   outflow // guarded by the link
+
+	// mu guards live, the requests that have not ended. Lock order: none inside.
+	mu   sync.Mutex
+	live map[uint32]open
+}
+
+// open is a request that has not ended.
+type open struct {
+	cancel context.CancelCauseFunc
+	want   *responder // nil for small requests
+}
+
+// errCanceled is the cause of a request's context when its asker canceled it.
+var errCanceled = errors.New("canceled by the asker")
+
+// accept serves a stream until it ends.
+func (x *Exchange) accept(ctx context.Context, s network.Stream) {
+	defer s.Reset()
+	a, err := x.askers.join(remote(s))
+	if err != nil {
+		x.cfg.Log.Warn("stream refused", "peer", remote(s), "err", err)
+		return
+	}
+	defer x.askers.leave(a)
+	in := &inbound{framed: newFramed(s, serveTimeout, new(atomic.Int64)), x: x, asker: a, live: map[uint32]open{}}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	err = in.serve(ctx)
+	cancel(err)
+	a.link.close(&in.out)
+	x.turns.kick()
+	x.ended(a.id, err)
+}
+
+// ended judges why a stream ended.
+func (x *Exchange) ended(id peer.ID, err error) {
+	if errors.Is(err, ErrViolation) || errors.Is(err, content.ErrCorrupt) {
+		x.metrics.violations.Inc()
+		x.cfg.OnViolation(id, err)
+	}
+}
+
+func (in *inbound) serve(ctx context.Context) error {
+	h, err := in.hello()
+	if err != nil {
+		return err
+	}
+	if err := in.asker.present(in.x, h); err != nil {
+		return err
+	}
+	if err := in.x.askers.admit(in.asker); err != nil {
+		return err
+	}
+	in.lane = h.Lane
+	if h.Lane == wire.LaneUrgent {
+		in.out.class = classGuest
+	}
+	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: *in.x.chain.Load()}); err != nil {
+		return err
+	}
+	for {
+		if err := in.next(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// next reads one frame of the asker and begins what it asks for.
+func (in *inbound) next(ctx context.Context) error {
+	h, err := in.header()
+	if err != nil {
+		return err
+	}
+	if h.Type == wire.TypeData {
+		return fmt.Errorf("%w: data from an asker", ErrViolation)
+	}
+	m, err := in.message(h)
+	if err != nil {
+		return err
+	}
+	switch m := m.(type) {
+	case wire.Ack:
+		if !in.asker.link.acked(&in.out, int(m.Bytes)) {
+			return fmt.Errorf("%w: %d bytes acknowledged that were not asked about", ErrViolation, m.Bytes)
+		}
+		in.x.turns.kick()
+		return nil
+	case wire.Cancel:
+		in.cancel(h.ID)
+		return nil
+	case wire.Want:
+		return in.want(ctx, h.ID, m)
+	case wire.Introduce, wire.Subscribe, wire.Call:
+		return in.small(ctx, h.ID, m)
+	}
+	return fmt.Errorf("%w: frame of type %d from an asker", ErrViolation, h.Type)
+}
+
+// begin registers a request; want is nil for a small one.
+func (in *inbound) begin(ctx context.Context, id uint32, want *responder) (context.Context, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if _, ok := in.live[id]; ok {
+		return nil, fmt.Errorf("%w: request %d begun twice", ErrViolation, id)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	in.live[id] = open{cancel, want}
+	return ctx, nil
+}
+
+// end forgets a request. It comes before the frame that tells the asker, who may
+// use the id again from then on.
+func (in *inbound) end(id uint32) {
+	in.mu.Lock()
+	request, ok := in.live[id]
+	delete(in.live, id)
+	in.mu.Unlock()
+	if ok {
+		request.cancel(nil)
+	}
+}
+
+// cancel does what the asker wants: a Want ends without waiting for the Server.
+func (in *inbound) cancel(id uint32) {
+	in.mu.Lock()
+	request, ok := in.live[id]
+	in.mu.Unlock()
+	if !ok {
+		return // it ended while the Cancel was on its way
+	}
+	request.cancel(errCanceled)
+	if request.want != nil {
+		in.x.work.Go(request.want.drop)
+	}
+}
+
+// want begins a Want: it waits for its first turn, then the Server answers it.
+func (in *inbound) want(ctx context.Context, id uint32, m wire.Want) error {
+	p, stranger := in.asker.peer(in.x)
+	req := Request{m.Root, m.Level, m.Indexes, Priority(m.Priority), m.Fetch, m.Passed}
+	if stranger {
+		req.Priority = PrioritySeed
+	}
+	if (req.Priority == PriorityGuest) != (in.lane == wire.LaneUrgent) && !stranger || in.lane == wire.LaneControl {
+		return fmt.Errorf("%w: want of priority %d on lane %d", ErrViolation, m.Priority, in.lane)
+	}
+	r := newResponder(in, id, req, stranger)
+	ctx, err := in.begin(ctx, id, r)
+	if err != nil {
+		return err
+	}
+	if in.x.cfg.Server == nil {
+		return in.refuse(id, wire.Unknown{})
+	}
+	var ok bool
+	n := len(req.Indexes)
+	if in.asker.spend(func(b *budget) { ok = b.want(in.out.class, n) }); !ok {
+		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
+	}
+	ahead, taken := in.x.turns.take(&r.ticket)
+	in.x.work.Go(func() {
+		if r.start(ctx, ahead, taken) == nil {
+			in.x.cfg.Server.Want(ctx, p, req, r)
+		}
+		r.finish(ctx)
+		in.asker.spend(func(b *budget) { b.wanted(in.out.class, n) })
+	})
+	return nil
+}
+
+// refuse ends a request that was not begun.
+func (in *inbound) refuse(id uint32, m wire.Message) error {
+	in.end(id)
+	return in.send(id, m)
+}
+
+// small begins a request that is no Want: none of them needs a turn.
+func (in *inbound) small(ctx context.Context, id uint32, m wire.Message) error {
+	if in.lane != wire.LaneControl {
+		return fmt.Errorf("%w: %T on lane %d", ErrViolation, m, in.lane)
+	}
+	ctx, err := in.begin(ctx, id, nil)
+	if err != nil {
+		return err
+	}
+	var ok bool
+	if in.asker.spend(func(b *budget) { ok = b.call() }); !ok {
+		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
+	}
+	p, _ := in.asker.peer(in.x)
+	answered := make(chan wire.Message, 1)
+	in.x.work.Go(func() {
+		answered <- in.answer(ctx, p, id, m)
+		in.asker.spend((*budget).called)
+	})
+	in.x.work.Go(func() { in.reassure(ctx, id, m, answered) })
+	return nil
+}
+
+// reassure tells the asker that we are at it until there is an answer to send. A
+// canceled call ends without waiting for the Answerer; a subscription is quiet,
+// and its last bitmap may be on its way.
+func (in *inbound) reassure(ctx context.Context, id uint32, m wire.Message, answered <-chan wire.Message) {
+	tick := time.NewTicker(ProgressInterval)
+	defer tick.Stop()
+	canceled := ctx.Done()
+	if _, ok := m.(wire.Subscribe); ok {
+		tick.Stop()
+		canceled = nil
+	}
+	for {
+		var last wire.Message
+		select {
+		case <-tick.C:
+			_ = in.send(id, wire.Progress{}) // an asker that is gone needs no answer
+			continue
+		case last = <-answered:
+		case <-canceled:
+			last = wire.Error{Kind: wire.KindCanceled}
+		}
+		in.end(id)
+		_ = in.send(id, last)
+		return
+	}
+}
+
+// answer does what a small request asks and returns the frame that ends it.
+func (in *inbound) answer(ctx context.Context, p Peer, id uint32, m wire.Message) wire.Message {
+	var body []byte
+	err := fmt.Errorf("%w: this member does not serve that", content.ErrNotFound)
+	cfg := &in.x.cfg
+	switch m := m.(type) {
+	case wire.Introduce:
+		if cfg.Server != nil {
+			err = cfg.Server.Introduce(ctx, p, m.Envelope)
+		}
+	case wire.Subscribe:
+		if cfg.Server != nil {
+			err = cfg.Server.Bitmaps(ctx, p, m.Root, func(b *content.Bitmap) error { return in.sendBitmap(id, b) })
+		}
+	case wire.Call:
+		if cfg.Answerer != nil {
+			body, err = cfg.Answerer.Call(ctx, p, m.Method, m.Body)
+		}
+		if err == nil && len(body) > wire.CallSizeMax {
+			err = fmt.Errorf("answer of %d bytes: %w: the limit is %d", len(body), content.ErrInvalid, wire.CallSizeMax)
+		}
+	}
+	switch {
+	case context.Cause(ctx) == errCanceled:
+		return wire.Error{Kind: wire.KindCanceled}
+	case err != nil:
+		return wire.ErrorOf(err)
+	}
+	return wire.Answer{Body: body}
+}
+
+// sendBitmap sends b in parts that leave room for calls between them.
+func (in *inbound) sendBitmap(id uint32, b *content.Bitmap) error {
+	encoded, err := b.Encode()
+	if err != nil {
+		return fmt.Errorf("send bitmap: %w", err)
+	}
+	for {
+		n := min(len(encoded), wire.BitmapPartMax)
+		m := wire.Bitmap{Last: n == len(encoded), Part: encoded[:n]}
+		if err := in.send(id, m); err != nil || m.Last {
+			return err
+		}
+		encoded = encoded[n:]
+	}
+}

@@ -1,0 +1,216 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+const (
+	// openTimeout is how long a connection and a stream may take to open, hole
+	// punching included. Nobody waits for it longer than StallTimeout.
+	openTimeout = 10 * time.Second
+	// retryFirst and retryMax bound how long a peer whose streams fail is left
+	// alone: it is passed over meanwhile.
+	retryFirst = 100 * time.Millisecond
+	retryMax   = 15 * time.Second
+	// sessionsMax is how many peers we remember; above it, those that we have
+	// nothing open with are forgotten.
+	sessionsMax = 1024
+)
+
+// session is what we have with a peer that we ask: one stream a lane, opened when
+// it is needed.
+type session struct {
+	x    *Exchange
+	peer peer.ID
+	// excused is shared by the lanes: they are one connection.
+	excused atomic.Int64
+	// places keeps our Wants within the peer's budget, the urgent ones first.
+	places turns
+
+	// mu guards what follows. Lock order: session, then outbound.
+	mu      sync.Mutex
+	lanes   [wire.Lanes]*outbound
+	opening [wire.Lanes]*opening
+	retry   *backoff.ExponentialBackOff
+	retryAt time.Time
+	failure error
+}
+
+// opening is a stream on its way; out and err are set when done is closed.
+type opening struct {
+	done chan struct{}
+	out  *outbound
+	err  error
+}
+
+func newSession(x *Exchange, id peer.ID) *session {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
+	places := wantsMax
+	if len(*x.chain.Load()) == 0 {
+		places = strangerWantsMax
+	}
+	return &session{x: x, peer: id, places: turns{max: places}, retry: retry}
+}
+
+// lane returns the stream of a lane, opening it if need be. The opening goes on
+// when the caller does not wait for its end.
+func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
+	o, opening, err := s.find(l)
+	if o != nil || err != nil {
+		return o, err
+	}
+	if opening == nil {
+		if opening, err = s.open(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+	late := time.NewTimer(StallTimeout)
+	defer late.Stop()
+	select {
+	case <-opening.done:
+		return opening.out, opening.err
+	case <-late.C:
+		return nil, fmt.Errorf("open stream: %w", ErrStalled)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *session) find(l wire.Lane) (*outbound, *opening, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.lanes[l]; o != nil {
+		return o, nil, nil
+	}
+	if wait := time.Until(s.retryAt); wait > 0 && s.opening[l] == nil {
+		return nil, nil, fmt.Errorf("%w: next attempt in %v, the last one failed: %v", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
+	}
+	return nil, s.opening[l], nil
+}
+
+// open begins to open a stream, unless somebody just did.
+func (s *session) open(ctx context.Context, l wire.Lane) (*opening, error) {
+	s.mu.Lock()
+	p := s.opening[l]
+	mine := p == nil
+	if mine {
+		p = &opening{done: make(chan struct{})}
+		s.opening[l] = p
+	}
+	s.mu.Unlock()
+	if !mine {
+		return p, nil
+	}
+	err := s.x.do(ctx, func(ctx context.Context) {
+		p.out, p.err = s.dial(ctx, l)
+		s.opened(l, p)
+		if p.out == nil {
+			return
+		}
+		if ctx.Err() != nil { // closing, which may have looked before it was there
+			p.out.fail(content.ErrClosed)
+		}
+		p.out.read()
+	})
+	if err != nil { // nobody dials: those who wait for it hear so
+		p.err = err
+		s.opened(l, p)
+	}
+	return p, err
+}
+
+// opened settles an opening.
+func (s *session) opened(l wire.Lane, p *opening) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opening[l] = nil
+	s.lanes[l] = p.out
+	if errors.Is(p.err, ErrDisconnected) {
+		s.failed(p.err)
+	}
+	close(p.done)
+}
+
+func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	stream, err := s.x.cfg.Host.NewStream(ctx, s.peer, s.x.protocol)
+	if err != nil {
+		return nil, fmt.Errorf("open stream: %w: %w", ErrDisconnected, err)
+	}
+	o := &outbound{framed: newFramed(stream, StallTimeout, &s.excused), session: s, lane: l, live: map[uint32]*pending{}}
+	if err := o.send(0, wire.Hello{Lane: l, Chain: *s.x.chain.Load()}); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// failed puts the next attempt off. The caller holds mu.
+func (s *session) failed(err error) {
+	s.failure = err
+	s.retryAt = time.Now().Add(s.retry.NextBackOff())
+}
+
+// heard notes that the peer answers: the next failure is the first one again.
+func (s *session) heard() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retry.Reset()
+}
+
+// lost forgets a stream that ended; one that never brought a frame counts as a
+// failed attempt.
+func (s *session) lost(o *outbound, heard bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lanes[o.lane] == o {
+		s.lanes[o.lane] = nil
+	}
+	if !heard {
+		s.failed(err)
+	}
+}
+
+// streams returns the open streams.
+func (s *session) streams() []*outbound {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var open []*outbound
+	for _, o := range s.lanes {
+		if o != nil {
+			open = append(open, o)
+		}
+	}
+	return open
+}
+
+// idle reports whether there is nothing to forget here.
+func (s *session) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lanes == [wire.Lanes]*outbound{} && s.opening == [wire.Lanes]*opening{}
+}
+
+func (s *session) watch(now time.Time) {
+	for _, o := range s.streams() {
+		o.watch(now)
+	}
+}
+
+func (s *session) close(err error) {
+	for _, o := range s.streams() {
+		o.fail(err)
+	}
+}

@@ -1,0 +1,217 @@
+package exchange
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+const (
+	// readBuffer takes a header and small frames in one read; longer bodies go
+	// past it, straight to where they belong.
+	readBuffer = 4 << 10
+	// headRoom is how much of a body is copied behind its head, so that both leave
+	// in one TLS record of 16 KiB (yamux adds 12 bytes) and not in two.
+	headRoom = 16<<10 - 12
+	// serveTimeout is how long an asker may take none of its answers: by then its
+	// requests have failed as stalled several times over.
+	serveTimeout = 10 * time.Second
+	// rateMin is the slowest link that is any use, in bytes a second; a long write
+	// gets so much more time.
+	rateMin = 64 << 10
+	// helloTimeout is how long the other end of a new stream may say nothing.
+	helloTimeout = 10 * time.Second
+	// slowFrame is how long a frame may take to arrive before what waits behind it
+	// is excused for being late.
+	slowFrame = 100 * time.Millisecond
+)
+
+// framed reads and writes frames on a stream. Reading is for one goroutine,
+// writing for any.
+type framed struct {
+	stream network.Stream
+	in     *bufio.Reader
+	// excused is when requests last had a good reason to wait, on the whole
+	// connection: a frame that takes long to arrive. Unix nanoseconds.
+	excused *atomic.Int64
+	// timeout is how long a write may make no headway.
+	timeout time.Duration
+
+	// mu serializes writes; it guards out.
+	mu  sync.Mutex
+	out []byte
+}
+
+func newFramed(s network.Stream, timeout time.Duration, excused *atomic.Int64) *framed {
+	return &framed{stream: s, in: bufio.NewReaderSize(s, readBuffer), timeout: timeout, excused: excused}
+}
+
+// send writes a small frame.
+func (f *framed) send(id uint32, m wire.Message) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out = wire.Append(f.out[:0], id, m)
+	err := f.write(f.out)
+	if cap(f.out) > 2*headRoom {
+		f.out = nil
+	}
+	return err
+}
+
+// sendData writes a Data frame. begin is called with the right to write; it fills
+// in whether to ask for an acknowledgement.
+func (f *framed) sendData(id uint32, d wire.Data, body, page []byte, begin func(size int) (ack bool)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d.Ack = begin(d.Size())
+	f.out = d.Append(f.out[:0], id)
+	n := min(len(body), headRoom-len(f.out))
+	f.out = append(f.out, body[:n]...)
+	for _, b := range [][]byte{f.out, body[n:], page} {
+		if len(b) == 0 {
+			continue
+		}
+		if err := f.write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write writes b; a stream that could not take it is of no use any more. The
+// caller holds mu.
+func (f *framed) write(b []byte) error {
+	err := f.stream.SetWriteDeadline(time.Now().Add(f.timeout + time.Duration(len(b))*time.Second/rateMin))
+	if err == nil {
+		_, err = f.stream.Write(b)
+	}
+	if err != nil {
+		_ = f.stream.Reset()
+		return fmt.Errorf("write: %w: %w", ErrDisconnected, err)
+	}
+	return nil
+}
+
+// header reads the next header. Errors of the stream wrap ErrDisconnected, those
+// of the peer ErrCorrupt.
+func (f *framed) header() (wire.Header, error) {
+	var b [wire.HeaderSize]byte
+	if _, err := io.ReadFull(f.in, b[:]); err != nil {
+		return wire.Header{}, fmt.Errorf("read: %w: %w", ErrDisconnected, err)
+	}
+	return wire.ParseHeader(b)
+}
+
+// message reads the payload of a small frame.
+func (f *framed) message(h wire.Header) (wire.Message, error) {
+	p := make([]byte, h.Length)
+	if err := f.fill(p); err != nil {
+		return nil, err
+	}
+	return wire.Decode(h, p)
+}
+
+// dataHead reads the fixed part of a Data frame.
+func (f *framed) dataHead(h wire.Header) (wire.Data, error) {
+	var b [wire.DataSize]byte
+	if err := f.fill(b[:]); err != nil {
+		return wire.Data{}, err
+	}
+	return wire.DecodeData(h, b)
+}
+
+// fill reads len(b) bytes.
+func (f *framed) fill(b []byte) error {
+	begun := time.Now()
+	for n := 0; n < len(b); {
+		k, err := f.in.Read(b[n:])
+		if n += k; err != nil && n < len(b) {
+			return fmt.Errorf("read: %w: %w", ErrDisconnected, err)
+		}
+		if n == len(b) && n <= readBuffer {
+			break // small: not worth another look at the clock
+		}
+		if now := time.Now(); now.Sub(begun) > slowFrame {
+			f.excused.Store(now.UnixNano())
+		}
+	}
+	return nil
+}
+
+// skip reads n bytes and drops them.
+func (f *framed) skip(n int) error {
+	if _, err := f.in.Discard(n); err != nil {
+		return fmt.Errorf("read: %w: %w", ErrDisconnected, err)
+	}
+	return nil
+}
+
+// hello reads the first frame.
+func (f *framed) hello() (wire.Hello, error) {
+	if err := f.stream.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return wire.Hello{}, fmt.Errorf("read: %w: %w", ErrDisconnected, err)
+	}
+	h, err := f.header()
+	if err != nil {
+		return wire.Hello{}, err
+	}
+	if h.Type != wire.TypeHello {
+		return wire.Hello{}, fmt.Errorf("first frame: %w: type %d, want a hello", content.ErrCorrupt, h.Type)
+	}
+	m, err := f.message(h)
+	if err != nil {
+		return wire.Hello{}, err
+	}
+	return m.(wire.Hello), f.stream.SetReadDeadline(time.Time{})
+}
+
+// outstanding are the indexes of a Want that have no answer yet. Not safe for
+// concurrent use.
+type outstanding struct {
+	indexes  []uint64 // rising
+	answered []bool
+	left     int
+}
+
+func newOutstanding(indexes []uint64) outstanding {
+	return outstanding{indexes, make([]bool, len(indexes)), len(indexes)}
+}
+
+// has reports whether index waits for its answer.
+func (o *outstanding) has(index uint64) bool {
+	at, ok := o.find(index)
+	return ok && !o.answered[at]
+}
+
+// answer strikes index off, and reports whether it waited for that.
+func (o *outstanding) answer(index uint64) bool {
+	at, ok := o.find(index)
+	if !ok || o.answered[at] {
+		return false
+	}
+	o.answered[at] = true
+	o.left--
+	return true
+}
+
+func (o *outstanding) find(index uint64) (int, bool) { return slices.BinarySearch(o.indexes, index) }
+
+// rest returns what has no answer.
+func (o *outstanding) rest() []uint64 {
+	var rest []uint64
+	for i, index := range o.indexes {
+		if !o.answered[i] {
+			rest = append(rest, index)
+		}
+	}
+	return rest
+}
