@@ -66,7 +66,7 @@ func DecodeBitmap(b []byte) (*Bitmap, error) {
 	case n != int64(len(b)):
 		return nil, fmt.Errorf("bitmap: %w: %d bytes after the end", ErrCorrupt, int64(len(b))-n)
 	}
-	if err := out.set.Validate(); err != nil && out.set.GetCardinality() > 0 {
+	if err := out.set.Validate(); err != nil {
 		return nil, fmt.Errorf("bitmap: %w: %w", ErrCorrupt, err)
 	}
 	return &out, nil

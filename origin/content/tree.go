@@ -55,7 +55,7 @@ func (t Tree) Validate() error {
 	switch {
 	case t.Chunks > TreeChunksMax || t.Size < 0 || t.Size > SizeMax:
 		return fmt.Errorf("tree of %d bytes in %d chunks: %w: the limits are %d and %d", t.Size, t.Chunks, ErrInvalid, int64(SizeMax), int64(TreeChunksMax))
-	case t.Listing > t.Chunks || t.Listing > t.Entries+t.Chunks, (t.Listing == 0) != (t.Entries == 0), (t.Listing == 0) != t.Map.IsHole(), t.Listing == 0 && t.Chunks > 0:
+	case t.Listing > t.Chunks, (t.Listing == 0) != (t.Entries == 0), (t.Listing == 0) != t.Map.IsHole(), t.Listing == 0 && t.Chunks > 0:
 		return fmt.Errorf("tree of %d entries listed in %d of %d chunks, map %s: %w", t.Entries, t.Listing, t.Chunks, t.Map, ErrInvalid)
 	}
 	return nil
@@ -110,7 +110,8 @@ type TreePager struct {
 // decide.
 const treePageOften = 512
 
-// Add appends an entry. The page that it completes is returned, else nil.
+// Add appends an entry, whose slices it keeps. The page that it completes is
+// returned, else nil.
 func (p *TreePager) Add(c *Codec, e TreeEntry) ([]byte, error) {
 	if err := p.checker.Next(e); err != nil {
 		return nil, err
