@@ -7,9 +7,13 @@ import (
 
 const (
 	// batchSize is the size of the buffers that requests are read into and
-	// replies are gathered in: 32 replies of 4 KiB, twice. Larger ones fall out of
-	// the processor's nearer cache and gain nothing.
+	// replies are gathered in. Larger ones fall out of the processor's nearer
+	// cache and gain nothing.
 	batchSize = 256 << 10
+	// gatherMax is how much is gathered before it is sent though more requests
+	// are at hand: so the client works on the first replies of a batch while the
+	// server works on the last. Four replies of 4 KiB are worth a write.
+	gatherMax = 16 << 10
 	// headRoom is what a buffer holds beyond its class: the heads of a reply.
 	headRoom = 64
 

@@ -215,6 +215,9 @@ func (c *conn) transmit() error {
 			if err := c.dispatch(req); err != nil {
 				return c.leaving(err)
 			}
+			if c.replies != nil && len(c.replies.p) >= gatherMax {
+				c.flush()
+			}
 		}
 		c.flush()
 		if err := c.in.fill(); err != nil {
