@@ -86,8 +86,9 @@ func (l *link) forgo(t *ticket) {
 
 // send turns booked room into size bytes under way on o, and says whether their
 // frame must ask for an acknowledgement. Frames are written in the order of the
-// calls.
-func (l *link) send(o *outflow, booked, size int) (ack bool) {
+// calls. The bytes were ready to go at the given time: waiting behind others for
+// the stream is part of the round trip.
+func (l *link) send(o *outflow, booked, size int, at time.Time) (ack bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &l.flow[o.class]
@@ -99,7 +100,7 @@ func (l *link) send(o *outflow, booked, size int) (ack bool) {
 		return false
 	}
 	full := f.refused || f.sent >= limit
-	o.asked = append(o.asked, asked{o.fresh, time.Since(l.begun), full})
+	o.asked = append(o.asked, asked{o.fresh, at.Sub(l.begun), full})
 	o.fresh = 0
 	f.asked++
 	f.refused = false

@@ -158,7 +158,8 @@ func (r *responder) write(index uint64, body, page []byte) error {
 	booked := r.ticket.size
 	r.ticket.size, r.holds = d.Size(), false
 	x.turns.give(&r.ticket)
-	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.send(&r.in.out, booked, size) })
+	at := time.Now()
+	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.send(&r.in.out, booked, size, at) })
 	if err == nil {
 		x.metrics.sent.WithLabelValues(r.ticket.priority.String()).Add(float64(d.Size()))
 	}
