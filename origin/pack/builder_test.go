@@ -137,10 +137,10 @@ func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
 }
 
 func TestPacksStayWithinTheirSize(t *testing.T) {
-	im := newImage(20000, 1, 0)
+	im := newImage(5000, 1, 0)
 	to := newMemory()
 	h, s := build(t, config(to, im), im)
-	if s.Packs < 100 {
+	if s.Packs < 30 {
 		t.Fatalf("only %d packs", s.Packs)
 	}
 	for _, key := range to.keys("packs/") {
@@ -287,7 +287,7 @@ var errKilled = errors.New("killed")
 
 // Killed at any upload and run again, an import sends only what is missing.
 func TestKilledAndRunAgain(t *testing.T) {
-	im := newImage(1500, 1, 0)
+	im := newImage(800, 1, 0)
 	whole := newMemory()
 	want, _ := build(t, config(whole, im), im)
 	for n := range whole.puts {
