@@ -30,9 +30,11 @@ func newEncoder(workers int) (*zstd.Encoder, error) {
 }
 
 // newDecoder returns a decoder that is safe for concurrent use and starts no
-// goroutines. Its memory is bounded by the largest object there is.
+// goroutines. It never writes more than it is given room for, so a hostile frame
+// costs no more memory than an honest one.
 func newDecoder() *zstd.Decoder {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(ManifestSizeMax))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderMaxMemory(ManifestSizeMax))
 	if err != nil {
 		panic(fmt.Sprintf("pack: zstd decoder options: %v", err))
 	}

@@ -73,3 +73,15 @@ func TestPropertyFramesComeBack(t *testing.T) {
 		}
 	})
 }
+
+func TestAFrameThatGrowsTooLarge(t *testing.T) {
+	enc, err := newEncoder(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := make([]byte, 16<<20)
+	frame := enc.EncodeAll(raw, nil)
+	e := Extent{content.Sum(raw), Location{goldenMesh, 16, uint32(len(frame)), testChunk, CodecZstd, 0}}
+	_, err = decodeFrame(newDecoder(), e, frame)
+	wantErr(t, err, content.ErrCorrupt)
+}

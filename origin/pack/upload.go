@@ -16,9 +16,11 @@ const (
 	// uploadTries is how often a pack is sent while its fate is unknown: with the
 	// waits below, about a minute of a store that does not answer.
 	uploadTries = 8
-	// uploadWaitMin and uploadWaitMax bound the wait between two tries.
-	uploadWaitMin = 200 * time.Millisecond
-	uploadWaitMax = 15 * time.Second
+	// uploadWaitMin and uploadWaitMax bound the wait between two tries, which
+	// grows by uploadWaitGrowth.
+	uploadWaitMin    = 200 * time.Millisecond
+	uploadWaitMax    = 15 * time.Second
+	uploadWaitGrowth = 3
 )
 
 // upload puts a pack into the bucket and returns its memory.
@@ -53,7 +55,7 @@ func store(ctx context.Context, to bucket.Bucket, s sealed) error {
 		return struct{}{}, backoff.Permanent(err)
 	}
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = uploadWaitMin, uploadWaitMax
+	wait.InitialInterval, wait.MaxInterval, wait.Multiplier = uploadWaitMin, uploadWaitMax, uploadWaitGrowth
 	_, err := backoff.Retry(ctx, try, backoff.WithBackOff(wait), backoff.WithMaxTries(uploadTries))
 	if err != nil {
 		return fmt.Errorf("upload pack %s: %w", s.id, err)
