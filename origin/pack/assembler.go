@@ -22,7 +22,6 @@ type assembler struct {
 
 	w       *writer     // the pack being filled, nil when none is
 	buffers chan []byte // free memory for packs
-	usual   int         // the memory that the last pack took
 	ship    func(sealed)
 
 	mappers []mapper // by level, from 1
@@ -142,8 +141,8 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 	}
 	select {
 	case buf := <-a.buffers:
-		if cap(buf) < a.usual {
-			buf = make([]byte, 0, a.usual)
+		if buf == nil { // what is never written takes no memory
+			buf = make([]byte, 0, min(int64(a.cfg.PackSize), a.root.Size)*9/8+content.RunSize)
 		}
 		a.w = newWriter(id, buf)
 		return nil
@@ -154,7 +153,7 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 
 func (a *assembler) shipPack() {
 	s := a.w.seal("")
-	a.w, a.usual = nil, cap(s.bytes)
+	a.w = nil
 	a.ship(s)
 }
 
