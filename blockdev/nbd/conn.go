@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -107,9 +106,12 @@ func (c *conn) serve() (how string) {
 	}
 	if !errors.Is(err, errLeave) {
 		c.cancel()
+		c.socket.Close()
 	}
 	c.flush()
 	c.working.Wait()
+	// The last replies have their time, even if the client stopped reading.
+	c.socket.SetWriteDeadline(time.Now().Add(c.server.cfg.DrainTimeout))
 	c.out.wait()
 	c.cancel()
 	c.socket.Close()
@@ -117,20 +119,24 @@ func (c *conn) serve() (how string) {
 	if c.device != nil {
 		c.device.release()
 	}
-	switch {
-	case errors.Is(err, errLeave):
-		how = endOK
-	case errors.Is(err, content.ErrInvalid):
-		how = endGarbage
-	case errors.Is(err, content.ErrNotFound):
-		how = endRefused
-	case !opened && errors.Is(err, os.ErrDeadlineExceeded):
-		how = endTimeout
-	default:
-		how = endLost
-	}
+	how = ending(err, opened)
 	c.server.cfg.Log.Debug("nbd: connection ended", "client", c.client(), "export", c.name, "how", how, "reason", err)
 	return how
+}
+
+// ending is the label of what ended a connection.
+func ending(err error, opened bool) string {
+	switch {
+	case errors.Is(err, errLeave):
+		return endOK
+	case errors.Is(err, content.ErrInvalid):
+		return endGarbage
+	case errors.Is(err, content.ErrNotFound):
+		return endRefused
+	case !opened && errors.Is(err, os.ErrDeadlineExceeded):
+		return endTimeout
+	}
+	return endLost
 }
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
@@ -221,9 +227,6 @@ func (c *conn) transmit() error {
 		}
 		c.flush()
 		if err := c.in.fill(); err != nil {
-			if errors.Is(err, io.EOF) && c.in.buffered() > 0 {
-				err = io.ErrUnexpectedEOF
-			}
 			return c.leaving(err)
 		}
 	}
