@@ -186,12 +186,6 @@ func newOutstanding(indexes []uint64) outstanding {
 	return outstanding{indexes, make([]bool, len(indexes)), len(indexes)}
 }
 
-// has reports whether index waits for its answer.
-func (o *outstanding) has(index uint64) bool {
-	at, ok := o.find(index)
-	return ok && !o.answered[at]
-}
-
 // answer strikes index off, and reports whether it waited for that.
 func (o *outstanding) answer(index uint64) bool {
 	at, ok := o.find(index)

@@ -22,25 +22,26 @@ const (
 	probeRounds = 2
 )
 
-// window says how many bytes of bulk may be under way on one link: as many as
-// make its round trip queueTarget longer than its shortest. It doubles each round
-// trip until that shows, and follows from there. It is pure: time comes with the
+// window says how many bytes of bulk may be under way on one link: what it carries
+// in its shortest round trip and queueTarget. It doubles every other round trip
+// until less comes through, and follows the rate from there. It is pure: time comes with the
 // samples, as the time since any fixed moment.
 type window struct {
 	size int // 0 stands for windowMin
 
-	base   time.Duration // the shortest round trip; 0 when none is known
-	baseAt time.Duration // when it was last seen
-	steady bool          // doubling is over
-	probe  int           // rounds left of a probe
-	rate   float64       // bytes a second when the window was full, smoothed; 0 when it never was
+	base    time.Duration // the shortest round trip; 0 when none is known
+	baseAt  time.Duration // when it was last seen
+	steady  bool          // doubling is over
+	settled bool          // what comes through was sent under this window
+	probe   int           // rounds left of a probe
+	rate    float64       // bytes a second when the window was full, smoothed; 0 when it never was
 
 	round struct {
-		begun     time.Duration
-		started   bool
-		bytes     int
-		shortest  time.Duration
-		shortened bool // it was full at least once
+		begun    time.Duration
+		started  bool
+		bytes    int
+		shortest time.Duration
+		full     bool // at least once
 	}
 }
 
@@ -65,7 +66,7 @@ func (w *window) limit() int {
 func (w *window) measured() (rate float64, ok bool) { return w.rate, w.steady && w.rate > 0 }
 
 // acked takes a sample. A round is the time between sending a byte and hearing
-// of it; the window changes once a round.
+// of it; the window changes every other round.
 func (w *window) acked(s sample) {
 	r := &w.round
 	trip := max(s.acked-s.sent, time.Microsecond)
@@ -75,47 +76,50 @@ func (w *window) acked(s sample) {
 	}
 	r.bytes += s.bytes
 	r.shortest = min(r.shortest, trip)
-	r.shortened = r.shortened || s.full
+	r.full = r.full || s.full
 	if s.sent < r.begun {
 		return // sent before the round began
 	}
 	w.endRound(s.acked)
-	r.begun, r.bytes, r.shortest, r.shortened = s.acked, 0, time.Hour, false
+	r.begun, r.bytes, r.shortest, r.full = s.acked, 0, time.Hour, false
 }
 
+// endRound adapts to the bytes that came through in a round.
 func (w *window) endRound(now time.Duration) {
 	r := &w.round
-	if w.base == 0 || r.shortest <= w.base+w.base/8 || w.probe == 1 {
-		if w.base == 0 || r.shortest < w.base || w.probe == 1 {
-			w.base = r.shortest
-		}
-		w.baseAt = now
+	if w.base == 0 || r.shortest <= w.base || w.probe == 1 {
+		w.base, w.baseAt = r.shortest, now
 	}
 	if w.probe > 0 {
 		w.probe--
+		w.settled = false
 		return
 	}
-	if !r.shortened {
+	if !r.full || now <= r.begun {
 		return // nobody wanted more: it says nothing about the link
 	}
-	if elapsed := now - r.begun; elapsed > 0 {
-		rate := float64(r.bytes) / elapsed.Seconds()
-		if w.rate == 0 {
-			w.rate = rate
-		}
-		w.rate += (rate - w.rate) / 4
+	if !w.settled { // what came through was sent under the window before
+		w.settled = true
+		return
 	}
+	w.settled = false
+	rate := float64(r.bytes) / (now - r.begun).Seconds()
+	if w.rate == 0 {
+		w.rate = rate
+	}
+	w.rate += (rate - w.rate) / 4
 	if now-w.baseAt > baseLife {
 		w.probe = probeRounds
 		return
 	}
-	if r.shortest > w.base+queueTarget {
+	limit := float64(w.limit())
+	want := rate * (w.base + queueTarget).Seconds()
+	if want < limit {
 		w.steady = true
 	}
-	factor := 2.0
-	if w.steady {
-		factor = float64(w.base+queueTarget) / float64(r.shortest)
-		factor = min(2, max(0.5, factor))
+	next := 2 * limit
+	if w.steady { // in small steps: one round may mislead
+		next = min(max(want, limit/2), limit*5/4)
 	}
-	w.size = min(windowMax, max(windowMin, int(float64(w.limit())*factor)))
+	w.size = int(min(windowMax, max(windowMin, next)))
 }
