@@ -1,0 +1,55 @@
+package swarm
+
+import (
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+func libp2pKey(k trust.PrivateKey) (crypto.PrivKey, error) {
+	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(k.Seed()))
+}
+
+// PeerID returns the peer ID of a member's key.
+func PeerID(k trust.PublicKey) (peer.ID, error) {
+	pub, err := crypto.UnmarshalEd25519PublicKey(k[:])
+	if err != nil {
+		return "", fmt.Errorf("peer ID of %s: %w", k, err)
+	}
+	return peer.IDFromPublicKey(pub)
+}
+
+// PublicKey returns the key that a peer ID holds.
+func PublicKey(id peer.ID) (trust.PublicKey, error) {
+	pub, err := id.ExtractPublicKey()
+	if err != nil {
+		return trust.PublicKey{}, fmt.Errorf("key of peer %s: %w: %w", id, content.ErrInvalid, err)
+	}
+	raw, err := pub.Raw()
+	if err != nil || pub.Type() != crypto.Ed25519 {
+		return trust.PublicKey{}, fmt.Errorf("key of peer %s: %w: not Ed25519", id, content.ErrInvalid)
+	}
+	return trust.PublicKey(raw), nil
+}
+
+// Key is what a root is announced under.
+type Key [32]byte
+
+// KeyFor returns the key of a root. That of a public root follows from it; any
+// other one can be computed only with the secret that members share, so that
+// those who carry the DHT learn nothing of it.
+func KeyFor(scope content.Scope, root content.CID, secret [32]byte) Key {
+	if scope.IsPublic() {
+		return sha256.Sum256(append([]byte("grange root "), root[:]...))
+	}
+	mac := hmac.New(sha256.New, secret[:])
+	mac.Write(root[:])
+	return Key(mac.Sum(nil))
+}
