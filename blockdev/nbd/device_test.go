@@ -1,6 +1,7 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -141,6 +142,20 @@ func (m *memory) Extents(_ context.Context, dst []blockdev.Extent, off, n int64,
 		off += length
 	}
 	return dst, nil
+}
+
+// isHole reports whether the page at off is one.
+func (m *memory) isHole(off int64) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.hole[off/pageSize]
+}
+
+// equal reports whether the device holds those bytes.
+func (m *memory) equal(data []byte) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return bytes.Equal(m.data, data)
 }
 
 // plain hides every ability but the Device's.

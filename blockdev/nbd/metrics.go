@@ -53,7 +53,7 @@ func newMetrics() *metrics {
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "grange", Subsystem: "nbd", Name: "connections", Help: "Open connections.",
 		}),
-		ended:    counter("connections_total", "Connections that ended, by how: ok, lost, garbage, timeout, refused, failed.", "end"),
+		ended:    counter("connections_total", "Connections that ended, by how: ok, lost, garbage, timeout, refused.", "end"),
 		requests: counter("requests_total", "Requests received, by command.", "command"),
 		bytes:    counter("bytes_total", "Bytes of data asked for by clients.", "direction"),
 		errors:   counter("errors_total", "Requests answered with an error, by error.", "error"),

@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"bytes"
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -14,15 +15,15 @@ import (
 // hesitant answers inline only now and then, so that both ways are taken.
 type hesitant struct {
 	*memory
-	prompt bool // what the next try says; set between requests
+	prompt atomic.Bool // what the next try says; set between requests
 }
 
 func (h *hesitant) TryReadAt(p []byte, off int64) bool {
-	return h.prompt && h.memory.TryReadAt(p, off)
+	return h.prompt.Load() && h.memory.TryReadAt(p, off)
 }
 
 func (h *hesitant) TryWriteAt(p []byte, off int64) bool {
-	return h.prompt && h.memory.TryWriteAt(p, off)
+	return h.prompt.Load() && h.memory.TryWriteAt(p, off)
 }
 
 // TestAnySequenceOfRequestsMatchesAShadow drives one device by many requests,
@@ -44,7 +45,7 @@ func TestAnySequenceOfRequestsMatchesAShadow(t *testing.T) {
 			return uint64(from) * 512, uint32(length) * 512
 		}
 		pick := func() *client {
-			disk.prompt = rapid.Bool().Draw(r, "prompt")
+			disk.prompt.Store(rapid.Bool().Draw(r, "prompt"))
 			return rapid.SampledFrom(clients).Draw(r, "client")
 		}
 		check := func(a answer) {

@@ -15,11 +15,11 @@ type output struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: every write may block
 
-	mu    sync.Mutex
-	queue []*buffer // guarded by mu
-	busy  bool      // guarded by mu: somebody writes, and will write what is queued
-	err   error     // guarded by mu: the first failure; nothing is sent after it
-	idle  sync.Cond // L is &mu; busy became false
+	mu    sync.Mutex // held while a budget's mu is taken, never the other way round
+	queue []*buffer  // guarded by mu
+	busy  bool       // guarded by mu: somebody writes, and will write what is queued
+	err   error      // guarded by mu: the first failure; nothing is sent after it
+	idle  sync.Cond  // L is &mu; busy became false
 
 	// The rest belongs to who is busy.
 	taken    []*buffer             // what is being written

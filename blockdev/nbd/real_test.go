@@ -92,12 +92,12 @@ func TestNBDCopyKeepsBytesAndHoles(t *testing.T) {
 			t.Errorf("%s: the copy occupies %d bytes, want at most %d", uri("from"), stored, want)
 		}
 		command(t, "libnbd-bin", "nbdcopy", "--destination-is-zero", path, uri("to"))
-		if !bytes.Equal(from.data, to.data) {
+		if !to.equal(from.data) {
 			t.Errorf("%s: the copy back has other bytes", uri("to"))
 		}
 		to.Zero(t.Context(), 0, realSize, false, false)
 		command(t, "libnbd-bin", "nbdcopy", uri("from"), uri("to"))
-		if !bytes.Equal(from.data, to.data) {
+		if !to.equal(from.data) {
 			t.Errorf("%s: the copy beside it has other bytes", uri("to"))
 		}
 		if got, want := data(to), data(from); got != want {
@@ -108,6 +108,8 @@ func TestNBDCopyKeepsBytesAndHoles(t *testing.T) {
 
 // data counts the pages that are no holes.
 func data(m *memory) (n int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	for _, hole := range m.hole {
 		if !hole {
 			n++
@@ -175,7 +177,7 @@ func TestQEMUReadsWritesAndComparesDisks(t *testing.T) {
 		command(t, "qemu-utils", "qemu-img", "convert", "-O", "qcow2", uri("from"), qcow)
 		command(t, "qemu-utils", "qemu-img", "compare", "-f", "qcow2", "-F", "raw", qcow, uri("from"))
 		command(t, "qemu-utils", "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", qcow, uri("to"))
-		if !bytes.Equal(from.data, to.data) {
+		if !to.equal(from.data) {
 			t.Errorf("%s: convert wrote other bytes", uri("to"))
 		}
 		command(t, "qemu-utils", "qemu-img", "compare", uri("from"), uri("to"))

@@ -198,9 +198,7 @@ func TestStopCancelsWhatTakesTooLong(t *testing.T) {
 func TestGarbageIsClosedAndCounted(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	s, uri := startServer(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": newMemory(diskSize)})}, "disk")
-	for _, c := range s.Collectors() {
-		registry.MustRegister(c)
-	}
+	registry.MustRegister(s.Collectors()...)
 	garbage := [][]byte{
 		[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
 		pack(uint32(3), "GET / HTTP/1.1\r\n\r\n"),

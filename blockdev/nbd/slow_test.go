@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
 )
@@ -125,7 +127,10 @@ func TestRequestsBeyondTheLimitWait(t *testing.T) {
 
 func TestClientThatDoesNotReadIsBounded(t *testing.T) {
 	disk := newMemory(64 << 20).fill()
-	uri := serveDisk(t, disk)
+	const budget = 33 << 20
+	s, uri := startServer(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk}), BytesMax: budget}, "disk")
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.Collectors()...)
 	lazy := dial(t, uri)
 	const requests = 1000 // 250 MiB of replies: far more than the budget
 	sent := make(chan error, 1)
@@ -142,6 +147,9 @@ func TestClientThatDoesNotReadIsBounded(t *testing.T) {
 		if a := other.do(cmdRead, 0, 0, pageSize); a.code != 0 {
 			t.Fatalf("beside it: error %d", a.code)
 		}
+	}
+	if got := metric(t, registry, "grange_nbd_bytes_total", "read"); got > budget+1<<20 {
+		t.Errorf("%v bytes were read for a client that takes none, want at most %d", got, budget)
 	}
 	for i := range uint64(requests) {
 		lazy.asked[i+1] = ask{cmdRead, i % 128 * (256 << 10), 256 << 10}
@@ -204,7 +212,7 @@ func TestClientThatVanishesAmidARequest(t *testing.T) {
 	if n := shelf.opened("disk"); n != 0 {
 		t.Errorf("%d devices are still open", n)
 	}
-	if !bytes.Equal(before, disk.data) {
+	if !disk.equal(before) {
 		t.Error("half a write changed the device")
 	}
 }

@@ -269,9 +269,10 @@ func TestBlockStatus(t *testing.T) {
 	if a, want := c.do(cmdBlockStatus, flagReqOne, 66<<10, 512<<10), []uint32{6 << 10, 0}; !slices.Equal(a.states, want) {
 		t.Errorf("first state %v, want %v", a.states, want)
 	}
-	for off := 0; off < diskSize; off += 2 * pageSize {
-		disk.mark(int64(off), pageSize, false)
-		disk.mark(int64(off)+pageSize, pageSize, true)
+	page := make([]byte, pageSize)
+	for off := int64(0); off < diskSize; off += 2 * pageSize { // every second page is data
+		disk.TryWriteAt(page, off)
+		disk.Zero(t.Context(), off+pageSize, pageSize, false, false)
 	}
 	total, states := uint32(0), 0
 	for total < diskSize {
@@ -330,7 +331,7 @@ func TestEachCommandReachesTheDevice(t *testing.T) {
 				}
 			}
 			if kind == "disk" {
-				if a := c.do(cmdTrim, flagFUA, pageSize, pageSize); a.code != 0 || !disk.hole[1] {
+				if a := c.do(cmdTrim, flagFUA, pageSize, pageSize); a.code != 0 || !disk.isHole(pageSize) {
 					t.Fatalf("trim: error %d, or no hole", a.code)
 				}
 			}
