@@ -57,16 +57,22 @@ type opening struct {
 func newSession(x *Exchange, id peer.ID) *session {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
-	places := wantsMax
+	budget := wantsMax
 	if len(*x.chain.Load()) == 0 {
-		places = strangerWantsMax
+		budget = strangerWantsMax
 	}
-	return &session{x: x, peer: id, places: turns{max: places}, retry: retry}
+	// Half of it: the peer counts a request for a little longer than we do.
+	return &session{x: x, peer: id, places: turns{max: budget / 2}, retry: retry}
 }
 
 // lane returns the stream of a lane, opening it if need be. The opening goes on
 // when the caller does not wait for its end.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
+	select {
+	case <-s.x.stopped:
+		return nil, content.ErrClosed
+	default:
+	}
 	o, opening, err := s.find(l)
 	if o != nil || err != nil {
 		return o, err
