@@ -25,6 +25,11 @@ const (
 	endRefused = "refused" // too many connections, or no such export
 )
 
+// socketBuffer is asked for on unix sockets, so that two long replies fit and the
+// second is read while the client takes the first; the kernel may grant less.
+// TCP finds its own size.
+const socketBuffer = 1 << 20
+
 // errLeave ends a connection in good order: what is in flight is answered first.
 var errLeave = errors.New("disconnect")
 
@@ -78,6 +83,9 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 		loud:   rate.Sometimes{First: 3, Interval: time.Second},
 	}
 	c.ctx, c.cancel = context.WithCancel(ctx)
+	if unix, ok := socket.(*net.UnixConn); ok {
+		unix.SetWriteBuffer(socketBuffer)
+	}
 	raw := rawOf(socket)
 	c.in.open(socket, raw, &s.pool)
 	c.out.open(socket, raw)
