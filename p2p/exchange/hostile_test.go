@@ -3,7 +3,6 @@ package exchange
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,11 +20,9 @@ import (
 
 func protocolID(m mesh) protocol.ID { return protocol.ID(wire.ProtocolID(m.key.Public())) }
 
-// scripted is a peer that speaks the protocol by hand: answer is called with each
-// Want. The returned count is of streams opened to it.
-func (m mesh) scripted(t *testing.T, answer func(f *framed, id uint32, w wire.Want)) (host.Host, *atomic.Int32) {
-	t.Helper()
-	h := newHost(t, trust.NewPrivateKey())
+// script makes h a peer that speaks the protocol by hand: answer is called with
+// each Want. The returned count is of streams opened to it.
+func (m mesh) script(h host.Host, answer func(f *framed, id uint32, w wire.Want)) *atomic.Int32 {
 	streams := new(atomic.Int32)
 	h.SetStreamHandler(protocolID(m), func(s network.Stream) {
 		defer s.Reset()
@@ -49,7 +46,7 @@ func (m mesh) scripted(t *testing.T, answer func(f *framed, id uint32, w wire.Wa
 			}
 		}
 	})
-	return h, streams
+	return streams
 }
 
 // data sends an object, whatever it is.
@@ -81,7 +78,8 @@ func TestLyingPeerIsReported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMesh()
-			liar, _ := m.scripted(t, answer)
+			liar := newHost(t, trust.NewPrivateKey())
+			m.script(liar, answer)
 			client := m.start(t, trust.RoleNode, nil)
 			connect(t, client.host, liar)
 			err := client.Want(within(t), liar.ID(), Request{Root: m.root, Indexes: []uint64{0, 1}}, func(Reply) {})
@@ -104,54 +102,6 @@ func bomb(f *framed, id uint32) {
 	b := c.compress(make([]byte, 1<<20))
 	d := wire.Data{Raw: 8192, Stored: len(b.B), Codec: wire.CodecZstd}
 	_ = f.sendData(id, d, b.B, nil, func(int) bool { return true })
-}
-
-func TestStalledPeerIsPassedOver(t *testing.T) {
-	m := newMesh()
-	silent, streams := m.scripted(t, func(*framed, uint32, wire.Want) {})
-	client := m.start(t, trust.RoleNode, nil)
-	connect(t, client.host, silent)
-	for _, priority := range []Priority{PriorityGuest, PriorityPrefetch} {
-		begun := time.Now()
-		err := client.Want(within(t), silent.ID(), Request{Root: m.root, Indexes: []uint64{0}, Priority: priority}, func(Reply) {})
-		if !errors.Is(err, ErrStalled) {
-			t.Errorf("%v: got %v, want ErrStalled", priority, err)
-		}
-		if took := time.Since(begun); took < StallTimeout {
-			t.Errorf("%v: gave up after %v", priority, took)
-		}
-	}
-	if n := streams.Load(); n != 2 {
-		t.Errorf("%d streams were opened, want one a lane", n)
-	}
-}
-
-func TestProgressKeepsARequestAlive(t *testing.T) {
-	m := newMesh()
-	l := newLibrary(m.root, 1)
-	slow := make(chan struct{})
-	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {
-		w.Queued(3)
-		tick := time.NewTicker(ProgressInterval)
-		defer tick.Stop()
-		for range 6 { // longer than StallTimeout
-			<-tick.C
-			w.Progress()
-		}
-		close(slow)
-		w.Data(ctx, 0, l.chunks[0], nil)
-	}
-	server, client := m.pair(t, l)
-	var got []string
-	err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: []uint64{0}, Fetch: true}, func(r Reply) {
-		if name := fmt.Sprintf("%T", r); len(got) == 0 || got[len(got)-1] != name {
-			got = append(got, name)
-		}
-	})
-	<-slow
-	if want := "exchange.Queued exchange.Progress *exchange.Data"; err != nil || strings.Join(got, " ") != want {
-		t.Errorf("got %v, %v; want %s", got, err, want)
-	}
 }
 
 func TestLostConnectionFailsRequestsAtOnce(t *testing.T) {

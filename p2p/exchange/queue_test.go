@@ -48,7 +48,7 @@ func TestQueueServesByPriorityThenPeersByAge(t *testing.T) {
 			},
 			"remove": func(t *rapid.T) {
 				if len(m.waiting) == 0 {
-					t.Skip("nobody waits")
+					return
 				}
 				k := rapid.SampledFrom(m.waiting).Draw(t, "ticket")
 				if !q.remove(k) || q.remove(k) {
@@ -131,7 +131,7 @@ func TestTurnsAreNeverLost(t *testing.T) {
 			},
 			"give": func(t *rapid.T) {
 				if len(out) == 0 {
-					t.Skip("no turn is out")
+					return
 				}
 				k := out[0]
 				out = out[1:]
@@ -139,7 +139,7 @@ func TestTurnsAreNeverLost(t *testing.T) {
 			},
 			"leave": func(t *rapid.T) {
 				if len(waiting) == 0 {
-					t.Skip("nobody waits")
+					return
 				}
 				k := rapid.SampledFrom(waiting).Draw(t, "ticket")
 				waiting = slices.DeleteFunc(waiting, func(o *ticket) bool { return o == k })

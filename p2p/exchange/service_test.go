@@ -294,24 +294,6 @@ func TestSlowLinksGetCompressedBodies(t *testing.T) {
 	}
 }
 
-func TestSlowConsumerIsNotAStalledPeer(t *testing.T) {
-	m := newMesh()
-	l := newLibrary(m.root, 4)
-	server, client := m.pair(t, l)
-	late := time.NewTimer(StallTimeout + time.Second)
-	defer late.Stop()
-	first := true
-	err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: indexes(0, 4)}, func(Reply) {
-		if first {
-			<-late.C
-		}
-		first = false
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
 func TestRunEndsWithRequestsOpen(t *testing.T) {
 	m := newMesh()
 	l := newLibrary(m.root, 4)

@@ -139,7 +139,7 @@ func TestLinkNeverLocksUp(t *testing.T) {
 			},
 			"send": func(t *rapid.T) {
 				if booked == 0 {
-					t.Skip("nothing booked")
+					return
 				}
 				booked--
 				size := rapid.IntRange(1, 1<<20).Draw(t, "size")
@@ -150,7 +150,7 @@ func TestLinkNeverLocksUp(t *testing.T) {
 			},
 			"forgo": func(t *rapid.T) {
 				if booked == 0 {
-					t.Skip("nothing booked")
+					return
 				}
 				booked--
 				l.forgo(k)

@@ -1,0 +1,204 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/x/simlibp2p"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// simulate runs f with two members on a simulated link of 20 Mbit/s and a round
+// trip of 100 ms, over QUIC. Time is simulated too, so it may be asserted on.
+func simulate(t *testing.T, l *library, f func(t *testing.T, server, client *member)) {
+	synctest.Test(t, func(t *testing.T) {
+		m := mesh{trust.NewPrivateKey(), l.root}
+		a, b := simlibp2p.GetBasicHostPair(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 2)
+		server, client := m.on(t, b, l.serve), m.on(t, a, nil)
+		for _, x := range []*member{server, client} {
+			go func() { done <- x.Run(ctx) }()
+		}
+		synctest.Wait()
+		f(t, server, client)
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		a.Close()
+		b.Close()
+	})
+}
+
+// on builds a member on a host that is there already.
+func (m mesh) on(t *testing.T, h host.Host, change func(*Config)) *member {
+	t.Helper()
+	chain, err := trust.Signer{Key: m.key}.Issue(trust.Grant{Subject: keyOf(t, h.ID()), Role: trust.RoleNode, Farm: "north"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Host: h, Verifier: trust.NewVerifier(m.key.Public()), Chain: chain}
+	if change != nil {
+		change(&cfg)
+	}
+	x, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &member{Exchange: x, id: h.ID(), host: h}
+}
+
+// TestSlowLink prefetches for several seconds over a slow link: nothing is taken
+// for stalled, and a guest's fault on the way waits for a few round trips, not for
+// the prefetch.
+func TestSlowLink(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 64)
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		ctx := t.Context()
+		begun := time.Now()
+		pulled := make(chan error)
+		go func() {
+			pulled <- client.Want(ctx, server.id, Request{Root: l.root, Indexes: indexes(0, 64), Priority: PriorityPrefetch}, func(Reply) {})
+		}()
+		var worst time.Duration
+		for i := range 8 {
+			asked := time.Now()
+			if err := client.Want(ctx, server.id, Request{Root: l.root, Indexes: []uint64{uint64(i)}, Priority: PriorityGuest}, func(Reply) {}); err != nil {
+				t.Error(err)
+			}
+			worst = max(worst, time.Since(asked))
+		}
+		if err := <-pulled; err != nil {
+			t.Error(err)
+		}
+		state, _ := server.Link(client.id)
+		t.Logf("pulled in %v, worst fault %v, link %+v", time.Since(begun), worst, state)
+		if worst > 700*time.Millisecond {
+			t.Errorf("a fault took %v beside a prefetch", worst)
+		}
+	})
+}
+
+func TestStalledPeerIsPassedOver(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 1)
+	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {
+		w.Queued(0)
+		<-ctx.Done() // and no progress
+	}
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		for _, priority := range []Priority{PriorityGuest, PriorityPrefetch} {
+			begun := time.Now()
+			err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: []uint64{0}, Priority: priority}, func(Reply) {})
+			if took := time.Since(begun); !errors.Is(err, ErrStalled) || took < StallTimeout || took > StallTimeout+time.Second {
+				t.Errorf("%v: got %v after %v", priority, err, took)
+			}
+		}
+	})
+}
+
+// TestDeafPeerLosesItsStreams has a peer that answers nothing at all, not even
+// cancels.
+func TestDeafPeerLosesItsStreams(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 1)
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		streams := new(atomic.Int32)
+		server.host.SetStreamHandler(client.protocol, func(s network.Stream) {
+			defer s.Reset()
+			streams.Add(1)
+			f := newFramed(s, time.Second, new(atomic.Int64))
+			hello, err := f.hello()
+			if err == nil {
+				err = f.send(0, wire.Hello{Lane: hello.Lane})
+			}
+			for err == nil {
+				var h wire.Header
+				if h, err = f.header(); err == nil {
+					err = f.skip(h.Length)
+				}
+			}
+		})
+		req := Request{Root: l.root, Indexes: []uint64{0}}
+		for begun := time.Now(); streams.Load() < 2; {
+			if err := client.Want(t.Context(), server.id, req, func(Reply) {}); !errors.Is(err, ErrStalled) {
+				t.Fatalf("got %v, want ErrStalled", err)
+			}
+			if time.Since(begun) > 4*canceledLife {
+				t.Fatal("the stream of a deaf peer is kept")
+			}
+		}
+	})
+}
+
+func TestProgressKeepsARequestAlive(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 1)
+	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {
+		w.Queued(3)
+		for range 10 * StallTimeout / ProgressInterval {
+			<-time.After(ProgressInterval)
+			w.Progress()
+		}
+		w.Data(ctx, 0, l.chunks[0], nil)
+	}
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		var got []string
+		err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: []uint64{0}, Fetch: true}, func(r Reply) {
+			if name := fmt.Sprintf("%T", r); len(got) == 0 || got[len(got)-1] != name {
+				got = append(got, name)
+			}
+		})
+		if want := "exchange.Queued exchange.Progress *exchange.Data"; err != nil || strings.Join(got, " ") != want {
+			t.Errorf("got %v, %v; want %s", got, err, want)
+		}
+	})
+}
+
+// TestWaitingInLineIsProgress has a server whose only turn is taken for long.
+func TestWaitingInLineIsProgress(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 2)
+	l.want = func(_ context.Context, _ Peer, req Request, w Responder) {
+		for n := 0; req.Indexes[0] == 0 && n < 20; n++ {
+			<-time.After(ProgressInterval)
+			w.Progress()
+		}
+		w.Absent(req.Indexes...)
+	}
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		server.turns.max = 1
+		failed := make(chan error)
+		for i := range 2 {
+			go func() {
+				failed <- client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: []uint64{uint64(i)}}, func(Reply) {})
+			}()
+			synctest.Wait()
+		}
+		if first, second := <-failed, <-failed; first != nil || second != nil {
+			t.Errorf("got %v and %v", first, second)
+		}
+	})
+}
+
+func TestSlowConsumerIsNotAStalledPeer(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 4)
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: indexes(0, 4)}, func(Reply) {
+			<-time.After(3 * StallTimeout)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
