@@ -1,7 +1,33 @@
 // Package exchange moves chunks, map nodes and small calls between members over
-// a libp2p host that is given to it.
+// a libp2p host that is given to it. Package wire has the frames.
 //
 // A member asks another for objects by (root, level, index), never by CID, so
 // that the other can check the root's scope before it looks. What comes back is
 // untrusted: the caller verifies it.
+//
+// # What waits for what
+//
+// A member keeps three streams open to each peer that it asks: control for calls
+// and bitmaps, urgent for what a guest is blocked on, bulk for the rest. So a
+// fault never waits in a stream behind a prefetch. It still shares the connection,
+// therefore the sender bounds the bulk under way by what it measures: as much as
+// the link carries in its round trip and 5 ms, two chunks at least. The receiver
+// acknowledges data when the sender asks for that; from it the sender knows rate
+// and round trip. Bodies are compressed for links slower than the compressor.
+//
+// The sender reads an object only when its request has a turn. Turns go by
+// priority, then in turn among peers, and only to peers whose link has room; guests
+// have turns of their own. So under load the work goes where it is waited for, and
+// a peer that does not read holds nobody up.
+//
+// A request that shows no sign of progress for StallTimeout has failed. Signs are
+// its own replies, of which a server sends one each ProgressInterval while it makes
+// somebody wait; a frame that is long on its way excuses what waits behind it.
+//
+// # Who asks
+//
+// Each stream begins with the asker's certificate chain, checked again once a
+// minute. Without a good one the asker is a stranger: small budgets, the lowest
+// priority, a quarter of the turns for all of them, and an empty Identity, which
+// may read public content only.
 package exchange

@@ -47,11 +47,13 @@ type session struct {
 	failure error
 }
 
-// opening is a stream on its way; out and err are set when done is closed.
+// opening is a stream on its way; the rest is set when done is closed. It is
+// dropped when who began it left before anybody dialed.
 type opening struct {
-	done chan struct{}
-	out  *outbound
-	err  error
+	done    chan struct{}
+	out     *outbound
+	err     error
+	dropped bool
 }
 
 func newSession(x *Exchange, id peer.ID) *session {
@@ -68,29 +70,34 @@ func newSession(x *Exchange, id peer.ID) *session {
 // lane returns the stream of a lane, opening it if need be. The opening goes on
 // when the caller does not wait for its end.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
-	select {
-	case <-s.x.stopped:
-		return nil, content.ErrClosed
-	default:
-	}
-	o, opening, err := s.find(l)
-	if o != nil || err != nil {
-		return o, err
-	}
-	if opening == nil {
-		if opening, err = s.open(ctx, l); err != nil {
-			return nil, err
-		}
-	}
 	late := time.NewTimer(StallTimeout)
 	defer late.Stop()
-	select {
-	case <-opening.done:
-		return opening.out, opening.err
-	case <-late.C:
-		return nil, fmt.Errorf("open stream: %w", ErrStalled)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	for {
+		select {
+		case <-s.x.stopped:
+			return nil, content.ErrClosed
+		default:
+		}
+		o, opening, err := s.find(l)
+		if o != nil || err != nil {
+			return o, err
+		}
+		if opening == nil {
+			opening = s.open(ctx, l)
+		}
+		select {
+		case <-opening.done:
+			if !opening.dropped {
+				return opening.out, opening.err
+			}
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+		case <-late.C:
+			return nil, fmt.Errorf("open stream: %w", ErrStalled)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 
@@ -107,7 +114,7 @@ func (s *session) find(l wire.Lane) (*outbound, *opening, error) {
 }
 
 // open begins to open a stream, unless somebody just did.
-func (s *session) open(ctx context.Context, l wire.Lane) (*opening, error) {
+func (s *session) open(ctx context.Context, l wire.Lane) *opening {
 	s.mu.Lock()
 	p := s.opening[l]
 	mine := p == nil
@@ -117,7 +124,7 @@ func (s *session) open(ctx context.Context, l wire.Lane) (*opening, error) {
 	}
 	s.mu.Unlock()
 	if !mine {
-		return p, nil
+		return p
 	}
 	err := s.x.do(ctx, func(ctx context.Context) {
 		p.out, p.err = s.dial(ctx, l)
@@ -130,11 +137,11 @@ func (s *session) open(ctx context.Context, l wire.Lane) (*opening, error) {
 		}
 		p.out.read()
 	})
-	if err != nil { // nobody dials: those who wait for it hear so
-		p.err = err
+	if err != nil {
+		p.dropped = true
 		s.opened(l, p)
 	}
-	return p, err
+	return p
 }
 
 // opened settles an opening.

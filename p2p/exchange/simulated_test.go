@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,32 @@ func TestSlowLink(t *testing.T) {
 		t.Logf("pulled in %v, worst fault %v, link %+v", time.Since(begun), worst, state)
 		if worst > 700*time.Millisecond {
 			t.Errorf("a fault took %v beside a prefetch", worst)
+		}
+	})
+}
+
+// TestCompressionBeatsASlowLink pulls chunks of zeros and ones faster than the
+// link could carry them as they are.
+func TestCompressionBeatsASlowLink(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 0)
+	for i := range uint64(128) {
+		l.chunks[i] = content.Seal(bytes.Repeat([]byte{byte(i), 0, 1}, content.ChunkSizeDefault/3))
+	}
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		begun := time.Now()
+		for range 2 {
+			err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: indexes(0, 128), Priority: PriorityPrefetch}, func(r Reply) {
+				d := r.(*Data)
+				if _, err := content.Verify(l.chunks[d.Index].CID(), d.Body); err != nil {
+					t.Error(err)
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(begun); took > 6*time.Second {
+			t.Errorf("32 MiB of pattern took %v; as they are they take 14 s", took)
 		}
 	})
 }
