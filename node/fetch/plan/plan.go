@@ -112,6 +112,8 @@ type Config struct {
 	From  Peer
 	// Passed is true when the request was passed on already.
 	Passed bool
+	// Hurry is true when a guest is blocked, here or at the member that asked.
+	Hurry bool
 }
 
 // Event is what happened. View is as of then.
@@ -275,7 +277,7 @@ func (j *Job) rung(v View) []Action {
 	case askHolders:
 		return j.askFirst(v, v.Holders, holdersAsked)
 	case waitSwarm:
-		if j.cfg.Asked == ByGuest || v.SwarmSettled || j.count > 0 {
+		if j.cfg.Hurry || v.SwarmSettled || j.count > 0 {
 			return nil
 		}
 		j.count++

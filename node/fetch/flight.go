@@ -1,0 +1,505 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
+)
+
+// flightKey names a flight. What a member asked this node to bring in flies
+// apart from what this node asked of others for itself: otherwise two nodes that
+// each take the other for the lead would wait for each other.
+type flightKey struct {
+	id   content.CID
+	lead bool
+}
+
+// flight is one object on its way.
+type flight struct {
+	key    flightKey
+	obj    object
+	done   chan struct{}
+	data   content.Verified // of a chunk, once done
+	node   *pack.MapNode    // of a map node, once done
+	source Source
+	err    error
+	ended  atomic.Bool
+}
+
+func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
+	select {
+	case <-fl.done:
+		return fl.data, fl.err
+	case <-ctx.Done():
+		return content.Verified{}, ctx.Err()
+	}
+}
+
+// join returns a flight for each object: one under way, or a new one. New ones
+// are grouped by run, and each group begins a job.
+func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
+	lead := how.asked == plan.ByMember || how.asked == plan.ByStranger
+	out := make([]*flight, len(objects))
+	fresh := map[pack.Run][]*flight{}
+	var runs []pack.Run
+	f.mu.Lock()
+	for i, o := range objects {
+		key := flightKey{o.id, lead}
+		fl := f.reading[o.id]
+		if fl == nil {
+			fl = f.flights[key]
+		}
+		if fl == nil {
+			fl = &flight{key: key, obj: o, done: make(chan struct{})}
+			f.flights[key] = fl
+			run := o.at.Run()
+			if fresh[run] == nil {
+				runs = append(runs, run)
+			}
+			fresh[run] = append(fresh[run], fl)
+		}
+		out[i] = fl
+	}
+	stopped := f.ctx.Err() != nil
+	for _, run := range runs {
+		if !stopped {
+			f.running.Go(func() { f.fly(rs, run, fresh[run], how) })
+		}
+	}
+	f.mu.Unlock()
+	if stopped {
+		for _, run := range runs {
+			f.fail(fresh[run], errStopped)
+		}
+	}
+	return out
+}
+
+// land ends a flight with its bytes. Those of a chunk are in the cache by then,
+// if it had room.
+func (f *Fetcher) land(rs *rootState, fl *flight, v, page content.Verified, from Source) error {
+	if fl.obj.pos.Level > 0 {
+		n, err := f.admitNode(rs, fl.obj.pos, v, page)
+		if err != nil {
+			return err
+		}
+		fl.node = n
+		f.keep(page)
+	}
+	f.keep(v)
+	if !fl.ended.CompareAndSwap(false, true) {
+		return nil
+	}
+	if fl.obj.pos.Level == 0 {
+		rs.noteHave(fl.obj.pos.Index)
+	}
+	fl.data, fl.source = v, from
+	f.remove(fl)
+	close(fl.done)
+	return nil
+}
+
+// keep puts bytes into the cache. Without room they are passed on all the same.
+func (f *Fetcher) keep(v content.Verified) {
+	if err := f.cfg.Cache.Put(v); err != nil && !errors.Is(err, content.ErrNoSpace) {
+		f.cfg.Log.Debug("a chunk is not kept", "err", err)
+	}
+}
+
+func (f *Fetcher) fail(flights []*flight, err error) {
+	for _, fl := range flights {
+		if fl.ended.CompareAndSwap(false, true) {
+			fl.err = err
+			f.remove(fl)
+			close(fl.done)
+		}
+	}
+}
+
+func (f *Fetcher) remove(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.flights[fl.key] == fl {
+		delete(f.flights, fl.key)
+	}
+}
+
+// job drives the plan of one run.
+type job struct {
+	f       *Fetcher
+	rs      *rootState
+	run     pack.Run
+	flights []*flight
+	how     request
+	events  chan plan.Event
+}
+
+// fly climbs the ladder for the flights of one run until all have landed or
+// every source was tried.
+func (f *Fetcher) fly(rs *rootState, run pack.Run, flights []*flight, how request) {
+	ctx, cancel := context.WithTimeout(f.ctx, jobTimeout)
+	defer cancel()
+	j := &job{f, rs, run, flights, how, make(chan plan.Event, 4)}
+	if j.fromCache() { // another flight may have landed since the caller looked
+		return
+	}
+	rs.peers.want(rs)
+	p := plan.New(plan.Config{
+		Key: runKey(run), Self: plan.Peer(f.cfg.Self), Farm: f.cfg.Identity.Farm,
+		Asked: how.asked, From: how.from, Passed: how.passed, Hurry: how.priority == exchange.PriorityGuest,
+	})
+	if how.asked == plan.ByGuest {
+		hung := time.AfterFunc(plan.HedgeAfter, func() { j.send(plan.Event{Kind: plan.Hung}) })
+		defer hung.Stop()
+	}
+	j.send(plan.Event{Kind: plan.Start})
+	for {
+		select {
+		case e := <-j.events:
+			e.View = f.view(rs, j.indexes(), j.level())
+			if (e.Kind == plan.Answered || e.Kind == plan.OriginEnded) && e.Missing {
+				e.Missing = len(j.left()) > 0
+			}
+			for _, a := range p.Step(e) {
+				if j.act(ctx, a) {
+					return
+				}
+			}
+		case <-ctx.Done():
+			f.fail(flights, fmt.Errorf("%s: %w: %w", j.what(), content.ErrUnavailable, context.Cause(ctx)))
+			return
+		}
+	}
+}
+
+// send never blocks: a job has few actions open at a time, and late events of an
+// ended job are dropped.
+func (j *job) send(e plan.Event) {
+	select {
+	case j.events <- e:
+	default:
+	}
+}
+
+// act carries out an action, and reports whether the job has ended.
+func (j *job) act(ctx context.Context, a plan.Action) (ended bool) {
+	switch a.Kind {
+	case plan.Ask:
+		go j.ask(ctx, a)
+	case plan.ReadOrigin:
+		go j.readOrigin(ctx)
+	case plan.WaitSwarm:
+		time.AfterFunc(plan.SwarmWait, func() { j.send(plan.Event{Kind: plan.SwarmWaited}) })
+	case plan.Done:
+		j.f.fail(j.left(), fmt.Errorf("%s: %w", j.what(), content.ErrUnavailable)) // none is left
+		return true
+	case plan.Fail:
+		j.f.fail(j.left(), wrapTried(j.what(), a.Tried))
+		return true
+	}
+	return false
+}
+
+func (j *job) what() string {
+	return fmt.Sprintf("fetch %s and %d more of root %s", j.flights[0].obj.pos, len(j.flights)-1, j.rs.id)
+}
+
+func (j *job) level() int { return j.flights[0].obj.pos.Level }
+
+// left are the flights that have not landed.
+func (j *job) left() []*flight {
+	var out []*flight
+	for _, fl := range j.flights {
+		if !fl.ended.Load() {
+			out = append(out, fl)
+		}
+	}
+	return out
+}
+
+// indexes of what has not landed, of one level, rising.
+func (j *job) indexes() []uint64 {
+	var out []uint64
+	for _, fl := range j.left() {
+		if fl.obj.pos.Level == j.level() {
+			out = append(out, fl.obj.pos.Index)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// fromCache lands what the cache holds, and reports whether that was all.
+func (j *job) fromCache() bool {
+	for _, fl := range j.left() {
+		v, err := j.f.cfg.Cache.Get(fl.obj.id, nil)
+		if err != nil {
+			continue
+		}
+		var page content.Verified
+		if fl.obj.pos.Level > 0 {
+			if page, err = j.f.cfg.Cache.Get(fl.obj.page, nil); err != nil {
+				continue
+			}
+		}
+		if err := j.f.land(j.rs, fl, v, page, FromCache); err != nil {
+			j.f.cfg.Log.Warn("a map node in the cache can't be used", "err", err)
+		}
+	}
+	return len(j.left()) == 0
+}
+
+// ask sends a request to a member, introduces the root if the member has not met
+// it, and reports what came of it.
+func (j *job) ask(ctx context.Context, a plan.Action) {
+	to := peer.ID(a.Peer)
+	var o outcome
+	for range 2 {
+		o = j.want(ctx, to, a)
+		if !o.unknown {
+			break
+		}
+		j.rs.mu.Lock()
+		envelope := j.rs.envelope
+		j.rs.mu.Unlock()
+		if len(envelope) == 0 || j.f.cfg.Exchange.Introduce(ctx, to, envelope) != nil {
+			break
+		}
+	}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Missing: len(j.left()) > 0, Refer: plan.Peer(o.refer)}
+	switch {
+	case o.lied:
+		e.Why = "sent wrong bytes"
+	case o.err != nil:
+		e.Why = o.err.Error()
+		if ctx.Err() == nil && !errors.Is(o.err, exchange.ErrBusy) {
+			j.f.failed(to)
+		}
+	case o.unknown:
+		e.Why = "does not know the root"
+	default:
+		j.f.worked(to)
+	}
+	j.send(e)
+}
+
+// outcome is how an ask ended.
+type outcome struct {
+	err     error
+	unknown bool
+	lied    bool
+	refer   peer.ID
+}
+
+func (j *job) want(ctx context.Context, to peer.ID, a plan.Action) (o outcome) {
+	indexes := j.indexes()
+	if len(indexes) == 0 {
+		return o
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	byIndex := map[uint64]*flight{}
+	for _, fl := range j.left() {
+		byIndex[fl.obj.pos.Index] = fl
+	}
+	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes, Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
+	o.err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
+		switch r := r.(type) {
+		case *exchange.Data:
+			fl := byIndex[r.Index]
+			if fl == nil || fl.ended.Load() {
+				return
+			}
+			if err := j.receive(fl, to, r); err != nil {
+				o.lied = true
+				j.f.lied(to, err.Error())
+				cancel()
+			}
+		case exchange.Unknown:
+			o.unknown = true
+		case exchange.Refer:
+			o.refer = r.Peer
+		}
+	})
+	return o
+}
+
+// receive checks what a member sent and lands it.
+func (j *job) receive(fl *flight, from peer.ID, r *exchange.Data) error {
+	v, err := content.Verify(fl.obj.id, r.Body)
+	if err != nil {
+		return err
+	}
+	var page content.Verified
+	if fl.obj.pos.Level > 0 {
+		if page, err = content.Verify(fl.obj.page, r.Page); err != nil {
+			return err
+		}
+	}
+	r.Take()
+	source := j.f.sourceOf(from)
+	j.f.count(source, len(v.Bytes())+len(page.Bytes()))
+	return j.f.land(j.rs, fl, v, page, source)
+}
+
+// readOrigin reads the run with one request: all of the root's chunks in it that
+// the cache lacks. What another job is reading already is waited for, so a chunk
+// is never read twice at once.
+func (j *job) readOrigin(ctx context.Context) {
+	err := j.readRun(ctx)
+	e := plan.Event{Kind: plan.OriginEnded, Missing: len(j.left()) > 0}
+	if err != nil {
+		e.Why = err.Error()
+	}
+	j.send(e)
+}
+
+func (j *job) readRun(ctx context.Context) error {
+	origin := j.f.cfg.Origin()
+	if origin == nil {
+		return fmt.Errorf("%w: not reachable from this node", content.ErrUnavailable)
+	}
+	mine, others := j.claim()
+	err := j.readClaimed(ctx, origin, mine)
+	j.release(mine, err)
+	for _, o := range others {
+		v, werr := o.theirs.wait(ctx)
+		if werr != nil {
+			err = errors.Join(err, werr)
+			continue
+		}
+		var page content.Verified
+		if o.mine.obj.pos.Level > 0 {
+			page = o.theirs.node.PageBytes
+		}
+		if lerr := j.f.land(j.rs, o.mine, v, page, FromOrigin); lerr != nil {
+			err = errors.Join(err, lerr)
+		}
+	}
+	return err
+}
+
+// shared is a flight of this job whose object another job reads.
+type shared struct{ mine, theirs *flight }
+
+// claim takes what this job is to read: its own flights, and the other chunks of
+// the run that this root has, as read together they cost one request.
+func (j *job) claim() (mine []*flight, others []shared) {
+	left := j.left()
+	var more []object
+	if j.level() == 0 {
+		more = j.neighbours()
+	}
+	f := j.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fl := range left {
+		if theirs := f.reading[fl.obj.id]; theirs != nil {
+			others = append(others, shared{fl, theirs})
+			continue
+		}
+		f.reading[fl.obj.id] = fl
+		mine = append(mine, fl)
+	}
+	if len(mine) == 0 {
+		return nil, others
+	}
+	for _, o := range more {
+		if f.reading[o.id] == nil {
+			fl := &flight{key: flightKey{id: o.id}, obj: o, done: make(chan struct{})}
+			f.reading[o.id] = fl
+			mine = append(mine, fl)
+		}
+	}
+	slices.SortFunc(mine, func(a, b *flight) int { return int(int64(a.obj.at.Offset) - int64(b.obj.at.Offset)) })
+	return mine, others
+}
+
+// neighbours are the chunks of the run that the leaf of the wanted ones names and
+// the cache lacks.
+func (j *job) neighbours() []object {
+	wanted := map[content.CID]bool{}
+	for _, fl := range j.flights {
+		wanted[fl.obj.id] = true
+	}
+	up, _ := j.flights[0].obj.pos.Parent()
+	leaf := j.rs.memory(up)
+	if leaf == nil {
+		return nil
+	}
+	var out []object
+	for i := range leaf.Page.Len() {
+		at, ok := leaf.Page.Child(i)
+		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !wanted[id] && !j.f.cfg.Cache.Has(id) {
+			wanted[id] = true
+			out = append(out, object{pos: up.Child(i), id: id, at: at})
+		}
+	}
+	return out
+}
+
+func (j *job) readClaimed(ctx context.Context, origin Origin, mine []*flight) error {
+	if len(mine) == 0 {
+		return nil
+	}
+	var frames []pack.Extent
+	var of []*flight // of each frame
+	stored := 0
+	for _, fl := range mine {
+		pair := []pack.Extent{{CID: fl.obj.id, Location: fl.obj.at}}
+		if fl.obj.pos.Level > 0 {
+			pair = append(pair, fl.obj.pair.Page)
+		}
+		for _, e := range pair {
+			frames, of = append(frames, e), append(of, fl)
+			stored += int(e.Length)
+		}
+	}
+	got, err := origin.ReadFrames(ctx, frames)
+	j.f.count(FromOrigin, stored)
+	if j.how.asked == plan.ByGuest {
+		j.f.metrics.hedgedBytes.Add(int64(len(j.flights)-len(j.left())) * content.ChunkSizeDefault)
+	}
+	for i, v := range got {
+		if v.CID() != of[i].obj.id || v.Bytes() == nil {
+			continue // a page, which lands with its node, or a bad frame
+		}
+		var page content.Verified
+		if of[i].obj.pos.Level > 0 {
+			if page = got[i+1]; page.Bytes() == nil {
+				continue
+			}
+		}
+		err = errors.Join(err, j.f.land(j.rs, of[i], v, page, FromOrigin))
+	}
+	return err
+}
+
+// release gives up the claims. A neighbour that did not come fails for those who
+// joined it meanwhile, who then climb on by themselves.
+func (j *job) release(mine []*flight, err error) {
+	own := map[*flight]bool{}
+	for _, fl := range j.flights {
+		own[fl] = true
+	}
+	j.f.mu.Lock()
+	for _, fl := range mine {
+		delete(j.f.reading, fl.obj.id)
+	}
+	j.f.mu.Unlock()
+	for _, fl := range mine {
+		if !own[fl] {
+			j.f.fail([]*flight{fl}, errors.Join(fmt.Errorf("%w: it was read beside another chunk and did not come", content.ErrUnavailable), err))
+		}
+	}
+}
