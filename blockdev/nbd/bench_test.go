@@ -31,12 +31,10 @@ func tool(tb testing.TB, name, debian string) string {
 // job is a load that fio makes.
 type job struct {
 	name   string
-	mode   string
+	mode   string // fio's rw
 	block  string
 	depth  int
-	reads  bool
-	rounds int
-	bar    float64 // the least ratio to nbdkit that we aim at
+	rounds int // of a second for each server; the median counts
 }
 
 // fio runs a job for the given seconds and returns operations a second.
@@ -67,11 +65,11 @@ func (j job) fio(tb testing.TB, uri string, seconds int) float64 {
 	return result.Jobs[0].Read.IOPS
 }
 
-// nbdkit serves memory until the test ends, and returns its URI.
-func nbdkit(tb testing.TB) string {
+// nbdkit serves with a plugin until the test ends, and returns its URI.
+func nbdkit(tb testing.TB, plugin ...string) string {
 	tb.Helper()
 	socket := filepath.Join(tb.TempDir(), "nbdkit.sock")
-	cmd := exec.Command(tool(tb, "nbdkit", "nbdkit"), "-f", "-U", socket, "memory", fmt.Sprint(benchSize))
+	cmd := exec.Command(tool(tb, "nbdkit", "nbdkit"), append([]string{"-f", "-U", socket}, plugin...)...)
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -84,34 +82,50 @@ func nbdkit(tb testing.TB) string {
 	return uri
 }
 
-// BenchmarkBesideNBDKit measures both servers in turns, on memory filled with
-// the same bytes, and reports the medians and their ratio.
+// BenchmarkBesideNBDKit measures this server on memory, nbdkit on memory and
+// nbdkit on a cached file in turns, each filled with the same bytes, and reports
+// the medians and what ours is to each of the others.
+//
+// fio spends six system calls on a read from any server that offers structured
+// replies, four from one that does not: where it occupies a whole processor it
+// measures itself, and the ratios of depth 32 are lower than the servers'.
 func BenchmarkBesideNBDKit(b *testing.B) {
-	uri := start(b, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": newMemory(benchSize).fill()})}, "disk")
-	peer := nbdkit(b)
-	if out, err := exec.Command(tool(b, "nbdcopy", "libnbd-bin"), uri, peer).CombinedOutput(); err != nil {
-		b.Fatalf("nbdcopy: %v\n%s", err, out)
+	path := filepath.Join(b.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, benchSize), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	servers := []struct{ name, uri string }{
+		{"ours", start(b, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": newMemory(benchSize).fill()})}, "disk")},
+		{"memory", nbdkit(b, "memory", fmt.Sprint(benchSize))},
+		{"file", nbdkit(b, "file", path)},
+	}
+	for _, s := range servers[1:] {
+		if out, err := exec.Command(tool(b, "nbdcopy", "libnbd-bin"), servers[0].uri, s.uri).CombinedOutput(); err != nil {
+			b.Fatalf("nbdcopy: %v\n%s", err, out)
+		}
 	}
 	for _, j := range []job{
-		{name: "read4k/depth32", mode: "randread", block: "4k", depth: 32, rounds: 3, bar: 1.3},
-		{name: "read4k/depth1", mode: "randread", block: "4k", depth: 1, rounds: 7, bar: 0.95},
-		{name: "write4k/depth32", mode: "randwrite", block: "4k", depth: 32, rounds: 3, bar: 1.3},
-		{name: "write4k/depth1", mode: "randwrite", block: "4k", depth: 1, rounds: 7, bar: 0.95},
-		{name: "read128k/depth8", mode: "read", block: "128k", depth: 8, rounds: 3, bar: 1},
-		{name: "read128k/depth1", mode: "read", block: "128k", depth: 1, rounds: 3, bar: 1},
-		{name: "write128k/depth8", mode: "write", block: "128k", depth: 8, rounds: 3, bar: 1},
+		{name: "read4k/depth32", mode: "randread", block: "4k", depth: 32, rounds: 5},
+		{name: "read4k/depth1", mode: "randread", block: "4k", depth: 1, rounds: 7},
+		{name: "write4k/depth32", mode: "randwrite", block: "4k", depth: 32, rounds: 5},
+		{name: "write4k/depth1", mode: "randwrite", block: "4k", depth: 1, rounds: 7},
+		{name: "read128k/depth8", mode: "read", block: "128k", depth: 8, rounds: 5},
+		{name: "read128k/depth1", mode: "read", block: "128k", depth: 1, rounds: 5},
+		{name: "write128k/depth8", mode: "write", block: "128k", depth: 8, rounds: 5},
 	} {
 		b.Run(j.name, func(b *testing.B) {
 			for b.Loop() {
-				var ours, theirs []float64
+				figures := make([][]float64, len(servers))
 				for range j.rounds {
-					ours = append(ours, j.fio(b, uri, 1))
-					theirs = append(theirs, j.fio(b, peer, 1))
+					for i, s := range servers {
+						figures[i] = append(figures[i], j.fio(b, s.uri, 1))
+					}
 				}
-				b.ReportMetric(median(ours), "ops/s")
-				b.ReportMetric(median(theirs), "nbdkit-ops/s")
-				b.ReportMetric(median(ours)/median(theirs), "ratio")
-				b.ReportMetric(j.bar, "bar")
+				ours := median(figures[0])
+				b.ReportMetric(ours, "ops/s")
+				for i, s := range servers[1:] {
+					b.ReportMetric(ours/median(figures[i+1]), "x-"+s.name)
+				}
 			}
 		})
 	}
