@@ -1,0 +1,42 @@
+// Package volume is a mutable disk: an immutable root, read through a Source,
+// under a journal of what was written since.
+//
+// # Journal
+//
+// The journal is a row of segment files. A write is one entry appended to the
+// open segment; a discard or a zeroing is an entry without data. An extent map
+// in memory, in sectors, says which bytes of the journal are newest. Appending
+// hands the entry to the kernel before it is acknowledged, so that the end of
+// this process loses nothing; what a Flush has acknowledged outlives the machine.
+//
+// # Segment, version 1, all integers little-endian
+//
+//	0   8  magic "GRSEG\x00\x00\x01"
+//	8   16 volume
+//	24  8  epoch
+//	32  8  number of the segment
+//	40  8  seq of its first entry
+//	48  12 zeros
+//	60  4  CRC32C of the bytes before
+//	64     entries
+//
+// # Entry
+//
+//	0   4  magic "GRE\x01"
+//	4   1  kind: 1 data, 2 zeros, 3 mark
+//	5   3  zeros
+//	8   8  seq, one more than that of the entry before
+//	16  8  durable_seq: the highest seq known to be synced when this was written
+//	24  8  first sector
+//	32  4  sectors
+//	36  4  CRC32C of bytes 0 to 36 and of the sums
+//	40     of data: CRC32C of each 4 KiB, the last of what is left, 4 bytes each;
+//	       then the data
+//
+// # Replay
+//
+// A bad entry whose seq is above every durable_seq that any entry carries was
+// never synced: it is the tail, and is cut off. One at or below is corruption:
+// the volume opens for reading only, and says which range is lost. A mark is
+// written at a clean end, so that what was synced last is covered too.
+package volume

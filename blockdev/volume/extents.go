@@ -1,0 +1,165 @@
+package volume
+
+import (
+	"slices"
+	"sort"
+)
+
+// extent is a range of the disk whose newest bytes are in one journal entry, or
+// are zeros. 40 bytes.
+type extent struct {
+	start  uint64 // sector
+	n      uint32 // sectors
+	seg    uint32 // index of the segment, or segZero
+	data   int64  // offset in the segment of the first byte
+	before uint32 // sectors of the entry's data before data
+	entry  uint32 // sectors of the whole entry
+	crc    uint32 // of an entry of one unit: its sum
+}
+
+const (
+	segZero = 1<<32 - 1 // the range reads as zeros
+	segBad  = 1<<32 - 2 // the range was lost to corruption
+)
+
+func (e extent) end() uint64  { return e.start + uint64(e.n) }
+func (e extent) stored() bool { return e.seg < segBad }
+
+// from returns the part of e at and behind sector s.
+func (e extent) from(s uint64) extent {
+	if s > e.start {
+		skip := uint32(s - e.start)
+		e.start, e.n, e.before = s, e.n-skip, e.before+skip
+		e.data += int64(skip) * sectorSize
+	}
+	return e
+}
+
+// until returns the part of e before sector s.
+func (e extent) until(s uint64) extent {
+	if s < e.end() {
+		e.n = uint32(s - e.start)
+	}
+	return e
+}
+
+// pageMax is how many extents a page of the map holds before it is split: an
+// insertion moves half of them, some 5 KiB.
+const pageMax = 256
+
+// extentMap is a sorted list of extents that don't overlap, in pages. Its owner
+// locks.
+type extentMap struct {
+	pages [][]extent
+	count int
+	dirty int64 // sectors with data
+}
+
+// page returns the index of the page where an extent that ends behind s would
+// be.
+func (m *extentMap) page(s uint64) int {
+	i := sort.Search(len(m.pages), func(i int) bool { return m.pages[i][0].start > s })
+	return max(i-1, 0)
+}
+
+// at returns the extent that covers sector s, or the next one behind it.
+func (m *extentMap) at(s uint64) (e extent, ok bool) {
+	for p := m.page(s); p < len(m.pages); p++ {
+		page := m.pages[p]
+		lo, hi := 0, len(page)
+		for lo < hi {
+			if mid := (lo + hi) / 2; page[mid].end() > s {
+				hi = mid
+			} else {
+				lo = mid + 1
+			}
+		}
+		if lo < len(page) {
+			return page[lo], true
+		}
+	}
+	return extent{}, false
+}
+
+// put lays e over what is there.
+func (m *extentMap) put(e extent) {
+	if i, page, ok := m.exact(e); ok { // overwritten where it lies, as a guest does most
+		m.account(page[i], -1)
+		m.account(e, 1)
+		page[i] = e
+		return
+	}
+	var left []extent // what remains of covered extents
+	empty := false
+	for p := m.page(e.start); p < len(m.pages); p++ {
+		page := m.pages[p]
+		lo := sort.Search(len(page), func(i int) bool { return page[i].end() > e.start })
+		hi := lo
+		for hi < len(page) && page[hi].start < e.end() {
+			old := page[hi]
+			if old.start < e.start {
+				left = append(left, old.until(e.start))
+			}
+			if old.end() > e.end() {
+				left = append(left, old.from(e.end()))
+			}
+			m.account(old, -1)
+			hi++
+		}
+		if hi > lo {
+			m.pages[p] = slices.Delete(page, lo, hi)
+			empty = empty || len(m.pages[p]) == 0
+		}
+		if hi < len(page) {
+			break
+		}
+	}
+	if empty {
+		m.pages = slices.DeleteFunc(m.pages, func(page []extent) bool { return len(page) == 0 })
+	}
+	for _, part := range left {
+		m.add(part)
+	}
+	m.add(e)
+}
+
+// exact finds an extent of just the range of e.
+func (m *extentMap) exact(e extent) (i int, page []extent, ok bool) {
+	if len(m.pages) == 0 {
+		return 0, nil, false
+	}
+	page = m.pages[m.page(e.start)]
+	i = sort.Search(len(page), func(i int) bool { return page[i].start >= e.start })
+	return i, page, i < len(page) && page[i].start == e.start && page[i].n == e.n
+}
+
+func (m *extentMap) account(e extent, sign int) {
+	m.count += sign
+	if e.stored() {
+		m.dirty += int64(sign) * int64(e.n)
+	}
+}
+
+// add inserts an extent that overlaps nothing.
+func (m *extentMap) add(e extent) {
+	m.account(e, 1)
+	if len(m.pages) == 0 {
+		m.pages = [][]extent{append(make([]extent, 0, pageMax), e)}
+		return
+	}
+	p := m.page(e.start)
+	page := m.pages[p]
+	i := sort.Search(len(page), func(i int) bool { return page[i].start > e.start })
+	if len(page) < pageMax {
+		m.pages[p] = slices.Insert(page, i, e)
+		return
+	}
+	half := append(make([]extent, 0, pageMax), page[pageMax/2:]...)
+	m.pages[p] = page[:pageMax/2]
+	m.pages = slices.Insert(m.pages, p+1, half)
+	if i > pageMax/2 {
+		m.pages[p+1] = slices.Insert(half, i-pageMax/2, e)
+	} else {
+		m.pages[p] = slices.Insert(m.pages[p], i, e)
+	}
+}

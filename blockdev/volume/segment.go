@@ -1,0 +1,162 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	sectorSize = content.SectorSize
+	// unit is how much data one sum covers: what guests mostly write and read.
+	unit        = 4096
+	unitSectors = unit / sectorSize
+
+	segmentMagic  = "GRSEG\x00\x00\x01"
+	segmentHeader = 64
+	entryMagic    = "GRE\x01"
+	entryHeader   = 40
+
+	kindData = 1
+	kindZero = 2
+	kindMark = 3
+
+	// segmentMax is the size at which a segment is closed: what a fold or a holder
+	// takes at a time.
+	segmentMax = 64 << 20
+	// writeMax bounds the data of one entry; a larger write is several.
+	writeMax = 1 << 20
+	// zeroMax bounds the sectors of one entry of zeros.
+	zeroMax = 1 << 31
+)
+
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
+
+// entry is the head of a journal entry.
+type entry struct {
+	kind    byte
+	seq     uint64
+	durable uint64
+	start   uint64 // sector
+	sectors uint32
+}
+
+// units is how many sums the entry has.
+func (e entry) units() int {
+	if e.kind != kindData {
+		return 0
+	}
+	return (int(e.sectors) + unitSectors - 1) / unitSectors
+}
+
+// dataOffset is where the data begins, from the start of the entry.
+func (e entry) dataOffset() int64 { return entryHeader + 4*int64(e.units()) }
+
+// size of the whole entry in bytes.
+func (e entry) size() int64 {
+	if e.kind != kindData {
+		return entryHeader
+	}
+	return e.dataOffset() + int64(e.sectors)*sectorSize
+}
+
+// encodeEntry appends an entry to b.
+func encodeEntry(b []byte, e entry, data []byte) []byte {
+	table := castagnoli()
+	at := len(b)
+	b = append(b, entryMagic...)
+	b = append(b, e.kind, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint64(b, e.seq)
+	b = binary.LittleEndian.AppendUint64(b, e.durable)
+	b = binary.LittleEndian.AppendUint64(b, e.start)
+	b = binary.LittleEndian.AppendUint32(b, e.sectors)
+	b = append(b, 0, 0, 0, 0)
+	for off := 0; off < len(data); off += unit {
+		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(data[off:min(off+unit, len(data))], table))
+	}
+	sum := crc32.Update(crc32.Checksum(b[at:at+36], table), table, b[at+entryHeader:])
+	binary.LittleEndian.PutUint32(b[at+36:], sum)
+	return append(b, data...)
+}
+
+// decodeEntry reads the head of an entry from b, which holds at least the head
+// and the sums if it is whole. An error says why it is none.
+func decodeEntry(b []byte) (entry, error) {
+	if len(b) < entryHeader || string(b[:4]) != entryMagic {
+		return entry{}, errors.New("no entry")
+	}
+	e := entry{
+		kind: b[4], seq: binary.LittleEndian.Uint64(b[8:]), durable: binary.LittleEndian.Uint64(b[16:]),
+		start: binary.LittleEndian.Uint64(b[24:]), sectors: binary.LittleEndian.Uint32(b[32:]),
+	}
+	switch {
+	case e.kind < kindData || e.kind > kindMark || b[5]|b[6]|b[7] != 0:
+		return entry{}, fmt.Errorf("kind %d", e.kind)
+	case e.kind == kindData && (e.sectors == 0 || e.sectors > writeMax/sectorSize):
+		return entry{}, fmt.Errorf("%d sectors of data", e.sectors)
+	case e.start > content.SizeMax/sectorSize || e.start+uint64(e.sectors) > content.SizeMax/sectorSize:
+		return entry{}, fmt.Errorf("sectors %d+%d", e.start, e.sectors)
+	case e.seq == 0 || e.durable >= e.seq:
+		return entry{}, fmt.Errorf("seq %d, durable %d", e.seq, e.durable)
+	case int64(len(b)) < e.dataOffset():
+		return entry{}, errors.New("cut short")
+	}
+	table := castagnoli()
+	sum := crc32.Update(crc32.Checksum(b[:36], table), table, b[entryHeader:e.dataOffset()])
+	if sum != binary.LittleEndian.Uint32(b[36:]) {
+		return entry{}, errors.New("the checksum of its head does not match")
+	}
+	return e, nil
+}
+
+// segment is one file of the journal.
+type segment struct {
+	number uint64
+	file   *os.File
+	size   int64
+}
+
+func segmentName(number uint64) string { return fmt.Sprintf("%016x.seg", number) }
+
+// encodeSegment returns the header of a segment.
+func encodeSegment(id [16]byte, epoch, number, firstSeq uint64) []byte {
+	b := make([]byte, segmentHeader)
+	copy(b, segmentMagic)
+	copy(b[8:], id[:])
+	binary.LittleEndian.PutUint64(b[24:], epoch)
+	binary.LittleEndian.PutUint64(b[32:], number)
+	binary.LittleEndian.PutUint64(b[40:], firstSeq)
+	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli()))
+	return b
+}
+
+// decodeSegment checks a header and returns the seq of the first entry.
+func decodeSegment(b []byte, id [16]byte, number uint64) (firstSeq uint64, err error) {
+	switch {
+	case len(b) < segmentHeader || string(b[:8]) != segmentMagic:
+		return 0, errors.New("no segment")
+	case binary.LittleEndian.Uint32(b[60:]) != crc32.Checksum(b[:60], castagnoli()):
+		return 0, errors.New("the checksum of its header does not match")
+	case [16]byte(b[8:24]) != id || binary.LittleEndian.Uint64(b[32:]) != number:
+		return 0, errors.New("it belongs to another volume or place")
+	}
+	return binary.LittleEndian.Uint64(b[40:]), nil
+}
+
+// createSegment makes a segment file; it is durable with the first sync of the
+// folder and of itself.
+func createSegment(dir string, id [16]byte, epoch, number, firstSeq uint64) (*segment, error) {
+	f, err := os.OpenFile(filepath.Join(dir, segmentName(number)), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.WriteAt(encodeSegment(id, epoch, number, firstSeq), 0); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return &segment{number, f, segmentHeader}, nil
+}

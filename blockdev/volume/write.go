@@ -1,0 +1,199 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"encoding/binary"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// WriteAt implements blockdev.Device.
+func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+	v.mu.Lock()
+	err := v.write(p, off)
+	v.mu.Unlock()
+	if err == nil && fua {
+		err = v.Flush(ctx)
+	}
+	return err
+}
+
+// TryWriteAt implements blockdev.Prompt: an append to a file needs no wait but
+// the kernel's own. A new segment is left to WriteAt.
+func (v *Volume) TryWriteAt(p []byte, off int64) bool {
+	if !v.mu.TryLock() {
+		return false
+	}
+	defer v.mu.Unlock()
+	n := len(v.segments)
+	if n == 0 || v.segments[n-1].size >= segmentMax || len(p) > writeMax {
+		return false
+	}
+	return v.write(p, off) == nil
+}
+
+// write appends one entry for each writeMax of data. Called with mu.
+func (v *Volume) write(p []byte, off int64) error {
+	for len(p) > 0 {
+		part := p[:min(len(p), writeMax)]
+		e := entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(len(part) / sectorSize)}
+		if err := v.append(e, part); err != nil {
+			return fmt.Errorf("write %d bytes at %d: %w", len(part), off, err)
+		}
+		p, off = p[len(part):], off+int64(len(part))
+	}
+	return nil
+}
+
+// append writes an entry to the open segment and lays it over the map. A full
+// disk leaves the journal as it was. Called with mu.
+func (v *Volume) append(e entry, data []byte) error {
+	switch {
+	case v.closed:
+		return content.ErrClosed
+	case v.cfg.ReadOnly:
+		return content.ErrReadOnly
+	case v.failed != nil:
+		return v.failed
+	}
+	if err := v.roll(); err != nil {
+		return err
+	}
+	e.seq, e.durable = v.seq+1, v.durable
+	index := len(v.segments) - 1
+	s := v.segments[index]
+	v.scratch = encodeEntry(v.scratch[:0], e, data)
+	if _, err := s.file.WriteAt(v.scratch, s.size); err != nil {
+		if err := s.file.Truncate(s.size); err != nil {
+			v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
+		}
+		return spaceError(err)
+	}
+	v.seq++
+	v.apply(uint32(index), s.size, e, v.scratch[entryHeader:])
+	s.size += e.size()
+	return nil
+}
+
+// apply lays an entry over the map; sums follow its head.
+func (v *Volume) apply(index uint32, off int64, e entry, sums []byte) {
+	x := extent{start: e.start, n: e.sectors, seg: index, data: off + e.dataOffset(), entry: e.sectors}
+	switch {
+	case e.kind == kindMark || e.sectors == 0:
+		return
+	case e.kind == kindZero:
+		x.seg, x.data = segZero, 0
+	case e.units() == 1:
+		x.crc = binary.LittleEndian.Uint32(sums)
+	}
+	v.extents.put(x)
+}
+
+// lose marks the range of a lost entry, so that reading it fails.
+func (v *Volume) lose(e entry) { v.extents.put(extent{start: e.start, n: e.sectors, seg: segBad}) }
+
+// roll opens a new segment when there is none or the last one is full, which is
+// synced: only the last segment ever has an end that is not. Called with mu.
+func (v *Volume) roll() error {
+	n := len(v.segments)
+	if n > 0 && v.segments[n-1].size < segmentMax {
+		return nil
+	}
+	number := uint64(1)
+	if n > 0 {
+		last := v.segments[n-1]
+		if err := last.file.Sync(); err != nil {
+			return v.fail(err)
+		}
+		v.durable = v.seq
+		number = last.number + 1
+	}
+	s, err := createSegment(v.cfg.Dir, v.meta.ID, v.meta.Epoch, number, v.seq+1)
+	if err == nil {
+		err = durable.SyncDir(v.cfg.Dir)
+	}
+	if err != nil {
+		return spaceError(err)
+	}
+	v.segments = append(v.segments, s)
+	return nil
+}
+
+// fail stops the volume: what a failed sync has dropped is not known, and trying
+// again would report success for it. Called with mu.
+func (v *Volume) fail(err error) error {
+	v.failed = fmt.Errorf("the journal could not be synced, and the volume has stopped: %w", err)
+	v.cfg.Log.Error("volume stopped", "dir", v.cfg.Dir, "err", err)
+	return v.failed
+}
+
+// Flush implements blockdev.Device. Calls at once share a sync.
+func (v *Volume) Flush(context.Context) error {
+	v.mu.RLock()
+	target := v.seq
+	v.mu.RUnlock()
+	v.syncing.Lock()
+	defer v.syncing.Unlock()
+	v.mu.RLock()
+	failed, done, n, last := v.failed, v.durable >= target, len(v.segments), v.seq
+	var s *segment
+	if n > 0 {
+		s = v.segments[n-1]
+	}
+	closed := v.closed
+	v.mu.RUnlock()
+	switch {
+	case closed:
+		return fmt.Errorf("flush: %w", content.ErrClosed)
+	case failed != nil:
+		return fmt.Errorf("flush: %w", failed)
+	case done || s == nil:
+		return nil
+	}
+	err := dataSync(s.file)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("flush: %w", v.fail(err))
+	}
+	v.durable = max(v.durable, last)
+	return nil
+}
+
+// Discard implements blockdev.Trimmer: the range reads as zeros from now on.
+func (v *Volume) Discard(ctx context.Context, off, length int64, fua bool) error {
+	return v.Zero(ctx, off, length, false, fua)
+}
+
+// Zero implements blockdev.Trimmer. The zeros take one entry however long they
+// are.
+func (v *Volume) Zero(ctx context.Context, off, length int64, _, fua bool) error {
+	v.mu.Lock()
+	var err error
+	for length > 0 && err == nil {
+		n := min(length, zeroMax*sectorSize)
+		err = v.append(entry{kind: kindZero, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil)
+		off, length = off+n, length-n
+	}
+	v.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("zero: %w", err)
+	}
+	if fua {
+		return v.Flush(ctx)
+	}
+	return nil
+}
+
+// spaceError says what a failed write means to a guest.
+func spaceError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
+	}
+	return err
+}
