@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -96,8 +97,9 @@ func TestWhatIsPutIsThere(t *testing.T) {
 func TestSecondProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, 0)
-	if _, err := Open(Config{Dir: dir}); !errors.Is(err, content.ErrConflict) {
-		t.Errorf("second Open: %v, want ErrConflict", err)
+	_, err := Open(Config{Dir: dir})
+	if !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second Open: %v, want ErrConflict that names the process", err)
 	}
 }
 
@@ -148,7 +150,7 @@ func TestDamagedIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		rng := rand.New(rand.NewPCG(seed, 0))
-		from := indexHeader
+		from := headerSize
 		if seed%5 == 4 {
 			from = 0
 		}
@@ -222,29 +224,60 @@ func TestReadersAmongEvictions(t *testing.T) {
 	}
 }
 
-func TestScanDoesNotEvictWhatIsUsed(t *testing.T) {
-	c := open(t, t.TempDir(), quotaMin)
-	var hot []content.Verified
-	for n := range 200 {
-		hot = append(hot, object(n, 128<<10))
-		put(t, c, hot[n])
-	}
-	p := make([]byte, 4096)
-	for n := range 6000 { // three times the cache, read once
-		put(t, c, object(1000+n, 128<<10))
-		if err := c.ReadAt(hot[n%len(hot)].CID(), p, 0); err != nil && !errors.Is(err, content.ErrNotFound) {
-			t.Fatal(err)
+// TestReaderNoticesReuse: who found an object before its slot was given to
+// another, or to the same one again, knows it after the read.
+func TestReaderNoticesReuse(t *testing.T) {
+	c := build(t, Config{})
+	v, w := object(1, 128<<10), object(2, 128<<10)
+	put(t, c, v)
+	before := slotOf(t, c, v.CID())
+	for _, next := range []content.Verified{w, v} {
+		for id := range map[content.CID]bool{v.CID(): true, w.CID(): true} {
+			if s, ok := c.look(c.secret.key(id)); ok {
+				c.drop(id, s, false)
+			}
+		}
+		put(t, c, next)
+		if after := slotOf(t, c, next.CID()); after.at != before.at {
+			t.Fatal("the slot was not used again")
+		}
+		if c.still(before) {
+			t.Error("a reader takes the slot's new bytes for those it looked for")
 		}
 	}
-	left := 0
-	for _, v := range hot {
-		if c.Has(v.CID()) {
-			left++
-		}
+}
+
+// TestOneSlotForTwo gives one slot to two objects in turn, while readers read
+// both whole.
+func TestOneSlotForTwo(t *testing.T) {
+	c := build(t, Config{})
+	pair := []content.Verified{object(1, 1<<20), object(2, 1<<20)}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for _, v := range pair {
+		wg.Go(func() {
+			p := make([]byte, 1<<20)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				err := c.ReadAt(v.CID(), p, 0)
+				if err == nil && !bytes.Equal(p, v.Bytes()) || err != nil && !errors.Is(err, content.ErrNotFound) {
+					t.Errorf("wrong bytes, or %v", err)
+					return
+				}
+			}
+		})
 	}
-	if left < len(hot)*9/10 {
-		t.Errorf("%d of %d used chunks survived a scan", left, len(hot))
+	for n := range 400 * rounds(20) {
+		v := pair[n%2]
+		put(t, c, v)
+		c.drop(v.CID(), slotOf(t, c, v.CID()), false)
 	}
+	close(stop)
+	wg.Wait()
 }
 
 func TestPinsSurviveEvictionAndRestart(t *testing.T) {
@@ -293,43 +326,6 @@ func TestPinsSurviveEvictionAndRestart(t *testing.T) {
 	}
 }
 
-// TestFullDisk mounts a file system that is smaller than the quota: chunks are
-// not kept, reads go on, and once there is room again they are.
-func TestFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=64m", "none", dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount a small disk, as root: %v: %s", err, out)
-	}
-	defer exec.Command("umount", "--lazy", dir).Run() // the index is mapped until its table is collected
-	c := open(t, filepath.Join(dir, "cache"), quotaMin)
-	defer c.Close()
-	filler := filepath.Join(dir, "filler")
-	first := object(0, 128<<10)
-	put(t, c, first)
-	if err := os.WriteFile(filler, make([]byte, 56<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var full error
-	for n := 1; n < 200 && full == nil; n++ {
-		full = c.Put(object(n, 1<<20))
-	}
-	if !errors.Is(full, content.ErrNoSpace) || !c.Stats().Full {
-		t.Fatalf("on a full disk: %v, %+v", full, c.Stats())
-	}
-	if c.Has(first.CID()) {
-		expect(t, c, first)
-	}
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
-	v := object(500, 128<<10)
-	put(t, c, v)
-	expect(t, c, v)
-	if c.Stats().Full {
-		t.Error("still full")
-	}
-}
-
 func TestHitsAllocateNothing(t *testing.T) {
 	c := open(t, t.TempDir(), 0)
 	v := object(1, 128<<10)
@@ -341,6 +337,10 @@ func TestHitsAllocateNothing(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("a hit allocates %v times", n)
+	}
+	absent := content.Sum([]byte("absent"))
+	if n := testing.AllocsPerRun(100, func() { c.ReadAt(absent, p, 0) }); n != 0 {
+		t.Errorf("a miss allocates %v times", n)
 	}
 }
 
@@ -364,6 +364,7 @@ func TestKilledProcess(t *testing.T) {
 		if took := time.Since(start); took > 2*time.Second {
 			t.Errorf("opening took %s", took)
 		}
+		check(t, c)
 		here := 0
 		for n := range said + 1 {
 			v := object(round*100000+n, 128<<10)
@@ -419,25 +420,4 @@ func churn(t *testing.T, dir string) {
 		put(t, c, object(round*100000+n, 128<<10))
 		fmt.Printf("put %d\n", n)
 	}
-}
-
-func BenchmarkReadAt4K(b *testing.B) {
-	c := open(b, b.TempDir(), 0)
-	var ids []content.CID
-	for n := range 4096 {
-		v := object(n, 128<<10)
-		put(b, c, v)
-		ids = append(ids, v.CID())
-	}
-	p := make([]byte, 4096)
-	b.SetBytes(4096)
-	n := 0
-	for b.Loop() {
-		if err := c.ReadAt(ids[n%len(ids)], p, 4096*(n%31)); err != nil {
-			b.Fatal(err)
-		}
-		n++
-	}
-	st := c.Stats()
-	b.ReportMetric(float64(st.IndexBytes)/(float64(st.Quota)/(1<<30)), "indexB/GiB")
 }

@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"encoding/hex"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,4 +18,17 @@ func allocate(f *os.File, size int64) error {
 
 func punchHole(f *os.File, off, length int64) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+}
+
+// bootID tells one run of the kernel from another; zeros when it is not known.
+func bootID() (id [16]byte) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return id
+	}
+	b, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
+	if err == nil {
+		copy(id[:], b)
+	}
+	return id
 }

@@ -5,8 +5,10 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -15,58 +17,95 @@ import (
 
 // openTable maps an index file.
 func openTable(path string) (*table, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	raw, unmap, err := mapShared(path, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() < indexHeader {
-		return nil, fmt.Errorf("cache index: %w: %d bytes", content.ErrCorrupt, info.Size())
-	}
-	raw, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("cache index: map %d bytes: %w", info.Size(), err)
 	}
 	t, err := newTable(raw)
 	if err != nil {
-		return nil, errors.Join(err, unix.Munmap(raw))
+		return nil, errors.Join(err, unmap())
 	}
-	runtime.AddCleanup(t, func(raw []byte) { unix.Munmap(raw) }, raw)
+	runtime.AddCleanup(t, func(unmap func() error) { unmap() }, unmap)
 	return t, nil
 }
 
-// createTable makes an empty index file in the place of any other. Its space is
-// allocated: a mapped write to a full disk would end the process.
-func createTable(path string, n uint64, secret [2]uint64) (*table, error) {
-	f, err := os.Create(path)
+// createTable makes an empty index file, which installTable puts in the place of
+// path. Its space is allocated: a mapped write to a full disk would end the
+// process.
+func createTable(path string, size shape, s secret) (*table, error) {
+	path += ".new"
+	os.Remove(path) // not truncated: another table may still be mapped to it
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("cache index: %w", err)
+		return nil, fmt.Errorf("index: %w", err)
 	}
 	defer f.Close()
-	size := int64(indexHeader + n*entrySize)
-	if err := allocate(f, size); err != nil {
-		return nil, errors.Join(fmt.Errorf("cache index of %d bytes: %w", size, err), os.Remove(path))
+	header := make([]byte, headerSize)
+	fillHeader(header, size, s)
+	if err = allocate(f, int64(size.bytes())); err == nil {
+		_, err = f.WriteAt(header, 0)
 	}
-	header := make([]byte, indexHeader)
-	writeIndexHeader(header, n, secret[0], secret[1])
-	if _, err := f.WriteAt(header, 0); err != nil {
-		return nil, fmt.Errorf("cache index: %w", err)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("index of %d bytes: %w", size.bytes(), err), os.Remove(path))
 	}
 	return openTable(path)
 }
 
-// lock keeps other processes out of the folder; it ends with the process.
+// installTable makes the table that createTable made the one at path.
+func installTable(path string) error {
+	if err := os.Rename(path+".new", path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("index: %w", err)
+	}
+	return nil
+}
+
+func syncHeader(raw []byte) error { return unix.Msync(raw[:headerSize], unix.MS_SYNC) }
+
+// mapFile maps a file that is only read.
+func mapFile(path string) (b []byte, unmap func() error, err error) {
+	return mapShared(path, unix.PROT_READ)
+}
+
+func mapShared(path string, protection int) (b []byte, unmap func() error, err error) {
+	mode := os.O_RDONLY
+	if protection&unix.PROT_WRITE != 0 {
+		mode = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if info.Size() == 0 {
+		return nil, func() error { return nil }, nil
+	}
+	b, err = unix.Mmap(int(f.Fd()), 0, int(info.Size()), protection, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, fmt.Errorf("map %d bytes of %s: %w", info.Size(), path, err)
+	}
+	return b, func() error { return unix.Munmap(b) }, nil
+}
+
+// lock keeps other processes out of the folder; it ends with the process, whose
+// number the file says.
 func lock(path string) (unlock func() error, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: another process has it open", content.ErrConflict), f.Close())
+		holder, _ := io.ReadAll(io.LimitReader(f, 32))
+		return nil, errors.Join(fmt.Errorf("%w: process %s has it open", content.ErrConflict, strings.TrimSpace(string(holder))), f.Close())
+	}
+	if err = f.Truncate(0); err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid())
+	}
+	if err != nil && !errors.Is(err, unix.ENOSPC) { // the lock is held, whatever the file says
+		return nil, errors.Join(err, f.Close())
 	}
 	return f.Close, nil
 }

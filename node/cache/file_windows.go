@@ -10,14 +10,23 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// openTable never finds an index: on Windows it is kept in memory only, and a
-// seed starts with an empty cache.
+// openTable never finds an index: on Windows it is kept in memory only, and made
+// anew from the names at each start.
 func openTable(string) (*table, error) { return nil, os.ErrNotExist }
 
-func createTable(_ string, n uint64, secret [2]uint64) (*table, error) {
-	raw := make([]byte, indexHeader+n*entrySize)
-	writeIndexHeader(raw, n, secret[0], secret[1])
+func createTable(_ string, size shape, s secret) (*table, error) {
+	raw := make([]byte, size.bytes())
+	fillHeader(raw, size, s)
 	return newTable(raw)
+}
+
+func installTable(string) error { return nil }
+
+func syncHeader([]byte) error { return nil }
+
+func mapFile(path string) (b []byte, unmap func() error, err error) {
+	b, err = os.ReadFile(path)
+	return b, func() error { return nil }, err
 }
 
 func lock(path string) (unlock func() error, err error) {

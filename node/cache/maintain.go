@@ -10,19 +10,21 @@ import (
 )
 
 const (
-	// spaceInterval is how often the free space of the disk is looked at.
-	spaceInterval = 5 * time.Second
+	// tickInterval is how often the clock and the free space of the disk are
+	// looked at.
+	tickInterval = 5 * time.Second
+	// forgetInterval is how often checks that are too old are taken back; it must
+	// be well below the days after which the number of a day comes again.
+	forgetInterval = 6 * time.Hour
 	// scrubRateDefault checks a TiB in some six days, at a thousandth of a core.
 	scrubRateDefault = 2 << 20
-	// slabsPerLook bounds how much space is given back at once: evicting is work
-	// under the lock.
-	slabsPerLook = 16
 )
 
 // maintain runs until ctx ends.
 func (c *Cache) maintain(ctx context.Context) {
-	space := time.NewTicker(spaceInterval)
-	defer space.Stop()
+	tick, forget := time.NewTicker(tickInterval), time.NewTicker(forgetInterval)
+	defer tick.Stop()
+	defer forget.Stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -30,8 +32,11 @@ func (c *Cache) maintain(ctx context.Context) {
 	}()
 	for {
 		select {
-		case <-space.C:
-			c.giveBack()
+		case <-tick.C:
+			c.tick()
+			c.giveBack(ctx)
+		case <-forget.C:
+			c.forgetChecks()
 		case <-ctx.Done():
 			<-done
 			return
@@ -40,13 +45,21 @@ func (c *Cache) maintain(ctx context.Context) {
 }
 
 // giveBack returns slabs while the cache has more than it may.
-func (c *Cache) giveBack() {
-	for range slabsPerLook {
+func (c *Cache) giveBack(ctx context.Context) {
+	for more := true; more && ctx.Err() == nil; {
 		c.mu.Lock()
-		more := c.overLimit() && c.slabs.live > 1 && c.evictSlab()
-		c.mu.Unlock()
-		if !more {
-			return
+		c.cramped = false
+		more = !c.closed.Load() && c.overLimit() && c.emptyAny(classes)
+		c.tell()
+	}
+}
+
+// forgetChecks takes back what says that an object was checked on another day.
+func (c *Cache) forgetChecks() {
+	t := c.table.Load()
+	for i := range t.words {
+		if w := t.word(i); w.day() != 0 && w.day() != c.day(w.tag()) {
+			t.swap(i, w, w.withDay(0))
 		}
 	}
 }
@@ -59,29 +72,52 @@ func (c *Cache) scrub(ctx context.Context) {
 	}
 	limit := rate.NewLimiter(rate.Limit(c.cfg.ScrubRate), slotMax)
 	buf := make([]byte, slotMax)
-	for i := uint64(0); ; i++ {
-		t := c.table.Load()
-		if i >= t.n {
-			i = 0
+	for number := 0; ; number++ {
+		ids, ok := c.objectsOf(number)
+		if !ok {
+			number = -1
 			if limit.WaitN(ctx, slotMax) != nil { // an empty cache is not looked through without rest
 				return
 			}
 		}
-		h, pl := t.word0(i), t.place(i)
-		if h <= wordRemoved {
-			if i%4096 == 0 && ctx.Err() != nil {
+		for _, id := range ids {
+			k := c.secret.key(id)
+			s, ok := c.look(k)
+			if !ok {
+				continue
+			}
+			if limit.WaitN(ctx, s.class.size()) != nil {
 				return
 			}
-			continue
+			c.check(id, buf)
 		}
-		if limit.WaitN(ctx, pl.length()) != nil {
-			return
-		}
-		b := buf[:pl.length()]
-		if c.read(h, pl, b, 0) && c.still(t, i, h, pl) && t.hash(content.Sum(b)) != h {
-			c.drop(h, pl)
-			c.metrics.corrupt.Inc()
-			c.cfg.Log.Warn("the scrub found a bad chunk in the cache and dropped it")
-		}
+	}
+}
+
+// objectsOf returns what a slab has; false behind the last slab.
+func (c *Cache) objectsOf(number int) (ids []content.CID, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed.Load() || number >= len(c.slabs.all) {
+		return nil, false
+	}
+	if b := &c.slabs.all[number]; b.used {
+		c.eachName(number, b.class.slots(), func(at place, n name) {
+			if b.has(at.slot()) {
+				ids = append(ids, n.id)
+			}
+		})
+	}
+	return ids, true
+}
+
+// check hashes an object, which does not count as use.
+func (c *Cache) check(id content.CID, buf []byte) {
+	s, ok := c.look(c.secret.key(id))
+	if !ok {
+		return
+	}
+	if v, _, err := c.verify(id, s, buf); err == nil {
+		c.metrics.scrubbed.Add(float64(len(v.Bytes())))
 	}
 }

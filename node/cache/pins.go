@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,115 +19,158 @@ const (
 	pinMagic = "GRPINS\x00\x01"
 )
 
+// pin is a mapped list of pins: the magic, then CIDs in rising order.
+type pin struct {
+	ids   []content.CID
+	unmap func() error
+}
+
+func (p pin) has(id content.CID) bool {
+	_, ok := slices.BinarySearchFunc(p.ids, id, compareCIDs)
+	return ok
+}
+
+func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), string(b[:])) }
+
 // Pin keeps chunks from eviction under a name, those too that come later; it
 // replaces what the name pinned before. It is durable when it returns. The list
-// takes 32 bytes a chunk.
+// takes 32 bytes of disk a chunk.
 func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	if err := content.CheckName(name); err != nil {
 		return fmt.Errorf("pin: %w", err)
 	}
-	list := slices.Collect(ids)
-	b := []byte(pinMagic)
+	list := slices.SortedFunc(ids, compareCIDs)
+	list = slices.DeleteFunc(slices.Compact(list), content.CID.IsHole)
+	b := make([]byte, 0, len(pinMagic)+len(list)*content.CIDSize)
+	b = append(b, pinMagic...)
 	for _, id := range list {
 		b = append(b, id[:]...)
 	}
-	dir := filepath.Join(c.cfg.Dir, pinsDir)
-	err := os.MkdirAll(dir, 0o700)
+	c.pinning.Lock()
+	defer c.pinning.Unlock()
+	path := c.pinPath(name)
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
-		err = durable.WriteFile(filepath.Join(dir, name), b, 0o600)
+		err = durable.WriteFile(path, b, 0o600)
+	}
+	var p pin
+	if err == nil {
+		p, err = openPin(path)
 	}
 	if err != nil {
 		return fmt.Errorf("pin %s: %w", name, err)
 	}
-	slices.SortFunc(list, compareCIDs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pins[name] = list
-	c.applyPins()
-	return nil
+	if c.closed.Load() {
+		return errors.Join(fmt.Errorf("pin %s: %w", name, content.ErrClosed), p.unmap())
+	}
+	old := c.pins[name]
+	c.pins[name] = p
+	c.setPinned(p.ids)
+	return c.endPin(old)
 }
 
-// Unpin lets what the name pinned go, unless another name pins it too.
+// Unpin lets what the name pinned go, unless another name pins it too. An absent
+// name is success.
 func (c *Cache) Unpin(name string) error {
 	if err := content.CheckName(name); err != nil {
 		return fmt.Errorf("unpin: %w", err)
 	}
-	if err := durable.Remove(filepath.Join(c.cfg.Dir, pinsDir, name)); err != nil && !os.IsNotExist(err) {
+	c.pinning.Lock()
+	defer c.pinning.Unlock()
+	if err := durable.Remove(c.pinPath(name)); err != nil && !errors.Is(err, os.ErrNotExist) { // the folder comes with the first pin
 		return fmt.Errorf("unpin %s: %w", name, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed.Load() {
+		return fmt.Errorf("unpin %s: %w", name, content.ErrClosed)
+	}
+	old := c.pins[name]
 	delete(c.pins, name)
-	c.applyPins()
-	return nil
+	return c.endPin(old)
 }
 
 // Pinned returns the names that pin something.
 func (c *Cache) Pinned() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []string
-	for name := range c.pins {
-		out = append(out, name)
-	}
-	slices.Sort(out)
-	return out
+	return slices.Sorted(maps.Keys(c.pins))
 }
 
-func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), string(b[:])) }
+func (c *Cache) pinPath(name string) string { return filepath.Join(c.cfg.Dir, pinsDir, name) }
 
-// applyPins sets the bit of each entry anew. Called with mu.
-func (c *Cache) applyPins() {
+// setPinned marks the objects of a list that are here. Called with mu.
+func (c *Cache) setPinned(ids []content.CID) {
 	t := c.table.Load()
-	set := func(i uint64, bit uint64) {
-		for p := t.place(i); !t.swap(i, p, p.with(pinShift, 1, bit)); p = t.place(i) {
-		}
-	}
-	for i := range t.n {
-		if t.word0(i) > wordRemoved && t.place(i).pinned() {
-			set(i, 0)
-		}
-	}
-	for _, list := range c.pins {
-		for _, id := range list {
-			if i, _, ok := t.find(t.hash(id)); ok {
-				set(i, 1)
-			}
+	for _, id := range ids {
+		if i, w, ok := t.find(c.secret.key(id)); ok && !w.pinned() {
+			c.mark(t, i, func(w word) word { return w | pinBit })
 		}
 	}
 }
 
-// pinBit tells whether a newcomer is pinned. Called with mu.
-func (c *Cache) pinBit(id content.CID) uint64 {
-	for _, list := range c.pins {
-		if _, ok := slices.BinarySearchFunc(list, id, compareCIDs); ok {
-			return 1
+// endPin lets go of a list that is none of the pins any more. Called with mu.
+func (c *Cache) endPin(old pin) error {
+	if old.unmap == nil {
+		return nil
+	}
+	t := c.table.Load()
+	for _, id := range old.ids {
+		if i, w, ok := t.find(c.secret.key(id)); ok && w.pinned() && !c.pinnedBy(id) {
+			c.mark(t, i, func(w word) word { return w &^ pinBit })
 		}
 	}
-	return 0
+	return old.unmap()
+}
+
+// pinnedBy reports whether a pin names the object. Called with mu.
+func (c *Cache) pinnedBy(id content.CID) bool {
+	for _, p := range c.pins {
+		if p.has(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// openPin maps a list.
+func openPin(path string) (pin, error) {
+	b, unmap, err := mapFile(path)
+	if err != nil {
+		return pin{}, err
+	}
+	n := (len(b) - len(pinMagic)) / content.CIDSize
+	if len(b) >= len(pinMagic) && string(b[:len(pinMagic)]) == pinMagic && len(b) == len(pinMagic)+n*content.CIDSize {
+		if p := (pin{view[content.CID](b[len(pinMagic):], n), unmap}); slices.IsSortedFunc(p.ids, compareCIDs) {
+			return p, nil
+		}
+	}
+	return pin{}, errors.Join(fmt.Errorf("list of pins %s: %w", path, content.ErrCorrupt), unmap())
 }
 
 // loadPins reads the lists at a start. A damaged one is passed over: its chunks
 // may be evicted, nothing worse.
-func (c *Cache) loadPins() {
-	c.pins = map[string][]content.CID{}
+func (c *Cache) loadPins() error {
 	files, err := os.ReadDir(filepath.Join(c.cfg.Dir, pinsDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(filepath.Join(c.cfg.Dir, pinsDir, f.Name()))
-		body, ok := strings.CutPrefix(string(b), pinMagic)
-		if err != nil || !ok || len(body)%content.CIDSize != 0 {
-			c.cfg.Log.Warn("a list of pins is damaged; pin again", "name", f.Name(), "err", err)
+		if content.CheckName(f.Name()) != nil { // a temporary file that a crash left
 			continue
 		}
-		var list []content.CID
-		for ; len(body) > 0; body = body[content.CIDSize:] {
-			list = append(list, content.CID([]byte(body[:content.CIDSize])))
+		p, err := openPin(c.pinPath(f.Name()))
+		if err != nil {
+			c.cfg.Log.Warn("a list of pins can't be read; pin again", "name", f.Name(), "err", err)
+			continue
 		}
-		slices.SortFunc(list, compareCIDs)
-		c.pins[f.Name()] = list
+		c.pins[f.Name()] = p
+		c.setPinned(p.ids)
 	}
-	c.applyPins()
+	return nil
 }

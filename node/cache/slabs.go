@@ -34,44 +34,67 @@ func classOf(length int) class {
 func (c class) size() int  { return slotMin << c }
 func (c class) slots() int { return slabSize / c.size() }
 
+// census counts objects by what eviction thinks of them: each is of one kind.
+type census struct {
+	pinned, main, probation int
+}
+
+func (n *census) of(w word) *int {
+	switch {
+	case w.pinned():
+		return &n.pinned
+	case w.main():
+		return &n.main
+	}
+	return &n.probation
+}
+
 // slab is 16 MiB of one class, or unused.
 type slab struct {
 	used   bool
 	class  class
-	taken  int      // slots in use
+	born   int // in which order slabs came into use
+	taken  int // slots in use: objects, what is being written, and bad spots
+	census census
 	bitmap []uint64 // a bit a slot
 }
 
-// slabs hands out slots. Guarded by the cache's lock. Its memory is one bit a
-// slot: 1 MiB for a TiB.
+func (s *slab) has(slot int) bool { return s.bitmap[slot/64]>>(slot%64)&1 == 1 }
+
+// slabs hands out slots. Guarded by the cache's lock. A slab takes some 100
+// bytes of memory: 7 MiB for a TiB.
 type slabs struct {
-	all  []slab
-	free [classes][]int // slabs with a free slot, some perhaps full meanwhile
-	idle []int          // unused slabs below len(all)
-	live int            // slabs in use
+	all   []slab
+	free  [classes][]int // slabs with a free slot, some perhaps full meanwhile
+	count [classes]int   // slabs of a class
+	idle  []int          // unused slabs below len(all)
+	live  int            // slabs in use
+	born  int            // of the last
 }
 
 // claim marks a slot as taken, as found in the index at a start; false when it
 // contradicts what was found before.
-func (s *slabs) claim(number, slot int, c class) bool {
-	for number >= len(s.all) {
+func (s *slabs) claim(at place, c class) bool {
+	for at.slab() >= len(s.all) {
 		s.all = append(s.all, slab{})
 	}
-	b := &s.all[number]
+	b := &s.all[at.slab()]
 	if !b.used {
-		s.use(number, c)
+		s.use(at.slab(), c)
 	}
-	if b.class != c || slot >= c.slots() || b.bitmap[slot/64]>>(slot%64)&1 == 1 {
+	if b.class != c || at.slot() >= c.slots() || b.has(at.slot()) {
 		return false
 	}
-	b.bitmap[slot/64] |= 1 << (slot % 64)
+	b.bitmap[at.slot()/64] |= 1 << (at.slot() % 64)
 	b.taken++
 	return true
 }
 
 func (s *slabs) use(number int, c class) {
-	s.all[number] = slab{used: true, class: c, bitmap: make([]uint64, (c.slots()+63)/64)}
+	s.born++
+	s.all[number] = slab{used: true, class: c, born: s.born, bitmap: make([]uint64, (c.slots()+63)/64)}
 	s.live++
+	s.count[c]++
 }
 
 // collect rebuilds the lists after the claims of a start.
@@ -87,62 +110,62 @@ func (s *slabs) collect() {
 }
 
 // take returns a free slot of a class in the slabs that there are.
-func (s *slabs) take(c class) (number, slot int, ok bool) {
+func (s *slabs) take(c class) (place, bool) {
 	for list := s.free[c]; len(list) > 0; list = s.free[c] {
-		number = list[len(list)-1]
+		number := list[len(list)-1]
 		b := &s.all[number]
 		if !b.used || b.class != c || b.taken == c.slots() {
 			s.free[c] = list[:len(list)-1]
 			continue
 		}
 		for w, word := range b.bitmap {
-			if slot = w*64 + bits.TrailingZeros64(^word); slot < min((w+1)*64, c.slots()) {
+			if slot := w*64 + bits.TrailingZeros64(^word); slot < min((w+1)*64, c.slots()) {
 				b.bitmap[w] |= 1 << (slot % 64)
 				b.taken++
-				return number, slot, true
+				return newPlace(number, slot), true
 			}
 		}
 	}
-	return 0, 0, false
+	return 0, false
 }
 
-// grow adds a slab to a class.
-func (s *slabs) grow(c class) bool {
-	var number int
+// grow adds a slab to a class, and returns its number, which is below most.
+func (s *slabs) grow(c class, most int) (number int, ok bool) {
 	switch {
 	case len(s.idle) > 0:
 		number = s.idle[len(s.idle)-1]
 		s.idle = s.idle[:len(s.idle)-1]
-	case len(s.all) < slabsMax:
+	case len(s.all) < most:
 		number = len(s.all)
 		s.all = append(s.all, slab{})
 	default:
-		return false
+		return 0, false
 	}
 	s.use(number, c)
 	s.free[c] = append(s.free[c], number)
-	return true
+	return number, true
 }
 
 // give returns a slot. It reports whether its slab is empty now.
-func (s *slabs) give(number, slot int) (empty bool) {
-	b := &s.all[number]
+func (s *slabs) give(at place) (empty bool) {
+	b := &s.all[at.slab()]
 	if b.taken == b.class.slots() {
-		s.free[b.class] = append(s.free[b.class], number)
+		s.free[b.class] = append(s.free[b.class], at.slab())
 	}
-	b.bitmap[slot/64] &^= 1 << (slot % 64)
+	b.bitmap[at.slot()/64] &^= 1 << (at.slot() % 64)
 	b.taken--
 	return b.taken == 0
 }
 
 // drop makes an empty slab unused.
 func (s *slabs) drop(number int) {
+	s.live--
+	s.count[s.all[number].class]--
 	s.all[number] = slab{}
 	s.idle = append(s.idle, number)
-	s.live--
 }
 
 // offset of a slot in its file.
-func offset(p place, c class) (file int, off int64) {
-	return p.slab() / slabsPerFile, int64(p.slab()%slabsPerFile)*slabSize + int64(p.slot())*int64(c.size())
+func offset(at place, c class) (file int, off int64) {
+	return at.slab() / slabsPerFile, int64(at.slab()%slabsPerFile)*slabSize + int64(at.slot())*int64(c.size())
 }

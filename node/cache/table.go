@@ -3,6 +3,7 @@ package cache
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"math/bits"
 	"runtime"
 	"sync/atomic"
@@ -14,190 +15,279 @@ import (
 )
 
 const (
-	indexMagic  = "GRCIDX\x00\x01"
-	indexHeader = 4096
-	entrySize   = 16
+	indexMagic = "GRCIDX\x00\x01"
+	headerSize = 4096
+	classSize  = 4 // bytes a slab
+	entrySize  = 8 + 4
 
-	wordEmpty   = 0
-	wordRemoved = 1
-
-	// loadMax is the share of entries, in sixteenths, above which the table grows:
-	// probes stay short.
-	loadMax = 13
+	// bucketSize is how many entries share a bucket. Each object has two buckets
+	// and lies in the emptier one, which fills buckets of 16 to nine tenths before
+	// one overflows; and it is two cache lines to look through.
+	bucketSize = 16
+	// A table is made for a load of loadMade, and grows above loadMax, sixteenths:
+	// at 13 the entries take 14.8 bytes each.
+	loadMade, loadMax = 13, 14
 )
 
-// table is the mapped index. Words are read by anyone, and written under the
-// cache's lock, except for the bits that a reader sets by compare-and-swap.
+// castagnoli is the polynomial that processors have an instruction for.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// table is the mapped index. Anyone reads it; it is written under the cache's
+// lock, except for the bits that a reader changes by compare-and-swap.
 type table struct {
-	raw   []byte
-	words []uint64 // two an entry
-	n     uint64   // entries
-	k0    uint64
-	k1    uint64
+	raw     []byte
+	classes []uint32 // a slab: 1 + its class; 0 is unused
+	words   []uint64
+	places  []uint32
 }
 
-// place is word 1 of an entry.
-type place uint64
+// word is the half of an entry that says which object it is and what is known
+// about it. Zero is no entry.
+type word uint64
 
 const (
-	slotBits, slabBits, lengthBits, dayBits, freqBits, genBits = 10, 22, 20, 5, 2, 4
+	freqBits, periodBits, dayBits = 2, 2, 2
 
-	slabShift   = slotBits
-	lengthShift = slabShift + slabBits
-	dayShift    = lengthShift + lengthBits
-	freqShift   = dayShift + dayBits
-	pinShift    = freqShift + freqBits
-	genShift    = pinShift + 1
+	periodShift = freqBits
+	dayShift    = periodShift + periodBits
+	mainBit     = word(1) << (dayShift + dayBits)
+	pinBit      = mainBit << 1
+	fullBit     = mainBit << 2
+	tagShift    = dayShift + dayBits + 3
 
-	slabsMax = 1 << slabBits
-	freqMax  = 1<<freqBits - 1
-	daysMax  = 1<<dayBits - 1 // days are 1 to daysMax; 0 is never
+	freqMax = 1<<freqBits - 1
+	periods = 1 << periodBits
+	days    = 1<<dayBits - 1 // 1 to days; 0 is never
 )
 
-func (p place) field(shift, bits int) uint64 { return uint64(p) >> shift & (1<<bits - 1) }
+func (w word) field(shift, bits int) uint64 { return uint64(w) >> shift & (1<<bits - 1) }
 
-func (p place) with(shift, bits int, v uint64) place {
+func (w word) with(shift, bits int, v uint64) word {
 	mask := uint64(1<<bits-1) << shift
-	return place(uint64(p)&^mask | v<<shift)
+	return word(uint64(w)&^mask | v<<shift)
 }
 
-func (p place) slot() int    { return int(p.field(0, slotBits)) }
-func (p place) slab() int    { return int(p.field(slabShift, slabBits)) }
-func (p place) length() int  { return int(p.field(lengthShift, lengthBits)) + 1 }
-func (p place) day() uint64  { return p.field(dayShift, dayBits) }
-func (p place) freq() uint64 { return p.field(freqShift, freqBits) }
-func (p place) pinned() bool { return p.field(pinShift, 1) == 1 }
+func (w word) tag() uint64    { return uint64(w) >> tagShift }
+func (w word) freq() uint64   { return w.field(0, freqBits) }
+func (w word) period() uint64 { return w.field(periodShift, periodBits) }
+func (w word) day() uint64    { return w.field(dayShift, dayBits) }
+func (w word) main() bool     { return w&mainBit != 0 }
+func (w word) pinned() bool   { return w&pinBit != 0 }
+func (w word) full() bool     { return w&fullBit != 0 }
 
-// where is the part that says where the bytes lie, and which writing of the slot
-// they are: what a reader compares.
-func (p place) where() uint64 {
-	return uint64(p) & (1<<dayShift - 1 | (1<<genBits-1)<<genShift)
+func (w word) withFreq(n uint64) word   { return w.with(0, freqBits, n) }
+func (w word) withPeriod(n uint64) word { return w.with(periodShift, periodBits, n) }
+func (w word) withDay(n uint64) word    { return w.with(dayShift, dayBits, n) }
+
+// place is the other half: where the object lies.
+type place uint32
+
+const (
+	slotBits, slabBits = 10, 20 // of 32; the rest is zero
+	slabsMax           = 1 << slabBits
+)
+
+func newPlace(slab, slot int) place { return place(slab<<slotBits | slot) }
+func (p place) slab() int           { return int(p >> slotBits) }
+func (p place) slot() int           { return int(p & (1<<slotBits - 1)) }
+
+// key is what the table knows an object by.
+type key struct {
+	tag    uint64 // never 0
+	choice [2]uint32
 }
 
-func newPlace(slab, slot, length int) place {
-	return place(0).with(0, slotBits, uint64(slot)).with(slabShift, slabBits, uint64(slab)).with(lengthShift, lengthBits, uint64(length-1))
+// secret makes the keys of one cache, so that nobody can prepare objects whose
+// keys collide.
+type secret [2]uint64
+
+func (s secret) key(id content.CID) key {
+	h, g := siphash.Hash128(s[0], s[1], id[:])
+	return key{max(h>>tagShift, 1), [2]uint32{uint32(g), uint32(g >> 32)}}
 }
 
-// newTable lays a table over mapped bytes, which begin with a valid header.
+// word begins an entry.
+func (k key) word() word { return word(k.tag << tagShift) }
+
+// shape is the size of a table: of how many slabs it knows the class, a multiple
+// of two, and how many entries it has room for, a multiple of bucketSize.
+type shape struct{ slabs, entries int }
+
+func (s shape) bytes() int { return headerSize + s.slabs*classSize + s.entries*entrySize }
+
+// newTable lays a table over mapped bytes, which begin with a header.
 func newTable(raw []byte) (*table, error) {
-	if len(raw) < indexHeader || string(raw[:8]) != indexMagic {
-		return nil, fmt.Errorf("cache index: %w: no magic", content.ErrCorrupt)
+	if len(raw) < headerSize || string(raw[:8]) != indexMagic {
+		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
 	}
-	n := binary.LittleEndian.Uint64(raw[8:])
-	if n == 0 || uint64(len(raw)-indexHeader)/entrySize != n || uint64(len(raw)-indexHeader)%entrySize != 0 {
-		return nil, fmt.Errorf("cache index: %w: %d entries in %d bytes", content.ErrCorrupt, n, len(raw))
+	slabs, n := binary.LittleEndian.Uint32(raw[12:]), binary.LittleEndian.Uint32(raw[8:])
+	if n == 0 || n%bucketSize != 0 || slabs%2 != 0 || slabs > slabsMax || (shape{int(slabs), int(n)}).bytes() != len(raw) {
+		return nil, fmt.Errorf("index: %w: %d entries and %d slabs in %d bytes", content.ErrCorrupt, n, slabs, len(raw))
 	}
-	return &table{
-		raw: raw, words: unsafe.Slice((*uint64)(unsafe.Pointer(&raw[indexHeader])), 2*n), n: n,
-		k0: binary.LittleEndian.Uint64(raw[16:]), k1: binary.LittleEndian.Uint64(raw[24:]),
-	}, nil
+	t := &table{raw: raw, classes: view[uint32](raw[headerSize:], int(slabs))}
+	t.words = view[uint64](raw[headerSize+slabs*classSize:], int(n))
+	t.places = view[uint32](raw[headerSize+slabs*classSize+8*n:], int(n))
+	return t, nil
 }
 
-func writeIndexHeader(raw []byte, entries, k0, k1 uint64) {
+func view[T any](b []byte, n int) []T {
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
+}
+
+// fillHeader makes zeroed bytes an empty table.
+func fillHeader(raw []byte, size shape, s secret) {
 	copy(raw, indexMagic)
-	binary.LittleEndian.PutUint64(raw[8:], entries)
-	binary.LittleEndian.PutUint64(raw[16:], k0)
-	binary.LittleEndian.PutUint64(raw[24:], k1)
+	binary.LittleEndian.PutUint32(raw[8:], uint32(size.entries))
+	binary.LittleEndian.PutUint32(raw[12:], uint32(size.slabs))
+	binary.LittleEndian.PutUint64(raw[16:], s[0])
+	binary.LittleEndian.PutUint64(raw[24:], s[1])
 }
 
-// hash returns the keyed hash of a CID, never one of the special words.
-func (t *table) hash(id content.CID) uint64 {
-	h := siphash.Hash(t.k0, t.k1, id[:])
-	if h <= wordRemoved {
-		h += 2
+func (t *table) secret() secret {
+	return secret{binary.LittleEndian.Uint64(t.raw[16:]), binary.LittleEndian.Uint64(t.raw[24:])}
+}
+
+// opened notes in the header that a process of this boot of the machine changes
+// the table.
+func (t *table) opened(boot [16]byte) {
+	copy(t.raw[32:], boot[:])
+	binary.LittleEndian.PutUint32(t.raw[48:], 0)
+}
+
+// shut notes that nobody changes it any more, and what it was then.
+func (t *table) shut() {
+	binary.LittleEndian.PutUint32(t.raw[52:], crc32.Checksum(t.raw[headerSize:], castagnoli))
+	binary.LittleEndian.PutUint32(t.raw[48:], 1)
+	runtime.KeepAlive(t)
+}
+
+// distrust says why a table can't be used, or "". A table that was shut must be
+// as it was then. One that was not is as the kernel kept it, if that is the same
+// kernel still; after a loss of power it may be anything.
+func (t *table) distrust(boot [16]byte) string {
+	shut := binary.LittleEndian.Uint32(t.raw[48:]) == 1
+	switch {
+	case shut && binary.LittleEndian.Uint32(t.raw[52:]) != crc32.Checksum(t.raw[headerSize:], castagnoli):
+		return "its checksum is wrong"
+	case !shut && (boot == [16]byte{} || [16]byte(t.raw[32:48]) != boot):
+		return "the machine went down while it was in use"
 	}
-	return h
-}
-
-// home is where the probes for a hash begin.
-func (t *table) home(h uint64) uint64 {
-	i, _ := bits.Mul64(h, t.n)
-	return i
-}
-
-func (t *table) next(i uint64) uint64 {
-	if i++; i == t.n {
-		return 0
-	}
-	return i
+	return ""
 }
 
 // The mapping goes when its table is unreachable, so each access keeps it alive.
 
-func (t *table) word0(i uint64) uint64 {
-	w := atomic.LoadUint64(&t.words[2*i])
+func (t *table) word(i int) word {
+	w := atomic.LoadUint64(&t.words[i])
 	runtime.KeepAlive(t)
-	return w
+	return word(w)
 }
 
-func (t *table) place(i uint64) place {
-	w := atomic.LoadUint64(&t.words[2*i+1])
+func (t *table) place(i int) place {
+	p := atomic.LoadUint32(&t.places[i])
 	runtime.KeepAlive(t)
-	return place(w)
+	return place(p)
 }
 
-func (t *table) swap(i uint64, old, new place) bool {
-	ok := atomic.CompareAndSwapUint64(&t.words[2*i+1], uint64(old), uint64(new))
+func (t *table) swap(i int, old, new word) bool {
+	ok := atomic.CompareAndSwapUint64(&t.words[i], uint64(old), uint64(new))
 	runtime.KeepAlive(t)
 	return ok
 }
 
-// set writes an entry: the hash goes first when one is taken away, and last when
-// one is given, so that a hash always stands beside a place of its own.
-func (t *table) set(i, h uint64, p place) {
-	if h <= wordRemoved {
-		atomic.StoreUint64(&t.words[2*i], h)
+// change replaces a word by what f makes of it, whatever readers do meanwhile.
+// Called with the lock, under which the object does not change.
+func (t *table) change(i int, f func(word) word) (was, is word) {
+	for {
+		was = t.word(i)
+		if is = f(was); t.swap(i, was, is) {
+			return was, is
+		}
 	}
-	atomic.StoreUint64(&t.words[2*i+1], uint64(p))
-	atomic.StoreUint64(&t.words[2*i], h)
+}
+
+// class of a slab that an entry names; readers may ask.
+func (t *table) class(slab int) (class, bool) {
+	if slab >= len(t.classes) {
+		return 0, false
+	}
+	c := atomic.LoadUint32(&t.classes[slab])
+	runtime.KeepAlive(t)
+	return class(c - 1), c-1 < classes
+}
+
+func (t *table) setClass(slab int, c uint32) {
+	atomic.StoreUint32(&t.classes[slab], c)
 	runtime.KeepAlive(t)
 }
 
-// find returns the entry of a hash. Probing is linear, and ends at an empty
-// entry; a table that the disk has filled with junk is probed once around.
-func (t *table) find(h uint64) (i uint64, p place, ok bool) {
-	i = t.home(h)
-	for range t.n {
-		switch t.word0(i) {
-		case h:
-			return i, t.place(i), true
-		case wordEmpty:
-			return 0, 0, false
+// starts returns where the two buckets of a key begin.
+func (t *table) starts(k key) [2]int {
+	buckets := uint32(len(t.words) / bucketSize)
+	a, _ := bits.Mul32(k.choice[0], buckets)
+	b, _ := bits.Mul32(k.choice[1], buckets)
+	return [2]int{int(a) * bucketSize, int(b) * bucketSize}
+}
+
+// find returns the entry of a key.
+func (t *table) find(k key) (i int, w word, ok bool) {
+	for _, start := range t.starts(k) {
+		bucket := t.words[start : start+bucketSize]
+		for j := range bucket {
+			if w = word(atomic.LoadUint64(&bucket[j])); w.tag() == k.tag {
+				runtime.KeepAlive(t)
+				return start + j, w, true
+			}
 		}
-		i = t.next(i)
 	}
+	runtime.KeepAlive(t)
 	return 0, 0, false
 }
 
-// insert adds an entry that is not there. Called with the lock.
-func (t *table) insert(h uint64, p place) {
-	i := t.home(h)
-	for t.word0(i) > wordRemoved {
-		i = t.next(i)
+// vacancy returns a free entry for a key, of the emptier bucket. Called with the
+// lock.
+func (t *table) vacancy(k key) (i int, ok bool) {
+	most := 0
+	for _, start := range t.starts(k) {
+		free, at := 0, 0
+		for j := start; j < start+bucketSize; j++ {
+			if t.word(j) == 0 {
+				free, at = free+1, j
+			}
+		}
+		if free > most {
+			most, i = free, at
+		}
 	}
-	t.set(i, h, p)
+	return i, most > 0
 }
 
-// remove takes an entry out. Called with the lock. An entry before an empty one
-// becomes empty itself, so that probes get short again.
-func (t *table) remove(i uint64) {
-	t.set(i, wordRemoved, 0)
-	for t.word0(t.next(i)) == wordEmpty && t.word0(i) == wordRemoved {
-		t.set(i, wordEmpty, 0)
-		if i == 0 {
-			i = t.n
+// set fills a free entry: the place first, so that a word always stands beside
+// the place of an object that was, or is, the word's. Called with the lock.
+func (t *table) set(i int, w word, at place) {
+	atomic.StoreUint32(&t.places[i], uint32(at))
+	atomic.StoreUint64(&t.words[i], uint64(w))
+	runtime.KeepAlive(t)
+}
+
+// clear empties an entry. Called with the lock.
+func (t *table) clear(i int) {
+	atomic.StoreUint64(&t.words[i], 0)
+	runtime.KeepAlive(t)
+}
+
+// locate returns the entry of a place, by looking at all. Called with the lock.
+func (t *table) locate(at place) (i int, ok bool) {
+	for i := range t.places {
+		if t.place(i) == at && t.word(i) != 0 {
+			return i, true
 		}
-		i--
 	}
+	return 0, false
 }
 
 // emptyTable finds nothing: what a closed cache has.
 func emptyTable() *table {
-	raw := make([]byte, indexHeader+entrySize)
-	writeIndexHeader(raw, 1, 0, 0)
-	t, err := newTable(raw)
-	if err != nil {
-		panic(fmt.Sprintf("cache: empty table: %v", err))
-	}
-	return t
+	var none [bucketSize]uint64
+	return &table{words: none[:], places: make([]uint32, bucketSize), raw: make([]byte, headerSize)}
 }

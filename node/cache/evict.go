@@ -1,0 +1,319 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Eviction is S3-FIFO's without its memory of the evicted. A new object is on
+// probation; one that is used again, a period or more after, moves to the main
+// queue when its turn comes, and one that is not goes. While a tenth or more is
+// on probation only such objects go, so a scan pushes out itself. In the main
+// queue each use buys one more round. The order of a queue is that of the slots:
+// a hand goes round, and new objects take the slots that it has just freed. Which
+// object a slot has, the names file says.
+
+const (
+	probationQueue = iota
+	mainQueue
+	queues
+
+	// probationShare is the part, one in so many, that objects on probation keep.
+	probationShare = 10
+	// evictBatch is how many objects are evicted when room for one is needed.
+	evictBatch = 32
+	// lookMax bounds how many objects are weighed for one batch, some milliseconds
+	// of a Put; after that any that is not pinned goes.
+	lookMax = 8192
+	// reserveTries bounds the ways tried to find one slot.
+	reserveTries = 8
+	// victimsMax is how many slabs are compared before one is emptied.
+	victimsMax = 8
+)
+
+// hand is where a queue of a class goes on.
+type hand struct{ slab, slot int }
+
+// limit is how many bytes the slabs may take now: the quota, or what there is
+// when the disk runs short for others.
+func (c *Cache) limit() int64 {
+	free, total, err := diskFree(c.cfg.Dir)
+	if err != nil {
+		return c.cfg.Quota
+	}
+	room := int64(free) - min(int64(total)/100*reserveShare, reserveMax)
+	return min(c.cfg.Quota, int64(c.slabs.live)*slabSize+room)
+}
+
+func (c *Cache) mayGrow() bool {
+	more := int64(c.slabs.live+1) * slabSize
+	return more <= c.cfg.Quota && more <= c.limit()
+}
+
+func (c *Cache) overLimit() bool { return int64(c.slabs.live)*slabSize > c.limit() }
+
+// makeRoom frees slots of a class, or a slab of another class. A class pays for
+// its own growth as often as its share of the slabs, so the shares follow what is
+// put. Called with mu.
+func (c *Cache) makeRoom(cl class) bool {
+	if rand.IntN(c.slabs.live+1) < c.slabs.count[cl] {
+		return c.evictFrom(cl) > 0 || c.emptyAny(cl)
+	}
+	return c.emptyAny(cl) || c.evictFrom(cl) > 0
+}
+
+// Evict removes chunks that are not pinned, the least useful first, until their
+// slots make n bytes, and returns how many bytes it were. Slabs that are empty
+// then are given back to the disk.
+func (c *Cache) Evict(n int64) (freed int64) {
+	for freed < n {
+		c.mu.Lock()
+		cl := class(0)
+		for other := range class(classes) {
+			if c.evictable(other)*other.size() > c.evictable(cl)*cl.size() {
+				cl = other
+			}
+		}
+		before := c.bytes
+		ok := !c.closed.Load() && c.evictFrom(cl) > 0
+		freed += before - c.bytes
+		c.tell()
+		if !ok {
+			break
+		}
+	}
+	c.mu.Lock()
+	defer c.tell()
+	for number := range c.slabs.all {
+		if b := &c.slabs.all[number]; b.used && b.taken == 0 && !c.closed.Load() {
+			c.returnSlab(number)
+		}
+	}
+	return freed
+}
+
+// evictable is how many objects of a class are not pinned. Called with mu.
+func (c *Cache) evictable(cl class) int { return c.census[cl].main + c.census[cl].probation }
+
+// evictFrom evicts a batch of a class. Called with mu.
+func (c *Cache) evictFrom(cl class) (freed int) {
+	n := c.census[cl]
+	if n.probation > 0 && n.probation*probationShare >= n.probation+n.main {
+		freed = c.sweep(cl, probationQueue)
+	}
+	if freed == 0 {
+		freed = c.sweep(cl, mainQueue)
+	}
+	if freed == 0 {
+		freed = c.sweep(cl, probationQueue)
+	}
+	return freed
+}
+
+// sweep moves the hand of a queue until a batch is evicted. Called with mu.
+func (c *Cache) sweep(cl class, queue int) (freed int) {
+	h := &c.hands[cl][queue]
+	looked := 0
+	for range len(c.slabs.all) * (freqMax + 2) {
+		if freed >= evictBatch || *c.census[cl].of(queueBit(queue)) == 0 {
+			break
+		}
+		if h.slab >= len(c.slabs.all) {
+			*h = hand{}
+		}
+		if b := &c.slabs.all[h.slab]; b.used && b.class == cl && *b.census.of(queueBit(queue)) > 0 {
+			freed += c.sweepSlab(h, queue, evictBatch-freed, &looked)
+			if h.slot < cl.slots() {
+				continue
+			}
+		}
+		*h = hand{slab: h.slab + 1}
+	}
+	return freed
+}
+
+// queueBit is a word of the kind that a queue has.
+func queueBit(queue int) word {
+	if queue == mainQueue {
+		return mainBit
+	}
+	return 0
+}
+
+// sweepSlab weighs the objects of one slab from the hand on, until it has
+// evicted most. Called with mu.
+func (c *Cache) sweepSlab(h *hand, queue, most int, looked *int) (freed int) {
+	t, b := c.table.Load(), c.slabs.all[h.slab]
+	records := c.names.slab(h.slab, b.class.slots(), c.slabName)
+	for ; h.slot < b.class.slots() && freed < most; h.slot++ {
+		at := newPlace(h.slab, h.slot)
+		i, id, ok := c.entryAt(t, records, at)
+		if !ok {
+			continue
+		}
+		w := t.word(i)
+		if w.pinned() || w.main() != (queue == mainQueue) {
+			continue
+		}
+		*looked++
+		switch {
+		case w.freq() == 0 || *looked > lookMax:
+			c.remove(t, i, id)
+			c.giveSlot(at)
+			freed++
+		case queue == mainQueue:
+			t.change(i, func(w word) word { return w.withFreq(max(w.freq(), 1) - 1) })
+		default:
+			c.mark(t, i, func(w word) word { return w.withFreq(0) | mainBit })
+		}
+		if !c.slabs.all[h.slab].used { // it was given back
+			break
+		}
+	}
+	return freed
+}
+
+// entryAt returns the entry of the object in a slot. Called with mu.
+func (c *Cache) entryAt(t *table, records []byte, at place) (i int, id content.CID, ok bool) {
+	if b := &c.slabs.all[at.slab()]; !b.has(at.slot()) {
+		return 0, id, false
+	}
+	record := records[at.slot()*nameSize:][:nameSize]
+	if n, named := decodeName(record, at); named {
+		i, _, ok = t.find(c.secret.key(n.id))
+		return i, n.id, ok && t.place(i) == at
+	}
+	if n := content.CID(record); n.IsHole() { // it is being written
+		return 0, id, false
+	}
+	i, ok = t.locate(at) // a rotten name: slow, and rare
+	return i, id, ok
+}
+
+// mark changes the kind of an object. Called with mu.
+func (c *Cache) mark(t *table, i int, f func(word) word) {
+	was, is := t.change(i, f)
+	c.counted(t.place(i), was, -1)
+	c.counted(t.place(i), is, 1)
+}
+
+// remove takes an object out of the index; its slot is still taken. An id of
+// zero is not known. Called with mu.
+func (c *Cache) remove(t *table, i int, id content.CID) {
+	w, at := t.word(i), t.place(i)
+	t.clear(i)
+	c.turn(w.tag()).Add(1) // before anyone can write to the slot: see still
+	c.counted(at, w, -1)
+	c.evicted.Add(1)
+	if !id.IsHole() {
+		c.gone = append(c.gone, id)
+	}
+}
+
+// drop removes an object that was found bad. The slot of one that the disk can't
+// read stays taken until the next start.
+func (c *Cache) drop(id content.CID, s sight, unreadable bool) {
+	c.mu.Lock()
+	defer c.tell()
+	if c.closed.Load() || !c.still(s) {
+		return
+	}
+	t := c.table.Load()
+	i, _, ok := t.find(c.secret.key(id))
+	if !ok {
+		return
+	}
+	at := t.place(i)
+	c.remove(t, i, id)
+	if !unreadable {
+		c.giveSlot(at)
+	}
+}
+
+// displace makes an entry free whose buckets are full: the least used of them
+// that is not pinned goes. Called with mu.
+func (c *Cache) displace(t *table, k key) (victim int, ok bool) {
+	victim = -1
+	for _, start := range t.starts(k) {
+		for i := start; i < start+bucketSize; i++ {
+			if w := t.word(i); !w.pinned() && (victim < 0 || w.freq() < t.word(victim).freq()) {
+				victim = i
+			}
+		}
+	}
+	if victim < 0 {
+		return 0, false
+	}
+	at := t.place(victim)
+	n, _ := c.names.read(at)
+	c.remove(t, victim, n.id)
+	c.giveSlot(at)
+	return victim, true
+}
+
+// emptyAny empties a slab of another class and makes it unused: of some that
+// chance picks the one with the fewest objects in the main queue, and of those
+// the oldest. The last slab of a class goes only when there is no other. Called
+// with mu.
+func (c *Cache) emptyAny(except class) bool {
+	return c.emptyOne(except, 2) || c.emptyOne(except, 1)
+}
+
+func (c *Cache) emptyOne(except class, least int) bool {
+	var victims []int
+	from := rand.IntN(len(c.slabs.all) + 1)
+	for n := range c.slabs.all {
+		number := (from + n) % len(c.slabs.all)
+		b := &c.slabs.all[number]
+		if b.used && b.class != except && b.census.pinned == 0 && c.slabs.count[b.class] >= least {
+			if victims = append(victims, number); len(victims) == victimsMax {
+				break
+			}
+		}
+	}
+	slices.SortFunc(victims, func(a, b int) int {
+		x, y := &c.slabs.all[a], &c.slabs.all[b]
+		return cmp.Or(cmp.Compare(x.census.main, y.census.main), cmp.Compare(x.born, y.born))
+	})
+	return slices.ContainsFunc(victims, c.emptySlab)
+}
+
+// emptySlab evicts all of a slab and gives it back; false if something is being
+// written there. Called with mu.
+func (c *Cache) emptySlab(number int) bool {
+	t, slots := c.table.Load(), c.slabs.all[number].class.slots()
+	records := c.names.slab(number, slots, c.slabName)
+	for slot := range slots {
+		at := newPlace(number, slot)
+		if i, id, ok := c.entryAt(t, records, at); ok {
+			c.remove(t, i, id)
+			c.slabs.give(at)
+		}
+	}
+	if c.slabs.all[number].taken > 0 {
+		return false
+	}
+	c.returnSlab(number)
+	return true
+}
+
+// returnSlab makes an empty slab unused and its space the disk's, by punching a
+// hole: a file of slabs never shrinks, and the slabs behind stay where they are.
+// Where that is not supported the space stays the cache's, for other slabs.
+// Called with mu.
+func (c *Cache) returnSlab(number int) {
+	c.slabs.drop(number)
+	c.table.Load().setClass(number, 0)
+	c.names.forget(number)
+	f, off, ok := c.file(newPlace(number, 0), 0)
+	if !ok {
+		return
+	}
+	if err := punchHole(f, off, slabSize); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		c.cfg.Log.Warn("space of the cache is not given back", "err", err)
+	}
+}

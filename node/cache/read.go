@@ -1,0 +1,200 @@
+package cache
+
+import (
+	"fmt"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// readTries bounds how often a read is repeated that met a removal: an object
+// that is removed that often while it is read is as good as absent.
+const readTries = 8
+
+// sight is an entry as a reader found it.
+type sight struct {
+	table *table
+	index int
+	word  word
+	at    place
+	class class
+	turn  uint32
+}
+
+// look finds an object.
+func (c *Cache) look(k key) (s sight, ok bool) {
+	s.turn = c.turn(k.tag).Load()
+	s.table = c.table.Load()
+	if s.index, s.word, ok = s.table.find(k); !ok {
+		return s, false
+	}
+	s.at = s.table.place(s.index)
+	s.class, ok = s.table.class(s.at.slab())
+	return s, ok
+}
+
+// still reports whether the object lay where it was seen all the time since: a
+// removal is counted before the slot can be written to.
+func (c *Cache) still(s sight) bool { return c.turn(s.word.tag()).Load() == s.turn }
+
+// Has reports whether the chunk is here; a later read may find it bad. It does
+// not count as use.
+func (c *Cache) Has(id content.CID) bool {
+	_, _, ok := c.table.Load().find(c.secret.key(id))
+	return ok
+}
+
+// ReadAt fills p with the bytes of the chunk from off. ErrNotFound means that it
+// is not here, ErrCorrupt that it was and has been dropped: both mean to fetch
+// it. A range that is not the chunk's is ErrInvalid. A chunk that fills its slot
+// and has been checked is one read of the file; that takes no lock and allocates
+// nothing.
+func (c *Cache) ReadAt(id content.CID, p []byte, off int) error {
+	k := c.secret.key(id)
+	for range readTries {
+		s, ok := c.look(k)
+		if !ok {
+			break
+		}
+		if s.word.day() != c.day(k.tag) {
+			return c.readChecked(id, p, off)
+		}
+		length, ok := c.length(id, s)
+		if ok && (off < 0 || off > length || len(p) > length-off) {
+			if !c.still(s) {
+				continue
+			}
+			return fmt.Errorf("cache: %w: %d bytes at %d of a chunk of %d", content.ErrInvalid, len(p), off, length)
+		}
+		ok = ok && c.pread(s, p, off)
+		if !c.still(s) {
+			continue
+		}
+		if !ok {
+			return c.unreadable(id, s)
+		}
+		c.use(s)
+		c.metrics.hits.Inc()
+		return nil
+	}
+	return c.miss()
+}
+
+// readChecked is ReadAt for a chunk whose last check was too long ago.
+func (c *Cache) readChecked(id content.CID, p []byte, off int) error {
+	buf := c.buffers.Get().(*[]byte)
+	defer c.buffers.Put(buf)
+	v, err := c.Get(id, *buf)
+	if err != nil {
+		return err
+	}
+	if length := len(v.Bytes()); off < 0 || off > length || len(p) > length-off {
+		return fmt.Errorf("cache: %w: %d bytes at %d of a chunk of %d", content.ErrInvalid, len(p), off, length)
+	}
+	copy(p, v.Bytes()[off:])
+	return nil
+}
+
+// Get returns the whole chunk, hashed again: what leaves for a peer. buf is used
+// for the bytes if its capacity is large enough. Errors are those of ReadAt.
+func (c *Cache) Get(id content.CID, buf []byte) (content.Verified, error) {
+	k := c.secret.key(id)
+	for range readTries {
+		s, ok := c.look(k)
+		if !ok {
+			break
+		}
+		v, again, err := c.verify(id, s, buf)
+		switch {
+		case again:
+			continue
+		case err != nil:
+			return content.Verified{}, err
+		}
+		c.use(s)
+		c.metrics.hits.Inc()
+		return v, nil
+	}
+	return content.Verified{}, c.miss()
+}
+
+// verify reads an object whole and hashes it; a bad one is dropped. It says
+// again when the object was removed meanwhile.
+func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified, again bool, err error) {
+	length, ok := c.length(id, s)
+	if cap(buf) < length {
+		buf = make([]byte, length)
+	}
+	buf = buf[:length]
+	ok = ok && c.pread(s, buf, 0)
+	switch {
+	case !c.still(s):
+		return v, true, nil
+	case !ok:
+		return v, false, c.unreadable(id, s)
+	}
+	if v, err = content.Verify(id, buf); err == nil {
+		c.checked(s)
+		return v, false, nil
+	}
+	c.drop(id, s, false)
+	c.metrics.corrupt.Inc()
+	if c.bad.now(c.cfg.Now()) {
+		c.cfg.Log.Warn("a chunk in the cache was bad and is dropped; a crash of the machine leaves such, or its disk is rotten", "cid", id)
+	}
+	return v, false, fmt.Errorf("cache: %w", err)
+}
+
+// length of an object: its slot's, or else what the slot's name says.
+func (c *Cache) length(id content.CID, s sight) (int, bool) {
+	if s.word.full() {
+		return s.class.size(), true
+	}
+	n, ok := c.names.read(s.at)
+	return n.length, ok && n.id == id && classOf(n.length) == s.class
+}
+
+func (c *Cache) pread(s sight, p []byte, off int) bool {
+	f, at, ok := c.file(s.at, s.class)
+	if !ok {
+		return false
+	}
+	n, _ := f.ReadAt(p, at+int64(off)) // at the end of the file, n says it all
+	return n == len(p)
+}
+
+func (c *Cache) miss() error {
+	if c.closed.Load() {
+		return content.ErrClosed
+	}
+	c.metrics.misses.Inc()
+	return content.ErrNotFound
+}
+
+// unreadable drops a chunk that the disk does not give: it is absent, and may be
+// kept anew, elsewhere.
+func (c *Cache) unreadable(id content.CID, s sight) error {
+	if !c.closed.Load() {
+		c.drop(id, s, true)
+		c.metrics.readErrors.Inc()
+	}
+	return c.miss()
+}
+
+// use counts one use of an object a period. A lost race loses a count.
+func (c *Cache) use(s sight) {
+	w := s.table.word(s.index)
+	if now := c.period(); w.period() != now && w.tag() == s.word.tag() {
+		s.table.swap(s.index, w, w.withPeriod(now).withFreq(min(w.freq()+1, freqMax)))
+	}
+}
+
+// checked notes that an object is good today.
+func (c *Cache) checked(s sight) {
+	for {
+		w := s.table.word(s.index)
+		day := c.day(s.word.tag())
+		if w.tag() != s.word.tag() || w.day() == day || !c.still(s) || s.table.swap(s.index, w, w.withDay(day)) {
+			return
+		}
+	}
+}
