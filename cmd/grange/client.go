@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/grangemesh/grange/node/api"
+)
+
+// client asks a node: the one whose data folder is given, over its socket, or
+// the one that GRANGE_API names, with GRANGE_TOKEN.
+type client struct {
+	http  *http.Client
+	base  string
+	token string
+}
+
+func (c *cli) client() (*client, error) {
+	target := os.Getenv("GRANGE_API")
+	switch {
+	case target == "":
+		return socketClient(filepath.Join(c.Data, api.SocketName)), nil
+	case strings.HasPrefix(target, "/"), strings.HasPrefix(target, "unix:"):
+		return socketClient(strings.TrimPrefix(strings.TrimPrefix(target, "unix://"), "unix:")), nil
+	case strings.HasPrefix(target, "http://"), strings.HasPrefix(target, "https://"):
+		return c.remoteClient(strings.TrimSuffix(target, "/"))
+	}
+	return nil, fmt.Errorf("GRANGE_API %q: want http://HOST:PORT, https://HOST:PORT or the path of a socket", target)
+}
+
+func socketClient(path string) *client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err != nil {
+			return nil, fmt.Errorf("no node answers at %s (%w); start one with `grange node`, or give --data", path, err)
+		}
+		return conn, nil
+	}
+	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, base: "http://node"}
+}
+
+// remoteClient trusts the system's authorities, and the certificate that
+// GRANGE_CERT names: a copy of the node's api.crt.
+func (c *cli) remoteClient(base string) (*client, error) {
+	token := os.Getenv("GRANGE_TOKEN")
+	if token == "" {
+		b, err := os.ReadFile(filepath.Join(c.Data, api.TokenName))
+		if err != nil {
+			return nil, fmt.Errorf("set GRANGE_TOKEN to the token of the node at %s: %w", base, err)
+		}
+		token = strings.TrimSpace(string(b))
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	path := os.Getenv("GRANGE_CERT")
+	if path == "" {
+		if own := filepath.Join(c.Data, api.CertificateName); fileExists(own) {
+			path = own
+		}
+	}
+	if path != "" {
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("GRANGE_CERT: %w", err)
+		}
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("GRANGE_CERT %s: no certificate in it", path)
+		}
+		tr.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	}
+	return &client{http: &http.Client{Transport: tr}, base: base, token: token}, nil
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// statusError is a problem document that the node answered.
+type statusError struct {
+	Status int    `json:"status"`
+	Title  string `json:"title"`
+	Detail string `json:"detail"`
+	Errors []struct {
+		Message  string `json:"message"`
+		Location string `json:"location"`
+	} `json:"errors"`
+}
+
+func (e *statusError) Error() string {
+	text := e.Detail
+	if text == "" {
+		text = fmt.Sprintf("the node answered %d %s", e.Status, e.Title)
+	}
+	for _, d := range e.Errors {
+		text += fmt.Sprintf("; %s: %s", d.Location, d.Message)
+	}
+	return text
+}
+
+// do sends in as JSON, unless it is nil, and reads the answer into out, unless
+// that is nil.
+func (c *client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if raw, ok := out.(*json.RawMessage); ok {
+		*raw, err = io.ReadAll(resp.Body)
+		return err
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}
+
+func (c *client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var inner interface{ Unwrap() error } // url.Error repeats the method and a made-up address
+		if errors.As(err, &inner) && ctx.Err() == nil {
+			err = inner.Unwrap()
+		}
+		return nil, err
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	problem := statusError{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
+	if b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err == nil {
+		json.Unmarshal(b, &problem) // a body that is no problem document leaves the status
+	}
+	return nil, &problem
+}
+
+// events calls each with every state of an operation until it ends.
+func (c *client) events(ctx context.Context, id string, each func(api.Operation)) error {
+	resp, err := c.send(ctx, http.MethodGet, "/api/operations/"+id+"/events", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		var op api.Operation
+		if err := json.Unmarshal([]byte(data), &op); err != nil {
+			return fmt.Errorf("events of operation %s: %w", id, err)
+		}
+		each(op)
+	}
+	return lines.Err()
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"github.com/dustin/go-humanize"
+	"github.com/grangemesh/grange/origin/content"
+	"gopkg.in/yaml.v3"
+)
+
+// configFile is a flag that reads settings from a YAML file: a flat map from
+// flags' names to values. Flags and environment come before it. An unknown
+// setting is an error, so that a mistyped one is not silently without effect.
+type configFile string
+
+// BeforeResolve reads the file while the command line is parsed.
+func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.Path) error {
+	path := string(ctx.FlagValue(trace.Flag).(configFile))
+	settings, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, node := range append([]*kong.Node{k.Model.Node}, k.Model.Leaves(false)...) {
+		for _, flag := range node.Flags {
+			known[flag.Name] = true
+		}
+	}
+	var unknown []string
+	for name := range settings {
+		if !known[name] {
+			unknown = append(unknown, name)
+		}
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		return fmt.Errorf("config %s: unknown settings: %s; `grange node --help` lists them all", path, strings.Join(unknown, ", "))
+	}
+	ctx.AddResolver(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+		return settings[flag.Name], nil
+	}))
+	return nil
+}
+
+// configSizeMax bounds a config file.
+const configSizeMax = 1 << 20
+
+func readConfig(path string) (map[string]any, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	defer f.Close()
+	var raw map[string]any
+	if err := yaml.NewDecoder(io.LimitReader(f, configSizeMax)).Decode(&raw); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("config %s: %w", path, err)
+	}
+	out := make(map[string]any, len(raw))
+	for name, v := range raw {
+		switch v := v.(type) {
+		case []any:
+			items := make([]string, len(v))
+			for i, item := range v {
+				items[i] = fmt.Sprint(item)
+			}
+			out[name] = strings.Join(items, ",")
+		case map[string]any:
+			return nil, fmt.Errorf("config %s: %s: want a value or a list, not a group", path, name)
+		default:
+			out[name] = fmt.Sprint(v)
+		}
+	}
+	return out, nil
+}
+
+// size is a number of bytes, written as 10GiB or 500MB.
+type size int64
+
+// UnmarshalText reads the text form.
+func (s *size) UnmarshalText(b []byte) error {
+	n, err := humanize.ParseBytes(string(b))
+	if err != nil || n > content.SizeMax*64 {
+		return fmt.Errorf("%q is not a size; write it as 10GiB or 500MB", b)
+	}
+	*s = size(n)
+	return nil
+}
+
+// rate is a size a second, written as 50MiB/s; the "/s" may be left out.
+type rate int64
+
+// UnmarshalText reads the text form.
+func (r *rate) UnmarshalText(b []byte) error {
+	var s size
+	if err := s.UnmarshalText([]byte(strings.TrimSuffix(string(b), "/s"))); err != nil {
+		return fmt.Errorf("%q is not a rate; write it as 50MiB/s", b)
+	}
+	*r = rate(s)
+	return nil
+}
+
+// frequency is a number of requests a second, written as 100/s.
+type frequency float64
+
+// UnmarshalText reads the text form.
+func (f *frequency) UnmarshalText(b []byte) error {
+	var n float64
+	if _, err := fmt.Sscanf(strings.TrimSuffix(string(b), "/s")+"\n", "%g\n", &n); err != nil || n <= 0 {
+		return fmt.Errorf("%q is not a number of requests; write it as 100/s", b)
+	}
+	*f = frequency(n)
+	return nil
+}
+
+func humanBytes(n int64) string {
+	if n < 0 {
+		return "?"
+	}
+	return humanize.IBytes(uint64(n))
+}

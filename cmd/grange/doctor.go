@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/grangemesh/grange/node/api"
+)
+
+type doctorCmd struct{}
+
+// finding is one thing that the doctor looked at.
+type finding struct {
+	what string
+	ok   bool
+	text string
+}
+
+// Run looks at this machine, and at the node if one answers; it fails when
+// something would stop a node from working.
+func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	findings := []finding{dataFinding(app.Data), ublkFinding()}
+	var s api.Status
+	if err := app.ask(ctx, "GET", "/api/status", nil, &s); err != nil {
+		findings = append(findings, finding{"node", true, "not running: " + err.Error()})
+	} else {
+		findings = append(findings,
+			finding{"node", s.Ready, fmt.Sprintf("runs, waits for %v", s.Waiting)},
+			finding{"origin", s.Origin.State == "ok" || s.Origin.State == "read-only", s.Origin.State + " " + s.Origin.Detail},
+			finding{"cache", !s.Cache.Full, fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
+			finding{"farm", true, fmt.Sprintf("%d neighbours", len(s.Farm))})
+	}
+	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
+	bad := 0
+	for _, f := range findings {
+		mark := "ok"
+		if !f.ok {
+			mark = "BAD"
+			bad++
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.what, f.text)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d findings need a look", bad)
+	}
+	return nil
+}
+
+func dataFinding(dir string) finding {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return finding{"data folder", false, err.Error()}
+	}
+	f, err := os.CreateTemp(dir, "doctor-*")
+	if err != nil {
+		return finding{"data folder", false, err.Error()}
+	}
+	err = errors.Join(f.Close(), os.Remove(f.Name()))
+	return finding{"data folder", err == nil, filepath.Clean(dir)}
+}
+
+// ublkFinding says which door volumes are served through here.
+func ublkFinding() finding {
+	if _, err := os.Stat("/dev/ublk-control"); err == nil {
+		return finding{"ublk", true, "the kernel has it; volumes are served over NBD by this version"}
+	}
+	return finding{"ublk", true, "the kernel does not have it; volumes are served over NBD"}
+}

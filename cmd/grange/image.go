@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+type imageCmd struct {
+	Import imageImportCmd `cmd:"" help:"Publish a disk image, a directory or a tar file under a name."`
+	Ls     imageLsCmd     `cmd:"" help:"List images and tags."`
+	Show   imageShowCmd   `cmd:"" help:"Show one image or tag."`
+	Tag    imageTagCmd    `cmd:"" help:"Let a tag stand for an image."`
+	Warm   imageWarmCmd   `cmd:"" help:"Fetch all of an image into this node's cache."`
+	Pin    imagePinCmd    `cmd:"" help:"Keep an image's chunks in this node's cache."`
+	Unpin  imageUnpinCmd  `cmd:"" help:"Let an image's chunks be evicted."`
+	Verify imageVerifyCmd `cmd:"" help:"Read all of an image at the origin and check it."`
+	Export imageExportCmd `cmd:"" help:"Write an image to a file, sparse."`
+	Rm     imageRmCmd     `cmd:"" help:"Delete an image or tag; absent is success."`
+}
+
+type imageImportCmd struct {
+	Name    string `arg:"" help:"Name to publish under."`
+	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx or tar file, a directory, or - for standard input."`
+	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Format  string `help:"Format of the source." enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" default:"auto"`
+	Replace bool   `help:"Publish a new version of an image that exists."`
+	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
+}
+
+func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	scope, err := content.ParseScope(c.Scope)
+	if err != nil {
+		return fmt.Errorf("%w: --scope: %w", errUsage, err)
+	}
+	if err := content.CheckName(c.Name); err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	source := c.Source
+	if source == "-" {
+		spool, err := spoolStdin(app.Data, std.in)
+		if err != nil {
+			return err
+		}
+		defer os.Remove(spool)
+		source = spool
+	} else if source, err = filepath.Abs(source); err != nil {
+		return err
+	} else if _, err := os.Stat(source); err != nil && os.Getenv("GRANGE_API") == "" {
+		return err
+	}
+	return app.operate(ctx, std, "PUT", "/api/images/"+url.PathEscape(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
+}
+
+// spoolStdin keeps standard input in a file, as formats are told apart and read
+// at random. Blocks of zeros stay holes, so the file takes what the data takes.
+func spoolStdin(dir string, in io.Reader) (path string, err error) {
+	f, err := os.CreateTemp(dir, "stdin-*.spool")
+	if err != nil {
+		return "", fmt.Errorf("keep standard input: %w", err)
+	}
+	defer f.Close()
+	if err := copySparse(f, in); err != nil {
+		os.Remove(f.Name())
+		return "", fmt.Errorf("keep standard input in %s: %w", f.Name(), err)
+	}
+	return f.Name(), nil
+}
+
+func copySparse(f *os.File, in io.Reader) error {
+	buf, zero := make([]byte, 1<<20), make([]byte, 1<<20)
+	var off int64
+	for {
+		n, err := io.ReadFull(in, buf)
+		if n > 0 && string(buf[:n]) != string(zero[:n]) {
+			if _, err := f.WriteAt(buf[:n], off); err != nil {
+				return err
+			}
+		}
+		off += int64(n)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return f.Truncate(off)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// operate starts long work and follows it to its end.
+func (c *cli) operate(ctx context.Context, std stdio, method, path string, body any) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	var op api.Operation
+	if err := client.do(ctx, method, path, body, &op); err != nil {
+		return err
+	}
+	return client.follow(ctx, std, op)
+}
+
+// ask sends one request and reads the answer into out.
+func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return client.do(ctx, method, path, in, out)
+}
+
+// query is what a listing asks for, and whether its document is wanted as it is.
+type query struct {
+	path string
+	json bool
+}
+
+// list prints the API's document with --json, else a table of it.
+func list[T any](ctx context.Context, app *cli, std stdio, q query, table func(w io.Writer, v T)) error {
+	var raw json.RawMessage
+	if err := app.ask(ctx, "GET", q.path, nil, &raw); err != nil {
+		return err
+	}
+	if q.json {
+		_, err := std.out.Write(raw)
+		return err
+	}
+	var v T
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return fmt.Errorf("the node's answer: %w", err)
+	}
+	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
+	table(w, v)
+	return w.Flush()
+}
+
+type imageLsCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/images", c.JSON}, func(w io.Writer, images []api.Image) {
+		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tROOT")
+		for _, i := range images {
+			name := i.Name
+			if i.Target != "" {
+				name += " → " + i.Target
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", name, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Scope, i.Version, i.CID)
+		}
+	})
+}
+
+type imageShowCmd struct {
+	Name string `arg:""`
+	JSON bool   `name:"json" help:"Print the API's document."`
+}
+
+func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/images/"+url.PathEscape(c.Name), c.JSON}, func(w io.Writer, i api.Image) {
+		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nsigned\t%s\nsource\t%s\npinned\t%v\n",
+			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, i.Signed.Local(), i.Source, i.Pinned)
+	})
+}
+
+type imageTagCmd struct {
+	Name string `arg:""`
+	Tag  string `arg:""`
+}
+
+func (c *imageTagCmd) Run(ctx context.Context, app *cli) error {
+	return app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/tags/"+url.PathEscape(c.Tag), nil, nil)
+}
+
+type imageWarmCmd struct {
+	Name string `arg:""`
+}
+
+func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/warm", nil)
+}
+
+type imagePinCmd struct {
+	Name string `arg:""`
+}
+
+func (c *imagePinCmd) Run(ctx context.Context, app *cli) error {
+	return app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/pin", nil, nil)
+}
+
+type imageUnpinCmd struct {
+	Name string `arg:""`
+}
+
+func (c *imageUnpinCmd) Run(ctx context.Context, app *cli) error {
+	return app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name)+"/pin", nil, nil)
+}
+
+type imageVerifyCmd struct {
+	Name string `arg:""`
+}
+
+func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/verify", nil)
+}
+
+type imageExportCmd struct {
+	Name string `arg:""`
+	File string `arg:"" type:"path"`
+}
+
+func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/export", map[string]string{"file": c.File})
+}
+
+type imageRmCmd struct {
+	Name string `arg:""`
+}
+
+func (c *imageRmCmd) Run(ctx context.Context, app *cli) error {
+	return app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name), nil, nil)
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"time"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+type tokenCmd struct {
+	Create tokenCreateCmd `cmd:"" help:"Make a join token and print it."`
+	Ls     tokenLsCmd     `cmd:"" help:"List the tokens that this node made."`
+	Revoke tokenRevokeCmd `cmd:"" help:"Make an unused token useless."`
+}
+
+type tokenCreateCmd struct {
+	Role     string        `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: ${enum}."`
+	Farm     string        `help:"The farm that the member belongs to; this node's when not given."`
+	Lifetime time.Duration `default:"24h" help:"How long the token is good."`
+}
+
+func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	var t api.Token
+	if err := app.ask(ctx, "POST", "/api/tokens", api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: c.Lifetime.Seconds()}, &t); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(std.out, t.Token)
+	return err
+}
+
+type tokenLsCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *tokenLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/tokens", c.JSON}, func(w io.Writer, tokens []api.Token) {
+		fmt.Fprintln(w, "ID\tROLE\tFARM\tSTATE\tEXPIRES\tUSED BY")
+		for _, t := range tokens {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, t.Role, t.Farm, t.State, t.Expires.Local().Format(time.DateTime), t.UsedBy)
+		}
+	})
+}
+
+type tokenRevokeCmd struct {
+	ID string `arg:""`
+}
+
+func (c *tokenRevokeCmd) Run(ctx context.Context, app *cli) error {
+	return app.ask(ctx, "DELETE", "/api/tokens/"+url.PathEscape(c.ID), nil, nil)
+}
+
+type meshCmd struct {
+	Peers meshPeersCmd `cmd:"" help:"Show this node and the members it knows."`
+}
+
+type meshPeersCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
+		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%v\n", p.Self.ID, p.Self.Farm, p.Self.Role, p.Self.Addrs)
+		for _, m := range p.Peers {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\n", m.ID, m.Farm, m.Role, m.State, m.Addrs)
+		}
+	})
+}
+
+type resolveCmd struct {
+	Name string `arg:""`
+	JSON bool   `name:"json" help:"Print the API's document."`
+}
+
+func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	if err := content.CheckName(c.Name); err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return list(ctx, app, std, query{"/api/resolve/"+url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {
+		confirmed := "confirmed by the origin"
+		if !r.Confirm {
+			confirmed = "unconfirmed: the origin does not answer"
+		}
+		fmt.Fprintf(w, "%s:%s\t%s\nsize\t%s\nversion\t%d, seen %.0f s ago, %s\nscope\t%s\n", r.Kind, r.Name, r.CID, humanBytes(r.Size), r.Version, r.Age, confirmed, r.Scope)
+	})
+}
+
+type statusCmd struct {
+	JSON bool          `name:"json" help:"Print the API's document."`
+	Wait time.Duration `help:"Wait up to this long for the node to be ready."`
+}
+
+// statusInterval is how often --wait asks.
+const statusInterval = 100 * time.Millisecond
+
+func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	deadline := time.Now().Add(c.Wait)
+	tick := time.NewTicker(statusInterval)
+	defer tick.Stop()
+	for {
+		var s api.Status
+		err := app.ask(ctx, "GET", "/api/status", nil, &s)
+		if err == nil && s.Ready || !time.Now().Before(deadline) {
+			return c.print(ctx, app, std, s, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *statusCmd) print(ctx context.Context, app *cli, std stdio, s api.Status, err error) error {
+	if err != nil {
+		return err
+	}
+	err = list(ctx, app, std, query{"/api/status", c.JSON}, func(w io.Writer, s api.Status) {
+		fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %d neighbours\nrole\t%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, s.Self.Farm, len(s.Farm), s.Self.Role, s.Origin.State, s.Origin.URL, s.Origin.Detail)
+		fmt.Fprintf(w, "cache\t%s of %s, %d chunks\nvolumes\t%d\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), s.Cache.Chunks, s.Volumes)
+		fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
+		for _, a := range s.Self.Addrs {
+			fmt.Fprintf(w, "address\t%s\n", a)
+		}
+	})
+	if err == nil && !s.Ready {
+		return errors.New("not ready: waiting for " + fmt.Sprint(s.Waiting))
+	}
+	return err
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/api"
+)
+
+type nodeCmd struct {
+	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true, file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
+	Join           string    `help:"Token of the mesh to join, when --data is new." placeholder:"TOKEN"`
+	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
+	FarmBind       string    `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
+	FarmJoin       []string  `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
+	Listen         []string  `help:"Where members connect." placeholder:"MULTIADDR,…" default:"/ip4/0.0.0.0/tcp/4001"`
+	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
+	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
+	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
+	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
+	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+}
+
+// Run serves until ctx ends.
+func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	level := slog.LevelInfo
+	if app.Verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
+	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
+	n, err := node.New(ctx, node.Config{
+		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: c.Join, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
+		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(n.Collectors()...)
+	server := api.New(api.Config{Node: n, Dir: app.Data, Address: c.API, Metrics: metrics, Log: log})
+	if err := server.Listen(ctx); err != nil {
+		stopped, cancel := context.WithCancel(ctx)
+		cancel()
+		return errors.Join(err, n.Run(stopped))
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.Run(ctx) })
+	group.Go(func() error { return server.Run(ctx) })
+	self := n.Self()
+	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", app.Data)
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("node stopped: %w", err)
+	}
+	log.Info("stopped")
+	return nil
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/dir"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// originOpener opens the bucket that an --origin names.
+type originOpener struct {
+	log      *slog.Logger
+	verbose  bool
+	rate     int64   // bytes a second, 0 for no limit
+	requests float64 // a second, 0 for no limit
+}
+
+func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", content.ErrInvalid, err)
+	}
+	switch u.Scheme {
+	case "file":
+		if u.Host != "" || !filepath.IsAbs(filepath.FromSlash(u.Path)) {
+			return nil, fmt.Errorf("%w: want file:///ABSOLUTE/FOLDER", content.ErrInvalid)
+		}
+		return dir.Open(filepath.FromSlash(u.Path))
+	}
+	return nil, fmt.Errorf("%w: scheme %q; want s3, file or https", content.ErrInvalid, u.Scheme)
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/alecthomas/kong"
+)
+
+// stdio is where a command reads and writes.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// cli is every command with its flags: the one place that flags, environment
+// (GRANGE_NAME for a flag --name) and the config file fill.
+type cli struct {
+	Config  configFile       `help:"YAML file of settings: the flags' names with their values." placeholder:"FILE" env:"GRANGE_CONFIG"`
+	Data    string           `help:"Folder of this node's data." default:"${data}" type:"path" env:"GRANGE_DATA"`
+	Verbose bool             `short:"v" help:"Log in detail."`
+	Version kong.VersionFlag `help:"Print the version."`
+
+	Node    nodeCmd    `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
+	Image   imageCmd   `cmd:"" help:"Publish and handle images."`
+	Volume  volumeCmd  `cmd:"" help:"Create and handle volumes."`
+	Token   tokenCmd   `cmd:"" help:"Make and handle join tokens."`
+	Mesh    meshCmd    `cmd:"" help:"Show and handle the mesh."`
+	Resolve resolveCmd `cmd:"" help:"Say what a name stands for."`
+	Status  statusCmd  `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
+	Doctor  doctorCmd  `cmd:"" help:"Look for what would stop a node from working here."`
+}
+
+// errUsage marks errors in the command line, which exit with 2.
+var errUsage = errors.New("usage")
+
+// run executes one command and returns its exit code: 0 done, 1 failed, 2 for a
+// command line that makes no sense.
+func run(ctx context.Context, args []string, std stdio) int {
+	var c cli
+	code := -1
+	parser, err := kong.New(&c,
+		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."),
+		kong.Writers(std.out, std.err), kong.Exit(func(n int) { code = n }),
+		kong.Vars{"data": defaultData(), "version": version()},
+		kong.DefaultEnvars("GRANGE"), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(std),
+	)
+	if err != nil {
+		fmt.Fprintf(std.err, "grange: %v\n", err)
+		return 2
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if code >= 0 { // --help and --version have answered
+		return code
+	}
+	if err != nil {
+		fmt.Fprintf(std.err, "grange: %v\n", err)
+		return 2
+	}
+	switch err := command.Run(&c); {
+	case err == nil:
+		return 0
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(std.err, "grange: %v\n", err)
+		return 2
+	default:
+		fmt.Fprintf(std.err, "grange: %v\n", err)
+		return 1
+	}
+}
+
+// defaultData is /var/lib/grange for root, else a folder in the user's home.
+func defaultData() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/grange"
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "grange-data"
+	}
+	return filepath.Join(home, ".local", "share", "grange")
+}
+
+// version is what the build was stamped with, or the commit.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return info.Main.Version + " " + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return info.Main.Version
+}

@@ -1,0 +1,99 @@
+package api
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// CertificateName and certificateKeyName are the files of the API's TLS
+// certificate. An operator may put a certificate of their own there; without
+// one the node signs its own at the first start, which clients pin.
+const (
+	CertificateName    = "api.crt"
+	certificateKeyName = "api.key"
+)
+
+// certificateLifetime of the certificate that a node signs for itself. It is
+// pinned by its clients, so its age protects nobody.
+const certificateLifetime = 20 * 365 * 24 * time.Hour
+
+func loadCertificate(dir, host string) (tls.Certificate, error) {
+	crt, key := filepath.Join(dir, CertificateName), filepath.Join(dir, certificateKeyName)
+	cert, err := tls.LoadX509KeyPair(crt, key)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return cert, wrap("API certificate", err)
+	}
+	crtPEM, keyPEM, err := selfSign(host)
+	if err != nil {
+		return tls.Certificate{}, wrap("API certificate", err)
+	}
+	if err := errors.Join(durable.WriteFile(key, keyPEM, 0o600), durable.WriteFile(crt, crtPEM, 0o644)); err != nil {
+		return tls.Certificate{}, wrap("API certificate", err)
+	}
+	cert, err = tls.X509KeyPair(crtPEM, keyPEM)
+	return cert, wrap("API certificate", err)
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func selfSign(host string) (crtPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, nil, err
+	}
+	t := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "grange node"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(certificateLifetime),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	name, err := os.Hostname()
+	if err == nil {
+		t.DNSNames = append(t.DNSNames, name)
+	}
+	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
+		t.IPAddresses = append(t.IPAddresses, ip)
+	} else if host != "" && ip == nil {
+		t.DNSNames = append(t.DNSNames, host)
+	}
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok {
+				t.IPAddresses = append(t.IPAddresses, n.IP)
+			}
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return nil, nil, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+}

@@ -1,0 +1,73 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/grangemesh/grange/node"
+)
+
+func viewImage(i node.ImageInfo) Image {
+	return Image{
+		Name: i.Name, Kind: i.Kind, Target: i.Target, CID: i.Root, Size: i.Size, Stored: i.Stored, Chunks: i.Chunks,
+		Scope: i.Scope, Version: i.Version, Signed: i.Signed, Source: i.Source, Pinned: i.Pinned,
+	}
+}
+
+func (s *Server) images(a huma.API) {
+	images := s.cfg.Node.Images
+	route(a, http.MethodGet, "/api/images", "images and tags, by name", func(ctx context.Context, _ *struct{}) (*Answer[[]Image], error) {
+		list, err := images.List(ctx)
+		out := make([]Image, 0, len(list))
+		for _, i := range list {
+			out = append(out, viewImage(i))
+		}
+		return ok(out), err
+	})
+	route(a, http.MethodGet, "/api/images/{name}", "one image or tag", func(ctx context.Context, in *Named) (*Answer[Image], error) {
+		i, err := images.Get(ctx, in.Name)
+		return ok(viewImage(i)), err
+	})
+	route(a, http.MethodPut, "/api/images/{name}", "import an image", func(_ context.Context, in *struct {
+		Named
+		Body ImportRequest
+	}) (*Answer[Operation], error) {
+		b := in.Body
+		return accepted(images.Import(in.Name, node.ImportRequest{Source: b.Source, Format: b.Format, Scope: b.Scope, Replace: b.Replace, Size: b.Size}))
+	})
+	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
+		return nil, images.Remove(ctx, in.Name)
+	})
+	route(a, http.MethodPut, "/api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
+		Named
+		Tag string `path:"tag" maxLength:"140"`
+	}) (*Answer[Image], error) {
+		i, err := images.Tag(ctx, in.Name, in.Tag)
+		return ok(viewImage(i)), err
+	})
+	route(a, http.MethodPost, "/api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *Named) (*Answer[Operation], error) {
+		return accepted(images.Warm(in.Name))
+	})
+	route(a, http.MethodPost, "/api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Answer[Operation], error) {
+		return accepted(images.Verify(in.Name))
+	})
+	route(a, http.MethodPost, "/api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *struct {
+		Named
+		Body struct {
+			File string `json:"file"`
+		}
+	}) (*Answer[Operation], error) {
+		return accepted(images.Export(in.Name, in.Body.File))
+	})
+	s.pins(a)
+}
+
+func (s *Server) pins(a huma.API) {
+	route(a, http.MethodPut, "/api/images/{name}/pin", "keep an image's chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {
+		return nil, s.cfg.Node.Images.Pin(ctx, in.Name)
+	})
+	route(a, http.MethodDelete, "/api/images/{name}/pin", "let an image's chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
+		return nil, s.cfg.Node.Images.Unpin(ctx, in.Name)
+	})
+}

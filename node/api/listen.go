@@ -1,0 +1,192 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// SocketName and TokenName are the files in the data folder through which
+	// the command line finds the node.
+	SocketName = "api.sock"
+	TokenName  = "api.token"
+
+	// headerTimeout bounds how long a client may take to send its headers.
+	headerTimeout = 10 * time.Second
+	// idleTimeout closes kept-alive connections that nobody uses.
+	idleTimeout = 2 * time.Minute
+	// shutdownTimeout is how long requests in hand may take to end at a stop.
+	shutdownTimeout = 5 * time.Second
+)
+
+// trusted marks requests whose sender may do everything: it came over the
+// socket or showed the token.
+type trusted struct{}
+
+func isTrusted(ctx context.Context) bool {
+	ok, _ := ctx.Value(trusted{}).(bool)
+	return ok
+}
+
+// Run serves the socket, and HOST:PORT when one is configured, until ctx is
+// done; then it lets requests in hand end.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(s.mux, true)) })
+	if s.tcp != nil {
+		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(s.mux, false)) })
+	}
+	return group.Wait()
+}
+
+// Listen opens the listeners, so that an address in use is found before
+// anything else starts. Run closes them; without a Run, Close does.
+func (s *Server) Listen(ctx context.Context) error {
+	socket, err := listenSocket(ctx, filepath.Join(s.cfg.Dir, SocketName))
+	if err != nil {
+		return err
+	}
+	s.socket = socket
+	if s.cfg.Address == "" {
+		return nil
+	}
+	if s.token, err = loadToken(filepath.Join(s.cfg.Dir, TokenName)); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	if s.tcp, err = s.listenTCP(ctx); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	return nil
+}
+
+// Close closes listeners that were opened and not run.
+func (s *Server) Close() error {
+	var errs []error
+	for _, l := range []net.Listener{s.socket, s.tcp} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// listenSocket replaces a socket that nobody serves; the lock on the data
+// folder, taken before, says that no other node does.
+func listenSocket(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("API socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("API socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(s.cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("--api %q: %w: want HOST:PORT", s.cfg.Address, content.ErrInvalid)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", s.cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("--api %s: %w", s.cfg.Address, err)
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return l, nil
+	}
+	cert, err := loadCertificate(s.cfg.Dir, host)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
+}
+
+func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10, ErrorLog: nil}
+	stopped := context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if srv.Shutdown(ctx) != nil {
+			srv.Close()
+		}
+	})
+	defer stopped()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("API on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// guard decides who may pass: everyone over the socket; over TCP those with the
+// token, and anyone to the routes that need none. A browser's request must come
+// from our own page.
+func (s *Server) guard(next http.Handler, local bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ok := local || s.hasToken(r)
+		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+			writeProblem(w, http.StatusForbidden, "this page is of another origin than the node: open the dashboard at the node's own address")
+			return
+		}
+		if !ok && !isOpen(r) {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeProblem(w, http.StatusUnauthorized, "send `Authorization: Bearer TOKEN`; the token is in the node's data folder, in "+TokenName)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), trusted{}, ok)))
+	})
+}
+
+// isOpen tells the routes that need no token; what they show of content is the
+// public part.
+func isOpen(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return false
+	}
+	p := r.URL.Path
+	return p == "/healthz" || p == "/readyz" || p == "/openapi.json" || strings.HasPrefix(p, "/api/resolve/") || strings.HasPrefix(p, "/ipfs/")
+}
+
+func (s *Server) hasToken(r *http.Request) bool {
+	got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return ok && s.token != "" && subtle.ConstantTimeCompare([]byte(got), []byte(s.token)) == 1
+}
+
+// loadToken reads the token, or makes one at the first start.
+func loadToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err == nil && len(strings.TrimSpace(string(b))) >= 32 {
+		return strings.TrimSpace(string(b)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("API token: %w", err)
+	}
+	secret := make([]byte, 32)
+	rand.Read(secret)
+	token := base64.RawURLEncoding.EncodeToString(secret)
+	if err := durable.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("API token: %w", err)
+	}
+	return token, nil
+}

@@ -1,0 +1,92 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+func viewPeer(p node.PeerInfo) Peer {
+	return Peer{ID: p.ID, Farm: p.Farm, Role: string(p.Role), State: p.State, Addrs: p.Addrs}
+}
+
+func viewPeers(list []node.PeerInfo) []Peer {
+	out := make([]Peer, 0, len(list))
+	for _, p := range list {
+		out = append(out, viewPeer(p))
+	}
+	return out
+}
+
+func (s *Server) self() Self {
+	i := s.cfg.Node.Self()
+	return Self{ID: i.ID, Mesh: i.Mesh, Farm: i.Farm, Role: string(i.Role), Addrs: i.Addrs, FarmAddr: i.FarmAddr}
+}
+
+func viewBytes(b node.Bytes) Bytes { return Bytes(b) }
+
+func (s *Server) cache() Cache {
+	c := s.cfg.Node.CacheInfo()
+	return Cache{Chunks: c.Chunks, Used: c.Used, Quota: c.Quota, Hits: c.Hits, Misses: c.Misses, Full: c.Full}
+}
+
+func (s *Server) members(a huma.API) {
+	n := s.cfg.Node
+	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(context.Context, *struct{}) (*Answer[Peers], error) {
+		return ok(Peers{s.self(), viewPeers(n.Peers())}), nil
+	})
+	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
+		return ok(s.cache()), nil
+	})
+	route(a, http.MethodGet, "/api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
+		o := n.OriginInfo()
+		waiting := n.Waiting()
+		return ok(Status{
+			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests},
+			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Started: n.Started(), Version: n.Version(),
+		}), nil
+	})
+	s.tokens(a)
+}
+
+func viewToken(st trust.InviteState, token string, now time.Time) Token {
+	out := Token{ID: st.ID, Token: token, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
+	switch {
+	case st.UsedBy != nil:
+		out.State, out.UsedBy = "used", st.UsedBy.String()
+	case st.Revoked:
+		out.State = "revoked"
+	case now.After(st.Expires):
+		out.State = "expired"
+	}
+	return out
+}
+
+func (s *Server) tokens(a huma.API) {
+	n := s.cfg.Node
+	route(a, http.MethodPost, "/api/tokens", "make a join token", func(ctx context.Context, in *struct{ Body TokenRequest }) (*Answer[Token], error) {
+		lifetime := time.Duration(in.Body.Lifetime * float64(time.Second))
+		token, st, err := n.CreateToken(trust.Role(in.Body.Role), in.Body.Farm, lifetime)
+		if err != nil {
+			return nil, err
+		}
+		return &Answer[Token]{http.StatusCreated, viewToken(st, token.String(), time.Now())}, nil
+	})
+	route(a, http.MethodGet, "/api/tokens", "the join tokens that this node made", func(context.Context, *struct{}) (*Answer[[]Token], error) {
+		list, err := n.Tokens()
+		out := make([]Token, 0, len(list))
+		for _, st := range list {
+			out = append(out, viewToken(st, "", time.Now()))
+		}
+		return ok(out), err
+	})
+	route(a, http.MethodDelete, "/api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
+		ID string `path:"id" maxLength:"32"`
+	}) (*struct{}, error) {
+		return nil, n.RevokeToken(in.ID)
+	})
+}

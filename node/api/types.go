@@ -1,0 +1,174 @@
+package api
+
+import (
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Resolved answers GET /api/resolve/{name}.
+type Resolved struct {
+	Kind    content.Kind  `json:"kind"`
+	Name    string        `json:"name"`
+	CID     content.CID   `json:"cid" doc:"the root that the name stands for"`
+	Size    int64         `json:"size" doc:"bytes"`
+	Version uint64        `json:"version"`
+	Age     float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirm bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know"`
+	Scope   content.Scope `json:"scope"`
+}
+
+// Image is an image or a tag of one.
+type Image struct {
+	Name    string        `json:"name"`
+	Kind    content.Kind  `json:"kind"`
+	Target  string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	CID     content.CID   `json:"cid"`
+	Size    int64         `json:"size" doc:"bytes of the disk"`
+	Stored  uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
+	Chunks  uint64        `json:"chunks" doc:"chunks that are not holes"`
+	Scope   content.Scope `json:"scope"`
+	Version uint64        `json:"version"`
+	Signed  time.Time     `json:"signed_at"`
+	Source  string        `json:"source,omitempty"`
+	Pinned  bool          `json:"pinned"`
+}
+
+// ImportRequest is the body of PUT /api/images/{name}.
+type ImportRequest struct {
+	Source  string        `json:"source" doc:"path on the node's host of a raw, qcow2, vmdk, vhdx or tar file or a directory" example:"/srv/debian.qcow2"`
+	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
+	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
+	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
+	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+}
+
+// Bytes counts bytes by where they came from.
+type Bytes struct {
+	Cache  int64 `json:"cache"`
+	Farm   int64 `json:"farm"`
+	Swarm  int64 `json:"swarm"`
+	Origin int64 `json:"origin"`
+}
+
+// VolumeSpec is the body of PUT /api/volumes/{name}.
+type VolumeSpec struct {
+	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
+	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
+	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
+	Durability string      `json:"durability,omitempty" doc:"local"`
+	ReadOnly   bool        `json:"readonly,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty"`
+}
+
+// Volume is a disk that this node serves or knows.
+type Volume struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Transport  string      `json:"transport"`
+	Device     string      `json:"device" doc:"what a client opens"`
+	Durability string      `json:"durability"`
+	ReadOnly   bool        `json:"readonly"`
+	Epoch      uint64      `json:"epoch"`
+	State      string      `json:"state" doc:"attached, detached, uncommitted, or failed"`
+	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
+	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Root       content.CID `json:"root"`
+	DirtyBytes int64       `json:"dirty_bytes"`
+	FoldedAt   time.Time   `json:"folded_at,omitzero"`
+	Bytes      Bytes       `json:"bytes"`
+}
+
+// Operation is long work in the background.
+type Operation struct {
+	ID      string           `json:"id"`
+	Kind    string           `json:"kind"`
+	Target  string           `json:"target"`
+	State   string           `json:"state" enum:"running,done,failed,cancelled"`
+	Done    int64            `json:"done" doc:"bytes"`
+	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
+	Bytes   map[string]int64 `json:"bytes"`
+	Note    string           `json:"note,omitempty"`
+	Error   string           `json:"error,omitempty"`
+	ETA     float64          `json:"eta_seconds"`
+	Started time.Time        `json:"started"`
+	Ended   time.Time        `json:"ended,omitzero"`
+}
+
+// Self is what the node says of itself.
+type Self struct {
+	ID    string   `json:"id"`
+	Mesh  string   `json:"mesh"`
+	Farm  string   `json:"farm"`
+	Role  string   `json:"role"`
+	Addrs []string `json:"addrs" doc:"full multiaddrs, as --bootstrap takes them"`
+	// FarmAddr is what --farm-join of a neighbour takes.
+	FarmAddr string `json:"farm_addr,omitempty"`
+}
+
+// Peer is another member.
+type Peer struct {
+	ID    string   `json:"id"`
+	Farm  string   `json:"farm,omitempty"`
+	Role  string   `json:"role,omitempty"`
+	State string   `json:"state" doc:"alive, connected, or banned"`
+	Addrs []string `json:"addrs,omitempty"`
+}
+
+// Peers answers GET /api/peers.
+type Peers struct {
+	Self  Self   `json:"self"`
+	Peers []Peer `json:"peers"`
+}
+
+// Cache answers GET /api/cache.
+type Cache struct {
+	Chunks int64 `json:"chunks"`
+	Used   int64 `json:"used_bytes"`
+	Quota  int64 `json:"quota_bytes"`
+	Hits   int64 `json:"hits"`
+	Misses int64 `json:"misses"`
+	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
+}
+
+// Status answers GET /api/status.
+type Status struct {
+	Ready   bool      `json:"ready"`
+	Waiting []string  `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Self    Self      `json:"self"`
+	Origin  Origin    `json:"origin"`
+	Farm    []Peer    `json:"farm"`
+	Bytes   Bytes     `json:"bytes"`
+	Cache   Cache     `json:"cache"`
+	Volumes int       `json:"volumes"`
+	Started time.Time `json:"started"`
+	Version string    `json:"version"`
+}
+
+// Origin says how the object store stands.
+type Origin struct {
+	URL      string `json:"url,omitempty"`
+	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
+	Detail   string `json:"detail,omitempty"`
+	Requests int64  `json:"requests"`
+}
+
+// TokenRequest is the body of POST /api/tokens.
+type TokenRequest struct {
+	Role     string  `json:"role" enum:"node,seed,publisher,admin"`
+	Farm     string  `json:"farm,omitempty" doc:"the farm that the member will belong to"`
+	Lifetime float64 `json:"lifetime_seconds,omitempty" doc:"how long the token is good; a day when not given"`
+}
+
+// Token is a join token, or what is on record of one.
+type Token struct {
+	ID      string    `json:"id"`
+	Token   string    `json:"token,omitempty" doc:"shown once, when it is made"`
+	Role    string    `json:"role"`
+	Farm    string    `json:"farm,omitempty"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires"`
+	State   string    `json:"state" enum:"open,used,revoked,expired"`
+	UsedBy  string    `json:"used_by,omitempty"`
+}

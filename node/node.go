@@ -1,0 +1,310 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+const (
+	// FarmDefault is the farm of a founding node that names none.
+	FarmDefault = "main"
+	// ListenDefault is where members connect when nothing is said.
+	ListenDefault = "/ip4/0.0.0.0/tcp/4001"
+	// joinedWithin is how long a node with neighbours or bootstrap addresses waits
+	// for one of them before it calls itself ready alone.
+	joinedWithin = 5 * time.Second
+	// stopTimeout bounds what a stop waits for.
+	stopTimeout = 15 * time.Second
+)
+
+// Config is everything that a node is told. Zero fields are defaults.
+type Config struct {
+	// Dir is the node's data folder; one process may have it open.
+	Dir string
+	// Origins are URLs: the first is the truth, the rest mirrors to read from.
+	Origins []string
+	// OpenOrigin opens the bucket of a URL. It does not need to be reachable.
+	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, error)
+	// Join is a token; empty founds a mesh when Dir is new.
+	Join string
+	// Farm is the farm of a founding node.
+	Farm string
+	// FarmBind is HOST:PORT to gossip on; empty stands alone. FarmJoin are
+	// neighbours' addresses.
+	FarmBind string
+	FarmJoin []string
+	// Listen and Bootstrap are multiaddrs.
+	Listen    []string
+	Bootstrap []string
+	// Quota bounds the cache, in bytes.
+	Quota int64
+	// Version is shown to users.
+	Version string
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Dir == "" || c.OpenOrigin == nil {
+		return c, errors.New("node: Config needs a Dir and OpenOrigin")
+	}
+	if c.Farm == "" {
+		c.Farm = FarmDefault
+	}
+	if err := content.CheckName(c.Farm); err != nil {
+		return c, fmt.Errorf("--farm: %w", err)
+	}
+	if len(c.Listen) == 0 {
+		c.Listen = []string{ListenDefault}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, a := range append([]string{c.FarmBind}, c.FarmJoin...) {
+		if _, _, err := net.SplitHostPort(a); a != "" && err != nil {
+			return c, fmt.Errorf("farm address %q: %w: want HOST:PORT", a, content.ErrInvalid)
+		}
+	}
+	return c, nil
+}
+
+// Node is one member. Use: New, then Run.
+type Node struct {
+	Operations *Operations
+	Names      *Names
+	Images     *Images
+	Volumes    *volumes.Volumes
+
+	cfg      Config
+	codec    *content.Codec
+	unlock   func() error
+	identity trust.PrivateKey
+	member   membership
+	signer   trust.Signer
+	verifier *trust.Verifier
+	invites  *trust.Invites
+	cache    *cache.Cache
+	origin   *origin
+	swarm    *swarm.Swarm
+	farm     *farm.Farm // nil when the node stands alone
+	exchange *exchange.Exchange
+	fetch    *fetch.Fetcher
+	started  time.Time
+}
+
+// New opens the data folder, joins or founds a mesh when it is new, and builds
+// the parts; addresses that are in use and origins that can never work are found
+// here. What New returned is closed by Run.
+func New(ctx context.Context, cfg Config) (*Node, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
+	n.Operations = NewOperations(cfg.Log, cfg.Now)
+	for _, step := range []func(context.Context) error{n.openDir, n.openMember, n.openCache, n.openNetwork, n.openOrigin, n.openNames, n.openVolumes} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, n.close())
+		}
+	}
+	return n, nil
+}
+
+func (n *Node) openDir(context.Context) (err error) {
+	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if n.unlock, err = lockDir(n.cfg.Dir); err != nil {
+		return fmt.Errorf("data folder %s: %w", n.cfg.Dir, err)
+	}
+	return nil
+}
+
+func (n *Node) openMember(ctx context.Context) (err error) {
+	if n.identity, err = loadIdentity(n.cfg.Dir); err != nil {
+		return err
+	}
+	if n.member, err = n.cfg.enter(ctx, n.identity); err != nil {
+		return err
+	}
+	n.signer = trust.Signer{Key: n.identity, Chain: n.member.Chain}
+	n.verifier = trust.NewVerifier(n.member.Mesh)
+	if _, err := n.verifier.Verify(n.member.Chain, n.cfg.Now()); err != nil {
+		return fmt.Errorf("this node's certificate: %w", err)
+	}
+	n.invites, err = trust.OpenInvites(filepath.Join(n.cfg.Dir, invitesDir))
+	return err
+}
+
+func (n *Node) openCache(context.Context) (err error) {
+	n.cache, err = cache.Open(cache.Config{Dir: filepath.Join(n.cfg.Dir, "cache"), Quota: n.cfg.Quota, Now: n.cfg.Now, Log: n.cfg.Log})
+	return err
+}
+
+// openNetwork builds the swarm, the farm, the fetcher and the exchange between
+// them, and opens their addresses.
+func (n *Node) openNetwork(context.Context) (err error) {
+	n.swarm, err = swarm.New(swarm.Config{
+		Identity: n.identity, Mesh: n.member.Mesh, Listen: n.cfg.Listen,
+		Bootstrap: append(n.cfg.Bootstrap[:len(n.cfg.Bootstrap):len(n.cfg.Bootstrap)], n.member.Bootstrap...), Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.swarm.Listen(); err != nil {
+		return err
+	}
+	if n.cfg.FarmBind != "" {
+		n.farm, err = farm.New(farm.Config{
+			Name: n.Farm(), Node: n.swarm.ID().String(), Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+			Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Log: n.cfg.Log,
+		})
+		if err == nil {
+			err = n.farm.Start()
+		}
+		if err != nil {
+			n.farm = nil
+			return err
+		}
+	}
+	n.origin = newOrigin(n)
+	n.fetch, err = fetch.New(fetch.Config{
+		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
+		Identity: n.member.Chain.Identity(), Verifier: n.verifier, Announce: n.member.Secrets.Announce,
+		Introduce: n.introduced, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	n.exchange, err = exchange.New(exchange.Config{
+		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.Chain, Server: n.fetch, Answerer: answerer{n},
+		OnViolation: func(id peer.ID, err error) { n.cfg.Log.Warn("a member broke the protocol", "peer", id, "err", err) },
+		Now:         n.cfg.Now, Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	n.fetch.Connect(n.exchange)
+	return nil
+}
+
+func (n *Node) openOrigin(ctx context.Context) error { return n.origin.open(ctx) }
+
+func (n *Node) openNames(context.Context) error {
+	n.Names = &Names{
+		dir: filepath.Join(n.cfg.Dir, "records"), catalog: n.origin.records, verifier: n.verifier, ask: n.askRecord,
+		learn: n.learn, codec: n.codec, now: n.cfg.Now, log: n.cfg.Log, records: map[string]known{},
+	}
+	n.Images = &Images{n: n}
+	return n.Names.load()
+}
+
+func (n *Node) openVolumes(ctx context.Context) (err error) {
+	n.Volumes, err = volumes.New(ctx, volumes.Config{
+		Dir: filepath.Join(n.cfg.Dir, "volumes"), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
+		Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	return err
+}
+
+// close undoes what New did, when it failed midway.
+func (n *Node) close() error {
+	var errs []error
+	if n.swarm != nil {
+		errs = append(errs, n.swarm.Close())
+	}
+	if n.farm != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		errs = append(errs, n.farm.Run(ctx))
+	}
+	if n.cache != nil {
+		errs = append(errs, n.cache.Close())
+	}
+	if n.unlock != nil {
+		errs = append(errs, n.unlock())
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends, then stops the parts from the top down: the volumes
+// drain while the fetcher still brings in what they wait for.
+func (n *Node) Run(ctx context.Context) error {
+	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBelow()
+	lower, below := errgroup.WithContext(below)
+	lower.Go(func() error { return n.swarm.Run(below) })
+	lower.Go(func() error { return n.exchange.Run(below) })
+	lower.Go(func() error { return n.fetch.Run(below) })
+	lower.Go(func() error { return n.cache.Run(below) })
+	lower.Go(func() error { n.origin.watch(below); return nil })
+	if n.farm != nil {
+		lower.Go(func() error { return n.farm.Run(below) })
+		lower.Go(func() error { n.followFarm(below); return nil })
+	}
+	upper, above := errgroup.WithContext(ctx)
+	context.AfterFunc(below, func() { // a part below that fails ends the node
+		if ctx.Err() == nil {
+			n.cfg.Log.Error("a part of the node has failed; stopping")
+		}
+	})
+	upper.Go(func() error {
+		if err := n.Volumes.Open(above); err != nil {
+			return err
+		}
+		return n.Volumes.Run(above)
+	})
+	upper.Go(func() error {
+		select {
+		case <-above.Done():
+		case <-below.Done():
+			return context.Cause(below)
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(above), stopTimeout)
+		defer cancel()
+		return n.Operations.Close(ctx)
+	})
+	err := upper.Wait()
+	stopBelow()
+	return errors.Join(err, lower.Wait(), n.unlock())
+}
+
+// Version returns the version that the node was built as.
+func (n *Node) Version() string { return n.cfg.Version }
+
+// Started returns when the node was started.
+func (n *Node) Started() time.Time { return n.started }
+
+// Farm returns the name of this node's farm.
+func (n *Node) Farm() string { return n.member.Chain.Identity().Farm }
+
+// Collectors returns the metrics of all parts.
+func (n *Node) Collectors() []prometheus.Collector {
+	out := append(n.cache.Collectors(), n.fetch.Collectors()...)
+	out = append(out, n.exchange.Collectors()...)
+	out = append(out, n.Volumes.Door().Collectors()...)
+	return append(out, n.origin.collectors()...)
+}

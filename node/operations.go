@@ -1,0 +1,249 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// operationsMax bounds the operations that run at once: each holds buffers
+	// of some tens of MiB.
+	operationsMax = 16
+	// operationsKept is how many ended operations stay readable.
+	operationsKept = 256
+)
+
+// OperationState is what became of an operation.
+type OperationState string
+
+// The states of an operation.
+const (
+	OperationRunning   OperationState = "running"
+	OperationDone      OperationState = "done"
+	OperationFailed    OperationState = "failed"
+	OperationCancelled OperationState = "cancelled"
+)
+
+// OperationView is a copy of an operation's state.
+type OperationView struct {
+	ID     string
+	Kind   string
+	Target string
+	State  OperationState
+	// Done and Total are in bytes; Total is 0 while it is unknown.
+	Done, Total int64
+	// Bytes counts what was moved, by source or sink.
+	Bytes   map[string]int64
+	Note    string
+	Err     error
+	Started time.Time
+	Ended   time.Time
+}
+
+// ETA estimates the time left, by the mean rate so far; 0 is unknown.
+func (v OperationView) ETA(now time.Time) time.Duration {
+	if v.State != OperationRunning || v.Done <= 0 || v.Total <= v.Done {
+		return 0
+	}
+	return time.Duration(float64(now.Sub(v.Started)) * float64(v.Total-v.Done) / float64(v.Done))
+}
+
+// Operations runs long work in the background: each has an identifier, shows
+// its progress, and can be cancelled. Safe for concurrent use.
+type Operations struct {
+	log *slog.Logger
+	now func() time.Time
+
+	mu      sync.Mutex // guards all below
+	all     map[string]*Operation
+	closed  bool
+	running sync.WaitGroup
+}
+
+// Operation is one piece of long work, as the work itself sees it.
+type Operation struct {
+	owner  *Operations
+	cancel context.CancelFunc
+	done   chan struct{}
+	view   OperationView // guarded by owner.mu
+}
+
+// NewOperations returns an empty set.
+func NewOperations(log *slog.Logger, now func() time.Time) *Operations {
+	return &Operations{log: log, now: now, all: map[string]*Operation{}}
+}
+
+// Start runs work on a context of its own and returns at once. A second
+// operation of the same kind on the same target is ErrConflict while the first
+// one runs; too many at once are ErrUnavailable.
+func (o *Operations) Start(kind, target string, work func(context.Context, *Operation) error) (OperationView, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	running := 0
+	for _, op := range o.all {
+		if op.view.State != OperationRunning {
+			continue
+		}
+		running++
+		if op.view.Kind == kind && op.view.Target == target {
+			return OperationView{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.ErrConflict, op.view.ID)
+		}
+	}
+	switch {
+	case o.closed:
+		return OperationView{}, fmt.Errorf("%s %s: %w: the node is stopping", kind, target, content.ErrClosed)
+	case running >= operationsMax:
+		return OperationView{}, fmt.Errorf("%s %s: %w: %d operations run already; try again when one has ended", kind, target, content.ErrUnavailable, running)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	id := make([]byte, 8)
+	rand.Read(id)
+	op := &Operation{owner: o, cancel: cancel, done: make(chan struct{}), view: OperationView{
+		ID: hex.EncodeToString(id), Kind: kind, Target: target, State: OperationRunning, Bytes: map[string]int64{}, Started: o.now(),
+	}}
+	o.all[op.view.ID] = op
+	o.forget()
+	o.running.Go(func() { op.run(ctx, work) })
+	return op.copy(), nil
+}
+
+func (op *Operation) run(ctx context.Context, work func(context.Context, *Operation) error) {
+	defer close(op.done)
+	err := work(ctx, op)
+	cancelled := ctx.Err() != nil
+	op.cancel()
+	o := op.owner
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	op.view.Ended, op.view.Err = o.now(), err
+	switch {
+	case err == nil:
+		op.view.State = OperationDone
+	case cancelled && errors.Is(err, context.Canceled):
+		op.view.State = OperationCancelled
+	default:
+		op.view.State = OperationFailed
+	}
+	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "took", op.view.Ended.Sub(op.view.Started))
+}
+
+// forget drops the oldest ended operations above the limit. Called with mu.
+func (o *Operations) forget() {
+	var ended []*Operation
+	for _, op := range o.all {
+		if op.view.State != OperationRunning {
+			ended = append(ended, op)
+		}
+	}
+	if len(ended) <= operationsKept {
+		return
+	}
+	slices.SortFunc(ended, func(a, b *Operation) int { return a.view.Ended.Compare(b.view.Ended) })
+	for _, op := range ended[:len(ended)-operationsKept] {
+		delete(o.all, op.view.ID)
+	}
+}
+
+// copy is called with mu.
+func (op *Operation) copy() OperationView {
+	v := op.view
+	v.Bytes = make(map[string]int64, len(op.view.Bytes))
+	for k, n := range op.view.Bytes {
+		v.Bytes[k] = n
+	}
+	return v
+}
+
+// Update changes the progress that others see.
+func (op *Operation) Update(change func(*OperationView)) {
+	op.owner.mu.Lock()
+	defer op.owner.mu.Unlock()
+	change(&op.view)
+}
+
+// List returns all operations on record, newest first.
+func (o *Operations) List() []OperationView {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := make([]OperationView, 0, len(o.all))
+	for _, op := range o.all {
+		out = append(out, op.copy())
+	}
+	slices.SortFunc(out, func(a, b OperationView) int {
+		return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+func (o *Operations) find(id string) (*Operation, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if op := o.all[id]; op != nil {
+		return op, nil
+	}
+	return nil, fmt.Errorf("operation %.40q: %w; the last %d are kept", id, content.ErrNotFound, operationsKept)
+}
+
+// Get returns one operation.
+func (o *Operations) Get(id string) (OperationView, error) {
+	op, err := o.find(id)
+	if err != nil {
+		return OperationView{}, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return op.copy(), nil
+}
+
+// Wait returns the operation once it has ended.
+func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error) {
+	op, err := o.find(id)
+	if err != nil {
+		return OperationView{}, err
+	}
+	select {
+	case <-op.done:
+		return o.Get(id)
+	case <-ctx.Done():
+		return OperationView{}, ctx.Err()
+	}
+}
+
+// Cancel asks a running operation to stop; an ended one is left as it is.
+func (o *Operations) Cancel(id string) error {
+	op, err := o.find(id)
+	if err != nil {
+		return err
+	}
+	op.cancel()
+	return nil
+}
+
+// Close cancels what runs, takes no more, and returns when all have ended or ctx
+// is done.
+func (o *Operations) Close(ctx context.Context) error {
+	o.mu.Lock()
+	o.closed = true
+	for _, op := range o.all {
+		op.cancel()
+	}
+	o.mu.Unlock()
+	ended := make(chan struct{})
+	go func() { o.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("operations still running: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,261 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// originTimeout bounds one look whether the origin answers.
+	originTimeout = 5 * time.Second
+	// originInterval is how often that is looked at while it does, and
+	// originRetry while it does not.
+	originInterval = 15 * time.Second
+	originRetry    = 2 * time.Second
+)
+
+// OriginInfo says how the object store stands.
+type OriginInfo struct {
+	URL      string
+	State    string
+	Detail   string
+	Requests int64
+}
+
+// The states of an origin.
+const (
+	originNone        = "none"
+	originOK          = "ok"
+	originReadOnly    = "read-only"
+	originUnreachable = "unreachable"
+	originRefused     = "refused"
+)
+
+// origin is the object store of this node: there or not, writable or not. A node
+// works without one; it is looked for again and again.
+type origin struct {
+	n   *Node
+	url string
+
+	mu      sync.RWMutex // guards what follows
+	state   string
+	detail  string
+	bucket  bucket.Bucket
+	counted *bucket.Metrics
+	catalog *catalog.Catalog
+	packs   *pack.Reader
+}
+
+func newOrigin(n *Node) *origin { return &origin{n: n, state: originNone} }
+
+// open opens the bucket and looks at it once. A founding node must have one that
+// works; any other starts without, unless it is the wrong one.
+func (o *origin) open(ctx context.Context) error {
+	o.url = o.n.member.Origin
+	if len(o.n.cfg.Origins) > 0 {
+		o.url = o.n.cfg.Origins[0]
+	}
+	if o.url == "" {
+		return nil
+	}
+	inner, err := o.n.cfg.OpenOrigin(ctx, o.url)
+	if err != nil {
+		return fmt.Errorf("--origin %s: %w", o.url, err)
+	}
+	counted := bucket.WithMetrics(inner)
+	store := bucket.Bucket(counted)
+	var mirrors []bucket.Bucket
+	for _, url := range o.n.cfg.Origins[min(1, len(o.n.cfg.Origins)):] {
+		m, err := o.n.cfg.OpenOrigin(ctx, url)
+		if err != nil {
+			return fmt.Errorf("--origin %s: %w", url, err)
+		}
+		mirrors = append(mirrors, m)
+	}
+	if len(mirrors) > 0 {
+		store = bucket.Mirrors(store, mirrors...)
+	}
+	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.n.verifier, Signer: o.n.signer, Now: o.n.cfg.Now, Log: o.n.cfg.Log})
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(store)
+	o.mu.Unlock()
+	err = o.look(ctx)
+	switch {
+	case err == nil || errors.Is(err, content.ErrUnavailable):
+		return nil
+	case errors.Is(err, content.ErrReadOnly) && !o.founder():
+		return nil
+	}
+	return fmt.Errorf("--origin %s: %w", o.url, err)
+}
+
+// founder reports whether this node holds the mesh key.
+func (o *origin) founder() bool {
+	return len(o.n.member.Chain) == 1 && o.n.member.Origin == o.url
+}
+
+// look finds out whether the origin answers and takes writes.
+func (o *origin) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, originTimeout)
+	defer cancel()
+	o.mu.RLock()
+	b, before := o.bucket, o.state
+	o.mu.RUnlock()
+	if b == nil {
+		return nil
+	}
+	err := catalog.CheckMesh(ctx, b, o.n.member.Mesh)
+	fresh := errors.Is(err, content.ErrNotFound)
+	if (err == nil || fresh) && before != originOK {
+		if perr := bucket.Probe(ctx, b); perr != nil {
+			err = perr
+		} else if fresh {
+			err = catalog.ClaimMesh(ctx, b, o.n.member.Mesh)
+		}
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, originTimeout)
+	}
+	o.settle(err)
+	return err
+}
+
+// settle notes how a look ended.
+func (o *origin) settle(err error) {
+	state, detail := originOK, ""
+	switch {
+	case err == nil:
+	case errors.Is(err, content.ErrReadOnly):
+		state, detail = originReadOnly, err.Error()
+	case errors.Is(err, content.ErrUnavailable):
+		state, detail = originUnreachable, err.Error()
+	default:
+		state, detail = originRefused, err.Error()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if state != o.state {
+		o.n.cfg.Log.Info("origin", "state", state, "detail", detail)
+	}
+	o.state, o.detail = state, detail
+}
+
+// watch looks at the origin until ctx ends.
+func (o *origin) watch(ctx context.Context) {
+	for {
+		wait := originInterval
+		if o.readable() == nil {
+			wait = originRetry
+		}
+		select {
+		case <-time.After(wait):
+			o.look(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// readable returns the bucket while it can be read.
+func (o *origin) readable() bucket.Bucket {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.state == originOK || o.state == originReadOnly {
+		return o.bucket
+	}
+	return nil
+}
+
+// reader returns what fetches read packs through, nil while there is nothing.
+func (o *origin) reader() fetch.Origin {
+	if o.readable() == nil {
+		return nil
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return watched{o, o.packs}
+}
+
+// records returns the catalog while the origin answers.
+func (o *origin) records() *catalog.Catalog {
+	if o.readable() == nil {
+		return nil
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.catalog
+}
+
+// writable returns the bucket, or says why nothing can be written to it.
+func (o *origin) writable() (bucket.Bucket, error) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	switch o.state {
+	case originOK:
+		return o.bucket, nil
+	case originReadOnly:
+		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, o.detail)
+	case originNone:
+		return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable)
+	}
+	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, o.detail)
+}
+
+// lost notes that the origin has just failed to answer.
+func (o *origin) lost(err error) {
+	if errors.Is(err, content.ErrUnavailable) && !strings.Contains(err.Error(), context.Canceled.Error()) {
+		o.settle(err)
+	}
+}
+
+// watched is a pack reader that tells the origin when it is not there.
+type watched struct {
+	o     *origin
+	packs *pack.Reader
+}
+
+// ReadFrames implements fetch.Origin.
+func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error) {
+	got, err := w.packs.ReadFrames(ctx, frames)
+	if err != nil {
+		w.o.lost(err)
+	}
+	return got, err
+}
+
+func (o *origin) info() OriginInfo {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	i := OriginInfo{URL: o.url, State: o.state, Detail: o.detail}
+	if o.counted != nil {
+		i.Requests = o.counted.Counts().Requests
+	}
+	return i
+}
+
+func (o *origin) collectors() []prometheus.Collector {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.counted == nil {
+		return nil
+	}
+	return o.counted.Collectors()
+}
+
+// OriginInfo returns how the origin stands.
+func (n *Node) OriginInfo() OriginInfo { return n.origin.info() }

@@ -1,0 +1,90 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// keepCommitting writes the records of volumes that were created while the
+// origin was away.
+func (v *Volumes) keepCommitting(ctx context.Context) {
+	tick := time.NewTicker(commitInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			for _, e := range v.uncommitted() {
+				if err := v.commitLater(ctx, e); err != nil && !errors.Is(err, content.ErrUnavailable) {
+					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (v *Volumes) uncommitted() []entry {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.DeleteFunc(v.devs.sorted(), func(e entry) bool { return e.Committed || e.Stage != ready })
+}
+
+// commitLater registers a volume. If its name was taken meanwhile it gets this
+// node's behind its own, and keeps its data and its clients.
+func (v *Volumes) commitLater(ctx context.Context, e entry) error {
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.mu.RLock()
+	e, ok := v.devs.entries[e.Name]
+	v.mu.RUnlock()
+	if !ok || e.Committed {
+		return nil
+	}
+	var base *Base
+	if len(e.Head) > 0 {
+		head, err := pack.DecodeHead(v.codec, e.Head)
+		if err != nil {
+			return err
+		}
+		base = &Base{Head: head}
+	}
+	_, err := v.cfg.Registry.CommitVolume(ctx, e.Name, v.body(e, base), nil)
+	if err == nil {
+		e.Committed = true
+		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
+		return v.save(e)
+	}
+	var taken *catalog.TakenError
+	if !errors.As(err, &taken) {
+		return err
+	}
+	if body, derr := catalog.DecodeVolume(v.codec, taken.Current.Body); derr == nil && body.ID == e.ID {
+		e.Committed = true // our own commit, whose reply was lost in a crash
+		return v.save(e)
+	}
+	return v.rename(e, e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):])
+}
+
+func (v *Volumes) rename(e entry, name string) error {
+	if err := content.CheckName(name); err != nil {
+		return err
+	}
+	v.cfg.Log.Warn("the name of a volume made while the origin was away was taken meanwhile; it has another one now", "was", e.Name, "is", name)
+	old := e.Name
+	e.Name = name
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.devs.rename(old, e); err != nil {
+		return err
+	}
+	v.open[name] = v.open[old]
+	delete(v.open, old)
+	return nil
+}

@@ -1,0 +1,140 @@
+package volumes
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// entry is what the device map keeps of a volume.
+type entry struct {
+	Name string   `json:"name"`
+	ID   [16]byte `json:"id"`
+	// Folder under the volumes' folder; it keeps its name when the volume gets
+	// another one.
+	Folder     string      `json:"folder"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Head       []byte      `json:"head,omitempty"` // encoded pack.Head of the root
+	Transport  string      `json:"transport"`
+	Durability string      `json:"durability"`
+	ReadOnly   bool        `json:"readonly,omitempty"`
+	Epoch      uint64      `json:"epoch"`
+	Created    time.Time   `json:"created"`
+	// Stage is how far the volume got.
+	Stage stage `json:"stage"`
+	// Committed says that the record is at the origin.
+	Committed bool `json:"committed"`
+	// Attached says that the volume is to be served.
+	Attached bool `json:"attached"`
+}
+
+// stage says what a restart has to do about an entry.
+type stage string
+
+const (
+	// creating: the folder may be missing or half made, the record absent.
+	creating stage = "creating"
+	// ready: the volume is whole.
+	ready stage = "ready"
+	// removing: the record may be gone already; the folder goes too.
+	removing stage = "removing"
+)
+
+// deviceMap is the durable list of this node's volumes. Not safe for concurrent
+// use: its owner serialises.
+type deviceMap struct {
+	path    string
+	entries map[string]entry
+}
+
+const (
+	deviceMapMagic = "grange-devices/1"
+	// volumesMax bounds the volumes of a node; each costs a folder, an index and
+	// an open file or two.
+	volumesMax = 4096
+)
+
+type deviceMapFile struct {
+	Magic   string  `json:"magic"`
+	Volumes []entry `json:"volumes"`
+}
+
+func loadDeviceMap(path string) (*deviceMap, error) {
+	m := &deviceMap{path: path, entries: map[string]entry{}}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("device map: %w", err)
+	}
+	var f deviceMapFile
+	if err := json.Unmarshal(b, &f); err != nil || f.Magic != deviceMapMagic {
+		return nil, fmt.Errorf("device map %s: %w; the volumes' folders beside it are whole: restore the file from a backup", path, errors.Join(content.ErrCorrupt, err))
+	}
+	for _, e := range f.Volumes {
+		m.entries[e.Name] = e
+	}
+	return m, nil
+}
+
+// put stores an entry durably before it returns.
+func (m *deviceMap) put(e entry) error {
+	old, had := m.entries[e.Name]
+	if !had && len(m.entries) >= volumesMax {
+		return fmt.Errorf("volume %q: %w: this node has %d volumes, the limit", e.Name, content.ErrNoSpace, volumesMax)
+	}
+	m.entries[e.Name] = e
+	if err := m.save(); err != nil {
+		if delete(m.entries, e.Name); had {
+			m.entries[e.Name] = old
+		}
+		return err
+	}
+	return nil
+}
+
+func (m *deviceMap) remove(name string) error {
+	delete(m.entries, name)
+	return m.save()
+}
+
+// rename gives an entry another name in one write.
+func (m *deviceMap) rename(old string, e entry) error {
+	delete(m.entries, old)
+	m.entries[e.Name] = e
+	return m.save()
+}
+
+func (m *deviceMap) sorted() []entry {
+	out := make([]entry, 0, len(m.entries))
+	for _, e := range m.entries {
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (m *deviceMap) save() error {
+	b, err := json.MarshalIndent(deviceMapFile{deviceMapMagic, m.sorted()}, "", " ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(m.path), 0o700)
+	}
+	if err == nil {
+		err = durable.WriteFile(m.path, append(b, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("device map: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,484 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Base is what a volume begins as.
+type Base struct {
+	Head     pack.Head
+	Lineage  []content.CID
+	Envelope []byte
+}
+
+// Library finds and opens what volumes begin as.
+type Library interface {
+	// Base says what a reference stands for, by the origin if it answers.
+	Base(ctx context.Context, ref content.Ref) (Base, error)
+	// Image makes a root readable.
+	Image(ctx context.Context, b Base) (*fetch.Image, error)
+}
+
+// Registry keeps the records of volumes. ErrUnavailable means that no origin
+// could be asked, by this node or a member for it.
+type Registry interface {
+	Volume(ctx context.Context, name string) (catalog.Record, error)
+	CommitVolume(ctx context.Context, name string, body catalog.Volume, base *catalog.Record) (catalog.Record, error)
+	DeleteVolume(ctx context.Context, base catalog.Record) error
+}
+
+// Config is what Volumes is built from.
+type Config struct {
+	// Dir holds the volumes' folders and the device map.
+	Dir string
+	// Socket is the path that NBD is served on.
+	Socket string
+	// Self and NodeID name this node in records and to people.
+	Self     trust.PublicKey
+	NodeID   string
+	Library  Library
+	Registry Registry
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+const (
+	// commitInterval is how often records that could not be written are tried
+	// again.
+	commitInterval = 5 * time.Second
+	// detachTimeout is how long requests in flight may take when a volume is
+	// detached.
+	detachTimeout = 30 * time.Second
+
+	durabilityLocal = "local"
+	transportNBD    = "nbd"
+	transportUBLK   = "ublk"
+	transportAuto   = "auto"
+)
+
+// State is how a volume stands on this node.
+type State string
+
+// The states.
+const (
+	StateAttached    State = "attached"
+	StateUncommitted State = "uncommitted"
+	StateDetached    State = "detached"
+	StateFailed      State = "failed"
+)
+
+// Spec is what a Put asks for; zero fields ask for nothing.
+type Spec struct {
+	Size       int64
+	From       content.Ref
+	Transport  string
+	Durability string
+	ReadOnly   bool
+	Takeover   bool
+}
+
+// View describes a volume.
+type View struct {
+	Name       string
+	Size       int64
+	From       content.Ref
+	Transport  string
+	Device     string
+	Durability string
+	ReadOnly   bool
+	Epoch      uint64
+	State      State
+	Detail     string
+	Node       string
+	Root       content.CID
+	DirtyBytes int64
+	FoldedAt   time.Time
+	Bytes      [4]int64 // by fetch.Source
+}
+
+// Volumes are this node's volumes. Use: New, Open, Run. Safe for concurrent use.
+type Volumes struct {
+	cfg   Config
+	codec *content.Codec
+	door  *nbd.Server
+	addr  net.Addr
+
+	change sync.Mutex // serialises changes: one Put, Detach or Remove at a time
+
+	mu   sync.RWMutex // guards devs and open
+	devs *deviceMap
+	open map[string]*device
+}
+
+// device is a volume that is served, or that failed to be.
+type device struct {
+	vol   *volume.Volume
+	image *fetch.Image
+	users sync.WaitGroup // NBD connections
+	err   error
+}
+
+// New reads the device map and opens the socket.
+func New(ctx context.Context, cfg Config) (*Volumes, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	devs, err := loadDeviceMap(filepath.Join(cfg.Dir, "devices.json"))
+	if err != nil {
+		return nil, err
+	}
+	listener, err := nbd.Listen(ctx, "unix:"+cfg.Socket)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), addr: listener.Addr(), devs: devs, open: map[string]*device{}}
+	if v.door, err = nbd.New(nbd.Config{Exports: exports{v}, Listeners: []net.Listener{listener}, Log: cfg.Log}); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return v, nil
+}
+
+// Open opens the volumes of the device map, as they were attached; what was half
+// created or half removed is undone. A volume that can't be opened is kept, and
+// shown as failed.
+func (v *Volumes) Open(ctx context.Context) error {
+	v.change.Lock()
+	defer v.change.Unlock()
+	for _, e := range v.devs.sorted() {
+		switch {
+		case e.Stage != ready:
+			v.cfg.Log.Info("clearing away a volume that was half made or half removed", "volume", e.Name, "stage", e.Stage)
+			if err := v.erase(e); err != nil {
+				return err
+			}
+		case e.Attached:
+			v.attach(ctx, e)
+		}
+	}
+	return nil
+}
+
+// Run serves the volumes until ctx ends; then it drains and closes them.
+func (v *Volumes) Run(ctx context.Context) error {
+	go v.keepCommitting(ctx)
+	err := v.door.Run(ctx)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for name, d := range v.open {
+		if d.vol != nil {
+			err = errors.Join(err, d.vol.Close())
+		}
+		delete(v.open, name)
+	}
+	return err
+}
+
+// Door returns the NBD server, for its metrics.
+func (v *Volumes) Door() *nbd.Server { return v.door }
+
+// Count returns how many volumes are attached.
+func (v *Volumes) Count() int {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return len(v.open)
+}
+
+// List returns all volumes of this node, by name.
+func (v *Volumes) List() []View {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []View
+	for _, e := range v.devs.sorted() {
+		out = append(out, v.view(e))
+	}
+	return out
+}
+
+// Get returns one volume of this node.
+func (v *Volumes) Get(name string) (View, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	e, ok := v.devs.entries[name]
+	if !ok {
+		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	}
+	return v.view(e), nil
+}
+
+// view is called with mu.
+func (v *Volumes) view(e entry) View {
+	out := View{
+		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
+		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID,
+	}
+	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
+		if root, err := head.Root.Encode(v.codec); err == nil {
+			out.Root = root.CID()
+		}
+	}
+	d := v.open[e.Name]
+	switch {
+	case d == nil:
+	case d.err != nil:
+		out.State, out.Detail = StateFailed, d.err.Error()
+	default:
+		out.State, out.Device, out.DirtyBytes = StateAttached, nbd.URI(v.addr, e.Name), d.vol.DirtyBytes()
+		if d.image != nil {
+			out.Bytes = d.image.Bytes()
+		}
+	}
+	if out.State == StateAttached && !e.Committed {
+		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
+	}
+	return out
+}
+
+func (s Spec) withDefaults() (Spec, error) {
+	switch s.Transport {
+	case "", transportAuto, transportNBD:
+		s.Transport = transportNBD
+	case transportUBLK:
+		return s, fmt.Errorf("transport ublk: %w on this node; use nbd or auto", errors.ErrUnsupported)
+	default:
+		return s, fmt.Errorf("transport %.20q: %w: want auto or nbd", s.Transport, content.ErrInvalid)
+	}
+	if s.Durability != "" && s.Durability != durabilityLocal {
+		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, errors.ErrUnsupported)
+	}
+	if s.Takeover {
+		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
+	}
+	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
+		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
+	}
+	s.Durability = durabilityLocal
+	return s, nil
+}
+
+// Put creates a volume, or attaches one that this node has. created is false when
+// it was here and attached already. What contradicts a volume that exists is
+// ErrConflict.
+func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, created bool, err error) {
+	if err := content.CheckName(name); err != nil {
+		return View{}, false, err
+	}
+	if spec, err = spec.withDefaults(); err != nil {
+		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
+	}
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.mu.RLock()
+	e, here := v.devs.entries[name]
+	d := v.open[name]
+	v.mu.RUnlock()
+	switch {
+	case !here:
+		created = true
+		err = v.create(ctx, name, spec)
+	default:
+		if err = e.agrees(spec); err == nil && (d == nil || d.err != nil) {
+			created = true
+			err = v.reattach(ctx, e)
+		}
+	}
+	if err != nil {
+		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
+	}
+	view, err := v.Get(name)
+	return view, created, err
+}
+
+// agrees fails when a spec asks for something else than the volume is.
+func (e entry) agrees(s Spec) error {
+	switch {
+	case s.From != (content.Ref{}) && s.From != e.From:
+		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.ErrConflict, e.From, s.From)
+	case s.Size != 0 && s.Size < e.Size:
+		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.ErrConflict, e.Size, s.Size)
+	case s.Size > e.Size:
+		return fmt.Errorf("%w: it has %d bytes, not %d", content.ErrConflict, e.Size, s.Size)
+	case s.ReadOnly != e.ReadOnly && s.ReadOnly:
+		return fmt.Errorf("%w: it is not read-only", content.ErrConflict)
+	}
+	return nil
+}
+
+func (v *Volumes) reattach(ctx context.Context, e entry) error {
+	e.Attached = true
+	if err := v.save(e); err != nil {
+		return err
+	}
+	return v.attach(ctx, e)
+}
+
+func (v *Volumes) save(e entry) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.devs.put(e)
+}
+
+// attach opens a volume and serves it. A failure is kept for List to show.
+func (v *Volumes) attach(ctx context.Context, e entry) error {
+	d := &device{}
+	d.err = v.openDevice(ctx, e, d)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.open[e.Name] = d
+	if d.err != nil {
+		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
+	}
+	return d.err
+}
+
+func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
+	cfg := volume.Config{Dir: v.folder(e), ReadOnly: e.ReadOnly, Log: v.cfg.Log}
+	if len(e.Head) > 0 {
+		head, err := pack.DecodeHead(v.codec, e.Head)
+		if err != nil {
+			return err
+		}
+		if d.image, err = v.cfg.Library.Image(ctx, Base{Head: head}); err != nil {
+			return err
+		}
+		cfg.Source, cfg.SourceSize, cfg.ChunkSize = d.image, head.Root.Size, head.Root.ChunkSize
+	}
+	var err error
+	d.vol, err = volume.Open(cfg)
+	return err
+}
+
+// Detach stops serving a volume; its data stays on this node.
+func (v *Volumes) Detach(ctx context.Context, name string) (View, error) {
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.mu.RLock()
+	e, ok := v.devs.entries[name]
+	v.mu.RUnlock()
+	if !ok {
+		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	}
+	if err := v.close(ctx, name); err != nil {
+		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
+	}
+	e.Attached = false
+	if err := v.save(e); err != nil {
+		return View{}, err
+	}
+	return v.Get(name)
+}
+
+// close drains and closes a device, if it is open.
+func (v *Volumes) close(ctx context.Context, name string) error {
+	v.mu.Lock()
+	d := v.open[name]
+	delete(v.open, name)
+	v.mu.Unlock()
+	if d == nil || d.vol == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
+	err := v.door.Detach(ctx, name)
+	d.users.Wait()
+	return errors.Join(err, d.vol.Close())
+}
+
+// Remove deletes a volume and its record; an absent one is success.
+func (v *Volumes) Remove(ctx context.Context, name string, purge bool) error {
+	if err := content.CheckName(name); err != nil {
+		return err
+	}
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.mu.RLock()
+	e, ok := v.devs.entries[name]
+	v.mu.RUnlock()
+	if !ok {
+		return nil
+	}
+	if err := v.close(ctx, name); err != nil {
+		return fmt.Errorf("remove volume %q: %w", name, err)
+	}
+	r, err := v.cfg.Registry.Volume(ctx, name)
+	if err == nil {
+		err = v.deleteRecord(ctx, e, r)
+	}
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+	case errors.Is(err, content.ErrUnavailable) && !e.Committed:
+	case err != nil:
+		return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+	}
+	e.Stage = removing
+	if err := v.save(e); err != nil {
+		return err
+	}
+	return v.erase(e)
+}
+
+func (v *Volumes) detached(e entry) error {
+	e.Attached = false
+	return v.save(e)
+}
+
+// deleteRecord deletes the record if it is of this volume, not of another that
+// has its name.
+func (v *Volumes) deleteRecord(ctx context.Context, e entry, r catalog.Record) error {
+	body, err := catalog.DecodeVolume(v.codec, r.Body)
+	if err != nil {
+		return err
+	}
+	if body.ID != e.ID {
+		return nil
+	}
+	return v.cfg.Registry.DeleteVolume(ctx, r)
+}
+
+// exports is the door's view of the volumes.
+type exports struct{ v *Volumes }
+
+// Lookup implements nbd.Exports.
+func (x exports) Lookup(_ context.Context, name string) (blockdev.Device, func(), error) {
+	x.v.mu.RLock()
+	defer x.v.mu.RUnlock()
+	d := x.v.open[name]
+	if d == nil || d.err != nil {
+		return nil, nil, fmt.Errorf("volume %q: %w", name, content.ErrNotFound)
+	}
+	d.users.Add(1)
+	return d.vol, d.users.Done, nil
+}
+
+// List implements nbd.Exports.
+func (x exports) List(context.Context) ([]string, error) {
+	x.v.mu.RLock()
+	defer x.v.mu.RUnlock()
+	var out []string
+	for name, d := range x.v.open {
+		if d.err == nil {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}

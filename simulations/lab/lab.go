@@ -1,0 +1,239 @@
+// Package lab runs real nodes, as processes in network namespaces of this
+// machine, for demonstrations, tests and benchmarks. What it starts it ends.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/netns"
+)
+
+const (
+	// readyTimeout is how long a node may take to be ready, on a machine that
+	// starts dozens at once.
+	readyTimeout = 60 * time.Second
+	// stopTimeout is how long a node may take to stop by itself.
+	stopTimeout = 20 * time.Second
+	swarmPort   = 4001
+	farmPort    = 7946
+)
+
+// Lab is a set of hosts and the nodes on them.
+type Lab struct {
+	// Binary is the grange under test.
+	Binary string
+	// Dir holds the nodes' data and logs.
+	Dir string
+	Net *netns.Network
+
+	nodes []*Node
+}
+
+// Node is one running `grange node`.
+type Node struct {
+	Name string
+	Farm string
+	Data string
+	Host *netns.Host
+
+	lab  *Lab
+	args []string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+	http *http.Client
+}
+
+// New makes a lab without nodes. Close ends it.
+func New(ctx context.Context, binary, dir string) (*Lab, error) {
+	network, err := netns.New(ctx, "g")
+	if err != nil {
+		return nil, err
+	}
+	return &Lab{Binary: binary, Dir: dir, Net: network}, nil
+}
+
+// Close stops the nodes and removes the network; Dir is the caller's.
+func (l *Lab) Close() error {
+	var errs []error
+	for _, n := range l.nodes {
+		errs = append(errs, n.Stop())
+	}
+	return errors.Join(append(errs, l.Net.Close())...)
+}
+
+// Start starts a node on a new host of the farm's LAN and waits until it is
+// ready. The first founds the mesh with the given origin; a later one joins with
+// a token of the first.
+func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (*Node, error) {
+	host, err := l.Net.Host(ctx, farm)
+	if err != nil {
+		return nil, err
+	}
+	number := 1
+	for _, n := range l.nodes {
+		if n.Farm == farm {
+			number++
+		}
+	}
+	n := &Node{Name: fmt.Sprintf("%s%d", farm, number), Farm: farm, Host: host, lab: l}
+	n.Data = filepath.Join(l.Dir, n.Name)
+	n.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(n.Data, api.SocketName))
+	}}}
+	n.args = append(n.flags(host), extra...)
+	if origin != "" {
+		n.args = append(n.args, "--origin", origin)
+	}
+	if len(l.nodes) > 0 {
+		token, err := l.nodes[0].Run(ctx, "token", "create", "--role", "node", "--farm", farm)
+		if err != nil {
+			return nil, err
+		}
+		n.args = append(n.args, "--join", strings.TrimSpace(token))
+	} else {
+		n.args = append(n.args, "--farm", farm)
+	}
+	if first := l.first(farm); first != nil {
+		n.args = append(n.args, "--farm-join", fmt.Sprintf("%s:%d", first.Host.Addr(), farmPort))
+	}
+	if err := os.MkdirAll(n.Data, 0o755); err != nil {
+		return nil, err
+	}
+	l.nodes = append(l.nodes, n)
+	return n, n.Restart(ctx)
+}
+
+func (n *Node) flags(host *netns.Host) []string {
+	return []string{
+		"node", "--data", n.Data,
+		"--listen", fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr(), swarmPort),
+		"--farm-bind", fmt.Sprintf("%s:%d", host.Addr(), farmPort),
+	}
+}
+
+func (l *Lab) first(farm string) *Node {
+	for _, n := range l.nodes {
+		if n.Farm == farm {
+			return n
+		}
+	}
+	return nil
+}
+
+// Nodes returns the nodes in the order of their starts.
+func (l *Lab) Nodes() []*Node { return l.nodes }
+
+// Restart starts the node's process, which must not run, and waits until it is
+// ready.
+func (n *Node) Restart(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(n.lab.Dir, n.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n.cmd = n.Host.Command(context.WithoutCancel(ctx), n.lab.Binary, n.args...)
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := n.cmd.Start(); err != nil {
+		return err
+	}
+	n.done = make(chan struct{})
+	go func() { n.cmd.Wait(); close(n.done) }()
+	if out, err := n.Run(ctx, "status", "--wait", readyTimeout.String()); err != nil {
+		return fmt.Errorf("node %s did not become ready: %w: %s\n%s", n.Name, err, out, n.Tail(20))
+	}
+	return nil
+}
+
+// Tail returns the last lines of the node's log.
+func (n *Node) Tail(lines int) string {
+	b, err := os.ReadFile(filepath.Join(n.lab.Dir, n.Name+".log"))
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Run executes a command of the command line against this node.
+func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, n.lab.Binary, append(args, "--data", n.Data)...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("on %s: grange %s: %w: %s", n.Name, strings.Join(args, " "), err, strings.TrimSpace(said.String()))
+	}
+	return out.String(), nil
+}
+
+// Get asks the node's API.
+func (n *Node) Get(ctx context.Context, path string, v any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := n.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s on %s: %s", path, n.Name, resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// Bytes returns where the node's bytes came from so far.
+func (n *Node) Bytes(ctx context.Context) (api.Bytes, error) {
+	var s api.Status
+	err := n.Get(ctx, "/api/status", &s)
+	return s.Bytes, err
+}
+
+// Signal sends a signal to the node's process group.
+func (n *Node) Signal(sig syscall.Signal) error { return syscall.Kill(-n.cmd.Process.Pid, sig) }
+
+// Kill ends the process at once, as a power cut would, and waits for its end.
+func (n *Node) Kill() error {
+	err := n.Signal(syscall.SIGKILL)
+	<-n.done
+	return err
+}
+
+// Stop asks the process to end, and kills it when it does not in time, which is
+// an error.
+func (n *Node) Stop() error {
+	if n.cmd == nil || n.cmd.Process == nil {
+		return nil
+	}
+	select {
+	case <-n.done:
+		return nil
+	default:
+	}
+	if err := n.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	deadline := time.NewTimer(stopTimeout)
+	defer deadline.Stop()
+	select {
+	case <-n.done:
+		return nil
+	case <-deadline.C:
+		return errors.Join(fmt.Errorf("node %s did not stop within %s", n.Name, stopTimeout), n.Kill())
+	}
+}
