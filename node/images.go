@@ -161,7 +161,22 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	body := catalog.Image{Head: head, Lineage: lineage, Source: filepath.Base(req.Source), Chunks: stats.Chunks, Stored: im.stored(head, stats)}
-	return im.record(ctx, content.KindImage, name, body, base)
+	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
+		return err
+	}
+	im.hold(ctx, name)
+	return nil
+}
+
+// hold lets others know at once that this node has what it has just published.
+func (im *Images) hold(ctx context.Context, name string) {
+	m, err := im.image(ctx, name)
+	if err == nil {
+		err = im.n.fetch.Hold(ctx, m.ID())
+	}
+	if err != nil {
+		im.n.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
+	}
 }
 
 // previous returns the image that the name stands for, and its record; nil when

@@ -101,6 +101,7 @@ type Fetcher struct {
 	codec   *content.Codec
 	metrics metrics
 	bytes   [sources]atomic.Int64
+	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
@@ -132,7 +133,7 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
 	}
-	f := &Fetcher{cfg: cfg, codec: content.NewCodec(), metrics: newMetrics(), roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{}, reading: map[content.CID]*flight{}, bad: map[peer.ID]failure{}}
+	f := &Fetcher{cfg: cfg, wake: make(chan struct{}, 1), codec: content.NewCodec(), metrics: newMetrics(), roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{}, reading: map[content.CID]*flight{}, bad: map[peer.ID]failure{}}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
 }

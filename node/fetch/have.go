@@ -103,6 +103,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 		}
 		select {
 		case <-tick.C:
+		case <-f.wake:
 		case <-ctx.Done():
 			for key := range announced {
 				f.cfg.Swarm.Withdraw(key)
@@ -143,6 +144,29 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
 		}
 	}
 	return false
+}
+
+// Hold reads the map of a root whose chunks were put into the cache beside the
+// fetcher, as an importer does, and announces it at once.
+func (f *Fetcher) Hold(ctx context.Context, root content.CID) error {
+	m, err := f.Open(root)
+	if err != nil {
+		return err
+	}
+	for _, err := range m.CIDs(ctx) {
+		if err != nil {
+			return err
+		}
+	}
+	set := f.scan(ctx, m.rs)
+	m.rs.mu.Lock()
+	m.rs.have.set, m.rs.have.scanned, m.rs.have.evicted = *set, f.cfg.Now(), f.cfg.Cache.Evicted()
+	m.rs.mu.Unlock()
+	select {
+	case f.wake <- struct{}{}:
+	default: // it is about to look anyway
+	}
+	return nil
 }
 
 // Prepare looks for members that hold a root, for as long as prefetch would: a

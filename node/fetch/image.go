@@ -46,6 +46,9 @@ func (f *Fetcher) Open(root content.CID) (*Image, error) {
 	return &Image{f: f, rs: rs}, nil
 }
 
+// ID returns the root's CID.
+func (m *Image) ID() content.CID { return m.rs.id }
+
 // Root describes the image.
 func (m *Image) Root() content.Root { return m.rs.head.Root }
 

@@ -20,6 +20,9 @@ const (
 	// searchInterval is how often the announcements of a root in use are searched
 	// for again.
 	searchInterval = 30 * time.Second
+	// searchSoon is how often it is while nobody was found, at first.
+	searchSoon     = time.Second
+	searchSoonTill = 15 * time.Second
 	// settleAfter is when the first search has had its time.
 	settleAfter = plan.SwarmWait
 	// watchRetry is how soon a member whose bitmap could not be had is tried again.
@@ -72,8 +75,6 @@ func (p *peers) settled() bool {
 func (p *peers) follow(ctx context.Context, rs *rootState) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	tick := time.NewTicker(searchInterval)
-	defer tick.Stop()
 	for {
 		for _, id := range p.f.cfg.Members.Live() {
 			if id != p.f.cfg.Self && p.claim(id) {
@@ -86,11 +87,21 @@ func (p *peers) follow(ctx context.Context, rs *rootState) {
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(p.nextSearch()):
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// nextSearch is when to search again: soon while nobody was found.
+func (p *peers) nextSearch() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.farms) == 0 && p.f.cfg.Now().Sub(p.began) < searchSoonTill {
+		return searchSoon
+	}
+	return searchInterval
 }
 
 // claim marks a member as watched; false when it is, or when enough are.
