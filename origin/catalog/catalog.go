@@ -5,7 +5,6 @@ package catalog
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
@@ -185,7 +184,7 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 		return Record{}, err
 	}
 	e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Version: base.Version + 1, SignedAt: c.cfg.Now(), Farm: ch.Farm, Tombstone: ch.Delete, Body: ch.Body}
-	rand.Read(e.Commit[:])
+	e.Commit = trust.NewCommit()
 	sealed, err := c.cfg.Signer.Seal(e)
 	if err != nil {
 		return Record{}, err

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto/rand"
 	"fmt"
 	"time"
 
@@ -110,4 +111,10 @@ func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
 	}
 	e.Signer = id
 	return e, nil
+}
+
+// NewCommit names a new attempt to write a record.
+func NewCommit() (c Commit) {
+	rand.Read(c[:])
+	return c
 }
