@@ -9,6 +9,8 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
+	"github.com/grangemesh/grange/origin/bucket/s3"
+	"github.com/grangemesh/grange/origin/bucket/web"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -21,6 +23,14 @@ type originOpener struct {
 }
 
 func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, error) {
+	b, err := o.openURL(ctx, text)
+	if err != nil || o.rate == 0 && o.requests == 0 {
+		return b, err
+	}
+	return bucket.Limit(b, o.rate, o.requests), nil
+}
+
+func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {
 	u, err := url.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", content.ErrInvalid, err)
@@ -31,6 +41,14 @@ func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, err
 			return nil, fmt.Errorf("%w: want file:///ABSOLUTE/FOLDER", content.ErrInvalid)
 		}
 		return dir.Open(filepath.FromSlash(u.Path))
+	case "s3":
+		l, err := s3.ParseURL(text)
+		if err != nil {
+			return nil, err
+		}
+		return s3.Open(ctx, s3.Config{Location: l, Verbose: o.verbose, Log: o.log})
+	case "https", "http":
+		return web.Open(text)
 	}
 	return nil, fmt.Errorf("%w: scheme %q; want s3, file or https", content.ErrInvalid, u.Scheme)
 }
