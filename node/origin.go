@@ -32,6 +32,8 @@ type OriginInfo struct {
 	State    string
 	Detail   string
 	Requests int64
+	// BytesIn were read from it, metadata included.
+	BytesIn int64
 }
 
 // The states of an origin.
@@ -243,7 +245,7 @@ func (o *origin) info() OriginInfo {
 	defer o.mu.RUnlock()
 	i := OriginInfo{URL: o.url, State: o.state, Detail: o.detail}
 	if o.counted != nil {
-		i.Requests = o.counted.Counts().Requests
+		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
 	}
 	return i
 }

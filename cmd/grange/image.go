@@ -165,7 +165,7 @@ type imageShowCmd struct {
 }
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/images/"+url.PathEscape(c.Name), c.JSON}, func(w io.Writer, i api.Image) {
+	return list(ctx, app, std, query{"/api/images/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, i.Signed.Local(), i.Source, i.Pinned)
 	})

@@ -80,7 +80,7 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := content.CheckName(c.Name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	return list(ctx, app, std, query{"/api/resolve/"+url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {
+	return list(ctx, app, std, query{"/api/resolve/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirm {
 			confirmed = "unconfirmed: the origin does not answer"

@@ -46,7 +46,7 @@ func (s *Server) members(a huma.API) {
 		o := n.OriginInfo()
 		waiting := n.Waiting()
 		return ok(Status{
-			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests},
+			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests, o.BytesIn},
 			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})

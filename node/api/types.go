@@ -152,6 +152,7 @@ type Origin struct {
 	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
 	Detail   string `json:"detail,omitempty"`
 	Requests int64  `json:"requests"`
+	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
 }
 
 // TokenRequest is the body of POST /api/tokens.

@@ -38,8 +38,11 @@ type Lab struct {
 	// Dir holds the nodes' data and logs.
 	Dir string
 	Net *netns.Network
+	// Env is added to the environment of nodes.
+	Env []string
 
 	nodes []*Node
+	store *exec.Cmd
 }
 
 // Node is one running `grange node`.
@@ -70,6 +73,10 @@ func (l *Lab) Close() error {
 	var errs []error
 	for _, n := range l.nodes {
 		errs = append(errs, n.Stop())
+	}
+	if l.store != nil {
+		errs = append(errs, l.store.Process.Kill())
+		l.store.Wait() // it was killed, which is no news
 	}
 	return errors.Join(append(errs, l.Net.Close())...)
 }
@@ -146,6 +153,7 @@ func (n *Node) Restart(ctx context.Context) error {
 	}
 	defer log.Close()
 	n.cmd = n.Host.Command(context.WithoutCancel(ctx), n.lab.Binary, n.args...)
+	n.cmd.Env = append(os.Environ(), n.lab.Env...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := n.cmd.Start(); err != nil {
@@ -153,6 +161,15 @@ func (n *Node) Restart(ctx context.Context) error {
 	}
 	n.done = make(chan struct{})
 	go func() { n.cmd.Wait(); close(n.done) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // a process that has ended never gets ready
+		select {
+		case <-n.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	if out, err := n.Run(ctx, "status", "--wait", readyTimeout.String()); err != nil {
 		return fmt.Errorf("node %s did not become ready: %w: %s\n%s", n.Name, err, out, n.Tail(20))
 	}
@@ -195,6 +212,12 @@ func (n *Node) Get(ctx context.Context, path string, v any) error {
 		return fmt.Errorf("GET %s on %s: %s", path, n.Name, resp.Status)
 	}
 	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// Status asks how the node stands.
+func (n *Node) Status(ctx context.Context) (s api.Status, err error) {
+	err = n.Get(ctx, "/api/status", &s)
+	return s, err
 }
 
 // Bytes returns where the node's bytes came from so far.

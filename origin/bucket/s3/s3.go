@@ -20,6 +20,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
@@ -72,7 +73,7 @@ func Open(ctx context.Context, cfg Config) (*Bucket, error) {
 	}
 	opts := []func(*config.LoadOptions) error{
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
-		config.WithHTTPClient(&http.Client{Transport: newTransport()}),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(tune)), // it takes AWS_CA_BUNDLE too
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
 	}
@@ -95,13 +96,12 @@ func Open(ctx context.Context, cfg Config) (*Bucket, error) {
 	return &Bucket{cfg, client}, nil
 }
 
-func newTransport() *http.Transport {
-	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
-		MaxIdleConns: 2 * connsPerHost, MaxIdleConnsPerHost: connsPerHost, MaxConnsPerHost: connsPerHost,
-		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: headersTimeout,
-		WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10, DisableCompression: true, ForceAttemptHTTP2: false,
-	}
+// tune sets what a node needs of its connections: many at once, to one host.
+func tune(t *http.Transport) {
+	t.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 2*connsPerHost, connsPerHost, connsPerHost
+	t.TLSHandshakeTimeout, t.ResponseHeaderTimeout = dialTimeout, headersTimeout
+	t.WriteBufferSize, t.ReadBufferSize, t.DisableCompression = 256<<10, 256<<10, true
 }
 
 func (b *Bucket) key(key string) *string {

@@ -1,0 +1,125 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/grangemesh/grange/simulations/netns"
+)
+
+const (
+	// gateway is the S3 server of tests, run by version: strict about signatures
+	// and conditions.
+	gateway = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+
+	storePort     = 7070
+	storeUser     = "grange"
+	storePassword = "grange-test-secret"
+	storeBucket   = "images"
+	storeTimeout  = 15 * time.Second
+)
+
+// Store is a real S3 server on a host of the lab.
+type Store struct {
+	// URL is what --origin takes.
+	URL string
+
+	lab  *Lab
+	host *netns.Host
+	dir  string
+}
+
+// StartStore builds the server if need be, some minutes the first time, and
+// starts it on a LAN of its own with an empty bucket.
+func (l *Lab) StartStore(ctx context.Context) (*Store, error) {
+	host, err := l.Net.Host(ctx, "store")
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{lab: l, host: host, dir: filepath.Join(l.Dir, "store")}
+	s.URL = fmt.Sprintf("s3://%s/farm?endpoint=http://%s:%d&region=us-east-1&path-style=true", storeBucket, host.Addr(), storePort)
+	l.Env = append(l.Env, "AWS_ACCESS_KEY_ID="+storeUser, "AWS_SECRET_ACCESS_KEY="+storePassword, "AWS_EC2_METADATA_DISABLED=true")
+	if err := os.MkdirAll(filepath.Join(s.dir, storeBucket), 0o755); err != nil {
+		return nil, err
+	}
+	return s, s.Start(ctx)
+}
+
+// BuildGateway returns the path of the S3 server, which is built once.
+func BuildGateway(ctx context.Context) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "grange-test")
+	path := filepath.Join(dir, "versitygw")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	cmd := exec.CommandContext(ctx, "go", "install", gateway)
+	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
+	cmd.Dir = os.TempDir() // outside of the module, so that it brings its own dependencies
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w: %s", gateway, err, out)
+	}
+	return path, nil
+}
+
+// Start starts the server, which must not run.
+func (s *Store) Start(ctx context.Context) error {
+	binary, err := BuildGateway(ctx)
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(s.lab.Dir, "store.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	address := fmt.Sprintf("%s:%d", s.host.Addr(), storePort)
+	cmd := s.host.Command(context.WithoutCancel(ctx), binary, "--port", address, "--quiet", "posix", s.dir)
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeUser, "ROOT_SECRET_KEY="+storePassword)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	s.lab.store = cmd
+	return s.await(ctx)
+}
+
+// await waits until the server takes connections, as seen on its own host.
+func (s *Store) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		probe := fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", s.host.Addr(), storePort)
+		if s.host.Command(ctx, "/bin/bash", "-c", probe).Run() == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.Join(errors.New("the S3 server does not answer"), ctx.Err())
+		}
+	}
+}
+
+// Stop ends the server, as an outage would.
+func (s *Store) Stop() error {
+	if s.lab.store == nil {
+		return nil
+	}
+	err := s.lab.store.Process.Kill()
+	s.lab.store.Wait() // it was killed, which is no news
+	s.lab.store = nil
+	return err
+}
