@@ -307,16 +307,18 @@ func (x library) Base(ctx context.Context, ref content.Ref) (volumes.Base, error
 		return volumes.Base{}, err
 	}
 	r := rootOf(x.n.codec, k)
+	if id, err := x.n.fetch.Learn(r); err == nil {
+		x.n.fetch.Prepare(ctx, id) // the new volume's first read knows whom to ask
+	}
 	return volumes.Base{Head: r.Head, Lineage: r.Lineage, Envelope: r.Envelope}, nil
 }
 
 // Image implements volumes.Library.
-func (x library) Image(ctx context.Context, b volumes.Base) (*fetch.Image, error) {
+func (x library) Image(_ context.Context, b volumes.Base) (*fetch.Image, error) {
 	id, err := x.n.fetch.Learn(fetch.Root(b))
 	if err != nil {
 		return nil, err
 	}
-	x.n.fetch.Prepare(ctx, id)
 	return x.n.fetch.Open(id)
 }
 
@@ -463,6 +465,9 @@ func (n *Node) Waiting() []string {
 	}
 	if young && len(n.cfg.Bootstrap)+len(n.member.Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
 		out = append(out, "a member of the mesh")
+	}
+	if !n.Volumes.Opened() {
+		out = append(out, "its volumes")
 	}
 	return out
 }

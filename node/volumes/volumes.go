@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -120,6 +121,8 @@ type Volumes struct {
 	door  *nbd.Server
 	addr  net.Addr
 
+	opened atomic.Bool // Open has ended
+
 	change sync.Mutex // serialises changes: one Put, Detach or Remove at a time
 
 	mu   sync.RWMutex // guards devs and open
@@ -164,6 +167,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 func (v *Volumes) Open(ctx context.Context) error {
 	v.change.Lock()
 	defer v.change.Unlock()
+	defer v.opened.Store(true)
 	for _, e := range v.devs.sorted() {
 		switch {
 		case e.Stage != ready:
@@ -177,6 +181,9 @@ func (v *Volumes) Open(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Opened reports whether Open has ended: the volumes are as they will be.
+func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Run serves the volumes until ctx ends; then it drains and closes them.
 func (v *Volumes) Run(ctx context.Context) error {

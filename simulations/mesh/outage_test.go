@@ -1,0 +1,164 @@
+package mesh
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/lab"
+)
+
+// until asks again and again until it is so, or fails after a while.
+func until(t *testing.T, what string, ask func(context.Context) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for !ask(ctx) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+func volume(t *testing.T, n *lab.Node, name string) (v api.Volume) {
+	t.Helper()
+	if err := n.Get(t.Context(), "/api/volumes/"+name, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// TestFarmWorksWithoutItsStore: what a farm holds can be resolved, made into
+// volumes and read while the store is away; what nobody holds fails and says who
+// was asked; the volumes are registered when the store is back.
+func TestFarmWorksWithoutItsStore(t *testing.T) {
+	l := newLab(t)
+	store, err := l.StartStore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := l.Start(t.Context(), "a", store.URL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, b := l.Nodes()[0], l.Nodes()[1]
+	path, sum := disk(t, l.Dir, 32<<20)
+	run(t, a, "image", "import", "disk", path)
+	run(t, b, "resolve", "disk")
+	if err := store.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "node b notices that the store is away", func(ctx context.Context) bool {
+		s, err := b.Status(ctx)
+		return err == nil && s.Origin.State == "unreachable"
+	})
+	if got, err := read(t.Context(), b, "away", "disk"); err != nil || got != sum {
+		t.Fatalf("read without the store: %v, or other bytes", err)
+	}
+	if v := volume(t, b, "away"); v.State != "uncommitted" {
+		t.Errorf("state %q (%s), want uncommitted", v.State, v.Detail)
+	}
+	var r api.Resolved
+	until(t, "the name is unconfirmed", func(ctx context.Context) bool {
+		return b.Get(ctx, "/api/resolve/disk", &r) == nil && !r.Confirm && r.Age > 0
+	})
+	if _, err := b.Run(t.Context(), "volume", "create", "none", "--from", "image:never"); err == nil || !strings.Contains(err.Error(), "origin") {
+		t.Errorf("an unknown image: %v; want an error that names the origin", err)
+	}
+	if err := store.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the volume is registered", func(context.Context) bool { return volume(t, b, "away").State == "attached" })
+}
+
+// TestKilledNodeComesBack: a node is killed while a guest writes with flushes;
+// what was flushed is there when it is back, under the same name.
+func TestKilledNodeComesBack(t *testing.T) {
+	l := newLab(t)
+	n, err := l.Start(t.Context(), "a", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, _ := disk(t, l.Dir, 32<<20)
+	run(t, n, "image", "import", "disk", path)
+	device := run(t, n, "volume", "create", "v", "--from", "image:disk")
+	for round := range rounds(20) {
+		pattern := filepath.Join(l.Dir, "pattern")
+		fill(t, pattern, byte(round+1))
+		if out, err := exec.Command("nbdcopy", "--flush", pattern, device).CombinedOutput(); err != nil {
+			t.Fatalf("write: %v: %s", err, out)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		load := exec.CommandContext(ctx, "fio", "--name=load", "--ioengine=nbd", "--uri="+device, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--offset=16m", "--size=16m", "--time_based", "--runtime=60")
+		if err := load.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "fio writes", func(context.Context) bool { return volume(t, n, "v").DirtyBytes > 9<<20 })
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		load.Wait() // its device is gone
+		start := time.Now()
+		if err := n.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("ready again after %s", time.Since(start))
+		if got := volume(t, n, "v"); got.Device != device {
+			t.Fatalf("device %q (%s %s), was %q", got.Device, got.State, got.Detail, device)
+		}
+		back := filepath.Join(l.Dir, "back")
+		os.Remove(back)
+		if out, err := exec.Command("nbdcopy", device, back).CombinedOutput(); err != nil {
+			t.Fatalf("read back: %v: %s", err, out)
+		}
+		compareHead(t, pattern, back)
+	}
+}
+
+func rounds(full int) int {
+	if os.Getenv("GRANGE_SOAK") != "" {
+		return full
+	}
+	return 2 // each restarts a node: the soak has the full count
+}
+
+// patternSize of the part of the disk that is written and flushed before a kill;
+// the load writes behind it.
+const patternSize = 8 << 20
+
+func fill(t *testing.T, path string, b byte) {
+	t.Helper()
+	data := make([]byte, patternSize)
+	for i := range data {
+		data[i] = b ^ byte(i>>9)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func compareHead(t *testing.T, want, got string) {
+	t.Helper()
+	w, err := os.ReadFile(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := os.ReadFile(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(g) < len(w) || string(g[:len(w)]) != string(w) {
+		t.Fatal("what was flushed is not there")
+	}
+}
