@@ -15,13 +15,6 @@ const (
 	classes
 )
 
-func (p Priority) class() class {
-	if p == PriorityGuest {
-		return classGuest
-	}
-	return classBulk
-}
-
 // link is the way from here to one peer: how many bytes are under way on it, and
 // what that tells of its rate.
 type link struct {
