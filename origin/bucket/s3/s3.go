@@ -192,7 +192,7 @@ func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond buc
 		in.IfNoneMatch, in.IfMatch = conditions(cond)
 		return b.client.PutObject(ctx, in)
 	}
-	out, err := once(ctx, b, "put", key, cond, send)
+	out, err := once(ctx, b, write{"put", key, cond}, send)
 	if err != nil {
 		return bucket.Info{}, err
 	}
@@ -210,9 +210,16 @@ func conditions(cond bucket.Condition) (ifNoneMatch, ifMatch *string) {
 	return ifNoneMatch, ifMatch
 }
 
+// write names a write for errors, and says when it may happen.
+type write struct {
+	op, key string
+	cond    bucket.Condition
+}
+
 // once sends a write: one without a condition as often as it takes, one with a
 // condition again only when the store said that it did nothing.
-func once[T any](ctx context.Context, b *Bucket, op, key string, cond bucket.Condition, send func(context.Context) (T, error)) (T, error) {
+func once[T any](ctx context.Context, b *Bucket, w write, send func(context.Context) (T, error)) (T, error) {
+	op, key, cond := w.op, w.key, w.cond
 	if cond.IsZero() {
 		return try(ctx, b, op, key, send)
 	}
@@ -271,7 +278,7 @@ func (b *Bucket) sendParts(ctx context.Context, key, id string, body bucket.Body
 		}
 		parts = append(parts, types.CompletedPart{ETag: out.ETag, PartNumber: number})
 	}
-	out, err := once(ctx, b, "complete", key, cond, func(ctx context.Context) (*s3.CompleteMultipartUploadOutput, error) {
+	out, err := once(ctx, b, write{"complete", key, cond}, func(ctx context.Context) (*s3.CompleteMultipartUploadOutput, error) {
 		in := &s3.CompleteMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: &id, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}
 		in.IfNoneMatch, in.IfMatch = conditions(cond)
 		return b.client.CompleteMultipartUpload(ctx, in)
