@@ -236,13 +236,13 @@ func (f *Fetcher) Aside() map[peer.ID]time.Time {
 
 // view is what the planner may know now.
 func (f *Fetcher) view(rs *rootState, missing []uint64, level int) plan.View {
-	v := plan.View{Swarm: map[string][]plan.Peer{}, Bad: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
+	v := plan.View{Swarm: map[string][]plan.Peer{}, Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
 	live := f.cfg.Members.Live()
 	for _, id := range live {
 		v.Farm = append(v.Farm, plan.Peer(id))
 	}
 	for id := range f.Aside() {
-		v.Bad[plan.Peer(id)] = true
+		v.Aside[plan.Peer(id)] = true
 	}
 	v.HedgeBudget = f.hedgeBudget()
 	rs.peers.view(&v, missing, level)

@@ -48,7 +48,7 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 // join returns a flight for each object: one under way, or a new one. New ones
 // are grouped by run, and each group begins a job.
 func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
-	lead := how.asked == plan.ByMember || how.asked == plan.ByStranger
+	lead := how.depth > plan.Own
 	out := make([]*flight, len(objects))
 	fresh := map[pack.Run][]*flight{}
 	var runs []pack.Run
@@ -156,9 +156,9 @@ func (f *Fetcher) fly(rs *rootState, run pack.Run, flights []*flight, how reques
 	rs.peers.want(rs)
 	p := plan.New(plan.Config{
 		Key: runKey(run), Self: plan.Peer(f.cfg.Self), Farm: f.cfg.Identity.Farm,
-		Asked: how.asked, From: how.from, Passed: how.passed, Hurry: how.priority == exchange.PriorityGuest,
+		Depth: how.depth, From: how.from, FromFarm: how.fromFarm, Guest: how.guest(), Hurry: how.priority == exchange.PriorityGuest,
 	})
-	if how.asked == plan.ByGuest {
+	if how.guest() {
 		hung := time.AfterFunc(plan.HedgeAfter, func() { j.send(plan.Event{Kind: plan.Hung}) })
 		defer hung.Stop()
 	}
@@ -467,7 +467,7 @@ func (j *job) readClaimed(ctx context.Context, origin Origin, mine []*flight) er
 	}
 	got, err := origin.ReadFrames(ctx, frames)
 	j.f.count(FromOrigin, stored)
-	if j.how.asked == plan.ByGuest {
+	if j.how.guest() {
 		j.f.metrics.hedgedBytes.Add(int64(len(j.flights)-len(j.left())) * content.ChunkSizeDefault)
 	}
 	for i, v := range got {

@@ -95,7 +95,7 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if m.TryReadChunk(index, off, p) {
 		return nil
 	}
-	how := request{priority: exchange.PriorityGuest, asked: plan.ByGuest}
+	how := request{priority: exchange.PriorityGuest}
 	o, ok, err := m.f.chunk(ctx, m.rs, index, how)
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (m *Image) readahead(index uint64) {
 		return
 	}
 	m.ahead.Add(1)
-	flights := m.f.join(m.rs, objects, request{priority: exchange.PriorityReadahead, asked: plan.ByPrefetch})
+	flights := m.f.join(m.rs, objects, request{priority: exchange.PriorityReadahead})
 	go func() {
 		defer m.ahead.Add(-1)
 		for _, fl := range flights {
@@ -154,7 +154,7 @@ func (m *Image) readahead(index uint64) {
 // NextData returns the first run of chunks from index on that are not holes;
 // io.EOF when there is none. It may fetch parts of the map.
 func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, err error) {
-	how := request{priority: exchange.PriorityGuest, asked: plan.ByGuest}
+	how := request{priority: exchange.PriorityGuest}
 	chunks := m.Root().Chunks()
 	for index < chunks {
 		n := index / content.MapFanout
@@ -180,7 +180,7 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 // not find out as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		how := request{priority: exchange.PriorityPrefetch, asked: plan.ByPrefetch}
+		how := request{priority: exchange.PriorityPrefetch}
 		for level := m.rs.depth; level > 0; level-- {
 			span := uint64(1)
 			for range level {
@@ -216,7 +216,7 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	if progress == nil {
 		progress = func(Source, int) {}
 	}
-	how := request{priority: exchange.PriorityPrefetch, asked: plan.ByPrefetch}
+	how := request{priority: exchange.PriorityPrefetch}
 	m.f.Prepare(ctx, m.rs.id)
 	window := semaphore.NewWeighted(warmWindow)
 	var wg sync.WaitGroup

@@ -189,12 +189,16 @@ func (f *Fetcher) admitNode(rs *rootState, p content.Pos, node, page content.Ver
 // request says for whom something is fetched.
 type request struct {
 	priority exchange.Priority
-	asked    plan.Asked
+	depth    plan.Depth
+	// from is the member that asked, and fromFarm its farm, where one did.
 	from     plan.Peer
-	passed   bool
+	fromFarm string
 	// local looks no farther than this node.
 	local bool
 }
+
+// guest reports whether a guest of this node waits for it.
+func (r request) guest() bool { return r.depth == plan.Own && r.priority == exchange.PriorityGuest }
 
 // object is one thing to fetch: where it stands under the root, its name, and
 // where it lies at the origin. A map node brings its page.

@@ -26,10 +26,7 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		w.Unknown()
 		return
 	}
-	how := request{priority: req.Priority, asked: plan.ByStranger, from: plan.Peer(from.ID), passed: req.Passed, local: !req.Fetch}
-	if f.isNear(from.ID) {
-		how.asked = plan.ByMember
-	}
+	how := request{priority: req.Priority, depth: plan.Received(f.isNear(from.ID), req.Passed), from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, local: !req.Fetch}
 	s := serving{f, rs, req, w, how}
 	missing, err := s.fromCache(ctx)
 	if err != nil || len(missing) == 0 {

@@ -1,0 +1,326 @@
+package plan
+
+import (
+	"cmp"
+	"slices"
+)
+
+// rung is one kind of source.
+type rung uint8
+
+const (
+	askLead rung = iota
+	askRanks
+	askHolders
+	waitSwarm
+	askSwarmHolders
+	askSwarmLead
+	readOrigin
+	askAnyone
+	giveUp
+)
+
+// ladders are the rungs by depth, in the order in which they are climbed. A
+// request from outside that should have gone to a third farm goes there before
+// this farm spends a read of the origin on it; one that was passed on goes no
+// farther.
+var ladders = [Depths][]rung{
+	Own:         {askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp},
+	Led:         {askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp},
+	Outer:       {askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp},
+	OuterPassed: {askLead, askRanks, askHolders, readOrigin, askAnyone, giveUp},
+	Last:        {askRanks, askHolders, askSwarmHolders, readOrigin, giveUp},
+}
+
+// Job is the way of one run, or of the part of it that is missing. Not safe for
+// concurrent use.
+type Job struct {
+	cfg   Config
+	at    int // on the ladder
+	count int // asked on this rung
+
+	asked map[Peer]bool // asked for what they have
+	fetch map[Peer]bool // asked to bring it in
+
+	asking  bool // an Ask or a WaitSwarm is under way
+	reading bool // a ReadOrigin is
+	reads   int
+	ended   bool
+
+	last   Action // the Ask that is under way, or the one that led to a referral
+	refers int
+	again  bool // last is to be repeated when a referral was in vain
+	led    bool // a lead has tried all that it could
+	tried  []string
+}
+
+// New returns a job that waits for Start.
+func New(cfg Config) *Job {
+	return &Job{cfg: cfg, asked: map[Peer]bool{cfg.Self: true, cfg.From: true}, fetch: map[Peer]bool{cfg.Self: true, cfg.From: true}}
+}
+
+// Step takes an event and returns what to do. After Done or Fail it returns
+// nothing: answers that are late change nothing.
+func (j *Job) Step(e Event) []Action {
+	if j.ended {
+		return nil
+	}
+	switch e.Kind {
+	case Answered:
+		j.asking = false
+		if !e.Missing {
+			return j.end(Action{Kind: Done})
+		}
+		j.note(string(e.Peer), e.Why)
+		if acts := j.referred(e); acts != nil {
+			return acts
+		}
+		j.answered(e)
+	case OriginEnded:
+		j.reading = false
+		if !e.Missing {
+			return j.end(Action{Kind: Done})
+		}
+		j.note("origin", e.Why)
+	case SwarmWaited:
+		j.asking = false
+	case Hung:
+		return j.hedge(e.View)
+	}
+	if j.asking { // it was the hedge that failed
+		return nil
+	}
+	return j.climb(e.View)
+}
+
+func (j *Job) end(a Action) []Action {
+	j.ended = true
+	return []Action{a}
+}
+
+func (j *Job) note(source, why string) {
+	if len(j.tried) < triedMax {
+		j.tried = append(j.tried, source+": "+cmp.Or(why, "absent"))
+	}
+}
+
+// referred follows a referral, or goes back to the member that gave one.
+func (j *Job) referred(e Event) []Action {
+	if j.again {
+		j.again = false
+		return j.ask(j.last)
+	}
+	if e.Refer == "" || j.asked[e.Refer] || e.View.Aside[e.Refer] || j.refers >= refersMax {
+		return nil
+	}
+	j.refers++
+	j.again = true
+	j.asked[e.Refer] = true
+	j.asking = true
+	return []Action{{Kind: Ask, Peer: e.Refer}}
+}
+
+// answered leaves the rung of a lead that has answered that it could not: it has
+// climbed the ladder itself, and one that takes its place would do no better.
+func (j *Job) answered(e Event) {
+	on := ladders[j.cfg.Depth][j.at]
+	if e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
+		return
+	}
+	j.led = j.led || on == askLead && !j.last.Passed
+	j.at++
+	j.count = 0
+}
+
+// hedge reads the origin beside a member that is slow, once, for a guest alone.
+func (j *Job) hedge(v View) []Action {
+	if !j.cfg.Guest || j.reads > 0 || !v.Origin || !v.HedgeBudget || !j.asking {
+		return nil
+	}
+	return j.read(true)
+}
+
+func (j *Job) read(hedge bool) []Action {
+	j.reads++
+	j.reading = true
+	return []Action{{Kind: ReadOrigin, Hedge: hedge}}
+}
+
+// climb goes up until a rung has something to do.
+func (j *Job) climb(v View) []Action {
+	for {
+		acts, stay := j.step(v)
+		if acts != nil || stay {
+			return acts
+		}
+		j.at++
+		j.count = 0
+	}
+}
+
+// step asks the rung for something to do; stay means to wait there for what is
+// under way.
+func (j *Job) step(v View) (acts []Action, stay bool) {
+	switch ladders[j.cfg.Depth][j.at] {
+	case askLead:
+		return j.askLead(v), false
+	case askRanks:
+		return j.askFirst(v, j.behind(v), nextRanks), false
+	case askHolders:
+		return j.askFirst(v, v.Holders, holdersAsked), false
+	case waitSwarm:
+		if j.cfg.Hurry || v.SwarmSettled || j.count > 0 {
+			return nil, false
+		}
+		j.count++
+		j.asking = true
+		return []Action{{Kind: WaitSwarm}}, false
+	case askSwarmHolders:
+		return j.askFirst(v, v.SwarmHolders, holdersAsked), false
+	case askSwarmLead:
+		return j.askSwarmLead(v), false
+	case readOrigin:
+		if j.reading || !v.Origin || j.count > 0 || j.reads >= readsMax {
+			return nil, j.reading
+		}
+		j.count++
+		return j.read(false), false
+	case askAnyone:
+		return j.askAnyone(v), false
+	}
+	if j.reading {
+		return nil, true
+	}
+	if j.reads == 0 {
+		j.note("origin", "not reachable from this node")
+	}
+	return j.end(Action{Kind: Fail, Tried: j.tried}), false
+}
+
+// ranks are the live members in the order in which they lead the run; those that
+// are passed over lead nothing.
+func (j *Job) ranks(v View) []Peer {
+	live := make([]Peer, 0, len(v.Farm))
+	for _, p := range v.Farm {
+		if !v.Aside[p] {
+			live = append(live, p)
+		}
+	}
+	return Rank(j.cfg.Key, live)
+}
+
+// behind are the ranks that follow this node's: whoever acts as the lead asks
+// them, and leaves out those ahead, whom the asker found silent or does not see.
+func (j *Job) behind(v View) []Peer {
+	ranks := j.ranks(v)
+	return ranks[slices.Index(ranks, j.cfg.Self)+1:]
+}
+
+// askLead asks the member that leads the run to bring it in; when it fails, the
+// next one takes its place, and is not to turn to the failed one itself. A
+// request that a member sent here is passed on, once, if another one leads in
+// this node's view.
+func (j *Job) askLead(v View) []Action {
+	passed, ok := j.cfg.Depth.near()
+	if !ok || j.count >= leadsAsked || passed && j.count > 0 {
+		return nil
+	}
+	for _, p := range j.ranks(v) {
+		if p == j.cfg.Self {
+			return nil
+		}
+		if !j.fetch[p] {
+			return j.askFetch(p, passed || j.count > 0)
+		}
+	}
+	return nil
+}
+
+// askSwarmLead asks the farm that leads the run among those that announced the
+// root, this one included, through its announcers; when none of them answers, the
+// farm that ranks next.
+func (j *Job) askSwarmLead(v View) []Action {
+	passed, ok := j.cfg.Depth.far()
+	if !ok || j.count >= announcersAsked || passed && j.count > 0 {
+		return nil
+	}
+	farms := []Peer{Peer(j.cfg.Farm)}
+	for name := range v.Swarm {
+		if name != j.cfg.Farm {
+			farms = append(farms, Peer(name))
+		}
+	}
+	for _, farm := range Rank(j.cfg.Key, farms) {
+		switch string(farm) {
+		case j.cfg.Farm:
+			return nil
+		case j.cfg.FromFarm: // it has asked us
+			continue
+		}
+		for _, p := range v.Swarm[string(farm)] {
+			if !j.fetch[p] && !v.Aside[p] {
+				return j.askFetch(p, passed)
+			}
+		}
+	}
+	return nil
+}
+
+// askAnyone is the rung of a node that can't read the origin, or where that
+// failed: whoever may be able to is asked to bring the run in, those first that
+// could lately. Where a lead has done so, it is not done again.
+func (j *Job) askAnyone(v View) []Action {
+	if j.led || j.count >= anyoneAsked {
+		return nil
+	}
+	if _, ok := j.cfg.Depth.near(); ok {
+		for _, list := range [][]Peer{v.Providers, j.ranks(v)} {
+			for _, p := range list {
+				if !j.fetch[p] && !v.Aside[p] {
+					return j.askFetch(p, true)
+				}
+			}
+		}
+	}
+	if _, ok := j.cfg.Depth.far(); ok {
+		farms := make([]Peer, 0, len(v.Swarm))
+		for name := range v.Swarm {
+			farms = append(farms, Peer(name))
+		}
+		for _, farm := range Rank(j.cfg.Key, farms) {
+			for _, p := range v.Swarm[string(farm)] {
+				if !j.fetch[p] && !v.Aside[p] && string(farm) != j.cfg.FromFarm {
+					return j.askFetch(p, true)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// askFirst asks the first few of a list for what they have.
+func (j *Job) askFirst(v View, list []Peer, most int) []Action {
+	if j.count >= most {
+		return nil
+	}
+	for _, p := range list {
+		if !j.asked[p] && !v.Aside[p] {
+			j.count++
+			return j.ask(Action{Kind: Ask, Peer: p})
+		}
+	}
+	return nil
+}
+
+func (j *Job) askFetch(p Peer, passed bool) []Action {
+	j.count++
+	return j.ask(Action{Kind: Ask, Peer: p, Fetch: true, Passed: passed})
+}
+
+func (j *Job) ask(a Action) []Action {
+	j.asked[a.Peer] = true
+	j.fetch[a.Peer] = j.fetch[a.Peer] || a.Fetch
+	j.asking = true
+	j.last = a
+	return []Action{a}
+}

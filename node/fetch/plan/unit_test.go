@@ -1,0 +1,158 @@
+package plan_test
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+)
+
+var epoch = time.Unix(1_800_000_000, 0)
+
+func TestRankSpreadsRunsEvenly(t *testing.T) {
+	const members, runs = 10, 10_000
+	var farm []plan.Peer
+	for i := range members {
+		farm = append(farm, plan.Peer(fmt.Sprint("member ", i)))
+	}
+	led, moved := map[plan.Peer]int{}, 0
+	for r := range runs {
+		key := fmt.Sprintf("mesh/2026112022-%032x/%d", r/32, r%32)
+		ranks := plan.Rank(key, farm)
+		led[ranks[0]]++
+		if plan.Lead(key, farm) != ranks[0] {
+			t.Fatalf("Lead says %s, Rank says %s", plan.Lead(key, farm), ranks[0])
+		}
+		with := plan.Rank(key, append(farm, "newcomer"))
+		if with[0] != ranks[0] {
+			moved++
+			if with[0] != "newcomer" || with[1] != ranks[0] {
+				t.Fatalf("a join made %s of %s and %s", ranks[0], with[0], with[1])
+			}
+		}
+	}
+	for p, n := range led {
+		if math.Abs(float64(n)/(runs/members)-1) > 0.15 {
+			t.Errorf("%s leads %d of %d runs", p, n, runs)
+		}
+	}
+	if want := runs / (members + 1); moved < want*8/10 || moved > want*12/10 {
+		t.Errorf("a join moved %d runs, want about %d", moved, want)
+	}
+}
+
+func TestBreakerPassesOverForLongerAndForgets(t *testing.T) {
+	var b plan.Breaker
+	now := epoch
+	passed := func() time.Duration { return b.Passed(now)["p"].Sub(now) }
+	want := func(d time.Duration) {
+		t.Helper()
+		if got := passed(); got != d {
+			t.Fatalf("passed over for %s, want %s", got, d)
+		}
+	}
+	b.Fail("p", now)
+	b.Fail("p", now) // two requests that failed together
+	want(2 * time.Second)
+	for _, d := range []time.Duration{4, 8, 16, 32, 60, 60} {
+		now = now.Add(passed())
+		b.Fail("p", now)
+		want(d * time.Second)
+	}
+	b.Work("p", now) // an answer that was on its way
+	want(time.Minute)
+	now = now.Add(2 * time.Minute) // peace
+	b.Fail("p", now)
+	want(2 * time.Second)
+	now = now.Add(2 * time.Second)
+	b.Work("p", now)
+	b.Fail("p", now)
+	want(2 * time.Second)
+	b.Aside("p", now, time.Hour)
+	b.Fail("p", now)
+	want(time.Hour)
+}
+
+func TestBreakerIsBounded(t *testing.T) {
+	var b plan.Breaker
+	for i := range 20_000 {
+		b.Fail(plan.Peer(fmt.Sprint(i)), epoch.Add(time.Duration(i)*time.Millisecond/10))
+	}
+	if n := len(b.Passed(epoch.Add(2 * time.Second))); n > 4096 {
+		t.Errorf("%d members are remembered", n)
+	}
+}
+
+// TestBudget: in no minute is more than a hundredth of its bytes spent.
+func TestBudget(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type note struct {
+			at           time.Time
+			bytes, spent int64
+		}
+		var b plan.Budget
+		var notes []note
+		now := epoch
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 30_000).Draw(t, "ms")) * time.Millisecond)
+			n := rapid.Int64Range(0, 1<<20).Draw(t, "bytes")
+			b.Count(now, n)
+			notes = append(notes, note{at: now, bytes: n})
+			cost := rapid.Int64Range(1, 4096).Draw(t, "cost")
+			var bytes, spent int64
+			for _, o := range notes {
+				if o.at.Unix() > now.Unix()-60 {
+					bytes, spent = bytes+o.bytes, spent+o.spent
+				}
+			}
+			if has := spent+cost <= bytes/100; b.Has(now, cost) != has {
+				t.Fatalf("Has(%d) = %t with %d spent and %d bytes", cost, !has, spent, bytes)
+			} else if has {
+				b.Spend(now, cost)
+				notes = append(notes, note{at: now, spent: cost})
+			}
+		}
+	})
+}
+
+func TestBudgetOfAnIdleMinuteIsNothing(t *testing.T) {
+	var b plan.Budget
+	if b.Has(epoch, 1) {
+		t.Error("a byte may be spent though none came")
+	}
+	b.Count(epoch, 1<<30)
+	if b.Has(epoch.Add(time.Minute), 1) {
+		t.Error("a byte may be spent though the last came a minute ago")
+	}
+}
+
+func TestCrowdRefersOnce(t *testing.T) {
+	var c plan.Crowd
+	for _, p := range []plan.Peer{"a", "b", "c", "d", "e"} {
+		if to, ok := c.Begin(p); ok {
+			t.Fatalf("%s is referred to %s, who has nothing yet", p, to)
+		}
+	}
+	c.End("a", true)
+	if to, ok := c.Begin("f"); !ok || to != "a" {
+		t.Fatalf("the asker beyond four is referred to %q", to)
+	}
+	if _, ok := c.Begin("f"); ok {
+		t.Fatal("an asker is referred twice")
+	}
+	c.End("b", true)
+	for _, p := range []plan.Peer{"c", "d", "e", "f"} {
+		c.End(p, false)
+	}
+	if _, ok := c.Begin("g"); ok {
+		t.Fatal("an asker is referred though nobody else asks")
+	}
+	c.End("g", true)
+	if !c.Idle() {
+		t.Fatal("the crowd is not idle")
+	}
+}
