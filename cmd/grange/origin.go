@@ -24,10 +24,12 @@ type originOpener struct {
 
 func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, error) {
 	b, err := o.openURL(ctx, text)
-	if err != nil || o.rate == 0 && o.requests == 0 {
-		return b, err
+	if err != nil {
+		return nil, err
 	}
-	return bucket.Limit(b, o.rate, o.requests), nil
+	b = bucket.Breaker(b, bucket.BreakerConfig{})
+	b = bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: o.rate, RequestsPerSecond: o.requests})
+	return bucket.Retry(b, bucket.RetryConfig{}), nil
 }
 
 func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {

@@ -6,10 +6,10 @@ package bucket
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -22,17 +22,61 @@ var (
 	// ErrUnknown: the write was sent and its outcome is not known; only reading
 	// the object tells.
 	ErrUnknown = fmt.Errorf("outcome unknown: %w", content.ErrUnavailable)
+	// ErrBusy: the store did nothing and asks to be asked again, so that even a
+	// conditional write may be repeated.
+	ErrBusy = fmt.Errorf("the store is busy: %w", content.ErrUnavailable)
+	// ErrOpen: the store was not asked, as it has just failed again and again.
+	ErrOpen = fmt.Errorf("not asked again so soon: %w", content.ErrUnavailable)
 )
 
-// Bucket is an object store. Safe for concurrent use. A store that takes no
-// writes answers Put and Delete with content.ErrReadOnly.
+const (
+	// KeyMax bounds a key, in bytes: half of what S3 takes, for a prefix before it.
+	KeyMax = 512
+	// keyPartMax bounds what stands between two slashes: a file name.
+	keyPartMax = 255
+	// PageSize is how many objects S3 lists in one request.
+	PageSize = 1000
+)
+
+// CheckKey fails with content.ErrInvalid unless every implementation can keep an
+// object under key: parts of [A-Za-z0-9._@-] joined by slashes, none of which
+// begins with a dot.
+func CheckKey(key string) error {
+	if key == "" || len(key) > KeyMax {
+		return fmt.Errorf("key %.100q: %w: want 1 to %d bytes, got %d", key, content.ErrInvalid, KeyMax, len(key))
+	}
+	for part := range strings.SplitSeq(key, "/") {
+		if part == "" || part[0] == '.' || len(part) > keyPartMax {
+			return fmt.Errorf("key %.100q: %w: part %.50q is empty, hidden or too long", key, content.ErrInvalid, part)
+		}
+		for i := range len(part) {
+			c := part[i]
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-' || c == '@') {
+				return fmt.Errorf("key %.100q: %w: want letters, digits and . _ - @ /", key, content.ErrInvalid)
+			}
+		}
+	}
+	return nil
+}
+
+// Immutable reports whether an object of that key is written once and never
+// changed: packs, indexes and journals are, records and grange.json are not. A
+// copy of an immutable object is as good as the object.
+func Immutable(key string) bool {
+	return strings.HasPrefix(key, "packs/") || strings.HasPrefix(key, "index/") || strings.HasPrefix(key, "journals/")
+}
+
+// Bucket is an object store. Safe for concurrent use. Keys are as CheckKey wants
+// them. A store that takes no writes answers Put and Delete with
+// content.ErrReadOnly, one that has no lists errors.ErrUnsupported; one that does
+// not answer is content.ErrUnavailable, one that answers no content.ErrForbidden.
 type Bucket interface {
 	// Get opens an object, or a range of it; the caller closes Body. An absent
 	// object is content.ErrNotFound, a range wholly outside content.ErrInvalid.
 	Get(ctx context.Context, key string, r Range) (*Object, error)
-	// Put stores an object whole, durably, before it returns. A condition that
-	// does not hold is ErrPrecondition; a lost reply is ErrUnknown. Without a
-	// condition a lost reply is retried, as writing twice is writing once.
+	// Put stores an object whole, durably, before it returns; readers see the old
+	// object or the new one. A condition that does not hold is ErrPrecondition, a
+	// lost reply ErrUnknown, a store that did nothing yet ErrBusy.
 	Put(ctx context.Context, key string, body Body, cond Condition) (Info, error)
 	// List yields the objects whose keys begin with prefix and are greater than
 	// after, in rising order of keys, fetching pages as they are consumed. It
@@ -110,7 +154,7 @@ func ReadAll(ctx context.Context, b Bucket, key string, limit int64) ([]byte, In
 	data, err := io.ReadAll(io.LimitReader(o.Body, limit+1))
 	switch {
 	case err != nil:
-		return nil, Info{}, fmt.Errorf("read %s: %w", key, errors.Join(content.ErrUnavailable, err))
+		return nil, Info{}, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
 	case int64(len(data)) > limit:
 		return nil, Info{}, fmt.Errorf("read %s: %w: more than %d bytes", key, content.ErrCorrupt, limit)
 	}
@@ -131,4 +175,29 @@ func (r Range) Within(size int64) (off, length int64, err error) {
 		length = size - off
 	}
 	return off, length, nil
+}
+
+// Exactly returns the first n bytes of the body of a reply. A body that breaks or
+// ends before is content.ErrUnavailable: a cut connection is never taken for a
+// short object.
+func Exactly(body io.ReadCloser, n int64) io.ReadCloser { return &exactly{body, n} }
+
+type exactly struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *exactly) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	switch {
+	case b.left == 0 || err == nil:
+		return n, nil
+	case err == io.EOF:
+		err = io.ErrUnexpectedEOF
+	}
+	return n, fmt.Errorf("reply cut %d bytes before its end: %w: %w", b.left, content.ErrUnavailable, err)
 }

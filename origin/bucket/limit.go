@@ -2,50 +2,90 @@ package bucket
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"iter"
+	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 )
 
-// limited is a bucket within a budget.
-type limited struct {
-	Bucket
-	requests *rate.Limiter
-	bytes    *rate.Limiter
+// LimitConfig is the budget of a bucket; 0 is no limit.
+type LimitConfig struct {
+	// BytesPerSecond of what is read.
+	BytesPerSecond int64
+	// RequestsPerSecond of all kinds.
+	RequestsPerSecond float64
+	// InFlight bounds the gets whose bodies are open.
+	InFlight int
 }
 
-// burstBytes lets a run and its neighbour through at once.
+type limited struct {
+	inner    Bucket
+	requests *rate.Limiter
+	bytes    *rate.Limiter
+	slots    chan struct{} // one element for each open body; nil for no limit
+}
+
+// burstBytes lets a run and its neighbours through at once.
 const burstBytes = 4 << 20
 
-// Limit keeps reads of b within a number of bytes and requests a second; 0 is no
-// limit. A read waits until the budget has room, writes are not held up.
-func Limit(b Bucket, bytesPerSecond int64, requestsPerSecond float64) Bucket {
-	l := limited{b, rate.NewLimiter(rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)}
-	if requestsPerSecond > 0 {
-		l.requests = rate.NewLimiter(rate.Limit(requestsPerSecond), int(max(requestsPerSecond, 1)))
+// Limit keeps b within a budget. Reads wait until there is room. Writes do not,
+// as a guest may be waiting for its flush: they count, so that reads wait for
+// them.
+func Limit(b Bucket, cfg LimitConfig) Bucket {
+	l := limited{inner: b, requests: rate.NewLimiter(rate.Inf, 0), bytes: rate.NewLimiter(rate.Inf, 0)}
+	if cfg.RequestsPerSecond > 0 {
+		l.requests = rate.NewLimiter(rate.Limit(cfg.RequestsPerSecond), int(max(cfg.RequestsPerSecond, 1)))
 	}
-	if bytesPerSecond > 0 {
-		l.bytes = rate.NewLimiter(rate.Limit(bytesPerSecond), burstBytes)
+	if cfg.BytesPerSecond > 0 {
+		l.bytes = rate.NewLimiter(rate.Limit(cfg.BytesPerSecond), burstBytes)
+	}
+	if cfg.InFlight > 0 {
+		l.slots = make(chan struct{}, cfg.InFlight)
 	}
 	return l
 }
 
 // Get implements Bucket.
 func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) {
-	if err := l.requests.Wait(ctx); err != nil {
+	release, err := l.enter(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: wait for a turn: %w", key, err)
+	}
+	o, err := l.inner.Get(ctx, key, r)
+	if err != nil {
+		release()
 		return nil, err
 	}
-	o, err := l.Bucket.Get(ctx, key, r)
-	if err == nil {
-		o.Body = &limitedBody{o.Body, ctx, l.bytes}
+	o.Body = &limitedBody{o.Body, ctx, l.bytes, release}
+	return o, nil
+}
+
+// enter waits for a slot and a request. Release may be called again.
+func (l limited) enter(ctx context.Context) (release func(), err error) {
+	release = func() {}
+	if l.slots != nil {
+		select {
+		case l.slots <- struct{}{}:
+			release = sync.OnceFunc(func() { <-l.slots })
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return o, err
+	if err := l.requests.Wait(ctx); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
 
 type limitedBody struct {
 	io.ReadCloser
-	ctx   context.Context // of the Get that opened the body, which bounds its reads too
-	bytes *rate.Limiter
+	ctx     context.Context // of the Get that opened the body, which bounds its reads too
+	bytes   *rate.Limiter
+	release func()
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
@@ -56,4 +96,43 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+func (b *limitedBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
+// count takes a request from the budget without waiting for it.
+func (l limited) count() { l.requests.ReserveN(time.Now(), 1) }
+
+// Put implements Bucket.
+func (l limited) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
+	l.count()
+	return l.inner.Put(ctx, key, body, cond)
+}
+
+// List implements Bucket.
+func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		if err := l.requests.Wait(ctx); err != nil {
+			yield(Info{}, fmt.Errorf("list %s: wait for a turn: %w", prefix, err))
+			return
+		}
+		seen := 0
+		for info, err := range l.inner.List(ctx, prefix, after) {
+			if seen++; seen%PageSize == 0 {
+				l.count() // the next page
+			}
+			if !yield(info, err) {
+				return
+			}
+		}
+	}
+}
+
+// Delete implements Bucket.
+func (l limited) Delete(ctx context.Context, key string) error {
+	l.count()
+	return l.inner.Delete(ctx, key)
 }

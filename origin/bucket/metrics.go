@@ -6,18 +6,22 @@ import (
 	"io"
 	"iter"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Metrics is a bucket that counts what passes through it.
+// Metrics is a bucket that counts what passes through it: grange_bucket_*, by op
+// and outcome. A list is one request for each PageSize objects.
 type Metrics struct {
 	inner    Bucket
 	requests *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
-	counts   [3]atomic.Int64 // requests, bytes in, bytes out
+	seconds  *prometheus.HistogramVec
+
+	sent, in, out atomic.Int64
 }
 
 // Counts are the sums since the bucket was built.
@@ -35,23 +39,27 @@ func WithMetrics(b Bucket) *Metrics {
 	return &Metrics{
 		inner:    b,
 		requests: prometheus.NewCounterVec(opts("requests_total", "Requests to the origin."), []string{"op", "outcome"}),
-		bytes:    prometheus.NewCounterVec(opts("bytes_total", "Bytes to and from the origin."), []string{"direction"}),
+		bytes:    prometheus.NewCounterVec(opts("bytes_total", "Bytes read from the origin (get) and sent to it (put)."), []string{"op", "outcome"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "grange", Subsystem: "bucket", Name: "request_seconds", Help: "Time to the answer of the origin, without the body of a get.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8), // 1 ms to 16 s
+		}, []string{"op"}),
 	}
 }
 
 // Collectors returns the metrics.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.bytes}
+	return []prometheus.Collector{m.requests, m.bytes, m.seconds}
 }
 
 // Counts returns the sums.
-func (m *Metrics) Counts() Counts {
-	return Counts{m.counts[0].Load(), m.counts[1].Load(), m.counts[2].Load()}
-}
+func (m *Metrics) Counts() Counts { return Counts{m.sent.Load(), m.in.Load(), m.out.Load()} }
 
-func (m *Metrics) request(op string, err error) {
-	m.counts[0].Add(1)
-	m.requests.WithLabelValues(op, outcome(err)).Inc()
+// asked counts n requests that were answered, or failed, with err.
+func (m *Metrics) asked(op string, n int, start time.Time, err error) {
+	m.sent.Add(int64(n))
+	m.requests.WithLabelValues(op, outcome(err)).Add(float64(n))
+	m.seconds.WithLabelValues(op).Observe(time.Since(start).Seconds())
 }
 
 // outcome is a small set of labels, never the text of an error.
@@ -65,21 +73,23 @@ func outcome(err error) string {
 		return "precondition"
 	case errors.Is(err, ErrUnknown):
 		return "unknown"
+	case errors.Is(err, ErrOpen):
+		return "not_asked"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case errors.Is(err, content.ErrForbidden):
+		return "forbidden"
 	case errors.Is(err, content.ErrUnavailable):
 		return "unavailable"
 	}
 	return "error"
 }
 
-func (m *Metrics) transferred(direction string, index, n int) {
-	m.counts[index].Add(int64(n))
-	m.bytes.WithLabelValues(direction).Add(float64(n))
-}
-
 // Get implements Bucket.
 func (m *Metrics) Get(ctx context.Context, key string, r Range) (*Object, error) {
+	start := time.Now()
 	o, err := m.inner.Get(ctx, key, r)
-	m.request("get", err)
+	m.asked("get", 1, start, err)
 	if err == nil {
 		o.Body = &countedBody{o.Body, m}
 	}
@@ -93,25 +103,36 @@ type countedBody struct {
 
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.m.transferred("in", 1, n)
+	cause := err
+	if err == io.EOF {
+		cause = nil
+	}
+	b.m.in.Add(int64(n))
+	b.m.bytes.WithLabelValues("get", outcome(cause)).Add(float64(n))
 	return n, err
 }
 
-// Put implements Bucket.
+// Put implements Bucket. Bytes that were refused were sent all the same.
 func (m *Metrics) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
+	start := time.Now()
 	info, err := m.inner.Put(ctx, key, body, cond)
-	m.request("put", err)
-	m.transferred("out", 2, int(body.Size()))
+	m.asked("put", 1, start, err)
+	if !errors.Is(err, ErrOpen) {
+		m.out.Add(body.Size())
+		m.bytes.WithLabelValues("put", outcome(err)).Add(float64(body.Size()))
+	}
 	return info, err
 }
 
 // List implements Bucket.
 func (m *Metrics) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
+		start, seen := time.Now(), 0
 		var failed error
-		defer func() { m.request("list", failed) }()
+		defer func() { m.asked("list", 1+max(seen-1, 0)/PageSize, start, failed) }()
 		for info, err := range m.inner.List(ctx, prefix, after) {
 			failed = err
+			seen++
 			if !yield(info, err) {
 				return
 			}
@@ -121,8 +142,9 @@ func (m *Metrics) List(ctx context.Context, prefix, after string) iter.Seq2[Info
 
 // Delete implements Bucket.
 func (m *Metrics) Delete(ctx context.Context, key string) error {
+	start := time.Now()
 	err := m.inner.Delete(ctx, key)
-	m.request("delete", err)
+	m.asked("delete", 1, start, err)
 	return err
 }
 

@@ -3,7 +3,6 @@ package bucket
 import (
 	"context"
 	"errors"
-	"iter"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -14,16 +13,16 @@ type mirrors struct {
 	others []Bucket
 }
 
-// Mirrors returns the truth with read-only copies of it: a Get that the truth is
-// not there to answer goes to each in turn. Records there may be old, so only
-// what is named by its content should be read so; the rest fails as before.
+// Mirrors returns the truth with read-only copies of it: a Get of an immutable
+// object that the truth is not there to answer goes to each in turn. Records of a
+// mirror may be old, so for them the truth is the only one that is asked.
 func Mirrors(truth Bucket, others ...Bucket) Bucket { return mirrors{truth, others} }
 
 // Get implements Bucket.
 func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	o, err := m.Bucket.Get(ctx, key, r)
 	for _, other := range m.others {
-		if err == nil || !errors.Is(err, content.ErrUnavailable) || ctx.Err() != nil {
+		if err == nil || !errors.Is(err, content.ErrUnavailable) || !Immutable(key) || ctx.Err() != nil {
 			break
 		}
 		if copied, merr := other.Get(ctx, key, r); merr == nil {
@@ -31,9 +30,4 @@ func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) 
 		}
 	}
 	return o, err
-}
-
-// List implements Bucket.
-func (m mirrors) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
-	return m.Bucket.List(ctx, prefix, after)
 }

@@ -34,7 +34,7 @@ func Probe(ctx context.Context, b Bucket) error {
 			err = fmt.Errorf("probe for conditional writing: %w", err)
 		}
 	}
-	return errors.Join(err, b.Delete(ctx, key))
+	return errors.Join(err, b.Delete(context.WithoutCancel(ctx), key))
 }
 
 // ignored fails when a write goes through although its condition does not hold.
