@@ -260,3 +260,6 @@ func (n *Node) Stop() error {
 		return errors.Join(fmt.Errorf("node %s did not stop within %s", n.Name, stopTimeout), n.Kill())
 	}
 }
+
+// Lab returns the lab that the node stands in.
+func (n *Node) Lab() *Lab { return n.lab }
