@@ -27,7 +27,6 @@ type have struct {
 	set     content.Bitmap
 	scanned time.Time
 	evicted uint64
-	leaves  int // map nodes that were looked through
 }
 
 // noteHave adds a chunk that has landed.

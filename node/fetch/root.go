@@ -33,7 +33,6 @@ const (
 // rootState is what this node knows of a root.
 type rootState struct {
 	id    content.CID
-	name  string // for people
 	head  pack.Head
 	depth int
 	peers *peers
@@ -48,7 +47,6 @@ type rootState struct {
 	upper    map[content.Pos]*pack.MapNode
 	loaded   []uint64 // leaves in memory, in the order in which they came
 	have     have
-	used     bool // announce it
 }
 
 // Learn makes a root known, so that it can be read here and asked for by others.
