@@ -20,16 +20,20 @@ const (
 	giveUp
 )
 
-// ladders are the rungs by depth, in the order in which they are climbed. A
+// ladder returns the rungs of a depth, in the order in which they are climbed. A
 // request from outside that should have gone to a third farm goes there before
 // this farm spends a read of the origin on it; one that was passed on goes no
 // farther.
-var ladders = [Depths][]rung{
-	Own:         {askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp},
-	Led:         {askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp},
-	Outer:       {askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp},
-	OuterPassed: {askLead, askRanks, askHolders, readOrigin, askAnyone, giveUp},
-	Last:        {askRanks, askHolders, askSwarmHolders, readOrigin, giveUp},
+func ladder(d Depth) []rung {
+	switch d {
+	case Own, Led:
+		return []rung{askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp}
+	case Outer:
+		return []rung{askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
+	case OuterPassed:
+		return []rung{askLead, askRanks, askHolders, readOrigin, askAnyone, giveUp}
+	}
+	return []rung{askRanks, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
 }
 
 // Job is the way of one run, or of the part of it that is missing. Not safe for
@@ -123,7 +127,7 @@ func (j *Job) referred(e Event) []Action {
 // answered leaves the rung of a lead that has answered that it could not: it has
 // climbed the ladder itself, and one that takes its place would do no better.
 func (j *Job) answered(e Event) {
-	on := ladders[j.cfg.Depth][j.at]
+	on := ladder(j.cfg.Depth)[j.at]
 	if e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
 		return
 	}
@@ -161,7 +165,7 @@ func (j *Job) climb(v View) []Action {
 // step asks the rung for something to do; stay means to wait there for what is
 // under way.
 func (j *Job) step(v View) (acts []Action, stay bool) {
-	switch ladders[j.cfg.Depth][j.at] {
+	switch ladder(j.cfg.Depth)[j.at] {
 	case askLead:
 		return j.askLead(v), false
 	case askRanks:
