@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -29,6 +30,11 @@ func ParseURL(text string) (Location, error) {
 		return Location{}, fmt.Errorf("origin %q: %w: want s3://BUCKET/PREFIX?endpoint=…&region=…; credentials come from the AWS environment and files", text, content.ErrInvalid)
 	}
 	l := Location{Bucket: u.Host, Prefix: strings.Trim(u.Path, "/")}
+	if l.Prefix != "" {
+		if err := bucket.CheckKey(l.Prefix); err != nil {
+			return Location{}, fmt.Errorf("origin %q: prefix: %w", text, err)
+		}
+	}
 	for name, values := range u.Query() {
 		value := values[len(values)-1]
 		switch name {

@@ -1,26 +1,20 @@
 // Package web reads a bucket that a web server or CDN publishes: the folder of
-// package dir, or a bucket's public endpoint. It takes no writes.
+// package dir, or a bucket's public endpoint. It takes no writes and has no
+// lists.
 package web
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/transport"
 	"github.com/grangemesh/grange/origin/content"
-)
-
-const (
-	// requestTimeout bounds the time to the first byte of an answer.
-	requestTimeout = 30 * time.Second
-	connsPerHost   = 32
 )
 
 // Bucket is a web root. Safe for concurrent use.
@@ -33,31 +27,35 @@ type Bucket struct {
 // yet.
 func Open(root string) (*Bucket, error) {
 	u, err := url.Parse(root)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, fmt.Errorf("origin %q: %w: want https://HOST/PREFIX", root, content.ErrInvalid)
 	}
-	return &Bucket{strings.TrimSuffix(root, "/"), &http.Client{Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: connsPerHost, MaxConnsPerHost: connsPerHost,
-		ResponseHeaderTimeout: requestTimeout, DisableCompression: true,
-	}}}, nil
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment}
+	transport.Tune(t)
+	return &Bucket{strings.TrimSuffix(root, "/"), &http.Client{Transport: t}}, nil
 }
 
 // Get implements bucket.Bucket.
 func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	if err := bucket.CheckKey(key); err != nil {
+		return nil, fmt.Errorf("get: %w", err)
+	}
+	header, err := transport.Header(r)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", key, err)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+"/"+key, nil)
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrInvalid, err)
 	}
-	switch {
-	case r.Offset < 0:
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d", r.Offset))
-	case r.Length > 0:
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.Offset, r.Offset+r.Length-1))
-	case r.Offset > 0:
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", r.Offset))
+	if header != "" {
+		req.Header.Set("Range", header)
 	}
 	resp, err := b.client.Do(req)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("get %s: %w", key, ctx.Err())
+	case err != nil:
 		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrUnavailable, err)
 	}
 	o, err := open(key, r, resp)
@@ -69,41 +67,45 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 
 // open checks an answer. A server that ignores the range would have us read the
 // object from its start, which a pack is too large for.
-func open(key string, r bucket.Range, resp *http.Response) (*bucket.Object, error) {
-	info := bucket.Info{Key: key, ETag: resp.Header.Get("ETag"), Size: resp.ContentLength}
+func open(key string, r bucket.Range, resp *http.Response) (_ *bucket.Object, err error) {
+	length := resp.ContentLength
+	info := bucket.Info{Key: key, ETag: resp.Header.Get("ETag"), Size: length}
+	switch ranged := r != (bucket.Range{}); {
+	case resp.StatusCode == http.StatusPartialContent && ranged:
+		if length, info.Size, err = transport.Part(r, resp.Header.Get("Content-Range")); err != nil {
+			return nil, err
+		}
+	case resp.StatusCode == http.StatusOK && ranged && length == 0:
+		return nil, fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
+	case resp.StatusCode == http.StatusOK && ranged:
+		_, _, err := transport.Part(r, "")
+		return nil, err
+	case resp.StatusCode == http.StatusOK && length < 0:
+		return nil, fmt.Errorf("the server does not say how long the object is: %w", content.ErrUnavailable)
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("%w: %s", meaning(resp.StatusCode), resp.Status)
+	}
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		info.Modified = t
 	}
 	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		info.Now = t
 	}
-	ranged := r != (bucket.Range{})
-	switch {
-	case resp.StatusCode == http.StatusPartialContent && ranged:
-		_, total, _ := strings.Cut(resp.Header.Get("Content-Range"), "/")
-		if _, err := fmt.Sscan(total, &info.Size); err != nil {
-			return nil, fmt.Errorf("%w: content range %q", content.ErrCorrupt, resp.Header.Get("Content-Range"))
-		}
-	case resp.StatusCode == http.StatusOK && !ranged:
-	case resp.StatusCode == http.StatusOK:
-		return nil, fmt.Errorf("%w: the server ignores ranges", content.ErrInvalid)
-	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusGone:
-		return nil, content.ErrNotFound
-	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return nil, content.ErrInvalid
-	case resp.StatusCode == http.StatusForbidden, resp.StatusCode == http.StatusUnauthorized:
-		return nil, fmt.Errorf("%w: %s", content.ErrForbidden, resp.Status)
-	default:
-		return nil, fmt.Errorf("%w: %s", content.ErrUnavailable, resp.Status)
+	return &bucket.Object{Info: info, Body: bucket.Exactly(resp.Body, length)}, nil
+}
+
+func meaning(status int) error {
+	switch status {
+	case http.StatusNotFound, http.StatusGone:
+		return content.ErrNotFound
+	case http.StatusRequestedRangeNotSatisfiable:
+		return content.ErrInvalid
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return content.ErrForbidden
+	case http.StatusTooManyRequests:
+		return bucket.ErrBusy
 	}
-	body := io.ReadCloser(resp.Body)
-	if r.Offset < 0 && r.Length > 0 {
-		body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, r.Length), resp.Body}
-	}
-	return &bucket.Object{Info: info, Body: body}, nil
+	return content.ErrUnavailable
 }
 
 // Put implements bucket.Bucket: it is refused.

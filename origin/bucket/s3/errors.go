@@ -1,0 +1,113 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func statusOf(err error) int {
+	var re *smithyhttp.ResponseError
+	if errors.As(err, &re) {
+		return re.HTTPStatusCode()
+	}
+	return 0
+}
+
+func codeOf(err error) string {
+	var ae smithy.APIError
+	if errors.As(err, &ae) {
+		return ae.ErrorCode()
+	}
+	return ""
+}
+
+// isAbsent reports whether the store says that there is no such object.
+func isAbsent(err error) bool { return errors.Is(err, content.ErrNotFound) }
+
+// neverSent reports whether no connection came about.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// explain says what an error of the store means and what to do about it.
+func (b *Bucket) explain(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil { // the caller went away, which says nothing about the store
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	}
+	cause, advice := b.meaning(err)
+	if advice != "" {
+		advice = ": " + advice
+	}
+	return fmt.Errorf("%s at s3://%s: %w%s: %w", what, b.cfg.Bucket, cause, advice, err)
+}
+
+func (b *Bucket) meaning(err error) (cause error, advice string) {
+	code, status := codeOf(err), statusOf(err)
+	switch code {
+	case "NoSuchBucket":
+		return content.ErrInvalid, fmt.Sprintf("there is no bucket %q; create it, or correct the URL", b.cfg.Bucket)
+	case "RequestTimeTooSkewed", "RequestExpired":
+		return content.ErrForbidden, "this machine's clock is not the store's; set it"
+	case "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "XAdminUserNotFound":
+		return content.ErrForbidden, "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile"
+	case "AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException":
+		return content.ErrInvalid, "the bucket is in another region; set region= in the URL"
+	case "RequestTimeout", "InternalError":
+		return content.ErrUnavailable, ""
+	case "NoSuchKey", "NotFound": // any other 404 must not pass for an absent object
+		return content.ErrNotFound, ""
+	}
+	switch status {
+	case 0:
+		return ofConnection(err)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return content.ErrForbidden, "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket"
+	case http.StatusPreconditionFailed:
+		return bucket.ErrPrecondition, ""
+	case http.StatusRequestedRangeNotSatisfiable:
+		return content.ErrInvalid, ""
+	case http.StatusConflict: // two writes at once, and this one was not carried out
+		return bucket.ErrBusy, "another writer was at it"
+	case http.StatusTooManyRequests:
+		return bucket.ErrBusy, "it asks for fewer requests; see --origin-requests"
+	case http.StatusServiceUnavailable:
+		if code == "SlowDown" {
+			return bucket.ErrBusy, "it asks for fewer requests; see --origin-requests"
+		}
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return content.ErrReadOnly, "the store does not take this kind of request"
+	case http.StatusInsufficientStorage:
+		return content.ErrNoSpace, ""
+	}
+	if status >= 300 && status < 500 {
+		return content.ErrInvalid, ""
+	}
+	return content.ErrUnavailable, ""
+}
+
+// ofConnection says what it means that there was no answer at all.
+func ofConnection(err error) (cause error, advice string) {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return content.ErrUnavailable, fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL", dns.Name)
+	case neverSent(err):
+		return content.ErrUnavailable, "nothing answers there; is the store running, and is endpoint= in the URL right?"
+	case strings.Contains(err.Error(), "get credentials"), strings.Contains(err.Error(), "get identity"):
+		return content.ErrForbidden, "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile"
+	case strings.Contains(err.Error(), "x509:"):
+		return content.ErrUnavailable, "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities"
+	}
+	return content.ErrUnavailable, ""
+}
