@@ -1,0 +1,378 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const testChunk = 32 << 10
+
+// image is a Source in memory: some chunks, the others holes.
+type image struct {
+	chunks map[uint64][]byte
+	prompt bool // answers without waiting
+}
+
+func newImage(size int64) *image {
+	m := &image{map[uint64][]byte{}, true}
+	rng := rand.NewChaCha8([32]byte{5})
+	for i := range uint64((size + testChunk - 1) / testChunk) {
+		if i%3 != 1 {
+			m.chunks[i] = make([]byte, testChunk)
+			rng.Read(m.chunks[i])
+		}
+	}
+	return m
+}
+
+func (m *image) TryReadChunk(index uint64, off int, p []byte) bool {
+	return m.prompt && m.ReadChunk(nil, index, off, p) == nil
+}
+
+func (m *image) ReadChunk(_ context.Context, index uint64, off int, p []byte) error {
+	if off+len(p) > testChunk {
+		return content.ErrInvalid
+	}
+	clear(p)
+	if c := m.chunks[index]; c != nil {
+		copy(p, c[off:])
+	}
+	return nil
+}
+
+func (m *image) NextData(_ context.Context, index uint64) (start, end uint64, err error) {
+	for ; index < 1000; index++ {
+		if m.chunks[index] != nil {
+			for end = index + 1; m.chunks[end] != nil; end++ {
+			}
+			return index, end, nil
+		}
+	}
+	return 0, 0, io.EOF
+}
+
+// The disk of tests is larger than its source, whose end is inside a chunk.
+const (
+	testSize   = 40 * testChunk
+	sourceSize = 30*testChunk - 5*sectorSize
+)
+
+func create(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "v")
+	if err := Create(dir, Meta{ID: [16]byte{1, 2}, Size: testSize, Epoch: 1}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func open(t testing.TB, dir string, src Source) *Volume {
+	t.Helper()
+	v, err := Open(Config{Dir: dir, Source: src, SourceSize: sourceSize, ChunkSize: testChunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func blank(src *image) []byte {
+	b := make([]byte, testSize)
+	for i, c := range src.chunks {
+		copy(b[int64(i)*testChunk:sourceSize], c)
+	}
+	return b
+}
+
+func expect(t rapidT, v *Volume, want []byte, off, n int64) {
+	t.Helper()
+	p := bytes.Repeat([]byte{0xee}, int(n))
+	if err := v.ReadAt(context.Background(), p, off); err != nil {
+		t.Fatalf("read %d at %d: %v", n, off, err)
+	}
+	if !bytes.Equal(p, want[off:off+n]) {
+		t.Fatalf("read %d at %d: other bytes", n, off)
+	}
+	q := bytes.Repeat([]byte{0xee}, int(n))
+	if v.TryReadAt(q, off) && !bytes.Equal(q, want[off:off+n]) {
+		t.Fatalf("try read %d at %d: other bytes", n, off)
+	}
+}
+
+type rapidT interface {
+	Helper()
+	Fatalf(string, ...any)
+}
+
+// TestModel runs operations on a volume and on bytes in memory.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		src := newImage(sourceSize)
+		dir := create(t)
+		v := open(t, dir, src)
+		want := blank(src)
+		span := func() (off, n int64) {
+			start := rapid.Int64Range(0, testSize/sectorSize-1).Draw(r, "sector")
+			most := min(testSize/sectorSize-start, 3*(1<<20)/sectorSize)
+			return start * sectorSize, rapid.OneOf(rapid.Int64Range(1, min(most, 20)), rapid.Int64Range(1, most)).Draw(r, "sectors") * sectorSize
+		}
+		r.Repeat(map[string]func(*rapid.T){
+			"write": func(r *rapid.T) {
+				off, n := span()
+				p := make([]byte, n)
+				rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
+				fua := rapid.Bool().Draw(r, "fua")
+				if fua || !v.TryWriteAt(p, off) {
+					if err := v.WriteAt(t.Context(), p, off, fua); err != nil {
+						r.Fatal(err)
+					}
+				}
+				copy(want[off:], p)
+			},
+			"zero": func(r *rapid.T) {
+				off, n := span()
+				if err := v.Zero(t.Context(), off, n, false, false); err != nil {
+					r.Fatal(err)
+				}
+				clear(want[off : off+n])
+			},
+			"read":  func(r *rapid.T) { off, n := span(); expect(r, v, want, off, n) },
+			"flush": func(r *rapid.T) { must(r, v.Flush(t.Context())) },
+			"wait":  func(*rapid.T) { src.prompt = !src.prompt },
+			"reopen": func(r *rapid.T) {
+				must(r, v.Close())
+				v = open(t, dir, src)
+			},
+			"extents": func(r *rapid.T) { checkExtents(r, v, want) },
+		})
+		expect(r, v, want, 0, testSize)
+		must(r, v.Close())
+	})
+}
+
+func must(t rapidT, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+}
+
+// checkExtents: holes read as zeros, neighbours differ, and all is covered.
+func checkExtents(t rapidT, v *Volume, want []byte) {
+	t.Helper()
+	var off int64
+	for off < testSize {
+		list, err := v.Extents(context.Background(), nil, off, testSize-off, 3)
+		if err != nil || len(list) == 0 || len(list) > 3 {
+			t.Fatalf("extents at %d: %v, %v", off, list, err)
+		}
+		for i, e := range list {
+			if i > 0 && list[i-1].Hole == e.Hole || e.Length <= 0 {
+				t.Fatalf("extents at %d: %v", off, list)
+			}
+			if e.Hole && !bytes.Equal(want[off:off+e.Length], make([]byte, e.Length)) {
+				t.Fatalf("%d bytes at %d are said to be a hole", e.Length, off)
+			}
+			off += e.Length
+		}
+	}
+}
+
+// TestExtentMap lays ranges over each other and compares with a sector array.
+func TestExtentMap(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		const sectors = 3000
+		var m extentMap
+		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
+		next := int64(1)
+		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
+			start := rapid.Uint64Range(0, sectors-1).Draw(r, "start")
+			n := rapid.Uint64Range(1, min(sectors-start, 9)).Draw(r, "n")
+			m.put(extent{start: start, n: uint32(n), data: next * sectorSize, entry: uint32(n)})
+			for i := range n {
+				want[start+i] = next + int64(i)
+			}
+			next += int64(n)
+		}
+		count := 0
+		for s := uint64(0); s < sectors; s++ {
+			e, ok := m.at(s)
+			here := ok && e.start <= s
+			if here != (want[s] != 0) || here && e.from(s).data != want[s]*sectorSize {
+				r.Fatalf("sector %d: %+v, %v; want data of sector %d", s, e, ok, want[s])
+			}
+			if here && e.start == s {
+				count++
+			}
+		}
+		if m.count != count {
+			r.Fatalf("%d extents counted, %d found", m.count, count)
+		}
+	})
+}
+
+// journal makes a volume with writes and flushes and returns the bytes that the
+// disk has, and those that it had at each flush.
+func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
+	t.Helper()
+	src := newImage(sourceSize)
+	dir, want, flushed = create(t), blank(src), map[int][]byte{}
+	v := open(t, dir, src)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for i := range entries {
+		off := int64(rng.IntN(testSize/sectorSize-40)) * sectorSize
+		p := bytes.Repeat([]byte{byte(i + 1)}, (1+rng.IntN(20))*sectorSize)
+		must(t, v.WriteAt(t.Context(), p, off, false))
+		copy(want[off:], p)
+		if i%10 == 9 {
+			must(t, v.Flush(t.Context()))
+			flushed[i] = slices.Clone(want)
+		}
+	}
+	must(t, v.Close())
+	return dir, want, flushed
+}
+
+// TestFlippedBitIsNeverAShorterJournal flips one bit at a time all over a journal
+// that was closed cleanly: a start either refuses and says where, or gives every
+// byte as it was. Opened to read only, all but what is lost is there.
+func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
+	dir, want, _ := journal(t, 60)
+	path := filepath.Join(dir, segmentName(1))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := len(whole) - entryHeader
+	rng := rand.New(rand.NewPCG(1, 2))
+	for at := 0; at < mark; at += 1 + rng.IntN(len(whole)/400) {
+		b := slices.Clone(whole)
+		b[at] ^= 1 << rng.IntN(8)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(Config{Dir: dir, Source: newImage(sourceSize), SourceSize: sourceSize, ChunkSize: testChunk})
+		var lost *CorruptError
+		if !errors.As(err, &lost) || !errors.Is(err, content.ErrCorrupt) {
+			t.Fatalf("byte %d of %d flipped: %v, want a CorruptError", at, len(whole), err)
+		}
+		v, err := Open(Config{Dir: dir, Source: newImage(sourceSize), SourceSize: sourceSize, ChunkSize: testChunk, ReadOnly: true})
+		if err != nil {
+			t.Fatalf("byte %d: read-only: %v", at, err)
+		}
+		wrong := 0
+		p := make([]byte, sectorSize)
+		for off := int64(0); off < testSize; off += sectorSize {
+			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+sectorSize]) {
+				wrong++
+			}
+		}
+		if lost.Length > 0 && wrong > 0 {
+			t.Fatalf("byte %d flipped: %d sectors have other bytes, and the lost range was known", at, wrong)
+		}
+		must(t, v.Close())
+	}
+}
+
+// TestTornTailIsCutOff cuts a journal that was never closed at every place: what
+// is left is the state after some entry, no older than the last flush before the
+// cut that a later entry tells of.
+func TestTornTailIsCutOff(t *testing.T) {
+	dir, _, _ := journal(t, 40)
+	path := filepath.Join(dir, segmentName(1))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole = whole[:len(whole)-entryHeader] // without the mark of the clean end
+	last := int64(0)
+	for off := int64(segmentHeader); off < int64(len(whole)); {
+		e, err := decodeEntry(whole[off:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, off = off, off+e.size()
+	}
+	for cut := last; cut < int64(len(whole)); cut += 97 {
+		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		v := open(t, dir, newImage(sourceSize))
+		if v.seq != 39 {
+			t.Fatalf("cut at %d: the last entry is %d, want 39", cut, v.seq)
+		}
+		must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
+		must(t, v.Close())
+		os.Remove(filepath.Join(dir, segmentName(2)))
+	}
+}
+
+func TestOneProcessAVolume(t *testing.T) {
+	dir := create(t)
+	v := open(t, dir, newImage(sourceSize))
+	if _, err := Open(Config{Dir: dir}); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("second Open: %v, want ErrConflict", err)
+	}
+	must(t, v.Close())
+	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrClosed) {
+		t.Errorf("write after Close: %v, want ErrClosed", err)
+	}
+	if _, err := Open(Config{Dir: t.TempDir()}); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("empty folder: %v, want ErrNotFound", err)
+	}
+	if err := Create(dir, Meta{Size: testSize}); !errors.Is(err, content.ErrExists) {
+		t.Errorf("Create over a volume: %v, want ErrExists", err)
+	}
+	if err := Create(filepath.Join(t.TempDir(), "x"), Meta{Size: 100}); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("Create of 100 bytes: %v, want ErrInvalid", err)
+	}
+}
+
+func TestReadOnlyRefusesWrites(t *testing.T) {
+	dir := create(t)
+	v, err := Open(Config{Dir: dir, ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrReadOnly) {
+		t.Errorf("write: %v, want ErrReadOnly", err)
+	}
+}
+
+func FuzzDecodeEntry(f *testing.F) {
+	f.Add(encodeEntry(nil, entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}, make([]byte, 9*sectorSize)))
+	f.Add(encodeEntry(nil, entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}, nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := decodeEntry(b)
+		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
+			t.Errorf("accepted %+v from %d bytes", e, len(b))
+		}
+	})
+}
+
+func BenchmarkWrite4K(b *testing.B) {
+	v := open(b, create(b), newImage(sourceSize))
+	defer v.Close()
+	p := make([]byte, unit)
+	rng := rand.New(rand.NewPCG(1, 1))
+	b.SetBytes(unit)
+	for b.Loop() {
+		if err := v.WriteAt(b.Context(), p, int64(rng.IntN(testSize/unit))*unit, false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+var _ blockdev.Device = (*Volume)(nil)
