@@ -71,6 +71,8 @@ type Volume struct {
 	extents  extentMap
 	seq      uint64 // of the last entry
 	durable  uint64 // known to be synced
+	synced   int    // segments before this one are synced whole
+	newNames bool   // segments were made since the folder was synced
 	failed   error  // a failed write or sync: no more of either
 	scratch  []byte
 	closed   bool
@@ -164,7 +166,7 @@ func (v *Volume) settle() error {
 			return err
 		}
 	}
-	v.durable = v.seq
+	v.durable, v.synced = v.seq, max(len(v.segments)-1, 0)
 	return durable.SyncDir(v.cfg.Dir)
 }
 
@@ -180,7 +182,10 @@ func (v *Volume) Close() error {
 	var errs []error
 	if n := len(v.segments); n > 0 && v.failed == nil && !v.cfg.ReadOnly {
 		s := v.segments[n-1]
-		errs = append(errs, s.file.Sync())
+		for _, s := range v.segments[min(v.synced, n):] {
+			errs = append(errs, s.file.Sync())
+		}
+		errs = append(errs, durable.SyncDir(v.cfg.Dir))
 		mark := encodeEntry(nil, entry{kind: kindMark, seq: v.seq + 1, durable: v.seq}, nil)
 		if _, err := s.file.WriteAt(mark, s.size); err == nil {
 			errs = append(errs, s.file.Sync())

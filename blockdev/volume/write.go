@@ -2,11 +2,11 @@ package volume
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
-
-	"encoding/binary"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -97,8 +97,9 @@ func (v *Volume) apply(index uint32, off int64, e entry, sums []byte) {
 // lose marks the range of a lost entry, so that reading it fails.
 func (v *Volume) lose(e entry) { v.extents.put(extent{start: e.start, n: e.sectors, seg: segBad}) }
 
-// roll opens a new segment when there is none or the last one is full, which is
-// synced: only the last segment ever has an end that is not. Called with mu.
+// roll opens a new segment when there is none or the last one is full. Nothing is
+// synced here: a Flush syncs all that was written since the last one. Called with
+// mu.
 func (v *Volume) roll() error {
 	n := len(v.segments)
 	if n > 0 && v.segments[n-1].size < segmentMax {
@@ -106,21 +107,13 @@ func (v *Volume) roll() error {
 	}
 	number := uint64(1)
 	if n > 0 {
-		last := v.segments[n-1]
-		if err := last.file.Sync(); err != nil {
-			return v.fail(err)
-		}
-		v.durable = v.seq
-		number = last.number + 1
+		number = v.segments[n-1].number + 1
 	}
 	s, err := createSegment(v.cfg.Dir, v.meta.ID, v.meta.Epoch, number, v.seq+1)
-	if err == nil {
-		err = durable.SyncDir(v.cfg.Dir)
-	}
 	if err != nil {
 		return spaceError(err)
 	}
-	v.segments = append(v.segments, s)
+	v.segments, v.newNames = append(v.segments, s), true
 	return nil
 }
 
@@ -139,29 +132,41 @@ func (v *Volume) Flush(context.Context) error {
 	v.mu.RUnlock()
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
-	v.mu.RLock()
-	failed, done, n, last := v.failed, v.durable >= target, len(v.segments), v.seq
-	var s *segment
-	if n > 0 {
-		s = v.segments[n-1]
-	}
-	closed := v.closed
-	v.mu.RUnlock()
+	v.mu.Lock()
+	failed, closed, last := v.failed, v.closed, v.seq
+	due := slices.Clone(v.segments[min(v.synced, len(v.segments)):])
+	newNames, done := v.newNames, v.durable >= target
+	v.mu.Unlock()
 	switch {
 	case closed:
 		return fmt.Errorf("flush: %w", content.ErrClosed)
 	case failed != nil:
 		return fmt.Errorf("flush: %w", failed)
-	case done || s == nil:
+	case done || len(due) == 0:
 		return nil
 	}
-	err := dataSync(s.file)
+	err := v.sync(due, newNames)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("flush: %w", v.fail(err))
 	}
 	v.durable = max(v.durable, last)
+	v.synced += len(due) - 1 // the last one goes on growing
+	v.newNames = v.newNames && v.segments[len(v.segments)-1] != due[len(due)-1]
+	return nil
+}
+
+// sync makes segments and their names durable.
+func (v *Volume) sync(due []*segment, newNames bool) error {
+	for _, s := range due {
+		if err := dataSync(s.file); err != nil {
+			return err
+		}
+	}
+	if newNames {
+		return durable.SyncDir(v.cfg.Dir)
+	}
 	return nil
 }
 
