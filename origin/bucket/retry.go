@@ -57,7 +57,10 @@ type retrying struct {
 
 // Retry repeats requests that b could not answer, after a pause with jitter. A
 // body that breaks is resumed where it broke, a list after the last key. A
-// conditional Put is repeated only when the store says that it did nothing.
+// conditional Put is repeated only when the store says that it did nothing. An
+// unconditional Put or Delete whose reply was lost is carried out again, maybe
+// over what another writer has written meanwhile: they are for keys that have one
+// writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
 	cfg = cfg.withDefaults()
 	return &retrying{inner: b, cfg: cfg, budget: budget{tokens: float64(cfg.Budget), max: float64(cfg.Budget)}}
@@ -95,17 +98,19 @@ func again[T any](ctx context.Context, r *retrying, worth error, send func() (T,
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = r.cfg.Wait, retryWaitMax
 	var last error
+	tries := 0
 	out, err := backoff.Retry(ctx, func() (T, error) {
 		out, err := send()
 		last = err
+		tries++
 		switch {
 		case err == nil:
 			r.budget.earn()
-		case ctx.Err() != nil || !errors.Is(err, worth) || errors.Is(err, ErrOpen) || !r.budget.spend():
+		case tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) || errors.Is(err, ErrOpen) || !r.budget.spend():
 			err = backoff.Permanent(err)
 		}
 		return out, err
-	}, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(r.cfg.Tries)), backoff.WithMaxElapsedTime(r.cfg.WithinMax))
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(r.cfg.WithinMax))
 	if err != nil && last != nil && !errors.Is(err, last) { // ctx ended during a pause
 		err = fmt.Errorf("%w: %w", err, last)
 	}
@@ -166,7 +171,7 @@ func (b *resumed) reopen(cause error) error {
 		return err
 	}
 	b.body = o.Body
-	if o.ETag != b.info.ETag {
+	if o.ETag != b.info.ETag || o.Size != b.info.Size || !o.Modified.Equal(b.info.Modified) {
 		return fmt.Errorf("read %s: %w: it was replaced meanwhile", b.info.Key, content.ErrUnavailable)
 	}
 	return nil

@@ -3,10 +3,17 @@
 // as a read-only origin.
 //
 // Objects are files under the folder, by their keys. A write goes to a file in
-// ".tmp", is synced, and gets its name by link (if-absent) or rename, under an
-// advisory lock on the folder that serialises conditional writers of all
-// processes of the host. A crash leaves the old object or the new one, and
-// perhaps a file in ".tmp", which the next Open removes when it is old.
+// ".tmp", which is synced and then gets its name: by link if the object must be
+// absent, else by rename. An advisory lock on ".lock" makes comparing and naming
+// one step among all processes of the host. A crash leaves the old object or the
+// new one, and perhaps a file in ".tmp", which an Open removes once it is old.
+//
+// An ETag is made of inode, size and modification time in nanoseconds, so that
+// reading it costs one stat, whatever the size of the object. It changes with
+// each write: the new file is made while the old one still holds its inode, and
+// when an inode comes back later the time is another. That hangs on the file
+// system keeping fine times, which each write checks on its own file; without
+// them it is refused.
 package dir
 
 import (
@@ -18,11 +25,9 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
@@ -33,15 +38,22 @@ import (
 const (
 	tmpDir   = ".tmp"
 	lockName = ".lock"
-	// strayAge is how old an unnamed file must be to be removed: no write takes
-	// as long.
-	strayAge = 24 * time.Hour
+	// strayAge is for how long nobody has written to a file that is removed. Were
+	// its writer only asleep, its write fails, and is tried again.
+	strayAge = time.Hour
+	// timeGrain is the coarsest time that ETags can be made of. Windows keeps
+	// tenths of it.
+	timeGrain = time.Microsecond
+	// lockWaitMin and lockWaitMax bound the pauses between looks whether another
+	// process is done.
+	lockWaitMin = 500 * time.Microsecond
+	lockWaitMax = 20 * time.Millisecond
 )
 
 // Bucket is a folder. Safe for concurrent use, by several processes too.
 type Bucket struct {
 	root string
-	mu   sync.Mutex // holds the lock file for one writer of this process
+	turn chan struct{} // holds one element while a goroutine of this process has the lock, or waits for it
 }
 
 // Open opens the bucket in the folder at root, which is made if absent.
@@ -49,16 +61,16 @@ func Open(root string) (*Bucket, error) {
 	if !filepath.IsAbs(root) {
 		return nil, fmt.Errorf("origin folder %q: %w: want an absolute path", root, content.ErrInvalid)
 	}
+	b := &Bucket{root, make(chan struct{}, 1)}
 	if err := os.MkdirAll(root, 0o755); err != nil {
-		return nil, fmt.Errorf("origin folder: %w", classify(err))
+		return nil, fmt.Errorf("origin folder: %w", b.classify(err))
 	}
-	b := &Bucket{root: root}
 	b.sweep()
 	return b, nil
 }
 
 // sweep removes what crashed writers left. A folder that can't be written to is
-// still good for reading.
+// still good for reading, so failures wait for the first write.
 func (b *Bucket) sweep() {
 	files, err := os.ReadDir(filepath.Join(b.root, tmpDir))
 	if err != nil {
@@ -66,49 +78,49 @@ func (b *Bucket) sweep() {
 	}
 	for _, f := range files {
 		if info, err := f.Info(); err == nil && time.Since(info.ModTime()) > strayAge {
-			os.Remove(filepath.Join(b.root, tmpDir, f.Name()))
+			os.Remove(filepath.Join(b.root, tmpDir, f.Name())) // if not now, then at the next Open
 		}
 	}
 }
 
 // classify says what a file system error means to a caller.
-func classify(err error) error {
+func (b *Bucket) classify(err error) error {
+	cause := content.ErrUnavailable
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %w", content.ErrNotFound, err)
+	case errors.Is(err, content.ErrReadOnly):
+		return err
+	case errors.Is(err, fs.ErrNotExist), isNotFolder(err):
+		if _, rerr := os.Stat(b.root); rerr == nil { // without its root nothing is known to be absent
+			cause = content.ErrNotFound
+		}
 	case errors.Is(err, fs.ErrPermission), isReadOnly(err):
-		return fmt.Errorf("%w: %w", content.ErrReadOnly, err)
+		return fmt.Errorf("%w: this user may not write there: %w", content.ErrReadOnly, err)
 	case isFull(err):
-		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
+		cause = content.ErrNoSpace
 	}
-	return fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+	return fmt.Errorf("%w: %w", cause, err)
 }
 
 // path returns the file of a key; a key never leaves the folder.
-func (b *Bucket) path(key string) (string, error) {
-	if key == "" || path.Clean("/"+key) != "/"+key || strings.HasPrefix(key, ".") || strings.Contains(key, "/.") {
-		return "", fmt.Errorf("key %.100q: %w", key, content.ErrInvalid)
-	}
-	return filepath.Join(b.root, filepath.FromSlash(key)), nil
-}
+func (b *Bucket) path(key string) string { return filepath.Join(b.root, filepath.FromSlash(key)) }
 
-// info describes an open or listed file. The ETag is a hash of what changes when
-// the object does: every write makes a new file, so its inode, size and time, set
-// in nanoseconds, are another.
+// describe says what is known of an open or listed file.
 func describe(key string, fi fs.FileInfo) bucket.Info {
 	sum := content.Sum(fmt.Appendf(nil, "%d %d %d", fi.Size(), fi.ModTime().UnixNano(), inode(fi)))
 	return bucket.Info{Key: key, Size: fi.Size(), ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, Modified: fi.ModTime(), Now: time.Now()}
 }
 
 // Get implements bucket.Bucket.
-func (b *Bucket) Get(_ context.Context, key string, r bucket.Range) (*bucket.Object, error) {
-	name, err := b.path(key)
-	if err != nil {
-		return nil, err
+func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
+		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
-	f, err := os.Open(name)
+	f, err := os.Open(b.path(key))
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrForbidden, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", key, classify(err))
+		return nil, fmt.Errorf("get %s: %w", key, b.classify(err))
 	}
 	fi, err := f.Stat()
 	if err != nil || fi.IsDir() {
@@ -122,71 +134,104 @@ func (b *Bucket) Get(_ context.Context, key string, r bucket.Range) (*bucket.Obj
 		io.Reader
 		io.Closer
 	}{io.NewSectionReader(f, off, length), f}
-	return &bucket.Object{Info: describe(key, fi), Body: body}, nil
+	return &bucket.Object{Info: describe(key, fi), Body: bucket.Exactly(body, length)}, nil
 }
 
 // Put implements bucket.Bucket.
 func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	name, err := b.path(key)
-	if err != nil {
-		return bucket.Info{}, err
+	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
+		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
-	tmp, err := b.stage(ctx, body)
+	// Crash from here on: a stray file, until it is swept.
+	tmp, err := b.stage(body)
 	if err != nil {
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
-	defer os.Remove(tmp)
-	if err := b.publish(tmp, name, key, cond); err != nil {
+	err = b.locked(ctx, func() error { return b.publish(tmp, key, cond) })
+	os.Remove(tmp.name) // gone already after a rename
+	if err != nil {
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
-	fi, err := os.Stat(tmp) // the same inode, whatever has happened to the name
-	if err != nil {
-		fi, err = os.Stat(name)
-	}
-	if err != nil {
-		return bucket.Info{}, fmt.Errorf("put %s: %w: %w", key, bucket.ErrUnknown, err)
-	}
-	return describe(key, fi), nil
+	return describe(key, tmp.info), nil
 }
 
-// stage writes the body to a synced file without a name of its own.
-func (b *Bucket) stage(ctx context.Context, body bucket.Body) (string, error) {
+// staged is a file that is whole and on disk, and not an object yet.
+type staged struct {
+	name string
+	info fs.FileInfo
+}
+
+// stage writes the body to a synced file in ".tmp".
+func (b *Bucket) stage(body bucket.Body) (staged, error) {
 	dir := filepath.Join(b.root, tmpDir)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", classify(err)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return staged{}, b.classify(err)
 	}
 	f, err := os.CreateTemp(dir, "put-*")
 	if err != nil {
-		return "", classify(err)
+		return staged{}, b.classify(err)
 	}
-	_, err = io.Copy(f, io.NewSectionReader(body, 0, body.Size()))
-	now := time.Now() // finer than what the kernel would set: the ETag hangs on it
-	err = errors.Join(err, f.Chmod(0o644), os.Chtimes(f.Name(), now, now), ctx.Err())
-	if err == nil {
-		err = f.Sync()
-	}
+	info, err := fill(f, body)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(classify(err), os.Remove(f.Name()))
+		os.Remove(f.Name())
+		return staged{}, b.classify(err)
 	}
-	return f.Name(), nil
+	return staged{f.Name(), info}, nil
 }
 
-// publish gives the staged file its name if the condition holds, durably. The
-// staged name stays, for Put to describe.
-func (b *Bucket) publish(tmp, name, key string, cond bucket.Condition) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	unlock, err := lockFile(filepath.Join(b.root, lockName))
-	if err != nil {
-		return classify(err)
+// fill writes body to f, whole, synced and with the time of now.
+func fill(f *os.File, body bucket.Body) (fs.FileInfo, error) {
+	if _, err := io.Copy(f, io.NewSectionReader(body, 0, body.Size())); err != nil {
+		return nil, err
 	}
-	defer unlock()
+	now := time.Now() // finer than the tick that the kernel would note
+	if err := errors.Join(f.Chmod(0o644), os.Chtimes(f.Name(), now, now), f.Sync()); err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && now.Sub(info.ModTime()).Abs() >= timeGrain {
+		err = fmt.Errorf("%w: the file system keeps the time %s as %s, too coarse to tell two writes apart; use ext4, xfs, btrfs, zfs or ntfs", content.ErrReadOnly, now, info.ModTime())
+	}
+	return info, err
+}
+
+// locked runs f while no other writer of the host publishes or deletes.
+func (b *Bucket) locked(ctx context.Context, f func() error) error {
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	lock, err := os.OpenFile(filepath.Join(b.root, lockName), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return b.classify(err)
+	}
+	defer lock.Close() // which unlocks; nothing was written
+	for wait := lockWaitMin; !tryLock(lock); wait = min(2*wait, lockWaitMax) {
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("another process is writing: %w", ctx.Err())
+		}
+	}
+	return f()
+}
+
+// publish gives the staged file its name if the condition holds, durably.
+func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
+	name := b.path(key)
 	current, err := os.Stat(name)
 	exists := err == nil
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return classify(err)
-	}
 	switch {
+	case err != nil && isNotFolder(err):
+		return fmt.Errorf("%w: a part of the key is an object, and can't be a folder too", content.ErrInvalid)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return b.classify(err)
+	case exists && current.IsDir():
+		return fmt.Errorf("%w: the key is the folder of other objects", content.ErrInvalid)
 	case cond.Absent() && exists:
 		return fmt.Errorf("%w: it exists", bucket.ErrPrecondition)
 	case cond.ETag() != "" && !exists:
@@ -194,15 +239,23 @@ func (b *Bucket) publish(tmp, name, key string, cond bucket.Condition) error {
 	case cond.ETag() != "" && describe(key, current).ETag != cond.ETag():
 		return fmt.Errorf("%w: it has changed", bucket.ErrPrecondition)
 	}
+	// Crash: empty folders, which no list shows.
 	if err := b.makeDirs(filepath.Dir(name)); err != nil {
-		return classify(err)
+		return b.classify(err)
 	}
-	linked := tmp + ".named"
-	if err := os.Link(tmp, linked); err != nil {
-		return classify(err)
+	// Crash before or after: the old object, or the new one.
+	if cond.Absent() { // by link, which would fail on a file of somebody who does not lock
+		err = os.Link(tmp.name, name)
+	} else {
+		err = os.Rename(tmp.name, name)
 	}
-	if err := os.Rename(linked, name); err != nil {
-		return errors.Join(classify(err), os.Remove(linked))
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("%w: it exists", bucket.ErrPrecondition)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: the staged file was swept: %w", content.ErrUnavailable, err)
+	case err != nil:
+		return b.classify(err)
 	}
 	if err := durable.SyncDir(filepath.Dir(name)); err != nil {
 		return fmt.Errorf("%w: %w", bucket.ErrUnknown, err)
@@ -227,14 +280,14 @@ func (b *Bucket) makeDirs(dir string) error {
 // List implements bucket.Bucket. Folders are read as the consumer reaches them.
 func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
 	return func(yield func(bucket.Info, error) bool) {
-		w := walk{ctx: ctx, root: b.root, prefix: prefix, after: after, yield: yield}
+		w := walk{ctx: ctx, b: b, prefix: prefix, after: after, yield: yield}
 		w.dir("")
 	}
 }
 
 type walk struct {
 	ctx           context.Context
-	root          string
+	b             *Bucket
 	prefix, after string
 	yield         func(bucket.Info, error) bool
 }
@@ -246,12 +299,12 @@ func (w walk) dir(folder string) bool {
 		w.yield(bucket.Info{}, w.ctx.Err())
 		return false
 	}
-	entries, err := os.ReadDir(filepath.Join(w.root, filepath.FromSlash(folder)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return true
-	}
+	entries, err := os.ReadDir(filepath.Join(w.b.root, filepath.FromSlash(folder)))
 	if err != nil {
-		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, classify(err)))
+		if err = w.b.classify(err); errors.Is(err, content.ErrNotFound) {
+			return true
+		}
+		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
 		return false
 	}
 	keyOf := func(e fs.DirEntry) string {
@@ -285,23 +338,26 @@ func (w walk) entry(e fs.DirEntry, key string) bool {
 		return true
 	}
 	if err != nil {
-		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", key, classify(err)))
+		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", key, w.b.classify(err)))
 		return false
 	}
 	return w.yield(describe(key, fi), nil)
 }
 
-// Delete implements bucket.Bucket.
-func (b *Bucket) Delete(_ context.Context, key string) error {
-	name, err := b.path(key)
-	if err != nil {
-		return err
+// Delete implements bucket.Bucket. The folders stay: another writer may be about
+// to use them.
+func (b *Bucket) Delete(ctx context.Context, key string) error {
+	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
+		return fmt.Errorf("delete %s: %w", key, err)
 	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete %s: %w", key, classify(err))
-	}
-	if err := durable.SyncDir(filepath.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete %s: %w", key, classify(err))
+	err := b.locked(ctx, func() error {
+		if err := durable.Remove(b.path(key)); err != nil {
+			return b.classify(err)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, content.ErrNotFound) {
+		return fmt.Errorf("delete %s: %w", key, err)
 	}
 	return nil
 }

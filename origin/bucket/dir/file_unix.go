@@ -22,20 +22,15 @@ func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// lockFile takes an advisory lock that ends with the process.
-func lockFile(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
+// isNotFolder reports whether a part of a path is a file.
+func isNotFolder(err error) bool { return errors.Is(err, syscall.ENOTDIR) }
+
+// tryLock takes an advisory lock that ends when f is closed or its process dies.
+func tryLock(f *os.File) bool {
 	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if !errors.Is(err, syscall.EINTR) {
-			break
+			return err == nil
 		}
 	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { f.Close() }, nil
 }
