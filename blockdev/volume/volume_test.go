@@ -38,7 +38,7 @@ func newImage(size int64) *image {
 }
 
 func (m *image) TryReadChunk(index uint64, off int, p []byte) bool {
-	return m.prompt && m.ReadChunk(nil, index, off, p) == nil
+	return m.prompt && m.ReadChunk(context.Background(), index, off, p) == nil
 }
 
 func (m *image) ReadChunk(_ context.Context, index uint64, off int, p []byte) error {
