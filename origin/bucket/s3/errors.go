@@ -45,69 +45,69 @@ func (b *Bucket) explain(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil { // the caller went away, which says nothing about the store
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	}
-	cause, advice := b.meaning(err)
+	advice, cause := b.meaning(err)
 	if advice != "" {
 		advice = ": " + advice
 	}
 	return fmt.Errorf("%s at s3://%s: %w%s: %w", what, b.cfg.Bucket, cause, advice, err)
 }
 
-func (b *Bucket) meaning(err error) (cause error, advice string) {
+func (b *Bucket) meaning(err error) (advice string, cause error) {
 	code, status := codeOf(err), statusOf(err)
 	switch code {
 	case "NoSuchBucket":
-		return content.ErrInvalid, fmt.Sprintf("there is no bucket %q; create it, or correct the URL", b.cfg.Bucket)
+		return fmt.Sprintf("there is no bucket %q; create it, or correct the URL", b.cfg.Bucket), content.ErrInvalid
 	case "RequestTimeTooSkewed", "RequestExpired":
-		return content.ErrForbidden, "this machine's clock is not the store's; set it"
+		return "this machine's clock is not the store's; set it", content.ErrForbidden
 	case "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "XAdminUserNotFound":
-		return content.ErrForbidden, "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile"
+		return "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile", content.ErrForbidden
 	case "AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException":
-		return content.ErrInvalid, "the bucket is in another region; set region= in the URL"
+		return "the bucket is in another region; set region= in the URL", content.ErrInvalid
 	case "RequestTimeout", "InternalError":
-		return content.ErrUnavailable, ""
+		return "", content.ErrUnavailable
 	case "NoSuchKey", "NotFound": // any other 404 must not pass for an absent object
-		return content.ErrNotFound, ""
+		return "", content.ErrNotFound
 	}
 	switch status {
 	case 0:
 		return ofConnection(err)
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return content.ErrForbidden, "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket"
+		return "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket", content.ErrForbidden
 	case http.StatusPreconditionFailed:
-		return bucket.ErrPrecondition, ""
+		return "", bucket.ErrPrecondition
 	case http.StatusRequestedRangeNotSatisfiable:
-		return content.ErrInvalid, ""
+		return "", content.ErrInvalid
 	case http.StatusConflict: // two writes at once, and this one was not carried out
-		return bucket.ErrBusy, "another writer was at it"
+		return "another writer was at it", bucket.ErrBusy
 	case http.StatusTooManyRequests:
-		return bucket.ErrBusy, "it asks for fewer requests; see --origin-requests"
+		return "it asks for fewer requests; see --origin-requests", bucket.ErrBusy
 	case http.StatusServiceUnavailable:
 		if code == "SlowDown" {
-			return bucket.ErrBusy, "it asks for fewer requests; see --origin-requests"
+			return "it asks for fewer requests; see --origin-requests", bucket.ErrBusy
 		}
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return content.ErrReadOnly, "the store does not take this kind of request"
+		return "the store does not take this kind of request", content.ErrReadOnly
 	case http.StatusInsufficientStorage:
-		return content.ErrNoSpace, ""
+		return "", content.ErrNoSpace
 	}
 	if status >= 300 && status < 500 {
-		return content.ErrInvalid, ""
+		return "", content.ErrInvalid
 	}
-	return content.ErrUnavailable, ""
+	return "", content.ErrUnavailable
 }
 
 // ofConnection says what it means that there was no answer at all.
-func ofConnection(err error) (cause error, advice string) {
+func ofConnection(err error) (advice string, cause error) {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return content.ErrUnavailable, fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL", dns.Name)
+		return fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL", dns.Name), content.ErrUnavailable
 	case neverSent(err):
-		return content.ErrUnavailable, "nothing answers there; is the store running, and is endpoint= in the URL right?"
+		return "nothing answers there; is the store running, and is endpoint= in the URL right?", content.ErrUnavailable
 	case strings.Contains(err.Error(), "get credentials"), strings.Contains(err.Error(), "get identity"):
-		return content.ErrForbidden, "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile"
+		return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile", content.ErrForbidden
 	case strings.Contains(err.Error(), "x509:"):
-		return content.ErrUnavailable, "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities"
+		return "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities", content.ErrUnavailable
 	}
-	return content.ErrUnavailable, ""
+	return "", content.ErrUnavailable
 }
