@@ -146,14 +146,14 @@ func absent(t *testing.T, b bucket.Bucket) {
 func replaced(t *testing.T, b bucket.Bucket) {
 	const size = 256 << 10
 	version := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, size) }
-	first := put(t, b, "x/y", version(0), bucket.Condition{})
-	o, err := b.Get(t.Context(), "x/y", bucket.Range{})
+	first := put(t, b, "records/x", version(0), bucket.Condition{})
+	o, err := b.Get(t.Context(), "records/x", bucket.Range{})
 	ok(t, err)
 	drain(t, o)
 	writing := make(chan error, 1)
 	go func() {
 		for i := range 10 {
-			if _, err := b.Put(t.Context(), "x/y", bucket.Bytes(version(i+1)), bucket.Condition{}); err != nil {
+			if _, err := b.Put(t.Context(), "records/x", bucket.Bytes(version(i+1)), bucket.Condition{}); err != nil {
 				writing <- err
 				return
 			}
@@ -167,13 +167,13 @@ func replaced(t *testing.T, b bucket.Bucket) {
 			done = true
 		default:
 		}
-		got, _, err := bucket.ReadAll(t.Context(), b, "x/y", size)
+		got, _, err := bucket.ReadAll(t.Context(), b, "records/x", size)
 		ok(t, err)
 		if len(got) != size || bytes.Count(got, got[:1]) != size {
 			t.Fatalf("a mix of versions, or %d bytes", len(got))
 		}
 	}
-	_, last, err := bucket.ReadAll(t.Context(), b, "x/y", size)
+	_, last, err := bucket.ReadAll(t.Context(), b, "records/x", size)
 	if err != nil || last.ETag == first.ETag {
 		t.Fatalf("other content has the same ETag %s, error %v", last.ETag, err)
 	}
