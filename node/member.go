@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -193,9 +194,19 @@ func (n *Node) CreateToken(role trust.Role, farm string, lifetime time.Duration)
 		return trust.Token{}, trust.InviteState{}, err
 	}
 	return trust.Token{
-		Mesh: n.member.Mesh, Origin: n.member.Origin, Bootstrap: n.Self().Addrs, Invite: invite,
+		Mesh: n.member.Mesh, Origin: withoutCredentials(n.origin.url), Bootstrap: n.Self().Addrs, Invite: invite,
 		Role: role, Farm: farm, Secrets: n.member.Secrets.For(role, farm), Expires: st.Expires.Unix(),
 	}, st, nil
+}
+
+// withoutCredentials strips what a URL must not carry to others.
+func withoutCredentials(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	return u.String()
 }
 
 // Tokens returns what is on record of the tokens made here.
