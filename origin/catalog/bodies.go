@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -10,6 +12,9 @@ import (
 )
 
 // Image is the body of an image's record, and of a tag's.
+//
+// Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
+// pack.Head), lineage, source, chunks, stored, and target for a tag.
 type Image struct {
 	Head pack.Head
 	// Lineage are the roots that this name stood for before, the newest first:
@@ -39,15 +44,41 @@ const (
 
 	// sourceMax bounds the text that says what was imported, in bytes.
 	sourceMax = 256
+	// durabilityMax bounds the text of a policy, in bytes: "farm:K" is the longest.
+	durabilityMax = 16
 )
 
-// Encode returns the body's canonical CBOR.
+// Encode returns the body's canonical CBOR. Lineage and source are cut to their
+// limits.
 func (i Image) Encode(c *content.Codec) ([]byte, error) {
 	head, err := i.Head.Encode(c)
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
-	return c.Marshal(imageWire{imageMagic, head, i.Lineage[:min(len(i.Lineage), content.LineageMax)], i.Source[:min(len(i.Source), sourceMax)], i.Chunks, i.Stored, i.Target})
+	lineage := append([]content.CID{}, i.Lineage[:min(len(i.Lineage), content.LineageMax)]...)
+	source := strings.ToValidUTF8(i.Source[:min(len(i.Source), sourceMax)], "") // a file name may be anything
+	w := imageWire{imageMagic, head, lineage, source, i.Chunks, i.Stored, i.Target}
+	if err := w.check(); err != nil {
+		return nil, fmt.Errorf("image: %w: %w", content.ErrInvalid, err)
+	}
+	return c.Marshal(w)
+}
+
+func (w imageWire) check() error {
+	for _, id := range w.Lineage {
+		if id.IsHole() {
+			return errors.New("an ancestor is a hole")
+		}
+	}
+	if w.Target != "" {
+		if err := content.CheckName(w.Target); err != nil {
+			return err
+		}
+	}
+	if w.Magic != imageMagic || len(w.Lineage) > content.LineageMax || len(w.Source) > sourceMax {
+		return fmt.Errorf("magic %.20q, %d ancestors, source of %d bytes", w.Magic, len(w.Lineage), len(w.Source))
+	}
+	return nil
 }
 
 // DecodeImage reads an encoded body; anything else is ErrCorrupt.
@@ -56,8 +87,8 @@ func DecodeImage(c *content.Codec, b []byte) (Image, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
 	}
-	if w.Magic != imageMagic || len(w.Lineage) > content.LineageMax {
-		return Image{}, fmt.Errorf("image: %w: magic %.20q with %d ancestors", content.ErrCorrupt, w.Magic, len(w.Lineage))
+	if err := w.check(); err != nil {
+		return Image{}, fmt.Errorf("image: %w: %w", content.ErrCorrupt, err)
 	}
 	head, err := pack.DecodeHead(c, w.Head)
 	if err != nil {
@@ -78,6 +109,10 @@ const (
 )
 
 // Volume is the body of a volume's record.
+//
+// Encoded as a dag-cbor map: magic "grange-volume/1", id, size, from, head (the
+// bytes of pack.Head, or null), durability, epoch, holder, state, readonly, folded
+// (milliseconds since 1970, 0 for never).
 type Volume struct {
 	// ID names the volume through deletions and creations of its name.
 	ID [16]byte
@@ -123,7 +158,18 @@ func (v Volume) Encode(c *content.Codec) ([]byte, error) {
 		}
 		w.Head = head
 	}
+	if err := w.check(); err != nil {
+		return nil, fmt.Errorf("volume: %w: %w", content.ErrInvalid, err)
+	}
 	return c.Marshal(w)
+}
+
+func (w volumeWire) check() error {
+	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax || w.FoldedAt < 0 ||
+		w.State != Attached && w.State != Released || len(w.Durability) > durabilityMax {
+		return fmt.Errorf("magic %.20q, size %d, state %.20q, durability %.40q, folded %d", w.Magic, w.Size, w.State, w.Durability, w.FoldedAt)
+	}
+	return nil
 }
 
 // DecodeVolume reads an encoded body; anything else is ErrCorrupt.
@@ -132,8 +178,8 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Volume{}, fmt.Errorf("volume: %w", err)
 	}
-	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax {
-		return Volume{}, fmt.Errorf("volume: %w: magic %.20q, size %d", content.ErrCorrupt, w.Magic, w.Size)
+	if err := w.check(); err != nil {
+		return Volume{}, fmt.Errorf("volume: %w: %w", content.ErrCorrupt, err)
 	}
 	v := Volume{ID: w.ID, Size: w.Size, From: w.From, Durability: w.Durability, Epoch: w.Epoch, Holder: w.Holder, State: w.State, ReadOnly: w.ReadOnly}
 	if w.FoldedAt != 0 {

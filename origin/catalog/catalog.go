@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -46,7 +48,7 @@ type Catalog struct {
 	cfg Config
 
 	mu   sync.Mutex        // guards seen
-	seen map[string]Record // by key, as last read: a list asks only for what changed
+	seen map[string]Record // by key, the latest version: a list asks only for what changed
 }
 
 // New builds a Catalog.
@@ -79,37 +81,68 @@ func key(kind content.Kind, name string) string {
 }
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
-// record may be a tombstone, whose version the next one must exceed.
+// record may be a tombstone, whose version the next one must exceed. A store that
+// goes back to a version before one that this Catalog has seen is ErrCorrupt.
 func (c *Catalog) Get(ctx context.Context, kind content.Kind, name string) (Record, error) {
 	if err := checkName(kind, name); err != nil {
 		return Record{}, err
 	}
-	b, info, err := bucket.ReadAll(ctx, c.cfg.Bucket, key(kind, name), content.RecordSizeMax)
-	if errors.Is(err, content.ErrNotFound) {
-		return Record{}, fmt.Errorf("%s %q: %w", kind.Space(), name, content.ErrNotFound)
+	r, err := c.read(ctx, kind, name)
+	if err == nil && !c.remember(r) { // another reader may have overtaken this one: look again
+		if r, err = c.read(ctx, kind, name); err == nil && !c.remember(r) {
+			err = fmt.Errorf("%w: it was rolled back to version %d by %s, an older one or another than was seen; was the bucket restored from a copy?", content.ErrCorrupt, r.Version, r.Signer.Key)
+		}
 	}
 	if err != nil {
-		return Record{}, fmt.Errorf("read %s %q: %w", kind.Space(), name, err)
+		return Record{}, fmt.Errorf("%s %q: %w", kind.Space(), name, err)
 	}
-	return c.open(kind, name, b, info)
+	return r, nil
 }
 
-// open checks a record that was read under a name, and remembers it.
-func (c *Catalog) open(kind content.Kind, name string, b []byte, info bucket.Info) (Record, error) {
+// read reads and checks a record.
+func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Record, error) {
+	b, info, err := bucket.ReadAll(ctx, c.cfg.Bucket, key(kind, name), content.RecordSizeMax)
+	if err != nil {
+		return Record{}, err
+	}
 	now := c.cfg.Now()
 	e, err := c.cfg.Verifier.Open(b, now)
 	if err != nil {
-		return Record{}, fmt.Errorf("read %s %q: %w", kind.Space(), name, err)
+		return Record{}, err
 	}
 	if e.Kind.Space() != kind.Space() || e.Name != name {
-		return Record{}, fmt.Errorf("read %s %q: %w: the record there is of %s %q", kind.Space(), name, content.ErrCorrupt, e.Kind, e.Name)
+		return Record{}, fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
 	}
-	r := Record{e, b, info.ETag, now}
+	return Record{e, b, info.ETag, now}, nil
+}
+
+// remember keeps a record that was read or written, unless a later version was
+// seen before.
+func (c *Catalog) remember(r Record) bool {
+	k := key(r.Kind, r.Name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seen[key(kind, name)] = r
-	return r, nil
+	if old, ok := c.seen[k]; ok && (r.Version < old.Version || r.Version == old.Version && r.Commit != old.Commit) {
+		return false
+	}
+	c.seen[k] = r
+	return true
 }
+
+// recall returns the record of a name as it was last seen.
+func (c *Catalog) recall(kind content.Kind, name string) (Record, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, ok := c.seen[key(kind, name)]
+	return r, ok
+}
+
+const (
+	// listBatch records are looked at together, of which listAtOnce are read at
+	// once: a first list of many names takes a round trip for each of the latter.
+	listBatch  = 128
+	listAtOnce = 32
+)
 
 // List yields every record of a namespace, tombstones included, in order of
 // names. It asks the store for one list, and for the records that changed since
@@ -118,33 +151,53 @@ func (c *Catalog) open(kind content.Kind, name string, b []byte, info bucket.Inf
 func (c *Catalog) List(ctx context.Context, space content.Kind) iter.Seq2[Record, error] {
 	prefix := recordPrefix + string(space.Space()) + "/"
 	return func(yield func(Record, error) bool) {
+		batch := make([]bucket.Info, 0, listBatch)
 		for info, err := range c.cfg.Bucket.List(ctx, prefix, "") {
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list %ss: %w", space, err))
 				return
 			}
-			name := strings.TrimPrefix(info.Key, prefix)
-			r, err := c.listed(ctx, space, name, info)
-			if errors.Is(err, content.ErrNotFound) { // deleted since the list
-				continue
-			}
-			r.Name = name
-			if !yield(r, err) {
-				return
+			if batch = append(batch, info); len(batch) == listBatch {
+				if !c.yieldBatch(ctx, space, batch, yield) {
+					return
+				}
+				batch = batch[:0]
 			}
 		}
+		c.yieldBatch(ctx, space, batch, yield)
 	}
 }
 
-func (c *Catalog) listed(ctx context.Context, space content.Kind, name string, info bucket.Info) (Record, error) {
-	c.mu.Lock()
-	r, ok := c.seen[info.Key]
-	c.mu.Unlock()
-	if ok && r.ETag == info.ETag {
-		r.SeenAt = c.cfg.Now()
-		return r, nil
+// yieldBatch yields the records of some listed objects, and reports whether to go
+// on.
+func (c *Catalog) yieldBatch(ctx context.Context, space content.Kind, batch []bucket.Info, yield func(Record, error) bool) bool {
+	records := make([]Record, len(batch))
+	errs := make([]error, len(batch))
+	var group errgroup.Group
+	group.SetLimit(listAtOnce)
+	for i, info := range batch {
+		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
+		if r, ok := c.recall(space, name); ok && r.ETag == info.ETag {
+			r.SeenAt = c.cfg.Now()
+			records[i] = r
+			continue
+		}
+		group.Go(func() error {
+			records[i], errs[i] = c.Get(ctx, space, name)
+			records[i].Name = name
+			return nil
+		})
 	}
-	return c.Get(ctx, space, name)
+	_ = group.Wait() // each error is with its record
+	for i, r := range records {
+		if errors.Is(errs[i], content.ErrNotFound) { // deleted since the list
+			continue
+		}
+		if !yield(r, errs[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // Change is a record to be written.
@@ -177,7 +230,8 @@ func (e *TakenError) Unwrap() error { return e.cause }
 // Commit writes a record and returns it as stored. A reply that was lost, or a
 // condition that failed, is settled by reading: the commit's own identifier
 // there means success, another record is a *TakenError, and nothing changed
-// means that the write never arrived and is sent again.
+// means that the write never arrived and is sent again. When that can't be read,
+// the error wraps bucket.ErrUnknown: the record may have been written.
 func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	base, err := c.baseOf(ctx, ch)
 	if err != nil {
@@ -189,22 +243,35 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	return c.Submit(ctx, sealed, base.ETag)
+	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now())
+	if err != nil {
+		return Record{}, err
+	}
+	return c.write(ctx, mine, sealed, base)
 }
 
-// baseOf returns the record that the change replaces; without one, a record of
-// version 0 and no ETag.
+// baseOf returns the record that the change replaces; for a name that is not
+// there, one without an ETag whose version is the last that was seen.
 func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
-	if ch.Base != nil {
-		return *ch.Base, nil
+	if err := checkName(ch.Kind, ch.Name); err != nil {
+		return Record{}, err
 	}
-	if ch.Delete {
+	switch {
+	case ch.Base != nil && (ch.Base.Kind.Space() != ch.Kind.Space() || ch.Base.Name != ch.Name):
+		return Record{}, fmt.Errorf("write %s %q: %w: made from the record of %s %q", ch.Kind, ch.Name, content.ErrInvalid, ch.Base.Kind, ch.Base.Name)
+	case ch.Base != nil && ch.Base.ETag == "":
+		return Record{}, fmt.Errorf("write %s %q: %w: made from a record that was not read at the origin; read it there and decide again", ch.Kind, ch.Name, content.ErrConflict)
+	case ch.Base != nil:
+		return *ch.Base, nil
+	case ch.Delete:
 		return Record{}, fmt.Errorf("delete %s %q: %w: no record was given", ch.Kind, ch.Name, content.ErrInvalid)
 	}
 	current, err := c.Get(ctx, ch.Kind, ch.Name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return Record{}, nil
+		last, _ := c.recall(ch.Kind, ch.Name) // a version once used is not used again
+		last.ETag = ""
+		return last, nil
 	case err != nil:
 		return Record{}, err
 	case !current.Tombstone:
@@ -213,41 +280,69 @@ func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
 	return current, nil
 }
 
-// Submit stores an envelope that a member sealed over the record with that
-// ETag, "" for a name that never was. It is Commit's second half, and what a
-// member with an origin does for one without.
+// Submit stores an envelope that a member without an origin sealed over the
+// record with that ETag, "" for a name that never was: what Commit does with its
+// own. Sent again after a lost reply it succeeds.
 func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (Record, error) {
 	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now())
 	if err != nil {
 		return Record{}, err
 	}
-	k, cond := key(mine.Kind, mine.Name), bucket.IfAbsent()
-	if baseETag != "" {
-		cond = bucket.IfMatch(baseETag)
+	if err := checkName(mine.Kind, mine.Name); err != nil {
+		return Record{}, err
+	}
+	base, ok := c.recall(mine.Kind, mine.Name)
+	if !ok || base.ETag != baseETag {
+		base, err = c.Get(ctx, mine.Kind, mine.Name)
+		switch {
+		case errors.Is(err, content.ErrNotFound) && baseETag == "":
+			base = Record{}
+		case err != nil:
+			return Record{}, err
+		case base.Commit == mine.Commit:
+			return base, nil
+		case base.ETag != baseETag:
+			return Record{}, taken(base, baseETag)
+		}
+	}
+	if mine.Version != base.Version+1 {
+		return Record{}, fmt.Errorf("write %s %q: %w: version %d after %d", mine.Kind, mine.Name, content.ErrInvalid, mine.Version, base.Version)
+	}
+	return c.write(ctx, mine, sealed, base)
+}
+
+// write stores a sealed envelope over the base, which has no ETag for a name that
+// is not there.
+func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte, base Record) (Record, error) {
+	cond := bucket.IfAbsent()
+	if base.ETag != "" {
+		cond = bucket.IfMatch(base.ETag)
 	}
 	var cause error
 	for range commitTries {
-		info, err := c.cfg.Bucket.Put(ctx, k, bucket.Bytes(sealed), cond)
+		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
-			return c.open(mine.Kind, mine.Name, sealed, info)
-		}
-		if !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {
-			return Record{}, fmt.Errorf("write %s %q: %w", mine.Kind, mine.Name, err)
+			r := Record{mine, sealed, info.ETag, c.cfg.Now()}
+			c.remember(r) // or a later one, if that was read already
+			return r, nil
 		}
 		cause = err
+		if !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {
+			break
+		}
 		current, err := c.Get(ctx, mine.Kind, mine.Name)
 		switch {
 		case err == nil && current.Commit == mine.Commit:
 			return current, nil
-		case err == nil && current.ETag != baseETag:
-			return Record{}, taken(current, baseETag)
-		case err != nil && !errors.Is(err, content.ErrNotFound):
-			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and so was the answer to reading it back: %w", mine.Kind, mine.Name, err)
-		case err != nil && baseETag != "":
+		case err == nil && current.ETag != base.ETag:
+			return Record{}, taken(current, base.ETag)
+		case errors.Is(err, content.ErrNotFound) && base.ETag != "":
 			return Record{}, fmt.Errorf("write %s %q: %w: the record that it replaces is gone", mine.Kind, mine.Name, content.ErrConflict)
+		case err != nil && !errors.Is(err, content.ErrNotFound):
+			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w", mine.Kind, mine.Name, errors.Join(bucket.ErrUnknown, err))
 		}
 	}
-	return Record{}, fmt.Errorf("write %s %q: %w: %d tries were lost: %w", mine.Kind, mine.Name, content.ErrUnavailable, commitTries, cause)
+	return Record{}, fmt.Errorf("write %s %q: %w", mine.Kind, mine.Name, cause)
 }
 
 func taken(current Record, baseETag string) error {

@@ -135,7 +135,7 @@ func TestWriterIsNeverFencedByItself(t *testing.T) {
 		}
 		base = &r
 	}
-	stale := Record{ETag: "\"old\"", Envelope: trust.Envelope{Version: 3}}
+	stale := Record{ETag: "\"old\"", Envelope: trust.Envelope{Kind: content.KindVolume, Name: "v", Version: 3}}
 	if _, err := c.Commit(t.Context(), change("v", "x", &stale)); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("a write over an old version: %v, want ErrConflict", err)
 	}

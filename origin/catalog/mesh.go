@@ -28,21 +28,25 @@ type meshWire struct {
 
 // ClaimMesh makes the bucket the mesh's, or checks that it is already. A bucket
 // of another mesh is ErrConflict, one of a newer format ErrUnavailable. Of two
-// meshes that claim at once, one gets it.
+// meshes that claim at once, one gets it. A lost reply is settled by reading.
 func ClaimMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error {
 	body, err := json.Marshal(meshWire{mesh, meshFormat})
 	if err != nil {
 		return fmt.Errorf("claim the origin: %w", err)
 	}
-	err = CheckMesh(ctx, b, mesh)
-	if !errors.Is(err, content.ErrNotFound) {
-		return err
+	for range commitTries {
+		if err = CheckMesh(ctx, b, mesh); !errors.Is(err, content.ErrNotFound) {
+			return err
+		}
+		_, err = b.Put(ctx, MeshKey, bucket.Bytes(append(body, '\n')), bucket.IfAbsent())
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {
+			break
+		}
 	}
-	_, err = b.Put(ctx, MeshKey, bucket.Bytes(append(body, '\n')), bucket.IfAbsent())
-	if err != nil && !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {
-		return fmt.Errorf("claim the origin: %w", err)
-	}
-	return CheckMesh(ctx, b, mesh)
+	return fmt.Errorf("claim the origin: %w", err)
 }
 
 // CheckMesh checks that the bucket is the mesh's; ErrNotFound means that nobody
