@@ -16,12 +16,13 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// flightKey names a flight. What a member asked this node to bring in flies
-// apart from what this node asked of others for itself: otherwise two nodes that
-// each take the other for the lead would wait for each other.
+// flightKey names a flight. What others asked this node to bring in flies apart
+// from what this node asked of others: a request joins flights that are as deep
+// or deeper, else two nodes that each take the other for the lead would wait for
+// each other.
 type flightKey struct {
-	id   content.CID
-	lead bool
+	id    content.CID
+	depth plan.Depth
 }
 
 // flight is one object on its way.
@@ -48,20 +49,15 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 // join returns a flight for each object: one under way, or a new one. New ones
 // are grouped by run, and each group begins a job.
 func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
-	lead := how.depth > plan.Own
 	out := make([]*flight, len(objects))
 	fresh := map[pack.Run][]*flight{}
 	var runs []pack.Run
 	f.mu.Lock()
 	for i, o := range objects {
-		key := flightKey{o.id, lead}
-		fl := f.reading[o.id]
+		fl := f.under(o.id, how.depth)
 		if fl == nil {
-			fl = f.flights[key]
-		}
-		if fl == nil {
-			fl = &flight{key: key, obj: o, done: make(chan struct{})}
-			f.flights[key] = fl
+			fl = &flight{key: flightKey{o.id, how.depth}, obj: o, done: make(chan struct{})}
+			f.flights[fl.key] = fl
 			run := o.at.Run()
 			if fresh[run] == nil {
 				runs = append(runs, run)
@@ -83,6 +79,17 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 		}
 	}
 	return out
+}
+
+// under returns a flight of an object that is under way and as deep as depth or
+// deeper. It is called with mu.
+func (f *Fetcher) under(id content.CID, depth plan.Depth) *flight {
+	for d := depth; int(d) < plan.Depths; d++ {
+		if fl := f.flights[flightKey{id, d}]; fl != nil {
+			return fl
+		}
+	}
+	return nil
 }
 
 // land ends a flight with its bytes. Those of a chunk are in the cache by then,
@@ -150,6 +157,7 @@ func (f *Fetcher) fly(rs *rootState, run pack.Run, flights []*flight, how reques
 	ctx, cancel := context.WithTimeout(f.ctx, jobTimeout)
 	defer cancel()
 	j := &job{f, rs, run, flights, how, make(chan plan.Event, 4)}
+	j.awaitReads(ctx)
 	if j.fromCache() { // another flight may have landed since the caller looked
 		return
 	}
@@ -352,6 +360,22 @@ func (j *job) receive(fl *flight, from peer.ID, r *exchange.Data) error {
 	return j.f.land(j.rs, fl, v, page, source)
 }
 
+// awaitReads waits for what another job is reading from the origin right now, and
+// lands what came of it: nobody else could bring it sooner.
+func (j *job) awaitReads(ctx context.Context) {
+	var others []shared
+	j.f.mu.Lock()
+	for _, fl := range j.flights {
+		if theirs := j.f.reading[fl.obj.id]; theirs != nil && theirs != fl {
+			others = append(others, shared{fl, theirs})
+		}
+	}
+	j.f.mu.Unlock()
+	if err := j.landShared(ctx, others); err != nil {
+		j.f.cfg.Log.Debug("a read beside did not bring a chunk", "what", j.what(), "err", err)
+	}
+}
+
 // readOrigin reads the run with one request: all of the root's chunks in it that
 // the cache lacks. What another job is reading already is waited for, so a chunk
 // is never read twice at once.
@@ -370,8 +394,13 @@ func (j *job) readRun(ctx context.Context) error {
 		return fmt.Errorf("%w: not reachable from this node", content.ErrUnavailable)
 	}
 	mine, others := j.claim()
-	err := j.readClaimed(ctx, origin, mine)
+	err := j.readClaimed(ctx, origin, j.lacking(mine))
 	j.release(mine, err)
+	return errors.Join(err, j.landShared(ctx, others))
+}
+
+// landShared waits for flights that other jobs read and lands this job's.
+func (j *job) landShared(ctx context.Context, others []shared) (err error) {
 	for _, o := range others {
 		v, werr := o.theirs.wait(ctx)
 		if werr != nil {
@@ -416,13 +445,23 @@ func (j *job) claim() (mine []*flight, others []shared) {
 	}
 	for _, o := range more {
 		if f.reading[o.id] == nil {
-			fl := &flight{key: flightKey{id: o.id}, obj: o, done: make(chan struct{})}
+			fl := &flight{obj: o, done: make(chan struct{})}
 			f.reading[o.id] = fl
 			mine = append(mine, fl)
 		}
 	}
 	slices.SortFunc(mine, func(a, b *flight) int { return int(int64(a.obj.at.Offset) - int64(b.obj.at.Offset)) })
 	return mine, others
+}
+
+// lacking lands those of the claimed that have come into the cache since they
+// were looked for, and returns the others. Who read them put them there before
+// the claim could be had.
+func (j *job) lacking(mine []*flight) []*flight {
+	j.fromCache()
+	return slices.DeleteFunc(slices.Clone(mine), func(fl *flight) bool {
+		return fl.ended.Load() || fl.obj.pos.Level == 0 && j.f.cfg.Cache.Has(fl.obj.id)
+	})
 }
 
 // neighbours are the chunks of the run that the leaf of the wanted ones names and
@@ -485,8 +524,8 @@ func (j *job) readClaimed(ctx context.Context, origin Origin, mine []*flight) er
 	return err
 }
 
-// release gives up the claims. A neighbour that did not come fails for those who
-// joined it meanwhile, who then climb on by themselves.
+// release gives up the claims. A neighbour that did not come fails for the jobs
+// that wait for it, which then climb on by themselves.
 func (j *job) release(mine []*flight, err error) {
 	own := map[*flight]bool{}
 	for _, fl := range j.flights {
