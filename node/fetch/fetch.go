@@ -108,7 +108,7 @@ type Fetcher struct {
 	mu      sync.Mutex // guards what follows
 	roots   map[content.CID]*rootState
 	flights map[flightKey]*flight
-	reading map[content.CID]*flight // what the origin is being read for
+	reading map[content.CID]*read // what the origin is being read for
 	bad     map[peer.ID]failure
 	running sync.WaitGroup
 }
@@ -133,7 +133,7 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
 	}
-	f := &Fetcher{cfg: cfg, wake: make(chan struct{}, 1), codec: content.NewCodec(), metrics: newMetrics(), roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{}, reading: map[content.CID]*flight{}, bad: map[peer.ID]failure{}}
+	f := &Fetcher{cfg: cfg, wake: make(chan struct{}, 1), codec: content.NewCodec(), metrics: newMetrics(), roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{}, reading: map[content.CID]*read{}, bad: map[peer.ID]failure{}}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
 }

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -205,7 +206,7 @@ func (j *job) act(ctx context.Context, a plan.Action) (ended bool) {
 	case plan.Ask:
 		go j.ask(ctx, a)
 	case plan.ReadOrigin:
-		go j.readOrigin(ctx)
+		go j.readOrigin(ctx, a.Hedge)
 	case plan.WaitSwarm:
 		time.AfterFunc(plan.SwarmWait, func() { j.send(plan.Event{Kind: plan.SwarmWaited}) })
 	case plan.Done:
@@ -360,27 +361,42 @@ func (j *job) receive(fl *flight, from peer.ID, r *exchange.Data) error {
 	return j.f.land(j.rs, fl, v, page, source)
 }
 
-// awaitReads waits for what another job is reading from the origin right now, and
-// lands what came of it: nobody else could bring it sooner.
+// read is one object that is being read from the origin, for all jobs that want
+// it. It waits for the origin alone, so any job may wait for it.
+type read struct {
+	obj  object
+	done chan struct{}
+	// v is the bytes, page those of a map node's page; zero if they did not come.
+	v, page content.Verified
+}
+
+// shared is a flight of a job, and the read that is to land it.
+type shared struct {
+	fl *flight
+	r  *read
+}
+
+// awaitReads lands what another job is reading from the origin right now: nobody
+// else could bring it sooner.
 func (j *job) awaitReads(ctx context.Context) {
 	var others []shared
 	j.f.mu.Lock()
 	for _, fl := range j.flights {
-		if theirs := j.f.reading[fl.obj.id]; theirs != nil && theirs != fl {
-			others = append(others, shared{fl, theirs})
+		if r := j.f.reading[fl.obj.id]; r != nil {
+			others = append(others, shared{fl, r})
 		}
 	}
 	j.f.mu.Unlock()
-	if err := j.landShared(ctx, others); err != nil {
-		j.f.cfg.Log.Debug("a read beside did not bring a chunk", "what", j.what(), "err", err)
+	if err := j.landRead(ctx, others); err != nil {
+		j.f.cfg.Log.Debug("what was read beside can't be used", "what", j.what(), "err", err)
 	}
 }
 
 // readOrigin reads the run with one request: all of the root's chunks in it that
 // the cache lacks. What another job is reading already is waited for, so a chunk
 // is never read twice at once.
-func (j *job) readOrigin(ctx context.Context) {
-	err := j.readRun(ctx)
+func (j *job) readOrigin(ctx context.Context, hedge bool) {
+	err := j.readRun(ctx, hedge)
 	e := plan.Event{Kind: plan.OriginEnded, Missing: len(j.left()) > 0}
 	if err != nil {
 		e.Why = err.Error()
@@ -388,79 +404,89 @@ func (j *job) readOrigin(ctx context.Context) {
 	j.send(e)
 }
 
-func (j *job) readRun(ctx context.Context) error {
+func (j *job) readRun(ctx context.Context, hedge bool) error {
 	origin := j.f.cfg.Origin()
 	if origin == nil {
 		return fmt.Errorf("%w: not reachable from this node", content.ErrUnavailable)
 	}
-	mine, others := j.claim()
-	err := j.readClaimed(ctx, origin, j.lacking(mine))
-	j.release(mine, err)
-	return errors.Join(err, j.landShared(ctx, others))
+	mine, wanted := j.claim(hedge)
+	err := j.readClaimed(ctx, origin, j.lacking(mine), hedge)
+	j.f.mu.Lock()
+	for _, r := range mine {
+		delete(j.f.reading, r.obj.id)
+		close(r.done)
+	}
+	j.f.mu.Unlock()
+	return errors.Join(err, j.landRead(ctx, wanted))
 }
 
-// landShared waits for flights that other jobs read and lands this job's.
-func (j *job) landShared(ctx context.Context, others []shared) (err error) {
-	for _, o := range others {
-		v, werr := o.theirs.wait(ctx)
-		if werr != nil {
-			err = errors.Join(err, werr)
-			continue
+// landRead waits for reads, and lands the flights whose bytes came.
+func (j *job) landRead(ctx context.Context, wanted []shared) (err error) {
+	for _, w := range wanted {
+		select {
+		case <-w.r.done:
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
 		}
-		var page content.Verified
-		if o.mine.obj.pos.Level > 0 {
-			page = o.theirs.node.PageBytes
-		}
-		if lerr := j.f.land(j.rs, o.mine, v, page, FromOrigin); lerr != nil {
-			err = errors.Join(err, lerr)
+		if w.r.v.Bytes() != nil {
+			err = errors.Join(err, j.f.land(j.rs, w.fl, w.r.v, w.r.page, FromOrigin))
 		}
 	}
 	return err
 }
 
-// shared is a flight of this job whose object another job reads.
-type shared struct{ mine, theirs *flight }
-
-// claim takes what this job is to read: its own flights, and the other chunks of
-// the run that this root has, as read together they cost one request.
-func (j *job) claim() (mine []*flight, others []shared) {
+// claim takes what this job is to read: what its flights miss, and the other
+// chunks of the run that this root has, as read together they cost one request. A
+// hedge reads only what is missing.
+func (j *job) claim(hedge bool) (mine []*read, wanted []shared) {
 	left := j.left()
 	var more []object
-	if j.level() == 0 {
+	if j.level() == 0 && !hedge {
 		more = j.neighbours()
 	}
 	f := j.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, fl := range left {
-		if theirs := f.reading[fl.obj.id]; theirs != nil {
-			others = append(others, shared{fl, theirs})
-			continue
-		}
-		f.reading[fl.obj.id] = fl
-		mine = append(mine, fl)
+	begin := func(o object) *read {
+		r := &read{obj: o, done: make(chan struct{})}
+		f.reading[o.id] = r
+		mine = append(mine, r)
+		return r
 	}
-	if len(mine) == 0 {
-		return nil, others
+	for _, fl := range left {
+		r := f.reading[fl.obj.id]
+		if r == nil {
+			r = begin(fl.obj)
+		}
+		wanted = append(wanted, shared{fl, r})
 	}
 	for _, o := range more {
-		if f.reading[o.id] == nil {
-			fl := &flight{obj: o, done: make(chan struct{})}
-			f.reading[o.id] = fl
-			mine = append(mine, fl)
+		if len(mine) > 0 && f.reading[o.id] == nil {
+			begin(o)
 		}
 	}
-	slices.SortFunc(mine, func(a, b *flight) int { return int(int64(a.obj.at.Offset) - int64(b.obj.at.Offset)) })
-	return mine, others
+	slices.SortFunc(mine, func(a, b *read) int { return cmp.Compare(a.obj.at.Offset, b.obj.at.Offset) })
+	return mine, wanted
 }
 
 // lacking lands those of the claimed that have come into the cache since they
 // were looked for, and returns the others. Who read them put them there before
 // the claim could be had.
-func (j *job) lacking(mine []*flight) []*flight {
+func (j *job) lacking(mine []*read) []*read {
 	j.fromCache()
-	return slices.DeleteFunc(slices.Clone(mine), func(fl *flight) bool {
-		return fl.ended.Load() || fl.obj.pos.Level == 0 && j.f.cfg.Cache.Has(fl.obj.id)
+	left := map[content.CID]bool{}
+	for _, fl := range j.left() {
+		left[fl.obj.id] = true
+	}
+	own := map[content.CID]bool{}
+	for _, fl := range j.flights {
+		own[fl.obj.id] = true
+	}
+	return slices.DeleteFunc(slices.Clone(mine), func(r *read) bool {
+		if own[r.obj.id] {
+			return !left[r.obj.id]
+		}
+		return j.f.cfg.Cache.Has(r.obj.id)
 	})
 }
 
@@ -487,58 +513,44 @@ func (j *job) neighbours() []object {
 	return out
 }
 
-func (j *job) readClaimed(ctx context.Context, origin Origin, mine []*flight) error {
+// readClaimed reads with one request and keeps what came. Bytes that are bad, or
+// did not come, leave their reads empty.
+func (j *job) readClaimed(ctx context.Context, origin Origin, mine []*read, hedge bool) error {
 	if len(mine) == 0 {
 		return nil
 	}
 	var frames []pack.Extent
-	var of []*flight // of each frame
 	stored := 0
-	for _, fl := range mine {
-		pair := []pack.Extent{{CID: fl.obj.id, Location: fl.obj.at}}
-		if fl.obj.pos.Level > 0 {
-			pair = append(pair, fl.obj.pair.Page)
+	for _, r := range mine {
+		frames = append(frames, pack.Extent{CID: r.obj.id, Location: r.obj.at})
+		if r.obj.pos.Level > 0 {
+			frames = append(frames, r.obj.pair.Page)
 		}
-		for _, e := range pair {
-			frames, of = append(frames, e), append(of, fl)
-			stored += int(e.Length)
-		}
+	}
+	for _, e := range frames {
+		stored += int(e.Length)
+	}
+	if hedge {
+		j.f.metrics.hedgedBytes.Add(int64(stored))
 	}
 	got, err := origin.ReadFrames(ctx, frames)
-	j.f.count(FromOrigin, stored)
-	if j.how.guest() {
-		j.f.metrics.hedgedBytes.Add(int64(len(j.flights)-len(j.left())) * content.ChunkSizeDefault)
+	if len(got) != len(frames) {
+		return errors.Join(err, ctx.Err())
 	}
-	for i, v := range got {
-		if v.CID() != of[i].obj.id || v.Bytes() == nil {
-			continue // a page, which lands with its node, or a bad frame
-		}
-		var page content.Verified
-		if of[i].obj.pos.Level > 0 {
-			if page = got[i+1]; page.Bytes() == nil {
-				continue
+	j.f.count(FromOrigin, stored)
+	at := 0
+	for _, r := range mine {
+		r.v = got[at]
+		at++
+		if r.obj.pos.Level > 0 {
+			if r.page = got[at]; r.page.Bytes() == nil {
+				r.v = content.Verified{}
 			}
+			at++
+		} else if r.v.Bytes() != nil {
+			j.f.keep(r.v)
+			j.rs.noteHave(r.obj.pos.Index)
 		}
-		err = errors.Join(err, j.f.land(j.rs, of[i], v, page, FromOrigin))
 	}
 	return err
-}
-
-// release gives up the claims. A neighbour that did not come fails for the jobs
-// that wait for it, which then climb on by themselves.
-func (j *job) release(mine []*flight, err error) {
-	own := map[*flight]bool{}
-	for _, fl := range j.flights {
-		own[fl] = true
-	}
-	j.f.mu.Lock()
-	for _, fl := range mine {
-		delete(j.f.reading, fl.obj.id)
-	}
-	j.f.mu.Unlock()
-	for _, fl := range mine {
-		if !own[fl] {
-			j.f.fail([]*flight{fl}, errors.Join(fmt.Errorf("%w: it was read beside another chunk and did not come", content.ErrUnavailable), err))
-		}
-	}
 }
