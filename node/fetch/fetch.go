@@ -175,6 +175,9 @@ func (f *Fetcher) failed(id peer.ID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b := f.bad[id]
+	if b.until.Sub(f.cfg.Now()) > badMax { // it lied: what was under way meanwhile changes nothing
+		return
+	}
 	b.inRow++
 	b.until = f.cfg.Now().Add(min(badFor<<min(b.inRow-1, 10), badMax))
 	f.bad[id] = b
@@ -184,7 +187,9 @@ func (f *Fetcher) failed(id peer.ID) {
 func (f *Fetcher) worked(id peer.ID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.bad, id)
+	if f.bad[id].until.Sub(f.cfg.Now()) <= badMax {
+		delete(f.bad, id)
+	}
 }
 
 // lied deals with a member whose bytes were not what it was asked for.
