@@ -4,23 +4,20 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/connmgr"
-	"github.com/libp2p/go-libp2p/core/control"
 	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	connmanager "github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/x/rate"
-	ma "github.com/multiformats/go-multiaddr"
 )
 
 const (
-	// windowInitial lets a new stream send a run at once, where the library's
+	// windowInitial lets a new stream send some runs at once, where the library's
 	// 256 KiB would take it several round trips; windowMax fills a link of
 	// 4 Gbit/s at 60 ms.
 	windowInitial = 4 << 20
@@ -28,22 +25,38 @@ const (
 
 	connsMax     = 4096 // of this member; a mesh of a thousand nodes meshes nearly fully
 	connsPerPeer = 16
-	streamsMax   = 65536
+	streamsMax   = 16384 // four for each connection: DHT, identify, two of the exchange
 	streamsPeer  = 1024
-	memoryMax    = 1 << 30
+	// Memory is what windows promise, not what is allocated: the muxer books
+	// 256 KiB for each stream and what its window grows by. The library would let
+	// a member have 16 MiB a stream and far fewer streams than streamsMax.
+	memoryMax    = streamsMax * 256 << 10 // 4 GiB
 	memoryPeer   = 512 << 20
 	memoryConn   = 256 << 20
-	memoryStream = 64 << 20
-	connsLow     = 1024 // above connsHigh, the least useful are closed down to connsLow
-	connsHigh    = 2048
-	connsGrace   = time.Minute
+	memoryStream = 2 * windowMax
+
+	connsLow   = 1024 // above connsHigh, the least useful are closed down to connsLow
+	connsHigh  = 2048
+	connsGrace = time.Minute
+
 	connsPerSite = 1024 // a farm behind one address; the library would take 8
-	dialsPerSite = 100  // new connections a second of one address
+	dialsPerSite = 100  // new connections a second of one address; the library would take one in 5 s
 	dialsBurst   = 1024
+
+	// A circuit carries content until a direct connection is found, and ends so
+	// that the two look for one again. The library's 128 KiB would not carry one
+	// chunk.
+	circuitBytes    = 1 << 30 // each way
+	circuitDuration = 15 * time.Minute
+	circuitBuffer   = 64 << 10
+	circuitsPerPeer = 64
+	relayedMax      = 1024 // members that a relay makes reachable
+	relayedPerSite  = 256  // of them behind one address, as a farm is
 )
 
 // newResourceManager replaces the library's limits, which are made for one peer
-// an address.
+// an address. Its limits for an address stay even where all others are lifted,
+// so they are set here by name.
 func newResourceManager() (network.ResourceManager, error) {
 	all := rcmgr.ResourceLimits{
 		Streams: streamsMax, StreamsInbound: streamsMax, StreamsOutbound: streamsMax,
@@ -68,9 +81,9 @@ func newResourceManager() (network.ResourceManager, error) {
 	dials := func(bits int) []rate.SubnetLimit {
 		return []rate.SubnetLimit{{PrefixLength: bits, Limit: rate.Limit{RPS: dialsPerSite, Burst: dialsBurst}}}
 	}
-	any := rcmgr.NetworkPrefixLimit{Network: netip.MustParsePrefix("127.0.0.0/8"), ConnCount: math.MaxInt}
+	loopback := rcmgr.NetworkPrefixLimit{Network: netip.MustParsePrefix("127.0.0.0/8"), ConnCount: math.MaxInt}
 	m, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
-		rcmgr.WithLimitPerSubnet(sites(32), sites(56)), rcmgr.WithNetworkPrefixLimit([]rcmgr.NetworkPrefixLimit{any}, nil),
+		rcmgr.WithLimitPerSubnet(sites(32), sites(56)), rcmgr.WithNetworkPrefixLimit([]rcmgr.NetworkPrefixLimit{loopback}, nil),
 		rcmgr.WithConnRateLimiters(&rate.Limiter{SubnetRateLimiter: rate.SubnetLimiter{IPv4SubnetLimits: dials(32), IPv6SubnetLimits: dials(56), GracePeriod: time.Minute}}),
 		rcmgr.WithMetricsDisabled())
 	if err != nil {
@@ -87,55 +100,14 @@ func muxer() libp2p.Option {
 	return libp2p.Muxer(yamux.ID, &t)
 }
 
-func newConnectionManager() connmgr.ConnManager {
-	m, err := connmanager.NewConnManager(connsLow, connsHigh, connmanager.WithGracePeriod(connsGrace))
-	if err != nil { // the watermarks are constants that make sense
-		panic(fmt.Sprintf("swarm: connection manager: %v", err))
-	}
-	return m
+func newConnectionManager() (connmgr.ConnManager, error) {
+	return connmanager.NewConnManager(connsLow, connsHigh, connmanager.WithGracePeriod(connsGrace))
 }
 
-// bans refuses connections with members that lied, for a while each.
-type bans struct {
-	now   func() time.Time
-	mu    sync.Mutex // guards until
-	until map[peer.ID]time.Time
+func relayResources() relay.Resources {
+	r := relay.DefaultResources()
+	r.Limit = &relay.RelayLimit{Duration: circuitDuration, Data: circuitBytes}
+	r.MaxReservations, r.MaxReservationsPerIP, r.MaxReservationsPerASN = relayedMax, relayedPerSite, relayedMax
+	r.MaxCircuits, r.BufferSize = circuitsPerPeer, circuitBuffer
+	return r
 }
-
-// bansMax bounds the list; beyond it the oldest bans are forgotten at random.
-const bansMax = 10_000
-
-func newBans(now func() time.Time) *bans { return &bans{now: now, until: map[peer.ID]time.Time{}} }
-
-func (b *bans) add(id peer.ID, d time.Duration) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for other := range b.until {
-		if len(b.until) < bansMax {
-			break
-		}
-		delete(b.until, other)
-	}
-	b.until[id] = b.now().Add(d)
-}
-
-func (b *bans) has(id peer.ID) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	until, ok := b.until[id]
-	if ok && b.now().After(until) {
-		delete(b.until, id)
-		return false
-	}
-	return ok
-}
-
-// The gates that libp2p asks at; only those that know the peer refuse.
-
-func (b *bans) InterceptPeerDial(id peer.ID) bool            { return !b.has(id) }
-func (b *bans) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
-func (b *bans) InterceptAccept(network.ConnMultiaddrs) bool  { return true }
-func (b *bans) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
-	return !b.has(id)
-}
-func (b *bans) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

@@ -7,44 +7,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p"
 	dht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p-kad-dht/records"
 	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
+	libp2pswarm "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
-	mh "github.com/multiformats/go-multihash"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
 const (
-	// announceValidity is how long an announcement is believed, and reannounce how
-	// often it is made again: one lost round does no harm.
-	announceValidity = 30 * time.Minute
-	reannounce       = 10 * time.Minute
-	// announceTimeout bounds one announcement.
-	announceTimeout = 30 * time.Second
-	// announcersMax is how many members one search yields.
-	announcersMax = 20
-	// announcementsMax bounds the roots that a member announces.
-	announcementsMax = 10_000
-	// bootstrapInterval is how often a member without connections tries its
-	// bootstrap addresses.
-	bootstrapInterval = 3 * time.Second
-	dialTimeout       = 10 * time.Second
+	// relaysWanted is how many relays a member that can't be dialled is reached
+	// through, and relayRetry how soon it asks again after one refused.
+	relaysWanted = 2
+	relayRetry   = time.Minute
+	// relaySearch is how often it looks among its connections for a relay.
+	relaySearch = 5 * time.Second
+)
+
+// Reach says whether others can dial a member.
+type Reach uint8
+
+const (
+	// ReachAuto has other members try it, which they do at public addresses only.
+	// Behind private ones nothing is assumed: the member serves the DHT, and
+	// relays for nobody.
+	ReachAuto Reach = iota
+	// ReachPublic members serve the DHT, and relay for those that can't be dialled.
+	ReachPublic
+	// ReachPrivate members stand behind a NAT. They are reached through relays
+	// until a hole has been punched, and ask the DHT without serving it.
+	ReachPrivate
 )
 
 // Config is what a Swarm is built from.
@@ -57,30 +66,58 @@ type Config struct {
 	Listen []string
 	// Bootstrap are full multiaddrs of members to begin with.
 	Bootstrap []string
+	// PeersFile keeps the addresses of members for a restart; empty keeps none.
+	// The folder must exist.
+	PeersFile string
+	// Reach is whether others can dial this member.
+	Reach Reach
+	// Admit reports whether a peer may be a member: false once its certificate was
+	// seen to be none. What such a peer announces, asks or would have relayed is
+	// ignored. It must not block; nil admits all.
+	Admit func(peer.ID) bool
 	// Log may be nil.
 	Log *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Admit == nil {
+		c.Admit = func(peer.ID) bool { return true }
+	}
+	if c.Reach > ReachPrivate {
+		return c, fmt.Errorf("swarm: reach %d: %w", c.Reach, content.ErrInvalid)
+	}
+	return c, nil
 }
 
 // Swarm is this member's place in the mesh. Use: New, Listen, Run.
 type Swarm struct {
 	cfg       Config
+	metrics   metrics
 	listen    []ma.Multiaddr
 	bootstrap []peer.AddrInfo
+	kept      []peer.AddrInfo // of before the restart
 	host      host.Host
 	dht       *dht.IpfsDHT
 	bans      *bans
-
-	mu        sync.Mutex // guards announced
-	announced map[Key]bool
-	wake      chan Key // keys to be announced at once
+	announced announcements
+	wake      chan struct{} // something is to be announced at once
+	silent    atomic.Int64  // bootstrap members that do not answer
+	built     chan struct{} // closed when the fields above are set
 }
 
 // New builds the host; it neither listens nor dials before Listen and Run.
 func New(cfg Config) (*Swarm, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
 	}
-	s := &Swarm{cfg: cfg, bans: newBans(time.Now), announced: map[Key]bool{}, wake: make(chan Key, 64)}
+	s := &Swarm{
+		cfg: cfg, metrics: newMetrics(), bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
+		wake: make(chan struct{}, 1), built: make(chan struct{}),
+	}
 	for _, text := range cfg.Listen {
 		a, err := ma.NewMultiaddr(text)
 		if err != nil {
@@ -93,21 +130,16 @@ func New(cfg Config) (*Swarm, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--bootstrap: %w", err)
 		}
-		s.bootstrap = append(s.bootstrap, info)
+		s.bootstrap = addPeer(s.bootstrap, info)
+	}
+	if s.kept, err = loadPeers(cfg.PeersFile); err != nil {
+		cfg.Log.Warn("the addresses of peers from before the restart can't be read; going on without", "err", err)
 	}
 	if err := s.build(); err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}
+	close(s.built)
 	return s, nil
-}
-
-// ParseAddr reads a full multiaddr, with the peer ID at its end.
-func ParseAddr(text string) (peer.AddrInfo, error) {
-	info, err := peer.AddrInfoFromString(text)
-	if err != nil {
-		return peer.AddrInfo{}, fmt.Errorf("address %.200q: %w: %w; want one that ends in /p2p/ID", text, content.ErrInvalid, err)
-	}
-	return *info, nil
 }
 
 func (s *Swarm) build() error {
@@ -115,25 +147,33 @@ func (s *Swarm) build() error {
 	if err != nil {
 		return err
 	}
-	limits, err := newResourceManager()
+	conns, err := newConnectionManager()
 	if err != nil {
 		return err
 	}
-	s.host, err = libp2p.New(
-		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"),
+	limits, err := newResourceManager()
+	if err != nil {
+		return errors.Join(err, conns.Close())
+	}
+	options := []libp2p.Option{
+		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(advertised),
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
-		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(),
-		libp2p.ResourceManager(limits), libp2p.ConnectionGater(s.bans),
-		libp2p.ConnectionManager(newConnectionManager()), libp2p.DisableRelay(), libp2p.DisableMetrics(),
-		libp2p.DisableIdentifyAddressDiscovery(), // farms stand on addresses that we are told
-	)
+		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
+		libp2p.ResourceManager(limits), libp2p.ConnectionGater(s.bans), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
+	}
+	s.host, err = libp2p.New(append(options, s.reaching()...)...)
 	if err != nil {
 		return errors.Join(err, limits.Close())
 	}
-	prefix := protocol.ID("/grange/" + s.cfg.Mesh.String())
-	s.dht, err = dht.New(s.host, dht.Mode(dht.ModeServer), dht.ProtocolPrefix(prefix), dht.DisableValues(),
-		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity)), dht.BootstrapPeers(s.bootstrap...),
+	mode := dht.ModeAutoServer
+	if len(s.listen) == 0 {
+		mode = dht.ModeClient
+	}
+	s.dht, err = dht.New(gatedHost{s.host, s.cfg.Admit}, dht.Mode(mode), dht.DisableValues(),
+		dht.ProtocolPrefix(protocol.ID("/grange/"+s.cfg.Mesh.String())),
+		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity), records.CleanupInterval(announceValidity)),
+		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.cfg.Admit(id) }),
 		// members of one site share a subnet, so no filter by address
 		dht.RoutingTablePeerDiversityFilter(nil))
 	if err != nil {
@@ -142,23 +182,64 @@ func (s *Swarm) build() error {
 	return nil
 }
 
+// reaching are the options by which members behind NATs are reached: AutoNAT,
+// relays of our own, and holes punched for QUIC. (Those for TCP would need the
+// listening port to be shared by dials.)
+func (s *Swarm) reaching() []libp2p.Option {
+	out := []libp2p.Option{
+		libp2p.EnableRelay(), libp2p.EnableHolePunching(),
+		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate(s.cfg.Admit)),
+			relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return true })), // a mesh may have private addresses only
+		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
+			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
+	}
+	switch s.cfg.Reach {
+	case ReachPrivate: // who can't be dialled can't try others
+		return append(out, libp2p.ForceReachabilityPrivate())
+	case ReachPublic:
+		out = append(out, libp2p.ForceReachabilityPublic())
+	}
+	return append(out, libp2p.EnableNATService())
+}
+
+// relays offers the members connected that say they relay.
+func (s *Swarm) relays(ctx context.Context, limit int) <-chan peer.AddrInfo {
+	out := make(chan peer.AddrInfo)
+	go func() {
+		defer close(out)
+		select {
+		case <-s.built:
+		case <-ctx.Done():
+			return
+		}
+		for _, p := range s.Peers() {
+			if speaks, err := s.host.Peerstore().SupportsProtocols(p.ID, proto.ProtoIDv2Hop); err != nil || len(speaks) == 0 || limit == 0 {
+				continue
+			}
+			limit--
+			select {
+			case out <- p:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
 // Host carries the streams of the exchange.
-func (s *Swarm) Host() host.Host { return s.host }
+func (s *Swarm) Host() host.Host { return relayedHost{s.host} }
 
 // ID returns this member's peer ID.
 func (s *Swarm) ID() peer.ID { return s.host.ID() }
 
 // Listen opens the addresses, so that one in use is found before anything else
-// starts.
+// starts. Its failure is content.ErrUnavailable.
 func (s *Swarm) Listen() error {
-	if len(s.listen) == 0 {
-		return nil
-	}
-	if err := s.host.Network().Listen(s.listen...); err != nil {
-		return fmt.Errorf("--listen %v: %w", s.cfg.Listen, err)
-	}
-	if got := len(s.host.Network().ListenAddresses()); got < len(s.listen) {
-		return fmt.Errorf("--listen %v: %w: only %d of %d addresses could be opened; is one in use?", s.cfg.Listen, content.ErrUnavailable, got, len(s.listen))
+	for _, a := range s.listen {
+		if err := s.host.Network().Listen(a); err != nil {
+			return fmt.Errorf("--listen %s: %w: %w", a, content.ErrUnavailable, err)
+		}
 	}
 	return nil
 }
@@ -166,8 +247,8 @@ func (s *Swarm) Listen() error {
 // Addrs returns the full multiaddrs that others reach this member at.
 func (s *Swarm) Addrs() []string {
 	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: s.host.ID(), Addrs: s.host.Addrs()})
-	if err != nil {
-		return nil
+	if err != nil { // an ID that hosts have is one that addresses can end in
+		panic(fmt.Sprintf("swarm: addresses of %s: %v", s.host.ID(), err))
 	}
 	out := make([]string, len(addrs))
 	for i, a := range addrs {
@@ -181,168 +262,39 @@ func (s *Swarm) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
+	err := s.keepPeers(ctx)
 	<-ctx.Done()
 	wg.Wait()
-	return s.Close()
+	return errors.Join(err, s.Close())
 }
 
 // Close closes a swarm that is not run.
 func (s *Swarm) Close() error { return errors.Join(s.dht.Close(), s.host.Close()) }
 
-// keepConnected dials the bootstrap addresses while there is no connection.
-func (s *Swarm) keepConnected(ctx context.Context) {
-	tick := time.NewTicker(bootstrapInterval)
-	defer tick.Stop()
-	said := false
-	for {
-		if len(s.bootstrap) > 0 && len(s.host.Network().Peers()) == 0 {
-			err := s.dialAny(ctx)
-			if err != nil && ctx.Err() == nil && !said {
-				s.cfg.Log.Warn("no bootstrap address answers yet", "err", err)
-			}
-			said = err != nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// dialAny connects to every bootstrap address; one success is success.
-func (s *Swarm) dialAny(ctx context.Context) error {
-	errs := make(chan error, len(s.bootstrap))
-	for _, info := range s.bootstrap {
-		go func() { errs <- s.Connect(ctx, info) }()
-	}
-	var all []error
-	for range s.bootstrap {
-		if err := <-errs; err != nil {
-			all = append(all, err)
-		}
-	}
-	if len(all) == len(s.bootstrap) {
-		return errors.Join(all...)
-	}
-	<-s.dht.RefreshRoutingTable()
-	return nil
-}
-
-// Connect dials a member.
-func (s *Swarm) Connect(ctx context.Context, info peer.AddrInfo) error {
-	if info.ID == s.host.ID() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	return s.host.Connect(ctx, info)
-}
-
-// Learn remembers where a member can be reached, as the farm's gossip says, for
-// as long as this process runs.
+// Learn remembers where a member of this farm can be reached, as its gossip says,
+// for as long as this process runs; connections with it are kept before others.
 func (s *Swarm) Learn(info peer.AddrInfo) {
-	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
+	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
+	s.host.ConnManager().Protect(info.ID, "farm")
 }
 
 // Peers returns the members that this one is connected with.
 func (s *Swarm) Peers() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	for _, id := range s.host.Network().Peers() {
-		if s.host.Network().Connectedness(id) == network.Connected {
+		if s.connected(id) && s.cfg.Admit(id) {
 			out = append(out, s.host.Peerstore().PeerInfo(id))
 		}
 	}
 	return out
 }
 
-// Announce tells the mesh that this member holds content of the key, until
-// Withdraw. It returns at once.
-func (s *Swarm) Announce(k Key) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.announced[k] {
-		return nil
-	}
-	if len(s.announced) >= announcementsMax {
-		return fmt.Errorf("announce: %w: %d roots are announced already", content.ErrNoSpace, len(s.announced))
-	}
-	s.announced[k] = true
-	select {
-	case s.wake <- k:
-	default: // the next round announces it
-	}
-	return nil
-}
-
-// Withdraw announces the key no more. A DHT forgets within announceValidity;
-// who comes meanwhile is told that nothing is here.
-func (s *Swarm) Withdraw(k Key) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.announced, k)
-}
-
-func (s *Swarm) keepAnnounced(ctx context.Context) {
-	tick := time.NewTicker(reannounce)
-	defer tick.Stop()
-	for {
-		var due []Key
-		select {
-		case k := <-s.wake:
-			due = []Key{k}
-		case <-tick.C:
-			s.mu.Lock()
-			for k := range s.announced {
-				due = append(due, k)
-			}
-			s.mu.Unlock()
-		case <-ctx.Done():
-			return
-		}
-		for _, k := range due {
-			ctx, cancel := context.WithTimeout(ctx, announceTimeout)
-			if err := s.dht.Provide(ctx, k.cid(), true); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Debug("announcement failed", "err", err) // alone in the mesh
-			}
-			cancel()
-		}
-	}
-}
-
-// Find yields members that announced the key, the earliest found first, at most
-// announcersMax, until the search or ctx ends.
-func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
-	return func(yield func(peer.AddrInfo) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcersMax) {
-			if info.ID == s.host.ID() {
-				continue
-			}
-			if len(info.Addrs) > 0 {
-				s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
-			}
-			if !yield(info) {
-				return
-			}
-		}
-	}
-}
-
 // Ban closes the connections with a member and refuses new ones for a while.
 func (s *Swarm) Ban(id peer.ID, d time.Duration) {
 	s.bans.add(id, d)
+	s.dht.RoutingTable().RemovePeer(id)
 	s.host.Network().ClosePeer(id)
 }
 
 // Banned reports whether a member is banned now.
 func (s *Swarm) Banned(id peer.ID) bool { return s.bans.has(id) }
-
-func (k Key) cid() cid.Cid {
-	digest, err := mh.Encode(k[:], mh.SHA2_256)
-	if err != nil { // 32 bytes of a known hash can always be encoded
-		panic(fmt.Sprintf("swarm: encode key: %v", err))
-	}
-	return cid.NewCidV1(cid.Raw, digest)
-}

@@ -1,24 +1,59 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// start runs a member; stop ends it and reports what Run returned.
-func start(t *testing.T, mesh trust.PublicKey, bootstrap ...string) (s *Swarm, stop func()) {
+func TestMain(m *testing.M) {
+	if role := os.Getenv(siteRole); role != "" {
+		if err := runSite(role, os.Stdin, os.Stdout); err != nil {
+			os.Stderr.WriteString(err.Error() + "\n")
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+const patience = 30 * time.Second
+
+// start runs a member on loopback; stop ends it and reports what Run returned.
+func start(t *testing.T, cfg Config) (s *Swarm, stop func()) {
 	t.Helper()
-	s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Bootstrap: bootstrap})
+	if cfg.Identity == (trust.PrivateKey{}) {
+		cfg.Identity = trust.NewPrivateKey()
+	}
+	if cfg.Listen == nil {
+		cfg.Listen = []string{"/ip4/127.0.0.1/tcp/0"}
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Listen(); err != nil {
+		s.Close()
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -34,33 +69,113 @@ func start(t *testing.T, mesh trust.PublicKey, bootstrap ...string) (s *Swarm, s
 	return s, stop
 }
 
+// await polls until something that no event tells of has come to be.
+func await(t *testing.T, what string, ready func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for !ready() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: not within %s", what, patience)
+		}
+	}
+}
+
+// finds reports whether a search yields a member.
+func finds(ctx context.Context, s *Swarm, k Key, id peer.ID) bool {
+	for info := range s.Find(ctx, k) {
+		if info.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// holds reports whether a member keeps another's announcement.
+func holds(t *testing.T, s *Swarm, k Key, id peer.ID) bool {
+	t.Helper()
+	held, err := s.dht.ProviderStore().GetProviders(t.Context(), k.cid().Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(held, func(p peer.AddrInfo) bool { return p.ID == id })
+}
+
+// tried reports whether a member's announcement went out, well or not.
+func tried(s *Swarm, k Key) bool {
+	s.announced.mu.Lock()
+	defer s.announced.mu.Unlock()
+	return !s.announced.keys[k].due.IsZero()
+}
+
+func newMesh() trust.PublicKey { return trust.NewPrivateKey().Public() }
+
+func keyOf(name string) Key {
+	return KeyFor(content.Mesh(), content.Sum([]byte(name)), [32]byte{1})
+}
+
+func infoOf(t *testing.T, s *Swarm) peer.AddrInfo {
+	t.Helper()
+	info, err := ParseAddr(s.Addrs()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
 func TestAnnouncementsAreFoundAcrossTheMesh(t *testing.T) {
-	mesh := trust.NewPrivateKey().Public()
-	first, _ := start(t, mesh)
+	mesh := newMesh()
+	first, _ := start(t, Config{Mesh: mesh})
+	k := keyOf("root")
+	if err := first.Announce(k); err != nil { // while it is alone
+		t.Fatal(err)
+	}
 	var members []*Swarm
-	for range 12 {
-		m, _ := start(t, mesh, first.Addrs()...)
+	for range 24 {
+		m, _ := start(t, Config{Mesh: mesh, Bootstrap: first.Addrs()})
 		members = append(members, m)
 	}
-	stranger, _ := start(t, trust.NewPrivateKey().Public(), first.Addrs()...)
-	k := KeyFor(content.Mesh(), content.Sum([]byte("root")), [32]byte{1})
+	stranger, _ := start(t, Config{Mesh: newMesh(), Bootstrap: first.Addrs()})
 	if err := members[3].Announce(k); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	found := false
-	for !found && ctx.Err() == nil {
-		for info := range members[9].Find(ctx, k) {
-			found = found || info.ID == members[3].ID()
-			break
+	for _, m := range []*Swarm{members[9], members[23]} {
+		for _, want := range []*Swarm{first, members[3]} {
+			await(t, "find an announcer", func() bool { return finds(t.Context(), m, k, want.ID()) })
 		}
 	}
-	if !found {
-		t.Error("the announcement was not found")
-	}
-	for info := range stranger.Find(ctx, k) {
+	for info := range stranger.Find(t.Context(), k) {
 		t.Errorf("a member of another mesh found %s", info.ID)
+	}
+}
+
+func TestSearchYieldsAtMostItsLimitAndEndsWithItsReader(t *testing.T) {
+	mesh := newMesh()
+	first, _ := start(t, Config{Mesh: mesh})
+	k := keyOf("root")
+	for range announcersMax + 5 {
+		m, _ := start(t, Config{Mesh: mesh, Bootstrap: first.Addrs()})
+		if err := m.Announce(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func() (n int) {
+		for range first.Find(t.Context(), k) {
+			n++
+		}
+		return n
+	}
+	await(t, "find as many as a search yields", func() bool { return count() == announcersMax })
+	for range first.Find(t.Context(), k) {
+		break
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for info := range first.Find(ended, keyOf("nobody has it")) {
+		t.Errorf("found %s", info.ID)
 	}
 }
 
@@ -92,49 +207,240 @@ func TestIdentityIsThePeerID(t *testing.T) {
 	if back, err := PublicKey(id); err != nil || back != key.Public() {
 		t.Errorf("PublicKey = %s, %v", back, err)
 	}
+	if _, err := PublicKey("QmNotEd25519"); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("the key of no peer: %v", err)
+	}
 }
 
 func TestBannedMemberIsRefused(t *testing.T) {
-	mesh := trust.NewPrivateKey().Public()
-	a, _ := start(t, mesh)
-	b, _ := start(t, mesh)
-	info, err := ParseAddr(b.Addrs()[0])
-	if err != nil {
+	mesh := newMesh()
+	a, _ := start(t, Config{Mesh: mesh})
+	b, _ := start(t, Config{Mesh: mesh})
+	if err := a.Connect(t.Context(), infoOf(t, b)); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Connect(t.Context(), info); err != nil {
-		t.Fatal(err)
-	}
+	await(t, "meet in the routing table", func() bool { return a.dht.RoutingTable().Find(b.ID()) != "" })
 	a.Ban(b.ID(), time.Minute)
-	if err := a.Connect(t.Context(), info); err == nil {
+	if err := a.Connect(t.Context(), infoOf(t, b)); err == nil {
 		t.Error("dialled a banned member")
 	}
+	await(t, "lose the banned member", func() bool { return !a.connected(b.ID()) && !b.connected(a.ID()) })
+	b.Connect(t.Context(), infoOf(t, a)) // its own side may think for a moment that it went well
+	await(t, "refuse the banned member", func() bool { return !a.connected(b.ID()) })
 	if !a.Banned(b.ID()) || a.Banned(a.ID()) {
 		t.Error("the list of bans is wrong")
 	}
 }
 
+func TestBansEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBans()
+		b.add("liar", time.Minute)
+		<-time.After(59 * time.Second)
+		if !b.has("liar") || b.count() != 1 {
+			t.Error("a ban ended early")
+		}
+		<-time.After(2 * time.Second)
+		if b.has("liar") || b.count() != 0 {
+			t.Error("a ban did not end")
+		}
+		for i := range bansMax + 10 {
+			b.add(peer.ID(rune(i)), time.Minute)
+		}
+		if n := b.count(); n != bansMax {
+			t.Errorf("%d bans", n)
+		}
+	})
+}
+
 func TestBadAddressesAreRefused(t *testing.T) {
-	for _, cfg := range []Config{{Listen: []string{"10.0.0.1:80"}}, {Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}}, {Bootstrap: []string{"x"}}} {
+	for name, cfg := range map[string]Config{
+		"listen": {Listen: []string{"10.0.0.1:80"}}, "no peer": {Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}}, "garbage": {Bootstrap: []string{"x"}},
+		"peer only": {Bootstrap: []string{"/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"}}, "reach": {Reach: 9},
+	} {
 		cfg.Identity = trust.NewPrivateKey()
 		if s, err := New(cfg); !errors.Is(err, content.ErrInvalid) {
-			t.Errorf("%+v: %v, want ErrInvalid", cfg, err)
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
 			if err == nil {
 				s.Close()
 			}
 		}
 	}
-	a, _ := start(t, trust.NewPrivateKey().Public())
-	info, err := ParseAddr(a.Addrs()[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(Config{Identity: trust.NewPrivateKey(), Listen: []string{info.Addrs[0].String()}})
+}
+
+func TestAddressInUseIsNamed(t *testing.T) {
+	a, _ := start(t, Config{})
+	text := infoOf(t, a).Addrs[0].String()
+	b, err := New(Config{Identity: trust.NewPrivateKey(), Listen: []string{"/ip4/127.0.0.1/tcp/0", text}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if err := b.Listen(); err == nil {
-		t.Error("an address in use was taken")
+	if err := b.Listen(); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "in use") || !strings.Contains(err.Error(), text) {
+		t.Errorf("Listen = %v", err)
+	}
+}
+
+// said is a log that tests read.
+type said struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *said) count(text string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Count(s.b.String(), text)
+}
+
+func TestBootstrapMemberThatComesLate(t *testing.T) {
+	mesh := newMesh()
+	late, stop := start(t, Config{Mesh: mesh})
+	key, addrs, listen := late.cfg.Identity, late.Addrs(), infoOf(t, late).Addrs[0].String()
+	stop()
+	var log said
+	m, _ := start(t, Config{Mesh: mesh, Bootstrap: addrs, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	await(t, "say that nobody answers", func() bool { return log.count("does not answer") == 1 && m.silent.Load() == 1 })
+	start(t, Config{Mesh: mesh, Identity: key, Listen: []string{listen}})
+	await(t, "connect", func() bool { return m.connected(late.ID()) })
+	await(t, "say that it answers", func() bool { return log.count("answers again") == 1 && m.silent.Load() == 0 })
+	if log.count("does not answer") != 1 {
+		t.Error("the same was said twice")
+	}
+}
+
+func TestHangUpIsExplained(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	m, _ := start(t, Config{})
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	id, err := PeerID(newMesh())
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := peer.AddrInfo{ID: id, Addrs: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/" + port)}}
+	if err := m.Connect(t.Context(), info); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "hung up") {
+		t.Errorf("Connect = %v", err)
+	}
+}
+
+func TestRestartFindsTheMeshByPeersKept(t *testing.T) {
+	mesh := newMesh()
+	file := filepath.Join(t.TempDir(), "peers")
+	other, _ := start(t, Config{Mesh: mesh})
+	cfg := Config{Mesh: mesh, Identity: trust.NewPrivateKey(), Bootstrap: other.Addrs(), PeersFile: file}
+	before, stop := start(t, cfg)
+	await(t, "connect", func() bool { return before.connected(other.ID()) })
+	stop()
+	cfg.Bootstrap = nil
+	after, stop := start(t, cfg)
+	await(t, "connect again", func() bool { return after.connected(other.ID()) })
+	stop()
+	if err := os.WriteFile(file, []byte("not ours"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log said
+	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	start(t, cfg)
+	if log.count("can't be read") != 1 {
+		t.Error("a corrupt file was not mentioned")
+	}
+}
+
+func TestStrangersAreIgnored(t *testing.T) {
+	mesh := newMesh()
+	identity := trust.NewPrivateKey()
+	id, err := PeerID(identity.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	admit := func(p peer.ID) bool { return p != id }
+	first, _ := start(t, Config{Mesh: mesh, Admit: admit})
+	member, _ := start(t, Config{Mesh: mesh, Admit: admit, Bootstrap: first.Addrs()})
+	stranger, _ := start(t, Config{Mesh: mesh, Identity: identity, Bootstrap: first.Addrs()})
+	k := keyOf("root")
+	await(t, "connect", func() bool { return first.connected(stranger.ID()) && first.connected(member.ID()) })
+	if err := stranger.Announce(k); err != nil {
+		t.Fatal(err)
+	}
+	if err := member.Announce(k); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "be told by the member", func() bool { return holds(t, first, k, member.ID()) })
+	await(t, "be told by the stranger", func() bool { return tried(stranger, k) })
+	if holds(t, first, k, stranger.ID()) {
+		t.Error("a stranger's announcement is kept")
+	}
+	if finds(t.Context(), first, k, stranger.ID()) || first.dht.RoutingTable().Find(stranger.ID()) != "" {
+		t.Error("a stranger was believed")
+	}
+	for _, p := range first.Peers() {
+		if p.ID == stranger.ID() {
+			t.Error("a stranger is among the peers")
+		}
+	}
+}
+
+// TestRelayCarriesContent reaches a member behind a NAT through a relay, with more
+// bytes than the library's relays let pass.
+func TestRelayCarriesContent(t *testing.T) {
+	mesh := newMesh()
+	relay, _ := start(t, Config{Mesh: mesh, Reach: ReachPublic})
+	hidden, _ := start(t, Config{Mesh: mesh, Reach: ReachPrivate, Listen: []string{}, Bootstrap: relay.Addrs()})
+	asker, _ := start(t, Config{Mesh: mesh, Listen: []string{}, Bootstrap: relay.Addrs()}) // nor can it be dialled
+	const protocol = "/grange/test"
+	const size = 4 << 20
+	hidden.Host().SetStreamHandler(protocol, func(s network.Stream) {
+		s.Write(make([]byte, size))
+		s.Close()
+	})
+	circuit, err := ParseAddr(relay.Addrs()[0] + "/p2p-circuit/p2p/" + hidden.ID().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "reach through the relay", func() bool { return asker.Connect(t.Context(), circuit) == nil })
+	s, err := asker.Host().NewStream(t.Context(), hidden.ID(), protocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if via := transportOf(s.Conn().RemoteMultiaddr()); via != viaRelay {
+		t.Errorf("the stream goes via %s", via)
+	}
+	if n, err := io.Copy(io.Discard, s); n != size || err != nil {
+		t.Errorf("%d bytes through the relay, %v", n, err)
+	}
+	if countConns(asker.host.Network().Conns(), viaRelay) == 0 {
+		t.Error("the relayed connection is not counted")
+	}
+}
+
+func TestMetricsHaveUniqueNames(t *testing.T) {
+	s, _ := start(t, Config{Listen: []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"}})
+	r := prometheus.NewPedanticRegistry()
+	for _, c := range s.Collectors() {
+		if err := r.Register(c); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.Gather(); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,200 @@
+package swarm
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	mh "github.com/multiformats/go-multihash"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// announceValidity is how long an announcement is believed, and reannounce how
+	// often it is made again: one lost round does no harm.
+	announceValidity = 30 * time.Minute
+	reannounce       = 10 * time.Minute
+	// announceTimeout bounds one announcement.
+	announceTimeout = 30 * time.Second
+	// announceRetry is how soon a failed announcement is made again, at first; the
+	// time doubles up to announceRetryMax.
+	announceRetry    = time.Second
+	announceRetryMax = time.Minute
+	// announceCheck is how often a member looks whether it knows more of the mesh
+	// than when it announced.
+	announceCheck = time.Second
+	// announceParallel bounds the announcements made at a time: each asks some
+	// dozen members.
+	announceParallel = 4
+	// announcersMax is how many members one search yields.
+	announcersMax = 20
+	// announcementsMax bounds the roots that a member announces.
+	announcementsMax = 10_000
+	// tableFull is how many members an announcement goes to. Who knew as many
+	// when it was made has reached those that searches end at.
+	tableFull = 20
+)
+
+// announcements says which keys this member announces and when. It has no clock
+// of its own.
+type announcements struct {
+	mu   sync.Mutex // guards keys and what it points to
+	keys map[Key]*announcement
+}
+
+type announcement struct {
+	due      time.Time
+	failures int
+	// known is the size of the routing table when it was last made.
+	known int
+}
+
+// add reports whether the key is new.
+func (a *announcements) add(k Key) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.keys[k] != nil {
+		return false, nil
+	}
+	if len(a.keys) >= announcementsMax {
+		return false, fmt.Errorf("announce: %w: %d roots are announced already", content.ErrNoSpace, len(a.keys))
+	}
+	a.keys[k] = &announcement{}
+	return true, nil
+}
+
+func (a *announcements) remove(k Key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.keys, k)
+}
+
+func (a *announcements) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.keys)
+}
+
+// due returns the keys to announce now: those whose time has come, and those that
+// were announced when this member knew less than half as many as the known that
+// it knows now, for their announcements may lie where nobody searches.
+func (a *announcements) due(now time.Time, known int) []Key {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []Key
+	for k, x := range a.keys {
+		if !now.Before(x.due) || x.failures == 0 && x.known < tableFull && known >= 2*max(x.known, 1) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// done notes how an announcement of the key went.
+func (a *announcements) done(k Key, now time.Time, known int, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x := a.keys[k]
+	switch {
+	case x == nil: // withdrawn meanwhile
+	case ok:
+		*x = announcement{due: now.Add(reannounce), known: known}
+	default:
+		x.due = now.Add(min(announceRetry<<min(x.failures, 10), announceRetryMax))
+		x.failures++
+	}
+}
+
+// Announce tells the mesh that this member holds content of the key, until
+// Withdraw. It returns at once; a member that is alone keeps trying.
+func (s *Swarm) Announce(k Key) error {
+	added, err := s.announced.add(k)
+	if added {
+		select {
+		case s.wake <- struct{}{}:
+		default: // it is awake
+		}
+	}
+	return err
+}
+
+// Withdraw announces the key no more. A DHT has no way to take a record back: it
+// is forgotten within announceValidity of the last announcement. Who finds it
+// meanwhile asks this member and is told that nothing is here, or does not reach
+// it, as after an exit, and goes on to the next.
+func (s *Swarm) Withdraw(k Key) { s.announced.remove(k) }
+
+// keepAnnounced announces what is due until ctx ends.
+func (s *Swarm) keepAnnounced(ctx context.Context) {
+	tick := time.NewTicker(announceCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.wake:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		known := s.dht.RoutingTable().Size()
+		var group errgroup.Group
+		group.SetLimit(announceParallel)
+		for _, k := range s.announced.due(time.Now(), known) {
+			group.Go(func() error {
+				s.announce(ctx, k, known)
+				return nil
+			})
+		}
+		group.Wait()
+	}
+}
+
+func (s *Swarm) announce(ctx context.Context, k Key, known int) {
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
+	err := s.dht.Provide(ctx, k.cid(), true)
+	s.announced.done(k, time.Now(), known, err == nil)
+	s.metrics.announcements.WithLabelValues(outcome(err)).Inc()
+	if err != nil && ctx.Err() == nil {
+		s.cfg.Log.Debug("announcement failed", "err", err) // alone in the mesh
+	}
+}
+
+// Find yields members that announced the key, the earliest found first, at most
+// announcersMax, until the search or ctx ends. They need not be there still.
+func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
+	return func(yield func(peer.AddrInfo) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		s.metrics.searches.Inc()
+		found := map[peer.ID]bool{}
+		for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcersMax+1) { // one may be this member
+			if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) || !s.cfg.Admit(info.ID) {
+				continue
+			}
+			s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
+			if len(s.host.Peerstore().Addrs(info.ID)) == 0 {
+				continue // it may be found again, with addresses
+			}
+			found[info.ID] = true
+			s.metrics.found.Inc()
+			if !yield(info) || len(found) == announcersMax {
+				return
+			}
+		}
+	}
+}
+
+// cid is the form in which the DHT takes a key.
+func (k Key) cid() cid.Cid {
+	digest, err := mh.Encode(k[:], mh.SHA2_256)
+	if err != nil { // 32 bytes of a known hash can always be encoded
+		panic(fmt.Sprintf("swarm: encode key: %v", err))
+	}
+	return cid.NewCidV1(cid.Raw, digest)
+}

@@ -1,0 +1,116 @@
+package swarm
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func TestTCPIsDialledFirst(t *testing.T) {
+	const relayed = "/ip4/192.0.2.9/udp/1/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit"
+	got := map[string]time.Duration{}
+	for _, d := range rankDials([]ma.Multiaddr{ma.StringCast(relayed), ma.StringCast("/ip4/192.0.2.1/udp/1/quic-v1"), ma.StringCast("/ip4/192.0.2.1/tcp/1")}) {
+		got[d.Addr.String()] = d.Delay
+	}
+	if got["/ip4/192.0.2.1/tcp/1"] != 0 || got["/ip4/192.0.2.1/udp/1/quic-v1"] != fallbackDelay || got[relayed] != 2*fallbackDelay {
+		t.Errorf("delays %v", got)
+	}
+	for _, d := range rankDials([]ma.Multiaddr{ma.StringCast(relayed)}) {
+		if d.Delay != 0 {
+			t.Errorf("a relay alone waits %s", d.Delay)
+		}
+	}
+}
+
+func TestLoopbackIsAdvertisedOnlyAlone(t *testing.T) {
+	loop, lan := ma.StringCast("/ip4/127.0.0.1/tcp/1"), ma.StringCast("/ip4/10.0.0.1/tcp/1")
+	if got := advertised([]ma.Multiaddr{loop, lan}); len(got) != 1 || !got[0].Equal(lan) {
+		t.Errorf("advertised %v", got)
+	}
+	if got := advertised([]ma.Multiaddr{loop}); len(got) != 1 {
+		t.Errorf("advertised %v", got)
+	}
+}
+
+// rewrite makes the golden files anew.
+func rewrite() bool { return flag.Lookup("rewrite").Value.String() == "true" }
+
+var _ = flag.Bool("rewrite", false, "make the golden files anew")
+
+func peersSample(t testing.TB) []peer.AddrInfo {
+	t.Helper()
+	var out []peer.AddrInfo
+	for _, text := range []string{
+		"/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
+		"/ip6/2001:db8::1/udp/4001/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
+		"/ip4/10.0.0.5/tcp/4001/p2p/12D3KooWKRyzVWW6ChFjQjK4miCty85Niy48tpPV95XdKu1BcvMA",
+	} {
+		info, err := ParseAddr(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = addPeer(out, info)
+	}
+	return out
+}
+
+func TestPeersFileGolden(t *testing.T) {
+	golden := filepath.Join("testdata", "peers")
+	b := encodePeers(peersSample(t))
+	if rewrite() {
+		if err := os.WriteFile(golden, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil || !bytes.Equal(b, want) {
+		t.Errorf("encoded %q, %v", b, err)
+	}
+	back, err := decodePeers(want)
+	if err != nil || !slices.EqualFunc(back, peersSample(t), func(a, b peer.AddrInfo) bool { return a.String() == b.String() }) {
+		t.Errorf("decoded %v, %v", back, err)
+	}
+}
+
+func TestPeersFileIsBounded(t *testing.T) {
+	many := make([]peer.AddrInfo, 0, keptMax+8)
+	addrs := slices.Repeat([]ma.Multiaddr{ma.StringCast("/ip4/10.0.0.5/tcp/4001")}, keptAddrsMax+2)
+	for range cap(many) {
+		id, err := PeerID(newMesh())
+		if err != nil {
+			t.Fatal(err)
+		}
+		many = append(many, peer.AddrInfo{ID: id, Addrs: addrs})
+	}
+	back, err := decodePeers(encodePeers(many))
+	if err != nil || len(back) != keptMax || len(back[0].Addrs) != keptAddrsMax {
+		t.Errorf("%d peers, %v", len(back), err)
+	}
+}
+
+func FuzzPeersFile(f *testing.F) {
+	f.Add(encodePeers(peersSample(f)))
+	f.Add([]byte(peersMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		peers, err := decodePeers(b)
+		if err != nil {
+			if !errors.Is(err, content.ErrCorrupt) {
+				t.Errorf("%v, want ErrCorrupt", err)
+			}
+			return
+		}
+		if again, err := decodePeers(encodePeers(peers)); err != nil || len(again) > len(peers) {
+			t.Errorf("%v does not come back: %v", peers, err)
+		}
+	})
+}

@@ -1,0 +1,88 @@
+package swarm
+
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	announcements   *prometheus.CounterVec
+	dials           *prometheus.CounterVec
+	searches, found prometheus.Counter
+}
+
+func newMetrics() metrics {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}
+	}
+	return metrics{
+		announcements: prometheus.NewCounterVec(opts("announcements_total", "Announcements of roots, by how they ended."), []string{"outcome"}),
+		dials:         prometheus.NewCounterVec(opts("dials_total", "Attempts to connect with bootstrap and kept addresses, by how they ended."), []string{"outcome"}),
+		searches:      prometheus.NewCounter(opts("searches_total", "Searches for members that announced a root.")),
+		found:         prometheus.NewCounter(opts("found_members_total", "Members that searches found.")),
+	}
+}
+
+// outcome is the label of how an attempt ended.
+func outcome(err error) string {
+	if err != nil {
+		return "failed"
+	}
+	return "ok"
+}
+
+// Collectors returns the metrics of this swarm.
+func (s *Swarm) Collectors() []prometheus.Collector {
+	gauge := func(name, help string, labels prometheus.Labels, get func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help, ConstLabels: labels},
+			func() float64 { return float64(get()) })
+	}
+	out := []prometheus.Collector{
+		s.metrics.announcements, s.metrics.dials, s.metrics.searches, s.metrics.found,
+		gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() }),
+		gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count),
+		gauge("banned_members", "Members that are banned.", nil, s.bans.count),
+		gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) }),
+	}
+	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
+		out = append(out, gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
+			func() int { return countConns(s.host.Network().Conns(), via) }))
+	}
+	return out
+}
+
+// transport is what carries a connection, in the order in which it is preferred.
+type transport int
+
+const (
+	viaTCP transport = iota
+	viaQUIC
+	viaRelay
+)
+
+// String returns the label of the transport.
+func (t transport) String() string { return [...]string{"tcp", "quic", "relay"}[t] }
+
+func transportOf(a ma.Multiaddr) transport {
+	via := viaQUIC
+	ma.ForEach(a, func(c ma.Component) bool {
+		switch c.Protocol().Code {
+		case ma.P_TCP:
+			via = viaTCP
+		case ma.P_CIRCUIT: // comes after the transport that reaches the relay
+			via = viaRelay
+		}
+		return true
+	})
+	return via
+}
+
+func countConns(conns []network.Conn, via transport) (n int) {
+	for _, c := range conns {
+		if transportOf(c.RemoteMultiaddr()) == via {
+			n++
+		}
+	}
+	return n
+}
