@@ -7,16 +7,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 )
 
 // hostsMax bounds the hosts of one LAN: a /24 less the router and the ends.
 const hostsMax = 250
 
-// Network is a router and its LANs. Close removes all of it.
+// Network is a router and its LANs. Close removes all of it, also what a failed
+// call has left. It is built by one goroutine; the hosts may be used by many.
 type Network struct {
 	name  string
 	lans  map[string]*lan
@@ -39,14 +42,21 @@ type Host struct {
 // New makes a network without hosts. The name, a few letters, begins the names
 // of its namespaces.
 func New(ctx context.Context, name string) (*Network, error) {
+	if runtime.GOOS != "linux" {
+		return nil, fmt.Errorf("network namespaces on %s: %w", runtime.GOOS, errors.ErrUnsupported)
+	}
 	if os.Geteuid() != 0 {
-		return nil, errors.New("network namespaces need root")
+		return nil, fmt.Errorf("network namespaces: %w: they need root", fs.ErrPermission)
 	}
 	n := &Network{name: fmt.Sprintf("%s%d", name, os.Getpid()), lans: map[string]*lan{}}
-	if err := n.namespace(ctx, n.router()); err != nil {
-		return nil, err
+	err := n.namespace(ctx, n.router())
+	if err == nil {
+		err = n.in(ctx, n.router(), "sysctl", "-qw", "net.ipv4.ip_forward=1")
 	}
-	return n, n.in(ctx, n.router(), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
 }
 
 func (n *Network) router() string { return n.name + "-router" }

@@ -1,0 +1,43 @@
+package farm
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+)
+
+// A dead neighbour or a port scanner has memberlist complain at every contact. A
+// few complaints tell the operator; all of them are counted.
+const (
+	complaintEvery = time.Minute
+	complaintBurst = 3
+)
+
+// complaints is where memberlist writes its log, a line a call: all of it goes to
+// ours for debugging, and some complaints where they are seen.
+type complaints struct {
+	log     *slog.Logger
+	counted prometheus.Counter
+	shown   *rate.Limiter
+}
+
+func newComplaints(log *slog.Logger, counted prometheus.Counter) complaints {
+	return complaints{log, counted, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}
+}
+
+// Write implements io.Writer.
+func (c complaints) Write(b []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.HasPrefix(b, []byte("[ERR]")) || bytes.HasPrefix(b, []byte("[WARN]")) {
+		c.counted.Inc()
+		if c.shown.Allow() {
+			level = slog.LevelInfo
+		}
+	}
+	c.log.Log(context.Background(), level, "gossip", "said", string(bytes.TrimSpace(b)))
+	return len(b), nil
+}

@@ -1,0 +1,182 @@
+package farm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// simulated is a farm on a simulated network, in simulated time.
+type simulated struct {
+	t     *testing.T
+	lan   *lan
+	farms []*Farm
+	ports []*port
+	stops []func()
+}
+
+// simulate runs f with a farm of so many members that all know each other.
+func simulate(t *testing.T, members int, f func(t *testing.T, s *simulated)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &simulated{t: t, lan: newLAN()}
+		for i := range members {
+			s.add(fmt.Sprintf("n%02d", i), i+1)
+		}
+		s.settle(time.Minute, func() bool { return s.allSee(members) })
+		f(t, s)
+		for _, stop := range s.stops {
+			stop()
+		}
+		<-time.After(time.Minute) // what memberlist had begun when it was shut down
+	})
+}
+
+// add starts a member that knows the first one's address.
+func (s *simulated) add(node string, number int) *Farm {
+	p := s.lan.plug(number)
+	f, err := New(Config{Name: "a", Node: node, Key: [32]byte{1}, Join: []string{"10.0.0.1:7946"}, Addrs: []string{"/ip4/10.0.0.1/tcp/4001"}, Transport: p})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := f.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		f.Run(ctx) // a good-bye that nobody hears is an error, which some tests want
+		close(ended)
+	}()
+	s.farms, s.ports = append(s.farms, f), append(s.ports, p)
+	s.stops = append(s.stops, func() { cancel(); <-ended })
+	return f
+}
+
+// settle returns how long it took until ready, which is looked at every tenth of
+// a second.
+func (s *simulated) settle(limit time.Duration, ready func() bool) time.Duration {
+	s.t.Helper()
+	begun := time.Now()
+	for !ready() {
+		if time.Since(begun) > limit {
+			s.t.Fatalf("not within %s; member counts %v", limit, s.counts())
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	return time.Since(begun)
+}
+
+func (s *simulated) counts() (out []int) {
+	for _, f := range s.farms {
+		out = append(out, len(f.Members()))
+	}
+	return out
+}
+
+// allSee reports whether every member that is not dead sees so many.
+func (s *simulated) allSee(want int) bool {
+	for i, f := range s.farms {
+		s.lan.mu.Lock()
+		dead := s.ports[i].dead
+		s.lan.mu.Unlock()
+		if !dead && len(f.Members()) != want {
+			return false
+		}
+	}
+	return true
+}
+
+// changes counts the members that any of the farm has lost so far.
+func (s *simulated) changes() (n int) {
+	for _, f := range s.farms {
+		n += len(f.lostNow())
+	}
+	return n
+}
+
+func (f *Farm) lostNow() map[string]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lost
+}
+
+// sizes are of the farms that a crash is tried in.
+func sizes() []int {
+	if os.Getenv("GRANGE_SOAK") == "1" {
+		return []int{2, 3, 10, 30, 100, 200}
+	}
+	return []int{2, 3, 10, 30}
+}
+
+func TestCrashIsSeenWithinTenSeconds(t *testing.T) {
+	for _, members := range sizes() {
+		t.Run(fmt.Sprint(members), func(t *testing.T) {
+			simulate(t, members, func(t *testing.T, s *simulated) {
+				s.ports[1].crash()
+				first := s.settle(time.Minute, func() bool { return len(s.farms[0].Members()) < members })
+				took := first + s.settle(time.Minute, func() bool { return s.allSee(members - 1) })
+				t.Logf("%d members: one knew after %s, all after %s", members, first, took)
+				if took > 10*time.Second {
+					t.Errorf("a crash was seen after %s", took)
+				}
+			})
+		})
+	}
+}
+
+func TestLeaveIsSeenAtOnce(t *testing.T) {
+	simulate(t, 30, func(t *testing.T, s *simulated) {
+		s.stops[7]()
+		if took := s.settle(10*time.Second, func() bool { return s.allSee(29) }); took > 2*time.Second {
+			t.Errorf("a leave was seen after %s", took)
+		}
+	})
+}
+
+// TestHalvesFindTogether cuts a farm for longer than gossip remembers its dead.
+func TestHalvesFindTogether(t *testing.T) {
+	simulate(t, 20, func(t *testing.T, s *simulated) {
+		s.lan.change(func(l *lan) { l.cut = func(from, to *port) bool { return from.number%2 != to.number%2 } })
+		s.settle(time.Minute, func() bool { return s.allSee(10) })
+		<-time.After(5 * time.Minute)
+		if !s.allSee(10) {
+			t.Error("a cut farm has", s.counts())
+		}
+		s.lan.change(func(l *lan) { l.cut = func(_, _ *port) bool { return false } })
+		took := s.settle(2*time.Minute, func() bool { return s.allSee(20) })
+		t.Logf("together again after %s", took)
+	})
+}
+
+func TestLossAndPausesDoNotExpel(t *testing.T) {
+	simulate(t, 12, func(t *testing.T, s *simulated) {
+		s.lan.change(func(l *lan) { l.loss = 0.05 })
+		<-time.After(10 * time.Minute)
+		for range 10 { // a host whose processors are taken for a while
+			s.lan.change(func(l *lan) { l.cut = func(from, to *port) bool { return from.number == 3 || to.number == 3 } })
+			<-time.After(3 * time.Second)
+			s.lan.change(func(l *lan) { l.cut = func(_, _ *port) bool { return false } })
+			<-time.After(20 * time.Second)
+		}
+		if !s.allSee(12) || s.changes() > 0 {
+			t.Errorf("members were expelled: %d, %v", s.changes(), s.counts())
+		}
+	})
+}
+
+func TestMemberComesBackElsewhere(t *testing.T) {
+	simulate(t, 5, func(t *testing.T, s *simulated) {
+		s.ports[4].crash()
+		s.settle(time.Minute, func() bool { return s.allSee(4) })
+		s.add("n04", 77)
+		s.settle(time.Minute, func() bool { return s.allSee(5) })
+		for _, m := range s.farms[0].Members() {
+			if m.Node == "n04" && m.Address != "10.0.0.77:7946" {
+				t.Errorf("it is listed at %s", m.Address)
+			}
+		}
+	})
+}
