@@ -48,7 +48,7 @@ func (s *S3) URL(prefix string) string {
 }
 
 // Setenv gives this test's process the credentials, where the AWS chain looks.
-func (s *S3) Setenv(t *testing.T) {
+func (s *S3) Setenv(t testing.TB) {
 	t.Setenv("AWS_ACCESS_KEY_ID", s.AccessKey)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", s.SecretKey)
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")

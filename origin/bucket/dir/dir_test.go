@@ -210,3 +210,5 @@ func TestKillLeavesOldOrNew(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkDir(b *testing.B) { buckettest.Bench(b, open(b, b.TempDir())) }

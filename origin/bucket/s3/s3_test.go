@@ -28,7 +28,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func open(t *testing.T, location string) *Bucket {
+func open(t testing.TB, location string) *Bucket {
 	t.Helper()
 	l, err := ParseURL(location)
 	if err != nil {
@@ -337,4 +337,10 @@ func TestAStoreThatGoesAway(t *testing.T) {
 	if _, err := b.Put(ctx, "records/b", bucket.Bytes([]byte("1")), bucket.IfAbsent()); !errors.Is(err, content.ErrUnavailable) || ctx.Err() != nil {
 		t.Errorf("put: %v, want ErrUnavailable, at once", err)
 	}
+}
+
+func BenchmarkS3(b *testing.B) {
+	s := buckettest.StartS3(b)
+	s.Setenv(b)
+	buckettest.Bench(b, open(b, s.URL("bench")))
 }
