@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,30 +59,35 @@ type Origin interface {
 	ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error)
 }
 
+// Relocator is an Origin that finds frames whose pack was rewritten into another.
+type Relocator interface {
+	Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error)
+}
+
 const (
 	// jobTimeout ends a job that nothing else has ended: every ask has a deadline
 	// of its own, so this is many of them in a row.
 	jobTimeout = 2 * time.Minute
-	// badFor is how long a member that failed is passed over, doubling with each
-	// failure in a row up to badMax.
-	badFor = 2 * time.Second
-	badMax = time.Minute
 	// banFor is how long a stranger that lied is shut out, and asideFor how long a
 	// member of the farm is.
 	banFor   = 24 * time.Hour
 	asideFor = 10 * time.Minute
-	// hedgeShare of the bytes of the last minute may be read twice.
-	hedgeShare = 100
+	// providersMax bounds the members remembered for reading the origin where this
+	// node could not.
+	providersMax = 4
 )
 
 // Config is what a Fetcher is built from.
 type Config struct {
-	Cache    *cache.Cache
+	Cache *cache.Cache
+	// Exchange is how others are asked; it may be set later, with Connect. nil asks
+	// nobody.
 	Exchange *exchange.Exchange
 	Members  Members
-	Swarm    Announcements
-	// Origin returns the reader of the origin, nil while there is none or it does
-	// not answer.
+	// Swarm finds members of other farms; nil finds none.
+	Swarm Announcements
+	// Origin returns the reader of the origin, which may be a Relocator, or nil
+	// while there is none or it does not answer. It is asked often.
 	Origin func() Origin
 	Self   peer.ID
 	// Identity is this node's own; its farm decides what is near.
@@ -88,19 +95,26 @@ type Config struct {
 	Verifier *trust.Verifier
 	// Announce is the secret that roots are announced under.
 	Announce [32]byte
-	// Introduce turns the envelope of a record into its root, for members that ask
-	// for one that this node has not met.
+	// Introduce checks the envelope of a record and returns its root, for members
+	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
-	Now       func() time.Time
-	Log       *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
+//
+// Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
+// last, nor under habits.mu and resident.mu.
 type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
 	metrics metrics
 	bytes   [sources]atomic.Int64
+	habits  habits
+	leaves  resident
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
@@ -108,15 +122,9 @@ type Fetcher struct {
 	mu      sync.Mutex // guards what follows
 	roots   map[content.CID]*rootState
 	flights map[flightKey]*flight
-	reading map[content.CID]*read // what the origin is being read for
-	bad     map[peer.ID]failure
+	reading map[content.CID]*read
+	crowds  map[crowdKey]*plan.Crowd
 	running sync.WaitGroup
-}
-
-// failure is how a member failed lately.
-type failure struct {
-	until time.Time
-	inRow int
 }
 
 // New builds a Fetcher.
@@ -133,7 +141,12 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
 	}
-	f := &Fetcher{cfg: cfg, wake: make(chan struct{}, 1), codec: content.NewCodec(), metrics: newMetrics(), roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{}, reading: map[content.CID]*read{}, bad: map[peer.ID]failure{}}
+	f := &Fetcher{
+		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1),
+		roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{},
+		reading: map[content.CID]*read{}, crowds: map[crowdKey]*plan.Crowd{},
+	}
+	f.metrics = newMetrics(&f.bytes)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -155,8 +168,9 @@ func (f *Fetcher) Run(ctx context.Context) error {
 // Collectors returns the metrics.
 func (f *Fetcher) Collectors() []prometheus.Collector { return f.metrics.all() }
 
-// Bytes returns how many bytes this node read, by source, for itself and for
-// others.
+// Bytes returns how many bytes this node brought in, for itself and for others, by
+// source: those of the origin as they are stored, all others raw. From the cache
+// are those that guests read there.
 func (f *Fetcher) Bytes() [sources]int64 {
 	var out [sources]int64
 	for s := range out {
@@ -167,32 +181,67 @@ func (f *Fetcher) Bytes() [sources]int64 {
 
 func (f *Fetcher) count(s Source, n int) {
 	f.bytes[s].Add(int64(n))
-	f.metrics.bytes[s].Add(float64(n))
+	if s != FromCache {
+		f.habits.count(f.cfg.Now(), n)
+	}
+}
+
+// start runs job unless the Fetcher has stopped, and Run waits for it.
+func (f *Fetcher) start(job func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx.Err() != nil {
+		return false
+	}
+	f.running.Go(job)
+	return true
+}
+
+// habits is what was learned of members and spent on hedges.
+type habits struct {
+	mu        sync.Mutex // guards what follows
+	breaker   plan.Breaker
+	budget    plan.Budget
+	providers []plan.Peer // the latest first
+}
+
+func (h *habits) count(now time.Time, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.budget.Count(now, int64(n))
+}
+
+func (h *habits) spend(now time.Time, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.budget.Spend(now, int64(n))
+}
+
+// provided notes a member that brought in what this node could not.
+func (h *habits) provided(p plan.Peer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.providers = slices.DeleteFunc(h.providers, func(q plan.Peer) bool { return p == q })
+	h.providers = slices.Insert(h.providers, 0, p)
+	h.providers = h.providers[:min(len(h.providers), providersMax)]
 }
 
 // failed notes that a member did not answer; it is passed over for a while.
 func (f *Fetcher) failed(id peer.ID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b := f.bad[id]
-	if b.until.Sub(f.cfg.Now()) > badMax { // it lied: what was under way meanwhile changes nothing
-		return
-	}
-	b.inRow++
-	b.until = f.cfg.Now().Add(min(badFor<<min(b.inRow-1, 10), badMax))
-	f.bad[id] = b
+	f.habits.mu.Lock()
+	defer f.habits.mu.Unlock()
+	f.habits.breaker.Fail(plan.Peer(id), f.cfg.Now())
 	f.metrics.failures.Inc()
 }
 
 func (f *Fetcher) worked(id peer.ID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.bad[id].until.Sub(f.cfg.Now()) <= badMax {
-		delete(f.bad, id)
-	}
+	f.habits.mu.Lock()
+	defer f.habits.mu.Unlock()
+	f.habits.breaker.Work(plan.Peer(id), f.cfg.Now())
 }
 
-// lied deals with a member whose bytes were not what it was asked for.
+// lied deals with a member whose bytes were not what it was asked for: a stranger
+// or a seed is banned at once, a member of the farm set aside and reported.
 func (f *Fetcher) lied(id peer.ID, what string) {
 	near := f.isNear(id)
 	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", near, "what", what)
@@ -203,79 +252,74 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 		}
 		f.metrics.banned.Inc()
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.bad[id] = failure{f.cfg.Now().Add(asideFor), 1}
+	f.habits.mu.Lock()
+	defer f.habits.mu.Unlock()
+	f.habits.breaker.Aside(plan.Peer(id), f.cfg.Now(), asideFor)
 }
 
 // isNear reports whether a peer is a live member of this farm.
-func (f *Fetcher) isNear(id peer.ID) bool {
-	for _, m := range f.cfg.Members.Live() {
-		if m == id {
-			return true
-		}
-	}
-	return false
-}
+func (f *Fetcher) isNear(id peer.ID) bool { return slices.Contains(f.cfg.Members.Live(), id) }
 
-func (f *Fetcher) sourceOf(id peer.ID) Source {
-	if f.isNear(id) {
-		return FromFarm
-	}
-	return FromSwarm
-}
-
-// Aside returns the members that are passed over now.
-func (f *Fetcher) Aside() map[peer.ID]time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	out := map[peer.ID]time.Time{}
-	now := f.cfg.Now()
-	for id, b := range f.bad {
-		if b.until.After(now) {
-			out[id] = b.until
-		}
+// live returns the live members of this farm, as the planner names them.
+func (f *Fetcher) live() []plan.Peer {
+	members := f.cfg.Members.Live()
+	out := make([]plan.Peer, len(members))
+	for i, id := range members {
+		out[i] = plan.Peer(id)
 	}
 	return out
 }
 
-// view is what the planner may know now.
-func (f *Fetcher) view(rs *rootState, missing []uint64, level int) plan.View {
-	v := plan.View{Swarm: map[string][]plan.Peer{}, Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
-	live := f.cfg.Members.Live()
-	for _, id := range live {
-		v.Farm = append(v.Farm, plan.Peer(id))
+// Aside returns the members that are passed over now.
+func (f *Fetcher) Aside() map[peer.ID]time.Time {
+	f.habits.mu.Lock()
+	defer f.habits.mu.Unlock()
+	out := map[peer.ID]time.Time{}
+	for p, until := range f.habits.breaker.Passed(f.cfg.Now()) {
+		out[peer.ID(p)] = until
 	}
-	for id := range f.Aside() {
-		v.Aside[plan.Peer(id)] = true
+	return out
+}
+
+// view is what the planner may know now; need is how many bytes are missing.
+func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.View {
+	v := plan.View{Farm: f.live(), Swarm: map[string][]plan.Peer{}, Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
+	now := f.cfg.Now()
+	h := &f.habits
+	h.mu.Lock()
+	for p := range h.breaker.Passed(now) {
+		v.Aside[p] = true
 	}
-	v.HedgeBudget = f.hedgeBudget()
+	v.HedgeBudget = h.budget.Has(now, int64(need))
+	v.Providers = slices.Clone(h.providers)
+	h.mu.Unlock()
+	v.Providers = slices.DeleteFunc(v.Providers, func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
 	rs.peers.view(&v, missing, level)
 	return v
 }
 
-// hedgeBudget allows hedged reads up to a hundredth of all bytes, and one run to
-// begin with.
-func (f *Fetcher) hedgeBudget() bool {
-	b := f.Bytes()
-	total := b[FromFarm] + b[FromSwarm] + b[FromOrigin]
-	return f.metrics.hedgedBytes.Load() <= total/hedgeShare
-}
-
-// wrapTried says which sources were asked in vain.
-func wrapTried(what string, tried []string) error {
-	if len(tried) > triedMax {
-		tried = append(tried[:triedMax:triedMax], fmt.Sprintf("and %d more", len(tried)-triedMax))
-	}
-	text := "nobody to ask"
+// triedError says which sources were asked in vain; cause is why the origin
+// failed, if it did.
+func (f *Fetcher) triedError(what string, tried []plan.Tried, cause error) error {
+	sources := []string{"cache: absent"}
 	for i, t := range tried {
-		if i == 0 {
-			text = t
-		} else {
-			text += "; " + t
+		switch id := peer.ID(t.Peer); {
+		case i == triedMax:
+			sources = append(sources, fmt.Sprintf("and %d more", len(tried)-triedMax))
+		case i > triedMax:
+		case t.Peer == "":
+			sources = append(sources, "origin: "+t.Why)
+		case f.isNear(id):
+			sources = append(sources, fmt.Sprintf("farm %s: %s", id, t.Why))
+		default:
+			sources = append(sources, fmt.Sprintf("swarm %s: %s", id, t.Why))
 		}
 	}
-	return fmt.Errorf("%s: %w: cache: absent; %s", what, content.ErrUnavailable, text)
+	category := content.ErrUnavailable
+	if errors.Is(cause, content.ErrCorrupt) {
+		category = content.ErrCorrupt
+	}
+	return fmt.Errorf("%s: %w: %s", what, category, strings.Join(sources, "; "))
 }
 
 // triedMax bounds how many sources an error names.

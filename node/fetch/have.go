@@ -2,9 +2,8 @@ package fetch
 
 import (
 	"context"
+	"slices"
 	"time"
-
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
@@ -16,8 +15,13 @@ const (
 	announceInterval = 5 * time.Second
 	// announcersPerFarm announce a root: a second one outlives the first.
 	announcersPerFarm = 2
-	// rescanInterval bounds how often a bitmap is made anew after evictions.
+	// rescanInterval bounds how often a bitmap is made anew after evictions, and
+	// rescanShare how much of the time that may take: one part in so many.
 	rescanInterval = 2 * time.Second
+	rescanShare    = 50
+	// newsMax bounds the additions to a bitmap that are remembered; beyond it, those
+	// who follow get the whole again.
+	newsMax = 1 << 16
 )
 
 // have is which chunks of a root are here, guarded by the root's lock. It is made
@@ -26,42 +30,109 @@ const (
 type have struct {
 	set     content.Bitmap
 	scanned time.Time
+	cost    time.Duration // of the last scan
 	evicted uint64
+
+	// news are the additions since the set was made, for those who follow it, and
+	// edition is how often it was made.
+	news    []uint64
+	edition uint64
+	changed chan struct{} // closed at the next addition; nil while nobody waits
 }
 
 // noteHave adds a chunk that has landed.
 func (rs *rootState) noteHave(index uint64) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.have.set.Add(index)
+	h := &rs.have
+	if h.set.Has(index) {
+		return
+	}
+	h.set.Add(index)
+	if len(h.news) == newsMax {
+		h.news = nil
+		h.edition++
+	}
+	h.news = append(h.news, index)
+	h.tell()
 }
 
-// have returns a copy of the set.
-func (f *Fetcher) have(ctx context.Context, rs *rootState) *content.Bitmap {
+func (h *have) tell() {
+	if h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
+}
+
+// replace sets what was found by looking.
+func (h *have) replace(set *content.Bitmap) {
+	h.set = *set
+	h.news = nil
+	h.edition++
+	h.tell()
+}
+
+// follower has been told of a set up to some point.
+type follower struct {
+	edition uint64
+	told    int
+}
+
+// next returns what there is to tell, all of the set or additions to it; nil and a
+// channel to wait on when there is nothing.
+func (h *have) next(fo *follower) (*content.Bitmap, <-chan struct{}) {
+	if fo.edition != h.edition+1 {
+		*fo = follower{h.edition + 1, len(h.news)}
+		return h.set.Clone(), nil
+	}
+	if fo.told == len(h.news) {
+		if h.changed == nil {
+			h.changed = make(chan struct{})
+		}
+		return nil, h.changed
+	}
+	var fresh content.Bitmap
+	for _, index := range h.news[fo.told:] {
+		fresh.Add(index)
+	}
+	fo.told = len(h.news)
+	return &fresh, nil
+}
+
+// refresh looks at the cache again if it has evicted something, and not too often.
+func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	now := f.cfg.Now()
 	rs.mu.Lock()
-	stale := rs.have.scanned.IsZero() || rs.have.evicted != f.cfg.Cache.Evicted()
-	due := stale && now.Sub(rs.have.scanned) >= rescanInterval
+	h := &rs.have
+	stale := h.scanned.IsZero() || h.evicted != f.cfg.Cache.Evicted()
+	due := stale && now.Sub(h.scanned) >= max(rescanInterval, rescanShare*h.cost)
 	if due {
-		rs.have.scanned, rs.have.evicted = now, f.cfg.Cache.Evicted()
+		h.scanned, h.evicted = now, f.cfg.Cache.Evicted()
 	}
 	rs.mu.Unlock()
 	if due {
-		set := f.scan(ctx, rs)
-		rs.mu.Lock()
-		rs.have.set = *set
-		rs.mu.Unlock()
+		f.rescan(ctx, rs)
 	}
+}
+
+// rescan looks for every chunk in the cache.
+func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
+	begun := time.Now()
+	set := f.scan(ctx, rs)
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	return rs.have.set.Clone()
+	h := &rs.have
+	h.cost = time.Since(begun)
+	if h.edition == 0 || set.Len() != h.set.Len() {
+		h.replace(set)
+	}
 }
 
 // scan looks for every chunk in the cache, as far as the map is here.
 func (f *Fetcher) scan(ctx context.Context, rs *rootState) *content.Bitmap {
 	var set content.Bitmap
 	for leaf := range uint64(len(rs.leaves)) {
-		n, err := f.node(ctx, rs, content.Pos{Level: 1, Index: leaf}, request{local: true})
+		n, err := f.localNode(ctx, rs, content.Pos{Level: 1, Index: leaf})
 		if err != nil || n == nil {
 			continue
 		}
@@ -72,6 +143,14 @@ func (f *Fetcher) scan(ctx context.Context, rs *rootState) *content.Bitmap {
 		}
 	}
 	return &set
+}
+
+// holds reports how many chunks of a root are here, as far as is known.
+func (f *Fetcher) holds(ctx context.Context, rs *rootState) uint64 {
+	f.refresh(ctx, rs)
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.have.set.Len()
 }
 
 // announce decides again and again which roots this node announces, until ctx
@@ -124,25 +203,13 @@ func (f *Fetcher) all() []*rootState {
 
 // announces reports whether this node is to announce a root.
 func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
-	b := f.have(ctx, rs)
-	if b.Len() == 0 {
+	if f.holds(ctx, rs) == 0 {
 		return false
 	}
-	candidates := []plan.Peer{plan.Peer(f.cfg.Self)}
-	rs.peers.mu.Lock()
-	for id, b := range rs.peers.near {
-		if b.Len() > 0 && f.isNear(peer.ID(id)) {
-			candidates = append(candidates, plan.Peer(id))
-		}
-	}
-	rs.peers.mu.Unlock()
+	candidates := rs.peers.holding()
+	candidates = append(candidates, plan.Peer(f.cfg.Self))
 	ranked := plan.Rank(rs.id.String(), candidates)
-	for _, p := range ranked[:min(announcersPerFarm, len(ranked))] {
-		if p == plan.Peer(f.cfg.Self) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(ranked[:min(announcersPerFarm, len(ranked))], plan.Peer(f.cfg.Self))
 }
 
 // Hold reads the map of a root whose chunks were put into the cache beside the
@@ -157,10 +224,7 @@ func (f *Fetcher) Hold(ctx context.Context, root content.CID) error {
 			return err
 		}
 	}
-	set := f.scan(ctx, m.rs)
-	m.rs.mu.Lock()
-	m.rs.have.set, m.rs.have.scanned, m.rs.have.evicted = *set, f.cfg.Now(), f.cfg.Cache.Evicted()
-	m.rs.mu.Unlock()
+	f.rescan(ctx, m.rs)
 	select {
 	case f.wake <- struct{}{}:
 	default: // it is about to look anyway

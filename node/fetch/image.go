@@ -2,7 +2,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -14,15 +13,15 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
-	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 const (
-	// readaheadChunks are asked for behind a chunk that a guest missed: a booting
-	// guest goes on there in two of five reads.
-	readaheadChunks = 4
-	// readaheadMax bounds the readaheads of an image that are under way.
-	readaheadMax = 4
+	// readaheadMin is how many chunks are asked for behind one that a guest missed:
+	// a booting guest goes on there in two of five reads. While it does go on they
+	// double, to readaheadMax: 4 MiB of chunks of the default size.
+	readaheadMin, readaheadMax = 4, 32
+	// readaheadsMax bounds the readaheads of an image that are under way.
+	readaheadsMax = 4
 	// warmWindow bounds the bytes of a prefetch that are under way: enough for the
 	// longest links, little beside a guest's reads.
 	warmWindow = 8 << 20
@@ -34,7 +33,16 @@ type Image struct {
 	f     *Fetcher
 	rs    *rootState
 	bytes [sources]atomic.Int64
-	ahead atomic.Int32
+	ahead ahead
+}
+
+// ahead is how far a guest's reading was run ahead of. Guests that read at several
+// places at once share it: they get the least.
+type ahead struct {
+	mark    atomic.Uint64 // one more than the chunk whose read runs ahead again; 0 for none
+	end     atomic.Uint64 // the first chunk that was not asked for
+	size    atomic.Uint64 // in chunks
+	running atomic.Int32
 }
 
 // Open returns a handle on a root that was learned.
@@ -65,14 +73,19 @@ func (m *Image) Bytes() [sources]int64 {
 // it neither waits nor allocates. false means to use ReadChunk.
 func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	leaf := m.rs.leaf(index)
-	if leaf == nil {
+	if leaf == nil || m.ahead.mark.Load() == index+1 {
 		return false
 	}
+	leaf.touch()
 	id := leaf.Node.Entry(int(index % content.MapFanout))
 	if id.IsHole() {
 		clear(p)
 		return true
 	}
+	return m.readCached(id, off, p)
+}
+
+func (m *Image) readCached(id content.CID, off int, p []byte) bool {
 	if m.f.cfg.Cache.ReadAt(id, p, off) != nil {
 		return false
 	}
@@ -81,36 +94,25 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	return true
 }
 
-// leaf returns the map node that names a chunk, if it is in memory.
-func (rs *rootState) leaf(index uint64) *pack.MapNode {
-	if n := index / content.MapFanout; n < uint64(len(rs.leaves)) {
-		return rs.leaves[n].Load()
-	}
-	return nil
-}
-
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
-// asks for what the guest will probably read next.
+// asks for what the guest will probably read next. A chunk that is damaged in the
+// cache is fetched again; when no source is left, the error lists those tried.
 func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
-	if m.TryReadChunk(index, off, p) {
-		return nil
+	if m.ahead.mark.CompareAndSwap(index+1, 0) {
+		m.readOn()
 	}
-	how := request{priority: exchange.PriorityGuest}
-	o, ok, err := m.f.chunk(ctx, m.rs, index, how)
-	if err != nil {
+	o, ok, err := m.f.chunk(ctx, m.rs, index, byGuest())
+	switch {
+	case err != nil:
 		return err
-	}
-	if !ok {
+	case !ok:
 		clear(p)
 		return nil
-	}
-	if m.f.cfg.Cache.ReadAt(o.id, p, off) == nil {
-		m.bytes[FromCache].Add(int64(len(p)))
-		m.f.count(FromCache, len(p))
+	case m.readCached(o.id, off, p):
 		return nil
 	}
-	fl := m.f.join(m.rs, []object{o}, how)[0]
-	m.readahead(index + 1)
+	fl := m.f.join(m.rs, []object{o}, byGuest())[0]
+	m.readBehind(index)
 	v, err := fl.wait(ctx)
 	if err != nil {
 		return err
@@ -118,19 +120,39 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if off < 0 || off+len(p) > len(v.Bytes()) {
 		return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, m.rs.id, content.ErrCorrupt, len(v.Bytes()))
 	}
-	m.bytes[fl.source].Add(int64(len(v.Bytes())))
+	m.bytes[fl.from].Add(int64(len(v.Bytes())))
 	copy(p, v.Bytes()[off:])
 	return nil
 }
 
-// readahead asks for the chunks from index on that are in the same map node.
-func (m *Image) readahead(index uint64) {
+// readBehind runs ahead of a read that missed: far if it goes on where the guest
+// was expected.
+func (m *Image) readBehind(index uint64) {
+	size := uint64(readaheadMin)
+	if m.ahead.end.Load() == index && index > 0 {
+		size = min(2*m.ahead.size.Load(), readaheadMax)
+	}
+	m.runAhead(index+1, max(size, readaheadMin))
+}
+
+// readOn runs on: the guest has come to the mark.
+func (m *Image) readOn() {
+	m.runAhead(m.ahead.end.Load(), min(2*m.ahead.size.Load(), readaheadMax))
+}
+
+// runAhead asks for chunks from index on that are in the same map node, and sets
+// the mark halfway.
+func (m *Image) runAhead(index, size uint64) {
 	leaf := m.rs.leaf(index)
-	if leaf == nil || m.ahead.Load() >= readaheadMax {
+	if leaf == nil || m.ahead.running.Load() >= readaheadsMax {
 		return
 	}
+	end := min(index+size, (index/content.MapFanout+1)*content.MapFanout)
+	m.ahead.size.Store(size)
+	m.ahead.end.Store(end)
+	m.ahead.mark.Store(index + (end-index)/2 + 1)
 	var objects []object
-	for i := index; i < index+readaheadChunks && i/content.MapFanout == index/content.MapFanout; i++ {
+	for i := index; i < end; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
@@ -141,24 +163,27 @@ func (m *Image) readahead(index uint64) {
 	if len(objects) == 0 {
 		return
 	}
-	m.ahead.Add(1)
-	flights := m.f.join(m.rs, objects, request{priority: exchange.PriorityReadahead})
-	go func() {
-		defer m.ahead.Add(-1)
+	m.ahead.running.Add(1)
+	flights := m.f.join(m.rs, objects, byReadahead())
+	if !m.f.start(func() {
+		defer m.ahead.running.Add(-1)
 		for _, fl := range flights {
-			fl.wait(m.f.ctx)
+			if v, err := fl.wait(m.f.ctx); err == nil {
+				m.bytes[fl.from].Add(int64(len(v.Bytes())))
+			}
 		}
-	}()
+	}) {
+		m.f.leave(flights...)
+	}
 }
 
 // NextData returns the first run of chunks from index on that are not holes;
 // io.EOF when there is none. It may fetch parts of the map.
 func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, err error) {
-	how := request{priority: exchange.PriorityGuest}
 	chunks := m.Root().Chunks()
 	for index < chunks {
 		n := index / content.MapFanout
-		leaf, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, how)
+		leaf, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
 		if err != nil {
 			return 0, 0, err
 		}
@@ -180,14 +205,13 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 // not find out as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		how := request{priority: exchange.PriorityPrefetch}
 		for level := m.rs.depth; level > 0; level-- {
 			span := uint64(1)
 			for range level {
 				span *= content.MapFanout
 			}
 			for i := range (m.Root().Chunks() + span - 1) / span {
-				n, err := m.f.node(ctx, m.rs, content.Pos{Level: level, Index: i}, how)
+				n, err := m.f.node(ctx, m.rs, content.Pos{Level: level, Index: i}, byPrefetch())
 				if err != nil {
 					yield(content.CID{}, err)
 					return
@@ -195,7 +219,7 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 				if n == nil {
 					continue
 				}
-				ids := []content.CID{n.NodeBytes.CID(), n.PageBytes.CID()}
+				ids := []content.CID{n.id, n.page}
 				if level == 1 {
 					ids = append(ids, n.Node.Entries...)
 				}
@@ -211,65 +235,86 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 
 // Warm brings the whole image into the cache. The runs that this node leads come
 // first, so that the members of a farm that warm one image at once each bring in
-// their own part. Progress is given bytes by source; it may be nil.
+// their own part. Progress is given bytes by source, one call at a time; it may be
+// nil.
 func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	if progress == nil {
 		progress = func(Source, int) {}
 	}
-	how := request{priority: exchange.PriorityPrefetch}
 	m.f.Prepare(ctx, m.rs.id)
-	window := semaphore.NewWeighted(warmWindow)
-	var wg sync.WaitGroup
-	var mu sync.Mutex // guards first and the calls of progress
-	var first error
-	size := int64(m.Root().ChunkSize)
-	land := func(flights []*flight) {
-		defer wg.Done()
-		for _, fl := range flights {
-			v, err := fl.wait(ctx)
-			mu.Lock()
-			first = errors.Join(first, err)
-			if err == nil {
-				m.bytes[fl.source].Add(int64(len(v.Bytes())))
-				progress(fl.source, len(v.Bytes()))
-			}
-			mu.Unlock()
-			window.Release(size)
-		}
-	}
-	failed := func() bool { mu.Lock(); defer mu.Unlock(); return first != nil }
+	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
 	for n := range uint64(len(m.rs.leaves)) {
-		runs, here, err := m.missing(ctx, n, how)
-		if err != nil {
-			wg.Wait()
-			return err
-		}
-		mu.Lock()
-		progress(FromCache, here*int(size))
-		mu.Unlock()
-		for _, objects := range runs {
-			for part := range slices.Chunk(objects, warmWindow/int(size)) {
-				if err := window.Acquire(ctx, int64(len(part))*size); err != nil || failed() {
-					wg.Wait()
-					return errors.Join(err, first)
-				}
-				wg.Add(1)
-				go land(m.f.join(m.rs, part, how))
-			}
+		if err := w.leaf(ctx, n); err != nil {
+			cancel(err)
+			break
 		}
 	}
-	wg.Wait()
-	return first
+	w.landing.Wait()
+	return context.Cause(ctx)
+}
+
+// warming is one Warm.
+type warming struct {
+	m       *Image
+	fail    context.CancelCauseFunc // the first failure ends it
+	window  *semaphore.Weighted     // of bytes
+	landing sync.WaitGroup
+
+	mu       sync.Mutex // held while progress is called
+	progress func(Source, int)
+}
+
+func (w *warming) report(s Source, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress(s, n)
+}
+
+// leaf brings in what one map node names.
+func (w *warming) leaf(ctx context.Context, n uint64) error {
+	size := int64(w.m.Root().ChunkSize)
+	runs, here, err := w.m.missing(ctx, n)
+	if err != nil {
+		return err
+	}
+	if here > 0 {
+		w.report(FromCache, here*int(size))
+	}
+	for _, objects := range runs {
+		for part := range slices.Chunk(objects, int(max(1, warmWindow/size))) {
+			if err := w.window.Acquire(ctx, int64(len(part))*size); err != nil {
+				return err
+			}
+			flights := w.m.f.join(w.m.rs, part, byPrefetch())
+			w.landing.Go(func() { w.land(ctx, flights, size) })
+		}
+	}
+	return nil
+}
+
+func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
+	for _, fl := range flights {
+		if v, err := fl.wait(ctx); err != nil {
+			w.fail(err)
+		} else {
+			w.m.bytes[fl.from].Add(int64(len(v.Bytes())))
+			w.report(fl.from, len(v.Bytes()))
+		}
+		w.window.Release(size)
+	}
 }
 
 // missing returns what the cache lacks of the chunks that a leaf names, by run,
 // the runs that this node leads first, and how many chunks are here.
-func (m *Image) missing(ctx context.Context, leaf uint64, how request) (runs [][]object, here int, err error) {
-	n, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: leaf}, how)
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here int, err error) {
+	n, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: leaf}, byPrefetch())
 	if err != nil || n == nil {
 		return nil, 0, err
 	}
-	byRun := map[pack.Run]int{}
+	byRun := map[pack.Run][]object{}
+	var order []pack.Run
 	for i, id := range n.Node.Entries {
 		if id.IsHole() {
 			continue
@@ -282,34 +327,22 @@ func (m *Image) missing(ctx context.Context, leaf uint64, how request) (runs [][
 		if !ok {
 			return nil, 0, fmt.Errorf("chunk %d of root %s: %w: its page does not locate it", leaf*content.MapFanout+uint64(i), m.rs.id, content.ErrCorrupt)
 		}
-		o := object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at}
-		k, ok := byRun[at.Run()]
-		if !ok {
-			k = len(runs)
-			byRun[at.Run()] = k
-			runs = append(runs, nil)
+		run := at.Run()
+		if byRun[run] == nil {
+			order = append(order, run)
 		}
-		runs[k] = append(runs[k], o)
+		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at})
 	}
-	var farm []plan.Peer
-	for _, id := range m.f.cfg.Members.Live() {
-		farm = append(farm, plan.Peer(id))
-	}
-	self := plan.Peer(m.f.cfg.Self)
-	leads := func(objects []object) bool {
-		ranked := plan.Rank(runKey(objects[0].at.Run()), farm)
-		return len(ranked) > 0 && ranked[0] == self
-	}
-	slices.SortStableFunc(runs, func(a, b []object) int {
-		switch la, lb := leads(a), leads(b); {
-		case la && !lb:
-			return -1
-		case lb && !la:
-			return 1
+	live := m.f.live()
+	var others [][]object
+	for _, run := range order {
+		if plan.Lead(runKey(run), live) == plan.Peer(m.f.cfg.Self) {
+			runs = append(runs, byRun[run])
+		} else {
+			others = append(others, byRun[run])
 		}
-		return 0
-	})
-	return runs, here, nil
+	}
+	return append(runs, others...), here, nil
 }
 
 // runKey is what a run's lead is chosen by.

@@ -7,15 +7,18 @@ import (
 )
 
 type metrics struct {
-	bytes       [sources]prometheus.Counter
+	bytes       []prometheus.Collector // a counter a source
 	failures    prometheus.Counter
 	lies        prometheus.Counter
 	banned      prometheus.Counter
+	hedges      prometheus.Counter
+	referrals   prometheus.Counter
 	servedBytes prometheus.Counter
-	hedgedBytes *atomic.Int64
 }
 
-func newMetrics() metrics {
+// newMetrics returns the collectors; bytes are counted elsewhere, where guests
+// read, and only shown here.
+func newMetrics(bytes *[sources]atomic.Int64) metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
 	}
@@ -23,35 +26,20 @@ func newMetrics() metrics {
 		failures:    prometheus.NewCounter(opts("peer_failures_total", "Requests that a member failed or left unanswered.")),
 		lies:        prometheus.NewCounter(opts("peer_lies_total", "Answers of members that did not match their hash.")),
 		banned:      prometheus.NewCounter(opts("banned_peers_total", "Strangers that were banned for wrong bytes.")),
+		hedges:      prometheus.NewCounter(opts("hedges_total", "Reads of the origin beside a member that was slow.")),
+		referrals:   prometheus.NewCounter(opts("referrals_total", "Requests that were referred to another member.")),
 		servedBytes: prometheus.NewCounter(opts("served_bytes_total", "Bytes sent to other members.")),
-		hedgedBytes: new(atomic.Int64),
 	}
-	vec := prometheus.NewCounterVec(opts("bytes_total", "Bytes read, by source."), []string{"source"})
-	for s := range m.bytes {
-		m.bytes[s] = vec.WithLabelValues(Source(s).String())
+	for s := range bytes {
+		o := opts("bytes_total", "Bytes read, by source.")
+		o.ConstLabels = prometheus.Labels{"source": Source(s).String()}
+		m.bytes = append(m.bytes, prometheus.NewCounterFunc(o, func() float64 { return float64(bytes[s].Load()) }))
 	}
 	return m
 }
 
 func (m metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{sourceCounters(m.bytes), m.failures, m.lies, m.banned, m.servedBytes}
+	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes}, m.bytes...)
 }
 
 func (m metrics) served(n int) { m.servedBytes.Add(float64(n)) }
-
-// sourceCounters collects the counters of one family.
-type sourceCounters [sources]prometheus.Counter
-
-// Describe implements prometheus.Collector.
-func (c sourceCounters) Describe(ch chan<- *prometheus.Desc) {
-	for _, counter := range c {
-		counter.Describe(ch)
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c sourceCounters) Collect(ch chan<- prometheus.Metric) {
-	for _, counter := range c {
-		counter.Collect(ch)
-	}
-}

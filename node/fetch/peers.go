@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -17,6 +18,8 @@ const (
 	// watchedMax bounds the members whose bitmaps are followed for a root, in the
 	// farm and outside it each.
 	watchedMax = 32
+	// lookInterval is how often the farm's members are looked over for new ones.
+	lookInterval = time.Second
 	// searchInterval is how often the announcements of a root in use are searched
 	// for again.
 	searchInterval = 30 * time.Second
@@ -25,71 +28,129 @@ const (
 	searchSoonTill = 15 * time.Second
 	// settleAfter is when the first search has had its time.
 	settleAfter = plan.SwarmWait
-	// watchRetry is how soon a member whose bitmap could not be had is tried again.
+	// followIdle is how long after the last want a root is followed: what was seen
+	// is good for the next want's first questions.
+	followIdle = 2 * time.Minute
+	// watchRetry is how soon a member whose bitmap could not be had is tried again,
+	// and watchTries how often one of another farm is before it is forgotten.
 	watchRetry = 5 * time.Second
+	watchTries = 6
 	farmMethod = "farm"
 )
 
 // peers follows who holds what of one root: the bitmaps of members of the farm,
-// and of those that announced the root elsewhere. It begins when the root is
-// first wanted from others and goes on while the node runs.
+// and of those that announced the root, or one before it, elsewhere. It does so
+// while the root is wanted from others.
 type peers struct {
 	f *Fetcher
 
-	mu      sync.Mutex // guards what follows
-	began   time.Time
-	near    map[peer.ID]*content.Bitmap
-	far     map[peer.ID]*content.Bitmap
-	farms   map[string][]plan.Peer // of far members, in the order in which they were found
+	mu        sync.Mutex // guards what follows
+	following bool
+	began     time.Time // the first time
+	wanted    time.Time // the last time
+	near, far table
+	look      chan struct{}          // a member of the farm may be new
+	meeting   chan struct{}          // closed when another member was met; nil while nobody waits
+	farms     map[string][]plan.Peer // of far members, in the order in which they were found
+}
+
+// table is the bitmaps of some members.
+type table struct {
+	held    map[peer.ID]*content.Bitmap
 	watched map[peer.ID]bool
+	met     map[peer.ID]bool // those that have answered once, or could not be reached
+}
+
+func newTable() table {
+	return table{held: map[peer.ID]*content.Bitmap{}, watched: map[peer.ID]bool{}, met: map[peer.ID]bool{}}
 }
 
 func newPeers(f *Fetcher) *peers {
-	return &peers{f: f, near: map[peer.ID]*content.Bitmap{}, far: map[peer.ID]*content.Bitmap{}, farms: map[string][]plan.Peer{}, watched: map[peer.ID]bool{}}
+	return &peers{f: f, near: newTable(), far: newTable(), look: make(chan struct{}, 1), farms: map[string][]plan.Peer{}}
 }
 
-// want begins to follow, once.
+// want begins to follow, or goes on.
 func (p *peers) want(rs *rootState) {
+	if p.f.cfg.Exchange == nil {
+		return
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.began.IsZero() || p.f.cfg.Exchange == nil {
-		return
+	p.wanted = p.f.cfg.Now()
+	begin := !p.following
+	p.following = true
+	if p.began.IsZero() {
+		p.began = p.wanted
 	}
-	p.began = p.f.cfg.Now()
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if p.f.ctx.Err() != nil {
-		return
+	p.mu.Unlock()
+	if begin {
+		p.f.start(func() { p.follow(rs) })
 	}
-	p.f.running.Go(func() { p.follow(p.f.ctx, rs) })
 }
 
 // settled reports whether the first search has had its time.
 func (p *peers) settled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.f.cfg.Swarm == nil || !p.began.IsZero() && p.f.cfg.Now().Sub(p.began) >= settleAfter
+	return p.f.cfg.Swarm == nil || p.f.cfg.Exchange == nil || !p.began.IsZero() && p.f.cfg.Now().Sub(p.began) >= settleAfter
 }
 
-// follow searches for members and watches their bitmaps until ctx ends.
-func (p *peers) follow(ctx context.Context, rs *rootState) {
+// follow searches for members and watches their bitmaps until the root has not
+// been wanted for a while.
+func (p *peers) follow(rs *rootState) {
+	for again := true; again; {
+		p.round(rs)
+		p.mu.Lock()
+		again = !p.idle() && p.f.ctx.Err() == nil
+		p.following = again
+		p.mu.Unlock()
+	}
+}
+
+// idle is called with mu.
+func (p *peers) idle() bool { return p.f.cfg.Now().Sub(p.wanted) >= followIdle }
+
+func (p *peers) round(rs *rootState) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, cancel := context.WithCancel(p.f.ctx)
+	defer cancel()
+	if p.f.cfg.Swarm != nil {
+		wg.Go(func() { p.searchOn(ctx, rs, &wg) })
+	}
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
 	for {
 		for _, id := range p.f.cfg.Members.Live() {
-			if id != p.f.cfg.Self && p.claim(id) {
-				wg.Go(func() { p.watch(ctx, rs, id, p.near) })
-			}
-		}
-		if p.f.cfg.Swarm != nil {
-			for _, root := range append([]content.CID{rs.id}, rs.lineage...) {
-				p.search(ctx, rs, root, &wg)
+			if id != p.f.cfg.Self && p.claim(&p.near, id) {
+				wg.Go(func() { p.watch(ctx, rs, id, &p.near) })
 			}
 		}
 		select {
-		case <-time.After(p.nextSearch()):
+		case <-tick.C:
+		case <-p.look:
 		case <-ctx.Done():
 			return
+		}
+		p.mu.Lock()
+		idle := p.idle()
+		p.mu.Unlock()
+		if idle {
+			return
+		}
+	}
+}
+
+// searchOn searches again and again until ctx ends.
+func (p *peers) searchOn(ctx context.Context, rs *rootState, wg *sync.WaitGroup) {
+	for ctx.Err() == nil {
+		for _, root := range append([]content.CID{rs.id}, rs.lineage...) {
+			p.search(ctx, rs, root, wg)
+		}
+		wait := time.NewTimer(p.nextSearch())
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
 		}
 	}
 }
@@ -105,28 +166,36 @@ func (p *peers) nextSearch() time.Duration {
 }
 
 // claim marks a member as watched; false when it is, or when enough are.
-func (p *peers) claim(id peer.ID) bool {
+func (p *peers) claim(t *table, id peer.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.watched[id] || len(p.watched) >= 2*watchedMax {
+	if t.watched[id] || len(t.watched) >= watchedMax {
 		return false
 	}
-	p.watched[id] = true
+	t.watched[id] = true
 	return true
+}
+
+func (p *peers) release(t *table, id peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(t.watched, id)
 }
 
 // search finds members of other farms that announced a root.
 func (p *peers) search(ctx context.Context, rs *rootState, root content.CID, wg *sync.WaitGroup) {
-	ctx, cancel := context.WithTimeout(ctx, searchInterval)
+	finding, cancel := context.WithTimeout(ctx, searchInterval)
 	defer cancel()
-	for info := range p.f.cfg.Swarm.Find(ctx, swarm.KeyFor(rs.head.Scope, root, p.f.cfg.Announce)) {
-		if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || !p.claim(info.ID) {
+	for info := range p.f.cfg.Swarm.Find(finding, swarm.KeyFor(rs.head.Scope, root, p.f.cfg.Announce)) {
+		if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || !p.claim(&p.far, info.ID) {
 			continue
 		}
 		wg.Go(func() {
-			if p.meet(p.f.ctx, info.ID) {
-				p.watch(p.f.ctx, rs, info.ID, p.far)
+			if !p.meet(ctx, info.ID) {
+				p.release(&p.far, info.ID) // the next search tries again
+				return
 			}
+			p.watch(ctx, rs, info.ID, &p.far)
 		})
 	}
 }
@@ -136,89 +205,180 @@ func (p *peers) meet(ctx context.Context, id peer.ID) bool {
 	ctx, cancel := context.WithTimeout(ctx, watchRetry)
 	defer cancel()
 	name, err := p.f.cfg.Exchange.Call(ctx, id, farmMethod, nil)
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if err != nil || len(name) > content.NameMax {
-		delete(p.watched, id) // the next search tries again
 		return false
 	}
-	p.farms[string(name)] = append(p.farms[string(name)], plan.Peer(id))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if list := p.farms[string(name)]; !slices.Contains(list, plan.Peer(id)) {
+		p.farms[string(name)] = append(list, plan.Peer(id))
+	}
 	return true
 }
 
-// watch follows one member's bitmap into a table until ctx ends or it is gone.
-func (p *peers) watch(ctx context.Context, rs *rootState, id peer.ID, into map[peer.ID]*content.Bitmap) {
-	for ctx.Err() == nil {
-		for b, err := range p.f.cfg.Exchange.Bitmaps(ctx, id, rs.id) {
-			if err != nil {
-				break
-			}
-			p.mu.Lock()
-			if have := into[id]; have == nil {
-				into[id] = b.Clone()
-			} else {
-				have.Union(b)
-			}
-			p.mu.Unlock()
+// watch follows one member's bitmap into its table until ctx ends or the member is
+// gone: out of the farm, or silent for long.
+func (p *peers) watch(ctx context.Context, rs *rootState, id peer.ID, t *table) {
+	defer p.release(t, id)
+	for tries := 0; ctx.Err() == nil; tries++ {
+		if p.take(ctx, rs, id, t) {
+			tries = 0
 		}
-		rs.mu.Lock()
-		envelope := rs.envelope
-		rs.mu.Unlock()
-		if len(envelope) > 0 && ctx.Err() == nil {
-			p.f.cfg.Exchange.Introduce(ctx, id, envelope) // a member that has not met the root has nothing to show
+		if tries > 0 {
+			p.meets(t, id)
 		}
+		if ctx.Err() != nil {
+			return
+		}
+		if envelope := rs.sealed(); len(envelope) > 0 { // a member that has not met the root has nothing to show
+			_ = p.f.cfg.Exchange.Introduce(ctx, id, envelope) // if that fails, so does the next try
+		}
+		wait := time.NewTimer(min(watchRetry, time.Duration(tries)*watchRetry+time.Millisecond))
 		select {
-		case <-time.After(watchRetry):
+		case <-wait.C:
 		case <-ctx.Done():
+			wait.Stop()
+			return
 		}
-		p.mu.Lock()
-		delete(into, id)
-		gone := !p.f.isNear(id) && len(p.f.cfg.Members.Live()) > 0 && !p.isFar(id)
-		if gone {
-			delete(p.watched, id)
-		}
-		p.mu.Unlock()
-		if gone {
+		near := p.f.isNear(id)
+		if t == &p.near && !near || t == &p.far && (near || tries >= watchTries) {
+			p.forget(t, id)
 			return
 		}
 	}
 }
 
-// isFar is called with mu.
-func (p *peers) isFar(id peer.ID) bool {
-	for _, list := range p.farms {
-		if slices.Contains(list, plan.Peer(id)) {
-			return true
-		}
+// meets notes that a member has answered, or could not be reached.
+func (p *peers) meets(t *table, id peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t.met[id] = true
+	if p.meeting != nil {
+		close(p.meeting)
+		p.meeting = nil
 	}
-	return false
 }
 
-// view tells the planner who holds what is missing: all of it first, then some.
+// nearSettled reports whether the bitmaps of all live members of the farm, or of
+// as many as are followed, have been seen; if not, at is closed when it may be so.
+func (p *peers) nearSettled() (at <-chan struct{}, settled bool) {
+	if p.f.cfg.Exchange == nil {
+		return nil, true
+	}
+	live := p.f.cfg.Members.Live()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	strangers, unmet := false, false
+	for _, id := range live {
+		if id == p.f.cfg.Self {
+			continue
+		}
+		stranger := !p.near.watched[id] && len(p.near.watched) < watchedMax
+		strangers = strangers || stranger
+		unmet = unmet || stranger || p.near.watched[id] && !p.near.met[id]
+	}
+	if strangers {
+		select {
+		case p.look <- struct{}{}:
+		default: // it is about to look anyway
+		}
+	}
+	if unmet && p.meeting == nil {
+		p.meeting = make(chan struct{})
+	}
+	return p.meeting, !unmet
+}
+
+// take adds what a member says that it holds, until it says no more; whether it
+// has said anything is returned.
+func (p *peers) take(ctx context.Context, rs *rootState, id peer.ID, t *table) (heard bool) {
+	for b, err := range p.f.cfg.Exchange.Bitmaps(ctx, id, rs.id) {
+		if err != nil {
+			break
+		}
+		p.mu.Lock()
+		if have := t.held[id]; have == nil || !heard {
+			t.held[id] = b.Clone()
+		} else {
+			have.Union(b)
+		}
+		p.mu.Unlock()
+		if !heard {
+			p.meets(t, id)
+		}
+		heard = true
+	}
+	return heard
+}
+
+// forget drops what a member held.
+func (p *peers) forget(t *table, id peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(t.held, id)
+	delete(t.met, id)
+	if t == &p.far {
+		for name, list := range p.farms {
+			if p.farms[name] = slices.DeleteFunc(list, func(q plan.Peer) bool { return q == plan.Peer(id) }); len(p.farms[name]) == 0 {
+				delete(p.farms, name)
+			}
+		}
+	}
+}
+
+// lacks notes what a member turned out not to hold, whatever its bitmap said: it
+// may have evicted it.
+func (p *peers) lacks(id peer.ID, indexes []uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, held := range []map[peer.ID]*content.Bitmap{p.near.held, p.far.held} {
+		if b := held[id]; b != nil {
+			for _, i := range indexes {
+				b.Remove(i)
+			}
+		}
+	}
+}
+
+// holding returns the live members of the farm that hold some of the root.
+func (p *peers) holding() []plan.Peer {
+	live := p.f.live()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.DeleteFunc(live, func(q plan.Peer) bool {
+		b := p.near.held[peer.ID(q)]
+		return b == nil || b.Len() == 0
+	})
+}
+
+// view tells the planner who holds what is missing.
 func (p *peers) view(v *plan.View, missing []uint64, level int) {
 	v.SwarmSettled = p.settled()
+	_, v.FarmSettled = p.nearSettled()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, list := range p.farms {
 		v.Swarm[name] = slices.Clone(list)
 	}
 	if level > 0 { // a map node goes with the chunks that it names
-		missing = []uint64{}
+		missing = nil
 	}
-	v.Holders = holders(p.near, missing)
-	v.SwarmHolders = holders(p.far, missing)
+	v.Holders = p.near.holders(missing)
+	v.SwarmHolders = p.far.holders(missing)
 }
 
 // holders orders members by how much of what is missing they hold; none of it
-// leaves a member out. Without anything missing, those that hold most come
-// first.
-func holders(all map[peer.ID]*content.Bitmap, missing []uint64) []plan.Peer {
-	type holder struct {
-		peer  plan.Peer
-		holds uint64
+// leaves a member out. Without anything missing, those that hold most come first.
+// Members that hold the same take turns: who comes first changes with what is
+// missing.
+func (t *table) holders(missing []uint64) []plan.Peer {
+	key := "map"
+	if len(missing) > 0 {
+		key = content.Chunk(missing[0]).String()
 	}
-	var list []holder
-	for id, b := range all {
+	holds := map[plan.Peer]uint64{}
+	var list []plan.Peer
+	for id, b := range t.held {
 		n := b.Len()
 		if len(missing) > 0 {
 			n = 0
@@ -229,31 +389,11 @@ func holders(all map[peer.ID]*content.Bitmap, missing []uint64) []plan.Peer {
 			}
 		}
 		if n > 0 {
-			list = append(list, holder{plan.Peer(id), n})
+			holds[plan.Peer(id)] = n
+			list = append(list, plan.Peer(id))
 		}
 	}
-	slices.SortFunc(list, func(a, b holder) int {
-		if a.holds != b.holds {
-			return int(int64(b.holds) - int64(a.holds))
-		}
-		return compareByRun(a.peer, b.peer, missing)
-	})
-	out := make([]plan.Peer, len(list))
-	for i, h := range list {
-		out[i] = h.peer
-	}
-	return out
-}
-
-// compareByRun spreads the load of members that hold the same: which one comes
-// first changes with what is missing.
-func compareByRun(a, b plan.Peer, missing []uint64) int {
-	key := "bitmap"
-	if len(missing) > 0 {
-		key = content.Chunk(missing[0] / 8).String()
-	}
-	if plan.Rank(key, []plan.Peer{a, b})[0] == a {
-		return -1
-	}
-	return 1
+	list = plan.Rank(key, list)
+	slices.SortStableFunc(list, func(a, b plan.Peer) int { return cmp.Compare(holds[b], holds[a]) })
+	return list
 }

@@ -23,11 +23,11 @@ func (f *Fetcher) names(ctx context.Context, rs *rootState, id content.CID) bool
 		return true
 	}
 	for leaf := range uint64(len(rs.leaves)) {
-		n, err := f.node(ctx, rs, content.Pos{Level: 1, Index: leaf}, request{local: true})
+		n, err := f.localNode(ctx, rs, content.Pos{Level: 1, Index: leaf})
 		if err != nil || n == nil {
 			continue
 		}
-		if n.NodeBytes.CID() == id || n.PageBytes.CID() == id {
+		if n.id == id || n.page == id {
 			return true
 		}
 		for _, entry := range n.Node.Entries {

@@ -3,10 +3,14 @@ package fetch
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
@@ -26,13 +30,22 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		w.Unknown()
 		return
 	}
-	how := request{priority: req.Priority, depth: plan.Received(f.isNear(from.ID), req.Passed), from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, local: !req.Fetch}
-	s := serving{f, rs, req, w, how}
+	member := from.Identity.Role.IsMember()
+	near := member && from.Identity.Farm == f.cfg.Identity.Farm
+	s := &serving{f: f, rs: rs, req: req, w: w, how: request{
+		priority: req.Priority, depth: plan.Received(near, req.Passed),
+		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm,
+	}}
+	end, referred := s.crowd(ctx, near)
+	if referred {
+		return
+	}
+	defer func() { end(s.left == 0) }()
 	missing, err := s.fromCache(ctx)
 	if err != nil || len(missing) == 0 {
 		return
 	}
-	if !req.Fetch || !from.Identity.Role.IsMember() {
+	if !req.Fetch || !member {
 		w.Absent(missing...)
 		return
 	}
@@ -41,16 +54,69 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 
 // serving is one request that is being answered.
 type serving struct {
-	f   *Fetcher
-	rs  *rootState
-	req exchange.Request
-	w   exchange.Responder
-	how request
+	f    *Fetcher
+	rs   *rootState
+	req  exchange.Request
+	w    exchange.Responder
+	how  request
+	left int // not sent
+}
+
+// crowdKey names those that a run is sent to: the members of this farm are
+// referred to each other, and so are those of other farms.
+type crowdKey struct {
+	run  pack.Run
+	near bool
+}
+
+// crowd enters the request among those for the same run, or refers the asker to a
+// member that has the run already. end is called when it was answered.
+func (s *serving) crowd(ctx context.Context, near bool) (end func(whole bool), referred bool) {
+	s.left = len(s.req.Indexes)
+	none := func(bool) {}
+	if s.req.Level > 0 {
+		return none, false
+	}
+	o, ok, err := s.f.chunk(ctx, s.rs, s.req.Indexes[0], request{local: true})
+	if err != nil || !ok {
+		return none, false
+	}
+	key := crowdKey{o.at.Run(), near}
+	s.f.mu.Lock()
+	c := s.f.crowds[key]
+	if c == nil {
+		c = new(plan.Crowd)
+		s.f.crowds[key] = c
+	}
+	to, referred := c.Begin(s.how.from)
+	s.f.mu.Unlock()
+	if referred {
+		s.f.metrics.referrals.Inc()
+		s.w.Refer(peer.ID(to))
+		return none, true
+	}
+	return func(whole bool) {
+		s.f.mu.Lock()
+		defer s.f.mu.Unlock()
+		if c.End(s.how.from, whole); c.Idle() && s.f.crowds[key] == c {
+			delete(s.f.crowds, key)
+		}
+	}, false
+}
+
+// send answers one index.
+func (s *serving) send(ctx context.Context, index uint64, v content.Verified, page []byte) error {
+	if err := s.w.Data(ctx, index, v, page); err != nil {
+		return err
+	}
+	s.left--
+	s.f.metrics.served(len(v.Bytes()) + len(page))
+	return nil
 }
 
 // fromCache answers what is here and returns the rest. An error means that the
 // asker is gone.
-func (s serving) fromCache(ctx context.Context) (missing []uint64, err error) {
+func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 	var buf []byte
 	for _, index := range s.req.Indexes {
 		v, page, ok := s.held(ctx, index, buf)
@@ -58,51 +124,41 @@ func (s serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 			missing = append(missing, index)
 			continue
 		}
-		if err := s.w.Data(ctx, index, v, page); err != nil {
+		if err := s.send(ctx, index, v, page); err != nil {
 			return nil, err
 		}
-		s.f.metrics.served(len(v.Bytes()) + len(page))
 		buf = v.Bytes()[:0]
 	}
 	return missing, nil
 }
 
-// held returns an object that the cache holds. Its name is looked up in what this
-// node has of the map; nobody else is asked.
-func (s serving) held(ctx context.Context, index uint64, buf []byte) (v content.Verified, page []byte, ok bool) {
-	local := s.how
-	local.local = true
-	if s.req.Level == 0 {
-		o, ok, err := s.f.chunk(ctx, s.rs, index, local)
-		if err != nil || !ok {
-			return v, nil, false
-		}
-		v, err = s.f.cfg.Cache.Get(o.id, buf)
+// held returns an object that the cache holds, hashed again. Its name is looked up
+// in what this node has of the map; nobody else is asked.
+func (s *serving) held(ctx context.Context, index uint64, buf []byte) (v content.Verified, page []byte, ok bool) {
+	o, ok, err := s.locate(ctx, index, request{local: true})
+	if err != nil || !ok {
+		return v, nil, false
+	}
+	if v, err = s.f.cfg.Cache.Get(o.id, buf); err != nil || s.req.Level == 0 {
 		return v, nil, err == nil
 	}
-	p := content.Pos{Level: s.req.Level, Index: index}
-	if !s.rs.head.Root.Contains(p) {
-		return v, nil, false
-	}
-	n, err := s.f.node(ctx, s.rs, p, local)
-	if err != nil || n == nil {
-		return v, nil, false
-	}
-	return n.NodeBytes, n.PageBytes.Bytes(), true
+	p, err := s.f.cfg.Cache.Get(o.page, nil)
+	return v, p.Bytes(), err == nil
 }
 
 // bringIn fetches what is missing and answers as it comes.
-func (s serving) bringIn(ctx context.Context, missing []uint64) {
-	s.how.local = false
+func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	if s.w.Queued(len(missing)) != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var reporting sync.WaitGroup
+	defer reporting.Wait()
 	defer cancel()
-	go s.reportProgress(ctx)
+	reporting.Go(func() { s.reportProgress(ctx) })
 	var objects []object
 	for _, index := range missing {
-		o, ok, err := s.locate(ctx, index)
+		o, ok, err := s.locate(ctx, index, s.how)
 		if err != nil || !ok {
 			s.w.Absent(index)
 			continue
@@ -110,39 +166,34 @@ func (s serving) bringIn(ctx context.Context, missing []uint64) {
 		objects = append(objects, o)
 	}
 	flights := s.f.join(s.rs, objects, s.how)
-	for _, fl := range flights {
+	for i, fl := range flights {
 		v, err := fl.wait(ctx)
 		if err != nil {
-			if ctx.Err() != nil || s.w.Absent(fl.obj.pos.Index) != nil {
-				return
-			}
-			continue
+			err = s.w.Absent(objects[i].pos.Index)
+		} else {
+			err = s.send(ctx, objects[i].pos.Index, v, fl.page.Bytes())
 		}
-		var page []byte
-		if fl.node != nil {
-			page = fl.node.PageBytes.Bytes()
-		}
-		if s.w.Data(ctx, fl.obj.pos.Index, v, page) != nil {
+		if err != nil { // the asker is gone
+			s.f.leave(flights[i+1:]...)
 			return
 		}
-		s.f.metrics.served(len(v.Bytes()) + len(page))
 	}
 }
 
 // locate names an object, which may take fetching the map above it.
-func (s serving) locate(ctx context.Context, index uint64) (object, bool, error) {
+func (s *serving) locate(ctx context.Context, index uint64, how request) (object, bool, error) {
 	if s.req.Level == 0 {
-		return s.f.chunk(ctx, s.rs, index, s.how)
+		return s.f.chunk(ctx, s.rs, index, how)
 	}
 	p := content.Pos{Level: s.req.Level, Index: index}
 	if !s.rs.head.Root.Contains(p) {
 		return object{}, false, fmt.Errorf("%s: %w", p, content.ErrInvalid)
 	}
-	pair, ok, err := s.f.pair(ctx, s.rs, p, s.how)
-	return object{pos: p, id: pair.Node.CID, page: pair.Page.CID, at: pair.Node.Location, pair: pair}, ok, err
+	pair, ok, err := s.f.pair(ctx, s.rs, p, how)
+	return nodeObject(p, pair), ok, err
 }
 
-func (s serving) reportProgress(ctx context.Context) {
+func (s *serving) reportProgress(ctx context.Context) {
 	tick := time.NewTicker(exchange.ProgressInterval)
 	defer tick.Stop()
 	for {
@@ -157,7 +208,9 @@ func (s serving) reportProgress(ctx context.Context) {
 	}
 }
 
-// Introduce takes the record of a root that a member is going to ask for.
+// Introduce takes the record of a root that a member is going to ask for. It does
+// not widen the scope of one that is known: that is for records which this node
+// has looked for itself.
 func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []byte) error {
 	if f.cfg.Introduce == nil || !from.Identity.Role.IsMember() {
 		return fmt.Errorf("introduce: %w", content.ErrForbidden)
@@ -166,31 +219,71 @@ func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []by
 	if err != nil {
 		return err
 	}
-	_, err = f.Learn(r)
+	_, err = f.learn(r, false)
 	return err
 }
 
 // Bitmaps tells a member which chunks of a root are here, and those that come.
+// What is evicted is not taken back: who asks for it learns that.
 func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.CID, send func(*content.Bitmap) error) error {
 	rs := f.root(root)
 	if rs == nil || !from.Identity.MayRead(rs.head.Scope) {
 		return content.ErrNotFound
 	}
-	tick := time.NewTicker(bitmapInterval)
-	defer tick.Stop()
-	var sent uint64
-	for first := true; ; first = false {
-		b := f.have(ctx, rs)
-		if n := b.Len(); first || n != sent {
+	f.bringMap(ctx, rs)
+	f.refresh(ctx, rs)
+	var fo follower
+	for {
+		rs.mu.Lock()
+		b, changed := rs.have.next(&fo)
+		rs.mu.Unlock()
+		if b != nil {
 			if err := send(b); err != nil {
 				return err
 			}
-			sent = n
+			changed = nil
+		}
+		wait := time.NewTimer(bitmapInterval) // additions go out together
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil
+		}
+		if changed == nil {
+			continue
 		}
 		select {
-		case <-tick.C:
+		case <-changed:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// bringMap brings in the map of a root that this node was told of and whose
+// ancestor it holds: then its bitmap shows what the two share.
+func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
+	held := false
+	for _, id := range rs.lineage {
+		older := f.root(id)
+		held = held || older != nil && f.holds(ctx, older) > 0
+	}
+	rs.mu.Lock()
+	begin := held && !rs.mapping
+	rs.mapping = rs.mapping || begin
+	rs.mu.Unlock()
+	if !begin {
+		return
+	}
+	f.start(func() {
+		m := &Image{f: f, rs: rs}
+		for _, err := range m.CIDs(f.ctx) {
+			if err != nil {
+				f.cfg.Log.Debug("the map of a younger root can't be had", "root", rs.id, "err", err)
+				return
+			}
+		}
+		f.rescan(f.ctx, rs)
+	})
 }

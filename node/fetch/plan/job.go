@@ -11,11 +11,13 @@ type rung uint8
 const (
 	askLead rung = iota
 	askRanks
+	waitFarm
 	askHolders
 	waitSwarm
 	askSwarmHolders
 	askSwarmLead
 	readOrigin
+	waitLast
 	askAnyone
 	giveUp
 )
@@ -27,13 +29,13 @@ const (
 func ladder(d Depth) []rung {
 	switch d {
 	case Own, Led:
-		return []rung{askLead, askRanks, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, askAnyone, giveUp}
+		return []rung{askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
 	case Outer:
-		return []rung{askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
+		return []rung{waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
 	case OuterPassed:
-		return []rung{askLead, askRanks, askHolders, readOrigin, askAnyone, giveUp}
+		return []rung{askLead, askRanks, waitFarm, askHolders, readOrigin, askAnyone, giveUp}
 	}
-	return []rung{askRanks, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
+	return []rung{askRanks, waitFarm, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
 }
 
 // Job is the way of one run, or of the part of it that is missing. Not safe for
@@ -46,7 +48,7 @@ type Job struct {
 	asked map[Peer]bool // asked for what they have
 	fetch map[Peer]bool // asked to bring it in
 
-	asking  bool // an Ask or a WaitSwarm is under way
+	asking  bool // an Ask or a wait is under way
 	reading bool // a ReadOrigin is
 	reads   int
 	ended   bool
@@ -55,7 +57,7 @@ type Job struct {
 	refers int
 	again  bool // last is to be repeated when a referral was in vain
 	led    bool // a lead has tried all that it could
-	tried  []string
+	tried  []Tried
 }
 
 // New returns a job that waits for Start.
@@ -75,7 +77,7 @@ func (j *Job) Step(e Event) []Action {
 		if !e.Missing {
 			return j.end(Action{Kind: Done})
 		}
-		j.note(string(e.Peer), e.Why)
+		j.note(e.Peer, e.Why)
 		if acts := j.referred(e); acts != nil {
 			return acts
 		}
@@ -85,8 +87,8 @@ func (j *Job) Step(e Event) []Action {
 		if !e.Missing {
 			return j.end(Action{Kind: Done})
 		}
-		j.note("origin", e.Why)
-	case SwarmWaited:
+		j.note("", e.Why)
+	case Waited:
 		j.asking = false
 	case Hung:
 		return j.hedge(e.View)
@@ -102,9 +104,9 @@ func (j *Job) end(a Action) []Action {
 	return []Action{a}
 }
 
-func (j *Job) note(source, why string) {
+func (j *Job) note(source Peer, why string) {
 	if len(j.tried) < triedMax {
-		j.tried = append(j.tried, source+": "+cmp.Or(why, "absent"))
+		j.tried = append(j.tried, Tried{source, cmp.Or(why, "absent")})
 	}
 }
 
@@ -170,17 +172,14 @@ func (j *Job) step(v View) (acts []Action, stay bool) {
 		return j.askLead(v), false
 	case askRanks:
 		return j.askFirst(v, j.behind(v), nextRanks), false
+	case waitFarm:
+		return j.wait(WaitFarm, v.FarmSettled), false
 	case askHolders:
 		return j.askFirst(v, v.Holders, holdersAsked), false
 	case waitSwarm:
-		if j.cfg.Hurry || v.SwarmSettled || j.count > 0 {
-			return nil, false
-		}
-		j.count++
-		j.asking = true
-		return []Action{{Kind: WaitSwarm}}, false
+		return j.wait(WaitSwarm, j.cfg.Hurry || v.SwarmSettled), false
 	case askSwarmHolders:
-		return j.askFirst(v, v.SwarmHolders, holdersAsked), false
+		return j.askFirst(v, v.SwarmHolders, swarmHoldersAsked), false
 	case askSwarmLead:
 		return j.askSwarmLead(v), false
 	case readOrigin:
@@ -189,6 +188,8 @@ func (j *Job) step(v View) (acts []Action, stay bool) {
 		}
 		j.count++
 		return j.read(false), false
+	case waitLast: // nobody else is left to ask: now a guest waits too
+		return j.wait(WaitSwarm, v.SwarmSettled), false
 	case askAnyone:
 		return j.askAnyone(v), false
 	}
@@ -196,9 +197,19 @@ func (j *Job) step(v View) (acts []Action, stay bool) {
 		return nil, true
 	}
 	if j.reads == 0 {
-		j.note("origin", "not reachable from this node")
+		j.note("", "not reachable from this node")
 	}
 	return j.end(Action{Kind: Fail, Tried: j.tried}), false
+}
+
+// wait waits once, unless that is settled.
+func (j *Job) wait(kind ActionKind, settled bool) []Action {
+	if settled || j.count > 0 {
+		return nil
+	}
+	j.count++
+	j.asking = true
+	return []Action{{Kind: kind}}
 }
 
 // ranks are the live members in the order in which they lead the run; those that
@@ -272,12 +283,12 @@ func (j *Job) askSwarmLead(v View) []Action {
 
 // askAnyone is the rung of a node that can't read the origin, or where that
 // failed: whoever may be able to is asked to bring the run in, those first that
-// could lately. Where a lead has done so, it is not done again.
+// could lately. Where a lead has asked the farm, it is not asked again.
 func (j *Job) askAnyone(v View) []Action {
-	if j.led || j.count >= anyoneAsked {
+	if j.count >= anyoneAsked {
 		return nil
 	}
-	if _, ok := j.cfg.Depth.near(); ok {
+	if _, ok := j.cfg.Depth.near(); ok && !j.led {
 		for _, list := range [][]Peer{v.Providers, j.ranks(v)} {
 			for _, p := range list {
 				if !j.fetch[p] && !v.Aside[p] {

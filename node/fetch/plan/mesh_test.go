@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"maps"
@@ -44,6 +45,7 @@ type node struct {
 	dead    bool
 	liar    bool
 	blind   bool // sees no bitmaps
+	cold    bool // has yet to see them
 	budget  bool
 	holds   map[string]bool
 	view    []plan.Peer            // nil for all that live
@@ -69,7 +71,6 @@ type flight struct {
 	hurry   bool
 	waiters []func(ok bool)
 	ended   bool
-	failed  string
 }
 
 type event struct {
@@ -132,7 +133,7 @@ func (m *mesh) clock() time.Time { return time.Unix(1_800_000_000, 0).Add(m.now)
 
 // look is a node's view.
 func (n *node) look(run string) plan.View {
-	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget}
+	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget}
 	if v.Farm == nil {
 		v.Farm = n.m.farms[n.farm]
 	}
@@ -141,7 +142,7 @@ func (n *node) look(run string) plan.View {
 	}
 	for _, p := range slices.Sorted(maps.Keys(n.m.nodes)) {
 		other := n.m.nodes[p]
-		if n.blind || other == n || !other.holds[run] || other.dead {
+		if n.blind || n.cold || other == n || !other.holds[run] || other.dead {
 			continue
 		}
 		if other.farm == n.farm {
@@ -224,20 +225,31 @@ func (f *flight) act(a plan.Action) {
 			}
 			f.step(plan.Event{Kind: plan.OriginEnded, Why: why})
 		})
+	case plan.WaitFarm:
+		n.m.say("%s waits for bitmaps", n.name)
+		n.m.after(2*lanDelay, func() { n.cold = false; f.step(plan.Event{Kind: plan.Waited}) })
 	case plan.WaitSwarm:
 		n.m.say("%s waits for announcements", n.name)
-		n.m.after(plan.SwarmWait, func() { n.settled = true; f.step(plan.Event{Kind: plan.SwarmWaited}) })
+		n.m.after(plan.SwarmWait, func() { n.settled = true; f.step(plan.Event{Kind: plan.Waited}) })
 	case plan.Done, plan.Fail:
 		f.ended = true
 		delete(n.flights, f.key)
-		f.failed = strings.Join(a.Tried, "; ")
 		if a.Kind == plan.Fail {
-			n.m.say("%s fails: %s", n.name, f.failed)
+			n.m.say("%s fails: %s", n.name, tried(a.Tried))
 		}
 		for _, done := range f.waiters {
 			done(a.Kind == plan.Done)
 		}
 	}
+}
+
+// tried is text for people.
+func tried(all []plan.Tried) string {
+	var out []string
+	for _, t := range all {
+		out = append(out, fmt.Sprintf("%s: %s", cmp.Or(t.Peer, "origin"), t.Why))
+	}
+	return strings.Join(out, "; ")
 }
 
 // die ends a node: what it was asked stays unanswered.

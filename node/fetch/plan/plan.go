@@ -25,8 +25,11 @@ const (
 	// nextRanks is how many members that rank behind the lead are asked whether they
 	// hold a run before anyone outside is: a join or a leave shifts the ranks by one.
 	nextRanks = 2
-	// holdersAsked bounds the members asked because their bitmaps show the run.
-	holdersAsked = 3
+	// holdersAsked bounds the members of this farm asked because their bitmaps show
+	// the run: all that are followed, since an answer costs less than the origin and
+	// bitmaps do not tell of evictions. Outside, swarmHoldersAsked are.
+	holdersAsked      = 32
+	swarmHoldersAsked = 3
 	// announcersAsked bounds the members asked of the farms that lead outside.
 	announcersAsked = 3
 	// anyoneAsked bounds the members asked by a node that can't read the origin:
@@ -40,6 +43,9 @@ const (
 	// triedMax bounds how many failures a job remembers.
 	triedMax = 16
 
+	// FarmWait is how long the bitmaps of the farm are waited for when a root is new
+	// to this node: a round trip, or two. A silent member is not waited for longer.
+	FarmWait = 250 * time.Millisecond
 	// SwarmWait is how long prefetch waits for announcements of a cold root; a
 	// guest does not.
 	SwarmWait = 500 * time.Millisecond
@@ -99,6 +105,8 @@ type View struct {
 	// Holders are members of this farm whose bitmaps show what is missing, the
 	// best first.
 	Holders []Peer
+	// FarmSettled is true once the bitmaps of this farm have had their time.
+	FarmSettled bool
 	// Swarm are members of other farms that announced the root, by farm, in the
 	// order in which they were found.
 	Swarm map[string][]Peer
@@ -146,8 +154,8 @@ const (
 	Answered
 	// OriginEnded ends a ReadOrigin.
 	OriginEnded
-	// SwarmWaited ends a WaitSwarm.
-	SwarmWaited
+	// Waited ends a WaitFarm or a WaitSwarm.
+	Waited
 	// Hung says that another HedgeAfter has passed.
 	Hung
 )
@@ -177,7 +185,9 @@ const (
 	Ask ActionKind = iota
 	// ReadOrigin reads the run there; answered by OriginEnded.
 	ReadOrigin
-	// WaitSwarm waits SwarmWait for announcements; answered by SwarmWaited.
+	// WaitFarm waits until FarmSettled, at most FarmWait; answered by Waited.
+	WaitFarm
+	// WaitSwarm waits SwarmWait for announcements; answered by Waited.
 	WaitSwarm
 	// Done: nothing is missing. What is under way may be dropped.
 	Done
@@ -197,5 +207,12 @@ type Action struct {
 	// missing is to be read, and it counts against the budget.
 	Hedge bool
 	// Tried says what was tried, of Fail.
-	Tried []string
+	Tried []Tried
+}
+
+// Tried is a source that was tried in vain: a member, or "" for the origin. Why is
+// "absent" where it has answered that it has no more.
+type Tried struct {
+	Peer Peer
+	Why  string
 }

@@ -116,6 +116,7 @@ func TestEveryWantEnds(t *testing.T) {
 			}
 			n.origin, n.liar = rapid.Bool().Draw(t, "can read"), rapid.IntRange(0, 9).Draw(t, "liar") == 0
 			n.blind, n.budget, n.settled = rapid.Bool().Draw(t, "blind"), rapid.Bool().Draw(t, "budget"), rapid.Bool().Draw(t, "settled")
+			n.cold = rapid.Bool().Draw(t, "cold")
 			n.dead = rapid.IntRange(0, 5).Draw(t, "dead") == 0
 			n.holds["r"] = rapid.IntRange(0, 19).Draw(t, "holds") == 0
 			if rapid.IntRange(0, 5).Draw(t, "dies") == 0 {
@@ -165,7 +166,7 @@ func keys[V any](m map[string]V) func(yield func(string) bool) {
 
 // TestJobBounds: a job asks a bounded number of members, whatever it is told.
 func TestJobBounds(t *testing.T) {
-	const actsMax = 100
+	const actsMax = 150
 	rapid.Check(t, func(t *rapid.T) {
 		var everybody []plan.Peer
 		for i := range 300 {
@@ -195,7 +196,7 @@ func TestJobBounds(t *testing.T) {
 			open = append(open, j.Step(plan.Event{Kind: plan.Hung, View: v})...)
 			v.Origin = rapid.Bool().Draw(t, "origin")
 			e := plan.Event{View: v, Missing: true, Peer: a.Peer, Why: rapid.SampledFrom([]string{"", "silent"}).Draw(t, "why")}
-			e.Kind = map[plan.ActionKind]plan.EventKind{plan.Ask: plan.Answered, plan.ReadOrigin: plan.OriginEnded, plan.WaitSwarm: plan.SwarmWaited}[a.Kind]
+			e.Kind = map[plan.ActionKind]plan.EventKind{plan.Ask: plan.Answered, plan.ReadOrigin: plan.OriginEnded, plan.WaitSwarm: plan.Waited, plan.WaitFarm: plan.Waited}[a.Kind]
 			if a.Kind == plan.Ask && rapid.Bool().Draw(t, "refers") {
 				e.Refer = rapid.SampledFrom(everybody).Draw(t, "to")
 			}

@@ -1,0 +1,287 @@
+package fetch_test
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+// warmAll warms an image at members, all at once.
+func (w *world) warmAll(im *image, members ...*node) {
+	w.t.Helper()
+	w.check(all(members, func(m *node) error { return m.open(im).Warm(w.t.Context(), nil) }))
+}
+
+// announcedBy waits until so many members announce the image.
+func (w *world) announcedBy(im *image, n int) {
+	w.t.Helper()
+	w.eventually("the root is announced", func() bool { return len(w.announcers(im)) == n })
+}
+
+func (w *world) announcers(im *image) []peer.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.announced[swarm.KeyFor(im.Head.Scope, im.id, w.secret)])
+}
+
+// TestSecondFarmReadsTheFirst: what another farm holds costs the origin nothing,
+// and crosses the second farm's uplink once.
+func TestSecondFarmReadsTheFirst(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	north := w.farm("north", 3)
+	w.warmAll(im, north...)
+	w.check(all(north, func(m *node) error { return m.Hold(t.Context(), im.id) }))
+	w.announcedBy(im, 2)
+	w.forget()
+	south := w.farm("south", 3)
+	w.warmAll(im, south...)
+	if n := w.gets.Load(); n > 0 {
+		t.Errorf("%d requests to the origin", n)
+	}
+	var crossed int64
+	for _, m := range south {
+		crossed += m.Bytes()[fetch.FromSwarm]
+	}
+	t.Logf("%.3f copies between the farms", float64(crossed)/float64(im.stats.RawBytes))
+	if c := float64(crossed) / float64(im.stats.RawBytes); c > 1.05 {
+		t.Errorf("%.3f copies crossed between the farms, want at most 1.05", c)
+	}
+}
+
+// TestColdMeshSharesTheOrigin: farms that announce the root and begin together
+// share their reads of the origin.
+func TestColdMeshSharesTheOrigin(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	members := slices.Concat(w.farm("north", 2), w.farm("south", 2), w.farm("west", 2))
+	for _, m := range members { // what a first read and ten seconds of DHT would bring about
+		m.open(im)
+		w.check(m.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
+	}
+	w.forget()
+	w.warmAll(im, members...)
+	t.Logf("%.3f copies", w.copies(im))
+	if c := w.copies(im); c > 1.1 {
+		t.Errorf("%.3f copies left the origin, want at most 1.1", c)
+	}
+}
+
+// TestFarmWithoutOrigin reads through a member of another farm that has one.
+func TestFarmWithoutOrigin(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 40})
+	north, south := w.farm("north", 2), w.farm("south", 3)
+	for _, m := range south[:2] {
+		m.origin.Store(false)
+	}
+	g := south[0].open(im)
+	w.check(readAll(t.Context(), g, im))
+	if b := south[0].Bytes(); b[fetch.FromOrigin] != 0 || b[fetch.FromFarm] == 0 {
+		t.Errorf("bytes by source: %v", b)
+	}
+
+	other := w.publish(imageConfig{chunks: 40, seed: 1})
+	south[2].origin.Store(false)
+	north[0].open(other)
+	w.check(north[0].Announce(swarm.KeyFor(other.Head.Scope, other.id, w.secret)))
+	g = south[1].open(other)
+	south[1].Prepare(t.Context(), other.id)
+	w.check(readAll(t.Context(), g, other))
+	if b := south[1].Bytes(); b[fetch.FromOrigin] != 0 {
+		t.Errorf("bytes by source: %v", b)
+	}
+}
+
+// TestRootIsIntroduced: members that have never heard of a root serve it, once
+// they were shown its record, to those who may read it.
+func TestRootIsIntroduced(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 40})
+	members := w.farm("north", 3)
+	w.check(readAll(t.Context(), members[0].open(im), im))
+	var farm int64
+	for _, m := range members[1:] {
+		farm += m.Bytes()[fetch.FromOrigin]
+	}
+	if farm == 0 {
+		t.Error("no other member has led a run of a root that it did not know")
+	}
+}
+
+// TestScopeIsCheckedBeforeLooking: a farm's content is absent for all others, and
+// a stranger gets public content only.
+func TestScopeIsCheckedBeforeLooking(t *testing.T) {
+	w := newWorld(t)
+	images := []*image{
+		w.publish(imageConfig{chunks: 8, scope: content.Farm("north")}),
+		w.publish(imageConfig{chunks: 8, seed: 1}),
+		w.publish(imageConfig{chunks: 8, seed: 2, scope: content.Public()}),
+	}
+	owner := w.join("north", nil)
+	for _, im := range images {
+		w.check(readAll(t.Context(), owner.open(im), im))
+	}
+	unknown := content.Sum([]byte("unknown"))
+	for _, who := range []struct {
+		name string
+		*node
+		may int // the last so many images
+	}{
+		{"a member of the farm", w.join("north", nil), 3},
+		{"a member of another farm", w.join("south", nil), 2},
+		{"a seed", w.enter("", trust.RoleSeed, nil, nil), 1},
+	} {
+		for i, im := range images {
+			refused := !who.has(owner.id, im.id)
+			if refused == (i >= len(images)-who.may) {
+				t.Errorf("%s, image of scope %s: refused is %t", who.name, im.Head.Scope, refused)
+			}
+		}
+		if who.has(owner.id, unknown) {
+			t.Errorf("%s got a chunk of a root that nobody knows", who.name)
+		}
+	}
+}
+
+// has asks a member for a chunk, and reports whether it came; if not, the answer
+// must have been that the root is unknown.
+func (m *node) has(from peer.ID, root content.CID) bool {
+	came, unknown := false, false
+	err := m.exchange.Want(m.w.t.Context(), from, exchange.Request{Root: root, Indexes: []uint64{1}, Fetch: true}, func(r exchange.Reply) {
+		switch r.(type) {
+		case *exchange.Data:
+			came = true
+		case exchange.Unknown:
+			unknown = true
+		}
+	})
+	m.w.check(err)
+	if came == unknown {
+		m.w.t.Errorf("came is %t, unknown is %t", came, unknown)
+	}
+	return came
+}
+
+// slow is a member whose data to some peers waits at a gate.
+type slow struct {
+	exchange.Server
+	gate  chan struct{}
+	quick atomic.Pointer[peer.ID] // who does not wait
+	held  atomic.Int64            // requests that do
+}
+
+func (s *slow) Want(ctx context.Context, from exchange.Peer, req exchange.Request, w exchange.Responder) {
+	if id := s.quick.Load(); id != nil && *id == from.ID {
+		s.Server.Want(ctx, from, req, w)
+		return
+	}
+	s.held.Add(1)
+	s.Server.Want(ctx, from, req, held{w, s.gate})
+}
+
+// held is a Responder whose data waits at a gate.
+type held struct {
+	exchange.Responder
+	gate chan struct{}
+}
+
+func (h held) Data(ctx context.Context, index uint64, v content.Verified, page []byte) error {
+	if h.Responder.Queued(0) != nil {
+		return errCancelled
+	}
+	tick := time.NewTicker(exchange.ProgressInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.gate:
+			return h.Responder.Data(ctx, index, v, page)
+		case <-tick.C:
+			if err := h.Progress(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// TestCrowdIsReferred: a member that is sending a run to four others refers the
+// next to one that has it.
+func TestCrowdIsReferred(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 4})
+	s := &slow{gate: make(chan struct{})}
+	source := w.enter("north", trust.RoleNode, nil, func(server exchange.Server) exchange.Server { s.Server = server; return s })
+	w.check(readAll(t.Context(), source.open(im), im))
+	ask := func(m *node) (last exchange.Reply) {
+		err := m.exchange.Want(t.Context(), source.id, exchange.Request{Root: im.id, Indexes: []uint64{0}, Priority: exchange.PriorityPrefetch}, func(r exchange.Reply) {
+			last = r
+		})
+		w.check(err)
+		return last
+	}
+	members := w.farm("north", 6)
+	quick, next := members[4], members[5]
+	s.quick.Store(&quick.id)
+	var served errgroup.Group
+	hold := func(m *node) {
+		before := s.held.Load()
+		served.Go(func() error { ask(m); return nil })
+		w.eventually("the request is held", func() bool { return s.held.Load() > before })
+	}
+	for _, m := range members[:3] {
+		hold(m)
+	}
+	ask(quick) // has the run from here on
+	hold(members[3])
+	w.eventually("the fifth is referred", func() bool {
+		s.quick.Store(&next.id)
+		refer, ok := ask(next).(exchange.Refer)
+		if ok && refer.Peer != quick.id {
+			t.Errorf("referred to %s, want %s", refer.Peer, quick.id)
+		}
+		return ok
+	})
+	if _, again := ask(next).(*exchange.Data); !again {
+		t.Error("an asker was referred twice")
+	}
+	close(s.gate)
+	w.check(served.Wait())
+}
+
+// TestYoungerRootShowsWhatItShares: who holds an older version of an image brings
+// in the map of the younger one when it is asked what it has of it.
+func TestYoungerRootShowsWhatItShares(t *testing.T) {
+	w := newWorld(t)
+	older := w.publish(imageConfig{chunks: imageChunks})
+	younger := w.publish(imageConfig{chunks: imageChunks, seed: 1, older: older, changed: 10})
+	north := w.join("north", nil)
+	w.warmAll(older, north)
+	w.check(north.Hold(t.Context(), older.id))
+	w.announcedBy(older, 1)
+
+	south := w.join("south", nil)
+	g := south.open(younger)
+	south.Prepare(t.Context(), younger.id)
+	w.eventually("north shows what the two share", func() bool {
+		return south.Shown(younger.id)[north.id] >= younger.stats.Chunks-younger.stats.NewChunks
+	})
+	w.forget()
+	w.check(g.Warm(t.Context(), nil))
+	b := south.Bytes()
+	if shared := int64(younger.stats.Chunks-younger.stats.NewChunks) * content.ChunkSizeDefault; b[fetch.FromSwarm] < shared {
+		t.Errorf("%d bytes came from the swarm, want at least the %d that are shared; %v", b[fetch.FromSwarm], shared, b)
+	}
+}

@@ -1,0 +1,244 @@
+package fetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// read is one request to the origin that is under way. It waits for nobody, so
+// everybody may wait for it.
+type read struct {
+	done chan struct{} // closed when it has ended; err is set before
+	err  error
+}
+
+// readOrigin reads what is missing with one request, and with it all other chunks
+// of the run that the root has and the cache lacks. What is being read already is
+// waited for, so a chunk is never read twice at once.
+func (j *job) readOrigin(hedge bool) {
+	e := plan.Event{Kind: plan.OriginEnded}
+	if hedge {
+		j.f.metrics.hedges.Inc()
+	}
+	if err := j.readMissing(hedge); err != nil {
+		e.Why = err.Error()
+		j.failure = err
+	}
+	j.events <- e
+}
+
+func (j *job) readMissing(hedge bool) error {
+	origin := j.f.cfg.Origin()
+	if origin == nil {
+		return fmt.Errorf("%w: not reachable from this node", content.ErrUnavailable)
+	}
+	mine, under := j.claim(hedge)
+	if len(mine) > 0 {
+		r := under[len(under)-1]
+		if hedge {
+			n := 0
+			for _, o := range mine {
+				n += o.stored()
+			}
+			j.f.habits.spend(j.f.cfg.Now(), n)
+		}
+		if !j.f.start(func() { j.f.readObjects(j.rs, origin, mine, r) }) {
+			j.f.readObjects(j.rs, origin, mine, r) // ends at once: the Fetcher's context has
+		}
+	}
+	err := j.await(under)
+	j.fromCache() // what a read brought that ended before this one was claimed
+	return err
+}
+
+// underWay returns the reads that bring in flights of this job.
+func (j *job) underWay() []*read {
+	left := j.left()
+	j.f.mu.Lock()
+	defer j.f.mu.Unlock()
+	return j.f.readsOf(left)
+}
+
+// readsOf returns the reads that bring in flights. Called with mu.
+func (f *Fetcher) readsOf(flights []*flight) []*read {
+	var out []*read
+	for _, fl := range flights {
+		if r := f.reading[fl.obj.id]; r != nil && !slices.Contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// await waits for reads, or until all flights of this job have landed.
+func (j *job) await(reads []*read) error {
+	var errs []error
+	for _, r := range reads {
+		select {
+		case <-r.done:
+			errs = append(errs, r.err)
+		case <-j.landed:
+			return nil
+		case <-j.ctx.Done():
+			return context.Cause(j.ctx)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// claim takes what this job is to read, if anything, and returns the reads to wait
+// for: those under way, and last its own, which the caller is to start. A read puts
+// what it brings into the cache before it gives up its claims, so what is neither
+// claimed nor in the cache is to be read.
+func (j *job) claim(hedge bool) (mine []object, under []*read) {
+	var more []object
+	if j.level() == 0 && !hedge {
+		more = j.neighbours()
+	}
+	left := j.left()
+	f := j.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	under = f.readsOf(left)
+	r := &read{done: make(chan struct{})}
+	for _, fl := range left {
+		if f.reading[fl.obj.id] == nil && !f.cached(fl.obj) {
+			f.reading[fl.obj.id] = r
+			mine = append(mine, fl.obj)
+		}
+	}
+	if len(mine) == 0 {
+		return nil, under
+	}
+	for _, o := range more {
+		if f.reading[o.id] == nil && !f.cached(o) {
+			f.reading[o.id] = r
+			mine = append(mine, o)
+		}
+	}
+	slices.SortFunc(mine, func(a, b object) int { return cmp.Compare(a.at.Offset, b.at.Offset) })
+	return mine, append(under, r)
+}
+
+// cached reports whether an object, with its page, is in the cache.
+func (f *Fetcher) cached(o object) bool {
+	return f.cfg.Cache.Has(o.id) && (o.pos.Level == 0 || f.cfg.Cache.Has(o.page))
+}
+
+// neighbours are the chunks of the run that the leaf of the wanted ones names and
+// the cache lacks.
+func (j *job) neighbours() []object {
+	up, _ := j.flights[0].obj.pos.Parent()
+	leaf := j.rs.memory(up)
+	if leaf == nil {
+		return nil
+	}
+	met := map[content.CID]bool{}
+	for _, fl := range j.flights {
+		met[fl.obj.id] = true
+	}
+	var out []object
+	for i := range leaf.Page.Len() {
+		at, ok := leaf.Page.Child(i)
+		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.Has(id) {
+			met[id] = true
+			out = append(out, object{pos: up.Child(i), id: id, at: at})
+		}
+	}
+	return out
+}
+
+// readObjects reads objects of one run and lands them.
+func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
+	ctx, cancel := context.WithTimeout(f.ctx, jobTimeout)
+	defer cancel()
+	var frames []pack.Extent
+	for _, o := range objects {
+		frames = append(frames, o.frames()...)
+	}
+	got, err := f.readFrames(ctx, origin, frames)
+	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
+	for _, o := range objects {
+		a := arrival{obj: o, from: FromOrigin, data: got[0]}
+		if got = got[1:]; o.pos.Level > 0 {
+			a.page, got = got[0], got[1:]
+		}
+		if a.data.Bytes() == nil || o.pos.Level > 0 && a.page.Bytes() == nil {
+			continue
+		}
+		f.count(FromOrigin, o.stored())
+		err = errors.Join(err, f.land(rs, a, nil))
+	}
+	f.mu.Lock()
+	for _, o := range objects {
+		delete(f.reading, o.id)
+	}
+	f.mu.Unlock()
+	r.err = err
+	close(r.done)
+}
+
+// readFrames reads frames of one run. Those that came damaged are read once more,
+// and then looked for where their pack may have gone. The result has an element
+// for each frame, the zero Verified for those that could not be had.
+func (f *Fetcher) readFrames(ctx context.Context, origin Origin, frames []pack.Extent) ([]content.Verified, error) {
+	got, err := origin.ReadFrames(ctx, frames)
+	if got == nil {
+		got = make([]content.Verified, len(frames))
+	}
+	if errors.Is(err, content.ErrCorrupt) {
+		var again []content.Verified
+		var bad []int
+		var missing []pack.Extent
+		for i, v := range got {
+			if v.Bytes() == nil {
+				bad, missing = append(bad, i), append(missing, frames[i])
+			}
+		}
+		if again, err = origin.ReadFrames(ctx, missing); again != nil {
+			for i, v := range again {
+				got[bad[i]] = v
+			}
+		}
+	}
+	finder, ok := origin.(Relocator)
+	if !ok || !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
+		return got, err
+	}
+	var errs []error
+	for i, e := range frames {
+		if got[i].Bytes() != nil {
+			continue
+		}
+		v, lost := f.readMoved(ctx, origin, finder, e)
+		if lost != nil {
+			errs = append(errs, lost)
+			break // the others will be as lost; a reader asks for them again
+		}
+		got[i] = v
+	}
+	if len(errs) == 0 {
+		return got, nil
+	}
+	return got, errors.Join(append(errs, err)...)
+}
+
+// readMoved reads a frame where its pack's footer says that it went.
+func (f *Fetcher) readMoved(ctx context.Context, origin Origin, finder Relocator, e pack.Extent) (content.Verified, error) {
+	moved, err := finder.Relocate(ctx, e)
+	if err != nil {
+		return content.Verified{}, err
+	}
+	got, err := origin.ReadFrames(ctx, []pack.Extent{moved})
+	if err != nil {
+		return content.Verified{}, err
+	}
+	return got[0], nil
+}

@@ -1,0 +1,425 @@
+package fetch_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/mem"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+// errDown is what a bucket that is down answers.
+var errDown = fmt.Errorf("connection refused: %w", content.ErrUnavailable)
+
+// world is an origin and the members that share it. The members are real: libp2p
+// hosts on loopback, exchanges, caches. Farms and announcements are told by the
+// world, as gossip and the DHT would.
+type world struct {
+	t      testing.TB
+	mesh   trust.PrivateKey
+	secret [32]byte
+	bucket *mem.Bucket
+	hooks  hooks
+	reader *pack.Reader
+
+	gets, got atomic.Int64 // requests to the origin for packs, and their bytes
+
+	mu        sync.Mutex // guards what follows
+	members   []*node
+	announced map[swarm.Key][]peer.ID
+}
+
+// hooks change what the origin does while it is used.
+type hooks struct {
+	down atomic.Bool
+	gate atomic.Pointer[chan struct{}]
+}
+
+// node is one member, as far as fetching goes.
+type node struct {
+	*fetch.Fetcher
+	w        *world
+	id       peer.ID
+	farm     string
+	host     host.Host
+	cache    *cache.Cache
+	exchange *exchange.Exchange
+	banned   sync.Map // of peer.ID
+	origin   atomic.Bool
+	gone     atomic.Bool // out of the farm, for all others
+	stop     func()
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, mesh: trust.NewPrivateKey(), announced: map[swarm.Key][]peer.ID{}}
+	w.bucket = mem.New(t, mem.Config{Fault: w.fault, Wait: w.wait})
+	w.reader = pack.NewReader(counting{w.bucket, w})
+	return w
+}
+
+func (w *world) fault(c mem.Call) mem.Fault {
+	if c.Op == mem.Get && w.hooks.down.Load() {
+		return mem.Fault{Err: errDown}
+	}
+	return mem.Fault{}
+}
+
+func (w *world) wait(ctx context.Context, c mem.Call) error {
+	if c.Op != mem.Get {
+		return nil
+	}
+	if gate := w.hooks.gate.Load(); gate != nil {
+		select {
+		case <-*gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// counting counts what is read of packs.
+type counting struct {
+	bucket.Bucket
+	w *world
+}
+
+func (c counting) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	o, err := c.Bucket.Get(ctx, key, r)
+	if err == nil && strings.HasPrefix(key, "packs/") {
+		c.w.gets.Add(1)
+		c.w.got.Add(r.Length)
+	}
+	return o, err
+}
+
+// forget begins to count anew.
+func (w *world) forget() { w.gets.Store(0); w.got.Store(0) }
+
+// join starts a member of a farm.
+func (w *world) join(farm string, change func(*fetch.Config)) *node {
+	w.t.Helper()
+	return w.enter(farm, trust.RoleNode, change, nil)
+}
+
+// enter starts a member; wrap may replace the server that others talk to.
+func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), wrap func(exchange.Server) exchange.Server) *node {
+	w.t.Helper()
+	key := trust.NewPrivateKey()
+	m := &node{w: w, farm: farm, host: newHost(w.t, key)}
+	m.id = m.host.ID()
+	m.origin.Store(true)
+	verifier := trust.NewVerifier(w.mesh.Public())
+	chain, err := trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
+	w.check(err)
+	m.cache, err = cache.Open(cache.Config{Dir: w.t.TempDir(), Quota: 1 << 30, ScrubRate: -1})
+	w.check(err)
+	cfg := fetch.Config{
+		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: chain.Identity(), Verifier: verifier,
+		Announce: w.secret, Introduce: w.introduce,
+	}
+	if os.Getenv("GRANGE_DEBUG") != "" {
+		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", m.id)
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	m.Fetcher, err = fetch.New(cfg)
+	w.check(err)
+	server := exchange.Server(m.Fetcher)
+	if wrap != nil {
+		server = wrap(server)
+	}
+	m.exchange, err = exchange.New(exchange.Config{Host: m.host, Verifier: verifier, Chain: chain, Server: server, Answerer: m})
+	w.check(err)
+	m.Connect(m.exchange)
+	w.meet(m)
+	m.run()
+	return m
+}
+
+// meet tells the member's host and all others of each other.
+func (w *world) meet(m *node) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, other := range w.members {
+		other.host.Peerstore().AddAddrs(m.id, m.host.Addrs(), time.Hour)
+		m.host.Peerstore().AddAddrs(other.id, other.host.Addrs(), time.Hour)
+	}
+	w.members = append(w.members, m)
+}
+
+func (m *node) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var parts errgroup.Group
+	parts.Go(func() error { return m.exchange.Run(ctx) })
+	parts.Go(func() error { return m.Fetcher.Run(ctx) })
+	parts.Go(func() error { return m.cache.Run(ctx) })
+	m.stop = sync.OnceFunc(func() {
+		cancel()
+		m.w.check(parts.Wait())
+		m.w.check(m.host.Close())
+	})
+	m.w.t.Cleanup(m.stop)
+}
+
+func (w *world) check(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func newHost(t testing.TB, key trust.PrivateKey) host.Host {
+	t.Helper()
+	private, _, err := crypto.GenerateEd25519Key(bytes.NewReader(key.Seed()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	muxer := *yamux.DefaultTransport
+	h, err := libp2p.New(
+		libp2p.Identity(private), libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.Muxer(yamux.ID, &muxer), libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// Live implements fetch.Members.
+func (m *node) Live() []peer.ID {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	out := []peer.ID{m.id}
+	for _, other := range m.w.members {
+		if other != m && other.farm == m.farm && other.farm != "" && !other.gone.Load() {
+			out = append(out, other.id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (m *node) reader() fetch.Origin {
+	if !m.origin.Load() || m.w.hooks.down.Load() {
+		return nil
+	}
+	return m.w.reader
+}
+
+// Announce, Withdraw, Find and Ban implement fetch.Announcements.
+func (m *node) Announce(k swarm.Key) error {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	m.w.announced[k] = append(m.w.announced[k], m.id)
+	return nil
+}
+
+func (m *node) Withdraw(k swarm.Key) {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	m.w.announced[k] = slices.DeleteFunc(m.w.announced[k], func(id peer.ID) bool { return id == m.id })
+}
+
+func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
+	m.w.mu.Lock()
+	ids := slices.Clone(m.w.announced[k])
+	m.w.mu.Unlock()
+	return func(yield func(peer.AddrInfo) bool) {
+		for _, id := range ids {
+			if !yield(peer.AddrInfo{ID: id}) {
+				return
+			}
+		}
+	}
+}
+
+func (m *node) Ban(id peer.ID, _ time.Duration) { m.banned.Store(id, true) }
+
+// Call implements exchange.Answerer.
+func (m *node) Call(_ context.Context, _ exchange.Peer, method string, _ []byte) ([]byte, error) {
+	if method != "farm" {
+		return nil, content.ErrNotFound
+	}
+	return []byte(m.farm), nil
+}
+
+// leave takes the member out of the farm and stops it.
+func (m *node) leave() {
+	m.gone.Store(true)
+	m.stop()
+}
+
+// image is one that was imported, and what it holds.
+type image struct {
+	fetch.Root
+	id     content.CID
+	chunks [][]byte // nil for a hole
+	stats  pack.Stats
+}
+
+// imageConfig says what to import.
+type imageConfig struct {
+	chunks int
+	scope  content.Scope
+	seed   uint64
+	// older shares its chunks with the image, but for every changed-th.
+	older   *image
+	changed int
+}
+
+// publish imports an image of random chunks with some holes.
+func (w *world) publish(cfg imageConfig) *image {
+	w.t.Helper()
+	ctx := context.Background()
+	size := int64(cfg.chunks) * content.ChunkSizeDefault
+	if cfg.scope.IsZero() {
+		cfg.scope = content.Mesh()
+	}
+	im := &image{chunks: make([][]byte, cfg.chunks)}
+	bc := pack.BuilderConfig{Bucket: w.bucket, Scope: cfg.scope, Size: size, PackSize: 4 << 20}
+	if cfg.older != nil {
+		im.Lineage = []content.CID{cfg.older.id}
+		index, err := pack.LoadIndex(ctx, pack.IndexConfig{Bucket: w.bucket, Scopes: []content.Scope{cfg.scope}, Dir: w.t.TempDir()})
+		w.check(err)
+		bc.Known, bc.Lineage = index, im.Lineage
+	}
+	b, err := pack.NewBuilder(ctx, bc)
+	w.check(err)
+	for i := range im.chunks {
+		if i%7 == 3 {
+			continue
+		}
+		if cfg.older != nil && i%cfg.changed != 0 {
+			im.chunks[i] = cfg.older.chunks[i]
+		} else {
+			im.chunks[i] = randomChunk(cfg.seed, i)
+		}
+		w.check(b.Add(ctx, uint64(i), im.chunks[i]))
+	}
+	im.Head, im.stats, err = b.Finish(ctx)
+	w.check(err)
+	root, err := im.Head.Root.Encode(content.NewCodec())
+	w.check(err)
+	im.id = root.CID()
+	im.Envelope, err = content.NewCodec().Marshal(record{im.Head, im.Lineage})
+	w.check(err)
+	return im
+}
+
+// record stands for a signed one.
+type record struct {
+	Head    pack.Head
+	Lineage []content.CID
+}
+
+func (w *world) introduce(envelope []byte) (fetch.Root, error) {
+	var r record
+	if err := content.NewCodec().Unmarshal(envelope, &r); err != nil {
+		return fetch.Root{}, err
+	}
+	return fetch.Root{Head: r.Head, Lineage: r.Lineage, Envelope: envelope}, nil
+}
+
+// randomChunk compresses to about half.
+func randomChunk(seed uint64, i int) []byte {
+	rng := rand.NewChaCha8([32]byte(binary.BigEndian.AppendUint64(make([]byte, 24), seed<<32|uint64(i))))
+	b := make([]byte, content.ChunkSizeDefault)
+	rng.Read(b[:len(b)/2])
+	return b
+}
+
+// open learns the image at a member and opens it.
+func (m *node) open(im *image) *fetch.Image {
+	m.w.t.Helper()
+	id, err := m.Learn(im.Root)
+	m.w.check(err)
+	if id != im.id {
+		m.w.t.Fatalf("the root is %s, want %s", id, im.id)
+	}
+	out, err := m.Open(id)
+	m.w.check(err)
+	return out
+}
+
+// readAll reads the image as a guest does, chunk by chunk, and compares it.
+func readAll(ctx context.Context, g *fetch.Image, im *image) error {
+	p := make([]byte, content.ChunkSizeDefault)
+	for i := range im.chunks {
+		if err := readOne(ctx, g, im, i, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readOne(ctx context.Context, g *fetch.Image, im *image, i int, p []byte) error {
+	if err := g.ReadChunk(ctx, uint64(i), 0, p); err != nil {
+		return fmt.Errorf("chunk %d: %w", i, err)
+	}
+	want := im.chunks[i]
+	if want == nil {
+		want = make([]byte, len(p))
+	}
+	if !bytes.Equal(p, want) {
+		return fmt.Errorf("chunk %d: other bytes", i)
+	}
+	return nil
+}
+
+// all runs do for each member at once.
+func all(members []*node, do func(m *node) error) error {
+	var g errgroup.Group
+	for _, m := range members {
+		g.Go(func() error { return do(m) })
+	}
+	return g.Wait()
+}
+
+// eventually waits until what holds.
+func (w *world) eventually(what string, holds func() bool) {
+	w.t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			w.t.Fatalf("not within 20 seconds: %s", what)
+		}
+	}
+}
+
+var errCancelled = errors.New("the test has had enough")
