@@ -98,8 +98,11 @@ func (im *Images) Get(ctx context.Context, name string) (ImageInfo, error) {
 
 // Import publishes an image under a name, in the background. What can be known at
 // once is refused at once.
-func (im *Images) Import(name string, req ImportRequest) (OperationView, error) {
+func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (OperationView, error) {
 	if err := im.mayImport(name, &req); err != nil {
+		return OperationView{}, err
+	}
+	if _, _, err := im.previous(ctx, name, req.Replace); err != nil {
 		return OperationView{}, err
 	}
 	return im.n.Operations.Start("import", name, func(ctx context.Context, op *Operation) error {

@@ -22,6 +22,7 @@ const (
 	meshKeyFile    = "mesh.key"
 	membershipFile = "membership"
 	invitesDir     = "invites"
+	peersFile      = "peers"
 )
 
 // membership is what a member knows of its mesh; written once, at the founding

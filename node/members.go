@@ -49,6 +49,20 @@ func (x neighbours) Live() []peer.ID {
 	return out
 }
 
+// violationBan is how long a stranger that broke the protocol is shut out: it may
+// be a member of another version, whose operator needs time, and not a day.
+const violationBan = time.Hour
+
+// violated deals with a peer that broke the protocol. One of this farm is only
+// complained of: its operator is ours.
+func (n *Node) violated(id peer.ID, err error) {
+	near := slices.Contains(neighbours{n}.Live(), id)
+	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
+	if !near {
+		n.swarm.Ban(id, violationBan)
+	}
+}
+
 // followFarm tells the swarm where the farm's members are to be found.
 func (n *Node) followFarm(ctx context.Context) {
 	changed := n.farm.Watch(ctx)
@@ -246,8 +260,12 @@ func (n *Node) commit(ctx context.Context, ch catalog.Change) (catalog.Record, e
 
 func (n *Node) commitThroughMember(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
 	version, etag := uint64(1), ""
-	if ch.Base != nil {
-		version, etag = ch.Base.Version+1, ch.Base.ETag
+	base := ch.Base
+	if k, held := n.Names.Held(ch.Kind, ch.Name); base == nil && held && k.Tombstone { // a deleted name is free
+		base = &k.Record
+	}
+	if base != nil {
+		version, etag = base.Version+1, base.ETag
 	}
 	e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Version: version, SignedAt: n.cfg.Now(), Farm: ch.Farm, Tombstone: ch.Delete, Body: ch.Body, Commit: trust.NewCommit()}
 	sealed, err := n.signer.Seal(e)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -125,7 +126,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.openDir, n.openMember, n.openCache, n.openNetwork, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
@@ -164,31 +165,15 @@ func (n *Node) openCache(context.Context) (err error) {
 	return err
 }
 
-// openNetwork builds the swarm, the farm, the fetcher and the exchange between
-// them, and opens their addresses.
+// openNetwork builds the swarm, the fetcher and the exchange, each of which knows
+// the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
 	n.swarm, err = swarm.New(swarm.Config{
-		Identity: n.identity, Mesh: n.member.Mesh, Listen: n.cfg.Listen,
-		Bootstrap: append(n.cfg.Bootstrap[:len(n.cfg.Bootstrap):len(n.cfg.Bootstrap)], n.member.Bootstrap...), Log: n.cfg.Log,
+		Identity: n.identity, Mesh: n.member.Mesh, Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.member.Bootstrap),
+		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Admit: func(id peer.ID) bool { return !n.exchange.Stranger(id) }, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
-	}
-	if err := n.swarm.Listen(); err != nil {
-		return err
-	}
-	if n.cfg.FarmBind != "" {
-		n.farm, err = farm.New(farm.Config{
-			Name: n.Farm(), Node: n.swarm.ID().String(), Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-			Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Log: n.cfg.Log,
-		})
-		if err == nil {
-			err = n.farm.Start()
-		}
-		if err != nil {
-			n.farm = nil
-			return err
-		}
 	}
 	n.origin = newOrigin(n)
 	n.fetch, err = fetch.New(fetch.Config{
@@ -201,13 +186,31 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	}
 	n.exchange, err = exchange.New(exchange.Config{
 		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.Chain, Server: n.fetch, Answerer: answerer{n},
-		OnViolation: func(id peer.ID, err error) { n.cfg.Log.Warn("a member broke the protocol", "peer", id, "err", err) },
-		Now:         n.cfg.Now, Log: n.cfg.Log,
+		OnViolation: n.violated, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.fetch.Connect(n.exchange)
+	return n.swarm.Listen()
+}
+
+// openFarm begins to gossip, if this node has neighbours at all.
+func (n *Node) openFarm(context.Context) error {
+	if n.cfg.FarmBind == "" {
+		return nil
+	}
+	f, err := farm.New(farm.Config{
+		Name: n.Farm(), Node: n.swarm.ID().String(), Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+		Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := f.Start(); err != nil {
+		return err
+	}
+	n.farm = f
 	return nil
 }
 
@@ -304,6 +307,10 @@ func (n *Node) Farm() string { return n.member.Chain.Identity().Farm }
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
 	out := append(n.cache.Collectors(), n.fetch.Collectors()...)
+	out = append(out, n.swarm.Collectors()...)
+	if n.farm != nil {
+		out = append(out, n.farm.Collectors()...)
+	}
 	out = append(out, n.exchange.Collectors()...)
 	out = append(out, n.Volumes.Door().Collectors()...)
 	return append(out, n.origin.collectors()...)

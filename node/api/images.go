@@ -29,12 +29,12 @@ func (s *Server) images(a huma.API) {
 		i, err := images.Get(ctx, in.Name)
 		return ok(viewImage(i)), err
 	})
-	route(a, http.MethodPut, "/api/images/{name}", "import an image", func(_ context.Context, in *struct {
+	route(a, http.MethodPut, "/api/images/{name}", "import an image", func(ctx context.Context, in *struct {
 		Named
 		Body ImportRequest
 	}) (*Answer[Operation], error) {
 		b := in.Body
-		return accepted(images.Import(in.Name, node.ImportRequest{Source: b.Source, Format: b.Format, Scope: b.Scope, Replace: b.Replace, Size: b.Size}))
+		return accepted(images.Import(ctx, in.Name, node.ImportRequest{Source: b.Source, Format: b.Format, Scope: b.Scope, Replace: b.Replace, Size: b.Size}))
 	})
 	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Remove(ctx, in.Name)

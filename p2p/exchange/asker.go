@@ -162,6 +162,18 @@ func (a *asker) peer(x *Exchange) (p Peer, stranger bool) {
 	return Peer{a.id, a.identity}, a.stranger
 }
 
+// Stranger reports whether a peer has streams open here without a certificate that
+// is good. Of a peer that has asked nothing yet it is false.
+func (x *Exchange) Stranger(id peer.ID) bool {
+	a := x.askers.find(id)
+	if a == nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stranger && !a.checkedAt.IsZero()
+}
+
 // spend calls f with the budget under its lock.
 func (a *asker) spend(f func(*budget)) {
 	a.mu.Lock()

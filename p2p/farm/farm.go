@@ -4,7 +4,6 @@
 package farm
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +47,7 @@ type Config struct {
 	Name string
 	// Node names this member: its peer ID.
 	Node string
-	// Bind is IP:PORT to gossip on; port 0 takes a free one, no IP takes all.
+	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host takes all.
 	Bind string
 	// Join are HOST:PORT of some neighbours, who may start later.
 	Join []string
@@ -139,11 +137,11 @@ func (f *Farm) Start() error {
 	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
-		host, port, err := splitBind(f.cfg.Bind)
+		ip, port, err := resolveBind(f.cfg.Bind)
 		if err != nil {
 			return err
 		}
-		c.BindAddr, c.BindPort, c.AdvertisePort = host, port, port
+		c.BindAddr, c.BindPort, c.AdvertisePort = ip, port, port
 	}
 	list, err := memberlist.Create(c)
 	if err != nil {
@@ -162,16 +160,16 @@ func label(name string) string {
 	return hex.EncodeToString(sum[:labelMax/2])
 }
 
-func splitBind(bind string) (host string, port int, err error) {
-	host, portText, err := net.SplitHostPort(bind)
-	if err == nil {
-		port, err = strconv.Atoi(portText)
+// resolveBind reads HOST:PORT; no host is all addresses.
+func resolveBind(bind string) (ip string, port int, err error) {
+	a, err := net.ResolveTCPAddr("tcp", bind)
+	if err != nil {
+		return "", 0, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
 	}
-	host = cmp.Or(host, "0.0.0.0")
-	if err != nil || port < 0 || port > 65535 || net.ParseIP(host) == nil {
-		return "", 0, fmt.Errorf("farm address %q: %w: want IP:PORT", bind, content.ErrInvalid)
+	if len(a.IP) == 0 {
+		return "0.0.0.0", a.Port, nil
 	}
-	return host, port, nil
+	return a.IP.String(), a.Port, nil
 }
 
 // Run looks for neighbours until ctx ends; then it says good-bye and stops.
