@@ -513,3 +513,7 @@ func (n *Node) CacheInfo() CacheInfo {
 	s := n.cache.Stats()
 	return CacheInfo{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Full: s.Full}
 }
+
+// Evict makes room: it removes chunks that are not pinned, the least useful first,
+// until they make that many bytes, and returns how many bytes it were.
+func (n *Node) Evict(bytes int64) (freed int64) { return n.cache.Evict(bytes) }

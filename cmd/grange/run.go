@@ -29,6 +29,7 @@ type cli struct {
 	Node    nodeCmd    `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
 	Image   imageCmd   `cmd:"" help:"Publish and handle images."`
 	Volume  volumeCmd  `cmd:"" help:"Create and handle volumes."`
+	Cache   cacheCmd   `cmd:"" help:"Show and shrink this node's cache."`
 	Token   tokenCmd   `cmd:"" help:"Make and handle join tokens."`
 	Mesh    meshCmd    `cmd:"" help:"Show and handle the mesh."`
 	Resolve resolveCmd `cmd:"" help:"Say what a name stands for."`

@@ -42,6 +42,10 @@ func (s *Server) members(a huma.API) {
 	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
 		return ok(s.cache()), nil
 	})
+	route(a, http.MethodPost, "/api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
+		freed := n.Evict(in.Body.Bytes)
+		return ok(Evicted{freed, s.cache()}), nil
+	})
 	route(a, http.MethodGet, "/api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
 		o := n.OriginInfo()
 		waiting := n.Waiting()

@@ -132,6 +132,17 @@ type Cache struct {
 	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 
+// EvictRequest is the body of POST /api/cache/evict.
+type EvictRequest struct {
+	Bytes int64 `json:"bytes" minimum:"1" doc:"how much to remove; less if the rest is pinned"`
+}
+
+// Evicted answers POST /api/cache/evict.
+type Evicted struct {
+	Freed int64 `json:"freed_bytes"`
+	Cache Cache `json:"cache" doc:"as it stands then"`
+}
+
 // Status answers GET /api/status.
 type Status struct {
 	Ready   bool      `json:"ready"`
