@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -41,8 +43,9 @@ type Lab struct {
 	// Env is added to the environment of nodes.
 	Env []string
 
-	nodes []*Node
-	store *exec.Cmd
+	nodes  []*Node
+	store  *exec.Cmd
+	fronts []*Front
 }
 
 // Node is one running `grange node`.
@@ -74,6 +77,9 @@ func (l *Lab) Close() error {
 	for _, n := range l.nodes {
 		errs = append(errs, n.Stop())
 	}
+	for _, f := range l.fronts {
+		errs = append(errs, f.close())
+	}
 	if l.store != nil {
 		errs = append(errs, l.store.Process.Kill())
 		l.store.Wait() // it was killed, which is no news
@@ -85,6 +91,11 @@ func (l *Lab) Close() error {
 // ready. The first founds the mesh with the given origin; a later one joins with
 // a token of the first.
 func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (*Node, error) {
+	return l.StartAs(ctx, "node", farm, origin, extra...)
+}
+
+// StartAs is Start of a member with another role; the founder is always an admin.
+func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...string) (*Node, error) {
 	host, err := l.Net.Host(ctx, farm)
 	if err != nil {
 		return nil, err
@@ -106,7 +117,7 @@ func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (
 		n.args = append(n.args, "--origin", origin)
 	}
 	if len(l.nodes) > 0 {
-		token, err := l.nodes[0].Run(ctx, "token", "create", "--role", "node", "--farm", farm)
+		token, err := l.nodes[0].Run(ctx, "token", "create", "--role", role, "--farm", farm)
 		if err != nil {
 			return nil, err
 		}
@@ -226,6 +237,36 @@ func (n *Node) Bytes(ctx context.Context) (api.Bytes, error) {
 	err := n.Get(ctx, "/api/status", &s)
 	return s.Bytes, err
 }
+
+// Metric returns the sum of a metric over its labels, 0 for one that is not there.
+func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := n.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	var sum float64
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		if err != nil {
+			return 0, fmt.Errorf("metric %s of %s: %w", name, n.Name, err)
+		}
+		sum += v
+	}
+	return sum, lines.Err()
+}
+
+// PID is that of the node's process.
+func (n *Node) PID() int { return n.cmd.Process.Pid }
 
 // Signal sends a signal to the node's process group.
 func (n *Node) Signal(sig syscall.Signal) error { return syscall.Kill(-n.cmd.Process.Pid, sig) }

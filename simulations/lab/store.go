@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -43,7 +45,7 @@ func (l *Lab) StartStore(ctx context.Context) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{lab: l, host: host, dir: filepath.Join(l.Dir, "store")}
-	s.URL = fmt.Sprintf("s3://%s/farm?endpoint=http://%s:%d&region=us-east-1&path-style=true", storeBucket, host.Addr(), storePort)
+	s.URL = storeURL(storeBucket, fmt.Sprintf("%s:%d", host.Addr(), storePort))
 	l.Env = append(l.Env, "AWS_ACCESS_KEY_ID="+storeUser, "AWS_SECRET_ACCESS_KEY="+storePassword, "AWS_EC2_METADATA_DISABLED=true")
 	if err := os.MkdirAll(filepath.Join(s.dir, storeBucket), 0o755); err != nil {
 		return nil, err
@@ -111,6 +113,21 @@ func (s *Store) await(ctx context.Context) error {
 			return errors.Join(errors.New("the S3 server does not answer"), ctx.Err())
 		}
 	}
+}
+
+// Files returns the paths of the store's files under a prefix of its keys: what
+// is flipped there is what a rotten disk of the store would flip.
+func (s *Store) Files(prefix string) ([]string, error) {
+	root := filepath.Join(s.dir, storeBucket, storePrefix)
+	var out []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		key, _ := filepath.Rel(root, path)
+		if err == nil && d.Type().IsRegular() && strings.HasPrefix(filepath.ToSlash(key), prefix) {
+			out = append(out, path)
+		}
+		return err
+	})
+	return out, err
 }
 
 // Stop ends the server, as an outage would.

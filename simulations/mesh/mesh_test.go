@@ -16,7 +16,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
 )
 
@@ -28,22 +27,30 @@ func imageSize() int64 {
 	return 96 << 20
 }
 
-// binary builds the command under test, once for the package's tests.
-func binary(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "grange")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/grangemesh/grange/cmd/grange")
+// TestMain builds the command under test, once for all tests.
+func TestMain(m *testing.M) { os.Exit(runTests(m)) }
+
+func runTests(m *testing.M) int {
+	dir := filepath.Dir(binary())
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-o", binary(), "github.com/grangemesh/grange/cmd/grange")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
+		fmt.Fprintf(os.Stderr, "build the command: %v: %s\n", err, out)
+		return 1
 	}
-	return path
+	return m.Run()
+}
+
+// binary is the path of the command under test.
+func binary() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("grange-mesh-test-%d", os.Getpid()), "grange")
 }
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := lab.New(t.Context(), binary(t), dir)
+	l, err := lab.New(t.Context(), binary(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,18 +145,51 @@ func readAll(t *testing.T, nodes []*lab.Node, volume, image, want string) {
 	wg.Wait()
 }
 
-// fromOrigin is how many bytes all nodes have read from the store.
-func fromOrigin(t *testing.T, l *lab.Lab) int64 {
+// front starts a store and opens an address of it that counts.
+func front(t *testing.T, l *lab.Lab) (*lab.Store, *lab.Front) {
 	t.Helper()
-	var total int64
-	for _, n := range l.Nodes() {
-		s, err := n.Status(t.Context())
+	store, err := l.StartStore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := store.Front(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store, f
+}
+
+// start starts a node on each farm that is named.
+func start(t *testing.T, l *lab.Lab, origin string, farms ...string) []*lab.Node {
+	t.Helper()
+	var nodes []*lab.Node
+	for _, farm := range farms {
+		n, err := l.Start(t.Context(), farm, origin)
 		if err != nil {
 			t.Fatal(err)
 		}
-		total += s.Origin.BytesIn
+		nodes = append(nodes, n)
 	}
-	return total
+	return nodes
+}
+
+// get asks the node's API.
+func get[T any](t *testing.T, n *lab.Node, path string) (v T) {
+	t.Helper()
+	if err := n.Get(t.Context(), path, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// metric is one of the node's at /metrics.
+func metric(t *testing.T, n *lab.Node, name string) float64 {
+	t.Helper()
+	v, err := n.Metric(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 func table(t *testing.T, l *lab.Lab) {
@@ -159,44 +199,4 @@ func table(t *testing.T, l *lab.Lab) {
 			t.Logf("%-6s cache %4d, farm %4d, swarm %4d, origin %4d MiB", n.Name, b.Cache>>20, b.Farm>>20, b.Swarm>>20, b.Origin>>20)
 		}
 	}
-}
-
-// TestTwoFarmsReadOnce: six nodes of two farms read a whole image at once; the
-// importer's farm has it, so the store sends next to nothing. A node that comes
-// later and one that leaves change nothing about that.
-func TestTwoFarmsReadOnce(t *testing.T) {
-	l := newLab(t)
-	store, err := l.StartStore(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, farm := range []string{"a", "a", "a", "b", "b", "b"} {
-		if _, err := l.Start(t.Context(), farm, store.URL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	nodes := l.Nodes()
-	path, sum := disk(t, l.Dir, imageSize())
-	t.Log(run(t, nodes[0], "image", "import", "disk", path))
-	var image api.Image
-	if err := nodes[0].Get(t.Context(), "/api/images/disk", &image); err != nil {
-		t.Fatal(err)
-	}
-	before := fromOrigin(t, l)
-	readAll(t, nodes, "v", "disk", sum)
-	table(t, l)
-	after := fromOrigin(t, l)
-	t.Logf("stored %d bytes, read from the store %d: %.3f", image.Stored, after-before, float64(after-before)/float64(image.Stored))
-	if after-before > int64(image.Stored)*105/100 {
-		t.Errorf("%d bytes were read from the store for %d stored", after-before, image.Stored)
-	}
-	seventh, err := l.Start(t.Context(), "b", store.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	readAll(t, []*lab.Node{seventh}, "w", "disk", sum)
-	if s, err := seventh.Bytes(t.Context()); err != nil || s.Origin > 0 {
-		t.Errorf("the seventh node read %d bytes of packs from the store (%v)", s.Origin, err)
-	}
-	table(t, l)
 }

@@ -130,7 +130,7 @@ func rounds(full int) int {
 	if os.Getenv("GRANGE_SOAK") != "" {
 		return full
 	}
-	return 2 // each restarts a node: the soak has the full count
+	return 5
 }
 
 // patternSize of the part of the disk that is written and flushed before a kill;

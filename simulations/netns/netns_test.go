@@ -1,6 +1,9 @@
 package netns
 
-import "testing"
+import (
+	"net"
+	"testing"
+)
 
 func TestHostsReachEachOtherAcrossLANs(t *testing.T) {
 	n, err := New(t.Context(), "t")
@@ -39,5 +42,47 @@ func TestHostsReachEachOtherAcrossLANs(t *testing.T) {
 	}
 	if out, err := hosts[0].Command(t.Context(), "/bin/bash", "-c", "</dev/tcp/"+hosts[1].Addr().String()+"/7001").CombinedOutput(); err == nil {
 		t.Errorf("a closed port answered: %s", out)
+	}
+}
+
+func TestSocketsOfThisProcessOnHosts(t *testing.T) {
+	n, err := New(t.Context(), "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	from, err := n.Host(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := n.Host(t.Context(), "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := to.Listen(t.Context(), "tcp", to.Addr().String()+":7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := from.Dial(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	back, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	if got, _, _ := net.SplitHostPort(back.RemoteAddr().String()); got != from.Addr().String() {
+		t.Errorf("the connection comes from %s, want %s", got, from.Addr())
+	}
+	if here, err := net.Listen("tcp", to.Addr().String()+":7001"); err == nil {
+		here.Close()
+		t.Error("the host's address is this process's too")
 	}
 }

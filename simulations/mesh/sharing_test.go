@@ -1,0 +1,75 @@
+package mesh
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/lab"
+)
+
+// TestTwoFarmsReadOnce: six nodes of two farms read a whole image at once; the
+// importer's farm has it, so the store sends next to nothing. That stays so when
+// a node joins, when leads lose a third of their caches, when a node leaves and
+// when one dies.
+func TestTwoFarmsReadOnce(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	nodes := start(t, l, store.URL, "a", "a", "a", "b", "b", "b")
+	path, sum := disk(t, l.Dir, imageSize())
+	t.Log(run(t, nodes[0], "image", "import", "disk", path))
+	stored := int64(get[api.Image](t, nodes[0], "/api/images/disk").Stored)
+
+	before := store.Sent("")
+	readAll(t, nodes, "cold", "disk", sum)
+	all := store.Sent("") - before
+	table(t, l)
+	t.Logf("six cold nodes: %d bytes are stored, the store sent %d: %.4f", stored, all, float64(all)/float64(stored))
+	if all > stored*105/100 {
+		t.Errorf("the store sent %d bytes for %d stored", all, stored)
+	}
+
+	packs := store.Sent("packs/")
+	nothing := func(what string) {
+		t.Helper()
+		got := store.Sent("packs/") - packs
+		t.Logf("%s: the store sent %d bytes of packs", what, got)
+		if got > 0 {
+			t.Errorf("%s: the store sent %d bytes of packs that the farms hold", what, got)
+		}
+		packs += got
+	}
+	nodes = append(nodes, start(t, l, store.URL, "b")...)
+	readAll(t, nodes[6:], "joined", "disk", sum)
+	nothing("a seventh node")
+
+	leads := []*lab.Node{nodes[0], nodes[1], nodes[3], nodes[4], nodes[6]} // one of each farm keeps all
+	evictThird(t, leads...)
+	readAll(t, nodes, "evicted", "disk", sum)
+	nothing("a third of the leads' caches evicted")
+
+	if err := nodes[4].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	left := []*lab.Node{nodes[0], nodes[1], nodes[3], nodes[6]}
+	evictThird(t, left...)
+	readAll(t, left, "left", "disk", sum)
+	nothing("a node stopped")
+
+	evictThird(t, nodes[0], nodes[3])
+	if err := nodes[1].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, []*lab.Node{nodes[0], nodes[3]}, "dead", "disk", sum)
+	nothing("a node killed")
+	table(t, l)
+}
+
+// evictThird takes a third of what nodes hold from them.
+func evictThird(t *testing.T, nodes ...*lab.Node) {
+	t.Helper()
+	for _, n := range nodes {
+		used := metric(t, n, "grange_cache_chunk_bytes")
+		t.Logf("%s: %s", n.Name, run(t, n, "cache", "evict", fmt.Sprint(int64(used/3))))
+	}
+}
