@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -206,6 +207,20 @@ func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
 		return out.String(), fmt.Errorf("on %s: grange %s: %w: %s", n.Name, strings.Join(args, " "), err, strings.TrimSpace(said.String()))
 	}
 	return out.String(), nil
+}
+
+// Exec runs the command line on a host until it ends by itself and returns what
+// it printed and its exit code. env is added to that of the lab.
+func (l *Lab) Exec(ctx context.Context, host *netns.Host, env []string, args ...string) (said string, code int, err error) {
+	cmd := host.Command(ctx, l.Binary, args...)
+	cmd.Env = slices.Concat(os.Environ(), l.Env, env)
+	cmd.WaitDelay = stopTimeout
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return string(out), exit.ExitCode(), nil
+	}
+	return string(out), 0, err
 }
 
 // Get asks the node's API.
