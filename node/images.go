@@ -161,7 +161,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 	note("")
 	head, stats, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
-		return fmt.Errorf("import %q: %w", name, err)
+		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
 	body := catalog.Image{Head: head, Lineage: lineage, Source: filepath.Base(req.Source), Chunks: stats.Chunks, Stored: im.stored(head, stats)}
 	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {

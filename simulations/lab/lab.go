@@ -90,7 +90,7 @@ func (l *Lab) Close() error {
 
 // Start starts a node on a new host of the farm's LAN and waits until it is
 // ready. The first founds the mesh with the given origin; a later one joins with
-// a token of the first.
+// a token of the first, unless extra has one.
 func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (*Node, error) {
 	return l.StartAs(ctx, "node", farm, origin, extra...)
 }
@@ -117,13 +117,15 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	if origin != "" {
 		n.args = append(n.args, "--origin", origin)
 	}
-	if len(l.nodes) > 0 {
+	switch {
+	case slices.Contains(extra, "--join"):
+	case len(l.nodes) > 0:
 		token, err := l.nodes[0].Run(ctx, "token", "create", "--role", role, "--farm", farm)
 		if err != nil {
 			return nil, err
 		}
 		n.args = append(n.args, "--join", strings.TrimSpace(token))
-	} else {
+	default:
 		n.args = append(n.args, "--farm", farm)
 	}
 	if first := l.first(farm); first != nil {
