@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -130,88 +129,3 @@ func (c Config) originURL() string {
 	}
 	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
 }
-
-// redeemRequest and redeemReply are the bodies of the call by which a newcomer
-// shows its invite.
-type redeemRequest struct {
-	Invite  trust.Invite    `cbor:"invite"`
-	Subject trust.PublicKey `cbor:"subject"`
-}
-
-type redeemReply struct {
-	Chain trust.Chain `cbor:"chain"`
-}
-
-const (
-	redeemMethod = "redeem"
-	// joinTimeout bounds a whole join: each bootstrap address is tried in turn.
-	joinTimeout = 60 * time.Second
-)
-
-// redeem answers a newcomer that shows an invite of this node.
-func (n *Node) redeem(body []byte) ([]byte, error) {
-	var req redeemRequest
-	if err := n.codec.Unmarshal(body, &req); err != nil {
-		return nil, err
-	}
-	st, err := n.invites.Redeem(req.Invite, req.Subject, n.cfg.Now())
-	if err != nil {
-		return nil, err
-	}
-	chain, err := n.signer.Issue(trust.Grant{Subject: req.Subject, Role: st.Role, Farm: st.Farm}, n.cfg.Now())
-	if err != nil {
-		return nil, err
-	}
-	n.cfg.Log.Info("a member joined", "key", req.Subject, "role", st.Role, "farm", st.Farm)
-	return n.codec.Marshal(redeemReply{chain})
-}
-
-// CreateToken makes a join token. Only an admin can; farm defaults to this
-// node's own.
-func (n *Node) CreateToken(role trust.Role, farm string, lifetime time.Duration) (trust.Token, trust.InviteState, error) {
-	role, err := trust.ParseRole(string(role))
-	if err != nil {
-		return trust.Token{}, trust.InviteState{}, err
-	}
-	if id := n.signer.Chain.Identity(); id.Role != trust.RoleAdmin {
-		return trust.Token{}, trust.InviteState{}, fmt.Errorf("create token: %w: this node is a %s; ask an admin, such as the node that founded the mesh", content.ErrForbidden, id.Role)
-	}
-	switch {
-	case role == trust.RoleSeed:
-		farm = ""
-	case farm == "":
-		farm = n.Farm()
-	}
-	if role != trust.RoleSeed {
-		if err := content.CheckName(farm); err != nil {
-			return trust.Token{}, trust.InviteState{}, fmt.Errorf("farm: %w", err)
-		}
-	}
-	if lifetime <= 0 {
-		lifetime = trust.InviteLifetime
-	}
-	invite, st, err := n.invites.Create(role, farm, n.cfg.Now(), lifetime)
-	if err != nil {
-		return trust.Token{}, trust.InviteState{}, err
-	}
-	return trust.Token{
-		Mesh: n.member.Mesh, Origin: withoutCredentials(n.origin.url), Bootstrap: n.Self().Addrs, Invite: invite,
-		Role: role, Farm: farm, Secrets: n.member.Secrets.For(role, farm), Expires: st.Expires.Unix(),
-	}, st, nil
-}
-
-// withoutCredentials strips what a URL must not carry to others.
-func withoutCredentials(text string) string {
-	u, err := url.Parse(text)
-	if err != nil {
-		return ""
-	}
-	u.User = nil
-	return u.String()
-}
-
-// Tokens returns what is on record of the tokens made here.
-func (n *Node) Tokens() ([]trust.InviteState, error) { return n.invites.List() }
-
-// RevokeToken makes an unused token useless.
-func (n *Node) RevokeToken(id string) error { return n.invites.Revoke(id) }

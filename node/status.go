@@ -1,0 +1,124 @@
+package node
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// PeerInfo describes a member.
+type PeerInfo struct {
+	ID    string
+	Farm  string
+	Role  trust.Role
+	State string
+	Addrs []string
+}
+
+// SelfInfo describes this node.
+type SelfInfo struct {
+	ID, Mesh, Farm string
+	Role           trust.Role
+	Addrs          []string
+	FarmAddr       string
+}
+
+// Self describes this node.
+func (n *Node) Self() SelfInfo {
+	id := n.member.Chain.Identity()
+	s := SelfInfo{ID: n.swarm.ID().String(), Mesh: n.member.Mesh.String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
+	if n.farm != nil {
+		s.FarmAddr = n.farm.Address()
+	}
+	return s
+}
+
+// FarmPeers returns the live neighbours.
+func (n *Node) FarmPeers() []PeerInfo {
+	if n.farm == nil {
+		return nil
+	}
+	aside := n.fetch.Aside()
+	var out []PeerInfo
+	for _, m := range n.farm.Members() {
+		if m.Node == n.swarm.ID().String() {
+			continue
+		}
+		p := PeerInfo{ID: m.Node, Farm: n.Farm(), State: "alive", Addrs: m.Addrs}
+		if id, err := peer.Decode(m.Node); err == nil {
+			if _, bad := aside[id]; bad {
+				p.State = "set aside"
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// Peers returns the neighbours, then the other members that this node is
+// connected with.
+func (n *Node) Peers() []PeerInfo {
+	out := n.FarmPeers()
+	for _, info := range n.swarm.Peers() {
+		id := info.ID.String()
+		if slices.ContainsFunc(out, func(p PeerInfo) bool { return p.ID == id }) {
+			continue
+		}
+		p := PeerInfo{ID: id, State: "connected"}
+		for _, a := range info.Addrs {
+			p.Addrs = append(p.Addrs, a.String())
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b PeerInfo) int { return strings.Compare(a.Farm+a.ID, b.Farm+b.ID) })
+	return out
+}
+
+// Waiting says what the node waits for before it is ready: for neighbours and
+// bootstrap members some seconds, so that its first reads find them.
+func (n *Node) Waiting() []string {
+	var out []string
+	young := n.cfg.Now().Sub(n.started) < joinedWithin
+	if young && len(n.cfg.FarmJoin) > 0 && len(n.FarmPeers()) == 0 {
+		out = append(out, "a neighbour of the farm")
+	}
+	if young && len(n.cfg.Bootstrap)+len(n.member.Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
+		out = append(out, "a member of the mesh")
+	}
+	if !n.Volumes.Opened() {
+		out = append(out, "its volumes")
+	}
+	return out
+}
+
+// Bytes counts bytes by where they came from.
+type Bytes struct{ Cache, Farm, Swarm, Origin int64 }
+
+// Bytes returns where this node's bytes came from since its start.
+func (n *Node) Bytes() Bytes { return BytesOf(n.fetch.Bytes()) }
+
+// BytesOf names the counts of a fetcher or an image.
+func BytesOf(b [4]int64) Bytes {
+	return Bytes{b[fetch.FromCache], b[fetch.FromFarm], b[fetch.FromSwarm], b[fetch.FromOrigin]}
+}
+
+// CacheInfo describes the cache.
+type CacheInfo struct {
+	Chunks, Used, Quota int64
+	Hits, Misses        int64
+	Full                bool
+}
+
+// CacheInfo describes the cache.
+func (n *Node) CacheInfo() CacheInfo {
+	s := n.cache.Stats()
+	return CacheInfo{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Full: s.Full}
+}
+
+// Evict makes room: it removes chunks that are not pinned, the least useful first,
+// until they make that many bytes, and returns how many bytes it were.
+func (n *Node) Evict(bytes int64) (freed int64) { return n.cache.Evict(bytes) }

@@ -1,0 +1,64 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// registry keeps the records of volumes.
+type registry struct{ n *Node }
+
+// Volume implements volumes.Registry.
+func (x registry) Volume(ctx context.Context, name string) (catalog.Record, error) {
+	k, err := x.n.Names.Lookup(ctx, content.KindVolume, name, true)
+	return k.Record, err
+}
+
+// CommitVolume implements volumes.Registry.
+func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume, base *catalog.Record) (catalog.Record, error) {
+	b, err := body.Encode(x.n.codec)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	return x.n.commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.n.Farm(), Body: b, Base: base})
+}
+
+// DeleteVolume implements volumes.Registry.
+func (x registry) DeleteVolume(ctx context.Context, base catalog.Record) error {
+	_, err := x.n.commit(ctx, catalog.Change{Kind: content.KindVolume, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
+	return err
+}
+
+// library finds what volumes begin as.
+type library struct{ n *Node }
+
+// Base implements volumes.Library.
+func (x library) Base(ctx context.Context, ref content.Ref) (volumes.Base, error) {
+	if ref.Kind != content.KindImage {
+		return volumes.Base{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
+	}
+	k, err := x.n.Names.Lookup(ctx, content.KindImage, ref.Name, true)
+	if err != nil {
+		return volumes.Base{}, err
+	}
+	r := rootOf(x.n.codec, k)
+	if id, err := x.n.fetch.Learn(r); err == nil {
+		x.n.fetch.Prepare(ctx, id) // the new volume's first read knows whom to ask
+	}
+	return volumes.Base{Head: r.Head, Lineage: r.Lineage, Envelope: r.Envelope}, nil
+}
+
+// Image implements volumes.Library.
+func (x library) Image(_ context.Context, b volumes.Base) (*fetch.Image, error) {
+	id, err := x.n.fetch.Learn(fetch.Root(b))
+	if err != nil {
+		return nil, err
+	}
+	return x.n.fetch.Open(id)
+}
