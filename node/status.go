@@ -69,6 +69,9 @@ func (n *Node) Peers() []PeerInfo {
 			continue
 		}
 		p := PeerInfo{ID: id, State: "connected"}
+		if who, ok := n.exchange.Identity(info.ID); ok {
+			p.Farm, p.Role = who.Farm, who.Role
+		}
 		for _, a := range info.Addrs {
 			p.Addrs = append(p.Addrs, a.String())
 		}
@@ -109,7 +112,6 @@ func BytesOf(b [4]int64) Bytes {
 // CacheInfo describes the cache.
 type CacheInfo struct {
 	Chunks, Used, Quota int64
-	Hits, Misses        int64
 	Full                bool
 }
 

@@ -31,7 +31,7 @@ func viewBytes(b node.Bytes) Bytes { return Bytes(b) }
 
 func (s *Server) cache() Cache {
 	c := s.cfg.Node.CacheInfo()
-	return Cache{Chunks: c.Chunks, Used: c.Used, Quota: c.Quota, Hits: c.Hits, Misses: c.Misses, Full: c.Full}
+	return Cache{Chunks: c.Chunks, Used: c.Used, Quota: c.Quota, Full: c.Full}
 }
 
 func (s *Server) members(a huma.API) {

@@ -112,7 +112,7 @@ type Peer struct {
 	ID    string   `json:"id"`
 	Farm  string   `json:"farm,omitempty"`
 	Role  string   `json:"role,omitempty"`
-	State string   `json:"state" doc:"alive, connected, or banned"`
+	State string   `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
 	Addrs []string `json:"addrs,omitempty"`
 }
 
@@ -127,8 +127,6 @@ type Cache struct {
 	Chunks int64 `json:"chunks"`
 	Used   int64 `json:"used_bytes"`
 	Quota  int64 `json:"quota_bytes"`
-	Hits   int64 `json:"hits"`
-	Misses int64 `json:"misses"`
 	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 

@@ -174,6 +174,18 @@ func (x *Exchange) Stranger(id peer.ID) bool {
 	return a.stranger && !a.checkedAt.IsZero()
 }
 
+// Identity returns who a peer is that has streams open here, as its certificate
+// says; false for a stranger and for one that has asked nothing yet.
+func (x *Exchange) Identity(id peer.ID) (trust.Identity, bool) {
+	a := x.askers.find(id)
+	if a == nil {
+		return trust.Identity{}, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.identity, !a.stranger
+}
+
 // spend calls f with the budget under its lock.
 func (a *asker) spend(f func(*budget)) {
 	a.mu.Lock()
