@@ -118,25 +118,38 @@ func fio(b *testing.B, uri string, args []string, bulk bool) float64 {
 	if err != nil {
 		b.Fatalf("fio: %v: %s", err, out)
 	}
-	type direction struct {
-		IOPS float64 `json:"iops"`
-		BW   float64 `json:"bw"`
-	}
-	var result struct {
-		Jobs []struct {
-			Read  direction `json:"read"`
-			Write direction `json:"write"`
-		} `json:"jobs"`
-	}
-	if err := json.Unmarshal(out[max(bytes.IndexByte(out, '{'), 0):], &result); err != nil || len(result.Jobs) == 0 {
-		b.Fatalf("fio: %v", err)
-	}
-	d := result.Jobs[0].Read
+	job := parseFio(b, out)
+	d := job.Read
 	if d.IOPS == 0 {
-		d = result.Jobs[0].Write
+		d = job.Write
 	}
 	if bulk {
 		return d.BW / 1024
 	}
 	return d.IOPS
+}
+
+// fioJob is what fio reports of a job.
+type fioJob struct {
+	Read  fioDirection `json:"read"`
+	Write fioDirection `json:"write"`
+}
+
+type fioDirection struct {
+	IOPS    float64 `json:"iops"`
+	BW      float64 `json:"bw"` // KiB a second
+	Latency struct {
+		Percentile map[string]float64 `json:"percentile"` // ns
+	} `json:"clat_ns"`
+}
+
+func parseFio(b *testing.B, out []byte) fioJob {
+	b.Helper()
+	var result struct {
+		Jobs []fioJob `json:"jobs"`
+	}
+	if err := json.Unmarshal(out[max(bytes.IndexByte(out, '{'), 0):], &result); err != nil || len(result.Jobs) == 0 {
+		b.Fatalf("fio: %v: %s", err, out)
+	}
+	return result.Jobs[0]
 }

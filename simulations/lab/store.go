@@ -130,6 +130,18 @@ func (s *Store) Files(prefix string) ([]string, error) {
 	return out, err
 }
 
+// narrowBurst is what a narrowed store may send at once.
+const narrowBurst = 256 << 10
+
+// Narrow bounds what the store's host sends, in bytes a second.
+func (s *Store) Narrow(ctx context.Context, rate int) error {
+	out, err := s.host.Command(ctx, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", fmt.Sprintf("%dbit", 8*rate), "burst", fmt.Sprint(narrowBurst), "latency", "100ms").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("narrow the store: %w: %s", err, out)
+	}
+	return nil
+}
+
 // Stop ends the server, as an outage would.
 func (s *Store) Stop() error {
 	if s.lab.store == nil {
