@@ -69,7 +69,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		return err
 	}
 	note := func(text string) { op.Update(func(v *OperationView) { v.Note = text }) }
-	temp := filepath.Join(im.n.cfg.Dir, "tmp")
+	temp := filepath.Join(im.n.cfg.Dir, tempDir)
 	if err := os.MkdirAll(temp, 0o700); err != nil {
 		return err
 	}

@@ -36,6 +36,8 @@ const (
 	joinedWithin = 5 * time.Second
 	// stopTimeout bounds what a stop waits for.
 	stopTimeout = 15 * time.Second
+	// tempDir in the data folder holds files of work that is under way.
+	tempDir = "tmp"
 )
 
 // Config is everything that a node is told. Zero fields are defaults.
@@ -140,6 +142,9 @@ func (n *Node) openDir(context.Context) (err error) {
 	}
 	if n.unlock, err = lockDir(n.cfg.Dir); err != nil {
 		return fmt.Errorf("data folder %s: %w", n.cfg.Dir, err)
+	}
+	if err := os.RemoveAll(filepath.Join(n.cfg.Dir, tempDir)); err != nil { // what a killed import has left
+		return fmt.Errorf("data folder: %w", err)
 	}
 	return nil
 }

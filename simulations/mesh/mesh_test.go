@@ -70,13 +70,19 @@ func newLab(t *testing.T) *lab.Lab {
 // disk writes an image with data that compresses to half, and holes.
 func disk(t *testing.T, dir string, size int64) (path, sum string) {
 	t.Helper()
-	path = filepath.Join(dir, "disk.raw")
+	return seededDisk(t, dir, size, 0)
+}
+
+// seededDisk is disk with data that no other seed gives.
+func seededDisk(t *testing.T, dir string, size int64, seed byte) (path, sum string) {
+	t.Helper()
+	path = filepath.Join(dir, fmt.Sprintf("disk%d.raw", seed))
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	rng := rand.NewChaCha8([32]byte{7})
+	rng := rand.NewChaCha8([32]byte{seed})
 	block := make([]byte, 1<<20)
 	hash := sha256.New()
 	for off := int64(0); off < size; off += int64(len(block)) {

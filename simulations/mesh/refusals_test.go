@@ -203,7 +203,9 @@ func TestBadStartIsRefused(t *testing.T) {
 	h, self := n.Host, n.Host.Addr()
 	listen := func(port int) string { return fmt.Sprintf("/ip4/%s/tcp/%d", self, port) }
 	fresh := func(more ...string) []string { return append([]string{"node", "--data", t.TempDir()}, more...) }
-	token := func(more ...string) string { return run(t, n, append([]string{"token", "create", "--role", "node"}, more...)...) }
+	token := func(more ...string) string {
+		return run(t, n, append([]string{"token", "create", "--role", "node"}, more...)...)
+	}
 
 	config := func(text string) []string {
 		path := filepath.Join(t.TempDir(), "grange.yaml")

@@ -1,0 +1,289 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/lab"
+)
+
+// restart starts a node again that was killed, and says how long it took.
+func restart(t *testing.T, n *lab.Node) {
+	t.Helper()
+	began := time.Now()
+	if err := n.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s is ready again after %s", n.Name, time.Since(began).Round(time.Millisecond))
+}
+
+// moment is a step of an import: the nth write of a key of this kind comes to the
+// store, and is done there or not.
+type moment struct {
+	key  string
+	nth  int32
+	done bool
+}
+
+// reached is a Meddler that closes came at a moment and leaves the writer without
+// an answer.
+func (m moment) reached(came chan<- struct{}) lab.Meddler {
+	var count atomic.Int32
+	return func(key string, w http.ResponseWriter, r *http.Request, store http.Handler) {
+		if r.Method != http.MethodPut || !strings.HasPrefix(key, m.key) || count.Add(1) != m.nth {
+			store.ServeHTTP(w, r)
+			return
+		}
+		if m.done {
+			store.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		io.Copy(io.Discard, r.Body) // whether it comes whole is the writer's matter
+		close(came)
+		<-r.Context().Done()
+	}
+}
+
+// killImport starts an import and kills the node at a moment of it.
+func killImport(t *testing.T, n *lab.Node, store *lab.Front, m moment, name, path string) {
+	t.Helper()
+	came := make(chan struct{})
+	store.Meddle(m.reached(came))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.Run(t.Context(), "image", "import", name, path)
+		ended <- err
+	}()
+	select {
+	case <-came:
+	case err := <-ended:
+		t.Fatalf("the import ended before %+v: %v", m, err)
+	}
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the import of a killed node succeeded")
+	}
+	store.Meddle(nil)
+}
+
+// TestKilledImport: a node is killed at each step of an import. The name stands
+// for nothing until the last step, and for the whole image after it; run again,
+// the import sends what is missing and no more.
+func TestKilledImport(t *testing.T) {
+	l := newLab(t)
+	files, store := front(t, l)
+	nodes := start(t, l, store.URL, "a", "b")
+	n, other := nodes[0], nodes[1]
+	for i, m := range []moment{
+		{"packs/", 1, false},
+		{"packs/", 2, false},
+		{"packs/", 2, true},
+		{"index/", 1, false},
+		{"records/image/", 1, false},
+		{"records/image/", 1, true},
+	} {
+		path, sum := seededDisk(t, l.Dir, imageSize()*5/4, byte(i))
+		name := filepath.Base(path)
+		before := packBytes(t, files)
+		killImport(t, n, store, m, name, path)
+		whole := strings.HasPrefix(m.key, "records/") && m.done
+		if _, err := other.Run(t.Context(), "image", "show", name); (err == nil) != whole {
+			t.Errorf("killed at %+v: the name stands for an image: %v", m, err == nil)
+		}
+		restart(t, n)
+		kept, sent := packBytes(t, files)-before, store.Taken("packs/")
+		args := []string{"image", "import", name, path}
+		if whole {
+			args = append(args, "--replace")
+		}
+		run(t, n, args...)
+		sent = store.Taken("packs/") - sent
+		stored := int64(get[api.Image](t, n, "/api/images/"+name).Stored)
+		t.Logf("killed at %+v: of %d bytes %d were there, %d were sent again", m, stored, kept, sent)
+		if sent > stored-kept+resendMax {
+			t.Errorf("killed at %+v: %d bytes were sent again, %d of %d were there", m, sent, kept, stored)
+		}
+		run(t, n, "image", "verify", name)
+		readAll(t, []*lab.Node{other}, "v"+name, name, sum)
+	}
+}
+
+// resendMax is what an import may send beside chunks that are missing: the map,
+// where its chunks lie, and the directory of the pack that holds both.
+const resendMax = 256 << 10
+
+// packBytes is the size of all packs at the store.
+func packBytes(t *testing.T, store *lab.Store) (total int64) {
+	t.Helper()
+	paths, err := store.Files("packs/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += info.Size()
+	}
+	return total
+}
+
+// TestKilledImportLeavesNoFiles: a directory is made into a file system in the
+// node's folder; that is cleared away at the next start.
+func TestKilledImportLeavesNoFiles(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	n := start(t, l, store.URL, "a")[0]
+	tree := filepath.Join(l.Dir, "tree")
+	data := make([]byte, 4<<20)
+	rand.Read(data)
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tree, "data"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	killImport(t, n, store, moment{"packs/", 1, false}, "tree", tree)
+	if left := leftovers(t, n); len(left) == 0 {
+		t.Fatal("the import had no temporary file: the test has missed it")
+	}
+	restart(t, n)
+	if left := leftovers(t, n); len(left) > 0 {
+		t.Errorf("temporary files are left after the restart: %v", left)
+	}
+}
+
+func leftovers(t *testing.T, n *lab.Node) []string {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(n.Data, "tmp", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return left
+}
+
+// TestKilledPull: a node is killed again and again while it pulls an image. Each
+// time it has kept what it had; of what it had fetched nothing is fetched twice
+// but what was in flight.
+func TestKilledPull(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	nodes := start(t, l, store.URL, "a", "b")
+	from, n := nodes[0], nodes[1]
+	path, sum := disk(t, l.Dir, 2*imageSize())
+	run(t, from, "image", "import", "disk", path)
+	chunks := get[api.Image](t, from, "/api/images/disk").Chunks
+	kills := rounds(20)
+	for round := range kills {
+		goal := float64(chunks) * float64(round+1) / float64(kills+1)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			n.Run(t.Context(), "image", "warm", "disk") // it is killed
+		}()
+		until(t, "the pull has come so far", func(ctx context.Context) bool {
+			have, err := n.Metric(ctx, "grange_cache_chunks")
+			return err == nil && have >= goal
+		})
+		had := metric(t, n, "grange_cache_chunks")
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		restart(t, n)
+		if has := metric(t, n, "grange_cache_chunks"); has < had {
+			t.Errorf("of %.0f chunks the restart has found %.0f", had, has)
+		}
+	}
+	run(t, n, "image", "warm", "disk")
+	readAll(t, []*lab.Node{n}, "v", "disk", sum)
+	served, raw := metric(t, from, "grange_fetch_served_bytes_total"), float64(chunks*content.ChunkSizeDefault)
+	t.Logf("%d kills: %.1f MiB were sent for %.1f MiB: %.1f MiB twice", kills, served/(1<<20), raw/(1<<20), (served-raw)/(1<<20))
+	if twice := served - raw; twice > float64(kills*inFlightMax) {
+		t.Errorf("%.0f bytes were sent twice for %d kills", twice, kills)
+	}
+	if got := store.Sent("packs/"); float64(got) > served/100 { // each start looks around for members anew
+		t.Errorf("the store sent %d bytes of packs that the other farm holds", got)
+	}
+	if bad := metric(t, n, "grange_cache_corrupt_chunks_total"); bad > 0 {
+		t.Errorf("%.0f chunks in the cache were bad", bad)
+	}
+}
+
+// inFlightMax is what a pull may have under way when it is killed, in bytes.
+const inFlightMax = 8 << 20
+
+// TestKilledEviction: the cache is smaller than the disk that is read again and
+// again, so it evicts all the time, and its node is killed meanwhile. What it has
+// kept is good, and its volume has what was written.
+func TestKilledEviction(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	from := start(t, l, store.URL, "a")[0]
+	n, err := l.Start(t.Context(), "a", store.URL, "--quota", fmt.Sprint(quotaLeast))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, sum := disk(t, l.Dir, quotaLeast*3/2)
+	run(t, from, "image", "import", "disk", path)
+	device := run(t, n, "volume", "create", "written", "--from", "image:disk")
+	pattern := filepath.Join(l.Dir, "pattern")
+	for round := range rounds(20) {
+		fill(t, pattern, byte(round+1))
+		if out, err := exec.Command("nbdcopy", "--flush", pattern, device).CombinedOutput(); err != nil {
+			t.Fatalf("write: %v: %s", err, out)
+		}
+		gone := metric(t, n, "grange_cache_removed_chunks_total")
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			exec.CommandContext(t.Context(), "nbdcopy", device, "null:").Run() // it loses its node
+		}()
+		until(t, "the cache evicts", func(ctx context.Context) bool {
+			now, err := n.Metric(ctx, "grange_cache_removed_chunks_total")
+			return err == nil && now > gone+100
+		})
+		had := metric(t, n, "grange_cache_chunks")
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		restart(t, n)
+		has := metric(t, n, "grange_cache_chunks")
+		t.Logf("the cache had %.0f chunks, and has %.0f", had, has)
+		if has < had*9/10 {
+			t.Errorf("of %.0f chunks the restart has found %.0f", had, has)
+		}
+		back := filepath.Join(l.Dir, "back")
+		if out, err := exec.Command("qemu-img", "dd", "-f", "raw", "-O", "raw", "bs=1M", fmt.Sprintf("count=%d", patternSize>>20), "if="+device, "of="+back).CombinedOutput(); err != nil {
+			t.Fatalf("read back: %v: %s", err, out)
+		}
+		compareHead(t, pattern, back)
+	}
+	readAll(t, []*lab.Node{n}, "v", "disk", sum)
+	if bad := metric(t, n, "grange_cache_corrupt_chunks_total"); bad > 0 {
+		t.Errorf("%.0f chunks in the cache were bad", bad)
+	}
+	served := metric(t, from, "grange_fetch_served_bytes_total")
+	if got := store.Sent("packs/"); float64(got) > served/100 { // what a blocked guest's hedges may take
+		t.Errorf("the store sent %d bytes of packs that the farm holds, and the farm %.0f", got, served)
+	}
+}
+
+// quotaLeast is the smallest that a cache may have.
+const quotaLeast = 256 << 20
