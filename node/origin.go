@@ -48,8 +48,9 @@ const (
 // origin is the object store of this node: there or not, writable or not. A node
 // works without one; it is looked for again and again.
 type origin struct {
-	n   *Node
-	url string
+	n       *Node
+	url     string
+	corrupt prometheus.Counter
 
 	mu      sync.RWMutex // guards what follows
 	state   string
@@ -60,7 +61,12 @@ type origin struct {
 	packs   *pack.Reader
 }
 
-func newOrigin(n *Node) *origin { return &origin{n: n, state: originNone} }
+func newOrigin(n *Node) *origin {
+	corrupt := prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "grange", Subsystem: "origin", Name: "corrupt_reads_total", Help: "Reads of packs that brought other bytes than their hashes say.",
+	})
+	return &origin{n: n, state: originNone, corrupt: corrupt}
+}
 
 // open opens the bucket and looks at it once. A founding node must have one that
 // works; any other starts without, unless it is the wrong one.
@@ -225,7 +231,7 @@ func (o *origin) lost(err error) {
 	}
 }
 
-// watched is a pack reader that tells the origin when it is not there.
+// watched is a pack reader that tells the origin when it is not there, or bad.
 type watched struct {
 	o     *origin
 	packs *pack.Reader
@@ -236,6 +242,9 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 	got, err := w.packs.ReadFrames(ctx, frames)
 	if err != nil {
 		w.o.lost(err)
+	}
+	if errors.Is(err, content.ErrCorrupt) {
+		w.o.corrupt.Inc()
 	}
 	return got, err
 }
@@ -254,9 +263,9 @@ func (o *origin) collectors() []prometheus.Collector {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	if o.counted == nil {
-		return nil
+		return []prometheus.Collector{o.corrupt}
 	}
-	return o.counted.Collectors()
+	return append(o.counted.Collectors(), o.corrupt)
 }
 
 // OriginInfo returns how the origin stands.

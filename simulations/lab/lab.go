@@ -161,20 +161,9 @@ func (l *Lab) Nodes() []*Node { return l.nodes }
 // Restart starts the node's process, which must not run, and waits until it is
 // ready.
 func (n *Node) Restart(ctx context.Context) error {
-	log, err := os.OpenFile(filepath.Join(n.lab.Dir, n.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
+	if err := n.launch(ctx, nil, n.lab.Binary, n.args...); err != nil {
 		return err
 	}
-	defer log.Close()
-	n.cmd = n.Host.Command(context.WithoutCancel(ctx), n.lab.Binary, n.args...)
-	n.cmd.Env = append(os.Environ(), n.lab.Env...)
-	n.cmd.Stdout, n.cmd.Stderr = log, log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := n.cmd.Start(); err != nil {
-		return err
-	}
-	n.done = make(chan struct{})
-	go func() { n.cmd.Wait(); close(n.done) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // a process that has ended never gets ready
@@ -187,6 +176,32 @@ func (n *Node) Restart(ctx context.Context) error {
 	if out, err := n.Run(ctx, "status", "--wait", readyTimeout.String()); err != nil {
 		return fmt.Errorf("node %s did not become ready: %w: %s\n%s", n.Name, err, out, n.Tail(20))
 	}
+	return nil
+}
+
+// Impersonate runs another program in the place of the node, which must not run:
+// on its host, to be stopped like it. What the program wants to know of the node
+// is in its folder.
+func (n *Node) Impersonate(ctx context.Context, env []string, program string, args ...string) error {
+	return n.launch(ctx, env, program, args...)
+}
+
+func (n *Node) launch(ctx context.Context, env []string, program string, args ...string) error {
+	log, err := os.OpenFile(filepath.Join(n.lab.Dir, n.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := n.Host.Command(context.WithoutCancel(ctx), program, args...)
+	cmd.Env = slices.Concat(os.Environ(), n.lab.Env, env)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	n.cmd, n.done = cmd, done
 	return nil
 }
 

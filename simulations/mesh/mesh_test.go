@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -27,8 +28,14 @@ func imageSize() int64 {
 	return 96 << 20
 }
 
-// TestMain builds the command under test, once for all tests.
-func TestMain(m *testing.M) { os.Exit(runTests(m)) }
+// TestMain builds the command under test, once for all tests. The test binary is
+// also the liar, a program that tests run in the place of a node.
+func TestMain(m *testing.M) {
+	if plan := os.Getenv(liarVariable); plan != "" {
+		os.Exit(lie(plan))
+	}
+	os.Exit(runTests(m))
+}
 
 func runTests(m *testing.M) int {
 	dir := filepath.Dir(binary())
@@ -127,9 +134,9 @@ func read(ctx context.Context, n *lab.Node, volume, image string) (string, error
 		return "", err
 	}
 	hash := sha256.New()
-	_, cerr := io.Copy(hash, out)
-	if err := cmd.Wait(); err != nil || cerr != nil {
-		return "", fmt.Errorf("nbdcopy on %s: %w, %w", n.Name, err, cerr)
+	_, err = io.Copy(hash, out)
+	if err := errors.Join(err, cmd.Wait()); err != nil {
+		return "", fmt.Errorf("nbdcopy on %s: %w", n.Name, err)
 	}
 	return hex.EncodeToString(hash.Sum(nil)), nil
 }
