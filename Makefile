@@ -1,4 +1,4 @@
-# Targets: build test race lint fuzz bench soak demo. See README.md.
+# Targets: build test race lint fuzz bench soak demo vm. See README.md.
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -7,7 +7,7 @@ TESTFLAGS   ?= -p 2 -timeout 30m
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 3s
 
-.PHONY: build test race lint fuzz bench soak demo tools
+.PHONY: build test race lint fuzz bench soak demo vm tools
 
 build: ## bin/grange
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/grange ./cmd/grange
@@ -42,3 +42,6 @@ soak: tools build ## the long loops at their full counts
 demo: build ## a mesh of two farms on this machine boots a real image
 	@.ci/tools
 	$(GO) run ./simulations/demo
+
+vm: tools build ## a shell in a guest that has ublk and nbd, with bin/grange
+	@$(GO) run ./simulations/vm/shell bin/grange

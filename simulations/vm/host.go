@@ -1,0 +1,114 @@
+package vm
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The guest's first program, and what fetches its kernel, both by go:embed.
+var (
+	//go:embed init.sh
+	initScript string
+	//go:embed kernel.sh
+	kernelScript string
+)
+
+// commands are what must be there before a guest boots, each with its package.
+const commands = "qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mke2fs:e2fsprogs ldd:libc-bin"
+
+// Prepare makes what all guests share, or finds it made before, in the user's
+// cache folder: the kernel, which is downloaded once, and the disk of tools. Log
+// gets what apt says. It fails when something that a guest needs is missing, and
+// names the Debian package. Run does all this by itself; it may be done ahead.
+func Prepare(ctx context.Context, log io.Writer) error {
+	_, err := prepare(ctx, log)
+	return err
+}
+
+func prepare(ctx context.Context, log io.Writer) (host, error) {
+	if err := missing(commands); err != nil {
+		return host{}, err
+	}
+	busybox, err := look("busybox")
+	if err != nil {
+		return host{}, err
+	}
+	if err := static(busybox); err != nil {
+		return host{}, err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return host{}, err
+	}
+	dir := filepath.Join(cache, "grange", "vm")
+	// A script that takes more modules makes another folder.
+	kernel := filepath.Join(dir, "kernel-"+short([]byte(kernelScript)))
+	cmd := exec.CommandContext(ctx, "sh", "-c", kernelScript, "kernel.sh", kernel)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Run(); err != nil {
+		return host{}, fmt.Errorf("fetch a kernel to %s: %w", kernel, err)
+	}
+	tools, err := toolDisk(ctx, dir)
+	if err != nil {
+		return host{}, fmt.Errorf("make the disk of tools in %s: %w", dir, err)
+	}
+	return host{busybox, kernel, tools}, nil
+}
+
+// missing names the packages of those commands, written command:package, that
+// this machine has not.
+func missing(commands string) error {
+	var packages []string
+	for pair := range strings.FieldsSeq(commands) {
+		name, pkg, _ := strings.Cut(pair, ":")
+		if _, err := look(name); err != nil {
+			packages = append(packages, pkg)
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	slices.Sort(packages)
+	return fmt.Errorf("a virtual machine needs Debian packages that are missing: apt-get install %s: %w",
+		strings.Join(slices.Compact(packages), " "), exec.ErrNotFound)
+}
+
+// look finds a command, also one of the administrator's, which the path of other
+// users leaves out.
+func look(name string) (string, error) {
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
+		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w", name, exec.ErrNotFound)
+}
+
+// static fails for a program that needs libraries.
+func static(program string) error {
+	f, err := elf.Open(program)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
+		return errors.Join(fmt.Errorf("%s needs libraries, but it is the first program of a guest: apt-get install busybox-static", program), err)
+	}
+	return nil
+}
+
+func short(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:6])
+}

@@ -1,0 +1,161 @@
+package vm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// endGrace is how long qemu may take to end once it is told to.
+const endGrace = 5 * time.Second
+
+// Run boots a guest, runs the program in it and returns its exit status, which
+// is above 128 when a signal ended it. The error says why there is none: a piece
+// of the machine is missing, the guest's kernel crashed, or time was up, which is
+// also context.DeadlineExceeded. Nothing of the guest is left when Run returns,
+// nor when this process is killed.
+func Run(ctx context.Context, c Config) (int, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return 0, err
+	}
+	h, err := prepare(ctx, c.Output)
+	if err != nil {
+		return 0, err
+	}
+	initrd, err := memory("initrd")
+	if err != nil {
+		return 0, err
+	}
+	defer initrd.Close()
+	if err := h.initrd(initrd, c, "run", c.script()); err != nil {
+		return 0, fmt.Errorf("make an initial RAM disk: %w", err)
+	}
+	console, err := memory("console")
+	if err != nil {
+		return 0, err
+	}
+	defer console.Close()
+	statusReader, statusWriter, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer statusReader.Close()
+
+	args := append(h.machine(c, inherited(0)),
+		"-chardev", "file,id=console,path="+inherited(1), "-serial", "chardev:console",
+		"-device", "virtio-serial-pci",
+		"-chardev", "file,id=output,path=/dev/fd/1", "-device", "virtserialport,chardev=output,nr=1",
+		"-chardev", "file,id=status,path="+inherited(2), "-device", "virtserialport,chardev=status,nr=2")
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	var said bytes.Buffer
+	cmd := command(ctx, args)
+	cmd.ExtraFiles = []*os.File{initrd, console, statusWriter}
+	// A pipe of its own: qemu makes what it writes to non-blocking.
+	cmd.Stdout, cmd.Stderr = struct{ io.Writer }{c.Output}, &said
+
+	status, err := follow(cmd, statusReader, cancel)
+	if err != nil {
+		words, readErr := io.ReadAll(io.NewSectionReader(console, 0, 1<<30))
+		return 0, errors.Join(fmt.Errorf("%w: %w\n%s%s", ErrNoStatus, err, said.String(), lastWords(words)), readErr)
+	}
+	return status, nil
+}
+
+// follow starts qemu, ends it when the status has come, and returns that.
+func follow(cmd *exec.Cmd, status *os.File, end func()) (int, error) {
+	// The kernel ends qemu when the thread that started it ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := cmd.Start()
+	for _, f := range cmd.ExtraFiles[2:] {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return 0, err
+	}
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(status).ReadString('\n') // none at the end of qemu
+		line <- text
+		end()
+	}()
+	err = cmd.Wait()
+	text := <-line
+	if text == "" {
+		return 0, fmt.Errorf("qemu ended: %w", errors.Join(err, io.ErrUnexpectedEOF))
+	}
+	return strconv.Atoi(strings.TrimSpace(text))
+}
+
+// command is a qemu that is asked to end with ctx, and ends with this process.
+func command(ctx context.Context, args []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = endGrace
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// inherited is the path that a child opens to get its nth extra file.
+func inherited(n int) string { return fmt.Sprintf("/dev/fd/%d", 3+n) }
+
+// memory returns a file without a name, which ends with its last user.
+func memory(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// Shell boots a guest with a shell on the terminal that in and out are, until
+// that ends. Of the config the binary is not used, nor its arguments, the output
+// and the time.
+func Shell(ctx context.Context, c Config, in, out *os.File) error {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return err
+	}
+	h, err := prepare(ctx, out)
+	if err != nil {
+		return err
+	}
+	initrd, err := memory("initrd")
+	if err != nil {
+		return err
+	}
+	defer initrd.Close()
+	if err := h.initrd(initrd, c, "shell", shellScript(in)); err != nil {
+		return fmt.Errorf("make an initial RAM disk: %w", err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := command(ctx, append(h.machine(c, inherited(0)), "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"))
+	cmd.ExtraFiles = []*os.File{initrd}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, os.Stderr
+	return cmd.Run()
+}
+
+// shellScript begins a shell that knows the size and kind of the terminal.
+func shellScript(terminal *os.File) string {
+	size := ""
+	if w, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ); err == nil && w.Row > 0 {
+		size = fmt.Sprintf("stty rows %d cols %d\n", w.Row, w.Col)
+	}
+	return size + "export TERM=" + quote(os.Getenv("TERM")) + " PS1='guest:\\w# '\n" +
+		"echo \"Linux $(uname -r), modules: $(lsmod | awk 'NR > 1 { printf \"%s \", $1 }')\"\necho 'exit ends it.'\nexec bash --norc\n"
+}
