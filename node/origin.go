@@ -249,6 +249,11 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 	return got, err
 }
 
+// Relocate implements fetch.Relocator.
+func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
+	return w.packs.Relocate(ctx, e)
+}
+
 func (o *origin) info() OriginInfo {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
