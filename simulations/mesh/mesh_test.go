@@ -38,9 +38,9 @@ func TestMain(m *testing.M) {
 }
 
 func runTests(m *testing.M) int {
-	dir := filepath.Dir(binary())
+	dir := filepath.Dir(command())
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", binary(), "github.com/grangemesh/grange/cmd/grange")
+	cmd := exec.Command("go", "build", "-o", command(), "github.com/grangemesh/grange/cmd/grange")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the command: %v: %s\n", err, out)
@@ -49,15 +49,15 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// binary is the path of the command under test.
-func binary() string {
+// command is the path of the command under test.
+func command() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("grange-mesh-test-%d", os.Getpid()), "grange")
 }
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := lab.New(t.Context(), binary(), dir)
+	l, err := lab.New(t.Context(), command(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
