@@ -23,10 +23,11 @@ mount -t ext4 -o ro /dev/vda /usr
 
 cd /guest || exit
 if [ -e shell ]; then
-  dmesg -n 4
   setsid -c sh /guest/shell </dev/ttyS0 >/dev/ttyS0 2>&1
   reboot -nf
 fi
+# What the kernel says from now on is told when the program fails.
+dmesg -n 8
 exec 7>"$(echo /dev/vport*p1)" 8>"$(echo /dev/vport*p2)"
 sh /guest/run </dev/null >&7 2>&1 7>&- 8>&-
 echo $? >&8

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a folder of Debian's newest 6.12 cloud kernel, as vmlinuz and the modules
-# that tests use; does nothing where there is one. Usage: kernel.sh FOLDER
+# that tests use. Usage: kernel.sh FOLDER
 #
 # The package comes from bookworm-backports on the mirror that this machine
 # installs from, through apt with a state of its own: nothing is installed, and
@@ -8,15 +8,6 @@
 set -eu
 dir=$1
 modules='loop nbd ublk_drv virtio_blk'
-
-[ ! -e "$dir" ] || exit 0
-for command in apt-get:apt dpkg-deb:dpkg xz:xz-utils tar:tar flock:util-linux; do
-  command -v "${command%%:*}" >/dev/null || { echo "${command%%:*} is missing: apt-get install ${command##*:}" >&2; exit 1; }
-done
-mkdir -p "$(dirname "$dir")"
-exec 9>"$dir.lock"
-flock 9
-[ ! -e "$dir" ] || exit 0 # somebody else was quicker
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

@@ -24,7 +24,8 @@ const endGrace = 5 * time.Second
 // Run boots a guest, runs the program in it and returns its exit status, which
 // is above 128 when a signal ended it. The error says why there is none: a piece
 // of the machine is missing, the guest's kernel crashed, or time was up, which is
-// also context.DeadlineExceeded. Nothing of the guest is left when Run returns,
+// also context.DeadlineExceeded. When the status is not 0, the output ends with what
+// the kernel said meanwhile. Nothing of the guest is left when Run returns,
 // nor when this process is killed.
 func Run(ctx context.Context, c Config) (int, error) {
 	c = c.withDefaults()
@@ -68,11 +69,33 @@ func Run(ctx context.Context, c Config) (int, error) {
 	cmd.Stdout, cmd.Stderr = struct{ io.Writer }{c.Output}, &said
 
 	status, err := follow(cmd, statusReader, cancel)
-	if err != nil {
-		words, readErr := io.ReadAll(io.NewSectionReader(console, 0, 1<<30))
-		return 0, errors.Join(fmt.Errorf("%w: %w\n%s%s", ErrNoStatus, err, said.String(), lastWords(words)), readErr)
+	if err == nil && status == 0 {
+		return 0, nil
 	}
-	return status, nil
+	words, readErr := lastWords(console)
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("%w: %w\n%s%s", ErrNoStatus, err, said.String(), words), readErr)
+	}
+	_, err = io.WriteString(c.Output, words)
+	return status, errors.Join(err, readErr)
+}
+
+// lastWords is the end of what the kernel printed, under a title.
+func lastWords(console *os.File) (string, error) {
+	const most = 16 << 10 // some stacks
+	info, err := console.Stat()
+	if err != nil {
+		return "", err
+	}
+	words := make([]byte, min(info.Size(), most))
+	if _, err := console.ReadAt(words, info.Size()-int64(len(words))); err != nil {
+		return "", err
+	}
+	words = bytes.TrimSpace(bytes.ReplaceAll(words, []byte("\r"), nil))
+	if len(words) == 0 {
+		return "", nil
+	}
+	return "The guest's kernel said:\n" + string(words) + "\n", nil
 }
 
 // follow starts qemu, ends it when the status has come, and returns that.

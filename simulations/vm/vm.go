@@ -7,16 +7,12 @@
 package vm
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"os"
-	"path"
+	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
@@ -40,15 +36,14 @@ const (
 	timeoutDefault = 2 * time.Minute
 	memoryDefault  = 1024
 	cpusDefault    = 2
-	// accelVariable may name another accelerator of qemu. KVM is not found out: where
-	// it is nested it may be there, and hang.
-	accelVariable = "GRANGE_VM_ACCEL"
 	// disksMax keeps the letters of disks single.
 	disksMax = 20
 )
 
 // ErrNoStatus says that the guest ended, or was ended, before its program did.
 var ErrNoStatus = errors.New("no exit status from the guest")
+
+var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=`)
 
 func (c Config) withDefaults() Config {
 	c.Timeout = cmp.Or(c.Timeout, timeoutDefault)
@@ -68,44 +63,11 @@ func (c Config) validate() error {
 		return fmt.Errorf("%d disks, the limit is %d", len(c.Disks), disksMax)
 	}
 	for _, kv := range c.Env {
-		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsAny(key, " '\"$;&|()<>\n") {
-			return fmt.Errorf("environment %q is not key=value", kv)
+		if !variable.MatchString(kv) {
+			return fmt.Errorf("environment %q is not key=value, or the shell takes no such key", kv)
 		}
 	}
 	return nil
-}
-
-// host is what all guests share on this machine.
-type host struct {
-	busybox string
-	kernel  string // folder with vmlinuz and modules
-	tools   string // disk that becomes /usr
-}
-
-// initrd writes the initial RAM disk; the script, in /guest, is what init runs.
-func (h host) initrd(w io.Writer, c Config, script, text string) error {
-	a := newArchive(w)
-	a.text("init", initScript)
-	a.copy("applets/busybox", h.busybox)
-	a.copy("modules", h.kernel)
-	for _, name := range []string{"proc", "sys", "dev", "tmp", "run", "usr", "mnt", "root", "var", "etc"} {
-		a.dir(name)
-	}
-	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-		a.symlink(name, "usr/"+name)
-	}
-	a.text("etc/passwd", "root:x:0:0::/tmp:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n")
-	a.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
-	a.text("etc/hosts", "127.0.0.1 localhost\n")
-	a.symlink("etc/mtab", "/proc/mounts")
-	a.text(path.Join("guest", script), text)
-	if c.Binary != "" {
-		a.copy("guest/program", c.Binary)
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Files)) {
-		a.copy(path.Join("guest", name), c.Files[name])
-	}
-	return a.close()
 }
 
 // script is what the guest's shell runs: the environment, and the program in
@@ -124,29 +86,3 @@ func (c Config) script() string {
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// machine is the part of qemu's command line that all guests have.
-func (h host) machine(c Config, initrd string) []string {
-	// The emulation of CMPXCHG16B by the qemu of Debian 12 corrupts the guest.
-	args := []string{"-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none",
-		"-M", "q35", "-accel", cmp.Or(os.Getenv(accelVariable), "tcg"), "-cpu", "max,-cx16",
-		"-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
-		"-kernel", path.Join(h.kernel, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic"}
-	for i, disk := range append([]string{h.tools}, c.Disks...) {
-		// A comma in a value is written twice.
-		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=disk%d,readonly=on", strings.ReplaceAll(disk, ",", ",,"), i),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
-	}
-	return args
-}
-
-// lastWords returns the end of what the kernel printed.
-func lastWords(console []byte) string {
-	const most = 8 << 10 // a stack or two
-	console = bytes.TrimSpace(console[max(0, len(console)-most):])
-	if len(console) == 0 {
-		return "its kernel printed nothing"
-	}
-	return "its kernel's last words:\n" + string(bytes.ReplaceAll(console, []byte("\r"), nil))
-}

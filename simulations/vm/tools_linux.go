@@ -26,7 +26,7 @@ const plugins = `
 	filters/nbdkit-delay-filter.so filters/nbdkit-error-filter.so`
 
 // toolDisk makes an ext4 file system of this machine's tools and their
-// libraries, or finds the one made before; other versions of it are removed.
+// libraries, or finds the one made before. The caller holds the lock of dir.
 func toolDisk(ctx context.Context, dir string) (string, error) {
 	files, err := toolFiles(ctx)
 	if err != nil {
@@ -46,19 +46,17 @@ func toolDisk(ctx context.Context, dir string) (string, error) {
 	if _, err := os.Stat(disk); err == nil {
 		return disk, nil
 	}
-	old, err := filepath.Glob(filepath.Join(dir, "tools-*.img"))
+	// Older versions of it, and what a killed process has left.
+	old, err := filepath.Glob(filepath.Join(dir, "tools-*"))
 	if err != nil {
 		return "", err
 	}
-	if err := makeDisk(ctx, disk, files, size); err != nil {
-		return "", err
-	}
 	for _, name := range old {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.RemoveAll(name); err != nil {
 			return "", err
 		}
 	}
-	return disk, nil
+	return disk, makeDisk(ctx, disk, files, size)
 }
 
 // toolFiles lists the tools and the libraries that they load.
@@ -126,10 +124,7 @@ func inUsr(files []string) ([]string, error) {
 
 // makeDisk copies the files, less the leading /usr, to a new file system.
 func makeDisk(ctx context.Context, disk string, files []string, size int64) error {
-	tmp, err := os.MkdirTemp(filepath.Dir(disk), "tools-*.tmp")
-	if err != nil {
-		return err
-	}
+	tmp := disk + ".tmp"
 	defer os.RemoveAll(tmp)
 	tree, image := filepath.Join(tmp, "usr"), filepath.Join(tmp, "image")
 	for _, name := range files {

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,10 +12,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // programVariable makes of the test binary one of the programs below.
@@ -38,6 +41,17 @@ func programs() map[string]func() int {
 			}
 			return 0
 		},
+		"runs a guest": func() int {
+			status, err := Run(context.Background(), guest("hangs", os.Stdout))
+			fmt.Println(status, err)
+			return 1
+		},
+		"reads": func() int {
+			file, err := os.ReadFile("folder/file")
+			disk, err2 := os.ReadFile("/dev/vdb")
+			fmt.Printf("%s %s %v\n", file, bytes.TrimRight(disk, "\x00"), errors.Join(err, err2))
+			return 0
+		},
 		"crashes the kernel": func() int {
 			fmt.Println(os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0))
 			return 0
@@ -54,19 +68,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// boot runs the program of that name in a small guest.
-func boot(ctx context.Context, t *testing.T, name string, change ...func(*Config)) (status int, output string, err error) {
+// guest is a small one, for the program of that name.
+func guest(name string, output io.Writer) Config {
+	return Config{Binary: "/proc/self/exe", Env: []string{programVariable + "=" + name}, Output: output, MemoryMiB: 256, CPUs: 1}
+}
+
+func boot(t *testing.T, name string) (status int, output string, err error) {
 	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out bytes.Buffer
-	c := Config{Binary: program, Env: []string{programVariable + "=" + name}, Output: &out, MemoryMiB: 256, CPUs: 1}
-	for _, f := range change {
-		f(&c)
-	}
-	status, err = Run(ctx, c)
+	status, err = Run(t.Context(), guest(name, &out))
 	return status, out.String(), err
 }
 
@@ -74,7 +84,7 @@ func TestRunReturnsTheStatus(t *testing.T) {
 	var group errgroup.Group // two machines side by side
 	for name, want := range map[string]int{"exits 0": 0, "exits 3": 3} {
 		group.Go(func() error {
-			if status, out, err := boot(t.Context(), t, name); status != want || err != nil {
+			if status, out, err := boot(t, name); status != want || err != nil {
 				return fmt.Errorf("%s: status %d, %w\n%s", name, status, err, out)
 			}
 			return nil
@@ -86,14 +96,14 @@ func TestRunReturnsTheStatus(t *testing.T) {
 }
 
 func TestRunShowsAPanic(t *testing.T) {
-	status, out, err := boot(t.Context(), t, "panics")
+	status, out, err := boot(t, "panics")
 	if status != 2 || err != nil || !strings.Contains(out, "panic: in the guest") || !strings.Contains(out, "goroutine 1") {
 		t.Fatalf("status %d, %v\n%s", status, err, out)
 	}
 }
 
 func TestRunStreamsAllOutput(t *testing.T) {
-	_, out, err := boot(t.Context(), t, "prints much")
+	_, out, err := boot(t, "prints much")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,14 +113,32 @@ func TestRunStreamsAllOutput(t *testing.T) {
 	}
 }
 
+func TestRunGivesFilesAndDisks(t *testing.T) {
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk,raw")
+	err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), []byte("a file"), 0o600), os.WriteFile(disk, []byte("a disk"), 0o600), os.Truncate(disk, 4096))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	c := guest("reads", &out)
+	c.Files, c.Disks = map[string]string{"folder": dir}, []string{disk}
+	if _, err := Run(t.Context(), c); err != nil || out.String() != "a file a disk <nil>\n" {
+		t.Fatalf("%q, %v", out.String(), err)
+	}
+}
+
 func TestRunEndsAGuestThatHangs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, out, err := boot(ctx, t, "hangs", func(c *Config) { c.Output = io.MultiWriter(c.Output, ending(cancel)) })
-	if !errors.Is(err, ErrNoStatus) || !errors.Is(err, context.Canceled) || out != "hangs\n" {
-		t.Fatalf("%q, %v, want what it printed and that it was cancelled", out, err)
+	var out bytes.Buffer
+	_, err := Run(ctx, guest("hangs", io.MultiWriter(&out, ending(cancel))))
+	if !errors.Is(err, ErrNoStatus) || !errors.Is(err, context.Canceled) || out.String() != "hangs\n" {
+		t.Fatalf("%q, %v, want what it printed and that it was cancelled", out.String(), err)
 	}
-	if _, _, err := boot(t.Context(), t, "hangs", func(c *Config) { c.Timeout = time.Second }); !errors.Is(err, context.DeadlineExceeded) {
+	c := guest("hangs", nil)
+	c.Timeout = time.Second
+	if _, err := Run(t.Context(), c); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("%v, want the end of time", err)
 	}
 }
@@ -123,8 +151,38 @@ func (end ending) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// TestKillLeavesNoGuest kills a process that runs a guest and finds its orphan,
+// whose parent the test becomes, dead.
+func TestKillLeavesNoGuest(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), programVariable+"=runs a guest")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "hangs\n" {
+		t.Errorf("%q, %v, want the guest's output", line, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the error is that it was killed
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(-cmd.Process.Pid, &status, 0, nil); err != nil || status.Signal() != unix.SIGKILL {
+		t.Fatalf("qemu ended with %v, %v, want SIGKILL", status, err)
+	}
+}
+
 func TestRunShowsTheLastWordsOfAKernel(t *testing.T) {
-	status, _, err := boot(t.Context(), t, "crashes the kernel")
+	status, _, err := boot(t, "crashes the kernel")
 	if !errors.Is(err, ErrNoStatus) || !strings.Contains(err.Error(), "Kernel panic") {
 		t.Fatalf("status %d, %v, want a panic of the kernel", status, err)
 	}

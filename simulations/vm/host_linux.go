@@ -14,18 +14,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// The guest's first program, and what fetches its kernel, both by go:embed.
-var (
-	//go:embed init.sh
-	initScript string
-	//go:embed kernel.sh
-	kernelScript string
-)
+// kernelScript fetches the kernel of guests, by go:embed.
+//
+//go:embed kernel.sh
+var kernelScript string
 
 // commands are what must be there before a guest boots, each with its package.
-const commands = "qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mke2fs:e2fsprogs ldd:libc-bin"
+const commands = "qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mke2fs:e2fsprogs ldd:libc-bin" +
+	" apt-get:apt dpkg-deb:dpkg xz:xz-utils tar:tar"
 
 // Prepare makes what all guests share, or finds it made before, in the user's
 // cache folder: the kernel, which is downloaded once, and the disk of tools. Log
@@ -52,18 +52,39 @@ func prepare(ctx context.Context, log io.Writer) (host, error) {
 		return host{}, err
 	}
 	dir := filepath.Join(cache, "grange", "vm")
-	// A script that takes more modules makes another folder.
-	kernel := filepath.Join(dir, "kernel-"+short([]byte(kernelScript)))
-	cmd := exec.CommandContext(ctx, "sh", "-c", kernelScript, "kernel.sh", kernel)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Run(); err != nil {
-		return host{}, fmt.Errorf("fetch a kernel to %s: %w", kernel, err)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return host{}, err
+	}
+	// Packages are tested side by side; one of them fetches and makes.
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return host{}, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return host{}, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	kernel, err := fetchKernel(ctx, dir, log)
+	if err != nil {
+		return host{}, fmt.Errorf("fetch a kernel to %s: %w", dir, err)
 	}
 	tools, err := toolDisk(ctx, dir)
 	if err != nil {
 		return host{}, fmt.Errorf("make the disk of tools in %s: %w", dir, err)
 	}
 	return host{busybox, kernel, tools}, nil
+}
+
+// fetchKernel returns the folder of the kernel. It is named by the script that
+// makes it: one that takes more modules makes another.
+func fetchKernel(ctx context.Context, dir string, log io.Writer) (string, error) {
+	kernel := filepath.Join(dir, "kernel-"+short([]byte(kernelScript)))
+	if _, err := os.Stat(kernel); err == nil {
+		return kernel, nil
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-c", kernelScript, "kernel.sh", kernel)
+	cmd.Stdout, cmd.Stderr = log, log
+	return kernel, cmd.Run()
 }
 
 // missing names the packages of those commands, written command:package, that
