@@ -123,7 +123,7 @@ func (x answerer) resolve(_ context.Context, from exchange.Peer, body []byte) ([
 	return x.n.codec.Marshal(heard{k.Sealed, statement, k.ETag})
 }
 
-// commit writes a record for a member without an origin: its own record, as the
+// commit writes a record for a member that can write to no origin: its own record, as the
 // signature says, which only it could have made.
 func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
 	var req commitRequest
@@ -137,9 +137,9 @@ func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) (
 	if e.Signer.Key != from.Identity.Key {
 		return nil, fmt.Errorf("commit %s %q: %w: signed by another than the asker", e.Kind, e.Name, content.ErrForbidden)
 	}
-	c := x.n.origin.records()
+	c := x.n.origin.writer()
 	if c == nil {
-		return nil, fmt.Errorf("commit %s %q: %w: no origin here either", e.Kind, e.Name, content.ErrUnavailable)
+		return nil, fmt.Errorf("commit %s %q: %w: no origin to write to here either", e.Kind, e.Name, content.ErrUnavailable)
 	}
 	r, err := c.Submit(ctx, req.Sealed, req.ETag)
 	if err != nil {

@@ -217,11 +217,19 @@ func (o *origin) writable() (bucket.Bucket, error) {
 	case originOK:
 		return o.bucket, nil
 	case originReadOnly:
-		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, o.detail)
+		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, strings.TrimPrefix(o.detail, content.ErrReadOnly.Error()+": "))
 	case originNone:
 		return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable)
 	}
 	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, o.detail)
+}
+
+// writer returns the catalog while the origin takes writes.
+func (o *origin) writer() *catalog.Catalog {
+	if _, err := o.writable(); err != nil {
+		return nil
+	}
+	return o.records()
 }
 
 // lost notes that the origin has just failed to answer.

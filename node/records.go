@@ -48,7 +48,7 @@ func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
 
 // commit writes a record, by this node's origin or through a member.
 func (n *Node) commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
-	if c := n.origin.records(); c != nil {
+	if c := n.origin.writer(); c != nil {
 		r, err := c.Commit(ctx, ch)
 		if err == nil {
 			return r, n.Names.Confirmed(r)

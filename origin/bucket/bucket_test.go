@@ -328,6 +328,13 @@ func TestMirrorsAnswerForWhatDoesNotChange(t *testing.T) {
 	wantErr(t, err, content.ErrNotFound)
 }
 
+func TestAProbeThatMayNotWriteSaysReadOnly(t *testing.T) {
+	reader := mem.New(t, mem.Config{Fault: func(mem.Call) mem.Fault { return mem.Fault{Err: content.ErrForbidden} }})
+	err := bucket.Probe(t.Context(), reader)
+	wantErr(t, err, content.ErrReadOnly)
+	wantErr(t, err, content.ErrForbidden) // which says what to grant
+}
+
 func TestAProbeLeavesNothing(t *testing.T) {
 	store := mem.New(t, mem.Config{})
 	if err := bucket.Probe(t.Context(), store); err != nil {

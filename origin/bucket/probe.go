@@ -22,6 +22,9 @@ func Probe(ctx context.Context, b Bucket) error {
 	rand.Read(name[:])
 	key := probePrefix + hex.EncodeToString(name[:])
 	first, err := b.Put(ctx, key, Bytes([]byte("first")), IfAbsent())
+	if errors.Is(err, content.ErrForbidden) {
+		return fmt.Errorf("%w: probe for writing: %w", content.ErrReadOnly, err)
+	}
 	if err != nil {
 		return fmt.Errorf("probe for writing: %w", err)
 	}

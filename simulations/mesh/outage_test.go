@@ -81,6 +81,33 @@ func TestFarmWorksWithoutItsStore(t *testing.T) {
 	until(t, "the volume is registered", func(context.Context) bool { return volume(t, b, "away").State == "attached" })
 }
 
+// TestReadOnlyStore: a node that may only read the store works: it reads from it,
+// others write its records for it, and an import is refused.
+func TestReadOnlyStore(t *testing.T) {
+	l := newLab(t)
+	store, writers := front(t, l)
+	readers, err := store.Front(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	readers.Meddle(refuseWrites)
+	from := start(t, l, writers.URL, "a")[0]
+	path, sum := disk(t, l.Dir, imageSize()/2)
+	run(t, from, "image", "import", "disk", path)
+	n, err := l.StartAs(t.Context(), "publisher", "b", readers.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := get[api.Status](t, n, "/api/status").Origin; o.State != "read-only" {
+		t.Errorf("the store is %q: %s", o.State, o.Detail)
+	}
+	readAll(t, []*lab.Node{n}, "v", "disk", sum)
+	refuse(t, l, n.Host, []refusal{
+		{what: "import", args: []string{"image", "import", "mine", path, "--data", n.Data}, says: []string{"mine", "read-only"}},
+	})
+	until(t, "another member has written the volume's record", func(context.Context) bool { return volume(t, n, "v-"+n.Name).State == "attached" })
+}
+
 // TestKilledNodeComesBack: a node is killed while a guest writes with flushes;
 // what was flushed is there when it is back, under the same name.
 func TestKilledNodeComesBack(t *testing.T) {

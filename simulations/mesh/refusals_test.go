@@ -141,7 +141,7 @@ func TestBadOriginIsRefused(t *testing.T) {
 	})
 	store.Meddle(refuseWrites)
 	refuse(t, l, h, []refusal{
-		{what: "read-only store", args: founder(t, h, "--origin", other), says: []string{"other", "forbidden", "grant the key"}},
+		{what: "read-only store", args: founder(t, h, "--origin", other), says: []string{"other", "read-only", "grant the key"}},
 	})
 	store.Meddle(nil)
 	refuse(t, l, h, []refusal{
