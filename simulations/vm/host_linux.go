@@ -37,7 +37,7 @@ func Prepare(ctx context.Context, log io.Writer) error {
 }
 
 func prepare(ctx context.Context, log io.Writer) (host, error) {
-	if err := missing(commands); err != nil {
+	if err := missing(commands + tools); err != nil {
 		return host{}, err
 	}
 	busybox, err := look("busybox")

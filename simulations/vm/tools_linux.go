@@ -61,9 +61,6 @@ func toolDisk(ctx context.Context, dir string) (string, error) {
 
 // toolFiles lists the tools and the libraries that they load.
 func toolFiles(ctx context.Context) ([]string, error) {
-	if err := missing(tools); err != nil {
-		return nil, err
-	}
 	var files []string
 	for pair := range strings.FieldsSeq(tools) {
 		name, _, _ := strings.Cut(pair, ":")
