@@ -45,10 +45,11 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 type volumeAttachCmd struct {
 	Name     string `arg:""`
 	Takeover bool   `help:"Attach although another node holds it; what that node did not publish stays behind."`
+	Readonly bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Takeover: c.Takeover})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Takeover: c.Takeover, ReadOnly: c.Readonly})
 }
 
 // putVolume prints the device alone, for scripts to open.

@@ -250,6 +250,7 @@ func (v *Volumes) view(e entry) View {
 		out.State, out.Detail = StateFailed, d.err.Error()
 	default:
 		out.State, out.Device, out.DirtyBytes = StateAttached, nbd.URI(v.addr, e.Name), d.vol.DirtyBytes()
+		out.ReadOnly = d.vol.Geometry().ReadOnly
 		if d.image != nil {
 			out.Bytes = d.image.Bytes()
 		}
@@ -303,9 +304,14 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		created = true
 		err = v.create(ctx, name, spec)
 	default:
-		if err = e.agrees(spec); err == nil && (d == nil || d.err != nil) {
+		err = e.agrees(spec)
+		switch served := d != nil && d.err == nil; {
+		case err != nil:
+		case !served:
 			created = true
-			err = v.reattach(ctx, e)
+			err = v.reattach(ctx, e, spec.ReadOnly)
+		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
+			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.ErrConflict)
 		}
 	}
 	if err != nil {
@@ -324,17 +330,18 @@ func (e entry) agrees(s Spec) error {
 		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.ErrConflict, e.Size, s.Size)
 	case s.Size > e.Size:
 		return fmt.Errorf("%w: it has %d bytes, not %d", content.ErrConflict, e.Size, s.Size)
-	case s.ReadOnly != e.ReadOnly && s.ReadOnly:
-		return fmt.Errorf("%w: it is not read-only", content.ErrConflict)
 	}
 	return nil
 }
 
-func (v *Volumes) reattach(ctx context.Context, e entry) error {
+// reattach serves a volume again. readOnly is for this time alone: it saves what is
+// left of a damaged one, and lets others be looked at.
+func (v *Volumes) reattach(ctx context.Context, e entry, readOnly bool) error {
 	e.Attached = true
 	if err := v.save(e); err != nil {
 		return err
 	}
+	e.ReadOnly = e.ReadOnly || readOnly
 	return v.attach(ctx, e)
 }
 

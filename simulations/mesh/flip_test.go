@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -126,4 +127,61 @@ func TestFlippedInAPack(t *testing.T) {
 	flip(t, packs[0], 4<<20)
 	readAll(t, []*lab.Node{alone}, "mended", "disk", sum)
 	table(t, l)
+}
+
+// TestFlippedInAJournal: a byte flips in the middle of what a guest has written.
+// The node starts and serves its other volumes; of this one it says which range is
+// bad, and takes no write.
+func TestFlippedInAJournal(t *testing.T) {
+	l := newLab(t)
+	n := start(t, l, "", "a")[0]
+	pattern := filepath.Join(l.Dir, "pattern")
+	fill(t, pattern, 1)
+	bad := run(t, n, "volume", "create", "bad", "--size", "64MiB")
+	write(t, pattern, bad)
+	for _, command := range []string{"write -P 7 32M 4k", "flush"} { // so the journal knows that the pattern was flushed
+		if out, err := exec.Command("qemu-io", "-f", "raw", "-c", command, bad).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", command, err, out)
+		}
+	}
+	segments, err := filepath.Glob(filepath.Join(n.Data, "volumes", "*", "*.seg"))
+	if err != nil || len(segments) != 1 {
+		t.Fatalf("segments of the journal: %v, %v", segments, err)
+	}
+	good := run(t, n, "volume", "create", "good", "--size", "64MiB")
+	write(t, pattern, good)
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d byte flipped", flip(t, segments[0], patternSize))
+	restart(t, n)
+	back := filepath.Join(l.Dir, "back")
+	if out, err := exec.Command("nbdcopy", good, back).CombinedOutput(); err != nil {
+		t.Fatalf("read the other volume: %v: %s", err, out)
+	}
+	compareHead(t, pattern, back)
+	v := volume(t, n, "bad")
+	t.Logf("%s: %s", v.State, v.Detail)
+	for _, word := range []string{filepath.Base(segments[0]), "bytes 3932160 to 4194304"} { // nbdcopy writes 256 KiB at a time
+		if !strings.Contains(v.Detail, word) {
+			t.Errorf("%q does not say %q", v.Detail, word)
+		}
+	}
+	if v.State != "failed" {
+		t.Errorf("the volume is %s, want failed", v.State)
+	}
+	if err := tryWrite(pattern, bad); err == nil {
+		t.Error("the volume takes writes")
+	}
+	saved := run(t, n, "volume", "attach", "bad", "--readonly")
+	for _, part := range []struct {
+		what string
+		read string
+		fine bool
+	}{{"before", "read 0 3840k", true}, {"bad", "read 3840k 256k", false}, {"behind", "read -P 7 32M 4k", true}} {
+		out, err := exec.Command("qemu-io", "-r", "-f", "raw", "-c", part.read, saved).CombinedOutput()
+		if (err == nil) != part.fine {
+			t.Errorf("read of what is %s: %v: %s", part.what, err, out)
+		}
+	}
 }

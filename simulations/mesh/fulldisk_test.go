@@ -78,9 +78,16 @@ func checkDevice(t *testing.T, device, disk, head string) {
 	}
 }
 
-// write copies a file to the head of a device, with a flush.
-func write(path, device string) error {
-	out, err := exec.Command("nbdcopy", "--flush", path, device).CombinedOutput()
+// write copies a file to the head of a device, in order, with a flush.
+func write(t *testing.T, path, device string) {
+	t.Helper()
+	if err := tryWrite(path, device); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tryWrite(path, device string) error {
+	out, err := exec.Command("nbdcopy", "--connections=1", "--requests=1", "--flush", path, device).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("nbdcopy: %w: %s", err, strings.TrimSpace(string(out)))
 	}
@@ -102,9 +109,7 @@ func TestFullDisk(t *testing.T) {
 	kept, refused := filepath.Join(l.Dir, "kept"), filepath.Join(l.Dir, "refused")
 	fill(t, kept, 1)
 	fill(t, refused, 2)
-	if err := write(kept, device); err != nil {
-		t.Fatal(err)
-	}
+	write(t, kept, device)
 
 	filler := filepath.Join(n.Data, "filler")
 	fillUp(t, filler)
@@ -121,7 +126,7 @@ func TestFullDisk(t *testing.T) {
 	unkept := metric(t, n, "grange_cache_unkept_chunks_total")
 	t.Logf("%.0f chunks of a disk of %d were passed on without being kept", unkept, imageSize()/content.ChunkSizeDefault)
 
-	err := write(refused, device)
+	err := tryWrite(refused, device)
 	t.Logf("write on a full disk: %v", err)
 	if err == nil || !strings.Contains(err.Error(), "No space left on device") {
 		t.Errorf("write on a full disk: %v; want no space", err)
@@ -132,12 +137,16 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("the volume is %s: %s", v.State, v.Detail)
 	}
 
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	restart(t, n)
+	checkDevice(t, device, path, kept)
+
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	if err := write(refused, device); err != nil {
-		t.Errorf("write with space again: %v", err)
-	}
+	write(t, refused, device)
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -177,18 +177,48 @@ func leftovers(t *testing.T, n *lab.Node) []string {
 	return left
 }
 
-// TestKilledPull: a node is killed again and again while it pulls an image. Each
-// time it has kept what it had; of what it had fetched nothing is fetched twice
-// but what was in flight.
+// TestKilledPull: a node is killed again and again while it pulls an image, from
+// another farm and then from the store. Each time it has kept what it had; of what
+// it had fetched nothing is fetched twice but what was in flight.
 func TestKilledPull(t *testing.T) {
 	l := newLab(t)
 	_, store := front(t, l)
 	nodes := start(t, l, store.URL, "a", "b")
-	from, n := nodes[0], nodes[1]
+	from := nodes[0]
 	path, sum := disk(t, l.Dir, 2*imageSize())
 	run(t, from, "image", "import", "disk", path)
-	chunks := get[api.Image](t, from, "/api/images/disk").Chunks
-	kills := rounds(20)
+	image := get[api.Image](t, from, "/api/images/disk")
+
+	kills := killPulls(t, nodes[1], image.Chunks)
+	readAll(t, nodes[1:2], "v", "disk", sum)
+	served, raw := metric(t, from, "grange_fetch_served_bytes_total"), float64(image.Chunks*content.ChunkSizeDefault)
+	t.Logf("from a member, %d kills: %.1f MiB were sent for %.1f MiB", kills, served/(1<<20), raw/(1<<20))
+	if twice := served - raw; twice > float64(kills*inFlightMax) {
+		t.Errorf("%.0f bytes were sent twice for %d kills", twice, kills)
+	}
+	if got := store.Sent("packs/"); float64(got) > served/100 { // each start looks around for members anew
+		t.Errorf("the store sent %d bytes of packs that the other farm holds", got)
+	}
+
+	if err := nodes[1].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, from, "cache", "evict", "1GiB")
+	before := store.Sent("packs/")
+	kills = killPulls(t, from, image.Chunks)
+	readAll(t, nodes[:1], "v", "disk", sum)
+	sent := store.Sent("packs/") - before
+	t.Logf("from the store, %d kills: %.1f MiB were sent for %.1f MiB", kills, float64(sent)/(1<<20), float64(image.Stored)/(1<<20))
+	if twice := sent - int64(image.Stored); twice > int64(kills*inFlightMax) {
+		t.Errorf("%d bytes were sent twice for %d kills", twice, kills)
+	}
+}
+
+// killPulls kills a node in equal parts of its pull of an image, and lets it end
+// the pull then. It returns how often.
+func killPulls(t *testing.T, n *lab.Node, chunks uint64) (kills int) {
+	t.Helper()
+	kills = rounds(20)
 	for round := range kills {
 		goal := float64(chunks) * float64(round+1) / float64(kills+1)
 		ended := make(chan struct{})
@@ -211,18 +241,10 @@ func TestKilledPull(t *testing.T) {
 		}
 	}
 	run(t, n, "image", "warm", "disk")
-	readAll(t, []*lab.Node{n}, "v", "disk", sum)
-	served, raw := metric(t, from, "grange_fetch_served_bytes_total"), float64(chunks*content.ChunkSizeDefault)
-	t.Logf("%d kills: %.1f MiB were sent for %.1f MiB: %.1f MiB twice", kills, served/(1<<20), raw/(1<<20), (served-raw)/(1<<20))
-	if twice := served - raw; twice > float64(kills*inFlightMax) {
-		t.Errorf("%.0f bytes were sent twice for %d kills", twice, kills)
-	}
-	if got := store.Sent("packs/"); float64(got) > served/100 { // each start looks around for members anew
-		t.Errorf("the store sent %d bytes of packs that the other farm holds", got)
-	}
 	if bad := metric(t, n, "grange_cache_corrupt_chunks_total"); bad > 0 {
 		t.Errorf("%.0f chunks in the cache were bad", bad)
 	}
+	return kills
 }
 
 // inFlightMax is what a pull may have under way when it is killed, in bytes.
@@ -245,9 +267,7 @@ func TestKilledEviction(t *testing.T) {
 	pattern := filepath.Join(l.Dir, "pattern")
 	for round := range rounds(20) {
 		fill(t, pattern, byte(round+1))
-		if out, err := exec.Command("nbdcopy", "--flush", pattern, device).CombinedOutput(); err != nil {
-			t.Fatalf("write: %v: %s", err, out)
-		}
+		write(t, pattern, device)
 		gone := metric(t, n, "grange_cache_removed_chunks_total")
 		ended := make(chan struct{})
 		go func() {

@@ -122,9 +122,7 @@ func TestKilledNodeComesBack(t *testing.T) {
 	for round := range rounds(20) {
 		pattern := filepath.Join(l.Dir, "pattern")
 		fill(t, pattern, byte(round+1))
-		if out, err := exec.Command("nbdcopy", "--flush", pattern, device).CombinedOutput(); err != nil {
-			t.Fatalf("write: %v: %s", err, out)
-		}
+		write(t, pattern, device)
 		ctx, cancel := context.WithCancel(t.Context())
 		load := exec.CommandContext(ctx, "fio", "--name=load", "--ioengine=nbd", "--uri="+device, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--offset=16m", "--size=16m", "--time_based", "--runtime=60")
 		if err := load.Start(); err != nil {
