@@ -1,8 +1,10 @@
 package mesh
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
@@ -63,6 +65,40 @@ func TestTwoFarmsReadOnce(t *testing.T) {
 	readAll(t, []*lab.Node{nodes[0], nodes[3]}, "dead", "disk", sum)
 	nothing("a node killed")
 	table(t, l)
+}
+
+// TestSilentLead: a member of the farm is cut off, as by a switch that fails, and
+// it takes the others a while to call it dead. A reader whose lead it is for every
+// third run goes on without it, from the others; it finds back when it is plugged
+// in again.
+func TestSilentLead(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	nodes := start(t, l, store.URL, "a", "a", "a")
+	from, reader, silent := nodes[0], nodes[1], nodes[2]
+	path, sum := disk(t, l.Dir, imageSize())
+	run(t, from, "image", "import", "disk", path)
+	run(t, silent, "image", "warm", "disk")
+	if err := silent.Host.Unplug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	readAll(t, []*lab.Node{reader}, "v", "disk", sum)
+	t.Logf("read in %s, with a lead that is silent", time.Since(began).Round(time.Millisecond))
+	table(t, l)
+	if got, held := store.Sent("packs/"), int64(get[api.Image](t, from, "/api/images/disk").Stored); got > held/20 {
+		t.Errorf("the store sent %d bytes of packs, of %d that the farm holds", got, held)
+	}
+	if failures := metric(t, reader, "grange_fetch_peer_failures_total"); failures < 1 {
+		t.Error("no metric shows the silent member")
+	}
+	if err := silent.Host.Plug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the farm is whole again", func(ctx context.Context) bool {
+		s, err := silent.Status(ctx)
+		return err == nil && len(s.Farm) == 2 && len(get[api.Status](t, reader, "/api/status").Farm) == 2
+	})
 }
 
 // evictThird takes a third of what nodes hold from them.

@@ -35,8 +35,8 @@ type lan struct {
 
 // Host is one namespace with an address.
 type Host struct {
-	namespace string
-	addr      netip.Addr
+	namespace     string
+	addr, gateway netip.Addr
 }
 
 // New makes a network without hosts. The name, a few letters, begins the names
@@ -83,17 +83,16 @@ func (n *Network) Host(ctx context.Context, lanName string) (*Host, error) {
 	n.hosts++
 	addr := l.prefix.Addr().As4()
 	addr[3] = byte(1 + l.used)
-	h := &Host{fmt.Sprintf("%s-%d", n.name, n.hosts), netip.AddrFrom4(addr)}
+	h := &Host{fmt.Sprintf("%s-%d", n.name, n.hosts), netip.AddrFrom4(addr), l.gateway()}
 	if err := n.namespace(ctx, h.namespace); err != nil {
 		return nil, err
 	}
 	port := fmt.Sprintf("p%d", n.hosts)
-	gateway := l.gateway().String()
 	for _, args := range [][]string{
 		{"ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", n.router()},
 		{"ip", "addr", "add", h.addr.String() + "/24", "dev", "eth0"},
 		{"ip", "link", "set", "eth0", "up"},
-		{"ip", "route", "add", "default", "via", gateway},
+		{"ip", "route", "add", "default", "via", h.gateway.String()},
 	} {
 		if err := n.in(ctx, h.namespace, args...); err != nil {
 			return nil, err
@@ -113,8 +112,9 @@ func (n *Network) lan(ctx context.Context, name string) (*lan, error) {
 	}
 	number := len(n.lans) + 1
 	l := &lan{bridge: fmt.Sprintf("br%d", number), prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24)}
+	mac := fmt.Sprintf("02:4d:00:00:00:%02x", number) // its own: it would take that of a host, another with each new one
 	for _, args := range [][]string{
-		{"ip", "link", "add", l.bridge, "type", "bridge"},
+		{"ip", "link", "add", l.bridge, "address", mac, "type", "bridge"},
 		{"ip", "addr", "add", l.gateway().String() + "/24", "dev", l.bridge},
 		{"ip", "link", "set", l.bridge, "up"},
 	} {
@@ -151,6 +151,21 @@ func ip(ctx context.Context, args ...string) error {
 
 // Addr is the host's address.
 func (h *Host) Addr() netip.Addr { return h.addr }
+
+// Unplug cuts the host off: what is sent to it or by it is lost, and nobody is told.
+func (h *Host) Unplug(ctx context.Context) error { return h.link(ctx, "down") }
+
+// Plug undoes Unplug.
+func (h *Host) Plug(ctx context.Context) error {
+	if err := h.link(ctx, "up"); err != nil {
+		return err
+	}
+	return ip(ctx, "netns", "exec", h.namespace, "ip", "route", "replace", "default", "via", h.gateway.String()) // it went with the link
+}
+
+func (h *Host) link(ctx context.Context, state string) error {
+	return ip(ctx, "netns", "exec", h.namespace, "ip", "link", "set", "eth0", state)
+}
 
 // Command returns a command that runs inside the host's network.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
