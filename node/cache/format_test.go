@@ -3,40 +3,19 @@ package cache
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew: only when a format gets a new version")
-
-// golden compares bytes with a file in testdata.
-func golden(t *testing.T, file string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", file)
-	if *rewrite {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s: the format has changed:\n got %x\nwant %x", file, got, want)
-	}
-}
 
 func TestFormats(t *testing.T) {
 	at := newPlace(3, 5)
 	n := name{content.Sum([]byte("grange")), 131072}
 	b := n.encode(at)
-	golden(t, "name", b[:])
+	golden.Check(t, "name", b[:])
 	if got, ok := decodeName(b[:], at); !ok || got != n {
 		t.Errorf("decoded: %v, %v", got, ok)
 	}
@@ -45,7 +24,7 @@ func TestFormats(t *testing.T) {
 	}
 	header := make([]byte, 64)
 	fillHeader(header, shape{10, 32}, secret{0x0123456789abcdef, 0xfedcba9876543210})
-	golden(t, "header", header)
+	golden.Check(t, "header", header)
 	k := secret{1, 2}.key(n.id)
 	w := k.word().withFreq(1).withPeriod(2).withDay(3) | mainBit | fullBit
 	if w.tag() != k.tag || w.freq() != 1 || w.period() != 2 || w.day() != 3 || !w.main() || w.pinned() || !w.full() {
@@ -59,7 +38,7 @@ func TestFormats(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "pins", pinned)
+	golden.Check(t, "pins", pinned)
 }
 
 func FuzzDecodeName(f *testing.F) {

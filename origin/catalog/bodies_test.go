@@ -1,9 +1,7 @@
 package catalog
 
 import (
-	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,29 +12,10 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew: only when a format gets a new version")
-
-// golden compares b with a file in testdata.
-func golden(t *testing.T, name string, b []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *rewrite {
-		if err := os.WriteFile(path, b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(b, want) {
-		t.Fatalf("%s: the format changed: got %d bytes\n%x\nwant %d\n%x", name, len(b), b, len(want), want)
-	}
-}
 
 func cid(n byte) content.CID { return content.Sum([]byte{n}) }
 
@@ -77,7 +56,7 @@ func TestGoldenBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, name, b)
+		golden.Check(t, name, b)
 		if back, err := DecodeImage(c, b); err != nil || !reflect.DeepEqual(back, i) {
 			t.Errorf("%s: %+v, %v, want %+v", name, back, err, i)
 		}
@@ -88,7 +67,7 @@ func TestGoldenBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, name, b)
+		golden.Check(t, name, b)
 		if back, err := DecodeVolume(c, b); err != nil || !reflect.DeepEqual(back, v) {
 			t.Errorf("%s: %+v, %v, want %+v", name, back, err, v)
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content/golden"
 )
 
 func TestCIDForms(t *testing.T) {
@@ -75,13 +77,13 @@ func goldenRoot() Root {
 func TestGoldenRoot(t *testing.T) {
 	c := NewCodec()
 	v := must(goldenRoot().Encode(c))(t)
-	golden(t, "root", v.Bytes())
+	golden.Check(t, "root", v.Bytes())
 	if got := must(DecodeRoot(c, v.Bytes()))(t); got != goldenRoot() {
 		t.Fatalf("%+v", got)
 	}
 	holes := Root{Size: 512, ChunkSize: ChunkSizeMin}
 	v = must(holes.Encode(c))(t)
-	golden(t, "root.holes", v.Bytes())
+	golden.Check(t, "root.holes", v.Bytes())
 	if got := must(DecodeRoot(c, v.Bytes()))(t); got != holes {
 		t.Fatalf("%+v", got)
 	}
@@ -164,7 +166,7 @@ func goldenNode() Node {
 func TestGoldenNode(t *testing.T) {
 	c := NewCodec()
 	v := goldenNode().Encode()
-	golden(t, "node", v.Bytes())
+	golden.Check(t, "node", v.Bytes())
 	got := must(DecodeNode(c, 2, v.Bytes()))(t)
 	if !slices.Equal(got.Entries, goldenNode().Entries[:4]) || got.Level != 2 {
 		t.Fatalf("%+v", got)

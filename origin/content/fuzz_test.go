@@ -3,10 +3,12 @@ package content
 import (
 	"bytes"
 	"testing"
+
+	"github.com/grangemesh/grange/origin/content/golden"
 )
 
 func FuzzRoot(f *testing.F) {
-	seeds(f, "root", "root.holes")
+	golden.Seeds(f, "root", "root.holes")
 	c := NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := DecodeRoot(c, b)
@@ -21,7 +23,7 @@ func FuzzRoot(f *testing.F) {
 }
 
 func FuzzNode(f *testing.F) {
-	seeds(f, "node")
+	golden.Seeds(f, "node")
 	c := NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for level := range LevelMax + 2 {
@@ -38,7 +40,7 @@ func FuzzNode(f *testing.F) {
 }
 
 func FuzzTree(f *testing.F) {
-	seeds(f, "tree", "tree.empty")
+	golden.Seeds(f, "tree", "tree.empty")
 	c := NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := DecodeTree(c, b)
@@ -53,7 +55,7 @@ func FuzzTree(f *testing.F) {
 }
 
 func FuzzTreePage(f *testing.F) {
-	seeds(f, "tree.page")
+	golden.Seeds(f, "tree.page")
 	c := NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		entries, err := DecodeTreePage(c, b)

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content/golden"
 )
 
 func dirEntry(path string) TreeEntry {
@@ -42,7 +44,7 @@ func goldenTree() []TreeEntry {
 func TestGoldenTreePage(t *testing.T) {
 	c := NewCodec()
 	b := must(EncodeTreePage(c, goldenTree()))(t)
-	golden(t, "tree.page", b)
+	golden.Check(t, "tree.page", b)
 	got := must(DecodeTreePage(c, b))(t)
 	if !reflect.DeepEqual(got, normal(goldenTree())) {
 		t.Fatalf("%+v", got)
@@ -62,12 +64,12 @@ func TestGoldenTree(t *testing.T) {
 	c := NewCodec()
 	tree := Tree{Entries: 10, Size: 70000, Chunks: 7, Listing: 1, Map: Sum([]byte("map"))}
 	v := must(tree.Encode(c))(t)
-	golden(t, "tree", v.Bytes())
+	golden.Check(t, "tree", v.Bytes())
 	if got := must(DecodeTree(c, v.Bytes()))(t); got != tree {
 		t.Fatalf("%+v", got)
 	}
 	v = must(Tree{}.Encode(c))(t)
-	golden(t, "tree.empty", v.Bytes())
+	golden.Check(t, "tree.empty", v.Bytes())
 	if got := must(DecodeTree(c, v.Bytes()))(t); got != (Tree{}) {
 		t.Fatalf("%+v", got)
 	}

@@ -3,31 +3,11 @@ package pack
 import (
 	"bytes"
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
-
-// seeds adds files of testdata, whole and damaged.
-func seeds(f *testing.F, names ...string) {
-	f.Helper()
-	for _, name := range names {
-		b, err := os.ReadFile(filepath.Join("testdata", name))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-		f.Add(b[:len(b)-1])
-		f.Add(append(bytes.Clone(b), 0))
-		for i := 0; i < len(b); i += 1 + len(b)/16 {
-			bad := bytes.Clone(b)
-			bad[i] ^= 0xff
-			f.Add(bad)
-		}
-	}
-}
 
 // refused fails unless err is one of those that a decoder may give.
 func refused(t *testing.T, err error) {
@@ -38,7 +18,7 @@ func refused(t *testing.T, err error) {
 }
 
 func FuzzPage(f *testing.F) {
-	seeds(f, "leaf.page", "upper.page")
+	golden.Seeds(f, "leaf.page", "upper.page")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for level := 1; level <= 2; level++ {
 			p, err := DecodePage(content.Mesh(), level, b)
@@ -66,7 +46,7 @@ func FuzzPage(f *testing.F) {
 }
 
 func FuzzHead(f *testing.F) {
-	seeds(f, "head", "head.holes", "image.head")
+	golden.Seeds(f, "head", "head.holes", "image.head")
 	c := content.NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHead(c, b)
@@ -85,7 +65,7 @@ func FuzzHead(f *testing.F) {
 }
 
 func FuzzManifest(f *testing.F) {
-	seeds(f, "manifest")
+	golden.Seeds(f, "manifest")
 	c := content.NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := DecodeManifest(c, b)
@@ -104,7 +84,7 @@ func FuzzManifest(f *testing.F) {
 }
 
 func FuzzPack(f *testing.F) {
-	seeds(f, "raw.pack", "stub.pack", "image.pack")
+	golden.Seeds(f, "raw.pack", "stub.pack", "image.pack")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		from := newMemory()
 		from.objects[goldenMesh.Key()] = b
@@ -119,7 +99,7 @@ func FuzzPack(f *testing.F) {
 }
 
 func FuzzIndex(f *testing.F) {
-	seeds(f, "index")
+	golden.Seeds(f, "index")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var packs []packEntries
 		r := bytes.NewReader(b)

@@ -2,34 +2,14 @@ package pack
 
 import (
 	"bytes"
-	"flag"
 	"os"
 	"path/filepath"
 	"reflect"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew: only when a format gets a new version")
-
-// golden compares b with a file in testdata.
-func golden(t *testing.T, name string, b []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *rewrite {
-		if err := os.WriteFile(path, b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(b, want) {
-		t.Fatalf("%s: the format changed: got %d bytes\n%x\nwant %d\n%x", name, len(b), b, len(want), want)
-	}
-}
 
 const (
 	goldenMesh   = ID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
@@ -54,7 +34,7 @@ func TestGoldenPages(t *testing.T) {
 	entries := goldenEntries(&packs)
 	for level, name := range map[int]string{1: "leaf.page", 2: "upper.page"} {
 		b := encodePage(level, &packs, entries)
-		golden(t, name, b)
+		golden.Check(t, name, b)
 		p, err := DecodePage(content.Mesh(), level, b)
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +71,7 @@ func TestGoldenHead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "head", b)
+	golden.Check(t, "head", b)
 	if got, err := DecodeHead(c, b); err != nil || got != h {
 		t.Fatalf("%+v, error %v", got, err)
 	}
@@ -99,7 +79,7 @@ func TestGoldenHead(t *testing.T) {
 	if b, err = holes.Encode(c); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "head.holes", b)
+	golden.Check(t, "head.holes", b)
 	if got, err := DecodeHead(c, b); err != nil || got != holes {
 		t.Fatalf("%+v, error %v", got, err)
 	}
@@ -118,7 +98,7 @@ func TestGoldenManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "manifest", v.Bytes())
+	golden.Check(t, "manifest", v.Bytes())
 	if got, err := DecodeManifest(c, v.Bytes()); err != nil || !reflect.DeepEqual(got, goldenManifest()) {
 		t.Fatalf("%+v, error %v", got, err)
 	}
@@ -140,7 +120,7 @@ func TestGoldenPack(t *testing.T) {
 		"raw.pack":  goldenPack(),
 		"stub.pack": newWriter(goldenMesh, nil).seal(goldenPublic),
 	} {
-		golden(t, name, s.bytes)
+		golden.Check(t, name, s.bytes)
 		from := newMemory()
 		from.objects[goldenMesh.Key()] = s.bytes
 		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
@@ -156,15 +136,15 @@ func TestGoldenPack(t *testing.T) {
 func TestAnOldImageIsRead(t *testing.T) {
 	im := newImage(2*content.MapFanout, 200, 0)
 	c := content.NewCodec()
-	if *rewrite {
+	if golden.Rewrite() {
 		to := newMemory()
 		h, _ := build(t, config(to, im), im)
 		head, err := h.Encode(c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, "image.head", head)
-		golden(t, "image.pack", to.objects[h.Node.Pack.Key()])
+		golden.Check(t, "image.head", head)
+		golden.Check(t, "image.pack", to.objects[h.Node.Pack.Key()])
 	}
 	head, err := os.ReadFile(filepath.Join("testdata", "image.head"))
 	if err != nil {
@@ -189,7 +169,7 @@ func TestGoldenIndex(t *testing.T) {
 	if err := writeIndexTo(&b, packs, sources); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "index", b.Bytes())
+	golden.Check(t, "index", b.Bytes())
 	var got []packEntries
 	gotSources, err := readIndexFrom(&b, func(p packEntries) error {
 		got = append(got, packEntries{p.id, append([]byte{}, p.entries...)})

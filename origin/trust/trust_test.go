@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,9 +11,8 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
-
-var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
 
 func epoch() time.Time { return time.Unix(1_800_000_000, 0) }
 
@@ -295,16 +293,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "envelope.hex")
-	if *rewrite {
-		if err := os.WriteFile(path, []byte(hex.EncodeToString(e)+"\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil || strings.TrimSpace(string(want)) != hex.EncodeToString(e) {
-		t.Errorf("the encoding of an envelope changed (%v):\n%x", err, e)
-	}
+	golden.Check(t, "envelope.hex", []byte(hex.EncodeToString(e)+"\n"))
 	if _, err := NewVerifier(mesh.Public()).Open(e, epoch()); err != nil {
 		t.Errorf("golden envelope: %v", err)
 	}

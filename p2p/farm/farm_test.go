@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,11 +17,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var rewrite = flag.Bool("rewrite", false, "make the golden files anew")
 
 // start runs a member on a free port of loopback.
 func start(t *testing.T, cfg Config) (f *Farm, stop func()) {
@@ -261,20 +257,12 @@ func TestMetricsHaveUniqueNames(t *testing.T) {
 }
 
 func TestMetaGolden(t *testing.T) {
-	golden := filepath.Join("testdata", "meta")
 	addrs := []string{"/ip4/10.0.0.5/tcp/4001/p2p/n0", "/ip6/2001:db8::1/udp/4001/quic-v1/p2p/n0"}
 	b, err := encodeMeta("n0", addrs, 25_000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *rewrite {
-		if err := os.WriteFile(golden, b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want, err := os.ReadFile(golden); err != nil || !bytes.Equal(b, want) {
-		t.Errorf("encoded %q, want %q, %v", b, want, err)
-	}
+	golden.Check(t, "meta", b)
 	if back, speed, err := decodeMeta("n0", b); err != nil || speed != 25_000 || !slices.Equal(back, addrs) {
 		t.Errorf("decoded %q, %d, %v", back, speed, err)
 	}

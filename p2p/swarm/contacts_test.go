@@ -1,11 +1,7 @@
 package swarm
 
 import (
-	"bytes"
 	"errors"
-	"flag"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -14,6 +10,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 )
 
 func TestTCPIsDialledFirst(t *testing.T) {
@@ -42,11 +39,6 @@ func TestLoopbackIsAdvertisedOnlyAlone(t *testing.T) {
 	}
 }
 
-// rewrite makes the golden files anew.
-func rewrite() bool { return flag.Lookup("rewrite").Value.String() == "true" }
-
-var _ = flag.Bool("rewrite", false, "make the golden files anew")
-
 func peersSample(t testing.TB) []peer.AddrInfo {
 	t.Helper()
 	var out []peer.AddrInfo
@@ -65,18 +57,9 @@ func peersSample(t testing.TB) []peer.AddrInfo {
 }
 
 func TestPeersFileGolden(t *testing.T) {
-	golden := filepath.Join("testdata", "peers")
 	b := encodePeers(peersSample(t))
-	if rewrite() {
-		if err := os.WriteFile(golden, b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil || !bytes.Equal(b, want) {
-		t.Errorf("encoded %q, %v", b, err)
-	}
-	back, err := decodePeers(want)
+	golden.Check(t, "peers", b)
+	back, err := decodePeers(b)
 	if err != nil || !slices.EqualFunc(back, peersSample(t), func(a, b peer.AddrInfo) bool { return a.String() == b.String() }) {
 		t.Errorf("decoded %v, %v", back, err)
 	}

@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -15,10 +12,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/trust"
 )
-
-var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
 
 // frame splits an encoded frame and decodes its payload.
 func frame(b []byte) (Header, Message, error) {
@@ -63,19 +59,7 @@ func TestGolden(t *testing.T) {
 	}
 	d := Data{Index: 5, Raw: 131072, Stored: 99, Page: 7, Codec: CodecZstd, Ack: true}
 	fmt.Fprintf(&out, "%T %s\n", d, hex.EncodeToString(d.Append(nil, 0x01020304)))
-	path := filepath.Join("testdata", "frames.golden")
-	if *rewrite {
-		if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out.String() != string(want) {
-		t.Errorf("frames changed; members of different versions would not understand each other\ngot:\n%swant:\n%s", out.String(), want)
-	}
+	golden.Check(t, "frames.golden", []byte(out.String())) // members of different versions would not understand each other
 }
 
 func TestMessagesSurviveTheWire(t *testing.T) {
