@@ -26,8 +26,9 @@ const (
 	// freshFor is how old a record may be to be answered from memory: a re-tag
 	// is seen everywhere within this and one request.
 	freshFor = 5 * time.Second
-	// lookupTimeout bounds one look for a record at the origin or at members.
-	lookupTimeout = 5 * time.Second
+	// lookupTimeout bounds one look for a record at the origin, and another at
+	// members when it says nothing.
+	lookupTimeout = 3 * time.Second
 	// confirmAsk is how many members of different farms are asked when the
 	// origin does not answer.
 	confirmAsk = 3
@@ -71,6 +72,7 @@ type heard struct {
 type Names struct {
 	dir      string
 	catalog  func() *catalog.Catalog // nil while there is no origin
+	lost     func(error)             // told when it fails to answer
 	verifier *trust.Verifier
 	// ask returns what up to limit members of different farms say.
 	ask   func(ctx context.Context, kind content.Kind, name string, limit int) []heard
@@ -136,9 +138,7 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 	if !ok || fresh || n.now().Sub(k.checked) > freshFor {
 		// The flight outlives the caller that began it: others wait for it too.
 		ch := n.flights.DoChan(key, func() (any, error) {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
-			defer cancel()
-			return n.look(ctx, kind, name)
+			return n.look(context.WithoutCancel(ctx), kind, name)
 		})
 		select {
 		case res := <-ch:
@@ -160,15 +160,18 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 func (n *Names) look(ctx context.Context, kind content.Kind, name string) (known, error) {
 	var cause error = fmt.Errorf("%w: this node has no origin", content.ErrUnavailable)
 	if c := n.catalog(); c != nil {
-		r, err := c.Get(ctx, kind, name)
+		r, err := n.atOrigin(ctx, c, kind, name)
 		if err == nil {
 			return n.keep(r, true)
 		}
 		if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid) {
 			return known{}, err
 		}
+		n.lost(err)
 		cause = err
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
 	best, ok := n.stored(kind, name)
 	for _, h := range n.ask(ctx, kind, name, confirmAsk) {
 		if r, err := n.heard(kind, name, h); err != nil {
@@ -181,6 +184,17 @@ func (n *Names) look(ctx context.Context, kind content.Kind, name string) (known
 		return known{}, fmt.Errorf("%s %q: %w: no member that was asked knows it, and the origin did not answer: %w", kind, name, content.ErrUnavailable, cause)
 	}
 	return n.keep(best, n.now().Sub(best.SeenAt) <= freshFor)
+}
+
+// atOrigin asks the origin, which may be there and say nothing.
+func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.Kind, name string) (catalog.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	r, err := c.Get(ctx, kind, name)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%s %q: %w: no answer within %s", kind, name, content.ErrUnavailable, lookupTimeout)
+	}
+	return r, err
 }
 
 // heard checks a member's answer.

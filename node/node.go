@@ -223,7 +223,7 @@ func (n *Node) openOrigin(ctx context.Context) error { return n.origin.open(ctx)
 
 func (n *Node) openNames(context.Context) error {
 	n.Names = &Names{
-		dir: filepath.Join(n.cfg.Dir, "records"), catalog: n.origin.records, verifier: n.verifier, ask: n.askRecord,
+		dir: filepath.Join(n.cfg.Dir, "records"), catalog: n.origin.records, lost: n.origin.lost, verifier: n.verifier, ask: n.askRecord,
 		learn: n.learn, codec: n.codec, now: n.cfg.Now, log: n.cfg.Log, records: map[string]known{},
 	}
 	n.Images = &Images{n: n}

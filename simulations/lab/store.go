@@ -142,6 +142,12 @@ func (s *Store) Narrow(ctx context.Context, rate int) error {
 	return nil
 }
 
+// Unplug lets what is sent to the server be lost, without a word.
+func (s *Store) Unplug(ctx context.Context) error { return s.host.Unplug(ctx) }
+
+// Plug undoes Unplug.
+func (s *Store) Plug(ctx context.Context) error { return s.host.Plug(ctx) }
+
 // Stop ends the server, as an outage would.
 func (s *Store) Stop() error {
 	if s.lab.store == nil {

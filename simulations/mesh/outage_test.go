@@ -81,6 +81,38 @@ func TestFarmWorksWithoutItsStore(t *testing.T) {
 	until(t, "the volume is registered", func(context.Context) bool { return volume(t, b, "away").State == "attached" })
 }
 
+// TestSilentStore: the store does not answer any more, and nobody is told. What
+// the farm holds is made into a volume and read in bounded time, and the volume is
+// registered when the store is back.
+func TestSilentStore(t *testing.T) {
+	l := newLab(t)
+	store, err := l.StartStore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := start(t, l, store.URL, "a", "a")
+	path, sum := disk(t, l.Dir, imageSize())
+	run(t, nodes[0], "image", "import", "disk", path)
+	if err := store.Unplug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	readAll(t, nodes[1:], "v", "disk", sum)
+	t.Logf("created and read in %s", time.Since(began).Round(time.Millisecond))
+	if s := get[api.Status](t, nodes[1], "/api/status"); s.Origin.State != "unreachable" {
+		t.Errorf("the store is %s: %s", s.Origin.State, s.Origin.Detail)
+	}
+	began = time.Now()
+	readAll(t, nodes[1:], "w", "disk", sum)
+	t.Logf("and once more in %s", time.Since(began).Round(time.Millisecond))
+	if err := store.Plug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the volumes are registered", func(context.Context) bool {
+		return volume(t, nodes[1], "v-a2").State == "attached" && volume(t, nodes[1], "w-a2").State == "attached"
+	})
+}
+
 // TestReadOnlyStore: a node that may only read the store works: it reads from it,
 // others write its records for it, and an import is refused.
 func TestReadOnlyStore(t *testing.T) {
