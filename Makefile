@@ -36,8 +36,8 @@ bench: tools build ## figures beside their peers, in one run
 	@.ci/tools --bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
 
-soak: tools build ## the long loops at their full counts
-	GRANGE_SOAK=1 $(GO) test -p 1 -timeout 6h -v -run 'Soak|Kill|Crash|Fault' ./...
+soak: tools build ## the tests, with the long loops at their full counts
+	GRANGE_SOAK=1 .ci/test -p 1 -timeout 6h ./...
 
 demo: build ## a mesh of two farms on this machine boots a real image
 	@.ci/tools
