@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +24,8 @@ const (
 	// garbageGrowth is how much memory a node may need more for all the garbage:
 	// what a thousand connections' buffers take.
 	garbageGrowth = 128 << 20
+	// logLinesMax is how much a node may say of it all.
+	logLinesMax = 100
 	// garbagePatience is how long a conversation of garbage lasts at most.
 	garbagePatience = 5 * time.Second
 )
@@ -129,6 +132,9 @@ func TestGarbageOnEveryPort(t *testing.T) {
 		t.Errorf("the node sees %d neighbours", alive)
 	}
 	readAll(t, []*lab.Node{n}, "after", "disk", sum)
+	if lines := strings.Count(n.Tail(connections), "\n"); lines > logLinesMax {
+		t.Errorf("the garbage has made the node write more than %d lines", lines)
+	}
 	if now := get[api.Status](t, n, "/api/status").Started; !now.Equal(started) {
 		t.Error("the node has started anew")
 	}
