@@ -30,7 +30,7 @@ func restart(t *testing.T, n *lab.Node) {
 	t.Logf("%s is ready again after %s", n.Name, time.Since(began).Round(time.Millisecond))
 }
 
-// moment is a step of an import: the nth write of a key of this kind comes to the
+// moment is a step of a change: the nth write of a key of this kind comes to the
 // store, and is done there or not.
 type moment struct {
 	key  string
@@ -56,26 +56,26 @@ func (m moment) reached(came chan<- struct{}) lab.Meddler {
 	}
 }
 
-// killImport starts an import and kills the node at a moment of it.
-func killImport(t *testing.T, n *lab.Node, store *lab.Front, m moment, name, path string) {
+// killDuring runs a command and kills the node at a moment of it.
+func killDuring(t *testing.T, n *lab.Node, store *lab.Front, m moment, args ...string) {
 	t.Helper()
 	came := make(chan struct{})
 	store.Meddle(m.reached(came))
 	ended := make(chan error, 1)
 	go func() {
-		_, err := n.Run(t.Context(), "image", "import", name, path)
+		_, err := n.Run(t.Context(), args...)
 		ended <- err
 	}()
 	select {
 	case <-came:
 	case err := <-ended:
-		t.Fatalf("the import ended before %+v: %v", m, err)
+		t.Fatalf("%v ended before %+v: %v", args, m, err)
 	}
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil {
-		t.Error("the import of a killed node succeeded")
+		t.Errorf("%v of a killed node succeeded", args)
 	}
 	store.Meddle(nil)
 }
@@ -99,7 +99,7 @@ func TestKilledImport(t *testing.T) {
 		path, sum := seededDisk(t, l.Dir, imageSize()*5/4, byte(i))
 		name := filepath.Base(path)
 		before := packBytes(t, files)
-		killImport(t, n, store, m, name, path)
+		killDuring(t, n, store, m, "image", "import", name, path)
 		whole := strings.HasPrefix(m.key, "records/") && m.done
 		if _, err := other.Run(t.Context(), "image", "show", name); (err == nil) != whole {
 			t.Errorf("killed at %+v: the name stands for an image: %v", m, err == nil)
@@ -158,7 +158,7 @@ func TestKilledImportLeavesNoFiles(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(tree, "data"), data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	killImport(t, n, store, moment{"packs/", 1, false}, "tree", tree)
+	killDuring(t, n, store, moment{"packs/", 1, false}, "image", "import", "tree", tree)
 	if left := leftovers(t, n); len(left) == 0 {
 		t.Fatal("the import had no temporary file: the test has missed it")
 	}
@@ -307,3 +307,27 @@ func TestKilledEviction(t *testing.T) {
 
 // quotaLeast is the smallest that a cache may have.
 const quotaLeast = 256 << 20
+
+// TestKilledVolumeChange: a node is killed while it makes or removes a volume.
+// After the restart the change is done or undone, and made again it succeeds.
+func TestKilledVolumeChange(t *testing.T) {
+	l := newLab(t)
+	_, store := front(t, l)
+	n := start(t, l, store.URL, "a")[0]
+	path, sum := disk(t, l.Dir, imageSize()/4)
+	run(t, n, "image", "import", "disk", path)
+	for _, m := range []moment{{"records/volume/", 1, false}, {"records/volume/", 1, true}} {
+		killDuring(t, n, store, m, "volume", "create", "v-a1", "--from", "image:disk")
+		restart(t, n)
+		if made := get[[]api.Volume](t, n, "/api/volumes"); len(made) > 0 {
+			t.Errorf("killed at %+v: made, though nobody was told: %+v", m, made)
+		}
+		readAll(t, []*lab.Node{n}, "v", "disk", sum) // which makes it
+		killDuring(t, n, store, m, "volume", "rm", "v-a1")
+		restart(t, n)
+		run(t, n, "volume", "rm", "v-a1")
+		if left := get[[]api.Volume](t, n, "/api/volumes"); len(left) > 0 {
+			t.Errorf("left: %+v", left)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,6 +111,62 @@ func TestSilentStore(t *testing.T) {
 	}
 	until(t, "the volumes are registered", func(context.Context) bool {
 		return volume(t, nodes[1], "v-a2").State == "attached" && volume(t, nodes[1], "w-a2").State == "attached"
+	})
+}
+
+// TestFarmRestartsWithoutItsStore: the power of a farm fails while its store is
+// away. All nodes are killed and come back: names, volumes with what was written,
+// and images are there, and a new volume can be made.
+func TestFarmRestartsWithoutItsStore(t *testing.T) {
+	l := newLab(t)
+	store, err := l.StartStore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := start(t, l, store.URL, "a", "a", "a")
+	path, sum := disk(t, l.Dir, imageSize())
+	run(t, nodes[0], "image", "import", "disk", path)
+	pattern := filepath.Join(l.Dir, "pattern")
+	fill(t, pattern, 1)
+	devices := map[*lab.Node]string{}
+	for _, n := range nodes {
+		devices[n] = run(t, n, "volume", "create", "v-"+n.Name, "--from", "image:disk")
+		write(t, pattern, devices[n])
+	}
+	if err := store.Unplug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		wg.Go(func() {
+			if err := n.Restart(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, n := range nodes {
+		checkDevice(t, devices[n], path, pattern)
+		if r := get[api.Resolved](t, n, "/api/resolve/disk"); r.Confirm || r.Size != imageSize() {
+			t.Errorf("%s resolves the name to %+v", n.Name, r)
+		}
+	}
+	readAll(t, nodes, "new", "disk", sum)
+	if err := store.Plug(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the new volumes are registered", func(context.Context) bool {
+		for _, n := range nodes {
+			if volume(t, n, "new-"+n.Name).State != "attached" {
+				return false
+			}
+		}
+		return true
 	})
 }
 
