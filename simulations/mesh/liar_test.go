@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/node/api"
@@ -19,6 +22,7 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
 	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
 )
 
@@ -33,6 +37,9 @@ type liarPlan struct {
 	FarmJoin []string
 	Root     content.CID
 	Blocks   uint64 // of the root
+	// Babble is a member to send noise to, when SIGUSR1 comes; empty lies to
+	// whoever asks.
+	Babble string
 }
 
 // credentials is what the liar reads of a member's file.
@@ -107,6 +114,8 @@ func lie(text string) (code int) {
 }
 
 func (l liar) run(ctx context.Context) error {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGUSR1)
 	key, err := trust.LoadKey(filepath.Join(l.plan.Data, "identity.key"))
 	if err != nil {
 		return err
@@ -147,19 +156,49 @@ func (l liar) run(ctx context.Context) error {
 	group.Go(func() error { return s.Run(ctx) })
 	group.Go(func() error { return x.Run(ctx) })
 	group.Go(func() error { return neighbours.Run(ctx) })
+	if l.plan.Babble != "" {
+		group.Go(func() error {
+			select {
+			case <-told:
+				return l.babble(ctx, s)
+			case <-ctx.Done():
+				return nil
+			}
+		})
+	}
 	return group.Wait()
 }
 
+// babble opens streams to a member and sends noise, until it is not let in.
+func (l liar) babble(ctx context.Context, s *swarm.Swarm) error {
+	info, err := swarm.ParseAddr(l.plan.Babble)
+	if err != nil {
+		return err
+	}
+	for _, noise := range garbage() {
+		if s.Connect(ctx, info) != nil {
+			return nil
+		}
+		stream, err := s.Host().NewStream(ctx, info.ID, protocol.ID(wire.ProtocolID(l.self.Mesh)))
+		if err != nil {
+			return nil
+		}
+		stream.SetDeadline(time.Now().Add(garbagePatience))
+		stream.Write(noise) // cut short when it is refused
+		stream.CloseWrite()
+		io.Copy(io.Discard, stream)
+		stream.Reset()
+	}
+	return nil
+}
+
 // corrupt puts a liar in the place of a node, which has joined properly.
-func corrupt(t *testing.T, n *lab.Node, image api.Image, neighbours ...*lab.Node) {
+func corrupt(t *testing.T, n *lab.Node, plan liarPlan, neighbours ...*lab.Node) {
 	t.Helper()
 	if err := n.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	plan := liarPlan{
-		Data: n.Data, Listen: fmt.Sprintf("/ip4/%s/tcp/4001", n.Host.Addr()), FarmBind: fmt.Sprintf("%s:7946", n.Host.Addr()),
-		Root: image.CID, Blocks: uint64(image.Size / content.ChunkSizeDefault),
-	}
+	plan.Data, plan.Listen, plan.FarmBind = n.Data, fmt.Sprintf("/ip4/%s/tcp/4001", n.Host.Addr()), fmt.Sprintf("%s:7946", n.Host.Addr())
 	for _, other := range neighbours {
 		plan.FarmJoin = append(plan.FarmJoin, fmt.Sprintf("%s:7946", other.Host.Addr()))
 	}
@@ -174,6 +213,11 @@ func corrupt(t *testing.T, n *lab.Node, image api.Image, neighbours ...*lab.Node
 	if err := n.Impersonate(t.Context(), []string{liarVariable + "=" + string(text)}, self); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// about is a plan to lie about an image.
+func about(image api.Image) liarPlan {
+	return liarPlan{Root: image.CID, Blocks: uint64(image.Size / content.ChunkSizeDefault)}
 }
 
 // idOf is the peer ID of a node that runs.
@@ -204,7 +248,7 @@ func TestLiarOfTheFarm(t *testing.T) {
 	run(t, from, "image", "import", "disk", path)
 	id := idOf(t, bad)
 	image := get[api.Image](t, from, "/api/images/disk")
-	corrupt(t, bad, image, from, reader)
+	corrupt(t, bad, about(image), from, reader)
 	until(t, "the liar is in the farm", func(context.Context) bool { return stateOf(t, reader, id) == "alive" })
 	readAll(t, []*lab.Node{reader}, "v", "disk", sum)
 	lies, banned := metric(t, reader, "grange_fetch_peer_lies_total"), metric(t, reader, "grange_fetch_banned_peers_total")
@@ -230,7 +274,7 @@ func TestLiarFromElsewhere(t *testing.T) {
 	path, sum := disk(t, l.Dir, imageSize())
 	run(t, from, "image", "import", "disk", path)
 	id := idOf(t, bad)
-	corrupt(t, bad, get[api.Image](t, from, "/api/images/disk"))
+	corrupt(t, bad, about(get[api.Image](t, from, "/api/images/disk")))
 	until(t, "the liar is back in the mesh", func(context.Context) bool { return stateOf(t, reader, id) == "connected" })
 	readAll(t, []*lab.Node{reader}, "v", "disk", sum)
 	lies, banned := metric(t, reader, "grange_fetch_peer_lies_total"), metric(t, reader, "grange_swarm_banned_members")
@@ -242,4 +286,32 @@ func TestLiarFromElsewhere(t *testing.T) {
 	if state := stateOf(t, reader, id); state == "connected" {
 		t.Errorf("the liar is %q still", state)
 	}
+}
+
+// TestBabblers: members send noise where the protocol is spoken. The one of the
+// farm is complained of, the stranger banned.
+func TestBabblers(t *testing.T) {
+	l := newLab(t)
+	nodes := start(t, l, "", "a", "a", "b")
+	victim := nodes[0]
+	address := get[api.Status](t, victim, "/api/status").Self.Addrs[0]
+	for _, c := range []struct {
+		n          *lab.Node
+		neighbours []*lab.Node
+		state      string
+		banned     float64
+	}{{nodes[1], nodes[:1], "alive", 0}, {nodes[2], nil, "connected", 1}} {
+		before, id := metric(t, victim, "grange_exchange_violations_total"), idOf(t, c.n)
+		corrupt(t, c.n, liarPlan{Babble: address}, c.neighbours...)
+		until(t, c.n.Name+" is back", func(context.Context) bool { return stateOf(t, victim, id) == c.state })
+		if err := c.n.Signal(syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the noise of "+c.n.Name+" is counted", func(ctx context.Context) bool {
+			now, err := victim.Metric(ctx, "grange_exchange_violations_total")
+			banned, berr := victim.Metric(ctx, "grange_swarm_banned_members")
+			return err == nil && berr == nil && now > before && banned == c.banned
+		})
+	}
+	t.Logf("%.0f violations, %.0f banned", metric(t, victim, "grange_exchange_violations_total"), metric(t, victim, "grange_swarm_banned_members"))
 }
