@@ -51,7 +51,8 @@ const violationBan = time.Hour
 // violated deals with a peer that broke the protocol. One of this farm is only
 // complained of: its operator is ours.
 func (n *Node) violated(id peer.ID, err error) {
-	near := slices.Contains(neighbours{n}.Live(), id)
+	who, ok := n.exchange.Identity(id)
+	near := ok && who.Farm == n.Farm() || slices.Contains(neighbours{n}.Live(), id)
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
 		n.swarm.Ban(id, violationBan)

@@ -68,8 +68,8 @@ func newOrigin(n *Node) *origin {
 	return &origin{n: n, state: originNone, corrupt: corrupt}
 }
 
-// open opens the bucket and looks at it once. A founding node must have one that
-// works; any other starts without, unless it is the wrong one.
+// open opens the bucket and looks at it once. A node starts without one that does
+// not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
 	o.url = o.n.member.Origin
 	if len(o.n.cfg.Origins) > 0 {

@@ -27,11 +27,15 @@ const (
 	// leave a loaded machine of two cores the time to answer. suspicionMult is how
 	// long a suspect has to speak up, in intervals, times the logarithm of the
 	// members to the base of ten: a crash was seen in simulations after five
-	// seconds by 10 members, after nine to ten by 100 to 200, and a host may stand
-	// still for three.
-	probeInterval = time.Second
-	probeTimeout  = 700 * time.Millisecond
+	// seconds by 10 members, after seven to nine by 100 to 200, and a host may
+	// stand still for three.
+	probeInterval = 850 * time.Millisecond
+	probeTimeout  = 600 * time.Millisecond
 	suspicionMult = 3
+	// syncInterval is how often a member exchanges all that it knows with another,
+	// so that who missed some news learns it; gossip makes it four times as long
+	// among 200 members.
+	syncInterval = 10 * time.Second
 	// reclaimAfter is how soon after its death a member may come back with another
 	// address. Gossip would by default insist on the old one.
 	reclaimAfter = time.Second
@@ -133,7 +137,7 @@ func (f *Farm) Start() error {
 	c.Name, c.Label, c.SecretKey = f.cfg.Node, label(f.cfg.Name), f.cfg.Key[:]
 	c.Delegate, c.Events = delegate{f}, events{f}
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
-	c.TCPTimeout, c.DeadNodeReclaimTime = tcpTimeout, reclaimAfter
+	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
 	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
