@@ -21,8 +21,10 @@ import (
 const (
 	// connections that are opened at once to a port, and left half open.
 	connections = 1000
-	// garbageGrowth is how much memory a node may need more for all the garbage:
-	// what a thousand connections' buffers take.
+	// garbageSize of the image that is read meanwhile, and garbageGrowth how much
+	// memory a node may need more for all of it: what a thousand connections'
+	// buffers take.
+	garbageSize   = 96 << 20
 	garbageGrowth = 128 << 20
 	// logLinesMax is how much a node may say of it all.
 	logLinesMax = 100
@@ -99,7 +101,7 @@ func TestGarbageOnEveryPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	neighbour := start(t, l, store.URL, "a")[0]
-	path, sum := disk(t, l.Dir, imageSize())
+	path, sum := disk(t, l.Dir, garbageSize)
 	run(t, n, "image", "import", "disk", path)
 	readAll(t, []*lab.Node{n}, "before", "disk", sum)
 	started := get[api.Status](t, n, "/api/status").Started

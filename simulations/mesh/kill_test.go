@@ -114,7 +114,7 @@ func TestKilledImport(t *testing.T) {
 		sent = store.Taken("packs/") - sent
 		stored := int64(get[api.Image](t, n, "/api/images/"+name).Stored)
 		t.Logf("killed at %+v: of %d bytes %d were there, %d were sent again", m, stored, kept, sent)
-		if sent > stored-kept+resendMax {
+		if sent > stored-kept+stored/resendShare {
 			t.Errorf("killed at %+v: %d bytes were sent again, %d of %d were there", m, sent, kept, stored)
 		}
 		run(t, n, "image", "verify", name)
@@ -122,9 +122,9 @@ func TestKilledImport(t *testing.T) {
 	}
 }
 
-// resendMax is what an import may send beside chunks that are missing: the map,
-// where its chunks lie, and the directory of the pack that holds both.
-const resendMax = 256 << 10
+// resendShare of what is stored may be sent beside the chunks that are missing:
+// the map, where its chunks lie, and the directory of the pack that holds both.
+const resendShare = 300
 
 // packBytes is the size of all packs at the store.
 func packBytes(t *testing.T, store *lab.Store) (total int64) {
