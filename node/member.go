@@ -33,6 +33,8 @@ type membership struct {
 	Secrets   trust.Secrets   `cbor:"secrets"`
 	Origin    string          `cbor:"origin"`
 	Bootstrap []string        `cbor:"bootstrap"`
+
+	fresh bool // just founded or joined
 }
 
 const membershipMagic = "grange-membership/1"
@@ -91,6 +93,7 @@ func (c Config) enter(ctx context.Context, identity trust.PrivateKey) (membershi
 	if err != nil {
 		return membership{}, err
 	}
+	m.fresh = true
 	return m, m.save(c.Dir)
 }
 

@@ -32,8 +32,9 @@ const (
 	// ListenDefault is where members connect when nothing is said.
 	ListenDefault = "/ip4/0.0.0.0/tcp/4001"
 	// joinedWithin is how long a node with neighbours or bootstrap addresses waits
-	// for one of them before it calls itself ready alone.
-	joinedWithin = 5 * time.Second
+	// for one of them before it calls itself ready alone. It is most of the two
+	// seconds that a restart may take.
+	joinedWithin = 1800 * time.Millisecond
 	// stopTimeout bounds what a stop waits for.
 	stopTimeout = 15 * time.Second
 	// tempDir in the data folder holds files of work that is under way.

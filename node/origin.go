@@ -20,6 +20,9 @@ import (
 const (
 	// originTimeout bounds one look whether the origin answers.
 	originTimeout = 5 * time.Second
+	// restartTimeout bounds the first look of a member that restarts: it has
+	// volumes to serve, and a silent store is looked for again.
+	restartTimeout = 1500 * time.Millisecond
 	// originInterval is how often that is looked at while it does, and
 	// originRetry while it does not.
 	originInterval = 15 * time.Second
@@ -102,6 +105,11 @@ func (o *origin) open(ctx context.Context) error {
 	o.mu.Lock()
 	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(store)
 	o.mu.Unlock()
+	if !o.n.member.fresh {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
+		defer cancel()
+	}
 	err = o.look(ctx)
 	switch {
 	case err == nil || errors.Is(err, content.ErrUnavailable):
@@ -121,6 +129,7 @@ func (o *origin) founder() bool {
 func (o *origin) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, originTimeout)
 	defer cancel()
+	begun := time.Now()
 	o.mu.RLock()
 	b, before := o.bucket, o.state
 	o.mu.RUnlock()
@@ -137,7 +146,7 @@ func (o *origin) look(ctx context.Context) error {
 		}
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, originTimeout)
+		err = fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, time.Since(begun).Round(100*time.Millisecond))
 	}
 	o.settle(err)
 	return err
