@@ -37,6 +37,7 @@
 //
 // A bad entry whose seq is above every durable_seq that any entry carries was
 // never synced: it is the tail, and is cut off. One at or below is corruption:
-// the volume opens for reading only, and says which range is lost. A mark is
-// written at a clean end, so that what was synced last is covered too.
+// the volume opens for reading only, and says which range is lost. A mark follows
+// each sync, so that what was synced last is covered too; only a loss of power may
+// take the last mark with it.
 package volume

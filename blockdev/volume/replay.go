@@ -169,10 +169,11 @@ func (r *replayer) finish() (lost []*CorruptError, err error) {
 			continue
 		}
 		if i == 0 || len(lost) == 0 {
+			v.told = r.durable
 			return lost, v.cut(bad)
 		}
 	}
-	v.seq = r.next - 1
+	v.seq, v.told = r.next-1, r.durable
 	return lost, nil
 }
 

@@ -70,7 +70,9 @@ type Volume struct {
 	segments []*segment
 	extents  extentMap
 	seq      uint64 // of the last entry
+	written  uint64 // of the last entry that is not a mark
 	durable  uint64 // known to be synced
+	told     uint64 // what of that the journal itself says
 	synced   int    // segments before this one are synced whole
 	newNames bool   // segments were made since the folder was synced
 	failed   error  // a failed write or sync: no more of either
@@ -166,7 +168,7 @@ func (v *Volume) settle() error {
 			return err
 		}
 	}
-	v.durable, v.synced = v.seq, max(len(v.segments)-1, 0)
+	v.written, v.durable, v.synced = v.seq, v.seq, max(len(v.segments)-1, 0)
 	return durable.SyncDir(v.cfg.Dir)
 }
 
@@ -186,9 +188,11 @@ func (v *Volume) Close() error {
 			errs = append(errs, s.file.Sync())
 		}
 		errs = append(errs, durable.SyncDir(v.cfg.Dir))
-		mark := encodeEntry(nil, entry{kind: kindMark, seq: v.seq + 1, durable: v.seq}, nil)
-		if _, err := s.file.WriteAt(mark, s.size); err == nil {
-			errs = append(errs, s.file.Sync())
+		if v.told < v.written {
+			mark := encodeEntry(nil, entry{kind: kindMark, seq: v.seq + 1, durable: v.written}, nil)
+			if _, err := s.file.WriteAt(mark, s.size); err == nil {
+				errs = append(errs, s.file.Sync())
+			}
 		}
 	}
 	for _, s := range v.segments {

@@ -75,6 +75,10 @@ func (v *Volume) append(e entry, data []byte) error {
 		return spaceError(err)
 	}
 	v.seq++
+	v.told = e.durable
+	if e.kind != kindMark {
+		v.written = v.seq
+	}
 	v.apply(uint32(index), s.size, e, v.scratch[entryHeader:])
 	s.size += e.size()
 	return nil
@@ -128,12 +132,12 @@ func (v *Volume) fail(err error) error {
 // Flush implements blockdev.Device. Calls at once share a sync.
 func (v *Volume) Flush(context.Context) error {
 	v.mu.RLock()
-	target := v.seq
+	target := v.written
 	v.mu.RUnlock()
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
 	v.mu.Lock()
-	failed, closed, last := v.failed, v.closed, v.seq
+	failed, closed, last := v.failed, v.closed, v.written
 	due := slices.Clone(v.segments[min(v.synced, len(v.segments)):])
 	newNames, done := v.newNames, v.durable >= target
 	v.mu.Unlock()
@@ -154,7 +158,20 @@ func (v *Volume) Flush(context.Context) error {
 	v.durable = max(v.durable, last)
 	v.synced += len(due) - 1 // the last one goes on growing
 	v.newNames = v.newNames && v.segments[len(v.segments)-1] != due[len(due)-1]
+	v.mark()
 	return nil
+}
+
+// mark notes in the journal how much of it is synced, unless it says so already.
+// Without that, damage to what was flushed just before a kill would look like a
+// tail. Called with mu.
+func (v *Volume) mark() {
+	if v.told >= v.durable || v.closed {
+		return
+	}
+	if err := v.append(entry{kind: kindMark}, nil); err != nil {
+		v.cfg.Log.Debug("no mark after a flush", "dir", v.cfg.Dir, "err", err)
+	}
 }
 
 // sync makes segments and their names durable.
