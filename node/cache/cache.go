@@ -290,5 +290,8 @@ func (c *Cache) Stats() Stats {
 // Evicted is Stats().Evicted, without a lock.
 func (c *Cache) Evicted() uint64 { return c.evicted.Load() }
 
+// Full is Stats().Full, without a lock.
+func (c *Cache) Full() bool { return c.full.Load() }
+
 // Collectors returns the metrics, for a registry of the caller's.
 func (c *Cache) Collectors() []prometheus.Collector { return c.metrics.all(c) }

@@ -141,10 +141,10 @@ func (m *Image) readOn() {
 }
 
 // runAhead asks for chunks from index on that are in the same map node, and sets
-// the mark halfway.
+// the mark halfway. A full cache would not keep them.
 func (m *Image) runAhead(index, size uint64) {
 	leaf := m.rs.leaf(index)
-	if leaf == nil || m.ahead.running.Load() >= readaheadsMax {
+	if leaf == nil || m.ahead.running.Load() >= readaheadsMax || m.f.cfg.Cache.Full() {
 		return
 	}
 	end := min(index+size, (index/content.MapFanout+1)*content.MapFanout)
