@@ -10,8 +10,9 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
-	"github.com/grangemesh/grange/origin/content"
 	"gopkg.in/yaml.v3"
+
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // configFile is a flag that reads settings from a YAML file: a flat map from

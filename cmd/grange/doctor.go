@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/grangemesh/grange/node/api"
@@ -29,8 +31,8 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		findings = append(findings, finding{"node", true, "not running: " + err.Error()})
 	} else {
 		findings = append(findings,
-			finding{"node", s.Ready, fmt.Sprintf("runs, waits for %v", s.Waiting)},
-			finding{"origin", s.Origin.State == "ok" || s.Origin.State == "read-only", s.Origin.State + " " + s.Origin.Detail},
+			finding{"node", s.Ready, cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
+			finding{"origin", s.Origin.State == "ok" || s.Origin.State == "read-only", s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", !s.Cache.Full, fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
 			finding{"farm", true, fmt.Sprintf("%d neighbours", len(s.Farm))})
 	}
@@ -51,6 +53,14 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%d findings need a look", bad)
 	}
 	return nil
+}
+
+// prefixed is a text with a prefix, or nothing.
+func prefixed(prefix, text string) string {
+	if text == "" {
+		return ""
+	}
+	return prefix + text
 }
 
 func dataFinding(dir string) finding {

@@ -11,9 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grangemesh/grange/node/api"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"github.com/grangemesh/grange/node/api"
 )
 
 // lineInterval is how often progress is printed where there is no terminal.

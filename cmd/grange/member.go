@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/node/api"
@@ -64,9 +65,9 @@ type meshPeersCmd struct {
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%v\n", p.Self.ID, p.Self.Farm, p.Self.Role, p.Self.Addrs)
+		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, p.Self.Farm, p.Self.Role, strings.Join(p.Self.Addrs, " "))
 		for _, m := range p.Peers {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\n", m.ID, m.Farm, m.Role, m.State, m.Addrs)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, m.Farm, m.Role, m.State, strings.Join(m.Addrs, " "))
 		}
 	})
 }

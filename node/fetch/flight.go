@@ -38,6 +38,7 @@ type flight struct {
 	err  error
 
 	ended   atomic.Bool // set under the Fetcher's mu
+	counted atomic.Bool // by an image, of those that waited for it
 	waiters int         // guarded by the Fetcher's mu
 }
 

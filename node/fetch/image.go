@@ -120,9 +120,16 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if off < 0 || off+len(p) > len(v.Bytes()) {
 		return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, m.rs.id, content.ErrCorrupt, len(v.Bytes()))
 	}
-	m.bytes[fl.from].Add(int64(len(v.Bytes())))
+	m.count(fl)
 	copy(p, v.Bytes()[off:])
 	return nil
+}
+
+// count counts what a flight has brought, once, however many waited for it.
+func (m *Image) count(fl *flight) {
+	if !fl.counted.Swap(true) {
+		m.bytes[fl.from].Add(int64(len(fl.data.Bytes())))
+	}
 }
 
 // readBehind runs ahead of a read that missed: far if it goes on where the guest
@@ -168,8 +175,8 @@ func (m *Image) runAhead(index, size uint64) {
 	if !m.f.start(func() {
 		defer m.ahead.running.Add(-1)
 		for _, fl := range flights {
-			if v, err := fl.wait(m.f.ctx); err == nil {
-				m.bytes[fl.from].Add(int64(len(v.Bytes())))
+			if _, err := fl.wait(m.f.ctx); err == nil {
+				m.count(fl)
 			}
 		}
 	}) {
@@ -299,7 +306,7 @@ func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 		if v, err := fl.wait(ctx); err != nil {
 			w.fail(err)
 		} else {
-			w.m.bytes[fl.from].Add(int64(len(v.Bytes())))
+			w.m.count(fl)
 			w.report(fl.from, len(v.Bytes()))
 		}
 		w.window.Release(size)
