@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -10,15 +11,16 @@ import (
 	"github.com/grangemesh/grange/simulations/lab"
 )
 
-// TestTwoFarmsReadOnce: six nodes of two farms read a whole image at once; the
+// TestTwoFarmsReadOnce: the nodes of two farms read a whole image at once; the
 // importer's farm has it, so the store sends next to nothing. That stays so when
 // a node joins, when leads lose a third of their caches, when a node leaves and
 // when one dies.
 func TestTwoFarmsReadOnce(t *testing.T) {
 	l := newLab(t)
 	_, store := front(t, l)
-	nodes := start(t, l, store.URL, "a", "a", "a", "b", "b", "b")
-	path, sum := disk(t, l.Dir, imageSize())
+	each := nodesPerFarm()
+	nodes := start(t, l, store.URL, slices.Concat(slices.Repeat([]string{"a"}, each), slices.Repeat([]string{"b"}, each))...)
+	path, sum := disk(t, l.Dir, imageSize()*3/int64(each))
 	t.Log(run(t, nodes[0], "image", "import", "disk", path))
 	stored := int64(get[api.Image](t, nodes[0], "/api/images/disk").Stored)
 
@@ -26,7 +28,7 @@ func TestTwoFarmsReadOnce(t *testing.T) {
 	readAll(t, nodes, "cold", "disk", sum)
 	all := store.Sent("") - before
 	table(t, l)
-	t.Logf("six cold nodes: %d bytes are stored, the store sent %d: %.4f", stored, all, float64(all)/float64(stored))
+	t.Logf("%d cold nodes: %d bytes are stored, the store sent %d: %.4f", len(nodes), stored, all, float64(all)/float64(stored))
 	if all > stored*105/100 {
 		t.Errorf("the store sent %d bytes for %d stored", all, stored)
 	}
@@ -42,27 +44,28 @@ func TestTwoFarmsReadOnce(t *testing.T) {
 		packs += got
 	}
 	nodes = append(nodes, start(t, l, store.URL, "b")...)
-	readAll(t, nodes[6:], "joined", "disk", sum)
-	nothing("a seventh node")
+	joined := nodes[2*each]
+	readAll(t, []*lab.Node{joined}, "joined", "disk", sum)
+	nothing("one more node")
 
-	leads := []*lab.Node{nodes[0], nodes[1], nodes[3], nodes[4], nodes[6]} // one of each farm keeps all
-	evictThird(t, leads...)
+	a, b := nodes[:each-1], append(slices.Clone(nodes[each:2*each-1]), joined) // one of each farm keeps all
+	evictThird(t, slices.Concat(a, b)...)
 	readAll(t, nodes, "evicted", "disk", sum)
 	nothing("a third of the leads' caches evicted")
 
-	if err := nodes[4].Stop(); err != nil {
+	if err := b[1].Stop(); err != nil {
 		t.Fatal(err)
 	}
-	left := []*lab.Node{nodes[0], nodes[1], nodes[3], nodes[6]}
+	left := slices.Concat(a, slices.Delete(b, 1, 2))
 	evictThird(t, left...)
 	readAll(t, left, "left", "disk", sum)
 	nothing("a node stopped")
 
-	evictThird(t, nodes[0], nodes[3])
-	if err := nodes[1].Kill(); err != nil {
+	evictThird(t, a[0], b[0])
+	if err := a[1].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	readAll(t, []*lab.Node{nodes[0], nodes[3]}, "dead", "disk", sum)
+	readAll(t, []*lab.Node{a[0], b[0]}, "dead", "disk", sum)
 	nothing("a node killed")
 	table(t, l)
 }
