@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/meter"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -58,7 +59,7 @@ type conn struct {
 	status     bool // the client may ask for block status
 
 	replies *buffer // gathered, to be sent with the next flush; may be nil
-	tally   tally
+	tally   meter.Tally
 	idle    chan *task // tasks to use again
 	tasks   int        // how many were made
 	working sync.WaitGroup
@@ -242,7 +243,7 @@ func (c *conn) transmit() error {
 
 // flush sends the replies that are gathered.
 func (c *conn) flush() {
-	c.tally.publish(c.server.metrics)
+	c.server.metrics.Publish(&c.tally)
 	b := c.replies
 	if b == nil {
 		return

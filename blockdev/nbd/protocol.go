@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -124,7 +125,7 @@ func parseRequest(p []byte) (request, error) {
 }
 
 // appendSimple appends a simple reply; what a read read comes behind it.
-func appendSimple(b []byte, cookie uint64, code errno) []byte {
+func appendSimple(b []byte, cookie uint64, code blockdev.Errno) []byte {
 	b = binary.BigEndian.AppendUint32(b, magicSimple)
 	b = binary.BigEndian.AppendUint32(b, uint32(code))
 	return binary.BigEndian.AppendUint64(b, cookie)
@@ -148,7 +149,7 @@ func (c chunk) append(b []byte) []byte {
 
 // appendError appends the one chunk of a structured reply that failed, with
 // words for the client's log.
-func appendError(b []byte, cookie uint64, code errno, words string) []byte {
+func appendError(b []byte, cookie uint64, code blockdev.Errno, words string) []byte {
 	words = words[:min(len(words), nameMax)]
 	b = chunk{chunkDone, chunkError, cookie, uint32(6 + len(words))}.append(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(code))

@@ -35,11 +35,11 @@ type task struct {
 // dispatch answers a request, or starts what will. Its error ends the
 // connection.
 func (c *conn) dispatch(req request) error {
-	c.tally.add(req)
+	count(&c.tally, req)
 	if req.command == cmdDisconnect {
 		return errLeave
 	}
-	if code, words := c.check(req); code != errnoNone {
+	if code, words := c.check(req); code != blockdev.OK {
 		c.reply(req, code, words)
 		if req.command == cmdWrite {
 			return c.in.skip(int64(req.length))
@@ -85,34 +85,34 @@ func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
 }
 
 // check refuses what the export or the protocol does not allow.
-func (c *conn) check(req request) (errno, string) {
+func (c *conn) check(req request) (blockdev.Errno, string) {
 	if req.command == cmdFlush { // its other fields mean nothing
-		return errnoNone, ""
+		return blockdev.OK, ""
 	}
 	g := c.device.Geometry()
 	size, unit := uint64(g.Size), uint64(g.BlockSize)
 	r, ok := c.ruleOf(req.command)
 	switch {
 	case !ok:
-		return errnoInvalid, "a command that was not offered"
+		return blockdev.EINVAL, "a command that was not offered"
 	case r.writes && g.ReadOnly:
-		return errnoPerm, "this export is read-only"
+		return blockdev.EPERM, "this export is read-only"
 	case req.flags&^r.flags != 0 || req.flags&flagDF != 0 && !c.structured:
-		return errnoInvalid, "a flag that was not offered for this command"
+		return blockdev.EINVAL, "a flag that was not offered for this command"
 	case r.whole && req.length > payloadMax && req.flags&flagDF != 0:
-		return errnoOverflow, "too long to come in one piece"
+		return blockdev.EOVERFLOW, "too long to come in one piece"
 	case r.whole && req.length > payloadMax:
-		return errnoInvalid, "longer than the largest payload"
+		return blockdev.EINVAL, "longer than the largest payload"
 	case req.length == 0:
-		return errnoInvalid, "of no length"
+		return blockdev.EINVAL, "of no length"
 	case (req.offset|uint64(req.length))&(unit-1) != 0:
-		return errnoInvalid, "not in multiples of the smallest block"
+		return blockdev.EINVAL, "not in multiples of the smallest block"
 	case req.offset <= size && uint64(req.length) <= size-req.offset:
-		return errnoNone, ""
+		return blockdev.OK, ""
 	case req.command == cmdWrite || req.command == cmdWriteZeroes:
-		return errnoNoSpace, "beyond the end of the device"
+		return blockdev.ENOSPC, "beyond the end of the device"
 	}
-	return errnoInvalid, "beyond the end of the device"
+	return blockdev.EINVAL, "beyond the end of the device"
 }
 
 // readNow answers a read from what the device has at hand.
@@ -145,7 +145,7 @@ func (c *conn) layRead(p []byte, req request) int {
 	if c.structured {
 		return layChunks(p, req)
 	}
-	appendSimple(p[:0], req.cookie, errnoNone)
+	appendSimple(p[:0], req.cookie, blockdev.OK)
 	return len(p)
 }
 
@@ -160,7 +160,7 @@ func (c *conn) write(req request) error {
 	if n <= c.in.buffered() {
 		p := c.in.next(n)
 		if prompt != nil && prompt.TryWriteAt(p, int64(req.offset)) {
-			c.reply(req, errnoNone, "")
+			c.reply(req, blockdev.OK, "")
 			return nil
 		}
 		b := c.take(n)
@@ -177,7 +177,7 @@ func (c *conn) write(req request) error {
 	}
 	if prompt != nil && prompt.TryWriteAt(b.p, int64(req.offset)) {
 		b.release()
-		c.reply(req, errnoNone, "")
+		c.reply(req, blockdev.OK, "")
 		return nil
 	}
 	c.start(req, b)
@@ -185,16 +185,16 @@ func (c *conn) write(req request) error {
 }
 
 // reply gathers the answer to a request that brings no data.
-func (c *conn) reply(req request, code errno, words string) {
+func (c *conn) reply(req request, code blockdev.Errno, words string) {
 	b := c.room(replyMax)
 	b.p = c.appendReply(b.p, req, code, words)
 }
 
-func (c *conn) appendReply(b []byte, req request, code errno, words string) []byte {
-	if code != errnoNone {
-		c.server.metrics.failed(code)
+func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words string) []byte {
+	if code != blockdev.OK {
+		c.server.metrics.Failed(code)
 	}
-	if c.structured && (code != errnoNone || req.command == cmdRead) {
+	if c.structured && (code != blockdev.OK || req.command == cmdRead) {
 		return appendError(b, req.cookie, code, words[:min(len(words), wordsMax)])
 	}
 	return appendSimple(b, req.cookie, code)
@@ -231,11 +231,11 @@ func (c *conn) work(t *task) {
 	began := time.Now()
 	req, b := t.req, t.buf
 	err := c.do(t)
-	c.server.metrics.waited(time.Since(began))
+	c.server.metrics.Waited(time.Since(began))
 	if err != nil {
-		code := errnoOf(err)
+		code := blockdev.ErrnoOf(err)
 		b.p = c.appendReply(b.p[:0], req, code, err.Error())
-		if code == errnoIO && c.ctx.Err() == nil {
+		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
 					"command", commandName(req.command), "offset", req.offset, "length", req.length, "error", err)
@@ -278,7 +278,7 @@ func (c *conn) do(t *task) error {
 	if err != nil {
 		return err
 	}
-	b.p = c.appendReply(b.p[:0], req, errnoNone, "")
+	b.p = c.appendReply(b.p[:0], req, blockdev.OK, "")
 	return nil
 }
 

@@ -1,0 +1,109 @@
+package ublk
+
+// The driver's interface: include/uapi/linux/ublk_cmd.h. Numbers of commands are
+// those of an ioctl, which all kernels with user recovery and later ones take.
+const (
+	controlPath = "/dev/ublk-control"
+
+	ctrlGetInfo       = 2<<30 | 32<<16 | 'u'<<8 | 0x02
+	ctrlAdd           = 3<<30 | 32<<16 | 'u'<<8 | 0x04
+	ctrlDelete        = 3<<30 | 32<<16 | 'u'<<8 | 0x05
+	ctrlStart         = 3<<30 | 32<<16 | 'u'<<8 | 0x06
+	ctrlStop          = 3<<30 | 32<<16 | 'u'<<8 | 0x07
+	ctrlSetParams     = 3<<30 | 32<<16 | 'u'<<8 | 0x08
+	ctrlGetParams     = 2<<30 | 32<<16 | 'u'<<8 | 0x09
+	ctrlStartRecovery = 3<<30 | 32<<16 | 'u'<<8 | 0x10
+	ctrlEndRecovery   = 3<<30 | 32<<16 | 'u'<<8 | 0x11
+	ctrlGetFeatures   = 2<<30 | 32<<16 | 'u'<<8 | 0x13
+
+	ioFetch          = 3<<30 | 16<<16 | 'u'<<8 | 0x20
+	ioCommitAndFetch = 3<<30 | 16<<16 | 'u'<<8 | 0x21
+
+	featureRecovery = 1 << 3
+	featureReissue  = 1 << 4
+	featureIoctl    = 1 << 6
+	featuresNeeded  = featureRecovery | featureReissue | featureIoctl
+
+	stateDead = 0 // not started, or stopped; the others are live, 1, and quiesced, 2
+
+	noQueue = 0xffff
+	newID   = 1<<32 - 1
+
+	attrReadOnly      = 1 << 0
+	attrVolatileCache = 1 << 2
+	attrFUA           = 1 << 3
+
+	paramBasic   = 1 << 0
+	paramDiscard = 1 << 1
+
+	reqRead        = 0
+	reqWrite       = 1
+	reqFlush       = 2
+	reqDiscard     = 3
+	reqWriteZeroes = 5
+	reqMask        = 0xff
+	reqFUA         = 1 << 13
+	reqNoUnmap     = 1 << 15 // zeros that keep their space
+
+	sectorSize = 512
+	// descriptorStride is how far apart the queues' descriptors are mapped: room
+	// for the most tags that a queue may have.
+	descriptorStride = depthMax * 24
+)
+
+// controlCommand is struct ublksrv_ctrl_cmd.
+type controlCommand struct {
+	id      uint32
+	queue   uint16
+	length  uint16
+	addr    uint64
+	data    uint64
+	pathLen uint16
+	_       uint16
+	_       uint32
+}
+
+// info is struct ublksrv_ctrl_dev_info.
+type info struct {
+	queues, depth, state, _ uint16
+	request                 uint32 // bytes
+	id                      uint32
+	pid                     int32
+	_                       uint32
+	flags                   uint64
+	owner                   uint64 // for servers to use as they like
+	uid, gid                uint32
+	_                       [2]uint64
+}
+
+// params is struct ublk_params.
+type params struct {
+	length, types uint32
+	basic         struct {
+		attrs                                        uint32
+		logicalShift, physicalShift, optShift, shift uint8
+		maxSectors, chunkSectors                     uint32
+		sectors, virtBoundary                        uint64
+	}
+	discard struct {
+		align, granularity, maxSectors, maxZeroSectors uint32
+		maxSegments, _                                 uint16
+	}
+	_ [52]byte // of special and zoned devices
+}
+
+// ioCommand is struct ublksrv_io_cmd.
+type ioCommand struct {
+	queue, tag uint16
+	res        int32
+	addr       uint64
+}
+
+// descriptor is struct ublksrv_io_desc: a request, in memory that the kernel
+// writes.
+type descriptor struct {
+	op      uint32 // one of req in the low byte, and flags
+	sectors uint32
+	start   uint64 // sector
+	_       uint64
+}

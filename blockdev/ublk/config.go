@@ -1,0 +1,76 @@
+package ublk
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"runtime"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// The defaults of Config, and the kernel's bounds.
+const (
+	// threadsDefaultMax: a thread answers hundreds of thousands of hits a second;
+	// more than these would take processors from the guests.
+	threadsDefaultMax = 4
+	// queuesDefaultMax lets one device use two processors.
+	queuesDefaultMax = 2
+	// depthDefault is the depth of a good NVMe queue as guests drive it.
+	depthDefault = 64
+	// requestDefault is the longest request: beyond it nothing is gained, and
+	// each request in flight takes that much memory at worst.
+	requestDefault = 512 << 10
+
+	threadsMax = 64
+	depthMax   = 4096
+	requestMin = 4 << 10
+	requestMax = 4 << 20
+)
+
+// Config is what a Server needs. Owner must be set; other zero values mean their
+// defaults.
+type Config struct {
+	// Owner marks this server's devices in the kernel: what has it is taken up
+	// and swept by the next server with the same Owner, all else is left alone.
+	Owner uint64
+	// Threads serve all queues. As many as processors, at most 4.
+	Threads int
+	// Queues of each new device; the kernel gives no more than it has processors.
+	// As many as Threads, at most 2.
+	Queues int
+	// Depth is how many requests of a queue are in flight at most. 64.
+	Depth int
+	// Request is the longest request in bytes, a multiple of 4 KiB. 512 KiB.
+	Request int
+
+	Log *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	c.Threads = cmp.Or(c.Threads, min(runtime.NumCPU(), threadsDefaultMax))
+	c.Queues = cmp.Or(c.Queues, min(c.Threads, queuesDefaultMax))
+	c.Depth = cmp.Or(c.Depth, depthDefault)
+	c.Request = cmp.Or(c.Request, requestDefault)
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	return c
+}
+
+func (c Config) validate() error {
+	invalid := func(what string, is, least, most int) error {
+		return fmt.Errorf("ublk: %w: %s is %d, want %d to %d", content.ErrInvalid, what, is, least, most)
+	}
+	switch {
+	case c.Owner == 0:
+		return fmt.Errorf("ublk: %w: no Owner", content.ErrInvalid)
+	case c.Threads < 1 || c.Threads > threadsMax:
+		return invalid("Threads", c.Threads, 1, threadsMax)
+	case c.Queues < 1 || c.Queues > depthMax:
+		return invalid("Queues", c.Queues, 1, depthMax)
+	case c.Depth < 1 || c.Depth > depthMax:
+		return invalid("Depth", c.Depth, 1, depthMax)
+	case c.Request < requestMin || c.Request > requestMax || c.Request%requestMin != 0:
+		return invalid("Request, in multiples of 4096,", c.Request, requestMin, requestMax)
+	}
+	return nil
+}

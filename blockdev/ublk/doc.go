@@ -1,0 +1,18 @@
+// Package ublk serves devices as /dev/ublkbN, block devices of the Linux kernel
+// whose requests are answered here, over io_uring and without C.
+//
+// The kernel hands requests out by queue. Each queue belongs to one of a few
+// threads, and a thread serves queues of many devices from one ring, in which it
+// sleeps as long as none has work. What a device can answer at once is answered
+// on that thread; what must wait is waited for on a goroutine of its own, so that
+// a slow chunk holds up its own request and no other.
+//
+// Devices outlive their server. When it ends, in whatever way, the kernel keeps
+// them and their requests; the next server with the same Owner takes them up by
+// Add with their number, and who uses them sees a pause. A request that was being
+// answered is then given out again, so it may reach the device twice.
+//
+// Needed are a kernel with user recovery and io_uring's deferred task work, 6.1
+// and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
+// and access to /dev/ublk-control and /dev/ublkc*).
+package ublk

@@ -1,0 +1,144 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/blockdev"
+)
+
+// queue is one queue of a disk. After open its thread alone uses it, and each of
+// its requests between being handed over and answered.
+type queue struct {
+	disk     *Disk
+	number   uint16 // in its disk
+	place    int    // in its thread
+	map_     []byte
+	requests []descriptor // by tag, written by the kernel
+	data     []byte       // of the requests, one after the other
+	tasks    []task       // by tag
+	live     int          // tags that have not ended
+	waiting  int          // tags whose requests have goroutines
+	used     bool         // since the thread last gave memory back
+	touched  bool         // data may hold memory
+	ended    chan struct{}
+}
+
+// task is a request that waits for the device on a goroutine of its own.
+type task struct {
+	queue *queue
+	tag   uint16
+	res   int32
+	run   func() // bound once
+}
+
+// openQueue maps the kernel's descriptors, and memory for data that costs nothing
+// until it is used.
+func openQueue(d *Disk, number, depth int) (*queue, error) {
+	q := &queue{disk: d, number: uint16(number), tasks: make([]task, depth), live: depth, ended: make(chan struct{})}
+	page := unix.Getpagesize()
+	length := (depth*int(unsafe.Sizeof(descriptor{})) + page - 1) / page * page
+	var err error
+	if q.map_, err = unix.Mmap(d.char, int64(number)*descriptorStride, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE); err != nil {
+		return nil, fmt.Errorf("map the requests of queue %d: %w", number, err)
+	}
+	q.requests = unsafe.Slice((*descriptor)(unsafe.Pointer(&q.map_[0])), depth)
+	q.data, err = unix.Mmap(-1, 0, depth*d.request, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("map %d bytes for the data of queue %d: %w", depth*d.request, number, err), q.close())
+	}
+	return q, nil
+}
+
+// close unmaps; no tag may be left in the kernel.
+func (q *queue) close() error {
+	err := unix.Munmap(q.map_)
+	if q.data != nil {
+		err = errors.Join(err, unix.Munmap(q.data))
+	}
+	return err
+}
+
+// buffer is the memory of a tag.
+func (q *queue) buffer(tag uint16) []byte {
+	n := q.disk.request
+	return q.data[int(tag)*n:][:n:n]
+}
+
+// prompt answers a request that needs no wait.
+func (q *queue) prompt(tag uint16) (res int32, ok bool) {
+	r, device := q.requests[tag], q.disk.prompter
+	n := int(r.sectors) * sectorSize
+	if device == nil || n > q.disk.request {
+		return 0, false
+	}
+	p, off := q.buffer(tag)[:n], int64(r.start)*sectorSize
+	switch r.op & (reqMask | reqFUA) {
+	case reqRead, reqRead | reqFUA:
+		ok = device.TryReadAt(p, off)
+	case reqWrite:
+		ok = device.TryWriteAt(p, off)
+	}
+	return int32(n), ok
+}
+
+// hand starts a goroutine for a request; answered gets it when it is done.
+func (q *queue) hand(tag uint16, answered func(*task)) {
+	t := &q.tasks[tag]
+	if t.run == nil {
+		t.queue, t.tag = q, tag
+		t.run = func() {
+			t.res = t.do()
+			answered(t)
+		}
+	}
+	go t.run()
+}
+
+// do asks the device, and returns what the kernel is to be told: bytes, or an
+// errno below zero.
+func (t *task) do() int32 {
+	d, r := t.queue.disk, t.queue.requests[t.tag]
+	ctx := d.requestContext()
+	began := time.Now()
+	n, err := d.serve(ctx, r, t.queue.buffer(t.tag))
+	d.server.meter.Waited(time.Since(began))
+	if err == nil {
+		return n
+	}
+	code := blockdev.ErrnoOf(err)
+	d.server.meter.Failed(code)
+	if code == blockdev.EIO && ctx.Err() == nil {
+		d.complain.Do(func() {
+			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", commandName(r.op&reqMask),
+				"offset", int64(r.start)*sectorSize, "length", int64(r.sectors)*sectorSize, "error", err)
+		})
+	}
+	return -int32(code)
+}
+
+// serve does a request with the device.
+func (d *Disk) serve(ctx context.Context, r descriptor, buffer []byte) (int32, error) {
+	off, n, fua := int64(r.start)*sectorSize, int64(r.sectors)*sectorSize, r.op&reqFUA != 0
+	switch op := r.op & reqMask; {
+	case (op == reqRead || op == reqWrite) && n > int64(len(buffer)):
+		return 0, fmt.Errorf("%d bytes in a request of at most %d: %w", n, len(buffer), errors.ErrUnsupported)
+	case op == reqRead:
+		return int32(n), d.device.ReadAt(ctx, buffer[:n], off)
+	case op == reqWrite:
+		return int32(n), d.device.WriteAt(ctx, buffer[:n], off, fua)
+	case op == reqFlush:
+		return 0, d.device.Flush(ctx)
+	case op == reqDiscard && d.trimmer != nil:
+		return 0, d.trimmer.Discard(ctx, off, n, fua)
+	case op == reqWriteZeroes && d.trimmer != nil:
+		return 0, d.trimmer.Zero(ctx, off, n, r.op&reqNoUnmap != 0, fua)
+	default:
+		return 0, fmt.Errorf("request of kind %d: %w", op, errors.ErrUnsupported)
+	}
+}

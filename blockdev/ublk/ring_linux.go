@@ -1,0 +1,202 @@
+package ublk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The part of io_uring's interface that is used here: include/uapi/linux/io_uring.h.
+const (
+	setupCQSize       = 1 << 3
+	setupSQE128       = 1 << 10
+	setupSingleIssuer = 1 << 12
+	setupDeferTaskrun = 1 << 13
+
+	enterGetEvents = 1 << 0
+	cqOverflow     = 1 << 1 // in the flags of the submission queue
+
+	offSQ   = 0
+	offCQ   = 0x8000000
+	offSQEs = 0x10000000
+
+	opPoll    = 6
+	opTimeout = 11
+	opCommand = 46
+)
+
+// ringParams is struct io_uring_params.
+type ringParams struct {
+	sqEntries, cqEntries, flags, sqCPU, sqIdle, features, wqFD uint32
+	_                                                          [3]uint32
+	sq                                                         struct {
+		head, tail, mask, entries, flags, dropped, array, _ uint32
+		_                                                   uint64
+	}
+	cq struct {
+		head, tail, mask, entries, overflow, cqes, flags, _ uint32
+		_                                                   uint64
+	}
+}
+
+// submission is struct io_uring_sqe as a command or a plain operation uses it.
+type submission struct {
+	opcode   uint8
+	flags    uint8
+	priority uint16
+	fd       int32
+	off      uint64 // the command's number in the low half, for opCommand
+	addr     uint64
+	length   uint32
+	opFlags  uint32
+	userData uint64
+	_        uint64
+	payload  [16]byte // 80 bytes in a ring of long submissions
+}
+
+// completion is struct io_uring_cqe.
+type completion struct {
+	userData uint64
+	res      int32
+	flags    uint32
+}
+
+// ring is one io_uring. The thread that makes it is the only one to use it, but
+// for close.
+type ring struct {
+	fd             int
+	sqMap, cqMap   []byte
+	sqeMap         []byte
+	stride         int // bytes of a submission
+	sqHead, sqTail *uint32
+	sqFlags        *uint32
+	sqMask         uint32
+	tail           uint32 // of what next gave out
+	submitted      uint32 // of what the kernel took
+	cqHead, cqTail *uint32
+	cqes           []completion
+}
+
+// newRing makes a ring; long submissions carry 80 bytes of a command's payload.
+func newRing(entries int, long bool) (*ring, error) {
+	p := ringParams{flags: setupCQSize | setupSingleIssuer | setupDeferTaskrun, cqEntries: uint32(4 * entries)}
+	r := &ring{stride: int(unsafe.Sizeof(submission{}))}
+	if long {
+		p.flags |= setupSQE128
+		r.stride *= 2
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
+	if errno != 0 {
+		return nil, fmt.Errorf("io_uring_setup: %w", os.NewSyscallError("io_uring_setup", errno))
+	}
+	r.fd = int(fd)
+	if err := r.mapAll(&p); err != nil {
+		return nil, errors.Join(fmt.Errorf("map an io_uring: %w", err), r.close())
+	}
+	return r, nil
+}
+
+func (r *ring) mapAll(p *ringParams) (err error) {
+	shared := func(off int64, n int) []byte {
+		if err != nil {
+			return nil
+		}
+		var b []byte
+		b, err = unix.Mmap(r.fd, off, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+		return b
+	}
+	r.sqMap = shared(offSQ, int(p.sq.array+4*p.sqEntries))
+	r.cqMap = shared(offCQ, int(p.cq.cqes)+int(p.cqEntries)*int(unsafe.Sizeof(completion{})))
+	r.sqeMap = shared(offSQEs, int(p.sqEntries)*r.stride)
+	if err != nil {
+		return err
+	}
+	word := func(b []byte, off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[off])) }
+	r.sqHead, r.sqTail, r.sqFlags = word(r.sqMap, p.sq.head), word(r.sqMap, p.sq.tail), word(r.sqMap, p.sq.flags)
+	r.sqMask = *word(r.sqMap, p.sq.mask)
+	for i, array := uint32(0), unsafe.Slice(word(r.sqMap, p.sq.array), p.sqEntries); i < p.sqEntries; i++ {
+		array[i] = i
+	}
+	r.cqHead, r.cqTail = word(r.cqMap, p.cq.head), word(r.cqMap, p.cq.tail)
+	r.cqes = unsafe.Slice((*completion)(unsafe.Pointer(&r.cqMap[p.cq.cqes])), p.cqEntries)
+	return nil
+}
+
+// close gives the ring up; what it still has in the kernel is cancelled.
+func (r *ring) close() error {
+	var errs []error
+	for _, m := range [][]byte{r.sqMap, r.cqMap, r.sqeMap} {
+		if m != nil {
+			errs = append(errs, unix.Munmap(m))
+		}
+	}
+	return errors.Join(append(errs, unix.Close(r.fd))...)
+}
+
+// next returns an empty submission to fill; with the queue full it first gives
+// the kernel what is there.
+func (r *ring) next() (*submission, error) {
+	if r.tail-atomic.LoadUint32(r.sqHead) > r.sqMask {
+		if err := r.submit(); err != nil {
+			return nil, err
+		}
+	}
+	at := int(r.tail&r.sqMask) * r.stride
+	clear(r.sqeMap[at : at+r.stride])
+	r.tail++
+	return (*submission)(unsafe.Pointer(&r.sqeMap[at])), nil
+}
+
+// submit gives the kernel all submissions and takes in what has completed, and
+// does not wait. The kernel copies requests' data meanwhile; the runtime isn't
+// told of the call, which costs more than the call itself where little is copied.
+func (r *ring) submit() error {
+	for {
+		atomic.StoreUint32(r.sqTail, r.tail)
+		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), 0, enterGetEvents, 0, 0)
+		if errno == 0 {
+			r.submitted += uint32(n)
+		}
+		switch {
+		case errno != 0 && !transient(errno):
+			return os.NewSyscallError("io_uring_enter", errno)
+		case r.submitted == r.tail:
+			return nil
+		}
+	}
+}
+
+// wait blocks until something has completed.
+func (r *ring) wait() error {
+	for r.empty() {
+		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 0, 1, enterGetEvents, 0, 0)
+		if errno != 0 && !transient(errno) {
+			return os.NewSyscallError("io_uring_enter", errno)
+		}
+	}
+	return nil
+}
+
+// transient are failures that trying again mends: a signal, and a full
+// completion queue, which the kernel empties into memory.
+func transient(errno unix.Errno) bool {
+	return errno == unix.EINTR || errno == unix.EAGAIN || errno == unix.EBUSY
+}
+
+// empty reports whether no completion is left to take.
+func (r *ring) empty() bool { return *r.cqHead == atomic.LoadUint32(r.cqTail) }
+
+// overflown reports whether completions wait in the kernel for room.
+func (r *ring) overflown() bool { return atomic.LoadUint32(r.sqFlags)&cqOverflow != 0 }
+
+// take returns the oldest completion; the queue must not be empty.
+func (r *ring) take() completion {
+	head := *r.cqHead
+	c := r.cqes[head&uint32(len(r.cqes)-1)]
+	atomic.StoreUint32(r.cqHead, head+1)
+	return c
+}

@@ -1,0 +1,146 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/meter"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Server serves devices as the kernel's. Use: New, Run; the other methods while
+// it runs. Safe for concurrent use.
+type Server struct {
+	cfg     Config
+	control *control
+	meter   *meter.Meter
+	threads []*thread
+	keep    unix.Timespec // how long memory is kept, for the kernel to read
+
+	mu      sync.Mutex
+	disks   map[*Disk]struct{} // guarded by mu
+	placed  int                // guarded by mu: queues given to threads so far
+	stopped bool               // guarded by mu: no disk is added any more
+}
+
+// New opens the driver; its errors are those of Probe.
+func New(cfg Config) (*Server, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	control, err := openControl()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}}
+	for number := range cfg.Threads {
+		t, err := newThread(s, number)
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		s.threads = append(s.threads, t)
+	}
+	return s, nil
+}
+
+// Collectors returns the server's metrics.
+func (s *Server) Collectors() []prometheus.Collector { return s.meter.Collectors() }
+
+// Run serves until ctx is done. The disks that are not stopped by then stay with
+// the kernel, which keeps their requests for the next server. Call it once.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, t := range s.threads {
+		group.Go(func() error { return t.run(ctx) })
+	}
+	err := group.Wait()
+	if err != nil {
+		err = fmt.Errorf("ublk: %w", err)
+	}
+	return errors.Join(err, s.close())
+}
+
+// close lets go of the kernel.
+func (s *Server) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for d := range s.disks {
+		d.cancel(errLeft)
+	}
+	var errs []error
+	for _, t := range s.threads {
+		errs = append(errs, t.close())
+	}
+	for d := range s.disks {
+		errs = append(errs, d.close())
+	}
+	return errors.Join(append(errs, s.control.file.Close())...)
+}
+
+// Add serves a device. A number below zero lets the kernel choose; with another
+// one it is the disk of that number, taken up where the last server left it if it
+// is this owner's. When the number is somebody else's by now, the disk gets
+// another. Reads with which the kernel looks for partitions fail when they take
+// longer than startTimeout, and the disk is there all the same.
+func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
+	d := newDisk(s, device)
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("ublk: %w", content.ErrClosed)
+	}
+	s.disks[d] = struct{}{}
+	s.mu.Unlock()
+	if err := d.start(ctx, number); err != nil {
+		d.forget()
+		return nil, fmt.Errorf("ublk: %w", err)
+	}
+	return d, nil
+}
+
+// place chooses the thread of a new queue.
+func (s *Server) place() *thread {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.placed++
+	return s.threads[s.placed%len(s.threads)]
+}
+
+// Sweep removes the disks of this owner that keep does not name, whoever uses
+// them: nobody will ever serve them again. It returns their numbers.
+func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, error) {
+	paths, err := filepath.Glob("/sys/class/ublk-char/ublkc*")
+	if err != nil {
+		return nil, err
+	}
+	var swept []int
+	var errs []error
+	for _, path := range paths {
+		number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(path), "ublkc"))
+		if err != nil || keep(number) {
+			continue
+		}
+		i, err := s.control.info(uint32(number))
+		if err != nil || i.owner != s.cfg.Owner {
+			continue // gone meanwhile, or not ours
+		}
+		if err := s.control.remove(ctx, i.id); err != nil {
+			errs = append(errs, fmt.Errorf("ublk: remove %s, which no volume has any more: %w", devicePath(i.id), err))
+			continue
+		}
+		swept = append(swept, number)
+	}
+	return swept, errors.Join(errs...)
+}

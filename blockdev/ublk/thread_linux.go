@@ -1,0 +1,288 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/blockdev/meter"
+)
+
+const (
+	// ringEntries is how many answers go to the kernel in one call.
+	ringEntries = 256
+	// tagBits of a completion's token are the tag, those above the queue's place.
+	tagBits = 16
+
+	tokenWake = 1<<64 - 1
+	tokenTick = 1<<64 - 2
+
+	// keepSeconds is how long the memory of a queue's data is kept for the next
+	// requests.
+	keepSeconds = 5
+)
+
+// thread serves queues of any number of disks from one ring, on an operating
+// system's thread of its own: the kernel takes answers from the thread alone that
+// fetched the requests.
+type thread struct {
+	server *Server
+	name   string
+	wake   signal
+
+	mu    sync.Mutex
+	inbox inbox // guarded by mu
+
+	// What follows is the thread's own.
+	ring    *ring
+	queues  []*queue // by place; nil is free
+	leaving bool
+	handed  bool // requests went to goroutines that have not begun
+	ticking bool // a tick is on its way
+	working sync.WaitGroup
+	tally   meter.Tally
+}
+
+// inbox is what others have for a thread.
+type inbox struct {
+	adopted  []*queue
+	answered []*task
+	leave    bool
+}
+
+func newThread(s *Server, number int) (*thread, error) {
+	wake, err := newSignal()
+	return &thread{server: s, name: fmt.Sprintf("ublk-%d", number), wake: wake}, err
+}
+
+// post changes the inbox, and wakes the thread if it was empty.
+func (t *thread) post(change func(*inbox)) {
+	t.mu.Lock()
+	wake := len(t.inbox.adopted) == 0 && len(t.inbox.answered) == 0 && !t.inbox.leave
+	change(&t.inbox)
+	t.mu.Unlock()
+	if wake {
+		t.wake.set()
+	}
+}
+
+func (t *thread) adopt(q *queue) { t.post(func(i *inbox) { i.adopted = append(i.adopted, q) }) }
+
+// run serves until ctx ends or the ring fails. What is not answered then stays
+// with the kernel. Call close after it.
+func (t *thread) run(ctx context.Context) (err error) {
+	runtime.LockOSThread() // for good: the thread ends with its ring
+	if err := nameThread(t.name); err != nil {
+		return err
+	}
+	if t.ring, err = newRing(ringEntries, false); err != nil {
+		return err
+	}
+	unhook := context.AfterFunc(ctx, func() { t.post(func(i *inbox) { i.leave = true }) })
+	defer unhook()
+	err = t.wake.await(t.ring, tokenWake)
+	for err == nil && !t.leaving {
+		err = t.turn()
+	}
+	return err
+}
+
+// close waits for the goroutines of requests, whose results come too late, and
+// gives the ring up.
+func (t *thread) close() error {
+	t.working.Wait()
+	err := t.wake.close()
+	if t.ring != nil {
+		err = errors.Join(err, t.ring.close())
+	}
+	return err
+}
+
+func nameThread(name string) error {
+	b, err := unix.BytePtrFromString(name)
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(b)), 0, 0, 0)
+	}
+	return err
+}
+
+// turn gives the kernel the answers there are, waits for something to do, and
+// does it.
+func (t *thread) turn() error {
+	if err := t.ring.submit(); err != nil {
+		return err
+	}
+	if t.ring.empty() {
+		t.server.meter.Publish(&t.tally)
+		if t.handed {
+			// The new goroutines are this thread's to run, and it is about to
+			// sleep where the scheduler looks for work last.
+			t.handed = false
+			runtime.Gosched()
+		}
+		if err := t.ring.wait(); err != nil {
+			return err
+		}
+	}
+	tick := false
+	for !t.ring.empty() {
+		c := t.ring.take()
+		var err error
+		switch c.userData {
+		case tokenWake:
+			err = t.open()
+		case tokenTick:
+			tick = true
+		default:
+			err = t.complete(t.queues[c.userData>>tagBits], uint16(c.userData), c.res)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if tick {
+		return t.tick()
+	}
+	return nil
+}
+
+// open empties the inbox.
+func (t *thread) open() error {
+	t.wake.clear()
+	if err := t.wake.await(t.ring, tokenWake); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	in := t.inbox
+	t.inbox = inbox{}
+	t.mu.Unlock()
+	t.leaving = in.leave
+	for _, q := range in.adopted {
+		if err := t.fetch(q); err != nil {
+			return err
+		}
+	}
+	for _, a := range in.answered {
+		a.queue.waiting--
+		a.queue.used = true // its data, until the kernel has fetched it
+		if err := t.answer(a.queue, a.tag, a.res, ioCommitAndFetch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetch asks for a queue's first requests, which makes the queue this thread's.
+func (t *thread) fetch(q *queue) error {
+	q.place = len(t.queues)
+	for i, other := range t.queues {
+		if other == nil {
+			q.place = i
+			break
+		}
+	}
+	if q.place == len(t.queues) {
+		t.queues = append(t.queues, nil)
+	}
+	t.queues[q.place] = q
+	for tag := range q.tasks {
+		if err := t.answer(q, uint16(tag), 0, ioFetch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// answer tells the kernel the result of a request, if command says so, and asks
+// for the next one with that tag.
+func (t *thread) answer(q *queue, tag uint16, res int32, command uint64) error {
+	s, err := t.ring.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.off, s.userData = opCommand, int32(q.disk.char), command, uint64(q.place)<<tagBits|uint64(tag)
+	*(*ioCommand)(unsafe.Pointer(&s.payload)) = ioCommand{queue: q.number, tag: tag, res: res, addr: address(&q.buffer(tag)[0])}
+	return nil
+}
+
+// complete takes a request that came with a tag, or the end of the tag.
+func (t *thread) complete(q *queue, tag uint16, res int32) error {
+	if res != 0 {
+		t.end(q, tag, unix.Errno(-res))
+		return nil
+	}
+	count(&t.tally, q.requests[tag])
+	q.used, q.touched = true, true
+	if err := t.keepTicking(); err != nil {
+		return err
+	}
+	if res, ok := q.prompt(tag); ok {
+		return t.answer(q, tag, res, ioCommitAndFetch)
+	}
+	t.working.Add(1)
+	t.handed = true
+	q.waiting++
+	q.hand(tag, t.answered)
+	return nil
+}
+
+// answered is called by a task's goroutine when it is done.
+func (t *thread) answered(a *task) {
+	t.post(func(i *inbox) { i.answered = append(i.answered, a) })
+	t.working.Done()
+}
+
+// end counts a tag that the kernel gave back: the device was stopped, or, with any
+// other error than ENODEV, a request can't be served any more.
+func (t *thread) end(q *queue, tag uint16, err unix.Errno) {
+	if err != unix.ENODEV {
+		t.server.cfg.Log.Error("ublk: the kernel took a tag out of service", "device", q.disk.Path(), "queue", q.number, "tag", tag, "error", err)
+	}
+	if q.live--; q.live == 0 {
+		t.queues[q.place] = nil
+		close(q.ended)
+	}
+}
+
+// keepTicking has a tick come, unless one will.
+func (t *thread) keepTicking() error {
+	if t.ticking {
+		return nil
+	}
+	s, err := t.ring.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.addr, s.length, s.userData = opTimeout, address(&t.server.keep), 1, tokenTick
+	t.ticking = true
+	return nil
+}
+
+// tick gives back the memory of queues that had no request since the last one. It
+// comes when all completions are taken: none of a quiet queue can be under way
+// then, with data that the kernel has just written, or has yet to read.
+func (t *thread) tick() error {
+	t.ticking = false
+	overflown, again := t.ring.overflown(), false
+	for _, q := range t.queues {
+		switch {
+		case q == nil || !q.touched:
+		case q.used || q.waiting > 0 || overflown:
+			q.used, again = false, true
+		default:
+			if err := unix.Madvise(q.data, unix.MADV_DONTNEED); err != nil {
+				return fmt.Errorf("give back the memory of %s: %w", q.disk.Path(), err)
+			}
+			q.touched = false
+		}
+	}
+	if again {
+		return t.keepTicking()
+	}
+	return nil
+}
