@@ -11,7 +11,6 @@ const (
 	ctrlStart         = 3<<30 | 32<<16 | 'u'<<8 | 0x06
 	ctrlStop          = 3<<30 | 32<<16 | 'u'<<8 | 0x07
 	ctrlSetParams     = 3<<30 | 32<<16 | 'u'<<8 | 0x08
-	ctrlGetParams     = 2<<30 | 32<<16 | 'u'<<8 | 0x09
 	ctrlStartRecovery = 3<<30 | 32<<16 | 'u'<<8 | 0x10
 	ctrlEndRecovery   = 3<<30 | 32<<16 | 'u'<<8 | 0x11
 	ctrlGetFeatures   = 2<<30 | 32<<16 | 'u'<<8 | 0x13
@@ -68,12 +67,10 @@ type info struct {
 	queues, depth, state, _ uint16
 	request                 uint32 // bytes
 	id                      uint32
-	pid                     int32
-	_                       uint32
+	_                       [2]uint32
 	flags                   uint64
 	owner                   uint64 // for servers to use as they like
-	uid, gid                uint32
-	_                       [2]uint64
+	_                       [3]uint64
 }
 
 // params is struct ublk_params.

@@ -43,9 +43,8 @@ func openControl() (*control, error) {
 }
 
 func (c *control) probe() error {
-	var features uint64
-	err := c.call(ctrlGetFeatures, controlCommand{id: newID, length: 8, addr: address(&features)})
-	runtime.KeepAlive(&features)
+	features := new(uint64)
+	err := call(c, ctrlGetFeatures, newID, features)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", err)
@@ -53,8 +52,8 @@ func (c *control) probe() error {
 		return fmt.Errorf("%w: io_uring is switched off: set the sysctl kernel.io_uring_disabled to 0", err)
 	case err != nil:
 		return fmt.Errorf("%w: the kernel does not say what its driver can do, and is older than 6.5: %w", errors.ErrUnsupported, err)
-	case features&featuresNeeded != featuresNeeded:
-		return fmt.Errorf("%w: the kernel's driver lacks user recovery (features %#x): 6.5 and later have it", errors.ErrUnsupported, features)
+	case *features&featuresNeeded != featuresNeeded:
+		return fmt.Errorf("%w: the kernel's driver lacks user recovery (features %#x): 6.5 and later have it", errors.ErrUnsupported, *features)
 	}
 	if !mayAdminister() {
 		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", content.ErrForbidden)
@@ -73,14 +72,15 @@ func mayAdminister() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
+// address is where something lies that does not move: memory of the kernel's, or
+// pinned.
 func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
 
 // info asks the kernel about a device; content.ErrNotFound means that there is
 // none.
 func (c *control) info(id uint32) (info, error) {
 	i := new(info)
-	err := c.call(ctrlGetInfo, controlCommand{id: id, length: uint16(unsafe.Sizeof(*i)), addr: address(i)})
-	runtime.KeepAlive(i)
+	err := call(c, ctrlGetInfo, id, i)
 	if errors.Is(err, unix.ENODEV) {
 		err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
 	}
@@ -89,23 +89,24 @@ func (c *control) info(id uint32) (info, error) {
 
 // add makes a device as i says and returns what the kernel made of it.
 func (c *control) add(i info) (info, error) {
-	p := &i
-	err := c.call(ctrlAdd, controlCommand{id: i.id, queue: noQueue, length: uint16(unsafe.Sizeof(*p)), addr: address(p)})
-	runtime.KeepAlive(p)
-	return *p, err
+	made := &i
+	err := call(c, ctrlAdd, i.id, made)
+	return *made, err
 }
 
-func (c *control) setParams(id uint32, p params) error { return c.params(ctrlSetParams, id, &p) }
-
-func (c *control) getParams(id uint32) (p params, err error) {
-	return p, c.params(ctrlGetParams, id, &p)
+// setParams describes a device before it is started.
+func (c *control) setParams(id uint32, p params) error {
+	p.length = uint32(unsafe.Sizeof(p))
+	return call(c, ctrlSetParams, id, &p)
 }
 
-func (c *control) params(command, id uint32, p *params) error {
-	p.length = uint32(unsafe.Sizeof(*p))
-	err := c.call(command, controlCommand{id: id, queue: noQueue, length: uint16(p.length), addr: address(p)})
-	runtime.KeepAlive(p)
-	return err
+// call sends a command with data that the driver reads or writes, and waits for
+// its answer.
+func call[T any](c *control, command, id uint32, data *T) error {
+	var pin runtime.Pinner
+	pin.Pin(data)
+	defer pin.Unpin()
+	return c.send(command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)}, noSignal)
 }
 
 // order sends a command without data, which may take long: it is given up, and
@@ -130,11 +131,6 @@ func (c *control) order(ctx context.Context, command, id uint32, data int) error
 		err = context.Cause(ctx)
 	}
 	return err
-}
-
-// call sends a command and waits for the driver's answer.
-func (c *control) call(command uint32, cmd controlCommand) error {
-	return c.send(command, cmd, noSignal)
 }
 
 // errGivenUp says that a command was cancelled.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,13 +21,16 @@ import (
 const (
 	// startTimeout bounds the reads of a disk's first moments, by which the kernel
 	// looks for partitions: it would wait for them for ever.
-	startTimeout = 10 * time.Second
+	startTimeout = 5 * time.Second
 	// recoverTimeout is how long the server before may take to be gone.
 	recoverTimeout = 10 * time.Second
 	recoverPause   = 2 * time.Millisecond
 	// cancelTimeout is how long a device may take to notice that its requests
 	// were cancelled.
 	cancelTimeout = 5 * time.Second
+	// deleteTimeout is how long a number may take to be free again; what was not
+	// in use takes milliseconds.
+	deleteTimeout = 2 * time.Second
 	// complainInterval is how often a disk may log that requests fail.
 	complainInterval = time.Minute
 
@@ -53,6 +57,8 @@ type Disk struct {
 	cancel   context.CancelCauseFunc
 	starting context.Context // of requests until started
 	started  atomic.Bool
+
+	stopping sync.Mutex // one Stop at a time
 
 	id      uint32
 	request int // bytes of the longest
@@ -123,6 +129,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	if err != nil {
 		return fmt.Errorf("make a device: %w", err)
 	}
+	d.id = i.id
 	err = d.server.control.setParams(i.id, d.params(i))
 	if err == nil {
 		err = d.open(i)
@@ -141,6 +148,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 // something fails before the kernel is told: a recovery that breaks off can't be
 // begun again.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
+	d.id = i.id
 	d.started.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -162,7 +170,7 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 // startRecovery waits until the process that served a device before is gone.
 func (c *control) startRecovery(ctx context.Context, id uint32) error {
 	for {
-		err := c.call(ctrlStartRecovery, controlCommand{id: id, queue: noQueue})
+		err := c.order(ctx, ctrlStartRecovery, id, 0)
 		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
@@ -198,7 +206,7 @@ func shift(n int) uint8 { return uint8(bits.Len(uint(n)) - 1) }
 
 // open gives the disk's queues to threads, which ask the kernel for requests.
 func (d *Disk) open(i info) error {
-	d.id, d.request = i.id, int(i.request)
+	d.request = int(i.request)
 	char, err := unix.Open(fmt.Sprintf("/dev/ublkc%d", i.id), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError(fmt.Sprintf("open /dev/ublkc%d", i.id), err)
@@ -226,7 +234,13 @@ func (d *Disk) order(ctx context.Context, command uint32) error {
 // Stop removes the disk. One that is in use is not touched, which is
 // content.ErrConflict, unless forced: then its users get errors. Requests in
 // flight are answered first; when ctx ends before they are, they are cancelled.
+// A disk that was stopped already is success.
 func (d *Disk) Stop(ctx context.Context, force bool) error {
+	d.stopping.Lock()
+	defer d.stopping.Unlock()
+	if d.char < 0 {
+		return nil
+	}
 	if !force {
 		if err := d.inUse(); err != nil {
 			return err
@@ -259,7 +273,19 @@ func (d *Disk) destroy(ctx context.Context) error {
 	if err := d.close(); err != nil {
 		return err
 	}
-	return d.server.control.order(patient, ctrlDelete, d.id, 0)
+	return d.server.control.delete(patient, d.id)
+}
+
+// delete removes a stopped device. It returns when its number is free, or after
+// deleteTimeout: the kernel frees it when who still has the disk open lets go.
+func (c *control) delete(ctx context.Context, id uint32) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	err := c.order(ctx, ctrlDelete, id, 0)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // withGrace is a context that ends a while after ctx.
@@ -294,7 +320,7 @@ func (d *Disk) forget() {
 func (c *control) remove(ctx context.Context, id uint32) error {
 	err := c.order(ctx, ctrlStop, id, 0)
 	if err == nil {
-		err = c.order(ctx, ctrlDelete, id, 0)
+		err = c.delete(ctx, id)
 	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove %s: %w", devicePath(id), err)

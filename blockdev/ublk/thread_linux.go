@@ -77,6 +77,13 @@ func (t *thread) adopt(q *queue) { t.post(func(i *inbox) { i.adopted = append(i.
 // with the kernel. Call close after it.
 func (t *thread) run(ctx context.Context) (err error) {
 	runtime.LockOSThread() // for good: the thread ends with its ring
+	if unix.Gettid() == unix.Getpid() {
+		// This thread bears the program's name, and does not end. Locked, it
+		// leaves the work to another.
+		ended := make(chan error)
+		go func() { ended <- t.run(ctx) }()
+		return <-ended
+	}
 	if err := nameThread(t.name); err != nil {
 		return err
 	}

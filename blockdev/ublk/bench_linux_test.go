@@ -1,0 +1,170 @@
+package ublk_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/blockdev/ublk"
+)
+
+const (
+	benchSize = 128 << 20
+	// benchSeconds is how long fio drives each device in each turn.
+	benchSeconds = 3
+	// benchTurns: the guest's speed drifts, and each device gets its share of that.
+	benchTurns = 3
+)
+
+// BenchmarkDoors compares ways to serve one raw file in memory to the kernel: ublk
+// and our NBD through the kernel's client, the kernel's loop device, and nbdkit
+// through the same client. In an emulated guest figures are counts of
+// instructions, not of time: read the ratios alone.
+func BenchmarkDoors(b *testing.B) {
+	dir := b.TempDir()
+	devices := benchDevices(b, dir)
+	for _, load := range []struct{ name, rw, bs, depth string }{
+		{"read-4k-1", "randread", "4k", "1"}, {"read-4k-32", "randread", "4k", "32"},
+		{"write-4k-1", "randwrite", "4k", "1"}, {"write-4k-32", "randwrite", "4k", "32"},
+		{"read-128k", "read", "128k", "4"}, {"write-128k", "write", "128k", "4"},
+	} {
+		b.Run(load.name, func(b *testing.B) {
+			iops := make(map[string]float64)
+			for b.Loop() {
+				for range benchTurns {
+					for name, path := range devices {
+						iops[name] += fio(b, path, load.rw, load.bs, load.depth) / benchTurns
+					}
+				}
+			}
+			for name, n := range iops {
+				b.ReportMetric(n/float64(b.N), name+"-iops")
+			}
+			b.ReportMetric(iops["ublk"]/iops["loop"], "of-loop")
+			b.ReportMetric(iops["ublk"]/iops["nbd"], "of-nbd")
+			b.ReportMetric(iops["ublk"]/iops["nbdkit"], "of-nbdkit")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// fio drives a device and returns its requests a second.
+func fio(b *testing.B, path, rw, bs, depth string) float64 {
+	b.Helper()
+	out, err := exec.CommandContext(b.Context(), "fio", "--name=x", "--filename="+path, "--rw="+rw, "--bs="+bs, "--iodepth="+depth,
+		"--ioengine=io_uring", "--direct=1", "--time_based", fmt.Sprintf("--runtime=%d", benchSeconds), "--thread", "--norandommap", "--output-format=json").Output()
+	if err != nil {
+		b.Fatalf("fio: %v\n%s", err, out)
+	}
+	var report struct {
+		Jobs []struct{ Read, Write struct{ IOPS float64 } }
+	}
+	if err := json.Unmarshal(out, &report); err != nil || len(report.Jobs) != 1 {
+		b.Fatalf("fio: %v\n%s", err, out)
+	}
+	return report.Jobs[0].Read.IOPS + report.Jobs[0].Write.IOPS
+}
+
+// benchDevices serves a file in four ways, each a copy of its own.
+func benchDevices(b *testing.B, dir string) map[string]string {
+	file := func(name string) string {
+		path := filepath.Join(dir, name)
+		if out, err := exec.Command("dd", "if=/dev/urandom", "of="+path, "bs=1M", fmt.Sprintf("count=%d", benchSize>>20)).CombinedOutput(); err != nil {
+			b.Fatalf("%v: %s", err, out)
+		}
+		return path
+	}
+	command := func(script string) {
+		if out, err := exec.Command("bash", "-euc", script).CombinedOutput(); err != nil {
+			b.Fatalf("%s: %v: %s", script, err, out)
+		}
+	}
+	command("losetup /dev/loop0 " + file("loop"))
+	b.Cleanup(func() { command("losetup -d /dev/loop0") })
+
+	s, err := ublk.New(ublk.Config{Owner: owner})
+	if err != nil {
+		b.Fatal(err)
+	}
+	background(b, s.Run)
+	d, err := s.Add(b.Context(), -1, openRaw(b, file("ublk")))
+	if err != nil {
+		b.Fatal(err)
+	}
+
+	door, err := nbd.New(nbd.Config{Exports: only{openRaw(b, file("nbd"))}, Addresses: []string{"unix:" + filepath.Join(dir, "nbd.sock")}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	background(b, door.Run)
+	nbdkit := exec.Command("nbdkit", "-f", "-U", filepath.Join(dir, "nbdkit.sock"), "file", file("nbdkit"))
+	if err := nbdkit.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { nbdkit.Process.Kill(); nbdkit.Wait() })
+	for i, socket := range []string{"nbd.sock", "nbdkit.sock"} {
+		command(fmt.Sprintf("until nbd-client -unix %s -N '' /dev/nbd%d -b 512 2>&1; do sleep 0.1; done", filepath.Join(dir, socket), i))
+		b.Cleanup(func() { command(fmt.Sprintf("nbd-client -d /dev/nbd%d", i)) })
+	}
+	return map[string]string{"ublk": d.Path(), "loop": "/dev/loop0", "nbd": "/dev/nbd0", "nbdkit": "/dev/nbd1"}
+}
+
+// background runs until the end of the benchmark.
+func background(b *testing.B, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// only exports one device under every name.
+type only struct{ blockdev.Device }
+
+func (o only) Lookup(context.Context, string) (blockdev.Device, func(), error) {
+	return o.Device, func() {}, nil
+}
+func (o only) List(context.Context) ([]string, error) { return nil, nil }
+
+// raw is a file as a device.
+type raw struct{ *os.File }
+
+func openRaw(b *testing.B, path string) raw {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.Close() })
+	return raw{f}
+}
+
+func (r raw) Geometry() blockdev.Geometry {
+	return blockdev.Geometry{Size: benchSize, BlockSize: 512, PreferredSize: 256 << 10}
+}
+func (r raw) TryReadAt(p []byte, off int64) bool {
+	_, err := r.File.ReadAt(p, off)
+	return err == nil
+}
+func (r raw) TryWriteAt(p []byte, off int64) bool {
+	_, err := r.File.WriteAt(p, off)
+	return err == nil
+}
+func (r raw) ReadAt(_ context.Context, p []byte, off int64) error {
+	_, err := r.File.ReadAt(p, off)
+	return err
+}
+func (r raw) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
+	_, err := r.File.WriteAt(p, off)
+	return err
+}
+func (r raw) Flush(context.Context) error { return r.Sync() }

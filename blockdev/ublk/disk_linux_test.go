@@ -1,0 +1,299 @@
+package ublk_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func TestFileSystem(t *testing.T) {
+	said := kernelLog(t)
+	s, _ := serve(t, ublk.Config{})
+	d := add(t, s, newVolume(t, 256<<20))
+	shell(t, d.Path(), `
+		mkfs.ext4 -q $DISK
+		mount $DISK /mnt
+		for i in $(seq 100); do mkdir -p /tmp/tree/$((i % 17)); head -c $((i * 977)) /dev/urandom >/tmp/tree/$((i % 17))/$i; done
+		cp -r /tmp/tree program /mnt
+		sync
+		echo 3 >/proc/sys/vm/drop_caches
+		diff -r /tmp/tree /mnt/tree
+		cmp program /mnt/program
+		rm -r /mnt/tree/1* /tmp/tree
+		fstrim /mnt
+		umount /mnt
+		e2fsck -fn $DISK`)
+	if log := said(); strings.Contains(log, "I/O error") {
+		t.Errorf("the kernel says: %s", log)
+	}
+}
+
+// TestFioVerifies writes and checks with fio: random and sequential, sizes from 512
+// bytes to 1 MiB, depths from 1 to 128, by 1 and by 8 queues.
+func TestFioVerifies(t *testing.T) {
+	for _, queues := range []int{1, widest} {
+		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
+			s, _ := serve(t, ublk.Config{Queues: queues, Depth: 128})
+			d := add(t, s, newVolume(t, 128<<20))
+			var jobs strings.Builder
+			for _, kind := range []string{"randwrite", "write"} {
+				for _, size := range []string{"512", "4k", "60k", "1m"} {
+					for _, depth := range []int{1, 16, 128} {
+						amount := "8m"
+						if size == "512" {
+							amount = "512k"
+						}
+						fmt.Fprintf(&jobs, "[%s-%s-%d]\nstonewall\nrw=%[1]s\nbs=%[2]s\niodepth=%[3]d\nsize=%s\noffset=%dk\n", kind, size, depth, amount, 4*depth)
+					}
+				}
+			}
+			shell(t, d.Path(), fmt.Sprintf(`
+				cat >/tmp/jobs <<'END'
+[global]
+direct=1
+ioengine=io_uring
+verify=crc32c
+verify_fatal=1
+do_verify=1
+thread=1
+group_reporting=1
+%s
+END
+				fio --filename=$DISK --output-format=terse --minimal /tmp/jobs`, jobs.String()))
+			if got := strings.Fields(shell(t, "", "ls /sys/block/"+strings.TrimPrefix(d.Path(), "/dev/")+"/mq")); len(got) != queues {
+				t.Errorf("the kernel has queues %q, want %d", got, queues)
+			}
+		})
+	}
+}
+
+func TestDiscardAndZeroes(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	d := add(t, s, newVolume(t, 64<<20))
+	shell(t, d.Path(), `
+		dd if=/dev/urandom of=/tmp/data bs=1M count=64 status=none
+		dd if=/tmp/data of=$DISK bs=1M oflag=direct status=none
+		blkdiscard -o 4096 -l 1048576 $DISK
+		dd if=/dev/zero of=/tmp/data bs=4096 seek=1 count=256 conv=notrunc status=none
+		blkdiscard -z -o 8389120 -l 20000256 $DISK
+		dd if=/dev/zero of=/tmp/data bs=512 seek=16385 count=39063 conv=notrunc status=none
+		fallocate -p -o 40000000 -l 512000 $DISK
+		dd if=/dev/zero of=/tmp/data bs=512 seek=78125 count=1000 conv=notrunc status=none
+		cmp /tmp/data $DISK
+		blkdiscard $DISK
+		cmp -n 67108864 /dev/zero $DISK
+		rm /tmp/data`)
+}
+
+// TestOddSizes serves sizes that no page divides, with both block sizes.
+func TestOddSizes(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	for _, x := range []struct{ size, block int }{{512, 512}, {1536, 512}, {4096, 4096}, {1<<20 + 512, 512}, {1<<20 + 12288, 4096}, {7<<20 - 512, 512}} {
+		m := newMemory(int64(x.size))
+		m.geometry.BlockSize = x.block
+		for i := range m.data {
+			m.data[i] = byte(i / 512 * 7)
+		}
+		d := add(t, s, m)
+		got := shell(t, d.Path(), "blockdev --getsize64 --getss $DISK; cat $DISK | sha256sum; tail -c 512 $DISK | od -An -tu1 -N1")
+		want := shell(t, "", fmt.Sprintf("printf '%%d\\n' %d %d", x.size, x.block))
+		if fields, last := strings.Fields(got), fmt.Sprint(m.data[x.size-1]); !strings.HasPrefix(got, want) || fields[len(fields)-1] != last {
+			t.Errorf("size %d, blocks of %d: %s; want %s and a last byte of %s", x.size, x.block, got, want, last)
+		}
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(1 << 20)
+	m.geometry.ReadOnly = true
+	d := add(t, s, m)
+	if out, err := run(t.Context(), d.Path(), "dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct"); err == nil {
+		t.Errorf("a write succeeds: %s", out)
+	}
+	if out := shell(t, d.Path(), "blockdev --getro $DISK"); out != "1\n" {
+		t.Errorf("the kernel has read-only %s", out)
+	}
+}
+
+// TestSlowRequestsHoldUpNoOther blocks 63 of 64 tags; the 64th request is answered
+// while they wait.
+func TestSlowRequestsHoldUpNoOther(t *testing.T) {
+	const depth, free = 64, 63 << 20
+	s, _ := serve(t, ublk.Config{Queues: 1, Depth: depth})
+	m := newMemory(64 << 20)
+	d := add(t, s, m)
+	release := make(chan struct{})
+	m.held = func(off int64) <-chan struct{} {
+		if off >= free {
+			return nil
+		}
+		return release
+	}
+	var group errgroup.Group
+	for i := range depth - 1 {
+		group.Go(func() error { _, err := read(d.Path(), int64(i)<<20); return err })
+	}
+	for range depth - 1 {
+		<-m.waiting
+	}
+	for range 100 {
+		if _, err := read(d.Path(), free); err != nil {
+			t.Error(err)
+		}
+	}
+	close(release)
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestErrorsStayWithTheirBlocks fails what no source has, and nothing else; it
+// reads well when a source is back.
+func TestErrorsStayWithTheirBlocks(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(16 << 20)
+	d := add(t, s, m)
+	lost := func(off int64) bool { return off/4096%3 == 1 }
+	m.fails = func(off int64) error {
+		if lost(off) {
+			return fmt.Errorf("chunk 7: %w: cache, farm, swarm and origin were asked", content.ErrUnavailable)
+		}
+		return nil
+	}
+	for i := range int64(300) {
+		if _, err := read(d.Path(), i*4096); lost(i*4096) != errors.Is(err, unix.EIO) {
+			t.Fatalf("block %d: %v", i, err)
+		}
+	}
+	m.fails = func(int64) error { return nil }
+	for i := range int64(300) {
+		if _, err := read(d.Path(), i*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestStopIsRefusedWhileInUse(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	d := add(t, s, newVolume(t, 64<<20))
+	refused := func(by string) {
+		t.Helper()
+		if err := d.Stop(t.Context(), false); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), by) {
+			t.Errorf("stopped with %v, want a refusal that names %q", err, by)
+		}
+	}
+	shell(t, d.Path(), "mkfs.ext4 -q $DISK && mount $DISK /mnt && cp program /mnt")
+	refused("mounted on /mnt")
+	shell(t, d.Path(), "cmp program /mnt/program && umount /mnt")
+
+	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("open in process")
+	if err := unix.Close(fd); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, d.Path(), "e2fsck -fn $DISK && mount $DISK /mnt")
+	if err := d.Stop(t.Context(), true); err != nil {
+		t.Errorf("forced: %v", err)
+	}
+	if out, err := run(t.Context(), d.Path(), "test ! -e $DISK && ! cmp program /mnt/program && umount /mnt"); err != nil {
+		t.Errorf("after a forced stop: %v\n%s", err, out)
+	}
+}
+
+// TestStopEndsStuckRequests stops a disk whose device never answers.
+func TestStopEndsStuckRequests(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(1 << 20)
+	d := add(t, s, m)
+	m.held = func(int64) <-chan struct{} { return make(chan struct{}) }
+	failed := make(chan error, 1)
+	go func() { _, err := read(d.Path(), 8192); failed <- err }()
+	<-m.waiting
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.Stop(ctx, true); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if err := <-failed; err == nil {
+		t.Error("the read succeeded")
+	}
+}
+
+// TestStartWaitsForNoSource adds a disk whose device does not answer the kernel's
+// search for partitions.
+func TestStartWaitsForNoSource(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(1 << 20)
+	release := make(chan struct{})
+	m.held = func(int64) <-chan struct{} { return release }
+	d := add(t, s, m)
+	close(release)
+	if _, err := read(d.Path(), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	for _, c := range []ublk.Config{
+		{}, {Owner: 1, Threads: 65}, {Owner: 1, Threads: -1}, {Owner: 1, Queues: 5000}, {Owner: 1, Depth: 5000}, {Owner: 1, Request: 5000}, {Owner: 1, Request: 8 << 20},
+	} {
+		if _, err := ublk.New(c); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// TestSweepTakesOnlyOwn leaves other owners' disks and those that are kept.
+func TestSweepTakesOnlyOwn(t *testing.T) {
+	theirs, _ := serve(t, ublk.Config{Owner: another})
+	foreign := add(t, theirs, newMemory(1<<20))
+	old, leave := serve(t, ublk.Config{})
+	var disks []*ublk.Disk
+	for range 3 {
+		d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, d)
+	}
+	leave()
+	s, _ := serve(t, ublk.Config{})
+	keep := disks[1].Number()
+	swept, err := s.Sweep(t.Context(), func(n int) bool { return n == keep })
+	if err != nil || len(swept) != 2 {
+		t.Errorf("swept %v, %v, want %d and %d", swept, err, disks[0].Number(), disks[2].Number())
+	}
+	if _, err := read(foreign.Path(), 0); err != nil {
+		t.Errorf("another's disk: %v", err)
+	}
+	d, err := s.Add(t.Context(), keep, newMemory(1<<20))
+	if err != nil || d.Number() != keep {
+		t.Fatalf("the disk that was kept: %v", err)
+	}
+	if _, err := read(d.Path(), 0); err != nil {
+		t.Error(err)
+	}
+	if err := d.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	// The number of another owner's disk is not taken from it.
+	d, err = s.Add(t.Context(), foreign.Number(), newMemory(1<<20))
+	if err != nil || d.Number() == foreign.Number() {
+		t.Fatalf("a number that is taken: %v", err)
+	}
+	if err := d.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
