@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes"
@@ -62,6 +63,8 @@ type Config struct {
 	Bootstrap []string
 	// Quota bounds the cache, in bytes.
 	Quota int64
+	// UBLK configures the volumes' block devices; its Owner is the node's affair.
+	UBLK ublk.Config
 	// Version is shown to users.
 	Version string
 	Now     func() time.Time
@@ -234,7 +237,7 @@ func (n *Node) openNames(context.Context) error {
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: filepath.Join(n.cfg.Dir, "volumes"), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
-		Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
+		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }
@@ -280,12 +283,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	upper.Go(func() error {
-		if err := n.Volumes.Open(above); err != nil {
-			return err
-		}
-		return n.Volumes.Run(above)
-	})
+	upper.Go(func() error { return n.Volumes.Run(above) })
 	upper.Go(func() error {
 		select {
 		case <-above.Done():
@@ -318,6 +316,6 @@ func (n *Node) Collectors() []prometheus.Collector {
 		out = append(out, n.farm.Collectors()...)
 	}
 	out = append(out, n.exchange.Collectors()...)
-	out = append(out, n.Volumes.Door().Collectors()...)
+	out = append(out, n.Volumes.Collectors()...)
 	return append(out, n.origin.collectors()...)
 }

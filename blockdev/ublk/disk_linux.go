@@ -98,6 +98,9 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		return d.create(ctx, newID)
 	}
 	id := uint32(number)
+	if !d.server.claim(d, id, false) {
+		return d.create(ctx, newID)
+	}
 	i, err := d.server.control.info(id)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
@@ -105,7 +108,6 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", devicePath(id), err)
 	case i.owner != d.server.cfg.Owner:
-		d.server.cfg.Log.Warn("ublk: a number is taken by another server, and a disk gets a new one", "device", devicePath(id))
 		return d.create(ctx, newID)
 	case i.state != stateDead:
 		if err = d.takeUp(ctx, i); err == nil || ctx.Err() != nil {
@@ -129,7 +131,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	if err != nil {
 		return fmt.Errorf("make a device: %w", err)
 	}
-	d.id = i.id
+	d.server.claim(d, i.id, true)
 	err = d.server.control.setParams(i.id, d.params(i))
 	if err == nil {
 		err = d.open(i)
@@ -148,7 +150,6 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 // something fails before the kernel is told: a recovery that breaks off can't be
 // begun again.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
-	d.id = i.id
 	d.started.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -248,7 +249,7 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 	}
 	err := d.destroy(ctx)
 	if err == nil {
-		d.forget()
+		d.server.forget(d)
 	}
 	return err
 }
@@ -306,14 +307,6 @@ func (d *Disk) close() error {
 	}
 	d.queues, d.char = nil, -1
 	return errors.Join(errs...)
-}
-
-// forget takes a disk off its server's list.
-func (d *Disk) forget() {
-	d.cancel(errStopped)
-	d.server.mu.Lock()
-	defer d.server.mu.Unlock()
-	delete(d.server.disks, d)
 }
 
 // remove stops and deletes a device that this process does not serve.

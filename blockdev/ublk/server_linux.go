@@ -29,6 +29,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	disks   map[*Disk]struct{} // guarded by mu
+	numbers map[uint32]*Disk   // guarded by mu: those of the disks that have one
 	placed  int                // guarded by mu: queues given to threads so far
 	stopped bool               // guarded by mu: no disk is added any more
 }
@@ -43,7 +44,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}}
+	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}}
 	for number := range cfg.Threads {
 		t, err := newThread(s, number)
 		if err != nil {
@@ -104,10 +105,33 @@ func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*
 	s.disks[d] = struct{}{}
 	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
-		d.forget()
+		s.forget(d)
 		return nil, fmt.Errorf("ublk: %w", err)
 	}
 	return d, nil
+}
+
+// claim gives a disk a number, unless another disk of this server has it. The
+// kernel's own choice is always free: who had it before is about to forget it.
+func (s *Server) claim(d *Disk, id uint32, chosen bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.numbers[id] != nil && !chosen {
+		return false
+	}
+	d.id, s.numbers[id] = id, d
+	return true
+}
+
+// forget takes a disk off the list.
+func (s *Server) forget(d *Disk) {
+	d.cancel(errStopped)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.disks, d)
+	if s.numbers[d.id] == d {
+		delete(s.numbers, d.id)
+	}
 }
 
 // place chooses the thread of a new queue.

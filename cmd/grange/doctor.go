@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -77,8 +78,8 @@ func dataFinding(dir string) finding {
 
 // ublkFinding says which door volumes are served through here.
 func ublkFinding() finding {
-	if _, err := os.Stat("/dev/ublk-control"); err == nil {
-		return finding{"ublk", true, "the kernel has it; volumes are served over NBD by this version"}
+	if err := ublk.Probe(); err != nil {
+		return finding{"ublk", true, "volumes are served over NBD: " + strings.TrimPrefix(err.Error(), "ublk: ")}
 	}
-	return finding{"ublk", true, "the kernel does not have it; volumes are served over NBD"}
+	return finding{"ublk", true, "volumes are served as block devices"}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
@@ -24,11 +25,15 @@ type nodeCmd struct {
 	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
 	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
 	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
+	UblkThreads    int       `help:"Threads that serve block devices; 0: one for each processor, at most 4."`
+	UblkQueues     int       `help:"Queues of a block device; 0: as many as threads, at most 2."`
+	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 }
 
-// Run serves until ctx ends.
+// Run serves until ctx ends, or until the node hands over to its program's newest
+// version.
 func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	level := slog.LevelInfo
 	if app.Verbose {
@@ -39,6 +44,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	n, err := node.New(ctx, node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: c.Join, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
+		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	})
 	if err != nil {
 		return err
@@ -52,6 +58,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
+	ctx, handover := awaitHandover(ctx, log)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.Run(ctx) })
 	group.Go(func() error { return server.Run(ctx) })
@@ -61,5 +68,5 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")
-	return nil
+	return handover()
 }

@@ -96,22 +96,34 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeDetachCmd struct {
-	Name string `arg:""`
+	Name  string `arg:""`
+	Force bool   `help:"Although its disk is in use: who uses it gets errors."`
 }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach", nil, nil)
+	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+options(map[string]bool{"force": c.Force}), nil, nil)
 }
 
 type volumeRmCmd struct {
 	Name  string `arg:""`
 	Purge bool   `help:"Delete its snapshots too."`
+	Force bool   `help:"Although its disk is in use: who uses it gets errors."`
 }
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli) error {
-	path := volumePath(c.Name)
-	if c.Purge {
-		path += "?purge=true"
+	return app.ask(ctx, "DELETE", volumePath(c.Name)+options(map[string]bool{"force": c.Force, "purge": c.Purge}), nil, nil)
+}
+
+// options are the flags of a request that are set.
+func options(flags map[string]bool) string {
+	set := url.Values{}
+	for name, on := range flags {
+		if on {
+			set.Set(name, "true")
+		}
 	}
-	return app.ask(ctx, "DELETE", path, nil, nil)
+	if len(set) == 0 {
+		return ""
+	}
+	return "?" + set.Encode()
 }

@@ -17,9 +17,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
-	"golang.org/x/sync/errgroup"
 )
 
 const (

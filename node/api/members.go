@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/origin/trust"
 )

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/origin/content"
 )

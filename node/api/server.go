@@ -9,9 +9,10 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
-	"github.com/grangemesh/grange/node"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/grangemesh/grange/node"
 )
 
 // Config says what to serve and where.
@@ -75,6 +76,11 @@ func route[I, O any](a huma.API, method, path, summary string, fn func(context.C
 // Named is the input of routes on one name.
 type Named struct {
 	Name string `path:"name" maxLength:"140"`
+}
+
+// Forced is the input of routes that may break what is in use.
+type Forced struct {
+	Force bool `query:"force" doc:"although the volume's disk is in use; who uses it gets errors"`
 }
 
 // Answer is a JSON body with a status.

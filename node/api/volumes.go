@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/volumes"
 )
@@ -46,14 +47,18 @@ func (s *Server) volumes(a huma.API) {
 		}
 		return ok(viewVolume(v)), nil
 	})
-	route(a, http.MethodPost, "/api/volumes/{name}/detach", "stop serving a volume; its data stays on this node", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
-		v, err := vols.Detach(ctx, in.Name)
+	route(a, http.MethodPost, "/api/volumes/{name}/detach", "stop serving a volume; its data stays on this node", func(ctx context.Context, in *struct {
+		Named
+		Forced
+	}) (*Answer[Volume], error) {
+		v, err := vols.Detach(ctx, in.Name, in.Force)
 		return ok(viewVolume(v)), err
 	})
 	route(a, http.MethodDelete, "/api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
+		Forced
 		Purge bool `query:"purge"`
 	}) (*struct{}, error) {
-		return nil, vols.Remove(ctx, in.Name, in.Purge)
+		return nil, vols.Remove(ctx, in.Name, in.Force)
 	})
 }

@@ -27,9 +27,11 @@ type entry struct {
 	Head       []byte      `json:"head,omitempty"` // encoded pack.Head of the root
 	Transport  string      `json:"transport"`
 	Durability string      `json:"durability"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
-	Epoch      uint64      `json:"epoch"`
-	Created    time.Time   `json:"created"`
+	// Disk is N of the /dev/ublkbN that the volume had last.
+	Disk     *int      `json:"disk,omitempty"`
+	ReadOnly bool      `json:"readonly,omitempty"`
+	Epoch    uint64    `json:"epoch"`
+	Created  time.Time `json:"created"`
 	// Stage is how far the volume got.
 	Stage stage `json:"stage"`
 	// Committed says that the record is at the origin.

@@ -1,19 +1,20 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -51,6 +52,8 @@ type Config struct {
 	Dir string
 	// Socket is the path that NBD is served on.
 	Socket string
+	// UBLK configures the kernel's block devices, where it has them.
+	UBLK ublk.Config
 	// Self and NodeID name this node in records and to people.
 	Self     trust.PublicKey
 	NodeID   string
@@ -67,6 +70,10 @@ const (
 	// detachTimeout is how long requests in flight may take when a volume is
 	// detached.
 	detachTimeout = 30 * time.Second
+
+	// parallelOpens is how many volumes are opened at once after a start: each
+	// waits for the disk, or for the kernel.
+	parallelOpens = 16
 
 	durabilityLocal = "local"
 	transportNBD    = "nbd"
@@ -114,14 +121,13 @@ type View struct {
 	Bytes      [4]int64 // by fetch.Source
 }
 
-// Volumes are this node's volumes. Use: New, Open, Run. Safe for concurrent use.
+// Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
 type Volumes struct {
 	cfg   Config
 	codec *content.Codec
-	door  *nbd.Server
-	addr  net.Addr
+	doors doors
 
-	opened atomic.Bool // Open has ended
+	opened atomic.Bool // those of the device map are
 
 	change sync.Mutex // serialises changes: one Put, Detach or Remove at a time
 
@@ -134,11 +140,12 @@ type Volumes struct {
 type device struct {
 	vol   *volume.Volume
 	image *fetch.Image
+	disk  *ublk.Disk     // nil over NBD
 	users sync.WaitGroup // NBD connections
 	err   error
 }
 
-// New reads the device map and opens the socket.
+// New reads the device map and opens the doors.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -150,45 +157,54 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if err != nil {
 		return nil, err
 	}
-	listener, err := nbd.Listen(ctx, "unix:"+cfg.Socket)
-	if err != nil {
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), devs: devs, open: map[string]*device{}}
+	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
 		return nil, err
-	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), addr: listener.Addr(), devs: devs, open: map[string]*device{}}
-	if v.door, err = nbd.New(nbd.Config{Exports: exports{v}, Listeners: []net.Listener{listener}, Log: cfg.Log}); err != nil {
-		return nil, errors.Join(err, listener.Close())
 	}
 	return v, nil
 }
 
-// Open opens the volumes of the device map, as they were attached; what was half
-// created or half removed is undone. A volume that can't be opened is kept, and
-// shown as failed.
-func (v *Volumes) Open(ctx context.Context) error {
+// openAll opens the volumes of the device map, as they were attached; what was
+// half created or half removed is undone. A volume that can't be opened is kept,
+// and shown as failed.
+func (v *Volumes) openAll(ctx context.Context) error {
 	v.change.Lock()
 	defer v.change.Unlock()
 	defer v.opened.Store(true)
-	for _, e := range v.devs.sorted() {
+	entries := v.devs.sorted()
+	if err := v.doors.sweep(ctx, entries); err != nil {
+		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
+	}
+	group := new(errgroup.Group)
+	group.SetLimit(parallelOpens)
+	for _, e := range entries {
 		switch {
 		case e.Stage != ready:
 			v.cfg.Log.Info("clearing away a volume that was half made or half removed", "volume", e.Name, "stage", e.Stage)
 			if err := v.erase(e); err != nil {
-				return err
+				return errors.Join(err, group.Wait())
 			}
 		case e.Attached:
-			v.attach(ctx, e)
+			group.Go(func() error {
+				_ = v.attach(ctx, e) // List shows it
+				return nil
+			})
 		}
 	}
-	return nil
+	return group.Wait()
 }
 
-// Opened reports whether Open has ended: the volumes are as they will be.
-func (v *Volumes) Opened() bool { return v.opened.Load() }
-
-// Run serves the volumes until ctx ends; then it drains and closes them.
+// Run opens the volumes and serves them until ctx ends; then it drains and closes
+// them. Disks that are in use stay with the kernel for the next start, and so do
+// all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
-	go v.keepCommitting(ctx)
-	err := v.door.Run(ctx)
+	err := v.doors.run(ctx, func(ctx context.Context) error {
+		if err := v.openAll(ctx); err != nil {
+			return err
+		}
+		v.keepCommitting(ctx)
+		return nil
+	}, v.leaveDisks)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for name, d := range v.open {
@@ -200,8 +216,11 @@ func (v *Volumes) Run(ctx context.Context) error {
 	return err
 }
 
-// Door returns the NBD server, for its metrics.
-func (v *Volumes) Door() *nbd.Server { return v.door }
+// Opened reports whether the volumes of the device map are as they will be.
+func (v *Volumes) Opened() bool { return v.opened.Load() }
+
+// Collectors returns the metrics of the doors.
+func (v *Volumes) Collectors() []prometheus.Collector { return v.doors.collectors() }
 
 // Count returns how many volumes are attached.
 func (v *Volumes) Count() int {
@@ -249,7 +268,8 @@ func (v *Volumes) view(e entry) View {
 	case d.err != nil:
 		out.State, out.Detail = StateFailed, d.err.Error()
 	default:
-		out.State, out.Device, out.DirtyBytes = StateAttached, nbd.URI(v.addr, e.Name), d.vol.DirtyBytes()
+		out.State, out.DirtyBytes = StateAttached, d.vol.DirtyBytes()
+		out.Transport, out.Device = v.doors.address(e.Name, d)
 		out.ReadOnly = d.vol.Geometry().ReadOnly
 		if d.image != nil {
 			out.Bytes = d.image.Bytes()
@@ -263,12 +283,10 @@ func (v *Volumes) view(e entry) View {
 
 func (s Spec) withDefaults() (Spec, error) {
 	switch s.Transport {
-	case "", transportAuto, transportNBD:
-		s.Transport = transportNBD
-	case transportUBLK:
-		return s, fmt.Errorf("transport ublk: %w on this node; use nbd or auto", errors.ErrUnsupported)
+	case "", transportAuto, transportNBD, transportUBLK:
+		s.Transport = cmp.Or(s.Transport, transportAuto)
 	default:
-		return s, fmt.Errorf("transport %.20q: %w: want auto or nbd", s.Transport, content.ErrInvalid)
+		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
 	if s.Durability != "" && s.Durability != durabilityLocal {
 		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, errors.ErrUnsupported)
@@ -290,7 +308,10 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err := content.CheckName(name); err != nil {
 		return View{}, false, err
 	}
-	if spec, err = spec.withDefaults(); err != nil {
+	if spec, err = spec.withDefaults(); err == nil {
+		_, err = v.doors.choose(spec.Transport)
+	}
+	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
 	v.change.Lock()
@@ -309,7 +330,9 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		case err != nil:
 		case !served:
 			created = true
-			err = v.reattach(ctx, e, spec.ReadOnly)
+			err = v.reattach(ctx, e, spec)
+		case !v.doors.serve(d, spec.Transport):
+			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.ErrConflict, spec.Transport)
 		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
 			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.ErrConflict)
 		}
@@ -334,14 +357,17 @@ func (e entry) agrees(s Spec) error {
 	return nil
 }
 
-// reattach serves a volume again. readOnly is for this time alone: it saves what is
-// left of a damaged one, and lets others be looked at.
-func (v *Volumes) reattach(ctx context.Context, e entry, readOnly bool) error {
+// reattach serves a volume again. That it is read-only is for this time alone: it
+// saves what is left of a damaged one, and lets others be looked at.
+func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 	e.Attached = true
+	if spec.Transport != transportAuto {
+		e.Transport = spec.Transport
+	}
 	if err := v.save(e); err != nil {
 		return err
 	}
-	e.ReadOnly = e.ReadOnly || readOnly
+	e.ReadOnly = e.ReadOnly || spec.ReadOnly
 	return v.attach(ctx, e)
 }
 
@@ -355,6 +381,11 @@ func (v *Volumes) save(e entry) error {
 func (v *Volumes) attach(ctx context.Context, e entry) error {
 	d := &device{}
 	d.err = v.openDevice(ctx, e, d)
+	if d.err == nil {
+		if d.err = v.openDisk(ctx, e, d); d.err != nil {
+			d.err, d.vol = errors.Join(d.err, d.vol.Close()), nil
+		}
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.open[e.Name] = d
@@ -381,8 +412,9 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 	return err
 }
 
-// Detach stops serving a volume; its data stays on this node.
-func (v *Volumes) Detach(ctx context.Context, name string) (View, error) {
+// Detach stops serving a volume; its data stays on this node. A disk that is in
+// use is content.ErrConflict, unless forced.
+func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
 	v.change.Lock()
 	defer v.change.Unlock()
 	v.mu.RLock()
@@ -391,34 +423,42 @@ func (v *Volumes) Detach(ctx context.Context, name string) (View, error) {
 	if !ok {
 		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 	}
-	if err := v.close(ctx, name); err != nil {
+	if err := v.close(ctx, name, force); err != nil {
 		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
 	}
-	e.Attached = false
-	if err := v.save(e); err != nil {
+	if err := v.detached(e); err != nil {
 		return View{}, err
 	}
 	return v.Get(name)
 }
 
-// close drains and closes a device, if it is open.
-func (v *Volumes) close(ctx context.Context, name string) error {
-	v.mu.Lock()
+// close drains and closes a device, if it is open. One whose disk is in use stays
+// open.
+func (v *Volumes) close(ctx context.Context, name string, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
+	v.mu.RLock()
 	d := v.open[name]
+	v.mu.RUnlock()
+	if d != nil && d.disk != nil {
+		if err := d.disk.Stop(ctx, force); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
 	delete(v.open, name)
 	v.mu.Unlock()
 	if d == nil || d.vol == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
-	defer cancel()
-	err := v.door.Detach(ctx, name)
+	err := v.doors.nbd.Detach(ctx, name)
 	d.users.Wait()
 	return errors.Join(err, d.vol.Close())
 }
 
-// Remove deletes a volume and its record; an absent one is success.
-func (v *Volumes) Remove(ctx context.Context, name string, purge bool) error {
+// Remove deletes a volume and its record; an absent one is success. A disk that is
+// in use is content.ErrConflict, unless forced.
+func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
@@ -430,7 +470,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, purge bool) error {
 	if !ok {
 		return nil
 	}
-	if err := v.close(ctx, name); err != nil {
+	if err := v.close(ctx, name, force); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	r, err := v.cfg.Registry.Volume(ctx, name)
@@ -466,33 +506,4 @@ func (v *Volumes) deleteRecord(ctx context.Context, e entry, r catalog.Record) e
 		return nil
 	}
 	return v.cfg.Registry.DeleteVolume(ctx, r)
-}
-
-// exports is the door's view of the volumes.
-type exports struct{ v *Volumes }
-
-// Lookup implements nbd.Exports.
-func (x exports) Lookup(_ context.Context, name string) (blockdev.Device, func(), error) {
-	x.v.mu.RLock()
-	defer x.v.mu.RUnlock()
-	d := x.v.open[name]
-	if d == nil || d.err != nil {
-		return nil, nil, fmt.Errorf("volume %q: %w", name, content.ErrNotFound)
-	}
-	d.users.Add(1)
-	return d.vol, d.users.Done, nil
-}
-
-// List implements nbd.Exports.
-func (x exports) List(context.Context) ([]string, error) {
-	x.v.mu.RLock()
-	defer x.v.mu.RUnlock()
-	var out []string
-	for name, d := range x.v.open {
-		if d.err == nil {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out, nil
 }

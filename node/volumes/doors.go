@@ -1,0 +1,202 @@
+package volumes
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// ErrHandover, as the cause of the end of Run's context, says that another
+// process will serve the volumes in a moment.
+var ErrHandover = errors.New("the volumes are handed over")
+
+// doors are the ways to a volume.
+type doors struct {
+	nbd    *nbd.Server
+	socket net.Addr
+	ublk   *ublk.Server // nil where the kernel has none
+	noUBLK error        // why
+}
+
+func openDoors(ctx context.Context, cfg Config, x exports) (doors, error) {
+	listener, err := nbd.Listen(ctx, "unix:"+cfg.Socket)
+	if err != nil {
+		return doors{}, err
+	}
+	d := doors{socket: listener.Addr()}
+	if d.nbd, err = nbd.New(nbd.Config{Exports: x, Listeners: []net.Listener{listener}, Log: cfg.Log}); err != nil {
+		return doors{}, errors.Join(err, listener.Close())
+	}
+	disks := cfg.UBLK
+	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log
+	if d.ublk, d.noUBLK = ublk.New(disks); errors.Is(d.noUBLK, content.ErrInvalid) {
+		return doors{}, errors.Join(d.noUBLK, listener.Close())
+	}
+	return d, nil
+}
+
+// run serves while the volumes are at work, until ctx ends; leave is called with
+// the disks still served.
+func (d doors) run(ctx context.Context, work func(context.Context) error, leave func(context.Context)) error {
+	group, above := errgroup.WithContext(ctx)
+	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	if d.ublk != nil {
+		group.Go(func() error { return d.ublk.Run(below) })
+	}
+	upper, inside := errgroup.WithContext(above)
+	upper.Go(func() error { return work(inside) })
+	upper.Go(func() error { return d.nbd.Run(inside) })
+	group.Go(func() error {
+		defer stop()
+		err := upper.Wait()
+		leave(ctx)
+		return err
+	})
+	return group.Wait()
+}
+
+// choose says how a volume is served for which a transport is asked.
+func (d doors) choose(transport string) (string, error) {
+	switch {
+	case transport == transportNBD:
+		return transportNBD, nil
+	case d.ublk != nil:
+		return transportUBLK, nil
+	case transport == transportUBLK:
+		return "", fmt.Errorf("there is no transport ublk on this node: %w; use nbd or auto", d.noUBLK)
+	}
+	return transportNBD, nil
+}
+
+// serve reports whether a device is served as asked.
+func (d doors) serve(x *device, transport string) bool {
+	return transport == transportAuto || (transport == transportUBLK) == (x.disk != nil)
+}
+
+// address is how a device is served, and what clients open.
+func (d doors) address(name string, x *device) (transport, path string) {
+	if x.disk != nil {
+		return transportUBLK, x.disk.Path()
+	}
+	return transportNBD, nbd.URI(d.socket, name)
+}
+
+func (d doors) collectors() []prometheus.Collector {
+	if d.ublk == nil {
+		return d.nbd.Collectors()
+	}
+	return append(d.nbd.Collectors(), d.ublk.Collectors()...)
+}
+
+// sweep removes this node's disks from the kernel that no volume has.
+func (d doors) sweep(ctx context.Context, entries []entry) error {
+	if d.ublk == nil {
+		return nil
+	}
+	_, err := d.ublk.Sweep(ctx, func(number int) bool {
+		return slices.ContainsFunc(entries, func(e entry) bool {
+			return e.Attached && e.Stage == ready && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number
+		})
+	})
+	return err
+}
+
+// openDisk makes a disk of an open volume, or takes its disk up where the last
+// start left it, if that is how the volume is served.
+func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
+	transport, err := v.doors.choose(e.Transport)
+	if err != nil || transport == transportNBD {
+		return err
+	}
+	number := -1
+	if e.Disk != nil {
+		number = *e.Disk
+	}
+	if d.disk, err = v.doors.ublk.Add(ctx, number, d.vol); err != nil || d.disk.Number() == number {
+		return err
+	}
+	if number >= 0 {
+		v.cfg.Log.Warn("the number of a volume's disk is taken, and it has another one now", "volume", e.Name, "device", d.disk.Path())
+	}
+	if err := v.numbered(e.Name, d.disk.Number()); err != nil {
+		return errors.Join(err, d.disk.Stop(ctx, true))
+	}
+	return nil
+}
+
+// numbered keeps the number of a volume's disk. A crash before it leaves a disk to
+// sweep.
+func (v *Volumes) numbered(name string, number int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.devs.entries[name]
+	e.Disk = &number
+	return v.devs.put(e)
+}
+
+// leaveDisks removes the disks that nobody uses, unless others take them over at
+// once: a disk without a server holds up whoever looks at it.
+func (v *Volumes) leaveDisks(ctx context.Context) {
+	if errors.Is(context.Cause(ctx), ErrHandover) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
+	defer cancel()
+	group := new(errgroup.Group)
+	group.SetLimit(parallelOpens)
+	v.mu.RLock()
+	for name, d := range v.open {
+		if d.disk == nil {
+			continue
+		}
+		group.Go(func() error {
+			if err := d.disk.Stop(ctx, false); err != nil {
+				v.cfg.Log.Warn("a disk stays with the kernel, and its users wait until this node is back", "volume", name, "device", d.disk.Path(), "err", err)
+			}
+			return nil
+		})
+	}
+	v.mu.RUnlock()
+	_ = group.Wait() // none fails
+}
+
+// exports is the door's view of the volumes.
+type exports struct{ v *Volumes }
+
+// Lookup implements nbd.Exports.
+func (x exports) Lookup(_ context.Context, name string) (blockdev.Device, func(), error) {
+	x.v.mu.RLock()
+	defer x.v.mu.RUnlock()
+	d := x.v.open[name]
+	if d == nil || d.err != nil || d.disk != nil {
+		return nil, nil, fmt.Errorf("volume %q: %w", name, content.ErrNotFound)
+	}
+	d.users.Add(1)
+	return d.vol, d.users.Done, nil
+}
+
+// List implements nbd.Exports.
+func (x exports) List(context.Context) ([]string, error) {
+	x.v.mu.RLock()
+	defer x.v.mu.RUnlock()
+	var out []string
+	for name, d := range x.v.open {
+		if d.err == nil && d.disk == nil {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
