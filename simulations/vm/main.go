@@ -54,6 +54,16 @@ func runTests(ctx context.Context, m *testing.M, c Config) (int, error) {
 	if !chosen {
 		return m.Run(), nil
 	}
+	if c.Prepare != nil {
+		dir, err := os.MkdirTemp("", "grange-guest-")
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(dir)
+		if err := c.Prepare(ctx, dir, &c); err != nil {
+			return 0, fmt.Errorf("prepare a guest: %w", err)
+		}
+	}
 	c.Binary, c.Output = program, os.Stdout
 	c.Args = slices.DeleteFunc(slices.Clone(os.Args[1:]), forHost)
 	c.Env = slices.Clone(c.Env)

@@ -8,6 +8,7 @@ package vm
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,10 @@ type Config struct {
 
 	MemoryMiB int // 0 is memoryDefault
 	CPUs      int // 0 is cpusDefault
+
+	// Prepare, for Main, completes the rest before a guest boots, with a folder
+	// for files that it makes.
+	Prepare func(ctx context.Context, dir string, c *Config) error
 }
 
 const (

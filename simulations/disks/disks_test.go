@@ -1,0 +1,101 @@
+package disks
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// rounds is a loop's count: full in a soak.
+func rounds(full int) int {
+	if os.Getenv("GRANGE_SOAK") != "" {
+		return full
+	}
+	return min(full, 5)
+}
+
+// TestDiskOutlivesItsNode writes to a file system on a volume's disk while the
+// node is killed, and while it hands over to itself.
+func TestDiskOutlivesItsNode(t *testing.T) {
+	n := begin(t)
+	if out := n.must(t, "doctor"); !strings.Contains(out, "volumes are served as block devices") {
+		t.Errorf("doctor says: %s", out)
+	}
+	device := n.must(t, "volume", "create", "data", "--size", "128MiB")
+	if !strings.HasPrefix(device, "/dev/ublkb") {
+		t.Fatalf("the device is %s", device)
+	}
+	if out := n.must(t, "volume", "create", "other", "--size", "1MiB", "--transport", "nbd"); !strings.HasPrefix(out, "nbd+unix://") {
+		t.Errorf("over nbd the device is %s", out)
+	}
+	shell(t, "mkfs.ext4 -q "+device+" && mount "+device+" /mnt")
+	work := exec.Command("bash", "-euc", `
+		while ! [ -e /tmp/enough ]; do
+			head -c 2000000 /dev/urandom >/tmp/file
+			cp /tmp/file /mnt && sync && echo 1 >/proc/sys/vm/drop_caches && cmp /tmp/file /mnt/file
+		done`)
+	work.Stdout, work.Stderr = t.Output(), t.Output()
+	if err := work.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range rounds(20) {
+		if err := n.kill(); err != nil {
+			t.Error(err)
+		}
+		n = begin(t)
+		if err := n.handOver(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shell(t, "touch /tmp/enough")
+	if err := work.Wait(); err != nil {
+		t.Errorf("the work on the file system: %v", err)
+	}
+	if out, err := n.run(t.Context(), "volume", "detach", "data"); err == nil || !strings.Contains(out, "mounted on /mnt") {
+		t.Errorf("detached while mounted: %v, %s", err, out)
+	}
+	shell(t, "umount /mnt && e2fsck -fn "+device)
+	n.must(t, "volume", "detach", "data")
+	if out := shell(t, "dmesg | grep 'I/O error' || true; ls /dev/ublkb* 2>/dev/null || true"); out != "" {
+		t.Errorf("in the end: %s", out)
+	}
+	if again := n.must(t, "volume", "attach", "data"); again != device {
+		t.Errorf("attached again it is %s, was %s", again, device)
+	}
+	n.must(t, "volume", "rm", "data")
+	n.must(t, "volume", "rm", "other")
+}
+
+// TestStopLeavesWhatIsInUse stops a node with one disk mounted and one idle.
+func TestStopLeavesWhatIsInUse(t *testing.T) {
+	n := begin(t)
+	used, idle := n.must(t, "volume", "create", "used", "--size", "32MiB"), n.must(t, "volume", "create", "idle", "--size", "1MiB")
+	shell(t, "mkfs.ext4 -q "+used+" && mount "+used+" /mnt && cp /init /mnt")
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{used: true, idle: false} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", path, err == nil, want)
+		}
+	}
+	n = begin(t)
+	shell(t, "sync && echo 3 >/proc/sys/vm/drop_caches && cmp /init /mnt/init && umount /mnt && blockdev --getsize64 "+idle)
+	// What the map has lost is swept.
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	n = begin(t)
+	if err := n.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(n.data, "volumes", "devices.json")); err != nil {
+		t.Fatal(err)
+	}
+	begin(t)
+	if out := shell(t, "ls /dev/ublk[bc]* 2>/dev/null || true"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
