@@ -50,8 +50,8 @@ type Prompt interface {
 }
 
 // Trimmer is an optional ability of a Device: giving ranges back. After either
-// call the range reads as zeros; Discard may keep the space, Zero promises the
-// zeros and, with keep, that later writes there find space.
+// call the range reads as zeros. With keep a device that reserves space keeps that
+// of the range.
 type Trimmer interface {
 	Discard(ctx context.Context, off, length int64, fua bool) error
 	Zero(ctx context.Context, off, length int64, keep, fua bool) error

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // unixPathMax is the longest path of a unix socket on the systems we run on:
@@ -44,7 +45,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if path == "" || len(path) > unixPathMax {
 		return nil, fmt.Errorf("%w: a socket's path has 1 to %d bytes, not %d", content.ErrInvalid, unixPathMax, len(path))
 	}
-	lock, err := lockFile(path + ".lock")
+	lock, err := durable.Lock(path + ".lock")
 	if err != nil {
 		return nil, err
 	}

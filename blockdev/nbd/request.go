@@ -54,9 +54,18 @@ func (c *conn) dispatch(req request) error {
 	case cmdWrite:
 		return c.write(req)
 	default:
-		c.start(req, c.take(replyMax))
+		c.start(req, c.take(c.memory(req)))
 	}
 	return nil
+}
+
+// memory is what a request without data takes: a reply, and the pieces of what
+// the device can't do as a whole.
+func (c *conn) memory(req request) int {
+	if req.command == cmdCache || req.command == cmdWriteZeroes && c.device.trimmer == nil {
+		return max(replyMax, int(min(req.length, pieceSize)))
+	}
+	return replyMax
 }
 
 // rule is what the protocol says of a command.
@@ -271,9 +280,9 @@ func (c *conn) do(t *task) error {
 	case cmdTrim:
 		err = dev.trimmer.Discard(c.ctx, off, n, fua)
 	case cmdWriteZeroes:
-		err = c.zero(req)
+		err = c.zero(t)
 	case cmdCache:
-		err = c.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
+		err = t.pieces(func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
 	}
 	if err != nil {
 		return err
@@ -284,7 +293,8 @@ func (c *conn) do(t *task) error {
 
 // zero makes a range read as zeros. Fast means faster than writing them, which
 // nobody promises for zeros that must keep their space.
-func (c *conn) zero(req request) error {
+func (c *conn) zero(t *task) error {
+	req := t.req
 	off, n := int64(req.offset), int64(req.length)
 	keep, fua := req.flags&flagNoHole != 0, req.flags&flagFUA != 0
 	if req.flags&flagFastZero != 0 && (keep || c.device.trimmer == nil) {
@@ -293,18 +303,18 @@ func (c *conn) zero(req request) error {
 	if c.device.trimmer != nil {
 		return c.device.trimmer.Zero(c.ctx, off, n, keep, fua)
 	}
-	return c.pieces(off, n, func(p []byte, off int64) error {
+	return t.pieces(func(p []byte, off int64) error {
 		clear(p)
 		return c.device.WriteAt(c.ctx, p, off, fua)
 	})
 }
 
-// pieces calls do with pieces of a range and memory for each, until it fails.
-func (c *conn) pieces(off, n int64, do func(p []byte, off int64) error) error {
-	b := c.server.pool.take(int(min(n, pieceSize)))
-	defer b.release()
+// pieces calls do with pieces of the task's range and memory for each, until it
+// fails.
+func (t *task) pieces(do func(p []byte, off int64) error) error {
+	off, n := int64(t.req.offset), int64(t.req.length)
 	for n > 0 {
-		p := b.p[:min(n, pieceSize)]
+		p := t.buf.p[:min(n, pieceSize)]
 		if err := do(p, off); err != nil {
 			return err
 		}

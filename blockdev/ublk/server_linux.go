@@ -119,6 +119,9 @@ func (s *Server) claim(d *Disk, id uint32, chosen bool) bool {
 	if s.numbers[id] != nil && !chosen {
 		return false
 	}
+	if s.numbers[d.id] == d { // the number that it asked for, which is somebody else's
+		delete(s.numbers, d.id)
+	}
 	d.id, s.numbers[id] = id, d
 	return true
 }

@@ -76,7 +76,11 @@ func (r *replayer) segment(name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w: not a name of a segment", name, content.ErrCorrupt)
 	}
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	mode := os.O_RDWR
+	if r.v.cfg.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(name, mode, 0)
 	if err != nil {
 		return err
 	}
@@ -177,10 +181,18 @@ func (r *replayer) finish() (lost []*CorruptError, err error) {
 	return lost, nil
 }
 
-// cut drops everything from a bad entry on: it was never synced.
+// cut drops everything from a bad entry on: it was never synced. A read-only
+// volume leaves it in the files.
 func (v *Volume) cut(bad badEntry) error {
+	drop := func(s *segment) error {
+		err := s.file.Close()
+		if !v.cfg.ReadOnly {
+			err = errors.Join(err, os.Remove(s.file.Name()))
+		}
+		return err
+	}
 	for _, s := range v.segments[bad.segment+1:] {
-		if err := errors.Join(s.file.Close(), os.Remove(s.file.Name())); err != nil {
+		if err := drop(s); err != nil {
 			return err
 		}
 	}
@@ -190,8 +202,11 @@ func (v *Volume) cut(bad badEntry) error {
 	v.seq = bad.entry.seq - 1
 	if bad.offset < segmentHeader { // the header itself never reached the disk
 		v.segments = v.segments[:bad.segment]
-		return errors.Join(s.file.Close(), os.Remove(s.file.Name()))
+		return drop(s)
 	}
 	s.size = bad.offset
+	if v.cfg.ReadOnly {
+		return nil
+	}
 	return s.file.Truncate(bad.offset)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -39,7 +40,8 @@ type Config struct {
 	// disk is blank.
 	SourceSize int64
 	ChunkSize  int
-	// ReadOnly refuses writes; a damaged journal can be opened only so.
+	// ReadOnly refuses writes and leaves the files as they are; a damaged journal
+	// can be opened only so.
 	ReadOnly bool
 	// Log may be nil.
 	Log *slog.Logger
@@ -63,7 +65,7 @@ const (
 type Volume struct {
 	cfg     Config
 	meta    Meta
-	unlock  func() error
+	lock    io.Closer
 	buffers buffers
 
 	mu       sync.RWMutex // guards what follows; readers hold it while they read the journal
@@ -141,7 +143,7 @@ func Open(cfg Config) (*Volume, error) {
 	if err := json.Unmarshal(b, &v.meta); err != nil || v.meta.Magic != metaMagic || v.meta.Size <= 0 {
 		return nil, fmt.Errorf("open volume %s: %s: %w", cfg.Dir, metaName, errors.Join(content.ErrCorrupt, err))
 	}
-	if v.unlock, err = lock(filepath.Join(cfg.Dir, "lock")); err != nil {
+	if v.lock, err = durable.Lock(filepath.Join(cfg.Dir, "lock")); err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", cfg.Dir, err)
 	}
 	lost, err := v.replay()
@@ -175,6 +177,8 @@ func (v *Volume) settle() error {
 // Close marks the end of the journal, syncs it and closes the files. Calls after
 // it fail with ErrClosed.
 func (v *Volume) Close() error {
+	v.syncing.Lock() // a Flush has the files in hand
+	defer v.syncing.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -198,10 +202,7 @@ func (v *Volume) Close() error {
 	for _, s := range v.segments {
 		errs = append(errs, s.file.Close())
 	}
-	if v.unlock != nil {
-		errs = append(errs, v.unlock())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, v.lock.Close())...)
 }
 
 // Meta returns what the folder says of the volume.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const (
@@ -95,7 +97,7 @@ func roundUp(n, to int) int { return (n + to - 1) / to * to }
 type Cache struct {
 	cfg     Config
 	started time.Time
-	unlock  func() error
+	lock    io.Closer
 	secret  secret
 	names   names
 	metrics metrics
@@ -151,11 +153,11 @@ func Open(cfg Config) (*Cache, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	unlock, err := lock(filepath.Join(cfg.Dir, "lock"))
+	lock, err := durable.Lock(filepath.Join(cfg.Dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", cfg.Dir, err)
 	}
-	c := &Cache{cfg: cfg, started: cfg.Now(), unlock: unlock, metrics: newMetrics(), slabName: make([]byte, slabNameSize), pins: map[string]pin{}}
+	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, metrics: newMetrics(), slabName: make([]byte, slabNameSize), pins: map[string]pin{}}
 	c.buffers.New = func() any { b := make([]byte, slotMax); return &b }
 	c.files.Store(new([]*os.File))
 	c.table.Store(emptyTable())
@@ -203,7 +205,7 @@ func (c *Cache) release() error {
 	if c.names.file != nil {
 		errs = append(errs, c.names.file.Close())
 	}
-	return errors.Join(append(errs, c.unlock())...)
+	return errors.Join(append(errs, c.lock.Close())...)
 }
 
 // tell releases mu and says what went while it was held.

@@ -5,14 +5,10 @@ package cache
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
-	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // openTable maps an index file.
@@ -88,26 +84,6 @@ func mapShared(path string, protection int) (b []byte, unmap func() error, err e
 		return nil, nil, fmt.Errorf("map %d bytes of %s: %w", info.Size(), path, err)
 	}
 	return b, func() error { return unix.Munmap(b) }, nil
-}
-
-// lock keeps other processes out of the folder; it ends with the process, whose
-// number the file says.
-func lock(path string) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder, _ := io.ReadAll(io.LimitReader(f, 32))
-		return nil, errors.Join(fmt.Errorf("%w: process %s has it open", content.ErrConflict, strings.TrimSpace(string(holder))), f.Close())
-	}
-	if err = f.Truncate(0); err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
-	}
-	if err != nil && !errors.Is(err, unix.ENOSPC) { // the lock is held, whatever the file says
-		return nil, errors.Join(err, f.Close())
-	}
-	return f.Close, nil
 }
 
 func diskFree(dir string) (free, total uint64, err error) {

@@ -1,13 +1,9 @@
 package cache
 
 import (
-	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/windows"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // openTable never finds an index: on Windows it is kept in memory only, and made
@@ -27,17 +23,6 @@ func syncHeader([]byte) error { return nil }
 func mapFile(path string) (b []byte, unmap func() error, err error) {
 	b, err = os.ReadFile(path)
 	return b, func() error { return nil }, err
-}
-
-func lock(path string) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, new(windows.Overlapped)); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: another process has it open", content.ErrConflict), f.Close())
-	}
-	return f.Close, nil
 }
 
 func diskFree(dir string) (free, total uint64, err error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,43 +93,57 @@ func loadDeviceMap(path string) (*deviceMap, error) {
 
 // put stores an entry durably before it returns.
 func (m *deviceMap) put(e entry) error {
-	old, had := m.entries[e.Name]
-	if !had && len(m.entries) >= volumesMax {
-		return fmt.Errorf("volume %q: %w: this node has %d volumes, the limit", e.Name, content.ErrNoSpace, volumesMax)
-	}
-	m.entries[e.Name] = e
-	if err := m.save(); err != nil {
-		if delete(m.entries, e.Name); had {
-			m.entries[e.Name] = old
+	return m.change(func(entries map[string]entry) error {
+		if _, had := entries[e.Name]; !had && len(entries) >= volumesMax {
+			return fmt.Errorf("volume %q: %w: this node has %d volumes, the limit", e.Name, content.ErrNoSpace, volumesMax)
 		}
+		entries[e.Name] = e
+		return nil
+	})
+}
+
+// remove forgets an entry; an absent one is success.
+func (m *deviceMap) remove(name string) error {
+	return m.change(func(entries map[string]entry) error {
+		delete(entries, name)
+		return nil
+	})
+}
+
+// rename gives an entry another name, which must be free, in one write.
+func (m *deviceMap) rename(old string, e entry) error {
+	return m.change(func(entries map[string]entry) error {
+		if _, taken := entries[e.Name]; taken {
+			return fmt.Errorf("volume %q: %w: this node has it already", e.Name, content.ErrConflict)
+		}
+		delete(entries, old)
+		entries[e.Name] = e
+		return nil
+	})
+}
+
+// change stores what f makes of the entries; when that fails they are as before.
+func (m *deviceMap) change(f func(map[string]entry) error) error {
+	next := maps.Clone(m.entries)
+	if err := f(next); err != nil {
 		return err
 	}
+	if err := m.save(next); err != nil {
+		return err
+	}
+	m.entries = next
 	return nil
 }
 
-func (m *deviceMap) remove(name string) error {
-	delete(m.entries, name)
-	return m.save()
+func (m *deviceMap) sorted() []entry { return sorted(m.entries) }
+
+// sorted returns entries by name.
+func sorted(entries map[string]entry) []entry {
+	return slices.SortedFunc(maps.Values(entries), func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// rename gives an entry another name in one write.
-func (m *deviceMap) rename(old string, e entry) error {
-	delete(m.entries, old)
-	m.entries[e.Name] = e
-	return m.save()
-}
-
-func (m *deviceMap) sorted() []entry {
-	out := make([]entry, 0, len(m.entries))
-	for _, e := range m.entries {
-		out = append(out, e)
-	}
-	slices.SortFunc(out, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-func (m *deviceMap) save() error {
-	b, err := json.MarshalIndent(deviceMapFile{deviceMapMagic, m.sorted()}, "", " ")
+func (m *deviceMap) save(entries map[string]entry) error {
+	b, err := json.MarshalIndent(deviceMapFile{deviceMapMagic, sorted(entries)}, "", " ")
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(m.path), 0o700)
 	}

@@ -182,7 +182,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 		case e.Stage != ready:
 			v.cfg.Log.Info("clearing away a volume that was half made or half removed", "volume", e.Name, "stage", e.Stage)
 			if err := v.erase(e); err != nil {
-				return errors.Join(err, group.Wait())
+				v.cfg.Log.Error("a volume can't be cleared away; the next start tries again", "volume", e.Name, "err", err)
 			}
 		case e.Attached:
 			group.Go(func() error {
@@ -423,11 +423,15 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 	if !ok {
 		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 	}
-	if err := v.close(ctx, name, force); err != nil {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
+	err := v.close(ctx, name, force)
+	v.mu.RLock()
+	served := v.open[name] != nil
+	v.mu.RUnlock()
+	if !served { // whatever went wrong: a restart must not serve it again
+		err = errors.Join(err, v.detached(e))
 	}
-	if err := v.detached(e); err != nil {
-		return View{}, err
+	if err != nil {
+		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
 	}
 	return v.Get(name)
 }
@@ -452,6 +456,10 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 		return nil
 	}
 	err := v.doors.nbd.Detach(ctx, name)
+	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
+		go func() { d.users.Wait(); d.vol.Close() }()
+		return err
+	}
 	d.users.Wait()
 	return errors.Join(err, d.vol.Close())
 }

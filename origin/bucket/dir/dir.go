@@ -208,7 +208,13 @@ func (b *Bucket) locked(ctx context.Context, f func() error) error {
 		return b.classify(err)
 	}
 	defer lock.Close() // which unlocks; nothing was written
-	for wait := lockWaitMin; !tryLock(lock); wait = min(2*wait, lockWaitMax) {
+	for wait := lockWaitMin; ; wait = min(2*wait, lockWaitMax) {
+		if mine, err := durable.TryLock(lock); err != nil || mine {
+			if err != nil {
+				return b.classify(err)
+			}
+			return f()
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -217,7 +223,6 @@ func (b *Bucket) locked(ctx context.Context, f func() error) error {
 			return fmt.Errorf("another process is writing: %w", ctx.Err())
 		}
 	}
-	return f()
 }
 
 // publish gives the staged file its name if the condition holds, durably.

@@ -5,7 +5,6 @@ package dir
 import (
 	"errors"
 	"io/fs"
-	"os"
 	"syscall"
 )
 
@@ -24,13 +23,3 @@ func isFull(err error) bool {
 
 // isNotFolder reports whether a part of a path is a file.
 func isNotFolder(err error) bool { return errors.Is(err, syscall.ENOTDIR) }
-
-// tryLock takes an advisory lock that ends when f is closed or its process dies.
-func tryLock(f *os.File) bool {
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EINTR) {
-			return err == nil
-		}
-	}
-}
