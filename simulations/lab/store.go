@@ -6,20 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/simulations/netns"
 )
 
 const (
-	// gateway is the S3 server of tests, run by version: strict about signatures
-	// and conditions.
-	gateway = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-
 	storePort     = 7070
 	storeUser     = "grange"
 	storePassword = "grange-test-secret"
@@ -53,29 +49,9 @@ func (l *Lab) StartStore(ctx context.Context) (*Store, error) {
 	return s, s.Start(ctx)
 }
 
-// BuildGateway returns the path of the S3 server, which is built once.
-func BuildGateway(ctx context.Context) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(cache, "grange-test")
-	path := filepath.Join(dir, "versitygw")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	cmd := exec.CommandContext(ctx, "go", "install", gateway)
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
-	cmd.Dir = os.TempDir() // outside of the module, so that it brings its own dependencies
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build %s: %w: %s", gateway, err, out)
-	}
-	return path, nil
-}
-
 // Start starts the server, which must not run.
 func (s *Store) Start(ctx context.Context) error {
-	binary, err := BuildGateway(ctx)
+	binary, err := buckettest.Gateway(ctx)
 	if err != nil {
 		return err
 	}
