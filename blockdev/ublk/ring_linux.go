@@ -18,6 +18,7 @@ const (
 	setupDeferTaskrun = 1 << 13
 
 	enterGetEvents = 1 << 0
+	enterExtArg    = 1 << 3
 	cqOverflow     = 1 << 1 // in the flags of the submission queue
 
 	offSQ   = 0
@@ -79,12 +80,15 @@ type ring struct {
 	submitted      uint32 // of what the kernel took
 	cqHead, cqTail *uint32
 	cqes           []completion
+	atMost         unix.Timespec
+	args           enterArgs
 }
 
 // newRing makes a ring; long submissions carry 80 bytes of a command's payload.
 func newRing(entries int, long bool) (*ring, error) {
 	p := ringParams{flags: setupCQSize | setupSingleIssuer | setupDeferTaskrun, cqEntries: uint32(4 * entries)}
-	r := &ring{stride: int(unsafe.Sizeof(submission{}))}
+	r := &ring{stride: int(unsafe.Sizeof(submission{})), atMost: unix.Timespec{Nsec: lingerNanos}}
+	r.args.timespec = address(&r.atMost) // what is not on the stack does not move
 	if long {
 		p.flags |= setupSQE128
 		r.stride *= 2
@@ -151,17 +155,43 @@ func (r *ring) next() (*submission, error) {
 	return (*submission)(unsafe.Pointer(&r.sqeMap[at])), nil
 }
 
+// lingerNanos is how long a thread sleeps without telling the runtime, which takes
+// longer than many a request: the next one comes sooner where a disk is in use. A
+// collection of garbage waits for the thread meanwhile.
+const lingerNanos = 100_000
+
+// enterArgs is struct io_uring_getevents_arg, with a struct __kernel_timespec.
+type enterArgs struct {
+	mask     uint64
+	maskSize uint32
+	minWait  uint32
+	timespec uint64
+}
+
 // submit gives the kernel all submissions and takes in what has completed, and
-// does not wait. The kernel copies requests' data meanwhile; the runtime isn't
-// told of the call, which costs more than the call itself where little is copied.
-func (r *ring) submit() error {
+// does not wait. The kernel copies requests' data meanwhile.
+func (r *ring) submit() error { return r.enter(0) }
+
+// linger is submit, and waits a moment for something to complete.
+func (r *ring) linger() error {
+	if !r.empty() {
+		return r.submit()
+	}
+	return r.enter(1)
+}
+
+// enter waits for that many completions, but not long. The runtime isn't told.
+func (r *ring) enter(wait uintptr) error {
 	for {
 		atomic.StoreUint32(r.sqTail, r.tail)
-		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), 0, enterGetEvents, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), wait,
+			enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(&r.args)), unsafe.Sizeof(r.args))
 		if errno == 0 {
 			r.submitted += uint32(n)
 		}
 		switch {
+		case errno == unix.ETIME:
+			return nil
 		case errno != 0 && !transient(errno):
 			return os.NewSyscallError("io_uring_enter", errno)
 		case r.submitted == r.tail:

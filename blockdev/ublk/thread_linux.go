@@ -121,11 +121,14 @@ func nameThread(name string) error {
 // turn gives the kernel the answers there are, waits for something to do, and
 // does it.
 func (t *thread) turn() error {
-	if err := t.ring.submit(); err != nil {
+	enter := t.ring.linger
+	if t.handed {
+		enter = t.ring.submit
+	}
+	if err := enter(); err != nil {
 		return err
 	}
 	if t.ring.empty() {
-		t.server.meter.Publish(&t.tally)
 		if t.handed {
 			// The new goroutines are this thread's to run, and it is about to
 			// sleep where the scheduler looks for work last.
@@ -270,11 +273,12 @@ func (t *thread) keepTicking() error {
 	return nil
 }
 
-// tick gives back the memory of queues that had no request since the last one. It
+// tick tells the meter, and gives back the memory of queues that had no request since the last one. It
 // comes when all completions are taken: none of a quiet queue can be under way
 // then, with data that the kernel has just written, or has yet to read.
 func (t *thread) tick() error {
 	t.ticking = false
+	t.server.meter.Publish(&t.tally)
 	overflown, again := t.ring.overflown(), false
 	for _, q := range t.queues {
 		switch {
