@@ -99,3 +99,32 @@ func TestStopLeavesWhatIsInUse(t *testing.T) {
 		t.Errorf("left: %s", out)
 	}
 }
+
+// TestDoctorSaysWhy looks at a machine without the driver, and at one where the
+// user may not use it.
+func TestDoctorSaysWhy(t *testing.T) {
+	founded(t)
+	doctor := func(prefix string) string { return shell(t, prefix+" ./grange doctor --data /tmp/doctor") }
+	const nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+	shell(t, "rmmod ublk_drv")
+	if out := doctor(""); !strings.Contains(out, "over NBD") || !strings.Contains(out, "modprobe ublk_drv") {
+		t.Errorf("without the driver: %s", out)
+	}
+	n := begin(t)
+	if out, err := n.run(t.Context(), "volume", "create", "x", "--size", "1MiB", "--transport", "ublk"); err == nil || !strings.Contains(out, "modprobe ublk_drv") {
+		t.Errorf("a disk without the driver: %v, %s", err, out)
+	}
+	if out := n.must(t, "volume", "create", "x", "--size", "1MiB"); !strings.HasPrefix(out, "nbd+unix://") {
+		t.Errorf("without the driver the device is %s", out)
+	}
+	n.must(t, "volume", "rm", "x")
+	shell(t, "insmod /modules/ublk_drv.ko; chmod 666 /dev/ublk-control")
+	shell(t, "chmod 777 /tmp/doctor")
+	if out := doctor(nobody); !strings.Contains(out, "CAP_SYS_ADMIN") {
+		t.Errorf("without the right to: %s", out)
+	}
+	shell(t, "chmod 600 /dev/ublk-control")
+	if out := doctor(nobody); !strings.Contains(out, "udev rule") {
+		t.Errorf("without access: %s", out)
+	}
+}
