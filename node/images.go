@@ -133,8 +133,10 @@ func (im *Images) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = im.n.commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Base: &k.Record, Delete: true})
-	return errors.Join(err, im.n.cache.Unpin(name))
+	if _, err := im.n.commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Base: &k.Record, Delete: true}); err != nil {
+		return err
+	}
+	return im.n.cache.Unpin(name)
 }
 
 // image opens what a name stands for.
@@ -181,16 +183,14 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	var first error
-	err = im.n.cache.Pin(name, func(yield func(content.CID) bool) {
-		for id, err := range m.CIDs(ctx) {
-			if err != nil || !yield(id) {
-				first = err
-				return
-			}
+	var ids []content.CID // all of them first: a part would replace the whole of an older pin
+	for id, err := range m.CIDs(ctx) {
+		if err != nil {
+			return fmt.Errorf("pin %q: %w", name, err)
 		}
-	})
-	return errors.Join(first, err)
+		ids = append(ids, id)
+	}
+	return im.n.cache.Pin(name, slices.Values(ids))
 }
 
 // Unpin lets an image's chunks be evicted; one that is not pinned is success.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -152,25 +153,31 @@ func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) (
 	return x.n.codec.Marshal(heard{Sealed: r.Sealed, ETag: r.ETag})
 }
 
-// ask calls up to limit members, those of the farm first, and returns the
-// answers in the order in which they came. Members outside come after, as many
-// as are wanted still.
+// candidates are the members to ask: up to membersAsked, of the farm and of
+// others, half and half where there are enough of both.
+func (n *Node) candidates() []peer.ID {
+	near := slices.DeleteFunc(neighbours{n}.Live(), func(id peer.ID) bool { return id == n.swarm.ID() })
+	var far []peer.ID
+	for _, p := range n.swarm.Peers() {
+		if !slices.Contains(near, p.ID) {
+			far = append(far, p.ID)
+		}
+	}
+	return share(near, far, membersAsked)
+}
+
+// share takes up to n of both, near ones first, and as many of each as fit.
+func share[T any](near, far []T, n int) []T {
+	fromFar := min(len(far), max(n/2, n-len(near)))
+	return slices.Concat(near[:min(len(near), n-fromFar)], far[:fromFar])
+}
+
+// ask calls candidates at once and returns the first limit answers, in the order
+// in which they came.
 func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [][]byte {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	near := neighbours{n}.Live()
-	var ids []peer.ID
-	for _, p := range n.swarm.Peers() {
-		if !slices.Contains(near, p.ID) {
-			ids = append(ids, p.ID)
-		}
-	}
-	for _, id := range near {
-		if id != n.swarm.ID() {
-			ids = append([]peer.ID{id}, ids...)
-		}
-	}
-	ids = ids[:min(len(ids), membersAsked)]
+	ids := n.candidates()
 	answers := make(chan []byte, len(ids))
 	var wg sync.WaitGroup
 	for _, id := range ids {
@@ -188,6 +195,23 @@ func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [
 		}
 	}
 	return out
+}
+
+// askInTurn calls candidates until one does not say that it is unable to: its
+// answer, or its error, is the answer.
+func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byte, error) {
+	var unable []error
+	for _, id := range n.candidates() {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		b, err := n.exchange.Call(call, id, method, body)
+		late := call.Err() != nil
+		cancel()
+		if err == nil || !late && !errors.Is(err, content.ErrUnavailable) {
+			return b, err
+		}
+		unable = append(unable, err)
+	}
+	return nil, fmt.Errorf("%w: none of %d members is able to: %w", content.ErrUnavailable, len(unable), errors.Join(unable...))
 }
 
 // askRecord asks members for a record.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -82,6 +83,7 @@ type Names struct {
 	log   *slog.Logger
 
 	flights singleflight.Group
+	saving  sync.Mutex // one save at a time
 
 	mu      sync.RWMutex // guards records
 	records map[string]known
@@ -95,9 +97,6 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 	kinds := []content.Kind{content.KindImage, content.KindVolume}
 	if kind, rest, ok := strings.Cut(name, ":"); ok {
 		kinds, name = []content.Kind{content.Kind(kind)}, rest
-	}
-	if err := content.CheckName(name); err != nil {
-		return Resolved{}, err
 	}
 	var first error
 	for _, kind := range kinds {
@@ -131,6 +130,9 @@ func (n *Names) resolved(k known) Resolved {
 // if it can be reached; otherwise one that is some seconds old may do. Deleted
 // names are ErrNotFound.
 func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fresh bool) (known, error) {
+	if err := kind.CheckName(name); err != nil { // it becomes a path
+		return known{}, err
+	}
 	key := recordKey(kind, name)
 	n.mu.RLock()
 	k, ok := n.records[key]
@@ -160,9 +162,13 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 func (n *Names) look(ctx context.Context, kind content.Kind, name string) (known, error) {
 	var cause error = fmt.Errorf("%w: this node has no origin", content.ErrUnavailable)
 	if c := n.catalog(); c != nil {
+		before, held := n.Held(kind, name)
 		r, err := n.atOrigin(ctx, c, kind, name)
 		if err == nil {
 			return n.keep(r, true)
+		}
+		if held && errors.Is(err, content.ErrNotFound) {
+			n.forget(before)
 		}
 		if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid) {
 			return known{}, err
@@ -224,17 +230,32 @@ func (n *Names) keep(r catalog.Record, confirmed bool) (known, error) {
 	key := recordKey(r.Kind, r.Name)
 	n.mu.Lock()
 	old, had := n.records[key]
-	if had && old.Version > r.Version && !confirmed {
+	if had && old.Version > r.Version { // this look began before a change that another saw
 		old.checked = k.checked
 		k = old
 	}
 	n.records[key] = k
 	n.mu.Unlock()
 	if !had || old.Version != k.Version {
-		n.save(k)
+		n.save(key)
 	}
 	n.learn(k)
 	return k, nil
+}
+
+// forget drops a record that the origin does not have any more, unless it was
+// replaced meanwhile.
+func (n *Names) forget(k known) {
+	key := recordKey(k.Kind, k.Name)
+	n.mu.Lock()
+	gone := n.records[key].Commit == k.Commit
+	if gone {
+		delete(n.records, key)
+	}
+	n.mu.Unlock()
+	if gone {
+		n.save(key)
+	}
 }
 
 // describe reads out of a record's body what every caller needs.
@@ -295,10 +316,21 @@ type recordFile struct {
 	Seen   int64  `cbor:"seen"`
 }
 
-// save keeps a record on disk. A failure costs the name only while the origin is
-// away, so it is logged and not returned.
-func (n *Names) save(k known) {
-	path := filepath.Join(n.dir, filepath.FromSlash(recordKey(k.Kind, k.Name)))
+// save brings the file of a name to what memory has. A failure costs the name only
+// while the origin is away, so it is logged and not returned.
+func (n *Names) save(key string) {
+	n.saving.Lock() // the last one to write has the newest
+	defer n.saving.Unlock()
+	n.mu.RLock()
+	k, ok := n.records[key]
+	n.mu.RUnlock()
+	path := filepath.Join(n.dir, filepath.FromSlash(key))
+	if !ok {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			n.log.Warn("the record of a name that is gone stays on disk", "file", path, "err", err)
+		}
+		return
+	}
 	b, err := n.codec.Marshal(recordFile{k.Sealed, k.ETag, k.SeenAt.UnixMilli()})
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(path), 0o700)

@@ -120,13 +120,14 @@ func (o *origin) open(ctx context.Context) error {
 	return fmt.Errorf("--origin %s: %w", o.url, err)
 }
 
-// founder reports whether this node holds the mesh key.
+// founder reports whether this node founded the mesh, with this origin.
 func (o *origin) founder() bool {
 	return len(o.n.member.Chain) == 1 && o.n.member.Origin == o.url
 }
 
 // look finds out whether the origin answers and takes writes.
 func (o *origin) look(ctx context.Context) error {
+	stopping := ctx
 	ctx, cancel := context.WithTimeout(ctx, originTimeout)
 	defer cancel()
 	begun := time.Now()
@@ -145,7 +146,10 @@ func (o *origin) look(ctx context.Context) error {
 			err = catalog.ClaimMesh(ctx, b, o.n.member.Mesh)
 		}
 	}
-	if ctx.Err() != nil {
+	if err != nil && stopping.Err() != nil {
+		return err // which says nothing of the origin
+	}
+	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, time.Since(begun).Round(100*time.Millisecond))
 	}
 	o.settle(err)

@@ -77,14 +77,30 @@ func (n *Node) commitThroughMember(ctx context.Context, ch catalog.Change) (cata
 	if err != nil {
 		return catalog.Record{}, err
 	}
-	for _, b := range n.ask(ctx, commitMethod, body, 1) {
-		var h heard
-		if n.codec.Unmarshal(b, &h) == nil {
-			if r, err := n.Names.heard(ch.Kind, ch.Name, h); err == nil && r.Commit == e.Commit {
-				return r, n.Names.Confirmed(r)
-			}
-		}
+	r, err := n.commitBy(ctx, ch, body)
+	if errors.Is(err, content.ErrUnavailable) {
+		_, mine := n.origin.writable()
+		err = fmt.Errorf("%w; no member that was asked could write it either: %w", errors.Join(content.ErrUnavailable, mine), err)
 	}
-	_, err = n.origin.writable()
-	return catalog.Record{}, fmt.Errorf("write %s %q: %w; no member that was asked could write it either", ch.Kind, ch.Name, errors.Join(content.ErrUnavailable, err))
+	if err != nil {
+		return catalog.Record{}, fmt.Errorf("write %s %q: %w", ch.Kind, ch.Name, err)
+	}
+	if r.Commit != e.Commit {
+		return catalog.Record{}, fmt.Errorf("write %s %q: %w: a member answered with another record", ch.Kind, ch.Name, content.ErrCorrupt)
+	}
+	return r, n.Names.Confirmed(r)
+}
+
+// commitBy has a member write a record, which is tried by one after the other: all
+// at once would race each other.
+func (n *Node) commitBy(ctx context.Context, ch catalog.Change, body []byte) (catalog.Record, error) {
+	b, err := n.askInTurn(ctx, commitMethod, body)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	var h heard
+	if err := n.codec.Unmarshal(b, &h); err != nil {
+		return catalog.Record{}, err
+	}
+	return n.Names.heard(ch.Kind, ch.Name, h)
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -111,8 +113,8 @@ type frequency float64
 
 // UnmarshalText reads the text form.
 func (f *frequency) UnmarshalText(b []byte) error {
-	var n float64
-	if _, err := fmt.Sscanf(strings.TrimSuffix(string(b), "/s")+"\n", "%g\n", &n); err != nil || n <= 0 {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(string(b), "/s"), 64)
+	if err != nil || !(n > 0) || math.IsInf(n, 1) { // NaN is not above zero
 		return fmt.Errorf("%q is not a number of requests; write it as 100/s", b)
 	}
 	*f = frequency(n)

@@ -51,7 +51,7 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	if bad > 0 {
-		return fmt.Errorf("%d findings need a look", bad)
+		return fmt.Errorf("%d of %d findings need a look", bad, len(findings))
 	}
 	return nil
 }

@@ -45,6 +45,9 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	source := c.Source
+	if source == "-" && os.Getenv("GRANGE_API") != "" {
+		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
+	}
 	if source == "-" {
 		spool, err := spoolStdin(app.Data, std.in)
 		if err != nil {

@@ -73,12 +73,16 @@ func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type resolveCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"A name, or KIND:NAME, as image:debian."`
 	JSON bool   `name:"json" help:"Print the API's document."`
 }
 
 func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	if err := content.CheckName(c.Name); err != nil {
+	err := content.CheckName(c.Name)
+	if kind, name, ok := strings.Cut(c.Name, ":"); ok {
+		err = content.Kind(kind).CheckName(name)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	return list(ctx, app, std, query{"/api/resolve/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {

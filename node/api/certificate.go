@@ -34,19 +34,26 @@ const certificateLifetime = 20 * 365 * 24 * time.Hour
 
 func loadCertificate(dir, host string) (tls.Certificate, error) {
 	crt, key := filepath.Join(dir, CertificateName), filepath.Join(dir, certificateKeyName)
-	cert, err := tls.LoadX509KeyPair(crt, key)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if exists(crt) || exists(key) { // of one alone, an operator's, the error says that the other is missing
+		cert, err := tls.LoadX509KeyPair(crt, key)
 		return cert, wrap("API certificate", err)
 	}
 	crtPEM, keyPEM, err := selfSign(host)
 	if err != nil {
 		return tls.Certificate{}, wrap("API certificate", err)
 	}
+	// A crash between the two leaves a key alone, which the next start asks about.
 	if err := errors.Join(durable.WriteFile(key, keyPEM, 0o600), durable.WriteFile(crt, crtPEM, 0o644)); err != nil {
 		return tls.Certificate{}, wrap("API certificate", err)
 	}
-	cert, err = tls.X509KeyPair(crtPEM, keyPEM)
+	cert, err := tls.X509KeyPair(crtPEM, keyPEM)
 	return cert, wrap("API certificate", err)
+}
+
+// exists is true too for what can't be looked at.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func wrap(what string, err error) error {

@@ -29,6 +29,10 @@ const (
 	SocketName = "api.sock"
 	TokenName  = "api.token"
 
+	// tokenMin is the least length of a token, and the bytes of one that is made: no
+	// guess finds it.
+	tokenMin = 32
+
 	// headerTimeout bounds how long a client may take to send its headers.
 	headerTimeout = 10 * time.Second
 	// idleTimeout closes kept-alive connections that nobody uses.
@@ -130,15 +134,20 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // anybody can make it complain
 	}
-	stopped := context.AfterFunc(ctx, func() {
+	ended := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		if srv.Shutdown(ctx) != nil {
 			srv.Close()
 		}
 	})
-	defer stopped()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(l)
+	if !unhook() {
+		<-ended // Serve returns when a shutdown begins
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("API on %s: %w", l.Addr(), err)
 	}
 	return nil
@@ -178,16 +187,19 @@ func (s *Server) hasToken(r *http.Request) bool {
 	return ok && s.token != "" && subtle.ConstantTimeCompare([]byte(got), []byte(s.token)) == 1
 }
 
-// loadToken reads the token, or makes one at the first start.
+// loadToken reads the token, which may be an operator's own, or makes one at the
+// first start.
 func loadToken(path string) (string, error) {
 	b, err := os.ReadFile(path)
-	if err == nil && len(strings.TrimSpace(string(b))) >= 32 {
-		return strings.TrimSpace(string(b)), nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch token := strings.TrimSpace(string(b)); {
+	case err == nil && len(token) < tokenMin:
+		return "", fmt.Errorf("API token in %s: %w: it has %d characters, want at least %d; without the file the node makes one", path, content.ErrInvalid, len(token), tokenMin)
+	case err == nil:
+		return token, nil
+	case !errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("API token: %w", err)
 	}
-	secret := make([]byte, 32)
+	secret := make([]byte, tokenMin)
 	rand.Read(secret)
 	token := base64.RawURLEncoding.EncodeToString(secret)
 	if err := durable.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {

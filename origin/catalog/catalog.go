@@ -84,7 +84,7 @@ func key(kind content.Kind, name string) string {
 // record may be a tombstone, whose version the next one must exceed. A store that
 // goes back to a version before one that this Catalog has seen is ErrCorrupt.
 func (c *Catalog) Get(ctx context.Context, kind content.Kind, name string) (Record, error) {
-	if err := checkName(kind, name); err != nil {
+	if err := kind.CheckName(name); err != nil {
 		return Record{}, err
 	}
 	r, err := c.read(ctx, kind, name)
@@ -253,7 +253,7 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 // baseOf returns the record that the change replaces; for a name that is not
 // there, one without an ETag whose version is the last that was seen.
 func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
-	if err := checkName(ch.Kind, ch.Name); err != nil {
+	if err := ch.Kind.CheckName(ch.Name); err != nil {
 		return Record{}, err
 	}
 	switch {
@@ -288,7 +288,7 @@ func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (R
 	if err != nil {
 		return Record{}, err
 	}
-	if err := checkName(mine.Kind, mine.Name); err != nil {
+	if err := mine.Kind.CheckName(mine.Name); err != nil {
 		return Record{}, err
 	}
 	base, ok := c.recall(mine.Kind, mine.Name)
@@ -350,13 +350,4 @@ func taken(current Record, baseETag string) error {
 		return &TakenError{current, content.ErrExists}
 	}
 	return &TakenError{current, content.ErrConflict}
-}
-
-// checkName admits a plain name, and NAME@N for snapshots.
-func checkName(kind content.Kind, name string) error {
-	if kind == content.KindSnapshot {
-		_, err := content.ParseRef(string(content.KindSnapshot) + ":" + name)
-		return err
-	}
-	return content.CheckName(name)
 }

@@ -30,6 +30,20 @@ func (k Kind) Space() Kind {
 	return k
 }
 
+// CheckName fails with ErrInvalid unless name is one that records of this kind
+// have: a plain name, and NAME@N for snapshots. So does an unknown kind, and both
+// may then be parts of paths and keys.
+func (k Kind) CheckName(name string) error {
+	switch k {
+	case KindImage, KindTag, KindTree, KindVolume, KindInstance, KindRevocation:
+		return CheckName(name)
+	case KindSnapshot:
+		_, err := ParseRef(string(KindSnapshot) + ":" + name)
+		return err
+	}
+	return fmt.Errorf("kind %.40q of %.140q: %w: there is no such kind", string(k), name, ErrInvalid)
+}
+
 // CheckName fails with ErrInvalid unless name is 1 to NameMax bytes of
 // [A-Za-z0-9._-] that begin with a letter or digit.
 func CheckName(name string) error {

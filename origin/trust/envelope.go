@@ -95,6 +95,9 @@ func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
 	if w.Magic != envelopeMagic {
 		return Envelope{}, fmt.Errorf("record: %w: magic %.30q", content.ErrCorrupt, w.Magic)
 	}
+	if err := w.Kind.CheckName(w.Name); err != nil {
+		return Envelope{}, fmt.Errorf("record: %w", err)
+	}
 	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}}
 	if e.SignedAt.After(now.Add(clockSkew)) {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w: signed in the future, at %s; check the clocks", e.Kind, e.Name, content.ErrForbidden, e.SignedAt.UTC().Format(time.RFC3339))
