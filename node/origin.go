@@ -146,7 +146,7 @@ func (o *origin) look(ctx context.Context) error {
 			err = catalog.ClaimMesh(ctx, b, o.n.member.Mesh)
 		}
 	}
-	if err != nil && stopping.Err() != nil {
+	if err != nil && errors.Is(stopping.Err(), context.Canceled) {
 		return err // which says nothing of the origin
 	}
 	if err != nil && ctx.Err() != nil {

@@ -20,8 +20,10 @@ import (
 
 const (
 	// startTimeout bounds the reads of a disk's first moments, by which the kernel
-	// looks for partitions: it would wait for them for ever.
+	// looks for partitions.
 	startTimeout = 5 * time.Second
+	// beginning is where partition tables are, in bytes.
+	beginning = 32 << 10
 	// recoverTimeout is how long the server before may take to be gone.
 	recoverTimeout = 10 * time.Second
 	recoverPause   = 2 * time.Millisecond
@@ -91,9 +93,6 @@ func (d *Disk) requestContext() context.Context {
 
 // start takes a disk up or makes it.
 func (d *Disk) start(ctx context.Context, number int) error {
-	var release context.CancelFunc
-	d.starting, release = context.WithTimeout(d.ctx, startTimeout)
-	context.AfterFunc(d.starting, release)
 	if number < 0 {
 		return d.create(ctx, newID)
 	}
@@ -123,11 +122,16 @@ func (d *Disk) start(ctx context.Context, number int) error {
 
 // create makes a new disk; id may leave the choice to the kernel.
 func (d *Disk) create(ctx context.Context, id uint32) error {
+	stop := d.prime(ctx)
+	defer stop()
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
 		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), request: uint32(c.Request),
 		flags: featuresNeeded, owner: c.Owner,
 	})
+	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for
+		return d.create(ctx, newID)
+	}
 	if err != nil {
 		return fmt.Errorf("make a device: %w", err)
 	}
@@ -140,10 +144,26 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 		err = d.order(ctx, ctrlStart)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("start %s: %w", devicePath(i.id), err), d.destroy(ctx))
+		return errors.Join(fmt.Errorf("start %s: %w", devicePath(i.id), err), d.undo(ctx))
 	}
 	d.started.Store(true)
 	return nil
+}
+
+// prime reads what the kernel is going to look at while it starts the disk, and
+// what it will not get in time fails at once: a server that is killed while the
+// kernel waits inside of the start leaves a disk that nobody can take up or remove.
+func (d *Disk) prime(ctx context.Context) context.CancelFunc {
+	var stop context.CancelFunc
+	d.starting, stop = context.WithTimeout(d.ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	p := make([]byte, min(beginning, d.device.Geometry().Size))
+	if err := d.device.ReadAt(ctx, p, 0); err != nil {
+		d.server.cfg.Log.Warn("ublk: the beginning of a disk can't be read, and its partitions are not looked for", "error", err)
+		stop()
+	}
+	return stop
 }
 
 // takeUp goes on where the last server ended. All that can fail for want of
@@ -163,9 +183,18 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	if err != nil {
 		d.started.Store(false)
-		return errors.Join(fmt.Errorf("take up %s: %w", devicePath(i.id), err), d.destroy(ctx))
+		return errors.Join(fmt.Errorf("take up %s: %w", devicePath(i.id), err), d.undo(ctx))
 	}
 	return nil
+}
+
+// undo removes a disk that could not be started, unless the server is leaving: the
+// next one sees to what it left.
+func (d *Disk) undo(ctx context.Context) error {
+	if d.ctx.Err() != nil {
+		return nil
+	}
+	return d.destroy(ctx)
 }
 
 // startRecovery waits until the process that served a device before is gone.
@@ -216,7 +245,7 @@ func (d *Disk) open(i info) error {
 	for number := range int(i.queues) {
 		q, err := openQueue(d, number, int(i.depth))
 		if err != nil {
-			return err
+			return errors.Join(err, d.close())
 		}
 		d.queues = append(d.queues, q)
 	}
@@ -239,15 +268,17 @@ func (d *Disk) order(ctx context.Context, command uint32) error {
 func (d *Disk) Stop(ctx context.Context, force bool) error {
 	d.stopping.Lock()
 	defer d.stopping.Unlock()
-	if d.char < 0 {
-		return nil
+	ctx, end, err := d.server.change(ctx, d)
+	if err != nil {
+		return err
 	}
-	if !force {
-		if err := d.inUse(); err != nil {
-			return err
-		}
+	defer end()
+	if d.char >= 0 && !force {
+		err = d.inUse()
 	}
-	err := d.destroy(ctx)
+	if d.char >= 0 && err == nil {
+		err = d.destroy(ctx)
+	}
 	if err == nil {
 		d.server.forget(d)
 	}
@@ -260,7 +291,7 @@ func (d *Disk) destroy(ctx context.Context) error {
 	defer unhook()
 	patient, cancel := withGrace(ctx, cancelTimeout)
 	defer cancel()
-	if err := d.server.control.order(patient, ctrlStop, d.id, 0); err != nil {
+	if err := d.server.control.order(patient, ctrlStop, d.id, 0); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("stop %s: %w", d.Path(), err)
 	}
 	for _, q := range d.queues {
@@ -274,7 +305,10 @@ func (d *Disk) destroy(ctx context.Context) error {
 	if err := d.close(); err != nil {
 		return err
 	}
-	return d.server.control.delete(patient, d.id)
+	if err := d.server.control.delete(patient, d.id); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete %s: %w", d.Path(), err)
+	}
+	return nil
 }
 
 // delete removes a stopped device. It returns when its number is free, or after

@@ -1,6 +1,7 @@
 package ublk_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -295,5 +296,99 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 	}
 	if err := d.Stop(t.Context(), false); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestServerLeavesInTheMiddle ends a server while disks are made and stopped.
+func TestServerLeavesInTheMiddle(t *testing.T) {
+	for i := range rounds(50) {
+		s, leave := serve(t, ublk.Config{})
+		kept, err := s.Add(t.Context(), -1, newMemory(1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		group := new(errgroup.Group)
+		for range 4 {
+			group.Go(func() error {
+				if d, err := s.Add(t.Context(), -1, newMemory(1<<20)); err == nil {
+					_ = d.Stop(t.Context(), false) // with the server gone it stays, to be swept
+				}
+				return nil
+			})
+		}
+		for range i { // a little later each time
+			if _, err := read(kept.Path(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		leave()
+		_ = group.Wait() // none fails
+		if err := kept.Stop(t.Context(), false); !errors.Is(err, content.ErrClosed) {
+			t.Errorf("stopped by a server that has left: %v", err)
+		}
+		next, leave := serve(t, ublk.Config{})
+		swept, err := next.Sweep(t.Context(), func(n int) bool { return n == kept.Number() })
+		if err != nil || len(swept) > 4 {
+			t.Errorf("swept %v, %v", swept, err)
+		}
+		again, err := next.Add(t.Context(), kept.Number(), newMemory(1<<20))
+		if err != nil || again.Number() != kept.Number() {
+			t.Fatal(err)
+		}
+		if err := again.Stop(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+		leave()
+	}
+	if out := shell(t, "", "ls /dev/ublk[bc]* 2>/dev/null || true"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// TestOneNumberTwice asks for a number that a disk of the same server has.
+func TestOneNumberTwice(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	first := add(t, s, newMemory(1<<20))
+	second, err := s.Add(t.Context(), first.Number(), newMemory(2<<20))
+	if err != nil || second.Number() == first.Number() {
+		t.Fatalf("a second disk of number %d: %v", first.Number(), err)
+	}
+	for path, size := range map[string]string{first.Path(): "1048576\n", second.Path(): "2097152\n"} {
+		if got := shell(t, path, "blockdev --getsize64 $DISK"); got != size {
+			t.Errorf("%s has %s, want %s", path, got, size)
+		}
+	}
+	if err := second.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMemoryIsGivenBack fills the memory of a queue and finds it gone when the queue
+// was quiet; what is read then is whole.
+func TestMemoryIsGivenBack(t *testing.T) {
+	s, _ := serve(t, ublk.Config{Queues: 1})
+	m := newMemory(64 << 20)
+	for i := range m.data {
+		m.data[i] = 1 // so that only the queue's memory is new below
+	}
+	d := add(t, s, m)
+	before := holding(t).kib
+	shell(t, d.Path(), "fio --name=x --filename=$DISK --rw=write --bs=512k --iodepth=64 --ioengine=io_uring --direct=1 --size=64m --verify=crc32c --thread --minimal >/dev/null")
+	full := holding(t).kib
+	if full-before < 16<<10 {
+		t.Fatalf("only %d KiB more in use: nothing to give back", full-before)
+	}
+	for i := range 3 {
+		block := bytes.Repeat([]byte{byte(i)}, 4096)
+		m.mu.Lock()
+		copy(m.data[8192:], block)
+		m.mu.Unlock()
+		if got, err := read(d.Path(), 8192); err != nil || !bytes.Equal(got, block) {
+			t.Fatalf("block %d: %v", i, err)
+		}
+		shell(t, "", "sleep 11") // twice as long as a quiet queue keeps its memory
+		if left := holding(t).kib - before; left > 4<<10 {
+			t.Errorf("%d KiB are still in use", left)
+		}
 	}
 }

@@ -18,7 +18,7 @@ type queue struct {
 	disk     *Disk
 	number   uint16 // in its disk
 	place    int    // in its thread
-	map_     []byte
+	mapping  []byte
 	requests []descriptor // by tag, written by the kernel
 	data     []byte       // of the requests, one after the other
 	tasks    []task       // by tag
@@ -44,10 +44,10 @@ func openQueue(d *Disk, number, depth int) (*queue, error) {
 	page := unix.Getpagesize()
 	length := (depth*int(unsafe.Sizeof(descriptor{})) + page - 1) / page * page
 	var err error
-	if q.map_, err = unix.Mmap(d.char, int64(number)*descriptorStride, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE); err != nil {
+	if q.mapping, err = unix.Mmap(d.char, int64(number)*descriptorStride, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE); err != nil {
 		return nil, fmt.Errorf("map the requests of queue %d: %w", number, err)
 	}
-	q.requests = unsafe.Slice((*descriptor)(unsafe.Pointer(&q.map_[0])), depth)
+	q.requests = unsafe.Slice((*descriptor)(unsafe.Pointer(&q.mapping[0])), depth)
 	q.data, err = unix.Mmap(-1, 0, depth*d.request, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("map %d bytes for the data of queue %d: %w", depth*d.request, number, err), q.close())
@@ -57,7 +57,7 @@ func openQueue(d *Disk, number, depth int) (*queue, error) {
 
 // close unmaps; no tag may be left in the kernel.
 func (q *queue) close() error {
-	err := unix.Munmap(q.map_)
+	err := unix.Munmap(q.mapping)
 	if q.data != nil {
 		err = errors.Join(err, unix.Munmap(q.data))
 	}

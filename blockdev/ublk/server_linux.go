@@ -31,7 +31,10 @@ type Server struct {
 	disks   map[*Disk]struct{} // guarded by mu
 	numbers map[uint32]*Disk   // guarded by mu: those of the disks that have one
 	placed  int                // guarded by mu: queues given to threads so far
-	stopped bool               // guarded by mu: no disk is added any more
+	stopped bool               // guarded by mu: no disk is added or stopped any more
+	changes sync.WaitGroup     // of disks, under way
+	// changing has what gives them up; guarded by mu.
+	changing map[*Disk]context.CancelCauseFunc
 }
 
 // New opens the driver; its errors are those of Probe.
@@ -44,7 +47,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}}
+	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}, changing: map[*Disk]context.CancelCauseFunc{}}
 	for number := range cfg.Threads {
 		t, err := newThread(s, number)
 		if err != nil {
@@ -61,10 +64,17 @@ func (s *Server) Collectors() []prometheus.Collector { return s.meter.Collectors
 // Run serves until ctx is done. The disks that are not stopped by then stay with
 // the kernel, which keeps their requests for the next server. Call it once.
 func (s *Server) Run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+	serving, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	group, serving := errgroup.WithContext(serving)
 	for _, t := range s.threads {
-		group.Go(func() error { return t.run(ctx) })
+		group.Go(func() error { return t.run(serving) })
 	}
+	unhook := context.AfterFunc(ctx, func() {
+		s.settle()
+		leave()
+	})
+	defer unhook()
 	err := group.Wait()
 	if err != nil {
 		err = fmt.Errorf("ublk: %w", err)
@@ -72,14 +82,52 @@ func (s *Server) Run(ctx context.Context) error {
 	return errors.Join(err, s.close())
 }
 
-// close lets go of the kernel.
-func (s *Server) close() error {
+// change announces a change of a disk; call end after it. Once the server leaves
+// there are none.
+func (s *Server) change(ctx context.Context, d *Disk) (_ context.Context, end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return nil, nil, fmt.Errorf("ublk: %w", content.ErrClosed)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.disks[d] = struct{}{}
+	s.changing[d] = cancel
+	s.changes.Add(1)
+	return ctx, func() {
+		cancel(nil)
+		s.mu.Lock()
+		delete(s.changing, d)
+		s.mu.Unlock()
+		s.changes.Done()
+	}, nil
+}
+
+// settle lets changes under way end, and no more begin. The kernel waits inside of
+// them for requests, without which it could neither be left nor be taken up again:
+// these fail now, if they would take long.
+func (s *Server) settle() {
+	s.mu.Lock()
 	s.stopped = true
+	for d := range s.changing {
+		d.cancel(errLeft)
+	}
+	s.mu.Unlock()
+	s.changes.Wait()
+}
+
+// close lets go of the kernel when no thread serves any more.
+func (s *Server) close() error {
+	s.mu.Lock()
+	s.stopped = true
+	for _, giveUp := range s.changing { // a thread has failed
+		giveUp(errLeft)
+	}
 	for d := range s.disks {
 		d.cancel(errLeft)
 	}
+	s.mu.Unlock()
+	s.changes.Wait()
 	var errs []error
 	for _, t := range s.threads {
 		errs = append(errs, t.close())
@@ -93,17 +141,15 @@ func (s *Server) close() error {
 // Add serves a device. A number below zero lets the kernel choose; with another
 // one it is the disk of that number, taken up where the last server left it if it
 // is this owner's. When the number is somebody else's by now, the disk gets
-// another. Reads with which the kernel looks for partitions fail when they take
-// longer than startTimeout, and the disk is there all the same.
+// another. A device whose beginning can't be read within startTimeout becomes a disk
+// whose partitions the kernel does not see.
 func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
 	d := newDisk(s, device)
-	s.mu.Lock()
-	if s.stopped {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("ublk: %w", content.ErrClosed)
+	ctx, end, err := s.change(ctx, d)
+	if err != nil {
+		return nil, err
 	}
-	s.disks[d] = struct{}{}
-	s.mu.Unlock()
+	defer end()
 	if err := d.start(ctx, number); err != nil {
 		s.forget(d)
 		return nil, fmt.Errorf("ublk: %w", err)

@@ -3,6 +3,7 @@ package ublk_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/vm"
 )
 
@@ -136,7 +138,7 @@ func add(t *testing.T, s *ublk.Server, device blockdev.Device) *ublk.Disk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := d.Stop(context.Background(), true); err != nil {
+		if err := d.Stop(context.Background(), true); err != nil && !errors.Is(err, content.ErrClosed) {
 			t.Error(err)
 		}
 	})

@@ -246,15 +246,18 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 	near := f.isNear(id)
 	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", near, "what", what)
 	f.metrics.lies.Inc()
-	if !near {
-		if f.cfg.Swarm != nil {
-			f.cfg.Swarm.Ban(id, banFor)
-		}
-		f.metrics.banned.Inc()
-	}
+	now := f.cfg.Now()
 	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Aside(plan.Peer(id), f.cfg.Now(), asideFor)
+	_, again := f.habits.breaker.Passed(now)[plan.Peer(id)]
+	f.habits.breaker.Aside(plan.Peer(id), now, asideFor)
+	f.habits.mu.Unlock()
+	if near || again { // more than one lie may be on its way
+		return
+	}
+	if f.cfg.Swarm != nil {
+		f.cfg.Swarm.Ban(id, banFor)
+	}
+	f.metrics.banned.Inc()
 }
 
 // isNear reports whether a peer is a live member of this farm.
