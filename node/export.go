@@ -81,13 +81,19 @@ func (im *Images) Verify(name string) (OperationView, error) {
 			return fmt.Errorf("verify %q: %w", name, err)
 		}
 		var done atomic.Int64
-		op.Update(func(v *OperationView) { v.Total = int64(len(m.Packs)) })
+		// A pack holds other images' chunks too: progress is told in equal parts of this one.
+		part := int64(m.Stored) / int64(max(len(m.Packs), 1))
+		op.Update(func(v *OperationView) { v.Total = int64(m.Stored) })
 		for _, id := range m.Packs {
 			if err := r.VerifyPack(ctx, id); err != nil {
 				return fmt.Errorf("verify %q: %w", name, err)
 			}
-			op.Update(func(v *OperationView) { v.Done = done.Add(1); v.Note = "packs" })
+			op.Update(func(v *OperationView) {
+				n := done.Add(1)
+				v.Done, v.Note = n*part, fmt.Sprintf("%d of %d packs", n, len(m.Packs))
+			})
 		}
+		op.Update(func(v *OperationView) { v.Done, v.Bytes["verified"] = v.Total, v.Total })
 		return nil
 	})
 }

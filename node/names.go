@@ -197,6 +197,9 @@ func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.K
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	r, err := c.Get(ctx, kind, name)
+	if errors.Is(err, content.ErrNotFound) { // the bucket's own words would not help
+		return r, fmt.Errorf("%s %q: %w", kind, name, content.ErrNotFound)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%s %q: %w: no answer within %s", kind, name, content.ErrUnavailable, lookupTimeout)
 	}

@@ -133,6 +133,19 @@ func (s *Server) stop(ctx context.Context) error {
 	return s.end(ctx, func(*conn) bool { return true })
 }
 
+// Clients returns how many connections to the export of that name are open.
+func (s *Server) Clients(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for c := range s.conns {
+		if c.opened && c.name == name {
+			n++
+		}
+	}
+	return n
+}
+
 // Detach ends the connections to the export of that name: requests in flight
 // finish and are answered, no more are read. It returns once the devices are
 // released. When ctx ends first, it cancels what is in flight and says so. Take

@@ -37,7 +37,14 @@ func (c *cli) client() (*client, error) {
 	case strings.HasPrefix(target, "http://"), strings.HasPrefix(target, "https://"):
 		return c.remoteClient(strings.TrimSuffix(target, "/"))
 	}
-	return nil, fmt.Errorf("GRANGE_API %q: want http://HOST:PORT, https://HOST:PORT or the path of a socket", target)
+	host, _, err := net.SplitHostPort(target)
+	if err != nil {
+		return nil, fmt.Errorf("GRANGE_API %q: want HOST:PORT, http://HOST:PORT, https://HOST:PORT or the path of a socket", target)
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() { // as the node serves --api
+		return c.remoteClient("http://" + target)
+	}
+	return c.remoteClient("https://" + target)
 }
 
 func socketClient(path string) *client {

@@ -19,8 +19,24 @@ type doctorCmd struct{}
 // finding is one thing that the doctor looked at.
 type finding struct {
 	what string
-	ok   bool
+	mark mark
 	text string
+}
+
+// mark is how a finding is meant.
+type mark string
+
+const (
+	good mark = "ok"
+	note mark = "--" // no harm, but no part of it either
+	bad  mark = "BAD"
+)
+
+func goodIf(ok bool) mark {
+	if ok {
+		return good
+	}
+	return bad
 }
 
 // Run looks at this machine, and at the node if one answers; it fails when
@@ -29,29 +45,27 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	findings := []finding{dataFinding(app.Data), ublkFinding()}
 	var s api.Status
 	if err := app.ask(ctx, "GET", "/api/status", nil, &s); err != nil {
-		findings = append(findings, finding{"node", true, "not running: " + err.Error()})
+		findings = append(findings, finding{"node", note, "does not run here: " + err.Error()})
 	} else {
 		findings = append(findings,
-			finding{"node", s.Ready, cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
-			finding{"origin", s.Origin.State == "ok" || s.Origin.State == "read-only", s.Origin.State + prefixed(": ", s.Origin.Detail)},
-			finding{"cache", !s.Cache.Full, fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
-			finding{"farm", true, fmt.Sprintf("%d neighbours", len(s.Farm))})
+			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
+			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
+			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
+			finding{"farm", good, fmt.Sprintf("%d neighbours", len(s.Farm))})
 	}
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
-	bad := 0
+	count := 0
 	for _, f := range findings {
-		mark := "ok"
-		if !f.ok {
-			mark = "BAD"
-			bad++
+		if f.mark == bad {
+			count++
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.what, f.text)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.mark, f.what, f.text)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if bad > 0 {
-		return fmt.Errorf("%d of %d findings need a look", bad, len(findings))
+	if count > 0 {
+		return fmt.Errorf("%d of %d findings need a look", count, len(findings))
 	}
 	return nil
 }
@@ -65,21 +79,23 @@ func prefixed(prefix, text string) string {
 }
 
 func dataFinding(dir string) finding {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return finding{"data folder", false, err.Error()}
+	if !fileExists(dir) {
+		return finding{"data folder", note, filepath.Clean(dir) + " is not there; a node makes it"}
 	}
 	f, err := os.CreateTemp(dir, "doctor-*")
-	if err != nil {
-		return finding{"data folder", false, err.Error()}
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
 	}
-	err = errors.Join(f.Close(), os.Remove(f.Name()))
-	return finding{"data folder", err == nil, filepath.Clean(dir)}
+	if err != nil {
+		return finding{"data folder", bad, err.Error()}
+	}
+	return finding{"data folder", good, filepath.Clean(dir)}
 }
 
 // ublkFinding says which door volumes are served through here.
 func ublkFinding() finding {
 	if err := ublk.Probe(); err != nil {
-		return finding{"ublk", true, "volumes are served over NBD: " + strings.TrimPrefix(err.Error(), "ublk: ")}
+		return finding{"ublk", note, "volumes are served over NBD: " + strings.TrimPrefix(err.Error(), "ublk: ")}
 	}
-	return finding{"ublk", true, "volumes are served as block devices"}
+	return finding{"ublk", good, "volumes are served as block devices"}
 }

@@ -80,7 +80,7 @@ type Named struct {
 
 // Forced is the input of routes that may break what is in use.
 type Forced struct {
-	Force bool `query:"force" doc:"although the volume's disk is in use; who uses it gets errors"`
+	Force bool `query:"force" doc:"although the volume is in use; who uses it gets errors"`
 }
 
 // Answer is a JSON body with a status.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -21,6 +22,12 @@ import (
 // ErrHandover, as the cause of the end of Run's context, says that another
 // process will serve the volumes in a moment.
 var ErrHandover = errors.New("the volumes are handed over")
+
+const (
+	// leaveTimeout is how long a connection may take to end whose client has.
+	leaveTimeout = time.Second
+	leavePause   = 10 * time.Millisecond
+)
 
 // doors are the ways to a volume.
 type doors struct {
@@ -144,6 +151,26 @@ func (v *Volumes) numbered(name string, number int) error {
 	e := v.devs.entries[name]
 	e.Disk = &number
 	return v.devs.put(e)
+}
+
+// unused fails with content.ErrConflict while NBD clients have a volume open. Those
+// that have just ended may be a moment about it.
+func (d doors) unused(ctx context.Context, name string) error {
+	tick := time.NewTicker(leavePause)
+	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	for {
+		n := d.nbd.Clients(name)
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.ErrConflict, n)
+		}
+	}
 }
 
 // leaveDisks removes the disks that nobody uses, unless others take them over at

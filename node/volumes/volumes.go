@@ -321,6 +321,8 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	d := v.open[name]
 	v.mu.RUnlock()
 	switch {
+	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
+		err = fmt.Errorf("%w on this node; a new one needs a size, or something to begin from", content.ErrNotFound)
 	case !here:
 		created = true
 		err = v.create(ctx, name, spec)
@@ -412,8 +414,8 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 	return err
 }
 
-// Detach stops serving a volume; its data stays on this node. A disk that is in
-// use is content.ErrConflict, unless forced.
+// Detach stops serving a volume; its data stays on this node. One that is in use is
+// content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
 	v.change.Lock()
 	defer v.change.Unlock()
@@ -436,16 +438,22 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 	return v.Get(name)
 }
 
-// close drains and closes a device, if it is open. One whose disk is in use stays
-// open.
+// close drains and closes a device, if it is open. One that is in use stays open,
+// unless forced.
 func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	v.mu.RLock()
 	d := v.open[name]
 	v.mu.RUnlock()
-	if d != nil && d.disk != nil {
+	switch {
+	case d == nil:
+	case d.disk != nil:
 		if err := d.disk.Stop(ctx, force); err != nil {
+			return err
+		}
+	case !force:
+		if err := v.doors.unused(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -464,8 +472,8 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	return errors.Join(err, d.vol.Close())
 }
 
-// Remove deletes a volume and its record; an absent one is success. A disk that is
-// in use is content.ErrConflict, unless forced.
+// Remove deletes a volume and its record; an absent one is success. One that is in
+// use is content.ErrConflict, unless forced.
 func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err

@@ -53,6 +53,10 @@ func (b *Bucket) explain(ctx context.Context, what string, err error) error {
 }
 
 func (b *Bucket) meaning(err error) (advice string, cause error) {
+	if text := err.Error(); strings.Contains(text, "get credentials") || strings.Contains(text, "get identity") {
+		// The status, if there is one, is that of a host that was asked for them.
+		return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile", content.ErrForbidden
+	}
 	code, status := codeOf(err), statusOf(err)
 	switch code {
 	case "NoSuchBucket":
@@ -104,8 +108,6 @@ func ofConnection(err error) (advice string, cause error) {
 		return fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL", dns.Name), content.ErrUnavailable
 	case neverSent(err):
 		return "nothing answers there; is the store running, and is endpoint= in the URL right?", content.ErrUnavailable
-	case strings.Contains(err.Error(), "get credentials"), strings.Contains(err.Error(), "get identity"):
-		return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile", content.ErrForbidden
 	case strings.Contains(err.Error(), "x509:"):
 		return "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities", content.ErrUnavailable
 	}
