@@ -90,6 +90,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	for _, a := range c.Bootstrap {
+		if _, err := swarm.ParseAddr(a); err != nil {
+			return c, fmt.Errorf("--bootstrap: %w", err)
+		}
+	}
 	for _, a := range append([]string{c.FarmBind}, c.FarmJoin...) {
 		if _, _, err := net.SplitHostPort(a); a != "" && err != nil {
 			return c, fmt.Errorf("farm address %q: %w: want HOST:PORT", a, content.ErrInvalid)
@@ -132,12 +137,23 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.checkOrigins, n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
 	}
 	return n, nil
+}
+
+// checkOrigins finds what can't be an origin before a mesh is founded that would
+// remember it.
+func (n *Node) checkOrigins(ctx context.Context) error {
+	for _, url := range n.cfg.Origins {
+		if _, err := n.cfg.OpenOrigin(ctx, url); err != nil {
+			return fmt.Errorf("--origin %s: %w", url, err)
+		}
+	}
+	return nil
 }
 
 func (n *Node) openDir(context.Context) (err error) {

@@ -12,7 +12,7 @@
 // Add with their number, and who uses them sees a pause. A request that was being
 // answered is then given out again, so it may reach the device twice.
 //
-// Needed are a kernel with user recovery and io_uring's deferred task work, 6.1
+// Needed are a kernel with user recovery and io_uring's deferred task work, 6.5
 // and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
 // and access to /dev/ublk-control and /dev/ublkc*).
 package ublk

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -35,6 +36,9 @@ type nodeCmd struct {
 // Run serves until ctx ends, or until the node hands over to its program's newest
 // version.
 func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
+		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
+	}
 	level := slog.LevelInfo
 	if app.Verbose {
 		level = slog.LevelDebug

@@ -45,13 +45,7 @@ var errUsage = errors.New("usage")
 func run(ctx context.Context, args []string, std stdio) int {
 	var c cli
 	code := -1
-	parser, err := kong.New(&c,
-		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."),
-		kong.Writers(std.out, std.err), kong.Exit(func(n int) { code = n }),
-		kong.Vars{"data": defaultData(), "version": version()},
-		kong.DefaultEnvars("GRANGE"), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(std),
-	)
+	parser, err := newParser(&c, std, kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)))
 	if err != nil {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 2
@@ -77,6 +71,14 @@ func run(ctx context.Context, args []string, std stdio) int {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 1
 	}
+}
+
+// newParser returns a parser of command lines into c.
+func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append(options,
+		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."), kong.Writers(std.out, std.err),
+		kong.Vars{"data": defaultData(), "version": version()}, kong.DefaultEnvars("GRANGE"),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std))...)
 }
 
 // defaultData is /var/lib/grange for root, else a folder in the user's home.

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// parse reads a command line beside a config file.
+func parse(t *testing.T, config string, args ...string) (cli, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "grange.yaml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var c cli
+	parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = parser.Parse(append([]string{"--config", path}, args...))
+	return c, err
+}
+
+// TestPrecedence: flags come before the environment, that before the file, and that
+// before what is built in.
+func TestPrecedence(t *testing.T) {
+	quota := func(config string, args ...string) size {
+		t.Helper()
+		c, err := parse(t, config, append([]string{"node"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Node.Quota
+	}
+	if got := quota(""); got != 20<<30 {
+		t.Errorf("built in: %d", got)
+	}
+	if got := quota("quota: 5GiB\n"); got != 5<<30 {
+		t.Errorf("of the file: %d", got)
+	}
+	t.Setenv("GRANGE_QUOTA", "6GiB")
+	if got := quota("quota: 5GiB\n"); got != 6<<30 {
+		t.Errorf("of the environment: %d", got)
+	}
+	if got := quota("quota: 5GiB\n", "--quota", "7GiB"); got != 7<<30 {
+		t.Errorf("of the flag: %d", got)
+	}
+}
+
+func TestConfigRefusesUnknownSettings(t *testing.T) {
+	if _, err := parse(t, "farm_bind: x\nquota: 5GiB\n", "node"); err == nil || !strings.Contains(err.Error(), "farm_bind") {
+		t.Errorf("%v, want an error that names farm_bind", err)
+	}
+}
+
+func TestFrequency(t *testing.T) {
+	for text, want := range map[string]frequency{"100/s": 100, "0.5/s": 0.5, "7": 7, "1e3/s": 1000} {
+		var f frequency
+		if err := f.UnmarshalText([]byte(text)); err != nil || f != want {
+			t.Errorf("%q: %v, %v", text, f, err)
+		}
+	}
+	for _, text := range []string{"", "0/s", "-1/s", "NaN", "Inf/s", "x", "5 /s", "5/s/s", "5/m"} {
+		if err := new(frequency).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
