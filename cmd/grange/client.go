@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -26,6 +27,9 @@ type client struct {
 	base  string
 	token string
 }
+
+// socketBase stands for the address of a node that is asked over its socket.
+const socketBase = "http://node"
 
 func (c *cli) client() (*client, error) {
 	target := os.Getenv("GRANGE_API")
@@ -51,12 +55,15 @@ func socketClient(path string) *client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", path)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("this user may not ask the node at %s (%w): be the user that it runs as, or set GRANGE_API and GRANGE_TOKEN", path, err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("no node answers at %s (%w); start one with `grange node`, or give --data", path, err)
 		}
 		return conn, nil
 	}
-	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, base: "http://node"}
+	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, base: socketBase}
 }
 
 // remoteClient trusts the system's authorities, and the certificate that
@@ -164,12 +171,18 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader) 
 		if errors.As(err, &inner) && ctx.Err() == nil {
 			err = inner.Unwrap()
 		}
+		if c.base != socketBase {
+			err = fmt.Errorf("no node answers at %s, as GRANGE_API says: %w", c.base, err)
+		}
 		return nil, err
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusUnauthorized {
+		return nil, fmt.Errorf("GRANGE_TOKEN is not the token of the node at %s, which is in its data folder, in %s", c.base, api.TokenName)
+	}
 	problem := statusError{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
 	if b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err == nil {
 		json.Unmarshal(b, &problem) // a body that is no problem document leaves the status

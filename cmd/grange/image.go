@@ -31,7 +31,7 @@ type imageImportCmd struct {
 	Name    string `arg:"" help:"Name to publish under."`
 	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx or tar file, a directory, or - for standard input."`
 	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  string `help:"Format of the source." enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" default:"auto"`
+	Format  string `help:"Format of the source: ${enum}." enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" default:"auto"`
 	Replace bool   `help:"Publish a new version of an image that exists."`
 	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }

@@ -20,7 +20,7 @@ type tokenCmd struct {
 }
 
 type tokenCreateCmd struct {
-	Role     string        `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: ${enum}."`
+	Role     string        `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens too, seed nothing but serve public content (${enum})."`
 	Farm     string        `help:"The farm that the member belongs to; this node's when not given."`
 	Lifetime time.Duration `default:"24h" help:"How long the token is good."`
 }
