@@ -45,6 +45,8 @@ const (
 var (
 	errLeft    = errors.New("the server has left the disk")
 	errStopped = errors.New("the disk was stopped")
+	// errNotTakenUp says that a disk was there, and could not be recovered.
+	errNotTakenUp = errors.New("its recovery failed")
 )
 
 // Disk is a device that the kernel has.
@@ -109,10 +111,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	case i.owner != d.server.cfg.Owner:
 		return d.create(ctx, newID)
 	case i.state != stateDead:
-		if err = d.takeUp(ctx, i); err == nil || ctx.Err() != nil {
-			return err
-		}
-		d.server.cfg.Log.Error("ublk: a disk can't be taken up and is made anew; who had it open gets errors", "device", devicePath(id), "error", err)
+		return d.takeUp(ctx, i)
 	}
 	if err := d.server.control.remove(ctx, id); err != nil {
 		return err
@@ -122,8 +121,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 
 // create makes a new disk; id may leave the choice to the kernel.
 func (d *Disk) create(ctx context.Context, id uint32) error {
-	stop := d.prime(ctx)
-	defer stop()
+	d.prime(ctx)
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
 		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), request: uint32(c.Request),
@@ -153,9 +151,10 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 // prime reads what the kernel is going to look at while it starts the disk, and
 // what it will not get in time fails at once: a server that is killed while the
 // kernel waits inside of the start leaves a disk that nobody can take up or remove.
-func (d *Disk) prime(ctx context.Context) context.CancelFunc {
+func (d *Disk) prime(ctx context.Context) {
 	var stop context.CancelFunc
 	d.starting, stop = context.WithTimeout(d.ctx, startTimeout)
+	context.AfterFunc(d.starting, stop) // not sooner: others may read already while the start ends
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	p := make([]byte, min(beginning, d.device.Geometry().Size))
@@ -163,7 +162,6 @@ func (d *Disk) prime(ctx context.Context) context.CancelFunc {
 		d.server.cfg.Log.Warn("ublk: the beginning of a disk can't be read, and its partitions are not looked for", "error", err)
 		stop()
 	}
-	return stop
 }
 
 // takeUp goes on where the last server ended. All that can fail for want of
@@ -171,8 +169,6 @@ func (d *Disk) prime(ctx context.Context) context.CancelFunc {
 // begun again.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
 	d.started.Store(true)
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
 	err := d.server.control.startRecovery(ctx, i.id)
 	// The kernel refuses a recovery that was begun before: go on with that one.
 	if err == nil || errors.Is(err, unix.EINVAL) {
@@ -182,8 +178,7 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 		err = d.order(ctx, ctrlEndRecovery)
 	}
 	if err != nil {
-		d.started.Store(false)
-		return errors.Join(fmt.Errorf("take up %s: %w", devicePath(i.id), err), d.undo(ctx))
+		return errors.Join(fmt.Errorf("take up %s: %w: %w", devicePath(i.id), errNotTakenUp, err), d.undo(ctx))
 	}
 	return nil
 }
@@ -199,6 +194,8 @@ func (d *Disk) undo(ctx context.Context) error {
 
 // startRecovery waits until the process that served a device before is gone.
 func (c *control) startRecovery(ctx context.Context, id uint32) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
 	for {
 		err := c.order(ctx, ctrlStartRecovery, id, 0)
 		if !errors.Is(err, unix.EBUSY) {

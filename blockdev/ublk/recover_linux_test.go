@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 )
@@ -167,4 +169,55 @@ func TestKilledServerIsFollowed(t *testing.T) { restarts(t, rounds(20), (*proces
 
 func TestLeavingServerIsFollowed(t *testing.T) {
 	restarts(t, rounds(20), func(p *process) error { return p.leave() })
+}
+
+// TestBrokenRecoveryIsMadeAnew takes up a disk whose recovery somebody has begun and
+// not ended, and one that cannot be recovered at all.
+func TestBrokenRecoveryIsMadeAnew(t *testing.T) {
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	// What a server does that is killed after the first step of a recovery.
+	if err := ublk.BeginRecovery(t.Context(), d.Number()); err != nil {
+		t.Fatal(err)
+	}
+	s, leave := serve(t, ublk.Config{})
+	again, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	if err != nil || again.Number() != d.Number() {
+		t.Fatalf("after half a recovery: %v", err)
+	}
+	if _, err := read(again.Path(), 0); err != nil {
+		t.Error(err)
+	}
+	leave()
+	// Another process holds the device: no recovery can end.
+	held, err := os.OpenFile(fmt.Sprintf("/dev/ublkc%d", d.Number()), os.O_RDWR, 0)
+	for ; errors.Is(err, unix.EBUSY); held, err = os.OpenFile(fmt.Sprintf("/dev/ublkc%d", d.Number()), os.O_RDWR, 0) {
+		shell(t, "", "sleep 0.01") // the kernel is about to see that its server has left
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ = serve(t, ublk.Config{})
+	broken, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	if err == nil {
+		err = broken.Stop(t.Context(), true)
+	}
+	t.Logf("while another holds it: %v", err)
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(fresh.Path(), 0); err != nil {
+		t.Error(err)
+	}
+	if err := fresh.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
 }

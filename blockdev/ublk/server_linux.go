@@ -144,6 +144,15 @@ func (s *Server) close() error {
 // another. A device whose beginning can't be read within startTimeout becomes a disk
 // whose partitions the kernel does not see.
 func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
+	d, err := s.add(ctx, number, device)
+	if errors.Is(err, errNotTakenUp) && ctx.Err() == nil {
+		s.cfg.Log.Error("ublk: a disk is made anew; who had it open gets errors", "error", err)
+		d, err = s.add(ctx, number, device)
+	}
+	return d, err
+}
+
+func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
 	d := newDisk(s, device)
 	ctx, end, err := s.change(ctx, d)
 	if err != nil {
