@@ -68,7 +68,7 @@ func terminal(t *testing.T) (*os.File, string) {
 // await reads until the terminal says a word, and returns all that it said.
 func await(t *testing.T, f *os.File, word string) string {
 	t.Helper()
-	const patience = 2 * time.Minute // of an emulated processor
+	const patience = 5 * time.Minute // of an emulated processor
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	bytes := make(chan byte, 4096)

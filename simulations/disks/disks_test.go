@@ -119,7 +119,7 @@ func TestDoctorSaysWhy(t *testing.T) {
 	}
 	n.must(t, "volume", "rm", "x")
 	shell(t, "insmod /modules/ublk_drv.ko; chmod 666 /dev/ublk-control")
-	shell(t, "chmod 777 /tmp/doctor")
+	shell(t, "mkdir /tmp/doctor && chmod 777 /tmp/doctor")
 	if out := doctor(nobody); !strings.Contains(out, "CAP_SYS_ADMIN") {
 		t.Errorf("without the right to: %s", out)
 	}
