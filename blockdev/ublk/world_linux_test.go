@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -31,21 +30,13 @@ const (
 	another = owner + 1
 )
 
-// TestMain runs the tests in a guest with as many processors as the queues of the
-// widest disk.
+// TestMain runs the tests in a guest.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(daemonVariable); dir != "" {
 		os.Exit(daemon(dir))
 	}
-	flag.Parse()
-	cpus := widest
-	if flag.Lookup("test.bench").Value.String() != "" {
-		cpus = 2 // as many as there are, most likely
-	}
-	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048, CPUs: cpus}))
+	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048}))
 }
-
-const widest = 8
 
 // rounds is a loop's count: full in a soak.
 func rounds(full int) int {
