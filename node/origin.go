@@ -125,6 +125,11 @@ func (o *origin) founder() bool {
 	return len(o.n.member.Chain) == 1 && o.n.member.Origin == o.url
 }
 
+// mayClaim reports whether an empty bucket may become the mesh's: the founder's, or
+// one that the operator has named. Of another host's folder a member knows the name
+// only, and that is another folder here.
+func (o *origin) mayClaim() bool { return o.founder() || len(o.n.cfg.Origins) > 0 }
+
 // look finds out whether the origin answers and takes writes.
 func (o *origin) look(ctx context.Context) error {
 	stopping := ctx
@@ -140,7 +145,9 @@ func (o *origin) look(ctx context.Context) error {
 	err := catalog.CheckMesh(ctx, b, o.n.member.Mesh)
 	fresh := errors.Is(err, content.ErrNotFound)
 	if (err == nil || fresh) && before != originOK {
-		if perr := bucket.Probe(ctx, b); perr != nil {
+		if fresh && !o.mayClaim() {
+			err = fmt.Errorf("%w: the mesh's origin is %s, and nothing of the mesh is there on this host; give --origin one that this node reaches", content.ErrUnavailable, o.url)
+		} else if perr := bucket.Probe(ctx, b); perr != nil {
 			err = perr
 		} else if fresh {
 			err = catalog.ClaimMesh(ctx, b, o.n.member.Mesh)

@@ -76,11 +76,11 @@ func readConfig(path string) (map[string]any, error) {
 	for name, v := range raw {
 		switch v := v.(type) {
 		case []any:
-			items := make([]string, len(v))
+			items := make([]any, len(v)) // which a separator of the flag does not split again
 			for i, item := range v {
 				items[i] = fmt.Sprint(item)
 			}
-			out[name] = strings.Join(items, ",")
+			out[name] = items
 		case map[string]any:
 			return nil, fmt.Errorf("config %s: %s: want a value or a list, not a group", path, name)
 		default:

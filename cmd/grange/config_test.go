@@ -50,6 +50,26 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+func TestListsOfTheFile(t *testing.T) {
+	c, err := parse(t, "origin:\n- s3://a/b?x=1,2\n- file:///c\nfarm-join: [a:1, b:2]\n", "node")
+	if err != nil || len(c.Node.Origin) != 2 || c.Node.Origin[0] != "s3://a/b?x=1,2" || len(c.Node.FarmJoin) != 2 {
+		t.Errorf("%q, %q, %v", c.Node.Origin, c.Node.FarmJoin, err)
+	}
+	if c, err = parse(t, "farm-join: a:1,b:2\norigin: file:///c\n", "node"); err != nil || len(c.Node.FarmJoin) != 2 || len(c.Node.Origin) != 1 {
+		t.Errorf("%q, %q, %v", c.Node.Origin, c.Node.FarmJoin, err)
+	}
+}
+
+func TestEmptyTokenFoundsNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, stdio{strings.NewReader(""), io.Discard, io.Discard}); code != 2 {
+		t.Errorf("code %d, want 2", code)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the data folder was made")
+	}
+}
+
 func TestConfigRefusesUnknownSettings(t *testing.T) {
 	if _, err := parse(t, "farm_bind: x\nquota: 5GiB\n", "node"); err == nil || !strings.Contains(err.Error(), "farm_bind") {
 		t.Errorf("%v, want an error that names farm_bind", err)

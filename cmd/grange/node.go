@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -18,7 +19,7 @@ import (
 
 type nodeCmd struct {
 	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true, file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
-	Join           string    `help:"Token of the mesh to join, when --data is new." placeholder:"TOKEN"`
+	Join           *string   `help:"Token of the mesh to join, when --data is new." placeholder:"TOKEN"`
 	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
 	FarmBind       string    `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
 	FarmJoin       []string  `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
@@ -39,6 +40,14 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
 	}
+	if c.Join != nil && *c.Join == "" {
+		return fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+	}
+	for _, origin := range c.Origin {
+		if strings.Contains(origin, ",s3://") || strings.Contains(origin, ",file://") || strings.Contains(origin, ",https://") {
+			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
+		}
+	}
 	level := slog.LevelInfo
 	if app.Verbose {
 		level = slog.LevelDebug
@@ -46,7 +55,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	n, err := node.New(ctx, node.Config{
-		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: c.Join, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
+		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: value(c.Join), Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
 		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	})
@@ -73,4 +82,12 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	}
 	log.Info("stopped")
 	return handover()
+}
+
+// value is what p points to, or the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }

@@ -220,6 +220,7 @@ type outcome struct {
 	err     error
 	unknown bool
 	lied    bool
+	other   bool // what came is packed otherwise
 	some    bool // something came
 	refer   peer.ID
 }
@@ -248,6 +249,8 @@ func (j *job) ask(a plan.Action) {
 		e.Why = o.err.Error()
 	case o.lied:
 		e.Why = "sent wrong bytes"
+	case o.other && !o.some:
+		e.Why = errOtherPage.Error()
 	case o.err != nil:
 		e.Why = o.err.Error()
 		j.f.cfg.Log.Debug("a member was asked in vain", "peer", to, "err", o.err)
@@ -291,8 +294,13 @@ func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
 			if fl == nil || fl.ended.Load() {
 				return
 			}
+			err := j.receive(fl, source, r)
+			if errors.Is(err, errOtherPage) {
+				o.other = true
+				return
+			}
 			o.some = true
-			if err := j.receive(fl, source, r); err != nil {
+			if err != nil {
 				o.lied = true
 				j.f.lied(to, err.Error())
 				cancel()
@@ -310,6 +318,10 @@ func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
 	return o
 }
 
+// errOtherPage says that a member has a map node with another page: the same content
+// was imported twice, into packs of its own each time. It is no lie.
+var errOtherPage = errors.New("has the same content in other packs")
+
 // receive checks what a member sent and lands it.
 func (j *job) receive(fl *flight, from Source, r *exchange.Data) error {
 	a := arrival{obj: fl.obj, from: from}
@@ -319,7 +331,7 @@ func (j *job) receive(fl *flight, from Source, r *exchange.Data) error {
 	}
 	if fl.obj.pos.Level > 0 {
 		if a.page, err = content.Verify(fl.obj.page, r.Page); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errOtherPage, err)
 		}
 	}
 	r.Take()
