@@ -60,7 +60,9 @@ func TestAFarmReadsTheOriginOnce(t *testing.T) {
 			img := ms.build(t, content.Mesh(), chunksOfTest)
 			members := ms.farm(t, "north", 6, img)
 			read(t, img, members...)
-			requests := ms.atMost(t, "six cold members", img, 1.05)
+			// Where the machine is late a wait of the planner ends too soon, which costs
+			// a run; whole nodes hold the bar of 1.05, in simulations/mesh.
+			requests := ms.atMost(t, "six cold members", img, 1.1)
 			if n := runs(t, members[0], img); requests > int64(n)+12 {
 				t.Errorf("%d requests for %d runs", requests, n)
 			}
