@@ -4,6 +4,7 @@ package nbd_test
 
 import (
 	"io"
+	"math"
 	"runtime"
 	"testing"
 )
@@ -12,10 +13,10 @@ import (
 // it answers reads and writes, inline and on goroutines.
 func TestNothingIsAllocatedPerRequest(t *testing.T) {
 	disk := newSlow()
-	disk.entered = make(chan int64, 1<<16)
+	const depth, rounds, windows = 32, 200, 5
+	disk.entered = make(chan int64, 2*(1+windows)*rounds*depth) // nobody receives
 	close(disk.gate)
 	c := dial(t, serveDisk(t, disk))
-	const depth, rounds = 32, 200
 	for _, tt := range []struct {
 		name    string
 		command uint16
@@ -49,14 +50,20 @@ func TestNothingIsAllocatedPerRequest(t *testing.T) {
 			for range rounds {
 				turn()
 			}
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			for range rounds {
-				turn()
+			// The runtime allocates too, a goroutine's descriptor or a stack now and
+			// then: what a request allocates is there in each of the windows.
+			least := math.Inf(1)
+			for range windows {
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				for range rounds {
+					turn()
+				}
+				runtime.ReadMemStats(&after)
+				least = min(least, float64(after.Mallocs-before.Mallocs)/(depth*rounds))
 			}
-			runtime.ReadMemStats(&after)
-			if per := float64(after.Mallocs-before.Mallocs) / (depth * rounds); per > 0.05 {
-				t.Errorf("%.3f allocations a request", per)
+			if least > 0.05 {
+				t.Errorf("%.3f allocations a request", least)
 			}
 		})
 	}
