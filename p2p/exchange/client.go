@@ -125,14 +125,13 @@ func (x *Exchange) Call(ctx context.Context, to peer.ID, method string, body []b
 
 // ask sends a small request and waits for its answer.
 func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte, error) {
-	o, err := x.session(to).lane(ctx, wire.LaneControl)
-	if err != nil {
-		return nil, err
-	}
 	p := newPending()
-	id, err := o.begin(p, m)
+	o, err := x.session(to).lane(ctx, wire.LaneControl)
 	if err == nil {
-		err = o.await(ctx, id, p)
+		var id uint32
+		if id, err = o.begin(p, m); err == nil {
+			err = o.await(ctx, id, p)
+		}
 	}
 	x.count(err)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -39,7 +38,7 @@ type Config struct {
 	Host host.Host
 	// Verifier checks the certificates of others; its mesh names the protocol.
 	Verifier *trust.Verifier
-	// Chain is our own certificate; empty makes us a stranger. See Present.
+	// Chain is our own certificate; empty makes us a stranger.
 	Chain trust.Chain
 	// Server answers requests for content; nil serves nothing.
 	Server Server
@@ -85,7 +84,7 @@ type Exchange struct {
 	cbor     *content.Codec
 	codec    *codec
 	metrics  metrics
-	chain    atomic.Pointer[[]byte] // encoded
+	chain    []byte // our certificate, encoded
 
 	// As the asked: who asks, and whose turn it is.
 	askers askers
@@ -118,25 +117,15 @@ func New(cfg Config) (*Exchange, error) {
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
-	if err := x.setChain(cfg.Chain); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
-func (x *Exchange) setChain(chain trust.Chain) error {
-	var b []byte
-	var err error
-	if len(chain) > 0 {
-		if b, err = x.cbor.Marshal(chain); err != nil {
-			return fmt.Errorf("exchange: certificate: %w", err)
+	if len(cfg.Chain) > 0 {
+		if x.chain, err = x.cbor.Marshal(cfg.Chain); err != nil {
+			return nil, fmt.Errorf("exchange: certificate: %w", err)
 		}
 	}
-	if len(b) > wire.ChainSizeMax {
-		return fmt.Errorf("exchange: certificate: %w: %d bytes, the limit is %d", content.ErrInvalid, len(b), wire.ChainSizeMax)
+	if len(x.chain) > wire.ChainSizeMax {
+		return nil, fmt.Errorf("exchange: certificate: %w: %d bytes, the limit is %d", content.ErrInvalid, len(x.chain), wire.ChainSizeMax)
 	}
-	x.chain.Store(&b)
-	return nil
+	return x, nil
 }
 
 // watchInterval is how often requests are looked over for stalled ones.
@@ -221,7 +210,7 @@ func (x *Exchange) session(id peer.ID) *session {
 	s := x.sessions[id]
 	if s == nil {
 		if len(x.sessions) >= sessionsMax {
-			maps.DeleteFunc(x.sessions, func(_ peer.ID, s *session) bool { return s.idle() })
+			maps.DeleteFunc(x.sessions, func(_ peer.ID, s *session) bool { return s.retire() })
 		}
 		s = newSession(x, id)
 		x.sessions[id] = s
@@ -231,22 +220,6 @@ func (x *Exchange) session(id peer.ID) *session {
 
 // Collectors returns the metrics.
 func (x *Exchange) Collectors() []prometheus.Collector { return x.metrics.collectors() }
-
-// Present replaces our certificate, after a join. Streams that presented the old
-// one are closed; their requests fail with ErrDisconnected.
-func (x *Exchange) Present(chain trust.Chain) error {
-	if err := x.setChain(chain); err != nil {
-		return err
-	}
-	before := x.snapshot()
-	x.mu.Lock()
-	clear(x.sessions)
-	x.mu.Unlock()
-	for _, s := range before {
-		s.close(fmt.Errorf("%w: our certificate changed", ErrDisconnected))
-	}
-	return nil
-}
 
 // Link is what was measured of the way to a peer.
 type Link struct {

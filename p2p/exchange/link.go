@@ -39,9 +39,10 @@ type flow struct {
 
 // outflow is the part of a flow that one stream carries. The link's mu guards it.
 type outflow struct {
-	class class
-	fresh int // bytes sent since the last frame that asks for an acknowledgement
-	asked []asked
+	class  class
+	fresh  int // bytes sent since the last frame that asks for an acknowledgement
+	asked  []asked
+	closed bool // the stream is gone, and what it carried is forgotten
 }
 
 // asked is a frame that asks for an acknowledgement.
@@ -86,6 +87,9 @@ func (l *link) send(o *outflow, booked, size int, at time.Time) (ack bool) {
 	defer l.mu.Unlock()
 	f := &l.flow[o.class]
 	f.booked -= booked
+	if o.closed { // its turn came before the end: nobody will acknowledge it
+		return false
+	}
 	f.sent += size
 	o.fresh += size
 	limit := l.window.limit()
@@ -117,7 +121,7 @@ func (l *link) acked(o *outflow, bytes int) bool {
 	return true
 }
 
-// close forgets what a stream had under way.
+// close forgets what a stream had under way, and what is still sent on it.
 func (l *link) close(o *outflow) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,7 +131,7 @@ func (l *link) close(o *outflow) {
 		f.sent -= a.bytes
 	}
 	f.asked -= len(o.asked)
-	o.fresh, o.asked = 0, nil
+	o.fresh, o.asked, o.closed = 0, nil, true
 }
 
 // state reports what is known of the link.

@@ -129,14 +129,18 @@ func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
 	}
 }
 
-// finish ends a request.
+// finish ends a request, unless fail just did.
 func (o *outbound) finish(id uint32, p *pending, err error) {
 	o.mu.Lock()
+	live := o.live[id] == p
 	delete(o.live, id)
 	o.mu.Unlock()
-	o.settle(p, err)
+	if live {
+		o.settle(p, err)
+	}
 }
 
+// settle tells the asker how its request ended. It is called once a request.
 func (o *outbound) settle(p *pending, err error) {
 	if p.place != nil {
 		o.session.places.give(p.place)

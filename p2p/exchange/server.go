@@ -31,8 +31,9 @@ type inbound struct {
 
 // open is a request that has not ended.
 type open struct {
-	cancel context.CancelCauseFunc
-	want   *responder // nil for small requests
+	cancel   context.CancelCauseFunc
+	want     *responder // nil for small requests
+	canceled bool       // by the asker
 }
 
 // errCanceled is the cause of a request's context when its asker canceled it.
@@ -80,7 +81,7 @@ func (in *inbound) serve(ctx context.Context) error {
 	if h.Lane == wire.LaneUrgent {
 		in.out.class = classGuest
 	}
-	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: *in.x.chain.Load()}); err != nil {
+	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: in.x.chain}); err != nil {
 		return err
 	}
 	for {
@@ -129,7 +130,7 @@ func (in *inbound) begin(ctx context.Context, id uint32, want *responder) (conte
 		return nil, fmt.Errorf("%w: request %d begun twice", ErrViolation, id)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	in.live[id] = open{cancel, want}
+	in.live[id] = open{cancel: cancel, want: want}
 	return ctx, nil
 }
 
@@ -149,10 +150,13 @@ func (in *inbound) end(id uint32) {
 func (in *inbound) cancel(id uint32) {
 	in.mu.Lock()
 	request, ok := in.live[id]
-	in.mu.Unlock()
-	if !ok {
-		return // it ended while the Cancel was on its way
+	if !ok || request.canceled { // it ended while the Cancel was on its way, or this is another
+		in.mu.Unlock()
+		return
 	}
+	request.canceled = true
+	in.live[id] = request
+	in.mu.Unlock()
 	request.cancel(errCanceled)
 	if request.want != nil {
 		in.x.work.Go(request.want.drop)

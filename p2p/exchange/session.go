@@ -45,6 +45,7 @@ type session struct {
 	retry   *backoff.ExponentialBackOff
 	retryAt time.Time
 	failure error
+	retired bool // nobody would watch or close its streams any more
 }
 
 // opening is a stream on its way; the rest is set when done is closed. It is
@@ -60,7 +61,7 @@ func newSession(x *Exchange, id peer.ID) *session {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
 	budget := wantsMax
-	if len(*x.chain.Load()) == 0 {
+	if len(x.chain) == 0 {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
@@ -78,17 +79,17 @@ func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 			return nil, content.ErrClosed
 		default:
 		}
-		o, opening, err := s.find(l)
+		o, p, begin, err := s.find(l)
 		if o != nil || err != nil {
 			return o, err
 		}
-		if opening == nil {
-			opening = s.open(ctx, l)
+		if begin {
+			s.open(ctx, l, p)
 		}
 		select {
-		case <-opening.done:
-			if !opening.dropped {
-				return opening.out, opening.err
+		case <-p.done:
+			if !p.dropped {
+				return p.out, p.err
 			}
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
@@ -101,31 +102,27 @@ func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 	}
 }
 
-func (s *session) find(l wire.Lane) (*outbound, *opening, error) {
+// find returns the stream of a lane, or else the opening to wait for, which the
+// caller is to begin if nobody has.
+func (s *session) find(l wire.Lane) (o *outbound, p *opening, begin bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o := s.lanes[l]; o != nil {
-		return o, nil, nil
+	switch wait := time.Until(s.retryAt); {
+	case s.lanes[l] != nil:
+		return s.lanes[l], nil, false, nil
+	case s.opening[l] != nil:
+		return nil, s.opening[l], false, nil
+	case wait > 0:
+		return nil, nil, false, fmt.Errorf("%w: next attempt in %v, the last one failed: %v", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
+	case s.retired:
+		return nil, nil, false, fmt.Errorf("%w: the peer was just forgotten; ask again", ErrDisconnected)
 	}
-	if wait := time.Until(s.retryAt); wait > 0 && s.opening[l] == nil {
-		return nil, nil, fmt.Errorf("%w: next attempt in %v, the last one failed: %v", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
-	}
-	return nil, s.opening[l], nil
+	s.opening[l] = &opening{done: make(chan struct{})}
+	return nil, s.opening[l], true, nil
 }
 
-// open begins to open a stream, unless somebody just did.
-func (s *session) open(ctx context.Context, l wire.Lane) *opening {
-	s.mu.Lock()
-	p := s.opening[l]
-	mine := p == nil
-	if mine {
-		p = &opening{done: make(chan struct{})}
-		s.opening[l] = p
-	}
-	s.mu.Unlock()
-	if !mine {
-		return p
-	}
+// open begins to open a stream.
+func (s *session) open(ctx context.Context, l wire.Lane, p *opening) {
 	err := s.x.do(ctx, func(ctx context.Context) {
 		p.out, p.err = s.dial(ctx, l)
 		s.opened(l, p)
@@ -141,7 +138,6 @@ func (s *session) open(ctx context.Context, l wire.Lane) *opening {
 		p.dropped = true
 		s.opened(l, p)
 	}
-	return p
 }
 
 // opened settles an opening.
@@ -164,7 +160,7 @@ func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
 		return nil, fmt.Errorf("open stream: %w: %w", ErrDisconnected, err)
 	}
 	o := &outbound{framed: newFramed(stream, StallTimeout, &s.excused), session: s, lane: l, live: map[uint32]*pending{}}
-	if err := o.send(0, wire.Hello{Lane: l, Chain: *s.x.chain.Load()}); err != nil {
+	if err := o.send(0, wire.Hello{Lane: l, Chain: s.x.chain}); err != nil {
 		return nil, err
 	}
 	return o, nil
@@ -209,11 +205,13 @@ func (s *session) streams() []*outbound {
 	return open
 }
 
-// idle reports whether there is nothing to forget here.
-func (s *session) idle() bool {
+// retire reports whether there is nothing open here. Then nothing ever will be:
+// the session may be forgotten.
+func (s *session) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lanes == [wire.Lanes]*outbound{} && s.opening == [wire.Lanes]*opening{}
+	s.retired = s.lanes == [wire.Lanes]*outbound{} && s.opening == [wire.Lanes]*opening{}
+	return s.retired
 }
 
 func (s *session) watch(now time.Time) {

@@ -170,6 +170,42 @@ func TestDeafPeerLosesItsStreams(t *testing.T) {
 	})
 }
 
+// TestDribblingPeerIsStalled has a peer send a byte of a chunk each second: alive,
+// but of no use.
+func TestDribblingPeerIsStalled(t *testing.T) {
+	l := newLibrary(content.Sum([]byte("root")), 1)
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		ended := make(chan struct{})
+		defer close(ended)
+		server.host.SetStreamHandler(client.protocol, func(s network.Stream) {
+			defer s.Reset()
+			f := newFramed(s, time.Second, new(atomic.Int64))
+			hello, err := f.hello()
+			if err == nil {
+				err = f.send(0, wire.Hello{Lane: hello.Lane})
+			}
+			h, err := f.header()
+			if err == nil {
+				err = f.skip(h.Length)
+			}
+			d := wire.Data{Raw: content.ChunkSizeDefault, Stored: content.ChunkSizeDefault}
+			for b := d.Append(nil, h.ID); err == nil; b = []byte{0} {
+				err = f.write(b)
+				select {
+				case <-time.After(time.Second):
+				case <-ended:
+					return
+				}
+			}
+		})
+		begun := time.Now()
+		err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: []uint64{0}, Priority: PriorityGuest}, func(Reply) {})
+		if took := time.Since(begun); !errors.Is(err, ErrStalled) || took > 2*serveTimeout {
+			t.Errorf("got %v after %v, want ErrStalled", err, took)
+		}
+	})
+}
+
 func TestProgressKeepsARequestAlive(t *testing.T) {
 	l := newLibrary(content.Sum([]byte("root")), 1)
 	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {

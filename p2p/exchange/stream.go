@@ -23,9 +23,10 @@ const (
 	// in one TLS record of 16 KiB (yamux adds 12 bytes) and not in two.
 	headRoom = 16<<10 - 12
 	// serveTimeout is how long an asker may take none of its answers: by then its
-	// requests have failed as stalled several times over.
+	// requests have failed as stalled several times over. A frame has as long to
+	// arrive.
 	serveTimeout = 10 * time.Second
-	// rateMin is the slowest link that is any use, in bytes a second; a long write
+	// rateMin is the slowest link that is any use, in bytes a second; a long frame
 	// gets so much more time.
 	rateMin = 64 << 10
 	// helloTimeout is how long the other end of a new stream may say nothing.
@@ -87,10 +88,13 @@ func (f *framed) sendData(id uint32, d wire.Data, body, page []byte, begin func(
 	return nil
 }
 
+// timeFor is how long n bytes take on the slowest link that is any use.
+func timeFor(n int) time.Duration { return time.Duration(n) * time.Second / rateMin }
+
 // write writes b; a stream that could not take it is of no use any more. The
 // caller holds mu.
 func (f *framed) write(b []byte) error {
-	err := f.stream.SetWriteDeadline(time.Now().Add(f.timeout + time.Duration(len(b))*time.Second/rateMin))
+	err := f.stream.SetWriteDeadline(time.Now().Add(f.timeout + timeFor(len(b))))
 	if err == nil {
 		_, err = f.stream.Write(b)
 	}
@@ -129,7 +133,8 @@ func (f *framed) dataHead(h wire.Header) (wire.Data, error) {
 	return wire.DecodeData(h, b)
 }
 
-// fill reads len(b) bytes.
+// fill reads len(b) bytes. One that sends them slower than any writer may is
+// stalled, however alive its stream looks.
 func (f *framed) fill(b []byte) error {
 	begun := time.Now()
 	for n := 0; n < len(b); {
@@ -140,7 +145,10 @@ func (f *framed) fill(b []byte) error {
 		if n == len(b) && n <= readBuffer {
 			break // small: not worth another look at the clock
 		}
-		if now := time.Now(); now.Sub(begun) > slowFrame {
+		switch now := time.Now(); {
+		case n < len(b) && now.Sub(begun) > serveTimeout+timeFor(len(b)):
+			return fmt.Errorf("read: %w: %d of %d bytes came", ErrStalled, n, len(b))
+		case now.Sub(begun) > slowFrame:
 			f.excused.Store(now.UnixNano())
 		}
 	}

@@ -1,0 +1,60 @@
+package exchange
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// TestForgottenSessionOpensNothing holds that who still has a session when it is
+// forgotten gets no stream of it: nobody would find it stalled, or close it.
+func TestForgottenSessionOpensNothing(t *testing.T) {
+	client := newMesh().start(t, trust.RoleNode, nil)
+	s := client.session("a peer")
+	for i := range sessionsMax {
+		client.session(peer.ID(fmt.Sprint(i)))
+	}
+	if client.session("a peer") == s {
+		t.Fatal("it was not forgotten")
+	}
+	if _, err := s.lane(within(t), wire.LaneBulk); !errors.Is(err, ErrDisconnected) {
+		t.Errorf("got %v, want ErrDisconnected", err)
+	}
+}
+
+// TestRequestEndsOnce has the reader of a stream end a request that its failure
+// has ended already.
+func TestRequestEndsOnce(t *testing.T) {
+	s := &session{places: turns{max: 1}}
+	p := newPending()
+	p.place = &ticket{ready: make(chan struct{}, 1)}
+	if err := s.places.wait(within(t), p.place); err != nil {
+		t.Fatal(err)
+	}
+	o := &outbound{session: s, live: map[uint32]*pending{1: p}}
+	for range 2 {
+		o.finish(1, p, nil)
+	}
+	if s.places.bulk != 0 {
+		t.Errorf("%d places are taken, want 0", s.places.bulk)
+	}
+}
+
+// TestCancelCountsOnce: each cancel costs a goroutine, so an asker does not get
+// one for each frame that it sends.
+func TestCancelCountsOnce(t *testing.T) {
+	canceled := 0
+	in := &inbound{live: map[uint32]open{1: {cancel: func(error) { canceled++ }}}}
+	for range 3 {
+		in.cancel(1)
+		in.cancel(2)
+	}
+	if canceled != 1 {
+		t.Errorf("canceled %d times, want once", canceled)
+	}
+}
