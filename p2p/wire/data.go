@@ -106,7 +106,7 @@ func decodeIndexes(b []byte) ([]uint64, error) {
 	for i := range ranges {
 		gap, k := uvarint(rest)
 		n, l := uvarint(rest[k:])
-		if k == 0 || l == 0 || n == 0 || i > 0 && gap == 0 || len(indexes)+int(n) > IndexesMax || end+gap+n-1 > IndexMax {
+		if k == 0 || l == 0 || n == 0 || i > 0 && gap == 0 || uint64(len(indexes))+n > IndexesMax || end+gap+n-1 > IndexMax {
 			return nil, fmt.Errorf("%w: range %d of indexes: %d after %d, %d long", content.ErrCorrupt, i, gap, end, n)
 		}
 		for j := range n {
