@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -66,6 +65,11 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
+	path, err := filepath.Abs(o.Path) // in a relative one tools take what is before a colon for a host or protocol
+	if err != nil {
+		return nil, fmt.Errorf("open source: %w", err)
+	}
+	o.Path = path
 	info, err := os.Stat(o.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
@@ -165,6 +169,16 @@ func openRaw(path string) (*rawDisk, error) {
 	return &rawDisk{File: f, size: size}, nil
 }
 
+// openWorking opens a file that goes with the disk.
+func openWorking(path string) (Disk, error) {
+	d, err := openRaw(path)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	d.remove = true
+	return d, nil
+}
+
 // Size is rounded up to a whole sector; what is beyond the file reads as zeros.
 func (d *rawDisk) Size() int64 {
 	return (d.size + content.SectorSize - 1) / content.SectorSize * content.SectorSize
@@ -258,55 +272,3 @@ func (d *qcow2Disk) NextData(off int64) (start, end int64, err error) {
 	}
 	return 0, 0, io.EOF
 }
-
-// unpack has qemu-img write the disk into a sparse working file.
-func (o Options) unpack(ctx context.Context) (Disk, error) {
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		return nil, fmt.Errorf("%w: it needs qemu-img; install the package qemu-utils, or convert the file to raw or qcow2", errors.ErrUnsupported)
-	}
-	f, err := os.CreateTemp(o.Temp, "unpack-*.raw")
-	if err != nil {
-		return nil, err
-	}
-	path := f.Name()
-	o.Note("unpacking with qemu-img")
-	err = errors.Join(f.Close(), run(ctx, "qemu-img", "convert", "-f", string(o.Format), "-O", "raw", "-S", "4k", "--", o.Path, path))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", content.ErrInvalid, err), os.Remove(path))
-	}
-	return openWorking(path)
-}
-
-// openWorking opens a file that goes with the disk.
-func openWorking(path string) (Disk, error) {
-	d, err := openRaw(path)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	d.remove = true
-	return d, nil
-}
-
-// run executes a tool; its error carries what the tool said.
-func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if path, err := exec.LookPath(filepath.Join("/usr/sbin", name)); err == nil {
-		cmd.Path, cmd.Err = path, nil
-	}
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	said := strings.TrimSpace(string(out))
-	if len(said) > saidMax {
-		said = "…" + said[len(said)-saidMax:]
-	}
-	return fmt.Errorf("%s: %w: %s", name, err, said)
-}
-
-// saidMax bounds how much of a tool's output an error repeats, in bytes.
-const saidMax = 1 << 10

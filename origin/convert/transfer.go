@@ -65,22 +65,24 @@ type Source interface {
 	ReadChunk(ctx context.Context, index uint64, p []byte) error
 }
 
-// readers of Export: the source fetches, so several wait at once.
-func readers() int { return 4 * runtime.GOMAXPROCS(0) }
+// readersPerCore of Export: the source fetches, so several wait at once.
+const readersPerCore = 4
 
-// Export writes an image into f, which it truncates to the image's size; holes
-// stay holes. Progress is given the bytes written so far; it may be nil. A
+// Export replaces what is in f by an image; holes stay holes. Progress is given the bytes written so far; it may be nil. A
 // failed export leaves f unfinished: the caller writes beside and renames.
 func Export(ctx context.Context, src Source, f *os.File, progress func(n int64)) error {
 	root := src.Root()
-	if err := f.Truncate(root.Size); err != nil {
-		return fmt.Errorf("export: %w", err)
+	for _, size := range []int64{0, root.Size} { // emptied first: holes are not written
+		if err := f.Truncate(size); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
 	}
+	readers := readersPerCore * runtime.GOMAXPROCS(0)
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers())
+	group.SetLimit(readers)
 	size := int64(root.ChunkSize)
-	bufs := make(chan []byte, readers())
-	written := make(chan int64, readers())
+	bufs := make(chan []byte, readers) // has room for each reader's
+	written := make(chan int64, readers)
 	counted := make(chan struct{})
 	go func() {
 		defer close(counted)

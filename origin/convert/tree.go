@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 
@@ -115,6 +116,9 @@ func fitted(dir string) (int64, error) {
 	return (total + fittedRound - 1) / fittedRound * fittedRound, nil
 }
 
+// corrected is how e2fsck ends when it has mended what it found.
+const corrected = 1
+
 // grow makes room when a larger size was asked for; an image never shrinks.
 func (o Options) grow(ctx context.Context, f *os.File) error {
 	info, err := f.Stat()
@@ -133,7 +137,8 @@ func (o Options) grow(ctx context.Context, f *os.File) error {
 	if err := f.Truncate(o.Size); err != nil {
 		return err
 	}
-	if err := run(ctx, "e2fsck", "-fp", f.Name()); err != nil {
+	var ended *exec.ExitError
+	if err := run(ctx, "e2fsck", "-fp", f.Name()); err != nil && !(errors.As(err, &ended) && ended.ExitCode() == corrected) {
 		return err
 	}
 	return run(ctx, "resize2fs", f.Name(), strconv.FormatInt(o.Size/1024, 10)+"K")

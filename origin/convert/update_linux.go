@@ -2,21 +2,20 @@ package convert
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
+	"runtime"
 	"syscall"
 )
 
 // updateScript brings the file system in the file $1 up to the tree $2, mounted
 // at $3: changed files are rewritten, the rest keeps its blocks, what was freed
-// is trimmed.
+// is trimmed. Files are compared by their bytes: trees of reproducible builds, and
+// layers, have one time for all.
 const updateScript = `
 mount --make-rprivate /
 mount -t ext4 -o loop,noatime "$1" "$3"
-rsync -aHAX --numeric-ids --delete --exclude=/lost+found "$2/" "$3/"
+rsync -aHAX --checksum --numeric-ids --delete --exclude=/lost+found "$2/" "$3/"
 sync -f "$3"
 fstrim "$3" || true
 umount "$3"
@@ -37,13 +36,12 @@ func (o Options) update(ctx context.Context, dir string, f *os.File) error {
 	}
 	defer os.Remove(mnt)
 	o.Note("bringing the previous version up to date")
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-euc", updateScript, "update", f.Name(), dir, mnt)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd := tool(ctx, "sh", "-euc", updateScript, "update", f.Name(), dir, mnt)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return errors.Join(fmt.Errorf("update: %w: %s", err, strings.TrimSpace(string(out[max(0, len(out)-saidMax):]))), context.Cause(ctx))
-	}
-	return nil
+	// The kernel means the death of the thread that started it: that is held.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_, err = output(ctx, cmd)
+	return err
 }
