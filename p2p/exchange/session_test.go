@@ -7,19 +7,19 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // TestForgottenSessionOpensNothing holds that who still has a session when it is
 // forgotten gets no stream of it: nobody would find it stalled, or close it.
 func TestForgottenSessionOpensNothing(t *testing.T) {
-	client := newMesh().start(t, trust.RoleNode, nil)
-	s := client.session("a peer")
+	m := newMesh()
+	server, client := m.pair(t, newLibrary(m.root, 1))
+	s := client.session(server.id)
 	for i := range sessionsMax {
 		client.session(peer.ID(fmt.Sprint(i)))
 	}
-	if client.session("a peer") == s {
+	if client.session(server.id) == s {
 		t.Fatal("it was not forgotten")
 	}
 	if _, err := s.lane(within(t), wire.LaneBulk); !errors.Is(err, ErrDisconnected) {

@@ -184,7 +184,10 @@ func TestDribblingPeerIsStalled(t *testing.T) {
 			if err == nil {
 				err = f.send(0, wire.Hello{Lane: hello.Lane})
 			}
-			h, err := f.header()
+			var h wire.Header
+			if err == nil {
+				h, err = f.header()
+			}
 			if err == nil {
 				err = f.skip(h.Length)
 			}
