@@ -61,15 +61,13 @@ type Identity struct {
 // MayRead reports whether the identity may read content of that scope. The zero
 // Identity is a stranger: public content only.
 func (id Identity) MayRead(s content.Scope) bool {
-	switch {
-	case s.IsZero():
-		return false
-	case s.IsPublic():
+	switch s {
+	case content.Public():
 		return true
-	case s.Farm() != "":
-		return id.Role.IsMember() && id.Farm == s.Farm()
+	case content.Mesh():
+		return id.Role.IsMember()
 	}
-	return id.Role.IsMember()
+	return id.Role.IsMember() && s.Farm() != "" && s.Farm() == id.Farm
 }
 
 // MaySign reports whether the identity may sign a record of that kind for that

@@ -45,13 +45,6 @@ type envelopeWire struct {
 	Body      []byte       `cbor:"body"`
 }
 
-type sealedWire struct {
-	_         struct{} `cbor:",toarray"`
-	Payload   []byte
-	Signature []byte
-	Chain     Chain
-}
-
 const envelopeMagic = "grange-record/1"
 
 // Seal signs e. SignedAt is kept to the millisecond.
@@ -60,36 +53,22 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 	if !id.MaySign(e.Kind, e.Farm) {
 		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
-	codec := content.NewCodec()
-	payload, err := codec.Marshal(envelopeWire{envelopeMagic, e.Kind, e.Name, e.Version, e.SignedAt.UnixMilli(), e.Commit, e.Farm, e.Tombstone, e.Body})
+	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e.Kind, e.Name, e.Version, e.SignedAt.UnixMilli(), e.Commit, e.Farm, e.Tombstone, e.Body})
 	if err != nil {
 		return nil, fmt.Errorf("sign %s %q: %w", e.Kind, e.Name, err)
-	}
-	b, err := codec.Marshal(sealedWire{Payload: payload, Signature: s.Key.sign(labelEnvelope, payload), Chain: s.Chain})
-	if err != nil {
-		return nil, fmt.Errorf("sign %s %q: %w", e.Kind, e.Name, err)
-	}
-	if len(b) > content.RecordSizeMax {
-		return nil, fmt.Errorf("sign %s %q: %w: record of %d bytes, the limit is %d", e.Kind, e.Name, content.ErrInvalid, len(b), content.RecordSizeMax)
 	}
 	return b, nil
 }
 
 // Open checks a sealed envelope: its signature, the signer's chain at the time
 // of signing, and the signer's right to that kind and farm. Undecodable bytes
-// are ErrCorrupt, anything that is not allowed is ErrForbidden. The kind and
-// name are the signer's claim: the caller compares them with what it asked for.
+// are ErrCorrupt, a name that the kind can't have ErrInvalid, anything that is not
+// allowed ErrForbidden. The kind and name are the signer's claim: the caller
+// compares them with what it asked for.
 func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
-	if len(b) > content.RecordSizeMax {
-		return Envelope{}, fmt.Errorf("record of %d bytes: %w: the limit is %d", len(b), content.ErrCorrupt, content.RecordSizeMax)
-	}
-	codec := content.NewCodec()
-	var sealed sealedWire
 	var w envelopeWire
-	if err := codec.Unmarshal(b, &sealed); err != nil {
-		return Envelope{}, fmt.Errorf("record: %w", err)
-	}
-	if err := codec.Unmarshal(sealed.Payload, &w); err != nil {
+	sealed, err := unseal(b, &w)
+	if err != nil {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
 	if w.Magic != envelopeMagic {
@@ -99,15 +78,9 @@ func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
 	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}}
-	if e.SignedAt.After(now.Add(clockSkew)) {
-		return Envelope{}, fmt.Errorf("record of %s %q: %w: signed in the future, at %s; check the clocks", e.Kind, e.Name, content.ErrForbidden, e.SignedAt.UTC().Format(time.RFC3339))
-	}
-	id, err := v.Verify(sealed.Chain, e.SignedAt)
+	id, err := v.signer(labelEnvelope, sealed, e.SignedAt, now)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
-	}
-	if !id.Key.verify(labelEnvelope, sealed.Payload, sealed.Signature) {
-		return Envelope{}, fmt.Errorf("record of %s %q: %w: the signature does not match", e.Kind, e.Name, content.ErrForbidden)
 	}
 	if !id.MaySign(e.Kind, e.Farm) {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w: signed by a %s of farm %q", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)

@@ -65,16 +65,13 @@ func OpenInvites(dir string) (*Invites, error) {
 	return &Invites{dir: dir}, nil
 }
 
-// Create records a new invite durably and returns its secret.
+// Create records a new invite durably and returns its secret. A full ledger first
+// forgets the invites that expired.
 func (l *Invites) Create(role Role, farm string, now time.Time, lifetime time.Duration) (Invite, InviteState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	files, err := os.ReadDir(l.dir)
-	if err != nil {
+	if err := l.makeRoom(invitesMax, now); err != nil {
 		return Invite{}, InviteState{}, fmt.Errorf("create invite: %w", err)
-	}
-	if len(files) >= invitesMax {
-		return Invite{}, InviteState{}, fmt.Errorf("create invite: %w: %d are on record; revoke old ones", content.ErrNoSpace, len(files))
 	}
 	var inv Invite
 	rand.Read(inv.ID[:])
@@ -82,6 +79,31 @@ func (l *Invites) Create(role Role, farm string, now time.Time, lifetime time.Du
 	hash := sha256.Sum256(inv.Secret[:])
 	st := InviteState{ID: hex.EncodeToString(inv.ID[:]), Hash: hash[:], Role: role, Farm: farm, Created: now, Expires: now.Add(lifetime)}
 	return inv, st, l.save(st)
+}
+
+// makeRoom forgets the invites that expired if there are limit or more on record.
+func (l *Invites) makeRoom(limit int, now time.Time) error {
+	files, err := os.ReadDir(l.dir)
+	if err != nil || len(files) < limit {
+		return err
+	}
+	all, err := l.List()
+	if err != nil {
+		return err
+	}
+	left := len(all)
+	for _, st := range all {
+		if now.After(st.Expires) {
+			if err := os.Remove(l.path(st.ID)); err != nil {
+				return err
+			}
+			left--
+		}
+	}
+	if left >= limit {
+		return fmt.Errorf("%w: %d invites are good or used and not a lifetime old; wait until some expire", content.ErrNoSpace, left)
+	}
+	return nil
 }
 
 // Redeem uses the invite for subject, durably, before it returns. The same

@@ -49,47 +49,44 @@ func (s Secrets) For(role Role, farm string) Secrets {
 // Statement is a member's signed word that it saw a version of a record at the
 // origin, from which others tell how old their copy may be.
 type Statement struct {
+	Kind    content.Kind
+	Name    string
+	Version uint64
+	// SeenAt is when the origin confirmed it, to the millisecond.
+	SeenAt time.Time
+}
+
+type statementWire struct {
 	Kind    content.Kind `cbor:"kind"`
 	Name    string       `cbor:"name"`
 	Version uint64       `cbor:"version"`
-	// SeenAt is when the origin confirmed it, to the millisecond.
-	SeenAt time.Time `cbor:"-"`
-	Millis int64     `cbor:"seen"`
+	SeenAt  int64        `cbor:"seen"`
 }
 
-// State signs s.
+// State signs st.
 func (s Signer) State(st Statement) ([]byte, error) {
-	codec := content.NewCodec()
-	st.Millis = st.SeenAt.UnixMilli()
-	payload, err := codec.Marshal(st)
+	b, err := s.seal(labelStatement, statementWire{st.Kind, st.Name, st.Version, st.SeenAt.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign statement on %s %q: %w", st.Kind, st.Name, err)
 	}
-	return codec.Marshal(sealedWire{Payload: payload, Signature: s.Key.sign(labelStatement, payload), Chain: s.Chain})
+	return b, nil
 }
 
 // OpenStatement checks a statement: any member of the mesh may make one, a seed
-// may not. One that claims to be from the future is refused.
+// may not. One that claims to be from the future is refused. Errors are as of Open.
 func (v *Verifier) OpenStatement(b []byte, now time.Time) (Statement, error) {
-	if len(b) > content.RecordSizeMax {
-		return Statement{}, fmt.Errorf("statement of %d bytes: %w", len(b), content.ErrCorrupt)
-	}
-	codec := content.NewCodec()
-	var sealed sealedWire
-	var st Statement
-	if err := codec.Unmarshal(b, &sealed); err != nil {
+	var w statementWire
+	sealed, err := unseal(b, &w)
+	if err != nil {
 		return Statement{}, fmt.Errorf("statement: %w", err)
 	}
-	if err := codec.Unmarshal(sealed.Payload, &st); err != nil {
-		return Statement{}, fmt.Errorf("statement: %w", err)
+	st := Statement{w.Kind, w.Name, w.Version, time.UnixMilli(w.SeenAt)}
+	id, err := v.signer(labelStatement, sealed, st.SeenAt, now)
+	if err == nil && !id.Role.IsMember() {
+		err = fmt.Errorf("%w: signed by a %s", content.ErrForbidden, id.Role)
 	}
-	st.SeenAt = time.UnixMilli(st.Millis)
-	id, err := v.Verify(sealed.Chain, st.SeenAt)
-	switch {
-	case err != nil:
-		return Statement{}, fmt.Errorf("statement on %s %q: %w", st.Kind, st.Name, err)
-	case !id.Role.IsMember() || st.SeenAt.After(now.Add(clockSkew)) || !id.Key.verify(labelStatement, sealed.Payload, sealed.Signature):
-		return Statement{}, fmt.Errorf("statement on %s %q: %w", st.Kind, st.Name, content.ErrForbidden)
+	if err != nil {
+		return Statement{}, fmt.Errorf("statement on %.20q %.140q: %w", st.Kind, st.Name, err)
 	}
 	return st, nil
 }

@@ -95,18 +95,18 @@ func TestRevokedKeySignsNothingSince(t *testing.T) {
 
 func TestRoles(t *testing.T) {
 	kinds := []content.Kind{content.KindImage, content.KindTag, content.KindVolume, content.KindRevocation}
-	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b")}
+	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b"), content.Farm(""), {}}
 	tests := []struct {
 		id   Identity
 		sign string // one letter a kind, for farm a
 		read string // one letter a scope
 	}{
-		{Identity{}, "....", "y..."},
-		{Identity{Role: RoleSeed}, "....", "y..."},
-		{Identity{Role: RoleNode, Farm: "a"}, "..y.", "yyy."},
-		{Identity{Role: RolePublisher, Farm: "a"}, "yyy.", "yyy."},
-		{Identity{Role: RoleAdmin, Farm: "a"}, "yyyy", "yyy."},
-		{Identity{Role: RoleAdmin, Farm: "b"}, "yy.y", "yy.y"},
+		{Identity{}, "....", "y....."},
+		{Identity{Role: RoleSeed}, "....", "y....."},
+		{Identity{Role: RoleNode, Farm: "a"}, "..y.", "yyy..."},
+		{Identity{Role: RolePublisher, Farm: "a"}, "yyy.", "yyy..."},
+		{Identity{Role: RoleAdmin, Farm: "a"}, "yyyy", "yyy..."},
+		{Identity{Role: RoleAdmin, Farm: "b"}, "yy.y", "yy.y.."},
 	}
 	mark := func(b *strings.Builder, ok bool) { b.WriteByte(map[bool]byte{true: 'y', false: '.'}[ok]) }
 	for _, tt := range tests {
@@ -166,8 +166,25 @@ func TestStatement(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := w.verifier.OpenStatement(b, epoch())
-	if err != nil || got.Name != st.Name || !got.SeenAt.Equal(st.SeenAt) {
+	if err != nil || got != st {
 		t.Fatalf("OpenStatement = %+v, %v", got, err)
+	}
+	for i := range b {
+		flipped := bytes.Clone(b)
+		flipped[i] ^= 1
+		if _, err := w.verifier.OpenStatement(flipped, epoch()); err == nil {
+			t.Fatalf("byte %d flipped: accepted", i)
+		}
+	}
+	if _, err := w.verifier.OpenStatement(b, epoch().Add(-time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("from the future: %v, want ErrForbidden", err)
+	}
+	envelope, err := w.founder.Seal(Envelope{Kind: st.Kind, Name: st.Name, Version: st.Version, SignedAt: epoch()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.verifier.OpenStatement(envelope, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a record taken for a statement: %v, want ErrForbidden", err)
 	}
 	seed, err := w.member(t, w.founder, RoleSeed, "").State(st)
 	if err != nil {
@@ -258,6 +275,32 @@ func TestInviteIsGoodOnce(t *testing.T) {
 	}
 }
 
+func TestAFullLedgerForgetsWhatExpired(t *testing.T) {
+	l, err := OpenInvites(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lifetime := range []time.Duration{time.Minute, time.Hour, time.Hour} {
+		if _, _, err := l.Create(RoleNode, "a", epoch(), lifetime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later := epoch().Add(30 * time.Minute)
+	for _, c := range []struct {
+		limit int
+		now   time.Time
+		want  error
+		left  int
+	}{{3, epoch(), content.ErrNoSpace, 3}, {4, later, nil, 3}, {3, later, nil, 2}} {
+		if err := l.makeRoom(c.limit, c.now); !errors.Is(err, c.want) {
+			t.Errorf("limit %d: %v, want %v", c.limit, err, c.want)
+		}
+		if all, err := l.List(); err != nil || len(all) != c.left {
+			t.Errorf("limit %d: %d invites are left, want %d, %v", c.limit, len(all), c.left, err)
+		}
+	}
+}
+
 func TestKeyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	if _, err := LoadKey(path); !errors.Is(err, content.ErrNotFound) {
@@ -297,6 +340,11 @@ func TestGolden(t *testing.T) {
 	if _, err := NewVerifier(mesh.Public()).Open(e, epoch()); err != nil {
 		t.Errorf("golden envelope: %v", err)
 	}
+	st, err := Signer{mesh, chain}.State(Statement{Kind: content.KindImage, Name: "debian", Version: 1, SeenAt: epoch()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden.Check(t, "statement.hex", []byte(hex.EncodeToString(st)+"\n"))
 }
 
 func FuzzOpen(f *testing.F) {

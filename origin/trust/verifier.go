@@ -26,7 +26,8 @@ func NewVerifier(mesh PublicKey) *Verifier {
 func (v *Verifier) Mesh() PublicKey { return v.mesh }
 
 // Revoke replaces the set of revoked keys: nothing that one of them signed at or
-// after its time is believed, nor any certificate that it issued since.
+// after its time is believed, nor what is signed since under a certificate that it
+// issued, whenever that was. Both go by the time that the signer gave.
 func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys) }
 
 // Verify checks that the chain leads from a member to the mesh key and was good

@@ -1,0 +1,65 @@
+package trust
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// sealedWire is the outer form of what members sign: the exact payload bytes, the
+// signature over them, and the chain that certifies the signing key.
+type sealedWire struct {
+	_         struct{} `cbor:",toarray"`
+	Payload   []byte
+	Signature []byte
+	Chain     Chain
+}
+
+// seal encodes and signs a payload; the result takes content.RecordSizeMax bytes
+// at most.
+func (s Signer) seal(l label, payload any) ([]byte, error) {
+	codec := content.NewCodec()
+	p, err := codec.Marshal(payload)
+	if err != nil {
+		return nil, err
+	}
+	b, err := codec.Marshal(sealedWire{Payload: p, Signature: s.Key.sign(l, p), Chain: s.Chain})
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > content.RecordSizeMax {
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", content.ErrInvalid, len(b), content.RecordSizeMax)
+	}
+	return b, nil
+}
+
+// unseal decodes what seal made, into payload: a claim until signer has looked at
+// it. Anything else is ErrCorrupt.
+func unseal(b []byte, payload any) (sealedWire, error) {
+	if len(b) > content.RecordSizeMax {
+		return sealedWire{}, fmt.Errorf("%w: %d bytes, the limit is %d", content.ErrCorrupt, len(b), content.RecordSizeMax)
+	}
+	codec := content.NewCodec()
+	var w sealedWire
+	if err := codec.Unmarshal(b, &w); err != nil {
+		return sealedWire{}, err
+	}
+	return w, codec.Unmarshal(w.Payload, payload)
+}
+
+// signer returns who signed w, by a chain that was good at the time that w says; a
+// time to come, by the clock of now, is ErrForbidden as all that does not hold.
+func (v *Verifier) signer(l label, w sealedWire, at, now time.Time) (Identity, error) {
+	if at.After(now.Add(clockSkew)) {
+		return Identity{}, fmt.Errorf("%w: signed in the future, at %s; check the clocks", content.ErrForbidden, at.UTC().Format(time.RFC3339))
+	}
+	id, err := v.Verify(w.Chain, at)
+	if err != nil {
+		return Identity{}, err
+	}
+	if !id.Key.verify(l, w.Payload, w.Signature) {
+		return Identity{}, fmt.Errorf("%w: the signature does not match", content.ErrForbidden)
+	}
+	return id, nil
+}
