@@ -355,3 +355,14 @@ func TestAProbeLeavesNothing(t *testing.T) {
 		wantErr(t, bucket.Probe(t.Context(), broken), fault)
 	}
 }
+
+// careless ignores conditions, as some stores do.
+type careless struct{ bucket.Bucket }
+
+func (c careless) Put(ctx context.Context, key string, body bucket.Body, _ bucket.Condition) (bucket.Info, error) {
+	return c.Bucket.Put(ctx, key, body, bucket.Condition{})
+}
+
+func TestACarelessStoreIsRefused(t *testing.T) {
+	wantErr(t, bucket.Probe(t.Context(), careless{mem.New(t, mem.Config{})}), content.ErrReadOnly)
+}

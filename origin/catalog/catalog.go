@@ -250,8 +250,7 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	return c.write(ctx, mine, sealed, base)
 }
 
-// baseOf returns the record that the change replaces; for a name that is not
-// there, one without an ETag whose version is the last that was seen.
+// baseOf returns the record that the change replaces, or the vacant one.
 func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
 	if err := ch.Kind.CheckName(ch.Name); err != nil {
 		return Record{}, err
@@ -269,15 +268,21 @@ func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
 	current, err := c.Get(ctx, ch.Kind, ch.Name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		last, _ := c.recall(ch.Kind, ch.Name) // a version once used is not used again
-		last.ETag = ""
-		return last, nil
+		return c.vacant(ch.Kind, ch.Name), nil
 	case err != nil:
 		return Record{}, err
 	case !current.Tombstone:
 		return Record{}, &TakenError{current, content.ErrExists}
 	}
 	return current, nil
+}
+
+// vacant stands for the record of a name that is not there. It has no ETag, and
+// the version that was last seen there: none is used again.
+func (c *Catalog) vacant(kind content.Kind, name string) Record {
+	last, _ := c.recall(kind, name)
+	last.ETag = ""
+	return last
 }
 
 // Submit stores an envelope that a member without an origin sealed over the
@@ -288,15 +293,12 @@ func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (R
 	if err != nil {
 		return Record{}, err
 	}
-	if err := mine.Kind.CheckName(mine.Name); err != nil {
-		return Record{}, err
-	}
 	base, ok := c.recall(mine.Kind, mine.Name)
 	if !ok || base.ETag != baseETag {
 		base, err = c.Get(ctx, mine.Kind, mine.Name)
 		switch {
 		case errors.Is(err, content.ErrNotFound) && baseETag == "":
-			base = Record{}
+			base = c.vacant(mine.Kind, mine.Name)
 		case err != nil:
 			return Record{}, err
 		case base.Commit == mine.Commit:
@@ -311,12 +313,15 @@ func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (R
 	return c.write(ctx, mine, sealed, base)
 }
 
-// write stores a sealed envelope over the base, which has no ETag for a name that
-// is not there.
+// write stores a sealed envelope over the base. The record of a farm is replaced by
+// that farm alone; a name that it deleted is free.
 func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte, base Record) (Record, error) {
 	cond := bucket.IfAbsent()
 	if base.ETag != "" {
 		cond = bucket.IfMatch(base.ETag)
+		if !base.Tombstone && base.Farm != mine.Farm {
+			return Record{}, fmt.Errorf("write %s %q: %w: it belongs to farm %q, and a member of farm %q wrote this", mine.Kind, mine.Name, content.ErrForbidden, base.Farm, mine.Farm)
+		}
 	}
 	var cause error
 	for range commitTries {
@@ -339,7 +344,7 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 		case errors.Is(err, content.ErrNotFound) && base.ETag != "":
 			return Record{}, fmt.Errorf("write %s %q: %w: the record that it replaces is gone", mine.Kind, mine.Name, content.ErrConflict)
 		case err != nil && !errors.Is(err, content.ErrNotFound):
-			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w", mine.Kind, mine.Name, errors.Join(bucket.ErrUnknown, err))
+			return Record{}, fmt.Errorf("write %s %q: the reply was lost, and it can't be read back: %w: %w", mine.Kind, mine.Name, bucket.ErrUnknown, err)
 		}
 	}
 	return Record{}, fmt.Errorf("write %s %q: %w", mine.Kind, mine.Name, cause)

@@ -1,74 +1,28 @@
 package catalog
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/dir"
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// lossy loses the reply of conditional writes: of each first try at least, the
-// write was applied and its writer is told that nobody knows.
-type lossy struct {
-	bucket.Bucket
-	applied bool // whether a lost write was applied
-	every   int64
-	puts    atomic.Int64
-	gets    atomic.Int64
-}
-
-func (l *lossy) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	lose := l.every > 0 && l.puts.Add(1)%l.every == 0
-	if lose && !l.applied {
-		return bucket.Info{}, bucket.ErrUnknown
-	}
-	info, err := l.Bucket.Put(ctx, key, body, cond)
-	if lose && err == nil {
-		return bucket.Info{}, bucket.ErrUnknown
-	}
-	return info, err
-}
-
-func (l *lossy) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
-	l.gets.Add(1)
-	return l.Bucket.Get(ctx, key, r)
-}
-
-type world struct {
-	store    *lossy
-	signer   trust.Signer
-	verifier *trust.Verifier
-}
-
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	b, err := dir.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "a", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &world{&lossy{Bucket: b}, trust.Signer{Key: key, Chain: chain}, trust.NewVerifier(mesh.Public())}
-}
-
-func (w *world) open(t *testing.T) *Catalog {
-	t.Helper()
-	c, err := New(Config{Bucket: w.store, Verifier: w.verifier, Signer: w.signer})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+// losing returns a store that loses the reply of each every-th write, of none with
+// 0; applied says whether such a write was carried out.
+func losing(t *testing.T, every int64, applied bool) *mem.Bucket {
+	var puts atomic.Int64
+	return mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+		if c.Op == mem.Put && every > 0 && puts.Add(1)%every == 0 {
+			return mem.Fault{Err: bucket.ErrUnknown, Applied: applied}
+		}
+		return mem.Fault{}
+	}})
 }
 
 func change(name, body string, base *Record) Change {
@@ -84,11 +38,10 @@ func TestOneCreatorWins(t *testing.T) {
 				continue // nothing ever arrives
 			}
 			t.Run(fmt.Sprintf("lost replies every %d, applied %v", every, applied), func(t *testing.T) {
-				w := newWorld(t)
-				w.store.applied, w.store.every = applied, every
+				m := newMesh(t, losing(t, every, applied))
 				for round := range 5 {
 					name := fmt.Sprintf("v%d", round)
-					won := creators(t, w, name, 8)
+					won := creators(t, m, name, 8)
 					if won != 1 {
 						t.Fatalf("%d creators of %s won", won, name)
 					}
@@ -98,12 +51,12 @@ func TestOneCreatorWins(t *testing.T) {
 	}
 }
 
-func creators(t *testing.T, w *world, name string, n int) (won int) {
+func creators(t *testing.T, m mesh, name string, n int) (won int) {
 	t.Helper()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for i := range n {
-		c := w.open(t)
+		c := m.open(t)
 		wg.Go(func() {
 			_, err := c.Commit(t.Context(), change(name, fmt.Sprint(i), nil))
 			mu.Lock()
@@ -124,9 +77,7 @@ func creators(t *testing.T, w *world, name string, n int) (won int) {
 // TestWriterIsNeverFencedByItself: a lone writer whose replies are all lost goes
 // on, and its versions rise by one.
 func TestWriterIsNeverFencedByItself(t *testing.T) {
-	w := newWorld(t)
-	w.store.applied, w.store.every = true, 1
-	c := w.open(t)
+	c := newMesh(t, losing(t, 1, true)).open(t)
 	var base *Record
 	for i := range 20 {
 		r, err := c.Commit(t.Context(), change("v", fmt.Sprint(i), base))
@@ -135,15 +86,14 @@ func TestWriterIsNeverFencedByItself(t *testing.T) {
 		}
 		base = &r
 	}
-	stale := Record{ETag: "\"old\"", Envelope: trust.Envelope{Kind: content.KindVolume, Name: "v", Version: 3}}
+	stale := Record{ETag: "\"old\"", Envelope: trust.Envelope{Kind: content.KindVolume, Name: "v", Farm: "a", Version: 3}}
 	if _, err := c.Commit(t.Context(), change("v", "x", &stale)); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("a write over an old version: %v, want ErrConflict", err)
 	}
 }
 
 func TestDeletedNameRisesOn(t *testing.T) {
-	w := newWorld(t)
-	c := w.open(t)
+	c := newMesh(t, mem.New(t, mem.Config{})).open(t)
 	r, err := c.Commit(t.Context(), change("v", "1", nil))
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +113,7 @@ func TestDeletedNameRisesOn(t *testing.T) {
 
 // TestTagsAndImagesShareNames: a tag can't take the name of an image.
 func TestTagsAndImagesShareNames(t *testing.T) {
-	c := newWorld(t).open(t)
+	c := newMesh(t, mem.New(t, mem.Config{})).open(t)
 	if _, err := c.Commit(t.Context(), Change{Kind: content.KindImage, Name: "x", Body: []byte("image")}); err != nil {
 		t.Fatal(err)
 	}
@@ -174,14 +124,15 @@ func TestTagsAndImagesShareNames(t *testing.T) {
 
 // TestListReadsWhatChanged: a list asks for the records that it has not seen.
 func TestListReadsWhatChanged(t *testing.T) {
-	w := newWorld(t)
-	c := w.open(t)
+	store := mem.New(t, mem.Config{})
+	m := newMesh(t, store)
+	c := m.open(t)
 	for i := range 30 {
 		if _, err := c.Commit(t.Context(), change(fmt.Sprintf("v%02d", i), "1", nil)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	other := w.open(t)
+	other := m.open(t)
 	count := func() (n int) {
 		for r, err := range other.List(t.Context(), content.KindVolume) {
 			if err != nil || r.Name != fmt.Sprintf("v%02d", n) {
@@ -201,45 +152,26 @@ func TestListReadsWhatChanged(t *testing.T) {
 	if _, err := c.Commit(t.Context(), change("v07", "2", &r)); err != nil {
 		t.Fatal(err)
 	}
-	before := w.store.gets.Load()
+	before := store.Count(mem.Get)
 	count()
-	if n := w.store.gets.Load() - before; n != 1 {
+	if n := store.Count(mem.Get) - before; n != 1 {
 		t.Errorf("a second list read %d records, want the changed one", n)
 	}
 }
 
 func TestForeignRecordsAndBuckets(t *testing.T) {
-	w, other := newWorld(t), newWorld(t)
-	if err := ClaimMesh(t.Context(), w.store, w.verifier.Mesh()); err != nil {
-		t.Fatal(err)
+	store := mem.New(t, mem.Config{})
+	m, other := newMesh(t, store), newMesh(t, store)
+	for range 2 { // claimed again, it is still its
+		if err := ClaimMesh(t.Context(), store, m.verifier.Mesh()); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := ClaimMesh(t.Context(), w.store, w.verifier.Mesh()); err != nil {
-		t.Errorf("claimed again: %v", err)
-	}
-	if err := ClaimMesh(t.Context(), w.store, other.verifier.Mesh()); !errors.Is(err, content.ErrConflict) {
+	if err := ClaimMesh(t.Context(), store, other.verifier.Mesh()); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("another mesh: %v, want ErrConflict", err)
 	}
-	if err := bucket.Probe(t.Context(), w.store); err != nil {
-		t.Errorf("probe: %v", err)
-	}
-	other.store = w.store
-	if _, err := other.open(t).Commit(t.Context(), change("v", "1", nil)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.open(t).Get(t.Context(), content.KindVolume, "v"); !errors.Is(err, content.ErrForbidden) {
+	commit(t, other.open(t), change("v", "1", nil))
+	if _, err := m.open(t).Get(t.Context(), content.KindVolume, "v"); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("a record of another mesh: %v, want ErrForbidden", err)
-	}
-}
-
-// careless ignores conditions, as some stores do.
-type careless struct{ bucket.Bucket }
-
-func (c careless) Put(ctx context.Context, key string, body bucket.Body, _ bucket.Condition) (bucket.Info, error) {
-	return c.Bucket.Put(ctx, key, body, bucket.Condition{})
-}
-
-func TestCarelessStoreIsRefused(t *testing.T) {
-	if err := bucket.Probe(t.Context(), careless{newWorld(t).store}); !errors.Is(err, content.ErrReadOnly) {
-		t.Errorf("probe: %v, want ErrReadOnly", err)
 	}
 }

@@ -217,6 +217,13 @@ func TestABucketRolledBackIsToldApart(t *testing.T) {
 	if err := store.Delete(t.Context(), "records/volume/v"); err != nil {
 		t.Fatal(err)
 	}
+	again, err := m.signer.Seal(trust.Envelope{Kind: content.KindVolume, Name: "v", Farm: "a", Version: 1, SignedAt: time.Now(), Commit: trust.NewCommit()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := writer.Submit(t.Context(), again, ""); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("submitted: version %d, %v, want ErrInvalid", r.Version, err)
+	}
 	if r := commit(t, writer, change("v", "3", nil)); r.Version != second.Version+1 {
 		t.Errorf("version %d after %d", r.Version, second.Version)
 	}
@@ -307,6 +314,39 @@ func TestSubmit(t *testing.T) {
 	}
 	if r, err := helper.Submit(t.Context(), seal("v", 2), first.ETag); err != nil || r.Version != 2 {
 		t.Errorf("version %d, %v", r.Version, err)
+	}
+}
+
+// TestAFarmsRecordIsItsOwn: a member of another farm neither replaces nor deletes
+// it, by whatever way.
+func TestAFarmsRecordIsItsOwn(t *testing.T) {
+	m := newMesh(t, mem.New(t, mem.Config{}))
+	key := trust.NewPrivateKey()
+	chain, err := m.signer.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleNode, Farm: "b"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, stranger := m.open(t), mesh{m.store, trust.Signer{Key: key, Chain: chain}, m.verifier}
+	first := commit(t, c, change("v", "1", nil))
+	for _, deleted := range []bool{false, true} {
+		ch := Change{Kind: content.KindVolume, Name: "v", Farm: "b", Base: &first, Delete: deleted}
+		if _, err := stranger.open(t).Commit(t.Context(), ch); !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("committed, deleted %t: %v, want ErrForbidden", deleted, err)
+		}
+		e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Farm: ch.Farm, Version: 2, SignedAt: time.Now(), Commit: trust.NewCommit(), Tombstone: deleted}
+		sealed, err := stranger.signer.Seal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, helper := range map[string]*Catalog{"who knows": c, "who does not": m.open(t)} {
+			if _, err := helper.Submit(t.Context(), sealed, first.ETag); !errors.Is(err, content.ErrForbidden) {
+				t.Errorf("submitted to one %s, deleted %t: %v, want ErrForbidden", name, deleted, err)
+			}
+		}
+	}
+	commit(t, c, Change{Kind: content.KindVolume, Name: "v", Farm: "a", Base: &first, Delete: true})
+	if r := commit(t, stranger.open(t), Change{Kind: content.KindVolume, Name: "v", Farm: "b"}); r.Version != 3 {
+		t.Errorf("version %d of a name that was deleted, want 3", r.Version)
 	}
 }
 
