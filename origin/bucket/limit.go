@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -17,15 +16,12 @@ type LimitConfig struct {
 	BytesPerSecond int64
 	// RequestsPerSecond of all kinds.
 	RequestsPerSecond float64
-	// InFlight bounds the gets whose bodies are open.
-	InFlight int
 }
 
 type limited struct {
 	inner    Bucket
 	requests *rate.Limiter
 	bytes    *rate.Limiter
-	slots    chan struct{} // one element for each open body; nil for no limit
 }
 
 // burstBytes lets a run and its neighbours through at once.
@@ -42,50 +38,26 @@ func Limit(b Bucket, cfg LimitConfig) Bucket {
 	if cfg.BytesPerSecond > 0 {
 		l.bytes = rate.NewLimiter(rate.Limit(cfg.BytesPerSecond), burstBytes)
 	}
-	if cfg.InFlight > 0 {
-		l.slots = make(chan struct{}, cfg.InFlight)
-	}
 	return l
 }
 
 // Get implements Bucket.
 func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) {
-	release, err := l.enter(ctx)
-	if err != nil {
+	if err := l.requests.Wait(ctx); err != nil {
 		return nil, fmt.Errorf("get %s: wait for a turn: %w", key, err)
 	}
 	o, err := l.inner.Get(ctx, key, r)
 	if err != nil {
-		release()
 		return nil, err
 	}
-	o.Body = &limitedBody{o.Body, ctx, l.bytes, release}
+	o.Body = &limitedBody{o.Body, ctx, l.bytes}
 	return o, nil
-}
-
-// enter waits for a slot and a request. Release may be called again.
-func (l limited) enter(ctx context.Context) (release func(), err error) {
-	release = func() {}
-	if l.slots != nil {
-		select {
-		case l.slots <- struct{}{}:
-			release = sync.OnceFunc(func() { <-l.slots })
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	if err := l.requests.Wait(ctx); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
 }
 
 type limitedBody struct {
 	io.ReadCloser
-	ctx     context.Context // of the Get that opened the body, which bounds its reads too
-	bytes   *rate.Limiter
-	release func()
+	ctx   context.Context // of the Get that opened the body, which bounds its reads too
+	bytes *rate.Limiter
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
@@ -96,11 +68,6 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
-}
-
-func (b *limitedBody) Close() error {
-	defer b.release()
-	return b.ReadCloser.Close()
 }
 
 // count takes a request from the budget without waiting for it.

@@ -166,14 +166,14 @@ func (b *resumed) reopen(cause error) error {
 	o, err := again(b.ctx, b.r, content.ErrUnavailable, func() (*Object, error) {
 		return b.r.inner.Get(b.ctx, b.info.Key, Range{b.off, b.end - b.off})
 	})
+	if err == nil && (o.ETag != b.info.ETag || o.Size != b.info.Size || !o.Modified.Equal(b.info.Modified)) {
+		err = errors.Join(fmt.Errorf("read %s: %w: it was replaced meanwhile", b.info.Key, content.ErrUnavailable), o.Body.Close())
+	}
 	if err != nil {
 		b.body = io.NopCloser(failing{err})
 		return err
 	}
 	b.body = o.Body
-	if o.ETag != b.info.ETag || o.Size != b.info.Size || !o.Modified.Equal(b.info.Modified) {
-		return fmt.Errorf("read %s: %w: it was replaced meanwhile", b.info.Key, content.ErrUnavailable)
-	}
 	return nil
 }
 
@@ -193,23 +193,32 @@ func (r *retrying) Put(ctx context.Context, key string, body Body, cond Conditio
 	return again(ctx, r, worth, func() (Info, error) { return r.inner.Put(ctx, key, body, cond) })
 }
 
-// List implements Bucket.
+// List implements Bucket. A try that brought something on is a success, behind which
+// the next begins: however long the list, only a store that stands still ends it.
 func (r *retrying) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		last := after
-		_, err := again(ctx, r, content.ErrUnavailable, func() (struct{}, error) {
+		last, ended := after, false
+		try := func() (struct{}, error) {
+			from := last
 			for info, err := range r.inner.List(ctx, prefix, last) {
+				if err != nil && last != from && errors.Is(err, content.ErrUnavailable) && r.budget.spend() {
+					return struct{}{}, nil
+				}
 				if err != nil {
 					return struct{}{}, err
 				}
 				if last = info.Key; !yield(info, nil) {
-					return struct{}{}, nil
+					break
 				}
 			}
+			ended = true
 			return struct{}{}, nil
-		})
-		if err != nil {
-			yield(Info{}, err)
+		}
+		for !ended {
+			if _, err := again(ctx, r, content.ErrUnavailable, try); err != nil {
+				yield(Info{}, err)
+				return
+			}
 		}
 	}
 }

@@ -36,6 +36,10 @@ import (
 )
 
 const (
+	// folderMode lets a web server of another user read what is there.
+	folderMode = 0o755
+	fileMode   = 0o644
+
 	tmpDir   = ".tmp"
 	lockName = ".lock"
 	// strayAge is for how long nobody has written to a file that is removed. Were
@@ -62,8 +66,8 @@ func Open(root string) (*Bucket, error) {
 		return nil, fmt.Errorf("origin folder %q: %w: want an absolute path", root, content.ErrInvalid)
 	}
 	b := &Bucket{root, make(chan struct{}, 1)}
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return nil, fmt.Errorf("origin folder: %w", b.classify(err))
+	if err := durable.MkdirAll(root, folderMode); err != nil {
+		return nil, fmt.Errorf("origin folder: %w", b.unwritten(err))
 	}
 	b.sweep()
 	return b, nil
@@ -83,22 +87,31 @@ func (b *Bucket) sweep() {
 	}
 }
 
-// classify says what a file system error means to a caller.
-func (b *Bucket) classify(err error) error {
+// unread says what a file system error means to a reader.
+func (b *Bucket) unread(err error) error {
 	cause := content.ErrUnavailable
 	switch {
-	case errors.Is(err, content.ErrReadOnly):
-		return err
 	case errors.Is(err, fs.ErrNotExist), isNotFolder(err):
 		if _, rerr := os.Stat(b.root); rerr == nil { // without its root nothing is known to be absent
 			cause = content.ErrNotFound
 		}
+	case errors.Is(err, fs.ErrPermission):
+		cause = content.ErrForbidden
+	}
+	return fmt.Errorf("%w: %w", cause, err)
+}
+
+// unwritten says what a file system error means to a writer.
+func (b *Bucket) unwritten(err error) error {
+	switch {
+	case errors.Is(err, content.ErrReadOnly):
+		return err
 	case errors.Is(err, fs.ErrPermission), isReadOnly(err):
 		return fmt.Errorf("%w: this user may not write there: %w", content.ErrReadOnly, err)
 	case isFull(err):
-		cause = content.ErrNoSpace
+		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 	}
-	return fmt.Errorf("%w: %w", cause, err)
+	return b.unread(err)
 }
 
 // path returns the file of a key; a key never leaves the folder.
@@ -116,11 +129,8 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
 	f, err := os.Open(b.path(key))
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrForbidden, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", key, b.classify(err))
+		return nil, fmt.Errorf("get %s: %w", key, b.unread(err))
 	}
 	fi, err := f.Stat()
 	if err != nil || fi.IsDir() {
@@ -164,17 +174,17 @@ type staged struct {
 // stage writes the body to a synced file in ".tmp".
 func (b *Bucket) stage(body bucket.Body) (staged, error) {
 	dir := filepath.Join(b.root, tmpDir)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return staged{}, b.classify(err)
+	if err := os.Mkdir(dir, folderMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return staged{}, b.unwritten(err)
 	}
 	f, err := os.CreateTemp(dir, "put-*")
 	if err != nil {
-		return staged{}, b.classify(err)
+		return staged{}, b.unwritten(err)
 	}
 	info, err := fill(f, body)
 	if err = errors.Join(err, f.Close()); err != nil {
 		os.Remove(f.Name())
-		return staged{}, b.classify(err)
+		return staged{}, b.unwritten(err)
 	}
 	return staged{f.Name(), info}, nil
 }
@@ -185,7 +195,7 @@ func fill(f *os.File, body bucket.Body) (fs.FileInfo, error) {
 		return nil, err
 	}
 	now := time.Now() // finer than the tick that the kernel would note
-	if err := errors.Join(f.Chmod(0o644), os.Chtimes(f.Name(), now, now), f.Sync()); err != nil {
+	if err := errors.Join(f.Chmod(fileMode), os.Chtimes(f.Name(), now, now), f.Sync()); err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
@@ -203,15 +213,15 @@ func (b *Bucket) locked(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	lock, err := os.OpenFile(filepath.Join(b.root, lockName), os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := os.OpenFile(filepath.Join(b.root, lockName), os.O_CREATE|os.O_RDWR, fileMode)
 	if err != nil {
-		return b.classify(err)
+		return b.unwritten(err)
 	}
 	defer lock.Close() // which unlocks; nothing was written
 	for wait := lockWaitMin; ; wait = min(2*wait, lockWaitMax) {
 		if mine, err := durable.TryLock(lock); err != nil || mine {
 			if err != nil {
-				return b.classify(err)
+				return b.unwritten(err)
 			}
 			return f()
 		}
@@ -234,7 +244,7 @@ func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 	case err != nil && isNotFolder(err):
 		return fmt.Errorf("%w: a part of the key is an object, and can't be a folder too", content.ErrInvalid)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return b.classify(err)
+		return b.unwritten(err)
 	case exists && current.IsDir():
 		return fmt.Errorf("%w: the key is the folder of other objects", content.ErrInvalid)
 	case cond.Absent() && exists:
@@ -245,8 +255,8 @@ func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 		return fmt.Errorf("%w: it has changed", bucket.ErrPrecondition)
 	}
 	// Crash: empty folders, which no list shows.
-	if err := b.makeDirs(filepath.Dir(name)); err != nil {
-		return b.classify(err)
+	if err := durable.MkdirAll(filepath.Dir(name), folderMode); err != nil {
+		return b.unwritten(err)
 	}
 	// Crash before or after: the old object, or the new one.
 	if cond.Absent() { // by link, which would fail on a file of somebody who does not lock
@@ -260,26 +270,12 @@ func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: the staged file was swept: %w", content.ErrUnavailable, err)
 	case err != nil:
-		return b.classify(err)
+		return b.unwritten(err)
 	}
 	if err := durable.SyncDir(filepath.Dir(name)); err != nil {
 		return fmt.Errorf("%w: %w", bucket.ErrUnknown, err)
 	}
 	return nil
-}
-
-// makeDirs makes dir and its parents, each synced into its own parent.
-func (b *Bucket) makeDirs(dir string) error {
-	if _, err := os.Stat(dir); err == nil || dir == b.root {
-		return err
-	}
-	if err := b.makeDirs(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return durable.SyncDir(filepath.Dir(dir))
 }
 
 // List implements bucket.Bucket. Folders are read as the consumer reaches them.
@@ -306,7 +302,7 @@ func (w walk) dir(folder string) bool {
 	}
 	entries, err := os.ReadDir(filepath.Join(w.b.root, filepath.FromSlash(folder)))
 	if err != nil {
-		if err = w.b.classify(err); errors.Is(err, content.ErrNotFound) {
+		if err = w.b.unread(err); errors.Is(err, content.ErrNotFound) {
 			return true
 		}
 		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
@@ -343,7 +339,7 @@ func (w walk) entry(e fs.DirEntry, key string) bool {
 		return true
 	}
 	if err != nil {
-		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", key, w.b.classify(err)))
+		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", key, w.b.unread(err)))
 		return false
 	}
 	return w.yield(describe(key, fi), nil)
@@ -357,7 +353,7 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	}
 	err := b.locked(ctx, func() error {
 		if err := durable.Remove(b.path(key)); err != nil {
-			return b.classify(err)
+			return b.unwritten(err)
 		}
 		return nil
 	})

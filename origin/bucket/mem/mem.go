@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -194,7 +193,7 @@ func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond buc
 	}
 	data := make([]byte, body.Size())
 	if n, err := body.ReadAt(data, 0); n < len(data) {
-		return bucket.Info{}, fmt.Errorf("put %s: %w", key, errors.Join(content.ErrUnavailable, err))
+		return bucket.Info{}, fmt.Errorf("put %s: %w: body: %w", key, content.ErrUnavailable, err)
 	}
 	sum := content.Sum(data)
 	o := object{data, `"` + hex.EncodeToString(sum[:16]) + `"`, b.cfg.Now()}

@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ const (
 
 // Put implements bucket.Bucket.
 func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	if err := firstError(bucket.CheckKey(key), ctx.Err()); err != nil {
+	if err := cmp.Or(bucket.CheckKey(key), ctx.Err()); err != nil {
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
 	if body.Size() > singleMax {

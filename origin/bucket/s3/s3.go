@@ -7,7 +7,9 @@
 package s3
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -100,7 +102,7 @@ func ask[T any](ctx context.Context, b *Bucket, op, key string, send func() (T, 
 // Get implements bucket.Bucket.
 func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
 	header, err := transport.Header(r)
-	if err = firstError(bucket.CheckKey(key), err); err != nil {
+	if err = cmp.Or(bucket.CheckKey(key), err); err != nil {
 		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
 	in := &s3.GetObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)}
@@ -111,24 +113,24 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if err != nil {
 		return nil, err
 	}
-	length := aws.ToInt64(out.ContentLength)
-	size := length
-	if header != "" {
-		if length, size, err = transport.Part(r, aws.ToString(out.ContentRange)); err != nil {
-			return nil, firstError(fmt.Errorf("get %s: %w", key, err), out.Body.Close())
-		}
+	length, size, err := extent(out, r)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("get %s: %w", key, err), out.Body.Close())
 	}
 	info := bucket.Info{Key: key, Size: size, ETag: aws.ToString(out.ETag), Modified: aws.ToTime(out.LastModified), Now: clock(out.ResultMetadata)}
 	return &bucket.Object{Info: info, Body: bucket.Exactly(out.Body, length)}, nil
 }
 
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
+// extent returns how many bytes of an answer are those that were asked for, and the
+// size of the whole object.
+func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err error) {
+	switch {
+	case r != bucket.Range{}:
+		return transport.Part(r, aws.ToString(out.ContentRange))
+	case out.ContentLength == nil:
+		return 0, 0, fmt.Errorf("the store does not say how long the object is: %w", content.ErrUnavailable)
 	}
-	return nil
+	return *out.ContentLength, *out.ContentLength, nil
 }
 
 // clock reads the store's clock off an answer.

@@ -48,6 +48,28 @@ func Remove(path string) error {
 	return SyncDir(filepath.Dir(path))
 }
 
+// MkdirAll makes the folder at path, with the parents that it lacks, for good.
+func MkdirAll(path string, perm fs.FileMode) error {
+	if isDir(path) {
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := MkdirAll(parent, perm); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, perm); err != nil && !isDir(path) { // by another, meanwhile
+		return err
+	}
+	return SyncDir(parent)
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 // SyncDir makes creations, renames and removals in dir durable. Windows has no
 // such call and orders its metadata by itself.
 func SyncDir(dir string) error {
