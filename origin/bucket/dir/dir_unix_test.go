@@ -5,6 +5,7 @@ package dir
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -25,7 +26,7 @@ func TestReadOnlyFoldersSaySo(t *testing.T) {
 		}
 		t.Cleanup(func() { os.Chmod(dir, 0o755) })
 	}
-	asNobody(t)
+	asNobody(t, root)
 	if err := bucket.Probe(t.Context(), b); !errors.Is(err, content.ErrReadOnly) {
 		t.Errorf("probe: %v, want ErrReadOnly", err)
 	}
@@ -46,7 +47,7 @@ func TestFoldersOfOthersAreForbidden(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Chmod(records, 0o755) })
-	asNobody(t)
+	asNobody(t, root)
 	if _, err := b.Get(t.Context(), "records/a", bucket.Range{}); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("get: %v, want ErrForbidden", err)
 	}
@@ -58,10 +59,13 @@ func TestFoldersOfOthersAreForbidden(t *testing.T) {
 }
 
 // asNobody goes on as a user who may only do what everybody may, until the test
-// ends: root may read and write anywhere.
-func asNobody(t *testing.T) {
+// ends: root may read and write anywhere. The way to root is open to that user.
+func asNobody(t *testing.T, root string) {
 	if os.Geteuid() != 0 {
 		return
+	}
+	if err := os.Chmod(filepath.Dir(root), 0o755); err != nil { // the test's own folder
+		t.Fatal(err)
 	}
 	if err := syscall.Setegid(65534); err != nil {
 		t.Fatal(err)
