@@ -158,13 +158,17 @@ func (v Volume) Encode(c *content.Codec) ([]byte, error) {
 		}
 		w.Head = head
 	}
-	if err := w.check(); err != nil {
+	if err := w.check(v.Head); err != nil {
 		return nil, fmt.Errorf("volume: %w: %w", content.ErrInvalid, err)
 	}
 	return c.Marshal(w)
 }
 
-func (w volumeWire) check() error {
+// check takes the head beside its encoded form, nil for none.
+func (w volumeWire) check(head *pack.Head) error {
+	if head != nil && head.Root.Size > w.Size {
+		return fmt.Errorf("size %d, and its root has %d bytes", w.Size, head.Root.Size)
+	}
 	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax || w.FoldedAt < 0 ||
 		w.State != Attached && w.State != Released || len(w.Durability) > durabilityMax {
 		return fmt.Errorf("magic %.20q, size %d, state %.20q, durability %.40q, folded %d", w.Magic, w.Size, w.State, w.Durability, w.FoldedAt)
@@ -178,9 +182,6 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Volume{}, fmt.Errorf("volume: %w", err)
 	}
-	if err := w.check(); err != nil {
-		return Volume{}, fmt.Errorf("volume: %w: %w", content.ErrCorrupt, err)
-	}
 	v := Volume{ID: w.ID, Size: w.Size, From: w.From, Durability: w.Durability, Epoch: w.Epoch, Holder: w.Holder, State: w.State, ReadOnly: w.ReadOnly}
 	if w.FoldedAt != 0 {
 		v.FoldedAt = time.UnixMilli(w.FoldedAt)
@@ -191,6 +192,9 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 			return Volume{}, fmt.Errorf("volume: %w", err)
 		}
 		v.Head = &head
+	}
+	if err := w.check(v.Head); err != nil {
+		return Volume{}, fmt.Errorf("volume: %w: %w", content.ErrCorrupt, err)
 	}
 	return v, nil
 }

@@ -156,6 +156,7 @@ func TestBadBodies(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(*Volume){
 		"no size":        func(v *Volume) { v.Size = 0 },
+		"a larger root":  func(v *Volume) { v.Size = v.Head.Root.Size - content.SectorSize },
 		"too large":      func(v *Volume) { v.Size = content.SizeMax + 1 },
 		"a state unsaid": func(v *Volume) { v.State = "" },
 		"a long policy":  func(v *Volume) { v.Durability = strings.Repeat("x", 100) },

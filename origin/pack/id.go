@@ -92,6 +92,9 @@ func (id ID) Scope() content.Scope {
 	return scope
 }
 
+// age returns the part of a valid id that is the greater the later it was begun.
+func (id ID) age() string { return string(id[len(id)-idTailSize:]) }
+
 // hourPrefix returns the key prefix that id shares with the packs of its scope
 // and hour.
 func (id ID) hourPrefix() string {

@@ -283,9 +283,7 @@ func (l *indexLoader) readDirectories(ctx context.Context) error {
 			ids = append(ids, id)
 		}
 	}
-	slices.SortFunc(ids, func(a, b ID) int {
-		return strings.Compare(string(b[len(b)-idTailSize:]), string(a[len(a)-idTailSize:]))
-	})
+	slices.SortFunc(ids, func(a, b ID) int { return cmp.Compare(b.age(), a.age()) })
 	if len(ids) > directoriesMax {
 		l.cfg.Log.Warn("older packs without an index object passed over", "packs", len(ids)-directoriesMax)
 		ids = ids[:directoriesMax]
@@ -329,9 +327,7 @@ func (l *indexLoader) index() *Index {
 			total += len(p.entries) / entrySizeDirectory
 		}
 	}
-	slices.SortFunc(x.packs, func(a, b ID) int {
-		return cmp.Or(strings.Compare(string(a[len(a)-idTailSize:]), string(b[len(b)-idTailSize:])), strings.Compare(string(a), string(b)))
-	})
+	slices.SortFunc(x.packs, func(a, b ID) int { return cmp.Or(cmp.Compare(a.age(), b.age()), cmp.Compare(a, b)) })
 	x.entries = make([]indexEntry, 0, total)
 	for n, id := range x.packs {
 		for b := l.packs[id].entries; len(b) > 0; b = b[entrySizeDirectory:] {

@@ -3,13 +3,13 @@ package pack
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/zeebo/blake3"
@@ -57,7 +57,7 @@ type packEntries struct {
 
 // writeIndexTo writes an index object. Packs and sources are sorted by it.
 func writeIndexTo(w io.Writer, packs []packEntries, sources []string) error {
-	slices.SortFunc(packs, func(a, b packEntries) int { return strings.Compare(string(a.id), string(b.id)) })
+	slices.SortFunc(packs, func(a, b packEntries) int { return cmp.Compare(a.id, b.id) })
 	slices.Sort(sources)
 	hash := blake3.New()
 	out := bufio.NewWriter(io.MultiWriter(w, hash))

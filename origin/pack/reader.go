@@ -101,7 +101,7 @@ func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, 
 		err = fmt.Errorf("%w: more than %d bytes", content.ErrCorrupt, limit)
 	}
 	if err != nil && !errors.Is(err, content.ErrCorrupt) {
-		err = errors.Join(content.ErrUnavailable, err)
+		err = fmt.Errorf("%w: %w", content.ErrUnavailable, err)
 	}
 	if err != nil {
 		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)

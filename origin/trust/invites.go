@@ -59,7 +59,7 @@ const (
 
 // OpenInvites opens the ledger in dir, which is made if absent.
 func OpenInvites(dir string) (*Invites, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("invites: %w", err)
 	}
 	return &Invites{dir: dir}, nil
