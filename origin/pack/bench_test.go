@@ -22,7 +22,7 @@ func BenchmarkBuilder(b *testing.B) {
 	for i := range uint64(chunks) {
 		im.chunks[i] = chunkOf(i, content.ChunkSizeDefault)
 	}
-	cfg := config(void{newMemory()}, im)
+	cfg := config(void{newMemory(b)}, im)
 	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, SizeTarget
 	b.SetBytes(im.size)
 	b.ReportAllocs()
@@ -37,7 +37,7 @@ func BenchmarkReadFrames(b *testing.B) {
 	for i := range uint64(16) {
 		im.chunks[i] = chunkOf(i, content.ChunkSizeDefault)
 	}
-	to := newMemory()
+	to := newMemory(b)
 	cfg := config(to, im)
 	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, SizeTarget
 	h, _ := build(b, cfg, im)
@@ -63,7 +63,7 @@ func BenchmarkReadFrames(b *testing.B) {
 
 func BenchmarkIndexLocate(b *testing.B) {
 	im := newImage(20000, 1, 0)
-	to := newMemory()
+	to := newMemory(b)
 	build(b, config(to, im), im)
 	x := loadIndex(b, to, "")
 	ids := make([]content.CID, 0, len(x.entries))

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -31,11 +32,11 @@ func TestImagesComeBack(t *testing.T) {
 		"a short last chunk":     odd,
 	} {
 		t.Run(name, func(t *testing.T) {
-			to := newMemory()
+			to := newMemory(t)
 			h, s := build(t, config(to, im), im)
 			check(t, to, h, im)
-			if s.Chunks != uint64(len(im.chunks)) || s.Packs != len(to.keys("packs/")) {
-				t.Fatalf("stats %+v for %d chunks and %d packs", s, len(im.chunks), len(to.keys("packs/")))
+			if s.Chunks != uint64(len(im.chunks)) || s.Packs != len(to.Keys("packs/")) {
+				t.Fatalf("stats %+v for %d chunks and %d packs", s, len(im.chunks), len(to.Keys("packs/")))
 			}
 			c := content.NewCodec()
 			b, err := h.Encode(c)
@@ -48,10 +49,10 @@ func TestImagesComeBack(t *testing.T) {
 			// Whatever is known needs no upload, down to the manifest.
 			cfg := config(to, im)
 			cfg.Known, cfg.Random = loadIndex(t, to, ""), neverRead{}
-			puts := to.puts
+			to.forget()
 			again, s := build(t, cfg, im)
-			if again != h || to.puts != puts || s.NewChunks != 0 {
-				t.Fatalf("imported again: %d uploads, %+v", to.puts-puts, s)
+			if again != h || to.asked(mem.Put) != 0 || s.NewChunks != 0 {
+				t.Fatalf("imported again: %d uploads, %+v", to.asked(mem.Put), s)
 			}
 		})
 	}
@@ -67,7 +68,7 @@ func TestRepeatedContentIsStoredOnce(t *testing.T) {
 	for i := range im.chunks {
 		im.chunks[i] = chunkOf(i%5, testChunk)
 	}
-	to := newMemory()
+	to := newMemory(t)
 	h, s := build(t, config(to, im), im)
 	if s.NewChunks != 5 {
 		t.Fatalf("%d chunks stored, want 5", s.NewChunks)
@@ -80,10 +81,10 @@ func TestRepeatedContentIsStoredOnce(t *testing.T) {
 
 func TestAColdReaderNeedsThreeReads(t *testing.T) {
 	im := newImage(content.MapFanout*2, 3, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
 	r := NewReader(to)
-	to.gets = 0
+	to.forget()
 	top, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
 	if err != nil {
 		t.Fatal(err)
@@ -100,14 +101,14 @@ func TestAColdReaderNeedsThreeReads(t *testing.T) {
 	if _, err := r.ReadFrames(t.Context(), []Extent{{leaf.Node.Entry(2), at}}); err != nil {
 		t.Fatal(err)
 	}
-	if to.gets != 3 {
-		t.Fatalf("%d reads, want 3", to.gets)
+	if to.asked(mem.Get) != 3 {
+		t.Fatalf("%d reads, want 3", to.asked(mem.Get))
 	}
 }
 
 func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
 	im := newImage(content.MapFanout*3, 7, 0)
-	to := newMemory()
+	to := newMemory(t)
 	cfg := config(to, im)
 	cfg.PackSize = SizeTarget
 	h, s := build(t, cfg, im)
@@ -138,13 +139,13 @@ func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
 
 func TestPacksStayWithinTheirSize(t *testing.T) {
 	im := newImage(5000, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, s := build(t, config(to, im), im)
 	if s.Packs < 30 {
 		t.Fatalf("only %d packs", s.Packs)
 	}
-	for _, key := range to.keys("packs/") {
-		if n := len(to.objects[key]); n > 256<<10*3/2 {
+	for _, key := range to.Keys("packs/") {
+		if n := len(to.object(t, key)); n > 256<<10*3/2 {
 			t.Fatalf("%s has %d bytes", key, n)
 		}
 	}
@@ -153,7 +154,7 @@ func TestPacksStayWithinTheirSize(t *testing.T) {
 
 func TestAddRefuses(t *testing.T) {
 	im := image{4*testChunk + 512, nil}
-	b, err := NewBuilder(t.Context(), config(newMemory(), im))
+	b, err := NewBuilder(t.Context(), config(newMemory(t), im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +187,7 @@ func TestConfigsThatContradictThemselves(t *testing.T) {
 		"many ancestors":  func(c *BuilderConfig) { c.Lineage = make([]content.CID, content.LineageMax+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := config(newMemory(), im)
+			cfg := config(newMemory(t), im)
 			change(&cfg)
 			_, err := NewBuilder(t.Context(), cfg)
 			wantErr(t, err, content.ErrInvalid)
@@ -200,7 +201,7 @@ func TestScopesAreKeptApart(t *testing.T) {
 	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b")}
 	for _, inner := range scopes {
 		for _, outer := range scopes {
-			to := newMemory()
+			to := newMemory(t)
 			cfg := config(to, im)
 			cfg.Scope = outer
 			build(t, cfg, im)
@@ -220,7 +221,7 @@ func TestEveryChunkIsHandedOn(t *testing.T) {
 	im := newImage(500, 2, 0)
 	var mu sync.Mutex
 	got := make(map[content.CID]bool)
-	cfg := config(newMemory(), im)
+	cfg := config(newMemory(t), im)
 	cfg.OnChunk = func(v content.Verified) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -241,7 +242,7 @@ func TestEveryChunkIsHandedOn(t *testing.T) {
 
 func TestABuilderEndsWithItsContext(t *testing.T) {
 	im := newImage(4000, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	b, err := NewBuilder(ctx, config(to, im))
 	if err != nil {
@@ -259,7 +260,7 @@ func TestABuilderEndsWithItsContext(t *testing.T) {
 
 func TestFinishEndsWithItsContext(t *testing.T) {
 	im := newImage(40, 1, 0)
-	b, err := NewBuilder(t.Context(), config(newMemory(), im))
+	b, err := NewBuilder(t.Context(), config(newMemory(t), im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,12 +275,12 @@ func TestFinishEndsWithItsContext(t *testing.T) {
 
 func TestAFoldWritesNoIndex(t *testing.T) {
 	im := newImage(400, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	cfg := config(to, im)
 	cfg.Fold, cfg.PackSize = true, SizeTarget
 	build(t, cfg, im)
-	if to.puts != 1 || len(to.keys("index/")) != 0 {
-		t.Fatalf("%d uploads, index %v", to.puts, to.keys("index/"))
+	if to.asked(mem.Put) != 1 || len(to.Keys("index/")) != 0 {
+		t.Fatalf("%d uploads, index %v", to.asked(mem.Put), to.Keys("index/"))
 	}
 }
 
@@ -288,24 +289,24 @@ var errKilled = errors.New("killed")
 // Killed at any upload and run again, an import sends only what is missing.
 func TestKilledAndRunAgain(t *testing.T) {
 	im := newImage(800, 1, 0)
-	whole := newMemory()
+	whole := newMemory(t)
 	want, _ := build(t, config(whole, im), im)
-	for n := range whole.puts {
+	for n := range whole.asked(mem.Put) {
 		for _, applied := range []bool{false, true} {
-			to := newMemory()
-			to.put = func(i int, _ string) (bool, error) {
+			to := newMemory(t)
+			to.fault = func(i int, _ string) mem.Fault {
 				if i < n {
-					return true, nil
+					return mem.Fault{}
 				}
-				return applied && i == n, errKilled
+				return mem.Fault{Err: errKilled, Applied: applied && i == n}
 			}
 			_, _, err := tryBuild(t.Context(), config(to, im), im)
-			if err == nil && n < whole.puts-1 { // the last one is the index object
+			if err == nil && n < whole.asked(mem.Put)-1 { // the last one is the index object
 				t.Fatal("a failed upload went unnoticed")
 			}
-			to.put = nil
+			to.fault = nil
 			there := make(map[content.CID]bool)
-			for _, key := range to.keys("packs/") {
+			for _, key := range to.Keys("packs/") {
 				id, err := parseKey(key)
 				if err != nil {
 					t.Fatal(err)
@@ -342,26 +343,23 @@ func TestKilledAndRunAgain(t *testing.T) {
 // A lost reply, or an upload that fails and may be tried again, is no failure.
 func TestLostRepliesAreSettled(t *testing.T) {
 	im := newImage(300, 1, 0)
-	whole := newMemory()
+	whole := newMemory(t)
 	want, wantStats := build(t, config(whole, im), im)
-	for name, fault := range map[string]struct {
-		applied bool
-		err     error
-	}{
-		"not applied, outcome unknown": {false, bucket.ErrUnknown},
-		"applied, outcome unknown":     {true, bucket.ErrUnknown},
-		"applied, taken for taken":     {true, bucket.ErrPrecondition},
-		"not applied, unavailable":     {false, content.ErrUnavailable},
+	for name, fault := range map[string]mem.Fault{
+		"not applied, outcome unknown": {Err: bucket.ErrUnknown},
+		"applied, outcome unknown":     {Err: bucket.ErrUnknown, Applied: true},
+		"applied, taken for taken":     {Err: bucket.ErrPrecondition, Applied: true},
+		"not applied, unavailable":     {Err: content.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			to := newMemory()
+			to := newMemory(t)
 			failed := make(map[string]bool)
-			to.put = func(_ int, key string) (bool, error) {
+			to.fault = func(_ int, key string) mem.Fault {
 				if failed[key] || strings.HasPrefix(key, "index/") {
-					return true, nil
+					return mem.Fault{}
 				}
 				failed[key] = true
-				return fault.applied, fault.err
+				return fault
 			}
 			h, s := build(t, config(to, im), im)
 			check(t, to, h, im)
@@ -374,21 +372,23 @@ func TestLostRepliesAreSettled(t *testing.T) {
 
 func TestANameTakenByAnotherObject(t *testing.T) {
 	im := newImage(10, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
-	to.change(h.Node.Pack.Key(), func(b []byte) []byte { return b[:len(b)-1] })
+	key := h.Node.Pack.Key()
+	whole := to.object(t, key)
+	to.set(t, key, whole[:len(whole)-1])
 	_, _, err := tryBuild(t.Context(), config(to, im), im)
 	wantErr(t, err, content.ErrExists)
 }
 
 func TestAFailedIndexObjectIsNoFailure(t *testing.T) {
 	im := newImage(300, 1, 0)
-	to := newMemory()
-	to.put = func(_ int, key string) (bool, error) {
+	to := newMemory(t)
+	to.fault = func(_ int, key string) mem.Fault {
 		if strings.HasPrefix(key, "index/") {
-			return false, errKilled
+			return mem.Fault{Err: errKilled}
 		}
-		return true, nil
+		return mem.Fault{}
 	}
 	h, _ := build(t, config(to, im), im)
 	check(t, to, h, im)

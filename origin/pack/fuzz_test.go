@@ -86,8 +86,8 @@ func FuzzManifest(f *testing.F) {
 func FuzzPack(f *testing.F) {
 	golden.Seeds(f, "raw.pack", "stub.pack", "image.pack")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		from := newMemory()
-		from.objects[goldenMesh.Key()] = b
+		from := newMemory(t)
+		from.set(t, goldenMesh.Key(), b)
 		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
 			refused(t, err)
 			return

@@ -121,8 +121,8 @@ func TestGoldenPack(t *testing.T) {
 		"stub.pack": newWriter(goldenMesh, nil).seal(goldenPublic),
 	} {
 		golden.Check(t, name, s.bytes)
-		from := newMemory()
-		from.objects[goldenMesh.Key()] = s.bytes
+		from := newMemory(t)
+		from.set(t, goldenMesh.Key(), s.bytes)
 		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
 			t.Fatal(err)
 		}
@@ -137,14 +137,14 @@ func TestAnOldImageIsRead(t *testing.T) {
 	im := newImage(2*content.MapFanout, 200, 0)
 	c := content.NewCodec()
 	if golden.Rewrite() {
-		to := newMemory()
+		to := newMemory(t)
 		h, _ := build(t, config(to, im), im)
 		head, err := h.Encode(c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		golden.Check(t, "image.head", head)
-		golden.Check(t, "image.pack", to.objects[h.Node.Pack.Key()])
+		golden.Check(t, "image.pack", to.object(t, h.Node.Pack.Key()))
 	}
 	head, err := os.ReadFile(filepath.Join("testdata", "image.head"))
 	if err != nil {
@@ -154,10 +154,12 @@ func TestAnOldImageIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := newMemory()
-	if from.objects[h.Node.Pack.Key()], err = os.ReadFile(filepath.Join("testdata", "image.pack")); err != nil {
+	packed, err := os.ReadFile(filepath.Join("testdata", "image.pack"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	from := newMemory(t)
+	from.set(t, h.Node.Pack.Key(), packed)
 	check(t, from, h, im)
 }
 

@@ -5,13 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
-	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,111 +15,66 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// memory is a bucket in memory whose Put can be made to fail.
+// memory is a bucket in memory whose objects may be put in place of others.
 type memory struct {
-	mu      sync.Mutex // guards what follows
-	objects map[string][]byte
-	gets    int
-	puts    int
-	lists   int
-	// put is asked before each Put: whether it is applied, and what it returns.
-	put func(n int, key string) (applied bool, err error)
+	*mem.Bucket
+	before map[mem.Op]int // calls until forget
+
+	mu    sync.Mutex // guards what follows
+	puts  int
+	fault func(put int, key string) mem.Fault // of each Put, counted from 0; nil for none
 }
 
-func newMemory() *memory { return &memory{objects: make(map[string][]byte)} }
-
-func (m *memory) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.gets++
-	b, ok := m.objects[key]
-	if !ok {
-		return nil, fmt.Errorf("get %s: %w", key, content.ErrNotFound)
-	}
-	size, off := int64(len(b)), r.Offset
-	if off < 0 {
-		off = max(0, size+off)
-	}
-	if off > 0 && off >= size {
-		return nil, fmt.Errorf("get %s: %w: range outside", key, content.ErrInvalid)
-	}
-	end := size
-	if r.Length > 0 {
-		end = min(size, off+r.Length)
-	}
-	return &bucket.Object{Info: bucket.Info{Key: key, Size: size}, Body: io.NopCloser(bytes.NewReader(bytes.Clone(b[off:end])))}, ctx.Err()
-}
-
-func (m *memory) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	if err := ctx.Err(); err != nil {
-		return bucket.Info{}, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	applied, fault := true, error(nil)
-	if m.put != nil {
-		applied, fault = m.put(m.puts, key)
-	}
-	m.puts++
-	if !applied {
-		return bucket.Info{}, fault
-	}
-	if _, taken := m.objects[key]; taken && cond.Absent() {
-		return bucket.Info{}, fmt.Errorf("put %s: %w", key, bucket.ErrPrecondition)
-	}
-	b := make([]byte, body.Size())
-	if _, err := body.ReadAt(b, 0); err != nil && err != io.EOF {
-		return bucket.Info{}, err
-	}
-	m.objects[key] = b
-	return bucket.Info{Key: key, Size: int64(len(b))}, fault
-}
-
-func (m *memory) List(_ context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.lists++
-	var out []bucket.Info
-	for _, key := range slices.Sorted(maps.Keys(m.objects)) {
-		if strings.HasPrefix(key, prefix) && key > after {
-			out = append(out, bucket.Info{Key: key, Size: int64(len(m.objects[key]))})
+func newMemory(t testing.TB) *memory {
+	m := &memory{before: make(map[mem.Op]int)}
+	m.Bucket = mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if c.Op != mem.Put || m.fault == nil {
+			return mem.Fault{}
 		}
-	}
-	return func(yield func(bucket.Info, error) bool) {
-		for _, info := range out {
-			if !yield(info, nil) {
-				return
-			}
-		}
+		m.puts++
+		return m.fault(m.puts-1, c.Key)
+	}})
+	return m
+}
+
+// forget begins to count anew.
+func (m *memory) forget() {
+	for _, op := range []mem.Op{mem.Get, mem.Put, mem.List} {
+		m.before[op] = m.Count(op)
 	}
 }
 
-func (m *memory) Delete(_ context.Context, key string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.objects, key)
-	return nil
-}
+// asked returns how many calls of op were made since forget.
+func (m *memory) asked(op mem.Op) int { return m.Count(op) - m.before[op] }
 
-// keys returns the keys with that prefix.
-func (m *memory) keys(prefix string) []string {
-	var out []string
-	for info := range m.List(context.Background(), prefix, "") {
-		out = append(out, info.Key)
+// object returns the bytes of an object.
+func (m *memory) object(t testing.TB, key string) []byte {
+	t.Helper()
+	b, _, err := bucket.ReadAll(t.Context(), m, key, SizeMax)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out
+	return b
 }
 
-// change alters a stored object.
-func (m *memory) change(key string, f func([]byte) []byte) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.objects[key] = f(bytes.Clone(m.objects[key]))
+// set puts an object in place of what was there.
+func (m *memory) set(t testing.TB, key string, b []byte) {
+	t.Helper()
+	err := m.Delete(t.Context(), key)
+	if err == nil {
+		_, err = m.Put(t.Context(), key, bucket.Bytes(b), bucket.IfAbsent())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 const testChunk = content.ChunkSizeMin

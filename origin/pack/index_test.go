@@ -7,6 +7,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -40,43 +41,43 @@ func cacheFile(t *testing.T, dir string) string {
 
 func TestTheIndexIsReadOnce(t *testing.T) {
 	im, dir := newImage(1000, 1, 0), t.TempDir()
-	to := newMemory()
+	to := newMemory(t)
 	build(t, config(to, im), im)
-	to.gets = 0
+	to.forget()
 	complete(t, loadIndex(t, to, dir), to, im)
-	if want := 1 + len(im.chunks); to.gets != want {
-		t.Fatalf("%d reads, want %d: one of the index object, one a chunk", to.gets, want)
+	if want := 1 + len(im.chunks); to.asked(mem.Get) != want {
+		t.Fatalf("%d reads, want %d: one of the index object, one a chunk", to.asked(mem.Get), want)
 	}
-	to.gets = 0
+	to.forget()
 	x := loadIndex(t, to, dir)
-	if to.gets != 0 {
-		t.Fatalf("%d reads with a cache", to.gets)
+	if to.asked(mem.Get) != 0 {
+		t.Fatalf("%d reads with a cache", to.asked(mem.Get))
 	}
 	complete(t, x, to, im)
 }
 
 func TestAnIndexWithoutIndexObjects(t *testing.T) {
 	im, dir := newImage(1000, 1, 0), t.TempDir()
-	to := newMemory()
+	to := newMemory(t)
 	cfg := config(to, im)
 	cfg.Fold = true
 	_, s := build(t, cfg, im)
-	to.gets = 0
+	to.forget()
 	x := loadIndex(t, to, dir)
-	if to.gets != s.Packs {
-		t.Fatalf("%d reads for %d packs", to.gets, s.Packs)
+	if to.asked(mem.Get) != s.Packs {
+		t.Fatalf("%d reads for %d packs", to.asked(mem.Get), s.Packs)
 	}
 	complete(t, x, to, im)
-	to.gets = 0
+	to.forget()
 	complete(t, loadIndex(t, to, dir), to, im)
-	if to.gets != len(im.chunks) {
-		t.Fatalf("%d reads with a cache", to.gets-len(im.chunks))
+	if to.asked(mem.Get) != len(im.chunks) {
+		t.Fatalf("%d reads with a cache", to.asked(mem.Get)-len(im.chunks))
 	}
 }
 
 func TestADamagedCacheIsReadAnew(t *testing.T) {
 	im, dir := newImage(200, 1, 0), t.TempDir()
-	to := newMemory()
+	to := newMemory(t)
 	build(t, config(to, im), im)
 	loadIndex(t, to, dir)
 	path := cacheFile(t, dir)
@@ -104,7 +105,7 @@ func TestADamagedCacheIsReadAnew(t *testing.T) {
 
 func TestTheIndexFollowsTheBucket(t *testing.T) {
 	im, dir := newImage(500, 1, 0), t.TempDir()
-	to := newMemory()
+	to := newMemory(t)
 	build(t, config(to, im), im)
 	complete(t, loadIndex(t, to, dir), to, im)
 
@@ -117,14 +118,14 @@ func TestTheIndexFollowsTheBucket(t *testing.T) {
 	complete(t, x, to, more)
 
 	// Packs that are gone, and one that was rewritten into a stub.
-	keys := to.keys("packs/")
+	keys := to.Keys("packs/")
 	for i, key := range keys[1:] {
 		if i == 3 {
 			id, err := parseKey(keys[0])
 			if err != nil {
 				t.Fatal(err)
 			}
-			to.objects[key] = newWriter(id, nil).seal(id).bytes
+			to.set(t, key, newWriter(id, nil).seal(id).bytes)
 			continue
 		}
 		if err := to.Delete(t.Context(), key); err != nil {
@@ -146,15 +147,15 @@ func TestTheIndexFollowsTheBucket(t *testing.T) {
 
 func TestDamagedObjectsAreNotIndexed(t *testing.T) {
 	im := newImage(500, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	_, s := build(t, config(to, im), im)
-	flip := func(b []byte) []byte { b[len(b)-40] ^= 1; return b }
-	to.change(to.keys("index/")[0], flip)
-	to.objects["index/mesh/README"] = []byte("hello")
-	to.objects["packs/mesh/README"] = []byte("hello")
+	flip := func(b []byte) { b[len(b)-40] ^= 1 }
+	to.Corrupt(to.Keys("index/")[0], flip)
+	to.set(t, "index/mesh/README", []byte("hello"))
+	to.set(t, "packs/mesh/README", []byte("hello"))
 	complete(t, loadIndex(t, to, ""), to, im)
-	for _, key := range to.keys("packs/")[:s.Packs] {
-		to.change(key, flip)
+	for _, key := range to.Keys("packs/")[:s.Packs] {
+		to.Corrupt(key, flip)
 	}
 	if x := loadIndex(t, to, ""); x.Len() != 0 {
 		t.Fatalf("%d objects of damaged packs", x.Len())
@@ -168,6 +169,6 @@ func TestAnIndexEntryIsSmall(t *testing.T) {
 }
 
 func TestLoadIndexRefuses(t *testing.T) {
-	_, err := LoadIndex(t.Context(), IndexConfig{Bucket: newMemory()})
+	_, err := LoadIndex(t.Context(), IndexConfig{Bucket: newMemory(t)})
 	wantErr(t, err, content.ErrInvalid)
 }

@@ -25,7 +25,7 @@ func disk(t *rapid.T, label string) image {
 // is built alone, and nothing that is known is stored again.
 func TestPropertyBuildersShareABucket(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		to := newMemory()
+		to := newMemory(t)
 		stored := make(map[content.CID]bool)
 		for _, name := range []string{"first", "second", "third"} {
 			im := disk(rt, name)
@@ -45,7 +45,7 @@ func TestPropertyBuildersShareABucket(t *testing.T) {
 			if int(s.NewChunks) != fresh {
 				rt.Fatalf("%d chunks stored, %d are new", s.NewChunks, fresh)
 			}
-			alone := newMemory()
+			alone := newMemory(t)
 			if want, _ := build(t, config(alone, im), im); want.Root != h.Root {
 				rt.Fatalf("root %+v, alone %+v", h.Root, want.Root)
 			}

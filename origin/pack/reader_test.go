@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -29,10 +30,10 @@ func chunkFrames(t *testing.T, from *memory, h Head) []Extent {
 func onePack(t *testing.T) (*memory, Head, image) {
 	t.Helper()
 	im := newImage(40, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
-	if len(to.keys("packs/")) != 1 {
-		t.Fatalf("packs %v", to.keys("packs/"))
+	if len(to.Keys("packs/")) != 1 {
+		t.Fatalf("packs %v", to.Keys("packs/"))
 	}
 	return to, h, im
 }
@@ -41,10 +42,10 @@ func TestFramesOfARunAreReadAtOnce(t *testing.T) {
 	to, h, im := onePack(t)
 	frames := chunkFrames(t, to, h)
 	asked := []Extent{frames[7], frames[2], frames[30], frames[2]}
-	to.gets = 0
+	to.forget()
 	got, err := NewReader(to).ReadFrames(t.Context(), asked)
-	if err != nil || to.gets != 1 {
-		t.Fatalf("%d reads, error %v", to.gets, err)
+	if err != nil || to.asked(mem.Get) != 1 {
+		t.Fatalf("%d reads, error %v", to.asked(mem.Get), err)
 	}
 	for i, chunk := range []uint64{7, 2, 30, 2} {
 		if !bytes.Equal(got[i].Bytes(), im.chunks[chunk]) {
@@ -60,7 +61,7 @@ func TestAFlippedByteIsNamed(t *testing.T) {
 	to, h, im := onePack(t)
 	frames := chunkFrames(t, to, h)
 	bad := frames[3]
-	to.change(bad.Pack.Key(), func(b []byte) []byte { b[bad.Offset+bad.Length/2] ^= 1; return b })
+	to.Corrupt(bad.Pack.Key(), func(b []byte) { b[bad.Offset+bad.Length/2] ^= 1 })
 	got, err := NewReader(to).ReadFrames(t.Context(), frames[:6])
 	wantErr(t, err, content.ErrCorrupt)
 	if !strings.Contains(err.Error(), bad.String()) {
@@ -84,15 +85,15 @@ func TestAFlippedByteIsNamed(t *testing.T) {
 // which change nothing.
 func TestEachFlippedByteIsFound(t *testing.T) {
 	im := newImage(3, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
 	key := h.Node.Pack.Key()
-	whole := to.objects[key]
+	whole := to.object(t, key)
 	r := NewReader(to)
 	for i := range whole {
 		b := bytes.Clone(whole)
 		b[i] ^= 0x40
-		to.objects[key] = b
+		to.set(t, key, b)
 		if err := r.VerifyPack(t.Context(), h.Node.Pack); err == nil {
 			check(t, to, h, im)
 		} else {
@@ -100,7 +101,7 @@ func TestEachFlippedByteIsFound(t *testing.T) {
 		}
 	}
 	for n := 0; n < len(whole); n += 7 {
-		to.objects[key] = whole[:n]
+		to.set(t, key, whole[:n])
 		wantErr(t, r.VerifyPack(t.Context(), h.Node.Pack), content.ErrCorrupt)
 	}
 }
@@ -113,7 +114,7 @@ func TestHintsThatPointNowhere(t *testing.T) {
 		want   error
 	}{
 		"beyond the end":        {func(e *Extent) { e.Offset = 1 << 30 }, content.ErrCorrupt},
-		"across the end":        {func(e *Extent) { e.Offset = uint32(len(to.objects[e.Pack.Key()])) - 10 }, content.ErrCorrupt},
+		"across the end":        {func(e *Extent) { e.Offset = uint32(len(to.object(t, e.Pack.Key()))) - 10 }, content.ErrCorrupt},
 		"another frame":         {func(e *Extent) { e.Offset += 7 }, content.ErrCorrupt},
 		"another raw length":    {func(e *Extent) { e.Raw++ }, content.ErrCorrupt},
 		"another CID":           {func(e *Extent) { e.CID[0] ^= 1 }, content.ErrCorrupt},
@@ -155,9 +156,9 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	for _, i := range []uint64{4, 5} {
 		w.add(RoleChunk, old[i].CID, testChunk, CodecRaw, im.chunks[i])
 	}
-	to.objects[second.Key()] = w.seal("").bytes
-	to.objects[first.Key()] = newWriter(first, nil).seal(second).bytes
-	to.objects[old[0].Pack.Key()] = newWriter(old[0].Pack, nil).seal(first).bytes
+	to.set(t, second.Key(), w.seal("").bytes)
+	to.set(t, first.Key(), newWriter(first, nil).seal(second).bytes)
+	to.set(t, old[0].Pack.Key(), newWriter(old[0].Pack, nil).seal(first).bytes)
 
 	_, err := r.ReadFrames(t.Context(), old[5:6])
 	wantErr(t, err, content.ErrCorrupt)
@@ -171,14 +172,14 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	_, err = r.Relocate(t.Context(), old[6])
 	wantErr(t, err, content.ErrNotFound)
 
-	to.objects[second.Key()] = newWriter(second, nil).seal(first).bytes
+	to.set(t, second.Key(), newWriter(second, nil).seal(first).bytes)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrCorrupt)
 	if err := r.VerifyPack(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
 	narrow := ID("farm/a/" + string(first[len("mesh/"):]))
-	to.objects[first.Key()] = newWriter(first, nil).seal(narrow).bytes
+	to.set(t, first.Key(), newWriter(first, nil).seal(narrow).bytes)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrForbidden)
 }
@@ -188,20 +189,20 @@ func TestALongDirectoryTakesTwoReads(t *testing.T) {
 	for i := range im.chunks {
 		im.chunks[i] = slices.Repeat([]byte{byte(i), byte(i>>8) + 1}, testChunk/2)
 	}
-	to := newMemory()
+	to := newMemory(t)
 	cfg := config(to, im)
 	cfg.PackSize = SizeTarget
 	h, _ := build(t, cfg, im)
-	to.gets = 0
+	to.forget()
 	d, err := NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
-	if err != nil || len(d.Entries) < 2000 || to.gets != 2 {
-		t.Fatalf("%d reads, error %v", to.gets, err)
+	if err != nil || len(d.Entries) < 2000 || to.asked(mem.Get) != 2 {
+		t.Fatalf("%d reads, error %v", to.asked(mem.Get), err)
 	}
 }
 
 func TestMissingPacks(t *testing.T) {
 	im := newImage(1000, 1, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
 	m, err := NewReader(to).ReadManifest(t.Context(), h)
 	if err != nil || len(m.Packs) < 8 {
@@ -213,16 +214,16 @@ func TestMissingPacks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	to.lists = 0
+	to.forget()
 	missing, err := MissingPacks(t.Context(), to, m)
-	if err != nil || !slices.Equal(missing, gone) || to.lists != 1 {
-		t.Fatalf("missing %v after %d lists, error %v", missing, to.lists, err)
+	if err != nil || !slices.Equal(missing, gone) || to.asked(mem.List) != 1 {
+		t.Fatalf("missing %v after %d lists, error %v", missing, to.asked(mem.List), err)
 	}
 }
 
 func TestNodeAndPageBelongTogether(t *testing.T) {
 	im := newImage(3*content.MapFanout, 5, 0)
-	to := newMemory()
+	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
 	r := NewReader(to)
 	top, err := r.ReadNode(t.Context(), h.Scope, 2, h.Top())
