@@ -26,6 +26,9 @@ const (
 func (o Options) tree(ctx context.Context) (Disk, error) {
 	dir := o.Path
 	if o.Format == Tar {
+		if os.Geteuid() != 0 {
+			return nil, fmt.Errorf("%w: unpacked by any other than root, the files of a tar file would change their owners; or import a directory or a disk file", os.ErrPermission)
+		}
 		tmp, err := os.MkdirTemp(o.Temp, "untar-*")
 		if err != nil {
 			return nil, err
