@@ -82,21 +82,20 @@ func key(kind content.Kind, name string) string {
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
 // record may be a tombstone, whose version the next one must exceed. A store that
-// goes back to a version before one that this Catalog has seen is ErrCorrupt.
+// goes back behind what this Catalog saw before it asked is ErrCorrupt.
 func (c *Catalog) Get(ctx context.Context, kind content.Kind, name string) (Record, error) {
 	if err := kind.CheckName(name); err != nil {
 		return Record{}, err
 	}
+	before, seen := c.recall(kind, name)
 	r, err := c.read(ctx, kind, name)
-	if err == nil && !c.remember(r) { // another reader may have overtaken this one: look again
-		if r, err = c.read(ctx, kind, name); err == nil && !c.remember(r) {
-			err = fmt.Errorf("%w: it was rolled back to version %d by %s, an older one or another than was seen; was the bucket restored from a copy?", content.ErrCorrupt, r.Version, r.Signer.Key)
-		}
+	if err == nil && seen && (r.Version < before.Version || r.Version == before.Version && r.Commit != before.Commit) {
+		err = fmt.Errorf("%w: it was rolled back to version %d by %s, an older one or another than was seen; was the bucket restored from a copy?", content.ErrCorrupt, r.Version, r.Signer.Key)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("%s %q: %w", kind.Space(), name, err)
 	}
-	return r, nil
+	return c.remember(r), nil
 }
 
 // read reads and checks a record.
@@ -116,17 +115,17 @@ func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Rec
 	return Record{e, b, info.ETag, now}, nil
 }
 
-// remember keeps a record that was read or written, unless a later version was
-// seen before.
-func (c *Catalog) remember(r Record) bool {
+// remember keeps a record that was read or written, and returns it, or a later one
+// that was seen meanwhile.
+func (c *Catalog) remember(r Record) Record {
 	k := key(r.Kind, r.Name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old, ok := c.seen[k]; ok && (r.Version < old.Version || r.Version == old.Version && r.Commit != old.Commit) {
-		return false
+	if later, ok := c.seen[k]; ok && later.Version > r.Version {
+		return later
 	}
 	c.seen[k] = r
-	return true
+	return r
 }
 
 // recall returns the record of a name as it was last seen.
@@ -328,7 +327,7 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
 			r := Record{mine, sealed, info.ETag, c.cfg.Now()}
-			c.remember(r) // or a later one, if that was read already
+			c.remember(r)
 			return r, nil
 		}
 		cause = err

@@ -21,7 +21,7 @@ const racers = 8
 // then to replace the one before.
 func oneWins(t *testing.T, b bucket.Bucket) {
 	etag := ""
-	for round := range rounds(100) {
+	for round := range Rounds(100) {
 		cond := bucket.IfAbsent()
 		if etag != "" {
 			cond = bucket.IfMatch(etag)
@@ -96,7 +96,7 @@ func object() porcupine.Model {
 // for one order of the calls that explains every answer.
 func linearizable(t *testing.T, b bucket.Bucket) {
 	const clients, calls, within = 5, 12, 20 * time.Second
-	for round := range rounds(20) {
+	for round := range Rounds(20) {
 		key := fmt.Sprintf("records/%d", round)
 		histories := make([][]porcupine.Operation, clients)
 		errs := make([]error, clients)

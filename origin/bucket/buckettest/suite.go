@@ -278,9 +278,9 @@ func endedContext(t *testing.T, b bucket.Bucket) {
 	holds(t, b, "a", "x", "")
 }
 
-// rounds returns how often a loop runs: the full count when the soak was asked
-// for.
-func rounds(full int) int {
+// Rounds returns how often a loop of a test runs: the full count when the soak was
+// asked for.
+func Rounds(full int) int {
 	if os.Getenv("GRANGE_SOAK") == "1" {
 		return full
 	}

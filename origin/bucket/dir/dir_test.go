@@ -165,11 +165,7 @@ func version(i int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%08d", i), 40
 // TestKillLeavesOldOrNew kills a writer at any moment: what is there is whole,
 // and no older than what was acknowledged.
 func TestKillLeavesOldOrNew(t *testing.T) {
-	kills := 5
-	if os.Getenv("GRANGE_SOAK") == "1" {
-		kills = 100
-	}
-	for kill := range kills {
+	for kill := range buckettest.Rounds(100) {
 		root := t.TempDir()
 		child := exec.Command(os.Args[0], "-test.run=^$")
 		child.Env = append(os.Environ(), childEnv+"="+root)
