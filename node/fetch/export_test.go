@@ -1,9 +1,12 @@
 package fetch
 
 import (
+	"context"
+
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 // Shown returns how many chunks of a root the bitmaps of other members show here.
@@ -19,6 +22,15 @@ func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
 	}
 	return out
 }
+
+// Locate says where a chunk lies at the origin.
+func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {
+	o, _, err := f.chunk(ctx, f.root(root), index, byGuest())
+	return o.at, err
+}
+
+// RunKey is what a run's lead is chosen by.
+func RunKey(r pack.Run) string { return runKey(r) }
 
 // Flights returns how many objects are on their way.
 func (f *Fetcher) Flights() int {

@@ -1,100 +1,29 @@
-package fetch
+package fetch_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
-	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
-// eventually waits for what happens on its own.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	ctx := within(t, deadline)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: never", what)
-		}
-	}
-}
+// liar claims to have everything, and sends other chunks than those asked for. Its
+// map is right.
+type liar struct{ exchange.Server }
 
-func TestASecondFarmTakesFromTheFirst(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), chunksOfTest)
-	north := ms.farm(t, "north", 2, img)
-	warm(t, img, north...)
-	for _, m := range north {
-		if err := m.Hold(t.Context(), m.learn(img).ID()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	key := swarm.KeyFor(img.head.Scope, north[0].learn(img).ID(), [32]byte{})
-	eventually(t, "both members of the farm announce", func() bool { return board{ms, nil}.announced(key) == 2 })
-	ms.bucket.took()
-
-	south := ms.farm(t, "south", 3, img)
-	warm(t, img, south...)
-	check(t, img, 2, south...)
-	ms.atMost(t, "the second farm", img, 0.05)
-	var far, near int64
-	for _, m := range south {
-		far, near = far+m.Bytes()[FromSwarm], near+m.Bytes()[FromFarm]
-	}
-	if float64(far) > 1.5*float64(img.stored) {
-		t.Errorf("%.2f times the image crossed between the farms, %.2f times within", float64(far)/float64(img.stored), float64(near)/float64(img.stored))
-	}
-}
-
-func TestReadersOutliveTheLead(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), chunksOfTest)
-	members := ms.farm(t, "north", 4, img)
-	var farm []plan.Peer
-	for _, m := range members {
-		farm = append(farm, plan.Peer(m.swarm.ID()))
-	}
-	first := plan.Lead(runKey(img.head.Node.Run()), farm) // of what all read first
-	lead := members[slices.Index(farm, first)]
-	members = slices.DeleteFunc(members, func(m *node) bool { return m == lead })
-	stuck := make(chan struct{})
-	ms.bucket.mu.Lock()
-	ms.bucket.stuck = stuck
-	ms.bucket.mu.Unlock()
-	var wg sync.WaitGroup
-	wg.Go(func() { check(t, img, 4, members...) })
-	eventually(t, "the lead has work", func() bool {
-		lead.Fetcher.mu.Lock()
-		defer lead.Fetcher.mu.Unlock()
-		return len(lead.reading) > 0
-	})
-	lead.stop()
-	close(stuck)
-	wg.Wait()
-	ms.atMost(t, "without the lead", img, 1.3)
-}
-
-// liarServer sends other chunks than those asked for; its map is right.
-type liarServer struct{ *Fetcher }
-
-func (l liarServer) Want(ctx context.Context, from exchange.Peer, req exchange.Request, w exchange.Responder) {
+func (l liar) Want(ctx context.Context, from exchange.Peer, req exchange.Request, w exchange.Responder) {
 	if req.Level > 0 {
-		l.Fetcher.Want(ctx, from, req, w)
+		l.Server.Want(ctx, from, req, w)
 		return
 	}
 	for _, index := range req.Indexes {
@@ -104,10 +33,9 @@ func (l liarServer) Want(ctx context.Context, from exchange.Peer, req exchange.R
 	}
 }
 
-// Bitmaps claims to have everything.
-func (l liarServer) Bitmaps(ctx context.Context, _ exchange.Peer, _ content.CID, send func(*content.Bitmap) error) error {
+func (l liar) Bitmaps(ctx context.Context, _ exchange.Peer, _ content.CID, send func(*content.Bitmap) error) error {
 	var all content.Bitmap
-	for i := range uint64(2 * content.MapFanout) {
+	for i := range uint64(imageChunks) {
 		all.Add(i)
 	}
 	if err := send(&all); err != nil {
@@ -117,108 +45,117 @@ func (l liarServer) Bitmaps(ctx context.Context, _ exchange.Peer, _ content.CID,
 	return nil
 }
 
-func lying(f *Fetcher) exchange.Server { return liarServer{f} }
+// lying starts a member that lies.
+func (w *world) lying(farm string) *node {
+	return w.enter(farm, trust.RoleNode, nil, func(s exchange.Server) exchange.Server { return liar{s} })
+}
 
-func TestALiarOfTheFarmIsSetAside(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	members := ms.farm(t, "north", 2, img)
-	liar := ms.start(t, "north", options{serve: lying})
-	sees(append(members, liar)...)
-	check(t, img, 4, members...)
-	aside := false
-	for _, m := range members {
-		_, is := m.Aside()[liar.swarm.ID()]
-		aside = aside || is
+// isAside reports whether a member is passed over.
+func (m *node) isAside(other *node) bool {
+	_, aside := m.Aside()[other.id]
+	return aside
+}
+
+// isBanned reports whether a member is banned.
+func (m *node) isBanned(other *node) bool {
+	_, banned := m.banned.Load(other.id)
+	return banned
+}
+
+// TestLiarOfTheFarmIsSetAside: readers get right bytes from elsewhere, and a member
+// of the farm is not banned: it is the operator's own.
+func TestLiarOfTheFarmIsSetAside(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	m, liar := w.join("north", nil), w.lying("north")
+	w.check(readAll(t.Context(), m.open(im), im))
+	if !m.isAside(liar) {
+		t.Error("the liar was not set aside")
 	}
-	if !aside {
-		t.Error("nobody has set the liar aside")
-	}
-	if len(ms.banned) > 0 {
-		t.Errorf("members of the farm were banned: %v", ms.banned)
+	if m.isBanned(liar) {
+		t.Error("a member of the farm was banned")
 	}
 }
 
-func TestALiarElsewhereIsBanned(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	liar := ms.start(t, "south", options{serve: lying})
-	m := ms.farm(t, "north", 1, img)[0]
-	id := m.learn(img).ID()
-	if err := (board{ms, liar}).Announce(swarm.KeyFor(img.head.Scope, id, [32]byte{})); err != nil {
-		t.Fatal(err)
-	}
-	m.Prepare(t.Context(), id)
-	warm(t, img, m)
-	check(t, img, 1, m)
-	ms.mu.Lock()
-	defer ms.mu.Unlock()
-	if !slices.Contains(ms.banned, liar.swarm.ID()) {
+// TestLiarElsewhereIsBanned at its first lie.
+func TestLiarElsewhereIsBanned(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	m, liar := w.join("north", nil), w.lying("south")
+	w.check(liar.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
+	g := m.open(im)
+	m.Prepare(t.Context(), im.id)
+	w.eventually("it shows what it claims to have", func() bool { return m.Shown(im.id)[liar.id] > 0 })
+	w.check(readAll(t.Context(), g, im))
+	if !m.isBanned(liar) {
 		t.Error("the liar was not banned")
 	}
 }
 
-func TestWithoutAnOrigin(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	holder := ms.farm(t, "north", 1, img)[0]
-	warm(t, img, holder)
-	cut := ms.start(t, "north", options{noOrigin: true})
-	sees(holder, cut)
-	check(t, img, 2, cut)
+// mapped counts the requests for map nodes.
+type mapped struct {
+	exchange.Server
+	asked atomic.Int64
+}
 
-	alone := ms.start(t, "south", options{noOrigin: true})
-	other := ms.start(t, "south", options{noOrigin: true})
-	other.learn(img)
-	sees(alone, other)
-	began := time.Now()
-	err := alone.learn(img).ReadChunk(within(t, deadline), 0, 0, make([]byte, 4096))
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("failed after %s", took)
+func (m *mapped) Want(ctx context.Context, from exchange.Peer, req exchange.Request, w exchange.Responder) {
+	if req.Level > 0 {
+		m.asked.Add(1)
 	}
-	if !errors.Is(err, content.ErrUnavailable) {
-		t.Fatalf("got %v, want ErrUnavailable", err)
-	}
-	for _, source := range []string{"cache", "origin"} {
-		if !strings.Contains(err.Error(), source) {
-			t.Errorf("%q does not tell of %s", err, source)
-		}
+	m.Server.Want(ctx, from, req, w)
+}
+
+// TestOtherPageIsPassedOver: who imported the same content on its own has the same
+// map in other packs. Its pages are of no use, and no lie; its chunks are good.
+func TestOtherPageIsPassedOver(t *testing.T) {
+	for name, farm := range map[string]string{"of the farm": "north", "elsewhere": "south"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			mine := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+			theirs := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+			if mine.id != theirs.id || mine.Head.Page.CID == theirs.Head.Page.CID {
+				t.Fatal("want the same root with another page")
+			}
+			var maps mapped
+			other := w.enter(farm, trust.RoleNode, nil, func(s exchange.Server) exchange.Server { maps.Server = s; return &maps })
+			w.warmAll(theirs, other)
+			w.check(other.Hold(t.Context(), theirs.id))
+			w.announcedBy(theirs, 1)
+			m := w.join("north", nil)
+			g := m.open(mine)
+			m.Prepare(t.Context(), mine.id)
+			w.eventually("the other shows what it has", func() bool { return m.Shown(mine.id)[other.id] == mine.stats.Chunks })
+			w.forget()
+			w.check(readAll(t.Context(), g, mine))
+			if maps.asked.Load() == 0 {
+				t.Error("the other was not asked for the map")
+			}
+			w.copies(mine, 0.05) // the map
+			if m.isAside(other) || m.isBanned(other) {
+				t.Errorf("who has other pages is set aside: %t, banned: %t", m.isAside(other), m.isBanned(other))
+			}
+		})
 	}
 }
 
-func TestACutMemberReadsThroughItsFarm(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	cut := ms.start(t, "north", options{noOrigin: true})
-	members := append(ms.farm(t, "north", 2, img), cut)
-	cut.learn(img)
-	sees(members...)
-	check(t, img, 4, cut)
-	ms.atMost(t, "a member without an origin", img, 1.02)
-}
-
+// TestFlippedBytesInTheCache: a chunk that rots on disk is fetched again, it alone.
 func TestFlippedBytesInTheCache(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	m := ms.farm(t, "north", 1, img)[0]
-	warm(t, img, m)
-	ms.bucket.took()
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 64})
+	m := w.join("north", nil)
+	g := m.open(im)
+	w.check(g.Warm(t.Context(), nil))
+	files, err := filepath.Glob(filepath.Join(m.dir, "slabs-*"))
+	w.check(err)
 	damaged := 0
-	for _, name := range m.files() {
+	for _, name := range files {
 		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := img.chunks[0].Bytes()[:64]
-		if at := strings.Index(string(b), string(first)); at >= 0 {
+		w.check(err)
+		if at := bytes.Index(b, im.chunks[0][:64]); at >= 0 {
 			f, err := os.OpenFile(name, os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteAt([]byte{^first[0]}, int64(at)); err != nil {
-				t.Fatal(err)
-			}
-			f.Close()
+			w.check(err)
+			_, err = f.WriteAt([]byte{^b[at]}, int64(at))
+			w.check(errors.Join(err, f.Close()))
 			damaged++
 		}
 	}
@@ -226,93 +163,52 @@ func TestFlippedBytesInTheCache(t *testing.T) {
 		t.Fatal("the chunk was not found in the files of the cache")
 	}
 	// Get hashes whole; the cheap reads do so once a day, and after a start.
-	if _, err := m.cfg.Cache.Get(img.chunks[0].CID(), nil); !errors.Is(err, content.ErrCorrupt) {
+	if _, err := m.cache.Get(content.Seal(im.chunks[0]).CID(), nil); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("the damage was not found: %v", err)
 	}
-	check(t, img, 1, m)
-	if requests := ms.atMost(t, "a damaged chunk", img, 0.05); requests != 1 {
-		t.Errorf("%d requests for one chunk", requests)
+	w.forget()
+	w.check(readAll(t.Context(), g, im))
+	if n := w.gets.Load(); n != 1 {
+		t.Errorf("%d requests for one chunk", n)
 	}
+	w.copies(im, 0.05)
 }
 
+// TestFlippedBytesAtTheOrigin: the chunk that is damaged there fails, with the name
+// of its pack; those of the same run don't.
 func TestFlippedBytesAtTheOrigin(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 64)
-	m := ms.farm(t, "north", 1, img)[0]
-	opened := m.learn(img)
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 32})
+	m := w.join("north", nil)
+	g := m.open(im)
+	const bad = 5
+	at, err := m.Locate(t.Context(), im.id, bad)
+	w.check(err)
+	w.hooks.flip.Store(&at)
 	p := make([]byte, content.ChunkSizeDefault)
-	bad, _, err := m.chunk(t.Context(), opened.rs, 3, request{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ms.bucket.mu.Lock()
-	ms.bucket.flip = bad.at
-	ms.bucket.mu.Unlock()
-	for index := range img.chunks {
-		err := opened.readWhole(within(t, deadline), index, p, img)
+	for i := range im.chunks {
+		err := readOne(t.Context(), g, im, i, p)
 		switch {
-		case index != 3 && err != nil:
+		case i != bad && err != nil:
 			t.Error(err)
-		case index == 3 && (!errors.Is(err, content.ErrUnavailable) && !errors.Is(err, content.ErrCorrupt)):
-			t.Errorf("the damaged chunk: %v", err)
-		case index == 3 && !strings.Contains(err.Error(), string(bad.at.Pack)):
-			t.Errorf("%v does not name pack %s", err, bad.at.Pack)
+		case i == bad && (!errors.Is(err, content.ErrCorrupt) || !strings.Contains(err.Error(), string(at.Pack))):
+			t.Errorf("got %v, want ErrCorrupt that names pack %s", err, at.Pack)
 		}
 	}
 }
 
-func TestScopes(t *testing.T) {
-	ms := newMesh(t)
-	private, shared, public := ms.build(t, content.Farm("north"), 4), ms.build(t, content.Mesh(), 5), ms.build(t, content.Public(), 6)
-	m := ms.farm(t, "north", 1, private)[0]
-	ids := map[string]content.CID{"unknown": content.Sum([]byte("no root"))}
-	for name, img := range map[string]image{"farm": private, "mesh": shared, "public": public} {
-		ids[name] = m.learn(img).ID()
-		warm(t, img, m)
-	}
-	for asker, may := range map[*node][]string{
-		ms.start(t, "south", options{}):                {"mesh", "public"},
-		ms.start(t, "north", options{}):                {"farm", "mesh", "public"},
-		ms.start(t, "", options{role: "stranger"}):     {"public"},
-		ms.start(t, "", options{role: trust.RoleSeed}): {"public"},
-	} {
-		asker.swarm.Learn(m.info())
-		for name, id := range ids {
-			var replies []exchange.Reply
-			err := asker.exchange.Want(within(t, deadline), m.swarm.ID(), exchange.Request{Root: id, Indexes: []uint64{0}, Fetch: true}, func(r exchange.Reply) {
-				replies = append(replies, r)
-			})
-			if err != nil || len(replies) != 1 {
-				t.Fatalf("%s: %v, %v", name, replies, err)
-			}
-			if _, data := replies[0].(*exchange.Data); data != slices.Contains(may, name) {
-				t.Errorf("a %s of %q asks for %s: %T", asker.identity.Role, asker.identity.Farm, name, replies[0])
-			} else if _, unknown := replies[0].(exchange.Unknown); !data && !unknown {
-				t.Errorf("a %s of %q asks for %s: %T", asker.identity.Role, asker.identity.Farm, name, replies[0])
-			}
+// TestWarmSaysFromWhere its bytes come.
+func TestWarmSaysFromWhere(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 64})
+	w.warmAll(im, w.join("north", nil))
+	m := w.join("north", nil)
+	g := m.open(im)
+	for _, from := range []fetch.Source{fetch.FromFarm, fetch.FromCache} {
+		got := map[fetch.Source]int{}
+		w.check(g.Warm(t.Context(), func(s fetch.Source, n int) { got[s] += n }))
+		if len(got) != 1 || got[from] != int(im.stats.RawBytes) {
+			t.Errorf("bytes by source: %v; want %d from the %s alone", got, im.stats.RawBytes, from)
 		}
 	}
-}
-
-// TestMembersThatSeeOthersLead has each member see a farm of its own, so that they
-// take each other for leads; nobody waits for somebody who waits for it.
-func TestMembersThatSeeOthersLead(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), 96)
-	members := ms.farm(t, "north", 4, img)
-	for i, m := range members {
-		for j := range members {
-			if j != i {
-				m.mu.Lock()
-				m.live = []peer.ID{m.swarm.ID(), members[j].swarm.ID()}
-				m.mu.Unlock()
-			}
-		}
-	}
-	began := time.Now()
-	check(t, img, 8, members...)
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("took %s", took)
-	}
-	ms.atMost(t, "members whose views differ", img, 4)
 }

@@ -1,105 +1,204 @@
-package fetch
+package fetch_test
 
 import (
+	"context"
+	"slices"
 	"testing"
 
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/plan"
 )
 
-// chunksOfTest make an image of 40 MiB.
-const chunksOfTest = 320
-
-// runs counts the runs that hold an image's chunks.
-func runs(t testing.TB, m *node, img image) int {
-	t.Helper()
-	opened := m.learn(img)
-	all := map[pack.Run]bool{}
-	for index := range img.chunks {
-		o, ok, err := m.chunk(t.Context(), opened.rs, index, request{})
-		if err != nil || !ok {
-			t.Fatalf("chunk %d: %t, %v", index, ok, err)
-		}
-		all[o.at.Run()] = true
+// copies is how often the image crossed the origin's uplink since the last forget;
+// no more often than most. It forgets.
+func (w *world) copies(im *image, most float64) {
+	w.t.Helper()
+	copies := float64(w.got.Load()) / float64(im.stats.UploadedBytes)
+	w.t.Logf("%.3f copies in %d requests of some %d runs", copies, w.gets.Load(), im.stats.UploadedBytes>>20)
+	if copies > most {
+		w.t.Errorf("%.3f copies left the origin, want at most %v", copies, most)
 	}
-	return len(all)
+	w.forget()
 }
 
-// atMost fails the test if more was read from the origin than a share of what is
-// stored, and returns the number of requests.
-func (ms *mesh) atMost(t testing.TB, what string, img image, share float64) int64 {
-	t.Helper()
-	requests, bytes := ms.bucket.took()
-	t.Logf("%s: %d requests of the origin, %.3f of what is stored", what, requests, float64(bytes)/float64(img.stored))
-	if float64(bytes) > share*float64(img.stored) {
-		t.Errorf("%s: %d bytes were read from the origin, %d are stored; want at most %v of it", what, bytes, img.stored, share)
+// TestNodeReadsOnce: a node alone reads each run in one request, and nothing twice.
+func TestNodeReadsOnce(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+	g := w.join("north", nil).open(im)
+	w.forget()
+	w.check(readAll(t.Context(), g, im))
+	const around = 8 // the map's three nodes, and runs that a pack's end cuts
+	if n, runs := w.gets.Load(), int64(im.stats.UploadedBytes>>20); n > runs+around {
+		t.Errorf("%d requests for some %d runs", n, runs)
 	}
-	return requests
+	w.copies(im, 1.02)
+	w.check(readAll(t.Context(), g, im))
+	w.copies(im, 0)
 }
 
-func TestOneNodeReadsTheOriginOnce(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), chunksOfTest)
-	m := ms.farm(t, "north", 1, img)[0]
-	check(t, img, 1, m)
-	requests := ms.atMost(t, "cold", img, 1.02)
-	if n := runs(t, m, img); requests > int64(n)+4 {
-		t.Errorf("%d requests for %d runs", requests, n)
-	}
-	check(t, img, 1, m)
-	ms.atMost(t, "again", img, 0)
-}
-
-func TestAFarmReadsTheOriginOnce(t *testing.T) {
-	for name, read := range map[string]func(*testing.T, image, ...*node){
-		"warm":   func(t *testing.T, img image, members ...*node) { warm(t, img, members...) },
-		"guests": func(t *testing.T, img image, members ...*node) { check(t, img, 8, members...) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			ms := newMesh(t)
-			img := ms.build(t, content.Mesh(), chunksOfTest)
-			members := ms.farm(t, "north", 6, img)
-			read(t, img, members...)
+func TestColdFarmReadsOnce(t *testing.T) {
+	for _, how := range []string{"guests", "prefetch"} {
+		t.Run(how, func(t *testing.T) {
+			w := newWorld(t)
+			im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+			members := w.farm("north", 6)
+			w.forget()
+			err := all(members, func(m *node) error {
+				g := m.open(im)
+				if how == "prefetch" {
+					if err := g.Warm(t.Context(), nil); err != nil {
+						return err
+					}
+				}
+				return readAll(t.Context(), g, im)
+			})
+			w.check(err)
 			// Where the machine is late a wait of the planner ends too soon, which costs
 			// a run; whole nodes hold the bar of 1.05, in simulations/mesh.
-			requests := ms.atMost(t, "six cold members", img, 1.1)
-			if n := runs(t, members[0], img); requests > int64(n)+12 {
-				t.Errorf("%d requests for %d runs", requests, n)
+			w.copies(im, 1.1)
+			var farm int64
+			for _, m := range members {
+				farm += m.Bytes()[fetch.FromFarm]
 			}
-			check(t, img, 2, members...)
-			ms.atMost(t, "again", img, 0)
+			if farm == 0 {
+				t.Error("nothing came from the farm")
+			}
 		})
 	}
 }
 
-func TestChurnCostsTheOriginNothing(t *testing.T) {
-	ms := newMesh(t)
-	img := ms.build(t, content.Mesh(), chunksOfTest)
-	members := ms.farm(t, "north", 6, img)
-	warm(t, img, members...)
-	ms.bucket.took()
+// TestWarmFarmAsksNobodyOutside: whatever happens to its members, what the farm
+// holds costs the origin nothing.
+func TestWarmFarmAsksNobodyOutside(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	members := w.farm("north", 6)
+	warm := func(m *node) error { return m.open(im).Warm(t.Context(), nil) }
+	w.check(all(members, warm))
+	w.forget()
+	none := func(what string) {
+		t.Helper()
+		t.Log(what)
+		w.copies(im, 0)
+	}
 
-	joiner := ms.start(t, "north", options{})
-	members = append(members, joiner)
-	sees(members...)
-	warm(t, img, joiner)
-	check(t, img, 2, joiner)
-	ms.atMost(t, "a join", img, 0)
+	seventh := w.join("north", nil)
+	w.check(warm(seventh))
+	none("a member joined")
 
-	for _, m := range members[:2] {
-		if freed := m.cfg.Cache.Evict(img.stored / 3); freed < img.stored/4 {
-			t.Fatalf("%d bytes were evicted", freed)
+	w.eventually("all see what the others hold", func() bool { return allShown(im, append(members, seventh)) })
+	for _, m := range members {
+		if freed := m.cache.Evict(m.cache.Stats().Bytes / 3); freed == 0 {
+			t.Fatal("nothing was evicted")
 		}
 	}
-	check(t, img, 4, members[:2]...)
-	ms.atMost(t, "evictions", img, 0)
+	eighth := w.join("north", nil)
+	w.check(readAll(t.Context(), eighth.open(im), im))
+	w.check(all(members, warm))
+	none("a third of all caches was evicted")
 
-	members[0].stop()
-	members = members[1:]
-	sees(members...)
-	for _, m := range members[:2] {
-		m.cfg.Cache.Evict(img.stored / 3)
+	members[0].leave()
+	w.check(readAll(t.Context(), w.join("north", nil).open(im), im))
+	none("a member left")
+}
+
+// allShown reports whether the bitmaps of all members show all of the image to
+// all of them.
+func allShown(im *image, members []*node) bool {
+	for _, m := range members {
+		shown := m.Shown(im.id)
+		for _, other := range members {
+			if other != m && shown[other.id] < im.stats.Chunks {
+				return false
+			}
+		}
 	}
-	check(t, img, 4, members...)
-	ms.atMost(t, "a leave", img, 0)
+	return true
+}
+
+// TestLeadDiesMidway: the others go on, and the origin pays for little more.
+func TestLeadDiesMidway(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks})
+	members := w.farm("north", 5)
+	w.forget()
+	dying := members[2]
+	ctx, cancel := context.WithCancelCause(t.Context())
+	half := make(chan struct{})
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		<-half
+		cancel(errCancelled)
+		dying.stop() // gossip has not noticed yet
+	}()
+	n := 0
+	err := all(members, func(m *node) error {
+		g := m.open(im)
+		if m == dying {
+			g.Warm(ctx, nil)
+			return nil
+		}
+		if m != members[0] {
+			return g.Warm(t.Context(), nil)
+		}
+		return g.Warm(t.Context(), func(s fetch.Source, _ int) {
+			if n++; n == imageChunks/3 {
+				close(half)
+			}
+		})
+	})
+	w.check(err)
+	<-killed
+	for _, m := range members {
+		if m != dying {
+			w.check(readAll(t.Context(), m.open(im), im))
+		}
+	}
+	w.copies(im, 1.5)
+}
+
+// TestReadersOutliveTheLead: a lead that dies with their requests in hand fails
+// nobody.
+func TestReadersOutliveTheLead(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+	members := w.farm("north", 4)
+	var farm []plan.Peer
+	for _, m := range members {
+		m.open(im)
+		farm = append(farm, plan.Peer(m.id))
+	}
+	at := slices.Index(farm, plan.Lead(fetch.RunKey(im.Head.Node.Run()), farm)) // of what all read first
+	lead := members[at]
+	others := slices.Delete(members, at, at+1)
+	gate := make(chan struct{})
+	w.hooks.gate.Store(&gate)
+	w.forget()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- all(others, func(m *node) error { return readAll(t.Context(), m.open(im), im) })
+	}()
+	w.eventually("the lead has work", func() bool { return lead.Flights() > 0 })
+	lead.stop()
+	close(gate)
+	w.check(<-ended)
+	w.copies(im, 1.3)
+}
+
+// TestMembersThatSeeOthersLead has each member see a farm of its own, so that they
+// take each other for leads; nobody waits for somebody who waits for it.
+func TestMembersThatSeeOthersLead(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 96})
+	members := w.farm("north", 4)
+	for i, m := range members {
+		m.sees.Store(&[]peer.ID{m.id, members[(i+1)%len(members)].id})
+	}
+	w.forget()
+	w.check(all(members, func(m *node) error { return readAll(t.Context(), m.open(im), im) }))
+	w.copies(im, float64(len(members)))
 }

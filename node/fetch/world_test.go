@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -24,6 +25,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/node/cache"
@@ -36,6 +38,8 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // errDown is what a bucket that is down answers.
 var errDown = fmt.Errorf("connection refused: %w", content.ErrUnavailable)
@@ -62,6 +66,7 @@ type world struct {
 type hooks struct {
 	down atomic.Bool
 	gate atomic.Pointer[chan struct{}]
+	flip atomic.Pointer[pack.Location] // of a frame that has a bit flipped
 }
 
 // node is one member, as far as fetching goes.
@@ -71,11 +76,13 @@ type node struct {
 	id       peer.ID
 	farm     string
 	host     host.Host
+	dir      string // the cache's
 	cache    *cache.Cache
 	exchange *exchange.Exchange
 	banned   sync.Map // of peer.ID
 	origin   atomic.Bool
-	gone     atomic.Bool // out of the farm, for all others
+	gone     atomic.Bool               // out of the farm, for all others
+	sees     atomic.Pointer[[]peer.ID] // the farm as it sees it, if not as the world does
 	stop     func()
 }
 
@@ -115,10 +122,21 @@ type counting struct {
 
 func (c counting) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
 	o, err := c.Bucket.Get(ctx, key, r)
-	if err == nil && strings.HasPrefix(key, "packs/") {
-		c.w.gets.Add(1)
-		c.w.got.Add(r.Length)
+	if err != nil || !strings.HasPrefix(key, "packs/") {
+		return o, err
 	}
+	c.w.gets.Add(1)
+	c.w.got.Add(r.Length)
+	flip := c.w.hooks.flip.Load()
+	if flip == nil || flip.Pack.Key() != key {
+		return o, nil
+	}
+	defer o.Body.Close()
+	b, err := io.ReadAll(o.Body)
+	if at := int64(flip.Offset) + 100 - r.Offset; at >= 0 && at < int64(len(b)) {
+		b[at] ^= 1
+	}
+	o.Body = io.NopCloser(bytes.NewReader(b))
 	return o, err
 }
 
@@ -131,20 +149,37 @@ func (w *world) join(farm string, change func(*fetch.Config)) *node {
 	return w.enter(farm, trust.RoleNode, change, nil)
 }
 
-// enter starts a member; wrap may replace the server that others talk to.
+// farm starts n members of one.
+func (w *world) farm(name string, n int) []*node {
+	w.t.Helper()
+	var out []*node
+	for range n {
+		out = append(out, w.join(name, nil))
+	}
+	return out
+}
+
+// enter starts a member, or with role "" a stranger; wrap may replace the server
+// that others talk to.
 func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), wrap func(exchange.Server) exchange.Server) *node {
 	w.t.Helper()
 	key := trust.NewPrivateKey()
-	m := &node{w: w, farm: farm, host: newHost(w.t, key)}
+	m := &node{w: w, farm: farm, host: newHost(w.t, key), dir: w.t.TempDir()}
 	m.id = m.host.ID()
 	m.origin.Store(true)
 	verifier := trust.NewVerifier(w.mesh.Public())
-	chain, err := trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
-	w.check(err)
-	m.cache, err = cache.Open(cache.Config{Dir: w.t.TempDir(), Quota: 1 << 30, ScrubRate: -1})
+	var chain trust.Chain
+	var who trust.Identity
+	var err error
+	if role != "" {
+		chain, err = trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
+		w.check(err)
+		who = chain.Identity()
+	}
+	m.cache, err = cache.Open(cache.Config{Dir: m.dir, Quota: 1 << 30, ScrubRate: -1})
 	w.check(err)
 	cfg := fetch.Config{
-		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: chain.Identity(), Verifier: verifier,
+		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: who, Verifier: verifier,
 		Announce: w.secret, Introduce: w.introduce,
 	}
 	if os.Getenv("GRANGE_DEBUG") != "" {
@@ -218,6 +253,9 @@ func newHost(t testing.TB, key trust.PrivateKey) host.Host {
 
 // Live implements fetch.Members.
 func (m *node) Live() []peer.ID {
+	if sees := m.sees.Load(); sees != nil {
+		return *sees
+	}
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()
 	out := []peer.ID{m.id}
@@ -288,9 +326,17 @@ type image struct {
 	stats  pack.Stats
 }
 
+// imageChunks make an image of a few packs and some ten runs; behind twoLeaves
+// they lie in two leaves of the map.
+const (
+	imageChunks = 160
+	twoLeaves   = content.MapFanout - imageChunks/2
+)
+
 // imageConfig says what to import.
 type imageConfig struct {
 	chunks int
+	hole   int // so many chunks before them
 	scope  content.Scope
 	seed   uint64
 	// older shares its chunks with the image, but for every changed-th.
@@ -302,11 +348,11 @@ type imageConfig struct {
 func (w *world) publish(cfg imageConfig) *image {
 	w.t.Helper()
 	ctx := context.Background()
-	size := int64(cfg.chunks) * content.ChunkSizeDefault
+	size := int64(cfg.hole+cfg.chunks) * content.ChunkSizeDefault
 	if cfg.scope.IsZero() {
 		cfg.scope = content.Mesh()
 	}
-	im := &image{chunks: make([][]byte, cfg.chunks)}
+	im := &image{chunks: make([][]byte, cfg.hole+cfg.chunks)}
 	bc := pack.BuilderConfig{Bucket: w.bucket, Scope: cfg.scope, Size: size, PackSize: 4 << 20}
 	if cfg.older != nil {
 		im.Lineage = []content.CID{cfg.older.id}
@@ -317,7 +363,7 @@ func (w *world) publish(cfg imageConfig) *image {
 	b, err := pack.NewBuilder(ctx, bc)
 	w.check(err)
 	for i := range im.chunks {
-		if i%7 == 3 {
+		if i < cfg.hole || i%7 == 3 {
 			continue
 		}
 		if cfg.older != nil && i%cfg.changed != 0 {
