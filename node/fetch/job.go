@@ -220,8 +220,8 @@ type outcome struct {
 	err     error
 	unknown bool
 	lied    bool
-	other   bool // what came is packed otherwise
-	some    bool // something came
+	useless error // why what came, though no lie, is of no use here
+	some    bool  // something of use came
 	refer   peer.ID
 }
 
@@ -249,8 +249,8 @@ func (j *job) ask(a plan.Action) {
 		e.Why = o.err.Error()
 	case o.lied:
 		e.Why = "sent wrong bytes"
-	case o.other && !o.some:
-		e.Why = errOtherPage.Error()
+	case o.useless != nil && !o.some:
+		e.Why = o.useless.Error()
 	case o.err != nil:
 		e.Why = o.err.Error()
 		j.f.cfg.Log.Debug("a member was asked in vain", "peer", to, "err", o.err)
@@ -294,16 +294,15 @@ func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
 			if fl == nil || fl.ended.Load() {
 				return
 			}
-			err := j.receive(fl, source, r)
-			if errors.Is(err, errOtherPage) {
-				o.other = true
-				return
-			}
-			o.some = true
-			if err != nil {
+			switch lie, err := j.receive(fl, source, r); {
+			case lie:
 				o.lied = true
 				j.f.lied(to, err.Error())
 				cancel()
+			case err != nil:
+				o.useless = err
+			default:
+				o.some = true
 			}
 		case exchange.Absent:
 			if j.level() == 0 {
@@ -322,19 +321,19 @@ func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
 // was imported twice, into packs of its own each time. It is no lie.
 var errOtherPage = errors.New("has the same content in other packs")
 
-// receive checks what a member sent and lands it.
-func (j *job) receive(fl *flight, from Source, r *exchange.Data) error {
+// receive checks what a member sent and lands it. It is a lie when it is not the
+// object that was asked for; a map node that can't be used is its maker's fault.
+func (j *job) receive(fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
 	a := arrival{obj: fl.obj, from: from}
-	var err error
 	if a.data, err = content.Verify(fl.obj.id, r.Body); err != nil {
-		return err
+		return true, err
 	}
 	if fl.obj.pos.Level > 0 {
 		if a.page, err = content.Verify(fl.obj.page, r.Page); err != nil {
-			return fmt.Errorf("%w: %w", errOtherPage, err)
+			return false, errOtherPage
 		}
 	}
 	r.Take()
 	j.f.count(from, len(r.Body)+len(r.Page))
-	return j.f.land(j.rs, a, fl)
+	return false, j.f.land(j.rs, a, fl)
 }
