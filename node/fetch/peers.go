@@ -3,6 +3,7 @@ package fetch
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -115,6 +116,7 @@ func (p *peers) round(rs *rootState) {
 	ctx, cancel := context.WithCancel(p.f.ctx)
 	defer cancel()
 	if p.f.cfg.Swarm != nil {
+		p.again(ctx, rs, &wg)
 		wg.Go(func() { p.searchOn(ctx, rs, &wg) })
 	}
 	tick := time.NewTicker(lookInterval)
@@ -136,6 +138,19 @@ func (p *peers) round(rs *rootState) {
 		p.mu.Unlock()
 		if idle {
 			return
+		}
+	}
+}
+
+// again watches the far members of the round before: one that has gone meanwhile
+// announces nothing that would have it found, and forgotten, anew.
+func (p *peers) again(ctx context.Context, rs *rootState, wg *sync.WaitGroup) {
+	p.mu.Lock()
+	known := slices.Concat(slices.Collect(maps.Values(p.farms))...)
+	p.mu.Unlock()
+	for _, q := range known {
+		if id := peer.ID(q); p.claim(&p.far, id) {
+			wg.Go(func() { p.watch(ctx, rs, id, &p.far) })
 		}
 	}
 }
