@@ -107,7 +107,7 @@ type Config struct {
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
 // Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
-// last, nor under habits.mu and resident.mu.
+// last, nor under habits.mu, pace.mu and resident.mu.
 type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
@@ -115,6 +115,7 @@ type Fetcher struct {
 	bytes   [sources]atomic.Int64
 	habits  habits
 	leaves  resident
+	pace    pace
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
@@ -122,7 +123,7 @@ type Fetcher struct {
 	mu      sync.Mutex // guards what follows
 	roots   map[content.CID]*rootState
 	flights map[flightKey]*flight
-	reading map[content.CID]*read
+	reading map[objectKey]*read
 	crowds  map[crowdKey]*plan.Crowd
 	running sync.WaitGroup
 }
@@ -144,7 +145,7 @@ func New(cfg Config) (*Fetcher, error) {
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1),
 		roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{},
-		reading: map[content.CID]*read{}, crowds: map[crowdKey]*plan.Crowd{},
+		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -20,8 +20,7 @@ var (
 // flightKey names a flight. Flights of one object at different depths are apart,
 // so that nodes never wait for each other; see plan.Depth.
 type flightKey struct {
-	id    content.CID
-	level int
+	objectKey
 	depth plan.Depth
 }
 
@@ -98,7 +97,8 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 	stopped := f.ctx.Err() != nil
 	for i, o := range objects {
 		run := o.at.Run()
-		fl := f.underway(flightKey{o.id, o.pos.Level, depths[run]}, how.priority)
+		key := flightKey{o.key(), depths[run]}
+		fl := f.underway(key, how.priority)
 		if fl == nil {
 			j := jobs[run]
 			if j == nil {
@@ -106,7 +106,7 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 				j = newJob(f, rs, run, how)
 				jobs[run] = j
 			}
-			fl = &flight{key: flightKey{o.id, o.pos.Level, depths[run]}, obj: o, job: j, done: make(chan struct{})}
+			fl = &flight{key: key, obj: o, job: j, done: make(chan struct{})}
 			j.flights = append(j.flights, fl)
 			f.flights[fl.key] = fl
 		}
@@ -199,7 +199,7 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 		f.finish(own, a, node, nil)
 	}
 	for d := range plan.Depth(plan.Depths) {
-		if fl := f.flights[flightKey{a.obj.id, a.obj.pos.Level, d}]; fl != nil {
+		if fl := f.flights[flightKey{a.obj.key(), d}]; fl != nil {
 			f.finish(fl, a, node, nil)
 		}
 	}

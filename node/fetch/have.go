@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -16,7 +17,8 @@ const (
 	// announcersPerFarm announce a root: a second one outlives the first.
 	announcersPerFarm = 2
 	// rescanInterval bounds how often a bitmap is made anew after evictions, and
-	// rescanShare how much of the time that may take: one part in so many.
+	// rescanShare how much of the time that may take, of all roots together: one
+	// part in so many.
 	rescanInterval = 2 * time.Second
 	rescanShare    = 50
 	// newsMax bounds the additions to a bitmap that are remembered; beyond it, those
@@ -30,8 +32,8 @@ const (
 type have struct {
 	set     content.Bitmap
 	scanned time.Time
-	cost    time.Duration // of the last scan
 	evicted uint64
+	landed  *content.Bitmap // while a scan is under way, which may miss it; else nil
 
 	// news are the additions since the set was made, for those who follow it, and
 	// edition is how often it was made.
@@ -45,6 +47,9 @@ func (rs *rootState) noteHave(index uint64) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	h := &rs.have
+	if h.landed != nil {
+		h.landed.Add(index)
+	}
 	if h.set.Has(index) {
 		return
 	}
@@ -64,8 +69,13 @@ func (h *have) tell() {
 	}
 }
 
-// replace sets what was found by looking.
-func (h *have) replace(set *content.Bitmap) {
+// found ends a scan: what it found is here, and what landed meanwhile.
+func (h *have) found(set *content.Bitmap) {
+	set.Union(h.landed)
+	h.landed = nil
+	if h.edition > 0 && set.Len() == h.set.Len() {
+		return
+	}
 	h.set = *set
 	h.news = nil
 	h.edition++
@@ -104,8 +114,8 @@ func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	now := f.cfg.Now()
 	rs.mu.Lock()
 	h := &rs.have
-	stale := h.scanned.IsZero() || h.evicted != f.cfg.Cache.Evicted()
-	due := stale && now.Sub(h.scanned) >= max(rescanInterval, rescanShare*h.cost)
+	stale := h.evicted != f.cfg.Cache.Evicted() && now.Sub(h.scanned) >= rescanInterval
+	due := h.scanned.IsZero() || stale && f.pace.due(now)
 	if due {
 		h.scanned, h.evicted = now, f.cfg.Cache.Evicted()
 	}
@@ -115,17 +125,42 @@ func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	}
 }
 
+// pace is when the cache may be looked at again.
+type pace struct {
+	mu   sync.Mutex // guards next
+	next time.Time
+}
+
+func (p *pace) due(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !now.Before(p.next)
+}
+
+// spent has the next look wait for its share of what this one took.
+func (p *pace) spent(now time.Time, cost time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	p.next = p.next.Add(rescanShare * cost)
+}
+
 // rescan looks for every chunk in the cache.
 func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
+	rs.scanning.Lock()
+	defer rs.scanning.Unlock()
+	h := &rs.have
+	rs.mu.Lock()
+	h.landed = new(content.Bitmap)
+	rs.mu.Unlock()
 	begun := time.Now()
 	set := f.scan(ctx, rs)
+	f.pace.spent(f.cfg.Now(), time.Since(begun))
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	h := &rs.have
-	h.cost = time.Since(begun)
-	if h.edition == 0 || set.Len() != h.set.Len() {
-		h.replace(set)
-	}
+	h.found(set)
 }
 
 // scan looks for every chunk in the cache, as far as the map is here.
@@ -165,16 +200,24 @@ func (f *Fetcher) announce(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	for {
+		mine := map[swarm.Key]bool{}
 		for _, rs := range f.all() {
+			if !f.announces(ctx, rs) {
+				continue
+			}
 			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce)
-			switch lead := f.announces(ctx, rs); {
-			case lead && !announced[key]:
-				if err := f.cfg.Swarm.Announce(key); err != nil {
-					f.cfg.Log.Warn("a root is not announced", "root", rs.id, "err", err)
-					continue
-				}
-				announced[key] = true
-			case !lead && announced[key]:
+			mine[key] = true
+			if announced[key] {
+				continue
+			}
+			if err := f.cfg.Swarm.Announce(key); err != nil {
+				f.cfg.Log.Warn("a root is not announced", "root", rs.id, "err", err)
+				continue
+			}
+			announced[key] = true
+		}
+		for key := range announced {
+			if !mine[key] {
 				f.cfg.Swarm.Withdraw(key)
 				delete(announced, key)
 			}

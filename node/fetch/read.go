@@ -70,7 +70,7 @@ func (j *job) underWay() []*read {
 func (f *Fetcher) readsOf(flights []*flight) []*read {
 	var out []*read
 	for _, fl := range flights {
-		if r := f.reading[fl.obj.id]; r != nil && !slices.Contains(out, r) {
+		if r := f.reading[fl.obj.key()]; r != nil && !slices.Contains(out, r) {
 			out = append(out, r)
 		}
 	}
@@ -109,8 +109,8 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	under = f.readsOf(left)
 	r := &read{done: make(chan struct{})}
 	for _, fl := range left {
-		if f.reading[fl.obj.id] == nil && !f.cached(fl.obj) {
-			f.reading[fl.obj.id] = r
+		if f.reading[fl.obj.key()] == nil && !f.cached(fl.obj) {
+			f.reading[fl.obj.key()] = r
 			mine = append(mine, fl.obj)
 		}
 	}
@@ -118,8 +118,8 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 		return nil, under
 	}
 	for _, o := range more {
-		if f.reading[o.id] == nil && !f.cached(o) {
-			f.reading[o.id] = r
+		if f.reading[o.key()] == nil && !f.cached(o) {
+			f.reading[o.key()] = r
 			mine = append(mine, o)
 		}
 	}
@@ -178,7 +178,7 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 	}
 	f.mu.Lock()
 	for _, o := range objects {
-		delete(f.reading, o.id)
+		delete(f.reading, o.key())
 	}
 	f.mu.Unlock()
 	r.err = err

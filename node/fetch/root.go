@@ -3,8 +3,11 @@ package fetch
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
@@ -22,8 +25,13 @@ type Root struct {
 	Envelope []byte
 }
 
-// rootsMax bounds the roots that a node knows.
-const rootsMax = 100_000
+const (
+	// rootsMax bounds the roots that a node knows; beyond it those that nobody asked
+	// for for longest are forgotten, one part in rootsForgotten: each import and
+	// each fold of a volume makes another root.
+	rootsMax       = 100_000
+	rootsForgotten = 16
+)
 
 // rootState is what this node knows of a root.
 type rootState struct {
@@ -37,11 +45,14 @@ type rootState struct {
 	// vanish at any time, to be loaded again.
 	leaves []atomic.Pointer[mapNode]
 
+	used     time.Time  // the last time; guarded by the Fetcher's mu
+	scanning sync.Mutex // held while the cache is looked through; before mu
+
 	mu       sync.Mutex // guards what follows
 	envelope []byte
 	upper    map[content.Pos]*mapNode // those above
 	have     have
-	mapping  bool // the map was begun to be brought in for the bitmap
+	mapping  bool // the map is or was brought in for the bitmap
 }
 
 // sealed returns the record of the root, if there is one.
@@ -62,9 +73,9 @@ func (f *Fetcher) learn(r Root, mayWiden bool) (content.CID, error) {
 		return content.CID{}, fmt.Errorf("learn root: %w", err)
 	}
 	id := root.CID()
-	rs, err := f.enter(id, r, mayWiden)
-	if err != nil || len(r.Envelope) == 0 || rs.head.Scope != r.Head.Scope {
-		return id, err
+	rs := f.enter(id, r, mayWiden)
+	if len(r.Envelope) == 0 || rs.head.Scope != r.Head.Scope {
+		return id, nil
 	}
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -73,28 +84,42 @@ func (f *Fetcher) learn(r Root, mayWiden bool) (content.CID, error) {
 }
 
 // enter returns the state of a root, a new one where that is needed.
-func (f *Fetcher) enter(id content.CID, r Root, mayWiden bool) (*rootState, error) {
+func (f *Fetcher) enter(id content.CID, r Root, mayWiden bool) *rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.roots[id]
 	if known != nil && (!mayWiden || known.head.Scope == r.Head.Scope || !r.Head.Scope.Covers(known.head.Scope)) {
-		return known, nil
+		return known
 	}
 	if known == nil && len(f.roots) >= rootsMax {
-		return nil, fmt.Errorf("learn root %s: %w: %d roots are known", id, content.ErrNoSpace, len(f.roots))
+		f.forgetRoots()
 	}
 	leaves := (r.Head.Root.Chunks() + content.MapFanout - 1) / content.MapFanout
 	f.roots[id] = &rootState{
-		id: id, head: r.Head, depth: r.Head.Root.Depth(), lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)],
+		id: id, head: r.Head, depth: r.Head.Root.Depth(), used: f.cfg.Now(), lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)],
 		leaves: make([]atomic.Pointer[mapNode], leaves), upper: map[content.Pos]*mapNode{}, peers: newPeers(f),
 	}
-	return f.roots[id], nil
+	return f.roots[id]
 }
 
+// forgetRoots makes room for others. Who has one open reads on; who asks for one
+// introduces it again. Called with mu.
+func (f *Fetcher) forgetRoots() {
+	all := slices.SortedFunc(maps.Values(f.roots), func(a, b *rootState) int { return a.used.Compare(b.used) })
+	for _, rs := range all[:max(1, len(all)/rootsForgotten)] {
+		delete(f.roots, rs.id)
+	}
+}
+
+// root returns what is known of a root that is asked for, or nil.
 func (f *Fetcher) root(id content.CID) *rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.roots[id]
+	rs := f.roots[id]
+	if rs != nil {
+		rs.used = f.cfg.Now()
+	}
+	return rs
 }
 
 // request says for whom something is fetched.
@@ -126,6 +151,14 @@ type object struct {
 	at   pack.Location
 	pair pack.Pair
 }
+
+// objectKey names an object: a map node with another page is another.
+type objectKey struct {
+	id, page content.CID
+	level    int
+}
+
+func (o object) key() objectKey { return objectKey{o.id, o.page, o.pos.Level} }
 
 // frames are what is read for it at the origin.
 func (o object) frames() []pack.Extent {

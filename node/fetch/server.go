@@ -281,6 +281,9 @@ func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
 		for _, err := range m.CIDs(f.ctx) {
 			if err != nil {
 				f.cfg.Log.Debug("the map of a younger root can't be had", "root", rs.id, "err", err)
+				rs.mu.Lock()
+				rs.mapping = false // who asks next has it tried again
+				rs.mu.Unlock()
 				return
 			}
 		}
