@@ -3,8 +3,11 @@
 // files.
 //
 // qcow2 is read in place by a library. Other virtual disk formats are unpacked
-// by qemu-img into a sparse temporary file. A directory or tar file becomes an
-// ext4 file system; a newer version of one is written into a copy of the
-// previous disk, so that only what changed is new (a file system made afresh
-// shares almost nothing with the one before).
+// by qemu-img into a sparse temporary file. Neither may read a file of the host
+// that the operator did not name: a disk stands alone, or lies with its parts in
+// one folder.
+//
+// A directory or tar file becomes an ext4 file system; a newer version of one is
+// written into a copy of the previous disk, so that only what changed is new (a
+// file system made afresh shares almost nothing with the one before).
 package convert

@@ -14,6 +14,10 @@
 // when an inode comes back later the time is another. That hangs on the file
 // system keeping fine times, which each write checks on its own file; without
 // them it is refused.
+//
+// Everybody on the host may read what is there, as a web server must; a folder
+// above that is closed to others keeps them out. A part of the bucket that is to lie
+// on another disk is mounted in its place: lists do not follow symbolic links.
 package dir
 
 import (
