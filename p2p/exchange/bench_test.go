@@ -51,10 +51,9 @@ func BenchmarkPull(b *testing.B) {
 	b.ReportMetric(rawSeconds/seconds, "ratio")
 	b.ReportMetric(cpu/n, "CPU-s/GiB")
 	b.ReportMetric(rawCPU/n, "raw-CPU-s/GiB")
-	if state, ok := server.Link(client.id); ok {
-		b.ReportMetric(float64(state.InFlight)/(1<<20), "window-MiB")
-		b.ReportMetric(state.RTT.Seconds()*1e6, "RTT-µs")
-	}
+	w := server.windowTo(client.id)
+	b.ReportMetric(float64(w.limit())/(1<<20), "window-MiB")
+	b.ReportMetric(w.base.Seconds()*1e6, "RTT-µs")
 }
 
 // measure returns the wall and CPU seconds that f takes.

@@ -220,24 +220,3 @@ func (x *Exchange) session(id peer.ID) *session {
 
 // Collectors returns the metrics.
 func (x *Exchange) Collectors() []prometheus.Collector { return x.metrics.collectors() }
-
-// Link is what was measured of the way to a peer.
-type Link struct {
-	// Rate is what the link carries, in bytes a second; zero when it was never
-	// filled and so never measured.
-	Rate float64
-	// RTT is the shortest round trip of the last seconds, queueing included only
-	// if it never emptied; zero when unknown.
-	RTT time.Duration
-	// InFlight bounds the bulk that we send to the peer at once, in bytes.
-	InFlight int
-}
-
-// Link reports on the way from here to a peer that has streams open to ask us.
-func (x *Exchange) Link(to peer.ID) (Link, bool) {
-	a := x.askers.find(to)
-	if a == nil {
-		return Link{}, false
-	}
-	return a.link.state(), true
-}

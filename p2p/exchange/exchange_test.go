@@ -42,6 +42,17 @@ type member struct {
 	stop       func()
 }
 
+// windowTo is what a member has measured of the way to a peer that asks it; zero
+// for one that does not.
+func (b *member) windowTo(id peer.ID) (w window) {
+	if a := b.askers.find(id); a != nil {
+		a.link.mu.Lock()
+		defer a.link.mu.Unlock()
+		w = a.link.window
+	}
+	return w
+}
+
 // newHost returns a host as farms use it: TCP, TLS, yamux, on loopback.
 func newHost(t testing.TB, key trust.PrivateKey) host.Host {
 	t.Helper()

@@ -133,11 +133,3 @@ func (l *link) close(o *outflow) {
 	f.asked -= len(o.asked)
 	o.fresh, o.asked, o.closed = 0, nil, true
 }
-
-// state reports what is known of the link.
-func (l *link) state() Link {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	rate, _ := l.window.measured()
-	return Link{Rate: rate, RTT: l.window.base, InFlight: l.window.limit()}
-}

@@ -86,8 +86,7 @@ func TestSlowLink(t *testing.T) {
 		if err := <-pulled; err != nil {
 			t.Error(err)
 		}
-		state, _ := server.Link(client.id)
-		t.Logf("pulled in %v, worst fault %v, link %+v", time.Since(begun), worst, state)
+		t.Logf("pulled in %v, worst fault %v, window %+v", time.Since(begun), worst, server.windowTo(client.id))
 		if worst > 700*time.Millisecond {
 			t.Errorf("a fault took %v beside a prefetch", worst)
 		}

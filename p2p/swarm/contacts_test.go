@@ -69,11 +69,7 @@ func TestPeersFileIsBounded(t *testing.T) {
 	many := make([]peer.AddrInfo, 0, keptMax+8)
 	addrs := slices.Repeat([]ma.Multiaddr{ma.StringCast("/ip4/10.0.0.5/tcp/4001")}, keptAddrsMax+2)
 	for range cap(many) {
-		id, err := PeerID(newMesh())
-		if err != nil {
-			t.Fatal(err)
-		}
-		many = append(many, peer.AddrInfo{ID: id, Addrs: addrs})
+		many = append(many, peer.AddrInfo{ID: idOf(t, newMesh()), Addrs: addrs})
 	}
 	back, err := decodePeers(encodePeers(many))
 	if err != nil || len(back) != keptMax || len(back[0].Addrs) != keptAddrsMax {

@@ -25,7 +25,7 @@ const (
 
 	connsMax     = 4096 // of this member; a mesh of a thousand nodes meshes nearly fully
 	connsPerPeer = 16
-	streamsMax   = 16384 // four for each connection: DHT, identify, two of the exchange
+	streamsMax   = 16384 // four for each connection; who asks has three, and the DHT one now and then
 	streamsPeer  = 1024
 	// Memory is what windows promise, not what is allocated: the muxer books
 	// 256 KiB for each stream and what its window grows by. The library would let

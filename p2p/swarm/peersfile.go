@@ -56,7 +56,10 @@ func decodePeers(b []byte) ([]peer.AddrInfo, error) {
 	var out []peer.AddrInfo
 	for line := range strings.Lines(text) {
 		info, err := ParseAddr(strings.TrimSuffix(line, "\n"))
-		if err != nil || len(line) > addrMax+1 {
+		if err == nil && len(line) > addrMax+1 {
+			err = fmt.Errorf("address of %d bytes; the limit is %d", len(line)-1, addrMax)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("peers file: %w: %w", content.ErrCorrupt, err)
 		}
 		out = addPeer(out, info)

@@ -164,7 +164,7 @@ func (s *Swarm) build() error {
 	}
 	s.host, err = libp2p.New(append(options, s.reaching()...)...)
 	if err != nil {
-		return errors.Join(err, limits.Close())
+		return errors.Join(err, limits.Close(), conns.Close())
 	}
 	mode := dht.ModeAutoServer
 	if len(s.listen) == 0 {
@@ -295,6 +295,3 @@ func (s *Swarm) Ban(id peer.ID, d time.Duration) {
 	s.dht.RoutingTable().RemovePeer(id)
 	s.host.Network().ClosePeer(id)
 }
-
-// Banned reports whether a member is banned now.
-func (s *Swarm) Banned(id peer.ID) bool { return s.bans.has(id) }
