@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/pagecache"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -33,7 +35,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 			if !v.trySource(p[:n], off) {
 				return false
 			}
-		case v.readExtent(e, p[:n]) != nil:
+		case v.readExtent(e, p[:n], promptly) != nil:
 			return false
 		}
 		p, off = p[n:], off+int64(n)
@@ -99,7 +101,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 		case e.n == 0:
 			misses = append(misses, miss{p[:n], off})
 		default:
-			if err := v.readExtent(e, p[:n]); err != nil {
+			if err := v.readExtent(e, p[:n], patiently); err != nil {
 				v.mu.RUnlock()
 				return fmt.Errorf("read %d bytes at %d: %w", n, off, err)
 			}
@@ -141,9 +143,29 @@ func (v *Volume) readSource(ctx context.Context, misses []miss) error {
 	return group.Wait()
 }
 
+// reader fills p from a file.
+type reader func(f *os.File, p []byte, off int64) error
+
+func patiently(f *os.File, p []byte, off int64) error {
+	if _, err := f.ReadAt(p, off); err != nil {
+		return fmt.Errorf("journal %s at %d: %w: %w", f.Name(), off, content.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// errCold says that a read has to wait for the disk.
+var errCold = errors.New("not in memory")
+
+func promptly(f *os.File, p []byte, off int64) error {
+	if !pagecache.Read(f, p, off) {
+		return errCold
+	}
+	return nil
+}
+
 // readExtent fills p, which begins where e does and is within it, and checks the
 // sums of the units that it touches. Called with mu.
-func (v *Volume) readExtent(e extent, p []byte) error {
+func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 	if e.seg == segZero {
 		clear(p)
 		return nil
@@ -156,26 +178,22 @@ func (v *Volume) readExtent(e extent, p []byte) error {
 	units := (head + len(p) + unit - 1) / unit
 	span := min(units*unit, entryBytes-first*unit)
 	if head == 0 && span == len(p) { // whole units, read in place
-		if _, err := f.ReadAt(p, begin); err != nil {
-			return journalError(f.Name(), begin, err)
+		if err := read(f, p, begin); err != nil {
+			return err
 		}
-		return v.check(e, p, first)
+		return v.check(e, p, first, read)
 	}
 	buf := v.buffers.get(span)
 	defer v.buffers.put(buf)
-	if _, err := f.ReadAt(*buf, begin); err != nil {
-		return journalError(f.Name(), begin, err)
+	if err := read(f, *buf, begin); err != nil {
+		return err
 	}
 	copy(p, (*buf)[head:])
-	return v.check(e, *buf, first)
-}
-
-func journalError(name string, off int64, err error) error {
-	return fmt.Errorf("journal %s at %d: %w", name, off, errors.Join(content.ErrCorrupt, err))
+	return v.check(e, *buf, first, read)
 }
 
 // check compares whole units with the sums of their entry, from unit first on.
-func (v *Volume) check(e extent, b []byte, first int) error {
+func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 	all := (int(e.entry) + unitSectors - 1) / unitSectors
 	if all == 1 {
 		return e.compare(b, e.crc, v.segments[e.seg].file.Name())
@@ -186,8 +204,8 @@ func (v *Volume) check(e extent, b []byte, first int) error {
 	sums := v.buffers.get(4 * units)
 	defer v.buffers.put(sums)
 	at := start - 4*int64(all) + 4*int64(first)
-	if _, err := f.ReadAt(*sums, at); err != nil {
-		return journalError(f.Name(), at, err)
+	if err := read(f, *sums, at); err != nil {
+		return err
 	}
 	for u := range units {
 		part := b[u*unit : min((u+1)*unit, len(b))]

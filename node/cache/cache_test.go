@@ -338,6 +338,16 @@ func TestHitsAllocateNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("a hit allocates %v times", n)
 	}
+	if n := testing.AllocsPerRun(100, func() {
+		if !c.TryReadAt(v.CID(), p, 4096) {
+			t.Fatal("what was just put is not in memory")
+		}
+	}); n != 0 || !bytes.Equal(p, v.Bytes()[4096:8192]) {
+		t.Errorf("a prompt hit allocates %v times, or is wrong", n)
+	}
+	if c.TryReadAt(v.CID(), p, 128<<10-4095) || c.TryReadAt(v.CID(), p, -1) {
+		t.Error("more than the chunk is read")
+	}
 	absent := content.Sum([]byte("absent"))
 	if n := testing.AllocsPerRun(100, func() { c.ReadAt(absent, p, 0) }); n != 0 {
 		t.Errorf("a miss allocates %v times", n)

@@ -69,8 +69,8 @@ func (m *Image) Bytes() [sources]int64 {
 	return out
 }
 
-// TryReadChunk fills p from byte off of a chunk if it is a hole or in the cache;
-// it neither waits nor allocates. false means to use ReadChunk.
+// TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
+// there in memory; it neither waits nor allocates. false means to use ReadChunk.
 func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	leaf := m.rs.leaf(index)
 	if leaf == nil || m.ahead.mark.Load() == index+1 {
@@ -82,16 +82,16 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 		clear(p)
 		return true
 	}
-	return m.readCached(id, off, p)
-}
-
-func (m *Image) readCached(id content.CID, off int, p []byte) bool {
-	if m.f.cfg.Cache.ReadAt(id, p, off) != nil {
+	if !m.f.cfg.Cache.TryReadAt(id, p, off) {
 		return false
 	}
+	m.countCached(p)
+	return true
+}
+
+func (m *Image) countCached(p []byte) {
 	m.bytes[FromCache].Add(int64(len(p)))
 	m.f.bytes[FromCache].Add(int64(len(p)))
-	return true
 }
 
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
@@ -108,7 +108,8 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	case !ok:
 		clear(p)
 		return nil
-	case m.readCached(o.id, off, p):
+	case m.f.cfg.Cache.ReadAt(o.id, p, off) == nil:
+		m.countCached(p)
 		return nil
 	}
 	fl := m.f.join(m.rs, []object{o}, byGuest())[0]

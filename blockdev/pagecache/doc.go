@@ -1,0 +1,2 @@
+// Package pagecache reads files without waiting for their disk.
+package pagecache
