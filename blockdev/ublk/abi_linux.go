@@ -11,6 +11,7 @@ const (
 	ctrlStart         = 3<<30 | 32<<16 | 'u'<<8 | 0x06
 	ctrlStop          = 3<<30 | 32<<16 | 'u'<<8 | 0x07
 	ctrlSetParams     = 3<<30 | 32<<16 | 'u'<<8 | 0x08
+	ctrlGetParams     = 2<<30 | 32<<16 | 'u'<<8 | 0x09
 	ctrlStartRecovery = 3<<30 | 32<<16 | 'u'<<8 | 0x10
 	ctrlEndRecovery   = 3<<30 | 32<<16 | 'u'<<8 | 0x11
 	ctrlGetFeatures   = 2<<30 | 32<<16 | 'u'<<8 | 0x13
@@ -45,9 +46,6 @@ const (
 	reqNoUnmap     = 1 << 15 // zeros that keep their space
 
 	sectorSize = 512
-	// descriptorStride is how far apart the queues' descriptors are mapped: room
-	// for the most tags that a queue may have.
-	descriptorStride = depthMax * 24
 )
 
 // controlCommand is struct ublksrv_ctrl_cmd.
@@ -65,9 +63,10 @@ type controlCommand struct {
 // info is struct ublksrv_ctrl_dev_info.
 type info struct {
 	queues, depth, state, _ uint16
-	request                 uint32 // bytes
+	requestMax              uint32 // bytes
 	id                      uint32
-	_                       [2]uint32
+	pid                     int32 // of the server
+	_                       uint32
 	flags                   uint64
 	owner                   uint64 // for servers to use as they like
 	_                       [3]uint64
@@ -77,16 +76,22 @@ type info struct {
 type params struct {
 	length, types uint32
 	basic         struct {
-		attrs                                        uint32
-		logicalShift, physicalShift, optShift, shift uint8
-		maxSectors, chunkSectors                     uint32
-		sectors, virtBoundary                        uint64
+		attrs                                           uint32
+		logicalShift, physicalShift, optShift, minShift uint8
+		maxSectors, chunkSectors                        uint32
+		sectors, virtBoundary                           uint64
 	}
 	discard struct {
 		align, granularity, maxSectors, maxZeroSectors uint32
 		maxSegments, _                                 uint16
 	}
 	_ [52]byte // of special and zoned devices
+}
+
+// fits reports whether a device of these parameters can go on as one of other's.
+func (p params) fits(other params) bool {
+	a, b := p.basic, other.basic
+	return a.sectors == b.sectors && a.logicalShift == b.logicalShift && a.attrs&attrReadOnly == b.attrs&attrReadOnly
 }
 
 // ioCommand is struct ublksrv_io_cmd.

@@ -23,6 +23,7 @@ const (
 	requestDefault = 512 << 10
 
 	threadsMax = 64
+	queuesMax  = 4096
 	depthMax   = 4096
 	requestMin = 4 << 10
 	requestMax = 4 << 20
@@ -34,7 +35,8 @@ type Config struct {
 	// Owner marks this server's devices in the kernel: what has it is taken up
 	// and swept by the next server with the same Owner, all else is left alone.
 	Owner uint64
-	// Threads serve all queues. As many as processors, at most 4.
+	// Threads serve all queues. Half as many as the process may use processors, at
+	// least 1 and at most 4: a busy one keeps its processor to itself.
 	Threads int
 	// Queues of each new device; the kernel gives no more than it has processors.
 	// As many as Threads, at most 2.
@@ -48,7 +50,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	c.Threads = cmp.Or(c.Threads, min(runtime.NumCPU(), threadsDefaultMax))
+	c.Threads = cmp.Or(c.Threads, min(max(runtime.GOMAXPROCS(0)/2, 1), threadsDefaultMax))
 	c.Queues = cmp.Or(c.Queues, min(c.Threads, queuesDefaultMax))
 	c.Depth = cmp.Or(c.Depth, depthDefault)
 	c.Request = cmp.Or(c.Request, requestDefault)
@@ -65,8 +67,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("ublk: %w: no Owner", content.ErrInvalid)
 	case c.Threads < 1 || c.Threads > threadsMax:
 		return invalid("Threads", c.Threads, 1, threadsMax)
-	case c.Queues < 1 || c.Queues > depthMax:
-		return invalid("Queues", c.Queues, 1, depthMax)
+	case c.Queues < 1 || c.Queues > queuesMax:
+		return invalid("Queues", c.Queues, 1, queuesMax)
 	case c.Depth < 1 || c.Depth > depthMax:
 		return invalid("Depth", c.Depth, 1, depthMax)
 	case c.Request < requestMin || c.Request > requestMax || c.Request%requestMin != 0:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,20 +44,19 @@ func openControl() (*control, error) {
 }
 
 func (c *control) probe() error {
+	if !mayAdminister() {
+		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", content.ErrForbidden)
+	}
 	features := new(uint64)
 	err := call(c, ctrlGetFeatures, newID, features)
+	setup := new(os.SyscallError)
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", err)
-	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("%w: io_uring is switched off: set the sysctl kernel.io_uring_disabled to 0", err)
+	case errors.As(err, &setup):
+		return fmt.Errorf("%w: %w: the kernel lets nobody use io_uring here: see the sysctl kernel.io_uring_disabled, and the seccomp profile of a container", errors.ErrUnsupported, err)
 	case err != nil:
 		return fmt.Errorf("%w: the kernel does not say what its driver can do, and is older than 6.5: %w", errors.ErrUnsupported, err)
 	case *features&featuresNeeded != featuresNeeded:
 		return fmt.Errorf("%w: the kernel's driver lacks user recovery (features %#x): 6.5 and later have it", errors.ErrUnsupported, *features)
-	}
-	if !mayAdminister() {
-		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", content.ErrForbidden)
 	}
 	return nil
 }
@@ -94,10 +94,80 @@ func (c *control) add(i info) (info, error) {
 	return *made, err
 }
 
+// params asks the kernel how a device was described to it.
+func (c *control) params(id uint32) (params, error) {
+	p := new(params)
+	p.length = uint32(unsafe.Sizeof(*p))
+	err := call(c, ctrlGetParams, id, p)
+	return *p, err
+}
+
 // setParams describes a device before it is started.
 func (c *control) setParams(id uint32, p params) error {
 	p.length = uint32(unsafe.Sizeof(p))
 	return call(c, ctrlSetParams, id, &p)
+}
+
+const (
+	// recoverTimeout is how long the server before may take to be gone. Where the
+	// kernel has not been told to look sooner, it takes 30 s to see that a server
+	// has died which had all requests of a queue.
+	recoverTimeout  = 90 * time.Second
+	recoverPauseMax = 50 * time.Millisecond
+	// deleteTimeout is how long a number may take to be free again; what was not
+	// in use takes milliseconds.
+	deleteTimeout = 2 * time.Second
+)
+
+var (
+	// errBegun says that somebody has begun a recovery and not ended it.
+	errBegun = errors.New("its recovery was begun before")
+	// errServed says that somebody has or had a part in serving the device.
+	errServed = errors.New("it can't be served by this process")
+)
+
+// startRecovery waits until the process that served a device before is gone.
+func (c *control) startRecovery(ctx context.Context, i info) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, recoverPauseMax) {
+		err := c.order(ctx, ctrlStartRecovery, i.id, 0)
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			return errBegun
+		case !errors.Is(err, unix.EBUSY):
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("process %d serves it still: %w", i.pid, context.Cause(ctx))
+		}
+	}
+}
+
+// delete removes a stopped device. It returns when its number is free, or after
+// deleteTimeout: the kernel frees it when who still has the disk open lets go.
+func (c *control) delete(ctx context.Context, id uint32) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	err := c.order(ctx, ctrlDelete, id, 0)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// remove stops and deletes a device that this process does not serve.
+func (c *control) remove(ctx context.Context, id uint32) error {
+	err := c.order(ctx, ctrlStop, id, 0)
+	if err == nil {
+		err = c.delete(ctx, id)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove %s: %w", devicePath(id), err)
+	}
+	return nil
 }
 
 // call sends a command with data that the driver reads or writes, and waits for
@@ -109,15 +179,15 @@ func call[T any](c *control, command, id uint32, data *T) error {
 	return c.send(command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)}, noSignal)
 }
 
-// order sends a command without data, which may take long: it is given up, and
-// ends soon after, when ctx is done.
+// order sends a command without data, which may take long, and cancels it when
+// ctx is done: an error is the cause of that then. No error means that it was done
+// all the same.
 func (c *control) order(ctx context.Context, command, id uint32, data int) error {
-	result := make(chan error, 1)
 	cancel, err := newSignal()
 	if err != nil {
 		return err
 	}
-	defer cancel.close()
+	result := make(chan error, 1)
 	go func() {
 		result <- c.send(command, controlCommand{id: id, queue: noQueue, data: uint64(data)}, cancel)
 	}()
@@ -125,30 +195,38 @@ func (c *control) order(ctx context.Context, command, id uint32, data int) error
 	case err = <-result:
 	case <-ctx.Done():
 		cancel.set()
-		err = <-result
+		if err = <-result; errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECANCELED) || errors.Is(err, unix.ETIME) {
+			err = context.Cause(ctx)
+		}
 	}
-	if errors.Is(err, errGivenUp) {
-		err = context.Cause(ctx)
-	}
-	return err
+	return errors.Join(err, cancel.close())
 }
-
-// errGivenUp says that a command was cancelled.
-var errGivenUp = errors.New("given up")
 
 const (
 	tokenCommand = iota
 	tokenCancel
+	tokenCancelled
+	tokenPatience
 )
 
+// patienceSeconds is how long a command may take to notice that it was cancelled.
+// Those that wait for requests don't.
+const patienceSeconds = 1
+
+// send sends a command and waits for its result. When cancel is set it is cancelled;
+// one that does not notice is left to itself, which is ETIME.
 func (c *control) send(command uint32, cmd controlCommand, cancel signal) (err error) {
 	runtime.LockOSThread() // a ring is its maker's
 	defer runtime.UnlockOSThread()
-	r, err := newRing(2, true)
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	r, err := newRing(4, true)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	patience := new(unix.Timespec{Sec: patienceSeconds})
+	pin.Pin(patience)
 	s, err := r.next()
 	if err != nil {
 		return err
@@ -160,14 +238,20 @@ func (c *control) send(command uint32, cmd controlCommand, cancel signal) (err e
 			return err
 		}
 	}
-	if err := errors.Join(r.submit(), r.wait()); err != nil {
-		return err
+	for {
+		if err := errors.Join(r.submit(), r.wait()); err != nil {
+			return err
+		}
+		e := r.take()
+		switch {
+		case e.userData == tokenCancel:
+			if err := errors.Join(r.cancel(tokenCommand, tokenCancelled), r.alarm(patience, tokenPatience)); err != nil {
+				return err
+			}
+		case e.res < 0 && e.userData != tokenCancelled: // of the command, or ETIME
+			return unix.Errno(-e.res)
+		case e.userData == tokenCommand:
+			return nil
+		}
 	}
-	switch e := r.take(); {
-	case e.userData == tokenCancel:
-		return errGivenUp
-	case e.res < 0:
-		return unix.Errno(-e.res)
-	}
-	return nil
 }

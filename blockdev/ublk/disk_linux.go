@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/bits"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,17 +26,18 @@ const (
 	startTimeout = 5 * time.Second
 	// beginning is where partition tables are, in bytes.
 	beginning = 32 << 10
-	// recoverTimeout is how long the server before may take to be gone.
-	recoverTimeout = 10 * time.Second
-	recoverPause   = 2 * time.Millisecond
+	// openTimeout is how long udev may take to give the node its device.
+	openTimeout = 10 * time.Second
+	openPause   = 10 * time.Millisecond
 	// cancelTimeout is how long a device may take to notice that its requests
 	// were cancelled.
 	cancelTimeout = 5 * time.Second
-	// deleteTimeout is how long a number may take to be free again; what was not
-	// in use takes milliseconds.
-	deleteTimeout = 2 * time.Second
 	// complainInterval is how often a disk may log that requests fail.
 	complainInterval = time.Minute
+	// noticeTime is after what time of a request the kernel looks whether its
+	// server still lives. While all of a queue's requests are with a server this is
+	// how it learns of its death, by default after 30 s.
+	noticeTime = time.Second
 
 	// rangeSectorsMax bounds a discard or zeroing, which come whole: 1 GiB, well
 	// below what the kernel's counts can hold.
@@ -42,12 +45,14 @@ const (
 	physicalShift   = 12
 )
 
+// What ends requests, and the commands that wait for them.
 var (
 	errLeft    = errors.New("the server has left the disk")
 	errStopped = errors.New("the disk was stopped")
-	// errNotTakenUp says that a disk was there, and could not be recovered.
-	errNotTakenUp = errors.New("its recovery failed")
 )
+
+// errNotTakenUp says that a disk was there, and that nobody can recover it.
+var errNotTakenUp = errors.New("its recovery was broken off")
 
 // Disk is a device that the kernel has.
 type Disk struct {
@@ -59,15 +64,18 @@ type Disk struct {
 
 	ctx      context.Context // of requests
 	cancel   context.CancelCauseFunc
-	starting context.Context // of requests until started
+	starting context.Context // of reads until started
+	endStart context.CancelFunc
 	started  atomic.Bool
 
-	stopping sync.Mutex // one Stop at a time
+	stopping sync.Mutex // one Stop at a time, before Server.mu
 
-	id      uint32
-	request int // bytes of the longest
-	char    int // file descriptor of /dev/ublkcN, -1 before open
-	queues  []*queue
+	// What follows belongs to whoever has announced a change of the disk.
+	id         uint32
+	requestMax int                     // bytes
+	char       int                     // file descriptor of /dev/ublkcN, -1 while there is none
+	queues     []*queue                // those that threads have
+	refuse     context.CancelCauseFunc // ends the wait for the threads' first requests
 }
 
 func newDisk(s *Server, device blockdev.Device) *Disk {
@@ -86,7 +94,7 @@ func (d *Disk) Path() string { return devicePath(d.id) }
 // Number is N in /dev/ublkbN.
 func (d *Disk) Number() int { return int(d.id) }
 
-func (d *Disk) requestContext() context.Context {
+func (d *Disk) readContext() context.Context {
 	if d.started.Load() {
 		return d.ctx
 	}
@@ -102,7 +110,8 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	if !d.server.claim(d, id, false) {
 		return d.create(ctx, newID)
 	}
-	i, err := d.server.control.info(id)
+	control := d.server.control
+	i, err := control.info(id)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return d.create(ctx, id)
@@ -110,10 +119,18 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		return fmt.Errorf("%s: %w", devicePath(id), err)
 	case i.owner != d.server.cfg.Owner:
 		return d.create(ctx, newID)
-	case i.state != stateDead:
-		return d.takeUp(ctx, i)
 	}
-	if err := d.server.control.remove(ctx, id); err != nil {
+	if i.state != stateDead {
+		p, err := control.params(id)
+		if err != nil {
+			return fmt.Errorf("%s: %w", devicePath(id), err)
+		}
+		if p.fits(d.params(i)) {
+			return d.takeUp(ctx, i)
+		}
+		d.server.cfg.Log.Error("ublk: a disk is made anew, since its device has another size or kind by now; who had it open gets errors", "device", devicePath(id))
+	}
+	if err := control.remove(ctx, id); err != nil {
 		return err
 	}
 	return d.create(ctx, id)
@@ -121,10 +138,14 @@ func (d *Disk) start(ctx context.Context, number int) error {
 
 // create makes a new disk; id may leave the choice to the kernel.
 func (d *Disk) create(ctx context.Context, id uint32) error {
+	// Not sooner: others may read already while the start ends.
+	d.starting, d.endStart = context.WithTimeout(d.ctx, startTimeout)
+	unhook := context.AfterFunc(ctx, d.endStart) // the kernel gives no start up that waits for a read
+	defer unhook()
 	d.prime(ctx)
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
-		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), request: uint32(c.Request),
+		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: uint32(c.Request),
 		flags: featuresNeeded, owner: c.Owner,
 	})
 	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for
@@ -134,78 +155,86 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 		return fmt.Errorf("make a device: %w", err)
 	}
 	d.server.claim(d, i.id, true)
-	err = d.server.control.setParams(i.id, d.params(i))
-	if err == nil {
-		err = d.open(i)
-	}
-	if err == nil {
-		err = d.order(ctx, ctrlStart)
-	}
-	if err != nil {
+	if err := d.begin(ctx, i); err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", devicePath(i.id), err), d.undo(ctx))
 	}
 	d.started.Store(true)
+	d.watch()
 	return nil
+}
+
+// begin starts a device that has just been made.
+func (d *Disk) begin(ctx context.Context, i info) error {
+	if err := d.server.control.setParams(i.id, d.params(i)); err != nil {
+		return err
+	}
+	queues, err := newQueues(d, i)
+	if err != nil {
+		return err
+	}
+	if err := d.connect(ctx, queues); err != nil {
+		return err
+	}
+	return d.engage(ctx, queues, ctrlStart)
 }
 
 // prime reads what the kernel is going to look at while it starts the disk, and
 // what it will not get in time fails at once: a server that is killed while the
 // kernel waits inside of the start leaves a disk that nobody can take up or remove.
 func (d *Disk) prime(ctx context.Context) {
-	var stop context.CancelFunc
-	d.starting, stop = context.WithTimeout(d.ctx, startTimeout)
-	context.AfterFunc(d.starting, stop) // not sooner: others may read already while the start ends
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	p := make([]byte, min(beginning, d.device.Geometry().Size))
 	if err := d.device.ReadAt(ctx, p, 0); err != nil {
 		d.server.cfg.Log.Warn("ublk: the beginning of a disk can't be read, and its partitions are not looked for", "error", err)
-		stop()
+		d.endStart()
 	}
 }
 
-// takeUp goes on where the last server ended. All that can fail for want of
-// something fails before the kernel is told: a recovery that breaks off can't be
-// begun again.
+// takeUp goes on where the last server ended. An error leaves the disk for another
+// try, but for errNotTakenUp: then it is gone.
+//
+// The kernel has no way back from the middle of a recovery. So all that may fail
+// for want of something comes before it, and once begun it is not given up.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
 	d.started.Store(true)
-	err := d.server.control.startRecovery(ctx, i.id)
-	// The kernel refuses a recovery that was begun before: go on with that one.
-	if err == nil || errors.Is(err, unix.EINVAL) {
-		err = d.open(i)
+	queues, err := newQueues(d, i)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = d.order(ctx, ctrlEndRecovery)
+	control, failed := d.server.control, "take up "+d.Path()+": %w"
+	if err := control.startRecovery(ctx, i); err != nil && !errors.Is(err, errBegun) {
+		return errors.Join(fmt.Errorf(failed, err), closeAll(queues))
+	}
+	err = d.connect(d.ctx, queues)
+	if errors.Is(err, errServed) {
+		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), control.remove(d.ctx, i.id))
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("take up %s: %w: %w", devicePath(i.id), errNotTakenUp, err), d.undo(ctx))
+		return fmt.Errorf(failed, err)
 	}
+	if err := d.engage(d.ctx, queues, ctrlEndRecovery); err != nil {
+		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
+	}
+	d.watch()
 	return nil
 }
 
-// undo removes a disk that could not be started, unless the server is leaving: the
-// next one sees to what it left.
+// undo removes a disk that no client has begun to use, or can go on with, unless no
+// thread runs any more: the next server sees to what is left.
 func (d *Disk) undo(ctx context.Context) error {
 	if d.ctx.Err() != nil {
 		return nil
 	}
-	return d.destroy(ctx)
+	return d.destroy(ctx, notHeld)
 }
 
-// startRecovery waits until the process that served a device before is gone.
-func (c *control) startRecovery(ctx context.Context, id uint32) error {
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
-	for {
-		err := c.order(ctx, ctrlStartRecovery, id, 0)
-		if !errors.Is(err, unix.EBUSY) {
-			return err
-		}
-		select {
-		case <-time.After(recoverPause):
-		case <-ctx.Done():
-			return fmt.Errorf("its last server still runs: %w", err)
-		}
+// watch has the kernel notice soon when this server dies. Who may not write there
+// has the next one wait for longer.
+func (d *Disk) watch() {
+	file := fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", d.id)
+	if err := os.WriteFile(file, strconv.AppendInt(nil, noticeTime.Milliseconds(), 10), 0); err != nil {
+		d.server.cfg.Log.Debug("ublk: a restart may take half a minute while a source does not answer", "error", err)
 	}
 }
 
@@ -217,9 +246,9 @@ func (d *Disk) params(i info) params {
 	if g.ReadOnly {
 		p.basic.attrs |= attrReadOnly
 	}
-	p.basic.logicalShift, p.basic.physicalShift, p.basic.shift = shift(g.BlockSize), physicalShift, physicalShift
-	p.basic.optShift = shift(cmp.Or(min(g.PreferredSize, int(i.request)), g.BlockSize))
-	p.basic.maxSectors = i.request / sectorSize
+	p.basic.logicalShift, p.basic.physicalShift, p.basic.minShift = shift(g.BlockSize), physicalShift, physicalShift
+	p.basic.optShift = shift(cmp.Or(min(g.PreferredSize, int(i.requestMax)), g.BlockSize))
+	p.basic.maxSectors = i.requestMax / sectorSize
 	p.basic.sectors = uint64(g.Size / sectorSize)
 	if d.trimmer != nil && !g.ReadOnly {
 		p.types |= paramDiscard
@@ -231,30 +260,67 @@ func (d *Disk) params(i info) params {
 
 func shift(n int) uint8 { return uint8(bits.Len(uint(n)) - 1) }
 
-// open gives the disk's queues to threads, which ask the kernel for requests.
-func (d *Disk) open(i info) error {
-	d.request = int(i.request)
-	char, err := unix.Open(fmt.Sprintf("/dev/ublkc%d", i.id), unix.O_RDWR|unix.O_CLOEXEC, 0)
+// connect opens the device and maps the requests of its queues. On an error it
+// lets go of the queues too.
+func (d *Disk) connect(ctx context.Context, queues []*queue) error {
+	char, err := openChar(ctx, d.id)
 	if err != nil {
-		return os.NewSyscallError(fmt.Sprintf("open /dev/ublkc%d", i.id), err)
+		return errors.Join(err, closeAll(queues))
+	}
+	for _, q := range queues {
+		if err := q.connect(char); err != nil {
+			return errors.Join(err, closeAll(queues), unix.Close(char))
+		}
 	}
 	d.char = char
-	for number := range int(i.queues) {
-		q, err := openQueue(d, number, int(i.depth))
-		if err != nil {
-			return errors.Join(err, d.close())
-		}
-		d.queues = append(d.queues, q)
-	}
-	for _, q := range d.queues {
-		d.server.place().adopt(q)
-	}
 	return nil
 }
 
-// order sends a command that ends when the queues have their threads, and names
-// this process as their server.
-func (d *Disk) order(ctx context.Context, command uint32) error {
+// openChar opens /dev/ublkcN. The kernel makes it for root, and it may take until
+// udev has given it to others.
+func openChar(ctx context.Context, id uint32) (int, error) {
+	path := fmt.Sprintf("/dev/ublkc%d", id)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	for {
+		char, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			return char, nil
+		case err == unix.EINTR:
+			continue
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) && err != unix.EBUSY:
+			return -1, os.NewSyscallError("open "+path, err)
+		}
+		select {
+		case <-time.After(openPause):
+		case <-ctx.Done():
+			if err == unix.EBUSY {
+				err = errServed
+			}
+			return -1, os.NewSyscallError("open "+path, err)
+		}
+	}
+}
+
+// engage gives the queues to threads, and has the kernel begin with this process as
+// the server: command is the one that says so.
+func (d *Disk) engage(ctx context.Context, queues []*queue, command uint32) error {
+	ctx, d.refuse = context.WithCancelCause(ctx)
+	defer d.refuse(nil)
+	d.queues = queues
+	for _, q := range queues {
+		d.server.place().adopt(q)
+	}
+	// Not while requests are still to be asked for: a stop cancels those alone that
+	// were. Threads don't keep anybody waiting, or end, and d.ctx with them.
+	for _, q := range queues {
+		select {
+		case <-q.fetched:
+		case <-d.ctx.Done():
+			return context.Cause(d.ctx)
+		}
+	}
 	return d.server.control.order(ctx, command, d.id, os.Getpid())
 }
 
@@ -270,25 +336,33 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 		return err
 	}
 	defer end()
-	if d.char >= 0 && !force {
-		err = d.inUse()
+	if d.char >= 0 {
+		held := notHeld
+		if !force {
+			if held, err = d.hold(); err != nil {
+				return err
+			}
+		}
+		if err := d.destroy(ctx, held); err != nil {
+			return err
+		}
 	}
-	if d.char >= 0 && err == nil {
-		err = d.destroy(ctx)
-	}
-	if err == nil {
-		d.server.forget(d)
-	}
-	return err
+	d.server.forget(d)
+	return nil
 }
 
-// destroy removes the disk from the kernel and lets go of it.
-func (d *Disk) destroy(ctx context.Context) error {
+// destroy removes the disk from the kernel and lets go of it, and of what hold
+// returned.
+func (d *Disk) destroy(ctx context.Context, held int) error {
 	unhook := context.AfterFunc(ctx, func() { d.cancel(errStopped) })
 	defer unhook()
 	patient, cancel := withGrace(ctx, cancelTimeout)
 	defer cancel()
-	if err := d.server.control.order(patient, ctrlStop, d.id, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+	err := d.server.control.order(patient, ctrlStop, d.id, 0)
+	if held != notHeld {
+		err = errors.Join(err, unix.Close(held))
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("stop %s: %w", d.Path(), err)
 	}
 	for _, q := range d.queues {
@@ -308,18 +382,6 @@ func (d *Disk) destroy(ctx context.Context) error {
 	return nil
 }
 
-// delete removes a stopped device. It returns when its number is free, or after
-// deleteTimeout: the kernel frees it when who still has the disk open lets go.
-func (c *control) delete(ctx context.Context, id uint32) error {
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
-	defer cancel()
-	err := c.order(ctx, ctrlDelete, id, 0)
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
 // withGrace is a context that ends a while after ctx.
 func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -329,25 +391,10 @@ func withGrace(ctx context.Context, grace time.Duration) (context.Context, conte
 
 // close lets go of the kernel's part; the threads must have let go of the queues.
 func (d *Disk) close() error {
-	var errs []error
-	for _, q := range d.queues {
-		errs = append(errs, q.close())
-	}
+	err := closeAll(d.queues)
 	if d.char >= 0 {
-		errs = append(errs, unix.Close(d.char))
+		err = errors.Join(err, unix.Close(d.char))
 	}
 	d.queues, d.char = nil, -1
-	return errors.Join(errs...)
-}
-
-// remove stops and deletes a device that this process does not serve.
-func (c *control) remove(ctx context.Context, id uint32) error {
-	err := c.order(ctx, ctrlStop, id, 0)
-	if err == nil {
-		err = c.delete(ctx, id)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove %s: %w", devicePath(id), err)
-	}
-	return nil
+	return err
 }

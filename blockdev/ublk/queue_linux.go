@@ -12,21 +12,23 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 )
 
-// queue is one queue of a disk. After open its thread alone uses it, and each of
-// its requests between being handed over and answered.
+// queue is one queue of a disk. Once its thread has it, that alone uses it, and
+// each of its requests between being handed over and answered.
 type queue struct {
-	disk     *Disk
-	number   uint16 // in its disk
-	place    int    // in its thread
-	mapping  []byte
-	requests []descriptor // by tag, written by the kernel
-	data     []byte       // of the requests, one after the other
-	tasks    []task       // by tag
-	live     int          // tags that have not ended
-	waiting  int          // tags whose requests have goroutines
-	used     bool         // since the thread last gave memory back
-	touched  bool         // data may hold memory
-	ended    chan struct{}
+	disk        *Disk
+	number      int // in its disk
+	thread      *thread
+	slot        int // in its thread
+	mapping     []byte
+	descriptors []descriptor // by tag, written by the kernel
+	data        []byte       // of the requests, one after the other
+	tasks       []task       // by tag
+	live        int          // tags that have not ended
+	waiting     int          // tags whose requests have goroutines
+	used        bool         // since the thread last gave memory back
+	touched     bool         // data may hold memory
+	fetched     chan struct{}
+	ended       chan struct{}
 }
 
 // task is a request that waits for the device on a goroutine of its own.
@@ -37,44 +39,69 @@ type task struct {
 	run   func() // bound once
 }
 
-// openQueue maps the kernel's descriptors, and memory for data that costs nothing
+// newQueues makes the queues of a device, with memory for data that costs nothing
 // until it is used.
-func openQueue(d *Disk, number, depth int) (*queue, error) {
-	q := &queue{disk: d, number: uint16(number), tasks: make([]task, depth), live: depth, ended: make(chan struct{})}
+func newQueues(d *Disk, i info) ([]*queue, error) {
+	d.requestMax = int(i.requestMax)
+	queues := make([]*queue, i.queues)
+	for number := range queues {
+		depth := int(i.depth)
+		q := &queue{disk: d, number: number, tasks: make([]task, depth), live: depth, fetched: make(chan struct{}), ended: make(chan struct{})}
+		var err error
+		q.data, err = unix.Mmap(-1, 0, depth*d.requestMax, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("map %d bytes for the data of %s: %w", depth*d.requestMax, d.Path(), err), closeAll(queues[:number]))
+		}
+		queues[number] = q
+	}
+	return queues, nil
+}
+
+// connect maps the kernel's descriptors.
+func (q *queue) connect(char int) error {
 	page := unix.Getpagesize()
-	length := (depth*int(unsafe.Sizeof(descriptor{})) + page - 1) / page * page
+	whole := func(n int) int { return (n + page - 1) / page * page }
+	each := int(unsafe.Sizeof(descriptor{}))
 	var err error
-	if q.mapping, err = unix.Mmap(d.char, int64(number)*descriptorStride, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE); err != nil {
-		return nil, fmt.Errorf("map the requests of queue %d: %w", number, err)
+	q.mapping, err = unix.Mmap(char, int64(q.number*whole(depthMax*each)), whole(len(q.tasks)*each), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err == unix.EINVAL {
+		err = errServed
 	}
-	q.requests = unsafe.Slice((*descriptor)(unsafe.Pointer(&q.mapping[0])), depth)
-	q.data, err = unix.Mmap(-1, 0, depth*d.request, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("map %d bytes for the data of queue %d: %w", depth*d.request, number, err), q.close())
+		return fmt.Errorf("map the requests of queue %d: %w", q.number, err)
 	}
-	return q, nil
+	q.descriptors = unsafe.Slice((*descriptor)(unsafe.Pointer(&q.mapping[0])), len(q.tasks))
+	return nil
+}
+
+func closeAll(queues []*queue) error {
+	var errs []error
+	for _, q := range queues {
+		errs = append(errs, q.close())
+	}
+	return errors.Join(errs...)
 }
 
 // close unmaps; no tag may be left in the kernel.
 func (q *queue) close() error {
-	err := unix.Munmap(q.mapping)
-	if q.data != nil {
-		err = errors.Join(err, unix.Munmap(q.data))
+	err := unix.Munmap(q.data)
+	if q.mapping != nil {
+		err = errors.Join(err, unix.Munmap(q.mapping))
 	}
 	return err
 }
 
 // buffer is the memory of a tag.
 func (q *queue) buffer(tag uint16) []byte {
-	n := q.disk.request
+	n := q.disk.requestMax
 	return q.data[int(tag)*n:][:n:n]
 }
 
 // prompt answers a request that needs no wait.
 func (q *queue) prompt(tag uint16) (res int32, ok bool) {
-	r, device := q.requests[tag], q.disk.prompter
+	r, device := q.descriptors[tag], q.disk.prompter
 	n := int(r.sectors) * sectorSize
-	if device == nil || n > q.disk.request {
+	if device == nil || n > q.disk.requestMax {
 		return 0, false
 	}
 	p, off := q.buffer(tag)[:n], int64(r.start)*sectorSize
@@ -87,14 +114,14 @@ func (q *queue) prompt(tag uint16) (res int32, ok bool) {
 	return int32(n), ok
 }
 
-// hand starts a goroutine for a request; answered gets it when it is done.
-func (q *queue) hand(tag uint16, answered func(*task)) {
+// hand starts a goroutine for a request; its thread hears when it is done.
+func (q *queue) hand(tag uint16) {
 	t := &q.tasks[tag]
 	if t.run == nil {
 		t.queue, t.tag = q, tag
 		t.run = func() {
 			t.res = t.do()
-			answered(t)
+			q.thread.answered(t)
 		}
 	}
 	go t.run()
@@ -103,8 +130,11 @@ func (q *queue) hand(tag uint16, answered func(*task)) {
 // do asks the device, and returns what the kernel is to be told: bytes, or an
 // errno below zero.
 func (t *task) do() int32 {
-	d, r := t.queue.disk, t.queue.requests[t.tag]
-	ctx := d.requestContext()
+	d, r := t.queue.disk, t.queue.descriptors[t.tag]
+	ctx := d.ctx
+	if r.op&reqMask == reqRead {
+		ctx = d.readContext()
+	}
 	began := time.Now()
 	n, err := d.serve(ctx, r, t.queue.buffer(t.tag))
 	d.server.meter.Waited(time.Since(began))

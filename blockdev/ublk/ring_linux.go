@@ -18,7 +18,6 @@ const (
 	setupDeferTaskrun = 1 << 13
 
 	enterGetEvents = 1 << 0
-	enterExtArg    = 1 << 3
 	cqOverflow     = 1 << 1 // in the flags of the submission queue
 
 	offSQ   = 0
@@ -27,6 +26,7 @@ const (
 
 	opPoll    = 6
 	opTimeout = 11
+	opCancel  = 14
 	opCommand = 46
 )
 
@@ -80,22 +80,19 @@ type ring struct {
 	submitted      uint32 // of what the kernel took
 	cqHead, cqTail *uint32
 	cqes           []completion
-	atMost         unix.Timespec
-	args           enterArgs
 }
 
 // newRing makes a ring; long submissions carry 80 bytes of a command's payload.
 func newRing(entries int, long bool) (*ring, error) {
 	p := ringParams{flags: setupCQSize | setupSingleIssuer | setupDeferTaskrun, cqEntries: uint32(4 * entries)}
-	r := &ring{stride: int(unsafe.Sizeof(submission{})), atMost: unix.Timespec{Nsec: lingerNanos}}
-	r.args.timespec = address(&r.atMost) // what is not on the stack does not move
+	r := &ring{stride: int(unsafe.Sizeof(submission{}))}
 	if long {
 		p.flags |= setupSQE128
 		r.stride *= 2
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
-		return nil, fmt.Errorf("io_uring_setup: %w", os.NewSyscallError("io_uring_setup", errno))
+		return nil, os.NewSyscallError("io_uring_setup", errno)
 	}
 	r.fd = int(fd)
 	if err := r.mapAll(&p); err != nil {
@@ -155,43 +152,43 @@ func (r *ring) next() (*submission, error) {
 	return (*submission)(unsafe.Pointer(&r.sqeMap[at])), nil
 }
 
-// lingerNanos is how long a thread sleeps without telling the runtime, which takes
-// longer than many a request: the next one comes sooner where a disk is in use. A
-// collection of garbage waits for the thread meanwhile.
-const lingerNanos = 100_000
+// alarm has a completion with that token come after a while, -ETIME. The kernel
+// reads after at the next submit.
+func (r *ring) alarm(after *unix.Timespec, token uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.addr, s.length, s.userData = opTimeout, address(after), 1, token
+	return nil
+}
 
-// enterArgs is struct io_uring_getevents_arg, with a struct __kernel_timespec.
-type enterArgs struct {
-	mask     uint64
-	maskSize uint32
-	minWait  uint32
-	timespec uint64
+// cancel asks the kernel to give the submission with a token up, as a further one.
+func (r *ring) cancel(which, token uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.addr, s.userData = opCancel, which, token
+	return nil
 }
 
 // submit gives the kernel all submissions and takes in what has completed, and
 // does not wait. The kernel copies requests' data meanwhile.
 func (r *ring) submit() error { return r.enter(0) }
 
-// linger is submit, and waits a moment for something to complete.
-func (r *ring) linger() error {
-	if !r.empty() {
-		return r.submit()
-	}
-	return r.enter(1)
-}
+// linger is submit, and waits until something has completed or a signal comes. The
+// runtime isn't told: have something complete soon.
+func (r *ring) linger() error { return r.enter(1) }
 
-// enter waits for that many completions, but not long. The runtime isn't told.
-func (r *ring) enter(wait uintptr) error {
+func (r *ring) enter(atLeast uintptr) error {
 	for {
 		atomic.StoreUint32(r.sqTail, r.tail)
-		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), wait,
-			enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(&r.args)), unsafe.Sizeof(r.args))
+		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.submitted), atLeast, enterGetEvents, 0, 0)
 		if errno == 0 {
 			r.submitted += uint32(n)
 		}
 		switch {
-		case errno == unix.ETIME:
-			return nil
 		case errno != 0 && !transient(errno):
 			return os.NewSyscallError("io_uring_enter", errno)
 		case r.submitted == r.tail:

@@ -11,7 +11,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/meter"
@@ -20,12 +19,14 @@ import (
 
 // Server serves devices as the kernel's. Use: New, Run; the other methods while
 // it runs. Safe for concurrent use.
+//
+// A queue belongs to its thread; a disk's place in the kernel to whoever has
+// announced a change of it; the lists to mu, which is taken last.
 type Server struct {
 	cfg     Config
 	control *control
 	meter   *meter.Meter
 	threads []*thread
-	keep    unix.Timespec // how long memory is kept, for the kernel to read
 
 	mu      sync.Mutex
 	disks   map[*Disk]struct{} // guarded by mu
@@ -47,7 +48,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, control: control, meter: newMeter(), keep: unix.Timespec{Sec: keepSeconds}, disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}, changing: map[*Disk]context.CancelCauseFunc{}}
+	s := &Server{cfg: cfg, control: control, meter: newMeter(), disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}, changing: map[*Disk]context.CancelCauseFunc{}}
 	for number := range cfg.Threads {
 		t, err := newThread(s, number)
 		if err != nil {
@@ -91,7 +92,6 @@ func (s *Server) change(ctx context.Context, d *Disk) (_ context.Context, end fu
 		return nil, nil, fmt.Errorf("ublk: %w", content.ErrClosed)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	s.disks[d] = struct{}{}
 	s.changing[d] = cancel
 	s.changes.Add(1)
 	return ctx, func() {
@@ -103,14 +103,14 @@ func (s *Server) change(ctx context.Context, d *Disk) (_ context.Context, end fu
 	}, nil
 }
 
-// settle lets changes under way end, and no more begin. The kernel waits inside of
-// them for requests, without which it could neither be left nor be taken up again:
-// these fail now, if they would take long.
+// settle gives up what can be of the changes under way, lets the others end, and no
+// more begin. The kernel waits inside of some for requests, without which it could
+// neither be left nor be taken up again.
 func (s *Server) settle() {
 	s.mu.Lock()
 	s.stopped = true
-	for d := range s.changing {
-		d.cancel(errLeft)
+	for _, giveUp := range s.changing {
+		giveUp(errLeft)
 	}
 	s.mu.Unlock()
 	s.changes.Wait()
@@ -120,14 +120,14 @@ func (s *Server) settle() {
 func (s *Server) close() error {
 	s.mu.Lock()
 	s.stopped = true
-	for _, giveUp := range s.changing { // a thread has failed
-		giveUp(errLeft)
-	}
 	for d := range s.disks {
 		d.cancel(errLeft)
 	}
+	for d := range s.changing { // when a thread has failed
+		d.cancel(errLeft)
+	}
 	s.mu.Unlock()
-	s.changes.Wait()
+	s.settle()
 	var errs []error
 	for _, t := range s.threads {
 		errs = append(errs, t.close())
@@ -159,8 +159,13 @@ func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*
 		return nil, err
 	}
 	defer end()
+	s.mu.Lock()
+	s.disks[d] = struct{}{}
+	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
-		s.forget(d)
+		if d.char < 0 { // else the kernel has it still, and close lets go
+			s.forget(d)
+		}
 		return nil, fmt.Errorf("ublk: %w", err)
 	}
 	return d, nil

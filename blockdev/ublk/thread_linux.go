@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"unsafe"
@@ -16,11 +17,16 @@ import (
 const (
 	// ringEntries is how many answers go to the kernel in one call.
 	ringEntries = 256
-	// tagBits of a completion's token are the tag, those above the queue's place.
+	// tagBits of a completion's token are the tag, those above the queue's slot.
 	tagBits = 16
 
 	tokenWake = 1<<64 - 1
 	tokenTick = 1<<64 - 2
+	tokenLull = 1<<64 - 3
+
+	// lullNanos is how long a thread may keep a processor from the node's other
+	// work, a collection of garbage above all, while it waits for requests.
+	lullNanos = 1_000_000
 
 	// keepSeconds is how long the memory of a queue's data is kept for the next
 	// requests.
@@ -34,16 +40,20 @@ type thread struct {
 	server *Server
 	name   string
 	wake   signal
+	// For the kernel to read: in the heap, where nothing moves.
+	keep, lull unix.Timespec
 
 	mu    sync.Mutex
 	inbox inbox // guarded by mu
 
 	// What follows is the thread's own.
 	ring    *ring
-	queues  []*queue // by place; nil is free
+	queues  []*queue // by slot; nil is free
 	leaving bool
 	handed  bool // requests went to goroutines that have not begun
 	ticking bool // a tick is on its way
+	lulling bool // the end of a lull is on its way
+	quiet   bool // nothing was to do the last time
 	working sync.WaitGroup
 	tally   meter.Tally
 }
@@ -57,7 +67,10 @@ type inbox struct {
 
 func newThread(s *Server, number int) (*thread, error) {
 	wake, err := newSignal()
-	return &thread{server: s, name: fmt.Sprintf("ublk-%d", number), wake: wake}, err
+	return &thread{
+		server: s, name: fmt.Sprintf("ublk-%d", number), wake: wake,
+		keep: unix.Timespec{Sec: keepSeconds}, lull: unix.Timespec{Nsec: lullNanos},
+	}, err
 }
 
 // post changes the inbox, and wakes the thread if it was empty.
@@ -84,14 +97,23 @@ func (t *thread) run(ctx context.Context) (err error) {
 		go func() { ended <- t.run(ctx) }()
 		return <-ended
 	}
-	if err := nameThread(t.name); err != nil {
-		return err
+	if err := os.WriteFile("/proc/thread-self/comm", []byte(t.name), 0); err != nil {
+		return fmt.Errorf("name a thread: %w", err)
 	}
 	if t.ring, err = newRing(ringEntries, false); err != nil {
 		return err
 	}
-	unhook := context.AfterFunc(ctx, func() { t.post(func(i *inbox) { i.leave = true }) })
-	defer unhook()
+	defer t.server.meter.Publish(&t.tally)
+	told := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(told)
+		t.post(func(i *inbox) { i.leave = true })
+	})
+	defer func() {
+		if !unhook() {
+			<-told
+		}
+	}()
 	err = t.wake.await(t.ring, tokenWake)
 	for err == nil && !t.leaving {
 		err = t.turn()
@@ -110,42 +132,23 @@ func (t *thread) close() error {
 	return err
 }
 
-func nameThread(name string) error {
-	b, err := unix.BytePtrFromString(name)
-	if err == nil {
-		err = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(b)), 0, 0, 0)
-	}
-	return err
-}
-
 // turn gives the kernel the answers there are, waits for something to do, and
 // does it.
 func (t *thread) turn() error {
-	enter := t.ring.linger
-	if t.handed {
-		enter = t.ring.submit
-	}
-	if err := enter(); err != nil {
+	if err := t.rest(); err != nil {
 		return err
 	}
-	if t.ring.empty() {
-		if t.handed {
-			// The new goroutines are this thread's to run, and it is about to
-			// sleep where the scheduler looks for work last.
-			t.handed = false
-			runtime.Gosched()
-		}
-		if err := t.ring.wait(); err != nil {
-			return err
-		}
-	}
 	tick := false
+	t.quiet = true
 	for !t.ring.empty() {
 		c := t.ring.take()
 		var err error
 		switch c.userData {
+		case tokenLull:
+			t.lulling = false
+			continue
 		case tokenWake:
-			err = t.open()
+			err = t.receive()
 		case tokenTick:
 			tick = true
 		default:
@@ -154,6 +157,7 @@ func (t *thread) turn() error {
 		if err != nil {
 			return err
 		}
+		t.quiet = false
 	}
 	if tick {
 		return t.tick()
@@ -161,8 +165,36 @@ func (t *thread) turn() error {
 	return nil
 }
 
-// open empties the inbox.
-func (t *thread) open() error {
+// rest gives the kernel the answers, and waits until something has completed.
+//
+// The runtime takes longer to learn that a thread sleeps, and that it woke, than
+// many a request takes. So it isn't told until a lull has passed with nothing to
+// do: the next request comes sooner where a disk is in use. One timeout bounds
+// many such waits, since to set one for each would cost as much as is won.
+func (t *thread) rest() error {
+	if t.handed || t.quiet {
+		if err := t.ring.submit(); err != nil || !t.ring.empty() {
+			return err
+		}
+		if t.handed {
+			// The new goroutines are this thread's to run, and it is about to
+			// sleep where the scheduler looks for work last.
+			t.handed = false
+			runtime.Gosched()
+		}
+		return t.ring.wait()
+	}
+	if !t.lulling {
+		if err := t.ring.alarm(&t.lull, tokenLull); err != nil {
+			return err
+		}
+		t.lulling = true
+	}
+	return t.ring.linger()
+}
+
+// receive empties the inbox.
+func (t *thread) receive() error {
 	t.wake.clear()
 	if err := t.wake.await(t.ring, tokenWake); err != nil {
 		return err
@@ -189,22 +221,26 @@ func (t *thread) open() error {
 
 // fetch asks for a queue's first requests, which makes the queue this thread's.
 func (t *thread) fetch(q *queue) error {
-	q.place = len(t.queues)
+	q.slot = len(t.queues)
 	for i, other := range t.queues {
 		if other == nil {
-			q.place = i
+			q.slot = i
 			break
 		}
 	}
-	if q.place == len(t.queues) {
+	if q.slot == len(t.queues) {
 		t.queues = append(t.queues, nil)
 	}
-	t.queues[q.place] = q
+	t.queues[q.slot], q.thread = q, t
 	for tag := range q.tasks {
 		if err := t.answer(q, uint16(tag), 0, ioFetch); err != nil {
 			return err
 		}
 	}
+	if err := t.ring.submit(); err != nil {
+		return err
+	}
+	close(q.fetched)
 	return nil
 }
 
@@ -215,8 +251,8 @@ func (t *thread) answer(q *queue, tag uint16, res int32, command uint64) error {
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.off, s.userData = opCommand, int32(q.disk.char), command, uint64(q.place)<<tagBits|uint64(tag)
-	*(*ioCommand)(unsafe.Pointer(&s.payload)) = ioCommand{queue: q.number, tag: tag, res: res, addr: address(&q.buffer(tag)[0])}
+	s.opcode, s.fd, s.off, s.userData = opCommand, int32(q.disk.char), command, uint64(q.slot)<<tagBits|uint64(tag)
+	*(*ioCommand)(unsafe.Pointer(&s.payload)) = ioCommand{queue: uint16(q.number), tag: tag, res: res, addr: address(&q.buffer(tag)[0])}
 	return nil
 }
 
@@ -226,7 +262,7 @@ func (t *thread) complete(q *queue, tag uint16, res int32) error {
 		t.end(q, tag, unix.Errno(-res))
 		return nil
 	}
-	count(&t.tally, q.requests[tag])
+	count(&t.tally, q.descriptors[tag])
 	q.used, q.touched = true, true
 	if err := t.keepTicking(); err != nil {
 		return err
@@ -237,7 +273,7 @@ func (t *thread) complete(q *queue, tag uint16, res int32) error {
 	t.working.Add(1)
 	t.handed = true
 	q.waiting++
-	q.hand(tag, t.answered)
+	q.hand(tag)
 	return nil
 }
 
@@ -252,9 +288,10 @@ func (t *thread) answered(a *task) {
 func (t *thread) end(q *queue, tag uint16, err unix.Errno) {
 	if err != unix.ENODEV {
 		t.server.cfg.Log.Error("ublk: the kernel took a tag out of service", "device", q.disk.Path(), "queue", q.number, "tag", tag, "error", err)
+		q.disk.refuse(fmt.Errorf("the kernel does not let this process serve it: %w", err))
 	}
 	if q.live--; q.live == 0 {
-		t.queues[q.place] = nil
+		t.queues[q.slot] = nil
 		close(q.ended)
 	}
 }
@@ -264,18 +301,17 @@ func (t *thread) keepTicking() error {
 	if t.ticking {
 		return nil
 	}
-	s, err := t.ring.next()
-	if err != nil {
-		return err
-	}
-	s.opcode, s.addr, s.length, s.userData = opTimeout, address(&t.server.keep), 1, tokenTick
 	t.ticking = true
-	return nil
+	return t.ring.alarm(&t.keep, tokenTick)
 }
 
-// tick tells the meter, and gives back the memory of queues that had no request since the last one. It
-// comes when all completions are taken: none of a quiet queue can be under way
-// then, with data that the kernel has just written, or has yet to read.
+// tick tells the meter, and gives back the memory of queues that had no request
+// since the last one.
+//
+// It comes when all completions are taken. The kernel fills the memory of a write
+// when it completes its fetch, which with setupDeferTaskrun happens inside of
+// this thread's calls alone; it reads that of an answer while it is submitted. So
+// none of a quiet queue is under way now.
 func (t *thread) tick() error {
 	t.ticking = false
 	t.server.meter.Publish(&t.tally)

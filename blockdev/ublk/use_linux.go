@@ -13,26 +13,30 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// inUse fails with content.ErrConflict, and says by whom, when somebody has the
-// disk or a part of it open or mounted.
-func (d *Disk) inUse() error {
+// notHeld is in the place of what hold returns.
+const notHeld = -1
+
+// hold keeps the kernel from beginning to use the disk, until the descriptor is
+// closed that it returns. When somebody has the disk or a part of it open or mounted
+// it fails with content.ErrConflict, and says who.
+func (d *Disk) hold() (int, error) {
 	devices, err := numbers(d.id)
 	if err != nil {
-		return err
+		return notHeld, err
 	}
 	if user := holder(devices); user != "" {
-		return fmt.Errorf("%w: %s is in use: %s", content.ErrConflict, d.Path(), user)
+		return notHeld, fmt.Errorf("%w: %s is in use: %s", content.ErrConflict, d.Path(), user)
 	}
 	// The kernel's own users, file systems and device mappers in any namespace,
 	// hold it exclusively.
 	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it", content.ErrConflict, d.Path())
+		return notHeld, fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it", content.ErrConflict, d.Path())
 	case err != nil:
-		return fmt.Errorf("open %s: %w", d.Path(), err)
+		return notHeld, fmt.Errorf("open %s to see whether it is in use: %w", d.Path(), err)
 	}
-	return unix.Close(fd)
+	return fd, nil
 }
 
 // numbers returns MAJOR:MINOR of a disk and its partitions.

@@ -22,8 +22,11 @@ import (
 	"github.com/grangemesh/grange/simulations/vm"
 )
 
-// daemonVariable makes of the test binary a server of a volume in that folder.
-const daemonVariable = "GRANGE_UBLK_DAEMON"
+// Variables that make of the test binary another program.
+const (
+	daemonVariable = "GRANGE_UBLK_DAEMON" // serves a volume in that folder
+	breakVariable  = "GRANGE_UBLK_BREAK"  // breaks the recovery of that disk off
+)
 
 const (
 	owner   = 0x6772616e6765
@@ -33,7 +36,10 @@ const (
 // TestMain runs the tests in a guest.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(daemonVariable); dir != "" {
-		os.Exit(daemon(dir))
+		exit(serveFolder(dir))
+	}
+	if number := os.Getenv(breakVariable); number != "" {
+		exit(breakRecovery(number))
 	}
 	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048}))
 }

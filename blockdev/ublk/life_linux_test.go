@@ -1,0 +1,251 @@
+package ublk_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/blockdev/ublk"
+)
+
+// TestDiskOfALivingServerIsLeftAlone adds a disk that another serves still, and one
+// that nobody does by a call that is given up: neither loses it.
+func TestDiskOfALivingServerIsLeftAlone(t *testing.T) {
+	m := newMemory(1 << 20)
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := serve(t, ublk.Config{})
+	brief, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := s.Add(brief, d.Number(), m); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("the disk of a living server: %v", err)
+	}
+	if _, err := read(d.Path(), 0); err != nil {
+		t.Errorf("the living server: %v", err)
+	}
+	leave()
+	waited := make(chan error, 1)
+	go func() { _, err := read(d.Path(), 8192); waited <- err }()
+	again, err := s.Add(brief, d.Number(), m)
+	if errors.Is(err, context.DeadlineExceeded) { // else it was sooner done than given up
+		again, err = s.Add(t.Context(), d.Number(), m)
+	}
+	if err != nil || again.Number() != d.Number() {
+		t.Fatal(err)
+	}
+	if err := <-waited; err != nil {
+		t.Errorf("who waited meanwhile: %v", err)
+	}
+	if err := again.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestServerOfAFullQueueIsFollowed ends a server that has each request that a queue
+// can have: the kernel is slow to see that.
+func TestServerOfAFullQueueIsFollowed(t *testing.T) {
+	const depth = 4
+	m := newMemory(1 << 20)
+	old, leave := serve(t, ublk.Config{Queues: 1, Depth: depth})
+	d, err := old.Add(t.Context(), -1, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.held = func(int64) <-chan struct{} { return make(chan struct{}) }
+	var group errgroup.Group
+	for i := range int64(depth) {
+		group.Go(func() error { _, err := read(d.Path(), i<<16); return err })
+		<-m.waiting
+	}
+	leave()
+	s, _ := serve(t, ublk.Config{})
+	again, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	if err != nil || again.Number() != d.Number() {
+		t.Fatal(err)
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := again.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has grown.
+func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	s, _ := serve(t, ublk.Config{})
+	grown, err := s.Add(t.Context(), d.Number(), newMemory(3<<20))
+	if err != nil || grown.Number() != d.Number() {
+		t.Fatal(err)
+	}
+	if got := shell(t, grown.Path(), "blockdev --getsize64 $DISK"); got != "3145728\n" {
+		t.Errorf("the disk has %s", got)
+	}
+	if err := grown.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// recorder is a device that writes down what it is told.
+type recorder struct {
+	*memory
+	mu    sync.Mutex
+	calls []string
+}
+
+func (r *recorder) record(call string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, call)
+}
+
+// take returns the calls since the last time.
+func (r *recorder) take() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	calls := r.calls
+	r.calls = nil
+	return calls
+}
+
+func (r *recorder) TryReadAt([]byte, int64) bool { return false }
+
+func (r *recorder) TryWriteAt(p []byte, off int64) bool {
+	r.record("prompt write")
+	return r.memory.WriteAt(context.Background(), p, off, false) == nil
+}
+
+func (r *recorder) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+	r.record(fmt.Sprintf("write fua=%t", fua))
+	return r.memory.WriteAt(ctx, p, off, fua)
+}
+
+func (r *recorder) Flush(context.Context) error {
+	r.record("flush")
+	return nil
+}
+
+func (r *recorder) Discard(context.Context, int64, int64, bool) error {
+	r.record("discard")
+	return nil
+}
+
+func (r *recorder) Zero(_ context.Context, _, _ int64, keep, _ bool) error {
+	r.record(fmt.Sprintf("zero keep=%t", keep))
+	return nil
+}
+
+// TestDeviceIsToldWhatIsAsked has each kind of request come to the device as what it
+// is: a write that is to be durable never as another.
+func TestDeviceIsToldWhatIsAsked(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	r := &recorder{memory: newMemory(16 << 20)}
+	d := add(t, s, r)
+	r.take()
+	for _, x := range []struct {
+		script string
+		want   []string
+	}{
+		{"dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct status=none", []string{"prompt write"}},
+		// What follows a durable write is of the call that asked for it.
+		{"dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct,dsync status=none", []string{"write fua=true", "flush"}},
+		{"dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct conv=fsync status=none", []string{"prompt write", "flush"}},
+		{"blkdiscard -l 1M $DISK", []string{"discard"}},
+		{"blkdiscard -z -l 1M $DISK", []string{"zero keep=true"}},
+		{"fallocate -p -l 1M $DISK", []string{"zero keep=false", "flush"}},
+	} {
+		shell(t, d.Path(), x.script)
+		if got := r.take(); !slices.Equal(got, x.want) {
+			t.Errorf("%s: the device was told %q, want %q", x.script, got, x.want)
+		}
+	}
+}
+
+// TestRecoveryBrokenOff takes up a disk whose last server was killed in the one
+// moment of its own recovery that leaves no way on: it is made anew.
+func TestRecoveryBrokenOff(t *testing.T) {
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), breakVariable+"="+fmt.Sprint(d.Number()))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s, _ := serve(t, ublk.Config{})
+	fresh, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	if err != nil || fresh.Number() != d.Number() {
+		t.Fatal(err)
+	}
+	if _, err := read(fresh.Path(), 0); err != nil {
+		t.Error(err)
+	}
+	if err := fresh.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUserWithTheCapability serves as a user who is not root, whose devices udev
+// hands over a moment after the kernel has made them.
+func TestUserWithTheCapability(t *testing.T) {
+	const user, diskGroup = 1000, 6
+	dir := t.TempDir()
+	for path := dir; path != "/"; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shell(t, "", fmt.Sprintf("chown root:%d /dev/ublk-control; chmod 660 /dev/ublk-control", user))
+	handed := make(chan string, 1)
+	go func() {
+		out, err := run(t.Context(), "", fmt.Sprintf(`
+			until [ -e /dev/ublkc0 ]; do sleep 0.01; done
+			sleep 0.2
+			chown root:%d /dev/ublkc0
+			chmod 660 /dev/ublkc0
+			until [ -e /dev/ublkb0 ]; do sleep 0.01; done
+			chown root:%d /dev/ublkb0
+			chmod 660 /dev/ublkb0`, user, diskGroup))
+		handed <- fmt.Sprint(out, err)
+	}()
+	p := startDaemonAs(t, filepath.Join(dir, "volume"), &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: user, Gid: user, Groups: []uint32{diskGroup}},
+		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN},
+	})
+	if out := <-handed; out != "<nil>" {
+		t.Error(out)
+	}
+	if _, err := read("/dev/ublkb0", 0); err != nil {
+		t.Error(err)
+	}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat("/dev/ublkb0"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the disk is there still: %v", err)
+	}
+}
