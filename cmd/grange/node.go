@@ -77,11 +77,11 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	group.Go(func() error { return server.Run(ctx) })
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", app.Data)
-	if err := group.Wait(); err != nil {
-		return fmt.Errorf("node stopped: %w", err)
+	if err = group.Wait(); err != nil {
+		err = fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")
-	return handover()
+	return handover(err)
 }
 
 // value is what p points to, or the zero value.
