@@ -278,9 +278,12 @@ func (n *Node) close() error {
 	return errors.Join(errs...)
 }
 
-// Run serves until ctx ends, then stops the parts from the top down: the volumes
-// drain while the fetcher still brings in what they wait for.
-func (n *Node) Run(ctx context.Context) error {
+// Run serves until ctx ends, then stops the parts from the top down: first what a
+// caller puts above the node, such as its API, and the operations, then the volumes,
+// which drain while the fetcher still brings in what they wait for. When the cause is
+// volumes.ErrHandover the users of disks wait from then on, and what is below ends
+// with the process, which has to become another.
+func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
 	lower, below := errgroup.WithContext(below)
@@ -293,26 +296,48 @@ func (n *Node) Run(ctx context.Context) error {
 		lower.Go(func() error { return n.farm.Run(below) })
 		lower.Go(func() error { n.followFarm(below); return nil })
 	}
-	upper, above := errgroup.WithContext(ctx)
 	context.AfterFunc(below, func() { // a part below that fails ends the node
 		if ctx.Err() == nil {
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	upper.Go(func() error { return n.Volumes.Run(above) })
-	upper.Go(func() error {
+	above = append(slices.Clip(above), n.runOperations, func(ctx context.Context) error {
 		select {
-		case <-above.Done():
+		case <-ctx.Done():
+			return nil
 		case <-below.Done():
 			return context.Cause(below)
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(above), stopTimeout)
-		defer cancel()
-		return n.Operations.Close(ctx)
 	})
-	err := upper.Wait()
+	err := n.runVolumes(ctx, above)
+	if errors.Is(context.Cause(ctx), volumes.ErrHandover) {
+		return errors.Join(err, n.cache.Close()) // one that is closed is opened sooner
+	}
 	stopBelow()
 	return errors.Join(err, lower.Wait(), n.unlock())
+}
+
+// runVolumes serves the volumes until all that is above them has stopped.
+func (n *Node) runVolumes(ctx context.Context, above []func(context.Context) error) error {
+	serving, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.Volumes.Run(serving) })
+	group.Go(func() error {
+		defer func() { stop(context.Cause(ctx)) }()
+		upper, ctx := errgroup.WithContext(ctx)
+		for _, run := range above {
+			upper.Go(func() error { return run(ctx) })
+		}
+		return upper.Wait()
+	})
+	return group.Wait()
+}
+
+func (n *Node) runOperations(ctx context.Context) error {
+	<-ctx.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return n.Operations.Close(ctx)
 }
 
 // Version returns the version that the node was built as.

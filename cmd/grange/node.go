@@ -10,7 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node"
@@ -72,12 +71,9 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return errors.Join(err, n.Run(stopped))
 	}
 	ctx, handover := awaitHandover(ctx, log)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.Run(ctx) })
-	group.Go(func() error { return server.Run(ctx) })
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", app.Data)
-	if err = group.Wait(); err != nil {
+	if err = n.Run(ctx, server.Run); err != nil {
 		err = fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")
