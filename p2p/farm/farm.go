@@ -27,8 +27,9 @@ const (
 	// leave a loaded machine of two cores the time to answer. suspicionMult is how
 	// long a suspect has to speak up, in intervals, times the logarithm of the
 	// members to the base of ten: a crash was seen in simulations after five
-	// seconds by 10 members, after seven to nine by 100 to 200, and a host may
-	// stand still for three.
+	// seconds by 10 members, after seven to nine by 100 to 200. A host that stands
+	// still for more than a second may be taken for dead too, and is back within
+	// two rejoinIntervals; to wait for it would be to wait for the dead.
 	probeInterval = 850 * time.Millisecond
 	probeTimeout  = 600 * time.Millisecond
 	suspicionMult = 3

@@ -46,7 +46,7 @@ func start(t *testing.T, cfg Config) (f *Farm, stop func()) {
 	return f, stop
 }
 
-// member is the configuration of one of farm a.
+// configOf is the configuration of a member of farm a.
 func configOf(node string, join ...string) Config {
 	return Config{Name: "a", Node: node, Key: [32]byte{1}, Join: join}
 }
