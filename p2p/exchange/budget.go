@@ -21,6 +21,9 @@ const (
 	strangerWantsMax   = 16
 	strangerIndexesMax = 512
 	strangerSmallMax   = 4
+	// strangerFrameMax bounds what one of its frames makes us set aside, in bytes:
+	// an invite, or a Want of many ranges.
+	strangerFrameMax = 64 << 10
 	// strangersMax is how many of them are served at all.
 	strangersMax = 128
 )

@@ -280,6 +280,30 @@ func foreignChain() []byte {
 	return b
 }
 
+// TestStrangersSayLittle: the stream of one that begins a large frame ends before
+// anything is set aside for it.
+func TestStrangersSayLittle(t *testing.T) {
+	m := newMesh()
+	server := m.start(t, trust.RoleNode, newLibrary(m.root, 1).serve)
+	h := newHost(t, trust.NewPrivateKey())
+	connect(t, h, server.host)
+	s, err := h.NewStream(within(t), server.id, protocolID(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Reset()
+	f := newFramed(s, time.Second, new(atomic.Int64))
+	f.send(0, wire.Hello{})
+	if _, err := f.hello(); err != nil {
+		t.Fatal(err)
+	}
+	s.Write(wire.Header{Type: wire.TypeCall, ID: 1, Length: strangerFrameMax + 1}.Append(nil))
+	s.SetReadDeadline(time.Now().Add(deadline))
+	if _, err := f.header(); !errors.Is(err, network.ErrReset) {
+		t.Errorf("got %v, want the stream to be reset", err)
+	}
+}
+
 func TestAskerThatDoesNotReadHoldsNobodyUp(t *testing.T) {
 	m := newMesh()
 	l := newLibrary(m.root, 256)

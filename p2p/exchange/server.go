@@ -100,6 +100,11 @@ func (in *inbound) next(ctx context.Context) error {
 	if h.Type == wire.TypeData {
 		return fmt.Errorf("%w: data from an asker", ErrViolation)
 	}
+	if h.Length > strangerFrameMax {
+		if _, stranger := in.asker.peer(in.x); stranger {
+			return fmt.Errorf("%w: frame of %d bytes from a stranger; the limit is %d", content.ErrForbidden, h.Length, strangerFrameMax)
+		}
+	}
 	m, err := in.message(h)
 	if err != nil {
 		return err
