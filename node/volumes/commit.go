@@ -31,8 +31,6 @@ func (v *Volumes) keepCommitting(ctx context.Context) {
 }
 
 func (v *Volumes) uncommitted() []entry {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
 	return slices.DeleteFunc(v.devs.sorted(), func(e entry) bool { return e.Committed || e.Stage != ready })
 }
 
@@ -41,9 +39,7 @@ func (v *Volumes) uncommitted() []entry {
 func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 	v.change.Lock()
 	defer v.change.Unlock()
-	v.mu.RLock()
-	e, ok := v.devs.entries[e.Name]
-	v.mu.RUnlock()
+	e, ok := v.devs.get(e.Name)
 	if !ok || e.Committed {
 		return nil
 	}
@@ -59,7 +55,7 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 	if err == nil {
 		e.Committed = true
 		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
-		return v.save(e)
+		return v.devs.put(e)
 	}
 	var taken *catalog.TakenError
 	if !errors.As(err, &taken) {
@@ -67,7 +63,7 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 	}
 	if body, derr := catalog.DecodeVolume(v.codec, taken.Current.Body); derr == nil && body.ID == e.ID {
 		e.Committed = true // our own commit, whose reply was lost in a crash
-		return v.save(e)
+		return v.devs.put(e)
 	}
 	return v.rename(e, e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):])
 }
@@ -77,14 +73,15 @@ func (v *Volumes) rename(e entry, name string) error {
 		return err
 	}
 	v.cfg.Log.Warn("the name of a volume made while the origin was away was taken meanwhile; it has another one now", "was", e.Name, "is", name)
-	old := e.Name
+	old, d := e.Name, v.device(e.Name)
 	e.Name = name
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	if d != nil {
+		v.setDevice(name, d) // it has both, so that it is never without one
+	}
 	if err := v.devs.rename(old, e); err != nil {
+		v.setDevice(name, nil)
 		return err
 	}
-	v.open[name] = v.open[old]
-	delete(v.open, old)
+	v.setDevice(old, nil)
 	return nil
 }

@@ -26,7 +26,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := v.save(e); err != nil { // a crash from here on: the restart erases it
+	if err := v.devs.put(e); err != nil { // a crash from here on: the restart erases it
 		return err
 	}
 	if err := volume.Create(v.folder(e), volume.Meta{ID: e.ID, Size: e.Size, Epoch: e.Epoch, Created: e.Created}); err != nil {
@@ -40,7 +40,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 		return errors.Join(err, v.erase(e))
 	}
 	e.Stage, e.Attached = ready, true
-	if err := v.save(e); err != nil {
+	if err := v.devs.put(e); err != nil {
 		return errors.Join(err, v.erase(e))
 	}
 	return v.attach(ctx, e)
@@ -108,7 +108,5 @@ func (v *Volumes) folder(e entry) string { return filepath.Join(v.cfg.Dir, e.Fol
 // erase removes a volume's folder, then its entry.
 func (v *Volumes) erase(e entry) error {
 	err := errors.Join(os.RemoveAll(v.folder(e)), os.RemoveAll(v.folder(e)+".new"))
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	return errors.Join(err, v.devs.remove(e.Name))
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -53,11 +55,12 @@ const (
 	removing stage = "removing"
 )
 
-// deviceMap is the durable list of this node's volumes. Not safe for concurrent
-// use: its owner serialises.
+// deviceMap is the durable list of this node's volumes. Safe for concurrent use:
+// who reads it does not wait for a change that is on its way to the disk.
 type deviceMap struct {
 	path    string
-	entries map[string]entry
+	writing sync.Mutex                       // one change at a time
+	entries atomic.Pointer[map[string]entry] // replaced, never changed
 }
 
 const (
@@ -73,7 +76,8 @@ type deviceMapFile struct {
 }
 
 func loadDeviceMap(path string) (*deviceMap, error) {
-	m := &deviceMap{path: path, entries: map[string]entry{}}
+	m, entries := &deviceMap{path: path}, map[string]entry{}
+	m.entries.Store(&entries)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
@@ -86,9 +90,14 @@ func loadDeviceMap(path string) (*deviceMap, error) {
 		return nil, fmt.Errorf("device map %s: %w; the volumes' folders beside it are whole: restore the file from a backup", path, errors.Join(content.ErrCorrupt, err))
 	}
 	for _, e := range f.Volumes {
-		m.entries[e.Name] = e
+		entries[e.Name] = e
 	}
 	return m, nil
+}
+
+func (m *deviceMap) get(name string) (entry, bool) {
+	e, ok := (*m.entries.Load())[name]
+	return e, ok
 }
 
 // put stores an entry durably before it returns.
@@ -124,18 +133,20 @@ func (m *deviceMap) rename(old string, e entry) error {
 
 // change stores what f makes of the entries; when that fails they are as before.
 func (m *deviceMap) change(f func(map[string]entry) error) error {
-	next := maps.Clone(m.entries)
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	next := maps.Clone(*m.entries.Load())
 	if err := f(next); err != nil {
 		return err
 	}
 	if err := m.save(next); err != nil {
 		return err
 	}
-	m.entries = next
+	m.entries.Store(&next)
 	return nil
 }
 
-func (m *deviceMap) sorted() []entry { return sorted(m.entries) }
+func (m *deviceMap) sorted() []entry { return sorted(*m.entries.Load()) }
 
 // sorted returns entries by name.
 func sorted(entries map[string]entry) []entry {

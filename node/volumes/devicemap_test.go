@@ -19,6 +19,8 @@ func newMap(t *testing.T) *deviceMap {
 	return m
 }
 
+func all(m *deviceMap) map[string]entry { return *m.entries.Load() }
+
 func names(m *deviceMap) (out []string) {
 	for _, e := range m.sorted() {
 		out = append(out, e.Name)
@@ -40,8 +42,8 @@ func TestDeviceMapIsReadBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(names(again)); got != "[b z]" || *again.entries["b"].Disk != number || again.entries["b"].Stage != ready {
-		t.Errorf("%s, %+v", got, again.entries["b"])
+	if got := fmt.Sprint(names(again)); got != "[b z]" || *all(again)["b"].Disk != number || all(again)["b"].Stage != ready {
+		t.Errorf("%s, %+v", got, all(again)["b"])
 	}
 }
 
@@ -64,8 +66,8 @@ func TestDeviceMapKeepsWhatItCannotSave(t *testing.T) {
 		if err := change(); err == nil {
 			t.Errorf("%s: no error", what)
 		}
-		if len(m.entries) != 1 || m.entries["a"].Size != 1 {
-			t.Errorf("%s: the map is %+v", what, m.entries)
+		if len(all(m)) != 1 || all(m)["a"].Size != 1 {
+			t.Errorf("%s: the map is %+v", what, all(m))
 		}
 	}
 }
@@ -75,11 +77,11 @@ func TestDeviceMapRefuses(t *testing.T) {
 	if err := errors.Join(m.put(entry{Name: "a"}), m.put(entry{Name: "b"})); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.rename("a", entry{Name: "b"}); !errors.Is(err, content.ErrConflict) || len(m.entries) != 2 {
+	if err := m.rename("a", entry{Name: "b"}); !errors.Is(err, content.ErrConflict) || len(all(m)) != 2 {
 		t.Errorf("a name that is taken: %v, %v", err, names(m))
 	}
 	for i := range volumesMax {
-		m.entries[fmt.Sprint(i)] = entry{Name: fmt.Sprint(i)}
+		all(m)[fmt.Sprint(i)] = entry{Name: fmt.Sprint(i)}
 	}
 	if err := m.put(entry{Name: "one more"}); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("one more than the limit: %v", err)

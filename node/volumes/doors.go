@@ -87,8 +87,8 @@ func (d doors) choose(transport string) (string, error) {
 	return transportNBD, nil
 }
 
-// serve reports whether a device is served as asked.
-func (d doors) serve(x *device, transport string) bool {
+// serves reports whether a device is served as asked.
+func (d doors) serves(x *device, transport string) bool {
 	return transport == transportAuto || (transport == transportUBLK) == (x.disk != nil)
 }
 
@@ -146,9 +146,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 // numbered keeps the number of a volume's disk. A crash before it leaves a disk to
 // sweep.
 func (v *Volumes) numbered(name string, number int) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	e := v.devs.entries[name]
+	e, _ := v.devs.get(name)
 	e.Disk = &number
 	return v.devs.put(e)
 }
@@ -173,30 +171,25 @@ func (d doors) unused(ctx context.Context, name string) error {
 	}
 }
 
-// leaveDisks removes the disks that nobody uses, unless others take them over at
-// once: a disk without a server holds up whoever looks at it.
+// leaveDisks removes the disks that nobody uses: one without a server holds up
+// whoever looks at it. Before a handover all stay, and what they have to write is
+// written while they are still served.
 func (v *Volumes) leaveDisks(ctx context.Context) {
-	if errors.Is(context.Cause(ctx), ErrHandover) {
-		return
-	}
+	handover := errors.Is(context.Cause(ctx), ErrHandover)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
-	group := new(errgroup.Group)
-	group.SetLimit(parallelOpens)
-	v.mu.RLock()
-	for name, d := range v.open {
-		if d.disk == nil {
-			continue
-		}
-		group.Go(func() error {
+	_ = v.each(func(name string, d *device) error { // none fails
+		switch {
+		case d.disk == nil:
+		case handover:
+			_ = d.vol.Flush(ctx) // Close says the same
+		default:
 			if err := d.disk.Stop(ctx, false); err != nil {
 				v.cfg.Log.Warn("a disk stays with the kernel, and its users wait until this node is back", "volume", name, "device", d.disk.Path(), "err", err)
 			}
-			return nil
-		})
-	}
-	v.mu.RUnlock()
-	_ = group.Wait() // none fails
+		}
+		return nil
+	})
 }
 
 // exports is the door's view of the volumes.
@@ -204,7 +197,7 @@ type exports struct{ v *Volumes }
 
 // Lookup implements nbd.Exports.
 func (x exports) Lookup(_ context.Context, name string) (blockdev.Device, func(), error) {
-	x.v.mu.RLock()
+	x.v.mu.RLock() // until the user counts: who closes the device takes it from open first
 	defer x.v.mu.RUnlock()
 	d := x.v.open[name]
 	if d == nil || d.err != nil || d.disk != nil {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,9 +133,10 @@ type Volumes struct {
 
 	change sync.Mutex // serialises changes: one Put, Detach or Remove at a time
 
-	mu   sync.RWMutex // guards devs and open
 	devs *deviceMap
-	open map[string]*device
+
+	mu   sync.RWMutex       // never held while anything waits
+	open map[string]*device // guarded by mu
 }
 
 // device is a volume that is served, or that failed to be.
@@ -184,7 +187,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 			if err := v.erase(e); err != nil {
 				v.cfg.Log.Error("a volume can't be cleared away; the next start tries again", "volume", e.Name, "err", err)
 			}
-		case e.Attached:
+		case e.Attached && v.device(e.Name) == nil: // the API may have been quicker
 			group.Go(func() error {
 				_ = v.attach(ctx, e) // List shows it
 				return nil
@@ -205,14 +208,15 @@ func (v *Volumes) Run(ctx context.Context) error {
 		v.keepCommitting(ctx)
 		return nil
 	}, v.leaveDisks)
+	err = errors.Join(err, v.each(func(_ string, d *device) error {
+		if d.vol == nil {
+			return nil
+		}
+		return d.vol.Close()
+	}))
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for name, d := range v.open {
-		if d.vol != nil {
-			err = errors.Join(err, d.vol.Close())
-		}
-		delete(v.open, name)
-	}
+	clear(v.open)
 	return err
 }
 
@@ -221,6 +225,41 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the doors.
 func (v *Volumes) Collectors() []prometheus.Collector { return v.doors.collectors() }
+
+// device returns what is open under a name, nil if nothing is.
+func (v *Volumes) device(name string) *device {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.open[name]
+}
+
+// setDevice keeps a device under a name; nil takes away what was there.
+func (v *Volumes) setDevice(name string, d *device) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if d == nil {
+		delete(v.open, name)
+		return
+	}
+	v.open[name] = d
+}
+
+// each calls f for all devices, some at once, and joins the errors.
+func (v *Volumes) each(f func(name string, d *device) error) error {
+	v.mu.RLock()
+	open := maps.Clone(v.open)
+	v.mu.RUnlock()
+	var group errgroup.Group
+	group.SetLimit(parallelOpens)
+	errs := make([]error, len(open))
+	for i, name := range slices.Sorted(maps.Keys(open)) {
+		group.Go(func() error {
+			errs[i] = f(name, open[name])
+			return nil
+		})
+	}
+	return errors.Join(append(errs, group.Wait())...)
+}
 
 // Count returns how many volumes are attached.
 func (v *Volumes) Count() int {
@@ -231,8 +270,6 @@ func (v *Volumes) Count() int {
 
 // List returns all volumes of this node, by name.
 func (v *Volumes) List() []View {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
 	var out []View
 	for _, e := range v.devs.sorted() {
 		out = append(out, v.view(e))
@@ -242,16 +279,13 @@ func (v *Volumes) List() []View {
 
 // Get returns one volume of this node.
 func (v *Volumes) Get(name string) (View, error) {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	e, ok := v.devs.entries[name]
+	e, ok := v.devs.get(name)
 	if !ok {
 		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 	}
 	return v.view(e), nil
 }
 
-// view is called with mu.
 func (v *Volumes) view(e entry) View {
 	out := View{
 		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
@@ -262,7 +296,7 @@ func (v *Volumes) view(e entry) View {
 			out.Root = root.CID()
 		}
 	}
-	d := v.open[e.Name]
+	d := v.device(e.Name)
 	switch {
 	case d == nil:
 	case d.err != nil:
@@ -316,10 +350,8 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	}
 	v.change.Lock()
 	defer v.change.Unlock()
-	v.mu.RLock()
-	e, here := v.devs.entries[name]
-	d := v.open[name]
-	v.mu.RUnlock()
+	e, here := v.devs.get(name)
+	d := v.device(name)
 	switch {
 	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
 		err = fmt.Errorf("%w on this node; a new one needs a size, or something to begin from", content.ErrNotFound)
@@ -333,7 +365,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		case !served:
 			created = true
 			err = v.reattach(ctx, e, spec)
-		case !v.doors.serve(d, spec.Transport):
+		case !v.doors.serves(d, spec.Transport):
 			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.ErrConflict, spec.Transport)
 		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
 			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.ErrConflict)
@@ -366,17 +398,11 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 	if spec.Transport != transportAuto {
 		e.Transport = spec.Transport
 	}
-	if err := v.save(e); err != nil {
+	if err := v.devs.put(e); err != nil {
 		return err
 	}
 	e.ReadOnly = e.ReadOnly || spec.ReadOnly
 	return v.attach(ctx, e)
-}
-
-func (v *Volumes) save(e entry) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.devs.put(e)
 }
 
 // attach opens a volume and serves it. A failure is kept for List to show.
@@ -385,12 +411,10 @@ func (v *Volumes) attach(ctx context.Context, e entry) error {
 	d.err = v.openDevice(ctx, e, d)
 	if d.err == nil {
 		if d.err = v.openDisk(ctx, e, d); d.err != nil {
-			d.err, d.vol = errors.Join(d.err, d.vol.Close()), nil
+			d.err, d.vol, d.disk = errors.Join(d.err, d.vol.Close()), nil, nil
 		}
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.open[e.Name] = d
+	v.setDevice(e.Name, d)
 	if d.err != nil {
 		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
 	}
@@ -419,17 +443,12 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
 	v.change.Lock()
 	defer v.change.Unlock()
-	v.mu.RLock()
-	e, ok := v.devs.entries[name]
-	v.mu.RUnlock()
+	e, ok := v.devs.get(name)
 	if !ok {
 		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 	}
 	err := v.close(ctx, name, force)
-	v.mu.RLock()
-	served := v.open[name] != nil
-	v.mu.RUnlock()
-	if !served { // whatever went wrong: a restart must not serve it again
+	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
 		err = errors.Join(err, v.detached(e))
 	}
 	if err != nil {
@@ -443,9 +462,7 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
-	v.mu.RLock()
-	d := v.open[name]
-	v.mu.RUnlock()
+	d := v.device(name)
 	switch {
 	case d == nil:
 	case d.disk != nil:
@@ -457,9 +474,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 			return err
 		}
 	}
-	v.mu.Lock()
-	delete(v.open, name)
-	v.mu.Unlock()
+	v.setDevice(name, nil)
 	if d == nil || d.vol == nil {
 		return nil
 	}
@@ -480,9 +495,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	}
 	v.change.Lock()
 	defer v.change.Unlock()
-	v.mu.RLock()
-	e, ok := v.devs.entries[name]
-	v.mu.RUnlock()
+	e, ok := v.devs.get(name)
 	if !ok {
 		return nil
 	}
@@ -500,7 +513,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 		return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
 	}
 	e.Stage = removing
-	if err := v.save(e); err != nil {
+	if err := v.devs.put(e); err != nil {
 		return err
 	}
 	return v.erase(e)
@@ -508,7 +521,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 
 func (v *Volumes) detached(e entry) error {
 	e.Attached = false
-	return v.save(e)
+	return v.devs.put(e)
 }
 
 // deleteRecord deletes the record if it is of this volume, not of another that

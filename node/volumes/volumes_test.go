@@ -1,0 +1,105 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// nothing is an origin that does not answer.
+type nothing struct{ commit error }
+
+func (nothing) Base(context.Context, content.Ref) (Base, error) {
+	return Base{}, content.ErrUnavailable
+}
+
+func (nothing) Image(context.Context, Base) (*fetch.Image, error) { return nil, content.ErrUnavailable }
+
+func (nothing) Volume(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrUnavailable
+}
+
+func (x *nothing) CommitVolume(context.Context, string, catalog.Volume, *catalog.Record) (catalog.Record, error) {
+	return catalog.Record{}, x.commit
+}
+
+func (nothing) DeleteVolume(context.Context, catalog.Record) error { return content.ErrUnavailable }
+
+// world is a node's volumes without the node, and the time that they have.
+type world struct {
+	*Volumes
+	origin *nothing
+	now    time.Time
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{origin: &nothing{content.ErrUnavailable}, now: time.Unix(1e9, 0)}
+	dir, err := os.MkdirTemp("", "") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Volumes, err = New(t.Context(), Config{
+		Dir: filepath.Join(dir, "volumes"), Socket: filepath.Join(dir, "s"), NodeID: "node", Library: w.origin, Registry: w.origin,
+		Now: func() time.Time { return w.now },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if err := errors.Join(w.Run(ctx), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func (w *world) create(t *testing.T, name string) {
+	t.Helper()
+	if _, _, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) state(t *testing.T, name string) State {
+	t.Helper()
+	view, err := w.Get(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return view.State
+}
+
+// TestNameTakenMeanwhile: volumes get another name, those that are served and those
+// that are not.
+func TestNameTakenMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "served")
+	w.create(t, "detached")
+	if _, err := w.Detach(t.Context(), "detached", false); err != nil {
+		t.Fatal(err)
+	}
+	w.origin.commit = &catalog.TakenError{}
+	for _, e := range w.uncommitted() {
+		if err := w.commitLater(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if served, detached := w.state(t, "served.node"), w.state(t, "detached.node"); served != StateUncommitted || detached != StateDetached {
+		t.Errorf("served is %s, detached is %s", served, detached)
+	}
+	exports, err := exports{w.Volumes}.List(t.Context())
+	if err != nil || !slices.Equal(exports, []string{"served.node"}) || w.Count() != 1 {
+		t.Errorf("exports: %q, %v; %d are served", exports, err, w.Count())
+	}
+}
