@@ -11,10 +11,10 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// keepCommitting writes the records of volumes that were created while the
-// origin was away.
-func (v *Volumes) keepCommitting(ctx context.Context) {
-	tick := time.NewTicker(commitInterval)
+// keepTrying writes the records of volumes that were created while the origin was
+// away, and serves those that could not be served.
+func (v *Volumes) keepTrying(ctx context.Context) {
+	tick := time.NewTicker(tryInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -24,9 +24,29 @@ func (v *Volumes) keepCommitting(ctx context.Context) {
 					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
 				}
 			}
+			for _, e := range v.devs.sorted() {
+				v.serveLater(ctx, e.Name)
+			}
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// serveLater serves a volume that is to be and failed to be, when its time has come.
+func (v *Volumes) serveLater(ctx context.Context, name string) {
+	if d := v.device(name); d == nil || d.err == nil {
+		return
+	}
+	v.change.Lock()
+	defer v.change.Unlock()
+	e, ok := v.devs.get(name)
+	d := v.device(name)
+	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
+		return
+	}
+	if v.attach(ctx, e) == nil { // else List shows it
+		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)
 	}
 }
 

@@ -66,9 +66,11 @@ type Config struct {
 }
 
 const (
-	// commitInterval is how often records that could not be written are tried
-	// again.
-	commitInterval = 5 * time.Second
+	// tryInterval is how often what could not be done is tried again: a record to be
+	// written, a volume to be served. That one waits longer each time: to open it
+	// may mean to read all of its journal. Whoever has its disk open waits as well.
+	tryInterval = 5 * time.Second
+	tryAfterMax = time.Minute
 	// detachTimeout is how long requests in flight may take when a volume is
 	// detached.
 	detachTimeout = 30 * time.Second
@@ -145,7 +147,10 @@ type device struct {
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
 	users sync.WaitGroup // NBD connections
+
 	err   error
+	after time.Duration // that it failed it is tried again,
+	again time.Time     // which is then
 }
 
 // New reads the device map and opens the doors.
@@ -205,7 +210,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		if err := v.openAll(ctx); err != nil {
 			return err
 		}
-		v.keepCommitting(ctx)
+		v.keepTrying(ctx)
 		return nil
 	}, v.leaveDisks)
 	err = errors.Join(err, v.each(func(_ string, d *device) error {
@@ -405,19 +410,27 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 	return v.attach(ctx, e)
 }
 
-// attach opens a volume and serves it. A failure is kept for List to show.
+// attach opens a volume and serves it. A failure is kept for List to show, and for
+// serveLater.
 func (v *Volumes) attach(ctx context.Context, e entry) error {
-	d := &device{}
+	d, before := &device{}, v.device(e.Name)
 	d.err = v.openDevice(ctx, e, d)
 	if d.err == nil {
 		if d.err = v.openDisk(ctx, e, d); d.err != nil {
 			d.err, d.vol, d.disk = errors.Join(d.err, d.vol.Close()), nil, nil
 		}
 	}
-	v.setDevice(e.Name, d)
 	if d.err != nil {
-		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
+		d.after = tryInterval
+		if before != nil {
+			d.after = min(2*before.after, tryAfterMax)
+		}
+		d.again = v.cfg.Now().Add(d.after)
+		if before == nil || before.err.Error() != d.err.Error() {
+			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
+		}
 	}
+	v.setDevice(e.Name, d)
 	return d.err
 }
 

@@ -103,3 +103,36 @@ func TestNameTakenMeanwhile(t *testing.T) {
 		t.Errorf("exports: %q, %v; %d are served", exports, err, w.Count())
 	}
 }
+
+// TestServedLater: what could not be served is tried again, less and less often.
+func TestServedLater(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "disk")
+	if _, err := w.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := w.devs.get("disk")
+	folder := w.folder(e)
+	if err := os.Rename(folder, folder+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err == nil || w.state(t, "disk") != StateFailed {
+		t.Fatalf("without its folder: %v", err)
+	}
+	try := func(after time.Duration) State {
+		w.now = w.now.Add(after)
+		w.serveLater(t.Context(), "disk")
+		return w.state(t, "disk")
+	}
+	for range 10 {
+		if try(tryAfterMax) != StateFailed {
+			t.Fatal("it is served without its folder")
+		}
+	}
+	if err := os.Rename(folder+".away", folder); err != nil {
+		t.Fatal(err)
+	}
+	if early, late := try(tryAfterMax-1), try(1); early != StateFailed || late != StateUncommitted {
+		t.Errorf("early it is %s, late it is %s", early, late)
+	}
+}
