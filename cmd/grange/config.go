@@ -90,13 +90,42 @@ func readConfig(path string) (map[string]any, error) {
 	return out, nil
 }
 
+const (
+	// quotaMin is the least that --quota may be: what the cache needs to turn over.
+	quotaMin = 256 << 20
+	// originRateMin is the least that --origin-rate may be: below a chunk a second a
+	// read takes longer than whoever waits for it.
+	originRateMin = content.ChunkSizeDefault
+	// originRequestsMin is the least that --origin-requests may be: with fewer a node
+	// has no turn left between two looks at its origin.
+	originRequestsMin = 1
+)
+
+// Validate refuses limits with which a node could never work, before it founds a
+// mesh. Zero is a rate that was not given.
+func (c *nodeCmd) Validate() error {
+	switch {
+	case c.Quota < quotaMin:
+		return fmt.Errorf("--quota: %s is no room for a cache; give %s or more", humanBytes(int64(c.Quota)), humanBytes(quotaMin))
+	case c.OriginRate != 0 && c.OriginRate < originRateMin:
+		return fmt.Errorf("--origin-rate: %d bytes a second would not bring in a chunk in time; give %s/s or more", c.OriginRate, humanBytes(originRateMin))
+	case c.OriginRequests != 0 && c.OriginRequests < originRequestsMin:
+		return fmt.Errorf("--origin-requests: %g requests a second are not enough to see whether the origin answers; give %d/s or more", c.OriginRequests, originRequestsMin)
+	}
+	return nil
+}
+
+// sizeMax bounds any size that is given: caches are larger than the largest disk, but
+// not without end.
+const sizeMax = 64 * content.SizeMax
+
 // size is a number of bytes, written as 10GiB or 500MB.
 type size int64
 
 // UnmarshalText reads the text form.
 func (s *size) UnmarshalText(b []byte) error {
 	n, err := humanize.ParseBytes(string(b))
-	if err != nil || n > content.SizeMax*64 {
+	if err != nil || n > sizeMax {
 		return fmt.Errorf("%q is not a size; write it as 10GiB or 500MB", b)
 	}
 	*s = size(n)
@@ -109,7 +138,7 @@ type rate int64
 // UnmarshalText reads the text form.
 func (r *rate) UnmarshalText(b []byte) error {
 	var s size
-	if err := s.UnmarshalText([]byte(strings.TrimSuffix(string(b), "/s"))); err != nil {
+	if err := s.UnmarshalText([]byte(strings.TrimSuffix(string(b), "/s"))); err != nil || s == 0 {
 		return fmt.Errorf("%q is not a rate; write it as 50MiB/s", b)
 	}
 	*r = rate(s)

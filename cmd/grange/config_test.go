@@ -89,3 +89,22 @@ func TestFrequency(t *testing.T) {
 		}
 	}
 }
+
+// TestLimitsThatCouldNeverWork are refused with the flag's name, wherever they stand.
+func TestLimitsThatCouldNeverWork(t *testing.T) {
+	for _, args := range [][]string{
+		{"--quota", "0"}, {"--quota", "10"}, {"--origin-rate", "0"}, {"--origin-rate", "10"}, {"--origin-rate", "127KiB/s"}, {"--origin-requests", "0.1"}, {"--origin-requests", "0"},
+	} {
+		if _, err := parse(t, "", append([]string{"node"}, args...)...); err == nil || !strings.Contains(err.Error(), args[0]) {
+			t.Errorf("%s: %v", args, err)
+		}
+		if _, err := parse(t, strings.TrimPrefix(args[0], "--")+": "+args[1], "node"); err == nil || !strings.Contains(err.Error(), args[0]) {
+			t.Errorf("%s of the file: %v", args, err)
+		}
+	}
+	for _, args := range [][]string{{}, {"--quota", "1GiB"}, {"--origin-rate", "128KiB"}, {"--origin-requests", "1/s"}} {
+		if _, err := parse(t, "", append([]string{"node"}, args...)...); err != nil {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
