@@ -228,7 +228,7 @@ func TestBadStartIsRefused(t *testing.T) {
 		{what: "API address in use", args: fresh("--listen", listen(4101), "--api", "127.0.0.1:8080"), says: []string{"--api", "8080", "in use"}},
 		{what: "address of another host", args: fresh("--listen", "/ip4/10.99.99.99/tcp/4001"), says: []string{"10.99.99.99", "cannot assign"}},
 		{what: "no multiaddr", args: fresh("--listen", "10.0.0.5:4001"), says: []string{"10.0.0.5:4001", "/ip4/10.0.0.5/tcp/4001"}},
-		{what: "quota too small", args: fresh("--listen", listen(4101), "--quota", "1MiB"), says: []string{"quota", "268435456"}},
+		{what: "quota too small", args: fresh("--listen", listen(4101), "--quota", "1MiB"), says: []string{"--quota", "256 MiB"}},
 		{what: "expired token", args: fresh("--join", expired), says: []string{"--join", "expired"}},
 		{what: "used token", args: fresh("--join", used), says: []string{"--join", "used"}},
 		{what: "revoked token", args: fresh("--join", revoked), says: []string{"--join", "revoked"}},
