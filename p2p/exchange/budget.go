@@ -1,7 +1,7 @@
 package exchange
 
 // What one peer may have open here at once. One over that is told that we are
-// busy; our own requests to a peer stay below it, see session.places.
+// busy; the number of our own Wants stays below it, see session.places.
 const (
 	// wantsMax is how many Wants of a member wait here, guests' and others apart:
 	// each costs a goroutine and, while it reads, a chunk of memory.
