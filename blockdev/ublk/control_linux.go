@@ -158,13 +158,28 @@ func (c *control) delete(ctx context.Context, id uint32) error {
 	return err
 }
 
-// remove stops and deletes a device that this process does not serve.
-func (c *control) remove(ctx context.Context, id uint32) error {
+// stop takes the disk of a device from its users, and closes what hold returned.
+// None is success.
+func (c *control) stop(ctx context.Context, id uint32, held int) error {
 	err := c.order(ctx, ctrlStop, id, 0)
-	if err == nil {
-		err = c.delete(ctx, id)
+	if errors.Is(err, unix.ENODEV) {
+		err = nil
 	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
+	if held != notHeld {
+		err = errors.Join(err, unix.Close(held))
+	}
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", devicePath(id), err)
+	}
+	return nil
+}
+
+// remove stops and deletes a device that this process does not serve.
+func (c *control) remove(ctx context.Context, id uint32, held int) error {
+	if err := c.stop(ctx, id, held); err != nil {
+		return err
+	}
+	if err := c.delete(ctx, id); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove %s: %w", devicePath(id), err)
 	}
 	return nil

@@ -120,6 +120,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	case i.owner != d.server.cfg.Owner:
 		return d.create(ctx, newID)
 	}
+	held := notHeld
 	if i.state != stateDead {
 		p, err := control.params(id)
 		if err != nil {
@@ -128,9 +129,11 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		if p.fits(d.params(i)) {
 			return d.takeUp(ctx, i)
 		}
-		d.server.cfg.Log.Error("ublk: a disk is made anew, since its device has another size or kind by now; who had it open gets errors", "device", devicePath(id))
+		if held, err = hold(id); err != nil {
+			return fmt.Errorf("it is there with another size, or for writing: %w", err)
+		}
 	}
-	if err := control.remove(ctx, id); err != nil {
+	if err := control.remove(ctx, id, held); err != nil {
 		return err
 	}
 	return d.create(ctx, id)
@@ -208,7 +211,7 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	err = d.connect(d.ctx, queues)
 	if errors.Is(err, errServed) {
-		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), control.remove(d.ctx, i.id))
+		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), control.remove(d.ctx, i.id, notHeld))
 	}
 	if err != nil {
 		return fmt.Errorf(failed, err)
@@ -339,7 +342,7 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 	if d.char >= 0 {
 		held := notHeld
 		if !force {
-			if held, err = d.hold(); err != nil {
+			if held, err = hold(d.id); err != nil {
 				return err
 			}
 		}
@@ -358,12 +361,8 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 	defer unhook()
 	patient, cancel := withGrace(ctx, cancelTimeout)
 	defer cancel()
-	err := d.server.control.order(patient, ctrlStop, d.id, 0)
-	if held != notHeld {
-		err = errors.Join(err, unix.Close(held))
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("stop %s: %w", d.Path(), err)
+	if err := d.server.control.stop(patient, d.id, held); err != nil {
+		return err
 	}
 	for _, q := range d.queues {
 		select {

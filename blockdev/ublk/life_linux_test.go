@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // TestDiskOfALivingServerIsLeftAlone adds a disk that another serves still, and one
@@ -86,15 +87,26 @@ func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	}
 }
 
-// TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has grown.
+// TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has grown: not
+// while somebody has it open.
 func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
 	old, leave := serve(t, ublk.Config{})
 	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
+	user, err := os.Open(d.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
 	leave()
 	s, _ := serve(t, ublk.Config{})
+	if _, err := s.Add(t.Context(), d.Number(), newMemory(3<<20)); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "open in process") {
+		t.Errorf("a disk that somebody has open: %v", err)
+	}
+	if err := user.Close(); err != nil {
+		t.Fatal(err)
+	}
 	grown, err := s.Add(t.Context(), d.Number(), newMemory(3<<20))
 	if err != nil || grown.Number() != d.Number() {
 		t.Fatal(err)
@@ -104,6 +116,43 @@ func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
 	}
 	if err := grown.Stop(t.Context(), false); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDiskThatNobodyServesIsRemoved removes what a server left: not while somebody
+// uses it, unless forced, and no disk that is served or another's.
+func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
+	theirs, _ := serve(t, ublk.Config{Owner: another})
+	foreign := add(t, theirs, newMemory(1<<20))
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, newVolume(t, 64<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell(t, d.Path(), "mkfs.ext4 -q $DISK && mount $DISK /mnt")
+	leave()
+	s, _ := serve(t, ublk.Config{})
+	served := add(t, s, newMemory(1<<20))
+	for _, x := range []struct {
+		number int
+		force  bool
+		want   error
+	}{
+		{d.Number(), false, content.ErrConflict},
+		{served.Number(), true, content.ErrConflict},
+		{foreign.Number(), true, nil},
+		{d.Number(), true, nil},
+		{d.Number(), false, nil}, // again
+	} {
+		if err := s.Remove(t.Context(), x.number, x.force); !errors.Is(err, x.want) {
+			t.Errorf("remove disk %d, force %t: %v, want %v", x.number, x.force, err, x.want)
+		}
+	}
+	shell(t, d.Path(), "test ! -e $DISK; umount /mnt")
+	for _, other := range []*ublk.Disk{served, foreign} {
+		if _, err := read(other.Path(), 0); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

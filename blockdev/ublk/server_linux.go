@@ -205,6 +205,35 @@ func (s *Server) place() *thread {
 	return s.threads[s.placed%len(s.threads)]
 }
 
+// Remove removes a disk that no server of this owner serves any more, as Stop does
+// one that it serves. A number that is not this owner's is success.
+func (s *Server) Remove(ctx context.Context, number int, force bool) error {
+	id := uint32(number)
+	i, err := s.control.info(id)
+	switch {
+	case errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
+		return nil
+	case err != nil:
+		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
+	}
+	s.mu.Lock()
+	served := s.numbers[id] != nil
+	s.mu.Unlock()
+	if served {
+		return fmt.Errorf("ublk: %w: %s is served", content.ErrConflict, devicePath(id))
+	}
+	held := notHeld
+	if !force && i.state != stateDead {
+		if held, err = hold(id); err != nil {
+			return fmt.Errorf("ublk: %w", err)
+		}
+	}
+	if err := s.control.remove(ctx, id, held); err != nil {
+		return fmt.Errorf("ublk: %w", err)
+	}
+	return nil
+}
+
 // Sweep removes the disks of this owner that keep does not name, whoever uses
 // them: nobody will ever serve them again. It returns their numbers.
 func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, error) {
@@ -223,7 +252,7 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || i.owner != s.cfg.Owner {
 			continue // gone meanwhile, or not ours
 		}
-		if err := s.control.remove(ctx, i.id); err != nil {
+		if err := s.control.remove(ctx, i.id, notHeld); err != nil {
 			errs = append(errs, fmt.Errorf("ublk: remove %s, which no volume has any more: %w", devicePath(i.id), err))
 			continue
 		}

@@ -28,6 +28,8 @@ func (*Disk) Path() string                         { return "" }
 func (*Disk) Number() int                          { return -1 }
 func (*Disk) Stop(context.Context, bool) error     { return errNotLinux }
 
+func (*Server) Remove(context.Context, int, bool) error { return errNotLinux }
+
 func (*Server) Add(context.Context, int, blockdev.Device) (*Disk, error) { return nil, errNotLinux }
 
 func (*Server) Sweep(context.Context, func(int) bool) ([]int, error) { return nil, errNotLinux }

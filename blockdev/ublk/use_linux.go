@@ -16,25 +16,25 @@ import (
 // notHeld is in the place of what hold returns.
 const notHeld = -1
 
-// hold keeps the kernel from beginning to use the disk, until the descriptor is
+// hold keeps the kernel from beginning to use a disk, until the descriptor is
 // closed that it returns. When somebody has the disk or a part of it open or mounted
 // it fails with content.ErrConflict, and says who.
-func (d *Disk) hold() (int, error) {
-	devices, err := numbers(d.id)
+func hold(id uint32) (int, error) {
+	devices, err := numbers(id)
 	if err != nil {
 		return notHeld, err
 	}
 	if user := holder(devices); user != "" {
-		return notHeld, fmt.Errorf("%w: %s is in use: %s", content.ErrConflict, d.Path(), user)
+		return notHeld, fmt.Errorf("%w: %s is in use: %s", content.ErrConflict, devicePath(id), user)
 	}
 	// The kernel's own users, file systems and device mappers in any namespace,
 	// hold it exclusively.
-	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(devicePath(id), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return notHeld, fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it", content.ErrConflict, d.Path())
+		return notHeld, fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it", content.ErrConflict, devicePath(id))
 	case err != nil:
-		return notHeld, fmt.Errorf("open %s to see whether it is in use: %w", d.Path(), err)
+		return notHeld, fmt.Errorf("open %s to see whether it is in use: %w", devicePath(id), err)
 	}
 	return fd, nil
 }
