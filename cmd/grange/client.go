@@ -20,8 +20,9 @@ import (
 	"github.com/grangemesh/grange/node/api"
 )
 
-// client asks a node: the one whose data folder is given, over its socket, or
-// the one that GRANGE_API names, with GRANGE_TOKEN.
+// client asks a node: the one whose data folder the command line names, over its
+// socket, else the one that GRANGE_API names, with GRANGE_TOKEN, else the one of the
+// data folder that is set otherwise.
 type client struct {
 	http  *http.Client
 	base  string
@@ -31,8 +32,16 @@ type client struct {
 // socketBase stands for the address of a node that is asked over its socket.
 const socketBase = "http://node"
 
+// remote is the address of a node that need not be on this host, or "".
+func (c *cli) remote() string {
+	if c.dataGiven {
+		return ""
+	}
+	return os.Getenv("GRANGE_API")
+}
+
 func (c *cli) client() (*client, error) {
-	target := os.Getenv("GRANGE_API")
+	target := c.remote()
 	switch {
 	case target == "":
 		return socketClient(filepath.Join(c.Data, api.SocketName)), nil

@@ -45,7 +45,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	source := c.Source
-	if source == "-" && os.Getenv("GRANGE_API") != "" {
+	if source == "-" && app.remote() != "" {
 		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
 	if source == "-" {
@@ -57,7 +57,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		source = spool
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
-	} else if _, err := os.Stat(source); err != nil && os.Getenv("GRANGE_API") == "" {
+	} else if _, err := os.Stat(source); err != nil && app.remote() == "" {
 		return err
 	}
 	return app.operate(ctx, std, "PUT", "/api/images/"+url.PathEscape(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/alecthomas/kong"
 )
@@ -35,6 +36,8 @@ type cli struct {
 	Resolve resolveCmd `cmd:"" help:"Say what a name stands for."`
 	Status  statusCmd  `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
 	Doctor  doctorCmd  `cmd:"" help:"Look for what would stop a node from working here."`
+
+	dataGiven bool // --data stands on the command line, so that it comes before GRANGE_API
 }
 
 // errUsage marks errors in the command line, which exit with 2.
@@ -61,6 +64,7 @@ func run(ctx context.Context, args []string, std stdio) int {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 2
 	}
+	c.dataGiven = onCommandLine(command, "data")
 	switch err := command.Run(&c); {
 	case err == nil:
 		return 0
@@ -71,6 +75,14 @@ func run(ctx context.Context, args []string, std stdio) int {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 1
 	}
+}
+
+// onCommandLine reports whether a flag was given there, and not in the environment or
+// the config file.
+func onCommandLine(command *kong.Context, flag string) bool {
+	return slices.ContainsFunc(command.Path, func(p *kong.Path) bool {
+		return p.Flag != nil && p.Flag.Name == flag && !p.Resolved
+	})
 }
 
 // newParser returns a parser of command lines into c.

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/grangemesh/grange/node/api"
+)
+
+// serveAt answers as a node on the socket of a new data folder.
+func serveAt(t *testing.T, h http.Handler) (data string) {
+	t.Helper()
+	data, err := os.MkdirTemp("", "grange") // short enough for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(data) })
+	l, err := net.Listen("unix", filepath.Join(data, api.SocketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(h)
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	return data
+}
+
+// answer answers everything with a JSON document.
+func answer(text string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) })
+}
+
+// command runs a command line.
+func command(t *testing.T, args ...string) (code int, out, complaint string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code = run(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr})
+	return code, stdout.String(), stderr.String()
+}
+
+// TestDataComesBeforeTheAddress: a folder on the command line is the node that is
+// meant, whatever the environment says.
+func TestDataComesBeforeTheAddress(t *testing.T) {
+	here, there := serveAt(t, answer(`{"chunks": 1}`)), serveAt(t, answer(`{"chunks": 2}`))
+	t.Setenv("GRANGE_API", filepath.Join(there, api.SocketName))
+	if _, out, _ := command(t, "cache", "show", "--json"); !strings.Contains(out, "2") {
+		t.Errorf("by the address: %s", out)
+	}
+	if _, out, _ := command(t, "cache", "show", "--json", "--data", here); !strings.Contains(out, "1") {
+		t.Errorf("by the flag: %s", out)
+	}
+	t.Setenv("GRANGE_DATA", here)
+	if _, out, _ := command(t, "cache", "show", "--json"); !strings.Contains(out, "2") {
+		t.Errorf("by the address, with a folder in the environment: %s", out)
+	}
+}
