@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -61,5 +62,30 @@ func TestDataComesBeforeTheAddress(t *testing.T) {
 	t.Setenv("GRANGE_DATA", here)
 	if _, out, _ := command(t, "cache", "show", "--json"); !strings.Contains(out, "2") {
 		t.Errorf("by the address, with a folder in the environment: %s", out)
+	}
+}
+
+// TestStatusWaits for a node to be ready, no longer than it was told, and asks one that
+// is ready once.
+func TestStatusWaits(t *testing.T) {
+	asked := 0
+	data := serveAt(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+		fmt.Fprintf(w, `{"ready": %t, "waiting": ["its volumes"]}`, asked == 3)
+	}))
+	if code, out, complaint := command(t, "status", "--data", data); code != 1 || asked != 1 || !strings.Contains(out, "origin") || !strings.Contains(complaint, "waiting for its volumes") {
+		t.Errorf("not ready: code %d, asked %d times, %s%s", code, asked, out, complaint)
+	}
+	if code, _, complaint := command(t, "status", "--data", data, "--wait", "1m"); code != 0 || asked != 3 {
+		t.Errorf("ready at the third: code %d, asked %d times, %s", code, asked, complaint)
+	}
+}
+
+// TestStatusOfANodeThatHangs does not hang too.
+func TestStatusOfANodeThatHangs(t *testing.T) {
+	data := serveAt(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	code, _, complaint := command(t, "status", "--data", data, "--wait", "10ms")
+	if code != 1 || !strings.Contains(complaint, "does not answer within 10ms") {
+		t.Errorf("code %d, %s", code, complaint)
 	}
 }

@@ -132,7 +132,12 @@ func list[T any](ctx context.Context, app *cli, std stdio, q query, table func(w
 	if err := app.ask(ctx, "GET", q.path, nil, &raw); err != nil {
 		return err
 	}
-	if q.json {
+	return show(std, q.json, raw, table)
+}
+
+// show prints a document of the API as it is, or a table of it.
+func show[T any](std stdio, asItIs bool, raw json.RawMessage, table func(w io.Writer, v T)) error {
+	if asItIs {
 		_, err := std.out.Write(raw)
 		return err
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,43 +101,62 @@ type statusCmd struct {
 	Wait time.Duration `help:"Wait up to this long for the node to be ready."`
 }
 
-// statusInterval is how often --wait asks.
-const statusInterval = 100 * time.Millisecond
+const (
+	// statusInterval is how often --wait asks.
+	statusInterval = 100 * time.Millisecond
+	// statusTimeout is how long the answer may take without --wait.
+	statusTimeout = 10 * time.Second
+)
 
+// Run asks once, or until the node is ready, and prints the last answer.
 func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	ctx, cancel := context.WithCancel(ctx)
+	within := cmp.Or(c.Wait, statusTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the node does not answer within %s", within))
 	defer cancel()
-	deadline := time.Now().Add(c.Wait)
 	tick := time.NewTicker(statusInterval)
 	defer tick.Stop()
-	for {
-		var s api.Status
-		err := app.ask(ctx, "GET", "/api/status", nil, &s)
-		if err == nil && s.Ready || !time.Now().Before(deadline) {
-			return c.print(ctx, app, std, s, err)
-		}
+	raw, s, err := app.status(ctx)
+	for c.Wait > 0 && !s.Ready && ctx.Err() == nil {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
+		if r, now, nerr := app.status(ctx); ctx.Err() == nil {
+			raw, s, err = r, now, nerr
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return context.Cause(ctx)
+	}
+	if err == nil {
+		err = show(std, c.JSON, raw, statusTable)
+	}
+	if err == nil && !s.Ready {
+		err = errors.New("not ready: waiting for " + strings.Join(s.Waiting, ", "))
+	}
+	return err
+}
+
+func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, err error) {
+	if err = c.ask(ctx, "GET", "/api/status", nil, &raw); err == nil {
+		err = json.Unmarshal(raw, &s)
+	}
+	return raw, s, err
+}
+
+func statusTable(w io.Writer, s api.Status) {
+	fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, s.Self.Farm, count(len(s.Farm), "neighbour"), s.Self.Role, s.Origin.State, s.Origin.URL, s.Origin.Detail)
+	fmt.Fprintf(w, "cache\t%s of %s, %s\nvolumes\t%d\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), count(int(s.Cache.Chunks), "chunk"), s.Volumes)
+	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
+	for _, a := range s.Self.Addrs {
+		fmt.Fprintf(w, "address\t%s\n", a)
 	}
 }
 
-func (c *statusCmd) print(ctx context.Context, app *cli, std stdio, s api.Status, err error) error {
-	if err != nil {
-		return err
+// count is "1 chunk" or "2 chunks".
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
 	}
-	err = list(ctx, app, std, query{"/api/status", c.JSON}, func(w io.Writer, s api.Status) {
-		fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %d neighbours\nrole\t%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, s.Self.Farm, len(s.Farm), s.Self.Role, s.Origin.State, s.Origin.URL, s.Origin.Detail)
-		fmt.Fprintf(w, "cache\t%s of %s, %d chunks\nvolumes\t%d\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), s.Cache.Chunks, s.Volumes)
-		fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
-		for _, a := range s.Self.Addrs {
-			fmt.Fprintf(w, "address\t%s\n", a)
-		}
-	})
-	if err == nil && !s.Ready {
-		return errors.New("not ready: waiting for " + fmt.Sprint(s.Waiting))
-	}
-	return err
+	return fmt.Sprintf("%d %s", n, what)
 }
