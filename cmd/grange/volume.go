@@ -43,13 +43,14 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeAttachCmd struct {
-	Name     string `arg:""`
-	Takeover bool   `help:"Attach although another node holds it; what that node did not publish stays behind."`
-	Readonly bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
+	Name      string `arg:""`
+	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
+	Takeover  bool   `help:"Attach although another node holds it; what that node did not publish stays behind."`
+	Readonly  bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Takeover: c.Takeover, ReadOnly: c.Readonly})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, Takeover: c.Takeover, ReadOnly: c.Readonly})
 }
 
 // putVolume prints the device alone, for scripts to open.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"time"
 
@@ -47,9 +48,13 @@ func openDoors(ctx context.Context, cfg Config, x exports) (doors, error) {
 		return doors{}, errors.Join(err, listener.Close())
 	}
 	disks := cfg.UBLK
-	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log
-	if d.ublk, d.noUBLK = ublk.New(disks); errors.Is(d.noUBLK, content.ErrInvalid) {
+	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
+	d.ublk, d.noUBLK = ublk.New(disks)
+	switch {
+	case errors.Is(d.noUBLK, content.ErrInvalid):
 		return doors{}, errors.Join(d.noUBLK, listener.Close())
+	case d.noUBLK != nil:
+		cfg.Log.Info("volumes are served over NBD, not as block devices", "why", d.noUBLK)
 	}
 	return d, nil
 }
@@ -87,6 +92,35 @@ func (d doors) choose(transport string) (string, error) {
 	return transportNBD, nil
 }
 
+// noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may
+// be mounted and have writes to give out: they would come again after those of NBD's
+// clients. Who asks for NBD by name gives that disk up.
+func (d doors) noDiskWaits(e entry) error {
+	if e.Transport == transportNBD || e.Disk == nil {
+		return nil
+	}
+	if _, err := os.Stat(fmt.Sprintf("/sys/class/ublk-char/ublkc%d", *e.Disk)); err != nil {
+		return nil
+	}
+	return fmt.Errorf("%w: its users wait at /dev/ublkb%d, and this node can't serve it: %w; mend that and start the node again, or give that disk up and attach the volume with transport nbd",
+		content.ErrUnavailable, *e.Disk, d.noUBLK)
+}
+
+// giveUpDisk removes the disk that the kernel keeps for a volume which could not be
+// served again. Its users wait there: with any that is content.ErrConflict, unless
+// forced.
+func (d doors) giveUpDisk(ctx context.Context, e entry, force bool) error {
+	switch {
+	case !e.Attached || e.Transport == transportNBD || e.Disk == nil:
+		return nil
+	case d.ublk != nil:
+		return d.ublk.Remove(ctx, *e.Disk, force)
+	case force:
+		return nil
+	}
+	return d.noDiskWaits(e)
+}
+
 // serves reports whether a device is served as asked.
 func (d doors) serves(x *device, transport string) bool {
 	return transport == transportAuto || (transport == transportUBLK) == (x.disk != nil)
@@ -99,6 +133,9 @@ func (d doors) address(name string, x *device) (transport, path string) {
 	}
 	return transportNBD, nbd.URI(d.socket, name)
 }
+
+// NoDisks says why volumes are not served as block devices, nil if they are.
+func (v *Volumes) NoDisks() error { return v.doors.noUBLK }
 
 func (d doors) collectors() []prometheus.Collector {
 	if d.ublk == nil {
@@ -124,8 +161,11 @@ func (d doors) sweep(ctx context.Context, entries []entry) error {
 // start left it, if that is how the volume is served.
 func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 	transport, err := v.doors.choose(e.Transport)
-	if err != nil || transport == transportNBD {
+	switch {
+	case err != nil:
 		return err
+	case transport == transportNBD:
+		return v.doors.noDiskWaits(e)
 	}
 	number := -1
 	if e.Disk != nil {

@@ -477,7 +477,11 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	defer cancel()
 	d := v.device(name)
 	switch {
-	case d == nil:
+	case d == nil || d.err != nil:
+		e, _ := v.devs.get(name)
+		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
+			return err
+		}
 	case d.disk != nil:
 		if err := d.disk.Stop(ctx, force); err != nil {
 			return err
