@@ -42,12 +42,12 @@ func goodIf(ok bool) mark {
 // Run looks at this machine, and at the node if one answers; it fails when
 // something would stop a node from working.
 func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	findings := []finding{dataFinding(app.Data), ublkFinding()}
+	findings := []finding{dataFinding(app.Data)}
 	var s api.Status
 	if err := app.ask(ctx, "GET", "/api/status", nil, &s); err != nil {
-		findings = append(findings, finding{"node", note, "does not run here: " + err.Error()})
+		findings = append(findings, disksFinding(disksOfMine()), finding{"node", note, "does not answer here: " + err.Error()})
 	} else {
-		findings = append(findings,
+		findings = append(findings, disksFinding(s.Disks),
 			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
 			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
@@ -92,10 +92,25 @@ func dataFinding(dir string) finding {
 	return finding{"data folder", good, filepath.Clean(dir)}
 }
 
-// ublkFinding says which door volumes are served through here.
-func ublkFinding() finding {
+// disksOfMine says how a node would serve volumes that runs as this process does.
+func disksOfMine() api.Disks {
 	if err := ublk.Probe(); err != nil {
-		return finding{"ublk", note, "volumes are served over NBD: " + strings.TrimPrefix(err.Error(), "ublk: ")}
+		return api.Disks{Detail: err.Error()}
+	}
+	d := api.Disks{Served: true}
+	if err := becomeFlusher(); err != nil {
+		d.Detail = err.Error()
+	}
+	return d
+}
+
+// disksFinding says which door volumes are served through here.
+func disksFinding(d api.Disks) finding {
+	switch {
+	case !d.Served:
+		return finding{"ublk", note, "volumes are served over NBD: " + strings.TrimPrefix(d.Detail, "ublk: ")}
+	case d.Detail != "":
+		return finding{"ublk", note, "volumes are served as block devices; " + d.Detail}
 	}
 	return finding{"ublk", good, "volumes are served as block devices"}
 }

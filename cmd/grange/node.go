@@ -53,6 +53,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	}
 	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
+	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: value(c.Join), Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
@@ -61,10 +62,13 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err != nil {
 		return err
 	}
+	if flusher != nil && n.Volumes.NoDisks() == nil {
+		log.Warn("block devices are at risk", "why", flusher)
+	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.MustRegister(n.Collectors()...)
-	server := api.New(api.Config{Node: n, Dir: app.Data, Address: c.API, Metrics: metrics, Log: log})
+	server := api.New(api.Config{Node: n, Dir: app.Data, Address: c.API, Flusher: flusher, Metrics: metrics, Log: log})
 	if err := server.Listen(ctx); err != nil {
 		stopped, cancel := context.WithCancel(ctx)
 		cancel()

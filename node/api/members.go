@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"time"
@@ -52,10 +53,19 @@ func (s *Server) members(a huma.API) {
 		waiting := n.Waiting()
 		return ok(Status{
 			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests, o.BytesIn},
-			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Started: n.Started(), Version: n.Version(),
+			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})
 	s.tokens(a)
+}
+
+func (s *Server) disks() Disks {
+	none := s.cfg.Node.Volumes.NoDisks()
+	d := Disks{Served: none == nil}
+	if err := cmp.Or(none, s.cfg.Flusher); err != nil {
+		d.Detail = err.Error()
+	}
+	return d
 }
 
 func viewToken(st trust.InviteState, token string, now time.Time) Token {

@@ -151,8 +151,15 @@ type Status struct {
 	Bytes   Bytes     `json:"bytes"`
 	Cache   Cache     `json:"cache"`
 	Volumes int       `json:"volumes"`
+	Disks   Disks     `json:"disks"`
 	Started time.Time `json:"started"`
 	Version string    `json:"version"`
+}
+
+// Disks says how the node serves block devices.
+type Disks struct {
+	Served bool   `json:"served" doc:"volumes are block devices, where nothing else is asked for; else they are served over NBD"`
+	Detail string `json:"detail,omitempty" doc:"why they are not, or what may befall them"`
 }
 
 // Origin says how the object store stands.
