@@ -31,6 +31,12 @@ func BenchmarkStall(b *testing.B) {
 		do   func() error
 	}{
 		{"handover", func() error { return n.handOver(b.Context()) }},
+		{"handover in an import", func() error {
+			if err := n.importForever(b.Context()); err != nil {
+				return err
+			}
+			return n.handOver(b.Context())
+		}},
 		{"kill", func() (err error) {
 			if err = n.kill(); err == nil {
 				n, err = start(b.Context(), "./grange", dir)

@@ -77,7 +77,7 @@ func await(t *testing.T, f *os.File, word string) string {
 		for r := bufio.NewReader(f); ; {
 			b, err := r.ReadByte()
 			if err != nil {
-				return // it was closed
+				return // it was closed, or nobody has the other end
 			}
 			bytes <- b
 		}
@@ -86,8 +86,11 @@ func await(t *testing.T, f *os.File, word string) string {
 	for {
 		select {
 		case b, ok := <-bytes:
+			if !ok {
+				t.Fatalf("the console ends without %q: %s", word, said.String())
+			}
 			said.WriteByte(b)
-			if !ok || strings.HasSuffix(said.String(), word) {
+			if strings.HasSuffix(said.String(), word) {
 				return said.String()
 			}
 		case <-ctx.Done():

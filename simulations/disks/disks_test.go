@@ -100,6 +100,42 @@ func TestStopLeavesWhatIsInUse(t *testing.T) {
 	}
 }
 
+// TestDiskWaitsForItsDriver starts the node of a mounted disk without the right to
+// serve it.
+func TestDiskWaitsForItsDriver(t *testing.T) {
+	n := begin(t)
+	device := n.must(t, "volume", "create", "kept", "--size", "32MiB")
+	shell(t, "mkfs.ext4 -q "+device+" && mount "+device+" /mnt && cp /init /mnt")
+	if out := n.must(t, "doctor"); strings.Contains(out, "CAP_SYS_RESOURCE") {
+		t.Errorf("the doctor of root says: %s", out)
+	}
+	if err := n.kill(); err != nil {
+		t.Fatal(err)
+	}
+	const lesser = "/tmp/lesser"
+	script := "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin,-sys_resource --inh-caps=-sys_admin,-sys_resource ./grange \"$@\"\n"
+	if err := os.WriteFile(lesser, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n = beginAs(t, lesser)
+	if out := n.must(t, "volume", "show", "kept"); !strings.Contains(out, "failed") || !strings.Contains(out, device) || !strings.Contains(out, "CAP_SYS_ADMIN") {
+		t.Errorf("without the right to serve it: %s", out)
+	}
+	if out := n.must(t, "volume", "create", "new", "--size", "1MiB"); !strings.HasPrefix(out, "nbd+unix://") {
+		t.Errorf("a new volume is %s", out)
+	}
+	if out := shell(t, "./grange doctor --data "+n.data); !strings.Contains(out, "over NBD") || !strings.Contains(out, "CAP_SYS_ADMIN") {
+		t.Errorf("the doctor, who would have the right, says: %s", out)
+	}
+	n.must(t, "volume", "rm", "new")
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	n = begin(t)
+	shell(t, "cmp /init /mnt/init && umount /mnt")
+	n.must(t, "volume", "rm", "kept")
+}
+
 // TestDoctorSaysWhy looks at a machine without the driver, and at one where the
 // user may not use it.
 func TestDoctorSaysWhy(t *testing.T) {

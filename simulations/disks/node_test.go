@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,6 +94,30 @@ func (n *node) handOver(ctx context.Context) error {
 	return n.await(ctx)
 }
 
+// importForever begins an import that no stop can end: of a pipe that nobody writes.
+func (n *node) importForever(ctx context.Context) error {
+	pipe := filepath.Join(n.data, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.data, "api.sock"))
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://node/api/images/pipe", strings.NewReader(fmt.Sprintf("{%q: %q}", "source", pipe)))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	answer, err := (&http.Transport{DialContext: dial, DisableKeepAlives: true}).RoundTrip(request)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusAccepted {
+		err = fmt.Errorf("the import is answered with %s", answer.Status)
+	}
+	return errors.Join(err, answer.Body.Close())
+}
+
 // run asks the node by the command line.
 func (n *node) run(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, n.command, args...)
@@ -129,7 +155,13 @@ func founded(t *testing.T) string {
 // begin starts a node that the end of the test stops.
 func begin(t *testing.T) *node {
 	t.Helper()
-	n, err := start(t.Context(), "./grange", founded(t))
+	return beginAs(t, "./grange")
+}
+
+// beginAs starts a node by another command than the usual one.
+func beginAs(t *testing.T, command string) *node {
+	t.Helper()
+	n, err := start(t.Context(), command, founded(t))
 	if err != nil {
 		t.Fatal(err)
 	}

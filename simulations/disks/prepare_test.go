@@ -3,7 +3,6 @@ package disks
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
 	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 3072, Prepare: prepare}))
 }
 
@@ -43,9 +41,9 @@ func prepare(ctx context.Context, dir string, c *vm.Config) error {
 	}
 	disk := filepath.Join(dir, "mesh.img")
 	const size = "512m" // of an image that takes about 120 MiB
-	make := exec.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", mesh, disk, size)
-	make.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if out, err := make.CombinedOutput(); err != nil {
+	mkfs := exec.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", mesh, disk, size)
+	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if out, err := mkfs.CombinedOutput(); err != nil {
 		return fmt.Errorf("mke2fs: %w: %s", err, out)
 	}
 	c.Disks = []string{disk}
