@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
@@ -37,9 +38,13 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 	}
 	var unknown []string
 	for name := range settings {
-		if !known[name] {
-			unknown = append(unknown, name)
+		if known[name] {
+			continue
 		}
+		if meant := strings.ReplaceAll(name, "_", "-"); known[meant] {
+			name += " (" + meant + " is meant?)"
+		}
+		unknown = append(unknown, name)
 	}
 	if len(unknown) > 0 {
 		slices.Sort(unknown)
@@ -70,6 +75,10 @@ func readConfig(path string) (map[string]any, error) {
 	defer f.Close()
 	var raw map[string]any
 	if err := yaml.NewDecoder(io.LimitReader(f, configSizeMax)).Decode(&raw); err != nil && !errors.Is(err, io.EOF) {
+		var form *yaml.TypeError
+		if errors.As(err, &form) { // whose text speaks of Go
+			err = errors.New("want lines of the form NAME: VALUE, the names being those of flags")
+		}
 		return nil, fmt.Errorf("config %s: %w", path, err)
 	}
 	out := make(map[string]any, len(raw))
@@ -155,6 +164,29 @@ func (f *frequency) UnmarshalText(b []byte) error {
 		return fmt.Errorf("%q is not a number of requests; write it as 100/s", b)
 	}
 	*f = frequency(n)
+	return nil
+}
+
+// span is a time that passes, written as 30s, 24h or 7d.
+type span time.Duration
+
+const day = 24 * time.Hour
+
+// UnmarshalText reads the text form.
+func (s *span) UnmarshalText(b []byte) error {
+	d, err := time.ParseDuration(string(b))
+	if days, ok := strings.CutSuffix(string(b), "d"); ok {
+		var n int
+		n, err = strconv.Atoi(days)
+		d = time.Duration(n) * day
+		if n > int(math.MaxInt64/day) {
+			err = strconv.ErrRange
+		}
+	}
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is not a time; write it as 30s, 24h or 7d", b)
+	}
+	*s = span(d)
 	return nil
 }
 

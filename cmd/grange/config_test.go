@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // parse reads a command line beside a config file.
@@ -73,6 +74,46 @@ func TestEmptyTokenFoundsNothing(t *testing.T) {
 func TestConfigRefusesUnknownSettings(t *testing.T) {
 	if _, err := parse(t, "farm_bind: x\nquota: 5GiB\n", "node"); err == nil || !strings.Contains(err.Error(), "farm_bind") {
 		t.Errorf("%v, want an error that names farm_bind", err)
+	}
+}
+
+// TestErrorsInACommandLine say what to write, or where to read on, in a user's words.
+func TestErrorsInACommandLine(t *testing.T) {
+	for _, x := range []struct {
+		config string
+		args   []string
+		want   string
+	}{
+		{"", []string{"status", "--wait", "30"}, "write it as 30s"},
+		{"", []string{"token", "create", "--role", "node", "--lifetime", "1y"}, "write it as 30s, 24h or 7d"},
+		{"farm_bind: x", []string{"node"}, "farm-bind is meant"},
+		{"quota 5", []string{"node"}, "NAME: VALUE"},
+		{"", []string{"import", "x", "y"}, "see `grange --help`"},
+		{"", []string{"image", "import", "x"}, "see `grange image import --help`"},
+		{"", []string{"image", "remove", "x"}, "see `grange image --help`"},
+	} {
+		path := filepath.Join(t.TempDir(), "grange.yaml")
+		if err := os.WriteFile(path, []byte(x.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, complaint := command(t, append(x.args, "--config", path)...)
+		if code != 2 || !strings.Contains(complaint, x.want) {
+			t.Errorf("%q, %s: code %d, %swant %s", x.config, x.args, code, complaint, x.want)
+		}
+	}
+}
+
+func TestSpan(t *testing.T) {
+	for text, want := range map[string]span{"30s": span(30 * time.Second), "7d": span(7 * day), "1h30m": span(90 * time.Minute)} {
+		var s span
+		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
+			t.Errorf("%q: %v, %v", text, s, err)
+		}
+	}
+	for _, text := range []string{"", "30", "d", "-1d", "1.5d", "0s", "-1h", "999999999d", "-999999999999d", "1y"} {
+		if err := new(span).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
+		}
 	}
 }
 

@@ -22,14 +22,14 @@ type tokenCmd struct {
 }
 
 type tokenCreateCmd struct {
-	Role     string        `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens too, seed nothing but serve public content (${enum})."`
-	Farm     string        `help:"The farm that the member belongs to; this node's when not given."`
-	Lifetime time.Duration `default:"24h" help:"How long the token is good."`
+	Role     string `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens too, seed nothing but serve public content (${enum})."`
+	Farm     string `help:"The farm that the member belongs to; this node's when not given."`
+	Lifetime span   `default:"24h" help:"How long the token is good."`
 }
 
 func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	var t api.Token
-	if err := app.ask(ctx, "POST", "/api/tokens", api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: c.Lifetime.Seconds()}, &t); err != nil {
+	if err := app.ask(ctx, "POST", "/api/tokens", api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: time.Duration(c.Lifetime).Seconds()}, &t); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(std.out, t.Token)
@@ -97,8 +97,8 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type statusCmd struct {
-	JSON bool          `name:"json" help:"Print the API's document."`
-	Wait time.Duration `help:"Wait up to this long for the node to be ready."`
+	JSON bool `name:"json" help:"Print the API's document."`
+	Wait span `help:"Wait up to this long for the node to be ready."`
 }
 
 const (
@@ -110,7 +110,7 @@ const (
 
 // Run asks once, or until the node is ready, and prints the last answer.
 func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	within := cmp.Or(c.Wait, statusTimeout)
+	within := cmp.Or(time.Duration(c.Wait), statusTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the node does not answer within %s", within))
 	defer cancel()
 	tick := time.NewTicker(statusInterval)

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, std stdio) int {
 		return code
 	}
 	if err != nil {
-		fmt.Fprintf(std.err, "grange: %v\n", err)
+		fmt.Fprintf(std.err, "grange: %v; see `%s --help`\n", err, asFarAsUnderstood(err))
 		return 2
 	}
 	c.dataGiven = onCommandLine(command, "data")
@@ -75,6 +75,15 @@ func run(ctx context.Context, args []string, std stdio) int {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 1
 	}
+}
+
+// asFarAsUnderstood is the command that a line which makes no sense begins with.
+func asFarAsUnderstood(err error) string {
+	var parsing *kong.ParseError
+	if errors.As(err, &parsing) && parsing.Context != nil && parsing.Context.Selected() != nil {
+		return "grange " + parsing.Context.Selected().Path()
+	}
+	return "grange"
 }
 
 // onCommandLine reports whether a flag was given there, and not in the environment or
