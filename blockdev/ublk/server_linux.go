@@ -205,22 +205,19 @@ func (s *Server) place() *thread {
 	return s.threads[s.placed%len(s.threads)]
 }
 
-// Remove removes a disk that no server of this owner serves any more, as Stop does
-// one that it serves. A number that is not this owner's is success.
+// Remove removes a disk of this owner that nobody serves any more, as Stop does one
+// that is served. Any other is left as it is, which is success.
 func (s *Server) Remove(ctx context.Context, number int, force bool) error {
 	id := uint32(number)
-	i, err := s.control.info(id)
-	switch {
-	case errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
-		return nil
-	case err != nil:
-		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
-	}
 	s.mu.Lock()
 	served := s.numbers[id] != nil
 	s.mu.Unlock()
-	if served {
-		return fmt.Errorf("ublk: %w: %s is served", content.ErrConflict, devicePath(id))
+	i, err := s.control.info(id)
+	switch {
+	case served || errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
+		return nil
+	case err != nil:
+		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
 	}
 	held := notHeld
 	if !force && i.state != stateDead {
