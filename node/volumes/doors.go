@@ -94,7 +94,7 @@ func (d doors) choose(transport string) (string, error) {
 
 // noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may
 // be mounted and have writes to give out: they would come again after those of NBD's
-// clients. Who asks for NBD by name gives that disk up.
+// clients.
 func (d doors) noDiskWaits(e entry) error {
 	if e.Transport == transportNBD || e.Disk == nil {
 		return nil
@@ -102,7 +102,7 @@ func (d doors) noDiskWaits(e entry) error {
 	if _, err := os.Stat(fmt.Sprintf("/sys/class/ublk-char/ublkc%d", *e.Disk)); err != nil {
 		return nil
 	}
-	return fmt.Errorf("%w: its users wait at /dev/ublkb%d, and this node can't serve it: %w; mend that and start the node again, or give that disk up and attach the volume with transport nbd",
+	return fmt.Errorf("%w: its users wait at /dev/ublkb%d, and this node can't serve it: %w; mend that and start the node again, or detach the volume by force, which gives that disk up, and attach it with transport nbd",
 		content.ErrUnavailable, *e.Disk, d.noUBLK)
 }
 

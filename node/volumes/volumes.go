@@ -399,6 +399,11 @@ func (e entry) agrees(s Spec) error {
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
 func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
+	if spec.Transport == transportNBD {
+		if err := v.doors.giveUpDisk(ctx, e, false); err != nil {
+			return err
+		}
+	}
 	e.Attached = true
 	if spec.Transport != transportAuto {
 		e.Transport = spec.Transport
