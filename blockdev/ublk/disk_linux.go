@@ -154,6 +154,9 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for
 		return d.create(ctx, newID)
 	}
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("make a device: %w: the kernel has as many as the module's parameter ublks_max allows", err)
+	}
 	if err != nil {
 		return fmt.Errorf("make a device: %w", err)
 	}

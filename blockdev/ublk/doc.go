@@ -12,7 +12,14 @@
 // Add with their number, and who uses them sees a pause. A request that was being
 // answered is then given out again, so it may reach the device twice.
 //
+// The kernel goes back from the middle of a recovery at two moments alone. A server
+// that is killed between them, milliseconds of its start, leaves a disk that its
+// next server makes anew: its users get errors.
+//
 // Needed are a kernel with user recovery and io_uring's deferred task work, 6.5
 // and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
-// and access to /dev/ublk-control and /dev/ublkc*).
+// and access to /dev/ublk-control and /dev/ublkc*). The module's parameter ublks_max
+// bounds the devices, of all users in some kernels; vm.overcommit_memory=2 counts the
+// address space of their data, Queues × Depth × Request each. Processors are
+// little-endian.
 package ublk
