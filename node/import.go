@@ -69,11 +69,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		return err
 	}
 	note := func(text string) { op.Update(func(v *OperationView) { v.Note = text }) }
-	temp := filepath.Join(im.n.cfg.Dir, tempDir)
-	if err := os.MkdirAll(temp, 0o700); err != nil {
-		return err
-	}
-	opts := convert.Options{Path: req.Source, Format: convert.Format(req.Format), Temp: temp, Size: req.Size, Note: note}
+	opts := convert.Options{Path: req.Source, Format: convert.Format(req.Format), Temp: filepath.Join(im.n.cfg.Dir, TempDir), Size: req.Size, Note: note}
 	var lineage []content.CID
 	if old != nil {
 		opts.Previous = func(ctx context.Context, f *os.File) error { return im.exportTo(ctx, old.Head, f, nil) }

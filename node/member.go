@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,9 @@ func loadIdentity(dir string) (trust.PrivateKey, error) {
 // the token, or that of a new mesh, of which this node is the first admin.
 func (c Config) enter(ctx context.Context, identity trust.PrivateKey) (membership, error) {
 	m, err := loadMembership(c.Dir)
+	if err == nil {
+		c.checkFarm(m)
+	}
 	switch {
 	case err == nil && c.Join != "":
 		return m, c.joinedAlready(m)
@@ -94,7 +98,17 @@ func (c Config) enter(ctx context.Context, identity trust.PrivateKey) (membershi
 		return membership{}, err
 	}
 	m.fresh = true
+	c.checkFarm(m)
 	return m, m.save(c.Dir)
+}
+
+// checkFarm says so when the farm that was asked for is not the member's: it stands in
+// its certificate.
+func (c Config) checkFarm(m membership) {
+	if farm := m.Chain.Identity().Farm; c.Farm != "" && c.Farm != farm {
+		c.Log.Warn("--farm is ignored: it is for a node that founds a mesh, and this member is of another farm; join with a token of that farm and an empty --data to change it",
+			"asked", c.Farm, "farm", farm)
+	}
 }
 
 // joinedAlready lets the token stay on the command line of a node that it has
@@ -113,14 +127,15 @@ func (c Config) joinedAlready(m membership) error {
 // found makes a mesh. The mesh key is on disk before the membership that makes
 // it this node's, so a crash between leaves a key that nothing uses.
 func (c Config) found(identity trust.PrivateKey) (membership, error) {
-	mesh, chain, secrets, err := trust.FoundMesh(identity.Public(), c.Farm, c.Now())
+	farm := cmp.Or(c.Farm, FarmDefault)
+	mesh, chain, secrets, err := trust.FoundMesh(identity.Public(), farm, c.Now())
 	if err != nil {
 		return membership{}, err
 	}
 	if err := trust.SaveKey(filepath.Join(c.Dir, meshKeyFile), mesh); err != nil {
 		return membership{}, fmt.Errorf("found mesh: %w", err)
 	}
-	c.Log.Info("founded a mesh", "mesh", mesh.Public(), "farm", c.Farm)
+	c.Log.Info("founded a mesh", "mesh", mesh.Public(), "farm", farm)
 	return membership{Mesh: mesh.Public(), Chain: chain, Secrets: secrets, Origin: c.originURL()}, nil
 }
 

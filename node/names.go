@@ -336,7 +336,7 @@ func (n *Names) save(key string) {
 	}
 	b, err := n.codec.Marshal(recordFile{k.Sealed, k.ETag, k.SeenAt.UnixMilli()})
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(path), 0o700)
+		err = durable.MkdirAll(filepath.Dir(path), 0o700)
 	}
 	if err == nil {
 		err = durable.WriteFile(path, b, 0o600)

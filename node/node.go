@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
@@ -38,8 +39,9 @@ const (
 	joinedWithin = 1800 * time.Millisecond
 	// stopTimeout bounds what a stop waits for.
 	stopTimeout = 15 * time.Second
-	// tempDir in the data folder holds files of work that is under way.
-	tempDir = "tmp"
+	// TempDir in the data folder holds files of work that is under way; a start clears
+	// it.
+	TempDir = "tmp"
 )
 
 // Config is everything that a node is told. Zero fields are defaults.
@@ -52,7 +54,7 @@ type Config struct {
 	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, error)
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
-	// Farm is the farm of a founding node.
+	// Farm is the farm of a founding node; empty is FarmDefault.
 	Farm string
 	// FarmBind is HOST:PORT to gossip on; empty stands alone. FarmJoin are
 	// neighbours' addresses.
@@ -75,10 +77,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" || c.OpenOrigin == nil {
 		return c, errors.New("node: Config needs a Dir and OpenOrigin")
 	}
-	if c.Farm == "" {
-		c.Farm = FarmDefault
-	}
-	if err := content.CheckName(c.Farm); err != nil {
+	if err := content.CheckName(c.Farm); c.Farm != "" && err != nil {
 		return c, fmt.Errorf("--farm: %w", err)
 	}
 	if len(c.Listen) == 0 {
@@ -156,14 +155,20 @@ func (n *Node) checkOrigins(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) openDir(context.Context) (err error) {
-	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+func (n *Node) openDir(context.Context) error {
+	if err := durable.MkdirAll(n.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	if n.unlock, err = lockDir(n.cfg.Dir); err != nil {
-		return fmt.Errorf("data folder %s: %w", n.cfg.Dir, err)
+	lock, err := durable.Lock(filepath.Join(n.cfg.Dir, "lock"))
+	if err != nil {
+		return fmt.Errorf("data folder %s: another grange has it open: %w", n.cfg.Dir, err)
 	}
-	if err := os.RemoveAll(filepath.Join(n.cfg.Dir, tempDir)); err != nil { // what a killed import has left
+	n.unlock = lock.Close
+	temp := filepath.Join(n.cfg.Dir, TempDir)
+	if err := os.RemoveAll(temp); err != nil { // what killed imports and exports have left
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := os.Mkdir(temp, 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	return nil
