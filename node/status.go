@@ -1,8 +1,8 @@
 package node
 
 import (
+	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -53,14 +53,17 @@ func (n *Node) FarmPeers() []PeerInfo {
 			if _, bad := aside[id]; bad {
 				p.State = "set aside"
 			}
+			if who, ok := n.exchange.Identity(id); ok {
+				p.Role = who.Role
+			}
 		}
 		out = append(out, p)
 	}
 	return out
 }
 
-// Peers returns the neighbours, then the other members that this node is
-// connected with.
+// Peers returns the neighbours and the other members that this node is connected
+// with, by farm. What a member has not yet said of itself is empty.
 func (n *Node) Peers() []PeerInfo {
 	out := n.FarmPeers()
 	for _, info := range n.swarm.Peers() {
@@ -77,7 +80,7 @@ func (n *Node) Peers() []PeerInfo {
 		}
 		out = append(out, p)
 	}
-	slices.SortFunc(out, func(a, b PeerInfo) int { return strings.Compare(a.Farm+a.ID, b.Farm+b.ID) })
+	slices.SortFunc(out, func(a, b PeerInfo) int { return cmp.Or(cmp.Compare(a.Farm, b.Farm), cmp.Compare(a.ID, b.ID)) })
 	return out
 }
 

@@ -1,9 +1,13 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -53,8 +57,47 @@ func withoutCredentials(text string) string {
 	return u.String()
 }
 
+// TokenInfo is what is on record of a token.
+type TokenInfo struct {
+	trust.InviteState
+	// UsedBy is the member that it brought in, by the identifier that Peers shows; ""
+	// for none.
+	UsedBy string
+}
+
 // Tokens returns what is on record of the tokens made here.
-func (n *Node) Tokens() ([]trust.InviteState, error) { return n.invites.List() }
+func (n *Node) Tokens() ([]TokenInfo, error) {
+	list, err := n.invites.List()
+	out := make([]TokenInfo, 0, len(list))
+	for _, st := range list {
+		t := TokenInfo{InviteState: st}
+		if st.UsedBy != nil {
+			t.UsedBy = memberID(*st.UsedBy)
+		}
+		out = append(out, t)
+	}
+	return out, err
+}
+
+// memberID is the identifier of the member with that key, as its peers know it.
+func memberID(key trust.PublicKey) string {
+	public, err := crypto.UnmarshalEd25519PublicKey(key[:])
+	if err != nil {
+		return key.String()
+	}
+	id, err := peer.IDFromPublicKey(public)
+	if err != nil {
+		return key.String()
+	}
+	return id.String()
+}
 
 // RevokeToken makes an unused token useless.
-func (n *Node) RevokeToken(id string) error { return n.invites.Revoke(id) }
+func (n *Node) RevokeToken(id string) error {
+	switch err := n.invites.Revoke(id); {
+	case errors.Is(err, content.ErrInvalid), errors.Is(err, content.ErrNotFound):
+		return fmt.Errorf("token %.40q: %w: want an ID that `grange token ls` shows", id, content.ErrNotFound)
+	default:
+		return err
+	}
+}

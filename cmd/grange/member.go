@@ -69,6 +69,9 @@ func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
 		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, p.Self.Farm, p.Self.Role, strings.Join(p.Self.Addrs, " "))
 		for _, m := range p.Peers {
+			if m.Role == "" { // it has not said yet
+				m.Farm, m.Role = cmp.Or(m.Farm, "?"), "?"
+			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, m.Farm, m.Role, m.State, strings.Join(m.Addrs, " "))
 		}
 	})

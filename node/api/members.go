@@ -68,11 +68,11 @@ func (s *Server) disks() Disks {
 	return d
 }
 
-func viewToken(st trust.InviteState, token string, now time.Time) Token {
-	out := Token{ID: st.ID, Token: token, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
+func viewToken(st node.TokenInfo, now time.Time) Token {
+	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open", UsedBy: st.UsedBy}
 	switch {
-	case st.UsedBy != nil:
-		out.State, out.UsedBy = "used", st.UsedBy.String()
+	case st.UsedBy != "":
+		out.State = "used"
 	case st.Revoked:
 		out.State = "revoked"
 	case now.After(st.Expires):
@@ -89,13 +89,15 @@ func (s *Server) tokens(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return &Answer[Token]{http.StatusCreated, viewToken(st, token.String(), time.Now())}, nil
+		made := viewToken(node.TokenInfo{InviteState: st}, time.Now())
+		made.Token = token.String()
+		return &Answer[Token]{http.StatusCreated, made}, nil
 	})
 	route(a, http.MethodGet, "/api/tokens", "the join tokens that this node made", func(context.Context, *struct{}) (*Answer[[]Token], error) {
 		list, err := n.Tokens()
 		out := make([]Token, 0, len(list))
 		for _, st := range list {
-			out = append(out, viewToken(st, "", time.Now()))
+			out = append(out, viewToken(st, time.Now()))
 		}
 		return ok(out), err
 	})

@@ -110,8 +110,8 @@ type Self struct {
 // Peer is another member.
 type Peer struct {
 	ID    string   `json:"id"`
-	Farm  string   `json:"farm,omitempty"`
-	Role  string   `json:"role,omitempty"`
+	Farm  string   `json:"farm,omitempty" doc:"absent until this node has dealt with the member"`
+	Role  string   `json:"role,omitempty" doc:"absent until this node has dealt with the member"`
 	State string   `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
 	Addrs []string `json:"addrs,omitempty"`
 }
@@ -187,5 +187,5 @@ type Token struct {
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires"`
 	State   string    `json:"state" enum:"open,used,revoked,expired"`
-	UsedBy  string    `json:"used_by,omitempty"`
+	UsedBy  string    `json:"used_by,omitempty" doc:"the ID of the member that it brought in"`
 }
