@@ -50,8 +50,9 @@ type Config struct {
 	Dir string
 	// Origins are URLs: the first is the truth, the rest mirrors to read from.
 	Origins []string
-	// OpenOrigin opens the bucket of a URL. It does not need to be reachable.
-	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, error)
+	// OpenOrigin opens the bucket of a URL, with what counts the requests that are
+	// sent to it, repeated ones too. It does not need to be reachable.
+	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, *bucket.Metrics, error)
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
 	// Farm is the farm of a founding node; empty is FarmDefault.
@@ -148,7 +149,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 // remember it.
 func (n *Node) checkOrigins(ctx context.Context) error {
 	for _, url := range n.cfg.Origins {
-		if _, err := n.cfg.OpenOrigin(ctx, url); err != nil {
+		if _, _, err := n.cfg.OpenOrigin(ctx, url); err != nil {
 			return fmt.Errorf("--origin %s: %w", url, err)
 		}
 	}
@@ -244,7 +245,18 @@ func (n *Node) openFarm(context.Context) error {
 	return nil
 }
 
-func (n *Node) openOrigin(ctx context.Context) error { return n.origin.open(ctx) }
+// openOrigin fails for an origin that can never work, unless this node's volumes
+// are waited for, who may need nothing of it.
+func (n *Node) openOrigin(ctx context.Context) error {
+	err := n.origin.open(ctx)
+	if err != nil && volumes.Expected(n.volumesDir()) {
+		n.cfg.Log.Error("the origin can't be used, and the volumes of this node are served without it", "err", err)
+		return nil
+	}
+	return err
+}
+
+func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") }
 
 func (n *Node) openNames(context.Context) error {
 	n.Names = &Names{
@@ -257,7 +269,7 @@ func (n *Node) openNames(context.Context) error {
 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
-		Dir: filepath.Join(n.cfg.Dir, "volumes"), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
+		Dir: n.volumesDir(), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
 		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err

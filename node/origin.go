@@ -31,9 +31,10 @@ const (
 
 // OriginInfo says how the object store stands.
 type OriginInfo struct {
-	URL      string
-	State    string
-	Detail   string
+	URL    string
+	State  string
+	Detail string
+	// Requests were sent to it, repeated ones too.
 	Requests int64
 	// BytesIn were read from it, metadata included.
 	BytesIn int64
@@ -81,15 +82,13 @@ func (o *origin) open(ctx context.Context) error {
 	if o.url == "" {
 		return nil
 	}
-	inner, err := o.n.cfg.OpenOrigin(ctx, o.url)
+	store, counted, err := o.n.cfg.OpenOrigin(ctx, o.url)
 	if err != nil {
 		return fmt.Errorf("--origin %s: %w", o.url, err)
 	}
-	counted := bucket.WithMetrics(inner)
-	store := bucket.Bucket(counted)
 	var mirrors []bucket.Bucket
 	for _, url := range o.n.cfg.Origins[min(1, len(o.n.cfg.Origins)):] {
-		m, err := o.n.cfg.OpenOrigin(ctx, url)
+		m, _, err := o.n.cfg.OpenOrigin(ctx, url)
 		if err != nil {
 			return fmt.Errorf("--origin %s: %w", url, err)
 		}
@@ -120,7 +119,8 @@ func (o *origin) open(ctx context.Context) error {
 	return fmt.Errorf("--origin %s: %w", o.url, err)
 }
 
-// founder reports whether this node founded the mesh, with this origin.
+// founder reports whether this node's own certificate is the mesh's first, which the
+// mesh key signed, and the origin is the one that it founded the mesh with.
 func (o *origin) founder() bool {
 	return len(o.n.member.Chain) == 1 && o.n.member.Origin == o.url
 }
@@ -252,9 +252,10 @@ func (o *origin) writer() *catalog.Catalog {
 	return o.records()
 }
 
-// lost notes that the origin has just failed to answer.
+// lost notes that the origin has just failed to answer: a caller that went away says
+// nothing of it.
 func (o *origin) lost(err error) {
-	if errors.Is(err, content.ErrUnavailable) && !strings.Contains(err.Error(), context.Canceled.Error()) {
+	if errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.Canceled) {
 		o.settle(err)
 	}
 }

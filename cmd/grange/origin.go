@@ -22,14 +22,17 @@ type originOpener struct {
 	requests float64 // a second, 0 for no limit
 }
 
-func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, error) {
+// open counts next to the store: each try is a request, and one that waits for a turn,
+// or is not sent, is none.
+func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, *bucket.Metrics, error) {
 	b, err := o.openURL(ctx, text)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	b = bucket.Breaker(b, bucket.BreakerConfig{})
+	counted := bucket.WithMetrics(b)
+	b = bucket.Breaker(counted, bucket.BreakerConfig{})
 	b = bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: o.rate, RequestsPerSecond: o.requests})
-	return bucket.Retry(b, bucket.RetryConfig{}), nil
+	return bucket.Retry(b, bucket.RetryConfig{}), counted, nil
 }
 
 func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {
@@ -52,5 +55,5 @@ func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, 
 	case "https", "http":
 		return web.Open(text)
 	}
-	return nil, fmt.Errorf("%w: scheme %q; want s3, file or https", content.ErrInvalid, u.Scheme)
+	return nil, fmt.Errorf("%w: scheme %q; want s3, file or https, as in file:///folder", content.ErrInvalid, u.Scheme)
 }
