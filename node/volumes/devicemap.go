@@ -75,6 +75,19 @@ type deviceMapFile struct {
 	Volumes []entry `json:"volumes"`
 }
 
+// devicesFile is the device map in the volumes' folder.
+const devicesFile = "devices.json"
+
+// Expected reports whether somebody waits for a volume in this folder: one was
+// attached when the node ended.
+func Expected(dir string) bool {
+	m, err := loadDeviceMap(filepath.Join(dir, devicesFile))
+	if err != nil {
+		return true // New will say
+	}
+	return slices.ContainsFunc(m.sorted(), func(e entry) bool { return e.Attached })
+}
+
 func loadDeviceMap(path string) (*deviceMap, error) {
 	m, entries := &deviceMap{path: path}, map[string]entry{}
 	m.entries.Store(&entries)

@@ -161,7 +161,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	devs, err := loadDeviceMap(filepath.Join(cfg.Dir, "devices.json"))
+	devs, err := loadDeviceMap(filepath.Join(cfg.Dir, devicesFile))
 	if err != nil {
 		return nil, err
 	}

@@ -277,3 +277,54 @@ func compareHead(t *testing.T, want, got string) {
 		t.Fatal("what was flushed is not there")
 	}
 }
+
+// TestRefusedOriginStopsNoVolumes: a node whose volumes are waited for starts with
+// an origin that has become unusable, says so, and takes it when it is mended; one
+// that has none attached does not start.
+func TestRefusedOriginStopsNoVolumes(t *testing.T) {
+	l := newLab(t)
+	origin := filepath.Join(l.Dir, "images")
+	if err := os.MkdirAll(origin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n, err := l.Start(t.Context(), "a", "file://"+origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := run(t, n, "volume", "create", "v", "--size", "8MiB")
+	claim := filepath.Join(origin, "grange.json")
+	whole, err := os.ReadFile(claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func(text []byte) error {
+		t.Helper()
+		if err := os.WriteFile(claim, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		return n.Restart(t.Context())
+	}
+	if err := restart([]byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := n.Status(t.Context()); err != nil || s.Origin.State != "refused" {
+		t.Errorf("the origin is %q, %v", s.Origin.State, err)
+	}
+	if got := volume(t, n, "v"); got.Device != device {
+		t.Errorf("the volume is served as %q (%s %s), was %q", got.Device, got.State, got.Detail, device)
+	}
+	if err := os.WriteFile(claim, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the origin is taken again", func(ctx context.Context) bool {
+		s, err := n.Status(ctx)
+		return err == nil && s.Origin.State == "ok"
+	})
+	run(t, n, "volume", "rm", "v")
+	if err := restart([]byte("{")); err == nil || !strings.Contains(n.Tail(5), "grange.json") {
+		t.Errorf("without volumes it starts: %v\n%s", err, n.Tail(5))
+	}
+}
