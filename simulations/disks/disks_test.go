@@ -112,12 +112,7 @@ func TestDiskWaitsForItsDriver(t *testing.T) {
 	if err := n.kill(); err != nil {
 		t.Fatal(err)
 	}
-	const lesser = "/tmp/lesser"
-	script := "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin,-sys_resource --inh-caps=-sys_admin,-sys_resource ./grange \"$@\"\n"
-	if err := os.WriteFile(lesser, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	n = beginAs(t, lesser)
+	n = beginAs(t, setpriv(t, "--bounding-set=-sys_admin,-sys_resource --inh-caps=-sys_admin,-sys_resource"), founded(t))
 	if out := n.must(t, "volume", "show", "kept"); !strings.Contains(out, "failed") || !strings.Contains(out, device) || !strings.Contains(out, "CAP_SYS_ADMIN") {
 		t.Errorf("without the right to serve it: %s", out)
 	}
@@ -134,6 +129,48 @@ func TestDiskWaitsForItsDriver(t *testing.T) {
 	n = begin(t)
 	shell(t, "cmp /init /mnt/init && umount /mnt")
 	n.must(t, "volume", "rm", "kept")
+}
+
+// TestNodeOfItsOwnUser has a node run as the README says that one without root does,
+// with a udev that takes its time.
+func TestNodeOfItsOwnUser(t *testing.T) {
+	const dir = "/tmp/own"
+	shell(t, "mkdir -p "+dir+"/origin && chown -R 1000:1000 "+dir+" && chgrp 1000 /dev/ublk-control && chmod 660 /dev/ublk-control")
+	udev := exec.CommandContext(t.Context(), "bash", "-c", `
+		while sleep 0.2; do
+			chgrp 1000 /dev/ublkc* && chmod 660 /dev/ublkc*
+			chgrp 6 /dev/ublkb* && chmod 660 /dev/ublkb*
+		done 2>/dev/null`)
+	if err := udev.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := udev.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = udev.Wait() // it was killed
+		shell(t, "chown root:root /dev/ublk-control && chmod 600 /dev/ublk-control")
+	}()
+	own := setpriv(t, "--reuid=1000 --regid=1000 --groups=6 --inh-caps=+sys_admin,+sys_resource --ambient-caps=+sys_admin,+sys_resource")
+	n := beginAs(t, own, dir)
+	device := n.must(t, "volume", "create", "own", "--size", "32MiB")
+	shell(t, "mkfs.ext4 -q "+device+" && mount "+device+" /mnt && cp /init /mnt")
+	if out := n.must(t, "doctor"); !strings.Contains(out, "volumes are served as block devices") || strings.Contains(out, "CAP_") {
+		t.Errorf("doctor says: %s", out)
+	}
+	if err := n.handOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.kill(); err != nil {
+		t.Fatal(err)
+	}
+	n = beginAs(t, own, dir)
+	shell(t, "sync && echo 3 >/proc/sys/vm/drop_caches && cmp /init /mnt/init")
+	if out, err := n.run(t.Context(), "volume", "detach", "own"); err == nil || !strings.Contains(out, "in use") {
+		t.Errorf("detached while mounted: %v, %s", err, out)
+	}
+	shell(t, "umount /mnt")
+	n.must(t, "volume", "rm", "own")
 }
 
 // TestDoctorSaysWhy looks at a machine without the driver, and at one where the

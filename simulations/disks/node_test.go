@@ -155,13 +155,13 @@ func founded(t *testing.T) string {
 // begin starts a node that the end of the test stops.
 func begin(t *testing.T) *node {
 	t.Helper()
-	return beginAs(t, "./grange")
+	return beginAs(t, "./grange", founded(t))
 }
 
-// beginAs starts a node by another command than the usual one.
-func beginAs(t *testing.T, command string) *node {
+// beginAs starts a node by another command, or of another folder, than the usual.
+func beginAs(t *testing.T, command, dir string) *node {
 	t.Helper()
-	n, err := start(t.Context(), command, founded(t))
+	n, err := start(t.Context(), command, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +188,16 @@ func (n *node) must(t *testing.T, args ...string) string {
 		t.Fatalf("grange %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return out
+}
+
+// setpriv writes a command that is the usual one with other rights.
+func setpriv(t *testing.T, options string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "grange")
+	if err := os.WriteFile(file, []byte("#!/bin/sh\nexec setpriv "+options+" ./grange \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func shell(t *testing.T, script string) string {
