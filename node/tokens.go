@@ -6,11 +6,9 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 // CreateToken makes a join token. Only an admin can; farm defaults to this
@@ -81,11 +79,7 @@ func (n *Node) Tokens() ([]TokenInfo, error) {
 
 // memberID is the identifier of the member with that key, as its peers know it.
 func memberID(key trust.PublicKey) string {
-	public, err := crypto.UnmarshalEd25519PublicKey(key[:])
-	if err != nil {
-		return key.String()
-	}
-	id, err := peer.IDFromPublicKey(public)
+	id, err := swarm.PeerID(key)
 	if err != nil {
 		return key.String()
 	}
