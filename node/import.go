@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,16 +47,37 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 		req.Scope = content.Mesh()
 	}
 	if id := im.n.signer.Chain.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
-		return fmt.Errorf("import %q: %w: this node is a %s of farm %q; images of scope %s are published by a publisher or admin who may read them", name, content.ErrForbidden, id.Role, id.Farm, req.Scope)
+		who := "a publisher or admin"
+		if farm := req.Scope.Farm(); farm != "" {
+			who += " of farm " + farm
+		}
+		return fmt.Errorf("import %q: %w: images of scope %s are published by %s; this node's role is %s, its farm %s", name, content.ErrForbidden, req.Scope, who, id.Role, id.Farm)
 	}
 	if !filepath.IsAbs(req.Source) {
 		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Source, content.ErrInvalid)
 	}
 	if _, err := os.Stat(req.Source); err != nil {
-		return fmt.Errorf("import %q: source: %w: %w", name, content.ErrInvalid, err)
+		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Source, content.ErrInvalid, bare(err))
 	}
 	if _, err := im.n.origin.writable(); err != nil {
 		return fmt.Errorf("import %q: %w", name, err)
+	}
+	return nil
+}
+
+// bare is what the system said of a file that the text around names already.
+func bare(err error) error {
+	var of *fs.PathError
+	if errors.As(err, &of) {
+		return of.Err
+	}
+	return err
+}
+
+// checkSize refuses the size of a file system where none is made: a disk has its own.
+func checkSize(disk convert.Disk, asked int64) error {
+	if size := disk.Size(); asked > 0 && (size < asked || size >= asked+content.SectorSize) {
+		return fmt.Errorf("%w: --size %d is for the file system that a directory or tar file is put into, and this is a disk of %d bytes; a volume may be made larger than its image", content.ErrInvalid, asked, size)
 	}
 	return nil
 }
@@ -82,12 +104,15 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	defer disk.Close()
+	if err := checkSize(disk, req.Size); err != nil {
+		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
+	}
 	note("")
-	head, stats, err := im.store(ctx, op, disk, req.Scope, lineage)
+	body, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
-	body := catalog.Image{Head: head, Lineage: lineage, Source: filepath.Base(req.Source), Chunks: stats.Chunks, Stored: im.stored(head, stats)}
+	body.Source = filepath.Base(req.Source)
 	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
 		return err
 	}
@@ -115,10 +140,10 @@ func (im *Images) previous(ctx context.Context, name string, replace bool) (*cat
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, err
-	case !replace:
-		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	case k.Kind != content.KindImage:
 		return nil, nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.ErrConflict)
+	case !replace:
+		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}
 	body, err := catalog.DecodeImage(im.n.codec, k.Body)
 	return &body, &k.Record, err
@@ -134,12 +159,12 @@ func (im *Images) lineage(old catalog.Image) ([]content.CID, error) {
 	return all[:min(len(all), content.LineageMax)], nil
 }
 
-// store builds the packs of a disk. Its chunks stay in this node's cache: the
+// store builds the packs of a disk, and returns what the record says of it. Its chunks stay in this node's cache: the
 // farm of the importer need not fetch what it has made.
-func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (pack.Head, pack.Stats, error) {
+func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
 	store, err := im.n.origin.writable()
 	if err != nil {
-		return pack.Head{}, pack.Stats{}, err
+		return catalog.Image{}, err
 	}
 	scopes := []content.Scope{content.Public(), scope}
 	if scope.Farm() != "" {
@@ -148,7 +173,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 	slices.SortFunc(scopes, func(a, b content.Scope) int { return len(a.String()) - len(b.String()) })
 	index, err := pack.LoadIndex(ctx, pack.IndexConfig{Bucket: store, Scopes: slices.Compact(scopes), Dir: filepath.Join(im.n.cfg.Dir, "index")})
 	if err != nil {
-		return pack.Head{}, pack.Stats{}, err
+		return catalog.Image{}, err
 	}
 	b, err := pack.NewBuilder(ctx, pack.BuilderConfig{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: index, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
@@ -158,44 +183,34 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 		},
 	})
 	if err != nil {
-		return pack.Head{}, pack.Stats{}, err
+		return catalog.Image{}, err
 	}
 	err = convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
-		op.Update(func(v *OperationView) { v.Done, v.Total = off, disk.Size() })
+		op.Update(func(v *OperationView) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
 	})
 	if err != nil {
 		b.Abort()
-		return pack.Head{}, pack.Stats{}, err
+		return catalog.Image{}, err
 	}
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
-		return pack.Head{}, pack.Stats{}, err
+		return catalog.Image{}, err
 	}
-	return head, stats, im.complete(ctx, store, head)
+	stored, err := im.complete(ctx, store, head)
+	return catalog.Image{Head: head, Lineage: lineage, Chunks: stats.Chunks, Stored: stored}, err
 }
 
 // complete checks that every pack that the head refers to is there: one that was
-// reused may have been collected meanwhile.
-func (im *Images) complete(ctx context.Context, store bucket.Bucket, head pack.Head) error {
+// reused may have been collected meanwhile. It returns what the chunks of the image
+// take at the origin.
+func (im *Images) complete(ctx context.Context, store bucket.Bucket, head pack.Head) (stored uint64, err error) {
 	m, err := pack.NewReader(store).ReadManifest(ctx, head)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	missing, err := pack.MissingPacks(ctx, store, m)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("%w: %d packs that it shares with older images are gone; import again", content.ErrConflict, len(missing))
 	}
-	return err
-}
-
-// stored is what the chunks of an image take at the origin.
-func (im *Images) stored(head pack.Head, stats pack.Stats) uint64 {
-	ctx, cancel := context.WithTimeout(context.Background(), originTimeout)
-	defer cancel()
-	if b := im.n.origin.readable(); b != nil {
-		if m, err := pack.NewReader(b).ReadManifest(ctx, head); err == nil {
-			return m.Stored
-		}
-	}
-	return stats.NewStoredBytes
+	return m.Stored, err
 }

@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
 
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -57,16 +60,18 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		source = spool
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
-	} else if _, err := os.Stat(source); err != nil && app.remote() == "" {
-		return err
 	}
 	return app.operate(ctx, std, "PUT", "/api/images/"+url.PathEscape(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
 }
 
 // spoolStdin keeps standard input in a file, as formats are told apart and read
-// at random. Blocks of zeros stay holes, so the file takes what the data takes.
-func spoolStdin(dir string, in io.Reader) (path string, err error) {
-	f, err := os.CreateTemp(dir, "stdin-*.spool")
+// at random. Blocks of zeros stay holes, so the file takes what the data takes. It
+// lies where a start of the node clears away what a killed command has left.
+func spoolStdin(data string, in io.Reader) (path string, err error) {
+	f, err := os.CreateTemp(filepath.Join(data, node.TempDir), "stdin-*.spool")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("no node has worked in %s yet; start one with `grange node`, or give --data", data)
+	}
 	if err != nil {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/origin/bucket/mem"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// newMember is a node that has names, an origin in memory and a cache, and no network.
+func newMember(t *testing.T) *Node {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{
+		cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain},
+		verifier: trust.NewVerifier(mesh.Public()), member: membership{Chain: chain},
+	}
+	if n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.cache.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	n.origin = newOrigin(n)
+	n.origin.bucket = mem.New(t, mem.Config{})
+	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer}); err != nil {
+		t.Fatal(err)
+	}
+	n.origin.settle(nil)
+	n.Names = newNames(t)
+	n.Names.catalog, n.Names.lost, n.Names.verifier, n.Names.now, n.Names.log = n.origin.records, n.origin.lost, n.verifier, time.Now, n.cfg.Log
+	n.Names.learn = func(known) {}
+	n.Names.ask = func(context.Context, content.Kind, string, int) []heard { return nil }
+	n.Images = &Images{n: n}
+	return n
+}
+
+// publish commits the record of an image without packs.
+func publish(t *testing.T, n *Node, name string) {
+	t.Helper()
+	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(n byte, offset uint32) pack.Extent {
+		return pack.Extent{CID: content.Sum([]byte{n}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
+	}
+	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
+	head := pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}
+	body := catalog.Image{Head: head, Chunks: 100, Stored: 1 << 20}
+	if err := n.Images.record(t.Context(), content.KindImage, name, body, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplacingATag is refused as what it is, whatever was asked for.
+func TestReplacingATag(t *testing.T) {
+	n := newMember(t)
+	publish(t, n, "debian")
+	if _, err := n.Images.Tag(t.Context(), "debian", "stable"); err != nil {
+		t.Fatal(err)
+	}
+	for _, replace := range []bool{false, true} {
+		if _, _, err := n.Images.previous(t.Context(), "stable", replace); !errors.Is(err, content.ErrConflict) {
+			t.Errorf("a tag, replace %t: %v", replace, err)
+		}
+	}
+	if _, _, err := n.Images.previous(t.Context(), "debian", false); !errors.Is(err, content.ErrExists) {
+		t.Errorf("an image: %v", err)
+	}
+	if old, _, err := n.Images.previous(t.Context(), "debian", true); err != nil || old == nil {
+		t.Errorf("an image to be replaced: %v", err)
+	}
+}
+
+// TestSizeOfADisk is its own: only a file system that is made has the size asked for.
+func TestSizeOfADisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := convert.Open(t.Context(), convert.Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	for asked, want := range map[int64]error{0: nil, 1000: nil, 1024: nil, 5: content.ErrInvalid, 2048: content.ErrInvalid} {
+		if err := checkSize(disk, asked); !errors.Is(err, want) {
+			t.Errorf("--size %d of a disk of %d: %v", asked, disk.Size(), err)
+		}
+	}
+}
