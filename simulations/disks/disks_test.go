@@ -68,6 +68,33 @@ func TestDiskOutlivesItsNode(t *testing.T) {
 	n.must(t, "volume", "rm", "other")
 }
 
+// TestDisksStopLast reads a disk while its node, which hands over, waits in vain for
+// an import.
+func TestDisksStopLast(t *testing.T) {
+	n := begin(t)
+	device := n.must(t, "volume", "create", "last", "--size", "1MiB")
+	if err := n.importForever(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() { over <- n.handOver(t.Context()) }()
+	gone := func() bool {
+		_, err := n.run(t.Context(), "status")
+		return err != nil
+	}
+	if err := n.until(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, "dd if="+device+" of=/dev/null bs=4096 count=1 iflag=direct")
+	if n.says("stopped") > 0 {
+		t.Error("the disk was read when the node had stopped")
+	}
+	if err := <-over; err != nil {
+		t.Fatal(err)
+	}
+	n.must(t, "volume", "rm", "last")
+}
+
 // TestStopLeavesWhatIsInUse stops a node with one disk mounted and one idle.
 func TestStopLeavesWhatIsInUse(t *testing.T) {
 	n := begin(t)

@@ -81,14 +81,16 @@ func (n *node) until(ctx context.Context, so func() bool) error {
 	return nil
 }
 
+// says counts the lines of a message in the node's log.
+func (n *node) says(message string) int { return strings.Count(n.log.String(), "msg="+message) }
+
 // handOver has the node become its program anew, and returns when it serves.
 func (n *node) handOver(ctx context.Context) error {
-	starts := func() int { return strings.Count(n.log.String(), "msg=serving") }
-	before := starts()
+	before := n.says("serving")
 	if err := n.cmd.Process.Signal(syscall.SIGUSR2); err != nil {
 		return err
 	}
-	if err := n.until(ctx, func() bool { return starts() > before }); err != nil {
+	if err := n.until(ctx, func() bool { return n.says("serving") > before }); err != nil {
 		return err
 	}
 	return n.await(ctx)
