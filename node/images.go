@@ -26,6 +26,11 @@ type ImageInfo struct {
 	Signed  time.Time
 	Source  string
 	Pinned  bool
+	// Age is the time since this node, or a member by its signed word, saw the
+	// version at the origin; Confirmed is false when the origin has not answered
+	// with it this time.
+	Age       time.Duration
+	Confirmed bool
 }
 
 // Images publishes images and handles those that are published.
@@ -43,17 +48,20 @@ func (im *Images) info(k known) (ImageInfo, error) {
 	return ImageInfo{
 		Name: k.Name, Kind: k.Kind, Target: body.Target, Root: root.CID(), Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.n.cache.Pinned(), k.Name),
+		Age: im.n.cfg.Now().Sub(k.SeenAt), Confirmed: k.confirmed,
 	}, nil
 }
 
-// List returns images and tags by name: those of the origin, or while it is away
-// those that this node has met.
+// List returns images and tags by name: those of the origin, and unconfirmed those
+// that this node has met and the origin does not tell of, all of them while it is away.
 func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
+	confirmed := map[string]bool{}
 	if c := im.n.origin.records(); c != nil {
 		for r, err := range c.List(ctx, content.KindImage) {
 			if err == nil {
 				err = im.n.Names.Confirmed(r)
 			}
+			confirmed[r.Name] = err == nil
 			if err != nil {
 				im.n.origin.lost(err)
 				im.n.cfg.Log.Warn("a record can't be listed", "name", r.Name, "err", err)
@@ -63,6 +71,7 @@ func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 	var out []ImageInfo
 	for _, k := range im.n.Names.Of(content.KindImage) {
 		if i, err := im.info(k); err == nil {
+			i.Confirmed = confirmed[i.Name]
 			out = append(out, i)
 		}
 	}
@@ -120,23 +129,56 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (ImageInfo, error) 
 	return im.Get(ctx, tag)
 }
 
+// Removed says what a Remove came upon.
+type Removed struct {
+	// Kind is of what had the name; "" when nothing had.
+	Kind content.Kind
+	// Tags were set on the image, and stand for what it was still.
+	Tags []string
+	// Volumes that this node knows of were made from it, and stay readable.
+	Volumes []string
+}
+
 // Remove deletes a name; what it stood for stays readable for those who hold it,
 // and is collected later. An absent name is success.
-func (im *Images) Remove(ctx context.Context, name string) error {
+func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	if err := content.CheckName(name); err != nil {
-		return err
+		return Removed{}, err
 	}
 	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
 	if errors.Is(err, content.ErrNotFound) {
-		return nil
+		return Removed{}, nil
 	}
 	if err != nil {
-		return err
+		return Removed{}, err
 	}
 	if _, err := im.n.commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Base: &k.Record, Delete: true}); err != nil {
-		return err
+		return Removed{}, err
 	}
-	return im.n.cache.Unpin(name)
+	tags, err := im.tagsOf(ctx, name)
+	return Removed{k.Kind, tags, im.volumesOf(name)}, errors.Join(err, im.n.cache.Unpin(name))
+}
+
+// tagsOf returns the tags that were set on an image.
+func (im *Images) tagsOf(ctx context.Context, name string) (out []string, err error) {
+	list, err := im.List(ctx)
+	for _, i := range list {
+		if i.Target == name {
+			out = append(out, i.Name)
+		}
+	}
+	return out, err
+}
+
+// volumesOf returns the volumes that were made from an image, as far as this node
+// knows of them.
+func (im *Images) volumesOf(name string) (out []string) {
+	for _, k := range im.n.Names.Of(content.KindVolume) {
+		if v, err := catalog.DecodeVolume(im.n.codec, k.Body); err == nil && v.From.Kind == content.KindImage && v.From.Name == name {
+			out = append(out, k.Name)
+		}
+	}
+	return out
 }
 
 // image opens what a name stands for.

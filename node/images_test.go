@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -104,6 +105,53 @@ func TestSizeOfADisk(t *testing.T) {
 	for asked, want := range map[int64]error{0: nil, 1000: nil, 1024: nil, 5: content.ErrInvalid, 2048: content.ErrInvalid} {
 		if err := checkSize(disk, asked); !errors.Is(err, want) {
 			t.Errorf("--size %d of a disk of %d: %v", asked, disk.Size(), err)
+		}
+	}
+}
+
+// TestListSaysWhatTheOriginConfirms, and what is only remembered while it is away.
+func TestListSaysWhatTheOriginConfirms(t *testing.T) {
+	n := newMember(t)
+	publish(t, n, "debian")
+	for _, x := range []struct {
+		err  error
+		want bool
+	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
+		n.origin.settle(x.err)
+		list, err := n.Images.List(t.Context())
+		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {
+			t.Errorf("%+v, %v, want it confirmed: %t", list, err, x.want)
+		}
+	}
+}
+
+// TestRemoveSaysWhatIsLeft: tags, and volumes that were made from the image.
+func TestRemoveSaysWhatIsLeft(t *testing.T) {
+	n := newMember(t)
+	publish(t, n, "debian")
+	publish(t, n, "other")
+	for image, tag := range map[string]string{"debian": "stable", "other": "testing"} {
+		if _, err := n.Images.Tag(t.Context(), image, tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, image := range map[string]string{"web1": "debian", "db1": "other"} {
+		v := catalog.Volume{Size: 1 << 30, From: content.Ref{Kind: content.KindImage, Name: image}, Durability: "local", Epoch: 1, Holder: n.signer.Key.Public(), State: catalog.Attached}
+		if _, err := (registry{n}).CommitVolume(t.Context(), name, v, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, x := range []struct {
+		name string
+		want Removed
+	}{
+		{"debian", Removed{content.KindImage, []string{"stable"}, []string{"web1"}}},
+		{"stable", Removed{Kind: content.KindTag}},
+		{"debian", Removed{}},
+		{"never", Removed{}},
+	} {
+		if got, err := n.Images.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
+			t.Errorf("%s: %+v, %v, want %+v", x.name, got, err, x.want)
 		}
 	}
 }

@@ -89,3 +89,25 @@ func TestStatusOfANodeThatHangs(t *testing.T) {
 		t.Errorf("code %d, %s", code, complaint)
 	}
 }
+
+// TestImagesAreListedAsTheyAreKnown: what the origin has not confirmed is marked.
+func TestImagesAreListedAsTheyAreKnown(t *testing.T) {
+	data := serveAt(t, answer(`[{"name": "debian", "confirmed": true}, {"name": "old", "age_seconds": 65.2, "confirmed": false}]`))
+	_, out, _ := command(t, "image", "ls", "--data", data)
+	for _, want := range []string{"SEEN", "now", "1m5s ago, unconfirmed"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not in\n%s", want, out)
+		}
+	}
+}
+
+func TestRemovalIsTold(t *testing.T) {
+	for text, want := range map[string]string{
+		`{}`: "no image or tag is called debian\n",
+		`{"kind": "image", "tags": ["stable"], "volumes": ["web1"]}`: "removed image debian\ntag stable still stands for what it was\nvolume web1 was made from it, and stays readable\n",
+	} {
+		if code, out, _ := command(t, "image", "rm", "debian", "--data", serveAt(t, answer(text))); code != 0 || out != want {
+			t.Errorf("%s: code %d, %q, want %q", text, code, out, want)
+		}
+	}
+}

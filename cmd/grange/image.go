@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -161,15 +162,27 @@ type imageLsCmd struct {
 
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/images", c.JSON}, func(w io.Writer, images []api.Image) {
-		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tROOT")
+		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
 		for _, i := range images {
 			name := i.Name
 			if i.Target != "" {
 				name += " → " + i.Target
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", name, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Scope, i.Version, i.CID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
 		}
 	})
+}
+
+// seen is when the origin told of an image: "now", or how old what members know is.
+func seen(i api.Image) string {
+	age := time.Duration(i.Age * float64(time.Second)).Round(time.Second)
+	switch {
+	case !i.Confirmed:
+		return fmt.Sprintf("%s ago, unconfirmed", age)
+	case age == 0:
+		return "now"
+	}
+	return fmt.Sprintf("%s ago", age)
 }
 
 type imageShowCmd struct {
@@ -179,18 +192,23 @@ type imageShowCmd struct {
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/images/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, i api.Image) {
-		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nsigned\t%s\nsource\t%s\npinned\t%v\n",
-			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, i.Signed.Local(), i.Source, i.Pinned)
+		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
+			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
 	})
 }
 
 type imageTagCmd struct {
-	Name string `arg:""`
-	Tag  string `arg:""`
+	Name string `arg:"" help:"The image."`
+	Tag  string `arg:"" help:"The tag, which stands for what the image is now."`
 }
 
-func (c *imageTagCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/tags/"+url.PathEscape(c.Tag), nil, nil)
+func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	var i api.Image
+	if err := app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/tags/"+url.PathEscape(c.Tag), nil, &i); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(std.out, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
+	return err
 }
 
 type imageWarmCmd struct {
@@ -238,6 +256,22 @@ type imageRmCmd struct {
 	Name string `arg:""`
 }
 
-func (c *imageRmCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name), nil, nil)
+// Run says what became of the name, and of what was made from it.
+func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	var r api.Removed
+	if err := app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name), nil, &r); err != nil {
+		return err
+	}
+	if r.Kind == "" {
+		_, err := fmt.Fprintf(std.out, "no image or tag is called %s\n", c.Name)
+		return err
+	}
+	fmt.Fprintf(std.out, "removed %s %s\n", r.Kind, c.Name)
+	for _, tag := range r.Tags {
+		fmt.Fprintf(std.out, "tag %s still stands for what it was\n", tag)
+	}
+	for _, volume := range r.Volumes {
+		fmt.Fprintf(std.out, "volume %s was made from it, and stays readable\n", volume)
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ func viewImage(i node.ImageInfo) Image {
 	return Image{
 		Name: i.Name, Kind: i.Kind, Target: i.Target, CID: i.Root, Size: i.Size, Stored: i.Stored, Chunks: i.Chunks,
 		Scope: i.Scope, Version: i.Version, Signed: i.Signed, Source: i.Source, Pinned: i.Pinned,
+		Age: i.Age.Seconds(), Confirmed: i.Confirmed,
 	}
 }
 
@@ -34,11 +35,11 @@ func (s *Server) images(a huma.API) {
 		Named
 		Body ImportRequest
 	}) (*Answer[Operation], error) {
-		b := in.Body
-		return accepted(images.Import(ctx, in.Name, node.ImportRequest{Source: b.Source, Format: b.Format, Scope: b.Scope, Replace: b.Replace, Size: b.Size}))
+		return accepted(images.Import(ctx, in.Name, node.ImportRequest(in.Body)))
 	})
-	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
-		return nil, images.Remove(ctx, in.Name)
+	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
+		r, err := images.Remove(ctx, in.Name)
+		return ok(Removed(r)), err
 	})
 	route(a, http.MethodPut, "/api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named

@@ -13,7 +13,7 @@ import (
 func viewResolved(r node.Resolved) Resolved {
 	return Resolved{
 		Kind: r.Kind, Name: r.Name, CID: r.Root, Size: r.Size, Version: r.Version,
-		Age: r.Age.Seconds(), Confirm: r.Confirmed, Scope: r.Scope,
+		Age: r.Age.Seconds(), Confirmed: r.Confirmed, Scope: r.Scope,
 	}
 }
 

@@ -8,30 +8,39 @@ import (
 
 // Resolved answers GET /api/resolve/{name}.
 type Resolved struct {
-	Kind    content.Kind  `json:"kind"`
-	Name    string        `json:"name"`
-	CID     content.CID   `json:"cid" doc:"the root that the name stands for"`
-	Size    int64         `json:"size" doc:"bytes"`
-	Version uint64        `json:"version"`
-	Age     float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirm bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know"`
-	Scope   content.Scope `json:"scope"`
+	Kind      content.Kind  `json:"kind"`
+	Name      string        `json:"name"`
+	CID       content.CID   `json:"cid" doc:"the root that the name stands for"`
+	Size      int64         `json:"size" doc:"bytes"`
+	Version   uint64        `json:"version"`
+	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know"`
+	Scope     content.Scope `json:"scope"`
 }
 
 // Image is an image or a tag of one.
 type Image struct {
-	Name    string        `json:"name"`
-	Kind    content.Kind  `json:"kind"`
-	Target  string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
-	CID     content.CID   `json:"cid"`
-	Size    int64         `json:"size" doc:"bytes of the disk"`
-	Stored  uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
-	Chunks  uint64        `json:"chunks" doc:"chunks that are not holes"`
-	Scope   content.Scope `json:"scope"`
-	Version uint64        `json:"version"`
-	Signed  time.Time     `json:"signed_at"`
-	Source  string        `json:"source,omitempty"`
-	Pinned  bool          `json:"pinned"`
+	Name      string        `json:"name"`
+	Kind      content.Kind  `json:"kind"`
+	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	CID       content.CID   `json:"cid"`
+	Size      int64         `json:"size" doc:"bytes of the disk"`
+	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
+	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
+	Scope     content.Scope `json:"scope"`
+	Version   uint64        `json:"version"`
+	Signed    time.Time     `json:"signed_at"`
+	Source    string        `json:"source,omitempty"`
+	Pinned    bool          `json:"pinned"`
+	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
+}
+
+// Removed answers DELETE /api/images/{name}.
+type Removed struct {
+	Kind    content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
+	Tags    []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
+	Volumes []string     `json:"volumes,omitempty" doc:"volumes that this node knows of which were made from it, and stay readable"`
 }
 
 // ImportRequest is the body of PUT /api/images/{name}.

@@ -71,7 +71,7 @@ func TestFarmWorksWithoutItsStore(t *testing.T) {
 	}
 	var r api.Resolved
 	until(t, "the name is unconfirmed", func(ctx context.Context) bool {
-		return b.Get(ctx, "/api/resolve/disk", &r) == nil && !r.Confirm && r.Age > 0
+		return b.Get(ctx, "/api/resolve/disk", &r) == nil && !r.Confirmed && r.Age > 0
 	})
 	if _, err := b.Run(t.Context(), "volume", "create", "none", "--from", "image:never"); err == nil || !strings.Contains(err.Error(), "origin") {
 		t.Errorf("an unknown image: %v; want an error that names the origin", err)
@@ -154,7 +154,7 @@ func TestFarmRestartsWithoutItsStore(t *testing.T) {
 		checkDevice(t, devices[n], path, pattern)
 		until(t, "the name is resolved as unconfirmed", func(context.Context) bool { // some seconds after it was last seen
 			r := get[api.Resolved](t, n, "/api/resolve/disk")
-			return !r.Confirm && r.Size == imageSize()
+			return !r.Confirmed && r.Size == imageSize()
 		})
 	}
 	readAll(t, nodes, "new", "disk", sum)
