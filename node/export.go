@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -15,33 +16,88 @@ import (
 )
 
 // Export writes an image to a file on this host, in the background: beside the
-// file first, so that a cut export leaves none.
-func (im *Images) Export(name, file string) (OperationView, error) {
+// file first, so that a cut export leaves none. A file that is there is ErrExists
+// unless it is to be replaced.
+func (im *Images) Export(name, file string, replace bool) (OperationView, error) {
 	if err := content.CheckName(name); err != nil {
 		return OperationView{}, err
 	}
 	if !filepath.IsAbs(file) {
 		return OperationView{}, fmt.Errorf("export to %q: %w: want an absolute path", file, content.ErrInvalid)
 	}
+	if err := mayWrite(file, replace); err != nil {
+		return OperationView{}, fmt.Errorf("export %q to %s: %w", name, file, err)
+	}
 	return im.n.Operations.Start("export", name, func(ctx context.Context, op *Operation) error {
 		k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
 		if err != nil {
 			return err
 		}
-		tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".export-*")
-		if err != nil {
-			return err
+		if i, err := im.info(k); err == nil {
+			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.head.Root.ChunkSize)) })
 		}
-		err = im.exportTo(ctx, *k.head, tmp, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
-		err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-		if err == nil {
-			err = os.Rename(tmp.Name(), file)
-		}
+		err = beside(file, replace, func(f *os.File) error {
+			return im.exportTo(ctx, *k.head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
+		})
 		if err != nil {
-			return errors.Join(err, os.Remove(tmp.Name()))
+			return fmt.Errorf("export %q to %s: %w", name, file, err)
 		}
 		return nil
 	})
+}
+
+// mayWrite refuses a target that must stay as it is.
+func mayWrite(file string, replace bool) error {
+	info, err := os.Lstat(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %w", content.ErrInvalid, bare(err))
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%w: it is no file that could be replaced", content.ErrInvalid)
+	case !replace:
+		return fmt.Errorf("%w; give --force to replace it", content.ErrExists)
+	}
+	return nil
+}
+
+// beside lets fill write a file that then takes the place of the one that is meant.
+// Errors don't name the first, which nobody knows.
+func beside(file string, replace bool, fill func(*os.File) error) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".export-*")
+	if err != nil {
+		return bare(err)
+	}
+	err = errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = mayWrite(file, replace) // it may have come meanwhile
+	}
+	if err == nil {
+		err = bare(os.Rename(tmp.Name(), file))
+	}
+	if err == nil {
+		return nil
+	}
+	var of *fs.PathError
+	if errors.As(err, &of) && of.Path == tmp.Name() {
+		err = of.Err
+	}
+	return errors.Join(err, os.Remove(tmp.Name()))
+}
+
+// bare is what the system said of a file, without the path: the text around names the
+// one that was meant.
+func bare(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
 }
 
 func (im *Images) exportTo(ctx context.Context, head pack.Head, f *os.File, progress func(int64)) error {
@@ -93,7 +149,10 @@ func (im *Images) Verify(name string) (OperationView, error) {
 				v.Done, v.Note = n*part, fmt.Sprintf("%d of %d packs", n, len(m.Packs))
 			})
 		}
-		op.Update(func(v *OperationView) { v.Done, v.Bytes["verified"] = v.Total, v.Total })
+		op.Update(func(v *OperationView) {
+			v.Done, v.Bytes["verified"] = v.Total, v.Total
+			v.Note = fmt.Sprintf("all is well: each of its %d packs is at the origin and holds what it should", len(m.Packs))
+		})
 		return nil
 	})
 }

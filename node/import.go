@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,15 +62,6 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	return nil
-}
-
-// bare is what the system said of a file that the text around names already.
-func bare(err error) error {
-	var of *fs.PathError
-	if errors.As(err, &of) {
-		return of.Err
-	}
-	return err
 }
 
 // checkSize refuses the size of a file system where none is made: a disk has its own.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -109,5 +111,40 @@ func TestRemovalIsTold(t *testing.T) {
 		if code, out, _ := command(t, "image", "rm", "debian", "--data", serveAt(t, answer(text))); code != 0 || out != want {
 			t.Errorf("%s: code %d, %q, want %q", text, code, out, want)
 		}
+	}
+}
+
+// TestExportToStandardOutput passes on what the node has written to a file of its own,
+// which is gone then.
+func TestExportToStandardOutput(t *testing.T) {
+	var data string
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /api/images/debian/export", func(w http.ResponseWriter, r *http.Request) {
+		var req api.ExportRequest
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil || !strings.HasPrefix(req.File, filepath.Join(data, node.TempDir)) {
+			t.Errorf("asked for %+v, %v", req, err)
+		}
+		if err := os.WriteFile(req.File, []byte("disk"), 0o644); err != nil {
+			t.Error(err)
+		}
+		io.WriteString(w, `{"id": "1", "kind": "export", "target": "debian", "state": "running"}`)
+	})
+	mux.HandleFunc("GET /api/operations/1/events", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "data: {\"id\": \"1\", \"kind\": \"export\", \"target\": \"debian\", \"state\": \"done\"}\n\n")
+	})
+	data = serveAt(t, mux)
+	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	code, out, said := command(t, "image", "export", "debian", "-", "--data", data)
+	if code != 0 || out != "disk" || !strings.Contains(said, "done") {
+		t.Errorf("code %d, %q, said %s", code, out, said)
+	}
+	if left, err := os.ReadDir(filepath.Join(data, node.TempDir)); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	t.Setenv("GRANGE_API", "127.0.0.1:1")
+	if code, _, said := command(t, "image", "export", "debian", "-"); code != 2 || !strings.Contains(said, "another host") {
+		t.Errorf("at another host: code %d, %s", code, said)
 	}
 }

@@ -45,8 +45,11 @@ func (c *client) follow(ctx context.Context, std stdio, op api.Operation) error 
 	if last.State != "done" {
 		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, last.State, last.Error)
 	}
-	fmt.Fprintf(std.out, "%s %s: done in %.1f s%s\n", op.Kind, op.Target, last.Ended.Sub(last.Started).Seconds(), bySource(last.Bytes))
-	return nil
+	if last.Note != "" {
+		last.Note = "; " + last.Note
+	}
+	_, err = fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, last.Ended.Sub(last.Started).Seconds(), bySource(last.Bytes), last.Note)
+	return err
 }
 
 // bySource is ", 10 MiB farm, 2 MiB origin".

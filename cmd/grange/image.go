@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -244,12 +245,34 @@ func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type imageExportCmd struct {
-	Name string `arg:""`
-	File string `arg:"" type:"path"`
+	Name  string `arg:""`
+	File  string `arg:"" type:"path" help:"A file on the node's host, or - for standard output."`
+	Force bool   `help:"Replace a file that is there."`
 }
 
 func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/export", map[string]string{"file": c.File})
+	if c.File != "-" {
+		return c.export(ctx, app, std, c.File)
+	}
+	if app.remote() != "" {
+		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
+	}
+	spool := filepath.Join(app.Data, node.TempDir, "stdout-"+rand.Text()+".spool")
+	if err := c.export(ctx, app, stdio{std.in, std.err, std.err}, spool); err != nil {
+		return err
+	}
+	defer os.Remove(spool)
+	f, err := os.Open(spool)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(std.out, f)
+	return err
+}
+
+func (c *imageExportCmd) export(ctx context.Context, app *cli, std stdio, file string) error {
+	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/export", api.ExportRequest{File: file, Force: c.Force})
 }
 
 type imageRmCmd struct {

@@ -56,11 +56,9 @@ func (s *Server) images(a huma.API) {
 	})
 	route(a, http.MethodPost, "/api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *struct {
 		Named
-		Body struct {
-			File string `json:"file"`
-		}
+		Body ExportRequest
 	}) (*Answer[Operation], error) {
-		return accepted(images.Export(in.Name, in.Body.File))
+		return accepted(images.Export(in.Name, in.Body.File, in.Body.Force))
 	})
 	s.pins(a)
 }

@@ -52,6 +52,12 @@ type ImportRequest struct {
 	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
 }
 
+// ExportRequest is the body of POST /api/images/{name}/export.
+type ExportRequest struct {
+	File  string `json:"file" doc:"absolute path on the node's host"`
+	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`
+}
+
 // Bytes counts bytes by where they came from.
 type Bytes struct {
 	Cache  int64 `json:"cache"`
