@@ -23,7 +23,7 @@ func volumePath(name string) string { return "/api/volumes/" + url.PathEscape(na
 
 type volumeCreateCmd struct {
 	Name       string `arg:""`
-	From       string `help:"What it begins as: image:NAME." placeholder:"REF"`
+	From       string `help:"What it begins as: image:NAME, of an image or a tag; a blank disk when not given." placeholder:"REF"`
 	Size       size   `help:"Size; the image's when not given."`
 	Transport  string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}."`
 	Durability string `default:"local" help:"What a flush means: local."`
@@ -37,6 +37,9 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		if err != nil {
 			return fmt.Errorf("%w: --from: %w", errUsage, err)
 		}
+		if ref.Kind != content.KindImage {
+			return fmt.Errorf("%w: --from %s: a volume begins as an image: image:NAME, of an image or a tag", errUsage, c.From)
+		}
 		spec.From = ref
 	}
 	return app.putVolume(ctx, std, c.Name, spec)
@@ -45,12 +48,11 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 type volumeAttachCmd struct {
 	Name      string `arg:""`
 	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
-	Takeover  bool   `help:"Attach although another node holds it; what that node did not publish stays behind."`
 	Readonly  bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, Takeover: c.Takeover, ReadOnly: c.Readonly})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly})
 }
 
 // putVolume prints the device alone, for scripts to open.
@@ -102,29 +104,22 @@ type volumeDetachCmd struct {
 }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+options(map[string]bool{"force": c.Force}), nil, nil)
+	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+forced(c.Force), nil, nil)
 }
 
 type volumeRmCmd struct {
 	Name  string `arg:""`
-	Purge bool   `help:"Delete its snapshots too."`
 	Force bool   `help:"Although it is in use: who uses it gets errors."`
 }
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", volumePath(c.Name)+options(map[string]bool{"force": c.Force, "purge": c.Purge}), nil, nil)
+	return app.ask(ctx, "DELETE", volumePath(c.Name)+forced(c.Force), nil, nil)
 }
 
-// options are the flags of a request that are set.
-func options(flags map[string]bool) string {
-	set := url.Values{}
-	for name, on := range flags {
-		if on {
-			set.Set(name, "true")
-		}
+// forced is the part of a request that says so.
+func forced(yes bool) string {
+	if yes {
+		return "?force=true"
 	}
-	if len(set) == 0 {
-		return ""
-	}
-	return "?" + set.Encode()
+	return ""
 }

@@ -13,7 +13,7 @@ import (
 func viewVolume(v volumes.View) Volume {
 	return Volume{
 		Name: v.Name, Size: v.Size, From: v.From, Transport: v.Transport, Device: v.Device, Durability: v.Durability, ReadOnly: v.ReadOnly,
-		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes, FoldedAt: v.FoldedAt,
+		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes,
 		Bytes: viewBytes(node.BytesOf(v.Bytes)),
 	}
 }
@@ -37,7 +37,7 @@ func (s *Server) volumes(a huma.API) {
 	}) (*Answer[Volume], error) {
 		b := in.Body
 		v, created, err := vols.Put(ctx, in.Name, volumes.Spec{
-			Size: b.Size, From: b.From, Transport: b.Transport, Durability: b.Durability, ReadOnly: b.ReadOnly, Takeover: b.Takeover,
+			Size: b.Size, From: b.From, Transport: b.Transport, Durability: b.Durability, ReadOnly: b.ReadOnly,
 		})
 		if err != nil {
 			return nil, err
@@ -57,7 +57,6 @@ func (s *Server) volumes(a huma.API) {
 	route(a, http.MethodDelete, "/api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
 		Forced
-		Purge bool `query:"purge"`
 	}) (*struct{}, error) {
 		return nil, vols.Remove(ctx, in.Name, in.Force)
 	})
