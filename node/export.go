@@ -151,7 +151,7 @@ func (im *Images) Verify(name string) (OperationView, error) {
 		}
 		op.Update(func(v *OperationView) {
 			v.Done, v.Bytes["verified"] = v.Total, v.Total
-			v.Note = fmt.Sprintf("all is well: each of its %d packs is at the origin and holds what it should", len(m.Packs))
+			v.Note = fmt.Sprintf("all is well at the origin, packs read: %d", len(m.Packs))
 		})
 		return nil
 	})

@@ -64,7 +64,7 @@ func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 			confirmed[r.Name] = err == nil
 			if err != nil {
 				im.n.origin.lost(err)
-				im.n.cfg.Log.Warn("a record can't be listed", "name", r.Name, "err", err)
+				im.n.cfg.Log.Warn("images can't be listed in full", "name", r.Name, "err", err)
 			}
 		}
 	}

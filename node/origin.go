@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -75,16 +76,17 @@ func newOrigin(n *Node) *origin {
 // open opens the bucket and looks at it once. A node starts without one that does
 // not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
+	said := "the origin that " + o.n.cfg.Dir + " remembers, "
 	o.url = o.n.member.Origin
 	if len(o.n.cfg.Origins) > 0 {
-		o.url = o.n.cfg.Origins[0]
+		said, o.url = "--origin ", o.n.cfg.Origins[0]
 	}
 	if o.url == "" {
 		return nil
 	}
 	store, counted, err := o.n.cfg.OpenOrigin(ctx, o.url)
 	if err != nil {
-		return fmt.Errorf("--origin %s: %w", o.url, err)
+		return fmt.Errorf("%s%s: %w", said, o.url, err)
 	}
 	var mirrors []bucket.Bucket
 	for _, url := range o.n.cfg.Origins[min(1, len(o.n.cfg.Origins)):] {
@@ -116,7 +118,7 @@ func (o *origin) open(ctx context.Context) error {
 	case errors.Is(err, content.ErrReadOnly) && !o.founder():
 		return nil
 	}
-	return fmt.Errorf("--origin %s: %w", o.url, err)
+	return fmt.Errorf("%s%s: %w", said, o.url, err)
 }
 
 // founder reports whether this node's own certificate is the mesh's first, which the
@@ -178,7 +180,11 @@ func (o *origin) settle(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if state != o.state {
-		o.n.cfg.Log.Info("origin", "state", state, "detail", detail)
+		level := slog.LevelInfo
+		if state == originUnreachable || state == originRefused {
+			level = slog.LevelWarn
+		}
+		o.n.cfg.Log.Log(context.Background(), level, "origin", "url", withoutCredentials(o.url), "state", state, "detail", detail)
 	}
 	o.state, o.detail = state, detail
 }

@@ -42,6 +42,9 @@ func (c *client) follow(ctx context.Context, std stdio, op api.Operation) error 
 	if last.State == "running" { // the stream ended early, as when the node stopped
 		return fmt.Errorf("%s %s: lost sight of the operation; `grange status` says whether the node runs", op.Kind, op.Target)
 	}
+	if last.State == "failed" && strings.HasPrefix(last.Error, op.Kind+" ") { // it says what failed
+		return errors.New(last.Error)
+	}
 	if last.State != "done" {
 		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, last.State, last.Error)
 	}
@@ -73,7 +76,8 @@ func showLines(w io.Writer) func(api.Operation) {
 		if op.Total > 0 {
 			total = " of " + humanBytes(op.Total)
 		}
-		fmt.Fprintf(w, "%s %s: %s%s%s %s\n", op.Kind, op.Target, humanBytes(op.Done), total, bySource(op.Bytes), op.Note)
+		line := fmt.Sprintf("%s %s: %s%s%s %s", op.Kind, op.Target, humanBytes(op.Done), total, bySource(op.Bytes), op.Note)
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
 	}
 }
 

@@ -25,7 +25,7 @@ type cli struct {
 	Config  configFile       `help:"YAML file of settings: the flags' names with their values." placeholder:"FILE" env:"GRANGE_CONFIG"`
 	Data    string           `help:"Folder of this node's data." default:"${data}" type:"path" env:"GRANGE_DATA"`
 	Verbose bool             `short:"v" help:"Log in detail."`
-	Version kong.VersionFlag `help:"Print the version."`
+	Version kong.VersionFlag `help:"Print the version." env:"-"`
 
 	Node    nodeCmd    `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
 	Image   imageCmd   `cmd:"" help:"Publish and handle images."`
