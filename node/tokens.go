@@ -1,9 +1,9 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -86,12 +86,18 @@ func memberID(key trust.PublicKey) string {
 	return id.String()
 }
 
-// RevokeToken makes an unused token useless.
+// RevokeToken makes an unused token useless; one that was used is ErrConflict.
 func (n *Node) RevokeToken(id string) error {
-	switch err := n.invites.Revoke(id); {
-	case errors.Is(err, content.ErrInvalid), errors.Is(err, content.ErrNotFound):
-		return fmt.Errorf("token %.40q: %w: want an ID that `grange token ls` shows", id, content.ErrNotFound)
-	default:
+	list, err := n.Tokens()
+	if err != nil {
 		return err
 	}
+	at := slices.IndexFunc(list, func(t TokenInfo) bool { return t.ID == id })
+	switch {
+	case at < 0:
+		return fmt.Errorf("token %.40q: %w; `grange token ls` shows those that this node made", id, content.ErrNotFound)
+	case list[at].UsedBy != "":
+		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member", id, content.ErrConflict, list[at].UsedBy)
+	}
+	return n.invites.Revoke(id)
 }

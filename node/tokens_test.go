@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,8 +34,18 @@ func TestTokensNameMembersAsPeersDo(t *testing.T) {
 	if list, err := n.Tokens(); err != nil || len(list) != 1 || list[0].UsedBy != s.ID().String() {
 		t.Errorf("%+v, %v, want it used by %s", list, err, s.ID())
 	}
-	if err := n.RevokeToken(st.ID); !errors.Is(err, content.ErrConflict) {
+	if err := n.RevokeToken(st.ID); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), s.ID().String()) {
 		t.Errorf("a used one: %v", err)
+	}
+	_, open, err := invites.Create(trust.RoleNode, "oslo", time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RevokeToken(open.ID); err != nil {
+		t.Error(err)
+	}
+	if list, err := n.Tokens(); err != nil || len(list) != 2 || !list[1].Revoked {
+		t.Errorf("%+v, %v, want the second revoked", list, err)
 	}
 	for _, id := range []string{"nope", "0123456789abcdef"} {
 		if err := n.RevokeToken(id); !errors.Is(err, content.ErrNotFound) {
