@@ -24,7 +24,8 @@ const (
 	featureIoctl    = 1 << 6
 	featuresNeeded  = featureRecovery | featureReissue | featureIoctl
 
-	stateDead = 0 // not started, or stopped; the others are live, 1, and quiesced, 2
+	stateDead = 0 // not started, or stopped
+	stateLive = 1 // the other is quiesced, 2
 
 	noQueue = 0xffff
 	newID   = 1<<32 - 1

@@ -156,6 +156,22 @@ func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
 	}
 }
 
+// TestSweepSparesWhatIsServed sweeps beside another process that takes itself for
+// the same node.
+func TestSweepSparesWhatIsServed(t *testing.T) {
+	p := startDaemon(t, filepath.Join(t.TempDir(), "volume"))
+	s, _ := serve(t, ublk.Config{})
+	if swept, err := s.Sweep(t.Context(), func(int) bool { return false }); !errors.Is(err, content.ErrConflict) || len(swept) != 0 {
+		t.Errorf("swept %v, %v", swept, err)
+	}
+	if _, err := read("/dev/ublkb0", 0); err != nil {
+		t.Error(err)
+	}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // recorder is a device that writes down what it is told.
 type recorder struct {
 	*memory

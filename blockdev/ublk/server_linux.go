@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/meter"
@@ -232,7 +234,8 @@ func (s *Server) Remove(ctx context.Context, number int, force bool) error {
 }
 
 // Sweep removes the disks of this owner that keep does not name, whoever uses
-// them: nobody will ever serve them again. It returns their numbers.
+// them: nobody will ever serve them again. It returns their numbers. A disk that
+// another process serves, which has the same Owner by mistake, stays.
 func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, error) {
 	paths, err := filepath.Glob("/sys/class/ublk-char/ublkc*")
 	if err != nil {
@@ -249,6 +252,10 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || i.owner != s.cfg.Owner {
 			continue // gone meanwhile, or not ours
 		}
+		if i.state == stateLive && i.pid != int32(os.Getpid()) && alive(i.pid) {
+			errs = append(errs, fmt.Errorf("ublk: %w: %s is served by process %d, which takes itself for this node", content.ErrConflict, devicePath(i.id), i.pid))
+			continue
+		}
 		if err := s.control.remove(ctx, i.id, notHeld); err != nil {
 			errs = append(errs, fmt.Errorf("ublk: remove %s, which no volume has any more: %w", devicePath(i.id), err))
 			continue
@@ -257,3 +264,6 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 	}
 	return swept, errors.Join(errs...)
 }
+
+// alive reports whether there is a process of that number.
+func alive(pid int32) bool { return !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) }

@@ -45,13 +45,20 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		return nil, err
 	}
 	slices.Sort(names)
+	if v.noted, err = readNote(v.cfg.Dir); err != nil {
+		return nil, err
+	}
 	r := replayer{v: v, next: 1}
 	for _, name := range names {
 		if err := r.segment(name); err != nil {
 			return nil, err
 		}
 	}
-	return r.finish()
+	lost, err = r.finish()
+	if n := len(v.segments); err == nil && v.noted > 0 && (n == 0 || v.segments[n-1].number < v.noted) {
+		lost = append(lost, &CorruptError{File: filepath.Join(v.cfg.Dir, segmentName(v.noted)), Seq: v.seq + 1})
+	}
+	return lost, err
 }
 
 type replayer struct {
@@ -163,7 +170,8 @@ func (r *replayer) finish() (lost []*CorruptError, err error) {
 	v := r.v
 	for i, bad := range r.bad {
 		s := v.segments[bad.segment]
-		if bad.entry.seq <= r.durable {
+		headless := bad.offset < segmentHeader && s.number <= v.noted // it was there
+		if bad.entry.seq <= r.durable || headless {
 			c := &CorruptError{File: s.file.Name(), Offset: bad.offset, Seq: bad.entry.seq}
 			if bad.whole && bad.entry.kind != kindMark {
 				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize

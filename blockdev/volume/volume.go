@@ -82,6 +82,7 @@ type Volume struct {
 	closed   bool
 
 	syncing sync.Mutex // one sync at a time; those who wait share the next
+	noted   uint64     // guarded by syncing: the last segment that the folder is known to have
 }
 
 var (
@@ -171,7 +172,11 @@ func (v *Volume) settle() error {
 		}
 	}
 	v.written, v.durable, v.synced = v.seq, v.seq, max(len(v.segments)-1, 0)
-	return durable.SyncDir(v.cfg.Dir)
+	if err := durable.SyncDir(v.cfg.Dir); err != nil {
+		return err
+	}
+	v.note(v.segments)
+	return nil
 }
 
 // Close marks the end of the journal, syncs it and closes the files. Calls after
@@ -192,6 +197,7 @@ func (v *Volume) Close() error {
 			errs = append(errs, s.file.Sync())
 		}
 		errs = append(errs, durable.SyncDir(v.cfg.Dir))
+		v.note(v.segments)
 		if v.told < v.written {
 			mark := encodeEntry(nil, entry{kind: kindMark, seq: v.seq + 1, durable: v.written}, nil)
 			if _, err := s.file.WriteAt(mark, s.size); err == nil {

@@ -182,8 +182,11 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 		}
 	}
 	if newNames {
-		return durable.SyncDir(v.cfg.Dir)
+		if err := durable.SyncDir(v.cfg.Dir); err != nil {
+			return err
+		}
 	}
+	v.note(due)
 	return nil
 }
 
