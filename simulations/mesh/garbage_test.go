@@ -23,9 +23,9 @@ const (
 	connections = 1000
 	// garbageSize of the image that is read meanwhile, and garbageGrowth how much
 	// memory a node may need more for all of it: what a thousand connections'
-	// buffers take.
+	// buffers take, twice, since a busy machine collects late.
 	garbageSize   = 96 << 20
-	garbageGrowth = 128 << 20
+	garbageGrowth = 256 << 20
 	// logLinesMax is how much a node may say of it all.
 	logLinesMax = 100
 	// garbagePatience is how long a conversation of garbage lasts at most.

@@ -1,6 +1,7 @@
 #!/applets/busybox sh
 # The first process of a guest: mounts, loads the modules, runs /guest/run with
-# its output on the first virtio port, and writes its exit status to the second.
+# its output on the first virtio port, and writes to the second that it has begun,
+# and its exit status.
 # With /guest/shell it is a shell on the console instead.
 export PATH=/usr/sbin:/usr/bin:/applets HOME=/tmp TMPDIR=/tmp LC_ALL=C
 /applets/busybox --install -s /applets
@@ -29,6 +30,7 @@ fi
 # What the kernel says from now on is told when the program fails.
 dmesg -n 8
 exec 7>"$(echo /dev/vport*p1)" 8>"$(echo /dev/vport*p2)"
+echo begun >&8
 sh /guest/run </dev/null >&7 2>&1 7>&- 8>&-
 echo $? >&8
 # The host ends the machine; nothing here may run on and spoil its last words.

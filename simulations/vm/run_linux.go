@@ -18,8 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// endGrace is how long qemu may take to end once it is told to.
-const endGrace = 5 * time.Second
+const (
+	// endGrace is how long qemu may take to end once it is told to.
+	endGrace = 5 * time.Second
+	// bootTries: of some dozens of guests on a busy machine one trips over the
+	// kernel changing its own code under a second emulated processor, before it
+	// comes to the first program.
+	bootTries = 3
+)
+
+// errNotBegun says that a guest ended before its first program ran.
+var errNotBegun = errors.New("the guest did not come to its first program")
 
 // Run boots a guest, runs the program in it and returns its exit status, which
 // is above 128 when a signal ended it. The error says why there is none: a piece
@@ -44,6 +53,21 @@ func Run(ctx context.Context, c Config) (int, error) {
 	if err := h.initrd(initrd, c, "run", c.script()); err != nil {
 		return 0, fmt.Errorf("make an initial RAM disk: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	for try := 1; ; try++ {
+		status, err := h.boot(ctx, c, initrd)
+		if !errors.Is(err, errNotBegun) || try == bootTries || ctx.Err() != nil {
+			return status, err
+		}
+		fmt.Fprintf(os.Stderr, "booted again: %v\n", err)
+	}
+}
+
+// boot is one try of Run.
+func (h *host) boot(ctx context.Context, c Config, initrd *os.File) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	console, err := memory("console")
 	if err != nil {
 		return 0, err
@@ -60,8 +84,6 @@ func Run(ctx context.Context, c Config) (int, error) {
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=output,path=/dev/fd/1", "-device", "virtserialport,chardev=output,nr=1",
 		"-chardev", "file,id=status,path="+inherited(2), "-device", "virtserialport,chardev=status,nr=2")
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
 	var said bytes.Buffer
 	cmd := command(ctx, args)
 	cmd.ExtraFiles = []*os.File{initrd, console, statusWriter}
@@ -110,18 +132,24 @@ func follow(cmd *exec.Cmd, status *os.File, end func()) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	line := make(chan string, 1)
+	lines := make(chan string, 2)
 	go func() {
-		text, _ := bufio.NewReader(status).ReadString('\n') // none at the end of qemu
-		line <- text
+		r := bufio.NewReader(status)
+		for range cap(lines) {
+			text, _ := r.ReadString('\n') // none at the end of qemu
+			lines <- strings.TrimSpace(text)
+		}
 		end()
 	}()
 	err = cmd.Wait()
-	text := <-line
-	if text == "" {
+	switch begun, text := <-lines, <-lines; {
+	case begun == "":
+		return 0, fmt.Errorf("%w: %w", errNotBegun, errors.Join(err, io.ErrUnexpectedEOF))
+	case text == "":
 		return 0, fmt.Errorf("qemu ended: %w", errors.Join(err, io.ErrUnexpectedEOF))
+	default:
+		return strconv.Atoi(text)
 	}
-	return strconv.Atoi(strings.TrimSpace(text))
 }
 
 // command is a qemu that is asked to end with ctx, and ends with this process.
