@@ -68,7 +68,8 @@ type Disk struct {
 	endStart context.CancelFunc
 	started  atomic.Bool
 
-	stopping sync.Mutex // one Stop at a time, before Server.mu
+	remains  atomic.Bool // it could neither be started nor removed
+	stopping sync.Mutex  // one Stop at a time, before Server.mu
 
 	// What follows belongs to whoever has announced a change of the disk.
 	id         uint32

@@ -172,6 +172,59 @@ func TestSweepSparesWhatIsServed(t *testing.T) {
 	}
 }
 
+// TestStartsWithoutFiles starts disks again and again when the process has no file
+// left, after each number of them: no more than one is left over, and that goes.
+func TestStartsWithoutFiles(t *testing.T) {
+	s, _ := serve(t, ublk.Config{Threads: 1})
+	if err := add(t, s, newMemory(1<<20)).Stop(t.Context(), false); err != nil { // its thread has begun
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	m := newMemory(1 << 20)
+	for spare := range 6 {
+		set := limit
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC) // the lowest free one
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Close(fd); err != nil {
+			t.Fatal(err)
+		}
+		set.Cur = uint64(fd + spare)
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &set); err != nil {
+			t.Fatal(err)
+		}
+		var made []*ublk.Disk
+		for range 5 {
+			if d, err := s.Add(t.Context(), -1, m); err == nil {
+				made = append(made, d)
+			}
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		devices, err := filepath.Glob("/dev/ublkc*")
+		if err != nil || len(devices) > len(made)+1 {
+			t.Errorf("with %d files to spare: %d disks, and %q are there, %v", spare, len(made), devices, err)
+		}
+		last, err := s.Add(t.Context(), -1, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range append(made, last) {
+			if err := d.Stop(t.Context(), true); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if out := shell(t, "", "ls /dev/ublk[bc]* 2>/dev/null || true"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
+
 // recorder is a device that writes down what it is told.
 type recorder struct {
 	*memory

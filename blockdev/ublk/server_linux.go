@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -146,6 +148,9 @@ func (s *Server) close() error {
 // another. A device whose beginning can't be read within startTimeout becomes a disk
 // whose partitions the kernel does not see.
 func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
+	if err := s.clear(ctx); err != nil {
+		return nil, err
+	}
 	d, err := s.add(ctx, number, device)
 	if errors.Is(err, errNotTakenUp) && ctx.Err() == nil {
 		s.cfg.Log.Error("ublk: a disk is made anew; who had it open gets errors", "error", err)
@@ -165,12 +170,30 @@ func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*
 	s.disks[d] = struct{}{}
 	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
-		if d.char < 0 { // else the kernel has it still, and close lets go
+		if d.char < 0 {
 			s.forget(d)
+		} else { // the kernel has it still; close lets go of it at the latest
+			d.remains.Store(errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE))
 		}
 		return nil, fmt.Errorf("ublk: %w", err)
 	}
 	return d, nil
+}
+
+// clear removes the disks that could neither be started nor removed for want of
+// files. As long as it can't, another start would only leave another one.
+func (s *Server) clear(ctx context.Context) error {
+	s.mu.Lock()
+	disks := slices.Collect(maps.Keys(s.disks))
+	s.mu.Unlock()
+	for _, d := range disks {
+		if d.remains.Load() {
+			if err := d.Stop(ctx, true); err != nil {
+				return fmt.Errorf("ublk: %s, which could not be started, is still there: %w", d.Path(), err)
+			}
+		}
+	}
+	return nil
 }
 
 // claim gives a disk a number, unless another disk of this server has it. The
