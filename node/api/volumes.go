@@ -35,10 +35,7 @@ func (s *Server) volumes(a huma.API) {
 		Named
 		Body VolumeSpec
 	}) (*Answer[Volume], error) {
-		b := in.Body
-		v, created, err := vols.Put(ctx, in.Name, volumes.Spec{
-			Size: b.Size, From: b.From, Transport: b.Transport, Durability: b.Durability, ReadOnly: b.ReadOnly,
-		})
+		v, created, err := vols.Put(ctx, in.Name, volumes.Spec(in.Body))
 		if err != nil {
 			return nil, err
 		}
