@@ -68,11 +68,12 @@ type Disk struct {
 	endStart context.CancelFunc
 	started  atomic.Bool
 
-	remains  atomic.Bool // it could neither be started nor removed
+	remains  atomic.Bool // it could neither be started nor removed, for want of files
 	stopping sync.Mutex  // one Stop at a time, before Server.mu
 
 	// What follows belongs to whoever has announced a change of the disk.
 	id         uint32
+	made       bool                    // the kernel has it
 	requestMax int                     // bytes
 	char       int                     // file descriptor of /dev/ublkcN, -1 while there is none
 	queues     []*queue                // those that threads have
@@ -130,6 +131,9 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		if p.fits(d.params(i)) {
 			return d.takeUp(ctx, i)
 		}
+		if i.servedElsewhere() {
+			return fmt.Errorf("%s: %w: process %d serves it, which takes itself for this node", devicePath(id), content.ErrConflict, i.pid)
+		}
 		if held, err = hold(id); err != nil {
 			return fmt.Errorf("it is there with another size, or for writing: %w", err)
 		}
@@ -162,6 +166,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 		return fmt.Errorf("make a device: %w", err)
 	}
 	d.server.claim(d, i.id, true)
+	d.made = true
 	if err := d.begin(ctx, i); err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", devicePath(i.id), err), d.undo(ctx))
 	}
@@ -220,11 +225,26 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	if err != nil {
 		return fmt.Errorf(failed, err)
 	}
-	if err := d.engage(d.ctx, queues, ctrlEndRecovery); err != nil {
+	d.made = true
+	err = d.engage(d.ctx, queues, ctrlEndRecovery)
+	for wantsFiles(err) { // the kernel was not even asked
+		if context.Cause(ctx) == errLeft {
+			return fmt.Errorf(failed, err) // the next server can begin anew
+		}
+		<-time.After(openPause)
+		err = control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
 	d.watch()
 	return nil
+}
+
+// wantsFiles reports whether something failed since this process, or the system,
+// had no file descriptor or memory left for it.
+func wantsFiles(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // undo removes a disk that no client has begun to use, or can go on with, unless no
@@ -343,9 +363,9 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 		return err
 	}
 	defer end()
-	if d.char >= 0 {
+	if d.made {
 		held := notHeld
-		if !force {
+		if !force && d.char >= 0 {
 			if held, err = hold(d.id); err != nil {
 				return err
 			}
@@ -382,6 +402,7 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 	if err := d.server.control.delete(patient, d.id); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete %s: %w", d.Path(), err)
 	}
+	d.made = false
 	return nil
 }
 

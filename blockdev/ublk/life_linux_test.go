@@ -156,13 +156,18 @@ func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
 	}
 }
 
-// TestSweepSparesWhatIsServed sweeps beside another process that takes itself for
-// the same node.
-func TestSweepSparesWhatIsServed(t *testing.T) {
+// TestDiskOfAnotherProcess is left to it by one that takes itself for the same node.
+func TestDiskOfAnotherProcess(t *testing.T) {
 	p := startDaemon(t, filepath.Join(t.TempDir(), "volume"))
 	s, _ := serve(t, ublk.Config{})
 	if swept, err := s.Sweep(t.Context(), func(int) bool { return false }); !errors.Is(err, content.ErrConflict) || len(swept) != 0 {
 		t.Errorf("swept %v, %v", swept, err)
+	}
+	if err := s.Remove(t.Context(), 0, true); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("removed by force: %v", err)
+	}
+	if _, err := s.Add(t.Context(), 0, newMemory(1<<20)); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("taken for a smaller one: %v", err)
 	}
 	if _, err := read("/dev/ublkb0", 0); err != nil {
 		t.Error(err)

@@ -170,10 +170,10 @@ func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*
 	s.disks[d] = struct{}{}
 	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
-		if d.char < 0 {
+		if d.made { // close lets go of it at the latest
+			d.remains.Store(wantsFiles(err))
+		} else {
 			s.forget(d)
-		} else { // the kernel has it still; close lets go of it at the latest
-			d.remains.Store(errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE))
 		}
 		return nil, fmt.Errorf("ublk: %w", err)
 	}
@@ -243,6 +243,8 @@ func (s *Server) Remove(ctx context.Context, number int, force bool) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
+	case i.servedElsewhere():
+		return fmt.Errorf("ublk: %s: %w: process %d serves it, which takes itself for this node", devicePath(id), content.ErrConflict, i.pid)
 	}
 	held := notHeld
 	if !force && i.state != stateDead {
@@ -275,7 +277,7 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || i.owner != s.cfg.Owner {
 			continue // gone meanwhile, or not ours
 		}
-		if i.state == stateLive && i.pid != int32(os.Getpid()) && alive(i.pid) {
+		if i.servedElsewhere() {
 			errs = append(errs, fmt.Errorf("ublk: %w: %s is served by process %d, which takes itself for this node", content.ErrConflict, devicePath(i.id), i.pid))
 			continue
 		}
@@ -288,5 +290,8 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 	return swept, errors.Join(errs...)
 }
 
-// alive reports whether there is a process of that number.
-func alive(pid int32) bool { return !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) }
+// servedElsewhere reports whether another process is at the device. One that has
+// died may be named there until the kernel sees that.
+func (i info) servedElsewhere() bool {
+	return i.state == stateLive && i.pid != int32(os.Getpid()) && !errors.Is(unix.Kill(int(i.pid), 0), unix.ESRCH)
+}

@@ -44,7 +44,7 @@ func (v *Volume) note(synced []*segment) {
 	}
 	number := synced[len(synced)-1].number
 	if err := durable.WriteFile(filepath.Join(v.cfg.Dir, noteName), strconv.AppendUint(nil, number, 10), 0o600); err != nil {
-		v.cfg.Log.Warn("no note of the journal's last segment", "dir", v.cfg.Dir, "err", err)
+		v.cfg.Log.Debug("no note of the journal's last segment", "dir", v.cfg.Dir, "err", err)
 		return
 	}
 	v.noted = number

@@ -45,7 +45,7 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		return nil, err
 	}
 	slices.Sort(names)
-	if v.noted, err = readNote(v.cfg.Dir); err != nil {
+	if v.noted, err = readNote(v.cfg.Dir); err != nil && !v.cfg.ReadOnly {
 		return nil, err
 	}
 	r := replayer{v: v, next: 1}
@@ -170,8 +170,9 @@ func (r *replayer) finish() (lost []*CorruptError, err error) {
 	v := r.v
 	for i, bad := range r.bad {
 		s := v.segments[bad.segment]
-		headless := bad.offset < segmentHeader && s.number <= v.noted // it was there
-		if bad.entry.seq <= r.durable || headless {
+		// Segments before the one that is noted are durable whole, that one's head is.
+		noted := s.number < v.noted || s.number == v.noted && bad.offset < segmentHeader
+		if bad.entry.seq <= r.durable || noted {
 			c := &CorruptError{File: s.file.Name(), Offset: bad.offset, Seq: bad.entry.seq}
 			if bad.whole && bad.entry.kind != kindMark {
 				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize

@@ -79,6 +79,7 @@ type Volume struct {
 	newNames bool   // segments were made since the folder was synced
 	failed   error  // a failed write or sync: no more of either
 	scratch  []byte
+	settled  bool // what was replayed is durable
 	closed   bool
 
 	syncing sync.Mutex // one sync at a time; those who wait share the next
@@ -176,6 +177,7 @@ func (v *Volume) settle() error {
 		return err
 	}
 	v.note(v.segments)
+	v.settled = true
 	return nil
 }
 
@@ -191,7 +193,7 @@ func (v *Volume) Close() error {
 	}
 	v.closed = true
 	var errs []error
-	if n := len(v.segments); n > 0 && v.failed == nil && !v.cfg.ReadOnly {
+	if n := len(v.segments); n > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
 		s := v.segments[n-1]
 		for _, s := range v.segments[min(v.synced, n):] {
 			errs = append(errs, s.file.Sync())

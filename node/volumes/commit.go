@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -85,9 +86,21 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 		e.Committed = true // our own commit, whose reply was lost in a crash
 		return v.devs.put(e)
 	}
-	return v.rename(e, e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):])
+	return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 }
 
+// freeName is a name that no volume here has, the given one if it is free.
+func (v *Volumes) freeName(name string) string {
+	free := name
+	for n := 2; ; n++ {
+		if _, taken := v.devs.get(free); !taken {
+			return free
+		}
+		free = fmt.Sprintf("%s-%d", name, n)
+	}
+}
+
+// rename gives a volume a name that is free.
 func (v *Volumes) rename(e entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err

@@ -85,21 +85,27 @@ func (w *world) state(t *testing.T, name string) State {
 func TestNameTakenMeanwhile(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "served")
+	w.create(t, "served.node") // made so before
 	w.create(t, "detached")
 	if _, err := w.Detach(t.Context(), "detached", false); err != nil {
 		t.Fatal(err)
 	}
 	w.origin.commit = &catalog.TakenError{}
 	for _, e := range w.uncommitted() {
+		if e.Name == "served.node" {
+			continue
+		}
 		if err := w.commitLater(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if served, detached := w.state(t, "served.node"), w.state(t, "detached.node"); served != StateUncommitted || detached != StateDetached {
-		t.Errorf("served is %s, detached is %s", served, detached)
+	for name, want := range map[string]State{"served.node": StateUncommitted, "served.node-2": StateUncommitted, "detached.node": StateDetached} {
+		if got := w.state(t, name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
 	}
 	exports, err := exports{w.Volumes}.List(t.Context())
-	if err != nil || !slices.Equal(exports, []string{"served.node"}) || w.Count() != 1 {
+	if err != nil || !slices.Equal(exports, []string{"served.node", "served.node-2"}) || w.Count() != 2 {
 		t.Errorf("exports: %q, %v; %d are served", exports, err, w.Count())
 	}
 }
