@@ -149,13 +149,20 @@ func (c *control) startRecovery(ctx context.Context, i info) error {
 // delete removes a stopped device. It returns when its number is free, or after
 // deleteTimeout: the kernel frees it when who still has the disk open lets go.
 func (c *control) delete(ctx context.Context, id uint32) error {
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
-	defer cancel()
-	err := c.order(ctx, ctrlDelete, id, 0)
-	if ctx.Err() != nil {
-		return nil
+	for {
+		brief, cancel := context.WithTimeout(ctx, deleteTimeout)
+		err := c.order(brief, ctrlDelete, id, 0)
+		late := brief.Err() != nil
+		cancel()
+		switch {
+		case !late:
+			return err
+		case !errors.Is(err, errNotBegun):
+			return nil
+		case ctx.Err() != nil:
+			return err
+		}
 	}
-	return err
 }
 
 // stop takes the disk of a device from its users, and closes what hold returned.
@@ -194,6 +201,9 @@ func call[T any](c *control, command, id uint32, data *T) error {
 	return c.send(command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)}, noSignal)
 }
 
+// errNotBegun says that the kernel had not come to a command when it was cancelled.
+var errNotBegun = errors.New("the kernel did not come to it")
+
 // order sends a command without data, which may take long, and cancels it when
 // ctx is done: an error is the cause of that then. No error means that it was done
 // all the same.
@@ -210,7 +220,10 @@ func (c *control) order(ctx context.Context, command, id uint32, data int) error
 	case err = <-result:
 	case <-ctx.Done():
 		cancel.set()
-		if err = <-result; errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECANCELED) || errors.Is(err, unix.ETIME) {
+		switch err = <-result; {
+		case errors.Is(err, unix.ECANCELED):
+			err = fmt.Errorf("%w: %w", errNotBegun, context.Cause(ctx))
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ETIME):
 			err = context.Cause(ctx)
 		}
 	}

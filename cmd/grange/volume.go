@@ -48,11 +48,12 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 type volumeAttachCmd struct {
 	Name      string `arg:""`
 	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
+	Takeover  bool   `help:"Attach although another node holds it; what that node did not publish stays behind. Not in this version."`
 	Readonly  bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly, Takeover: c.Takeover})
 }
 
 // putVolume prints the device alone, for scripts to open.
@@ -104,22 +105,29 @@ type volumeDetachCmd struct {
 }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+forced(c.Force), nil, nil)
+	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+options(map[string]bool{"force": c.Force}), nil, nil)
 }
 
 type volumeRmCmd struct {
 	Name  string `arg:""`
+	Purge bool   `help:"Delete its snapshots too, of which this version makes none."`
 	Force bool   `help:"Although it is in use: who uses it gets errors."`
 }
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", volumePath(c.Name)+forced(c.Force), nil, nil)
+	return app.ask(ctx, "DELETE", volumePath(c.Name)+options(map[string]bool{"force": c.Force, "purge": c.Purge}), nil, nil)
 }
 
-// forced is the part of a request that says so.
-func forced(yes bool) string {
-	if yes {
-		return "?force=true"
+// options are the flags of a request that are set.
+func options(flags map[string]bool) string {
+	set := url.Values{}
+	for name, on := range flags {
+		if on {
+			set.Set(name, "true")
+		}
 	}
-	return ""
+	if len(set) == 0 {
+		return ""
+	}
+	return "?" + set.Encode()
 }

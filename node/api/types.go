@@ -73,6 +73,7 @@ type VolumeSpec struct {
 	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
 	Durability string      `json:"durability,omitempty" doc:"local"`
 	ReadOnly   bool        `json:"readonly,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty"`
 }
 
 // Volume is a disk that this node serves or knows.
@@ -90,6 +91,7 @@ type Volume struct {
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes"`
+	FoldedAt   time.Time   `json:"folded_at,omitzero"`
 	Bytes      Bytes       `json:"bytes"`
 }
 

@@ -54,6 +54,7 @@ func (s *Server) volumes(a huma.API) {
 	route(a, http.MethodDelete, "/api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
 		Forced
+		Purge bool `query:"purge" doc:"its snapshots too, of which this version makes none"`
 	}) (*struct{}, error) {
 		return nil, vols.Remove(ctx, in.Name, in.Force)
 	})

@@ -103,6 +103,7 @@ type Spec struct {
 	Transport  string
 	Durability string
 	ReadOnly   bool
+	Takeover   bool
 }
 
 // View describes a volume.
@@ -327,6 +328,9 @@ func (s Spec) withDefaults() (Spec, error) {
 	}
 	if s.Durability != "" && s.Durability != durabilityLocal {
 		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, errors.ErrUnsupported)
+	}
+	if s.Takeover {
+		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
 	}
 	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
 		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
