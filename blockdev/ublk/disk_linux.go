@@ -227,12 +227,12 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	d.made = true
 	err = d.engage(d.ctx, queues, ctrlEndRecovery)
-	for wantsFiles(err) { // the kernel was not even asked
-		if context.Cause(ctx) == errLeft {
-			return fmt.Errorf(failed, err) // the next server can begin anew
-		}
+	for wantsFiles(err) && !d.server.leaves() { // the kernel was not even asked
 		<-time.After(openPause)
 		err = control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
+	}
+	if wantsFiles(err) {
+		return fmt.Errorf(failed, err) // the next server can begin anew
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
