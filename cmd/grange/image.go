@@ -258,10 +258,10 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
 	spool := filepath.Join(app.Data, node.TempDir, "stdout-"+rand.Text()+".spool")
+	defer os.Remove(spool) // the node may have made it though this command was given up
 	if err := c.export(ctx, app, stdio{std.in, std.err, std.err}, spool); err != nil {
 		return err
 	}
-	defer os.Remove(spool)
 	f, err := os.Open(spool)
 	if err != nil {
 		return err
