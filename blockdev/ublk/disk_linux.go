@@ -131,8 +131,8 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		if p.fits(d.params(i)) {
 			return d.takeUp(ctx, i)
 		}
-		if i.servedElsewhere() {
-			return fmt.Errorf("%s: %w: process %d serves it, which takes itself for this node", devicePath(id), content.ErrConflict, i.pid)
+		if err := i.servedElsewhere(); err != nil {
+			return err
 		}
 		if held, err = hold(id); err != nil {
 			return fmt.Errorf("it is there with another size, or for writing: %w", err)

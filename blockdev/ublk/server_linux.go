@@ -250,8 +250,9 @@ func (s *Server) Remove(ctx context.Context, number int, force bool) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
-	case i.servedElsewhere():
-		return fmt.Errorf("ublk: %s: %w: process %d serves it, which takes itself for this node", devicePath(id), content.ErrConflict, i.pid)
+	}
+	if err := i.servedElsewhere(); err != nil {
+		return fmt.Errorf("ublk: %w", err)
 	}
 	held := notHeld
 	if !force && i.state != stateDead {
@@ -284,8 +285,8 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || i.owner != s.cfg.Owner {
 			continue // gone meanwhile, or not ours
 		}
-		if i.servedElsewhere() {
-			errs = append(errs, fmt.Errorf("ublk: %w: %s is served by process %d, which takes itself for this node", content.ErrConflict, devicePath(i.id), i.pid))
+		if err := i.servedElsewhere(); err != nil {
+			errs = append(errs, fmt.Errorf("ublk: %w", err))
 			continue
 		}
 		if err := s.control.remove(ctx, i.id, notHeld); err != nil {
@@ -297,8 +298,11 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 	return swept, errors.Join(errs...)
 }
 
-// servedElsewhere reports whether another process is at the device. One that has
-// died may be named there until the kernel sees that.
-func (i info) servedElsewhere() bool {
-	return i.state == stateLive && i.pid != int32(os.Getpid()) && !errors.Is(unix.Kill(int(i.pid), 0), unix.ESRCH)
+// servedElsewhere fails with content.ErrConflict when another process is at the
+// device. One that has died may be named there until the kernel sees that.
+func (i info) servedElsewhere() error {
+	if i.state != stateLive || i.pid == int32(os.Getpid()) || errors.Is(unix.Kill(int(i.pid), 0), unix.ESRCH) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: process %d serves it, which takes itself for this node", devicePath(i.id), content.ErrConflict, i.pid)
 }

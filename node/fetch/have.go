@@ -114,14 +114,19 @@ func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	now := f.cfg.Now()
 	rs.mu.Lock()
 	h := &rs.have
+	first := h.scanned.IsZero()
 	stale := h.evicted != f.cfg.Cache.Evicted() && now.Sub(h.scanned) >= rescanInterval
-	due := h.scanned.IsZero() || stale && f.pace.due(now)
+	due := first || stale && f.pace.due(now)
 	if due {
 		h.scanned, h.evicted = now, f.cfg.Cache.Evicted()
 	}
 	rs.mu.Unlock()
-	if due {
-		f.rescan(ctx, rs)
+	if !due {
+		return
+	}
+	cost := f.rescan(ctx, rs)
+	if !first { // those come all at once, after a start, and would put off what evictions ask for
+		f.pace.spent(f.cfg.Now(), cost)
 	}
 }
 
@@ -147,8 +152,8 @@ func (p *pace) spent(now time.Time, cost time.Duration) {
 	p.next = p.next.Add(rescanShare * cost)
 }
 
-// rescan looks for every chunk in the cache.
-func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
+// rescan looks for every chunk in the cache, and returns how long that took.
+func (f *Fetcher) rescan(ctx context.Context, rs *rootState) (cost time.Duration) {
 	rs.scanning.Lock()
 	defer rs.scanning.Unlock()
 	h := &rs.have
@@ -157,10 +162,11 @@ func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
 	rs.mu.Unlock()
 	begun := time.Now()
 	set := f.scan(ctx, rs)
-	f.pace.spent(f.cfg.Now(), time.Since(begun))
+	cost = time.Since(begun)
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	h.found(set)
+	return cost
 }
 
 // scan looks for every chunk in the cache, as far as the map is here.
