@@ -135,8 +135,6 @@ type Removed struct {
 	Kind content.Kind
 	// Tags were set on the image, and stand for what it was still.
 	Tags []string
-	// Volumes that this node knows of were made from it, and stay readable.
-	Volumes []string
 }
 
 // Remove deletes a name; what it stood for stays readable for those who hold it,
@@ -156,7 +154,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 		return Removed{}, err
 	}
 	tags, err := im.tagsOf(ctx, name)
-	return Removed{k.Kind, tags, im.volumesOf(name)}, errors.Join(err, im.n.cache.Unpin(name))
+	return Removed{k.Kind, tags}, errors.Join(err, im.n.cache.Unpin(name))
 }
 
 // tagsOf returns the tags that were set on an image.
@@ -168,17 +166,6 @@ func (im *Images) tagsOf(ctx context.Context, name string) (out []string, err er
 		}
 	}
 	return out, err
-}
-
-// volumesOf returns the volumes that were made from an image, as far as this node
-// knows of them.
-func (im *Images) volumesOf(name string) (out []string) {
-	for _, k := range im.n.Names.Of(content.KindVolume) {
-		if v, err := catalog.DecodeVolume(im.n.codec, k.Body); err == nil && v.From.Kind == content.KindImage && v.From.Name == name {
-			out = append(out, k.Name)
-		}
-	}
-	return out
 }
 
 // image opens what a name stands for.

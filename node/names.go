@@ -160,7 +160,7 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 
 // look asks the origin, then members, then this disk.
 func (n *Names) look(ctx context.Context, kind content.Kind, name string) (known, error) {
-	var cause error = fmt.Errorf("%w: this node has no origin", content.ErrUnavailable)
+	var cause error = fmt.Errorf("%w: this node has no origin, or it does not answer", content.ErrUnavailable)
 	if c := n.catalog(); c != nil {
 		before, held := n.Held(kind, name)
 		r, err := n.atOrigin(ctx, c, kind, name)

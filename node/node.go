@@ -149,6 +149,9 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 // remember it.
 func (n *Node) checkOrigins(ctx context.Context) error {
 	for _, url := range n.cfg.Origins {
+		if volumes.Expected(n.volumesDir()) {
+			break // openOrigin says so, and goes on
+		}
 		if _, _, err := n.cfg.OpenOrigin(ctx, url); err != nil {
 			return fmt.Errorf("--origin %s: %w", url, err)
 		}

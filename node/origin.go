@@ -84,9 +84,26 @@ func (o *origin) open(ctx context.Context) error {
 	if o.url == "" {
 		return nil
 	}
+	if !o.n.member.fresh {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
+		defer cancel()
+	}
+	err := o.look(ctx)
+	switch {
+	case err == nil || errors.Is(err, content.ErrUnavailable):
+		return nil
+	case errors.Is(err, content.ErrReadOnly) && !o.founder() && o.readable() != nil:
+		return nil
+	}
+	return fmt.Errorf("%s%s: %w", said, o.url, err)
+}
+
+// connect opens the bucket and its mirrors.
+func (o *origin) connect(ctx context.Context) error {
 	store, counted, err := o.n.cfg.OpenOrigin(ctx, o.url)
 	if err != nil {
-		return fmt.Errorf("%s%s: %w", said, o.url, err)
+		return err
 	}
 	var mirrors []bucket.Bucket
 	for _, url := range o.n.cfg.Origins[min(1, len(o.n.cfg.Origins)):] {
@@ -104,21 +121,25 @@ func (o *origin) open(ctx context.Context) error {
 		return err
 	}
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(store)
-	o.mu.Unlock()
-	if !o.n.member.fresh {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
-		defer cancel()
+	return nil
+}
+
+// opened returns the bucket, which it opens if that did not go well before.
+func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
+	o.mu.RLock()
+	b := o.bucket
+	o.mu.RUnlock()
+	if b != nil {
+		return b, nil
 	}
-	err = o.look(ctx)
-	switch {
-	case err == nil || errors.Is(err, content.ErrUnavailable):
-		return nil
-	case errors.Is(err, content.ErrReadOnly) && !o.founder():
-		return nil
+	if err := o.connect(ctx); err != nil {
+		return nil, err
 	}
-	return fmt.Errorf("%s%s: %w", said, o.url, err)
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.bucket, nil
 }
 
 // founder reports whether this node's own certificate is the mesh's first, which the
@@ -138,13 +159,18 @@ func (o *origin) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, originTimeout)
 	defer cancel()
 	begun := time.Now()
-	o.mu.RLock()
-	b, before := o.bucket, o.state
-	o.mu.RUnlock()
-	if b == nil {
+	if o.url == "" {
 		return nil
 	}
-	err := catalog.CheckMesh(ctx, b, o.n.member.Mesh)
+	b, err := o.opened(ctx)
+	if err != nil {
+		o.settle(err)
+		return err
+	}
+	o.mu.RLock()
+	before := o.state
+	o.mu.RUnlock()
+	err = catalog.CheckMesh(ctx, b, o.n.member.Mesh)
 	fresh := errors.Is(err, content.ErrNotFound)
 	if (err == nil || fresh) && before != originOK {
 		if fresh && !o.mayClaim() {

@@ -1,9 +1,9 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -88,16 +88,12 @@ func memberID(key trust.PublicKey) string {
 
 // RevokeToken makes an unused token useless; one that was used is ErrConflict.
 func (n *Node) RevokeToken(id string) error {
-	list, err := n.Tokens()
-	if err != nil {
-		return err
-	}
-	at := slices.IndexFunc(list, func(t TokenInfo) bool { return t.ID == id })
+	st, err := n.invites.Revoke(id)
 	switch {
-	case at < 0:
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrInvalid):
 		return fmt.Errorf("token %.40q: %w; `grange token ls` shows those that this node made", id, content.ErrNotFound)
-	case list[at].UsedBy != "":
-		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member", id, content.ErrConflict, list[at].UsedBy)
+	case st.UsedBy != nil:
+		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member", id, content.ErrConflict, memberID(*st.UsedBy))
 	}
-	return n.invites.Revoke(id)
+	return err
 }

@@ -157,7 +157,7 @@ func (c *control) delete(ctx context.Context, id uint32) error {
 		switch {
 		case !late:
 			return err
-		case !errors.Is(err, errNotBegun):
+		case !errors.Is(err, errNotReached):
 			return nil
 		case ctx.Err() != nil:
 			return err
@@ -201,8 +201,8 @@ func call[T any](c *control, command, id uint32, data *T) error {
 	return c.send(command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)}, noSignal)
 }
 
-// errNotBegun says that the kernel had not come to a command when it was cancelled.
-var errNotBegun = errors.New("the kernel did not come to it")
+// errNotReached says that the kernel had not come to a command when it was cancelled.
+var errNotReached = errors.New("the kernel did not come to it")
 
 // order sends a command without data, which may take long, and cancels it when
 // ctx is done: an error is the cause of that then. No error means that it was done
@@ -222,7 +222,7 @@ func (c *control) order(ctx context.Context, command, id uint32, data int) error
 		cancel.set()
 		switch err = <-result; {
 		case errors.Is(err, unix.ECANCELED):
-			err = fmt.Errorf("%w: %w", errNotBegun, context.Cause(ctx))
+			err = fmt.Errorf("%w: %w", errNotReached, context.Cause(ctx))
 		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ETIME):
 			err = context.Cause(ctx)
 		}

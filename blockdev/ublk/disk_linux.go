@@ -51,8 +51,12 @@ var (
 	errStopped = errors.New("the disk was stopped")
 )
 
-// errNotTakenUp says that a disk was there, and that nobody can recover it.
-var errNotTakenUp = errors.New("its recovery was broken off")
+var (
+	// errNotTakenUp says that a disk was there, and that nobody can recover it.
+	errNotTakenUp = errors.New("its recovery was broken off")
+	// errNotEnded says that a disk waits for the next server.
+	errNotEnded = errors.New("its recovery could not be ended")
+)
 
 // Disk is a device that the kernel has.
 type Disk struct {
@@ -227,18 +231,35 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	d.made = true
 	err = d.engage(d.ctx, queues, ctrlEndRecovery)
-	for wantsFiles(err) && !d.server.leaves() { // the kernel was not even asked
-		<-time.After(openPause)
-		err = control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
-	}
 	if wantsFiles(err) {
-		return fmt.Errorf(failed, err) // the next server can begin anew
+		err = d.endRecovery(ctx)
+	}
+	if errors.Is(err, errNotEnded) {
+		return fmt.Errorf(failed, err)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
 	d.watch()
 	return nil
+}
+
+// endRecovery tells the kernel again and again, while there are no files to do so,
+// and for a moment after ctx ends.
+func (d *Disk) endRecovery(ctx context.Context) error {
+	ctx, cancel := withGrace(ctx, cancelTimeout)
+	defer cancel()
+	for {
+		err := d.server.control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
+		if !wantsFiles(err) {
+			return err
+		}
+		select {
+		case <-time.After(openPause):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", errNotEnded, err)
+		}
+	}
 }
 
 // wantsFiles reports whether something failed since this process, or the system,
@@ -322,8 +343,11 @@ func openChar(ctx context.Context, id uint32) (int, error) {
 		select {
 		case <-time.After(openPause):
 		case <-ctx.Done():
-			if err == unix.EBUSY {
+			switch {
+			case err == unix.EBUSY:
 				err = errServed
+			case errors.Is(err, fs.ErrPermission):
+				err = fmt.Errorf("%w: give the node's user access to ublkc[0-9]* by the udev rule", err)
 			}
 			return -1, os.NewSyscallError("open "+path, err)
 		}

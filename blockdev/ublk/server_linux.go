@@ -107,13 +107,6 @@ func (s *Server) change(ctx context.Context, d *Disk) (_ context.Context, end fu
 	}, nil
 }
 
-// leaves reports whether no change is to begin any more, or to wait.
-func (s *Server) leaves() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stopped
-}
-
 // settle gives up what can be of the changes under way, lets the others end, and no
 // more begin. The kernel waits inside of some for requests, without which it could
 // neither be left nor be taken up again.
@@ -178,7 +171,7 @@ func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*
 	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
 		if d.made { // close lets go of it at the latest
-			d.remains.Store(wantsFiles(err))
+			d.remains.Store(wantsFiles(err) && !errors.Is(err, errNotEnded))
 		} else {
 			s.forget(d)
 		}

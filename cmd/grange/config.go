@@ -54,6 +54,9 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 		if slices.ContainsFunc(flag.Envs, inEnvironment) {
 			return nil, nil
 		}
+		if slices.Contains(flag.Tag.Envs, "-") {
+			return nil, nil // what destroys something is said on the command line
+		}
 		return settings[flag.Name], nil
 	}))
 	return nil

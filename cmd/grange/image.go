@@ -247,7 +247,7 @@ func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 type imageExportCmd struct {
 	Name  string `arg:""`
 	File  string `arg:"" type:"path" help:"A file on the node's host, or - for standard output."`
-	Force bool   `help:"Replace a file that is there."`
+	Force bool   `env:"-" help:"Replace a file that is there."`
 }
 
 func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -292,9 +292,6 @@ func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	fmt.Fprintf(std.out, "removed %s %s\n", r.Kind, c.Name)
 	for _, tag := range r.Tags {
 		fmt.Fprintf(std.out, "tag %s still stands for what it was\n", tag)
-	}
-	for _, volume := range r.Volumes {
-		fmt.Fprintf(std.out, "volume %s was made from it, and stays readable\n", volume)
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 
 type volumeDetachCmd struct {
 	Name  string `arg:""`
-	Force bool   `help:"Although it is in use: who uses it gets errors."`
+	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
 }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
@@ -111,7 +111,7 @@ func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
 type volumeRmCmd struct {
 	Name  string `arg:""`
 	Purge bool   `help:"Delete its snapshots too, of which this version makes none."`
-	Force bool   `help:"Although it is in use: who uses it gets errors."`
+	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
 }
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli) error {

@@ -38,9 +38,8 @@ type Image struct {
 
 // Removed answers DELETE /api/images/{name}.
 type Removed struct {
-	Kind    content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
-	Tags    []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
-	Volumes []string     `json:"volumes,omitempty" doc:"volumes that this node knows of which were made from it, and stay readable"`
+	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
+	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
 }
 
 // ImportRequest is the body of PUT /api/images/{name}.

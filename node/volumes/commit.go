@@ -46,8 +46,8 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
 		return
 	}
-	if errors.Is(d.err, content.ErrCorrupt) || errors.Is(d.err, content.ErrConflict) {
-		return // time mends neither, and to look again may take long: whoever did mend it attaches it
+	if errors.Is(d.err, content.ErrCorrupt) {
+		return // time does not mend that, and to read it all again takes long: who does mend it attaches it
 	}
 	if v.attach(ctx, e) == nil { // else List shows it
 		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)

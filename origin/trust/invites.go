@@ -137,19 +137,19 @@ func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time) (InviteSt
 }
 
 // Revoke makes an unused invite useless. A used one is ErrConflict: its member
-// is revoked by its key instead.
-func (l *Invites) Revoke(id string) error {
+// is revoked by its key instead. What is on record of it is returned in both cases.
+func (l *Invites) Revoke(id string) (InviteState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st, err := l.load(id)
 	if err != nil {
-		return err
+		return st, err
 	}
 	if st.UsedBy != nil {
-		return fmt.Errorf("revoke invite %s: %w: member %s used it; revoke the member", id, content.ErrConflict, st.UsedBy)
+		return st, fmt.Errorf("revoke invite %s: %w: member %s used it; revoke the member", id, content.ErrConflict, st.UsedBy)
 	}
 	st.Revoked = true
-	return l.save(st)
+	return st, l.save(st)
 }
 
 // List returns all invites on record, oldest first.

@@ -261,14 +261,14 @@ func TestInviteIsGoodOnce(t *testing.T) {
 	if _, err := open().Redeem(inv, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("second user: %v", err)
 	}
-	if err := open().Revoke(st.ID); !errors.Is(err, content.ErrConflict) {
+	if _, err := open().Revoke(st.ID); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("revoke a used invite: %v", err)
 	}
 	unused, st, err := open().Create(RoleSeed, "", epoch().Add(time.Second), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := open().Revoke(st.ID); err != nil {
+	if _, err := open().Revoke(st.ID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := open().Redeem(unused, bob, epoch()); !errors.Is(err, content.ErrForbidden) {

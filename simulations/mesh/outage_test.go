@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -319,10 +320,23 @@ func TestRefusedOriginStopsNoVolumes(t *testing.T) {
 	if err := os.WriteFile(claim, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the origin is taken again", func(ctx context.Context) bool {
+	taken := func(ctx context.Context) bool {
 		s, err := n.Status(ctx)
 		return err == nil && s.Origin.State == "ok"
-	})
+	}
+	until(t, "the origin is taken again", taken)
+
+	// One that can't even be opened: a mount that is away.
+	if err := errors.Join(n.Stop(), os.Rename(origin, origin+".away"), os.WriteFile(origin, nil, 0o600), n.Restart(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := n.Status(t.Context()); err != nil || s.Origin.State == "ok" || s.Origin.Detail == "" {
+		t.Errorf("the origin is %+v, %v", s.Origin, err)
+	}
+	if err := errors.Join(os.Remove(origin), os.Rename(origin+".away", origin)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the origin is opened", taken)
 	run(t, n, "volume", "rm", "v")
 	if err := restart([]byte("{")); err == nil || !strings.Contains(n.Tail(5), "grange.json") {
 		t.Errorf("without volumes it starts: %v\n%s", err, n.Tail(5))
