@@ -164,8 +164,11 @@ func (n *Node) openDir(context.Context) error {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	lock, err := durable.Lock(filepath.Join(n.cfg.Dir, "lock"))
-	if err != nil {
+	if errors.Is(err, content.ErrConflict) {
 		return fmt.Errorf("data folder %s: another grange has it open: %w", n.cfg.Dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w; run the node as the user whose folder it is", n.cfg.Dir, err)
 	}
 	n.unlock = lock.Close
 	temp := filepath.Join(n.cfg.Dir, TempDir)

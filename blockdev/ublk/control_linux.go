@@ -32,7 +32,7 @@ func openControl() (*control, error) {
 	f, err := os.OpenFile(controlPath, os.O_RDWR, 0)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("ublk: %w: the kernel has not loaded it (modprobe ublk_drv), or is older than 6.0, or was built without it", errors.ErrUnsupported)
+		return nil, fmt.Errorf("ublk: %w: the kernel has not loaded it (modprobe ublk_drv), or is older than 6.5, or was built without it", errors.ErrUnsupported)
 	case err != nil:
 		return nil, fmt.Errorf("ublk: %w: give the node's user access by a udev rule, or run the node as root", err)
 	}

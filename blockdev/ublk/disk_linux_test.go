@@ -204,7 +204,9 @@ func TestStopIsRefusedWhileInUse(t *testing.T) {
 	if err := unix.Close(fd); err != nil {
 		t.Fatal(err)
 	}
-	shell(t, d.Path(), "e2fsck -fn $DISK && mount $DISK /mnt")
+	loop := strings.TrimSpace(shell(t, d.Path(), "losetup -f --show $DISK"))
+	refused(loop + " stands on " + d.Path())
+	shell(t, d.Path(), "losetup -d "+loop+"; e2fsck -fn $DISK && mount $DISK /mnt")
 	if err := d.Stop(t.Context(), true); err != nil {
 		t.Errorf("forced: %v", err)
 	}

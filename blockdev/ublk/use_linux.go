@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +25,7 @@ func hold(id uint32) (int, error) {
 	if err != nil {
 		return notHeld, err
 	}
-	if user := holder(devices); user != "" {
+	if user := cmp.Or(holder(devices), loop(id)); user != "" {
 		return notHeld, fmt.Errorf("%w: %s is in use: %s; end that, or force it", content.ErrConflict, devicePath(id), user)
 	}
 	// The kernel's own users, file systems and device mappers in any namespace,
@@ -85,6 +86,23 @@ func holder(devices []string) string {
 			continue // it has ended
 		}
 		return fmt.Sprintf("open in process %s (%s)", filepath.Base(process), strings.TrimSpace(string(name)))
+	}
+	return ""
+}
+
+// loop names a loop device over the disk or a part of it, empty if there is none: it
+// holds neither exclusively, and no process has them open.
+func loop(id uint32) string {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return ""
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		path := strings.TrimSpace(string(text))
+		if part, ok := strings.CutPrefix(path, devicePath(id)); err == nil && ok && (part == "" || part[0] == 'p') {
+			return fmt.Sprintf("/dev/%s stands on %s", filepath.Base(filepath.Dir(filepath.Dir(file))), path)
+		}
 	}
 	return ""
 }

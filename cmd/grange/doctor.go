@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/volumes"
 )
 
 type doctorCmd struct{}
@@ -51,7 +52,8 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
 			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
-			finding{"farm", good, fmt.Sprintf("%d neighbours", len(s.Farm))})
+			finding{"farm", good, fmt.Sprintf("%d neighbours", len(s.Farm))},
+			volumesFinding(ctx, app))
 	}
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
 	count := 0
@@ -68,6 +70,24 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%d of %d findings need a look", count, len(findings))
 	}
 	return nil
+}
+
+// volumesFinding names the volumes that the node can't serve.
+func volumesFinding(ctx context.Context, app *cli) finding {
+	var list []api.Volume
+	if err := app.ask(ctx, "GET", "/api/volumes", nil, &list); err != nil {
+		return finding{"volumes", bad, err.Error()}
+	}
+	var failed []string
+	for _, v := range list {
+		if v.State == string(volumes.StateFailed) {
+			failed = append(failed, v.Name)
+		}
+	}
+	if len(failed) > 0 {
+		return finding{"volumes", bad, fmt.Sprintf("%s can't be served; `grange volume show NAME` says why", strings.Join(failed, ", "))}
+	}
+	return finding{"volumes", good, fmt.Sprintf("%d here", len(list))}
 }
 
 // prefixed is a text with a prefix, or nothing.

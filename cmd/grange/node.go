@@ -42,6 +42,9 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if c.Join != nil && *c.Join == "" {
 		return fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
 	}
+	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
+		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", errUsage)
+	}
 	for _, origin := range c.Origin {
 		if strings.Contains(origin, ",s3://") || strings.Contains(origin, ",file://") || strings.Contains(origin, ",https://") {
 			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
