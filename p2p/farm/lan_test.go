@@ -55,8 +55,21 @@ func (l *lan) change(f func(*lan)) {
 	f(l)
 }
 
-// crash takes a host off the network for good.
-func (p *port) crash() { p.lan.change(func(*lan) { p.dead = true }) }
+// crash takes a host off the network for good. Who dialled it and was not accepted
+// learns that: a write to a pipe would wait for ever.
+func (p *port) crash() {
+	p.lan.change(func(*lan) {
+		p.dead = true
+		for {
+			select {
+			case c := <-p.streams:
+				c.Close()
+			default:
+				return
+			}
+		}
+	})
+}
 
 // reach returns the port of an address if a packet gets there.
 func (p *port) reach(address string) *port {
@@ -101,11 +114,15 @@ func (p *port) DialTimeout(address string, timeout time.Duration) (net.Conn, err
 		<-time.After(timeout)
 		return nil, errors.New("dial " + address + ": i/o timeout")
 	}
+	p.lan.mu.Lock() // against a crash meanwhile
+	defer p.lan.mu.Unlock()
 	here, there := net.Pipe()
-	select {
-	case to.streams <- there:
-		return here, nil
-	default:
-		return nil, errors.New("dial " + address + ": connection refused")
+	if !to.dead {
+		select {
+		case to.streams <- there:
+			return here, nil
+		default:
+		}
 	}
+	return nil, errors.New("dial " + address + ": connection refused")
 }
