@@ -26,7 +26,7 @@ type nodeCmd struct {
 	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
 	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
 	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
-	UblkThreads    int       `help:"Threads that serve block devices; 0: one for each processor, at most 4."`
+	UblkThreads    int       `help:"Threads that serve block devices; 0: one for two processors, at most 4."`
 	UblkQueues     int       `help:"Queues of a block device; 0: as many as threads, at most 2."`
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
