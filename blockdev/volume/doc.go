@@ -40,4 +40,8 @@
 // the volume opens for reading only, and says which range is lost. A mark follows
 // each sync, so that what was synced last is covered too; only a loss of power may
 // take the last mark with it.
+//
+// The file synced has the number of the last segment that is durable, as decimal
+// text. Segments below it are durable whole: one that is missing, or bad, is
+// corruption whatever the entries say.
 package volume

@@ -54,8 +54,8 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 		if slices.ContainsFunc(flag.Envs, inEnvironment) {
 			return nil, nil
 		}
-		if slices.Contains(flag.Tag.Envs, "-") {
-			return nil, nil // what destroys something is said on the command line
+		if len(flag.Envs) == 0 {
+			return nil, nil // what is not taken from the environment, since it destroys something
 		}
 		return settings[flag.Name], nil
 	}))

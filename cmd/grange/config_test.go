@@ -51,6 +51,28 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// TestForceIsSaidOnTheCommandLine: neither the environment nor a file takes a disk
+// from its users, or replaces a file.
+func TestForceIsSaidOnTheCommandLine(t *testing.T) {
+	t.Setenv("GRANGE_FORCE", "true")
+	force := func(args ...string) (forced []bool) {
+		t.Helper()
+		c, err := parse(t, "force: true\n", args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []bool{c.Volume.Rm.Force, c.Volume.Detach.Force, c.Image.Export.Force}
+	}
+	for i, args := range [][]string{{"volume", "rm", "v"}, {"volume", "detach", "v"}, {"image", "export", "i", "file"}} {
+		if force(args...)[i] {
+			t.Errorf("%q: forced by what is not on the command line", args)
+		}
+		if !force(append(args, "--force")...)[i] {
+			t.Errorf("%q --force: not forced", args)
+		}
+	}
+}
+
 func TestListsOfTheFile(t *testing.T) {
 	c, err := parse(t, "origin:\n- s3://a/b?x=1,2\n- file:///c\nfarm-join: [a:1, b:2]\n", "node")
 	if err != nil || len(c.Node.Origin) != 2 || c.Node.Origin[0] != "s3://a/b?x=1,2" || len(c.Node.FarmJoin) != 2 {
