@@ -3,7 +3,10 @@
 // other.
 package blockdev
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // Geometry describes a device. It does not change while the device is served,
 // except that Size may grow.
@@ -47,6 +50,19 @@ type Prompt interface {
 	// TryWriteAt appends the write if that needs no wait; false means nothing
 	// was written and the caller uses WriteAt.
 	TryWriteAt(p []byte, off int64) bool
+}
+
+// Direct is an optional ability of a Device: what Prompt is, for a door that has no
+// memory with the data of a request and can only have it copied.
+type Direct interface {
+	// TryReadTo gives w the n bytes at off, piece by piece, the first at 0, and
+	// returns true, or returns false at once: then w was given anything and the
+	// caller uses ReadAt. An error of w is false.
+	TryReadTo(w io.WriterAt, n int, off int64) bool
+	// TryWriteFrom writes n bytes at off that it takes from r if that needs no
+	// wait; false means nothing was written and the caller uses WriteAt. An error
+	// of r is false.
+	TryWriteFrom(r io.ReaderAt, n int, off int64) bool
 }
 
 // Trimmer is an optional ability of a Device: giving ranges back. After either

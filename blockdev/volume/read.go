@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -42,6 +41,27 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	}
 	return true
 }
+
+// TryReadTo implements blockdev.Direct.
+func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
+	buf := v.buffers.Get(min(n, pieceMax))
+	defer v.buffers.Put(buf)
+	for at := 0; at < n; {
+		piece := (*buf)[:min(n-at, pieceMax)]
+		if !v.TryReadAt(piece, off+int64(at)) {
+			return false
+		}
+		if _, err := w.WriteAt(piece, int64(at)); err != nil {
+			return false
+		}
+		at += len(piece)
+	}
+	return true
+}
+
+// pieceMax is how much is read at a time to be passed on: what a processor keeps
+// close by.
+const pieceMax = 128 << 10
 
 // locate says what covers the byte at off, and how many bytes of length it does;
 // an extent without sectors is the source. Called with mu.
@@ -183,8 +203,8 @@ func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 		}
 		return v.check(e, p, first, read)
 	}
-	buf := v.buffers.get(span)
-	defer v.buffers.put(buf)
+	buf := v.buffers.Get(span)
+	defer v.buffers.Put(buf)
 	if err := read(f, *buf, begin); err != nil {
 		return err
 	}
@@ -201,8 +221,8 @@ func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 	f := v.segments[e.seg].file
 	start := e.data - int64(e.before)*sectorSize // of the entry's data
 	units := (len(b) + unit - 1) / unit
-	sums := v.buffers.get(4 * units)
-	defer v.buffers.put(sums)
+	sums := v.buffers.Get(4 * units)
+	defer v.buffers.Put(sums)
 	at := start - 4*int64(all) + 4*int64(first)
 	if err := read(f, *sums, at); err != nil {
 		return err
@@ -287,17 +307,3 @@ func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(
 	}
 	return true, nil
 }
-
-// buffers lends byte slices.
-type buffers struct{ pool *sync.Pool }
-
-func (b buffers) get(n int) *[]byte {
-	p, _ := b.pool.Get().(*[]byte)
-	if p == nil || cap(*p) < n {
-		p = new(make([]byte, max(n, 2*unit)))
-	}
-	*p = (*p)[:n]
-	return p
-}
-
-func (b buffers) put(p *[]byte) { b.pool.Put(p) }

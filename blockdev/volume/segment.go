@@ -65,23 +65,28 @@ func (e entry) size() int64 {
 	return e.dataOffset() + int64(e.sectors)*sectorSize
 }
 
-// encodeEntry appends an entry to b.
-func encodeEntry(b []byte, e entry, data []byte) []byte {
+// encode returns the entry with its data.
+func (e entry) encode(data []byte) []byte {
+	b := make([]byte, e.size())
+	copy(b[e.dataOffset():], data)
+	e.seal(b)
+	return b
+}
+
+// seal makes of b, which has room for the entry and its data in place, the entry.
+func (e entry) seal(b []byte) {
 	table := castagnoli()
-	at := len(b)
-	b = append(b, entryMagic...)
-	b = append(b, e.kind, 0, 0, 0)
-	b = binary.LittleEndian.AppendUint64(b, e.seq)
-	b = binary.LittleEndian.AppendUint64(b, e.durable)
-	b = binary.LittleEndian.AppendUint64(b, e.start)
-	b = binary.LittleEndian.AppendUint32(b, e.sectors)
-	b = append(b, 0, 0, 0, 0)
-	for off := 0; off < len(data); off += unit {
-		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(data[off:min(off+unit, len(data))], table))
+	head, sums, data := b[:entryHeader], b[entryHeader:e.dataOffset()], b[e.dataOffset():]
+	copy(head, entryMagic)
+	head[4], head[5], head[6], head[7] = e.kind, 0, 0, 0
+	binary.LittleEndian.PutUint64(head[8:], e.seq)
+	binary.LittleEndian.PutUint64(head[16:], e.durable)
+	binary.LittleEndian.PutUint64(head[24:], e.start)
+	binary.LittleEndian.PutUint32(head[32:], e.sectors)
+	for u := range e.units() {
+		binary.LittleEndian.PutUint32(sums[4*u:], crc32.Checksum(data[u*unit:min((u+1)*unit, len(data))], table))
 	}
-	sum := crc32.Update(crc32.Checksum(b[at:at+36], table), table, b[at+entryHeader:])
-	binary.LittleEndian.PutUint32(b[at+36:], sum)
-	return append(b, data...)
+	binary.LittleEndian.PutUint32(head[36:], crc32.Update(crc32.Checksum(head[:36], table), table, sums))
 }
 
 // decodeEntry reads the head of an entry from b, which holds at least the head

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/blockdev/scratch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
@@ -66,7 +67,7 @@ type Volume struct {
 	cfg     Config
 	meta    Meta
 	lock    io.Closer
-	buffers buffers
+	buffers scratch.Pool
 
 	mu       sync.RWMutex // guards what follows; readers hold it while they read the journal
 	segments []*segment
@@ -89,6 +90,7 @@ type Volume struct {
 var (
 	_ blockdev.Device  = (*Volume)(nil)
 	_ blockdev.Prompt  = (*Volume)(nil)
+	_ blockdev.Direct  = (*Volume)(nil)
 	_ blockdev.Trimmer = (*Volume)(nil)
 	_ blockdev.Mapper  = (*Volume)(nil)
 )
@@ -134,7 +136,7 @@ func Open(cfg Config) (*Volume, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &Volume{cfg: cfg, buffers: buffers{new(sync.Pool)}}
+	v := &Volume{cfg: cfg}
 	b, err := os.ReadFile(filepath.Join(cfg.Dir, metaName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open volume %s: %w", cfg.Dir, content.ErrNotFound)
@@ -201,7 +203,7 @@ func (v *Volume) Close() error {
 		errs = append(errs, durable.SyncDir(v.cfg.Dir))
 		v.note(v.segments)
 		if v.told < v.written {
-			mark := encodeEntry(nil, entry{kind: kindMark, seq: v.seq + 1, durable: v.written}, nil)
+			mark := entry{kind: kindMark, seq: v.seq + 1, durable: v.written}.encode(nil)
 			if _, err := s.file.WriteAt(mark, s.size); err == nil {
 				errs = append(errs, s.file.Sync())
 			}

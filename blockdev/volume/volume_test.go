@@ -108,6 +108,20 @@ func expect(t rapidT, v *Volume, want []byte, off, n int64) {
 	if v.TryReadAt(q, off) && !bytes.Equal(q, want[off:off+n]) {
 		t.Fatalf("try read %d at %d: other bytes", n, off)
 	}
+	w := window(bytes.Repeat([]byte{0xee}, int(n)))
+	if v.TryReadTo(w, len(w), off) && !bytes.Equal(w, want[off:off+n]) {
+		t.Fatalf("try read %d at %d to a writer: other bytes", n, off)
+	}
+}
+
+// window is the data of a request that is given in pieces.
+type window []byte
+
+func (w window) WriteAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > int64(len(w)) {
+		return 0, errors.New("beyond the end of the request")
+	}
+	return copy(w[off:], p), nil
 }
 
 type rapidT interface {
@@ -133,7 +147,11 @@ func TestModel(t *testing.T) {
 				p := make([]byte, n)
 				rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
 				fua := rapid.Bool().Draw(r, "fua")
-				if fua || !v.TryWriteAt(p, off) {
+				prompt := v.TryWriteAt
+				if rapid.Bool().Draw(r, "direct") {
+					prompt = func(p []byte, off int64) bool { return v.TryWriteFrom(bytes.NewReader(p), len(p), off) }
+				}
+				if fua || !prompt(p, off) {
 					if err := v.WriteAt(t.Context(), p, off, fua); err != nil {
 						r.Fatal(err)
 					}
@@ -387,8 +405,8 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 }
 
 func FuzzDecodeEntry(f *testing.F) {
-	f.Add(encodeEntry(nil, entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}, make([]byte, 9*sectorSize)))
-	f.Add(encodeEntry(nil, entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}, nil))
+	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(make([]byte, 9*sectorSize)))
+	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := decodeEntry(b)
 		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
@@ -411,3 +429,44 @@ func BenchmarkWrite4K(b *testing.B) {
 }
 
 var _ blockdev.Device = (*Volume)(nil)
+
+// TestBrokenRequest: a request whose data can't be had, or given, is left to the
+// caller, and nothing of it is written.
+func TestBrokenRequest(t *testing.T) {
+	v := open(t, create(t), nil)
+	defer v.Close()
+	old := bytes.Repeat([]byte{1}, 3*unit)
+	must(t, v.WriteAt(t.Context(), old, 0, false))
+	if v.TryWriteFrom(bytes.NewReader(make([]byte, 2*unit)), 3*unit, 0) {
+		t.Error("a write was taken of which a part is missing")
+	}
+	expect(t, v, old, 0, 3*unit)
+	if v.TryReadTo(make(window, 2*unit), 3*unit, 0) {
+		t.Error("a read was answered that nobody took")
+	}
+	must(t, v.WriteAt(t.Context(), old[:unit], unit, false))
+	expect(t, v, old, 0, 3*unit)
+}
+
+// TestPromptAllocatesNothing: hits are too many for the garbage collector.
+func TestPromptAllocatesNothing(t *testing.T) {
+	v := open(t, create(t), nil)
+	defer v.Close()
+	p, request := make([]byte, 2*unit), bytes.NewReader(make([]byte, 2*unit))
+	var w io.WriterAt = make(window, 2*unit)
+	must(t, v.WriteAt(t.Context(), p, 0, false))
+	for name, prompt := range map[string]func() bool{
+		"TryReadAt":    func() bool { return v.TryReadAt(p, 0) },
+		"TryReadTo":    func() bool { return v.TryReadTo(w, 2*unit, 0) },
+		"TryWriteAt":   func() bool { return v.TryWriteAt(p, 0) },
+		"TryWriteFrom": func() bool { return v.TryWriteFrom(request, 2*unit, 0) },
+	} {
+		if n := testing.AllocsPerRun(500, func() {
+			if !prompt() {
+				t.Errorf("%s: not at once", name)
+			}
+		}); n > 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"syscall"
 
@@ -15,7 +16,7 @@ import (
 // WriteAt implements blockdev.Device.
 func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
 	v.mu.Lock()
-	err := v.write(p, off)
+	err := v.write(from(p), len(p), off)
 	v.mu.Unlock()
 	if err == nil && fua {
 		err = v.Flush(ctx)
@@ -25,34 +26,58 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 
 // TryWriteAt implements blockdev.Prompt: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
-func (v *Volume) TryWriteAt(p []byte, off int64) bool {
+func (v *Volume) TryWriteAt(p []byte, off int64) bool { return v.tryWrite(from(p), len(p), off) }
+
+// TryWriteFrom implements blockdev.Direct.
+func (v *Volume) TryWriteFrom(r io.ReaderAt, n int, off int64) bool {
+	return v.tryWrite(func(dst []byte, at int) error {
+		got, err := r.ReadAt(dst, int64(at))
+		if got == len(dst) {
+			err = nil
+		}
+		return err
+	}, n, off)
+}
+
+func (v *Volume) tryWrite(data source, n int, off int64) bool {
 	if !v.mu.TryLock() {
 		return false
 	}
 	defer v.mu.Unlock()
-	n := len(v.segments)
-	if n == 0 || v.segments[n-1].size >= segmentMax || len(p) > writeMax {
+	last := len(v.segments) - 1
+	if last < 0 || v.segments[last].size >= segmentMax || n > writeMax {
 		return false
 	}
-	return v.write(p, off) == nil
+	return v.write(data, n, off) == nil
+}
+
+// source fills dst with the data of a write from its byte at on. A write takes each
+// byte from it once.
+type source func(dst []byte, at int) error
+
+func from(p []byte) source {
+	return func(dst []byte, at int) error {
+		copy(dst, p[at:])
+		return nil
+	}
 }
 
 // write appends one entry for each writeMax of data. Called with mu.
-func (v *Volume) write(p []byte, off int64) error {
-	for len(p) > 0 {
-		part := p[:min(len(p), writeMax)]
-		e := entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(len(part) / sectorSize)}
-		if err := v.append(e, part); err != nil {
-			return fmt.Errorf("write %d bytes at %d: %w", len(part), off, err)
+func (v *Volume) write(data source, n int, off int64) error {
+	for at := 0; at < n; {
+		part := min(n-at, writeMax)
+		e := entry{kind: kindData, start: uint64((off + int64(at)) / sectorSize), sectors: uint32(part / sectorSize)}
+		if err := v.append(e, data, at); err != nil {
+			return fmt.Errorf("write %d bytes at %d: %w", part, off+int64(at), err)
 		}
-		p, off = p[len(part):], off+int64(len(part))
+		at += part
 	}
 	return nil
 }
 
-// append writes an entry to the open segment and lays it over the map. A full
-// disk leaves the journal as it was. Called with mu.
-func (v *Volume) append(e entry, data []byte) error {
+// append writes an entry, whose data begins at byte at of data, to the open segment
+// and lays it over the map. A full disk leaves the journal as it was. Called with mu.
+func (v *Volume) append(e entry, data source, at int) error {
 	switch {
 	case v.closed:
 		return content.ErrClosed
@@ -67,7 +92,13 @@ func (v *Volume) append(e entry, data []byte) error {
 	e.seq, e.durable = v.seq+1, v.durable
 	index := len(v.segments) - 1
 	s := v.segments[index]
-	v.scratch = encodeEntry(v.scratch[:0], e, data)
+	v.scratch = slices.Grow(v.scratch[:0], int(e.size()))[:e.size()]
+	if e.kind == kindData {
+		if err := data(v.scratch[e.dataOffset():], at); err != nil {
+			return err
+		}
+	}
+	e.seal(v.scratch)
 	if _, err := s.file.WriteAt(v.scratch, s.size); err != nil {
 		if err := s.file.Truncate(s.size); err != nil {
 			v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
@@ -169,7 +200,7 @@ func (v *Volume) mark() {
 	if v.told >= v.durable || v.closed {
 		return
 	}
-	if err := v.append(entry{kind: kindMark}, nil); err != nil {
+	if err := v.append(entry{kind: kindMark}, nil, 0); err != nil {
 		v.cfg.Log.Debug("no mark after a flush", "dir", v.cfg.Dir, "err", err)
 	}
 }
@@ -202,7 +233,7 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, _, fua bool) error
 	var err error
 	for length > 0 && err == nil {
 		n := min(length, zeroMax*sectorSize)
-		err = v.append(entry{kind: kindZero, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil)
+		err = v.append(entry{kind: kindZero, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil, 0)
 		off, length = off+n, length-n
 	}
 	v.mu.Unlock()

@@ -1,0 +1,44 @@
+// Package scratch lends memory for the length of a request.
+package scratch
+
+import (
+	"math/bits"
+	"sync"
+)
+
+const (
+	// bitsMin and bitsMax are the powers of two of the smallest and the largest
+	// buffer that is kept: 4 KiB, what guests mostly ask for, and 4 MiB, the longest
+	// request of a kernel's disk.
+	bitsMin = 12
+	bitsMax = 22
+)
+
+// Pool keeps buffers by size, until the garbage collector wants them. The zero value
+// is ready; safe for concurrent use.
+type Pool struct {
+	classes [bitsMax - bitsMin + 1]sync.Pool
+}
+
+// Get lends n bytes of any content.
+func (p *Pool) Get(n int) *[]byte {
+	class := class(n)
+	if class >= len(p.classes) {
+		return new(make([]byte, n))
+	}
+	if b, ok := p.classes[class].Get().(*[]byte); ok {
+		*b = (*b)[:n]
+		return b
+	}
+	return new(make([]byte, n, 1<<(class+bitsMin)))
+}
+
+// Put takes back what Get has lent; nobody may use it from here on.
+func (p *Pool) Put(b *[]byte) {
+	if class := class(cap(*b)); class < len(p.classes) {
+		p.classes[class].Put(b)
+	}
+}
+
+// class of the buffers that hold n bytes.
+func class(n int) int { return max(0, bits.Len(uint(max(n, 1)-1))-bitsMin) }
