@@ -22,7 +22,14 @@ const (
 	featureRecovery = 1 << 3
 	featureReissue  = 1 << 4
 	featureIoctl    = 1 << 6
-	featuresNeeded  = featureRecovery | featureReissue | featureIoctl
+	featureUserCopy = 1 << 7
+	featuresNeeded  = featureRecovery | featureReissue | featureIoctl | featureUserCopy
+
+	// Where a request's data is in its device's file: each queue has as many tags,
+	// and each tag as many bytes, as these leave room for.
+	dataOffset = 1 << 31
+	dataQueue  = 1 << 41
+	dataTag    = 1 << 25
 
 	stateDead = 0 // not started, or stopped
 	stateLive = 1 // the other is quiesced, 2
@@ -99,7 +106,7 @@ func (p params) fits(other params) bool {
 type ioCommand struct {
 	queue, tag uint16
 	res        int32
-	addr       uint64
+	_          uint64
 }
 
 // descriptor is struct ublksrv_io_desc: a request, in memory that the kernel

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -165,6 +166,14 @@ func (m mapped) Geometry() blockdev.Geometry {
 }
 func (m mapped) TryReadAt(p []byte, off int64) bool  { return move(p, m[off:]) }
 func (m mapped) TryWriteAt(p []byte, off int64) bool { return move(m[off:][:len(p)], p) }
+func (m mapped) TryReadTo(w io.WriterAt, n int, off int64) bool {
+	_, err := w.WriteAt(m[off:][:n], 0)
+	return err == nil
+}
+func (m mapped) TryWriteFrom(r io.ReaderAt, n int, off int64) bool {
+	_, err := r.ReadAt(m[off:][:n], 0)
+	return err == nil
+}
 func (m mapped) ReadAt(_ context.Context, p []byte, off int64) error {
 	m.TryReadAt(p, off)
 	return nil

@@ -56,7 +56,7 @@ func (c *control) probe() error {
 	case err != nil:
 		return fmt.Errorf("%w: the kernel does not say what its driver can do, and is older than 6.5: %w", errors.ErrUnsupported, err)
 	case *features&featuresNeeded != featuresNeeded:
-		return fmt.Errorf("%w: the kernel's driver lacks user recovery (features %#x): 6.5 and later have it", errors.ErrUnsupported, *features)
+		return fmt.Errorf("%w: the kernel's driver lacks user recovery or user copy (features %#x): 6.5 and later have it", errors.ErrUnsupported, *features)
 	}
 	return nil
 }

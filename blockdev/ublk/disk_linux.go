@@ -62,7 +62,7 @@ var (
 type Disk struct {
 	server   *Server
 	device   blockdev.Device
-	prompter blockdev.Prompt  // nil if device is none
+	direct   blockdev.Direct  // nil if device is none
 	trimmer  blockdev.Trimmer // nil if device is none
 	complain rate.Sometimes
 
@@ -76,17 +76,16 @@ type Disk struct {
 	stopping sync.Mutex  // one Stop at a time, before Server.mu
 
 	// What follows belongs to whoever has announced a change of the disk.
-	id         uint32
-	made       bool                    // the kernel has it
-	requestMax int                     // bytes
-	char       int                     // file descriptor of /dev/ublkcN, -1 while there is none
-	queues     []*queue                // those that threads have
-	refuse     context.CancelCauseFunc // ends the wait for the threads' first requests
+	id     uint32
+	made   bool                    // the kernel has it
+	char   int                     // file descriptor of /dev/ublkcN, -1 while there is none
+	queues []*queue                // those that threads have
+	refuse context.CancelCauseFunc // ends the wait for the threads' first requests
 }
 
 func newDisk(s *Server, device blockdev.Device) *Disk {
 	d := &Disk{server: s, device: device, char: -1, complain: rate.Sometimes{First: 1, Interval: complainInterval}}
-	d.prompter, _ = device.(blockdev.Prompt)
+	d.direct, _ = device.(blockdev.Direct)
 	d.trimmer, _ = device.(blockdev.Trimmer)
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d
@@ -132,7 +131,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", devicePath(id), err)
 		}
-		if p.fits(d.params(i)) {
+		if p.fits(d.params(i)) && i.flags&featuresNeeded == featuresNeeded {
 			return d.takeUp(ctx, i)
 		}
 		if err := i.servedElsewhere(); err != nil {
@@ -184,10 +183,7 @@ func (d *Disk) begin(ctx context.Context, i info) error {
 	if err := d.server.control.setParams(i.id, d.params(i)); err != nil {
 		return err
 	}
-	queues, err := newQueues(d, i)
-	if err != nil {
-		return err
-	}
+	queues := newQueues(d, i)
 	if err := d.connect(ctx, queues); err != nil {
 		return err
 	}
@@ -214,15 +210,12 @@ func (d *Disk) prime(ctx context.Context) {
 // for want of something comes before it, and once begun it is not given up.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
 	d.started.Store(true)
-	queues, err := newQueues(d, i)
-	if err != nil {
-		return err
-	}
+	queues := newQueues(d, i)
 	control, failed := d.server.control, "take up "+d.Path()+": %w"
 	if err := control.startRecovery(ctx, i); err != nil && !errors.Is(err, errBegun) {
-		return errors.Join(fmt.Errorf(failed, err), closeAll(queues))
+		return fmt.Errorf(failed, err)
 	}
-	err = d.connect(d.ctx, queues)
+	err := d.connect(d.ctx, queues)
 	if errors.Is(err, errServed) {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), control.remove(d.ctx, i.id, notHeld))
 	}

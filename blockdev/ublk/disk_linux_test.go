@@ -1,7 +1,6 @@
 package ublk_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -365,32 +364,17 @@ func TestOneNumberTwice(t *testing.T) {
 	}
 }
 
-// TestMemoryIsGivenBack fills the memory of a queue and finds it gone when the queue
-// was quiet; what is read then is whole.
-func TestMemoryIsGivenBack(t *testing.T) {
+// TestQuietDiskHoldsNoMemory: what 64 long requests at once took is given back.
+func TestQuietDiskHoldsNoMemory(t *testing.T) {
 	s, _ := serve(t, ublk.Config{Queues: 1})
 	m := newMemory(64 << 20)
 	for i := range m.data {
-		m.data[i] = 1 // so that only the queue's memory is new below
+		m.data[i] = 1 // so that only the requests' memory is new below
 	}
 	d := add(t, s, m)
 	before := holding(t).kib
 	shell(t, d.Path(), "fio --name=x --filename=$DISK --rw=write --bs=512k --iodepth=64 --ioengine=io_uring --direct=1 --size=64m --verify=crc32c --thread --minimal >/dev/null")
-	full := holding(t).kib - before
-	if full < 24<<10 { // of the 32 MiB that the queue has
-		t.Fatalf("only %d KiB more in use: nothing to give back", full)
-	}
-	for i := range 3 {
-		block := bytes.Repeat([]byte{byte(i)}, 4096)
-		m.mu.Lock()
-		copy(m.data[8192:], block)
-		m.mu.Unlock()
-		if got, err := read(d.Path(), 8192); err != nil || !bytes.Equal(got, block) {
-			t.Fatalf("block %d: %v", i, err)
-		}
-		shell(t, "", "sleep 11")                            // twice as long as a quiet queue keeps its memory
-		if left := holding(t).kib - before; left > full/2 { // the rest is the runtime's
-			t.Errorf("%d of %d KiB are still in use", left, full)
-		}
+	if left := holding(t).kib - before; left > 8<<10 { // of 32 MiB; some is the runtime's
+		t.Errorf("%d KiB are still in use", left)
 	}
 }

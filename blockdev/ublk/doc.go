@@ -5,7 +5,9 @@
 // threads, and a thread serves queues of many devices from one ring, in which it
 // sleeps as long as none has work. What a device can answer at once is answered
 // on that thread; what must wait is waited for on a goroutine of its own, so that
-// a slow chunk holds up its own request and no other.
+// a slow chunk holds up its own request and no other. The data of a request stays
+// with the kernel, and is copied from and to where the device has it
+// ([blockdev.Direct]).
 //
 // Devices outlive their server. When it ends, in whatever way, the kernel keeps
 // them and their requests; the next server with the same Owner takes them up by
@@ -19,7 +21,5 @@
 // Needed are a kernel with user recovery and io_uring's deferred task work, 6.5
 // and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
 // and access to /dev/ublk-control and /dev/ublkc*). The module's parameter ublks_max
-// bounds the devices, of all users in some kernels; vm.overcommit_memory=2 counts the
-// address space of their data, Queues × Depth × Request each. Processors are
-// little-endian.
+// bounds the devices, of all users in some kernels. Processors are little-endian.
 package ublk

@@ -18,11 +18,7 @@ func BreakRecovery(ctx context.Context, number int) error {
 		return err
 	}
 	d := &Disk{id: i.id}
-	queues, err := newQueues(d, i)
-	if err != nil {
-		return err
-	}
-	return d.connect(ctx, queues)
+	return d.connect(ctx, newQueues(d, i))
 }
 
 func beginRecovery(ctx context.Context, number int) (info, error) {

@@ -32,7 +32,7 @@ func TestLayouts(t *testing.T) {
 		{"ublk_params", unsafe.Sizeof(q), 112}, {".max_sectors", unsafe.Offsetof(q.basic) + unsafe.Offsetof(q.basic.maxSectors), 16},
 		{".dev_sectors", unsafe.Offsetof(q.basic) + unsafe.Offsetof(q.basic.sectors), 24}, {".discard", unsafe.Offsetof(q.discard), 40},
 		{".max_discard_segments", unsafe.Offsetof(q.discard) + unsafe.Offsetof(q.discard.maxSegments), 56},
-		{"ublksrv_io_cmd", unsafe.Sizeof(o), 16}, {".addr", unsafe.Offsetof(o.addr), 8},
+		{"ublksrv_io_cmd", unsafe.Sizeof(o), 16}, {".result", unsafe.Offsetof(o.res), 4},
 		{"ublksrv_io_desc", unsafe.Sizeof(r), 24}, {".start_sector", unsafe.Offsetof(r.start), 8},
 	} {
 		if x.got != x.want {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -252,10 +253,14 @@ func (r *recorder) take() []string {
 	return calls
 }
 
-func (r *recorder) TryReadAt([]byte, int64) bool { return false }
+func (r *recorder) TryReadTo(io.WriterAt, int, int64) bool { return false }
 
-func (r *recorder) TryWriteAt(p []byte, off int64) bool {
+func (r *recorder) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	r.record("prompt write")
+	p := make([]byte, n)
+	if _, err := data.ReadAt(p, 0); err != nil {
+		return false
+	}
 	return r.memory.WriteAt(context.Background(), p, off, false) == nil
 }
 

@@ -119,7 +119,7 @@ func TestManyDisksLeaveNothing(t *testing.T) {
 	if after.files > before.files || after.nodes != 0 || len(after.threads) != 4 || after.goroutines > before.goroutines {
 		t.Errorf("left: %+v, before %+v", after, before)
 	}
-	// A disk has four mappings; the runtime has some more when it is busy.
+	// A disk has two mappings; the runtime has some more when it is busy.
 	if after.mappings > before.mappings+many/2 || after.heap > before.heap+many {
 		t.Errorf("memory is left: %+v, before %+v", after, before)
 	}
@@ -130,7 +130,7 @@ func TestManyDisksLeaveNothing(t *testing.T) {
 func TestIdleCostsNothing(t *testing.T) {
 	const (
 		watch  = 30 * time.Second
-		settle = 12 * time.Second // until the memory of the disks' first reads is given back
+		settle = 12 * time.Second // until the disks' first reads are told to the meter
 	)
 	old := deviceThreads(t) // of servers that have just ended
 	serve(t, ublk.Config{Owner: another, Threads: 2})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 	"unsafe"
 
@@ -21,17 +23,14 @@ type queue struct {
 	slot        int // in its thread
 	mapping     []byte
 	descriptors []descriptor // by tag, written by the kernel
-	data        []byte       // of the requests, one after the other
 	tasks       []task       // by tag
 	live        int          // tags that have not ended
-	waiting     int          // tags whose requests have goroutines
-	used        bool         // since the thread last gave memory back
-	touched     bool         // data may hold memory
 	fetched     chan struct{}
 	ended       chan struct{}
 }
 
-// task is a request that waits for the device on a goroutine of its own.
+// task is what is done for a request. It reads what a write brings, and writes what
+// a read wants, from byte 0 of the request on, while the kernel waits for its answer.
 type task struct {
 	queue *queue
 	tag   uint16
@@ -39,22 +38,17 @@ type task struct {
 	run   func() // bound once
 }
 
-// newQueues makes the queues of a device, with memory for data that costs nothing
-// until it is used.
-func newQueues(d *Disk, i info) ([]*queue, error) {
-	d.requestMax = int(i.requestMax)
+// newQueues makes the queues of a device.
+func newQueues(d *Disk, i info) []*queue {
 	queues := make([]*queue, i.queues)
 	for number := range queues {
-		depth := int(i.depth)
-		q := &queue{disk: d, number: number, tasks: make([]task, depth), live: depth, fetched: make(chan struct{}), ended: make(chan struct{})}
-		var err error
-		q.data, err = unix.Mmap(-1, 0, depth*d.requestMax, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("map %d bytes for the data of %s: %w", depth*d.requestMax, d.Path(), err), closeAll(queues[:number]))
+		q := &queue{disk: d, number: number, tasks: make([]task, i.depth), live: int(i.depth), fetched: make(chan struct{}), ended: make(chan struct{})}
+		for tag := range q.tasks {
+			q.tasks[tag].queue, q.tasks[tag].tag = q, uint16(tag)
 		}
 		queues[number] = q
 	}
-	return queues, nil
+	return queues
 }
 
 // connect maps the kernel's descriptors.
@@ -84,32 +78,24 @@ func closeAll(queues []*queue) error {
 
 // close unmaps; no tag may be left in the kernel.
 func (q *queue) close() error {
-	err := unix.Munmap(q.data)
-	if q.mapping != nil {
-		err = errors.Join(err, unix.Munmap(q.mapping))
+	if q.mapping == nil {
+		return nil
 	}
-	return err
-}
-
-// buffer is the memory of a tag.
-func (q *queue) buffer(tag uint16) []byte {
-	n := q.disk.requestMax
-	return q.data[int(tag)*n:][:n:n]
+	return unix.Munmap(q.mapping)
 }
 
 // prompt answers a request that needs no wait.
 func (q *queue) prompt(tag uint16) (res int32, ok bool) {
-	r, device := q.descriptors[tag], q.disk.prompter
-	n := int(r.sectors) * sectorSize
-	if device == nil || n > q.disk.requestMax {
+	r, device, t := q.descriptors[tag], q.disk.direct, &q.tasks[tag]
+	if device == nil {
 		return 0, false
 	}
-	p, off := q.buffer(tag)[:n], int64(r.start)*sectorSize
+	n, off := int(r.sectors)*sectorSize, int64(r.start)*sectorSize
 	switch r.op & (reqMask | reqFUA) {
 	case reqRead, reqRead | reqFUA:
-		ok = device.TryReadAt(p, off)
+		ok = device.TryReadTo(t, n, off)
 	case reqWrite:
-		ok = device.TryWriteAt(p, off)
+		ok = device.TryWriteFrom(t, n, off)
 	}
 	return int32(n), ok
 }
@@ -118,13 +104,36 @@ func (q *queue) prompt(tag uint16) (res int32, ok bool) {
 func (q *queue) hand(tag uint16) {
 	t := &q.tasks[tag]
 	if t.run == nil {
-		t.queue, t.tag = q, tag
 		t.run = func() {
 			t.res = t.do()
 			q.thread.answered(t)
 		}
 	}
 	go t.run()
+}
+
+// ReadAt implements io.ReaderAt: the data of a write.
+func (t *task) ReadAt(p []byte, off int64) (int, error) { return t.copy(unix.SYS_PREAD64, p, off) }
+
+// WriteAt implements io.WriterAt: the data of a read.
+func (t *task) WriteAt(p []byte, off int64) (int, error) { return t.copy(unix.SYS_PWRITE64, p, off) }
+
+// copy moves data between p and the request. It waits for nothing, and the runtime
+// isn't told, which takes longer than a block.
+func (t *task) copy(call uintptr, p []byte, off int64) (int, error) {
+	at := dataOffset + dataQueue*int64(t.queue.number) + dataTag*int64(t.tag) + off
+	for {
+		n, _, errno := unix.RawSyscall6(call, uintptr(t.queue.disk.char), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(at), 0, 0)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			return 0, os.NewSyscallError("copy the data of a request", errno)
+		case int(n) < len(p):
+			return int(n), fmt.Errorf("copy the data of a request: %w: %d bytes of %d", io.ErrUnexpectedEOF, n, len(p))
+		default:
+			return len(p), nil
+		}
+	}
 }
 
 // do asks the device, and returns what the kernel is to be told: bytes, or an
@@ -136,7 +145,7 @@ func (t *task) do() int32 {
 		ctx = d.readContext()
 	}
 	began := time.Now()
-	n, err := d.serve(ctx, r, t.queue.buffer(t.tag))
+	n, err := t.serve(ctx, r)
 	d.server.meter.Waited(time.Since(began))
 	if err == nil {
 		return n
@@ -153,15 +162,11 @@ func (t *task) do() int32 {
 }
 
 // serve does a request with the device.
-func (d *Disk) serve(ctx context.Context, r descriptor, buffer []byte) (int32, error) {
-	off, n, fua := int64(r.start)*sectorSize, int64(r.sectors)*sectorSize, r.op&reqFUA != 0
+func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
+	d, off, n, fua := t.queue.disk, int64(r.start)*sectorSize, int64(r.sectors)*sectorSize, r.op&reqFUA != 0
 	switch op := r.op & reqMask; {
-	case (op == reqRead || op == reqWrite) && n > int64(len(buffer)):
-		return 0, fmt.Errorf("%d bytes in a request of at most %d: %w", n, len(buffer), errors.ErrUnsupported)
-	case op == reqRead:
-		return int32(n), d.device.ReadAt(ctx, buffer[:n], off)
-	case op == reqWrite:
-		return int32(n), d.device.WriteAt(ctx, buffer[:n], off, fua)
+	case op == reqRead || op == reqWrite:
+		return int32(n), t.move(ctx, r, int(n))
 	case op == reqFlush:
 		return 0, d.device.Flush(ctx)
 	case op == reqDiscard && d.trimmer != nil:
@@ -171,4 +176,25 @@ func (d *Disk) serve(ctx context.Context, r descriptor, buffer []byte) (int32, e
 	default:
 		return 0, fmt.Errorf("request of kind %d: %w", op, errors.ErrUnsupported)
 	}
+}
+
+// move does a read or a write of n bytes by way of memory of our own.
+func (t *task) move(ctx context.Context, r descriptor, n int) error {
+	if n > requestMax {
+		return fmt.Errorf("%d bytes in a request of at most %d: %w", n, requestMax, errors.ErrUnsupported)
+	}
+	d, off := t.queue.disk, int64(r.start)*sectorSize
+	p := d.server.buffers.Get(n)
+	defer d.server.buffers.Put(p)
+	if r.op&reqMask == reqWrite {
+		if _, err := t.ReadAt(*p, 0); err != nil {
+			return err
+		}
+		return d.device.WriteAt(ctx, *p, off, r.op&reqFUA != 0)
+	}
+	if err := d.device.ReadAt(ctx, *p, off); err != nil {
+		return err
+	}
+	_, err := t.WriteAt(*p, 0)
+	return err
 }

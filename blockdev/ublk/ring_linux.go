@@ -18,7 +18,6 @@ const (
 	setupDeferTaskrun = 1 << 13
 
 	enterGetEvents = 1 << 0
-	cqOverflow     = 1 << 1 // in the flags of the submission queue
 
 	offSQ   = 0
 	offCQ   = 0x8000000
@@ -74,7 +73,6 @@ type ring struct {
 	sqeMap         []byte
 	stride         int // bytes of a submission
 	sqHead, sqTail *uint32
-	sqFlags        *uint32
 	sqMask         uint32
 	tail           uint32 // of what next gave out
 	submitted      uint32 // of what the kernel took
@@ -117,7 +115,7 @@ func (r *ring) mapAll(p *ringParams) (err error) {
 		return err
 	}
 	word := func(b []byte, off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[off])) }
-	r.sqHead, r.sqTail, r.sqFlags = word(r.sqMap, p.sq.head), word(r.sqMap, p.sq.tail), word(r.sqMap, p.sq.flags)
+	r.sqHead, r.sqTail = word(r.sqMap, p.sq.head), word(r.sqMap, p.sq.tail)
 	r.sqMask = *word(r.sqMap, p.sq.mask)
 	for i, array := uint32(0), unsafe.Slice(word(r.sqMap, p.sq.array), p.sqEntries); i < p.sqEntries; i++ {
 		array[i] = i
@@ -174,7 +172,7 @@ func (r *ring) cancel(which, token uint64) error {
 }
 
 // submit gives the kernel all submissions and takes in what has completed, and
-// does not wait. The kernel copies requests' data meanwhile.
+// does not wait.
 func (r *ring) submit() error { return r.enter(0) }
 
 // linger is submit, and waits until something has completed or a signal comes. The
@@ -216,9 +214,6 @@ func transient(errno unix.Errno) bool {
 
 // empty reports whether no completion is left to take.
 func (r *ring) empty() bool { return *r.cqHead == atomic.LoadUint32(r.cqTail) }
-
-// overflown reports whether completions wait in the kernel for room.
-func (r *ring) overflown() bool { return atomic.LoadUint32(r.sqFlags)&cqOverflow != 0 }
 
 // take returns the oldest completion; the queue must not be empty.
 func (r *ring) take() completion {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/meter"
+	"github.com/grangemesh/grange/blockdev/scratch"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -31,6 +32,7 @@ type Server struct {
 	control *control
 	meter   *meter.Meter
 	threads []*thread
+	buffers scratch.Pool
 
 	mu      sync.Mutex
 	disks   map[*Disk]struct{} // guarded by mu

@@ -28,9 +28,8 @@ const (
 	// work, a collection of garbage above all, while it waits for requests.
 	lullNanos = 1_000_000
 
-	// keepSeconds is how long the memory of a queue's data is kept for the next
-	// requests.
-	keepSeconds = 5
+	// tellSeconds is how long after a request the meter hears of it.
+	tellSeconds = 5
 )
 
 // thread serves queues of any number of disks from one ring, on an operating
@@ -41,7 +40,7 @@ type thread struct {
 	name   string
 	wake   signal
 	// For the kernel to read: in the heap, where nothing moves.
-	keep, lull unix.Timespec
+	tell, lull unix.Timespec
 
 	mu    sync.Mutex
 	inbox inbox // guarded by mu
@@ -69,7 +68,7 @@ func newThread(s *Server, number int) (*thread, error) {
 	wake, err := newSignal()
 	return &thread{
 		server: s, name: fmt.Sprintf("ublk-%d", number), wake: wake,
-		keep: unix.Timespec{Sec: keepSeconds}, lull: unix.Timespec{Nsec: lullNanos},
+		tell: unix.Timespec{Sec: tellSeconds}, lull: unix.Timespec{Nsec: lullNanos},
 	}, err
 }
 
@@ -160,7 +159,8 @@ func (t *thread) turn() error {
 		t.quiet = false
 	}
 	if tick {
-		return t.tick()
+		t.ticking = false
+		t.server.meter.Publish(&t.tally)
 	}
 	return nil
 }
@@ -210,8 +210,6 @@ func (t *thread) receive() error {
 		}
 	}
 	for _, a := range in.answered {
-		a.queue.waiting--
-		a.queue.used = true // its data, until the kernel has fetched it
 		if err := t.answer(a.queue, a.tag, a.res, ioCommitAndFetch); err != nil {
 			return err
 		}
@@ -252,7 +250,7 @@ func (t *thread) answer(q *queue, tag uint16, res int32, command uint64) error {
 		return err
 	}
 	s.opcode, s.fd, s.off, s.userData = opCommand, int32(q.disk.char), command, uint64(q.slot)<<tagBits|uint64(tag)
-	*(*ioCommand)(unsafe.Pointer(&s.payload)) = ioCommand{queue: uint16(q.number), tag: tag, res: res, addr: address(&q.buffer(tag)[0])}
+	*(*ioCommand)(unsafe.Pointer(&s.payload)) = ioCommand{queue: uint16(q.number), tag: tag, res: res}
 	return nil
 }
 
@@ -263,7 +261,6 @@ func (t *thread) complete(q *queue, tag uint16, res int32) error {
 		return nil
 	}
 	count(&t.tally, q.descriptors[tag])
-	q.used, q.touched = true, true
 	if err := t.keepTicking(); err != nil {
 		return err
 	}
@@ -272,7 +269,6 @@ func (t *thread) complete(q *queue, tag uint16, res int32) error {
 	}
 	t.working.Add(1)
 	t.handed = true
-	q.waiting++
 	q.hand(tag)
 	return nil
 }
@@ -302,34 +298,5 @@ func (t *thread) keepTicking() error {
 		return nil
 	}
 	t.ticking = true
-	return t.ring.alarm(&t.keep, tokenTick)
-}
-
-// tick tells the meter, and gives back the memory of queues that had no request
-// since the last one.
-//
-// It comes when all completions are taken. The kernel fills the memory of a write
-// when it completes its fetch, which with setupDeferTaskrun happens inside of
-// this thread's calls alone; it reads that of an answer while it is submitted. So
-// none of a quiet queue is under way now.
-func (t *thread) tick() error {
-	t.ticking = false
-	t.server.meter.Publish(&t.tally)
-	overflown, again := t.ring.overflown(), false
-	for _, q := range t.queues {
-		switch {
-		case q == nil || !q.touched:
-		case q.used || q.waiting > 0 || overflown:
-			q.used, again = false, true
-		default:
-			if err := unix.Madvise(q.data, unix.MADV_DONTNEED); err != nil {
-				return fmt.Errorf("give back the memory of %s: %w", q.disk.Path(), err)
-			}
-			q.touched = false
-		}
-	}
-	if again {
-		return t.keepTicking()
-	}
-	return nil
+	return t.ring.alarm(&t.tell, tokenTick)
 }
