@@ -8,13 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/blockdev/pagecache"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/blockdev/volume"
 )
 
 const (
@@ -38,30 +41,77 @@ func BenchmarkDoors(b *testing.B) {
 		{"read-128k", "read", "128k", "4"}, {"write-128k", "write", "128k", "4"},
 	} {
 		b.Run(load.name, func(b *testing.B) {
-			iops := make(map[string]float64)
-			for b.Loop() {
-				for range benchTurns {
-					for name, path := range devices {
-						iops[name] += fio(b, path, load.rw, load.bs, load.depth) / benchTurns
-					}
-				}
-			}
-			for name, n := range iops {
-				b.ReportMetric(n/float64(b.N), name+"-iops")
-			}
+			iops := inTurns(b, devices, load.rw, load.bs, load.depth, "--time_based", fmt.Sprintf("--runtime=%d", benchSeconds))
 			b.ReportMetric(iops["ublk"]/iops["loop"], "of-loop")
 			b.ReportMetric(iops["ublk"]/iops["nbd"], "of-nbd")
 			b.ReportMetric(iops["ublk"]/iops["nbdkit"], "of-nbdkit")
-			b.ReportMetric(0, "ns/op")
 		})
 	}
 }
 
-// fio drives a device and returns its requests a second.
-func fio(b *testing.B, path, rw, bs, depth string) float64 {
+// BenchmarkVolume compares a volume, whose image and journal are in memory, with the
+// kernel's loop device on a raw file. The figures are to be read as those of
+// BenchmarkDoors.
+func BenchmarkVolume(b *testing.B) {
+	dir := b.TempDir()
+	devices := map[string]string{"loop": loopDevice(b, benchFile(b, dir, "loop"))}
+	path := filepath.Join(dir, "volume")
+	if err := volume.Create(path, volume.Meta{ID: [16]byte{1}, Size: benchSize, Epoch: 1}); err != nil {
+		b.Fatal(err)
+	}
+	f, err := os.Open(benchFile(b, dir, "image"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.Close() })
+	v, err := volume.Open(volume.Config{Dir: path, Source: image{f}, SourceSize: benchSize, ChunkSize: imageChunk})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { v.Close() })
+	devices["volume"] = newServed(b, v)
+	for _, load := range []struct{ name, rw, bs, depth, bound string }{
+		{"read-4k-1", "randread", "4k", "1", "--runtime=3"}, {"read-4k-32", "randread", "4k", "32", "--runtime=3"},
+		{"read-128k", "read", "128k", "4", "--runtime=3"},
+		// Each write makes the journal longer, and it is in memory here.
+		{"write-4k-1", "randwrite", "4k", "1", "--io_size=8m"}, {"write-4k-32", "randwrite", "4k", "32", "--io_size=64m"},
+		{"write-128k", "write", "128k", "4", "--io_size=128m"},
+		{"reread-4k-32", "randread", "4k", "32", "--runtime=3"}, {"reread-128k", "read", "128k", "4", "--runtime=3"},
+	} {
+		b.Run(load.name, func(b *testing.B) {
+			bounds := []string{load.bound}
+			if strings.HasPrefix(load.bound, "--runtime") {
+				bounds = append(bounds, "--time_based")
+			}
+			iops := inTurns(b, devices, load.rw, load.bs, load.depth, bounds...)
+			b.ReportMetric(iops["volume"]/iops["loop"], "of-loop")
+		})
+	}
+}
+
+// inTurns drives each device in each turn, and returns their requests a second.
+func inTurns(b *testing.B, devices map[string]string, rw, bs, depth string, bounds ...string) map[string]float64 {
 	b.Helper()
-	out, err := exec.CommandContext(b.Context(), "fio", "--name=x", "--filename="+path, "--rw="+rw, "--bs="+bs, "--iodepth="+depth,
-		"--ioengine=io_uring", "--direct=1", "--time_based", fmt.Sprintf("--runtime=%d", benchSeconds), "--thread", "--norandommap", "--output-format=json").Output()
+	iops := make(map[string]float64)
+	for b.Loop() {
+		for range benchTurns {
+			for name, path := range devices {
+				iops[name] += fio(b, path, append(bounds, "--rw="+rw, "--bs="+bs, "--iodepth="+depth)...) / benchTurns
+			}
+		}
+	}
+	for name, n := range iops {
+		b.ReportMetric(n/float64(b.N), name+"-iops")
+	}
+	b.ReportMetric(0, "ns/op")
+	return iops
+}
+
+// fio drives a device and returns its requests a second.
+func fio(b *testing.B, path string, options ...string) float64 {
+	b.Helper()
+	out, err := exec.CommandContext(b.Context(), "fio", append(options, "--name=x", "--filename="+path,
+		"--ioengine=io_uring", "--direct=1", "--thread", "--norandommap", "--output-format=json")...).Output()
 	if err != nil {
 		b.Fatalf("fio: %v\n%s", err, out)
 	}
@@ -76,46 +126,65 @@ func fio(b *testing.B, path, rw, bs, depth string) float64 {
 
 // benchDevices serves a file in four ways, each a copy of its own.
 func benchDevices(b *testing.B, dir string) map[string]string {
-	file := func(name string) string {
-		path := filepath.Join(dir, name)
-		if out, err := exec.Command("dd", "if=/dev/urandom", "of="+path, "bs=1M", fmt.Sprintf("count=%d", benchSize>>20)).CombinedOutput(); err != nil {
-			b.Fatalf("%v: %s", err, out)
-		}
-		return path
+	devices := map[string]string{
+		"loop": loopDevice(b, benchFile(b, dir, "loop")),
+		"ublk": newServed(b, openMapped(b, benchFile(b, dir, "ublk"))),
+		"nbd":  "/dev/nbd0", "nbdkit": "/dev/nbd1",
 	}
-	command := func(script string) {
-		if out, err := exec.Command("bash", "-euc", script).CombinedOutput(); err != nil {
-			b.Fatalf("%s: %v: %s", script, err, out)
-		}
-	}
-	command("losetup /dev/loop0 " + file("loop"))
-	b.Cleanup(func() { command("losetup -d /dev/loop0") })
-
-	s, err := ublk.New(ublk.Config{Owner: owner})
-	if err != nil {
-		b.Fatal(err)
-	}
-	background(b, s.Run)
-	d, err := s.Add(b.Context(), -1, openMapped(b, file("ublk")))
-	if err != nil {
-		b.Fatal(err)
-	}
-
-	door, err := nbd.New(nbd.Config{Exports: only{openMapped(b, file("nbd"))}, Addresses: []string{"unix:" + filepath.Join(dir, "nbd.sock")}})
+	door, err := nbd.New(nbd.Config{Exports: only{openMapped(b, benchFile(b, dir, "nbd"))}, Addresses: []string{"unix:" + filepath.Join(dir, "nbd.sock")}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	background(b, door.Run)
-	nbdkit := exec.Command("nbdkit", "-f", "-U", filepath.Join(dir, "nbdkit.sock"), "file", file("nbdkit"))
+	nbdkit := exec.Command("nbdkit", "-f", "-U", filepath.Join(dir, "nbdkit.sock"), "file", benchFile(b, dir, "nbdkit"))
 	if err := nbdkit.Start(); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { nbdkit.Process.Kill(); nbdkit.Wait() })
 	for i, socket := range []string{"nbd.sock", "nbdkit.sock"} {
-		command(fmt.Sprintf("until nbd-client -unix %s -N '' /dev/nbd%d -b 512 2>&1; do sleep 0.1; done", filepath.Join(dir, socket), i))
-		b.Cleanup(func() { command(fmt.Sprintf("nbd-client -d /dev/nbd%d", i)) })
+		command(b, fmt.Sprintf("until nbd-client -unix %s -N '' /dev/nbd%d -b 512 2>&1; do sleep 0.1; done", filepath.Join(dir, socket), i))
+		b.Cleanup(func() { command(b, fmt.Sprintf("nbd-client -d /dev/nbd%d", i)) })
 	}
-	return map[string]string{"ublk": d.Path(), "loop": "/dev/loop0", "nbd": "/dev/nbd0", "nbdkit": "/dev/nbd1"}
+	return devices
+}
+
+// benchFile makes a file of random bytes.
+func benchFile(b *testing.B, dir, name string) string {
+	path := filepath.Join(dir, name)
+	command(b, fmt.Sprintf("dd if=/dev/urandom of=%s bs=1M count=%d", path, benchSize>>20))
+	return path
+}
+
+func command(b *testing.B, script string) {
+	b.Helper()
+	if out, err := exec.Command("bash", "-euc", script).CombinedOutput(); err != nil {
+		b.Fatalf("%s: %v: %s", script, err, out)
+	}
+}
+
+func loopDevice(b *testing.B, path string) string {
+	command(b, "losetup /dev/loop0 "+path)
+	b.Cleanup(func() { command(b, "losetup -d /dev/loop0") })
+	return "/dev/loop0"
+}
+
+// newServed serves a device as a disk until the end of the benchmark.
+func newServed(b *testing.B, device blockdev.Device) string {
+	s, err := ublk.New(ublk.Config{Owner: owner})
+	if err != nil {
+		b.Fatal(err)
+	}
+	background(b, s.Run)
+	d, err := s.Add(b.Context(), -1, device)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := d.Stop(context.Background(), true); err != nil {
+			b.Error(err)
+		}
+	})
+	return d.Path()
 }
 
 // background runs until the end of the benchmark.
@@ -139,8 +208,24 @@ func (o only) Lookup(context.Context, string) (blockdev.Device, func(), error) {
 }
 func (o only) List(context.Context) ([]string, error) { return nil, nil }
 
-// mapped is a file as a device, read and written through a mapping, so that what is
-// measured is the door.
+const imageChunk = 128 << 10
+
+// image is a file as the source of a volume, read as a cache reads it.
+type image struct{ f *os.File }
+
+func (i image) TryReadChunk(index uint64, off int, p []byte) bool {
+	return pagecache.Read(i.f, p, int64(index)*imageChunk+int64(off))
+}
+func (i image) ReadChunk(_ context.Context, index uint64, off int, p []byte) error {
+	_, err := i.f.ReadAt(p, int64(index)*imageChunk+int64(off))
+	return err
+}
+func (i image) NextData(_ context.Context, index uint64) (start, end uint64, err error) {
+	return index, benchSize / imageChunk, nil
+}
+
+// mapped is a file as a device whose bytes are where the door can copy them from and
+// to, so that what is measured is the door.
 type mapped []byte
 
 func openMapped(b *testing.B, path string) mapped {
