@@ -217,6 +217,10 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	err := d.connect(d.ctx, queues)
 	if errors.Is(err, errServed) {
+		now, _ := control.info(i.id) // if that fails, one that nobody serves
+		if quicker := now.servedElsewhere(); quicker != nil {
+			return quicker
+		}
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), control.remove(d.ctx, i.id, notHeld))
 	}
 	if err != nil {
