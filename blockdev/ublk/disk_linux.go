@@ -138,7 +138,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 			return err
 		}
 		if held, err = hold(id); err != nil {
-			return fmt.Errorf("it is there with another size, or for writing: %w", err)
+			return fmt.Errorf("it was made with another size, another right to write, or by an older version: %w", err)
 		}
 	}
 	if err := control.remove(ctx, id, held); err != nil {
@@ -206,8 +206,8 @@ func (d *Disk) prime(ctx context.Context) {
 // takeUp goes on where the last server ended. An error leaves the disk for another
 // try, but for errNotTakenUp: then it is gone.
 //
-// The kernel has no way back from the middle of a recovery. So all that may fail
-// for want of something comes before it, and once begun it is not given up.
+// The kernel has no way back from the middle of a recovery: once begun it is not given
+// up.
 func (d *Disk) takeUp(ctx context.Context, i info) error {
 	d.started.Store(true)
 	queues := newQueues(d, i)

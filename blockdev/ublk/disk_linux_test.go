@@ -364,17 +364,31 @@ func TestOneNumberTwice(t *testing.T) {
 	}
 }
 
-// TestQuietDiskHoldsNoMemory: what 64 long requests at once took is given back.
+// TestQuietDiskHoldsNoMemory: 64 long requests that wait hold memory, and give it back.
 func TestQuietDiskHoldsNoMemory(t *testing.T) {
+	const depth, each = 64, 512 << 10
 	s, _ := serve(t, ublk.Config{Queues: 1})
-	m := newMemory(64 << 20)
-	for i := range m.data {
-		m.data[i] = 1 // so that only the requests' memory is new below
-	}
+	m := newMemory(depth * each)
 	d := add(t, s, m)
-	before := holding(t).kib
-	shell(t, d.Path(), "fio --name=x --filename=$DISK --rw=write --bs=512k --iodepth=64 --ioengine=io_uring --direct=1 --size=64m --verify=crc32c --thread --minimal >/dev/null")
-	if left := holding(t).kib - before; left > 8<<10 { // of 32 MiB; some is the runtime's
+	release := make(chan struct{})
+	m.held = func(int64) <-chan struct{} { return release }
+	before := holding(t).heap
+	ended := make(chan error, 1)
+	go func() {
+		_, err := run(t.Context(), d.Path(), "fio --name=x --filename=$DISK --rw=read --bs=512k --iodepth=64 --ioengine=io_uring --direct=1 --size=32m --thread --minimal >/dev/null")
+		ended <- err
+	}()
+	for range depth {
+		<-m.waiting
+	}
+	if full := holding(t).heap - before; full < depth*each>>10 {
+		t.Errorf("%d requests of %d KiB wait in %d KiB", depth, each>>10, full)
+	}
+	close(release)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if left := holding(t).heap - before; left > 4<<10 { // some is the runtime's
 		t.Errorf("%d KiB are still in use", left)
 	}
 }

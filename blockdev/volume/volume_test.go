@@ -447,26 +447,3 @@ func TestBrokenRequest(t *testing.T) {
 	must(t, v.WriteAt(t.Context(), old[:unit], unit, false))
 	expect(t, v, old, 0, 3*unit)
 }
-
-// TestPromptAllocatesNothing: hits are too many for the garbage collector.
-func TestPromptAllocatesNothing(t *testing.T) {
-	v := open(t, create(t), nil)
-	defer v.Close()
-	p, request := make([]byte, 2*unit), bytes.NewReader(make([]byte, 2*unit))
-	var w io.WriterAt = make(window, 2*unit)
-	must(t, v.WriteAt(t.Context(), p, 0, false))
-	for name, prompt := range map[string]func() bool{
-		"TryReadAt":    func() bool { return v.TryReadAt(p, 0) },
-		"TryReadTo":    func() bool { return v.TryReadTo(w, 2*unit, 0) },
-		"TryWriteAt":   func() bool { return v.TryWriteAt(p, 0) },
-		"TryWriteFrom": func() bool { return v.TryWriteFrom(request, 2*unit, 0) },
-	} {
-		if n := testing.AllocsPerRun(500, func() {
-			if !prompt() {
-				t.Errorf("%s: not at once", name)
-			}
-		}); n > 0 {
-			t.Errorf("%s: %v allocations", name, n)
-		}
-	}
-}
