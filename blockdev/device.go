@@ -53,7 +53,8 @@ type Prompt interface {
 }
 
 // Direct is an optional ability of a Device: what Prompt is, for a door that has no
-// memory with the data of a request and can only have it copied.
+// memory with the data of a request and can only have it copied. What copies it is
+// not kept after the call returns.
 type Direct interface {
 	// TryReadTo gives w the n bytes at off, piece by piece, the first at 0, and
 	// returns true, or returns false at once: then w was given anything and the

@@ -26,10 +26,10 @@ const (
 	featuresNeeded  = featureRecovery | featureReissue | featureIoctl | featureUserCopy
 
 	// Where a request's data is in its device's file: each queue has as many tags,
-	// and each tag as many bytes, as these leave room for.
-	dataOffset = 1 << 31
-	dataQueue  = 1 << 41
-	dataTag    = 1 << 25
+	// and each tag as many bytes, as these leave room for. It takes 64 bits.
+	dataOffset uintptr = 1 << 31
+	dataQueue  uintptr = 1 << 41
+	dataTag    uintptr = 1 << 25
 
 	stateDead = 0 // not started, or stopped
 	stateLive = 1 // the other is quiesced, 2

@@ -49,6 +49,7 @@ const (
 var (
 	errLeft    = errors.New("the server has left the disk")
 	errStopped = errors.New("the disk was stopped")
+	errHeld    = fmt.Errorf("%w: requests are held by a device that does not return", content.ErrUnavailable)
 )
 
 var (
@@ -244,7 +245,7 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 // endRecovery tells the kernel again and again, while there are no files to do so,
 // and for a moment after ctx ends.
 func (d *Disk) endRecovery(ctx context.Context) error {
-	ctx, cancel := withGrace(ctx, cancelTimeout)
+	ctx, cancel := withGrace(ctx)
 	defer cancel()
 	for {
 		err := d.server.control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
@@ -404,7 +405,7 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 func (d *Disk) destroy(ctx context.Context, held int) error {
 	unhook := context.AfterFunc(ctx, func() { d.cancel(errStopped) })
 	defer unhook()
-	patient, cancel := withGrace(ctx, cancelTimeout)
+	patient, cancel := withGrace(ctx)
 	defer cancel()
 	if err := d.server.control.stop(patient, d.id, held); err != nil {
 		return err
@@ -413,7 +414,7 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 		select {
 		case <-q.ended:
 		case <-patient.Done():
-			return fmt.Errorf("stop %s: %w: requests are held by a device that does not return", d.Path(), content.ErrUnavailable)
+			return fmt.Errorf("stop %s: %w", d.Path(), errHeld)
 		}
 	}
 	d.cancel(errStopped)
@@ -427,11 +428,12 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 	return nil
 }
 
-// withGrace is a context that ends a while after ctx.
-func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
-	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
-	return later, func() { unhook(); cancel() }
+// withGrace is a context that ends cancelTimeout after ctx: what is not done by then
+// waits for requests.
+func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
+	later, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(cancelTimeout, func() { cancel(errHeld) }) })
+	return later, func() { unhook(); cancel(nil) }
 }
 
 // close lets go of the kernel's part; the threads must have let go of the queues.

@@ -1,6 +1,7 @@
 package ublk_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -230,6 +231,43 @@ func TestStopEndsStuckRequests(t *testing.T) {
 	}
 	if err := <-failed; err == nil {
 		t.Error("the read succeeded")
+	}
+}
+
+// deaf is a device that does not hear that a request was cancelled.
+type deaf struct{ *memory }
+
+func (d deaf) ReadAt(_ context.Context, p []byte, off int64) error {
+	return d.memory.ReadAt(context.Background(), p, off)
+}
+
+// TestStopWaitsForDeafDevice: a disk whose device does not return is not stopped, and
+// its reader gets what it waits for.
+func TestStopWaitsForDeafDevice(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(1 << 20)
+	d := add(t, s, deaf{m})
+	release := make(chan struct{})
+	m.held = func(int64) <-chan struct{} { return release }
+	copy(m.data[8192:], "late")
+	type result struct {
+		p   []byte
+		err error
+	}
+	late := make(chan result, 1)
+	go func() {
+		p, err := read(d.Path(), 8192)
+		late <- result{p, err}
+	}()
+	<-m.waiting
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.Stop(ctx, true); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "does not return") {
+		t.Errorf("stop: %v", err)
+	}
+	close(release)
+	if r := <-late; r.err != nil || !bytes.HasPrefix(r.p, []byte("late")) {
+		t.Errorf("the reader got %.4q, %v", r.p, r.err)
 	}
 }
 

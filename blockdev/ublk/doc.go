@@ -21,5 +21,5 @@
 // Needed are a kernel with user recovery and io_uring's deferred task work, 6.5
 // and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
 // and access to /dev/ublk-control and /dev/ublkc*). The module's parameter ublks_max
-// bounds the devices, of all users in some kernels. Processors are little-endian.
+// bounds the devices, of all users in some kernels. Processors are little-endian, of 64 bits.
 package ublk

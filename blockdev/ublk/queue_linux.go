@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // queue is one queue of a disk. Once its thread has it, that alone uses it, and
@@ -121,9 +122,13 @@ func (t *task) WriteAt(p []byte, off int64) (int, error) { return t.copy(unix.SY
 // copy moves data between p and the request. It waits for nothing, and the runtime
 // isn't told, which takes longer than a block.
 func (t *task) copy(call uintptr, p []byte, off int64) (int, error) {
-	at := dataOffset + dataQueue*int64(t.queue.number) + dataTag*int64(t.tag) + off
+	// The kernel says that it copied all of p though that goes beyond the request.
+	if n := int64(t.queue.descriptors[t.tag].sectors) * sectorSize; off < 0 || off > n-int64(len(p)) {
+		return 0, fmt.Errorf("%w: %d bytes at %d of a request of %d", content.ErrInvalid, len(p), off, n)
+	}
+	at := dataOffset + dataQueue*uintptr(t.queue.number) + dataTag*uintptr(t.tag) + uintptr(off)
 	for {
-		n, _, errno := unix.RawSyscall6(call, uintptr(t.queue.disk.char), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(at), 0, 0)
+		n, _, errno := unix.RawSyscall6(call, uintptr(t.queue.disk.char), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), at, 0, 0)
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0:

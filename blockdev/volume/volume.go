@@ -79,8 +79,7 @@ type Volume struct {
 	synced   int    // segments before this one are synced whole
 	newNames bool   // segments were made since the folder was synced
 	failed   error  // a failed write or sync: no more of either
-	scratch  []byte
-	settled  bool // what was replayed is durable
+	settled  bool   // what was replayed is durable
 	closed   bool
 
 	syncing sync.Mutex // one sync at a time; those who wait share the next

@@ -39,7 +39,7 @@ func (v *Volume) TryWriteFrom(r io.ReaderAt, n int, off int64) bool {
 	}, n, off)
 }
 
-func (v *Volume) tryWrite(data source, n int, off int64) bool {
+func (v *Volume) tryWrite(data payload, n int, off int64) bool {
 	if !v.mu.TryLock() {
 		return false
 	}
@@ -51,11 +51,11 @@ func (v *Volume) tryWrite(data source, n int, off int64) bool {
 	return v.write(data, n, off) == nil
 }
 
-// source fills dst with the data of a write from its byte at on. A write takes each
+// payload fills dst with the data of a write from its byte at on. A write takes each
 // byte from it once.
-type source func(dst []byte, at int) error
+type payload func(dst []byte, at int) error
 
-func from(p []byte) source {
+func from(p []byte) payload {
 	return func(dst []byte, at int) error {
 		copy(dst, p[at:])
 		return nil
@@ -63,7 +63,7 @@ func from(p []byte) source {
 }
 
 // write appends one entry for each writeMax of data. Called with mu.
-func (v *Volume) write(data source, n int, off int64) error {
+func (v *Volume) write(data payload, n int, off int64) error {
 	for at := 0; at < n; {
 		part := min(n-at, writeMax)
 		e := entry{kind: kindData, start: uint64((off + int64(at)) / sectorSize), sectors: uint32(part / sectorSize)}
@@ -77,7 +77,7 @@ func (v *Volume) write(data source, n int, off int64) error {
 
 // append writes an entry, whose data begins at byte at of data, to the open segment
 // and lays it over the map. A full disk leaves the journal as it was. Called with mu.
-func (v *Volume) append(e entry, data source, at int) error {
+func (v *Volume) append(e entry, data payload, at int) error {
 	switch {
 	case v.closed:
 		return content.ErrClosed
@@ -92,14 +92,15 @@ func (v *Volume) append(e entry, data source, at int) error {
 	e.seq, e.durable = v.seq+1, v.durable
 	index := len(v.segments) - 1
 	s := v.segments[index]
-	v.scratch = slices.Grow(v.scratch[:0], int(e.size()))[:e.size()]
+	b := v.buffers.Get(int(e.size()))
+	defer v.buffers.Put(b)
 	if e.kind == kindData {
-		if err := data(v.scratch[e.dataOffset():], at); err != nil {
+		if err := data((*b)[e.dataOffset():], at); err != nil {
 			return err
 		}
 	}
-	e.seal(v.scratch)
-	if _, err := s.file.WriteAt(v.scratch, s.size); err != nil {
+	e.seal(*b)
+	if _, err := s.file.WriteAt(*b, s.size); err != nil {
 		if err := s.file.Truncate(s.size); err != nil {
 			v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
 		}
@@ -110,7 +111,7 @@ func (v *Volume) append(e entry, data source, at int) error {
 	if e.kind != kindMark {
 		v.written = v.seq
 	}
-	v.apply(uint32(index), s.size, e, v.scratch[entryHeader:])
+	v.apply(uint32(index), s.size, e, (*b)[entryHeader:])
 	s.size += e.size()
 	return nil
 }

@@ -30,18 +30,23 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	// What is not taken from the environment, since it destroys something, is not
+	// taken from a file either.
+	setting := map[string]bool{}
 	for _, node := range append([]*kong.Node{k.Model.Node}, k.Model.Leaves(false)...) {
 		for _, flag := range node.Flags {
-			known[flag.Name] = true
+			setting[flag.Name] = len(flag.Envs) > 0
 		}
 	}
 	var unknown []string
 	for name := range settings {
-		if known[name] {
+		_, flag := setting[name]
+		switch meant := strings.ReplaceAll(name, "_", "-"); {
+		case setting[name]:
 			continue
-		}
-		if meant := strings.ReplaceAll(name, "_", "-"); known[meant] {
+		case flag:
+			name += " (on the command line alone)"
+		case setting[meant]:
 			name += " (" + meant + " is meant?)"
 		}
 		unknown = append(unknown, name)
@@ -53,9 +58,6 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 	ctx.AddResolver(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 		if slices.ContainsFunc(flag.Envs, inEnvironment) {
 			return nil, nil
-		}
-		if len(flag.Envs) == 0 {
-			return nil, nil // what is not taken from the environment, since it destroys something
 		}
 		return settings[flag.Name], nil
 	}))

@@ -57,7 +57,7 @@ func TestForceIsSaidOnTheCommandLine(t *testing.T) {
 	t.Setenv("GRANGE_FORCE", "true")
 	force := func(args ...string) (forced []bool) {
 		t.Helper()
-		c, err := parse(t, "force: true\n", args...)
+		c, err := parse(t, "", args...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,6 +69,9 @@ func TestForceIsSaidOnTheCommandLine(t *testing.T) {
 		}
 		if !force(append(args, "--force")...)[i] {
 			t.Errorf("%q --force: not forced", args)
+		}
+		if _, err := parse(t, "force: true\n", args...); err == nil || !strings.Contains(err.Error(), "force (on the command line alone)") {
+			t.Errorf("%q with a file that forces: %v", args, err)
 		}
 	}
 }
