@@ -132,14 +132,19 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", devicePath(id), err)
 		}
-		if p.fits(d.params(i)) && i.flags&featuresNeeded == featuresNeeded {
+		ours := i.flags&(featuresNeeded|featuresOther) == featuresNeeded
+		if ours && p.fits(d.params(i)) {
 			return d.takeUp(ctx, i)
 		}
 		if err := i.servedElsewhere(); err != nil {
 			return err
 		}
-		if held, err = hold(id); err != nil {
-			return fmt.Errorf("it was made with another size, another right to write, or by an older version: %w", err)
+		held, err = hold(id)
+		switch {
+		case err != nil && !ours:
+			return fmt.Errorf("it was made by another version of this program, which alone can serve those who use it: start that one, end its use, then start this one again: %w", err)
+		case err != nil:
+			return fmt.Errorf("it is there with another size, or for writing: %w", err)
 		}
 	}
 	if err := control.remove(ctx, id, held); err != nil {
