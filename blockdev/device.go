@@ -57,7 +57,7 @@ type Prompt interface {
 // not kept after the call returns.
 type Direct interface {
 	// TryReadTo gives w the n bytes at off, piece by piece, the first at 0, and
-	// returns true, or returns false at once: then w was given anything and the
+	// returns true, or returns false at once: then what w was given is void and the
 	// caller uses ReadAt. An error of w is false.
 	TryReadTo(w io.WriterAt, n int, off int64) bool
 	// TryWriteFrom writes n bytes at off that it takes from r if that needs no

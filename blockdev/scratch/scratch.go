@@ -22,7 +22,7 @@ type Pool struct {
 
 // Get lends n bytes of any content.
 func (p *Pool) Get(n int) *[]byte {
-	class := class(n)
+	class := classOf(n)
 	if class >= len(p.classes) {
 		return new(make([]byte, n))
 	}
@@ -35,10 +35,10 @@ func (p *Pool) Get(n int) *[]byte {
 
 // Put takes back what Get has lent; nobody may use it from here on.
 func (p *Pool) Put(b *[]byte) {
-	if class := class(cap(*b)); class < len(p.classes) {
+	if class := classOf(cap(*b)); class < len(p.classes) {
 		p.classes[class].Put(b)
 	}
 }
 
-// class of the buffers that hold n bytes.
-func class(n int) int { return max(0, bits.Len(uint(max(n, 1)-1))-bitsMin) }
+// classOf is the class of the buffers that hold n bytes.
+func classOf(n int) int { return max(0, bits.Len(uint(max(n, 1)-1))-bitsMin) }

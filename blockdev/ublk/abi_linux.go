@@ -24,9 +24,12 @@ const (
 	featureIoctl    = 1 << 6
 	featureUserCopy = 1 << 7
 	featuresNeeded  = featureRecovery | featureReissue | featureIoctl | featureUserCopy
-	// featuresOther have requests served in other ways: zero copy, data on demand,
-	// zones, registered buffers, batches.
-	featuresOther = 1<<0 | 1<<2 | 1<<8 | 1<<11 | 1<<15
+	// With these, requests are served in other ways.
+	featureZeroCopy   = 1 << 0
+	featureGetData    = 1 << 2
+	featureZoned      = 1 << 8
+	featureAutoBuffer = 1 << 11
+	featuresOther     = featureZeroCopy | featureGetData | featureZoned | featureAutoBuffer
 
 	// Where a request's data is in its device's file: each queue has as many tags,
 	// and each tag as many bytes, as these leave room for. It takes 64 bits.

@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +41,7 @@ func BenchmarkDoors(b *testing.B) {
 		{"read-128k", "read", "128k", "4"}, {"write-128k", "write", "128k", "4"},
 	} {
 		b.Run(load.name, func(b *testing.B) {
-			iops := inTurns(b, devices, load.rw, load.bs, load.depth, "--time_based", fmt.Sprintf("--runtime=%d", benchSeconds))
+			iops := inTurns(b, devices, load.rw, load.bs, load.depth, timed())
 			b.ReportMetric(iops["ublk"]/iops["loop"], "of-loop")
 			b.ReportMetric(iops["ublk"]/iops["nbd"], "of-nbd")
 			b.ReportMetric(iops["ublk"]/iops["nbdkit"], "of-nbdkit")
@@ -70,33 +70,33 @@ func BenchmarkVolume(b *testing.B) {
 	}
 	b.Cleanup(func() { v.Close() })
 	devices["volume"] = newServed(b, v)
-	for _, load := range []struct{ name, rw, bs, depth, bound string }{
-		{"read-4k-1", "randread", "4k", "1", "--runtime=3"}, {"read-4k-32", "randread", "4k", "32", "--runtime=3"},
-		{"read-128k", "read", "128k", "4", "--runtime=3"},
-		// Each write makes the journal longer, and it is in memory here.
-		{"write-4k-1", "randwrite", "4k", "1", "--io_size=8m"}, {"write-4k-32", "randwrite", "4k", "32", "--io_size=64m"},
-		{"write-128k", "write", "128k", "4", "--io_size=128m"},
-		{"reread-4k-32", "randread", "4k", "32", "--runtime=3"}, {"reread-128k", "read", "128k", "4", "--runtime=3"},
+	writes := []string{"--io_size=64m"} // each makes the journal longer, which is in memory here
+	for _, load := range []struct {
+		name, rw, bs, depth string
+		bounds              []string
+	}{
+		{"read-4k-1", "randread", "4k", "1", timed()}, {"read-4k-32", "randread", "4k", "32", timed()}, {"read-128k", "read", "128k", "4", timed()},
+		{"write-4k-1", "randwrite", "4k", "1", writes}, {"write-4k-32", "randwrite", "4k", "32", writes}, {"write-128k", "write", "128k", "4", writes},
+		{"reread-4k-32", "randread", "4k", "32", timed()}, {"reread-128k", "read", "128k", "4", timed()},
 	} {
 		b.Run(load.name, func(b *testing.B) {
-			bounds := []string{load.bound}
-			if strings.HasPrefix(load.bound, "--runtime") {
-				bounds = append(bounds, "--time_based")
-			}
-			iops := inTurns(b, devices, load.rw, load.bs, load.depth, bounds...)
+			iops := inTurns(b, devices, load.rw, load.bs, load.depth, load.bounds)
 			b.ReportMetric(iops["volume"]/iops["loop"], "of-loop")
 		})
 	}
 }
 
+// timed has fio drive a device for benchSeconds.
+func timed() []string { return []string{"--time_based", fmt.Sprintf("--runtime=%d", benchSeconds)} }
+
 // inTurns drives each device in each turn, and returns their requests a second.
-func inTurns(b *testing.B, devices map[string]string, rw, bs, depth string, bounds ...string) map[string]float64 {
+func inTurns(b *testing.B, devices map[string]string, rw, bs, depth string, bounds []string) map[string]float64 {
 	b.Helper()
 	iops := make(map[string]float64)
 	for b.Loop() {
 		for range benchTurns {
 			for name, path := range devices {
-				iops[name] += fio(b, path, append(bounds, "--rw="+rw, "--bs="+bs, "--iodepth="+depth)...) / benchTurns
+				iops[name] += fio(b, path, append(slices.Clone(bounds), "--rw="+rw, "--bs="+bs, "--iodepth="+depth)...) / benchTurns
 			}
 		}
 	}

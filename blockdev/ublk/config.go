@@ -19,7 +19,7 @@ const (
 	// depthDefault is the depth of a good NVMe queue as guests drive it.
 	depthDefault = 64
 	// requestDefault is the longest request: beyond it nothing is gained, and
-	// each that waits takes that much memory at worst.
+	// each that waits takes that much of the heap at worst.
 	requestDefault = 512 << 10
 
 	threadsMax = 64

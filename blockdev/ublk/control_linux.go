@@ -72,8 +72,7 @@ func mayAdminister() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-// address is where something lies that does not move: memory of the kernel's, or
-// pinned.
+// address is where something lies that does not move: in the heap, or pinned.
 func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
 
 // info asks the kernel about a device; content.ErrNotFound means that there is

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/bits"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,10 +33,6 @@ const (
 	cancelTimeout = 5 * time.Second
 	// complainInterval is how often a disk may log that requests fail.
 	complainInterval = time.Minute
-	// noticeTime is after what time of a request the kernel looks whether its
-	// server still lives. While all of a queue's requests are with a server this is
-	// how it learns of its death, by default after 30 s.
-	noticeTime = time.Second
 
 	// rangeSectorsMax bounds a discard or zeroing, which come whole: 1 GiB, well
 	// below what the kernel's counts can hold.
@@ -180,7 +175,6 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 		return errors.Join(fmt.Errorf("start %s: %w", devicePath(i.id), err), d.undo(ctx))
 	}
 	d.started.Store(true)
-	d.watch()
 	return nil
 }
 
@@ -243,7 +237,6 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
-	d.watch()
 	return nil
 }
 
@@ -280,15 +273,6 @@ func (d *Disk) undo(ctx context.Context) error {
 	return d.destroy(ctx, notHeld)
 }
 
-// watch has the kernel notice soon when this server dies. Who may not write there
-// has the next one wait for longer.
-func (d *Disk) watch() {
-	file := fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", d.id)
-	if err := os.WriteFile(file, strconv.AppendInt(nil, noticeTime.Milliseconds(), 10), 0); err != nil {
-		d.server.cfg.Log.Debug("ublk: a restart may take half a minute while a source does not answer", "error", err)
-	}
-}
-
 // params describes the device to the kernel.
 func (d *Disk) params(i info) params {
 	g := d.device.Geometry()
@@ -316,7 +300,7 @@ func shift(n int) uint8 { return uint8(bits.Len(uint(n)) - 1) }
 func (d *Disk) connect(ctx context.Context, queues []*queue) error {
 	char, err := openChar(ctx, d.id)
 	if err != nil {
-		return errors.Join(err, closeAll(queues))
+		return err
 	}
 	for _, q := range queues {
 		if err := q.connect(char); err != nil {
@@ -412,7 +396,11 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 	defer unhook()
 	patient, cancel := withGrace(ctx)
 	defer cancel()
-	if err := d.server.control.stop(patient, d.id, held); err != nil {
+	err := d.server.control.stop(patient, d.id, held)
+	switch {
+	case err != nil && patient.Err() != nil:
+		return fmt.Errorf("stop %s: %w", d.Path(), errHeld)
+	case err != nil:
 		return err
 	}
 	for _, q := range d.queues {
@@ -433,12 +421,11 @@ func (d *Disk) destroy(ctx context.Context, held int) error {
 	return nil
 }
 
-// withGrace is a context that ends cancelTimeout after ctx: what is not done by then
-// waits for requests.
+// withGrace is a context that ends cancelTimeout after ctx.
 func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
-	later, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(cancelTimeout, func() { cancel(errHeld) }) })
-	return later, func() { unhook(); cancel(nil) }
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(cancelTimeout, cancel) })
+	return later, func() { unhook(); cancel() }
 }
 
 // close lets go of the kernel's part; the threads must have let go of the queues.

@@ -59,7 +59,8 @@ func TestDiskOfALivingServerIsLeftAlone(t *testing.T) {
 }
 
 // TestServerOfAFullQueueIsFollowed ends a server that has each request that a queue
-// can have: the kernel is slow to see that.
+// can have: the kernel is slow to see that, unless told to look as the README's rule
+// for udev does.
 func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	const depth = 4
 	m := newMemory(1 << 20)
@@ -68,6 +69,7 @@ func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	shell(t, filepath.Base(d.Path()), "echo 1000 >/sys/block/$DISK/queue/io_timeout")
 	m.held = func(int64) <-chan struct{} { return make(chan struct{}) }
 	var group errgroup.Group
 	for i := range int64(depth) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 	"unsafe"
 
@@ -26,12 +25,13 @@ type queue struct {
 	descriptors []descriptor // by tag, written by the kernel
 	tasks       []task       // by tag
 	live        int          // tags that have not ended
+	lame        bool         // the kernel took some out of service
 	fetched     chan struct{}
 	ended       chan struct{}
 }
 
-// task is what is done for a request. It reads what a write brings, and writes what
-// a read wants, from byte 0 of the request on, while the kernel waits for its answer.
+// task answers the requests of one tag. As an io.ReaderAt it is the data of a write,
+// as an io.WriterAt where that of a read goes, from byte 0 of the request on.
 type task struct {
 	queue *queue
 	tag   uint16
@@ -120,7 +120,8 @@ func (t *task) ReadAt(p []byte, off int64) (int, error) { return t.copy(unix.SYS
 func (t *task) WriteAt(p []byte, off int64) (int, error) { return t.copy(unix.SYS_PWRITE64, p, off) }
 
 // copy moves data between p and the request. It waits for nothing, and the runtime
-// isn't told, which takes longer than a block.
+// isn't told, which takes longer than a block: the longest keeps a processor for less
+// than a lull.
 func (t *task) copy(call uintptr, p []byte, off int64) (int, error) {
 	// The kernel says that it copied all of p though that goes beyond the request.
 	if n := int64(t.queue.descriptors[t.tag].sectors) * sectorSize; off < 0 || off > n-int64(len(p)) {
@@ -132,7 +133,7 @@ func (t *task) copy(call uintptr, p []byte, off int64) (int, error) {
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0:
-			return 0, os.NewSyscallError("copy the data of a request", errno)
+			return 0, fmt.Errorf("copy the data of a request: %w", errno)
 		case int(n) < len(p):
 			return int(n), fmt.Errorf("copy the data of a request: %w: %d bytes of %d", io.ErrUnexpectedEOF, n, len(p))
 		default:
@@ -185,9 +186,6 @@ func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
 
 // move does a read or a write of n bytes by way of memory of our own.
 func (t *task) move(ctx context.Context, r descriptor, n int) error {
-	if n > requestMax {
-		return fmt.Errorf("%d bytes in a request of at most %d: %w", n, requestMax, errors.ErrUnsupported)
-	}
 	d, off := t.queue.disk, int64(r.start)*sectorSize
 	p := d.server.buffers.Get(n)
 	defer d.server.buffers.Put(p)

@@ -283,9 +283,10 @@ func (t *thread) answered(a *task) {
 // other error than ENODEV, a request can't be served any more.
 func (t *thread) end(q *queue, tag uint16, err unix.Errno) {
 	if err != unix.ENODEV {
-		q.disk.complain.Do(func() {
+		if !q.lame {
 			t.server.cfg.Log.Error("ublk: the kernel took a tag out of service", "device", q.disk.Path(), "queue", q.number, "tag", tag, "error", err)
-		})
+		}
+		q.lame = true
 		q.disk.refuse(fmt.Errorf("the kernel does not let this process serve it: %w", err))
 	}
 	if q.live--; q.live == 0 {
