@@ -1,6 +1,7 @@
 package ublk_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -84,6 +85,55 @@ func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	}
 	if err := group.Wait(); err != nil {
 		t.Error(err)
+	}
+	if err := again.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTakenUpWhileARequestWaits follows a server one of whose requests no source
+// answers: neither the next server nor the other requests wait for that one.
+func TestTakenUpWhileARequestWaits(t *testing.T) {
+	const stuck = 512 << 10
+	release := make(chan struct{})
+	silent := func() *memory {
+		m := newMemory(1 << 20)
+		copy(m.data[stuck:], "late")
+		m.held = func(off int64) <-chan struct{} {
+			if off == stuck {
+				return release
+			}
+			return nil
+		}
+		return m
+	}
+	first := silent()
+	old, leave := serve(t, ublk.Config{})
+	d, err := old.Add(t.Context(), -1, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := make(chan error, 1)
+	go func() {
+		p, err := read(d.Path(), stuck)
+		if err == nil && !bytes.HasPrefix(p, []byte("late")) {
+			err = fmt.Errorf("it read %.4q", p)
+		}
+		late <- err
+	}()
+	<-first.waiting
+	leave()
+	s, _ := serve(t, ublk.Config{})
+	again, err := s.Add(t.Context(), d.Number(), silent())
+	if err != nil || again.Number() != d.Number() {
+		t.Fatalf("the next server: %v", err)
+	}
+	if _, err := read(d.Path(), 0); err != nil {
+		t.Errorf("what is there: %v", err)
+	}
+	close(release)
+	if err := <-late; err != nil {
+		t.Errorf("what waited: %v", err)
 	}
 	if err := again.Stop(t.Context(), false); err != nil {
 		t.Error(err)
