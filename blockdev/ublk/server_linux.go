@@ -18,8 +18,8 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/meter"
-	"github.com/grangemesh/grange/blockdev/scratch"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // Server serves devices as the kernel's. Use: New, Run; the other methods while

@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/blockdev/scratch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // Source reads the chunks of an immutable root. Holes read as zeros.

@@ -6,6 +6,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -25,7 +26,7 @@ const (
 type codec struct {
 	enc  *zstd.Encoder
 	dec  *zstd.Decoder
-	pool wire.Pool
+	pool scratch.Pool
 }
 
 func newCodec() (*codec, error) {
@@ -42,27 +43,26 @@ func newCodec() (*codec, error) {
 
 // compress returns body as a zstd frame in a buffer of the pool, or nil when it
 // does not shrink enough to be worth expanding.
-func (c *codec) compress(body []byte) *wire.Buffer {
+func (c *codec) compress(body []byte) *[]byte {
 	b := c.pool.Get(len(body) - len(body)/8)
-	out := c.enc.EncodeAll(body, b.B[:0])
-	if len(out) > len(b.B) || &out[0] != &b.B[0] {
+	out := c.enc.EncodeAll(body, (*b)[:0])
+	if len(out) > len(*b) || &out[0] != &(*b)[0] {
 		c.pool.Put(b)
 		return nil
 	}
-	b.B = out
+	*b = out
 	return b
 }
 
 // expand reads what compress made of exactly raw bytes.
-func (c *codec) expand(stored []byte, raw int) (*wire.Buffer, error) {
+func (c *codec) expand(stored []byte, raw int) (*[]byte, error) {
 	b := c.pool.Get(raw)
-	out, err := c.dec.DecodeAll(stored, b.B[:0:raw])
+	out, err := c.dec.DecodeAll(stored, (*b)[:0:raw])
 	if err != nil || len(out) != raw {
 		c.pool.Put(b)
 		return nil, fmt.Errorf("body: %w: %d bytes of zstd for %d raw: %v", content.ErrCorrupt, len(stored), raw, err)
 	}
-	b.B = out
-	return b, nil
+	return b, nil // where out is: there was room for no more
 }
 
 // mayCompress reports whether the next body for the link should be tried.

@@ -100,8 +100,8 @@ func bomb(f *framed, id uint32) {
 		panic(err)
 	}
 	b := c.compress(make([]byte, 1<<20))
-	d := wire.Data{Raw: 8192, Stored: len(b.B), Codec: wire.CodecZstd}
-	_ = f.sendData(id, d, b.B, nil, func(int) bool { return true })
+	d := wire.Data{Raw: 8192, Stored: len(*b), Codec: wire.CodecZstd}
+	_ = f.sendData(id, d, *b, nil, func(int) bool { return true })
 }
 
 func TestLostConnectionFailsRequestsAtOnce(t *testing.T) {

@@ -357,17 +357,17 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 		}
 		o.data = Data{}
 	}()
-	if err := o.fill(body.B); err != nil {
+	if err := o.fill(*body); err != nil {
 		return err
 	}
-	if err := o.fill(page.B); err != nil {
+	if err := o.fill(*page); err != nil {
 		return err
 	}
 	if err := o.acknowledge(d); err != nil {
 		return err
 	}
 	if d.Codec == wire.CodecZstd {
-		raw, err := x.codec.expand(body.B, d.Raw)
+		raw, err := x.codec.expand(*body, d.Raw)
 		if err != nil {
 			return err
 		}
@@ -375,7 +375,7 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 		body = raw
 	}
 	x.metrics.received.WithLabelValues(p.priority.String()).Add(float64(d.Size()))
-	o.data.Body, o.data.Page = body.B, page.B
+	o.data.Body, o.data.Page = *body, *page
 	o.deliver(p, &o.data)
 	return nil
 }

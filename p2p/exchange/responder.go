@@ -150,7 +150,7 @@ func (r *responder) write(index uint64, body, page []byte) error {
 	if l.mayCompress(len(body)) {
 		if b := x.codec.compress(body); b != nil {
 			defer x.codec.pool.Put(b)
-			body, d.Codec, d.Stored = b.B, wire.CodecZstd, len(b.B)
+			body, d.Codec, d.Stored = *b, wire.CodecZstd, len(*b)
 		} else {
 			l.incompressible()
 		}

@@ -179,17 +179,6 @@ func TestProtocolIDCarriesTheMesh(t *testing.T) {
 	}
 }
 
-func TestPool(t *testing.T) {
-	var p Pool
-	for _, n := range []int{0, 1, 4096, 4097, content.ChunkSizeDefault, BodySizeMax} {
-		b := p.Get(n)
-		if len(b.B) != n || cap(b.B) > 2*max(n, 4096) {
-			t.Errorf("asked for %d: got %d of %d", n, len(b.B), cap(b.B))
-		}
-		p.Put(b)
-	}
-}
-
 // FuzzDecode holds that no frame makes the decoder panic, and that each frame
 // that is accepted is the one encoding of what it says.
 func FuzzDecode(f *testing.F) {

@@ -3,7 +3,7 @@ package scratch_test
 import (
 	"testing"
 
-	"github.com/grangemesh/grange/blockdev/scratch"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // TestSizes: each size comes with its length, whatever was lent before.
@@ -13,11 +13,22 @@ func TestSizes(t *testing.T) {
 	for range 3 {
 		for _, n := range sizes {
 			b := p.Get(n)
-			if len(*b) != n {
-				t.Fatalf("%d bytes, want %d", len(*b), n)
+			if len(*b) != n || cap(*b) > 2*max(n, 4096) {
+				t.Fatalf("%d bytes of %d, want %d", len(*b), cap(*b), n)
 			}
 			p.Put(b)
 		}
+	}
+}
+
+// TestCutShort: a buffer that came back with less room is not lent for more.
+func TestCutShort(t *testing.T) {
+	var p scratch.Pool
+	b := p.Get(8192)
+	*b = (*b)[:5000:5000]
+	p.Put(b)
+	if got := len(*p.Get(8192)); got != 8192 {
+		t.Errorf("%d bytes", got)
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package scratch lends memory for the length of a request.
+// Package scratch lends memory for the length of a request or a transfer.
 package scratch
 
 import (
@@ -8,8 +8,8 @@ import (
 
 const (
 	// bitsMin and bitsMax are the powers of two of the smallest and the largest
-	// buffer that is kept: 4 KiB, what guests mostly ask for, and 4 MiB, the longest
-	// request of a kernel's disk.
+	// buffer that is kept: 4 KiB, what guests mostly ask for and the smallest chunk,
+	// and 4 MiB, the longest request of a kernel's disk.
 	bitsMin = 12
 	bitsMax = 22
 )
@@ -20,7 +20,7 @@ type Pool struct {
 	classes [bitsMax - bitsMin + 1]sync.Pool
 }
 
-// Get lends n bytes of any content.
+// Get lends n bytes of any content, in at most twice as many, or 4 KiB.
 func (p *Pool) Get(n int) *[]byte {
 	class := classOf(n)
 	if class >= len(p.classes) {
@@ -33,9 +33,10 @@ func (p *Pool) Get(n int) *[]byte {
 	return new(make([]byte, n, 1<<(class+bitsMin)))
 }
 
-// Put takes back what Get has lent; nobody may use it from here on.
+// Put takes back what Get has lent; nobody may use it from here on. What has another
+// capacity by now is left to the garbage collector.
 func (p *Pool) Put(b *[]byte) {
-	if class := classOf(cap(*b)); class < len(p.classes) {
+	if class := classOf(cap(*b)); class < len(p.classes) && cap(*b) == 1<<(class+bitsMin) {
 		p.classes[class].Put(b)
 	}
 }
