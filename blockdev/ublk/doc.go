@@ -16,7 +16,9 @@
 //
 // The kernel goes back from the middle of a recovery at two moments alone. A server
 // that is killed between them, milliseconds of its start, leaves a disk that its
-// next server makes anew: its users get errors.
+// next server makes anew: its users get errors. And while it makes a disk the kernel
+// looks for partitions: a server that is killed then, while somebody else reads that
+// place already, does not end before the machine does.
 //
 // Needed are a kernel with user recovery and io_uring's deferred task work, 6.5
 // and later, the module ublk_drv, and the right to administer it (CAP_SYS_ADMIN,
