@@ -136,8 +136,8 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		}
 		held, err = hold(id)
 		switch {
-		case err != nil && !ours:
-			return fmt.Errorf("it was made by another version of this program, which alone can serve those who use it: start that one, end its use, then start this one again: %w", err)
+		case errors.Is(err, content.ErrConflict) && !ours:
+			return fmt.Errorf("%s: %w: it is in use, and another version of this program made it, which alone can serve it: start that one, end the use, then start this one again", devicePath(id), content.ErrConflict)
 		case err != nil:
 			return fmt.Errorf("it is there with another size, or for writing: %w", err)
 		}
