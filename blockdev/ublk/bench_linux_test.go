@@ -23,9 +23,9 @@ import (
 const (
 	benchSize = 128 << 20
 	// benchSeconds is how long fio drives each device in each turn.
-	benchSeconds = 3
+	benchSeconds = 2
 	// benchTurns: the guest's speed drifts, and each device gets its share of that.
-	benchTurns = 3
+	benchTurns = 5
 )
 
 // BenchmarkDoors compares ways to serve a raw file in memory to the kernel: ublk and

@@ -24,9 +24,10 @@ const (
 	tokenTick = 1<<64 - 2
 	tokenLull = 1<<64 - 3
 
-	// lullNanos is how long a thread may keep a processor from the node's other
-	// work, a collection of garbage above all, while it waits for requests.
-	lullNanos = 1_000_000
+	// lullNanos is how long a thread may keep a processor from the node's other work
+	// while it waits for requests. A collection of garbage does not wait for it: the
+	// runtime's signal ends the wait.
+	lullNanos = 5_000_000
 
 	// tellSeconds is how long after a request the meter hears of it.
 	tellSeconds = 5
