@@ -32,11 +32,18 @@ type queue struct {
 
 // task answers the requests of one tag. As an io.ReaderAt it is the data of a write,
 // as an io.WriterAt where that of a read goes, from byte 0 of the request on.
+//
+// Its thread alone copies data. Were another at it while that one ends, the kernel
+// would fail the request, which otherwise it keeps for the next server.
 type task struct {
 	queue *queue
 	tag   uint16
-	res   int32
 	run   func() // bound once
+
+	// What follows is the goroutine's between hand and finish.
+	data *[]byte // of a read or a write
+	err  error   // of taking the data
+	res  int32
 }
 
 // newQueues makes the queues of a device.
@@ -103,7 +110,15 @@ func (q *queue) prompt(tag uint16) (res int32, ok bool) {
 
 // hand starts a goroutine for a request; its thread hears when it is done.
 func (q *queue) hand(tag uint16) {
-	t := &q.tasks[tag]
+	r, t := q.descriptors[tag], &q.tasks[tag]
+	op := r.op & reqMask
+	t.data, t.err = nil, nil
+	if op == reqRead || op == reqWrite {
+		t.data = q.disk.server.buffers.Get(int(r.sectors) * sectorSize)
+	}
+	if op == reqWrite {
+		_, t.err = t.ReadAt(*t.data, 0)
+	}
 	if t.run == nil {
 		t.run = func() {
 			t.res = t.do()
@@ -111,6 +126,20 @@ func (q *queue) hand(tag uint16) {
 		}
 	}
 	go t.run()
+}
+
+// finish gives the kernel the data of a read, and returns what it is to be told.
+func (t *task) finish() int32 {
+	if t.data == nil {
+		return t.res
+	}
+	defer t.queue.disk.server.buffers.Put(t.data)
+	if r := t.queue.descriptors[t.tag]; r.op&reqMask == reqRead && t.res > 0 {
+		if _, err := t.WriteAt(*t.data, 0); err != nil {
+			return t.fail(r, err)
+		}
+	}
+	return t.res
 }
 
 // ReadAt implements io.ReaderAt: the data of a write.
@@ -146,6 +175,9 @@ func (t *task) copy(call uintptr, p []byte, off int64) (int, error) {
 // errno below zero.
 func (t *task) do() int32 {
 	d, r := t.queue.disk, t.queue.descriptors[t.tag]
+	if t.err != nil {
+		return t.fail(r, t.err)
+	}
 	ctx := d.ctx
 	if r.op&reqMask == reqRead {
 		ctx = d.readContext()
@@ -153,12 +185,17 @@ func (t *task) do() int32 {
 	began := time.Now()
 	n, err := t.serve(ctx, r)
 	d.server.meter.Waited(time.Since(began))
-	if err == nil {
-		return n
+	if err != nil {
+		return t.fail(r, err)
 	}
-	code := blockdev.ErrnoOf(err)
+	return n
+}
+
+// fail counts a request that failed, and returns what the kernel is to be told.
+func (t *task) fail(r descriptor, err error) int32 {
+	d, code := t.queue.disk, blockdev.ErrnoOf(err)
 	d.server.meter.Failed(code)
-	if code == blockdev.EIO && ctx.Err() == nil {
+	if code == blockdev.EIO && d.ctx.Err() == nil {
 		d.complain.Do(func() {
 			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", commandName(r.op&reqMask),
 				"offset", int64(r.start)*sectorSize, "length", int64(r.sectors)*sectorSize, "error", err)
@@ -171,8 +208,10 @@ func (t *task) do() int32 {
 func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
 	d, off, n, fua := t.queue.disk, int64(r.start)*sectorSize, int64(r.sectors)*sectorSize, r.op&reqFUA != 0
 	switch op := r.op & reqMask; {
-	case op == reqRead || op == reqWrite:
-		return int32(n), t.move(ctx, r, int(n))
+	case op == reqRead:
+		return int32(n), d.device.ReadAt(ctx, *t.data, off)
+	case op == reqWrite:
+		return int32(n), d.device.WriteAt(ctx, *t.data, off, fua)
 	case op == reqFlush:
 		return 0, d.device.Flush(ctx)
 	case op == reqDiscard && d.trimmer != nil:
@@ -182,22 +221,4 @@ func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
 	default:
 		return 0, fmt.Errorf("request of kind %d: %w", op, errors.ErrUnsupported)
 	}
-}
-
-// move does a read or a write of n bytes by way of memory of our own.
-func (t *task) move(ctx context.Context, r descriptor, n int) error {
-	d, off := t.queue.disk, int64(r.start)*sectorSize
-	p := d.server.buffers.Get(n)
-	defer d.server.buffers.Put(p)
-	if r.op&reqMask == reqWrite {
-		if _, err := t.ReadAt(*p, 0); err != nil {
-			return err
-		}
-		return d.device.WriteAt(ctx, *p, off, r.op&reqFUA != 0)
-	}
-	if err := d.device.ReadAt(ctx, *p, off); err != nil {
-		return err
-	}
-	_, err := t.WriteAt(*p, 0)
-	return err
 }

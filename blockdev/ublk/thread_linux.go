@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,10 @@ const (
 	// runtime's signal ends the wait.
 	lullNanos = 5_000_000
 
+	// endTimeout is how long a thread may take to end, which takes it milliseconds.
+	endTimeout = 5 * time.Second
+	endPause   = time.Millisecond
+
 	// tellSeconds is how long after a request the meter hears of it.
 	tellSeconds = 5
 )
@@ -47,6 +52,7 @@ type thread struct {
 	inbox inbox // guarded by mu
 
 	// What follows is the thread's own.
+	id      int // the kernel's
 	ring    *ring
 	queues  []*queue // by slot; nil is free
 	leaving bool
@@ -97,6 +103,7 @@ func (t *thread) run(ctx context.Context) (err error) {
 		go func() { ended <- t.run(ctx) }()
 		return <-ended
 	}
+	t.id = unix.Gettid()
 	if err := os.WriteFile("/proc/thread-self/comm", []byte(t.name), 0); err != nil {
 		return fmt.Errorf("name a thread: %w", err)
 	}
@@ -125,11 +132,27 @@ func (t *thread) run(ctx context.Context) (err error) {
 // gives the ring up.
 func (t *thread) close() error {
 	t.working.Wait()
+	t.awaitEnd()
 	err := t.wake.close()
 	if t.ring != nil {
 		err = errors.Join(err, t.ring.close())
 	}
 	return err
+}
+
+// awaitEnd waits until the kernel has ended the thread, and with it has taken back the
+// requests that it had fetched or was about to get. When a ring is closed under
+// such, kernels up to 6.14 lose some: then the disk hangs for good.
+func (t *thread) awaitEnd() {
+	late := time.After(endTimeout)
+	for t.id != 0 && !errors.Is(unix.Tgkill(os.Getpid(), t.id, 0), unix.ESRCH) {
+		select {
+		case <-time.After(endPause):
+		case <-late:
+			t.server.cfg.Log.Error("ublk: a thread does not end", "thread", t.name)
+			return
+		}
+	}
 }
 
 // turn gives the kernel the answers there are, waits for something to do, and
@@ -211,7 +234,7 @@ func (t *thread) receive() error {
 		}
 	}
 	for _, a := range in.answered {
-		if err := t.answer(a.queue, a.tag, a.res, ioCommitAndFetch); err != nil {
+		if err := t.answer(a.queue, a.tag, a.finish(), ioCommitAndFetch); err != nil {
 			return err
 		}
 	}
