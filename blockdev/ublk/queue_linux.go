@@ -133,7 +133,10 @@ func (t *task) finish() int32 {
 	if t.data == nil {
 		return t.res
 	}
-	defer t.queue.disk.server.buffers.Put(t.data)
+	defer func() {
+		t.queue.disk.server.buffers.Put(t.data)
+		t.data = nil // else it would be held for the next request of the tag
+	}()
 	if r := t.queue.descriptors[t.tag]; r.op&reqMask == reqRead && t.res > 0 {
 		if _, err := t.WriteAt(*t.data, 0); err != nil {
 			return t.fail(r, err)
