@@ -132,7 +132,7 @@ func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) (
 	if err := x.n.codec.Unmarshal(body, &req); err != nil {
 		return nil, err
 	}
-	e, err := x.n.verifier.Open(req.Sealed, x.n.cfg.Now())
+	e, err := x.n.verifier.Open(req.Sealed, x.n.cfg.Now(), x.n.cfg.Now())
 	if err != nil {
 		return nil, err
 	}

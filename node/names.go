@@ -209,7 +209,7 @@ func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.K
 // heard checks a member's answer.
 func (n *Names) heard(kind content.Kind, name string, h heard) (catalog.Record, error) {
 	now := n.now()
-	e, err := n.verifier.Open(h.Sealed, now)
+	e, err := n.verifier.Open(h.Sealed, now, now)
 	if err != nil {
 		return catalog.Record{}, err
 	}
@@ -364,7 +364,7 @@ func (n *Names) read(b []byte) (catalog.Record, error) {
 	if err := n.codec.Unmarshal(b, &f); err != nil {
 		return catalog.Record{}, err
 	}
-	e, err := n.verifier.Open(f.Sealed, n.now())
+	e, err := n.verifier.Open(f.Sealed, time.UnixMilli(f.Seen), n.now())
 	return catalog.Record{Envelope: e, Sealed: f.Sealed, ETag: f.ETag, SeenAt: time.UnixMilli(f.Seen)}, err
 }
 

@@ -32,7 +32,7 @@ func rootOf(c *content.Codec, k known) fetch.Root {
 // introduced reads a record that a member sent because it is going to ask for the
 // root in it.
 func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
-	e, err := n.verifier.Open(envelope, n.cfg.Now())
+	e, err := n.verifier.Open(envelope, n.cfg.Now(), n.cfg.Now())
 	if err != nil {
 		return fetch.Root{}, err
 	}

@@ -105,7 +105,7 @@ func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Rec
 		return Record{}, err
 	}
 	now := c.cfg.Now()
-	e, err := c.cfg.Verifier.Open(b, now)
+	e, err := c.cfg.Verifier.Open(b, info.Modified, now)
 	if err != nil {
 		return Record{}, err
 	}
@@ -242,7 +242,7 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now())
+	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now(), c.cfg.Now())
 	if err != nil {
 		return Record{}, err
 	}
@@ -288,7 +288,7 @@ func (c *Catalog) vacant(kind content.Kind, name string) Record {
 // record with that ETag, "" for a name that never was: what Commit does with its
 // own. Sent again after a lost reply it succeeds.
 func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (Record, error) {
-	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now())
+	mine, err := c.cfg.Verifier.Open(sealed, c.cfg.Now(), c.cfg.Now())
 	if err != nil {
 		return Record{}, err
 	}

@@ -61,11 +61,13 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 }
 
 // Open checks a sealed envelope: its signature, the signer's chain at the time
-// of signing, and the signer's right to that kind and farm. Undecodable bytes
+// of signing, and the signer's right to that kind and farm. A signer that was revoked
+// since is believed in what an honest member, or the store, had seen before: seen is
+// that time, or now where nobody vouches for an earlier one. Undecodable bytes
 // are ErrCorrupt, a name that the kind can't have ErrInvalid, anything that is not
 // allowed ErrForbidden. The kind and name are the signer's claim: the caller
 // compares them with what it asked for.
-func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
+func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 	var w envelopeWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
@@ -78,7 +80,7 @@ func (v *Verifier) Open(b []byte, now time.Time) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
 	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}}
-	id, err := v.signer(labelEnvelope, sealed, e.SignedAt, now)
+	id, err := v.signer(labelEnvelope, sealed, e.SignedAt, seen, now)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
 	}

@@ -81,7 +81,7 @@ func (v *Verifier) OpenStatement(b []byte, now time.Time) (Statement, error) {
 		return Statement{}, fmt.Errorf("statement: %w", err)
 	}
 	st := Statement{w.Kind, w.Name, w.Version, time.UnixMilli(w.SeenAt)}
-	id, err := v.signer(labelStatement, sealed, st.SeenAt, now)
+	id, err := v.signer(labelStatement, sealed, st.SeenAt, now, now)
 	if err == nil && !id.Role.IsMember() {
 		err = fmt.Errorf("%w: signed by a %s", content.ErrForbidden, id.Role)
 	}

@@ -48,13 +48,14 @@ func unseal(b []byte, payload any) (sealedWire, error) {
 	return w, codec.Unmarshal(w.Payload, payload)
 }
 
-// signer returns who signed w, by a chain that was good at the time that w says; a
-// time to come, by the clock of now, is ErrForbidden as all that does not hold.
-func (v *Verifier) signer(l label, w sealedWire, at, now time.Time) (Identity, error) {
+// signer returns who signed w, by a chain that was good at the time that w says and
+// not revoked when w was seen; a time to come, by the clock of now, is ErrForbidden as
+// all that does not hold.
+func (v *Verifier) signer(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
 	if at.After(now.Add(clockSkew)) {
 		return Identity{}, fmt.Errorf("%w: signed in the future, at %s; check the clocks", content.ErrForbidden, at.UTC().Format(time.RFC3339))
 	}
-	id, err := v.Verify(w.Chain, at)
+	id, err := v.verify(w.Chain, at, seen)
 	if err != nil {
 		return Identity{}, err
 	}

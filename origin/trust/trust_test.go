@@ -93,6 +93,28 @@ func TestRevokedKeySignsNothingSince(t *testing.T) {
 	}
 }
 
+// TestRevokedKeyIsBelievedInWhatWasSeenBefore has a publisher revoked: what honest
+// members had seen stays, whatever it signs afterwards counts as of any time.
+func TestRevokedKeyIsBelievedInWhatWasSeenBefore(t *testing.T) {
+	w := newWorld(t)
+	publisher := w.member(t, w.founder, RolePublisher, "a")
+	b, err := publisher.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	learnt := epoch().Add(time.Hour)
+	w.verifier.Revoke(map[PublicKey]time.Time{publisher.Key.Public(): learnt})
+	for _, tt := range []struct {
+		seen time.Time
+		ok   bool
+	}{{epoch(), true}, {learnt.Add(-time.Second), true}, {learnt, false}, {learnt.Add(time.Hour), false}} {
+		_, err := w.verifier.Open(b, tt.seen, learnt.Add(2*time.Hour))
+		if tt.ok && err != nil || !tt.ok && !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("seen at %s: %v", tt.seen, err)
+		}
+	}
+}
+
 func TestRoles(t *testing.T) {
 	kinds := []content.Kind{content.KindImage, content.KindTag, content.KindVolume, content.KindRevocation}
 	scopes := []content.Scope{content.Public(), content.Mesh(), content.Farm("a"), content.Farm("b"), content.Farm(""), {}}
@@ -131,21 +153,21 @@ func TestEnvelope(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := w.verifier.Open(b, epoch())
+	got, err := w.verifier.Open(b, epoch(), epoch())
 	if err != nil || got.Name != e.Name || got.Version != e.Version || got.Commit != e.Commit || !bytes.Equal(got.Body, e.Body) || got.Signer != node.Chain.Identity() {
 		t.Fatalf("Open = %+v, %v", got, err)
 	}
 	for i := range b {
 		flipped := bytes.Clone(b)
 		flipped[i] ^= 1
-		if _, err := w.verifier.Open(flipped, epoch()); err == nil {
+		if _, err := w.verifier.Open(flipped, epoch(), epoch()); err == nil {
 			t.Fatalf("byte %d flipped: accepted", i)
 		}
 	}
-	if _, err := newWorld(t).verifier.Open(b, epoch()); !errors.Is(err, content.ErrForbidden) {
+	if _, err := newWorld(t).verifier.Open(b, epoch(), epoch()); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("in another mesh: %v, want ErrForbidden", err)
 	}
-	if _, err := w.verifier.Open(b, epoch().Add(-time.Hour)); !errors.Is(err, content.ErrForbidden) {
+	if _, err := w.verifier.Open(b, epoch().Add(-time.Hour), epoch().Add(-time.Hour)); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("from the future: %v, want ErrForbidden", err)
 	}
 	e.Kind, e.Farm = content.KindImage, ""
@@ -341,7 +363,7 @@ func TestGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden.Check(t, "envelope.hex", []byte(hex.EncodeToString(e)+"\n"))
-	if _, err := NewVerifier(mesh.Public()).Open(e, epoch()); err != nil {
+	if _, err := NewVerifier(mesh.Public()).Open(e, epoch(), epoch()); err != nil {
 		t.Errorf("golden envelope: %v", err)
 	}
 	st, err := Signer{mesh, chain}.State(Statement{Kind: content.KindImage, Name: "debian", Version: 1, SeenAt: epoch()})
@@ -364,7 +386,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add(b)
 	v := NewVerifier(mesh.Public())
 	f.Fuzz(func(t *testing.T, in []byte) {
-		if _, err := v.Open(in, epoch()); err == nil && !bytes.Equal(in, b) {
+		if _, err := v.Open(in, epoch(), epoch()); err == nil && !bytes.Equal(in, b) {
 			t.Errorf("accepted %x", in)
 		}
 		v.OpenStatement(in, epoch())
@@ -378,7 +400,7 @@ func BenchmarkOpen(b *testing.B) {
 	e, _ := Signer{key, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	v := NewVerifier(mesh.Public())
 	for b.Loop() {
-		if _, err := v.Open(e, epoch()); err != nil {
+		if _, err := v.Open(e, epoch(), epoch()); err != nil {
 			b.Fatal(err)
 		}
 	}

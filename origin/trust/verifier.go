@@ -25,14 +25,20 @@ func NewVerifier(mesh PublicKey) *Verifier {
 // Mesh returns the mesh key.
 func (v *Verifier) Mesh() PublicKey { return v.mesh }
 
-// Revoke replaces the set of revoked keys: nothing that one of them signed at or
-// after its time is believed, nor what is signed since under a certificate that it
-// issued, whenever that was. Both go by the time that the signer gave.
+// Revoke replaces the set of revoked keys, each with the time at which this member
+// learnt of it: nothing that one of them signed is believed unless it was seen
+// before, nor what was signed under a certificate that it issued. When the signer
+// says that it signed does not count: who was revoked may say anything.
 func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys) }
 
-// Verify checks that the chain leads from a member to the mesh key and was good
-// at the given time. The error wraps ErrForbidden and says which link failed.
-func (v *Verifier) Verify(chain Chain, at time.Time) (Identity, error) {
+// Verify checks that the chain leads from a member to the mesh key, is good now and
+// not revoked. The error wraps ErrForbidden and says which link failed.
+func (v *Verifier) Verify(chain Chain, now time.Time) (Identity, error) {
+	return v.verify(chain, now, now)
+}
+
+// verify checks the chain of something signed at a time and seen at another.
+func (v *Verifier) verify(chain Chain, at, seen time.Time) (Identity, error) {
 	if len(chain) == 0 || len(chain) > chainMax {
 		return Identity{}, fmt.Errorf("certificate chain of %d: %w: want 1 to %d", len(chain), content.ErrForbidden, chainMax)
 	}
@@ -44,14 +50,14 @@ func (v *Verifier) Verify(chain Chain, at time.Time) (Identity, error) {
 				return Identity{}, fmt.Errorf("certificate of %s: %w: its issuer %s is %s, not admin", c.Subject, content.ErrForbidden, issuer, chain[i+1].Role)
 			}
 		}
-		if err := v.link(c, issuer, at); err != nil {
+		if err := v.link(c, issuer, at, seen); err != nil {
 			return Identity{}, fmt.Errorf("certificate of %s: %w", c.Subject, err)
 		}
 	}
 	return chain.Identity(), nil
 }
 
-func (v *Verifier) link(c Certificate, issuer PublicKey, at time.Time) error {
+func (v *Verifier) link(c Certificate, issuer PublicKey, at, seen time.Time) error {
 	since, revoked := (*v.revoked.Load())[c.Subject]
 	switch {
 	case c.Issuer != issuer || !issuer.verify(labelCertificate, c.payload, c.signature):
@@ -60,7 +66,7 @@ func (v *Verifier) link(c Certificate, issuer PublicKey, at time.Time) error {
 		return fmt.Errorf("%w: good from %s; check the clocks", content.ErrForbidden, c.NotBefore.UTC().Format(time.RFC3339))
 	case at.After(c.NotAfter):
 		return fmt.Errorf("%w: expired on %s; join again with a new token", content.ErrForbidden, c.NotAfter.UTC().Format(time.RFC3339))
-	case revoked && !at.Before(since):
+	case revoked && !seen.Before(since):
 		return fmt.Errorf("%w: revoked on %s", content.ErrForbidden, since.UTC().Format(time.RFC3339))
 	}
 	return nil

@@ -99,14 +99,9 @@ func (s *askers) find(id peer.ID) *asker {
 // present takes the chain of a hello. A chain of somebody else is a violation
 // (ErrCorrupt); one that is not good here makes the peer a stranger.
 func (a *asker) present(x *Exchange, h wire.Hello) error {
-	var chain trust.Chain
-	if len(h.Chain) > 0 {
-		if err := x.cbor.Unmarshal(h.Chain, &chain); err != nil {
-			return fmt.Errorf("certificate: %w", err)
-		}
-		if err := subjectIs(chain, a.id); err != nil {
-			return err
-		}
+	chain, err := x.chainOf(a.id, h.Chain)
+	if err != nil {
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -115,6 +110,19 @@ func (a *asker) present(x *Exchange, h wire.Hello) error {
 		a.check(x)
 	}
 	return nil
+}
+
+// chainOf decodes the chain of a peer's hello, nil for none. One of somebody else is
+// ErrCorrupt; whether it is good is the verifier's to say.
+func (x *Exchange) chainOf(id peer.ID, encoded []byte) (trust.Chain, error) {
+	if len(encoded) == 0 {
+		return nil, nil
+	}
+	var chain trust.Chain
+	if err := x.cbor.Unmarshal(encoded, &chain); err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	return chain, subjectIs(chain, id)
 }
 
 // subjectIs fails with ErrCorrupt unless the chain is about the peer's own key.

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -121,6 +122,26 @@ func (x *Exchange) Call(ctx context.Context, to peer.ID, method string, body []b
 		return nil, fmt.Errorf("call %s of %s: %w", method, to, err)
 	}
 	return answer, nil
+}
+
+// Meet returns who a peer is, as the certificate that it showed on our connection
+// says: it opens the control stream where none is open, and waits for the peer's
+// hello. A peer without a good certificate is content.ErrForbidden, one that can't be
+// reached or is silent content.ErrUnavailable.
+func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error) {
+	o, err := x.session(id).lane(ctx, wire.LaneControl)
+	if err == nil {
+		select {
+		case <-o.greeted:
+			err = o.refused
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		return trust.Identity{}, fmt.Errorf("meet %s: %w", id, err)
+	}
+	return o.who, nil
 }
 
 // ask sends a small request and waits for its answer.

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -22,6 +23,12 @@ type outbound struct {
 	*framed
 	session *session
 	lane    wire.Lane
+
+	// greeted is closed when the peer's hello has come, or never will: who it is, or
+	// why it is nobody, is set before. See Exchange.Meet.
+	greeted chan struct{}
+	who     trust.Identity
+	refused error
 
 	unacked int // bytes of data since our last Ack; the reader's
 	data    Data
@@ -206,16 +213,7 @@ func (o *outbound) watch(now time.Time) {
 
 // read takes the peer's frames until the stream ends.
 func (o *outbound) read() {
-	hello, err := o.hello()
-	switch {
-	case err == nil && hello.Lane != o.lane:
-		err = fmt.Errorf("%w: hello of lane %d on lane %d", ErrViolation, hello.Lane, o.lane)
-	case err == nil:
-		o.mu.Lock()
-		o.heard = true
-		o.mu.Unlock()
-		o.session.heard()
-	}
+	err := o.greet()
 	for err == nil {
 		err = o.next()
 	}
@@ -223,6 +221,30 @@ func (o *outbound) read() {
 		err = fmt.Errorf("%w: %w", ErrViolation, err)
 	}
 	o.fail(err)
+}
+
+// greet takes the peer's hello. One without a good certificate is served on: it is a
+// stranger to whoever asks.
+func (o *outbound) greet() error {
+	defer close(o.greeted)
+	hello, err := o.hello()
+	if err == nil && hello.Lane != o.lane {
+		err = fmt.Errorf("%w: hello of lane %d on lane %d", ErrViolation, hello.Lane, o.lane)
+	}
+	var chain trust.Chain
+	if err == nil {
+		chain, err = o.session.x.chainOf(o.session.peer, hello.Chain)
+	}
+	if err != nil {
+		o.refused = err
+		return err
+	}
+	o.who, o.refused = o.session.x.cfg.Verifier.Verify(chain, o.session.x.cfg.Now())
+	o.mu.Lock()
+	o.heard = true
+	o.mu.Unlock()
+	o.session.heard()
+	return nil
 }
 
 // next reads one frame.

@@ -159,7 +159,7 @@ func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open stream: %w: %w", ErrDisconnected, err)
 	}
-	o := &outbound{framed: newFramed(stream, StallTimeout, &s.excused), session: s, lane: l, live: map[uint32]*pending{}}
+	o := &outbound{framed: newFramed(stream, StallTimeout, &s.excused), session: s, lane: l, greeted: make(chan struct{}), live: map[uint32]*pending{}}
 	if err := o.send(0, wire.Hello{Lane: l, Chain: s.x.chain}); err != nil {
 		return nil, err
 	}
