@@ -140,6 +140,50 @@ func TestTakenUpWhileARequestWaits(t *testing.T) {
 	}
 }
 
+// TestLeftUnderLoad has one server follow the other in a process that lives on, as one
+// that hands over does, while requests keep coming: none is lost, none fails.
+func TestLeftUnderLoad(t *testing.T) {
+	const size, readers, block = 8 << 20, 16, 4096
+	m, number, path := newMemory(size), -1, ""
+	ctx, enough := context.WithCancel(t.Context())
+	defer enough()
+	var group errgroup.Group
+	var d *ublk.Disk
+	for i := range rounds(100) {
+		s, leave := serve(t, ublk.Config{})
+		var err error
+		if d, err = s.Add(t.Context(), number, m); err != nil || i > 0 && d.Number() != number {
+			t.Fatalf("server %d: %v", i, err)
+		}
+		if i == 0 {
+			number, path = d.Number(), d.Path()
+			for reader := range int64(readers) {
+				group.Go(func() error {
+					for at := reader * block; ctx.Err() == nil; at = (at + readers*block) % size {
+						if _, err := read(path, at); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+		}
+		if _, err := read(path, 0); err != nil {
+			t.Fatal(err)
+		}
+		if i < rounds(100)-1 {
+			leave()
+		}
+	}
+	enough()
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Stop(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has grown: not
 // while somebody has it open.
 func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
