@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,9 +55,14 @@ type conn struct {
 	opened   bool
 	draining bool
 
+	export     *export // once it is opened
 	device     *device
-	structured bool // replies
-	status     bool // the client may ask for block status
+	begun      atomic.Bool // requests are at hand that were read and not all begun
+	changes    changes
+	gone       bool             // guarded by export.mu: what look found
+	look       func(fd uintptr) // c.lookNow, bound once
+	structured bool             // replies
+	status     bool             // the client may ask for block status
 
 	replies *buffer // gathered, to be sent with the next flush; may be nil
 	tally   meter.Tally
@@ -83,6 +89,8 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 		idle:   make(chan *task, s.cfg.RequestsMax),
 		loud:   rate.Sometimes{First: 3, Interval: time.Second},
 	}
+	c.changes.ended = make(chan struct{})
+	c.look = c.lookNow
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	if unix, ok := socket.(*net.UnixConn); ok {
 		unix.SetWriteBuffer(socketBuffer)
@@ -126,6 +134,7 @@ func (c *conn) serve() (how string) {
 	c.socket.Close()
 	c.in.close()
 	if c.device != nil {
+		c.server.leave(c)
 		c.device.release()
 	}
 	how = ending(err, opened)
@@ -195,6 +204,7 @@ func (c *conn) open(ctx context.Context, name string) error {
 		return err
 	}
 	c.device = d
+	c.server.enter(c, name)
 	return nil
 }
 
@@ -222,6 +232,9 @@ const blockSizeMax = 64 << 10
 // transmit answers requests until the connection ends, and says why it did.
 func (c *conn) transmit() error {
 	for {
+		if err := c.export.fence(c); err != nil {
+			return err
+		}
 		for c.in.buffered() >= requestSize {
 			req, err := parseRequest(c.in.next(requestSize))
 			if err != nil {
@@ -235,6 +248,9 @@ func (c *conn) transmit() error {
 			}
 		}
 		c.flush()
+		if c.in.buffered() == 0 {
+			c.begun.Store(false)
+		}
 		if err := c.in.fill(); err != nil {
 			return c.leaving(err)
 		}

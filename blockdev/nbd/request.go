@@ -27,6 +27,7 @@ type task struct {
 	conn *conn
 	req  request
 	buf  *buffer // a write's data, later the reply
+	gone bool    // a change that is not made: its client has hung up
 	run  func()  // conn.work on this task, bound once
 
 	extents []blockdev.Extent // memory of block status
@@ -168,8 +169,7 @@ func (c *conn) write(req request) error {
 	}
 	if n <= c.in.buffered() {
 		p := c.in.next(n)
-		if prompt != nil && prompt.TryWriteAt(p, int64(req.offset)) {
-			c.reply(req, blockdev.OK, "")
+		if prompt != nil && c.writeNow(prompt, p, req) {
 			return nil
 		}
 		b := c.take(n)
@@ -184,13 +184,25 @@ func (c *conn) write(req request) error {
 		b.release()
 		return err
 	}
-	if prompt != nil && prompt.TryWriteAt(b.p, int64(req.offset)) {
+	if prompt != nil && c.writeNow(prompt, b.p, req) {
 		b.release()
-		c.reply(req, blockdev.OK, "")
 		return nil
 	}
 	c.start(req, b)
 	return nil
+}
+
+// writeNow writes what the device takes at once, and answers.
+func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
+	if !c.changes.begin() {
+		return false
+	}
+	defer c.changes.end()
+	if !prompt.TryWriteAt(p, int64(req.offset)) {
+		return false
+	}
+	c.reply(req, blockdev.OK, "")
+	return true
 }
 
 // reply gathers the answer to a request that brings no data.
@@ -209,11 +221,17 @@ func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words str
 	return appendSimple(b, req.cookie, code)
 }
 
+// changes reports whether the request changes the device.
+func (r request) changes() bool {
+	return r.command == cmdWrite || r.command == cmdTrim || r.command == cmdWriteZeroes
+}
+
 // start hands a request to a goroutine of its own, with b for its reply. With
 // too many of them it waits for one to finish.
 func (c *conn) start(req request, b *buffer) {
 	t := c.task()
 	t.req, t.buf = req, b
+	t.gone = req.changes() && !c.changes.begin() // counted here: a goroutine may be late
 	c.working.Add(1)
 	go t.run()
 }
@@ -239,7 +257,13 @@ func (c *conn) work(t *task) {
 	defer c.working.Done()
 	began := time.Now()
 	req, b := t.req, t.buf
-	err := c.do(t)
+	err := errGone
+	if !t.gone {
+		err = c.do(t)
+		if req.changes() {
+			c.changes.end()
+		}
+	}
 	c.server.metrics.Waited(time.Since(began))
 	if err != nil {
 		code := blockdev.ErrnoOf(err)

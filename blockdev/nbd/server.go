@@ -31,6 +31,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{} // guarded by mu
+	exports map[string]*export // guarded by mu: those that are open
 	stopped bool               // guarded by mu: no connection is added any more
 }
 
@@ -40,7 +41,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, metrics: newMetrics(), conns: map[*conn]struct{}{}}, nil
+	return &Server{cfg: cfg, metrics: newMetrics(), conns: map[*conn]struct{}{}, exports: map[string]*export{}}, nil
 }
 
 // Collectors returns the server's metrics.
@@ -131,6 +132,27 @@ func (s *Server) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.DrainTimeout)
 	defer cancel()
 	return s.end(ctx, func(*conn) bool { return true })
+}
+
+// enter lists a connection with its export.
+func (s *Server) enter(c *conn, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.exports[name]
+	if e == nil {
+		e = new(export)
+		s.exports[name] = e
+	}
+	c.export = e
+	e.enter(c)
+}
+
+func (s *Server) leave(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.export.leave(c) {
+		delete(s.exports, c.name)
+	}
 }
 
 // Clients returns how many connections to the export of that name are open.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -68,6 +69,8 @@ type Volume struct {
 	meta    Meta
 	lock    io.Closer
 	buffers scratch.Pool
+
+	waiting atomic.Int32 // changes that wait for mu
 
 	mu       sync.RWMutex // guards what follows; readers hold it while they read the journal
 	segments []*segment

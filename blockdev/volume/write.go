@@ -15,7 +15,9 @@ import (
 
 // WriteAt implements blockdev.Device.
 func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+	v.waiting.Add(1)
 	v.mu.Lock()
+	v.waiting.Add(-1)
 	err := v.write(from(p), len(p), off)
 	v.mu.Unlock()
 	if err == nil && fua {
@@ -40,7 +42,7 @@ func (v *Volume) TryWriteFrom(r io.ReaderAt, n int, off int64) bool {
 }
 
 func (v *Volume) tryWrite(data payload, n int, off int64) bool {
-	if !v.mu.TryLock() {
+	if v.waiting.Load() > 0 || !v.mu.TryLock() { // a write that waits is not overtaken
 		return false
 	}
 	defer v.mu.Unlock()
@@ -230,7 +232,9 @@ func (v *Volume) Discard(ctx context.Context, off, length int64, fua bool) error
 // Zero implements blockdev.Trimmer. The zeros take one entry however long they
 // are.
 func (v *Volume) Zero(ctx context.Context, off, length int64, _, fua bool) error {
+	v.waiting.Add(1)
 	v.mu.Lock()
+	v.waiting.Add(-1)
 	var err error
 	for length > 0 && err == nil {
 		n := min(length, zeroMax*sectorSize)
