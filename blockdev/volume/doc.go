@@ -41,7 +41,14 @@
 // each sync, so that what was synced last is covered too; only a loss of power may
 // take the last mark with it.
 //
-// The file synced has the number of the last segment that is durable, as decimal
-// text. Segments below it are durable whole: one that is missing, or bad, is
-// corruption whatever the entries say.
+// The file synced says how far the journal is durable, and is written after each sync:
+// what is missing or bad before that is corruption, whatever the entries say. It has
+// two slots of the form below, at 0 and 4096, which are written in turn; the one that
+// is farther counts. Integers are little-endian:
+//
+//	0   4  magic "GRN\x01"
+//	4   8  number of a segment; those before it are durable whole
+//	12  8  bytes of that one that are durable
+//	20  8  seq of the last entry in them
+//	28  4  CRC32C of the bytes before
 package volume

@@ -101,3 +101,95 @@ func TestHeadOfAFlushedSegment(t *testing.T) {
 		t.Errorf("a damaged head, and nothing behind it: %v", err)
 	}
 }
+
+// TestCutEndIsNoEnd cuts the last segment of a journal, after a clean stop and after a
+// kill, at entries' ends and between them: what was flushed is missed, and nothing is
+// cut away.
+func TestCutEndIsNoEnd(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		dir := create(t)
+		v := open(t, dir, newImage(sourceSize))
+		for i := range int64(20) {
+			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, unit), i*unit, false))
+		}
+		must(t, v.Flush(t.Context()))
+		flushed := v.segments[0].size - entryHeader // without the mark that the flush leaves
+		if clean {
+			must(t, v.Close())
+		} else {
+			kill(t, v)
+		}
+		path := filepath.Join(dir, segmentName(1))
+		whole, err := os.ReadFile(path)
+		must(t, err)
+		entrySize := (flushed - segmentHeader) / 20
+		cuts := []int64{0, segmentHeader, flushed / 2, flushed - 1, flushed - entrySize, flushed - 10*entrySize}
+		for _, cut := range cuts {
+			must(t, os.WriteFile(path, whole[:cut], 0o600))
+			var lost *CorruptError
+			if _, err := Open(Config{Dir: dir}); !errors.As(err, &lost) {
+				t.Errorf("clean %v, cut to %d of %d: %v, want a CorruptError", clean, cut, len(whole), err)
+			}
+			if left, err := os.ReadFile(path); err != nil || int64(len(left)) != cut {
+				t.Errorf("cut to %d: then it had %d bytes, %v", cut, len(left), err)
+			}
+		}
+		must(t, os.WriteFile(path, whole, 0o600))
+		v = open(t, dir, newImage(sourceSize))
+		for i := range int64(20) {
+			expect(t, v, bytes.Repeat([]byte{byte(i)}, int((i+1)*unit)), i*unit, unit)
+		}
+		must(t, v.Close())
+	}
+}
+
+// TestTornNote tears the note at each byte of either slot: the other one holds.
+func TestTornNote(t *testing.T) {
+	dir := create(t)
+	v := open(t, dir, newImage(sourceSize))
+	for i := range int64(4) {
+		must(t, v.WriteAt(t.Context(), make([]byte, unit), i*unit, true))
+	}
+	must(t, v.Close())
+	path := filepath.Join(dir, noteName)
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	for _, slot := range []int{0, noteSlot} {
+		for at := range noteSize {
+			b := bytes.Clone(whole)
+			b[slot+at] ^= 0x80
+			must(t, os.WriteFile(path, b, 0o600))
+			if n, err := readNote(dir); err != nil || n.number != 1 {
+				t.Errorf("byte %d: %+v, %v", slot+at, n, err)
+			}
+		}
+	}
+	for _, b := range [][]byte{nil, make([]byte, noteSlot+noteSize), whole[1:]} {
+		must(t, os.WriteFile(path, b, 0o600))
+		if _, err := Open(Config{Dir: dir}); !errors.Is(err, content.ErrCorrupt) {
+			t.Errorf("a note of %d bytes that says nothing: %v", len(b), err)
+		}
+	}
+}
+
+// kill leaves the files as the death of the process does.
+func kill(t *testing.T, v *Volume) {
+	t.Helper()
+	for _, s := range v.segments {
+		must(t, s.file.Close())
+	}
+	must(t, v.notes.file.Close())
+	must(t, v.lock.Close())
+}
+
+func FuzzDecodeNote(f *testing.F) {
+	b := note{1, segmentHeader, 7}.encode()
+	f.Add(b[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n, ok := decodeNote(b); ok {
+			if again := n.encode(); !bytes.Equal(again[:], b[:noteSize]) {
+				t.Errorf("%x is read as %+v, which is written as %x", b[:noteSize], n, again)
+			}
+		}
+	})
+}

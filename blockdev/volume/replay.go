@@ -45,18 +45,25 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		return nil, err
 	}
 	slices.Sort(names)
-	if v.noted, err = readNote(v.cfg.Dir); err != nil && !v.cfg.ReadOnly {
+	noted, err := readNote(v.cfg.Dir)
+	if err != nil && !v.cfg.ReadOnly {
 		return nil, err
 	}
+	v.notes.last = noted
 	r := replayer{v: v, next: 1}
 	for _, name := range names {
 		if err := r.segment(name); err != nil {
 			return nil, err
 		}
 	}
-	lost, err = r.finish()
-	if n := len(v.segments); err == nil && v.noted > 0 && (n == 0 || v.segments[n-1].number < v.noted) {
-		lost = append(lost, &CorruptError{File: filepath.Join(v.cfg.Dir, segmentName(v.noted)), Seq: v.seq + 1})
+	r.durable = max(r.durable, noted.seq)
+	lost, err = r.finish(noted)
+	if end := v.end(); err == nil && noted.after(end) && (len(lost) == 0 || end.number < noted.number) {
+		c := &CorruptError{File: filepath.Join(v.cfg.Dir, segmentName(noted.number)), Seq: v.seq + 1}
+		if end.number == noted.number {
+			c.Offset = end.length
+		}
+		lost = append(lost, c)
 	}
 	return lost, err
 }
@@ -166,13 +173,11 @@ func (r *replayer) apply(index int, off int64, e entry, b []byte) {
 }
 
 // finish tells the tail from corruption.
-func (r *replayer) finish() (lost []*CorruptError, err error) {
+func (r *replayer) finish(noted note) (lost []*CorruptError, err error) {
 	v := r.v
 	for i, bad := range r.bad {
 		s := v.segments[bad.segment]
-		// Segments before the one that is noted are durable whole, that one's head is.
-		noted := s.number < v.noted || s.number == v.noted && bad.offset < segmentHeader
-		if bad.entry.seq <= r.durable || noted {
+		if bad.entry.seq <= r.durable || noted.covers(s.number, bad.offset) {
 			c := &CorruptError{File: s.file.Name(), Offset: bad.offset, Seq: bad.entry.seq}
 			if bad.whole && bad.entry.kind != kindMark {
 				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize

@@ -86,7 +86,7 @@ type Volume struct {
 	closed   bool
 
 	syncing sync.Mutex // one sync at a time; those who wait share the next
-	noted   uint64     // guarded by syncing: the last segment that the folder is known to have
+	notes   keeper     // guarded by syncing
 }
 
 var (
@@ -180,7 +180,7 @@ func (v *Volume) settle() error {
 	if err := durable.SyncDir(v.cfg.Dir); err != nil {
 		return err
 	}
-	v.note(v.segments)
+	v.note(v.end())
 	v.settled = true
 	return nil
 }
@@ -203,14 +203,18 @@ func (v *Volume) Close() error {
 			errs = append(errs, s.file.Sync())
 		}
 		errs = append(errs, durable.SyncDir(v.cfg.Dir))
-		v.note(v.segments)
 		if v.told < v.written {
 			mark := entry{kind: kindMark, seq: v.seq + 1, durable: v.written}.encode(nil)
 			if _, err := s.file.WriteAt(mark, s.size); err == nil {
+				v.seq, s.size = v.seq+1, s.size+int64(len(mark))
 				errs = append(errs, s.file.Sync())
 			}
 		}
+		if errors.Join(errs...) == nil {
+			v.note(v.end())
+		}
 	}
+	errs = append(errs, v.notes.close())
 	for _, s := range v.segments {
 		errs = append(errs, s.file.Close())
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const testChunk = 32 << 10
@@ -296,7 +297,7 @@ func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
 				wrong++
 			}
 		}
-		if lost.Length > 0 && wrong > 0 {
+		if (lost.Length > 0 || at < segmentHeader) && wrong > 0 { // a head holds no data
 			t.Fatalf("byte %d flipped: %d sectors have other bytes, and the lost range was known", at, wrong)
 		}
 		must(t, v.Close())
@@ -361,6 +362,7 @@ func TestTornTailIsCutOff(t *testing.T) {
 		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
+		must(t, durable.Remove(filepath.Join(dir, noteName))) // nothing was ever synced
 		v := open(t, dir, newImage(sourceSize))
 		if v.seq != seq-1 {
 			t.Fatalf("cut at %d: the last entry is %d, want %d", cut, v.seq, seq-1)

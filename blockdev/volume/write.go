@@ -171,7 +171,7 @@ func (v *Volume) Flush(context.Context) error {
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
 	v.mu.Lock()
-	failed, closed, last := v.failed, v.closed, v.written
+	failed, closed, last, end := v.failed, v.closed, v.written, v.end()
 	due := slices.Clone(v.segments[min(v.synced, len(v.segments)):])
 	newNames, done := v.newNames, v.durable >= target
 	v.mu.Unlock()
@@ -184,6 +184,9 @@ func (v *Volume) Flush(context.Context) error {
 		return nil
 	}
 	err := v.sync(due, newNames)
+	if err == nil {
+		v.note(end)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err != nil {
@@ -220,7 +223,6 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 			return err
 		}
 	}
-	v.note(due)
 	return nil
 }
 
