@@ -189,7 +189,11 @@ func (v *Volume) Flush(context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		// The folder could not even be opened, so no sync of it has failed.
+		return fmt.Errorf("flush: this process has too many files open; the next flush tries again: %w", err)
+	case err != nil:
 		return fmt.Errorf("flush: %w", v.fail(err))
 	}
 	v.durable = max(v.durable, last)
