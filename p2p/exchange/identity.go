@@ -99,12 +99,13 @@ func (x *Exchange) connected(id peer.ID) bool {
 func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Message) (*outbound, uint32, error) {
 	for {
 		o, err := s.lane(ctx, l)
-		if err != nil {
-			return nil, 0, err
+		if err == nil {
+			err = o.met(ctx)
 		}
-		if err := o.met(ctx); errors.Is(err, content.ErrForbidden) {
-			return nil, 0, fmt.Errorf("%w: the peer has not proved who it is: %v", content.ErrUnavailable, err)
-		} else if err != nil {
+		if errors.Is(err, content.ErrForbidden) { // nobody has forbidden us anything
+			err = fmt.Errorf("%w: the peer has not proved who it is: %v", content.ErrUnavailable, err)
+		}
+		if err != nil {
 			return nil, 0, err
 		}
 		id, err := o.begin(p, m)

@@ -253,8 +253,8 @@ func (o *outbound) read() {
 	o.fail(err)
 }
 
-// greet takes the peer's hello. One without a good certificate is asked nothing, and
-// may yet prove itself when it asks.
+// greet takes the peer's hello. One without a good certificate is asked nothing: the
+// stream ends.
 func (o *outbound) greet() error {
 	defer close(o.greeted)
 	hello, err := o.hello()
@@ -264,7 +264,7 @@ func (o *outbound) greet() error {
 	if err == nil {
 		err = o.session.x.present(o.session.peer, hello.Chain)
 	}
-	if o.refused = err; err != nil && !errors.Is(err, content.ErrForbidden) {
+	if o.refused = err; err != nil {
 		return err
 	}
 	o.mu.Lock()
