@@ -18,7 +18,6 @@ import (
 
 // The calls that members make to each other, beside requests for content.
 const (
-	farmMethod    = "farm"
 	resolveMethod = "resolve"
 	commitMethod  = "commit"
 	// callTimeout bounds one call to a member.
@@ -53,7 +52,7 @@ const violationBan = time.Hour
 // complained of: its operator is ours.
 func (n *Node) violated(id peer.ID, err error) {
 	who, ok := n.exchange.Identity(id)
-	near := ok && who.Farm == n.Farm() || slices.Contains(neighbours{n}.Live(), id)
+	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
 		n.swarm.Ban(id, violationBan)
@@ -95,8 +94,6 @@ type commitRequest struct {
 // Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
-	case farmMethod:
-		return []byte(x.n.Farm()), nil
 	case redeemMethod:
 		return x.n.redeem(body)
 	case resolveMethod:
@@ -153,17 +150,67 @@ func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) (
 	return x.n.codec.Marshal(heard{Sealed: r.Sealed, ETag: r.ETag})
 }
 
-// candidates are the members to ask: up to membersAsked, of the farm and of
-// others, half and half where there are enough of both.
-func (n *Node) candidates() []peer.ID {
-	near := slices.DeleteFunc(neighbours{n}.Live(), func(id peer.ID) bool { return id == n.swarm.ID() })
-	var far []peer.ID
+// candidate is a member to ask.
+type candidate struct {
+	id  peer.ID
+	who trust.Identity
+}
+
+// candidates are the members to ask: up to membersAsked that have proved who they are,
+// of the farm and of others, half and half where there are enough of both. Those that
+// gossip names are waited for until ctx ends. Seeds are not asked: they read public
+// content only.
+func (n *Node) candidates(ctx context.Context) []candidate {
+	ids := slices.DeleteFunc(neighbours{n}.Live(), func(id peer.ID) bool { return id == n.swarm.ID() })
+	proved := func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok }
+	slices.SortStableFunc(ids, func(a, b peer.ID) int { // those whom nobody needs to wait for first
+		if proved(a) == proved(b) {
+			return 0
+		} else if proved(a) {
+			return -1
+		}
+		return 1
+	})
+	ids = ids[:min(len(ids), membersAsked)]
 	for _, p := range n.swarm.Peers() {
-		if !slices.Contains(near, p.ID) {
-			far = append(far, p.ID)
+		if !slices.Contains(ids, p.ID) {
+			ids = append(ids, p.ID)
 		}
 	}
-	return share(near, far, membersAsked)
+	met := make([]candidate, len(ids))
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() {
+			if who, err := n.exchange.Meet(ctx, id); err == nil {
+				met[i] = candidate{id, who}
+			}
+		})
+	}
+	wg.Wait()
+	var near, far []candidate
+	for _, c := range met {
+		switch {
+		case !c.who.Role.IsMember():
+		case c.who.Farm == n.Farm():
+			near = append(near, c)
+		default:
+			far = append(far, c)
+		}
+	}
+	return share(near, byFarms(far), membersAsked)
+}
+
+// byFarms orders candidates so that the first are each of another farm, then the
+// second ones of each farm, and so on.
+func byFarms(all []candidate) []candidate {
+	turn := map[string]int{}
+	turns := make(map[peer.ID]int, len(all))
+	for _, c := range all {
+		turns[c.id] = turn[c.who.Farm]
+		turn[c.who.Farm]++
+	}
+	slices.SortStableFunc(all, func(a, b candidate) int { return turns[a.id] - turns[b.id] })
+	return all
 }
 
 // share takes up to n of both, near ones first, and as many of each as fit.
@@ -172,25 +219,31 @@ func share[T any](near, far []T, n int) []T {
 	return slices.Concat(near[:min(len(near), n-fromFar)], far[:fromFar])
 }
 
+// answer is what a member said to a question.
+type answer struct {
+	who  trust.Identity
+	body []byte
+}
+
 // ask calls candidates at once and returns the first limit answers, in the order
-// in which they came.
-func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [][]byte {
+// in which they came, each with who gave it.
+func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) []answer {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	ids := n.candidates()
-	answers := make(chan []byte, len(ids))
+	members := n.candidates(ctx)
+	answers := make(chan answer, len(members))
 	var wg sync.WaitGroup
-	for _, id := range ids {
+	for _, c := range members {
 		wg.Go(func() {
-			if b, err := n.exchange.Call(ctx, id, method, body); err == nil {
-				answers <- b
+			if b, err := n.exchange.Call(ctx, c.id, method, body); err == nil {
+				answers <- answer{c.who, b}
 			}
 		})
 	}
 	go func() { wg.Wait(); close(answers) }()
-	var out [][]byte
-	for b := range answers {
-		if out = append(out, b); len(out) == limit {
+	var out []answer
+	for a := range answers {
+		if out = append(out, a); len(out) == limit {
 			return out
 		}
 	}
@@ -200,10 +253,13 @@ func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [
 // askInTurn calls candidates until one does not say that it is unable to: its
 // answer, or its error, is the answer.
 func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byte, error) {
+	meet, cancel := context.WithTimeout(ctx, callTimeout)
+	members := n.candidates(meet)
+	cancel()
 	var unable []error
-	for _, id := range n.candidates() {
+	for _, c := range members {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		b, err := n.exchange.Call(call, id, method, body)
+		b, err := n.exchange.Call(call, c.id, method, body)
 		late := call.Err() != nil
 		cancel()
 		if err == nil || !late && !errors.Is(err, content.ErrUnavailable) {
@@ -221,9 +277,9 @@ func (n *Node) askRecord(ctx context.Context, kind content.Kind, name string, li
 		return nil
 	}
 	var out []heard
-	for _, b := range n.ask(ctx, resolveMethod, body, limit) {
+	for _, a := range n.ask(ctx, resolveMethod, body, limit) {
 		var h heard
-		if n.codec.Unmarshal(b, &h) == nil {
+		if n.codec.Unmarshal(a.body, &h) == nil {
 			out = append(out, h)
 		}
 	}

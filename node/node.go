@@ -207,7 +207,9 @@ func (n *Node) openCache(context.Context) (err error) {
 func (n *Node) openNetwork(context.Context) (err error) {
 	n.swarm, err = swarm.New(swarm.Config{
 		Identity: n.identity, Mesh: n.member.Mesh, Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.member.Bootstrap),
-		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Admit: func(id peer.ID) bool { return !n.exchange.Stranger(id) }, Log: n.cfg.Log,
+		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
+		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
+		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
 	})
 	if err != nil {
 		return err
@@ -223,7 +225,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	}
 	n.exchange, err = exchange.New(exchange.Config{
 		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.Chain, Server: n.fetch, Answerer: answerer{n},
-		OnViolation: n.violated, Now: n.cfg.Now, Log: n.cfg.Log,
+		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

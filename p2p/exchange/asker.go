@@ -1,92 +1,132 @@
 package exchange
 
 import (
-	"bytes"
+	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
-
-// certificateCheck is how long a checked certificate is believed: a revocation
-// reaches open streams within this time.
-const certificateCheck = time.Minute
 
 // asker is a peer that has streams open to us.
 type asker struct {
 	id   peer.ID
-	link *link
+	link *link.Link
+	// frames and introductions bound what it may say a second: a stranger, and a
+	// member whose words cost signatures to check.
+	frames, introductions *rate.Limiter
+	// bitmap is held while one is encoded and sent, so that it has one in memory.
+	bitmap sync.Mutex
 
 	// mu guards what follows; nothing is locked under it.
-	mu        sync.Mutex
-	streams   int
-	encoded   []byte // the chain that was presented last
-	chain     trust.Chain
-	identity  trust.Identity
-	checkedAt time.Time
-	budget    budget
-	stranger  bool
+	mu       sync.Mutex
+	budget   budget
+	streams  map[*inbound]bool // true for those that have said hello
+	activeAt time.Time         // when it last said something
 }
 
 // askers are the peers that have streams open to us.
 type askers struct {
-	mu    sync.Mutex
+	stranger func(peer.ID) bool
+
+	mu    sync.Mutex // guards peers; an asker's is taken under it
 	peers map[peer.ID]*asker
 }
 
 // join counts a new stream of a peer.
-func (s *askers) join(id peer.ID) (*asker, error) {
+func (s *askers) join(id peer.ID, in *inbound) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.peers[id]
 	if a == nil {
-		a = &asker{id: id, link: &link{begun: time.Now()}, stranger: true, budget: strangerBudget()}
+		a = &asker{
+			id: id, link: link.New(), streams: map[*inbound]bool{}, activeAt: time.Now(),
+			frames:        rate.NewLimiter(strangerFrames, strangerFramesBurst),
+			introductions: rate.NewLimiter(introductions, introductionsBurst),
+		}
 		s.peers[id] = a
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.streams >= streamsMax {
-		return nil, fmt.Errorf("%w: peer has %d streams open", content.ErrUnavailable, a.streams)
+	if len(a.streams) >= streamsMax {
+		return fmt.Errorf("%w: peer has %d streams open", content.ErrUnavailable, len(a.streams))
 	}
-	a.streams++
-	return a, nil
+	a.streams[in] = false
+	in.asker = a
+	return nil
 }
 
 // leave counts the end of a stream.
-func (s *askers) leave(a *asker) {
+func (s *askers) leave(in *inbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	a := in.asker
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.streams--; a.streams == 0 {
+	if delete(a.streams, in); len(a.streams) == 0 {
 		delete(s.peers, a.id)
 	}
 }
 
-// admit refuses one more stranger than there may be.
-func (s *askers) admit(a *asker) error {
+// admit counts a stream that has said hello. When there are more strangers than may
+// be, the one that has been silent longest goes; not while it waits for the answer of
+// a call, for a newcomer's invite is one.
+func (s *askers) admit(in *inbound) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	strangers := 0
-	for _, other := range s.peers {
-		other.mu.Lock()
-		if other.stranger {
-			strangers++
-		}
-		other.mu.Unlock()
-	}
+	a := in.asker
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.stranger && strangers > strangersMax {
+	a.streams[in] = true
+	a.activeAt = time.Now()
+	a.mu.Unlock()
+	var strangers int
+	var victim *asker
+	var since time.Time
+	for _, other := range s.peers {
+		if hello, at, calls := other.state(); hello && s.stranger(other.id) {
+			strangers++
+			if other != a && calls == 0 && (victim == nil || at.Before(since)) {
+				victim, since = other, at
+			}
+		}
+	}
+	s.mu.Unlock()
+	switch {
+	case strangers <= strangersMax || !s.stranger(a.id):
+		return nil
+	case victim == nil:
 		return fmt.Errorf("%w: %d strangers are being served", content.ErrUnavailable, strangersMax)
 	}
+	victim.drop()
 	return nil
+}
+
+// state says whether a peer has said hello, when it last said something, and how many
+// of its calls are under way.
+func (a *asker) state() (hello bool, at time.Time, calls int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, greeted := range a.streams {
+		hello = hello || greeted
+	}
+	return hello, a.activeAt, a.budget.calls
+}
+
+// drop ends all streams of a peer.
+func (a *asker) drop() {
+	a.mu.Lock()
+	streams := slices.Collect(maps.Keys(a.streams))
+	a.mu.Unlock()
+	for _, in := range streams {
+		_ = in.stream.Reset()
+	}
 }
 
 // find returns the asker of that id, nil when it has no stream open.
@@ -96,110 +136,71 @@ func (s *askers) find(id peer.ID) *asker {
 	return s.peers[id]
 }
 
-// present takes the chain of a hello. A chain of somebody else is a violation
-// (ErrCorrupt); one that is not good here makes the peer a stranger.
-func (a *asker) present(x *Exchange, h wire.Hello) error {
-	chain, err := x.chainOf(a.id, h.Chain)
-	if err != nil {
-		return err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.checkedAt.IsZero() || !bytes.Equal(a.encoded, h.Chain) {
-		a.encoded, a.chain = h.Chain, chain
-		a.check(x)
-	}
-	return nil
-}
-
-// chainOf decodes the chain of a peer's hello, nil for none. One of somebody else is
-// ErrCorrupt; whether it is good is the verifier's to say.
-func (x *Exchange) chainOf(id peer.ID, encoded []byte) (trust.Chain, error) {
-	if len(encoded) == 0 {
-		return nil, nil
-	}
-	var chain trust.Chain
-	if err := x.cbor.Unmarshal(encoded, &chain); err != nil {
-		return nil, fmt.Errorf("certificate: %w", err)
-	}
-	return chain, subjectIs(chain, id)
-}
-
-// subjectIs fails with ErrCorrupt unless the chain is about the peer's own key.
-func subjectIs(chain trust.Chain, id peer.ID) error {
-	key, err := id.ExtractPublicKey()
-	if err != nil {
-		return fmt.Errorf("certificate of %s: %w: %w", id, content.ErrCorrupt, err)
-	}
-	raw, err := key.Raw()
-	if subject := chain.Identity().Key; err != nil || !bytes.Equal(raw, subject[:]) {
-		return fmt.Errorf("certificate of %s: %w: it was issued to %s", id, content.ErrCorrupt, subject)
-	}
-	return nil
-}
-
-// check verifies the chain again. The caller holds mu.
-func (a *asker) check(x *Exchange) {
-	now := x.cfg.Now()
-	identity, err := x.cfg.Verifier.Verify(a.chain, now)
-	if err != nil && len(a.chain) > 0 {
-		x.cfg.Log.Warn("peer is treated as a stranger", "peer", a.id, "err", err)
-	}
-	a.checkedAt, a.identity = now, identity
-	if stranger := err != nil; stranger != a.stranger {
-		from, to := memberBudget(), strangerBudget()
-		if !stranger {
-			from, to = to, from
+// sweep ends the streams on which a frame has begun and does not arrive, and those of
+// strangers that want nothing.
+func (s *askers) sweep(now time.Time) {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.peers))
+	s.mu.Unlock()
+	for _, a := range all {
+		a.mu.Lock()
+		idle := a.budget == budget{} && now.Sub(a.activeAt) > strangerIdle
+		var late []*inbound
+		for in := range a.streams {
+			if in.late(now) {
+				late = append(late, in)
+			}
 		}
-		a.stranger = stranger
-		for c := range a.budget.wants { // what is open now stays counted
-			a.budget.wants[c] += to.wants[c] - from.wants[c]
+		a.mu.Unlock()
+		for _, in := range late {
+			_ = in.stream.Reset()
 		}
-		a.budget.indexes += to.indexes - from.indexes
-		a.budget.small += to.small - from.small
+		if idle && s.stranger(a.id) {
+			a.drop()
+		}
 	}
 }
 
-// peer returns who asks, checked within the last certificateCheck.
+// peer returns who asks, as it has proved.
 func (a *asker) peer(x *Exchange) (p Peer, stranger bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if age := x.cfg.Now().Sub(a.checkedAt); age > certificateCheck || age < 0 {
-		a.check(x)
-	}
-	return Peer{a.id, a.identity}, a.stranger
+	who, ok := x.ledger.Of(a.id)
+	return Peer{a.id, who}, !ok
 }
 
-// Stranger reports whether a peer has streams open here without a certificate that
-// is good. Of a peer that has asked nothing yet it is false.
-func (x *Exchange) Stranger(id peer.ID) bool {
-	a := x.askers.find(id)
-	if a == nil {
+// pace makes a peer wait that says too much: it is read no faster. Acknowledgements
+// are answers to what we said.
+func (a *asker) pace(ctx context.Context, t wire.Type, stranger bool) (err error) {
+	a.mu.Lock()
+	a.activeAt = time.Now()
+	a.mu.Unlock()
+	switch {
+	case stranger && t != wire.TypeAck:
+		err = a.frames.Wait(ctx)
+	case t == wire.TypeIntroduce:
+		err = a.introductions.Wait(ctx)
+	}
+	return err
+}
+
+// spend takes what a request costs, if there is room for it.
+func (a *asker) spend(cost budget, stranger bool) bool {
+	limit := memberBudget()
+	if stranger {
+		limit = strangerBudget()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sum := a.budget.plus(cost, 1)
+	if !sum.within(limit) {
 		return false
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.stranger && !a.checkedAt.IsZero()
+	a.budget = sum
+	return true
 }
 
-// Identity returns who a peer is that has streams open here, as its certificate
-// says; false for a stranger and for one that has asked nothing yet.
-func (x *Exchange) Identity(id peer.ID) (trust.Identity, bool) {
-	a := x.askers.find(id)
-	if a == nil {
-		return trust.Identity{}, false
-	}
+// refund gives back what spend took.
+func (a *asker) refund(cost budget) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.identity, !a.stranger
+	a.budget = a.budget.plus(cost, -1)
 }
-
-// spend calls f with the budget under its lock.
-func (a *asker) spend(f func(*budget)) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	f(&a.budget)
-}
-
-// remote returns whose stream it is.
-func remote(s network.Stream) peer.ID { return s.Conn().RemotePeer() }

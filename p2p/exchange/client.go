@@ -10,7 +10,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -41,15 +40,10 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 	if req.Priority == PriorityGuest {
 		l = wire.LaneUrgent
 	}
-	o, err := s.lane(ctx, l)
-	if err != nil {
-		s.places.give(place)
-		return err
-	}
 	p := newPending()
 	p.level, p.priority, p.place = req.Level, req.Priority, place
 	p.wants, p.left, p.each = true, newOutstanding(req.Indexes), each
-	id, err := o.begin(p, wire.Want{
+	o, id, err := s.begin(ctx, l, p, wire.Want{
 		Root: req.Root, Level: req.Level, Priority: uint8(req.Priority),
 		Fetch: req.Fetch, Passed: req.Passed, Indexes: req.Indexes,
 	})
@@ -124,35 +118,12 @@ func (x *Exchange) Call(ctx context.Context, to peer.ID, method string, body []b
 	return answer, nil
 }
 
-// Meet returns who a peer is, as the certificate that it showed on our connection
-// says: it opens the control stream where none is open, and waits for the peer's
-// hello. A peer without a good certificate is content.ErrForbidden, one that can't be
-// reached or is silent content.ErrUnavailable.
-func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error) {
-	o, err := x.session(id).lane(ctx, wire.LaneControl)
-	if err == nil {
-		select {
-		case <-o.greeted:
-			err = o.refused
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-	}
-	if err != nil {
-		return trust.Identity{}, fmt.Errorf("meet %s: %w", id, err)
-	}
-	return o.who, nil
-}
-
 // ask sends a small request and waits for its answer.
 func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte, error) {
 	p := newPending()
-	o, err := x.session(to).lane(ctx, wire.LaneControl)
+	o, id, err := x.session(to).begin(ctx, wire.LaneControl, p, m)
 	if err == nil {
-		var id uint32
-		if id, err = o.begin(p, m); err == nil {
-			err = o.await(ctx, id, p)
-		}
+		err = o.await(ctx, id, p)
 	}
 	x.count(err)
 	if err != nil {
@@ -166,13 +137,9 @@ func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte,
 // gone (or has no such root: ErrNotFound), silently when ctx ends.
 func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID) iter.Seq2[*content.Bitmap, error] {
 	return func(yield func(*content.Bitmap, error) bool) {
-		o, err := x.session(from).lane(ctx, wire.LaneControl)
 		p := newPending()
 		p.bitmap = &inbox{ready: make(chan struct{}, 1)}
-		var id uint32
-		if err == nil {
-			id, err = o.begin(p, wire.Subscribe{Root: root})
-		}
+		o, id, err := x.session(from).begin(ctx, wire.LaneControl, p, wire.Subscribe{Root: root})
 		for err == nil {
 			select {
 			case <-p.bitmap.ready:

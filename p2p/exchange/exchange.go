@@ -16,9 +16,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -49,6 +51,10 @@ type Config struct {
 	Turns int
 	// OnViolation is told of a peer that broke the protocol. It must not block.
 	OnViolation func(peer.ID, error)
+	// OnProved is told of a peer that has proved who it is, in either direction, and
+	// OnLost of one whose certificate is not good any more: its streams have been
+	// ended. Neither must block.
+	OnProved, OnLost func(peer.ID)
 	// Now is the clock that certificates are checked by; nil means time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -68,6 +74,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OnViolation == nil {
 		c.OnViolation = func(peer.ID, error) {}
 	}
+	if c.OnProved == nil {
+		c.OnProved = func(peer.ID) {}
+	}
+	if c.OnLost == nil {
+		c.OnLost = func(peer.ID) {}
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -81,14 +93,16 @@ func (c Config) withDefaults() (Config, error) {
 type Exchange struct {
 	cfg      Config
 	protocol protocol.ID
-	cbor     *content.Codec
 	codec    *codec
 	metrics  metrics
-	chain    []byte // our certificate, encoded
+	chain    []byte           // our certificate, encoded
+	ledger   *identity.Ledger // who has proved what, asking or asked
+	note     rate.Sometimes   // for what strangers could fill a log with
 
-	// As the asked: who asks, and whose turn it is.
-	askers askers
-	turns  turns
+	// As the asked: who asks, whose turn it is, and what strangers are sent.
+	askers    askers
+	turns     turns
+	strangers *rate.Limiter
 
 	// jobs are started by Run, on its context, until stopped is closed.
 	jobs    chan func(context.Context)
@@ -108,17 +122,18 @@ func New(cfg Config) (*Exchange, error) {
 		return nil, err
 	}
 	x := &Exchange{
-		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())),
-		cbor: content.NewCodec(), metrics: newMetrics(),
-		askers: askers{peers: map[peer.ID]*asker{}}, turns: turns{max: cfg.Turns},
+		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())), metrics: newMetrics(),
+		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.Turns},
 		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
 		sessions: map[peer.ID]*session{},
 	}
+	x.ledger = identity.New(cfg.Verifier, x.connected, cfg.Now)
+	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
 	if len(cfg.Chain) > 0 {
-		if x.chain, err = x.cbor.Marshal(cfg.Chain); err != nil {
+		if x.chain, err = content.NewCodec().Marshal(cfg.Chain); err != nil {
 			return nil, fmt.Errorf("exchange: certificate: %w", err)
 		}
 	}
@@ -128,8 +143,12 @@ func New(cfg Config) (*Exchange, error) {
 	return x, nil
 }
 
-// watchInterval is how often requests are looked over for stalled ones.
-const watchInterval = StallTimeout / 8
+const (
+	// watchInterval is how often requests are looked over for stalled ones.
+	watchInterval = StallTimeout / 8
+	// sweepInterval is how often askers are looked over for those that want nothing.
+	sweepInterval = time.Second
+)
 
 // Run serves until ctx ends, then closes all streams and returns nil. Requests
 // that begin before Run wait for it. It is called once.
@@ -150,6 +169,10 @@ func (x *Exchange) Run(ctx context.Context) error {
 	defer x.cfg.Host.RemoveStreamHandler(x.protocol)
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	check := time.NewTicker(identity.CheckInterval)
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -160,6 +183,10 @@ func (x *Exchange) Run(ctx context.Context) error {
 			for _, s := range x.snapshot() {
 				s.watch(now)
 			}
+		case now := <-sweep.C:
+			x.askers.sweep(now)
+		case <-check.C:
+			x.work.Go(x.Recheck)
 		}
 	}
 }

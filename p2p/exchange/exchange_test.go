@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,16 +41,16 @@ type member struct {
 	id         peer.ID
 	host       host.Host
 	violations chan error
+	proved     atomic.Int32
+	lost       atomic.Int32
 	stop       func()
 }
 
 // windowTo is what a member has measured of the way to a peer that asks it; zero
 // for one that does not.
-func (b *member) windowTo(id peer.ID) (w window) {
+func (b *member) windowTo(id peer.ID) (w link.Window) {
 	if a := b.askers.find(id); a != nil {
-		a.link.mu.Lock()
-		defer a.link.mu.Unlock()
-		w = a.link.window
+		w = a.link.Window()
 	}
 	return w
 }
@@ -100,6 +102,8 @@ func (m mesh) start(t testing.TB, role trust.Role, change func(*Config)) *member
 		default:
 		}
 	}
+	cfg.OnProved = func(peer.ID) { b.proved.Add(1) }
+	cfg.OnLost = func(peer.ID) { b.lost.Add(1) }
 	if change != nil {
 		change(&cfg)
 	}

@@ -29,7 +29,7 @@ func (m mesh) script(h host.Host, answer func(f *framed, id uint32, w wire.Want)
 		streams.Add(1)
 		f := newFramed(s, time.Second, new(atomic.Int64))
 		hello, err := f.hello()
-		if err != nil || f.send(0, wire.Hello{Lane: hello.Lane}) != nil {
+		if err != nil || f.send(0, m.hello(h, hello.Lane)) != nil {
 			return
 		}
 		for {
@@ -47,6 +47,19 @@ func (m mesh) script(h host.Host, answer func(f *framed, id uint32, w wire.Want)
 		}
 	})
 	return streams
+}
+
+// hello is what a member of the mesh on that host says first.
+func (m mesh) hello(h host.Host, l wire.Lane) wire.Hello {
+	public, err := h.ID().ExtractPublicKey()
+	if err != nil {
+		panic(err)
+	}
+	raw, err := public.Raw()
+	if err != nil {
+		panic(err)
+	}
+	return wire.Hello{Lane: l, Chain: chainOf(m.key, trust.PublicKey(raw))}
 }
 
 // data sends an object, whatever it is.
@@ -147,7 +160,7 @@ func TestStreamsAreOpenedAgainLaterAndLater(t *testing.T) {
 	deaf.SetStreamHandler(protocolID(m), func(s network.Stream) {
 		f := newFramed(s, time.Second, new(atomic.Int64))
 		hello, _ := f.hello()
-		f.send(0, wire.Hello{Lane: hello.Lane})
+		f.send(0, m.hello(deaf, hello.Lane))
 		h, err := f.header()
 		if err == nil {
 			f.message(h)
@@ -269,7 +282,12 @@ func TestHostileAskerIsReported(t *testing.T) {
 
 // foreignChain is a certificate of a key that nobody here has.
 func foreignChain() []byte {
-	chain, err := trust.Signer{Key: trust.NewPrivateKey()}.Issue(trust.Grant{Subject: trust.NewPrivateKey().Public(), Role: trust.RoleSeed}, time.Now())
+	return chainOf(trust.NewPrivateKey(), trust.NewPrivateKey().Public())
+}
+
+// chainOf is the encoded certificate that a mesh issues to a key.
+func chainOf(mesh trust.PrivateKey, subject trust.PublicKey) []byte {
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
 	if err != nil {
 		panic(err)
 	}

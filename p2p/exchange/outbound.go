@@ -11,12 +11,19 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
-// canceledLife is how long a peer may take to end a request that we canceled.
-const canceledLife = 5 * StallTimeout
+const (
+	// canceledLife is how long a peer may take to end a request that we canceled.
+	canceledLife = 5 * StallTimeout
+	// quietMax is how long a stream is kept that nobody asks anything on: opening it
+	// again costs a round trip, and keeping one to everybody some KiB each.
+	quietMax = 5 * time.Minute
+)
+
+// errQuiet is why a stream ended that nobody had asked anything on for quietMax.
+var errQuiet = errors.New("nothing was asked on this stream")
 
 // outbound is a stream that we opened to ask a peer. One goroutine reads it.
 type outbound struct {
@@ -24,10 +31,9 @@ type outbound struct {
 	session *session
 	lane    wire.Lane
 
-	// greeted is closed when the peer's hello has come, or never will: who it is, or
-	// why it is nobody, is set before. See Exchange.Meet.
+	// greeted is closed when the peer's hello has come, or never will. If the peer
+	// has not proved who it is by then, refused says why.
 	greeted chan struct{}
-	who     trust.Identity
 	refused error
 
 	unacked int // bytes of data since our last Ack; the reader's
@@ -42,7 +48,8 @@ type outbound struct {
 	live   map[uint32]*pending
 	lastID uint32
 	heard  bool
-	err    error // why the stream is of no use any more
+	quiet  time.Time // when it was first seen without a request
+	err    error     // why the stream is of no use any more
 }
 
 // pending is one request that has not ended.
@@ -96,6 +103,7 @@ func (o *outbound) begin(p *pending, m wire.Message) (id uint32, err error) {
 	}
 	id = o.lastID
 	o.live[id] = p
+	o.quiet = time.Time{}
 	p.sign.Store(time.Now().UnixNano())
 	o.mu.Unlock()
 	if err := o.send(id, m); err != nil {
@@ -177,6 +185,20 @@ func (o *outbound) fail(err error) {
 	o.session.x.ended(o.session.peer, err)
 }
 
+// retire ends a stream on which nobody asks anything, unless somebody just did.
+func (o *outbound) retire() {
+	o.mu.Lock()
+	idle := len(o.live) == 0 && o.err == nil
+	if idle {
+		o.err = errQuiet
+	}
+	o.mu.Unlock()
+	if idle {
+		_ = o.stream.Reset()
+		o.session.lost(o, true, errQuiet)
+	}
+}
+
 // watch fails the requests that have stalled. A peer that does not even end what
 // was canceled loses the stream.
 func (o *outbound) watch(now time.Time) {
@@ -188,6 +210,10 @@ func (o *outbound) watch(now time.Time) {
 	var asked []*pending
 	deaf := false
 	o.mu.Lock()
+	if len(o.live) == 0 && o.quiet.IsZero() {
+		o.quiet = now
+	}
+	quiet := len(o.live) == 0 && now.Sub(o.quiet) > quietMax
 	for id, p := range o.live {
 		switch silent := now.UnixNano() - max(p.sign.Load(), excused); {
 		case !p.canceled.IsZero():
@@ -198,6 +224,10 @@ func (o *outbound) watch(now time.Time) {
 		}
 	}
 	o.mu.Unlock()
+	if quiet {
+		o.retire()
+		return
+	}
 	if deaf {
 		o.fail(fmt.Errorf("%w: a canceled request was not ended", ErrStalled))
 		return
@@ -223,23 +253,20 @@ func (o *outbound) read() {
 	o.fail(err)
 }
 
-// greet takes the peer's hello. One without a good certificate is served on: it is a
-// stranger to whoever asks.
+// greet takes the peer's hello. One without a good certificate is asked nothing: the
+// stream ends.
 func (o *outbound) greet() error {
 	defer close(o.greeted)
 	hello, err := o.hello()
 	if err == nil && hello.Lane != o.lane {
 		err = fmt.Errorf("%w: hello of lane %d on lane %d", ErrViolation, hello.Lane, o.lane)
 	}
-	var chain trust.Chain
 	if err == nil {
-		chain, err = o.session.x.chainOf(o.session.peer, hello.Chain)
+		err = o.session.x.present(o.session.peer, hello.Chain)
 	}
-	if err != nil {
-		o.refused = err
+	if o.refused = err; err != nil {
 		return err
 	}
-	o.who, o.refused = o.session.x.cfg.Verifier.Verify(chain, o.session.x.cfg.Now())
 	o.mu.Lock()
 	o.heard = true
 	o.mu.Unlock()

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/p2p/exchange/link"
 )
 
 // ticket is one waiting place: for the next object that a peer asked for.
@@ -13,8 +15,8 @@ type ticket struct {
 	stranger bool
 	// link is the way to the peer, nil where only the number of turns counts;
 	// class is which of its flows the object is going to be part of.
-	link  *link
-	class class
+	link  *link.Link
+	class link.Class
 	// size is the expected length of the object, in bytes.
 	size int
 	// ready gets a value when the turn is given.

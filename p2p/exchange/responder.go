@@ -39,15 +39,18 @@ func newResponder(in *inbound, id uint32, req Request, stranger bool) *responder
 		in: in, id: id, pending: newOutstanding(req.Indexes),
 		ticket: ticket{
 			peer: in.asker.id, priority: req.Priority, stranger: stranger,
-			link: in.asker.link, class: in.out.class, size: content.ChunkSizeDefault, ready: make(chan struct{}, 1),
+			link: in.asker.link, class: in.out.Class, size: content.ChunkSizeDefault, ready: make(chan struct{}, 1),
 		},
 	}
 }
 
-// start waits for the first turn, which was asked for already.
+// start waits for the first turn, which was asked for already, but for strangers.
 func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
+	if r.ticket.stranger {
+		return r.hold(ctx)
+	}
 	if taken {
 		r.holds = true
 		return nil
@@ -86,6 +89,11 @@ func (r *responder) hold(ctx context.Context) error {
 	if r.holds {
 		return nil
 	}
+	if r.ticket.stranger {
+		if err := r.pay(ctx); err != nil {
+			return err
+		}
+	}
 	if _, taken := r.in.x.turns.take(&r.ticket); taken {
 		r.holds = true
 		return nil
@@ -93,11 +101,35 @@ func (r *responder) hold(ctx context.Context) error {
 	return r.await(ctx)
 }
 
+// pay waits until strangers may be sent as much as the next object is expected to be.
+// No turn is held meanwhile, nor anything read. The caller holds turn.
+func (r *responder) pay(ctx context.Context) error {
+	booked := r.in.x.strangers.ReserveN(time.Now(), min(r.ticket.size, strangersBurst))
+	due := time.NewTimer(booked.Delay())
+	defer due.Stop()
+	tick := time.NewTicker(ProgressInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-due.C:
+			return nil
+		case <-ctx.Done():
+			booked.Cancel()
+			return context.Cause(ctx)
+		case <-tick.C:
+			if err := r.Progress(); err != nil {
+				booked.Cancel()
+				return err
+			}
+		}
+	}
+}
+
 // yield gives the turn back unused. The caller holds turn.
 func (r *responder) yield() {
 	if r.holds {
 		r.holds = false
-		r.ticket.link.forgo(&r.ticket)
+		r.ticket.link.Forgo(r.ticket.class, r.ticket.size)
 		r.in.x.turns.give(&r.ticket)
 	}
 }
@@ -147,19 +179,19 @@ func (r *responder) strike(indexes ...uint64) (left int, err error) {
 func (r *responder) write(index uint64, body, page []byte) error {
 	x, l := r.in.x, r.in.asker.link
 	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page)}
-	if l.mayCompress(len(body)) {
+	if l.MayCompress(len(body)) {
 		if b := x.codec.compress(body); b != nil {
 			defer x.codec.pool.Put(b)
 			body, d.Codec, d.Stored = *b, wire.CodecZstd, len(*b)
 		} else {
-			l.incompressible()
+			l.Incompressible()
 		}
 	}
 	booked := r.ticket.size
 	r.ticket.size, r.holds = d.Size(), false
 	x.turns.give(&r.ticket)
 	at := time.Now()
-	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.send(&r.in.out, booked, size, at) })
+	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
 	if err == nil {
 		x.metrics.sent.WithLabelValues(r.ticket.priority.String()).Add(float64(d.Size()))
 	}

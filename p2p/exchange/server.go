@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -22,7 +23,10 @@ type inbound struct {
 	x     *Exchange
 	asker *asker
 	lane  wire.Lane
-	out   outflow // guarded by the link
+	out   link.Outflow // guarded by the link
+	// frame is when the frame that is being read began, 0 between frames. Unix
+	// nanoseconds.
+	frame atomic.Int64
 
 	// mu guards live, the requests that have not ended. Lock order: none inside.
 	mu   sync.Mutex
@@ -42,20 +46,27 @@ var errCanceled = errors.New("canceled by the asker")
 // accept serves a stream until it ends.
 func (x *Exchange) accept(ctx context.Context, s network.Stream) {
 	defer s.Reset()
-	a, err := x.askers.join(remote(s))
-	if err != nil {
-		x.cfg.Log.Warn("stream refused", "peer", remote(s), "err", err)
+	in := &inbound{framed: newFramed(s, serveTimeout, new(atomic.Int64)), x: x, live: map[uint32]open{}}
+	id := s.Conn().RemotePeer()
+	if err := x.askers.join(id, in); err != nil {
+		x.note.Do(func() { x.cfg.Log.Warn("stream refused", "peer", id, "err", err) })
 		return
 	}
-	defer x.askers.leave(a)
-	in := &inbound{framed: newFramed(s, serveTimeout, new(atomic.Int64)), x: x, asker: a, live: map[uint32]open{}}
+	defer x.askers.leave(in)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
-	err = in.serve(ctx)
+	err := in.serve(ctx)
 	cancel(err)
-	a.link.close(&in.out)
+	in.asker.link.Close(&in.out)
 	x.turns.kick()
-	x.ended(a.id, err)
+	x.ended(id, err)
+}
+
+// late reports whether a frame has taken longer to arrive than on any link that is
+// some use.
+func (in *inbound) late(now time.Time) bool {
+	begun := in.frame.Load()
+	return begun != 0 && now.Sub(time.Unix(0, begun)) > serveTimeout+timeFor(wire.CallSizeMax)
 }
 
 // ended judges why a stream ended.
@@ -71,15 +82,15 @@ func (in *inbound) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := in.asker.present(in.x, h); err != nil {
+	if err := in.x.present(in.asker.id, h.Chain); err != nil && !errors.Is(err, content.ErrForbidden) {
 		return err
 	}
-	if err := in.x.askers.admit(in.asker); err != nil {
+	if err := in.x.askers.admit(in); err != nil {
 		return err
 	}
 	in.lane = h.Lane
 	if h.Lane == wire.LaneUrgent {
-		in.out.class = classGuest
+		in.out.Class = link.Guest
 	}
 	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: in.x.chain}); err != nil {
 		return err
@@ -100,18 +111,22 @@ func (in *inbound) next(ctx context.Context) error {
 	if h.Type == wire.TypeData {
 		return fmt.Errorf("%w: data from an asker", ErrViolation)
 	}
-	if h.Length > strangerFrameMax {
-		if _, stranger := in.asker.peer(in.x); stranger {
-			return fmt.Errorf("%w: frame of %d bytes from a stranger; the limit is %d", content.ErrForbidden, h.Length, strangerFrameMax)
-		}
+	_, stranger := in.asker.peer(in.x)
+	if stranger && h.Length > strangerFrameMax {
+		return fmt.Errorf("%w: frame of %d bytes from a stranger; the limit is %d", content.ErrForbidden, h.Length, strangerFrameMax)
 	}
+	if err := in.asker.pace(ctx, h.Type, stranger); err != nil {
+		return err
+	}
+	in.frame.Store(time.Now().UnixNano())
 	m, err := in.message(h)
+	in.frame.Store(0)
 	if err != nil {
 		return err
 	}
 	switch m := m.(type) {
 	case wire.Ack:
-		if !in.asker.link.acked(&in.out, int(m.Bytes)) {
+		if !in.asker.link.Acked(&in.out, int(m.Bytes)) {
 			return fmt.Errorf("%w: %d bytes acknowledged that were not asked about", ErrViolation, m.Bytes)
 		}
 		in.x.turns.kick()
@@ -186,18 +201,21 @@ func (in *inbound) want(ctx context.Context, id uint32, m wire.Want) error {
 	if in.x.cfg.Server == nil {
 		return in.refuse(id, wire.Unknown{})
 	}
-	var ok bool
-	n := len(req.Indexes)
-	if in.asker.spend(func(b *budget) { ok = b.want(in.out.class, n) }); !ok {
+	cost := costOf(m, in.out.Class)
+	if !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}
-	ahead, taken := in.x.turns.take(&r.ticket)
+	var ahead int
+	var taken bool
+	if !stranger { // who pays first, and then stands in line
+		ahead, taken = in.x.turns.take(&r.ticket)
+	}
 	in.x.work.Go(func() {
 		if r.start(ctx, ahead, taken) == nil {
 			in.x.cfg.Server.Want(ctx, p, req, r)
 		}
 		r.finish(ctx)
-		in.asker.spend(func(b *budget) { b.wanted(in.out.class, n) })
+		in.asker.refund(cost)
 	})
 	return nil
 }
@@ -217,17 +235,21 @@ func (in *inbound) small(ctx context.Context, id uint32, m wire.Message) error {
 	if err != nil {
 		return err
 	}
-	var ok bool
-	if in.asker.spend(func(b *budget) { ok = b.call() }); !ok {
+	p, stranger := in.asker.peer(in.x)
+	cost := costOf(m, link.Bulk)
+	if !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}
-	p, _ := in.asker.peer(in.x)
-	answered := make(chan wire.Message, 1)
+	answered, told := make(chan wire.Message, 1), make(chan struct{})
 	in.x.work.Go(func() {
 		answered <- in.answer(ctx, p, id, m)
-		in.asker.spend((*budget).called)
+		<-told // an answer that is not read keeps its place
+		in.asker.refund(cost)
 	})
-	in.x.work.Go(func() { in.reassure(ctx, id, m, answered) })
+	in.x.work.Go(func() {
+		in.reassure(ctx, id, m, answered)
+		close(told)
+	})
 	return nil
 }
 
@@ -291,6 +313,8 @@ func (in *inbound) answer(ctx context.Context, p Peer, id uint32, m wire.Message
 
 // sendBitmap sends b in parts that leave room for calls between them.
 func (in *inbound) sendBitmap(id uint32, b *content.Bitmap) error {
+	in.asker.bitmap.Lock()
+	defer in.asker.bitmap.Unlock()
 	encoded, err := b.Encode()
 	if err != nil {
 		return fmt.Errorf("send bitmap: %w", err)

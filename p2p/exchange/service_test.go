@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -216,68 +215,31 @@ func TestRevocationReachesOpenStreams(t *testing.T) {
 		roles = append(roles, from.Identity.Role)
 		w.Absent(0)
 	}
-	var mu sync.Mutex
-	now := time.Now()
 	verifier := trust.NewVerifier(m.key.Public())
 	server := m.start(t, trust.RoleNode, func(cfg *Config) {
 		l.serve(cfg)
 		cfg.Verifier = verifier
-		cfg.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
 	})
 	client := m.start(t, trust.RoleNode, nil)
 	connect(t, client.host, server.host)
-	for range 2 {
-		if err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: []uint64{0}}, func(Reply) {}); err != nil {
+	ask := func() error {
+		return client.Want(within(t), server.id, Request{Root: m.root, Indexes: []uint64{0}}, func(Reply) {})
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	verifier.Revoke(map[trust.PublicKey]time.Time{keyOf(t, client.id): time.Now()})
+	server.Recheck()
+	if _, ok := server.Identity(client.id); ok || server.lost.Load() != 1 {
+		t.Errorf("the revoked is proved: %v; reported %d times", ok, server.lost.Load())
+	}
+	for err := ask(); err != nil; err = ask() { // its streams have ended, and it opens others
+		if !errors.Is(err, ErrDisconnected) {
 			t.Fatal(err)
 		}
-		verifier.Revoke(map[trust.PublicKey]time.Time{keyOf(t, client.id): now})
-		mu.Lock()
-		now = now.Add(2 * certificateCheck)
-		mu.Unlock()
 	}
 	if want := []trust.Role{trust.RoleNode, ""}; !slices.Equal(roles, want) {
 		t.Errorf("served as %q, want %q", roles, want)
-	}
-}
-
-func TestSlowLinksGetCompressedBodies(t *testing.T) {
-	m := newMesh()
-	l := newLibrary(m.root, 8)
-	for i := range l.chunks {
-		if i%2 == 0 {
-			l.chunks[i] = content.Seal(bytes.Repeat([]byte{byte(i), 1, 2, 3}, content.ChunkSizeDefault/4))
-		}
-	}
-	server, client := m.pair(t, l)
-	pull := func() {
-		t.Helper()
-		err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: indexes(0, 8)}, func(r Reply) {
-			d := r.(*Data)
-			if _, err := content.Verify(l.chunks[d.Index].CID(), d.Body); err != nil {
-				t.Error(err)
-			}
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	pull()
-	link := server.askers.find(client.id).link
-	if link.mayCompress(content.ChunkSizeDefault) {
-		t.Error("a link whose rate is not known gets compressed bodies")
-	}
-	link.mu.Lock()
-	link.window.steady, link.window.rate = true, 1<<20
-	link.mu.Unlock()
-	if !link.mayCompress(content.ChunkSizeDefault) || link.mayCompress(compressMin-1) {
-		t.Error("want chunks compressed for a slow link, small bodies not")
-	}
-	pull()
-	link.mu.Lock()
-	link.window.rate = 1 << 30
-	link.mu.Unlock()
-	if link.mayCompress(content.ChunkSizeDefault) {
-		t.Error("a fast link gets compressed bodies")
 	}
 }
 

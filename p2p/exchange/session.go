@@ -113,7 +113,7 @@ func (s *session) find(l wire.Lane) (o *outbound, p *opening, begin bool, err er
 	case s.opening[l] != nil:
 		return nil, s.opening[l], false, nil
 	case wait > 0:
-		return nil, nil, false, fmt.Errorf("%w: next attempt in %v, the last one failed: %v", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
+		return nil, nil, false, fmt.Errorf("%w: next attempt in %v, the last one failed: %w", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
 	case s.retired:
 		return nil, nil, false, fmt.Errorf("%w: the peer was just forgotten; ask again", ErrDisconnected)
 	}

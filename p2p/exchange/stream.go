@@ -29,8 +29,12 @@ const (
 	// rateMin is the slowest link that is any use, in bytes a second; a long frame
 	// gets so much more time.
 	rateMin = 64 << 10
-	// helloTimeout is how long the other end of a new stream may say nothing.
-	helloTimeout = 10 * time.Second
+	// helloTimeout is how long the other end of a new stream may say nothing: its
+	// hello goes out with the stream.
+	helloTimeout = 5 * time.Second
+	// bodyStep is how much memory a frame gets before any of it has come; it grows
+	// with what does.
+	bodyStep = 64 << 10
 	// slowFrame is how long a frame may take to arrive before what waits behind it
 	// is excused for being late.
 	slowFrame = 100 * time.Millisecond
@@ -117,11 +121,16 @@ func (f *framed) header() (wire.Header, error) {
 
 // message reads the payload of a small frame.
 func (f *framed) message(h wire.Header) (wire.Message, error) {
-	p := make([]byte, h.Length)
-	if err := f.fill(p); err != nil {
-		return nil, err
+	p := make([]byte, min(h.Length, bodyStep))
+	for filled := 0; ; {
+		if err := f.fill(p[filled:]); err != nil {
+			return nil, err
+		}
+		if filled = len(p); filled == h.Length {
+			return wire.Decode(h, p)
+		}
+		p = append(p, make([]byte, min(filled, h.Length-filled))...)
 	}
-	return wire.Decode(h, p)
 }
 
 // dataHead reads the fixed part of a Data frame.

@@ -56,7 +56,7 @@ func (s *turns) leave(t *ticket) {
 	if !waited {
 		<-t.ready
 		if t.link != nil {
-			t.link.forgo(t)
+			t.link.Forgo(t.class, t.size)
 		}
 		s.give(t)
 	}
@@ -97,7 +97,7 @@ func (s *turns) mayGo(t *ticket) bool {
 		t.stranger && s.strangers >= max(1, s.max/4):
 		return false
 	}
-	return t.link == nil || t.link.book(t)
+	return t.link == nil || t.link.Book(t.class, t.size)
 }
 
 func (s *turns) count(t *ticket, n int) {

@@ -32,8 +32,10 @@ const (
 	// announceParallel bounds the announcements made at a time: each asks some
 	// dozen members.
 	announceParallel = 4
-	// announcersMax is how many members one search yields.
+	// announcersMax is how many members one search yields, and announcedMax how many
+	// it looks at: one may be this member, and others none.
 	announcersMax = 20
+	announcedMax  = 3 * announcersMax
 	// announcementsMax bounds the roots that a member announces.
 	announcementsMax = 10_000
 	// tableFull is how many members an announcement goes to. Who knew as many
@@ -165,28 +167,54 @@ func (s *Swarm) announce(ctx context.Context, k Key, known int) {
 	}
 }
 
-// Find yields members that announced the key, the earliest found first, at most
-// announcersMax, until the search or ctx ends. They need not be there still.
+// Find yields members that announced the key and have proved that they are members,
+// in the order in which they did, at most announcersMax, until the search or ctx ends.
 func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 	return func(yield func(peer.AddrInfo) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		s.metrics.searches.Inc()
-		found := map[peer.ID]bool{}
-		for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcersMax+1) { // one may be this member
-			if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) || !s.cfg.Admit(info.ID) {
-				continue
-			}
-			s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
-			if len(s.host.Peerstore().Addrs(info.ID)) == 0 {
-				continue // it may be found again, with addresses
-			}
-			found[info.ID] = true
+		members := make(chan peer.AddrInfo, announcedMax)
+		var search errgroup.Group
+		search.Go(func() error {
+			defer close(members)
+			s.search(ctx, k, members)
+			return nil
+		})
+		defer search.Wait()
+		defer cancel()
+		left := announcersMax
+		for info := range members {
 			s.metrics.found.Inc()
-			if !yield(info) || len(found) == announcersMax {
+			if left--; !yield(info) || left == 0 {
 				return
 			}
 		}
+	}
+}
+
+// search sends those who announced the key and prove that they are members, until all
+// are known; members has room for all.
+func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo) {
+	var proving errgroup.Group
+	defer proving.Wait()
+	proving.SetLimit(announcersMax)
+	found := map[peer.ID]bool{}
+	for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcedMax) {
+		if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) {
+			continue
+		}
+		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
+		if len(s.host.Peerstore().Addrs(info.ID)) == 0 {
+			continue // it may be found again, with addresses
+		}
+		found[info.ID] = true
+		proving.Go(func() error {
+			if s.proofs.wait(ctx, info.ID) {
+				members <- info
+			}
+			return nil
+		})
 	}
 }
 

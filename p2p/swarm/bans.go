@@ -14,11 +14,13 @@ import (
 // its member another lie to be banned again.
 const bansMax = 10_000
 
-// bans refuses connections with members that lied, for a while each. It is the
+// bans refuses connections with members that lied, for a while each, and with those
+// that were revoked. It is the
 // gate that libp2p asks; of what it asks, only what names the peer is refused.
 type bans struct {
-	mu    sync.Mutex // guards until
-	until map[peer.ID]time.Time
+	mu      sync.Mutex // guards what follows
+	until   map[peer.ID]time.Time
+	refused map[peer.ID]bool // for good
 }
 
 func newBans() *bans { return &bans{until: map[peer.ID]time.Time{}} }
@@ -35,9 +37,19 @@ func (b *bans) add(id peer.ID, d time.Duration) {
 	b.until[id] = time.Now().Add(d)
 }
 
+// refuse replaces those that are refused for good.
+func (b *bans) refuse(ids map[peer.ID]bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused = ids
+}
+
 func (b *bans) has(id peer.ID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.refused[id] {
+		return true
+	}
 	until, ok := b.until[id]
 	if ok && time.Now().After(until) {
 		delete(b.until, id)

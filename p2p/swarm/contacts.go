@@ -47,7 +47,7 @@ func (s *Swarm) keepConnected(ctx context.Context) {
 	}
 	for _, info := range s.kept {
 		wg.Go(func() {
-			s.keepDialling(ctx, info, func() bool { return len(s.host.Network().Peers()) == 0 }, false)
+			s.keepDialling(ctx, info, func() bool { return len(s.Peers()) == 0 }, false)
 		})
 	}
 	wg.Wait()
@@ -166,6 +166,11 @@ func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
 	}
 	return out
 }
+
+// addrsMax bounds the addresses of a member that the DHT tells of, and believes.
+const addrsMax = 16
+
+func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addrs), addrsMax)] }
 
 // advertised leaves out the addresses of loopback, at which others would reach
 // themselves, unless there are no others.

@@ -26,7 +26,12 @@ const (
 	connsMax     = 4096 // of this member; a mesh of a thousand nodes meshes nearly fully
 	connsPerPeer = 16
 	streamsMax   = 16384 // four for each connection; who asks has three, and the DHT one now and then
-	streamsPeer  = 1024
+	streamsPeer  = 256
+	// streamsNew bounds the streams that have not said yet what they are for, so that
+	// who leaves it at that takes no places from the rest.
+	streamsNew = 2048
+	// siteBits are the prefixes, of IPv4 and IPv6, that count as one site's address.
+	siteBits4, siteBits6 = 32, 56
 	// Memory is what windows promise, not what is allocated: the muxer books
 	// 256 KiB for each stream and what its window grows by. The library would let
 	// a member have 16 MiB a stream and far fewer streams than streamsMax.
@@ -62,6 +67,8 @@ func newResourceManager() (network.ResourceManager, error) {
 		Streams: streamsMax, StreamsInbound: streamsMax, StreamsOutbound: streamsMax,
 		Conns: connsMax, ConnsInbound: connsMax, ConnsOutbound: connsMax, FD: connsMax, Memory: memoryMax,
 	}
+	fresh := all
+	fresh.Streams, fresh.StreamsInbound, fresh.StreamsOutbound = streamsNew, streamsNew, streamsNew
 	one := rcmgr.ResourceLimits{
 		Streams: streamsPeer, StreamsInbound: streamsPeer, StreamsOutbound: streamsPeer,
 		Conns: connsPerPeer, ConnsInbound: connsPerPeer, ConnsOutbound: connsPerPeer, FD: connsPerPeer, Memory: memoryPeer,
@@ -71,7 +78,7 @@ func newResourceManager() (network.ResourceManager, error) {
 	}
 	stream := rcmgr.ResourceLimits{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: memoryStream}
 	limits := rcmgr.PartialLimitConfig{
-		System: all, Transient: all, AllowlistedSystem: all, AllowlistedTransient: all,
+		System: all, Transient: fresh, AllowlistedSystem: all, AllowlistedTransient: fresh,
 		ServiceDefault: all, ServicePeerDefault: one, ProtocolDefault: all, ProtocolPeerDefault: one,
 		PeerDefault: one, Conn: conn, Stream: stream,
 	}.Build(rcmgr.InfiniteLimits)
@@ -83,8 +90,8 @@ func newResourceManager() (network.ResourceManager, error) {
 	}
 	loopback := rcmgr.NetworkPrefixLimit{Network: netip.MustParsePrefix("127.0.0.0/8"), ConnCount: math.MaxInt}
 	m, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
-		rcmgr.WithLimitPerSubnet(sites(32), sites(56)), rcmgr.WithNetworkPrefixLimit([]rcmgr.NetworkPrefixLimit{loopback}, nil),
-		rcmgr.WithConnRateLimiters(&rate.Limiter{SubnetRateLimiter: rate.SubnetLimiter{IPv4SubnetLimits: dials(32), IPv6SubnetLimits: dials(56), GracePeriod: time.Minute}}),
+		rcmgr.WithLimitPerSubnet(sites(siteBits4), sites(siteBits6)), rcmgr.WithNetworkPrefixLimit([]rcmgr.NetworkPrefixLimit{loopback}, nil),
+		rcmgr.WithConnRateLimiters(&rate.Limiter{SubnetRateLimiter: rate.SubnetLimiter{IPv4SubnetLimits: dials(siteBits4), IPv6SubnetLimits: dials(siteBits6), GracePeriod: time.Minute}}),
 		rcmgr.WithMetricsDisabled())
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)

@@ -71,10 +71,13 @@ type Config struct {
 	PeersFile string
 	// Reach is whether others can dial this member.
 	Reach Reach
-	// Admit reports whether a peer may be a member: false once its certificate was
-	// seen to be none. What such a peer announces, asks or would have relayed is
-	// ignored. It must not block; nil admits all.
-	Admit func(peer.ID) bool
+	// Proved reports whether a peer has proved that it is a member; it must not block.
+	// Prove waits until it has, opening what is needed, and reports whether it could.
+	// What others announce, ask or would have relayed is ignored, and their
+	// connections are the first to go. A nil Proved takes all for members, as who has
+	// no certificate yet does.
+	Proved func(peer.ID) bool
+	Prove  func(context.Context, peer.ID) bool
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -83,8 +86,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Admit == nil {
-		c.Admit = func(peer.ID) bool { return true }
+	if c.Proved == nil {
+		c.Proved = func(peer.ID) bool { return true }
 	}
 	if c.Reach > ReachPrivate {
 		return c, fmt.Errorf("swarm: reach %d: %w", c.Reach, content.ErrInvalid)
@@ -102,6 +105,9 @@ type Swarm struct {
 	host      host.Host
 	dht       *dht.IpfsDHT
 	bans      *bans
+	proofs    *proofs
+	proved    chan peer.ID // those that have just proved that they are members
+	guests    atomic.Int64 // connections with others
 	announced announcements
 	wake      chan struct{} // something is to be announced at once
 	silent    atomic.Int64  // bootstrap members that do not answer
@@ -116,6 +122,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, metrics: newMetrics(), bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
+		proofs: &proofs{proved: cfg.Proved, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
 	}
 	for _, text := range cfg.Listen {
@@ -161,6 +168,7 @@ func (s *Swarm) build() error {
 		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
 		libp2p.ResourceManager(limits), libp2p.ConnectionGater(s.bans), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
+		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
 	s.host, err = libp2p.New(append(options, s.reaching()...)...)
 	if err != nil {
@@ -170,10 +178,11 @@ func (s *Swarm) build() error {
 	if len(s.listen) == 0 {
 		mode = dht.ModeClient
 	}
-	s.dht, err = dht.New(gatedHost{s.host, s.cfg.Admit}, dht.Mode(mode), dht.DisableValues(),
+	s.dht, err = dht.New(gatedHost{s.host, s.proofs}, dht.Mode(mode), dht.DisableValues(),
 		dht.ProtocolPrefix(protocol.ID("/grange/"+s.cfg.Mesh.String())),
-		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity), records.CleanupInterval(announceValidity)),
-		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.cfg.Admit(id) }),
+		dht.ProviderDatastore(newProviders(announcementsMax, providersMax)), dht.AddressFilter(someAddrs),
+		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity), records.ProviderAddrTTL(announceValidity), records.CleanupInterval(reannounce)),
+		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.cfg.Proved(id) }),
 		// members of one site share a subnet, so no filter by address
 		dht.RoutingTablePeerDiversityFilter(nil))
 	if err != nil {
@@ -188,7 +197,7 @@ func (s *Swarm) build() error {
 func (s *Swarm) reaching() []libp2p.Option {
 	out := []libp2p.Option{
 		libp2p.EnableRelay(), libp2p.EnableHolePunching(),
-		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate(s.cfg.Admit)),
+		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate{s.proofs}),
 			relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return true })), // a mesh may have private addresses only
 		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
 			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
@@ -262,10 +271,12 @@ func (s *Swarm) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
+	var guests error
+	wg.Go(func() { guests = s.keepGuests(ctx) })
 	err := s.keepPeers(ctx)
 	<-ctx.Done()
 	wg.Wait()
-	return errors.Join(err, s.Close())
+	return errors.Join(err, guests, s.Close())
 }
 
 // Close closes a swarm that is not run.
@@ -278,11 +289,12 @@ func (s *Swarm) Learn(info peer.AddrInfo) {
 	s.host.ConnManager().Protect(info.ID, "farm")
 }
 
-// Peers returns the members that this one is connected with.
+// Peers returns the members that this one is connected with; who has not proved that
+// it is one is left out.
 func (s *Swarm) Peers() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	for _, id := range s.host.Network().Peers() {
-		if s.connected(id) && s.cfg.Admit(id) {
+		if s.connected(id) && s.cfg.Proved(id) {
 			out = append(out, s.host.Peerstore().PeerInfo(id))
 		}
 	}
@@ -292,6 +304,23 @@ func (s *Swarm) Peers() []peer.AddrInfo {
 // Ban closes the connections with a member and refuses new ones for a while.
 func (s *Swarm) Ban(id peer.ID, d time.Duration) {
 	s.bans.add(id, d)
-	s.dht.RoutingTable().RemovePeer(id)
-	s.host.Network().ClosePeer(id)
+	s.Dismiss(id)
+}
+
+// Refuse replaces the set of members, by their keys, that are refused for good: their
+// connections are closed, and new ones not taken.
+func (s *Swarm) Refuse(keys []trust.PublicKey) error {
+	refused := make(map[peer.ID]bool, len(keys))
+	for _, k := range keys {
+		id, err := PeerID(k)
+		if err != nil {
+			return err
+		}
+		refused[id] = true
+	}
+	s.bans.refuse(refused)
+	for id := range refused {
+		s.Dismiss(id)
+	}
+	return nil
 }

@@ -367,9 +367,9 @@ func TestStrangersAreIgnored(t *testing.T) {
 	mesh := newMesh()
 	identity := trust.NewPrivateKey()
 	id := idOf(t, identity.Public())
-	admit := func(p peer.ID) bool { return p != id }
-	first, _ := start(t, Config{Mesh: mesh, Admit: admit})
-	member, _ := start(t, Config{Mesh: mesh, Admit: admit, Bootstrap: first.Addrs()})
+	proved := func(p peer.ID) bool { return p != id }
+	first, _ := start(t, Config{Mesh: mesh, Proved: proved})
+	member, _ := start(t, Config{Mesh: mesh, Proved: proved, Bootstrap: first.Addrs()})
 	stranger, _ := start(t, Config{Mesh: mesh, Identity: identity, Bootstrap: first.Addrs()})
 	k := keyOf("root")
 	await(t, "connect", func() bool { return first.connected(stranger.ID()) && first.connected(member.ID()) })

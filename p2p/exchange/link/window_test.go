@@ -1,4 +1,4 @@
-package exchange
+package link
 
 import (
 	"testing"
@@ -124,14 +124,14 @@ func TestWindowDoesNotGrowUnused(t *testing.T) {
 
 func TestLinkNeverLocksUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l := &link{begun: time.Now()}
-		var o outflow
-		k := &ticket{size: content.ChunkSizeDefault}
+		l := New()
+		var o Outflow
+		const size = content.ChunkSizeDefault
 		var asked []int
 		fresh, booked := 0, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"book": func(t *rapid.T) {
-				if l.book(k) {
+				if l.Book(Bulk, size) {
 					booked++
 				} else if len(asked) == 0 && booked == 0 {
 					t.Fatal("nothing is under way that would open the window, and it is closed")
@@ -142,9 +142,9 @@ func TestLinkNeverLocksUp(t *testing.T) {
 					return
 				}
 				booked--
-				size := rapid.IntRange(1, 1<<20).Draw(t, "size")
-				fresh += size
-				if l.send(&o, k.size, size, time.Now()) {
+				n := rapid.IntRange(1, 1<<20).Draw(t, "size")
+				fresh += n
+				if l.Send(&o, size, n, time.Now()) {
 					asked, fresh = append(asked, fresh), 0
 				}
 			},
@@ -153,30 +153,51 @@ func TestLinkNeverLocksUp(t *testing.T) {
 					return
 				}
 				booked--
-				l.forgo(k)
+				l.Forgo(Bulk, size)
 			},
 			"ack": func(t *rapid.T) {
 				if len(asked) == 0 {
-					if l.acked(&o, 1) {
+					if l.Acked(&o, 1) {
 						t.Fatal("an acknowledgement that nobody asked for was taken")
 					}
 					return
 				}
-				if l.acked(&o, asked[0]+1) || !l.acked(&o, asked[0]) {
+				if l.Acked(&o, asked[0]+1) || !l.Acked(&o, asked[0]) {
 					t.Fatal("want the acknowledgement of exactly what was asked about")
 				}
 				asked = asked[1:]
 			},
 			"shrink": func(t *rapid.T) { l.window.size = rapid.IntRange(windowMin, windowMax).Draw(t, "size") },
 		})
-		l.close(&o)
+		l.Close(&o)
 		for range booked { // turns that were given before the end
-			if l.send(&o, k.size, k.size, time.Now()) {
+			if l.Send(&o, size, size, time.Now()) {
 				t.Fatal("a closed stream is asked for an acknowledgement")
 			}
 		}
-		if l.flow != [classes]flow{} && (l.flow[0].booked != 0 || l.flow[0].sent != 0 || l.flow[0].asked != 0) {
+		if l.flow != [Classes]flow{} && (l.flow[0].booked != 0 || l.flow[0].sent != 0 || l.flow[0].asked != 0) {
 			t.Fatalf("a closed stream leaves %+v", l.flow)
 		}
 	})
+}
+
+func TestBodiesAreCompressedForSlowLinks(t *testing.T) {
+	l := New()
+	const size = content.ChunkSizeDefault
+	if l.MayCompress(size) {
+		t.Error("a link whose rate is not known gets compressed bodies")
+	}
+	l.window.steady, l.window.rate = true, 1<<20
+	if !l.MayCompress(size) || l.MayCompress(compressMin-1) {
+		t.Error("want chunks compressed for a slow link, small bodies not")
+	}
+	l.Incompressible()
+	for range plainAfter {
+		if l.MayCompress(size) {
+			t.Fatal("the neighbours of a body that did not shrink are tried")
+		}
+	}
+	if l.window.rate = 1 << 30; l.MayCompress(size) {
+		t.Error("a fast link gets compressed bodies")
+	}
 }

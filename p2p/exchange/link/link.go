@@ -1,32 +1,55 @@
-package exchange
+// Package link accounts for the bytes that are under way to one peer, and learns from
+// their acknowledgements how many may be. See package exchange for why.
+package link
 
 import (
 	"sync"
 	"time"
 )
 
-// class is what shares one bound of bytes under way: guests' data does not count
+// Class is what shares one bound of bytes under way: guests' data does not count
 // against the bulk.
-type class uint8
+type Class uint8
 
+// The classes.
 const (
-	classBulk class = iota
-	classGuest
-	classes
+	Bulk Class = iota
+	Guest
+
+	// Classes is their number.
+	Classes = int(Guest) + 1
 )
 
-// link is the way from here to one peer: how many bytes are under way on it, and
-// what that tells of its rate.
-type link struct {
+// Link is the way from here to one peer: how many bytes are under way on it, and
+// what that tells of its rate. Safe for concurrent use.
+type Link struct {
 	begun time.Time // what the window's times count from
 
 	// mu guards what follows; nothing is locked under it.
 	mu     sync.Mutex
 	window window
-	flow   [classes]flow
+	flow   [Classes]flow
 	// plain counts down the bodies to send uncompressed after one that gained
 	// nothing.
 	plain int
+}
+
+// New returns a link of which nothing is known.
+func New() *Link { return &Link{begun: time.Now()} }
+
+// Window is what was measured of a link.
+type Window struct {
+	// Limit is how many bytes of one class may be under way.
+	Limit int
+	// Trip is the shortest round trip, zero when none is known.
+	Trip time.Duration
+}
+
+// Window returns what was measured so far.
+func (l *Link) Window() Window {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Window{l.window.limit(), l.window.base}
 }
 
 // flow is the account of one class, in bytes.
@@ -37,9 +60,10 @@ type flow struct {
 	refused bool
 }
 
-// outflow is the part of a flow that one stream carries. The link's mu guards it.
-type outflow struct {
-	class  class
+// Outflow is the part of a flow that one stream carries. It is the Link's.
+type Outflow struct {
+	// Class is set before the first Send.
+	Class  Class
 	fresh  int // bytes sent since the last frame that asks for an acknowledgement
 	asked  []asked
 	closed bool // the stream is gone, and what it carried is forgotten
@@ -57,35 +81,35 @@ type asked struct {
 // each costs a packet and a wake-up at both ends.
 const ackEvery = 8
 
-// book makes room for an object of the ticket's size, if the window has it. While
+// Book makes room for an object of that size, in bytes, if the window has it. While
 // no acknowledgement is under way one object may always go: it will ask for one.
-func (l *link) book(t *ticket) bool {
+func (l *Link) Book(c Class, size int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &l.flow[t.class]
-	if f.booked+f.sent >= max(l.window.limit(), 2*t.size) && (f.asked > 0 || f.booked > 0) {
+	f := &l.flow[c]
+	if f.booked+f.sent >= max(l.window.limit(), 2*size) && (f.asked > 0 || f.booked > 0) {
 		f.refused = true
 		return false
 	}
-	f.booked += t.size
+	f.booked += size
 	return true
 }
 
-// forgo gives booked room back.
-func (l *link) forgo(t *ticket) {
+// Forgo gives booked room back.
+func (l *Link) Forgo(c Class, size int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flow[t.class].booked -= t.size
+	l.flow[c].booked -= size
 }
 
-// send turns booked room into size bytes under way on o, and says whether their
+// Send turns booked room into size bytes under way on o, and says whether their
 // frame must ask for an acknowledgement. Frames are written in the order of the
 // calls. The bytes were ready to go at the given time: waiting behind others for
 // the stream is part of the round trip.
-func (l *link) send(o *outflow, booked, size int, at time.Time) (ack bool) {
+func (l *Link) Send(o *Outflow, booked, size int, at time.Time) (ack bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &l.flow[o.class]
+	f := &l.flow[o.Class]
 	f.booked -= booked
 	if o.closed { // its turn came before the end: nobody will acknowledge it
 		return false
@@ -104,9 +128,9 @@ func (l *link) send(o *outflow, booked, size int, at time.Time) (ack bool) {
 	return true
 }
 
-// acked takes the acknowledgement of the oldest frame on o that asked for one,
+// Acked takes the acknowledgement of the oldest frame on o that asked for one,
 // and reports whether there was one for so many bytes.
-func (l *link) acked(o *outflow, bytes int) bool {
+func (l *Link) Acked(o *Outflow, bytes int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(o.asked) == 0 || o.asked[0].bytes != bytes {
@@ -114,18 +138,18 @@ func (l *link) acked(o *outflow, bytes int) bool {
 	}
 	a := o.asked[0]
 	o.asked = append(o.asked[:0], o.asked[1:]...)
-	f := &l.flow[o.class]
+	f := &l.flow[o.Class]
 	f.sent -= bytes
 	f.asked--
 	l.window.acked(sample{a.bytes, a.at, time.Since(l.begun), a.full})
 	return true
 }
 
-// close forgets what a stream had under way, and what is still sent on it.
-func (l *link) close(o *outflow) {
+// Close forgets what a stream had under way, and what is still sent on it.
+func (l *Link) Close(o *Outflow) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &l.flow[o.class]
+	f := &l.flow[o.Class]
 	f.sent -= o.fresh
 	for _, a := range o.asked {
 		f.sent -= a.bytes

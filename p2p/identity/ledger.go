@@ -1,0 +1,178 @@
+// Package identity remembers which peers have proved who they are: each by a
+// certificate chain about the very key that its connections are made with. It does
+// not matter who opened the connection, or who asked whom on it.
+package identity
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// CheckInterval is how often proofs are to be checked again, see Recheck: a
+	// certificate that expires counts for so much longer at most.
+	CheckInterval = time.Minute
+	// keptFor is how long a proof outlives the last connection, so that one that is
+	// lost and made again costs no signatures.
+	keptFor = 10 * time.Minute
+	// peersMax bounds the proofs, of some KiB each, to several times the connections
+	// that a member has. Only who has a certificate takes a place.
+	peersMax = 16 << 10
+)
+
+// ErrNone is for a peer that shows no certificate.
+var ErrNone = fmt.Errorf("%w: the peer shows no certificate", content.ErrForbidden)
+
+// Ledger says who has proved what. Safe for concurrent use.
+type Ledger struct {
+	verifier  *trust.Verifier
+	connected func(peer.ID) bool
+	now       func() time.Time
+	codec     *content.Codec
+
+	// checking is held while signatures are verified, so that chains that strangers
+	// make up cost one core at most, and that what was verified before a revocation
+	// is known to Recheck. It is taken before mu.
+	checking sync.Mutex
+	mu       sync.RWMutex // guards proofs
+	proofs   map[peer.ID]proof
+}
+
+// proof is a chain that was verified.
+type proof struct {
+	encoded []byte
+	chain   trust.Chain
+	who     trust.Identity
+	seen    time.Time // when it was shown last, or the peer last was connected
+}
+
+// New returns an empty ledger. connected says whether there is a connection with a
+// peer; now is the clock that certificates are checked by.
+func New(v *trust.Verifier, connected func(peer.ID) bool, now func() time.Time) *Ledger {
+	return &Ledger{verifier: v, connected: connected, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}}
+}
+
+// Of returns who a peer is, as the certificate that it has shown says; false for one
+// that has not proved anything.
+func (l *Ledger) Of(id peer.ID) (trust.Identity, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	p, ok := l.proofs[id]
+	return p.who, ok
+}
+
+// Present takes the encoded chain that a peer shows; fresh says that it was not known
+// by it. No chain is as good as what the peer has shown before, ErrNone if nothing.
+// One that is no chain, or is about another key, is content.ErrCorrupt: nobody comes
+// by such a one by accident. One that is not good here is content.ErrForbidden.
+func (l *Ledger) Present(id peer.ID, encoded []byte) (fresh bool, err error) {
+	if known, err := l.known(id, encoded); known || err != nil {
+		return false, err
+	}
+	var chain trust.Chain
+	if err := l.codec.Unmarshal(encoded, &chain); err != nil {
+		return false, fmt.Errorf("certificate of %s: %w", id, err)
+	}
+	if err := subjectIs(chain, id); err != nil {
+		return false, err
+	}
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	if known, err := l.known(id, encoded); known || err != nil { // by another stream, meanwhile
+		return false, err
+	}
+	who, err := l.verifier.Verify(chain, l.now())
+	if err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, had := l.proofs[id]
+	if !had && len(l.proofs) >= peersMax {
+		l.evict()
+	}
+	l.proofs[id] = proof{bytes.Clone(encoded), chain, who, l.now()}
+	return before.who != who, nil
+}
+
+// known reports whether the peer has proved itself by this chain already.
+func (l *Ledger) known(id peer.ID, encoded []byte) (bool, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	p, ok := l.proofs[id]
+	if len(encoded) == 0 {
+		if !ok {
+			return false, ErrNone
+		}
+		return true, nil
+	}
+	return ok && bytes.Equal(p.encoded, encoded), nil
+}
+
+// evict makes room: the one that was seen longest ago goes. The caller holds mu.
+func (l *Ledger) evict() {
+	var oldest peer.ID
+	for id, p := range l.proofs {
+		if oldest == "" || p.seen.Before(l.proofs[oldest].seen) {
+			oldest = id
+		}
+	}
+	delete(l.proofs, oldest)
+}
+
+// Recheck verifies all chains again, and forgets those of peers that are long gone.
+// It returns the peers whose certificate is not good any more: revoked, or expired.
+// A revocation that the verifier was told of before counts for whoever presents
+// anything from here on.
+func (l *Ledger) Recheck() (lost []peer.ID) {
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	now := l.now()
+	l.mu.RLock()
+	all := make(map[peer.ID]proof, len(l.proofs))
+	for id, p := range l.proofs {
+		all[id] = p
+	}
+	l.mu.RUnlock()
+	for id, p := range all {
+		_, err := l.verifier.Verify(p.chain, now)
+		connected := l.connected(id)
+		if err != nil {
+			lost = append(lost, id)
+		}
+		l.mu.Lock()
+		switch {
+		case err != nil, !connected && now.Sub(p.seen) > keptFor:
+			delete(l.proofs, id)
+		case connected:
+			p.seen = now
+			l.proofs[id] = p
+		}
+		l.mu.Unlock()
+	}
+	return lost
+}
+
+// subjectIs fails with ErrCorrupt unless the chain is about the peer's own key.
+func subjectIs(chain trust.Chain, id peer.ID) error {
+	if len(chain) == 0 {
+		return fmt.Errorf("certificate of %s: %w: an empty chain", id, content.ErrCorrupt)
+	}
+	key, err := id.ExtractPublicKey()
+	if err != nil {
+		return fmt.Errorf("certificate of %s: %w", id, errors.Join(content.ErrCorrupt, err))
+	}
+	raw, err := key.Raw()
+	if subject := chain.Identity().Key; err != nil || !bytes.Equal(raw, subject[:]) {
+		return fmt.Errorf("certificate of %s: %w: it was issued to %s", id, content.ErrCorrupt, subject)
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package identity
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// member is a key with its peer ID.
+type member struct {
+	key trust.PrivateKey
+	id  peer.ID
+}
+
+func newMember(t testing.TB) member {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	private, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(key.Seed()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := peer.IDFromPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return member{key, id}
+}
+
+// certify returns the encoded chain of a member, issued by the mesh itself.
+func certify(t testing.TB, mesh trust.PrivateKey, m member, farm string) []byte {
+	t.Helper()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: m.key.Public(), Role: trust.RoleNode, Farm: farm}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := content.NewCodec().Marshal(chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestOnlyAChainAboutThePeerItselfProvesIt(t *testing.T) {
+	mesh, m, other := trust.NewPrivateKey(), newMember(t), newMember(t)
+	l := New(trust.NewVerifier(mesh.Public()), func(peer.ID) bool { return true }, time.Now)
+	for name, c := range map[string]struct {
+		chain []byte
+		want  error
+	}{
+		"none":              {nil, ErrNone},
+		"garbage":           {[]byte("chain"), content.ErrCorrupt},
+		"of another key":    {certify(t, mesh, other, "north"), content.ErrCorrupt},
+		"of another mesh":   {certify(t, trust.NewPrivateKey(), m, "north"), content.ErrForbidden},
+		"an empty sequence": {[]byte{0x80}, content.ErrCorrupt},
+	} {
+		if _, err := l.Present(m.id, c.chain); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if who, ok := l.Of(m.id); ok || who != (trust.Identity{}) {
+			t.Errorf("%s: it is known as %v", name, who)
+		}
+	}
+	good := certify(t, mesh, m, "north")
+	for i := range 2 {
+		if fresh, err := l.Present(m.id, good); err != nil || fresh != (i == 0) {
+			t.Errorf("shown %d times: fresh %v, %v", i+1, fresh, err)
+		}
+	}
+	if _, err := l.Present(m.id, nil); err != nil {
+		t.Errorf("a peer that is known shows nothing: %v", err)
+	}
+	if who, ok := l.Of(m.id); !ok || who.Farm != "north" {
+		t.Errorf("it is known as %v, %v", who, ok)
+	}
+	if fresh, err := l.Present(m.id, certify(t, mesh, m, "south")); err != nil || !fresh {
+		t.Errorf("a certificate of another farm: fresh %v, %v", fresh, err)
+	}
+	if _, err := l.Present(m.id, certify(t, trust.NewPrivateKey(), m, "north")); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a worse certificate: %v", err)
+	}
+	if who, _ := l.Of(m.id); who.Farm != "south" {
+		t.Errorf("it is known as %v", who)
+	}
+}
+
+func TestRecheckFindsTheRevokedAndForgetsTheGone(t *testing.T) {
+	mesh, here, gone, bad := trust.NewPrivateKey(), newMember(t), newMember(t), newMember(t)
+	v := trust.NewVerifier(mesh.Public())
+	now := time.Now()
+	l := New(v, func(id peer.ID) bool { return id != gone.id }, func() time.Time { return now })
+	for _, m := range []member{here, gone, bad} {
+		if _, err := l.Present(m.id, certify(t, mesh, m, "north")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lost := l.Recheck(); len(lost) > 0 {
+		t.Errorf("lost %v", lost)
+	}
+	v.Revoke(map[trust.PublicKey]time.Time{bad.key.Public(): now})
+	if lost := l.Recheck(); len(lost) != 1 || lost[0] != bad.id {
+		t.Errorf("lost %v, want %v", lost, bad.id)
+	}
+	if _, err := l.Present(bad.id, certify(t, mesh, bad, "north")); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("the revoked comes back: %v", err)
+	}
+	now = now.Add(keptFor + time.Second)
+	if lost := l.Recheck(); len(lost) > 0 {
+		t.Errorf("lost %v", lost)
+	}
+	for id, want := range map[peer.ID]bool{here.id: true, gone.id: false, bad.id: false} {
+		if _, ok := l.Of(id); ok != want {
+			t.Errorf("%s is proved: %v", id, ok)
+		}
+	}
+}
+
+// BenchmarkPresent is what a hello costs: with a chain that is new, and with one that
+// the peer has shown before.
+func BenchmarkPresent(b *testing.B) {
+	mesh, m := trust.NewPrivateKey(), newMember(b)
+	v := trust.NewVerifier(mesh.Public())
+	chain := certify(b, mesh, m, "north")
+	b.Run("fresh", func(b *testing.B) {
+		for b.Loop() {
+			l := New(v, func(peer.ID) bool { return true }, time.Now)
+			if _, err := l.Present(m.id, chain); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("known", func(b *testing.B) {
+		l := New(v, func(peer.ID) bool { return true }, time.Now)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := l.Present(m.id, chain); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,181 @@
+package swarm
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+const (
+	// guestCheck is how often the connections with peers that are not known to be
+	// members are looked over.
+	guestCheck = time.Second
+	// guestsMax bounds them: newcomers with an invite, members that have just
+	// connected, and readers of public content.
+	guestsMax = 256
+	// guestIdle is how long one without a stream is kept. A newcomer asks at once.
+	guestIdle = 30 * time.Second
+	// guestStreams bounds the streams of one: twice what an exchange opens, and the
+	// libraries' own.
+	guestStreams = 32
+	// proversMax bounds the guests that are asked for their proof at a time.
+	proversMax = 16
+	// memberTag is the weight of a member when there are too many connections.
+	memberTag = 100
+)
+
+// guest is a connection with a peer that has not proved that it is a member.
+type guest struct {
+	site    string // a farm's address
+	opened  time.Time
+	streams int
+}
+
+// surplus returns the indexes of the guests whose connections are to be closed: those
+// that want nothing or too much, and what is over limit, of the site that has the most
+// of them, the oldest first. So who floods from one address pushes out its own.
+func surplus(guests []guest, now time.Time, limit int) []int {
+	var out []int
+	sites := map[string][]int{}
+	left := 0
+	for i, g := range guests {
+		if g.streams > guestStreams || g.streams == 0 && now.Sub(g.opened) > guestIdle {
+			out = append(out, i)
+			continue
+		}
+		sites[g.site] = append(sites[g.site], i)
+		left++
+	}
+	if left <= limit {
+		return out
+	}
+	for _, of := range sites {
+		slices.SortFunc(of, func(a, b int) int { return guests[a].opened.Compare(guests[b].opened) })
+	}
+	for ; left > limit; left-- {
+		most := ""
+		for site, of := range sites {
+			if cmp.Or(cmp.Compare(len(of), len(sites[most])), cmp.Compare(site, most)) > 0 {
+				most = site
+			}
+		}
+		out = append(out, sites[most][0])
+		sites[most] = sites[most][1:]
+	}
+	return out
+}
+
+// siteOf is the address that a connection's farm is behind, as limits.go counts sites.
+func siteOf(c network.Conn) string {
+	ip, err := manet.ToIP(c.RemoteMultiaddr())
+	if err != nil { // through a relay
+		return "relayed"
+	}
+	a, _ := netip.AddrFromSlice(ip)
+	bits := siteBits6
+	if a = a.Unmap(); a.Is4() {
+		bits = siteBits4
+	}
+	p, _ := a.Prefix(bits)
+	return p.String()
+}
+
+// keepGuests has peers prove that they are members, lets those in that have, and closes
+// connections with others, until ctx ends.
+func (s *Swarm) keepGuests(ctx context.Context) error {
+	changed, err := s.host.EventBus().Emitter(new(event.EvtPeerProtocolsUpdated))
+	if err != nil {
+		return err
+	}
+	defer changed.Close()
+	dialled := make(chan struct{}, 1)
+	watch := &network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		if c.Stat().Direction == network.DirOutbound { // the one that was dialled leaves it to us
+			select {
+			case dialled <- struct{}{}:
+			default:
+			}
+		}
+	}}
+	s.host.Network().Notify(watch)
+	defer s.host.Network().StopNotify(watch)
+	tick := time.NewTicker(guestCheck)
+	defer tick.Stop()
+	var proving sync.WaitGroup
+	defer proving.Wait()
+	places := make(chan struct{}, proversMax)
+	for {
+		select {
+		case id := <-s.proved:
+			s.host.ConnManager().TagPeer(id, "member", memberTag)
+			// the DHT has looked at it before, and looks again
+			if err := changed.Emit(event.EvtPeerProtocolsUpdated{Peer: id}); err != nil {
+				return err
+			}
+			continue
+		case <-dialled:
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, id := range s.lookOver(time.Now()) {
+			select {
+			case places <- struct{}{}:
+				proving.Go(func() {
+					s.proofs.wait(ctx, id)
+					<-places
+				})
+			default: // next time, or it proves itself meanwhile
+			}
+		}
+	}
+}
+
+// lookOver closes the connections of guests that are too many, and returns the peers
+// to ask for a proof.
+func (s *Swarm) lookOver(now time.Time) (unproved []peer.ID) {
+	var guests []guest
+	var conns []network.Conn
+	for _, c := range s.host.Network().Conns() {
+		id := c.RemotePeer()
+		if s.proofs.proved(id) {
+			continue
+		}
+		stat := c.Stat()
+		if !s.proofs.doubted(id) && !slices.Contains(unproved, id) &&
+			(stat.Direction == network.DirOutbound || now.Sub(stat.Opened) > guestCheck/2) {
+			unproved = append(unproved, id)
+		}
+		guests = append(guests, guest{siteOf(c), stat.Opened, stat.NumStreams})
+		conns = append(conns, c)
+	}
+	s.guests.Store(int64(len(guests)))
+	for _, i := range surplus(guests, now, guestsMax) {
+		conns[i].Close()
+	}
+	return unproved
+}
+
+// Welcome says that a peer has proved that it is a member. It does not block.
+func (s *Swarm) Welcome(id peer.ID) {
+	select {
+	case s.proved <- id:
+	default: // thousands at once: the DHT finds them by and by
+	}
+}
+
+// Dismiss says that a peer is no member any more: its connections are closed. It may
+// come back as a stranger.
+func (s *Swarm) Dismiss(id peer.ID) {
+	s.host.ConnManager().UntagPeer(id, "member")
+	s.dht.RoutingTable().RemovePeer(id)
+	s.host.Network().ClosePeer(id)
+}
