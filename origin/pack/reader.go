@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 	}
 	first, end := frames[0], frames[0].End()
 	for _, e := range frames {
-		if err := e.check(); err != nil {
+		if err := e.Check(); err != nil {
 			return nil, fmt.Errorf("read %s: %w", e.Location, err)
 		}
 		if e.Pack != first.Pack || e.Raw > FrameSizeMax {
@@ -195,24 +196,34 @@ func (r *Reader) directory(ctx context.Context, id ID, tail []byte, size int64) 
 	if int64(f.length) != size {
 		return nil, fmt.Errorf("footer: %w: pack of %d bytes, want %d", content.ErrCorrupt, size, f.length)
 	}
-	want := int(f.entries) * entrySizeDirectory
+	entries, want := int(f.entries)*EntrySize, int(f.entries)*EntrySize+int(f.signature)
 	var b []byte
 	if have := len(tail) - footerSize; have >= want {
 		b = tail[have-want : have]
 	} else if b, _, err = readRange(ctx, r.bucket, id, bucket.Range{Offset: int64(f.directory), Length: int64(want)}, SizeMax); err != nil {
 		return nil, err
 	}
+	b, signature := b[:entries], b[entries:]
 	if _, err := content.Verify(f.digest, b); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
-	entries, err := decodeDirectory(id, b, f.directory)
+	list, err := decodeDirectory(id, b, f.directory)
 	if err != nil {
 		return nil, err
 	}
 	if f.moved != "" && !f.moved.Scope().Covers(id.Scope()) {
 		return nil, fmt.Errorf("footer: %w: moved to %s, out of its scope", content.ErrForbidden, f.moved)
 	}
-	return &Directory{id, f.moved, entries}, nil
+	return &Directory{id, f.moved, list, bytes.Clone(signature)}, nil
+}
+
+// ReadFooter reads the last bytes of a pack: what says which pack it is.
+func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) {
+	b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
+	if err != nil {
+		return Footer{}, err
+	}
+	return decodeFooter(b)
 }
 
 // Relocate finds out where e lies now, after a read of it failed: the pack may
