@@ -276,22 +276,24 @@ func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
 	return nil
 }
 
-// MissingPacks returns those packs of m that are not in the bucket: a committer
-// asks after its commit, and reports success only when there are none. It costs
-// a list for each hour that the packs are from.
-func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest) ([]ID, error) {
+// MissingPacks returns those packs of m that are not in the bucket, or not the same
+// by what the caller knows of them; same may be nil. A committer asks after its
+// commit, and reports success only when there are none. It costs a list for each hour
+// that the packs are from.
+func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
 	var missing []ID
 	for i := 0; i < len(m.Packs); {
 		prefix := m.Packs[i].hourPrefix()
-		there := make(map[string]bool)
+		there := make(map[string]bucket.Info)
 		for info, err := range b.List(ctx, prefix, "") {
 			if err != nil {
 				return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
 			}
-			there[info.Key] = true
+			there[info.Key] = info
 		}
 		for ; i < len(m.Packs) && m.Packs[i].hourPrefix() == prefix; i++ {
-			if !there[m.Packs[i].Key()] {
+			info, ok := there[m.Packs[i].Key()]
+			if !ok || same != nil && !same(m.Packs[i], info) {
 				missing = append(missing, m.Packs[i])
 			}
 		}

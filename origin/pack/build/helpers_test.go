@@ -196,7 +196,7 @@ func check(t testing.TB, from bucket.Bucket, h pack.Head, im image) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing, err := pack.MissingPacks(t.Context(), from, m)
+	missing, err := pack.MissingPacks(t.Context(), from, m, nil)
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("missing packs %v, error %v", missing, err)
 	}

@@ -220,7 +220,7 @@ func TestMissingPacks(t *testing.T) {
 		}
 	}
 	to.forget()
-	missing, err := pack.MissingPacks(t.Context(), to, m)
+	missing, err := pack.MissingPacks(t.Context(), to, m, nil)
 	if err != nil || !slices.Equal(missing, gone) || to.asked(mem.List) != 1 {
 		t.Fatalf("missing %v after %d lists, error %v", missing, to.asked(mem.List), err)
 	}

@@ -49,6 +49,7 @@ type Index struct {
 	cfg     Config
 	reader  *pack.Reader
 	packs   []pack.ID
+	stamps  map[pack.ID]stamp
 	foreign map[uint32]*foreign // by number of the pack: those that no member vouches for
 	entries []entry             // by CID, each once
 }
@@ -58,6 +59,21 @@ type entry struct {
 	cid                 content.CID
 	packCodec           uint32 // number of the pack << 8 | codec
 	offset, length, raw uint32
+}
+
+// stamp is what a list of the bucket says of a pack: written again, it has another.
+type stamp struct {
+	size     int64
+	modified int64 // in ns since 1970
+}
+
+func stampOf(info bucket.Info) stamp { return stamp{info.Size, info.Modified.UnixNano()} }
+
+// Unchanged reports whether a pack is what it was when the index was loaded; so is
+// one that came later.
+func (x *Index) Unchanged(id pack.ID, now bucket.Info) bool {
+	s, ok := x.stamps[id]
+	return !ok || s == stampOf(now)
 }
 
 // Len returns the number of objects known.

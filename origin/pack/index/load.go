@@ -283,11 +283,15 @@ func (l *loader) read(d *pack.Directory) {
 // known that a member vouches for, then the widest scope, then the oldest: so that
 // two importers refer to the same, and nobody is led to a pack by its name.
 func (l *loader) index() *Index {
-	x := &Index{cfg: l.cfg, reader: pack.NewReader(l.cfg.Bucket), foreign: make(map[uint32]*foreign)}
+	x := &Index{
+		cfg: l.cfg, reader: pack.NewReader(l.cfg.Bucket),
+		foreign: make(map[uint32]*foreign), stamps: make(map[pack.ID]stamp, len(l.packs)),
+	}
 	total := 0
 	for id, p := range l.packs {
 		if p.known {
 			x.packs = append(x.packs, id)
+			x.stamps[id] = stamp{p.size, p.modified.UnixNano()}
 			total += len(p.entries) / pack.EntrySize
 		}
 	}
