@@ -7,12 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/verify"
 )
 
 // Export writes an image to a file on this host, in the background: beside the
@@ -116,8 +116,9 @@ func (w whole) ReadChunk(ctx context.Context, index uint64, p []byte) error {
 	return w.Image.ReadChunk(ctx, index, 0, p)
 }
 
-// Verify reads every chunk of an image at the origin, in the background, and
-// fails with the first that is not what its name says.
+// Verify reads an image at the origin as its readers would, in the background: each
+// object of its own map at its own place. It fails with the first that is not what the
+// map says, and the number of all.
 func (im *Images) Verify(name string) (OperationView, error) {
 	if err := content.CheckName(name); err != nil {
 		return OperationView{}, err
@@ -131,27 +132,20 @@ func (im *Images) Verify(name string) (OperationView, error) {
 		if err != nil {
 			return err
 		}
-		r := pack.NewReader(store)
-		m, err := r.ReadManifest(ctx, *k.head)
-		if err != nil {
+		if i, err := im.info(k); err == nil {
+			op.Update(func(v *OperationView) { v.Total = int64(i.Stored) })
+		}
+		report, err := verify.Image(ctx, pack.NewReader(store), *k.head, func(r verify.Report) {
+			op.Update(func(v *OperationView) {
+				v.Done, v.Bytes["verified"] = min(int64(r.StoredBytes), v.Total), int64(r.StoredBytes)
+				v.Note = fmt.Sprintf("%d chunks and %d map nodes are well, %d damaged, %d missing", r.Chunks, r.Nodes, r.Bad, r.Missing)
+			})
+		})
+		if err = errors.Join(err, report.Err()); err != nil {
 			return fmt.Errorf("verify %q: %w", name, err)
 		}
-		var done atomic.Int64
-		// A pack holds other images' chunks too: progress is told in equal parts of this one.
-		part := int64(m.Stored) / int64(max(len(m.Packs), 1))
-		op.Update(func(v *OperationView) { v.Total = int64(m.Stored) })
-		for _, id := range m.Packs {
-			if err := r.VerifyPack(ctx, id); err != nil {
-				return fmt.Errorf("verify %q: %w", name, err)
-			}
-			op.Update(func(v *OperationView) {
-				n := done.Add(1)
-				v.Done, v.Note = n*part, fmt.Sprintf("%d of %d packs", n, len(m.Packs))
-			})
-		}
 		op.Update(func(v *OperationView) {
-			v.Done, v.Bytes["verified"] = v.Total, v.Total
-			v.Note = fmt.Sprintf("all is well at the origin, packs read: %d", len(m.Packs))
+			v.Done, v.Note = v.Total, fmt.Sprintf("all is well at the origin: %d chunks and %d map nodes were read", report.Chunks, report.Nodes)
 		})
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -146,6 +147,18 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 	} {
 		if got, err := n.Images.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
 			t.Errorf("%s: %+v, %v, want %+v", x.name, got, err, x.want)
+		}
+	}
+}
+
+// An import lists only packs that its scope may refer to.
+func TestWhatAnImportMayReferTo(t *testing.T) {
+	public, mesh, farm := content.Public(), content.Mesh(), content.Farm("a")
+	for scope, want := range map[content.Scope][]content.Scope{
+		public: {public}, mesh: {public, mesh}, farm: {public, mesh, farm},
+	} {
+		if got := mayReferTo(scope); !slices.Equal(got, want) {
+			t.Errorf("scope %s: %v, want %v", scope, got, want)
 		}
 	}
 }

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 // ImportRequest says what to publish.
@@ -156,19 +157,21 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	scopes := []content.Scope{content.Public(), scope}
-	if scope.Farm() != "" {
-		scopes = append(scopes, content.Mesh())
-	}
-	slices.SortFunc(scopes, func(a, b content.Scope) int { return len(a.String()) - len(b.String()) })
-	index, err := pack.LoadIndex(ctx, pack.IndexConfig{Bucket: store, Scopes: slices.Compact(scopes), Dir: filepath.Join(im.n.cfg.Dir, "index")})
+	known, err := index.Load(ctx, index.Config{
+		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.n.verifier, Dir: filepath.Join(im.n.cfg.Dir, "index"), Now: im.n.cfg.Now, Log: im.n.cfg.Log,
+	})
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	b, err := pack.NewBuilder(ctx, pack.BuilderConfig{
-		Bucket: store, Scope: scope, Size: disk.Size(), Known: index, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
+	defer func() {
+		if err := known.Save(); err != nil {
+			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
+		}
+	}()
+	b, err := build.New(ctx, build.Config{
+		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
 		OnChunk: func(v content.Verified) { im.n.cache.Put(v) }, // without room the import goes on
-		Progress: func(s pack.Stats) {
+		Progress: func(s build.Stats) {
 			op.Update(func(v *OperationView) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
 		},
 	})
@@ -186,21 +189,34 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	stored, err := im.complete(ctx, store, head)
+	stored, err := complete(ctx, store, head, known)
 	return catalog.Image{Head: head, Lineage: lineage, Chunks: stats.Chunks, Stored: stored}, err
 }
 
-// complete checks that every pack that the head refers to is there: one that was
-// reused may have been collected meanwhile. It returns what the chunks of the image
-// take at the origin.
-func (im *Images) complete(ctx context.Context, store bucket.Bucket, head pack.Head) (stored uint64, err error) {
+// mayReferTo returns the scopes whose packs content of scope s may refer to: its own and
+// the wider ones. Packs of others are not even listed, so that an import takes as
+// long whatever they hold.
+func mayReferTo(s content.Scope) []content.Scope {
+	switch s {
+	case content.Public():
+		return []content.Scope{s}
+	case content.Mesh():
+		return []content.Scope{content.Public(), s}
+	}
+	return []content.Scope{content.Public(), content.Mesh(), s}
+}
+
+// complete checks that every pack that the head refers to is there, and of the reused
+// ones the same that was referred to: one may have been collected meanwhile, or
+// replaced. It returns what the chunks of the image take at the origin.
+func complete(ctx context.Context, store bucket.Bucket, head pack.Head, known *index.Index) (stored uint64, err error) {
 	m, err := pack.NewReader(store).ReadManifest(ctx, head)
 	if err != nil {
 		return 0, err
 	}
-	missing, err := pack.MissingPacks(ctx, store, m)
+	missing, err := pack.MissingPacks(ctx, store, m, known.Unchanged)
 	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("%w: %d packs that it shares with older images are gone; import again", content.ErrConflict, len(missing))
+		err = fmt.Errorf("%w: %d packs that it shares with older images are gone or were replaced; import again", content.ErrConflict, len(missing))
 	}
 	return m.Stored, err
 }

@@ -34,6 +34,8 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/origin/pack/index"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
@@ -323,7 +325,7 @@ type image struct {
 	fetch.Root
 	id     content.CID
 	chunks [][]byte // nil for a hole
-	stats  pack.Stats
+	stats  build.Stats
 }
 
 // imageChunks make an image of a few packs and some ten runs; behind twoLeaves
@@ -353,14 +355,14 @@ func (w *world) publish(cfg imageConfig) *image {
 		cfg.scope = content.Mesh()
 	}
 	im := &image{chunks: make([][]byte, cfg.hole+cfg.chunks)}
-	bc := pack.BuilderConfig{Bucket: w.bucket, Scope: cfg.scope, Size: size, PackSize: 4 << 20}
+	bc := build.Config{Bucket: w.bucket, Scope: cfg.scope, Size: size, PackSize: 4 << 20}
 	if cfg.older != nil {
 		im.Lineage = []content.CID{cfg.older.id}
-		index, err := pack.LoadIndex(ctx, pack.IndexConfig{Bucket: w.bucket, Scopes: []content.Scope{cfg.scope}, Dir: w.t.TempDir()})
+		known, err := index.Load(ctx, index.Config{Bucket: w.bucket, Scopes: []content.Scope{cfg.scope}, Dir: w.t.TempDir()})
 		w.check(err)
-		bc.Known, bc.Lineage = index, im.Lineage
+		bc.Known, bc.Lineage = known, im.Lineage
 	}
-	b, err := pack.NewBuilder(ctx, bc)
+	b, err := build.New(ctx, bc)
 	w.check(err)
 	for i := range im.chunks {
 		if i < cfg.hole || i%7 == 3 {

@@ -26,6 +26,18 @@ type Directory struct {
 	Moved ID
 	// Entries stand by rising offset, one frame behind the other.
 	Entries []Entry
+	// Signature is who vouches for Entries, as trust.Verifier.OpenPack reads it; a
+	// claim, or empty.
+	Signature []byte
+}
+
+// Encode returns the entries as they stand in the pack.
+func (d *Directory) Encode() []byte {
+	b := make([]byte, 0, len(d.Entries)*EntrySize)
+	for _, e := range d.Entries {
+		b = AppendEntry(b, e)
+	}
+	return b
 }
 
 // Entry is one frame of a directory.
@@ -44,7 +56,8 @@ func (d *Directory) Find(id content.CID) (Entry, bool) {
 	return Entry{}, false
 }
 
-func appendEntry(b []byte, e Entry) []byte {
+// AppendEntry appends the encoded form of e.
+func AppendEntry(b []byte, e Entry) []byte {
 	b = append(b, e.CID[:]...)
 	b = binary.BigEndian.AppendUint32(b, e.Offset)
 	b = binary.BigEndian.AppendUint32(b, e.Length)
@@ -52,8 +65,8 @@ func appendEntry(b []byte, e Entry) []byte {
 	return append(b, byte(e.Codec), e.Key, byte(e.Role), 0)
 }
 
-// decodeEntry reads one entry of the directory of pack id.
-func decodeEntry(id ID, b []byte) (Entry, error) {
+// DecodeEntry reads one entry, EntrySize bytes of the directory of pack id.
+func DecodeEntry(id ID, b []byte) (Entry, error) {
 	e := Entry{
 		Extent: Extent{content.CID(b[:content.CIDSize]), Location{
 			Pack:   id,
@@ -71,7 +84,7 @@ func decodeEntry(id ID, b []byte) (Entry, error) {
 	if limit := e.Role.sizeMax(); e.Raw > limit {
 		return Entry{}, fmt.Errorf("%w: frame of %d raw bytes, the limit is %d", content.ErrCorrupt, e.Raw, limit)
 	}
-	return e, e.check()
+	return e, e.Check()
 }
 
 // sizeMax bounds the raw length of a frame, in bytes.
@@ -85,13 +98,13 @@ func (r Role) sizeMax() uint32 {
 // decodeDirectory reads the directory of pack id, which ends at offset end; the
 // frames must fill the pack from the header on, without gaps.
 func decodeDirectory(id ID, b []byte, end uint32) ([]Entry, error) {
-	if len(b)%entrySizeDirectory != 0 {
+	if len(b)%EntrySize != 0 {
 		return nil, fmt.Errorf("directory: %w: %d bytes", content.ErrCorrupt, len(b))
 	}
-	entries := make([]Entry, 0, len(b)/entrySizeDirectory)
+	entries := make([]Entry, 0, len(b)/EntrySize)
 	next := uint32(headerSize)
-	for ; len(b) > 0; b = b[entrySizeDirectory:] {
-		e, err := decodeEntry(id, b[:entrySizeDirectory])
+	for ; len(b) > 0; b = b[EntrySize:] {
+		e, err := DecodeEntry(id, b[:EntrySize])
 		if err != nil {
 			return nil, fmt.Errorf("directory, entry %d: %w", len(entries), err)
 		}

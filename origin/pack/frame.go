@@ -12,8 +12,8 @@ import (
 // reader's decompression: a sixteenth.
 const gainMin = 16
 
-// encodeFrame appends the stored form of raw to dst.
-func encodeFrame(enc *zstd.Encoder, dst, raw []byte) ([]byte, Codec) {
+// EncodeFrame appends the stored form of raw to dst.
+func EncodeFrame(enc *zstd.Encoder, dst, raw []byte) ([]byte, Codec) {
 	start := len(dst)
 	dst = enc.EncodeAll(raw, dst)
 	if len(dst)-start > len(raw)-max(1, len(raw)/gainMin) {
@@ -22,9 +22,9 @@ func encodeFrame(enc *zstd.Encoder, dst, raw []byte) ([]byte, Codec) {
 	return dst, CodecZstd
 }
 
-// newEncoder returns an encoder for up to workers callers at once. Frames need
+// NewEncoder returns an encoder for up to workers callers at once. Frames need
 // no checksum of their own: the CID of what they hold is checked.
-func newEncoder(workers int) (*zstd.Encoder, error) {
+func NewEncoder(workers int) (*zstd.Encoder, error) {
 	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithEncoderCRC(false), zstd.WithEncoderConcurrency(workers))
 }
@@ -44,7 +44,7 @@ func newDecoder() *zstd.Decoder {
 // decodeFrame turns a stored frame into the object that e names. The result
 // shares no memory with frame.
 func decodeFrame(dec *zstd.Decoder, e Extent, frame []byte) (content.Verified, error) {
-	if err := e.check(); err != nil {
+	if err := e.Check(); err != nil {
 		return content.Verified{}, err
 	}
 	raw := make([]byte, 0, e.Raw)

@@ -77,7 +77,7 @@ func (e *Extent) UnmarshalCBOR(b []byte) error {
 		return fmt.Errorf("%w: extent of a hole", content.ErrCorrupt)
 	}
 	*e = Extent{w.CID, Location{w.Pack, w.Offset, w.Length, w.Raw, w.Codec, w.Key}}
-	return e.check()
+	return e.Check()
 }
 
 // Top returns the top map node with its page; zero when the image is all holes.

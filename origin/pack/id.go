@@ -17,7 +17,8 @@ import (
 type ID string
 
 const (
-	keyPrefix = "packs/"
+	// KeyPrefix begins the bucket key of each pack; the scope follows.
+	KeyPrefix = "packs/"
 	keySuffix = ".pack"
 
 	hourLayout = "2006010215"
@@ -25,12 +26,12 @@ const (
 
 	// idTailSize is the length of "<hour>-<32 hex>".
 	idTailSize = len(hourLayout) + 1 + 2*randomSize
-	// idSizeMax bounds an ID: the longest scope is "farm/" and a name.
-	idSizeMax = len("farm/") + content.NameMax + 1 + idTailSize
+	// IDSizeMax bounds an ID, in bytes: the longest scope is "farm/" and a name.
+	IDSizeMax = len("farm/") + content.NameMax + 1 + idTailSize
 )
 
-// newID returns a fresh ID of scope, with randomness from random.
-func newID(scope content.Scope, now time.Time, random io.Reader) (ID, error) {
+// NewID returns a fresh ID of scope, with randomness from random.
+func NewID(scope content.Scope, now time.Time, random io.Reader) (ID, error) {
 	var b [randomSize]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {
 		return "", fmt.Errorf("new pack ID: %w", err)
@@ -60,23 +61,18 @@ func ParseID(s string) (ID, error) {
 	return ID(s), nil
 }
 
-// parseKey returns the ID of the pack stored under a bucket key.
-func parseKey(key string) (ID, error) { return cutKey(key, keyPrefix, keySuffix) }
-
-// parseIndexKey checks the bucket key of an index object, which is named like a pack.
-func parseIndexKey(key string) (ID, error) { return cutKey(key, indexPrefix, indexSuffix) }
-
-func cutKey(key, prefix, suffix string) (ID, error) {
-	s, hasPrefix := strings.CutPrefix(key, prefix)
-	s, hasSuffix := strings.CutSuffix(s, suffix)
+// ParseKey returns the ID of the pack stored under a bucket key.
+func ParseKey(key string) (ID, error) {
+	s, hasPrefix := strings.CutPrefix(key, KeyPrefix)
+	s, hasSuffix := strings.CutSuffix(s, keySuffix)
 	if !hasPrefix || !hasSuffix {
-		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, prefix, suffix)
+		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, KeyPrefix, keySuffix)
 	}
 	return ParseID(s)
 }
 
 // Key returns the bucket key of the pack.
-func (id ID) Key() string { return keyPrefix + string(id) + keySuffix }
+func (id ID) Key() string { return KeyPrefix + string(id) + keySuffix }
 
 // Scope returns the scope that the pack lies in, or the zero Scope when id is
 // not valid.
@@ -92,11 +88,11 @@ func (id ID) Scope() content.Scope {
 	return scope
 }
 
-// age returns the part of a valid id that is the greater the later it was begun.
-func (id ID) age() string { return string(id[len(id)-idTailSize:]) }
+// Age returns the part of a valid id that is the greater the later it was begun.
+func (id ID) Age() string { return string(id[len(id)-idTailSize:]) }
 
 // hourPrefix returns the key prefix that id shares with the packs of its scope
 // and hour.
 func (id ID) hourPrefix() string {
-	return keyPrefix + string(id[:len(id)-2*randomSize])
+	return KeyPrefix + string(id[:len(id)-2*randomSize])
 }

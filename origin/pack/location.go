@@ -55,8 +55,8 @@ func (l Location) Run() Run { return Run{l.Pack, l.Offset / content.RunSize} }
 // String returns "pack ID at OFFSET+LENGTH".
 func (l Location) String() string { return fmt.Sprintf("pack %s at %d+%d", l.Pack, l.Offset, l.Length) }
 
-// check fails with ErrCorrupt when no pack could hold a frame like l.
-func (l Location) check() error {
+// Check fails with ErrCorrupt when no pack could hold a frame like l.
+func (l Location) Check() error {
 	switch {
 	case l.Codec > CodecZstd || l.Key != 0:
 		return fmt.Errorf("%w: codec %d, key %d are not known here; a newer version may read them", content.ErrCorrupt, l.Codec, l.Key)

@@ -47,7 +47,7 @@ const (
 
 	// PageSizeMax bounds an encoded page: each entry of an upper page in a pack
 	// of its own, of the longest name.
-	PageSizeMax = pageHeaderSize + content.MapFanout*(1+idSizeMax+nodeEntrySize)
+	PageSizeMax = pageHeaderSize + content.MapFanout*(1+IDSizeMax+nodeEntrySize)
 )
 
 // Page is the locator page of one map node: for each entry of the node, where
@@ -64,6 +64,53 @@ func entrySize(level int) int {
 		return locationSize
 	}
 	return nodeEntrySize
+}
+
+// Child is what a map node and its page say about one entry.
+type Child struct {
+	CID content.CID
+	At  Place
+	// Page of a child that is a map node itself, behind it in the same pack.
+	PageCID content.CID
+	Page    Place
+}
+
+// EncodePage returns the page of a node with those entries, the last of which
+// is no hole.
+func EncodePage(level int, packs *Table, entries []Child) []byte {
+	var local Table
+	for _, c := range entries {
+		if !c.CID.IsHole() {
+			local.Number(packs.ids[c.At.Pack])
+		}
+	}
+	b := make([]byte, 0, pageHeaderSize+len(local.ids)*(1+IDSizeMax)+len(entries)*entrySize(level))
+	b = append(b, pageMagic...)
+	b = append(b, byte(level), 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(entries)))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(local.ids)))
+	b = append(b, 0, 0)
+	for _, id := range local.ids {
+		b = append(append(b, byte(len(id))), id...)
+	}
+	for _, c := range entries {
+		if c.CID.IsHole() {
+			b = append(b, make([]byte, entrySize(level))...)
+			continue
+		}
+		b = binary.BigEndian.AppendUint16(b, uint16(local.Number(packs.ids[c.At.Pack])))
+		b = append(b, byte(c.At.Codec), 0)
+		b = binary.BigEndian.AppendUint32(b, c.At.Offset)
+		b = binary.BigEndian.AppendUint32(b, c.At.Length)
+		b = binary.BigEndian.AppendUint32(b, c.At.Raw)
+		if level > 1 {
+			b = append(b, c.PageCID[:]...)
+			b = binary.BigEndian.AppendUint32(b, c.Page.Length)
+			b = binary.BigEndian.AppendUint32(b, c.Page.Raw)
+			b = append(b, byte(c.Page.Codec), 0, 0, 0, 0, 0, 0, 0)
+		}
+	}
+	return b
 }
 
 // DecodePage reads the page of a map node at level, under a root of that scope.
@@ -124,7 +171,7 @@ func (p *Page) check() error {
 	used, size := 0, entrySize(p.level)
 	for i := range p.Len() {
 		e := p.entries[i*size : (i+1)*size]
-		if isZero(e) {
+		if IsZero(e) {
 			if i == p.Len()-1 {
 				return fmt.Errorf("%w: the last entry is absent", content.ErrCorrupt)
 			}
@@ -136,7 +183,7 @@ func (p *Page) check() error {
 		}
 		used = max(used, pack+1)
 		child := p.location(e)
-		if err := child.check(); err != nil {
+		if err := child.Check(); err != nil {
 			return fmt.Errorf("entry %d: %w", i, err)
 		}
 		if child.Raw > FrameSizeMax {
@@ -146,10 +193,10 @@ func (p *Page) check() error {
 			continue
 		}
 		page := p.page(e, child)
-		if page.CID.IsHole() || !isZero(e[58:]) || uint64(page.Raw) > uint64(PageSizeMax) {
+		if page.CID.IsHole() || !IsZero(e[58:]) || uint64(page.Raw) > uint64(PageSizeMax) {
 			return fmt.Errorf("entry %d: %w: the child's page", i, content.ErrCorrupt)
 		}
-		if err := page.check(); err != nil {
+		if err := page.Check(); err != nil {
 			return fmt.Errorf("entry %d, page: %w", i, err)
 		}
 	}
@@ -196,7 +243,7 @@ func (p *Page) entry(i int) []byte {
 	}
 	size := entrySize(p.level)
 	e := p.entries[i*size : (i+1)*size]
-	if isZero(e) {
+	if IsZero(e) {
 		return nil
 	}
 	return e
@@ -232,7 +279,7 @@ func (p *Page) ChildPair(n content.Node, i int) (Pair, bool) {
 	return Pair{Extent{n.Entry(i), child}, page}, true
 }
 
-// isZero compares b with itself one byte on: as fast as memory can be read.
-func isZero(b []byte) bool {
+// IsZero reports whether all of b is zero. It compares b with itself one byte on: as fast as memory can be read.
+func IsZero(b []byte) bool {
 	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }

@@ -3,25 +3,23 @@ package pack
 import (
 	"maps"
 	"slices"
-	"sync"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
-// place is a Location without pointers: pack is an index into a table.
-type place struct {
-	pack, offset, length, raw uint32
-	codec                     Codec
+// Place is a Location without pointers, for those who keep many: Pack is its
+// number in a Table.
+type Place struct {
+	Pack, Offset, Length, Raw uint32
+	Codec                     Codec
 }
 
-// packTable numbers packs in the order of their first use. Owned by one
-// goroutine.
-type packTable struct {
+// Table numbers packs in the order of their first use. Owned by one goroutine.
+type Table struct {
 	ids     []ID
 	numbers map[ID]uint32
 }
 
-func (t *packTable) number(id ID) uint32 {
+// Number returns the number of a pack, a new one at its first use.
+func (t *Table) Number(id ID) uint32 {
 	if n, ok := t.numbers[id]; ok {
 		return n
 	}
@@ -34,44 +32,21 @@ func (t *packTable) number(id ID) uint32 {
 	return n
 }
 
-func (t *packTable) place(l Location) place {
-	return place{t.number(l.Pack), l.Offset, l.Length, l.Raw, l.Codec}
+// Place returns l by the number of its pack.
+func (t *Table) Place(l Location) Place {
+	return Place{t.Number(l.Pack), l.Offset, l.Length, l.Raw, l.Codec}
 }
 
-func (t *packTable) location(p place) Location {
-	return Location{Pack: t.ids[p.pack], Offset: p.offset, Length: p.length, Raw: p.raw, Codec: p.codec}
+// Location returns what Place was given.
+func (t *Table) Location(p Place) Location {
+	return Location{Pack: t.ids[p.Pack], Offset: p.Offset, Length: p.Length, Raw: p.Raw, Codec: p.Codec}
 }
 
-func (t *packTable) has(id ID) bool {
+// Has reports whether a pack has a number.
+func (t *Table) Has(id ID) bool {
 	_, ok := t.numbers[id]
 	return ok
 }
 
-// sorted returns all packs, rising.
-func (t *packTable) sorted() []ID { return slices.Sorted(maps.Keys(t.numbers)) }
-
-// placedMax is how many objects a Builder remembers to store each once: 128 GiB
-// of dense content, about 80 MB. What repeats beyond that may be stored again.
-const placedMax = 1 << 20
-
-// placed remembers where a Builder put its objects. One goroutine adds, any may
-// ask.
-type placed struct {
-	mu    sync.RWMutex // guards where
-	where map[content.CID]place
-}
-
-func (p *placed) get(id content.CID) (place, bool) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	at, ok := p.where[id]
-	return at, ok
-}
-
-func (p *placed) put(id content.CID, at place) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.where) < placedMax {
-		p.where[id] = at
-	}
-}
+// Sorted returns all packs, rising.
+func (t *Table) Sorted() []ID { return slices.Sorted(maps.Keys(t.numbers)) }

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 	}
 	first, end := frames[0], frames[0].End()
 	for _, e := range frames {
-		if err := e.check(); err != nil {
+		if err := e.Check(); err != nil {
 			return nil, fmt.Errorf("read %s: %w", e.Location, err)
 		}
 		if e.Pack != first.Pack || e.Raw > FrameSizeMax {
@@ -195,24 +196,34 @@ func (r *Reader) directory(ctx context.Context, id ID, tail []byte, size int64) 
 	if int64(f.length) != size {
 		return nil, fmt.Errorf("footer: %w: pack of %d bytes, want %d", content.ErrCorrupt, size, f.length)
 	}
-	want := int(f.entries) * entrySizeDirectory
+	entries, want := int(f.entries)*EntrySize, int(f.entries)*EntrySize+int(f.signature)
 	var b []byte
 	if have := len(tail) - footerSize; have >= want {
 		b = tail[have-want : have]
 	} else if b, _, err = readRange(ctx, r.bucket, id, bucket.Range{Offset: int64(f.directory), Length: int64(want)}, SizeMax); err != nil {
 		return nil, err
 	}
+	b, signature := b[:entries], b[entries:]
 	if _, err := content.Verify(f.digest, b); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
-	entries, err := decodeDirectory(id, b, f.directory)
+	list, err := decodeDirectory(id, b, f.directory)
 	if err != nil {
 		return nil, err
 	}
 	if f.moved != "" && !f.moved.Scope().Covers(id.Scope()) {
 		return nil, fmt.Errorf("footer: %w: moved to %s, out of its scope", content.ErrForbidden, f.moved)
 	}
-	return &Directory{id, f.moved, entries}, nil
+	return &Directory{id, f.moved, list, bytes.Clone(signature)}, nil
+}
+
+// ReadFooter reads the last bytes of a pack: what says which pack it is.
+func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) {
+	b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
+	if err != nil {
+		return Footer{}, err
+	}
+	return decodeFooter(b)
 }
 
 // Relocate finds out where e lies now, after a read of it failed: the pack may
@@ -265,22 +276,24 @@ func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
 	return nil
 }
 
-// MissingPacks returns those packs of m that are not in the bucket: a committer
-// asks after its commit, and reports success only when there are none. It costs
-// a list for each hour that the packs are from.
-func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest) ([]ID, error) {
+// MissingPacks returns those packs of m that are not in the bucket, or not the same
+// by what the caller knows of them; same may be nil. A committer asks after its
+// commit, and reports success only when there are none. It costs a list for each hour
+// that the packs are from.
+func MissingPacks(ctx context.Context, b bucket.Bucket, m Manifest, same func(ID, bucket.Info) bool) ([]ID, error) {
 	var missing []ID
 	for i := 0; i < len(m.Packs); {
 		prefix := m.Packs[i].hourPrefix()
-		there := make(map[string]bool)
+		there := make(map[string]bucket.Info)
 		for info, err := range b.List(ctx, prefix, "") {
 			if err != nil {
 				return nil, fmt.Errorf("check packs of root %s: %w", m.Root, err)
 			}
-			there[info.Key] = true
+			there[info.Key] = info
 		}
 		for ; i < len(m.Packs) && m.Packs[i].hourPrefix() == prefix; i++ {
-			if !there[m.Packs[i].Key()] {
+			info, ok := there[m.Packs[i].Key()]
+			if !ok || same != nil && !same(m.Packs[i], info) {
 				missing = append(missing, m.Packs[i])
 			}
 		}

@@ -6,38 +6,45 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// writer fills one pack in memory.
-type writer struct {
+// Writer fills one pack in memory.
+type Writer struct {
 	id        ID
 	buf       []byte // header and frames
 	directory []byte
 }
 
-// sealed is a pack that is ready for the bucket.
-type sealed struct {
-	id     ID
-	bytes  []byte
-	footer footer
-	// directory is the part of bytes that holds it.
-	directory []byte
+// Sealed is a pack that is ready for the bucket.
+type Sealed struct {
+	ID     ID
+	Bytes  []byte
+	Footer Footer
+	// Directory and Signature are the parts of Bytes that hold them.
+	Directory, Signature []byte
 }
 
-// newWriter begins a pack in buf, whose old content is dropped.
-func newWriter(id ID, buf []byte) *writer {
-	return &writer{id: id, buf: append(buf[:0], packMagic...)}
+// Sign returns a member's word that the pack has this directory, digested; nil is
+// a pack that nobody vouches for.
+type Sign func(id ID, directory content.CID) ([]byte, error)
+
+// NewWriter begins a pack in buf, whose old content is dropped.
+func NewWriter(id ID, buf []byte) *Writer {
+	return &Writer{id: id, buf: append(buf[:0], packMagic...)}
 }
 
-// empty reports whether no frame was added.
-func (w *writer) empty() bool { return len(w.directory) == 0 }
+// ID returns the name of the pack.
+func (w *Writer) ID() ID { return w.id }
 
-// size returns the length that the pack would have with n more frames of total
+// Empty reports whether no frame was added.
+func (w *Writer) Empty() bool { return len(w.directory) == 0 }
+
+// Size returns the most that the pack would take with n more frames of total
 // length more.
-func (w *writer) size(n, more int) int {
-	return len(w.buf) + more + len(w.directory) + n*entrySizeDirectory + footerSize
+func (w *Writer) Size(n, more int) int {
+	return len(w.buf) + more + len(w.directory) + n*EntrySize + content.RecordSizeMax + footerSize
 }
 
-// add appends a frame and returns where it lies.
-func (w *writer) add(role Role, id content.CID, rawSize int, codec Codec, frame []byte) Location {
+// Add appends a frame and returns where it lies.
+func (w *Writer) Add(role Role, id content.CID, rawSize int, codec Codec, frame []byte) Location {
 	at := Location{
 		Pack: w.id, Offset: uint32(len(w.buf)), Length: uint32(len(frame)), Raw: uint32(rawSize), Codec: codec,
 	}
@@ -45,20 +52,41 @@ func (w *writer) add(role Role, id content.CID, rawSize int, codec Codec, frame 
 		panic(fmt.Sprintf("pack: frame of %d bytes in a pack of %d", len(frame), len(w.buf)))
 	}
 	w.buf = append(w.buf, frame...)
-	w.directory = appendEntry(w.directory, Entry{Extent{id, at}, role})
+	w.directory = AppendEntry(w.directory, Entry{Extent{id, at}, role})
 	return at
 }
 
-// seal ends the pack. A pack that others moved to is named by moved.
-func (w *writer) seal(moved ID) sealed {
+// Seal ends the pack; sign is nil for one that nobody vouches for.
+func (w *Writer) Seal(sign Sign) (Sealed, error) {
+	var signature []byte
+	if sign != nil {
+		var err error
+		if signature, err = sign(w.id, content.Sum(w.directory)); err != nil {
+			return Sealed{}, fmt.Errorf("pack %s: %w", w.id, err)
+		}
+	}
+	return w.seal("", signature), nil
+}
+
+// SealStub ends a pack without frames, whose own are in the pack moved.
+func (w *Writer) SealStub(moved ID) Sealed { return w.seal(moved, nil) }
+
+func (w *Writer) seal(moved ID, signature []byte) Sealed {
 	d := len(w.buf)
-	f := footer{
-		entries:   uint32(len(w.directory) / entrySizeDirectory),
+	s := d + len(w.directory)
+	f := Footer{
+		entries:   uint32(len(w.directory) / EntrySize),
 		directory: uint32(d),
-		length:    uint32(w.size(0, 0)),
+		length:    uint32(s + len(signature) + footerSize),
+		signature: uint32(len(signature)),
 		digest:    content.Sum(w.directory),
 		moved:     moved,
 	}
-	b := f.append(append(w.buf, w.directory...))
-	return sealed{w.id, b, f, b[d : d+len(w.directory)]}
+	b := f.append(append(append(w.buf, w.directory...), signature...))
+	return Sealed{w.id, b, f, b[d:s], b[s : s+len(signature)]}
+}
+
+// SizeOf returns the length of the pack whose directory ends with the entry last.
+func SizeOf(last Entry, directory, signature []byte) int64 {
+	return int64(last.End()) + int64(len(directory)) + int64(len(signature)) + footerSize
 }

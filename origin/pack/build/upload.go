@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 const (
@@ -24,16 +25,16 @@ const (
 )
 
 // upload puts a pack into the bucket and returns its memory.
-func (b *Builder) upload(ctx context.Context, s sealed) error {
+func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
 	if err := store(ctx, b.cfg.Bucket, s); err != nil {
 		return err
 	}
 	b.indexer.add(ctx, s)
 	b.stats.add(func(st *Stats) {
 		st.Packs++
-		st.UploadedBytes += uint64(len(s.bytes))
+		st.UploadedBytes += uint64(len(s.Bytes))
 	})
-	b.cfg.Log.Debug("pack uploaded", "pack", s.id, "bytes", len(s.bytes), "frames", s.footer.entries)
+	b.cfg.Log.Debug("pack uploaded", "pack", s.ID, "bytes", len(s.Bytes), "frames", len(s.Directory)/pack.EntrySize)
 	b.assembler.release(s)
 	return nil
 }
@@ -41,9 +42,9 @@ func (b *Builder) upload(ctx context.Context, s sealed) error {
 // store puts a pack under its name, which is random: whoever finds the name
 // taken finds an earlier try of this very call, or something is badly wrong. So
 // a lost reply is settled by reading the footer.
-func store(ctx context.Context, to bucket.Bucket, s sealed) error {
+func store(ctx context.Context, to bucket.Bucket, s pack.Sealed) error {
 	try := func() (struct{}, error) {
-		_, err := to.Put(ctx, s.id.Key(), bucket.Bytes(s.bytes), bucket.IfAbsent())
+		_, err := to.Put(ctx, s.ID.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent())
 		switch {
 		case err == nil:
 			return struct{}{}, nil
@@ -58,17 +59,17 @@ func store(ctx context.Context, to bucket.Bucket, s sealed) error {
 	wait.InitialInterval, wait.MaxInterval, wait.Multiplier = uploadWaitMin, uploadWaitMax, uploadWaitGrowth
 	_, err := backoff.Retry(ctx, try, backoff.WithBackOff(wait), backoff.WithMaxTries(uploadTries))
 	if err != nil {
-		return fmt.Errorf("upload pack %s: %w", s.id, err)
+		return fmt.Errorf("upload pack %s: %w", s.ID, err)
 	}
 	return nil
 }
 
 // settle learns what became of a Put that ended with putErr. Nil means that the
 // pack is there; a permanent error, that something else is.
-func settle(ctx context.Context, from bucket.Bucket, s sealed, putErr error) error {
-	f, err := readFooter(ctx, from, s.id)
+func settle(ctx context.Context, from bucket.Bucket, s pack.Sealed, putErr error) error {
+	f, err := pack.ReadFooter(ctx, from, s.ID)
 	switch {
-	case err == nil && f == s.footer:
+	case err == nil && f == s.Footer:
 		return nil
 	case err == nil || errors.Is(err, content.ErrCorrupt):
 		return backoff.Permanent(fmt.Errorf("%w: the name is taken by another object", content.ErrExists))
@@ -78,13 +79,4 @@ func settle(ctx context.Context, from bucket.Bucket, s sealed, putErr error) err
 		return backoff.Permanent(err)
 	}
 	return err
-}
-
-// readFooter reads the last bytes of a pack.
-func readFooter(ctx context.Context, from bucket.Bucket, id ID) (footer, error) {
-	b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
-	if err != nil {
-		return footer{}, err
-	}
-	return decodeFooter(b)
 }

@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"bytes"
@@ -17,13 +17,46 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// memory is a bucket in memory whose objects may be put in place of others.
+// mesh is a mesh with its founder, who is an admin of farm a.
+type mesh struct {
+	founder  trust.Signer
+	verifier *trust.Verifier
+}
+
+func now() time.Time { return time.Date(2026, 11, 20, 22, 30, 0, 0, time.UTC) }
+
+func newMesh(t testing.TB, at time.Time) mesh {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	root, chain, _, err := trust.FoundMesh(key.Public(), "a", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mesh{trust.Signer{Key: key, Chain: chain}, trust.NewVerifier(root.Public())}
+}
+
+func (m mesh) member(t testing.TB, role trust.Role, farm string) trust.Signer {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	chain, err := m.founder.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trust.Signer{Key: key, Chain: chain}
+}
+
+// memory is the bucket of a mesh, in memory; its objects may be put in place of others.
 type memory struct {
 	*mem.Bucket
+	mesh
+	at     time.Time      // by the store's clock
 	before map[mem.Op]int // calls until forget
 
 	mu    sync.Mutex // guards what follows
@@ -32,8 +65,8 @@ type memory struct {
 }
 
 func newMemory(t testing.TB) *memory {
-	m := &memory{before: make(map[mem.Op]int)}
-	m.Bucket = mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+	m := &memory{mesh: newMesh(t, now()), at: now(), before: make(map[mem.Op]int)}
+	m.Bucket = mem.New(t, mem.Config{Now: func() time.Time { return m.at }, Fault: func(c mem.Call) mem.Fault {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if c.Op != mem.Put || m.fault == nil {
@@ -58,7 +91,7 @@ func (m *memory) asked(op mem.Op) int { return m.Count(op) - m.before[op] }
 // object returns the bytes of an object.
 func (m *memory) object(t testing.TB, key string) []byte {
 	t.Helper()
-	b, _, err := bucket.ReadAll(t.Context(), m, key, SizeMax)
+	b, _, err := bucket.ReadAll(t.Context(), m, key, pack.SizeMax)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,16 +148,15 @@ func (im image) add(ctx context.Context, b *Builder) error {
 	return nil
 }
 
-// config returns a deterministic BuilderConfig.
-func config(to bucket.Bucket, im image) BuilderConfig {
-	return BuilderConfig{
+// config returns a Config for what the founder of the bucket's mesh stores.
+func config(to *memory, im image) Config {
+	return Config{
 		Bucket: to, Scope: content.Mesh(), Size: im.size, ChunkSize: testChunk, PackSize: 256 << 10,
-		Now:    func() time.Time { return time.Date(2026, 11, 20, 22, 30, 0, 0, time.UTC) },
-		Random: rand.NewChaCha8([32]byte{1}),
+		Signer: to.founder, Now: now, Random: rand.NewChaCha8([32]byte{1}),
 	}
 }
 
-func build(t testing.TB, cfg BuilderConfig, im image) (Head, Stats) {
+func build(t testing.TB, cfg Config, im image) (pack.Head, Stats) {
 	t.Helper()
 	h, s, err := tryBuild(t.Context(), cfg, im)
 	if err != nil {
@@ -133,22 +165,22 @@ func build(t testing.TB, cfg BuilderConfig, im image) (Head, Stats) {
 	return h, s
 }
 
-func tryBuild(ctx context.Context, cfg BuilderConfig, im image) (Head, Stats, error) {
-	b, err := NewBuilder(ctx, cfg)
+func tryBuild(ctx context.Context, cfg Config, im image) (pack.Head, Stats, error) {
+	b, err := New(ctx, cfg)
 	if err != nil {
-		return Head{}, Stats{}, err
+		return pack.Head{}, Stats{}, err
 	}
 	defer b.Abort()
 	if err := im.add(ctx, b); err != nil {
-		return Head{}, Stats{}, err
+		return pack.Head{}, Stats{}, err
 	}
 	return b.Finish(ctx)
 }
 
 // check reads the whole image back, by way of the pages, and compares.
-func check(t testing.TB, from bucket.Bucket, h Head, im image) {
+func check(t testing.TB, from bucket.Bucket, h pack.Head, im image) {
 	t.Helper()
-	got, err := readBack(t.Context(), NewReader(from), h)
+	got, err := readBack(t.Context(), pack.NewReader(from), h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,26 +192,26 @@ func check(t testing.TB, from bucket.Bucket, h Head, im image) {
 			t.Fatalf("chunk %d differs", i)
 		}
 	}
-	m, err := NewReader(from).ReadManifest(t.Context(), h)
+	m, err := pack.NewReader(from).ReadManifest(t.Context(), h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing, err := MissingPacks(t.Context(), from, m)
+	missing, err := pack.MissingPacks(t.Context(), from, m, nil)
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("missing packs %v, error %v", missing, err)
 	}
 	for _, id := range m.Packs {
-		if err := NewReader(from).VerifyPack(t.Context(), id); err != nil {
+		if err := pack.NewReader(from).VerifyPack(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
 // readBack returns every chunk under h.
-func readBack(ctx context.Context, r *Reader, h Head) (map[uint64][]byte, error) {
+func readBack(ctx context.Context, r *pack.Reader, h pack.Head) (map[uint64][]byte, error) {
 	out := make(map[uint64][]byte)
-	var walk func(pos content.Pos, p Pair) error
-	walk = func(pos content.Pos, p Pair) error {
+	var walk func(pos content.Pos, p pack.Pair) error
+	walk = func(pos content.Pos, p pack.Pair) error {
 		n, err := r.ReadNode(ctx, h.Scope, pos.Level, p)
 		if err != nil {
 			return err
@@ -195,7 +227,7 @@ func readBack(ctx context.Context, r *Reader, h Head) (map[uint64][]byte, error)
 			if !ok {
 				continue
 			}
-			frames, err := r.ReadFrames(ctx, []Extent{{n.Node.Entry(i), at}})
+			frames, err := r.ReadFrames(ctx, []pack.Extent{{CID: n.Node.Entry(i), Location: at}})
 			if err != nil {
 				return err
 			}
@@ -209,12 +241,14 @@ func readBack(ctx context.Context, r *Reader, h Head) (map[uint64][]byte, error)
 	return out, walk(content.Pos{Level: h.Root.Depth()}, h.Top())
 }
 
-func loadIndex(t testing.TB, from bucket.Bucket, dir string, scopes ...content.Scope) *Index {
+func (m *memory) loadIndex(t testing.TB, dir string, scopes ...content.Scope) *index.Index {
 	t.Helper()
 	if scopes == nil {
 		scopes = []content.Scope{content.Mesh()}
 	}
-	x, err := LoadIndex(t.Context(), IndexConfig{Bucket: from, Scopes: scopes, Dir: dir})
+	x, err := index.Load(t.Context(), index.Config{
+		Bucket: m, Scopes: scopes, Verifier: m.verifier, Dir: dir, Now: func() time.Time { return m.at },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

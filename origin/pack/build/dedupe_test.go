@@ -1,31 +1,32 @@
-package pack
+package build
 
 import (
 	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
-	"unsafe"
 
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 // complete fails unless x locates each chunk of im, and the bytes there are its.
-func complete(t *testing.T, x *Index, from *memory, im image) {
+func complete(t *testing.T, x *index.Index, from *memory, im image) {
 	t.Helper()
-	r := NewReader(from)
+	r := pack.NewReader(from)
 	for i, chunk := range im.chunks {
 		id := content.Sum(chunk)
-		at, ok := x.Locate(id)
+		at, ok := x.Locate(t.Context(), id)
 		if !ok {
 			t.Fatalf("chunk %d is not known", i)
 		}
-		if _, err := r.ReadFrames(t.Context(), []Extent{{id, at}}); err != nil {
+		if _, err := r.ReadFrames(t.Context(), []pack.Extent{{CID: id, Location: at}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, ok := x.Locate(content.CID{1}); ok {
+	if _, ok := x.Locate(t.Context(), content.CID{1}); ok {
 		t.Fatal("what does not exist is known")
 	}
 }
@@ -44,12 +45,12 @@ func TestTheIndexIsReadOnce(t *testing.T) {
 	to := newMemory(t)
 	build(t, config(to, im), im)
 	to.forget()
-	complete(t, loadIndex(t, to, dir), to, im)
+	complete(t, to.loadIndex(t, dir), to, im)
 	if want := 1 + len(im.chunks); to.asked(mem.Get) != want {
 		t.Fatalf("%d reads, want %d: one of the index object, one a chunk", to.asked(mem.Get), want)
 	}
 	to.forget()
-	x := loadIndex(t, to, dir)
+	x := to.loadIndex(t, dir)
 	if to.asked(mem.Get) != 0 {
 		t.Fatalf("%d reads with a cache", to.asked(mem.Get))
 	}
@@ -63,13 +64,13 @@ func TestAnIndexWithoutIndexObjects(t *testing.T) {
 	cfg.Fold = true
 	_, s := build(t, cfg, im)
 	to.forget()
-	x := loadIndex(t, to, dir)
+	x := to.loadIndex(t, dir)
 	if to.asked(mem.Get) != s.Packs {
 		t.Fatalf("%d reads for %d packs", to.asked(mem.Get), s.Packs)
 	}
 	complete(t, x, to, im)
 	to.forget()
-	complete(t, loadIndex(t, to, dir), to, im)
+	complete(t, to.loadIndex(t, dir), to, im)
 	if to.asked(mem.Get) != len(im.chunks) {
 		t.Fatalf("%d reads with a cache", to.asked(mem.Get)-len(im.chunks))
 	}
@@ -79,7 +80,7 @@ func TestADamagedCacheIsReadAnew(t *testing.T) {
 	im, dir := newImage(200, 1, 0), t.TempDir()
 	to := newMemory(t)
 	build(t, config(to, im), im)
-	loadIndex(t, to, dir)
+	to.loadIndex(t, dir)
 	path := cacheFile(t, dir)
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -95,7 +96,7 @@ func TestADamagedCacheIsReadAnew(t *testing.T) {
 			if err := os.WriteFile(path, b, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			complete(t, loadIndex(t, to, dir), to, im)
+			complete(t, to.loadIndex(t, dir), to, im)
 			if again, err := os.ReadFile(path); err != nil || !bytes.Equal(again, whole) {
 				t.Fatalf("the cache was not mended, error %v", err)
 			}
@@ -107,13 +108,13 @@ func TestTheIndexFollowsTheBucket(t *testing.T) {
 	im, dir := newImage(500, 1, 0), t.TempDir()
 	to := newMemory(t)
 	build(t, config(to, im), im)
-	complete(t, loadIndex(t, to, dir), to, im)
+	complete(t, to.loadIndex(t, dir), to, im)
 
 	more := newImage(500, 1, 10000)
 	cfg := config(to, more)
 	cfg.Random = nil
 	build(t, cfg, more)
-	x := loadIndex(t, to, dir)
+	x := to.loadIndex(t, dir)
 	complete(t, x, to, im)
 	complete(t, x, to, more)
 
@@ -121,11 +122,11 @@ func TestTheIndexFollowsTheBucket(t *testing.T) {
 	keys := to.Keys("packs/")
 	for i, key := range keys[1:] {
 		if i == 3 {
-			id, err := parseKey(keys[0])
+			id, err := pack.ParseKey(keys[0])
 			if err != nil {
 				t.Fatal(err)
 			}
-			to.set(t, key, newWriter(id, nil).seal(id).bytes)
+			to.set(t, key, pack.NewWriter(id, nil).SealStub(id).Bytes)
 			continue
 		}
 		if err := to.Delete(t.Context(), key); err != nil {
@@ -133,10 +134,10 @@ func TestTheIndexFollowsTheBucket(t *testing.T) {
 		}
 	}
 	for _, dir := range []string{dir, ""} {
-		x = loadIndex(t, to, dir)
-		for _, e := range x.entries {
-			if at, ok := x.Locate(e.cid); !ok || at.Pack.Key() != keys[0] {
-				t.Fatalf("%s is said to be in %s", e.cid, at)
+		x = to.loadIndex(t, dir)
+		for _, chunk := range im.chunks {
+			if at, ok := x.Locate(t.Context(), content.Sum(chunk)); ok && at.Pack.Key() != keys[0] {
+				t.Fatalf("a chunk is said to be in %s", at)
 			}
 		}
 		if x.Len() == 0 {
@@ -153,22 +154,16 @@ func TestDamagedObjectsAreNotIndexed(t *testing.T) {
 	to.Corrupt(to.Keys("index/")[0], flip)
 	to.set(t, "index/mesh/README", []byte("hello"))
 	to.set(t, "packs/mesh/README", []byte("hello"))
-	complete(t, loadIndex(t, to, ""), to, im)
+	complete(t, to.loadIndex(t, ""), to, im)
 	for _, key := range to.Keys("packs/")[:s.Packs] {
 		to.Corrupt(key, flip)
 	}
-	if x := loadIndex(t, to, ""); x.Len() != 0 {
+	if x := to.loadIndex(t, ""); x.Len() != 0 {
 		t.Fatalf("%d objects of damaged packs", x.Len())
 	}
 }
 
-func TestAnIndexEntryIsSmall(t *testing.T) {
-	if n := unsafe.Sizeof(indexEntry{}); n != 48 {
-		t.Fatalf("%d bytes an entry, want 48", n)
-	}
-}
-
 func TestLoadIndexRefuses(t *testing.T) {
-	_, err := LoadIndex(t.Context(), IndexConfig{Bucket: newMemory(t)})
+	_, err := index.Load(t.Context(), index.Config{Bucket: newMemory(t)})
 	wantErr(t, err, content.ErrInvalid)
 }

@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"context"
@@ -15,17 +15,20 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 // Known tells a Builder which objects need not be stored again. It is asked
-// from several goroutines at once. Answers from packs that the builder's scope
-// may not refer to are passed over.
+// from several goroutines at once, and answers for what it says: nobody looks at
+// the bytes again. Answers from packs that the builder's scope may not refer to are
+// passed over.
 type Known interface {
-	Locate(id content.CID) (Location, bool)
+	Locate(ctx context.Context, id content.CID) (pack.Location, bool)
 }
 
-// BuilderConfig says what to build and how.
-type BuilderConfig struct {
+// Config says what to build and how.
+type Config struct {
 	// Bucket receives the packs.
 	Bucket bucket.Bucket
 	// Scope of the root and of the packs.
@@ -36,6 +39,10 @@ type BuilderConfig struct {
 	ChunkSize int
 	// Known objects are referred to instead of stored; nil knows none.
 	Known Known
+	// Signer vouches for the packs, so that importers refer to their frames unread.
+	// The zero Signer, or one whose role does not go as far as Scope, leaves that
+	// out: others will read what they reuse.
+	Signer trust.Signer
 	// Lineage goes into the manifest: ancestors of the root, nearest first.
 	Lineage []content.CID
 	// Fold writes no index object: folds dedupe against their lineage, importers
@@ -43,7 +50,7 @@ type BuilderConfig struct {
 	Fold bool
 	// Workers hash and compress; 0 is one a core.
 	Workers int
-	// PackSize is the size at which a pack is closed, in bytes; 0 is SizeTarget.
+	// PackSize is the size at which a pack is closed, in bytes; 0 is pack.SizeTarget.
 	PackSize int
 	// Now dates the packs; nil is time.Now.
 	Now func() time.Time
@@ -73,7 +80,7 @@ const (
 	metaBytesMax = 8 << 20
 )
 
-func (cfg BuilderConfig) withDefaults() BuilderConfig {
+func (cfg Config) withDefaults() Config {
 	if cfg.ChunkSize == 0 {
 		cfg.ChunkSize = content.ChunkSizeDefault
 	}
@@ -81,7 +88,7 @@ func (cfg BuilderConfig) withDefaults() BuilderConfig {
 		cfg.Workers = runtime.GOMAXPROCS(0)
 	}
 	if cfg.PackSize == 0 {
-		cfg.PackSize = SizeTarget
+		cfg.PackSize = pack.SizeTarget
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -99,7 +106,17 @@ func (cfg BuilderConfig) withDefaults() BuilderConfig {
 	return cfg
 }
 
-func (cfg BuilderConfig) validate() error {
+// sign returns how packs are vouched for, nil for not at all.
+func (cfg Config) sign() pack.Sign {
+	if !cfg.Signer.Chain.Identity().MayStore(cfg.Scope) {
+		return nil
+	}
+	return func(id pack.ID, directory content.CID) ([]byte, error) {
+		return cfg.Signer.SealPack(trust.Pack{ID: string(id), Scope: id.Scope(), Directory: directory}, cfg.Now())
+	}
+}
+
+func (cfg Config) validate() error {
 	if err := (content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize}).Validate(); err != nil {
 		return err
 	}
@@ -111,8 +128,8 @@ func (cfg BuilderConfig) validate() error {
 		return fmt.Errorf("%w: no bucket", content.ErrInvalid)
 	case cfg.Workers < 0:
 		return fmt.Errorf("%w: %d workers", content.ErrInvalid, cfg.Workers)
-	case cfg.PackSize < 0 || cfg.PackSize > SizeTarget:
-		return fmt.Errorf("%w: packs of %d bytes, the limit is %d", content.ErrInvalid, cfg.PackSize, SizeTarget)
+	case cfg.PackSize < 0 || cfg.PackSize > pack.SizeTarget:
+		return fmt.Errorf("%w: packs of %d bytes, the limit is %d", content.ErrInvalid, cfg.PackSize, pack.SizeTarget)
 	case len(cfg.Lineage) > content.LineageMax:
 		return fmt.Errorf("%w: %d ancestors, the limit is %d", content.ErrInvalid, len(cfg.Lineage), content.LineageMax)
 	}
@@ -137,7 +154,7 @@ type Stats struct {
 // background. It holds three packs in memory at most. Add, Finish and Abort are
 // called from one goroutine. Every Builder ends with Finish or Abort.
 type Builder struct {
-	cfg  BuilderConfig
+	cfg  Config
 	root content.Root
 	enc  *zstd.Encoder
 
@@ -155,7 +172,7 @@ type Builder struct {
 	drained chan struct{}   // closed when the sequencer has placed the last chunk
 
 	assembler *assembler
-	assemble  func() (Head, error) // finishes the assembler, ends with the background
+	assemble  func() (pack.Head, error) // finishes the assembler, ends with the background
 	indexer   indexer
 	stats     counter
 }
@@ -165,21 +182,21 @@ type job struct {
 	index uint64
 	raw   []byte
 	cid   content.CID
-	known Location // zero = store it
+	known pack.Location // zero = store it
 	frame []byte
-	codec Codec
+	codec pack.Codec
 	done  chan struct{} // holds one element once the fields above are set
 }
 
 var errAborted = fmt.Errorf("aborted: %w", content.ErrClosed)
 
-// NewBuilder returns a Builder. Workers and uploads end when ctx does.
-func NewBuilder(ctx context.Context, cfg BuilderConfig) (*Builder, error) {
+// New returns a Builder. Workers and uploads end when ctx does.
+func New(ctx context.Context, cfg Config) (*Builder, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("new pack builder: %w", err)
 	}
-	enc, err := newEncoder(cfg.Workers + 1) // the sequencer compresses metadata
+	enc, err := pack.NewEncoder(cfg.Workers + 1) // the sequencer compresses metadata
 	if err != nil {
 		return nil, fmt.Errorf("new pack builder: %w", err)
 	}
@@ -205,8 +222,8 @@ func NewBuilder(ctx context.Context, cfg BuilderConfig) (*Builder, error) {
 	}
 	b.indexer.cfg = cfg
 	b.assembler = newAssembler(cfg, b.root, enc, &b.stats)
-	b.assembler.ship = func(s sealed) { group.Go(func() error { return b.upload(ctx, s) }) }
-	b.assemble = func() (Head, error) { return b.assembler.finish(ctx) }
+	b.assembler.ship = func(s pack.Sealed) { group.Go(func() error { return b.upload(ctx, s) }) }
+	b.assemble = func() (pack.Head, error) { return b.assembler.finish(ctx) }
 	for range cfg.Workers {
 		group.Go(func() error { b.work(ctx); return nil })
 	}
@@ -227,11 +244,11 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	case len(raw) != b.cfg.ChunkSize:
 		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
 	}
-	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !isZero(raw[int64(len(raw))-tail:]) {
+	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !pack.IsZero(raw[int64(len(raw))-tail:]) {
 		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
 	}
 	b.next = index + 1
-	if isZero(raw) {
+	if pack.IsZero(raw) {
 		return nil
 	}
 	select {
@@ -260,13 +277,13 @@ func (b *Builder) work(ctx context.Context) {
 			return
 		}
 		v := content.Seal(j.raw)
-		j.cid, j.known, j.frame = v.CID(), Location{}, j.frame[:0]
+		j.cid, j.known, j.frame = v.CID(), pack.Location{}, j.frame[:0]
 		if b.cfg.OnChunk != nil {
 			b.cfg.OnChunk(v)
 		}
 		if _, ok := b.assembler.placed.get(j.cid); !ok {
-			if j.known, ok = b.assembler.locate(j.cid); !ok {
-				j.frame, j.codec = encodeFrame(b.enc, j.frame, j.raw)
+			if j.known, ok = b.assembler.locate(ctx, j.cid); !ok {
+				j.frame, j.codec = pack.EncodeFrame(b.enc, j.frame, j.raw)
 			}
 		}
 		j.done <- struct{}{}
@@ -302,9 +319,9 @@ func (b *Builder) sequence(ctx context.Context) error {
 // returns once every pack is in the bucket. Nothing new to store = no upload.
 // Until a record names the head, what was uploaded is garbage that a later
 // import may reuse.
-func (b *Builder) Finish(ctx context.Context) (Head, Stats, error) {
+func (b *Builder) Finish(ctx context.Context) (pack.Head, Stats, error) {
 	if b.ended {
-		return Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)
+		return pack.Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)
 	}
 	b.ended = true
 	defer b.cancel(errAborted)
@@ -312,7 +329,7 @@ func (b *Builder) Finish(ctx context.Context) (Head, Stats, error) {
 	defer stop()
 	close(b.order)
 	close(b.jobs)
-	var head Head
+	var head pack.Head
 	var err error
 	select {
 	case <-b.drained:
@@ -327,7 +344,7 @@ func (b *Builder) Finish(ctx context.Context) (Head, Stats, error) {
 		err = waited
 	}
 	if err != nil {
-		return Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", err)
+		return pack.Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", err)
 	}
 	b.indexer.flush(ctx)
 	return head, b.stats.get(), nil

@@ -1,14 +1,16 @@
-package pack
+package build
 
 import (
 	"context"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 // dying is a bucket whose n-th Put from the start and all after it fail.
@@ -29,28 +31,37 @@ func (d *dying) Put(ctx context.Context, key string, body bucket.Body, cond buck
 func TestOnADirectory(t *testing.T) {
 	root, cache := t.TempDir(), filepath.Join(t.TempDir(), "index")
 	im := newImage(1500, 1, 0)
+	m := newMesh(t, time.Now())
 	to, err := dir.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
+	load := func() *index.Index {
+		x, err := index.Load(t.Context(), index.Config{Bucket: to, Scopes: []content.Scope{content.Mesh()}, Verifier: m.verifier, Dir: cache})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	base := Config{Scope: content.Mesh(), Size: im.size, ChunkSize: testChunk, PackSize: 256 << 10, Signer: m.founder}
 	for left := range int64(4) {
-		loadIndex(t, to, cache)
+		load()
 		mortal := &dying{Bucket: to}
 		mortal.left.Store(left)
-		cfg := config(mortal, im)
-		cfg.Random, cfg.Known = nil, loadIndex(t, to, cache)
+		cfg := base
+		cfg.Bucket, cfg.Known = mortal, load()
 		if _, _, err := tryBuild(t.Context(), cfg, im); err == nil {
 			t.Fatal("a failed upload went unnoticed")
 		}
 	}
-	cfg := config(to, im)
-	cfg.Random, cfg.Known = nil, loadIndex(t, to, cache)
+	cfg := base
+	cfg.Bucket, cfg.Known = to, load()
 	h, s := build(t, cfg, im)
 	check(t, to, h, im)
 	if s.NewChunks == 0 || s.NewChunks == s.Chunks {
 		t.Fatalf("%d of %d chunks were sent; some were there", s.NewChunks, s.Chunks)
 	}
-	cfg.Random, cfg.Known = neverRead{}, loadIndex(t, to, cache)
+	cfg.Random, cfg.Known = neverRead{}, load()
 	if again, _ := build(t, cfg, im); again != h {
 		t.Fatalf("head %+v, before %+v", again, h)
 	}

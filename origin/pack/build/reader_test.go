@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"bytes"
@@ -8,18 +8,19 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 // frames returns the chunks of a one-pack image as its directory lists them.
-func chunkFrames(t *testing.T, from *memory, h Head) []Extent {
+func chunkFrames(t *testing.T, from *memory, h pack.Head) []pack.Extent {
 	t.Helper()
-	d, err := NewReader(from).ReadDirectory(t.Context(), h.Node.Pack)
+	d, err := pack.NewReader(from).ReadDirectory(t.Context(), h.Node.Pack)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []Extent
+	var out []pack.Extent
 	for _, e := range d.Entries {
-		if e.Role == RoleChunk {
+		if e.Role == pack.RoleChunk {
 			out = append(out, e.Extent)
 		}
 	}
@@ -27,7 +28,7 @@ func chunkFrames(t *testing.T, from *memory, h Head) []Extent {
 }
 
 // onePack builds a small image into one pack.
-func onePack(t *testing.T) (*memory, Head, image) {
+func onePack(t *testing.T) (*memory, pack.Head, image) {
 	t.Helper()
 	im := newImage(40, 1, 0)
 	to := newMemory(t)
@@ -41,9 +42,9 @@ func onePack(t *testing.T) (*memory, Head, image) {
 func TestFramesOfARunAreReadAtOnce(t *testing.T) {
 	to, h, im := onePack(t)
 	frames := chunkFrames(t, to, h)
-	asked := []Extent{frames[7], frames[2], frames[30], frames[2]}
+	asked := []pack.Extent{frames[7], frames[2], frames[30], frames[2]}
 	to.forget()
-	got, err := NewReader(to).ReadFrames(t.Context(), asked)
+	got, err := pack.NewReader(to).ReadFrames(t.Context(), asked)
 	if err != nil || to.asked(mem.Get) != 1 {
 		t.Fatalf("%d reads, error %v", to.asked(mem.Get), err)
 	}
@@ -52,7 +53,7 @@ func TestFramesOfARunAreReadAtOnce(t *testing.T) {
 			t.Fatalf("frame %d is not chunk %d", i, chunk)
 		}
 	}
-	if got, err := NewReader(to).ReadFrames(t.Context(), nil); got != nil || err != nil {
+	if got, err := pack.NewReader(to).ReadFrames(t.Context(), nil); got != nil || err != nil {
 		t.Fatalf("no frames: %v, %v", got, err)
 	}
 }
@@ -62,7 +63,7 @@ func TestAFlippedByteIsNamed(t *testing.T) {
 	frames := chunkFrames(t, to, h)
 	bad := frames[3]
 	to.Corrupt(bad.Pack.Key(), func(b []byte) { b[bad.Offset+bad.Length/2] ^= 1 })
-	got, err := NewReader(to).ReadFrames(t.Context(), frames[:6])
+	got, err := pack.NewReader(to).ReadFrames(t.Context(), frames[:6])
 	wantErr(t, err, content.ErrCorrupt)
 	if !strings.Contains(err.Error(), bad.String()) {
 		t.Fatalf("the error does not name %s: %v", bad.Location, err)
@@ -72,12 +73,12 @@ func TestAFlippedByteIsNamed(t *testing.T) {
 			t.Fatalf("frame %d: %d bytes", i, len(got[i].Bytes()))
 		}
 	}
-	err = NewReader(to).VerifyPack(t.Context(), bad.Pack)
+	err = pack.NewReader(to).VerifyPack(t.Context(), bad.Pack)
 	wantErr(t, err, content.ErrCorrupt)
 	if !strings.Contains(err.Error(), bad.String()) {
 		t.Fatalf("the error does not name %s: %v", bad.Location, err)
 	}
-	_, err = NewReader(to).Relocate(t.Context(), bad)
+	_, err = pack.NewReader(to).Relocate(t.Context(), bad)
 	wantErr(t, err, content.ErrCorrupt)
 }
 
@@ -89,7 +90,7 @@ func TestEachFlippedByteIsFound(t *testing.T) {
 	h, _ := build(t, config(to, im), im)
 	key := h.Node.Pack.Key()
 	whole := to.object(t, key)
-	r := NewReader(to)
+	r := pack.NewReader(to)
 	for i := range whole {
 		b := bytes.Clone(whole)
 		b[i] ^= 0x40
@@ -108,78 +109,82 @@ func TestEachFlippedByteIsFound(t *testing.T) {
 
 func TestHintsThatPointNowhere(t *testing.T) {
 	to, h, _ := onePack(t)
-	r, good := NewReader(to), chunkFrames(t, to, h)[0]
+	r, good := pack.NewReader(to), chunkFrames(t, to, h)[0]
 	for name, c := range map[string]struct {
-		change func(*Extent)
+		change func(*pack.Extent)
 		want   error
 	}{
-		"beyond the end":        {func(e *Extent) { e.Offset = 1 << 30 }, content.ErrCorrupt},
-		"across the end":        {func(e *Extent) { e.Offset = uint32(len(to.object(t, e.Pack.Key()))) - 10 }, content.ErrCorrupt},
-		"another frame":         {func(e *Extent) { e.Offset += 7 }, content.ErrCorrupt},
-		"another raw length":    {func(e *Extent) { e.Raw++ }, content.ErrCorrupt},
-		"another CID":           {func(e *Extent) { e.CID[0] ^= 1 }, content.ErrCorrupt},
-		"an unknown codec":      {func(e *Extent) { e.Codec = 9 }, content.ErrCorrupt},
-		"an unknown key":        {func(e *Extent) { e.Key = 1 }, content.ErrCorrupt},
-		"in the header":         {func(e *Extent) { e.Offset = 0 }, content.ErrCorrupt},
-		"a frame of no bytes":   {func(e *Extent) { e.Length = 0 }, content.ErrCorrupt},
-		"a frame that overflow": {func(e *Extent) { e.Offset = 1<<32 - 1 }, content.ErrCorrupt},
-		"a frame too large":     {func(e *Extent) { e.Raw, e.Length, e.Codec = 1<<30, 1<<30, CodecRaw }, content.ErrInvalid},
-		"a pack that is gone":   {func(e *Extent) { e.Pack = e.Pack[:len(e.Pack)-1] + "0" }, content.ErrNotFound},
+		"beyond the end":        {func(e *pack.Extent) { e.Offset = 1 << 30 }, content.ErrCorrupt},
+		"across the end":        {func(e *pack.Extent) { e.Offset = uint32(len(to.object(t, e.Pack.Key()))) - 10 }, content.ErrCorrupt},
+		"another frame":         {func(e *pack.Extent) { e.Offset += 7 }, content.ErrCorrupt},
+		"another raw length":    {func(e *pack.Extent) { e.Raw++ }, content.ErrCorrupt},
+		"another CID":           {func(e *pack.Extent) { e.CID[0] ^= 1 }, content.ErrCorrupt},
+		"an unknown codec":      {func(e *pack.Extent) { e.Codec = 9 }, content.ErrCorrupt},
+		"an unknown key":        {func(e *pack.Extent) { e.Key = 1 }, content.ErrCorrupt},
+		"in the header":         {func(e *pack.Extent) { e.Offset = 0 }, content.ErrCorrupt},
+		"a frame of no bytes":   {func(e *pack.Extent) { e.Length = 0 }, content.ErrCorrupt},
+		"a frame that overflow": {func(e *pack.Extent) { e.Offset = 1<<32 - 1 }, content.ErrCorrupt},
+		"a frame too large":     {func(e *pack.Extent) { e.Raw, e.Length, e.Codec = 1<<30, 1<<30, pack.CodecRaw }, content.ErrInvalid},
+		"a pack that is gone":   {func(e *pack.Extent) { e.Pack = e.Pack[:len(e.Pack)-1] + "0" }, content.ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := good
 			c.change(&e)
-			_, err := r.ReadFrames(t.Context(), []Extent{e})
+			_, err := r.ReadFrames(t.Context(), []pack.Extent{e})
 			wantErr(t, err, c.want)
 		})
 	}
 	far := good
 	far.Offset += 4 << 20
-	_, err := r.ReadFrames(t.Context(), []Extent{good, far})
+	_, err := r.ReadFrames(t.Context(), []pack.Extent{good, far})
 	wantErr(t, err, content.ErrInvalid)
 }
 
 // A rewritten pack leaves a stub that says where its frames went.
 func TestRelocateFollowsStubs(t *testing.T) {
 	to, h, im := onePack(t)
-	r, old := NewReader(to), chunkFrames(t, to, h)
-	fresh := func(digit string) ID { return old[0].Pack[:len(old[0].Pack)-1] + ID(digit) }
+	r, old := pack.NewReader(to), chunkFrames(t, to, h)
+	fresh := func(digit string) pack.ID { return old[0].Pack[:len(old[0].Pack)-1] + pack.ID(digit) }
 	first, second := fresh("x"), fresh("y")
-	for _, id := range []*ID{&first, &second} { // make the last digits valid and new
+	for _, id := range []*pack.ID{&first, &second} { // make the last digits valid and new
 		for _, d := range "0123456789abcdef" {
 			if candidate := fresh(string(d)); candidate != old[0].Pack && candidate != first {
 				*id = candidate
 			}
 		}
 	}
-	w := newWriter(second, nil)
+	w := pack.NewWriter(second, nil)
 	for _, i := range []uint64{4, 5} {
-		w.add(RoleChunk, old[i].CID, testChunk, CodecRaw, im.chunks[i])
+		w.Add(pack.RoleChunk, old[i].CID, testChunk, pack.CodecRaw, im.chunks[i])
 	}
-	to.set(t, second.Key(), w.seal("").bytes)
-	to.set(t, first.Key(), newWriter(first, nil).seal(second).bytes)
-	to.set(t, old[0].Pack.Key(), newWriter(old[0].Pack, nil).seal(first).bytes)
+	s, err := w.Seal(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.set(t, second.Key(), s.Bytes)
+	to.set(t, first.Key(), pack.NewWriter(first, nil).SealStub(second).Bytes)
+	to.set(t, old[0].Pack.Key(), pack.NewWriter(old[0].Pack, nil).SealStub(first).Bytes)
 
-	_, err := r.ReadFrames(t.Context(), old[5:6])
+	_, err = r.ReadFrames(t.Context(), old[5:6])
 	wantErr(t, err, content.ErrCorrupt)
 	now, err := r.Relocate(t.Context(), old[5])
 	if err != nil || now.Pack != second {
 		t.Fatalf("now at %v, error %v", now, err)
 	}
-	if got, err := r.ReadFrames(t.Context(), []Extent{now}); err != nil || !bytes.Equal(got[0].Bytes(), im.chunks[5]) {
+	if got, err := r.ReadFrames(t.Context(), []pack.Extent{now}); err != nil || !bytes.Equal(got[0].Bytes(), im.chunks[5]) {
 		t.Fatalf("moved frame: error %v", err)
 	}
 	_, err = r.Relocate(t.Context(), old[6])
 	wantErr(t, err, content.ErrNotFound)
 
-	to.set(t, second.Key(), newWriter(second, nil).seal(first).bytes)
+	to.set(t, second.Key(), pack.NewWriter(second, nil).SealStub(first).Bytes)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrCorrupt)
 	if err := r.VerifyPack(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	narrow := ID("farm/a/" + string(first[len("mesh/"):]))
-	to.set(t, first.Key(), newWriter(first, nil).seal(narrow).bytes)
+	narrow := pack.ID("farm/a/" + string(first[len("mesh/"):]))
+	to.set(t, first.Key(), pack.NewWriter(first, nil).SealStub(narrow).Bytes)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrForbidden)
 }
@@ -191,10 +196,10 @@ func TestALongDirectoryTakesTwoReads(t *testing.T) {
 	}
 	to := newMemory(t)
 	cfg := config(to, im)
-	cfg.PackSize = SizeTarget
+	cfg.PackSize = pack.SizeTarget
 	h, _ := build(t, cfg, im)
 	to.forget()
-	d, err := NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
+	d, err := pack.NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
 	if err != nil || len(d.Entries) < 2000 || to.asked(mem.Get) != 2 {
 		t.Fatalf("%d reads, error %v", to.asked(mem.Get), err)
 	}
@@ -204,18 +209,18 @@ func TestMissingPacks(t *testing.T) {
 	im := newImage(1000, 1, 0)
 	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
-	m, err := NewReader(to).ReadManifest(t.Context(), h)
+	m, err := pack.NewReader(to).ReadManifest(t.Context(), h)
 	if err != nil || len(m.Packs) < 8 {
 		t.Fatalf("packs %v, error %v", m.Packs, err)
 	}
-	gone := []ID{m.Packs[1], m.Packs[5]}
+	gone := []pack.ID{m.Packs[1], m.Packs[5]}
 	for _, id := range gone {
 		if err := to.Delete(t.Context(), id.Key()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	to.forget()
-	missing, err := MissingPacks(t.Context(), to, m)
+	missing, err := pack.MissingPacks(t.Context(), to, m, nil)
 	if err != nil || !slices.Equal(missing, gone) || to.asked(mem.List) != 1 {
 		t.Fatalf("missing %v after %d lists, error %v", missing, to.asked(mem.List), err)
 	}
@@ -225,7 +230,7 @@ func TestNodeAndPageBelongTogether(t *testing.T) {
 	im := newImage(3*content.MapFanout, 5, 0)
 	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
-	r := NewReader(to)
+	r := pack.NewReader(to)
 	top, err := r.ReadNode(t.Context(), h.Scope, 2, h.Top())
 	if err != nil {
 		t.Fatal(err)
@@ -240,7 +245,7 @@ func TestNodeAndPageBelongTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = DecodeMapNode(content.NewCodec(), h.Scope, 1, a.NodeBytes, b.PageBytes)
+	_, err = pack.DecodeMapNode(content.NewCodec(), h.Scope, 1, a.NodeBytes, b.PageBytes)
 	wantErr(t, err, content.ErrCorrupt)
 	_, err = r.ReadNode(t.Context(), h.Scope, 2, first)
 	wantErr(t, err, content.ErrCorrupt)

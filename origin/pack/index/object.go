@@ -1,4 +1,4 @@
-package pack
+package index
 
 import (
 	"bufio"
@@ -10,54 +10,73 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
+	"strings"
 
 	"github.com/zeebo/blake3"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 // An index object repeats the directories of some packs, so that an importer
 // needs not read each pack's own. It lies under "index/<scope>/<hour>-<32
-// hex>.index"; the local cache of an Index has the same form. Numbers are
-// big-endian.
+// hex>.index"; the local cache of an Index has the same form. Whoever may write to
+// the bucket can make one that says anything: of it, only what a signature covers
+// is believed. Numbers are big-endian.
 //
 //	offset  size  field
-//	     0    16  magic "grange-index/1", padded with zeros
+//	     0    16  magic "grange-index/2", padded with zeros
 //	    16     4  packs p
 //	    20     4  sources s
 //	    24     8  zero
 //	    32     …  s keys of index objects that this one contains, rising:
 //	              length (1), key
-//	     …     …  p packs, by rising ID: length (1), ID, entries n (4),
-//	              n entries as in a pack's directory
+//	     …     …  p packs, by rising ID: length (1), ID, then as below
 //	     …    32  BLAKE3-256 of all bytes before
+//
+// Of a pack:
+//
+//	 0     4  entries n
+//	 4     4  length s of the signature
+//	 8     8  when the pack was written, in ns since 1970, by the store's clock
+//	16     8  bits of the runs whose frames were read and hashed by whom keeps this
+//	24  n*48  entries as in the pack's directory
+//	 …     s  signature as in the pack
+//
+// Time and bits are the local cache's; an index object has zeros, and in it nobody
+// looks at them.
 const (
-	indexMagic  = "grange-index/1\x00\x00"
+	indexMagic  = "grange-index/2\x00\x00"
 	indexPrefix = "index/"
 	indexSuffix = ".index"
 
 	indexHeaderSize = 32
+	packHeaderSize  = 24
 
-	// indexObjectMax bounds an index object, in bytes: one PUT, and the memory of
+	// ObjectSizeMax bounds an index object, in bytes: one PUT, and the memory of
 	// whoever writes it.
-	indexObjectMax = 32 << 20
+	ObjectSizeMax = 32 << 20
 
 	// indexListMax bounds the packs and sources that a decoder believes in: a
 	// mesh of 32 TiB.
 	indexListMax = 1 << 20
 )
 
-// packEntries are the encoded directory entries of one pack.
-type packEntries struct {
-	id      ID
-	entries []byte
+// Pack is what an index says of one pack.
+type Pack struct {
+	ID pack.ID
+	// Entries are the pack's directory, Signature the word for them; as they stand
+	// in the pack.
+	Entries, Signature []byte
+
+	modified int64  // when the pack was written, as in an Info
+	checked  uint64 // bits of the runs whose frames were hashed here
 }
 
 // writeIndexTo writes an index object. Packs and sources are sorted by it.
-func writeIndexTo(w io.Writer, packs []packEntries, sources []string) error {
-	slices.SortFunc(packs, func(a, b packEntries) int { return cmp.Compare(a.id, b.id) })
+func writeIndexTo(w io.Writer, packs []Pack, sources []string) error {
+	slices.SortFunc(packs, func(a, b Pack) int { return cmp.Compare(a.ID, b.ID) })
 	slices.Sort(sources)
 	hash := blake3.New()
 	out := bufio.NewWriter(io.MultiWriter(w, hash))
@@ -70,10 +89,14 @@ func writeIndexTo(w io.Writer, packs []packEntries, sources []string) error {
 		out.WriteString(s)
 	}
 	for _, p := range packs {
-		out.WriteByte(byte(len(p.id)))
-		out.WriteString(string(p.id))
-		out.Write(binary.BigEndian.AppendUint32(nil, uint32(len(p.entries)/entrySizeDirectory)))
-		out.Write(p.entries)
+		out.WriteByte(byte(len(p.ID)))
+		out.WriteString(string(p.ID))
+		head = binary.BigEndian.AppendUint32(head[:0], uint32(len(p.Entries)/pack.EntrySize))
+		head = binary.BigEndian.AppendUint32(head, uint32(len(p.Signature)))
+		head = binary.BigEndian.AppendUint64(head, uint64(p.modified))
+		out.Write(binary.BigEndian.AppendUint64(head, p.checked))
+		out.Write(p.Entries)
+		out.Write(p.Signature)
 	}
 	if err := out.Flush(); err != nil {
 		return err
@@ -85,11 +108,11 @@ func writeIndexTo(w io.Writer, packs []packEntries, sources []string) error {
 // readIndexFrom reads an index object and calls add for each pack, whose entries
 // are valid until add returns. Nothing may be believed until it has returned
 // nil; anything else than a valid index is ErrCorrupt.
-func readIndexFrom(r io.Reader, add func(packEntries) error) (sources []string, err error) {
+func readIndexFrom(r io.Reader, add func(Pack) error) (sources []string, err error) {
 	hash := blake3.New()
 	in := &indexReader{r: io.TeeReader(r, hash)}
 	head := in.bytes(indexHeaderSize)
-	if in.err == nil && (string(head[:16]) != indexMagic || !isZero(head[24:])) {
+	if in.err == nil && (string(head[:16]) != indexMagic || !pack.IsZero(head[24:])) {
 		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
 	}
 	var packs, count uint32
@@ -106,13 +129,13 @@ func readIndexFrom(r io.Reader, add func(packEntries) error) (sources []string, 
 		}
 		sources = append(sources, key)
 	}
-	last := ID("")
+	last := pack.ID("")
 	for i := 0; i < int(packs) && in.err == nil; i++ {
 		p := in.pack()
-		if p.id <= last {
+		if p.ID <= last {
 			in.fail("packs out of order")
 		}
-		if last = p.id; in.err == nil {
+		if last = p.ID; in.err == nil {
 			in.err = add(p)
 		}
 	}
@@ -169,77 +192,52 @@ func (in *indexReader) text() string {
 	return string(in.bytes(int(n[0])))
 }
 
-func (in *indexReader) pack() packEntries {
+func (in *indexReader) pack() Pack {
 	id := in.text()
 	if in.err == nil {
-		if _, err := ParseID(id); err != nil {
+		if _, err := pack.ParseID(id); err != nil {
 			in.err = fmt.Errorf("%w: %w", content.ErrCorrupt, err)
 		}
 	}
-	n := in.bytes(4)
+	head := in.bytes(packHeaderSize)
 	if in.err != nil {
-		return packEntries{}
+		return Pack{}
 	}
-	count := binary.BigEndian.Uint32(n)
-	if count > SizeMax/entrySizeDirectory {
-		in.fail(fmt.Sprintf("pack of %d frames", count))
-		return packEntries{}
+	entries, signature := binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:])
+	p := Pack{ID: pack.ID(id), modified: int64(binary.BigEndian.Uint64(head[8:])), checked: binary.BigEndian.Uint64(head[16:])}
+	if entries > pack.SizeMax/pack.EntrySize || signature > content.RecordSizeMax {
+		in.fail(fmt.Sprintf("pack of %d frames, signature of %d bytes", entries, signature))
+		return Pack{}
 	}
-	return packEntries{ID(id), in.bytes(int(count) * entrySizeDirectory)}
+	size := int(entries) * pack.EntrySize
+	b := in.bytes(size + int(signature))
+	if in.err != nil {
+		return Pack{}
+	}
+	p.Entries, p.Signature = b[:size:size], b[size:]
+	return p
 }
 
-// indexer gathers the directories of packs that were uploaded and writes index
-// objects of them. An index object only saves later importers reads: when one
-// cannot be written, that is logged and nothing else.
-type indexer struct {
-	cfg BuilderConfig
-
-	mu    sync.Mutex // guards what follows
-	packs []packEntries
-	size  int
-}
-
-// add takes the directory of a pack that is in the bucket.
-func (x *indexer) add(ctx context.Context, s sealed) {
-	if x.cfg.Fold {
-		return
-	}
-	x.mu.Lock()
-	x.packs = append(x.packs, packEntries{s.id, bytes.Clone(s.directory)})
-	x.size += idSizeMax + len(s.directory)
-	full := x.size > indexObjectMax/2
-	x.mu.Unlock()
-	if full {
-		x.flush(ctx)
-	}
-}
-
-// flush writes what was gathered.
-func (x *indexer) flush(ctx context.Context) {
-	x.mu.Lock()
-	packs := x.packs
-	x.packs, x.size = nil, 0
-	x.mu.Unlock()
-	if len(packs) == 0 {
-		return
-	}
-	if err := x.write(ctx, packs); err != nil {
-		x.cfg.Log.Warn("index object not written; later imports read the footers instead", "packs", len(packs), "error", err)
-	}
-}
-
-func (x *indexer) write(ctx context.Context, packs []packEntries) error {
-	id, err := newID(x.cfg.Scope, x.cfg.Now(), x.cfg.Random)
-	if err != nil {
-		return err
-	}
+// Store puts an index object of some packs into a bucket, under a fresh id.
+func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) error {
 	var b bytes.Buffer
 	if err := writeIndexTo(&b, packs, nil); err != nil {
 		return err
 	}
-	_, err = x.cfg.Bucket.Put(ctx, indexPrefix+string(id)+indexSuffix, bucket.Bytes(b.Bytes()), bucket.IfAbsent())
+	_, err := to.Put(ctx, indexPrefix+string(id)+indexSuffix, bucket.Bytes(b.Bytes()), bucket.IfAbsent())
 	if errors.Is(err, bucket.ErrPrecondition) { // a random name: it is this very object
 		return nil
 	}
+	return err
+}
+
+// checkKey fails unless key is that of an index object, which is named like a pack.
+func checkKey(key string) error {
+	s, hasPrefix := strings.CutPrefix(key, indexPrefix)
+	s, hasSuffix := strings.CutSuffix(s, indexSuffix)
+	if !hasPrefix || !hasSuffix {
+		return fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, indexPrefix, indexSuffix)
+	}
+	_, err := pack.ParseID(s)
 	return err
 }

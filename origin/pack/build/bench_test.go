@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 // void is a bucket that takes everything and keeps nothing.
@@ -22,8 +23,10 @@ func BenchmarkBuilder(b *testing.B) {
 	for i := range uint64(chunks) {
 		im.chunks[i] = chunkOf(i, content.ChunkSizeDefault)
 	}
-	cfg := config(void{newMemory(b)}, im)
-	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, SizeTarget
+	to := newMemory(b)
+	cfg := config(to, im)
+	cfg.Bucket = void{to}
+	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, pack.SizeTarget
 	b.SetBytes(im.size)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -39,17 +42,17 @@ func BenchmarkReadFrames(b *testing.B) {
 	}
 	to := newMemory(b)
 	cfg := config(to, im)
-	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, SizeTarget
+	cfg.ChunkSize, cfg.PackSize = content.ChunkSizeDefault, pack.SizeTarget
 	h, _ := build(b, cfg, im)
-	r := NewReader(to)
+	r := pack.NewReader(to)
 	n, err := r.ReadNode(b.Context(), h.Scope, 1, h.Top())
 	if err != nil {
 		b.Fatal(err)
 	}
-	var frames []Extent
+	var frames []pack.Extent
 	for i := range n.Page.Len() {
 		if at, ok := n.Page.Child(i); ok && at.Run().N == 0 {
-			frames = append(frames, Extent{n.Node.Entry(i), at})
+			frames = append(frames, pack.Extent{CID: n.Node.Entry(i), Location: at})
 		}
 	}
 	b.SetBytes(int64(len(frames)) * content.ChunkSizeDefault)
@@ -65,14 +68,14 @@ func BenchmarkIndexLocate(b *testing.B) {
 	im := newImage(20000, 1, 0)
 	to := newMemory(b)
 	build(b, config(to, im), im)
-	x := loadIndex(b, to, "")
-	ids := make([]content.CID, 0, len(x.entries))
-	for _, e := range x.entries {
-		ids = append(ids, e.cid)
+	x := to.loadIndex(b, "")
+	ids := make([]content.CID, 0, len(im.chunks))
+	for _, chunk := range im.chunks {
+		ids = append(ids, content.Sum(chunk))
 	}
 	i := 0
 	for b.Loop() {
-		if _, ok := x.Locate(ids[i%len(ids)]); !ok {
+		if _, ok := x.Locate(b.Context(), ids[i%len(ids)]); !ok {
 			b.Fatal("not found")
 		}
 		i += 7919

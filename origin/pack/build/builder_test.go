@@ -1,4 +1,4 @@
-package pack
+package build
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 func TestImagesComeBack(t *testing.T) {
@@ -43,12 +44,12 @@ func TestImagesComeBack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if again, err := DecodeHead(c, b); err != nil || again != h {
+			if again, err := pack.DecodeHead(c, b); err != nil || again != h {
 				t.Fatalf("head %+v came back as %+v, error %v", h, again, err)
 			}
 			// Whatever is known needs no upload, down to the manifest.
 			cfg := config(to, im)
-			cfg.Known, cfg.Random = loadIndex(t, to, ""), neverRead{}
+			cfg.Known, cfg.Random = to.loadIndex(t, ""), neverRead{}
 			to.forget()
 			again, s := build(t, cfg, im)
 			if again != h || to.asked(mem.Put) != 0 || s.NewChunks != 0 {
@@ -73,7 +74,7 @@ func TestRepeatedContentIsStoredOnce(t *testing.T) {
 	if s.NewChunks != 5 {
 		t.Fatalf("%d chunks stored, want 5", s.NewChunks)
 	}
-	m, err := NewReader(to).ReadManifest(t.Context(), h)
+	m, err := pack.NewReader(to).ReadManifest(t.Context(), h)
 	if err != nil || m.Chunks != 5 || m.Stored != s.NewStoredBytes {
 		t.Fatalf("manifest %+v, error %v", m, err)
 	}
@@ -83,7 +84,7 @@ func TestAColdReaderNeedsThreeReads(t *testing.T) {
 	im := newImage(content.MapFanout*2, 3, 0)
 	to := newMemory(t)
 	h, _ := build(t, config(to, im), im)
-	r := NewReader(to)
+	r := pack.NewReader(to)
 	to.forget()
 	top, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
 	if err != nil {
@@ -98,7 +99,7 @@ func TestAColdReaderNeedsThreeReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	at, _ := leaf.Page.Child(2) // chunk 1026
-	if _, err := r.ReadFrames(t.Context(), []Extent{{leaf.Node.Entry(2), at}}); err != nil {
+	if _, err := r.ReadFrames(t.Context(), []pack.Extent{{CID: leaf.Node.Entry(2), Location: at}}); err != nil {
 		t.Fatal(err)
 	}
 	if to.asked(mem.Get) != 3 {
@@ -110,16 +111,16 @@ func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
 	im := newImage(content.MapFanout*3, 7, 0)
 	to := newMemory(t)
 	cfg := config(to, im)
-	cfg.PackSize = SizeTarget
+	cfg.PackSize = pack.SizeTarget
 	h, s := build(t, cfg, im)
 	if s.Packs != 1 {
 		t.Fatalf("%d packs, want one", s.Packs)
 	}
-	d, err := NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
+	d, err := pack.NewReader(to).ReadDirectory(t.Context(), h.Node.Pack)
 	if err != nil {
 		t.Fatal(err)
 	}
-	roles := []Role{RoleNode, RolePage, RoleNode, RolePage, RoleNode, RolePage, RoleNode, RolePage, RoleRoot, RoleManifest}
+	roles := []pack.Role{pack.RoleNode, pack.RolePage, pack.RoleNode, pack.RolePage, pack.RoleNode, pack.RolePage, pack.RoleNode, pack.RolePage, pack.RoleRoot, pack.RoleManifest}
 	tail := d.Entries[len(d.Entries)-len(roles):]
 	for i, e := range tail {
 		if e.Role != roles[i] {
@@ -131,7 +132,7 @@ func TestTheLastPackEndsWithTheMetadata(t *testing.T) {
 		t.Fatalf("head %+v, error %v", h, err)
 	}
 	for _, e := range d.Entries[:len(d.Entries)-len(roles)] {
-		if e.Role != RoleChunk {
+		if e.Role != pack.RoleChunk {
 			t.Fatalf("role %d among the chunks", e.Role)
 		}
 	}
@@ -154,7 +155,7 @@ func TestPacksStayWithinTheirSize(t *testing.T) {
 
 func TestAddRefuses(t *testing.T) {
 	im := image{4*testChunk + 512, nil}
-	b, err := NewBuilder(t.Context(), config(newMemory(t), im))
+	b, err := New(t.Context(), config(newMemory(t), im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,19 +178,19 @@ func TestAddRefuses(t *testing.T) {
 
 func TestConfigsThatContradictThemselves(t *testing.T) {
 	im := newImage(4, 1, 0)
-	for name, change := range map[string]func(*BuilderConfig){
-		"no bucket":       func(c *BuilderConfig) { c.Bucket = nil },
-		"no scope":        func(c *BuilderConfig) { c.Scope = content.Scope{} },
-		"a bad farm name": func(c *BuilderConfig) { c.Scope = content.Farm("../x") },
-		"no size":         func(c *BuilderConfig) { c.Size = 0 },
-		"odd chunks":      func(c *BuilderConfig) { c.ChunkSize = 5000 },
-		"large packs":     func(c *BuilderConfig) { c.PackSize = SizeMax },
-		"many ancestors":  func(c *BuilderConfig) { c.Lineage = make([]content.CID, content.LineageMax+1) },
+	for name, change := range map[string]func(*Config){
+		"no bucket":       func(c *Config) { c.Bucket = nil },
+		"no scope":        func(c *Config) { c.Scope = content.Scope{} },
+		"a bad farm name": func(c *Config) { c.Scope = content.Farm("../x") },
+		"no size":         func(c *Config) { c.Size = 0 },
+		"odd chunks":      func(c *Config) { c.ChunkSize = 5000 },
+		"large packs":     func(c *Config) { c.PackSize = pack.SizeMax },
+		"many ancestors":  func(c *Config) { c.Lineage = make([]content.CID, content.LineageMax+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := config(newMemory(t), im)
 			change(&cfg)
-			_, err := NewBuilder(t.Context(), cfg)
+			_, err := New(t.Context(), cfg)
 			wantErr(t, err, content.ErrInvalid)
 		})
 	}
@@ -206,7 +207,7 @@ func TestScopesAreKeptApart(t *testing.T) {
 			cfg.Scope = outer
 			build(t, cfg, im)
 			cfg = config(to, im)
-			cfg.Scope, cfg.Known = inner, loadIndex(t, to, "", outer)
+			cfg.Scope, cfg.Known = inner, to.loadIndex(t, "", outer)
 			cfg.Random = nil
 			h, s := build(t, cfg, im)
 			if reused := s.NewChunks == 0; reused != outer.Covers(inner) {
@@ -244,7 +245,7 @@ func TestABuilderEndsWithItsContext(t *testing.T) {
 	im := newImage(4000, 1, 0)
 	to := newMemory(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	b, err := NewBuilder(ctx, config(to, im))
+	b, err := New(ctx, config(to, im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +261,7 @@ func TestABuilderEndsWithItsContext(t *testing.T) {
 
 func TestFinishEndsWithItsContext(t *testing.T) {
 	im := newImage(40, 1, 0)
-	b, err := NewBuilder(t.Context(), config(newMemory(t), im))
+	b, err := New(t.Context(), config(newMemory(t), im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +278,7 @@ func TestAFoldWritesNoIndex(t *testing.T) {
 	im := newImage(400, 1, 0)
 	to := newMemory(t)
 	cfg := config(to, im)
-	cfg.Fold, cfg.PackSize = true, SizeTarget
+	cfg.Fold, cfg.PackSize = true, pack.SizeTarget
 	build(t, cfg, im)
 	if to.asked(mem.Put) != 1 || len(to.Keys("index/")) != 0 {
 		t.Fatalf("%d uploads, index %v", to.asked(mem.Put), to.Keys("index/"))
@@ -307,21 +308,21 @@ func TestKilledAndRunAgain(t *testing.T) {
 			to.fault = nil
 			there := make(map[content.CID]bool)
 			for _, key := range to.Keys("packs/") {
-				id, err := parseKey(key)
+				id, err := pack.ParseKey(key)
 				if err != nil {
 					t.Fatal(err)
 				}
-				d, err := NewReader(to).ReadDirectory(t.Context(), id)
+				d, err := pack.NewReader(to).ReadDirectory(t.Context(), id)
 				if err != nil {
 					t.Fatal(err)
 				}
 				for _, e := range d.Entries {
-					there[e.CID] = e.Role == RoleChunk
+					there[e.CID] = e.Role == pack.RoleChunk
 				}
 			}
 			delete(there, content.CID{})
 			cfg := config(to, im)
-			cfg.Known, cfg.Random = loadIndex(t, to, ""), nil
+			cfg.Known, cfg.Random = to.loadIndex(t, ""), nil
 			h, s := build(t, cfg, im)
 			check(t, to, h, im)
 			if h.Root != want.Root {
@@ -392,7 +393,7 @@ func TestAFailedIndexObjectIsNoFailure(t *testing.T) {
 	}
 	h, _ := build(t, config(to, im), im)
 	check(t, to, h, im)
-	if x := loadIndex(t, to, ""); x.Len() < len(im.chunks) {
+	if x := to.loadIndex(t, ""); x.Len() < len(im.chunks) {
 		t.Fatalf("the footers give %d objects", x.Len())
 	}
 }

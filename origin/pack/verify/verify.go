@@ -1,0 +1,335 @@
+// Package verify reads an image at the origin as its readers would: from the head in
+// its record down the map, each node, page and chunk at the place that its own
+// locator page names, decoded and hashed. What packs say of themselves is not asked.
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// readsAtOnce bounds the ranged reads in flight: enough for a store that is far
+	// away.
+	readsAtOnce = 8
+	// rawAtOnce bounds what one read may unpack to, in bytes: a run of chunks that
+	// hardly say anything would fill the memory. With the reads in flight it makes
+	// 64 MiB.
+	rawAtOnce = 8 << 20
+)
+
+// Damage is an object of an image that its readers would not get.
+type Damage struct {
+	// At is the object's place in the map; a manifest has none.
+	At content.Pos
+	// What is "chunk", "map node" or "manifest".
+	What string
+	// Extent is what should be there; without a Pack nothing says where.
+	Extent pack.Extent
+	// Err wraps content.ErrNotFound when the pack is missing, else ErrCorrupt, or
+	// ErrForbidden for a pack that the image may not refer to.
+	Err error
+}
+
+// Error names the place of the damage.
+func (d Damage) Error() string {
+	what := d.What
+	switch d.What {
+	case whatChunk:
+		what = d.At.String()
+	case whatNode:
+		what = "map " + d.At.String()
+	}
+	where := "nowhere"
+	if d.Extent.Pack != "" {
+		where = fmt.Sprintf("%s at %d+%d", d.Extent.Pack.Key(), d.Extent.Offset, d.Extent.Length)
+	}
+	return fmt.Sprintf("%s (%s) in %s: %v", what, d.Extent.CID, where, d.Err)
+}
+
+// Unwrap returns Err.
+func (d Damage) Unwrap() error { return d.Err }
+
+const (
+	whatChunk    = "chunk"
+	whatNode     = "map node"
+	whatManifest = "manifest"
+)
+
+// Report counts what was read.
+type Report struct {
+	// Chunks and Nodes were read and are what the map says, a node with its page.
+	Chunks, Nodes uint64
+	// StoredBytes is what the chunks took at the origin.
+	StoredBytes uint64
+	// Bad and Missing objects; what lies under a bad map node is not known, and not
+	// counted.
+	Bad, Missing uint64
+	// First is the damage of the lowest place in the image, nil without any.
+	First *Damage
+}
+
+// Err is nil when all is well, else it wraps First and says how much there is.
+func (r Report) Err() error {
+	if r.First == nil {
+		return nil
+	}
+	return fmt.Errorf("%d objects are damaged and %d missing at the origin, the first is %w; import the image again from its source, or from an export by a node that holds it", r.Bad, r.Missing, *r.First)
+}
+
+// Image reads all of an image. Progress is called after each read, by one goroutine
+// at a time; it must return at once. Damage is in the Report; the error is of a store
+// that does not answer, or of ctx, and then the Report is of a part.
+func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Report)) (Report, error) {
+	group, reading := errgroup.WithContext(ctx)
+	group.SetLimit(readsAtOnce)
+	w := &walk{reader: r, head: head, group: group, report: progress, packs: make(map[pack.ID]bool)}
+	err := w.node(reading, content.Pos{Level: head.Root.Depth()}, head.Top())
+	if waited := group.Wait(); waited != nil {
+		err = waited // the cause, where err is that the walk was told to end
+	}
+	if err == nil {
+		err = w.manifest(ctx)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.done, err
+}
+
+type walk struct {
+	reader *pack.Reader
+	head   pack.Head
+	group  *errgroup.Group
+	report func(Report)
+	packs  map[pack.ID]bool // that the image refers to; owned by who walks
+
+	mu   sync.Mutex // guards done and serializes report
+	done Report
+}
+
+func (w *walk) add(change func(*Report)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&w.done)
+	if w.report != nil {
+		w.report(w.done)
+	}
+}
+
+// damaged counts d, or returns its error when that says nothing of the image.
+func (w *walk) damaged(ctx context.Context, d Damage) error {
+	missing := errors.Is(d.Err, content.ErrNotFound)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
+		return d.Err
+	}
+	w.add(func(r *Report) {
+		if missing {
+			r.Missing++
+		} else {
+			r.Bad++
+		}
+		if r.First == nil || before(d, *r.First) {
+			r.First = &d
+		}
+	})
+	return nil
+}
+
+// before orders damage by the place in the image, the manifest last.
+func before(a, b Damage) bool {
+	if a.What == whatManifest || b.What == whatManifest {
+		return a.What != whatManifest
+	}
+	first := func(p content.Pos) uint64 {
+		for ; p.Level > 0; p = p.Child(0) {
+		}
+		return p.Index
+	}
+	return first(a.At) < first(b.At) || first(a.At) == first(b.At) && a.At.Level > b.At.Level
+}
+
+// node reads the map from a place on down; of level 1, it begins to read the chunks.
+func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
+	if p.Node.CID.IsHole() {
+		return nil
+	}
+	w.packs[p.Node.Pack] = true
+	n, err := w.reader.ReadNode(ctx, w.head.Scope, at.Level, p)
+	if err != nil {
+		if moved, ok := w.movedPair(ctx, p); ok {
+			n, err = w.reader.ReadNode(ctx, w.head.Scope, at.Level, moved)
+		}
+	}
+	if err != nil {
+		return w.damaged(ctx, Damage{at, whatNode, p.Node, err})
+	}
+	w.add(func(r *Report) { r.Nodes++ })
+	var chunks []frame
+	for i := range n.Page.Len() {
+		child := at.Child(i)
+		where, ok := n.Page.Child(i)
+		if !ok {
+			continue
+		}
+		w.packs[where.Pack] = true
+		e := pack.Extent{CID: n.Node.Entry(i), Location: where}
+		switch {
+		case !w.head.Root.Contains(child):
+			err = w.damaged(ctx, Damage{child, whatOf(child), e, fmt.Errorf("%w: beyond the end of the image", content.ErrCorrupt)})
+		case child.Level > 0:
+			pair, _ := n.Page.ChildPair(n.Node, i) // above level 1 a child that is there has a page
+			err = w.node(ctx, child, pair)
+		case int(e.Raw) != w.head.Root.ChunkSize:
+			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %d raw bytes, chunks have %d", content.ErrCorrupt, e.Raw, w.head.Root.ChunkSize)})
+		default:
+			chunks = append(chunks, frame{child, e})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.chunks(ctx, chunks)
+}
+
+func whatOf(at content.Pos) string {
+	if at.Level == 0 {
+		return whatChunk
+	}
+	return whatNode
+}
+
+// frame is a chunk that is to be read.
+type frame struct {
+	at content.Pos
+	pack.Extent
+}
+
+// chunks begins to read the chunks of one node, by runs.
+func (w *walk) chunks(ctx context.Context, frames []frame) error {
+	for _, together := range runs(frames) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		w.group.Go(func() error { return w.read(ctx, together) })
+	}
+	return nil
+}
+
+// runs puts together what one read takes: frames that begin in one run, each once,
+// and that unpack to rawAtOnce at most.
+func runs(frames []frame) [][]frame {
+	slices.SortStableFunc(frames, func(a, b frame) int {
+		return cmp.Or(cmp.Compare(a.Pack, b.Pack), cmp.Compare(a.Offset, b.Offset))
+	})
+	frames = slices.CompactFunc(frames, func(a, b frame) bool { return a.Extent == b.Extent })
+	var out [][]frame
+	start, raw := 0, 0
+	for i, f := range frames {
+		if i > start && (f.Run() != frames[start].Run() || raw+int(f.Raw) > rawAtOnce) {
+			out = append(out, frames[start:i])
+			start, raw = i, 0
+		}
+		raw += int(f.Raw)
+	}
+	if start < len(frames) {
+		out = append(out, frames[start:])
+	}
+	return out
+}
+
+// read reads chunks that one GET brings.
+func (w *walk) read(ctx context.Context, frames []frame) error {
+	extents := make([]pack.Extent, len(frames))
+	for i, f := range frames {
+		extents[i] = f.Extent
+	}
+	got, err := w.reader.ReadFrames(ctx, extents)
+	moved := false
+	if err != nil {
+		moved = w.moved(ctx, frames[0].Pack)
+	}
+	chunks, stored := uint64(0), uint64(0)
+	for i, f := range frames {
+		good, frameErr := got != nil && !got[i].CID().IsHole(), err
+		switch {
+		case !good && moved:
+			frameErr = w.readMoved(ctx, f.Extent)
+			good = frameErr == nil
+		case !good && got != nil: // err is of the first of several
+			frameErr = fmt.Errorf("%w: what lies there is something else", content.ErrCorrupt)
+		}
+		if good {
+			chunks, stored = chunks+1, stored+uint64(f.Length)
+			continue
+		}
+		if err := w.damaged(ctx, Damage{f.at, whatChunk, f.Extent, frameErr}); err != nil {
+			return err
+		}
+	}
+	w.add(func(r *Report) { r.Chunks, r.StoredBytes = r.Chunks+chunks, r.StoredBytes+stored })
+	return nil
+}
+
+// moved reports whether a pack was rewritten into another.
+func (w *walk) moved(ctx context.Context, id pack.ID) bool {
+	d, err := w.reader.ReadDirectory(ctx, id)
+	return err == nil && d.Moved != ""
+}
+
+// readMoved reads a frame where its pack says that it lies now, as readers do.
+func (w *walk) readMoved(ctx context.Context, e pack.Extent) error {
+	now, err := w.reader.Relocate(ctx, e)
+	if err == nil {
+		_, err = w.reader.ReadFrames(ctx, []pack.Extent{now})
+	}
+	return err
+}
+
+// movedPair returns where a map node and its page lie now, if their pack was rewritten.
+func (w *walk) movedPair(ctx context.Context, p pack.Pair) (pack.Pair, bool) {
+	if !w.moved(ctx, p.Node.Pack) {
+		return pack.Pair{}, false
+	}
+	node, err := w.reader.Relocate(ctx, p.Node)
+	page, pageErr := w.reader.Relocate(ctx, p.Page)
+	return pack.Pair{Node: node, Page: page}, errors.Join(err, pageErr) == nil
+}
+
+// manifest checks that the manifest is of this image, and names each pack that it
+// refers to: what it does not name is collected one day.
+func (w *walk) manifest(ctx context.Context) error {
+	e := w.head.Manifest
+	bad := func(err error) error {
+		return w.damaged(ctx, Damage{content.Pos{}, whatManifest, e, err})
+	}
+	m, err := w.reader.ReadManifest(ctx, w.head)
+	if err != nil {
+		return bad(err)
+	}
+	root, err := w.head.Root.Encode(content.NewCodec())
+	if err != nil {
+		return err
+	}
+	if m.Root != root.CID() || m.Page != w.head.Page.CID {
+		return bad(fmt.Errorf("%w: it is of root %s, not of %s", content.ErrCorrupt, m.Root, root.CID()))
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.packs)) {
+		if _, ok := slices.BinarySearch(m.Packs, id); !ok {
+			return bad(fmt.Errorf("%w: it does not name pack %s, to which the image refers", content.ErrCorrupt, id))
+		}
+	}
+	return nil
+}
