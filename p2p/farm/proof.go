@@ -140,7 +140,8 @@ func (f *Farm) say(number uint64) error {
 }
 
 // proofs is what this member tells another: its own proof, and to one that joins those
-// of all members.
+// of all members, also of those that are away: so their old words count nowhere, and
+// who comes back with a clock that is behind learns of it.
 func (f *Farm) proofs(join bool) []proof {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,7 +150,7 @@ func (f *Farm) proofs(join bool) []proof {
 		return out
 	}
 	for id, k := range f.roster {
-		if k.cert.good && k.at != "" {
+		if k.cert.good {
 			out = append(out, proof{Node: id.String(), Address: k.word.address, Word: []byte(k.word.raw), Chain: []byte(k.cert.sealed)})
 		}
 	}

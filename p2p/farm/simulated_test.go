@@ -25,16 +25,20 @@ type simulated struct {
 func simulate(t *testing.T, members int, f func(t *testing.T, s *simulated)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &simulated{t: t, lan: newLAN()}
+		defer s.stop()
 		for i := range members {
 			s.add(fmt.Sprintf("n%02d", i), i+1)
 		}
 		s.settle(time.Minute, func() bool { return s.allSee(members) })
 		f(t, s)
-		for _, stop := range s.stops {
-			stop()
-		}
-		<-time.After(time.Minute) // what memberlist had begun when it was shut down
 	})
+}
+
+func (s *simulated) stop() {
+	for _, stop := range s.stops {
+		stop()
+	}
+	<-time.After(time.Minute) // what memberlist had begun when it was shut down
 }
 
 // add starts a member that knows the first one's address.
