@@ -34,14 +34,7 @@ func (x neighbours) Live() []peer.ID {
 	if x.n.farm == nil {
 		return []peer.ID{x.n.swarm.ID()}
 	}
-	members := x.n.farm.Members()
-	out := make([]peer.ID, 0, len(members))
-	for _, m := range members {
-		if id, err := peer.Decode(m.Node); err == nil {
-			out = append(out, id)
-		}
-	}
-	return out
+	return x.n.farm.Live()
 }
 
 // violationBan is how long a stranger that broke the protocol is shut out: it may
@@ -70,7 +63,7 @@ func (n *Node) followFarm(ctx context.Context) {
 		}
 		for _, m := range n.farm.Members() {
 			for _, a := range m.Addrs {
-				if info, err := swarm.ParseAddr(a); err == nil && info.ID != n.swarm.ID() {
+				if info, err := swarm.ParseAddr(a); err == nil && info.ID == m.ID && m.ID != n.swarm.ID() {
 					n.swarm.Learn(info)
 				}
 			}
@@ -161,7 +154,7 @@ type candidate struct {
 // gossip names are waited for until ctx ends. Seeds are not asked: they read public
 // content only.
 func (n *Node) candidates(ctx context.Context) []candidate {
-	ids := slices.DeleteFunc(neighbours{n}.Live(), func(id peer.ID) bool { return id == n.swarm.ID() })
+	ids := slices.DeleteFunc(slices.Clone(neighbours{n}.Live()), func(id peer.ID) bool { return id == n.swarm.ID() })
 	proved := func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok }
 	slices.SortStableFunc(ids, func(a, b peer.ID) int { // those whom nobody needs to wait for first
 		if proved(a) == proved(b) {

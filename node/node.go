@@ -240,8 +240,8 @@ func (n *Node) openFarm(context.Context) error {
 		return nil
 	}
 	f, err := farm.New(farm.Config{
-		Name: n.Farm(), Node: n.swarm.ID().String(), Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-		Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Log: n.cfg.Log,
+		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+		Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -21,6 +22,8 @@ const (
 	// acceptPause is the wait after a failed accept, most likely for want of
 	// file descriptors, which closing connections bring back.
 	acceptPause = 50 * time.Millisecond
+	// complainEvery is how often failed accepts are told of.
+	complainEvery = time.Minute
 )
 
 // Server serves Exports to NBD clients.
@@ -28,6 +31,8 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	pool    pool
+	// complaint is of connections that can't be accepted.
+	complaint rate.Sometimes
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{} // guarded by mu
@@ -41,7 +46,10 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, metrics: newMetrics(), conns: map[*conn]struct{}{}, exports: map[string]*export{}}, nil
+	return &Server{
+		cfg: cfg, metrics: newMetrics(), complaint: rate.Sometimes{Interval: complainEvery},
+		conns: map[*conn]struct{}{}, exports: map[string]*export{},
+	}, nil
 }
 
 // Collectors returns the server's metrics.
@@ -91,7 +99,9 @@ func (s *Server) accept(ctx, work context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("nbd: accept on %s: %w", l.Addr(), err)
 		default:
-			s.cfg.Log.Warn("nbd: accept failed, trying again", "address", l.Addr().String(), "error", err)
+			s.complaint.Do(func() {
+				s.cfg.Log.Warn("nbd: accept failed, and is tried again and again", "address", l.Addr().String(), "error", err)
+			})
 			select {
 			case <-ctx.Done():
 			case <-time.After(acceptPause):

@@ -24,8 +24,8 @@ const lineInterval = 2 * time.Second
 // done, as by ctrl-C, the operation is cancelled.
 func (c *client) follow(ctx context.Context, std stdio, op api.Operation) error {
 	show := showLines(std.err)
-	if f, ok := std.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		show = showBar(std.err, op)
+	if f, ok := raw(std.err).(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		show = showBar(f, op)
 	}
 	last := op
 	err := c.events(ctx, op.ID, func(now api.Operation) {
@@ -83,12 +83,12 @@ func showLines(w io.Writer) func(api.Operation) {
 
 func showBar(w io.Writer, op api.Operation) func(api.Operation) {
 	bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
-		progressbar.OptionSetDescription(op.Kind+" "+op.Target), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+		progressbar.OptionSetDescription(plain(op.Kind+" "+op.Target)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
 	return func(op api.Operation) {
 		if op.Total > 0 {
 			bar.ChangeMax64(op.Total)
 		}
-		bar.Describe(op.Kind + " " + op.Target + bySource(op.Bytes))
+		bar.Describe(plain(op.Kind + " " + op.Target + bySource(op.Bytes)))
 		bar.Set64(op.Done)
 		if op.State != "running" {
 			bar.Finish()

@@ -267,7 +267,7 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	defer f.Close()
-	_, err = io.Copy(std.out, f)
+	_, err = io.Copy(raw(std.out), f)
 	return err
 }
 

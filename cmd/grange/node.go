@@ -26,6 +26,7 @@ type nodeCmd struct {
 	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
 	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
 	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
+	Memory         size      `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
 	UblkThreads    int       `help:"Threads that serve block devices; 0: one for two processors, at most 4."`
 	UblkQueues     int       `help:"Queues of a block device; 0: as many as threads, at most 2."`
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
@@ -55,6 +56,9 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
+	if err := limitMemory(c.Memory, log); err != nil {
+		return err
+	}
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{

@@ -65,6 +65,7 @@ func run(ctx context.Context, args []string, std stdio) int {
 		return 2
 	}
 	c.dataGiven = onCommandLine(command, "data")
+	std = std.printable()
 	switch err := command.Run(&c); {
 	case err == nil:
 		return 0
@@ -99,7 +100,7 @@ func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(options,
 		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."), kong.Writers(std.out, std.err),
 		kong.Vars{"data": defaultData(), "version": version()}, kong.DefaultEnvars("GRANGE"),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std))...)
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()))...)
 }
 
 // defaultData is /var/lib/grange for root, else a folder in the user's home.

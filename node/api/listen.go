@@ -33,10 +33,6 @@ const (
 	// guess finds it.
 	tokenMin = 32
 
-	// headerTimeout bounds how long a client may take to send its headers.
-	headerTimeout = 10 * time.Second
-	// idleTimeout closes kept-alive connections that nobody uses.
-	idleTimeout = 2 * time.Minute
 	// shutdownTimeout is how long requests in hand may take to end at a stop.
 	shutdownTimeout = 5 * time.Second
 )
@@ -68,7 +64,7 @@ func (s *Server) Listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.socket = socket
+	s.socket = newLobby(socket, s.limits.socket, s.limits.socket, s.cfg.Log)
 	if s.cfg.Address == "" {
 		return nil
 	}
@@ -120,18 +116,27 @@ func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {
 		return nil, fmt.Errorf("--api %s: %w", s.cfg.Address, err)
 	}
 	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
-		return l, nil
+		return s.bounded(l), nil
 	}
 	cert, err := loadCertificate(s.cfg.Dir, host)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
+	return tls.NewListener(s.bounded(l), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
+}
+
+// bounded is a listener on an address that anybody may connect to.
+func (s *Server) bounded(l net.Listener) net.Listener {
+	return newLobby(l, s.limits.tcp, s.limits.client, s.cfg.Log)
 }
 
 func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
+		Handler: h, ReadHeaderTimeout: s.limits.header, IdleTimeout: s.limits.idle, MaxHeaderBytes: 32 << 10, ConnContext: withGuest,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: s.limits.streams, MaxReceiveBufferPerConnection: bodyMax, MaxReceiveBufferPerStream: bodyMax,
+			SendPingTimeout: s.limits.idle, WriteByteTimeout: s.limits.write,
+		},
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // anybody can make it complain
 	}
 	ended := make(chan struct{})
@@ -159,16 +164,30 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 func (s *Server) guard(next http.Handler, local bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ok := local || s.hasToken(r)
+		answer := paced{w, s.limits.write}
+		answer.extend()
+		defer answer.extend() // for what is sent when the handler has returned
 		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
-			writeProblem(w, http.StatusForbidden, "this page is of another origin than the node: open the dashboard at the node's own address")
+			s.refuse(answer, r, http.StatusForbidden, "this page is of another origin than the node: open the dashboard at the node's own address")
 			return
 		}
 		if !ok && !isOpen(r) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			writeProblem(w, http.StatusUnauthorized, "send `Authorization: Bearer TOKEN`; the token is in the node's data folder, in "+TokenName)
+			s.refuse(answer, r, http.StatusUnauthorized, "send `Authorization: Bearer TOKEN`; the token is in the node's data folder, in "+TokenName)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), trusted{}, ok)))
+		if ok && !s.readBody(answer, r) {
+			return
+		}
+		if g := guestOf(r.Context()); g != nil {
+			defer g.serve(ok)()
+		}
+		r = r.WithContext(context.WithValue(r.Context(), trusted{}, ok))
+		if ok {
+			next.ServeHTTP(answer, r)
+		} else {
+			s.serveStranger(next, answer, r)
+		}
 	})
 }
 
@@ -179,7 +198,13 @@ func isOpen(r *http.Request) bool {
 		return false
 	}
 	p := r.URL.Path
-	return p == "/healthz" || p == "/readyz" || p == "/openapi.json" || strings.HasPrefix(p, "/api/resolve/") || strings.HasPrefix(p, "/ipfs/")
+	return isFree(p) || strings.HasPrefix(p, "/api/resolve/") || strings.HasPrefix(p, "/ipfs/")
+}
+
+// isFree tells the open routes that cost next to nothing: they are served whoever asks
+// for what else.
+func isFree(path string) bool {
+	return path == "/healthz" || path == "/readyz" || path == "/openapi.json"
 }
 
 func (s *Server) hasToken(r *http.Request) bool {

@@ -33,11 +33,13 @@ type Config struct {
 
 // Server is the HTTP interface. Use: New, Listen, Run.
 type Server struct {
-	cfg    Config
-	mux    *http.ServeMux
-	token  string
-	socket net.Listener
-	tcp    net.Listener
+	cfg       Config
+	limits    limits
+	strangers *budget
+	mux       *http.ServeMux
+	token     string
+	socket    net.Listener
+	tcp       net.Listener
 }
 
 // bodyMax bounds a request's JSON body: none holds more than some names.
@@ -48,7 +50,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	s := newServer(cfg, http.NewServeMux(), defaultLimits())
 	hc := huma.DefaultConfig("grange", cfg.Node.Version())
 	hc.Info.Description = "One member of a grange mesh: images and volumes by name."
 	hc.DocsPath, hc.SchemasPath = "", ""
@@ -63,9 +65,14 @@ func New(cfg Config) *Server {
 	return s
 }
 
+func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
+	return &Server{cfg: cfg, limits: l, strangers: newBudget(l), mux: mux}
+}
+
 // route registers one operation: its error becomes a problem document.
+// The body was read in time before it comes here.
 func route[I, O any](a huma.API, method, path, summary string, fn func(context.Context, *I) (*O, error)) {
-	op := huma.Operation{Method: method, Path: path, Summary: summary, OperationID: huma.GenerateOperationID(method, path, (*O)(nil)), MaxBodyBytes: bodyMax}
+	op := huma.Operation{Method: method, Path: path, Summary: summary, OperationID: huma.GenerateOperationID(method, path, (*O)(nil)), MaxBodyBytes: bodyMax, BodyReadTimeout: -1}
 	huma.Register(a, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := fn(ctx, in)
 		if err != nil {

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+const (
+	// memoryShare of what the node may take is for the Go heap and its stacks; the
+	// rest is for what the runtime does not count, such as the maps of files.
+	memoryShare = 0.9
+	// memoryMin is the least that --memory may say: with less the node would do
+	// nothing but collect garbage.
+	memoryMin = 128 << 20
+)
+
+// limitMemory has the garbage collector keep the process within what --memory says, or
+// else within the limit of its cgroup, if there is one. GOMEMLIMIT in the environment
+// comes before both.
+func limitMemory(limit size, log *slog.Logger) error {
+	provider := memlimit.FromCgroup
+	switch {
+	case limit != 0 && limit < memoryMin:
+		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, humanBytes(int64(limit)), humanBytes(memoryMin))
+	case limit != 0:
+		provider = memlimit.Limit(uint64(limit))
+	}
+	got, err := memlimit.Set(memlimit.WithProvider(provider), memlimit.WithRatio(memoryShare))
+	switch {
+	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported), err == nil && got == math.MaxInt64:
+	case err != nil:
+		log.Warn("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
+	default:
+		log.Info("memory is limited", "heap", humanBytes(got))
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// printable is a writer of text on its way to a terminal: what would steer it comes out
+// as \u001b, in JSON too, for names, addresses and errors are chosen by others. All that
+// commands print goes through it.
+type printable struct{ io.Writer }
+
+// printable is std with commands' output as text.
+func (s stdio) printable() stdio { return stdio{s.in, printable{s.out}, printable{s.err}} }
+
+// raw is the writer under a printable one, for bytes that are no text, and for the
+// progress bar.
+func raw(w io.Writer) io.Writer {
+	if p, ok := w.(printable); ok {
+		return p.Writer
+	}
+	return w
+}
+
+// Write implements io.Writer.
+func (p printable) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(p.Writer, plain(string(b))); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// plain is a text with whatever would steer a terminal written out.
+func plain(s string) string {
+	if !strings.ContainsFunc(s, steers) {
+		return s
+	}
+	var out strings.Builder
+	for _, r := range s {
+		if steers(r) {
+			fmt.Fprintf(&out, `\u%04x`, r)
+		} else {
+			out.WriteRune(r)
+		}
+	}
+	return out.String()
+}
+
+// steers reports whether a terminal does something else with a rune than to show it. A
+// byte that is no UTF-8 may be such a thing to an old one.
+func steers(r rune) bool {
+	return r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError
+}
