@@ -34,10 +34,10 @@ func (im *Images) Export(name, file string, replace bool) (OperationView, error)
 			return err
 		}
 		if i, err := im.info(k); err == nil {
-			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.head.Root.ChunkSize)) })
+			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.Head.Root.ChunkSize)) })
 		}
 		err = beside(file, replace, func(f *os.File) error {
-			return im.exportTo(ctx, *k.head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
+			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
 		})
 		if err != nil {
 			return fmt.Errorf("export %q to %s: %w", name, file, err)
@@ -132,7 +132,7 @@ func (im *Images) Verify(name string) (OperationView, error) {
 			return err
 		}
 		r := pack.NewReader(store)
-		m, err := r.ReadManifest(ctx, *k.head)
+		m, err := r.ReadManifest(ctx, *k.Head)
 		if err != nil {
 			return fmt.Errorf("verify %q: %w", name, err)
 		}

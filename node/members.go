@@ -10,8 +10,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
@@ -82,16 +82,6 @@ func (n *Node) followFarm(ctx context.Context) {
 // answerer answers the calls of other members.
 type answerer struct{ n *Node }
 
-type resolveRequest struct {
-	Kind content.Kind `cbor:"kind"`
-	Name string       `cbor:"name"`
-}
-
-type commitRequest struct {
-	Sealed []byte `cbor:"record"`
-	ETag   string `cbor:"etag"`
-}
-
 // Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
@@ -107,50 +97,30 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
 }
 
-// resolve answers with a record that this node holds, and its word on when it saw
-// it at the origin. What the asker may not read is absent.
-func (x answerer) resolve(_ context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var req resolveRequest
-	if err := x.n.codec.Unmarshal(body, &req); err != nil {
+// resolve answers with a record that this node knows, as far as the asker may read it.
+func (x answerer) resolve(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
+	var q records.Question
+	if err := x.n.codec.Unmarshal(body, &q); err != nil {
 		return nil, err
 	}
-	k, ok := x.n.Names.Held(req.Kind, req.Name)
-	if !ok || !from.Identity.MayRead(k.scope) && !k.Tombstone {
-		return nil, fmt.Errorf("%s %.140q: %w", req.Kind, req.Name, content.ErrNotFound)
-	}
-	statement, err := x.n.signer.State(trust.Statement{Kind: k.Kind, Name: k.Name, Version: k.Version, SeenAt: k.SeenAt})
+	a, err := x.n.Names.Answer(ctx, from.Identity, q)
 	if err != nil {
 		return nil, err
 	}
-	return x.n.codec.Marshal(heard{k.Sealed, statement, k.ETag})
+	return x.n.codec.Marshal(a)
 }
 
-// commit writes a record for a member that can write to no origin: its own record, as the
-// signature says, which only it could have made.
+// commit writes a record for a member that can write to no origin.
 func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var req commitRequest
-	if err := x.n.codec.Unmarshal(body, &req); err != nil {
+	var s records.Submission
+	if err := x.n.codec.Unmarshal(body, &s); err != nil {
 		return nil, err
 	}
-	e, err := x.n.verifier.Open(req.Sealed, x.n.cfg.Now(), x.n.cfg.Now())
+	a, err := x.n.Names.CommitFor(ctx, from.Identity, s)
 	if err != nil {
 		return nil, err
 	}
-	if e.Signer.Key != from.Identity.Key {
-		return nil, fmt.Errorf("commit %s %q: %w: signed by another than the asker", e.Kind, e.Name, content.ErrForbidden)
-	}
-	c := x.n.origin.writer()
-	if c == nil {
-		return nil, fmt.Errorf("commit %s %q: %w: no origin to write to here either", e.Kind, e.Name, content.ErrUnavailable)
-	}
-	r, err := c.Submit(ctx, req.Sealed, req.ETag)
-	if err != nil {
-		return nil, err
-	}
-	if err := x.n.Names.Confirmed(r); err != nil {
-		return nil, err
-	}
-	return x.n.codec.Marshal(heard{Sealed: r.Sealed, ETag: r.ETag})
+	return x.n.codec.Marshal(a)
 }
 
 // candidates are the members to ask: up to membersAsked, of the farm and of
@@ -215,16 +185,16 @@ func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byt
 }
 
 // askRecord asks members for a record.
-func (n *Node) askRecord(ctx context.Context, kind content.Kind, name string, limit int) []heard {
-	body, err := n.codec.Marshal(resolveRequest{kind, name})
+func (n *Node) askRecord(ctx context.Context, q records.Question, limit int) []records.Answer {
+	body, err := n.codec.Marshal(q)
 	if err != nil {
 		return nil
 	}
-	var out []heard
+	var out []records.Answer
 	for _, b := range n.ask(ctx, resolveMethod, body, limit) {
-		var h heard
-		if n.codec.Unmarshal(b, &h) == nil {
-			out = append(out, h)
+		var a records.Answer
+		if n.codec.Unmarshal(b, &a) == nil {
+			out = append(out, a)
 		}
 	}
 	return out
