@@ -34,10 +34,10 @@ func (im *Images) Export(name, file string, replace bool) (OperationView, error)
 			return err
 		}
 		if i, err := im.info(k); err == nil {
-			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.head.Root.ChunkSize)) })
+			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.Head.Root.ChunkSize)) })
 		}
 		err = beside(file, replace, func(f *os.File) error {
-			return im.exportTo(ctx, *k.head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
+			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
 		})
 		if err != nil {
 			return fmt.Errorf("export %q to %s: %w", name, file, err)
@@ -135,7 +135,7 @@ func (im *Images) Verify(name string) (OperationView, error) {
 		if i, err := im.info(k); err == nil {
 			op.Update(func(v *OperationView) { v.Total = int64(i.Stored) })
 		}
-		report, err := verify.Image(ctx, pack.NewReader(store), *k.head, func(r verify.Report) {
+		report, err := verify.Image(ctx, pack.NewReader(store), *k.Head, func(r verify.Report) {
 			op.Update(func(v *OperationView) {
 				v.Done, v.Bytes["verified"] = min(int64(r.StoredBytes), v.Total), int64(r.StoredBytes)
 				v.Note = fmt.Sprintf("%d chunks and %d map nodes are well, %d damaged, %d missing", r.Chunks, r.Nodes, r.Bad, r.Missing)

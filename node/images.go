@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -36,19 +37,15 @@ type ImageInfo struct {
 // Images publishes images and handles those that are published.
 type Images struct{ n *Node }
 
-func (im *Images) info(k known) (ImageInfo, error) {
+func (im *Images) info(k records.Known) (ImageInfo, error) {
 	body, err := catalog.DecodeImage(im.n.codec, k.Body)
 	if err != nil {
 		return ImageInfo{}, err
 	}
-	root, err := body.Head.Root.Encode(im.n.codec)
-	if err != nil {
-		return ImageInfo{}, err
-	}
 	return ImageInfo{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, Root: root.CID(), Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Name: k.Name, Kind: k.Kind, Target: body.Target, Root: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.n.cache.Pinned(), k.Name),
-		Age: im.n.cfg.Now().Sub(k.SeenAt), Confirmed: k.confirmed,
+		Age: im.n.Names.Age(k), Confirmed: k.Confirmed,
 	}, nil
 }
 
@@ -57,9 +54,10 @@ func (im *Images) info(k known) (ImageInfo, error) {
 func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 	confirmed := map[string]bool{}
 	if c := im.n.origin.records(); c != nil {
+		asked := im.n.cfg.Now()
 		for r, err := range c.List(ctx, content.KindImage) {
 			if err == nil {
-				err = im.n.Names.Confirmed(r)
+				err = im.n.Names.Told(r, asked)
 			}
 			confirmed[r.Name] = err == nil
 			if err != nil {
@@ -96,7 +94,7 @@ func (im *Images) record(ctx context.Context, kind content.Kind, name string, bo
 	if err != nil {
 		return err
 	}
-	_, err = im.n.commit(ctx, catalog.Change{Kind: kind, Name: name, Body: b, Base: base})
+	_, err = im.n.Names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: body.Head.Scope.Farm(), Body: b, Base: base})
 	return err
 }
 
@@ -150,7 +148,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	if err != nil {
 		return Removed{}, err
 	}
-	if _, err := im.n.commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Base: &k.Record, Delete: true}); err != nil {
+	if _, err := im.n.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
 		return Removed{}, err
 	}
 	tags, err := im.tagsOf(ctx, name)
@@ -174,7 +172,7 @@ func (im *Images) image(ctx context.Context, name string) (*fetch.Image, error) 
 	if err != nil {
 		return nil, err
 	}
-	return im.open(rootOf(im.n.codec, k))
+	return im.open(rootOf(k))
 }
 
 func (im *Images) open(r fetch.Root) (*fetch.Image, error) {

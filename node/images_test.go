@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -46,10 +47,17 @@ func newMember(t *testing.T) *Node {
 		t.Fatal(err)
 	}
 	n.origin.settle(nil)
-	n.Names = newNames(t)
-	n.Names.catalog, n.Names.lost, n.Names.verifier, n.Names.now, n.Names.log = n.origin.records, n.origin.lost, n.verifier, time.Now, n.cfg.Log
-	n.Names.learn = func(known) {}
-	n.Names.ask = func(context.Context, content.Kind, string, int) []heard { return nil }
+	n.Names, err = records.New(records.Config{
+		Dir: t.TempDir(), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost, Verifier: n.verifier, Signer: n.signer,
+		Ask: func(context.Context, records.Question, int) []records.Answer { return nil },
+		Submit: func(context.Context, records.Submission) (records.Answer, error) {
+			return records.Answer{}, content.ErrUnavailable
+		},
+		Learn: func(records.Known) {}, Forget: func(content.CID, content.Scope) {}, Codec: n.codec, Now: time.Now, Log: n.cfg.Log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	n.Images = &Images{n: n}
 	return n
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -74,16 +75,6 @@ func (n *Node) followFarm(ctx context.Context) {
 // answerer answers the calls of other members.
 type answerer struct{ n *Node }
 
-type resolveRequest struct {
-	Kind content.Kind `cbor:"kind"`
-	Name string       `cbor:"name"`
-}
-
-type commitRequest struct {
-	Sealed []byte `cbor:"record"`
-	ETag   string `cbor:"etag"`
-}
-
 // Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
@@ -97,50 +88,30 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
 }
 
-// resolve answers with a record that this node holds, and its word on when it saw
-// it at the origin. What the asker may not read is absent.
-func (x answerer) resolve(_ context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var req resolveRequest
-	if err := x.n.codec.Unmarshal(body, &req); err != nil {
+// resolve answers with a record that this node knows, as far as the asker may read it.
+func (x answerer) resolve(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
+	var q records.Question
+	if err := x.n.codec.Unmarshal(body, &q); err != nil {
 		return nil, err
 	}
-	k, ok := x.n.Names.Held(req.Kind, req.Name)
-	if !ok || !from.Identity.MayRead(k.scope) && !k.Tombstone {
-		return nil, fmt.Errorf("%s %.140q: %w", req.Kind, req.Name, content.ErrNotFound)
-	}
-	statement, err := x.n.signer.State(trust.Statement{Kind: k.Kind, Name: k.Name, Version: k.Version, SeenAt: k.SeenAt})
+	a, err := x.n.Names.Answer(ctx, from.Identity, q)
 	if err != nil {
 		return nil, err
 	}
-	return x.n.codec.Marshal(heard{k.Sealed, statement, k.ETag})
+	return x.n.codec.Marshal(a)
 }
 
-// commit writes a record for a member that can write to no origin: its own record, as the
-// signature says, which only it could have made.
+// commit writes a record for a member that can write to no origin.
 func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var req commitRequest
-	if err := x.n.codec.Unmarshal(body, &req); err != nil {
+	var s records.Submission
+	if err := x.n.codec.Unmarshal(body, &s); err != nil {
 		return nil, err
 	}
-	e, err := x.n.verifier.Open(req.Sealed, x.n.cfg.Now(), x.n.cfg.Now())
+	a, err := x.n.Names.CommitFor(ctx, from.Identity, s)
 	if err != nil {
 		return nil, err
 	}
-	if e.Signer.Key != from.Identity.Key {
-		return nil, fmt.Errorf("commit %s %q: %w: signed by another than the asker", e.Kind, e.Name, content.ErrForbidden)
-	}
-	c := x.n.origin.writer()
-	if c == nil {
-		return nil, fmt.Errorf("commit %s %q: %w: no origin to write to here either", e.Kind, e.Name, content.ErrUnavailable)
-	}
-	r, err := c.Submit(ctx, req.Sealed, req.ETag)
-	if err != nil {
-		return nil, err
-	}
-	if err := x.n.Names.Confirmed(r); err != nil {
-		return nil, err
-	}
-	return x.n.codec.Marshal(heard{Sealed: r.Sealed, ETag: r.ETag})
+	return x.n.codec.Marshal(a)
 }
 
 // candidate is a member to ask.
@@ -149,42 +120,25 @@ type candidate struct {
 	who trust.Identity
 }
 
-// candidates are the members to ask: up to membersAsked that have proved who they are,
-// of the farm and of others, half and half where there are enough of both. Those that
-// gossip names are waited for until ctx ends. Seeds are not asked: they read public
+// candidates are the members to ask: up to membersAsked, of the farm, as its gossip
+// has proved them, and of others that have proved who they are on a connection; half
+// and half where there are enough of both. Seeds are not asked: they read public
 // content only.
-func (n *Node) candidates(ctx context.Context) []candidate {
-	ids := slices.DeleteFunc(slices.Clone(neighbours{n}.Live()), func(id peer.ID) bool { return id == n.swarm.ID() })
-	proved := func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok }
-	slices.SortStableFunc(ids, func(a, b peer.ID) int { // those whom nobody needs to wait for first
-		if proved(a) == proved(b) {
-			return 0
-		} else if proved(a) {
-			return -1
-		}
-		return 1
-	})
-	ids = ids[:min(len(ids), membersAsked)]
-	for _, p := range n.swarm.Peers() {
-		if !slices.Contains(ids, p.ID) {
-			ids = append(ids, p.ID)
-		}
-	}
-	met := make([]candidate, len(ids))
-	var wg sync.WaitGroup
-	for i, id := range ids {
-		wg.Go(func() {
-			if who, err := n.exchange.Meet(ctx, id); err == nil {
-				met[i] = candidate{id, who}
-			}
-		})
-	}
-	wg.Wait()
+func (n *Node) candidates() []candidate {
 	var near, far []candidate
-	for _, c := range met {
+	if n.farm != nil {
+		for _, m := range n.farm.Members() {
+			if m.ID != n.swarm.ID() {
+				near = append(near, candidate{m.ID, m.Identity})
+			}
+		}
+	}
+	for _, p := range n.swarm.Peers() {
+		who, proved := n.exchange.Identity(p.ID)
+		c := candidate{p.ID, who}
 		switch {
-		case !c.who.Role.IsMember():
-		case c.who.Farm == n.Farm():
+		case !proved || !who.Role.IsMember() || slices.Contains(near, c):
+		case who.Farm == n.Farm():
 			near = append(near, c)
 		default:
 			far = append(far, c)
@@ -223,7 +177,7 @@ type answer struct {
 func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) []answer {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	members := n.candidates(ctx)
+	members := n.candidates()
 	answers := make(chan answer, len(members))
 	var wg sync.WaitGroup
 	for _, c := range members {
@@ -246,11 +200,8 @@ func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [
 // askInTurn calls candidates until one does not say that it is unable to: its
 // answer, or its error, is the answer.
 func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byte, error) {
-	meet, cancel := context.WithTimeout(ctx, callTimeout)
-	members := n.candidates(meet)
-	cancel()
 	var unable []error
-	for _, c := range members {
+	for _, c := range n.candidates() {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		b, err := n.exchange.Call(call, c.id, method, body)
 		late := call.Err() != nil
@@ -264,16 +215,16 @@ func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byt
 }
 
 // askRecord asks members for a record.
-func (n *Node) askRecord(ctx context.Context, kind content.Kind, name string, limit int) []heard {
-	body, err := n.codec.Marshal(resolveRequest{kind, name})
+func (n *Node) askRecord(ctx context.Context, q records.Question, limit int) []records.Answer {
+	body, err := n.codec.Marshal(q)
 	if err != nil {
 		return nil
 	}
-	var out []heard
+	var out []records.Answer
 	for _, a := range n.ask(ctx, resolveMethod, body, limit) {
-		var h heard
-		if n.codec.Unmarshal(a.body, &h) == nil {
-			out = append(out, h)
+		said := records.Answer{Who: a.who}
+		if n.codec.Unmarshal(a.body, &said) == nil {
+			out = append(out, said)
 		}
 	}
 	return out

@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
@@ -106,7 +107,7 @@ func (c Config) withDefaults() (Config, error) {
 // Node is one member. Use: New, then Run.
 type Node struct {
 	Operations *Operations
-	Names      *Names
+	Names      *records.Names
 	Images     *Images
 	Volumes    *volumes.Volumes
 
@@ -266,13 +267,14 @@ func (n *Node) openOrigin(ctx context.Context) error {
 
 func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") }
 
-func (n *Node) openNames(context.Context) error {
-	n.Names = &Names{
-		dir: filepath.Join(n.cfg.Dir, "records"), catalog: n.origin.records, lost: n.origin.lost, verifier: n.verifier, ask: n.askRecord,
-		learn: n.learn, codec: n.codec, now: n.cfg.Now, log: n.cfg.Log, records: map[string]known{},
-	}
+func (n *Node) openNames(context.Context) (err error) {
 	n.Images = &Images{n: n}
-	return n.Names.load()
+	n.Names, err = records.New(records.Config{
+		Dir: filepath.Join(n.cfg.Dir, "records"), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost,
+		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, Submit: n.submit, Learn: n.learn, Forget: n.forget,
+		Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	return err
 }
 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
@@ -383,5 +385,6 @@ func (n *Node) Collectors() []prometheus.Collector {
 	}
 	out = append(out, n.exchange.Collectors()...)
 	out = append(out, n.Volumes.Collectors()...)
+	out = append(out, n.Names.Collectors()...)
 	return append(out, n.origin.collectors()...)
 }

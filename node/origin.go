@@ -284,6 +284,16 @@ func (o *origin) writer() *catalog.Catalog {
 	return o.records()
 }
 
+// recheck has the catalog drop what is believed no more.
+func (o *origin) recheck() {
+	o.mu.RLock()
+	c := o.catalog
+	o.mu.RUnlock()
+	if c != nil {
+		c.Recheck()
+	}
+}
+
 // lost notes that the origin has just failed to answer: a caller that went away says
 // nothing of it.
 func (o *origin) lost(err error) {

@@ -22,16 +22,21 @@ func (x registry) Volume(ctx context.Context, name string) (catalog.Record, erro
 
 // CommitVolume implements volumes.Registry.
 func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume, base *catalog.Record) (catalog.Record, error) {
+	if body.Head != nil { // what a volume is made from may be for others too, the volume is its farm's
+		head := *body.Head
+		head.Scope = content.Farm(x.n.Farm())
+		body.Head = &head
+	}
 	b, err := body.Encode(x.n.codec)
 	if err != nil {
 		return catalog.Record{}, err
 	}
-	return x.n.commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.n.Farm(), Body: b, Base: base})
+	return x.n.Names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.n.Farm(), Body: b, Base: base})
 }
 
 // DeleteVolume implements volumes.Registry.
 func (x registry) DeleteVolume(ctx context.Context, base catalog.Record) error {
-	_, err := x.n.commit(ctx, catalog.Change{Kind: content.KindVolume, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
+	_, err := x.n.Names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
 	return err
 }
 
@@ -47,7 +52,7 @@ func (x library) Base(ctx context.Context, ref content.Ref) (volumes.Base, error
 	if err != nil {
 		return volumes.Base{}, err
 	}
-	r := rootOf(x.n.codec, k)
+	r := rootOf(k)
 	if id, err := x.n.fetch.Learn(r); err == nil {
 		x.n.fetch.Prepare(ctx, id) // the new volume's first read knows whom to ask
 	}

@@ -93,7 +93,7 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/resolve/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirmed {
-			confirmed = "unconfirmed: the origin does not answer"
+			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")
 		}
 		fmt.Fprintf(w, "%s:%s\t%s\nsize\t%s\nversion\t%d, seen %.0f s ago, %s\nscope\t%s\n", r.Kind, r.Name, r.CID, humanBytes(r.Size), r.Version, r.Age, confirmed, r.Scope)
 	})

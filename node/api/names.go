@@ -6,14 +6,14 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-func viewResolved(r node.Resolved) Resolved {
+func viewResolved(r records.Resolved) Resolved {
 	return Resolved{
 		Kind: r.Kind, Name: r.Name, CID: r.Root, Size: r.Size, Version: r.Version,
-		Age: r.Age.Seconds(), Confirmed: r.Confirmed, Scope: r.Scope,
+		Age: r.Age.Seconds(), Confirmed: r.Confirmed, Scope: r.Scope, Warning: r.Warning,
 	}
 }
 

@@ -14,8 +14,9 @@ type Resolved struct {
 	Size      int64         `json:"size" doc:"bytes"`
 	Version   uint64        `json:"version"`
 	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know, or when the origin contradicts itself"`
 	Scope     content.Scope `json:"scope"`
+	Warning   string        `json:"warning,omitempty" doc:"what is wrong with the name at the origin"`
 }
 
 // Image is an image or a tag of one.

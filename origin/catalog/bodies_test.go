@@ -105,7 +105,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Body: image}, {Kind: content.KindVolume, Name: long, Farm: long, Body: volume}} {
+	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: long, Body: image}, {Kind: content.KindVolume, Name: long, Farm: long, Body: volume}} {
 		r := commit(t, c, ch)
 		t.Logf("the largest %s takes %d bytes", ch.Kind, len(r.Sealed))
 	}

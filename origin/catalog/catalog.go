@@ -74,6 +74,24 @@ type Record struct {
 	ETag string
 	// SeenAt is when the origin answered with it.
 	SeenAt time.Time
+	// Modified is when it was written, by the store's clock; zero for what this
+	// Catalog wrote.
+	Modified time.Time
+}
+
+// OpenTo reports whether the record may give way to another: one that is for a farm
+// only to what a member of that farm has signed, until the farm deletes it.
+func (r Record) OpenTo(next trust.Envelope) bool {
+	return r.Tombstone || r.Farm == "" || r.Farm == next.Signer.Farm
+}
+
+// FirstSeen is the earliest time at which the record is known to have been at the
+// origin.
+func (r Record) FirstSeen() time.Time {
+	if r.Modified.IsZero() || r.Modified.After(r.SeenAt) {
+		return r.SeenAt
+	}
+	return r.Modified
 }
 
 func key(kind content.Kind, name string) string {
@@ -112,7 +130,7 @@ func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Rec
 	if e.Kind.Space() != kind.Space() || e.Name != name {
 		return Record{}, fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
 	}
-	return Record{e, b, info.ETag, now}, nil
+	return Record{e, b, info.ETag, now, info.Modified}, nil
 }
 
 // remember keeps a record that was read or written, and returns it, or a later one
@@ -134,6 +152,18 @@ func (c *Catalog) recall(kind content.Kind, name string) (Record, bool) {
 	defer c.mu.Unlock()
 	r, ok := c.seen[key(kind, name)]
 	return r, ok
+}
+
+// Recheck drops what this Catalog remembers of records that the Verifier believes no
+// more; call it when keys were revoked.
+func (c *Catalog) Recheck() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, r := range c.seen {
+		if _, err := c.cfg.Verifier.Open(r.Sealed, r.FirstSeen(), c.cfg.Now()); err != nil {
+			delete(c.seen, k)
+		}
+	}
 }
 
 const (
@@ -318,15 +348,15 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 	cond := bucket.IfAbsent()
 	if base.ETag != "" {
 		cond = bucket.IfMatch(base.ETag)
-		if !base.Tombstone && base.Farm != mine.Farm {
-			return Record{}, fmt.Errorf("write %s %q: %w: it belongs to farm %q, and a member of farm %q wrote this", mine.Kind, mine.Name, content.ErrForbidden, base.Farm, mine.Farm)
+		if !base.OpenTo(mine) {
+			return Record{}, fmt.Errorf("write %s %q: %w: it belongs to farm %q, and a member of farm %q wrote this", mine.Kind, mine.Name, content.ErrForbidden, base.Farm, mine.Signer.Farm)
 		}
 	}
 	var cause error
 	for range commitTries {
 		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
-			r := Record{mine, sealed, info.ETag, c.cfg.Now()}
+			r := Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now()}
 			c.remember(r)
 			return r, nil
 		}

@@ -71,13 +71,13 @@ func (id Identity) MayRead(s content.Scope) bool {
 }
 
 // MaySign reports whether the identity may sign a record of that kind for that
-// farm; farm is "" for kinds that belong to the whole mesh.
+// farm, which is then its own; farm is "" for what belongs to the whole mesh.
 func (id Identity) MaySign(kind content.Kind, farm string) bool {
 	switch kind {
 	case content.KindVolume, content.KindSnapshot, content.KindInstance:
 		return id.Role.rank() >= RoleNode.rank() && farm != "" && farm == id.Farm
 	case content.KindImage, content.KindTag, content.KindTree:
-		return id.Role.rank() >= RolePublisher.rank()
+		return id.Role.rank() >= RolePublisher.rank() && (farm == "" || farm == id.Farm)
 	case content.KindRevocation:
 		return id.Role.rank() >= RoleAdmin.rank()
 	}

@@ -52,20 +52,28 @@ type Statement struct {
 	Kind    content.Kind
 	Name    string
 	Version uint64
+	Commit  Commit
 	// SeenAt is when the origin confirmed it, to the millisecond.
 	SeenAt time.Time
+	// Signer is the member that says so, set by OpenStatement.
+	Signer Identity
 }
+
+// statementSkew is how far ahead of this clock a statement may be: it says how fresh
+// something is, so it gets less than a certificate, which says for how long.
+const statementSkew = 30 * time.Second
 
 type statementWire struct {
 	Kind    content.Kind `cbor:"kind"`
 	Name    string       `cbor:"name"`
 	Version uint64       `cbor:"version"`
+	Commit  Commit       `cbor:"commit"`
 	SeenAt  int64        `cbor:"seen"`
 }
 
 // State signs st.
 func (s Signer) State(st Statement) ([]byte, error) {
-	b, err := s.seal(labelStatement, statementWire{st.Kind, st.Name, st.Version, st.SeenAt.UnixMilli()})
+	b, err := s.seal(labelStatement, statementWire{st.Kind, st.Name, st.Version, st.Commit, st.SeenAt.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign statement on %s %q: %w", st.Kind, st.Name, err)
 	}
@@ -73,20 +81,26 @@ func (s Signer) State(st Statement) ([]byte, error) {
 }
 
 // OpenStatement checks a statement: any member of the mesh may make one, a seed
-// may not. One that claims to be from the future is refused. Errors are as of Open.
+// may not, nor one that is revoked. One that claims to be from the future is refused.
+// Errors are as of Open.
 func (v *Verifier) OpenStatement(b []byte, now time.Time) (Statement, error) {
 	var w statementWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
 		return Statement{}, fmt.Errorf("statement: %w", err)
 	}
-	st := Statement{w.Kind, w.Name, w.Version, time.UnixMilli(w.SeenAt)}
+	st := Statement{Kind: w.Kind, Name: w.Name, Version: w.Version, Commit: w.Commit, SeenAt: time.UnixMilli(w.SeenAt)}
 	id, err := v.signer(labelStatement, sealed, st.SeenAt, now, now)
-	if err == nil && !id.Role.IsMember() {
+	switch {
+	case err != nil:
+	case !id.Role.IsMember():
 		err = fmt.Errorf("%w: signed by a %s", content.ErrForbidden, id.Role)
+	case st.SeenAt.After(now.Add(statementSkew)):
+		err = fmt.Errorf("%w: it says that it saw the record at %s, which is to come; check the clocks", content.ErrForbidden, st.SeenAt.UTC().Format(time.RFC3339))
 	}
 	if err != nil {
 		return Statement{}, fmt.Errorf("statement on %.20q %.140q: %w", st.Kind, st.Name, err)
 	}
+	st.Signer = id
 	return st, nil
 }

@@ -128,7 +128,7 @@ func TestRoles(t *testing.T) {
 		{Identity{Role: RoleNode, Farm: "a"}, "..y.", "yyy..."},
 		{Identity{Role: RolePublisher, Farm: "a"}, "yyy.", "yyy..."},
 		{Identity{Role: RoleAdmin, Farm: "a"}, "yyyy", "yyy..."},
-		{Identity{Role: RoleAdmin, Farm: "b"}, "yy.y", "yy.y.."},
+		{Identity{Role: RoleAdmin, Farm: "b"}, "...y", "yy.y.."},
 	}
 	mark := func(b *strings.Builder, ok bool) { b.WriteByte(map[bool]byte{true: 'y', false: '.'}[ok]) }
 	for _, tt := range tests {
@@ -188,9 +188,19 @@ func TestStatement(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := w.verifier.OpenStatement(b, epoch())
-	if err != nil || got != st {
+	if st.Signer = w.founder.Chain.Identity(); err != nil || got != st {
 		t.Fatalf("OpenStatement = %+v, %v", got, err)
 	}
+	for ahead, ok := range map[time.Duration]bool{0: true, 30 * time.Second: true, 31 * time.Second: false, 4 * time.Minute: false} {
+		if _, err := w.verifier.OpenStatement(b, epoch().Add(-ahead)); ok != (err == nil) || !ok && !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("%s ahead: %v", ahead, err)
+		}
+	}
+	w.verifier.Revoke(map[PublicKey]time.Time{w.founder.Key.Public(): epoch()})
+	if _, err := w.verifier.OpenStatement(b, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a revoked member's: %v, want ErrForbidden", err)
+	}
+	w.verifier.Revoke(nil)
 	for i := range b {
 		flipped := bytes.Clone(b)
 		flipped[i] ^= 1

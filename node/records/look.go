@@ -1,0 +1,154 @@
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// lookupTimeout bounds one look for a record at the origin, whatever the store
+	// does, and membersTimeout another at members when it says nothing: those who are
+	// there answer from memory.
+	lookupTimeout  = 3 * time.Second
+	membersTimeout = 1500 * time.Millisecond
+	// coldTimeout bounds the question to members whether what the origin shows of a
+	// name that was never seen here is the latest.
+	coldTimeout = 300 * time.Millisecond
+)
+
+// lookFor looks for a name, once for all that ask at the same time. lost is told when
+// the origin fails.
+func (n *Names) lookFor(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
+	// The flight outlives the caller that began it: others wait for it too.
+	ch := n.flights.DoChan(key(kind, name), func() (any, error) {
+		return n.look(context.WithoutCancel(ctx), kind, name, lost)
+	})
+	select {
+	case res := <-ch:
+		if res.Err != nil {
+			return Known{}, res.Err
+		}
+		return res.Val.(Known), nil
+	case <-ctx.Done():
+		return Known{}, ctx.Err()
+	}
+}
+
+// look asks the origin, or else members.
+func (n *Names) look(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
+	c := n.cfg.Reader()
+	if c == nil {
+		return n.away(ctx, kind, name, fmt.Errorf("%w: this node has no origin, or it does not answer", content.ErrUnavailable))
+	}
+	_, held := n.Held(kind, name)
+	s, err := n.atOrigin(ctx, c, kind, name)
+	switch {
+	case err == nil && held:
+		return n.tell(s.record, s.asked)
+	case err == nil:
+		return n.cold(ctx, c, s)
+	case errors.Is(err, content.ErrNotFound):
+		n.gone(key(kind, name), s.asked)
+		return Known{}, err
+	case errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid):
+		return Known{}, err
+	}
+	lost(err)
+	return n.away(ctx, kind, name, err)
+}
+
+// sight is what the origin answered, and when it was asked.
+type sight struct {
+	record catalog.Record
+	asked  time.Time
+}
+
+// atOrigin asks the origin, which may be there and say nothing, not even that it is
+// told to stop: such a read is left alone, and the next look waits for it as well
+// instead of beginning another.
+func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.Kind, name string) (sight, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	ch := n.gets.DoChan(key(kind, name), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
+		defer cancel()
+		asked := n.cfg.Now()
+		r, err := c.Get(ctx, kind, name)
+		return sight{r, asked}, err
+	})
+	late := fmt.Errorf("%s %q: %w: no answer within %s", kind, name, content.ErrUnavailable, lookupTimeout)
+	select {
+	case res := <-ch:
+		s, _ := res.Val.(sight)
+		switch {
+		case errors.Is(res.Err, content.ErrNotFound):
+			return s, notFound(kind, name)
+		case res.Err != nil && ctx.Err() != nil:
+			return s, late
+		}
+		return s, res.Err
+	case <-ctx.Done():
+		return sight{}, late
+	}
+}
+
+// cold takes what the origin shows of a name that was never seen here, where only
+// members can tell whether the bucket was rolled back. One that has seen a later record
+// there is believed before the bucket, unconfirmed, until the bucket shows another one.
+func (n *Names) cold(ctx context.Context, c *catalog.Catalog, s sight) (Known, error) {
+	k, err := n.tell(s.record, s.asked)
+	if err != nil || n.cfg.Ask == nil {
+		return k, err
+	}
+	newest, ok := n.newerThan(ctx, k)
+	if !ok {
+		return k, nil
+	}
+	// It may have been written since; who looks twice needs no member to tell.
+	again, err := n.atOrigin(ctx, c, k.Kind, k.Name)
+	if err != nil {
+		return k, nil
+	}
+	if k, err = n.tell(again.record, again.asked); err != nil || k.Version >= newest.Version {
+		return k, err
+	}
+	newest.Confirmed, newest.against = false, k.Commit
+	newest.Doubt = fmt.Sprintf("the bucket shows version %d, and members saw version %d there: was it rolled back?", k.Version, newest.Version)
+	return n.change(key(k.Kind, k.Name), func(e entry) entry { return e.hears(newest, n.cfg.Now()) }).answer(), nil
+}
+
+// newerThan returns the latest record that members saw at the origin, if it is later
+// than that one, and may stand in its place.
+func (n *Names) newerThan(ctx context.Context, k Known) (Known, bool) {
+	ctx, cancel := context.WithTimeout(ctx, coldTimeout)
+	defer cancel()
+	var newest Known
+	for _, w := range n.askMembers(ctx, Question{Kind: k.Kind, Name: k.Name}, confirmFarms) {
+		if w.known.Version > max(k.Version, newest.Version) && k.OpenTo(w.known.Envelope) {
+			newest = w.known
+		}
+	}
+	return newest, newest.Version > 0
+}
+
+// away asks members, as the origin does not answer.
+func (n *Names) away(ctx context.Context, kind content.Kind, name string, cause error) (Known, error) {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	best, ok := choose(n.askMembers(ctx, Question{Kind: kind, Name: name}, membersAsked), n.farm(), n.cfg.Now())
+	e := n.change(key(kind, name), func(e entry) entry {
+		if e = e.unanswered(n.cfg.Now()); ok {
+			e = e.hears(best, n.cfg.Now())
+		}
+		return e
+	})
+	if e.isEmpty() {
+		return Known{}, fmt.Errorf("%s %q: %w: no member that was asked knows it, and the origin did not answer: %w", kind, name, content.ErrUnavailable, cause)
+	}
+	return e.answer(), nil
+}

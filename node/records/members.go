@@ -1,0 +1,162 @@
+package records
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// confirmFarms is how many farms' members must have seen a record at the origin
+	// for this node to call it confirmed without having read it: one farm is one hand.
+	confirmFarms = 3
+	// sightFor is how old a sight may be to count for that.
+	sightFor = time.Minute
+	// membersAsked are asked when the origin does not answer: half of them are of this
+	// farm, so the others can make up confirmFarms.
+	membersAsked = 6
+	// othersRate and othersBurst bound the looks at the origin that members ask this
+	// node for: they read back what was written for them, which is rare.
+	othersRate  = rate.Limit(10)
+	othersBurst = 30
+)
+
+// Question asks a member for a record.
+type Question struct {
+	Kind content.Kind `cbor:"kind"`
+	Name string       `cbor:"name"`
+	// Version is one that the asker has heard of: a member that knows only older ones
+	// looks at the origin before it answers. 0 asks for what is held.
+	Version uint64 `cbor:"version,omitempty"`
+}
+
+// Answer is what a member says: a sealed record, and a member's signed statement that
+// it saw it at the origin; the member that answers, or one that it heard it from.
+type Answer struct {
+	Sealed    []byte `cbor:"record"`
+	Statement []byte `cbor:"statement"`
+	ETag      string `cbor:"etag"`
+	// Who answered.
+	Who trust.Identity `cbor:"-"`
+}
+
+// Submission asks a member to write a record over the one with that ETag.
+type Submission struct {
+	Sealed []byte `cbor:"record"`
+	ETag   string `cbor:"etag"`
+}
+
+// witnessed is a record with the member that saw it at the origin.
+type witnessed struct {
+	known Known
+	by    trust.Identity
+}
+
+func (n *Names) farm() string { return n.cfg.Signer.Chain.Identity().Farm }
+
+// askMembers returns those answers that hold.
+func (n *Names) askMembers(ctx context.Context, q Question, limit int) []witnessed {
+	var out []witnessed
+	for _, a := range n.cfg.Ask(ctx, q, limit) {
+		w, err := n.open(q, a)
+		if err != nil {
+			n.refused.Inc()
+			n.cfg.Log.Warn("a member's answer is not believed", "member", a.Who.Key, "farm", a.Who.Farm, "kind", q.Kind, "name", q.Name, "err", err)
+			continue
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// open checks a member's answer. Without somebody's word that it was at the origin a
+// record is what its signer would like to be there.
+func (n *Names) open(q Question, a Answer) (witnessed, error) {
+	now := n.cfg.Now()
+	st, err := n.cfg.Verifier.OpenStatement(a.Statement, now)
+	if err != nil {
+		return witnessed{}, err
+	}
+	seen := earlier(st.SeenAt, now)
+	e, err := n.cfg.Verifier.Open(a.Sealed, seen, now)
+	if err != nil {
+		return witnessed{}, err
+	}
+	if e.Kind.Space() != q.Kind.Space() || e.Name != q.Name || st.Kind.Space() != q.Kind.Space() || st.Name != q.Name || st.Version != e.Version || st.Commit != e.Commit {
+		return witnessed{}, fmt.Errorf("%w: asked for %s %q, got version %d of %s %q, and a statement on version %d of %s %.140q",
+			content.ErrCorrupt, q.Kind, q.Name, e.Version, e.Kind, e.Name, st.Version, st.Kind, st.Name)
+	}
+	k, err := n.describe(catalog.Record{Envelope: e, Sealed: a.Sealed, ETag: a.ETag, SeenAt: seen})
+	k.first, k.statement = seen, a.Statement
+	return witnessed{k, st.Signer}, err
+}
+
+// choose returns what members of enough farms have just seen at the origin; else, of
+// records that contradict each other, one of this node's own farm, and the highest
+// version. It is confirmed in the first case only.
+func choose(all []witnessed, farm string, now time.Time) (best Known, ok bool) {
+	for _, w := range all {
+		k, farms := w.known, map[string]bool{}
+		for _, other := range all {
+			if other.known.Commit != k.Commit {
+				continue
+			}
+			k.first, k.SeenAt = earlier(k.first, other.known.first), later(k.SeenAt, other.known.SeenAt)
+			if now.Sub(other.known.SeenAt) <= sightFor {
+				farms[other.by.Farm] = true
+			}
+		}
+		k.Confirmed = len(farms) >= confirmFarms
+		if !ok || rank(k, farm, best) > 0 {
+			best, ok = k, true
+		}
+	}
+	return best, ok
+}
+
+// rank compares what two answers are worth.
+func rank(a Known, farm string, b Known) int {
+	truth := func(b bool) int {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	own := func(k Known) int { return truth(k.Farm == "" || k.Farm == farm) }
+	return cmp.Or(cmp.Compare(truth(a.Confirmed), truth(b.Confirmed)), cmp.Compare(own(a), own(b)), cmp.Compare(a.Version, b.Version))
+}
+
+// Answer answers another member, or a stranger: with what is known of a name, and the
+// word of a member that saw it at the origin, this one's own where it did. To those who
+// may not read it, it is absent.
+func (n *Names) Answer(ctx context.Context, from trust.Identity, q Question) (Answer, error) {
+	absent := notFound(q.Kind, q.Name)
+	k, ok := n.Held(q.Kind, q.Name)
+	if q.Version > 0 && (!ok || k.Version < q.Version || k.read.IsZero()) && from.Role.IsMember() && q.Kind.CheckName(q.Name) == nil && n.others.AllowN(n.cfg.Now(), 1) {
+		if _, err := n.lookFor(ctx, q.Kind, q.Name, func(error) {}); err == nil {
+			k, ok = n.Held(q.Kind, q.Name)
+		}
+	}
+	if !ok || !from.MayRead(k.Scope) {
+		return Answer{}, absent
+	}
+	return n.vouch(k)
+}
+
+// vouch adds the word of who saw a record at the origin.
+func (n *Names) vouch(k Known) (Answer, error) {
+	a := Answer{Sealed: k.Sealed, Statement: k.statement, ETag: k.ETag}
+	if k.read.IsZero() {
+		return a, nil
+	}
+	var err error
+	a.Statement, err = n.cfg.Signer.State(trust.Statement{Kind: k.Kind, Name: k.Name, Version: k.Version, Commit: k.Commit, SeenAt: k.read})
+	return a, err
+}
