@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -114,7 +115,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 func (im *Images) hold(ctx context.Context, name string) {
 	m, err := im.image(ctx, name)
 	if err == nil {
-		err = im.n.fetch.Hold(ctx, m.ID())
+		err = m.Hold(ctx)
 	}
 	if err != nil {
 		im.n.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
@@ -165,9 +166,10 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 	if err != nil {
 		return catalog.Image{}, err
 	}
+	reach := cache.ReachOf(scope, im.n.member.Chain.Identity())
 	b, err := pack.NewBuilder(ctx, pack.BuilderConfig{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: index, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
-		OnChunk: func(v content.Verified) { im.n.cache.Put(v) }, // without room the import goes on
+		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on
 		Progress: func(s pack.Stats) {
 			op.Update(func(v *OperationView) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
 		},

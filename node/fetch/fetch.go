@@ -17,6 +17,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
@@ -107,21 +108,23 @@ type Config struct {
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
 // Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
-// last, nor under habits.mu, pace.mu and resident.mu.
+// last, nor under habits.mu and pace.mu.
 type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
 	metrics metrics
 	bytes   [sources]atomic.Int64
 	habits  habits
-	leaves  resident
+	nodes   *resident.Clock[mapNode]
 	pace    pace
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
+	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
+
 	mu      sync.Mutex // guards what follows
-	roots   map[content.CID]*rootState
+	roots   roots
 	flights map[flightKey]*flight
 	reading map[objectKey]*read
 	crowds  map[crowdKey]*plan.Crowd
@@ -144,7 +147,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1),
-		roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: newRoots(), flights: map[flightKey]*flight{},
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)

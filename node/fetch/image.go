@@ -45,15 +45,6 @@ type ahead struct {
 	running atomic.Int32
 }
 
-// Open returns a handle on a root that was learned.
-func (f *Fetcher) Open(root content.CID) (*Image, error) {
-	rs := f.root(root)
-	if rs == nil {
-		return nil, fmt.Errorf("open root %s: %w", root, content.ErrNotFound)
-	}
-	return &Image{f: f, rs: rs}, nil
-}
-
 // ID returns the root's CID.
 func (m *Image) ID() content.CID { return m.rs.id }
 
@@ -76,7 +67,6 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	if leaf == nil || m.ahead.mark.Load() == index+1 {
 		return false
 	}
-	leaf.touch()
 	id := leaf.Node.Entry(int(index % content.MapFanout))
 	if id.IsHole() {
 		clear(p)
@@ -165,7 +155,7 @@ func (m *Image) runAhead(index, size uint64) {
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at})
+			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: m.rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
@@ -209,35 +199,22 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	return 0, 0, io.EOF
 }
 
-// CIDs yields the names of all chunks and map nodes, in order, and what it could
-// not find out as an error, after which it ends.
+// CIDs yields the names of all chunks and map nodes, and what it could not find out
+// as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		for level := m.rs.depth; level > 0; level-- {
-			span := uint64(1)
-			for range level {
-				span *= content.MapFanout
+		m.f.walk(ctx, m.rs, byPrefetch(), func(p content.Pos, n *mapNode, err error) bool {
+			if err != nil {
+				yield(content.CID{}, err)
+				return false
 			}
-			for i := range (m.Root().Chunks() + span - 1) / span {
-				n, err := m.f.node(ctx, m.rs, content.Pos{Level: level, Index: i}, byPrefetch())
-				if err != nil {
-					yield(content.CID{}, err)
-					return
-				}
-				if n == nil {
-					continue
-				}
-				ids := []content.CID{n.id, n.page}
-				if level == 1 {
-					ids = append(ids, n.Node.Entries...)
-				}
-				for _, id := range ids {
-					if !id.IsHole() && !yield(id, nil) {
-						return
-					}
+			for _, id := range n.names(p) {
+				if !yield(id, nil) {
+					return false
 				}
 			}
-		}
+			return true
+		})
 	}
 }
 
@@ -251,9 +228,9 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	if progress == nil {
 		progress = func(Source, int) {}
 	}
-	m.f.Prepare(ctx, m.rs.id)
+	m.Prepare(ctx)
 	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
-	for n := range uint64(len(m.rs.leaves)) {
+	for n := range (m.Root().Chunks() + content.MapFanout - 1) / content.MapFanout {
 		if err := w.leaf(ctx, n); err != nil {
 			cancel(err)
 			break
@@ -339,7 +316,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		if byRun[run] == nil {
 			order = append(order, run)
 		}
-		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at})
+		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.reach()})
 	}
 	live := m.f.live()
 	var others [][]object

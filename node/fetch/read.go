@@ -127,19 +127,21 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	return mine, append(under, r)
 }
 
-// cached reports whether an object, with its page, is in the cache.
+// cached reports whether an object, with its page, is in the cache and goes as far
+// as it is fetched for. Flights never land what does not: others may wait for them.
 func (f *Fetcher) cached(o object) bool {
-	return f.cfg.Cache.Has(o.id) && (o.pos.Level == 0 || f.cfg.Cache.Has(o.page))
+	return f.cfg.Cache.HasFor(o.id, o.reach) && (o.pos.Level == 0 || f.cfg.Cache.HasFor(o.page, o.reach))
 }
 
 // neighbours are the chunks of the run that the leaf of the wanted ones names and
 // the cache lacks.
 func (j *job) neighbours() []object {
 	up, _ := j.flights[0].obj.pos.Parent()
-	leaf := j.rs.memory(up)
+	leaf := j.rs.nodes.Peek(nodeKey(up))
 	if leaf == nil {
 		return nil
 	}
+	reach := j.flights[0].obj.reach
 	met := map[content.CID]bool{}
 	for _, fl := range j.flights {
 		met[fl.obj.id] = true
@@ -147,9 +149,9 @@ func (j *job) neighbours() []object {
 	var out []object
 	for i := range leaf.Page.Len() {
 		at, ok := leaf.Page.Child(i)
-		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.Has(id) {
+		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.HasFor(id, reach) {
 			met[id] = true
-			out = append(out, object{pos: up.Child(i), id: id, at: at})
+			out = append(out, object{pos: up.Child(i), id: id, at: at, reach: reach})
 		}
 	}
 	return out
@@ -235,6 +237,9 @@ func (f *Fetcher) readMoved(ctx context.Context, origin Origin, finder Relocator
 	moved, err := finder.Relocate(ctx, e)
 	if err != nil {
 		return content.Verified{}, err
+	}
+	if !moved.Pack.Scope().Covers(e.Pack.Scope()) {
+		return content.Verified{}, fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
 	}
 	got, err := origin.ReadFrames(ctx, []pack.Extent{moved})
 	if err != nil {
