@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 
 	"github.com/grangemesh/grange/node/cache"
@@ -222,10 +223,13 @@ func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
 	}
 }
 
-// show notes a chunk that has landed in the bitmaps of its root.
+// show notes a chunk that has landed in the bitmaps of its root, by whatever head.
 func (f *Fetcher) show(rs *rootState, o object) {
 	reach, ok := f.cfg.Cache.Reach(o.id)
-	for _, head := range f.heads(rs) {
+	f.mu.Lock()
+	heads := slices.Collect(f.roots.Of(rs.id))
+	f.mu.Unlock()
+	for _, head := range append(heads, rs) {
 		if ok && reach >= head.reach() {
 			head.here.Add(o.pos.Index)
 		}

@@ -24,7 +24,7 @@ const narrowMax = 1 << 16
 // that is killed meanwhile leaves the rest as it was.
 func (f *Fetcher) Forget(root content.CID, scope content.Scope) {
 	f.mu.Lock()
-	ended := f.roots.end(root, scope)
+	ended := f.roots.End(root, scope)
 	f.mu.Unlock()
 	for _, rs := range ended {
 		wide := rs.reach() > cache.ReachFarm

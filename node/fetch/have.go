@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -16,11 +15,8 @@ const (
 	announceInterval = 5 * time.Second
 	// announcersPerFarm announce a root: a second one outlives the first.
 	announcersPerFarm = 2
-	// rescanInterval bounds how often a bitmap is made anew after evictions, and
-	// rescanShare how much of the time that may take, of all roots together: one
-	// part in so many.
+	// rescanInterval bounds how often a bitmap is made anew after evictions.
 	rescanInterval = 2 * time.Second
-	rescanShare    = 50
 	// scanMax bounds the map nodes that one scan looks at: a map can name one node
 	// everywhere. They are those of 16 TiB in chunks of the default size, or for a
 	// root that a member introduced of 512 GiB.
@@ -35,7 +31,7 @@ func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	// put off what evictions ask for. What members introduce comes as they like.
 	free := rs.scanned.IsZero() && rs.introducer == ""
 	stale := rs.evicted != f.cfg.Cache.Evicted() && now.Sub(rs.scanned) >= rescanInterval
-	due := free || (rs.scanned.IsZero() || stale) && f.pace.due(now)
+	due := free || (rs.scanned.IsZero() || stale) && f.pace.Due(now)
 	if due {
 		rs.scanned, rs.evicted = now, f.cfg.Cache.Evicted()
 	}
@@ -46,30 +42,8 @@ func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	begun := time.Now()
 	f.rescan(ctx, rs)
 	if !free {
-		f.pace.spent(f.cfg.Now(), time.Since(begun))
+		f.pace.Spent(f.cfg.Now(), time.Since(begun))
 	}
-}
-
-// pace is when the cache may be looked at again.
-type pace struct {
-	mu   sync.Mutex // guards next
-	next time.Time
-}
-
-func (p *pace) due(now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !now.Before(p.next)
-}
-
-// spent has the next look wait for its share of what this one took.
-func (p *pace) spent(now time.Time, cost time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	p.next = p.next.Add(rescanShare * cost)
 }
 
 // rescan looks for the chunks of a root in the cache.

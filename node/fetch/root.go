@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
+	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -48,7 +50,6 @@ type rootState struct {
 	here   have.Set    // chunks that may go as far as the root
 
 	introducer peer.ID    // who handed the record over; "" where this node looked it up
-	used       time.Time  // the last time; guarded by the Fetcher's mu
 	scanning   sync.Mutex // held while the cache is looked through; before mu
 
 	mu       sync.Mutex // guards what follows
@@ -56,6 +57,11 @@ type rootState struct {
 	scanned  time.Time // the last time
 	evicted  uint64    // what the cache had evicted then
 	mapping  bool      // the map is or was brought in for the bitmap
+}
+
+// Name implements roots.Root.
+func (rs *rootState) Name() roots.Name {
+	return roots.Name{ID: rs.id, Head: rs.head, Introducer: rs.introducer}
 }
 
 func (rs *rootState) reach() cache.Reach { return cache.Reach(rs.limit.Load()) }
@@ -82,7 +88,7 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 		return nil, fmt.Errorf("root: %w", err)
 	}
 	rs := &rootState{
-		id: root.CID(), head: r.Head, depth: r.Head.Root.Depth(), used: f.cfg.Now(),
+		id: root.CID(), head: r.Head, depth: r.Head.Root.Depth(),
 		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope, peers: newPeers(f),
 	}
 	rs.limit.Store(uint32(reach))
@@ -99,7 +105,7 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 		return nil, fmt.Errorf("learn %w", err)
 	}
 	f.mu.Lock()
-	rs = f.roots.learn(rs)
+	rs = f.roots.Learn(rs, f.cfg.Now())
 	f.mu.Unlock()
 	rs.seal(r.Envelope)
 	return &Image{f: f, rs: rs}, nil
@@ -114,7 +120,7 @@ func (f *Fetcher) Open(r Root) (*Image, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if known := f.roots.learned(rs.id, rs.head); known != nil {
+	if known, ok := f.roots.Learned(rs.id, rs.head); ok {
 		rs = known
 	}
 	return &Image{f: f, rs: rs}, nil
@@ -147,8 +153,55 @@ func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []by
 	rs.introducer = from.ID
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.roots.introduce(rs)
+	f.roots.Introduce(rs, f.cfg.Now())
 	return nil
+}
+
+// root returns what is known of a root that this node itself asks for, or nil.
+func (f *Fetcher) root(id content.CID) *rootState {
+	return f.best(id, "", func(*rootState) bool { return true })
+}
+
+// served returns the state of a root for a member that asks for it, and how far what
+// it is answered from must go; nil when the root is unknown, or not for the asker.
+func (f *Fetcher) served(id content.CID, from exchange.Peer) (*rootState, cache.Reach) {
+	rs := f.best(id, from.ID, func(rs *rootState) bool { return from.Identity.MayRead(rs.head.Scope) })
+	if rs == nil {
+		return nil, cache.ReachNone
+	}
+	reach := rs.reach()
+	if reach == cache.ReachNone || reach != cache.ReachOf(rs.head.Scope, f.cfg.Identity) { // its record has ended meanwhile
+		return nil, cache.ReachNone
+	}
+	return rs, reach
+}
+
+// best returns the state by which a root is read, of those that may: one that was
+// looked up before one that was introduced, one whose head has proved right before
+// others, one that the asker itself introduced, and then the widest.
+func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool) *rootState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rs, _ := f.roots.Best(id, f.cfg.Now(), func(rs *rootState) int {
+		if !may(rs) {
+			return -1
+		}
+		rank := int(rs.reach())
+		for i, holds := range []bool{rs.introducer == asker, rs.proven.Load(), rs.introducer == ""} {
+			if holds {
+				rank += (int(cache.ReachPublic) + 1) << i
+			}
+		}
+		return rank
+	})
+	return rs
+}
+
+// all returns the roots that others may ask for.
+func (f *Fetcher) all() []*rootState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(f.roots.All())
 }
 
 // request says for whom something is fetched.

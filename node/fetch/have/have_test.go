@@ -3,6 +3,7 @@ package have
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -50,5 +51,22 @@ func TestFollowersAreToldOfAll(t *testing.T) {
 			s.Add(100 + i)
 		}
 		follow()
+	}
+}
+
+// TestScansShareTheirTime: all roots together take one part in paceShare.
+func TestScansShareTheirTime(t *testing.T) {
+	var p Pace
+	now := time.Now()
+	for range 2 {
+		if !p.Due(now) {
+			t.Error("a scan must wait although none was made lately")
+		}
+		p.Spent(now, time.Second)
+		p.Spent(now, time.Second)
+		if p.Due(now.Add(2*paceShare*time.Second - 1)) {
+			t.Error("the next scan comes too soon")
+		}
+		now = now.Add(2 * paceShare * time.Second)
 	}
 }
