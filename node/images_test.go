@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,6 +147,33 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 	} {
 		if got, err := n.Images.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
 			t.Errorf("%s: %+v, %v, want %+v", x.name, got, err, x.want)
+		}
+	}
+}
+
+// TestBlocksThatAreNotPublicAreAbsent: a block that this node has for itself, its farm
+// or the mesh is answered as one that nobody has, and not read for it.
+func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
+	n := newMember(t)
+	for reach := cache.ReachNone; reach <= cache.ReachPublic; reach++ {
+		v := content.Seal([]byte{1, byte(reach)})
+		absent := content.Seal([]byte{2, byte(reach)}).CID()
+		if err := n.cache.Put(v, reach); err != nil {
+			t.Fatal(err)
+		}
+		got, err := n.PublicBlock(t.Context(), v.CID())
+		if reach == cache.ReachPublic {
+			if err != nil || got.CID() != v.CID() {
+				t.Errorf("a public block: %v", err)
+			}
+			if err := n.cache.Narrow([]content.CID{v.CID()}, cache.ReachMesh); err != nil {
+				t.Fatal(err)
+			}
+			got, err = n.PublicBlock(t.Context(), v.CID())
+		}
+		_, none := n.PublicBlock(t.Context(), absent)
+		if !errors.Is(err, content.ErrNotFound) || strings.ReplaceAll(err.Error(), v.CID().String(), "") != strings.ReplaceAll(none.Error(), absent.String(), "") || got.Bytes() != nil {
+			t.Errorf("a block of reach %d: %v; an absent one: %v", reach, err, none)
 		}
 	}
 }

@@ -17,11 +17,18 @@ const (
 	announcersPerFarm = 2
 	// rescanInterval bounds how often a bitmap is made anew after evictions.
 	rescanInterval = 2 * time.Second
-	// scanMax bounds the map nodes that one scan looks at: a map can name one node
-	// everywhere. They are those of 16 TiB in chunks of the default size, or for a
-	// root that a member introduced of 512 GiB.
-	scanMax, scanIntroduced = 1 << 17, 1 << 12
+	// scanLearned and scanIntroduced bound the map nodes that one look at a root's map
+	// takes in: a map can name one node everywhere. They are those of 16 TiB and of
+	// 512 GiB in chunks of the default size.
+	scanLearned, scanIntroduced = 1 << 17, 1 << 12
 )
+
+func (rs *rootState) scanMax() int {
+	if rs.introducer != "" {
+		return scanIntroduced
+	}
+	return scanLearned
+}
 
 // refresh looks at the cache again if it has evicted something, and not too often.
 func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
@@ -59,10 +66,7 @@ func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
 // a map can name one chunk everywhere.
 func (f *Fetcher) scan(ctx context.Context, rs *rootState) *content.Bitmap {
 	var set content.Bitmap
-	reach, nodes, found := rs.reach(), scanMax, 2*f.cfg.Cache.Stats().Chunks
-	if rs.introducer != "" {
-		nodes = scanIntroduced
-	}
+	reach, nodes, found := rs.reach(), rs.scanMax(), 2*f.cfg.Cache.Stats().Chunks
 	f.walk(ctx, rs, byWalk(reach), func(p content.Pos, n *mapNode, err error) bool {
 		if nodes--; err != nil || p.Level > 1 {
 			return nodes > 0

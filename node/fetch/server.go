@@ -276,7 +276,7 @@ func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
 		return
 	}
 	f.start(func() {
-		nodes, failed := scanMax, error(nil)
+		nodes, failed := rs.scanMax(), error(nil)
 		f.walk(f.ctx, rs, request{priority: exchange.PriorityPrefetch, reach: rs.reach()}, func(_ content.Pos, _ *mapNode, err error) bool {
 			nodes--
 			failed = err

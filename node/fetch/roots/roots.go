@@ -64,10 +64,16 @@ func New[T Root]() *Store[T] {
 	return &Store[T]{by: map[content.CID][]*entry[T]{}, from: map[peer.ID][]*entry[T]{}}
 }
 
-// Learned returns the root that was looked up with that head.
+// Learned returns the root that was looked up with that head, or else with one that
+// differs in its scope alone: another record of the same.
 func (s *Store[T]) Learned(id content.CID, head pack.Head) (root T, ok bool) {
 	if e := s.find(id, head); e != nil {
 		return e.root, true
+	}
+	for _, e := range s.by[id] {
+		if head.Scope = e.Head.Scope; e.Introducer == "" && e.Head == head {
+			return e.root, true
+		}
 	}
 	return root, false
 }
@@ -185,13 +191,13 @@ func (s *Store[T]) End(id content.CID, scope content.Scope) (out []T) {
 	return out
 }
 
-// Best returns what is known of a root that ranks highest, and counts it as used;
-// ranks below 0 don't count.
+// Best returns what is known of a root that ranks highest, the latest of equals, and
+// counts it as used; ranks below 0 don't count.
 func (s *Store[T]) Best(id content.CID, now time.Time, rank func(T) int) (root T, ok bool) {
 	var best *entry[T]
-	most := -1
+	most := 0
 	for _, e := range s.by[id] {
-		if n := rank(e.root); n > most {
+		if n := rank(e.root); n >= most {
 			best, most = e, n
 		}
 	}
