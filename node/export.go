@@ -101,7 +101,7 @@ func bare(err error) error {
 }
 
 func (im *Images) exportTo(ctx context.Context, head pack.Head, f *os.File, progress func(int64)) error {
-	m, err := im.open(fetch.Root{Head: head})
+	m, err := im.n.fetch.Open(fetch.Root{Head: head})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -172,15 +173,7 @@ func (im *Images) image(ctx context.Context, name string) (*fetch.Image, error) 
 	if err != nil {
 		return nil, err
 	}
-	return im.open(rootOf(k))
-}
-
-func (im *Images) open(r fetch.Root) (*fetch.Image, error) {
-	id, err := im.n.fetch.Learn(r)
-	if err != nil {
-		return nil, err
-	}
-	return im.n.fetch.Open(id)
+	return im.n.fetch.Learn(rootOf(k))
 }
 
 // Warm fetches all of an image into the cache, in the background.
@@ -223,10 +216,11 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 // Unpin lets an image's chunks be evicted; one that is not pinned is success.
 func (im *Images) Unpin(_ context.Context, name string) error { return im.n.cache.Unpin(name) }
 
-// PublicBlock returns a block of public content that this node holds.
-func (n *Node) PublicBlock(ctx context.Context, id content.CID) (content.Verified, error) {
-	v, err := n.cache.Get(id, nil)
-	if err != nil || !n.fetch.IsPublic(ctx, id) {
+// PublicBlock returns a block of public content that this node holds. One that it
+// holds and that is not public is as absent as any other: it is not even read.
+func (n *Node) PublicBlock(_ context.Context, id content.CID) (content.Verified, error) {
+	v, err := n.cache.GetFor(id, cache.ReachPublic, nil)
+	if err != nil {
 		return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
 	}
 	return v, nil

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -167,6 +168,33 @@ func TestWhatAnImportMayReferTo(t *testing.T) {
 	} {
 		if got := mayReferTo(scope); !slices.Equal(got, want) {
 			t.Errorf("scope %s: %v, want %v", scope, got, want)
+		}
+	}
+}
+
+// TestBlocksThatAreNotPublicAreAbsent: a block that this node has for itself, its farm
+// or the mesh is answered as one that nobody has, and not read for it.
+func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
+	n := newMember(t)
+	for reach := cache.ReachNone; reach <= cache.ReachPublic; reach++ {
+		v := content.Seal([]byte{1, byte(reach)})
+		absent := content.Seal([]byte{2, byte(reach)}).CID()
+		if err := n.cache.Put(v, reach); err != nil {
+			t.Fatal(err)
+		}
+		got, err := n.PublicBlock(t.Context(), v.CID())
+		if reach == cache.ReachPublic {
+			if err != nil || got.CID() != v.CID() {
+				t.Errorf("a public block: %v", err)
+			}
+			if err := n.cache.Narrow([]content.CID{v.CID()}, cache.ReachMesh); err != nil {
+				t.Fatal(err)
+			}
+			got, err = n.PublicBlock(t.Context(), v.CID())
+		}
+		_, none := n.PublicBlock(t.Context(), absent)
+		if !errors.Is(err, content.ErrNotFound) || strings.ReplaceAll(err.Error(), v.CID().String(), "") != strings.ReplaceAll(none.Error(), absent.String(), "") || got.Bytes() != nil {
+			t.Errorf("a block of reach %d: %v; an absent one: %v", reach, err, none)
 		}
 	}
 }

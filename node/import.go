@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -115,7 +116,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 func (im *Images) hold(ctx context.Context, name string) {
 	m, err := im.image(ctx, name)
 	if err == nil {
-		err = im.n.fetch.Hold(ctx, m.ID())
+		err = m.Hold(ctx)
 	}
 	if err != nil {
 		im.n.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
@@ -168,9 +169,10 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
+	reach := cache.ReachOf(scope, im.n.member.Chain.Identity())
 	b, err := build.New(ctx, build.Config{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
-		OnChunk: func(v content.Verified) { im.n.cache.Put(v) }, // without room the import goes on
+		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on
 		Progress: func(s build.Stats) {
 			op.Update(func(v *OperationView) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
 		},

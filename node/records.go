@@ -19,7 +19,7 @@ func (n *Node) learn(k records.Known) {
 }
 
 // forget ends what the records of a root gave it, when the last one ends.
-func (n *Node) forget(content.CID, content.Scope) {}
+func (n *Node) forget(root content.CID, scope content.Scope) { n.fetch.Forget(root, scope) }
 
 func rootOf(k records.Known) fetch.Root {
 	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}

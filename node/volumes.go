@@ -53,17 +53,14 @@ func (x library) Base(ctx context.Context, ref content.Ref) (volumes.Base, error
 		return volumes.Base{}, err
 	}
 	r := rootOf(k)
-	if id, err := x.n.fetch.Learn(r); err == nil {
-		x.n.fetch.Prepare(ctx, id) // the new volume's first read knows whom to ask
+	if m, err := x.n.fetch.Learn(r); err == nil {
+		m.Prepare(ctx) // the new volume's first read knows whom to ask
 	}
 	return volumes.Base{Head: r.Head, Lineage: r.Lineage, Envelope: r.Envelope}, nil
 }
 
-// Image implements volumes.Library.
+// Image implements volumes.Library. The record of the image may have ended since, so
+// it is not learned from what the volume keeps of it.
 func (x library) Image(_ context.Context, b volumes.Base) (*fetch.Image, error) {
-	id, err := x.n.fetch.Learn(fetch.Root(b))
-	if err != nil {
-		return nil, err
-	}
-	return x.n.fetch.Open(id)
+	return x.n.fetch.Open(fetch.Root(b))
 }

@@ -77,7 +77,7 @@ func BenchmarkOpenTiB(b *testing.B) {
 		t.setClass(at.slab(), uint32(cl)+1)
 		k := key{max(rand.Uint64()>>tagShift, 1), [2]uint32{rand.Uint32(), rand.Uint32()}}
 		if i, ok := t.vacancy(k); ok {
-			t.set(i, k.word()|fullBit, at)
+			t.set(i, k.word()|fullBit, at, ReachMesh)
 		} else {
 			displaced++
 		}

@@ -49,7 +49,7 @@ func open(t testing.TB, dir string, quota int64) *Cache {
 
 func put(t testing.TB, c *Cache, v content.Verified) {
 	t.Helper()
-	if err := c.Put(v); err != nil {
+	if err := c.Put(v, ReachMesh); err != nil {
 		t.Fatal(err)
 	}
 }

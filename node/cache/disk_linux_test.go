@@ -30,7 +30,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	var full error
 	for n := 1; n < 200 && full == nil; n++ {
-		full = c.Put(object(n, 1<<20))
+		full = c.Put(object(n, 1<<20), ReachMesh)
 	}
 	if !errors.Is(full, content.ErrNoSpace) || !c.Stats().Full {
 		t.Fatalf("on a full disk: %v, %+v", full, c.Stats())

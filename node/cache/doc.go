@@ -9,7 +9,7 @@
 // slab, as a hole. The index is a table of 12-byte entries in a file that is
 // mapped into memory, outside the heap: 14.8 bytes an object when the quota is
 // full of chunks of 128 KiB, 118 KiB a GiB. The names file says which object each
-// slot was last filled with; it is read when something is evicted, and to make
+// slot is filled with; it is read when something is evicted, and to make
 // the index anew. Beside these, the heap has some 100 bytes a slab.
 //
 // # Crashes
@@ -28,12 +28,19 @@
 // counted before the slot can be written to, so an unchanged count vouches for
 // what was read; a changed one has the read repeated.
 //
+// # Reach
+//
+// Each object carries how far it may go: the widest of the scopes under which its
+// bytes were obtained here. It is in the index and in the names, so that a cache
+// whose index is lost gives nothing to others that it did not give before, and
+// nothing that was taken back: who narrows a reach has it on disk.
+//
 // # Index file
 //
 // In the byte order of the machine, as it never leaves it, but for the header,
 // which is little-endian:
 //
-//	0     8   magic "GRCIDX\x00\x01"
+//	0     8   magic "GRCIDX\x00\x02"
 //	8     4   entries E, a multiple of 16
 //	12    4   slabs S, even
 //	16    16  secret of the keyed hash
@@ -45,7 +52,7 @@
 //	      8E  for each entry, from the lowest bit: uses (2), period of the last use
 //	          (2), day of the last check (2), in the main queue, pinned, fills its
 //	          slot (1 each), tag (55); 0 is free
-//	      4E  for each entry: slot (10), slab (20)
+//	      4E  for each entry: slot (10), slab (20), reach (2)
 //
 // The tag and the two buckets of 16 entries in which an object may lie are a
 // SipHash-128 of its CID under the secret, so nobody can make two chunks that
@@ -54,10 +61,10 @@
 //
 // # Names file
 //
-// For slot n of slab s, at 40 KiB × s + 40 × n, little-endian:
+// The record of a slot that is free again is zeros. For slot n of slab s, at 40 KiB × s + 40 × n, little-endian:
 //
 //	0   32  CID
-//	32  4   length
+//	32  4   length (30), reach (2)
 //	36  4   CRC32C of the above, xor 0x9e3779b1 × (s << 10 | n)
 //
 // # Pins

@@ -229,7 +229,9 @@ func (c *Cache) drop(id content.CID, s sight, unreadable bool) {
 	}
 	at := t.place(i)
 	c.remove(t, i, id)
-	if !unreadable {
+	if unreadable {
+		c.names.blank(at)
+	} else {
 		c.giveSlot(at)
 	}
 }
@@ -292,6 +294,7 @@ func (c *Cache) emptySlab(number int) bool {
 		if i, id, ok := c.entryAt(t, records, at); ok {
 			c.remove(t, i, id)
 			c.slabs.give(at)
+			c.names.blank(at)
 		}
 	}
 	if c.slabs.all[number].taken > 0 {

@@ -165,7 +165,7 @@ func TestAllPinned(t *testing.T) {
 		put(t, c, object(n, 128<<10))
 	}
 	for n := range 100 {
-		if err := c.Put(object(5000+n, 128<<10)); !errors.Is(err, content.ErrNoSpace) {
+		if err := c.Put(object(5000+n, 128<<10), ReachMesh); !errors.Is(err, content.ErrNoSpace) {
 			t.Fatalf("Put beside pins that take all: %v, want ErrNoSpace", err)
 		}
 	}
@@ -289,7 +289,7 @@ func TestScrubFindsRot(t *testing.T) {
 	if err := <-ran; err != nil {
 		t.Error(err)
 	}
-	if err := c.Put(all[77]); !errors.Is(err, content.ErrClosed) {
+	if err := c.Put(all[77], ReachMesh); !errors.Is(err, content.ErrClosed) {
 		t.Errorf("Put after Run: %v, want ErrClosed", err)
 	}
 	if err := c.ReadAt(all[0].CID(), make([]byte, 1), 0); !errors.Is(err, content.ErrClosed) {
@@ -315,7 +315,7 @@ func TestUnreadableDisk(t *testing.T) {
 	if err := c.ReadAt(v.CID(), make([]byte, 1), 0); !errors.Is(err, content.ErrNotFound) {
 		t.Errorf("read of a broken disk: %v, want ErrNotFound", err)
 	}
-	if err := c.Put(object(3, 128<<10)); !errors.Is(err, content.ErrNoSpace) {
+	if err := c.Put(object(3, 128<<10), ReachMesh); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("Put on a broken disk: %v, want ErrNoSpace", err)
 	}
 	c.files.Store(&good)
@@ -343,7 +343,7 @@ func TestRangesOfAChunk(t *testing.T) {
 		}
 	}
 	for _, size := range []int{0, content.ChunkSizeMax + 1} {
-		if err := c.Put(content.Seal(make([]byte, size))); !errors.Is(err, content.ErrInvalid) {
+		if err := c.Put(content.Seal(make([]byte, size)), ReachMesh); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("Put of %d bytes: %v, want ErrInvalid", size, err)
 		}
 	}

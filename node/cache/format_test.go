@@ -13,7 +13,7 @@ import (
 
 func TestFormats(t *testing.T) {
 	at := newPlace(3, 5)
-	n := name{content.Sum([]byte("grange")), 131072}
+	n := name{content.Sum([]byte("grange")), 131072, ReachPublic}
 	b := n.encode(at)
 	golden.Check(t, "name", b[:])
 	if got, ok := decodeName(b[:], at); !ok || got != n {
@@ -42,7 +42,7 @@ func TestFormats(t *testing.T) {
 }
 
 func FuzzDecodeName(f *testing.F) {
-	b := name{content.Sum([]byte("grange")), 131072}.encode(7)
+	b := name{content.Sum([]byte("grange")), 131072, ReachPublic}.encode(7)
 	f.Add(b[:], uint32(7))
 	f.Fuzz(func(t *testing.T, b []byte, at uint32) {
 		if len(b) != nameSize {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
 	"testing"
@@ -25,6 +26,7 @@ type model struct {
 	here  map[content.CID]int // to the number of the object
 	pins  map[string][]int
 	rot   map[int]bool // objects whose slot is bad
+	reach map[int]Reach
 }
 
 const (
@@ -59,10 +61,13 @@ func (m *model) put(t *rapid.T, from, n int) {
 		number := (from + i) % modelObjects
 		v := modelObject(number)
 		was := m.c.Has(v.CID())
-		switch err := m.c.Put(v); {
+		reach := Reach(rapid.IntRange(0, int(ReachPublic)).Draw(t, "reach"))
+		switch err := m.c.Put(v, reach); {
 		case err == nil:
+			m.reach[number] = max(reach, m.reach[number])
 			if !was {
 				m.here[v.CID()] = number
+				m.reach[number] = reach
 				delete(m.rot, number)
 			}
 		case !errors.Is(err, content.ErrNoSpace) || len(m.pins) == 0:
@@ -120,6 +125,29 @@ func (m *model) Unpin(t *rapid.T) {
 	delete(m.pins, name)
 }
 
+// Narrow lowers the reach of some objects, there or not.
+func (m *model) Narrow(t *rapid.T) {
+	most := Reach(rapid.IntRange(0, int(ReachPublic)).Draw(t, "most"))
+	numbers := rapid.SliceOfN(rapid.IntRange(0, modelObjects-1), 0, 50).Draw(t, "narrowed")
+	var ids []content.CID
+	for _, n := range numbers {
+		ids = append(ids, m.ids[n])
+		m.reach[n] = min(most, m.reach[n])
+	}
+	if err := m.c.Narrow(ids, most); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Rebuild kills the cache and takes its index away: all is found again by its name.
+func (m *model) Rebuild(t *rapid.T) {
+	m.kill(t)
+	if err := os.Remove(m.c.indexPath()); err != nil {
+		t.Fatal(err)
+	}
+	m.open(t)
+}
+
 // Evict evicts some bytes.
 func (m *model) Evict(t *rapid.T) { m.c.Evict(rapid.Int64Range(1, 64<<20).Draw(t, "bytes")) }
 
@@ -141,16 +169,19 @@ func (m *model) Rot(t *rapid.T) {
 // Restart closes the cache, or kills it.
 func (m *model) Restart(t *rapid.T) {
 	if rapid.Bool().Draw(t, "kill") {
-		m.c.mu.Lock()
-		err := m.c.release()
-		m.c.mu.Unlock()
-		if err != nil {
-			t.Fatal(err)
-		}
+		m.kill(t)
 	} else if err := m.c.Close(); err != nil {
 		t.Fatal(err)
 	}
 	m.open(t)
+}
+
+func (m *model) kill(t *rapid.T) {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	if err := m.c.release(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Pass lets time pass.
@@ -165,9 +196,13 @@ func (m *model) Check(t *rapid.T) {
 	if st := m.c.Stats(); st.Chunks != int64(len(m.here)) || st.Disk > st.Quota {
 		t.Fatalf("%d objects should be here: %+v", len(m.here), st)
 	}
-	for id := range m.here {
+	for id, n := range m.here {
 		if !m.c.Has(id) {
-			t.Fatalf("object %d is gone, and that was not told", m.here[id])
+			t.Fatalf("object %d is gone, and that was not told", n)
+		}
+		want := m.reach[n]
+		if got, ok := m.c.Reach(id); !ok || got != want || !m.c.HasFor(id, want) || want < ReachPublic && m.c.HasFor(id, want+1) {
+			t.Fatalf("object %d has reach %d, want %d", n, got, want)
 		}
 	}
 	names := m.c.Pinned()
@@ -195,7 +230,7 @@ func TestModel(t *testing.T) {
 		ids[n] = modelObject(n).CID()
 	}
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{ids: ids, clock: newClock(), here: map[content.CID]int{}, pins: map[string][]int{}, rot: map[int]bool{}}
+		m := &model{ids: ids, clock: newClock(), here: map[content.CID]int{}, pins: map[string][]int{}, rot: map[int]bool{}, reach: map[int]Reach{}}
 		m.cfg = Config{Dir: t.TempDir(), Quota: quotaMin, ScrubRate: -1, Now: func() time.Time { return m.clock.now }}
 		m.cfg.OnEvict = func(ids []content.CID) {
 			for _, id := range ids {
@@ -216,7 +251,7 @@ func TestModel(t *testing.T) {
 		defer func() { m.c.Close() }()
 		rt.Repeat(map[string]func(*rapid.T){
 			"Put": m.Put, "Read": m.Read, "Pin": m.Pin, "Unpin": m.Unpin, "Evict": m.Evict,
-			"Rot": m.Rot, "Restart": m.Restart, "Pass": m.Pass, "": m.Check,
+			"Narrow": m.Narrow, "Rebuild": m.Rebuild, "Rot": m.Rot, "Restart": m.Restart, "Pass": m.Pass, "": m.Check,
 		})
 	})
 }

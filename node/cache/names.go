@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// nameSize is a record of the names file: which object a slot was last filled
+	// nameSize is a record of the names file: which object a slot is filled
 	// with. The file is sparse, with room for the slots of the smallest class in
 	// each slab, so that the record of a slot stays where it is.
 	nameSize     = 40
@@ -21,11 +21,15 @@ const (
 type name struct {
 	id     content.CID
 	length int
+	reach  Reach
 }
+
+// reachShift is where the reach begins in the word of the length.
+const reachShift = 30
 
 func (n name) encode(at place) (b [nameSize]byte) {
 	copy(b[:], n.id[:])
-	binary.LittleEndian.PutUint32(b[32:], uint32(n.length))
+	binary.LittleEndian.PutUint32(b[32:], uint32(n.length)|uint32(n.reach)<<reachShift)
 	binary.LittleEndian.PutUint32(b[36:], nameSum(b[:], at))
 	return b
 }
@@ -37,7 +41,8 @@ func nameSum(b []byte, at place) uint32 {
 
 // decodeName reads a record; false when it is none.
 func decodeName(b []byte, at place) (name, bool) {
-	n := name{content.CID(b[:32]), int(binary.LittleEndian.Uint32(b[32:]))}
+	w := binary.LittleEndian.Uint32(b[32:])
+	n := name{content.CID(b[:32]), int(w & (1<<reachShift - 1)), Reach(w >> reachShift)}
 	return n, n.length > 0 && n.length <= slotMax && binary.LittleEndian.Uint32(b[36:]) == nameSum(b, at)
 }
 
@@ -82,6 +87,13 @@ func (f names) slabs() int {
 		return 0
 	}
 	return int(min((size+slabNameSize-1)/slabNameSize, slabsMax))
+}
+
+// blank removes the record of a slot that is free: an index that is made anew must
+// not give an object back what it might do when it was here before.
+func (f names) blank(at place) {
+	var none [nameSize]byte
+	f.file.WriteAt(none[:], nameOffset(at)) // a disk that fails so fails the next Put
 }
 
 // forget removes the records of a slab, before another class takes it.

@@ -8,23 +8,24 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Put keeps a chunk. ErrNoSpace means that there was no room: the caller goes on
-// without. A chunk that is here already is success. The bytes are copied.
+// Put keeps a chunk whose bytes were obtained for that reach. ErrNoSpace means that
+// there was no room: the caller goes on without. A chunk that is here already is
+// success, and goes as far as the wider of the two. The bytes are copied.
 //
 // Nothing is synced, in no order: the chunk is hashed at its first touch after a
 // start, and what a crash tore is dropped then.
-func (c *Cache) Put(v content.Verified) error {
+func (c *Cache) Put(v content.Verified, reach Reach) error {
 	length := len(v.Bytes())
 	if length == 0 || length > slotMax {
 		return fmt.Errorf("cache: %w: a chunk of %d bytes", content.ErrInvalid, length)
 	}
-	if c.Has(v.CID()) {
+	if c.Has(v.CID()) && (c.HasFor(v.CID(), reach) || c.widen(v.CID(), reach)) {
 		return nil
 	}
 	at, err := c.reserve(classOf(length))
 	if err == nil {
-		if err = c.write(at, v); err == nil {
-			err = c.commit(v, at)
+		if err = c.write(at, v, reach); err == nil {
+			err = c.commit(v, at, reach)
 		} else {
 			c.cancel(at)
 		}
@@ -84,7 +85,7 @@ func (c *Cache) addSlab(cl class) error {
 	return c.openFile(number / slabsPerFile)
 }
 
-func (c *Cache) write(at place, v content.Verified) error {
+func (c *Cache) write(at place, v content.Verified, reach Reach) error {
 	f, off, ok := c.file(at, classOf(len(v.Bytes())))
 	if !ok {
 		return io.ErrClosedPipe
@@ -92,12 +93,12 @@ func (c *Cache) write(at place, v content.Verified) error {
 	if _, err := f.WriteAt(v.Bytes(), off); err != nil {
 		return err
 	}
-	return c.names.write(at, name{v.CID(), len(v.Bytes())})
+	return c.names.write(at, name{v.CID(), len(v.Bytes()), reach})
 }
 
 // commit makes a written slot findable, or gives it back if another Put was
 // faster.
-func (c *Cache) commit(v content.Verified, at place) error {
+func (c *Cache) commit(v content.Verified, at place, reach Reach) error {
 	c.mu.Lock()
 	defer c.tell()
 	if c.closed.Load() {
@@ -105,8 +106,9 @@ func (c *Cache) commit(v content.Verified, at place) error {
 	}
 	c.roomy()
 	t, k := c.table.Load(), c.secret.key(v.CID())
-	if _, _, ok := t.find(k); ok {
+	if i, _, ok := t.find(k); ok {
 		c.giveSlot(at)
+		c.raise(t, i, reach)
 		return nil
 	}
 	i, ok := t.vacancy(k)
@@ -123,7 +125,7 @@ func (c *Cache) commit(v content.Verified, at place) error {
 	if c.pinnedBy(v.CID()) {
 		w |= pinBit
 	}
-	t.set(i, w, at)
+	t.set(i, w, at, reach)
 	c.counted(at, w, 1)
 	return nil
 }
@@ -140,6 +142,7 @@ func (c *Cache) cancel(at place) {
 // giveSlot frees a slot, and its slab when that is empty and too much. Called
 // with mu.
 func (c *Cache) giveSlot(at place) {
+	c.names.blank(at)
 	if c.slabs.give(at) && c.overLimit() {
 		c.returnSlab(at.slab())
 	}

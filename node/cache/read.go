@@ -17,6 +17,7 @@ type sight struct {
 	index int
 	word  word
 	at    place
+	reach Reach
 	class class
 	turn  uint32
 }
@@ -28,7 +29,7 @@ func (c *Cache) look(k key) (s sight, ok bool) {
 	if s.index, s.word, ok = s.table.find(k); !ok {
 		return s, false
 	}
-	s.at = s.table.place(s.index)
+	s.at, s.reach = s.table.located(s.index)
 	s.class, ok = s.table.class(s.at.slab())
 	return s, ok
 }

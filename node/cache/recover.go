@@ -52,7 +52,7 @@ func (c *Cache) adopt(t *table) error {
 		if w == 0 {
 			continue
 		}
-		at := t.place(i)
+		at, reach := t.located(i)
 		cl, ok := t.class(at.slab())
 		if w.tag() == 0 || !ok || !c.slabs.claim(at, cl) {
 			t.clear(i)
@@ -60,7 +60,7 @@ func (c *Cache) adopt(t *table) error {
 			continue
 		}
 		w = w.withDay(0) &^ pinBit
-		t.set(i, w, at)
+		t.set(i, w, at, reach)
 		c.counted(at, w, 1)
 	}
 	if dropped > 0 {
@@ -111,7 +111,7 @@ func (c *Cache) recall(t *table, at place, n name) {
 	if n.length == cl.size() {
 		w |= fullBit
 	}
-	t.set(i, w, at)
+	t.set(i, w, at, n.reach)
 	t.setClass(at.slab(), uint32(cl)+1)
 	c.counted(at, w, 1)
 }
@@ -188,8 +188,9 @@ func (c *Cache) resize(entries int) error {
 				if !ok || old.place(i) != at {
 					return
 				}
+				_, reach := old.located(i)
 				if i, ok := t.vacancy(k); ok {
-					t.set(i, w, at)
+					t.set(i, w, at, reach)
 					moved[at/64] |= 1 << (at % 64)
 				}
 			})

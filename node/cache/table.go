@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	indexMagic = "GRCIDX\x00\x01"
+	indexMagic = "GRCIDX\x00\x02"
 	headerSize = 4096
 	classSize  = 4 // bytes a slab
 	entrySize  = 8 + 4
@@ -83,7 +83,8 @@ func (w word) withDay(n uint64) word    { return w.with(dayShift, dayBits, n) }
 type place uint32
 
 const (
-	slotBits, slabBits = 10, 20 // of 32; the rest is zero
+	slotBits, slabBits = 10, 20 // of 32; the rest is the object's reach
+	placeBits          = slotBits + slabBits
 	slabsMax           = 1 << slabBits
 )
 
@@ -184,9 +185,22 @@ func (t *table) word(i int) word {
 }
 
 func (t *table) place(i int) place {
+	p, _ := t.located(i)
+	return p
+}
+
+// located says where the object of an entry lies and how far it may go, at one
+// moment.
+func (t *table) located(i int) (place, Reach) {
 	p := atomic.LoadUint32(&t.places[i])
 	runtime.KeepAlive(t)
-	return place(p)
+	return place(p & (1<<placeBits - 1)), Reach(p >> placeBits)
+}
+
+// setReach changes how far an object may go. Called with the lock.
+func (t *table) setReach(i int, r Reach) {
+	atomic.StoreUint32(&t.places[i], uint32(t.place(i))|uint32(r)<<placeBits)
+	runtime.KeepAlive(t)
 }
 
 func (t *table) swap(i int, old, new word) bool {
@@ -264,8 +278,8 @@ func (t *table) vacancy(k key) (i int, ok bool) {
 
 // set fills a free entry: the place first, so that a word always stands beside
 // the place of an object that was, or is, the word's. Called with the lock.
-func (t *table) set(i int, w word, at place) {
-	atomic.StoreUint32(&t.places[i], uint32(at))
+func (t *table) set(i int, w word, at place, r Reach) {
+	atomic.StoreUint32(&t.places[i], uint32(at)|uint32(r)<<placeBits)
 	atomic.StoreUint64(&t.words[i], uint64(w))
 	runtime.KeepAlive(t)
 }

@@ -84,7 +84,7 @@ func TestLiarElsewhereIsBanned(t *testing.T) {
 	m, liar := w.join("north", nil), w.lying("south")
 	w.check(liar.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
 	g := m.open(im)
-	m.Prepare(t.Context(), im.id)
+	m.open(im).Prepare(t.Context())
 	w.eventually("it shows what it claims to have", func() bool { return m.Shown(im.id)[liar.id] > 0 })
 	w.check(readAll(t.Context(), g, im))
 	if !m.isBanned(liar) {
@@ -119,11 +119,11 @@ func TestOtherPageIsPassedOver(t *testing.T) {
 			var maps mapped
 			other := w.enter(farm, trust.RoleNode, nil, func(s exchange.Server) exchange.Server { maps.Server = s; return &maps })
 			w.warmAll(theirs, other)
-			w.check(other.Hold(t.Context(), theirs.id))
+			w.check(other.open(theirs).Hold(t.Context()))
 			w.announcedBy(theirs, 1)
 			m := w.join("north", nil)
 			g := m.open(mine)
-			m.Prepare(t.Context(), mine.id)
+			m.open(mine).Prepare(t.Context())
 			w.eventually("the other shows what it has", func() bool { return m.Shown(mine.id)[other.id] == mine.stats.Chunks })
 			w.forget()
 			w.check(readAll(t.Context(), g, mine))

@@ -16,9 +16,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch/frames"
+	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/resident"
+	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
@@ -54,15 +57,8 @@ type Announcements interface {
 	Ban(peer.ID, time.Duration)
 }
 
-// Origin reads packs. It is a pack.Reader.
-type Origin interface {
-	ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error)
-}
-
-// Relocator is an Origin that finds frames whose pack was rewritten into another.
-type Relocator interface {
-	Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error)
-}
+// Origin reads packs, and may be a frames.Relocator.
+type Origin = frames.Origin
 
 const (
 	// jobTimeout ends a job that nothing else has ended: every ask has a deadline
@@ -86,7 +82,7 @@ type Config struct {
 	Members  Members
 	// Swarm finds members of other farms; nil finds none.
 	Swarm Announcements
-	// Origin returns the reader of the origin, which may be a Relocator, or nil
+	// Origin returns the reader of the origin, or nil
 	// while there is none or it does not answer. It is asked often.
 	Origin func() Origin
 	Self   peer.ID
@@ -107,21 +103,23 @@ type Config struct {
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
 // Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
-// last, nor under habits.mu, pace.mu and resident.mu.
+// last, nor under habits.mu.
 type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
 	metrics metrics
 	bytes   [sources]atomic.Int64
 	habits  habits
-	leaves  resident
-	pace    pace
+	nodes   *resident.Clock[mapNode]
+	pace    have.Pace
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
+	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
+
 	mu      sync.Mutex // guards what follows
-	roots   map[content.CID]*rootState
+	roots   *roots.Store[*rootState]
 	flights map[flightKey]*flight
 	reading map[objectKey]*read
 	crowds  map[crowdKey]*plan.Crowd
@@ -144,7 +142,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1),
-		roots: map[content.CID]*rootState{}, flights: map[flightKey]*flight{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), flights: map[flightKey]*flight{},
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)

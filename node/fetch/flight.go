@@ -3,8 +3,10 @@ package fetch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -180,18 +182,18 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 	var node *mapNode
 	if a.obj.pos.Level > 0 {
 		var err error
-		if node, err = f.decodeNode(rs, a.obj.pos, a.data, a.page); err != nil {
+		if node, err = f.decodeNode(rs, a.obj.pos, a); err != nil {
 			return err
 		}
 	}
 	if a.from != FromCache {
-		f.keep(a.page)
-		f.keep(a.data)
+		f.keep(rs, a.page, a.obj.reach)
+		f.keep(rs, a.data, a.obj.reach)
 	}
 	if node != nil {
-		f.keepNode(rs, a.obj.pos, node)
-	} else if f.cfg.Cache.Has(a.obj.id) {
-		rs.noteHave(a.obj.pos.Index)
+		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.pos), node)
+	} else {
+		f.show(rs, a.obj)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -221,12 +223,31 @@ func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
 	}
 }
 
-// keep puts bytes into the cache, if there is room and there are any.
-func (f *Fetcher) keep(v content.Verified) {
+// show notes a chunk that has landed in the bitmaps of its root, by whatever head.
+func (f *Fetcher) show(rs *rootState, o object) {
+	reach, ok := f.cfg.Cache.Reach(o.id)
+	f.mu.Lock()
+	heads := slices.Collect(f.roots.Of(rs.id))
+	f.mu.Unlock()
+	for _, head := range append(heads, rs) {
+		if ok && reach >= head.reach() {
+			head.here.Add(o.pos.Index)
+		}
+	}
+}
+
+// keep puts bytes into the cache, if there is room and there are any. They were
+// obtained for that reach, which the root has had.
+func (f *Fetcher) keep(rs *rootState, v content.Verified, reach cache.Reach) {
 	if len(v.Bytes()) == 0 {
 		return
 	}
-	if err := f.cfg.Cache.Put(v); err != nil && !errors.Is(err, content.ErrNoSpace) {
+	if err := f.cfg.Cache.Put(v, min(reach, rs.reach())); err != nil && !errors.Is(err, content.ErrNoSpace) {
 		f.cfg.Log.Debug("a chunk is not kept", "err", err)
+	}
+	if now := rs.reach(); now < reach { // its record has ended meanwhile
+		if err := f.cfg.Cache.Narrow([]content.CID{v.CID()}, now); err != nil {
+			f.cfg.Log.Debug("a chunk is not narrowed", "err", err)
+		}
 	}
 }

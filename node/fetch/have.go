@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -16,182 +15,78 @@ const (
 	announceInterval = 5 * time.Second
 	// announcersPerFarm announce a root: a second one outlives the first.
 	announcersPerFarm = 2
-	// rescanInterval bounds how often a bitmap is made anew after evictions, and
-	// rescanShare how much of the time that may take, of all roots together: one
-	// part in so many.
+	// rescanInterval bounds how often a bitmap is made anew after evictions.
 	rescanInterval = 2 * time.Second
-	rescanShare    = 50
-	// newsMax bounds the additions to a bitmap that are remembered; beyond it, those
-	// who follow get the whole again.
-	newsMax = 1 << 16
+	// scanLearned and scanIntroduced bound the map nodes that one look at a root's map
+	// takes in: a map can name one node everywhere. They are those of 16 TiB and of
+	// 512 GiB in chunks of the default size.
+	scanLearned, scanIntroduced = 1 << 17, 1 << 12
 )
 
-// have is which chunks of a root are here, guarded by the root's lock. It is made
-// by looking at the cache, added to as chunks land, and made anew when the cache
-// has evicted something.
-type have struct {
-	set     content.Bitmap
-	scanned time.Time
-	evicted uint64
-	landed  *content.Bitmap // while a scan is under way, which may miss it; else nil
-
-	// news are the additions since the set was made, for those who follow it, and
-	// edition is how often it was made.
-	news    []uint64
-	edition uint64
-	changed chan struct{} // closed at the next addition; nil while nobody waits
-}
-
-// noteHave adds a chunk that has landed.
-func (rs *rootState) noteHave(index uint64) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	h := &rs.have
-	if h.landed != nil {
-		h.landed.Add(index)
+func (rs *rootState) scanMax() int {
+	if rs.introducer != "" {
+		return scanIntroduced
 	}
-	if h.set.Has(index) {
-		return
-	}
-	h.set.Add(index)
-	if len(h.news) == newsMax {
-		h.news = nil
-		h.edition++
-	}
-	h.news = append(h.news, index)
-	h.tell()
-}
-
-func (h *have) tell() {
-	if h.changed != nil {
-		close(h.changed)
-		h.changed = nil
-	}
-}
-
-// found ends a scan: what it found is here, and what landed meanwhile.
-func (h *have) found(set *content.Bitmap) {
-	set.Union(h.landed)
-	h.landed = nil
-	if h.edition > 0 && set.Len() == h.set.Len() {
-		return
-	}
-	h.set = *set
-	h.news = nil
-	h.edition++
-	h.tell()
-}
-
-// follower has been told of a set up to some point.
-type follower struct {
-	edition uint64
-	told    int
-}
-
-// next returns what there is to tell, all of the set or additions to it; nil and a
-// channel to wait on when there is nothing.
-func (h *have) next(fo *follower) (*content.Bitmap, <-chan struct{}) {
-	if fo.edition != h.edition+1 {
-		*fo = follower{h.edition + 1, len(h.news)}
-		return h.set.Clone(), nil
-	}
-	if fo.told == len(h.news) {
-		if h.changed == nil {
-			h.changed = make(chan struct{})
-		}
-		return nil, h.changed
-	}
-	var fresh content.Bitmap
-	for _, index := range h.news[fo.told:] {
-		fresh.Add(index)
-	}
-	fo.told = len(h.news)
-	return &fresh, nil
+	return scanLearned
 }
 
 // refresh looks at the cache again if it has evicted something, and not too often.
 func (f *Fetcher) refresh(ctx context.Context, rs *rootState) {
 	now := f.cfg.Now()
 	rs.mu.Lock()
-	h := &rs.have
-	first := h.scanned.IsZero()
-	stale := h.evicted != f.cfg.Cache.Evicted() && now.Sub(h.scanned) >= rescanInterval
-	due := first || stale && f.pace.due(now)
+	// The first looks at what was learned come all at once, after a start, and would
+	// put off what evictions ask for. What members introduce comes as they like.
+	free := rs.scanned.IsZero() && rs.introducer == ""
+	stale := rs.evicted != f.cfg.Cache.Evicted() && now.Sub(rs.scanned) >= rescanInterval
+	due := free || (rs.scanned.IsZero() || stale) && f.pace.Due(now)
 	if due {
-		h.scanned, h.evicted = now, f.cfg.Cache.Evicted()
+		rs.scanned, rs.evicted = now, f.cfg.Cache.Evicted()
 	}
 	rs.mu.Unlock()
 	if !due {
 		return
 	}
-	cost := f.rescan(ctx, rs)
-	if !first { // those come all at once, after a start, and would put off what evictions ask for
-		f.pace.spent(f.cfg.Now(), cost)
+	begun := time.Now()
+	f.rescan(ctx, rs)
+	if !free {
+		f.pace.Spent(f.cfg.Now(), time.Since(begun))
 	}
 }
 
-// pace is when the cache may be looked at again.
-type pace struct {
-	mu   sync.Mutex // guards next
-	next time.Time
-}
-
-func (p *pace) due(now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !now.Before(p.next)
-}
-
-// spent has the next look wait for its share of what this one took.
-func (p *pace) spent(now time.Time, cost time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	p.next = p.next.Add(rescanShare * cost)
-}
-
-// rescan looks for every chunk in the cache, and returns how long that took.
-func (f *Fetcher) rescan(ctx context.Context, rs *rootState) (cost time.Duration) {
+// rescan looks for the chunks of a root in the cache.
+func (f *Fetcher) rescan(ctx context.Context, rs *rootState) {
 	rs.scanning.Lock()
 	defer rs.scanning.Unlock()
-	h := &rs.have
-	rs.mu.Lock()
-	h.landed = new(content.Bitmap)
-	rs.mu.Unlock()
-	begun := time.Now()
-	set := f.scan(ctx, rs)
-	cost = time.Since(begun)
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	h.found(set)
-	return cost
+	rs.here.Begin()
+	rs.here.Found(f.scan(ctx, rs))
 }
 
-// scan looks for every chunk in the cache, as far as the map is here.
+// scan looks for the chunks in the cache that go as far as the root, by what of the
+// map is here and does too. They are no more than the cache has objects, twice over:
+// a map can name one chunk everywhere.
 func (f *Fetcher) scan(ctx context.Context, rs *rootState) *content.Bitmap {
 	var set content.Bitmap
-	for leaf := range uint64(len(rs.leaves)) {
-		n, err := f.localNode(ctx, rs, content.Pos{Level: 1, Index: leaf})
-		if err != nil || n == nil {
-			continue
+	reach, nodes, found := rs.reach(), rs.scanMax(), 2*f.cfg.Cache.Stats().Chunks
+	f.walk(ctx, rs, byWalk(reach), func(p content.Pos, n *mapNode, err error) bool {
+		if nodes--; err != nil || p.Level > 1 {
+			return nodes > 0
 		}
 		for i, id := range n.Node.Entries {
-			if !id.IsHole() && f.cfg.Cache.Has(id) {
-				set.Add(leaf*content.MapFanout + uint64(i))
+			chunk := p.Child(i)
+			if found > 0 && !id.IsHole() && f.cfg.Cache.HasFor(id, reach) && rs.head.Root.Contains(chunk) {
+				set.Add(chunk.Index)
+				found--
 			}
 		}
-	}
+		return nodes > 0 && found > 0
+	})
 	return &set
 }
 
 // holds reports how many chunks of a root are here, as far as is known.
 func (f *Fetcher) holds(ctx context.Context, rs *rootState) uint64 {
 	f.refresh(ctx, rs)
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	return rs.have.set.Len()
+	return rs.here.Len()
 }
 
 // announce decides again and again which roots this node announces, until ctx
@@ -240,19 +135,17 @@ func (f *Fetcher) announce(ctx context.Context) {
 	}
 }
 
-func (f *Fetcher) all() []*rootState {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	out := make([]*rootState, 0, len(f.roots))
-	for _, rs := range f.roots {
-		out = append(out, rs)
+// announceSoon has it decided anew who announces what.
+func (f *Fetcher) announceSoon() {
+	select {
+	case f.wake <- struct{}{}:
+	default: // it is about to look anyway
 	}
-	return out
 }
 
 // announces reports whether this node is to announce a root.
 func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
-	if f.holds(ctx, rs) == 0 {
+	if ctx.Err() != nil || rs.reach() == 0 || f.holds(ctx, rs) == 0 {
 		return false
 	}
 	candidates := rs.peers.holding()
@@ -261,35 +154,24 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
 	return slices.Contains(ranked[:min(announcersPerFarm, len(ranked))], plan.Peer(f.cfg.Self))
 }
 
-// Hold reads the map of a root whose chunks were put into the cache beside the
+// Hold reads the map of an image whose chunks were put into the cache beside the
 // fetcher, as an importer does, and announces it at once.
-func (f *Fetcher) Hold(ctx context.Context, root content.CID) error {
-	m, err := f.Open(root)
-	if err != nil {
-		return err
-	}
+func (m *Image) Hold(ctx context.Context) error {
 	for _, err := range m.CIDs(ctx) {
 		if err != nil {
 			return err
 		}
 	}
-	f.rescan(ctx, m.rs)
-	select {
-	case f.wake <- struct{}{}:
-	default: // it is about to look anyway
-	}
+	m.f.rescan(ctx, m.rs)
+	m.f.announceSoon()
 	return nil
 }
 
-// Prepare looks for members that hold a root, for as long as prefetch would: a
+// Prepare looks for members that hold the image, for as long as prefetch would: a
 // guest's first read then knows whom to ask.
-func (f *Fetcher) Prepare(ctx context.Context, root content.CID) {
-	rs := f.root(root)
-	if rs == nil {
-		return
-	}
-	rs.peers.want(rs)
-	if rs.peers.settled() {
+func (m *Image) Prepare(ctx context.Context) {
+	m.rs.peers.want(m.rs)
+	if m.rs.peers.settled() {
 		return
 	}
 	wait := time.NewTimer(settleAfter)

@@ -11,21 +11,14 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-const (
-	// readaheadMin is how many chunks are asked for behind one that a guest missed:
-	// a booting guest goes on there in two of five reads. While it does go on they
-	// double, to readaheadMax: 4 MiB of chunks of the default size.
-	readaheadMin, readaheadMax = 4, 32
-	// readaheadsMax bounds the readaheads of an image that are under way.
-	readaheadsMax = 4
-	// warmWindow bounds the bytes of a prefetch that are under way: enough for the
-	// longest links, little beside a guest's reads.
-	warmWindow = 8 << 20
-)
+// warmWindow bounds the bytes of a prefetch that are under way: enough for the
+// longest links, little beside a guest's reads.
+const warmWindow = 8 << 20
 
 // Image is a root that is read: one handle a volume, which counts where its bytes
 // came from. Safe for concurrent use.
@@ -33,25 +26,7 @@ type Image struct {
 	f     *Fetcher
 	rs    *rootState
 	bytes [sources]atomic.Int64
-	ahead ahead
-}
-
-// ahead is how far a guest's reading was run ahead of. Guests that read at several
-// places at once share it: they get the least.
-type ahead struct {
-	mark    atomic.Uint64 // one more than the chunk whose read runs ahead again; 0 for none
-	end     atomic.Uint64 // the first chunk that was not asked for
-	size    atomic.Uint64 // in chunks
-	running atomic.Int32
-}
-
-// Open returns a handle on a root that was learned.
-func (f *Fetcher) Open(root content.CID) (*Image, error) {
-	rs := f.root(root)
-	if rs == nil {
-		return nil, fmt.Errorf("open root %s: %w", root, content.ErrNotFound)
-	}
-	return &Image{f: f, rs: rs}, nil
+	ahead readahead.Window
 }
 
 // ID returns the root's CID.
@@ -73,10 +48,9 @@ func (m *Image) Bytes() [sources]int64 {
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.
 func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 	leaf := m.rs.leaf(index)
-	if leaf == nil || m.ahead.mark.Load() == index+1 {
+	if leaf == nil || m.ahead.Marks(index) {
 		return false
 	}
-	leaf.touch()
 	id := leaf.Node.Entry(int(index % content.MapFanout))
 	if id.IsHole() {
 		clear(p)
@@ -98,8 +72,8 @@ func (m *Image) countCached(p []byte) {
 // asks for what the guest will probably read next. A chunk that is damaged in the
 // cache is fetched again; when no source is left, the error lists those tried.
 func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
-	if m.ahead.mark.CompareAndSwap(index+1, 0) {
-		m.readOn()
+	if run, ok := m.ahead.Reached(index); ok {
+		m.runAhead(run)
 	}
 	o, ok, err := m.f.chunk(ctx, m.rs, index, byGuest())
 	switch {
@@ -113,7 +87,7 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 		return nil
 	}
 	fl := m.f.join(m.rs, []object{o}, byGuest())[0]
-	m.readBehind(index)
+	m.runAhead(m.ahead.Missed(index))
 	v, err := fl.wait(ctx)
 	if err != nil {
 		return err
@@ -133,54 +107,40 @@ func (m *Image) count(fl *flight) {
 	}
 }
 
-// readBehind runs ahead of a read that missed: far if it goes on where the guest
-// was expected.
-func (m *Image) readBehind(index uint64) {
-	size := uint64(readaheadMin)
-	if m.ahead.end.Load() == index && index > 0 {
-		size = min(2*m.ahead.size.Load(), readaheadMax)
-	}
-	m.runAhead(index+1, max(size, readaheadMin))
-}
-
-// readOn runs on: the guest has come to the mark.
-func (m *Image) readOn() {
-	m.runAhead(m.ahead.end.Load(), min(2*m.ahead.size.Load(), readaheadMax))
-}
-
-// runAhead asks for chunks from index on that are in the same map node, and sets
-// the mark halfway. A full cache would not keep them.
-func (m *Image) runAhead(index, size uint64) {
-	leaf := m.rs.leaf(index)
-	if leaf == nil || m.ahead.running.Load() >= readaheadsMax || m.f.cfg.Cache.Full() {
+// runAhead asks for the chunks of a run that are in the same map node. A full cache
+// would not keep them.
+func (m *Image) runAhead(run readahead.Run) {
+	leaf := m.rs.leaf(run.From)
+	if leaf == nil || m.f.cfg.Cache.Full() {
 		return
 	}
-	end := min(index+size, (index/content.MapFanout+1)*content.MapFanout)
-	m.ahead.size.Store(size)
-	m.ahead.end.Store(end)
-	m.ahead.mark.Store(index + (end-index)/2 + 1)
+	end, ok := m.ahead.Begin(run, (run.From/content.MapFanout+1)*content.MapFanout)
+	if !ok {
+		return
+	}
 	var objects []object
-	for i := index; i < end; i++ {
+	for i := run.From; i < end; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at})
+			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: m.rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
+		m.ahead.End()
 		return
 	}
-	m.ahead.running.Add(1)
 	flights := m.f.join(m.rs, objects, byReadahead())
 	if !m.f.start(func() {
-		defer m.ahead.running.Add(-1)
+		defer m.ahead.End()
 		for _, fl := range flights {
 			if _, err := fl.wait(m.f.ctx); err == nil {
 				m.count(fl)
 			}
 		}
 	}) {
+		m.ahead.End()
 		m.f.leave(flights...)
 	}
 }
@@ -209,35 +169,22 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	return 0, 0, io.EOF
 }
 
-// CIDs yields the names of all chunks and map nodes, in order, and what it could
-// not find out as an error, after which it ends.
+// CIDs yields the names of all chunks and map nodes, and what it could not find out
+// as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		for level := m.rs.depth; level > 0; level-- {
-			span := uint64(1)
-			for range level {
-				span *= content.MapFanout
+		m.f.walk(ctx, m.rs, byPrefetch(), func(p content.Pos, n *mapNode, err error) bool {
+			if err != nil {
+				yield(content.CID{}, err)
+				return false
 			}
-			for i := range (m.Root().Chunks() + span - 1) / span {
-				n, err := m.f.node(ctx, m.rs, content.Pos{Level: level, Index: i}, byPrefetch())
-				if err != nil {
-					yield(content.CID{}, err)
-					return
-				}
-				if n == nil {
-					continue
-				}
-				ids := []content.CID{n.id, n.page}
-				if level == 1 {
-					ids = append(ids, n.Node.Entries...)
-				}
-				for _, id := range ids {
-					if !id.IsHole() && !yield(id, nil) {
-						return
-					}
+			for _, id := range n.names(p) {
+				if !yield(id, nil) {
+					return false
 				}
 			}
-		}
+			return true
+		})
 	}
 }
 
@@ -251,9 +198,9 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	if progress == nil {
 		progress = func(Source, int) {}
 	}
-	m.f.Prepare(ctx, m.rs.id)
+	m.Prepare(ctx)
 	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
-	for n := range uint64(len(m.rs.leaves)) {
+	for n := range (m.Root().Chunks() + content.MapFanout - 1) / content.MapFanout {
 		if err := w.leaf(ctx, n); err != nil {
 			cancel(err)
 			break
@@ -339,7 +286,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		if byRun[run] == nil {
 			order = append(order, run)
 		}
-		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at})
+		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.reach()})
 	}
 	live := m.f.live()
 	var others [][]object

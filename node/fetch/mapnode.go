@@ -3,95 +3,31 @@ package fetch
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// residentMax bounds the leaves in memory, of all roots together: each is some
-// 50 KiB, and stands for 128 MiB of disk.
+// residentMax bounds the map nodes in memory, of all roots together: each is some
+// 50 KiB, and a leaf stands for 128 MiB of disk.
 const residentMax = 1024
 
-// mapNode is a decoded map node with its locator page, and their names.
+// mapNode is a decoded map node with its locator page, their names, and how far the
+// lesser of the two may go.
 type mapNode struct {
 	Node     content.Node
 	Page     *pack.Page
 	id, page content.CID
-	used     atomic.Bool // since the clock's hand passed
+	reach    cache.Reach
 }
 
-// touch notes a use. It writes seldom, so that readers share the line.
-func (n *mapNode) touch() {
-	if !n.used.Load() {
-		n.used.Store(true)
-	}
-}
-
-// resident is the leaves in memory, as a clock: one that was used since the hand
-// passed gets another round.
-type resident struct {
-	mu    sync.Mutex // guards what follows
-	clock []place
-	hand  int
-}
-
-// place is where a leaf is kept.
-type place struct {
-	slot *atomic.Pointer[mapNode]
-	node *mapNode
-}
-
-// keep puts a leaf into its slot; another one may leave its own.
-func (r *resident) keep(slot *atomic.Pointer[mapNode], n *mapNode) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !slot.CompareAndSwap(nil, n) {
-		return
-	}
-	if len(r.clock) < residentMax {
-		r.clock = append(r.clock, place{slot, n})
-		return
-	}
-	for r.clock[r.hand].node.used.Swap(false) {
-		r.hand = (r.hand + 1) % residentMax
-	}
-	r.clock[r.hand].slot.Store(nil)
-	r.clock[r.hand] = place{slot, n}
-	r.hand = (r.hand + 1) % residentMax
-}
-
-// memory returns a map node that is in memory.
-func (rs *rootState) memory(p content.Pos) *mapNode {
-	if p.Level == 1 {
-		if p.Index < uint64(len(rs.leaves)) {
-			return rs.leaves[p.Index].Load()
-		}
-		return nil
-	}
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	return rs.upper[p]
-}
+// nodeKey is what a node is kept by in memory.
+func nodeKey(p content.Pos) uint64 { return uint64(p.Level)<<48 | p.Index }
 
 // leaf returns the map node that names a chunk, if it is in memory.
 func (rs *rootState) leaf(index uint64) *mapNode {
-	if n := index / content.MapFanout; n < uint64(len(rs.leaves)) {
-		return rs.leaves[n].Load()
-	}
-	return nil
-}
-
-// keepNode puts a node into memory.
-func (f *Fetcher) keepNode(rs *rootState, p content.Pos, n *mapNode) {
-	if p.Level == 1 {
-		f.leaves.keep(&rs.leaves[p.Index], n)
-		return
-	}
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	rs.upper[p] = n
+	return rs.nodes.Get(1<<48 | index/content.MapFanout)
 }
 
 // pair says where the node at p and its page lie, and their names: from the head,
@@ -106,6 +42,11 @@ func (f *Fetcher) pair(ctx context.Context, rs *rootState, p content.Pos, how re
 	if err != nil || parent == nil {
 		return pack.Pair{}, false, err
 	}
+	return rs.child(parent, p, i)
+}
+
+// child is pair where the parent is at hand.
+func (rs *rootState) child(parent *mapNode, p content.Pos, i int) (_ pack.Pair, ok bool, err error) {
 	if parent.Node.Entry(i).IsHole() {
 		return pack.Pair{}, false, nil
 	}
@@ -119,59 +60,108 @@ func (f *Fetcher) pair(ctx context.Context, rs *rootState, p content.Pos, how re
 // node returns the map node at p: from memory, the cache, or by a flight. nil
 // without an error is a hole.
 func (f *Fetcher) node(ctx context.Context, rs *rootState, p content.Pos, how request) (*mapNode, error) {
-	if n := rs.memory(p); n != nil {
-		n.touch()
+	if n := rs.nodes.Get(nodeKey(p)); n != nil && n.reach >= how.reach {
 		return n, nil
 	}
 	pair, ok, err := f.pair(ctx, rs, p, how)
 	if err != nil || !ok {
 		return nil, err
 	}
-	if n, err := f.cachedNode(rs, p, pair); err == nil {
-		f.keepNode(rs, p, n)
+	return f.nodeAt(ctx, rs, object{pos: p, pair: pair}, how)
+}
+
+// nodeAt is node where the pair is known.
+func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object, how request) (*mapNode, error) {
+	if n := rs.nodes.Peek(nodeKey(o.pos)); n != nil && n.reach >= how.reach {
+		return n, nil
+	}
+	if n, err := f.cachedNode(rs, o.pos, o.pair, how.reach); err == nil {
+		if !how.passing {
+			f.nodes.Keep(&rs.nodes, nodeKey(o.pos), n)
+		}
 		return n, nil
 	}
 	if how.local {
 		return nil, content.ErrNotFound
 	}
-	fl := f.join(rs, []object{nodeObject(p, pair)}, how)[0]
+	fl := f.join(rs, []object{nodeObject(o.pos, o.pair, max(how.reach, rs.reach()))}, how)[0]
 	if _, err := fl.wait(ctx); err != nil {
 		return nil, err
 	}
 	return fl.node, nil
 }
 
-// localNode is node for a walk over what is here: it does not push others out of
-// memory.
-func (f *Fetcher) localNode(ctx context.Context, rs *rootState, p content.Pos) (*mapNode, error) {
-	if n := rs.memory(p); n != nil {
-		return n, nil
-	}
-	pair, ok, err := f.pair(ctx, rs, p, request{local: true})
-	if err != nil || !ok {
-		return nil, err
-	}
-	return f.cachedNode(rs, p, pair)
-}
-
-// cachedNode reads a node and its page from the cache.
-func (f *Fetcher) cachedNode(rs *rootState, p content.Pos, pair pack.Pair) (*mapNode, error) {
-	node, err := f.cfg.Cache.Get(pair.Node.CID, nil)
+// cachedNode reads a node and its page from the cache, if both go so far.
+func (f *Fetcher) cachedNode(rs *rootState, p content.Pos, pair pack.Pair, reach cache.Reach) (*mapNode, error) {
+	goes, _ := f.cfg.Cache.Reach(pair.Node.CID)
+	paged, _ := f.cfg.Cache.Reach(pair.Page.CID)
+	node, err := f.cfg.Cache.GetFor(pair.Node.CID, reach, nil)
 	if err != nil {
 		return nil, err
 	}
-	page, err := f.cfg.Cache.Get(pair.Page.CID, nil)
+	page, err := f.cfg.Cache.GetFor(pair.Page.CID, reach, nil)
 	if err != nil {
 		return nil, err
 	}
-	return f.decodeNode(rs, p, node, page)
+	return f.decodeNode(rs, p, arrival{data: node, page: page, obj: object{reach: max(reach, min(goes, paged))}})
 }
 
-// decodeNode decodes a checked node and its page.
-func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, node, page content.Verified) (*mapNode, error) {
-	n, err := pack.DecodeMapNode(f.codec, rs.head.Scope, p.Level, node, page)
+// decodeNode decodes a checked node and its page as those of the root at p.
+func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode, error) {
+	n, err := pack.DecodeMapNode(f.codec, rs.head.Scope, p.Level, a.data, a.page)
 	if err != nil {
 		return nil, fmt.Errorf("%s of root %s: %w", p, rs.id, err)
 	}
-	return &mapNode{Node: n.Node, Page: n.Page, id: node.CID(), page: page.CID()}, nil
+	rs.proven.Store(true)
+	return &mapNode{Node: n.Node, Page: n.Page, id: a.data.CID(), page: a.page.CID(), reach: a.obj.reach}, nil
+}
+
+// names are the names that a node brings: of itself, its page, and the chunks of a
+// leaf.
+func (n *mapNode) names(p content.Pos) []content.CID {
+	out := []content.CID{n.id, n.page}
+	if p.Level > 1 {
+		return out
+	}
+	for _, id := range n.Node.Entries {
+		if !id.IsHole() {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// walk visits the nodes of a root's map, those above first, until visit returns
+// false. A node that can't be had is visited as an error, and what is below it
+// passed over; so is what the map has beyond the root. When ctx ends, that is the
+// last visit.
+func (f *Fetcher) walk(ctx context.Context, rs *rootState, how request, visit func(content.Pos, *mapNode, error) bool) {
+	var down func(content.Pos, pack.Pair) bool
+	down = func(p content.Pos, pair pack.Pair) bool {
+		if ctx.Err() != nil {
+			visit(p, nil, context.Cause(ctx))
+			return false
+		}
+		n, err := f.nodeAt(ctx, rs, object{pos: p, pair: pair}, how)
+		if !visit(p, n, err) {
+			return false
+		}
+		if err != nil || p.Level == 1 {
+			return true
+		}
+		for i := range n.Node.Entries {
+			below := p.Child(i)
+			if !rs.head.Root.Contains(below) {
+				break
+			}
+			pair, ok, err := rs.child(n, below, i)
+			if err != nil && !visit(below, nil, err) || ok && !down(below, pair) {
+				return false
+			}
+		}
+		return true
+	}
+	if top := rs.head.Top(); !top.Node.CID.IsHole() {
+		down(content.Pos{Level: rs.depth}, top)
+	}
 }

@@ -43,7 +43,7 @@ func TestSecondFarmReadsTheFirst(t *testing.T) {
 	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
 	north := w.farm("north", 3)
 	w.warmAll(im, north...)
-	w.check(all(north, func(m *node) error { return m.Hold(t.Context(), im.id) }))
+	w.check(all(north, func(m *node) error { return m.open(im).Hold(t.Context()) }))
 	w.announcedBy(im, 2)
 	w.forget()
 	south := w.farm("south", 3)
@@ -95,7 +95,7 @@ func TestFarmWithoutOrigin(t *testing.T) {
 	north[0].open(other)
 	w.check(north[0].Announce(swarm.KeyFor(other.Head.Scope, other.id, w.secret)))
 	g = south[1].open(other)
-	south[1].Prepare(t.Context(), other.id)
+	g.Prepare(t.Context())
 	w.check(readAll(t.Context(), g, other))
 	if b := south[1].Bytes(); b[fetch.FromOrigin] != 0 {
 		t.Errorf("bytes by source: %v", b)
@@ -274,12 +274,12 @@ func TestYoungerRootShowsWhatItShares(t *testing.T) {
 	younger := w.publish(imageConfig{chunks: imageChunks, seed: 1, older: older, changed: 10})
 	north := w.join("north", nil)
 	w.warmAll(older, north)
-	w.check(north.Hold(t.Context(), older.id))
+	w.check(north.open(older).Hold(t.Context()))
 	w.announcedBy(older, 1)
 
 	south := w.join("south", nil)
 	g := south.open(younger)
-	south.Prepare(t.Context(), younger.id)
+	g.Prepare(t.Context())
 	w.eventually("north shows what the two share", func() bool {
 		return south.Shown(younger.id)[north.id] >= younger.stats.Chunks-younger.stats.NewChunks
 	})

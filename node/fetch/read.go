@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -127,19 +128,21 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	return mine, append(under, r)
 }
 
-// cached reports whether an object, with its page, is in the cache.
+// cached reports whether an object, with its page, is in the cache and goes as far
+// as it is fetched for. Flights never land what does not: others may wait for them.
 func (f *Fetcher) cached(o object) bool {
-	return f.cfg.Cache.Has(o.id) && (o.pos.Level == 0 || f.cfg.Cache.Has(o.page))
+	return f.cfg.Cache.HasFor(o.id, o.reach) && (o.pos.Level == 0 || f.cfg.Cache.HasFor(o.page, o.reach))
 }
 
 // neighbours are the chunks of the run that the leaf of the wanted ones names and
 // the cache lacks.
 func (j *job) neighbours() []object {
 	up, _ := j.flights[0].obj.pos.Parent()
-	leaf := j.rs.memory(up)
+	leaf := j.rs.nodes.Peek(nodeKey(up))
 	if leaf == nil {
 		return nil
 	}
+	reach := j.flights[0].obj.reach
 	met := map[content.CID]bool{}
 	for _, fl := range j.flights {
 		met[fl.obj.id] = true
@@ -147,9 +150,9 @@ func (j *job) neighbours() []object {
 	var out []object
 	for i := range leaf.Page.Len() {
 		at, ok := leaf.Page.Child(i)
-		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.Has(id) {
+		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.HasFor(id, reach) {
 			met[id] = true
-			out = append(out, object{pos: up.Child(i), id: id, at: at})
+			out = append(out, object{pos: up.Child(i), id: id, at: at, reach: reach})
 		}
 	}
 	return out
@@ -159,11 +162,11 @@ func (j *job) neighbours() []object {
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
 	ctx, cancel := context.WithTimeout(f.ctx, jobTimeout)
 	defer cancel()
-	var frames []pack.Extent
+	var extents []pack.Extent
 	for _, o := range objects {
-		frames = append(frames, o.frames()...)
+		extents = append(extents, o.frames()...)
 	}
-	got, err := f.readFrames(ctx, origin, frames)
+	got, err := frames.Read(ctx, origin, extents)
 	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
 	for _, o := range objects {
 		a := arrival{obj: o, from: FromOrigin, data: got[0]}
@@ -183,62 +186,4 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 	f.mu.Unlock()
 	r.err = err
 	close(r.done)
-}
-
-// readFrames reads frames of one run. Those that came damaged are read once more,
-// and then looked for where their pack may have gone. The result has an element
-// for each frame, the zero Verified for those that could not be had.
-func (f *Fetcher) readFrames(ctx context.Context, origin Origin, frames []pack.Extent) ([]content.Verified, error) {
-	got, err := origin.ReadFrames(ctx, frames)
-	if got == nil {
-		got = make([]content.Verified, len(frames))
-	}
-	if errors.Is(err, content.ErrCorrupt) {
-		var again []content.Verified
-		var bad []int
-		var missing []pack.Extent
-		for i, v := range got {
-			if v.Bytes() == nil {
-				bad, missing = append(bad, i), append(missing, frames[i])
-			}
-		}
-		if again, err = origin.ReadFrames(ctx, missing); again != nil {
-			for i, v := range again {
-				got[bad[i]] = v
-			}
-		}
-	}
-	finder, ok := origin.(Relocator)
-	if !ok || !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
-		return got, err
-	}
-	var errs []error
-	for i, e := range frames {
-		if got[i].Bytes() != nil {
-			continue
-		}
-		v, lost := f.readMoved(ctx, origin, finder, e)
-		if lost != nil {
-			errs = append(errs, lost)
-			break // the others will be as lost; a reader asks for them again
-		}
-		got[i] = v
-	}
-	if len(errs) == 0 {
-		return got, nil
-	}
-	return got, errors.Join(append(errs, err)...)
-}
-
-// readMoved reads a frame where its pack's footer says that it went.
-func (f *Fetcher) readMoved(ctx context.Context, origin Origin, finder Relocator, e pack.Extent) (content.Verified, error) {
-	moved, err := finder.Relocate(ctx, e)
-	if err != nil {
-		return content.Verified{}, err
-	}
-	got, err := origin.ReadFrames(ctx, []pack.Extent{moved})
-	if err != nil {
-		return content.Verified{}, err
-	}
-	return got[0], nil
 }

@@ -134,7 +134,7 @@ func TestFullCacheStillReads(t *testing.T) {
 	}
 	w.check(full.Pin("all", slices.Values(names)))
 	for i := range fillers {
-		if full.Put(content.Seal(randomChunk(9, i))) != nil {
+		if full.Put(content.Seal(randomChunk(9, i)), cache.ReachMesh) != nil {
 			break
 		}
 	}

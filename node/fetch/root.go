@@ -3,13 +3,18 @@ package fetch
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/resident"
+	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -25,15 +30,9 @@ type Root struct {
 	Envelope []byte
 }
 
-const (
-	// rootsMax bounds the roots that a node knows; beyond it those that nobody asked
-	// for for longest are forgotten, one part in rootsForgotten: each import and
-	// each fold of a volume makes another root.
-	rootsMax       = 100_000
-	rootsForgotten = 16
-)
-
-// rootState is what this node knows of a root.
+// rootState is what this node knows of a root by one head. The CID of a root covers
+// neither scope nor pages: another record may name the same root and say otherwise of
+// them, which then harms only those who read by that record.
 type rootState struct {
 	id      content.CID
 	head    pack.Head
@@ -41,19 +40,31 @@ type rootState struct {
 	lineage []content.CID
 	peers   *peers
 
-	// leaves are the level-1 nodes that were met, read without a lock. One may
-	// vanish at any time, to be loaded again.
-	leaves []atomic.Pointer[mapNode]
+	// limit is how far goes what is obtained under this root: by its scope, and less
+	// once its record has ended.
+	limit atomic.Uint32
+	// nodes of the map that are in memory. One may vanish at any time, to be loaded
+	// again.
+	nodes  resident.Table[mapNode]
+	proven atomic.Bool // a node of the map was decoded: the head's first page is right
+	here   have.Set    // chunks that may go as far as the root
 
-	used     time.Time  // the last time; guarded by the Fetcher's mu
-	scanning sync.Mutex // held while the cache is looked through; before mu
+	introducer peer.ID    // who handed the record over; "" where this node looked it up
+	scanning   sync.Mutex // held while the cache is looked through; before mu
 
 	mu       sync.Mutex // guards what follows
 	envelope []byte
-	upper    map[content.Pos]*mapNode // those above
-	have     have
-	mapping  bool // the map is or was brought in for the bitmap
+	scanned  time.Time // the last time
+	evicted  uint64    // what the cache had evicted then
+	mapping  bool      // the map is or was brought in for the bitmap
 }
+
+// Name implements roots.Root.
+func (rs *rootState) Name() roots.Name {
+	return roots.Name{ID: rs.id, Head: rs.head, Introducer: rs.introducer}
+}
+
+func (rs *rootState) reach() cache.Reach { return cache.Reach(rs.limit.Load()) }
 
 // sealed returns the record of the root, if there is one.
 func (rs *rootState) sealed() []byte {
@@ -62,75 +73,148 @@ func (rs *rootState) sealed() []byte {
 	return rs.envelope
 }
 
-// Learn makes a root known, so that it can be read here and asked for by others.
-// It returns the root's CID. A record of a wider scope replaces one of a narrower:
-// the caller answers for it that its signer may open the root that far.
-func (f *Fetcher) Learn(r Root) (content.CID, error) { return f.learn(r, true) }
-
-func (f *Fetcher) learn(r Root, mayWiden bool) (content.CID, error) {
-	root, err := r.Head.Root.Encode(f.codec)
-	if err != nil {
-		return content.CID{}, fmt.Errorf("learn root: %w", err)
-	}
-	id := root.CID()
-	rs := f.enter(id, r, mayWiden)
-	if len(r.Envelope) == 0 || rs.head.Scope != r.Head.Scope {
-		return id, nil
-	}
+func (rs *rootState) seal(envelope []byte) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.envelope = r.Envelope
-	return id, nil
+	if len(envelope) > 0 {
+		rs.envelope = envelope
+	}
 }
 
-// enter returns the state of a root, a new one where that is needed.
-func (f *Fetcher) enter(id content.CID, r Root, mayWiden bool) *rootState {
+// newRoot makes the state of a root.
+func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
+	root, err := r.Head.Root.Encode(f.codec)
+	if err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
+	rs := &rootState{
+		id: root.CID(), head: r.Head, depth: r.Head.Root.Depth(),
+		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope, peers: newPeers(f),
+	}
+	rs.limit.Store(uint32(reach))
+	return rs, nil
+}
+
+// Learn makes known a root whose record this node has looked up, so that others may
+// ask for it as far as its scope says, and returns a handle that reads by this very
+// record. The caller answers for it that the signer may say what the head says. A
+// root that a member introduced with the same scope is forgotten for it.
+func (f *Fetcher) Learn(r Root) (*Image, error) {
+	rs, err := f.newRoot(r, cache.ReachOf(r.Head.Scope, f.cfg.Identity))
+	if err != nil {
+		return nil, fmt.Errorf("learn %w", err)
+	}
+	f.mu.Lock()
+	rs = f.roots.Learn(rs, f.cfg.Now())
+	f.mu.Unlock()
+	rs.seal(r.Envelope)
+	return &Image{f: f, rs: rs}, nil
+}
+
+// Open returns a handle on a root for use on this node: as it was learned, or else, if
+// its record may have ended, one that makes the root known to nobody.
+func (f *Fetcher) Open(r Root) (*Image, error) {
+	rs, err := f.newRoot(r, f.unlisted(r.Head.Scope))
+	if err != nil {
+		return nil, fmt.Errorf("open %w", err)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	known := f.roots[id]
-	if known != nil && (!mayWiden || known.head.Scope == r.Head.Scope || !r.Head.Scope.Covers(known.head.Scope)) {
-		return known
+	if known, ok := f.roots.Learned(rs.id, rs.head); ok {
+		rs = known
 	}
-	if known == nil && len(f.roots) >= rootsMax {
-		f.forgetRoots()
-	}
-	leaves := (r.Head.Root.Chunks() + content.MapFanout - 1) / content.MapFanout
-	f.roots[id] = &rootState{
-		id: id, head: r.Head, depth: r.Head.Root.Depth(), used: f.cfg.Now(), lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)],
-		leaves: make([]atomic.Pointer[mapNode], leaves), upper: map[content.Pos]*mapNode{}, peers: newPeers(f),
-	}
-	return f.roots[id]
+	return &Image{f: f, rs: rs}, nil
 }
 
-// forgetRoots makes room for others. Who has one open reads on; who asks for one
-// introduces it again. Called with mu.
-func (f *Fetcher) forgetRoots() {
-	all := slices.SortedFunc(maps.Values(f.roots), func(a, b *rootState) int { return a.used.Compare(b.used) })
-	for _, rs := range all[:max(1, len(all)/rootsForgotten)] {
-		delete(f.roots, rs.id)
-	}
+// unlisted is how far goes what is read under a root that this node does not serve:
+// the members of its farm may read what it may.
+func (f *Fetcher) unlisted(s content.Scope) cache.Reach {
+	return min(cache.ReachOf(s, f.cfg.Identity), cache.ReachFarm)
 }
 
-// root returns what is known of a root that is asked for, or nil.
+// Introduce takes the record of a root that a member is going to ask for. What this
+// node has looked up counts for more; and what members introduce is bounded for each.
+func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []byte) error {
+	if f.cfg.Introduce == nil || !from.Identity.Role.IsMember() {
+		return fmt.Errorf("introduce: %w", content.ErrForbidden)
+	}
+	r, err := f.cfg.Introduce(envelope)
+	if err != nil {
+		return err
+	}
+	reach := cache.ReachOf(r.Head.Scope, f.cfg.Identity)
+	if reach == cache.ReachNone || !from.Identity.MayRead(r.Head.Scope) {
+		return fmt.Errorf("introduce: %w", content.ErrForbidden)
+	}
+	rs, err := f.newRoot(r, reach)
+	if err != nil {
+		return fmt.Errorf("introduce %w", err)
+	}
+	rs.introducer = from.ID
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.roots.Introduce(rs, f.cfg.Now())
+	return nil
+}
+
+// root returns what is known of a root that this node itself asks for, or nil.
 func (f *Fetcher) root(id content.CID) *rootState {
+	return f.best(id, "", func(*rootState) bool { return true })
+}
+
+// served returns the state of a root for a member that asks for it, and how far what
+// it is answered from must go; nil when the root is unknown, or not for the asker.
+func (f *Fetcher) served(id content.CID, from exchange.Peer) (*rootState, cache.Reach) {
+	rs := f.best(id, from.ID, func(rs *rootState) bool { return from.Identity.MayRead(rs.head.Scope) })
+	if rs == nil {
+		return nil, cache.ReachNone
+	}
+	reach := rs.reach()
+	if reach == cache.ReachNone || reach != cache.ReachOf(rs.head.Scope, f.cfg.Identity) { // its record has ended meanwhile
+		return nil, cache.ReachNone
+	}
+	return rs, reach
+}
+
+// best returns the state by which a root is read, of those that may: one that was
+// looked up before one that was introduced, one whose head has proved right before
+// others, one that the asker itself introduced, and then the widest.
+func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool) *rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	rs := f.roots[id]
-	if rs != nil {
-		rs.used = f.cfg.Now()
-	}
+	rs, _ := f.roots.Best(id, f.cfg.Now(), func(rs *rootState) int {
+		if !may(rs) {
+			return -1
+		}
+		rank := int(rs.reach())
+		for i, holds := range []bool{rs.introducer == asker, rs.proven.Load(), rs.introducer == ""} {
+			if holds {
+				rank += (int(cache.ReachPublic) + 1) << i
+			}
+		}
+		return rank
+	})
 	return rs
+}
+
+// all returns the roots that others may ask for.
+func (f *Fetcher) all() []*rootState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(f.roots.All())
 }
 
 // request says for whom something is fetched.
 type request struct {
 	priority exchange.Priority
 	depth    plan.Depth
-	// from is the member that asked, and fromFarm its farm, where one did.
+	// from is the member that asked, and fromFarm its farm, where one did; reach is
+	// how far what it is answered from must go, and none for this node's own guests.
 	from     plan.Peer
 	fromFarm string
-	// local looks no farther than this node.
-	local bool
+	reach    cache.Reach
+	// local looks no farther than this node, and passing keeps nothing in memory.
+	local, passing bool
 }
 
 // byGuest is the request of a guest of this node that waits.
@@ -142,23 +226,31 @@ func byReadahead() request { return request{priority: exchange.PriorityReadahead
 // byPrefetch is for what nobody waits for.
 func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
 
-// object is one thing to fetch: where it stands under the root, its name, and
-// where it lies at the origin. A map node brings its page.
+// byWalk is for a look at what is here and goes so far.
+func byWalk(reach cache.Reach) request { return request{reach: reach, local: true, passing: true} }
+
+// object is one thing to fetch: where it stands under the root, its name, where it
+// lies at the origin, and how far it goes once it has come. A map node brings its
+// page.
 type object struct {
-	pos  content.Pos
-	id   content.CID
-	page content.CID
-	at   pack.Location
-	pair pack.Pair
+	pos   content.Pos
+	id    content.CID
+	page  content.CID
+	at    pack.Location
+	pair  pack.Pair
+	reach cache.Reach
 }
 
-// objectKey names an object: a map node with another page is another.
+// objectKey names an object: a map node with another page is another, and so is one
+// that is fetched to go less far, as bytes that may not go farther are under way for
+// it.
 type objectKey struct {
 	id, page content.CID
 	level    int
+	reach    cache.Reach
 }
 
-func (o object) key() objectKey { return objectKey{o.id, o.page, o.pos.Level} }
+func (o object) key() objectKey { return objectKey{o.id, o.page, o.pos.Level, o.reach} }
 
 // frames are what is read for it at the origin.
 func (o object) frames() []pack.Extent {
@@ -177,8 +269,8 @@ func (o object) stored() (n int) {
 }
 
 // nodeObject is the object of a map node.
-func nodeObject(p content.Pos, pair pack.Pair) object {
-	return object{pos: p, id: pair.Node.CID, page: pair.Page.CID, at: pair.Node.Location, pair: pair}
+func nodeObject(p content.Pos, pair pack.Pair, reach cache.Reach) object {
+	return object{pos: p, id: pair.Node.CID, page: pair.Page.CID, at: pair.Node.Location, pair: pair, reach: reach}
 }
 
 // chunk returns the object at index; ok is false for a hole.
@@ -200,5 +292,5 @@ func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how re
 	if !ok {
 		return object{}, false, fmt.Errorf("%s of root %s: %w: its page does not locate it", p, rs.id, content.ErrCorrupt)
 	}
-	return object{pos: p, id: id, at: at}, true, nil
+	return object{pos: p, id: id, at: at, reach: max(how.reach, rs.reach())}, true, nil
 }

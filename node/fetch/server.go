@@ -8,6 +8,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -25,8 +26,8 @@ var _ exchange.Server = (*Fetcher)(nil)
 // The root's scope is checked before anything is looked at; refusal and absence
 // are one answer.
 func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Request, w exchange.Responder) {
-	rs := f.root(req.Root)
-	if rs == nil || !from.Identity.MayRead(rs.head.Scope) {
+	rs, reach := f.served(req.Root, from)
+	if rs == nil {
 		w.Unknown()
 		return
 	}
@@ -34,7 +35,7 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 	near := member && from.Identity.Farm == f.cfg.Identity.Farm
 	s := &serving{f: f, rs: rs, req: req, w: w, how: request{
 		priority: req.Priority, depth: plan.Received(near, req.Passed),
-		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm,
+		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach,
 	}}
 	end, referred := s.crowd(ctx, near)
 	if referred {
@@ -77,7 +78,7 @@ func (s *serving) crowd(ctx context.Context, near bool) (end func(whole bool), r
 	if s.req.Level > 0 {
 		return none, false
 	}
-	o, ok, err := s.f.chunk(ctx, s.rs, s.req.Indexes[0], request{local: true})
+	o, ok, err := s.f.chunk(ctx, s.rs, s.req.Indexes[0], s.here())
 	if err != nil || !ok {
 		return none, false
 	}
@@ -132,17 +133,31 @@ func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 	return missing, nil
 }
 
-// held returns an object that the cache holds, hashed again. Its name is looked up
-// in what this node has of the map; nobody else is asked.
+// here is the request for what is on this node and may go to the asker.
+func (s *serving) here() request {
+	how := s.how
+	how.local = true
+	return how
+}
+
+// held returns an object that the cache holds and that goes as far as the root, hashed
+// again. Its name is looked up in what this node has of the map; nobody else is asked.
+// A map node has been decoded as the root's, with its page.
 func (s *serving) held(ctx context.Context, index uint64, buf []byte) (v content.Verified, page []byte, ok bool) {
-	o, ok, err := s.locate(ctx, index, request{local: true})
+	o, ok, err := s.locate(ctx, index, s.here())
 	if err != nil || !ok {
 		return v, nil, false
 	}
-	if v, err = s.f.cfg.Cache.Get(o.id, buf); err != nil || s.req.Level == 0 {
+	if s.req.Level > 0 {
+		n, err := s.f.node(ctx, s.rs, o.pos, s.here())
+		if err != nil || n == nil || n.id != o.id || n.page != o.page {
+			return v, nil, false
+		}
+	}
+	if v, err = s.f.cfg.Cache.GetFor(o.id, s.how.reach, buf); err != nil || s.req.Level == 0 {
 		return v, nil, err == nil
 	}
-	p, err := s.f.cfg.Cache.Get(o.page, nil)
+	p, err := s.f.cfg.Cache.GetFor(o.page, s.how.reach, nil)
 	return v, p.Bytes(), err == nil
 }
 
@@ -190,7 +205,7 @@ func (s *serving) locate(ctx context.Context, index uint64, how request) (object
 		return object{}, false, fmt.Errorf("%s: %w", p, content.ErrInvalid)
 	}
 	pair, ok, err := s.f.pair(ctx, s.rs, p, how)
-	return nodeObject(p, pair), ok, err
+	return nodeObject(p, pair, max(how.reach, s.rs.reach())), ok, err
 }
 
 func (s *serving) reportProgress(ctx context.Context) {
@@ -208,35 +223,18 @@ func (s *serving) reportProgress(ctx context.Context) {
 	}
 }
 
-// Introduce takes the record of a root that a member is going to ask for. It does
-// not widen the scope of one that is known: that is for records which this node
-// has looked for itself.
-func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []byte) error {
-	if f.cfg.Introduce == nil || !from.Identity.Role.IsMember() {
-		return fmt.Errorf("introduce: %w", content.ErrForbidden)
-	}
-	r, err := f.cfg.Introduce(envelope)
-	if err != nil {
-		return err
-	}
-	_, err = f.learn(r, false)
-	return err
-}
-
 // Bitmaps tells a member which chunks of a root are here, and those that come.
 // What is evicted is not taken back: who asks for it learns that.
 func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.CID, send func(*content.Bitmap) error) error {
-	rs := f.root(root)
-	if rs == nil || !from.Identity.MayRead(rs.head.Scope) {
+	rs, reach := f.served(root, from)
+	if rs == nil {
 		return content.ErrNotFound
 	}
 	f.bringMap(ctx, rs)
 	f.refresh(ctx, rs)
-	var fo follower
-	for {
-		rs.mu.Lock()
-		b, changed := rs.have.next(&fo)
-		rs.mu.Unlock()
+	var fo have.Follower
+	for rs.reach() == reach {
+		b, changed := rs.here.Next(&fo)
 		if b != nil {
 			if err := send(b); err != nil {
 				return err
@@ -259,6 +257,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 			return nil
 		}
 	}
+	return content.ErrNotFound // its record has ended
 }
 
 // bringMap brings in the map of a root that this node was told of and whose
@@ -277,16 +276,19 @@ func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
 		return
 	}
 	f.start(func() {
-		m := &Image{f: f, rs: rs}
-		for _, err := range m.CIDs(f.ctx) {
-			if err != nil {
-				f.cfg.Log.Debug("the map of a younger root can't be had", "root", rs.id, "err", err)
-				rs.mu.Lock()
-				rs.mapping = false // who asks next has it tried again
-				rs.mu.Unlock()
-				return
-			}
+		nodes, failed := rs.scanMax(), error(nil)
+		f.walk(f.ctx, rs, request{priority: exchange.PriorityPrefetch, reach: rs.reach()}, func(_ content.Pos, _ *mapNode, err error) bool {
+			nodes--
+			failed = err
+			return err == nil && nodes > 0
+		})
+		if failed == nil {
+			f.rescan(f.ctx, rs)
+			return
 		}
-		f.rescan(f.ctx, rs)
+		f.cfg.Log.Debug("the map of a younger root can't be had", "root", rs.id, "err", failed)
+		rs.mu.Lock()
+		defer rs.mu.Unlock()
+		rs.mapping = false // who asks next has it tried again
 	})
 }

@@ -410,13 +410,11 @@ func randomChunk(seed uint64, i int) []byte {
 // open learns the image at a member and opens it.
 func (m *node) open(im *image) *fetch.Image {
 	m.w.t.Helper()
-	id, err := m.Learn(im.Root)
+	out, err := m.Learn(im.Root)
 	m.w.check(err)
-	if id != im.id {
-		m.w.t.Fatalf("the root is %s, want %s", id, im.id)
+	if out.ID() != im.id {
+		m.w.t.Fatalf("the root is %s, want %s", out.ID(), im.id)
 	}
-	out, err := m.Open(id)
-	m.w.check(err)
 	return out
 }
 

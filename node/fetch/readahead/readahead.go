@@ -1,0 +1,65 @@
+// Package readahead decides how far a guest's reading is run ahead of.
+package readahead
+
+import "sync/atomic"
+
+const (
+	// least is how many chunks are asked for behind one that a guest missed: a booting
+	// guest goes on there in two of five reads. While it does go on they double, to
+	// most: 4 MiB of chunks of the default size.
+	least, most = 4, 32
+	// runsMax bounds the runs of an image that are under way.
+	runsMax = 4
+)
+
+// Window is what one image's guests were run ahead of. Guests that read at several
+// places at once share it: they get the least. The zero value is ready; safe for
+// concurrent use.
+type Window struct {
+	mark    atomic.Uint64 // one more than the chunk whose read runs ahead again; 0 for none
+	end     atomic.Uint64 // the first chunk that was not asked for
+	size    atomic.Uint64 // in chunks
+	running atomic.Int32
+}
+
+// Run is what is to be asked for: so many chunks from one on.
+type Run struct{ From, Size uint64 }
+
+// Marks reports whether a read of that chunk runs ahead again.
+func (w *Window) Marks(index uint64) bool { return w.mark.Load() == index+1 }
+
+// Reached is told of a read, and returns the next run when the guest has come to the
+// mark.
+func (w *Window) Reached(index uint64) (Run, bool) {
+	if !w.mark.CompareAndSwap(index+1, 0) {
+		return Run{}, false
+	}
+	return Run{w.end.Load(), min(2*w.size.Load(), most)}, true
+}
+
+// Missed returns the run behind a chunk that was not here: far if the guest goes on
+// where it was expected.
+func (w *Window) Missed(index uint64) Run {
+	size := uint64(least)
+	if w.end.Load() == index && index > 0 {
+		size = max(least, min(2*w.size.Load(), most))
+	}
+	return Run{index + 1, size}
+}
+
+// Begin sets the mark halfway of a run that ends before limit, and returns its end;
+// false when enough are under way. Then End is called.
+func (w *Window) Begin(r Run, limit uint64) (end uint64, ok bool) {
+	if w.running.Load() >= runsMax {
+		return 0, false
+	}
+	end = min(r.From+r.Size, limit)
+	w.size.Store(r.Size)
+	w.end.Store(end)
+	w.mark.Store(r.From + (end-r.From)/2 + 1)
+	w.running.Add(1)
+	return end, true
+}
+
+// End notes that what a run asked for has come, or will not.
+func (w *Window) End() { w.running.Add(-1) }
