@@ -26,13 +26,17 @@ type failure struct {
 }
 
 // Fail notes that p failed, or was silent.
-func (b *Breaker) Fail(p Peer, now time.Time) {
-	span := asideFirst
-	if f, ok := b.failed[p]; ok && now.Before(f.until.Add(f.span)) {
+func (b *Breaker) Fail(p Peer, now time.Time) { b.Stall(p, now, 0) }
+
+// Stall notes that p has kept somebody waiting in vain for that long: it is passed
+// over for as long, at least, and has had no peace meanwhile.
+func (b *Breaker) Stall(p Peer, now time.Time, quiet time.Duration) {
+	span := min(max(asideFirst, quiet), asideMax)
+	if f, ok := b.failed[p]; ok && now.Add(-quiet).Before(f.until.Add(f.span)) {
 		if now.Before(f.until) { // requests that were under way fail together
 			return
 		}
-		span = min(2*f.span, asideMax)
+		span = min(max(span, 2*f.span), asideMax)
 	}
 	b.note(p, now, span)
 }
