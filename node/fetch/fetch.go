@@ -17,6 +17,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
@@ -65,9 +66,9 @@ type Relocator interface {
 }
 
 const (
-	// jobTimeout ends a job that nothing else has ended: every ask has a deadline
-	// of its own, so this is many of them in a row.
-	jobTimeout = 2 * time.Minute
+	// readTimeout ends a read of the origin that nothing else has ended: it has
+	// deadlines of its own, so this is many of them in a row.
+	readTimeout = 2 * time.Minute
 	// banFor is how long a stranger that lied is shut out, and asideFor how long a
 	// member of the farm is.
 	banFor   = 24 * time.Hour
@@ -116,6 +117,7 @@ type Fetcher struct {
 	habits  habits
 	leaves  resident
 	pace    pace
+	shown   shown.Book
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc

@@ -1,9 +1,9 @@
 package fetch
 
 import (
-	"cmp"
 	"context"
-	"maps"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -11,7 +11,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -36,38 +39,51 @@ const (
 	// and watchTries how often one of another farm is before it is forgotten.
 	watchRetry = 5 * time.Second
 	watchTries = 6
-	farmMethod = "farm"
+	// uselessRetry is how soon one whose bitmap is of no use is looked at again.
+	uselessRetry = time.Minute
+	// strangerAside is how long one that did not prove that it may be asked is passed
+	// over: a certificate may yet come.
+	strangerAside = time.Minute
+	// meetTimeout is how long a member may take to say who it is.
+	meetTimeout = exchange.StallTimeout
 )
 
 // peers follows who holds what of one root: the bitmaps of members of the farm,
 // and of those that announced the root, or one before it, elsewhere. It does so
 // while the root is wanted from others.
 type peers struct {
-	f *Fetcher
+	f     *Fetcher
+	shown *shown.Table
 
 	mu        sync.Mutex // guards what follows
 	following bool
 	began     time.Time // the first time
 	wanted    time.Time // the last time
 	near, far table
-	look      chan struct{}          // a member of the farm may be new
-	meeting   chan struct{}          // closed when another member was met; nil while nobody waits
-	farms     map[string][]plan.Peer // of far members, in the order in which they were found
+	look      chan struct{} // a member of the farm may be new
+	meeting   chan struct{} // closed when another member was met; nil while nobody waits
+	found     []found       // the far members, in the order in which they were found
 }
 
-// table is the bitmaps of some members.
+// found is a member that announced the root; a seed has no farm.
+type found struct {
+	peer plan.Peer
+	farm string
+}
+
+// table is the members whose bitmaps are followed.
 type table struct {
-	held    map[peer.ID]*content.Bitmap
+	far     bool
 	watched map[peer.ID]bool
 	met     map[peer.ID]bool // those that have answered once, or could not be reached
 }
 
-func newTable() table {
-	return table{held: map[peer.ID]*content.Bitmap{}, watched: map[peer.ID]bool{}, met: map[peer.ID]bool{}}
+func newTable(far bool) table {
+	return table{far: far, watched: map[peer.ID]bool{}, met: map[peer.ID]bool{}}
 }
 
 func newPeers(f *Fetcher) *peers {
-	return &peers{f: f, near: newTable(), far: newTable(), look: make(chan struct{}, 1), farms: map[string][]plan.Peer{}}
+	return &peers{f: f, shown: f.shown.Table(), near: newTable(false), far: newTable(true), look: make(chan struct{}, 1)}
 }
 
 // want begins to follow, or goes on.
@@ -146,10 +162,10 @@ func (p *peers) round(rs *rootState) {
 // announces nothing that would have it found, and forgotten, anew.
 func (p *peers) again(ctx context.Context, rs *rootState, wg *sync.WaitGroup) {
 	p.mu.Lock()
-	known := slices.Concat(slices.Collect(maps.Values(p.farms))...)
+	known := slices.Clone(p.found)
 	p.mu.Unlock()
 	for _, q := range known {
-		if id := peer.ID(q); p.claim(&p.far, id) {
+		if id := peer.ID(q.peer); p.claim(&p.far, id) {
 			wg.Go(func() { p.watch(ctx, rs, id, &p.far) })
 		}
 	}
@@ -174,7 +190,7 @@ func (p *peers) searchOn(ctx context.Context, rs *rootState, wg *sync.WaitGroup)
 func (p *peers) nextSearch() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.farms) == 0 && p.f.cfg.Now().Sub(p.began) < searchSoonTill {
+	if len(p.found) == 0 && p.f.cfg.Now().Sub(p.began) < searchSoonTill {
 		return searchSoon
 	}
 	return searchInterval
@@ -202,65 +218,131 @@ func (p *peers) search(ctx context.Context, rs *rootState, root content.CID, wg 
 	finding, cancel := context.WithTimeout(ctx, searchInterval)
 	defer cancel()
 	for info := range p.f.cfg.Swarm.Find(finding, swarm.KeyFor(rs.head.Scope, root, p.f.cfg.Announce)) {
-		if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || !p.claim(&p.far, info.ID) {
+		if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || p.f.passedOver(info.ID) || !p.claim(&p.far, info.ID) {
 			continue
 		}
 		wg.Go(func() {
-			if !p.meet(ctx, info.ID) {
-				p.release(&p.far, info.ID) // the next search tries again
+			who, err := p.f.meet(ctx, rs, info.ID)
+			if err != nil {
+				p.f.blame(info.ID, err)
+				p.release(&p.far, info.ID) // a later search tries again
 				return
 			}
+			p.list(info.ID, who)
 			p.watch(ctx, rs, info.ID, &p.far)
 		})
 	}
 }
 
-// meet asks a member for its farm and lists it.
-func (p *peers) meet(ctx context.Context, id peer.ID) bool {
-	ctx, cancel := context.WithTimeout(ctx, watchRetry)
+// meet returns who a member is that is to be asked for a root, as its certificate
+// says; ErrForbidden if it is nobody, or may not know of the root, or is not of this
+// farm though its gossip says so.
+func (f *Fetcher) meet(ctx context.Context, rs *rootState, id peer.ID) (trust.Identity, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, meetTimeout, fmt.Errorf("%w: it does not say who it is", exchange.ErrStalled))
 	defer cancel()
-	name, err := p.f.cfg.Exchange.Call(ctx, id, farmMethod, nil)
-	if err != nil || len(name) > content.NameMax {
-		return false
+	who, err := f.cfg.Exchange.Meet(ctx, id)
+	switch {
+	case err != nil:
+		return who, err
+	case !who.MayRead(rs.head.Scope):
+		return who, fmt.Errorf("%s: %w: it may not read content of scope %s", id, content.ErrForbidden, rs.head.Scope)
+	case !f.ofFarm(who) && f.isNear(id):
+		return who, fmt.Errorf("%s: %w: it is no member of this farm", id, content.ErrForbidden)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if list := p.farms[string(name)]; !slices.Contains(list, plan.Peer(id)) {
-		p.farms[string(name)] = append(list, plan.Peer(id))
-	}
-	return true
+	return who, nil
 }
 
-// watch follows one member's bitmap into its table until ctx ends or the member is
-// gone: out of the farm, or silent for long.
+// blame has a member passed over that could not be met.
+func (f *Fetcher) blame(id peer.ID, err error) {
+	if !errors.Is(err, content.ErrForbidden) {
+		f.failed(id)
+		return
+	}
+	f.cfg.Log.Debug("a peer is not asked", "peer", id, "err", err)
+	f.habits.mu.Lock()
+	defer f.habits.mu.Unlock()
+	f.habits.breaker.Aside(plan.Peer(id), f.cfg.Now(), strangerAside)
+}
+
+func (f *Fetcher) passedOver(id peer.ID) bool {
+	_, aside := f.Aside()[id]
+	return aside
+}
+
+// ofFarm reports whether a certificate is one of this farm.
+func (f *Fetcher) ofFarm(who trust.Identity) bool {
+	return who.Role.IsMember() && who.Farm == f.cfg.Identity.Farm
+}
+
+// list adds a member that announced the root. Only members of farms lead: what a
+// seed may read it may hold, but it brings nothing in.
+func (p *peers) list(id peer.ID, who trust.Identity) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	farm := who.Farm
+	if !who.Role.IsMember() {
+		farm = ""
+	}
+	p.unlist(id)
+	p.found = append(p.found, found{plan.Peer(id), farm})
+}
+
+// unlist is called with mu.
+func (p *peers) unlist(id peer.ID) {
+	p.found = slices.DeleteFunc(p.found, func(q found) bool { return q.peer == plan.Peer(id) })
+}
+
+// watch follows one member's bitmap until ctx ends or the member is gone: out of the
+// farm, or silent for long. One whose bitmap is of no use shows nothing.
 func (p *peers) watch(ctx context.Context, rs *rootState, id peer.ID, t *table) {
 	defer p.release(t, id)
 	for tries := 0; ctx.Err() == nil; tries++ {
-		if p.take(ctx, rs, id, t) {
-			tries = 0
+		_, err := p.f.meet(ctx, rs, id)
+		known := err == nil
+		if known {
+			var heard bool
+			if heard, err = p.take(ctx, rs, id, t); heard {
+				tries = 0
+			}
 		}
-		if tries > 0 {
+		pause := min(watchRetry, time.Duration(tries)*watchRetry+time.Millisecond)
+		forbidden := errors.Is(err, content.ErrForbidden) || errors.Is(err, exchange.ErrViolation)
+		useless := forbidden || errors.Is(err, content.ErrNoSpace)
+		if tries > 0 || useless {
 			p.meets(t, id)
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if envelope := rs.sealed(); len(envelope) > 0 { // a member that has not met the root has nothing to show
-			_ = p.f.cfg.Exchange.Introduce(ctx, id, envelope) // if that fails, so does the next try
+		if envelope := rs.sealed(); known && !useless && len(envelope) > 0 { // a member that has not met the root has nothing to show
+			p.introduce(ctx, id, envelope)
 		}
-		wait := time.NewTimer(min(watchRetry, time.Duration(tries)*watchRetry+time.Millisecond))
+		if useless {
+			p.f.cfg.Log.Debug("a member's bitmap is not followed", "peer", id, "root", rs.id, "err", err)
+			p.shown.Drop(plan.Peer(id))
+			pause = uselessRetry
+		}
+		near := p.f.isNear(id)
+		if !t.far && !near || t.far && (near || forbidden || tries >= watchTries) {
+			p.forget(t, id)
+			return
+		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
 			wait.Stop()
 			return
 		}
-		near := p.f.isNear(id)
-		if t == &p.near && !near || t == &p.far && (near || tries >= watchTries) {
-			p.forget(t, id)
-			return
-		}
 	}
+}
+
+// introduce shows a member the record of the root. If that fails, so does the next
+// try to follow it.
+func (p *peers) introduce(ctx context.Context, id peer.ID, envelope []byte) {
+	ctx, cancel := context.WithTimeout(ctx, watchRetry)
+	defer cancel()
+	_ = p.f.cfg.Exchange.Introduce(ctx, id, envelope)
 }
 
 // meets notes that a member has answered, or could not be reached.
@@ -305,110 +387,56 @@ func (p *peers) nearSettled() (at <-chan struct{}, settled bool) {
 }
 
 // take adds what a member says that it holds, until it says no more; whether it
-// has said anything is returned.
-func (p *peers) take(ctx context.Context, rs *rootState, id peer.ID, t *table) (heard bool) {
-	for b, err := range p.f.cfg.Exchange.Bitmaps(ctx, id, rs.id) {
+// has said anything is returned, and why it ended.
+func (p *peers) take(ctx context.Context, rs *rootState, id peer.ID, t *table) (heard bool, err error) {
+	for b, err := range p.f.cfg.Exchange.Bitmaps(ctx, id, rs.id, rs.head.Root.Chunks()) {
+		if err == nil {
+			err = p.shown.Show(plan.Peer(id), t.far, !heard, b)
+		}
+		if errors.Is(err, exchange.ErrViolation) {
+			p.f.lied(id, err.Error())
+		}
 		if err != nil {
-			break
+			return heard, err
 		}
-		p.mu.Lock()
-		if have := t.held[id]; have == nil || !heard {
-			t.held[id] = b.Clone()
-		} else {
-			have.Union(b)
-		}
-		p.mu.Unlock()
 		if !heard {
 			p.meets(t, id)
 		}
 		heard = true
 	}
-	return heard
+	return heard, nil
 }
 
 // forget drops what a member held.
 func (p *peers) forget(t *table, id peer.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(t.held, id)
+	p.shown.Drop(plan.Peer(id))
 	delete(t.met, id)
 	if t == &p.far {
-		for name, list := range p.farms {
-			if p.farms[name] = slices.DeleteFunc(list, func(q plan.Peer) bool { return q == plan.Peer(id) }); len(p.farms[name]) == 0 {
-				delete(p.farms, name)
-			}
-		}
-	}
-}
-
-// lacks notes what a member turned out not to hold, whatever its bitmap said: it
-// may have evicted it.
-func (p *peers) lacks(id peer.ID, indexes []uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, held := range []map[peer.ID]*content.Bitmap{p.near.held, p.far.held} {
-		if b := held[id]; b != nil {
-			for _, i := range indexes {
-				b.Remove(i)
-			}
-		}
+		p.unlist(id)
 	}
 }
 
 // holding returns the live members of the farm that hold some of the root.
 func (p *peers) holding() []plan.Peer {
-	live := p.f.live()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.DeleteFunc(live, func(q plan.Peer) bool {
-		b := p.near.held[peer.ID(q)]
-		return b == nil || b.Len() == 0
-	})
+	shown := p.shown.Counts()
+	return slices.DeleteFunc(p.f.live(), func(q plan.Peer) bool { return shown[q] == 0 })
 }
 
 // view tells the planner who holds what is missing.
 func (p *peers) view(v *plan.View, missing []uint64, level int) {
 	v.SwarmSettled = p.settled()
 	_, v.FarmSettled = p.nearSettled()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for name, list := range p.farms {
-		v.Swarm[name] = slices.Clone(list)
-	}
 	if level > 0 { // a map node goes with the chunks that it names
 		missing = nil
 	}
-	v.Holders = p.near.holders(missing)
-	v.SwarmHolders = p.far.holders(missing)
-}
-
-// holders orders members by how much of what is missing they hold; none of it
-// leaves a member out. Without anything missing, those that hold most come first.
-// Members that hold the same take turns: who comes first changes with what is
-// missing.
-func (t *table) holders(missing []uint64) []plan.Peer {
-	key := "map"
-	if len(missing) > 0 {
-		key = content.Chunk(missing[0]).String()
-	}
-	holds := map[plan.Peer]uint64{}
-	var list []plan.Peer
-	for id, b := range t.held {
-		n := b.Len()
-		if len(missing) > 0 {
-			n = 0
-			for _, i := range missing {
-				if b.Has(i) {
-					n++
-				}
-			}
-		}
-		if n > 0 {
-			holds[plan.Peer(id)] = n
-			list = append(list, plan.Peer(id))
+	v.Holders, v.SwarmHolders = p.shown.Holders(missing)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range p.found {
+		if q.farm != "" {
+			v.Swarm[q.farm] = append(v.Swarm[q.farm], q.peer)
 		}
 	}
-	list = plan.Rank(key, list)
-	slices.SortStableFunc(list, func(a, b plan.Peer) int { return cmp.Compare(holds[b], holds[a]) })
-	return list
 }
