@@ -12,7 +12,7 @@ import (
 // Shown returns how many chunks of a root the bitmaps of other members show here.
 func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
 	out := map[peer.ID]uint64{}
-	for id, n := range f.root(root).peers.shown.Counts() {
+	for id, n := range f.root(root).peers.Counts() {
 		out[peer.ID(id)] = n
 	}
 	return out

@@ -107,7 +107,7 @@ type Config struct {
 
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
-// Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
+// Lock order: rootState.mu, Fetcher.mu; nothing is locked under the
 // last, nor under habits.mu, pace.mu and resident.mu.
 type Fetcher struct {
 	cfg     Config
@@ -117,7 +117,7 @@ type Fetcher struct {
 	habits  habits
 	leaves  resident
 	pace    pace
-	shown   shown.Book
+	shown   *shown.Book
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
@@ -150,6 +150,7 @@ func New(cfg Config) (*Fetcher, error) {
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)
+	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -289,7 +290,7 @@ func (f *Fetcher) Aside() map[peer.ID]time.Time {
 
 // view is what the planner may know now; need is how many bytes are missing.
 func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.View {
-	v := plan.View{Farm: f.live(), Swarm: map[string][]plan.Peer{}, Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
+	v := plan.View{Farm: f.live(), Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
 	now := f.cfg.Now()
 	h := &f.habits
 	h.mu.Lock()
@@ -300,7 +301,12 @@ func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.Vi
 	v.Providers = slices.Clone(h.providers)
 	h.mu.Unlock()
 	v.Providers = slices.DeleteFunc(v.Providers, func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
-	rs.peers.view(&v, missing, level)
+	if level > 0 { // a map node goes with the chunks that it names
+		missing = nil
+	}
+	v.Holders, v.SwarmHolders = rs.peers.Holders(missing)
+	v.Swarm, v.SwarmSettled = rs.peers.Found(), rs.peers.Settled()
+	_, v.FarmSettled = rs.peers.NearSettled()
 	return v
 }
 

@@ -255,7 +255,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
 	if f.holds(ctx, rs) == 0 {
 		return false
 	}
-	candidates := rs.peers.holding()
+	candidates := f.holding(rs)
 	candidates = append(candidates, plan.Peer(f.cfg.Self))
 	ranked := plan.Rank(rs.id.String(), candidates)
 	return slices.Contains(ranked[:min(announcersPerFarm, len(ranked))], plan.Peer(f.cfg.Self))
@@ -288,11 +288,11 @@ func (f *Fetcher) Prepare(ctx context.Context, root content.CID) {
 	if rs == nil {
 		return
 	}
-	rs.peers.want(rs)
-	if rs.peers.settled() {
+	rs.peers.Want()
+	if rs.peers.Settled() {
 		return
 	}
-	wait := time.NewTimer(settleAfter)
+	wait := time.NewTimer(plan.SwarmWait)
 	defer wait.Stop()
 	select {
 	case <-wait.C:

@@ -59,7 +59,7 @@ func (j *job) fly() {
 	if j.fromCache(); len(j.left()) == 0 { // another flight may have landed since the caller looked
 		return
 	}
-	j.rs.peers.want(j.rs)
+	j.rs.peers.Want()
 	hurry := j.how.priority == exchange.PriorityGuest
 	if j.awaitOthers(plan.Patience(hurry)); len(j.left()) == 0 {
 		return
@@ -148,7 +148,7 @@ func (j *job) step(p *plan.Job, e plan.Event) bool {
 		case plan.ReadOrigin:
 			j.work.Go(func() { j.readOrigin(a.Hedge) })
 		case plan.WaitFarm:
-			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.nearSettled) })
+			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
 			j.work.Go(func() { j.wait(plan.SwarmWait, nil) })
 		case plan.Done:
@@ -298,7 +298,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 		e.Why = o.err.Error()
 		j.f.cfg.Log.Debug("a member was asked in vain", "peer", to, "err", o.err)
 		if !errors.Is(o.err, exchange.ErrBusy) {
-			j.f.blame(to, o.err)
+			j.f.unmet(to, o.err)
 		}
 	case o.unknown:
 		e.Why = "does not know the root"
@@ -317,11 +317,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	if len(left) == 0 {
 		return o
 	}
-	if j.f.cfg.Exchange == nil {
-		return outcome{err: errors.New("this node asks nobody")}
-	}
 	to := peer.ID(a.Peer)
-	who, err := j.f.meet(ask.ctx, j.rs, to)
+	near, err := j.f.shown.Meet(ask.ctx, j.rs.head.Scope, to)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -332,7 +329,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		byIndex[fl.obj.pos.Index] = fl
 	}
 	source := FromSwarm
-	if j.f.ofFarm(who) {
+	if near {
 		source = FromFarm
 	}
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
@@ -356,7 +353,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			}
 		case exchange.Absent:
 			if j.level() == 0 {
-				j.rs.peers.shown.Lacks(a.Peer, r.Indexes)
+				j.rs.peers.Lacks(a.Peer, r.Indexes)
 			}
 		case exchange.Unknown:
 			o.unknown = true
@@ -365,14 +362,6 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		}
 	})
 	return o
-}
-
-// stalled notes that a member was asked for that long and brought nothing.
-func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Stall(plan.Peer(id), f.cfg.Now(), quiet)
-	f.metrics.failures.Inc()
 }
 
 // errOtherPage says that a member has a map node with another page: the same content

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -39,7 +40,7 @@ type rootState struct {
 	head    pack.Head
 	depth   int
 	lineage []content.CID
-	peers   *peers
+	peers   *shown.Peers
 
 	// leaves are the level-1 nodes that were met, read without a lock. One may
 	// vanish at any time, to be loaded again.
@@ -97,8 +98,9 @@ func (f *Fetcher) enter(id content.CID, r Root, mayWiden bool) *rootState {
 	leaves := (r.Head.Root.Chunks() + content.MapFanout - 1) / content.MapFanout
 	f.roots[id] = &rootState{
 		id: id, head: r.Head, depth: r.Head.Root.Depth(), used: f.cfg.Now(), lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)],
-		leaves: make([]atomic.Pointer[mapNode], leaves), upper: map[content.Pos]*mapNode{}, peers: newPeers(f),
+		leaves: make([]atomic.Pointer[mapNode], leaves), upper: map[content.Pos]*mapNode{},
 	}
+	f.roots[id].peers = f.peersOf(f.roots[id])
 	return f.roots[id]
 }
 

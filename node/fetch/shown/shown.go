@@ -1,4 +1,4 @@
-// Package shown keeps what members show of roots: bitmaps of the chunks that they
+// Package shown follows what members show of roots: bitmaps of the chunks that they
 // hold, which they send and let grow as they like. All of a node's together take
 // bounded memory. A member that shows too much to be kept shows nothing: it is
 // asked last, not shut out.
@@ -28,15 +28,20 @@ const (
 	bitmapOverhead = 256
 )
 
-// Book is all bitmaps of a node. The zero value is empty. Safe for concurrent use.
+// Book is who shows what, of all roots of a node. Safe for concurrent use.
 //
-// Lock order: Table.mu, then Book.mu.
+// Lock order: Peers.mu, table.mu, Book.mu.
 type Book struct {
+	cfg Config
+
 	mu     sync.Mutex // guards what follows
 	bytes  int
 	clock  uint64 // of the uses of tables
-	tables map[*Table]uint64
+	tables map[*table]uint64
 }
+
+// New returns an empty Book.
+func New(cfg Config) *Book { return &Book{cfg: cfg} }
 
 // Bytes returns about how much memory all bitmaps take.
 func (b *Book) Bytes() int {
@@ -45,14 +50,9 @@ func (b *Book) Bytes() int {
 	return b.bytes
 }
 
-// Table returns an empty table, for another root.
-func (b *Book) Table() *Table {
-	return &Table{book: b, held: map[plan.Peer]*bitmap{}}
-}
-
 // grow notes that a table takes more, or less; use that it was looked at. A table
 // that takes nothing is forgotten.
-func (b *Book) grow(t *Table, delta int, use bool) {
+func (b *Book) grow(t *table, delta int, use bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.bytes += delta
@@ -62,7 +62,7 @@ func (b *Book) grow(t *Table, delta int, use bool) {
 		delete(b.tables, t)
 		return
 	case b.tables == nil:
-		b.tables = map[*Table]uint64{}
+		b.tables = map[*table]uint64{}
 	}
 	if use || !known {
 		b.clock++
@@ -81,7 +81,7 @@ func (b *Book) trim() {
 		b.mu.Lock()
 		uses := maps.Clone(b.tables)
 		b.mu.Unlock()
-		for _, t := range slices.SortedFunc(maps.Keys(uses), func(s, t *Table) int { return cmp.Compare(uses[s], uses[t]) }) {
+		for _, t := range slices.SortedFunc(maps.Keys(uses), func(s, t *table) int { return cmp.Compare(uses[s], uses[t]) }) {
 			if b.Bytes() <= nodeMax {
 				return
 			}
@@ -90,8 +90,8 @@ func (b *Book) trim() {
 	}
 }
 
-// Table is what members show of one root. Safe for concurrent use.
-type Table struct {
+// table is what members show of one root. Safe for concurrent use.
+type table struct {
 	book *Book
 
 	mu    sync.Mutex // guards what follows
@@ -108,7 +108,7 @@ type bitmap struct {
 // Show takes what a member shows: all that it holds, when anew, else additions to
 // that. The set is the table's from then on. An error is content.ErrNoSpace: there
 // is no room for what it shows, so it shows nothing.
-func (t *Table) Show(p plan.Peer, far, anew bool, set *content.Bitmap) error {
+func (t *table) Show(p plan.Peer, far, anew bool, set *content.Bitmap) error {
 	t.mu.Lock()
 	h := t.held[p]
 	if h == nil {
@@ -139,7 +139,7 @@ func (t *Table) Show(p plan.Peer, far, anew bool, set *content.Bitmap) error {
 	return nil
 }
 
-func (t *Table) resize(h *bitmap) {
+func (t *table) resize(h *bitmap) {
 	now := h.set.Bytes() + bitmapOverhead
 	t.bytes += now - h.bytes
 	h.bytes = now
@@ -147,7 +147,7 @@ func (t *Table) resize(h *bitmap) {
 
 // spare is whose bitmap to drop: the largest of those far away, else that of the
 // member which has shown more last.
-func (t *Table) spare(last plan.Peer) plan.Peer {
+func (t *table) spare(last plan.Peer) plan.Peer {
 	out, most := last, 0
 	for p, h := range t.held {
 		if h.far && (h.bytes > most || h.bytes == most && p < out) {
@@ -157,14 +157,14 @@ func (t *Table) spare(last plan.Peer) plan.Peer {
 	return out
 }
 
-func (t *Table) remove(p plan.Peer) {
+func (t *table) remove(p plan.Peer) {
 	if h := t.held[p]; h != nil {
 		t.bytes -= h.bytes
 		delete(t.held, p)
 	}
 }
 
-func (t *Table) dropAll(far bool) {
+func (t *table) dropAll(far bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.bytes
@@ -177,7 +177,7 @@ func (t *Table) dropAll(far bool) {
 }
 
 // Drop forgets what a member showed.
-func (t *Table) Drop(p plan.Peer) {
+func (t *table) Drop(p plan.Peer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.bytes
@@ -187,7 +187,7 @@ func (t *Table) Drop(p plan.Peer) {
 
 // Lacks notes what a member turned out not to hold, whatever its bitmap said: it
 // may have evicted it.
-func (t *Table) Lacks(p plan.Peer, indexes []uint64) {
+func (t *table) Lacks(p plan.Peer, indexes []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := t.held[p]
@@ -203,7 +203,7 @@ func (t *Table) Lacks(p plan.Peer, indexes []uint64) {
 }
 
 // Counts returns how many chunks members show.
-func (t *Table) Counts() map[plan.Peer]uint64 {
+func (t *table) Counts() map[plan.Peer]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := map[plan.Peer]uint64{}
@@ -217,7 +217,7 @@ func (t *Table) Counts() map[plan.Peer]uint64 {
 // of what is missing they show; none of it leaves a member out. Without anything
 // missing, those that show most come first. Members that show the same take turns:
 // who comes first changes with what is missing.
-func (t *Table) Holders(missing []uint64) (near, far []plan.Peer) {
+func (t *table) Holders(missing []uint64) (near, far []plan.Peer) {
 	key := "map"
 	if len(missing) > 0 {
 		key = content.Chunk(missing[0]).String()
