@@ -297,6 +297,7 @@ func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.Vi
 	for p := range h.breaker.Passed(now) {
 		v.Aside[p] = true
 	}
+	v.Wary = h.breaker.Wary(now)
 	v.HedgeBudget = h.budget.Has(now, int64(need))
 	v.Providers = slices.Clone(h.providers)
 	h.mu.Unlock()

@@ -55,6 +55,7 @@ type Job struct {
 	hedgeAt  time.Time // when to think of a hedge next
 	under    []*source // under way
 	waiting  bool      // a wait is under way
+	wary     bool      // members were found to stall lately
 	passing  bool      // climbs past members that are asked beside
 	besides  int
 	reads    int
@@ -79,7 +80,7 @@ func (j *Job) Step(e Event) []Action {
 	if j.over {
 		return nil
 	}
-	j.now = e.Now
+	j.now, j.wary = e.Now, e.View.Wary
 	j.brought(e.Came)
 	switch e.Kind {
 	case Start:
@@ -88,12 +89,12 @@ func (j *Job) Step(e Event) []Action {
 		j.waiting = false
 	case Woke:
 		if !e.Missing {
-			return j.finish()
+			return j.finish(nil)
 		}
 	case Answered, OriginEnded:
 		s := j.ended(e.Peer)
 		if !e.Missing {
-			return j.finish()
+			return j.finish(s)
 		}
 		if s == nil { // it was dropped
 			break

@@ -144,7 +144,7 @@ func (m *mesh) clock() time.Time { return time.Unix(1_800_000_000, 0).Add(m.now)
 
 // look is a node's view.
 func (n *node) look(run string) plan.View {
-	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget}
+	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget, Wary: n.breaker.Wary(n.m.clock())}
 	if v.Farm == nil {
 		v.Farm = n.m.farms[n.farm]
 	}

@@ -16,13 +16,17 @@ const (
 	// guestPass is how long a guest goes without a byte from anyone before the climb
 	// goes on beside those that are asked, to another lead or to the origin: longer
 	// than an origin that is merely slow takes, since the run may be read twice by it.
-	// guestStep is what each further source gets then.
+	// guestStep is what each further source gets then, and what the first one gets from
+	// a node that has lately found members that stall.
 	guestPass = 4 * time.Second
 	guestStep = time.Second
 	// hardDeadline is how long a source may go without bytes: then it has failed. A
 	// lead whose origin is as slow as that is of no use. Only then does prefetch go on
 	// to the next lead, or to the origin.
 	hardDeadline = 30 * time.Second
+	// fairShare is how many times as long as another that brings a run in a member must
+	// have had to be taken for one that stalls.
+	fairShare = 2
 	// underWayMax bounds the members asked at once; the one that has been quiet for
 	// longest makes room.
 	underWayMax = 8
@@ -52,7 +56,8 @@ func Patience(hurry bool) time.Duration { return patienceOf(hurry).pass }
 // source is one that is under way: an Ask or a ReadOrigin.
 type source struct {
 	act    Action
-	since  time.Time // when it was asked, or last brought something
+	asked  time.Time
+	since  time.Time // when it last brought something, or was asked
 	rung   int
 	beside bool    // it was asked beside another, out of turn
 	passed bool    // the climb has gone on
@@ -70,7 +75,7 @@ func (j *Job) begin(s source) (acts []Action) {
 		}
 		acts = j.drop(quiet)
 	}
-	s.since = j.now
+	s.asked, s.since = j.now, j.now
 	j.under = append(j.under, &s)
 	return append(acts, s.act)
 }
@@ -105,13 +110,18 @@ func (j *Job) brought(came map[Peer]time.Time) {
 	}
 }
 
-// finish ends the job well, and says which sources were overtaken: one that shows
-// what it did not bring, or a lead that was passed over.
-func (j *Job) finish() (acts []Action) {
+// finish ends the job well, and drops who was overtaken: one that shows what it did
+// not bring, a lead that was passed over, or one that had far longer than the winner
+// took to bring it in. Who won may be unknown, and nil.
+func (j *Job) finish(winner *source) (acts []Action) {
+	fair := j.patience.pass
+	if winner != nil && (winner.act.Fetch || winner.act.Kind == ReadOrigin) {
+		fair = min(fair, max(j.patience.beside, fairShare*j.now.Sub(winner.asked)))
+	}
 	for _, s := range slices.Clone(j.under) {
 		most := j.patience.beside
 		if s.act.Fetch {
-			most = j.patience.pass
+			most = fair
 		}
 		if s.act.Kind == Ask && j.now.Sub(s.since) >= most {
 			acts = append(acts, j.drop(s)...)
@@ -205,7 +215,15 @@ func (j *Job) mayPass() bool {
 			newest = s.since
 		}
 	}
-	return waitedFor && j.now.Sub(j.last) >= j.patience.pass && j.now.Sub(newest) >= step
+	return waitedFor && j.now.Sub(j.last) >= j.pass() && j.now.Sub(newest) >= step
+}
+
+// pass is how long nothing comes from anyone until the climb goes on.
+func (j *Job) pass() time.Duration {
+	if j.wary && j.cfg.Hurry {
+		return guestStep
+	}
+	return j.patience.pass
 }
 
 // askBeside asks one more member beside those that are quiet: the one that gave a
@@ -247,7 +265,7 @@ func (j *Job) Wake() time.Time {
 			next = at
 		}
 	}
-	sooner(j.last.Add(j.patience.pass))
+	sooner(j.last.Add(j.pass()))
 	for _, s := range j.under {
 		sooner(s.since.Add(j.patience.beside))
 		sooner(s.since.Add(j.patience.step))

@@ -123,6 +123,8 @@ type View struct {
 	Providers []Peer
 	// Aside are members that failed or were silent lately, or lied: passed over.
 	Aside map[Peer]bool
+	// Wary is true when members were found to stall lately.
+	Wary bool
 	// Origin is true when this node can read the origin now.
 	Origin bool
 	// HedgeBudget is true when the budget for hedging has room for what is missing.
