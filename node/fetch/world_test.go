@@ -66,7 +66,7 @@ type world struct {
 type hooks struct {
 	down atomic.Bool
 	gate atomic.Pointer[chan struct{}]
-	slow atomic.Int64 // how long each read takes, in nanoseconds
+	slow atomic.Int64                  // how long each read takes, in nanoseconds
 	flip atomic.Pointer[pack.Location] // of a frame that has a bit flipped
 }
 
