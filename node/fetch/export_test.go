@@ -11,17 +11,15 @@ import (
 
 // Shown returns how many chunks of a root the bitmaps of other members show here.
 func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
-	p := f.root(root).peers
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	out := map[peer.ID]uint64{}
-	for _, t := range []*table{&p.near, &p.far} {
-		for id, b := range t.held {
-			out[id] = b.Len()
-		}
+	for id, n := range f.root(root).peers.Counts() {
+		out[peer.ID(id)] = n
 	}
 	return out
 }
+
+// ShownBytes returns how much memory the bitmaps of other members take.
+func (f *Fetcher) ShownBytes() int { return f.shown.Bytes() }
 
 // Locate says where a chunk lies at the origin.
 func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {

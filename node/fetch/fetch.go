@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -61,9 +62,9 @@ type Announcements interface {
 type Origin = frames.Origin
 
 const (
-	// jobTimeout ends a job that nothing else has ended: every ask has a deadline
-	// of its own, so this is many of them in a row.
-	jobTimeout = 2 * time.Minute
+	// readTimeout ends a read of the origin that nothing else has ended: it has
+	// deadlines of its own, so this is many of them in a row.
+	readTimeout = 2 * time.Minute
 	// banFor is how long a stranger that lied is shut out, and asideFor how long a
 	// member of the farm is.
 	banFor   = 24 * time.Hour
@@ -102,7 +103,7 @@ type Config struct {
 
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
-// Lock order: peers.mu, rootState.mu, Fetcher.mu; nothing is locked under the
+// Lock order: rootState.mu, Fetcher.mu; nothing is locked under the
 // last, nor under habits.mu.
 type Fetcher struct {
 	cfg     Config
@@ -112,6 +113,7 @@ type Fetcher struct {
 	habits  habits
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
+	shown   *shown.Book
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
@@ -146,6 +148,7 @@ func New(cfg Config) (*Fetcher, error) {
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)
+	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -285,18 +288,24 @@ func (f *Fetcher) Aside() map[peer.ID]time.Time {
 
 // view is what the planner may know now; need is how many bytes are missing.
 func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.View {
-	v := plan.View{Farm: f.live(), Swarm: map[string][]plan.Peer{}, Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
+	v := plan.View{Farm: f.live(), Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
 	now := f.cfg.Now()
 	h := &f.habits
 	h.mu.Lock()
 	for p := range h.breaker.Passed(now) {
 		v.Aside[p] = true
 	}
+	v.Wary = h.breaker.Wary(now)
 	v.HedgeBudget = h.budget.Has(now, int64(need))
 	v.Providers = slices.Clone(h.providers)
 	h.mu.Unlock()
 	v.Providers = slices.DeleteFunc(v.Providers, func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
-	rs.peers.view(&v, missing, level)
+	if level > 0 { // a map node goes with the chunks that it names
+		missing = nil
+	}
+	v.Holders, v.SwarmHolders = rs.peers.Holders(missing)
+	v.Swarm, v.SwarmSettled = rs.peers.Found(), rs.peers.Settled()
+	_, v.FarmSettled = rs.peers.NearSettled()
 	return v
 }
 

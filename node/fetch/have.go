@@ -148,7 +148,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
 	if ctx.Err() != nil || rs.reach() == 0 || f.holds(ctx, rs) == 0 {
 		return false
 	}
-	candidates := rs.peers.holding()
+	candidates := f.holding(rs)
 	candidates = append(candidates, plan.Peer(f.cfg.Self))
 	ranked := plan.Rank(rs.id.String(), candidates)
 	return slices.Contains(ranked[:min(announcersPerFarm, len(ranked))], plan.Peer(f.cfg.Self))
@@ -170,11 +170,11 @@ func (m *Image) Hold(ctx context.Context) error {
 // Prepare looks for members that hold the image, for as long as prefetch would: a
 // guest's first read then knows whom to ask.
 func (m *Image) Prepare(ctx context.Context) {
-	m.rs.peers.want(m.rs)
-	if m.rs.peers.settled() {
+	m.rs.peers.Want()
+	if m.rs.peers.Settled() {
 		return
 	}
-	wait := time.NewTimer(settleAfter)
+	wait := time.NewTimer(plan.SwarmWait)
 	defer wait.Stop()
 	select {
 	case <-wait.C:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -26,19 +27,27 @@ type job struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	events  chan plan.Event
-	work    sync.WaitGroup // the asks that are under way
-	landed  chan struct{}  // closed when all flights have ended
-	open    int            // those that have not; guarded by the Fetcher's mu
-	failure error          // of the origin; set before the event that tells fly
+	asks    map[plan.Peer]*asking // the latest of each member; fly's
+	work    sync.WaitGroup        // the asks that are under way
+	landed  chan struct{}         // closed when all flights have ended
+	open    int                   // those that have not; guarded by the Fetcher's mu
+	failure error                 // of the origin; set before the event that tells fly
 }
 
-// eventsMax is more events than a job can have under way: an ask, a read, a wait,
-// its start and a tick.
+// eventsMax is how many events of a job may wait to be looked at: as many as members
+// are asked at once, mostly.
 const eventsMax = 8
+
+// asking is an ask that is under way.
+type asking struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	came   atomic.Int64 // when something of use last came, by Unix time in nanoseconds
+}
 
 // newJob is called with the Fetcher's mu.
 func newJob(f *Fetcher, rs *rootState, run pack.Run, how request) *job {
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), landed: make(chan struct{})}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{})}
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
 	return j
 }
@@ -47,36 +56,31 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request) *job {
 func (j *job) fly() {
 	defer j.work.Wait()
 	defer j.cancel(nil)
-	timeout := time.AfterFunc(jobTimeout, func() { j.cancel(fmt.Errorf("%w: nothing came for %s", content.ErrUnavailable, jobTimeout)) })
-	defer timeout.Stop()
 	if j.fromCache(); len(j.left()) == 0 { // another flight may have landed since the caller looked
 		return
 	}
-	j.rs.peers.want(j.rs)
-	if j.await(j.underWay()); len(j.left()) == 0 {
+	j.rs.peers.Want()
+	hurry := j.how.priority == exchange.PriorityGuest
+	if j.awaitOthers(plan.Patience(hurry)); len(j.left()) == 0 {
 		return
-	}
-	guest := j.how.priority == exchange.PriorityGuest && j.how.from == ""
-	var hung <-chan time.Time
-	if guest {
-		tick := time.NewTicker(plan.HedgeAfter)
-		defer tick.Stop()
-		hung = tick.C
 	}
 	p := plan.New(plan.Config{
 		Key: runKey(j.run), Self: plan.Peer(j.f.cfg.Self), Farm: j.f.cfg.Identity.Farm, Depth: j.how.depth,
-		From: j.how.from, FromFarm: j.how.fromFarm, Guest: guest, Hurry: j.how.priority == exchange.PriorityGuest,
+		From: j.how.from, FromFarm: j.how.fromFarm, Guest: hurry && j.how.from == "", Hurry: hurry,
 	})
+	wake := time.NewTimer(plan.HedgeAfter)
+	defer wake.Stop()
 	for e := (plan.Event{Kind: plan.Start}); ; {
 		if !j.step(p, e) {
 			return
 		}
+		wake.Reset(time.Until(p.Wake()))
 		select {
 		case e = <-j.events:
-		case <-hung:
-			e = plan.Event{Kind: plan.Hung}
+		case <-wake.C:
+			e = plan.Event{Kind: plan.Woke}
 		case <-j.landed:
-			j.linger()
+			j.step(p, j.linger())
 			return
 		case <-j.ctx.Done():
 			j.fail(fmt.Errorf("%s: %w", j.what(), context.Cause(j.ctx)))
@@ -85,38 +89,66 @@ func (j *job) fly() {
 	}
 }
 
+// awaitOthers waits for reads of the origin that bring in flights of this job.
+func (j *job) awaitOthers(most time.Duration) {
+	reads := j.underWay()
+	if len(reads) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(j.ctx, most)
+	defer cancel()
+	_ = j.await(ctx, reads) // who comes to read the origin learns of its errors
+}
+
 // lingerMax is how long the ask that brought the last bytes may take to end by
 // itself: to cancel it would cost more.
 const lingerMax = 100 * time.Millisecond
 
-// linger lets what is under way end.
-func (j *job) linger() {
+// linger lets what is under way end, and returns how.
+func (j *job) linger() plan.Event {
 	wait := time.NewTimer(lingerMax)
 	defer wait.Stop()
 	select {
-	case <-j.events:
+	case e := <-j.events:
+		return e
 	case <-wait.C:
 	case <-j.ctx.Done():
 	}
+	return plan.Event{Kind: plan.Woke}
 }
 
 // step tells the planner of an event and does what it says; false at the end.
 func (j *job) step(p *plan.Job, e plan.Event) bool {
 	left := j.left()
-	e.Missing = len(left) > 0
-	need := 0
-	for _, fl := range left {
-		need += fl.obj.stored()
+	e.Now, e.Missing = time.Now(), len(left) > 0
+	e.Came = map[plan.Peer]time.Time{}
+	for q, a := range j.asks {
+		if came := a.came.Load(); came > 0 {
+			e.Came[q] = time.Unix(0, came)
+		}
 	}
-	e.View = j.f.view(j.rs, indexes(left), j.level(), need)
+	if e.Missing {
+		need := 0
+		for _, fl := range left {
+			need += fl.obj.stored()
+		}
+		e.View = j.f.view(j.rs, indexes(left), j.level(), need)
+	}
 	for _, a := range p.Step(e) {
 		switch a.Kind {
 		case plan.Ask:
-			j.work.Go(func() { j.ask(a) })
+			ask := new(asking)
+			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
+			j.asks[a.Peer] = ask
+			j.work.Go(func() { j.ask(ask, a) })
+		case plan.Drop:
+			j.asks[a.Peer].cancel()
+			delete(j.asks, a.Peer)
+			j.f.stalled(peer.ID(a.Peer), a.Quiet)
 		case plan.ReadOrigin:
 			j.work.Go(func() { j.readOrigin(a.Hedge) })
 		case plan.WaitFarm:
-			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.nearSettled) })
+			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
 			j.work.Go(func() { j.wait(plan.SwarmWait, nil) })
 		case plan.Done:
@@ -127,6 +159,14 @@ func (j *job) step(p *plan.Job, e plan.Event) bool {
 		}
 	}
 	return true
+}
+
+// tell has fly look at an event, unless it has ended.
+func (j *job) tell(e plan.Event) {
+	select {
+	case j.events <- e:
+	case <-j.ctx.Done():
+	}
 }
 
 // wait waits for a while, or until settled, which may be nil and else says when to
@@ -151,7 +191,7 @@ func (j *job) wait(most time.Duration, settled func() (<-chan struct{}, bool)) {
 		}
 		waiting = false
 	}
-	j.events <- plan.Event{Kind: plan.Waited}
+	j.tell(plan.Event{Kind: plan.Waited})
 }
 
 // fail ends the flights that have not landed.
@@ -231,16 +271,17 @@ type outcome struct {
 const retryWithin = 500 * time.Millisecond
 
 // ask sends a request to a member, introduces the root if the member has not met
-// it, and reports what came of it.
-func (j *job) ask(a plan.Action) {
+// it, and reports what came of it, unless it was dropped.
+func (j *job) ask(ask *asking, a plan.Action) {
+	defer ask.cancel()
 	to := peer.ID(a.Peer)
 	begun := time.Now()
-	o := j.want(to, a)
+	o := j.want(ask, a)
 	if errors.Is(o.err, exchange.ErrDisconnected) && !o.some && time.Since(begun) < retryWithin {
-		o = j.want(to, a)
+		o = j.want(ask, a)
 	}
-	if envelope := j.rs.sealed(); o.unknown && len(envelope) > 0 && j.f.cfg.Exchange.Introduce(j.ctx, to, envelope) == nil {
-		o = j.want(to, a)
+	if envelope := j.rs.sealed(); o.unknown && len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
+		o = j.want(ask, a)
 	}
 	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer)}
 	switch {
@@ -249,13 +290,15 @@ func (j *job) ask(a plan.Action) {
 		e.Why = o.err.Error()
 	case o.lied:
 		e.Why = "sent wrong bytes"
+	case ask.ctx.Err() != nil:
+		return
 	case o.useless != nil && !o.some:
 		e.Why = o.useless.Error()
 	case o.err != nil:
 		e.Why = o.err.Error()
 		j.f.cfg.Log.Debug("a member was asked in vain", "peer", to, "err", o.err)
-		if j.ctx.Err() == nil && !errors.Is(o.err, exchange.ErrBusy) {
-			j.f.failed(to)
+		if !errors.Is(o.err, exchange.ErrBusy) {
+			j.f.unmet(to, o.err)
 		}
 	case o.unknown:
 		e.Why = "does not know the root"
@@ -265,25 +308,28 @@ func (j *job) ask(a plan.Action) {
 			j.f.habits.provided(a.Peer)
 		}
 	}
-	j.events <- e
+	j.tell(e)
 }
 
-func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
+// want asks a member that has proved who it is, and that it may know of the root.
+func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	left := j.left()
 	if len(left) == 0 {
 		return o
 	}
-	if j.f.cfg.Exchange == nil {
-		return outcome{err: errors.New("this node asks nobody")}
+	to := peer.ID(a.Peer)
+	near, err := j.f.shown.Meet(ask.ctx, j.rs.head.Scope, to)
+	if err != nil {
+		return outcome{err: err}
 	}
-	ctx, cancel := context.WithCancel(j.ctx)
+	ctx, cancel := context.WithCancel(ask.ctx)
 	defer cancel()
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
 	}
 	source := FromSwarm
-	if j.f.isNear(to) {
+	if near {
 		source = FromFarm
 	}
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
@@ -303,10 +349,11 @@ func (j *job) want(to peer.ID, a plan.Action) (o outcome) {
 				o.useless = err
 			default:
 				o.some = true
+				ask.came.Store(time.Now().UnixNano())
 			}
 		case exchange.Absent:
 			if j.level() == 0 {
-				j.rs.peers.lacks(to, r.Indexes)
+				j.rs.peers.Lacks(a.Peer, r.Indexes)
 			}
 		case exchange.Unknown:
 			o.unknown = true

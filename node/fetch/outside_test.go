@@ -170,7 +170,7 @@ func (m *node) has(from peer.ID, root content.CID) bool {
 	if came == unknown {
 		m.w.t.Errorf("came is %t, unknown is %t", came, unknown)
 	}
-	for _, err := range m.exchange.Bitmaps(m.w.t.Context(), from, root) {
+	for _, err := range m.exchange.Bitmaps(m.w.t.Context(), from, root, 1<<20) {
 		if came != (err == nil) || !came && !errors.Is(err, content.ErrNotFound) {
 			m.w.t.Errorf("came is %t, its bitmap: %v", came, err)
 		}

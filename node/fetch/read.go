@@ -32,7 +32,7 @@ func (j *job) readOrigin(hedge bool) {
 		e.Why = err.Error()
 		j.failure = err
 	}
-	j.events <- e
+	j.tell(e)
 }
 
 func (j *job) readMissing(hedge bool) error {
@@ -54,7 +54,7 @@ func (j *job) readMissing(hedge bool) error {
 			j.f.readObjects(j.rs, origin, mine, r) // ends at once: the Fetcher's context has
 		}
 	}
-	err := j.await(under)
+	err := j.await(j.ctx, under)
 	j.fromCache() // what a read brought that ended before this one was claimed
 	return err
 }
@@ -79,7 +79,7 @@ func (f *Fetcher) readsOf(flights []*flight) []*read {
 }
 
 // await waits for reads, or until all flights of this job have landed.
-func (j *job) await(reads []*read) error {
+func (j *job) await(ctx context.Context, reads []*read) error {
 	var errs []error
 	for _, r := range reads {
 		select {
@@ -87,8 +87,8 @@ func (j *job) await(reads []*read) error {
 			errs = append(errs, r.err)
 		case <-j.landed:
 			return nil
-		case <-j.ctx.Done():
-			return context.Cause(j.ctx)
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 	return errors.Join(errs...)
@@ -160,7 +160,7 @@ func (j *job) neighbours() []object {
 
 // readObjects reads objects of one run and lands them.
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
-	ctx, cancel := context.WithTimeout(f.ctx, jobTimeout)
+	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
 	defer cancel()
 	var extents []pack.Extent
 	for _, o := range objects {

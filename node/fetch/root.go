@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -38,7 +39,7 @@ type rootState struct {
 	head    pack.Head
 	depth   int
 	lineage []content.CID
-	peers   *peers
+	peers   *shown.Peers
 
 	// limit is how far goes what is obtained under this root: by its scope, and less
 	// once its record has ended.
@@ -89,8 +90,9 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 	}
 	rs := &rootState{
 		id: root.CID(), head: r.Head, depth: r.Head.Root.Depth(),
-		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope, peers: newPeers(f),
+		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope,
 	}
+	rs.peers = f.peersOf(rs)
 	rs.limit.Store(uint32(reach))
 	return rs, nil
 }

@@ -52,7 +52,7 @@ func (m *node) take(from *node, im *image, level int, indexes ...uint64) taken {
 
 // shows returns how many chunks of a root a member says that it holds.
 func (m *node) shows(from *node, im *image) (n uint64) {
-	for b, err := range m.exchange.Bitmaps(m.w.t.Context(), from.id, im.id) {
+	for b, err := range m.exchange.Bitmaps(m.w.t.Context(), from.id, im.id, 1<<32) {
 		if err == nil {
 			n = b.Len()
 		}
@@ -312,7 +312,7 @@ func TestForgottenRoot(t *testing.T) {
 	heard := make(chan struct{})
 	go func() {
 		var last error
-		for _, err := range stranger.exchange.Bitmaps(context.Background(), m.id, public.id) {
+		for _, err := range stranger.exchange.Bitmaps(context.Background(), m.id, public.id, 1<<32) {
 			if last = err; err == nil {
 				close(heard)
 			}

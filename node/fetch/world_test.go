@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
@@ -56,6 +55,7 @@ type world struct {
 	bucket *mem.Bucket
 	hooks  hooks
 	reader *pack.Reader
+	hosts  []host.Host // for the next members; then they are made
 
 	gets, got atomic.Int64 // requests to the origin for packs, and their bytes
 
@@ -68,6 +68,7 @@ type world struct {
 type hooks struct {
 	down atomic.Bool
 	gate atomic.Pointer[chan struct{}]
+	slow atomic.Int64                  // how long each read takes, in nanoseconds
 	flip atomic.Pointer[pack.Location] // of a frame that has a bit flipped
 }
 
@@ -105,6 +106,15 @@ func (w *world) fault(c mem.Call) mem.Fault {
 func (w *world) wait(ctx context.Context, c mem.Call) error {
 	if c.Op != mem.Get {
 		return nil
+	}
+	if slow := time.Duration(w.hooks.slow.Load()); slow > 0 {
+		wait := time.NewTimer(slow)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if gate := w.hooks.gate.Load(); gate != nil {
 		select {
@@ -165,16 +175,18 @@ func (w *world) farm(name string, n int) []*node {
 // that others talk to.
 func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), wrap func(exchange.Server) exchange.Server) *node {
 	w.t.Helper()
-	key := trust.NewPrivateKey()
-	m := &node{w: w, farm: farm, host: newHost(w.t, key), dir: w.t.TempDir()}
+	m := &node{w: w, farm: farm, host: w.newHost(), dir: w.t.TempDir()}
 	m.id = m.host.ID()
+	key, err := m.id.ExtractPublicKey()
+	w.check(err)
+	subject, err := key.Raw()
+	w.check(err)
 	m.origin.Store(true)
 	verifier := trust.NewVerifier(w.mesh.Public())
 	var chain trust.Chain
 	var who trust.Identity
-	var err error
 	if role != "" {
-		chain, err = trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
+		chain, err = trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: trust.PublicKey(subject), Role: role, Farm: farm}, time.Now())
 		w.check(err)
 		who = chain.Identity()
 	}
@@ -196,7 +208,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	if wrap != nil {
 		server = wrap(server)
 	}
-	m.exchange, err = exchange.New(exchange.Config{Host: m.host, Verifier: verifier, Chain: chain, Server: server, Answerer: m})
+	m.exchange, err = exchange.New(exchange.Config{Host: m.host, Verifier: verifier, Chain: chain, Server: server})
 	w.check(err)
 	m.Connect(m.exchange)
 	w.meet(m)
@@ -236,20 +248,19 @@ func (w *world) check(err error) {
 	}
 }
 
-func newHost(t testing.TB, key trust.PrivateKey) host.Host {
-	t.Helper()
-	private, _, err := crypto.GenerateEd25519Key(bytes.NewReader(key.Seed()))
-	if err != nil {
-		t.Fatal(err)
+func (w *world) newHost() host.Host {
+	w.t.Helper()
+	if len(w.hosts) > 0 {
+		h := w.hosts[0]
+		w.hosts = w.hosts[1:]
+		return h
 	}
 	muxer := *yamux.DefaultTransport
 	h, err := libp2p.New(
-		libp2p.Identity(private), libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Muxer(yamux.ID, &muxer), libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
 	)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.check(err)
 	return h
 }
 
@@ -305,14 +316,6 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 }
 
 func (m *node) Ban(id peer.ID, _ time.Duration) { m.banned.Store(id, true) }
-
-// Call implements exchange.Answerer.
-func (m *node) Call(_ context.Context, _ exchange.Peer, method string, _ []byte) ([]byte, error) {
-	if method != "farm" {
-		return nil, content.ErrNotFound
-	}
-	return []byte(m.farm), nil
-}
 
 // leave takes the member out of the farm and stops it.
 func (m *node) leave() {

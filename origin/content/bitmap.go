@@ -28,6 +28,12 @@ func (b *Bitmap) Has(index uint64) bool { return index < 1<<32 && b.set.Contains
 // Len returns how many indexes are in the set.
 func (b *Bitmap) Len() uint64 { return b.set.GetCardinality() }
 
+// Bytes returns about how much memory the set takes.
+func (b *Bitmap) Bytes() int { return int(b.set.GetSizeInBytes()) }
+
+// Within reports whether all indexes of the set are below n.
+func (b *Bitmap) Within(n uint64) bool { return b.set.IsEmpty() || uint64(b.set.Maximum()) < n }
+
 // All calls yield with each index in rising order until it returns false.
 func (b *Bitmap) All(yield func(uint64) bool) {
 	b.set.Iterate(func(x uint32) bool { return yield(uint64(x)) })

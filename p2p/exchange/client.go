@@ -132,18 +132,31 @@ func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte,
 	return p.answer, nil
 }
 
+// bitmapMax bounds what is kept of one bitmap, in bytes: the set of a root of 2^24
+// chunks, a TiB of the default size, whatever it is; those of larger roots mostly
+// compress to as much.
+const bitmapMax = 2 << 20
+
+// errBitmapSize ends a subscription whose bitmaps are too large to follow.
+var errBitmapSize = fmt.Errorf("%w: its bitmap takes over %d bytes", content.ErrNoSpace, bitmapMax)
+
 // Bitmaps yields the set of chunks of root that the peer holds, then additions to
 // it, merged while the consumer is busy. It ends with an error when the peer is
-// gone (or has no such root: ErrNotFound), silently when ctx ends.
-func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID) iter.Seq2[*content.Bitmap, error] {
+// gone (or has no such root: ErrNotFound; shows chunks that a root of so many does
+// not have: ErrViolation; shows too much to keep: ErrNoSpace), silently when ctx
+// ends.
+func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, chunks uint64) iter.Seq2[*content.Bitmap, error] {
 	return func(yield func(*content.Bitmap, error) bool) {
 		p := newPending()
-		p.bitmap = &inbox{ready: make(chan struct{}, 1)}
+		p.bitmap = &inbox{chunks: chunks, ready: make(chan struct{}, 1)}
 		o, id, err := x.session(from).begin(ctx, wire.LaneControl, p, wire.Subscribe{Root: root})
 		for err == nil {
 			select {
 			case <-p.bitmap.ready:
-				if !yield(p.bitmap.empty(), nil) {
+				var b *content.Bitmap
+				if b, err = p.bitmap.empty(); err != nil {
+					o.abandon(ctx, id, p)
+				} else if b != nil && !yield(b, nil) {
 					o.abandon(ctx, id, p)
 					return
 				}
@@ -164,43 +177,54 @@ func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID) 
 
 // inbox collects the bitmaps of a subscription for a consumer who may be busy.
 type inbox struct {
-	parts []byte        // of an unfinished bitmap; the reader's
-	ready chan struct{} // has a value while merged is not nil
+	chunks uint64        // of the root
+	parts  []byte        // of an unfinished bitmap; the reader's
+	ready  chan struct{} // has a value while there is something for the consumer
 
-	mu     sync.Mutex // guards merged
+	mu     sync.Mutex // guards what follows
 	merged *content.Bitmap
+	err    error // it has become too large: what still comes is dropped
 }
 
 func (b *inbox) take(m wire.Bitmap) error {
-	if len(b.parts)+len(m.Part) > content.BitmapSizeMax {
-		return fmt.Errorf("%w: bitmap over %d bytes", ErrViolation, content.BitmapSizeMax)
-	}
 	b.parts = append(b.parts, m.Part...)
-	if !m.Last {
+	large := len(b.parts) > bitmapMax
+	if !m.Last && !large {
 		return nil
 	}
-	bitmap, err := content.DecodeBitmap(b.parts)
+	parts := b.parts
 	b.parts = nil
-	if err != nil {
-		return err
+	bitmap := new(content.Bitmap)
+	if !large {
+		var err error
+		if bitmap, err = content.DecodeBitmap(parts); err != nil {
+			return err
+		}
+	}
+	if !bitmap.Within(b.chunks) {
+		return fmt.Errorf("%w: bitmap beyond the %d chunks of its root", ErrViolation, b.chunks)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.merged == nil {
-		b.merged = bitmap
-		b.ready <- struct{}{}
-		return nil
+	if b.merged != nil {
+		bitmap.Union(b.merged)
 	}
-	b.merged.Union(bitmap)
+	if b.merged = bitmap; b.err != nil || large || bitmap.Bytes() > bitmapMax {
+		b.merged, b.err = nil, errBitmapSize
+	}
+	select {
+	case b.ready <- struct{}{}:
+	default: // it was told
+	}
 	return nil
 }
 
-func (b *inbox) empty() *content.Bitmap {
+func (b *inbox) empty() (*content.Bitmap, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	merged := b.merged
 	b.merged = nil
-	return merged
+	return merged, b.err
 }
 
 // remoteError is a peer's error with the category that it had there.

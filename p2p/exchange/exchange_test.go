@@ -23,6 +23,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange/link"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -351,7 +352,7 @@ func TestBitmapsArriveAsTheyGrow(t *testing.T) {
 	}
 	server, client := m.pair(t, l)
 	var all content.Bitmap
-	for b, err := range client.Bitmaps(within(t), server.id, m.root) {
+	for b, err := range client.Bitmaps(within(t), server.id, m.root, 1<<22) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -364,9 +365,72 @@ func TestBitmapsArriveAsTheyGrow(t *testing.T) {
 			more <- 1 + (n - 300_000)
 		}
 	}
-	for _, err := range client.Bitmaps(within(t), server.id, content.Sum(nil)) {
+	for _, err := range client.Bitmaps(within(t), server.id, content.Sum(nil), 1<<20) {
 		if !errors.Is(err, content.ErrNotFound) {
 			t.Errorf("bitmaps of an unknown root: %v", err)
 		}
+	}
+	for _, err := range client.Bitmaps(within(t), server.id, m.root, 1<<20) {
+		if !errors.Is(err, ErrViolation) {
+			t.Errorf("a bitmap beyond the root's chunks: %v", err)
+		}
+	}
+}
+
+// TestBitmapsAreBounded: one that grows and grows, within the chunks of a huge root,
+// is not kept, in parts or merged, and the connection goes on.
+func TestBitmapsAreBounded(t *testing.T) {
+	m := newMesh()
+	l := newLibrary(m.root, 1)
+	l.bitmaps = func(ctx context.Context, send func(*content.Bitmap) error) error {
+		for base := uint64(0); ; base += 1 << 16 {
+			var b content.Bitmap
+			for i := range uint64(1 << 15) {
+				b.Add((base + 2*i) % (1 << 32))
+			}
+			if err := send(&b); err != nil {
+				return err
+			}
+		}
+	}
+	server, client := m.pair(t, l)
+	var most int
+	for range 2 { // the subscription ends alone
+		var all content.Bitmap
+		for b, err := range client.Bitmaps(within(t), server.id, m.root, 1<<32) {
+			if err != nil {
+				if !errors.Is(err, content.ErrNoSpace) {
+					t.Errorf("it ended with %v, want ErrNoSpace", err)
+				}
+				break
+			}
+			most = max(most, b.Bytes())
+			if all.Union(b); all.Bytes() > bitmapMax {
+				break // the consumer's to bound
+			}
+		}
+	}
+	if most > bitmapMax {
+		t.Errorf("%d bytes were merged", most)
+	}
+	if err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: []uint64{0}}, func(Reply) {}); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
+// TestInboxIsBounded whether its consumer looks or not.
+func TestInboxIsBounded(t *testing.T) {
+	b := &inbox{chunks: 1 << 32, ready: make(chan struct{}, 1)}
+	part := wire.Bitmap{Part: make([]byte, 64<<10)}
+	for range 1000 {
+		if err := b.take(part); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.parts) > bitmapMax {
+			t.Fatalf("%d bytes of parts are kept", len(b.parts))
+		}
+	}
+	if _, err := b.empty(); !errors.Is(err, content.ErrNoSpace) {
+		t.Errorf("got %v, want ErrNoSpace", err)
 	}
 }

@@ -62,7 +62,7 @@ func TestWhoIsAskedProvesWhoItIs(t *testing.T) {
 		if err := client.Introduce(within(t), stranger.id, []byte("sealed")); !errors.Is(err, content.ErrUnavailable) {
 			t.Errorf("%s: introduce: %v", name, err)
 		}
-		for _, err := range client.Bitmaps(within(t), stranger.id, m.root) {
+		for _, err := range client.Bitmaps(within(t), stranger.id, m.root, content.MapFanout) {
 			if err == nil {
 				t.Errorf("%s: a bitmap came", name)
 			}

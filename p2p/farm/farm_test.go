@@ -284,4 +284,3 @@ func TestMetricsHaveUniqueNames(t *testing.T) {
 		t.Error(err)
 	}
 }
-

@@ -18,7 +18,10 @@ const (
 // while, then tried again: one that fails at once is passed over for longer, one
 // that has had peace for as long as it was passed over begins anew. The zero
 // value is ready. Not safe for concurrent use.
-type Breaker struct{ failed map[Peer]failure }
+type Breaker struct {
+	failed  map[Peer]failure
+	stalled time.Time // the last time that a member was found to stall
+}
 
 type failure struct {
 	until time.Time
@@ -26,15 +29,28 @@ type failure struct {
 }
 
 // Fail notes that p failed, or was silent.
-func (b *Breaker) Fail(p Peer, now time.Time) {
-	span := asideFirst
-	if f, ok := b.failed[p]; ok && now.Before(f.until.Add(f.span)) {
+func (b *Breaker) Fail(p Peer, now time.Time) { b.Stall(p, now, 0) }
+
+// Stall notes that p has kept somebody waiting in vain for that long: it is passed
+// over for as long, at least, and has had no peace meanwhile.
+func (b *Breaker) Stall(p Peer, now time.Time, quiet time.Duration) {
+	if quiet > 0 {
+		b.stalled = now
+	}
+	span := min(max(asideFirst, quiet), asideMax)
+	if f, ok := b.failed[p]; ok && now.Add(-quiet).Before(f.until.Add(f.span)) {
 		if now.Before(f.until) { // requests that were under way fail together
 			return
 		}
-		span = min(2*f.span, asideMax)
+		span = min(max(span, 2*f.span), asideMax)
 	}
 	b.note(p, now, span)
+}
+
+// Wary reports whether a member was found to stall lately: within the longest time
+// that one is passed over.
+func (b *Breaker) Wary(now time.Time) bool {
+	return !b.stalled.IsZero() && now.Sub(b.stalled) < asideMax
 }
 
 // Aside has p passed over for that long, whatever it does.

@@ -3,6 +3,7 @@ package plan
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // rung is one kind of source.
@@ -48,60 +49,64 @@ type Job struct {
 	asked map[Peer]bool // asked for what they have
 	fetch map[Peer]bool // asked to bring it in
 
-	asking  bool // an Ask or a wait is under way
-	reading bool // a ReadOrigin is
-	reads   int
-	ended   bool
+	patience patience
+	now      time.Time
+	last     time.Time // when something came from anyone, or the start
+	hedgeAt  time.Time // when to think of a hedge next
+	under    []*source // under way
+	waiting  bool      // a wait is under way
+	wary     bool      // members were found to stall lately
+	passing  bool      // climbs past members that are asked beside
+	besides  int
+	reads    int
+	over     bool
 
-	last   Action // the Ask that is under way, or the one that led to a referral
 	refers int
-	again  bool // last is to be repeated when a referral was in vain
 	led    bool // a lead has tried all that it could
 	tried  []Tried
 }
 
 // New returns a job that waits for Start.
 func New(cfg Config) *Job {
-	return &Job{cfg: cfg, asked: map[Peer]bool{cfg.Self: true, cfg.From: true}, fetch: map[Peer]bool{cfg.Self: true, cfg.From: true}}
+	return &Job{
+		cfg: cfg, patience: patienceOf(cfg.Hurry),
+		asked: map[Peer]bool{cfg.Self: true, cfg.From: true}, fetch: map[Peer]bool{cfg.Self: true, cfg.From: true},
+	}
 }
 
 // Step takes an event and returns what to do. After Done or Fail it returns
 // nothing: answers that are late change nothing.
 func (j *Job) Step(e Event) []Action {
-	if j.ended {
+	if j.over {
 		return nil
 	}
+	j.now, j.wary = e.Now, e.View.Wary
+	j.brought(e.Came)
 	switch e.Kind {
-	case Answered:
-		j.asking = false
+	case Start:
+		j.last, j.hedgeAt = e.Now, e.Now.Add(HedgeAfter)
+	case Waited:
+		j.waiting = false
+	case Woke:
 		if !e.Missing {
-			return j.end(Action{Kind: Done})
+			return j.finish(nil)
 		}
+	case Answered, OriginEnded:
+		s := j.ended(e.Peer)
+		if !e.Missing {
+			return j.finish(s)
+		}
+		if s == nil { // it was dropped
+			break
+		}
+		j.passing = false
 		j.note(e.Peer, e.Why)
-		if acts := j.referred(e); acts != nil {
+		if acts := j.referred(s, e); acts != nil {
 			return acts
 		}
-		j.answered(e)
-	case OriginEnded:
-		j.reading = false
-		if !e.Missing {
-			return j.end(Action{Kind: Done})
-		}
-		j.note("", e.Why)
-	case Waited:
-		j.asking = false
-	case Hung:
-		return j.hedge(e.View)
+		j.answered(s, e)
 	}
-	if j.asking { // it was the hedge that failed
-		return nil
-	}
-	return j.climb(e.View)
-}
-
-func (j *Job) end(a Action) []Action {
-	j.ended = true
-	return []Action{a}
+	return j.onward(e.View)
 }
 
 func (j *Job) note(source Peer, why string) {
@@ -111,36 +116,39 @@ func (j *Job) note(source Peer, why string) {
 }
 
 // referred follows a referral, or goes back to the member that gave one.
-func (j *Job) referred(e Event) []Action {
-	if j.again {
-		j.again = false
-		return j.ask(j.last)
+func (j *Job) referred(s *source, e Event) []Action {
+	if s.again != nil {
+		return j.ask(*s.again)
 	}
 	if e.Refer == "" || j.asked[e.Refer] || e.View.Aside[e.Refer] || j.refers >= refersMax {
 		return nil
 	}
 	j.refers++
-	j.again = true
 	j.asked[e.Refer] = true
-	j.asking = true
-	return []Action{{Kind: Ask, Peer: e.Refer}}
+	return j.begin(source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung, again: &s.act})
 }
 
 // answered leaves the rung of a lead that has answered that it could not: it has
 // climbed the ladder itself, and one that takes its place would do no better.
-func (j *Job) answered(e Event) {
-	on := ladder(j.cfg.Depth)[j.at]
-	if e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
+func (j *Job) answered(s *source, e Event) {
+	on := ladder(j.cfg.Depth)[s.rung]
+	if !s.act.Fetch || e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
 		return
 	}
-	j.led = j.led || on == askLead && !j.last.Passed
-	j.at++
-	j.count = 0
+	j.led = j.led || on == askLead && !s.act.Passed
+	if s.rung == j.at {
+		j.at++
+		j.count = 0
+	}
 }
 
 // hedge reads the origin beside a member that is slow, once, for a guest alone.
 func (j *Job) hedge(v View) []Action {
-	if !j.cfg.Guest || j.reads > 0 || !v.Origin || !v.HedgeBudget || !j.asking {
+	if !j.cfg.Guest || j.now.Before(j.hedgeAt) {
+		return nil
+	}
+	j.hedgeAt = j.now.Add(HedgeAfter)
+	if j.reads > 0 || !v.Origin || !v.HedgeBudget || !j.waiting && len(j.under) == 0 {
 		return nil
 	}
 	return j.read(true)
@@ -148,8 +156,7 @@ func (j *Job) hedge(v View) []Action {
 
 func (j *Job) read(hedge bool) []Action {
 	j.reads++
-	j.reading = true
-	return []Action{{Kind: ReadOrigin, Hedge: hedge}}
+	return j.begin(source{act: Action{Kind: ReadOrigin, Hedge: hedge}, rung: j.at, beside: hedge})
 }
 
 // climb goes up until a rung has something to do.
@@ -183,8 +190,11 @@ func (j *Job) step(v View) (acts []Action, stay bool) {
 	case askSwarmLead:
 		return j.askSwarmLead(v), false
 	case readOrigin:
-		if j.reading || !v.Origin || j.count > 0 || j.reads >= readsMax {
-			return nil, j.reading
+		if r := j.reading(); r != nil {
+			return nil, !r.passed
+		}
+		if !v.Origin || j.count > 0 || j.reads >= readsMax {
+			return nil, false
 		}
 		j.count++
 		return j.read(false), false
@@ -193,13 +203,19 @@ func (j *Job) step(v View) (acts []Action, stay bool) {
 	case askAnyone:
 		return j.askAnyone(v), false
 	}
-	if j.reading {
-		return nil, true
+	return j.giveUp(v)
+}
+
+// giveUp ends the job once nobody is left to ask and nobody under way.
+func (j *Job) giveUp(v View) (acts []Action, stay bool) {
+	if acts := j.askBeside(v); acts != nil || len(j.under) > 0 {
+		return acts, true
 	}
 	if j.reads == 0 {
 		j.note("", "not reachable from this node")
 	}
-	return j.end(Action{Kind: Fail, Tried: j.tried}), false
+	j.over = true
+	return []Action{{Kind: Fail, Tried: j.tried}}, false
 }
 
 // wait waits once, unless that is settled.
@@ -208,7 +224,7 @@ func (j *Job) wait(kind ActionKind, settled bool) []Action {
 		return nil
 	}
 	j.count++
-	j.asking = true
+	j.waiting = true
 	return []Action{{Kind: kind}}
 }
 
@@ -244,7 +260,7 @@ func (j *Job) askLead(v View) []Action {
 		if p == j.cfg.Self {
 			return nil
 		}
-		if !j.fetch[p] {
+		if !j.fetch[p] && !j.isAsked(p) {
 			return j.askFetch(p, passed || j.count > 0)
 		}
 	}
@@ -273,7 +289,7 @@ func (j *Job) askSwarmLead(v View) []Action {
 			continue
 		}
 		for _, p := range v.Swarm[string(farm)] {
-			if !j.fetch[p] && !v.Aside[p] {
+			if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) {
 				return j.askFetch(p, passed)
 			}
 		}
@@ -291,7 +307,7 @@ func (j *Job) askAnyone(v View) []Action {
 	if _, ok := j.cfg.Depth.near(); ok && !j.led {
 		for _, list := range [][]Peer{v.Providers, j.ranks(v)} {
 			for _, p := range list {
-				if !j.fetch[p] && !v.Aside[p] {
+				if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) {
 					return j.askFetch(p, true)
 				}
 			}
@@ -304,7 +320,7 @@ func (j *Job) askAnyone(v View) []Action {
 		}
 		for _, farm := range Rank(j.cfg.Key, farms) {
 			for _, p := range v.Swarm[string(farm)] {
-				if !j.fetch[p] && !v.Aside[p] && string(farm) != j.cfg.FromFarm {
+				if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) && string(farm) != j.cfg.FromFarm {
 					return j.askFetch(p, true)
 				}
 			}
@@ -313,9 +329,10 @@ func (j *Job) askAnyone(v View) []Action {
 	return nil
 }
 
-// askFirst asks the first few of a list for what they have.
+// askFirst asks the first few of a list for what they have. A climb that passes
+// members over leaves them to be asked beside.
 func (j *Job) askFirst(v View, list []Peer, most int) []Action {
-	if j.count >= most {
+	if j.count >= most || j.passing {
 		return nil
 	}
 	for _, p := range list {
@@ -327,6 +344,11 @@ func (j *Job) askFirst(v View, list []Peer, most int) []Action {
 	return nil
 }
 
+// isAsked reports whether a member is being asked.
+func (j *Job) isAsked(p Peer) bool {
+	return slices.ContainsFunc(j.under, func(s *source) bool { return s.act.Kind == Ask && s.act.Peer == p })
+}
+
 func (j *Job) askFetch(p Peer, passed bool) []Action {
 	j.count++
 	return j.ask(Action{Kind: Ask, Peer: p, Fetch: true, Passed: passed})
@@ -335,7 +357,5 @@ func (j *Job) askFetch(p Peer, passed bool) []Action {
 func (j *Job) ask(a Action) []Action {
 	j.asked[a.Peer] = true
 	j.fetch[a.Peer] = j.fetch[a.Peer] || a.Fetch
-	j.asking = true
-	j.last = a
-	return []Action{a}
+	return j.begin(source{act: a, rung: j.at})
 }

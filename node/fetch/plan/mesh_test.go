@@ -44,6 +44,8 @@ type node struct {
 	origin  bool
 	dead    bool
 	liar    bool
+	staller bool // says for ever that it makes progress
+	shows   bool // shows whatever it is asked for
 	blind   bool // sees no bitmaps
 	cold    bool // has yet to see them
 	budget  bool
@@ -70,13 +72,15 @@ type flight struct {
 	job     *plan.Job
 	hurry   bool
 	waiters []func(ok bool)
+	asks    map[plan.Peer]*bool // those under way; set when one is dropped
 	ended   bool
 }
 
 type event struct {
-	at  time.Duration
-	seq int
-	do  func()
+	at   time.Duration
+	seq  int
+	do   func()
+	idle func() bool // that nothing is to be done any more; nil for never
 }
 
 type events []event
@@ -106,8 +110,12 @@ func (m *mesh) add(farm string, name plan.Peer) *node {
 }
 
 func (m *mesh) after(d time.Duration, do func()) {
+	m.unless(d, nil, do)
+}
+
+func (m *mesh) unless(d time.Duration, idle func() bool, do func()) {
 	m.seq++
-	heap.Push(&m.queue, event{m.now + d, m.seq, do})
+	heap.Push(&m.queue, event{m.now + d, m.seq, do, idle})
 }
 
 // stepsMax is more than any test takes: a mesh that goes on is one that never
@@ -120,6 +128,9 @@ func (m *mesh) run() {
 			panic("the mesh does not come to rest")
 		}
 		e := heap.Pop(&m.queue).(event)
+		if e.idle != nil && e.idle() {
+			continue
+		}
 		m.now = e.at
 		e.do()
 	}
@@ -133,7 +144,7 @@ func (m *mesh) clock() time.Time { return time.Unix(1_800_000_000, 0).Add(m.now)
 
 // look is a node's view.
 func (n *node) look(run string) plan.View {
-	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget}
+	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget, Wary: n.breaker.Wary(n.m.clock())}
 	if v.Farm == nil {
 		v.Farm = n.m.farms[n.farm]
 	}
@@ -142,7 +153,7 @@ func (n *node) look(run string) plan.View {
 	}
 	for _, p := range slices.Sorted(maps.Keys(n.m.nodes)) {
 		other := n.m.nodes[p]
-		if n.blind || n.cold || other == n || !other.holds[run] || other.dead {
+		if n.blind || n.cold || other == n || !other.holds[run] && !other.shows || other.dead {
 			continue
 		}
 		if other.farm == n.farm {
@@ -168,28 +179,26 @@ func (n *node) want(run string, cfg plan.Config, done func(ok bool)) {
 		cfg.Depth = plan.Led
 	}
 	for d := cfg.Depth; int(d) < plan.Depths; d++ {
-		if f := n.flights[flightKey{run, d}]; f != nil {
+		if f := n.flights[flightKey{run, d}]; f != nil && (f.hurry || !cfg.Hurry) {
 			n.m.joined++
 			f.waiters = append(f.waiters, done)
 			return
 		}
 	}
 	cfg.Key, cfg.Self, cfg.Farm = run, n.name, n.farm
-	f := &flight{n: n, key: flightKey{run, cfg.Depth}, job: plan.New(cfg), hurry: cfg.Hurry, waiters: []func(bool){done}}
+	f := &flight{n: n, key: flightKey{run, cfg.Depth}, job: plan.New(cfg), hurry: cfg.Hurry, waiters: []func(bool){done}, asks: map[plan.Peer]*bool{}}
 	n.flights[f.key] = f
-	if cfg.Guest {
-		f.hang()
-	}
 	f.step(plan.Event{Kind: plan.Start})
 }
 
-func (f *flight) hang() {
-	f.n.m.after(plan.HedgeAfter, func() {
-		if !f.ended && !f.n.dead {
-			f.step(plan.Event{Kind: plan.Hung})
-			f.hang()
-		}
-	})
+// wake has the job told of the time when it wants to be.
+func (f *flight) wake() {
+	at := f.job.Wake()
+	if at.IsZero() {
+		return
+	}
+	over := func() bool { return f.ended || f.n.dead || f.job.Wake() != at }
+	f.n.m.unless(at.Sub(f.n.m.clock()), over, func() { f.step(plan.Event{Kind: plan.Woke}) })
 }
 
 func (f *flight) step(e plan.Event) {
@@ -198,6 +207,7 @@ func (f *flight) step(e plan.Event) {
 	}
 	e.View = f.n.look(f.key.run)
 	e.Missing = !f.n.holds[f.key.run]
+	e.Now = f.n.m.clock()
 	if f.ended {
 		if acts := f.job.Step(e); len(acts) > 0 {
 			panic(fmt.Sprintf("%s acts after the end: %v", f.n.name, acts))
@@ -207,6 +217,7 @@ func (f *flight) step(e plan.Event) {
 	for _, a := range f.job.Step(e) {
 		f.act(a)
 	}
+	f.wake()
 }
 
 func (f *flight) act(a plan.Action) {
@@ -215,7 +226,17 @@ func (f *flight) act(a plan.Action) {
 	case plan.Ask:
 		how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
 		n.m.say("%s asks %s%s", n.name, a.Peer, how)
-		n.send(f.key.run, a, f.hurry, f.step)
+		dropped := new(bool)
+		f.asks[a.Peer] = dropped
+		n.send(f.key.run, a, f.hurry, func(e plan.Event) {
+			if !*dropped {
+				f.step(e)
+			}
+		})
+	case plan.Drop:
+		n.m.say("%s drops %s", n.name, a.Peer)
+		*f.asks[a.Peer] = true
+		n.breaker.Stall(a.Peer, n.m.clock(), a.Quiet)
 	case plan.ReadOrigin:
 		n.m.say("%s reads the origin%s", n.name, map[bool]string{true: ", a hedge", false: ""}[a.Hedge])
 		n.read(f.key.run, func(ok bool) {
@@ -233,7 +254,9 @@ func (f *flight) act(a plan.Action) {
 		n.m.after(plan.SwarmWait, func() { n.settled = true; f.step(plan.Event{Kind: plan.Waited}) })
 	case plan.Done, plan.Fail:
 		f.ended = true
-		delete(n.flights, f.key)
+		if n.flights[f.key] == f {
+			delete(n.flights, f.key)
+		}
 		if a.Kind == plan.Fail {
 			n.m.say("%s fails: %s", n.name, tried(a.Tried))
 		}
@@ -304,6 +327,7 @@ func (n *node) send(run string, a plan.Action, hurry bool, answer func(plan.Even
 		}
 		to.asked[id] = silent
 		switch {
+		case to.staller:
 		case to.refers != "" && a.Fetch && e.Refer == "":
 			e.Refer, to.refers = to.refers, ""
 			reply(false)

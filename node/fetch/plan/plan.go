@@ -11,6 +11,10 @@
 //
 // A request to bring something in has a Depth, and what it leads to is deeper:
 // however the views of members differ, no two of them wait for each other.
+//
+// No source holds a job, whatever signs of progress it shows: beside one that
+// brings nothing the next that shows what is missing is asked; when nothing comes
+// for longer, the climb goes on beside it; in the end it is dropped.
 package plan
 
 import "time"
@@ -119,6 +123,8 @@ type View struct {
 	Providers []Peer
 	// Aside are members that failed or were silent lately, or lied: passed over.
 	Aside map[Peer]bool
+	// Wary is true when members were found to stall lately.
+	Wary bool
 	// Origin is true when this node can read the origin now.
 	Origin bool
 	// HedgeBudget is true when the budget for hedging has room for what is missing.
@@ -156,15 +162,20 @@ const (
 	OriginEnded
 	// Waited ends a WaitFarm or a WaitSwarm.
 	Waited
-	// Hung says that another HedgeAfter has passed.
-	Hung
+	// Woke says that it is time for what Wake has named, or that what was missing
+	// has come another way.
+	Woke
 )
 
 // Event is what happened. View is as of then.
 type Event struct {
 	Kind EventKind
 	View View
-	// Missing says that something still is, of Answered and OriginEnded.
+	Now  time.Time
+	// Came is when each of those under way last brought something of use; the origin
+	// is "".
+	Came map[Peer]time.Time
+	// Missing says that something still is.
 	Missing bool
 	// Peer answered, of Answered.
 	Peer Peer
@@ -189,6 +200,9 @@ const (
 	WaitFarm
 	// WaitSwarm waits SwarmWait for announcements; answered by Waited.
 	WaitSwarm
+	// Drop the Ask of a member that is under way: it has brought nothing for too
+	// long, which counts as a failure. It is not answered.
+	Drop
 	// Done: nothing is missing. What is under way may be dropped.
 	Done
 	// Fail: every source was tried.
@@ -206,6 +220,8 @@ type Action struct {
 	// Hedge says of ReadOrigin that a member is being asked too: only what is
 	// missing is to be read, and it counts against the budget.
 	Hedge bool
+	// Quiet is for how long it has brought nothing, of Drop.
+	Quiet time.Duration
 	// Tried says what was tried, of Fail.
 	Tried []Tried
 }

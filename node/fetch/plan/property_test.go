@@ -89,9 +89,17 @@ func TestOncePerMesh(t *testing.T) {
 	})
 }
 
-// TestEveryWantEnds: whatever the views, whoever dies, lies or lacks an origin,
-// each want of a live node ends, and it ends well when a live, honest member of
-// its farm can read the origin.
+const (
+	// endsWithin is longer than any want may take, whoever stalls: a hard deadline for
+	// each that is asked to bring something in. guestEndsWithin is how long a guest
+	// waits at most where its node reads the origin, which takes three seconds here.
+	endsWithin      = 10 * time.Minute
+	guestEndsWithin = 15 * time.Second
+)
+
+// TestEveryWantEnds: whatever the views, whoever dies, lies, stalls for ever or lacks
+// an origin, each want of a live node ends in bounded time, and it ends well when
+// the node can read the origin, or sees a live, honest member that has the run.
 func TestEveryWantEnds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := drawMesh(t, 4, 6)
@@ -118,6 +126,8 @@ func TestEveryWantEnds(t *testing.T) {
 			n.blind, n.budget, n.settled = rapid.Bool().Draw(t, "blind"), rapid.Bool().Draw(t, "budget"), rapid.Bool().Draw(t, "settled")
 			n.cold = rapid.Bool().Draw(t, "cold")
 			n.dead = rapid.IntRange(0, 5).Draw(t, "dead") == 0
+			n.staller = rapid.IntRange(0, 3).Draw(t, "stalls") == 0
+			n.shows = n.staller && rapid.Bool().Draw(t, "shows")
 			n.holds["r"] = rapid.IntRange(0, 19).Draw(t, "holds") == 0
 			if rapid.IntRange(0, 5).Draw(t, "dies") == 0 {
 				m.after(time.Duration(rapid.IntRange(0, 3000).Draw(t, "at"))*time.Millisecond, n.die)
@@ -125,7 +135,7 @@ func TestEveryWantEnds(t *testing.T) {
 		}
 		ended, began := map[*node]bool{}, map[*node]time.Duration{}
 		for _, n := range all {
-			if n.dead || n.liar {
+			if n.dead || n.liar || n.staller {
 				continue
 			}
 			guest := rapid.Bool().Draw(t, "guest")
@@ -139,6 +149,9 @@ func TestEveryWantEnds(t *testing.T) {
 						t.Fatalf("%s ended twice", n.name)
 					}
 					ended[n] = true
+					if took := m.now - began[n]; took > endsWithin || guest && n.origin && took > guestEndsWithin {
+						t.Fatalf("%s, guest %t, waited for %s\n%s", n.name, guest, took, m.trace)
+					}
 					if !ok && n.origin && !n.dead {
 						t.Fatalf("%s failed though it reads the origin\n%s", n.name, m.trace)
 					}
@@ -177,7 +190,8 @@ func TestJobBounds(t *testing.T) {
 			Key: "r", Self: "p0", Farm: "f", Depth: plan.Depth(rapid.IntRange(0, plan.Depths-1).Draw(t, "depth")),
 			Guest: rapid.Bool().Draw(t, "guest"),
 		})
-		open := j.Step(plan.Event{Kind: plan.Start, View: v})
+		now := epoch
+		open := j.Step(plan.Event{Kind: plan.Start, View: v, Now: now})
 		for acts := 0; len(open) > 0; acts++ {
 			if acts > actsMax {
 				t.Fatalf("more than %d actions", actsMax)
@@ -185,7 +199,7 @@ func TestJobBounds(t *testing.T) {
 			a := open[0]
 			open = open[1:]
 			if a.Kind == plan.Fail {
-				if late := j.Step(plan.Event{Kind: plan.Hung, View: v}); len(open) > 0 || len(late) > 0 {
+				if late := j.Step(plan.Event{Kind: plan.Woke, View: v, Missing: true, Now: now}); len(open) > 0 || len(late) > 0 {
 					t.Fatalf("goes on after the end: %v %v", open, late)
 				}
 				if len(a.Tried) == 0 || len(a.Tried) > 20 {
@@ -193,9 +207,13 @@ func TestJobBounds(t *testing.T) {
 				}
 				return
 			}
-			open = append(open, j.Step(plan.Event{Kind: plan.Hung, View: v})...)
+			if a.Kind == plan.Drop {
+				continue
+			}
+			now = now.Add(time.Duration(rapid.IntRange(0, 20_000).Draw(t, "ms")) * time.Millisecond)
+			open = append(open, j.Step(plan.Event{Kind: plan.Woke, View: v, Missing: true, Now: now})...)
 			v.Origin = rapid.Bool().Draw(t, "origin")
-			e := plan.Event{View: v, Missing: true, Peer: a.Peer, Why: rapid.SampledFrom([]string{"", "silent"}).Draw(t, "why")}
+			e := plan.Event{View: v, Now: now, Missing: true, Peer: a.Peer, Why: rapid.SampledFrom([]string{"", "silent"}).Draw(t, "why")}
 			e.Kind = map[plan.ActionKind]plan.EventKind{plan.Ask: plan.Answered, plan.ReadOrigin: plan.OriginEnded, plan.WaitSwarm: plan.Waited, plan.WaitFarm: plan.Waited}[a.Kind]
 			if a.Kind == plan.Ask && rapid.Bool().Draw(t, "refers") {
 				e.Refer = rapid.SampledFrom(everybody).Draw(t, "to")
@@ -203,5 +221,51 @@ func TestJobBounds(t *testing.T) {
 			open = append(open, j.Step(e)...)
 		}
 		t.Fatalf("the job ended without saying so")
+	})
+}
+
+// TestNoSourceHoldsAJob: whatever the members do that are asked, a job ends well and
+// in bounded time if one that shows what is missing would give it, or the origin.
+func TestNoSourceHoldsAJob(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newMesh()
+		n := m.add("north", "n")
+		n.swarm = map[string][]plan.Peer{}
+		for i := range rapid.IntRange(1, 24).Draw(t, "members") {
+			farm := rapid.SampledFrom([]string{"north", "south", "west"}).Draw(t, "farm")
+			other := m.add(farm, plan.Peer(fmt.Sprint("m", i)))
+			other.origin = false
+			switch rapid.IntRange(0, 3).Draw(t, "is") {
+			case 0:
+				other.staller = true
+			case 1:
+				other.liar = true
+			case 2:
+				m.after(time.Duration(rapid.IntRange(0, 5000).Draw(t, "dies"))*time.Millisecond, other.die)
+			}
+			other.shows = rapid.Bool().Draw(t, "shows")
+			if farm != "north" {
+				n.swarm[farm] = append(n.swarm[farm], other.name)
+			}
+		}
+		n.origin = rapid.Bool().Draw(t, "origin")
+		if !n.origin {
+			m.add("north", "holder").holds["r"] = true
+		}
+		guest := rapid.Bool().Draw(t, "guest")
+		ended := false
+		n.want("r", plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+			ended = true
+			if !ok {
+				t.Fatalf("it failed\n%s", m.trace)
+			}
+			if most := map[bool]time.Duration{true: 30 * time.Second, false: endsWithin}[guest]; m.now > most {
+				t.Fatalf("it took %s\n%s", m.now, m.trace)
+			}
+		})
+		m.run()
+		if !ended {
+			t.Fatalf("it still waits\n%s", m.trace)
+		}
 	})
 }

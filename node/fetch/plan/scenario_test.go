@@ -29,7 +29,7 @@ func TestScenarios(t *testing.T) {
 //
 //	farm name=F nodes=(a,b)             new members
 //	rank run=R farm=F                   who leads
-//	set nodes=(a,b) FLAG…               dead, alive, liar, blind, cold, budget, unsettled, origin, no-origin
+//	set nodes=(a,b) FLAG…               dead, alive, liar, staller, shows, blind, cold, budget, unsettled, origin, no-origin
 //	hold / evict nodes=(a) runs=(r)     what a cache holds
 //	view node=a members=(a,b)           what a member sees of its farm
 //	refer node=a to=b                   a refers the next asker
@@ -103,6 +103,10 @@ func (n *node) set(t *testing.T, d *datadriven.TestData) {
 			n.dead = a.Key == "dead"
 		case "liar":
 			n.liar = true
+		case "staller":
+			n.staller = true
+		case "shows":
+			n.shows = true
 		case "blind":
 			n.blind = true
 		case "cold":

@@ -1,0 +1,278 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	// guestBeside is how long a guest waits for bytes of one source before the next
+	// that shows what is missing is asked beside it: many round trips, and as long as
+	// it waits for a hedge. prefetchBeside is that for everybody else: bulk may queue
+	// on a slow link behind what the same member sends already.
+	guestBeside    = HedgeAfter
+	prefetchBeside = 5 * time.Second
+	// guestPass is how long a guest goes without a byte from anyone before the climb
+	// goes on beside those that are asked, to another lead or to the origin: longer
+	// than an origin that is merely slow takes, since the run may be read twice by it.
+	// guestStep is what each further source gets then, and what the first one gets from
+	// a node that has lately found members that stall.
+	guestPass = 4 * time.Second
+	guestStep = time.Second
+	// hardDeadline is how long a source may go without bytes: then it has failed. A
+	// lead whose origin is as slow as that is of no use. Only then does prefetch go on
+	// to the next lead, or to the origin.
+	hardDeadline = 30 * time.Second
+	// fairShare is how many times as long as another that brings a run in a member must
+	// have had to be taken for one that stalls.
+	fairShare = 2
+	// underWayMax bounds the members asked at once; the one that has been quiet for
+	// longest makes room.
+	underWayMax = 8
+	// besidesMax bounds the members that a job asks beside others.
+	besidesMax = 32
+)
+
+// patience is how long those are waited for that bring nothing, whatever signs of
+// progress they show.
+type patience struct {
+	beside time.Duration // until another that shows what is missing is asked too
+	pass   time.Duration // until the climb goes on
+	step   time.Duration // until it goes on again
+}
+
+func patienceOf(hurry bool) patience {
+	if hurry {
+		return patience{guestBeside, guestPass, guestStep}
+	}
+	return patience{prefetchBeside, hardDeadline, hardDeadline}
+}
+
+// Patience is how long a job waits for what somebody else has begun before it
+// climbs the ladder itself.
+func Patience(hurry bool) time.Duration { return patienceOf(hurry).pass }
+
+// source is one that is under way: an Ask or a ReadOrigin.
+type source struct {
+	act    Action
+	asked  time.Time
+	since  time.Time // when it last brought something, or was asked
+	rung   int
+	beside bool    // it was asked beside another, out of turn
+	passed bool    // the climb has gone on
+	again  *Action // of a referral: the ask to repeat when it is in vain
+}
+
+// begin notes a source that is going to be under way, and makes room for it.
+func (j *Job) begin(s source) (acts []Action) {
+	if s.act.Kind == Ask && len(j.under) >= underWayMax {
+		var quiet *source
+		for _, o := range j.under {
+			if o.act.Kind == Ask && (quiet == nil || o.since.Before(quiet.since)) {
+				quiet = o
+			}
+		}
+		acts = j.drop(quiet)
+	}
+	s.asked, s.since = j.now, j.now
+	j.under = append(j.under, &s)
+	return append(acts, s.act)
+}
+
+// ended takes the source that has ended out of those under way; nil when it was
+// dropped before.
+func (j *Job) ended(p Peer) *source {
+	for i, s := range j.under {
+		if s.act.Peer == p {
+			j.under = slices.Delete(j.under, i, i+1)
+			return s
+		}
+	}
+	return nil
+}
+
+func (j *Job) drop(s *source) []Action {
+	j.ended(s.act.Peer)
+	j.note(s.act.Peer, fmt.Sprintf("brought nothing for %s", j.now.Sub(s.since)))
+	return []Action{{Kind: Drop, Peer: s.act.Peer, Quiet: j.now.Sub(s.since)}}
+}
+
+// brought notes what came from whom.
+func (j *Job) brought(came map[Peer]time.Time) {
+	for _, s := range j.under {
+		if at := came[s.act.Peer]; at.After(s.since) {
+			s.since, s.passed = at, false
+			if at.After(j.last) {
+				j.last = at
+			}
+		}
+	}
+}
+
+// finish ends the job well, and drops who was overtaken: one that shows what it did
+// not bring, a lead that was passed over, or one that had far longer than the winner
+// took to bring it in. Who won may be unknown, and nil.
+func (j *Job) finish(winner *source) (acts []Action) {
+	fair := j.patience.pass
+	if winner != nil && (winner.act.Fetch || winner.act.Kind == ReadOrigin) {
+		fair = min(fair, max(j.patience.beside, fairShare*j.now.Sub(winner.asked)))
+	}
+	for _, s := range slices.Clone(j.under) {
+		most := j.patience.beside
+		if s.act.Fetch {
+			most = fair
+		}
+		if s.act.Kind == Ask && j.now.Sub(s.since) >= most {
+			acts = append(acts, j.drop(s)...)
+		}
+	}
+	j.over = true
+	return append(acts, Action{Kind: Done})
+}
+
+// onward does what time asks for: it drops those that have had theirs, hedges, and
+// climbs unless a member is worth waiting for.
+func (j *Job) onward(v View) []Action {
+	acts := j.dropLate()
+	acts = append(acts, j.hedge(v)...)
+	switch {
+	case j.waiting:
+	case j.mayPass():
+		for _, s := range j.under {
+			s.passed = true
+		}
+		j.passing = true
+		acts = append(acts, j.climb(v)...)
+		if !j.over {
+			acts = append(acts, j.askBeside(v)...)
+		}
+	case !j.blocked():
+		acts = append(acts, j.climb(v)...)
+	case j.quiet() >= j.patience.beside:
+		acts = append(acts, j.askBeside(v)...)
+	}
+	return acts
+}
+
+// dropLate drops the members that have brought nothing until their deadline, and
+// goes back to who referred to one.
+func (j *Job) dropLate() (acts []Action) {
+	for _, s := range slices.Clone(j.under) {
+		if s.act.Kind != Ask || j.now.Sub(s.since) < hardDeadline {
+			continue
+		}
+		acts = append(acts, j.drop(s)...)
+		if s.again != nil {
+			acts = append(acts, j.ask(*s.again)...)
+		}
+	}
+	return acts
+}
+
+// blocked reports whether a member is asked that the climb waits for.
+func (j *Job) blocked() bool {
+	return slices.ContainsFunc(j.under, func(s *source) bool { return s.act.Kind == Ask && !s.passed })
+}
+
+// reading returns the read of the origin that is under way, or nil.
+func (j *Job) reading() *source {
+	for _, s := range j.under {
+		if s.act.Kind == ReadOrigin {
+			return s
+		}
+	}
+	return nil
+}
+
+// quiet is how long nobody was asked and nobody has brought anything.
+func (j *Job) quiet() time.Duration {
+	var newest time.Time
+	for _, s := range j.under {
+		if s.since.After(newest) {
+			newest = s.since
+		}
+	}
+	return j.now.Sub(newest)
+}
+
+// mayPass reports whether the climb is to go on beside those under way. What it
+// comes to may spend a read of the origin, so one that reads it already, be it this
+// node, is waited for until the hard deadline.
+func (j *Job) mayPass() bool {
+	step := j.patience.step
+	waitedFor := false
+	var newest time.Time
+	for _, s := range j.under {
+		if s.passed {
+			continue
+		}
+		waitedFor = true
+		if s.act.Kind == ReadOrigin {
+			step = hardDeadline
+		}
+		if !s.beside && s.since.After(newest) {
+			newest = s.since
+		}
+	}
+	return waitedFor && j.now.Sub(j.last) >= j.pass() && j.now.Sub(newest) >= step
+}
+
+// pass is how long nothing comes from anyone until the climb goes on.
+func (j *Job) pass() time.Duration {
+	if j.wary && j.cfg.Hurry {
+		return guestStep
+	}
+	return j.patience.pass
+}
+
+// askBeside asks one more member beside those that are quiet: the one that gave a
+// referral, if that is quiet, else one that shows what is missing. Neither costs
+// the origin anything.
+func (j *Job) askBeside(v View) []Action {
+	for _, s := range j.under {
+		if s.again != nil && j.now.Sub(s.since) >= j.patience.beside {
+			a := *s.again
+			s.again = nil
+			return j.ask(a)
+		}
+	}
+	lists := [][]Peer{v.Holders}
+	if slices.Contains(ladder(j.cfg.Depth), askSwarmHolders) {
+		lists = append(lists, v.SwarmHolders)
+	}
+	for _, list := range lists {
+		for _, p := range list {
+			if !j.asked[p] && !v.Aside[p] && j.besides < besidesMax {
+				j.besides++
+				j.asked[p] = true
+				return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
+			}
+		}
+	}
+	return nil
+}
+
+// Wake returns when the job wants a Woke, if nothing else happens before; the zero
+// time when it does not.
+func (j *Job) Wake() time.Time {
+	if j.over || len(j.under) == 0 && !j.waiting {
+		return time.Time{}
+	}
+	next := j.now.Add(j.patience.beside)
+	sooner := func(at time.Time) {
+		if at.After(j.now) && at.Before(next) {
+			next = at
+		}
+	}
+	sooner(j.last.Add(j.pass()))
+	for _, s := range j.under {
+		sooner(s.since.Add(j.patience.beside))
+		sooner(s.since.Add(j.patience.step))
+		sooner(s.since.Add(hardDeadline))
+	}
+	if j.cfg.Guest && j.reads == 0 {
+		sooner(j.hedgeAt)
+	}
+	return next
+}
