@@ -74,6 +74,9 @@ type Record struct {
 	ETag string
 	// SeenAt is when the origin answered with it.
 	SeenAt time.Time
+	// Modified is when it was written, by the store's clock; zero for what this
+	// Catalog wrote.
+	Modified time.Time
 }
 
 func key(kind content.Kind, name string) string {
@@ -112,7 +115,7 @@ func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Rec
 	if e.Kind.Space() != kind.Space() || e.Name != name {
 		return Record{}, fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
 	}
-	return Record{e, b, info.ETag, now}, nil
+	return Record{e, b, info.ETag, now, info.Modified}, nil
 }
 
 // remember keeps a record that was read or written, and returns it, or a later one
@@ -326,7 +329,7 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 	for range commitTries {
 		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
-			r := Record{mine, sealed, info.ETag, c.cfg.Now()}
+			r := Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now()}
 			c.remember(r)
 			return r, nil
 		}

@@ -56,6 +56,7 @@ const (
 	labelCertificate label = "grange certificate 1\n"
 	labelEnvelope    label = "grange envelope 1\n"
 	labelStatement   label = "grange statement 1\n"
+	labelRotation    label = "grange rotation 1\n"
 )
 
 func (k PublicKey) verify(l label, payload, signature []byte) bool {
