@@ -45,7 +45,7 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 	if req.Scope.IsZero() {
 		req.Scope = content.Mesh()
 	}
-	if id := im.n.signer.Chain.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
+	if id := im.n.signer.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
 		who := "a publisher or admin"
 		if farm := req.Scope.Farm(); farm != "" {
 			who += " of farm " + farm

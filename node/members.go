@@ -97,14 +97,12 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	switch method {
 	case farmMethod:
 		return []byte(x.n.Farm()), nil
-	case redeemMethod:
-		return x.n.redeem(body)
 	case resolveMethod:
 		return x.resolve(ctx, from, body)
 	case commitMethod:
 		return x.commit(ctx, from, body)
 	}
-	return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
+	return x.n.member.Call(ctx, from, method, body)
 }
 
 // resolve answers with a record that this node holds, and its word on when it saw

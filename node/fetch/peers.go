@@ -201,17 +201,19 @@ func (p *peers) release(t *table, id peer.ID) {
 func (p *peers) search(ctx context.Context, rs *rootState, root content.CID, wg *sync.WaitGroup) {
 	finding, cancel := context.WithTimeout(ctx, searchInterval)
 	defer cancel()
-	for info := range p.f.cfg.Swarm.Find(finding, swarm.KeyFor(rs.head.Scope, root, p.f.cfg.Announce)) {
-		if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || !p.claim(&p.far, info.ID) {
-			continue
-		}
-		wg.Go(func() {
-			if !p.meet(ctx, info.ID) {
-				p.release(&p.far, info.ID) // the next search tries again
-				return
+	for _, secret := range p.f.cfg.Announce() {
+		for info := range p.f.cfg.Swarm.Find(finding, swarm.KeyFor(rs.head.Scope, root, secret)) {
+			if info.ID == p.f.cfg.Self || p.f.isNear(info.ID) || !p.claim(&p.far, info.ID) {
+				continue
 			}
-			p.watch(ctx, rs, info.ID, &p.far)
-		})
+			wg.Go(func() {
+				if !p.meet(ctx, info.ID) {
+					p.release(&p.far, info.ID) // the next search tries again
+					return
+				}
+				p.watch(ctx, rs, info.ID, &p.far)
+			})
+		}
 	}
 }
 

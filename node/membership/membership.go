@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -147,6 +149,13 @@ func (m *Membership) Run(ctx context.Context) error {
 // Verifier knows who was revoked.
 func (m *Membership) Verifier() *trust.Verifier { return m.verifier }
 
+// Revoked returns the keys that were revoked.
+func (m *Membership) Revoked() []trust.PublicKey {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Collect(maps.Keys(m.revoked))
+}
+
 // State returns what is on record now.
 func (m *Membership) State() State {
 	m.mu.RLock()
@@ -159,7 +168,7 @@ func (m *Membership) Identity() trust.Identity { return m.State().Chain.Identity
 
 // Signer signs with this member's key and the certificate that it has at the time.
 func (m *Membership) Signer() trust.Signer {
-	return trust.Signer{Key: m.cfg.Identity, Renewed: func() trust.Chain { return m.State().Chain }}
+	return trust.Signer{Key: m.cfg.Identity, Chain: m.State().Chain, Renewed: func() trust.Chain { return m.State().Chain }}
 }
 
 // Announce returns the secrets that roots are announced under: the one to announce
