@@ -88,7 +88,14 @@ func (n *Node) revoked(fresh []trust.PublicKey) {
 }
 
 // rotated goes over to new secrets.
-func (n *Node) rotated(trust.Secrets) {}
+func (n *Node) rotated(s trust.Secrets) {
+	if n.farm == nil {
+		return
+	}
+	if err := n.farm.Rotate(s.Gossip); err != nil {
+		n.cfg.Log.Error("the farm's gossip stays with its old key until a restart", "err", err)
+	}
+}
 
 // renewed shows another certificate from now on.
 func (n *Node) renewed(trust.Chain) {}

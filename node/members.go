@@ -35,14 +35,7 @@ func (x neighbours) Live() []peer.ID {
 	if x.n.farm == nil {
 		return []peer.ID{x.n.swarm.ID()}
 	}
-	members := x.n.farm.Members()
-	out := make([]peer.ID, 0, len(members))
-	for _, m := range members {
-		if id, err := peer.Decode(m.Node); err == nil {
-			out = append(out, id)
-		}
-	}
-	return out
+	return x.n.farm.Live()
 }
 
 // violationBan is how long a stranger that broke the protocol is shut out: it may
@@ -71,7 +64,7 @@ func (n *Node) followFarm(ctx context.Context) {
 		}
 		for _, m := range n.farm.Members() {
 			for _, a := range m.Addrs {
-				if info, err := swarm.ParseAddr(a); err == nil && info.ID != n.swarm.ID() {
+				if info, err := swarm.ParseAddr(a); err == nil && info.ID == m.ID && m.ID != n.swarm.ID() {
 					n.swarm.Learn(info)
 				}
 			}
@@ -154,7 +147,7 @@ func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) (
 // candidates are the members to ask: up to membersAsked, of the farm and of
 // others, half and half where there are enough of both.
 func (n *Node) candidates() []peer.ID {
-	near := slices.DeleteFunc(neighbours{n}.Live(), func(id peer.ID) bool { return id == n.swarm.ID() })
+	near := slices.DeleteFunc(slices.Clone(neighbours{n}.Live()), func(id peer.ID) bool { return id == n.swarm.ID() })
 	var far []peer.ID
 	for _, p := range n.swarm.Peers() {
 		if !slices.Contains(near, p.ID) {

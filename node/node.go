@@ -225,9 +225,10 @@ func (n *Node) openFarm(context.Context) error {
 	if n.cfg.FarmBind == "" {
 		return nil
 	}
+	keys := n.member.Gossip()
 	f, err := farm.New(farm.Config{
-		Name: n.Farm(), Node: n.swarm.ID().String(), Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-		Key: n.member.Gossip()[0], Addrs: n.swarm.Addrs(), Log: n.cfg.Log,
+		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+		Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -236,7 +237,7 @@ func (n *Node) openFarm(context.Context) error {
 		return err
 	}
 	n.farm = f
-	return nil
+	return f.Rotate(keys[len(keys)-1])
 }
 
 // openOrigin fails for an origin that can never work, unless this node's volumes

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -45,17 +43,12 @@ func (n *Node) FarmPeers() []PeerInfo {
 	aside := n.fetch.Aside()
 	var out []PeerInfo
 	for _, m := range n.farm.Members() {
-		if m.Node == n.swarm.ID().String() {
+		if m.ID == n.swarm.ID() {
 			continue
 		}
-		p := PeerInfo{ID: m.Node, Farm: n.Farm(), State: "alive", Addrs: m.Addrs}
-		if id, err := peer.Decode(m.Node); err == nil {
-			if _, bad := aside[id]; bad {
-				p.State = "set aside"
-			}
-			if who, ok := n.exchange.Identity(id); ok {
-				p.Role = who.Role
-			}
+		p := PeerInfo{ID: m.ID.String(), Farm: m.Identity.Farm, Role: m.Identity.Role, State: "alive", Addrs: m.Addrs}
+		if _, bad := aside[m.ID]; bad {
+			p.State = "set aside"
 		}
 		out = append(out, p)
 	}

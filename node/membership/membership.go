@@ -23,6 +23,11 @@ import (
 // hear of it late.
 const formerFor = time.Hour
 
+// formerGossipFor is how long after a rotation a member that starts begins with the
+// gossip key before: its neighbours speak that for a minute more, and understand it
+// for ten.
+const formerGossipFor = 5 * time.Minute
+
 // Network is how other members are reached.
 type Network interface {
 	// Peers are those that this member is connected with, strangers too.
@@ -176,21 +181,20 @@ func (m *Membership) Signer() trust.Signer {
 func (m *Membership) Announce() [][32]byte {
 	s := m.State()
 	out := [][32]byte{s.Secrets.Announce}
-	if former, ok := s.former(m.cfg.Now()); ok {
+	if former, ok := s.former(m.cfg.Now(), formerFor); ok {
 		out = append(out, former.Announce)
 	}
 	return out
 }
 
-// Gossip returns the keys of the farm's gossip: the one in use, then the one before
-// while others may still use it.
+// Gossip returns the keys of the farm's gossip: the newest as the last, after the one
+// before while others may still speak it.
 func (m *Membership) Gossip() [][32]byte {
 	s := m.State()
-	out := [][32]byte{s.Secrets.Gossip}
-	if former, ok := s.former(m.cfg.Now()); ok {
-		out = append(out, former.Gossip)
+	if former, ok := s.former(m.cfg.Now(), formerGossipFor); ok {
+		return [][32]byte{former.Gossip, s.Secrets.Gossip}
 	}
-	return out
+	return [][32]byte{s.Secrets.Gossip}
 }
 
 // change brings the state on disk, then in memory, to what f makes of it.

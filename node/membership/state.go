@@ -91,9 +91,9 @@ func LoadIdentity(dir string) (trust.PrivateKey, error) {
 	return key, err
 }
 
-// former returns the secrets before the last rotation while others may still use
-// them, else none.
-func (s State) former(now time.Time) (trust.Secrets, bool) {
+// former returns the secrets before the last rotation if that is not longer ago than
+// they are good for.
+func (s State) former(now time.Time, good time.Duration) (trust.Secrets, bool) {
 	age := now.Sub(time.UnixMilli(s.Rotated))
-	return s.Former, s.Former != (trust.Secrets{}) && age >= 0 && age < formerFor
+	return s.Former, s.Former != (trust.Secrets{}) && age >= 0 && age < good
 }

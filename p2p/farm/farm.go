@@ -1,6 +1,9 @@
 // Package farm tells who is here: the members of one farm, on one LAN, found by
 // encrypted gossip. It says who is alive, never who leads: that is the planner's
 // to decide. A member that is only suspected to be dead is alive still.
+//
+// Who has the gossip's key alone is no member: one is listed once its certificate is
+// known, and only at the address that it has signed itself.
 package farm
 
 import (
@@ -12,14 +15,15 @@ import (
 	"log"
 	"log/slog"
 	"net"
-	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 const (
@@ -40,6 +44,13 @@ const (
 	// reclaimAfter is how soon after its death a member may come back with another
 	// address. Gossip would by default insist on the old one.
 	reclaimAfter = time.Second
+	// retransmitMult times the logarithm of the members is how often a member passes
+	// some news on.
+	retransmitMult = 4
+	// recheckInterval is how often certificates are verified again, which may expire.
+	recheckInterval = 10 * time.Minute
+	// sayTimeout bounds the wait until another has heard this member's word.
+	sayTimeout = time.Second
 	// leaveTimeout bounds how long the others are told of a leave.
 	leaveTimeout = 2 * time.Second
 	// labelMax is the longest name of a farm that labels its gossip as it is.
@@ -48,43 +59,47 @@ const (
 
 // Config is what a Farm is built from.
 type Config struct {
-	// Name of the farm; farms of other names never merge with this one.
-	Name string
-	// Node names this member: its peer ID.
-	Node string
+	// Signer is this member's key and certificate, which names it and its farm; farms
+	// of other names never merge with this one.
+	Signer trust.Signer
+	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
+	Verifier *trust.Verifier
 	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host takes all.
 	Bind string
 	// Join are HOST:PORT of some neighbours, who may start later.
 	Join []string
-	// Key encrypts the gossip; 32 bytes that the members share, not all zero.
+	// Key encrypts the gossip; 32 bytes that the members share, not all zero. Who has
+	// it alone hears who is here, and is not listed. Rotate changes it.
 	Key [32]byte
 	// Addrs are the multiaddrs that neighbours reach this member's swarm at, the
-	// best first: gossip has room for about ten.
+	// best first: gossip has room for about nine.
 	Addrs []string
 	// LinkMbits is the speed of this member's link, as a hint; 0 is unknown.
 	LinkMbits uint32
-	// Admit reports whether a member is to be listed: false once its certificate
-	// was seen to be none. It is asked again at Recheck. It must neither block nor
-	// call the Farm; nil admits all.
-	Admit func(node string) bool
 	// Transport replaces the network, in simulations; nil uses Bind.
 	Transport memberlist.Transport
+	// Now may be nil.
+	Now func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if err := content.CheckName(c.Name); err != nil {
+	who := c.Signer.Chain.Identity()
+	if !who.Role.IsMember() {
+		return c, fmt.Errorf("farm: %w: a %q does not gossip; join with a token of role node", content.ErrInvalid, who.Role)
+	}
+	if err := content.CheckName(who.Farm); err != nil {
 		return c, fmt.Errorf("farm: %w", err)
 	}
-	if c.Node == "" {
-		return c, fmt.Errorf("farm %s: %w: a member needs a name", c.Name, content.ErrInvalid)
+	if c.Verifier == nil || c.Signer.Key.Public() != who.Key {
+		return c, fmt.Errorf("farm %s: %w: a member needs a verifier, and the key of its certificate", who.Farm, content.ErrInvalid)
 	}
 	if c.Key == ([32]byte{}) {
-		return c, fmt.Errorf("farm %s: %w: no gossip key; the tokens of role node have it", c.Name, content.ErrInvalid)
+		return c, fmt.Errorf("farm %s: %w: no gossip key; members of role node have it", who.Farm, content.ErrInvalid)
 	}
-	if c.Admit == nil {
-		c.Admit = func(string) bool { return true }
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -94,8 +109,9 @@ func (c Config) withDefaults() (Config, error) {
 
 // Member is one live neighbour, or this member itself.
 type Member struct {
-	// Node is its peer ID.
-	Node string
+	ID peer.ID
+	// Identity is what its certificate says.
+	Identity trust.Identity
 	// Addrs are its swarm's multiaddrs.
 	Addrs []string
 	// Address is its gossip HOST:PORT.
@@ -107,15 +123,30 @@ type Member struct {
 // Farm is this member's view of its farm. Use: New, Start, Run.
 type Farm struct {
 	cfg     Config
+	name    string
+	codec   *content.Codec
+	sealed  string // this member's certificate, as it travels
 	metrics metrics
-	meta    []byte
+	ring    *memberlist.Keyring
 	list    *memberlist.Memberlist
+	news    memberlist.TransmitLimitedQueue
+	here    atomic.Pointer[here]
+	outdone chan uint64   // the number of a word of this member's that is above its own
+	rotated chan struct{} // a key came
 
-	mu       sync.Mutex           // guards what follows
-	all      map[string]Member    // by node, whether admitted or not
-	members  []Member             // those admitted, sorted; never changed in place
+	mu       sync.Mutex // guards what follows
+	self     Member     // its ID and Identity never change
+	word     word       // this member's own
+	roster   roster     // of the others
+	keys     []agedKey
 	lost     map[string]time.Time // since when, by gossip address
 	watchers map[chan struct{}]bool
+}
+
+// here is who is listed; never changed in place.
+type here struct {
+	members []Member
+	ids     []peer.ID
 }
 
 // New checks the configuration.
@@ -124,10 +155,28 @@ func New(cfg Config) (*Farm, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Farm{cfg: cfg, metrics: newMetrics(), all: map[string]Member{}, lost: map[string]time.Time{}, watchers: map[chan struct{}]bool{}}
-	if f.meta, err = encodeMeta(cfg.Node, cfg.Addrs, cfg.LinkMbits); err != nil {
-		return nil, fmt.Errorf("farm %s: %w", cfg.Name, err)
+	who := cfg.Signer.Chain.Identity()
+	f := &Farm{
+		cfg: cfg, name: who.Farm, codec: content.NewCodec(), metrics: newMetrics(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
+		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
+		lost: map[string]time.Time{}, watchers: map[chan struct{}]bool{},
 	}
+	if f.self.ID, err = peerID(who.Key); err != nil {
+		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	}
+	if _, err := (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer); err != nil {
+		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	}
+	sealed, err := f.codec.Marshal(cfg.Signer.Chain)
+	if err != nil {
+		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	}
+	f.sealed = string(sealed)
+	if f.ring, err = memberlist.NewKeyring(nil, cfg.Key[:]); err != nil {
+		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	}
+	f.news.RetransmitMult, f.news.NumNodes = retransmitMult, func() int { return len(f.here.Load().ids) }
+	f.publish()
 	return f, nil
 }
 
@@ -135,10 +184,11 @@ func New(cfg Config) (*Farm, error) {
 // content.ErrUnavailable. Run ends it.
 func (f *Farm) Start() error {
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.Label, c.SecretKey = f.cfg.Node, label(f.cfg.Name), f.cfg.Key[:]
-	c.Delegate, c.Events = delegate{f}, events{f}
+	c.Name, c.Label, c.Keyring = f.self.ID.String(), label(f.name), f.ring
+	c.Delegate, c.Events, c.Alive = delegate{f}, events{f}, gate{f}
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
+	c.RetransmitMult = retransmitMult
 	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
@@ -150,9 +200,12 @@ func (f *Farm) Start() error {
 	}
 	list, err := memberlist.Create(c)
 	if err != nil {
-		return fmt.Errorf("farm %s on %s: %w: %w", f.cfg.Name, f.cfg.Bind, content.ErrUnavailable, err)
+		return fmt.Errorf("farm %s on %s: %w: %w", f.name, f.cfg.Bind, content.ErrUnavailable, err)
 	}
 	f.list = list
+	if err := f.say(0); err != nil {
+		f.cfg.Log.Debug("gossip: nobody has heard yet that this member is here", "err", err)
+	}
 	return nil
 }
 
@@ -179,20 +232,43 @@ func resolveBind(bind string) (ip string, port int, err error) {
 
 // Run looks for neighbours until ctx ends; then it says good-bye and stops.
 func (f *Farm) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	group.Go(func() { f.keepKeys(ctx) })
+	group.Go(func() { f.keepProved(ctx) })
 	f.keepJoined(ctx)
+	group.Wait()
 	return errors.Join(f.list.Leave(leaveTimeout), f.list.Shutdown())
+}
+
+// keepProved looks at the certificates again from time to time, and speaks up when the
+// others know a word of this member's that outdoes its own, until ctx ends.
+func (f *Farm) keepProved(ctx context.Context) {
+	tick := time.NewTicker(recheckInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			f.Recheck()
+		case number := <-f.outdone:
+			f.cfg.Log.Warn("the farm remembers a later start of this node: its clock went back, or a copy of its data folder runs elsewhere")
+			if err := f.say(number + 1); err != nil {
+				f.cfg.Log.Debug("gossip: nobody has heard this member's new word yet", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Address is the HOST:PORT that a neighbour's Join takes.
 func (f *Farm) Address() string { return f.list.LocalNode().Address() }
 
-// Members returns the live members, this one included, sorted by Node. The slice
-// must not be changed.
-func (f *Farm) Members() []Member {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.members
-}
+// Members returns the live members that have proved that they are, this one included,
+// sorted by ID. The slice must not be changed.
+func (f *Farm) Members() []Member { return f.here.Load().members }
+
+// Live returns the IDs of the Members. The slice must not be changed.
+func (f *Farm) Live() []peer.ID { return f.here.Load().ids }
 
 // Watch returns a channel that has an element at first, and then whenever the
 // members have changed since it was last received from. It is never closed; after
@@ -211,8 +287,40 @@ func (f *Farm) Watch(ctx context.Context) <-chan struct{} {
 	return ch
 }
 
-// Recheck asks Config.Admit again about every member.
+// Recheck verifies all certificates again, as when the verifier has learnt of a
+// revocation: whose does not hold is not listed any more when it returns.
 func (f *Farm) Recheck() {
+	f.mu.Lock()
+	certs := map[peer.ID]certificate{}
+	for id, k := range f.roster {
+		if k.cert.sealed != "" {
+			certs[id] = k.cert
+		}
+	}
+	f.mu.Unlock()
+	for id, c := range certs { // without the lock, for it takes a while
+		_, err := f.verify(id, c.chain)
+		c.good = err == nil
+		certs[id] = c
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changed := false
+	for id, c := range certs {
+		if k := f.roster[id]; k != nil && k.cert.sealed == c.sealed { // else it was looked at since
+			changed = k.change(func() { k.cert.good = c.good }) || changed
+		}
+	}
+	if changed {
+		f.publish()
+	}
+}
+
+// note publishes the list if it has changed.
+func (f *Farm) note(changed bool) {
+	if !changed {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.publish()
@@ -220,14 +328,11 @@ func (f *Farm) Recheck() {
 
 // publish makes the list anew. Called with mu.
 func (f *Farm) publish() {
-	var next []Member
-	for node, m := range f.all {
-		if node == f.cfg.Node || f.cfg.Admit(node) {
-			next = append(next, m)
-		}
+	next := &here{members: f.roster.members(f.self)}
+	for _, m := range next.members {
+		next.ids = append(next.ids, m.ID)
 	}
-	slices.SortFunc(next, func(a, b Member) int { return strings.Compare(a.Node, b.Node) })
-	f.members = next
+	f.here.Store(next)
 	for ch := range f.watchers {
 		select {
 		case ch <- struct{}{}:
@@ -235,56 +340,3 @@ func (f *Farm) publish() {
 		}
 	}
 }
-
-// events and delegate are the faces that memberlist wants. It calls them one at a
-// time and with its own lock held, so they don't call it.
-type events struct{ f *Farm }
-
-// NotifyJoin implements memberlist.EventDelegate.
-func (e events) NotifyJoin(n *memberlist.Node) {
-	e.f.metrics.joined.Inc()
-	e.NotifyUpdate(n)
-}
-
-// NotifyUpdate implements memberlist.EventDelegate.
-func (e events) NotifyUpdate(n *memberlist.Node) {
-	m := Member{Node: n.Name, Address: n.Address()}
-	var err error
-	if m.Addrs, m.LinkMbits, err = decodeMeta(n.Name, n.Meta); err != nil { // it can't be asked, which its requests show
-		e.f.cfg.Log.Warn("a member says nothing of itself that is understood", "err", err)
-	}
-	e.f.mu.Lock()
-	defer e.f.mu.Unlock()
-	delete(e.f.lost, m.Address)
-	e.f.all[m.Node] = m
-	e.f.publish()
-}
-
-// NotifyLeave implements memberlist.EventDelegate.
-func (e events) NotifyLeave(n *memberlist.Node) {
-	e.f.metrics.lost.Inc()
-	e.f.mu.Lock()
-	defer e.f.mu.Unlock()
-	if n.Name != e.f.cfg.Node {
-		e.f.lose(e.f.all[n.Name])
-	}
-	delete(e.f.all, n.Name)
-	e.f.publish()
-}
-
-type delegate struct{ f *Farm }
-
-// NodeMeta implements memberlist.Delegate.
-func (d delegate) NodeMeta(int) []byte { return d.f.meta }
-
-// NotifyMsg implements memberlist.Delegate.
-func (delegate) NotifyMsg([]byte) {}
-
-// GetBroadcasts implements memberlist.Delegate.
-func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
-
-// LocalState implements memberlist.Delegate.
-func (delegate) LocalState(bool) []byte { return nil }
-
-// MergeRemoteState implements memberlist.Delegate.
-func (delegate) MergeRemoteState([]byte, bool) {}

@@ -3,6 +3,7 @@ package farm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,11 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -46,9 +48,51 @@ func start(t *testing.T, cfg Config) (f *Farm, stop func()) {
 	return f, stop
 }
 
-// configOf is the configuration of a member of farm a.
-func configOf(node string, join ...string) Config {
-	return Config{Name: "a", Node: node, Key: [32]byte{1}, Join: join}
+// configOf is the configuration of a member of farm a, which has the same key
+// whenever it is named so.
+func configOf(name string, join ...string) Config {
+	return Config{Signer: signerOf(name, trust.RoleNode, "a"), Verifier: verifier(), Key: [32]byte{1}, Join: join}
+}
+
+func keyNamed(name string) trust.PrivateKey {
+	seed := sha256.Sum256([]byte(name))
+	key, err := trust.PrivateKeyFromSeed(seed[:])
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+func verifier() *trust.Verifier { return trust.NewVerifier(keyNamed("mesh").Public()) }
+
+// signerOf is a member of the mesh.
+func signerOf(name string, role trust.Role, farm string) trust.Signer {
+	key := keyNamed(name)
+	grant := trust.Grant{Subject: key.Public(), Role: role, Farm: farm}
+	chain, err := trust.Signer{Key: keyNamed("mesh")}.Issue(grant, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return trust.Signer{Key: key, Chain: chain}
+}
+
+// idNamed is the peer ID of the member of that name.
+func idNamed(name string) peer.ID {
+	id, err := peerID(keyNamed(name).Public())
+	if err != nil {
+		panic(err)
+	}
+	return id
+}
+
+// of returns how a farm lists a member, the zero Member if it doesn't.
+func (f *Farm) of(name string) Member {
+	for _, m := range f.Members() {
+		if m.ID == idNamed(name) {
+			return m
+		}
+	}
+	return Member{}
 }
 
 // await waits until a member sees that many.
@@ -61,7 +105,7 @@ func await(t *testing.T, f *Farm, want int) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			t.Fatalf("%s sees %d members, want %d", f.cfg.Node, len(f.Members()), want)
+			t.Fatalf("%s sees %d members, want %d", f.self.ID, len(f.Members()), want)
 		}
 	}
 }
@@ -78,7 +122,8 @@ func TestMembersSeeEachOther(t *testing.T) {
 	for _, f := range all {
 		await(t, f, 5)
 	}
-	if m := first.Members()[3]; m.Node != "n3" || !slices.Equal(m.Addrs, []string{"/ip4/127.0.0.1/tcp/1/p2p/n3"}) || m.LinkMbits != 10_000 {
+	if m := first.of("n3"); !slices.Equal(m.Addrs, []string{"/ip4/127.0.0.1/tcp/1/p2p/" + m.ID.String()}) || m.LinkMbits != 10_000 ||
+		m.Identity.Key != keyNamed("n3").Public() || m.Identity.Role != trust.RoleNode || m.Identity.Farm != "a" {
 		t.Errorf("member %+v", m)
 	}
 	stops[0]()
@@ -126,7 +171,7 @@ func (s *said) awaitText(t *testing.T, text string) {
 func TestOtherFarmsAndKeysStayApart(t *testing.T) {
 	first, _ := start(t, configOf("n0"))
 	otherFarm, otherKey := configOf("n1", first.Address()), configOf("n2", first.Address())
-	otherFarm.Name, otherKey.Key = "b", [32]byte{2}
+	otherFarm.Signer, otherKey.Key = signerOf("n1", trust.RoleNode, "b"), [32]byte{2}
 	var strangers []*Farm
 	for _, cfg := range []Config{otherFarm, otherKey} {
 		log := &said{seen: make(chan struct{}, 1)}
@@ -140,7 +185,7 @@ func TestOtherFarmsAndKeysStayApart(t *testing.T) {
 	await(t, first, 2)
 	for _, f := range strangers {
 		if n := len(f.Members()); n != 1 {
-			t.Errorf("%s of farm %s sees %d members", f.cfg.Node, f.cfg.Name, n)
+			t.Errorf("%s of farm %s sees %d members", f.self.ID, f.name, n)
 		}
 	}
 }
@@ -157,7 +202,9 @@ func TestNeighbourThatStartsLate(t *testing.T) {
 	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
 	early, _ := start(t, cfg)
 	log.awaitText(t, "connection refused")
-	late, err := New(Config{Name: "a", Node: "n1", Key: [32]byte{1}, Bind: address})
+	cfg = configOf("n1")
+	cfg.Bind = address
+	late, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,28 +218,6 @@ func TestNeighbourThatStartsLate(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestStrangersAreNotListed(t *testing.T) {
-	var mu sync.Mutex
-	stranger := ""
-	cfg := configOf("n0")
-	cfg.Admit = func(node string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return node != stranger
-	}
-	f, _ := start(t, cfg)
-	start(t, configOf("n1", f.Address()))
-	start(t, configOf("n2", f.Address()))
-	await(t, f, 3)
-	mu.Lock()
-	stranger = "n1"
-	mu.Unlock()
-	f.Recheck()
-	if m := f.Members(); len(m) != 2 || m[1].Node != "n2" {
-		t.Errorf("members %+v", m)
 	}
 }
 
@@ -211,7 +236,8 @@ func TestAddressInUse(t *testing.T) {
 
 func TestBadConfigurationIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Config){
-		"name": func(c *Config) { c.Name = "a/b" }, "node": func(c *Config) { c.Node = "" }, "key": func(c *Config) { c.Key = [32]byte{} },
+		"seed": func(c *Config) { c.Signer = signerOf("n0", trust.RoleSeed, "a") }, "no certificate": func(c *Config) { c.Signer.Chain = nil },
+		"another's": func(c *Config) { c.Signer.Key = keyNamed("n1") }, "no verifier": func(c *Config) { c.Verifier = nil }, "key": func(c *Config) { c.Key = [32]byte{} },
 		"address": func(c *Config) { c.Addrs = []string{strings.Repeat("x", 300)} }, "bind": func(c *Config) { c.Bind = "7946" },
 		"host": func(c *Config) { c.Bind = "nowhere:1" }, "port": func(c *Config) { c.Bind = "127.0.0.1:70000" },
 	} {
@@ -232,11 +258,14 @@ func TestComplaintsAreRare(t *testing.T) {
 	m := newMetrics()
 	c := newComplaints(slog.New(slog.NewTextHandler(log, nil)), m.complaints)
 	for range 100 {
-		fmt.Fprintln(c, "[ERR] memberlist: something")
+		fmt.Fprintln(c, "[ERR] memberlist: Conflicting address for \x1b]0;owned\a\u009b2J")
 		fmt.Fprintln(c, "[DEBUG] memberlist: something else")
 	}
 	if n := strings.Count(log.b.String(), "\n"); n != complaintBurst {
 		t.Errorf("%d lines", n)
+	}
+	if strings.ContainsAny(log.b.String(), "\x1b\a\u009b") || strings.Contains(log.b.String(), `\x1b`) {
+		t.Errorf("a name's escape codes are in the log: %q", log.b.String())
 	}
 }
 
@@ -256,46 +285,3 @@ func TestMetricsHaveUniqueNames(t *testing.T) {
 	}
 }
 
-func TestMetaGolden(t *testing.T) {
-	addrs := []string{"/ip4/10.0.0.5/tcp/4001/p2p/n0", "/ip6/2001:db8::1/udp/4001/quic-v1/p2p/n0"}
-	b, err := encodeMeta("n0", addrs, 25_000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	golden.Check(t, "meta", b)
-	if back, speed, err := decodeMeta("n0", b); err != nil || speed != 25_000 || !slices.Equal(back, addrs) {
-		t.Errorf("decoded %q, %d, %v", back, speed, err)
-	}
-}
-
-func TestMetaLeavesOutWhatIsTooMuch(t *testing.T) {
-	addrs := slices.Repeat([]string{"/ip6/2001:db8:1111:2222:3333:4444:5555:6666/udp/40001/quic-v1/p2p/n0"}, 30)
-	b, err := encodeMeta("n0", addrs, 0)
-	if err != nil || len(b) > metaMax {
-		t.Fatalf("%d bytes, %v", len(b), err)
-	}
-	if back, _, err := decodeMeta("n0", b); err != nil || len(back) < 7 {
-		t.Errorf("%d addresses, %v", len(back), err)
-	}
-}
-
-func FuzzMeta(f *testing.F) {
-	b, err := encodeMeta("n0", []string{"/ip4/10.0.0.5/tcp/4001"}, 1)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		addrs, speed, err := decodeMeta("n0", b)
-		if err != nil {
-			if !errors.Is(err, content.ErrCorrupt) {
-				t.Errorf("%v, want ErrCorrupt", err)
-			}
-			return
-		}
-		again, err := encodeMeta("n0", addrs, speed)
-		if err != nil || !bytes.Equal(again, b) {
-			t.Errorf("%q comes back as %q, %v", b, again, err)
-		}
-	})
-}

@@ -34,7 +34,7 @@ func (f *Farm) keepJoined(ctx context.Context) {
 		wait, targets := f.targets(time.Now())
 		var err error
 		for _, address := range targets {
-			if err = f.join(address); err == nil || ctx.Err() != nil {
+			if err = f.join(address); ctx.Err() != nil || err == nil && wait == joinInterval {
 				break
 			}
 		}
@@ -49,7 +49,8 @@ func (f *Farm) keepJoined(ctx context.Context) {
 	}
 }
 
-// targets returns whom to try to join now, and when to look again.
+// targets returns whom to try to join now, and when to look again: those that are
+// missing, and one of those that live here and whose certificate was missed.
 func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,19 +62,18 @@ func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 		}
 		missing = append(missing, address)
 	}
+	members := f.here.Load().members
 	missing = slices.DeleteFunc(missing, func(address string) bool {
-		for _, m := range f.all {
-			if m.Address == address {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(members, func(m Member) bool { return m.Address == address })
 	})
-	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
-	if len(f.all) <= 1 {
-		return joinInterval, missing
+	unproved := f.roster.uncertified()
+	for _, list := range [][]string{missing, unproved} {
+		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	}
-	return rejoinInterval, missing[:min(len(missing), 1)]
+	if len(members) <= 1 {
+		return joinInterval, append(missing, unproved[:min(len(unproved), 1)]...)
+	}
+	return rejoinInterval, append(missing[:min(len(missing), 1)], unproved[:min(len(unproved), 1)]...)
 }
 
 // join exchanges what is known with one neighbour.
@@ -93,13 +93,13 @@ func (f *Farm) join(address string) error {
 	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key: %w", address, content.ErrForbidden, err)
 }
 
-// lose remembers where a member was that is gone. Called with mu.
-func (f *Farm) lose(m Member) {
+// lose remembers where a member lived that is gone. Called with mu.
+func (f *Farm) lose(at string) {
 	for address := range f.lost {
 		if len(f.lost) < lostMax {
 			break
 		}
 		delete(f.lost, address)
 	}
-	f.lost[m.Address] = time.Now()
+	f.lost[at] = time.Now()
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
@@ -38,6 +40,17 @@ func (c complaints) Write(b []byte) (int, error) {
 			level = slog.LevelInfo
 		}
 	}
-	c.log.Log(context.Background(), level, "gossip", "said", string(bytes.TrimSpace(b)))
+	c.log.Log(context.Background(), level, "gossip", "said", printable(bytes.TrimSpace(b)))
 	return len(b), nil
+}
+
+// printable takes out of a text what would steer a terminal: names in gossip are
+// chosen by whoever has its key.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, string(b))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,8 +39,14 @@ func simulate(t *testing.T, members int, f func(t *testing.T, s *simulated)) {
 
 // add starts a member that knows the first one's address.
 func (s *simulated) add(node string, number int) *Farm {
+	return s.run(configOf(node), number)
+}
+
+// run starts a member of that configuration.
+func (s *simulated) run(cfg Config, number int) *Farm {
 	p := s.lan.plug(number)
-	f, err := New(Config{Name: "a", Node: node, Key: [32]byte{1}, Join: []string{"10.0.0.1:7946"}, Addrs: []string{"/ip4/10.0.0.1/tcp/4001"}, Transport: p})
+	cfg.Join, cfg.Addrs, cfg.Transport = []string{"10.0.0.1:7946"}, []string{fmt.Sprintf("/ip4/10.0.0.%d/tcp/4001", number)}, p
+	f, err := New(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -188,10 +195,8 @@ func TestMemberComesBackElsewhere(t *testing.T) {
 		s.settle(time.Minute, func() bool { return s.allSee(4) })
 		s.add("n04", 77)
 		s.settle(time.Minute, func() bool { return s.allSee(5) })
-		for _, m := range s.farms[0].Members() {
-			if m.Node == "n04" && m.Address != "10.0.0.77:7946" {
-				t.Errorf("it is listed at %s", m.Address)
-			}
+		if m := s.farms[0].of("n04"); m.Address != "10.0.0.77:7946" || len(m.Addrs) != 1 || !strings.HasPrefix(m.Addrs[0], "/ip4/10.0.0.77/") {
+			t.Errorf("it is listed as %+v", m)
 		}
 	})
 }

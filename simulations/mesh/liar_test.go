@@ -143,7 +143,7 @@ func (l liar) run(ctx context.Context) error {
 		return err
 	}
 	neighbours, err := farm.New(farm.Config{
-		Name: l.self.Chain.Identity().Farm, Node: s.ID().String(), Bind: l.plan.FarmBind, Join: l.plan.FarmJoin,
+		Signer: trust.Signer{Key: key, Chain: l.self.Chain}, Verifier: trust.NewVerifier(l.self.Mesh), Bind: l.plan.FarmBind, Join: l.plan.FarmJoin,
 		Key: l.self.Secrets.Gossip, Addrs: s.Addrs(), Log: log,
 	})
 	if err == nil {

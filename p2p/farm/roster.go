@@ -1,0 +1,143 @@
+package farm
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// knownMax bounds the names that are remembered, of the living, the certified and
+// those who only have the key: some times the largest farm.
+const knownMax = 4096
+
+// known is what this member knows of another.
+type known struct {
+	word word // its newest; zero before the first
+	cert certificate
+	// at is the gossip address where it lives, as gossip says; "" when it doesn't.
+	at string
+}
+
+// certificate is a chain that was verified, and what it says.
+type certificate struct {
+	sealed string // as it travels; "" when there is none
+	chain  trust.Chain
+	who    trust.Identity
+	// good says that it held when it was last looked at.
+	good bool
+}
+
+// listed reports whether it counts as a member: certified, alive, and at the address
+// of its newest word.
+func (k *known) listed() bool { return k.cert.good && k.at != "" && k.at == k.word.address }
+
+// roster is all that is known of others, by name. Pure: no I/O, no clock, no lock.
+// Each change returns whether the list of members has changed by it.
+type roster map[peer.ID]*known
+
+// change applies f to what is known of a member and reports whether the list differs.
+func (k *known) change(f func()) bool {
+	listed, said := k.listed(), k.word.raw
+	f()
+	return k.listed() != listed || k.listed() && k.word.raw != said
+}
+
+// enter returns the entry of a member, made if need be. When all places are taken, one
+// of the gone makes room, and for the certified one of those who are not.
+func (r roster) enter(id peer.ID, certified bool) (*known, error) {
+	if k := r[id]; k != nil {
+		return k, nil
+	}
+	if len(r) >= knownMax && !r.evict(certified) {
+		return nil, fmt.Errorf("%w: %d names are known already", content.ErrUnavailable, len(r))
+	}
+	k := &known{}
+	r[id] = k
+	return k, nil
+}
+
+func (r roster) evict(forCertified bool) bool {
+	for _, worthless := range []func(*known) bool{
+		func(k *known) bool { return k.at == "" && !k.cert.good },
+		func(k *known) bool { return k.at == "" },
+		func(k *known) bool { return forCertified && !k.cert.good },
+	} {
+		for id, k := range r {
+			if worthless(k) {
+				delete(r, id)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hear takes a member's word. One of an earlier start is content.ErrForbidden.
+func (r roster) hear(id peer.ID, w word) (changed bool, err error) {
+	k, err := r.enter(id, false)
+	if err != nil {
+		return false, err
+	}
+	if w.number < k.word.number || w.number == k.word.number && k.word.raw != "" && (w.raw != k.word.raw || w.address != k.word.address) {
+		return false, fmt.Errorf("member %s at %s: %w: it has said another thing since", id, w.address, content.ErrForbidden)
+	}
+	return k.change(func() { k.word = w }), nil
+}
+
+// certify takes a member's verified certificate. One that holds gives way to one that
+// was issued later.
+func (r roster) certify(id peer.ID, c certificate) (changed bool, err error) {
+	k, err := r.enter(id, true)
+	if err != nil || k.cert.good && !c.chain[0].NotBefore.After(k.cert.chain[0].NotBefore) {
+		return false, err
+	}
+	return k.change(func() { k.cert = c }), nil
+}
+
+// live notes where gossip sees a member.
+func (r roster) live(id peer.ID, address string) (changed bool) {
+	k, err := r.enter(id, false)
+	return err == nil && k.change(func() { k.at = address })
+}
+
+// gone notes that gossip doesn't see a member any more. Its word and certificate are
+// kept, for it may be back, and so that no older word counts; of one without
+// certificate nothing is.
+func (r roster) gone(id peer.ID) (changed bool) {
+	k := r[id]
+	if k == nil {
+		return false
+	}
+	changed = k.change(func() { k.at = "" })
+	if k.cert.sealed == "" {
+		delete(r, id)
+	}
+	return changed
+}
+
+// uncertified returns where those live whose certificate is not known.
+func (r roster) uncertified() (out []string) {
+	for _, k := range r {
+		if k.at != "" && k.cert.sealed == "" {
+			out = append(out, k.at)
+		}
+	}
+	return out
+}
+
+// members returns those that are listed and self, sorted by name.
+func (r roster) members(self Member) []Member {
+	out := []Member{self}
+	for id, k := range r {
+		if k.listed() {
+			out = append(out, Member{ID: id, Identity: k.cert.who, Addrs: k.word.addrs, Address: k.at, LinkMbits: k.word.linkMbits})
+		}
+	}
+	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}

@@ -1,0 +1,128 @@
+package farm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/memberlist"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// word is what a member says of itself in gossip, signed with the key that its name,
+// the peer ID, is made of: so nobody else can say that a member is at another address.
+// Whether the member is of this farm is its certificate's to say.
+//
+// In gossip a word is a member's metadata. All integers are big-endian.
+//
+//	offset  size  what
+//	0       2     magic "gf"
+//	2       1     version, 2
+//	3       8     number: milliseconds since 1970 at the member's start, or more
+//	11      4     speed of its link in Mbit/s; 0 is unknown
+//	15      64    signature over farm, 0, gossip HOST:PORT, 0, all of this but the signature
+//	79      …     addresses to the end: one byte of length, then as many of text
+//
+// Addresses are without their end, the peer ID.
+type word struct {
+	// address is the gossip HOST:PORT that the word was said for.
+	address string
+	// number rises with each start of the member; the highest is its word.
+	number    uint64
+	linkMbits uint32
+	addrs     []string
+	raw       string // as it travels
+}
+
+const (
+	wordMagic   = "gf"
+	wordVersion = 2
+	wordHeader  = wordSigned + 64
+	// wordSigned is where the signature begins.
+	wordSigned = 15
+	// wordMax is what gossip lets a member say of itself, in bytes.
+	wordMax = memberlist.MetaMaxSize
+	// wordAddrMax is what its byte of length can say.
+	wordAddrMax = 255
+)
+
+// signedPart is what a word's signature is over.
+func signedPart(farm, address string, raw []byte) []byte {
+	out := append([]byte(farm+"\x00"+address+"\x00"), raw[:wordSigned]...)
+	return append(out, raw[wordHeader:]...)
+}
+
+// sign gives the word its raw form. It drops the last addresses when all of them are
+// too many; one that leaves no room for itself is content.ErrInvalid.
+func (w word) sign(farm string, id peer.ID, signer trust.Signer) (word, error) {
+	out := append([]byte(wordMagic), wordVersion)
+	out = binary.BigEndian.AppendUint64(out, w.number)
+	out = binary.BigEndian.AppendUint32(out, w.linkMbits)
+	out = append(out, make([]byte, wordHeader-wordSigned)...)
+	for i, a := range w.addrs {
+		short := strings.TrimSuffix(a, "/p2p/"+id.String())
+		if short == "" || len(short) > wordAddrMax {
+			return word{}, fmt.Errorf("address %.80q: %w: gossip takes 1 to %d bytes", a, content.ErrInvalid, wordAddrMax)
+		}
+		if len(out)+1+len(short) > wordMax {
+			if i == 0 {
+				return word{}, fmt.Errorf("address %.80q: %w: gossip takes %d bytes of a member", a, content.ErrInvalid, wordMax)
+			}
+			break
+		}
+		out = append(append(out, byte(len(short))), short...)
+	}
+	copy(out[wordSigned:], signer.Attest(trust.PurposeGossip, signedPart(farm, w.address, out)))
+	w.raw = string(out)
+	return w, nil
+}
+
+// readWord checks and reads the word of a member that is said to be at a gossip
+// address. What is no word is content.ErrCorrupt, one that the member has not signed
+// for that farm and address content.ErrForbidden.
+func readWord(farm string, id peer.ID, address string, raw []byte) (word, error) {
+	key, err := keyOf(id)
+	if err != nil {
+		return word{}, err
+	}
+	if len(raw) < wordHeader || len(raw) > wordMax || string(raw[:2]) != wordMagic || raw[2] != wordVersion {
+		return word{}, fmt.Errorf("member %s: %w: what it says of itself", id, content.ErrCorrupt)
+	}
+	if !key.Attested(trust.PurposeGossip, signedPart(farm, address, raw), raw[wordSigned:wordHeader]) {
+		return word{}, fmt.Errorf("member %s at %s: %w: it has not said so itself", id, address, content.ErrForbidden)
+	}
+	w := word{address: address, number: binary.BigEndian.Uint64(raw[3:]), linkMbits: binary.BigEndian.Uint32(raw[11:]), raw: string(raw)}
+	for rest := raw[wordHeader:]; len(rest) > 0; {
+		n := 1 + int(rest[0])
+		if n == 1 || n > len(rest) {
+			return word{}, fmt.Errorf("member %s: %w: its addresses", id, content.ErrCorrupt)
+		}
+		w.addrs, rest = append(w.addrs, string(rest[1:n])+"/p2p/"+id.String()), rest[n:]
+	}
+	return w, nil
+}
+
+// parseName reads a name in gossip: a peer ID in its usual form, and nothing else.
+func parseName(name string) (peer.ID, error) {
+	id, err := peer.Decode(name)
+	if err != nil || id.String() != name {
+		return "", fmt.Errorf("name %.80q: %w: want a peer ID", name, content.ErrInvalid)
+	}
+	return id, nil
+}
+
+// keyOf returns the key that a peer ID is made of.
+func keyOf(id peer.ID) (trust.PublicKey, error) {
+	public, err := id.ExtractPublicKey()
+	if err != nil {
+		return trust.PublicKey{}, fmt.Errorf("member %s: %w: %w", id, content.ErrInvalid, err)
+	}
+	raw, err := public.Raw()
+	if err != nil || len(raw) != len(trust.PublicKey{}) {
+		return trust.PublicKey{}, fmt.Errorf("member %s: %w: not an Ed25519 key", id, content.ErrInvalid)
+	}
+	return trust.PublicKey(raw), nil
+}
