@@ -3,6 +3,7 @@ module github.com/grangemesh/grange
 go 1.26.0
 
 require (
+	filippo.io/age v1.3.2
 	github.com/RoaringBitmap/roaring/v2 v2.30.0
 	github.com/alecthomas/kong v1.17.0
 	github.com/anishathalye/porcupine v1.3.1
@@ -34,10 +35,7 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require (
-	filippo.io/age v1.3.2 // indirect
-	filippo.io/hpke v0.4.0 // indirect
-)
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	github.com/aws/aws-sdk-go-v2/credentials v1.20.14 // indirect

@@ -45,6 +45,9 @@ const (
 // socket or showed the token.
 type trusted struct{}
 
+// local marks requests that came over the socket.
+type local struct{}
+
 func isTrusted(ctx context.Context) bool {
 	ok, _ := ctx.Value(trusted{}).(bool)
 	return ok
@@ -156,9 +159,9 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 // guard decides who may pass: everyone over the socket; over TCP those with the
 // token, and anyone to the routes that need none. A browser's request must come
 // from our own page.
-func (s *Server) guard(next http.Handler, local bool) http.Handler {
+func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ok := local || s.hasToken(r)
+		ok := socket || s.hasToken(r)
 		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
 			writeProblem(w, http.StatusForbidden, "this page is of another origin than the node: open the dashboard at the node's own address")
 			return
@@ -168,7 +171,7 @@ func (s *Server) guard(next http.Handler, local bool) http.Handler {
 			writeProblem(w, http.StatusUnauthorized, "send `Authorization: Bearer TOKEN`; the token is in the node's data folder, in "+TokenName)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), trusted{}, ok)))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(context.WithValue(r.Context(), trusted{}, ok), local{}, socket)))
 	})
 }
 
