@@ -98,7 +98,11 @@ func (n *Node) rotated(s trust.Secrets) {
 }
 
 // renewed shows another certificate from now on.
-func (n *Node) renewed(trust.Chain) {}
+func (n *Node) renewed(chain trust.Chain) {
+	if err := n.exchange.Present(chain); err != nil {
+		n.cfg.Log.Error("members are shown the old certificate until a restart", "err", err)
+	}
+}
 
 // reach is how the membership reaches others.
 type reach struct {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -84,7 +85,7 @@ type Exchange struct {
 	cbor     *content.Codec
 	codec    *codec
 	metrics  metrics
-	chain    []byte // our certificate, encoded
+	chain    atomic.Value // our certificate, encoded: []byte
 
 	// As the asked: who asks, and whose turn it is.
 	askers askers
@@ -117,16 +118,26 @@ func New(cfg Config) (*Exchange, error) {
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
-	if len(cfg.Chain) > 0 {
-		if x.chain, err = x.cbor.Marshal(cfg.Chain); err != nil {
-			return nil, fmt.Errorf("exchange: certificate: %w", err)
-		}
-	}
-	if len(x.chain) > wire.ChainSizeMax {
-		return nil, fmt.Errorf("exchange: certificate: %w: %d bytes, the limit is %d", content.ErrInvalid, len(x.chain), wire.ChainSizeMax)
-	}
-	return x, nil
+	return x, x.Present(cfg.Chain)
 }
+
+// Present has the streams that open from now on show that certificate as our own.
+func (x *Exchange) Present(chain trust.Chain) (err error) {
+	var encoded []byte
+	if len(chain) > 0 {
+		encoded, err = x.cbor.Marshal(chain)
+	}
+	if err == nil && len(encoded) > wire.ChainSizeMax {
+		err = fmt.Errorf("%w: %d bytes, the limit is %d", content.ErrInvalid, len(encoded), wire.ChainSizeMax)
+	}
+	if err != nil {
+		return fmt.Errorf("exchange: certificate: %w", err)
+	}
+	x.chain.Store(encoded)
+	return nil
+}
+
+func (x *Exchange) shown() []byte { return x.chain.Load().([]byte) }
 
 // watchInterval is how often requests are looked over for stalled ones.
 const watchInterval = StallTimeout / 8
