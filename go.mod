@@ -3,6 +3,7 @@ module github.com/grangemesh/grange
 go 1.26.0
 
 require (
+	filippo.io/age v1.3.2
 	github.com/RoaringBitmap/roaring/v2 v2.30.0
 	github.com/alecthomas/kong v1.17.0
 	github.com/anishathalye/porcupine v1.3.1
@@ -34,7 +35,9 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require github.com/KimMachineGun/automemlimit v1.0.1 // indirect
+require github.com/KimMachineGun/automemlimit v1.0.1
+
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	github.com/aws/aws-sdk-go-v2/credentials v1.20.14 // indirect
@@ -171,6 +174,6 @@ require (
 	golang.org/x/text v0.42.0 // indirect
 	golang.org/x/tools v0.49.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
-	google.golang.org/protobuf v1.36.12 // indirect
+	google.golang.org/protobuf v1.36.12
 	lukechampine.com/blake3 v1.4.1 // indirect
 )

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -32,8 +33,12 @@ func newMember(t *testing.T) *Node {
 	}
 	n := &Node{
 		cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain},
-		verifier: trust.NewVerifier(mesh.Public()), member: membership{Chain: chain},
 	}
+	state := membership.State{Mesh: mesh.Public(), Chain: chain}
+	if n.member, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, state); err != nil {
+		t.Fatal(err)
+	}
+	n.verifier = n.member.Verifier()
 	if n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,142 +1,56 @@
 package node
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
-// The files of a member in its data folder. Losing identity or membership means
-// joining again; losing the mesh key means that no member can ever be added.
-const (
-	identityFile   = "identity.key"
-	meshKeyFile    = "mesh.key"
-	membershipFile = "membership"
-	invitesDir     = "invites"
-	peersFile      = "peers"
-)
+// peersFile keeps the addresses of members for a restart.
+const peersFile = "peers"
 
-// membership is what a member knows of its mesh; written once, at the founding
-// or the joining.
-type membership struct {
-	Magic     string          `cbor:"magic"`
-	Mesh      trust.PublicKey `cbor:"mesh"`
-	Chain     trust.Chain     `cbor:"chain"`
-	Secrets   trust.Secrets   `cbor:"secrets"`
-	Origin    string          `cbor:"origin"`
-	Bootstrap []string        `cbor:"bootstrap"`
-
-	fresh bool // just founded or joined
-}
-
-const membershipMagic = "grange-membership/1"
-
-func (m membership) save(dir string) error {
-	m.Magic = membershipMagic
-	b, err := content.NewCodec().Marshal(m)
-	if err != nil {
-		return fmt.Errorf("membership: %w", err)
+// openMember enters the mesh, or founds one.
+func (n *Node) openMember(ctx context.Context) error {
+	var err error
+	if n.identity, err = membership.LoadIdentity(n.cfg.Dir); err != nil {
+		return err
 	}
-	return durable.WriteFile(filepath.Join(dir, membershipFile), b, 0o600)
-}
-
-// loadMembership returns ErrNotFound in a folder that belongs to no mesh yet.
-func loadMembership(dir string) (membership, error) {
-	path := filepath.Join(dir, membershipFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return membership{}, fmt.Errorf("membership: %w", content.ErrNotFound)
-	}
-	if err != nil {
-		return membership{}, fmt.Errorf("membership: %w", err)
-	}
-	var m membership
-	if err := content.NewCodec().Unmarshal(b, &m); err != nil || m.Magic != membershipMagic {
-		return membership{}, fmt.Errorf("membership %s: %w; restore it from a backup, or join again with an empty --data", path, errors.Join(content.ErrCorrupt, err))
-	}
-	return m, nil
-}
-
-// loadIdentity returns this member's key, made at the first start.
-func loadIdentity(dir string) (trust.PrivateKey, error) {
-	path := filepath.Join(dir, identityFile)
-	key, err := trust.LoadKey(path)
-	if errors.Is(err, content.ErrNotFound) {
-		key = trust.NewPrivateKey()
-		err = trust.SaveKey(path, key)
-	}
-	return key, err
-}
-
-// enter returns this node's membership: the one on record, one from redeeming
-// the token, or that of a new mesh, of which this node is the first admin.
-func (c Config) enter(ctx context.Context, identity trust.PrivateKey) (membership, error) {
-	m, err := loadMembership(c.Dir)
-	if err == nil {
-		c.checkFarm(m)
-	}
-	switch {
-	case err == nil && c.Join != "":
-		return m, c.joinedAlready(m)
-	case err == nil || !errors.Is(err, content.ErrNotFound):
-		return m, err
-	case c.Join != "":
-		m, err = c.join(ctx, identity)
-	default:
-		m, err = c.found(identity)
-	}
-	if err != nil {
-		return membership{}, err
-	}
-	m.fresh = true
-	c.checkFarm(m)
-	return m, m.save(c.Dir)
-}
-
-// checkFarm says so when the farm that was asked for is not the member's: it stands in
-// its certificate.
-func (c Config) checkFarm(m membership) {
-	if farm := m.Chain.Identity().Farm; c.Farm != "" && c.Farm != farm {
-		c.Log.Warn("--farm is ignored: it is for a node that founds a mesh, and this member is of another farm; join with a token of that farm and an empty --data to change it",
-			"asked", c.Farm, "farm", farm)
-	}
-}
-
-// joinedAlready lets the token stay on the command line of a node that it has
-// brought in, and refuses one of another mesh.
-func (c Config) joinedAlready(m membership) error {
-	token, err := trust.ParseToken(c.Join, time.Time{})
+	state, err := n.entry().Enter(ctx)
 	if err != nil {
 		return err
 	}
-	if token.Mesh != m.Mesh {
-		return fmt.Errorf("--join: %w: %s belongs to mesh %s, the token to mesh %s; give an empty --data to join that one", content.ErrConflict, c.Dir, m.Mesh, token.Mesh)
+	host, err := os.Hostname()
+	if err != nil {
+		host = "" // names are for people, who have the IDs too
 	}
+	name, err := membership.NameOr(n.cfg.Name, host)
+	if err != nil {
+		return err
+	}
+	n.member, err = membership.Open(membership.Config{
+		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog,
+		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed, Now: n.cfg.Now, Log: n.cfg.Log,
+	}, state)
+	if err != nil {
+		return err
+	}
+	n.signer, n.verifier = n.member.Signer(), n.member.Verifier()
 	return nil
 }
 
-// found makes a mesh. The mesh key is on disk before the membership that makes
-// it this node's, so a crash between leaves a key that nothing uses.
-func (c Config) found(identity trust.PrivateKey) (membership, error) {
-	farm := cmp.Or(c.Farm, FarmDefault)
-	mesh, chain, secrets, err := trust.FoundMesh(identity.Public(), farm, c.Now())
-	if err != nil {
-		return membership{}, err
+func (n *Node) entry() membership.Entry {
+	return membership.Entry{
+		Dir: n.cfg.Dir, Identity: n.identity, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
+		Bootstrap: n.cfg.Bootstrap, Now: n.cfg.Now, Log: n.cfg.Log,
 	}
-	if err := trust.SaveKey(filepath.Join(c.Dir, meshKeyFile), mesh); err != nil {
-		return membership{}, fmt.Errorf("found mesh: %w", err)
-	}
-	c.Log.Info("founded a mesh", "mesh", mesh.Public(), "farm", farm)
-	return membership{Mesh: mesh.Public(), Chain: chain, Secrets: secrets, Origin: c.originURL()}, nil
 }
 
 // originURL is the first --origin, or the folder in --data that stands in for
@@ -146,4 +60,85 @@ func (c Config) originURL() string {
 		return c.Origins[0]
 	}
 	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
+}
+
+// catalog is where revocations outlive all members.
+func (n *Node) catalog() (*catalog.Catalog, bool) {
+	if w := n.origin.writer(); w != nil {
+		return w, true
+	}
+	return n.origin.records(), false
+}
+
+// revoked cuts off those who are no members any more, and has what was believed of
+// others checked again.
+func (n *Node) revoked([]trust.PublicKey) {
+	n.refuseRevoked()
+	n.exchange.Recheck()
+	if n.farm != nil {
+		n.farm.Recheck()
+	}
+	n.recheck()
+}
+
+// refuseRevoked has the swarm take no connection with those who were revoked.
+func (n *Node) refuseRevoked() {
+	if err := n.swarm.Refuse(n.member.Revoked()); err != nil {
+		n.cfg.Log.Error("members that were revoked may still connect", "err", err)
+	}
+}
+
+// rotated goes over to new secrets.
+func (n *Node) rotated(s trust.Secrets) {
+	if n.farm == nil {
+		return
+	}
+	if err := n.farm.Rotate(s.Gossip); err != nil {
+		n.cfg.Log.Error("the farm's gossip stays with its old key until a restart", "err", err)
+	}
+}
+
+// renewed shows another certificate from now on.
+func (n *Node) renewed(chain trust.Chain) {
+	if err := n.exchange.Present(chain); err != nil {
+		n.cfg.Log.Error("members are shown the old certificate until a restart", "err", err)
+	}
+}
+
+// reach is how the membership reaches others.
+type reach struct {
+	*exchange.Exchange
+	swarm *swarm.Swarm
+}
+
+// Peers implements membership.Network.
+func (r reach) Peers() []peer.ID {
+	var out []peer.ID
+	for _, p := range r.swarm.Peers() {
+		out = append(out, p.ID)
+	}
+	return out
+}
+
+// Members returns everybody that this node and those that it is connected with have
+// met.
+func (n *Node) Members(ctx context.Context) []membership.Member { return n.member.Members(ctx) }
+
+// Revoke ends a membership; see membership.Membership.
+func (n *Node) Revoke(ctx context.Context, who string, myself bool) (membership.Revocation, error) {
+	return n.member.Revoke(ctx, who, myself)
+}
+
+// Rotate begins a new generation of the mesh's secrets and returns its number.
+func (n *Node) Rotate(ctx context.Context) (uint64, error) {
+	g, err := n.member.Rotate(ctx)
+	return g.Number, err
+}
+
+// MeshKey returns the mesh key, where it is.
+func (n *Node) MeshKey() (trust.PrivateKey, error) { return n.member.MeshKey() }
+
+// ImportMeshKey brings the mesh key here and makes this node an admin.
+func (n *Node) ImportMeshKey(ctx context.Context, key trust.PrivateKey) error {
+	return n.member.ImportMeshKey(ctx, key)
 }

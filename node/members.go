@@ -78,14 +78,12 @@ type answerer struct{ n *Node }
 // Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
-	case redeemMethod:
-		return x.n.redeem(body)
 	case resolveMethod:
 		return x.resolve(ctx, from, body)
 	case commitMethod:
 		return x.commit(ctx, from, body)
 	}
-	return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
+	return x.n.member.Call(ctx, from, method, body)
 }
 
 // resolve answers with a record that this node knows, as far as the asker may read it.

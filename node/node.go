@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -56,6 +57,8 @@ type Config struct {
 	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, *bucket.Metrics, error)
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
+	// Name is what other members are shown of this one; empty is the host's.
+	Name string
 	// Farm is the farm of a founding node; empty is FarmDefault.
 	Farm string
 	// FarmBind is HOST:PORT to gossip on; empty stands alone. FarmJoin are
@@ -115,10 +118,9 @@ type Node struct {
 	codec    *content.Codec
 	unlock   func() error
 	identity trust.PrivateKey
-	member   membership
+	member   *membership.Membership
 	signer   trust.Signer
 	verifier *trust.Verifier
-	invites  *trust.Invites
 	cache    *cache.Cache
 	origin   *origin
 	swarm    *swarm.Swarm
@@ -182,22 +184,6 @@ func (n *Node) openDir(context.Context) error {
 	return nil
 }
 
-func (n *Node) openMember(ctx context.Context) (err error) {
-	if n.identity, err = loadIdentity(n.cfg.Dir); err != nil {
-		return err
-	}
-	if n.member, err = n.cfg.enter(ctx, n.identity); err != nil {
-		return err
-	}
-	n.signer = trust.Signer{Key: n.identity, Chain: n.member.Chain}
-	n.verifier = trust.NewVerifier(n.member.Mesh)
-	if _, err := n.verifier.Verify(n.member.Chain, n.cfg.Now()); err != nil {
-		return fmt.Errorf("this node's certificate: %w", err)
-	}
-	n.invites, err = trust.OpenInvites(filepath.Join(n.cfg.Dir, invitesDir))
-	return err
-}
-
 func (n *Node) openCache(context.Context) (err error) {
 	n.cache, err = cache.Open(cache.Config{Dir: filepath.Join(n.cfg.Dir, "cache"), Quota: n.cfg.Quota, Now: n.cfg.Now, Log: n.cfg.Log})
 	return err
@@ -207,7 +193,7 @@ func (n *Node) openCache(context.Context) (err error) {
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
 	n.swarm, err = swarm.New(swarm.Config{
-		Identity: n.identity, Mesh: n.member.Mesh, Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.member.Bootstrap),
+		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.member.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
 		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
@@ -218,20 +204,22 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.origin = newOrigin(n)
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
-		Identity: n.member.Chain.Identity(), Verifier: n.verifier, Announce: n.member.Secrets.Announce,
+		Identity: n.member.Identity(), Verifier: n.verifier, Announce: n.member.Announce,
 		Introduce: n.introduced, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.Chain, Server: n.fetch, Answerer: answerer{n},
+		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.State().Chain, Server: n.fetch, Answerer: answerer{n},
 		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.fetch.Connect(n.exchange)
+	n.member.Connect(reach{n.exchange, n.swarm})
+	n.refuseRevoked()
 	return n.swarm.Listen()
 }
 
@@ -240,9 +228,10 @@ func (n *Node) openFarm(context.Context) error {
 	if n.cfg.FarmBind == "" {
 		return nil
 	}
+	keys := n.member.Gossip()
 	f, err := farm.New(farm.Config{
 		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-		Key: n.member.Secrets.Gossip, Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
+		Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -251,7 +240,7 @@ func (n *Node) openFarm(context.Context) error {
 		return err
 	}
 	n.farm = f
-	return nil
+	return f.Rotate(keys[len(keys)-1])
 }
 
 // openOrigin fails for an origin that can never work, unless this node's volumes
@@ -318,6 +307,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 	lower.Go(func() error { return n.exchange.Run(below) })
 	lower.Go(func() error { return n.fetch.Run(below) })
 	lower.Go(func() error { return n.cache.Run(below) })
+	lower.Go(func() error { return n.member.Run(below) })
 	lower.Go(func() error { n.origin.watch(below); return nil })
 	if n.farm != nil {
 		lower.Go(func() error { return n.farm.Run(below) })
@@ -374,7 +364,7 @@ func (n *Node) Version() string { return n.cfg.Version }
 func (n *Node) Started() time.Time { return n.started }
 
 // Farm returns the name of this node's farm.
-func (n *Node) Farm() string { return n.member.Chain.Identity().Farm }
+func (n *Node) Farm() string { return n.member.Identity().Farm }
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {

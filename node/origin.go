@@ -77,14 +77,14 @@ func newOrigin(n *Node) *origin {
 // not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
 	said := "the origin that " + o.n.cfg.Dir + " remembers, "
-	o.url = o.n.member.Origin
+	o.url = o.n.member.State().Origin
 	if len(o.n.cfg.Origins) > 0 {
 		said, o.url = "--origin ", o.n.cfg.Origins[0]
 	}
 	if o.url == "" {
 		return nil
 	}
-	if !o.n.member.fresh {
+	if !o.n.member.State().Fresh {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
 		defer cancel()
@@ -142,10 +142,10 @@ func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
 	return o.bucket, nil
 }
 
-// founder reports whether this node's own certificate is the mesh's first, which the
-// mesh key signed, and the origin is the one that it founded the mesh with.
+// founder reports whether this node made the mesh, and the origin is the one that it
+// made it with.
 func (o *origin) founder() bool {
-	return len(o.n.member.Chain) == 1 && o.n.member.Origin == o.url
+	return o.n.member.State().Founder && o.n.member.State().Origin == o.url
 }
 
 // mayClaim reports whether an empty bucket may become the mesh's: the founder's, or
@@ -170,7 +170,7 @@ func (o *origin) look(ctx context.Context) error {
 	o.mu.RLock()
 	before := o.state
 	o.mu.RUnlock()
-	err = catalog.CheckMesh(ctx, b, o.n.member.Mesh)
+	err = catalog.CheckMesh(ctx, b, o.n.verifier.Mesh())
 	fresh := errors.Is(err, content.ErrNotFound)
 	if (err == nil || fresh) && before != originOK {
 		if fresh && !o.mayClaim() {
@@ -178,7 +178,7 @@ func (o *origin) look(ctx context.Context) error {
 		} else if perr := bucket.Probe(ctx, b); perr != nil {
 			err = perr
 		} else if fresh {
-			err = catalog.ClaimMesh(ctx, b, o.n.member.Mesh)
+			err = catalog.ClaimMesh(ctx, b, o.n.verifier.Mesh())
 		}
 	}
 	if err != nil && errors.Is(stopping.Err(), context.Canceled) {

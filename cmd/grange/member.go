@@ -22,7 +22,7 @@ type tokenCmd struct {
 }
 
 type tokenCreateCmd struct {
-	Role     string `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens too, seed nothing but serve public content (${enum})."`
+	Role     string `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens and revocations too, seed nothing but serve public content (${enum})."`
 	Farm     string `help:"The farm that the member belongs to; this node's when not given."`
 	Lifetime span   `default:"24h" help:"How long the token is good."`
 }
@@ -55,26 +55,6 @@ type tokenRevokeCmd struct {
 
 func (c *tokenRevokeCmd) Run(ctx context.Context, app *cli) error {
 	return app.ask(ctx, "DELETE", "/api/tokens/"+url.PathEscape(c.ID), nil, nil)
-}
-
-type meshCmd struct {
-	Peers meshPeersCmd `cmd:"" help:"Show this node and the members it knows."`
-}
-
-type meshPeersCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
-
-func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, p.Self.Farm, p.Self.Role, strings.Join(p.Self.Addrs, " "))
-		for _, m := range p.Peers {
-			if m.Role == "" { // it has not said yet
-				m.Farm, m.Role = cmp.Or(m.Farm, "?"), "?"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, m.Farm, m.Role, m.State, strings.Join(m.Addrs, " "))
-		}
-	})
 }
 
 type resolveCmd struct {

@@ -18,7 +18,8 @@ import (
 
 type nodeCmd struct {
 	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true, file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
-	Join           *string   `help:"Token of the mesh to join, when --data is new." placeholder:"TOKEN"`
+	Join           *string   `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
+	Name           string    `help:"What other members are shown of this one; the host's name when not given."`
 	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
 	FarmBind       string    `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
 	FarmJoin       []string  `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
@@ -40,8 +41,12 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
 	}
-	if c.Join != nil && *c.Join == "" {
-		return fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+	if err := c.hideToken(); err != nil {
+		return err
+	}
+	token, err := c.token(app.Data, std)
+	if err != nil {
+		return err
 	}
 	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
 		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", errUsage)
@@ -62,7 +67,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{
-		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: value(c.Join), Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
+		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
 		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	})
@@ -89,12 +94,4 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	}
 	log.Info("stopped")
 	return handover(err)
-}
-
-// value is what p points to, or the zero value.
-func value[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
 }

@@ -41,6 +41,9 @@ const (
 // socket or showed the token.
 type trusted struct{}
 
+// local marks requests that came over the socket.
+type local struct{}
+
 func isTrusted(ctx context.Context) bool {
 	ok, _ := ctx.Value(trusted{}).(bool)
 	return ok
@@ -161,9 +164,9 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 // guard decides who may pass: everyone over the socket; over TCP those with the
 // token, and anyone to the routes that need none. A browser's request must come
 // from our own page.
-func (s *Server) guard(next http.Handler, local bool) http.Handler {
+func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ok := local || s.hasToken(r)
+		ok := socket || s.hasToken(r)
 		answer := paced{w, s.limits.write}
 		answer.extend()
 		defer answer.extend() // for what is sent when the handler has returned
@@ -182,7 +185,7 @@ func (s *Server) guard(next http.Handler, local bool) http.Handler {
 		if g := guestOf(r.Context()); g != nil {
 			defer g.serve(ok)()
 		}
-		r = r.WithContext(context.WithValue(r.Context(), trusted{}, ok))
+		r = r.WithContext(context.WithValue(context.WithValue(r.Context(), trusted{}, ok), local{}, socket))
 		if ok {
 			next.ServeHTTP(answer, r)
 		} else {

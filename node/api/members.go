@@ -3,12 +3,15 @@ package api
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -57,6 +60,71 @@ func (s *Server) members(a huma.API) {
 		}), nil
 	})
 	s.tokens(a)
+	s.mesh(a)
+}
+
+func viewMember(m membership.Member) Member {
+	return Member{ID: m.ID, Key: m.Key.String(), Name: m.Name, Farm: m.Farm, Role: string(m.Role), State: string(m.State), LastSeen: m.LastSeen}
+}
+
+// mesh has the routes by which an admin says who belongs to the mesh.
+func (s *Server) mesh(a huma.API) {
+	n := s.cfg.Node
+	route(a, http.MethodGet, "/api/members", "everybody whom this node and its peers have met", func(ctx context.Context, _ *struct{}) (*Answer[[]Member], error) {
+		out := []Member{}
+		for _, m := range n.Members(ctx) {
+			out = append(out, viewMember(m))
+		}
+		return ok(out), nil
+	})
+	route(a, http.MethodDelete, "/api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
+		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
+		Myself bool   `query:"myself" doc:"although it is this node itself"`
+	}) (*Answer[Revoked], error) {
+		r, err := n.Revoke(ctx, in.ID, in.Myself)
+		if err != nil {
+			return nil, err
+		}
+		out := Revoked{Token: r.Token, Told: r.Told}
+		if !r.Member.Key.IsZero() {
+			m := viewMember(r.Member)
+			out.Member = &m
+		}
+		return ok(out), nil
+	})
+	route(a, http.MethodPost, "/api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
+		generation, err := n.Rotate(ctx)
+		return ok(Rotated{generation}), err
+	})
+	route(a, http.MethodGet, "/api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
+		if err := onlyLocal(ctx); err != nil {
+			return nil, err
+		}
+		key, err := n.MeshKey()
+		if err != nil {
+			return nil, err
+		}
+		return ok(MeshKey{key.FileText()}), nil
+	})
+	route(a, http.MethodPut, "/api/mesh/key", "bring the mesh key to this node, over the socket alone", func(ctx context.Context, in *struct{ Body MeshKey }) (*struct{}, error) {
+		if err := onlyLocal(ctx); err != nil {
+			return nil, err
+		}
+		key, err := trust.ParseKeyFile(in.Body.Key)
+		if err != nil {
+			return nil, err
+		}
+		return nil, n.ImportMeshKey(ctx, key)
+	})
+}
+
+// onlyLocal fails unless the request came over the socket: a token that leaked is not to
+// be worth the mesh.
+func onlyLocal(ctx context.Context) error {
+	if here, _ := ctx.Value(local{}).(bool); !here {
+		return fmt.Errorf("mesh key: %w: it is handed out and taken over the node's socket alone; use `grange mesh export-key` or `import-key` on the node's host", content.ErrForbidden)
+	}
+	return nil
 }
 
 func (s *Server) disks() Disks {

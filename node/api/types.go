@@ -204,3 +204,31 @@ type Token struct {
 	State   string    `json:"state" enum:"open,used,revoked,expired"`
 	UsedBy  string    `json:"used_by,omitempty" doc:"the ID of the member that it brought in"`
 }
+
+// Member is one of the mesh, or was.
+type Member struct {
+	ID       string    `json:"id"`
+	Key      string    `json:"key" doc:"the member's public key"`
+	Name     string    `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
+	Farm     string    `json:"farm,omitempty"`
+	Role     string    `json:"role,omitempty"`
+	State    string    `json:"state" enum:"this node,connected,away,revoked"`
+	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
+}
+
+// Revoked answers DELETE /api/members/{id}.
+type Revoked struct {
+	Token  string  `json:"token,omitempty" doc:"the token that was named"`
+	Member *Member `json:"member,omitempty" doc:"absent when an unused token was made useless"`
+	Told   int     `json:"told" doc:"connected members that have heard of it already"`
+}
+
+// Rotated answers POST /api/mesh/rotate.
+type Rotated struct {
+	Generation uint64 `json:"generation"`
+}
+
+// MeshKey is the mesh key, the most secret thing that there is; over the socket alone.
+type MeshKey struct {
+	Key string `json:"key" maxLength:"200" doc:"as in the file mesh.key"`
+}

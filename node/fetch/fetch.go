@@ -90,8 +90,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce is the secret that roots are announced under.
-	Announce [32]byte
+	// Announce returns the secret that roots are announced under, then others that
+	// members may still use.
+	Announce func() [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -138,6 +139,9 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Announce == nil {
+		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }

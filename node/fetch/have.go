@@ -106,7 +106,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 			if !f.announces(ctx, rs) {
 				continue
 			}
-			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce)
+			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce()[0])
 			mine[key] = true
 			if announced[key] {
 				continue

@@ -59,7 +59,7 @@ type witnessed struct {
 	by    trust.Identity
 }
 
-func (n *Names) farm() string { return n.cfg.Signer.Chain.Identity().Farm }
+func (n *Names) farm() string { return n.cfg.Signer.Identity().Farm }
 
 // askMembers returns those answers that hold.
 func (n *Names) askMembers(ctx context.Context, q Question, limit int) []witnessed {

@@ -2,7 +2,9 @@ package trust
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -153,6 +155,9 @@ func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	return nil
 }
 
+// Sum names the certificate, to its signature.
+func (c Certificate) Sum() [32]byte { return sha256.Sum256(slices.Concat(c.payload, c.signature)) }
+
 // Chain is a member's certificate, then the one of its issuer, and so on up to
 // one that the mesh key signed.
 type Chain []Certificate
@@ -162,7 +167,21 @@ type Chain []Certificate
 type Signer struct {
 	Key   PrivateKey
 	Chain Chain
+	// Renewed returns the chain that the member has now, in the place of Chain; nil
+	// where it never gets another.
+	Renewed func() Chain
 }
+
+// Certificates is the chain that the signer shows now.
+func (s Signer) Certificates() Chain {
+	if s.Renewed != nil {
+		return s.Renewed()
+	}
+	return s.Chain
+}
+
+// Identity is what the signer's certificate says.
+func (s Signer) Identity() Identity { return s.Certificates().Identity() }
 
 // Grant is what a certificate is asked to say.
 type Grant struct {
@@ -183,8 +202,8 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 			return nil, fmt.Errorf("issue certificate: farm: %w", err)
 		}
 	}
-	if len(s.Chain) >= chainMax {
-		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Chain))
+	if len(s.Certificates()) >= chainMax {
+		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Certificates()))
 	}
 	c := Certificate{
 		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
@@ -192,7 +211,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 	}
 	rand.Read(c.Serial[:])
 	c = c.signed(s.Key)
-	return append(Chain{c}, s.Chain...), nil
+	return append(Chain{c}, s.Certificates()...), nil
 }
 
 func (c Certificate) signed(key PrivateKey) Certificate {

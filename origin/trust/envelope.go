@@ -49,7 +49,7 @@ const envelopeMagic = "grange-record/1"
 
 // Seal signs e. SignedAt is kept to the millisecond.
 func (s Signer) Seal(e Envelope) ([]byte, error) {
-	id := s.Chain.Identity()
+	id := s.Identity()
 	if !id.MaySign(e.Kind, e.Farm) {
 		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
@@ -89,6 +89,38 @@ func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 	}
 	e.Signer = id
 	return e, nil
+}
+
+// Revocation is an admin's signed word that a key is no member's any more.
+type Revocation struct {
+	Key PublicKey
+	// By is the admin.
+	By Identity
+}
+
+// RevokeKey signs the revocation of a key: a record of kind revocation, whose name is
+// the key.
+func (s Signer) RevokeKey(key PublicKey, now time.Time) ([]byte, error) {
+	return s.Seal(Envelope{Kind: content.KindRevocation, Name: key.String(), Version: 1, SignedAt: now, Commit: NewCommit()})
+}
+
+// OpenRevocation checks what RevokeKey made, as Open does. The mesh key can't be
+// revoked: that is ErrForbidden.
+func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, error) {
+	e, err := v.Open(b, seen, now)
+	if err != nil {
+		return Revocation{}, err
+	}
+	key, err := ParsePublicKey(e.Name)
+	switch {
+	case e.Kind != content.KindRevocation || e.Tombstone:
+		return Revocation{}, fmt.Errorf("revocation: %w: it is a record of %s %q", content.ErrInvalid, e.Kind, e.Name)
+	case err != nil:
+		return Revocation{}, fmt.Errorf("revocation: %w", err)
+	case key == v.mesh:
+		return Revocation{}, fmt.Errorf("revocation: %w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
+	}
+	return Revocation{key, e.Signer}, nil
 }
 
 // NewCommit names a new attempt to write a record.

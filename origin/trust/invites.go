@@ -36,9 +36,11 @@ type InviteState struct {
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires"`
 	// UsedBy is the key that redeemed it.
-	UsedBy  *PublicKey `json:"used_by,omitempty"`
-	UsedAt  time.Time  `json:"used_at,omitzero"`
-	Revoked bool       `json:"revoked,omitempty"`
+	UsedBy *PublicKey `json:"used_by,omitempty"`
+	UsedAt time.Time  `json:"used_at,omitzero"`
+	// Chain is the encoded certificate that it became.
+	Chain   []byte `json:"chain,omitempty"`
+	Revoked bool   `json:"revoked,omitempty"`
 }
 
 // Invites is the ledger of the invites that one admin issued: a folder with a
@@ -54,7 +56,11 @@ const (
 	invitesMax = 100_000
 	// InviteLifetime is how long an unused invite is good when nothing is said.
 	InviteLifetime = 24 * time.Hour
-	inviteSuffix   = ".json"
+	// redeemAgain is how long after its use an invite still answers the member that
+	// used it, whose reply may have been lost: as long as a newcomer goes on trying.
+	// A key that is stolen later gets nothing for an old token.
+	redeemAgain  = 10 * time.Minute
+	inviteSuffix = ".json"
 )
 
 // OpenInvites opens the ledger in dir, which is made if absent.
@@ -106,34 +112,60 @@ func (l *Invites) makeRoom(limit int, now time.Time) error {
 	return nil
 }
 
-// Redeem uses the invite for subject, durably, before it returns. The same
-// subject may ask again, as after a lost reply, and gets the same answer;
-// anybody else gets ErrForbidden.
-func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time) (InviteState, error) {
+// Redeem uses the invite for subject: the certificate that issue makes for it is on
+// disk before Redeem returns it. The same subject may ask again for redeemAgain, as
+// after a lost reply, and gets the same certificate; anybody else, and anybody later,
+// gets ErrForbidden.
+func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue func(Grant) (Chain, error)) (Chain, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st, err := l.load(hex.EncodeToString(inv.ID[:]))
 	if errors.Is(err, content.ErrNotFound) {
-		return InviteState{}, fmt.Errorf("redeem invite: %w: unknown here; use the token with the admin that made it", content.ErrForbidden)
+		return nil, fmt.Errorf("redeem invite: %w: unknown here; use the token with the admin that made it", content.ErrForbidden)
 	}
 	if err != nil {
-		return InviteState{}, err
+		return nil, err
 	}
-	hash := sha256.Sum256(inv.Secret[:])
-	switch {
-	case subtle.ConstantTimeCompare(hash[:], st.Hash) != 1:
-		return InviteState{}, fmt.Errorf("redeem invite %s: %w: wrong secret", st.ID, content.ErrForbidden)
-	case st.Revoked:
-		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it was revoked", st.ID, content.ErrForbidden)
-	case st.UsedBy != nil && *st.UsedBy == subject:
-		return st, nil
-	case st.UsedBy != nil:
-		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it was used on %s by another member; a token is good once", st.ID, content.ErrForbidden, st.UsedAt.UTC().Format(time.RFC3339))
-	case now.After(st.Expires):
-		return InviteState{}, fmt.Errorf("redeem invite %s: %w: it expired on %s", st.ID, content.ErrForbidden, st.Expires.UTC().Format(time.RFC3339))
+	codec := content.NewCodec()
+	again, err := st.admit(inv, subject, now)
+	if err != nil {
+		return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
+	}
+	if again {
+		var chain Chain
+		if err := codec.Unmarshal(st.Chain, &chain); err != nil {
+			return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
+		}
+		return chain, nil
+	}
+	chain, err := issue(Grant{subject, st.Role, st.Farm})
+	if err != nil {
+		return nil, err
 	}
 	st.UsedBy, st.UsedAt = &subject, now
-	return st, l.save(st)
+	if st.Chain, err = codec.Marshal(chain); err != nil {
+		return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
+	}
+	return chain, l.save(st)
+}
+
+// admit says whether subject may use the invite, and whether it did before.
+func (st InviteState) admit(inv Invite, subject PublicKey, now time.Time) (again bool, err error) {
+	hash := sha256.Sum256(inv.Secret[:])
+	used := st.UsedBy != nil
+	switch {
+	case subtle.ConstantTimeCompare(hash[:], st.Hash) != 1:
+		return false, fmt.Errorf("%w: wrong secret", content.ErrForbidden)
+	case st.Revoked:
+		return false, fmt.Errorf("%w: it was revoked", content.ErrForbidden)
+	case used && *st.UsedBy == subject && !now.After(st.UsedAt.Add(redeemAgain)):
+		return true, nil
+	case used:
+		return false, fmt.Errorf("%w: it was used on %s; a token is good once", content.ErrForbidden, st.UsedAt.UTC().Format(time.RFC3339))
+	case now.After(st.Expires):
+		return false, fmt.Errorf("%w: it expired on %s", content.ErrForbidden, st.Expires.UTC().Format(time.RFC3339))
+	}
+	return false, nil
 }
 
 // Revoke makes an unused invite useless. A used one is ErrConflict: its member

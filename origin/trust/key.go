@@ -57,6 +57,7 @@ const (
 	labelEnvelope    label = "grange envelope 1\n"
 	labelStatement   label = "grange statement 1\n"
 	labelPack        label = "grange pack 1\n"
+	labelRotation    label = "grange rotation 1\n"
 )
 
 func (k PublicKey) verify(l label, payload, signature []byte) bool {
@@ -114,7 +115,22 @@ const keyFileMagic = "grange-private-key-1 "
 
 // SaveKey writes k to path, readable by its owner only.
 func SaveKey(path string, k PrivateKey) error {
-	return durable.WriteFile(path, []byte(keyFileMagic+keyEncoding().EncodeToString(k.seed[:])+"\n"), 0o600)
+	return durable.WriteFile(path, []byte(k.FileText()), 0o600)
+}
+
+// FileText is what a key file has: the secret.
+func (k PrivateKey) FileText() string {
+	return keyFileMagic + keyEncoding().EncodeToString(k.seed[:]) + "\n"
+}
+
+// ParseKeyFile reads the text of a key file; any other is ErrInvalid.
+func ParseKeyFile(s string) (PrivateKey, error) {
+	text, ok := strings.CutPrefix(strings.TrimSpace(s), keyFileMagic)
+	seed, err := keyEncoding().DecodeString(text)
+	if !ok || err != nil || len(seed) != ed25519.SeedSize {
+		return PrivateKey{}, fmt.Errorf("%w: not a private key of grange", content.ErrInvalid)
+	}
+	return PrivateKeyFromSeed(seed)
 }
 
 // LoadKey reads what SaveKey wrote; an absent file is ErrNotFound.
@@ -126,10 +142,9 @@ func LoadKey(path string) (PrivateKey, error) {
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("key: %w", err)
 	}
-	text, ok := strings.CutPrefix(strings.TrimSpace(string(b)), keyFileMagic)
-	seed, err := keyEncoding().DecodeString(text)
-	if !ok || err != nil || len(seed) != ed25519.SeedSize {
+	k, err := ParseKeyFile(string(b))
+	if err != nil {
 		return PrivateKey{}, fmt.Errorf("key %s: %w: not a private key of grange; restore the file from a backup", path, content.ErrCorrupt)
 	}
-	return PrivateKeyFromSeed(seed)
+	return k, nil
 }

@@ -7,19 +7,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Secrets are what the members of a mesh share beside their certificates. Each
-// is derived from the mesh key, so a backup of that key restores them. A field
-// is zero for members that may not have it.
-type Secrets struct {
-	// Announce hides the roots of scope mesh and farm from those who carry the
-	// DHT: members announce them under a keyed hash. Seeds don't have it.
-	Announce [32]byte `cbor:"announce"`
-	// Gossip encrypts the gossip of the member's farm.
-	Gossip [32]byte `cbor:"gossip"`
-	// Farms derives the gossip key of any farm. Admins have it, to write tokens.
-	Farms [32]byte `cbor:"farms"`
-}
-
 // FoundMesh makes a mesh: its key, and the chain and secrets of its first
 // member, an admin of the given farm.
 func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain, Secrets, error) {
@@ -28,22 +15,7 @@ func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain,
 	if err != nil {
 		return PrivateKey{}, nil, Secrets{}, fmt.Errorf("found mesh: %w", err)
 	}
-	s := Secrets{Announce: mesh.derive("announce"), Farms: mesh.derive("farms")}
-	return mesh, chain, s.For(RoleAdmin, farm), nil
-}
-
-// For returns the part of an admin's secrets that a new member of that role and
-// farm gets.
-func (s Secrets) For(role Role, farm string) Secrets {
-	var out Secrets
-	if role.IsMember() {
-		out.Announce = s.Announce
-		out.Gossip = PrivateKey{s.Farms}.derive("gossip " + farm)
-	}
-	if role == RoleAdmin {
-		out.Farms = s.Farms
-	}
-	return out
+	return mesh, chain, NewSecrets(1).For(RoleAdmin, farm), nil
 }
 
 // Statement is a member's signed word that it saw a version of a record at the

@@ -41,7 +41,7 @@ func (id Identity) MayStore(s content.Scope) bool {
 
 // SealPack signs p. The time is kept to the millisecond.
 func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
-	if id := s.Chain.Identity(); !id.MayStore(p.Scope) {
+	if id := s.Identity(); !id.MayStore(p.Scope) {
 		return nil, fmt.Errorf("sign pack %s: %w: this member's certificate has role %q of farm %q", p.ID, content.ErrForbidden, id.Role, id.Farm)
 	}
 	b, err := s.seal(labelPack, packWire{packMagic, p.ID, p.Scope, p.Directory, at.UnixMilli()})

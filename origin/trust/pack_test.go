@@ -117,7 +117,7 @@ func FuzzOpenPack(f *testing.F) {
 		f.Fatal(err)
 	}
 	v, p := NewVerifier(mesh.Public()), somePack(content.Public())
-	b, err := Signer{key, chain}.SealPack(p, epoch())
+	b, err := Signer{Key: key, Chain: chain}.SealPack(p, epoch())
 	if err != nil {
 		f.Fatal(err)
 	}

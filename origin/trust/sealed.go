@@ -24,7 +24,7 @@ func (s Signer) seal(l label, payload any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := codec.Marshal(sealedWire{Payload: p, Signature: s.Key.sign(l, p), Chain: s.Chain})
+	b, err := codec.Marshal(sealedWire{Payload: p, Signature: s.Key.sign(l, p), Chain: s.Certificates()})
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,9 @@ import (
 )
 
 // Token is what a newcomer needs to join: where the mesh is, how to know it, and
-// the invite that an admin redeems into a certificate. Its text form is
-// "grange1" and base64url; it is a secret until it was used.
+// the invite that an admin redeems into a certificate and the secrets that go with
+// it. Its text form is "grange1" and base64url; it is a secret until it was used, and
+// tells nothing but addresses after.
 type Token struct {
 	Mesh PublicKey `cbor:"mesh"`
 	// Origin is the URL of the origin, without credentials.
@@ -21,7 +22,6 @@ type Token struct {
 	Invite    Invite   `cbor:"invite"`
 	Role      Role     `cbor:"role"`
 	Farm      string   `cbor:"farm"`
-	Secrets   Secrets  `cbor:"secrets"`
 	// Expires is in Unix seconds.
 	Expires int64 `cbor:"expires"`
 }

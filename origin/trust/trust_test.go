@@ -30,7 +30,7 @@ func newWorld(t *testing.T) world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return world{mesh, Signer{key, chain}, secrets, NewVerifier(mesh.Public())}
+	return world{mesh, Signer{Key: key, Chain: chain}, secrets, NewVerifier(mesh.Public())}
 }
 
 func (w world) member(t *testing.T, issuer Signer, role Role, farm string) Signer {
@@ -40,7 +40,7 @@ func (w world) member(t *testing.T, issuer Signer, role Role, farm string) Signe
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Signer{key, chain}
+	return Signer{Key: key, Chain: chain}
 }
 
 func TestChains(t *testing.T) {
@@ -233,17 +233,65 @@ func TestSecretsReachOnlyTheirFarm(t *testing.T) {
 	if b.Gossip == w.secrets.Gossip || b.Gossip == [32]byte{} || b.Announce != w.secrets.Announce {
 		t.Error("farm b must have a gossip key of its own and the mesh's announce key")
 	}
-	if b.Farms != [32]byte{} || w.secrets.For(RoleSeed, "") != (Secrets{}) {
+	if b.Root != [32]byte{} || w.secrets.For(RoleSeed, "") != (Secrets{Generation: w.secrets.Generation}) {
 		t.Error("a node must not derive other farms' keys, and a seed gets no secret")
 	}
 	if w.secrets.For(RoleAdmin, "b").For(RoleNode, "a").Gossip != w.secrets.Gossip {
 		t.Error("a second admin must derive the same gossip key for farm a")
 	}
+	next := NewSecrets(2).For(RoleNode, "a")
+	if next.Gossip == w.secrets.Gossip || next.Announce == w.secrets.Announce || !next.Generation.Follows(w.secrets.Generation) {
+		t.Error("another generation must have other secrets")
+	}
+}
+
+// TestRotationTellsTheSecretsOfItsFarm, those of its admin, and no others.
+func TestRotationTellsTheSecretsOfItsFarm(t *testing.T) {
+	w := newWorld(t)
+	next := NewSecrets(2)
+	b, err := w.founder.Rotate(next, "b", epoch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := w.verifier.OpenRotation(b, epoch())
+	if err != nil || r.Generation != next.Generation {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	forged := next.For(RoleNode, "b")
+	forged.Gossip[0] ^= 1
+	rootless := next.For(RoleAdmin, "b")
+	rootless.Root = NewSecrets(2).Root
+	for name, x := range map[string]struct {
+		s    Secrets
+		role Role
+		farm string
+		ok   bool
+	}{
+		"its node's": {next.For(RoleNode, "b"), RoleNode, "b", true}, "its admin's": {next.For(RoleAdmin, "b"), RoleAdmin, "b", true},
+		"another farm's": {next.For(RoleNode, "a"), RoleNode, "a", false}, "another farm's by its name": {next.For(RoleNode, "a"), RoleNode, "b", false},
+		"another generation's": {NewSecrets(2).For(RoleNode, "b"), RoleNode, "b", false}, "forged": {forged, RoleNode, "b", false},
+		"an admin's with another root": {rootless, RoleAdmin, "b", false},
+	} {
+		if err := r.Admit(x.s, x.role, x.farm); (err == nil) != x.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	node, err := w.member(t, w.founder, RoleNode, "b").Rotate(next, "b", epoch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.verifier.OpenRotation(node, epoch()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a node's rotation: %v", err)
+	}
+	w.verifier.Revoke(map[PublicKey]time.Time{w.founder.Key.Public(): epoch()})
+	if _, err := w.verifier.OpenRotation(b, epoch().Add(time.Hour)); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("a revoked admin's rotation: %v", err)
+	}
 }
 
 func TestToken(t *testing.T) {
 	w := newWorld(t)
-	tok := Token{Mesh: w.mesh.Public(), Origin: "s3://b/p", Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}, Role: RoleNode, Farm: "a", Secrets: w.secrets.For(RoleNode, "a"), Expires: epoch().Add(time.Hour).Unix()}
+	tok := Token{Mesh: w.mesh.Public(), Origin: "s3://b/p", Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}, Role: RoleNode, Farm: "a", Expires: epoch().Add(time.Hour).Unix()}
 	s := tok.String()
 	got, err := ParseToken(" "+s+"\n", epoch())
 	if err != nil || got.String() != s {
@@ -279,18 +327,35 @@ func TestInviteIsGoodOnce(t *testing.T) {
 	alice, bob := NewPrivateKey().Public(), NewPrivateKey().Public()
 	wrong := inv
 	wrong.Secret[0] ^= 1
-	if _, err := open().Redeem(wrong, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+	if _, err := open().Redeem(wrong, bob, epoch(), nil); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("wrong secret: %v", err)
 	}
-	if _, err := open().Redeem(inv, bob, epoch().Add(2*time.Hour)); !errors.Is(err, content.ErrForbidden) {
+	if _, err := open().Redeem(inv, bob, epoch().Add(2*time.Hour), nil); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("expired: %v", err)
 	}
+	admin := newWorld(t).founder
+	redeem := func(inv Invite, key PublicKey, at time.Time) (Chain, error) {
+		return open().Redeem(inv, key, at, func(g Grant) (Chain, error) { return admin.Issue(g, at) })
+	}
+	var first Chain
 	for range 2 { // a restart between, as after a lost reply
-		if got, err := open().Redeem(inv, alice, epoch()); err != nil || got.Role != RoleNode || got.Farm != "a" {
+		got, err := redeem(inv, alice, epoch())
+		if err != nil || got.Identity() != (Identity{alice, RoleNode, "a"}) {
 			t.Fatalf("Redeem = %+v, %v", got, err)
 		}
+		if first == nil {
+			first = got
+		}
+		if got[0].Sum() != first[0].Sum() {
+			t.Error("the second time it is another certificate")
+		}
 	}
-	if _, err := open().Redeem(inv, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+	for _, at := range []time.Duration{redeemAgain + time.Second, 2 * time.Hour, certificateLifetime} {
+		if _, err := redeem(inv, alice, epoch().Add(at)); !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("used, and again after %s: %v", at, err)
+		}
+	}
+	if _, err := redeem(inv, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("second user: %v", err)
 	}
 	if _, err := open().Revoke(st.ID); !errors.Is(err, content.ErrConflict) {
@@ -303,7 +368,7 @@ func TestInviteIsGoodOnce(t *testing.T) {
 	if _, err := open().Revoke(st.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open().Redeem(unused, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
+	if _, err := redeem(unused, bob, epoch()); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("revoked: %v", err)
 	}
 	if list, err := open().List(); err != nil || len(list) != 2 || list[0].UsedBy == nil || !list[1].Revoked {
@@ -368,7 +433,7 @@ func TestGolden(t *testing.T) {
 	}
 	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", NotBefore: epoch(), NotAfter: epoch().Add(time.Hour), Issuer: mesh.Public()}
 	chain := Chain{c.signed(mesh)}
-	e, err := Signer{mesh, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch(), Commit: Commit{2}, Body: []byte("body")})
+	e, err := Signer{Key: mesh, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch(), Commit: Commit{2}, Body: []byte("body")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +441,7 @@ func TestGolden(t *testing.T) {
 	if _, err := NewVerifier(mesh.Public()).Open(e, epoch(), epoch()); err != nil {
 		t.Errorf("golden envelope: %v", err)
 	}
-	st, err := Signer{mesh, chain}.State(Statement{Kind: content.KindImage, Name: "debian", Version: 1, SeenAt: epoch()})
+	st, err := Signer{Key: mesh, Chain: chain}.State(Statement{Kind: content.KindImage, Name: "debian", Version: 1, SeenAt: epoch()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +454,7 @@ func FuzzOpen(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	b, err := Signer{key, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
+	b, err := Signer{Key: key, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -407,7 +472,7 @@ func FuzzOpen(f *testing.F) {
 func BenchmarkOpen(b *testing.B) {
 	key := NewPrivateKey()
 	mesh, chain, _, _ := FoundMesh(key.Public(), "a", epoch())
-	e, _ := Signer{key, chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
+	e, _ := Signer{Key: key, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	v := NewVerifier(mesh.Public())
 	for b.Loop() {
 		if _, err := v.Open(e, epoch(), epoch()); err != nil {

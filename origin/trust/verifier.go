@@ -13,11 +13,12 @@ import (
 type Verifier struct {
 	mesh    PublicKey
 	revoked atomic.Pointer[map[PublicKey]time.Time]
+	met     func(Certificate) (time.Time, bool)
 }
 
 // NewVerifier trusts what the mesh key signed.
 func NewVerifier(mesh PublicKey) *Verifier {
-	v := &Verifier{mesh: mesh}
+	v := &Verifier{mesh: mesh, met: func(Certificate) (time.Time, bool) { return time.Time{}, false }}
 	v.Revoke(nil)
 	return v
 }
@@ -30,6 +31,34 @@ func (v *Verifier) Mesh() PublicKey { return v.mesh }
 // before, nor what was signed under a certificate that it issued. When the signer
 // says that it signed does not count: who was revoked may say anything.
 func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys) }
+
+// Remember has the verifier ask since when this member has known a certificate: one
+// that it knew before it learnt that the issuer was revoked is good still, so that an
+// admin gone bad does not take honest members with it. Call it before any other.
+func (v *Verifier) Remember(met func(Certificate) (time.Time, bool)) { v.met = met }
+
+// Revoked returns when this member learnt that the key was revoked; false if it was
+// not.
+func (v *Verifier) Revoked(key PublicKey) (time.Time, bool) {
+	since, ok := (*v.revoked.Load())[key]
+	return since, ok
+}
+
+// Orphaned reports whether a chain goes through an issuer that was revoked: who has
+// one needs another from a living admin, to be believed by those who never met it.
+func (v *Verifier) Orphaned(chain Chain) bool {
+	for _, c := range chain[min(1, len(chain)):] {
+		if _, ok := v.Revoked(c.Subject); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Certified is Verify without regard to revocations: who the member is, or was.
+func (v *Verifier) Certified(chain Chain, now time.Time) (Identity, error) {
+	return v.verify(chain, now, time.Time{})
+}
 
 // Verify checks that the chain leads from a member to the mesh key, is good now and
 // not revoked. The error wraps ErrForbidden and says which link failed.
@@ -48,6 +77,11 @@ func (v *Verifier) verify(chain Chain, at, seen time.Time) (Identity, error) {
 			issuer = chain[i+1].Subject
 			if chain[i+1].Role != RoleAdmin {
 				return Identity{}, fmt.Errorf("certificate of %s: %w: its issuer %s is %s, not admin", c.Subject, content.ErrForbidden, issuer, chain[i+1].Role)
+			}
+		}
+		if i == 1 && v.Orphaned(chain) {
+			if since, ok := v.met(chain[0]); ok && since.Before(seen) {
+				seen = since // this member has seen that long what the issuers signed
 			}
 		}
 		if err := v.link(c, issuer, at, seen); err != nil {

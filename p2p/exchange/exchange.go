@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -95,7 +96,7 @@ type Exchange struct {
 	protocol protocol.ID
 	codec    *codec
 	metrics  metrics
-	chain    []byte           // our certificate, encoded
+	chain    atomic.Value     // our certificate, encoded: []byte
 	ledger   *identity.Ledger // who has proved what, asking or asked
 	note     rate.Sometimes   // for what strangers could fill a log with
 
@@ -132,16 +133,26 @@ func New(cfg Config) (*Exchange, error) {
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
-	if len(cfg.Chain) > 0 {
-		if x.chain, err = content.NewCodec().Marshal(cfg.Chain); err != nil {
-			return nil, fmt.Errorf("exchange: certificate: %w", err)
-		}
-	}
-	if len(x.chain) > wire.ChainSizeMax {
-		return nil, fmt.Errorf("exchange: certificate: %w: %d bytes, the limit is %d", content.ErrInvalid, len(x.chain), wire.ChainSizeMax)
-	}
-	return x, nil
+	return x, x.Present(cfg.Chain)
 }
+
+// Present has the streams that open from now on show that certificate as our own.
+func (x *Exchange) Present(chain trust.Chain) (err error) {
+	var encoded []byte
+	if len(chain) > 0 {
+		encoded, err = content.NewCodec().Marshal(chain)
+	}
+	if err == nil && len(encoded) > wire.ChainSizeMax {
+		err = fmt.Errorf("%w: %d bytes, the limit is %d", content.ErrInvalid, len(encoded), wire.ChainSizeMax)
+	}
+	if err != nil {
+		return fmt.Errorf("exchange: certificate: %w", err)
+	}
+	x.chain.Store(encoded)
+	return nil
+}
+
+func (x *Exchange) shown() []byte { return x.chain.Load().([]byte) }
 
 const (
 	// watchInterval is how often requests are looked over for stalled ones.

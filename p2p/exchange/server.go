@@ -92,7 +92,7 @@ func (in *inbound) serve(ctx context.Context) error {
 	if h.Lane == wire.LaneUrgent {
 		in.out.Class = link.Guest
 	}
-	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: in.x.chain}); err != nil {
+	if err := in.send(0, wire.Hello{Lane: h.Lane, Chain: in.x.shown()}); err != nil {
 		return err
 	}
 	for {

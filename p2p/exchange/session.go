@@ -61,7 +61,7 @@ func newSession(x *Exchange, id peer.ID) *session {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
 	budget := wantsMax
-	if len(x.chain) == 0 {
+	if len(x.shown()) == 0 {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
@@ -160,7 +160,7 @@ func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
 		return nil, fmt.Errorf("open stream: %w: %w", ErrDisconnected, err)
 	}
 	o := &outbound{framed: newFramed(stream, StallTimeout, &s.excused), session: s, lane: l, greeted: make(chan struct{}), live: map[uint32]*pending{}}
-	if err := o.send(0, wire.Hello{Lane: l, Chain: s.x.chain}); err != nil {
+	if err := o.send(0, wire.Hello{Lane: l, Chain: s.x.shown()}); err != nil {
 		return nil, err
 	}
 	return o, nil

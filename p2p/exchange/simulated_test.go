@@ -148,7 +148,7 @@ func TestDeafPeerLosesItsStreams(t *testing.T) {
 			f := newFramed(s, time.Second, new(atomic.Int64))
 			hello, err := f.hello()
 			if err == nil {
-				err = f.send(0, wire.Hello{Lane: hello.Lane, Chain: server.chain})
+				err = f.send(0, wire.Hello{Lane: hello.Lane, Chain: server.shown()})
 			}
 			for err == nil {
 				var h wire.Header
@@ -181,7 +181,7 @@ func TestDribblingPeerIsStalled(t *testing.T) {
 			f := newFramed(s, time.Second, new(atomic.Int64))
 			hello, err := f.hello()
 			if err == nil {
-				err = f.send(0, wire.Hello{Lane: hello.Lane, Chain: server.chain})
+				err = f.send(0, wire.Hello{Lane: hello.Lane, Chain: server.shown()})
 			}
 			var h wire.Header
 			if err == nil {

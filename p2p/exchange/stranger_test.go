@@ -252,7 +252,7 @@ func TestFrameThatDoesNotComeEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := newFramed(s, time.Second, new(atomic.Int64))
-		f.send(0, wire.Hello{Chain: client.chain})
+		f.send(0, wire.Hello{Chain: client.shown()})
 		if _, err := f.hello(); err != nil {
 			t.Fatal(err)
 		}

@@ -85,7 +85,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	who := c.Signer.Chain.Identity()
+	who := c.Signer.Identity()
 	if !who.Role.IsMember() {
 		return c, fmt.Errorf("farm: %w: a %q does not gossip; join with a token of role node", content.ErrInvalid, who.Role)
 	}
@@ -125,7 +125,6 @@ type Farm struct {
 	cfg     Config
 	name    string
 	codec   *content.Codec
-	sealed  string // this member's certificate, as it travels
 	metrics metrics
 	ring    *memberlist.Keyring
 	list    *memberlist.Memberlist
@@ -155,7 +154,7 @@ func New(cfg Config) (*Farm, error) {
 	if err != nil {
 		return nil, err
 	}
-	who := cfg.Signer.Chain.Identity()
+	who := cfg.Signer.Identity()
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), metrics: newMetrics(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
@@ -167,11 +166,6 @@ func New(cfg Config) (*Farm, error) {
 	if _, err := (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer); err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
 	}
-	sealed, err := f.codec.Marshal(cfg.Signer.Chain)
-	if err != nil {
-		return nil, fmt.Errorf("farm %s: %w", f.name, err)
-	}
-	f.sealed = string(sealed)
 	if f.ring, err = memberlist.NewKeyring(nil, cfg.Key[:]); err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
 	}

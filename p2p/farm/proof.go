@@ -143,9 +143,13 @@ func (f *Farm) say(number uint64) error {
 // of all members, also of those that are away: so their old words count nowhere, and
 // who comes back with a clock that is behind learns of it.
 func (f *Farm) proofs(join bool) []proof {
+	own, err := f.codec.Marshal(f.cfg.Signer.Certificates()) // it may have been renewed
+	if err != nil {
+		f.cfg.Log.Error("gossip: this member's certificate can't be encoded", "err", err)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := []proof{{Node: f.self.ID.String(), Address: f.word.address, Word: []byte(f.word.raw), Chain: []byte(f.sealed)}}
+	out := []proof{{Node: f.self.ID.String(), Address: f.word.address, Word: []byte(f.word.raw), Chain: own}}
 	if !join {
 		return out
 	}

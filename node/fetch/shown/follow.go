@@ -60,9 +60,10 @@ type Config struct {
 	// Swarm finds members elsewhere; nil finds none.
 	Swarm Announcements
 	Self  peer.ID
-	// Farm is this node's, and Announce the secret that roots are announced under.
+	// Farm is this node's, and Announce returns the secrets that roots are announced
+	// under: the present one, then those before it that some still use.
 	Farm     string
-	Announce [32]byte
+	Announce func() [][32]byte
 	// Start runs a job whose context ends with the node, unless it has.
 	Start func(func(context.Context)) bool
 	// PassedOver reports whether a member is, Unmet is told of one that could not be
@@ -291,21 +292,28 @@ func (p *Peers) release(g *group, id peer.ID) {
 func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup) {
 	finding, cancel := context.WithTimeout(ctx, searchInterval)
 	defer cancel()
-	for info := range p.cfg.Swarm.Find(finding, swarm.KeyFor(p.r.Scope, root, p.cfg.Announce)) {
-		if info.ID == p.cfg.Self || p.cfg.isLive(info.ID) || p.cfg.PassedOver(info.ID) || !p.claim(&p.far, info.ID) {
-			continue
-		}
-		wg.Go(func() {
-			who, err := p.cfg.meet(ctx, p.r.Scope, info.ID)
-			if err != nil {
-				p.cfg.Unmet(info.ID, err)
-				p.release(&p.far, info.ID) // a later search tries again
-				return
+	for _, secret := range p.cfg.Announce() {
+		for info := range p.cfg.Swarm.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
+			if info.ID != p.cfg.Self && !p.cfg.isLive(info.ID) && !p.cfg.PassedOver(info.ID) && p.claim(&p.far, info.ID) {
+				wg.Go(func() { p.meetAndWatch(ctx, info.ID) })
 			}
-			p.list(info.ID, who)
-			p.watch(ctx, info.ID, &p.far)
-		})
+		}
+		if p.r.Scope.IsPublic() { // announced under no secret
+			return
+		}
 	}
+}
+
+// meetAndWatch meets a member that has announced the root, and watches its bitmap.
+func (p *Peers) meetAndWatch(ctx context.Context, id peer.ID) {
+	who, err := p.cfg.meet(ctx, p.r.Scope, id)
+	if err != nil {
+		p.cfg.Unmet(id, err)
+		p.release(&p.far, id) // a later search tries again
+		return
+	}
+	p.list(id, who)
+	p.watch(ctx, id, &p.far)
 }
 
 // list adds a member that announced the root. Only members of farms lead: what a

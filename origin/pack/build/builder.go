@@ -108,7 +108,7 @@ func (cfg Config) withDefaults() Config {
 
 // sign returns how packs are vouched for, nil for not at all.
 func (cfg Config) sign() pack.Sign {
-	if !cfg.Signer.Chain.Identity().MayStore(cfg.Scope) {
+	if !cfg.Signer.Identity().MayStore(cfg.Scope) {
 		return nil
 	}
 	return func(id pack.ID, directory content.CID) ([]byte, error) {

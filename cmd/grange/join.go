@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/grangemesh/grange/node/membership"
+)
+
+// fromStdin is what stands for a token that is read from the standard input.
+const fromStdin = "-"
+
+// token returns the join token: --join has it, or says where it is, as @FILE or - for
+// the standard input. A member needs none: a file that was removed, or an input that was
+// read once, does not keep it from starting again.
+func (c *nodeCmd) token(dir string, std stdio) (string, error) {
+	if c.Join == nil {
+		return "", nil
+	}
+	given, member := *c.Join, membership.In(dir)
+	token := given
+	var err error
+	switch path, file := strings.CutPrefix(given, "@"); {
+	case given == fromStdin && member:
+		return "", nil
+	case given == fromStdin:
+		var b []byte
+		b, err = io.ReadAll(io.LimitReader(std.in, secretMax))
+		token = strings.TrimSpace(string(b))
+	case file:
+		token, err = readSecret(path)
+	}
+	if (err != nil || token == "") && member && given != "" {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: --join %s: %w", errUsage, given, err)
+	}
+	if token == "" {
+		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+	}
+	return token, nil
+}
+
+// withoutToken returns the arguments with - in the place of the token; false if they
+// don't have it.
+func withoutToken(args []string, token string) ([]string, bool) {
+	out := make([]string, len(args))
+	found := false
+	for i, a := range args {
+		switch a {
+		case token:
+			a = fromStdin
+		case "--join=" + token:
+			a = "--join=" + fromStdin
+		}
+		found = found || a != args[i]
+		out[i] = a
+	}
+	return out, found
+}
+
+// hideToken takes a token off the command line, where all users of the host can see it:
+// the process begins anew, under the same ID, and reads the token from its standard
+// input. It returns if there is nothing to hide, or it can't be done here.
+func (c *nodeCmd) hideToken() error {
+	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
+		return nil
+	}
+	args, found := withoutToken(os.Args, *c.Join)
+	if !found { // it came from the environment, or a file
+		return nil
+	}
+	return again(args, *c.Join)
+}

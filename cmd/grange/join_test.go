@@ -1,0 +1,146 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/grangemesh/grange/node/api"
+)
+
+// TestTokenStaysOutOfPs joins a real process with a token on its command line, which
+// others on the host can read: it is gone from there once the node serves, and through
+// a handover; the process ID stays.
+func TestTokenStaysOutOfPs(t *testing.T) {
+	first := serveNode(t)
+	defer first.signal(t, syscall.SIGTERM)
+	app := cli{Data: filepath.Join(first.dir, "data")}
+	for _, form := range []string{"apart", "together"} {
+		var made api.Token
+		if err := app.ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"node", "--data", filepath.Join(t.TempDir(), "data"), "--listen", "/ip4/127.0.0.1/tcp/0", "--origin", "file://" + filepath.Join(first.dir, "origin"), "--join"}
+		if form == "apart" {
+			args = append(args, made.Token)
+		} else {
+			args[len(args)-1] += "=" + made.Token
+		}
+		s := &served{dir: t.TempDir()}
+		s.cmd = exec.CommandContext(t.Context(), os.Args[0], args...)
+		s.cmd.Env = append(os.Environ(), asCommand+"=1")
+		out, err := s.cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.says = bufio.NewScanner(out)
+		if err := s.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		s.await(t, "msg=serving")
+		s.hides(t, made.Token)
+		s.signal(t, syscall.SIGUSR2)
+		s.await(t, "msg=serving")
+		s.hides(t, made.Token)
+		s.signal(t, syscall.SIGTERM)
+		if end := s.ends(t); end.ExitStatus() != 0 {
+			t.Errorf("%s: it ended with %v", form, end)
+		}
+	}
+}
+
+// hides fails the test if a process shows a token to others.
+func (s *served) hides(t *testing.T, token string) {
+	t.Helper()
+	for _, file := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), token) || !strings.Contains(string(b), map[string]string{"cmdline": "node\x00", "environ": asCommand}[file]) {
+			t.Errorf("%s: %q", file, b)
+		}
+	}
+}
+
+// TestWhereATokenComesFrom: a file, the standard input, or the flag; and a member needs
+// it no more.
+func TestWhereATokenComesFrom(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "token")
+	if err := os.WriteFile(file, []byte(" grange1x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	member := t.TempDir()
+	if err := os.WriteFile(filepath.Join(member, "membership"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		join, in, dir, want string
+		fails               bool
+	}{
+		{"grange1x", "", dir, "grange1x", false}, {"@" + file, "", dir, "grange1x", false}, {"-", "grange1x\n", dir, "grange1x", false},
+		{"", "", dir, "", true}, {"-", "", dir, "", true}, {"@" + file + "x", "", dir, "", true},
+		{"-", "", member, "", false}, {"@" + file + "x", "", member, "", false}, {"", "", member, "", true}, {"grange1x", "", member, "grange1x", false},
+	} {
+		c := nodeCmd{Join: &x.join}
+		got, err := c.token(x.dir, stdio{in: strings.NewReader(x.in)})
+		if got != x.want || errors.Is(err, errUsage) != x.fails {
+			t.Errorf("%q: %q, %v", x.join, got, err)
+		}
+	}
+	args, found := withoutToken([]string{"grange", "node", "--join=grange1x", "--data", "grange1xy"}, "grange1x")
+	if want := []string{"grange", "node", "--join=-", "--data", "grange1xy"}; !found || !slices.Equal(args, want) {
+		t.Errorf("%q", args)
+	}
+}
+
+// TestMeshKeyFile is written once, for its owner, and sealed with a passphrase.
+func TestMeshKeyFile(t *testing.T) {
+	s := serveNode(t)
+	data, dir := filepath.Join(s.dir, "data"), t.TempDir()
+	plain, sealed, phrase := filepath.Join(dir, "plain"), filepath.Join(dir, "sealed"), filepath.Join(dir, "phrase")
+	if err := os.WriteFile(phrase, []byte("correct horse\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		args []string
+		code int
+	}{
+		{[]string{"mesh", "export-key", plain}, 0}, {[]string{"mesh", "export-key", plain}, 1},
+		{[]string{"mesh", "export-key", sealed, "--passphrase-file", phrase}, 0},
+		{[]string{"mesh", "import-key", plain}, 0}, {[]string{"mesh", "import-key", sealed, "--passphrase-file", phrase}, 0},
+		{[]string{"mesh", "import-key", sealed, "--passphrase-file", plain}, 1}, {[]string{"mesh", "import-key", phrase}, 1},
+		{[]string{"mesh", "revoke", "nobody"}, 1}, {[]string{"mesh", "members"}, 0}, {[]string{"mesh", "rotate", "--json"}, 0},
+	} {
+		if code, said, complaint := command(t, append(x.args, "--data", data)...); code != x.code {
+			t.Errorf("%q: code %d, %s %s", x.args, code, said, complaint)
+		}
+	}
+	key, err := os.ReadFile(plain)
+	if err != nil || !strings.HasPrefix(string(key), "grange-private-key-1 ") {
+		t.Errorf("%d bytes, %v", len(key), err)
+	}
+	secret, err := os.ReadFile(sealed)
+	if err != nil || strings.Contains(string(secret), "grange-private-key") {
+		t.Errorf("%d bytes, %v", len(secret), err)
+	}
+	for _, path := range []string{plain, sealed} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+	}
+	s.signal(t, syscall.SIGTERM)
+	if end := s.ends(t); end.ExitStatus() != 0 {
+		t.Errorf("%v", end)
+	}
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/term"
+
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+type meshCmd struct {
+	Members   meshMembersCmd `cmd:"" help:"Show all members, those that are away too."`
+	Peers     meshPeersCmd   `cmd:"" help:"Show this node and the members it is connected with."`
+	Revoke    meshRevokeCmd  `cmd:"" help:"End a membership, for good. What the member signed before stays."`
+	Rotate    meshRotateCmd  `cmd:"" help:"Give the mesh new gossip and announce secrets; do so after a revocation."`
+	ExportKey exportKeyCmd   `cmd:"" help:"Write the mesh key to a file, as a backup: who has it rules the mesh."`
+	ImportKey importKeyCmd   `cmd:"" help:"Bring the mesh key to this node, which becomes an admin: the way back when no admin is left."`
+}
+
+type meshPeersCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
+		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, p.Self.Farm, p.Self.Role, strings.Join(p.Self.Addrs, " "))
+		for _, m := range p.Peers {
+			if m.Role == "" { // it has not said yet
+				m.Farm, m.Role = cmp.Or(m.Farm, "?"), "?"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, m.Farm, m.Role, m.State, strings.Join(m.Addrs, " "))
+		}
+	})
+}
+
+type meshMembersCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return list(ctx, app, std, query{"/api/members", c.JSON}, func(w io.Writer, members []api.Member) {
+		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tID")
+		for _, m := range members {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), m.ID)
+		}
+	})
+}
+
+type meshRevokeCmd struct {
+	Member string `arg:"" help:"ID, public key or name of the member, or the beginning of one that is nobody else's; or the ID of a token: it is made useless, or the member revoked that joined with it."`
+	Myself bool   `env:"-" help:"Revoke this node itself."`
+	JSON   bool   `name:"json" help:"Print the API's document."`
+}
+
+func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	path := "/api/members/" + url.PathEscape(c.Member)
+	if c.Myself {
+		path += "?myself=true"
+	}
+	var raw json.RawMessage
+	if err := app.ask(ctx, "DELETE", path, nil, &raw); err != nil {
+		return err
+	}
+	return show(std, c.JSON, raw, func(w io.Writer, r api.Revoked) {
+		if r.Member == nil {
+			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
+			return
+		}
+		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; %s have heard of it, the others will as soon as they meet one that has\n",
+			r.Member.ID, r.Member.Name, cmp.Or(r.Member.Role, "unknown"), cmp.Or(r.Member.Farm, "?"), count(r.Told, "connected member"))
+		fmt.Fprintln(w, "`grange mesh rotate` changes the secrets that it knows")
+	})
+}
+
+type meshRotateCmd struct {
+	JSON bool `name:"json" help:"Print the API's document."`
+}
+
+func (c *meshRotateCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	var raw json.RawMessage
+	if err := app.ask(ctx, "POST", "/api/mesh/rotate", nil, &raw); err != nil {
+		return err
+	}
+	return show(std, c.JSON, raw, func(w io.Writer, r api.Rotated) {
+		fmt.Fprintf(w, "the secrets are of generation %d now; members that are away get them when they are back\n", r.Generation)
+	})
+}
+
+type exportKeyCmd struct {
+	File           string `arg:"" help:"Where to write it, readable by you only; - is the standard output."`
+	Passphrase     bool   `env:"-" help:"Ask for a passphrase and encrypt the file with it, as age does."`
+	PassphraseFile string `env:"-" help:"Encrypt with the passphrase in a file." placeholder:"FILE"`
+}
+
+func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	phrase, err := passphrase(std, c.Passphrase, c.PassphraseFile)
+	if err != nil {
+		return err
+	}
+	if c.Passphrase { // a slip of the finger would cost the mesh
+		again, err := prompt(std, "again: ")
+		if err != nil {
+			return err
+		}
+		if again != phrase {
+			return errors.New("the passphrases differ")
+		}
+	}
+	var key api.MeshKey
+	if err := app.ask(ctx, "GET", "/api/mesh/key", nil, &key); err != nil {
+		return err
+	}
+	sealed, err := sealKey(key.Key, phrase)
+	if err != nil {
+		return err
+	}
+	if c.File == "-" {
+		_, err := std.out.Write(sealed)
+		return err
+	}
+	f, err := os.OpenFile(c.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("export mesh key: %w", err)
+	}
+	_, err = f.Write(sealed)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+type importKeyCmd struct {
+	File           string `arg:"" help:"What export-key wrote; - is the standard input."`
+	PassphraseFile string `env:"-" help:"Where the passphrase of an encrypted file stands; it is asked for when not given." placeholder:"FILE"`
+}
+
+func (c *importKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	in := std.in
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return fmt.Errorf("import mesh key: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	sealed, err := io.ReadAll(io.LimitReader(in, secretMax))
+	if err != nil {
+		return fmt.Errorf("import mesh key: %w", err)
+	}
+	text := string(sealed)
+	if bytes.HasPrefix(sealed, []byte(ageMagic)) {
+		phrase, err := passphrase(std, c.PassphraseFile == "", c.PassphraseFile)
+		if err != nil {
+			return err
+		}
+		if text, err = openKey(sealed, phrase); err != nil {
+			return err
+		}
+	}
+	if _, err := trust.ParseKeyFile(text); err != nil {
+		return fmt.Errorf("import mesh key: %s: %w", c.File, err)
+	}
+	return app.ask(ctx, "PUT", "/api/mesh/key", api.MeshKey{Key: text}, nil)
+}
+
+const (
+	// secretMax bounds a file that holds a key, a token or a passphrase.
+	secretMax = 64 << 10
+	ageMagic  = "age-encryption.org/"
+)
+
+// sealKey encrypts a key with a passphrase, if there is one.
+func sealKey(text, phrase string) ([]byte, error) {
+	if phrase == "" {
+		return []byte(text), nil
+	}
+	to, err := age.NewScryptRecipient(phrase)
+	if err != nil {
+		return nil, fmt.Errorf("encrypt: %w", err)
+	}
+	var out bytes.Buffer
+	w, err := age.Encrypt(&out, to)
+	if err == nil {
+		_, err = io.WriteString(w, text)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encrypt: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+func openKey(sealed []byte, phrase string) (string, error) {
+	id, err := age.NewScryptIdentity(phrase)
+	if err != nil {
+		return "", fmt.Errorf("decrypt: %w", err)
+	}
+	r, err := age.Decrypt(bytes.NewReader(sealed), id)
+	if err != nil {
+		return "", fmt.Errorf("decrypt: the passphrase is another, or the file is damaged: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, secretMax))
+	if err != nil {
+		return "", fmt.Errorf("decrypt: %w", err)
+	}
+	return string(b), nil
+}
+
+// passphrase asks for one or reads it from a file; "" is none. It is never an argument:
+// those are seen by everybody.
+func passphrase(std stdio, ask bool, file string) (string, error) {
+	switch {
+	case file != "":
+		b, err := readSecret(file)
+		if err == nil && b == "" {
+			err = errors.New("it is empty")
+		}
+		if err != nil {
+			return "", fmt.Errorf("passphrase in %s: %w", file, err)
+		}
+		return b, nil
+	case ask:
+		return prompt(std, "passphrase: ")
+	}
+	return "", nil
+}
+
+// prompt asks on the terminal, without showing what is typed.
+func prompt(std stdio, text string) (string, error) {
+	in, ok := std.in.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return "", fmt.Errorf("%w: the passphrase is asked for on a terminal, and there is none; use --passphrase-file", errUsage)
+	}
+	fmt.Fprint(std.err, text)
+	b, err := term.ReadPassword(int(in.Fd()))
+	fmt.Fprintln(std.err)
+	if err == nil && len(b) == 0 {
+		err = errors.New("the passphrase is empty")
+	}
+	return string(b), err
+}
+
+// readSecret reads a small file without the white space around it.
+func readSecret(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, secretMax))
+	return strings.TrimSpace(string(b)), err
+}

@@ -1,0 +1,201 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+// joinTimeout bounds a whole join: each bootstrap address is tried in turn.
+const joinTimeout = 60 * time.Second
+
+// Entry is how a member comes into its mesh.
+type Entry struct {
+	Dir      string
+	Identity trust.PrivateKey
+	// Join is a token; empty founds a mesh when Dir is new.
+	Join string
+	// Farm is asked for by name; FarmDefault is that of a founder that asks for none.
+	Farm, FarmDefault string
+	// Origin is that of a founder.
+	Origin string
+	// Bootstrap are addresses beside the token's.
+	Bootstrap []string
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// Enter returns this node's place in the mesh: the one on record, one from redeeming
+// the token, or that of a new mesh, of which this node is the first admin.
+func (e Entry) Enter(ctx context.Context) (State, error) {
+	s, err := load(e.Dir)
+	if err == nil {
+		e.checkFarm(s)
+	}
+	switch {
+	case err == nil && e.Join != "":
+		return s, e.joinedAlready(s)
+	case err == nil || !errors.Is(err, content.ErrNotFound):
+		return s, err
+	case e.Join != "":
+		s, err = e.join(ctx)
+	default:
+		s, err = e.found()
+	}
+	if err != nil {
+		return State{}, err
+	}
+	s.Fresh = true
+	e.checkFarm(s)
+	return s, s.save(e.Dir)
+}
+
+// checkFarm says so when the farm that was asked for is not the member's: it stands in
+// its certificate.
+func (e Entry) checkFarm(s State) {
+	if farm := s.Chain.Identity().Farm; e.Farm != "" && e.Farm != farm {
+		e.Log.Warn("--farm is ignored: it is for a node that founds a mesh, and this member is of another farm; join with a token of that farm and an empty --data to change it",
+			"asked", e.Farm, "farm", farm)
+	}
+}
+
+// joinedAlready lets the token stay in the configuration of a node that it has
+// brought in, and refuses one of another mesh.
+func (e Entry) joinedAlready(s State) error {
+	token, err := trust.ParseToken(e.Join, time.Time{})
+	if err != nil {
+		return err
+	}
+	if token.Mesh != s.Mesh {
+		return fmt.Errorf("--join: %w: %s belongs to mesh %s, the token to mesh %s; give an empty --data to join that one", content.ErrConflict, e.Dir, s.Mesh, token.Mesh)
+	}
+	return nil
+}
+
+// found makes a mesh. The mesh key is on disk before the membership that makes
+// it this node's, so a crash between leaves a key that nothing uses.
+func (e Entry) found() (State, error) {
+	farm := e.Farm
+	if farm == "" {
+		farm = e.FarmDefault
+	}
+	mesh, chain, secrets, err := trust.FoundMesh(e.Identity.Public(), farm, e.Now())
+	if err != nil {
+		return State{}, err
+	}
+	rotation, err := trust.Signer{Key: e.Identity, Chain: chain}.Rotate(secrets, farm, e.Now())
+	if err != nil {
+		return State{}, err
+	}
+	if err := trust.SaveKey(filepath.Join(e.Dir, meshKeyFile), mesh); err != nil {
+		return State{}, fmt.Errorf("found mesh: %w", err)
+	}
+	e.Log.Info("founded a mesh", "mesh", mesh.Public(), "farm", farm)
+	return State{Mesh: mesh.Public(), Chain: chain, Secrets: secrets, Rotation: rotation, Origin: e.Origin, Founder: true}, nil
+}
+
+// join redeems a token with the members that it names.
+func (e Entry) join(ctx context.Context) (State, error) {
+	token, err := trust.ParseToken(e.Join, e.Now())
+	if err != nil {
+		return State{}, fmt.Errorf("--join: %w", err)
+	}
+	s, err := swarm.New(swarm.Config{Identity: e.Identity, Mesh: token.Mesh, Log: e.Log})
+	if err != nil {
+		return State{}, err
+	}
+	defer s.Close()
+	verifier := trust.NewVerifier(token.Mesh)
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: verifier, Now: e.Now, Log: e.Log})
+	if err != nil {
+		return State{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- x.Run(ctx) }()
+	got, err := e.redeemAt(ctx, s, x, token)
+	cancel()
+	if err = errors.Join(err, <-ended); err != nil {
+		return State{}, fmt.Errorf("--join: %w", err)
+	}
+	return e.accept(token, verifier, got)
+}
+
+// accept checks what came for a token: a certificate for this key, and secrets that an
+// admin has signed for.
+func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemReply) (State, error) {
+	id, err := verifier.Verify(got.Chain, e.Now())
+	if err != nil || id.Key != e.Identity.Public() {
+		return State{}, fmt.Errorf("--join: the certificate that came back: %w", errors.Join(content.ErrForbidden, err))
+	}
+	if id.Role.IsMember() {
+		rotation, err := verifier.OpenRotation(got.Rotation, e.Now())
+		if err == nil {
+			err = rotation.Admit(got.Secrets, id.Role, id.Farm)
+		}
+		if err != nil {
+			return State{}, fmt.Errorf("--join: the secrets that came back: %w", err)
+		}
+	}
+	// Those whom the token vouches for stay believed, whoever is revoked above them.
+	roll := newRoll(filepath.Join(e.Dir, rollFile), e.Log)
+	for i := range got.Chain[1:] {
+		roll.vouch(got.Chain[1+i:], e.Now())
+	}
+	if err := roll.save(); err != nil {
+		return State{}, err
+	}
+	e.Log.Info("joined a mesh", "mesh", token.Mesh, "role", id.Role, "farm", id.Farm)
+	return State{Mesh: token.Mesh, Chain: got.Chain, Secrets: got.Secrets, Rotation: got.Rotation, Origin: token.Origin, Bootstrap: token.Bootstrap}, nil
+}
+
+// redeemAt tries the token's addresses in turn, then those of the configuration. The
+// invite is shown to none but admins of the mesh.
+func (e Entry) redeemAt(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange, token trust.Token) (redeemReply, error) {
+	codec := content.NewCodec()
+	body, err := codec.Marshal(redeemRequest{token.Invite, e.Identity.Public()})
+	if err != nil {
+		return redeemReply{}, err
+	}
+	var errs []error
+	for _, addr := range append(slices.Clone(token.Bootstrap), e.Bootstrap...) {
+		info, err := swarm.ParseAddr(addr)
+		if err == nil {
+			err = s.Connect(ctx, info)
+		}
+		var who trust.Identity
+		if err == nil {
+			who, err = x.Meet(ctx, info.ID)
+		}
+		if err == nil && who.Role != trust.RoleAdmin {
+			err = fmt.Errorf("%w: it is a %s of the mesh, no admin", content.ErrUnavailable, who.Role)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+			continue
+		}
+		b, err := x.Call(ctx, info.ID, redeemMethod, body)
+		if errors.Is(err, content.ErrForbidden) { // it was refused, and asking elsewhere would not help
+			return redeemReply{}, err
+		}
+		var reply redeemReply
+		if err == nil {
+			err = codec.Unmarshal(b, &reply)
+		}
+		if err == nil {
+			return reply, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+	}
+	return redeemReply{}, fmt.Errorf("%w: no member of the token answers: %w", content.ErrUnavailable, errors.Join(errs...))
+}

@@ -1,0 +1,320 @@
+package membership
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// rollInterval is how often the roll is written when a member is new in it, and
+	// rollTimes when only times are.
+	rollInterval = time.Minute
+	rollTimes    = 10 * time.Minute
+	// rollAsked is how many members are asked whom they have met, at most.
+	rollAsked = 8
+	// rollPageMax is how many members an answer has: within a call's size, at two
+	// kilobytes each.
+	rollPageMax = 400
+	// tellTimeout bounds how long a revocation waits for connected members to have
+	// heard of it before it reports.
+	tellTimeout = 5 * time.Second
+)
+
+// MemberState says whether a member is one, and here.
+type MemberState string
+
+// The states of a member.
+const (
+	StateSelf      MemberState = "this node"
+	StateConnected MemberState = "connected"
+	StateAway      MemberState = "away"
+	StateRevoked   MemberState = "revoked"
+)
+
+// Member is one of the mesh, or was.
+type Member struct {
+	trust.Identity
+	// ID is its peer ID.
+	ID string
+	// Name is what it calls itself.
+	Name  string
+	State MemberState
+	// LastSeen is when a member last dealt with it, or learnt of its revocation.
+	LastSeen time.Time
+}
+
+// Members returns everybody that this member and those that it is connected with have
+// met, by farm and name.
+func (m *Membership) Members(ctx context.Context) []Member {
+	m.gather(ctx)
+	here := map[trust.PublicKey]bool{}
+	for _, c := range m.connected() {
+		here[c.who.Key] = true
+	}
+	now := m.cfg.Now()
+	var out []Member
+	known := map[trust.PublicKey]bool{}
+	for _, e := range m.roll.list() {
+		id := e.Chain.Identity()
+		known[id.Key] = true
+		x := Member{Identity: id, ID: MemberID(id.Key), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
+		since, gone := m.verifier.Revoked(id.Key)
+		switch {
+		case gone:
+			x.State, x.LastSeen = StateRevoked, since
+		case id.Key == m.cfg.Identity.Public():
+			x.State, x.LastSeen = StateSelf, now
+		case here[id.Key]:
+			x.State, x.LastSeen = StateConnected, now
+		}
+		out = append(out, x)
+	}
+	m.mu.RLock()
+	for key, r := range m.revoked { // who was never met is revoked too
+		if !known[key] {
+			out = append(out, Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateRevoked, LastSeen: time.Unix(0, r.Learnt)})
+		}
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(out, func(a, b Member) int {
+		return cmp.Or(strings.Compare(a.Farm, b.Farm), strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+type rollRequest struct {
+	// After is the last key of the page before.
+	After trust.PublicKey `cbor:"after"`
+}
+
+type rollEntry struct {
+	Chain trust.Chain `cbor:"chain"`
+	Name  string      `cbor:"name"`
+	Seen  int64       `cbor:"seen"`
+}
+
+type rollReply struct {
+	Members []rollEntry `cbor:"members"`
+	More    bool        `cbor:"more"`
+}
+
+// rollPage answers with members that were met.
+func (m *Membership) rollPage(q rollRequest) (rollReply, error) {
+	all := m.roll.list()
+	i, found := slices.BinarySearchFunc(all, q.After, func(e enrolled, key trust.PublicKey) int { return compareKeys(e.Chain[0].Subject, key) })
+	if found {
+		i++
+	}
+	var r rollReply
+	for _, e := range all[i:] {
+		if r.More = len(r.Members) == rollPageMax; r.More {
+			break
+		}
+		r.Members = append(r.Members, rollEntry{e.Chain, e.Name, e.Seen})
+	}
+	return r, nil
+}
+
+// gather asks connected members whom they have met.
+func (m *Membership) gather(ctx context.Context) {
+	connected := slices.DeleteFunc(m.connected(), func(c member) bool { return !c.who.Role.IsMember() })
+	var all sync.WaitGroup
+	for _, c := range connected[:min(len(connected), rollAsked)] { // a map's order is none
+		all.Go(func() {
+			if err := m.gatherFrom(ctx, c.id); err != nil {
+				m.cfg.Log.Debug("a member does not say whom it has met", "peer", c.id, "err", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (m *Membership) gatherFrom(ctx context.Context, id peer.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	defer cancel()
+	var after trust.PublicKey
+	for range rollMax/rollPageMax + 1 {
+		var r rollReply
+		if err := m.call(ctx, id, rollMethod, rollRequest{after}, &r); err != nil {
+			return err
+		}
+		if len(r.Members) > rollPageMax {
+			return fmt.Errorf("roll: %w: %d members on a page", content.ErrInvalid, len(r.Members))
+		}
+		now := m.cfg.Now()
+		for _, e := range r.Members {
+			if len(e.Chain) == 0 || compareKeys(e.Chain[0].Subject, after) <= 0 {
+				return fmt.Errorf("roll: %w: not in order", content.ErrInvalid)
+			}
+			after = e.Chain[0].Subject
+			if _, known := m.roll.met(e.Chain[0]); !known {
+				if _, err := m.verifier.Certified(e.Chain, now); err != nil {
+					continue // it has expired, or never was one
+				}
+			}
+			m.roll.heard(e.Chain, e.Name, time.UnixMilli(e.Seen), now)
+		}
+		if !r.More {
+			return nil
+		}
+	}
+	return nil
+}
+
+// keepRoll writes the roll now and then, and has an admin hear of members that it did
+// not meet, whom it may have to renew.
+func (m *Membership) keepRoll(ctx context.Context) {
+	tick := time.NewTicker(rollInterval)
+	defer tick.Stop()
+	for minutes := time.Duration(0); ; minutes += rollInterval {
+		times := minutes%rollTimes == 0
+		if times && m.Identity().Role == trust.RoleAdmin {
+			m.gather(ctx)
+		}
+		if m.roll.stale(times) {
+			if err := m.roll.save(); err != nil {
+				m.cfg.Log.Warn("the roll of members is not on disk", "err", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Revocation reports what became of one.
+type Revocation struct {
+	// Token is the token that was asked for, "" if a member was.
+	Token string
+	// Member is who was revoked; the zero one for an unused token.
+	Member Member
+	// Told is how many connected members have heard of it.
+	Told int
+}
+
+// Revoke ends the membership of whoever who names: a peer ID, a public key, a name, the
+// beginning of an ID or name that is nobody else's, or the ID of a token made here, of
+// which the member that it brought in is meant. An unused token is made useless. It is
+// in force here, and on disk, when Revoke returns. To revoke itself an admin has to say
+// so.
+func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revocation, error) {
+	if err := m.admin("revoke"); err != nil {
+		return Revocation{}, err
+	}
+	out, err := m.tokenToRevoke(who)
+	if err != nil || out.Token != "" && out.Member.Key.IsZero() {
+		return out, err
+	}
+	all := m.Members(ctx) // and so this admin knows whom it may have to renew
+	if out.Token != "" {
+		who = out.Member.Key.String()
+	}
+	if out.Member, err = findMember(all, who); err != nil {
+		return out, err
+	}
+	if out.Member.Key == m.cfg.Identity.Public() && !myself {
+		others := slices.ContainsFunc(all, func(x Member) bool {
+			return x.Role == trust.RoleAdmin && x.State != StateRevoked && x.State != StateSelf
+		})
+		text := "it could not be undone"
+		if !others {
+			text = "and it is the last admin that is known: nobody could make tokens or revoke any more but by the mesh key"
+		}
+		return out, fmt.Errorf("revoke %s: %w: that is this node itself, %s; say --myself if you mean it", out.Member.ID, content.ErrForbidden, text)
+	}
+	sealed, err := m.Signer().RevokeKey(out.Member.Key, m.cfg.Now())
+	if err != nil {
+		return out, err
+	}
+	m.mu.Lock()
+	m.owed = m.cfg.Now()
+	m.mu.Unlock()
+	m.learn([]told{{sealed: sealed}})
+	if _, ok := m.verifier.Revoked(out.Member.Key); !ok {
+		return out, fmt.Errorf("revoke %s: %w: there are %d revocations already", out.Member.ID, content.ErrNoSpace, revokedMax)
+	}
+	telling, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	out.Told = m.tellAll(telling, [][]byte{sealed})
+	out.Member.State = StateRevoked
+	return out, nil
+}
+
+// tokenToRevoke looks for a token of that ID, and makes it useless if it is unused.
+func (m *Membership) tokenToRevoke(id string) (Revocation, error) {
+	st, err := m.invites.Revoke(id)
+	switch {
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrInvalid):
+		return Revocation{}, nil // it is no token's
+	case st.UsedBy != nil:
+		return Revocation{Token: id, Member: Member{Identity: trust.Identity{Key: *st.UsedBy}}}, nil
+	}
+	return Revocation{Token: id}, err
+}
+
+// findMember returns whom a text names.
+func findMember(all []Member, who string) (Member, error) {
+	key, err := trust.ParsePublicKey(who)
+	if err != nil {
+		key = keyOf(who)
+	}
+	var exact, begins []Member
+	for _, x := range all {
+		switch {
+		case x.Key == key:
+			return x, nil
+		case x.Name == who:
+			exact = append(exact, x)
+		case strings.HasPrefix(x.ID, who) || x.Name != "" && strings.HasPrefix(x.Name, who):
+			begins = append(begins, x)
+		}
+	}
+	if !key.IsZero() { // nobody here has met it
+		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}, nil
+	}
+	found := exact
+	if len(found) == 0 {
+		found = begins
+	}
+	switch {
+	case len(found) == 1 && who != "":
+		return found[0], nil
+	case len(found) == 0 || who == "":
+		return Member{}, fmt.Errorf("member %.60q: %w; `grange mesh members` shows all that are known", who, content.ErrNotFound)
+	}
+	var ids []string
+	for _, x := range found[:min(len(found), 4)] {
+		ids = append(ids, x.ID)
+	}
+	return Member{}, fmt.Errorf("member %.60q: %w: %d members are called so; name one by its ID: %s", who, content.ErrConflict, len(found), strings.Join(ids, ", "))
+}
+
+// keyOf is the key of a peer ID, zero for any other text.
+func keyOf(text string) (key trust.PublicKey) {
+	id, err := peer.Decode(text)
+	if err != nil {
+		return key
+	}
+	pub, err := id.ExtractPublicKey()
+	if err != nil {
+		return key
+	}
+	raw, err := pub.Raw()
+	if err != nil || len(raw) != len(key) {
+		return key
+	}
+	return trust.PublicKey(raw)
+}

@@ -1,0 +1,249 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// formerFor is how long the secrets before a rotation are used beside the new ones:
+// twice as long as an announcement under them is good, and long enough for members that
+// hear of it late.
+const formerFor = time.Hour
+
+// formerGossipFor is how long after a rotation a member that starts begins with the
+// gossip key before: its neighbours speak that for a minute more, and understand it
+// for ten.
+const formerGossipFor = 5 * time.Minute
+
+// Network is how other members are reached.
+type Network interface {
+	// Peers are those that this member is connected with, strangers too.
+	Peers() []peer.ID
+	// Meet returns who a peer has proved to be.
+	Meet(ctx context.Context, id peer.ID) (trust.Identity, error)
+	// Call asks a peer.
+	Call(ctx context.Context, id peer.ID, method string, body []byte) ([]byte, error)
+}
+
+// Config is what a Membership is built from.
+type Config struct {
+	Dir      string
+	Identity trust.PrivateKey
+	// Name is what others are shown of this member.
+	Name string
+	// Catalog returns the records of the origin, nil while it does not answer, and
+	// whether this member may write there. nil is no origin.
+	Catalog func() (c *catalog.Catalog, writable bool)
+	// OnRevoked is told that the set of revoked keys has changed, with those that are
+	// new in it: what was believed of anybody is to be checked again. The verifier
+	// knows already.
+	OnRevoked func(fresh []trust.PublicKey)
+	// OnRotated is told of new secrets.
+	OnRotated func(trust.Secrets)
+	// OnRenewed is told of a new certificate of this member's own.
+	OnRenewed func(trust.Chain)
+	Now       func() time.Time
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Catalog == nil {
+		c.Catalog = func() (*catalog.Catalog, bool) { return nil, false }
+	}
+	if c.OnRevoked == nil {
+		c.OnRevoked = func([]trust.PublicKey) {}
+	}
+	if c.OnRotated == nil {
+		c.OnRotated = func(trust.Secrets) {}
+	}
+	if c.OnRenewed == nil {
+		c.OnRenewed = func(trust.Chain) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Membership is this member's place in its mesh. Use: Open, Connect, Run. Safe for
+// concurrent use.
+type Membership struct {
+	cfg      Config
+	codec    *content.Codec
+	verifier *trust.Verifier
+	invites  *trust.Invites
+	roll     *roll
+	network  Network
+	contacts contacts
+	wake     chan struct{} // there is news to tell
+	seek     chan struct{} // there are secrets, or a certificate, to be asked for
+
+	changing sync.Mutex   // one change of the files at a time; before mu
+	mu       sync.RWMutex // guards what follows
+	state    State
+	revoked  map[trust.PublicKey]revoked
+	digest   [32]byte  // of the revoked keys
+	news     [][]byte  // revocations that connected members are still to be told
+	owed     time.Time // when to look whether the origin has all revocations; zero: it has
+	notice   []byte    // the newest rotation that is known of
+	newest   trust.Generation
+}
+
+// Open reads what the data folder has; a member whose own key was revoked is opened,
+// and says so.
+func Open(cfg Config, s State) (*Membership, error) {
+	cfg = cfg.withDefaults()
+	m := &Membership{
+		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{},
+		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
+	}
+	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {
+		return nil, fmt.Errorf("this node's certificate: %w", err)
+	}
+	var err error
+	if m.invites, err = trust.OpenInvites(filepath.Join(cfg.Dir, invitesDir)); err != nil {
+		return nil, err
+	}
+	if m.roll, err = openRoll(filepath.Join(cfg.Dir, rollFile), cfg.Log); err != nil {
+		return nil, err
+	}
+	if err := m.loadRevoked(); err != nil {
+		return nil, err
+	}
+	m.verifier.Remember(m.roll.met)
+	m.install()
+	m.digest = digestOf(m.revoked)
+	m.roll.proved(s.Chain, cfg.Name, cfg.Now())
+	if _, ok := m.verifier.Revoked(cfg.Identity.Public()); ok {
+		cfg.Log.Error("this node was revoked: no member of the mesh deals with it any more; to be one again, join with a new token and an empty --data")
+	}
+	return m, nil
+}
+
+// Connect says how others are reached. Call it before Run, and before anything is asked
+// of them.
+func (m *Membership) Connect(n Network) { m.network = n }
+
+// Run spreads and hears news until ctx ends, then writes down who was met.
+func (m *Membership) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, run := range []func(context.Context){m.keepGreeted, m.keepTold, m.keepStored, m.keepSought, m.keepRoll} {
+		wg.Go(func() { run(ctx) })
+	}
+	wg.Wait()
+	return m.roll.save()
+}
+
+// Verifier knows who was revoked.
+func (m *Membership) Verifier() *trust.Verifier { return m.verifier }
+
+// Revoked returns the keys that were revoked.
+func (m *Membership) Revoked() []trust.PublicKey {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Collect(maps.Keys(m.revoked))
+}
+
+// State returns what is on record now.
+func (m *Membership) State() State {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state
+}
+
+// Identity is what this member's certificate says.
+func (m *Membership) Identity() trust.Identity { return m.State().Chain.Identity() }
+
+// Signer signs with this member's key and the certificate that it has at the time.
+func (m *Membership) Signer() trust.Signer {
+	return trust.Signer{Key: m.cfg.Identity, Chain: m.State().Chain, Renewed: func() trust.Chain { return m.State().Chain }}
+}
+
+// Announce returns the secrets that roots are announced under: the one to announce
+// with, then those that others may still use.
+func (m *Membership) Announce() [][32]byte {
+	s := m.State()
+	out := [][32]byte{s.Secrets.Announce}
+	if former, ok := s.former(m.cfg.Now(), formerFor); ok {
+		out = append(out, former.Announce)
+	}
+	return out
+}
+
+// Gossip returns the keys of the farm's gossip: the newest as the last, after the one
+// before while others may still speak it.
+func (m *Membership) Gossip() [][32]byte {
+	s := m.State()
+	if former, ok := s.former(m.cfg.Now(), formerGossipFor); ok {
+		return [][32]byte{former.Gossip, s.Secrets.Gossip}
+	}
+	return [][32]byte{s.Secrets.Gossip}
+}
+
+// change brings the state on disk, then in memory, to what f makes of it.
+func (m *Membership) change(f func(*State) error) error {
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	next := m.State()
+	if err := f(&next); err != nil {
+		return err
+	}
+	if err := next.save(m.cfg.Dir); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state = next
+	return nil
+}
+
+// admin fails with ErrForbidden unless this member is an admin; what is the deed.
+func (m *Membership) admin(what string) error {
+	if id := m.Identity(); id.Role != trust.RoleAdmin {
+		return fmt.Errorf("%s: %w: this node is a %s; ask an admin, such as the node that founded the mesh", what, content.ErrForbidden, id.Role)
+	}
+	if since, ok := m.verifier.Revoked(m.cfg.Identity.Public()); ok {
+		return fmt.Errorf("%s: %w: this node was revoked on %s", what, content.ErrForbidden, since.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// issuer signs certificates of a role. Those of admins are the mesh key's where it is at
+// hand: they hold when the admin that redeemed the token is lost or revoked.
+func (m *Membership) issuer(role trust.Role) (trust.Signer, error) {
+	if role == trust.RoleAdmin {
+		key, err := trust.LoadKey(filepath.Join(m.cfg.Dir, meshKeyFile))
+		if err == nil && key.Public() == m.State().Mesh {
+			return trust.Signer{Key: key}, nil
+		}
+		if err != nil && !errors.Is(err, content.ErrNotFound) {
+			return trust.Signer{}, err
+		}
+	}
+	return m.Signer(), nil
+}
+
+// nudge wakes a loop.
+func nudge(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

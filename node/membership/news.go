@@ -1,0 +1,256 @@
+package membership
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// contactInterval is how often a member looks for new connections: who meets
+	// another compares with it what both know.
+	contactInterval = time.Second
+	// compareInterval is how often it compares again with some that it knows, for
+	// news that got lost on its way; compareAtOnce is with how many: news is
+	// everywhere within a minute though each is lost once.
+	compareInterval = 20 * time.Second
+	compareAtOnce   = 3
+	// greetRetry is when one that did not answer is greeted again.
+	greetRetry = 10 * time.Second
+	// greetAtOnce bounds the greetings under way: a flood to a thousand members is
+	// over in seconds, the silent ones among them too.
+	greetAtOnce = 64
+	// newsMax is how many revocations one message carries: within a call's size.
+	newsMax = 200
+)
+
+// greeting is what each of two members says of itself, and how they find out whether
+// one knows what the other does not.
+type greeting struct {
+	Chain trust.Chain `cbor:"chain"`
+	Name  string      `cbor:"name"`
+	// Digest is of all revoked keys that are known.
+	Digest [32]byte `cbor:"digest"`
+	// Rotation is the newest that is known.
+	Rotation []byte `cbor:"rotation"`
+	// News are revocations that the other may not know.
+	News [][]byte `cbor:"news"`
+}
+
+func (m *Membership) greeting(news [][]byte) greeting {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return greeting{m.state.Chain, m.cfg.Name, m.digest, m.notice, news}
+}
+
+// greeted answers a greeting.
+func (m *Membership) greeted(who trust.Identity, g greeting) (greeting, error) {
+	if err := m.hear(who, g); err != nil {
+		return greeting{}, err
+	}
+	return m.greeting(nil), nil
+}
+
+// hear takes what a member says.
+func (m *Membership) hear(who trust.Identity, g greeting) error {
+	if len(g.News) > newsMax {
+		return fmt.Errorf("greeting: %w: %d revocations, the limit is %d", content.ErrInvalid, len(g.News), newsMax)
+	}
+	now := m.cfg.Now()
+	id, err := m.verifier.Verify(g.Chain, now)
+	if err == nil && id.Key != who.Key {
+		err = fmt.Errorf("%w: it shows the certificate of %s", content.ErrForbidden, id.Key)
+	}
+	if err != nil {
+		return fmt.Errorf("greeting of %s: %w", who.Key, err)
+	}
+	m.roll.proved(g.Chain, g.Name, now) // before the news, which may be about it
+	told := make([]told, len(g.News))
+	for i, b := range g.News {
+		told[i].sealed = b
+	}
+	m.learn(told)
+	m.hearRotation(g.Rotation)
+	return nil
+}
+
+// greet compares what is known with a member, and evens it out both ways.
+func (m *Membership) greet(ctx context.Context, id peer.ID, news [][]byte) (trust.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	who, err := m.network.Meet(ctx, id)
+	if err != nil {
+		return who, err
+	}
+	var g greeting
+	if err := m.call(ctx, id, greetMethod, m.greeting(news), &g); err != nil {
+		return who, err
+	}
+	g.News = nil // an answer has none
+	if err := m.hear(who, g); err != nil {
+		return who, err
+	}
+	if g.Digest == m.greeting(nil).Digest {
+		return who, nil
+	}
+	return who, m.even(ctx, id)
+}
+
+// contact is a connection with a member, or with what may become one.
+type contact struct {
+	who    trust.Identity // zero until it was greeted
+	trying bool
+	next   time.Time // zero: it is well
+}
+
+// contacts are the connections of this moment.
+type contacts struct {
+	mu  sync.Mutex
+	all map[peer.ID]contact
+}
+
+// due returns those who are to be greeted now, and marks them.
+func (c *contacts) due(peers []peer.ID, again int, now time.Time) []peer.ID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := make(map[peer.ID]contact, len(peers))
+	for _, id := range peers {
+		next[id] = c.all[id]
+		if _, had := c.all[id]; !had {
+			next[id] = contact{next: now}
+		}
+	}
+	var out []peer.ID
+	for id, k := range next {
+		well := k.next.IsZero()
+		if k.trying || len(out) == greetAtOnce || well && again == 0 || !well && now.Before(k.next) {
+			continue
+		}
+		if well {
+			again--
+		}
+		k.trying = true
+		next[id] = k
+		out = append(out, id)
+	}
+	c.all = next
+	return out
+}
+
+// greeted notes how a greeting went.
+func (c *contacts) greeted(id peer.ID, who trust.Identity, err error, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k, ok := c.all[id]
+	if !ok { // it went meanwhile
+		return
+	}
+	k.trying, k.next = false, time.Time{}
+	if who.Role != "" {
+		k.who = who
+	}
+	if err != nil {
+		k.next = now.Add(greetRetry/2 + rand.N(greetRetry))
+	}
+	c.all[id] = k
+}
+
+// member is one that this member is connected with.
+type member struct {
+	id  peer.ID
+	who trust.Identity
+}
+
+// connected returns the members that this one is connected with, in any order.
+func (m *Membership) connected() []member {
+	m.contacts.mu.Lock()
+	defer m.contacts.mu.Unlock()
+	var out []member
+	for id, k := range m.contacts.all {
+		if _, gone := m.verifier.Revoked(k.who.Key); k.who.Role != "" && !gone {
+			out = append(out, member{id, k.who})
+		}
+	}
+	return out
+}
+
+// keepGreeted greets whom this member meets, until ctx ends.
+func (m *Membership) keepGreeted(ctx context.Context) {
+	var under sync.WaitGroup
+	defer under.Wait()
+	tick := time.NewTicker(contactInterval)
+	defer tick.Stop()
+	compared := time.Now()
+	for {
+		again := 0
+		if time.Since(compared) >= compareInterval {
+			again, compared = compareAtOnce, time.Now()
+		}
+		for _, id := range m.contacts.due(m.network.Peers(), again, time.Now()) {
+			under.Go(func() {
+				who, err := m.greet(ctx, id, nil)
+				if err == nil && (m.behind() || m.verifier.Orphaned(m.State().Chain)) {
+					defer nudge(m.seek) // here is one more to ask
+				}
+				m.contacts.greeted(id, who, err, time.Now())
+			})
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// keepTold tells connected members what is new, until ctx ends.
+func (m *Membership) keepTold(ctx context.Context) {
+	for {
+		select {
+		case <-m.wake:
+		case <-ctx.Done():
+			return
+		}
+		m.mu.Lock()
+		news := m.news
+		m.news = nil
+		m.mu.Unlock()
+		for first := true; first || len(news) > 0; first = false {
+			n := min(len(news), newsMax)
+			m.tellAll(ctx, news[:n])
+			news = news[n:]
+		}
+	}
+}
+
+// tellAll tells all members that this one is connected with, and returns how many have
+// heard.
+func (m *Membership) tellAll(ctx context.Context, news [][]byte) int {
+	if m.network == nil {
+		return 0
+	}
+	var all sync.WaitGroup
+	var mu sync.Mutex // guards told
+	told := 0
+	turns := make(chan struct{}, greetAtOnce)
+	for _, id := range m.network.Peers() {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			if _, err := m.greet(ctx, id, news); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				told++
+			}
+		})
+	}
+	all.Wait()
+	return told
+}

@@ -1,0 +1,356 @@
+package membership
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// revokedMax bounds the revocations that are known: as many members as a large
+	// mesh loses in many years, and 20 MB. Over it none is taken: the mesh is to be
+	// founded anew.
+	revokedMax = 10_000
+	// storeInterval is how often the origin is asked for revocations while no member
+	// is connected, and told of those that it lacks.
+	storeInterval = time.Minute
+	// storeSpread is the time over which those who hear of a revocation look whether
+	// the origin has it: who made it may not write there.
+	storeSpread = 10 * time.Minute
+	// storeTimeout bounds one look at the origin.
+	storeTimeout = 30 * time.Second
+	// prefixSize bytes of a key tell two members which revocations they share. One
+	// who makes two keys that begin alike hides one from the comparison only.
+	prefixSize = 8
+)
+
+// revoked is a revocation, and when this member learnt of it.
+type revoked struct {
+	Sealed []byte `cbor:"sealed"`
+	// Learnt is in Unix nanoseconds.
+	Learnt int64 `cbor:"learnt"`
+}
+
+// told is a revocation that somebody handed over. seen is when the store had it first;
+// zero is now.
+type told struct {
+	sealed []byte
+	seen   time.Time
+}
+
+// loadRevoked reads what was learnt before.
+func (m *Membership) loadRevoked() error {
+	dir := filepath.Join(m.cfg.Dir, revokedDir)
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("revocations: %w", err)
+	}
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), ".") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			return fmt.Errorf("revocations: %w", err)
+		}
+		var r revoked
+		key, err := trust.ParsePublicKey(f.Name())
+		if err == nil {
+			err = m.codec.Unmarshal(b, &r)
+		}
+		if err == nil { // nobody is revoked yet, so each counts that counted when it was learnt
+			_, err = m.verifier.OpenRevocation(r.Sealed, time.Unix(0, r.Learnt), m.cfg.Now())
+		}
+		if err != nil { // to go on would be to trust whom it is about
+			return fmt.Errorf("revocation %s: %w; remove the file, and the mesh will tell again", filepath.Join(dir, f.Name()), errors.Join(content.ErrCorrupt, err))
+		}
+		m.revoked[key] = r
+	}
+	return nil
+}
+
+// install has the verifier, and the digest, follow the revocations that are known.
+func (m *Membership) install() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	keys := make(map[trust.PublicKey]time.Time, len(m.revoked))
+	for key, r := range m.revoked {
+		keys[key] = time.Unix(0, r.Learnt)
+	}
+	m.verifier.Revoke(keys)
+}
+
+// learn takes revocations, each as far as its signer is believed at that point: on disk
+// first, then in force, then passed on. It returns how many were news.
+func (m *Membership) learn(list []told) int {
+	if len(list) == 0 {
+		return 0
+	}
+	var fresh []trust.PublicKey
+	var news [][]byte
+	earlier := false
+	m.changing.Lock()
+	for _, t := range list {
+		key, had, err := m.learnOne(t)
+		switch {
+		case err != nil:
+			m.cfg.Log.Debug("a revocation is not taken", "err", err)
+		case key.IsZero():
+		case had:
+			earlier = true
+		default:
+			fresh, news = append(fresh, key), append(news, t.sealed)
+		}
+	}
+	m.changing.Unlock()
+	if len(fresh) > 0 {
+		m.mu.Lock()
+		m.digest = digestOf(m.revoked)
+		m.news = append(m.news, news...)
+		if m.owed.IsZero() {
+			m.owed = m.cfg.Now().Add(rand.N(storeSpread))
+		}
+		m.mu.Unlock()
+		if err := m.roll.save(); err != nil { // who was met before has to be known after a restart
+			m.cfg.Log.Warn("who was met before a revocation may be forgotten", "err", err)
+		}
+		for _, key := range fresh {
+			m.cfg.Log.Warn("a member was revoked", "key", key, "id", MemberID(key), "self", key == m.cfg.Identity.Public())
+		}
+		nudge(m.wake)
+		nudge(m.seek)
+	}
+	if len(fresh) > 0 || earlier {
+		m.cfg.OnRevoked(fresh)
+	}
+	return len(fresh)
+}
+
+// learnOne takes one; the zero key says that there is nothing new in it. Called with
+// changing.
+func (m *Membership) learnOne(t told) (key trust.PublicKey, had bool, err error) {
+	now := m.cfg.Now()
+	if t.seen.IsZero() || t.seen.After(now) {
+		t.seen = now
+	}
+	r, err := m.verifier.OpenRevocation(t.sealed, t.seen, now)
+	if err != nil {
+		return key, false, err
+	}
+	m.mu.RLock()
+	old, had := m.revoked[r.Key]
+	full := len(m.revoked) >= revokedMax
+	m.mu.RUnlock()
+	switch {
+	case had && t.seen.UnixNano() >= old.Learnt:
+		return key, true, nil
+	case !had && full:
+		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "key", r.Key, "limit", revokedMax)
+		return key, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
+	}
+	entry := revoked{t.sealed, t.seen.UnixNano()}
+	b, err := m.codec.Marshal(entry)
+	dir := filepath.Join(m.cfg.Dir, revokedDir)
+	if err == nil {
+		err = durable.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(dir, r.Key.String()), b, 0o600)
+	}
+	if err != nil { // in force all the same, until a restart
+		m.cfg.Log.Error("a revocation is not on disk", "key", r.Key, "err", err)
+	}
+	m.mu.Lock()
+	m.revoked[r.Key] = entry
+	m.mu.Unlock()
+	m.install()
+	return r.Key, had, nil
+}
+
+// digestOf is the same for the same keys.
+func digestOf(all map[trust.PublicKey]revoked) [32]byte {
+	h := sha256.New()
+	for _, key := range slices.SortedFunc(maps.Keys(all), compareKeys) {
+		h.Write(key[:])
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// revokedRequest says what the asker knows: prefixes of keys, one behind the other.
+type revokedRequest struct {
+	Have []byte `cbor:"have"`
+}
+
+// revokedReply has what the asker lacks, or some of it, and the prefixes of what the
+// answerer does.
+type revokedReply struct {
+	Sealed [][]byte `cbor:"sealed"`
+	Want   []byte   `cbor:"want"`
+}
+
+// lacking answers with revocations that the asker does not have.
+func (m *Membership) lacking(q revokedRequest) (revokedReply, error) {
+	if len(q.Have) > revokedMax*prefixSize {
+		return revokedReply{}, fmt.Errorf("revocations: %w: %d bytes of prefixes", content.ErrInvalid, len(q.Have))
+	}
+	theirs := map[string]bool{}
+	for p := range slices.Chunk(q.Have, prefixSize) {
+		theirs[string(p)] = true
+	}
+	var r revokedReply
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for key, known := range m.revoked {
+		p := string(key[:prefixSize])
+		if !theirs[p] && len(r.Sealed) < newsMax {
+			r.Sealed = append(r.Sealed, known.Sealed)
+		}
+		delete(theirs, p)
+	}
+	for p := range theirs {
+		r.Want = append(r.Want, p...)
+	}
+	return r, nil
+}
+
+// even brings this member and another to the same revocations, as far as each believes
+// them.
+func (m *Membership) even(ctx context.Context, id peer.ID) error {
+	for {
+		var have []byte
+		m.mu.RLock()
+		for key := range m.revoked {
+			have = append(have, key[:prefixSize]...)
+		}
+		m.mu.RUnlock()
+		var r revokedReply
+		if err := m.call(ctx, id, revokedMethod, revokedRequest{have}, &r); err != nil {
+			return err
+		}
+		list := make([]told, 0, min(len(r.Sealed), newsMax))
+		for _, b := range r.Sealed[:min(len(r.Sealed), newsMax)] {
+			list = append(list, told{sealed: b})
+		}
+		if m.learn(list) == 0 || len(r.Sealed) < newsMax {
+			return m.give(ctx, id, r.Want)
+		}
+	}
+}
+
+// give tells a member of the revocations whose keys begin so.
+func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
+	wanted := map[string]bool{}
+	for p := range slices.Chunk(want[:min(len(want), revokedMax*prefixSize)], prefixSize) {
+		wanted[string(p)] = true
+	}
+	var news [][]byte
+	m.mu.RLock()
+	for key, r := range m.revoked {
+		if wanted[string(key[:prefixSize])] {
+			news = append(news, r.Sealed)
+		}
+	}
+	m.mu.RUnlock()
+	for part := range slices.Chunk(news, newsMax) {
+		var g greeting
+		if err := m.call(ctx, id, greetMethod, m.greeting(part), &g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepStored reads the revocations at the origin when it answers first, when it is back,
+// and while no member is connected who would tell; and brings those there that it
+// lacks. Until ctx ends.
+func (m *Membership) keepStored(ctx context.Context) {
+	tick := time.NewTicker(contactInterval)
+	defer tick.Stop()
+	var looked time.Time
+	here := false
+	for {
+		c, writable := m.cfg.Catalog()
+		alone := time.Since(looked) >= storeInterval && len(m.connected()) == 0
+		if c != nil && (!here || alone || m.owes()) {
+			looked = time.Now()
+			if err := m.compareStore(ctx, c, writable); err != nil && ctx.Err() == nil {
+				m.cfg.Log.Debug("revocations at the origin", "err", err)
+			}
+		}
+		here = c != nil
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// owes reports whether it is time to look if the origin has all revocations.
+func (m *Membership) owes() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return !m.owed.IsZero() && !m.cfg.Now().Before(m.owed)
+}
+
+// compareStore learns what the origin has of revocations, and writes what it lacks.
+func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writable bool) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	var list []told
+	there := map[string]bool{}
+	var errs []error
+	for r, err := range c.List(ctx, content.KindRevocation) {
+		there[r.Name] = true
+		switch {
+		case err == nil && len(list) < revokedMax:
+			list = append(list, told{r.Sealed, r.Modified})
+		case errors.Is(err, content.ErrUnavailable):
+			errs = append(errs, err)
+		}
+	}
+	slices.SortFunc(list, func(a, b told) int { return a.seen.Compare(b.seen) })
+	m.learn(list) // in the order of their writing: who was revoked then revokes nobody later
+	m.mu.RLock()
+	lacks := map[trust.PublicKey][]byte{}
+	for key, r := range m.revoked {
+		if !there[key.String()] {
+			lacks[key] = bytes.Clone(r.Sealed)
+		}
+	}
+	m.mu.RUnlock()
+	if len(errs) == 0 && writable {
+		for key, sealed := range lacks {
+			if _, err := c.Submit(ctx, sealed, ""); err != nil && !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrForbidden) {
+				errs = append(errs, fmt.Errorf("store revocation of %s: %w", key, err))
+			}
+		}
+	}
+	m.mu.Lock()
+	m.owed = time.Time{}
+	if len(errs) > 0 {
+		m.owed = m.cfg.Now().Add(storeInterval)
+	}
+	m.mu.Unlock()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,187 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/dir"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// waitMax is how long the nodes of a test may take for what they do by themselves.
+const waitMax = 60 * time.Second
+
+// mesh is real nodes of one process, over libp2p on loopback, with one bucket.
+type mesh struct {
+	t      *testing.T
+	origin string
+	first  *Node
+}
+
+// start runs a node in a folder until stop is called, or the test ends.
+func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
+	m.t.Helper()
+	n, err := New(m.t.Context(), Config{
+		Dir: data, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
+		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Log: slog.New(slog.DiscardHandler),
+		OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
+			b, err := dir.Open(m.origin)
+			return b, nil, err
+		},
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	stop = func() {
+		if ctx.Err() == nil {
+			cancel()
+			if err := <-ended; err != nil {
+				m.t.Error(err)
+			}
+		}
+	}
+	m.t.Cleanup(stop)
+	return n, stop
+}
+
+func (m *mesh) token(role trust.Role) string {
+	m.t.Helper()
+	token, _, err := m.first.CreateToken(role, "", 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return token.String()
+}
+
+// await waits until something holds.
+func (m *mesh) await(what string, holds func() bool) {
+	m.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(waitMax)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-late:
+			m.t.Fatalf("%s: not within %s", what, waitMax)
+		}
+	}
+}
+
+func (n *Node) linked(other *Node) bool {
+	return slices.ContainsFunc(n.swarm.Peers(), func(p peer.AddrInfo) bool { return p.ID == other.swarm.ID() })
+}
+
+func (n *Node) hasRevoked(other *Node) bool {
+	_, ok := n.verifier.Revoked(other.identity.Public())
+	return ok
+}
+
+// TestRevokedMemberIsCut has a publisher revoked that is connected with real nodes: all
+// learn of it, its connections end, what it signs is refused and what it signed before
+// stays; one that was away learns on contact, and the bucket can't make it unheard.
+func TestRevokedMemberIsCut(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	bad, _ := m.start(t.TempDir(), "bad", m.token(trust.RolePublisher))
+	lateDir := t.TempDir()
+	late, stopLate := m.start(lateDir, "late", m.token(trust.RoleNode))
+	witness, _ := m.start(t.TempDir(), "witness", m.token(trust.RoleNode))
+	for _, n := range []*Node{bad, late, witness} {
+		m.await("connected", func() bool { return m.first.linked(n) })
+	}
+	m.await("it is met", func() bool { return stateOf(m.first.Members(t.Context()), "bad") == membership.StateConnected })
+	stopLate()
+	publish(t, bad, "before")
+	if _, err := m.first.Names.Lookup(t.Context(), content.KindImage, "before", true); err != nil {
+		t.Fatal(err)
+	}
+	r, err := m.first.Revoke(t.Context(), "bad", false)
+	if err != nil || r.Member.ID != bad.swarm.ID().String() {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	m.await("the witness knows", func() bool { return witness.hasRevoked(bad) })
+	m.await("connections end", func() bool { return !m.first.linked(bad) && !bad.linked(m.first) })
+	if _, err := bad.exchange.Call(t.Context(), m.first.swarm.ID(), resolveMethod, nil); err == nil {
+		t.Error("the revoked is answered")
+	}
+	sealed, err := bad.signer.Seal(trust.Envelope{Kind: content.KindImage, Name: "after", Version: 1, SignedAt: time.Now().Add(-time.Hour), Commit: trust.NewCommit()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.first.verifier.Open(sealed, time.Now(), time.Now()); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("what it signs now, with another time: %v", err)
+	}
+	if _, ok := m.first.Names.Held(content.KindImage, "before"); !ok {
+		t.Error("what it signed before is gone")
+	}
+	stored := filepath.Join(m.origin, "records", string(content.KindRevocation), bad.identity.Public().String())
+	m.await("the origin has it", func() bool { _, err := os.Stat(stored); return err == nil })
+	if err := os.Remove(stored); err != nil { // who can write to the bucket
+		t.Fatal(err)
+	}
+	late, _ = m.start(lateDir, "late", "")
+	m.await("who was away knows", func() bool { return late.hasRevoked(bad) })
+	m.await("it shows", func() bool { return stateOf(late.Members(t.Context()), "bad") == membership.StateRevoked })
+}
+
+func stateOf(all []membership.Member, name string) membership.MemberState {
+	for _, x := range all {
+		if x.Name == name {
+			return x.State
+		}
+	}
+	return ""
+}
+
+// TestRevocationAtTheOrigin is read by a node that meets no member.
+func TestRevocationAtTheOrigin(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	var stop func()
+	m.first, stop = m.start(t.TempDir(), "first", "")
+	data := t.TempDir()
+	lone, stopLone := m.start(data, "lone", m.token(trust.RoleNode))
+	m.await("connected", func() bool { return m.first.linked(lone) })
+	stopLone()
+	gone := trust.NewPrivateKey().Public()
+	if _, err := m.first.Revoke(t.Context(), gone.String(), false); err != nil {
+		t.Fatal(err)
+	}
+	m.await("the origin has it", func() bool {
+		_, err := m.first.origin.records().Get(t.Context(), content.KindRevocation, gone.String())
+		return err == nil
+	})
+	stop()
+	lone, _ = m.start(data, "lone", "")
+	m.await("it knows", func() bool { _, ok := lone.verifier.Revoked(gone); return ok })
+}
+
+// TestRotationAmongNodes: the announce secret changes with the node running.
+func TestRotationAmongNodes(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	n, _ := m.start(t.TempDir(), "second", m.token(trust.RoleNode))
+	m.await("connected", func() bool { return m.first.linked(n) })
+	old := n.member.Announce()
+	if g, err := m.first.Rotate(t.Context()); err != nil || g != 2 {
+		t.Fatalf("generation %d, %v", g, err)
+	}
+	m.await("it has the new secrets", func() bool { return n.member.State().Secrets.Generation.Number == 2 })
+	if now := n.member.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.member.Announce()[0] {
+		t.Error("roots are not announced under the new secret, or not looked for under the old one")
+	}
+}
