@@ -36,6 +36,7 @@ type asker struct {
 // askers are the peers that have streams open to us.
 type askers struct {
 	stranger func(peer.ID) bool
+	max      int // strangers that are served
 
 	mu    sync.Mutex // guards peers; an asker's is taken under it
 	peers map[peer.ID]*asker
@@ -99,10 +100,10 @@ func (s *askers) admit(in *inbound) error {
 	}
 	s.mu.Unlock()
 	switch {
-	case strangers <= strangersMax || !s.stranger(a.id):
+	case strangers <= s.max || !s.stranger(a.id):
 		return nil
 	case victim == nil:
-		return fmt.Errorf("%w: %d strangers are being served", content.ErrUnavailable, strangersMax)
+		return fmt.Errorf("%w: %d strangers are being served", content.ErrUnavailable, s.max)
 	}
 	victim.drop()
 	return nil

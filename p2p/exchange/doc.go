@@ -24,10 +24,17 @@
 // its own replies, of which a server sends one each ProgressInterval while it makes
 // somebody wait; a frame that is long on its way excuses what waits behind it.
 //
-// # Who asks
+// # Who asks, and who is asked
 //
-// Each stream begins with the asker's certificate chain, checked again once a
-// minute. Without a good one the asker is a stranger: small budgets, the lowest
-// priority, a quarter of the turns for all of them, and an empty Identity, which
-// may read public content only.
+// Each stream begins with a hello of either end, which shows its certificate chain. A
+// peer that has shown a good one, asking or asked, has proved who it is for all its
+// streams (package identity), until a check once a minute, or after a revocation,
+// finds it bad: then its streams end. Who has not is asked nothing. When it asks it is
+// a stranger: small budgets, few frames a second, the lowest priority, a quarter of
+// the turns and a rate of bytes for all of them, and an empty Identity, which may read
+// public content only. One that wants nothing loses its streams, and when there are
+// too many of them the one that was silent longest goes.
+//
+// What a peer makes us keep is bounded by what it has sent: a frame's memory grows as
+// it comes, and its streams end when it does not.
 package exchange

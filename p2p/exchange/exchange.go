@@ -129,7 +129,7 @@ func New(cfg Config) (*Exchange, error) {
 		sessions: map[peer.ID]*session{},
 	}
 	x.ledger = identity.New(cfg.Verifier, x.connected, cfg.Now)
-	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, peers: map[peer.ID]*asker{}}
+	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
