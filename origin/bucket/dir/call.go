@@ -96,13 +96,14 @@ func (b *Bucket) openObject(key string) (opened, error) {
 		f.Close() // nothing was written
 		return opened{}, err
 	}
-	return opened{f, fi}, nil
+	return opened{f, fi, isLocal(f)}, nil
 }
 
 // opened is an object that is open for reading.
 type opened struct {
 	*os.File
-	info os.FileInfo
+	info  os.FileInfo
+	local bool // reads end, whatever becomes of a network
 }
 
 // part is the body of a Get.
@@ -110,19 +111,31 @@ type part struct {
 	ctx      context.Context // of the Get that opened the body, which bounds its reads too
 	b        *Bucket
 	f        *os.File // nil once a call that never ended has it
+	local    bool
 	off, end int64
 }
 
 // Read implements io.Reader.
 func (p *part) Read(to []byte) (int, error) {
-	n := int(min(int64(len(to)), readMax, p.end-p.off))
+	left := min(int64(len(to)), p.end-p.off)
 	switch {
 	case p.f == nil:
 		return 0, abandoned(p.ctx)
-	case n == 0:
+	case left == 0:
 		return 0, io.EOF
+	case p.ctx.Err() != nil:
+		return 0, p.ctx.Err()
+	case !p.local:
+		return p.readCopied(to[:min(left, readMax)])
 	}
-	buf, f, off := p.b.buffers.Get(n), p.f, p.off
+	n, err := p.f.ReadAt(to[:left], p.off)
+	p.off += int64(n)
+	return n, err
+}
+
+// readCopied reads by way of memory that a call which never ends may keep.
+func (p *part) readCopied(to []byte) (int, error) {
+	buf, f, off := p.b.buffers.Get(len(to)), p.f, p.off
 	type read struct {
 		n   int
 		err error // beside bytes, perhaps

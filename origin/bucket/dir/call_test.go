@@ -1,6 +1,7 @@
 package dir
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -82,5 +83,36 @@ func TestAPutThatHangsIsUnknown(t *testing.T) {
 	<-b.turn
 	if _, err := b.Put(t.Context(), "a", bucket.Bytes([]byte("x")), bucket.IfAbsent()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestReadsThatAreCopied reads as of a network mount, which takes another way.
+func TestReadsThatAreCopied(t *testing.T) {
+	b := open(t, t.TempDir())
+	want := bytes.Repeat([]byte("grange"), 200_000)
+	if _, err := b.Put(t.Context(), "a", bucket.Bytes(want), bucket.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, local := range []bool{true, false} {
+		o, err := b.openObject("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := &part{ctx, b, o.File, local, 5, int64(len(want)) - 5}
+		got, err := io.ReadAll(body)
+		if err = errors.Join(err, body.Close()); err != nil || !bytes.Equal(got, want[5:len(want)-5]) {
+			t.Errorf("local %v: %d bytes, %v", local, len(got), err)
+		}
+	}
+	o, err := b.Get(ctx, "a", bucket.Range{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	_, err = o.Body.Read(make([]byte, 10))
+	if err = errors.Join(err, o.Body.Close()); !errors.Is(err, context.Canceled) {
+		t.Errorf("read after the end: %v", err)
 	}
 }

@@ -160,7 +160,7 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("get %s: %w", key, err), o.Close())
 	}
-	body := &part{ctx, b, o.File, off, off + length}
+	body := &part{ctx, b, o.File, o.local, off, off + length}
 	return &bucket.Object{Info: describe(key, o.info), Body: bucket.Exactly(body, length)}, nil
 }
 
