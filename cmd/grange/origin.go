@@ -45,7 +45,7 @@ func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, 
 		if u.Host != "" || !filepath.IsAbs(filepath.FromSlash(u.Path)) {
 			return nil, fmt.Errorf("%w: want file:///ABSOLUTE/FOLDER", content.ErrInvalid)
 		}
-		return dir.Open(filepath.FromSlash(u.Path))
+		return dir.Open(ctx, filepath.FromSlash(u.Path), o.log)
 	case "s3":
 		l, err := s3.ParseURL(text)
 		if err != nil {

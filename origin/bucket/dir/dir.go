@@ -15,9 +15,14 @@
 // system keeping fine times, which each write checks on its own file; without
 // them it is refused.
 //
-// Everybody on the host may read what is there, as a web server must; a folder
-// above that is closed to others keeps them out. A part of the bucket that is to lie
-// on another disk is mounted in its place: lists do not follow symbolic links.
+// The folder is for its user alone: what others may read of it is a matter of scopes,
+// which a file system knows nothing of. A web server that is to show it runs as that
+// user, and gives out packs/public/ at most. A part of the bucket that is to lie on
+// another disk is mounted in its place: symbolic links are not followed, nor is
+// anything else believed that is no regular file.
+//
+// Each operation ends when its ctx does, though the disk below may be a network mount
+// that answers no more: the system call is left to itself then.
 package dir
 
 import (
@@ -28,21 +33,24 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
-	// folderMode lets a web server of another user read what is there.
-	folderMode = 0o755
-	fileMode   = 0o644
+	// folderMode and fileMode keep the other users of the host out.
+	folderMode = 0o700
+	fileMode   = 0o600
 
 	tmpDir   = ".tmp"
 	lockName = ".lock"
@@ -60,20 +68,32 @@ const (
 
 // Bucket is a folder. Safe for concurrent use, by several processes too.
 type Bucket struct {
-	root string
-	turn chan struct{} // holds one element while a goroutine of this process has the lock, or waits for it
+	root    string
+	turn    chan struct{} // holds one element while a goroutine of this process has the lock, or waits for it
+	calls   chan struct{} // holds one element for each call into the file system
+	buffers scratch.Pool
 }
 
-// Open opens the bucket in the folder at root, which is made if absent.
-func Open(root string) (*Bucket, error) {
+// Open opens the bucket in the folder at root, which is made if absent, and closed to
+// other users if it is not. Log receives what was done to a folder that was there.
+func Open(ctx context.Context, root string, log *slog.Logger) (*Bucket, error) {
 	if !filepath.IsAbs(root) {
 		return nil, fmt.Errorf("origin folder %q: %w: want an absolute path", root, content.ErrInvalid)
 	}
-	b := &Bucket{root, make(chan struct{}, 1)}
-	if err := durable.MkdirAll(root, folderMode); err != nil {
-		return nil, fmt.Errorf("origin folder: %w", b.unwritten(err))
+	b := &Bucket{root: root, turn: make(chan struct{}, 1), calls: make(chan struct{}, callsMax)}
+	err := do(ctx, b, func() error {
+		if err := durable.MkdirAll(root, folderMode); err != nil {
+			return b.unwritten(err)
+		}
+		if err := own(root, log); err != nil {
+			return err
+		}
+		b.sweep()
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("origin folder: %w", err)
 	}
-	b.sweep()
 	return b, nil
 }
 
@@ -132,23 +152,16 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
 		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
-	f, err := os.Open(b.path(key))
+	o, err := call(ctx, b, func() (opened, error) { return b.openObject(key) }, func(o opened) { o.Close() })
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", key, b.unread(err))
+		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
-	fi, err := f.Stat()
-	if err != nil || fi.IsDir() {
-		return nil, errors.Join(fmt.Errorf("get %s: %w", key, content.ErrNotFound), err, f.Close())
-	}
-	off, length, err := r.Within(fi.Size())
+	off, length, err := r.Within(o.info.Size())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("get %s: %w", key, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("get %s: %w", key, err), o.Close())
 	}
-	body := struct {
-		io.Reader
-		io.Closer
-	}{io.NewSectionReader(f, off, length), f}
-	return &bucket.Object{Info: describe(key, fi), Body: bucket.Exactly(body, length)}, nil
+	body := &part{ctx, b, o.File, o.local, off, off + length}
+	return &bucket.Object{Info: describe(key, o.info), Body: bucket.Exactly(body, length)}, nil
 }
 
 // Put implements bucket.Bucket.
@@ -157,12 +170,25 @@ func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond buc
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
 	// Crash from here on: a stray file, until it is swept.
-	tmp, err := b.stage(body)
+	mine := newLent(body)
+	tmp, err := call(ctx, b, func() (staged, error) { return b.stage(mine) }, func(s staged) { os.Remove(s.name) })
 	if err != nil {
+		mine.takeBack()
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
-	err = b.locked(ctx, func() error { return b.publish(tmp, key, cond) })
-	os.Remove(tmp.name) // gone already after a rename
+	var begun atomic.Bool // publishing, or never to be
+	err = do(ctx, b, func() error {
+		defer os.Remove(tmp.name) // gone already after a rename
+		return b.locked(ctx, func() error {
+			if begun.Swap(true) {
+				return errAbandoned
+			}
+			return b.publish(tmp, key, cond)
+		})
+	})
+	if errors.Is(err, errAbandoned) && begun.Swap(true) {
+		err = fmt.Errorf("%w: %w", bucket.ErrUnknown, err)
+	}
 	if err != nil {
 		return bucket.Info{}, fmt.Errorf("put %s: %w", key, err)
 	}
@@ -242,7 +268,7 @@ func (b *Bucket) locked(ctx context.Context, f func() error) error {
 // publish gives the staged file its name if the condition holds, durably.
 func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 	name := b.path(key)
-	current, err := os.Stat(name)
+	current, err := os.Lstat(name)
 	exists := err == nil
 	switch {
 	case err != nil && isNotFolder(err):
@@ -251,6 +277,8 @@ func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 		return b.unwritten(err)
 	case exists && current.IsDir():
 		return fmt.Errorf("%w: the key is the folder of other objects", content.ErrInvalid)
+	case exists && !current.Mode().IsRegular():
+		return fmt.Errorf("%w: %s is no regular file: remove it, or what put it there", content.ErrCorrupt, name)
 	case cond.Absent() && exists:
 		return fmt.Errorf("%w: it exists", bucket.ErrPrecondition)
 	case cond.ETag() != "" && !exists:
@@ -304,49 +332,83 @@ func (w walk) dir(folder string) bool {
 		w.yield(bucket.Info{}, w.ctx.Err())
 		return false
 	}
-	entries, err := os.ReadDir(filepath.Join(w.b.root, filepath.FromSlash(folder)))
+	items, err := call(w.ctx, w.b, func() ([]item, error) { return w.read(folder) }, nil)
 	if err != nil {
-		if err = w.b.unread(err); errors.Is(err, content.ErrNotFound) {
+		if errors.Is(err, content.ErrNotFound) {
 			return true
 		}
 		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
 		return false
 	}
-	keyOf := func(e fs.DirEntry) string {
-		if e.IsDir() {
-			return folder + e.Name() + "/"
-		}
-		return folder + e.Name()
-	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(keyOf(a), keyOf(b)) })
-	for _, e := range entries {
-		if key := keyOf(e); !strings.HasPrefix(e.Name(), ".") && !w.entry(e, key) {
+	for len(items) > 0 {
+		part := items[:min(len(items), statsMax)]
+		if _, err := call(w.ctx, w.b, func() (struct{}, error) { return struct{}{}, w.stat(part) }, nil); err != nil {
+			w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
 			return false
 		}
+		for _, it := range part {
+			switch {
+			case it.entry.IsDir() && !w.dir(it.key), it.info != nil && !w.yield(describe(it.key, it.info), nil):
+				return false
+			}
+		}
+		items = items[len(part):]
 	}
 	return true
 }
 
-func (w walk) entry(e fs.DirEntry, key string) bool {
-	if e.IsDir() {
-		mayHold := strings.HasPrefix(key, w.prefix) || strings.HasPrefix(w.prefix, key)
-		if !mayHold || key < w.after && !strings.HasPrefix(w.after, key) {
-			return true
-		}
-		return w.dir(key)
-	}
-	if !strings.HasPrefix(key, w.prefix) || key <= w.after {
-		return true
-	}
-	fi, err := e.Info()
-	if errors.Is(err, fs.ErrNotExist) { // deleted meanwhile
-		return true
-	}
+// item is a folder or file that a list may reach.
+type item struct {
+	entry fs.DirEntry
+	key   string      // of a folder with a slash behind
+	info  fs.FileInfo // of a file that is there
+}
+
+// read returns what the list wants of a folder, in order of keys.
+func (w walk) read(folder string) ([]item, error) {
+	entries, err := os.ReadDir(filepath.Join(w.b.root, filepath.FromSlash(folder)))
 	if err != nil {
-		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", key, w.b.unread(err)))
-		return false
+		return nil, w.b.unread(err)
 	}
-	return w.yield(describe(key, fi), nil)
+	var items []item
+	for _, e := range entries {
+		it := item{entry: e, key: folder + e.Name()}
+		if e.IsDir() {
+			it.key += "/"
+		}
+		if !strings.HasPrefix(e.Name(), ".") && w.wants(it) {
+			items = append(items, it)
+		}
+	}
+	slices.SortFunc(items, func(a, b item) int { return strings.Compare(a.key, b.key) })
+	return items, nil
+}
+
+// wants reports whether the list may yield what it is, or what is in it. What is
+// neither a file nor a folder is passed over.
+func (w walk) wants(it item) bool {
+	if it.entry.IsDir() {
+		mayHold := strings.HasPrefix(it.key, w.prefix) || strings.HasPrefix(w.prefix, it.key)
+		return mayHold && (it.key >= w.after || strings.HasPrefix(w.after, it.key))
+	}
+	return it.entry.Type().IsRegular() && strings.HasPrefix(it.key, w.prefix) && it.key > w.after
+}
+
+// stat looks at files; those deleted meanwhile get no info.
+func (w walk) stat(items []item) error {
+	for i := range items {
+		if items[i].entry.IsDir() {
+			continue
+		}
+		fi, err := items[i].entry.Info()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", items[i].key, w.b.unread(err))
+		}
+		if err == nil && fi.Mode().IsRegular() {
+			items[i].info = fi
+		}
+	}
+	return nil
 }
 
 // Delete implements bucket.Bucket. The folders stay: another writer may be about
@@ -355,11 +417,13 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	if err := errors.Join(bucket.CheckKey(key), ctx.Err()); err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)
 	}
-	err := b.locked(ctx, func() error {
-		if err := durable.Remove(b.path(key)); err != nil {
-			return b.unwritten(err)
-		}
-		return nil
+	err := do(ctx, b, func() error {
+		return b.locked(ctx, func() error {
+			if err := durable.Remove(b.path(key)); err != nil {
+				return b.unwritten(err)
+			}
+			return nil
+		})
 	})
 	if err != nil && !errors.Is(err, content.ErrNotFound) {
 		return fmt.Errorf("delete %s: %w", key, err)

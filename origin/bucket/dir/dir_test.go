@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 
 func open(t testing.TB, root string) *Bucket {
 	t.Helper()
-	b, err := Open(root)
+	b, err := Open(t.Context(), root, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +144,7 @@ func TestALostFolderIsNotAnEmptyBucket(t *testing.T) {
 // write replaces one object without end, as fast as it can, and prints each
 // version once it is acknowledged. It runs in a child, which is killed.
 func write(root string) {
-	b, err := Open(root)
+	b, err := Open(context.Background(), root, slog.New(slog.DiscardHandler))
 	if err != nil {
 		panic(err)
 	}

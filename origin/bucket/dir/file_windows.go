@@ -3,6 +3,7 @@ package dir
 import (
 	"errors"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/windows"
 )
@@ -16,3 +17,17 @@ func isFull(err error) bool { return errors.Is(err, windows.ERROR_DISK_FULL) }
 
 // isNotFolder reports whether a part of a path is a file.
 func isNotFolder(err error) bool { return errors.Is(err, windows.ERROR_DIRECTORY) }
+
+// errLink: a symbolic link stands where a file is looked for.
+var errLink = errors.New("a symbolic link")
+
+// openNoWait opens a file for reading, and does not follow a symbolic link.
+func openNoWait(name string) (*os.File, error) {
+	if fi, err := os.Lstat(name); err == nil && fi.Mode()&fs.ModeSymlink != 0 {
+		return nil, errLink
+	}
+	return os.Open(name)
+}
+
+// isForeign reports whether openNoWait met a symbolic link.
+func isForeign(err error) bool { return errors.Is(err, errLink) }

@@ -3,6 +3,7 @@ package web
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,7 +33,7 @@ func serve(t *testing.T, h http.Handler) *Bucket {
 // TestReadsAFolder reads through a plain web server what package dir writes.
 func TestReadsAFolder(t *testing.T) {
 	root := t.TempDir()
-	write, err := dir.Open(root)
+	write, err := dir.Open(t.Context(), root, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

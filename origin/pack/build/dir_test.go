@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"log/slog"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -32,7 +33,7 @@ func TestOnADirectory(t *testing.T) {
 	root, cache := t.TempDir(), filepath.Join(t.TempDir(), "index")
 	im := newImage(1500, 1, 0)
 	m := newMesh(t, time.Now())
-	to, err := dir.Open(root)
+	to, err := dir.Open(t.Context(), root, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
