@@ -70,7 +70,7 @@ func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 	var out []ImageInfo
 	for _, k := range im.n.Names.Of(content.KindImage) {
 		if i, err := im.info(k); err == nil {
-			i.Confirmed = confirmed[i.Name]
+			i.Confirmed = i.Confirmed && confirmed[i.Name]
 			out = append(out, i)
 		}
 	}

@@ -20,6 +20,7 @@ const readBackTimeout = 3 * time.Second
 // says it wrote is ErrUnavailable until another has seen it at the origin, or this
 // node: it is known here, unconfirmed, and the same Commit again writes no other.
 func (n *Names) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, error) {
+	ch.Base = n.base(ch)
 	if c := n.cfg.Writer(); c != nil {
 		asked := n.cfg.Now()
 		r, err := c.Commit(ctx, ch)
@@ -34,6 +35,18 @@ func (n *Names) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, 
 		return catalog.Record{}, fmt.Errorf("write %s %q: %w", ch.Kind, ch.Name, err)
 	}
 	return r, nil
+}
+
+// base is the record that a change replaces: where members saw a later one than the
+// origin shows, the origin's, as who writes there anew settles which it is.
+func (n *Names) base(ch catalog.Change) *catalog.Record {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	e := n.entries[key(ch.Kind, ch.Name)]
+	if ch.Base != nil && e.heard != nil && e.said != nil && ch.Base.Commit == e.heard.Commit && e.heard.against == e.said.Commit {
+		return &e.said.Record
+	}
+	return ch.Base
 }
 
 func (n *Names) commitThroughMember(ctx context.Context, ch catalog.Change) (catalog.Record, error) {

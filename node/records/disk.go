@@ -25,6 +25,7 @@ type recordFile struct {
 	// is the word of the member that saw it there.
 	Said      bool   `cbor:"said"`
 	Statement []byte `cbor:"statement"`
+	Over      string `cbor:"over"`
 }
 
 // kept is the record that goes to disk, or nil.
@@ -51,7 +52,7 @@ func (n *Names) save(id string) {
 		}
 		return
 	}
-	b, err := n.cfg.Codec.Marshal(recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), e.said != nil, k.statement})
+	b, err := n.cfg.Codec.Marshal(recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), e.said != nil, k.statement, k.over})
 	if err == nil {
 		err = durable.MkdirAll(filepath.Dir(path), 0o700)
 	}
@@ -102,7 +103,7 @@ func (n *Names) read(b []byte) (id string, e entry, err error) {
 	if err != nil {
 		return "", e, err
 	}
-	k.first, k.statement = seen, f.Statement
+	k.first, k.statement, k.over = seen, f.Statement, f.Over
 	if f.Said {
 		k.read, e.said = seen, &k
 	} else {

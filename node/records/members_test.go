@@ -176,7 +176,7 @@ func TestARolledBackBucket(t *testing.T) {
 
 		alone := w.member(t, tempDir(t, 2), trust.RoleNode, "a")
 		want(t, "nobody knows better", alone.lookup(t, content.KindImage, "debian"), 1, true)
-		cold := w.member(t, tempDir(t, 3), trust.RoleNode, "a")
+		cold := w.member(t, tempDir(t, 3), trust.RolePublisher, "a")
 		cold.asksOf(seen)
 		for range 3 {
 			k := cold.lookup(t, content.KindImage, "debian")
@@ -194,7 +194,12 @@ func TestARolledBackBucket(t *testing.T) {
 		seen.restart(t) // the catalog of before would say so itself
 		want(t, "seen before", seen.lookup(t, content.KindImage, "debian"), 2, false)
 
-		w.publish(t, publisher, w.image(t, "debian", content.Mesh(), 3)) // on top of the old one
+		k := cold.lookup(t, content.KindImage, "debian")
+		ch := w.image(t, "debian", content.Mesh(), 3) // on top of the old one, which settles it
+		ch.Base = &k.Record
+		if _, err := cold.Commit(t.Context(), ch); err != nil {
+			t.Error(err)
+		}
 		want(t, "it moves on", cold.lookup(t, content.KindImage, "debian"), 2, true)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,8 +187,8 @@ func TestASilentStore(t *testing.T) {
 				t.Errorf("a look took %s", took)
 			}
 		}
-		if hung.gets != 1 {
-			t.Errorf("%d reads hang", hung.gets)
+		if n := hung.gets.Load(); n != 1 {
+			t.Errorf("%d reads hang", n)
 		}
 		close(hung.open)
 		synctest.Wait()
@@ -197,11 +198,11 @@ func TestASilentStore(t *testing.T) {
 type silent struct {
 	bucket.Bucket
 	open chan struct{}
-	gets int
+	gets atomic.Int64
 }
 
 func (s *silent) Get(context.Context, string, bucket.Range) (*bucket.Object, error) {
-	s.gets++
+	s.gets.Add(1)
 	<-s.open
 	return nil, content.ErrUnavailable
 }
