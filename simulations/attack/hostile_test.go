@@ -36,6 +36,7 @@ import (
 type hostile struct {
 	host.Host
 	at       *netns.Host
+	mesh     trust.PublicKey
 	exchange *exchange.Exchange
 }
 
@@ -81,7 +82,7 @@ func (i insight) enter(t *testing.T, at *netns.Host, signer trust.Signer, c cond
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := &hostile{Host: h, at: at}
+	out := &hostile{Host: h, at: at, mesh: i.mesh}
 	t.Cleanup(func() { h.Close() })
 	err = at.Inside(func() error {
 		return h.Network().Listen(ma.StringCast(fmt.Sprintf("/ip4/%s/tcp/0", at.Addr())))

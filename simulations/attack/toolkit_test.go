@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -119,12 +121,66 @@ func (i insight) speak(t *testing.T, h *hostile, signer trust.Signer, c conduct)
 }
 
 // hello is the first frame of a stream.
-func hello(signer trust.Signer) []byte {
+func hello(signer trust.Signer, lane wire.Lane) []byte {
 	chain, _ := content.NewCodec().Marshal(signer.Chain) // a chain can always be encoded
 	if len(signer.Chain) == 0 {
 		chain = nil
 	}
-	return wire.Append(nil, 0, wire.Hello{Lane: wire.LaneControl, Chain: chain})
+	return wire.Append(nil, 0, wire.Hello{Lane: lane, Chain: chain})
+}
+
+// wants asks for objects on a stream of its own, as a program that believes in no limit
+// of a frame does, and returns all bodies and pages that come.
+func (h *hostile) wants(ctx context.Context, signer trust.Signer, from peer.ID, w wire.Want) (got [][]byte) {
+	s, err := h.NewStream(ctx, from, protocol.ID(wire.ProtocolID(h.mesh)))
+	if err != nil {
+		return nil
+	}
+	defer s.Reset()
+	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	if _, err := s.Write(wire.Append(hello(signer, wire.LaneUrgent), 1, w)); err != nil {
+		return nil
+	}
+	taken := 0
+	for left := len(w.Indexes); left > 0; {
+		var head [wire.HeaderSize]byte
+		if _, err := io.ReadFull(s, head[:]); err != nil {
+			return got
+		}
+		f, err := wire.ParseHeader(head)
+		if err != nil {
+			return got
+		}
+		b := make([]byte, f.Length)
+		if _, err := io.ReadFull(s, b); err != nil {
+			return got
+		}
+		if f.Type == wire.TypeData {
+			left--
+			d, err := wire.DecodeData(f, [wire.DataSize]byte(b))
+			if err != nil {
+				return got
+			}
+			b = b[wire.DataSize:]
+			got = append(got, b[:d.Stored], b[d.Stored:])
+			if taken += d.Size(); d.Ack {
+				_, _ = s.Write(wire.Append(nil, 0, wire.Ack{Bytes: uint32(taken)})) // if it is lost, so is the rest
+				taken = 0
+			}
+			continue
+		}
+		m, err := wire.Decode(f, b)
+		if err != nil {
+			return got
+		}
+		switch m := m.(type) {
+		case wire.Absent:
+			left -= len(m.Indexes)
+		case wire.Unknown, wire.Error, wire.Refer:
+			return got
+		}
+	}
+	return got
 }
 
 // call is a frame that asks for something small.
@@ -208,6 +264,20 @@ func claim(scope content.Scope, size int64, node, page content.CID) pack.Head {
 	p := aPack(scope)
 	h.Node.Pack, h.Page.Pack, h.Manifest.Pack = p, p, p
 	return h
+}
+
+// mapOf is a map and page that name some chunks, said to lie in a pack of that scope.
+func mapOf(scope content.Scope, chunks []content.CID) *ownMap {
+	page := append([]byte("grpage\x00\x01"), 1, 0, 0, byte(len(chunks)), 0, 1, 0, 0)
+	id := aPack(scope)
+	page = append(append(page, byte(len(id))), id...)
+	for i := range chunks {
+		page = append(page, 0, 0, byte(pack.CodecRaw), 0)
+		for _, n := range []uint32{uint32(16 + i*content.ChunkSizeDefault), content.ChunkSizeDefault, content.ChunkSizeDefault} {
+			page = binary.BigEndian.AppendUint32(page, n)
+		}
+	}
+	return &ownMap{node: content.Node{Level: 1, Entries: chunks}, page: page}
 }
 
 // rootOf names the root of a head.
