@@ -190,9 +190,9 @@ func TestPrivateImageStaysInItsFarm(t *testing.T) {
 	})
 	t.Run("over HTTP", func(t *testing.T) {
 		client := tokenless(at)
-		wantStatus, want := ask(t, client, "/ipfs/%s?format=raw", content.Sum([]byte("never was")).String())
+		wantStatus, want := ask(t, client, "https://"+apiAddress+"/ipfs/%s?format=raw", content.Sum([]byte("never was")).String())
 		for id, what := range loot.what {
-			if status, got := ask(t, client, "/ipfs/%s?format=raw", id.String()); status != wantStatus || !bytes.Equal(got, want) {
+			if status, got := ask(t, client, "https://"+apiAddress+"/ipfs/%s?format=raw", id.String()); status != wantStatus || !bytes.Equal(got, want) {
 				t.Errorf("%s: %d %.200q, and for what is not there: %d %.200q", what, status, got, wantStatus, want)
 			}
 		}
@@ -219,24 +219,30 @@ func tokenless(at *netns.Host) *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: at.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 8}}
 }
 
-// ask gets a path with a name in it, and returns the answer with the name taken out.
-func ask(t *testing.T, client *http.Client, path, name string) (status int, body []byte) {
+// ask gets a URL with a name in it, and returns the answer with the name taken out.
+func ask(t *testing.T, client *http.Client, url, name string) (status int, body []byte) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+apiAddress+fmt.Sprintf(path, name), nil)
+	status, body, err := fetch(ctx, client, fmt.Sprintf(url, name))
 	if err != nil {
 		t.Fatal(err)
+	}
+	return status, bytes.ReplaceAll(body, []byte(name), []byte("NAME"))
+}
+
+func fetch(ctx context.Context, client *http.Client, url string) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	if body, err = io.ReadAll(resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, bytes.ReplaceAll(body, []byte(name), []byte("NAME"))
+	body, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, body, err
 }
 
 // TestFalsePageSpoilsNoImage: who introduces a root with a false locator page before the
