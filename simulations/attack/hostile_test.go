@@ -205,6 +205,7 @@ func (c claims) Call(_ context.Context, _ exchange.Peer, method string, body []b
 const (
 	dhtAddProvider  = 2
 	dhtGetProviders = 3
+	dhtPing         = 5
 	dhtConnected    = 1
 )
 
@@ -303,7 +304,7 @@ func (r *ring) serve(s network.Stream) {
 }
 
 // provide says in a node's DHT that this host provides keys, as fast as it can, and
-// returns how many went out.
+// returns how many it has dealt with, or were sent before it hung up.
 func (i insight) provide(ctx context.Context, h *hostile, to peer.ID, keys func(n int) []byte) (sent int, err error) {
 	s, err := h.NewStream(ctx, to, protocol.ID(i.dhtProtocol()))
 	if err != nil {
@@ -315,8 +316,13 @@ func (i insight) provide(ctx context.Context, h *hostile, to peer.ID, keys func(
 	out := bufio.NewWriterSize(s, 64<<10)
 	for ; ; sent++ {
 		key := keys(sent)
-		if key == nil {
-			return sent, out.Flush()
+		if key == nil { // a question behind them all is answered last
+			out.Write(dhtMessage(dhtPing, nil, nil, nil)) // an error stays until Flush
+			if err := out.Flush(); err != nil {
+				return sent, err
+			}
+			_, err = bufio.NewReader(s).ReadByte()
+			return sent, err
 		}
 		if _, err := out.Write(dhtMessage(dhtAddProvider, key, nil, self)); err != nil {
 			return sent, err

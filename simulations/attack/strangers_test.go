@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
@@ -162,7 +161,9 @@ func TestProviderFlood(t *testing.T) {
 		t.Run(c.who, func(t *testing.T) {
 			h := i.enter(t, at, c.signer, conduct{server: &staller{}, answerer: claims{farm: "beta"}})
 			h.visit(t, nodes...)
-			h.prove(t, nodes...)
+			if len(c.signer.Chain) > 0 {
+				h.prove(t, nodes...)
+			} // else it is careful not to show that it has none
 			before, _ := resident(t, nodes[0])
 			fromNow(t, nodes[0])
 			floods := rounds(80_000, 1_000_000)
@@ -185,8 +186,6 @@ func TestProviderFlood(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			d := time.Second
-			within(t.Context(), d, func(context.Context) bool { return false }) // what is in the buffers arrives
 			t.Logf("%d keys were announced; before: %d MiB", sent.Load(), before>>20)
 			bounded(t, nodes[0], before+64<<20)
 		})

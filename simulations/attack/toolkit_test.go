@@ -361,6 +361,30 @@ func forgePack(id pack.ID, frames []frame) (object, index []byte) {
 	return object, append(index, sum[:]...)
 }
 
+// exchangeChunk puts other bytes in the place of a pack's first chunk, and has the
+// directory say so: the pack is sound, and is not the one that it was.
+func exchangeChunk(t *testing.T, b []byte) {
+	t.Helper()
+	footer := b[len(b)-256:]
+	n, at := int(binary.BigEndian.Uint32(footer[12:])), int(binary.BigEndian.Uint32(footer[16:]))
+	directory := b[at : at+48*n]
+	for e := directory; len(e) > 0; e = e[48:] {
+		if pack.Role(e[46]) != pack.RoleChunk || pack.Codec(e[44]) != pack.CodecRaw {
+			continue
+		}
+		offset, length := binary.BigEndian.Uint32(e[32:]), binary.BigEndian.Uint32(e[36:])
+		chunk := b[offset : offset+length]
+		rand.Read(chunk)
+		sum := content.Sum(chunk)
+		copy(e, sum[:])
+		sum = content.Sum(directory)
+		copy(footer[32:], sum[:])
+		binary.BigEndian.PutUint32(footer[248:], crc32.Checksum(footer[:248], crc32.MakeTable(crc32.Castagnoli)))
+		return
+	}
+	t.Fatal("the pack has no chunk that is stored as it is")
+}
+
 // gossip joins a farm's gossip with its key and nothing else.
 func gossip(t *testing.T, h *hostile, farm string, key [32]byte, neighbours ...*lab.Node) *memberlist.Memberlist {
 	t.Helper()
