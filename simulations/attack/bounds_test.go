@@ -175,7 +175,7 @@ func lean(t *testing.T, l *lab.Lab) {
 
 // hangs opens connections to a node's API whose requests never end, until the test
 // does, and returns how many stood for a moment.
-func hangs(t *testing.T, l *lab.Lab, n int) int64 {
+func hangs(t *testing.T, l *lab.Lab, address string, n int) int64 {
 	t.Helper()
 	at := outside(t, l)
 	from := append(aliases(t, at, addressesMax), nil)
@@ -193,7 +193,7 @@ func hangs(t *testing.T, l *lab.Lab, n int) int64 {
 			defer func() { <-gate }()
 			ctx, cancel := context.WithTimeout(t.Context(), quietTime)
 			defer cancel()
-			raw, err := dialer{at, from[k%len(from)]}.DialContext(ctx, "tcp", apiAddress)
+			raw, err := dialer{at, from[k%len(from)]}.DialContext(ctx, "tcp", address)
 			if err != nil {
 				return // it takes no more
 			}
@@ -222,7 +222,7 @@ func TestHangingBodies(t *testing.T) {
 	}
 	d := newDisk(t, l.Dir, imageSize, 80)
 	run(t, n, "image", "import", "image", d.path)
-	t.Logf("%d requests hang", hangs(t, l, rounds(1500, 3000)))
+	t.Logf("%d requests hang", hangs(t, l, apiAddress, rounds(1500, 3000)))
 	ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
 	defer cancel()
 	client := tokenless(outside(t, l))

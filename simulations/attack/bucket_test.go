@@ -49,15 +49,17 @@ func poisoned(t *testing.T, withIndex bool) {
 	nodes := start(t, l, "alpha", "beta")
 	bucket := bucketOf(nodes[0])
 	d := newDisk(t, l.Dir, imageSize, 100)
-	var frames []frame
+	var false, sound []frame
 	for at := 0; at < len(d.bytes); at += content.ChunkSizeDefault {
-		frames = append(frames, frame{content.Sum(d.bytes[at : at+content.ChunkSizeDefault]), randomBytes(content.ChunkSizeDefault)})
+		b := randomBytes(content.ChunkSizeDefault)
+		false = append(false, frame{content.Sum(d.bytes[at : at+content.ChunkSizeDefault]), b})
+		sound = append(sound, frame{content.Sum(b), b})
 	}
 	id := aPack(content.Mesh())
-	object, index := forgePack(id, frames)
+	object, index := forgePack(id, false)
 	if withIndex {
 		put(t, bucket, "index/"+string(aPack(content.Mesh()))+".index", index)
-		object = randomBytes(len(object))
+		object, _ = forgePack(id, sound)
 	}
 	put(t, bucket, id.Key(), object)
 

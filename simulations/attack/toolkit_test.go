@@ -1,15 +1,18 @@
 package attack
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +26,6 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
-	"github.com/grangemesh/grange/p2p/swarm"
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
 )
@@ -40,8 +42,7 @@ type credentials struct {
 	Bootstrap []string        `cbor:"bootstrap"`
 }
 
-func (c credentials) gossipKey() [32]byte   { return c.Secrets.Gossip }
-func (c credentials) announceKey() [32]byte { return c.Secrets.Announce }
+func (c credentials) gossipKey() [32]byte { return c.Secrets.Gossip }
 
 // steal reads what a member has in its data folder.
 func steal(t *testing.T, n *lab.Node) (trust.Signer, credentials) {
@@ -183,11 +184,6 @@ func (h *hostile) wants(ctx context.Context, signer trust.Signer, from peer.ID, 
 	return got
 }
 
-// call is a frame that asks for something small.
-func call(id uint32, method string, body []byte) []byte {
-	return wire.Append(nil, id, wire.Call{Method: method, Body: body})
-}
-
 // resolveBody and commitBody are what those calls carry.
 func resolveBody(kind content.Kind, name string) []byte {
 	b, _ := content.NewCodec().Marshal(struct { // it can always be encoded
@@ -216,13 +212,65 @@ func echo(body []byte) ([]byte, error) {
 	}{c.Sealed, nil, "echo"})
 }
 
-// announcedAs are the keys that a root may be announced under.
-func announcedAs(root content.CID, secret [32]byte) (keys [][]byte) {
-	for _, scope := range []content.Scope{content.Public(), content.Mesh()} {
-		k := swarm.KeyFor(scope, root, secret)
-		keys = append(keys, content.CID(k).CID().Hash())
+// redeemBody is what a newcomer shows of a token.
+func redeemBody(t *testing.T, text string, subject trust.PublicKey) []byte {
+	t.Helper()
+	token, err := trust.ParseToken(text, time.Now())
+	if err != nil {
+		t.Fatal(err)
 	}
-	return keys
+	b, err := content.NewCodec().Marshal(struct {
+		Invite  trust.Invite    `cbor:"invite"`
+		Subject trust.PublicKey `cbor:"subject"`
+	}{token.Invite, subject})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// redeemed reads the certificate in the answer.
+func redeemed(b []byte) (trust.Chain, error) {
+	var reply struct {
+		Chain trust.Chain `cbor:"chain"`
+	}
+	err := content.NewCodec().Unmarshal(b, &reply)
+	return reply.Chain, err
+}
+
+// tokenBytes is what a token's text encodes.
+func tokenBytes(t *testing.T, text string) []byte {
+	t.Helper()
+	b, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(text, "grange1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// secretsIn are all keys that a member shares with others, whatever they are called.
+func secretsIn(t *testing.T, n *lab.Node) map[string][]byte {
+	t.Helper()
+	var file struct {
+		Secrets map[string]any `cbor:"secrets"`
+	}
+	b, err := os.ReadFile(filepath.Join(n.Data, "membership"))
+	if err == nil {
+		err = content.NewCodec().Unmarshal(b, &file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][]byte{}
+	for name, v := range file.Secrets {
+		if key, ok := v.([]byte); ok && len(key) == 32 && !bytes.Equal(key, make([]byte, 32)) {
+			out[name] = key
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("%s keeps no secrets where they were", n.Name)
+	}
+	return out
 }
 
 // recordFile is where a folder bucket keeps the record of a name.
