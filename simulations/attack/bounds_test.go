@@ -36,6 +36,9 @@ const (
 	// addressesMax is how many addresses an attacker dials from: of one address, few
 	// connections are taken.
 	addressesMax = 20
+	// hangingAtOnce are opened at a time, each given up after hangingTime.
+	hangingAtOnce = 256
+	hangingTime   = 2 * time.Second
 )
 
 // TestHugeRootsCostNothing: roots of the largest size and the smallest chunks, which
@@ -59,7 +62,7 @@ func TestHugeRootsCostNothing(t *testing.T) {
 		id := infoOf(t, victim).ID
 		for range 2 {
 			wg.Go(func() {
-				for range rounds(500, 25_000) {
+				for range rounds(250, 25_000) {
 					c := claim(content.Mesh(), content.SizeMax, content.CID(randomBytes(content.CIDSize)), content.CID(randomBytes(content.CIDSize)))
 					c.Root.ChunkSize = content.ChunkSizeMin
 					sealed := volumeRecord(t, signer, fmt.Sprintf("v%x", randomBytes(8)), c)
@@ -186,12 +189,12 @@ func hangs(t *testing.T, l *lab.Lab, address string, n int) int64 {
 	}
 	var stood atomic.Int64
 	var wg sync.WaitGroup
-	gate := make(chan struct{}, 64)
+	gate := make(chan struct{}, hangingAtOnce)
 	for k := range n {
 		gate <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-gate }()
-			ctx, cancel := context.WithTimeout(t.Context(), quietTime)
+			ctx, cancel := context.WithTimeout(t.Context(), hangingTime)
 			defer cancel()
 			raw, err := dialer{at, from[k%len(from)]}.DialContext(ctx, "tcp", address)
 			if err != nil {
@@ -199,7 +202,7 @@ func hangs(t *testing.T, l *lab.Lab, address string, n int) int64 {
 			}
 			conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
 			t.Cleanup(func() { raw.Close() })
-			raw.SetDeadline(time.Now().Add(quietTime))
+			raw.SetDeadline(time.Now().Add(hangingTime))
 			_, err = io.WriteString(conn, requests[k%len(requests)])
 			raw.SetDeadline(time.Time{})
 			if err == nil {
@@ -222,7 +225,7 @@ func TestHangingBodies(t *testing.T) {
 	}
 	d := newDisk(t, l.Dir, imageSize, 80)
 	run(t, n, "image", "import", "image", d.path)
-	t.Logf("%d requests hang", hangs(t, l, apiAddress, rounds(1500, 3000)))
+	t.Logf("%d requests hang", hangs(t, l, apiAddress, rounds(1200, 3000)))
 	ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
 	defer cancel()
 	client := tokenless(outside(t, l))
@@ -326,17 +329,17 @@ func TestAbsentPrivateAndDeletedLookAlike(t *testing.T) {
 	}
 	i := look(t, n)
 	d := newDisk(t, l.Dir, 1<<20, 91)
-	for _, name := range []string{"private", "deleted"} {
+	for _, name := range []string{"private", "erased"} {
 		run(t, n, "image", "import", name, d.path, "--scope", "farm/alpha")
 	}
 	run(t, n, "volume", "create", "disk", "--from", "image:private")
-	run(t, n, "image", "rm", "deleted")
+	run(t, n, "image", "rm", "erased")
 	at := outside(t, l)
 	client := tokenless(at)
 	for _, kind := range []string{"", "image:", "volume:", "snapshot:"} {
 		url := "https://" + apiAddress + "/api/resolve/" + kind + "%s"
 		wantStatus, want := ask(t, client, url, "absent")
-		for _, name := range []string{"private", "deleted", "disk"} {
+		for _, name := range []string{"private", "erased", "disk"} {
 			if status, got := ask(t, client, url, name); status != wantStatus || !bytes.Equal(got, want) {
 				t.Errorf("HTTP: %s%s: %d %s, and absent: %d %s", kind, name, status, got, wantStatus, want)
 			}
@@ -349,7 +352,7 @@ func TestAbsentPrivateAndDeletedLookAlike(t *testing.T) {
 			b, err := h.exchange.Call(t.Context(), infoOf(t, n).ID, "resolve", resolveBody(kind, name))
 			return strings.ReplaceAll(fmt.Sprintf("%d bytes, %v", len(b), err), name, "NAME")
 		}
-		for _, name := range []string{"private", "deleted"} {
+		for _, name := range []string{"private", "erased"} {
 			if got, want := answer(content.KindImage, name), answer(content.KindImage, "absent"); got != want {
 				t.Errorf("%q: %s: %s, and absent: %s", signer.Chain.Identity().Farm, name, got, want)
 			}

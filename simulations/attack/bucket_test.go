@@ -145,10 +145,11 @@ func TestFIFOInBucket(t *testing.T) {
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
 		_, err := n.Run(ctx, args...)
-		if ctx.Err() != nil {
-			t.Errorf("%v: no end after %s", args, readTimeout)
-		}
+		late := ctx.Err() != nil
 		cancel()
+		if late {
+			t.Fatalf("%v: no end after %s", args, readTimeout)
+		}
 		t.Logf("%v: %v", args, err)
 	}
 	if err := n.Stop(); err != nil {

@@ -67,6 +67,7 @@ func TestRevokedMemberIsOut(t *testing.T) {
 	d := newDisk(t, l.Dir, imageSize, 120)
 	run(t, traitor, "image", "import", "before", d.path)
 	run(t, other, "image", "warm", "before")
+	run(t, admin, "image", "show", "before")
 	id := statusOf(t, traitor).Self.ID
 	signer, secrets := steal(t, traitor)
 	i := look(t, admin)

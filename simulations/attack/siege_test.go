@@ -125,10 +125,10 @@ func TestUnderSiege(t *testing.T) {
 	fromNow(t, victim)
 
 	var grown atomic.Int64
+	t.Logf("%d requests hang", hangs(t, l, address, rounds(1200, 3000)))
 	i.gather(t, l, strangers(4), &staller{bitmaps: everything}, victim, from)
 	i.gather(t, l, strangers(3), &staller{bitmaps: growing(&grown)}, victim, from)
 	t.Logf("%d streams are open", i.silence(t, l, victim, func(s trust.Signer) []byte { return hello(s, wire.LaneControl) }))
-	t.Logf("%d requests hang", hangs(t, l, address, rounds(1000, 3000)))
 	flood := i.enter(t, outside(t, l), stranger(), conduct{})
 	flood.visit(t, victim)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -215,7 +215,7 @@ func echo(body []byte) ([]byte, error) {
 // redeemBody is what a newcomer shows of a token.
 func redeemBody(t *testing.T, text string, subject trust.PublicKey) []byte {
 	t.Helper()
-	token, err := trust.ParseToken(text, time.Now())
+	token, err := trust.ParseToken(text, time.Time{}) // a thief believes in no expiry
 	if err != nil {
 		t.Fatal(err)
 	}
