@@ -184,19 +184,13 @@ func everything(ctx context.Context, send func(*content.Bitmap) error) error {
 	return nil
 }
 
-// claims answers calls: whose farm it says it is, and what it makes of commits.
-type claims struct {
-	farm string
-	echo bool
-}
+// claims answers calls: whose farm it says it is.
+type claims struct{ farm string }
 
 // Call implements exchange.Answerer.
-func (c claims) Call(_ context.Context, _ exchange.Peer, method string, body []byte) ([]byte, error) {
-	switch {
-	case method == "farm":
+func (c claims) Call(_ context.Context, _ exchange.Peer, method string, _ []byte) ([]byte, error) {
+	if method == "farm" {
 		return []byte(c.farm), nil
-	case method == "commit" && c.echo:
-		return echo(body)
 	}
 	return nil, fmt.Errorf("call %q: %w", method, content.ErrNotFound)
 }

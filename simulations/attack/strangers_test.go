@@ -199,6 +199,45 @@ func TestProviderFlood(t *testing.T) {
 	}
 }
 
+// TestEchoedCommit: a node that can't reach its origin, and whose only neighbour says of
+// all that it is to write that it has, takes nothing for written.
+func TestEchoedCommit(t *testing.T) {
+	l := newLab(t)
+	l.Env = append(l.Env, "AWS_ACCESS_KEY_ID=nobody", "AWS_SECRET_ACCESS_KEY=nothing", "AWS_EC2_METADATA_DISABLED=true")
+	founder := start(t, l, "alpha")[0]
+	i := look(t, founder)
+	at := outside(t, l)
+	victim, err := l.Start(t.Context(), "gamma", fmt.Sprintf("s3://images/farm?endpoint=http://%s:7070&region=us-east-1&path-style=true", at.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := founder.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for k, signer := range []trust.Signer{stranger(), i.node(t, "beta")} {
+		t.Run(fmt.Sprintf("%q", signer.Chain.Identity().Farm), func(t *testing.T) {
+			h := i.enter(t, at, signer, conduct{server: &staller{}, answerer: &echoer{signer: signer}})
+			h.visit(t, victim)
+			if len(signer.Chain) > 0 {
+				h.prove(t, victim)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
+			defer cancel()
+			name := fmt.Sprintf("v%d", k)
+			out, err := victim.Run(ctx, "volume", "create", name, "--size", "1MiB")
+			t.Logf("create: %v: %s", err, out)
+			var v api.Volume
+			if err := victim.Get(ctx, "/api/volumes/"+name, &v); err == nil && v.State == "attached" {
+				t.Errorf("a volume that is written nowhere is %s", v.State)
+			}
+			var r api.Resolved
+			if err := victim.Get(ctx, "/api/resolve/volume:"+name, &r); err == nil && r.Confirmed {
+				t.Error("a volume that is written nowhere is confirmed")
+			}
+		})
+	}
+}
+
 // TestGossiperWithoutCertificate: who has the key of a farm's gossip, and no
 // certificate, is not listed, and leads nothing.
 func TestGossiperWithoutCertificate(t *testing.T) {

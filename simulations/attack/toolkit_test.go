@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,18 +199,58 @@ type commitBody struct {
 	ETag   string `cbor:"etag"`
 }
 
-// echo is the answer to a commit or resolve call that makes of what was sent an
-// answer.
-func echo(body []byte) ([]byte, error) {
-	var c commitBody
-	if err := content.NewCodec().Unmarshal(body, &c); err != nil {
+// echoer says of each record that it is asked to commit that it has, and then that it
+// saw it at the origin. It may have no certificate.
+type echoer struct {
+	signer trust.Signer
+
+	mu     sync.Mutex // guards sealed
+	sealed []byte     // the last one
+}
+
+// Call implements exchange.Answerer.
+func (e *echoer) Call(_ context.Context, _ exchange.Peer, method string, body []byte) ([]byte, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case method == "farm":
+		return []byte("beta"), nil
+	case method == "commit":
+		var c commitBody
+		if err := content.NewCodec().Unmarshal(body, &c); err != nil {
+			return nil, err
+		}
+		e.sealed = c.Sealed
+	case method != "resolve" || e.sealed == nil:
+		return nil, fmt.Errorf("call %q: %w", method, content.ErrNotFound)
+	}
+	var outer struct {
+		_         struct{} `cbor:",toarray"`
+		Payload   []byte
+		Signature []byte
+		Chain     trust.Chain
+	}
+	var said struct {
+		Kind    content.Kind `cbor:"kind"`
+		Name    string       `cbor:"name"`
+		Version uint64       `cbor:"version"`
+	}
+	codec := content.NewCodec()
+	if err := codec.Unmarshal(e.sealed, &outer); err != nil {
 		return nil, err
 	}
-	return content.NewCodec().Marshal(struct {
+	if err := codec.Unmarshal(outer.Payload, &said); err != nil {
+		return nil, err
+	}
+	statement, err := e.signer.State(trust.Statement{Kind: said.Kind, Name: said.Name, Version: said.Version, SeenAt: time.Now()})
+	if err != nil {
+		return nil, err
+	}
+	return codec.Marshal(struct {
 		Sealed    []byte `cbor:"record"`
 		Statement []byte `cbor:"statement"`
 		ETag      string `cbor:"etag"`
-	}{c.Sealed, nil, "echo"})
+	}{e.sealed, statement, "echo"})
 }
 
 // redeemBody is what a newcomer shows of a token.
