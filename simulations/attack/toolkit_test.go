@@ -185,6 +185,17 @@ func (h *hostile) wants(ctx context.Context, signer trust.Signer, from peer.ID, 
 	return got
 }
 
+// isShown returns how many chunks of a root a member says that it holds.
+func (h *hostile) isShown(ctx context.Context, of peer.ID, root content.CID) (n uint64) {
+	for b, err := range h.exchange.Bitmaps(ctx, of, root) {
+		if err != nil {
+			break
+		}
+		n = max(n, b.Len())
+	}
+	return n
+}
+
 // resolveBody and commitBody are what those calls carry.
 func resolveBody(kind content.Kind, name string) []byte {
 	b, _ := content.NewCodec().Marshal(struct { // it can always be encoded
