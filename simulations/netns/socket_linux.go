@@ -14,7 +14,7 @@ import (
 
 // Listen opens a listener on the host, for a server in this process.
 func (h *Host) Listen(ctx context.Context, network, address string) (l net.Listener, err error) {
-	err = h.inside(func() error {
+	err = h.Inside(func() error {
 		var c net.ListenConfig
 		l, err = c.Listen(ctx, network, address)
 		return err
@@ -24,7 +24,7 @@ func (h *Host) Listen(ctx context.Context, network, address string) (l net.Liste
 
 // Dial connects from the host with an address, which holds no name.
 func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	err = h.inside(func() error {
+	err = h.Inside(func() error {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, network, address)
 		return err
@@ -32,10 +32,10 @@ func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn
 	return conn, err
 }
 
-// inside calls f on a thread that is in the host's network for as long; a socket
-// stays in the network that it was made in. The thread comes back and lives on:
-// processes that it has started may die with it.
-func (h *Host) inside(f func() error) error {
+// Inside calls f on a thread that is in the host's network for as long; a socket
+// stays in the network that it was made in. Goroutines that f starts are elsewhere.
+// The thread comes back and lives on: processes that it has started may die with it.
+func (h *Host) Inside(f func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

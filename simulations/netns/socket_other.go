@@ -17,3 +17,6 @@ func (h *Host) Listen(context.Context, string, string) (net.Listener, error) {
 func (h *Host) Dial(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.ErrUnsupported
 }
+
+// Inside is for Linux alone, as is New.
+func (h *Host) Inside(func() error) error { return errors.ErrUnsupported }
