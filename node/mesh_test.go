@@ -35,8 +35,8 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 	n, err := New(m.t.Context(), Config{
 		Dir: data, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Log: slog.New(slog.DiscardHandler),
-		OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
-			b, err := dir.Open(m.origin)
+		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
+			b, err := dir.Open(ctx, m.origin, slog.New(slog.DiscardHandler))
 			return b, nil, err
 		},
 	})

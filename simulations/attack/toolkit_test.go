@@ -187,7 +187,7 @@ func (h *hostile) wants(ctx context.Context, signer trust.Signer, from peer.ID, 
 
 // isShown returns how many chunks of a root a member says that it holds.
 func (h *hostile) isShown(ctx context.Context, of peer.ID, root content.CID) (n uint64) {
-	for b, err := range h.exchange.Bitmaps(ctx, of, root) {
+	for b, err := range h.exchange.Bitmaps(ctx, of, root, 1<<32) {
 		if err != nil {
 			break
 		}
