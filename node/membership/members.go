@@ -248,7 +248,7 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 	}
 	telling, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	out.Told = m.tellAll(telling, [][]byte{sealed})
+	out.Told = m.tellAll(telling, []revoked{{sealed, m.cfg.Now().UnixNano()}})
 	out.Member.State = StateRevoked
 	return out, nil
 }

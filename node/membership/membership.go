@@ -100,7 +100,7 @@ type Membership struct {
 	state    State
 	revoked  map[trust.PublicKey]revoked
 	digest   [32]byte  // of the revoked keys
-	news     [][]byte  // revocations that connected members are still to be told
+	news     []revoked // revocations that connected members are still to be told
 	owed     time.Time // when to look whether the origin has all revocations; zero: it has
 	notice   []byte    // the newest rotation that is known of
 	newest   trust.Generation

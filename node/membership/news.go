@@ -41,10 +41,10 @@ type greeting struct {
 	// Rotation is the newest that is known.
 	Rotation []byte `cbor:"rotation"`
 	// News are revocations that the other may not know.
-	News [][]byte `cbor:"news"`
+	News []revoked `cbor:"news"`
 }
 
-func (m *Membership) greeting(news [][]byte) greeting {
+func (m *Membership) greeting(news []revoked) greeting {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return greeting{m.state.Chain, m.cfg.Name, m.digest, m.notice, news}
@@ -72,17 +72,13 @@ func (m *Membership) hear(who trust.Identity, g greeting) error {
 		return fmt.Errorf("greeting of %s: %w", who.Key, err)
 	}
 	m.roll.proved(g.Chain, g.Name, now) // before the news, which may be about it
-	told := make([]told, len(g.News))
-	for i, b := range g.News {
-		told[i].sealed = b
-	}
-	m.learn(told)
+	m.learn(toldBy(g.News))
 	m.hearRotation(g.Rotation)
 	return nil
 }
 
 // greet compares what is known with a member, and evens it out both ways.
-func (m *Membership) greet(ctx context.Context, id peer.ID, news [][]byte) (trust.Identity, error) {
+func (m *Membership) greet(ctx context.Context, id peer.ID, news []revoked) (trust.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	who, err := m.network.Meet(ctx, id)
@@ -232,7 +228,7 @@ func (m *Membership) keepTold(ctx context.Context) {
 
 // tellAll tells all members that this one is connected with, and returns how many have
 // heard.
-func (m *Membership) tellAll(ctx context.Context, news [][]byte) int {
+func (m *Membership) tellAll(ctx context.Context, news []revoked) int {
 	if m.network == nil {
 		return 0
 	}

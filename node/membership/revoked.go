@@ -41,7 +41,8 @@ const (
 	prefixSize = 8
 )
 
-// revoked is a revocation, and when this member learnt of it.
+// revoked is a revocation, and when this member learnt of it: as it lies on disk, and
+// as members tell it.
 type revoked struct {
 	Sealed []byte `cbor:"sealed"`
 	// Learnt is in Unix nanoseconds.
@@ -49,10 +50,20 @@ type revoked struct {
 }
 
 // told is a revocation that somebody handed over. seen is when the store had it first;
-// zero is now.
+// zero is now. learnt is when the member that told it says that it learnt of it: a
+// member that is new, or was away, counts from there, for it cannot have seen before
+// what was signed since. That says nothing of whether its signer was an admin still.
 type told struct {
-	sealed []byte
-	seen   time.Time
+	sealed       []byte
+	seen, learnt time.Time
+}
+
+func toldBy(list []revoked) []told {
+	out := make([]told, len(list))
+	for i, n := range list {
+		out[i] = told{sealed: n.Sealed, learnt: time.Unix(0, n.Learnt)}
+	}
+	return out
 }
 
 // loadRevoked reads what was learnt before.
@@ -107,11 +118,11 @@ func (m *Membership) learn(list []told) int {
 		return 0
 	}
 	var fresh []trust.PublicKey
-	var news [][]byte
+	var news []revoked
 	earlier := false
 	m.changing.Lock()
 	for _, t := range list {
-		key, had, err := m.learnOne(t)
+		key, learnt, had, err := m.learnOne(t)
 		switch {
 		case err != nil:
 			m.cfg.Log.Debug("a revocation is not taken", "err", err)
@@ -119,7 +130,7 @@ func (m *Membership) learn(list []told) int {
 		case had:
 			earlier = true
 		default:
-			fresh, news = append(fresh, key), append(news, t.sealed)
+			fresh, news = append(fresh, key), append(news, revoked{t.sealed, learnt.UnixNano()})
 		}
 	}
 	m.changing.Unlock()
@@ -148,27 +159,33 @@ func (m *Membership) learn(list []told) int {
 
 // learnOne takes one; the zero key says that there is nothing new in it. Called with
 // changing.
-func (m *Membership) learnOne(t told) (key trust.PublicKey, had bool, err error) {
+func (m *Membership) learnOne(t told) (key trust.PublicKey, learnt time.Time, had bool, err error) {
 	now := m.cfg.Now()
 	if t.seen.IsZero() || t.seen.After(now) {
 		t.seen = now
 	}
 	r, err := m.verifier.OpenRevocation(t.sealed, t.seen, now)
 	if err != nil {
-		return key, false, err
+		return key, learnt, false, err
 	}
 	m.mu.RLock()
 	old, had := m.revoked[r.Key]
 	full := len(m.revoked) >= revokedMax
 	m.mu.RUnlock()
+	if learnt = t.seen; !had && !t.learnt.IsZero() && t.learnt.Before(learnt) {
+		learnt = t.learnt
+		if learnt.Before(r.SignedAt) {
+			learnt = r.SignedAt
+		}
+	}
 	switch {
-	case had && t.seen.UnixNano() >= old.Learnt:
-		return key, true, nil
+	case had && learnt.UnixNano() >= old.Learnt:
+		return key, learnt, true, nil
 	case !had && full:
 		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "key", r.Key, "limit", revokedMax)
-		return key, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
+		return key, learnt, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
 	}
-	entry := revoked{t.sealed, t.seen.UnixNano()}
+	entry := revoked{t.sealed, learnt.UnixNano()}
 	b, err := m.codec.Marshal(entry)
 	dir := filepath.Join(m.cfg.Dir, revokedDir)
 	if err == nil {
@@ -184,7 +201,7 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, had bool, err error)
 	m.revoked[r.Key] = entry
 	m.mu.Unlock()
 	m.install()
-	return r.Key, had, nil
+	return r.Key, learnt, had, nil
 }
 
 // digestOf is the same for the same keys.
@@ -204,8 +221,8 @@ type revokedRequest struct {
 // revokedReply has what the asker lacks, or some of it, and the prefixes of what the
 // answerer does.
 type revokedReply struct {
-	Sealed [][]byte `cbor:"sealed"`
-	Want   []byte   `cbor:"want"`
+	News []revoked `cbor:"news"`
+	Want []byte    `cbor:"want"`
 }
 
 // lacking answers with revocations that the asker does not have.
@@ -222,8 +239,8 @@ func (m *Membership) lacking(q revokedRequest) (revokedReply, error) {
 	defer m.mu.RUnlock()
 	for key, known := range m.revoked {
 		p := string(key[:prefixSize])
-		if !theirs[p] && len(r.Sealed) < newsMax {
-			r.Sealed = append(r.Sealed, known.Sealed)
+		if !theirs[p] && len(r.News) < newsMax {
+			r.News = append(r.News, known)
 		}
 		delete(theirs, p)
 	}
@@ -247,11 +264,7 @@ func (m *Membership) even(ctx context.Context, id peer.ID) error {
 		if err := m.call(ctx, id, revokedMethod, revokedRequest{have}, &r); err != nil {
 			return err
 		}
-		list := make([]told, 0, min(len(r.Sealed), newsMax))
-		for _, b := range r.Sealed[:min(len(r.Sealed), newsMax)] {
-			list = append(list, told{sealed: b})
-		}
-		if m.learn(list) == 0 || len(r.Sealed) < newsMax {
+		if m.learn(toldBy(r.News[:min(len(r.News), newsMax)])) == 0 || len(r.News) < newsMax {
 			return m.give(ctx, id, r.Want)
 		}
 	}
@@ -263,11 +276,11 @@ func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
 	for p := range slices.Chunk(want[:min(len(want), revokedMax*prefixSize)], prefixSize) {
 		wanted[string(p)] = true
 	}
-	var news [][]byte
+	var news []revoked
 	m.mu.RLock()
 	for key, r := range m.revoked {
 		if wanted[string(key[:prefixSize])] {
-			news = append(news, r.Sealed)
+			news = append(news, r)
 		}
 	}
 	m.mu.RUnlock()
@@ -324,7 +337,7 @@ func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writa
 		there[r.Name] = true
 		switch {
 		case err == nil && len(list) < revokedMax:
-			list = append(list, told{r.Sealed, r.Modified})
+			list = append(list, told{sealed: r.Sealed, seen: r.Modified})
 		case errors.Is(err, content.ErrUnavailable):
 			errs = append(errs, err)
 		}

@@ -96,6 +96,8 @@ type Revocation struct {
 	Key PublicKey
 	// By is the admin.
 	By Identity
+	// SignedAt is when, by the admin's clock: nobody learnt of it before.
+	SignedAt time.Time
 }
 
 // RevokeKey signs the revocation of a key: a record of kind revocation, whose name is
@@ -120,7 +122,7 @@ func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, er
 	case key == v.mesh:
 		return Revocation{}, fmt.Errorf("revocation: %w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
 	}
-	return Revocation{key, e.Signer}, nil
+	return Revocation{key, e.Signer, e.SignedAt}, nil
 }
 
 // NewCommit names a new attempt to write a record.
