@@ -251,7 +251,8 @@ func (n *Names) Of(space content.Kind) []Known {
 }
 
 // Introduced reads a record that a member sent because it is going to ask for the
-// root in it. It is not remembered.
+// root in it. It is not remembered. One of a name that this node knows to be deleted
+// since is ErrNotFound: what it opened is closed.
 func (n *Names) Introduced(sealed []byte) (Known, error) {
 	now := n.cfg.Now()
 	e, err := n.cfg.Verifier.Open(sealed, now, now)
@@ -259,6 +260,9 @@ func (n *Names) Introduced(sealed []byte) (Known, error) {
 		return Known{}, err
 	}
 	k, err := n.describe(catalog.Record{Envelope: e, Sealed: sealed, SeenAt: e.SignedAt})
+	if held, ok := n.Held(e.Kind, e.Name); err == nil && ok && held.Tombstone && held.Version > e.Version {
+		err = fmt.Errorf("introduce %s %q: %w", e.Kind, e.Name, content.ErrNotFound)
+	}
 	if err == nil && k.Head == nil {
 		err = fmt.Errorf("introduce %s %q: %w: it has no root", e.Kind, e.Name, content.ErrInvalid)
 	}

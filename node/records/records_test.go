@@ -2,6 +2,7 @@ package records
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -245,8 +246,15 @@ func TestRootsAreForgotten(t *testing.T) {
 	roots("both moved on", 2)
 	commit(catalog.Change{Kind: content.KindImage, Name: "one", Delete: true})
 	roots("one is deleted", 2)
+	before, _ := m.Held(content.KindImage, "two")
+	if _, err := m.Introduced(before.Sealed); err != nil {
+		t.Errorf("a record that stands is introduced: %v", err)
+	}
 	commit(catalog.Change{Kind: content.KindImage, Name: "two", Delete: true})
 	roots("both are")
+	if _, err := m.Introduced(before.Sealed); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("a record that was deleted is introduced: %v", err)
+	}
 }
 
 // TestRevokedSigners: what was seen of theirs before stays, what comes after is refused,
