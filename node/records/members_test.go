@@ -210,14 +210,13 @@ func TestAReadThatWasOvertaken(t *testing.T) {
 	m := w.member(t, t.TempDir(), trust.RolePublisher, "a")
 	asked := time.Now()
 	old := w.publish(t, m.signer, w.image(t, "debian", content.Mesh(), 1))
-	k, _ := m.Held(content.KindImage, "debian")
 	if _, err := m.Commit(t.Context(), func() catalog.Change { c := w.image(t, "debian", content.Mesh(), 2); c.Base = &old; return c }()); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Told(old, asked); err != nil {
 		t.Fatal(err)
 	}
-	k, _ = m.Held(content.KindImage, "debian")
+	k, _ := m.Held(content.KindImage, "debian")
 	want(t, "after the late read", k, 2, true)
 }
 

@@ -3,8 +3,6 @@ package exchange
 import (
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -28,8 +26,8 @@ const (
 	streamsMax = 8
 	// introductions is how many records of a member are checked a second, each for
 	// some hundred microseconds, after a burst of one for each image of a large farm.
-	introductions      rate.Limit = 100
-	introductionsBurst            = 512
+	introductions      = 100
+	introductionsBurst = 512
 
 	// A stranger reads public content, when nobody else waits, and may redeem an
 	// invite.
@@ -43,13 +41,13 @@ const (
 	strangersMax = 128
 	// strangerFrames is how many frames of one are read a second: a reader of public
 	// content asks for a run at a time, of which a fast link carries fewer.
-	strangerFrames      rate.Limit = 64
-	strangerFramesBurst            = 128
+	strangerFrames      = 64
+	strangerFramesBurst = 128
 	// strangersRate is what all strangers together are sent, in bytes a second, so
 	// that members have nearly all of any link; a burst is four of the largest
 	// objects.
-	strangersRate  rate.Limit = 16 << 20
-	strangersBurst            = 4 * (wire.BodySizeMax + wire.PageSizeMax)
+	strangersRate  = 16 << 20
+	strangersBurst = 4 * (wire.BodySizeMax + wire.PageSizeMax)
 	// strangerIdle is how long one that wants nothing keeps its streams: between two
 	// reads of something that runs from what it reads.
 	strangerIdle = 30 * time.Second
