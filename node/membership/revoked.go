@@ -58,6 +58,20 @@ type told struct {
 	seen, learnt time.Time
 }
 
+// since is from when a revocation counts for a member that first hears of it: from when
+// the one that tells it learnt of it, and for what the store has, which may have been
+// written there anew, from its making; before that nobody learnt of it.
+func (t told) since(made time.Time) time.Time {
+	at := t.learnt
+	if at.IsZero() || at.Before(made) {
+		at = made
+	}
+	if at.After(t.seen) {
+		return t.seen
+	}
+	return at
+}
+
 func toldBy(list []revoked) []told {
 	out := make([]told, len(list))
 	for i, n := range list {
@@ -172,11 +186,8 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, learnt time.Time, ha
 	old, had := m.revoked[r.Key]
 	full := len(m.revoked) >= revokedMax
 	m.mu.RUnlock()
-	if learnt = t.seen; !had && !t.learnt.IsZero() && t.learnt.Before(learnt) {
-		learnt = t.learnt
-		if learnt.Before(r.SignedAt) {
-			learnt = r.SignedAt
-		}
+	if learnt = t.seen; !had {
+		learnt = t.since(r.SignedAt)
 	}
 	switch {
 	case had && learnt.UnixNano() >= old.Learnt:
