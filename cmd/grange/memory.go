@@ -33,7 +33,7 @@ func limitMemory(limit size, log *slog.Logger) error {
 	switch {
 	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported), err == nil && got == math.MaxInt64:
 	case err != nil:
-		log.Warn("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
+		log.Debug("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
 	default:
 		log.Info("memory is limited", "heap", humanBytes(got))
 	}
