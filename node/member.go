@@ -19,19 +19,18 @@ const peersFile = "peers"
 
 // openMember enters the mesh, or founds one.
 func (n *Node) openMember(ctx context.Context) error {
-	var err error
-	if n.identity, err = membership.LoadIdentity(n.cfg.Dir); err != nil {
-		return err
-	}
-	state, err := n.entry().Enter(ctx)
-	if err != nil {
-		return err
-	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "" // names are for people, who have the IDs too
 	}
 	name, err := membership.NameOr(n.cfg.Name, host)
+	if err != nil {
+		return err
+	}
+	if n.identity, err = membership.LoadIdentity(n.cfg.Dir); err != nil {
+		return err
+	}
+	state, err := n.entry().Enter(ctx)
 	if err != nil {
 		return err
 	}

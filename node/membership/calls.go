@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 // The calls of this package.
@@ -23,7 +26,7 @@ const (
 // ErrNotFound. Strangers may redeem, and nothing else.
 func (m *Membership) Call(_ context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	if method == redeemMethod {
-		return answer(m, body, m.redeem)
+		return answer(m, body, func(q redeemRequest) (redeemReply, error) { return m.redeem(from.ID, q) })
 	}
 	if from.Identity.Role == "" {
 		return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
@@ -68,11 +71,14 @@ type redeemReply struct {
 	Rotation []byte        `cbor:"rotation"`
 }
 
-// redeem answers a newcomer that shows an invite of this node. The reply goes to its
-// key alone: whoever asks for another than its own gets nothing that it could use.
-func (m *Membership) redeem(q redeemRequest) (redeemReply, error) {
+// redeem answers a newcomer that shows an invite of this node. It has secrets in it, so
+// it goes to nobody but the owner of the key that the invite is, or was, used for.
+func (m *Membership) redeem(from peer.ID, q redeemRequest) (redeemReply, error) {
 	if err := m.admin("redeem invite"); err != nil {
 		return redeemReply{}, err
+	}
+	if id, err := swarm.PeerID(q.Subject); err != nil || id != from {
+		return redeemReply{}, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, MemberID(q.Subject), from)
 	}
 	now := m.cfg.Now()
 	if since, ok := m.verifier.Revoked(q.Subject); ok {

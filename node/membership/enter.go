@@ -46,6 +46,8 @@ func (e Entry) Enter(ctx context.Context) (State, error) {
 		return s, e.joinedAlready(s)
 	case err == nil || !errors.Is(err, content.ErrNotFound):
 		return s, err
+	case wasMember(e.Dir):
+		return s, fmt.Errorf("%s: %w: it is the folder of a member, and its file %q is gone; restore that from a backup, or give an empty --data", e.Dir, content.ErrCorrupt, membershipFile)
 	case e.Join != "":
 		s, err = e.join(ctx)
 	default:
@@ -82,22 +84,34 @@ func (e Entry) joinedAlready(s State) error {
 }
 
 // found makes a mesh. The mesh key is on disk before the membership that makes
-// it this node's, so a crash between leaves a key that nothing uses.
+// it this node's, and a crash between leaves a key that the next start uses: one that
+// is there is never written over.
 func (e Entry) found() (State, error) {
 	farm := e.Farm
 	if farm == "" {
 		farm = e.FarmDefault
 	}
-	mesh, chain, secrets, err := trust.FoundMesh(e.Identity.Public(), farm, e.Now())
-	if err != nil {
-		return State{}, err
+	path := filepath.Join(e.Dir, meshKeyFile)
+	mesh, err := trust.LoadKey(path)
+	fresh := errors.Is(err, content.ErrNotFound)
+	if fresh {
+		mesh = trust.NewPrivateKey()
+	} else if err != nil {
+		return State{}, fmt.Errorf("found mesh: %w", err)
 	}
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: e.Identity.Public(), Role: trust.RoleAdmin, Farm: farm}, e.Now())
+	if err != nil {
+		return State{}, fmt.Errorf("found mesh: %w", err)
+	}
+	secrets := trust.NewSecrets(1).For(trust.RoleAdmin, farm)
 	rotation, err := trust.Signer{Key: e.Identity, Chain: chain}.Rotate(secrets, farm, e.Now())
 	if err != nil {
 		return State{}, err
 	}
-	if err := trust.SaveKey(filepath.Join(e.Dir, meshKeyFile), mesh); err != nil {
-		return State{}, fmt.Errorf("found mesh: %w", err)
+	if fresh {
+		if err := trust.SaveKey(path, mesh); err != nil {
+			return State{}, fmt.Errorf("found mesh: %w", err)
+		}
 	}
 	e.Log.Info("founded a mesh", "mesh", mesh.Public(), "farm", farm)
 	return State{Mesh: mesh.Public(), Chain: chain, Secrets: secrets, Rotation: rotation, Origin: e.Origin, Founder: true}, nil

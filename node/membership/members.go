@@ -132,7 +132,7 @@ func (m *Membership) gather(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, c := range connected[:min(len(connected), rollAsked)] { // a map's order is none
 		all.Go(func() {
-			if err := m.gatherFrom(ctx, c.id); err != nil {
+			if err := m.gatherFrom(ctx, c); err != nil {
 				m.cfg.Log.Debug("a member does not say whom it has met", "peer", c.id, "err", err)
 			}
 		})
@@ -140,13 +140,13 @@ func (m *Membership) gather(ctx context.Context) {
 	all.Wait()
 }
 
-func (m *Membership) gatherFrom(ctx context.Context, id peer.ID) error {
+func (m *Membership) gatherFrom(ctx context.Context, c member) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
 	var after trust.PublicKey
 	for range rollMax/rollPageMax + 1 {
 		var r rollReply
-		if err := m.call(ctx, id, rollMethod, rollRequest{after}, &r); err != nil {
+		if err := m.call(ctx, c.id, rollMethod, rollRequest{after}, &r); err != nil {
 			return err
 		}
 		if len(r.Members) > rollPageMax {
@@ -163,7 +163,7 @@ func (m *Membership) gatherFrom(ctx context.Context, id peer.ID) error {
 					continue // it has expired, or never was one
 				}
 			}
-			m.roll.heard(e.Chain, e.Name, time.UnixMilli(e.Seen), now)
+			m.roll.heard(e.Chain, e.Name, c.who.Key, time.UnixMilli(e.Seen), now)
 		}
 		if !r.More {
 			return nil

@@ -99,10 +99,12 @@ type Membership struct {
 	mu       sync.RWMutex // guards what follows
 	state    State
 	revoked  map[trust.PublicKey]revoked
-	digest   [32]byte  // of the revoked keys
-	news     []revoked // revocations that connected members are still to be told
-	owed     time.Time // when to look whether the origin has all revocations; zero: it has
-	notice   []byte    // the newest rotation that is known of
+	spent    map[trust.PublicKey]int // how many of them are of each admin that the mesh key made, and its deputies
+	digest   [32]byte                // of the revoked keys
+	news     []revoked               // revocations that connected members are still to be told
+	compared time.Time               // when this member had last evened out with another, since caughtAfter at least
+	owed     time.Time               // when to look whether the origin has all revocations; zero: it has
+	notice   []byte                  // the newest rotation that is known of
 	newest   trust.Generation
 }
 
@@ -111,7 +113,7 @@ type Membership struct {
 func Open(cfg Config, s State) (*Membership, error) {
 	cfg = cfg.withDefaults()
 	m := &Membership{
-		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{},
+		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
 	}
 	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {

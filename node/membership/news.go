@@ -27,6 +27,9 @@ const (
 	// greetAtOnce bounds the greetings under way: a flood to a thousand members is
 	// over in seconds, the silent ones among them too.
 	greetAtOnce = 64
+	// caughtAfter is how long after a member that was away has compared with one it
+	// has heard from others too what that one may keep to itself.
+	caughtAfter = time.Minute
 	// newsMax is how many revocations one message carries: within a call's size.
 	newsMax = 200
 )
@@ -93,10 +96,28 @@ func (m *Membership) greet(ctx context.Context, id peer.ID, news []revoked) (tru
 	if err := m.hear(who, g); err != nil {
 		return who, err
 	}
-	if g.Digest == m.greeting(nil).Digest {
-		return who, nil
+	if g.Digest != m.greeting(nil).Digest {
+		if err := m.even(ctx, id); err != nil {
+			return who, err
+		}
 	}
-	return who, m.even(ctx, id)
+	m.catchUp()
+	return who, nil
+}
+
+// catchUp notes that this member has evened out with another: what it knew before the
+// last time is all that there was.
+func (m *Membership) catchUp() {
+	now := m.cfg.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now.Sub(m.compared) < caughtAfter {
+		return
+	}
+	if !m.compared.IsZero() {
+		m.roll.catchUp(m.compared)
+	}
+	m.compared = now
 }
 
 // contact is a connection with a member, or with what may become one.

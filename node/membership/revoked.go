@@ -28,6 +28,9 @@ const (
 	// mesh loses in many years, and 20 MB. Over it none is taken: the mesh is to be
 	// founded anew.
 	revokedMax = 10_000
+	// revokedByMax is how many of them one admin may use up, with those that it made
+	// admins: one gone bad leaves others the room to revoke it.
+	revokedByMax = revokedMax / 2
 	// storeInterval is how often the origin is asked for revocations while no member
 	// is connected, and told of those that it lacks.
 	storeInterval = time.Minute
@@ -52,7 +55,9 @@ type revoked struct {
 // told is a revocation that somebody handed over. seen is when the store had it first;
 // zero is now. learnt is when the member that told it says that it learnt of it: a
 // member that is new, or was away, counts from there, for it cannot have seen before
-// what was signed since. That says nothing of whether its signer was an admin still.
+// what was signed since. It counts from there as far as it was away: no member has the
+// word on what was going on while this one was here. That says nothing of whether its
+// signer was an admin still.
 type told struct {
 	sealed       []byte
 	seen, learnt time.Time
@@ -99,17 +104,19 @@ func (m *Membership) loadRevoked() error {
 			return fmt.Errorf("revocations: %w", err)
 		}
 		var r revoked
+		var opened trust.Revocation
 		key, err := trust.ParsePublicKey(f.Name())
 		if err == nil {
 			err = m.codec.Unmarshal(b, &r)
 		}
 		if err == nil { // nobody is revoked yet, so each counts that counted when it was learnt
-			_, err = m.verifier.OpenRevocation(r.Sealed, time.Unix(0, r.Learnt), m.cfg.Now())
+			opened, err = m.verifier.OpenRevocation(r.Sealed, time.Unix(0, r.Learnt), m.cfg.Now())
 		}
 		if err != nil { // to go on would be to trust whom it is about
 			return fmt.Errorf("revocation %s: %w; remove the file, and the mesh will tell again", filepath.Join(dir, f.Name()), errors.Join(content.ErrCorrupt, err))
 		}
 		m.revoked[key] = r
+		m.spent[opened.Root]++
 	}
 	return nil
 }
@@ -184,10 +191,10 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, learnt time.Time, ha
 	}
 	m.mu.RLock()
 	old, had := m.revoked[r.Key]
-	full := len(m.revoked) >= revokedMax
+	full := len(m.revoked) >= revokedMax || m.spent[r.Root] >= revokedByMax
 	m.mu.RUnlock()
-	if learnt = t.seen; !had {
-		learnt = t.since(r.SignedAt)
+	if learnt = t.seen; !had { // who was here would have learnt of it
+		learnt = earlier(later(t.since(r.SignedAt), m.roll.caughtUp()), t.seen)
 	}
 	switch {
 	case had && learnt.UnixNano() >= old.Learnt:
@@ -209,10 +216,27 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, learnt time.Time, ha
 		m.cfg.Log.Error("a revocation is not on disk", "key", r.Key, "err", err)
 	}
 	m.mu.Lock()
+	if !had {
+		m.spent[r.Root]++
+	}
 	m.revoked[r.Key] = entry
 	m.mu.Unlock()
 	m.install()
 	return r.Key, learnt, had, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // digestOf is the same for the same keys.

@@ -39,7 +39,8 @@ type met struct {
 // enrolled is a member of the roll.
 type enrolled struct {
 	Chain trust.Chain `cbor:"chain"`
-	// Met has the first of Chain as its last.
+	// Met has the first of Chain as its last, but where only its issuer told of it: that
+	// is nobody's word that it is not made for the occasion.
 	Met  []met  `cbor:"met"`
 	Name string `cbor:"name"`
 	// Seen is when a member had last dealt with it, in Unix milliseconds.
@@ -55,6 +56,7 @@ type roll struct {
 	saving sync.Mutex
 	mu     sync.Mutex // guards what follows
 	all    map[trust.PublicKey]enrolled
+	caught time.Time // what honest members knew by then is known here; zero: nothing yet
 	// changed says that members or certificates did, touched that times did.
 	changed, touched bool
 }
@@ -66,6 +68,8 @@ func newRoll(path string, log *slog.Logger) *roll {
 type rollWire struct {
 	Magic string     `cbor:"magic"`
 	All   []enrolled `cbor:"all"`
+	// Caught is in Unix nanoseconds; 0 is never.
+	Caught int64 `cbor:"caught"`
 }
 
 // open reads the roll. One that can't be read costs what this member had seen, and is
@@ -84,6 +88,9 @@ func openRoll(path string, log *slog.Logger) (*roll, error) {
 		log.Warn("the roll of members can't be read, and is begun anew", "file", path, "err", err)
 		return r, nil
 	}
+	if w.Caught != 0 {
+		r.caught = time.Unix(0, w.Caught)
+	}
 	for _, e := range w.All {
 		if len(e.Chain) > 0 {
 			r.all[e.Chain[0].Subject] = e
@@ -98,6 +105,9 @@ func (r *roll) save() error {
 	defer r.saving.Unlock()
 	w := rollWire{Magic: rollMagic, All: r.list()}
 	r.mu.Lock()
+	if !r.caught.IsZero() {
+		w.Caught = r.caught.UnixNano()
+	}
 	r.changed, r.touched = false, false
 	r.mu.Unlock()
 	b, err := content.NewCodec().Marshal(w)
@@ -125,7 +135,7 @@ func (r *roll) proved(chain trust.Chain, name string, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, had := r.all[chain[0].Subject]
-	if !had || chain[0].Sum() != e.Chain[0].Sum() {
+	if !had || len(e.Met) == 0 || chain[0].Sum() != e.Chain[0].Sum() {
 		r.changed = true
 		e.certify(chain, now.UnixNano())
 	}
@@ -136,14 +146,18 @@ func (r *roll) proved(chain trust.Chain, name string, now time.Time) {
 	r.put(e)
 }
 
-// heard notes a member that another has told of, by a chain that is good.
-func (r *roll) heard(chain trust.Chain, name string, seen, now time.Time) {
+// heard notes a member that another, by, has told of, by a chain that is good.
+func (r *roll) heard(chain trust.Chain, name string, by trust.PublicKey, seen, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, had := r.all[chain[0].Subject]
 	if !had {
+		e.Chain, e.Name, r.changed = chain, cleanName(name), true
+	}
+	own := slices.ContainsFunc(chain[1:], func(c trust.Certificate) bool { return c.Subject == by })
+	if len(e.Met) == 0 && !own && chain[0].Sum() == e.Chain[0].Sum() {
 		e.certify(chain, now.UnixNano())
-		e.Name, r.changed = cleanName(name), true
+		r.changed = true
 	}
 	if seen.After(now) { // nobody saw anybody yet to come
 		seen = now
@@ -191,6 +205,20 @@ func (r *roll) put(e enrolled) {
 		delete(r.all, oldest)
 	}
 	r.all[key] = e
+}
+
+// catchUp notes that this member has heard what there was to hear at a time, and
+// caughtUp returns the last one.
+func (r *roll) catchUp(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.caught, r.touched = at, true
+}
+
+func (r *roll) caughtUp() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.caught
 }
 
 // met returns since when this member has known a certificate.

@@ -80,6 +80,13 @@ func In(dir string) bool {
 	return err == nil
 }
 
+// wasMember reports whether somebody has been a member with this folder: whoever opens
+// a membership has a ledger of invites from then on.
+func wasMember(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, invitesDir))
+	return err == nil
+}
+
 // LoadIdentity returns this member's key, made at the first start.
 func LoadIdentity(dir string) (trust.PrivateKey, error) {
 	path := filepath.Join(dir, identityFile)

@@ -79,7 +79,11 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 	if err != nil {
 		return nil, err
 	}
-	b, err := by.Membership.Call(w.t.Context(), exchange.Peer{}, redeemMethod, body)
+	id, err := swarm.PeerID(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	b, err := by.Membership.Call(w.t.Context(), exchange.Peer{ID: id}, redeemMethod, body)
 	if err != nil {
 		return nil, err
 	}

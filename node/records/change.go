@@ -19,7 +19,13 @@ func (n *Names) tell(r catalog.Record, asked time.Time) (Known, error) {
 	if err != nil {
 		return Known{}, err
 	}
-	return n.change(key(r.Kind, r.Name), func(e entry) entry { return e.told(k, asked, n.cfg.Now()) }).answer(), nil
+	id := key(r.Kind, r.Name)
+	return n.change(id, func(e entry) entry {
+		if old, ok := n.taken[id]; ok && e.said == nil && old.Commit != k.Commit && !k.SignedAt.After(old.SignedAt) && !n.isBad(&old) {
+			e.said = &old // to be compared with
+		}
+		return e.told(k, asked, n.cfg.Now())
+	}).answer(), nil
 }
 
 // gone notes that the origin has no record of that name, and had none at asked.
@@ -27,6 +33,9 @@ func (n *Names) gone(id string, asked time.Time) {
 	n.change(id, func(e entry) entry {
 		if e.said != nil && !e.said.read.Before(asked) { // it was written meanwhile
 			return e
+		}
+		if e.said != nil { // who deletes a name leaves a tombstone; this may be put back as what it was long ago
+			n.taken[id] = *e.said
 		}
 		return entry{}
 	})
@@ -64,6 +73,9 @@ func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
 	} else {
 		n.entries[id] = e
 		delete(n.absent, id)
+		if e.said != nil {
+			delete(n.taken, id)
+		}
 	}
 	ended := n.count(old, e)
 	n.mu.Unlock()

@@ -71,7 +71,7 @@ func (n *Names) commitThroughMember(ctx context.Context, ch catalog.Change) (cat
 	if err := n.readBack(ctx, w); err != nil {
 		return catalog.Record{}, err
 	}
-	w.known.Confirmed = true
+	w.known.Confirmed, w.known.agreed = true, n.cfg.Now()
 	n.change(id, func(e entry) entry { return e.hears(w.known, n.cfg.Now()) })
 	return w.known.Record, nil
 }

@@ -26,6 +26,8 @@ type recordFile struct {
 	Said      bool   `cbor:"said"`
 	Statement []byte `cbor:"statement"`
 	Over      string `cbor:"over"`
+	// Taken tells that it is not at the origin any more, without having been deleted.
+	Taken bool `cbor:"taken"`
 }
 
 // kept is the record that goes to disk, or nil.
@@ -43,16 +45,20 @@ func (n *Names) save(id string) {
 	defer n.saving.Unlock()
 	n.mu.RLock()
 	e := n.entries[id]
+	old, taken := n.taken[id]
 	n.mu.RUnlock()
 	path := filepath.Join(n.cfg.Dir, filepath.FromSlash(id))
 	k := e.kept()
+	if taken = taken && k == nil; taken {
+		k = &old
+	}
 	if k == nil {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			n.cfg.Log.Warn("the record of a name that is gone stays on disk", "file", path, "err", err)
 		}
 		return
 	}
-	b, err := n.cfg.Codec.Marshal(recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), e.said != nil, k.statement, k.over})
+	b, err := n.cfg.Codec.Marshal(recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), e.said != nil, k.statement, k.over, taken})
 	if err == nil {
 		err = durable.MkdirAll(filepath.Dir(path), 0o700)
 	}
@@ -104,9 +110,13 @@ func (n *Names) read(b []byte) (id string, e entry, err error) {
 		return "", e, err
 	}
 	k.first, k.statement, k.over = seen, f.Statement, f.Over
-	if f.Said {
+	switch {
+	case f.Taken:
+		k.read = seen
+		n.taken[key(k.Kind, k.Name)] = k
+	case f.Said:
 		k.read, e.said = seen, &k
-	} else {
+	default:
 		e.heard = &k
 	}
 	return key(k.Kind, k.Name), e, nil

@@ -87,7 +87,8 @@ func (e entry) hears(k Known, now time.Time) entry {
 	case e.heard == nil:
 	case e.heard.Commit == k.Commit:
 		k.first, k.SeenAt, k.over = earlier(e.heard.first, k.first), later(e.heard.SeenAt, k.SeenAt), e.heard.over
-		k.Confirmed = e.heard.Confirmed && now.Sub(e.heard.SeenAt) <= sightFor || k.Confirmed
+		k.agreed = later(e.heard.agreed, k.agreed) // whoever alone sees it still makes it younger, and no more
+		k.Confirmed = e.heard.Confirmed && now.Sub(k.agreed) <= sightFor || k.Confirmed
 	case e.heard.Confirmed && !k.Confirmed, e.heard.Confirmed == k.Confirmed && k.Version <= e.heard.Version:
 		return e
 	}
@@ -116,7 +117,7 @@ func (e entry) unanswered(now time.Time) entry {
 	}
 	if e.heard != nil {
 		k := *e.heard
-		k.Confirmed = k.Confirmed && now.Sub(k.SeenAt) <= sightFor
+		k.Confirmed = k.Confirmed && now.Sub(k.agreed) <= sightFor
 		e.heard = &k
 	}
 	return e

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -26,6 +27,9 @@ const (
 	// node for: they read back what was written for them, which is rare.
 	othersRate  = rate.Limit(10)
 	othersBurst = 30
+	// othersWait is when a member that had a name looked for is told that it is absent,
+	// which is also what it hears of one that it may not read.
+	othersWait = 2 * time.Second
 )
 
 // Question asks a member for a record.
@@ -57,6 +61,8 @@ type Submission struct {
 type witnessed struct {
 	known Known
 	by    trust.Identity
+	// late says that its signer was revoked since: it hangs on the time of the sight.
+	late bool
 }
 
 func (n *Names) farm() string { return n.cfg.Signer.Identity().Farm }
@@ -73,7 +79,23 @@ func (n *Names) askMembers(ctx context.Context, q Question, limit int) []witness
 		}
 		out = append(out, w)
 	}
-	return out
+	return slices.DeleteFunc(out, func(w witnessed) bool { return w.late && !n.attested(w, out) })
+}
+
+// attested reports whether a record of a signer that was revoked since is known to be
+// from before: by this node, on the word of its own farm, or of enough others. A single
+// one may be the friend of the revoked.
+func (n *Names) attested(w witnessed, all []witnessed) bool {
+	if k, ok := n.Held(w.known.Kind, w.known.Name); ok && k.Commit == w.known.Commit {
+		return true
+	}
+	farms := map[string]bool{}
+	for _, other := range all {
+		if other.known.Commit == w.known.Commit {
+			farms[other.by.Farm] = true
+		}
+	}
+	return farms[n.farm()] || len(farms) >= confirmFarms
 }
 
 // open checks a member's answer. Without somebody's word that it was at the origin a
@@ -95,7 +117,8 @@ func (n *Names) open(q Question, a Answer) (witnessed, error) {
 	}
 	k, err := n.describe(catalog.Record{Envelope: e, Sealed: a.Sealed, ETag: a.ETag, SeenAt: seen})
 	k.first, k.statement = seen, a.Statement
-	return witnessed{k, st.Signer}, err
+	_, since := n.cfg.Verifier.Open(a.Sealed, now, now)
+	return witnessed{k, st.Signer, since != nil}, err
 }
 
 // choose returns what members of enough farms have just seen at the origin; else, of
@@ -113,7 +136,9 @@ func choose(all []witnessed, farm string, now time.Time) (best Known, ok bool) {
 				farms[other.by.Farm] = true
 			}
 		}
-		k.Confirmed = len(farms) >= confirmFarms
+		if k.Confirmed = len(farms) >= confirmFarms; k.Confirmed {
+			k.agreed = now
+		}
 		if !ok || rank(k, farm, best) > 0 {
 			best, ok = k, true
 		}
@@ -139,9 +164,15 @@ func rank(a Known, farm string, b Known) int {
 func (n *Names) Answer(ctx context.Context, from trust.Identity, q Question) (Answer, error) {
 	absent := notFound(q.Kind, q.Name)
 	k, ok := n.Held(q.Kind, q.Name)
-	if q.Version > 0 && (!ok || k.Version < q.Version || k.read.IsZero()) && from.Role.IsMember() && q.Kind.CheckName(q.Name) == nil && n.others.AllowN(n.cfg.Now(), 1) {
-		if _, err := n.lookFor(ctx, q.Kind, q.Name, func(error) {}); err == nil {
+	look := !ok || !from.MayRead(k.Scope) || k.Version < q.Version || k.read.IsZero()
+	if q.Version > 0 && look && from.Role.IsMember() && q.Kind.CheckName(q.Name) == nil && n.others.AllowN(n.cfg.Now(), 1) {
+		wait, cancel := context.WithTimeout(ctx, othersWait)
+		defer cancel()
+		if _, err := n.lookFor(wait, q.Kind, q.Name, func(error) {}); err == nil {
 			k, ok = n.Held(q.Kind, q.Name)
+		}
+		if !ok || !from.MayRead(k.Scope) {
+			<-wait.Done()
 		}
 	}
 	if !ok || !from.MayRead(k.Scope) {

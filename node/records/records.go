@@ -68,6 +68,8 @@ type Known struct {
 	// first is the earliest time at which somebody honest saw it, which is what the
 	// Verifier is asked by; read is when this node last saw it at the origin.
 	first, read time.Time
+	// agreed is when members of enough farms had last confirmed it.
+	agreed time.Time
 	// statement is the word of the member that it was heard from; over is the ETag that
 	// one of this node's own was written over by a member.
 	statement []byte
@@ -111,8 +113,9 @@ type Names struct {
 
 	mu      sync.RWMutex // guards what follows
 	entries map[string]entry
-	roots   map[rootKey]int // how many names stand for each
-	absent  lately          // what the origin does not have
+	roots   map[rootKey]int  // how many names stand for each
+	absent  lately           // what the origin does not have
+	taken   map[string]Known // what was at the origin and is not, without having been deleted
 }
 
 // rootKey is a root under one scope.
@@ -126,7 +129,7 @@ type rootKey struct {
 func New(cfg Config) (*Names, error) {
 	n := &Names{
 		cfg: cfg, strangers: strangers{budget: rate.NewLimiter(strangersRate, strangersBurst), denied: lately{}}, others: rate.NewLimiter(othersRate, othersBurst),
-		entries: map[string]entry{}, roots: map[rootKey]int{}, absent: lately{},
+		entries: map[string]entry{}, roots: map[rootKey]int{}, absent: lately{}, taken: map[string]Known{},
 		disputes: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "grange", Subsystem: "records", Name: "disputes_total",
 			Help: "Times that the origin showed another record than it had shown before, or than members saw there.",

@@ -96,6 +96,9 @@ type Revocation struct {
 	Key PublicKey
 	// By is the admin.
 	By Identity
+	// Root is the admin that the mesh key made, by whose right it is one: itself, or
+	// who made it one.
+	Root PublicKey
 	// SignedAt is when, by the admin's clock: nobody learnt of it before.
 	SignedAt time.Time
 }
@@ -122,7 +125,12 @@ func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, er
 	case key == v.mesh:
 		return Revocation{}, fmt.Errorf("revocation: %w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
 	}
-	return Revocation{key, e.Signer, e.SignedAt}, nil
+	var w envelopeWire
+	sealed, err := unseal(b, &w)
+	if err != nil {
+		return Revocation{}, fmt.Errorf("revocation: %w", err)
+	}
+	return Revocation{key, e.Signer, sealed.Chain[len(sealed.Chain)-1].Subject, e.SignedAt}, nil
 }
 
 // NewCommit names a new attempt to write a record.

@@ -57,6 +57,9 @@ const (
 	// strayAge is for how long nobody has written to a file that is removed. Were
 	// its writer only asleep, its write fails, and is tried again.
 	strayAge = time.Hour
+	// changedLag is how much later than its own time a file may get its name: it waits
+	// for other writers' turns.
+	changedLag = time.Minute
 	// timeGrain is the coarsest time that ETags can be made of. Windows keeps
 	// tenths of it.
 	timeGrain = time.Microsecond
@@ -144,7 +147,17 @@ func (b *Bucket) path(key string) string { return filepath.Join(b.root, filepath
 // describe says what is known of an open or listed file.
 func describe(key string, fi fs.FileInfo) bucket.Info {
 	sum := content.Sum(fmt.Appendf(nil, "%d %d %d", fi.Size(), fi.ModTime().UnixNano(), inode(fi)))
-	return bucket.Info{Key: key, Size: fi.Size(), ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, Modified: fi.ModTime(), Now: time.Now()}
+	return bucket.Info{Key: key, Size: fi.Size(), ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, Modified: modified(fi), Now: time.Now()}
+}
+
+// modified is when the file was written: by its own time, which whoever may write sets
+// as it likes, unless the file system knows that it was touched later. A hard link
+// counts too, which a write makes within changedLag.
+func modified(fi fs.FileInfo) time.Time {
+	if at, ok := changed(fi); ok && at.Sub(fi.ModTime()) > changedLag {
+		return at
+	}
+	return fi.ModTime()
 }
 
 // Get implements bucket.Bucket.

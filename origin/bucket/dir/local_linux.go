@@ -1,9 +1,21 @@
 package dir
 
 import (
+	"io/fs"
 	"os"
 	"syscall"
+	"time"
 )
+
+// changed returns when the file system last noted a change of a file, be it of its times
+// alone: nobody can set that.
+func changed(fi fs.FileInfo) (time.Time, bool) {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return time.Time{}, false
+	}
+	return time.Unix(st.Ctim.Unix()), true
+}
 
 // isLocal reports whether a file lies on a disk or in the memory of this host: reads
 // of it end. Of a file system that is not known here it is false.

@@ -89,7 +89,9 @@ func (l *loader) vouched(p Pack, modified time.Time) bool {
 		return false
 	}
 	said := trust.Pack{ID: string(p.ID), Scope: p.ID.Scope(), Directory: content.Sum(p.Entries)}
-	at, err := l.cfg.Verifier.OpenPack(p.Signature, said, modified, l.cfg.Now())
+	// Seen now: of a key that was revoked since nobody knows when it went bad, and to
+	// look costs one read.
+	at, err := l.cfg.Verifier.OpenPack(p.Signature, said, l.cfg.Now(), l.cfg.Now())
 	switch {
 	case err != nil:
 		l.cfg.Log.Warn("the signature of a pack does not hold; what is reused of it is read first", "pack", p.ID, "error", err)
