@@ -36,3 +36,9 @@ func (f *Fetcher) Flights() int {
 	defer f.mu.Unlock()
 	return len(f.flights)
 }
+
+// Failed has a member passed over.
+func (f *Fetcher) Failed(id peer.ID) { f.failed(id) }
+
+// Lied is told that a member lied.
+func (f *Fetcher) Lied(id peer.ID) { f.lied(id, "a lie") }

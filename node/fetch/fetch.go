@@ -112,6 +112,7 @@ type Fetcher struct {
 	metrics metrics
 	bytes   [sources]atomic.Int64
 	habits  habits
+	loads   loads
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
 	shown   *shown.Book
@@ -257,13 +258,15 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 	_, again := f.habits.breaker.Passed(now)[plan.Peer(id)]
 	f.habits.breaker.Aside(plan.Peer(id), now, asideFor)
 	f.habits.mu.Unlock()
-	if near || again { // more than one lie may be on its way
+	if near {
 		return
 	}
-	if f.cfg.Swarm != nil {
+	if f.cfg.Swarm != nil { // also one that is passed over for something less
 		f.cfg.Swarm.Ban(id, banFor)
 	}
-	f.metrics.banned.Inc()
+	if !again { // more than one lie may be on its way
+		f.metrics.banned.Inc()
+	}
 }
 
 // isNear reports whether a peer is a live member of this farm.

@@ -262,6 +262,7 @@ type outcome struct {
 	lied    bool
 	useless error // why what came, though no lie, is of no use here
 	some    bool  // something of use came
+	absent  bool  // something was not to be had
 	refer   peer.ID
 }
 
@@ -280,7 +281,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	if errors.Is(o.err, exchange.ErrDisconnected) && !o.some && time.Since(begun) < retryWithin {
 		o = j.want(ask, a)
 	}
-	if envelope := j.rs.sealed(); o.unknown && len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
+	if envelope := j.record(to, o, a.Fetch); len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
 		o = j.want(ask, a)
 	}
 	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer)}
@@ -309,6 +310,20 @@ func (j *job) ask(ask *asking, a plan.Action) {
 		}
 	}
 	j.tell(e)
+}
+
+// record returns the record to show a member before it is asked again: one that has not
+// met the root, or, once, one that may read it by another record whose pages are other
+// ones, or false. The latter is for a node without the origin: it has no other way, and
+// until the member has the pages by its record, it is shown nothing.
+func (j *job) record(to peer.ID, o outcome, fetch bool) []byte {
+	switch {
+	case o.unknown:
+		return j.rs.sealed()
+	case o.err == nil && !o.lied && j.f.cfg.Origin() == nil && (errors.Is(o.useless, errOtherPage) || fetch && o.absent):
+		return j.rs.tellOnce(to)
+	}
+	return nil
 }
 
 // want asks a member that has proved who it is, and that it may know of the root.
@@ -352,6 +367,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 				ask.came.Store(time.Now().UnixNano())
 			}
 		case exchange.Absent:
+			o.absent = true
 			if j.level() == 0 {
 				j.rs.peers.Lacks(a.Peer, r.Indexes)
 			}

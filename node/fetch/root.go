@@ -58,6 +58,31 @@ type rootState struct {
 	scanned  time.Time // the last time
 	evicted  uint64    // what the cache had evicted then
 	mapping  bool      // the map is or was brought in for the bitmap
+	toldTo   []peer.ID // whom the record was shown to lately, the latest last
+
+	toldBy []peer.ID // whom it was had from lately; guarded by the Fetcher's mu
+}
+
+// toldMax bounds the members that are remembered to have told of a root, or to have
+// been told.
+const toldMax = 64
+
+// told adds a member to such a list, and reports whether it was there.
+func told(list *[]peer.ID, id peer.ID) (before bool) {
+	before = slices.Contains(*list, id)
+	*list = append(slices.DeleteFunc(*list, func(p peer.ID) bool { return p == id }), id)
+	*list = (*list)[max(0, len(*list)-toldMax):]
+	return before
+}
+
+// tellOnce returns the record for a member that was not shown it yet, or nil.
+func (rs *rootState) tellOnce(id peer.ID) []byte {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if told(&rs.toldTo, id) {
+		return nil
+	}
+	return rs.envelope
 }
 
 // Name implements roots.Root.
@@ -155,7 +180,8 @@ func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []by
 	rs.introducer = from.ID
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.roots.Introduce(rs, f.cfg.Now())
+	rs = f.roots.Introduce(rs, f.cfg.Now())
+	told(&rs.toldBy, from.ID)
 	return nil
 }
 
@@ -178,9 +204,10 @@ func (f *Fetcher) served(id content.CID, from exchange.Peer) (*rootState, cache.
 	return rs, reach
 }
 
-// best returns the state by which a root is read, of those that may: one that was
-// looked up before one that was introduced, one whose head has proved right before
-// others, one that the asker itself introduced, and then the widest.
+// best returns the state by which a root is read, of those that may: one whose record
+// the asker itself has shown, as what is false in that harms nobody else; then one that
+// was looked up before one that was introduced, one whose head has proved right before
+// others, and then the widest.
 func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool) *rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -189,7 +216,7 @@ func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool)
 			return -1
 		}
 		rank := int(rs.reach())
-		for i, holds := range []bool{rs.introducer == asker, rs.proven.Load(), rs.introducer == ""} {
+		for i, holds := range []bool{rs.proven.Load(), rs.introducer == "", slices.Contains(rs.toldBy, asker)} {
 			if holds {
 				rank += (int(cache.ReachPublic) + 1) << i
 			}
@@ -245,14 +272,17 @@ type object struct {
 
 // objectKey names an object: a map node with another page is another, and so is one
 // that is fetched to go less far, as bytes that may not go farther are under way for
-// it.
+// it, or from another place, as a record may say where it is not.
 type objectKey struct {
-	id, page content.CID
-	level    int
-	reach    cache.Reach
+	id, page   content.CID
+	at, pageAt pack.Location
+	level      int
+	reach      cache.Reach
 }
 
-func (o object) key() objectKey { return objectKey{o.id, o.page, o.pos.Level, o.reach} }
+func (o object) key() objectKey {
+	return objectKey{o.id, o.page, o.at, o.pair.Page.Location, o.pos.Level, o.reach}
+}
 
 // frames are what is read for it at the origin.
 func (o object) frames() []pack.Extent {

@@ -3,16 +3,19 @@ package fetch
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // bitmapInterval is how often a member that follows our bitmap hears of what has
@@ -37,7 +40,7 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		priority: req.Priority, depth: plan.Received(near, req.Passed),
 		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach,
 	}}
-	end, referred := s.crowd(ctx, near)
+	end, referred := s.crowd(ctx, near, from.Identity.Role == "")
 	if referred {
 		return
 	}
@@ -64,25 +67,29 @@ type serving struct {
 }
 
 // crowdKey names those that a run is sent to: the members of this farm are
-// referred to each other, and so are those of other farms.
+// referred to each other, and so are those of other farms. Where a root's run lies
+// its record says alone, so it is another one for each root.
 type crowdKey struct {
-	run  pack.Run
-	near bool
+	root  content.CID
+	run   pack.Run
+	reach cache.Reach
+	near  bool
 }
 
 // crowd enters the request among those for the same run, or refers the asker to a
-// member that has the run already. end is called when it was answered.
-func (s *serving) crowd(ctx context.Context, near bool) (end func(whole bool), referred bool) {
+// member that has the run already. Strangers are none, and would be asked nothing. end
+// is called when it was answered.
+func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whole bool), referred bool) {
 	s.left = len(s.req.Indexes)
 	none := func(bool) {}
-	if s.req.Level > 0 {
+	if s.req.Level > 0 || stranger {
 		return none, false
 	}
 	o, ok, err := s.f.chunk(ctx, s.rs, s.req.Indexes[0], s.here())
 	if err != nil || !ok {
 		return none, false
 	}
-	key := crowdKey{o.at.Run(), near}
+	key := crowdKey{s.rs.id, o.at.Run(), s.how.reach, near}
 	s.f.mu.Lock()
 	c := s.f.crowds[key]
 	if c == nil {
@@ -161,7 +168,7 @@ func (s *serving) held(ctx context.Context, index uint64, buf []byte) (v content
 	return v, p.Bytes(), err == nil
 }
 
-// bringIn fetches what is missing and answers as it comes.
+// bringIn fetches what is missing and answers as it comes, a part at a time.
 func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	if s.w.Queued(len(missing)) != nil {
 		return
@@ -171,8 +178,27 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	defer reporting.Wait()
 	defer cancel()
 	reporting.Go(func() { s.reportProgress(ctx) })
+	size := int(s.rs.head.Root.ChunkSize)
+	if s.req.Level > 0 {
+		size = content.NodeSizeMax + wire.PageSizeMax
+	}
+	for part := range slices.Chunk(missing, max(1, partMax/size)) {
+		give, err := s.f.loads.take(ctx, loadKey{s.how.from, s.how.priority == exchange.PriorityGuest, s.how.depth}, len(part)*size)
+		if err != nil {
+			return
+		}
+		err = s.bringPart(ctx, part)
+		give()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// bringPart is bringIn of some. An error means that the asker is gone.
+func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 	var objects []object
-	for _, index := range missing {
+	for _, index := range part {
 		o, ok, err := s.locate(ctx, index, s.how)
 		if err != nil || !ok {
 			s.w.Absent(index)
@@ -188,11 +214,12 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 		} else {
 			err = s.send(ctx, objects[i].pos.Index, v, fl.page.Bytes())
 		}
-		if err != nil { // the asker is gone
+		if err != nil {
 			s.f.leave(flights[i+1:]...)
-			return
+			return err
 		}
 	}
+	return nil
 }
 
 // locate names an object, which may take fetching the map above it.

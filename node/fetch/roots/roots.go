@@ -133,13 +133,12 @@ func (s *Store[T]) forget() {
 	}
 }
 
-// Introduce enters a root by a member's word, unless it is known by that head, or
-// was looked up with that scope.
-func (s *Store[T]) Introduce(root T, now time.Time) {
+// Introduce enters a root by a member's word, or returns what is known by its head.
+func (s *Store[T]) Introduce(root T, now time.Time) T {
 	e := &entry[T]{root.Name(), root, now}
 	for _, known := range s.by[e.ID] {
-		if known.Head == e.Head || known.Introducer == "" && known.Head.Scope == e.Head.Scope {
-			return
+		if known.Head == e.Head {
+			return known.root
 		}
 	}
 	loser := e.Introducer
@@ -156,6 +155,7 @@ func (s *Store[T]) Introduce(root T, now time.Time) {
 	s.introduced++
 	s.from[e.Introducer] = append(s.from[e.Introducer], e)
 	s.by[e.ID] = append(s.by[e.ID], e)
+	return root
 }
 
 // remove takes a root out.

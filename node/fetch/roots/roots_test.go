@@ -43,17 +43,23 @@ func TestLearnedLongUnusedAreForgotten(t *testing.T) {
 	}
 }
 
-// TestALookReplacesAWord: what was introduced with the same scope goes, and does not
-// come again; of another scope it stays.
+// TestALookReplacesAWord: what was introduced with the same scope goes, of another scope
+// it stays. Who shows another record again has it beside the one that was looked up.
 func TestALookReplacesAWord(t *testing.T) {
 	s := New[*known]()
 	id := named(1, content.Mesh(), 0, "").name.ID
 	s.Introduce(named(1, content.Mesh(), 1, "liar"), at(0))
 	s.Introduce(named(1, content.Public(), 1, "liar"), at(0))
 	right := s.Learn(named(1, content.Mesh(), 2, ""), at(1))
-	s.Introduce(named(1, content.Mesh(), 3, "liar"), at(2))
 	if heads := slices.Collect(s.Of(id)); len(heads) != 2 || heads[1] != right || heads[0].name.Head.Scope != content.Public() {
 		t.Errorf("heads: %v", heads)
+	}
+	if got := s.Introduce(named(1, content.Mesh(), 2, "liar"), at(2)); got != right {
+		t.Error("a record that was looked up and is introduced has two states")
+	}
+	other := named(1, content.Mesh(), 3, "liar")
+	if got := s.Introduce(other, at(2)); got != other || s.Introduce(named(1, content.Mesh(), 3, "another"), at(2)) != other {
+		t.Error("a record that two introduce has not one state")
 	}
 	if again := s.Learn(named(1, content.Mesh(), 2, ""), at(3)); again != right {
 		t.Error("one head has two states")
