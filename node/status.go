@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/trust"
@@ -23,6 +24,7 @@ type SelfInfo struct {
 	Role           trust.Role
 	Addrs          []string
 	FarmAddr       string
+	Revoked        time.Time // when this node learnt that it is no member any more; else zero
 }
 
 // Self describes this node.
@@ -32,6 +34,7 @@ func (n *Node) Self() SelfInfo {
 	if n.farm != nil {
 		s.FarmAddr = n.farm.Address()
 	}
+	s.Revoked, _ = n.verifier.Revoked(n.identity.Public())
 	return s
 }
 

@@ -83,6 +83,16 @@ func TestStatusWaits(t *testing.T) {
 	}
 }
 
+// TestStatusSaysThatANodeWasRevoked, as the doctor does: it is ready, and of no use.
+func TestStatusSaysThatANodeWasRevoked(t *testing.T) {
+	data := serveAt(t, answer(`{"ready": true, "self": {"role": "admin", "revoked": "2026-11-28T17:55:08Z"}, "origin": {"state": "ok"}}`))
+	for _, what := range []string{"status", "doctor"} {
+		if _, out, _ := command(t, what, "--data", data); !strings.Contains(out, "revoked on ") {
+			t.Errorf("%s: %s", what, out)
+		}
+	}
+}
+
 // TestStatusOfANodeThatHangs does not hang too.
 func TestStatusOfANodeThatHangs(t *testing.T) {
 	data := serveAt(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))

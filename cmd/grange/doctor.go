@@ -50,24 +50,25 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	} else {
 		findings = append(findings, disksFinding(s.Disks),
 			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
+			finding{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), s.Self.Role)},
 			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
-			finding{"farm", good, fmt.Sprintf("%d neighbours", len(s.Farm))},
+			finding{"farm", good, count(len(s.Farm), "neighbour")},
 			volumesFinding(ctx, app))
 	}
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
-	count := 0
+	wrong := 0
 	for _, f := range findings {
 		if f.mark == bad {
-			count++
+			wrong++
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", f.mark, f.what, f.text)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if count > 0 {
-		return fmt.Errorf("%d of %d findings need a look", count, len(findings))
+	if wrong > 0 {
+		return fmt.Errorf("%d of %d findings need a look", wrong, len(findings))
 	}
 	return nil
 }

@@ -128,12 +128,20 @@ func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, er
 }
 
 func statusTable(w io.Writer, s api.Status) {
-	fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, s.Self.Farm, count(len(s.Farm), "neighbour"), s.Self.Role, s.Origin.State, s.Origin.URL, s.Origin.Detail)
+	fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), count(len(s.Farm), "neighbour"), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
 	fmt.Fprintf(w, "cache\t%s of %s, %s\nvolumes\t%d\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), count(int(s.Cache.Chunks), "chunk"), s.Volumes)
 	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
 	}
+}
+
+// revoked says what became of a node that is no member any more, and what to do.
+func revoked(self api.Self) string {
+	if self.Revoked.IsZero() {
+		return ""
+	}
+	return "revoked on " + self.Revoked.Local().Format(time.DateTime) + "; to come back it needs an empty --data and a new token"
 }
 
 // count is "1 chunk" or "2 chunks".

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"strings"
@@ -35,12 +36,12 @@ type meshPeersCmd struct {
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, p.Self.Farm, p.Self.Role, strings.Join(p.Self.Addrs, " "))
+		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, cmp.Or(p.Self.Farm, "-"), p.Self.Role, strings.Join(p.Self.Addrs, " "))
 		for _, m := range p.Peers {
 			if m.Role == "" { // it has not said yet
 				m.Farm, m.Role = cmp.Or(m.Farm, "?"), "?"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, m.Farm, m.Role, m.State, strings.Join(m.Addrs, " "))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, cmp.Or(m.Farm, "-"), m.Role, m.State, strings.Join(m.Addrs, " "))
 		}
 	})
 }
@@ -131,6 +132,9 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	f, err := os.OpenFile(c.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("export mesh key: %s is there already, and is left alone: name another file, or remove it", c.File)
+	}
 	if err != nil {
 		return fmt.Errorf("export mesh key: %w", err)
 	}

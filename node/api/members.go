@@ -29,7 +29,7 @@ func viewPeers(list []node.PeerInfo) []Peer {
 
 func (s *Server) self() Self {
 	i := s.cfg.Node.Self()
-	return Self{ID: i.ID, Mesh: i.Mesh, Farm: i.Farm, Role: string(i.Role), Addrs: i.Addrs, FarmAddr: i.FarmAddr}
+	return Self{ID: i.ID, Mesh: i.Mesh, Farm: i.Farm, Role: string(i.Role), Addrs: i.Addrs, FarmAddr: i.FarmAddr, Revoked: i.Revoked}
 }
 
 func viewBytes(b node.Bytes) Bytes { return Bytes(b) }

@@ -119,7 +119,8 @@ type Self struct {
 	Role  string   `json:"role"`
 	Addrs []string `json:"addrs" doc:"full multiaddrs, as --bootstrap takes them"`
 	// FarmAddr is what --farm-join of a neighbour takes.
-	FarmAddr string `json:"farm_addr,omitempty"`
+	FarmAddr string    `json:"farm_addr,omitempty"`
+	Revoked  time.Time `json:"revoked,omitzero" doc:"when this node learnt that it is no member any more"`
 }
 
 // Peer is another member.

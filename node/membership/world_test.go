@@ -298,6 +298,12 @@ func TestOnlyAdminsRevoke(t *testing.T) {
 		if _, err := member.Revoke(t.Context(), "second", false); !errors.Is(err, content.ErrForbidden) {
 			t.Errorf("a node revokes: %v", err)
 		}
+		if _, _, err := member.CreateToken(trust.RoleNode, "", 0); !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("a node makes a token: %v", err)
+		}
+		if _, err := member.Rotate(t.Context()); !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("a node rotates: %v", err)
+		}
 		if _, err := second.Revoke(t.Context(), "second", false); !errors.Is(err, content.ErrForbidden) {
 			t.Errorf("it revokes itself, and did not say so: %v", err)
 		}
