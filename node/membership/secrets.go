@@ -10,7 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -281,7 +281,7 @@ func (m *Membership) call(ctx context.Context, id peer.ID, method string, q, a a
 
 // MemberID is the identifier of the member with that key, as its peers know it.
 func MemberID(key trust.PublicKey) string {
-	id, err := swarm.PeerID(key)
+	id, err := identity.PeerID(key)
 	if err != nil {
 		return key.String()
 	}
