@@ -169,7 +169,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	reach := cache.ReachOf(scope, im.n.member.Identity())
+	reach := cache.ReachOf(scope, im.n.Membership.Identity())
 	b, err := build.New(ctx, build.Config{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
 		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on

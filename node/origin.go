@@ -77,14 +77,14 @@ func newOrigin(n *Node) *origin {
 // not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
 	said := "the origin that " + o.n.cfg.Dir + " remembers, "
-	o.url = o.n.member.State().Origin
+	o.url = o.n.Membership.State().Origin
 	if len(o.n.cfg.Origins) > 0 {
 		said, o.url = "--origin ", o.n.cfg.Origins[0]
 	}
 	if o.url == "" {
 		return nil
 	}
-	if !o.n.member.State().Fresh {
+	if !o.n.Membership.State().Fresh {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
 		defer cancel()
@@ -145,7 +145,7 @@ func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
 // founder reports whether this node made the mesh, and the origin is the one that it
 // made it with.
 func (o *origin) founder() bool {
-	return o.n.member.State().Founder && o.n.member.State().Origin == o.url
+	return o.n.Membership.State().Founder && o.n.Membership.State().Origin == o.url
 }
 
 // mayClaim reports whether an empty bucket may become the mesh's: the founder's, or

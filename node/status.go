@@ -27,7 +27,7 @@ type SelfInfo struct {
 
 // Self describes this node.
 func (n *Node) Self() SelfInfo {
-	id := n.member.Identity()
+	id := n.Membership.Identity()
 	s := SelfInfo{ID: n.swarm.ID().String(), Mesh: n.verifier.Mesh().String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
 	if n.farm != nil {
 		s.FarmAddr = n.farm.Address()
@@ -85,7 +85,7 @@ func (n *Node) Waiting() []string {
 	if young && len(n.cfg.FarmJoin) > 0 && len(n.FarmPeers()) == 0 {
 		out = append(out, "a neighbour of the farm")
 	}
-	if young && len(n.cfg.Bootstrap)+len(n.member.State().Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
+	if young && len(n.cfg.Bootstrap)+len(n.Membership.State().Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
 		out = append(out, "a member of the mesh")
 	}
 	if !n.Volumes.Opened() {

@@ -72,7 +72,7 @@ func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
 	route(a, http.MethodGet, "/api/members", "everybody whom this node and its peers have met", func(ctx context.Context, _ *struct{}) (*Answer[[]Member], error) {
 		out := []Member{}
-		for _, m := range n.Members(ctx) {
+		for _, m := range n.Membership.Members(ctx) {
 			out = append(out, viewMember(m))
 		}
 		return ok(out), nil
@@ -81,7 +81,7 @@ func (s *Server) mesh(a huma.API) {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
 	}) (*Answer[Revoked], error) {
-		r, err := n.Revoke(ctx, in.ID, in.Myself)
+		r, err := n.Membership.Revoke(ctx, in.ID, in.Myself)
 		if err != nil {
 			return nil, err
 		}
@@ -93,14 +93,14 @@ func (s *Server) mesh(a huma.API) {
 		return ok(out), nil
 	})
 	route(a, http.MethodPost, "/api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
-		generation, err := n.Rotate(ctx)
-		return ok(Rotated{generation}), err
+		generation, err := n.Membership.Rotate(ctx)
+		return ok(Rotated{generation.Number}), err
 	})
 	route(a, http.MethodGet, "/api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
 		if err := onlyLocal(ctx); err != nil {
 			return nil, err
 		}
-		key, err := n.MeshKey()
+		key, err := n.Membership.MeshKey()
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +114,7 @@ func (s *Server) mesh(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, n.ImportMeshKey(ctx, key)
+		return nil, n.Membership.ImportMeshKey(ctx, key)
 	})
 }
 
@@ -136,11 +136,11 @@ func (s *Server) disks() Disks {
 	return d
 }
 
-func viewToken(st node.TokenInfo, now time.Time) Token {
-	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open", UsedBy: st.UsedBy}
+func viewToken(st trust.InviteState, now time.Time) Token {
+	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
 	switch {
-	case st.UsedBy != "":
-		out.State = "used"
+	case st.UsedBy != nil:
+		out.State, out.UsedBy = "used", membership.MemberID(*st.UsedBy)
 	case st.Revoked:
 		out.State = "revoked"
 	case now.After(st.Expires):
@@ -157,12 +157,12 @@ func (s *Server) tokens(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		made := viewToken(node.TokenInfo{InviteState: st}, time.Now())
+		made := viewToken(st, time.Now())
 		made.Token = token.String()
 		return &Answer[Token]{http.StatusCreated, made}, nil
 	})
 	route(a, http.MethodGet, "/api/tokens", "the join tokens that this node made", func(context.Context, *struct{}) (*Answer[[]Token], error) {
-		list, err := n.Tokens()
+		list, err := n.Membership.Tokens()
 		out := make([]Token, 0, len(list))
 		for _, st := range list {
 			out = append(out, viewToken(st, time.Now()))
@@ -172,6 +172,6 @@ func (s *Server) tokens(a huma.API) {
 	route(a, http.MethodDelete, "/api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
 		ID string `path:"id" maxLength:"32"`
 	}) (*struct{}, error) {
-		return nil, n.RevokeToken(in.ID)
+		return nil, n.Membership.RevokeToken(in.ID)
 	})
 }
