@@ -104,7 +104,9 @@ func TestRevokedMemberIsCut(t *testing.T) {
 	for _, n := range []*Node{bad, late, witness} {
 		m.await("connected", func() bool { return m.first.linked(n) })
 	}
-	m.await("it is met", func() bool { return stateOf(m.first.Membership.Members(t.Context()), "bad") == membership.StateConnected })
+	m.await("it is met", func() bool {
+		return stateOf(m.first.Membership.Members(t.Context()), "bad") == membership.StateConnected
+	})
 	stopLate()
 	publish(t, bad, "before")
 	if _, err := m.first.Names.Lookup(t.Context(), content.KindImage, "before", true); err != nil {

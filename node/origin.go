@@ -30,15 +30,13 @@ const (
 	originRetry    = 2 * time.Second
 )
 
-// OriginInfo says how the object store stands.
-type OriginInfo struct {
-	URL    string
-	State  string
-	Detail string
-	// Requests were sent to it, repeated ones too.
-	Requests int64
-	// BytesIn were read from it, metadata included.
-	BytesIn int64
+// Origin is how the object store stands.
+type Origin struct {
+	URL      string `json:"url,omitempty"`
+	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
+	Detail   string `json:"detail,omitempty"`
+	Requests int64  `json:"requests" doc:"sent to it, repeated ones too"`
+	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
 }
 
 // The states of an origin.
@@ -325,16 +323,6 @@ func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, erro
 	return w.packs.Relocate(ctx, e)
 }
 
-func (o *origin) info() OriginInfo {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	i := OriginInfo{URL: o.url, State: o.state, Detail: o.detail}
-	if o.counted != nil {
-		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
-	}
-	return i
-}
-
 func (o *origin) collectors() []prometheus.Collector {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
@@ -344,5 +332,14 @@ func (o *origin) collectors() []prometheus.Collector {
 	return append(o.counted.Collectors(), o.corrupt)
 }
 
-// OriginInfo returns how the origin stands.
-func (n *Node) OriginInfo() OriginInfo { return n.origin.info() }
+// Origin returns how the origin stands.
+func (n *Node) Origin() Origin {
+	o := n.origin
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	i := Origin{URL: o.url, State: o.state, Detail: o.detail}
+	if o.counted != nil {
+		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
+	}
+	return i
+}

@@ -9,54 +9,28 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-func viewPeer(p node.PeerInfo) Peer {
-	return Peer{ID: p.ID, Farm: p.Farm, Role: string(p.Role), State: p.State, Addrs: p.Addrs}
-}
-
-func viewPeers(list []node.PeerInfo) []Peer {
-	out := make([]Peer, 0, len(list))
-	for _, p := range list {
-		out = append(out, viewPeer(p))
-	}
-	return out
-}
-
-func (s *Server) self() Self {
-	i := s.cfg.Node.Self()
-	return Self{ID: i.ID, Mesh: i.Mesh, Farm: i.Farm, Role: string(i.Role), Addrs: i.Addrs, FarmAddr: i.FarmAddr}
-}
-
-func viewBytes(b node.Bytes) Bytes { return Bytes(b) }
-
-func (s *Server) cache() Cache {
-	c := s.cfg.Node.CacheInfo()
-	return Cache{Chunks: c.Chunks, Used: c.Used, Quota: c.Quota, Full: c.Full}
-}
-
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
 	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(context.Context, *struct{}) (*Answer[Peers], error) {
-		return ok(Peers{s.self(), viewPeers(n.Peers())}), nil
+		return ok(Peers{n.Self(), n.Peers()}), nil
 	})
 	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
-		return ok(s.cache()), nil
+		return ok(n.Cache()), nil
 	})
 	route(a, http.MethodPost, "/api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
 		freed := n.Evict(in.Body.Bytes)
-		return ok(Evicted{freed, s.cache()}), nil
+		return ok(Evicted{freed, n.Cache()}), nil
 	})
 	route(a, http.MethodGet, "/api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
-		o := n.OriginInfo()
 		waiting := n.Waiting()
 		return ok(Status{
-			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests, o.BytesIn},
-			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
+			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
+			Farm: n.FarmPeers(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})
 	s.tokens(a)

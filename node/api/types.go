@@ -3,7 +3,17 @@ package api
 import (
 	"time"
 
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/origin/content"
+)
+
+// What a node says of itself goes out as it is.
+type (
+	Self   = node.Self
+	Peer   = node.Peer
+	Bytes  = node.Bytes
+	Cache  = node.Cache
+	Origin = node.Origin
 )
 
 // Resolved answers GET /api/resolve/{name}.
@@ -58,14 +68,6 @@ type ExportRequest struct {
 	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`
 }
 
-// Bytes counts bytes by where they came from.
-type Bytes struct {
-	Cache  int64 `json:"cache"`
-	Farm   int64 `json:"farm"`
-	Swarm  int64 `json:"swarm"`
-	Origin int64 `json:"origin"`
-}
-
 // VolumeSpec is the body of PUT /api/volumes/{name}.
 type VolumeSpec struct {
 	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
@@ -111,38 +113,10 @@ type Operation struct {
 	Ended   time.Time        `json:"ended,omitzero"`
 }
 
-// Self is what the node says of itself.
-type Self struct {
-	ID    string   `json:"id"`
-	Mesh  string   `json:"mesh"`
-	Farm  string   `json:"farm"`
-	Role  string   `json:"role"`
-	Addrs []string `json:"addrs" doc:"full multiaddrs, as --bootstrap takes them"`
-	// FarmAddr is what --farm-join of a neighbour takes.
-	FarmAddr string `json:"farm_addr,omitempty"`
-}
-
-// Peer is another member.
-type Peer struct {
-	ID    string   `json:"id"`
-	Farm  string   `json:"farm,omitempty" doc:"absent until this node has dealt with the member"`
-	Role  string   `json:"role,omitempty" doc:"absent until this node has dealt with the member"`
-	State string   `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
-	Addrs []string `json:"addrs,omitempty"`
-}
-
 // Peers answers GET /api/peers.
 type Peers struct {
 	Self  Self   `json:"self"`
 	Peers []Peer `json:"peers"`
-}
-
-// Cache answers GET /api/cache.
-type Cache struct {
-	Chunks int64 `json:"chunks"`
-	Used   int64 `json:"used_bytes"`
-	Quota  int64 `json:"quota_bytes"`
-	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 
 // EvictRequest is the body of POST /api/cache/evict.
@@ -175,15 +149,6 @@ type Status struct {
 type Disks struct {
 	Served bool   `json:"served" doc:"volumes are block devices, where nothing else is asked for; else they are served over NBD"`
 	Detail string `json:"detail,omitempty" doc:"why they are not, or what may befall them"`
-}
-
-// Origin says how the object store stands.
-type Origin struct {
-	URL      string `json:"url,omitempty"`
-	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
-	Detail   string `json:"detail,omitempty"`
-	Requests int64  `json:"requests"`
-	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
 }
 
 // TokenRequest is the body of POST /api/tokens.
