@@ -4,78 +4,29 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// What a node says of itself goes out as it is.
+// What a node says, and takes, goes out and comes in as it is.
 type (
-	Self   = node.Self
-	Peer   = node.Peer
-	Bytes  = node.Bytes
-	Cache  = node.Cache
-	Origin = node.Origin
+	Self          = node.Self
+	Peer          = node.Peer
+	Bytes         = node.Bytes
+	Cache         = node.Cache
+	Origin        = node.Origin
+	Image         = node.Image
+	Removed       = node.Removed
+	ImportRequest = node.ImportRequest
+	Resolved      = records.Resolved
+	VolumeSpec    = volumes.Spec
 )
-
-// Resolved answers GET /api/resolve/{name}.
-type Resolved struct {
-	Kind      content.Kind  `json:"kind"`
-	Name      string        `json:"name"`
-	CID       content.CID   `json:"cid" doc:"the root that the name stands for"`
-	Size      int64         `json:"size" doc:"bytes"`
-	Version   uint64        `json:"version"`
-	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know, or when the origin contradicts itself"`
-	Scope     content.Scope `json:"scope"`
-	Warning   string        `json:"warning,omitempty" doc:"what is wrong with the name at the origin"`
-}
-
-// Image is an image or a tag of one.
-type Image struct {
-	Name      string        `json:"name"`
-	Kind      content.Kind  `json:"kind"`
-	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
-	CID       content.CID   `json:"cid"`
-	Size      int64         `json:"size" doc:"bytes of the disk"`
-	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
-	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
-	Scope     content.Scope `json:"scope"`
-	Version   uint64        `json:"version"`
-	Signed    time.Time     `json:"signed_at"`
-	Source    string        `json:"source,omitempty"`
-	Pinned    bool          `json:"pinned"`
-	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
-}
-
-// Removed answers DELETE /api/images/{name}.
-type Removed struct {
-	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
-	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
-}
-
-// ImportRequest is the body of PUT /api/images/{name}.
-type ImportRequest struct {
-	Source  string        `json:"source" doc:"path on the node's host of a raw, qcow2, vmdk, vhdx or tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
-	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
-	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
-}
 
 // ExportRequest is the body of POST /api/images/{name}/export.
 type ExportRequest struct {
 	File  string `json:"file" doc:"absolute path on the node's host"`
 	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`
-}
-
-// VolumeSpec is the body of PUT /api/volumes/{name}.
-type VolumeSpec struct {
-	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
-	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"local"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty"`
 }
 
 // Volume is a disk that this node serves or knows.

@@ -35,7 +35,7 @@ func (s *Server) volumes(a huma.API) {
 		Named
 		Body VolumeSpec
 	}) (*Answer[Volume], error) {
-		v, created, err := vols.Put(ctx, in.Name, volumes.Spec(in.Body))
+		v, created, err := vols.Put(ctx, in.Name, in.Body)
 		if err != nil {
 			return nil, err
 		}

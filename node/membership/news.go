@@ -99,7 +99,7 @@ func (m *Membership) greet(ctx context.Context, id peer.ID, news []revoked) (tru
 	return who, m.even(ctx, id)
 }
 
-// contact is a connection with a member, or with what may become one.
+// contact is a connection with a member.
 type contact struct {
 	who    trust.Identity // zero until it was greeted
 	trying bool
