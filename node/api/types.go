@@ -44,7 +44,6 @@ type Volume struct {
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes"`
-	FoldedAt   time.Time   `json:"folded_at,omitzero"`
 	Bytes      Bytes       `json:"bytes"`
 }
 
