@@ -14,45 +14,42 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// ImageInfo describes an image or tag.
-type ImageInfo struct {
-	Name    string
-	Kind    content.Kind
-	Target  string
-	Root    content.CID
-	Size    int64
-	Stored  uint64
-	Chunks  uint64
-	Scope   content.Scope
-	Version uint64
-	Signed  time.Time
-	Source  string
-	Pinned  bool
-	// Age is the time since this node, or a member by its signed word, saw the
-	// version at the origin; Confirmed is false when the origin has not answered
-	// with it this time.
-	Age       time.Duration
-	Confirmed bool
+// Image is an image or a tag of one.
+type Image struct {
+	Name      string        `json:"name"`
+	Kind      content.Kind  `json:"kind"`
+	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	CID       content.CID   `json:"cid"`
+	Size      int64         `json:"size" doc:"bytes of the disk"`
+	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
+	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
+	Scope     content.Scope `json:"scope"`
+	Version   uint64        `json:"version"`
+	Signed    time.Time     `json:"signed_at"`
+	Source    string        `json:"source,omitempty"`
+	Pinned    bool          `json:"pinned"`
+	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
 
 // Images publishes images and handles those that are published.
 type Images struct{ n *Node }
 
-func (im *Images) info(k records.Known) (ImageInfo, error) {
+func (im *Images) info(k records.Known) (Image, error) {
 	body, err := catalog.DecodeImage(im.n.codec, k.Body)
 	if err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
-	return ImageInfo{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, Root: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+	return Image{
+		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.n.cache.Pinned(), k.Name),
-		Age: im.n.Names.Age(k), Confirmed: k.Confirmed,
+		Age: im.n.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
 	}, nil
 }
 
 // List returns images and tags by name: those of the origin, and unconfirmed those
 // that this node has met and the origin does not tell of, all of them while it is away.
-func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
+func (im *Images) List(ctx context.Context) ([]Image, error) {
 	confirmed := map[string]bool{}
 	if c := im.n.origin.records(); c != nil {
 		asked := im.n.cfg.Now()
@@ -67,7 +64,7 @@ func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 			}
 		}
 	}
-	var out []ImageInfo
+	out := []Image{}
 	for _, k := range im.n.Names.Of(content.KindImage) {
 		if i, err := im.info(k); err == nil {
 			i.Confirmed = i.Confirmed && confirmed[i.Name]
@@ -78,13 +75,13 @@ func (im *Images) List(ctx context.Context) ([]ImageInfo, error) {
 }
 
 // Get returns one image or tag.
-func (im *Images) Get(ctx context.Context, name string) (ImageInfo, error) {
+func (im *Images) Get(ctx context.Context, name string) (Image, error) {
 	if err := content.CheckName(name); err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, false)
 	if err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	return im.info(k)
 }
@@ -100,40 +97,38 @@ func (im *Images) record(ctx context.Context, kind content.Kind, name string, bo
 }
 
 // Tag lets a tag stand for what the image is now.
-func (im *Images) Tag(ctx context.Context, name, tag string) (ImageInfo, error) {
+func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 	if err := content.CheckName(tag); err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
 	if err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	body, err := catalog.DecodeImage(im.n.codec, k.Body)
 	if err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	body.Target = name
 	var base *catalog.Record
 	switch old, err := im.n.Names.Lookup(ctx, content.KindImage, tag, true); {
 	case err == nil && old.Kind != content.KindTag:
-		return ImageInfo{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.ErrConflict)
+		return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.ErrConflict)
 	case err == nil:
 		base = &old.Record
 	case !errors.Is(err, content.ErrNotFound):
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	if err := im.record(ctx, content.KindTag, tag, body, base); err != nil {
-		return ImageInfo{}, err
+		return Image{}, err
 	}
 	return im.Get(ctx, tag)
 }
 
 // Removed says what a Remove came upon.
 type Removed struct {
-	// Kind is of what had the name; "" when nothing had.
-	Kind content.Kind
-	// Tags were set on the image, and stand for what it was still.
-	Tags []string
+	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
+	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
 }
 
 // Remove deletes a name; what it stood for stays readable for those who hold it,

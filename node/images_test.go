@@ -35,10 +35,10 @@ func newMember(t *testing.T) *Node {
 		cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain},
 	}
 	state := membership.State{Mesh: mesh.Public(), Chain: chain}
-	if n.member, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, state); err != nil {
+	if n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, state); err != nil {
 		t.Fatal(err)
 	}
-	n.verifier = n.member.Verifier()
+	n.verifier = n.Membership.Verifier()
 	if n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}

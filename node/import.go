@@ -19,11 +19,11 @@ import (
 
 // ImportRequest says what to publish.
 type ImportRequest struct {
-	Source  string
-	Format  string
-	Scope   content.Scope
-	Replace bool
-	Size    int64
+	Source  string        `json:"source" doc:"path on the node's host of a raw, qcow2, vmdk, vhdx or tar file or a directory" example:"/srv/debian.qcow2"`
+	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
+	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
+	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
+	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
 }
 
 // Import publishes an image under a name, in the background. What can be known at
@@ -169,7 +169,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	reach := cache.ReachOf(scope, im.n.member.Identity())
+	reach := cache.ReachOf(scope, im.n.Membership.Identity())
 	b, err := build.New(ctx, build.Config{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
 		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on

@@ -34,14 +34,14 @@ func (n *Node) openMember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.member, err = membership.Open(membership.Config{
+	n.Membership, err = membership.Open(membership.Config{
 		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog,
 		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed, Now: n.cfg.Now, Log: n.cfg.Log,
 	}, state)
 	if err != nil {
 		return err
 	}
-	n.signer, n.verifier = n.member.Signer(), n.member.Verifier()
+	n.signer, n.verifier = n.Membership.Signer(), n.Membership.Verifier()
 	return nil
 }
 
@@ -82,7 +82,7 @@ func (n *Node) revoked([]trust.PublicKey) {
 
 // refuseRevoked has the swarm take no connection with those who were revoked.
 func (n *Node) refuseRevoked() {
-	if err := n.swarm.Refuse(n.member.Revoked()); err != nil {
+	if err := n.swarm.Refuse(n.Membership.Revoked()); err != nil {
 		n.cfg.Log.Error("members that were revoked may still connect", "err", err)
 	}
 }
@@ -117,27 +117,4 @@ func (r reach) Peers() []peer.ID {
 		out = append(out, p.ID)
 	}
 	return out
-}
-
-// Members returns everybody that this node and those that it is connected with have
-// met.
-func (n *Node) Members(ctx context.Context) []membership.Member { return n.member.Members(ctx) }
-
-// Revoke ends a membership; see membership.Membership.
-func (n *Node) Revoke(ctx context.Context, who string, myself bool) (membership.Revocation, error) {
-	return n.member.Revoke(ctx, who, myself)
-}
-
-// Rotate begins a new generation of the mesh's secrets and returns its number.
-func (n *Node) Rotate(ctx context.Context) (uint64, error) {
-	g, err := n.member.Rotate(ctx)
-	return g.Number, err
-}
-
-// MeshKey returns the mesh key, where it is.
-func (n *Node) MeshKey() (trust.PrivateKey, error) { return n.member.MeshKey() }
-
-// ImportMeshKey brings the mesh key here and makes this node an admin.
-func (n *Node) ImportMeshKey(ctx context.Context, key trust.PrivateKey) error {
-	return n.member.ImportMeshKey(ctx, key)
 }

@@ -83,7 +83,7 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	case commitMethod:
 		return x.commit(ctx, from, body)
 	}
-	return x.n.member.Call(ctx, from, method, body)
+	return x.n.Membership.Call(ctx, from, method, body)
 }
 
 // resolve answers with a record that this node knows, as far as the asker may read it.

@@ -104,13 +104,15 @@ func TestRevokedMemberIsCut(t *testing.T) {
 	for _, n := range []*Node{bad, late, witness} {
 		m.await("connected", func() bool { return m.first.linked(n) })
 	}
-	m.await("it is met", func() bool { return stateOf(m.first.Members(t.Context()), "bad") == membership.StateConnected })
+	m.await("it is met", func() bool {
+		return stateOf(m.first.Membership.Members(t.Context()), "bad") == membership.StateConnected
+	})
 	stopLate()
 	publish(t, bad, "before")
 	if _, err := m.first.Names.Lookup(t.Context(), content.KindImage, "before", true); err != nil {
 		t.Fatal(err)
 	}
-	r, err := m.first.Revoke(t.Context(), "bad", false)
+	r, err := m.first.Membership.Revoke(t.Context(), "bad", false)
 	if err != nil || r.Member.ID != bad.swarm.ID().String() {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -136,7 +138,7 @@ func TestRevokedMemberIsCut(t *testing.T) {
 	}
 	late, _ = m.start(lateDir, "late", "")
 	m.await("who was away knows", func() bool { return late.hasRevoked(bad) })
-	m.await("it shows", func() bool { return stateOf(late.Members(t.Context()), "bad") == membership.StateRevoked })
+	m.await("it shows", func() bool { return stateOf(late.Membership.Members(t.Context()), "bad") == membership.StateRevoked })
 }
 
 func stateOf(all []membership.Member, name string) membership.MemberState {
@@ -158,7 +160,7 @@ func TestRevocationAtTheOrigin(t *testing.T) {
 	m.await("connected", func() bool { return m.first.linked(lone) })
 	stopLone()
 	gone := trust.NewPrivateKey().Public()
-	if _, err := m.first.Revoke(t.Context(), gone.String(), false); err != nil {
+	if _, err := m.first.Membership.Revoke(t.Context(), gone.String(), false); err != nil {
 		t.Fatal(err)
 	}
 	m.await("the origin has it", func() bool {
@@ -176,12 +178,12 @@ func TestRotationAmongNodes(t *testing.T) {
 	m.first, _ = m.start(t.TempDir(), "first", "")
 	n, _ := m.start(t.TempDir(), "second", m.token(trust.RoleNode))
 	m.await("connected", func() bool { return m.first.linked(n) })
-	old := n.member.Announce()
-	if g, err := m.first.Rotate(t.Context()); err != nil || g != 2 {
+	old := n.Membership.Announce()
+	if g, err := m.first.Membership.Rotate(t.Context()); err != nil || g.Number != 2 {
 		t.Fatalf("generation %d, %v", g, err)
 	}
-	m.await("it has the new secrets", func() bool { return n.member.State().Secrets.Generation.Number == 2 })
-	if now := n.member.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.member.Announce()[0] {
+	m.await("it has the new secrets", func() bool { return n.Membership.State().Secrets.Generation.Number == 2 })
+	if now := n.Membership.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce()[0] {
 		t.Error("roots are not announced under the new secret, or not looked for under the old one")
 	}
 }

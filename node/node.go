@@ -113,12 +113,12 @@ type Node struct {
 	Names      *records.Names
 	Images     *Images
 	Volumes    *volumes.Volumes
+	Membership *membership.Membership
 
 	cfg      Config
 	codec    *content.Codec
 	unlock   func() error
 	identity trust.PrivateKey
-	member   *membership.Membership
 	signer   trust.Signer
 	verifier *trust.Verifier
 	cache    *cache.Cache
@@ -193,7 +193,7 @@ func (n *Node) openCache(context.Context) (err error) {
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
 	n.swarm, err = swarm.New(swarm.Config{
-		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.member.State().Bootstrap),
+		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
 		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
@@ -204,21 +204,21 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.origin = newOrigin(n)
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
-		Identity: n.member.Identity(), Verifier: n.verifier, Announce: n.member.Announce,
+		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
 		Introduce: n.introduced, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.member.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
 		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.fetch.Connect(n.exchange)
-	n.member.Connect(reach{n.exchange, n.swarm})
+	n.Membership.Connect(reach{n.exchange, n.swarm})
 	n.refuseRevoked()
 	return n.swarm.Listen()
 }
@@ -228,7 +228,7 @@ func (n *Node) openFarm(context.Context) error {
 	if n.cfg.FarmBind == "" {
 		return nil
 	}
-	keys := n.member.Gossip()
+	keys := n.Membership.Gossip()
 	f, err := farm.New(farm.Config{
 		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
 		Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
@@ -307,7 +307,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 	lower.Go(func() error { return n.exchange.Run(below) })
 	lower.Go(func() error { return n.fetch.Run(below) })
 	lower.Go(func() error { return n.cache.Run(below) })
-	lower.Go(func() error { return n.member.Run(below) })
+	lower.Go(func() error { return n.Membership.Run(below) })
 	lower.Go(func() error { n.origin.watch(below); return nil })
 	if n.farm != nil {
 		lower.Go(func() error { return n.farm.Run(below) })
@@ -364,7 +364,7 @@ func (n *Node) Version() string { return n.cfg.Version }
 func (n *Node) Started() time.Time { return n.started }
 
 // Farm returns the name of this node's farm.
-func (n *Node) Farm() string { return n.member.Identity().Farm }
+func (n *Node) Farm() string { return n.Membership.Identity().Farm }
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {

@@ -30,15 +30,13 @@ const (
 	originRetry    = 2 * time.Second
 )
 
-// OriginInfo says how the object store stands.
-type OriginInfo struct {
-	URL    string
-	State  string
-	Detail string
-	// Requests were sent to it, repeated ones too.
-	Requests int64
-	// BytesIn were read from it, metadata included.
-	BytesIn int64
+// Origin is how the object store stands.
+type Origin struct {
+	URL      string `json:"url,omitempty"`
+	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
+	Detail   string `json:"detail,omitempty"`
+	Requests int64  `json:"requests" doc:"sent to it, repeated ones too"`
+	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
 }
 
 // The states of an origin.
@@ -77,14 +75,14 @@ func newOrigin(n *Node) *origin {
 // not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
 	said := "the origin that " + o.n.cfg.Dir + " remembers, "
-	o.url = o.n.member.State().Origin
+	o.url = o.n.Membership.State().Origin
 	if len(o.n.cfg.Origins) > 0 {
 		said, o.url = "--origin ", o.n.cfg.Origins[0]
 	}
 	if o.url == "" {
 		return nil
 	}
-	if !o.n.member.State().Fresh {
+	if !o.n.Membership.State().Fresh {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
 		defer cancel()
@@ -145,7 +143,7 @@ func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
 // founder reports whether this node made the mesh, and the origin is the one that it
 // made it with.
 func (o *origin) founder() bool {
-	return o.n.member.State().Founder && o.n.member.State().Origin == o.url
+	return o.n.Membership.State().Founder && o.n.Membership.State().Origin == o.url
 }
 
 // mayClaim reports whether an empty bucket may become the mesh's: the founder's, or
@@ -325,16 +323,6 @@ func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, erro
 	return w.packs.Relocate(ctx, e)
 }
 
-func (o *origin) info() OriginInfo {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	i := OriginInfo{URL: o.url, State: o.state, Detail: o.detail}
-	if o.counted != nil {
-		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
-	}
-	return i
-}
-
 func (o *origin) collectors() []prometheus.Collector {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
@@ -344,5 +332,14 @@ func (o *origin) collectors() []prometheus.Collector {
 	return append(o.counted.Collectors(), o.corrupt)
 }
 
-// OriginInfo returns how the origin stands.
-func (n *Node) OriginInfo() OriginInfo { return n.origin.info() }
+// Origin returns how the origin stands.
+func (n *Node) Origin() Origin {
+	o := n.origin
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	i := Origin{URL: o.url, State: o.state, Detail: o.detail}
+	if o.counted != nil {
+		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
+	}
+	return i
+}

@@ -9,28 +9,31 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// PeerInfo describes a member.
-type PeerInfo struct {
-	ID    string
-	Farm  string
-	Role  trust.Role
-	State string
-	Addrs []string
+// Peer is another member.
+type Peer struct {
+	ID    string     `json:"id"`
+	Farm  string     `json:"farm,omitempty" doc:"absent until this node has dealt with the member"`
+	Role  trust.Role `json:"role,omitempty" doc:"absent until this node has dealt with the member"`
+	State string     `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
+	Addrs []string   `json:"addrs,omitempty"`
 }
 
-// SelfInfo describes this node.
-type SelfInfo struct {
-	ID, Mesh, Farm string
-	Role           trust.Role
-	Addrs          []string
-	FarmAddr       string
-	Revoked        time.Time // when this node learnt that it is no member any more; else zero
+// Self is what the node says of itself.
+type Self struct {
+	ID    string     `json:"id"`
+	Mesh  string     `json:"mesh"`
+	Farm  string     `json:"farm"`
+	Role  trust.Role `json:"role"`
+	Addrs []string   `json:"addrs" doc:"full multiaddrs, as --bootstrap takes them"`
+	// FarmAddr is what --farm-join of a neighbour takes.
+	FarmAddr string    `json:"farm_addr,omitempty"`
+	Revoked  time.Time `json:"revoked,omitzero" doc:"when this node learnt that it is no member any more"`
 }
 
 // Self describes this node.
-func (n *Node) Self() SelfInfo {
-	id := n.member.Identity()
-	s := SelfInfo{ID: n.swarm.ID().String(), Mesh: n.verifier.Mesh().String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
+func (n *Node) Self() Self {
+	id := n.Membership.Identity()
+	s := Self{ID: n.swarm.ID().String(), Mesh: n.verifier.Mesh().String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
 	if n.farm != nil {
 		s.FarmAddr = n.farm.Address()
 	}
@@ -39,17 +42,17 @@ func (n *Node) Self() SelfInfo {
 }
 
 // FarmPeers returns the live neighbours.
-func (n *Node) FarmPeers() []PeerInfo {
+func (n *Node) FarmPeers() []Peer {
+	out := []Peer{}
 	if n.farm == nil {
-		return nil
+		return out
 	}
 	aside := n.fetch.Aside()
-	var out []PeerInfo
 	for _, m := range n.farm.Members() {
 		if m.ID == n.swarm.ID() {
 			continue
 		}
-		p := PeerInfo{ID: m.ID.String(), Farm: m.Identity.Farm, Role: m.Identity.Role, State: "alive", Addrs: m.Addrs}
+		p := Peer{ID: m.ID.String(), Farm: m.Identity.Farm, Role: m.Identity.Role, State: "alive", Addrs: m.Addrs}
 		if _, bad := aside[m.ID]; bad {
 			p.State = "set aside"
 		}
@@ -60,14 +63,14 @@ func (n *Node) FarmPeers() []PeerInfo {
 
 // Peers returns the neighbours and the other members that this node is connected
 // with, by farm. What a member has not yet said of itself is empty.
-func (n *Node) Peers() []PeerInfo {
+func (n *Node) Peers() []Peer {
 	out := n.FarmPeers()
 	for _, info := range n.swarm.Peers() {
 		id := info.ID.String()
-		if slices.ContainsFunc(out, func(p PeerInfo) bool { return p.ID == id }) {
+		if slices.ContainsFunc(out, func(p Peer) bool { return p.ID == id }) {
 			continue
 		}
-		p := PeerInfo{ID: id, State: "connected"}
+		p := Peer{ID: id, State: "connected"}
 		if who, ok := n.exchange.Identity(info.ID); ok {
 			p.Farm, p.Role = who.Farm, who.Role
 		}
@@ -76,7 +79,7 @@ func (n *Node) Peers() []PeerInfo {
 		}
 		out = append(out, p)
 	}
-	slices.SortFunc(out, func(a, b PeerInfo) int { return cmp.Or(cmp.Compare(a.Farm, b.Farm), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(out, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Farm, b.Farm), cmp.Compare(a.ID, b.ID)) })
 	return out
 }
 
@@ -88,7 +91,7 @@ func (n *Node) Waiting() []string {
 	if young && len(n.cfg.FarmJoin) > 0 && len(n.FarmPeers()) == 0 {
 		out = append(out, "a neighbour of the farm")
 	}
-	if young && len(n.cfg.Bootstrap)+len(n.member.State().Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
+	if young && len(n.cfg.Bootstrap)+len(n.Membership.State().Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
 		out = append(out, "a member of the mesh")
 	}
 	if !n.Volumes.Opened() {
@@ -98,7 +101,12 @@ func (n *Node) Waiting() []string {
 }
 
 // Bytes counts bytes by where they came from.
-type Bytes struct{ Cache, Farm, Swarm, Origin int64 }
+type Bytes struct {
+	Cache  int64 `json:"cache"`
+	Farm   int64 `json:"farm"`
+	Swarm  int64 `json:"swarm"`
+	Origin int64 `json:"origin"`
+}
 
 // Bytes returns where this node's bytes came from since its start.
 func (n *Node) Bytes() Bytes { return BytesOf(n.fetch.Bytes()) }
@@ -108,16 +116,18 @@ func BytesOf(b [4]int64) Bytes {
 	return Bytes{b[fetch.FromCache], b[fetch.FromFarm], b[fetch.FromSwarm], b[fetch.FromOrigin]}
 }
 
-// CacheInfo describes the cache.
-type CacheInfo struct {
-	Chunks, Used, Quota int64
-	Full                bool
+// Cache is how the cache stands.
+type Cache struct {
+	Chunks int64 `json:"chunks"`
+	Used   int64 `json:"used_bytes"`
+	Quota  int64 `json:"quota_bytes"`
+	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 
-// CacheInfo describes the cache.
-func (n *Node) CacheInfo() CacheInfo {
+// Cache describes the cache.
+func (n *Node) Cache() Cache {
 	s := n.cache.Stats()
-	return CacheInfo{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Full: s.Full}
+	return Cache{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Full: s.Full}
 }
 
 // Evict makes room: it removes chunks that are not pinned, the least useful first,

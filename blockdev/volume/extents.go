@@ -51,7 +51,6 @@ const pageMax = 256
 // locks.
 type extentMap struct {
 	pages [][]extent
-	count int
 	dirty int64 // sectors with data
 }
 
@@ -134,7 +133,6 @@ func (m *extentMap) exact(e extent) (i int, page []extent, ok bool) {
 }
 
 func (m *extentMap) account(e extent, sign int) {
-	m.count += sign
 	if e.stored() {
 		m.dirty += int64(sign) * int64(e.n)
 	}

@@ -5,48 +5,34 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
-
-	"github.com/grangemesh/grange/node"
 )
-
-func viewImage(i node.ImageInfo) Image {
-	return Image{
-		Name: i.Name, Kind: i.Kind, Target: i.Target, CID: i.Root, Size: i.Size, Stored: i.Stored, Chunks: i.Chunks,
-		Scope: i.Scope, Version: i.Version, Signed: i.Signed, Source: i.Source, Pinned: i.Pinned,
-		Age: i.Age.Seconds(), Confirmed: i.Confirmed,
-	}
-}
 
 func (s *Server) images(a huma.API) {
 	images := s.cfg.Node.Images
 	route(a, http.MethodGet, "/api/images", "images and tags, by name", func(ctx context.Context, _ *struct{}) (*Answer[[]Image], error) {
 		list, err := images.List(ctx)
-		out := make([]Image, 0, len(list))
-		for _, i := range list {
-			out = append(out, viewImage(i))
-		}
-		return ok(out), err
+		return ok(list), err
 	})
 	route(a, http.MethodGet, "/api/images/{name}", "one image or tag", func(ctx context.Context, in *Named) (*Answer[Image], error) {
 		i, err := images.Get(ctx, in.Name)
-		return ok(viewImage(i)), err
+		return ok(i), err
 	})
 	route(a, http.MethodPut, "/api/images/{name}", "import an image", func(ctx context.Context, in *struct {
 		Named
 		Body ImportRequest
 	}) (*Answer[Operation], error) {
-		return accepted(images.Import(ctx, in.Name, node.ImportRequest(in.Body)))
+		return accepted(images.Import(ctx, in.Name, in.Body))
 	})
 	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
 		r, err := images.Remove(ctx, in.Name)
-		return ok(Removed(r)), err
+		return ok(r), err
 	})
 	route(a, http.MethodPut, "/api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named
 		Tag string `path:"tag" maxLength:"140"`
 	}) (*Answer[Image], error) {
 		i, err := images.Tag(ctx, in.Name, in.Tag)
-		return ok(viewImage(i)), err
+		return ok(i), err
 	})
 	route(a, http.MethodPost, "/api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *Named) (*Answer[Operation], error) {
 		return accepted(images.Warm(in.Name))

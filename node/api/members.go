@@ -9,54 +9,28 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-func viewPeer(p node.PeerInfo) Peer {
-	return Peer{ID: p.ID, Farm: p.Farm, Role: string(p.Role), State: p.State, Addrs: p.Addrs}
-}
-
-func viewPeers(list []node.PeerInfo) []Peer {
-	out := make([]Peer, 0, len(list))
-	for _, p := range list {
-		out = append(out, viewPeer(p))
-	}
-	return out
-}
-
-func (s *Server) self() Self {
-	i := s.cfg.Node.Self()
-	return Self{ID: i.ID, Mesh: i.Mesh, Farm: i.Farm, Role: string(i.Role), Addrs: i.Addrs, FarmAddr: i.FarmAddr, Revoked: i.Revoked}
-}
-
-func viewBytes(b node.Bytes) Bytes { return Bytes(b) }
-
-func (s *Server) cache() Cache {
-	c := s.cfg.Node.CacheInfo()
-	return Cache{Chunks: c.Chunks, Used: c.Used, Quota: c.Quota, Full: c.Full}
-}
-
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
 	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(context.Context, *struct{}) (*Answer[Peers], error) {
-		return ok(Peers{s.self(), viewPeers(n.Peers())}), nil
+		return ok(Peers{n.Self(), n.Peers()}), nil
 	})
 	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
-		return ok(s.cache()), nil
+		return ok(n.Cache()), nil
 	})
 	route(a, http.MethodPost, "/api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
 		freed := n.Evict(in.Body.Bytes)
-		return ok(Evicted{freed, s.cache()}), nil
+		return ok(Evicted{freed, n.Cache()}), nil
 	})
 	route(a, http.MethodGet, "/api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
-		o := n.OriginInfo()
 		waiting := n.Waiting()
 		return ok(Status{
-			Ready: len(waiting) == 0, Waiting: waiting, Self: s.self(), Origin: Origin{o.URL, o.State, o.Detail, o.Requests, o.BytesIn},
-			Farm: viewPeers(n.FarmPeers()), Bytes: viewBytes(n.Bytes()), Cache: s.cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
+			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
+			Farm: n.FarmPeers(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})
 	s.tokens(a)
@@ -72,7 +46,7 @@ func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
 	route(a, http.MethodGet, "/api/members", "everybody whom this node and its peers have met", func(ctx context.Context, _ *struct{}) (*Answer[[]Member], error) {
 		out := []Member{}
-		for _, m := range n.Members(ctx) {
+		for _, m := range n.Membership.Members(ctx) {
 			out = append(out, viewMember(m))
 		}
 		return ok(out), nil
@@ -81,7 +55,7 @@ func (s *Server) mesh(a huma.API) {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
 	}) (*Answer[Revoked], error) {
-		r, err := n.Revoke(ctx, in.ID, in.Myself)
+		r, err := n.Membership.Revoke(ctx, in.ID, in.Myself)
 		if err != nil {
 			return nil, err
 		}
@@ -93,14 +67,14 @@ func (s *Server) mesh(a huma.API) {
 		return ok(out), nil
 	})
 	route(a, http.MethodPost, "/api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
-		generation, err := n.Rotate(ctx)
-		return ok(Rotated{generation}), err
+		generation, err := n.Membership.Rotate(ctx)
+		return ok(Rotated{generation.Number}), err
 	})
 	route(a, http.MethodGet, "/api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
 		if err := onlyLocal(ctx); err != nil {
 			return nil, err
 		}
-		key, err := n.MeshKey()
+		key, err := n.Membership.MeshKey()
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +88,7 @@ func (s *Server) mesh(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, n.ImportMeshKey(ctx, key)
+		return nil, n.Membership.ImportMeshKey(ctx, key)
 	})
 }
 
@@ -136,11 +110,11 @@ func (s *Server) disks() Disks {
 	return d
 }
 
-func viewToken(st node.TokenInfo, now time.Time) Token {
-	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open", UsedBy: st.UsedBy}
+func viewToken(st trust.InviteState, now time.Time) Token {
+	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
 	switch {
-	case st.UsedBy != "":
-		out.State = "used"
+	case st.UsedBy != nil:
+		out.State, out.UsedBy = "used", membership.MemberID(*st.UsedBy)
 	case st.Revoked:
 		out.State = "revoked"
 	case now.After(st.Expires):
@@ -157,12 +131,12 @@ func (s *Server) tokens(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		made := viewToken(node.TokenInfo{InviteState: st}, time.Now())
+		made := viewToken(st, time.Now())
 		made.Token = token.String()
 		return &Answer[Token]{http.StatusCreated, made}, nil
 	})
 	route(a, http.MethodGet, "/api/tokens", "the join tokens that this node made", func(context.Context, *struct{}) (*Answer[[]Token], error) {
-		list, err := n.Tokens()
+		list, err := n.Membership.Tokens()
 		out := make([]Token, 0, len(list))
 		for _, st := range list {
 			out = append(out, viewToken(st, time.Now()))
@@ -172,6 +146,6 @@ func (s *Server) tokens(a huma.API) {
 	route(a, http.MethodDelete, "/api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
 		ID string `path:"id" maxLength:"32"`
 	}) (*struct{}, error) {
-		return nil, n.RevokeToken(in.ID)
+		return nil, n.Membership.RevokeToken(in.ID)
 	})
 }

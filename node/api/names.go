@@ -6,16 +6,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-func viewResolved(r records.Resolved) Resolved {
-	return Resolved{
-		Kind: r.Kind, Name: r.Name, CID: r.Root, Size: r.Size, Version: r.Version,
-		Age: r.Age.Seconds(), Confirmed: r.Confirmed, Scope: r.Scope, Warning: r.Warning,
-	}
-}
 
 // names registers the routes that need no token for public content: to anyone
 // else what is not public is absent.
@@ -23,7 +15,7 @@ func (s *Server) names(a huma.API) {
 	n := s.cfg.Node
 	route(a, http.MethodGet, "/api/resolve/{name}", "what a name stands for", func(ctx context.Context, in *Named) (*Answer[Resolved], error) {
 		r, err := n.Names.Resolve(ctx, in.Name, isTrusted(ctx))
-		return ok(viewResolved(r)), err
+		return ok(r), err
 	})
 	type block struct {
 		ContentType  string `header:"Content-Type"`

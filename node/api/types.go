@@ -3,77 +3,30 @@ package api
 import (
 	"time"
 
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Resolved answers GET /api/resolve/{name}.
-type Resolved struct {
-	Kind      content.Kind  `json:"kind"`
-	Name      string        `json:"name"`
-	CID       content.CID   `json:"cid" doc:"the root that the name stands for"`
-	Size      int64         `json:"size" doc:"bytes"`
-	Version   uint64        `json:"version"`
-	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know, or when the origin contradicts itself"`
-	Scope     content.Scope `json:"scope"`
-	Warning   string        `json:"warning,omitempty" doc:"what is wrong with the name at the origin"`
-}
-
-// Image is an image or a tag of one.
-type Image struct {
-	Name      string        `json:"name"`
-	Kind      content.Kind  `json:"kind"`
-	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
-	CID       content.CID   `json:"cid"`
-	Size      int64         `json:"size" doc:"bytes of the disk"`
-	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
-	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
-	Scope     content.Scope `json:"scope"`
-	Version   uint64        `json:"version"`
-	Signed    time.Time     `json:"signed_at"`
-	Source    string        `json:"source,omitempty"`
-	Pinned    bool          `json:"pinned"`
-	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
-}
-
-// Removed answers DELETE /api/images/{name}.
-type Removed struct {
-	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
-	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
-}
-
-// ImportRequest is the body of PUT /api/images/{name}.
-type ImportRequest struct {
-	Source  string        `json:"source" doc:"path on the node's host of a raw, qcow2, vmdk, vhdx or tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
-	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
-	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
-}
+// What a node says, and takes, goes out and comes in as it is.
+type (
+	Self          = node.Self
+	Peer          = node.Peer
+	Bytes         = node.Bytes
+	Cache         = node.Cache
+	Origin        = node.Origin
+	Image         = node.Image
+	Removed       = node.Removed
+	ImportRequest = node.ImportRequest
+	Resolved      = records.Resolved
+	VolumeSpec    = volumes.Spec
+)
 
 // ExportRequest is the body of POST /api/images/{name}/export.
 type ExportRequest struct {
 	File  string `json:"file" doc:"absolute path on the node's host"`
 	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`
-}
-
-// Bytes counts bytes by where they came from.
-type Bytes struct {
-	Cache  int64 `json:"cache"`
-	Farm   int64 `json:"farm"`
-	Swarm  int64 `json:"swarm"`
-	Origin int64 `json:"origin"`
-}
-
-// VolumeSpec is the body of PUT /api/volumes/{name}.
-type VolumeSpec struct {
-	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
-	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"local"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty"`
 }
 
 // Volume is a disk that this node serves or knows.
@@ -91,7 +44,6 @@ type Volume struct {
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes"`
-	FoldedAt   time.Time   `json:"folded_at,omitzero"`
 	Bytes      Bytes       `json:"bytes"`
 }
 
@@ -111,39 +63,10 @@ type Operation struct {
 	Ended   time.Time        `json:"ended,omitzero"`
 }
 
-// Self is what the node says of itself.
-type Self struct {
-	ID    string   `json:"id"`
-	Mesh  string   `json:"mesh"`
-	Farm  string   `json:"farm"`
-	Role  string   `json:"role"`
-	Addrs []string `json:"addrs" doc:"full multiaddrs, as --bootstrap takes them"`
-	// FarmAddr is what --farm-join of a neighbour takes.
-	FarmAddr string    `json:"farm_addr,omitempty"`
-	Revoked  time.Time `json:"revoked,omitzero" doc:"when this node learnt that it is no member any more"`
-}
-
-// Peer is another member.
-type Peer struct {
-	ID    string   `json:"id"`
-	Farm  string   `json:"farm,omitempty" doc:"absent until this node has dealt with the member"`
-	Role  string   `json:"role,omitempty" doc:"absent until this node has dealt with the member"`
-	State string   `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
-	Addrs []string `json:"addrs,omitempty"`
-}
-
 // Peers answers GET /api/peers.
 type Peers struct {
 	Self  Self   `json:"self"`
 	Peers []Peer `json:"peers"`
-}
-
-// Cache answers GET /api/cache.
-type Cache struct {
-	Chunks int64 `json:"chunks"`
-	Used   int64 `json:"used_bytes"`
-	Quota  int64 `json:"quota_bytes"`
-	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 
 // EvictRequest is the body of POST /api/cache/evict.
@@ -176,15 +99,6 @@ type Status struct {
 type Disks struct {
 	Served bool   `json:"served" doc:"volumes are block devices, where nothing else is asked for; else they are served over NBD"`
 	Detail string `json:"detail,omitempty" doc:"why they are not, or what may befall them"`
-}
-
-// Origin says how the object store stands.
-type Origin struct {
-	URL      string `json:"url,omitempty"`
-	State    string `json:"state" enum:"none,ok,read-only,unreachable,refused"`
-	Detail   string `json:"detail,omitempty"`
-	Requests int64  `json:"requests"`
-	BytesIn  int64  `json:"bytes_in" doc:"bytes read from it, metadata included"`
 }
 
 // TokenRequest is the body of POST /api/tokens.

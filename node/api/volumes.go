@@ -14,7 +14,7 @@ func viewVolume(v volumes.View) Volume {
 	return Volume{
 		Name: v.Name, Size: v.Size, From: v.From, Transport: v.Transport, Device: v.Device, Durability: v.Durability, ReadOnly: v.ReadOnly,
 		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes,
-		Bytes: viewBytes(node.BytesOf(v.Bytes)),
+		Bytes: node.BytesOf(v.Bytes),
 	}
 }
 
@@ -35,7 +35,7 @@ func (s *Server) volumes(a huma.API) {
 		Named
 		Body VolumeSpec
 	}) (*Answer[Volume], error) {
-		v, created, err := vols.Put(ctx, in.Name, volumes.Spec(in.Body))
+		v, created, err := vols.Put(ctx, in.Name, in.Body)
 		if err != nil {
 			return nil, err
 		}

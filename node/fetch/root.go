@@ -132,8 +132,14 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 		return nil, fmt.Errorf("learn %w", err)
 	}
 	f.mu.Lock()
+	before := slices.Collect(f.roots.Of(rs.id))
 	rs = f.roots.Learn(rs, f.cfg.Now())
 	f.mu.Unlock()
+	for _, was := range before {
+		if was.introducer != "" { // it may be known no more, and who follows it goes over to this one
+			was.here.Tell()
+		}
+	}
 	rs.seal(r.Envelope)
 	return &Image{f: f, rs: rs}, nil
 }
@@ -224,6 +230,13 @@ func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool)
 		return rank
 	})
 	return rs
+}
+
+// knows reports whether others may still ask by a state.
+func (f *Fetcher) knows(rs *rootState) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(slices.Collect(f.roots.Of(rs.id)), rs)
 }
 
 // all returns the roots that others may ask for.

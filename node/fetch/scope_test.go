@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
@@ -350,6 +351,38 @@ func TestForgottenRoot(t *testing.T) {
 	}
 	if r, _ := again.Reach(shared); r != cache.ReachMesh {
 		t.Errorf("after a restart what is shared has reach %d", r)
+	}
+}
+
+// TestFollowedBeforeItWasLookedUp: a member that met a root by another's word shows what
+// comes under it also once it has looked the root up itself.
+func TestFollowedBeforeItWasLookedUp(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 40})
+	m, mate := w.join("north", nil), w.join("south", nil)
+	w.check(mate.exchange.Introduce(t.Context(), m.id, im.Envelope))
+	heard, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var last error
+		for b, err := range mate.exchange.Bitmaps(context.Background(), m.id, im.id, 1<<32) {
+			if last = err; err == nil && b.Len() == 0 {
+				close(heard)
+			}
+		}
+		ended <- last
+	}()
+	<-heard
+	w.check(readAll(t.Context(), m.open(im), im))
+	select {
+	case err := <-ended:
+		if !errors.Is(err, content.ErrNotFound) {
+			t.Errorf("who follows its bitmap hears %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("who follows its bitmap hears of nothing that comes")
+	}
+	if n := mate.shows(m, im); n != im.stats.Chunks {
+		t.Errorf("it shows %d chunks of %d", n, im.stats.Chunks)
 	}
 }
 

@@ -260,7 +260,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 	f.bringMap(ctx, rs)
 	f.refresh(ctx, rs)
 	var fo have.Follower
-	for rs.reach() == reach {
+	for rs.reach() == reach && f.knows(rs) {
 		b, changed := rs.here.Next(&fo)
 		if b != nil {
 			if err := send(b); err != nil {
@@ -284,7 +284,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 			return nil
 		}
 	}
-	return content.ErrNotFound // its record has ended
+	return content.ErrNotFound // its record has ended, or another counts for more
 }
 
 // bringMap brings in the map of a root that this node was told of and whose

@@ -9,7 +9,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
-	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // The calls of this package.
@@ -77,7 +77,7 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (redeemReply, error) 
 	if err := m.admin("redeem invite"); err != nil {
 		return redeemReply{}, err
 	}
-	if id, err := swarm.PeerID(q.Subject); err != nil || id != from {
+	if id, err := identity.PeerID(q.Subject); err != nil || id != from {
 		return redeemReply{}, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, MemberID(q.Subject), from)
 	}
 	now := m.cfg.Now()

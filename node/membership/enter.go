@@ -162,7 +162,7 @@ func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemRep
 		}
 	}
 	// Those whom the token vouches for stay believed, whoever is revoked above them.
-	roll := newRoll(filepath.Join(e.Dir, rollFile), e.Log)
+	roll := newRoll(filepath.Join(e.Dir, rollFile))
 	for i := range got.Chain[1:] {
 		roll.vouch(got.Chain[1+i:], e.Now())
 	}

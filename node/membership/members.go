@@ -14,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -268,8 +269,8 @@ func (m *Membership) tokenToRevoke(id string) (Revocation, error) {
 // findMember returns whom a text names.
 func findMember(all []Member, who string) (Member, error) {
 	key, err := trust.ParsePublicKey(who)
-	if err != nil {
-		key = keyOf(who)
+	if id, notID := peer.Decode(who); err != nil && notID == nil {
+		key, err = identity.KeyOf(id)
 	}
 	var exact, begins []Member
 	for _, x := range all {
@@ -282,7 +283,7 @@ func findMember(all []Member, who string) (Member, error) {
 			begins = append(begins, x)
 		}
 	}
-	if !key.IsZero() { // nobody here has met it
+	if err == nil { // nobody here has met it
 		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}, nil
 	}
 	found := exact
@@ -300,21 +301,4 @@ func findMember(all []Member, who string) (Member, error) {
 		ids = append(ids, x.ID)
 	}
 	return Member{}, fmt.Errorf("member %.60q: %w: %d members are called so; name one by its ID: %s", who, content.ErrConflict, len(found), strings.Join(ids, ", "))
-}
-
-// keyOf is the key of a peer ID, zero for any other text.
-func keyOf(text string) (key trust.PublicKey) {
-	id, err := peer.Decode(text)
-	if err != nil {
-		return key
-	}
-	pub, err := id.ExtractPublicKey()
-	if err != nil {
-		return key
-	}
-	raw, err := pub.Raw()
-	if err != nil || len(raw) != len(key) {
-		return key
-	}
-	return trust.PublicKey(raw)
 }

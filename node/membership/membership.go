@@ -30,7 +30,7 @@ const formerGossipFor = 5 * time.Minute
 
 // Network is how other members are reached.
 type Network interface {
-	// Peers are those that this member is connected with, strangers too.
+	// Peers are the members that this one is connected with.
 	Peers() []peer.ID
 	// Meet returns who a peer has proved to be.
 	Meet(ctx context.Context, id peer.ID) (trust.Identity, error)

@@ -120,7 +120,7 @@ func (m *Membership) catchUp() {
 	m.compared = now
 }
 
-// contact is a connection with a member, or with what may become one.
+// contact is a connection with a member.
 type contact struct {
 	who    trust.Identity // zero until it was greeted
 	trying bool

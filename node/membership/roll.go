@@ -51,7 +51,6 @@ type enrolled struct {
 // checked by whoever put it there. Safe for concurrent use.
 type roll struct {
 	path string
-	log  *slog.Logger
 
 	saving sync.Mutex
 	mu     sync.Mutex // guards what follows
@@ -61,8 +60,8 @@ type roll struct {
 	changed, touched bool
 }
 
-func newRoll(path string, log *slog.Logger) *roll {
-	return &roll{path: path, log: log, all: map[trust.PublicKey]enrolled{}}
+func newRoll(path string) *roll {
+	return &roll{path: path, all: map[trust.PublicKey]enrolled{}}
 }
 
 type rollWire struct {
@@ -75,7 +74,7 @@ type rollWire struct {
 // open reads the roll. One that can't be read costs what this member had seen, and is
 // filled again.
 func openRoll(path string, log *slog.Logger) (*roll, error) {
-	r := newRoll(path, log)
+	r := newRoll(path)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -103,13 +102,14 @@ func openRoll(path string, log *slog.Logger) (*roll, error) {
 func (r *roll) save() error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	w := rollWire{Magic: rollMagic, All: r.list()}
 	r.mu.Lock()
+	r.changed, r.touched = false, false // before the list: what comes after it is for the next time
+	w := rollWire{Magic: rollMagic}
 	if !r.caught.IsZero() {
 		w.Caught = r.caught.UnixNano()
 	}
-	r.changed, r.touched = false, false
 	r.mu.Unlock()
+	w.All = r.list()
 	b, err := content.NewCodec().Marshal(w)
 	if err == nil {
 		err = durable.WriteFile(r.path, b, 0o600)

@@ -1,16 +1,18 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -140,7 +142,7 @@ func (m *Membership) keepSought(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		if m.behind() {
-			m.ask(ctx, func(ctx context.Context, id peer.ID, who trust.Identity) error { return m.askSecrets(ctx, id, who) })
+			m.ask(ctx, m.askSecrets)
 		}
 		if m.verifier.Orphaned(m.State().Chain) {
 			m.ask(ctx, m.askRenewal)
@@ -157,22 +159,19 @@ func (m *Membership) keepSought(ctx context.Context) {
 // errNotHim says that a member is not to be asked.
 var errNotHim = errors.New("not one to ask")
 
+// rank orders members to ask: admins, then others.
+func rank(who trust.Identity) int {
+	if who.Role == trust.RoleAdmin {
+		return 0
+	}
+	return 1
+}
+
 // ask has fn ask connected members, admins first, until one of them answers.
 func (m *Membership) ask(ctx context.Context, fn func(context.Context, peer.ID, trust.Identity) error) {
-	type candidate struct {
-		id  peer.ID
-		who trust.Identity
-	}
-	var admins, others []candidate
-	for _, e := range m.connected() {
-		c := candidate{e.id, e.who}
-		if e.who.Role == trust.RoleAdmin {
-			admins = append(admins, c)
-		} else {
-			others = append(others, c)
-		}
-	}
-	for _, c := range append(admins, others...) {
+	all := m.connected()
+	slices.SortStableFunc(all, func(a, b member) int { return cmp.Compare(rank(a.who), rank(b.who)) })
+	for _, c := range all {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		err := fn(call, c.id, c.who)
 		cancel()
@@ -281,7 +280,7 @@ func (m *Membership) call(ctx context.Context, id peer.ID, method string, q, a a
 
 // MemberID is the identifier of the member with that key, as its peers know it.
 func MemberID(key trust.PublicKey) string {
-	id, err := swarm.PeerID(key)
+	id, err := identity.PeerID(key)
 	if err != nil {
 		return key.String()
 	}

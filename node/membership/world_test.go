@@ -16,7 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
-	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // world is a mesh of memberships that reach each other through memory: each call is
@@ -105,7 +105,7 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 
 func (w *world) open(name string, key trust.PrivateKey, dir string, s State) *node {
 	w.t.Helper()
-	id, err := swarm.PeerID(key.Public())
+	id, err := identity.PeerID(key.Public())
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -80,18 +80,15 @@ type Known struct {
 
 // Resolved is what a name stands for.
 type Resolved struct {
-	Kind    content.Kind
-	Name    string
-	Root    content.CID
-	Size    int64
-	Version uint64
-	// Age is the time since this node, or a member by its signed word, saw the
-	// version at the origin.
-	Age       time.Duration
-	Confirmed bool
-	Scope     content.Scope
-	// Warning says what is wrong with the name at the origin; "" for nothing.
-	Warning string
+	Kind      content.Kind  `json:"kind"`
+	Name      string        `json:"name"`
+	CID       content.CID   `json:"cid" doc:"the root that the name stands for"`
+	Size      int64         `json:"size" doc:"bytes"`
+	Version   uint64        `json:"version"`
+	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin did not answer and this is the newest version that members know, or when the origin contradicts itself"`
+	Scope     content.Scope `json:"scope"`
+	Warning   string        `json:"warning,omitempty" doc:"what is wrong with the name at the origin"`
 }
 
 // Names resolves names: from memory while fresh, then from the origin, then from
@@ -177,7 +174,7 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 }
 
 func (n *Names) resolved(k Known) Resolved {
-	r := Resolved{Kind: k.Kind, Name: k.Name, Root: k.Root, Version: k.Version, Age: n.Age(k), Confirmed: k.Confirmed, Scope: k.Scope, Warning: k.Doubt}
+	r := Resolved{Kind: k.Kind, Name: k.Name, CID: k.Root, Version: k.Version, Age: n.Age(k).Seconds(), Confirmed: k.Confirmed, Scope: k.Scope, Warning: k.Doubt}
 	if k.Head != nil {
 		r.Size = k.Head.Root.Size
 	}

@@ -130,7 +130,7 @@ func TestStrangersSpendTheirOwn(t *testing.T) {
 		if n := w.gets.Load() - before; n == 0 || n > strangersBurst {
 			t.Errorf("%d requests", n)
 		}
-		if r, err := m.Resolve(t.Context(), "open", false); err != nil || r.Age < 2*freshFor {
+		if r, err := m.Resolve(t.Context(), "open", false); err != nil || r.Age < 2*freshFor.Seconds() {
 			t.Errorf("what is known: %+v, %v", r, err)
 		}
 		if m.lost.Load() > 0 {

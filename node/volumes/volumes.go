@@ -98,12 +98,12 @@ const (
 
 // Spec is what a Put asks for; zero fields ask for nothing.
 type Spec struct {
-	Size       int64
-	From       content.Ref
-	Transport  string
-	Durability string
-	ReadOnly   bool
-	Takeover   bool
+	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
+	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
+	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
+	Durability string      `json:"durability,omitempty" doc:"local"`
+	ReadOnly   bool        `json:"readonly,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty"`
 }
 
 // View describes a volume.

@@ -24,6 +24,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -160,7 +161,7 @@ func New(cfg Config) (*Farm, error) {
 		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
 		lost: map[string]time.Time{}, watchers: map[chan struct{}]bool{},
 	}
-	if f.self.ID, err = peerID(who.Key); err != nil {
+	if f.self.ID, err = identity.PeerID(who.Key); err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
 	}
 	if _, err := (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer); err != nil {

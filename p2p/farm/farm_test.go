@@ -20,6 +20,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -78,7 +79,7 @@ func signerOf(name string, role trust.Role, farm string) trust.Signer {
 
 // idNamed is the peer ID of the member of that name.
 func idNamed(name string) peer.ID {
-	id, err := peerID(keyNamed(name).Public())
+	id, err := identity.PeerID(keyNamed(name).Public())
 	if err != nil {
 		panic(err)
 	}

@@ -5,11 +5,11 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/memberlist"
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // How members are proved. A member's word travels as its metadata. Its certificate
@@ -35,15 +35,6 @@ type proof struct {
 	Chain   []byte
 }
 
-// peerID returns the peer ID of a member's key.
-func peerID(k trust.PublicKey) (peer.ID, error) {
-	pub, err := crypto.UnmarshalEd25519PublicKey(k[:])
-	if err != nil {
-		return "", fmt.Errorf("peer ID of %s: %w", k, err)
-	}
-	return peer.IDFromPublicKey(pub)
-}
-
 // verify checks that a chain makes a peer a member of this farm; else it is
 // content.ErrForbidden, or content.ErrCorrupt when it is none.
 func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
@@ -51,7 +42,7 @@ func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
 	if err != nil {
 		return trust.Identity{}, err
 	}
-	if owner, err := peerID(who.Key); err != nil || owner != id {
+	if owner, err := identity.PeerID(who.Key); err != nil || owner != id {
 		return trust.Identity{}, fmt.Errorf("certificate of %s: %w: it is not of member %s", who.Key, content.ErrForbidden, id)
 	}
 	if !who.Role.IsMember() || who.Farm != f.name {

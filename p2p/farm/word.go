@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // word is what a member says of itself in gossip, signed with the key that its name,
@@ -84,7 +85,7 @@ func (w word) sign(farm string, id peer.ID, signer trust.Signer) (word, error) {
 // address. What is no word is content.ErrCorrupt, one that the member has not signed
 // for that farm and address content.ErrForbidden.
 func readWord(farm string, id peer.ID, address string, raw []byte) (word, error) {
-	key, err := keyOf(id)
+	key, err := identity.KeyOf(id)
 	if err != nil {
 		return word{}, err
 	}
@@ -112,17 +113,4 @@ func parseName(name string) (peer.ID, error) {
 		return "", fmt.Errorf("name %.80q: %w: want a peer ID", name, content.ErrInvalid)
 	}
 	return id, nil
-}
-
-// keyOf returns the key that a peer ID is made of.
-func keyOf(id peer.ID) (trust.PublicKey, error) {
-	public, err := id.ExtractPublicKey()
-	if err != nil {
-		return trust.PublicKey{}, fmt.Errorf("member %s: %w: %w", id, content.ErrInvalid, err)
-	}
-	raw, err := public.Raw()
-	if err != nil || len(raw) != len(trust.PublicKey{}) {
-		return trust.PublicKey{}, fmt.Errorf("member %s: %w: not an Ed25519 key", id, content.ErrInvalid)
-	}
-	return trust.PublicKey(raw), nil
 }

@@ -5,7 +5,6 @@ package identity
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -166,12 +165,8 @@ func subjectIs(chain trust.Chain, id peer.ID) error {
 	if len(chain) == 0 {
 		return fmt.Errorf("certificate of %s: %w: an empty chain", id, content.ErrCorrupt)
 	}
-	key, err := id.ExtractPublicKey()
-	if err != nil {
-		return fmt.Errorf("certificate of %s: %w", id, errors.Join(content.ErrCorrupt, err))
-	}
-	raw, err := key.Raw()
-	if subject := chain.Identity().Key; err != nil || !bytes.Equal(raw, subject[:]) {
+	subject := chain.Identity().Key
+	if key, err := KeyOf(id); err != nil || key != subject {
 		return fmt.Errorf("certificate of %s: %w: it was issued to %s", id, content.ErrCorrupt, subject)
 	}
 	return nil

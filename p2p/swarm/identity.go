@@ -4,10 +4,8 @@ import (
 	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
-	"fmt"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -15,15 +13,6 @@ import (
 
 func libp2pKey(k trust.PrivateKey) (crypto.PrivKey, error) {
 	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(k.Seed()))
-}
-
-// PeerID returns the peer ID of a member's key.
-func PeerID(k trust.PublicKey) (peer.ID, error) {
-	pub, err := crypto.UnmarshalEd25519PublicKey(k[:])
-	if err != nil {
-		return "", fmt.Errorf("peer ID of %s: %w", k, err)
-	}
-	return peer.IDFromPublicKey(pub)
 }
 
 // Key is what a root is announced under.

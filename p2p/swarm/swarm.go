@@ -30,6 +30,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -312,7 +313,7 @@ func (s *Swarm) Ban(id peer.ID, d time.Duration) {
 func (s *Swarm) Refuse(keys []trust.PublicKey) error {
 	refused := make(map[peer.ID]bool, len(keys))
 	for _, k := range keys {
-		id, err := PeerID(k)
+		id, err := identity.PeerID(k)
 		if err != nil {
 			return err
 		}

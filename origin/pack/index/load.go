@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"iter"
 	"runtime"
@@ -138,10 +137,10 @@ func (l *loader) take(packs []Pack, local bool) {
 	_ = group.Wait() // none of them fails
 }
 
-// readAll takes the packs of an index, all or, when it is damaged, none.
-func (l *loader) readAll(r io.Reader, local bool) ([]string, error) {
+// readAll takes the packs that read hands over, all or, when it fails, none.
+func (l *loader) readAll(read func(func(Pack) error) ([]string, error), local bool) ([]string, error) {
 	var packs []Pack
-	sources, err := readIndexFrom(r, func(p Pack) error {
+	sources, err := read(func(p Pack) error {
 		if there := l.packs[p.ID]; there != nil && !there.known {
 			p.Entries, p.Signature = bytes.Clone(p.Entries), bytes.Clone(p.Signature)
 			packs = append(packs, p)
@@ -157,22 +156,10 @@ func (l *loader) readAll(r io.Reader, local bool) ([]string, error) {
 
 func (l *loader) readCache() {
 	l.sources = make(map[string]bool)
-	var packs []Pack
-	sources, err := readCacheFile(l.cfg, func(p Pack) error {
-		if l.packs[p.ID] != nil {
-			p.Entries, p.Signature = bytes.Clone(p.Entries), bytes.Clone(p.Signature)
-			packs = append(packs, p)
-		}
-		return nil
-	})
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return
-	case err != nil:
+	sources, err := l.readAll(func(add func(Pack) error) ([]string, error) { return readCacheFile(l.cfg, add) }, true)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.cfg.Log.Warn("cached pack index passed over", "error", err)
-		return
 	}
-	l.take(packs, true)
 	for _, s := range sources {
 		l.sources[s] = true
 	}
@@ -216,7 +203,7 @@ func (l *loader) readObjects(ctx context.Context) error {
 			b, _, err := bucket.ReadAll(ctx, l.cfg.Bucket, info.Key, pack.SizeMax)
 			var sources []string
 			if err == nil {
-				sources, err = l.readAll(bytes.NewReader(b), false)
+				sources, err = l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
 			}
 			switch {
 			case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
