@@ -10,7 +10,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
-	"github.com/grangemesh/grange/p2p/swarm"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // TestAUsedTokenForItsOwner: who finds a token right after its use, and knows whose it
@@ -27,7 +27,7 @@ func TestAUsedTokenForItsOwner(t *testing.T) {
 		if _, err := w.redeem(admin, token, owner, "owner"); err != nil {
 			t.Fatal(err)
 		}
-		thief, err := swarm.PeerID(trust.NewPrivateKey().Public())
+		thief, err := identity.PeerID(trust.NewPrivateKey().Public())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -79,7 +79,7 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 	if err != nil {
 		return nil, err
 	}
-	id, err := swarm.PeerID(key.Public())
+	id, err := identity.PeerID(key.Public())
 	if err != nil {
 		return nil, err
 	}
