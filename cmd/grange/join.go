@@ -65,13 +65,16 @@ func withoutToken(args []string, token string) ([]string, bool) {
 // hideToken takes a token off the command line, where all users of the host can see it:
 // the process begins anew, under the same ID, and reads the token from its standard
 // input. It returns if there is nothing to hide, or it can't be done here.
-func (c *nodeCmd) hideToken() error {
+func (c *nodeCmd) hideToken(dir string) error {
 	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
 		return nil
 	}
 	args, found := withoutToken(os.Args, *c.Join)
 	if !found { // it came from the environment, or a file
 		return nil
+	}
+	if err := membership.Fits(dir, *c.Join); err != nil { // a member will not read it
+		return err
 	}
 	return again(args, *c.Join)
 }

@@ -41,7 +41,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
 	}
-	if err := c.hideToken(); err != nil {
+	if err := c.hideToken(app.Data); err != nil {
 		return err
 	}
 	token, err := c.token(app.Data, std)

@@ -83,6 +83,16 @@ func (e Entry) joinedAlready(s State) error {
 	return nil
 }
 
+// Fits fails with ErrConflict for a token of another mesh than the one that the folder's
+// member is of; a folder of no member fits each token.
+func Fits(dir, token string) error {
+	s, err := load(dir)
+	if err != nil {
+		return nil
+	}
+	return Entry{Dir: dir, Join: token}.joinedAlready(s)
+}
+
 // found makes a mesh. The mesh key is on disk before the membership that makes
 // it this node's, and a crash between leaves a key that the next start uses: one that
 // is there is never written over.
