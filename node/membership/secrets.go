@@ -212,10 +212,14 @@ type renewReply struct {
 
 // renewFor gives a member whose issuer was revoked another certificate, of the same
 // role and farm. That it is one of before the revocation was learnt of has been proved
-// by its being known here.
+// by its being known here. An admin gets none unasked: one that an admin gone bad had
+// made beforehand would outlive it, with more behind it than before.
 func (m *Membership) renewFor(id trust.Identity) (renewReply, error) {
 	if err := m.admin("renew"); err != nil {
 		return renewReply{}, err
+	}
+	if id.Role == trust.RoleAdmin {
+		return renewReply{}, fmt.Errorf("renew: %w: %s is an admin by the word of one that was revoked; it joins anew, with an empty --data and a token of an admin", content.ErrForbidden, id.Key)
 	}
 	signer, err := m.issuer(id.Role)
 	if err != nil {

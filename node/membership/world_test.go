@@ -373,6 +373,9 @@ func TestTheFirstNodeIsLost(t *testing.T) {
 		if id := away.Identity(); id.Role != trust.RolePublisher || id.Farm != "beta" {
 			t.Errorf("renewed as %+v", id)
 		}
+		if _, err := second.renewFor(trust.Identity{Key: away.key.Public(), Role: trust.RoleAdmin, Farm: "beta"}); !errors.Is(err, content.ErrForbidden) {
+			t.Errorf("an admin is renewed unasked: %v", err)
+		}
 		w.away(first, false) // stolen, not lost: what it issues now is nobody's
 		forged, err := trust.Signer{Key: first.key, Chain: first.State().Chain}.Issue(trust.Grant{Subject: trust.NewPrivateKey().Public(), Role: trust.RoleAdmin, Farm: "alpha"}, time.Now())
 		if err != nil {
