@@ -159,7 +159,7 @@ func TestBadOriginIsRefused(t *testing.T) {
 	path, _ := disk(t, l.Dir, 8<<20)
 	refuse(t, l, away.Host, []refusal{
 		{what: "unreachable store", args: []string{"image", "import", "v", path, "--data", away.Data}, says: []string{"7099", "unavailable"}},
-		{what: "doctor", args: []string{"doctor", "--data", away.Data}, says: []string{"1 of 7 findings"}},
+		{what: "doctor", args: []string{"doctor", "--data", away.Data}, says: []string{"1 of 8 findings"}},
 	})
 	if n := store.Taken("other"); n > 4096 {
 		t.Errorf("%d bytes were written to stores that were refused", n)
