@@ -370,13 +370,15 @@ func BenchmarkHello(b *testing.B) {
 				if err := f.send(0, hello[n%chains]); err != nil { // by turns: only the last is known
 					b.Fatal(err)
 				}
-				if _, err := f.hello(); err != nil {
-					b.Fatal(err)
+				if _, err := f.hello(); err == nil { // else the ends of the last few were not noticed yet
+					n++
 				}
 				s.Reset()
-				n++
 			}
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "hellos/s")
+			if n == 0 {
+				b.Fatal("no hello was answered")
+			}
+			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "hellos/s")
 		})
 	}
 }
