@@ -67,7 +67,7 @@ func TestABackdatedRevocation(t *testing.T) {
 			t.Fatal(err)
 		}
 		var g greeting
-		if err := bad.call(t.Context(), member.id, greetMethod, bad.greeting([]revoked{{sealed, 0}}), &g); err != nil {
+		if err := bad.call(t.Context(), member.id, greetMethod, bad.greeting([]revoked{{Sealed: sealed}}), &g); err != nil {
 			t.Fatal(err)
 		}
 		settle(3 * time.Second)
@@ -100,9 +100,13 @@ func TestAnAdminFillsTheRevocations(t *testing.T) {
 	if revoke(bad)+revoke(deputy) != 2 {
 		t.Fatal("an admin can't revoke")
 	}
+	good, err := first.Signer().RevokeKey(trust.NewPrivateKey().Public(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for first.spent[bad.key.Public()] < revokedByMax { // as if it were told of one after the other
 		next++
-		first.Membership.revoked[trust.PublicKey(fmt.Appendf(nil, "%032d", next))] = revoked{}
+		first.Membership.revoked[trust.PublicKey(fmt.Appendf(nil, "%032d", next))] = revoked{Sealed: good}
 		first.spent[bad.key.Public()]++
 	}
 	if revoke(bad)+revoke(deputy) != 0 {
@@ -141,6 +145,142 @@ func TestARevokedAdminVouchesForItsOwn(t *testing.T) {
 		}
 		if id, err := first.verifier.Verify(honest.State().Chain, time.Now()); err != nil || id.Key != honest.key.Public() {
 			t.Errorf("whom it had brought in honestly: %v", err)
+		}
+	})
+}
+
+// TestWhoMeetsTheRevokedFirst: an admin that was revoked tells a member, which was away,
+// that the one that revoked it was. Once the member meets another it is put right.
+func TestWhoMeetsTheRevokedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.found("first", "alpha")
+		second := w.join(first, "second", trust.RoleAdmin, "alpha")
+		bad := w.join(first, "bad", trust.RoleAdmin, "beta")
+		other := w.join(first, "other", trust.RoleNode, "beta")
+		late := w.join(first, "late", trust.RoleNode, "beta")
+		defer w.stop()
+		w.run(first, second, other, late)
+		settle(3 * time.Minute)
+		w.away(late, true)
+		w.away(bad, true) // it is told of nothing either
+		settle(time.Minute)
+		if _, err := first.Revoke(t.Context(), "bad", false); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		told := []revoked{}
+		for _, n := range []*node{first, second} {
+			sealed, err := bad.Signer().RevokeKey(n.key.Public(), time.Now().Add(-2*time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			told = append(told, revoked{Sealed: sealed, Learnt: time.Now().Add(-2 * time.Minute).UnixNano()})
+		}
+		for _, n := range []*node{first, second, other} {
+			w.away(n, true)
+		}
+		w.away(late, false)
+		w.away(bad, false)
+		var g greeting
+		if err := bad.call(t.Context(), late.id, greetMethod, bad.greeting(told), &g); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		if !late.knows(first) || !late.knows(second) {
+			t.Fatal("who knows no better does not believe an admin")
+		}
+		w.away(other, false)
+		settle(time.Minute)
+		if !late.knows(bad) || late.knows(first) || late.knows(second) || len(late.Revoked()) != 1 {
+			t.Errorf("it knows that bad is revoked: %t; and believes still that first is: %t, second: %t", late.knows(bad), late.knows(first), late.knows(second))
+		}
+		if other.knows(first) || other.knows(second) {
+			t.Error("and those that knew better were told")
+		}
+		if late = w.restart(late); !late.knows(bad) || late.knows(first) || late.knows(second) {
+			t.Error("forgotten by a restart")
+		}
+		if n := late.spent[bad.key.Public()]; n != 0 {
+			t.Errorf("%d revocations are booked on it", n)
+		}
+	})
+}
+
+// TestTheMeshKeyHasTheLastWord: a member that believes an admin gone bad, and so none of
+// those that it revoked, believes the mesh key.
+func TestTheMeshKeyHasTheLastWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.found("first", "alpha")
+		good, bad := w.join(first, "good", trust.RoleAdmin, "alpha"), w.join(first, "bad", trust.RoleAdmin, "beta")
+		left, right := w.join(first, "left", trust.RoleNode, "beta"), w.join(first, "right", trust.RoleNode, "beta")
+		defer w.stop()
+		w.run(first, left, right)
+		settle(3 * time.Minute)
+		revokes := func(at, by, whom *node) {
+			t.Helper()
+			sealed, err := by.Signer().RevokeKey(whom.key.Public(), time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at.learn([]told{{sealed: sealed}}) != 1 {
+				t.Fatal("an admin can't revoke")
+			}
+		}
+		for _, n := range []*node{good, bad, right} {
+			w.away(n, true)
+		}
+		revokes(left, good, bad)
+		revokes(right, bad, good)
+		revokes(right, bad, first)
+		settle(time.Minute)
+		w.away(right, false)
+		settle(time.Minute)
+		if !first.knows(bad) || right.knows(bad) || first.knows(good) {
+			t.Fatal("one side convinces the other by what the other has no reason to believe")
+		}
+		if _, err := first.Revoke(t.Context(), bad.id.String(), false); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		if !right.knows(bad) {
+			t.Error("the mesh key is not believed")
+		}
+		if first.spent[good.key.Public()] != 0 || len(first.Revoked()) != 1 {
+			t.Errorf("one revocation is booked twice: %v", first.spent)
+		}
+	})
+}
+
+// TestWhomARevokedAdminHadRevoked stays out, for those that come later too: who revoked
+// the admin stands for it.
+func TestWhomARevokedAdminHadRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.found("first", "alpha")
+		second, deputy := w.join(first, "second", trust.RoleAdmin, "alpha"), w.join(first, "deputy", trust.RoleAdmin, "beta")
+		thief := w.join(first, "thief", trust.RoleNode, "beta")
+		member, late := w.join(first, "member", trust.RoleNode, "beta"), w.join(first, "late", trust.RoleNode, "beta")
+		defer w.stop()
+		w.away(thief, true)
+		w.run(second, deputy, member, late)
+		settle(3 * time.Minute)
+		w.away(late, true)
+		if _, err := deputy.Revoke(t.Context(), thief.id.String(), false); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		if _, err := second.Revoke(t.Context(), deputy.id.String(), false); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		w.away(deputy, true)
+		w.away(second, true)
+		w.away(late, false)
+		settle(time.Minute)
+		if !late.knows(deputy) || !late.knows(thief) {
+			t.Errorf("who was away knows of the deputy: %t, of whom the deputy had revoked: %t", late.knows(deputy), late.knows(thief))
 		}
 	})
 }

@@ -236,7 +236,11 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 		}
 		return out, fmt.Errorf("revoke %s: %w: that is this node itself, %s; say --myself if you mean it", out.Member.ID, content.ErrForbidden, text)
 	}
-	sealed, err := m.Signer().RevokeKey(out.Member.Key, m.cfg.Now())
+	signer, err := m.revoker()
+	if err != nil {
+		return out, err
+	}
+	sealed, err := signer.RevokeKey(out.Member.Key, m.cfg.Now())
 	if err != nil {
 		return out, err
 	}
@@ -247,11 +251,36 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 	if _, ok := m.verifier.Revoked(out.Member.Key); !ok {
 		return out, fmt.Errorf("revoke %s: %w: there are %d revocations already", out.Member.ID, content.ErrNoSpace, revokedMax)
 	}
+	again, err := m.countersign(signer)
+	if err != nil {
+		return out, err
+	}
 	telling, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	out.Told = m.tellAll(telling, []revoked{{sealed, m.cfg.Now().UnixNano()}})
+	news := append([]revoked{{Sealed: sealed, Learnt: m.cfg.Now().UnixNano()}}, again...)
+	for part := range slices.Chunk(news, newsMax) {
+		told := m.tellAll(telling, part)
+		out.Told = max(out.Told, told)
+	}
 	out.Member.State = StateRevoked
 	return out, nil
+}
+
+// revoker signs revocations: the mesh key where it is at hand. Its word counts whoever
+// was revoked, so that no admin gone bad can take it from a member which was away and
+// hears of the one's revocation of the other first.
+func (m *Membership) revoker() (trust.Signer, error) {
+	key, err := m.MeshKey()
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return m.Signer(), nil
+	case err != nil:
+		return trust.Signer{}, err
+	}
+	bare := trust.Signer{Key: key}
+	chain, err := bare.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: m.Identity().Farm}, m.cfg.Now())
+	bare.Chain = chain
+	return bare, err
 }
 
 // tokenToRevoke looks for a token of that ID, and makes it useless if it is unused.

@@ -50,6 +50,11 @@ type revoked struct {
 	Sealed []byte `cbor:"sealed"`
 	// Learnt is in Unix nanoseconds.
 	Learnt int64 `cbor:"learnt"`
+	// Taken is when this member took it, or the store had it, in Unix nanoseconds: in
+	// that order revocations count. It says nothing to others.
+	Taken int64 `cbor:"taken"`
+
+	root trust.PublicKey // as trust.Revocation has it
 }
 
 // told is a revocation that somebody handed over. seen is when the store had it first;
@@ -115,8 +120,9 @@ func (m *Membership) loadRevoked() error {
 		if err != nil { // to go on would be to trust whom it is about
 			return fmt.Errorf("revocation %s: %w; remove the file, and the mesh will tell again", filepath.Join(dir, f.Name()), errors.Join(content.ErrCorrupt, err))
 		}
+		r.root = opened.Root
 		m.revoked[key] = r
-		m.spent[opened.Root]++
+		m.spent[r.root]++
 	}
 	return nil
 }
@@ -140,18 +146,18 @@ func (m *Membership) learn(list []told) int {
 	}
 	var fresh []trust.PublicKey
 	var news []revoked
-	earlier := false
+	changed := false
 	m.changing.Lock()
 	for _, t := range list {
-		key, learnt, had, err := m.learnOne(t)
-		switch {
-		case err != nil:
+		key, entry, had, err := m.learnOne(t)
+		if err != nil {
 			m.cfg.Log.Debug("a revocation is not taken", "err", err)
-		case key.IsZero():
-		case had:
-			earlier = true
-		default:
-			fresh, news = append(fresh, key), append(news, revoked{t.sealed, learnt.UnixNano()})
+			continue
+		}
+		changed = changed || !key.IsZero()
+		if !key.IsZero() && !had {
+			fresh, news = append(fresh, key), append(news, entry)
+			m.reopen(time.Unix(0, entry.Learnt))
 		}
 	}
 	m.changing.Unlock()
@@ -172,57 +178,132 @@ func (m *Membership) learn(list []told) int {
 		nudge(m.wake)
 		nudge(m.seek)
 	}
-	if len(fresh) > 0 || earlier {
+	if changed {
 		m.cfg.OnRevoked(fresh)
 	}
 	return len(fresh)
 }
 
-// learnOne takes one; the zero key says that there is nothing new in it. Called with
-// changing.
-func (m *Membership) learnOne(t told) (key trust.PublicKey, learnt time.Time, had bool, err error) {
+// learnOne takes one; the zero key says that there is nothing new in it, and had that
+// the key was revoked before: as of later, or by a word that counts for less. Called
+// with changing.
+func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had bool, err error) {
 	now := m.cfg.Now()
 	if t.seen.IsZero() || t.seen.After(now) {
 		t.seen = now
 	}
 	r, err := m.verifier.OpenRevocation(t.sealed, t.seen, now)
 	if err != nil {
-		return key, learnt, false, err
+		return key, entry, false, err
 	}
+	mesh := m.verifier.Mesh()
 	m.mu.RLock()
 	old, had := m.revoked[r.Key]
-	full := len(m.revoked) >= revokedMax || m.spent[r.Root] >= revokedByMax
+	full := len(m.revoked) >= revokedMax || r.Root != mesh && m.spent[r.Root] >= revokedByMax
 	m.mu.RUnlock()
-	if learnt = t.seen; !had { // who was here would have learnt of it
+	learnt := t.seen
+	if !had { // who was here would have learnt of it
 		learnt = earlier(later(t.since(r.SignedAt), m.roll.caughtUp()), t.seen)
 	}
+	firmer := had && (r.Root == mesh && old.root != mesh || m.voidNow(old, now))
 	switch {
-	case had && learnt.UnixNano() >= old.Learnt:
-		return key, learnt, true, nil
+	case had && !firmer && learnt.UnixNano() >= old.Learnt:
+		return key, entry, true, nil
 	case !had && full:
 		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "key", r.Key, "limit", revokedMax)
-		return key, learnt, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
+		return key, entry, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
 	}
-	entry := revoked{t.sealed, learnt.UnixNano()}
-	b, err := m.codec.Marshal(entry)
-	dir := filepath.Join(m.cfg.Dir, revokedDir)
-	if err == nil {
-		err = durable.MkdirAll(dir, 0o700)
+	entry = revoked{Sealed: t.sealed, Learnt: learnt.UnixNano(), Taken: t.seen.UnixNano(), root: r.Root}
+	if had {
+		entry.Learnt, entry.Taken = min(entry.Learnt, old.Learnt), min(entry.Taken, old.Taken)
 	}
-	if err == nil {
-		err = durable.WriteFile(filepath.Join(dir, r.Key.String()), b, 0o600)
+	if had && !firmer {
+		entry.Sealed, entry.root = old.Sealed, old.root
 	}
-	if err != nil { // in force all the same, until a restart
+	if err := m.keep(r.Key, entry); err != nil { // in force all the same, until a restart
 		m.cfg.Log.Error("a revocation is not on disk", "key", r.Key, "err", err)
 	}
 	m.mu.Lock()
-	if !had {
-		m.spent[r.Root]++
+	if had {
+		m.spent[old.root]--
 	}
+	m.spent[entry.root]++
 	m.revoked[r.Key] = entry
 	m.mu.Unlock()
 	m.install()
-	return r.Key, learnt, had, nil
+	return r.Key, entry, had, nil
+}
+
+// keep brings a revocation on disk.
+func (m *Membership) keep(key trust.PublicKey, r revoked) error {
+	b, err := m.codec.Marshal(r)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(m.cfg.Dir, revokedDir)
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, key.String()), b, 0o600)
+}
+
+// voidNow reports whether one who hears of the revocation now would not take it, for its
+// signer has been revoked since.
+func (m *Membership) voidNow(r revoked, now time.Time) bool {
+	_, err := m.verifier.OpenRevocation(r.Sealed, now, now)
+	return err != nil
+}
+
+// countersign makes another admin's revocations, which this one took while the other
+// was an admin, this one's too: who comes later would not take them any more.
+func (m *Membership) countersign(signer trust.Signer) ([]revoked, error) {
+	now := m.cfg.Now()
+	m.mu.RLock()
+	var keys []trust.PublicKey
+	for key, r := range m.revoked {
+		if m.voidNow(r, now) {
+			keys = append(keys, key)
+		}
+	}
+	m.mu.RUnlock()
+	var list []told
+	var out []revoked
+	for _, key := range keys {
+		sealed, err := signer.RevokeKey(key, now)
+		if err != nil {
+			return nil, err
+		}
+		list, out = append(list, told{sealed: sealed}), append(out, revoked{Sealed: sealed, Learnt: now.UnixNano()})
+	}
+	m.learn(list)
+	return out, nil
+}
+
+// reopen drops revocations that were taken since one more admin was revoked, and are
+// that one's: this member was away when it was, and met the one gone bad before the
+// others. Called with changing.
+func (m *Membership) reopen(since time.Time) {
+	m.mu.RLock()
+	var void []trust.PublicKey
+	for key, r := range m.revoked {
+		if taken := time.Unix(0, r.Taken); !taken.Before(since) && m.voidNow(r, taken) {
+			void = append(void, key)
+		}
+	}
+	m.mu.RUnlock()
+	for _, key := range void {
+		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "key", key, "id", MemberID(key))
+		if err := durable.Remove(filepath.Join(m.cfg.Dir, revokedDir, key.String())); err != nil {
+			m.cfg.Log.Error("a revocation that no longer counts is still on disk", "key", key, "err", err)
+		}
+		m.mu.Lock()
+		m.spent[m.revoked[key].root]--
+		delete(m.revoked, key)
+		m.mu.Unlock()
+	}
+	if len(void) > 0 {
+		m.install()
+	}
 }
 
 func later(a, b time.Time) time.Time {

@@ -237,6 +237,14 @@ func (r *roll) met(c trust.Certificate) (time.Time, bool) {
 	return time.Time{}, false
 }
 
+// last returns the chain that the member was believed by last; nil if it never was.
+func (r *roll) last(key trust.PublicKey) trust.Chain {
+	if e, ok := r.of(key); ok && len(e.Met) > 0 {
+		return e.Chain
+	}
+	return nil
+}
+
 // of returns what is known of a member.
 func (r *roll) of(key trust.PublicKey) (enrolled, bool) {
 	r.mu.Lock()

@@ -201,7 +201,7 @@ func (n *node) Meet(_ context.Context, id peer.ID) (trust.Identity, error) {
 	if err != nil {
 		return trust.Identity{}, err
 	}
-	return n.verifier.Verify(other.State().Chain, time.Now())
+	return n.verifier.Recognize(other.State().Chain, time.Now())
 }
 
 // Call implements Network.
@@ -210,7 +210,7 @@ func (n *node) Call(ctx context.Context, id peer.ID, method string, body []byte)
 	if err != nil {
 		return nil, err
 	}
-	who, err := other.verifier.Verify(n.State().Chain, time.Now())
+	who, err := other.verifier.Recognize(n.State().Chain, time.Now())
 	if err != nil {
 		who = trust.Identity{}
 	}

@@ -97,7 +97,7 @@ type Revocation struct {
 	// By is the admin.
 	By Identity
 	// Root is the admin that the mesh key made, by whose right it is one: itself, or
-	// who made it one.
+	// who made it one. It is the mesh key where that signed.
 	Root PublicKey
 	// SignedAt is when, by the admin's clock: nobody learnt of it before.
 	SignedAt time.Time

@@ -29,7 +29,7 @@ func TestRevocationsCountByWhenTheyWereLearnt(t *testing.T) {
 		known := time.Time{}
 		if rapid.Bool().Draw(t, "met") {
 			known = at("met at")
-			v.Remember(func(c Certificate) (time.Time, bool) { return known, c.Sum() == s.Chain[0].Sum() })
+			v.Remember(func(c Certificate) (time.Time, bool) { return known, c.Sum() == s.Chain[0].Sum() }, func(PublicKey) Chain { return nil })
 		}
 		for _, c := range s.Chain {
 			if rapid.Bool().Draw(t, "revoked") {

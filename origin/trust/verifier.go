@@ -14,11 +14,15 @@ type Verifier struct {
 	mesh    PublicKey
 	revoked atomic.Pointer[map[PublicKey]time.Time]
 	met     func(Certificate) (time.Time, bool)
+	last    func(PublicKey) Chain
 }
 
 // NewVerifier trusts what the mesh key signed.
 func NewVerifier(mesh PublicKey) *Verifier {
-	v := &Verifier{mesh: mesh, met: func(Certificate) (time.Time, bool) { return time.Time{}, false }}
+	v := &Verifier{
+		mesh: mesh, met: func(Certificate) (time.Time, bool) { return time.Time{}, false },
+		last: func(PublicKey) Chain { return nil },
+	}
 	v.Revoke(nil)
 	return v
 }
@@ -34,8 +38,11 @@ func (v *Verifier) Revoke(keys map[PublicKey]time.Time) { v.revoked.Store(&keys)
 
 // Remember has the verifier ask since when this member has known a certificate: one
 // that it knew before it learnt that the issuer was revoked is good still, so that an
-// admin gone bad does not take honest members with it. Call it before any other.
-func (v *Verifier) Remember(met func(Certificate) (time.Time, bool)) { v.met = met }
+// admin gone bad does not take honest members with it; and which chain of a member it
+// last believed, nil if none. Call it before any other.
+func (v *Verifier) Remember(met func(Certificate) (time.Time, bool), last func(PublicKey) Chain) {
+	v.met, v.last = met, last
+}
 
 // Revoked returns when this member learnt that the key was revoked; false if it was
 // not.
@@ -64,6 +71,20 @@ func (v *Verifier) Certified(chain Chain, now time.Time) (Identity, error) {
 // not revoked. The error wraps ErrForbidden and says which link failed.
 func (v *Verifier) Verify(chain Chain, now time.Time) (Identity, error) {
 	return v.verify(chain, now, now)
+}
+
+// Recognize is Verify for who has proved to hold the key that the chain is for. A member
+// that was away may have let an admin that is none any more renew its certificate: it
+// is known by the one before, and so can be told.
+func (v *Verifier) Recognize(chain Chain, now time.Time) (Identity, error) {
+	id, err := v.Verify(chain, now)
+	if err == nil || len(chain) == 0 {
+		return id, err
+	}
+	if before, failed := v.Verify(v.last(chain[0].Subject), now); failed == nil {
+		return before, nil
+	}
+	return id, err
 }
 
 // verify checks the chain of something signed at a time and seen at another.

@@ -38,7 +38,7 @@ type proof struct {
 // verify checks that a chain makes a peer a member of this farm; else it is
 // content.ErrForbidden, or content.ErrCorrupt when it is none.
 func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
-	who, err := f.cfg.Verifier.Verify(chain, f.cfg.Now())
+	who, err := f.cfg.Verifier.Recognize(chain, f.cfg.Now())
 	if err != nil {
 		return trust.Identity{}, err
 	}

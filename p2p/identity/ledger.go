@@ -88,7 +88,7 @@ func (l *Ledger) Present(id peer.ID, encoded []byte) (fresh bool, err error) {
 	if known, err := l.known(id, encoded); known || err != nil { // by another stream, meanwhile
 		return false, err
 	}
-	who, err := l.verifier.Verify(chain, l.now())
+	who, err := l.verifier.Recognize(chain, l.now())
 	if err != nil {
 		return false, err
 	}
@@ -142,7 +142,7 @@ func (l *Ledger) Recheck() (lost []peer.ID) {
 	}
 	l.mu.RUnlock()
 	for id, p := range all {
-		_, err := l.verifier.Verify(p.chain, now)
+		_, err := l.verifier.Recognize(p.chain, now)
 		connected := l.connected(id)
 		if err != nil {
 			lost = append(lost, id)
