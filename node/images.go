@@ -113,7 +113,7 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 	var base *catalog.Record
 	switch old, err := im.n.Names.Lookup(ctx, content.KindImage, tag, true); {
 	case err == nil && old.Kind != content.KindTag:
-		return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.ErrConflict)
+		return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.OtherKind)
 	case err == nil:
 		base = &old.Record
 	case !errors.Is(err, content.ErrNotFound):
@@ -211,12 +211,16 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 // Unpin lets an image's chunks be evicted; one that is not pinned is success.
 func (im *Images) Unpin(_ context.Context, name string) error { return im.n.cache.Unpin(name) }
 
-// PublicBlock returns a block of public content that this node holds. One that it
-// holds and that is not public is as absent as any other: it is not even read.
+// PublicBlock returns a block of public content that this node holds: a chunk, a node
+// of a map, or a root. One that it holds and that is not public is as absent as any
+// other: it is not even read.
 func (n *Node) PublicBlock(_ context.Context, id content.CID) (content.Verified, error) {
 	v, err := n.cache.GetFor(id, cache.ReachPublic, nil)
-	if err != nil {
-		return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
+	if err == nil {
+		return v, nil
 	}
-	return v, nil
+	if root, ok := n.fetch.PublicRoot(id); ok {
+		return root, nil
+	}
+	return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
 }

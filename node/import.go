@@ -133,7 +133,7 @@ func (im *Images) previous(ctx context.Context, name string, replace bool) (*cat
 	case err != nil:
 		return nil, nil, err
 	case k.Kind != content.KindImage:
-		return nil, nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.ErrConflict)
+		return nil, nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
 	case !replace:
 		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}

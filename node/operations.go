@@ -3,11 +3,11 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -36,22 +36,25 @@ const (
 
 // OperationView is a copy of an operation's state.
 type OperationView struct {
-	ID     string
-	Kind   string
-	Target string
-	State  OperationState
-	// Done and Total are in bytes; Total is 0 while it is unknown.
-	Done, Total int64
-	// Bytes counts what was moved, by source or sink.
-	Bytes   map[string]int64
-	Note    string
-	Err     error
-	Started time.Time
-	Ended   time.Time
+	ID      string           `json:"id" doc:"those of later operations are greater"`
+	Kind    string           `json:"kind"`
+	Target  string           `json:"target"`
+	State   OperationState   `json:"state" enum:"running,done,failed,cancelled"`
+	Done    int64            `json:"done" doc:"bytes"`
+	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
+	Bytes   map[string]int64 `json:"bytes" doc:"what was moved, by source or sink"`
+	Note    string           `json:"note,omitempty"`
+	Error   string           `json:"error,omitempty"`
+	ETA     float64          `json:"eta_seconds" doc:"the time left by the mean rate so far; 0 while unknown"`
+	Started time.Time        `json:"started"`
+	Ended   time.Time        `json:"ended,omitzero"`
+
+	// Revision counts the changes of the view.
+	Revision int `json:"-"`
 }
 
-// ETA estimates the time left, by the mean rate so far; 0 is unknown.
-func (v OperationView) ETA(now time.Time) time.Duration {
+// eta estimates the time left, by the mean rate so far; 0 is unknown.
+func (v OperationView) eta(now time.Time) time.Duration {
 	if v.State != OperationRunning || v.Done <= 0 || v.Total <= v.Done {
 		return 0
 	}
@@ -66,6 +69,7 @@ type Operations struct {
 
 	mu      sync.Mutex // guards all below
 	all     map[string]*Operation
+	last    int64 // the number that is the latest operation's ID
 	closed  bool
 	running sync.WaitGroup
 }
@@ -96,7 +100,7 @@ func (o *Operations) Start(kind, target string, work func(context.Context, *Oper
 		}
 		running++
 		if op.view.Kind == kind && op.view.Target == target {
-			return OperationView{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.ErrConflict, op.view.ID)
+			return OperationView{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.Running, op.view.ID)
 		}
 	}
 	switch {
@@ -106,10 +110,10 @@ func (o *Operations) Start(kind, target string, work func(context.Context, *Oper
 		return OperationView{}, fmt.Errorf("%s %s: %w: %d operations run already; try again when one has ended", kind, target, content.ErrUnavailable, running)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	id := make([]byte, 8)
-	rand.Read(id)
+	started := o.now()
+	o.last = max(o.last+1, started.UnixMilli()<<20|rand.Int64N(1<<20))
 	op := &Operation{owner: o, cancel: cancel, done: make(chan struct{}), view: OperationView{
-		ID: hex.EncodeToString(id), Kind: kind, Target: target, State: OperationRunning, Bytes: map[string]int64{}, Started: o.now(),
+		ID: fmt.Sprintf("%016x", o.last), Kind: kind, Target: target, State: OperationRunning, Bytes: map[string]int64{}, Started: started, Revision: 1,
 	}}
 	o.all[op.view.ID] = op
 	o.forget()
@@ -125,7 +129,11 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	o := op.owner
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	op.view.Ended, op.view.Err = o.now(), err
+	op.view.Ended = o.now()
+	op.view.Revision++
+	if err != nil {
+		op.view.Error = err.Error()
+	}
 	switch {
 	case err == nil:
 		op.view.State = OperationDone
@@ -157,10 +165,8 @@ func (o *Operations) forget() {
 // copy is called with mu.
 func (op *Operation) copy() OperationView {
 	v := op.view
-	v.Bytes = make(map[string]int64, len(op.view.Bytes))
-	for k, n := range op.view.Bytes {
-		v.Bytes[k] = n
-	}
+	v.Bytes = maps.Clone(op.view.Bytes)
+	v.ETA = v.eta(op.owner.now()).Seconds()
 	return v
 }
 
@@ -169,6 +175,7 @@ func (op *Operation) Update(change func(*OperationView)) {
 	op.owner.mu.Lock()
 	defer op.owner.mu.Unlock()
 	change(&op.view)
+	op.view.Revision++
 }
 
 // List returns all operations on record, newest first.
@@ -179,9 +186,7 @@ func (o *Operations) List() []OperationView {
 	for _, op := range o.all {
 		out = append(out, op.copy())
 	}
-	slices.SortFunc(out, func(a, b OperationView) int {
-		return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(out, func(a, b OperationView) int { return cmp.Compare(b.ID, a.ID) })
 	return out
 }
 
@@ -219,14 +224,19 @@ func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error)
 	}
 }
 
-// Cancel asks a running operation to stop; an ended one is left as it is.
-func (o *Operations) Cancel(id string) error {
+// Cancel asks a running operation to stop, and returns it as it is then: ended, if it
+// does so within ctx. One that has ended is left as it is.
+func (o *Operations) Cancel(ctx context.Context, id string) (OperationView, error) {
 	op, err := o.find(id)
 	if err != nil {
-		return err
+		return OperationView{}, err
 	}
 	op.cancel()
-	return nil
+	select {
+	case <-op.done:
+	case <-ctx.Done():
+	}
+	return o.Get(id)
 }
 
 // Close cancels what runs, takes no more, and returns when all have ended or ctx

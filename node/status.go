@@ -100,21 +100,8 @@ func (n *Node) Waiting() []string {
 	return out
 }
 
-// Bytes counts bytes by where they came from.
-type Bytes struct {
-	Cache  int64 `json:"cache"`
-	Farm   int64 `json:"farm"`
-	Swarm  int64 `json:"swarm"`
-	Origin int64 `json:"origin"`
-}
-
 // Bytes returns where this node's bytes came from since its start.
-func (n *Node) Bytes() Bytes { return BytesOf(n.fetch.Bytes()) }
-
-// BytesOf names the counts of a fetcher or an image.
-func BytesOf(b [4]int64) Bytes {
-	return Bytes{b[fetch.FromCache], b[fetch.FromFarm], b[fetch.FromSwarm], b[fetch.FromOrigin]}
-}
+func (n *Node) Bytes() fetch.Bytes { return n.fetch.Bytes() }
 
 // Cache is how the cache stands.
 type Cache struct {

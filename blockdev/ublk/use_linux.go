@@ -26,14 +26,14 @@ func hold(id uint32) (int, error) {
 		return notHeld, err
 	}
 	if user := cmp.Or(holder(devices), loop(id)); user != "" {
-		return notHeld, fmt.Errorf("%w: %s is in use: %s; end that, or force it", content.ErrConflict, devicePath(id), user)
+		return notHeld, fmt.Errorf("%w: %s is in use: %s; end that, or force it", content.InUse, devicePath(id), user)
 	}
 	// The kernel's own users, file systems and device mappers in any namespace,
 	// hold it exclusively.
 	fd, err := unix.Open(devicePath(id), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return notHeld, fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it; end that, or force it", content.ErrConflict, devicePath(id))
+		return notHeld, fmt.Errorf("%w: %s is in use: the kernel has mounted or mapped it or a part of it; end that, or force it", content.InUse, devicePath(id))
 	case errors.Is(err, unix.EACCES):
 		return notHeld, fmt.Errorf("open %s to see whether it is in use: %w: give the node's user the group of that file, or force it", devicePath(id), err)
 	case err != nil:

@@ -81,7 +81,7 @@ func volumesFinding(ctx context.Context, app *cli) finding {
 	}
 	var failed []string
 	for _, v := range list {
-		if v.State == string(volumes.StateFailed) {
+		if v.State == volumes.StateFailed {
 			failed = append(failed, v.Name)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -33,7 +34,7 @@ func TestTerminalIsNotSteered(t *testing.T) {
 		json.NewEncoder(w).Encode(api.Operation{ID: "1", Kind: evil, Target: evil, State: "running"})
 	})
 	mux.HandleFunc("GET /api/operations/1/events", func(w http.ResponseWriter, _ *http.Request) {
-		for _, state := range []string{"running", "done"} {
+		for _, state := range []node.OperationState{node.OperationRunning, node.OperationDone} {
 			b, _ := json.Marshal(api.Operation{ID: "1", Kind: evil, Target: evil, State: state, Note: evil})
 			w.Write([]byte("data: " + string(b) + "\n\n"))
 		}

@@ -53,9 +53,9 @@ func isTrusted(ctx context.Context) bool {
 // done; then it lets requests in hand end.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(s.mux, true)) })
+	group.Go(func() error { return s.serve(ctx, s.socket, s.guard(unrouted(s.mux), true)) })
 	if s.tcp != nil {
-		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(s.mux, false)) })
+		group.Go(func() error { return s.serve(ctx, s.tcp, s.guard(unrouted(s.mux), false)) })
 	}
 	return group.Wait()
 }
@@ -162,22 +162,27 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 }
 
 // guard decides who may pass: everyone over the socket; over TCP those with the
-// token, and anyone to the routes that need none. A browser's request must come
-// from our own page.
+// token, and anyone to the routes that need none. A page of another origin is shown
+// what is public.
 func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ok := socket || s.hasToken(r)
 		answer := paced{w, s.limits.write}
 		answer.extend()
 		defer answer.extend() // for what is sent when the handler has returned
-		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+		origin := r.Header.Get("Origin")
+		foreign := origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host
+		if foreign && !isPublic(r.URL.Path) {
 			s.refuse(answer, r, http.StatusForbidden, "this page is of another origin than the node: open the dashboard at the node's own address")
 			return
 		}
-		if !ok && !isOpen(r) {
+		if !ok && (r.Header.Get("Authorization") != "" || !isOpen(r.Method, r.URL.Path)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			s.refuse(answer, r, http.StatusUnauthorized, "send `Authorization: Bearer TOKEN`; the token is in the node's data folder, in "+TokenName)
 			return
+		}
+		if ok = ok && !foreign; !ok && isPublic(r.URL.Path) {
+			allowPages(w.Header())
 		}
 		if ok && !s.readBody(answer, r) {
 			return
@@ -196,12 +201,14 @@ func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 
 // isOpen tells the routes that need no token; what they show of content is the
 // public part.
-func isOpen(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return false
+func isOpen(method, path string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead:
+		return isFree(path) || isPublic(path)
+	case http.MethodOptions:
+		return isPublic(path)
 	}
-	p := r.URL.Path
-	return isFree(p) || strings.HasPrefix(p, "/api/resolve/") || strings.HasPrefix(p, "/ipfs/")
+	return false
 }
 
 // isFree tells the open routes that cost next to nothing: they are served whoever asks

@@ -16,8 +16,9 @@ import (
 
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(context.Context, *struct{}) (*Answer[Peers], error) {
-		return ok(Peers{n.Self(), n.Peers()}), nil
+	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
+		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, false)
+		return ok(Peers{n.Self(), page}), nil
 	})
 	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
 		return ok(n.Cache()), nil
@@ -44,12 +45,11 @@ func viewMember(m membership.Member) Member {
 // mesh has the routes by which an admin says who belongs to the mesh.
 func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodGet, "/api/members", "everybody whom this node and its peers have met", func(ctx context.Context, _ *struct{}) (*Answer[[]Member], error) {
-		out := []Member{}
+	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) (out []Member, _ error) {
 		for _, m := range n.Membership.Members(ctx) {
 			out = append(out, viewMember(m))
 		}
-		return ok(out), nil
+		return out, nil
 	})
 	route(a, http.MethodDelete, "/api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
@@ -133,15 +133,14 @@ func (s *Server) tokens(a huma.API) {
 		}
 		made := viewToken(st, time.Now())
 		made.Token = token.String()
-		return &Answer[Token]{http.StatusCreated, made}, nil
-	})
-	route(a, http.MethodGet, "/api/tokens", "the join tokens that this node made", func(context.Context, *struct{}) (*Answer[[]Token], error) {
+		return ok(made), nil
+	}, http.StatusCreated)
+	lists(a, "/api/tokens", "the join tokens that this node made", func(t Token) string { return t.ID }, func(context.Context) (out []Token, _ error) {
 		list, err := n.Membership.Tokens()
-		out := make([]Token, 0, len(list))
 		for _, st := range list {
 			out = append(out, viewToken(st, time.Now()))
 		}
-		return ok(out), err
+		return out, err
 	})
 	route(a, http.MethodDelete, "/api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
 		ID string `path:"id" maxLength:"32"`

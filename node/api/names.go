@@ -3,38 +3,44 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // names registers the routes that need no token for public content: to anyone
 // else what is not public is absent.
 func (s *Server) names(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodGet, "/api/resolve/{name}", "what a name stands for", func(ctx context.Context, in *Named) (*Answer[Resolved], error) {
+	route(a, http.MethodGet, "/api/resolve/{name}", "what a name stands for", func(ctx context.Context, in *struct {
+		Named
+		IfNoneMatch
+	}) (*Tagged[Resolved], error) {
 		r, err := n.Names.Resolve(ctx, in.Name, isTrusted(ctx))
-		return ok(r), err
+		if err != nil {
+			return nil, err
+		}
+		return tagged(in.IfNoneMatch, r)
 	})
-	type block struct {
-		ContentType  string `header:"Content-Type"`
-		CacheControl string `header:"Cache-Control"`
-		Etag         string `header:"Etag"`
-		Body         []byte
+	s.blocks(a)
+	for _, path := range publicPaths() {
+		s.mux.HandleFunc("OPTIONS "+path, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	}
-	route(a, http.MethodGet, "/ipfs/{cid}", "one verified block of public content", func(ctx context.Context, in *struct {
-		CID    string `path:"cid" maxLength:"128"`
-		Format string `query:"format" enum:"raw" required:"true"`
-	}) (*block, error) {
-		id, err := content.ParseCID(in.CID)
-		if err != nil {
-			return nil, err
-		}
-		v, err := n.PublicBlock(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		return &block{"application/vnd.ipld.raw", "public, max-age=29030400, immutable", `"` + in.CID + `.raw"`, v.Bytes()}, nil
-	})
+}
+
+// publicPaths are where public content is shown to anyone, pages of other origins
+// included.
+func publicPaths() []string { return []string{"/api/resolve/", "/ipfs/"} }
+
+func isPublic(path string) bool {
+	return slices.ContainsFunc(publicPaths(), func(p string) bool { return strings.HasPrefix(path, p) })
+}
+
+// allowPages lets pages of any origin read an answer, as the fetch standard has it.
+func allowPages(h http.Header) {
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+	h.Set("Access-Control-Allow-Headers", "Content-Type, If-None-Match, Range, User-Agent, X-Requested-With")
+	h.Set("Access-Control-Expose-Headers", "Content-Length, Content-Range, Etag, X-Ipfs-Path, X-Ipfs-Roots")
 }

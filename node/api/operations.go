@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -11,56 +12,72 @@ import (
 	"github.com/grangemesh/grange/node"
 )
 
-// eventInterval is how often a running operation's progress is sent: a person
-// can't follow more.
-const eventInterval = 200 * time.Millisecond
+const (
+	operationsPath = "/api/operations"
+
+	// eventInterval is how often a running operation's progress is sent: a person
+	// can't follow more.
+	eventInterval = 200 * time.Millisecond
+
+	// cancelPatience is how long a request to cancel waits for the operation's end,
+	// which most reach at once.
+	cancelPatience = 2 * time.Second
+)
 
 // OperationID is the input of routes on one operation.
 type OperationID struct {
 	ID string `path:"id" maxLength:"64"`
 }
 
-func viewOperation(v node.OperationView) Operation {
-	out := Operation{
-		ID: v.ID, Kind: v.Kind, Target: v.Target, State: string(v.State), Done: v.Done, Total: v.Total,
-		Bytes: v.Bytes, Note: v.Note, ETA: v.ETA(time.Now()).Seconds(), Started: v.Started, Ended: v.Ended,
-	}
-	if v.Err != nil {
-		out.Error = v.Err.Error()
-	}
-	return out
-}
-
 // accepted answers 202 with the operation that was started.
-func accepted(v node.OperationView, err error) (*Answer[Operation], error) {
-	if err != nil {
-		return nil, err
-	}
-	return &Answer[Operation]{http.StatusAccepted, viewOperation(v)}, nil
+func accepted(v Operation, err error) (*Made[Operation], error) {
+	return made(http.StatusAccepted, operationsPath+"/", v.ID, v), err
 }
 
 func (s *Server) operations(a huma.API) {
 	ops := s.cfg.Node.Operations
-	route(a, http.MethodGet, "/api/operations", "long work, newest first", func(context.Context, *struct{}) (*Answer[[]Operation], error) {
-		out := []Operation{}
-		for _, v := range ops.List() {
-			out = append(out, viewOperation(v))
-		}
-		return ok(out), nil
+	lists(a, operationsPath, "long work, newest first", func(v Operation) string { return v.ID }, func(context.Context) ([]Operation, error) {
+		return ops.List(), nil
 	})
-	route(a, http.MethodGet, "/api/operations/{id}", "one operation", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
+	route(a, http.MethodGet, operationsPath+"/{id}", "one operation", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
 		v, err := ops.Get(in.ID)
-		return ok(viewOperation(v)), err
+		return ok(v), err
 	})
-	route(a, http.MethodDelete, "/api/operations/{id}", "cancel an operation", func(_ context.Context, in *OperationID) (*struct{}, error) {
-		return nil, ops.Cancel(in.ID)
+	route(a, http.MethodDelete, operationsPath+"/{id}", "cancel an operation; one that has ended stays as it is", func(ctx context.Context, in *OperationID) (*Answer[Operation], error) {
+		ctx, cancel := context.WithTimeout(ctx, cancelPatience)
+		defer cancel()
+		v, err := ops.Cancel(ctx, in.ID)
+		return ok(v), err
 	})
-	sse.Register(a, huma.Operation{
-		OperationID: "operation-events", Method: http.MethodGet, Path: "/api/operations/{id}/events", Summary: "an operation's progress until it ends",
-	}, map[string]any{"progress": Operation{}}, func(ctx context.Context, in *OperationID, send sse.Sender) {
+	s.events(a)
+}
+
+// events streams an operation's progress. Each event's ID is the operation's revision:
+// a client that comes back with that of the end is told that there is no more.
+func (s *Server) events(a huma.API) {
+	ops := s.cfg.Node.Operations
+	type input struct {
+		OperationID
+		Last int `header:"Last-Event-ID" doc:"of the last event that the client has"`
+	}
+	op := described(http.MethodGet, operationsPath+"/{id}/events", "an operation's progress until it ends")
+	op.Responses["204"] = &huma.Response{Description: "the operation has ended, and Last-Event-ID is that of its last event"}
+	op.Middlewares = huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+		v, err := ops.Get(ctx.Param("id"))
+		last, _ := strconv.Atoi(ctx.Header("Last-Event-ID"))
+		switch {
+		case err != nil:
+			huma.WriteErr(a, ctx, statusOf(err), err.Error())
+		case v.State != node.OperationRunning && last >= v.Revision:
+			ctx.SetStatus(http.StatusNoContent)
+		default:
+			next(ctx)
+		}
+	}}
+	sse.Register(a, op, map[string]any{"progress": Operation{}}, func(ctx context.Context, in *input, send sse.Sender) {
 		for {
 			v, err := ops.Get(in.ID)
-			if err != nil || send.Data(viewOperation(v)) != nil || v.State != node.OperationRunning {
+			if err != nil || send(sse.Message{ID: v.Revision, Data: v}) != nil || v.State != node.OperationRunning {
 				return
 			}
 			wait, cancel := context.WithTimeout(ctx, eventInterval)

@@ -2,10 +2,12 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 	"net"
 	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -51,17 +53,14 @@ func New(cfg Config) *Server {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := newServer(cfg, http.NewServeMux(), defaultLimits())
-	hc := huma.DefaultConfig("grange", cfg.Node.Version())
-	hc.Info.Description = "One member of a grange mesh: images and volumes by name."
-	hc.DocsPath, hc.SchemasPath = "", ""
-	hc.CreateHooks = nil // no $schema links in answers
-	a := humago.New(s.mux, hc)
+	a := humago.New(s.mux, humaConfig(cfg.Node.Version()))
 	s.images(a)
 	s.volumes(a)
 	s.operations(a)
 	s.members(a)
 	s.names(a)
 	s.health(a)
+	finish(a.OpenAPI())
 	return s
 }
 
@@ -69,10 +68,17 @@ func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
 	return &Server{cfg: cfg, limits: l, strangers: newBudget(l), mux: mux}
 }
 
-// route registers one operation: its error becomes a problem document.
+// route registers one operation: its error becomes a problem document. It answers with
+// the first of the statuses, or what huma holds for usual, and sometimes with the others.
 // The body was read in time before it comes here.
-func route[I, O any](a huma.API, method, path, summary string, fn func(context.Context, *I) (*O, error)) {
-	op := huma.Operation{Method: method, Path: path, Summary: summary, OperationID: huma.GenerateOperationID(method, path, (*O)(nil)), MaxBodyBytes: bodyMax, BodyReadTimeout: -1}
+func route[I, O any](a huma.API, method, path, summary string, fn func(context.Context, *I) (*O, error), statuses ...int) {
+	op := described(method, path, summary)
+	if len(statuses) > 0 {
+		op.DefaultStatus = statuses[0]
+	}
+	if _, ok := reflect.TypeFor[I]().FieldByName("IfNoneMatch"); ok {
+		op.Responses["304"] = &huma.Response{Description: "the client has it already"}
+	}
 	huma.Register(a, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := fn(ctx, in)
 		if err != nil {
@@ -80,6 +86,11 @@ func route[I, O any](a huma.API, method, path, summary string, fn func(context.C
 		}
 		return out, nil
 	})
+	for _, also := range statuses[min(1, len(statuses)):] {
+		other := *op.Responses[strconv.Itoa(op.DefaultStatus)]
+		other.Description = http.StatusText(also)
+		op.Responses[strconv.Itoa(also)] = &other
+	}
 }
 
 // Named is the input of routes on one name.
@@ -92,28 +103,28 @@ type Forced struct {
 	Force bool `query:"force" doc:"although the volume is in use; who uses it gets errors"`
 }
 
-// Answer is a JSON body with a status.
-type Answer[T any] struct {
-	Status int
-	Body   T
-}
-
-func ok[T any](v T) *Answer[T] { return &Answer[T]{http.StatusOK, v} }
-
 func (s *Server) health(a huma.API) {
-	type text struct{ Body []byte }
-	route(a, http.MethodGet, "/healthz", "the process answers", func(context.Context, *struct{}) (*text, error) {
-		return &text{[]byte("ok\n")}, nil
-	})
-	route(a, http.MethodGet, "/readyz", "the node has joined and serves", func(ctx context.Context, _ *struct{}) (*text, error) {
+	type text struct {
+		Type string `header:"Content-Type"`
+		Body []byte
+	}
+	texts := func(path, summary string, fn func() ([]byte, error)) {
+		op := described(http.MethodGet, path, summary)
+		op.Responses["200"] = asText
+		huma.Register(a, op, func(context.Context, *struct{}) (*text, error) {
+			b, err := fn()
+			return &text{textType, b}, err
+		})
+	}
+	texts("/healthz", "the process answers", func() ([]byte, error) { return []byte("ok\n"), nil })
+	texts("/readyz", "the node has joined and serves", func() ([]byte, error) {
 		if waiting := s.cfg.Node.Waiting(); len(waiting) > 0 {
-			b, err := json.Marshal(waiting)
-			if err != nil {
-				return nil, err
-			}
-			return nil, huma.Error503ServiceUnavailable("not ready: " + string(b))
+			return nil, huma.Error503ServiceUnavailable("not ready: it waits for " + strings.Join(waiting, ", "))
 		}
-		return &text{[]byte("ok\n")}, nil
+		return []byte("ok\n"), nil
 	})
+	op := described(http.MethodGet, "/metrics", "counters and gauges, as Prometheus takes them")
+	op.Responses["200"] = asText
+	a.OpenAPI().AddOperation(&op)
 	s.mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{}))
 }

@@ -4,16 +4,16 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // What a node says, and takes, goes out and comes in as it is.
 type (
 	Self          = node.Self
 	Peer          = node.Peer
-	Bytes         = node.Bytes
+	Bytes         = fetch.Bytes
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Image         = node.Image
@@ -21,46 +21,14 @@ type (
 	ImportRequest = node.ImportRequest
 	Resolved      = records.Resolved
 	VolumeSpec    = volumes.Spec
+	Volume        = volumes.View
+	Operation     = node.OperationView
 )
 
 // ExportRequest is the body of POST /api/images/{name}/export.
 type ExportRequest struct {
 	File  string `json:"file" doc:"absolute path on the node's host"`
 	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`
-}
-
-// Volume is a disk that this node serves or knows.
-type Volume struct {
-	Name       string      `json:"name"`
-	Size       int64       `json:"size"`
-	From       content.Ref `json:"from,omitzero"`
-	Transport  string      `json:"transport"`
-	Device     string      `json:"device" doc:"what a client opens"`
-	Durability string      `json:"durability"`
-	ReadOnly   bool        `json:"readonly"`
-	Epoch      uint64      `json:"epoch"`
-	State      string      `json:"state" doc:"attached, detached, uncommitted, or failed"`
-	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
-	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
-	Root       content.CID `json:"root"`
-	DirtyBytes int64       `json:"dirty_bytes"`
-	Bytes      Bytes       `json:"bytes"`
-}
-
-// Operation is long work in the background.
-type Operation struct {
-	ID      string           `json:"id"`
-	Kind    string           `json:"kind"`
-	Target  string           `json:"target"`
-	State   string           `json:"state" enum:"running,done,failed,cancelled"`
-	Done    int64            `json:"done" doc:"bytes"`
-	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
-	Bytes   map[string]int64 `json:"bytes"`
-	Note    string           `json:"note,omitempty"`
-	Error   string           `json:"error,omitempty"`
-	ETA     float64          `json:"eta_seconds"`
-	Started time.Time        `json:"started"`
-	Ended   time.Time        `json:"ended,omitzero"`
 }
 
 // Peers answers GET /api/peers.

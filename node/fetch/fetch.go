@@ -44,6 +44,20 @@ const (
 // String returns the name that users see.
 func (s Source) String() string { return [...]string{"cache", "farm", "swarm", "origin"}[s] }
 
+// Bytes counts bytes by where they came from.
+type Bytes struct {
+	Cache  int64 `json:"cache"`
+	Farm   int64 `json:"farm"`
+	Swarm  int64 `json:"swarm"`
+	Origin int64 `json:"origin"`
+}
+
+type counters [sources]atomic.Int64
+
+func (c *counters) now() Bytes {
+	return Bytes{c[FromCache].Load(), c[FromFarm].Load(), c[FromSwarm].Load(), c[FromOrigin].Load()}
+}
+
 // Members tells who is here. It is the farm.
 type Members interface {
 	// Live returns the live members of the farm, this node included.
@@ -110,7 +124,7 @@ type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
 	metrics metrics
-	bytes   [sources]atomic.Int64
+	bytes   counters
 	habits  habits
 	loads   loads
 	nodes   *resident.Clock[mapNode]
@@ -178,13 +192,7 @@ func (f *Fetcher) Collectors() []prometheus.Collector { return f.metrics.all() }
 // Bytes returns how many bytes this node brought in, for itself and for others, by
 // source: those of the origin as they are stored, all others raw. From the cache
 // are those that guests read there.
-func (f *Fetcher) Bytes() [sources]int64 {
-	var out [sources]int64
-	for s := range out {
-		out[s] = f.bytes[s].Load()
-	}
-	return out
-}
+func (f *Fetcher) Bytes() Bytes { return f.bytes.now() }
 
 func (f *Fetcher) count(s Source, n int) {
 	f.bytes[s].Add(int64(n))

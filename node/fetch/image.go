@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 
@@ -25,7 +24,7 @@ const warmWindow = 8 << 20
 type Image struct {
 	f     *Fetcher
 	rs    *rootState
-	bytes [sources]atomic.Int64
+	bytes counters
 	ahead readahead.Window
 }
 
@@ -36,13 +35,7 @@ func (m *Image) ID() content.CID { return m.rs.id }
 func (m *Image) Root() content.Root { return m.rs.head.Root }
 
 // Bytes returns how many bytes were read through this handle, by source.
-func (m *Image) Bytes() [sources]int64 {
-	var out [sources]int64
-	for s := range out {
-		out[s] = m.bytes[s].Load()
-	}
-	return out
-}
+func (m *Image) Bytes() Bytes { return m.bytes.now() }
 
 // TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.

@@ -1,8 +1,6 @@
 package fetch
 
 import (
-	"sync/atomic"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -18,7 +16,7 @@ type metrics struct {
 
 // newMetrics returns the collectors; bytes are counted elsewhere, where guests
 // read, and only shown here.
-func newMetrics(bytes *[sources]atomic.Int64) metrics {
+func newMetrics(bytes *counters) metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
 	}

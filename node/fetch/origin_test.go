@@ -61,7 +61,7 @@ func TestColdFarmReadsOnce(t *testing.T) {
 			w.copies(im, 1.1)
 			var farm int64
 			for _, m := range members {
-				farm += m.Bytes()[fetch.FromFarm]
+				farm += m.Bytes().Farm
 			}
 			if farm == 0 {
 				t.Error("nothing came from the farm")

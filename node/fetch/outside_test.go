@@ -11,7 +11,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -51,7 +50,7 @@ func TestSecondFarmReadsTheFirst(t *testing.T) {
 	w.copies(im, 0)
 	var crossed int64
 	for _, m := range south {
-		crossed += m.Bytes()[fetch.FromSwarm]
+		crossed += m.Bytes().Swarm
 	}
 	t.Logf("%.3f copies between the farms", float64(crossed)/float64(im.stats.RawBytes))
 	if c := float64(crossed) / float64(im.stats.RawBytes); c > 1.05 {
@@ -86,7 +85,7 @@ func TestFarmWithoutOrigin(t *testing.T) {
 	g := south[0].open(im)
 	w.check(readAll(t.Context(), g, im))
 	w.copies(im, 1.05)
-	if b := south[0].Bytes(); b[fetch.FromOrigin] != 0 || b[fetch.FromFarm] == 0 {
+	if b := south[0].Bytes(); b.Origin != 0 || b.Farm == 0 {
 		t.Errorf("bytes by source: %v", b)
 	}
 
@@ -97,7 +96,7 @@ func TestFarmWithoutOrigin(t *testing.T) {
 	g = south[1].open(other)
 	g.Prepare(t.Context())
 	w.check(readAll(t.Context(), g, other))
-	if b := south[1].Bytes(); b[fetch.FromOrigin] != 0 {
+	if b := south[1].Bytes(); b.Origin != 0 {
 		t.Errorf("bytes by source: %v", b)
 	}
 }
@@ -111,7 +110,7 @@ func TestRootIsIntroduced(t *testing.T) {
 	w.check(readAll(t.Context(), members[0].open(im), im))
 	var farm int64
 	for _, m := range members[1:] {
-		farm += m.Bytes()[fetch.FromOrigin]
+		farm += m.Bytes().Origin
 	}
 	if farm == 0 {
 		t.Error("no other member has led a run of a root that it did not know")
@@ -286,7 +285,7 @@ func TestYoungerRootShowsWhatItShares(t *testing.T) {
 	w.forget()
 	w.check(g.Warm(t.Context(), nil))
 	b := south.Bytes()
-	if shared := int64(younger.stats.Chunks-younger.stats.NewChunks) * content.ChunkSizeDefault; b[fetch.FromSwarm] < shared {
-		t.Errorf("%d bytes came from the swarm, want at least the %d that are shared; %v", b[fetch.FromSwarm], shared, b)
+	if shared := int64(younger.stats.Chunks-younger.stats.NewChunks) * content.ChunkSizeDefault; b.Swarm < shared {
+		t.Errorf("%d bytes came from the swarm, want at least the %d that are shared; %v", b.Swarm, shared, b)
 	}
 }

@@ -36,7 +36,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 		}
 	}
 	b := g.Bytes()
-	if b[fetch.FromCache] < 100*4096 {
+	if b.Cache < 100*4096 {
 		t.Errorf("bytes by source: %v", b)
 	}
 }
@@ -270,10 +270,10 @@ func TestReadaheadFollowsAGuest(t *testing.T) {
 		w.eventually("readahead has landed", func() bool { return m.Flights() == 0 })
 	}
 	b := g.Bytes()
-	if hits := b[fetch.FromCache] / content.ChunkSizeDefault; hits < int64(im.stats.Chunks)*8/10 {
+	if hits := b.Cache / content.ChunkSizeDefault; hits < int64(im.stats.Chunks)*8/10 {
 		t.Errorf("%d of %d chunks were here when the guest came", hits, im.stats.Chunks)
 	}
-	if b[fetch.FromFarm] != int64(im.stats.RawBytes) {
-		t.Errorf("%d bytes came from the farm, want each once: %d", b[fetch.FromFarm], im.stats.RawBytes)
+	if b.Farm != int64(im.stats.RawBytes) {
+		t.Errorf("%d bytes came from the farm, want each once: %d", b.Farm, im.stats.RawBytes)
 	}
 }

@@ -144,6 +144,19 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 	return &Image{f: f, rs: rs}, nil
 }
 
+// PublicRoot returns a root that this node has looked up as one that anyone may read.
+func (f *Fetcher) PublicRoot(id content.CID) (content.Verified, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for rs := range f.roots.Of(id) {
+		if rs.introducer == "" && rs.reach() == cache.ReachPublic {
+			v, err := rs.head.Root.Encode(f.codec)
+			return v, err == nil
+		}
+	}
+	return content.Verified{}, false
+}
+
 // Open returns a handle on a root for use on this node: as it was learned, or else, if
 // its record may have ended, one that makes the root known to nobody.
 func (f *Fetcher) Open(r Root) (*Image, error) {

@@ -329,5 +329,5 @@ func findMember(all []Member, who string) (Member, error) {
 	for _, x := range found[:min(len(found), 4)] {
 		ids = append(ids, x.ID)
 	}
-	return Member{}, fmt.Errorf("member %.60q: %w: %d members are called so; name one by its ID: %s", who, content.ErrConflict, len(found), strings.Join(ids, ", "))
+	return Member{}, fmt.Errorf("member %.60q: %w: %d members are called so; name one by its ID: %s", who, content.Ambiguous, len(found), strings.Join(ids, ", "))
 }

@@ -55,7 +55,7 @@ func (m *Membership) RevokeToken(id string) error {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrInvalid):
 		return fmt.Errorf("token %.40q: %w; `grange token ls` shows those that this node made", id, content.ErrNotFound)
 	case st.UsedBy != nil:
-		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member; `grange mesh revoke %s` ends that", id, content.ErrConflict, MemberID(*st.UsedBy), id)
+		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member; `grange mesh revoke %s` ends that", id, content.Used, MemberID(*st.UsedBy), id)
 	}
 	return err
 }
@@ -78,7 +78,7 @@ func (m *Membership) MeshKey() (trust.PrivateKey, error) {
 func (m *Membership) ImportMeshKey(ctx context.Context, key trust.PrivateKey) error {
 	s := m.State()
 	if key.Public() != s.Mesh {
-		return fmt.Errorf("import mesh key: %w: it is the key of mesh %s, and this node is of mesh %s", content.ErrConflict, key.Public(), s.Mesh)
+		return fmt.Errorf("import mesh key: %w: it is the key of mesh %s, and this node is of mesh %s", content.OtherMesh, key.Public(), s.Mesh)
 	}
 	if since, ok := m.verifier.Revoked(m.cfg.Identity.Public()); ok {
 		return fmt.Errorf("import mesh key: %w: this node was revoked on %s; bring the key to another member", content.ErrForbidden, since.UTC().Format(time.RFC3339))

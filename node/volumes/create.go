@@ -92,7 +92,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Re
 		return &r, nil
 	}
 	return nil, fmt.Errorf("%w: it is %s by node %s, with durability %s, since epoch %d; detach it there, or choose another name",
-		content.ErrConflict, body.State, body.Holder, body.Durability, body.Epoch)
+		content.Held, body.State, body.Holder, body.Durability, body.Epoch)
 }
 
 func (v *Volumes) body(e entry, base *Base) catalog.Volume {

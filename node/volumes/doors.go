@@ -206,7 +206,7 @@ func (d doors) unused(ctx context.Context, name string) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.ErrConflict, n)
+			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.InUse, n)
 		}
 	}
 }

@@ -108,20 +108,20 @@ type Spec struct {
 
 // View describes a volume.
 type View struct {
-	Name       string
-	Size       int64
-	From       content.Ref
-	Transport  string
-	Device     string
-	Durability string
-	ReadOnly   bool
-	Epoch      uint64
-	State      State
-	Detail     string
-	Node       string
-	Root       content.CID
-	DirtyBytes int64
-	Bytes      [4]int64 // by fetch.Source
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Transport  string      `json:"transport"`
+	Device     string      `json:"device" doc:"what a client opens"`
+	Durability string      `json:"durability"`
+	ReadOnly   bool        `json:"readonly"`
+	Epoch      uint64      `json:"epoch"`
+	State      State       `json:"state" doc:"attached, detached, uncommitted, or failed"`
+	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
+	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Root       content.CID `json:"root"`
+	DirtyBytes int64       `json:"dirty_bytes"`
+	Bytes      fetch.Bytes `json:"bytes"`
 }
 
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
@@ -327,7 +327,7 @@ func (s Spec) withDefaults() (Spec, error) {
 		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
 	if s.Durability != "" && s.Durability != durabilityLocal {
-		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, errors.ErrUnsupported)
+		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, content.ErrInvalid)
 	}
 	if s.Takeover {
 		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
@@ -370,9 +370,9 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 			created = true
 			err = v.reattach(ctx, e, spec)
 		case !v.doors.serves(d, spec.Transport):
-			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.ErrConflict, spec.Transport)
+			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
 		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
-			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.ErrConflict)
+			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
 		}
 	}
 	if err != nil {
@@ -386,11 +386,11 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 func (e entry) agrees(s Spec) error {
 	switch {
 	case s.From != (content.Ref{}) && s.From != e.From:
-		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.ErrConflict, e.From, s.From)
+		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, e.From, s.From)
 	case s.Size != 0 && s.Size < e.Size:
-		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.ErrConflict, e.Size, s.Size)
+		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.Differs, e.Size, s.Size)
 	case s.Size > e.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.ErrConflict, e.Size, s.Size)
+		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, e.Size, s.Size)
 	}
 	return nil
 }

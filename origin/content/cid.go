@@ -41,6 +41,19 @@ func ParseCID(s string) (CID, error) {
 	return id, nil
 }
 
+// Inline returns the bytes that an identity CID carries in itself.
+func Inline(s string) (b []byte, ok bool) {
+	c, err := gocid.Decode(s)
+	if err != nil || c.Prefix().MhType != mh.IDENTITY {
+		return nil, false
+	}
+	d, err := mh.Decode(c.Hash())
+	if err != nil {
+		return nil, false
+	}
+	return d.Digest, true
+}
+
 func cidFromBytes(b []byte) (CID, error) {
 	if len(b) != len(cidPrefix)+CIDSize || string(b[:len(cidPrefix)]) != cidPrefix {
 		return CID{}, fmt.Errorf("%w: want CIDv1, raw, BLAKE3-256", ErrInvalid)

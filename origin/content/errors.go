@@ -28,3 +28,34 @@ var (
 	// ErrClosed: the object was closed.
 	ErrClosed = errors.New("closed")
 )
+
+// Conflict is an [ErrConflict] of a known kind, in a word that programs can act on.
+type Conflict string
+
+// The kinds of conflict.
+const (
+	// InUse: someone has it open; end that, or force it.
+	InUse Conflict = "in_use"
+	// Held: another member holds it.
+	Held Conflict = "held"
+	// Differs: it is there already, made otherwise than is asked for now.
+	Differs Conflict = "differs"
+	// Attached: it is served in another way; detach it first.
+	Attached Conflict = "attached"
+	// Running: an operation is at it.
+	Running Conflict = "running"
+	// OtherKind: the name is one of something else.
+	OtherKind Conflict = "other_kind"
+	// Used: it has served its purpose, which can't be taken back.
+	Used Conflict = "used"
+	// Ambiguous: several are called so.
+	Ambiguous Conflict = "ambiguous"
+	// OtherMesh: it belongs to another mesh.
+	OtherMesh Conflict = "other_mesh"
+)
+
+// Error implements error.
+func (Conflict) Error() string { return ErrConflict.Error() }
+
+// Is says that each kind is an ErrConflict.
+func (Conflict) Is(err error) bool { return err == ErrConflict }

@@ -1,0 +1,138 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Answer is a JSON body.
+type Answer[T any] struct{ Body T }
+
+func ok[T any](v T) *Answer[T] { return &Answer[T]{v} }
+
+// Made is the answer to a request that makes something.
+type Made[T any] struct {
+	Status   int
+	Location string `header:"Location" doc:"where what was made is found"`
+	Body     T
+}
+
+func made[T any](status int, dir, id string, v T) *Made[T] {
+	return &Made[T]{status, dir + url.PathEscape(id), v}
+}
+
+// Tagged is an answer that a client which has it need not be sent again.
+type Tagged[T any] struct {
+	Status int
+	ETag   string `header:"ETag" doc:"of all but the age"`
+	Body   T
+}
+
+// IfNoneMatch is the input of routes with an answer that is Tagged.
+type IfNoneMatch struct {
+	Tags string `header:"If-None-Match" doc:"ETags that the client has; 304 if one of them is the answer's"`
+}
+
+func tagged[T any](in IfNoneMatch, v T) (*Tagged[T], error) {
+	etag, status, err := in.tag(ageless(v))
+	return &Tagged[T]{status, etag, v}, err
+}
+
+// tag returns the ETag of a JSON document, and 304 when the client has it.
+func (in IfNoneMatch) tag(v any) (etag string, status int, err error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "", 0, err
+	}
+	sum := content.Sum(b)
+	etag = fmt.Sprintf(`"%x"`, sum[:12])
+	for have := range strings.SplitSeq(in.Tags, ",") {
+		if have = strings.TrimPrefix(strings.TrimSpace(have), "W/"); have == "*" || have == etag {
+			return "W/" + etag, http.StatusNotModified, nil
+		}
+	}
+	return "W/" + etag, http.StatusOK, nil
+}
+
+// ageless is what an answer is whenever it is asked for.
+func ageless[T any](v T) T {
+	switch v := any(&v).(type) {
+	case *Image:
+		v.Age = 0
+	case *Resolved:
+		v.Age = 0
+	case *Operation:
+		v.ETA = 0
+	}
+	return v
+}
+
+// Page is the input of routes that list.
+type Page struct {
+	Limit int    `query:"limit" minimum:"1" doc:"at most so many; all when not given"`
+	After string `query:"after" maxLength:"255" doc:"what comes behind this one, which need not be there any more"`
+}
+
+// Listed is one page of a list, Tagged as well.
+type Listed[T any] struct {
+	Status int
+	ETag   string `header:"ETag" doc:"of all but the ages"`
+	Link   string `header:"Link" doc:"the next page, as rel=next; absent on the last"`
+	Body   []T
+}
+
+// part cuts a page out of a list: pages go by key, the least first, or the greatest
+// where those are the newest. A list that is wanted whole keeps its own order.
+func part[T any](in Page, list []T, key func(T) string, newestFirst bool) (page []T, link string) {
+	page = append([]T{}, list...) // an empty list is [], never null
+	if in == (Page{}) {
+		return page, ""
+	}
+	order := func(a, b string) int {
+		if newestFirst {
+			a, b = b, a
+		}
+		return cmp.Compare(a, b)
+	}
+	slices.SortFunc(page, func(a, b T) int { return order(key(a), key(b)) })
+	if in.After != "" {
+		page = slices.DeleteFunc(page, func(v T) bool { return order(key(v), in.After) <= 0 })
+	}
+	if in.Limit > 0 && len(page) > in.Limit {
+		page = page[:in.Limit]
+		next := url.Values{"limit": {strconv.Itoa(in.Limit)}, "after": {key(page[in.Limit-1])}}
+		link = "<?" + next.Encode() + `>; rel="next"`
+	}
+	return page, link
+}
+
+// lists registers a route that lists by name or ID.
+func lists[T any](a huma.API, path, summary string, key func(T) string, list func(context.Context) ([]T, error)) {
+	route(a, http.MethodGet, path, summary, func(ctx context.Context, in *struct {
+		Page
+		IfNoneMatch
+	}) (*Listed[T], error) {
+		all, err := list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		page, link := part(in.Page, all, key, path == operationsPath)
+		timeless := make([]T, len(page))
+		for i, v := range page {
+			timeless[i] = ageless(v)
+		}
+		etag, status, err := in.tag(timeless)
+		return &Listed[T]{status, etag, link, page}, err
+	})
+}
