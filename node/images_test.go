@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket/mem"
@@ -181,6 +182,10 @@ func TestWhatAnImportMayReferTo(t *testing.T) {
 // or the mesh is answered as one that nobody has, and not read for it.
 func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
 	n := newMember(t)
+	var err error
+	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: neighbours{n}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
+		t.Fatal(err)
+	}
 	for reach := cache.ReachNone; reach <= cache.ReachPublic; reach++ {
 		v := content.Seal([]byte{1, byte(reach)})
 		absent := content.Seal([]byte{2, byte(reach)}).CID()
@@ -200,6 +205,33 @@ func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
 		_, none := n.PublicBlock(t.Context(), absent)
 		if !errors.Is(err, content.ErrNotFound) || strings.ReplaceAll(err.Error(), v.CID().String(), "") != strings.ReplaceAll(none.Error(), absent.String(), "") || got.Bytes() != nil {
 			t.Errorf("a block of reach %d: %v; an absent one: %v", reach, err, none)
+		}
+	}
+}
+
+// TestRootsArePublicBlocks: what a name of scope public stands for, until it is forgotten.
+func TestRootsArePublicBlocks(t *testing.T) {
+	n := newMember(t)
+	var err error
+	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: neighbours{n}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
+		t.Fatal(err)
+	}
+	for i, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm("lyon")} {
+		root := content.Root{Size: 1 << (20 + i), ChunkSize: content.ChunkSizeDefault}
+		want, err := root.Encode(n.codec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.fetch.Learn(fetch.Root{Head: pack.Head{Root: root, Scope: scope}}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := n.PublicBlock(t.Context(), want.CID())
+		if public := scope.IsPublic(); public != (err == nil) || public && got.CID() != want.CID() {
+			t.Errorf("the root of an image of scope %s: %v", scope, err)
+		}
+		n.fetch.Forget(want.CID(), scope)
+		if _, err := n.PublicBlock(t.Context(), want.CID()); !errors.Is(err, content.ErrNotFound) {
+			t.Errorf("scope %s, forgotten: %v", scope, err)
 		}
 	}
 }

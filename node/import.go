@@ -23,7 +23,7 @@ type ImportRequest struct {
 	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
 	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
 	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64         `json:"size,omitempty" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+	Size    int64         `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
 }
 
 // Import publishes an image under a name, in the background. What can be known at

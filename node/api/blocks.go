@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"mime"
 	"net/http"
@@ -69,12 +70,13 @@ func (s *Server) block(w http.ResponseWriter, r *http.Request) {
 
 // blockOf returns the block of a name: out of the name itself, or of what is public here.
 func (s *Server) blockOf(r *http.Request, name string) ([]byte, error) {
-	if b, ok := content.Inline(name); ok {
-		return b, nil
+	b, absent := content.Inline(name)
+	if !errors.Is(absent, content.ErrNotFound) {
+		return b, absent
 	}
 	id, err := content.ParseCID(name)
-	if err != nil {
-		return nil, err
+	if err != nil { // a CID of another kind names nothing of ours
+		return nil, absent
 	}
 	v, err := s.cfg.Node.PublicBlock(r.Context(), id)
 	return v.Bytes(), err

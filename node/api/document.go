@@ -2,6 +2,7 @@ package api
 
 import (
 	"reflect"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -9,7 +10,25 @@ import (
 const textType = "text/plain; charset=utf-8"
 
 // asText is the answer of routes that answer with text.
-var asText = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString}}}}
+func asText() *huma.Response {
+	return &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString}}}}
+}
+
+// schemaName calls types in the document as they are called here.
+func schemaName(t reflect.Type, hint string) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t {
+	case reflect.TypeFor[Operation]():
+		return "Operation"
+	case reflect.TypeFor[Volume]():
+		return "Volume"
+	case reflect.TypeFor[VolumeSpec]():
+		return "VolumeSpec"
+	}
+	return huma.DefaultSchemaNamer(t, hint)
+}
 
 // humaConfig says how the document begins, and how errors of huma's own become problems
 // like ours.
@@ -18,6 +37,7 @@ func humaConfig(version string) huma.Config {
 	hc.Info.Description = "One member of a grange mesh: images and volumes by name."
 	hc.Info.License = &huma.License{Name: "Apache 2.0", URL: "https://www.apache.org/licenses/LICENSE-2.0"}
 	hc.Servers = []*huma.Server{{URL: "/"}}
+	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	hc.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {
 		Type: "http", Scheme: "bearer", Description: "what the file " + TokenName + " in the node's data folder holds; the socket " + SocketName + " there asks for none",
 	}}
@@ -32,14 +52,22 @@ func humaConfig(version string) huma.Config {
 	return hc
 }
 
+// operationID is what generated clients call an operation by.
+func operationID(method, path string, answer any) string {
+	return huma.GenerateOperationID(method, strings.TrimPrefix(path, "/api"), answer)
+}
+
 // described begins the description of an operation.
 func described(method, path, summary string) huma.Operation {
 	op := huma.Operation{
-		Method: method, Path: path, Summary: summary, OperationID: huma.GenerateOperationID(method, path, (*struct{})(nil)),
+		Method: method, Path: path, Summary: summary, OperationID: operationID(method, path, (*struct{})(nil)),
 		MaxBodyBytes: bodyMax, BodyReadTimeout: -1, Responses: map[string]*huma.Response{},
 	}
-	if !isOpen(method, path) {
-		op.Security = []map[string][]string{{"token": {}}}
+	if isOpen(method, path) {
+		op.Security = append(op.Security, map[string][]string{})
+	}
+	if !isFree(path) {
+		op.Security = append(op.Security, map[string][]string{"token": {}})
 	}
 	return op
 }
@@ -60,7 +88,8 @@ func finish(doc *huma.OpenAPI) {
 			if op == nil {
 				continue
 			}
-			op.Responses["default"] = problem
+			op.Responses["4XX"], op.Responses["5XX"] = problem, problem
+			delete(op.Responses, "default") // of huma, with its own problem
 			for _, r := range op.Responses {
 				for _, media := range r.Content {
 					neverNull(media.Schema)

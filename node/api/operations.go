@@ -74,6 +74,10 @@ func (s *Server) events(a huma.API) {
 			next(ctx)
 		}
 	}}
+	op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{}}
+	defer func() {
+		op.Responses["200"].Content["text/event-stream"].Schema = &huma.Schema{Type: huma.TypeString, Description: "events `progress`, whose data is an Operation"}
+	}()
 	sse.Register(a, op, map[string]any{"progress": Operation{}}, func(ctx context.Context, in *input, send sse.Sender) {
 		for {
 			v, err := ops.Get(in.ID)

@@ -73,6 +73,7 @@ func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
 // The body was read in time before it comes here.
 func route[I, O any](a huma.API, method, path, summary string, fn func(context.Context, *I) (*O, error), statuses ...int) {
 	op := described(method, path, summary)
+	op.OperationID = operationID(method, path, (*O)(nil))
 	if len(statuses) > 0 {
 		op.DefaultStatus = statuses[0]
 	}
@@ -110,7 +111,7 @@ func (s *Server) health(a huma.API) {
 	}
 	texts := func(path, summary string, fn func() ([]byte, error)) {
 		op := described(http.MethodGet, path, summary)
-		op.Responses["200"] = asText
+		op.Responses["200"] = asText()
 		huma.Register(a, op, func(context.Context, *struct{}) (*text, error) {
 			b, err := fn()
 			return &text{textType, b}, err
@@ -124,7 +125,7 @@ func (s *Server) health(a huma.API) {
 		return []byte("ok\n"), nil
 	})
 	op := described(http.MethodGet, "/metrics", "counters and gauges, as Prometheus takes them")
-	op.Responses["200"] = asText
+	op.Responses["200"] = asText()
 	a.OpenAPI().AddOperation(&op)
 	s.mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{}))
 }

@@ -73,7 +73,7 @@ type Disks struct {
 type TokenRequest struct {
 	Role     string  `json:"role" enum:"node,seed,publisher,admin"`
 	Farm     string  `json:"farm,omitempty" doc:"the farm that the member will belong to"`
-	Lifetime float64 `json:"lifetime_seconds,omitempty" doc:"how long the token is good; a day when not given"`
+	Lifetime float64 `json:"lifetime_seconds,omitempty" minimum:"0" maximum:"3.2e9" doc:"how long the token is good; a day when not given"`
 }
 
 // Token is a join token, or what is on record of one.

@@ -41,17 +41,17 @@ func ParseCID(s string) (CID, error) {
 	return id, nil
 }
 
-// Inline returns the bytes that an identity CID carries in itself.
-func Inline(s string) (b []byte, ok bool) {
+// Inline returns the bytes that an identity CID carries in itself. Of a CID that carries
+// none they are ErrNotFound, of another text ErrInvalid.
+func Inline(s string) ([]byte, error) {
 	c, err := gocid.Decode(s)
-	if err != nil || c.Prefix().MhType != mh.IDENTITY {
-		return nil, false
-	}
-	d, err := mh.Decode(c.Hash())
 	if err != nil {
-		return nil, false
+		return nil, fmt.Errorf("CID %.80q: %w: %w", s, ErrInvalid, err)
 	}
-	return d.Digest, true
+	if d, err := mh.Decode(c.Hash()); err == nil && d.Code == mh.IDENTITY {
+		return d.Digest, nil
+	}
+	return nil, fmt.Errorf("block %s: %w", s, ErrNotFound)
 }
 
 func cidFromBytes(b []byte) (CID, error) {

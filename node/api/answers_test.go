@@ -1,0 +1,186 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// TestPages: pages in a row are the list, whatever their length and whatever leaves it
+// between two of them.
+func TestPages(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		list := rapid.SliceOfDistinct(rapid.StringMatching(`[a-z]{1,3}`), rapid.ID[string]).Draw(t, "list")
+		newest := rapid.Bool().Draw(t, "newest first")
+		want := slices.Sorted(slices.Values(list))
+		if newest {
+			slices.Reverse(want)
+		}
+		page, link := part(Page{}, list, func(s string) string { return s }, newest)
+		if !slices.Equal(page, list) || page == nil || link != "" {
+			t.Fatalf("the whole list: %q, link %q", page, link)
+		}
+		in := Page{Limit: rapid.IntRange(1, 5).Draw(t, "limit")}
+		for {
+			page, link = part(in, list, func(s string) string { return s }, newest)
+			if len(page) > in.Limit || !slices.Equal(page, want[:len(page)]) {
+				t.Fatalf("behind %q: %q, want the first of %q", in.After, page, want)
+			}
+			want = want[len(page):]
+			if link == "" {
+				break
+			}
+			ref, err := url.Parse(strings.TrimSuffix(strings.TrimPrefix(link, "<"), `>; rel="next"`))
+			if err != nil || ref.Query().Get("limit") != fmt.Sprint(in.Limit) {
+				t.Fatalf("link %q: %v", link, err)
+			}
+			in.After = ref.Query().Get("after")
+			if rapid.Bool().Draw(t, "the last one leaves") {
+				list = slices.DeleteFunc(list, func(s string) bool { return s == in.After })
+			}
+		}
+		if len(want) > 0 {
+			t.Fatalf("without %q", want)
+		}
+	})
+}
+
+// TestETags: what a client has is not sent again, unless more than its age has changed.
+func TestETags(t *testing.T) {
+	v := node.Image{Name: "debian", Version: 3, Age: 1}
+	first, err := tagged(IfNoneMatch{}, v)
+	if err != nil || first.Status != http.StatusOK || !regexp.MustCompile(`^W/"[0-9a-f]+"$`).MatchString(first.ETag) {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	newer := v
+	newer.Version++
+	older := v
+	older.Age = 60
+	for _, x := range []struct {
+		have string
+		of   node.Image
+		want int
+	}{
+		{first.ETag, v, http.StatusNotModified},
+		{first.ETag, older, http.StatusNotModified},
+		{`"a", ` + strings.TrimPrefix(first.ETag, "W/"), older, http.StatusNotModified},
+		{"*", newer, http.StatusNotModified},
+		{first.ETag, newer, http.StatusOK},
+		{`"a"`, v, http.StatusOK},
+	} {
+		if got, err := tagged(IfNoneMatch{x.have}, x.of); err != nil || got.Status != x.want || got.ETag == "" {
+			t.Errorf("%s of %+v: %+v, %v, want %d", x.have, x.of, got, err, x.want)
+		}
+	}
+}
+
+// TestProblems: each kind of failure has its status, and of a conflict its word.
+func TestProblems(t *testing.T) {
+	for err, want := range map[error]string{
+		content.ErrInvalid: "400 bad_request", content.ErrNotFound: "404 not_found", content.ErrForbidden: "403 forbidden",
+		content.ErrUnavailable: "503 service_unavailable", content.ErrNoSpace: "507 insufficient_storage",
+		content.ErrExists: "409 exists", content.ErrFenced: "409 fenced", content.ErrConflict: "409 conflict",
+		content.InUse: "409 in_use", content.Held: "409 held", content.Differs: "409 differs", content.Running: "409 running",
+		errors.ErrUnsupported: "422 unprocessable_entity",
+	} {
+		var p *Problem
+		got := problem(fmt.Errorf("volume %q: %w; do that", "v", err))
+		if !errors.As(got, &p) || fmt.Sprintf("%d %s", p.Status, p.Code) != want || !strings.HasSuffix(p.Detail, "do that") {
+			t.Errorf("%v: %+v, want %s", err, got, want)
+		}
+	}
+}
+
+// request asks a handler as a host outside does.
+func request(h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// TestRefusals: whatever is wrong with a request, a problem says it.
+func TestRefusals(t *testing.T) {
+	s := New(Config{Node: &node.Node{Operations: node.NewOperations(nil, nil)}})
+	s.token = testToken
+	h := s.guard(unrouted(s.mux), false)
+	with := "Bearer " + testToken
+	for _, x := range []struct {
+		method, path, token string
+		want                int
+		allow               string
+	}{
+		{"GET", "/api/nothing", with, 404, ""},
+		{"GET", "/nothing", with, 404, ""},
+		{"PATCH", "/api/operations/x", with, 405, "DELETE, GET, HEAD"},
+		{"POST", "/ipfs/x", with, 405, "GET, HEAD, OPTIONS"},
+		{"GET", "/api/operations/x", with, 404, ""},
+		{"GET", "/api/operations/x/events", with, 404, ""},
+		{"DELETE", "/api/operations/x", with, 404, ""},
+		{"GET", "/api/operations?limit=0", with, 422, ""},
+		{"GET", "/api/operations", "", 401, ""},
+		{"GET", "/api/operations", "Bearer false", 401, ""},
+		{"GET", "/api/resolve/x", "Bearer false", 401, ""},
+		{"GET", "/healthz", "Basic eDp5", 401, ""},
+		{"GET", "/ipfs/x?format=raw", "", 400, ""},
+		{"GET", "/ipfs/x", "", 406, ""},
+	} {
+		var header []string
+		if x.token != "" {
+			header = []string{"Authorization", x.token}
+		}
+		w := request(h, x.method, x.path, header...)
+		var p Problem
+		err := json.Unmarshal(w.Body.Bytes(), &p)
+		if w.Code != x.want || err != nil || p.Status != x.want || p.Code == "" || p.Detail == "" ||
+			w.Header().Get("Content-Type") != "application/problem+json" || w.Header().Get("Allow") != x.allow {
+			t.Errorf("%s %s: %d %v %s, want %d", x.method, x.path, w.Code, w.Header(), w.Body, x.want)
+		}
+	}
+}
+
+// TestPagesOfOtherOrigins: they see what is public, as nobody in particular, and no more.
+func TestPagesOfOtherOrigins(t *testing.T) {
+	names, commit := newNames(t)
+	commit("open", content.Public(), false)
+	commit("mesh", content.Mesh(), false)
+	s := New(Config{Node: &node.Node{Names: names, Operations: node.NewOperations(nil, nil)}})
+	s.token = testToken
+	h := s.guard(unrouted(s.mux), false)
+	for _, x := range []struct {
+		method, path string
+		want         int
+		shown        bool
+	}{
+		{"GET", "/api/resolve/open", 200, true},
+		{"OPTIONS", "/api/resolve/open", 204, true},
+		{"OPTIONS", "/ipfs/bafkqabtimvwgy3yk", 204, true},
+		{"GET", "/ipfs/bafkqabtimvwgy3yk?format=raw", 200, true},
+		{"GET", "/api/resolve/mesh", 404, true},
+		{"GET", "/api/operations", 403, false},
+		{"DELETE", "/api/operations/x", 403, false},
+	} {
+		w := request(h, x.method, x.path, "Origin", "https://elsewhere.example", "Authorization", "Bearer "+testToken)
+		if shown := w.Header().Get("Access-Control-Allow-Origin") == "*"; w.Code != x.want || shown != x.shown {
+			t.Errorf("%s %s: %d, shown to pages: %t", x.method, x.path, w.Code, shown)
+		}
+	}
+	if w := request(h, "GET", "/api/resolve/mesh", "Authorization", "Bearer "+testToken); w.Code != http.StatusOK || w.Header().Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("to the operator: %d %v", w.Code, w.Header())
+	}
+}
