@@ -49,10 +49,12 @@ func tagged[T any](in IfNoneMatch, v T) (*Tagged[T], error) {
 	return &Tagged[T]{status, etag, v}, err
 }
 
-// tag returns the ETag of a JSON document, and 304 when the client has it.
+// tag returns the ETag of an answer, and 304 when the client has it.
 func (in IfNoneMatch) tag(v any) (etag string, status int, err error) {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b []byte
+	if r, ok := v.(Resolved); ok { // asked for more often than all else: no more than what may change
+		b = append(strconv.AppendBool(strconv.AppendUint(r.CID[:], r.Version, 10), r.Confirmed), r.Warning...)
+	} else if b, err = json.Marshal(v); err != nil {
 		return "", 0, err
 	}
 	sum := content.Sum(b)
@@ -69,8 +71,6 @@ func (in IfNoneMatch) tag(v any) (etag string, status int, err error) {
 func ageless[T any](v T) T {
 	switch v := any(&v).(type) {
 	case *Image:
-		v.Age = 0
-	case *Resolved:
 		v.Age = 0
 	case *Operation:
 		v.ETA = 0

@@ -256,3 +256,77 @@ func TestGatewayConformance(t *testing.T) {
 		}
 	}
 }
+
+// TestAnswersToAnOperator: what is made has its status and place, conflicts their words,
+// and what the operator has is not sent again.
+func TestAnswersToAnOperator(t *testing.T) {
+	l, n, g := publicNode(t)
+	d := newDisk(t, l.Dir, imageSize, 124)
+	token, err := os.ReadFile(filepath.Join(n.Data, api.TokenName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(method, path, body string, header ...string) (*http.Response, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+apiAddress+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		req.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := g.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, string(b)
+	}
+	source := fmt.Sprintf(`{"source":%q,"scope":"public"}`, d.path)
+	resp, said := ask("PUT", "/api/images/open", source)
+	place := resp.Header.Get("Location")
+	if resp.StatusCode != http.StatusAccepted || !strings.HasPrefix(place, "/api/operations/") {
+		t.Fatalf("import: %d %s, at %q", resp.StatusCode, said, place)
+	}
+	if resp, said := ask("GET", place+"/events", ""); resp.StatusCode != http.StatusOK || !strings.Contains(said, "\"state\":\"done\"") {
+		t.Fatalf("events: %d %s", resp.StatusCode, said)
+	}
+	for _, x := range []struct {
+		method, path, body string
+		want               int
+		has                string
+	}{
+		{"PUT", "/api/images/open", source, 409, `"code":"exists"`},
+		{"PUT", "/api/images/open", `{"source":"relative"}`, 400, `"code":"bad_request"`},
+		{"PUT", "/api/images/open/tags/stable", "", 200, `"target":"open"`},
+		{"PUT", "/api/images/stable", strings.Replace(source, "}", `,"replace":true}`, 1), 409, `"code":"other_kind"`},
+		{"PUT", "/api/volumes/v", `{"from":"image:open","transport":"nbd"}`, 201, `"state":"attached"`},
+		{"PUT", "/api/volumes/v", `{"from":"image:open","transport":"nbd"}`, 200, `"state":"attached"`},
+		{"PUT", "/api/volumes/v", `{"size":512}`, 409, `"code":"differs"`},
+		{"PUT", "/api/volumes/v", `{"durability":"farm:2"}`, 400, `"code":"bad_request"`},
+		{"PUT", "/api/volumes/w", `{"size":1048576,"takeover":true}`, 422, `"code":"unprocessable_entity"`},
+		{"GET", "/api/images?limit=1", "", 200, `"name":"open"`},
+		{"GET", "/api/images?limit=1&after=open", "", 200, `"name":"stable"`},
+		{"GET", "/api/images?after=stable", "", 200, "[]"},
+	} {
+		if resp, said := ask(x.method, x.path, x.body); resp.StatusCode != x.want || !strings.Contains(said, x.has) {
+			t.Errorf("%s %s %s: %d %s, want %d %s", x.method, x.path, x.body, resp.StatusCode, said, x.want, x.has)
+		}
+	}
+	for _, path := range []string{"/api/resolve/open", "/api/images/open", "/api/images"} {
+		resp, _ := ask("GET", path, "")
+		if resp, said := ask("GET", path, "", "If-None-Match", resp.Header.Get("ETag")); resp.StatusCode != http.StatusNotModified || said != "" {
+			t.Errorf("%s again: %d %s", path, resp.StatusCode, said)
+		}
+		run(t, n, "image", "import", "open", d.path, "--scope", "public", "--replace")
+		if resp, said := ask("GET", path, "", "If-None-Match", resp.Header.Get("ETag")); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s after an import: %d %s", path, resp.StatusCode, said)
+		}
+	}
+}
