@@ -119,7 +119,7 @@ func part[T any](in Page, list []T, key func(T) string, newestFirst bool) (page 
 
 // lists registers a route that lists by name or ID.
 func lists[T any](a huma.API, path, summary string, key func(T) string, list func(context.Context) ([]T, error)) {
-	route(a, http.MethodGet, path, summary, func(ctx context.Context, in *struct {
+	route(a, "GET "+path, summary, func(ctx context.Context, in *struct {
 		Page
 		IfNoneMatch
 	}) (*Listed[T], error) {

@@ -27,7 +27,7 @@ const (
 // public images, the nodes of their maps, and their roots. A root and a node are
 // dag-cbor, whose links name what is below; all CIDs have the raw codec.
 func (s *Server) blocks(a huma.API) {
-	op := described(http.MethodGet, "/ipfs/{cid}", "one verified block of public content")
+	op := described("GET /ipfs/{cid}", "one verified block of public content")
 	text := &huma.Schema{Type: huma.TypeString}
 	op.Parameters = []*huma.Param{
 		{Name: "cid", In: "path", Required: true, Schema: text},

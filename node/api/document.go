@@ -53,14 +53,16 @@ func humaConfig(version string) huma.Config {
 }
 
 // operationID is what generated clients call an operation by.
-func operationID(method, path string, answer any) string {
+func operationID(pattern string, answer any) string {
+	method, path, _ := strings.Cut(pattern, " ")
 	return huma.GenerateOperationID(method, strings.TrimPrefix(path, "/api"), answer)
 }
 
 // described begins the description of an operation.
-func described(method, path, summary string) huma.Operation {
+func described(pattern, summary string) huma.Operation {
+	method, path, _ := strings.Cut(pattern, " ")
 	op := huma.Operation{
-		Method: method, Path: path, Summary: summary, OperationID: operationID(method, path, (*struct{})(nil)),
+		Method: method, Path: path, Summary: summary, OperationID: operationID(pattern, (*struct{})(nil)),
 		MaxBodyBytes: bodyMax, BodyReadTimeout: -1, Responses: map[string]*huma.Response{},
 	}
 	if isOpen(method, path) {

@@ -10,7 +10,7 @@ import (
 func (s *Server) images(a huma.API) {
 	images := s.cfg.Node.Images
 	lists(a, "/api/images", "images and tags, by name", func(i Image) string { return i.Name }, images.List)
-	route(a, http.MethodGet, "/api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
+	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
 		Named
 		IfNoneMatch
 	}) (*Tagged[Image], error) {
@@ -20,17 +20,17 @@ func (s *Server) images(a huma.API) {
 		}
 		return tagged(in.IfNoneMatch, i)
 	})
-	route(a, http.MethodPut, "/api/images/{name}", "import an image", func(ctx context.Context, in *struct {
+	route(a, "PUT /api/images/{name}", "import an image", func(ctx context.Context, in *struct {
 		Named
 		Body ImportRequest
 	}) (*Made[Operation], error) {
 		return accepted(images.Import(ctx, in.Name, in.Body))
 	}, http.StatusAccepted)
-	route(a, http.MethodDelete, "/api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
+	route(a, "DELETE /api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
 		r, err := images.Remove(ctx, in.Name)
 		return ok(r), err
 	})
-	route(a, http.MethodPut, "/api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
+	route(a, "PUT /api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named
 		Tag string `path:"tag" maxLength:"140"`
 	}) (*Answer[Image], error) {
@@ -38,10 +38,10 @@ func (s *Server) images(a huma.API) {
 		return ok(i), err
 	})
 	s.imageWork(a)
-	route(a, http.MethodPut, "/api/images/{name}/pin", "keep an image's chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {
+	route(a, "PUT /api/images/{name}/pin", "keep an image's chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Pin(ctx, in.Name)
 	})
-	route(a, http.MethodDelete, "/api/images/{name}/pin", "let an image's chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
+	route(a, "DELETE /api/images/{name}/pin", "let an image's chunks be evicted", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, images.Unpin(ctx, in.Name)
 	})
 }
@@ -49,13 +49,13 @@ func (s *Server) images(a huma.API) {
 // imageWork registers what is done to an image in the background.
 func (s *Server) imageWork(a huma.API) {
 	images := s.cfg.Node.Images
-	route(a, http.MethodPost, "/api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *Named) (*Made[Operation], error) {
+	route(a, "POST /api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *Named) (*Made[Operation], error) {
 		return accepted(images.Warm(in.Name))
 	}, http.StatusAccepted)
-	route(a, http.MethodPost, "/api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {
+	route(a, "POST /api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {
 		return accepted(images.Verify(in.Name))
 	}, http.StatusAccepted)
-	route(a, http.MethodPost, "/api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *struct {
+	route(a, "POST /api/images/{name}/export", "write an image to a file on the node's host", func(_ context.Context, in *struct {
 		Named
 		Body ExportRequest
 	}) (*Made[Operation], error) {

@@ -16,18 +16,18 @@ import (
 
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodGet, "/api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
+	route(a, "GET /api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
 		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, false)
 		return ok(Peers{n.Self(), page}), nil
 	})
-	route(a, http.MethodGet, "/api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
+	route(a, "GET /api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
 		return ok(n.Cache()), nil
 	})
-	route(a, http.MethodPost, "/api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
+	route(a, "POST /api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
 		freed := n.Evict(in.Body.Bytes)
 		return ok(Evicted{freed, n.Cache()}), nil
 	})
-	route(a, http.MethodGet, "/api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
+	route(a, "GET /api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
 		waiting := n.Waiting()
 		return ok(Status{
 			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
@@ -51,7 +51,7 @@ func (s *Server) mesh(a huma.API) {
 		}
 		return out, nil
 	})
-	route(a, http.MethodDelete, "/api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
+	route(a, "DELETE /api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
 	}) (*Answer[Revoked], error) {
@@ -66,11 +66,11 @@ func (s *Server) mesh(a huma.API) {
 		}
 		return ok(out), nil
 	})
-	route(a, http.MethodPost, "/api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
+	route(a, "POST /api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
 		generation, err := n.Membership.Rotate(ctx)
 		return ok(Rotated{generation.Number}), err
 	})
-	route(a, http.MethodGet, "/api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
+	route(a, "GET /api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
 		if err := onlyLocal(ctx); err != nil {
 			return nil, err
 		}
@@ -80,7 +80,7 @@ func (s *Server) mesh(a huma.API) {
 		}
 		return ok(MeshKey{key.FileText()}), nil
 	})
-	route(a, http.MethodPut, "/api/mesh/key", "bring the mesh key to this node, over the socket alone", func(ctx context.Context, in *struct{ Body MeshKey }) (*struct{}, error) {
+	route(a, "PUT /api/mesh/key", "bring the mesh key to this node, over the socket alone", func(ctx context.Context, in *struct{ Body MeshKey }) (*struct{}, error) {
 		if err := onlyLocal(ctx); err != nil {
 			return nil, err
 		}
@@ -125,7 +125,7 @@ func viewToken(st trust.InviteState, now time.Time) Token {
 
 func (s *Server) tokens(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodPost, "/api/tokens", "make a join token", func(ctx context.Context, in *struct{ Body TokenRequest }) (*Answer[Token], error) {
+	route(a, "POST /api/tokens", "make a join token", func(ctx context.Context, in *struct{ Body TokenRequest }) (*Answer[Token], error) {
 		lifetime := time.Duration(in.Body.Lifetime * float64(time.Second))
 		token, st, err := n.CreateToken(trust.Role(in.Body.Role), in.Body.Farm, lifetime)
 		if err != nil {
@@ -142,7 +142,7 @@ func (s *Server) tokens(a huma.API) {
 		}
 		return out, err
 	})
-	route(a, http.MethodDelete, "/api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
+	route(a, "DELETE /api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
 		ID string `path:"id" maxLength:"32"`
 	}) (*struct{}, error) {
 		return nil, n.Membership.RevokeToken(in.ID)

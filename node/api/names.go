@@ -13,7 +13,7 @@ import (
 // else what is not public is absent.
 func (s *Server) names(a huma.API) {
 	n := s.cfg.Node
-	route(a, http.MethodGet, "/api/resolve/{name}", "what a name stands for", func(ctx context.Context, in *struct {
+	route(a, "GET /api/resolve/{name}", "what a name stands for", func(ctx context.Context, in *struct {
 		Named
 		IfNoneMatch
 	}) (*Tagged[Resolved], error) {

@@ -39,11 +39,11 @@ func (s *Server) operations(a huma.API) {
 	lists(a, operationsPath, "long work, newest first", func(v Operation) string { return v.ID }, func(context.Context) ([]Operation, error) {
 		return ops.List(), nil
 	})
-	route(a, http.MethodGet, operationsPath+"/{id}", "one operation", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
+	route(a, "GET "+operationsPath+"/{id}", "one operation", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
 		v, err := ops.Get(in.ID)
 		return ok(v), err
 	})
-	route(a, http.MethodDelete, operationsPath+"/{id}", "cancel an operation; one that has ended stays as it is", func(ctx context.Context, in *OperationID) (*Answer[Operation], error) {
+	route(a, "DELETE "+operationsPath+"/{id}", "cancel an operation; one that has ended stays as it is", func(ctx context.Context, in *OperationID) (*Answer[Operation], error) {
 		ctx, cancel := context.WithTimeout(ctx, cancelPatience)
 		defer cancel()
 		v, err := ops.Cancel(ctx, in.ID)
@@ -60,7 +60,7 @@ func (s *Server) events(a huma.API) {
 		OperationID
 		Last int `header:"Last-Event-ID" doc:"of the last event that the client has"`
 	}
-	op := described(http.MethodGet, operationsPath+"/{id}/events", "an operation's progress until it ends")
+	op := described("GET "+operationsPath+"/{id}/events", "an operation's progress until it ends")
 	op.Responses["204"] = &huma.Response{Description: "the operation has ended, and Last-Event-ID is that of its last event"}
 	op.Middlewares = huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
 		v, err := ops.Get(ctx.Param("id"))

@@ -68,12 +68,12 @@ func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
 	return &Server{cfg: cfg, limits: l, strangers: newBudget(l), mux: mux}
 }
 
-// route registers one operation: its error becomes a problem document. It answers with
-// the first of the statuses, or what huma holds for usual, and sometimes with the others.
-// The body was read in time before it comes here.
-func route[I, O any](a huma.API, method, path, summary string, fn func(context.Context, *I) (*O, error), statuses ...int) {
-	op := described(method, path, summary)
-	op.OperationID = operationID(method, path, (*O)(nil))
+// route registers one operation, of a pattern as ServeMux takes them: its error becomes a
+// problem document. It answers with the first of the statuses, or what huma holds for
+// usual, and sometimes with the others. The body was read in time before it comes here.
+func route[I, O any](a huma.API, pattern, summary string, fn func(context.Context, *I) (*O, error), statuses ...int) {
+	op := described(pattern, summary)
+	op.OperationID = operationID(pattern, (*O)(nil))
 	if len(statuses) > 0 {
 		op.DefaultStatus = statuses[0]
 	}
@@ -110,7 +110,7 @@ func (s *Server) health(a huma.API) {
 		Body []byte
 	}
 	texts := func(path, summary string, fn func() ([]byte, error)) {
-		op := described(http.MethodGet, path, summary)
+		op := described("GET "+path, summary)
 		op.Responses["200"] = asText()
 		huma.Register(a, op, func(context.Context, *struct{}) (*text, error) {
 			b, err := fn()
@@ -124,7 +124,7 @@ func (s *Server) health(a huma.API) {
 		}
 		return []byte("ok\n"), nil
 	})
-	op := described(http.MethodGet, "/metrics", "counters and gauges, as Prometheus takes them")
+	op := described("GET /metrics", "counters and gauges, as Prometheus takes them")
 	op.Responses["200"] = asText()
 	a.OpenAPI().AddOperation(&op)
 	s.mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{}))

@@ -12,11 +12,11 @@ func (s *Server) volumes(a huma.API) {
 	lists(a, "/api/volumes", "the volumes of this node", func(v Volume) string { return v.Name }, func(context.Context) ([]Volume, error) {
 		return vols.List(), nil
 	})
-	route(a, http.MethodGet, "/api/volumes/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
+	route(a, "GET /api/volumes/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
 		v, err := vols.Get(in.Name)
 		return ok(v), err
 	})
-	route(a, http.MethodPut, "/api/volumes/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
+	route(a, "PUT /api/volumes/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
 		Named
 		Body VolumeSpec
 	}) (*Made[Volume], error) {
@@ -26,14 +26,14 @@ func (s *Server) volumes(a huma.API) {
 		}
 		return made(http.StatusCreated, "/api/volumes/", v.Name, v), err
 	}, http.StatusCreated, http.StatusOK)
-	route(a, http.MethodPost, "/api/volumes/{name}/detach", "stop serving a volume; its data stays on this node", func(ctx context.Context, in *struct {
+	route(a, "POST /api/volumes/{name}/detach", "stop serving a volume; its data stays on this node", func(ctx context.Context, in *struct {
 		Named
 		Forced
 	}) (*Answer[Volume], error) {
 		v, err := vols.Detach(ctx, in.Name, in.Force)
 		return ok(v), err
 	})
-	route(a, http.MethodDelete, "/api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
+	route(a, "DELETE /api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
 		Forced
 		Purge bool `query:"purge" doc:"its snapshots too, of which this version makes none"`
