@@ -116,10 +116,17 @@ func Open(cfg Config, s State) (*Membership, error) {
 		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
 	}
-	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {
+	issued := cfg.Now()
+	if len(s.Chain) > 0 {
+		issued = s.Chain[0].NotBefore
+	}
+	_, err := m.verifier.Certified(s.Chain, issued)
+	if err != nil {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
-	var err error
+	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {
+		cfg.Log.Error("no member deals with this node; its own volumes are served all the same", "err", err)
+	}
 	if m.invites, err = trust.OpenInvites(filepath.Join(cfg.Dir, invitesDir)); err != nil {
 		return nil, err
 	}
@@ -214,6 +221,15 @@ func (m *Membership) change(f func(*State) error) error {
 	defer m.mu.Unlock()
 	m.state = next
 	return nil
+}
+
+// SawOrigin notes that a bucket is the mesh's: it is the one that a start without
+// another asks, and is never claimed again.
+func (m *Membership) SawOrigin(url string) error {
+	if s := m.State(); s.Origin == url && s.Seen {
+		return nil
+	}
+	return m.change(func(s *State) error { s.Origin, s.Seen = url, true; return nil })
 }
 
 // admin fails with ErrForbidden unless this member is an admin; what is the deed.
