@@ -50,6 +50,10 @@ type OperationView struct {
 	Ended   time.Time
 }
 
+// Took is how long the operation ran, whatever was done to the clock meanwhile; 0 while
+// it runs.
+func (v OperationView) Took() time.Duration { return max(0, v.Ended.Sub(v.Started)) }
+
 // ETA estimates the time left, by the mean rate so far; 0 is unknown.
 func (v OperationView) ETA(now time.Time) time.Duration {
 	if v.State != OperationRunning || v.Done <= 0 || v.Total <= v.Done {
@@ -134,7 +138,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	default:
 		op.view.State = OperationFailed
 	}
-	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "took", op.view.Ended.Sub(op.view.Started))
+	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "took", op.view.Took())
 }
 
 // forget drops the oldest ended operations above the limit. Called with mu.

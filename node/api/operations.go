@@ -23,7 +23,7 @@ type OperationID struct {
 func viewOperation(v node.OperationView) Operation {
 	out := Operation{
 		ID: v.ID, Kind: v.Kind, Target: v.Target, State: string(v.State), Done: v.Done, Total: v.Total,
-		Bytes: v.Bytes, Note: v.Note, ETA: v.ETA(time.Now()).Seconds(), Started: v.Started, Ended: v.Ended,
+		Bytes: v.Bytes, Note: v.Note, ETA: v.ETA(time.Now()).Seconds(), Started: v.Started, Ended: v.Ended, Took: v.Took().Seconds(),
 	}
 	if v.Err != nil {
 		out.Error = v.Err.Error()

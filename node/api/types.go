@@ -61,6 +61,7 @@ type Operation struct {
 	ETA     float64          `json:"eta_seconds"`
 	Started time.Time        `json:"started"`
 	Ended   time.Time        `json:"ended,omitzero"`
+	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
 }
 
 // Peers answers GET /api/peers.
