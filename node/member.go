@@ -30,7 +30,8 @@ func (n *Node) openMember(ctx context.Context) error {
 	n.identity = key
 	n.Membership, err = membership.Open(membership.Config{
 		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog,
-		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed, Now: n.cfg.Now, Log: n.cfg.Log,
+		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed,
+		Incarnation: func() []byte { return n.signed }, OnIncarnation: n.heardOf, Now: n.cfg.Now, Log: n.cfg.Log,
 	}, state)
 	if err != nil {
 		return err

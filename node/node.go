@@ -120,6 +120,10 @@ type Node struct {
 
 	fresh   bool // the data folder was nobody's
 	awaited bool // somebody waits for volumes that are on disk here
+
+	incarnation incarnation
+	signed      []byte           // as it travels
+	twins       chan incarnation // others of this identity, that are to be looked for
 }
 
 // New opens the data folder, joins or founds a mesh when it is new, and builds
@@ -131,9 +135,9 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
+	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now(), twins: make(chan incarnation, twinsMax)}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork, n.begin, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
@@ -314,7 +318,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

@@ -163,26 +163,46 @@ func (e Entry) join(ctx context.Context) (State, error) {
 	if _, err := os.Stat(filepath.Join(e.Dir, meshKeyFile)); err == nil {
 		return State{}, fmt.Errorf("--join: %w: a start before has begun to found a mesh in %s; give an empty --data", content.ErrConflict, e.Dir)
 	}
-	s, err := swarm.New(swarm.Config{Identity: e.identity, Mesh: token.Mesh, Log: e.Log})
-	if err != nil {
-		return State{}, err
-	}
-	defer s.Close()
 	verifier := trust.NewVerifier(token.Mesh)
-	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: verifier, Now: e.Now, Log: e.Log})
-	if err != nil {
-		return State{}, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- x.Run(ctx) }()
-	got, err := e.redeemAt(ctx, s, x, token)
-	cancel()
-	if err = errors.Join(err, <-ended); err != nil {
+	var got redeemReply
+	err = Visitor{e.identity, verifier, e.Now, e.Log}.Visit(ctx, func(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange) (err error) {
+		got, err = e.redeemAt(ctx, s, x, token)
+		return err
+	})
+	if err != nil {
 		return State{}, fmt.Errorf("--join: %w", err)
 	}
 	return e.accept(token, verifier, got)
+}
+
+// Visitor deals with members as a stranger to them, whatever its key.
+type Visitor struct {
+	Identity trust.PrivateKey
+	Verifier *trust.Verifier
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Visit calls fn with a host of its own, which listens nowhere.
+func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swarm, *exchange.Exchange) error) error {
+	s, err := swarm.New(swarm.Config{Identity: v.Identity, Mesh: v.Verifier.Mesh(), Log: v.Log})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: v.Verifier, Now: v.Now, Log: v.Log})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- x.Run(ctx) }()
+	err = fn(ctx, s, x)
+	cancel()
+	return errors.Join(err, <-ended)
 }
 
 // accept checks what came for a token: a certificate for this key, and secrets that an

@@ -55,7 +55,11 @@ type Config struct {
 	OnRotated func(trust.Secrets)
 	// OnRenewed is told of a new certificate of this member's own.
 	OnRenewed func(trust.Chain)
-	Now       func() time.Time
+	// Incarnation is what this member says of this start of it, and OnIncarnation is told
+	// of another that a member has heard of.
+	Incarnation   func() []byte
+	OnIncarnation func([]byte)
+	Now           func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -72,6 +76,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnRenewed == nil {
 		c.OnRenewed = func(trust.Chain) {}
+	}
+	if c.Incarnation == nil {
+		c.Incarnation = func() []byte { return nil }
+	}
+	if c.OnIncarnation == nil {
+		c.OnIncarnation = func([]byte) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -106,6 +116,7 @@ type Membership struct {
 	owed     time.Time               // when to look whether the origin has all revocations; zero: it has
 	notice   []byte                  // the newest rotation that is known of
 	newest   trust.Generation
+	starts   map[trust.PublicKey][]byte // the incarnation of each member that was heard last
 }
 
 // Open reads what the data folder has; a member whose own key was revoked is opened,
@@ -113,7 +124,7 @@ type Membership struct {
 func Open(cfg Config, s State) (*Membership, error) {
 	cfg = cfg.withDefaults()
 	m := &Membership{
-		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{},
+		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{}, starts: map[trust.PublicKey][]byte{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
 	}
 	issued := cfg.Now()
@@ -230,6 +241,14 @@ func (m *Membership) SawOrigin(url string) error {
 		return nil
 	}
 	return m.change(func(s *State) error { s.Origin, s.Seen = url, true; return nil })
+}
+
+// Moved notes where this member is served now.
+func (m *Membership) Moved(place []string) error {
+	if len(place) == 0 || slices.Equal(m.State().Place, place) {
+		return nil
+	}
+	return m.change(func(s *State) error { s.Place = place; return nil })
 }
 
 // admin fails with ErrForbidden unless this member is an admin; what is the deed.

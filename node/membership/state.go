@@ -45,6 +45,8 @@ type State struct {
 	Origin    string   `cbor:"origin"`
 	Seen      bool     `cbor:"seen"`
 	Bootstrap []string `cbor:"bootstrap"`
+	// Place are the addresses that the member was last served at.
+	Place []string `cbor:"place"`
 	// Founder says that this member made the mesh.
 	Founder bool `cbor:"founder"`
 
