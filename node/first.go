@@ -40,10 +40,17 @@ func (n *Node) tryFirst(ctx context.Context) error {
 	if err := content.CheckName(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
 		return fmt.Errorf("--farm: %w", err)
 	}
+	var token trust.Token
+	var err error
+	if n.cfg.Join != "" {
+		if token, err = trust.ParseToken(n.cfg.Join, n.cfg.Now()); err != nil {
+			return fmt.Errorf("--join: %w", err)
+		}
+	}
 	if err := n.checkNetwork(true); err != nil {
 		return err
 	}
-	return n.tryOrigins(ctx)
+	return n.tryOrigins(ctx, token)
 }
 
 // checkNetwork fails for addresses that can't be, and with bind for those that can't be
@@ -83,17 +90,11 @@ func (n *Node) checkFarm() error {
 }
 
 // tryOrigins asks the origin that a new member will have. One that its operator names
-// has to answer; of one that a token names it is enough that it is not another's.
-func (n *Node) tryOrigins(ctx context.Context) error {
-	var token trust.Token
-	var err error
-	if n.cfg.Join != "" {
-		if token, err = trust.ParseToken(n.cfg.Join, n.cfg.Now()); err != nil {
-			return fmt.Errorf("--join: %w", err)
-		}
-	}
+// has to answer; of one that a token names it is enough that it is not another's. The
+// zero token is for a mesh that is still to be founded.
+func (n *Node) tryOrigins(ctx context.Context, token trust.Token) error {
 	if len(n.cfg.Origins) == 0 && token.Origin != "" {
-		err = n.askOrigin(ctx, token.Origin, func(ctx context.Context, b bucket.Bucket) error { return catalog.CheckMesh(ctx, b, token.Mesh) })
+		err := n.askOrigin(ctx, token.Origin, func(ctx context.Context, b bucket.Bucket) error { return catalog.CheckMesh(ctx, b, token.Mesh) })
 		if err != nil && !errors.Is(err, content.ErrUnavailable) && !errors.Is(err, content.ErrNotFound) {
 			return fmt.Errorf("the mesh's origin, %s: %w", token.Origin, err)
 		}

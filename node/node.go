@@ -137,7 +137,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now(), twins: make(chan incarnation, twinsMax)}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork, n.begin, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork, n.openOrigin, n.begin, n.openFarm, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
