@@ -328,7 +328,8 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 	})
 	err := n.runVolumes(ctx, above)
 	if errors.Is(context.Cause(ctx), volumes.ErrHandover) {
-		return errors.Join(err, n.cache.Close()) // one that is closed is opened sooner
+		// What is below is not waited for: disks wait. A cache that is closed is opened sooner.
+		return errors.Join(err, n.Membership.Save(), n.cache.Close())
 	}
 	stopBelow()
 	return errors.Join(err, lower.Wait(), n.unlock())

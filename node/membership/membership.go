@@ -171,6 +171,9 @@ func (m *Membership) Run(ctx context.Context) error {
 	return m.roll.save()
 }
 
+// Save writes down who was met, which else is done when Run ends.
+func (m *Membership) Save() error { return m.roll.save() }
+
 // Verifier knows who was revoked.
 func (m *Membership) Verifier() *trust.Verifier { return m.verifier }
 
