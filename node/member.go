@@ -19,24 +19,19 @@ const peersFile = "peers"
 
 // openMember enters the mesh, or founds one.
 func (n *Node) openMember(ctx context.Context) error {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "" // names are for people, who have the IDs too
-	}
-	name, err := membership.NameOr(n.cfg.Name, host)
-	if err != nil {
+	name, err := n.name()
+	if err := n.unlessAwaited("--name", err); err != nil {
 		return err
 	}
-	if n.identity, err = membership.LoadIdentity(n.cfg.Dir); err != nil {
-		return err
-	}
-	state, err := n.entry().Enter(ctx)
+	state, key, err := n.entry().Enter(ctx)
 	if err != nil {
 		return err
 	}
+	n.identity = key
 	n.Membership, err = membership.Open(membership.Config{
 		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog,
-		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed, Now: n.cfg.Now, Log: n.cfg.Log,
+		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed,
+		Incarnation: func() []byte { return n.signed }, OnIncarnation: n.heardOf, Now: n.cfg.Now, Log: n.cfg.Log,
 	}, state)
 	if err != nil {
 		return err
@@ -45,9 +40,18 @@ func (n *Node) openMember(ctx context.Context) error {
 	return nil
 }
 
+// name is what others are shown of this member.
+func (n *Node) name() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "" // names are for people, who have the IDs too
+	}
+	return membership.NameOr(n.cfg.Name, host)
+}
+
 func (n *Node) entry() membership.Entry {
 	return membership.Entry{
-		Dir: n.cfg.Dir, Identity: n.identity, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
+		Dir: n.cfg.Dir, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
 		Bootstrap: n.cfg.Bootstrap, Now: n.cfg.Now, Log: n.cfg.Log,
 	}
 }

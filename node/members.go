@@ -82,6 +82,8 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return x.resolve(ctx, from, body)
 	case commitMethod:
 		return x.commit(ctx, from, body)
+	case twinMethod:
+		return x.n.answerTwin(body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
@@ -27,6 +29,7 @@ type mesh struct {
 	t      *testing.T
 	origin string
 	first  *Node
+	now    func() time.Time // nil is the host's clock
 }
 
 // start runs a node in a folder until stop is called, or the test ends.
@@ -34,7 +37,7 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
 		Dir: data, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
-		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Log: slog.New(slog.DiscardHandler),
+		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
 			b, err := dir.Open(ctx, m.origin, slog.New(slog.DiscardHandler))
 			return b, nil, err
@@ -185,5 +188,35 @@ func TestRotationAmongNodes(t *testing.T) {
 	m.await("it has the new secrets", func() bool { return n.Membership.State().Secrets.Generation.Number == 2 })
 	if now := n.Membership.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce()[0] {
 		t.Error("roots are not announced under the new secret, or not looked for under the old one")
+	}
+}
+
+// TestVolumesAreServedByAnyClock: one that starts in 1970, or after each certificate has
+// expired, has this node's own volumes served, and its members dealt with again once it
+// is right.
+func TestVolumesAreServedByAnyClock(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	var stop func()
+	data := t.TempDir()
+	m.first, stop = m.start(data, "first", "")
+	publish(t, m.first, "image")
+	for name, spec := range map[string]volumes.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
+		if _, _, err := m.first.Volumes.Put(t.Context(), name, spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, off := range []time.Duration{-time.Since(time.Unix(100, 0)), 20 * 365 * 24 * time.Hour, 0} {
+		stop()
+		m.now = func() time.Time { return time.Now().Add(off) }
+		m.first, stop = m.start(data, "first", "")
+		m.await(fmt.Sprintf("volumes by a clock that is %s off", off), func() bool {
+			all := m.first.Volumes.List()
+			return len(all) == 2 && !slices.ContainsFunc(all, func(v volumes.View) bool {
+				return v.State != volumes.StateAttached && v.State != volumes.StateUncommitted
+			})
+		})
+	}
+	if _, err := m.first.verifier.Verify(m.first.Membership.State().Chain, time.Now()); err != nil {
+		t.Error(err)
 	}
 }

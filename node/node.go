@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +38,9 @@ const (
 	// for one of them before it calls itself ready alone. It is most of the two
 	// seconds that a restart may take.
 	joinedWithin = 1800 * time.Millisecond
+	// lockTimeout is how long a start waits for the end of a node before it that was
+	// killed: its files close after it is gone to those who watch it.
+	lockTimeout = 3 * time.Second
 	// stopTimeout bounds what a stop waits for.
 	stopTimeout = 15 * time.Second
 	// TempDir in the data folder holds files of work that is under way; a start clears
@@ -82,9 +84,6 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" || c.OpenOrigin == nil {
 		return c, errors.New("node: Config needs a Dir and OpenOrigin")
 	}
-	if err := content.CheckName(c.Farm); c.Farm != "" && err != nil {
-		return c, fmt.Errorf("--farm: %w", err)
-	}
 	if len(c.Listen) == 0 {
 		c.Listen = []string{ListenDefault}
 	}
@@ -93,16 +92,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	for _, a := range c.Bootstrap {
-		if _, err := swarm.ParseAddr(a); err != nil {
-			return c, fmt.Errorf("--bootstrap: %w", err)
-		}
-	}
-	for _, a := range append([]string{c.FarmBind}, c.FarmJoin...) {
-		if _, _, err := net.SplitHostPort(a); a != "" && err != nil {
-			return c, fmt.Errorf("farm address %q: %w: want HOST:PORT", a, content.ErrInvalid)
-		}
 	}
 	return c, nil
 }
@@ -128,19 +117,27 @@ type Node struct {
 	exchange *exchange.Exchange
 	fetch    *fetch.Fetcher
 	started  time.Time
+
+	fresh   bool // the data folder was nobody's
+	awaited bool // somebody waits for volumes that are on disk here
+
+	incarnation incarnation
+	signed      []byte           // as it travels
+	twins       chan incarnation // others of this identity, that are to be looked for
 }
 
 // New opens the data folder, joins or founds a mesh when it is new, and builds
 // the parts; addresses that are in use and origins that can never work are found
-// here. What New returned is closed by Run.
+// here, before a mesh is founded or a token spent. Volumes that somebody waits for are
+// served all the same, without the parts that fail. What New returned is closed by Run.
 func New(ctx context.Context, cfg Config) (*Node, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
+	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now(), twins: make(chan incarnation, twinsMax)}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.checkOrigins, n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork, n.openOrigin, n.begin, n.openFarm, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
@@ -148,25 +145,11 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	return n, nil
 }
 
-// checkOrigins finds what can't be an origin before a mesh is founded that would
-// remember it.
-func (n *Node) checkOrigins(ctx context.Context) error {
-	for _, url := range n.cfg.Origins {
-		if volumes.Expected(n.volumesDir()) {
-			break // openOrigin says so, and goes on
-		}
-		if _, _, err := n.cfg.OpenOrigin(ctx, url); err != nil {
-			return fmt.Errorf("--origin %s: %w", url, err)
-		}
-	}
-	return nil
-}
-
-func (n *Node) openDir(context.Context) error {
+func (n *Node) openDir(ctx context.Context) error {
 	if err := durable.MkdirAll(n.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	lock, err := durable.Lock(filepath.Join(n.cfg.Dir, "lock"))
+	lock, err := durable.LockWithin(ctx, filepath.Join(n.cfg.Dir, "lock"), lockTimeout)
 	if errors.Is(err, content.ErrConflict) {
 		return fmt.Errorf("data folder %s: another grange has it open: %w", n.cfg.Dir, err)
 	}
@@ -192,12 +175,19 @@ func (n *Node) openCache(context.Context) (err error) {
 // openNetwork builds the swarm, the fetcher and the exchange, each of which knows
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
-	n.swarm, err = swarm.New(swarm.Config{
+	cfg := swarm.Config{
 		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
 		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
-	})
+	}
+	if n.swarm, err = swarm.New(cfg); err != nil {
+		if err := n.unlessAwaited("its addresses", err); err != nil {
+			return err
+		}
+		cfg.Listen, cfg.Bootstrap = nil, nil
+		n.swarm, err = swarm.New(cfg)
+	}
 	if err != nil {
 		return err
 	}
@@ -220,7 +210,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.fetch.Connect(n.exchange)
 	n.Membership.Connect(reach{n.exchange, n.swarm})
 	n.refuseRevoked()
-	return n.swarm.Listen()
+	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
 }
 
 // openFarm begins to gossip, if this node has neighbours at all.
@@ -229,30 +219,40 @@ func (n *Node) openFarm(context.Context) error {
 		return nil
 	}
 	keys := n.Membership.Gossip()
-	f, err := farm.New(farm.Config{
-		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-		Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
-	})
-	if err != nil {
-		return err
+	err := n.checkFarm()
+	var f *farm.Farm
+	if err == nil {
+		f, err = farm.New(farm.Config{
+			Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+			Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
+		})
 	}
-	if err := f.Start(); err != nil {
-		return err
+	if err == nil {
+		err = f.Start()
+	}
+	if err != nil {
+		return n.unlessAwaited("its farm", err)
 	}
 	n.farm = f
 	return f.Rotate(keys[len(keys)-1])
 }
 
-// openOrigin fails for an origin that can never work, unless this node's volumes
-// are waited for, who may need nothing of it.
 func (n *Node) openOrigin(ctx context.Context) error {
-	err := n.origin.open(ctx)
-	if err != nil && volumes.Expected(n.volumesDir()) {
-		n.cfg.Log.Error("the origin can't be used, and the volumes of this node are served without it", "err", err)
-		return nil
-	}
-	return err
+	return n.unlessAwaited("its origin", n.origin.open(ctx))
 }
+
+// unlessAwaited drops the error of a part that volumes can be served without, if
+// somebody waits for those of this node: of disks that nobody serves, their users hang.
+func (n *Node) unlessAwaited(part string, err error) error {
+	if err == nil || !n.awaited {
+		return err
+	}
+	n.cfg.Log.Error("this node's volumes are served without "+part, "err", err)
+	return nil
+}
+
+// Awaited reports whether somebody waited for volumes of this node when it started.
+func (n *Node) Awaited() bool { return n.awaited }
 
 func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") }
 
@@ -318,7 +318,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

@@ -48,6 +48,7 @@ type OperationView struct {
 	ETA     float64          `json:"eta_seconds" doc:"the time left by the mean rate so far; 0 while unknown"`
 	Started time.Time        `json:"started"`
 	Ended   time.Time        `json:"ended,omitzero"`
+	Took    float64          `json:"took_seconds,omitempty" doc:"by no clock that can be set"`
 
 	// Revision counts the changes of the view.
 	Revision int `json:"-"`
@@ -130,6 +131,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	op.view.Ended = o.now()
+	op.view.Took = max(0, op.view.Ended.Sub(op.view.Started).Seconds())
 	op.view.Revision++
 	if err != nil {
 		op.view.Error = err.Error()
@@ -142,7 +144,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	default:
 		op.view.State = OperationFailed
 	}
-	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "took", op.view.Ended.Sub(op.view.Started))
+	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "seconds", op.view.Took)
 }
 
 // forget drops the oldest ended operations above the limit. Called with mu.

@@ -146,10 +146,45 @@ func (o *origin) founder() bool {
 	return o.n.Membership.State().Founder && o.n.Membership.State().Origin == o.url
 }
 
-// mayClaim reports whether an empty bucket may become the mesh's: the founder's, or
-// one that the operator has named. Of another host's folder a member knows the name
-// only, and that is another folder here.
-func (o *origin) mayClaim() bool { return o.founder() || len(o.n.cfg.Origins) > 0 }
+// mayClaim reports whether an empty bucket may become the mesh's: the founder's first,
+// or another than the mesh has, that the operator has named. One that was the mesh's and
+// is empty now has lost what it held.
+func (o *origin) mayClaim() bool {
+	s := o.n.Membership.State()
+	if s.Origin == o.url {
+		return s.Founder && !s.Seen
+	}
+	return len(o.n.cfg.Origins) > 0
+}
+
+// remember keeps the URL of an origin that was found good, and of no other.
+func (o *origin) remember() {
+	if err := o.n.Membership.SawOrigin(o.url); err != nil {
+		o.n.cfg.Log.Warn("a start without --origin would not know this one", "url", withoutCredentials(o.url), "err", err)
+	}
+}
+
+// unclaimed says what is wrong with an empty bucket that the mesh has.
+func (o *origin) unclaimed() error {
+	if o.n.Membership.State().Seen {
+		return fmt.Errorf("%w: it was this mesh's, and nothing of the mesh is in it any more; restore it from a backup, or give --origin another bucket or folder to begin an empty one", content.ErrCorrupt)
+	}
+	return nothingThere(o.url)
+}
+
+// nothingThere is for the origin of a mesh that is empty where this node looks: of
+// another host's folder a member knows the name only, and that is another folder here.
+func nothingThere(url string) error {
+	return fmt.Errorf("%w: the mesh's origin is %s, and nothing of the mesh is there on this host; give --origin one that this node reaches", content.ErrUnavailable, url)
+}
+
+// inTime names the limit that an answer has missed.
+func inTime(ctx context.Context, begun time.Time, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, time.Since(begun).Round(100*time.Millisecond))
+	}
+	return err
+}
 
 // look finds out whether the origin answers and takes writes.
 func (o *origin) look(ctx context.Context) error {
@@ -170,21 +205,20 @@ func (o *origin) look(ctx context.Context) error {
 	o.mu.RUnlock()
 	err = catalog.CheckMesh(ctx, b, o.n.verifier.Mesh())
 	fresh := errors.Is(err, content.ErrNotFound)
-	if (err == nil || fresh) && before != originOK {
-		if fresh && !o.mayClaim() {
-			err = fmt.Errorf("%w: the mesh's origin is %s, and nothing of the mesh is there on this host; give --origin one that this node reaches", content.ErrUnavailable, o.url)
-		} else if perr := bucket.Probe(ctx, b); perr != nil {
-			err = perr
-		} else if fresh {
+	if fresh && !o.mayClaim() {
+		err = o.unclaimed()
+	} else if (err == nil || fresh) && before != originOK {
+		if err = bucket.Probe(ctx, b); err == nil && fresh {
 			err = catalog.ClaimMesh(ctx, b, o.n.verifier.Mesh())
+		}
+		if err == nil {
+			o.remember()
 		}
 	}
 	if err != nil && errors.Is(stopping.Err(), context.Canceled) {
 		return err // which says nothing of the origin
 	}
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, time.Since(begun).Round(100*time.Millisecond))
-	}
+	err = inTime(ctx, begun, err)
 	o.settle(err)
 	return err
 }

@@ -140,14 +140,15 @@ func TestExportToStandardOutput(t *testing.T) {
 		io.WriteString(w, `{"id": "1", "kind": "export", "target": "debian", "state": "running"}`)
 	})
 	mux.HandleFunc("GET /api/operations/1/events", func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, "data: {\"id\": \"1\", \"kind\": \"export\", \"target\": \"debian\", \"state\": \"done\"}\n\n")
+		io.WriteString(w, "data: {\"id\": \"1\", \"kind\": \"export\", \"target\": \"debian\", \"state\": \"done\", "+
+			"\"started\": \"2026-01-02T10:00:00Z\", \"ended\": \"2026-01-02T09:00:02Z\", \"took_seconds\": 2}\n\n") // the clock was set back
 	})
 	data = serveAt(t, mux)
 	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	code, out, said := command(t, "image", "export", "debian", "-", "--data", data)
-	if code != 0 || out != "disk" || !strings.Contains(said, "done") {
+	if code != 0 || out != "disk" || !strings.Contains(said, "done in 2.0 s") {
 		t.Errorf("code %d, %q, said %s", code, out, said)
 	}
 	if left, err := os.ReadDir(filepath.Join(data, node.TempDir)); err != nil || len(left) > 0 {

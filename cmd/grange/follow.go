@@ -51,7 +51,7 @@ func (c *client) follow(ctx context.Context, std stdio, op api.Operation) error 
 	if last.Note != "" {
 		last.Note = "; " + last.Note
 	}
-	_, err = fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, last.Ended.Sub(last.Started).Seconds(), bySource(last.Bytes), last.Note)
+	_, err = fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, last.Took, bySource(last.Bytes), last.Note)
 	return err
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,14 +33,27 @@ type served struct {
 	says *bufio.Scanner
 }
 
-func serveNode(t *testing.T) *served {
+func serveNode(t *testing.T, more ...string) *served {
 	t.Helper()
-	s := &served{dir: t.TempDir()}
-	origin := filepath.Join(s.dir, "origin")
-	if err := os.Mkdir(origin, 0o700); err != nil {
+	s := startNode(t, os.Args[0], t.TempDir(), more...)
+	s.await(t, "msg=serving")
+	return s
+}
+
+// startNode starts a program as the node in a folder, with an origin beside its data.
+func startNode(t *testing.T, program, dir string, more ...string) *served {
+	t.Helper()
+	origin := filepath.Join(dir, "origin")
+	if err := os.MkdirAll(origin, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.cmd = exec.CommandContext(t.Context(), os.Args[0], "node", "--data", filepath.Join(s.dir, "data"), "--origin", "file://"+origin, "--listen", "/ip4/127.0.0.1/tcp/0")
+	return startCommand(t, program, dir, append([]string{"node", "--data", filepath.Join(dir, "data"), "--origin", "file://" + origin, "--listen", "/ip4/127.0.0.1/tcp/0"}, more...))
+}
+
+func startCommand(t *testing.T, program, dir string, args []string) *served {
+	t.Helper()
+	s := &served{dir: dir}
+	s.cmd = exec.CommandContext(t.Context(), program, args...)
 	s.cmd.Env = append(os.Environ(), asCommand+"=1")
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -49,7 +63,6 @@ func serveNode(t *testing.T) *served {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s.await(t, "msg=serving")
 	return s
 }
 
@@ -63,6 +76,21 @@ func (s *served) await(t *testing.T, word string) {
 		t.Log(s.says.Text())
 	}
 	t.Fatalf("the node has ended and did not say %q: %v", word, s.says.Err())
+}
+
+// until waits for what comes by itself.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(30 * time.Second)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: not within half a minute", what)
+		}
+	}
 }
 
 func (s *served) signal(t *testing.T, signal os.Signal) {
@@ -93,6 +121,51 @@ func (s *served) ends(t *testing.T) syscall.WaitStatus {
 	}
 	_ = s.cmd.Wait() // the caller knows what to expect
 	return s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+}
+
+// TestHandoverOnlyToWhatStarts: neither to a configuration that starts no node, nor to a
+// program that does not, though it can say its version; the node goes on, and hands over
+// when both are right again.
+func TestHandoverOnlyToWhatStarts(t *testing.T) {
+	dir := t.TempDir()
+	program, config := filepath.Join(dir, "grange"), filepath.Join(dir, "grange.yaml")
+	whole, err := os.ReadFile(os.Args[0])
+	write := func(path, text string) {
+		t.Helper()
+		tmp := path + ".new"
+		if err := errors.Join(os.WriteFile(tmp, []byte(text), 0o700), os.Rename(tmp, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if write(program, string(whole)); err != nil {
+		t.Fatal(err)
+	}
+	write(config, "quota: 1GiB\n")
+	s := startNode(t, program, dir, "--config", config)
+	s.await(t, "msg=serving")
+	for what, text := range map[string]string{
+		"an unknown key": "quotas: 1GiB\n", "a bad value": "quota: lots\n", "no YAML": "{{{", "no room": "quota: 1MiB\n",
+		"no address": "bootstrap: [10.0.0.5]\n", "no member's name": "name: a b\n", "no farm's address": "farm-bind: nowhere\n",
+	} {
+		write(config, text)
+		s.signal(t, syscall.SIGUSR2)
+		s.await(t, "no handover")
+		if code, _, said := command(t, "status", "--data", filepath.Join(dir, "data")); code != 0 {
+			t.Errorf("%s: %s", what, said)
+		}
+	}
+	write(config, "quota: 2GiB\n")
+	write(program, "#!/bin/sh\n[ \"$1\" = --version ] && echo grange 2\n")
+	s.signal(t, syscall.SIGUSR2)
+	s.await(t, "no handover")
+	write(program, string(whole))
+	s.signal(t, syscall.SIGUSR2)
+	s.await(t, "handing over")
+	s.await(t, "msg=serving")
+	s.signal(t, syscall.SIGTERM)
+	if end := s.ends(t); end.ExitStatus() != 0 {
+		t.Errorf("stopped after the handover: %v", end)
+	}
 }
 
 // TestHandoverInAnImport: a part that does not stop in time is left behind.

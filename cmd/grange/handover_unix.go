@@ -10,19 +10,22 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/grangemesh/grange/node/volumes"
 )
 
-// versionTimeout is how long a program may take to print its version.
-const versionTimeout = 10 * time.Second
+// checkTimeout is how long a program may take to find out whether it would start: it
+// waits for the origin, among others.
+const checkTimeout = 20 * time.Second
 
 // awaitHandover returns a context that SIGUSR2 ends for a handover: this process
 // stops, but for its disks, and becomes its program anew, which may be another
-// version by then. A program that does not run is refused while the old one still
-// does. Call the function when all has stopped, with the error of that: it does not
+// version by then. A program that would not start a node, with this command line and the
+// configuration of now, is refused while the old one still runs. Call the function when all has stopped, with the error of that: it does not
 // return if a handover was asked for, since who uses the disks waits for somebody to
 // serve them, whatever went wrong; unless the context before was ended meanwhile.
 func awaitHandover(before context.Context, log *slog.Logger) (context.Context, func(error) error) {
@@ -38,8 +41,8 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 				return
 			case <-upgrade:
 			}
-			if err := errors.Join(unknown, runs(ctx, program)); err != nil {
-				log.Error("no handover: the program does not run", "program", program, "err", err)
+			if err := errors.Join(unknown, starts(ctx, program)); err != nil {
+				log.Error("no handover: the program would not start a node with this configuration", "program", program, "err", err)
 				continue
 			}
 			end(volumes.ErrHandover)
@@ -62,9 +65,14 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 	}
 }
 
-// runs fails if the program can't even say its version.
-func runs(ctx context.Context, program string) error {
-	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+// starts fails if the program says that it would not start a node.
+func starts(ctx context.Context, program string) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	return exec.CommandContext(ctx, program, "--version").Run()
+	out, err := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--check")...).CombinedOutput()
+	if err != nil {
+		_, said, _ := strings.Cut(string(out), "grange: ")
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(said))
+	}
+	return nil
 }

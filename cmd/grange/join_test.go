@@ -3,10 +3,8 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,17 +33,7 @@ func TestTokenStaysOutOfPs(t *testing.T) {
 		} else {
 			args[len(args)-1] += "=" + made.Token
 		}
-		s := &served{dir: t.TempDir()}
-		s.cmd = exec.CommandContext(t.Context(), os.Args[0], args...)
-		s.cmd.Env = append(os.Environ(), asCommand+"=1")
-		out, err := s.cmd.StderrPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.says = bufio.NewScanner(out)
-		if err := s.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		s := startCommand(t, os.Args[0], t.TempDir(), args)
 		s.await(t, "msg=serving")
 		s.hides(t, made.Token)
 		s.signal(t, syscall.SIGUSR2)

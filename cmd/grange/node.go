@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/membership"
 )
 
 type nodeCmd struct {
@@ -33,6 +34,7 @@ type nodeCmd struct {
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
 }
 
 // Run serves until ctx ends, or until the node hands over to its program's newest
@@ -41,8 +43,10 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
 	}
-	if err := c.hideToken(app.Data); err != nil {
-		return err
+	if !c.Check {
+		if err := c.hideToken(app.Data); err != nil {
+			return err
+		}
 	}
 	token, err := c.token(app.Data, std)
 	if err != nil {
@@ -65,12 +69,40 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
-	flusher := becomeFlusher()
-	n, err := node.New(ctx, node.Config{
+	cfg := node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
 		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
-	})
+	}
+	if c.Check {
+		return node.Check(ctx, cfg)
+	}
+	if err := c.tryAPI(ctx, app.Data); err != nil {
+		return err
+	}
+	return c.serve(ctx, cfg)
+}
+
+// tryAPI finds out whether a new node can have its API's address, before it is anything.
+func (c *nodeCmd) tryAPI(ctx context.Context, dir string) error {
+	if c.API == "" || membership.In(dir) {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", c.API)
+	if err != nil {
+		return fmt.Errorf("--api %s: %w", c.API, err)
+	}
+	return l.Close()
+}
+
+// serve runs the node until ctx ends.
+func (c *nodeCmd) serve(ctx context.Context, cfg node.Config) error {
+	log, flusher := cfg.Log, becomeFlusher()
+	n, err := node.New(ctx, cfg)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
+		return nil // it was told to stop before it served
+	}
 	if err != nil {
 		return err
 	}
@@ -80,15 +112,23 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.MustRegister(n.Collectors()...)
-	server := api.New(api.Config{Node: n, Dir: app.Data, Address: c.API, Flusher: flusher, Metrics: metrics, Log: log})
-	if err := server.Listen(ctx); err != nil {
+	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Flusher: flusher, Metrics: metrics, Log: log}
+	server := api.New(settings)
+	err = server.Listen(ctx)
+	if err != nil && c.API != "" && n.Awaited() {
+		log.Error("this node's volumes are served without --api", "err", err)
+		settings.Address = ""
+		server = api.New(settings)
+		err = server.Listen(ctx)
+	}
+	if err != nil {
 		stopped, cancel := context.WithCancel(ctx)
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
 	ctx, handover := awaitHandover(ctx, log)
 	self := n.Self()
-	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", app.Data)
+	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
 		err = fmt.Errorf("node stopped: %w", err)
 	}

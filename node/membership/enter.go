@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
@@ -20,8 +22,7 @@ const joinTimeout = 60 * time.Second
 
 // Entry is how a member comes into its mesh.
 type Entry struct {
-	Dir      string
-	Identity trust.PrivateKey
+	Dir string
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
 	// Farm is asked for by name; FarmDefault is that of a founder that asks for none.
@@ -32,33 +33,60 @@ type Entry struct {
 	Bootstrap []string
 	Now       func() time.Time
 	Log       *slog.Logger
+
+	identity trust.PrivateKey
 }
 
-// Enter returns this node's place in the mesh: the one on record, one from redeeming
-// the token, or that of a new mesh, of which this node is the first admin.
-func (e Entry) Enter(ctx context.Context) (State, error) {
-	s, err := load(e.Dir)
-	if err == nil {
-		e.checkFarm(s)
+// Enter returns this node's place in the mesh, and its key: those on record, or those
+// from redeeming the token, or those of a new mesh, of which this node is the first
+// admin.
+func (e Entry) Enter(ctx context.Context) (State, trust.PrivateKey, error) {
+	s, key, err := Look(e.Dir)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return e.first(ctx)
+	case err != nil:
+		return s, key, err
+	}
+	e.checkFarm(s)
+	if _, err := trust.LoadKey(filepath.Join(e.Dir, meshKeyFile)); err != nil && s.Founder {
+		e.Log.Warn("the mesh's key is not on the node that founded it; `grange mesh import-key` brings it back", "file", filepath.Join(e.Dir, meshKeyFile))
+	}
+	if e.Join != "" {
+		err = e.joinedAlready(s)
+	}
+	return s, key, err
+}
+
+// first enters with a new folder. The keys are on disk before anybody is told of them,
+// and the membership, which makes the folder a member's, comes last: a crash before
+// leaves what the next start goes on with.
+func (e Entry) first(ctx context.Context) (s State, _ trust.PrivateKey, err error) {
+	marker, path := filepath.Join(e.Dir, enteringFile), filepath.Join(e.Dir, identityFile)
+	if err := durable.WriteFile(marker, nil, 0o600); err != nil {
+		return s, e.identity, err
+	}
+	e.identity, err = trust.LoadKey(path)
+	if errors.Is(err, content.ErrNotFound) {
+		e.identity = trust.NewPrivateKey()
+		err = trust.SaveKey(path, e.identity)
 	}
 	switch {
-	case err == nil && e.Join != "":
-		return s, e.joinedAlready(s)
-	case err == nil || !errors.Is(err, content.ErrNotFound):
-		return s, err
-	case wasMember(e.Dir):
-		return s, fmt.Errorf("%s: %w: it is the folder of a member, and its file %q is gone; restore that from a backup, or give an empty --data", e.Dir, content.ErrCorrupt, membershipFile)
-	case e.Join != "":
-		s, err = e.join(ctx)
-	default:
+	case err != nil:
+	case e.Join == "":
 		s, err = e.found()
+	default:
+		s, err = e.join(ctx)
+	}
+	if err == nil {
+		e.checkFarm(s)
+		err = s.save(e.Dir)
 	}
 	if err != nil {
-		return State{}, err
+		return State{}, e.identity, err
 	}
 	s.Fresh = true
-	e.checkFarm(s)
-	return s, s.save(e.Dir)
+	return s, e.identity, durable.Remove(marker)
 }
 
 // checkFarm says so when the farm that was asked for is not the member's: it stands in
@@ -93,9 +121,8 @@ func Fits(dir, token string) error {
 	return Entry{Dir: dir, Join: token}.joinedAlready(s)
 }
 
-// found makes a mesh. The mesh key is on disk before the membership that makes
-// it this node's, and a crash between leaves a key that the next start uses: one that
-// is there is never written over.
+// found makes a mesh, with the key that a start before has left: one that is there is
+// never written over.
 func (e Entry) found() (State, error) {
 	farm := e.Farm
 	if farm == "" {
@@ -109,12 +136,12 @@ func (e Entry) found() (State, error) {
 	} else if err != nil {
 		return State{}, fmt.Errorf("found mesh: %w", err)
 	}
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: e.Identity.Public(), Role: trust.RoleAdmin, Farm: farm}, e.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: e.identity.Public(), Role: trust.RoleAdmin, Farm: farm}, e.Now())
 	if err != nil {
 		return State{}, fmt.Errorf("found mesh: %w", err)
 	}
 	secrets := trust.NewSecrets(1).For(trust.RoleAdmin, farm)
-	rotation, err := trust.Signer{Key: e.Identity, Chain: chain}.Rotate(secrets, farm, e.Now())
+	rotation, err := trust.Signer{Key: e.identity, Chain: chain}.Rotate(secrets, farm, e.Now())
 	if err != nil {
 		return State{}, err
 	}
@@ -133,33 +160,56 @@ func (e Entry) join(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, fmt.Errorf("--join: %w", err)
 	}
-	s, err := swarm.New(swarm.Config{Identity: e.Identity, Mesh: token.Mesh, Log: e.Log})
-	if err != nil {
-		return State{}, err
+	if _, err := os.Stat(filepath.Join(e.Dir, meshKeyFile)); err == nil {
+		return State{}, fmt.Errorf("--join: %w: a start before has begun to found a mesh in %s; give an empty --data", content.ErrConflict, e.Dir)
 	}
-	defer s.Close()
 	verifier := trust.NewVerifier(token.Mesh)
-	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: verifier, Now: e.Now, Log: e.Log})
-	if err != nil {
-		return State{}, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- x.Run(ctx) }()
-	got, err := e.redeemAt(ctx, s, x, token)
-	cancel()
-	if err = errors.Join(err, <-ended); err != nil {
+	var got redeemReply
+	err = Visitor{e.identity, verifier, e.Now, e.Log}.Visit(ctx, func(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange) (err error) {
+		got, err = e.redeemAt(ctx, s, x, token)
+		return err
+	})
+	if err != nil {
 		return State{}, fmt.Errorf("--join: %w", err)
 	}
 	return e.accept(token, verifier, got)
+}
+
+// Visitor deals with members as a stranger to them, whatever its key.
+type Visitor struct {
+	Identity trust.PrivateKey
+	Verifier *trust.Verifier
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Visit calls fn with a host of its own, which listens nowhere.
+func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swarm, *exchange.Exchange) error) error {
+	s, err := swarm.New(swarm.Config{Identity: v.Identity, Mesh: v.Verifier.Mesh(), Log: v.Log})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: v.Verifier, Now: v.Now, Log: v.Log})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- x.Run(ctx) }()
+	err = fn(ctx, s, x)
+	cancel()
+	return errors.Join(err, <-ended)
 }
 
 // accept checks what came for a token: a certificate for this key, and secrets that an
 // admin has signed for.
 func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemReply) (State, error) {
 	id, err := verifier.Verify(got.Chain, e.Now())
-	if err != nil || id.Key != e.Identity.Public() {
+	if err != nil || id.Key != e.identity.Public() {
 		return State{}, fmt.Errorf("--join: the certificate that came back: %w", errors.Join(content.ErrForbidden, err))
 	}
 	if id.Role.IsMember() {
@@ -187,7 +237,7 @@ func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemRep
 // invite is shown to none but admins of the mesh.
 func (e Entry) redeemAt(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange, token trust.Token) (redeemReply, error) {
 	codec := content.NewCodec()
-	body, err := codec.Marshal(redeemRequest{token.Invite, e.Identity.Public()})
+	body, err := codec.Marshal(redeemRequest{token.Invite, e.identity.Public()})
 	if err != nil {
 		return redeemReply{}, err
 	}

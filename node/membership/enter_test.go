@@ -6,21 +6,19 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/grangemesh/grange/origin/trust"
 )
 
 // TestFarmOfAnotherMember: a farm that a folder is not of is not taken in silence.
 func TestFarmOfAnotherMember(t *testing.T) {
 	var log bytes.Buffer
-	c := Entry{Dir: t.TempDir(), Identity: trust.NewPrivateKey(), Farm: "lyon", Now: time.Now, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	c := Entry{Dir: t.TempDir(), Farm: "lyon", Now: time.Now, Log: slog.New(slog.NewTextHandler(&log, nil))}
 	for _, x := range []struct {
 		farm    string
 		ignored bool
 	}{{"lyon", false}, {"", false}, {"lyon", false}, {"oslo", true}} {
 		log.Reset()
 		c.Farm = x.farm
-		m, err := c.Enter(t.Context())
+		m, _, err := c.Enter(t.Context())
 		if err != nil || m.Chain.Identity().Farm != "lyon" {
 			t.Fatalf("farm %q, %v", m.Chain.Identity().Farm, err)
 		}
@@ -31,8 +29,8 @@ func TestFarmOfAnotherMember(t *testing.T) {
 }
 
 func TestFarmDefault(t *testing.T) {
-	c := Entry{Dir: t.TempDir(), Identity: trust.NewPrivateKey(), FarmDefault: "main", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
-	if m, err := c.Enter(t.Context()); err != nil || m.Chain.Identity().Farm != "main" {
+	c := Entry{Dir: t.TempDir(), FarmDefault: "main", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	if m, _, err := c.Enter(t.Context()); err != nil || m.Chain.Identity().Farm != "main" {
 		t.Errorf("farm %q, %v", m.Chain.Identity().Farm, err)
 	}
 }

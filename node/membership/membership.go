@@ -55,7 +55,11 @@ type Config struct {
 	OnRotated func(trust.Secrets)
 	// OnRenewed is told of a new certificate of this member's own.
 	OnRenewed func(trust.Chain)
-	Now       func() time.Time
+	// Incarnation is what this member says of this start of it, and OnIncarnation is told
+	// of another that a member has heard of.
+	Incarnation   func() []byte
+	OnIncarnation func([]byte)
+	Now           func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -72,6 +76,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnRenewed == nil {
 		c.OnRenewed = func(trust.Chain) {}
+	}
+	if c.Incarnation == nil {
+		c.Incarnation = func() []byte { return nil }
+	}
+	if c.OnIncarnation == nil {
+		c.OnIncarnation = func([]byte) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -106,6 +116,7 @@ type Membership struct {
 	owed     time.Time               // when to look whether the origin has all revocations; zero: it has
 	notice   []byte                  // the newest rotation that is known of
 	newest   trust.Generation
+	starts   map[trust.PublicKey][]byte // the incarnation of each member that was heard last
 }
 
 // Open reads what the data folder has; a member whose own key was revoked is opened,
@@ -113,13 +124,20 @@ type Membership struct {
 func Open(cfg Config, s State) (*Membership, error) {
 	cfg = cfg.withDefaults()
 	m := &Membership{
-		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{},
+		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{}, starts: map[trust.PublicKey][]byte{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
 	}
-	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {
+	issued := cfg.Now()
+	if len(s.Chain) > 0 {
+		issued = s.Chain[0].NotBefore
+	}
+	_, err := m.verifier.Certified(s.Chain, issued)
+	if err != nil {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
-	var err error
+	if _, err := m.verifier.Certified(s.Chain, cfg.Now()); err != nil {
+		cfg.Log.Error("no member deals with this node; its own volumes are served all the same", "err", err)
+	}
 	if m.invites, err = trust.OpenInvites(filepath.Join(cfg.Dir, invitesDir)); err != nil {
 		return nil, err
 	}
@@ -217,6 +235,23 @@ func (m *Membership) change(f func(*State) error) error {
 	defer m.mu.Unlock()
 	m.state = next
 	return nil
+}
+
+// SawOrigin notes that a bucket is the mesh's: it is the one that a start without
+// another asks, and is never claimed again.
+func (m *Membership) SawOrigin(url string) error {
+	if s := m.State(); s.Origin == url && s.Seen {
+		return nil
+	}
+	return m.change(func(s *State) error { s.Origin, s.Seen = url, true; return nil })
+}
+
+// Moved notes where this member is served now.
+func (m *Membership) Moved(place []string) error {
+	if len(place) == 0 || slices.Equal(m.State().Place, place) {
+		return nil
+	}
+	return m.change(func(s *State) error { s.Place = place; return nil })
 }
 
 // admin fails with ErrForbidden unless this member is an admin; what is the deed.

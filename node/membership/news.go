@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -45,12 +46,19 @@ type greeting struct {
 	Rotation []byte `cbor:"rotation"`
 	// News are revocations that the other may not know.
 	News []revoked `cbor:"news"`
+	// Incarnation is of who says it, Other one of the other that was heard before: two
+	// nodes of one identity learn of each other so.
+	Incarnation []byte `cbor:"incarnation"`
+	Other       []byte `cbor:"other"`
 }
+
+// incarnationMax bounds what a member says of a start of it: some addresses.
+const incarnationMax = 4 << 10
 
 func (m *Membership) greeting(news []revoked) greeting {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return greeting{m.state.Chain, m.cfg.Name, m.digest, m.notice, news}
+	return greeting{m.state.Chain, m.cfg.Name, m.digest, m.notice, news, m.cfg.Incarnation(), nil}
 }
 
 // greeted answers a greeting.
@@ -58,7 +66,24 @@ func (m *Membership) greeted(who trust.Identity, g greeting) (greeting, error) {
 	if err := m.hear(who, g); err != nil {
 		return greeting{}, err
 	}
-	return m.greeting(nil), nil
+	reply := m.greeting(nil)
+	reply.Other = m.started(who.Key, g.Incarnation)
+	return reply, nil
+}
+
+// started notes the incarnation of a member, and returns the one before.
+func (m *Membership) started(key trust.PublicKey, incarnation []byte) (before []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before = m.starts[key]
+	if len(incarnation) == 0 || len(incarnation) > incarnationMax || bytes.Equal(before, incarnation) {
+		return nil
+	}
+	if before == nil && len(m.starts) >= rollMax {
+		clear(m.starts)
+	}
+	m.starts[key] = incarnation
+	return before
 }
 
 // hear takes what a member says.
@@ -79,6 +104,9 @@ func (m *Membership) hear(who trust.Identity, g greeting) error {
 	}
 	m.learn(toldBy(g.News))
 	m.hearRotation(g.Rotation)
+	if len(g.Other) > 0 {
+		m.cfg.OnIncarnation(g.Other)
+	}
 	return nil
 }
 

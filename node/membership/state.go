@@ -23,6 +23,9 @@ const (
 	invitesDir     = "invites"
 	revokedDir     = "revoked"
 	rollFile       = "roll"
+	// enteringFile is there until the first start is through: what else it has made by
+	// then is its own.
+	enteringFile = "entering"
 )
 
 // State is what a member keeps of its own place in the mesh.
@@ -36,9 +39,14 @@ type State struct {
 	Former  trust.Secrets `cbor:"former"`
 	Rotated int64         `cbor:"rotated"`
 	// Rotation is an admin's word that Secrets are those of this farm.
-	Rotation  []byte   `cbor:"rotation"`
+	Rotation []byte `cbor:"rotation"`
+	// Origin is the URL of the mesh's origin: a token's word, or a founder's, until this
+	// member has Seen it to be the mesh's; then the one that was seen last.
 	Origin    string   `cbor:"origin"`
+	Seen      bool     `cbor:"seen"`
 	Bootstrap []string `cbor:"bootstrap"`
+	// Place are the addresses that the member was last served at.
+	Place []string `cbor:"place"`
 	// Founder says that this member made the mesh.
 	Founder bool `cbor:"founder"`
 
@@ -46,7 +54,7 @@ type State struct {
 	Fresh bool `cbor:"-"`
 }
 
-const stateMagic = "grange-membership/2"
+const stateMagic = "grange-membership/3"
 
 func (s State) save(dir string) error {
 	s.Magic = stateMagic
@@ -78,24 +86,6 @@ func load(dir string) (State, error) {
 func In(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, membershipFile))
 	return err == nil
-}
-
-// wasMember reports whether somebody has been a member with this folder: whoever opens
-// a membership has a ledger of invites from then on.
-func wasMember(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, invitesDir))
-	return err == nil
-}
-
-// LoadIdentity returns this member's key, made at the first start.
-func LoadIdentity(dir string) (trust.PrivateKey, error) {
-	path := filepath.Join(dir, identityFile)
-	key, err := trust.LoadKey(path)
-	if errors.Is(err, content.ErrNotFound) {
-		key = trust.NewPrivateKey()
-		err = trust.SaveKey(path, key)
-	}
-	return key, err
 }
 
 // former returns the secrets before the last rotation if that is not longer ago than

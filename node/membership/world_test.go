@@ -45,14 +45,14 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) entry(key trust.PrivateKey, dir, farm string) Entry {
-	return Entry{Dir: dir, Identity: key, Farm: farm, FarmDefault: "main", Now: time.Now, Log: Config{}.withDefaults().Log}
+	return Entry{Dir: dir, identity: key, Farm: farm, FarmDefault: "main", Now: time.Now, Log: Config{}.withDefaults().Log}
 }
 
 // found makes the first member.
 func (w *world) found(name, farm string) *node {
 	w.t.Helper()
-	key, dir := trust.NewPrivateKey(), w.t.TempDir()
-	s, err := w.entry(key, dir, farm).Enter(w.t.Context())
+	dir := w.t.TempDir()
+	s, key, err := w.entry(trust.PrivateKey{}, dir, farm).Enter(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}

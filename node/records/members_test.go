@@ -121,8 +121,8 @@ func TestWhatConfirms(t *testing.T) {
 		"long ago":              {vouched(t, node("z"), r, now.Add(-time.Hour)), false, time.Minute},
 		"a seed":                {vouched(t, w.signer(t, trust.RoleSeed, ""), r, now), false, time.Minute},
 		"one that was revoked":  {vouched(t, revoked, r, now), false, time.Minute},
-		"within the skew":       {vouched(t, node("z"), r, now.Add(20*time.Second)), true, time.Minute},
-		"in time to come":       {vouched(t, node("z"), r, now.Add(4*time.Minute)), false, time.Minute},
+		"within the skew":       {vouched(t, node("z"), r, now.Add(4*time.Minute)), true, time.Minute},
+		"in time to come":       {vouched(t, node("z"), r, now.Add(6*time.Minute)), false, time.Minute},
 		"without a word":        {Answer{Sealed: r.Sealed}, false, time.Minute},
 		"a word on another one": {Answer{Sealed: r.Sealed, Statement: vouched(t, node("z"), w.sealed(t, publisher, w.image(t, "debian", content.Mesh(), 1), 1).Record, now).Statement}, false, time.Minute},
 	} {
@@ -137,7 +137,7 @@ func TestWhatConfirms(t *testing.T) {
 		}
 	}
 	m := w.member(t, t.TempDir(), trust.RoleNode, "a")
-	m.says(vouched(t, node("z"), r, now.Add(4*time.Minute)))
+	m.says(vouched(t, node("z"), r, now.Add(6*time.Minute)))
 	m.says(Answer{Sealed: r.Sealed})
 	_, err := m.Lookup(t.Context(), content.KindImage, "debian", true)
 	is(t, "nobody's word", err, content.ErrUnavailable)

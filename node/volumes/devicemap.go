@@ -79,13 +79,14 @@ type deviceMapFile struct {
 const devicesFile = "devices.json"
 
 // Expected reports whether somebody waits for a volume in this folder: one was
-// attached when the node ended.
-func Expected(dir string) bool {
+// attached when the node ended. A folder of volumes whose list is missing or damaged is
+// ErrCorrupt.
+func Expected(dir string) (bool, error) {
 	m, err := loadDeviceMap(filepath.Join(dir, devicesFile))
 	if err != nil {
-		return true // New will say
+		return false, err
 	}
-	return slices.ContainsFunc(m.sorted(), func(e entry) bool { return e.Attached })
+	return slices.ContainsFunc(m.sorted(), func(e entry) bool { return e.Attached }), nil
 }
 
 func loadDeviceMap(path string) (*deviceMap, error) {
@@ -93,7 +94,7 @@ func loadDeviceMap(path string) (*deviceMap, error) {
 	m.entries.Store(&entries)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m, nil
+		return m, noVolumes(filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("device map: %w", err)
@@ -106,6 +107,21 @@ func loadDeviceMap(path string) (*deviceMap, error) {
 		entries[e.Name] = e
 	}
 	return m, nil
+}
+
+// noVolumes fails if there are volumes in a folder that has no device map.
+func noVolumes(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("device map: %w", err)
+	}
+	for _, f := range files {
+		if f.IsDir() && f.Name() != "lost+found" {
+			return fmt.Errorf("device map: %w: %s is missing, and volumes lie beside it, such as %s; restore the file from the backup that they are of, or move them away",
+				content.ErrCorrupt, filepath.Join(dir, devicesFile), f.Name())
+		}
+	}
+	return nil
 }
 
 func (m *deviceMap) get(name string) (entry, bool) {

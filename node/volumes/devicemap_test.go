@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -93,5 +94,33 @@ func TestDeviceMapRefuses(t *testing.T) {
 		if _, err := loadDeviceMap(m.path); !errors.Is(err, content.ErrCorrupt) {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+// TestDeviceMapOfRestoredVolumes: volumes without the list of them, or with an empty or
+// half one, are never none.
+func TestDeviceMapOfRestoredVolumes(t *testing.T) {
+	m := newMap(t)
+	dir := filepath.Dir(m.path)
+	if err := errors.Join(m.put(entry{Name: "a", Folder: "f1", Attached: true}), os.Mkdir(filepath.Join(dir, "f1"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if expected, err := Expected(dir); !expected || err != nil {
+		t.Errorf("%v, %v", expected, err)
+	}
+	for what, harm := range map[string]func() error{
+		"half": func() error { return os.Truncate(m.path, 30) }, "empty": func() error { return os.Truncate(m.path, 0) },
+		"gone": func() error { return os.Remove(m.path) },
+	} {
+		err := harm()
+		if _, got := Expected(dir); err != nil || !errors.Is(got, content.ErrCorrupt) || !strings.Contains(got.Error(), devicesFile) {
+			t.Errorf("%s: %v, %v", what, err, got)
+		}
+		if err := m.save(all(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if expected, err := Expected(filepath.Join(dir, "none")); expected || err != nil {
+		t.Errorf("%v, %v", expected, err)
 	}
 }

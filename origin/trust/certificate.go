@@ -91,8 +91,15 @@ func (id Identity) MaySign(kind content.Kind, farm string) bool {
 // stolen key is revoked, not waited out.
 const certificateLifetime = 10 * 365 * 24 * time.Hour
 
-// clockSkew is how far two members' clocks may differ.
+// clockSkew is how far two members' clocks may differ: as much for certificates, for
+// records and for statements.
 const clockSkew = 5 * time.Minute
+
+// skewed is for a time of another's clock that this host's clock does not bear out.
+func skewed(what string, theirs, ours time.Time) error {
+	return fmt.Errorf("%w: %s %s, and by the clock here it is %s: clocks may differ by %s; have NTP set them (timedatectl set-ntp true), here or there",
+		content.ErrForbidden, what, theirs.UTC().Format(time.RFC3339), ours.UTC().Format(time.RFC3339), clockSkew)
+}
 
 // chainMax is the longest chain: member, delegated admin, the admin's admin.
 const chainMax = 3
@@ -207,7 +214,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 	}
 	c := Certificate{
 		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
-		NotBefore: now.Add(-clockSkew).Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
+		NotBefore: now.Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
 	}
 	rand.Read(c.Serial[:])
 	c = c.signed(s.Key)

@@ -53,7 +53,7 @@ func unseal(b []byte, payload any) (sealedWire, error) {
 // all that does not hold.
 func (v *Verifier) signer(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
 	if at.After(now.Add(clockSkew)) {
-		return Identity{}, fmt.Errorf("%w: signed in the future, at %s; check the clocks", content.ErrForbidden, at.UTC().Format(time.RFC3339))
+		return Identity{}, skewed("signed at", at, now)
 	}
 	id, err := v.verify(w.Chain, at, seen)
 	if err != nil {

@@ -70,7 +70,8 @@ func ParseToken(s string, now time.Time) (Token, error) {
 		return Token{}, fmt.Errorf("join token: %w", err)
 	}
 	if expires := time.Unix(t.Expires, 0); now.After(expires) {
-		return Token{}, fmt.Errorf("join token: %w: it expired on %s; ask an admin for a new one", content.ErrForbidden, expires.UTC().Format(time.RFC3339))
+		return Token{}, fmt.Errorf("join token: %w: it expired on %s, and by the clock here it is %s; ask an admin for a new one", content.ErrForbidden,
+			expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return t, nil
 }

@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -232,7 +231,10 @@ func (f *Farm) Run(ctx context.Context) error {
 	group.Go(func() { f.keepProved(ctx) })
 	f.keepJoined(ctx)
 	group.Wait()
-	return errors.Join(f.list.Leave(leaveTimeout), f.list.Shutdown())
+	if err := f.list.Leave(leaveTimeout); err != nil { // as when all stop at once: the others find out by themselves
+		f.cfg.Log.Debug("gossip: nobody has heard that this member leaves", "err", err)
+	}
+	return f.list.Shutdown()
 }
 
 // keepProved looks at the certificates again from time to time, and speaks up when the

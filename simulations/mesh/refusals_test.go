@@ -134,7 +134,7 @@ func TestBadOriginIsRefused(t *testing.T) {
 	_, store := front(t, l)
 	start(t, l, store.URL, "a") // the store is this mesh's from now on
 	h := onHost(t, l)
-	other := strings.Replace(store.URL, "/farm?", "/other?", 1)
+	other, gone := strings.Replace(store.URL, "/farm?", "/other?", 1), strings.Replace(store.URL, ":7071", ":7099", 1)
 	store.Meddle(ignoreConditions)
 	refuse(t, l, h, []refusal{
 		{what: "conditions ignored", args: founder(t, h, "--origin", other), says: []string{"other", "if-none-match", "if-match", "honours conditional writes"}},
@@ -150,12 +150,20 @@ func TestBadOriginIsRefused(t *testing.T) {
 		{what: "unknown key", args: founder(t, h, "--origin", other), env: []string{"AWS_ACCESS_KEY_ID=nobody"}, says: []string{"other", "credentials"}},
 		{what: "missing bucket", args: founder(t, h, "--origin", strings.Replace(store.URL, "images/", "absent/", 1)), says: []string{"absent", "bucket"}},
 		{what: "no such scheme", args: founder(t, h, "--origin", "ftp://host/x"), says: []string{"ftp", "s3, file or https"}},
+		{what: "store out of reach", args: founder(t, h, "--origin", gone), says: []string{"--origin", "7099", "unavailable"}},
 		{what: "relative folder", args: founder(t, h, "--origin", "file://images"), says: []string{"file:///ABSOLUTE/FOLDER"}},
 	})
-	away, err := l.StartAs(t.Context(), "publisher", "a", strings.Replace(store.URL, ":7071", ":7099", 1))
+	away, err := l.StartAs(t.Context(), "publisher", "a", store.URL)
+	if err == nil {
+		err = away.Stop()
+	}
+	if err == nil { // a member starts without its store
+		err = away.Impersonate(t.Context(), nil, l.Binary, "node", "--data", away.Data, "--listen", fmt.Sprintf("/ip4/%s/tcp/4001", away.Host.Addr()), "--origin", gone)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, away, "status", "--wait", refusalTimeout.String())
 	path, _ := disk(t, l.Dir, 8<<20)
 	refuse(t, l, away.Host, []refusal{
 		{what: "unreachable store", args: []string{"image", "import", "v", path, "--data", away.Data}, says: []string{"7099", "unavailable"}},
@@ -230,8 +238,8 @@ func TestBadStartIsRefused(t *testing.T) {
 		{what: "no multiaddr", args: fresh("--listen", "10.0.0.5:4001"), says: []string{"10.0.0.5:4001", "/ip4/10.0.0.5/tcp/4001"}},
 		{what: "quota too small", args: fresh("--listen", listen(4101), "--quota", "1MiB"), says: []string{"--quota", "256 MiB"}},
 		{what: "expired token", args: fresh("--join", expired), says: []string{"--join", "expired"}},
-		{what: "used token", args: fresh("--join", used), says: []string{"--join", "used"}},
-		{what: "revoked token", args: fresh("--join", revoked), says: []string{"--join", "revoked"}},
+		{what: "used token", args: fresh("--listen", listen(4101), "--join", used), says: []string{"--join", "used"}},
+		{what: "revoked token", args: fresh("--listen", listen(4101), "--join", revoked), says: []string{"--join", "revoked"}},
 		{what: "no token", args: fresh("--join", "grange1nonsense"), says: []string{"--join", "token", "copy it whole"}},
 		{what: "cut token", args: fresh("--join", used[:len(used)-8]), says: []string{"--join", "token", "copy it whole"}},
 		{what: "config without sense", args: config("{{{"), says: []string{"grange.yaml"}},
@@ -255,9 +263,19 @@ func TestBadStartIsRefused(t *testing.T) {
 // join one.
 func otherMesh(t *testing.T, l *lab.Lab, h *netns.Host, token string) []string {
 	t.Helper()
-	args := founder(t, h) // its address is in use: it founds and ends
-	if _, code, err := l.Exec(t.Context(), h, nil, args...); err != nil || code == 0 {
-		t.Fatalf("exit code %d, %v", code, err)
-	}
+	data := t.TempDir()
+	args := []string{"node", "--data", data, "--listen", "/ip4/127.0.0.1/tcp/0"}
+	ctx, stop := context.WithCancel(t.Context())
+	founded := make(chan error, 1)
+	go func() {
+		_, _, err := l.Exec(ctx, h, nil, args...)
+		founded <- err
+	}()
+	until(t, "it has founded a mesh", func(context.Context) bool {
+		_, err := os.Stat(filepath.Join(data, "membership"))
+		return err == nil
+	})
+	stop()
+	<-founded // it was killed, which is no news
 	return append(args, "--join", token)
 }

@@ -1,14 +1,39 @@
 package durable
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
+
+// lockInterval is how often LockWithin looks whether a lock is free.
+const lockInterval = 50 * time.Millisecond
+
+// LockWithin is Lock for who comes right after another that was killed: its files close
+// some moments after it is gone to those who watch it. It waits so long at most.
+func LockWithin(ctx context.Context, path string, wait time.Duration) (io.Closer, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	tick := time.NewTicker(lockInterval)
+	defer tick.Stop()
+	for {
+		lock, err := Lock(path)
+		if !errors.Is(err, content.ErrConflict) {
+			return lock, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
 
 // Lock keeps others out of what a file stands for, which it makes if need be,
 // until the lock is closed or the process ends. It says by content.ErrConflict, and

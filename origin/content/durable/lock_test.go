@@ -1,12 +1,15 @@
 package durable
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -32,4 +35,32 @@ func TestLockIsOnes(t *testing.T) {
 	if err := again.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLockWithin waits for one that is given up meanwhile, not for one that stays.
+func TestLockWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "lock")
+		first, err := LockWithin(t.Context(), path, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		if _, err := LockWithin(t.Context(), path, time.Second); !errors.Is(err, content.ErrConflict) || time.Since(begun) != time.Second {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+		stopped, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := LockWithin(stopped, path, time.Second); !errors.Is(err, content.ErrConflict) {
+			t.Errorf("who does not wait: %v", err)
+		}
+		time.AfterFunc(time.Second/2, func() { _ = first.Close() }) // the next line shows it
+		second, err := LockWithin(t.Context(), path, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -1,0 +1,68 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/grangemesh/grange/node/api"
+)
+
+// freeAddress is an address of this host that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// farmOf starts n nodes of one farm, the first of which founds the mesh, and waits until
+// each sees all.
+func farmOf(t *testing.T, n int) []*served {
+	t.Helper()
+	first := freeAddress(t)
+	all := []*served{startNode(t, os.Args[0], t.TempDir(), "--farm-bind", first)}
+	all[0].await(t, "msg=serving")
+	app := cli{Data: filepath.Join(all[0].dir, "data")}
+	for i := 1; i < n; i++ {
+		var made api.Token
+		if err := app.ask(t.Context(), "POST", "/api/tokens", api.TokenRequest{Role: "node"}, &made); err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		all = append(all, startCommand(t, os.Args[0], dir, []string{"node", "--data", filepath.Join(dir, "data"), "--origin", "file://" + filepath.Join(all[0].dir, "origin"),
+			"--listen", "/ip4/127.0.0.1/tcp/0", "--farm-bind", freeAddress(t), "--farm-join", first, "--join", made.Token}))
+	}
+	for _, s := range all[1:] {
+		s.await(t, "msg=serving")
+	}
+	for _, s := range all {
+		until(t, fmt.Sprintf("%d neighbours", n-1), func() bool {
+			var st api.Status
+			err := (&cli{Data: filepath.Join(s.dir, "data")}).ask(t.Context(), "GET", "/api/status", nil, &st)
+			return err == nil && len(st.Farm) == n-1
+		})
+	}
+	return all
+}
+
+// TestAllStopAtOnce: a clean stop is one though nobody is left to say good-bye to.
+func TestAllStopAtOnce(t *testing.T) {
+	all := farmOf(t, 4)
+	for _, s := range all {
+		s.signal(t, syscall.SIGTERM)
+	}
+	for i, s := range all {
+		if end := s.ends(t); end.ExitStatus() != 0 {
+			t.Errorf("node %d ended with %v", i, end)
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+// look says what the data folder is, before anything is done to it.
+func (n *Node) look(context.Context) (err error) {
+	_, n.identity, err = membership.Look(n.cfg.Dir)
+	if errors.Is(err, content.ErrNotFound) {
+		n.fresh, n.identity, err = true, trust.NewPrivateKey(), nil // for as long as it tries
+	}
+	if err == nil {
+		n.awaited, err = volumes.Expected(n.volumesDir())
+	}
+	return err
+}
+
+// tryFirst looks at all that a first start was told before a mesh is founded, an origin
+// remembered or a token spent.
+func (n *Node) tryFirst(ctx context.Context) error {
+	if !n.fresh {
+		return nil
+	}
+	if _, err := n.name(); err != nil {
+		return err
+	}
+	if err := content.CheckName(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
+		return fmt.Errorf("--farm: %w", err)
+	}
+	var token trust.Token
+	var err error
+	if n.cfg.Join != "" {
+		if token, err = trust.ParseToken(n.cfg.Join, n.cfg.Now()); err != nil {
+			return fmt.Errorf("--join: %w", err)
+		}
+	}
+	if err := n.checkNetwork(true); err != nil {
+		return err
+	}
+	return n.tryOrigins(ctx, token)
+}
+
+// checkNetwork fails for addresses that can't be, and with bind for those that can't be
+// taken now.
+func (n *Node) checkNetwork(bind bool) error {
+	s, err := swarm.New(swarm.Config{Identity: n.identity, Listen: n.cfg.Listen, Bootstrap: n.cfg.Bootstrap, Log: n.cfg.Log})
+	if err != nil {
+		return err
+	}
+	if bind {
+		err = s.Listen()
+	}
+	if err := errors.Join(err, s.Close(), n.checkFarm()); err != nil || !bind || n.cfg.FarmBind == "" {
+		return err
+	}
+	l, err := net.Listen("tcp", n.cfg.FarmBind)
+	if err == nil {
+		var p net.PacketConn
+		if p, err = net.ListenPacket("udp", l.Addr().String()); err == nil {
+			err = p.Close()
+		}
+		err = errors.Join(err, l.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("--farm-bind %s: %w: %w", n.cfg.FarmBind, content.ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (n *Node) checkFarm() error {
+	for _, a := range append([]string{n.cfg.FarmBind}, n.cfg.FarmJoin...) {
+		if _, _, err := net.SplitHostPort(a); a != "" && err != nil {
+			return fmt.Errorf("farm address %q: %w: want HOST:PORT", a, content.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// tryOrigins asks the origin that a new member will have. One that its operator names
+// has to answer; of one that a token names it is enough that it is not another's. The
+// zero token is for a mesh that is still to be founded.
+func (n *Node) tryOrigins(ctx context.Context, token trust.Token) error {
+	if len(n.cfg.Origins) == 0 && token.Origin != "" {
+		err := n.askOrigin(ctx, token.Origin, func(ctx context.Context, b bucket.Bucket) error { return catalog.CheckMesh(ctx, b, token.Mesh) })
+		if err != nil && !errors.Is(err, content.ErrUnavailable) && !errors.Is(err, content.ErrNotFound) {
+			return fmt.Errorf("the mesh's origin, %s: %w", token.Origin, err)
+		}
+	}
+	for i, url := range n.cfg.Origins {
+		err := n.askOrigin(ctx, url, func(ctx context.Context, b bucket.Bucket) error {
+			if i > 0 { // a mirror may come later
+				return nil
+			}
+			err := catalog.CheckMesh(ctx, b, token.Mesh)
+			switch {
+			case errors.Is(err, content.ErrNotFound) && url == token.Origin:
+				return nothingThere(url)
+			case errors.Is(err, content.ErrNotFound):
+				return bucket.Probe(ctx, b)
+			case errors.Is(err, content.ErrConflict) && n.cfg.Join == "":
+				return fmt.Errorf("%w: another mesh has it; to join that give --join a token, to found one an empty bucket or prefix", content.ErrConflict)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("--origin %s: %w", url, err)
+		}
+	}
+	return nil
+}
+
+// askOrigin opens a bucket and asks it, for originTimeout at most.
+func (n *Node) askOrigin(ctx context.Context, url string, ask func(context.Context, bucket.Bucket) error) error {
+	ctx, cancel := context.WithTimeout(ctx, originTimeout)
+	defer cancel()
+	begun := time.Now()
+	b, _, err := n.cfg.OpenOrigin(ctx, url)
+	if err == nil {
+		err = ask(ctx, b)
+	}
+	return inTime(ctx, begun, err)
+}
+
+// Check says whether a node would start with that configuration, as far as that shows
+// without a start: it opens nothing that a running node has open, and a member's folder
+// stays as it is.
+func Check(ctx context.Context, cfg Config) error {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return err
+	}
+	n := &Node{cfg: cfg}
+	if err := n.look(ctx); err != nil || n.fresh {
+		return errors.Join(err, n.tryFirst(ctx))
+	}
+	if _, err := n.name(); err != nil {
+		return err
+	}
+	state, _, err := n.entry().Enter(ctx)
+	if err == nil {
+		_, err = membership.Open(membership.Config{Dir: cfg.Dir, Identity: n.identity, Now: cfg.Now, Log: cfg.Log}, state)
+	}
+	if err == nil {
+		err = n.checkNetwork(false)
+	}
+	if err != nil {
+		return err
+	}
+	url := state.Origin
+	if len(cfg.Origins) > 0 {
+		url = cfg.Origins[0]
+	}
+	if url == "" {
+		return nil
+	}
+	err = n.askOrigin(ctx, url, func(ctx context.Context, b bucket.Bucket) error { return catalog.CheckMesh(ctx, b, state.Mesh) })
+	if err != nil && !errors.Is(err, content.ErrUnavailable) && !(errors.Is(err, content.ErrNotFound) && !state.Seen) {
+		return fmt.Errorf("the origin %s: %w", url, err)
+	}
+	return nil
+}
