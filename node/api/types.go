@@ -39,11 +39,12 @@ type Volume struct {
 	Durability string      `json:"durability"`
 	ReadOnly   bool        `json:"readonly"`
 	Epoch      uint64      `json:"epoch"`
-	State      string      `json:"state" doc:"attached, detached, uncommitted, or failed"`
+	State      string      `json:"state" doc:"opening, attached, detached, uncommitted, or failed"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	Root       content.CID `json:"root"`
-	DirtyBytes int64       `json:"dirty_bytes"`
+	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
+	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
 	Bytes      Bytes       `json:"bytes"`
 }
 

@@ -13,7 +13,7 @@ import (
 func viewVolume(v volumes.View) Volume {
 	return Volume{
 		Name: v.Name, Size: v.Size, From: v.From, Transport: v.Transport, Device: v.Device, Durability: v.Durability, ReadOnly: v.ReadOnly,
-		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes,
+		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes, DiskBytes: v.DiskBytes,
 		Bytes: node.BytesOf(v.Bytes),
 	}
 }
