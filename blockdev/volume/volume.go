@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,9 @@ type Config struct {
 	// disk is blank.
 	SourceSize int64
 	ChunkSize  int
+	// SegmentSize is the size at which a segment of the journal is closed; segmentMax
+	// when 0.
+	SegmentSize int64
 	// ReadOnly refuses writes and leaves the files as they are; a damaged journal
 	// can be opened only so.
 	ReadOnly bool
@@ -96,6 +100,7 @@ func Open(cfg Config) (*Volume, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	v := &Volume{cfg: cfg}
 	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {
 		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, sectorSize, int64(content.SizeMax))

@@ -161,7 +161,7 @@ func (v *Volume) lose(c *CorruptError) {
 // full reports whether the next entry needs a new segment. Called with mu.
 func (v *Volume) full() bool {
 	n := len(v.chain)
-	return n == 0 || v.chain[n-1].sealed || v.chain[n-1].size >= segmentMax
+	return n == 0 || v.chain[n-1].sealed || v.chain[n-1].size >= v.cfg.SegmentSize
 }
 
 // roll opens a new segment when there is none or the last one is full, whose table it
