@@ -151,6 +151,7 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	chunks := m.Root().Chunks()
 	for index < chunks {
 		n := index / content.MapFanout
+		m.f.readMapAhead(ctx, m.rs, n, (chunks+content.MapFanout-1)/content.MapFanout)
 		leaf, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
 		if err != nil {
 			return 0, 0, err
