@@ -39,7 +39,7 @@ type Volume struct {
 	Durability string      `json:"durability"`
 	ReadOnly   bool        `json:"readonly"`
 	Epoch      uint64      `json:"epoch"`
-	State      string      `json:"state" doc:"opening, attached, detached, uncommitted, or failed"`
+	State      string      `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	Root       content.CID `json:"root"`
@@ -91,6 +91,7 @@ type Status struct {
 	Bytes   Bytes     `json:"bytes"`
 	Cache   Cache     `json:"cache"`
 	Volumes int       `json:"volumes"`
+	Failing []string  `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
 	Disks   Disks     `json:"disks"`
 	Started time.Time `json:"started"`
 	Version string    `json:"version"`

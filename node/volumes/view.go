@@ -20,7 +20,9 @@ const (
 	StateAttached    State = "attached"
 	StateUncommitted State = "uncommitted"
 	StateDetached    State = "detached"
-	StateFailed      State = "failed"
+	// StateFull is served, and its writes fail: the disk of the data folder is full.
+	StateFull   State = "full"
+	StateFailed State = "failed"
 )
 
 // View describes a volume.
@@ -50,6 +52,18 @@ func (v *Volumes) List() []View {
 	}
 	for _, folder := range slices.Sorted(maps.Keys(v.index.broken)) {
 		out = append(out, v.viewBroken(folder))
+	}
+	return out
+}
+
+// Failing returns the names of the volumes that want a look: they can't be served, have
+// stopped, or find no room for what is written.
+func (v *Volumes) Failing() []string {
+	var out []string
+	for _, view := range v.List() {
+		if view.State == StateFailed || view.State == StateFull {
+			out = append(out, view.Name)
+		}
 	}
 	return out
 }
@@ -105,7 +119,7 @@ func (v *Volumes) viewServed(out *View, e entry, d *device) {
 	case stats.Failed != nil:
 		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
 	case stats.Full:
-		out.State, out.Detail = StateAttached, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
 	case !e.Committed:
 		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
 	default:
@@ -132,7 +146,7 @@ func (s states) Collect(out chan<- prometheus.Metric) {
 	for _, view := range s.v.List() {
 		count[view.State]++
 	}
-	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFailed} {
+	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
 		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}
 }
