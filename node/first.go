@@ -22,9 +22,7 @@ func (n *Node) look(context.Context) (err error) {
 	if errors.Is(err, content.ErrNotFound) {
 		n.fresh, n.identity, err = true, trust.NewPrivateKey(), nil // for as long as it tries
 	}
-	if err == nil {
-		n.awaited, err = volumes.Expected(n.volumesDir())
-	}
+	n.awaited = err == nil && volumes.Expected(n.volumesDir())
 	return err
 }
 

@@ -185,7 +185,11 @@ func (im *Images) Warm(name string) (OperationView, error) {
 		if err != nil {
 			return err
 		}
-		op.Update(func(v *OperationView) { v.Total = int64(i.Chunks) * int64(m.Root().ChunkSize) })
+		total, limit := int64(i.Chunks)*int64(m.Root().ChunkSize), im.n.cache.Stats().Limit
+		if total > limit { // to fetch it would push out the rest for nothing
+			return fmt.Errorf("warm %q: %w: it takes up to %d bytes, and the cache may take %d; raise its quota, or make room on the disk", name, content.ErrNoSpace, total, limit)
+		}
+		op.Update(func(v *OperationView) { v.Total = total })
 		return m.Warm(ctx, func(s fetch.Source, n int) {
 			op.Update(func(v *OperationView) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
 		})

@@ -169,7 +169,13 @@ func (n *Node) openDir(ctx context.Context) error {
 
 func (n *Node) openCache(context.Context) (err error) {
 	n.cache, err = cache.Open(cache.Config{Dir: filepath.Join(n.cfg.Dir, "cache"), Quota: n.cfg.Quota, Now: n.cfg.Now, Log: n.cfg.Log})
-	return err
+	if err != nil {
+		return err
+	}
+	if s := n.cache.Stats(); s.Limit < s.Quota {
+		n.cfg.Log.Warn("the disk has no room for all of the cache's quota", "quota", s.Quota, "room", s.Limit)
+	}
+	return nil
 }
 
 // openNetwork builds the swarm, the fetcher and the exchange, each of which knows

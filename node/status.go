@@ -108,13 +108,14 @@ type Cache struct {
 	Chunks int64 `json:"chunks"`
 	Used   int64 `json:"used_bytes"`
 	Quota  int64 `json:"quota_bytes"`
+	Limit  int64 `json:"limit_bytes" doc:"what of the quota the disk has room for, beside what stays free for volumes"`
 	Full   bool  `json:"full" doc:"true while chunks are passed on without being kept"`
 }
 
 // Cache describes the cache.
 func (n *Node) Cache() Cache {
 	s := n.cache.Stats()
-	return Cache{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Full: s.Full}
+	return Cache{Chunks: s.Chunks, Used: s.Disk, Quota: s.Quota, Limit: s.Limit, Full: s.Full}
 }
 
 // Evict makes room: it removes chunks that are not pinned, the least useful first,

@@ -17,16 +17,13 @@ const (
 	exportZeroes = 124
 )
 
-// handshake brings a client to an open export, within its time. errLeave means
-// that the client wants none.
+// handshake brings a client to an open export, within its time, of which waiting for
+// the export is no part. errLeave means that the client wants none.
 func (c *conn) handshake() error {
-	timeout := c.server.cfg.HandshakeTimeout
-	if err := c.patience(time.Now().Add(timeout)); err != nil {
+	h := haggle{conn: c, ctx: c.ctx, until: time.Now().Add(c.server.cfg.HandshakeTimeout)}
+	if err := c.patience(h.until); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, timeout)
-	defer cancel()
-	h := haggle{conn: c, ctx: ctx}
 	if err := h.greet(); err != nil {
 		return c.leaving(err)
 	}
@@ -42,6 +39,7 @@ func (c *conn) handshake() error {
 type haggle struct {
 	*conn
 	ctx      context.Context
+	until    time.Time // when the client's time is over
 	noZeroes bool
 	meta     *string // the export whose block status the client wants
 }
@@ -117,7 +115,7 @@ func (h *haggle) answer(o option) error {
 
 // exportName opens the export in the oldest way, which knows no errors.
 func (h *haggle) exportName(name string) error {
-	if err := h.open(h.ctx, name); err != nil {
+	if err := h.open(name); err != nil {
 		return err
 	}
 	h.settle(name)
@@ -175,11 +173,28 @@ func (h *haggle) info(o option) error {
 
 // find opens the export for good on optGo, else for the caller to release.
 func (h *haggle) find(code uint32, name string) (*device, error) {
-	if code != optGo {
-		return h.lookup(h.ctx, name)
+	if code == optGo {
+		err := h.open(name)
+		return h.device, err
 	}
-	err := h.open(h.ctx, name)
-	return h.device, err
+	return h.look(name)
+}
+
+// look finds a device, and open opens it for good. How long that takes is given to the
+// client on top of its time.
+func (h *haggle) look(name string) (*device, error) {
+	defer h.prolong(time.Now())
+	return h.lookup(h.ctx, name)
+}
+
+func (h *haggle) open(name string) error {
+	defer h.prolong(time.Now())
+	return h.conn.open(h.ctx, name)
+}
+
+func (h *haggle) prolong(since time.Time) {
+	h.until = h.until.Add(time.Since(since))
+	_ = h.patience(h.until) // a connection that drains says so when it is read from
 }
 
 // settle fixes what may be asked of the opened export.
@@ -208,7 +223,7 @@ func (h *haggle) metaContexts(o option) error {
 	if o.code == optSetMeta {
 		h.meta = nil // whatever becomes of this one, it replaces the last
 	}
-	d, err := h.lookup(h.ctx, name)
+	d, err := h.look(name)
 	if err != nil {
 		return h.refuseError(o.code, err)
 	}

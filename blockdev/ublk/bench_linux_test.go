@@ -56,7 +56,7 @@ func BenchmarkVolume(b *testing.B) {
 	dir := b.TempDir()
 	devices := map[string]string{"loop": loopDevice(b, benchFile(b, dir, "loop"))}
 	path := filepath.Join(dir, "volume")
-	if err := volume.Create(path, volume.Meta{ID: [16]byte{1}, Size: benchSize, Epoch: 1}); err != nil {
+	if err := os.Mkdir(path, 0o700); err != nil {
 		b.Fatal(err)
 	}
 	f, err := os.Open(benchFile(b, dir, "image"))
@@ -64,7 +64,7 @@ func BenchmarkVolume(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { f.Close() })
-	v, err := volume.Open(volume.Config{Dir: path, Source: image{f}, SourceSize: benchSize, ChunkSize: imageChunk})
+	v, err := volume.Open(volume.Config{Dir: path, ID: [16]byte{1}, Epoch: 1, Size: benchSize, Source: image{f}, SourceSize: benchSize, ChunkSize: imageChunk})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -33,12 +32,10 @@ func exit(err error) {
 // ends when it is killed or its input ends; a line of input has it remove the disk
 // first.
 func serveFolder(dir string) error {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if err := volume.Create(dir, volume.Meta{ID: [16]byte{2}, Size: 192 << 20, Epoch: 1}); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
 	}
-	v, err := volume.Open(volume.Config{Dir: dir})
+	v, err := volume.Open(volume.Config{Dir: dir, ID: [16]byte{2}, Size: 192 << 20, Epoch: 1})
 	if err != nil {
 		return err
 	}

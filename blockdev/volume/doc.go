@@ -33,6 +33,38 @@
 //	40     of data: CRC32C of each 4 KiB, the last of what is left, 4 bytes each;
 //	       then the data
 //
+// # Table
+//
+// A segment that is full ends with a table of what it has changed, so that a start need
+// not read its data, whose sums are then checked when they are read:
+//
+//	0   4  magic "GRT\x01"
+//	4   4  number of extents
+//	8   8  seq of the segment's last entry
+//	16  32 each extent: first sector 8, offset of its data in the segment 8 (0: zeros),
+//	       sectors 4, sectors of the entry's data before it 4, and in all 4, sum of an
+//	       entry of one unit 4
+//	-16 8  offset of the table in the segment
+//	-8  4  CRC32C of the table's bytes before
+//	-4  4  magic "GRT\x01"
+//
+// It counts only where the whole segment is known to be durable: a loss of power may
+// leave a table and not what it speaks of.
+//
+// # Segments that go
+//
+// A segment of which nothing is newest goes, but for the last one. First all entries are
+// synced, for it is they that made it dead; then the file kept, replaced as a whole, says
+// which segments are left up to some number; then the others are removed. Those behind
+// that number have all numbers in turn:
+//
+//	0   4  magic "GRK\x01"
+//	4   8  number up to which it speaks
+//	12  8  seq of the last entry up to there
+//	20  4  how many are left
+//	24  8  the number of each, rising
+//	-4  4  CRC32C of the bytes before
+//
 // # Replay
 //
 // A bad entry whose seq is above every durable_seq that any entry carries was

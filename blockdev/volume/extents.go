@@ -10,27 +10,27 @@ import (
 type extent struct {
 	start  uint64 // sector
 	n      uint32 // sectors
-	seg    uint32 // index of the segment, or segZero
-	data   int64  // offset in the segment of the first byte
+	seg    uint32 // slot of the segment, or segBad
+	data   int64  // offset in the segment of the first byte; 0 when the range reads as zeros
 	before uint32 // sectors of the entry's data before data
 	entry  uint32 // sectors of the whole entry
 	crc    uint32 // of an entry of one unit: its sum
 }
 
-const (
-	segZero = 1<<32 - 1 // the range reads as zeros
-	segBad  = 1<<32 - 2 // the range was lost to corruption
-)
+const segBad = 1<<32 - 1 // the range was lost to corruption
 
 func (e extent) end() uint64  { return e.start + uint64(e.n) }
-func (e extent) stored() bool { return e.seg < segBad }
+func (e extent) zeros() bool  { return e.data == 0 && e.seg != segBad }
+func (e extent) stored() bool { return e.data != 0 }
 
 // from returns the part of e at and behind sector s.
 func (e extent) from(s uint64) extent {
 	if s > e.start {
 		skip := uint32(s - e.start)
-		e.start, e.n, e.before = s, e.n-skip, e.before+skip
-		e.data += int64(skip) * sectorSize
+		e.start, e.n = s, e.n-skip
+		if e.stored() {
+			e.data, e.before = e.data+int64(skip)*sectorSize, e.before+skip
+		}
 	}
 	return e
 }
@@ -51,7 +51,20 @@ const pageMax = 256
 // locks.
 type extentMap struct {
 	pages [][]extent
-	dirty int64 // sectors with data
+	dirty int64   // sectors with data
+	live  []int64 // by slot: sectors, of zeros too, that are newest in that segment
+}
+
+// of returns the extents whose segment has a slot, at most limit and one.
+func (m *extentMap) of(slot uint32, limit int) (out []extent) {
+	for _, page := range m.pages {
+		for _, e := range page {
+			if e.seg == slot && len(out) <= limit {
+				out = append(out, e)
+			}
+		}
+	}
+	return out
 }
 
 // page returns the index of the page where an extent that ends behind s would
@@ -132,9 +145,12 @@ func (m *extentMap) exact(e extent) (i int, page []extent, ok bool) {
 	return i, page, i < len(page) && page[i].start == e.start && page[i].n == e.n
 }
 
-func (m *extentMap) account(e extent, sign int) {
+func (m *extentMap) account(e extent, sign int64) {
 	if e.stored() {
-		m.dirty += int64(sign) * int64(e.n)
+		m.dirty += sign * int64(e.n)
+	}
+	if e.seg != segBad {
+		m.live[e.seg] += sign * int64(e.n)
 	}
 }
 

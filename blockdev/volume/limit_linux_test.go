@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // TestFlushWithoutADescriptor has the process run out of file descriptors at the first
@@ -33,4 +36,53 @@ func lowest(t *testing.T) uintptr {
 	must(t, err)
 	defer f.Close()
 	return f.Fd()
+}
+
+// TestFullDiskIsSaid writes to a volume whose disk is full, and when it is not any more.
+func TestFullDiskIsSaid(t *testing.T) {
+	dir := t.TempDir()
+	must(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))
+	defer func() { must(t, syscall.Unmount(dir, 0)) }()
+	v := open(t, dir, nil)
+	filler := filepath.Join(dir, "filler")
+	must(t, os.WriteFile(filler, make([]byte, 900<<10), 0o600))
+	p := bytes.Repeat([]byte{3}, 64<<10)
+	must(t, v.WriteAt(t.Context(), p, 0, true))
+	if err := v.WriteAt(t.Context(), p, 0, false); !errors.Is(err, content.ErrNoSpace) || !v.Stats().Full {
+		t.Errorf("on a full disk: %v, %+v", err, v.Stats())
+	}
+	must(t, v.Flush(t.Context()))
+	must(t, os.Remove(filler))
+	must(t, v.WriteAt(t.Context(), p, 1<<20, false))
+	if v.Stats().Full || v.Stats().Failed != nil {
+		t.Errorf("with room again: %+v", v.Stats())
+	}
+	must(t, v.Close())
+}
+
+// TestStoppedVolumeSaysWhy takes the journal's file away under a volume.
+func TestStoppedVolumeSaysWhy(t *testing.T) {
+	v := open(t, create(t), nil)
+	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
+	must(t, v.chain[0].file.Close())
+	if err := v.Flush(t.Context()); err == nil || v.Stats().Failed == nil {
+		t.Errorf("flushed: %v, %+v", err, v.Stats())
+	}
+	_ = v.Close()
+}
+
+// TestPromptWriteWaitsItsTurn: a write that does not wait is no faster than one that
+// does.
+func TestPromptWriteWaitsItsTurn(t *testing.T) {
+	v := open(t, create(t), nil)
+	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
+	v.waiting.Add(1)
+	if v.TryWriteAt(make([]byte, unit), 0) {
+		t.Error("it has overtaken one that waits")
+	}
+	v.waiting.Add(-1)
+	if !v.TryWriteAt(make([]byte, unit), 0) {
+		t.Error("it is not taken though none waits")
+	}
+	must(t, v.Close())
 }

@@ -144,10 +144,10 @@ func (v *Volume) note(n note) {
 // end is the note of all that the journal has. Called with mu, or before the volume is
 // anybody's.
 func (v *Volume) end() note {
-	n := len(v.segments)
+	n := len(v.chain)
 	if n == 0 {
 		return note{}
 	}
-	s := v.segments[n-1]
+	s := v.chain[n-1]
 	return note{s.number, s.size, v.seq}
 }

@@ -186,11 +186,11 @@ func promptly(f *os.File, p []byte, off int64) error {
 // readExtent fills p, which begins where e does and is within it, and checks the
 // sums of the units that it touches. Called with mu.
 func (v *Volume) readExtent(e extent, p []byte, read reader) error {
-	if e.seg == segZero {
+	if e.zeros() {
 		clear(p)
 		return nil
 	}
-	f := v.segments[e.seg].file
+	f := v.slots[e.seg].file
 	head := int(e.before%unitSectors) * sectorSize // of the first unit, before p
 	first := int(e.before / unitSectors)
 	begin := e.data - int64(head) // of the first unit touched
@@ -216,9 +216,9 @@ func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 	all := (int(e.entry) + unitSectors - 1) / unitSectors
 	if all == 1 {
-		return e.compare(b, e.crc, v.segments[e.seg].file.Name())
+		return e.compare(b, e.crc, v.slots[e.seg].file.Name())
 	}
-	f := v.segments[e.seg].file
+	f := v.slots[e.seg].file
 	start := e.data - int64(e.before)*sectorSize // of the entry's data
 	units := (len(b) + unit - 1) / unit
 	sums := v.buffers.Get(4 * units)
@@ -262,7 +262,7 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 		e, n := v.locate(off, int(min(length, extentsStep)))
 		v.mu.RUnlock()
 		if e.n > 0 || e.seg == segBad {
-			if !add(int64(n), e.seg == segZero) {
+			if !add(int64(n), e.zeros()) {
 				return dst, nil
 			}
 		} else if more, err := v.sourceExtents(ctx, off, int64(n), add); err != nil || !more {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,36 +39,88 @@ func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 // replay rebuilds the extent map from the segment files, cuts off a tail that was
 // never synced, and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
-	names, err := filepath.Glob(filepath.Join(v.cfg.Dir, "*.seg"))
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(names)
 	noted, err := readNote(v.cfg.Dir)
 	if err != nil && !v.cfg.ReadOnly {
 		return nil, err
 	}
-	v.notes.last = noted
-	r := replayer{v: v, next: 1}
-	for _, name := range names {
-		if err := r.segment(name); err != nil {
+	left, err := readKept(v.cfg.Dir)
+	if err != nil && !v.cfg.ReadOnly {
+		return nil, err
+	}
+	numbers, missing, err := v.list(left)
+	if err != nil {
+		return nil, err
+	}
+	v.notes.last, v.through = noted, left.through
+	r := replayer{v: v, noted: noted, kept: left, missing: missing}
+	if err := r.pass(numbers); err != nil {
+		return nil, err
+	}
+	lost, tail := r.judge()
+	if tail != nil { // what comes behind it is no part of the journal, though it may be whole
+		if err := v.forget(); err != nil {
+			return nil, err
+		}
+		r.stop = tail
+		if err := r.pass(numbers); err != nil {
+			return nil, err
+		}
+		if err := v.cut(tail, numbers); err != nil {
 			return nil, err
 		}
 	}
-	r.durable = max(r.durable, noted.seq)
-	lost, err = r.finish(noted)
-	if end := v.end(); err == nil && noted.after(end) && (len(lost) == 0 || end.number < noted.number) {
+	v.seq, v.told = r.next-1, r.durable
+	for _, c := range lost {
+		v.lose(c)
+	}
+	if end := v.end(); noted.after(end) && (len(lost) == 0 || end.number < noted.number) {
 		c := &CorruptError{File: filepath.Join(v.cfg.Dir, segmentName(noted.number)), Seq: v.seq + 1}
 		if end.number == noted.number {
 			c.Offset = end.length
 		}
 		lost = append(lost, c)
 	}
-	return lost, err
+	return lost, nil
+}
+
+// list returns the numbers of the segments that the journal has, rising, and those that
+// it had to have. What was given up before a crash is removed.
+func (v *Volume) list(left kept) (numbers, missing []uint64, err error) {
+	names, err := filepath.Glob(filepath.Join(v.cfg.Dir, "*.seg"))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		number, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(name), ".seg"), 16, 64)
+		switch {
+		case err != nil || filepath.Base(name) != segmentName(number):
+			return nil, nil, fmt.Errorf("%s: %w: not a name of a segment", name, content.ErrCorrupt)
+		case left.has(number):
+			numbers = append(numbers, number)
+		case !v.cfg.ReadOnly:
+			if err := os.Remove(name); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	slices.Sort(numbers)
+	for _, number := range left.numbers {
+		if _, there := slices.BinarySearch(numbers, number); !there {
+			missing = append(missing, number)
+		}
+	}
+	return numbers, missing, nil
 }
 
 type replayer struct {
 	v       *Volume
+	noted   note
+	kept    kept
+	missing []uint64
+	stop    *badEntry // nothing is read from there on
+
+	window  pieces
+	last    uint64 // number of the segment before
 	next    uint64 // seq of the next entry
 	durable uint64 // highest that an entry carries
 	bad     []badEntry
@@ -77,63 +128,157 @@ type replayer struct {
 
 // badEntry is a place where an entry should be and is not.
 type badEntry struct {
-	segment int
+	segment uint64
 	offset  int64
 	entry   entry // its head, if that is whole; else of the seq that was due
 	whole   bool
 	last    bool // nothing good follows in the segment
 }
 
-// segment replays one file. Where an entry is bad it looks for the next good one.
-func (r *replayer) segment(name string) error {
-	number, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(name), ".seg"), 16, 64)
-	if err != nil {
-		return fmt.Errorf("%s: %w: not a name of a segment", name, content.ErrCorrupt)
+// pass replays the segments of these numbers.
+func (r *replayer) pass(numbers []uint64) error {
+	r.last, r.next, r.durable, r.bad = 0, 1, r.noted.seq, nil
+	for _, number := range numbers {
+		if r.stop != nil && (number > r.stop.segment || number == r.stop.segment && r.stop.offset < segmentHeader) {
+			break
+		}
+		if err := r.segment(number); err != nil {
+			return err
+		}
+		r.last = number
 	}
+	r.next = max(r.next, r.kept.seq+1)
+	return nil
+}
+
+// segment replays one file: by its table, if all of it was synced, else entry by entry.
+func (r *replayer) segment(number uint64) error {
 	mode := os.O_RDWR
 	if r.v.cfg.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	f, err := os.OpenFile(name, mode, 0)
+	f, err := os.OpenFile(filepath.Join(r.v.cfg.Dir, segmentName(number)), mode, 0)
 	if err != nil {
 		return err
 	}
-	b, err := io.ReadAll(f) // at most segmentMax and one entry
+	s := &segment{number: number, file: f}
+	r.v.add(s)
+	info, err := f.Stat()
 	if err != nil {
-		return errors.Join(err, f.Close())
+		return err
 	}
-	index := len(r.v.segments)
-	r.v.segments = append(r.v.segments, &segment{number, f, int64(len(b))})
-	if first, err := decodeSegment(b, r.v.meta.ID, number); err != nil || first > r.next && len(r.bad) == 0 {
-		r.bad = append(r.bad, badEntry{index, 0, entry{seq: r.next}, false, false})
-	} else if first > r.next {
-		r.next = first
+	s.size = info.Size()
+	if r.stop != nil && number == r.stop.segment {
+		s.size = min(s.size, r.stop.offset)
 	}
-	off := int64(min(segmentHeader, len(b)))
-	for off < int64(len(b)) {
-		e, err := decodeEntry(b[off:])
-		if err == nil && off+e.size() <= int64(len(b)) && e.seq >= r.next && r.sound(e, b[off:]) {
-			if e.seq > r.next && len(r.bad) == 0 {
-				r.bad = append(r.bad, badEntry{index, off, entry{seq: r.next}, false, false})
+	r.window.open(f, s.size)
+	if err := r.begin(s); err != nil {
+		return err
+	}
+	if r.noted.covers(number, s.size-1) {
+		t, _, err := readTable(f, s.size)
+		if err == nil && t.seq+1 >= r.next {
+			for _, e := range t.extents {
+				e.seg = s.slot
+				r.v.extents.put(e)
 			}
-			r.apply(index, off, e, b[off:])
+			r.next, s.sealed, s.synced = t.seq+1, true, true
+			return nil
+		}
+		s.synced = true
+	}
+	return r.entries(s)
+}
+
+// begin checks a segment's header.
+func (r *replayer) begin(s *segment) error {
+	if s.number > r.kept.through {
+		r.next = max(r.next, r.kept.seq+1)
+	}
+	head, err := r.window.at(0, segmentHeader)
+	if err != nil {
+		return err
+	}
+	s.first, err = decodeSegment(head, r.v.cfg.ID, s.number)
+	between := s.number <= r.kept.through && s.number > r.last+1 // there were segments, which have gone
+	due := r.next
+	switch {
+	case err != nil:
+		s.first = due
+		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
+	case s.first > due && !between && len(r.bad) == 0:
+		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
+	case s.first > due:
+		r.next = s.first
+	}
+	// The bytes at the end of the segment before were no entry: none is missing.
+	if n := len(r.bad); err == nil && s.first == due && n > 0 && r.bad[n-1].last && r.bad[n-1].segment == r.last && r.bad[n-1].entry.seq == due {
+		r.bad = r.bad[:n-1]
+	}
+	return nil
+}
+
+// entries replays a segment entry by entry. Where one is bad it looks for the next good
+// one.
+func (r *replayer) entries(s *segment) error {
+	off := min(segmentHeader, s.size)
+	for off < s.size {
+		if _, at, err := readTable(s.file, s.size); err == nil && at == off {
+			s.sealed = true
+			return nil
+		}
+		e, b, err := r.entry(off)
+		if err != nil && !errors.Is(err, errNoEntry) {
+			return err
+		}
+		if err == nil && e.seq >= r.next && r.sound(e, b) {
+			if e.seq > r.next && len(r.bad) == 0 {
+				r.bad = append(r.bad, badEntry{s.number, off, entry{seq: r.next}, false, false})
+			}
+			r.durable, r.next = max(r.durable, e.durable), e.seq+1
+			r.v.apply(s.slot, off, e, b[entryHeader:])
 			off += e.size()
 			continue
 		}
-		bad := badEntry{index, off, entry{seq: r.next}, false, false}
-		if err == nil && e.seq == r.next {
+		bad := badEntry{s.number, off, entry{seq: r.next}, false, false}
+		if e.seq == r.next {
 			bad.entry, bad.whole = e, true
 			r.durable = max(r.durable, e.durable)
 		}
-		skip := nextEntry(b[off+1:], r.next)
-		bad.last = skip < 0
+		next, err := r.nextEntry(off+1, r.next)
+		if err != nil {
+			return err
+		}
+		bad.last = next < 0
 		r.bad = append(r.bad, bad)
 		if bad.last {
-			break
+			return nil
 		}
-		off += 1 + skip
+		off = next
 	}
 	return nil
+}
+
+var errNoEntry = errors.New("no entry")
+
+// entry returns the entry at off with its bytes. Without all of those, or without an
+// entry, it is errNoEntry, with the head if that is whole.
+func (r *replayer) entry(off int64) (entry, []byte, error) {
+	b, err := r.window.at(off, headMax)
+	if err != nil {
+		return entry{}, nil, err
+	}
+	e, err := decodeEntry(b)
+	if err != nil {
+		return entry{}, nil, errNoEntry
+	}
+	if b, err = r.window.at(off, int(e.size())); err != nil {
+		return e, nil, err
+	}
+	if int64(len(b)) < e.size() {
+		return e, nil, errNoEntry
+	}
+	return e, b, nil
 }
 
 // sound checks the data of an entry against its sums.
@@ -151,76 +296,104 @@ func (r *replayer) sound(e entry, b []byte) bool {
 	return true
 }
 
-// nextEntry returns the offset of the next good head with a later seq, or -1.
-func nextEntry(b []byte, after uint64) int64 {
-	for at := 0; ; {
-		i := bytes.Index(b[at:], []byte(entryMagic))
+// nextEntry returns the place of the next good head with a later seq, from off on, or
+// -1.
+func (r *replayer) nextEntry(off int64, after uint64) (int64, error) {
+	for off < r.window.size {
+		b, err := r.window.at(off, windowSize)
+		if err != nil {
+			return 0, err
+		}
+		i := bytes.Index(b, []byte(entryMagic))
 		if i < 0 {
-			return -1
-		}
-		at += i
-		if e, err := decodeEntry(b[at:]); err == nil && e.seq > after {
-			return int64(at)
-		}
-		at++
-	}
-}
-
-func (r *replayer) apply(index int, off int64, e entry, b []byte) {
-	r.durable = max(r.durable, e.durable)
-	r.next = e.seq + 1
-	r.v.apply(uint32(index), off, e, b[entryHeader:])
-}
-
-// finish tells the tail from corruption.
-func (r *replayer) finish(noted note) (lost []*CorruptError, err error) {
-	v := r.v
-	for i, bad := range r.bad {
-		s := v.segments[bad.segment]
-		if bad.entry.seq <= r.durable || noted.covers(s.number, bad.offset) {
-			c := &CorruptError{File: s.file.Name(), Offset: bad.offset, Seq: bad.entry.seq}
-			if bad.whole && bad.entry.kind != kindMark {
-				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize
-				v.lose(bad.entry)
-			}
-			lost = append(lost, c)
+			off += max(int64(len(b)-len(entryMagic)+1), 1) // it may lie across the end
 			continue
 		}
-		if i == 0 || len(lost) == 0 {
-			v.told = r.durable
-			return lost, v.cut(bad)
+		off += int64(i)
+		head, err := r.window.at(off, headMax)
+		if err != nil {
+			return 0, err
+		}
+		if e, err := decodeEntry(head); err == nil && e.seq > after {
+			return off, nil
+		}
+		off++
+	}
+	return -1, nil
+}
+
+// judge tells the tail from corruption.
+func (r *replayer) judge() (lost []*CorruptError, tail *badEntry) {
+	for _, number := range r.missing {
+		lost = append(lost, &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(number)), Seq: r.next})
+	}
+	for i, bad := range r.bad {
+		switch {
+		case bad.entry.seq <= r.durable || r.noted.covers(bad.segment, bad.offset):
+			c := &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(bad.segment)), Offset: bad.offset, Seq: bad.entry.seq}
+			if bad.whole && bad.entry.kind != kindMark {
+				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize
+			}
+			lost = append(lost, c)
+		case len(lost) == 0:
+			return nil, &r.bad[i]
 		}
 	}
-	v.seq, v.told = r.next-1, r.durable
 	return lost, nil
 }
 
-// cut drops everything from a bad entry on: it was never synced. A read-only
-// volume leaves it in the files.
-func (v *Volume) cut(bad badEntry) error {
-	drop := func(s *segment) error {
-		err := s.file.Close()
-		if !v.cfg.ReadOnly {
-			err = errors.Join(err, os.Remove(s.file.Name()))
-		}
-		return err
-	}
-	for _, s := range v.segments[bad.segment+1:] {
-		if err := drop(s); err != nil {
-			return err
-		}
-	}
-	v.segments = v.segments[:bad.segment+1]
-	s := v.segments[bad.segment]
-	v.cfg.Log.Info("the unsynced end of a journal is cut off", "file", s.file.Name(), "at", bad.offset, "bytes", s.size-bad.offset)
-	v.seq = bad.entry.seq - 1
-	if bad.offset < segmentHeader { // the header itself never reached the disk
-		v.segments = v.segments[:bad.segment]
-		return drop(s)
-	}
-	s.size = bad.offset
+// cut drops everything from a bad entry on: it was never synced. A read-only volume
+// leaves it in the files.
+func (v *Volume) cut(tail *badEntry, numbers []uint64) error {
+	path := func(number uint64) string { return filepath.Join(v.cfg.Dir, segmentName(number)) }
+	v.cfg.Log.Info("the unsynced end of a journal is cut off", "file", path(tail.segment), "at", tail.offset)
 	if v.cfg.ReadOnly {
 		return nil
 	}
-	return s.file.Truncate(bad.offset)
+	for _, number := range slices.Backward(numbers) { // the last first: a crash leaves a journal with an end
+		switch {
+		case number > tail.segment, number == tail.segment && tail.offset < segmentHeader: // its header never reached the disk
+			if err := os.Remove(path(number)); err != nil {
+				return err
+			}
+		case number == tail.segment:
+			return os.Truncate(path(number), tail.offset)
+		}
+	}
+	return nil
+}
+
+// pieces reads a file in pieces that are larger than what is asked of it.
+type pieces struct {
+	file *os.File
+	size int64
+	buf  []byte // what is in memory, from off on
+	off  int64
+}
+
+const (
+	// headMax is the most that the head of an entry takes, with its sums.
+	headMax = entryHeader + 4*(writeMax/unit)
+	// windowSize is what is in memory of a journal that is replayed: any entry, and
+	// more, so that small ones are read many at a time.
+	windowSize = headMax + 2*writeMax
+)
+
+func (w *pieces) open(file *os.File, size int64) {
+	w.file, w.size, w.buf, w.off = file, size, w.buf[:0], 0
+}
+
+// at returns n bytes at off, fewer at the end of the file, until the next call.
+func (w *pieces) at(off int64, n int) ([]byte, error) {
+	n = int(min(int64(n), w.size-off))
+	if off < w.off || off+int64(n) > w.off+int64(len(w.buf)) {
+		if w.buf == nil {
+			w.buf = make([]byte, 0, windowSize)
+		}
+		w.buf, w.off = w.buf[:min(int64(windowSize), w.size-off)], off
+		if _, err := w.file.ReadAt(w.buf, off); err != nil {
+			return nil, err
+		}
+	}
+	return w.buf[off-w.off:][:n], nil
 }

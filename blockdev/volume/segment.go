@@ -122,8 +122,12 @@ func decodeEntry(b []byte) (entry, error) {
 // segment is one file of the journal.
 type segment struct {
 	number uint64
+	slot   uint32 // where extents find it
+	first  uint64 // seq of its first entry, or of what follows it
 	file   *os.File
 	size   int64
+	sealed bool // it ends with its table, and nothing is added
+	synced bool // as it is and will be, once another one follows
 }
 
 func segmentName(number uint64) string { return fmt.Sprintf("%016x.seg", number) }
@@ -153,7 +157,7 @@ func decodeSegment(b []byte, id [16]byte, number uint64) (firstSeq uint64, err e
 	return binary.LittleEndian.Uint64(b[40:]), nil
 }
 
-// createSegment makes a segment file; it is durable with the first sync of the
+// createSegment makes a segment file, without a slot; it is durable with the first sync of the
 // folder and of itself.
 func createSegment(dir string, id [16]byte, epoch, number, firstSeq uint64) (*segment, error) {
 	f, err := os.OpenFile(filepath.Join(dir, segmentName(number)), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
@@ -163,5 +167,5 @@ func createSegment(dir string, id [16]byte, epoch, number, firstSeq uint64) (*se
 	if _, err := f.WriteAt(encodeSegment(id, epoch, number, firstSeq), 0); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return &segment{number, f, segmentHeader}, nil
+	return &segment{number: number, first: firstSeq, file: f, size: segmentHeader}, nil
 }

@@ -1,18 +1,16 @@
 package volume
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
@@ -34,14 +32,22 @@ type Source interface {
 
 // Config says which volume to open.
 type Config struct {
-	// Dir is the volume's own folder.
+	// Dir is the volume's own folder, which is there. One without a journal is a volume
+	// that nothing was written to.
 	Dir string
+	// ID and Epoch go into the journal; Size is the disk's, in bytes.
+	ID    [16]byte
+	Epoch uint64
+	Size  int64
 	// Source is what lies under the journal; nil is a blank disk.
 	Source Source
 	// SourceSize and ChunkSize describe the source, in bytes. Behind SourceSize the
 	// disk is blank.
 	SourceSize int64
 	ChunkSize  int
+	// SegmentSize is the size at which a segment of the journal is closed; segmentMax
+	// when 0.
+	SegmentSize int64
 	// ReadOnly refuses writes and leaves the files as they are; a damaged journal
 	// can be opened only so.
 	ReadOnly bool
@@ -49,44 +55,33 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Meta is what a volume's folder says of it.
-type Meta struct {
-	Magic   string    `json:"magic"`
-	ID      [16]byte  `json:"id"`
-	Size    int64     `json:"size"`
-	Epoch   uint64    `json:"epoch"`
-	Created time.Time `json:"created"`
-}
-
-const (
-	metaMagic = "grange-volume-folder/1"
-	metaName  = "volume.json"
-)
-
 // Volume is an open disk. Safe for concurrent use.
 type Volume struct {
 	cfg     Config
-	meta    Meta
 	lock    io.Closer
 	buffers scratch.Pool
 
 	waiting atomic.Int32 // changes that wait for mu
 
 	mu       sync.RWMutex // guards what follows; readers hold it while they read the journal
-	segments []*segment
+	chain    []*segment   // the journal, by number; the last one is open
+	slots    []*segment   // the same where extents find them; nil is free
+	through  uint64       // no segment is numbered so low any more, but for those of chain
 	extents  extentMap
 	seq      uint64 // of the last entry
 	written  uint64 // of the last entry that is not a mark
 	durable  uint64 // known to be synced
 	told     uint64 // what of that the journal itself says
-	synced   int    // segments before this one are synced whole
 	newNames bool   // segments were made since the folder was synced
 	failed   error  // a failed write or sync: no more of either
+	noSpace  bool   // the last write found the disk full
 	settled  bool   // what was replayed is durable
 	closed   bool
 
-	syncing sync.Mutex // one sync at a time; those who wait share the next
-	notes   keeper     // guarded by syncing
+	tidying atomic.Bool    // a tidy is due that has not looked yet
+	work    sync.WaitGroup // what goes on beside
+	syncing sync.Mutex     // one sync at a time; those who wait share the next
+	notes   keeper         // guarded by syncing
 }
 
 var (
@@ -97,39 +92,6 @@ var (
 	_ blockdev.Mapper  = (*Volume)(nil)
 )
 
-// Create makes the folder of a new volume, whole or not at all.
-func Create(dir string, meta Meta) error {
-	if meta.Size <= 0 || meta.Size > content.SizeMax || meta.Size%sectorSize != 0 {
-		return fmt.Errorf("create volume of %d bytes: %w: want a multiple of %d up to %d", meta.Size, content.ErrInvalid, sectorSize, int64(content.SizeMax))
-	}
-	if _, err := os.Stat(dir); err == nil {
-		return fmt.Errorf("create volume in %s: %w", dir, content.ErrExists)
-	}
-	meta.Magic = metaMagic
-	b, err := json.MarshalIndent(meta, "", " ")
-	if err != nil {
-		return err
-	}
-	tmp := dir + ".new"
-	err = os.RemoveAll(tmp)
-	if err == nil {
-		err = os.MkdirAll(tmp, 0o700)
-	}
-	if err == nil {
-		err = durable.WriteFile(filepath.Join(tmp, metaName), append(b, '\n'), 0o600)
-	}
-	if err == nil {
-		err = os.Rename(tmp, dir)
-	}
-	if err == nil {
-		err = durable.SyncDir(filepath.Dir(dir))
-	}
-	if err != nil {
-		return fmt.Errorf("create volume: %w", spaceError(err))
-	}
-	return nil
-}
-
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
 // lost fail. A folder that another process has open is ErrConflict. The caller
@@ -138,17 +100,15 @@ func Open(cfg Config) (*Volume, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	v := &Volume{cfg: cfg}
-	b, err := os.ReadFile(filepath.Join(cfg.Dir, metaName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open volume %s: %w", cfg.Dir, content.ErrNotFound)
+	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {
+		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, sectorSize, int64(content.SizeMax))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open volume: %w", err)
+	if _, err := os.Stat(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("open volume: %w: %w", content.ErrNotFound, err)
 	}
-	if err := json.Unmarshal(b, &v.meta); err != nil || v.meta.Magic != metaMagic || v.meta.Size <= 0 {
-		return nil, fmt.Errorf("open volume %s: %s: %w", cfg.Dir, metaName, errors.Join(content.ErrCorrupt, err))
-	}
+	var err error
 	if v.lock, err = durable.Lock(filepath.Join(cfg.Dir, "lock")); err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", cfg.Dir, err)
 	}
@@ -162,21 +122,31 @@ func Open(cfg Config) (*Volume, error) {
 	for _, c := range lost {
 		cfg.Log.Error("a part of the volume is lost", "why", c)
 	}
-	if err := v.settle(); err != nil {
+	if err := v.secure(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume %s: %w", cfg.Dir, err), v.Close())
+	}
+	if !cfg.ReadOnly {
+		v.tidy()
 	}
 	return v, nil
 }
 
-// settle syncs what was replayed: it may have been in the kernel's memory only,
-// and new entries are going to rest on it.
-func (v *Volume) settle() error {
-	for _, s := range v.segments {
+// secure syncs what was replayed: it may have been in the kernel's memory only, and
+// new entries are going to rest on it.
+func (v *Volume) secure() error {
+	for _, s := range v.chain {
+		if s.synced {
+			continue
+		}
 		if err := s.file.Sync(); err != nil {
 			return err
 		}
 	}
-	v.written, v.durable, v.synced = v.seq, v.seq, max(len(v.segments)-1, 0)
+	v.settle(v.chain)
+	if n := len(v.chain); n > 0 {
+		v.chain[n-1].synced = false
+	}
+	v.written, v.durable = v.seq, v.seq
 	if err := durable.SyncDir(v.cfg.Dir); err != nil {
 		return err
 	}
@@ -185,10 +155,21 @@ func (v *Volume) settle() error {
 	return nil
 }
 
+// forget takes back what a replay has made.
+func (v *Volume) forget() error {
+	var errs []error
+	for _, s := range v.chain {
+		errs = append(errs, s.file.Close())
+	}
+	v.chain, v.slots, v.extents = nil, nil, extentMap{}
+	return errors.Join(errs...)
+}
+
 // Close marks the end of the journal, syncs it and closes the files. Calls after
 // it fail with ErrClosed.
 func (v *Volume) Close() error {
-	v.syncing.Lock() // a Flush has the files in hand
+	defer v.work.Wait() // after the locks are free
+	v.syncing.Lock()    // a Flush has the files in hand
 	defer v.syncing.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -197,41 +178,62 @@ func (v *Volume) Close() error {
 	}
 	v.closed = true
 	var errs []error
-	if n := len(v.segments); n > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
-		s := v.segments[n-1]
-		for _, s := range v.segments[min(v.synced, n):] {
-			errs = append(errs, s.file.Sync())
-		}
-		errs = append(errs, durable.SyncDir(v.cfg.Dir))
-		if v.told < v.written {
-			mark := entry{kind: kindMark, seq: v.seq + 1, durable: v.written}.encode(nil)
-			if _, err := s.file.WriteAt(mark, s.size); err == nil {
-				v.seq, s.size = v.seq+1, s.size+int64(len(mark))
-				errs = append(errs, s.file.Sync())
-			}
-		}
-		if errors.Join(errs...) == nil {
-			v.note(v.end())
-		}
+	if n := len(v.chain); n > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
+		errs = append(errs, v.finish(v.chain[n-1]))
 	}
 	errs = append(errs, v.notes.close())
-	for _, s := range v.segments {
+	for _, s := range v.chain {
 		errs = append(errs, s.file.Close())
 	}
 	return errors.Join(append(errs, v.lock.Close())...)
 }
 
-// Meta returns what the folder says of the volume.
-func (v *Volume) Meta() Meta { return v.meta }
+// finish syncs the journal and marks its end. Called with mu, once closed.
+func (v *Volume) finish(last *segment) error {
+	var errs []error
+	for _, s := range v.chain {
+		if !s.synced {
+			errs = append(errs, s.file.Sync())
+		}
+	}
+	errs = append(errs, durable.SyncDir(v.cfg.Dir))
+	if v.told < v.written && !last.sealed {
+		mark := entry{kind: kindMark, seq: v.seq + 1, durable: v.written}.encode(nil)
+		if _, err := last.file.WriteAt(mark, last.size); err == nil {
+			v.seq, last.size = v.seq+1, last.size+int64(len(mark))
+			errs = append(errs, last.file.Sync())
+		}
+	}
+	err := errors.Join(errs...)
+	if err == nil {
+		v.note(v.end())
+	}
+	return err
+}
 
 // Geometry implements blockdev.Device.
 func (v *Volume) Geometry() blockdev.Geometry {
-	return blockdev.Geometry{Size: v.meta.Size, BlockSize: sectorSize, PreferredSize: unit, ReadOnly: v.cfg.ReadOnly}
+	return blockdev.Geometry{Size: v.cfg.Size, BlockSize: sectorSize, PreferredSize: unit, ReadOnly: v.cfg.ReadOnly}
 }
 
-// DirtyBytes is how much of the disk lies in the journal only.
-func (v *Volume) DirtyBytes() int64 {
+// Stats is how a volume stands.
+type Stats struct {
+	// Dirty is how much of the disk lies in the journal only, and Disk what the journal
+	// takes, in bytes.
+	Dirty, Disk int64
+	// Full says that the last write found no room.
+	Full bool
+	// Failed is why the volume takes no more writes, nil if it does.
+	Failed error
+}
+
+// Stats returns how the volume stands.
+func (v *Volume) Stats() Stats {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.extents.dirty * sectorSize
+	s := Stats{Dirty: v.extents.dirty * sectorSize, Full: v.noSpace, Failed: v.failed}
+	for _, x := range v.chain {
+		s.Disk += x.size
+	}
+	return s
 }

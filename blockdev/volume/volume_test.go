@@ -73,15 +73,28 @@ const (
 func create(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "v")
-	if err := Create(dir, Meta{ID: [16]byte{1, 2}, Size: testSize, Epoch: 1}); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Mkdir(dir, 0o700))
 	return dir
+}
+
+// config is of a volume of tests without a source.
+func config(dir string) Config { return Config{Dir: dir, ID: [16]byte{1, 2}, Size: testSize, Epoch: 1} }
+
+// sourced is of one with a source.
+func sourced(dir string, src Source) Config {
+	cfg := config(dir)
+	cfg.Source, cfg.SourceSize, cfg.ChunkSize = src, sourceSize, testChunk
+	return cfg
+}
+
+func readOnly(cfg Config) Config {
+	cfg.ReadOnly = true
+	return cfg
 }
 
 func open(t testing.TB, dir string, src Source) *Volume {
 	t.Helper()
-	v, err := Open(Config{Dir: dir, Source: src, SourceSize: sourceSize, ChunkSize: testChunk})
+	v, err := Open(sourced(dir, src))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +225,7 @@ func checkExtents(t rapidT, v *Volume, want []byte) {
 func TestExtentMap(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		const sectors = 3000
-		var m extentMap
+		m := extentMap{live: make([]int64, 1)}
 		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
 		next := int64(1)
 		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
@@ -274,12 +287,12 @@ func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(Config{Dir: dir, Source: newImage(sourceSize), SourceSize: sourceSize, ChunkSize: testChunk})
+		_, err := Open(sourced(dir, newImage(sourceSize)))
 		var lost *CorruptError
 		if !errors.As(err, &lost) || !errors.Is(err, content.ErrCorrupt) {
 			t.Fatalf("byte %d of %d flipped: %v, want a CorruptError", at, len(whole), err)
 		}
-		v, err := Open(Config{Dir: dir, Source: newImage(sourceSize), SourceSize: sourceSize, ChunkSize: testChunk, ReadOnly: true})
+		v, err := Open(readOnly(sourced(dir, newImage(sourceSize))))
 		if err != nil {
 			t.Fatalf("byte %d: read-only: %v", at, err)
 		}
@@ -312,7 +325,7 @@ func TestFlippedBitBeforeAKill(t *testing.T) {
 		b[at] ^= 4
 		must(t, os.WriteFile(filepath.Join(dir, segmentName(1)), b, 0o600))
 		var lost *CorruptError
-		if _, err := Open(Config{Dir: dir}); !errors.As(err, &lost) || lost.Seq != 1 {
+		if _, err := Open(config(dir)); !errors.As(err, &lost) || lost.Seq != 1 {
 			t.Fatalf("byte %d flipped: %v, want a CorruptError of entry 1", at, err)
 		}
 	}
@@ -322,12 +335,12 @@ func TestFlippedBitBeforeAKill(t *testing.T) {
 func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 	v := open(t, create(t), newImage(sourceSize))
 	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
-	size := v.segments[0].size
+	size := v.chain[0].size
 	for range 10 {
 		must(t, v.Flush(t.Context()))
 	}
-	if v.segments[0].size != size {
-		t.Errorf("%d bytes were added", v.segments[0].size-size)
+	if v.chain[0].size != size {
+		t.Errorf("%d bytes were added", v.chain[0].size-size)
 	}
 	must(t, v.Close())
 }
@@ -369,27 +382,26 @@ func TestTornTailIsCutOff(t *testing.T) {
 func TestOneProcessAVolume(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, newImage(sourceSize))
-	if _, err := Open(Config{Dir: dir}); !errors.Is(err, content.ErrConflict) {
+	if _, err := Open(config(dir)); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("second Open: %v, want ErrConflict", err)
 	}
 	must(t, v.Close())
 	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrClosed) {
 		t.Errorf("write after Close: %v, want ErrClosed", err)
 	}
-	if _, err := Open(Config{Dir: t.TempDir()}); !errors.Is(err, content.ErrNotFound) {
-		t.Errorf("empty folder: %v, want ErrNotFound", err)
+	if _, err := Open(config(filepath.Join(dir, "absent"))); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("no folder: %v, want ErrNotFound", err)
 	}
-	if err := Create(dir, Meta{Size: testSize}); !errors.Is(err, content.ErrExists) {
-		t.Errorf("Create over a volume: %v, want ErrExists", err)
-	}
-	if err := Create(filepath.Join(t.TempDir(), "x"), Meta{Size: 100}); !errors.Is(err, content.ErrInvalid) {
-		t.Errorf("Create of 100 bytes: %v, want ErrInvalid", err)
+	odd := config(dir)
+	odd.Size = 100
+	if _, err := Open(odd); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("a disk of 100 bytes: %v, want ErrInvalid", err)
 	}
 }
 
 func TestReadOnlyRefusesWrites(t *testing.T) {
 	dir := create(t)
-	v, err := Open(Config{Dir: dir, ReadOnly: true})
+	v, err := Open(readOnly(config(dir)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,11 +46,7 @@ func (v *Volume) tryWrite(data payload, n int, off int64) bool {
 		return false
 	}
 	defer v.mu.Unlock()
-	last := len(v.segments) - 1
-	if last < 0 || v.segments[last].size >= segmentMax || n > writeMax {
-		return false
-	}
-	return v.write(data, n, off) == nil
+	return n <= writeMax && !v.full() && v.write(data, n, off) == nil
 }
 
 // payload fills dst with the data of a write from its byte at on. A write takes each
@@ -92,8 +88,7 @@ func (v *Volume) append(e entry, data payload, at int) error {
 		return err
 	}
 	e.seq, e.durable = v.seq+1, v.durable
-	index := len(v.segments) - 1
-	s := v.segments[index]
+	s := v.chain[len(v.chain)-1]
 	b := v.buffers.Get(int(e.size()))
 	defer v.buffers.Put(b)
 	if e.kind == kindData {
@@ -103,56 +98,111 @@ func (v *Volume) append(e entry, data payload, at int) error {
 	}
 	e.seal(*b)
 	if _, err := s.file.WriteAt(*b, s.size); err != nil {
-		if err := s.file.Truncate(s.size); err != nil {
-			v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
-		}
-		return spaceError(err)
+		v.cutBack(s)
+		return v.refused(err)
 	}
 	v.seq++
+	if v.noSpace {
+		v.noSpace = false
+		v.cfg.Log.Info("there is room for a volume's writes again", "dir", v.cfg.Dir)
+	}
 	v.told = e.durable
 	if e.kind != kindMark {
 		v.written = v.seq
 	}
-	v.apply(uint32(index), s.size, e, (*b)[entryHeader:])
+	v.apply(s.slot, s.size, e, (*b)[entryHeader:])
 	s.size += e.size()
 	return nil
 }
 
-// apply lays an entry over the map; sums follow its head.
-func (v *Volume) apply(index uint32, off int64, e entry, sums []byte) {
-	x := extent{start: e.start, n: e.sectors, seg: index, data: off + e.dataOffset(), entry: e.sectors}
-	switch {
-	case e.kind == kindMark || e.sectors == 0:
+// cutBack removes what a failed write may have left behind the end of a segment.
+// Called with mu.
+func (v *Volume) cutBack(s *segment) {
+	if err := s.file.Truncate(s.size); err != nil {
+		v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
+	}
+}
+
+// refused says what a failed write means to a guest, and of a full disk, once, to the
+// log. Called with mu.
+func (v *Volume) refused(err error) error {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	if !v.noSpace {
+		v.noSpace = true
+		v.cfg.Log.Error("the disk is full, and a volume's writes fail until there is room", "dir", v.cfg.Dir, "err", err)
+	}
+	return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
+}
+
+// apply lays an entry of the segment in a slot over the map; sums follow its head.
+func (v *Volume) apply(slot uint32, off int64, e entry, sums []byte) {
+	x := extent{start: e.start, n: e.sectors, seg: slot}
+	if e.kind == kindMark || e.sectors == 0 {
 		return
-	case e.kind == kindZero:
-		x.seg, x.data = segZero, 0
-	case e.units() == 1:
+	}
+	if e.kind == kindData {
+		x.data, x.entry = off+e.dataOffset(), e.sectors
+	}
+	if e.units() == 1 {
 		x.crc = binary.LittleEndian.Uint32(sums)
 	}
 	v.extents.put(x)
 }
 
 // lose marks the range of a lost entry, so that reading it fails.
-func (v *Volume) lose(e entry) { v.extents.put(extent{start: e.start, n: e.sectors, seg: segBad}) }
+func (v *Volume) lose(c *CorruptError) {
+	if c.Length > 0 {
+		v.extents.put(extent{start: uint64(c.Start / sectorSize), n: uint32(c.Length / sectorSize), seg: segBad})
+	}
+}
 
-// roll opens a new segment when there is none or the last one is full. Nothing is
-// synced here: a Flush syncs all that was written since the last one. Called with
-// mu.
+// full reports whether the next entry needs a new segment. Called with mu.
+func (v *Volume) full() bool {
+	n := len(v.chain)
+	return n == 0 || v.chain[n-1].sealed || v.chain[n-1].size >= v.cfg.SegmentSize
+}
+
+// roll opens a new segment when there is none or the last one is full, whose table it
+// writes. Nobody waits for the disk here: what is full by now is synced beside. Called
+// with mu.
 func (v *Volume) roll() error {
-	n := len(v.segments)
-	if n > 0 && v.segments[n-1].size < segmentMax {
+	if !v.full() {
 		return nil
 	}
-	number := uint64(1)
-	if n > 0 {
-		number = v.segments[n-1].number + 1
+	number := v.through + 1
+	if n := len(v.chain); n > 0 {
+		last := v.chain[n-1]
+		number = last.number + 1
+		if !last.sealed {
+			v.seal(last)
+		}
 	}
-	s, err := createSegment(v.cfg.Dir, v.meta.ID, v.meta.Epoch, number, v.seq+1)
+	s, err := createSegment(v.cfg.Dir, v.cfg.ID, v.cfg.Epoch, number, v.seq+1)
 	if err != nil {
-		return spaceError(err)
+		return v.refused(err)
 	}
-	v.segments, v.newNames = append(v.segments, s), true
+	v.add(s)
+	v.newNames = true
+	if len(v.chain) > 1 && v.tidying.CompareAndSwap(false, true) {
+		v.work.Go(func() {
+			v.tidying.Store(false) // who rolls from now on may find that this one has not seen it
+			v.tidy()
+		})
+	}
 	return nil
+}
+
+// add gives a segment a slot and makes it the last one.
+func (v *Volume) add(s *segment) {
+	slot := slices.Index(v.slots, nil)
+	if slot < 0 {
+		slot = len(v.slots)
+		v.slots, v.extents.live = append(v.slots, nil), append(v.extents.live, 0)
+	}
+	s.slot = uint32(slot)
+	v.slots[slot], v.chain = s, append(v.chain, s)
 }
 
 // fail stops the volume: what a failed sync has dropped is not known, and trying
@@ -170,37 +220,74 @@ func (v *Volume) Flush(context.Context) error {
 	v.mu.RUnlock()
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
-	v.mu.Lock()
-	failed, closed, last, end := v.failed, v.closed, v.written, v.end()
-	due := slices.Clone(v.segments[min(v.synced, len(v.segments)):])
-	newNames, done := v.newNames, v.durable >= target
-	v.mu.Unlock()
+	v.mu.RLock()
+	due, done := v.due(), v.durable >= target
+	v.mu.RUnlock()
 	switch {
-	case closed:
-		return fmt.Errorf("flush: %w", content.ErrClosed)
-	case failed != nil:
-		return fmt.Errorf("flush: %w", failed)
-	case done || len(due) == 0:
+	case due.err != nil:
+		return fmt.Errorf("flush: %w", due.err)
+	case done || len(due.segments) == 0:
 		return nil
 	}
-	err := v.sync(due, newNames)
+	if err := v.carry(due); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// due is what a sync has to make durable.
+type due struct {
+	segments []*segment
+	newNames bool
+	end      note
+	last     uint64 // seq of the last entry in it that is not a mark
+	err      error  // why nothing can be synced
+}
+
+// due returns what has to be synced by now. Called with mu.
+func (v *Volume) due() due {
+	switch {
+	case v.closed:
+		return due{err: content.ErrClosed}
+	case v.failed != nil:
+		return due{err: v.failed}
+	}
+	d := due{newNames: v.newNames, end: v.end(), last: v.written}
+	first := len(v.chain)
+	for first > 0 && !v.chain[first-1].synced {
+		first--
+	}
+	d.segments = slices.Clone(v.chain[first:])
+	return d
+}
+
+// carry makes durable what is due. Called with syncing.
+func (v *Volume) carry(d due) error {
+	err := v.sync(d.segments, d.newNames)
 	if err == nil {
-		v.note(end)
+		v.note(d.end)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		// The folder could not even be opened, so no sync of it has failed.
-		return fmt.Errorf("flush: this process has too many files open; the next flush tries again: %w", err)
+		return fmt.Errorf("this process has too many files open; the next flush tries again: %w", err)
 	case err != nil:
-		return fmt.Errorf("flush: %w", v.fail(err))
+		return v.fail(err)
 	}
-	v.durable = max(v.durable, last)
-	v.synced += len(due) - 1 // the last one goes on growing
-	v.newNames = v.newNames && v.segments[len(v.segments)-1] != due[len(due)-1]
+	v.durable = max(v.durable, d.last)
+	v.settle(d.segments)
+	v.newNames = v.newNames && v.chain[len(v.chain)-1].number != d.end.number
 	v.mark()
 	return nil
+}
+
+// settle marks segments as synced that don't grow any more. Called with mu.
+func (v *Volume) settle(synced []*segment) {
+	for _, s := range synced[:max(len(synced)-1, 0)] { // the last one goes on growing
+		s.synced = true
+	}
 }
 
 // mark notes in the journal how much of it is synced, unless it says so already.
@@ -255,12 +342,4 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, _, fua bool) error
 		return v.Flush(ctx)
 	}
 	return nil
-}
-
-// spaceError says what a failed write means to a guest.
-func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
-	}
-	return err
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/api"
-	"github.com/grangemesh/grange/node/volumes"
 )
 
 type doctorCmd struct{}
@@ -52,9 +51,9 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
 			finding{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
 			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
-			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
+			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota)) + beyond(s.Cache)},
 			finding{"farm", good, count(len(s.Farm), "neighbour")},
-			volumesFinding(ctx, app))
+			volumesFinding(s))
 	}
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
 	wrong := 0
@@ -73,22 +72,20 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return nil
 }
 
-// volumesFinding names the volumes that the node can't serve.
-func volumesFinding(ctx context.Context, app *cli) finding {
-	var list []api.Volume
-	if err := app.ask(ctx, "GET", "/api/volumes", nil, &list); err != nil {
-		return finding{"volumes", bad, err.Error()}
+// volumesFinding names the volumes that want a look.
+func volumesFinding(s api.Status) finding {
+	if len(s.Failing) > 0 {
+		return finding{"volumes", bad, fmt.Sprintf("%s can't be served, or can't be written to; `grange volume show NAME` says why", strings.Join(s.Failing, ", "))}
 	}
-	var failed []string
-	for _, v := range list {
-		if v.State == volumes.StateFailed {
-			failed = append(failed, v.Name)
-		}
+	return finding{"volumes", good, fmt.Sprintf("%d here", s.Volumes)}
+}
+
+// beyond says that the disk has no room for a cache's quota.
+func beyond(c api.Cache) string {
+	if c.Limit >= c.Quota {
+		return ""
 	}
-	if len(failed) > 0 {
-		return finding{"volumes", bad, fmt.Sprintf("%s can't be served; `grange volume show NAME` says why", strings.Join(failed, ", "))}
-	}
-	return finding{"volumes", good, fmt.Sprintf("%d here", len(list))}
+	return fmt.Sprintf(", of which the disk has room for %s", humanBytes(c.Limit))
 }
 
 // prefixed is a text with a prefix, or nothing.

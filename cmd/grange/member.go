@@ -129,7 +129,7 @@ func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, er
 
 func statusTable(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), count(len(s.Farm), "neighbour"), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
-	fmt.Fprintf(w, "cache\t%s of %s, %s\nvolumes\t%d\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), count(int(s.Cache.Chunks), "chunk"), s.Volumes)
+	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
 	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)

@@ -31,7 +31,7 @@ func (s *Server) members(a huma.API) {
 		waiting := n.Waiting()
 		return ok(Status{
 			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
-			Farm: n.FarmPeers(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
+			Farm: n.FarmPeers(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Failing: n.Volumes.Failing(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})
 	s.tokens(a)

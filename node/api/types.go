@@ -58,6 +58,7 @@ type Status struct {
 	Bytes   Bytes     `json:"bytes"`
 	Cache   Cache     `json:"cache"`
 	Volumes int       `json:"volumes"`
+	Failing []string  `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
 	Disks   Disks     `json:"disks"`
 	Started time.Time `json:"started"`
 	Version string    `json:"version"`

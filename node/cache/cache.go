@@ -263,6 +263,9 @@ type Stats struct {
 	// Bytes of the slots of the chunks, and of the slabs they are in on disk.
 	Bytes, Disk int64
 	Quota       int64
+	// Limit is what the chunks may take: less than the quota, where the disk has no room
+	// for that beside what stays free for volumes and others.
+	Limit int64
 	// Pinned is how many chunks are pinned.
 	Pinned int64
 	// Full is true while chunks are passed on without being kept.
@@ -279,7 +282,7 @@ func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := Stats{
-		Bytes: c.bytes, Disk: int64(c.slabs.live) * slabSize, Quota: c.cfg.Quota,
+		Bytes: c.bytes, Disk: int64(c.slabs.live) * slabSize, Quota: c.cfg.Quota, Limit: max(c.limit(), 0),
 		Full: c.full.Load(), Evicted: c.evicted.Load(), IndexBytes: int64(len(c.table.Load().words)) * entrySize,
 	}
 	for _, n := range c.census {

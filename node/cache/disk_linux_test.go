@@ -22,6 +22,19 @@ func TestFullDisk(t *testing.T) {
 	defer exec.Command("umount", "--lazy", dir).Run() // the index is mapped until its table is collected
 	c := open(t, filepath.Join(dir, "cache"), quotaMin)
 	defer c.Close()
+	if st := c.Stats(); st.Limit >= 64<<20 || st.Quota != quotaMin {
+		t.Errorf("on a disk of 64 MiB: %+v", st)
+	}
+	many := func(yield func(content.CID) bool) {
+		for n := range 512 {
+			if !yield(object(n, 64).CID()) {
+				return
+			}
+		}
+	}
+	if err := c.Pin("toomuch", many); !errors.Is(err, content.ErrNoSpace) || len(c.Pinned()) > 0 {
+		t.Errorf("64 MiB pinned: %v, %q", err, c.Pinned())
+	}
 	filler := filepath.Join(dir, "filler")
 	first := object(0, 128<<10)
 	put(t, c, first)

@@ -34,7 +34,8 @@ func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), st
 
 // Pin keeps chunks from eviction under a name, those too that come later; it
 // replaces what the name pinned before. It is durable when it returns. The list
-// takes 32 bytes of disk a chunk.
+// takes 32 bytes of disk a chunk. ErrNoSpace means that what is pinned then would not
+// fit into the cache; where a chunk is not here yet it counts as a whole one.
 func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	if err := content.CheckName(name); err != nil {
 		return fmt.Errorf("pin: %w", err)
@@ -48,6 +49,9 @@ func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	}
 	c.pinning.Lock()
 	defer c.pinning.Unlock()
+	if need, limit := c.pinnedWith(name, list), c.Stats().Limit; need > limit {
+		return fmt.Errorf("pin %s: %w: all that is pinned then takes up to %d bytes, and the cache may take %d; raise its quota, make room on the disk, or unpin something", name, content.ErrNoSpace, need, limit)
+	}
 	path := c.pinPath(name)
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
@@ -109,6 +113,35 @@ func (c *Cache) setPinned(ids []content.CID) {
 			c.mark(t, i, func(w word) word { return w | pinBit })
 		}
 	}
+}
+
+// pinnedWith is how many bytes the pins take with a list under a name.
+func (c *Cache) pinnedWith(name string, list []content.CID) (bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.table.Load()
+	weigh := func(ids []content.CID, counted func(content.CID) bool) {
+		for _, id := range ids {
+			if counted(id) {
+				continue
+			}
+			size := int64(content.ChunkSizeDefault)
+			if i, _, ok := t.find(c.secret.key(id)); ok {
+				at, _ := t.located(i)
+				size = int64(c.slabs.all[at.slab()].class.size())
+			}
+			bytes += size
+		}
+	}
+	done := []pin{{ids: list}}
+	weigh(list, func(content.CID) bool { return false })
+	for other, p := range c.pins {
+		if other != name {
+			weigh(p.ids, func(id content.CID) bool { return slices.ContainsFunc(done, func(d pin) bool { return d.has(id) }) })
+			done = append(done, p)
+		}
+	}
+	return bytes
 }
 
 // endPin lets go of a list that is none of the pins any more. Called with mu.

@@ -144,6 +144,7 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	chunks := m.Root().Chunks()
 	for index < chunks {
 		n := index / content.MapFanout
+		m.f.readMapAhead(ctx, m.rs, n, (chunks+content.MapFanout-1)/content.MapFanout)
 		leaf, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
 		if err != nil {
 			return 0, 0, err
@@ -184,7 +185,7 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 // Warm brings the whole image into the cache. The runs that this node leads come
 // first, so that the members of a farm that warm one image at once each bring in
 // their own part. Progress is given bytes by source, one call at a time; it may be
-// nil.
+// nil. ErrNoSpace means that all came and the cache could not keep it.
 func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -200,7 +201,29 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 		}
 	}
 	w.landing.Wait()
-	return context.Cause(ctx)
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return m.kept(ctx)
+}
+
+// kept fails with ErrNoSpace when the cache lacks chunks of the image.
+func (m *Image) kept(ctx context.Context) error {
+	lacks, all := 0, 0
+	for n := range (m.Root().Chunks() + content.MapFanout - 1) / content.MapFanout {
+		runs, here, err := m.missing(ctx, n)
+		if err != nil {
+			return err
+		}
+		for _, objects := range runs {
+			lacks += len(objects)
+		}
+		all += here
+	}
+	if lacks > 0 {
+		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
+	}
+	return nil
 }
 
 // warming is one Warm.

@@ -91,6 +91,34 @@ func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object, how reque
 	return fl.node, nil
 }
 
+// mapAhead is how many leaves of a map are asked for at once when it is read in order:
+// the 16,384 of 2 TiB, where each takes 10 ms, in 3 s instead of 160.
+const mapAhead = 64
+
+// readMapAhead asks for a row of leaves side by side, when the first of them is due and
+// not here, and waits for them. What fails is left to who reads it.
+func (f *Fetcher) readMapAhead(ctx context.Context, rs *rootState, n, end uint64) {
+	if n%mapAhead != 0 || rs.nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) != nil {
+		return
+	}
+	var due []object
+	for end = min(end, n+mapAhead); n < end; n++ {
+		p := content.Pos{Level: 1, Index: n}
+		pair, ok, err := f.pair(ctx, rs, p, byGuest())
+		if err != nil {
+			return
+		}
+		if ok && rs.nodes.Peek(nodeKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
+			due = append(due, nodeObject(p, pair, rs.reach()))
+		}
+	}
+	for _, fl := range f.join(rs, due, byReadahead()) {
+		if _, err := fl.wait(ctx); err != nil {
+			return
+		}
+	}
+}
+
 // cachedNode reads a node and its page from the cache, if both go so far.
 func (f *Fetcher) cachedNode(rs *rootState, p content.Pos, pair pack.Pair, reach cache.Reach) (*mapNode, error) {
 	goes, _ := f.cfg.Cache.Reach(pair.Node.CID)

@@ -7,29 +7,50 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
 // keepTrying writes the records of volumes that were created while the origin was
-// away, and serves those that could not be served.
-func (v *Volumes) keepTrying(ctx context.Context) {
-	tick := time.NewTicker(tryInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
+// away, and serves those that could not be served. An origin that is slow keeps no
+// volume from being served, nor one volume another.
+func (v *Volumes) keepTrying(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return every(ctx, func() {
 			for _, e := range v.uncommitted() {
 				if err := v.commitLater(ctx, e); err != nil && !errors.Is(err, content.ErrUnavailable) {
 					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
 				}
 			}
-			for _, e := range v.devs.sorted() {
-				v.serveLater(ctx, e.Name)
+		})
+	})
+	group.Go(func() error {
+		return every(ctx, func() {
+			var serving errgroup.Group
+			serving.SetLimit(parallelOpens)
+			for _, e := range v.index.sorted() {
+				serving.Go(func() error { v.serveLater(ctx, e.Name); return nil })
 			}
+			_ = serving.Wait() // none fails
+		})
+	})
+	return group.Wait()
+}
+
+// every calls do now and again until ctx ends.
+func every(ctx context.Context, do func()) error {
+	tick := time.NewTicker(tryInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			do()
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }
@@ -39,9 +60,8 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if d := v.device(name); d == nil || d.err == nil {
 		return
 	}
-	v.change.Lock()
-	defer v.change.Unlock()
-	e, ok := v.devs.get(name)
+	defer v.changes.take(name)()
+	e, ok := v.index.get(name)
 	d := v.device(name)
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
 		return
@@ -55,15 +75,14 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 }
 
 func (v *Volumes) uncommitted() []entry {
-	return slices.DeleteFunc(v.devs.sorted(), func(e entry) bool { return e.Committed || e.Stage != ready })
+	return slices.DeleteFunc(v.index.sorted(), func(e entry) bool { return e.Committed })
 }
 
 // commitLater registers a volume. If its name was taken meanwhile it gets this
 // node's behind its own, and keeps its data and its clients.
 func (v *Volumes) commitLater(ctx context.Context, e entry) error {
-	v.change.Lock()
-	defer v.change.Unlock()
-	e, ok := v.devs.get(e.Name)
+	defer v.changes.take(e.Name)()
+	e, ok := v.index.get(e.Name)
 	if !ok || e.Committed {
 		return nil
 	}
@@ -79,7 +98,7 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 	if err == nil {
 		e.Committed = true
 		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
-		return v.devs.put(e)
+		return v.index.put(e)
 	}
 	var taken *catalog.TakenError
 	if !errors.As(err, &taken) {
@@ -87,7 +106,7 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 	}
 	if body, derr := catalog.DecodeVolume(v.codec, taken.Current.Body); derr == nil && body.ID == e.ID {
 		e.Committed = true // our own commit, whose reply was lost in a crash
-		return v.devs.put(e)
+		return v.index.put(e)
 	}
 	return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 }
@@ -96,7 +115,7 @@ func (v *Volumes) commitLater(ctx context.Context, e entry) error {
 func (v *Volumes) freeName(name string) string {
 	free := name
 	for n := 2; ; n++ {
-		if _, taken := v.devs.get(free); !taken {
+		if _, taken := v.index.get(free); !taken {
 			return free
 		}
 		free = fmt.Sprintf("%s-%d", name, n)
@@ -108,13 +127,14 @@ func (v *Volumes) rename(e entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
+	defer v.changes.take(name)() // it is longer than the old one, so no two wait for each other
 	v.cfg.Log.Warn("the name of a volume made while the origin was away was taken meanwhile; it has another one now", "was", e.Name, "is", name)
 	old, d := e.Name, v.device(e.Name)
 	e.Name = name
 	if d != nil {
 		v.setDevice(name, d) // it has both, so that it is never without one
 	}
-	if err := v.devs.rename(old, e); err != nil {
+	if err := v.index.rename(old, e); err != nil {
 		v.setDevice(name, nil)
 		return err
 	}

@@ -3,22 +3,23 @@ package volumes
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"syscall"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// create makes a volume. The device map names it before anything else exists, so
-// that a restart can clear away what a crash left; the record is committed before
-// it is served, so that of two nodes that create one name one is told.
+// create makes a volume. The record is committed before its folder gets its name and
+// it is served, so that of two nodes that create one name one is told. A crash before
+// the folder has its name leaves at most a record of this node for a volume that it
+// does not have, which the next creation of the name replaces.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	e, base, err := v.plan(ctx, name, spec)
+	if err == nil {
+		err = v.index.free(name)
+	}
 	if err != nil {
 		return err
 	}
@@ -26,22 +27,20 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := v.devs.put(e); err != nil { // a crash from here on: the restart erases it
+	e.Committed, e.Attached = true, true
+	if err := v.index.prepare(e); err != nil {
 		return err
 	}
-	if err := volume.Create(v.folder(e), volume.Meta{ID: e.ID, Size: e.Size, Epoch: e.Epoch, Created: e.Created}); err != nil {
-		return errors.Join(err, v.erase(e))
-	}
 	_, err = v.cfg.Registry.CommitVolume(ctx, name, v.body(e, base), mine)
-	switch {
-	case err == nil:
-		e.Committed = true // a crash before the next line: the record names this node, which creates it anew
-	case !errors.Is(err, content.ErrUnavailable):
-		return errors.Join(err, v.erase(e))
+	if errors.Is(err, content.ErrUnavailable) {
+		e.Committed = false
+		err = writeEntry(v.index.path(e)+halfMade, e)
 	}
-	e.Stage, e.Attached = ready, true
-	if err := v.devs.put(e); err != nil {
-		return errors.Join(err, v.erase(e))
+	if err != nil {
+		return errors.Join(err, v.index.giveUp(e))
+	}
+	if err := v.index.add(e); err != nil {
+		return err
 	}
 	return v.attach(ctx, e)
 }
@@ -49,9 +48,8 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 // plan works out what the volume will be; nothing is made yet.
 func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, base *Base, err error) {
 	e = entry{Name: name, Size: spec.Size, From: spec.From, Transport: spec.Transport, Durability: spec.Durability,
-		ReadOnly: spec.ReadOnly, Epoch: 1, Created: v.cfg.Now(), Stage: creating}
+		ReadOnly: spec.ReadOnly, Epoch: 1, Created: v.cfg.Now()}
 	rand.Read(e.ID[:])
-	e.Folder = hex.EncodeToString(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {
 			return e, nil, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
@@ -88,7 +86,11 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Re
 	if err != nil {
 		return nil, err
 	}
-	if body.Holder == v.cfg.Self {
+	switch {
+	case body.Holder == v.cfg.Self && v.index.has(body.ID):
+		return nil, fmt.Errorf("%w: its folder %s is on this node, and can't be read or belongs to another name; `grange volume ls` says more",
+			content.ErrConflict, v.index.path(entry{ID: body.ID}))
+	case body.Holder == v.cfg.Self:
 		return &r, nil
 	}
 	return nil, fmt.Errorf("%w: it is %s by node %s, with durability %s, since epoch %d; detach it there, or choose another name",
@@ -103,10 +105,10 @@ func (v *Volumes) body(e entry, base *Base) catalog.Volume {
 	return b
 }
 
-func (v *Volumes) folder(e entry) string { return filepath.Join(v.cfg.Dir, e.Folder) }
-
-// erase removes a volume's folder, then its entry.
-func (v *Volumes) erase(e entry) error {
-	err := errors.Join(os.RemoveAll(v.folder(e)), os.RemoveAll(v.folder(e)+".new"))
-	return errors.Join(err, v.devs.remove(e.Name))
+// spaceError says what a full disk means to who makes something.
+func spaceError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
+	}
+	return err
 }

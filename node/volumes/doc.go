@@ -2,8 +2,8 @@
 // are, over a restart too; whose they are, by their records; and the doors that
 // they are served through.
 //
-// A volume is created in steps that a crash may fall between. The device map
-// names it first, then its folder is made, then its record is committed, then it
-// is served. A restart finishes or undoes what it finds half done, by the same
-// steps.
+// All that the node knows of a volume lies in the volume's own folder, beside its
+// journal, in volume.json. The folder gets its name when the record is committed and
+// the volume whole, and loses it before anything in it is removed, so that a crash
+// leaves a volume or none.
 package volumes

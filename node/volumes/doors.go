@@ -151,7 +151,7 @@ func (d doors) sweep(ctx context.Context, entries []entry) error {
 	}
 	_, err := d.ublk.Sweep(ctx, func(number int) bool {
 		return slices.ContainsFunc(entries, func(e entry) bool {
-			return e.Attached && e.Stage == ready && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number
+			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number
 		})
 	})
 	return err
@@ -186,9 +186,9 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 // numbered keeps the number of a volume's disk. A crash before it leaves a disk to
 // sweep.
 func (v *Volumes) numbered(name string, number int) error {
-	e, _ := v.devs.get(name)
+	e, _ := v.index.get(name)
 	e.Disk = &number
-	return v.devs.put(e)
+	return v.index.put(e)
 }
 
 // unused fails with content.ErrConflict while NBD clients have a volume open. Those
@@ -220,7 +220,7 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 	defer cancel()
 	_ = v.each(func(name string, d *device) error { // none fails
 		switch {
-		case d.disk == nil:
+		case d.disk == nil: // over NBD, or not served
 		case handover:
 			_ = d.vol.Flush(ctx) // Close says the same
 		default:
@@ -235,19 +235,42 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 // exports is the door's view of the volumes.
 type exports struct{ v *Volumes }
 
-// Lookup implements nbd.Exports.
-func (x exports) Lookup(_ context.Context, name string) (blockdev.Device, func(), error) {
-	x.v.mu.RLock() // until the user counts: who closes the device takes it from open first
-	defer x.v.mu.RUnlock()
-	d := x.v.open[name]
-	if d == nil || d.err != nil || d.disk != nil {
-		return nil, nil, fmt.Errorf("volume %q: %w", name, content.ErrNotFound)
+// Lookup implements nbd.Exports. It waits for a volume that is opening.
+func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func(), error) {
+	for {
+		d := x.use(name)
+		switch {
+		case d == nil:
+			return nil, nil, fmt.Errorf("volume %q: %w; `grange volume ls` shows those of this node", name, content.ErrNotFound)
+		case d.opening != nil:
+			select {
+			case <-d.opening:
+			case <-ctx.Done():
+				return nil, nil, fmt.Errorf("volume %q: opening: %w", name, context.Cause(ctx))
+			}
+		case d.err != nil:
+			return nil, nil, fmt.Errorf("volume %q can't be served: %w", name, d.err)
+		case d.disk != nil:
+			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
+		default:
+			return d.vol, d.users.Done, nil
+		}
 	}
-	d.users.Add(1)
-	return d.vol, d.users.Done, nil
 }
 
-// List implements nbd.Exports.
+// use returns what is under a name, counted as used where NBD serves it: who closes a
+// device takes it away first.
+func (x exports) use(name string) *device {
+	x.v.mu.RLock()
+	defer x.v.mu.RUnlock()
+	d := x.v.open[name]
+	if d != nil && d.vol != nil && d.disk == nil {
+		d.users.Add(1)
+	}
+	return d
+}
+
+// List implements nbd.Exports: those that a client can open, if it waits.
 func (x exports) List(context.Context) ([]string, error) {
 	x.v.mu.RLock()
 	defer x.v.mu.RUnlock()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,7 +49,7 @@ type Registry interface {
 
 // Config is what Volumes is built from.
 type Config struct {
-	// Dir holds the volumes' folders and the device map.
+	// Dir holds the volumes' folders.
 	Dir string
 	// Socket is the path that NBD is served on.
 	Socket string
@@ -85,17 +84,6 @@ const (
 	transportAuto   = "auto"
 )
 
-// State is how a volume stands on this node.
-type State string
-
-// The states.
-const (
-	StateAttached    State = "attached"
-	StateUncommitted State = "uncommitted"
-	StateDetached    State = "detached"
-	StateFailed      State = "failed"
-)
-
 // Spec is what a Put asks for; zero fields ask for nothing.
 type Spec struct {
 	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
@@ -106,43 +94,27 @@ type Spec struct {
 	Takeover   bool        `json:"takeover,omitempty"`
 }
 
-// View describes a volume.
-type View struct {
-	Name       string      `json:"name"`
-	Size       int64       `json:"size"`
-	From       content.Ref `json:"from,omitzero"`
-	Transport  string      `json:"transport"`
-	Device     string      `json:"device" doc:"what a client opens"`
-	Durability string      `json:"durability"`
-	ReadOnly   bool        `json:"readonly"`
-	Epoch      uint64      `json:"epoch"`
-	State      State       `json:"state" doc:"attached, detached, uncommitted, or failed"`
-	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
-	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
-	Root       content.CID `json:"root"`
-	DirtyBytes int64       `json:"dirty_bytes"`
-	Bytes      fetch.Bytes `json:"bytes"`
-}
-
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
 type Volumes struct {
 	cfg   Config
 	codec *content.Codec
 	doors doors
 
-	opened atomic.Bool // those of the device map are
+	opened atomic.Bool // those that were attached are
 
-	change sync.Mutex // serialises changes: one Put, Detach or Remove at a time
+	changes turns // one Put, Detach or Remove of a volume at a time
 
-	devs *deviceMap
+	index *index
 
 	mu   sync.RWMutex       // never held while anything waits
 	open map[string]*device // guarded by mu
 }
 
-// device is a volume that is served, or that failed to be.
+// device is a volume that is served, that failed to be, or that is on its way.
 type device struct {
-	vol   *volume.Volume
+	opening chan struct{} // closed when another device stands for the volume
+
+	vol   *volume.Volume // nil unless it is served
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
 	users sync.WaitGroup // NBD connections
@@ -152,7 +124,8 @@ type device struct {
 	again time.Time     // which is then
 }
 
-// New reads the device map and opens the doors.
+// New reads what the volumes' folders say and opens the doors. A folder that can't be
+// read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -160,40 +133,42 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	devs, err := loadDeviceMap(filepath.Join(cfg.Dir, devicesFile))
+	index, err := loadIndex(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), devs: devs, open: map[string]*device{}}
+	for folder, why := range index.broken {
+		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
+	}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, open: map[string]*device{}}
+	for _, e := range index.sorted() {
+		if e.Attached {
+			v.open[e.Name] = &device{opening: make(chan struct{})}
+		}
+	}
 	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
 		return nil, err
 	}
 	return v, nil
 }
 
-// openAll opens the volumes of the device map, as they were attached; what was
-// half created or half removed is undone. A volume that can't be opened is kept,
-// and shown as failed.
+// openAll opens the volumes that were attached; what was half created or half removed
+// is undone. A volume that can't be opened is kept, and shown as failed.
 func (v *Volumes) openAll(ctx context.Context) error {
-	v.change.Lock()
-	defer v.change.Unlock()
 	defer v.opened.Store(true)
-	entries := v.devs.sorted()
+	if err := v.index.sweep(); err != nil {
+		v.cfg.Log.Error("volumes that were half made or half removed can't be cleared away; the next start tries again", "err", err)
+	}
+	entries := v.index.sorted()
 	if err := v.doors.sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
 	group := new(errgroup.Group)
 	group.SetLimit(parallelOpens)
 	for _, e := range entries {
-		switch {
-		case e.Stage != ready:
-			v.cfg.Log.Info("clearing away a volume that was half made or half removed", "volume", e.Name, "stage", e.Stage)
-			if err := v.erase(e); err != nil {
-				v.cfg.Log.Error("a volume can't be cleared away; the next start tries again", "volume", e.Name, "err", err)
-			}
-		case e.Attached && v.device(e.Name) == nil: // the API may have been quicker
+		if e.Attached {
 			group.Go(func() error {
-				_ = v.attach(ctx, e) // List shows it
+				v.openLater(ctx, e.Name)
 				return nil
 			})
 		}
@@ -209,8 +184,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		if err := v.openAll(ctx); err != nil {
 			return err
 		}
-		v.keepTrying(ctx)
-		return nil
+		return v.keepTrying(ctx)
 	}, v.leaveDisks)
 	err = errors.Join(err, v.each(func(_ string, d *device) error {
 		if d.vol == nil {
@@ -224,11 +198,13 @@ func (v *Volumes) Run(ctx context.Context) error {
 	return err
 }
 
-// Opened reports whether the volumes of the device map are as they will be.
+// Opened reports whether the volumes that were attached are as they will be.
 func (v *Volumes) Opened() bool { return v.opened.Load() }
 
-// Collectors returns the metrics of the doors.
-func (v *Volumes) Collectors() []prometheus.Collector { return v.doors.collectors() }
+// Collectors returns the metrics of the volumes and the doors.
+func (v *Volumes) Collectors() []prometheus.Collector {
+	return append(v.doors.collectors(), v.newStates())
+}
 
 // device returns what is open under a name, nil if nothing is.
 func (v *Volumes) device(name string) *device {
@@ -241,6 +217,9 @@ func (v *Volumes) device(name string) *device {
 func (v *Volumes) setDevice(name string, d *device) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if old := v.open[name]; old != nil && old.opening != nil {
+		defer close(old.opening)
+	}
 	if d == nil {
 		delete(v.open, name)
 		return
@@ -270,53 +249,6 @@ func (v *Volumes) Count() int {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return len(v.open)
-}
-
-// List returns all volumes of this node, by name.
-func (v *Volumes) List() []View {
-	var out []View
-	for _, e := range v.devs.sorted() {
-		out = append(out, v.view(e))
-	}
-	return out
-}
-
-// Get returns one volume of this node.
-func (v *Volumes) Get(name string) (View, error) {
-	e, ok := v.devs.get(name)
-	if !ok {
-		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
-	}
-	return v.view(e), nil
-}
-
-func (v *Volumes) view(e entry) View {
-	out := View{
-		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
-		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID,
-	}
-	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
-		if root, err := head.Root.Encode(v.codec); err == nil {
-			out.Root = root.CID()
-		}
-	}
-	d := v.device(e.Name)
-	switch {
-	case d == nil:
-	case d.err != nil:
-		out.State, out.Detail = StateFailed, d.err.Error()
-	default:
-		out.State, out.DirtyBytes = StateAttached, d.vol.DirtyBytes()
-		out.Transport, out.Device = v.doors.address(e.Name, d)
-		out.ReadOnly = d.vol.Geometry().ReadOnly
-		if d.image != nil {
-			out.Bytes = d.image.Bytes()
-		}
-	}
-	if out.State == StateAttached && !e.Committed {
-		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
-	}
-	return out
 }
 
 func (s Spec) withDefaults() (Spec, error) {
@@ -352,9 +284,8 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
-	v.change.Lock()
-	defer v.change.Unlock()
-	e, here := v.devs.get(name)
+	defer v.changes.take(name)()
+	e, here := v.index.get(name)
 	d := v.device(name)
 	switch {
 	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
@@ -364,7 +295,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		err = v.create(ctx, name, spec)
 	default:
 		err = e.agrees(spec)
-		switch served := d != nil && d.err == nil; {
+		switch served := d != nil && d.vol != nil; {
 		case err != nil:
 		case !served:
 			created = true
@@ -407,17 +338,36 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 	if spec.Transport != transportAuto {
 		e.Transport = spec.Transport
 	}
-	if err := v.devs.put(e); err != nil {
+	if err := v.index.put(e); err != nil {
 		return err
 	}
 	e.ReadOnly = e.ReadOnly || spec.ReadOnly
 	return v.attach(ctx, e)
 }
 
+// openLater opens a volume of which a device says that it is opening, unless somebody
+// else has done so meanwhile.
+func (v *Volumes) openLater(ctx context.Context, name string) {
+	defer v.changes.take(name)()
+	e, ok := v.index.get(name)
+	switch d := v.device(name); {
+	case d == nil || d.opening == nil:
+	case !ok || ctx.Err() != nil:
+		v.setDevice(name, nil)
+	default:
+		_ = v.attach(ctx, e) // List shows it
+	}
+}
+
 // attach opens a volume and serves it. A failure is kept for List to show, and for
-// serveLater.
+// serveLater. Called in the volume's turn.
 func (v *Volumes) attach(ctx context.Context, e entry) error {
-	d, before := &device{}, v.device(e.Name)
+	before := v.device(e.Name)
+	if before == nil {
+		before = &device{opening: make(chan struct{})}
+		v.setDevice(e.Name, before)
+	}
+	d := &device{}
 	d.err = v.openDevice(ctx, e, d)
 	if d.err == nil {
 		if d.err = v.openDisk(ctx, e, d); d.err != nil {
@@ -426,11 +376,11 @@ func (v *Volumes) attach(ctx context.Context, e entry) error {
 	}
 	if d.err != nil {
 		d.after = tryInterval
-		if before != nil {
+		if before.err != nil {
 			d.after = min(2*before.after, tryAfterMax)
 		}
 		d.again = v.cfg.Now().Add(d.after)
-		if before == nil || before.err.Error() != d.err.Error() {
+		if before.err == nil || before.err.Error() != d.err.Error() {
 			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
 		}
 	}
@@ -439,7 +389,7 @@ func (v *Volumes) attach(ctx context.Context, e entry) error {
 }
 
 func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
-	cfg := volume.Config{Dir: v.folder(e), ReadOnly: e.ReadOnly, Log: v.cfg.Log}
+	cfg := volume.Config{Dir: v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: v.cfg.Log}
 	if len(e.Head) > 0 {
 		head, err := pack.DecodeHead(v.codec, e.Head)
 		if err != nil {
@@ -458,9 +408,8 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 // Detach stops serving a volume; its data stays on this node. One that is in use is
 // content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
-	v.change.Lock()
-	defer v.change.Unlock()
-	e, ok := v.devs.get(name)
+	defer v.changes.take(name)()
+	e, ok := v.index.get(name)
 	if !ok {
 		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 	}
@@ -481,8 +430,8 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	defer cancel()
 	d := v.device(name)
 	switch {
-	case d == nil || d.err != nil:
-		e, _ := v.devs.get(name)
+	case d == nil || d.vol == nil:
+		e, _ := v.index.get(name)
 		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
 			return err
 		}
@@ -514,9 +463,11 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
-	v.change.Lock()
-	defer v.change.Unlock()
-	e, ok := v.devs.get(name)
+	defer v.changes.take(name)()
+	if why := v.index.broken[name]; why != nil {
+		return fmt.Errorf("remove volume %q: %w", name, why)
+	}
+	e, ok := v.index.get(name)
 	if !ok {
 		return nil
 	}
@@ -533,16 +484,12 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	case err != nil:
 		return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
 	}
-	e.Stage = removing
-	if err := v.devs.put(e); err != nil {
-		return err
-	}
-	return v.erase(e)
+	return v.index.remove(e)
 }
 
 func (v *Volumes) detached(e entry) error {
 	e.Attached = false
-	return v.devs.put(e)
+	return v.index.put(e)
 }
 
 // deleteRecord deletes the record if it is of this volume, not of another that

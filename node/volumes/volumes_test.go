@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,10 +11,16 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 // nothing is an origin that does not answer.
-type nothing struct{ commit error }
+type nothing struct {
+	commit error
+	hold   func(name string) // called by a commit, may be nil
+	record *catalog.Volume   // what it has, if anything: then it answers
+}
 
 func (nothing) Base(context.Context, content.Ref) (Base, error) {
 	return Base{}, content.ErrUnavailable
@@ -23,11 +28,18 @@ func (nothing) Base(context.Context, content.Ref) (Base, error) {
 
 func (nothing) Image(context.Context, Base) (*fetch.Image, error) { return nil, content.ErrUnavailable }
 
-func (nothing) Volume(context.Context, string) (catalog.Record, error) {
-	return catalog.Record{}, content.ErrUnavailable
+func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
+	if x.record == nil {
+		return catalog.Record{}, content.ErrUnavailable
+	}
+	b, err := x.record.Encode(content.NewCodec())
+	return catalog.Record{Envelope: trust.Envelope{Body: b}}, err
 }
 
-func (x *nothing) CommitVolume(context.Context, string, catalog.Volume, *catalog.Record) (catalog.Record, error) {
+func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume, _ *catalog.Record) (catalog.Record, error) {
+	if x.hold != nil {
+		x.hold(name)
+	}
 	return catalog.Record{}, x.commit
 }
 
@@ -36,17 +48,26 @@ func (nothing) DeleteVolume(context.Context, catalog.Record) error { return cont
 // world is a node's volumes without the node, and the time that they have.
 type world struct {
 	*Volumes
-	origin *nothing
-	now    time.Time
+	origin  *nothing
+	now     time.Time
+	stopped bool
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{origin: &nothing{content.ErrUnavailable}, now: time.Unix(1e9, 0)}
 	dir, err := os.MkdirTemp("", "") // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return startWorld(t, dir)
+}
+
+// startWorld starts a node's volumes in a folder, which has some or not.
+func startWorld(t *testing.T, dir string) *world {
+	t.Helper()
+	w := &world{origin: &nothing{commit: content.ErrUnavailable}, now: time.Unix(1e9, 0)}
+	var err error
 	w.Volumes, err = New(t.Context(), Config{
 		Dir: filepath.Join(dir, "volumes"), Socket: filepath.Join(dir, "s"), NodeID: "node", Library: w.origin, Registry: w.origin,
 		Now: func() time.Time { return w.now },
@@ -54,14 +75,29 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		if err := errors.Join(w.Run(ctx), os.RemoveAll(dir)); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { w.stop(t) })
 	return w
+}
+
+// stop ends the volumes; a second one is nothing.
+func (w *world) stop(t *testing.T) {
+	t.Helper()
+	if w.stopped {
+		return
+	}
+	w.stopped = true
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := w.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// again starts the volumes anew in their folder.
+func (w *world) again(t *testing.T) *world {
+	t.Helper()
+	w.stop(t)
+	return startWorld(t, filepath.Dir(w.cfg.Dir))
 }
 
 func (w *world) create(t *testing.T, name string) {
@@ -117,13 +153,13 @@ func TestServedLater(t *testing.T) {
 	if _, err := w.Detach(t.Context(), "disk", false); err != nil {
 		t.Fatal(err)
 	}
-	e, _ := w.devs.get("disk")
-	folder := w.folder(e)
-	if err := os.Rename(folder, folder+".away"); err != nil {
+	e, _ := w.index.get("disk")
+	other, err := durable.Lock(filepath.Join(w.index.path(e), "lock")) // another process has it
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err == nil || w.state(t, "disk") != StateFailed {
-		t.Fatalf("without its folder: %v", err)
+		t.Fatalf("while another has it: %v", err)
 	}
 	try := func(after time.Duration) State {
 		w.now = w.now.Add(after)
@@ -132,10 +168,10 @@ func TestServedLater(t *testing.T) {
 	}
 	for range 10 {
 		if try(tryAfterMax) != StateFailed {
-			t.Fatal("it is served without its folder")
+			t.Fatal("it is served while another has it")
 		}
 	}
-	if err := os.Rename(folder+".away", folder); err != nil {
+	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if early, late := try(tryAfterMax-1), try(1); early != StateFailed || late != StateUncommitted {

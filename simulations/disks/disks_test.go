@@ -111,7 +111,7 @@ func TestStopLeavesWhatIsInUse(t *testing.T) {
 	}
 	n = begin(t)
 	shell(t, "sync && echo 3 >/proc/sys/vm/drop_caches && cmp /init /mnt/init && umount /mnt && blockdev --getsize64 "+idle)
-	// What the map has lost is swept.
+	// Disks of volumes that are not there any more are swept.
 	if err := n.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestStopLeavesWhatIsInUse(t *testing.T) {
 	if err := n.kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(filepath.Join(n.data, "volumes", "devices.json")); err != nil {
+	if err := os.RemoveAll(filepath.Join(n.data, "volumes")); err != nil {
 		t.Fatal(err)
 	}
 	begin(t)

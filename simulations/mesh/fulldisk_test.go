@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -133,8 +134,11 @@ func TestFullDisk(t *testing.T) {
 	}
 	checkDevice(t, device, path, kept) // as it was: nothing of what was refused
 	checkNoSpace(t, n, path)
-	if v := volume(t, n, "v"); v.State != "attached" {
+	if v := volume(t, n, "v"); v.State != "full" {
 		t.Errorf("the volume is %s: %s", v.State, v.Detail)
+	}
+	if s := get[api.Status](t, n, "/api/status"); !slices.Equal(s.Failing, []string{"v"}) || s.Cache.Limit >= s.Cache.Quota {
+		t.Errorf("the status says %q, and of the cache %+v", s.Failing, s.Cache)
 	}
 
 	if err := n.Kill(); err != nil {

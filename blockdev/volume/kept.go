@@ -1,0 +1,127 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+const (
+	// keptName is a file that says which segments are left of the journal's front, from
+	// which those go of which nothing lives.
+	keptName  = "kept"
+	keptMagic = "GRK\x01"
+	keptSize  = 28 // without the numbers
+)
+
+// kept is what is left of the segments up to number through: those listed. The last
+// entry in them was seq.
+type kept struct {
+	through uint64
+	seq     uint64
+	numbers []uint64 // rising
+}
+
+// has reports whether a segment is part of the journal.
+func (k kept) has(number uint64) bool {
+	_, listed := slices.BinarySearch(k.numbers, number)
+	return number > k.through || listed
+}
+
+// encode lays it out; see the package comment.
+func (k kept) encode() []byte {
+	b := append(make([]byte, 0, keptSize+8*len(k.numbers)), keptMagic...)
+	b = binary.LittleEndian.AppendUint64(b, k.through)
+	b = binary.LittleEndian.AppendUint64(b, k.seq)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(k.numbers)))
+	for _, n := range k.numbers {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+}
+
+func decodeKept(b []byte) (k kept, ok bool) {
+	end := len(b) - 4
+	if len(b) < keptSize || string(b[:4]) != keptMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
+		uint64(end-keptSize+4) != 8*uint64(binary.LittleEndian.Uint32(b[20:])) {
+		return kept{}, false
+	}
+	k = kept{through: binary.LittleEndian.Uint64(b[4:]), seq: binary.LittleEndian.Uint64(b[12:])}
+	for at := keptSize - 4; at < end; at += 8 {
+		k.numbers = append(k.numbers, binary.LittleEndian.Uint64(b[at:]))
+	}
+	return k, slices.IsSorted(k.numbers)
+}
+
+// readKept returns the zero value where no segment has gone yet.
+func readKept(dir string) (kept, error) {
+	path := filepath.Join(dir, keptName)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return kept{}, nil
+	}
+	if err != nil {
+		return kept{}, err
+	}
+	k, ok := decodeKept(b)
+	if !ok {
+		return kept{}, fmt.Errorf("%s: %w: it does not say which segments the journal has; restore it from a backup", path, content.ErrCorrupt)
+	}
+	return k, nil
+}
+
+// tidy syncs the journal and removes the segments of which nothing lives, so that the
+// journal does not grow with what is overwritten.
+func (v *Volume) tidy() {
+	v.syncing.Lock()
+	defer v.syncing.Unlock()
+	v.mu.RLock()
+	due, dead, rest := v.due(), []*segment(nil), kept{}
+	for i, s := range v.chain {
+		switch {
+		case i == len(v.chain)-1: // the open one
+			rest.seq = s.first - 1
+		case v.extents.live[s.slot] == 0:
+			dead, rest.through = append(dead, s), s.number
+		default:
+			rest.numbers, rest.through = append(rest.numbers, s.number), s.number
+		}
+	}
+	v.mu.RUnlock()
+	if due.err != nil || len(dead) == 0 && len(due.segments) < 2 {
+		return
+	}
+	// Nothing in them lives because of entries that come later, which are synced first:
+	// a loss of power must not take those and leave neither.
+	if err := v.carry(due); err != nil || len(dead) == 0 {
+		return // carry has said so, or failed the volume
+	}
+	// From here on they are no part of the journal; those that a crash leaves are removed
+	// by the next start.
+	if err := durable.WriteFile(filepath.Join(v.cfg.Dir, keptName), rest.encode(), 0o600); err != nil {
+		v.cfg.Log.Warn("segments of a journal that nothing needs any more can't be removed", "dir", v.cfg.Dir, "err", err)
+		return
+	}
+	v.mu.Lock()
+	v.chain = slices.DeleteFunc(v.chain, func(s *segment) bool { return slices.Contains(dead, s) })
+	errs := make([]error, 0, len(dead))
+	for _, s := range dead {
+		v.slots[s.slot] = nil
+		errs = append(errs, s.file.Close())
+	}
+	v.mu.Unlock()
+	for _, s := range dead {
+		errs = append(errs, os.Remove(s.file.Name()))
+	}
+	if err := errors.Join(errs...); err != nil {
+		v.cfg.Log.Warn("segments of a journal that nothing needs any more are left; the next start removes them", "dir", v.cfg.Dir, "err", err)
+	}
+}

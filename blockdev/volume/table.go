@@ -1,0 +1,122 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	tableMagic  = "GRT\x01"
+	tableHeader = 16
+	tableFooter = 16
+	recordSize  = 32
+	// tableMax bounds the extents of a table: 4 MiB, which a start holds in memory for
+	// each volume that it opens. A segment with more has none, and is read whole.
+	tableMax = 1 << 17
+)
+
+// table is what a segment that is full has changed: its extents that no later entry of
+// it has overwritten, and the seq of its last entry.
+type table struct {
+	seq     uint64
+	extents []extent
+}
+
+// encode lays a table out that begins at off of its segment; see the package comment.
+func (t table) encode(off int64) []byte {
+	b := make([]byte, 0, tableHeader+len(t.extents)*recordSize+tableFooter)
+	b = append(b, tableMagic...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(t.extents)))
+	b = binary.LittleEndian.AppendUint64(b, t.seq)
+	for _, e := range t.extents {
+		b = binary.LittleEndian.AppendUint64(b, e.start)
+		b = binary.LittleEndian.AppendUint64(b, uint64(e.data))
+		for _, n := range []uint32{e.n, e.before, e.entry, e.crc} {
+			b = binary.LittleEndian.AppendUint32(b, n)
+		}
+	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(off))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+	return append(b, tableMagic...)
+}
+
+var errNoTable = errors.New("no table")
+
+// readTable reads the table at the end of a segment of that size, and says where it
+// begins. errNoTable means that there is none that is whole.
+func readTable(f *os.File, size int64) (t table, off int64, err error) {
+	var foot [tableFooter]byte
+	if size < segmentHeader+tableHeader+tableFooter {
+		return t, 0, errNoTable
+	}
+	if _, err := f.ReadAt(foot[:], size-tableFooter); err != nil {
+		return t, 0, err
+	}
+	off = int64(binary.LittleEndian.Uint64(foot[:]))
+	if string(foot[12:]) != tableMagic || off < segmentHeader || off > size-tableHeader-tableFooter ||
+		size-off > tableHeader+tableMax*recordSize+tableFooter {
+		return t, 0, errNoTable
+	}
+	b := make([]byte, size-off)
+	if _, err := f.ReadAt(b, off); err != nil {
+		return t, 0, err
+	}
+	t, err = decodeTable(b, off)
+	return t, off, err
+}
+
+// decodeTable checks a table that begins at off of its segment.
+func decodeTable(b []byte, off int64) (t table, err error) {
+	end := len(b) - 8
+	if len(b) < tableHeader+tableFooter || string(b[:4]) != tableMagic ||
+		binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) {
+		return table{}, errNoTable
+	}
+	n := int(binary.LittleEndian.Uint32(b[4:]))
+	if n > tableMax || len(b) != tableHeader+n*recordSize+tableFooter {
+		return table{}, errNoTable
+	}
+	t = table{seq: binary.LittleEndian.Uint64(b[8:]), extents: make([]extent, n)}
+	for i := range t.extents {
+		r := b[tableHeader+i*recordSize:]
+		e := extent{
+			start: binary.LittleEndian.Uint64(r), data: int64(binary.LittleEndian.Uint64(r[8:])), n: binary.LittleEndian.Uint32(r[16:]),
+			before: binary.LittleEndian.Uint32(r[20:]), entry: binary.LittleEndian.Uint32(r[24:]), crc: binary.LittleEndian.Uint32(r[28:]),
+		}
+		if !e.sound(off) {
+			return table{}, fmt.Errorf("extent %d of a table: %w", i, content.ErrCorrupt)
+		}
+		t.extents[i] = e
+	}
+	return t, nil
+}
+
+// sound reports whether an extent can be one of a segment whose entries end at end.
+func (e extent) sound(end int64) bool {
+	const sectors = content.SizeMax / sectorSize
+	if e.n == 0 || e.start > sectors || uint64(e.n) > sectors-e.start {
+		return false
+	}
+	return e.data == 0 || e.entry <= writeMax/sectorSize && uint64(e.before)+uint64(e.n) <= uint64(e.entry) &&
+		e.data >= segmentHeader+entryHeader && e.data <= end && end-e.data >= int64(e.n)*sectorSize
+}
+
+// seal writes the table of a segment that is full behind its entries. Without room for
+// that it stays as it is, and is read whole at the next start. Called with mu.
+func (v *Volume) seal(s *segment) {
+	t := table{v.seq, v.extents.of(s.slot, tableMax)}
+	if len(t.extents) > tableMax {
+		return
+	}
+	b := t.encode(s.size)
+	if _, err := s.file.WriteAt(b, s.size); err != nil {
+		v.cutBack(s)
+		return
+	}
+	s.size, s.sealed = s.size+int64(len(b)), true
+}

@@ -1,0 +1,289 @@
+package volumes
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// entry is what this node knows of a volume: the file volume.json in the volume's own
+// folder, which is named after its ID.
+type entry struct {
+	Magic      string      `json:"magic"`
+	Name       string      `json:"name"`
+	ID         [16]byte    `json:"id"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Head       []byte      `json:"head,omitempty"` // encoded pack.Head of the root
+	Transport  string      `json:"transport"`
+	Durability string      `json:"durability"`
+	// Disk is N of the /dev/ublkbN that the volume had last.
+	Disk     *int      `json:"disk,omitempty"`
+	ReadOnly bool      `json:"readonly,omitempty"`
+	Epoch    uint64    `json:"epoch"`
+	Created  time.Time `json:"created"`
+	// Committed says that the record is at the origin.
+	Committed bool `json:"committed"`
+	// Attached says that the volume is to be served.
+	Attached bool `json:"attached"`
+}
+
+const (
+	entryMagic = "grange-volume/1"
+	entryName  = "volume.json"
+	// A folder gets its own name when what is in it is whole, and another one before
+	// that is taken away; a start removes those that it finds under these.
+	halfMade, halfGone = ".new", ".gone"
+	// volumesMax bounds the volumes of a node; each costs a folder, an index and
+	// an open file or two.
+	volumesMax = 4096
+)
+
+func (e entry) folder() string { return hex.EncodeToString(e.ID[:]) }
+
+// index is the durable list of this node's volumes. Safe for concurrent use, but for
+// changes of one volume, which come one at a time; nobody waits for another's.
+type index struct {
+	dir     string
+	mu      sync.RWMutex     // guards what follows; never held while anything waits
+	entries map[string]entry // by name
+	broken  map[string]error // folders that can't be read, and why
+}
+
+// Expected reports whether somebody waits for a volume in this folder: one was
+// attached when the node ended.
+func Expected(dir string) bool {
+	x, err := loadIndex(dir)
+	if err != nil || len(x.broken) > 0 {
+		return true // New will say
+	}
+	return slices.ContainsFunc(x.sorted(), func(e entry) bool { return e.Attached })
+}
+
+// loadIndex reads what all folders say. One that can't be read is kept as broken: it is
+// a volume, whatever else it is.
+func loadIndex(dir string) (*index, error) {
+	x := &index{dir: dir, entries: map[string]entry{}, broken: map[string]error{}}
+	found, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("volumes: %w", err)
+	}
+	for _, f := range found {
+		if !f.IsDir() || strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
+			continue
+		}
+		e, err := readEntry(filepath.Join(dir, f.Name()))
+		if other, taken := x.entries[e.Name]; err == nil && taken {
+			err = fmt.Errorf("%w: folder %s is a volume %q too; move one of them away", content.ErrConflict, other.folder(), e.Name)
+		}
+		if err != nil {
+			x.broken[f.Name()] = err
+			continue
+		}
+		x.entries[e.Name] = e
+	}
+	return x, nil
+}
+
+func readEntry(folder string) (e entry, err error) {
+	b, err := os.ReadFile(filepath.Join(folder, entryName))
+	if err == nil {
+		err = json.Unmarshal(b, &e)
+	}
+	switch {
+	case err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil || e.Size <= 0):
+		err = errors.New("it does not say which volume this is")
+	case err == nil && e.folder() != filepath.Base(folder):
+		err = fmt.Errorf("it is of the volume in folder %s, of which this is a copy: move it away", e.folder())
+	}
+	if err != nil {
+		return entry{}, fmt.Errorf("%s: %w: %w; the volume's data beside it are left as they are: restore the file from a backup, or move the folder away",
+			filepath.Join(folder, entryName), content.ErrCorrupt, err)
+	}
+	return e, nil
+}
+
+// sweep removes what a crash has left of volumes that were being made or removed.
+func (x *index) sweep() error {
+	var errs []error
+	for _, suffix := range []string{halfMade, halfGone} {
+		left, err := filepath.Glob(filepath.Join(x.dir, "*"+suffix))
+		errs = append(errs, err)
+		for _, path := range left {
+			errs = append(errs, os.RemoveAll(path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (x *index) path(e entry) string { return filepath.Join(x.dir, e.folder()) }
+
+func (x *index) get(name string) (entry, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	e, ok := x.entries[name]
+	return e, ok
+}
+
+// has reports whether there is a folder of the volume of that ID, readable or not.
+func (x *index) has(id [16]byte) bool {
+	_, err := os.Stat(x.path(entry{ID: id}))
+	return err == nil
+}
+
+// sorted returns the entries by name.
+func (x *index) sorted() []entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(x.entries), func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// free fails when a volume can't have a name, or there are too many.
+func (x *index) free(name string) error {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if _, taken := x.entries[name]; taken {
+		return fmt.Errorf("volume %q: %w: this node has it already", name, content.ErrConflict)
+	}
+	if len(x.entries) >= volumesMax {
+		return fmt.Errorf("volume %q: %w: this node has %d volumes, the limit", name, content.ErrNoSpace, volumesMax)
+	}
+	return nil
+}
+
+// keep notes an entry in memory.
+func (x *index) keep(e entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.entries[e.Name] = e
+}
+
+// put stores a change of a volume durably before it returns.
+func (x *index) put(e entry) error {
+	if err := writeEntry(x.path(e), e); err != nil {
+		return err
+	}
+	x.keep(e)
+	return nil
+}
+
+func writeEntry(folder string, e entry) error {
+	e.Magic = entryMagic
+	b, err := json.MarshalIndent(e, "", " ")
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, '\n'), 0o600)
+	}
+	return spaceError(err)
+}
+
+// prepare makes the folder of a new volume, under another name than its own: it costs
+// nothing yet to give it up.
+func (x *index) prepare(e entry) error {
+	path := x.path(e) + halfMade
+	err := durable.MkdirAll(x.dir, 0o700)
+	if err == nil {
+		err = os.Mkdir(path, 0o700)
+	}
+	if err == nil {
+		err = writeEntry(path, e)
+	}
+	if err != nil {
+		return errors.Join(spaceError(err), os.RemoveAll(path))
+	}
+	return nil
+}
+
+// giveUp removes what prepare has made.
+func (x *index) giveUp(e entry) error { return os.RemoveAll(x.path(e) + halfMade) }
+
+// add gives a folder that was prepared its name; from then on the volume exists.
+func (x *index) add(e entry) error {
+	path := x.path(e)
+	err := os.Rename(path+halfMade, path)
+	if err == nil {
+		err = durable.SyncDir(x.dir)
+	}
+	if err != nil {
+		return errors.Join(spaceError(err), x.giveUp(e))
+	}
+	x.keep(e)
+	return nil
+}
+
+// remove takes a volume away, with its folder.
+func (x *index) remove(e entry) error {
+	path := x.path(e)
+	err := os.Rename(path, path+halfGone)
+	if err == nil {
+		err = durable.SyncDir(x.dir)
+	}
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	delete(x.entries, e.Name)
+	x.mu.Unlock()
+	return os.RemoveAll(path + halfGone)
+}
+
+// rename gives a volume another name, which must be free.
+func (x *index) rename(old string, e entry) error {
+	if err := x.free(e.Name); err != nil && !errors.Is(err, content.ErrNoSpace) {
+		return err
+	}
+	if err := x.put(e); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.entries, old)
+	return nil
+}
+
+// turns gives changes of one volume their turn, one at a time.
+type turns struct {
+	mu    sync.Mutex
+	names map[string]*turn // guarded by mu
+}
+
+type turn struct {
+	sync.Mutex
+	users int // guarded by turns.mu
+}
+
+// take waits until nobody else changes the volume of that name, and returns what ends
+// the caller's turn.
+func (t *turns) take(name string) (end func()) {
+	t.mu.Lock()
+	x := t.names[name]
+	if x == nil {
+		x = new(turn)
+		if t.names == nil {
+			t.names = map[string]*turn{}
+		}
+		t.names[name] = x
+	}
+	x.users++
+	t.mu.Unlock()
+	x.Lock()
+	return func() {
+		x.Unlock()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if x.users--; x.users == 0 {
+			delete(t.names, name)
+		}
+	}
+}

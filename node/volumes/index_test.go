@@ -1,0 +1,244 @@
+package volumes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+func newIndex(t *testing.T) *index {
+	t.Helper()
+	x, err := loadIndex(filepath.Join(t.TempDir(), "volumes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func (x *index) make(t *testing.T, id byte, name string) entry {
+	t.Helper()
+	e := entry{Name: name, ID: [16]byte{id}, Size: 512}
+	if err := errors.Join(x.prepare(e), x.add(e)); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func names(x *index) (out []string) {
+	for _, e := range x.sorted() {
+		out = append(out, e.Name)
+	}
+	return out
+}
+
+func TestIndexIsReadBack(t *testing.T) {
+	x, number := newIndex(t), 7
+	b, a, c := x.make(t, 1, "b"), x.make(t, 2, "a"), x.make(t, 3, "c")
+	half := entry{Name: "half", ID: [16]byte{4}, Size: 512}
+	b.Disk, a.Name = &number, "z"
+	if err := errors.Join(x.put(b), x.remove(c), x.rename("a", a), x.prepare(half)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := loadIndex(x.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, _ := again.get("b")
+	if got := fmt.Sprint(names(again)); got != "[b z]" || *read.Disk != number || len(again.broken) > 0 {
+		t.Errorf("%s, %+v, %v", got, read, again.broken)
+	}
+	if err := again.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(x.dir); err != nil || len(left) != 2 {
+		t.Errorf("after the sweep: %v, %v", left, err)
+	}
+	if err := x.free("z"); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	for i := range volumesMax {
+		x.keep(entry{Name: fmt.Sprint(i)})
+	}
+	if err := x.free("one more"); !errors.Is(err, content.ErrNoSpace) {
+		t.Errorf("one more than the limit: %v", err)
+	}
+}
+
+// TestIndexKeepsWhatItCannotSave changes volumes whose folders take no file.
+func TestIndexKeepsWhatItCannotSave(t *testing.T) {
+	x := newIndex(t)
+	a := x.make(t, 1, "a")
+	if err := errors.Join(os.RemoveAll(x.dir), os.WriteFile(x.dir, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	other := a
+	other.Size, other.Name = 1024, "b"
+	for what, change := range map[string]func() error{
+		"put":     func() error { e := a; e.Size = 1024; return x.put(e) },
+		"prepare": func() error { return x.prepare(entry{Name: "b", ID: [16]byte{2}, Size: 512}) },
+		"remove":  func() error { return x.remove(a) },
+		"rename":  func() error { return x.rename("a", other) },
+	} {
+		if err := change(); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+		if e, ok := x.get("a"); !ok || e.Size != 512 || len(names(x)) != 1 {
+			t.Errorf("%s: the volumes are %v", what, names(x))
+		}
+	}
+}
+
+// TestFolderThatCannotBeRead damages what folders say of their volumes: the others are
+// served, these are shown as failed and kept byte for byte, and their names are not
+// given away.
+func TestFolderThatCannotBeRead(t *testing.T) {
+	for what, damage := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"empty":   func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"cut":     func(path string) error { return os.Truncate(path, 20) },
+		"zeros":   func(path string) error { return os.WriteFile(path, make([]byte, 300), 0o600) },
+		"another": func(path string) error { return os.WriteFile(path, []byte(`{"magic":"grange-volume/9"}`), 0o600) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			w.create(t, "good")
+			w.create(t, "bad")
+			if err := w.device("bad").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
+				t.Fatal(err)
+			}
+			e, _ := w.index.get("bad")
+			folder := w.index.path(e)
+			w.stop(t)
+			if err := damage(filepath.Join(folder, entryName)); err != nil {
+				t.Fatal(err)
+			}
+			before := files(t, folder)
+			if !Expected(filepath.Dir(folder)) {
+				t.Error("nobody is said to wait")
+			}
+			w = w.again(t)
+			if err := w.openAll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			list := w.List()
+			if len(list) != 2 || list[0].Name != "good" || list[0].State != StateUncommitted || list[1].State != StateFailed || list[1].Name != e.folder() {
+				t.Errorf("listed: %+v", list)
+			}
+			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Durability: durabilityLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
+			if _, _, err := w.Put(t.Context(), "bad", Spec{Size: 1 << 20}); !errors.Is(err, content.ErrConflict) {
+				t.Errorf("a new one over it: %v", err)
+			}
+			if err := w.Remove(t.Context(), e.folder(), true); !errors.Is(err, content.ErrCorrupt) {
+				t.Errorf("removed: %v", err)
+			}
+			if after := files(t, folder); !slices.Equal(before, after) {
+				t.Errorf("the folder had %q and has %q", before, after)
+			}
+		})
+	}
+}
+
+// files are the names and contents in a folder.
+func files(t *testing.T, folder string) (out []string) {
+	t.Helper()
+	list, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		b, err := os.ReadFile(filepath.Join(folder, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, f.Name()+": "+string(b))
+	}
+	return out
+}
+
+// TestCopiedFolder: a copy of a volume's folder beside it is no second one.
+func TestCopiedFolder(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "disk")
+	e, _ := w.index.get("disk")
+	path := w.index.path(e)
+	w.stop(t)
+	if err := os.CopyFS(path+".bak", os.DirFS(path)); err != nil {
+		t.Fatal(err)
+	}
+	w = w.again(t)
+	if err := w.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if list := w.List(); len(list) != 2 || list[0].State != StateUncommitted || list[1].State != StateFailed {
+		t.Errorf("%+v", list)
+	}
+}
+
+// TestOneVolumeWaitsForNoOther creates a volume while the origin does not answer for
+// another.
+func TestOneVolumeWaitsForNoOther(t *testing.T) {
+	w := newWorld(t)
+	held, release := make(chan struct{}), make(chan struct{})
+	w.origin.hold = func(name string) {
+		if name == "slow" {
+			close(held)
+			<-release
+		}
+	}
+	slow := make(chan error, 1)
+	go func() {
+		_, _, err := w.Put(context.Background(), "slow", Spec{Size: 1 << 20, Transport: transportNBD})
+		slow <- err
+	}()
+	<-held
+	w.create(t, "quick")
+	if _, err := w.Detach(t.Context(), "quick", false); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Get("slow"); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("half made, it is there: %v", err)
+	}
+	close(release)
+	if err := <-slow; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpening looks at a volume, and asks for it, before it is open.
+func TestOpening(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "disk")
+	w = w.again(t)
+	if w.state(t, "disk") != StateOpening {
+		t.Errorf("it is %s", w.state(t, "disk"))
+	}
+	x := exports{w.Volumes}
+	if names, err := x.List(t.Context()); err != nil || !slices.Equal(names, []string{"disk"}) {
+		t.Errorf("exports: %q, %v", names, err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, release, err := x.Lookup(context.Background(), "disk")
+		if err == nil {
+			release()
+		}
+		done <- err
+	}()
+	if err := w.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("asked while it was opening: %v", err)
+	}
+	if w.state(t, "disk") != StateUncommitted {
+		t.Errorf("it is %s", w.state(t, "disk"))
+	}
+}

@@ -1,0 +1,153 @@
+package volumes
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// State is how a volume stands on this node.
+type State string
+
+// The states.
+const (
+	StateOpening     State = "opening"
+	StateAttached    State = "attached"
+	StateUncommitted State = "uncommitted"
+	StateDetached    State = "detached"
+	// StateFull is served, and its writes fail: the disk of the data folder is full.
+	StateFull   State = "full"
+	StateFailed State = "failed"
+)
+
+// View describes a volume.
+type View struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Transport  string      `json:"transport"`
+	Device     string      `json:"device" doc:"what a client opens"`
+	Durability string      `json:"durability"`
+	ReadOnly   bool        `json:"readonly"`
+	Epoch      uint64      `json:"epoch"`
+	State      State       `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
+	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
+	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Root       content.CID `json:"root"`
+	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
+	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
+	Bytes      fetch.Bytes `json:"bytes"`
+}
+
+// List returns all volumes of this node, by name; folders that can't be read come last.
+func (v *Volumes) List() []View {
+	var out []View
+	for _, e := range v.index.sorted() {
+		out = append(out, v.view(e))
+	}
+	for _, folder := range slices.Sorted(maps.Keys(v.index.broken)) {
+		out = append(out, v.viewBroken(folder))
+	}
+	return out
+}
+
+// Failing returns the names of the volumes that want a look: they can't be served, have
+// stopped, or find no room for what is written.
+func (v *Volumes) Failing() []string {
+	var out []string
+	for _, view := range v.List() {
+		if view.State == StateFailed || view.State == StateFull {
+			out = append(out, view.Name)
+		}
+	}
+	return out
+}
+
+// Get returns one volume of this node.
+func (v *Volumes) Get(name string) (View, error) {
+	if e, ok := v.index.get(name); ok {
+		return v.view(e), nil
+	}
+	if v.index.broken[name] != nil {
+		return v.viewBroken(name), nil
+	}
+	return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+}
+
+func (v *Volumes) viewBroken(folder string) View {
+	return View{Name: folder, State: StateFailed, Detail: v.index.broken[folder].Error(), Node: v.cfg.NodeID}
+}
+
+func (v *Volumes) view(e entry) View {
+	out := View{
+		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
+		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID,
+	}
+	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
+		if root, err := head.Root.Encode(v.codec); err == nil {
+			out.Root = root.CID()
+		}
+	}
+	d := v.device(e.Name)
+	switch {
+	case d == nil:
+	case d.opening != nil:
+		out.State = StateOpening
+	case d.err != nil:
+		out.State, out.Detail = StateFailed, d.err.Error()
+	default:
+		v.viewServed(&out, e, d)
+	}
+	return out
+}
+
+// viewServed says how a volume stands that is open.
+func (v *Volumes) viewServed(out *View, e entry, d *device) {
+	stats := d.vol.Stats()
+	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
+	out.Transport, out.Device = v.doors.address(e.Name, d)
+	out.ReadOnly = d.vol.Geometry().ReadOnly
+	if d.image != nil {
+		out.Bytes = d.image.Bytes()
+	}
+	switch {
+	case stats.Failed != nil:
+		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
+	case stats.Full:
+		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	case !e.Committed:
+		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
+	default:
+		out.State = StateAttached
+	}
+}
+
+// states counts the volumes of each state, when the metrics are asked for.
+type states struct {
+	v    *Volumes
+	desc *prometheus.Desc
+}
+
+func (v *Volumes) newStates() states {
+	return states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
+
+// Collect implements prometheus.Collector.
+func (s states) Collect(out chan<- prometheus.Metric) {
+	count := map[State]int{}
+	for _, view := range s.v.List() {
+		count[view.State]++
+	}
+	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
+		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
+	}
+}
