@@ -15,6 +15,7 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/lan"
 )
 
 const (
@@ -65,7 +67,8 @@ type Config struct {
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier
-	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host takes all.
+	// Bind is HOST:PORT to gossip on; port 0 takes a free one, and no host the address on
+	// the farm's LAN, as Place says.
 	Bind string
 	// Join are HOST:PORT of some neighbours, who may start later.
 	Join []string
@@ -187,11 +190,11 @@ func (f *Farm) Start() error {
 	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
-		ip, port, err := resolveBind(f.cfg.Bind)
+		at, err := Place(f.cfg.Bind, f.cfg.Join)
 		if err != nil {
 			return err
 		}
-		c.BindAddr, c.BindPort, c.AdvertisePort = ip, port, port
+		c.BindAddr, c.BindPort, c.AdvertisePort = at.Addr().String(), int(at.Port()), int(at.Port())
 	}
 	list, err := memberlist.Create(c)
 	if err != nil {
@@ -213,16 +216,34 @@ func label(name string) string {
 	return hex.EncodeToString(sum[:labelMax/2])
 }
 
-// resolveBind reads HOST:PORT; no host is all addresses.
-func resolveBind(bind string) (ip string, port int, err error) {
+// Place returns where a member gossips, and what its neighbours are told: Config's Bind,
+// with the address of this host on the farm's LAN in the place of one that stands for
+// all. Where it can't be told which that is, and for what is no address of this host,
+// the error is content.ErrInvalid and says what to give.
+func Place(bind string, neighbours []string) (netip.AddrPort, error) {
 	a, err := net.ResolveTCPAddr("tcp", bind)
 	if err != nil {
-		return "", 0, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
+		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
 	}
-	if len(a.IP) == 0 {
-		return "0.0.0.0", a.Port, nil
+	at := a.AddrPort()
+	if at.Addr().IsValid() && !at.Addr().IsUnspecified() {
+		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), nil
 	}
-	return a.IP.String(), a.Port, nil
+	own, err := lan.Addresses()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var near []netip.Addr
+	for _, text := range neighbours {
+		if n, err := netip.ParseAddrPort(text); err == nil {
+			near = append(near, n.Addr())
+		}
+	}
+	ip, err := lan.Choose(own, at.Addr().Unmap(), near)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w; give the one that the farm's neighbours reach, as --farm-bind 10.0.0.5:%d", bind, err, at.Port())
+	}
+	return netip.AddrPortFrom(ip, at.Port()), nil
 }
 
 // Run looks for neighbours until ctx ends; then it says good-bye and stops.
