@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -36,6 +37,8 @@ const (
 	// nearDelay is how much later addresses outside this host's subnets are tried than
 	// those inside: some round trips of a LAN.
 	nearDelay = 20 * time.Millisecond
+	// addrsShown is how many addresses the message of a failed dial has.
+	addrsShown = 3
 	// knocksMax bounds the addresses of a member that are tried side by side.
 	knocksMax = 128
 )
@@ -129,7 +132,23 @@ func (s *Swarm) Connect(ctx context.Context, info peer.AddrInfo) error {
 	if text := err.Error(); strings.Contains(text, "EOF") || strings.Contains(text, "CONNECTION_REFUSED") || strings.Contains(text, "connection reset") {
 		hint = " (it was reached and hung up: it has banned this member, or takes no more connections, or is something else)"
 	}
-	return fmt.Errorf("connect with %s: %w: %w%s", info.ID, content.ErrUnavailable, err, hint)
+	return fmt.Errorf("connect with %s: %w: %s%s", info.ID, content.ErrUnavailable, brief(err), hint)
+}
+
+// brief says on one line how dialling failed, as far as it is of use.
+func brief(err error) string {
+	var all *libp2pswarm.DialError
+	if !errors.As(err, &all) || len(all.DialErrors) == 0 {
+		return err.Error()
+	}
+	var out []string
+	for _, e := range all.DialErrors[:min(len(all.DialErrors), addrsShown)] {
+		out = append(out, fmt.Sprintf("%s: %v", e.Address, e.Cause))
+	}
+	if more := len(all.DialErrors) - addrsShown; more > 0 {
+		out = append(out, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(out, ", ")
 }
 
 // connectAtMany connects with a member of more addresses than libp2p dials at a time,

@@ -24,7 +24,7 @@ func peersSample(t testing.TB) []peer.AddrInfo {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = addPeer(out, info)
+		out = AddPeer(out, info)
 	}
 	return out
 }

@@ -143,7 +143,7 @@ func New(cfg Config) (*Swarm, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--bootstrap: %w", err)
 		}
-		s.bootstrap = addPeer(s.bootstrap, info)
+		s.bootstrap = AddPeer(s.bootstrap, info)
 	}
 	if s.kept, err = loadPeers(cfg.PeersFile); err != nil {
 		cfg.Log.Warn("the addresses of peers from before the restart can't be read; going on without", "err", err)
