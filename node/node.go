@@ -65,8 +65,9 @@ type Config struct {
 	// neighbours' addresses.
 	FarmBind string
 	FarmJoin []string
-	// Listen and Bootstrap are multiaddrs.
+	// Listen, Announce (where others reach it from outside) and Bootstrap are multiaddrs.
 	Listen    []string
+	Announce  []string
 	Bootstrap []string
 	// Quota bounds the cache, in bytes.
 	Quota int64
@@ -140,7 +141,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now()}
 	n.Operations = NewOperations(cfg.Log, cfg.Now)
-	for _, step := range []func(context.Context) error{n.checkOrigins, n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
+	for _, step := range []func(context.Context) error{n.checkAddresses, n.checkOrigins, n.openDir, n.openMember, n.openCache, n.openNetwork, n.openFarm, n.openOrigin, n.openNames, n.openVolumes} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.close())
 		}
@@ -193,7 +194,7 @@ func (n *Node) openCache(context.Context) (err error) {
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
 	n.swarm, err = swarm.New(swarm.Config{
-		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
+		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
 		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
@@ -231,7 +232,7 @@ func (n *Node) openFarm(context.Context) error {
 	keys := n.Membership.Gossip()
 	f, err := farm.New(farm.Config{
 		Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-		Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
+		Key: keys[0], Addrs: n.swarm.Addrs(), Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

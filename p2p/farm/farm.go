@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,8 @@ type Config struct {
 	Addrs []string
 	// LinkMbits is the speed of this member's link, as a hint; 0 is unknown.
 	LinkMbits uint32
+	// Name says what people call a member, for the log; nil has no names.
+	Name func(peer.ID) string
 	// Transport replaces the network, in simulations; nil uses Bind.
 	Transport memberlist.Transport
 	// Now may be nil.
@@ -107,6 +110,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Name == nil {
+		c.Name = func(peer.ID) string { return "" }
 	}
 	return c, nil
 }
@@ -142,7 +148,8 @@ type Farm struct {
 	word     word       // this member's own
 	roster   roster     // of the others
 	keys     []agedKey
-	lost     map[string]time.Time // since when, by gossip address
+	lost     map[string]Absence // by gossip address
+	joining  error              // why no neighbour was joined at the last attempt
 	watchers map[chan struct{}]bool
 }
 
@@ -162,7 +169,7 @@ func New(cfg Config) (*Farm, error) {
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), metrics: newMetrics(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]time.Time{}, watchers: map[chan struct{}]bool{},
+		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
 	}
 	if f.self.ID, err = identity.PeerID(who.Key); err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
@@ -342,17 +349,41 @@ func (f *Farm) note(changed bool) {
 	f.publish()
 }
 
-// publish makes the list anew. Called with mu.
+// publish makes the list anew, and says who is new in it, and who is gone. Called with mu.
 func (f *Farm) publish() {
 	next := &here{members: f.roster.members(f.self)}
 	for _, m := range next.members {
 		next.ids = append(next.ids, m.ID)
 	}
-	f.here.Store(next)
+	last := f.here.Swap(next)
+	if last != nil {
+		f.tell(last, next)
+	}
 	for ch := range f.watchers {
 		select {
 		case ch <- struct{}{}:
 		default:
+		}
+	}
+}
+
+// tell has the log say how the list has changed. Called with mu.
+func (f *Farm) tell(last, next *here) {
+	missing := func(from *here, m Member) bool {
+		return m.ID != f.self.ID && !slices.Contains(from.ids, m.ID)
+	}
+	for _, m := range next.members {
+		if missing(last, m) {
+			f.cfg.Log.Info("a member of the farm is here", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
+		}
+	}
+	for _, m := range last.members {
+		switch {
+		case !missing(next, m):
+		case f.lost[m.Address].Left:
+			f.cfg.Log.Info("a member of the farm has left", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
+		default:
+			f.cfg.Log.Warn("a member of the farm is lost", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
 		}
 	}
 }
