@@ -270,7 +270,7 @@ func (n *Node) openNames(context.Context) (err error) {
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
-		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
+		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(), Holder: n.holder, Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

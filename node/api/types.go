@@ -42,6 +42,7 @@ type Volume struct {
 	State      string      `json:"state" doc:"attached, detached, uncommitted, or failed"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Farm       string      `json:"farm" doc:"the farm that it belongs to"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes"`
 	Bytes      Bytes       `json:"bytes"`

@@ -13,7 +13,7 @@ import (
 func viewVolume(v volumes.View) Volume {
 	return Volume{
 		Name: v.Name, Size: v.Size, From: v.From, Transport: v.Transport, Device: v.Device, Durability: v.Durability, ReadOnly: v.ReadOnly,
-		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Root: v.Root, DirtyBytes: v.DirtyBytes,
+		Epoch: v.Epoch, State: string(v.State), Detail: v.Detail, Node: v.Node, Farm: v.Farm, Root: v.Root, DirtyBytes: v.DirtyBytes,
 		Bytes: node.BytesOf(v.Bytes),
 	}
 }
@@ -28,7 +28,7 @@ func (s *Server) volumes(a huma.API) {
 		return ok(out), nil
 	})
 	route(a, http.MethodGet, "/api/volumes/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
-		v, err := vols.Get(in.Name)
+		v, err := vols.Find(ctx, in.Name)
 		return ok(viewVolume(v)), err
 	})
 	route(a, http.MethodPut, "/api/volumes/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {

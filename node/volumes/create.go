@@ -37,7 +37,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	case err == nil:
 		e.Committed = true // a crash before the next line: the record names this node, which creates it anew
 	case !errors.Is(err, content.ErrUnavailable):
-		return errors.Join(err, v.erase(e))
+		return errors.Join(v.taken(ctx, err), v.erase(e))
 	}
 	e.Stage, e.Attached = ready, true
 	if err := v.devs.put(e); err != nil {
@@ -91,8 +91,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Re
 	if body.Holder == v.cfg.Self {
 		return &r, nil
 	}
-	return nil, fmt.Errorf("%w: it is %s by node %s, with durability %s, since epoch %d; detach it there, or choose another name",
-		content.ErrConflict, body.State, body.Holder, body.Durability, body.Epoch)
+	return nil, fmt.Errorf("%w: %s", content.ErrConflict, v.holding(ctx, r, body))
 }
 
 func (v *Volumes) body(e entry, base *Base) catalog.Volume {
