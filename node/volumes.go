@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/volumes"
@@ -57,7 +59,7 @@ func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, aw
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := n.exchange.Meet(ctx, id); err == nil || n.farm != nil && slices.Contains(n.farm.Live(), id) {
+	if err := n.swarm.Connect(ctx, peer.AddrInfo{ID: id}); err == nil || n.farm != nil && slices.Contains(n.farm.Live(), id) {
 		who.State = membership.StateConnected
 	}
 	return who.String(), who.State == membership.StateAway

@@ -283,7 +283,11 @@ func (s *Swarm) Run(ctx context.Context) error {
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
 	var guests error
-	wg.Go(func() { guests = s.keepGuests(ctx) })
+	wg.Go(func() {
+		if guests = s.keepGuests(ctx); guests != nil {
+			s.cfg.Log.Error("strangers' connections are not looked after any more, until a restart", "err", guests)
+		}
+	})
 	err := s.keepPeers(ctx)
 	<-ctx.Done()
 	wg.Wait()
@@ -293,11 +297,17 @@ func (s *Swarm) Run(ctx context.Context) error {
 // Close closes a swarm that is not run.
 func (s *Swarm) Close() error { return errors.Join(s.dht.Close(), s.host.Close()) }
 
-// Learn remembers where a member of this farm can be reached, as its gossip says,
-// for as long as this process runs; connections with it are kept before others.
+// Learn remembers where a member of this farm can be reached, as its gossip says, until
+// Forget; connections with it are kept before others.
 func (s *Swarm) Learn(info peer.AddrInfo) {
 	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 	s.host.ConnManager().Protect(info.ID, "farm")
+}
+
+// Forget ends what Learn began, for a member that is gone from the farm.
+func (s *Swarm) Forget(id peer.ID) {
+	s.host.Peerstore().UpdateAddrs(id, peerstore.PermanentAddrTTL, peerstore.RecentlyConnectedAddrTTL)
+	s.host.ConnManager().Unprotect(id, "farm")
 }
 
 // Peers returns the members that this one is connected with; who has not proved that

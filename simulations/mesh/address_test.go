@@ -251,8 +251,10 @@ func TestAnnouncedThroughPortForward(t *testing.T) {
 
 // forward carries connections until the test ends.
 func forward(t *testing.T, l net.Listener, dial func() (net.Conn, error)) {
+	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
 	carry := func(to, from net.Conn) {
+		context.AfterFunc(ctx, func() { from.Close() })
 		group.Go(func() error {
 			defer to.Close()
 			_, _ = io.Copy(to, from) // it ends with either
@@ -275,6 +277,7 @@ func forward(t *testing.T, l net.Listener, dial func() (net.Conn, error)) {
 		}
 	})
 	t.Cleanup(func() {
+		cancel()
 		if err := errors.Join(l.Close(), group.Wait()); err != nil {
 			t.Error(err)
 		}
