@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,15 +58,20 @@ const joinWithin = 15 * time.Second
 // of the same member, and of as many that are gone.
 func TestJoinPastDeadAddresses(t *testing.T) {
 	l := newLab(t)
-	sink, err := l.Net.Host(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := inNetwork(t.Context(), sink, "sysctl -qw net.ipv4.ip_forward=0"); err != nil {
-		t.Fatal(err)
+	sinks := map[netip.Prefix]netip.Addr{} // where what is sent is lost
+	lanOf := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 24).Masked() }
+	for _, lan := range []string{"a", "b"} {
+		sink, err := l.Net.Host(t.Context(), lan)
+		if err == nil {
+			err = inNetwork(t.Context(), sink, "sysctl -qw net.ipv4.ip_forward=0")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sinks[lanOf(sink.Addr())] = sink.Addr()
 	}
 	l.Prepare = func(ctx context.Context, h *netns.Host) error {
-		return inNetwork(ctx, h, "ip route add 10.55.0.0/16 via "+sink.Addr().String()) // where what is sent is lost
+		return inNetwork(ctx, h, "ip route add 10.55.0.0/16 via "+sinks[lanOf(h.Addr())].String())
 	}
 	var dead, gone []string
 	for i := range 40 {
@@ -80,7 +86,11 @@ func TestJoinPastDeadAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, others := range map[string][]string{"dead addresses of the admin": nil, "and dead members": gone} {
+	for _, x := range []struct {
+		name, lan string
+		others    []string
+	}{{"in its subnet", "a", nil}, {"in another", "b", nil}, {"in another, and dead members", "b", gone}} {
+		name, others := x.name, x.others
 		token, err := trust.ParseToken(run(t, first, "token", "create", "--role", "node"), time.Time{})
 		if err != nil {
 			t.Fatal(err)
@@ -92,15 +102,16 @@ func TestJoinPastDeadAddresses(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), joinWithin)
 		begun := time.Now()
-		n, err := l.Start(ctx, "a", "", "--join", token.String())
+		n, err := l.Start(ctx, x.lan, "", "--join", token.String())
 		cancel()
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		t.Logf("%s: ready after %s", name, time.Since(begun).Round(10*time.Millisecond))
-		await(t, "the neighbour", func() bool { return len(get[api.Status](t, n, "/api/status").Farm) > 0 })
+		await(t, "the admin", func() bool { return len(get[api.Peers](t, n, "/api/peers").Peers) > 0 })
 	}
-	if addrs := get[api.Peers](t, l.Nodes()[1], "/api/peers").Peers[0].Addrs; len(addrs) == 0 || !strings.HasPrefix(addrs[0], "/ip4/10.77.") {
+	await(t, "the neighbour", func() bool { return len(get[api.Status](t, l.Nodes()[1], "/api/status").Farm) > 0 })
+	if addrs := get[api.Status](t, l.Nodes()[1], "/api/status").Farm[0].Addrs; len(addrs) == 0 || !strings.HasPrefix(addrs[0], "/ip4/10.77.") {
 		t.Errorf("gossip carries first %v", addrs)
 	}
 }
