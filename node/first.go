@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/farm"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -54,7 +55,10 @@ func (n *Node) tryFirst(ctx context.Context) error {
 // checkNetwork fails for addresses that can't be, and with bind for those that can't be
 // taken now.
 func (n *Node) checkNetwork(bind bool) error {
-	s, err := swarm.New(swarm.Config{Identity: n.identity, Listen: n.cfg.Listen, Bootstrap: n.cfg.Bootstrap, Log: n.cfg.Log})
+	if _, _, err := swarm.CheckAddrs(n.cfg.Listen, n.cfg.Announce); err != nil {
+		return err
+	}
+	s, err := swarm.New(swarm.Config{Identity: n.identity, Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: n.cfg.Bootstrap, Log: n.cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -84,7 +88,11 @@ func (n *Node) checkFarm() error {
 			return fmt.Errorf("farm address %q: %w: want HOST:PORT", a, content.ErrInvalid)
 		}
 	}
-	return nil
+	if n.cfg.FarmBind == "" {
+		return nil
+	}
+	_, err := farm.Place(n.cfg.FarmBind, n.cfg.FarmJoin)
+	return err
 }
 
 // tryOrigins asks the origin that a new member will have. One that its operator names

@@ -56,12 +56,20 @@ func (n *Node) violated(id peer.ID, err error) {
 // followFarm tells the swarm where the farm's members are to be found.
 func (n *Node) followFarm(ctx context.Context) {
 	changed := n.farm.Watch(ctx)
+	var before []peer.ID
 	for {
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return
 		}
+		live := n.farm.Live()
+		for _, id := range before {
+			if !slices.Contains(live, id) {
+				n.swarm.Forget(id)
+			}
+		}
+		before = live
 		for _, m := range n.farm.Members() {
 			for _, a := range m.Addrs {
 				if info, err := swarm.ParseAddr(a); err == nil && info.ID == m.ID && m.ID != n.swarm.ID() {

@@ -67,8 +67,9 @@ type Config struct {
 	// neighbours' addresses.
 	FarmBind string
 	FarmJoin []string
-	// Listen and Bootstrap are multiaddrs.
+	// Listen, Announce (where others reach it from outside) and Bootstrap are multiaddrs.
 	Listen    []string
+	Announce  []string
 	Bootstrap []string
 	// Quota bounds the cache, in bytes.
 	Quota int64
@@ -182,7 +183,7 @@ func (n *Node) openCache(context.Context) (err error) {
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
 	cfg := swarm.Config{
-		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
+		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
 		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
@@ -230,7 +231,7 @@ func (n *Node) openFarm(context.Context) error {
 	if err == nil {
 		f, err = farm.New(farm.Config{
 			Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-			Key: keys[0], Addrs: n.swarm.Addrs(), Now: n.cfg.Now, Log: n.cfg.Log,
+			Key: keys[0], Addrs: n.swarm.Addrs(), Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
 		})
 	}
 	if err == nil {
@@ -275,7 +276,7 @@ func (n *Node) openNames(context.Context) (err error) {
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
-		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
+		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(), Holder: n.holder, Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

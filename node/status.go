@@ -2,25 +2,33 @@ package node
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // Peer is another member.
 type Peer struct {
 	ID    string     `json:"id"`
-	Farm  string     `json:"farm,omitempty" doc:"absent until this node has dealt with the member"`
-	Role  trust.Role `json:"role,omitempty" doc:"absent until this node has dealt with the member"`
+	Name  string     `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
+	Farm  string     `json:"farm,omitempty" doc:"absent for a seed, which belongs to none"`
+	Role  trust.Role `json:"role"`
 	State string     `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
-	Addrs []string   `json:"addrs,omitempty"`
+	Path  string     `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one; absent without a connection"`
+	Addrs []string   `json:"addrs,omitempty" doc:"where it says that it is reached"`
 }
 
 // Self is what the node says of itself.
 type Self struct {
 	ID    string     `json:"id"`
+	Name  string     `json:"name,omitempty"`
 	Mesh  string     `json:"mesh"`
 	Farm  string     `json:"farm"`
 	Role  trust.Role `json:"role"`
@@ -33,7 +41,7 @@ type Self struct {
 // Self describes this node.
 func (n *Node) Self() Self {
 	id := n.Membership.Identity()
-	s := Self{ID: n.swarm.ID().String(), Mesh: n.verifier.Mesh().String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
+	s := Self{ID: n.swarm.ID().String(), Name: n.Membership.Who(id.Key).Name, Mesh: n.verifier.Mesh().String(), Farm: id.Farm, Role: id.Role, Addrs: n.swarm.Addrs()}
 	if n.farm != nil {
 		s.FarmAddr = n.farm.Address()
 	}
@@ -52,7 +60,8 @@ func (n *Node) FarmPeers() []Peer {
 		if m.ID == n.swarm.ID() {
 			continue
 		}
-		p := Peer{ID: m.ID.String(), Farm: m.Identity.Farm, Role: m.Identity.Role, State: "alive", Addrs: m.Addrs}
+		p := n.peer(m.ID, m.Identity, "alive")
+		p.Addrs = m.Addrs
 		if _, bad := aside[m.ID]; bad {
 			p.State = "set aside"
 		}
@@ -61,8 +70,69 @@ func (n *Node) FarmPeers() []Peer {
 	return out
 }
 
+func (n *Node) peer(id peer.ID, who trust.Identity, state string) Peer {
+	return Peer{ID: id.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: n.swarm.Path(id)}
+}
+
+// Path says how this node is connected with a member, by its ID; "" when it is not.
+func (n *Node) Path(id string) string {
+	p, err := peer.Decode(id)
+	if err != nil {
+		return ""
+	}
+	return n.swarm.Path(p)
+}
+
+// Neighbourhood is how this node's farm stands.
+type Neighbourhood struct {
+	State  string `json:"state" enum:"none,ok,cut off" doc:"none: this node does not gossip; cut off: it has lost all neighbours, or found none of those that it was given"`
+	Detail string `json:"detail,omitempty" doc:"who is missing"`
+}
+
+// The states of a farm.
+const (
+	FarmNone   = "none"
+	FarmOK     = "ok"
+	FarmCutOff = "cut off"
+)
+
+// Neighbourhood says whether the farm's members are here, and who is not.
+func (n *Node) Neighbourhood() Neighbourhood {
+	if n.farm == nil {
+		return Neighbourhood{State: FarmNone}
+	}
+	lost, alone := n.farm.Lost()
+	var missing []string
+	for _, a := range lost[:min(len(lost), lostShown)] {
+		missing = append(missing, fmt.Sprintf("%s at %s is lost since %s", cmp.Or(n.nameOf(a.ID), a.ID.String()), a.Address, a.Since.UTC().Format(time.RFC3339)))
+	}
+	if len(lost) > lostShown {
+		missing = append(missing, fmt.Sprintf("and %d more", len(lost)-lostShown))
+	}
+	if alone != nil {
+		missing = append(missing, "no neighbour answers: "+alone.Error())
+	}
+	out := Neighbourhood{FarmOK, strings.Join(missing, "; ")}
+	if len(n.farm.Live()) == 1 && len(missing) > 0 {
+		out.State = FarmCutOff
+	}
+	return out
+}
+
+// lostShown is how many lost members a message names.
+const lostShown = 4
+
+// nameOf is what a member calls itself, "" when that is not known.
+func (n *Node) nameOf(id peer.ID) string {
+	key, err := identity.KeyOf(id)
+	if err != nil {
+		return ""
+	}
+	return n.Membership.Who(key).Name
+}
+
 // Peers returns the neighbours and the other members that this node is connected
-// with, by farm. What a member has not yet said of itself is empty.
+// with, by farm.
 func (n *Node) Peers() []Peer {
 	out := n.FarmPeers()
 	for _, info := range n.swarm.Peers() {
@@ -70,10 +140,11 @@ func (n *Node) Peers() []Peer {
 		if slices.ContainsFunc(out, func(p Peer) bool { return p.ID == id }) {
 			continue
 		}
-		p := Peer{ID: id, State: "connected"}
-		if who, ok := n.exchange.Identity(info.ID); ok {
-			p.Farm, p.Role = who.Farm, who.Role
+		who, ok := n.exchange.Identity(info.ID)
+		if !ok {
+			continue // it has just gone
 		}
+		p := n.peer(info.ID, who, "connected")
 		for _, a := range info.Addrs {
 			p.Addrs = append(p.Addrs, a.String())
 		}

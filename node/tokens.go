@@ -2,6 +2,8 @@ package node
 
 import (
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/origin/trust"
@@ -26,4 +28,17 @@ func withoutCredentials(text string) string {
 	}
 	u.User = nil
 	return u.String()
+}
+
+// TokenLimits says what members that join with a token of this node will not have:
+// "" when nothing.
+func (n *Node) TokenLimits() string {
+	var out []string
+	if strings.HasPrefix(n.origin.url, "file:") {
+		out = append(out, "the origin "+n.origin.url+" is a folder of this host and serves one host: members elsewhere read and write through this node, while it runs; a mesh of several hosts is founded with --origin s3://…")
+	}
+	if !slices.ContainsFunc(n.swarm.Addrs(), func(a string) bool { return !strings.Contains(a, "/127.0.0.1/") && !strings.Contains(a, "/::1/") }) {
+		out = append(out, "this node is reached from its own host alone; --listen or --announce gives it an address that others reach")
+	}
+	return strings.Join(out, "; ")
 }

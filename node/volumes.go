@@ -4,11 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // registry keeps the records of volumes.
@@ -38,6 +44,25 @@ func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Vo
 func (x registry) DeleteVolume(ctx context.Context, base catalog.Record) error {
 	_, err := x.n.Names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
 	return err
+}
+
+// holder names the node that holds a volume, and says whether it is away: it is neither
+// in the farm nor connected, nor does it answer.
+func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, away bool) {
+	who := n.Membership.Who(key)
+	if who.State != membership.StateAway {
+		return who.String(), who.State == membership.StateRevoked
+	}
+	id, err := identity.PeerID(key)
+	if err != nil {
+		return who.String(), true
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := n.swarm.Connect(ctx, peer.AddrInfo{ID: id}); err == nil || n.farm != nil && slices.Contains(n.farm.Live(), id) {
+		who.State = membership.StateConnected
+	}
+	return who.String(), who.State == membership.StateAway
 }
 
 // library finds what volumes begin as.

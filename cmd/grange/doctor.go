@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -52,7 +53,7 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			finding{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
 			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota)) + beyond(s.Cache)},
-			finding{"farm", good, count(len(s.Farm), "neighbour")},
+			finding{"farm", goodIf(s.Neighbourhood.State != node.FarmCutOff), neighbours(s)},
 			volumesFinding(s))
 	}
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)

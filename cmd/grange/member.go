@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -31,6 +32,9 @@ func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	var t api.Token
 	if err := app.ask(ctx, "POST", "/api/tokens", api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: time.Duration(c.Lifetime).Seconds()}, &t); err != nil {
 		return err
+	}
+	if t.Limits != "" {
+		fmt.Fprintf(std.err, "grange: %s\n", t.Limits)
 	}
 	_, err := fmt.Fprintln(std.out, t.Token)
 	return err
@@ -128,12 +132,21 @@ func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, er
 }
 
 func statusTable(w io.Writer, s api.Status) {
-	fmt.Fprintf(w, "node\t%s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), count(len(s.Farm), "neighbour"), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
+	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
 	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
 	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
 	}
+}
+
+// neighbours says how many a node has, and what is wrong with its farm.
+func neighbours(s api.Status) string {
+	text := count(len(s.Farm), "neighbour")
+	if s.Neighbourhood.State == node.FarmCutOff {
+		text += ", " + s.Neighbourhood.State
+	}
+	return text + prefixed(": ", s.Neighbourhood.Detail)
 }
 
 // revoked says what became of a node that is no member any more, and what to do.

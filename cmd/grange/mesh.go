@@ -36,12 +36,13 @@ type meshPeersCmd struct {
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintf(w, "ID\tFARM\tROLE\tSTATE\tADDRESSES\n%s\t%s\t%s\tthis node\t%s\n", p.Self.ID, cmp.Or(p.Self.Farm, "-"), p.Self.Role, strings.Join(p.Self.Addrs, " "))
+		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tPATH\tID")
+		row := func(m api.Peer) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State, cmp.Or(m.Path, "-"), m.ID)
+		}
+		row(api.Peer{ID: p.Self.ID, Name: p.Self.Name, Farm: p.Self.Farm, Role: p.Self.Role, State: "this node"})
 		for _, m := range p.Peers {
-			if m.Role == "" { // it has not said yet
-				m.Farm, m.Role = cmp.Or(m.Farm, "?"), "?"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.ID, cmp.Or(m.Farm, "-"), m.Role, m.State, strings.Join(m.Addrs, " "))
+			row(m)
 		}
 	})
 }
@@ -52,9 +53,9 @@ type meshMembersCmd struct {
 
 func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/members", c.JSON}, func(w io.Writer, members []api.Member) {
-		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tID")
+		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
 		for _, m := range members {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), m.ID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), cmp.Or(m.Path, "-"), m.ID)
 		}
 	})
 }

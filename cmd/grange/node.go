@@ -25,6 +25,7 @@ type nodeCmd struct {
 	FarmBind       string    `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
 	FarmJoin       []string  `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
 	Listen         []string  `help:"Where members connect." placeholder:"MULTIADDR,…" default:"/ip4/0.0.0.0/tcp/4001"`
+	Announce       []string  `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
 	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
 	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
 	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
@@ -71,7 +72,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	cfg := node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
-		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
+		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
 		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	}
 	if c.Check {

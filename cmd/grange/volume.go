@@ -78,9 +78,9 @@ type volumeLsCmd struct {
 
 func (c *volumeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{"/api/volumes", c.JSON}, func(w io.Writer, vols []api.Volume) {
-		fmt.Fprintln(w, "NAME\tSIZE\tFROM\tSTATE\tDIRTY\tDEVICE")
+		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDIRTY\tDEVICE")
 		for _, v := range vols {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, humanBytes(v.Size), v.From, v.State, known(v, v.DirtyBytes), v.Device)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Farm, humanBytes(v.Size), v.From, v.State, known(v, v.DirtyBytes), v.Device)
 		}
 	})
 }
@@ -92,8 +92,8 @@ type volumeShowCmd struct {
 
 func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return list(ctx, app, std, query{volumePath(c.Name), c.JSON}, func(w io.Writer, v api.Volume) {
-		fmt.Fprintf(w, "name\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
-			v.Name, v.State, v.Detail, v.Device, humanBytes(v.Size), v.From, v.Root, v.Durability, v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
+		fmt.Fprintf(w, "name\t%s\nfarm\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
+			v.Name, v.Farm, v.State, v.Detail, v.Device, humanBytes(v.Size), v.From, v.Root, v.Durability, v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 		fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
 			humanBytes(v.Bytes.Cache), humanBytes(v.Bytes.Farm), humanBytes(v.Bytes.Swarm), humanBytes(v.Bytes.Origin))
 	})

@@ -31,7 +31,7 @@ func (s *Server) members(a huma.API) {
 		waiting := n.Waiting()
 		return ok(Status{
 			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
-			Farm: n.FarmPeers(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Failing: n.Volumes.Failing(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
+			Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Failing: n.Volumes.Failing(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
 		}), nil
 	})
 	s.tokens(a)
@@ -47,7 +47,9 @@ func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
 	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) (out []Member, _ error) {
 		for _, m := range n.Membership.Members(ctx) {
-			out = append(out, viewMember(m))
+			v := viewMember(m)
+			v.Path = n.Path(m.ID)
+			out = append(out, v)
 		}
 		return out, nil
 	})
@@ -132,7 +134,7 @@ func (s *Server) tokens(a huma.API) {
 			return nil, err
 		}
 		made := viewToken(st, time.Now())
-		made.Token = token.String()
+		made.Token, made.Limits = token.String(), n.TokenLimits()
 		return ok(made), nil
 	}, http.StatusCreated)
 	lists(a, "/api/tokens", "the join tokens that this node made", func(t Token) string { return t.ID }, func(context.Context) (out []Token, _ error) {

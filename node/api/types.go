@@ -50,18 +50,19 @@ type Evicted struct {
 
 // Status answers GET /api/status.
 type Status struct {
-	Ready   bool      `json:"ready"`
-	Waiting []string  `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
-	Self    Self      `json:"self"`
-	Origin  Origin    `json:"origin"`
-	Farm    []Peer    `json:"farm"`
-	Bytes   Bytes     `json:"bytes"`
-	Cache   Cache     `json:"cache"`
-	Volumes int       `json:"volumes"`
-	Failing []string  `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
-	Disks   Disks     `json:"disks"`
-	Started time.Time `json:"started"`
-	Version string    `json:"version"`
+	Ready         bool               `json:"ready"`
+	Waiting       []string           `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Self          Self               `json:"self"`
+	Origin        Origin             `json:"origin"`
+	Farm          []Peer             `json:"farm" doc:"the live neighbours"`
+	Neighbourhood node.Neighbourhood `json:"neighbourhood"`
+	Bytes         Bytes              `json:"bytes"`
+	Cache         Cache              `json:"cache"`
+	Volumes       int                `json:"volumes"`
+	Failing       []string           `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
+	Disks         Disks              `json:"disks"`
+	Started       time.Time          `json:"started"`
+	Version       string             `json:"version"`
 }
 
 // Disks says how the node serves block devices.
@@ -81,6 +82,7 @@ type TokenRequest struct {
 type Token struct {
 	ID      string    `json:"id"`
 	Token   string    `json:"token,omitempty" doc:"shown once, when it is made"`
+	Limits  string    `json:"limits,omitempty" doc:"what those that join with it will not have; said when it is made"`
 	Role    string    `json:"role"`
 	Farm    string    `json:"farm,omitempty"`
 	Created time.Time `json:"created"`
@@ -97,6 +99,7 @@ type Member struct {
 	Farm     string    `json:"farm,omitempty"`
 	Role     string    `json:"role,omitempty"`
 	State    string    `json:"state" enum:"this node,connected,away,revoked"`
+	Path     string    `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one"`
 	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
 }
 

@@ -13,7 +13,7 @@ func (s *Server) volumes(a huma.API) {
 		return vols.List(), nil
 	})
 	route(a, "GET /api/volumes/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
-		v, err := vols.Get(in.Name)
+		v, err := vols.Find(ctx, in.Name)
 		return ok(v), err
 	})
 	route(a, "PUT /api/volumes/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {

@@ -106,6 +106,6 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (redeemReply, error) 
 		}
 	}
 	m.roll.proved(chain, "", now)
-	m.cfg.Log.Info("a member joined", "key", q.Subject, "role", id.Role, "farm", id.Farm)
+	m.cfg.Log.Info("a member joined", "peer", from, "role", id.Role, "farm", id.Farm)
 	return r, nil
 }

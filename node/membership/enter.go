@@ -17,7 +17,7 @@ import (
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
-// joinTimeout bounds a whole join: each bootstrap address is tried in turn.
+// joinTimeout bounds a whole join.
 const joinTimeout = 60 * time.Second
 
 // Entry is how a member comes into its mesh.
@@ -167,13 +167,15 @@ func (e Entry) join(ctx context.Context) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	var got redeemReply
+	var at string
 	err = Visitor{e.identity, verifier, e.Now, e.Log}.Visit(ctx, func(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange) (err error) {
-		got, err = e.redeemAt(ctx, s, x, token)
+		got, at, err = redeemAt(ctx, door{s, x}, redeemRequest{token.Invite, e.identity.Public()}, slices.Concat(token.Bootstrap, e.Bootstrap))
 		return err
 	})
 	if err != nil {
 		return State{}, fmt.Errorf("--join: %w", err)
 	}
+	token.Bootstrap = append([]string{at}, slices.DeleteFunc(token.Bootstrap, func(a string) bool { return a == at })...)
 	return e.accept(token, verifier, got)
 }
 
@@ -231,45 +233,4 @@ func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemRep
 	}
 	e.Log.Info("joined a mesh", "mesh", token.Mesh, "role", id.Role, "farm", id.Farm)
 	return State{Mesh: token.Mesh, Chain: got.Chain, Secrets: got.Secrets, Rotation: got.Rotation, Origin: token.Origin, Bootstrap: token.Bootstrap}, nil
-}
-
-// redeemAt tries the token's addresses in turn, then those of the configuration. The
-// invite is shown to none but admins of the mesh.
-func (e Entry) redeemAt(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange, token trust.Token) (redeemReply, error) {
-	codec := content.NewCodec()
-	body, err := codec.Marshal(redeemRequest{token.Invite, e.identity.Public()})
-	if err != nil {
-		return redeemReply{}, err
-	}
-	var errs []error
-	for _, addr := range append(slices.Clone(token.Bootstrap), e.Bootstrap...) {
-		info, err := swarm.ParseAddr(addr)
-		if err == nil {
-			err = s.Connect(ctx, info)
-		}
-		var who trust.Identity
-		if err == nil {
-			who, err = x.Meet(ctx, info.ID)
-		}
-		if err == nil && who.Role != trust.RoleAdmin {
-			err = fmt.Errorf("%w: it is a %s of the mesh, no admin", content.ErrUnavailable, who.Role)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
-			continue
-		}
-		b, err := x.Call(ctx, info.ID, redeemMethod, body)
-		if errors.Is(err, content.ErrForbidden) { // it was refused, and asking elsewhere would not help
-			return redeemReply{}, err
-		}
-		var reply redeemReply
-		if err == nil {
-			err = codec.Unmarshal(b, &reply)
-		}
-		if err == nil {
-			return reply, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
-	}
-	return redeemReply{}, fmt.Errorf("%w: no member of the token answers: %w", content.ErrUnavailable, errors.Join(errs...))
 }

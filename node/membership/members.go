@@ -59,26 +59,12 @@ type Member struct {
 // met, by farm and name.
 func (m *Membership) Members(ctx context.Context) []Member {
 	m.gather(ctx)
-	here := map[trust.PublicKey]bool{}
-	for _, c := range m.connected() {
-		here[c.who.Key] = true
-	}
-	now := m.cfg.Now()
+	here := m.here()
 	var out []Member
 	known := map[trust.PublicKey]bool{}
 	for _, e := range m.roll.list() {
-		id := e.Chain.Identity()
-		known[id.Key] = true
-		x := Member{Identity: id, ID: MemberID(id.Key), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
-		since, gone := m.verifier.Revoked(id.Key)
-		switch {
-		case gone:
-			x.State, x.LastSeen = StateRevoked, since
-		case id.Key == m.cfg.Identity.Public():
-			x.State, x.LastSeen = StateSelf, now
-		case here[id.Key]:
-			x.State, x.LastSeen = StateConnected, now
-		}
+		x := m.view(e, here)
+		known[x.Key] = true
 		out = append(out, x)
 	}
 	m.mu.RLock()
@@ -92,6 +78,61 @@ func (m *Membership) Members(ctx context.Context) []Member {
 		return cmp.Or(strings.Compare(a.Farm, b.Farm), strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
 	})
 	return out
+}
+
+// Who returns what is known of a member without asking others; nothing but its ID of one
+// that was never heard of.
+func (m *Membership) Who(key trust.PublicKey) Member {
+	e, ok := m.roll.of(key)
+	if !ok {
+		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}
+	}
+	return m.view(e, m.here())
+}
+
+// here are those that this member is connected with.
+func (m *Membership) here() map[trust.PublicKey]bool {
+	out := map[trust.PublicKey]bool{}
+	for _, c := range m.connected() {
+		out[c.who.Key] = true
+	}
+	return out
+}
+
+func (m *Membership) view(e enrolled, here map[trust.PublicKey]bool) Member {
+	id, now := e.Chain.Identity(), m.cfg.Now()
+	x := Member{Identity: id, ID: MemberID(id.Key), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
+	since, gone := m.verifier.Revoked(id.Key)
+	switch {
+	case gone:
+		x.State, x.LastSeen = StateRevoked, since
+	case id.Key == m.cfg.Identity.Public():
+		x.State, x.LastSeen = StateSelf, now
+	case here[id.Key]:
+		x.State, x.LastSeen = StateConnected, now
+	}
+	return x
+}
+
+// String names a member to people: its name beside its ID, with its farm, and when it
+// was last seen if it is not here.
+func (m Member) String() string {
+	text := m.ID
+	if m.Name != "" {
+		text = m.Name + " (" + m.ID + ")"
+	}
+	if m.Farm != "" {
+		text += " of farm " + m.Farm
+	}
+	switch {
+	case m.State == StateAway && m.LastSeen.IsZero():
+		return text + ", which was never met"
+	case m.State == StateAway:
+		return text + ", which is away and was last seen on " + m.LastSeen.UTC().Format(time.RFC3339)
+	case m.State == StateRevoked:
+		return text + ", which was revoked"
+	}
+	return text
 }
 
 type rollRequest struct {

@@ -163,8 +163,9 @@ type contacts struct {
 	all map[peer.ID]contact
 }
 
-// due returns those who are to be greeted now, and marks them.
-func (c *contacts) due(peers []peer.ID, again int, now time.Time) []peer.ID {
+// due returns those who are to be greeted now, and marks them; and the members that
+// are gone.
+func (c *contacts) due(peers []peer.ID, again int, now time.Time) (greet []peer.ID, gone []trust.PublicKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := make(map[peer.ID]contact, len(peers))
@@ -174,10 +175,14 @@ func (c *contacts) due(peers []peer.ID, again int, now time.Time) []peer.ID {
 			next[id] = contact{next: now}
 		}
 	}
-	var out []peer.ID
+	for id, k := range c.all {
+		if _, still := next[id]; !still && k.who.Role != "" {
+			gone = append(gone, k.who.Key)
+		}
+	}
 	for id, k := range next {
 		well := k.next.IsZero()
-		if k.trying || len(out) == greetAtOnce || well && again == 0 || !well && now.Before(k.next) {
+		if k.trying || len(greet) == greetAtOnce || well && again == 0 || !well && now.Before(k.next) {
 			continue
 		}
 		if well {
@@ -185,20 +190,21 @@ func (c *contacts) due(peers []peer.ID, again int, now time.Time) []peer.ID {
 		}
 		k.trying = true
 		next[id] = k
-		out = append(out, id)
+		greet = append(greet, id)
 	}
 	c.all = next
-	return out
+	return greet, gone
 }
 
-// greeted notes how a greeting went.
-func (c *contacts) greeted(id peer.ID, who trust.Identity, err error, now time.Time) {
+// greeted notes how a greeting went, and reports whether it was the first of a member.
+func (c *contacts) greeted(id peer.ID, who trust.Identity, err error, now time.Time) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k, ok := c.all[id]
 	if !ok { // it went meanwhile
-		return
+		return false
 	}
+	first = k.who.Role == "" && who.Role != "" && err == nil
 	k.trying, k.next = false, time.Time{}
 	if who.Role != "" {
 		k.who = who
@@ -207,6 +213,7 @@ func (c *contacts) greeted(id peer.ID, who trust.Identity, err error, now time.T
 		k.next = now.Add(greetRetry/2 + rand.N(greetRetry))
 	}
 	c.all[id] = k
+	return first
 }
 
 // member is one that this member is connected with.
@@ -240,13 +247,19 @@ func (m *Membership) keepGreeted(ctx context.Context) {
 		if time.Since(compared) >= compareInterval {
 			again, compared = compareAtOnce, time.Now()
 		}
-		for _, id := range m.contacts.due(m.network.Peers(), again, time.Now()) {
+		greet, gone := m.contacts.due(m.network.Peers(), again, time.Now())
+		for _, key := range gone {
+			m.cfg.Log.Info("a member is not connected any more", m.names(key)...)
+		}
+		for _, id := range greet {
 			under.Go(func() {
 				who, err := m.greet(ctx, id, nil)
 				if err == nil && (m.behind() || m.verifier.Orphaned(m.State().Chain)) {
 					defer nudge(m.seek) // here is one more to ask
 				}
-				m.contacts.greeted(id, who, err, time.Now())
+				if m.contacts.greeted(id, who, err, time.Now()) {
+					m.cfg.Log.Info("a member is connected", m.names(who.Key)...)
+				}
 			})
 		}
 		select {
@@ -255,6 +268,12 @@ func (m *Membership) keepGreeted(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// names are a member's in the log.
+func (m *Membership) names(key trust.PublicKey) []any {
+	who := m.Who(key)
+	return []any{"name", who.Name, "peer", who.ID, "role", who.Role, "farm", who.Farm}
 }
 
 // keepTold tells connected members what is new, until ctx ends.

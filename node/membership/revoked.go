@@ -173,7 +173,7 @@ func (m *Membership) learn(list []told) int {
 			m.cfg.Log.Warn("who was met before a revocation may be forgotten", "err", err)
 		}
 		for _, key := range fresh {
-			m.cfg.Log.Warn("a member was revoked", "key", key, "id", MemberID(key), "self", key == m.cfg.Identity.Public())
+			m.cfg.Log.Warn("a member was revoked", "peer", MemberID(key), "self", key == m.cfg.Identity.Public())
 		}
 		nudge(m.wake)
 		nudge(m.seek)
@@ -210,7 +210,7 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had b
 	case had && !firmer && learnt.UnixNano() >= old.Learnt:
 		return key, entry, true, nil
 	case !had && full:
-		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "key", r.Key, "limit", revokedMax)
+		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "peer", MemberID(r.Key), "limit", revokedMax)
 		return key, entry, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
 	}
 	entry = revoked{Sealed: t.sealed, Learnt: learnt.UnixNano(), Taken: t.seen.UnixNano(), root: r.Root}
@@ -221,7 +221,7 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had b
 		entry.Sealed, entry.root = old.Sealed, old.root
 	}
 	if err := m.keep(r.Key, entry); err != nil { // in force all the same, until a restart
-		m.cfg.Log.Error("a revocation is not on disk", "key", r.Key, "err", err)
+		m.cfg.Log.Error("a revocation is not on disk", "peer", MemberID(r.Key), "err", err)
 	}
 	m.mu.Lock()
 	if had {
@@ -292,7 +292,7 @@ func (m *Membership) reopen(since time.Time) {
 	}
 	m.mu.RUnlock()
 	for _, key := range void {
-		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "key", key, "id", MemberID(key))
+		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "peer", MemberID(key))
 		if err := durable.Remove(filepath.Join(m.cfg.Dir, revokedDir, key.String())); err != nil {
 			m.cfg.Log.Error("a revocation that no longer counts is still on disk", "key", key, "err", err)
 		}

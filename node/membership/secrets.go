@@ -236,7 +236,7 @@ func (m *Membership) renewFor(id trust.Identity) (renewReply, error) {
 	if err != nil {
 		return renewReply{}, err
 	}
-	m.cfg.Log.Info("a member's certificate was renewed", "key", id.Key, "role", id.Role, "farm", id.Farm)
+	m.cfg.Log.Info("a member's certificate was renewed", "peer", MemberID(id.Key), "role", id.Role, "farm", id.Farm)
 	return renewReply{chain}, nil
 }
 

@@ -35,6 +35,8 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	if errors.Is(err, content.ErrUnavailable) {
 		e.Committed = false
 		err = writeEntry(v.index.path(e)+halfMade, e)
+	} else if err != nil {
+		err = v.taken(ctx, err)
 	}
 	if err != nil {
 		return errors.Join(err, v.index.giveUp(e))
@@ -93,8 +95,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Re
 	case body.Holder == v.cfg.Self:
 		return &r, nil
 	}
-	return nil, fmt.Errorf("%w: it is %s by node %s, with durability %s, since epoch %d; detach it there, or choose another name",
-		content.Held, body.State, body.Holder, body.Durability, body.Epoch)
+	return nil, fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
 }
 
 func (v *Volumes) body(e entry, base *Base) catalog.Volume {

@@ -39,6 +39,7 @@ type View struct {
 	State      State       `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Farm       string      `json:"farm" doc:"the farm that it belongs to"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
 	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
@@ -81,13 +82,13 @@ func (v *Volumes) Get(name string) (View, error) {
 }
 
 func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: StateFailed, Detail: v.index.broken[folder].Error(), Node: v.cfg.NodeID}
+	return View{Name: folder, State: StateFailed, Detail: v.index.broken[folder].Error(), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
 func (v *Volumes) view(e entry) View {
 	out := View{
 		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
-		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID,
+		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID, Farm: v.cfg.Farm,
 	}
 	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
 		if root, err := head.Root.Encode(v.codec); err == nil {

@@ -56,8 +56,11 @@ type Config struct {
 	// UBLK configures the kernel's block devices, where it has them.
 	UBLK ublk.Config
 	// Self and NodeID name this node in records and to people.
-	Self     trust.PublicKey
-	NodeID   string
+	Self   trust.PublicKey
+	NodeID string
+	Farm   string
+	// Holder names the node that holds a volume to people, and says whether it is away.
+	Holder   func(context.Context, trust.PublicKey) (name string, away bool)
 	Library  Library
 	Registry Registry
 	Now      func() time.Time
@@ -132,6 +135,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Holder == nil {
+		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
 	}
 	index, err := loadIndex(cfg.Dir)
 	if err != nil {
@@ -289,7 +295,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	d := v.device(name)
 	switch {
 	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
-		err = fmt.Errorf("%w on this node; a new one needs a size, or something to begin from", content.ErrNotFound)
+		err = fmt.Errorf("%w; a new one needs a size, or something to begin from", v.elsewhere(ctx, name))
 	case !here:
 		created = true
 		err = v.create(ctx, name, spec)
@@ -411,7 +417,7 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 	defer v.changes.take(name)()
 	e, ok := v.index.get(name)
 	if !ok {
-		return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+		return View{}, fmt.Errorf("detach volume %q: %w", name, v.elsewhere(ctx, name))
 	}
 	err := v.close(ctx, name, force)
 	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
@@ -457,8 +463,9 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	return errors.Join(err, d.vol.Close())
 }
 
-// Remove deletes a volume and its record; an absent one is success. One that is in
-// use is content.ErrConflict, unless forced.
+// Remove deletes a volume and its record; one that the mesh does not have is success.
+// One that is in use, or that another node holds, is content.ErrConflict; to force it
+// is of use where it is in use, and where that node is away.
 func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
@@ -469,7 +476,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	}
 	e, ok := v.index.get(name)
 	if !ok {
-		return nil
+		return v.removeElsewhere(ctx, name, force)
 	}
 	if err := v.close(ctx, name, force); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)

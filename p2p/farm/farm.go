@@ -14,6 +14,8 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +26,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/lan"
 )
 
 const (
@@ -64,7 +67,8 @@ type Config struct {
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier
-	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host takes all.
+	// Bind is HOST:PORT to gossip on; port 0 takes a free one, and no host the address on
+	// the farm's LAN, as Place says.
 	Bind string
 	// Join are HOST:PORT of some neighbours, who may start later.
 	Join []string
@@ -76,6 +80,8 @@ type Config struct {
 	Addrs []string
 	// LinkMbits is the speed of this member's link, as a hint; 0 is unknown.
 	LinkMbits uint32
+	// Name says what people call a member, for the log; nil has no names.
+	Name func(peer.ID) string
 	// Transport replaces the network, in simulations; nil uses Bind.
 	Transport memberlist.Transport
 	// Now may be nil.
@@ -103,6 +109,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Name == nil {
+		c.Name = func(peer.ID) string { return "" }
 	}
 	return c, nil
 }
@@ -138,7 +147,8 @@ type Farm struct {
 	word     word       // this member's own
 	roster   roster     // of the others
 	keys     []agedKey
-	lost     map[string]time.Time // since when, by gossip address
+	lost     map[string]Absence // by gossip address
+	joining  error              // why no neighbour was joined at the last attempt
 	watchers map[chan struct{}]bool
 }
 
@@ -158,7 +168,7 @@ func New(cfg Config) (*Farm, error) {
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), metrics: newMetrics(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]time.Time{}, watchers: map[chan struct{}]bool{},
+		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
 	}
 	if f.self.ID, err = identity.PeerID(who.Key); err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
@@ -186,11 +196,11 @@ func (f *Farm) Start() error {
 	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
-		ip, port, err := resolveBind(f.cfg.Bind)
+		at, err := Place(f.cfg.Bind, f.cfg.Join)
 		if err != nil {
 			return err
 		}
-		c.BindAddr, c.BindPort, c.AdvertisePort = ip, port, port
+		c.BindAddr, c.BindPort, c.AdvertisePort = at.Addr().String(), int(at.Port()), int(at.Port())
 	}
 	list, err := memberlist.Create(c)
 	if err != nil {
@@ -212,16 +222,34 @@ func label(name string) string {
 	return hex.EncodeToString(sum[:labelMax/2])
 }
 
-// resolveBind reads HOST:PORT; no host is all addresses.
-func resolveBind(bind string) (ip string, port int, err error) {
+// Place returns where a member gossips, and what its neighbours are told: Config's Bind,
+// with the address of this host on the farm's LAN in the place of one that stands for
+// all. Where it can't be told which that is, and for what is no address of this host,
+// the error is content.ErrInvalid and says what to give.
+func Place(bind string, neighbours []string) (netip.AddrPort, error) {
 	a, err := net.ResolveTCPAddr("tcp", bind)
 	if err != nil {
-		return "", 0, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
+		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
 	}
-	if len(a.IP) == 0 {
-		return "0.0.0.0", a.Port, nil
+	at := a.AddrPort()
+	if at.Addr().IsValid() && !at.Addr().IsUnspecified() {
+		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), nil
 	}
-	return a.IP.String(), a.Port, nil
+	own, err := lan.Addresses()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var near []netip.Addr
+	for _, text := range neighbours {
+		if n, err := netip.ParseAddrPort(text); err == nil {
+			near = append(near, n.Addr())
+		}
+	}
+	ip, err := lan.Choose(own, at.Addr().Unmap(), near)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w; give the one that the farm's neighbours reach, as --farm-bind 10.0.0.5:%d", bind, err, at.Port())
+	}
+	return netip.AddrPortFrom(ip, at.Port()), nil
 }
 
 // Run looks for neighbours until ctx ends; then it says good-bye and stops.
@@ -323,17 +351,41 @@ func (f *Farm) note(changed bool) {
 	f.publish()
 }
 
-// publish makes the list anew. Called with mu.
+// publish makes the list anew, and says who is new in it, and who is gone. Called with mu.
 func (f *Farm) publish() {
 	next := &here{members: f.roster.members(f.self)}
 	for _, m := range next.members {
 		next.ids = append(next.ids, m.ID)
 	}
-	f.here.Store(next)
+	last := f.here.Swap(next)
+	if last != nil {
+		f.tell(last, next)
+	}
 	for ch := range f.watchers {
 		select {
 		case ch <- struct{}{}:
 		default:
+		}
+	}
+}
+
+// tell has the log say how the list has changed. Called with mu.
+func (f *Farm) tell(last, next *here) {
+	missing := func(from *here, m Member) bool {
+		return m.ID != f.self.ID && !slices.Contains(from.ids, m.ID)
+	}
+	for _, m := range next.members {
+		if missing(last, m) {
+			f.cfg.Log.Info("a member of the farm is here", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
+		}
+	}
+	for _, m := range last.members {
+		switch {
+		case !missing(next, m):
+		case f.lost[m.Address].Left:
+			f.cfg.Log.Info("a member of the farm has left", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
+		default:
+			f.cfg.Log.Warn("a member of the farm is lost", "name", f.cfg.Name(m.ID), "peer", m.ID, "address", m.Address)
 		}
 	}
 }

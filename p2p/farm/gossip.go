@@ -58,7 +58,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	e.f.mu.Lock()
 	defer e.f.mu.Unlock()
 	if e.f.roster.gone(id) {
-		e.f.lose(n.Address())
+		e.f.lose(Absence{id, n.Address(), e.f.cfg.Now(), n.State == memberlist.StateLeft})
 		e.f.publish()
 	}
 }

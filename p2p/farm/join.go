@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -31,13 +33,16 @@ const (
 func (f *Farm) keepJoined(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {
-		wait, targets := f.targets(time.Now())
+		wait, targets := f.targets(f.cfg.Now())
 		var err error
 		for _, address := range targets {
 			if err = f.join(address); ctx.Err() != nil || err == nil && wait == joinInterval {
 				break
 			}
 		}
+		f.mu.Lock()
+		f.joining = err
+		f.mu.Unlock()
 		if text := fmt.Sprint(err); wait == joinInterval && err != nil && said != text && ctx.Err() == nil {
 			said = text
 			f.cfg.Log.Warn("no neighbour of the farm has been joined yet; they are tried again and again", "err", err)
@@ -55,8 +60,8 @@ func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	missing := slices.Clone(f.cfg.Join)
-	for address, since := range f.lost {
-		if now.Sub(since) > lostFor {
+	for address, a := range f.lost {
+		if now.Sub(a.Since) > lostFor {
 			delete(f.lost, address)
 			continue
 		}
@@ -93,13 +98,39 @@ func (f *Farm) join(address string) error {
 	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key: %w", address, content.ErrForbidden, err)
 }
 
-// lose remembers where a member lived that is gone. Called with mu.
-func (f *Farm) lose(at string) {
+// Absence is of a member that was here.
+type Absence struct {
+	ID      peer.ID
+	Address string // its gossip HOST:PORT
+	Since   time.Time
+	Left    bool // it said good-bye
+}
+
+// lose remembers who is gone. Called with mu.
+func (f *Farm) lose(a Absence) {
 	for address := range f.lost {
 		if len(f.lost) < lostMax {
 			break
 		}
 		delete(f.lost, address)
 	}
-	f.lost[at] = time.Now()
+	f.lost[a.Address] = a
+}
+
+// Lost returns the members that are gone and did not say good-bye, the last one first,
+// and why none of Config's Join could be joined while this member is alone; nil where
+// there are neighbours, or none were given.
+func (f *Farm) Lost() (lost []Absence, alone error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.lost {
+		if !a.Left && !slices.Contains(f.here.Load().ids, a.ID) {
+			lost = append(lost, a)
+		}
+	}
+	slices.SortFunc(lost, func(a, b Absence) int { return b.Since.Compare(a.Since) })
+	if len(f.here.Load().ids) == 1 {
+		alone = f.joining
+	}
+	return lost, alone
 }

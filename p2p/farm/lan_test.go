@@ -11,9 +11,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// lan is a simulated network in one process. What it can't deliver it drops; it
+// network is a simulated network in one process. What it can't deliver it drops; it
 // never makes a sender wait.
-type lan struct {
+type network struct {
 	mu    sync.Mutex // guards what follows
 	ports map[string]*port
 	// loss is the share of packets dropped, and cut says which hosts are apart.
@@ -24,13 +24,13 @@ type lan struct {
 
 const lanDelay = 200 * time.Microsecond
 
-func newLAN() *lan {
-	return &lan{ports: map[string]*port{}, cut: func(_, _ *port) bool { return false }, random: rand.New(rand.NewPCG(1, 2))}
+func newLAN() *network {
+	return &network{ports: map[string]*port{}, cut: func(_, _ *port) bool { return false }, random: rand.New(rand.NewPCG(1, 2))}
 }
 
 // port is one member's memberlist.Transport.
 type port struct {
-	lan     *lan
+	lan     *network
 	number  int
 	dead    bool // guarded by lan.mu
 	packets chan *memberlist.Packet
@@ -38,7 +38,7 @@ type port struct {
 }
 
 // plug makes the port of address 10.0.0.number.
-func (l *lan) plug(number int) *port {
+func (l *network) plug(number int) *port {
 	p := &port{lan: l, number: number, packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn, 64)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -49,7 +49,7 @@ func (l *lan) plug(number int) *port {
 func (p *port) address() string { return fmt.Sprintf("10.0.0.%d:7946", p.number) }
 
 // change lets a test alter the network.
-func (l *lan) change(f func(*lan)) {
+func (l *network) change(f func(*network)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f(l)
@@ -58,7 +58,7 @@ func (l *lan) change(f func(*lan)) {
 // crash takes a host off the network for good. Who dialled it and was not accepted
 // learns that: a write to a pipe would wait for ever.
 func (p *port) crash() {
-	p.lan.change(func(*lan) {
+	p.lan.change(func(*network) {
 		p.dead = true
 		for {
 			select {

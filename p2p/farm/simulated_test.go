@@ -15,7 +15,7 @@ import (
 // simulated is a farm on a simulated network, in simulated time.
 type simulated struct {
 	t     *testing.T
-	lan   *lan
+	lan   *network
 	farms []*Farm
 	ports []*port
 	stops []func()
@@ -153,13 +153,13 @@ func TestLeaveIsSeenAtOnce(t *testing.T) {
 // TestHalvesFindTogether cuts a farm for longer than gossip remembers its dead.
 func TestHalvesFindTogether(t *testing.T) {
 	simulate(t, 20, func(t *testing.T, s *simulated) {
-		s.lan.change(func(l *lan) { l.cut = func(from, to *port) bool { return from.number%2 != to.number%2 } })
+		s.lan.change(func(l *network) { l.cut = func(from, to *port) bool { return from.number%2 != to.number%2 } })
 		s.settle(time.Minute, func() bool { return s.allSee(10) })
 		<-time.After(5 * time.Minute)
 		if !s.allSee(10) {
 			t.Error("a cut farm has", s.counts())
 		}
-		s.lan.change(func(l *lan) { l.cut = func(_, _ *port) bool { return false } })
+		s.lan.change(func(l *network) { l.cut = func(_, _ *port) bool { return false } })
 		took := s.settle(2*time.Minute, func() bool { return s.allSee(20) })
 		t.Logf("together again after %s", took)
 	})
@@ -167,7 +167,7 @@ func TestHalvesFindTogether(t *testing.T) {
 
 func TestLossDoesNotExpel(t *testing.T) {
 	simulate(t, 12, func(t *testing.T, s *simulated) {
-		s.lan.change(func(l *lan) { l.loss = 0.05 })
+		s.lan.change(func(l *network) { l.loss = 0.05 })
 		<-time.After(10 * time.Minute)
 		if !s.allSee(12) || s.expelled() > 0 {
 			t.Errorf("members were expelled: %v times, %v", s.expelled(), s.counts())
@@ -179,11 +179,11 @@ func TestLossDoesNotExpel(t *testing.T) {
 // taken for dead, but not for long.
 func TestPausedMemberIsSoonBack(t *testing.T) {
 	simulate(t, 12, func(t *testing.T, s *simulated) {
-		s.lan.change(func(l *lan) { l.loss = 0.05 })
+		s.lan.change(func(l *network) { l.loss = 0.05 })
 		for n := range 10 {
-			s.lan.change(func(l *lan) { l.cut = func(from, to *port) bool { return from.number == 3 || to.number == 3 } })
+			s.lan.change(func(l *network) { l.cut = func(from, to *port) bool { return from.number == 3 || to.number == 3 } })
 			<-time.After(3 * time.Second)
-			s.lan.change(func(l *lan) { l.cut = func(_, _ *port) bool { return false } })
+			s.lan.change(func(l *network) { l.cut = func(_, _ *port) bool { return false } })
 			<-time.After(2 * rejoinInterval)
 			if !s.allSee(12) {
 				t.Errorf("pause %d: members are still missing: %v", n, s.counts())

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +34,13 @@ const (
 	// fallbackDelay is how long a preferred transport is waited for before the next
 	// is tried beside it: one round trip of a long way.
 	fallbackDelay = 250 * time.Millisecond
+	// nearDelay is how much later addresses outside this host's subnets are tried than
+	// those inside: some round trips of a LAN.
+	nearDelay = 20 * time.Millisecond
+	// addrsShown is how many addresses the message of a failed dial has.
+	addrsShown = 3
+	// knocksMax bounds the addresses of a member that are tried side by side.
+	knocksMax = 128
 )
 
 // keepConnected dials the bootstrap members whenever one is not connected, so
@@ -102,15 +111,20 @@ func (s *Swarm) connected(id peer.ID) bool {
 	return s.host.Network().Connectedness(id) == network.Connected
 }
 
-// Connect dials a member, which need not be one of the mesh yet. Its failure is
-// content.ErrUnavailable.
+// Connect dials a member, which need not be one of the mesh yet, at all its addresses
+// side by side. Its failure is content.ErrUnavailable.
 func (s *Swarm) Connect(ctx context.Context, info peer.AddrInfo) error {
 	if info.ID == s.host.ID() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	err := s.host.Connect(ctx, info)
+	var err error
+	if len(info.Addrs) <= libp2pswarm.DefaultPerPeerRateLimit {
+		err = s.host.Connect(ctx, info)
+	} else {
+		err = s.connectAtMany(ctx, info)
+	}
 	if err == nil {
 		return nil
 	}
@@ -118,7 +132,70 @@ func (s *Swarm) Connect(ctx context.Context, info peer.AddrInfo) error {
 	if text := err.Error(); strings.Contains(text, "EOF") || strings.Contains(text, "CONNECTION_REFUSED") || strings.Contains(text, "connection reset") {
 		hint = " (it was reached and hung up: it has banned this member, or takes no more connections, or is something else)"
 	}
-	return fmt.Errorf("connect with %s: %w: %w%s", info.ID, content.ErrUnavailable, err, hint)
+	return fmt.Errorf("connect with %s: %w: %s%s", info.ID, content.ErrUnavailable, brief(err), hint)
+}
+
+// brief says on one line how dialling failed, as far as it is of use.
+func brief(err error) string {
+	var all *libp2pswarm.DialError
+	if !errors.As(err, &all) || len(all.DialErrors) == 0 {
+		return err.Error()
+	}
+	var out []string
+	for _, e := range all.DialErrors[:min(len(all.DialErrors), addrsShown)] {
+		out = append(out, fmt.Sprintf("%s: %v", e.Address, e.Cause))
+	}
+	if more := len(all.DialErrors) - addrsShown; more > 0 {
+		out = append(out, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(out, ", ")
+}
+
+// connectAtMany connects with a member of more addresses than libp2p dials at a time,
+// each for seconds when nobody is there: only where somebody is does it dial.
+func (s *Swarm) connectAtMany(ctx context.Context, info peer.AddrInfo) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ranked := rankDials(info.Addrs)
+	ended := make(chan error, len(ranked))
+	for _, r := range ranked[:min(len(ranked), knocksMax)] {
+		go func() {
+			err := knock(ctx, r)
+			if err == nil {
+				err = s.host.Connect(ctx, peer.AddrInfo{ID: info.ID, Addrs: []ma.Multiaddr{r.Addr}})
+			}
+			ended <- err
+		}()
+	}
+	var errs []error
+	for range ranked[:min(len(ranked), knocksMax)] {
+		err := <-ended
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("none of its %d addresses: %w", len(ranked), errs[len(errs)-1])
+}
+
+// knock returns nil when it is an address's turn and somebody answers there, or that
+// can't be known before it is dialled.
+func knock(ctx context.Context, r network.AddrDelay) error {
+	select {
+	case <-time.After(r.Delay):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	proto, at, err := manet.DialArgs(r.Addr)
+	if err != nil || transportOf(r.Addr) != viaTCP {
+		return nil
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, proto, at)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // keepPeers keeps the members connected for a restart, now and then and when ctx
@@ -135,7 +212,7 @@ func (s *Swarm) keepPeers(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		var err error
-		if peers := s.Peers(); len(peers) > 0 { // else those of before are worth more
+		if peers := s.reached(); len(peers) > 0 { // else those of before are worth more
 			err = savePeers(s.cfg.PeersFile, peers)
 		}
 		if ctx.Err() != nil {
@@ -147,54 +224,36 @@ func (s *Swarm) keepPeers(ctx context.Context) error {
 	}
 }
 
-// rankDials has TCP tried before QUIC, which costs three times the CPU a byte,
-// and both before a relay.
-func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
-	var groups [viaRelay + 1][]ma.Multiaddr
-	for _, a := range addrs {
-		groups[transportOf(a)] = append(groups[transportOf(a)], a)
-	}
-	var out []network.AddrDelay
-	delay := time.Duration(0)
-	for _, group := range groups {
-		for _, d := range libp2pswarm.DefaultDialRanker(group) {
-			out = append(out, network.AddrDelay{Addr: d.Addr, Delay: delay + d.Delay})
-		}
-		if len(group) > 0 {
-			delay += fallbackDelay
+// reached returns the Peers with the addresses at which they were reached first.
+func (s *Swarm) reached() []peer.AddrInfo {
+	peers := s.Peers()
+	for i, p := range peers {
+		if at := s.Reached(p.ID); at != nil {
+			peers[i].Addrs = append([]ma.Multiaddr{at}, slices.DeleteFunc(p.Addrs, at.Equal)...)
 		}
 	}
-	return out
+	return peers
 }
 
-// addrsMax bounds the addresses of a member that the DHT tells of, and believes.
-const addrsMax = 16
-
-func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addrs), addrsMax)] }
-
-// advertised leaves out the addresses of loopback, at which others would reach
-// themselves, unless there are no others.
-func advertised(addrs []ma.Multiaddr) []ma.Multiaddr {
-	var out []ma.Multiaddr
-	for _, a := range addrs {
-		if !manet.IsIPLoopback(a) {
-			out = append(out, a)
+// Reached returns the address at which this member has reached another that it is
+// connected with; nil when it was reached itself, or through a relay.
+func (s *Swarm) Reached(id peer.ID) ma.Multiaddr {
+	for _, c := range s.host.Network().ConnsToPeer(id) {
+		if c.Stat().Direction == network.DirOutbound && !c.Stat().Limited {
+			return c.RemoteMultiaddr()
 		}
 	}
-	if len(out) == 0 {
-		return addrs
-	}
-	return out
+	return nil
 }
 
-// ParseAddr reads a full multiaddr, with the peer ID at its end.
-func ParseAddr(text string) (peer.AddrInfo, error) {
-	info, err := peer.AddrInfoFromString(text)
-	if err == nil && len(info.Addrs) == 0 {
-		err = errors.New("it has a peer ID only")
+// Path says how this member is connected with another: the address at the other end,
+// behind a relay's if there is no other connection; "" when it is not.
+func (s *Swarm) Path(id peer.ID) string {
+	path := ""
+	for _, c := range s.host.Network().ConnsToPeer(id) {
+		if path == "" || !c.Stat().Limited {
+			path = c.RemoteMultiaddr().String()
+		}
 	}
-	if err != nil {
-		return peer.AddrInfo{}, fmt.Errorf("address %.200q: %w: %w; want one that ends in /p2p/ID", text, content.ErrInvalid, err)
-	}
-	return *info, nil
+	return path
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -12,32 +11,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/golden"
 )
-
-func TestTCPIsDialledFirst(t *testing.T) {
-	const relayed = "/ip4/192.0.2.9/udp/1/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit"
-	got := map[string]time.Duration{}
-	for _, d := range rankDials([]ma.Multiaddr{ma.StringCast(relayed), ma.StringCast("/ip4/192.0.2.1/udp/1/quic-v1"), ma.StringCast("/ip4/192.0.2.1/tcp/1")}) {
-		got[d.Addr.String()] = d.Delay
-	}
-	if got["/ip4/192.0.2.1/tcp/1"] != 0 || got["/ip4/192.0.2.1/udp/1/quic-v1"] != fallbackDelay || got[relayed] != 2*fallbackDelay {
-		t.Errorf("delays %v", got)
-	}
-	for _, d := range rankDials([]ma.Multiaddr{ma.StringCast(relayed)}) {
-		if d.Delay != 0 {
-			t.Errorf("a relay alone waits %s", d.Delay)
-		}
-	}
-}
-
-func TestLoopbackIsAdvertisedOnlyAlone(t *testing.T) {
-	loop, lan := ma.StringCast("/ip4/127.0.0.1/tcp/1"), ma.StringCast("/ip4/10.0.0.1/tcp/1")
-	if got := advertised([]ma.Multiaddr{loop, lan}); len(got) != 1 || !got[0].Equal(lan) {
-		t.Errorf("advertised %v", got)
-	}
-	if got := advertised([]ma.Multiaddr{loop}); len(got) != 1 {
-		t.Errorf("advertised %v", got)
-	}
-}
 
 func peersSample(t testing.TB) []peer.AddrInfo {
 	t.Helper()
@@ -51,7 +24,7 @@ func peersSample(t testing.TB) []peer.AddrInfo {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = addPeer(out, info)
+		out = AddPeer(out, info)
 	}
 	return out
 }

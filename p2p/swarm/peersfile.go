@@ -62,7 +62,7 @@ func decodePeers(b []byte) ([]peer.AddrInfo, error) {
 		if err != nil {
 			return nil, fmt.Errorf("peers file: %w: %w", content.ErrCorrupt, err)
 		}
-		out = addPeer(out, info)
+		out = AddPeer(out, info)
 	}
 	if len(out) > keptMax {
 		return nil, fmt.Errorf("peers file: %w: %d peers", content.ErrCorrupt, len(out))
@@ -70,8 +70,8 @@ func decodePeers(b []byte) ([]peer.AddrInfo, error) {
 	return out, nil
 }
 
-// addPeer appends a peer, or its addresses to those of the same peer.
-func addPeer(peers []peer.AddrInfo, p peer.AddrInfo) []peer.AddrInfo {
+// AddPeer appends a peer, or its addresses to those of the same peer.
+func AddPeer(peers []peer.AddrInfo, p peer.AddrInfo) []peer.AddrInfo {
 	i := slices.IndexFunc(peers, func(q peer.AddrInfo) bool { return q.ID == p.ID })
 	if i < 0 {
 		return append(peers, p)

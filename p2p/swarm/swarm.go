@@ -4,10 +4,12 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +67,9 @@ type Config struct {
 	Mesh trust.PublicKey
 	// Listen are multiaddrs; none listens on nothing, as a joining node does.
 	Listen []string
+	// Announce are multiaddrs at which others reach this member from outside, as
+	// through a port forward; they are told beside those of its networks.
+	Announce []string
 	// Bootstrap are full multiaddrs of members to begin with.
 	Bootstrap []string
 	// PeersFile keeps the addresses of members for a restart; empty keeps none.
@@ -90,6 +95,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Proved == nil {
 		c.Proved = func(peer.ID) bool { return true }
 	}
+	if len(c.Announce) > 0 && c.Reach == ReachAuto {
+		c.Reach = ReachPublic // as its operator says
+	}
 	if c.Reach > ReachPrivate {
 		return c, fmt.Errorf("swarm: reach %d: %w", c.Reach, content.ErrInvalid)
 	}
@@ -101,6 +109,7 @@ type Swarm struct {
 	cfg       Config
 	metrics   metrics
 	listen    []ma.Multiaddr
+	outside   []ma.Multiaddr // Config.Announce
 	bootstrap []peer.AddrInfo
 	kept      []peer.AddrInfo // of before the restart
 	host      host.Host
@@ -126,19 +135,15 @@ func New(cfg Config) (*Swarm, error) {
 		proofs: &proofs{proved: cfg.Proved, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
 	}
-	for _, text := range cfg.Listen {
-		a, err := ma.NewMultiaddr(text)
-		if err != nil {
-			return nil, fmt.Errorf("--listen %q: %w: %w; write it as /ip4/10.0.0.5/tcp/4001", text, content.ErrInvalid, err)
-		}
-		s.listen = append(s.listen, a)
+	if s.listen, s.outside, err = CheckAddrs(cfg.Listen, cfg.Announce); err != nil {
+		return nil, err
 	}
 	for _, text := range cfg.Bootstrap {
 		info, err := ParseAddr(text)
 		if err != nil {
 			return nil, fmt.Errorf("--bootstrap: %w", err)
 		}
-		s.bootstrap = addPeer(s.bootstrap, info)
+		s.bootstrap = AddPeer(s.bootstrap, info)
 	}
 	if s.kept, err = loadPeers(cfg.PeersFile); err != nil {
 		cfg.Log.Warn("the addresses of peers from before the restart can't be read; going on without", "err", err)
@@ -164,7 +169,7 @@ func (s *Swarm) build() error {
 		return errors.Join(err, conns.Close())
 	}
 	options := []libp2p.Option{
-		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(advertised),
+		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(s.advertised),
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
@@ -254,9 +259,14 @@ func (s *Swarm) Listen() error {
 	return nil
 }
 
-// Addrs returns the full multiaddrs that others reach this member at.
+// Addrs returns the full multiaddrs that others reach this member at, those that it was
+// told to announce last.
 func (s *Swarm) Addrs() []string {
-	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: s.host.ID(), Addrs: s.host.Addrs()})
+	all := s.host.Addrs()
+	slices.SortStableFunc(all, func(a, b ma.Multiaddr) int {
+		return cmp.Compare(slices.IndexFunc(s.outside, a.Equal), slices.IndexFunc(s.outside, b.Equal))
+	})
+	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: s.host.ID(), Addrs: all})
 	if err != nil { // an ID that hosts have is one that addresses can end in
 		panic(fmt.Sprintf("swarm: addresses of %s: %v", s.host.ID(), err))
 	}
@@ -273,7 +283,11 @@ func (s *Swarm) Run(ctx context.Context) error {
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
 	var guests error
-	wg.Go(func() { guests = s.keepGuests(ctx) })
+	wg.Go(func() {
+		if guests = s.keepGuests(ctx); guests != nil {
+			s.cfg.Log.Error("strangers' connections are not looked after any more, until a restart", "err", guests)
+		}
+	})
 	err := s.keepPeers(ctx)
 	<-ctx.Done()
 	wg.Wait()
@@ -283,11 +297,17 @@ func (s *Swarm) Run(ctx context.Context) error {
 // Close closes a swarm that is not run.
 func (s *Swarm) Close() error { return errors.Join(s.dht.Close(), s.host.Close()) }
 
-// Learn remembers where a member of this farm can be reached, as its gossip says,
-// for as long as this process runs; connections with it are kept before others.
+// Learn remembers where a member of this farm can be reached, as its gossip says, until
+// Forget; connections with it are kept before others.
 func (s *Swarm) Learn(info peer.AddrInfo) {
 	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 	s.host.ConnManager().Protect(info.ID, "farm")
+}
+
+// Forget ends what Learn began, for a member that is gone from the farm.
+func (s *Swarm) Forget(id peer.ID) {
+	s.host.Peerstore().UpdateAddrs(id, peerstore.PermanentAddrTTL, peerstore.RecentlyConnectedAddrTTL)
+	s.host.ConnManager().Unprotect(id, "farm")
 }
 
 // Peers returns the members that this one is connected with; who has not proved that

@@ -43,6 +43,8 @@ type Lab struct {
 	Net *netns.Network
 	// Env is added to the environment of nodes.
 	Env []string
+	// Prepare, if it is not nil, is called with each host before a node starts on it.
+	Prepare func(context.Context, *netns.Host) error
 
 	nodes  []*Node
 	store  *exec.Cmd
@@ -98,6 +100,9 @@ func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (
 // StartAs is Start of a member with another role; the founder is always an admin.
 func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...string) (*Node, error) {
 	host, err := l.Net.Host(ctx, farm)
+	if err == nil && l.Prepare != nil {
+		err = l.Prepare(ctx, host)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +118,7 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", filepath.Join(n.Data, api.SocketName))
 	}}}
-	n.args = append(n.flags(host), extra...)
+	n.args = append(n.flags(host, extra), extra...)
 	if origin != "" {
 		n.args = append(n.args, "--origin", origin)
 	}
@@ -128,7 +133,7 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	default:
 		n.args = append(n.args, "--farm", farm)
 	}
-	if first := l.first(farm); first != nil {
+	if first := l.first(farm); first != nil && !slices.Contains(extra, "--farm-join") {
 		n.args = append(n.args, "--farm-join", fmt.Sprintf("%s:%d", first.Host.Addr(), farmPort))
 	}
 	if err := os.MkdirAll(n.Data, 0o755); err != nil {
@@ -138,12 +143,16 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	return n, n.Restart(ctx)
 }
 
-func (n *Node) flags(host *netns.Host) []string {
-	return []string{
-		"node", "--data", n.Data,
-		"--listen", fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr(), swarmPort),
-		"--farm-bind", fmt.Sprintf("%s:%d", host.Addr(), farmPort),
+// flags are those that every node has, but for what extra says otherwise.
+func (n *Node) flags(host *netns.Host, extra []string) []string {
+	out := []string{"node", "--data", n.Data}
+	if !slices.Contains(extra, "--listen") {
+		out = append(out, "--listen", fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr(), swarmPort))
 	}
+	if !slices.Contains(extra, "--farm-bind") {
+		out = append(out, "--farm-bind", fmt.Sprintf("%s:%d", host.Addr(), farmPort))
+	}
+	return out
 }
 
 func (l *Lab) first(farm string) *Node {

@@ -1,0 +1,89 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Names of volumes are the mesh's: what is not here may be elsewhere.
+
+// Find returns one volume of this node; ErrNotFound says which node has the name, if
+// one has.
+func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
+	view, err := v.Get(name)
+	if err != nil {
+		err = fmt.Errorf("volume %q: %w", name, v.elsewhere(ctx, name))
+	}
+	return view, err
+}
+
+// elsewhere says what became of a name that no volume here has: ErrNotFound, with who
+// has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
+func (v *Volumes) elsewhere(ctx context.Context, name string) error {
+	r, err := v.cfg.Registry.Volume(ctx, name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return fmt.Errorf("%w: no volume of the mesh has this name", content.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
+	}
+	body, err := catalog.DecodeVolume(v.codec, r.Body)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, v.holding(ctx, r, body))
+}
+
+// removeElsewhere deletes a name that no volume here has. Who holds it has to do so,
+// unless it is away and this is forced: its data stay on its disk, under a name that
+// is free.
+func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
+	r, err := v.cfg.Registry.Volume(ctx, name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("remove volume %q: it is not here, and whether another node has it can't be told: %w", name, err)
+	}
+	body, err := catalog.DecodeVolume(v.codec, r.Body)
+	if err != nil {
+		return fmt.Errorf("remove volume %q: %w", name, err)
+	}
+	_, away := v.cfg.Holder(ctx, body.Holder)
+	if body.Holder != v.cfg.Self && !(force && away) {
+		return fmt.Errorf("remove volume %q: %w: %s", name, content.ErrConflict, v.holding(ctx, r, body))
+	}
+	if err := v.cfg.Registry.DeleteVolume(ctx, r); err != nil {
+		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
+	}
+	v.cfg.Log.Warn("the name of a volume that another node holds is free", "volume", name, "holder", v.holding(ctx, r, body))
+	return nil
+}
+
+// holding says who holds a name, since when, and the ways out.
+func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
+	who, away := v.cfg.Holder(ctx, body.Holder)
+	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Durability, r.SignedAt.UTC().Format(time.RFC3339))
+	if !away {
+		return text + "detach or remove it there, or choose another name"
+	}
+	return text + fmt.Sprintf("start that node, or choose another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+}
+
+// taken says who has a name, where another was quicker to take it.
+func (v *Volumes) taken(ctx context.Context, err error) error {
+	var by *catalog.TakenError
+	if !errors.As(err, &by) {
+		return err
+	}
+	body, derr := catalog.DecodeVolume(v.codec, by.Current.Body)
+	if derr != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s", content.ErrConflict, v.holding(ctx, by.Current, body))
+}

@@ -1,0 +1,140 @@
+package swarm
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pswarm "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/lan"
+)
+
+// rankDials has the addresses in this host's own subnets tried first, then the others;
+// of each TCP before QUIC, which costs three times the CPU a byte, and a relay last.
+func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	own, _ := lan.Addresses() // without them all others are as near
+	return rankBy(addrs, func(a ma.Multiaddr) bool {
+		ip, ok := ipOf(a)
+		return ok && lan.Beside(own, ip)
+	})
+}
+
+func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDelay {
+	var groups [2 * (viaRelay + 1)][]ma.Multiaddr
+	for _, a := range addrs {
+		group := 2*transportOf(a) + 1
+		if near(a) {
+			group--
+		}
+		groups[group] = append(groups[group], a)
+	}
+	var out []network.AddrDelay
+	delay := time.Duration(0)
+	for i, group := range groups {
+		for _, d := range libp2pswarm.DefaultDialRanker(group) {
+			out = append(out, network.AddrDelay{Addr: d.Addr, Delay: delay + d.Delay})
+		}
+		switch {
+		case len(group) == 0:
+		case i%2 == 0: // beside it are more of the same transport
+			delay += nearDelay
+		default:
+			delay += fallbackDelay
+		}
+	}
+	return out
+}
+
+func ipOf(a ma.Multiaddr) (netip.Addr, bool) {
+	ip, err := manet.ToIP(a)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	out, ok := netip.AddrFromSlice(ip)
+	return out.Unmap(), ok
+}
+
+// addrsMax bounds the addresses of a member that the DHT tells of, and believes.
+const addrsMax = 16
+
+func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addrs), addrsMax)] }
+
+// told returns the addresses that others are told of those that this host listens on:
+// not those of loopback and of bridges to its own containers, at which others would
+// reach themselves, unless there are no others.
+func told(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
+	var out, loopback []ma.Multiaddr
+	for _, a := range listening {
+		ip, ok := ipOf(a)
+		switch {
+		case ok && ip.IsLoopback():
+			loopback = append(loopback, a)
+		case !ok || !ip.IsUnspecified() && !lan.Has(own, ip, true):
+			out = append(out, a)
+		}
+	}
+	switch {
+	case len(out) > 0:
+		return out
+	case len(loopback) > 0:
+		return loopback
+	}
+	return listening
+}
+
+// advertised is what others are told: the addresses that this member has on its networks,
+// and those that it is to be reached at from outside.
+func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
+	own, err := lan.Addresses()
+	if err != nil {
+		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
+	}
+	return append(told(listening, own), s.outside...)
+}
+
+// CheckAddrs reads the multiaddrs of Config's Listen and Announce; a wrong one is
+// content.ErrInvalid, with its flag.
+func CheckAddrs(listen, announce []string) (listening, announced []ma.Multiaddr, err error) {
+	for _, text := range listen {
+		a, err := ma.NewMultiaddr(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--listen %q: %w: %w; write it as /ip4/10.0.0.5/tcp/4001", text, content.ErrInvalid, err)
+		}
+		listening = append(listening, a)
+	}
+	for _, text := range announce {
+		a, err := ma.NewMultiaddr(text)
+		var proto string
+		if err == nil {
+			proto, _, err = manet.DialArgs(a)
+		}
+		if err == nil && (strings.HasPrefix(proto, "ip") || manet.IsIPUnspecified(a) || strings.Contains(text, "/p2p/")) {
+			err = errors.New("it stands for one address, and ends with a port")
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("--announce %q: %w: %w; write it as /ip4/203.0.113.7/tcp/4001 or /dns4/farm.example.org/tcp/4001", text, content.ErrInvalid, err)
+		}
+		announced = append(announced, a)
+	}
+	return listening, announced, nil
+}
+
+// ParseAddr reads a full multiaddr, with the peer ID at its end.
+func ParseAddr(text string) (peer.AddrInfo, error) {
+	info, err := peer.AddrInfoFromString(text)
+	if err == nil && len(info.Addrs) == 0 {
+		err = errors.New("it has a peer ID only")
+	}
+	if err != nil {
+		return peer.AddrInfo{}, fmt.Errorf("address %.200q: %w: %w; want one that ends in /p2p/ID", text, content.ErrInvalid, err)
+	}
+	return *info, nil
+}
