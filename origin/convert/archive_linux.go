@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"os/user"
 	"path"
 	"slices"
 	"strconv"
@@ -49,6 +50,7 @@ func (a archive) each(ctx context.Context, do func(*entry) error) error {
 	defer f.Close()
 	stream := &counted{Reader: bufio.NewReaderSize(f, readAtOnce)}
 	r := tar.NewReader(stream)
+	buf := make([]byte, readAtOnce) // of one file after the other
 	t := &given{do: do, folders: map[string]bool{}}
 	if err := t.give(&entry{path: ".", mode: impliedMode}); err != nil {
 		return err
@@ -71,9 +73,9 @@ func (a archive) each(ctx context.Context, do func(*entry) error) error {
 			return fmt.Errorf("%w: %q in the tar file: %w", content.ErrInvalid, h.Name, err)
 		}
 		if e.is(unix.S_IFREG) && e.same == "" {
-			e.data = func(yield func([]byte, int64) error) error { return streamed(r, yield) }
+			e.data = func(yield func([]byte, int64) error) error { return streamed(r, buf, yield) }
 			e.held = func() (held int64, err error) {
-				err = streamed(r, func(p []byte, _ int64) error {
+				err = streamed(r, buf, func(p []byte, _ int64) error {
 					held += int64(len(p))
 					return nil
 				})
@@ -114,8 +116,7 @@ func (t *given) give(e *entry) error {
 }
 
 // streamed reads a file of the stream. Zeros are holes: the library fills them in.
-func streamed(r io.Reader, yield func([]byte, int64) error) error {
-	buf := make([]byte, readAtOnce)
+func streamed(r io.Reader, buf []byte, yield func([]byte, int64) error) error {
 	for off := int64(0); ; {
 		n, err := io.ReadFull(r, buf)
 		if err := notZero(buf[:n], off, yield); err != nil {
@@ -178,64 +179,89 @@ func (e *entry) records(all map[string]string) error {
 		}
 	}
 	for key, value := range all {
-		var err error
-		switch name, ok := strings.CutPrefix(key, "SCHILY.xattr."); {
-		case ok:
+		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
 			e.xattrs[name] = value
-		case key == "SCHILY.acl.access":
-			e.xattrs["system.posix_acl_access"], err = accessList(value)
-		case key == "SCHILY.acl.default":
-			e.xattrs["system.posix_acl_default"], err = accessList(value)
-		}
-		if err != nil {
-			return err
+		} else if which, ok := strings.CutPrefix(key, "SCHILY.acl."); ok {
+			list, err := accessList(value)
+			if err != nil {
+				e.lost = fmt.Sprintf("its access list is lost: %v", err)
+				continue
+			}
+			if which == "default" || len(list) > plainList {
+				e.xattrs["system.posix_acl_"+which] = list
+			}
 		}
 	}
 	return nil
 }
 
-// accessList turns a POSIX access list as text into what Linux keeps: a version, and for each line a tag, permissions and
-// an ID, in the order of the tags.
+// plainList is the length of an access list that says what the mode says.
+const plainList = 4 + 3*8
+
+// accessList turns a POSIX access list as text into what Linux keeps: a version, and
+// for each line a tag, permissions and an ID, in the order of the tags. tar writes
+// names, which then are this host's, as tar takes them itself.
 func accessList(text string) (string, error) {
-	type line struct {
-		tag, perm uint16
-		id        uint32
-	}
-	tags := map[string]uint16{"user": 0x01, "u": 0x01, "group": 0x04, "g": 0x04, "mask": 0x10, "m": 0x10, "other": 0x20, "o": 0x20}
+	tags := map[string]uint32{"user": 0x01, "u": 0x01, "group": 0x04, "g": 0x04, "mask": 0x10, "m": 0x10, "other": 0x20, "o": 0x20}
 	const named = 2 // times the tag of an owner is that of one with a name
-	var lines []line
+	var lines [][]uint32
 	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '\n' }) {
 		word, _, _ = strings.Cut(word, "#")
 		part := strings.Split(strings.TrimSpace(word), ":")
 		if len(part) < 3 || tags[part[0]] == 0 {
-			return "", fmt.Errorf("access list %q", text)
+			return "", fmt.Errorf("%q can't be read", text)
 		}
-		l := line{tag: tags[part[0]], id: ^uint32(0)}
+		tag, id := tags[part[0]], ^uint32(0)
 		if part[1] != "" {
-			id, err := strconv.ParseUint(part[len(part)-1], 10, 32) // bsdtar's fourth
-			if err != nil {
-				id, err = strconv.ParseUint(part[1], 10, 32)
+			var err error
+			if id, err = idOf(part, tag == tags["group"]); err != nil {
+				return "", err
 			}
-			if err != nil {
-				return "", fmt.Errorf("access list %q names %q, whom this host need not know; make the tar file with --numeric-owner", text, part[1])
-			}
-			l.tag, l.id = l.tag*named, uint32(id)
+			tag *= named
 		}
+		var perm uint32
 		for i, c := range "xwr" {
 			if strings.ContainsRune(part[2], c) {
-				l.perm |= 1 << i
+				perm |= 1 << i
 			}
 		}
-		lines = append(lines, l)
+		lines = append(lines, []uint32{tag, id, perm})
 	}
-	slices.SortFunc(lines, func(a, b line) int { return int(int64(a.tag)<<32+int64(a.id)) - int(int64(b.tag)<<32+int64(b.id)) })
+	slices.SortFunc(lines, slices.Compare)
 	out := []byte{2, 0, 0, 0}
 	for _, l := range lines {
-		out = binary.LittleEndian.AppendUint16(out, l.tag)
-		out = binary.LittleEndian.AppendUint16(out, l.perm)
-		out = binary.LittleEndian.AppendUint32(out, l.id)
+		out = binary.LittleEndian.AppendUint16(out, uint16(l[0]))
+		out = binary.LittleEndian.AppendUint16(out, uint16(l[2]))
+		out = binary.LittleEndian.AppendUint32(out, l[1])
 	}
 	return string(out), nil
+}
+
+// idOf whom a line of an access list names: by a number, which bsdtar puts last, or
+// as the host does.
+func idOf(part []string, group bool) (uint32, error) {
+	text := part[len(part)-1]
+	if len(part) < 4 {
+		text = part[1]
+	}
+	if id, err := strconv.ParseUint(text, 10, 32); err == nil {
+		return uint32(id), nil
+	}
+	if group {
+		g, err := user.LookupGroup(part[1])
+		if err != nil {
+			return 0, err
+		}
+		text = g.Gid
+	} else {
+		u, err := user.Lookup(part[1])
+		if err != nil {
+			return 0, err
+		}
+		text = u.Uid
+	}
+	id, err := strconv.ParseUint(text, 10, 32)
+	return uint32(id), err
 }
 
 func (o Options) source() source {

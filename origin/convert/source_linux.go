@@ -31,8 +31,9 @@ type entry struct {
 	target   string // of a symbolic link
 	same     string // the path, already given, that this is another name of
 	xattrs   map[string]string
-	stamp    int64 // differs when the entry was changed; 0 when that can't be told
-	size     int64 // of a regular file
+	lost     string // what the source has of it and can't be had, and why
+	stamp    int64  // differs when the entry was changed; 0 when that can't be told
+	size     int64  // of a regular file
 	// data calls yield with what is in a regular file, in rising order; what it does
 	// not name is zeros. It is called at most once, before the next entry is given.
 	data func(yield func(p []byte, off int64) error) error
@@ -51,7 +52,7 @@ type source interface {
 
 // notZero calls yield with the runs of blocks in p that are not all zeros.
 func notZero(p []byte, off int64, yield func([]byte, int64) error) error {
-	zeros := make([]byte, block)
+	var zeros [block]byte
 	start := -1 // of the run
 	for at := 0; at < len(p); at += block {
 		b := p[at:min(at+block, len(p))]
@@ -91,7 +92,8 @@ func (d folder) each(ctx context.Context, do func(*entry) error) error {
 			return &fs.PathError{Op: "stat", Path: d.except, Err: err}
 		}
 	}
-	names := map[inode]string{} // of files that have several
+	names := map[inode]string{}     // of files that have several
+	buf := make([]byte, readAtOnce) // of one file after the other
 	return filepath.WalkDir(d.root, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
@@ -107,7 +109,7 @@ func (d folder) each(ctx context.Context, do func(*entry) error) error {
 		case st.Dev == except.Dev && st.Ino == except.Ino:
 			return fs.SkipDir
 		}
-		e, err := d.entry(path, &st)
+		e, err := d.entry(path, &st, buf)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
@@ -134,7 +136,7 @@ func ofKernel(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Blocks == 0 && st.Type != unix.FUSE_SUPER_MAGIC
 }
 
-func (d folder) entry(path string, st *unix.Stat_t) (*entry, error) {
+func (d folder) entry(path string, st *unix.Stat_t, buf []byte) (*entry, error) {
 	name, err := filepath.Rel(d.root, path)
 	if err != nil {
 		return nil, err
@@ -147,7 +149,7 @@ func (d folder) entry(path string, st *unix.Stat_t) (*entry, error) {
 	case unix.S_IFREG:
 		e.size = st.Size
 		size, blocks := st.Size, st.Blocks
-		e.data = func(yield func([]byte, int64) error) error { return dataOf(path, size, yield) }
+		e.data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
 		e.held = func() (int64, error) {
 			if blocks*512 >= size {
 				return size, nil
@@ -198,8 +200,7 @@ func heldBy(path string, size int64) (held int64, err error) {
 	return held, err
 }
 
-func dataOf(path string, size int64, yield func([]byte, int64) error) error {
-	buf := make([]byte, min(readAtOnce, (size+block-1)/block*block))
+func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error) error {
 	return ranges(path, size, func(f *os.File, next, end int64) error {
 		for next < end {
 			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-next)], next)

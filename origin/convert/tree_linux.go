@@ -51,6 +51,7 @@ type fact struct {
 type needs struct {
 	facts map[string]fact
 	bytes int64
+	lost  *losses
 }
 
 // target is a file system that is being written.
@@ -77,20 +78,27 @@ func (o Options) tree(ctx context.Context) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = o.fill(ctx, o.source(), f)
+	err = o.fill(ctx, f, mountable())
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w; let the node's user read it, or run the node as root", err)
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
 	return openWorking(f.Name())
 }
 
-func (o Options) fill(ctx context.Context, src source, f *os.File) error {
+// fill writes the tree into f; unable says why nothing can be mounted.
+func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 	o.Note("looking at what is in the tree")
+	src := o.source()
 	n, err := measure(ctx, src)
 	if err != nil {
 		return err
 	}
-	unable := mountable()
+	if o.Format == Dir && os.Geteuid() != 0 {
+		o.Warn("attributes in trusted.*, which root alone sees, are not in it")
+	}
 	kept, err := o.keep(ctx, f, unable)
 	if err != nil {
 		return err
@@ -103,8 +111,7 @@ func (o Options) fill(ctx context.Context, src source, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	lost := &losses{}
-	w, err := o.target(ctx, f, unable, lost)
+	w, err := o.target(ctx, f, unable, n.lost)
 	if err != nil {
 		return err
 	}
@@ -124,7 +131,7 @@ func (o Options) fill(ctx context.Context, src source, f *os.File) error {
 	if err := o.compare(ctx, src, n.facts); err != nil {
 		return err
 	}
-	for _, text := range lost.texts() {
+	for _, text := range n.lost.texts() {
 		o.Warn(text)
 	}
 	return finish(ctx, f, unable != nil)
@@ -162,9 +169,12 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 
 // measure looks at the whole of a source once, and finds out whether it is whole.
 func measure(ctx context.Context, src source) (needs, error) {
-	n := needs{facts: map[string]fact{}}
+	n := needs{facts: map[string]fact{}, lost: &losses{}}
 	err := src.each(ctx, func(e *entry) error {
 		n.facts[e.path] = fact{e.is(unix.S_IFDIR), e.stamp}
+		if e.lost != "" {
+			n.lost.add(e.lost, e.path)
+		}
 		n.bytes += int64(2 * (nameSize + len(filepath.Base(e.path))))
 		switch {
 		case e.same != "":
@@ -289,14 +299,19 @@ func check(ctx context.Context, f *os.File, how ...string) error {
 // finish checks what was written, gives what is free back to the host, and makes
 // the journal, of zeros. What debugfs wrote lacks counts and indexes.
 func finish(ctx context.Context, f *os.File, plain bool) error {
-	how, tune := []string{"-p", "-E", "discard"}, []string{"-j", f.Name()}
+	var err error
 	if plain {
-		how, tune = []string{"-y", "-D"}, append([]string{"-O", "metadata_csum"}, tune...)
+		err = check(ctx, f, "-y", "-D")
+		if err == nil {
+			err = run(ctx, "tune2fs", "-O", "metadata_csum", f.Name())
+		}
+	} else {
+		err = check(ctx, f, "-p", "-E", "discard")
 	}
-	if err := check(ctx, f, how...); err != nil {
+	if err != nil {
 		return err
 	}
-	return run(ctx, "tune2fs", tune...)
+	return run(ctx, "tune2fs", "-j", f.Name())
 }
 
 // compare says what has changed while the tree was written.
