@@ -264,7 +264,7 @@ func idOf(part []string, group bool) (uint32, error) {
 	return uint32(id), err
 }
 
-func (o Options) source() source {
+func (o Options) listing() listing {
 	if o.Format == Tar {
 		return archive{func() (io.ReadCloser, error) { return os.Open(o.Path) }}
 	}

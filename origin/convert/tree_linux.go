@@ -91,7 +91,7 @@ func (o Options) tree(ctx context.Context) (Disk, error) {
 // fill writes the tree into f; unable says why nothing can be mounted.
 func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 	o.Note("looking at what is in the tree")
-	src := o.source()
+	src := o.listing()
 	n, err := measure(ctx, src)
 	if err != nil {
 		return err
@@ -168,7 +168,7 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 }
 
 // measure looks at the whole of a source once, and finds out whether it is whole.
-func measure(ctx context.Context, src source) (needs, error) {
+func measure(ctx context.Context, src listing) (needs, error) {
 	n := needs{facts: map[string]fact{}, lost: &losses{}}
 	err := src.each(ctx, func(e *entry) error {
 		n.facts[e.path] = fact{e.is(unix.S_IFDIR), e.stamp}
@@ -315,7 +315,7 @@ func finish(ctx context.Context, f *os.File, plain bool) error {
 }
 
 // compare says what has changed while the tree was written.
-func (o Options) compare(ctx context.Context, src source, facts map[string]fact) error {
+func (o Options) compare(ctx context.Context, src listing, facts map[string]fact) error {
 	if o.Format != Dir {
 		return nil
 	}
