@@ -270,11 +270,13 @@ func (m *mounted) content(ctx context.Context, e *entry, name string, exists boo
 	return err
 }
 
-// hollow makes a hole where there is none.
+// hollow makes a hole where there is none, of whole blocks: end begins one, or the
+// file ended there.
 func hollow(f *os.File, start, end int64) error {
 	if start >= end {
 		return nil
 	}
+	end = (end + block - 1) / block * block
 	if data, _, err := nextData(f, start, end); errors.Is(err, io.EOF) || err == nil && data >= end {
 		return nil
 	} else if err != nil {

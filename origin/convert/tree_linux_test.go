@@ -219,7 +219,7 @@ func archived(t *testing.T, dir string, args ...string) string {
 func TestTreeIsTheSameByEitherWay(t *testing.T) {
 	other, dir := t.TempDir(), t.TempDir()
 	makeTree(t, other, "su", "lastlog", "pipe/below", "shared/x", "gone/y", "null", "links")
-	must(t, os.Link(filepath.Join(other, "su"), filepath.Join(other, "ping")), os.Symlink("gone", filepath.Join(other, "empty")))
+	must(t, os.WriteFile(filepath.Join(other, "hole"), []byte("less than a block"), 0o600), os.Link(filepath.Join(other, "su"), filepath.Join(other, "ping")), os.Symlink("gone", filepath.Join(other, "empty")))
 	wonders(t, dir)
 	path := archived(t, dir, ".")
 	must(t, unix.Mknod(filepath.Join(dir, "socket"), unix.S_IFSOCK|0o755, 0), os.WriteFile(filepath.Join(dir, "line\nbreak"), nil, 0o600))
