@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -83,15 +84,29 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		return err
 	}
 	note := func(text string) { op.Update(func(v *OperationView) { v.Note = text }) }
-	opts := convert.Options{Path: req.Source, Format: convert.Format(req.Format), Temp: filepath.Join(im.n.cfg.Dir, TempDir), Size: req.Size, Note: note}
+	work, said := workingIn(filepath.Join(im.n.cfg.Dir, TempDir)), []string{}
+	opts := convert.Options{
+		Path: req.Source, Format: convert.Format(req.Format), Temp: work.dir, Size: req.Size, Except: im.n.cfg.Dir, Room: work.room, Note: note,
+		Warn: func(text string) { said = append(said, text) },
+	}
 	var lineage []content.CID
 	if old != nil {
-		opts.Previous = func(ctx context.Context, f *os.File) error { return im.exportTo(ctx, old.Head, f, nil) }
+		opts.Previous = func(ctx context.Context, f *os.File) error {
+			if err := work.room(int64(old.Chunks) * content.ChunkSizeDefault); err != nil {
+				return err
+			}
+			return im.exportTo(ctx, old.Head, f, nil)
+		}
 		if lineage, err = im.lineage(*old); err != nil {
 			return err
 		}
 	}
-	disk, err := convert.Open(ctx, opts)
+	guarded, stop := work.guard(ctx)
+	disk, err := convert.Open(guarded, opts)
+	if err != nil && guarded.Err() != nil {
+		err = context.Cause(guarded)
+	}
+	stop()
 	if err != nil {
 		return fmt.Errorf("import %q: %w", name, err)
 	}
@@ -99,7 +114,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 	if err := checkSize(disk, req.Size); err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
-	note("")
+	note(strings.Join(said, "\n"))
 	body, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)

@@ -41,7 +41,7 @@ type hand struct{ slab, slot int }
 // limit is how many bytes the slabs may take now: the quota, or what there is
 // when the disk runs short for others.
 func (c *Cache) limit() int64 {
-	free, total, err := diskFree(c.cfg.Dir)
+	free, total, err := DiskFree(c.cfg.Dir)
 	if err != nil {
 		return c.cfg.Quota
 	}

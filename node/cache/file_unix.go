@@ -86,7 +86,8 @@ func mapShared(path string, protection int) (b []byte, unmap func() error, err e
 	return b, func() error { return unix.Munmap(b) }, nil
 }
 
-func diskFree(dir string) (free, total uint64, err error) {
+// DiskFree returns what may be written to the disk of a folder, and its size, in bytes.
+func DiskFree(dir string) (free, total uint64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, 0, err

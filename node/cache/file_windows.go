@@ -25,7 +25,8 @@ func mapFile(path string) (b []byte, unmap func() error, err error) {
 	return b, func() error { return nil }, err
 }
 
-func diskFree(dir string) (free, total uint64, err error) {
+// DiskFree returns what may be written to the disk of a folder, and its size, in bytes.
+func DiskFree(dir string) (free, total uint64, err error) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {
 		return 0, 0, err

@@ -282,7 +282,8 @@ func TestDirectoryIsUpdatedInPlace(t *testing.T) {
 func list(t *testing.T, c *collect) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, c.bytes(), 0o644); err != nil {
+	f, err := os.Create(path)
+	if err = errors.Join(err, Export(t.Context(), c, f, nil), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if err := run(t.Context(), "e2fsck", "-fn", path); err != nil {

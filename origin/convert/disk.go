@@ -55,8 +55,16 @@ type Options struct {
 	// Previous writes the disk that this one replaces into a sparse file, which a
 	// directory or tar file then updates in place; nil when there is none.
 	Previous func(context.Context, *os.File) error
+	// Except is a folder that is left out of a directory that holds it: the node's own.
+	Except string
+	// Room is asked before about n bytes are written to Temp; its error ends the work.
+	// May be nil.
+	Room func(n int64) error
 	// Note is told what is being done, for people; may be nil.
 	Note func(string)
+	// Warn is told what of the source is not in the disk, or may not be as it was; may
+	// be nil.
+	Warn func(string)
 }
 
 // Open opens a source as a disk. The caller closes it, which removes what was
@@ -64,6 +72,12 @@ type Options struct {
 func Open(ctx context.Context, o Options) (Disk, error) {
 	if o.Note == nil {
 		o.Note = func(string) {}
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	if o.Room == nil {
+		o.Room = func(int64) error { return nil }
 	}
 	path, err := filepath.Abs(o.Path) // in a relative one tools take what is before a colon for a host or protocol
 	if err != nil {

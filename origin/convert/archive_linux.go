@@ -1,0 +1,272 @@
+package convert
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/user"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// archive is a tree in a tar stream.
+type archive struct {
+	open func() (io.ReadCloser, error)
+}
+
+// counted is a stream that knows how far it was read.
+type counted struct {
+	io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// tarBlock is what tar files are made of: the end is at least one of zeros.
+const tarBlock = 512
+
+func (a archive) each(ctx context.Context, do func(*entry) error) error {
+	f, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	stream := &counted{Reader: bufio.NewReaderSize(f, readAtOnce)}
+	r := tar.NewReader(stream)
+	buf := make([]byte, readAtOnce) // of one file after the other
+	t := &given{do: do, folders: map[string]bool{}}
+	if err := t.give(&entry{path: ".", mode: impliedMode}); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		before := stream.n
+		h, err := r.Next()
+		switch {
+		case errors.Is(err, io.EOF) && stream.n-before < tarBlock:
+			return fmt.Errorf("%w: the tar file has no end: it was cut", content.ErrInvalid)
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("%w: the tar file is cut or damaged: %w", content.ErrInvalid, err)
+		case h.Typeflag == tar.TypeXGlobalHeader:
+			continue
+		}
+		e, err := fromHeader(h)
+		if err != nil {
+			return fmt.Errorf("%w: %q in the tar file: %w", content.ErrInvalid, h.Name, err)
+		}
+		if e.is(unix.S_IFREG) && e.same == "" {
+			e.data = func(yield func([]byte, int64) error) error { return streamed(r, buf, yield) }
+			e.held = func() (held int64, err error) {
+				err = streamed(r, buf, func(p []byte, _ int64) error {
+					held += int64(len(p))
+					return nil
+				})
+				return held, err
+			}
+		}
+		if err := t.give(e); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil { // so that what Next reads is a header, or the end
+			return fmt.Errorf("%w: %q in the tar file is cut or damaged: %w", content.ErrInvalid, h.Name, err)
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// impliedMode is that of folders that a tar file has files of, and no entry for.
+const impliedMode = unix.S_IFDIR | 0o755
+
+// given hands entries on, each after the folders that it lies in.
+type given struct {
+	do      func(*entry) error
+	folders map[string]bool // what was given, and whether it is a folder
+}
+
+func (t *given) give(e *entry) error {
+	if _, ok := t.folders[path.Dir(e.path)]; !ok && e.path != "." {
+		if err := t.give(&entry{path: path.Dir(e.path), mode: impliedMode}); err != nil {
+			return err
+		}
+	}
+	isFolder := e.is(unix.S_IFDIR)
+	if t.folders[e.path] && !isFolder {
+		return fmt.Errorf("%w: %q is a folder of the tar file, and a file of it", content.ErrInvalid, e.path)
+	}
+	t.folders[e.path] = isFolder
+	return t.do(e)
+}
+
+// streamed reads a file of the stream. Zeros are holes: the library fills them in.
+func streamed(r io.Reader, buf []byte, yield func([]byte, int64) error) error {
+	for off := int64(0); ; {
+		n, err := io.ReadFull(r, buf)
+		if err := notZero(buf[:n], off, yield); err != nil {
+			return err
+		}
+		switch off += int64(n); {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF) && n > 0:
+			return nil // a file that is cut is found by whoever reads on
+		case err != nil:
+			return fmt.Errorf("%w: the tar file is cut or damaged: %w", content.ErrInvalid, err)
+		}
+	}
+}
+
+func fromHeader(h *tar.Header) (*entry, error) {
+	inside := func(name string) string {
+		if name = path.Clean("/" + name)[1:]; name == "" {
+			return "."
+		}
+		return name
+	}
+	kinds := map[byte]uint32{
+		tar.TypeReg: unix.S_IFREG, tar.TypeCont: unix.S_IFREG, tar.TypeGNUSparse: unix.S_IFREG, tar.TypeLink: unix.S_IFREG, tar.TypeSymlink: unix.S_IFLNK,
+		tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeDir: unix.S_IFDIR, tar.TypeFifo: unix.S_IFIFO,
+	}
+	kind, ok := kinds[h.Typeflag]
+	if !ok {
+		return nil, fmt.Errorf("%w: entries of type %q", errors.ErrUnsupported, h.Typeflag)
+	}
+	e := &entry{
+		path: inside(h.Name), mode: kind | uint32(h.Mode)&0o7777, uid: h.Uid, gid: h.Gid, size: h.Size,
+		mtime: unix.Timespec{Sec: h.ModTime.Unix(), Nsec: int64(h.ModTime.Nanosecond())}, device: unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)),
+		xattrs: map[string]string{},
+	}
+	switch {
+	case e.path == "." && kind != unix.S_IFDIR:
+		return nil, errors.New("the root of a tree is a folder")
+	case h.Typeflag == tar.TypeLink:
+		e.same = inside(h.Linkname)
+	case h.Typeflag == tar.TypeSymlink:
+		e.target = h.Linkname
+	}
+	return e, e.records(h.PAXRecords)
+}
+
+// records takes over the extended attributes and access lists that tar (SCHILY) and bsdtar
+// (LIBARCHIVE) write.
+func (e *entry) records(all map[string]string) error {
+	for key, value := range all {
+		if name, ok := strings.CutPrefix(key, "LIBARCHIVE.xattr."); ok {
+			plain, err := url.PathUnescape(name)
+			if err != nil {
+				return err
+			}
+			text, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(value, "="))
+			if err != nil {
+				return err
+			}
+			e.xattrs[plain] = string(text)
+		}
+	}
+	for key, value := range all {
+		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
+			e.xattrs[name] = value
+		} else if which, ok := strings.CutPrefix(key, "SCHILY.acl."); ok {
+			list, err := accessList(value)
+			if err != nil {
+				e.lost = fmt.Sprintf("its access list is lost: %v", err)
+				continue
+			}
+			if which == "default" || len(list) > plainList {
+				e.xattrs["system.posix_acl_"+which] = list
+			}
+		}
+	}
+	return nil
+}
+
+// plainList is the length of an access list that says what the mode says.
+const plainList = 4 + 3*8
+
+// accessList turns a POSIX access list as text into what Linux keeps: a version, and
+// for each line a tag, permissions and an ID, in the order of the tags. tar writes
+// names, which then are this host's, as tar takes them itself.
+func accessList(text string) (string, error) {
+	tags := map[string]uint32{"user": 0x01, "u": 0x01, "group": 0x04, "g": 0x04, "mask": 0x10, "m": 0x10, "other": 0x20, "o": 0x20}
+	const named = 2 // times the tag of an owner is that of one with a name
+	var lines [][]uint32
+	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '\n' }) {
+		word, _, _ = strings.Cut(word, "#")
+		part := strings.Split(strings.TrimSpace(word), ":")
+		if len(part) < 3 || tags[part[0]] == 0 {
+			return "", fmt.Errorf("%q can't be read", text)
+		}
+		tag, id := tags[part[0]], ^uint32(0)
+		if part[1] != "" {
+			var err error
+			if id, err = idOf(part, tag == tags["group"]); err != nil {
+				return "", err
+			}
+			tag *= named
+		}
+		var perm uint32
+		for i, c := range "xwr" {
+			if strings.ContainsRune(part[2], c) {
+				perm |= 1 << i
+			}
+		}
+		lines = append(lines, []uint32{tag, id, perm})
+	}
+	slices.SortFunc(lines, slices.Compare)
+	out := []byte{2, 0, 0, 0}
+	for _, l := range lines {
+		out = binary.LittleEndian.AppendUint16(out, uint16(l[0]))
+		out = binary.LittleEndian.AppendUint16(out, uint16(l[2]))
+		out = binary.LittleEndian.AppendUint32(out, l[1])
+	}
+	return string(out), nil
+}
+
+// idOf whom a line of an access list names: by a number, which bsdtar puts last, or
+// as the host does.
+func idOf(part []string, group bool) (uint32, error) {
+	text := part[len(part)-1]
+	if len(part) < 4 {
+		text = part[1]
+	}
+	if id, err := strconv.ParseUint(text, 10, 32); err == nil {
+		return uint32(id), nil
+	}
+	if group {
+		g, err := user.LookupGroup(part[1])
+		if err != nil {
+			return 0, err
+		}
+		text = g.Gid
+	} else {
+		u, err := user.Lookup(part[1])
+		if err != nil {
+			return 0, err
+		}
+		text = u.Uid
+	}
+	id, err := strconv.ParseUint(text, 10, 32)
+	return uint32(id), err
+}
+
+func (o Options) listing() listing {
+	if o.Format == Tar {
+		return archive{func() (io.ReadCloser, error) { return os.Open(o.Path) }}
+	}
+	return folder{o.Path, o.Except}
+}

@@ -1,0 +1,198 @@
+package convert
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// debugfs is a file system that a child of that name writes, which needs no right but
+// to the file: owners, devices and capabilities are what it is told.
+type debugfs struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	dir  string   // the folder that is worked in
+	part *os.File // what goes into a file, or an attribute
+	// made is the inode of each path, as debugfs writes it, and links how many names it has.
+	made  map[string]string
+	links map[string]int
+}
+
+func startDebugfs(ctx context.Context, image, temp string) (*debugfs, error) {
+	cmd := tool(ctx, "debugfs", "-w", "-f", "-", image)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stderr = cmd.Stdout // in their order
+	part, err := os.CreateTemp(temp, "part-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, part.Close(), os.Remove(part.Name()))
+	}
+	d := &debugfs{cmd: cmd, in: in, out: bufio.NewReader(out), dir: ".", part: part, made: map[string]string{".": "<2>"}, links: map[string]int{}}
+	_, err = d.do() // it greets
+	if err != nil {
+		return nil, errors.Join(err, d.close(ctx))
+	}
+	return d, nil
+}
+
+const doneMark = "# done" // comments are repeated
+
+// do has commands carried out, and returns the inode that was made.
+func (d *debugfs) do(commands ...string) (ino string, err error) {
+	if _, err := io.WriteString(d.in, strings.Join(append(commands, doneMark), "\n")+"\n"); err != nil {
+		return "", fmt.Errorf("debugfs: %w", err)
+	}
+	var said []string
+	for {
+		line, err := d.out.ReadString('\n')
+		line = strings.TrimSpace(line)
+		number, made := strings.CutPrefix(line, "Allocated inode: ")
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("debugfs: %w: %s", err, strings.Join(said, "; "))
+		case line == doneMark && said != nil:
+			return "", fmt.Errorf("debugfs: %s", strings.Join(said, "; "))
+		case line == doneMark:
+			return ino, nil
+		case made:
+			ino = "<" + number + ">"
+		case line != "" && !strings.HasPrefix(line, "debugfs"): // its greeting, and what it repeats
+			said = append(said, line)
+		}
+	}
+}
+
+// quoted is a word of a command.
+func quoted(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+func (d *debugfs) prune(map[string]fact) error { return nil } // it is new
+
+func (d *debugfs) put(ctx context.Context, e *entry) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if strings.ContainsAny(e.path+e.target+e.same, "\n\r") {
+		return fmt.Errorf("%w: %q: names with line breaks need a node that runs as root", errors.ErrUnsupported, e.path)
+	}
+	if err := d.place(e); err != nil {
+		return fmt.Errorf("write %q: %w", e.path, err)
+	}
+	return nil
+}
+
+func (d *debugfs) place(e *entry) error {
+	name := path.Base(e.path)
+	if dir := path.Dir(e.path); dir != d.dir {
+		if _, err := d.do("cd " + quoted("/"+dir+"/.")); err != nil {
+			return err
+		}
+		d.dir = dir
+	}
+	old, exists := d.made[e.path]
+	if exists && e.is(unix.S_IFDIR) {
+		return d.attributes(e, old)
+	}
+	if exists {
+		how := "rm "
+		if d.links[old]--; d.links[old] > 0 {
+			how = "unlink "
+		}
+		if _, err := d.do(how + quoted("./"+name)); err != nil {
+			return err
+		}
+	}
+	if e.same != "" {
+		ino := d.made[e.same]
+		d.made[e.path] = ino
+		d.links[ino]++
+		_, err := d.do("ln "+quoted("/"+e.same)+" "+quoted(name), fmt.Sprintf("sif %s links_count %d", ino, d.links[ino]))
+		return err
+	}
+	ino, err := d.create(e, name)
+	if err != nil {
+		return err
+	}
+	if ino == "" { // which debugfs does not say of all kinds
+		ino = quoted("/" + e.path)
+	}
+	d.made[e.path] = ino
+	d.links[ino] = 1
+	return d.attributes(e, ino)
+}
+
+func (d *debugfs) create(e *entry, name string) (ino string, err error) {
+	switch e.mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return d.do("mkdir " + quoted(name))
+	case unix.S_IFLNK:
+		return d.do("symlink " + quoted(name) + " " + quoted(e.target))
+	case unix.S_IFREG:
+		if err := d.part.Truncate(0); err != nil {
+			return "", err
+		}
+		err := e.data(func(p []byte, off int64) error {
+			_, err := d.part.WriteAt(p, off)
+			return err
+		})
+		if err := errors.Join(err, d.part.Truncate(e.size)); err != nil {
+			return "", err
+		}
+		return d.do("write " + d.part.Name() + " " + quoted(name))
+	case unix.S_IFCHR:
+		return d.do(fmt.Sprintf("mknod %s c %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
+	case unix.S_IFBLK:
+		return d.do(fmt.Sprintf("mknod %s b %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
+	}
+	return d.do("mknod " + quoted(name) + " p") // a socket, too: its mode makes it one
+}
+
+func (d *debugfs) attributes(e *entry, ino string) error {
+	set := func(field string, value any) string { return fmt.Sprintf("sif %s %s %v", ino, field, value) }
+	epoch := (e.mtime.Sec - int64(int32(e.mtime.Sec))) >> 32 & 3 // the two bits that 32 lack
+	commands := []string{set("mode", fmt.Sprintf("0%o", e.mode)), set("uid", e.uid), set("gid", e.gid)}
+	for _, which := range []string{"atime", "mtime"} {
+		commands = append(commands, set(which, fmt.Sprintf("@%d", uint32(e.mtime.Sec))), set(which+"_extra", e.mtime.Nsec<<2|epoch))
+	}
+	if _, err := d.do(commands...); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.xattrs)) {
+		if err := os.WriteFile(d.part.Name(), []byte(e.xattrs[name]), 0o600); err != nil {
+			return err
+		}
+		if _, err := d.do("ea_set -f " + d.part.Name() + " " + ino + " " + quoted(name)); err != nil {
+			return fmt.Errorf("attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (d *debugfs) close(context.Context) error {
+	if d.part == nil {
+		return nil
+	}
+	_, err := d.do()
+	err = errors.Join(err, d.in.Close(), d.cmd.Wait(), d.part.Close(), os.Remove(d.part.Name()))
+	d.part = nil
+	return err
+}

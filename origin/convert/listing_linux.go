@@ -1,0 +1,261 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// block of the file systems that are made, in bytes.
+	block = 4 << 10
+	// readAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
+	readAtOnce = 1 << 20
+)
+
+// entry is one name of a tree.
+type entry struct {
+	path     string // clean and relative; "." is the tree's own folder
+	mode     uint32 // type and permissions, as in stat
+	uid, gid int
+	mtime    unix.Timespec
+	device   uint64
+	target   string // of a symbolic link
+	same     string // the path, already given, that this is another name of
+	xattrs   map[string]string
+	lost     string // what the source has of it and can't be had, and why
+	stamp    int64  // differs when the entry was changed; 0 when that can't be told
+	size     int64  // of a regular file
+	// data calls yield with what is in a regular file, in rising order; what it does
+	// not name is zeros. It is called at most once, before the next entry is given.
+	data func(yield func(p []byte, off int64) error) error
+	// held is how many bytes data would give, or a little more; called instead of it.
+	held func() (int64, error)
+}
+
+func (e *entry) is(kind uint32) bool { return e.mode&unix.S_IFMT == kind }
+
+// listing is a tree, read from its beginning with each call.
+type listing interface {
+	// each gives every entry, a folder before what is in it. A path may come again:
+	// the last counts.
+	each(ctx context.Context, do func(*entry) error) error
+}
+
+// notZero calls yield with the runs of blocks in p that are not all zeros.
+func notZero(p []byte, off int64, yield func([]byte, int64) error) error {
+	var zeros [block]byte
+	start := -1 // of the run
+	for at := 0; at < len(p); at += block {
+		b := p[at:min(at+block, len(p))]
+		switch empty := bytes.Equal(b, zeros[:len(b)]); {
+		case !empty && start < 0:
+			start = at
+		case empty && start >= 0:
+			if err := yield(p[start:at], off+int64(start)); err != nil {
+				return err
+			}
+			start = -1
+		}
+	}
+	if start < 0 {
+		return nil
+	}
+	return yield(p[start:], off+int64(start))
+}
+
+// folder is a tree on this host.
+type folder struct {
+	root   string
+	except string // a folder that is left out, with all that is in it
+}
+
+// inode tells files of this host apart.
+type inode struct{ dev, ino uint64 }
+
+func (d folder) each(ctx context.Context, do func(*entry) error) error {
+	var top unix.Stat_t
+	if err := unix.Stat(d.root, &top); err != nil {
+		return &fs.PathError{Op: "stat", Path: d.root, Err: err}
+	}
+	var except unix.Stat_t // stays zero, as no file is, when there is none
+	if d.except != "" {
+		if err := unix.Stat(d.except, &except); err != nil {
+			return &fs.PathError{Op: "stat", Path: d.except, Err: err}
+		}
+	}
+	names := map[inode]string{}     // of files that have several
+	buf := make([]byte, readAtOnce) // of one file after the other
+	return filepath.WalkDir(d.root, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && path != d.root:
+			return nil // it went meanwhile, which is found at the end
+		case err != nil:
+			return fmt.Errorf("read %s: %w", path, err)
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case st.Dev == except.Dev && st.Ino == except.Ino:
+			return fs.SkipDir
+		}
+		e, err := d.entry(path, &st, buf)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if st.Nlink > 1 && !e.is(unix.S_IFDIR) {
+			id := inode{st.Dev, st.Ino}
+			if e.same = names[id]; e.same == "" {
+				names[id] = e.path
+			}
+		}
+		if err := do(e); err != nil {
+			return err
+		}
+		if e.is(unix.S_IFDIR) && st.Dev != top.Dev && ofKernel(path) {
+			return fs.SkipDir
+		}
+		return nil
+	})
+}
+
+// ofKernel tells whether a file system holds no files: proc, sys and their like,
+// which take no blocks. One of FUSE may not say what it takes.
+func ofKernel(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Blocks == 0 && st.Type != unix.FUSE_SUPER_MAGIC
+}
+
+func (d folder) entry(path string, st *unix.Stat_t, buf []byte) (*entry, error) {
+	name, err := filepath.Rel(d.root, path)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{path: name, mode: st.Mode, uid: int(st.Uid), gid: int(st.Gid), mtime: st.Mtim, device: st.Rdev, stamp: st.Ctim.Nano()}
+	if e.xattrs, err = xattrsOf(path); err != nil {
+		return nil, err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		e.size = st.Size
+		size, blocks := st.Size, st.Blocks
+		e.data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
+		e.held = func() (int64, error) {
+			if blocks*512 >= size {
+				return size, nil
+			}
+			return heldBy(path, size)
+		}
+	case unix.S_IFLNK:
+		e.target, err = os.Readlink(path)
+	}
+	return e, err
+}
+
+// ranges gives what is not a hole in a file, up to size.
+func ranges(path string, size int64, do func(f *os.File, start, end int64) error) error {
+	if size == 0 {
+		return nil
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // never waits for a pipe that took its place
+	if errors.Is(err, unix.ENOENT) {
+		return nil // it went meanwhile, which is found at the end
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	for next := int64(0); next < size; {
+		start, end, err := nextData(f, next, size)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = do(f, start/block*block, end)
+		}
+		if err != nil {
+			return err
+		}
+		next = end
+	}
+	return nil
+}
+
+func heldBy(path string, size int64) (held int64, err error) {
+	err = ranges(path, size, func(_ *os.File, start, end int64) error {
+		held += end - start
+		return nil
+	})
+	return held, err
+}
+
+func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error) error {
+	return ranges(path, size, func(f *os.File, next, end int64) error {
+		for next < end {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), end-next)], next)
+			if n == 0 && errors.Is(err, io.EOF) { // it became shorter
+				return nil
+			}
+			if n == 0 {
+				return err
+			}
+			if err := notZero(buf[:n], next, yield); err != nil {
+				return err
+			}
+			next += int64(n)
+		}
+		return nil
+	})
+}
+
+// xattrsOf returns a file's extended attributes, those that we may see.
+func xattrsOf(path string) (map[string]string, error) {
+	list, err := grown(func(p []byte) (int, error) { return unix.Llistxattr(path, p) })
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	out := map[string]string{}
+	for name := range strings.SplitSeq(strings.TrimRight(list, "\x00"), "\x00") {
+		value, err := grown(func(p []byte) (int, error) { return unix.Lgetxattr(path, name, p) })
+		switch {
+		case errors.Is(err, unix.ENODATA): // it went meanwhile
+		case err != nil:
+			return nil, fmt.Errorf("attribute %s: %w", name, err)
+		default:
+			out[name] = value
+		}
+	}
+	return out, nil
+}
+
+// grown asks for a size, and then for what has it. What a file system does not
+// have is empty.
+func grown(ask func([]byte) (int, error)) (string, error) {
+	for {
+		n, err := ask(nil)
+		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOENT) || n == 0 && err == nil {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+		p := make([]byte, n)
+		if n, err = ask(p); err == nil {
+			return string(p[:n]), nil
+		}
+		if !errors.Is(err, unix.ERANGE) { // it has grown meanwhile
+			return "", err
+		}
+	}
+}

@@ -1,0 +1,365 @@
+package convert
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// A fitted file system has half as much free space and as many free inodes again as
+	// its files take, for what a guest writes first, and at least the minimum.
+	fittedMin   = 256 << 20
+	fittedRound = 64 << 20
+	// It has an inode for so many bytes, or more: twice as many as mke2fs makes by
+	// itself, for guests of small files.
+	bytesPerInode = 8 << 10
+	inodeSize     = 256
+	// xattrsInside an inode need no block of their own, in bytes.
+	xattrsInside = 64
+	// linkInside an inode is a symbolic link's target up to so many bytes.
+	linkInside = 59
+	// nameSize is what a name takes in its folder beside itself, in bytes; folders are
+	// half full, at worst.
+	nameSize = 16
+	// overheadMax is what a file system of fittedMin needs for its journal and
+	// descriptors, in bytes; and overheadShare of a larger one, one in so many.
+	overheadMax   = 32 << 20
+	overheadShare = 32
+	// toldMax bounds how many files of a kind a warning names.
+	toldMax = 3
+)
+
+// fact is what is remembered of an entry while the tree is written.
+type fact struct {
+	folder bool
+	stamp  int64
+}
+
+// needs is what a tree takes.
+type needs struct {
+	facts map[string]fact
+	bytes int64
+	lost  *losses
+}
+
+// target is a file system that is being written.
+type target interface {
+	// prune removes what is not among the facts.
+	prune(facts map[string]fact) error
+	// put makes the entry what it should be.
+	put(ctx context.Context, e *entry) error
+	// close ends the writing. It may be called again.
+	close(ctx context.Context) error
+}
+
+// tree makes an ext4 disk of a directory or tar file: afresh, or in a copy of the
+// previous disk. Either way the same code compares each entry with what is there,
+// so the files are the same; where no file system can be mounted, it is written by
+// debugfs, always afresh.
+func (o Options) tree(ctx context.Context) (Disk, error) {
+	path, err := filepath.EvalSymlinks(o.Path)
+	if err != nil {
+		return nil, err
+	}
+	o.Path = path
+	f, err := os.CreateTemp(o.Temp, "tree-*.ext4")
+	if err != nil {
+		return nil, err
+	}
+	err = o.fill(ctx, f, mountable())
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w; let the node's user read it, or run the node as root", err)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, errors.Join(err, os.Remove(f.Name()))
+	}
+	return openWorking(f.Name())
+}
+
+// fill writes the tree into f; unable says why nothing can be mounted.
+func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
+	o.Note("looking at what is in the tree")
+	src := o.listing()
+	n, err := measure(ctx, src)
+	if err != nil {
+		return err
+	}
+	if o.Format == Dir && os.Geteuid() != 0 {
+		o.Warn("attributes in trusted.*, which root alone sees, are not in it")
+	}
+	kept, err := o.keep(ctx, f, unable)
+	if err != nil {
+		return err
+	}
+	if kept {
+		err = o.revise(ctx, n, f)
+	} else {
+		err = o.create(ctx, n, f, unable != nil)
+	}
+	if err != nil {
+		return err
+	}
+	w, err := o.target(ctx, f, unable, n.lost)
+	if err != nil {
+		return err
+	}
+	o.Note("writing the files")
+	if kept {
+		err = w.prune(n.facts)
+	}
+	if err == nil {
+		err = src.each(ctx, func(e *entry) error { return w.put(ctx, e) })
+	}
+	if err = errors.Join(err, w.close(ctx)); errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%w: the files do not fit; give a larger --size: %w", content.ErrNoSpace, err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := o.compare(ctx, src, n.facts); err != nil {
+		return err
+	}
+	for _, text := range n.lost.texts() {
+		o.Warn(text)
+	}
+	return finish(ctx, f, unable != nil)
+}
+
+func (o Options) target(ctx context.Context, f *os.File, unable error, lost *losses) (target, error) {
+	if unable == nil {
+		return mount(ctx, f, lost)
+	}
+	return startDebugfs(ctx, f.Name(), o.Temp)
+}
+
+// keep brings the previous disk into f, where there is one that can be written
+// into. Without the right to mount there is none: what did not change then has
+// other places in the new disk, and is sent again.
+func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, error) {
+	switch {
+	case o.Previous == nil:
+		return false, nil
+	case unable != nil:
+		o.Warn(fmt.Sprintf("made afresh, so that more is sent than has changed: the previous version can't be mounted (%v); it needs a node that runs as root", unable))
+		return false, nil
+	}
+	o.Note("copying the previous version")
+	if err := o.Previous(ctx, f); err != nil {
+		return false, fmt.Errorf("copy the previous version: %w", err)
+	}
+	magic := make([]byte, 2) // of the superblock
+	if _, err := f.ReadAt(magic, 1024+56); err == nil && string(magic) == "\x53\xef" {
+		return true, nil
+	}
+	o.Note("the previous version is not an ext4 file system; making a new one")
+	return false, f.Truncate(0)
+}
+
+// measure looks at the whole of a source once, and finds out whether it is whole.
+func measure(ctx context.Context, src listing) (needs, error) {
+	n := needs{facts: map[string]fact{}, lost: &losses{}}
+	err := src.each(ctx, func(e *entry) error {
+		n.facts[e.path] = fact{e.is(unix.S_IFDIR), e.stamp}
+		if e.lost != "" {
+			n.lost.add(e.lost, e.path)
+		}
+		n.bytes += int64(2 * (nameSize + len(filepath.Base(e.path))))
+		switch {
+		case e.same != "":
+			return nil
+		case e.is(unix.S_IFDIR), e.is(unix.S_IFLNK) && len(e.target) > linkInside:
+			n.bytes += block
+		}
+		inside := 0
+		for name, value := range e.xattrs {
+			inside += len(name) + len(value)
+		}
+		if inside > xattrsInside {
+			n.bytes += block
+		}
+		if e.held == nil {
+			return nil
+		}
+		held, err := e.held()
+		n.bytes += (held + block - 1) / block * block
+		return err
+	})
+	return n, err
+}
+
+// inodes that the tree takes, and half as many for the guest.
+func (n needs) inodes() int64 { return int64(len(n.facts)) + int64(len(n.facts))/2 }
+
+// fitted returns a size that holds the tree with room to spare. No file system has more
+// inodes than blocks.
+func (n needs) fitted() int64 {
+	size := max(n.bytes+n.bytes/2+n.inodes()*inodeSize, n.inodes()*block, fittedMin)
+	return (size + fittedRound - 1) / fittedRound * fittedRound
+}
+
+// fits tells whether the tree goes into a file system of that size.
+func (n needs) fits(size int64) bool {
+	return n.bytes+int64(len(n.facts))*inodeSize+max(min(size/8, overheadMax), size/overheadShare) <= size
+}
+
+// create makes an empty file system. It gets its journal when it is full: what
+// passes through a journal would be sent with it. debugfs is twice as fast without
+// checksums, which then come with the journal.
+func (o Options) create(ctx context.Context, n needs, f *os.File, plain bool) error {
+	size := o.Size
+	if size == 0 {
+		size = n.fitted()
+	}
+	if err := checkSize(size); err != nil {
+		return err
+	}
+	if !n.fits(size) || size/block < int64(len(n.facts)) {
+		return fmt.Errorf("%w: %d files with %d bytes do not fit into --size %d; it would be %d by itself", content.ErrInvalid, len(n.facts), n.bytes, size, n.fitted())
+	}
+	if err := errors.Join(o.Room(n.bytes+n.inodes()*inodeSize), f.Truncate(size)); err != nil {
+		return err
+	}
+	features := "^has_journal"
+	if plain {
+		features += ",^metadata_csum"
+	}
+	inodes := min(max(n.inodes(), size/bytesPerInode), size/block)
+	return run(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(block), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(inodes, 10),
+		"-O", features, "-E", "root_owner=0:0", f.Name())
+}
+
+// revise makes the previous file system ready: mended, without its journal, and large
+// enough. It never shrinks.
+func (o Options) revise(ctx context.Context, n needs, f *os.File) error {
+	if err := check(ctx, f, "-p"); err != nil {
+		return err
+	}
+	if err := run(ctx, "tune2fs", "-O", "^has_journal", f.Name()); err != nil {
+		return err
+	}
+	super := make([]byte, 64)
+	info, err := f.Stat()
+	if err == nil {
+		_, err = f.ReadAt(super, 1024)
+	}
+	if err != nil {
+		return err
+	}
+	field := func(at int) int64 { return int64(binary.LittleEndian.Uint32(super[at:])) }
+	perGroup, group := field(40), field(32)*(1<<10)<<field(24) // inodes, bytes
+	size := info.Size()
+	switch {
+	case o.Size != 0 && o.Size < size:
+		return fmt.Errorf("%w: --size %d is smaller than the previous version, %d", content.ErrConflict, o.Size, size)
+	case o.Size != 0:
+		size = o.Size
+	case !n.fits(size) || field(0) < int64(len(n.facts))+field(0)/16:
+		size = max(size, n.fitted(), (n.inodes()+perGroup-1)/perGroup*group)
+	}
+	if err := checkSize(size); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if err := o.Room(max(0, n.bytes-st.Blocks*512)); err != nil || size == info.Size() {
+		return err
+	}
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	return run(ctx, "resize2fs", f.Name(), strconv.FormatInt(size/1024, 10)+"K")
+}
+
+// corrected is how e2fsck ends when it has mended what it found.
+const corrected = 1
+
+func check(ctx context.Context, f *os.File, how ...string) error {
+	var ended *exec.ExitError
+	err := run(ctx, "e2fsck", append(append([]string{"-f"}, how...), f.Name())...)
+	if errors.As(err, &ended) && ended.ExitCode() == corrected {
+		return nil
+	}
+	return err
+}
+
+// finish checks what was written, gives what is free back to the host, and makes
+// the journal, of zeros. What debugfs wrote lacks counts and indexes.
+func finish(ctx context.Context, f *os.File, plain bool) error {
+	var err error
+	if plain {
+		err = check(ctx, f, "-y", "-D")
+		if err == nil {
+			err = run(ctx, "tune2fs", "-O", "metadata_csum", f.Name())
+		}
+	} else {
+		err = check(ctx, f, "-p", "-E", "discard")
+	}
+	if err != nil {
+		return err
+	}
+	return run(ctx, "tune2fs", "-j", f.Name())
+}
+
+// compare says what has changed while the tree was written.
+func (o Options) compare(ctx context.Context, src listing, facts map[string]fact) error {
+	if o.Format != Dir {
+		return nil
+	}
+	lost, seen := &losses{}, 0
+	err := src.each(ctx, func(e *entry) error {
+		if f, ok := facts[e.path]; !ok || f.stamp != e.stamp {
+			lost.add("changed while the tree was read; import it when it is at rest, or a snapshot of it", e.path)
+		}
+		seen++
+		return nil
+	})
+	if gone := len(facts) - seen; err == nil && gone > 0 {
+		lost.add("fewer at the end than at the beginning", strconv.Itoa(gone))
+	}
+	for _, text := range lost.texts() {
+		o.Warn(text)
+	}
+	return err
+}
+
+// losses counts what is not as in the source, by kind, and remembers some names.
+type losses struct {
+	names map[string][]string
+	count map[string]int
+}
+
+func (l *losses) add(kind, name string) {
+	if l.names == nil {
+		l.names, l.count = map[string][]string{}, map[string]int{}
+	}
+	if l.count[kind]++; l.count[kind] <= toldMax {
+		l.names[kind] = append(l.names[kind], name)
+	}
+}
+
+func (l *losses) texts() []string {
+	var out []string
+	for kind, names := range l.names {
+		more := ""
+		if n := l.count[kind] - len(names); n > 0 {
+			more = fmt.Sprintf(" and %d more", n)
+		}
+		out = append(out, fmt.Sprintf("%s%s: %s", strings.Join(names, ", "), more, kind))
+	}
+	slices.Sort(out)
+	return out
+}
