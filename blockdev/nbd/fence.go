@@ -23,6 +23,7 @@ var errGone = errors.New("the client has hung up, and others use the export")
 type export struct {
 	mu    sync.Mutex // guards changes of conns, and gone of each of them
 	conns atomic.Pointer[[]*conn]
+	edges sync.RWMutex // held for writing by changes of parts of blocks, else for reading
 }
 
 func (e *export) list() []*conn {
