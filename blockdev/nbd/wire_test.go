@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -392,12 +393,23 @@ func TestDeviceErrorsReachTheClient(t *testing.T) {
 	}
 }
 
+// idler lets others go first whenever it has read.
+type idler struct{ *hesitant }
+
+func (d idler) ReadAt(ctx context.Context, p []byte, off int64) error {
+	err := d.hesitant.ReadAt(ctx, p, off)
+	for range 50 {
+		runtime.Gosched()
+	}
+	return err
+}
+
 // TestNeighboursInABlock change their bytes at once, over connections of their own, by
 // requests of bytes and of blocks: none loses what it was answered.
 func TestNeighboursInABlock(t *testing.T) {
 	const rounds, part = 200, 128
 	disk := &hesitant{memory: newMemory(1 << 20)}
-	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk})}, "disk")
+	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": idler{disk}})}, "disk")
 	ended := make(chan bool)
 	for i := range 4 {
 		c := dial(t, uri)
