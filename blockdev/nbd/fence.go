@@ -83,13 +83,13 @@ func (e *export) fence(c *conn) error {
 // hungUp reports whether nobody reads the replies of a connection any more. Where that
 // can't be told without reading, false.
 func (e *export) hungUp(c *conn) bool {
-	if c.in.raw == nil {
+	if c.raw == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c.gone = false
-	if err := c.in.raw.Control(c.look); err != nil { // closed at this end
+	if err := c.raw.Control(c.look); err != nil { // closed at this end
 		return true
 	}
 	return c.gone

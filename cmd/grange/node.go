@@ -33,6 +33,7 @@ type nodeCmd struct {
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	doorFlags
 }
 
 // Run serves until ctx ends, or until the node hands over to its program's newest
@@ -64,12 +65,17 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := limitMemory(c.Memory, log); err != nil {
 		return err
 	}
+	doors, err := c.openDoors(ctx, app.Data)
+	if err != nil {
+		return err
+	}
+	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
-		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
+		NBD: doors.nbd, UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	})
 	if err != nil {
 		return err
@@ -93,5 +99,5 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		err = fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")
-	return handover(err)
+	return handover(errors.Join(err, doors.leave(ctx)))
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/grangemesh/grange/blockdev/nbd"
 )
 
 // stdio is where a command reads and writes.
@@ -99,7 +101,7 @@ func onCommandLine(command *kong.Context, flag string) bool {
 func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(options,
 		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."), kong.Writers(std.out, std.err),
-		kong.Vars{"data": defaultData(), "version": version()}, kong.DefaultEnvars("GRANGE"),
+		kong.Vars{"data": defaultData(), "version": version(), "nbdsocket": nbd.SocketName}, kong.DefaultEnvars("GRANGE"),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()))...)
 }
 
