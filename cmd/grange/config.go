@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"slices"
@@ -74,6 +75,9 @@ const configSizeMax = 1 << 20
 
 func readConfig(path string) (map[string]any, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && path == defaultConfig() || path == "" {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
@@ -133,12 +137,16 @@ func (c *nodeCmd) Validate() error {
 // not without end.
 const sizeMax = 64 * content.SizeMax
 
-// size is a number of bytes, written as 10GiB or 500MB.
+// size is a number of bytes, written as 10GiB, 10G, which is the same, or 500MB.
 type size int64
 
 // UnmarshalText reads the text form.
 func (s *size) UnmarshalText(b []byte) error {
-	n, err := humanize.ParseBytes(string(b))
+	text := string(b)
+	if unit := strings.ToUpper(text[max(0, len(text)-1):]); unit != "" && strings.Contains("KMGTP", unit) {
+		text += "iB" // as disks are made: 10G is 10GiB
+	}
+	n, err := humanize.ParseBytes(text)
 	if err != nil || n > sizeMax {
 		return fmt.Errorf("%q is not a size; write it as 10GiB or 500MB", b)
 	}

@@ -51,7 +51,7 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		findings = append(findings, disksFinding(s.Disks),
 			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
 			finding{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
-			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
+			finding{"origin", goodIf(originGood(s.Origin)), s.Origin.State + prefixed(": ", s.Origin.Detail)},
 			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota))},
 			finding{"farm", good, count(len(s.Farm), "neighbour")},
 			volumesFinding(ctx, app))

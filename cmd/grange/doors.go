@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/user"
@@ -43,32 +44,33 @@ func (m *fileMode) UnmarshalText(b []byte) error {
 
 // doors are the sockets of NBD, which stay open through a handover.
 type doors struct {
-	socket string
-	listen nbd.ListenConfig
-	tls    *tls.Config
-	tcp    net.Listener // nil without --nbd
+	socket  string
+	address string // of --nbd, or ""
+	config  nbd.ListenConfig
+	tls     *tls.Config
+	tcp     net.Listener // at address
 
 	// left are copies of the sockets' descriptors, by address, for who comes after
 	// this process.
 	left map[string]*os.File
 }
 
-// openDoors looks at the flags, and opens what needs no data folder: all that is wrong
-// with them is found before there is one.
-func (f *doorFlags) openDoors(ctx context.Context, dir string) (*doors, error) {
-	d := &doors{socket: cmp.Or(f.NBDSocket, filepath.Join(dir, nbd.SocketName)), left: map[string]*os.File{}}
+// doors looks at the flags: all that is wrong with them is found before there is a data
+// folder. Nothing is opened yet.
+func (f *doorFlags) doors(dir string) (*doors, error) {
+	d := &doors{socket: cmp.Or(f.NBDSocket, filepath.Join(dir, nbd.SocketName)), address: f.NBD, left: map[string]*os.File{}}
 	for _, path := range []string{filepath.Join(dir, api.SocketName), d.socket} {
 		if err := nbd.CheckSocketPath(path); err != nil {
 			return nil, fmt.Errorf("%w: --data %s: %w; give a shorter --data, which may be a symbolic link to the folder", errUsage, dir, err)
 		}
 	}
-	d.listen = nbd.ListenConfig{Mode: fs.FileMode(f.NBDMode), Inherited: inherited()}
+	d.config = nbd.ListenConfig{Mode: fs.FileMode(f.NBDMode), Inherited: inherited()}
 	if f.NBDGroup != "" {
 		gid, err := groupNumber(f.NBDGroup)
 		if err != nil {
 			return nil, fmt.Errorf("%w: --nbd-group: %w", errUsage, err)
 		}
-		d.listen.Group, d.listen.Mode = &gid, cmp.Or(d.listen.Mode, 0o660)
+		d.config.Group, d.config.Mode = &gid, cmp.Or(d.config.Mode, 0o660)
 	}
 	if err := f.checkAddress(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
@@ -79,12 +81,32 @@ func (f *doorFlags) openDoors(ctx context.Context, dir string) (*doors, error) {
 			return nil, fmt.Errorf("--nbd-tls %s: %w", f.NBDTLS, err)
 		}
 	}
-	if f.NBD != "" {
-		if d.tcp, err = d.open(ctx, f.NBD); err != nil {
-			return nil, fmt.Errorf("--nbd %s: %w", f.NBD, err)
-		}
-	}
 	return d, nil
+}
+
+// listen opens what needs no data folder, before there is one. A node whose volumes are
+// waited for goes without.
+func (d *doors) listen(ctx context.Context, dir string, log *slog.Logger) (err error) {
+	if d.address == "" {
+		return nil
+	}
+	if d.tcp, err = d.open(ctx, d.address); err == nil {
+		return nil
+	}
+	if volumes.Expected(filepath.Join(dir, "volumes")) {
+		log.Error("this node's volumes are served without --nbd", "err", err)
+		return nil
+	}
+	return fmt.Errorf("--nbd %s: %w", d.address, err)
+}
+
+// addresses are where NBD is served, for the log.
+func (d *doors) addresses() []string {
+	out := []string{d.socket}
+	if d.tcp != nil {
+		out = append(out, d.tcp.Addr().String())
+	}
+	return out
 }
 
 // checkAddress refuses to let everybody read disks who reaches this host.
@@ -124,7 +146,7 @@ func groupNumber(name string) (int, error) {
 
 // open listens, and keeps a copy of the descriptor where there is a handover.
 func (d *doors) open(ctx context.Context, address string) (net.Listener, error) {
-	l, err := d.listen.Listen(ctx, address)
+	l, err := d.config.Listen(ctx, address)
 	if err != nil {
 		return nil, err
 	}
@@ -163,16 +185,12 @@ func (d *doors) close() {
 	if d.tcp != nil {
 		d.tcp.Close() // the server has, if it ran
 	}
-	for address, f := range d.left {
-		f.Close()
-		if path, unix := strings.CutPrefix(address, "unix:"); unix {
-			os.Remove(path)
-		}
-	}
-	for address, f := range d.listen.Inherited { // which the flags don't name any more
-		f.Close()
-		if path, unix := strings.CutPrefix(address, "unix:"); unix {
-			os.Remove(path)
+	for _, files := range []map[string]*os.File{d.left, d.config.Inherited} { // of which the flags don't name some any more
+		for address, f := range files {
+			f.Close()
+			if path, unix := strings.CutPrefix(address, "unix:"); unix {
+				os.Remove(path)
+			}
 		}
 	}
 }

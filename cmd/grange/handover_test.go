@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,9 +31,11 @@ type served struct {
 	dir  string
 	cmd  *exec.Cmd
 	says *bufio.Scanner
+	nbd  string // its TCP address of NBD, once it serves
 }
 
-func serveNode(t *testing.T) *served {
+// serveNode starts one, with flags beside those that it needs.
+func serveNode(t *testing.T, flags ...string) *served {
 	t.Helper()
 	s := &served{dir: t.TempDir()}
 	origin := filepath.Join(s.dir, "origin")
@@ -40,6 +43,7 @@ func serveNode(t *testing.T) *served {
 		t.Fatal(err)
 	}
 	s.cmd = exec.CommandContext(t.Context(), os.Args[0], "node", "--data", filepath.Join(s.dir, "data"), "--origin", "file://"+origin, "--listen", "/ip4/127.0.0.1/tcp/0")
+	s.cmd.Args = append(s.cmd.Args, flags...)
 	s.cmd.Env = append(os.Environ(), asCommand+"=1")
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -49,15 +53,21 @@ func serveNode(t *testing.T) *served {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	return s
 }
+
+// tcpAddress is how the log names where NBD is served over TCP.
+var tcpAddress = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
 
 // await reads the log until it says a word.
 func (s *served) await(t *testing.T, word string) {
 	t.Helper()
 	for s.says.Scan() {
-		if strings.Contains(s.says.Text(), word) {
+		if text := s.says.Text(); strings.Contains(text, word) {
+			if found := tcpAddress.FindString(text); found != "" {
+				s.nbd = found
+			}
 			return
 		}
 		t.Log(s.says.Text())
@@ -101,7 +111,7 @@ func TestHandoverInAnImport(t *testing.T) {
 	s.hangs(t)
 	s.signal(t, syscall.SIGUSR2)
 	s.await(t, "handing over all the same")
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	s.signal(t, syscall.SIGTERM)
 	if end := s.ends(t); end.ExitStatus() != 0 {
 		t.Errorf("stopped after the handover: %v", end)

@@ -46,10 +46,10 @@ func TestTokenStaysOutOfPs(t *testing.T) {
 		if err := s.cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		s.await(t, "msg=serving")
+		s.await(t, "serving")
 		s.hides(t, made.Token)
 		s.signal(t, syscall.SIGUSR2)
-		s.await(t, "msg=serving")
+		s.await(t, "serving")
 		s.hides(t, made.Token)
 		s.signal(t, syscall.SIGTERM)
 		if end := s.ends(t); end.ExitStatus() != 0 {

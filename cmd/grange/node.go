@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"strings"
 
@@ -33,6 +32,7 @@ type nodeCmd struct {
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
 	doorFlags
 }
 
@@ -57,19 +57,18 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
 		}
 	}
-	level := slog.LevelInfo
-	if app.Verbose {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
+	log := newLog(std.err, app.Verbose, app.JSON || c.LogFormat == "json")
 	if err := limitMemory(c.Memory, log); err != nil {
 		return err
 	}
-	doors, err := c.openDoors(ctx, app.Data)
+	doors, err := c.doors(app.Data)
 	if err != nil {
 		return err
 	}
 	defer doors.close()
+	if err := doors.listen(ctx, app.Data, log); err != nil {
+		return err
+	}
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{
@@ -94,7 +93,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	}
 	ctx, handover := awaitHandover(ctx, log)
 	self := n.Self()
-	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", app.Data)
+	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", app.Data)
 	if err = n.Run(ctx, server.Run); err != nil {
 		err = fmt.Errorf("node stopped: %w", err)
 	}
