@@ -27,7 +27,7 @@ type configFile string
 // BeforeResolve reads the file while the command line is parsed.
 func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.Path) error {
 	path := string(ctx.FlagValue(trace.Flag).(configFile))
-	settings, err := readConfig(path)
+	settings, err := readConfig(path, path == trace.Flag.Default)
 	if err != nil {
 		return err
 	}
@@ -73,9 +73,10 @@ func inEnvironment(name string) bool {
 // configSizeMax bounds a config file.
 const configSizeMax = 1 << 20
 
-func readConfig(path string) (map[string]any, error) {
+// readConfig reads a config file, which need not be there if nobody has named it.
+func readConfig(path string, optional bool) (map[string]any, error) {
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) && path == defaultConfig() || path == "" {
+	if optional && errors.Is(err, fs.ErrNotExist) || path == "" {
 		return nil, nil
 	}
 	if err != nil {

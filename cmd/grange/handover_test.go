@@ -45,6 +45,13 @@ func serveNode(t *testing.T, flags ...string) *served {
 	s.cmd = exec.CommandContext(t.Context(), os.Args[0], "node", "--data", filepath.Join(s.dir, "data"), "--origin", "file://"+origin, "--listen", "/ip4/127.0.0.1/tcp/0")
 	s.cmd.Args = append(s.cmd.Args, flags...)
 	s.cmd.Env = append(os.Environ(), asCommand+"=1")
+	s.begin(t)
+	return s
+}
+
+// begin starts the process, and returns when it serves.
+func (s *served) begin(t *testing.T) {
+	t.Helper()
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +61,6 @@ func serveNode(t *testing.T, flags ...string) *served {
 		t.Fatal(err)
 	}
 	s.await(t, "serving")
-	return s
 }
 
 // tcpAddress is how the log names where NBD is served over TCP.

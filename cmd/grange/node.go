@@ -16,7 +16,7 @@ import (
 )
 
 type nodeCmd struct {
-	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true, file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
+	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=… (and path-style=true), file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
 	Join           *string   `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
 	Name           string    `help:"What other members are shown of this one; the host's name when not given."`
 	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`

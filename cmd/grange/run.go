@@ -98,12 +98,18 @@ func onCommandLine(command *kong.Context, flag string) bool {
 	})
 }
 
+// description is what --help begins with.
+const description = `Peer-to-peer content distribution for server farms.
+
+Commands ask the node of --data over its socket, or the one that GRANGE_API names, HOST:PORT or the path of a socket, with GRANGE_TOKEN, or the api.token of --data, and GRANGE_CERT, a copy of its api.crt. They exit with 0 when done, 1 when not, and 2 for a command line that makes no sense.`
+
 // newParser returns a parser of command lines into c.
 func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(options,
-		kong.Name("grange"), kong.Description("Peer-to-peer content distribution for server farms."), kong.Writers(std.out, std.err),
+	return kong.New(c, append([]kong.Option{
+		kong.Name("grange"), kong.Description(description), kong.Writers(std.out, std.err),
 		kong.Vars{"data": defaultData(), "config": defaultConfig(), "version": version(), "nbdsocket": nbd.SocketName}, kong.DefaultEnvars("GRANGE"),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()))...)
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()),
+	}, options...)...)
 }
 
 // defaultData is /var/lib/grange for root, else a folder in the user's home.
