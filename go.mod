@@ -35,12 +35,12 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require github.com/KimMachineGun/automemlimit v1.0.1
-
 require (
-	filippo.io/hpke v0.4.0 // indirect
-	github.com/lmittmann/tint v1.1.2 // indirect
+	github.com/KimMachineGun/automemlimit v1.0.1
+	github.com/lmittmann/tint v1.1.2
 )
+
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	github.com/aws/aws-sdk-go-v2/credentials v1.20.14 // indirect

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -140,26 +141,26 @@ func TestHelpSaysWhatThereIs(t *testing.T) {
 func TestColumnsFitTheTerminal(t *testing.T) {
 	list := "NAME\tSTATE\tROOT\nweb\tattached\t" + strings.Repeat("b", 60) + "\nthe whole of a sentence between the rows\n"
 	for _, width := range []int{0, 40, 80, 10} {
-		for line := range strings.Lines(columns(list, width)) {
+		for line := range strings.Lines(terminal.Columns(list, width)) {
 			n := utf8.RuneCountInString(strings.TrimSpace(line))
 			if width == 40 && strings.Contains(line, "web") && n != 40 || width == 0 && strings.Contains(line, "…") {
 				t.Errorf("at %d: %d columns: %s", width, n, line)
 			}
 		}
 	}
-	if got, want := columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
+	if got, want := terminal.Columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
 		t.Errorf("%q", got)
 	}
-	if got, want := columns("A\tB\tC\n1\t2\t3\n", 0), "A  B  C\n1  2  3\n"; got != want {
+	if got, want := terminal.Columns("A\tB\tC\n1\t2\t3\n", 0), "A  B  C\n1  2  3\n"; got != want {
 		t.Errorf("%q", got)
 	}
 }
 
 func TestErrorsAreWrapped(t *testing.T) {
-	if got, want := wrap("grange: one two three four", 20), "grange: one two\n  three four"; got != want {
+	if got, want := terminal.Wrap("grange: one two three four", 20), "grange: one two\n  three four"; got != want {
 		t.Errorf("%q", got)
 	}
-	if got := wrap("grange: one two three four", 0); strings.Contains(got, "\n") {
+	if got := terminal.Wrap("grange: one two three four", 0); strings.Contains(got, "\n") {
 		t.Errorf("%q", got)
 	}
 	var b bytes.Buffer

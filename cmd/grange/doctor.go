@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/volumes"
 )
@@ -84,7 +85,7 @@ func report(app *cli, std stdio, findings []finding) error {
 		return json.NewEncoder(std.out).Encode(findings)
 	}
 	for _, f := range findings {
-		if _, err := fmt.Fprintln(std.out, wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), width(std.out))); err != nil {
+		if _, err := fmt.Fprintln(std.out, terminal.Wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), terminal.Width(std.out))); err != nil {
 			return err
 		}
 	}

@@ -33,13 +33,6 @@ const (
 	diskMin = 1 << 30
 )
 
-// tools are the programs that imports start, with the Debian package of each.
-var tools = [][3]string{
-	{"qemu-img", "qemu-utils", "images that are not raw"},
-	{"mke2fs", "e2fsprogs", "file systems from directories and tar files"},
-	{"resize2fs", "e2fsprogs", "file systems from directories and tar files"},
-}
-
 // examine looks at this machine, with the status of its node, or why there is none; that
 // it returns too.
 func (c *cli) examine(ctx context.Context, s api.Status, away error) ([]finding, error) {
@@ -86,9 +79,14 @@ func diskFinding(dir string, quota, used int64) finding {
 	return finding{"disk", good, fmt.Sprintf("%s free at %s", humanBytes(free), dir)}
 }
 
+// toolsFinding looks for the programs that imports start, each with its Debian package.
 func toolsFinding() finding {
 	var missing []string
-	for _, t := range tools {
+	for _, t := range [][3]string{
+		{"qemu-img", "qemu-utils", "images that are not raw"},
+		{"mke2fs", "e2fsprogs", "file systems from directories and tar files"},
+		{"resize2fs", "e2fsprogs", "file systems from directories and tar files"},
+	} {
 		_, err := exec.LookPath(t[0])
 		if _, sbin := exec.LookPath(filepath.Join("/usr/sbin", t[0])); err != nil && sbin != nil {
 			missing = append(missing, fmt.Sprintf("%s (Debian: %s) for %s", t[0], t[1], t[2]))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -23,8 +24,8 @@ const lineInterval = 2 * time.Second
 // done, as by ctrl-C, the operation is cancelled.
 func (c *client) follow(ctx context.Context, app *cli, std stdio, op api.Operation) error {
 	each, end := showLines(std.err), func() {}
-	if n := width(std.err); n >= barMin {
-		each, end = showBar(raw(std.err), op, n)
+	if n := terminal.Width(std.err); n >= barMin {
+		each, end = showBar(terminal.Raw(std.err), op, n)
 	}
 	last := op
 	err := c.events(ctx, op.ID, func(now api.Operation) {
@@ -98,7 +99,7 @@ const (
 // showBar draws a bar, which end takes away.
 func showBar(w io.Writer, op api.Operation, width int) (each func(api.Operation), end func()) {
 	title := func(op api.Operation) string {
-		return cut(plain(op.Kind+" "+op.Target+bySource(op.Bytes)), width-barStats)
+		return terminal.Cut(terminal.Plain(op.Kind+" "+op.Target+bySource(op.Bytes)), width-barStats)
 	}
 	bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
 		progressbar.OptionSetDescription(title(op)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())

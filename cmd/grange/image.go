@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
@@ -243,7 +244,7 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	defer f.Close()
-	_, err = io.Copy(raw(std.out), f)
+	_, err = io.Copy(terminal.Raw(std.out), f)
 	return err
 }
 

@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
 
-	"golang.org/x/term"
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 )
 
 // request is one that the API is asked.
@@ -44,7 +43,7 @@ func show[T any](app *cli, std stdio, raw json.RawMessage, text func(w io.Writer
 	}
 	var b strings.Builder
 	text(&b, v)
-	_, err := io.WriteString(std.out, columns(b.String(), width(std.out)))
+	_, err := io.WriteString(std.out, terminal.Columns(b.String(), terminal.Width(std.out)))
 	return err
 }
 
@@ -53,116 +52,9 @@ func said(format string, args ...any) func(io.Writer, struct{}) {
 	return func(w io.Writer, _ struct{}) { fmt.Fprintf(w, format+"\n", args...) }
 }
 
-// width is how many columns a terminal has; 0 is of what is none.
-func width(w io.Writer) int {
-	f, ok := terminal(w)
-	if !ok {
-		return 0
-	}
-	n, _, err := term.GetSize(int(f.Fd()))
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
-const (
-	// columnGap is between two columns.
-	columnGap = 2
-	// columnMin is the least that a column is cut to: a name is known by as much.
-	columnMin = 8
-	// wrapMin is the narrowest terminal that text is wrapped for.
-	wrapMin = 20
-)
-
-// columns lays out lines with tabs. A list that is wider than the terminal has its widest
-// columns cut; what has two columns, a name and its value, is never.
-func columns(text string, width int) string {
-	var rows [][]string
-	var wide []int
-	for line := range strings.Lines(text) {
-		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		rows = append(rows, row)
-		for i, cell := range row {
-			if i == len(wide) {
-				wide = append(wide, 0)
-			}
-			if len(row) > 1 { // a sentence among them takes no part
-				wide[i] = max(wide[i], utf8.RuneCountInString(cell))
-			}
-		}
-	}
-	if width > 0 && len(wide) > 2 {
-		fit(wide, width)
-	}
-	var b strings.Builder
-	for _, row := range rows {
-		for i, cell := range row {
-			if len(row) > 1 && len(wide) > 2 {
-				cell = cut(cell, wide[i])
-			}
-			b.WriteString(cell)
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell)))
-			}
-		}
-		b.WriteByte('\n')
-	}
-	return b.String()
-}
-
-// fit makes columns narrower, the widest first, until they fit.
-func fit(wide []int, width int) {
-	for {
-		total, widest := columnGap*(len(wide)-1), 0
-		for i, n := range wide {
-			total += n
-			if n > wide[widest] {
-				widest = i
-			}
-		}
-		if total <= width || wide[widest] <= columnMin {
-			return
-		}
-		wide[widest]--
-	}
-}
-
-// cut is a text of at most n characters.
-func cut(text string, n int) string {
-	if utf8.RuneCountInString(text) <= n {
-		return text
-	}
-	return string([]rune(text)[:max(0, n-1)]) + "…"
-}
-
 // complain prints an error: each of several on its own line, wrapped on a terminal.
 func complain(w io.Writer, text string) {
 	for line := range strings.Lines(text) {
-		fmt.Fprintln(w, wrap("grange: "+strings.TrimSuffix(line, "\n"), width(w)))
+		fmt.Fprintln(w, terminal.Wrap("grange: "+strings.TrimSuffix(line, "\n"), terminal.Width(w)))
 	}
-}
-
-// wrap breaks a line between words, where it is wider than the terminal.
-func wrap(text string, width int) string {
-	if width < wrapMin {
-		return text
-	}
-	var b strings.Builder
-	at := 0
-	for i, word := range strings.Split(text, " ") {
-		n := utf8.RuneCountInString(word)
-		switch {
-		case i == 0:
-		case at+1+n > width:
-			b.WriteString("\n  ")
-			at = 2
-		default:
-			b.WriteByte(' ')
-			at++
-		}
-		b.WriteString(word)
-		at += n
-	}
-	return b.String()
 }

@@ -13,12 +13,18 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 )
 
 // stdio is where a command reads and writes.
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
+}
+
+// printable is std with commands' output as text.
+func (s stdio) printable() stdio {
+	return stdio{s.in, terminal.Printable{Writer: s.out}, terminal.Printable{Writer: s.err}}
 }
 
 // cli is every command with its flags: the one place that flags, environment
