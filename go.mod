@@ -35,7 +35,10 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require github.com/KimMachineGun/automemlimit v1.0.1
+require (
+	github.com/KimMachineGun/automemlimit v1.0.1
+	github.com/lmittmann/tint v1.1.2
+)
 
 require filippo.io/hpke v0.4.0 // indirect
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
@@ -73,6 +75,9 @@ type Config struct {
 	Bootstrap []string
 	// Quota bounds the cache, in bytes.
 	Quota int64
+	// NBD opens what volumes are served on over NBD, of which the first listener is told
+	// to clients; nil is a socket in Dir.
+	NBD func(context.Context) (nbd.Config, error)
 	// UBLK configures the volumes' block devices; its Owner is the node's affair.
 	UBLK ublk.Config
 	// Version is shown to users.
@@ -87,6 +92,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.Listen) == 0 {
 		c.Listen = []string{ListenDefault}
+	}
+	if c.NBD == nil {
+		c.NBD = func(ctx context.Context) (nbd.Config, error) {
+			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(c.Dir, nbd.SocketName))
+			return nbd.Config{Listeners: []net.Listener{l}}, err
+		}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -275,7 +286,7 @@ func (n *Node) openNames(context.Context) (err error) {
 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
-		Dir: n.volumesDir(), Socket: filepath.Join(n.cfg.Dir, "nbd.sock"),
+		Dir: n.volumesDir(), NBD: n.cfg.NBD,
 		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(), Holder: n.holder, Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err

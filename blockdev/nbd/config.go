@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -54,6 +55,9 @@ type Config struct {
 	Listeners []net.Listener
 	// Addresses are listened on by Run, in the form that Listen takes.
 	Addresses []string
+	// TLS is what clients have to use that come over TCP; see LoadTLS. Nil: nobody
+	// does.
+	TLS *tls.Config
 
 	// ConnectionsMax bounds open connections; one more is closed at once. 1024.
 	ConnectionsMax int

@@ -40,6 +40,8 @@ var errLeave = errors.New("disconnect")
 type conn struct {
 	server *Server
 	socket net.Conn
+	raw    syscall.RawConn // its descriptor, or nil
+	stream net.Conn        // what is said over the socket: TLS, or the socket itself
 	in     input
 	out    output // safe for concurrent use
 	budget *budget
@@ -83,7 +85,7 @@ type device struct {
 
 func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c := &conn{
-		server: s, socket: socket,
+		server: s, socket: socket, stream: socket, raw: rawOf(socket),
 		budget: newBudget(s.cfg.BytesMax),
 		done:   make(chan struct{}),
 		idle:   make(chan *task, s.cfg.RequestsMax),
@@ -95,9 +97,8 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	if unix, ok := socket.(*net.UnixConn); ok {
 		unix.SetWriteBuffer(socketBuffer)
 	}
-	raw := rawOf(socket)
-	c.in.open(socket, raw, &s.pool)
-	c.out.open(socket, raw)
+	c.in.open(socket, c.raw, &s.pool)
+	c.out.open(socket, c.raw)
 	return c
 }
 
@@ -131,7 +132,7 @@ func (c *conn) serve() (how string) {
 	c.socket.SetWriteDeadline(time.Now().Add(c.server.cfg.DrainTimeout))
 	c.out.wait()
 	c.cancel()
-	c.socket.Close()
+	c.stream.Close()
 	c.in.close()
 	if c.device != nil {
 		c.server.leave(c)

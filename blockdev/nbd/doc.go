@@ -42,6 +42,7 @@
 //	 8     8  cookie
 //	16     4  length of the payload
 //
-// There is neither encryption nor authentication: a unix socket is guarded by
-// its mode 0600, and TCP belongs on loopback or a trusted link.
+// A unix socket is guarded by its mode; over TCP clients use TLS and show a
+// certificate, where Config.TLS says so: then a connection holds a buffer while it is
+// idle too, and its replies are written by a goroutine.
 package nbd

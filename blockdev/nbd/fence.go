@@ -23,6 +23,7 @@ var errGone = errors.New("the client has hung up, and others use the export")
 type export struct {
 	mu    sync.Mutex // guards changes of conns, and gone of each of them
 	conns atomic.Pointer[[]*conn]
+	edges sync.RWMutex // held for writing by changes of parts of blocks, else for reading
 }
 
 func (e *export) list() []*conn {
@@ -82,13 +83,13 @@ func (e *export) fence(c *conn) error {
 // hungUp reports whether nobody reads the replies of a connection any more. Where that
 // can't be told without reading, false.
 func (e *export) hungUp(c *conn) bool {
-	if c.in.raw == nil {
+	if c.raw == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c.gone = false
-	if err := c.in.raw.Control(c.look); err != nil { // closed at this end
+	if err := c.raw.Control(c.look); err != nil { // closed at this end
 		return true
 	}
 	return c.gone

@@ -81,24 +81,28 @@ func zeros(p []byte) bool {
 	return p[0] == 0 && bytes.Equal(p[:len(p)-1], p[1:])
 }
 
-// blockStatus leaves in t.buf what the device says of the range.
-func (c *conn) blockStatus(t *task) error {
+// blockStatus leaves in t.buf what the device says of the blocks of the request.
+func (c *conn) blockStatus(t *task, off, n int64) error {
 	limit := extentsMax
 	if t.req.flags&flagReqOne != 0 {
 		limit = 1
 	}
 	t.extents = t.extents[:0]
 	if c.device.mapper == nil {
-		t.extents = append(t.extents, blockdev.Extent{Length: int64(t.req.length)})
+		t.extents = append(t.extents, blockdev.Extent{Length: n})
 	} else {
 		var err error
-		t.extents, err = c.device.mapper.Extents(c.ctx, t.extents, int64(t.req.offset), int64(t.req.length), limit)
+		t.extents, err = c.device.mapper.Extents(c.ctx, t.extents, off, n, limit)
 		if err != nil {
 			return err
 		}
 	}
-	if len(t.extents) == 0 || len(t.extents) > limit {
-		return fmt.Errorf("the device found %d extents, want 1 to %d: %w", len(t.extents), limit, content.ErrCorrupt)
+	if len(t.extents) > limit {
+		return fmt.Errorf("the device found %d extents, want at most %d: %w", len(t.extents), limit, content.ErrCorrupt)
+	}
+	var err error
+	if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
+		return err
 	}
 	t.buf.p = appendStatus(t.buf.p[:0], t.req.cookie, t.extents)
 	return nil

@@ -87,6 +87,13 @@ func (h *haggle) step() error {
 }
 
 func (h *haggle) answer(o option) error {
+	switch {
+	case !h.plain() || o.code == optStartTLS || o.code == optAbort:
+	case o.code == optExportName: // which knows no errors
+		return fmt.Errorf("an export is asked for without TLS: %w", content.ErrInvalid)
+	default:
+		return h.refuse(o.code, repErrTLSRequired, "this server wants TLS, and a certificate")
+	}
 	switch o.code {
 	case optExportName:
 		return h.exportName(string(o.data))
@@ -108,7 +115,7 @@ func (h *haggle) answer(o option) error {
 	case optListMeta, optSetMeta:
 		return h.metaContexts(o)
 	case optStartTLS:
-		return h.refuse(o.code, repErrUnsup, "no TLS here: use the unix socket or a trusted link")
+		return h.startTLS(o)
 	}
 	return h.refuse(o.code, repErrUnsup, "unknown option")
 }
@@ -240,7 +247,7 @@ func (h *haggle) metaContexts(o option) error {
 }
 
 func (h *haggle) write(b []byte) error {
-	if _, err := h.socket.Write(b); err != nil {
+	if _, err := h.stream.Write(b); err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
 	return nil

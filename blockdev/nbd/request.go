@@ -64,7 +64,7 @@ func (c *conn) dispatch(req request) error {
 // the device can't do as a whole.
 func (c *conn) memory(req request) int {
 	if req.command == cmdCache || req.command == cmdWriteZeroes && c.device.trimmer == nil {
-		return max(replyMax, int(min(req.length, pieceSize)))
+		return max(replyMax, int(min(uint64(req.length)+2*blockSizeMax, pieceSize)))
 	}
 	return replyMax
 }
@@ -100,7 +100,7 @@ func (c *conn) check(req request) (blockdev.Errno, string) {
 		return blockdev.OK, ""
 	}
 	g := c.device.Geometry()
-	size, unit := uint64(g.Size), uint64(g.BlockSize)
+	size := uint64(g.Size)
 	r, ok := c.ruleOf(req.command)
 	switch {
 	case !ok:
@@ -115,8 +115,6 @@ func (c *conn) check(req request) (blockdev.Errno, string) {
 		return blockdev.EINVAL, "longer than the largest payload"
 	case req.length == 0:
 		return blockdev.EINVAL, "of no length"
-	case (req.offset|uint64(req.length))&(unit-1) != 0:
-		return blockdev.EINVAL, "not in multiples of the smallest block"
 	case req.offset <= size && uint64(req.length) <= size-req.offset:
 		return blockdev.OK, ""
 	case req.command == cmdWrite || req.command == cmdWriteZeroes:
@@ -127,7 +125,7 @@ func (c *conn) check(req request) (blockdev.Errno, string) {
 
 // readNow answers a read from what the device has at hand.
 func (c *conn) readNow(req request) bool {
-	if c.device.prompt == nil || req.length > inlineMax {
+	if c.device.prompt == nil || req.length > inlineMax || c.partial(req) {
 		return false
 	}
 	head := c.readHead()
@@ -164,7 +162,7 @@ func (c *conn) layRead(p []byte, req request) int {
 func (c *conn) write(req request) error {
 	n := int(req.length)
 	prompt := c.device.prompt
-	if req.flags&flagFUA != 0 || n > inlineMax {
+	if req.flags&flagFUA != 0 || n > inlineMax || c.partial(req) {
 		prompt = nil
 	}
 	if n <= c.in.buffered() {
@@ -198,7 +196,12 @@ func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
 		return false
 	}
 	defer c.changes.end()
-	if !prompt.TryWriteAt(p, int64(req.offset)) {
+	if !c.export.edges.TryRLock() {
+		return false
+	}
+	written := prompt.TryWriteAt(p, int64(req.offset))
+	c.export.edges.RUnlock()
+	if !written {
 		return false
 	}
 	c.reply(req, blockdev.OK, "")
@@ -283,6 +286,13 @@ func (c *conn) work(t *task) {
 // do asks the device and leaves the reply in t.buf, unless it fails.
 func (c *conn) do(t *task) error {
 	req, b, dev := t.req, t.buf, c.device
+	switch {
+	case c.partial(req):
+		return c.doBytes(t)
+	case req.changes():
+		c.export.edges.RLock()
+		defer c.export.edges.RUnlock()
+	}
 	off, n := int64(req.offset), int64(req.length)
 	fua := req.flags&flagFUA != 0
 	var err error
@@ -296,7 +306,7 @@ func (c *conn) do(t *task) error {
 		b.p = p[:c.layRead(p, req)]
 		return nil
 	case cmdBlockStatus:
-		return c.blockStatus(t)
+		return c.blockStatus(t, off, n)
 	case cmdWrite:
 		err = dev.WriteAt(c.ctx, b.p, off, fua)
 	case cmdFlush:
@@ -304,9 +314,9 @@ func (c *conn) do(t *task) error {
 	case cmdTrim:
 		err = dev.trimmer.Discard(c.ctx, off, n, fua)
 	case cmdWriteZeroes:
-		err = c.zero(t)
+		err = c.zero(t, off, n, fua)
 	case cmdCache:
-		err = t.pieces(func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
+		err = t.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
 	}
 	if err != nil {
 		return err
@@ -317,26 +327,22 @@ func (c *conn) do(t *task) error {
 
 // zero makes a range read as zeros. Fast means faster than writing them, which
 // nobody promises for zeros that must keep their space.
-func (c *conn) zero(t *task) error {
-	req := t.req
-	off, n := int64(req.offset), int64(req.length)
-	keep, fua := req.flags&flagNoHole != 0, req.flags&flagFUA != 0
-	if req.flags&flagFastZero != 0 && (keep || c.device.trimmer == nil) {
+func (c *conn) zero(t *task, off, n int64, fua bool) error {
+	keep := t.req.flags&flagNoHole != 0
+	if t.req.flags&flagFastZero != 0 && (keep || c.device.trimmer == nil) {
 		return fmt.Errorf("zeroing here may be as slow as writing: %w", errors.ErrUnsupported)
 	}
 	if c.device.trimmer != nil {
 		return c.device.trimmer.Zero(c.ctx, off, n, keep, fua)
 	}
-	return t.pieces(func(p []byte, off int64) error {
+	return t.pieces(off, n, func(p []byte, off int64) error {
 		clear(p)
 		return c.device.WriteAt(c.ctx, p, off, fua)
 	})
 }
 
-// pieces calls do with pieces of the task's range and memory for each, until it
-// fails.
-func (t *task) pieces(do func(p []byte, off int64) error) error {
-	off, n := int64(t.req.offset), int64(t.req.length)
+// pieces calls do with pieces of a range and memory for each, until it fails.
+func (t *task) pieces(off, n int64, do func(p []byte, off int64) error) error {
 	for n > 0 {
 		p := t.buf.p[:min(n, pieceSize)]
 		if err := do(p, off); err != nil {

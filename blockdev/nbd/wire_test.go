@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -175,9 +176,12 @@ func TestRequestsThatMustFail(t *testing.T) {
 		{"read at the last offset", "disk", cmdRead, 0, 1<<64 - 512, 512, einval},
 		{"read that wraps around", "disk", cmdRead, 0, 1<<64 - 512, 1024, einval},
 		{"read of nothing", "disk", cmdRead, 0, 0, 0, einval},
-		{"read off the block", "disk", cmdRead, 0, 1, 512, einval},
-		{"read of half a block", "disk", cmdRead, 0, 0, 256, einval},
-		{"read in blocks too small", "coarse", cmdRead, 0, 512, 4096, einval},
+		{"read off the block", "disk", cmdRead, 0, 1, 512, 0},
+		{"read of half a block", "disk", cmdRead, 0, 0, 256, 0},
+		{"read in blocks too small", "coarse", cmdRead, 0, 512, 4096, 0},
+		{"bytes across the end", "disk", cmdRead, 0, diskSize - 1, 2, einval},
+		{"bytes written across the end", "disk", cmdWrite, 0, diskSize - 1, 2, enospc},
+		{"fast zeroes of bytes", "disk", cmdWriteZeroes, flagFastZero, 1, 512, enotsup},
 		{"read too long", "disk", cmdRead, 0, 0, 33 << 20, einval},
 		{"read too long in one piece", "disk", cmdRead, flagDF, 0, 33 << 20, eoverflow},
 		{"read with another's flag", "disk", cmdRead, flagNoHole, 0, 512, einval},
@@ -386,5 +390,52 @@ func TestDeviceErrorsReachTheClient(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// idler lets others go first whenever it has read.
+type idler struct{ *hesitant }
+
+func (d idler) ReadAt(ctx context.Context, p []byte, off int64) error {
+	err := d.hesitant.ReadAt(ctx, p, off)
+	for range 50 {
+		runtime.Gosched()
+	}
+	return err
+}
+
+// TestNeighboursInABlock change their bytes at once, over connections of their own, by
+// requests of bytes and of blocks: none loses what it was answered.
+func TestNeighboursInABlock(t *testing.T) {
+	const rounds, part = 200, 128
+	disk := &hesitant{memory: newMemory(1 << 20)}
+	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": idler{disk}})}, "disk")
+	ended := make(chan bool)
+	for i := range 4 {
+		c := dial(t, uri)
+		go func() {
+			defer func() { ended <- true }()
+			for round := range rounds {
+				disk.prompt.Store(round%2 == 0)
+				p := bytes.Repeat([]byte{byte(i + 1)}, 512+part) // the end of a block, and a piece of the next
+				off := uint64(round*2048 + i*part)
+				if c.do(cmdWrite, 0, off, part, p[:part]...).code != 0 || c.do(cmdRead, 0, off, part).data[part-1] != byte(i+1) {
+					t.Errorf("neighbour %d lost its bytes in round %d", i, round)
+				}
+				if i == 0 && c.do(cmdWrite, 0, off+1024, 512, p[:512]...).code != 0 {
+					t.Error("a block is refused")
+				}
+			}
+		}()
+	}
+	for range 4 {
+		<-ended
+	}
+	for round := range rounds {
+		for i := range 4 {
+			if at := round*2048 + i*part; disk.data[at] != byte(i+1) || disk.data[at+part-1] != byte(i+1) {
+				t.Fatalf("round %d: neighbour %d lost its bytes", round, i)
+			}
+		}
 	}
 }

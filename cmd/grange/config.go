@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"slices"
@@ -26,7 +27,7 @@ type configFile string
 // BeforeResolve reads the file while the command line is parsed.
 func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.Path) error {
 	path := string(ctx.FlagValue(trace.Flag).(configFile))
-	settings, err := readConfig(path)
+	settings, err := readConfig(path, path == trace.Flag.Default)
 	if err != nil {
 		return err
 	}
@@ -72,8 +73,12 @@ func inEnvironment(name string) bool {
 // configSizeMax bounds a config file.
 const configSizeMax = 1 << 20
 
-func readConfig(path string) (map[string]any, error) {
+// readConfig reads a config file, which need not be there if nobody has named it.
+func readConfig(path string, optional bool) (map[string]any, error) {
 	f, err := os.Open(path)
+	if optional && errors.Is(err, fs.ErrNotExist) || path == "" {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
@@ -133,12 +138,16 @@ func (c *nodeCmd) Validate() error {
 // not without end.
 const sizeMax = 64 * content.SizeMax
 
-// size is a number of bytes, written as 10GiB or 500MB.
+// size is a number of bytes, written as 10GiB, 10G, which is the same, or 500MB.
 type size int64
 
 // UnmarshalText reads the text form.
 func (s *size) UnmarshalText(b []byte) error {
-	n, err := humanize.ParseBytes(string(b))
+	text := string(b)
+	if unit := strings.ToUpper(text[max(0, len(text)-1):]); unit != "" && strings.Contains("KMGTP", unit) {
+		text += "iB" // as disks are made: 10G is 10GiB
+	}
+	n, err := humanize.ParseBytes(text)
 	if err != nil || n > sizeMax {
 		return fmt.Errorf("%q is not a size; write it as 10GiB or 500MB", b)
 	}

@@ -3,14 +3,16 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
+	"time"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
@@ -19,9 +21,9 @@ type doctorCmd struct{}
 
 // finding is one thing that the doctor looked at.
 type finding struct {
-	what string
-	mark mark
-	text string
+	What string `json:"what"`
+	Mark mark   `json:"mark"`
+	Text string `json:"text"`
 }
 
 // mark is how a finding is meant.
@@ -40,37 +42,67 @@ func goodIf(ok bool) mark {
 	return bad
 }
 
-// Run looks at this machine, and at the node if one answers; it fails when
+// Run looks at this machine, as a node would be started here with the settings of the
+// environment and the config file, and at the node if one answers; it fails when
 // something would stop a node from working.
 func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	findings := []finding{dataFinding(app.Data)}
-	var s api.Status
-	if err := app.ask(ctx, "GET", "/api/status", nil, &s); err != nil {
-		findings = append(findings, disksFinding(disksOfMine()), finding{"node", note, "does not answer here: " + err.Error()})
-	} else {
-		findings = append(findings, disksFinding(s.Disks),
-			finding{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
-			finding{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
-			finding{"origin", goodIf(s.Origin.State == "ok" || s.Origin.State == "read-only"), s.Origin.State + prefixed(": ", s.Origin.Detail)},
-			finding{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota)) + beyond(s.Cache)},
-			finding{"farm", goodIf(s.Neighbourhood.State != node.FarmCutOff), neighbours(s)},
-			volumesFinding(s))
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	_, s, err := app.status(ctx)
+	var findings []finding
+	if app.remote() == "" {
+		if findings, err = app.examine(ctx, s, err); err != nil {
+			findings = append(findings, disksFinding(disksOfMine()), finding{"node", note, "does not answer here: " + err.Error()})
+		}
 	}
-	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
+	switch {
+	case err == nil:
+		findings = append(findings, app.examineNode(ctx, s)...)
+	case app.remote() != "":
+		findings = append(findings, finding{"node", bad, err.Error()})
+	}
+	if err := report(app, std, findings); err != nil {
+		return err
+	}
 	wrong := 0
 	for _, f := range findings {
-		if f.mark == bad {
+		if f.Mark == bad {
 			wrong++
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", f.mark, f.what, f.text)
-	}
-	if err := w.Flush(); err != nil {
-		return err
 	}
 	if wrong > 0 {
 		return fmt.Errorf("%d of %d findings need a look", wrong, len(findings))
 	}
 	return nil
+}
+
+// doctorTimeout bounds all that the doctor asks together.
+const doctorTimeout = time.Minute
+
+// report prints findings: what is found may be long, so it is not cut.
+func report(app *cli, std stdio, findings []finding) error {
+	if app.JSON {
+		return json.NewEncoder(std.out).Encode(findings)
+	}
+	for _, f := range findings {
+		if _, err := fmt.Fprintln(std.out, terminal.Wrap(fmt.Sprintf("%-4s %-12s %s", f.Mark, f.What, f.Text), terminal.Width(std.out))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// examineNode looks at a node that answers.
+func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
+	return []finding{
+		disksFinding(s.Disks),
+		{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
+		{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
+		{"origin", goodIf(originGood(s.Origin)), s.Origin.State + prefixed(": ", s.Origin.Detail)},
+		{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota)) + beyond(s.Cache)},
+		{"farm", goodIf(s.Neighbourhood.State != node.FarmCutOff), neighbours(s)},
+		volumesFinding(s),
+	}
 }
 
 // volumesFinding names the volumes that want a look.

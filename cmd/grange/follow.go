@@ -2,18 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -22,36 +22,48 @@ const lineInterval = 2 * time.Second
 
 // follow shows an operation until it ends and returns its error. When ctx is
 // done, as by ctrl-C, the operation is cancelled.
-func (c *client) follow(ctx context.Context, std stdio, op api.Operation) error {
-	show := showLines(std.err)
-	if f, ok := raw(std.err).(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		show = showBar(f, op)
+func (c *client) follow(ctx context.Context, app *cli, std stdio, op api.Operation) error {
+	each, end := showLines(std.err), func() {}
+	if n := terminal.Width(std.err); n >= barMin {
+		each, end = showBar(terminal.Raw(std.err), op, n)
 	}
 	last := op
 	err := c.events(ctx, op.ID, func(now api.Operation) {
 		last = now
-		show(now)
+		each(now)
 	})
+	end()
 	if ctx.Err() != nil {
 		return errors.Join(fmt.Errorf("%s %s: cancelled", op.Kind, op.Target),
-			c.do(context.WithoutCancel(ctx), "DELETE", "/api/operations/"+op.ID, nil, nil))
+			c.do(context.WithoutCancel(ctx), "DELETE", operationPath(op.ID), nil, nil))
 	}
 	if err != nil {
 		return err
 	}
-	if last.State == "running" { // the stream ended early, as when the node stopped
-		return fmt.Errorf("%s %s: lost sight of the operation; `grange status` says whether the node runs", op.Kind, op.Target)
+	if app.JSON {
+		if err := json.NewEncoder(std.out).Encode(last); err != nil {
+			return err
+		}
 	}
-	if last.State == "failed" && strings.HasPrefix(last.Error, op.Kind+" ") { // it says what failed
-		return errors.New(last.Error)
+	return app.outcome(std, last)
+}
+
+// outcome says how an operation ended; a failure is its error.
+func (c *cli) outcome(std stdio, op api.Operation) error {
+	switch {
+	case op.State == "running": // the stream ended early, as when the node stopped
+		return fmt.Errorf("%s %s: lost sight of the operation; `grange operation show %s` says what became of it", op.Kind, op.Target, op.ID)
+	case op.State == "failed" && strings.HasPrefix(op.Error, op.Kind+" "): // it says what failed
+		return errors.New(op.Error)
+	case op.State != "done":
+		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, op.State, op.Error)
+	case c.JSON:
+		return nil
 	}
-	if last.State != "done" {
-		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, last.State, last.Error)
+	if op.Note != "" {
+		op.Note = "; " + op.Note
 	}
-	if last.Note != "" {
-		last.Note = "; " + last.Note
-	}
-	_, err = fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, last.Took, bySource(last.Bytes), last.Note)
+	_, err := fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, op.Took, bySource(op.Bytes), op.Note)
 	return err
 }
 
@@ -72,26 +84,30 @@ func showLines(w io.Writer) func(api.Operation) {
 			return
 		}
 		next = now.Add(lineInterval)
-		total := ""
-		if op.Total > 0 {
-			total = " of " + humanBytes(op.Total)
-		}
-		line := fmt.Sprintf("%s %s: %s%s%s %s", op.Kind, op.Target, humanBytes(op.Done), total, bySource(op.Bytes), op.Note)
+		line := fmt.Sprintf("%s %s: %s%s %s", op.Kind, op.Target, progress(op), bySource(op.Bytes), op.Note)
 		fmt.Fprintln(w, strings.TrimRight(line, " "))
 	}
 }
 
-func showBar(w io.Writer, op api.Operation) func(api.Operation) {
+const (
+	// barMin is the narrowest terminal that a bar fits, barStats what it takes for
+	// itself.
+	barMin   = 72
+	barStats = 56
+)
+
+// showBar draws a bar, which end takes away.
+func showBar(w io.Writer, op api.Operation, width int) (each func(api.Operation), end func()) {
+	title := func(op api.Operation) string {
+		return terminal.Cut(terminal.Plain(op.Kind+" "+op.Target+bySource(op.Bytes)), width-barStats)
+	}
 	bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
-		progressbar.OptionSetDescription(plain(op.Kind+" "+op.Target)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+		progressbar.OptionSetDescription(title(op)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
 	return func(op api.Operation) {
 		if op.Total > 0 {
 			bar.ChangeMax64(op.Total)
 		}
-		bar.Describe(plain(op.Kind + " " + op.Target + bySource(op.Bytes)))
+		bar.Describe(title(op))
 		bar.Set64(op.Done)
-		if op.State != "running" {
-			bar.Finish()
-		}
-	}
+	}, func() { bar.Finish(); bar.Clear() }
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,12 +32,14 @@ type served struct {
 	dir  string
 	cmd  *exec.Cmd
 	says *bufio.Scanner
+	nbd  string // its TCP address of NBD, once it serves
 }
 
+// serveNode starts one, with flags beside those that it needs.
 func serveNode(t *testing.T, more ...string) *served {
 	t.Helper()
 	s := startNode(t, os.Args[0], t.TempDir(), more...)
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	return s
 }
 
@@ -55,6 +58,13 @@ func startCommand(t *testing.T, program, dir string, args []string) *served {
 	s := &served{dir: dir}
 	s.cmd = exec.CommandContext(t.Context(), program, args...)
 	s.cmd.Env = append(os.Environ(), asCommand+"=1")
+	s.begin(t)
+	return s
+}
+
+// begin starts the process, and returns when it serves.
+func (s *served) begin(t *testing.T) {
+	t.Helper()
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -63,14 +73,19 @@ func startCommand(t *testing.T, program, dir string, args []string) *served {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
+
+// tcpAddress is how the log names where NBD is served over TCP.
+var tcpAddress = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
 
 // await reads the log until it says a word.
 func (s *served) await(t *testing.T, word string) {
 	t.Helper()
 	for s.says.Scan() {
-		if strings.Contains(s.says.Text(), word) {
+		if text := s.says.Text(); strings.Contains(text, word) {
+			if found := tcpAddress.FindString(text); found != "" {
+				s.nbd = found
+			}
 			return
 		}
 		t.Log(s.says.Text())
@@ -142,7 +157,7 @@ func TestHandoverOnlyToWhatStarts(t *testing.T) {
 	}
 	write(config, "quota: 1GiB\n")
 	s := startNode(t, program, dir, "--config", config)
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	for what, text := range map[string]string{
 		"an unknown key": "quotas: 1GiB\n", "a bad value": "quota: lots\n", "no YAML": "{{{", "no room": "quota: 1MiB\n",
 		"no address": "bootstrap: [10.0.0.5]\n", "no member's name": "name: a b\n", "no farm's address": "farm-bind: nowhere\n",
@@ -161,7 +176,7 @@ func TestHandoverOnlyToWhatStarts(t *testing.T) {
 	write(program, string(whole))
 	s.signal(t, syscall.SIGUSR2)
 	s.await(t, "handing over")
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	s.signal(t, syscall.SIGTERM)
 	if end := s.ends(t); end.ExitStatus() != 0 {
 		t.Errorf("stopped after the handover: %v", end)
@@ -174,7 +189,7 @@ func TestHandoverInAnImport(t *testing.T) {
 	s.hangs(t)
 	s.signal(t, syscall.SIGUSR2)
 	s.await(t, "handing over all the same")
-	s.await(t, "msg=serving")
+	s.await(t, "serving")
 	s.signal(t, syscall.SIGTERM)
 	if end := s.ends(t); end.ExitStatus() != 0 {
 		t.Errorf("stopped after the handover: %v", end)

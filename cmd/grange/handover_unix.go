@@ -22,7 +22,8 @@ import (
 // waits for the origin, among others.
 const checkTimeout = 20 * time.Second
 
-// awaitHandover returns a context that SIGUSR2 ends for a handover: this process
+// awaitHandover returns a context that SIGUSR2 ends for a handover, and SIGHUP, so that
+// the config file is read anew: this process
 // stops, but for its disks, and becomes its program anew, which may be another
 // version by then. A program that would not start a node, with this command line and the
 // configuration of now, is refused while the old one still runs. Call the function when all has stopped, with the error of that: it does not
@@ -32,7 +33,7 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
 	upgrade := make(chan os.Signal, 1)
-	signal.Notify(upgrade, syscall.SIGUSR2)
+	signal.Notify(upgrade, syscall.SIGUSR2, syscall.SIGHUP)
 	go func() {
 		defer signal.Stop(upgrade)
 		for {
@@ -60,7 +61,7 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 		if err != nil {
 			log.Error("handing over all the same", "err", err)
 		}
-		signal.Ignore(syscall.SIGUSR2) // until the new program takes it, another one would end it
+		signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // until the new program takes it, another one would end it
 		return errors.Join(err, fmt.Errorf("run %s anew: %w", program, syscall.Exec(program, os.Args, os.Environ())))
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +10,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"text/tabwriter"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
@@ -31,6 +30,8 @@ type imageCmd struct {
 	Export imageExportCmd `cmd:"" help:"Write an image to a file, sparse."`
 	Rm     imageRmCmd     `cmd:"" help:"Delete an image or tag; absent is success."`
 }
+
+func imagePath(name string) string { return "/api/images/" + url.PathEscape(name) }
 
 type imageImportCmd struct {
 	Name    string `arg:"" help:"Name to publish under."`
@@ -63,14 +64,15 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "PUT", "/api/images/"+url.PathEscape(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
+	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
 }
 
 // spoolStdin keeps standard input in a file, as formats are told apart and read
 // at random. Blocks of zeros stay holes, so the file takes what the data takes. It
 // lies where a start of the node clears away what a killed command has left.
 func spoolStdin(data string, in io.Reader) (path string, err error) {
-	f, err := os.CreateTemp(filepath.Join(data, node.TempDir), "stdin-*.spool")
+	folder := filepath.Join(data, node.TempDir)
+	f, err := os.CreateTemp(folder, "stdin-*.spool")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("no node has worked in %s yet; start one with `grange node`, or give --data", data)
 	}
@@ -78,7 +80,7 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	defer f.Close()
-	if err := copySparse(f, in); err != nil {
+	if err := errors.Join(giveTo(f, folder), copySparse(f, in)); err != nil {
 		os.Remove(f.Name())
 		return "", fmt.Errorf("keep standard input in %s: %w", f.Name(), err)
 	}
@@ -115,7 +117,7 @@ func (c *cli) operate(ctx context.Context, std stdio, method, path string, body 
 	if err := client.do(ctx, method, path, body, &op); err != nil {
 		return err
 	}
-	return client.follow(ctx, std, op)
+	return client.follow(ctx, c, std, op)
 }
 
 // ask sends one request and reads the answer into out.
@@ -127,42 +129,11 @@ func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
 	return client.do(ctx, method, path, in, out)
 }
 
-// query is what a listing asks for, and whether its document is wanted as it is.
-type query struct {
-	path string
-	json bool
-}
+type imageLsCmd struct{}
 
-// list prints the API's document with --json, else a table of it.
-func list[T any](ctx context.Context, app *cli, std stdio, q query, table func(w io.Writer, v T)) error {
-	var raw json.RawMessage
-	if err := app.ask(ctx, "GET", q.path, nil, &raw); err != nil {
-		return err
-	}
-	return show(std, q.json, raw, table)
-}
-
-// show prints a document of the API as it is, or a table of it.
-func show[T any](std stdio, asItIs bool, raw json.RawMessage, table func(w io.Writer, v T)) error {
-	if asItIs {
-		_, err := std.out.Write(raw)
-		return err
-	}
-	var v T
-	if err := json.Unmarshal(raw, &v); err != nil {
-		return fmt.Errorf("the node's answer: %w", err)
-	}
-	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
-	table(w, v)
-	return w.Flush()
-}
-
-type imageLsCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
-
+// Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/images", c.JSON}, func(w io.Writer, images []api.Image) {
+	err := tell(ctx, app, std, request{method: "GET", path: "/api/images"}, func(w io.Writer, images []api.Image) {
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
 		for _, i := range images {
 			name := i.Name
@@ -172,7 +143,17 @@ func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
 		}
 	})
+	if err != nil {
+		return err
+	}
+	if _, s, err := app.status(ctx); err == nil && !originGood(s.Origin) {
+		complain(std.err, "this list may not be whole: the origin is "+s.Origin.State+prefixed(", ", s.Origin.Detail))
+	}
+	return nil
 }
+
+// originGood reports whether an origin can be read.
+func originGood(o api.Origin) bool { return o.State == "ok" || o.State == "read-only" }
 
 // seen is when the origin told of an image: "now", or how old what members know is.
 func seen(i api.Image) string {
@@ -187,12 +168,11 @@ func seen(i api.Image) string {
 }
 
 type imageShowCmd struct {
-	Name string `arg:""`
-	JSON bool   `name:"json" help:"Print the API's document."`
+	Name string `arg:"" help:"The image or tag."`
 }
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/images/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, i api.Image) {
+	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
 	})
@@ -204,48 +184,45 @@ type imageTagCmd struct {
 }
 
 func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	var i api.Image
-	if err := app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/tags/"+url.PathEscape(c.Tag), nil, &i); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(std.out, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
-	return err
+	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + url.PathEscape(c.Tag)}, func(w io.Writer, i api.Image) {
+		fmt.Fprintf(w, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
+	})
 }
 
 type imageWarmCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"The image or tag."`
 }
 
 func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/warm", nil)
+	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm", nil)
 }
 
 type imagePinCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"The image or tag."`
 }
 
-func (c *imagePinCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "PUT", "/api/images/"+url.PathEscape(c.Name)+"/pin", nil, nil)
+func (c *imagePinCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/pin"}, said("pinned %s", c.Name))
 }
 
 type imageUnpinCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"The image or tag."`
 }
 
-func (c *imageUnpinCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name)+"/pin", nil, nil)
+func (c *imageUnpinCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name) + "/pin"}, said("%s is pinned no more", c.Name))
 }
 
 type imageVerifyCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"The image or tag."`
 }
 
 func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/verify", nil)
+	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/verify", nil)
 }
 
 type imageExportCmd struct {
-	Name  string `arg:""`
+	Name  string `arg:"" help:"The image or tag."`
 	File  string `arg:"" type:"path" help:"A file on the node's host, or - for standard output."`
 	Force bool   `env:"-" help:"Replace a file that is there."`
 }
@@ -267,31 +244,28 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	defer f.Close()
-	_, err = io.Copy(raw(std.out), f)
+	_, err = io.Copy(terminal.Raw(std.out), f)
 	return err
 }
 
 func (c *imageExportCmd) export(ctx context.Context, app *cli, std stdio, file string) error {
-	return app.operate(ctx, std, "POST", "/api/images/"+url.PathEscape(c.Name)+"/export", api.ExportRequest{File: file, Force: c.Force})
+	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/export", api.ExportRequest{File: file, Force: c.Force})
 }
 
 type imageRmCmd struct {
-	Name string `arg:""`
+	Name string `arg:"" help:"The image or tag."`
 }
 
 // Run says what became of the name, and of what was made from it.
 func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	var r api.Removed
-	if err := app.ask(ctx, "DELETE", "/api/images/"+url.PathEscape(c.Name), nil, &r); err != nil {
-		return err
-	}
-	if r.Kind == "" {
-		_, err := fmt.Fprintf(std.out, "no image or tag is called %s\n", c.Name)
-		return err
-	}
-	fmt.Fprintf(std.out, "removed %s %s\n", r.Kind, c.Name)
-	for _, tag := range r.Tags {
-		fmt.Fprintf(std.out, "tag %s still stands for what it was\n", tag)
-	}
-	return nil
+	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name)}, func(w io.Writer, r api.Removed) {
+		if r.Kind == "" {
+			fmt.Fprintf(w, "no image or tag is called %s\n", c.Name)
+			return
+		}
+		fmt.Fprintf(w, "removed %s %s\n", r.Kind, c.Name)
+		for _, tag := range r.Tags {
+			fmt.Fprintf(w, "tag %s still stands for what it was\n", tag)
+		}
+	})
 }

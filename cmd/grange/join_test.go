@@ -34,10 +34,10 @@ func TestTokenStaysOutOfPs(t *testing.T) {
 			args[len(args)-1] += "=" + made.Token
 		}
 		s := startCommand(t, os.Args[0], t.TempDir(), args)
-		s.await(t, "msg=serving")
+		s.await(t, "serving")
 		s.hides(t, made.Token)
 		s.signal(t, syscall.SIGUSR2)
-		s.await(t, "msg=serving")
+		s.await(t, "serving")
 		s.hides(t, made.Token)
 		s.signal(t, syscall.SIGTERM)
 		if end := s.ends(t); end.ExitStatus() != 0 {

@@ -29,23 +29,19 @@ type tokenCreateCmd struct {
 }
 
 func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	var t api.Token
-	if err := app.ask(ctx, "POST", "/api/tokens", api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: time.Duration(c.Lifetime).Seconds()}, &t); err != nil {
-		return err
-	}
-	if t.Limits != "" {
-		fmt.Fprintf(std.err, "grange: %s\n", t.Limits)
-	}
-	_, err := fmt.Fprintln(std.out, t.Token)
-	return err
+	wanted := api.TokenRequest{Role: c.Role, Farm: c.Farm, Lifetime: time.Duration(c.Lifetime).Seconds()}
+	return tell(ctx, app, std, request{"POST", "/api/tokens", wanted}, func(w io.Writer, t api.Token) {
+		if t.Limits != "" {
+			complain(std.err, t.Limits)
+		}
+		fmt.Fprintln(w, t.Token)
+	})
 }
 
-type tokenLsCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
+type tokenLsCmd struct{}
 
 func (c *tokenLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/tokens", c.JSON}, func(w io.Writer, tokens []api.Token) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/tokens"}, func(w io.Writer, tokens []api.Token) {
 		fmt.Fprintln(w, "ID\tROLE\tFARM\tSTATE\tEXPIRES\tUSED BY")
 		for _, t := range tokens {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, t.Role, t.Farm, t.State, t.Expires.Local().Format(time.DateTime), t.UsedBy)
@@ -54,16 +50,15 @@ func (c *tokenLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type tokenRevokeCmd struct {
-	ID string `arg:""`
+	ID string `arg:"" help:"As token ls has it."`
 }
 
-func (c *tokenRevokeCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", "/api/tokens/"+url.PathEscape(c.ID), nil, nil)
+func (c *tokenRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "DELETE", path: "/api/tokens/" + url.PathEscape(c.ID)}, said("token %s is useless now", c.ID))
 }
 
 type resolveCmd struct {
 	Name string `arg:"" help:"A name, or KIND:NAME, as image:debian."`
-	JSON bool   `name:"json" help:"Print the API's document."`
 }
 
 func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -74,7 +69,7 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	return list(ctx, app, std, query{"/api/resolve/" + url.PathEscape(c.Name), c.JSON}, func(w io.Writer, r api.Resolved) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + url.PathEscape(c.Name)}, func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirmed {
 			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")
@@ -84,7 +79,7 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type statusCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
+	All  bool `help:"Say how all members of the mesh stand too." env:"-"`
 	Wait span `help:"Wait up to this long for the node to be ready."`
 }
 
@@ -116,12 +111,31 @@ func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return context.Cause(ctx)
 	}
 	if err == nil {
-		err = show(std, c.JSON, raw, statusTable)
+		err = c.show(ctx, app, std, raw)
 	}
 	if err == nil && !s.Ready {
 		err = errors.New("not ready: waiting for " + strings.Join(s.Waiting, ", "))
 	}
 	return err
+}
+
+// show prints a status, with --all beside the members.
+func (c *statusCmd) show(ctx context.Context, app *cli, std stdio, status json.RawMessage) error {
+	if !c.All {
+		return show(app, std, status, statusTable)
+	}
+	var members json.RawMessage
+	if err := app.ask(ctx, "GET", "/api/members", nil, &members); err != nil {
+		return err
+	}
+	if app.JSON {
+		return json.NewEncoder(std.out).Encode(map[string]json.RawMessage{"node": status, "members": members})
+	}
+	if err := show(app, std, status, statusTable); err != nil {
+		return err
+	}
+	fmt.Fprintln(std.out)
+	return show(app, std, members, membersTable)
 }
 
 func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, err error) {

@@ -30,12 +30,10 @@ type meshCmd struct {
 	ImportKey importKeyCmd   `cmd:"" help:"Bring the mesh key to this node, which becomes an admin: the way back when no admin is left."`
 }
 
-type meshPeersCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
+type meshPeersCmd struct{}
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/peers", c.JSON}, func(w io.Writer, p api.Peers) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/peers"}, func(w io.Writer, p api.Peers) {
 		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tPATH\tID")
 		row := func(m api.Peer) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State, cmp.Or(m.Path, "-"), m.ID)
@@ -47,23 +45,22 @@ func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type meshMembersCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
+type meshMembersCmd struct{}
 
 func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/members", c.JSON}, func(w io.Writer, members []api.Member) {
-		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
-		for _, m := range members {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), cmp.Or(m.Path, "-"), m.ID)
-		}
-	})
+	return tell(ctx, app, std, request{method: "GET", path: "/api/members"}, membersTable)
+}
+
+func membersTable(w io.Writer, members []api.Member) {
+	fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
+	for _, m := range members {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), cmp.Or(m.Path, "-"), m.ID)
+	}
 }
 
 type meshRevokeCmd struct {
 	Member string `arg:"" help:"ID, public key or name of the member, or the beginning of one that is nobody else's; or the ID of a token: it is made useless, or the member revoked that joined with it."`
 	Myself bool   `env:"-" help:"Revoke this node itself."`
-	JSON   bool   `name:"json" help:"Print the API's document."`
 }
 
 func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -71,11 +68,7 @@ func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if c.Myself {
 		path += "?myself=true"
 	}
-	var raw json.RawMessage
-	if err := app.ask(ctx, "DELETE", path, nil, &raw); err != nil {
-		return err
-	}
-	return show(std, c.JSON, raw, func(w io.Writer, r api.Revoked) {
+	return tell(ctx, app, std, request{method: "DELETE", path: path}, func(w io.Writer, r api.Revoked) {
 		if r.Member == nil {
 			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
 			return
@@ -86,16 +79,10 @@ func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type meshRotateCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
+type meshRotateCmd struct{}
 
 func (c *meshRotateCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	var raw json.RawMessage
-	if err := app.ask(ctx, "POST", "/api/mesh/rotate", nil, &raw); err != nil {
-		return err
-	}
-	return show(std, c.JSON, raw, func(w io.Writer, r api.Rotated) {
+	return tell(ctx, app, std, request{method: "POST", path: "/api/mesh/rotate"}, func(w io.Writer, r api.Rotated) {
 		fmt.Fprintf(w, "the secrets are of generation %d now; members that are away get them when they are back\n", r.Generation)
 	})
 }
@@ -129,6 +116,9 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	if c.File == "-" {
+		if app.JSON {
+			return json.NewEncoder(std.out).Encode(api.MeshKey{Key: string(sealed)})
+		}
 		_, err := std.out.Write(sealed)
 		return err
 	}
@@ -140,7 +130,10 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("export mesh key: %w", err)
 	}
 	_, err = f.Write(sealed)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("export mesh key: %w", err)
+	}
+	return show(app, std, nil, said("the mesh key is in %s: who has it rules the mesh", c.File))
 }
 
 type importKeyCmd struct {
@@ -175,7 +168,7 @@ func (c *importKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, err := trust.ParseKeyFile(text); err != nil {
 		return fmt.Errorf("import mesh key: %s: %w", c.File, err)
 	}
-	return app.ask(ctx, "PUT", "/api/mesh/key", api.MeshKey{Key: text}, nil)
+	return tell(ctx, app, std, request{"PUT", "/api/mesh/key", api.MeshKey{Key: text}}, said("this node has the mesh key, and is an admin"))
 }
 
 const (

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"strings"
 
@@ -18,7 +17,7 @@ import (
 )
 
 type nodeCmd struct {
-	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true, file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
+	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=… (and path-style=true), file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
 	Join           *string   `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
 	Name           string    `help:"What other members are shown of this one; the host's name when not given."`
 	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
@@ -36,6 +35,8 @@ type nodeCmd struct {
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
+	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
+	doorFlags
 }
 
 // Run serves until ctx ends, or until the node hands over to its program's newest
@@ -61,19 +62,20 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
 		}
 	}
-	level := slog.LevelInfo
-	if app.Verbose {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: level}))
+	log := newLog(std.err, app.Verbose, app.JSON || c.LogFormat == "json")
 	if err := limitMemory(c.Memory, log); err != nil {
 		return err
 	}
+	doors, err := c.doors(app.Data)
+	if err != nil {
+		return err
+	}
+	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	cfg := node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
 		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
-		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
+		NBD: doors.nbd, UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	}
 	if c.Check {
 		return node.Check(ctx, cfg)
@@ -81,7 +83,10 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := c.tryAPI(ctx, app.Data); err != nil {
 		return err
 	}
-	return c.serve(ctx, cfg)
+	if err := doors.listen(ctx, app.Data, log); err != nil {
+		return err
+	}
+	return c.serve(ctx, cfg, doors)
 }
 
 // tryAPI finds out whether a new node can have its API's address, before it is anything.
@@ -98,7 +103,7 @@ func (c *nodeCmd) tryAPI(ctx context.Context, dir string) error {
 }
 
 // serve runs the node until ctx ends.
-func (c *nodeCmd) serve(ctx context.Context, cfg node.Config) error {
+func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) error {
 	log, flusher := cfg.Log, becomeFlusher()
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
@@ -129,10 +134,10 @@ func (c *nodeCmd) serve(ctx context.Context, cfg node.Config) error {
 	}
 	ctx, handover := awaitHandover(ctx, log)
 	self := n.Self()
-	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "data", cfg.Dir)
+	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
 		err = fmt.Errorf("node stopped: %w", err)
 	}
 	log.Info("stopped")
-	return handover(err)
+	return handover(errors.Join(err, doors.leave(ctx)))
 }

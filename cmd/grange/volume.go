@@ -22,7 +22,7 @@ type volumeCmd struct {
 func volumePath(name string) string { return "/api/volumes/" + url.PathEscape(name) }
 
 type volumeCreateCmd struct {
-	Name       string `arg:""`
+	Name       string `arg:"" help:"The volume."`
 	From       string `help:"What it begins as: image:NAME, of an image or a tag; a blank disk when not given." placeholder:"REF"`
 	Size       size   `help:"Size; the image's when not given."`
 	Transport  string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}."`
@@ -46,14 +46,13 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeAttachCmd struct {
-	Name      string `arg:""`
+	Name      string `arg:"" help:"The volume."`
 	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
-	Takeover  bool   `help:"Attach although another node holds it; what that node did not publish stays behind. Not in this version."`
 	Readonly  bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly, Takeover: c.Takeover})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly})
 }
 
 // putVolume prints the device alone, for scripts to open.
@@ -61,23 +60,18 @@ func (c *cli) putVolume(ctx context.Context, std stdio, name string, spec api.Vo
 	if err := content.CheckName(name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	var v api.Volume
-	if err := c.ask(ctx, "PUT", volumePath(name), spec, &v); err != nil {
-		return err
-	}
-	if v.Detail != "" {
-		fmt.Fprintf(std.err, "grange: volume %s is %s: %s\n", v.Name, v.State, v.Detail)
-	}
-	_, err := fmt.Fprintln(std.out, v.Device)
-	return err
+	return tell(ctx, c, std, request{"PUT", volumePath(name), spec}, func(w io.Writer, v api.Volume) {
+		if v.Detail != "" {
+			complain(std.err, fmt.Sprintf("volume %s is %s: %s", v.Name, v.State, v.Detail))
+		}
+		fmt.Fprintln(w, v.Device)
+	})
 }
 
-type volumeLsCmd struct {
-	JSON bool `name:"json" help:"Print the API's document."`
-}
+type volumeLsCmd struct{}
 
 func (c *volumeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{"/api/volumes", c.JSON}, func(w io.Writer, vols []api.Volume) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/volumes"}, func(w io.Writer, vols []api.Volume) {
 		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDIRTY\tDEVICE")
 		for _, v := range vols {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Farm, humanBytes(v.Size), v.From, v.State, known(v, v.DirtyBytes), v.Device)
@@ -86,12 +80,11 @@ func (c *volumeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeShowCmd struct {
-	Name string `arg:""`
-	JSON bool   `name:"json" help:"Print the API's document."`
+	Name string `arg:"" help:"The volume."`
 }
 
 func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return list(ctx, app, std, query{volumePath(c.Name), c.JSON}, func(w io.Writer, v api.Volume) {
+	return tell(ctx, app, std, request{method: "GET", path: volumePath(c.Name)}, func(w io.Writer, v api.Volume) {
 		fmt.Fprintf(w, "name\t%s\nfarm\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
 			v.Name, v.Farm, v.State, v.Detail, v.Device, humanBytes(v.Size), v.From, v.Root, v.Durability, v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 		fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
@@ -100,36 +93,29 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeDetachCmd struct {
-	Name  string `arg:""`
+	Name  string `arg:"" help:"The volume."`
 	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
 }
 
-func (c *volumeDetachCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "POST", volumePath(c.Name)+"/detach"+options(map[string]bool{"force": c.Force}), nil, nil)
+func (c *volumeDetachCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "POST", path: volumePath(c.Name) + "/detach" + forced(c.Force)}, said("volume %s is detached; its data stays here", c.Name))
 }
 
 type volumeRmCmd struct {
-	Name  string `arg:""`
-	Purge bool   `help:"Delete its snapshots too, of which this version makes none."`
+	Name  string `arg:"" help:"The volume."`
 	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
 }
 
-func (c *volumeRmCmd) Run(ctx context.Context, app *cli) error {
-	return app.ask(ctx, "DELETE", volumePath(c.Name)+options(map[string]bool{"force": c.Force, "purge": c.Purge}), nil, nil)
+func (c *volumeRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{method: "DELETE", path: volumePath(c.Name) + forced(c.Force)}, said("there is no volume %s any more", c.Name))
 }
 
-// options are the flags of a request that are set.
-func options(flags map[string]bool) string {
-	set := url.Values{}
-	for name, on := range flags {
-		if on {
-			set.Set(name, "true")
-		}
+// forced is the option of a request to force something.
+func forced(force bool) string {
+	if force {
+		return "?force=true"
 	}
-	if len(set) == 0 {
-		return ""
-	}
-	return "?" + set.Encode()
+	return ""
 }
 
 // known is a figure that the node knows of volumes that are open.

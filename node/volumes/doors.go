@@ -39,20 +39,27 @@ type doors struct {
 }
 
 func openDoors(ctx context.Context, cfg Config, x exports) (doors, error) {
-	listener, err := nbd.Listen(ctx, "unix:"+cfg.Socket)
+	network, err := cfg.NBD(ctx)
 	if err != nil {
 		return doors{}, err
 	}
-	d := doors{socket: listener.Addr()}
-	if d.nbd, err = nbd.New(nbd.Config{Exports: x, Listeners: []net.Listener{listener}, Log: cfg.Log}); err != nil {
-		return doors{}, errors.Join(err, listener.Close())
+	network.Exports, network.Log = x, cfg.Log
+	closeAll := func(err error) (doors, error) {
+		for _, l := range network.Listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return doors{}, err
+	}
+	d := doors{socket: network.Listeners[0].Addr()}
+	if d.nbd, err = nbd.New(network); err != nil {
+		return closeAll(err)
 	}
 	disks := cfg.UBLK
 	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
 	d.ublk, d.noUBLK = ublk.New(disks)
 	switch {
 	case errors.Is(d.noUBLK, content.ErrInvalid):
-		return doors{}, errors.Join(d.noUBLK, listener.Close())
+		return closeAll(d.noUBLK)
 	case d.noUBLK != nil:
 		cfg.Log.Info("volumes are served over NBD, not as block devices", "why", d.noUBLK)
 	}

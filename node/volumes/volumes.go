@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
@@ -51,8 +52,8 @@ type Registry interface {
 type Config struct {
 	// Dir holds the volumes' folders.
 	Dir string
-	// Socket is the path that NBD is served on.
-	Socket string
+	// NBD opens what NBD is served on, of which the first listener is told to clients.
+	NBD func(context.Context) (nbd.Config, error)
 	// UBLK configures the kernel's block devices, where it has them.
 	UBLK ublk.Config
 	// Self and NodeID name this node in records and to people.

@@ -2,12 +2,14 @@ package volumes
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -69,7 +71,10 @@ func startWorld(t *testing.T, dir string) *world {
 	w := &world{origin: &nothing{commit: content.ErrUnavailable}, now: time.Unix(1e9, 0)}
 	var err error
 	w.Volumes, err = New(t.Context(), Config{
-		Dir: filepath.Join(dir, "volumes"), Socket: filepath.Join(dir, "s"), NodeID: "node", Library: w.origin, Registry: w.origin,
+		Dir: filepath.Join(dir, "volumes"), NBD: func(ctx context.Context) (nbd.Config, error) {
+			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
+			return nbd.Config{Listeners: []net.Listener{l}}, err
+		}, NodeID: "node", Library: w.origin, Registry: w.origin,
 		Now: func() time.Time { return w.now },
 	})
 	if err != nil {

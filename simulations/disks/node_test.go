@@ -82,7 +82,7 @@ func (n *node) until(ctx context.Context, so func() bool) error {
 }
 
 // says counts the lines of a message in the node's log.
-func (n *node) says(message string) int { return strings.Count(n.log.String(), "msg="+message) }
+func (n *node) says(message string) int { return strings.Count(n.log.String(), "INF "+message) }
 
 // handOver has the node become its program anew, and returns when it serves.
 func (n *node) handOver(ctx context.Context) error {

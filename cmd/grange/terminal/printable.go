@@ -1,4 +1,5 @@
-package main
+// Package terminal is what commands print on: text that steers nothing, and fits.
+package terminal
 
 import (
 	"fmt"
@@ -8,33 +9,30 @@ import (
 	"unicode/utf8"
 )
 
-// printable is a writer of text on its way to a terminal: what would steer it comes out
+// Printable is a writer of text on its way to a terminal: what would steer it comes out
 // as \u001b, in JSON too, for names, addresses and errors are chosen by others. All that
 // commands print goes through it.
-type printable struct{ io.Writer }
+type Printable struct{ io.Writer }
 
-// printable is std with commands' output as text.
-func (s stdio) printable() stdio { return stdio{s.in, printable{s.out}, printable{s.err}} }
-
-// raw is the writer under a printable one, for bytes that are no text, and for the
+// Raw is the writer under a printable one, for bytes that are no text, and for the
 // progress bar.
-func raw(w io.Writer) io.Writer {
-	if p, ok := w.(printable); ok {
+func Raw(w io.Writer) io.Writer {
+	if p, ok := w.(Printable); ok {
 		return p.Writer
 	}
 	return w
 }
 
 // Write implements io.Writer.
-func (p printable) Write(b []byte) (int, error) {
-	if _, err := io.WriteString(p.Writer, plain(string(b))); err != nil {
+func (p Printable) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(p.Writer, Plain(string(b))); err != nil {
 		return 0, err
 	}
 	return len(b), nil
 }
 
-// plain is a text with whatever would steer a terminal written out.
-func plain(s string) string {
+// Plain is a text with whatever would steer a terminal written out.
+func Plain(s string) string {
 	if !strings.ContainsFunc(s, steers) {
 		return s
 	}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// leaves are all commands.
+func leaves(t *testing.T) []*kong.Node {
+	t.Helper()
+	var c cli
+	parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parser.Model.Leaves(true)
+}
+
+// anyNode answers each request with a document of its kind.
+func anyNode(t *testing.T) http.Handler {
+	const op = `{"id": "1", "kind": "import", "target": "x", "state": "done"}`
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path := r.URL.Path
+		switch last := path[strings.LastIndex(path, "/")+1:]; {
+		case last == "events":
+			fmt.Fprintf(w, "data: %s\n\n", op)
+		case last == "export":
+			var req struct{ File string }
+			if err := json.NewDecoder(r.Body).Decode(&req); err != nil || os.WriteFile(req.File, []byte("disk"), 0o600) != nil {
+				t.Errorf("export: %+v, %v", req, err)
+			}
+			io.WriteString(w, op)
+		case last == "warm", last == "verify", r.Method == "PUT" && strings.HasPrefix(path, "/api/images/") && strings.Count(path, "/") == 3, last == "1":
+			io.WriteString(w, op)
+		case r.Method == "GET" && slices.Contains([]string{"images", "volumes", "members", "tokens", "operations"}, last):
+			io.WriteString(w, `[{"name": "x"}]`)
+		case last == "pin", last == "detach", r.Method == "DELETE" && !strings.Contains(path, "images") && !strings.Contains(path, "members"), r.Method == "PUT" && last == "key":
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			io.WriteString(w, `{"ready": true, "origin": {"state": "ok"}, "key": "k"}`)
+		}
+	})
+}
+
+// arguments of each command that needs some.
+func arguments(t *testing.T, key string) map[string][]string {
+	return map[string][]string{
+		"image import": {"x", "/dev/null"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
+		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x"},
+		"cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
+		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"},
+	}
+}
+
+// TestEveryCommandSpeaksJSON: with --json a document and nothing else goes to the
+// standard output; without, something is said of what was done.
+func TestEveryCommandSpeaksJSON(t *testing.T) {
+	data := serveAt(t, anyNode(t))
+	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(t.TempDir(), "mesh.key")
+	if err := trust.SaveKey(key, trust.NewPrivateKey()); err != nil {
+		t.Fatal(err)
+	}
+	for _, leaf := range leaves(t) {
+		name := strings.TrimPrefix(leaf.FullPath(), "grange ")
+		if name == "node" {
+			continue // which has a log
+		}
+		for _, asJSON := range []bool{true, false} {
+			args := append(strings.Fields(name), "--data", data)
+			args = append(args, arguments(t, key)[name]...)
+			if asJSON {
+				args = append(args, "--json")
+			}
+			_, out, complaint := command(t, args...)
+			switch {
+			case out == "":
+				t.Errorf("%s: nothing is said; %s", name, complaint)
+			case asJSON && !json.Valid([]byte(out)):
+				t.Errorf("%s --json: %q; %s", name, out, complaint)
+			}
+		}
+	}
+	if _, out, _ := command(t, "status", "--all", "--json", "--data", data); !json.Valid([]byte(out)) || !strings.Contains(out, `"members"`) {
+		t.Errorf("status --all: %s", out)
+	}
+}
+
+// TestHelpSaysWhatThereIs, of each command, argument and flag, in 80 columns.
+func TestHelpSaysWhatThereIs(t *testing.T) {
+	t.Setenv("COLUMNS", "80")
+	pages := [][]string{{"--help"}}
+	for _, leaf := range leaves(t) {
+		pages = append(pages, append(strings.Fields(strings.TrimPrefix(leaf.FullPath(), "grange ")), "--help"))
+		if leaf.Help == "" {
+			t.Errorf("%s has no help", leaf.FullPath())
+		}
+		for _, arg := range leaf.Positional {
+			if arg.Help == "" {
+				t.Errorf("%s: %s has no help", leaf.FullPath(), arg.Name)
+			}
+		}
+		for _, flag := range leaf.Flags {
+			if flag.Help == "" || strings.Contains(flag.Help, "version makes") || strings.Contains(flag.Help, "this version") {
+				t.Errorf("%s: --%s: %q", leaf.FullPath(), flag.Name, flag.Help)
+			}
+		}
+	}
+	for _, page := range pages {
+		code, out, _ := command(t, page...)
+		if code != 0 {
+			t.Errorf("%q: code %d", page, code)
+		}
+		for line := range strings.Lines(out) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+				t.Errorf("%q: %d columns: %s", page, n, line)
+			}
+		}
+	}
+}
+
+// TestColumnsFitTheTerminal: the widest are cut, and nothing where there is no terminal;
+// what has a name and a value stays whole.
+func TestColumnsFitTheTerminal(t *testing.T) {
+	list := "NAME\tSTATE\tROOT\nweb\tattached\t" + strings.Repeat("b", 60) + "\nthe whole of a sentence between the rows\n"
+	for _, width := range []int{0, 40, 80, 10} {
+		for line := range strings.Lines(terminal.Columns(list, width)) {
+			n := utf8.RuneCountInString(strings.TrimSpace(line))
+			if width == 40 && strings.Contains(line, "web") && n != 40 || width == 0 && strings.Contains(line, "…") {
+				t.Errorf("at %d: %d columns: %s", width, n, line)
+			}
+		}
+	}
+	if got, want := terminal.Columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
+		t.Errorf("%q", got)
+	}
+	if got, want := terminal.Columns("A\tB\tC\n1\t2\t3\n", 0), "A  B  C\n1  2  3\n"; got != want {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestErrorsAreWrapped(t *testing.T) {
+	if got, want := terminal.Wrap("grange: one two three four", 20), "grange: one two\n  three four"; got != want {
+		t.Errorf("%q", got)
+	}
+	if got := terminal.Wrap("grange: one two three four", 0); strings.Contains(got, "\n") {
+		t.Errorf("%q", got)
+	}
+	var b bytes.Buffer
+	complain(&b, "first\nsecond")
+	if b.String() != "grange: first\ngrange: second\n" {
+		t.Errorf("%q", b.String())
+	}
+}
+
+// TestLogForPeople, and for programs.
+func TestLogForPeople(t *testing.T) {
+	var b bytes.Buffer
+	newLog(&b, false, false).Info("serving", "node", "x y")
+	if text := b.String(); !strings.HasSuffix(text, " INF serving node=\"x y\"\n") {
+		t.Errorf("%q", text)
+	}
+	b.Reset()
+	newLog(&b, false, true).Info("serving", "node", "x")
+	if !json.Valid(b.Bytes()) {
+		t.Errorf("%s", b.Bytes())
+	}
+}
+
+// TestListThatIsNotWhole says so, though it is empty.
+func TestListThatIsNotWhole(t *testing.T) {
+	for state, whole := range map[string]bool{"ok": true, "read-only": true, "unreachable": false, "none": false} {
+		mux := http.NewServeMux()
+		mux.Handle("/api/images", answer(`[]`))
+		mux.Handle("/api/status", answer(`{"origin": {"state": "`+state+`"}}`))
+		code, _, complaint := command(t, "image", "ls", "--data", serveAt(t, mux))
+		if code != 0 || whole != (complaint == "") {
+			t.Errorf("%s: code %d, %s", state, code, complaint)
+		}
+	}
+}
+
+// TestConfigOfTheDefaultPath is read, and need not be there.
+func TestConfigOfTheDefaultPath(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "grange.yaml")
+	quota := func() (size, error) {
+		var c cli
+		parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard}, kong.Vars{"config": path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = parser.Parse([]string{"node"})
+		return c.Node.Quota, err
+	}
+	if got, err := quota(); got != 20<<30 || err != nil {
+		t.Errorf("without a file: %d, %v", got, err)
+	}
+	if err := os.WriteFile(path, []byte("quota: 5G\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := quota(); got != 5<<30 || err != nil {
+		t.Errorf("with a file: %d, %v", got, err)
+	}
+	if err := os.WriteFile(path, []byte("qouta: 5G\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := quota(); err == nil {
+		t.Error("a mistyped one is taken")
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]size{"10G": 10 << 30, "10GiB": 10 << 30, "10g": 10 << 30, "1.5T": 3 << 39, "500MB": 500e6, "64K": 64 << 10, "512": 512, "7M": 7 << 20} {
+		var s size
+		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
+			t.Errorf("%s: %d, %v, want %d", text, s, err, want)
+		}
+	}
+	for _, text := range []string{"", "G", "-1G", "10X", "1e30G"} {
+		if err := new(size).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
