@@ -194,7 +194,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	w.check(err)
 	cfg := fetch.Config{
 		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: who, Verifier: verifier,
-		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce,
+		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
 	}
 	if os.Getenv("GRANGE_DEBUG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", m.id)
@@ -215,6 +215,9 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	m.run()
 	return m
 }
+
+// ioTimeout is little: a test that is about waiting has its own.
+const ioTimeout = time.Second
 
 // meet tells the member's host and all others of each other.
 func (w *world) meet(m *node) {
