@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -33,6 +34,7 @@ type nodeCmd struct {
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	IoTimeout      span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
 }
 
 // Run serves until ctx ends, or until the node hands over to its program's newest
@@ -68,7 +70,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	flusher := becomeFlusher()
 	n, err := node.New(ctx, node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
-		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
+		Listen: c.Listen, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), IOTimeout: time.Duration(c.IoTimeout), Version: version(), Log: log,
 		UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	})
 	if err != nil {

@@ -67,6 +67,7 @@ type world struct {
 // hooks change what the origin does while it is used.
 type hooks struct {
 	down atomic.Bool
+	gone atomic.Bool // all objects are
 	gate atomic.Pointer[chan struct{}]
 	slow atomic.Int64                  // how long each read takes, in nanoseconds
 	flip atomic.Pointer[pack.Location] // of a frame that has a bit flipped
@@ -99,6 +100,9 @@ func newWorld(t testing.TB) *world {
 func (w *world) fault(c mem.Call) mem.Fault {
 	if c.Op == mem.Get && w.hooks.down.Load() {
 		return mem.Fault{Err: errDown}
+	}
+	if c.Op == mem.Get && w.hooks.gone.Load() {
+		return mem.Fault{Err: content.ErrNotFound}
 	}
 	return mem.Fault{}
 }

@@ -311,10 +311,13 @@ func (v *Volumes) view(e entry) View {
 		out.ReadOnly = d.vol.Geometry().ReadOnly
 		if d.image != nil {
 			out.Bytes = d.image.Bytes()
+			if w := d.image.Waiting(); w.Reads > 0 {
+				out.Detail = fmt.Sprintf("%d reads wait, the first for %s of %s (--io-timeout): %v", w.Reads, time.Since(w.Since).Round(time.Second), w.Timeout, w.Why)
+			}
 		}
 	}
 	if out.State == StateAttached && !e.Committed {
-		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
+		out.State, out.Detail = StateUncommitted, cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	}
 	return out
 }
