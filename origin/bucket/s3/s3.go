@@ -164,6 +164,8 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 // size of the whole object.
 func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err error) {
 	switch {
+	case r != bucket.Range{} && out.ContentRange == nil && out.ContentLength != nil && *out.ContentLength == 0:
+		return 0, 0, fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
 	case r != bucket.Range{}:
 		return transport.Part(r, aws.ToString(out.ContentRange))
 	case out.ContentLength == nil:
