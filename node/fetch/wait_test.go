@@ -81,7 +81,7 @@ func TestAWaitEnds(t *testing.T) {
 		go func() { out <- g.ReadChunk(ctx, 0, 0, make([]byte, 1)) }()
 		return out
 	}
-	err := <-read(t.Context(), w.join("short", nil).open(im))
+	err := <-read(t.Context(), w.patient(time.Second).open(im))
 	if !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "within 1s") || !strings.Contains(err.Error(), "origin: not reachable") {
 		t.Errorf("at the timeout: %v", err)
 	}

@@ -220,8 +220,8 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	return m
 }
 
-// ioTimeout is little: a test that is about waiting has its own.
-const ioTimeout = time.Second
+// ioTimeout is longer than any stall; a test that is about waiting has its own.
+const ioTimeout = 20 * time.Second
 
 // meet tells the member's host and all others of each other.
 func (w *world) meet(m *node) {
