@@ -2,6 +2,7 @@ package s3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/buckettest"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // hop puts a front before the store, through which wrap has requests go, and opens the
@@ -104,6 +106,18 @@ func TestWhatOthersPutIntoTheBucketIsNotListed(t *testing.T) {
 	}
 	for _, key := range []string{"markers/", "markers/packs/", "markers/packs/mesh/", "markers/packs/mesh/a b.txt", "markers/packs/mesh/~", "markers/packs/mesh/sub/"} {
 		if _, err := b.client.PutObject(t.Context(), &awss3.PutObjectInput{Bucket: &b.cfg.Bucket, Key: &key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []bucket.Range{{Offset: -256}, {Length: 10}} {
+		const empty = "packs/mesh/empty"
+		if _, err := b.Put(t.Context(), empty, bucket.Bytes(nil), bucket.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Get(t.Context(), empty, r); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("a range of an empty object: %v, want ErrInvalid", err)
+		}
+		if err := b.Delete(t.Context(), empty); err != nil {
 			t.Fatal(err)
 		}
 	}
