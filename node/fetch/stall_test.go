@@ -32,7 +32,7 @@ func (u *unplugged) Want(ctx context.Context, from exchange.Peer, req exchange.R
 // member leads half, from the origin, for longer than the member is passed over at first;
 // then the member is back, and asked again.
 func TestAnUnpluggedMemberStallsAReaderOnce(t *testing.T) {
-	const stall, pace = 300 * time.Millisecond, 150 * time.Millisecond
+	const stall, pace = 800 * time.Millisecond, 150 * time.Millisecond
 	w := newWorld(t)
 	im := w.publish(imageConfig{chunks: 960})
 	u := &unplugged{}

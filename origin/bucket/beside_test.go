@@ -145,7 +145,7 @@ func TestPatienceIsTheSameForEachKind(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			began := time.Now()
 			store := mem.New(t, mem.Config{Fault: func(mem.Call) mem.Fault {
-				if time.Since(began)%(busyFor+time.Second) < busyFor {
+				if time.Since(began) < busyFor {
 					return mem.Fault{Err: fault}
 				}
 				return mem.Fault{}
