@@ -133,6 +133,7 @@ func TestListSaysWhatTheOriginConfirms(t *testing.T) {
 		err  error
 		want bool
 	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
+		n.origin.answers = x.err == nil
 		n.origin.settle(x.err)
 		list, err := n.Images.List(t.Context())
 		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {

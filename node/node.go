@@ -57,7 +57,8 @@ type Config struct {
 	// Origins are URLs: the first is the truth, the rest mirrors to read from.
 	Origins []string
 	// OpenOrigin opens the bucket of a URL, with what counts the requests that are
-	// sent to it, repeated ones too. It does not need to be reachable.
+	// sent to it, repeated ones too. It does not need to be reachable, and repeats
+	// nothing by itself.
 	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, *bucket.Metrics, error)
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
@@ -75,6 +76,9 @@ type Config struct {
 	Bootstrap []string
 	// Quota bounds the cache, in bytes.
 	Quota int64
+	// IOTimeout is how long a guest's read waits for a source to come back; zero is
+	// fetch.IOTimeoutDefault.
+	IOTimeout time.Duration
 	// NBD opens what volumes are served on over NBD, of which the first listener is told
 	// to clients; nil is a socket in Dir.
 	NBD func(context.Context) (nbd.Config, error)
@@ -213,7 +217,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
 		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
-		Introduce: n.introduced, Now: n.cfg.Now, Log: n.cfg.Log,
+		Introduce: n.introduced, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

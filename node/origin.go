@@ -27,7 +27,11 @@ const (
 	// originInterval is how often that is looked at while it does, and
 	// originRetry while it does not.
 	originInterval = 15 * time.Second
-	originRetry    = 2 * time.Second
+	originRetry    = time.Second
+	// hastyTries and hastyWithin are the patience of a fetch with the store: it has
+	// others to ask, and asks again.
+	hastyTries  = 3
+	hastyWithin = 500 * time.Millisecond
 )
 
 // Origin is how the object store stands.
@@ -54,8 +58,10 @@ type origin struct {
 	n       *Node
 	url     string
 	corrupt prometheus.Counter
+	doubt   chan struct{} // somebody was not answered: it is to be looked at
 
 	mu      sync.RWMutex // guards what follows
+	answers bool         // reads, whatever becomes of writes
 	state   string
 	detail  string
 	bucket  bucket.Bucket
@@ -68,7 +74,7 @@ func newOrigin(n *Node) *origin {
 	corrupt := prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "grange", Subsystem: "origin", Name: "corrupt_reads_total", Help: "Reads of packs that brought other bytes than their hashes say.",
 	})
-	return &origin{n: n, state: originNone, corrupt: corrupt}
+	return &origin{n: n, state: originNone, corrupt: corrupt, doubt: make(chan struct{}, 1)}
 }
 
 // open opens the bucket and looks at it once. A node starts without one that does
@@ -114,13 +120,15 @@ func (o *origin) connect(ctx context.Context) error {
 	if len(mirrors) > 0 {
 		store = bucket.Mirrors(store, mirrors...)
 	}
+	hasty := bucket.Retry(store, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin})
+	store = bucket.Retry(store, bucket.RetryConfig{})
 	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.n.verifier, Signer: o.n.signer, Now: o.n.cfg.Now, Log: o.n.cfg.Log})
 	if err != nil {
 		return err
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(store)
+	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(hasty)
 	return nil
 }
 
@@ -180,7 +188,7 @@ func nothingThere(url string) error {
 
 // inTime names the limit that an answer has missed.
 func inTime(ctx context.Context, begun time.Time, err error) error {
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, content.ErrUnavailable) {
 		return fmt.Errorf("%w: no answer within %s", content.ErrUnavailable, time.Since(begun).Round(100*time.Millisecond))
 	}
 	return err
@@ -204,6 +212,9 @@ func (o *origin) look(ctx context.Context) error {
 	before := o.state
 	o.mu.RUnlock()
 	err = catalog.CheckMesh(ctx, b, o.n.verifier.Mesh())
+	if !errors.Is(stopping.Err(), context.Canceled) {
+		o.answered(err == nil)
+	}
 	fresh := errors.Is(err, content.ErrNotFound)
 	if fresh && !o.mayClaim() {
 		err = o.unclaimed()
@@ -223,6 +234,17 @@ func (o *origin) look(ctx context.Context) error {
 	return err
 }
 
+// answered notes whether the origin can be read; who waits for that reads again at once.
+func (o *origin) answered(reads bool) {
+	o.mu.Lock()
+	before := o.answers
+	o.answers = reads
+	o.mu.Unlock()
+	if reads && !before {
+		o.n.fetch.OriginBack()
+	}
+}
+
 // settle notes how a look ended.
 func (o *origin) settle(err error) {
 	state, detail := originOK, ""
@@ -237,6 +259,7 @@ func (o *origin) settle(err error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.answers = state == originOK || state == originReadOnly || o.answers && state == originUnreachable
 	if state != o.state {
 		level := slog.LevelInfo
 		if state == originUnreachable || state == originRefused {
@@ -247,27 +270,32 @@ func (o *origin) settle(err error) {
 	o.state, o.detail = state, detail
 }
 
-// watch looks at the origin until ctx ends.
+// watch looks at the origin until ctx ends. Its state is what the looks find out, never
+// what befell one request of somebody's.
 func (o *origin) watch(ctx context.Context) {
 	for {
-		wait := originInterval
-		if o.readable() == nil {
-			wait = originRetry
-		}
-		select {
-		case <-time.After(wait):
-			o.look(ctx)
-		case <-ctx.Done():
+		if !sleep(ctx, originRetry, nil) || o.readable() != nil && !sleep(ctx, originInterval, o.doubt) {
 			return
 		}
+		o.look(ctx)
 	}
+}
+
+// sleep waits for so long, or until it is woken; false when ctx has ended.
+func sleep(ctx context.Context, most time.Duration, wake <-chan struct{}) bool {
+	select {
+	case <-wake:
+	case <-time.After(most):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // readable returns the bucket while it can be read.
 func (o *origin) readable() bucket.Bucket {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	if o.state == originOK || o.state == originReadOnly {
+	if o.answers {
 		return o.bucket
 	}
 	return nil
@@ -326,11 +354,15 @@ func (o *origin) recheck() {
 	}
 }
 
-// lost notes that the origin has just failed to answer: a caller that went away says
-// nothing of it.
+// lost has the origin looked at, which has just failed to answer: a caller that went
+// away says nothing of it.
 func (o *origin) lost(err error) {
-	if errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.Canceled) {
-		o.settle(err)
+	if !errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.Canceled) {
+		return
+	}
+	select {
+	case o.doubt <- struct{}{}:
+	default:
 	}
 }
 

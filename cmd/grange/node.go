@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -34,6 +35,7 @@ type nodeCmd struct {
 	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	IoTimeout      span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
 	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
 	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
 	doorFlags
@@ -74,7 +76,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	cfg := node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
-		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Version: version(), Log: log,
+		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), IOTimeout: time.Duration(c.IoTimeout), Version: version(), Log: log,
 		NBD: doors.nbd, UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	}
 	if c.Check {

@@ -23,16 +23,15 @@ type originOpener struct {
 }
 
 // open counts next to the store: each try is a request, and one that waits for a turn,
-// or is not sent, is none.
+// or is not sent, is none. How often it is tried again is for the node to say.
 func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, *bucket.Metrics, error) {
 	b, err := o.openURL(ctx, text)
 	if err != nil {
 		return nil, nil, err
 	}
 	counted := bucket.WithMetrics(b)
-	b = bucket.Breaker(counted, bucket.BreakerConfig{})
-	b = bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: o.rate, RequestsPerSecond: o.requests})
-	return bucket.Retry(b, bucket.RetryConfig{}), counted, nil
+	b = bucket.Beside(bucket.Breaker(counted, bucket.BreakerConfig{}))
+	return bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: o.rate, RequestsPerSecond: o.requests}), counted, nil
 }
 
 func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {

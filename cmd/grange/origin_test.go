@@ -25,7 +25,7 @@ func TestEachTryIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, _, err := bucket.ReadAll(t.Context(), b, "key", 10); err != nil || string(text) != "here" {
+	if text, _, err := bucket.ReadAll(t.Context(), bucket.Retry(b, bucket.RetryConfig{}), "key", 10); err != nil || string(text) != "here" {
 		t.Fatalf("%q, %v", text, err)
 	}
 	if got := counted.Counts(); got.Requests != asked || got.BytesIn != 4 {

@@ -110,6 +110,9 @@ type Config struct {
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
+	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
+	// IOTimeoutDefault.
+	IOTimeout time.Duration
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -134,6 +137,8 @@ type Fetcher struct {
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
+	waiting waiting // guests' reads
+
 	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
 
 	mu      sync.Mutex // guards what follows
@@ -148,6 +153,9 @@ type Fetcher struct {
 func New(cfg Config) (*Fetcher, error) {
 	if cfg.Cache == nil || cfg.Verifier == nil || cfg.Members == nil {
 		return nil, errors.New("fetch: Config needs a Cache, a Verifier and Members")
+	}
+	if cfg.IOTimeout == 0 {
+		cfg.IOTimeout = IOTimeoutDefault
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -166,7 +174,7 @@ func New(cfg Config) (*Fetcher, error) {
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), flights: map[flightKey]*flight{},
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
-	f.metrics = newMetrics(&f.bytes)
+	f.metrics = newMetrics(&f.bytes, &f.waiting)
 	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
@@ -263,7 +271,7 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 	f.metrics.lies.Inc()
 	now := f.cfg.Now()
 	f.habits.mu.Lock()
-	_, again := f.habits.breaker.Passed(now)[plan.Peer(id)]
+	_, again := f.habits.breaker.Passed(now, false)[plan.Peer(id)]
 	f.habits.breaker.Aside(plan.Peer(id), now, asideFor)
 	f.habits.mu.Unlock()
 	if near {
@@ -295,43 +303,63 @@ func (f *Fetcher) Aside() map[peer.ID]time.Time {
 	f.habits.mu.Lock()
 	defer f.habits.mu.Unlock()
 	out := map[peer.ID]time.Time{}
-	for p, until := range f.habits.breaker.Passed(f.cfg.Now()) {
+	for p, until := range f.habits.breaker.Passed(f.cfg.Now(), false) {
 		out[peer.ID(p)] = until
 	}
 	return out
 }
 
-// view is what the planner may know now; need is how many bytes are missing.
-func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int) plan.View {
+// view is what the planner may know now; need is how many bytes are missing. Members
+// that whoever is in a hurry passes over are tried for the next one.
+func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int, hurry bool) plan.View {
 	v := plan.View{Farm: f.live(), Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
-	now := f.cfg.Now()
-	h := &f.habits
-	h.mu.Lock()
-	for p := range h.breaker.Passed(now) {
-		v.Aside[p] = true
-	}
-	v.Wary = h.breaker.Wary(now)
-	v.HedgeBudget = h.budget.Has(now, int64(need))
-	v.Providers = slices.Clone(h.providers)
-	h.mu.Unlock()
-	v.Providers = slices.DeleteFunc(v.Providers, func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
 	if level > 0 { // a map node goes with the chunks that it names
 		missing = nil
 	}
 	v.Holders, v.SwarmHolders = rs.peers.Holders(missing)
 	v.Swarm, v.SwarmSettled = rs.peers.Found(), rs.peers.Settled()
 	_, v.FarmSettled = rs.peers.NearSettled()
+	now := f.cfg.Now()
+	h := &f.habits
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v.Wary = h.breaker.Wary(now)
+	v.HedgeBudget = h.budget.Has(now, int64(need))
+	v.Providers = slices.DeleteFunc(slices.Clone(h.providers), func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
+	for p := range h.breaker.Passed(now, hurry) {
+		v.Aside[p] = true
+		if (slices.Contains(v.Farm, p) || slices.Contains(v.SwarmHolders, p)) && h.breaker.Due(p, now) {
+			f.start(func() { f.try(rs.head.Scope, peer.ID(p)) })
+		}
+	}
 	return v
 }
 
-// triedError says which sources were asked in vain; cause is why the origin
-// failed, if it did.
-func (f *Fetcher) triedError(what string, tried []plan.Tried, cause error) error {
+// try finds out whether a member that failed answers again: it asks for a root that
+// nobody has, as the answer to that costs nothing.
+func (f *Fetcher) try(scope content.Scope, id peer.ID) {
+	ctx, cancel := context.WithTimeout(f.ctx, plan.TryMax)
+	defer cancel()
+	_, err := f.shown.Meet(ctx, scope, id)
+	if err == nil {
+		err = f.cfg.Exchange.Want(ctx, id, exchange.Request{Root: content.Sum(nil), Indexes: []uint64{0}, Priority: exchange.PriorityPrefetch}, func(exchange.Reply) {})
+	}
+	if err != nil {
+		f.unmet(id, err)
+		return
+	}
+	f.worked(id)
+}
+
+// triedError says which sources were asked in vain. What they failed with is of one of
+// two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
+// what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
+func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
 	sources := []string{"cache: absent"}
-	for i, t := range tried {
+	for i, t := range a.Tried {
 		switch id := peer.ID(t.Peer); {
 		case i == triedMax:
-			sources = append(sources, fmt.Sprintf("and %d more", len(tried)-triedMax))
+			sources = append(sources, fmt.Sprintf("and %d more", len(a.Tried)-triedMax))
 		case i > triedMax:
 		case t.Peer == "":
 			sources = append(sources, "origin: "+t.Why)
@@ -342,8 +370,12 @@ func (f *Fetcher) triedError(what string, tried []plan.Tried, cause error) error
 		}
 	}
 	category := content.ErrUnavailable
-	if errors.Is(cause, content.ErrCorrupt) {
+	switch {
+	case !a.Final:
+	case errors.Is(cause, content.ErrCorrupt):
 		category = content.ErrCorrupt
+	default:
+		category = content.ErrNotFound
 	}
 	return fmt.Errorf("%s: %w: %s", what, category, strings.Join(sources, "; "))
 }

@@ -26,6 +26,7 @@ type Image struct {
 	rs    *rootState
 	bytes counters
 	ahead readahead.Window
+	waits waits
 }
 
 // ID returns the root's CID.
@@ -63,24 +64,40 @@ func (m *Image) countCached(p []byte) {
 
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
 // asks for what the guest will probably read next. A chunk that is damaged in the
-// cache is fetched again; when no source is left, the error lists those tried.
+// cache is fetched again. It waits while a source may come back, see Config.IOTimeout;
+// the error lists the sources tried.
 func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) error {
 	if run, ok := m.ahead.Reached(index); ok {
 		m.runAhead(run)
 	}
-	o, ok, err := m.f.chunk(ctx, m.rs, index, byGuest())
-	switch {
-	case err != nil:
-		return err
-	case !ok:
-		clear(p)
-		return nil
-	case m.f.cfg.Cache.ReadAt(o.id, p, off) == nil:
-		m.countCached(p)
+	if leaf := m.rs.leaf(index); leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
+	ahead := sync.OnceFunc(func() { m.runAhead(m.ahead.Missed(index)) })
+	return m.patiently(ctx, func(ctx context.Context) error { return m.readChunk(ctx, index, off, p, ahead) })
+}
+
+// readHere is ReadChunk of what is on this disk.
+func (m *Image) readHere(id content.CID, off int, p []byte) bool {
+	if id.IsHole() {
+		clear(p)
+		return true
+	}
+	if m.f.cfg.Cache.ReadAt(id, p, off) != nil {
+		return false
+	}
+	m.countCached(p)
+	return true
+}
+
+// readChunk is ReadChunk by one climb; missed is called once that is under way.
+func (m *Image) readChunk(ctx context.Context, index uint64, off int, p []byte, missed func()) error {
+	o, _, err := m.f.chunk(ctx, m.rs, index, byGuest())
+	if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
+		return err
+	}
 	fl := m.f.join(m.rs, []object{o}, byGuest())[0]
-	m.runAhead(m.ahead.Missed(index))
+	missed()
 	v, err := fl.wait(ctx)
 	if err != nil {
 		return err
@@ -145,8 +162,11 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	for index < chunks {
 		n := index / content.MapFanout
 		m.f.readMapAhead(ctx, m.rs, n, (chunks+content.MapFanout-1)/content.MapFanout)
-		leaf, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
-		if err != nil {
+		var leaf *mapNode
+		if err := m.patiently(ctx, func(ctx context.Context) (err error) {
+			leaf, err = m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
+			return err
+		}); err != nil {
 			return 0, 0, err
 		}
 		limit := min((n+1)*content.MapFanout, chunks)

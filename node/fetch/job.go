@@ -132,7 +132,7 @@ func (j *job) step(p *plan.Job, e plan.Event) bool {
 		for _, fl := range left {
 			need += fl.obj.stored()
 		}
-		e.View = j.f.view(j.rs, indexes(left), j.level(), need)
+		e.View = j.f.view(j.rs, indexes(left), j.level(), need, j.how.priority == exchange.PriorityGuest)
 	}
 	for _, a := range p.Step(e) {
 		switch a.Kind {
@@ -154,7 +154,7 @@ func (j *job) step(p *plan.Job, e plan.Event) bool {
 		case plan.Done:
 			return false
 		case plan.Fail:
-			j.fail(j.f.triedError(j.what(), a.Tried, j.failure))
+			j.fail(j.f.triedError(j.what(), a, j.failure))
 			return false
 		}
 	}
@@ -288,13 +288,13 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	switch {
 	case errors.Is(o.err, exchange.ErrViolation):
 		j.f.lied(to, o.err.Error())
-		e.Why = o.err.Error()
+		e.Why, e.Never = o.err.Error(), true
 	case o.lied:
-		e.Why = "sent wrong bytes"
+		e.Why, e.Never = "sent wrong bytes", true
 	case ask.ctx.Err() != nil:
 		return
 	case o.useless != nil && !o.some:
-		e.Why = o.useless.Error()
+		e.Why, e.Never = o.useless.Error(), true
 	case o.err != nil:
 		e.Why = o.err.Error()
 		j.f.cfg.Log.Debug("a member was asked in vain", "peer", to, "err", o.err)
@@ -302,7 +302,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 			j.f.unmet(to, o.err)
 		}
 	case o.unknown:
-		e.Why = "does not know the root"
+		e.Why, e.Never = "does not know the root", true
 	default:
 		j.f.worked(to)
 		if o.some && a.Fetch && a.Passed && j.f.cfg.Origin() == nil {

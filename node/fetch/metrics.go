@@ -1,6 +1,8 @@
 package fetch
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -12,11 +14,12 @@ type metrics struct {
 	hedges      prometheus.Counter
 	referrals   prometheus.Counter
 	servedBytes prometheus.Counter
+	waits       []prometheus.Collector
 }
 
 // newMetrics returns the collectors; bytes are counted elsewhere, where guests
 // read, and only shown here.
-func newMetrics(bytes *counters) metrics {
+func newMetrics(bytes *counters, w *waiting) metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
 	}
@@ -28,6 +31,10 @@ func newMetrics(bytes *counters) metrics {
 		referrals:   prometheus.NewCounter(opts("referrals_total", "Requests that were referred to another member.")),
 		servedBytes: prometheus.NewCounter(opts("served_bytes_total", "Bytes sent to other members.")),
 	}
+	m.waits = []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("waiting_reads", "Reads of guests that every source has failed for now.")), func() float64 { reads, _ := w.counts(); return float64(reads) }),
+		prometheus.NewCounterFunc(opts("waits_total", "Reads of guests that had to wait for a source to come back."), func() float64 { _, total := w.counts(); return float64(total) }),
+	}
 	for s := range bytes {
 		o := opts("bytes_total", "Bytes read, by source.")
 		o.ConstLabels = prometheus.Labels{"source": Source(s).String()}
@@ -37,7 +44,7 @@ func newMetrics(bytes *counters) metrics {
 }
 
 func (m metrics) all() []prometheus.Collector {
-	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes}, m.bytes...)
+	return slices.Concat([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes}, m.bytes, m.waits)
 }
 
 func (m metrics) served(n int) { m.servedBytes.Add(float64(n)) }

@@ -29,7 +29,7 @@ func (j *job) readOrigin(hedge bool) {
 		j.f.metrics.hedges.Inc()
 	}
 	if err := j.readMissing(hedge); err != nil {
-		e.Why = err.Error()
+		e.Why, e.Never = err.Error(), !errors.Is(err, content.ErrUnavailable) && (errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrNotFound))
 		j.failure = err
 	}
 	j.tell(e)

@@ -67,6 +67,7 @@ type world struct {
 // hooks change what the origin does while it is used.
 type hooks struct {
 	down atomic.Bool
+	gone atomic.Bool // all objects are
 	gate atomic.Pointer[chan struct{}]
 	slow atomic.Int64                  // how long each read takes, in nanoseconds
 	flip atomic.Pointer[pack.Location] // of a frame that has a bit flipped
@@ -99,6 +100,9 @@ func newWorld(t testing.TB) *world {
 func (w *world) fault(c mem.Call) mem.Fault {
 	if c.Op == mem.Get && w.hooks.down.Load() {
 		return mem.Fault{Err: errDown}
+	}
+	if c.Op == mem.Get && w.hooks.gone.Load() {
+		return mem.Fault{Err: content.ErrNotFound}
 	}
 	return mem.Fault{}
 }
@@ -194,7 +198,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	w.check(err)
 	cfg := fetch.Config{
 		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: who, Verifier: verifier,
-		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce,
+		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
 	}
 	if os.Getenv("GRANGE_DEBUG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", m.id)
@@ -215,6 +219,9 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	m.run()
 	return m
 }
+
+// ioTimeout is longer than any stall; a test that is about waiting has its own.
+const ioTimeout = 20 * time.Second
 
 // meet tells the member's host and all others of each other.
 func (w *world) meet(m *node) {

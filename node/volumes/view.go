@@ -1,9 +1,11 @@
 package volumes
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -116,6 +118,9 @@ func (v *Volumes) viewServed(out *View, e entry, d *device) {
 	out.ReadOnly = d.vol.Geometry().ReadOnly
 	if d.image != nil {
 		out.Bytes = d.image.Bytes()
+		if w := d.image.Waiting(); w.Reads > 0 {
+			out.Detail = fmt.Sprintf("%d reads wait, the first for %s of %s (--io-timeout): %v", w.Reads, time.Since(w.Since).Round(time.Second), w.Timeout, w.Why)
+		}
 	}
 	switch {
 	case stats.Failed != nil:
@@ -123,7 +128,8 @@ func (v *Volumes) viewServed(out *View, e entry, d *device) {
 	case stats.Full:
 		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
 	case !e.Committed:
-		out.State, out.Detail = StateUncommitted, "the origin does not answer; the volume works, and its name is registered when the origin is back"
+		out.State = StateUncommitted
+		out.Detail = cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	default:
 		out.State = StateAttached
 	}

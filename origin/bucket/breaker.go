@@ -5,62 +5,84 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"time"
-
-	"github.com/sony/gobreaker/v2"
 
 	"github.com/grangemesh/grange/origin/content"
 )
 
 // BreakerConfig says when a store is left alone. The zero value is the default.
 type BreakerConfig struct {
-	// Failures in a row after which the store is not asked; 0 means 8, more than
-	// the tries of one request.
+	// Failures in a row after which the store is hardly asked; 0 means 8.
 	Failures int
-	// Pause until one request is let through to see whether it is back; 0 means
-	// 2 s, as often as a node looks for its origin.
+	// Pause between two requests that are let through from then on, to see whether it
+	// is back; 0 means half a second, as somebody may be waiting for it.
 	Pause time.Duration
 }
 
 type breaker struct {
-	inner   Bucket
-	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
+	inner Bucket
+	cfg   BreakerConfig
+
+	mu     sync.Mutex // guards what follows
+	failed int        // in a row
+	next   time.Time  // when one is let through, after too many
 }
 
-// Breaker answers ErrOpen at once, instead of letting each caller find out by
-// itself, while b does not answer.
+// Breaker bounds the load on a store that does not answer: but for one request a
+// pause it is not asked, and the caller told ErrOpen at once. How long anybody waits
+// for the store is not its affair.
 func Breaker(b Bucket, cfg BreakerConfig) Bucket {
 	if cfg.Failures <= 0 {
 		cfg.Failures = 8
 	}
 	if cfg.Pause <= 0 {
-		cfg.Pause = 2 * time.Second
+		cfg.Pause = 500 * time.Millisecond
 	}
-	return &breaker{b, gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Timeout:      cfg.Pause,
-		ReadyToTrip:  func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= cfg.Failures },
-		IsSuccessful: func(err error) bool { return !errors.Is(err, content.ErrUnavailable) }, // a refusal is an answer
-		IsExcluded:   func(err error) bool { return err == context.Canceled },
-	})}
+	return &breaker{inner: b, cfg: cfg}
 }
 
-// verdict is what the circuit learns of a request: nothing, when its caller went
-// away before the answer.
-func verdict(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return context.Canceled
+// allow reports whether a request is to be sent. One that was and hangs holds up
+// nobody: the next is let through after the next pause.
+func (b *breaker) allow() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if b.failed < b.cfg.Failures {
+		return true
 	}
-	return err
+	if now.Before(b.next) {
+		return false
+	}
+	b.next = now.Add(b.cfg.Pause)
+	return true
 }
 
-// guarded sends a request if the circuit is closed.
+// learn notes how a request ended; nothing, when its caller went away before the
+// answer for another reason than that there was none. A refusal is an answer.
+func (b *breaker) learn(ctx context.Context, err error) {
+	quiet := errors.Is(context.Cause(ctx), errQuiet)
+	if err != nil && ctx.Err() != nil && !quiet {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil || !quiet && !errors.Is(err, content.ErrUnavailable) {
+		b.failed = 0
+		return
+	}
+	if b.failed++; b.failed == b.cfg.Failures {
+		b.next = time.Now().Add(b.cfg.Pause)
+	}
+}
+
+// guarded sends a request if it may.
 func guarded[T any](ctx context.Context, b *breaker, what string, send func() (T, error)) (out T, err error) {
-	done, err := b.circuit.Allow()
-	if err != nil {
+	if !b.allow() {
 		return out, fmt.Errorf("%s: %w", what, ErrOpen)
 	}
 	out, err = send()
-	done(verdict(ctx, err))
+	b.learn(ctx, err)
 	return out, err
 }
 
@@ -74,19 +96,18 @@ func (b *breaker) Put(ctx context.Context, key string, body Body, cond Condition
 	return guarded(ctx, b, "put "+key, func() (Info, error) { return b.inner.Put(ctx, key, body, cond) })
 }
 
-// List implements Bucket. Its consumer may take long over it, so the circuit
-// learns of the first answer or of the failure.
+// List implements Bucket. Its consumer may take long over it, so the breaker learns
+// of the first answer or of the failure.
 func (b *breaker) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		done, err := b.circuit.Allow()
-		if err != nil {
+		if !b.allow() {
 			yield(Info{}, fmt.Errorf("list %s: %w", prefix, ErrOpen))
 			return
 		}
 		told := false
 		tell := func(err error) {
 			if !told {
-				done(verdict(ctx, err))
+				b.learn(ctx, err)
 			}
 			told = true
 		}

@@ -6,6 +6,7 @@ package bucket
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -159,6 +160,23 @@ func ReadAll(ctx context.Context, b Bucket, key string, limit int64) ([]byte, In
 		return nil, Info{}, fmt.Errorf("read %s: %w: more than %d bytes", key, content.ErrCorrupt, limit)
 	}
 	return data, o.Info, nil
+}
+
+// ReadChecked reads a whole object of at most limit bytes and has it checked. What does
+// not check is read once more: a bit may have flipped on the way.
+func ReadChecked[T any](ctx context.Context, b Bucket, key string, limit int64, check func([]byte, Info) (T, error)) (out T, err error) {
+	for range 2 {
+		var data []byte
+		var info Info
+		if data, info, err = ReadAll(ctx, b, key, limit); err == nil {
+			if out, err = check(data, info); err == nil {
+				return out, nil
+			}
+		} else if !errors.Is(err, content.ErrCorrupt) {
+			return out, err
+		}
+	}
+	return out, err
 }
 
 // Within resolves r against an object of the given size: where it begins and how

@@ -51,7 +51,7 @@ func TestTheStackKeepsTheContract(t *testing.T) {
 				}})
 				b := bucket.Breaker(store, bucket.BreakerConfig{Failures: 1000})
 				b = bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: 1 << 40, RequestsPerSecond: 1e9})
-				b = bucket.Retry(b, bucket.RetryConfig{Tries: 50, Wait: time.Microsecond, Budget: 1e6})
+				b = bucket.Retry(b, bucket.RetryConfig{Tries: 50, Wait: time.Microsecond})
 				return bucket.WithMetrics(bucket.Mirrors(b))
 			})
 		})
@@ -86,35 +86,6 @@ func TestConditionalWritesAreSentAgainOnlyWhenNothingWasDone(t *testing.T) {
 				t.Errorf("%v: sent %d times, want %d", c.fault, sent, c.sent)
 			}
 		}
-	}
-}
-
-func TestARetryBudgetRunsOut(t *testing.T) {
-	fail := true
-	store := mem.New(t, mem.Config{Fault: func(mem.Call) mem.Fault {
-		if fail {
-			return mem.Fault{Err: content.ErrUnavailable}
-		}
-		return mem.Fault{}
-	}})
-	b := bucket.Retry(store, bucket.RetryConfig{Tries: 3, Wait: time.Microsecond, Budget: 10})
-	for range 100 {
-		wantErr(t, b.Delete(t.Context(), "a"), content.ErrUnavailable)
-	}
-	if sent := store.Count(mem.Delete); sent != 110 {
-		t.Errorf("100 calls were sent %d times, want 110", sent)
-	}
-	fail = false
-	for range 20 { // which earn two
-		if err := b.Delete(t.Context(), "a"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	fail = true
-	before := store.Count(mem.Delete)
-	wantErr(t, b.Delete(t.Context(), "a"), content.ErrUnavailable)
-	if sent := store.Count(mem.Delete) - before; sent < 2 {
-		t.Errorf("successes earn no retries: sent %d times", sent)
 	}
 }
 

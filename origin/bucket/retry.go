@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -14,45 +13,37 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// RetryConfig says how often a request is repeated. The zero value is the default.
+// RetryConfig says how long a request is repeated. The zero value is the default, for
+// writers and for readers of what only the origin has; whoever has somebody else to
+// ask is less patient.
 type RetryConfig struct {
-	// Tries bounds the times that one request is sent; 0 means 5, by when a store
-	// that is only busy has answered.
+	// Tries bounds the times that one request is sent; 0 is no bound.
 	Tries int
 	// Wait is the mean pause before the second try; each later one is half as
-	// long again. 0 means 100 ms.
+	// long again, up to a second. 0 means 100 ms.
 	Wait time.Duration
-	// WithinMax bounds the time of all tries of a request; 0 means 30 s.
+	// WithinMax bounds the time of all tries of a request; 0 means 30 s. It is the
+	// same for each kind, so that no step of a long job gives up before the others.
 	WithinMax time.Duration
-	// Budget is how many repetitions the bucket may be ahead of a tenth of its
-	// successes; 0 means 50. It keeps a store that fails for everybody from being
-	// asked five times as much.
-	Budget int
 }
 
 func (c RetryConfig) withDefaults() RetryConfig {
-	if c.Tries <= 0 {
-		c.Tries = 5
-	}
 	if c.Wait <= 0 {
 		c.Wait = 100 * time.Millisecond
 	}
 	if c.WithinMax <= 0 {
 		c.WithinMax = 30 * time.Second
 	}
-	if c.Budget <= 0 {
-		c.Budget = 50
-	}
 	return c
 }
 
-// retryWaitMax bounds the pause between two tries.
-const retryWaitMax = 3 * time.Second
+// retryWaitMax bounds the pause between two tries: a store that is well again is
+// found so soon. What it is asked by everybody meanwhile, a Breaker bounds.
+const retryWaitMax = time.Second
 
 type retrying struct {
-	inner  Bucket
-	cfg    RetryConfig
-	budget budget
+	inner Bucket
+	cfg   RetryConfig
 }
 
 // Retry repeats requests that b could not answer, after a pause with jitter. A
@@ -62,34 +53,7 @@ type retrying struct {
 // over what another writer has written meanwhile: they are for keys that have one
 // writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
-	cfg = cfg.withDefaults()
-	return &retrying{inner: b, cfg: cfg, budget: budget{tokens: float64(cfg.Budget), max: float64(cfg.Budget)}}
-}
-
-// budget allows repetitions in proportion to successes.
-type budget struct {
-	mu          sync.Mutex // guards tokens
-	tokens, max float64
-}
-
-// earned is what a success adds: in the long run one request of ten is repeated
-// at most.
-const earned = 0.1
-
-func (b *budget) earn() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.tokens = min(b.max, b.tokens+earned)
-}
-
-func (b *budget) spend() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
+	return &retrying{b, cfg.withDefaults()}
 }
 
 // again sends a request until it succeeds or fails with an error that is not
@@ -103,16 +67,13 @@ func again[T any](ctx context.Context, r *retrying, worth error, send func() (T,
 		out, err := send()
 		last = err
 		tries++
-		switch {
-		case err == nil:
-			r.budget.earn()
-		case tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) || errors.Is(err, ErrOpen) || !r.budget.spend():
+		if err != nil && (tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) && !errors.Is(err, ErrOpen) || errors.Is(err, errReplaced)) {
 			err = backoff.Permanent(err)
 		}
 		return out, err
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(r.cfg.WithinMax))
 	if err != nil && last != nil && !errors.Is(err, last) { // ctx ended during a pause
-		err = fmt.Errorf("%w: %w", err, last)
+		err = fmt.Errorf("%w (%w)", last, err)
 	}
 	return out, err
 }
@@ -142,32 +103,36 @@ func (b *resumed) Read(p []byte) (int, error) {
 	if b.off == b.end {
 		return 0, io.EOF
 	}
-	for {
-		n, err := b.body.Read(p)
-		b.off += int64(n)
-		switch {
-		case err == nil || b.off == b.end:
-			return n, nil
-		case n > 0: // what came is good; the next Read meets the error again
-			return n, nil
-		case err == io.EOF || b.ctx.Err() != nil || !errors.Is(err, content.ErrUnavailable) || !b.r.budget.spend():
-			return n, err
-		}
-		if err := b.reopen(err); err != nil {
+	n, err := b.read(p)
+	if err == nil || err == io.EOF || b.ctx.Err() != nil || !errors.Is(err, content.ErrUnavailable) || errors.Is(err, errReplaced) {
+		return n, err
+	}
+	return again(b.ctx, b.r, content.ErrUnavailable, func() (int, error) {
+		if err := b.reopen(); err != nil {
 			return 0, err
 		}
-	}
+		return b.read(p)
+	})
 }
 
-func (b *resumed) reopen(cause error) error {
-	if err := b.body.Close(); err != nil {
-		return errors.Join(cause, err)
+// read reads what comes; what came before an error is good, and the next one meets
+// that again.
+func (b *resumed) read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if b.off += int64(n); n > 0 || b.off == b.end {
+		err = nil
 	}
-	o, err := again(b.ctx, b.r, content.ErrUnavailable, func() (*Object, error) {
-		return b.r.inner.Get(b.ctx, b.info.Key, Range{b.off, b.end - b.off})
-	})
+	return n, err
+}
+
+// errReplaced says that the rest of what was begun to be read is gone.
+var errReplaced = fmt.Errorf("it was replaced meanwhile: %w", content.ErrUnavailable)
+
+func (b *resumed) reopen() error {
+	b.body.Close() // whatever that says: it is broken
+	o, err := b.r.inner.Get(b.ctx, b.info.Key, Range{b.off, b.end - b.off})
 	if err == nil && (o.ETag != b.info.ETag || o.Size != b.info.Size || !o.Modified.Equal(b.info.Modified)) {
-		err = errors.Join(fmt.Errorf("read %s: %w: it was replaced meanwhile", b.info.Key, content.ErrUnavailable), o.Body.Close())
+		err = errors.Join(fmt.Errorf("read %s: %w", b.info.Key, errReplaced), o.Body.Close())
 	}
 	if err != nil {
 		b.body = io.NopCloser(failing{err})
@@ -201,7 +166,7 @@ func (r *retrying) List(ctx context.Context, prefix, after string) iter.Seq2[Inf
 		try := func() (struct{}, error) {
 			from := last
 			for info, err := range r.inner.List(ctx, prefix, last) {
-				if err != nil && last != from && errors.Is(err, content.ErrUnavailable) && r.budget.spend() {
+				if err != nil && last != from && errors.Is(err, content.ErrUnavailable) {
 					return struct{}{}, nil
 				}
 				if err != nil {

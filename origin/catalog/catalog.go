@@ -118,19 +118,14 @@ func (c *Catalog) Get(ctx context.Context, kind content.Kind, name string) (Reco
 
 // read reads and checks a record.
 func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Record, error) {
-	b, info, err := bucket.ReadAll(ctx, c.cfg.Bucket, key(kind, name), content.RecordSizeMax)
-	if err != nil {
-		return Record{}, err
-	}
-	now := c.cfg.Now()
-	e, err := c.cfg.Verifier.Open(b, info.Modified, now)
-	if err != nil {
-		return Record{}, err
-	}
-	if e.Kind.Space() != kind.Space() || e.Name != name {
-		return Record{}, fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
-	}
-	return Record{e, b, info.ETag, now, info.Modified}, nil
+	return bucket.ReadChecked(ctx, c.cfg.Bucket, key(kind, name), content.RecordSizeMax, func(b []byte, info bucket.Info) (Record, error) {
+		now := c.cfg.Now()
+		e, err := c.cfg.Verifier.Open(b, info.Modified, now)
+		if err == nil && (e.Kind.Space() != kind.Space() || e.Name != name) {
+			err = fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
+		}
+		return Record{e, b, info.ETag, now, info.Modified}, err
+	})
 }
 
 // remember keeps a record that was read or written, and returns it, or a later one

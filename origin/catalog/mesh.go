@@ -52,13 +52,18 @@ func ClaimMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error
 // CheckMesh checks that the bucket is the mesh's; ErrNotFound means that nobody
 // has claimed it.
 func CheckMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error {
-	text, _, err := bucket.ReadAll(ctx, b, MeshKey, meshSizeMax)
-	if err != nil {
+	if _, err := bucket.ReadChecked(ctx, b, MeshKey, meshSizeMax, func(text []byte, _ bucket.Info) (struct{}, error) {
+		return struct{}{}, checkMesh(text, mesh)
+	}); err != nil {
 		return fmt.Errorf("read %s of the origin: %w", MeshKey, err)
 	}
+	return nil
+}
+
+func checkMesh(text []byte, mesh trust.PublicKey) error {
 	var w meshWire
 	if err := json.Unmarshal(text, &w); err != nil {
-		return fmt.Errorf("read %s of the origin: %w: %w", MeshKey, content.ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", content.ErrCorrupt, err)
 	}
 	switch {
 	case w.Mesh != mesh:

@@ -60,6 +60,8 @@ const (
 	footerMagic = "grfoot\x00\x02"
 	footerEnd   = "grpk"
 	footerSize  = 256
+	// SizeMin is what every pack is larger than.
+	SizeMin = headerSize + footerSize
 
 	footerMoved     = 64
 	footerChecksum  = 248

@@ -110,6 +110,15 @@ func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, 
 	return b, obj.Info, nil
 }
 
+// twice reads once more what came damaged: a bit may have flipped on the way.
+func twice[T any](read func() (T, error)) (T, error) {
+	out, err := read()
+	if errors.Is(err, content.ErrCorrupt) {
+		return read()
+	}
+	return out, err
+}
+
 // MapNode is a block map node with its locator page, decoded and as bytes.
 type MapNode struct {
 	Node      content.Node
@@ -121,6 +130,10 @@ type MapNode struct {
 // ReadNode reads a map node and its page with one ranged GET. The pair comes
 // from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
 func (r *Reader) ReadNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
+	return twice(func() (MapNode, error) { return r.readNode(ctx, scope, level, p) })
+}
+
+func (r *Reader) readNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
 	frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
 	if err != nil {
 		return MapNode{}, err
@@ -153,6 +166,10 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 
 // ReadManifest reads the manifest that a head names.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
+	return twice(func() (Manifest, error) { return r.readManifest(ctx, h) })
+}
+
+func (r *Reader) readManifest(ctx context.Context, h Head) (Manifest, error) {
 	e := h.Manifest
 	if e.Raw > ManifestSizeMax {
 		return Manifest{}, fmt.Errorf("read manifest in %s: %w: %d raw bytes", e.Location, content.ErrCorrupt, e.Raw)
@@ -175,6 +192,10 @@ func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
 // ReadDirectory reads the footer and directory of a pack, for most packs with
 // one ranged GET.
 func (r *Reader) ReadDirectory(ctx context.Context, id ID) (*Directory, error) {
+	return twice(func() (*Directory, error) { return r.readDirectory(ctx, id) })
+}
+
+func (r *Reader) readDirectory(ctx context.Context, id ID) (*Directory, error) {
 	tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
 	if err != nil {
 		return nil, err
@@ -219,11 +240,13 @@ func (r *Reader) directory(ctx context.Context, id ID, tail []byte, size int64) 
 
 // ReadFooter reads the last bytes of a pack: what says which pack it is.
 func ReadFooter(ctx context.Context, from bucket.Bucket, id ID) (Footer, error) {
-	b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
-	if err != nil {
-		return Footer{}, err
-	}
-	return decodeFooter(b)
+	return twice(func() (Footer, error) {
+		b, _, err := readRange(ctx, from, id, bucket.Range{Offset: -footerSize}, footerSize)
+		if err != nil {
+			return Footer{}, err
+		}
+		return decodeFooter(b)
+	})
 }
 
 // Relocate finds out where e lies now, after a read of it failed: the pack may
@@ -254,6 +277,11 @@ func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 // VerifyPack reads a whole pack, up to SizeMax bytes of memory, and checks every
 // frame against its CID.
 func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
+	_, err := twice(func() (struct{}, error) { return struct{}{}, r.verifyPack(ctx, id) })
+	return err
+}
+
+func (r *Reader) verifyPack(ctx context.Context, id ID) error {
 	b, _, err := readRange(ctx, r.bucket, id, bucket.Range{}, SizeMax)
 	if err != nil {
 		return err

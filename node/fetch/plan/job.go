@@ -63,6 +63,8 @@ type Job struct {
 
 	refers int
 	led    bool // a lead has tried all that it could
+	gone   bool // by the word of the origin
+	maybe  bool // a source has failed that may come right
 	tried  []Tried
 }
 
@@ -101,6 +103,8 @@ func (j *Job) Step(e Event) []Action {
 		}
 		j.passing = false
 		j.note(e.Peer, e.Why)
+		j.gone = j.gone || e.Never && e.Kind == OriginEnded
+		j.maybe = j.maybe || e.Why != "" && !e.Never
 		if acts := j.referred(s, e); acts != nil {
 			return acts
 		}
@@ -215,7 +219,7 @@ func (j *Job) giveUp(v View) (acts []Action, stay bool) {
 		j.note("", "not reachable from this node")
 	}
 	j.over = true
-	return []Action{{Kind: Fail, Tried: j.tried}}, false
+	return []Action{{Kind: Fail, Tried: j.tried, Final: j.gone && !j.maybe}}, false
 }
 
 // wait waits once, unless that is settled.

@@ -143,13 +143,16 @@ func (m *mesh) say(format string, args ...any) {
 func (m *mesh) clock() time.Time { return time.Unix(1_800_000_000, 0).Add(m.now) }
 
 // look is a node's view.
-func (n *node) look(run string) plan.View {
+func (n *node) look(run string, hurry bool) plan.View {
 	v := plan.View{Farm: n.view, Swarm: n.swarm, SwarmSettled: n.settled, FarmSettled: !n.cold, Aside: map[plan.Peer]bool{}, Origin: n.origin && !n.m.down, HedgeBudget: n.budget, Wary: n.breaker.Wary(n.m.clock())}
 	if v.Farm == nil {
 		v.Farm = n.m.farms[n.farm]
 	}
-	for p := range n.breaker.Passed(n.m.clock()) {
+	for p := range n.breaker.Passed(n.m.clock(), hurry) {
 		v.Aside[p] = true
+		if n.breaker.Due(p, n.m.clock()) {
+			n.try(p)
+		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(n.m.nodes)) {
 		other := n.m.nodes[p]
@@ -163,6 +166,21 @@ func (n *node) look(run string) plan.View {
 		}
 	}
 	return v
+}
+
+// try asks a member whether it is back.
+func (n *node) try(p plan.Peer) {
+	delay := 2 * wanDelay
+	if to := n.m.nodes[p]; to == nil || to.dead {
+		delay = silence
+	}
+	n.m.after(delay, func() {
+		if to := n.m.nodes[p]; to == nil || to.dead {
+			n.breaker.Fail(p, n.m.clock())
+			return
+		}
+		n.breaker.Work(p, n.m.clock())
+	})
 }
 
 // want begins or joins a flight; done is called when it has ended.
@@ -205,7 +223,7 @@ func (f *flight) step(e plan.Event) {
 	if f.n.dead {
 		return
 	}
-	e.View = f.n.look(f.key.run)
+	e.View = f.n.look(f.key.run, f.hurry)
 	e.Missing = !f.n.holds[f.key.run]
 	e.Now = f.n.m.clock()
 	if f.ended {

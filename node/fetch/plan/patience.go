@@ -32,7 +32,15 @@ const (
 	underWayMax = 8
 	// besidesMax bounds the members that a job asks beside others.
 	besidesMax = 32
+	// againFirst is how long a guest's read whose climb has failed waits until it climbs
+	// once more, and with it all others for the same bytes; it doubles to againMax: each
+	// climb asks some members for what they have, and one of them may have got it.
+	againFirst = 250 * time.Millisecond
+	againMax   = 2 * time.Second
 )
+
+// Again is the pause after the n-th climb in vain, from 0 on.
+func Again(n int) time.Duration { return min(againFirst<<min(n, 10), againMax) }
 
 // patience is how long those are waited for that bring nothing, whatever signs of
 // progress they show.
@@ -94,6 +102,7 @@ func (j *Job) ended(p Peer) *source {
 
 func (j *Job) drop(s *source) []Action {
 	j.ended(s.act.Peer)
+	j.maybe = true
 	j.note(s.act.Peer, fmt.Sprintf("brought nothing for %s", j.now.Sub(s.since)))
 	return []Action{{Kind: Drop, Peer: s.act.Peer, Quiet: j.now.Sub(s.since)}}
 }
@@ -149,6 +158,9 @@ func (j *Job) onward(v View) []Action {
 		}
 	case !j.blocked():
 		acts = append(acts, j.climb(v)...)
+		if !j.over && j.reading() != nil && j.quiet() >= j.patience.beside {
+			acts = append(acts, j.askBeside(v)...)
+		}
 	case j.quiet() >= j.patience.beside:
 		acts = append(acts, j.askBeside(v)...)
 	}

@@ -185,6 +185,10 @@ type Event struct {
 	// Why is the reason of a failure, for people; "" when the source has answered
 	// that it has no more.
 	Why string
+	// Never says of a failure that to ask again is in vain: a member has answered with
+	// what is of no use, the origin that the bytes are gone or damaged. Of any other it
+	// may come right.
+	Never bool
 }
 
 // ActionKind is the kind of an Action.
@@ -222,8 +226,10 @@ type Action struct {
 	Hedge bool
 	// Quiet is for how long it has brought nothing, of Drop.
 	Quiet time.Duration
-	// Tried says what was tried, of Fail.
+	// Tried says what was tried, of Fail; Final that what is missing is nowhere, by the
+	// word of the origin and of all that were asked: whoever waits need wait no longer.
 	Tried []Tried
+	Final bool
 }
 
 // Tried is a source that was tried in vain: a member, or "" for the origin. Why is

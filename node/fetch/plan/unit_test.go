@@ -48,7 +48,7 @@ func TestRankSpreadsRunsEvenly(t *testing.T) {
 func TestBreakerPassesOverForLongerAndForgets(t *testing.T) {
 	var b plan.Breaker
 	now := epoch
-	passed := func() time.Duration { return b.Passed(now)["p"].Sub(now) }
+	passed := func() time.Duration { return b.Passed(now, false)["p"].Sub(now) }
 	want := func(d time.Duration) {
 		t.Helper()
 		if got := passed(); got != d {
@@ -65,10 +65,7 @@ func TestBreakerPassesOverForLongerAndForgets(t *testing.T) {
 	}
 	b.Work("p", now) // an answer that was on its way
 	want(time.Minute)
-	now = now.Add(2 * time.Minute) // peace
-	b.Fail("p", now)
-	want(2 * time.Second)
-	now = now.Add(2 * time.Second)
+	now = now.Add(time.Minute)
 	b.Work("p", now)
 	b.Fail("p", now)
 	want(2 * time.Second)
@@ -77,12 +74,65 @@ func TestBreakerPassesOverForLongerAndForgets(t *testing.T) {
 	want(time.Hour)
 }
 
+// TestWhoHurriesMeetsAFailedMemberOnce: from then on it is somebody else that tries it,
+// one at a time, until it has answered.
+func TestWhoHurriesMeetsAFailedMemberOnce(t *testing.T) {
+	var b plan.Breaker
+	now := epoch
+	b.Stall("p", now, 2*time.Second)
+	for range 5 {
+		if b.Due("p", now) {
+			t.Error("it is tried before its time")
+		}
+		now = now.Add(b.Passed(now, false)["p"].Sub(now))
+		if len(b.Passed(now, false)) != 0 || len(b.Passed(now, true)) != 1 {
+			t.Errorf("passed over: %v, by who hurries %v", b.Passed(now, false), b.Passed(now, true))
+		}
+		if !b.Due("p", now) || b.Due("p", now) {
+			t.Error("want it tried by one")
+		}
+		now = now.Add(time.Second)
+		b.Stall("p", now, time.Second)
+	}
+	if left := b.Passed(now, true)["p"].Sub(now); left != time.Minute {
+		t.Errorf("after six times in vain it has %s", left)
+	}
+	now = now.Add(time.Minute)
+	b.Due("p", now)
+	if b.Work("p", now.Add(time.Second)); len(b.Passed(now, true)) != 0 {
+		t.Error("it has answered, and is passed over")
+	}
+}
+
+// TestAClimbIsFinalByTheWordOfTheOrigin and of all that were asked.
+func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
+	for _, c := range []struct {
+		origin, gone, answers, final bool
+	}{{true, true, true, true}, {true, true, false, false}, {true, false, true, false}, {false, false, true, false}} {
+		v := plan.View{Farm: []plan.Peer{"a", "b"}, FarmSettled: true, SwarmSettled: true, Origin: c.origin}
+		j := plan.New(plan.Config{Key: "r", Self: "a", Farm: "f", Depth: plan.Led, Guest: true, Hurry: true})
+		acts := j.Step(plan.Event{Kind: plan.Start, View: v, Now: epoch, Missing: true})
+		for len(acts) == 1 && acts[0].Kind != plan.Fail {
+			e := plan.Event{Kind: plan.Answered, View: v, Now: epoch, Missing: true, Peer: acts[0].Peer}
+			if acts[0].Kind == plan.ReadOrigin {
+				e.Kind, e.Why, e.Never = plan.OriginEnded, "it says no", c.gone
+			} else if !c.answers {
+				e.Why = "silent"
+			}
+			acts = j.Step(e)
+		}
+		if len(acts) != 1 || acts[0].Final != c.final {
+			t.Errorf("%+v: %+v", c, acts)
+		}
+	}
+}
+
 func TestBreakerIsBounded(t *testing.T) {
 	var b plan.Breaker
 	for i := range 20_000 {
 		b.Fail(plan.Peer(fmt.Sprint(i)), epoch.Add(time.Duration(i)*time.Millisecond/10))
 	}
-	if n := len(b.Passed(epoch.Add(2 * time.Second))); n > 4096 {
+	if n := len(b.Passed(epoch.Add(2*time.Second), true)); n > 4096 {
 		t.Errorf("%d members are remembered", n)
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
@@ -49,7 +51,35 @@ func (b *Bucket) explain(ctx context.Context, what string, err error) error {
 	if advice != "" {
 		advice = ": " + advice
 	}
-	return fmt.Errorf("%s at s3://%s: %w%s: %w", what, b.cfg.Bucket, cause, advice, err)
+	return fmt.Errorf("%s at s3://%s: %w%s: %w", what, b.cfg.Bucket, cause, advice, answer{err})
+}
+
+// answer is an error of the SDK as people read it: what the store said, or what became
+// of the connection, once.
+type answer struct{ error }
+
+func (a answer) Unwrap() error { return a.error }
+
+func (a answer) Error() string {
+	var api smithy.APIError
+	var re *awshttp.ResponseError
+	var sent *url.Error
+	errors.As(a.error, &re)
+	switch {
+	case errors.As(a.error, &sent):
+		return sent.Err.Error()
+	case errors.As(a.error, &api) && re != nil:
+		return fmt.Sprintf("%d %s: %s (request %s)", re.HTTPStatusCode(), api.ErrorCode(), api.ErrorMessage(), re.ServiceRequestID())
+	}
+	return a.error.Error()
+}
+
+// inPath is what to try where a store may not know the bucket by its host name.
+func (b *Bucket) inPath() string {
+	if b.cfg.PathStyle || b.cfg.Endpoint == "" {
+		return ""
+	}
+	return "; a store that wants the bucket in the path needs path-style=true in the URL"
 }
 
 func (b *Bucket) meaning(err error) (advice string, cause error) {
@@ -60,10 +90,12 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 	code, status := codeOf(err), statusOf(err)
 	switch code {
 	case "NoSuchBucket":
-		return fmt.Sprintf("there is no bucket %q; create it, or correct the URL", b.cfg.Bucket), content.ErrInvalid
+		return fmt.Sprintf("there is no bucket %q; create it, or correct the URL%s", b.cfg.Bucket, b.inPath()), content.ErrInvalid
 	case "RequestTimeTooSkewed", "RequestExpired":
 		return "this machine's clock is not the store's; set it", content.ErrForbidden
-	case "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "XAdminUserNotFound":
+	case "SignatureDoesNotMatch":
+		return "the secret is wrong, or a hop between changes what is signed; look at AWS_SECRET_ACCESS_KEY and the AWS profile, and have the hop pass requests on as they are", content.ErrForbidden
+	case "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "XAdminUserNotFound":
 		return "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile", content.ErrForbidden
 	case "AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException":
 		return "the bucket is in another region; set region= in the URL", content.ErrInvalid
@@ -74,7 +106,7 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 	}
 	switch status {
 	case 0:
-		return ofConnection(err)
+		return b.ofConnection(err)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket", content.ErrForbidden
 	case http.StatusPreconditionFailed:
@@ -90,26 +122,31 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 			return "it asks for fewer requests; see --origin-requests", bucket.ErrBusy
 		}
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return "the store does not take this kind of request", content.ErrReadOnly
+		return "the store does not take this kind of request" + b.inPath(), content.ErrReadOnly
+	case http.StatusTemporaryRedirect:
+		return "the store sends it elsewhere; set endpoint= or region= in the URL", content.ErrUnavailable
 	case http.StatusInsufficientStorage:
 		return "", content.ErrNoSpace
 	}
+	if wantsSum(err) {
+		return "the store demands a checksum of another kind than Content-MD5", content.ErrInvalid
+	}
 	if status >= 300 && status < 500 {
-		return "", content.ErrInvalid
+		return strings.TrimPrefix(b.inPath(), "; "), content.ErrInvalid
 	}
 	return "", content.ErrUnavailable
 }
 
 // ofConnection says what it means that there was no answer at all.
-func ofConnection(err error) (advice string, cause error) {
+func (b *Bucket) ofConnection(err error) (advice string, cause error) {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL", dns.Name), content.ErrUnavailable
+		return fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL%s", dns.Name, b.inPath()), content.ErrUnavailable
 	case neverSent(err):
 		return "nothing answers there; is the store running, and is endpoint= in the URL right?", content.ErrUnavailable
 	case strings.Contains(err.Error(), "x509:"):
-		return "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities", content.ErrUnavailable
+		return "its certificate is not trusted here; AWS_CA_BUNDLE names a file of more authorities" + b.inPath(), content.ErrUnavailable
 	}
 	return "", content.ErrUnavailable
 }

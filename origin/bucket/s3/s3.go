@@ -14,6 +14,9 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -45,6 +48,7 @@ type Config struct {
 type Bucket struct {
 	cfg    Config
 	client *s3.Client
+	sums   atomic.Bool // the store demands a Content-MD5 of what it is sent
 }
 
 // Open finds the credentials; the store itself is not asked yet.
@@ -71,11 +75,16 @@ func Open(ctx context.Context, cfg Config) (*Bucket, error) {
 	}
 	client := s3.NewFromConfig(c, func(o *s3.Options) {
 		o.UsePathStyle = cfg.PathStyle
+		o.APIOptions = append(o.APIOptions, func(s *middleware.Stack) error {
+			// It would be signed, and hops rewrite it; nothing is compressed without it.
+			_, _ = s.Finalize.Remove("DisableAcceptEncodingGzip") // which few calls have
+			return nil
+		})
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = aws.String(cfg.Endpoint)
 		}
 	})
-	return &Bucket{cfg, client}, nil
+	return &Bucket{cfg: cfg, client: client}, nil
 }
 
 // key returns what a key is called in the store.
@@ -86,10 +95,14 @@ func (b *Bucket) key(key string) *string {
 	return aws.String(b.cfg.Prefix + "/" + key)
 }
 
-// ask sends one request, logs it if wanted, and says what a failure means.
-func ask[T any](ctx context.Context, b *Bucket, op, key string, send func() (T, error)) (T, error) {
+// ask sends one request, logs it if wanted, and says what a failure means. One with a
+// body that the store sends elsewhere is signed for there and sent again.
+func ask[T any](ctx context.Context, b *Bucket, op, key string, send func(...func(*s3.Options)) (T, error)) (T, error) {
 	start := time.Now()
 	out, err := send()
+	if there := b.elsewhere(err); there != nil {
+		out, err = send(there)
+	}
 	if b.cfg.Verbose {
 		b.cfg.Log.Debug("s3", "op", op, "key", key, "took", time.Since(start), "err", err)
 	}
@@ -97,6 +110,30 @@ func ask[T any](ctx context.Context, b *Bucket, op, key string, send func() (T, 
 		err = b.explain(ctx, op+" "+key, err)
 	}
 	return out, err
+}
+
+// elsewhere returns where the store says that the bucket is, or nil. What has no body
+// was sent there already, with the signature for here.
+func (b *Bucket) elsewhere(err error) func(*s3.Options) {
+	var re *smithyhttp.ResponseError
+	if !errors.As(err, &re) || re.Response == nil {
+		return nil
+	}
+	var u *url.URL
+	switch followed := re.Response.Request != nil && re.Response.Request.Response != nil; {
+	case followed:
+		u = re.Response.Request.URL
+	case re.HTTPStatusCode() == http.StatusTemporaryRedirect:
+		u, _ = re.Response.Location()
+	}
+	if u == nil {
+		return nil
+	}
+	host := u.Host
+	if !b.cfg.PathStyle {
+		host = strings.TrimPrefix(host, b.cfg.Bucket+".")
+	}
+	return func(o *s3.Options) { o.BaseEndpoint = aws.String(u.Scheme + "://" + host) }
 }
 
 // Get implements bucket.Bucket.
@@ -109,7 +146,9 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if header != "" {
 		in.Range = &header
 	}
-	out, err := ask(ctx, b, "get", key, func() (*s3.GetObjectOutput, error) { return b.client.GetObject(ctx, in) })
+	out, err := ask(ctx, b, "get", key, func(opts ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+		return b.client.GetObject(ctx, in, opts...)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -125,10 +164,16 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 // size of the whole object.
 func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err error) {
 	switch {
+	case r != bucket.Range{} && out.ContentRange == nil && out.ContentLength != nil && *out.ContentLength == 0:
+		return 0, 0, fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
 	case r != bucket.Range{}:
 		return transport.Part(r, aws.ToString(out.ContentRange))
 	case out.ContentLength == nil:
-		return 0, 0, fmt.Errorf("the store does not say how long the object is: %w", content.ErrUnavailable)
+		body, length, err := transport.Whole(out.Body)
+		if out.Body = body; err != nil {
+			out.Body = http.NoBody
+		}
+		return length, length, err
 	}
 	return *out.ContentLength, *out.ContentLength, nil
 }
@@ -150,16 +195,21 @@ func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucke
 		if after != "" {
 			in.StartAfter = b.key(after)
 		}
-		trim, last := len(*b.key("")), after
+		root, last := *b.key(""), after
 		for {
-			out, err := ask(ctx, b, "list", prefix, func() (*s3.ListObjectsV2Output, error) { return b.client.ListObjectsV2(ctx, in) })
+			out, err := ask(ctx, b, "list", prefix, func(opts ...func(*s3.Options)) (*s3.ListObjectsV2Output, error) {
+				return b.client.ListObjectsV2(ctx, in, opts...)
+			})
 			if err != nil {
 				yield(bucket.Info{}, err)
 				return
 			}
 			now := clock(out.ResultMetadata)
 			for _, o := range out.Contents {
-				key := aws.ToString(o.Key)[trim:]
+				key, ours := strings.CutPrefix(aws.ToString(o.Key), root)
+				if !ours || bucket.CheckKey(key) != nil {
+					continue // a folder's marker, or whatever else people put there
+				}
 				if key <= last { // a store that repeats itself would be listed for ever
 					yield(bucket.Info{}, fmt.Errorf("list %s: %w: the store lists %q after %q", prefix, content.ErrCorrupt, key, last))
 					return
@@ -182,8 +232,8 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	if err := bucket.CheckKey(key); err != nil {
 		return fmt.Errorf("delete: %w", err)
 	}
-	_, err := ask(ctx, b, "delete", key, func() (*s3.DeleteObjectOutput, error) {
-		return b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)})
+	_, err := ask(ctx, b, "delete", key, func(opts ...func(*s3.Options)) (*s3.DeleteObjectOutput, error) {
+		return b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)}, opts...)
 	})
 	if isAbsent(err) {
 		return nil

@@ -244,22 +244,6 @@ func TestAnswersAreClassified(t *testing.T) {
 	}
 }
 
-// TestAnAnswerWithoutItsLengthIsNoObject has a proxy send chunks.
-func TestAnAnswerWithoutItsLengthIsNoObject(t *testing.T) {
-	t.Setenv("AWS_ACCESS_KEY_ID", "k")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "s")
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "12")
-		_ = http.NewResponseController(w).Flush()
-		_, _ = io.WriteString(w, "34")
-	}))
-	defer server.Close()
-	b := open(t, "s3://b?endpoint="+server.URL+"&path-style=true")
-	if got, info, err := bucket.ReadAll(t.Context(), b, "a", 10); !errors.Is(err, content.ErrUnavailable) {
-		t.Errorf("%q, %+v, %v, want ErrUnavailable", got, info, err)
-	}
-}
-
 // forgetful is a store that honours one of the two conditions.
 func forgetful(honoured string) http.Handler {
 	var mu sync.Mutex

@@ -3,9 +3,11 @@
 package transport
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -65,6 +67,20 @@ func (c conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.Conn.Write(p)
+}
+
+// wholeMax bounds what is kept in memory of an answer that does not say how long it is:
+// any pack.
+const wholeMax = 64 << 20
+
+// Whole reads a body of unknown length, which some servers send, and says how long it
+// is. That it is all of the object its reader knows by the content.
+func Whole(body io.ReadCloser) (io.ReadCloser, int64, error) {
+	b, err := io.ReadAll(io.LimitReader(body, wholeMax+1))
+	if err = errors.Join(err, body.Close()); err != nil || len(b) > wholeMax {
+		return nil, 0, fmt.Errorf("%w: the server does not say how long the object is, and %d bytes came: %w", content.ErrUnavailable, len(b), err)
+	}
+	return io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
 }
 
 // Header returns the Range header that asks for r, or "" for all of an object.

@@ -81,7 +81,11 @@ func open(key string, r bucket.Range, resp *http.Response) (_ *bucket.Object, er
 		_, _, err := transport.Part(r, "")
 		return nil, err
 	case resp.StatusCode == http.StatusOK && length < 0:
-		return nil, fmt.Errorf("the server does not say how long the object is: %w", content.ErrUnavailable)
+		if resp.Body, length, err = transport.Whole(resp.Body); err != nil {
+			resp.Body = http.NoBody
+			return nil, err
+		}
+		info.Size = length
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("%w: %s", meaning(resp.StatusCode), resp.Status)
 	}

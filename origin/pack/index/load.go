@@ -71,7 +71,7 @@ func (l *loader) list(ctx context.Context) error {
 				return err
 			}
 			id, err := pack.ParseKey(info.Key)
-			if err != nil {
+			if err != nil || info.Size < pack.SizeMin {
 				l.cfg.Log.Warn("not a pack, passed over", "key", info.Key)
 				continue
 			}
@@ -200,11 +200,9 @@ func (l *loader) readObjects(ctx context.Context) error {
 			if l.sources[info.Key] = true; cached[info.Key] {
 				continue
 			}
-			b, _, err := bucket.ReadAll(ctx, l.cfg.Bucket, info.Key, pack.SizeMax)
-			var sources []string
-			if err == nil {
-				sources, err = l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
-			}
+			sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, info.Key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
+				return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
+			})
 			switch {
 			case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
 				l.cfg.Log.Warn("index object passed over", "key", info.Key, "error", err)

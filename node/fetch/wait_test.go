@@ -1,0 +1,117 @@
+package fetch_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// patient starts a member whose guests wait.
+func (w *world) patient(within time.Duration) *node {
+	return w.join("north", func(cfg *fetch.Config) { cfg.IOTimeout = within })
+}
+
+// TestGuestsWaitForTheOrigin: while the origin is away nobody is told so who reads; its
+// image says what is waited for. When it is back all come at once.
+func TestGuestsWaitForTheOrigin(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 64})
+	m := w.patient(time.Minute)
+	g := m.open(im)
+	w.hooks.down.Store(true)
+	var reads sync.WaitGroup
+	for i := range im.chunks {
+		reads.Go(func() {
+			if err := readOne(t.Context(), g, im, i, make([]byte, content.ChunkSizeDefault)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	w.eventually("all wait", func() bool { return g.Waiting().Reads == len(im.chunks) })
+	if x := g.Waiting(); x.Since.IsZero() || x.Timeout != time.Minute || !strings.Contains(x.Why.Error(), "origin") {
+		t.Errorf("%+v", x)
+	}
+	w.forget()
+	w.hooks.down.Store(false)
+	began := time.Now()
+	m.OriginBack()
+	reads.Wait()
+	t.Logf("all came %s after the origin", time.Since(began))
+	if x := g.Waiting(); x.Reads != 0 || x.Why != nil {
+		t.Errorf("%+v", x)
+	}
+	w.copies(im, 1.02)
+}
+
+// TestGuestsWaitForAMember: what a member brings while the origin is away is used, though
+// nobody says that anything is back.
+func TestGuestsWaitForAMember(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 32})
+	other := w.join("north", nil)
+	w.warmAll(im, other)
+	other.gone.Store(true)
+	m := w.patient(time.Minute)
+	g := m.open(im)
+	w.hooks.down.Store(true)
+	came := make(chan error, 1)
+	go func() { came <- readAll(t.Context(), g, im) }()
+	w.eventually("it waits", func() bool { return g.Waiting().Reads > 0 })
+	other.gone.Store(false)
+	w.check(<-came)
+	if b := m.Bytes(); b[fetch.FromOrigin] != 0 || b[fetch.FromFarm] == 0 {
+		t.Errorf("bytes by source: %v", b)
+	}
+}
+
+// TestAWaitEnds at the timeout, with its reason; at once with what the guest reads from,
+// or with the node; and prefetch does not wait at all.
+func TestAWaitEnds(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 8})
+	w.hooks.down.Store(true)
+	read := func(ctx context.Context, g *fetch.Image) chan error {
+		out := make(chan error, 1)
+		go func() { out <- g.ReadChunk(ctx, 0, 0, make([]byte, 1)) }()
+		return out
+	}
+	err := <-read(t.Context(), w.patient(time.Second).open(im))
+	if !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "within 1s") || !strings.Contains(err.Error(), "origin: not reachable") {
+		t.Errorf("at the timeout: %v", err)
+	}
+	m := w.patient(time.Hour)
+	g := m.open(im)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	detached, stopped := read(ctx, g), read(t.Context(), g)
+	w.eventually("both wait", func() bool { return g.Waiting().Reads == 2 })
+	if err := g.Warm(t.Context(), nil); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("warm: %v", err)
+	}
+	cancel(errCancelled)
+	if err := <-detached; !errors.Is(err, errCancelled) {
+		t.Errorf("detached: %v", err)
+	}
+	m.stop()
+	if err := <-stopped; err == nil {
+		t.Error("a stopped node has read")
+	}
+}
+
+// TestWhatIsNowhereIsSaidAtOnce: the origin answers that the bytes are gone.
+func TestWhatIsNowhereIsSaidAtOnce(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 8})
+	m := w.join("north", func(cfg *fetch.Config) { cfg.IOTimeout = time.Hour })
+	g := m.open(im)
+	w.check(g.ReadChunk(t.Context(), 3, 0, make([]byte, 1)))
+	w.hooks.gone.Store(true)
+	if err := g.ReadChunk(t.Context(), 0, 0, make([]byte, 1)); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+}
