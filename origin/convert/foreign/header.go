@@ -96,6 +96,9 @@ func examineVMDK(file File, head []byte) (s shape, err error) {
 		return s, err
 	}
 	text, _, _ = bytes.Cut(text, []byte{0})
+	if !bytes.Contains(text, []byte("createType")) {
+		return s, errPart
+	}
 	if anyParent.Match(text) && !noParent.Match(text) {
 		return s, errBacking
 	}
