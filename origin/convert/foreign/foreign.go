@@ -161,9 +161,9 @@ func (d *Disk) NextData(off int64) (start, end int64, err error) {
 // Close ends the child.
 func (d *Disk) Close() error {
 	d.unwatch()
-	d.conn.Close()
-	d.child.end(nil)
-	err := d.file.conn.Close()
+	d.conn.Close() // it may be closed, as may the other
+	err := d.child.end(nil)
+	d.file.conn.Close()
 	d.serving.Wait()
 	return err
 }

@@ -36,8 +36,10 @@ func (s *server) fault() error {
 	return nil
 }
 
-// serve answers until the connection ends.
+// serve answers until the connection ends, and ends it: the child would wait for an
+// answer that does not come.
 func (s *server) serve() {
+	defer s.conn.Close()
 	size := uint64(endless)
 	if s.shape.atEnd {
 		size = uint64(s.file.Size())
