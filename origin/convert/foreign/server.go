@@ -13,8 +13,9 @@ import (
 
 const (
 	// endless is the size of a file that is shown to the child: it asks for what
-	// lies past the end, instead of taking it for zeros.
-	endless = 1 << 62
+	// lies past the end, instead of taking it for zeros; and no whole sectors, so that
+	// it asks for bytes, and the last sector is not rounded up.
+	endless = 1<<62 + 1
 	// pieceSize is how much of an answer is read at once, in bytes.
 	pieceSize = 256 << 10
 )
@@ -61,13 +62,14 @@ func (s *server) answer(buf []byte) error {
 	}
 	kind, off, n := binary.BigEndian.Uint16(head[6:]), binary.BigEndian.Uint64(head[16:]), binary.BigEndian.Uint32(head[24:])
 	var refused errno
-	switch sectors := uint64(s.file.Size()+content.SectorSize-1) / content.SectorSize * content.SectorSize; {
+	switch size := uint64(s.file.Size()); {
 	case binary.BigEndian.Uint32(head[:]) != requestMagic || kind == cmdDisconnect:
 		return io.EOF
 	case kind != cmdRead:
 		refused = errInvalid
 	case off == 0 && int64(n) <= s.shape.glance:
-	case off > sectors || uint64(n) > sectors-off:
+	case s.shape.atEnd && off <= (size+content.SectorSize-1)/content.SectorSize*content.SectorSize: // the child knows the end
+	case off > size || uint64(n) > size-off:
 		s.fail(fmt.Errorf("it is cut short or damaged: the file ends at %d, and it says that a part of it lies at %d", s.file.Size(), off))
 		refused = errIO
 	}
@@ -86,7 +88,7 @@ func (s *server) answer(buf []byte) error {
 			s.fail(err)
 			return err
 		}
-		clear(reply[at+got:]) // in the last sector
+		clear(reply[at+got:]) // past the end, in a glance or the last sector
 		if _, err := s.conn.Write(reply); err != nil {
 			return err
 		}
