@@ -43,7 +43,7 @@ func (s *server) serve() {
 	defer s.conn.Close()
 	size := uint64(endless)
 	if s.shape.atEnd {
-		size = uint64(s.file.Size())
+		size = s.sectors() // QEMU waits for ever for the rest of a last one that is cut
 	}
 	hello := append([]byte("NBDMAGIC"), 0, 0, 0x42, 0x02, 0x81, 0x86, 0x12, 0x53)
 	hello = binary.BigEndian.AppendUint64(hello, size)
@@ -53,6 +53,11 @@ func (s *server) serve() {
 	for buf := make([]byte, pieceSize); err == nil; {
 		err = s.answer(buf)
 	}
+}
+
+// sectors is the size of the file, rounded up to whole sectors.
+func (s *server) sectors() uint64 {
+	return uint64(s.file.Size()+content.SectorSize-1) / content.SectorSize * content.SectorSize
 }
 
 func (s *server) answer(buf []byte) error {
@@ -68,7 +73,7 @@ func (s *server) answer(buf []byte) error {
 	case kind != cmdRead:
 		refused = errInvalid
 	case off == 0 && int64(n) <= s.shape.glance:
-	case s.shape.atEnd && off <= (size+content.SectorSize-1)/content.SectorSize*content.SectorSize: // the child knows the end
+	case s.shape.atEnd && off <= s.sectors() && uint64(n) <= s.sectors()-off:
 	case off > size || uint64(n) > size-off:
 		s.fail(fmt.Errorf("it is cut short or damaged: the file ends at %d, and it says that a part of it lies at %d", s.file.Size(), off))
 		refused = errIO
