@@ -172,11 +172,15 @@ func (b *blocks) Read(p []byte) (int, error) {
 
 const tarBlock = 512
 
-// notTrees are members that tell that a tar is no tree of files.
-var notTrees = map[string]string{
-	"ova.xml":      "a XenServer appliance: unpack it, and import the disk",
-	"oci-layout":   "a container image: import what `docker export` or `podman export` gives of a container",
-	"repositories": "a container image: import what `docker export` or `podman export` gives of a container",
+// noTree says what a tar with a member of this name is, if that is no tree of files.
+func noTree(member string) string {
+	switch member {
+	case "ova.xml":
+		return "a XenServer appliance: unpack it, and import the disk"
+	case "oci-layout", "repositories":
+		return "a container image: import what `docker export` or `podman export` gives of a container"
+	}
+	return ""
 }
 
 // contents walks through a tar to its end, which must be there. It returns the files
@@ -195,7 +199,7 @@ func contents(s *source, tree bool) (appliance []member, err error) {
 			return nil, fmt.Errorf("%w: it is cut short or damaged: %w", content.ErrInvalid, err)
 		}
 		name := path.Clean(h.Name)
-		if what := notTrees[name]; what != "" && !tree {
+		if what := noTree(name); what != "" && !tree {
 			return nil, fmt.Errorf("%w: it is %s; to import its files, give --format tar", content.ErrInvalid, what)
 		}
 		if ovf := n == 0 && strings.EqualFold(path.Ext(name), ".ovf"); !tree && (ovf || len(appliance) > 0) {

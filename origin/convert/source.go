@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -164,6 +165,6 @@ func (s *Sparse) Write(p []byte) (int, error) {
 // Finish gives the file its length.
 func (s *Sparse) Finish() error { return s.File.Truncate(s.off) }
 
-var zeroBlock [sparseBlock]byte
-
-func isZero(p []byte) bool { return string(p) == string(zeroBlock[:len(p)]) }
+func isZero(p []byte) bool {
+	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
+}

@@ -85,20 +85,24 @@ func start(ctx context.Context, t task) (*child, error) {
 }
 
 // end waits a moment for a child that has hung up, and kills any other. It returns
-// cause with what the child says of it.
+// cause, or what the child says of it.
 func (c *child) end(cause error) error {
 	if cause != nil {
 		select {
 		case <-c.done:
+			cause = fmt.Errorf("the tool has ended: %w", c.err)
+			if c.err == nil {
+				cause = errors.New("the tool has ended")
+			}
 		case <-time.After(partingTimeout):
+		}
+		if said := c.said.String(); said != "" {
+			cause = fmt.Errorf("%w: %s", cause, said)
 		}
 	}
 	_ = c.cmd.Process.Kill() // it may have ended
 	<-c.done
-	if cause == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", c.said.String(), cause)
+	return cause
 }
 
 // tail keeps the end of what is written to it.
