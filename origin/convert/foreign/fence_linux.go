@@ -20,3 +20,12 @@ func fences() []*syscall.SysProcAttr {
 		{Credential: other},
 	}
 }
+
+// socketpair returns two ends of a connection, one for a child.
+func socketpair() (ours, theirs *os.File, err error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "image"), os.NewFile(uintptr(fds[1]), "image of the child"), nil
+}

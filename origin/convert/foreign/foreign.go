@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -107,14 +106,6 @@ func graph(driver string) string {
 		"file": node{"driver": "nbd", "server": node{"type": "fd", "str": "4"}},
 	})
 	return "json:" + string(b)
-}
-
-func socketpair() (ours, theirs *os.File, err error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "image"), os.NewFile(uintptr(fds[1]), "image of the child"), nil
 }
 
 // because explains a failed request with what is known of both sides.
