@@ -9,8 +9,6 @@ import (
 	"net"
 	"syscall"
 	"time"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // The part of the NBD protocol that is spoken here, from its specification.
@@ -125,11 +123,7 @@ func (c *client) negotiate(option uint32, data []byte) error {
 		case kind == repContext:
 			context = true
 		case kind == repInfo && len(body) == 12 && body[0]|body[1] == 0:
-			size := binary.BigEndian.Uint64(body[2:])
-			if size > content.SizeMax {
-				return fmt.Errorf("a disk of %d bytes, the limit is %d", size, int64(content.SizeMax))
-			}
-			c.size = int64(size)
+			c.size = int64(min(binary.BigEndian.Uint64(body[2:]), math.MaxInt64))
 		case kind != repInfo:
 			return fmt.Errorf("refused with %#x: %s", kind, body)
 		}

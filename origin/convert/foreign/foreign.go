@@ -40,7 +40,7 @@ type Disk struct {
 
 // Open starts a child that reads file with a block driver of QEMU's. It ends with
 // ctx, or with Close. A file that needs others, is damaged or cut is ErrInvalid;
-// what shows later is ErrCorrupt.
+// what shows later fails reads.
 func Open(ctx context.Context, file File, driver string) (*Disk, error) {
 	shape, err := examine(file, driver)
 	if err != nil {
@@ -110,10 +110,10 @@ func graph(driver string) string {
 
 // because explains a failed request with what is known of both sides.
 func (d *Disk) because(err error) error {
-	var refused errno
-	if !errors.As(err, &refused) { // the connection is gone, and the child with it
+	var broken *net.OpError
+	if errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		d.conn.Close()
-		err = d.child.end(err)
+		err = d.child.end(err) // which may have said why
 	}
 	if fault := d.file.fault(); fault != nil {
 		return fault
@@ -124,7 +124,7 @@ func (d *Disk) because(err error) error {
 // ReadAt fills p, inside Size.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if err := d.read(p, off); err != nil {
-		return 0, fmt.Errorf("%w: %w", content.ErrCorrupt, d.because(err))
+		return 0, d.because(err)
 	}
 	return len(p), nil
 }
