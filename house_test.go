@@ -127,7 +127,6 @@ var homes = []struct{ dependency, home string }{
 	{"github.com/libp2p/go-libp2p", "p2p"},
 	{"github.com/hashicorp/memberlist", "p2p/farm"},
 	{"github.com/aws/", "origin/bucket/s3"},
-	{"github.com/lima-vm/go-qcow2reader", "origin/convert"},
 	{"github.com/danielgtaylor/huma", "node/api"},
 	{"github.com/alecthomas/kong", "cmd/grange"},
 	{"github.com/RoaringBitmap/roaring", "origin/content"},

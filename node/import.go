@@ -20,8 +20,8 @@ import (
 
 // ImportRequest says what to publish.
 type ImportRequest struct {
-	Source  string        `json:"source" doc:"path on the node's host of a raw, qcow2, vmdk, vhdx or tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" doc:"auto when not given"`
+	Source  string        `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
+	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
 	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
 	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
 	Size    int64         `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`

@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 )
 
 type imageCmd struct {
@@ -35,9 +36,9 @@ func imagePath(name string) string { return "/api/images/" + url.PathEscape(name
 
 type imageImportCmd struct {
 	Name    string `arg:"" help:"Name to publish under."`
-	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx or tar file, a directory, or - for standard input."`
+	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
 	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  string `help:"Format of the source: ${enum}." enum:"auto,raw,qcow2,vmdk,vhdx,vdi,vpc,tar,dir" default:"auto"`
+	Format  string `help:"Format of the source: ${enum}; raw takes any file as it is." enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" default:"auto"`
 	Replace bool   `help:"Publish a new version of an image that exists."`
 	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
@@ -80,31 +81,13 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	defer f.Close()
-	if err := errors.Join(giveTo(f, folder), copySparse(f, in)); err != nil {
+	out := convert.Sparse{File: f}
+	_, err = io.Copy(&out, in)
+	if err = errors.Join(giveTo(f, folder), err, out.Finish()); err != nil {
 		os.Remove(f.Name())
 		return "", fmt.Errorf("keep standard input in %s: %w", f.Name(), err)
 	}
 	return f.Name(), nil
-}
-
-func copySparse(f *os.File, in io.Reader) error {
-	buf, zero := make([]byte, 1<<20), make([]byte, 1<<20)
-	var off int64
-	for {
-		n, err := io.ReadFull(in, buf)
-		if n > 0 && string(buf[:n]) != string(zero[:n]) {
-			if _, err := f.WriteAt(buf[:n], off); err != nil {
-				return err
-			}
-		}
-		off += int64(n)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return f.Truncate(off)
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // operate starts long work and follows it to its end.

@@ -79,10 +79,10 @@ func TestAnUnpluggedMemberStallsAReaderOnce(t *testing.T) {
 	}
 	farm := []plan.Peer{plan.Peer(m.id), plan.Peer(other.id)}
 	led := firsts[slices.IndexFunc(runs, func(r pack.Run) bool { return plan.Lead(fetch.RunKey(r), farm) == farm[1] })]
-	before := m.Bytes()[fetch.FromFarm]
+	before := m.Bytes().Farm
 	w.eventually("the member is asked again", func() bool {
 		m.cache.Evict(1 << 30)
 		w.check(g.ReadChunk(t.Context(), led, 0, make([]byte, 1)))
-		return m.Bytes()[fetch.FromFarm] > before
+		return m.Bytes().Farm > before
 	})
 }

@@ -65,7 +65,7 @@ func TestGuestsWaitForAMember(t *testing.T) {
 	w.eventually("it waits", func() bool { return g.Waiting().Reads > 0 })
 	other.gone.Store(false)
 	w.check(<-came)
-	if b := m.Bytes(); b[fetch.FromOrigin] != 0 || b[fetch.FromFarm] == 0 {
+	if b := m.Bytes(); b.Origin != 0 || b.Farm == 0 {
 		t.Errorf("bytes by source: %v", b)
 	}
 }

@@ -39,9 +39,6 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tarBlock is what tar files are made of: the end is at least one of zeros.
-const tarBlock = 512
-
 func (a archive) each(ctx context.Context, do func(*entry) error) error {
 	f, err := a.open()
 	if err != nil {

@@ -7,12 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
-
-	"github.com/lima-vm/go-qcow2reader/image"
-	"github.com/lima-vm/go-qcow2reader/image/qcow2"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/foreign"
 )
 
 // Disk is a disk to be published. ReadAt fills all of p inside Size, or fails.
@@ -22,24 +19,29 @@ type Disk interface {
 	// Size in bytes.
 	Size() int64
 	// NextData returns the first range at or after off that may hold anything but
-	// zeros; io.EOF when there is none.
+	// zeros; io.EOF when there is none. One whose source was written to since it was
+	// opened ends with ErrConflict instead.
 	NextData(off int64) (start, end int64, err error)
 }
 
 // Format names what a source is.
 type Format string
 
-// The formats. Auto looks at the source.
+// The formats. Auto looks at the source, and takes it for Raw when nothing speaks
+// against that; Raw insists. All but Raw and Dir may be compressed.
 const (
-	Auto  Format = "auto"
-	Raw   Format = "raw"
-	QCOW2 Format = "qcow2"
-	VMDK  Format = "vmdk"
-	VHDX  Format = "vhdx"
-	VDI   Format = "vdi"
-	VPC   Format = "vpc"
-	Tar   Format = "tar"
-	Dir   Format = "dir"
+	Auto      Format = "auto"
+	Raw       Format = "raw"
+	QCOW      Format = "qcow"
+	QCOW2     Format = "qcow2"
+	QED       Format = "qed"
+	VMDK      Format = "vmdk"
+	VHDX      Format = "vhdx"
+	VDI       Format = "vdi"
+	VPC       Format = "vpc" // files of this one are called .vhd
+	Parallels Format = "parallels"
+	Tar       Format = "tar"
+	Dir       Format = "dir"
 )
 
 // Options says what to open.
@@ -47,8 +49,8 @@ type Options struct {
 	// Path of the source.
 	Path   string
 	Format Format
-	// Temp is a folder for the working files of formats that need some; they may
-	// take as much as the disk's data.
+	// Temp is a folder for the working files of what is compressed, of Tar and of Dir;
+	// they may take as much as the disk's data.
 	Temp string
 	// Size of the file system for Dir and Tar, in bytes; 0 fits it.
 	Size int64
@@ -68,7 +70,8 @@ type Options struct {
 }
 
 // Open opens a source as a disk. The caller closes it, which removes what was
-// unpacked. Sources that can't be a disk are ErrInvalid.
+// unpacked. Sources that can't be a disk are ErrInvalid, those that something
+// writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
 	if o.Note == nil {
 		o.Note = func(string) {}
@@ -88,32 +91,118 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	if o.Format == "" || o.Format == Auto {
-		if o.Format, err = detect(o.Path, info); err != nil {
-			return nil, fmt.Errorf("open source: %w", err)
-		}
-	}
-	if info.IsDir() != (o.Format == Dir) {
-		return nil, fmt.Errorf("open source %s as %s: %w: directories are of format dir, and nothing else is", o.Path, o.Format, content.ErrInvalid)
+	if info.IsDir() && (o.Format == "" || o.Format == Auto) {
+		o.Format = Dir
 	}
 	var d Disk
-	switch o.Format {
-	case Raw:
-		d, err = openRaw(o.Path)
-	case QCOW2:
-		d, err = openQCOW2(o.Path)
-	case VMDK, VHDX, VDI, VPC:
-		d, err = o.unpack(ctx)
-	case Dir, Tar:
+	switch {
+	case info.IsDir() != (o.Format == Dir):
+		err = fmt.Errorf("%w: directories are of format dir, and nothing else is", content.ErrInvalid)
+	case o.Format == Dir:
 		d, err = o.tree(ctx)
 	default:
-		return nil, fmt.Errorf("open source %s: %w: unknown format %.20q", o.Path, content.ErrInvalid, o.Format)
+		d, err = o.file(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open source %s as %s: %w", o.Path, o.Format, err)
+		return nil, fmt.Errorf("open source %s as %s: %w", path, o.Format, err)
 	}
 	if err := checkSize(d.Size()); err != nil {
-		return nil, errors.Join(fmt.Errorf("open source %s: %w", o.Path, err), d.Close())
+		return nil, errors.Join(fmt.Errorf("open source %s: %w", path, err), d.Close())
+	}
+	return d, nil
+}
+
+// file opens a source that is a file or a device, and inflates it first.
+func (o Options) file(ctx context.Context) (Disk, error) {
+	s, err := openSource(o.Path)
+	if err != nil {
+		return nil, err
+	}
+	if o.Format != Raw {
+		first, err := head(s)
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		if with, is := compression(first); is {
+			if s, err = o.inflated(ctx, s, with); err != nil {
+				return nil, err
+			}
+		}
+	}
+	d, err := o.disk(ctx, s)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return d, nil
+}
+
+// disk opens a source by its format; the disk has the source then.
+func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
+	auto := o.Format == "" || o.Format == Auto
+	if auto {
+		if o.Format, err = detect(s); err != nil {
+			return nil, err
+		}
+	}
+	switch o.Format {
+	case Raw:
+		return rawDisk{s}, nil
+	case Tar:
+		appliance, err := contents(s, !auto)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(appliance) == 0:
+			return o.treeOf(ctx, s)
+		}
+		return o.ofAppliance(ctx, s, appliance)
+	case VPC:
+		size, err := fixedSize(s)
+		if err != nil {
+			return nil, err
+		}
+		if size > 0 {
+			s.part(0, size)
+			return rawDisk{s}, nil
+		}
+	case QCOW, QCOW2, QED, VMDK, VHDX, VDI, Parallels:
+	default:
+		return nil, fmt.Errorf("%w: unknown format %.20q", content.ErrInvalid, o.Format)
+	}
+	child, err := foreign.Open(ctx, s, string(o.Format))
+	if err != nil {
+		return nil, fmt.Errorf("a %s disk: %w", o.Format, err)
+	}
+	return foreignDisk{child, s}, nil
+}
+
+// ofAppliance opens the disk that lies in a virtual appliance, in its place.
+func (o Options) ofAppliance(ctx context.Context, s *source, appliance []member) (Disk, error) {
+	it, err := disk(appliance)
+	if err != nil {
+		return nil, err
+	}
+	s.part(it.off, it.size)
+	if o.Format, err = detect(s); err != nil {
+		return nil, fmt.Errorf("%s: %w", it.name, err)
+	}
+	if first, err := head(s); err != nil {
+		return nil, err
+	} else if _, is := compression(first); is || o.Format == Tar {
+		return nil, fmt.Errorf("%w: %s in a virtual appliance is an archive, or compressed: unpack it, and import that", content.ErrInvalid, it.name)
+	}
+	return o.disk(ctx, s)
+}
+
+// treeOf makes a disk of a tar that was looked at.
+func (o Options) treeOf(ctx context.Context, s *source) (Disk, error) {
+	o.Path = s.file.Name()
+	d, err := o.tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(s.unchanged(), s.Close()); err != nil {
+		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
@@ -128,161 +217,41 @@ func checkSize(size int64) error {
 	return nil
 }
 
-// headSize is how much of a file its format shows in: tar's mark lies at 257.
-const headSize = 512
-
-func detect(path string, info os.FileInfo) (Format, error) {
-	if info.IsDir() {
-		return Dir, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	head := make([]byte, headSize)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	head = head[:n]
-	for _, m := range []struct {
-		at     int
-		magic  string
-		format Format
-	}{
-		{0, "QFI\xfb", QCOW2}, {0, "KDMV", VMDK}, {0, "# Disk DescriptorFile", VMDK}, {0, "vhdxfile", VHDX}, {0, "conectix", VPC},
-		{64, "\x7f\x10\xda\xbe", VDI}, {257, "ustar", Tar},
-	} {
-		if len(head) >= m.at && strings.HasPrefix(string(head[m.at:]), m.magic) {
-			return m.format, nil
-		}
-	}
-	if strings.HasPrefix(string(head), "\x1f\x8b") || strings.HasPrefix(string(head), "\x28\xb5\x2f\xfd") || strings.HasPrefix(string(head), "\xfd7zXZ") {
-		return "", fmt.Errorf("%s: %w: it is compressed; unpack it, or pipe it through: zcat FILE | grange image import NAME -", path, content.ErrInvalid)
-	}
-	return Raw, nil
-}
-
-// rawDisk is a file whose bytes are the disk's.
-type rawDisk struct {
-	*os.File
-	size   int64
-	remove bool // with Close: a working file
-}
-
-func openRaw(path string) (*rawDisk, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	size, err := f.Seek(0, io.SeekEnd) // block devices have no size to stat
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &rawDisk{File: f, size: size}, nil
-}
-
-// openWorking opens a file that goes with the disk.
-func openWorking(path string) (Disk, error) {
-	d, err := openRaw(path)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	d.remove = true
-	return d, nil
-}
+// rawDisk is a source whose bytes are the disk's.
+type rawDisk struct{ *source }
 
 // Size is rounded up to a whole sector; what is beyond the file reads as zeros.
-func (d *rawDisk) Size() int64 {
-	return (d.size + content.SectorSize - 1) / content.SectorSize * content.SectorSize
+func (d rawDisk) Size() int64 {
+	return (d.source.Size() + content.SectorSize - 1) / content.SectorSize * content.SectorSize
 }
 
 // ReadAt gives zeros between the end of the file and that of its last sector.
-func (d *rawDisk) ReadAt(p []byte, off int64) (int, error) {
-	inside := p[:min(int64(len(p)), max(d.size-off, 0))]
-	if n, err := d.File.ReadAt(inside, off); n < len(inside) {
+func (d rawDisk) ReadAt(p []byte, off int64) (int, error) {
+	inside := p[:min(int64(len(p)), max(d.source.Size()-off, 0))]
+	if n, err := d.source.ReadAt(inside, off); n < len(inside) {
 		return n, err
 	}
 	clear(p[len(inside):])
 	return len(p), nil
 }
 
-func (d *rawDisk) Close() error {
-	err := d.File.Close()
-	if d.remove {
-		err = errors.Join(err, os.Remove(d.Name()))
+func (d rawDisk) NextData(off int64) (start, end int64, err error) {
+	if off >= d.source.Size() {
+		return 0, 0, d.atEnd(io.EOF)
 	}
-	return err
+	start, end, err = nextData(d.file, d.base+off, d.base+d.source.Size())
+	return start - d.base, end - d.base, d.atEnd(err)
 }
 
-func (d *rawDisk) NextData(off int64) (start, end int64, err error) {
-	if off >= d.size {
-		return 0, 0, io.EOF
-	}
-	return nextData(d.File, off, d.size)
+// foreignDisk is one that a child reads from a source.
+type foreignDisk struct {
+	*foreign.Disk
+	source *source
 }
 
-// qcow2Disk reads clusters in place.
-type qcow2Disk struct {
-	image.Image
-	file *os.File
-}
+func (d foreignDisk) Close() error { return errors.Join(d.Disk.Close(), d.source.Close()) }
 
-func openQCOW2(path string) (Disk, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	var img *qcow2.Qcow2
-	if err = refuseBacking(f); err == nil {
-		img, err = qcow2.Open(f, nil)
-	}
-	if err == nil {
-		err = img.Readable()
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", content.ErrInvalid, err), f.Close())
-	}
-	return &qcow2Disk{img, f}, nil
-}
-
-// refuseBacking keeps an image from naming other files of the host: the library
-// would open them. The header holds the offset of such a name in bytes 8 to 15.
-func refuseBacking(f *os.File) error {
-	offset := make([]byte, 8)
-	if _, err := f.ReadAt(offset, 8); err != nil {
-		return err
-	}
-	if string(offset) != "\x00\x00\x00\x00\x00\x00\x00\x00" {
-		return errors.New("it needs its backing file; flatten it with: qemu-img convert -O qcow2 OLD NEW")
-	}
-	return nil
-}
-
-func (d *qcow2Disk) Close() error { return errors.Join(d.Image.Close(), ignoreClosed(d.file.Close())) }
-
-// ignoreClosed forgives a second Close: the library closes the file itself.
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
-}
-
-func (d *qcow2Disk) NextData(off int64) (start, end int64, err error) {
-	for off < d.Size() {
-		e, err := d.Extent(off, d.Size()-off)
-		if err != nil {
-			return 0, 0, fmt.Errorf("%w: extent at %d: %w", content.ErrCorrupt, off, err)
-		}
-		if e.Length <= 0 {
-			return 0, 0, fmt.Errorf("%w: extent at %d is empty", content.ErrCorrupt, off)
-		}
-		if e.Allocated && !e.Zero {
-			return e.Start, e.Start + e.Length, nil
-		}
-		off = e.Start + e.Length
-	}
-	return 0, 0, io.EOF
+func (d foreignDisk) NextData(off int64) (start, end int64, err error) {
+	start, end, err = d.Disk.NextData(off)
+	return start, end, d.source.atEnd(err)
 }

@@ -2,10 +2,10 @@
 // directories, tar files) into a disk to be published, and images back into
 // files.
 //
-// qcow2 is read in place by a library. Other virtual disk formats are unpacked
-// by qemu-img into a sparse temporary file. Neither may read a file of the host
-// that the operator did not name: a disk stands alone, or lies with its parts in
-// one folder.
+// Raw disks are read in place. Those of other formats are read by a child in a
+// fence, and what is compressed is inflated by one: see foreign. A disk stands
+// alone: none may name another file of the host. What was cut, or is written to
+// while it is read, is refused: an end and a cut never look alike.
 //
 // A directory or tar file becomes an ext4 file system. A newer version of one is
 // written into a copy of the previous disk, by the same code that fills a new one

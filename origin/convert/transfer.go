@@ -17,30 +17,80 @@ import (
 // exactly one chunk long and the caller's again when it returns.
 type Sink func(ctx context.Context, index uint64, raw []byte) error
 
-// Chunks reads a disk's data and hands it to sink, chunk by chunk. Holes are
-// passed over; a chunk of zeros may be handed on. Progress is given the offset
-// that was reached, in bytes; it may be nil.
+// readSize is how much of a disk is read at once, in bytes, from multiples of it on:
+// the largest cluster of the formats with compression, so that each is inflated once.
+const readSize = 2 << 20
+
+// piece is some whole chunks of a disk.
+type piece struct {
+	off int64
+	b   []byte
+}
+
+// Chunks reads a disk's data and hands it to sink, chunk by chunk, while it reads
+// on. Holes are passed over; a chunk of zeros may be handed on. Progress is given
+// the offset that was reached, in bytes; it may be nil.
 func Chunks(ctx context.Context, d Disk, chunkSize int, sink Sink, progress func(off int64)) error {
-	buf := make([]byte, chunkSize)
-	size := int64(chunkSize)
+	group, within := errgroup.WithContext(ctx)
+	pieces, free := make(chan piece), make(chan []byte, 2)
+	for range cap(free) {
+		free <- make([]byte, max(readSize, chunkSize))
+	}
+	group.Go(func() error {
+		defer close(pieces)
+		return readPieces(within, d, int64(chunkSize), free, pieces)
+	})
+	group.Go(func() error {
+		for p := range pieces {
+			for i := 0; i < len(p.b); i += chunkSize {
+				off := p.off + int64(i)
+				if err := sink(within, uint64(off)/uint64(chunkSize), p.b[i:i+chunkSize]); err != nil {
+					return err
+				}
+				if progress != nil {
+					progress(off + int64(chunkSize))
+				}
+			}
+			free <- p.b[:cap(p.b)]
+		}
+		return nil
+	})
+	err := group.Wait()
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// readPieces reads a disk's data into buffers that are free.
+func readPieces(ctx context.Context, d Disk, chunkSize int64, free chan []byte, out chan<- piece) error {
 	for next := int64(0); ; { // next is the offset of the first chunk not read
 		start, end, err := d.NextData(next)
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { // itself: what else ends like one is cut
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read source at %d: %w", next, err)
 		}
-		for next = max(next, start/size*size); next < end; next += size {
+		for next = max(next, start/chunkSize*chunkSize); next < end; {
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			size := int64(len(buf))
+			upTo := min((next/size+1)*size, (end+chunkSize-1)/chunkSize*chunkSize)
+			buf = buf[:upTo-next]
 			if err := readFull(d, buf, next); err != nil {
 				return err
 			}
-			if err := sink(ctx, uint64(next/size), buf); err != nil {
-				return err
+			select {
+			case out <- piece{next, buf}:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-			if progress != nil {
-				progress(next + size)
-			}
+			next = upTo
 		}
 	}
 }
@@ -123,7 +173,7 @@ func Export(ctx context.Context, src Source, f *os.File, progress func(n int64))
 func eachChunk(ctx context.Context, src Source, do func(index uint64)) error {
 	for next := uint64(0); ; {
 		start, end, err := src.NextData(ctx, next)
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { // itself: what else ends like one is cut
 			return nil
 		}
 		if err != nil {

@@ -87,7 +87,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		{what: "bad name of a volume", args: []string{"volume", "create", "a b", "--size", "1MiB"}, says: []string{"a b", "letters, digits"}},
 		{what: "bad reference", args: []string{"volume", "create", "v", "--from", "disk:taken"}, says: []string{"disk:taken", "want image, volume or snapshot"}},
 		{what: "no such source", args: []string{"image", "import", "v", "/no/such/file"}, says: []string{"/no/such/file", "no such file"}},
-		{what: "truncated qcow2", args: []string{"image", "import", "v", cut}, says: []string{"cut.qcow2", "corrupt", "EOF"}},
+		{what: "truncated qcow2", args: []string{"image", "import", "v", cut}, says: []string{"cut.qcow2", "cut short"}},
 		{what: "image over the limit", args: []string{"image", "import", "v", huge}, says: []string{"huge.qcow2", "the limit is 17592186044416"}},
 		{what: "volume over the limit", args: []string{"volume", "create", "v", "--size", "17TiB"}, says: []string{"17592186044416"}},
 		{what: "volume smaller than its image", args: []string{"volume", "create", "v", "--from", "image:taken", "--size", "4MiB"}, says: []string{"8388608", "4194304"}},

@@ -1,0 +1,239 @@
+package convert
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert/foreign"
+)
+
+// mark is what files of a kind have at a place.
+type mark struct {
+	at    int
+	magic string
+}
+
+func (m mark) in(head []byte) bool {
+	return len(head) >= m.at && bytes.HasPrefix(head[m.at:], []byte(m.magic))
+}
+
+type diskMark struct {
+	mark
+	format Format
+}
+
+type compressionMark struct {
+	mark
+	with foreign.Compression
+}
+
+type otherMark struct {
+	mark
+	what, advice string
+}
+
+// disks are the formats that QEMU's tools read.
+func disks() []diskMark {
+	return []diskMark{
+		{mark{0, "QFI\xfb\x00\x00\x00\x01"}, QCOW}, {mark{0, "QFI\xfb"}, QCOW2}, {mark{0, "QED\x00"}, QED},
+		{mark{0, "KDMV"}, VMDK}, {mark{0, "COWD"}, VMDK}, {mark{0, "\xbe\xba\xfe\xca\x00\x00\x00\x00"}, VMDK}, {mark{0, "# Disk DescriptorFile"}, VMDK},
+		{mark{0, "vhdxfile"}, VHDX}, {mark{0, footerMagic}, VPC}, {mark{64, "\x7f\x10\xda\xbe"}, VDI},
+		{mark{0, "WithoutFreeSpace"}, Parallels}, {mark{0, "WithouFreSpacExt"}, Parallels},
+	}
+}
+
+// compressions are what is inflated first, whatever is inside.
+func compressions() []compressionMark {
+	return []compressionMark{
+		{mark{0, "\x1f\x8b\x08"}, foreign.Compression{Tool: "gzip", Package: "gzip"}},
+		{mark{0, "BZh"}, foreign.Compression{Tool: "bzip2", Package: "bzip2"}},
+		{mark{0, "\xfd7zXZ\x00"}, foreign.Compression{Tool: "xz", Package: "xz-utils"}},
+		{mark{0, "\x28\xb5\x2f\xfd"}, foreign.Compression{Tool: "zstd", Package: "zstd"}},
+	}
+}
+
+// others are no disks, and what to do with them.
+func others() []otherMark {
+	return []otherMark{
+		{mark{0, "PK\x03\x04"}, "a zip archive", unzip}, {mark{0, "PK\x05\x06"}, "a zip archive", unzip},
+		{mark{0, "7z\xbc\xaf\x27\x1c"}, "a 7z archive", unarchive}, {mark{0, "Rar!\x1a\x07"}, "a rar archive", unarchive},
+		{mark{0, "070701"}, "a cpio archive", unarchive}, {mark{0, "070702"}, "a cpio archive", unarchive}, {mark{0, "070707"}, "a cpio archive", unarchive},
+		{mark{0, "!<arch>\n"}, "an ar archive or Debian package", unarchive}, {mark{0, "\xed\xab\xee\xdb"}, "an rpm package", unarchive}, {mark{0, "xar!"}, "a xar archive", unarchive},
+		{mark{0, "MSWIM\x00\x00\x00"}, "a wim archive", unarchive}, {mark{0, "\x3a\xff\x26\xed"}, "an Android sparse image", "make a raw disk of it with simg2img"},
+		{mark{0, "\x04\x22\x4d\x18"}, "compressed with lz4", inflate}, {mark{0, "\x02\x21\x4c\x18"}, "compressed with lz4", inflate}, {mark{0, "LZIP"}, "compressed with lzip", inflate},
+		{mark{0, "\x89LZO"}, "compressed with lzop", inflate}, {mark{0, "\x1f\x9d"}, "compressed with compress", inflate}, {mark{0, "\x5d\x00\x00"}, "compressed with lzma", inflate},
+		{mark{0, "\x7fELF"}, "a program", noDisk}, {mark{0, "MZ"}, "a program", noDisk}, {mark{0, "\x89PNG\r\n"}, "a picture", noDisk}, {mark{0, "\xff\xd8\xff"}, "a picture", noDisk}, {mark{0, "%PDF-"}, "a document", noDisk},
+	}
+}
+
+const (
+	unzip     = "pipe what is inside: unzip -p FILE | grange image import NAME -"
+	unarchive = "unpack it, and import the disk or the directory"
+	inflate   = "inflate it first, or pipe it: COMMAND | grange image import NAME -"
+	noDisk    = "nothing boots or mounts it"
+	insist    = "; to import its bytes as they are, give --format raw"
+
+	footerMagic = "conectix"
+	footerSize  = 512
+	fixedDisk   = 2
+	// headSize is how much of a file the marks lie in, in bytes.
+	headSize = 512
+)
+
+// head returns the first bytes of a source.
+func head(r io.ReaderAt) ([]byte, error) {
+	b := make([]byte, headSize)
+	n, err := r.ReadAt(b, 0)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return b[:n], err
+}
+
+// compression tells what a file is compressed with.
+func compression(head []byte) (foreign.Compression, bool) {
+	for _, c := range compressions() {
+		if c.in(head) && (c.magic != "BZh" || (mark{4, "1AY&SY"}).in(head) || (mark{4, "\x17\x72\x45\x38\x50\x90"}).in(head)) {
+			return c.with, true
+		}
+	}
+	return foreign.Compression{}, false
+}
+
+// detect tells what a source is. What can't be a disk is ErrInvalid.
+func detect(s *source) (Format, error) {
+	head, err := head(s)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range disks() {
+		if d.in(head) {
+			return d.format, nil
+		}
+	}
+	for _, o := range others() {
+		if o.in(head) {
+			return "", fmt.Errorf("%w: it is %s: %s%s", content.ErrInvalid, o.what, o.advice, insist)
+		}
+	}
+	if _, err := tar.NewReader(io.NewSectionReader(s, 0, s.Size())).Next(); err == nil {
+		return Tar, nil
+	}
+	fixed, err := fixedSize(s)
+	switch {
+	case err != nil:
+		return "", err
+	case fixed > 0:
+		return VPC, nil
+	case len(head) > 0 && utf8.Valid(head[:max(1, len(head)-utf8.UTFMax)]) && !bytes.ContainsRune(head, 0):
+		return "", fmt.Errorf("%w: it is text: %s%s", content.ErrInvalid, noDisk, insist)
+	case s.Size()%content.SectorSize != 0:
+		return "", fmt.Errorf("%w: it is no disk of a known format, and its %d bytes are no whole number of sectors: it may be cut short%s", content.ErrInvalid, s.Size(), insist)
+	}
+	return Raw, nil
+}
+
+// fixedSize returns how long the disk of a fixed vhd is, all of whose file it is but
+// for a footer; 0 for other files.
+func fixedSize(s *source) (int64, error) {
+	foot := make([]byte, footerSize)
+	if s.Size() <= footerSize {
+		return 0, nil
+	}
+	if _, err := s.ReadAt(foot, s.Size()-footerSize); err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	if string(foot[:len(footerMagic)]) != footerMagic || binary.BigEndian.Uint32(foot[60:]) != fixedDisk {
+		return 0, nil
+	}
+	size := s.Size() - footerSize
+	if says := binary.BigEndian.Uint64(foot[48:]); says > uint64(size) {
+		return 0, fmt.Errorf("%w: it is cut short: a fixed vhd of %d bytes in a file of %d", content.ErrInvalid, says, s.Size())
+	}
+	return size, nil
+}
+
+// member is a file in a tar.
+type member struct {
+	name      string
+	off, size int64
+}
+
+// blocks remembers whether the block that was read last is zeros, as those are that
+// end a tar.
+type blocks struct {
+	*io.SectionReader
+	zero bool
+}
+
+func (b *blocks) Read(p []byte) (int, error) {
+	n, err := b.SectionReader.Read(p)
+	if n > 0 {
+		b.zero = n == tarBlock && isZero(p[:n])
+	}
+	return n, err
+}
+
+// tarBlock is what tar files are made of: the end is at least one of zeros.
+const tarBlock = 512
+
+// noTree says what a tar with a member of this name is, if that is no tree of files.
+func noTree(member string) string {
+	switch member {
+	case "ova.xml":
+		return "a XenServer appliance: unpack it, and import the disk"
+	case "oci-layout", "repositories":
+		return "a container image: import what `docker export` or `podman export` gives of a container"
+	}
+	return ""
+}
+
+// contents walks through a tar to its end, which must be there. It returns the files
+// of a virtual appliance, whose first is its description; none of other tars.
+func contents(s *source, tree bool) (appliance []member, err error) {
+	in := &blocks{SectionReader: io.NewSectionReader(s, 0, s.Size())}
+	r := tar.NewReader(in)
+	for n := 0; ; n++ {
+		h, err := r.Next()
+		switch {
+		case errors.Is(err, io.EOF) && in.zero:
+			return appliance, nil
+		case errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("%w: the mark of a tar's end is missing: it is cut short, or its writer leaves it out; unpack it and import the directory", content.ErrInvalid)
+		case err != nil:
+			return nil, fmt.Errorf("%w: it is cut short or damaged: %w", content.ErrInvalid, err)
+		}
+		name := path.Clean(h.Name)
+		if what := noTree(name); what != "" && !tree {
+			return nil, fmt.Errorf("%w: it is %s; to import its files, give --format tar", content.ErrInvalid, what)
+		}
+		if ovf := n == 0 && strings.EqualFold(path.Ext(name), ".ovf"); !tree && (ovf || len(appliance) > 0) {
+			at, _ := in.Seek(0, io.SeekCurrent) // which can't fail
+			appliance = append(appliance, member{name, at, h.Size})
+		}
+	}
+}
+
+// disk returns the only disk of an appliance.
+func disk(appliance []member) (member, error) {
+	var found []string
+	var it member
+	for _, m := range appliance {
+		switch strings.ToLower(path.Ext(m.name)) {
+		case ".vmdk", ".vhd", ".vhdx", ".vdi", ".qcow2", ".img", ".raw":
+			found, it = append(found, m.name), m
+		}
+	}
+	if len(found) != 1 {
+		return it, fmt.Errorf("%w: a virtual appliance with %d disks (%s): unpack it with tar, and import each under a name of its own", content.ErrInvalid, len(found), strings.Join(found, ", "))
+	}
+	return it, nil
+}
