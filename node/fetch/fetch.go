@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/loads"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
@@ -129,7 +130,7 @@ type Fetcher struct {
 	metrics metrics
 	bytes   counters
 	habits  habits
-	loads   loads
+	loads   loads.Loads
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
 	shown   *shown.Book

@@ -11,6 +11,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/loads"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -182,8 +183,8 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	if s.req.Level > 0 {
 		size = content.NodeSizeMax + wire.PageSizeMax
 	}
-	for part := range slices.Chunk(missing, max(1, partMax/size)) {
-		give, err := s.f.loads.take(ctx, loadKey{s.how.from, s.how.priority == exchange.PriorityGuest, s.how.depth}, len(part)*size)
+	for part := range slices.Chunk(missing, max(1, loads.PartMax/size)) {
+		give, err := s.f.loads.Take(ctx, loads.Key{From: s.how.from, Guest: s.how.priority == exchange.PriorityGuest, Depth: s.how.depth}, len(part)*size)
 		if err != nil {
 			return
 		}

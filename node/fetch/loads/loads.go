@@ -1,4 +1,5 @@
-package fetch
+// Package loads bounds what is brought in for other members at once.
+package loads
 
 import (
 	"context"
@@ -14,23 +15,23 @@ const (
 	// not taken: twice what one that warms an image has under way. They are in memory
 	// for as long as it likes.
 	loadMax = 16 << 20
-	// partMax is what one request has brought in at a time: a run that compresses well.
-	partMax = 4 << 20
+	// PartMax is what one request has brought in at a time: a run that compresses well.
+	PartMax = 4 << 20
 )
 
-// loads is what is being brought in for others. The zero value is nothing. Safe for
+// Loads is what is being brought in for others. The zero value is nothing. Safe for
 // concurrent use.
-type loads struct {
+type Loads struct {
 	mu sync.Mutex // guards of
-	of map[loadKey]*load
+	of map[Key]*load
 }
 
-// loadKey is a member by what it asks for: guests wait for no bulk, nor requests for
+// Key is a member by what it asks for: guests wait for no bulk, nor requests for
 // those of another depth, as flights don't.
-type loadKey struct {
-	from  plan.Peer
-	guest bool
-	depth plan.Depth
+type Key struct {
+	From  plan.Peer
+	Guest bool
+	Depth plan.Depth
 }
 
 type load struct {
@@ -38,11 +39,11 @@ type load struct {
 	users int
 }
 
-// take waits for room for n bytes, until give is called.
-func (l *loads) take(ctx context.Context, key loadKey, n int) (give func(), err error) {
+// Take waits for room for n bytes, which are held until give is called.
+func (l *Loads) Take(ctx context.Context, key Key, n int) (give func(), err error) {
 	l.mu.Lock()
 	if l.of == nil {
-		l.of = map[loadKey]*load{}
+		l.of = map[Key]*load{}
 	}
 	x := l.of[key]
 	if x == nil {
