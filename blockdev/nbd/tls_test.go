@@ -110,7 +110,9 @@ func serveTLS(t *testing.T) (from, to *memory, address *net.TCPAddr, clients str
 func TestRealClientsOverTLS(t *testing.T) {
 	from, to, address, clients := serveTLS(t)
 	want := fmt.Sprintf("%x", sha256.Sum256(from.data))
-	uri := func(name string) string { return fmt.Sprintf("nbds://%s/%s?tls-certificates=%s", address, name, clients) }
+	uri := func(name string) string {
+		return fmt.Sprintf("nbds://%s/%s?tls-certificates=%s", address, name, clients)
+	}
 	path := filepath.Join(t.TempDir(), "copy")
 	command(t, "libnbd-bin", "nbdcopy", uri("from"), path)
 	if sum(t, path) != want {
