@@ -107,10 +107,54 @@ func TestKeptSegmentIsCut(t *testing.T) {
 	for cut := int64(segmentHeader); cut < left.left[0].size; cut += entry {
 		must(t, os.Truncate(path, cut))
 		refused(t, "cut at an entry", smallSegments(dir, nil))
-		must(t, os.Truncate(path, cut+1))
+		put(t, dir, whole)
+		must(t, os.Truncate(path, cut+entry/2))
 		refused(t, "cut in an entry", smallSegments(dir, nil))
 		put(t, dir, whole)
 	}
+}
+
+// TestTornTable tears the table of a segment, as a loss of power does that leaves the
+// segment's entries and the next one; then segments go that lay behind it.
+func TestTornTable(t *testing.T) {
+	dir := create(t)
+	cfg := smallSegments(dir, nil)
+	v, err := Open(cfg)
+	must(t, err)
+	want := make([]byte, testSize)
+	write := func(n int, place int64) {
+		for i := range n {
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), (place+int64(i%7))*unit
+			must(t, v.WriteAt(t.Context(), p, off, false))
+			copy(want[off:], p)
+		}
+	}
+	v.tidying.Store(true) // nothing is synced beside
+	write(7, 100)         // live on
+	write(3, 0)
+	must(t, v.Close())
+	must(t, os.Remove(filepath.Join(dir, noteName))) // as the loss leaves it
+	path := filepath.Join(dir, segmentName(1))
+	f, err := os.Open(path)
+	must(t, err)
+	info, err := f.Stat()
+	must(t, err)
+	_, at, err := readTable(f, info.Size())
+	must(t, errors.Join(err, f.Close()))
+	must(t, os.Truncate(path, at+1))
+	v, err = Open(cfg)
+	must(t, err)
+	write(100, 0)
+	v.work.Wait()
+	v.tidy()
+	must(t, v.Close())
+	if left, err := readKept(dir); err != nil || left.left[0].number != 1 || left.left[1].number < 4 {
+		t.Fatalf("it keeps %+v, %v", left, err)
+	}
+	v, err = Open(cfg)
+	must(t, err)
+	expect(t, v, want, 0, testSize)
+	must(t, v.Close())
 }
 
 // TestOlderSegmentsUnderANewerList restores the segments of a backup beside the list, and

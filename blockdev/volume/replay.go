@@ -84,13 +84,19 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		lost = append(lost, c)
 	}
 	if len(lost) == 0 && !v.cfg.ReadOnly {
-		err = v.clear(gone)
+		err = v.clear(gone, r.torn)
 	}
 	return lost, err
 }
 
-// clear removes segments that were given up before a crash.
-func (v *Volume) clear(gone []uint64) error {
+// clear removes segments that were given up before a crash, and torn ends, behind which
+// the next segment will not always be to show that they are none of an entry.
+func (v *Volume) clear(gone []uint64, torn []*segment) error {
+	for _, s := range torn {
+		if err := errors.Join(s.file.Truncate(s.size), s.file.Sync()); err != nil {
+			return err
+		}
+	}
 	for _, number := range gone {
 		if err := os.Remove(filepath.Join(v.cfg.Dir, segmentName(number))); err != nil {
 			return err
@@ -135,6 +141,7 @@ type replayer struct {
 	next    uint64 // seq of the next entry
 	durable uint64 // highest that an entry carries
 	bad     []badEntry
+	torn    []*segment // whose files are longer than they are
 }
 
 // badEntry is a place where an entry should be and is not.
@@ -148,7 +155,7 @@ type badEntry struct {
 
 // pass replays the segments of these numbers.
 func (r *replayer) pass(numbers []uint64) error {
-	r.last, r.next, r.durable, r.bad = 0, 1, r.noted.seq, nil
+	r.last, r.next, r.durable, r.bad, r.torn = 0, 1, r.noted.seq, nil, nil
 	for _, number := range numbers {
 		if r.stop != nil && (number > r.stop.segment || number == r.stop.segment && r.stop.offset < segmentHeader) {
 			break
@@ -223,9 +230,11 @@ func (r *replayer) begin(s *segment) error {
 	case s.first > due:
 		r.next = s.first
 	}
-	// The bytes at the end of the segment before were no entry: none is missing.
+	// The bytes at the end of the segment before were no entry, as a table that a loss of
+	// power has torn: none is missing.
 	if n := len(r.bad); err == nil && s.first == due && n > 0 && r.bad[n-1].last && r.bad[n-1].segment == r.last && r.bad[n-1].entry.seq == due {
-		r.bad = r.bad[:n-1]
+		before := r.v.chain[len(r.v.chain)-2]
+		before.size, r.torn, r.bad = r.bad[n-1].offset, append(r.torn, before), r.bad[:n-1]
 	}
 	return nil
 }
