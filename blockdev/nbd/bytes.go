@@ -62,7 +62,7 @@ func (d *device) readBytes(ctx context.Context, p []byte, off int64) error {
 func (c *conn) changeBytes(req request, edge func(p []byte, at int64), whole func(off, n int64) error) error {
 	d, off, n := c.device, int64(req.offset), int64(req.length)
 	block := make([]byte, d.Geometry().BlockSize)
-	read := func(at, _, _ int64) error { return d.ReadAt(c.ctx, block, at) }
+	read := func(at, _, _ int64) error { return d.ReadAt(c.reading, block, at) }
 	// What must come from afar comes before the others are held up.
 	if err := d.parts(off, n, read, func(_, _ int64) error { return nil }); err != nil {
 		return err
@@ -92,7 +92,7 @@ func (c *conn) doBytes(t *task) error {
 	switch req.command {
 	case cmdRead:
 		p := b.p[:c.readHead()+int(n)]
-		if err := d.readBytes(c.ctx, p[c.readHead():], off); err != nil {
+		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
 			return err
 		}
 		b.p = p[:c.layRead(p, req)]
@@ -113,7 +113,7 @@ func (c *conn) doBytes(t *task) error {
 		}
 		err = c.changeBytes(req, func(p []byte, _ int64) { clear(p) }, func(at, n int64) error { return c.zero(t, at, n, false) })
 	case cmdCache:
-		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.ctx, p, off) })
+		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.reading, p, off) })
 	}
 	if err != nil {
 		return err

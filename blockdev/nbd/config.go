@@ -24,8 +24,8 @@ const (
 	// handshakeTimeout is ample for a client on the far side of the world and
 	// short for one that only holds the door open.
 	handshakeTimeout = 10 * time.Second
-	// drainTimeout is what a stop waits for requests in flight: longer than a
-	// read from the origin, shorter than an init system's patience.
+	// drainTimeout is what a stop waits for changes in flight: longer than a sync of a
+	// busy disk, shorter than an init system's patience.
 	drainTimeout = 10 * time.Second
 
 	// payloadMax bounds the data of one read or write: the size that the
@@ -70,8 +70,8 @@ type Config struct {
 	// HandshakeTimeout is the time from connecting to the first request. After
 	// it a connection may be idle for ever. 10 s.
 	HandshakeTimeout time.Duration
-	// DrainTimeout is how long requests in flight may take to finish once the
-	// server stops; then they are cancelled. 10 s.
+	// DrainTimeout is how long changes in flight may take to finish once the server
+	// stops; then they are cancelled. 10 s.
 	DrainTimeout time.Duration
 
 	Log *slog.Logger

@@ -50,7 +50,12 @@ type conn struct {
 	// the answers.
 	ctx    context.Context
 	cancel context.CancelFunc
-	done   chan struct{} // closed when serve has returned
+	// reading is what reads run under. It ends sooner, when the connection drains: a read
+	// may wait for its bytes for minutes, and a client asks again for what it got no
+	// answer to.
+	reading context.Context
+	cut     context.CancelFunc
+	done    chan struct{} // closed when serve has returned
 
 	// Guarded by server.mu.
 	name     string // of the export, once opened is true
@@ -94,6 +99,7 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c.changes.ended = make(chan struct{})
 	c.look = c.lookNow
 	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.reading, c.cut = context.WithCancel(c.ctx)
 	if unix, ok := socket.(*net.UnixConn); ok {
 		unix.SetWriteBuffer(socketBuffer)
 	}
@@ -160,9 +166,11 @@ func ending(err error, opened bool) string {
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
 
-// drainLocked stops reading, under server.mu; serve does the rest.
+// drainLocked stops reading requests and cuts reads that wait, under server.mu; serve
+// does the rest.
 func (c *conn) drainLocked() {
 	c.draining = true
+	c.cut()
 	c.socket.SetReadDeadline(time.Unix(1, 0))
 }
 

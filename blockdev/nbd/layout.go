@@ -92,7 +92,7 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 		t.extents = append(t.extents, blockdev.Extent{Length: n})
 	} else {
 		var err error
-		t.extents, err = c.device.mapper.Extents(c.ctx, t.extents, off, n, limit)
+		t.extents, err = c.device.mapper.Extents(c.reading, t.extents, off, n, limit)
 		if err != nil {
 			return err
 		}

@@ -268,8 +268,9 @@ func (c *conn) work(t *task) {
 		}
 	}
 	c.server.metrics.Waited(time.Since(began))
-	if err != nil {
-		code := blockdev.ErrnoOf(err)
+	code := blockdev.ErrnoOf(err)
+	cut := code == blockdev.ESHUTDOWN && c.reading.Err() != nil // the connection ends without an answer
+	if err != nil && !cut {
 		b.p = c.appendReply(b.p[:0], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
@@ -280,6 +281,10 @@ func (c *conn) work(t *task) {
 	}
 	t.buf = nil
 	c.idle <- t
+	if cut {
+		b.release()
+		return
+	}
 	c.out.send(b)
 }
 
@@ -300,7 +305,7 @@ func (c *conn) do(t *task) error {
 	case cmdRead:
 		head := c.readHead()
 		p := b.p[:head+int(n)]
-		if err := dev.ReadAt(c.ctx, p[head:], off); err != nil {
+		if err := dev.ReadAt(c.reading, p[head:], off); err != nil {
 			return err
 		}
 		b.p = p[:c.layRead(p, req)]
@@ -316,7 +321,7 @@ func (c *conn) do(t *task) error {
 	case cmdWriteZeroes:
 		err = c.zero(t, off, n, fua)
 	case cmdCache:
-		err = t.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
+		err = t.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.reading, p, off) })
 	}
 	if err != nil {
 		return err
