@@ -112,12 +112,8 @@ func appendStatus(b []byte, cookie uint64, extents []blockdev.Extent) []byte {
 	b = chunk{chunkDone, chunkStatus, cookie, uint32(4 + 8*len(extents))}.append(b)
 	b = binary.BigEndian.AppendUint32(b, contextID)
 	for _, e := range extents {
-		state := uint32(0)
-		if e.Hole {
-			state = stateHole | stateZero
-		}
 		b = binary.BigEndian.AppendUint32(b, uint32(e.Length))
-		b = binary.BigEndian.AppendUint32(b, state)
+		b = binary.BigEndian.AppendUint32(b, [...]uint32{blockdev.Zeros: stateZero, blockdev.Hole: stateHole | stateZero}[e.State])
 	}
 	return b
 }

@@ -246,15 +246,15 @@ func (e extent) compare(b []byte, sum uint32, name string) error {
 // Extents implements blockdev.Mapper.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
-	add := func(n int64, hole bool) bool {
-		if last := len(dst) - 1; last >= begin && dst[last].Hole == hole {
+	add := func(n int64, state blockdev.State) bool {
+		if last := len(dst) - 1; last >= begin && dst[last].State == state {
 			dst[last].Length += n
 			return true
 		}
 		if len(dst)-begin >= limit {
 			return false
 		}
-		dst = append(dst, blockdev.Extent{Length: n, Hole: hole})
+		dst = append(dst, blockdev.Extent{Length: n, State: state})
 		return true
 	}
 	for length > 0 {
@@ -262,7 +262,7 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 		e, n := v.locate(off, int(min(length, extentsStep)))
 		v.mu.RUnlock()
 		if e.n > 0 || e.seg == segBad {
-			if !add(int64(n), e.zeros()) {
+			if !add(int64(n), e.state()) {
 				return dst, nil
 			}
 		} else if more, err := v.sourceExtents(ctx, off, int64(n), add); err != nil || !more {
@@ -278,29 +278,29 @@ const extentsStep = 1 << 30
 
 // sourceExtents tells holes of the source from its data; more is false when there
 // is no room for another extent.
-func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(int64, bool) bool) (more bool, err error) {
+func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(int64, blockdev.State) bool) (more bool, err error) {
 	end := off + length
 	size := int64(v.cfg.ChunkSize)
 	for off < end {
 		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
-			return add(end-off, true), nil
+			return add(end-off, blockdev.Hole), nil
 		}
 		start, stop, err := v.cfg.Source.NextData(ctx, uint64(off/size))
 		if errors.Is(err, io.EOF) {
-			return add(end-off, true), nil
+			return add(end-off, blockdev.Hole), nil
 		}
 		if err != nil {
 			return false, err
 		}
 		if hole := min(int64(start)*size, end); hole > off {
-			if !add(hole-off, true) {
+			if !add(hole-off, blockdev.Hole) {
 				return false, nil
 			}
 			off = hole
 			continue
 		}
 		data := min(int64(stop)*size, end)
-		if !add(data-off, false) {
+		if !add(data-off, blockdev.Data) {
 			return false, nil
 		}
 		off = data

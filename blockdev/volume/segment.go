@@ -25,6 +25,7 @@ const (
 	kindData = 1
 	kindZero = 2
 	kindMark = 3
+	kindKeep = 4
 
 	// segmentMax is the size at which a segment is closed: what a fold or a holder
 	// takes at a time.
@@ -100,7 +101,7 @@ func decodeEntry(b []byte) (entry, error) {
 		start: binary.LittleEndian.Uint64(b[24:]), sectors: binary.LittleEndian.Uint32(b[32:]),
 	}
 	switch {
-	case e.kind < kindData || e.kind > kindMark || b[5]|b[6]|b[7] != 0:
+	case e.kind < kindData || e.kind > kindKeep || b[5]|b[6]|b[7] != 0:
 		return entry{}, fmt.Errorf("kind %d", e.kind)
 	case e.kind == kindData && (e.sectors == 0 || e.sectors > writeMax/sectorSize):
 		return entry{}, fmt.Errorf("%d sectors of data", e.sectors)
