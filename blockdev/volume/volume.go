@@ -94,8 +94,9 @@ var (
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
-// lost fail. A folder that another process has open is ErrConflict. The caller
-// closes it.
+// lost fail. A folder that another process has open is ErrConflict: one that was killed
+// has it until its last thread has ended, and with it the write that this was at, so that
+// none lands behind a newer one. The caller closes it.
 func Open(cfg Config) (*Volume, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
