@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -78,24 +79,12 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.ConnectionsMax == 0 {
-		c.ConnectionsMax = connectionsMax
-	}
-	if c.RequestsMax == 0 {
-		c.RequestsMax = requestsMax
-	}
-	if c.BytesMax == 0 {
-		c.BytesMax = bytesMax
-	}
-	if c.HandshakeTimeout == 0 {
-		c.HandshakeTimeout = handshakeTimeout
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = drainTimeout
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.ConnectionsMax = cmp.Or(c.ConnectionsMax, connectionsMax)
+	c.RequestsMax = cmp.Or(c.RequestsMax, requestsMax)
+	c.BytesMax = cmp.Or(c.BytesMax, bytesMax)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, handshakeTimeout)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, drainTimeout)
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c
 }
 

@@ -98,9 +98,7 @@ var (
 // has it until its last thread has ended, and with it the write that this was at, so that
 // none lands behind a newer one. The caller closes it.
 func Open(cfg Config) (*Volume, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	v := &Volume{cfg: cfg}
 	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {

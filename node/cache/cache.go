@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,24 +64,18 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
 		return c, fmt.Errorf("cache: %w: Config needs a Dir", content.ErrInvalid)
 	}
-	if c.Quota == 0 {
-		c.Quota = QuotaDefault
-	}
+	c.Quota = cmp.Or(c.Quota, QuotaDefault)
 	if c.Quota < quotaMin {
 		return c, fmt.Errorf("cache: %w: a quota of %d bytes; the least is %d", content.ErrInvalid, c.Quota, int64(quotaMin))
 	}
-	if c.ScrubRate == 0 {
-		c.ScrubRate = scrubRateDefault
-	}
+	c.ScrubRate = cmp.Or(c.ScrubRate, scrubRateDefault)
 	if c.OnEvict == nil {
 		c.OnEvict = func([]content.CID) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
 }
 

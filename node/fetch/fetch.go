@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,15 +156,11 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Cache == nil || cfg.Verifier == nil || cfg.Members == nil {
 		return nil, errors.New("fetch: Config needs a Cache, a Verifier and Members")
 	}
-	if cfg.IOTimeout == 0 {
-		cfg.IOTimeout = IOTimeoutDefault
-	}
+	cfg.IOTimeout = cmp.Or(cfg.IOTimeout, IOTimeoutDefault)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
 		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
 	}

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -62,9 +63,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, ba
 	if err != nil {
 		return e, nil, err
 	}
-	if e.Size == 0 {
-		e.Size = b.Head.Root.Size
-	}
+	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
 	if e.Size < b.Head.Root.Size {
 		return e, nil, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
 	}

@@ -131,9 +131,7 @@ type device struct {
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
 // read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
