@@ -91,17 +91,17 @@ func (c *conn) doBytes(t *task) error {
 	var err error
 	switch req.command {
 	case cmdRead:
-		p := b.p[:c.readHead()+int(n)]
+		p := (*b)[:c.readHead()+int(n)]
 		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
 			return err
 		}
-		b.p = p[:c.layRead(p, req)]
+		*b = p[:c.layRead(p, req)]
 		return nil
 	case cmdBlockStatus:
 		return c.blockStatus(t, from, to-from)
 	case cmdWrite:
-		err = c.changeBytes(req, func(p []byte, at int64) { copy(p, b.p[at:]) }, func(at, n int64) error {
-			return d.WriteAt(c.ctx, b.p[at-off:at-off+n], at, false)
+		err = c.changeBytes(req, func(p []byte, at int64) { copy(p, (*b)[at:]) }, func(at, n int64) error {
+			return d.WriteAt(c.ctx, (*b)[at-off:at-off+n], at, false)
 		})
 	case cmdTrim: // a wish: what is no whole block stays
 		if from, to = (off+unit-1)&^(unit-1), (off+n)&^(unit-1); from < to {
@@ -118,7 +118,7 @@ func (c *conn) doBytes(t *task) error {
 	if err != nil {
 		return err
 	}
-	b.p = c.appendReply(b.p[:0], req, blockdev.OK, "")
+	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
 	return nil
 }
 

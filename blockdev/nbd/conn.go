@@ -71,7 +71,7 @@ type conn struct {
 	structured bool             // replies
 	status     bool             // the client may ask for block status
 
-	replies *buffer // gathered, to be sent with the next flush; may be nil
+	replies *[]byte // gathered, to be sent with the next flush; may be nil
 	tally   meter.Tally
 	idle    chan *task // tasks to use again
 	tasks   int        // how many were made
@@ -91,7 +91,7 @@ type device struct {
 func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c := &conn{
 		server: s, socket: socket, stream: socket, raw: rawOf(socket),
-		budget: newBudget(s.cfg.BytesMax),
+		budget: newBudget(&s.buffers, s.cfg.BytesMax),
 		done:   make(chan struct{}),
 		idle:   make(chan *task, s.cfg.RequestsMax),
 		loud:   rate.Sometimes{First: 3, Interval: time.Second},
@@ -103,8 +103,8 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	if unix, ok := socket.(*net.UnixConn); ok {
 		unix.SetWriteBuffer(socketBuffer)
 	}
-	c.in.open(socket, c.raw, &s.pool)
-	c.out.open(socket, c.raw)
+	c.in.open(socket, c.raw, &s.buffers)
+	c.out.open(socket, c.raw, c.budget)
 	return c
 }
 
@@ -252,7 +252,7 @@ func (c *conn) transmit() error {
 			if err := c.dispatch(req); err != nil {
 				return c.leaving(err)
 			}
-			if c.replies != nil && len(c.replies.p) >= gatherMax {
+			if c.replies != nil && len(*c.replies) >= gatherMax {
 				c.flush()
 			}
 		}
@@ -274,17 +274,17 @@ func (c *conn) flush() {
 		return
 	}
 	c.replies = nil
-	if len(b.p) == 0 {
-		b.release()
+	if len(*b) == 0 {
+		c.budget.release(b)
 		return
 	}
 	c.out.send(b)
 }
 
 // room returns the gathering buffer with room for n more bytes, n at most
-// batchSize and headRoom.
-func (c *conn) room(n int) *buffer {
-	if b := c.replies; b != nil && cap(b.p)-len(b.p) >= n {
+// batchSize and dataHead.
+func (c *conn) room(n int) *[]byte {
+	if b := c.replies; b != nil && cap(*b)-len(*b) >= n {
 		return b
 	}
 	c.flush()
@@ -292,14 +292,14 @@ func (c *conn) room(n int) *buffer {
 	return c.replies
 }
 
-// take returns a buffer for n bytes, charged to the budget. Where that must
-// wait, what is gathered goes first: it is part of what is waited for.
-func (c *conn) take(n int) *buffer {
-	b := c.server.pool.take(n)
-	if !c.budget.try(b.size()) {
+// take returns an empty buffer for n bytes with their head, charged to the budget. Where
+// that must wait, what is gathered goes first: it is part of what is waited for.
+func (c *conn) take(n int) *[]byte {
+	b := c.server.buffers.Get(n + dataHead)
+	if size := int64(cap(*b)); !c.budget.try(size) {
 		c.flush()
-		c.budget.wait(b.size())
+		c.budget.wait(size)
 	}
-	b.charge = c.budget
+	*b = (*b)[:0]
 	return b
 }

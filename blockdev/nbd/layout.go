@@ -104,7 +104,7 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 	if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
 		return err
 	}
-	t.buf.p = appendStatus(t.buf.p[:0], t.req.cookie, t.extents)
+	*t.buf = appendStatus((*t.buf)[:0], t.req.cookie, t.extents)
 	return nil
 }
 

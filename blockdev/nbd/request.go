@@ -26,7 +26,7 @@ const (
 type task struct {
 	conn *conn
 	req  request
-	buf  *buffer // a write's data, later the reply
+	buf  *[]byte // a write's data, later the reply
 	gone bool    // a change that is not made: its client has hung up
 	run  func()  // conn.work on this task, bound once
 
@@ -130,12 +130,12 @@ func (c *conn) readNow(req request) bool {
 	}
 	head := c.readHead()
 	b := c.room(head + int(req.length))
-	from, to := len(b.p), len(b.p)+head+int(req.length)
-	reply := b.p[from:to]
+	from, to := len(*b), len(*b)+head+int(req.length)
+	reply := (*b)[from:to]
 	if !c.device.prompt.TryReadAt(reply[head:], int64(req.offset)) {
 		return false
 	}
-	b.p = b.p[:from+c.layRead(reply, req)]
+	*b = (*b)[:from+c.layRead(reply, req)]
 	return true
 }
 
@@ -171,19 +171,19 @@ func (c *conn) write(req request) error {
 			return nil
 		}
 		b := c.take(n)
-		b.p = append(b.p, p...)
+		*b = append(*b, p...)
 		c.start(req, b)
 		return nil
 	}
 	c.flush() // the rest of the data may be long in coming
 	b := c.take(n)
-	b.p = b.p[:n]
-	if err := c.in.full(b.p); err != nil {
-		b.release()
+	*b = (*b)[:n]
+	if err := c.in.full(*b); err != nil {
+		c.budget.release(b)
 		return err
 	}
-	if prompt != nil && c.writeNow(prompt, b.p, req) {
-		b.release()
+	if prompt != nil && c.writeNow(prompt, *b, req) {
+		c.budget.release(b)
 		return nil
 	}
 	c.start(req, b)
@@ -211,7 +211,7 @@ func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
 // reply gathers the answer to a request that brings no data.
 func (c *conn) reply(req request, code blockdev.Errno, words string) {
 	b := c.room(replyMax)
-	b.p = c.appendReply(b.p, req, code, words)
+	*b = c.appendReply(*b, req, code, words)
 }
 
 func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words string) []byte {
@@ -231,7 +231,7 @@ func (r request) changes() bool {
 
 // start hands a request to a goroutine of its own, with b for its reply. With
 // too many of them it waits for one to finish.
-func (c *conn) start(req request, b *buffer) {
+func (c *conn) start(req request, b *[]byte) {
 	t := c.task()
 	t.req, t.buf = req, b
 	t.gone = req.changes() && !c.changes.begin() // counted here: a goroutine may be late
@@ -271,7 +271,7 @@ func (c *conn) work(t *task) {
 	code := blockdev.ErrnoOf(err)
 	cut := code == blockdev.ESHUTDOWN && c.reading.Err() != nil // the connection ends without an answer
 	if err != nil && !cut {
-		b.p = c.appendReply(b.p[:0], req, code, err.Error())
+		*b = c.appendReply((*b)[:0], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
@@ -282,7 +282,7 @@ func (c *conn) work(t *task) {
 	t.buf = nil
 	c.idle <- t
 	if cut {
-		b.release()
+		c.budget.release(b)
 		return
 	}
 	c.out.send(b)
@@ -304,16 +304,16 @@ func (c *conn) do(t *task) error {
 	switch req.command {
 	case cmdRead:
 		head := c.readHead()
-		p := b.p[:head+int(n)]
+		p := (*b)[:head+int(n)]
 		if err := dev.ReadAt(c.reading, p[head:], off); err != nil {
 			return err
 		}
-		b.p = p[:c.layRead(p, req)]
+		*b = p[:c.layRead(p, req)]
 		return nil
 	case cmdBlockStatus:
 		return c.blockStatus(t, off, n)
 	case cmdWrite:
-		err = dev.WriteAt(c.ctx, b.p, off, fua)
+		err = dev.WriteAt(c.ctx, *b, off, fua)
 	case cmdFlush:
 		err = dev.Flush(c.ctx)
 	case cmdTrim:
@@ -326,7 +326,7 @@ func (c *conn) do(t *task) error {
 	if err != nil {
 		return err
 	}
-	b.p = c.appendReply(b.p[:0], req, blockdev.OK, "")
+	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
 	return nil
 }
 
@@ -349,7 +349,7 @@ func (c *conn) zero(t *task, off, n int64, fua bool) error {
 // pieces calls do with pieces of a range and memory for each, until it fails.
 func (t *task) pieces(off, n int64, do func(p []byte, off int64) error) error {
 	for n > 0 {
-		p := t.buf.p[:min(n, pieceSize)]
+		p := (*t.buf)[:min(n, pieceSize)]
 		if err := do(p, off); err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
@@ -30,7 +31,7 @@ const (
 type Server struct {
 	cfg     Config
 	metrics *metrics
-	pool    pool
+	buffers scratch.Pool
 	// complaint is of connections that can't be accepted.
 	complaint rate.Sometimes
 

@@ -11,7 +11,7 @@ const nonblocking = true
 func (in *input) tryRead(fd uintptr) bool {
 	in.hold()
 	for {
-		n, err := unix.Read(int(fd), in.buf.p[in.w:])
+		n, err := unix.Read(int(fd), (*in.buf)[in.w:])
 		switch err {
 		case unix.EINTR:
 			continue
