@@ -45,8 +45,8 @@
 //	       sectors 4, sectors of the entry's data before it 4, and in all 4 (of zeros: 0
 //	       those of a hole), sum of an entry of one unit 4
 //	-16 8  offset of the table in the segment
-//	-8  4  CRC32C of the table's bytes before
-//	-4  4  magic "GRT\x01"
+//	-8  4  magic "GRT\x01"
+//	-4  4  CRC32C of the table's bytes before
 //
 // It counts only where the whole segment is known to be durable: a loss of power may
 // leave a table and not what it speaks of.

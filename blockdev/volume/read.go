@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 
@@ -214,11 +213,14 @@ func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 
 // check compares whole units with the sums of their entry, from unit first on.
 func (v *Volume) check(e extent, b []byte, first int, read reader) error {
+	f := v.slots[e.seg].file
 	all := (int(e.entry) + unitSectors - 1) / unitSectors
 	if all == 1 {
-		return e.compare(b, e.crc, v.slots[e.seg].file.Name())
+		if sum(b) != e.crc {
+			return e.rotten(f)
+		}
+		return nil
 	}
-	f := v.slots[e.seg].file
 	start := e.data - int64(e.before)*sectorSize // of the entry's data
 	units := (len(b) + unit - 1) / unit
 	sums := v.buffers.Get(4 * units)
@@ -228,19 +230,15 @@ func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 		return err
 	}
 	for u := range units {
-		part := b[u*unit : min((u+1)*unit, len(b))]
-		if err := e.compare(part, binary.LittleEndian.Uint32((*sums)[4*u:]), f.Name()); err != nil {
-			return err
+		if unitSum(b, u) != binary.LittleEndian.Uint32((*sums)[4*u:]) {
+			return e.rotten(f)
 		}
 	}
 	return nil
 }
 
-func (e extent) compare(b []byte, sum uint32, name string) error {
-	if crc32.Checksum(b, castagnoli()) != sum {
-		return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", name, e.data, content.ErrCorrupt)
-	}
-	return nil
+func (e extent) rotten(f *os.File) error {
+	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
 }
 
 // Extents implements blockdev.Mapper.

@@ -297,7 +297,7 @@ func (v *Volume) settle(synced []*segment) {
 // Without that, damage to what was flushed just before a kill would look like a
 // tail. Called with mu.
 func (v *Volume) mark() {
-	if v.told >= v.durable || v.closed {
+	if v.told >= v.durable {
 		return
 	}
 	if err := v.append(entry{kind: kindMark}, nil, 0); err != nil {
