@@ -269,11 +269,9 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 			}
 			changed = nil
 		}
-		wait := time.NewTimer(bitmapInterval) // additions go out together
 		select {
-		case <-wait.C:
+		case <-time.After(bitmapInterval): // additions go out together
 		case <-ctx.Done():
-			wait.Stop()
 			return nil
 		}
 		if changed == nil {

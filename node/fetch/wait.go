@@ -124,20 +124,17 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 		} else {
 			m.waits.note(0, last)
 		}
-		pause := time.NewTimer(plan.Again(n))
 		select {
 		case <-back:
 			n = 0
-		case <-pause.C:
+		case <-time.After(plan.Again(n)):
 		case <-m.f.ctx.Done():
 			return errStopped
 		case <-within.Done():
-			pause.Stop()
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", m.f.cfg.IOTimeout, last)
 		}
-		pause.Stop()
 	}
 }
