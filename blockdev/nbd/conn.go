@@ -197,7 +197,7 @@ func (c *conn) patience(until time.Time) error {
 
 // open opens the export of that name for good. The name is known to Detach
 // before the lookup: whatever the lookup finds is drained.
-func (c *conn) open(ctx context.Context, name string) error {
+func (c *conn) open(name string) error {
 	c.server.mu.Lock()
 	c.name, c.opened = name, true
 	draining := c.draining
@@ -205,7 +205,7 @@ func (c *conn) open(ctx context.Context, name string) error {
 	if draining {
 		return errLeave
 	}
-	d, err := c.lookup(ctx, name)
+	d, err := c.lookup(name)
 	if err != nil {
 		c.server.mu.Lock()
 		c.opened = false
@@ -218,8 +218,8 @@ func (c *conn) open(ctx context.Context, name string) error {
 }
 
 // lookup finds a device; its release is the caller's.
-func (c *conn) lookup(ctx context.Context, name string) (*device, error) {
-	dev, release, err := c.server.cfg.Exports.Lookup(ctx, name)
+func (c *conn) lookup(name string) (*device, error) {
+	dev, release, err := c.server.cfg.Exports.Lookup(c.ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
 	}

@@ -290,44 +290,55 @@ func (c *conn) work(t *task) {
 
 // do asks the device and leaves the reply in t.buf, unless it fails.
 func (c *conn) do(t *task) error {
-	req, b, dev := t.req, t.buf, c.device
-	switch {
-	case c.partial(req):
-		return c.doBytes(t)
-	case req.changes():
-		c.export.edges.RLock()
-		defer c.export.edges.RUnlock()
-	}
-	off, n := int64(req.offset), int64(req.length)
-	fua := req.flags&flagFUA != 0
+	req, b, d := t.req, t.buf, c.device
+	off, n, unit := int64(req.offset), int64(req.length), int64(d.Geometry().BlockSize)
+	from, to := off&^(unit-1), (off+n+unit-1)&^(unit-1) // the blocks that it touches
 	var err error
 	switch req.command {
 	case cmdRead:
-		head := c.readHead()
-		p := (*b)[:head+int(n)]
-		if err := dev.ReadAt(c.reading, p[head:], off); err != nil {
+		p := (*b)[:c.readHead()+int(n)]
+		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
 			return err
 		}
 		*b = p[:c.layRead(p, req)]
 		return nil
 	case cmdBlockStatus:
-		return c.blockStatus(t, off, n)
-	case cmdWrite:
-		err = dev.WriteAt(c.ctx, *b, off, fua)
+		return c.blockStatus(t, from, to-from)
 	case cmdFlush:
-		err = dev.Flush(c.ctx)
-	case cmdTrim:
-		err = dev.trimmer.Discard(c.ctx, off, n, fua)
-	case cmdWriteZeroes:
-		err = c.zero(t, off, n, fua)
+		err = d.Flush(c.ctx)
 	case cmdCache:
-		err = t.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.reading, p, off) })
+		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.reading, p, off) })
+	default:
+		err = c.change(t)
 	}
 	if err != nil {
 		return err
 	}
 	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
 	return nil
+}
+
+// change makes the change that a request asks for.
+func (c *conn) change(t *task) error {
+	req, d := t.req, c.device
+	if req.command != cmdTrim && c.partial(req) {
+		return c.changeBytes(t)
+	}
+	c.export.edges.RLock()
+	defer c.export.edges.RUnlock()
+	off, n, fua := int64(req.offset), int64(req.length), req.flags&flagFUA != 0
+	switch req.command {
+	case cmdWrite:
+		return d.WriteAt(c.ctx, *t.buf, off, fua)
+	case cmdTrim: // a wish: what is no whole block stays
+		unit := int64(d.Geometry().BlockSize)
+		from, to := (off+unit-1)&^(unit-1), (off+n)&^(unit-1)
+		if from >= to {
+			return nil
+		}
+		return d.trimmer.Discard(c.ctx, from, to-from, fua)
+	}
+	return c.zero(t, off, n, fua)
 }
 
 // zero makes a range read as zeros. Fast means faster than writing them, which
