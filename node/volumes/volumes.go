@@ -208,7 +208,8 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the volumes and the doors.
 func (v *Volumes) Collectors() []prometheus.Collector {
-	return append(v.doors.collectors(), v.newStates())
+	return append(v.doors.collectors(),
+		states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)})
 }
 
 // device returns what is open under a name, nil if nothing is.
@@ -323,9 +324,7 @@ func (e entry) agrees(s Spec) error {
 	switch {
 	case s.From != (content.Ref{}) && s.From != e.From:
 		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, e.From, s.From)
-	case s.Size != 0 && s.Size < e.Size:
-		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.Differs, e.Size, s.Size)
-	case s.Size > e.Size:
+	case s.Size != 0 && s.Size != e.Size:
 		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, e.Size, s.Size)
 	}
 	return nil
