@@ -60,7 +60,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if d := v.device(name); d == nil || d.err == nil {
 		return
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	d := v.device(name)
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
@@ -81,7 +81,7 @@ func (v *Volumes) uncommitted() []entry {
 // commitLater registers a volume. If its name was taken meanwhile it gets this
 // node's behind its own, and keeps its data and its clients.
 func (v *Volumes) commitLater(ctx context.Context, e entry) error {
-	defer v.changes.take(e.Name)()
+	defer v.turn(e.Name)()
 	e, ok := v.index.get(e.Name)
 	if !ok || e.Committed {
 		return nil
@@ -127,7 +127,7 @@ func (v *Volumes) rename(e entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
-	defer v.changes.take(name)() // it is longer than the old one, so no two wait for each other
+	defer v.turn(name)() // it is longer than the old one, so no two wait for each other
 	v.cfg.Log.Warn("the name of a volume made while the origin was away was taken meanwhile; it has another one now", "was", e.Name, "is", name)
 	old, d := e.Name, v.device(e.Name)
 	e.Name = name

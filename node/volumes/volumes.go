@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -106,7 +107,7 @@ type Volumes struct {
 
 	opened atomic.Bool // those that were attached are
 
-	changes turns // one Put, Detach or Remove of a volume at a time
+	changes *turns.Turns[string] // one Put, Detach or Remove of a volume at a time
 
 	index *index
 
@@ -145,7 +146,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, open: map[string]*device{}}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*device{}}
 	for _, e := range index.sorted() {
 		if e.Attached {
 			v.open[e.Name] = &device{opening: make(chan struct{})}
@@ -210,6 +211,13 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 func (v *Volumes) Collectors() []prometheus.Collector {
 	return append(v.doors.collectors(),
 		states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)})
+}
+
+// turn waits until nobody else changes the volume of that name, and returns what ends the
+// caller's turn.
+func (v *Volumes) turn(name string) (end func()) {
+	end, _ = v.changes.Take(context.Background(), name, 1) // it fails with the context alone
+	return end
 }
 
 // device returns what is open under a name, nil if nothing is.
@@ -290,7 +298,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, here := v.index.get(name)
 	d := v.device(name)
 	switch {
@@ -352,7 +360,7 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 // openLater opens a volume of which a device says that it is opening, unless somebody
 // else has done so meanwhile.
 func (v *Volumes) openLater(ctx context.Context, name string) {
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	switch d := v.device(name); {
 	case d == nil || d.opening == nil:
@@ -412,7 +420,7 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 // Detach stops serving a volume; its data stays on this node. One that is in use is
 // content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	if !ok {
 		return View{}, fmt.Errorf("detach volume %q: %w", name, v.elsewhere(ctx, name))
@@ -468,7 +476,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	if why := v.index.broken[name]; why != nil {
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
