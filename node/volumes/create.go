@@ -76,18 +76,12 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, ba
 // just before a crash, and nobody has used the volume: it is returned, to be
 // replaced.
 func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Record, err error) {
-	r, err := v.cfg.Registry.Volume(ctx, name)
+	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrUnavailable):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	}
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return nil, err
-	}
-	switch {
 	case body.Holder == v.cfg.Self && v.index.has(body.ID):
 		return nil, fmt.Errorf("%w: its folder %s is on this node, and can't be read or belongs to another name; `grange volume ls` says more",
 			content.ErrConflict, v.index.path(entry{ID: body.ID}))

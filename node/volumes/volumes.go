@@ -487,9 +487,9 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := v.close(ctx, name, force); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
-	r, err := v.cfg.Registry.Volume(ctx, name)
-	if err == nil {
-		err = v.deleteRecord(ctx, e, r)
+	r, body, err := v.record(ctx, name)
+	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
+		err = v.cfg.Registry.DeleteVolume(ctx, r)
 	}
 	switch {
 	case errors.Is(err, content.ErrNotFound):
@@ -503,17 +503,4 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 func (v *Volumes) detached(e entry) error {
 	e.Attached = false
 	return v.index.put(e)
-}
-
-// deleteRecord deletes the record if it is of this volume, not of another that
-// has its name.
-func (v *Volumes) deleteRecord(ctx context.Context, e entry, r catalog.Record) error {
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return err
-	}
-	if body.ID != e.ID {
-		return nil
-	}
-	return v.cfg.Registry.DeleteVolume(ctx, r)
 }

@@ -165,10 +165,7 @@ func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err er
 	case r != bucket.Range{}:
 		return transport.Part(r, aws.ToString(out.ContentRange))
 	case out.ContentLength == nil:
-		body, length, err := transport.Whole(out.Body)
-		if out.Body = body; err != nil {
-			out.Body = http.NoBody
-		}
+		out.Body, length, err = transport.Whole(out.Body)
 		return length, length, err
 	}
 	return *out.ContentLength, *out.ContentLength, nil
