@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,13 +71,12 @@ func (k kept) encode() []byte {
 		b = binary.LittleEndian.AppendUint64(b, x.number)
 		b = binary.LittleEndian.AppendUint64(b, uint64(x.size))
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+	return summed(b)
 }
 
 func decodeKept(b []byte) (k kept, ok bool) {
 	end := len(b) - 4
-	if len(b) < keptSize || string(b[:4]) != keptMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
-		uint64(end-keptSize+4) != extantSize*uint64(binary.LittleEndian.Uint32(b[20:])) {
+	if len(b) < keptSize || !whole(b, keptMagic) || uint64(end-keptSize+4) != extantSize*uint64(binary.LittleEndian.Uint32(b[20:])) {
 		return kept{}, false
 	}
 	k = kept{through: binary.LittleEndian.Uint64(b[4:]), seq: binary.LittleEndian.Uint64(b[12:])}

@@ -34,7 +34,7 @@ type served struct {
 	cmd  *exec.Cmd
 	says *bufio.Scanner
 	out  *os.File // what says reads
-	nbd  string // its TCP address of NBD, once it serves
+	nbd  string   // its TCP address of NBD, once it serves
 }
 
 // serveNode starts one, with flags beside those that it needs.

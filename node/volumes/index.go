@@ -253,39 +253,3 @@ func (x *index) rename(old string, e entry) error {
 	delete(x.entries, old)
 	return nil
 }
-
-// turns gives changes of one volume their turn, one at a time.
-type turns struct {
-	mu    sync.Mutex
-	names map[string]*turn // guarded by mu
-}
-
-type turn struct {
-	sync.Mutex
-	users int // guarded by turns.mu
-}
-
-// take waits until nobody else changes the volume of that name, and returns what ends
-// the caller's turn.
-func (t *turns) take(name string) (end func()) {
-	t.mu.Lock()
-	x := t.names[name]
-	if x == nil {
-		x = new(turn)
-		if t.names == nil {
-			t.names = map[string]*turn{}
-		}
-		t.names[name] = x
-	}
-	x.users++
-	t.mu.Unlock()
-	x.Lock()
-	return func() {
-		x.Unlock()
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if x.users--; x.users == 0 {
-			delete(t.names, name)
-		}
-	}
-}
