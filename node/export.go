@@ -105,15 +105,7 @@ func (im *Images) exportTo(ctx context.Context, head pack.Head, f *os.File, prog
 	if err != nil {
 		return err
 	}
-	return convert.Export(ctx, whole{m}, f, progress)
-}
-
-// whole reads whole chunks of an image.
-type whole struct{ *fetch.Image }
-
-// ReadChunk implements convert.Source.
-func (w whole) ReadChunk(ctx context.Context, index uint64, p []byte) error {
-	return w.Image.ReadChunk(ctx, index, 0, p)
+	return convert.Export(ctx, m, f, progress)
 }
 
 // Verify reads an image at the origin as its readers would, in the background: each

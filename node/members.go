@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -86,40 +87,14 @@ type answerer struct{ n *Node }
 // Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
-	case resolveMethod:
-		return x.resolve(ctx, from, body)
-	case commitMethod:
-		return x.commit(ctx, from, body)
+	case resolveMethod: // a record that this node knows, as far as the asker may read it
+		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
+	case commitMethod: // a record of a member that can write to no origin
+		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case twinMethod:
 		return x.n.answerTwin(body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
-}
-
-// resolve answers with a record that this node knows, as far as the asker may read it.
-func (x answerer) resolve(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var q records.Question
-	if err := x.n.codec.Unmarshal(body, &q); err != nil {
-		return nil, err
-	}
-	a, err := x.n.Names.Answer(ctx, from.Identity, q)
-	if err != nil {
-		return nil, err
-	}
-	return x.n.codec.Marshal(a)
-}
-
-// commit writes a record for a member that can write to no origin.
-func (x answerer) commit(ctx context.Context, from exchange.Peer, body []byte) ([]byte, error) {
-	var s records.Submission
-	if err := x.n.codec.Unmarshal(body, &s); err != nil {
-		return nil, err
-	}
-	a, err := x.n.Names.CommitFor(ctx, from.Identity, s)
-	if err != nil {
-		return nil, err
-	}
-	return x.n.codec.Marshal(a)
 }
 
 // candidate is a member to ask.

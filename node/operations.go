@@ -192,31 +192,26 @@ func (o *Operations) List() []OperationView {
 	return out
 }
 
-func (o *Operations) find(id string) (*Operation, error) {
+func (o *Operations) find(id string) (*Operation, OperationView, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if op := o.all[id]; op != nil {
-		return op, nil
+		return op, op.copy(), nil
 	}
-	return nil, fmt.Errorf("operation %.40q: %w; the last %d are kept", id, content.ErrNotFound, operationsKept)
+	return nil, OperationView{}, fmt.Errorf("operation %.40q: %w; the last %d are kept", id, content.ErrNotFound, operationsKept)
 }
 
 // Get returns one operation.
 func (o *Operations) Get(id string) (OperationView, error) {
-	op, err := o.find(id)
-	if err != nil {
-		return OperationView{}, err
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return op.copy(), nil
+	_, v, err := o.find(id)
+	return v, err
 }
 
 // Wait returns the operation once it has ended.
 func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error) {
-	op, err := o.find(id)
+	op, v, err := o.find(id)
 	if err != nil {
-		return OperationView{}, err
+		return v, err
 	}
 	select {
 	case <-op.done:
@@ -229,9 +224,9 @@ func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error)
 // Cancel asks a running operation to stop, and returns it as it is then: ended, if it
 // does so within ctx. One that has ended is left as it is.
 func (o *Operations) Cancel(ctx context.Context, id string) (OperationView, error) {
-	op, err := o.find(id)
+	op, v, err := o.find(id)
 	if err != nil {
-		return OperationView{}, err
+		return v, err
 	}
 	op.cancel()
 	select {

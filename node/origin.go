@@ -303,21 +303,21 @@ func (o *origin) readable() bucket.Bucket {
 
 // reader returns what fetches read packs through, nil while there is nothing.
 func (o *origin) reader() fetch.Origin {
-	if o.readable() == nil {
-		return nil
-	}
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return watched{o, o.packs}
+	if !o.answers {
+		return nil
+	}
+	return watched{o.packs, o}
 }
 
 // records returns the catalog while the origin answers.
 func (o *origin) records() *catalog.Catalog {
-	if o.readable() == nil {
-		return nil
-	}
 	o.mu.RLock()
 	defer o.mu.RUnlock()
+	if !o.answers {
+		return nil
+	}
 	return o.catalog
 }
 
@@ -368,13 +368,13 @@ func (o *origin) lost(err error) {
 
 // watched is a pack reader that tells the origin when it is not there, or bad.
 type watched struct {
-	o     *origin
-	packs *pack.Reader
+	*pack.Reader
+	o *origin
 }
 
 // ReadFrames implements fetch.Origin.
 func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error) {
-	got, err := w.packs.ReadFrames(ctx, frames)
+	got, err := w.Reader.ReadFrames(ctx, frames)
 	if err != nil {
 		w.o.lost(err)
 	}
@@ -382,11 +382,6 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 		w.o.corrupt.Inc()
 	}
 	return got, err
-}
-
-// Relocate implements fetch.Relocator.
-func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
-	return w.packs.Relocate(ctx, e)
 }
 
 func (o *origin) collectors() []prometheus.Collector {

@@ -5,7 +5,6 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // learn makes the root of a record readable.
@@ -17,9 +16,6 @@ func (n *Node) learn(k records.Known) {
 		n.cfg.Log.Warn("a root can't be learned", "name", k.Name, "err", err)
 	}
 }
-
-// forget ends what the records of a root gave it, when the last one ends.
-func (n *Node) forget(root content.CID, scope content.Scope) { n.fetch.Forget(root, scope) }
 
 func rootOf(k records.Known) fetch.Root {
 	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}

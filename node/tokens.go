@@ -13,11 +13,8 @@ import (
 // node's own.
 func (n *Node) CreateToken(role trust.Role, farm string, lifetime time.Duration) (trust.Token, trust.InviteState, error) {
 	token, st, err := n.Membership.CreateToken(role, farm, lifetime)
-	if err != nil {
-		return trust.Token{}, trust.InviteState{}, err
-	}
 	token.Origin, token.Bootstrap = withoutCredentials(n.origin.url), n.Self().Addrs
-	return token, st, nil
+	return token, st, err
 }
 
 // withoutCredentials strips what a URL must not carry to others.

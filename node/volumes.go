@@ -10,7 +10,6 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
-	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -69,23 +68,23 @@ func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, aw
 type library struct{ n *Node }
 
 // Base implements volumes.Library.
-func (x library) Base(ctx context.Context, ref content.Ref) (volumes.Base, error) {
+func (x library) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
 	if ref.Kind != content.KindImage {
-		return volumes.Base{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
+		return fetch.Root{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
 	}
 	k, err := x.n.Names.Lookup(ctx, content.KindImage, ref.Name, true)
 	if err != nil {
-		return volumes.Base{}, err
+		return fetch.Root{}, err
 	}
 	r := rootOf(k)
 	if m, err := x.n.fetch.Learn(r); err == nil {
 		m.Prepare(ctx) // the new volume's first read knows whom to ask
 	}
-	return volumes.Base{Head: r.Head, Lineage: r.Lineage, Envelope: r.Envelope}, nil
+	return r, nil
 }
 
 // Image implements volumes.Library. The record of the image may have ended since, so
 // it is not learned from what the volume keeps of it.
-func (x library) Image(_ context.Context, b volumes.Base) (*fetch.Image, error) {
-	return x.n.fetch.Open(fetch.Root(b))
+func (x library) Image(_ context.Context, r fetch.Root) (*fetch.Image, error) {
+	return x.n.fetch.Open(r)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -54,7 +55,7 @@ func (c *cli) client() (*client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("GRANGE_API %q: want HOST:PORT, http://HOST:PORT, https://HOST:PORT or the path of a socket", target)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() { // as the node serves --api
+	if api.IsLoopback(host) { // which the node serves without TLS
 		return c.remoteClient("http://" + target)
 	}
 	return c.remoteClient("https://" + target)
@@ -115,22 +116,11 @@ func fileExists(path string) bool {
 	return err == nil
 }
 
-// statusError is a problem document that the node answered.
-type statusError struct {
-	Status int    `json:"status"`
-	Title  string `json:"title"`
-	Detail string `json:"detail"`
-	Errors []struct {
-		Message  string `json:"message"`
-		Location string `json:"location"`
-	} `json:"errors"`
-}
+// problemError is a problem document that the node answered.
+type problemError struct{ api.Problem }
 
-func (e *statusError) Error() string {
-	text := e.Detail
-	if text == "" {
-		text = fmt.Sprintf("the node answered %d %s", e.Status, e.Title)
-	}
+func (e *problemError) Error() string {
+	text := cmp.Or(e.Detail, fmt.Sprintf("the node answered %d %s", e.Status, e.Title))
 	for _, d := range e.Errors {
 		text += fmt.Sprintf("; %s: %s", d.Location, d.Message)
 	}
@@ -192,7 +182,8 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader) 
 	if resp.StatusCode == http.StatusUnauthorized {
 		return nil, fmt.Errorf("GRANGE_TOKEN is not the token of the node at %s, which is in its data folder, in %s", c.base, api.TokenName)
 	}
-	problem := statusError{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
+	var problem problemError
+	problem.Status, problem.Title = resp.StatusCode, http.StatusText(resp.StatusCode)
 	if b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err == nil {
 		json.Unmarshal(b, &problem) // a body that is no problem document leaves the status
 	}

@@ -51,7 +51,8 @@ func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	_, s, err := app.status(ctx)
 	var findings []finding
 	if app.remote() == "" {
-		if findings, err = app.examine(ctx, s, err); err != nil {
+		findings = app.examine(ctx, s, err)
+		if err != nil {
 			findings = append(findings, disksFinding(disksOfMine()), finding{"node", note, "does not answer here: " + err.Error()})
 		}
 	}

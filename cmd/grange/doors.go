@@ -121,16 +121,10 @@ func (f *doorFlags) checkAddress() error {
 	if err != nil {
 		return fmt.Errorf("--nbd %q: want HOST:PORT", f.NBD)
 	}
-	if f.NBDTLS == "" && !isLoopback(host) {
+	if f.NBDTLS == "" && !api.IsLoopback(host) {
 		return fmt.Errorf("--nbd %s: whoever reaches this address could read and write all volumes: give --nbd-tls, or an address of loopback", f.NBD)
 	}
 	return nil
-}
-
-// isLoopback reports whether a host is this one, for this one alone.
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func groupNumber(name string) (int, error) {

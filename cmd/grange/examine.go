@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -19,6 +20,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -33,9 +35,8 @@ const (
 	diskMin = 1 << 30
 )
 
-// examine looks at this machine, with the status of its node, or why there is none; that
-// it returns too.
-func (c *cli) examine(ctx context.Context, s api.Status, away error) ([]finding, error) {
+// examine looks at this machine, with the status of its node, or why there is none.
+func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
 	std := stdio{strings.NewReader(""), io.Discard, io.Discard}
 	var would cli
 	parser, err := newParser(&would, std)
@@ -43,7 +44,7 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) ([]finding,
 		_, err = parser.Parse([]string{"node", "--data", c.Data, "--config", string(c.Config)})
 	}
 	if err != nil {
-		return []finding{{"config", bad, err.Error()}}, away
+		return []finding{{"config", bad, err.Error()}}
 	}
 	settings := &would.Node
 	out := []finding{dataFinding(c.Data), diskFinding(c.Data, int64(settings.Quota), s.Cache.Used), toolsFinding()}
@@ -57,7 +58,7 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) ([]finding,
 	}
 	out = append(out, clockFinding(ctx, c.Data, origin))
 	out = append(out, storeFindings(ctx, origin)...)
-	return append(out, farmFinding(settings, s, away)), away
+	return append(out, farmFinding(settings, s, away))
 }
 
 // diskFinding says whether the disk holds what the cache may grow to.
@@ -65,12 +66,11 @@ func diskFinding(dir string, quota, used int64) finding {
 	for !fileExists(dir) && filepath.Dir(dir) != dir { // a node makes it
 		dir = filepath.Dir(dir)
 	}
-	free, err := freeSpace(dir)
+	left, _, err := cache.DiskFree(dir)
+	free := int64(min(left, math.MaxInt64))
 	switch {
-	case errors.Is(err, errors.ErrUnsupported):
-		return finding{"disk", note, "how much is free is not known on this system"}
 	case err != nil:
-		return finding{"disk", bad, err.Error()}
+		return finding{"disk", bad, fmt.Sprintf("%s: %v", dir, err)}
 	case free < diskMin:
 		return finding{"disk", bad, fmt.Sprintf("%s free at %s: volumes and imports need room; make some", humanBytes(free), dir)}
 	case used+free < quota:
@@ -83,9 +83,8 @@ func diskFinding(dir string, quota, used int64) finding {
 func toolsFinding() finding {
 	var missing []string
 	for _, t := range [][3]string{
-		{"qemu-img", "qemu-utils", "images that are not raw"},
+		{"qemu-nbd", "qemu-utils", "images that are not raw"},
 		{"mke2fs", "e2fsprogs", "file systems from directories and tar files"},
-		{"resize2fs", "e2fsprogs", "file systems from directories and tar files"},
 	} {
 		_, err := exec.LookPath(t[0])
 		if _, sbin := exec.LookPath(filepath.Join("/usr/sbin", t[0])); err != nil && sbin != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grangemesh/grange/node/volumes"
 )
 
@@ -23,12 +26,12 @@ import (
 const checkTimeout = 20 * time.Second
 
 // awaitHandover returns a context that SIGUSR2 ends for a handover, and SIGHUP, so that
-// the config file is read anew: this process
-// stops, but for its disks, and becomes its program anew, which may be another
-// version by then. A program that would not start a node, with this command line and the
-// configuration of now, is refused while the old one still runs. Call the function when all has stopped, with the error of that: it does not
-// return if a handover was asked for, since who uses the disks waits for somebody to
-// serve them, whatever went wrong; unless the context before was ended meanwhile.
+// the config file is read anew: this process stops, but for its disks, and becomes its
+// program anew, which may be another version by then. A program that would not start a
+// node as things are now is refused while the old one still runs. Call the function when
+// all has stopped, with the error of that: it does not return if a handover was asked
+// for, since who uses the disks waits for somebody to serve them, whatever went wrong;
+// unless the context before was ended meanwhile.
 func awaitHandover(before context.Context, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
@@ -75,4 +78,79 @@ func starts(ctx context.Context, program string) error {
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(said))
 	}
 	return nil
+}
+
+// handovers: a process can become another and keep what it listens on.
+const handovers = true
+
+// inheritedEnv tells a process the sockets that the one before has left it: their
+// descriptors, by address, in JSON.
+const inheritedEnv = "GRANGE_INHERITED"
+
+// inherited are the sockets that the process before has left, which what this one
+// starts shall not have.
+func inherited() map[string]*os.File {
+	var numbers map[string]int
+	if json.Unmarshal([]byte(os.Getenv(inheritedEnv)), &numbers) != nil {
+		return nil
+	}
+	os.Unsetenv(inheritedEnv)
+	files := map[string]*os.File{}
+	for address, fd := range numbers {
+		unix.CloseOnExec(fd)
+		files[address] = os.NewFile(uintptr(fd), address)
+	}
+	return files
+}
+
+// bequeath leaves sockets to the next process.
+func bequeath(files map[string]*os.File) error {
+	numbers := map[string]int{}
+	for address, f := range files {
+		fd := f.Fd()
+		if _, err := unix.FcntlInt(fd, unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("leave %s to the next process: %w", address, err)
+		}
+		numbers[address] = int(fd)
+	}
+	b, err := json.Marshal(numbers)
+	if err != nil {
+		return err
+	}
+	return os.Setenv(inheritedEnv, string(b))
+}
+
+// again runs this program with other arguments in place of itself, and input on its
+// standard input. It returns only when that is not possible.
+func again(args []string, input string) error {
+	program, err := os.Executable()
+	var r, w *os.File
+	if err == nil {
+		r, w, err = os.Pipe()
+	}
+	if err == nil {
+		_, err = w.WriteString(input) // which a pipe holds without a reader
+		err = errors.Join(err, w.Close())
+	}
+	if err == nil {
+		err = unix.Dup2(int(r.Fd()), 0)
+	}
+	if err == nil {
+		err = unix.Exec(program, args, os.Environ())
+	}
+	return fmt.Errorf("hide the token: %w", err)
+}
+
+// giveTo gives a file to the user whose a folder is: the node runs as that one, and root
+// may ask it.
+func giveTo(f *os.File, folder string) error {
+	info, err := os.Stat(folder)
+	if err != nil {
+		return err
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(s.Uid) == os.Geteuid() {
+		return nil
+	}
+	return f.Chown(int(s.Uid), int(s.Gid))
 }

@@ -38,7 +38,7 @@ type imageImportCmd struct {
 	Name    string `arg:"" help:"Name to publish under."`
 	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
 	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  string `help:"Format of the source: ${enum}; raw takes any file as it is." enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" default:"auto"`
+	Format  string `help:"Format of the source: auto, raw (any file as it is), qcow, qcow2, qed, vmdk, vhdx, vdi, vpc, parallels, tar or dir." enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" default:"auto"`
 	Replace bool   `help:"Publish a new version of an image that exists."`
 	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
@@ -150,9 +150,12 @@ func seen(i api.Image) string {
 	return fmt.Sprintf("%s ago", age)
 }
 
-type imageShowCmd struct {
+// imageArg is the argument of commands on one image.
+type imageArg struct {
 	Name string `arg:"" help:"The image or tag."`
 }
+
+type imageShowCmd struct{ imageArg }
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
@@ -172,33 +175,25 @@ func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type imageWarmCmd struct {
-	Name string `arg:"" help:"The image or tag."`
-}
+type imageWarmCmd struct{ imageArg }
 
 func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm", nil)
 }
 
-type imagePinCmd struct {
-	Name string `arg:"" help:"The image or tag."`
-}
+type imagePinCmd struct{ imageArg }
 
 func (c *imagePinCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/pin"}, said("pinned %s", c.Name))
 }
 
-type imageUnpinCmd struct {
-	Name string `arg:"" help:"The image or tag."`
-}
+type imageUnpinCmd struct{ imageArg }
 
 func (c *imageUnpinCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "DELETE", path: imagePath(c.Name) + "/pin"}, said("%s is pinned no more", c.Name))
 }
 
-type imageVerifyCmd struct {
-	Name string `arg:"" help:"The image or tag."`
-}
+type imageVerifyCmd struct{ imageArg }
 
 func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/verify", nil)
@@ -235,9 +230,7 @@ func (c *imageExportCmd) export(ctx context.Context, app *cli, std stdio, file s
 	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/export", api.ExportRequest{File: file, Force: c.Force})
 }
 
-type imageRmCmd struct {
-	Name string `arg:"" help:"The image or tag."`
-}
+type imageRmCmd struct{ imageArg }
 
 // Run says what became of the name, and of what was made from it.
 func (c *imageRmCmd) Run(ctx context.Context, app *cli, std stdio) error {

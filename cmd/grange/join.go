@@ -2,15 +2,11 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"github.com/grangemesh/grange/node/membership"
 )
-
-// fromStdin is what stands for a token that is read from the standard input.
-const fromStdin = "-"
 
 // token returns the join token: --join has it, or says where it is, as @FILE or - for
 // the standard input. A member needs none: a file that was removed, or an input that was
@@ -25,12 +21,8 @@ func (c *nodeCmd) token(dir string, std stdio) (string, error) {
 	switch path, file := strings.CutPrefix(given, "@"); {
 	case given == fromStdin && member:
 		return "", nil
-	case given == fromStdin:
-		var b []byte
-		b, err = io.ReadAll(io.LimitReader(std.in, secretMax))
-		token = strings.TrimSpace(string(b))
-	case file:
-		token, err = readSecret(path)
+	case given == fromStdin || file:
+		token, err = std.readSecret(path)
 	}
 	if (err != nil || token == "") && member && given != "" {
 		return "", nil

@@ -69,7 +69,7 @@ func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		path += "?myself=true"
 	}
 	return tell(ctx, app, std, request{method: "DELETE", path: path}, func(w io.Writer, r api.Revoked) {
-		if r.Member == nil {
+		if r.Member.Key.IsZero() {
 			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
 			return
 		}
@@ -142,16 +142,7 @@ type importKeyCmd struct {
 }
 
 func (c *importKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	in := std.in
-	if c.File != "-" {
-		f, err := os.Open(c.File)
-		if err != nil {
-			return fmt.Errorf("import mesh key: %w", err)
-		}
-		defer f.Close()
-		in = f
-	}
-	sealed, err := io.ReadAll(io.LimitReader(in, secretMax))
+	sealed, err := std.read(c.File)
 	if err != nil {
 		return fmt.Errorf("import mesh key: %w", err)
 	}
@@ -221,7 +212,7 @@ func openKey(sealed []byte, phrase string) (string, error) {
 func passphrase(std stdio, ask bool, file string) (string, error) {
 	switch {
 	case file != "":
-		b, err := readSecret(file)
+		b, err := std.readSecret(file)
 		if err == nil && b == "" {
 			err = errors.New("it is empty")
 		}
@@ -250,13 +241,25 @@ func prompt(std stdio, text string) (string, error) {
 	return string(b), err
 }
 
-// readSecret reads a small file without the white space around it.
-func readSecret(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
+// fromStdin stands for the standard input, in the place of a file.
+const fromStdin = "-"
+
+// read reads a small file, or the standard input.
+func (s stdio) read(path string) ([]byte, error) {
+	in := s.in
+	if path != fromStdin {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, secretMax))
+	return io.ReadAll(io.LimitReader(in, secretMax))
+}
+
+// readSecret reads what is in one without the white space around it.
+func (s stdio) readSecret(path string) (string, error) {
+	b, err := s.read(path)
 	return strings.TrimSpace(string(b)), err
 }

@@ -96,12 +96,10 @@ func (c *nodeCmd) tryAPI(ctx context.Context, dir string) error {
 	if c.API == "" || membership.In(dir) {
 		return nil
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", c.API)
-	if err != nil {
+	if err := couldListen(ctx, "tcp", c.API); err != nil {
 		return fmt.Errorf("--api %s: %w", c.API, err)
 	}
-	return l.Close()
+	return nil
 }
 
 // serve runs the node until ctx ends.

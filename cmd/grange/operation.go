@@ -29,9 +29,12 @@ func (c *operationLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type operationShowCmd struct {
+// operationArg is the argument of commands on one operation.
+type operationArg struct {
 	ID string `arg:"" help:"As operation ls has it."`
 }
+
+type operationShowCmd struct{ operationArg }
 
 func (c *operationShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: operationPath(c.ID)}, operationTable)
@@ -60,9 +63,7 @@ func progress(op api.Operation) string {
 	return humanBytes(op.Done) + " of " + humanBytes(op.Total)
 }
 
-type operationCancelCmd struct {
-	ID string `arg:"" help:"As operation ls has it."`
-}
+type operationCancelCmd struct{ operationArg }
 
 func (c *operationCancelCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "DELETE", path: operationPath(c.ID)}, said("operation %s is told to end; `grange operation show %s` says when it has", c.ID, c.ID))

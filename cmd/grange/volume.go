@@ -92,30 +92,30 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type volumeDetachCmd struct {
+// volumeEnd is what commands take that end the use of a volume.
+type volumeEnd struct {
 	Name  string `arg:"" help:"The volume."`
 	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
 }
+
+// path is that of a deed, by its end behind the volume's.
+func (v volumeEnd) path(deed string) string {
+	if v.Force {
+		deed += "?force=true"
+	}
+	return volumePath(v.Name) + deed
+}
+
+type volumeDetachCmd struct{ volumeEnd }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "POST", path: volumePath(c.Name) + "/detach" + forced(c.Force)}, said("volume %s is detached; its data stays here", c.Name))
+	return tell(ctx, app, std, request{method: "POST", path: c.path("/detach")}, said("volume %s is detached; its data stays here", c.Name))
 }
 
-type volumeRmCmd struct {
-	Name  string `arg:"" help:"The volume."`
-	Force bool   `env:"-" help:"Although it is in use: who uses it gets errors."`
-}
+type volumeRmCmd struct{ volumeEnd }
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: volumePath(c.Name) + forced(c.Force)}, said("there is no volume %s any more", c.Name))
-}
-
-// forced is the option of a request to force something.
-func forced(force bool) string {
-	if force {
-		return "?force=true"
-	}
-	return ""
+	return tell(ctx, app, std, request{method: "DELETE", path: c.path("")}, said("there is no volume %s any more", c.Name))
 }
 
 // known is a figure that the node knows of volumes that are open.

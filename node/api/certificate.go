@@ -32,35 +32,30 @@ const (
 // pinned by its clients, so its age protects nobody.
 const certificateLifetime = 20 * 365 * 24 * time.Hour
 
-func loadCertificate(dir, host string) (tls.Certificate, error) {
+func loadCertificate(dir, host string) (cert tls.Certificate, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("API certificate: %w", err)
+		}
+	}()
 	crt, key := filepath.Join(dir, CertificateName), filepath.Join(dir, certificateKeyName)
 	if exists(crt) || exists(key) { // of one alone, an operator's, the error says that the other is missing
-		cert, err := tls.LoadX509KeyPair(crt, key)
-		return cert, wrap("API certificate", err)
+		return tls.LoadX509KeyPair(crt, key)
 	}
 	crtPEM, keyPEM, err := selfSign(host)
+	if err == nil { // a crash between the two leaves a key alone, which the next start asks about
+		err = errors.Join(durable.WriteFile(key, keyPEM, 0o600), durable.WriteFile(crt, crtPEM, 0o644))
+	}
 	if err != nil {
-		return tls.Certificate{}, wrap("API certificate", err)
+		return cert, err
 	}
-	// A crash between the two leaves a key alone, which the next start asks about.
-	if err := errors.Join(durable.WriteFile(key, keyPEM, 0o600), durable.WriteFile(crt, crtPEM, 0o644)); err != nil {
-		return tls.Certificate{}, wrap("API certificate", err)
-	}
-	cert, err := tls.X509KeyPair(crtPEM, keyPEM)
-	return cert, wrap("API certificate", err)
+	return tls.X509KeyPair(crtPEM, keyPEM)
 }
 
 // exists is true too for what can't be looked at.
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist)
-}
-
-func wrap(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", what, err)
 }
 
 func selfSign(host string) (crtPEM, keyPEM []byte, err error) {

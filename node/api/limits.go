@@ -33,7 +33,7 @@ type limits struct {
 	streams int
 	// strangers are the requests at once of all who show no token, and strangersRate
 	// those a second; strangerTime is how long one of them may take.
-	strangers     int
+	strangers     int64
 	strangersRate rate.Limit
 	strangerTime  time.Duration
 }
@@ -52,31 +52,8 @@ func defaultLimits() limits {
 	}
 }
 
-// budget is what strangers may spend together, so that they never take the place of
-// the operator.
-type budget struct {
-	slots chan struct{}
-	rate  *rate.Limiter
-}
-
-func newBudget(l limits) *budget {
-	return &budget{make(chan struct{}, l.strangers), rate.NewLimiter(l.strangersRate, int(l.strangersRate))}
-}
-
-// take gives a place to one request until done is called, if one is free.
-func (b *budget) take() (done func(), ok bool) {
-	if !b.rate.Allow() {
-		return nil, false
-	}
-	select {
-	case b.slots <- struct{}{}:
-		return func() { <-b.slots }, true
-	default:
-		return nil, false
-	}
-}
-
-// serveStranger serves a request without token, if the budget of all of them allows.
+// serveStranger serves a request without token, if what all of them may spend together
+// allows: they never take the place of the operator.
 func (s *Server) serveStranger(next http.Handler, w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		s.refuse(w, r, http.StatusBadRequest, "this route takes no body")
@@ -86,13 +63,12 @@ func (s *Server) serveStranger(next http.Handler, w http.ResponseWriter, r *http
 		next.ServeHTTP(w, r)
 		return
 	}
-	done, ok := s.strangers.take()
-	if !ok {
+	if !s.strangersRate.Allow() || !s.strangers.TryAcquire(1) {
 		w.Header().Set("Retry-After", strconv.Itoa(1))
 		s.refuse(w, r, http.StatusTooManyRequests, "too many requests without a token; try again in a second, or show the token")
 		return
 	}
-	defer done()
+	defer s.strangers.Release(1)
 	ctx, cancel := context.WithTimeout(r.Context(), s.limits.strangerTime)
 	defer cancel()
 	next.ServeHTTP(w, r.WithContext(ctx))

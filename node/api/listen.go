@@ -118,7 +118,7 @@ func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--api %s: %w", s.cfg.Address, err)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+	if IsLoopback(host) {
 		return s.bounded(l), nil
 	}
 	cert, err := loadCertificate(s.cfg.Dir, host)
@@ -126,6 +126,12 @@ func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return tls.NewListener(s.bounded(l), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
+}
+
+// IsLoopback reports whether a host is reached from itself alone: there is no TLS on it.
+func IsLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // bounded is a listener on an address that anybody may connect to.

@@ -38,35 +38,22 @@ func (s *Server) members(a huma.API) {
 	s.mesh(a)
 }
 
-func viewMember(m membership.Member) Member {
-	return Member{ID: m.ID, Key: m.Key.String(), Name: m.Name, Farm: m.Farm, Role: string(m.Role), State: string(m.State), LastSeen: m.LastSeen}
-}
-
 // mesh has the routes by which an admin says who belongs to the mesh.
 func (s *Server) mesh(a huma.API) {
 	n := s.cfg.Node
-	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) (out []Member, _ error) {
-		for _, m := range n.Membership.Members(ctx) {
-			v := viewMember(m)
-			v.Path = n.Path(m.ID)
-			out = append(out, v)
+	lists(a, "/api/members", "everybody whom this node and its peers have met", func(m Member) string { return m.ID }, func(ctx context.Context) ([]Member, error) {
+		all := n.Membership.Members(ctx)
+		for i := range all {
+			all[i].Path = n.Path(all[i].ID)
 		}
-		return out, nil
+		return all, nil
 	})
 	route(a, "DELETE /api/members/{id}", "end a membership, for good", func(ctx context.Context, in *struct {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
 	}) (*Answer[Revoked], error) {
 		r, err := n.Membership.Revoke(ctx, in.ID, in.Myself)
-		if err != nil {
-			return nil, err
-		}
-		out := Revoked{Token: r.Token, Told: r.Told}
-		if !r.Member.Key.IsZero() {
-			m := viewMember(r.Member)
-			out.Member = &m
-		}
-		return ok(out), nil
+		return ok(r), err
 	})
 	route(a, "POST /api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
 		generation, err := n.Membership.Rotate(ctx)

@@ -13,6 +13,8 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/node"
 )
@@ -35,13 +37,14 @@ type Config struct {
 
 // Server is the HTTP interface. Use: New, Listen, Run.
 type Server struct {
-	cfg       Config
-	limits    limits
-	strangers *budget
-	mux       *http.ServeMux
-	token     string
-	socket    net.Listener
-	tcp       net.Listener
+	cfg           Config
+	limits        limits
+	strangers     *semaphore.Weighted
+	strangersRate *rate.Limiter
+	mux           *http.ServeMux
+	token         string
+	socket        net.Listener
+	tcp           net.Listener
 }
 
 // bodyMax bounds a request's JSON body: none holds more than some names.
@@ -65,7 +68,9 @@ func New(cfg Config) *Server {
 }
 
 func newServer(cfg Config, mux *http.ServeMux, l limits) *Server {
-	return &Server{cfg: cfg, limits: l, strangers: newBudget(l), mux: mux}
+	return &Server{
+		cfg: cfg, limits: l, strangers: semaphore.NewWeighted(l.strangers), strangersRate: rate.NewLimiter(l.strangersRate, int(l.strangersRate)), mux: mux,
+	}
 }
 
 // route registers one operation, of a pattern as ServeMux takes them: its error becomes a

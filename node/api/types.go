@@ -5,6 +5,7 @@ import (
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
 )
@@ -23,6 +24,8 @@ type (
 	VolumeSpec    = volumes.Spec
 	Volume        = volumes.View
 	Operation     = node.OperationView
+	Member        = membership.Member
+	Revoked       = membership.Revocation
 )
 
 // ExportRequest is the body of POST /api/images/{name}/export.
@@ -89,25 +92,6 @@ type Token struct {
 	Expires time.Time `json:"expires"`
 	State   string    `json:"state" enum:"open,used,revoked,expired"`
 	UsedBy  string    `json:"used_by,omitempty" doc:"the ID of the member that it brought in"`
-}
-
-// Member is one of the mesh, or was.
-type Member struct {
-	ID       string    `json:"id"`
-	Key      string    `json:"key" doc:"the member's public key"`
-	Name     string    `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
-	Farm     string    `json:"farm,omitempty"`
-	Role     string    `json:"role,omitempty"`
-	State    string    `json:"state" enum:"this node,connected,away,revoked"`
-	Path     string    `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one"`
-	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
-}
-
-// Revoked answers DELETE /api/members/{id}.
-type Revoked struct {
-	Token  string  `json:"token,omitempty" doc:"the token that was named"`
-	Member *Member `json:"member,omitempty" doc:"absent when an unused token was made useless"`
-	Told   int     `json:"told" doc:"connected members that have heard of it already"`
 }
 
 // Rotated answers POST /api/mesh/rotate.

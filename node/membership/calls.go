@@ -26,37 +26,37 @@ const (
 // ErrNotFound. Strangers may redeem, and nothing else.
 func (m *Membership) Call(_ context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	if method == redeemMethod {
-		return answer(m, body, func(q redeemRequest) (redeemReply, error) { return m.redeem(from.ID, q) })
+		return Answer(m.codec, body, func(q redeemRequest) (redeemReply, error) { return m.redeem(from.ID, q) })
 	}
 	if from.Identity.Role == "" {
 		return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
 	}
 	switch method {
 	case greetMethod:
-		return answer(m, body, func(g greeting) (greeting, error) { return m.greeted(from.Identity, g) })
+		return Answer(m.codec, body, func(g greeting) (greeting, error) { return m.greeted(from.Identity, g) })
 	case revokedMethod:
-		return answer(m, body, m.lacking)
+		return Answer(m.codec, body, m.lacking)
 	case secretsMethod:
-		return answer(m, body, func(struct{}) (secretsReply, error) { return m.shareSecrets(from.Identity) })
+		return Answer(m.codec, body, func(struct{}) (secretsReply, error) { return m.shareSecrets(from.Identity) })
 	case renewMethod:
-		return answer(m, body, func(struct{}) (renewReply, error) { return m.renewFor(from.Identity) })
+		return Answer(m.codec, body, func(struct{}) (renewReply, error) { return m.renewFor(from.Identity) })
 	case rollMethod:
-		return answer(m, body, m.rollPage)
+		return Answer(m.codec, body, m.rollPage)
 	}
 	return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
 }
 
-// answer decodes a request, and encodes what fn says to it.
-func answer[Q, A any](m *Membership, body []byte, fn func(Q) (A, error)) ([]byte, error) {
+// Answer decodes the body of a call, and encodes what fn says to it.
+func Answer[Q, A any](codec *content.Codec, body []byte, fn func(Q) (A, error)) ([]byte, error) {
 	var q Q
-	if err := m.codec.Unmarshal(body, &q); err != nil {
+	if err := codec.Unmarshal(body, &q); err != nil {
 		return nil, err
 	}
 	a, err := fn(q)
 	if err != nil {
 		return nil, err
 	}
-	return m.codec.Marshal(a)
+	return codec.Marshal(a)
 }
 
 type redeemRequest struct {

@@ -46,13 +46,12 @@ const (
 // Member is one of the mesh, or was.
 type Member struct {
 	trust.Identity
-	// ID is its peer ID.
-	ID string
-	// Name is what it calls itself.
-	Name  string
-	State MemberState
-	// LastSeen is when a member last dealt with it, or learnt of its revocation.
-	LastSeen time.Time
+	ID    string      `json:"id" doc:"its peer ID"`
+	Name  string      `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
+	State MemberState `json:"state" enum:"this node,connected,away,revoked"`
+	// Path is for the node to fill in, which knows the connections.
+	Path     string    `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one"`
+	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
 }
 
 // Members returns everybody that this member and those that it is connected with have
@@ -239,12 +238,9 @@ func (m *Membership) keepRoll(ctx context.Context) {
 
 // Revocation reports what became of one.
 type Revocation struct {
-	// Token is the token that was asked for, "" if a member was.
-	Token string
-	// Member is who was revoked; the zero one for an unused token.
-	Member Member
-	// Told is how many connected members have heard of it.
-	Told int
+	Token  string `json:"token,omitempty" doc:"the token that was named"`
+	Member Member `json:"member,omitzero" doc:"absent when an unused token was made useless"`
+	Told   int    `json:"told" doc:"connected members that have heard of it already"`
 }
 
 // Revoke ends the membership of whoever who names: a peer ID, a public key, a name, the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -303,20 +304,17 @@ func (m *Membership) tellAll(ctx context.Context, news []revoked) int {
 		return 0
 	}
 	var all sync.WaitGroup
-	var mu sync.Mutex // guards told
-	told := 0
+	var told atomic.Int64
 	turns := make(chan struct{}, greetAtOnce)
 	for _, id := range m.network.Peers() {
 		turns <- struct{}{}
 		all.Go(func() {
 			defer func() { <-turns }()
 			if _, err := m.greet(ctx, id, news); err == nil {
-				mu.Lock()
-				defer mu.Unlock()
-				told++
+				told.Add(1)
 			}
 		})
 	}
 	all.Wait()
-	return told
+	return int(told.Load())
 }

@@ -71,15 +71,10 @@ type told struct {
 // since is from when a revocation counts for a member that first hears of it: from when
 // the one that tells it learnt of it, and for what the store has, which may have been
 // written there anew, from its making; before that nobody learnt of it.
-func (t told) since(made time.Time) time.Time {
-	at := t.learnt
-	if at.IsZero() || at.Before(made) {
-		at = made
-	}
-	if at.After(t.seen) {
-		return t.seen
-	}
-	return at
+// Who was here, up to caught, would have learnt of it before.
+func (t told) since(made, caught time.Time) time.Time {
+	at := slices.MaxFunc([]time.Time{t.learnt, made, caught}, time.Time.Compare)
+	return slices.MinFunc([]time.Time{at, t.seen}, time.Time.Compare)
 }
 
 func toldBy(list []revoked) []told {
@@ -202,8 +197,8 @@ func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had b
 	full := len(m.revoked) >= revokedMax || r.Root != mesh && m.spent[r.Root] >= revokedByMax
 	m.mu.RUnlock()
 	learnt := t.seen
-	if !had { // who was here would have learnt of it
-		learnt = earlier(later(t.since(r.SignedAt), m.roll.caughtUp()), t.seen)
+	if !had {
+		learnt = t.since(r.SignedAt, m.roll.caughtUp())
 	}
 	firmer := had && (r.Root == mesh && old.root != mesh || m.voidNow(old, now))
 	switch {
@@ -304,20 +299,6 @@ func (m *Membership) reopen(since time.Time) {
 	if len(void) > 0 {
 		m.install()
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // digestOf is the same for the same keys.

@@ -1,7 +1,6 @@
 package membership
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,19 +158,12 @@ func (m *Membership) keepSought(ctx context.Context) {
 // errNotHim says that a member is not to be asked.
 var errNotHim = errors.New("not one to ask")
 
-// rank orders members to ask: admins, then others.
-func rank(who trust.Identity) int {
-	if who.Role == trust.RoleAdmin {
-		return 0
-	}
-	return 1
-}
-
 // ask has fn ask connected members, admins first, until one of them answers.
 func (m *Membership) ask(ctx context.Context, fn func(context.Context, peer.ID, trust.Identity) error) {
 	all := m.connected()
-	slices.SortStableFunc(all, func(a, b member) int { return cmp.Compare(rank(a.who), rank(b.who)) })
-	for _, c := range all {
+	others := func(c member) bool { return c.who.Role != trust.RoleAdmin }
+	admins := slices.DeleteFunc(slices.Clone(all), others)
+	for _, c := range append(admins, slices.DeleteFunc(all, func(c member) bool { return !others(c) })...) {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		err := fn(call, c.id, c.who)
 		cancel()

@@ -13,16 +13,12 @@ import (
 
 // CreateToken makes a join token; its origin and addresses are the caller's to fill in.
 // Only an admin can; farm defaults to this node's own.
-func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Duration) (trust.Token, trust.InviteState, error) {
-	fail := func(err error) (trust.Token, trust.InviteState, error) {
-		return trust.Token{}, trust.InviteState{}, err
+func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Duration) (t trust.Token, st trust.InviteState, err error) {
+	if role, err = trust.ParseRole(string(role)); err == nil {
+		err = m.admin("create token")
 	}
-	role, err := trust.ParseRole(string(role))
 	if err != nil {
-		return fail(err)
-	}
-	if err := m.admin("create token"); err != nil {
-		return fail(err)
+		return t, st, err
 	}
 	switch {
 	case role == trust.RoleSeed:
@@ -32,7 +28,7 @@ func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Dur
 	}
 	if role != trust.RoleSeed {
 		if err := content.CheckName(farm); err != nil {
-			return fail(fmt.Errorf("farm: %w", err))
+			return t, st, fmt.Errorf("farm: %w", err)
 		}
 	}
 	if lifetime <= 0 {
@@ -40,7 +36,7 @@ func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Dur
 	}
 	invite, st, err := m.invites.Create(role, farm, m.cfg.Now(), lifetime)
 	if err != nil {
-		return fail(err)
+		return t, st, err
 	}
 	return trust.Token{Mesh: m.State().Mesh, Invite: invite, Role: role, Farm: farm, Expires: st.Expires.Unix()}, st, nil
 }

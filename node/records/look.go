@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -24,18 +26,21 @@ const (
 // lookFor looks for a name, once for all that ask at the same time. lost is told when
 // the origin fails.
 func (n *Names) lookFor(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
-	// The flight outlives the caller that began it: others wait for it too.
-	ch := n.flights.DoChan(key(kind, name), func() (any, error) {
-		return n.look(context.WithoutCancel(ctx), kind, name, lost)
+	return shared(ctx, &n.flights, key(kind, name), func(ctx context.Context) (Known, error) {
+		return n.look(ctx, kind, name, lost)
 	})
+}
+
+// shared runs fn once for all that ask for the same at the same time: it outlives the
+// caller that began it.
+func shared[T any](ctx context.Context, flights *singleflight.Group, id string, fn func(context.Context) (T, error)) (v T, err error) {
+	ch := flights.DoChan(id, func() (any, error) { return fn(context.WithoutCancel(ctx)) })
 	select {
 	case res := <-ch:
-		if res.Err != nil {
-			return Known{}, res.Err
-		}
-		return res.Val.(Known), nil
+		v, _ = res.Val.(T)
+		return v, res.Err
 	case <-ctx.Done():
-		return Known{}, ctx.Err()
+		return v, ctx.Err()
 	}
 }
 
@@ -74,27 +79,20 @@ type sight struct {
 func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.Kind, name string) (sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	ch := n.gets.DoChan(key(kind, name), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
+	s, err := shared(ctx, &n.gets, key(kind, name), func(ctx context.Context) (sight, error) {
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		defer cancel()
 		asked := n.cfg.Now()
 		r, err := c.Get(ctx, kind, name)
 		return sight{r, asked}, err
 	})
-	late := fmt.Errorf("%s %q: %w: no answer within %s", kind, name, content.ErrUnavailable, lookupTimeout)
-	select {
-	case res := <-ch:
-		s, _ := res.Val.(sight)
-		switch {
-		case errors.Is(res.Err, content.ErrNotFound):
-			return s, notFound(kind, name)
-		case res.Err != nil && ctx.Err() != nil:
-			return s, late
-		}
-		return s, res.Err
-	case <-ctx.Done():
-		return sight{}, late
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		err = notFound(kind, name)
+	case err != nil && ctx.Err() != nil:
+		err = fmt.Errorf("%s %q: %w: no answer within %s", kind, name, content.ErrUnavailable, lookupTimeout)
 	}
+	return s, err
 }
 
 // cold takes what the origin shows of a name that was never seen here, where only

@@ -86,18 +86,11 @@ func (n *Names) public(ctx context.Context, kind content.Kind, name string) (Kno
 		}
 		return Known{}, absent
 	}
-	ch := n.strangers.flights.DoChan(id, func() (any, error) {
-		return n.lookOpenly(context.WithoutCancel(ctx), kind, name), nil
-	})
-	select {
-	case res := <-ch:
-		if k := res.Val.(Known); isPublic(k) {
-			return k, nil
-		}
+	k, err := shared(ctx, &n.strangers.flights, id, func(ctx context.Context) (Known, error) { return n.lookOpenly(ctx, kind, name), nil })
+	if err == nil && !isPublic(k) {
 		return Known{}, absent
-	case <-ctx.Done():
-		return Known{}, ctx.Err()
 	}
+	return k, err
 }
 
 // lookOpenly returns what is public as soon as it is found, and else nothing when the

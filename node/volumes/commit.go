@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -84,13 +85,13 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if !ok || e.Committed {
 		return nil
 	}
-	var base *Base
+	var base *fetch.Root
 	if len(e.Head) > 0 {
 		head, err := pack.DecodeHead(v.codec, e.Head)
 		if err != nil {
 			return err
 		}
-		base = &Base{Head: head}
+		base = &fetch.Root{Head: head}
 	}
 	_, err := v.cfg.Registry.CommitVolume(ctx, e.Name, v.body(e, base), nil)
 	if err == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -49,7 +50,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 }
 
 // plan works out what the volume will be; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, base *Base, err error) {
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, base *fetch.Root, err error) {
 	e = entry{Name: name, Size: spec.Size, From: spec.From, Transport: spec.Transport, Durability: spec.Durability,
 		ReadOnly: spec.ReadOnly, Epoch: 1, Created: v.cfg.Now()}
 	rand.Read(e.ID[:])
@@ -91,7 +92,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Re
 	return nil, fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
 }
 
-func (v *Volumes) body(e entry, base *Base) catalog.Volume {
+func (v *Volumes) body(e entry, base *fetch.Root) catalog.Volume {
 	b := catalog.Volume{ID: e.ID, Size: e.Size, From: e.From, Durability: e.Durability, Epoch: e.Epoch, Holder: v.cfg.Self, State: catalog.Attached, ReadOnly: e.ReadOnly}
 	if base != nil {
 		b.Head = &base.Head

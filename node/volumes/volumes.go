@@ -26,19 +26,12 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Base is what a volume begins as.
-type Base struct {
-	Head     pack.Head
-	Lineage  []content.CID
-	Envelope []byte
-}
-
 // Library finds and opens what volumes begin as.
 type Library interface {
 	// Base says what a reference stands for, by the origin if it answers.
-	Base(ctx context.Context, ref content.Ref) (Base, error)
+	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	// Image makes a root readable.
-	Image(ctx context.Context, b Base) (*fetch.Image, error)
+	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
 }
 
 // Registry keeps the records of volumes. ErrUnavailable means that no origin
@@ -407,7 +400,7 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 		if err != nil {
 			return err
 		}
-		if d.image, err = v.cfg.Library.Image(ctx, Base{Head: head}); err != nil {
+		if d.image, err = v.cfg.Library.Image(ctx, fetch.Root{Head: head}); err != nil {
 			return err
 		}
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = d.image, head.Root.Size, head.Root.ChunkSize

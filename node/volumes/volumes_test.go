@@ -24,11 +24,13 @@ type nothing struct {
 	record *catalog.Volume   // what it has, if anything: then it answers
 }
 
-func (nothing) Base(context.Context, content.Ref) (Base, error) {
-	return Base{}, content.ErrUnavailable
+func (nothing) Base(context.Context, content.Ref) (fetch.Root, error) {
+	return fetch.Root{}, content.ErrUnavailable
 }
 
-func (nothing) Image(context.Context, Base) (*fetch.Image, error) { return nil, content.ErrUnavailable }
+func (nothing) Image(context.Context, fetch.Root) (*fetch.Image, error) {
+	return nil, content.ErrUnavailable
+}
 
 func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
 	if x.record == nil {

@@ -22,43 +22,25 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// archive is a tree in a tar stream.
-type archive struct {
-	open func() (io.ReadCloser, error)
-}
-
-// counted is a stream that knows how far it was read.
-type counted struct {
-	io.Reader
-	n int64
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p)
-	c.n += int64(n)
-	return n, err
-}
+// archive is a tree in a tar file, by its path; contents has looked at it.
+type archive string
 
 func (a archive) each(ctx context.Context, do func(*entry) error) error {
-	f, err := a.open()
+	f, err := os.Open(string(a))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	stream := &counted{Reader: bufio.NewReaderSize(f, readAtOnce)}
-	r := tar.NewReader(stream)
+	r := tar.NewReader(bufio.NewReaderSize(f, readAtOnce))
 	buf := make([]byte, readAtOnce) // of one file after the other
 	t := &given{do: do, folders: map[string]bool{}}
 	if err := t.give(&entry{path: ".", mode: impliedMode}); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
-		before := stream.n
 		h, err := r.Next()
 		switch {
-		case errors.Is(err, io.EOF) && stream.n-before < tarBlock:
-			return fmt.Errorf("%w: the tar file has no end: it was cut", content.ErrInvalid)
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF): // the end, as contents has found
 			return nil
 		case err != nil:
 			return fmt.Errorf("%w: the tar file is cut or damaged: %w", content.ErrInvalid, err)
@@ -263,7 +245,7 @@ func idOf(part []string, group bool) (uint32, error) {
 
 func (o Options) listing() listing {
 	if o.Format == Tar {
-		return archive{func() (io.ReadCloser, error) { return os.Open(o.Path) }}
+		return archive(o.Path)
 	}
 	return folder{o.Path, o.Except}
 }

@@ -71,7 +71,7 @@ func (c *collect) NextData(_ context.Context, index uint64) (uint64, uint64, err
 	return 0, 0, io.EOF
 }
 
-func (c *collect) ReadChunk(_ context.Context, index uint64, p []byte) error {
+func (c *collect) ReadChunk(_ context.Context, index uint64, _ int, p []byte) error {
 	if c.chunks[index] == nil {
 		return content.ErrNotFound
 	}

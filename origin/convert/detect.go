@@ -16,61 +16,56 @@ import (
 )
 
 // mark is what files of a kind have at a place.
-type mark struct {
+type mark[T any] struct {
 	at    int
 	magic string
+	kind  T
 }
 
-func (m mark) in(head []byte) bool {
-	return len(head) >= m.at && bytes.HasPrefix(head[m.at:], []byte(m.magic))
+// kindOf returns the kind whose mark a file begins with.
+func kindOf[T any](head []byte, marks []mark[T]) (kind T, ok bool) {
+	for _, m := range marks {
+		if bytes.HasPrefix(head[min(m.at, len(head)):], []byte(m.magic)) {
+			return m.kind, true
+		}
+	}
+	return kind, false
 }
 
-type diskMark struct {
-	mark
-	format Format
-}
-
-type compressionMark struct {
-	mark
-	with foreign.Compression
-}
-
-type otherMark struct {
-	mark
-	what, advice string
-}
+// other is a kind of files that are no disks, with what to do about it.
+type other struct{ what, advice string }
 
 // disks are the formats that QEMU's tools read.
-func disks() []diskMark {
-	return []diskMark{
-		{mark{0, "QFI\xfb\x00\x00\x00\x01"}, QCOW}, {mark{0, "QFI\xfb"}, QCOW2}, {mark{0, "QED\x00"}, QED},
-		{mark{0, "KDMV"}, VMDK}, {mark{0, "COWD"}, VMDK}, {mark{0, "\xbe\xba\xfe\xca\x00\x00\x00\x00"}, VMDK}, {mark{0, "# Disk DescriptorFile"}, VMDK},
-		{mark{0, "vhdxfile"}, VHDX}, {mark{0, footerMagic}, VPC}, {mark{64, "\x7f\x10\xda\xbe"}, VDI},
-		{mark{0, "WithoutFreeSpace"}, Parallels}, {mark{0, "WithouFreSpacExt"}, Parallels},
+func disks() []mark[Format] {
+	return []mark[Format]{
+		{0, "QFI\xfb\x00\x00\x00\x01", QCOW}, {0, "QFI\xfb", QCOW2}, {0, "QED\x00", QED},
+		{0, "KDMV", VMDK}, {0, "COWD", VMDK}, {0, "\xbe\xba\xfe\xca\x00\x00\x00\x00", VMDK}, {0, "# Disk DescriptorFile", VMDK},
+		{0, "vhdxfile", VHDX}, {0, footerMagic, VPC}, {64, "\x7f\x10\xda\xbe", VDI},
+		{0, "WithoutFreeSpace", Parallels}, {0, "WithouFreSpacExt", Parallels},
 	}
 }
 
 // compressions are what is inflated first, whatever is inside.
-func compressions() []compressionMark {
-	return []compressionMark{
-		{mark{0, "\x1f\x8b\x08"}, foreign.Compression{Tool: "gzip", Package: "gzip"}},
-		{mark{0, "BZh"}, foreign.Compression{Tool: "bzip2", Package: "bzip2"}},
-		{mark{0, "\xfd7zXZ\x00"}, foreign.Compression{Tool: "xz", Package: "xz-utils"}},
-		{mark{0, "\x28\xb5\x2f\xfd"}, foreign.Compression{Tool: "zstd", Package: "zstd"}},
+func compressions() []mark[foreign.Compression] {
+	return []mark[foreign.Compression]{
+		{0, "\x1f\x8b\x08", foreign.Compression{Tool: "gzip", Package: "gzip"}},
+		{0, "BZh", foreign.Compression{Tool: "bzip2", Package: "bzip2"}},
+		{0, "\xfd7zXZ\x00", foreign.Compression{Tool: "xz", Package: "xz-utils"}},
+		{0, "\x28\xb5\x2f\xfd", foreign.Compression{Tool: "zstd", Package: "zstd"}},
 	}
 }
 
-// others are no disks, and what to do with them.
-func others() []otherMark {
-	return []otherMark{
-		{mark{0, "PK\x03\x04"}, "a zip archive", unzip}, {mark{0, "PK\x05\x06"}, "a zip archive", unzip},
-		{mark{0, "7z\xbc\xaf\x27\x1c"}, "a 7z archive", unarchive}, {mark{0, "Rar!\x1a\x07"}, "a rar archive", unarchive},
-		{mark{0, "070701"}, "a cpio archive", unarchive}, {mark{0, "070702"}, "a cpio archive", unarchive}, {mark{0, "070707"}, "a cpio archive", unarchive},
-		{mark{0, "!<arch>\n"}, "an ar archive or Debian package", unarchive}, {mark{0, "\xed\xab\xee\xdb"}, "an rpm package", unarchive}, {mark{0, "xar!"}, "a xar archive", unarchive},
-		{mark{0, "MSWIM\x00\x00\x00"}, "a wim archive", unarchive}, {mark{0, "\x3a\xff\x26\xed"}, "an Android sparse image", "make a raw disk of it with simg2img"},
-		{mark{0, "\x04\x22\x4d\x18"}, "compressed with lz4", inflate}, {mark{0, "\x02\x21\x4c\x18"}, "compressed with lz4", inflate}, {mark{0, "LZIP"}, "compressed with lzip", inflate},
-		{mark{0, "\x89LZO"}, "compressed with lzop", inflate}, {mark{0, "\x1f\x9d"}, "compressed with compress", inflate}, {mark{0, "\x5d\x00\x00"}, "compressed with lzma", inflate},
-		{mark{0, "\x7fELF"}, "a program", noDisk}, {mark{0, "MZ"}, "a program", noDisk}, {mark{0, "\x89PNG\r\n"}, "a picture", noDisk}, {mark{0, "\xff\xd8\xff"}, "a picture", noDisk}, {mark{0, "%PDF-"}, "a document", noDisk},
+// others are no disks.
+func others() []mark[other] {
+	return []mark[other]{
+		{0, "PK\x03\x04", other{"a zip archive", unzip}}, {0, "PK\x05\x06", other{"a zip archive", unzip}},
+		{0, "7z\xbc\xaf\x27\x1c", other{"a 7z archive", unarchive}}, {0, "Rar!\x1a\x07", other{"a rar archive", unarchive}},
+		{0, "070701", other{"a cpio archive", unarchive}}, {0, "070702", other{"a cpio archive", unarchive}}, {0, "070707", other{"a cpio archive", unarchive}},
+		{0, "!<arch>\n", other{"an ar archive or Debian package", unarchive}}, {0, "\xed\xab\xee\xdb", other{"an rpm package", unarchive}}, {0, "xar!", other{"a xar archive", unarchive}},
+		{0, "MSWIM\x00\x00\x00", other{"a wim archive", unarchive}}, {0, "\x3a\xff\x26\xed", other{"an Android sparse image", "make a raw disk of it with simg2img"}},
+		{0, "\x04\x22\x4d\x18", other{"compressed with lz4", inflate}}, {0, "\x02\x21\x4c\x18", other{"compressed with lz4", inflate}}, {0, "LZIP", other{"compressed with lzip", inflate}},
+		{0, "\x89LZO", other{"compressed with lzop", inflate}}, {0, "\x1f\x9d", other{"compressed with compress", inflate}}, {0, "\x5d\x00\x00", other{"compressed with lzma", inflate}},
+		{0, "\x7fELF", other{"a program", noDisk}}, {0, "MZ", other{"a program", noDisk}}, {0, "\x89PNG\r\n", other{"a picture", noDisk}}, {0, "\xff\xd8\xff", other{"a picture", noDisk}}, {0, "%PDF-", other{"a document", noDisk}},
 	}
 }
 
@@ -100,12 +95,11 @@ func head(r io.ReaderAt) ([]byte, error) {
 
 // compression tells what a file is compressed with.
 func compression(head []byte) (foreign.Compression, bool) {
-	for _, c := range compressions() {
-		if c.in(head) && (c.magic != "BZh" || (mark{4, "1AY&SY"}).in(head) || (mark{4, "\x17\x72\x45\x38\x50\x90"}).in(head)) {
-			return c.with, true
-		}
+	c, ok := kindOf(head, compressions())
+	if c.Tool == "bzip2" { // three letters prove little: its first block, or its end, has to follow
+		_, ok = kindOf(head, []mark[bool]{{4, "1AY&SY", true}, {4, "\x17\x72\x45\x38\x50\x90", true}})
 	}
-	return foreign.Compression{}, false
+	return c, ok
 }
 
 // detect tells what a source is. What can't be a disk is ErrInvalid.
@@ -114,15 +108,11 @@ func detect(s *source) (Format, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, d := range disks() {
-		if d.in(head) {
-			return d.format, nil
-		}
+	if format, ok := kindOf(head, disks()); ok {
+		return format, nil
 	}
-	for _, o := range others() {
-		if o.in(head) {
-			return "", fmt.Errorf("%w: it is %s: %s%s", content.ErrInvalid, o.what, o.advice, insist)
-		}
+	if o, ok := kindOf(head, others()); ok {
+		return "", fmt.Errorf("%w: it is %s: %s%s", content.ErrInvalid, o.what, o.advice, insist)
 	}
 	if _, err := tar.NewReader(io.NewSectionReader(s, 0, s.Size())).Next(); err == nil {
 		return Tar, nil

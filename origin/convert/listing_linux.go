@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,12 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// block of the file systems that are made, in bytes.
-	block = 4 << 10
-	// readAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
-	readAtOnce = 1 << 20
-)
+// readAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
+const readAtOnce = 1 << 20
 
 // entry is one name of a tree.
 type entry struct {
@@ -48,28 +43,6 @@ type listing interface {
 	// each gives every entry, a folder before what is in it. A path may come again:
 	// the last counts.
 	each(ctx context.Context, do func(*entry) error) error
-}
-
-// notZero calls yield with the runs of blocks in p that are not all zeros.
-func notZero(p []byte, off int64, yield func([]byte, int64) error) error {
-	var zeros [block]byte
-	start := -1 // of the run
-	for at := 0; at < len(p); at += block {
-		b := p[at:min(at+block, len(p))]
-		switch empty := bytes.Equal(b, zeros[:len(b)]); {
-		case !empty && start < 0:
-			start = at
-		case empty && start >= 0:
-			if err := yield(p[start:at], off+int64(start)); err != nil {
-				return err
-			}
-			start = -1
-		}
-	}
-	if start < 0 {
-		return nil
-	}
-	return yield(p[start:], off+int64(start))
 }
 
 // folder is a tree on this host.
@@ -150,11 +123,15 @@ func (d folder) entry(path string, st *unix.Stat_t, buf []byte) (*entry, error) 
 		e.size = st.Size
 		size, blocks := st.Size, st.Blocks
 		e.data = func(yield func([]byte, int64) error) error { return dataOf(path, size, buf, yield) }
-		e.held = func() (int64, error) {
+		e.held = func() (held int64, err error) {
 			if blocks*512 >= size {
 				return size, nil
 			}
-			return heldBy(path, size)
+			err = ranges(path, size, func(_ *os.File, start, end int64) error {
+				held += end - start
+				return nil
+			})
+			return held, err
 		}
 	case unix.S_IFLNK:
 		e.target, err = os.Readlink(path)
@@ -190,14 +167,6 @@ func ranges(path string, size int64, do func(f *os.File, start, end int64) error
 		next = end
 	}
 	return nil
-}
-
-func heldBy(path string, size int64) (held int64, err error) {
-	err = ranges(path, size, func(_ *os.File, start, end int64) error {
-		held += end - start
-		return nil
-	})
-	return held, err
 }
 
 func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error) error {

@@ -14,6 +14,10 @@ import (
 	"github.com/grangemesh/grange/origin/convert/foreign"
 )
 
+// block is what holes consist of, and the file systems that are made, in bytes: that of
+// common ones.
+const block = 4 << 10
+
 // source is a file that is imported, or the part of it that is a disk: what is read
 // of it is checked to be of one moment.
 type source struct {
@@ -111,10 +115,11 @@ func (o Options) inflated(ctx context.Context, s *source, with foreign.Compressi
 	if err = errors.Join(err, out.Finish(), f.Close(), s.unchanged()); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
-	return openWorkingSource(f.Name())
+	return openWorking(f.Name())
 }
 
-func openWorkingSource(path string) (*source, error) {
+// openWorking opens a file that goes when it is closed.
+func openWorking(path string) (*source, error) {
 	s, err := openSource(path)
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(path))
@@ -123,40 +128,22 @@ func openWorkingSource(path string) (*source, error) {
 	return s, nil
 }
 
-// openWorking opens a file that goes with the disk.
-func openWorking(path string) (Disk, error) {
-	s, err := openWorkingSource(path)
-	if err != nil {
-		return nil, err
-	}
-	return rawDisk{s}, nil
-}
-
 // Sparse writes a stream to a file that is empty, and leaves zeros out. Finish ends it.
 type Sparse struct {
 	File *os.File
 	off  int64
 }
 
-// sparseBlock is what a hole is made of at least, in bytes: a block of common file systems.
-const sparseBlock = 4 << 10
-
 func (s *Sparse) Write(p []byte) (int, error) {
 	if s.off+int64(len(p)) > content.SizeMax {
 		return 0, fmt.Errorf("%w: it is larger than the largest disk, %d bytes", content.ErrInvalid, int64(content.SizeMax))
 	}
-	block := func(at int) []byte { return p[at:min(len(p), at+sparseBlock-int((s.off+int64(at))%sparseBlock))] }
-	for at := 0; at < len(p); {
-		start := at
-		for at < len(p) && !isZero(block(at)) {
-			at += len(block(at))
-		}
-		if n, err := s.File.WriteAt(p[start:at], s.off+int64(start)); err != nil {
-			return start + n, err
-		}
-		if at < len(p) {
-			at += len(block(at))
-		}
+	err := notZero(p, s.off, func(b []byte, off int64) error {
+		_, err := s.File.WriteAt(b, off)
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
 	s.off += int64(len(p))
 	return len(p), nil
@@ -164,6 +151,28 @@ func (s *Sparse) Write(p []byte) (int, error) {
 
 // Finish gives the file its length.
 func (s *Sparse) Finish() error { return s.File.Truncate(s.off) }
+
+// notZero calls yield with the runs of blocks in p, which lies at off, that are not all
+// zeros.
+func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
+	start := -1 // of the run
+	for at, next := 0, 0; at < len(p); at = next {
+		next = min(len(p), at+block-int((off+int64(at))%block))
+		switch zero := isZero(p[at:next]); {
+		case !zero && start < 0:
+			start = at
+		case zero && start >= 0:
+			if err := yield(p[start:at], off+int64(start)); err != nil {
+				return err
+			}
+			start = -1
+		}
+	}
+	if start < 0 {
+		return nil
+	}
+	return yield(p[start:], off+int64(start))
+}
 
 func isZero(p []byte) bool {
 	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])

@@ -13,10 +13,23 @@ import (
 // saidMax bounds how much of a tool's output an error repeats, in bytes.
 const saidMax = 1 << 10
 
-// run executes a tool; its error carries what the tool said.
+// run executes a tool; its error carries the end of what the tool said.
 func run(ctx context.Context, name string, args ...string) error {
-	_, err := output(ctx, tool(ctx, name, args...))
-	return err
+	var out, complaints bytes.Buffer
+	cmd := tool(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	said := strings.TrimSpace(out.String() + complaints.String())
+	if len(said) > saidMax {
+		said = "…" + said[len(said)-saidMax:]
+	}
+	return fmt.Errorf("%s: %w: %s", name, err, said)
 }
 
 // tool is a command that speaks English and is found where only root looks, too.
@@ -27,23 +40,4 @@ func tool(ctx context.Context, name string, args ...string) *exec.Cmd {
 		cmd.Path, cmd.Err = path, nil
 	}
 	return cmd
-}
-
-// output executes cmd and returns what it printed; its error carries the end of
-// that, and of what it complained about.
-func output(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
-	var out, complaints bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &complaints
-	err := cmd.Run()
-	if err == nil {
-		return out.Bytes(), nil
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	said := strings.TrimSpace(out.String() + complaints.String())
-	if len(said) > saidMax {
-		said = "…" + said[len(said)-saidMax:]
-	}
-	return nil, fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, said)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -111,15 +112,16 @@ type Source interface {
 	// NextData returns the first run of chunks at or after index that are not
 	// holes; io.EOF when there is none.
 	NextData(ctx context.Context, index uint64) (start, end uint64, err error)
-	// ReadChunk fills p with the chunk at index.
-	ReadChunk(ctx context.Context, index uint64, p []byte) error
+	// ReadChunk fills p with the chunk at index, from off on.
+	ReadChunk(ctx context.Context, index uint64, off int, p []byte) error
 }
 
 // readersPerCore of Export: the source fetches, so several wait at once.
 const readersPerCore = 4
 
-// Export replaces what is in f by an image; holes stay holes. Progress is given the bytes written so far; it may be nil. A
-// failed export leaves f unfinished: the caller writes beside and renames.
+// Export replaces what is in f by an image; holes stay holes. Progress is given the
+// bytes written so far; it may be nil. A failed export leaves f unfinished: the caller
+// writes beside and renames.
 func Export(ctx context.Context, src Source, f *os.File, progress func(n int64)) error {
 	root := src.Root()
 	for _, size := range []int64{0, root.Size} { // emptied first: holes are not written
@@ -132,18 +134,8 @@ func Export(ctx context.Context, src Source, f *os.File, progress func(n int64))
 	group.SetLimit(readers)
 	size := int64(root.ChunkSize)
 	bufs := make(chan []byte, readers) // has room for each reader's
-	written := make(chan int64, readers)
-	counted := make(chan struct{})
-	go func() {
-		defer close(counted)
-		var total int64
-		for n := range written {
-			total += n
-			if progress != nil {
-				progress(total)
-			}
-		}
-	}()
+	var mu sync.Mutex                  // guards written, and has progress called once at a time
+	var written int64
 	write := func(index uint64) error {
 		var buf []byte
 		select {
@@ -152,19 +144,20 @@ func Export(ctx context.Context, src Source, f *os.File, progress func(n int64))
 			buf = make([]byte, size)
 		}
 		defer func() { bufs <- buf }()
-		if err := src.ReadChunk(ctx, index, buf); err != nil {
+		if err := src.ReadChunk(ctx, index, 0, buf); err != nil {
 			return err
 		}
 		off := int64(index) * size
 		n, err := f.WriteAt(buf[:min(size, root.Size-off)], off)
-		written <- int64(n)
+		mu.Lock()
+		defer mu.Unlock()
+		if written += int64(n); progress != nil {
+			progress(written)
+		}
 		return err
 	}
 	err := eachChunk(ctx, src, func(index uint64) { group.Go(func() error { return write(index) }) })
-	err = errors.Join(err, group.Wait())
-	close(written)
-	<-counted
-	if err != nil {
+	if err = errors.Join(err, group.Wait()); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
 	return nil

@@ -85,7 +85,11 @@ func (o Options) tree(ctx context.Context) (Disk, error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
-	return openWorking(f.Name())
+	s, err := openWorking(f.Name())
+	if err != nil {
+		return nil, err
+	}
+	return rawDisk{s}, nil
 }
 
 // fill writes the tree into f; unable says why nothing can be mounted.

@@ -54,10 +54,10 @@ func (r Role) IsMember() bool { return r.rank() >= RoleNode.rank() }
 
 // Identity is what a checked certificate says of a key.
 type Identity struct {
-	Key  PublicKey
-	Role Role
+	Key  PublicKey `json:"key" doc:"the member's public key"`
+	Role Role      `json:"role,omitempty"`
 	// Farm is the farm of a member, "" for a seed.
-	Farm string
+	Farm string `json:"farm,omitempty"`
 }
 
 // MayRead reports whether the identity may read content of that scope. The zero

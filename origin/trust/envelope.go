@@ -29,8 +29,10 @@ type Envelope struct {
 	// Tombstone says that the name was deleted; Body is empty then.
 	Tombstone bool
 	Body      []byte
-	// Signer is the identity that signed, set by Seal and Open.
+	// Signer is the identity that signed, set by Open.
 	Signer Identity
+
+	root PublicKey // as Revocation has it, set by Open
 }
 
 type envelopeWire struct {
@@ -79,7 +81,7 @@ func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 	if err := w.Kind.CheckName(w.Name); err != nil {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
-	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}}
+	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}, PublicKey{}}
 	id, err := v.signer(labelEnvelope, sealed, e.SignedAt, seen, now)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
@@ -87,7 +89,7 @@ func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 	if !id.MaySign(e.Kind, e.Farm) {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w: signed by a %s of farm %q", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
-	e.Signer = id
+	e.Signer, e.root = id, sealed.Chain[len(sealed.Chain)-1].Subject
 	return e, nil
 }
 
@@ -125,12 +127,7 @@ func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, er
 	case key == v.mesh:
 		return Revocation{}, fmt.Errorf("revocation: %w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
 	}
-	var w envelopeWire
-	sealed, err := unseal(b, &w)
-	if err != nil {
-		return Revocation{}, fmt.Errorf("revocation: %w", err)
-	}
-	return Revocation{key, e.Signer, sealed.Chain[len(sealed.Chain)-1].Subject, e.SignedAt}, nil
+	return Revocation{key, e.Signer, e.root, e.SignedAt}, nil
 }
 
 // NewCommit names a new attempt to write a record.
