@@ -24,7 +24,7 @@ func (s *served) refused(t *testing.T) string {
 	var all strings.Builder
 	for s.says.Scan() {
 		fmt.Fprintln(&all, s.says.Text())
-		if strings.Contains(s.says.Text(), "INF serving") {
+		if strings.Contains(s.says.Text(), "serving") {
 			s.signal(t, syscall.SIGKILL)
 		}
 	}
@@ -76,9 +76,6 @@ func TestRestoredFolders(t *testing.T) {
 			return errors.Join(os.RemoveAll(filepath.Join(dir, "origin")), os.Mkdir(filepath.Join(dir, "origin"), 0o700),
 				os.RemoveAll(filepath.Join(dir, "data/volumes")))
 		}, []string{"origin", "it was this mesh's", "backup"}},
-		"the list of volumes":          {func(dir string) error { return os.Remove(filepath.Join(dir, "data/volumes/devices.json")) }, []string{"devices.json", "missing", "backup"}},
-		"all of the list of volumes":   {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/volumes/devices.json"), 0) }, []string{"devices.json", "corrupt", "backup"}},
-		"half of the list of volumes":  {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/volumes/devices.json"), 50) }, []string{"devices.json", "corrupt", "backup"}},
 		"all of the membership's text": {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/membership"), 0) }, []string{"membership", "corrupt", "backup"}},
 	} {
 		dir := t.TempDir()
@@ -87,7 +84,7 @@ func TestRestoredFolders(t *testing.T) {
 		}
 		// The origin that the folder remembers has moved with it.
 		restored := startNode(t, os.Args[0], dir)
-		restored.await(t, "INF serving")
+		restored.await(t, "serving")
 		restored.signal(t, syscall.SIGTERM)
 		if end := restored.ends(t); end.ExitStatus() != 0 {
 			t.Fatalf("a folder that was restored whole: %v", end)
@@ -163,7 +160,7 @@ func TestFirstStartLooksFirst(t *testing.T) {
 			}
 		}
 		s := first.stranger(t, dir, args)
-		s.await(t, "INF serving")
+		s.await(t, "serving")
 		s.signal(t, syscall.SIGTERM)
 		if end := s.ends(t); end.ExitStatus() != 0 {
 			t.Errorf("it ended with %v", end)
@@ -198,7 +195,7 @@ func TestDisksAreServedWhateverTheNetworkSays(t *testing.T) {
 		{"--farm-bind", "203.0.113.9:7946"}, {"--api", "203.0.113.9:8080"}, {"--name", "a b"}, {"--origin", "ftp://nowhere"}, {"--farm", "a b"},
 	} {
 		s := s.stranger(t, s.dir, bad)
-		s.await(t, "INF serving")
+		s.await(t, "serving")
 		var v api.Volume
 		if err := (&cli{Data: data}).ask(t.Context(), "GET", "/api/volumes/disk", nil, &v); err != nil {
 			t.Error(err)
