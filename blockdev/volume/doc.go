@@ -56,13 +56,14 @@
 // A segment of which nothing is newest goes, but for the last one. First all entries are
 // synced, for it is they that made it dead; then the file kept, replaced as a whole, says
 // which segments are left up to some number; then the others are removed. Those behind
-// that number have all numbers in turn:
+// that number have all numbers in turn, and the first of them has begun. A start removes
+// what a crash has left of the others once it has found the rest whole, never before:
 //
 //	0   4  magic "GRK\x01"
 //	4   8  number up to which it speaks
 //	12  8  seq of the last entry up to there
 //	20  4  how many are left
-//	24  8  the number of each, rising
+//	24  16 each, by number: its number 8, its bytes 8
 //	-4  4  CRC32C of the bytes before
 //
 // # Replay

@@ -177,7 +177,7 @@ func (v *Volume) roll() error {
 	number := v.through + 1
 	if n := len(v.chain); n > 0 {
 		last := v.chain[n-1]
-		number = last.number + 1
+		number = max(number, last.number+1)
 		if !last.sealed {
 			v.seal(last)
 		}

@@ -117,12 +117,14 @@ func readEntry(folder string) (e entry, err error) {
 
 // sweep removes what a crash has left of volumes that were being made or removed.
 func (x *index) sweep() error {
+	found, err := os.ReadDir(x.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	var errs []error
-	for _, suffix := range []string{halfMade, halfGone} {
-		left, err := filepath.Glob(filepath.Join(x.dir, "*"+suffix))
-		errs = append(errs, err)
-		for _, path := range left {
-			errs = append(errs, os.RemoveAll(path))
+	for _, f := range found {
+		if strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
+			errs = append(errs, os.RemoveAll(filepath.Join(x.dir, f.Name())))
 		}
 	}
 	return errors.Join(errs...)
