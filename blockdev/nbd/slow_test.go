@@ -251,7 +251,8 @@ func TestDetachDrainsOpenConnections(t *testing.T) {
 	default:
 	}
 	close(disk.gate)
-	if a := busy.answer(); a.code != 0 || !bytes.Equal(payload, disk.data[slowFrom:slowFrom+pageSize]) {
+	got := make([]byte, pageSize)
+	if a := busy.answer(); a.code != 0 || disk.memory.ReadAt(t.Context(), got, slowFrom) != nil || !bytes.Equal(got, payload) {
 		t.Errorf("the request in flight: error %d, or other bytes on the device", a.code)
 	}
 	busy.ended()
