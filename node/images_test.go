@@ -113,7 +113,7 @@ func TestSizeOfADisk(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	disk, err := convert.Open(t.Context(), convert.Options{Path: path})
+	disk, err := convert.Open(t.Context(), convert.Options{Path: path, Format: convert.Raw})
 	if err != nil {
 		t.Fatal(err)
 	}
