@@ -149,29 +149,28 @@ func share[T any](near, far []T, n int) []T {
 	return slices.Concat(near[:min(len(near), n-fromFar)], far[:fromFar])
 }
 
-// answer is what a member said to a question.
-type answer struct {
-	who  trust.Identity
-	body []byte
-}
-
-// ask calls candidates at once and returns the first limit answers, in the order
-// in which they came, each with who gave it.
-func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) []answer {
+// askRecord asks candidates for a record, all at once, and returns the first limit
+// answers, in the order in which they came, each with who gave it.
+func (n *Node) askRecord(ctx context.Context, q records.Question, limit int) (out []records.Answer) {
+	body, err := n.codec.Marshal(q)
+	if err != nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	members := n.candidates()
-	answers := make(chan answer, len(members))
+	answers := make(chan records.Answer, len(members))
 	var wg sync.WaitGroup
 	for _, c := range members {
 		wg.Go(func() {
-			if b, err := n.exchange.Call(ctx, c.id, method, body); err == nil {
-				answers <- answer{c.who, b}
+			said := records.Answer{Who: c.who}
+			b, err := n.exchange.Call(ctx, c.id, resolveMethod, body)
+			if err == nil && n.codec.Unmarshal(b, &said) == nil {
+				answers <- said
 			}
 		})
 	}
 	go func() { wg.Wait(); close(answers) }()
-	var out []answer
 	for a := range answers {
 		if out = append(out, a); len(out) == limit {
 			return out
@@ -180,35 +179,28 @@ func (n *Node) ask(ctx context.Context, method string, body []byte, limit int) [
 	return out
 }
 
-// askInTurn calls candidates until one does not say that it is unable to: its
-// answer, or its error, is the answer.
-func (n *Node) askInTurn(ctx context.Context, method string, body []byte) ([]byte, error) {
+// submit has a member write a record: one after the other, as all at once would race
+// each other, until one does not say that it is unable to. Its answer, or its error, is
+// the answer.
+func (n *Node) submit(ctx context.Context, s records.Submission) (a records.Answer, err error) {
+	body, err := n.codec.Marshal(s)
+	if err != nil {
+		return a, err
+	}
 	var unable []error
 	for _, c := range n.candidates() {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		b, err := n.exchange.Call(call, c.id, method, body)
+		b, err := n.exchange.Call(call, c.id, commitMethod, body)
 		late := call.Err() != nil
 		cancel()
-		if err == nil || !late && !errors.Is(err, content.ErrUnavailable) {
-			return b, err
+		if err == nil {
+			err = n.codec.Unmarshal(b, &a)
+			return a, err
+		}
+		if !late && !errors.Is(err, content.ErrUnavailable) {
+			return a, err
 		}
 		unable = append(unable, err)
 	}
-	return nil, fmt.Errorf("%w: none of %d members is able to: %w", content.ErrUnavailable, len(unable), errors.Join(unable...))
-}
-
-// askRecord asks members for a record.
-func (n *Node) askRecord(ctx context.Context, q records.Question, limit int) []records.Answer {
-	body, err := n.codec.Marshal(q)
-	if err != nil {
-		return nil
-	}
-	var out []records.Answer
-	for _, a := range n.ask(ctx, resolveMethod, body, limit) {
-		said := records.Answer{Who: a.who}
-		if n.codec.Unmarshal(a.body, &said) == nil {
-			out = append(out, said)
-		}
-	}
-	return out
+	return a, fmt.Errorf("%w: none of %d members is able to: %w", content.ErrUnavailable, len(unable), errors.Join(unable...))
 }

@@ -229,11 +229,10 @@ func (o *Operations) Cancel(ctx context.Context, id string) (OperationView, erro
 		return v, err
 	}
 	op.cancel()
-	select {
-	case <-op.done:
-	case <-ctx.Done():
+	if v, err = o.Wait(ctx, id); err != nil {
+		return o.Get(id)
 	}
-	return o.Get(id)
+	return v, nil
 }
 
 // Close cancels what runs, takes no more, and returns when all have ended or ctx

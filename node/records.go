@@ -1,8 +1,6 @@
 package node
 
 import (
-	"context"
-
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/records"
 )
@@ -35,18 +33,4 @@ func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
 func (n *Node) recheck() {
 	n.origin.recheck()
 	n.Names.Recheck()
-}
-
-// submit has a member write a record, which is tried by one after the other: all
-// at once would race each other.
-func (n *Node) submit(ctx context.Context, s records.Submission) (a records.Answer, err error) {
-	body, err := n.codec.Marshal(s)
-	if err != nil {
-		return a, err
-	}
-	b, err := n.askInTurn(ctx, commitMethod, body)
-	if err != nil {
-		return a, err
-	}
-	return a, n.codec.Unmarshal(b, &a)
 }

@@ -89,10 +89,8 @@ func (c *cli) remoteClient(base string) (*client, error) {
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	path := os.Getenv("GRANGE_CERT")
-	if path == "" {
-		if own := filepath.Join(c.Data, api.CertificateName); fileExists(own) {
-			path = own
-		}
+	if own := filepath.Join(c.Data, api.CertificateName); path == "" && fileExists(own) {
+		path = own
 	}
 	if path != "" {
 		pem, err := os.ReadFile(path)

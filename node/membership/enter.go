@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,10 +125,7 @@ func Fits(dir, token string) error {
 // found makes a mesh, with the key that a start before has left: one that is there is
 // never written over.
 func (e Entry) found() (State, error) {
-	farm := e.Farm
-	if farm == "" {
-		farm = e.FarmDefault
-	}
+	farm := cmp.Or(e.Farm, e.FarmDefault)
 	path := filepath.Join(e.Dir, meshKeyFile)
 	mesh, err := trust.LoadKey(path)
 	fresh := errors.Is(err, content.ErrNotFound)

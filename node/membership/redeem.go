@@ -34,7 +34,16 @@ func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (red
 	if err != nil {
 		return redeemReply{}, "", err
 	}
-	peers, errs := parseAll(addrs)
+	var peers []peer.AddrInfo
+	var errs []error
+	for _, a := range addrs {
+		info, err := swarm.ParseAddr(a)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		peers = swarm.AddPeer(peers, info)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var dialling sync.WaitGroup
 	defer dialling.Wait()
@@ -94,17 +103,4 @@ func (d door) reachedAt(id peer.ID, addrs []string) string {
 		return at.String() + "/p2p/" + id.String()
 	}
 	return addrs[slices.IndexFunc(addrs, func(a string) bool { p, err := swarm.ParseAddr(a); return err == nil && p.ID == id })]
-}
-
-// parseAll returns the peers of some addresses, and what is wrong with others.
-func parseAll(addrs []string) (peers []peer.AddrInfo, errs []error) {
-	for _, a := range addrs {
-		info, err := swarm.ParseAddr(a)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		peers = swarm.AddPeer(peers, info)
-	}
-	return peers, errs
 }

@@ -106,8 +106,8 @@ func readFull(d Disk, buf []byte, off int64) error {
 	return nil
 }
 
-// Source is an image to be read back.
-type Source interface {
+// Image is one to be read back.
+type Image interface {
 	Root() content.Root
 	// NextData returns the first run of chunks at or after index that are not
 	// holes; io.EOF when there is none.
@@ -122,8 +122,8 @@ const readersPerCore = 4
 // Export replaces what is in f by an image; holes stay holes. Progress is given the
 // bytes written so far; it may be nil. A failed export leaves f unfinished: the caller
 // writes beside and renames.
-func Export(ctx context.Context, src Source, f *os.File, progress func(n int64)) error {
-	root := src.Root()
+func Export(ctx context.Context, image Image, f *os.File, progress func(n int64)) error {
+	root := image.Root()
 	for _, size := range []int64{0, root.Size} { // emptied first: holes are not written
 		if err := f.Truncate(size); err != nil {
 			return fmt.Errorf("export: %w", err)
@@ -144,7 +144,7 @@ func Export(ctx context.Context, src Source, f *os.File, progress func(n int64))
 			buf = make([]byte, size)
 		}
 		defer func() { bufs <- buf }()
-		if err := src.ReadChunk(ctx, index, 0, buf); err != nil {
+		if err := image.ReadChunk(ctx, index, 0, buf); err != nil {
 			return err
 		}
 		off := int64(index) * size
@@ -156,16 +156,16 @@ func Export(ctx context.Context, src Source, f *os.File, progress func(n int64))
 		}
 		return err
 	}
-	err := eachChunk(ctx, src, func(index uint64) { group.Go(func() error { return write(index) }) })
+	err := eachChunk(ctx, image, func(index uint64) { group.Go(func() error { return write(index) }) })
 	if err = errors.Join(err, group.Wait()); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
 	return nil
 }
 
-func eachChunk(ctx context.Context, src Source, do func(index uint64)) error {
+func eachChunk(ctx context.Context, image Image, do func(index uint64)) error {
 	for next := uint64(0); ; {
-		start, end, err := src.NextData(ctx, next)
+		start, end, err := image.NextData(ctx, next)
 		if err == io.EOF { // itself: what else ends like one is cut
 			return nil
 		}

@@ -57,8 +57,8 @@ type needs struct {
 	lost  *losses
 }
 
-// target is a file system that is being written.
-type target interface {
+// writer writes a file system.
+type writer interface {
 	// prune removes what is not among the facts.
 	prune(facts map[string]fact) error
 	// put makes the entry what it should be.
@@ -118,7 +118,7 @@ func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 	if err != nil {
 		return err
 	}
-	w, err := o.target(ctx, f, unable, n.lost)
+	w, err := o.writer(ctx, f, unable, n.lost)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 	return finish(ctx, f, unable != nil)
 }
 
-func (o Options) target(ctx context.Context, f *os.File, unable error, lost *losses) (target, error) {
+func (o Options) writer(ctx context.Context, f *os.File, unable error, lost *losses) (writer, error) {
 	if unable == nil {
 		return mount(ctx, f, lost)
 	}
