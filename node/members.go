@@ -202,5 +202,8 @@ func (n *Node) submit(ctx context.Context, s records.Submission) (a records.Answ
 		}
 		unable = append(unable, err)
 	}
+	if len(unable) == 0 {
+		return a, fmt.Errorf("%w: the origin can't be written from here, and no member is connected that might", content.ErrUnavailable)
+	}
 	return a, fmt.Errorf("%w: none of %d members is able to: %w", content.ErrUnavailable, len(unable), errors.Join(unable...))
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -27,6 +28,33 @@ const (
 type working struct {
 	dir  string
 	free func(dir string) (free, total uint64, err error)
+}
+
+// WorkingReader reads from in what goes into a working file in dir, as long as there is
+// room for such.
+func WorkingReader(dir string, in io.Reader) io.Reader {
+	return &workingReader{working: workingIn(dir), in: in}
+}
+
+// workingStep is how much is read between two looks at the room, in bytes.
+const workingStep = 4 << 20
+
+type workingReader struct {
+	working
+	in   io.Reader
+	left int // until the next look
+}
+
+func (r *workingReader) Read(p []byte) (n int, err error) {
+	if r.left <= 0 {
+		if err := r.room(workingStep); err != nil {
+			return 0, err
+		}
+		r.left = workingStep
+	}
+	n, err = r.in.Read(p)
+	r.left -= n
+	return n, err
 }
 
 func workingIn(dir string) working { return working{dir, cache.DiskFree} }

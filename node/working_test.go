@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,5 +88,30 @@ func TestGuardEndsAlone(t *testing.T) {
 	stop()
 	if ctx.Err() != nil {
 		t.Errorf("what was begun ended with the guard: %v", context.Cause(ctx))
+	}
+}
+
+// TestStreamsLeaveTheVolumesTheirPart: what comes through a pipe ends before it has
+// filled the disk.
+func TestStreamsLeaveTheVolumesTheirPart(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=64m", "none", dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	f, err := os.Create(filepath.Join(dir, "spool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(f, WorkingReader(dir, strings.NewReader(strings.Repeat("much", 25<<20))))
+	if err := errors.Join(err, f.Close()); !errors.Is(err, content.ErrNoSpace) {
+		t.Errorf("%v, want ErrNoSpace", err)
+	}
+	if free, total, err := cache.DiskFree(dir); err != nil || free < total/workingShare {
+		t.Errorf("%d of %d are free (%v)", free, total, err)
 	}
 }

@@ -118,6 +118,9 @@ const (
 	// originRequestsMin is the least that --origin-requests may be: with fewer a node
 	// has no turn left between two looks at its origin.
 	originRequestsMin = 1
+	// ioTimeoutMin is the least that --io-timeout may be: a read takes a moment from a
+	// store that is well.
+	ioTimeoutMin = span(time.Second)
 )
 
 // Validate refuses limits with which a node could never work, before it founds a
@@ -130,6 +133,8 @@ func (c *nodeCmd) Validate() error {
 		return fmt.Errorf("--origin-rate: %d bytes a second would not bring in a chunk in time; give %s/s or more", c.OriginRate, humanBytes(originRateMin))
 	case c.OriginRequests != 0 && c.OriginRequests < originRequestsMin:
 		return fmt.Errorf("--origin-requests: %g requests a second are not enough to see whether the origin answers; give %d/s or more", c.OriginRequests, originRequestsMin)
+	case c.IoTimeout < ioTimeoutMin:
+		return fmt.Errorf("--io-timeout: within %s no read comes from anywhere; give 1s or more", time.Duration(c.IoTimeout))
 	}
 	return nil
 }

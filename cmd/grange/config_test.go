@@ -160,6 +160,7 @@ func TestFrequency(t *testing.T) {
 func TestLimitsThatCouldNeverWork(t *testing.T) {
 	for _, args := range [][]string{
 		{"--quota", "0"}, {"--quota", "10"}, {"--origin-rate", "0"}, {"--origin-rate", "10"}, {"--origin-rate", "127KiB/s"}, {"--origin-requests", "0.1"}, {"--origin-requests", "0"},
+		{"--io-timeout", "1ns"}, {"--io-timeout", "999ms"},
 	} {
 		if _, err := parse(t, "", append([]string{"node"}, args...)...); err == nil || !strings.Contains(err.Error(), args[0]) {
 			t.Errorf("%s: %v", args, err)

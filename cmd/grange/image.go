@@ -82,7 +82,7 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 	}
 	defer f.Close()
 	out := convert.Sparse{File: f}
-	_, err = io.Copy(&out, in)
+	_, err = io.Copy(&out, node.WorkingReader(folder, in))
 	if err = errors.Join(giveTo(f, folder), err, out.Finish()); err != nil {
 		os.Remove(f.Name())
 		return "", fmt.Errorf("keep standard input in %s: %w", f.Name(), err)

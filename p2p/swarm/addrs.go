@@ -112,11 +112,12 @@ func CheckAddrs(listen, announce []string) (listening, announced []ma.Multiaddr,
 	}
 	for _, text := range announce {
 		a, err := ma.NewMultiaddr(text)
-		var proto string
+		var proto, at string
 		if err == nil {
-			proto, _, err = manet.DialArgs(a)
+			proto, at, err = manet.DialArgs(a)
 		}
-		if err == nil && (strings.HasPrefix(proto, "ip") || manet.IsIPUnspecified(a) || strings.Contains(text, "/p2p/")) {
+		reached := strings.HasPrefix(proto, "tcp") || strings.HasPrefix(proto, "udp") && strings.Contains(text, "/quic")
+		if err == nil && (!reached || strings.HasSuffix(at, ":0") || manet.IsIPUnspecified(a) || strings.Contains(text, "/p2p/")) {
 			err = errors.New("it stands for one address, and ends with a port")
 		}
 		if err != nil {

@@ -87,7 +87,7 @@ func TestAnnouncedAddresses(t *testing.T) {
 	if len(addrs) != 3 || !strings.HasPrefix(addrs[0], "/ip4/127.0.0.1/") || !slices.Contains(addrs, "/dns4/farm.example.org/tcp/4001/p2p/"+s.ID().String()) {
 		t.Errorf("told %v", addrs)
 	}
-	for _, wrong := range []string{"1.2.3.4:9", "/ip4/0.0.0.0/tcp/9", "/ip4/1.2.3.4", "/ip4/1.2.3.4/tcp/9/p2p/" + s.ID().String()} {
+	for _, wrong := range []string{"1.2.3.4:9", "/ip4/0.0.0.0/tcp/9", "/ip4/1.2.3.4", "/ip4/1.2.3.4/tcp/0", "/ip4/1.2.3.4/udp/9", "/unix/tmp/x", "/ip4/1.2.3.4/tcp/9/p2p/" + s.ID().String()} {
 		if _, _, err := CheckAddrs(nil, []string{wrong}); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("--announce %s: %v", wrong, err)
 		}
