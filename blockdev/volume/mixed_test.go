@@ -233,10 +233,10 @@ func TestMixedFolders(t *testing.T) {
 				v.tidy()
 			}
 		}
-		write(rapid.IntRange(0, 60).Draw(r, "writes"))
+		write(rapid.IntRange(0, 30).Draw(r, "writes"))
 		first := files(r, dir)
 		states = [][]byte{slices.Clone(want)}
-		write(rapid.IntRange(1, 60).Draw(r, "later writes"))
+		write(rapid.IntRange(1, 30).Draw(r, "later writes"))
 		must(r, v.Close())
 		last := files(r, dir)
 		mix := map[string]string{}
