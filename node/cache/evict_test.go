@@ -359,7 +359,7 @@ func TestComplaintsAreFew(t *testing.T) {
 		for range 1000 {
 			c.unkept(errors.New("no room"))
 		}
-		time.Sleep(logInterval)
+		<-time.After(logInterval)
 		c.unkept(errors.New("no room"))
 		if n := bytes.Count(log.Bytes(), []byte("cache is full")); n != 2 {
 			t.Errorf("%d lines, want 2", n)
