@@ -67,19 +67,26 @@ type Direct interface {
 }
 
 // Trimmer is an optional ability of a Device: giving ranges back. After either
-// call the range reads as zeros. With keep a device that reserves space keeps that
-// of the range.
+// call the range reads as zeros. With keep it is no hole: its space stays its own.
 type Trimmer interface {
 	Discard(ctx context.Context, off, length int64, fua bool) error
 	Zero(ctx context.Context, off, length int64, keep, fua bool) error
 }
 
-// Extent is a range of a device that reads as zeros without storage (Hole) or
-// that has data.
+// Extent is a range of a device, and what it has.
 type Extent struct {
 	Length int64
-	Hole   bool
+	State  State
 }
+
+// State is what a range has.
+type State uint8
+
+const (
+	Data  State = iota
+	Zeros       // reads as zeros, and keeps its space
+	Hole        // reads as zeros, without storage
+)
 
 // Mapper is an optional ability of a Device: telling holes from data.
 type Mapper interface {

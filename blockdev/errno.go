@@ -25,23 +25,10 @@ const (
 
 // String returns the usual name; it is the label in metrics.
 func (e Errno) String() string {
-	switch e {
-	case OK:
-		return "none"
-	case EPERM:
-		return "EPERM"
-	case EIO:
-		return "EIO"
-	case EINVAL:
-		return "EINVAL"
-	case ENOSPC:
-		return "ENOSPC"
-	case EOVERFLOW:
-		return "EOVERFLOW"
-	case ENOTSUP:
-		return "ENOTSUP"
-	case ESHUTDOWN:
-		return "ESHUTDOWN"
+	names := [...]string{OK: "none", EPERM: "EPERM", EIO: "EIO", EINVAL: "EINVAL", ENOSPC: "ENOSPC",
+		EOVERFLOW: "EOVERFLOW", ENOTSUP: "ENOTSUP", ESHUTDOWN: "ESHUTDOWN"}
+	if int(e) < len(names) && names[e] != "" {
+		return names[e]
 	}
 	return strconv.Itoa(int(e))
 }

@@ -101,6 +101,8 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 			return err
 		}
 	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	guarded, stop := work.guard(ctx)
 	disk, err := convert.Open(guarded, opts)
 	if err != nil && guarded.Err() != nil {

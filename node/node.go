@@ -174,6 +174,9 @@ func (n *Node) openDir(ctx context.Context) error {
 	}
 	n.unlock = lock.Close
 	temp := filepath.Join(n.cfg.Dir, TempDir)
+	if files, _ := os.ReadDir(temp); n.fresh && len(files) > 0 { // as a --data of /, or of a home
+		return fmt.Errorf("data folder %s: %w: it is no node's yet, and its folder %s, which a node clears, holds files of others; give an empty --data", n.cfg.Dir, content.ErrConflict, TempDir)
+	}
 	if err := os.RemoveAll(temp); err != nil { // what killed imports and exports have left
 		return fmt.Errorf("data folder: %w", err)
 	}

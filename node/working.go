@@ -45,10 +45,11 @@ func (w working) room(n int64) error {
 		content.ErrNoSpace, w.dir, humanize.IBytes(uint64(n)), humanize.IBytes(free), humanize.IBytes(reserve))
 }
 
-// guard ends ctx when the room ran out, whoever took it. Stop ends the guard.
+// guard ends ctx when the room ran out, whoever took it. Stop ends the guard alone: what
+// was begun with the context, as a child that reads a disk, goes on.
 func (w working) guard(ctx context.Context) (guarded context.Context, stop func()) {
 	guarded, cancel := context.WithCancelCause(ctx)
-	ended := make(chan struct{})
+	enough, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		tick := time.NewTicker(workingLook)
@@ -56,6 +57,8 @@ func (w working) guard(ctx context.Context) (guarded context.Context, stop func(
 		for {
 			select {
 			case <-guarded.Done():
+				return
+			case <-enough:
 				return
 			case <-tick.C:
 				if err := w.room(0); err != nil {
@@ -65,7 +68,7 @@ func (w working) guard(ctx context.Context) (guarded context.Context, stop func(
 		}
 	}()
 	return guarded, func() {
-		cancel(nil)
+		close(enough)
 		<-ended
 	}
 }

@@ -79,3 +79,13 @@ func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
+
+// TestGuardEndsAlone: what reads a disk goes on when the look at the room is over.
+func TestGuardEndsAlone(t *testing.T) {
+	w := working{"/x", func(string) (uint64, uint64, error) { return 4000, 4000, nil }}
+	ctx, stop := w.guard(t.Context())
+	stop()
+	if ctx.Err() != nil {
+		t.Errorf("what was begun ended with the guard: %v", context.Cause(ctx))
+	}
+}

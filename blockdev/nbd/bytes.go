@@ -19,106 +19,80 @@ func (c *conn) partial(req request) bool {
 	return req.command != cmdFlush && (req.offset|uint64(req.length))&(unit-1) != 0
 }
 
-// parts calls part for each block of which a range has a part, from one byte to another,
-// and whole for the blocks between, in their order, until one fails.
-func (d *device) parts(off, n int64, part func(block, from, to int64) error, whole func(off, n int64) error) error {
+// part returns how long the part of a range is that begins at off: what is no whole block,
+// and lies in one, or all that are whole.
+func (d *device) part(off, end int64) int64 {
 	unit := int64(d.Geometry().BlockSize)
-	for end := off + n; off < end; {
-		next := end &^ (unit - 1)
-		lead := off & (unit - 1)
-		var err error
-		if lead != 0 || next == off {
-			next = min(off-lead+unit, end)
-			err = part(off-lead, lead, next-off+lead)
-		} else {
-			err = whole(off, next-off)
-		}
-		if err != nil {
-			return err
-		}
-		off = next
+	next, lead := end&^(unit-1), off&(unit-1)
+	if lead != 0 || next == off {
+		next = min(off-lead+unit, end)
 	}
-	return nil
+	return next - off
 }
 
 // readBytes fills p from off.
 func (d *device) readBytes(ctx context.Context, p []byte, off int64) error {
-	block := make([]byte, d.Geometry().BlockSize)
-	return d.parts(off, int64(len(p)), func(at, from, to int64) error {
-		if err := d.ReadAt(ctx, block, at); err != nil {
+	unit := int64(d.Geometry().BlockSize)
+	for n := int64(0); len(p) > 0; p, off = p[n:], off+n {
+		if n = d.part(off, off+int64(len(p))); n%unit == 0 {
+			if err := d.ReadAt(ctx, p[:n], off); err != nil {
+				return err
+			}
+			continue
+		}
+		block, lead := make([]byte, unit), off&(unit-1)
+		if err := d.ReadAt(ctx, block, off-lead); err != nil {
 			return err
 		}
-		p = p[copy(p, block[from:to]):]
-		return nil
-	}, func(at, n int64) error {
-		err := d.ReadAt(ctx, p[:n], at)
-		p = p[n:]
-		return err
-	})
+		copy(p[:n], block[lead:])
+	}
+	return nil
 }
 
-// changeBytes makes a change of a range: edge changes the bytes of a block, at a place
-// in the range, and whole makes the change of whole blocks.
-func (c *conn) changeBytes(req request, edge func(p []byte, at int64), whole func(off, n int64) error) error {
-	d, off, n := c.device, int64(req.offset), int64(req.length)
-	block := make([]byte, d.Geometry().BlockSize)
-	read := func(at, _, _ int64) error { return d.ReadAt(c.ctx, block, at) }
-	// What must come from afar comes before the others are held up.
-	if err := d.parts(off, n, read, func(_, _ int64) error { return nil }); err != nil {
-		return err
+// changeBytes makes a write, or zeroes, with parts of blocks.
+func (c *conn) changeBytes(t *task) error {
+	d, req, off := c.device, t.req, int64(t.req.offset)
+	zeroes := req.command == cmdWriteZeroes
+	if zeroes && req.flags&flagFastZero != 0 {
+		return fmt.Errorf("zeroing parts of blocks is as slow as writing: %w", errors.ErrUnsupported)
+	}
+	unit := int64(d.Geometry().BlockSize)
+	block, end := make([]byte, unit), off+int64(req.length)
+	for at, n := off, int64(0); at < end; at += n { // what must come from afar comes before the others are held up
+		if n = d.part(at, end); n%unit != 0 {
+			if err := d.ReadAt(c.reading, block, at&^(unit-1)); err != nil {
+				return err
+			}
+		}
 	}
 	c.export.edges.Lock()
 	defer c.export.edges.Unlock()
-	err := d.parts(off, n, func(at, from, to int64) error {
-		if err := read(at, from, to); err != nil {
+	for at, n := off, int64(0); at < end; at += n {
+		var err error
+		n = d.part(at, end)
+		lead := at & (unit - 1)
+		switch whole := n%unit == 0; {
+		case whole && zeroes:
+			err = c.zero(t, at, n, false)
+		case whole:
+			err = d.WriteAt(c.ctx, (*t.buf)[at-off:][:n], at, false)
+		default:
+			if err = d.ReadAt(c.reading, block, at-lead); err != nil {
+				return err
+			}
+			part := block[lead : lead+n]
+			if clear(part); !zeroes {
+				copy(part, (*t.buf)[at-off:])
+			}
+			err = d.WriteAt(c.ctx, block, at-lead, false)
+		}
+		if err != nil {
 			return err
 		}
-		edge(block[from:to], at+from-off)
-		return d.WriteAt(c.ctx, block, at, false)
-	}, whole)
-	if err == nil && req.flags&flagFUA != 0 {
-		err = d.Flush(c.ctx)
 	}
-	return err
-}
-
-// doBytes is do for a request of parts of blocks, and leaves its reply as do does.
-func (c *conn) doBytes(t *task) error {
-	req, b, d := t.req, t.buf, c.device
-	unit := int64(d.Geometry().BlockSize)
-	off, n := int64(req.offset), int64(req.length)
-	from, to := off&^(unit-1), (off+n+unit-1)&^(unit-1)
-	var err error
-	switch req.command {
-	case cmdRead:
-		p := b.p[:c.readHead()+int(n)]
-		if err := d.readBytes(c.ctx, p[c.readHead():], off); err != nil {
-			return err
-		}
-		b.p = p[:c.layRead(p, req)]
-		return nil
-	case cmdBlockStatus:
-		return c.blockStatus(t, from, to-from)
-	case cmdWrite:
-		err = c.changeBytes(req, func(p []byte, at int64) { copy(p, b.p[at:]) }, func(at, n int64) error {
-			return d.WriteAt(c.ctx, b.p[at-off:at-off+n], at, false)
-		})
-	case cmdTrim: // a wish: what is no whole block stays
-		if from, to = (off+unit-1)&^(unit-1), (off+n)&^(unit-1); from < to {
-			err = d.trimmer.Discard(c.ctx, from, to-from, req.flags&flagFUA != 0)
-		}
-	case cmdWriteZeroes:
-		if req.flags&flagFastZero != 0 {
-			return fmt.Errorf("zeroing parts of blocks is as slow as writing: %w", errors.ErrUnsupported)
-		}
-		err = c.changeBytes(req, func(p []byte, _ int64) { clear(p) }, func(at, n int64) error { return c.zero(t, at, n, false) })
-	case cmdCache:
-		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.ctx, p, off) })
+	if req.flags&flagFUA != 0 {
+		return d.Flush(c.ctx)
 	}
-	if err != nil {
-		return err
-	}
-	b.p = c.appendReply(b.p[:0], req, blockdev.OK, "")
 	return nil
 }
 

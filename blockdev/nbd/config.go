@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -24,8 +25,8 @@ const (
 	// handshakeTimeout is ample for a client on the far side of the world and
 	// short for one that only holds the door open.
 	handshakeTimeout = 10 * time.Second
-	// drainTimeout is what a stop waits for requests in flight: longer than a
-	// read from the origin, shorter than an init system's patience.
+	// drainTimeout is what a stop waits for changes in flight: longer than a sync of a
+	// busy disk, shorter than an init system's patience.
 	drainTimeout = 10 * time.Second
 
 	// payloadMax bounds the data of one read or write: the size that the
@@ -70,32 +71,20 @@ type Config struct {
 	// HandshakeTimeout is the time from connecting to the first request. After
 	// it a connection may be idle for ever. 10 s.
 	HandshakeTimeout time.Duration
-	// DrainTimeout is how long requests in flight may take to finish once the
-	// server stops; then they are cancelled. 10 s.
+	// DrainTimeout is how long changes in flight may take to finish once the server
+	// stops; then they are cancelled. 10 s.
 	DrainTimeout time.Duration
 
 	Log *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
-	if c.ConnectionsMax == 0 {
-		c.ConnectionsMax = connectionsMax
-	}
-	if c.RequestsMax == 0 {
-		c.RequestsMax = requestsMax
-	}
-	if c.BytesMax == 0 {
-		c.BytesMax = bytesMax
-	}
-	if c.HandshakeTimeout == 0 {
-		c.HandshakeTimeout = handshakeTimeout
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = drainTimeout
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.ConnectionsMax = cmp.Or(c.ConnectionsMax, connectionsMax)
+	c.RequestsMax = cmp.Or(c.RequestsMax, requestsMax)
+	c.BytesMax = cmp.Or(c.BytesMax, bytesMax)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, handshakeTimeout)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, drainTimeout)
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c
 }
 

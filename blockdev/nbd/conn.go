@@ -50,7 +50,12 @@ type conn struct {
 	// the answers.
 	ctx    context.Context
 	cancel context.CancelFunc
-	done   chan struct{} // closed when serve has returned
+	// reading is what reads run under. It ends sooner, when the connection drains: a read
+	// may wait for its bytes for minutes, and a client asks again for what it got no
+	// answer to.
+	reading context.Context
+	cut     context.CancelFunc
+	done    chan struct{} // closed when serve has returned
 
 	// Guarded by server.mu.
 	name     string // of the export, once opened is true
@@ -66,7 +71,7 @@ type conn struct {
 	structured bool             // replies
 	status     bool             // the client may ask for block status
 
-	replies *buffer // gathered, to be sent with the next flush; may be nil
+	replies *[]byte // gathered, to be sent with the next flush; may be nil
 	tally   meter.Tally
 	idle    chan *task // tasks to use again
 	tasks   int        // how many were made
@@ -86,7 +91,7 @@ type device struct {
 func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c := &conn{
 		server: s, socket: socket, stream: socket, raw: rawOf(socket),
-		budget: newBudget(s.cfg.BytesMax),
+		budget: newBudget(&s.buffers, s.cfg.BytesMax),
 		done:   make(chan struct{}),
 		idle:   make(chan *task, s.cfg.RequestsMax),
 		loud:   rate.Sometimes{First: 3, Interval: time.Second},
@@ -94,11 +99,12 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c.changes.ended = make(chan struct{})
 	c.look = c.lookNow
 	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.reading, c.cut = context.WithCancel(c.ctx)
 	if unix, ok := socket.(*net.UnixConn); ok {
 		unix.SetWriteBuffer(socketBuffer)
 	}
-	c.in.open(socket, c.raw, &s.pool)
-	c.out.open(socket, c.raw)
+	c.in.open(socket, c.raw, &s.buffers)
+	c.out.open(socket, c.raw, c.budget)
 	return c
 }
 
@@ -160,9 +166,11 @@ func ending(err error, opened bool) string {
 
 func (c *conn) client() string { return c.socket.RemoteAddr().String() }
 
-// drainLocked stops reading, under server.mu; serve does the rest.
+// drainLocked stops reading requests and cuts reads that wait, under server.mu; serve
+// does the rest.
 func (c *conn) drainLocked() {
 	c.draining = true
+	c.cut()
 	c.socket.SetReadDeadline(time.Unix(1, 0))
 }
 
@@ -189,7 +197,7 @@ func (c *conn) patience(until time.Time) error {
 
 // open opens the export of that name for good. The name is known to Detach
 // before the lookup: whatever the lookup finds is drained.
-func (c *conn) open(ctx context.Context, name string) error {
+func (c *conn) open(name string) error {
 	c.server.mu.Lock()
 	c.name, c.opened = name, true
 	draining := c.draining
@@ -197,7 +205,7 @@ func (c *conn) open(ctx context.Context, name string) error {
 	if draining {
 		return errLeave
 	}
-	d, err := c.lookup(ctx, name)
+	d, err := c.lookup(name)
 	if err != nil {
 		c.server.mu.Lock()
 		c.opened = false
@@ -210,8 +218,8 @@ func (c *conn) open(ctx context.Context, name string) error {
 }
 
 // lookup finds a device; its release is the caller's.
-func (c *conn) lookup(ctx context.Context, name string) (*device, error) {
-	dev, release, err := c.server.cfg.Exports.Lookup(ctx, name)
+func (c *conn) lookup(name string) (*device, error) {
+	dev, release, err := c.server.cfg.Exports.Lookup(c.ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
 	}
@@ -244,7 +252,7 @@ func (c *conn) transmit() error {
 			if err := c.dispatch(req); err != nil {
 				return c.leaving(err)
 			}
-			if c.replies != nil && len(c.replies.p) >= gatherMax {
+			if c.replies != nil && len(*c.replies) >= gatherMax {
 				c.flush()
 			}
 		}
@@ -266,17 +274,17 @@ func (c *conn) flush() {
 		return
 	}
 	c.replies = nil
-	if len(b.p) == 0 {
-		b.release()
+	if len(*b) == 0 {
+		c.budget.release(b)
 		return
 	}
 	c.out.send(b)
 }
 
 // room returns the gathering buffer with room for n more bytes, n at most
-// batchSize and headRoom.
-func (c *conn) room(n int) *buffer {
-	if b := c.replies; b != nil && cap(b.p)-len(b.p) >= n {
+// batchSize and dataHead.
+func (c *conn) room(n int) *[]byte {
+	if b := c.replies; b != nil && cap(*b)-len(*b) >= n {
 		return b
 	}
 	c.flush()
@@ -284,14 +292,14 @@ func (c *conn) room(n int) *buffer {
 	return c.replies
 }
 
-// take returns a buffer for n bytes, charged to the budget. Where that must
-// wait, what is gathered goes first: it is part of what is waited for.
-func (c *conn) take(n int) *buffer {
-	b := c.server.pool.take(n)
-	if !c.budget.try(b.size()) {
+// take returns an empty buffer for n bytes with their head, charged to the budget. Where
+// that must wait, what is gathered goes first: it is part of what is waited for.
+func (c *conn) take(n int) *[]byte {
+	b := c.server.buffers.Get(n + dataHead)
+	if size := int64(cap(*b)); !c.budget.try(size) {
 		c.flush()
-		c.budget.wait(b.size())
+		c.budget.wait(size)
 	}
-	b.charge = c.budget
+	*b = (*b)[:0]
 	return b
 }

@@ -132,12 +132,16 @@ func (m *memory) Extents(_ context.Context, dst []blockdev.Extent, off, n int64,
 	for end := off + n; off < end; {
 		page := off / pageSize
 		length := min((page+1)*pageSize, end) - off
-		if k := len(dst); k > 0 && dst[k-1].Hole == m.hole[page] {
+		state := blockdev.Data
+		if m.hole[page] {
+			state = blockdev.Hole
+		}
+		if k := len(dst); k > 0 && dst[k-1].State == state {
 			dst[k-1].Length += length
 		} else if k == limit {
 			break
 		} else {
-			dst = append(dst, blockdev.Extent{Length: length, Hole: m.hole[page]})
+			dst = append(dst, blockdev.Extent{Length: length, State: state})
 		}
 		off += length
 	}

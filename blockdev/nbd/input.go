@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"syscall"
+
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // input reads from a connection in large batches. It holds a buffer only while
@@ -13,16 +15,16 @@ import (
 type input struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: no file descriptor that tells when it would block
-	pool *pool
+	pool *scratch.Pool
 
-	buf  *buffer // unread are buf.p[r:w]; nil when r == w == 0
+	buf  *[]byte // unread are (*buf)[r:w]; nil when r == w == 0
 	r, w int
 
 	readable func(fd uintptr) bool // in.tryRead, bound once
 	err      error                 // of the last tryRead
 }
 
-func (in *input) open(conn net.Conn, raw syscall.RawConn, pool *pool) {
+func (in *input) open(conn net.Conn, raw syscall.RawConn, pool *scratch.Pool) {
 	in.conn, in.raw, in.pool = conn, raw, pool
 	in.readable = in.tryRead
 }
@@ -32,7 +34,7 @@ func (in *input) buffered() int { return in.w - in.r }
 
 // next returns the next n bytes of those at hand. They stay valid until fill.
 func (in *input) next(n int) []byte {
-	p := in.buf.p[in.r : in.r+n]
+	p := (*in.buf)[in.r : in.r+n]
 	in.r += n
 	return p
 }
@@ -40,7 +42,7 @@ func (in *input) next(n int) []byte {
 // fill waits for at least one more byte. What is unread moves to the front.
 func (in *input) fill() error {
 	if in.buf != nil && in.r > 0 {
-		in.w = copy(in.buf.p[:cap(in.buf.p)], in.buf.p[in.r:in.w])
+		in.w = copy(*in.buf, (*in.buf)[in.r:in.w])
 		in.r = 0
 	}
 	if in.raw != nil {
@@ -50,7 +52,7 @@ func (in *input) fill() error {
 		return in.err
 	}
 	in.hold()
-	n, err := in.conn.Read(in.buf.p[in.w:])
+	n, err := in.conn.Read((*in.buf)[in.w:])
 	in.w += n
 	if n > 0 {
 		return nil
@@ -61,15 +63,14 @@ func (in *input) fill() error {
 // hold makes sure that there is a buffer.
 func (in *input) hold() {
 	if in.buf == nil {
-		in.buf = in.pool.take(batchSize)
-		in.buf.p = in.buf.p[:cap(in.buf.p)]
+		in.buf = in.pool.Get(batchSize + requestSize) // a longest write that is tried inline is one read
 	}
 }
 
 // drop gives the buffer back if nothing in it is unread.
 func (in *input) drop() {
 	if in.buf != nil && in.r == in.w {
-		in.buf.release()
+		in.pool.Put(in.buf)
 		in.buf, in.r, in.w = nil, 0, 0
 	}
 }
@@ -91,7 +92,7 @@ func (in *input) need(n int) ([]byte, error) {
 func (in *input) full(p []byte) error {
 	n := 0
 	if in.buffered() > 0 {
-		n = copy(p, in.buf.p[in.r:in.w])
+		n = copy(p, (*in.buf)[in.r:in.w])
 		in.r += n
 	}
 	if _, err := io.ReadFull(in.conn, p[n:]); err != nil {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 func FuzzParseInfo(f *testing.F) {
@@ -91,15 +93,16 @@ func TestChunksBringAllBytes(t *testing.T) {
 }
 
 func TestBuffersFitTheirReplies(t *testing.T) {
-	var p pool
+	c := conn{server: new(Server), budget: newBudget(new(scratch.Pool), 1<<40)}
 	status := structuredSize + 4 + 8*extentsMax
-	if b := p.take(replyMax); cap(b.p) < status || cap(b.p) < replyMax {
-		t.Errorf("the smallest class has room for %d, want %d for a block status", cap(b.p), status)
+	if b := c.take(replyMax); cap(*b) < status || cap(*b) < replyMax {
+		t.Errorf("the smallest class has room for %d, want %d for a block status", cap(*b), status)
 	}
 	for _, n := range []int{1, 512, 4096, 4097, 256 << 10, payloadMax} {
-		b := p.take(n)
-		if cap(b.p) < n+dataHead || int64(cap(b.p)) > b.size() {
-			t.Errorf("a buffer for %d has room for %d and costs %d", n, cap(b.p), b.size())
+		before := c.budget.used
+		b := c.take(n)
+		if cost := c.budget.used - before; cap(*b) < n+dataHead || int64(cap(*b)) > cost {
+			t.Errorf("a buffer for %d has room for %d and costs %d", n, cap(*b), cost)
 		}
 	}
 }
@@ -108,7 +111,7 @@ func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 	if !nonblocking {
 		return // there it holds the one that the next request is read into
 	}
-	in := input{pool: new(pool)}
+	in := input{pool: new(scratch.Pool)}
 	in.hold()
 	in.drop()
 	if in.buf != nil {

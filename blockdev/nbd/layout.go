@@ -92,7 +92,7 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 		t.extents = append(t.extents, blockdev.Extent{Length: n})
 	} else {
 		var err error
-		t.extents, err = c.device.mapper.Extents(c.ctx, t.extents, off, n, limit)
+		t.extents, err = c.device.mapper.Extents(c.reading, t.extents, off, n, limit)
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 	if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
 		return err
 	}
-	t.buf.p = appendStatus(t.buf.p[:0], t.req.cookie, t.extents)
+	*t.buf = appendStatus((*t.buf)[:0], t.req.cookie, t.extents)
 	return nil
 }
 
@@ -112,12 +112,8 @@ func appendStatus(b []byte, cookie uint64, extents []blockdev.Extent) []byte {
 	b = chunk{chunkDone, chunkStatus, cookie, uint32(4 + 8*len(extents))}.append(b)
 	b = binary.BigEndian.AppendUint32(b, contextID)
 	for _, e := range extents {
-		state := uint32(0)
-		if e.Hole {
-			state = stateHole | stateZero
-		}
 		b = binary.BigEndian.AppendUint32(b, uint32(e.Length))
-		b = binary.BigEndian.AppendUint32(b, state)
+		b = binary.BigEndian.AppendUint32(b, [...]uint32{blockdev.Zeros: stateZero, blockdev.Hole: stateHole | stateZero}[e.State])
 	}
 	return b
 }

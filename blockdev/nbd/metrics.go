@@ -10,25 +10,8 @@ const commandCount = cmdBlockStatus + 1
 
 // commandName is a command in logs and labels.
 func commandName(command uint16) string {
-	switch command {
-	case cmdRead:
-		return "read"
-	case cmdWrite:
-		return "write"
-	case cmdDisconnect:
-		return "disconnect"
-	case cmdFlush:
-		return "flush"
-	case cmdTrim:
-		return "trim"
-	case cmdCache:
-		return "cache"
-	case cmdWriteZeroes:
-		return "write_zeroes"
-	case cmdBlockStatus:
-		return "block_status"
-	}
-	return "unknown"
+	return [...]string{cmdRead: "read", cmdWrite: "write", cmdDisconnect: "disconnect", cmdFlush: "flush", cmdTrim: "trim",
+		cmdCache: "cache", cmdWriteZeroes: "write_zeroes", cmdBlockStatus: "block_status", commandCount: "unknown"}[min(command, commandCount)]
 }
 
 // metrics are the server's collectors.

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,7 +19,7 @@ const (
 // handshake brings a client to an open export, within its time, of which waiting for
 // the export is no part. errLeave means that the client wants none.
 func (c *conn) handshake() error {
-	h := haggle{conn: c, ctx: c.ctx, until: time.Now().Add(c.server.cfg.HandshakeTimeout)}
+	h := haggle{conn: c, until: time.Now().Add(c.server.cfg.HandshakeTimeout)}
 	if err := c.patience(h.until); err != nil {
 		return err
 	}
@@ -38,7 +37,6 @@ func (c *conn) handshake() error {
 // haggle is the state of a handshake.
 type haggle struct {
 	*conn
-	ctx      context.Context
 	until    time.Time // when the client's time is over
 	noZeroes bool
 	meta     *string // the export whose block status the client wants
@@ -122,7 +120,7 @@ func (h *haggle) answer(o option) error {
 
 // exportName opens the export in the oldest way, which knows no errors.
 func (h *haggle) exportName(name string) error {
-	if err := h.open(name); err != nil {
+	if _, err := h.find(optGo, name); err != nil {
 		return err
 	}
 	h.settle(name)
@@ -178,30 +176,19 @@ func (h *haggle) info(o option) error {
 	return h.write(appendAnswer(b, o.code, repAck))
 }
 
-// find opens the export for good on optGo, else for the caller to release.
-func (h *haggle) find(code uint32, name string) (*device, error) {
+// find opens the export for good on optGo, else for the caller to release. How long that
+// takes is given to the client on top of its time.
+func (h *haggle) find(code uint32, name string) (d *device, err error) {
+	since := time.Now()
 	if code == optGo {
-		err := h.open(name)
-		return h.device, err
+		err = h.open(name)
+		d = h.device
+	} else {
+		d, err = h.lookup(name)
 	}
-	return h.look(name)
-}
-
-// look finds a device, and open opens it for good. How long that takes is given to the
-// client on top of its time.
-func (h *haggle) look(name string) (*device, error) {
-	defer h.prolong(time.Now())
-	return h.lookup(h.ctx, name)
-}
-
-func (h *haggle) open(name string) error {
-	defer h.prolong(time.Now())
-	return h.conn.open(h.ctx, name)
-}
-
-func (h *haggle) prolong(since time.Time) {
 	h.until = h.until.Add(time.Since(since))
 	_ = h.patience(h.until) // a connection that drains says so when it is read from
+	return d, err
 }
 
 // settle fixes what may be asked of the opened export.
@@ -230,7 +217,7 @@ func (h *haggle) metaContexts(o option) error {
 	if o.code == optSetMeta {
 		h.meta = nil // whatever becomes of this one, it replaces the last
 	}
-	d, err := h.look(name)
+	d, err := h.find(o.code, name)
 	if err != nil {
 		return h.refuseError(o.code, err)
 	}

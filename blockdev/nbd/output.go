@@ -14,15 +14,17 @@ import (
 type output struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: every write may block
+	// budget is what the buffers are released to.
+	budget *budget
 
 	mu    sync.Mutex // held while a budget's mu is taken, never the other way round
-	queue []*buffer  // guarded by mu
+	queue []*[]byte  // guarded by mu
 	busy  bool       // guarded by mu: somebody writes, and will write what is queued
 	err   error      // guarded by mu: the first failure; nothing is sent after it
 	idle  sync.Cond  // L is &mu; busy became false
 
 	// The rest belongs to who is busy.
-	taken    []*buffer             // what is being written
+	taken    []*[]byte             // what is being written
 	rest     net.Buffers           // what of taken is still to write
 	vector   [][]byte              // memory of rest
 	writable func(fd uintptr) bool // o.tryWrite, bound once
@@ -31,18 +33,18 @@ type output struct {
 	drain    func()                // o.block, bound once
 }
 
-func (o *output) open(conn net.Conn, raw syscall.RawConn) {
-	o.conn, o.raw = conn, raw
+func (o *output) open(conn net.Conn, raw syscall.RawConn, budget *budget) {
+	o.conn, o.raw, o.budget = conn, raw, budget
 	o.idle.L = &o.mu
 	o.writable, o.drain = o.tryWrite, o.block
 }
 
 // send writes b, or leaves it to who is writing, and releases it afterwards.
-func (o *output) send(b *buffer) {
+func (o *output) send(b *[]byte) {
 	o.mu.Lock()
 	if o.err != nil {
 		o.mu.Unlock()
-		b.release()
+		o.budget.release(b)
 		return
 	}
 	o.queue = append(o.queue, b)
@@ -67,13 +69,13 @@ func (o *output) take() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, b := range o.taken {
-		b.release()
+		o.budget.release(b)
 	}
 	clear(o.taken)
 	o.taken, o.queue = o.queue, o.taken[:0]
 	if o.err != nil {
 		for _, b := range o.taken {
-			b.release()
+			o.budget.release(b)
 		}
 		o.taken = o.taken[:0]
 	}
@@ -85,7 +87,7 @@ func (o *output) take() bool {
 	clear(o.vector)
 	o.vector = o.vector[:0]
 	for _, b := range o.taken {
-		o.vector = append(o.vector, b.p)
+		o.vector = append(o.vector, *b)
 	}
 	o.rest = o.vector
 	return true

@@ -76,7 +76,6 @@ const (
 	flagFastZero = 1 << 4
 
 	chunkDone   = 1 << 0
-	chunkNone   = 0
 	chunkData   = 1
 	chunkHole   = 2
 	chunkStatus = 5
@@ -92,10 +91,8 @@ const (
 	structuredSize = 20
 	optionSize     = 16
 
-	// dataHead and holeHead are the bytes before the data of a data chunk, and
-	// the whole of a hole chunk.
+	// dataHead are the bytes before the data of a data chunk.
 	dataHead = structuredSize + 8
-	holeHead = structuredSize + 8 + 4
 
 	// The one metadata context that is offered, and its id on the wire.
 	contextName = "base:allocation"
@@ -151,7 +148,6 @@ func (c chunk) append(b []byte) []byte {
 // appendError appends the one chunk of a structured reply that failed, with
 // words for the client's log.
 func appendError(b []byte, cookie uint64, code blockdev.Errno, words string) []byte {
-	words = words[:min(len(words), nameMax)]
 	b = chunk{chunkDone, chunkError, cookie, uint32(6 + len(words))}.append(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(code))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(words)))

@@ -26,7 +26,7 @@ const (
 type task struct {
 	conn *conn
 	req  request
-	buf  *buffer // a write's data, later the reply
+	buf  *[]byte // a write's data, later the reply
 	gone bool    // a change that is not made: its client has hung up
 	run  func()  // conn.work on this task, bound once
 
@@ -130,12 +130,12 @@ func (c *conn) readNow(req request) bool {
 	}
 	head := c.readHead()
 	b := c.room(head + int(req.length))
-	from, to := len(b.p), len(b.p)+head+int(req.length)
-	reply := b.p[from:to]
+	from, to := len(*b), len(*b)+head+int(req.length)
+	reply := (*b)[from:to]
 	if !c.device.prompt.TryReadAt(reply[head:], int64(req.offset)) {
 		return false
 	}
-	b.p = b.p[:from+c.layRead(reply, req)]
+	*b = (*b)[:from+c.layRead(reply, req)]
 	return true
 }
 
@@ -171,19 +171,19 @@ func (c *conn) write(req request) error {
 			return nil
 		}
 		b := c.take(n)
-		b.p = append(b.p, p...)
+		*b = append(*b, p...)
 		c.start(req, b)
 		return nil
 	}
 	c.flush() // the rest of the data may be long in coming
 	b := c.take(n)
-	b.p = b.p[:n]
-	if err := c.in.full(b.p); err != nil {
-		b.release()
+	*b = (*b)[:n]
+	if err := c.in.full(*b); err != nil {
+		c.budget.release(b)
 		return err
 	}
-	if prompt != nil && c.writeNow(prompt, b.p, req) {
-		b.release()
+	if prompt != nil && c.writeNow(prompt, *b, req) {
+		c.budget.release(b)
 		return nil
 	}
 	c.start(req, b)
@@ -211,7 +211,7 @@ func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
 // reply gathers the answer to a request that brings no data.
 func (c *conn) reply(req request, code blockdev.Errno, words string) {
 	b := c.room(replyMax)
-	b.p = c.appendReply(b.p, req, code, words)
+	*b = c.appendReply(*b, req, code, words)
 }
 
 func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words string) []byte {
@@ -231,7 +231,7 @@ func (r request) changes() bool {
 
 // start hands a request to a goroutine of its own, with b for its reply. With
 // too many of them it waits for one to finish.
-func (c *conn) start(req request, b *buffer) {
+func (c *conn) start(req request, b *[]byte) {
 	t := c.task()
 	t.req, t.buf = req, b
 	t.gone = req.changes() && !c.changes.begin() // counted here: a goroutine may be late
@@ -268,9 +268,10 @@ func (c *conn) work(t *task) {
 		}
 	}
 	c.server.metrics.Waited(time.Since(began))
-	if err != nil {
-		code := blockdev.ErrnoOf(err)
-		b.p = c.appendReply(b.p[:0], req, code, err.Error())
+	code := blockdev.ErrnoOf(err)
+	cut := code == blockdev.ESHUTDOWN && c.reading.Err() != nil // the connection ends without an answer
+	if err != nil && !cut {
+		*b = c.appendReply((*b)[:0], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
@@ -280,49 +281,64 @@ func (c *conn) work(t *task) {
 	}
 	t.buf = nil
 	c.idle <- t
+	if cut {
+		c.budget.release(b)
+		return
+	}
 	c.out.send(b)
 }
 
 // do asks the device and leaves the reply in t.buf, unless it fails.
 func (c *conn) do(t *task) error {
-	req, b, dev := t.req, t.buf, c.device
-	switch {
-	case c.partial(req):
-		return c.doBytes(t)
-	case req.changes():
-		c.export.edges.RLock()
-		defer c.export.edges.RUnlock()
-	}
-	off, n := int64(req.offset), int64(req.length)
-	fua := req.flags&flagFUA != 0
+	req, b, d := t.req, t.buf, c.device
+	off, n, unit := int64(req.offset), int64(req.length), int64(d.Geometry().BlockSize)
+	from, to := off&^(unit-1), (off+n+unit-1)&^(unit-1) // the blocks that it touches
 	var err error
 	switch req.command {
 	case cmdRead:
-		head := c.readHead()
-		p := b.p[:head+int(n)]
-		if err := dev.ReadAt(c.ctx, p[head:], off); err != nil {
+		p := (*b)[:c.readHead()+int(n)]
+		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
 			return err
 		}
-		b.p = p[:c.layRead(p, req)]
+		*b = p[:c.layRead(p, req)]
 		return nil
 	case cmdBlockStatus:
-		return c.blockStatus(t, off, n)
-	case cmdWrite:
-		err = dev.WriteAt(c.ctx, b.p, off, fua)
+		return c.blockStatus(t, from, to-from)
 	case cmdFlush:
-		err = dev.Flush(c.ctx)
-	case cmdTrim:
-		err = dev.trimmer.Discard(c.ctx, off, n, fua)
-	case cmdWriteZeroes:
-		err = c.zero(t, off, n, fua)
+		err = d.Flush(c.ctx)
 	case cmdCache:
-		err = t.pieces(off, n, func(p []byte, off int64) error { return dev.ReadAt(c.ctx, p, off) })
+		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.reading, p, off) })
+	default:
+		err = c.change(t)
 	}
 	if err != nil {
 		return err
 	}
-	b.p = c.appendReply(b.p[:0], req, blockdev.OK, "")
+	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
 	return nil
+}
+
+// change makes the change that a request asks for.
+func (c *conn) change(t *task) error {
+	req, d := t.req, c.device
+	if req.command != cmdTrim && c.partial(req) {
+		return c.changeBytes(t)
+	}
+	c.export.edges.RLock()
+	defer c.export.edges.RUnlock()
+	off, n, fua := int64(req.offset), int64(req.length), req.flags&flagFUA != 0
+	switch req.command {
+	case cmdWrite:
+		return d.WriteAt(c.ctx, *t.buf, off, fua)
+	case cmdTrim: // a wish: what is no whole block stays
+		unit := int64(d.Geometry().BlockSize)
+		from, to := (off+unit-1)&^(unit-1), (off+n)&^(unit-1)
+		if from >= to {
+			return nil
+		}
+		return d.trimmer.Discard(c.ctx, from, to-from, fua)
+	}
+	return c.zero(t, off, n, fua)
 }
 
 // zero makes a range read as zeros. Fast means faster than writing them, which
@@ -344,7 +360,7 @@ func (c *conn) zero(t *task, off, n int64, fua bool) error {
 // pieces calls do with pieces of a range and memory for each, until it fails.
 func (t *task) pieces(off, n int64, do func(p []byte, off int64) error) error {
 	for n > 0 {
-		p := t.buf.p[:min(n, pieceSize)]
+		p := (*t.buf)[:min(n, pieceSize)]
 		if err := do(p, off); err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
@@ -30,7 +31,7 @@ const (
 type Server struct {
 	cfg     Config
 	metrics *metrics
-	pool    pool
+	buffers scratch.Pool
 	// complaint is of connections that can't be accepted.
 	complaint rate.Sometimes
 
@@ -55,9 +56,10 @@ func New(cfg Config) (*Server, error) {
 // Collectors returns the server's metrics.
 func (s *Server) Collectors() []prometheus.Collector { return s.metrics.collectors() }
 
-// Run serves until ctx is done, then closes the listeners, lets requests in
-// flight finish for up to DrainTimeout, and returns once every device is
-// released. It returns nil after an orderly stop. Call it once.
+// Run serves until ctx is done, then closes the listeners, lets changes in flight
+// finish for up to DrainTimeout, and returns once every device is released. Reads that
+// wait for the device are not answered. It returns nil after an orderly stop. Call it
+// once.
 func (s *Server) Run(ctx context.Context) error {
 	listeners := s.cfg.Listeners
 	closeAll := func() {
@@ -178,8 +180,8 @@ func (s *Server) Clients(name string) int {
 	return n
 }
 
-// Detach ends the connections to the export of that name: requests in flight
-// finish and are answered, no more are read. It returns once the devices are
+// Detach ends the connections to the export of that name: changes in flight finish and
+// are answered, reads that wait are not, no more are read. It returns once the devices are
 // released. When ctx ends first, it cancels what is in flight and says so. Take
 // the name out of Exports before, or clients will open it anew.
 func (s *Server) Detach(ctx context.Context, name string) error {

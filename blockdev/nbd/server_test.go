@@ -154,7 +154,7 @@ func TestStopDrainsRequestsInFlight(t *testing.T) {
 	go func() { ended <- s.Run(ctx) }()
 	uri := nbd.URI(l.Addr(), "disk")
 	c, idle := dial(t, uri), dial(t, uri)
-	c.ask(cmdRead, 0, slowFrom, pageSize)
+	c.ask(cmdWrite, 0, slowFrom, pageSize, make([]byte, pageSize)...)
 	<-disk.entered
 	cancel()
 	idle.ended() // the stop is under way
@@ -187,7 +187,7 @@ func TestStopCancelsWhatTakesTooLong(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	c := dial(t, nbd.URI(l.Addr(), "disk"))
-	c.ask(cmdRead, 0, slowFrom, pageSize)
+	c.ask(cmdWrite, 0, slowFrom, pageSize, make([]byte, pageSize)...)
 	<-disk.entered
 	cancel()
 	if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {

@@ -237,7 +237,8 @@ func TestDetachDrainsOpenConnections(t *testing.T) {
 	busy, idle, half := dial(t, uri), dial(t, uri), greet(t, uri)
 	beside := greet(t, uri)
 	beside.open("other")
-	busy.ask(cmdRead, 0, slowFrom, pageSize)
+	payload := bytes.Repeat([]byte{9}, pageSize)
+	busy.ask(cmdWrite, 0, slowFrom, pageSize, payload...)
 	<-disk.entered
 
 	shelf.remove("disk")
@@ -250,8 +251,9 @@ func TestDetachDrainsOpenConnections(t *testing.T) {
 	default:
 	}
 	close(disk.gate)
-	if a := busy.answer(); a.code != 0 || !bytes.Equal(a.data, disk.data[slowFrom:slowFrom+pageSize]) {
-		t.Errorf("the request in flight: error %d, or other bytes", a.code)
+	got := make([]byte, pageSize)
+	if a := busy.answer(); a.code != 0 || disk.memory.ReadAt(t.Context(), got, slowFrom) != nil || !bytes.Equal(got, payload) {
+		t.Errorf("the request in flight: error %d, or other bytes on the device", a.code)
 	}
 	busy.ended()
 	if err := <-detached; err != nil {
@@ -273,7 +275,7 @@ func TestDetachCancelsWhatTakesTooLong(t *testing.T) {
 	shelf := newShelf(map[string]blockdev.Device{"disk": disk})
 	s, uri := startServer(t, nbd.Config{Exports: shelf}, "disk")
 	c := dial(t, uri)
-	c.ask(cmdRead, 0, slowFrom, pageSize)
+	c.ask(cmdWrite, 0, slowFrom, pageSize, make([]byte, pageSize)...)
 	<-disk.entered
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
@@ -283,6 +285,29 @@ func TestDetachCancelsWhatTakesTooLong(t *testing.T) {
 	if n := shelf.opened("disk"); n != 0 {
 		t.Errorf("%d devices are still open", n)
 	}
+}
+
+// TestReadsThatWaitAreCut: a connection that is ended, with reads in flight that wait for
+// their bytes, closes at once, and answers none of them: its client asks again. What it
+// wrote is answered.
+func TestReadsThatWaitAreCut(t *testing.T) {
+	disk := newSlow()
+	s, uri := startServer(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk})}, "disk")
+	c := dial(t, uri)
+	c.ask(cmdRead, 0, slowFrom, pageSize)
+	c.ask(cmdRead, 0, slowFrom+100, 1000) // of parts of blocks
+	c.ask(cmdCache, 0, slowFrom, pageSize)
+	c.ask(cmdWrite, 0, slowFrom+10, 10, make([]byte, 10)...) // the rest of its block has to be read
+	for range 4 {
+		<-disk.entered
+	}
+	if a := c.do(cmdWrite, 0, 0, 512, make([]byte, 512)...); a.code != 0 {
+		t.Errorf("a write beside: error %d", a.code)
+	}
+	if err := s.Detach(t.Context(), "disk"); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	c.ended()
 }
 
 // journal counts what a flush made durable.

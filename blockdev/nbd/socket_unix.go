@@ -2,7 +2,13 @@
 
 package nbd
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // nonblocking: tryRead and tryWrite work here.
 const nonblocking = true
@@ -11,7 +17,7 @@ const nonblocking = true
 func (in *input) tryRead(fd uintptr) bool {
 	in.hold()
 	for {
-		n, err := unix.Read(int(fd), in.buf.p[in.w:])
+		n, err := unix.Read(int(fd), (*in.buf)[in.w:])
 		switch err {
 		case unix.EINTR:
 			continue
@@ -44,4 +50,15 @@ func (o *output) tryWrite(fd uintptr) bool {
 		o.wrote = max(o.wrote, 0)
 		return true
 	}
+}
+
+// privateSocket sets the mode of a socket before it has a path. Linux gives the
+// path that mode; elsewhere the path has the umask's until it is changed.
+func privateSocket(_, _ string, raw syscall.RawConn) error {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	var failed error
+	err := raw.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+	return errors.Join(err, failed)
 }

@@ -66,7 +66,7 @@ func (h *haggle) startTLS(o option) error {
 	}
 	h.stream, h.structured, h.meta = s, false, nil
 	h.in.close()
-	h.in.open(s, nil, &h.server.pool)
-	h.out.open(s, nil)
+	h.in.open(s, nil, &h.server.buffers)
+	h.out.open(s, nil, h.budget)
 	return nil
 }

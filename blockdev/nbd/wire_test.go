@@ -262,10 +262,17 @@ func TestHolesStayHoles(t *testing.T) {
 	}
 }
 
+// reserved is a device of zeros that keep their space.
+type reserved struct{ *memory }
+
+func (reserved) Extents(_ context.Context, dst []blockdev.Extent, _, n int64, _ int) ([]blockdev.Extent, error) {
+	return append(dst, blockdev.Extent{Length: n, State: blockdev.Zeros}), nil
+}
+
 func TestBlockStatus(t *testing.T) {
 	disk := newMemory(diskSize)
 	disk.TryWriteAt(make([]byte, 8192), 64<<10)
-	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk, "plain": plain{disk}})}, "disk")
+	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk, "plain": plain{disk}, "reserved": reserved{disk}})}, "disk")
 	c := dial(t, uri)
 	if a, want := c.do(cmdBlockStatus, 0, 0, diskSize), []uint32{64 << 10, 3, 8 << 10, 0, diskSize - 72<<10, 3}; !slices.Equal(a.states, want) {
 		t.Errorf("states %v, want %v", a.states, want)
@@ -295,6 +302,10 @@ func TestBlockStatus(t *testing.T) {
 	p := dial(t, strings.Replace(uri, "/disk", "/plain", 1))
 	if a, want := p.do(cmdBlockStatus, 0, 0, diskSize), []uint32{diskSize, 0}; !slices.Equal(a.states, want) {
 		t.Errorf("without a map: %v, want %v", a.states, want)
+	}
+	r := dial(t, strings.Replace(uri, "/disk", "/reserved", 1))
+	if a, want := r.do(cmdBlockStatus, 0, 0, diskSize), []uint32{diskSize, 2}; !slices.Equal(a.states, want) {
+		t.Errorf("zeros that keep their space: %v, want %v", a.states, want)
 	}
 }
 

@@ -4,17 +4,9 @@ import "github.com/grangemesh/grange/blockdev/meter"
 
 // commandName is the kind of a request in logs and labels.
 func commandName(op uint32) string {
-	switch op {
-	case reqRead:
-		return "read"
-	case reqWrite:
-		return "write"
-	case reqFlush:
-		return "flush"
-	case reqDiscard:
-		return "discard"
-	case reqWriteZeroes:
-		return "write_zeroes"
+	names := [...]string{reqRead: "read", reqWrite: "write", reqFlush: "flush", reqDiscard: "discard", reqWriteZeroes: "write_zeroes"}
+	if op < uint32(len(names)) && names[op] != "" {
+		return names[op]
 	}
 	return "unknown"
 }

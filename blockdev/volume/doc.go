@@ -23,7 +23,7 @@
 // # Entry
 //
 //	0   4  magic "GRE\x01"
-//	4   1  kind: 1 data, 2 zeros, 3 mark
+//	4   1  kind: 1 data, 2 zeros, 3 mark, 4 zeros that keep their space
 //	5   3  zeros
 //	8   8  seq, one more than that of the entry before
 //	16  8  durable_seq: the highest seq known to be synced when this was written
@@ -42,11 +42,11 @@
 //	4   4  number of extents
 //	8   8  seq of the segment's last entry
 //	16  32 each extent: first sector 8, offset of its data in the segment 8 (0: zeros),
-//	       sectors 4, sectors of the entry's data before it 4, and in all 4, sum of an
-//	       entry of one unit 4
+//	       sectors 4, sectors of the entry's data before it 4, and in all 4 (of zeros: 0
+//	       those of a hole), sum of an entry of one unit 4
 //	-16 8  offset of the table in the segment
-//	-8  4  CRC32C of the table's bytes before
-//	-4  4  magic "GRT\x01"
+//	-8  4  magic "GRT\x01"
+//	-4  4  CRC32C of the table's bytes before
 //
 // It counts only where the whole segment is known to be durable: a loss of power may
 // leave a table and not what it speaks of.
@@ -56,13 +56,14 @@
 // A segment of which nothing is newest goes, but for the last one. First all entries are
 // synced, for it is they that made it dead; then the file kept, replaced as a whole, says
 // which segments are left up to some number; then the others are removed. Those behind
-// that number have all numbers in turn:
+// that number have all numbers in turn, and the first of them has begun. A start removes
+// what a crash has left of the others once it has found the rest whole, never before:
 //
 //	0   4  magic "GRK\x01"
 //	4   8  number up to which it speaks
 //	12  8  seq of the last entry up to there
 //	20  4  how many are left
-//	24  8  the number of each, rising
+//	24  16 each, by number: its number 8, its bytes 8
 //	-4  4  CRC32C of the bytes before
 //
 // # Replay

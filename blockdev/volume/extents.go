@@ -3,6 +3,8 @@ package volume
 import (
 	"slices"
 	"sort"
+
+	"github.com/grangemesh/grange/blockdev"
 )
 
 // extent is a range of the disk whose newest bytes are in one journal entry, or
@@ -13,7 +15,7 @@ type extent struct {
 	seg    uint32 // slot of the segment, or segBad
 	data   int64  // offset in the segment of the first byte; 0 when the range reads as zeros
 	before uint32 // sectors of the entry's data before data
-	entry  uint32 // sectors of the whole entry
+	entry  uint32 // sectors of the whole entry; of zeros that are a hole 0
 	crc    uint32 // of an entry of one unit: its sum
 }
 
@@ -22,6 +24,16 @@ const segBad = 1<<32 - 1 // the range was lost to corruption
 func (e extent) end() uint64  { return e.start + uint64(e.n) }
 func (e extent) zeros() bool  { return e.data == 0 && e.seg != segBad }
 func (e extent) stored() bool { return e.data != 0 }
+
+func (e extent) state() blockdev.State {
+	switch {
+	case !e.zeros():
+		return blockdev.Data
+	case e.entry > 0:
+		return blockdev.Zeros
+	}
+	return blockdev.Hole
+}
 
 // from returns the part of e at and behind sector s.
 func (e extent) from(s uint64) extent {

@@ -1,10 +1,10 @@
 package volume
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,48 +17,73 @@ import (
 const (
 	// keptName is a file that says which segments are left of the journal's front, from
 	// which those go of which nothing lives.
-	keptName  = "kept"
-	keptMagic = "GRK\x01"
-	keptSize  = 28 // without the numbers
+	keptName   = "kept"
+	keptMagic  = "GRK\x01"
+	keptSize   = 28 // without what is left
+	extantSize = 16
 )
 
-// kept is what is left of the segments up to number through: those listed. The last
-// entry in them was seq.
+// kept is what is left of the segments up to number through: those listed, with their
+// sizes. The last entry in them was seq.
 type kept struct {
 	through uint64
 	seq     uint64
-	numbers []uint64 // rising
+	left    []extant // by number
+}
+
+// extant is a segment that is left, and does not grow any more.
+type extant struct {
+	number uint64
+	size   int64
+}
+
+// find returns the size of a segment that is listed.
+func (k kept) find(number uint64) (size int64, listed bool) {
+	i, listed := slices.BinarySearchFunc(k.left, number, func(x extant, number uint64) int { return cmp.Compare(x.number, number) })
+	if listed {
+		size = k.left[i].size
+	}
+	return size, listed
 }
 
 // has reports whether a segment is part of the journal.
 func (k kept) has(number uint64) bool {
-	_, listed := slices.BinarySearch(k.numbers, number)
+	_, listed := k.find(number)
 	return number > k.through || listed
+}
+
+// note is what k says of the journal's end: all was synced before it was written, and
+// the next segment had begun.
+func (k kept) note() note {
+	if k.through == 0 {
+		return note{}
+	}
+	return note{k.through + 1, segmentHeader, k.seq}
 }
 
 // encode lays it out; see the package comment.
 func (k kept) encode() []byte {
-	b := append(make([]byte, 0, keptSize+8*len(k.numbers)), keptMagic...)
+	b := append(make([]byte, 0, keptSize+extantSize*len(k.left)), keptMagic...)
 	b = binary.LittleEndian.AppendUint64(b, k.through)
 	b = binary.LittleEndian.AppendUint64(b, k.seq)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(k.numbers)))
-	for _, n := range k.numbers {
-		b = binary.LittleEndian.AppendUint64(b, n)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(k.left)))
+	for _, x := range k.left {
+		b = binary.LittleEndian.AppendUint64(b, x.number)
+		b = binary.LittleEndian.AppendUint64(b, uint64(x.size))
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+	return summed(b)
 }
 
 func decodeKept(b []byte) (k kept, ok bool) {
 	end := len(b) - 4
-	if len(b) < keptSize || string(b[:4]) != keptMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
-		uint64(end-keptSize+4) != 8*uint64(binary.LittleEndian.Uint32(b[20:])) {
+	if len(b) < keptSize || !whole(b, keptMagic) || uint64(end-keptSize+4) != extantSize*uint64(binary.LittleEndian.Uint32(b[20:])) {
 		return kept{}, false
 	}
 	k = kept{through: binary.LittleEndian.Uint64(b[4:]), seq: binary.LittleEndian.Uint64(b[12:])}
-	for at := keptSize - 4; at < end; at += 8 {
-		k.numbers = append(k.numbers, binary.LittleEndian.Uint64(b[at:]))
+	for at := keptSize - 4; at < end; at += extantSize {
+		k.left = append(k.left, extant{binary.LittleEndian.Uint64(b[at:]), int64(binary.LittleEndian.Uint64(b[at+8:]))})
 	}
-	return k, slices.IsSorted(k.numbers)
+	return k, slices.IsSortedFunc(k.left, func(x, y extant) int { return cmp.Compare(x.number, y.number) })
 }
 
 // readKept returns the zero value where no segment has gone yet.
@@ -92,7 +117,7 @@ func (v *Volume) tidy() {
 		case v.extents.live[s.slot] == 0:
 			dead, rest.through = append(dead, s), s.number
 		default:
-			rest.numbers, rest.through = append(rest.numbers, s.number), s.number
+			rest.left, rest.through = append(rest.left, extant{s.number, s.size}), s.number
 		}
 	}
 	v.mu.RUnlock()

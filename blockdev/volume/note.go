@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -35,17 +34,16 @@ type note struct {
 }
 
 // encode lays a note out; see the package comment.
-func (n note) encode() (b [noteSize]byte) {
-	copy(b[:], noteMagic)
-	binary.LittleEndian.PutUint64(b[4:], n.number)
-	binary.LittleEndian.PutUint64(b[12:], uint64(n.length))
-	binary.LittleEndian.PutUint64(b[20:], n.seq)
-	binary.LittleEndian.PutUint32(b[28:], crc32.Checksum(b[:28], castagnoli()))
-	return b
+func (n note) encode() []byte {
+	b := append(make([]byte, 0, noteSize), noteMagic...)
+	for _, x := range [...]uint64{n.number, uint64(n.length), n.seq} {
+		b = binary.LittleEndian.AppendUint64(b, x)
+	}
+	return summed(b)
 }
 
 func decodeNote(b []byte) (n note, ok bool) {
-	if len(b) < noteSize || string(b[:4]) != noteMagic || binary.LittleEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli()) {
+	if len(b) < noteSize || !whole(b[:noteSize], noteMagic) {
 		return note{}, false
 	}
 	n = note{binary.LittleEndian.Uint64(b[4:]), int64(binary.LittleEndian.Uint64(b[12:])), binary.LittleEndian.Uint64(b[20:])}
@@ -103,7 +101,7 @@ func (k *keeper) write(dir string, n note) error {
 	if k.file == nil {
 		path := filepath.Join(dir, noteName)
 		if k.last == (note{}) { // there is none, or the volume would not be open
-			if err := durable.WriteFile(path, b[:], 0o600); err != nil {
+			if err := durable.WriteFile(path, b, 0o600); err != nil {
 				return err
 			}
 		}
@@ -114,7 +112,7 @@ func (k *keeper) write(dir string, n note) error {
 		k.file = f
 	}
 	k.turn++
-	if _, err := k.file.WriteAt(b[:], k.turn%2*noteSlot); err != nil {
+	if _, err := k.file.WriteAt(b, k.turn%2*noteSlot); err != nil {
 		return err
 	}
 	k.last = n

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 
@@ -214,11 +213,14 @@ func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 
 // check compares whole units with the sums of their entry, from unit first on.
 func (v *Volume) check(e extent, b []byte, first int, read reader) error {
+	f := v.slots[e.seg].file
 	all := (int(e.entry) + unitSectors - 1) / unitSectors
 	if all == 1 {
-		return e.compare(b, e.crc, v.slots[e.seg].file.Name())
+		if sum(b) != e.crc {
+			return e.rotten(f)
+		}
+		return nil
 	}
-	f := v.slots[e.seg].file
 	start := e.data - int64(e.before)*sectorSize // of the entry's data
 	units := (len(b) + unit - 1) / unit
 	sums := v.buffers.Get(4 * units)
@@ -228,33 +230,29 @@ func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 		return err
 	}
 	for u := range units {
-		part := b[u*unit : min((u+1)*unit, len(b))]
-		if err := e.compare(part, binary.LittleEndian.Uint32((*sums)[4*u:]), f.Name()); err != nil {
-			return err
+		if unitSum(b, u) != binary.LittleEndian.Uint32((*sums)[4*u:]) {
+			return e.rotten(f)
 		}
 	}
 	return nil
 }
 
-func (e extent) compare(b []byte, sum uint32, name string) error {
-	if crc32.Checksum(b, castagnoli()) != sum {
-		return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", name, e.data, content.ErrCorrupt)
-	}
-	return nil
+func (e extent) rotten(f *os.File) error {
+	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
 }
 
 // Extents implements blockdev.Mapper.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
-	add := func(n int64, hole bool) bool {
-		if last := len(dst) - 1; last >= begin && dst[last].Hole == hole {
+	add := func(n int64, state blockdev.State) bool {
+		if last := len(dst) - 1; last >= begin && dst[last].State == state {
 			dst[last].Length += n
 			return true
 		}
 		if len(dst)-begin >= limit {
 			return false
 		}
-		dst = append(dst, blockdev.Extent{Length: n, Hole: hole})
+		dst = append(dst, blockdev.Extent{Length: n, State: state})
 		return true
 	}
 	for length > 0 {
@@ -262,7 +260,7 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 		e, n := v.locate(off, int(min(length, extentsStep)))
 		v.mu.RUnlock()
 		if e.n > 0 || e.seg == segBad {
-			if !add(int64(n), e.zeros()) {
+			if !add(int64(n), e.state()) {
 				return dst, nil
 			}
 		} else if more, err := v.sourceExtents(ctx, off, int64(n), add); err != nil || !more {
@@ -278,29 +276,29 @@ const extentsStep = 1 << 30
 
 // sourceExtents tells holes of the source from its data; more is false when there
 // is no room for another extent.
-func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(int64, bool) bool) (more bool, err error) {
+func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(int64, blockdev.State) bool) (more bool, err error) {
 	end := off + length
 	size := int64(v.cfg.ChunkSize)
 	for off < end {
 		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
-			return add(end-off, true), nil
+			return add(end-off, blockdev.Hole), nil
 		}
 		start, stop, err := v.cfg.Source.NextData(ctx, uint64(off/size))
 		if errors.Is(err, io.EOF) {
-			return add(end-off, true), nil
+			return add(end-off, blockdev.Hole), nil
 		}
 		if err != nil {
 			return false, err
 		}
 		if hole := min(int64(start)*size, end); hole > off {
-			if !add(hole-off, true) {
+			if !add(hole-off, blockdev.Hole) {
 				return false, nil
 			}
 			off = hole
 			continue
 		}
 		data := min(int64(stop)*size, end)
-		if !add(data-off, false) {
+		if !add(data-off, blockdev.Data) {
 			return false, nil
 		}
 		off = data

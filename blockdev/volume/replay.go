@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,12 +46,15 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	if err != nil && !v.cfg.ReadOnly {
 		return nil, err
 	}
-	numbers, missing, err := v.list(left)
+	numbers, gone, err := v.list(left)
 	if err != nil {
 		return nil, err
 	}
 	v.notes.last, v.through = noted, left.through
-	r := replayer{v: v, noted: noted, kept: left, missing: missing}
+	if said := left.note(); said.after(noted) { // the note may be older
+		noted = said
+	}
+	r := replayer{v: v, noted: noted, kept: left}
 	if err := r.pass(numbers); err != nil {
 		return nil, err
 	}
@@ -80,50 +82,65 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		}
 		lost = append(lost, c)
 	}
-	return lost, nil
+	if len(lost) == 0 && !v.cfg.ReadOnly {
+		err = v.clear(gone, r.torn)
+	}
+	return lost, err
 }
 
-// list returns the numbers of the segments that the journal has, rising, and those that
-// it had to have. What was given up before a crash is removed.
-func (v *Volume) list(left kept) (numbers, missing []uint64, err error) {
-	names, err := filepath.Glob(filepath.Join(v.cfg.Dir, "*.seg"))
+// clear removes segments that were given up before a crash, and torn ends, behind which
+// the next segment will not always be to show that they are none of an entry.
+func (v *Volume) clear(gone []uint64, torn []*segment) error {
+	for _, s := range torn {
+		if err := errors.Join(s.file.Truncate(s.size), s.file.Sync()); err != nil {
+			return err
+		}
+	}
+	for _, number := range gone {
+		if err := os.Remove(filepath.Join(v.cfg.Dir, segmentName(number))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list returns the numbers of the segments that the journal has, rising, and of those
+// there that it has given up.
+func (v *Volume) list(left kept) (numbers, gone []uint64, err error) {
+	files, err := os.ReadDir(v.cfg.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, name := range names {
-		number, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(name), ".seg"), 16, 64)
+	for _, f := range files { // by name, and so by number
+		name, is := strings.CutSuffix(f.Name(), ".seg")
+		if !is {
+			continue
+		}
+		number, err := strconv.ParseUint(name, 16, 64)
 		switch {
-		case err != nil || filepath.Base(name) != segmentName(number):
-			return nil, nil, fmt.Errorf("%s: %w: not a name of a segment", name, content.ErrCorrupt)
+		case err != nil || f.Name() != segmentName(number):
+			return nil, nil, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(v.cfg.Dir, f.Name()), content.ErrCorrupt)
 		case left.has(number):
 			numbers = append(numbers, number)
-		case !v.cfg.ReadOnly:
-			if err := os.Remove(name); err != nil {
-				return nil, nil, err
-			}
+		default:
+			gone = append(gone, number)
 		}
 	}
-	slices.Sort(numbers)
-	for _, number := range left.numbers {
-		if _, there := slices.BinarySearch(numbers, number); !there {
-			missing = append(missing, number)
-		}
-	}
-	return numbers, missing, nil
+	return numbers, gone, nil
 }
 
 type replayer struct {
-	v       *Volume
-	noted   note
-	kept    kept
-	missing []uint64
-	stop    *badEntry // nothing is read from there on
+	v     *Volume
+	noted note
+	kept  kept
+	stop  *badEntry // nothing is read from there on
 
 	window  pieces
 	last    uint64 // number of the segment before
 	next    uint64 // seq of the next entry
 	durable uint64 // highest that an entry carries
 	bad     []badEntry
+	torn    []*segment // whose files are longer than they are
 }
 
 // badEntry is a place where an entry should be and is not.
@@ -137,7 +154,7 @@ type badEntry struct {
 
 // pass replays the segments of these numbers.
 func (r *replayer) pass(numbers []uint64) error {
-	r.last, r.next, r.durable, r.bad = 0, 1, r.noted.seq, nil
+	r.last, r.next, r.durable, r.bad, r.torn = 0, 1, r.noted.seq, nil, nil
 	for _, number := range numbers {
 		if r.stop != nil && (number > r.stop.segment || number == r.stop.segment && r.stop.offset < segmentHeader) {
 			break
@@ -200,20 +217,23 @@ func (r *replayer) begin(s *segment) error {
 		return err
 	}
 	s.first, err = decodeSegment(head, r.v.cfg.ID, s.number)
-	between := s.number <= r.kept.through && s.number > r.last+1 // there were segments, which have gone
+	between := s.number <= r.kept.through && s.number > r.last+1  // there were segments, which have gone
+	foreign := r.kept.through > 0 && s.number == r.kept.through+1 // begins where the list ends, or is not of its journal
 	due := r.next
 	switch {
 	case err != nil:
 		s.first = due
 		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
-	case s.first > due && !between && len(r.bad) == 0:
+	case s.first > due && !between && len(r.bad) == 0, s.first < due && foreign:
 		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
 	case s.first > due:
 		r.next = s.first
 	}
-	// The bytes at the end of the segment before were no entry: none is missing.
+	// The bytes at the end of the segment before were no entry, as a table that a loss of
+	// power has torn: none is missing.
 	if n := len(r.bad); err == nil && s.first == due && n > 0 && r.bad[n-1].last && r.bad[n-1].segment == r.last && r.bad[n-1].entry.seq == due {
-		r.bad = r.bad[:n-1]
+		before := r.v.chain[len(r.v.chain)-2]
+		before.size, r.torn, r.bad = r.bad[n-1].offset, append(r.torn, before), r.bad[:n-1]
 	}
 	return nil
 }
@@ -222,8 +242,9 @@ func (r *replayer) begin(s *segment) error {
 // one.
 func (r *replayer) entries(s *segment) error {
 	off := min(segmentHeader, s.size)
+	_, table, noTable := readTable(s.file, s.size)
 	for off < s.size {
-		if _, at, err := readTable(s.file, s.size); err == nil && at == off {
+		if noTable == nil && table == off {
 			s.sealed = true
 			return nil
 		}
@@ -231,7 +252,7 @@ func (r *replayer) entries(s *segment) error {
 		if err != nil && !errors.Is(err, errNoEntry) {
 			return err
 		}
-		if err == nil && e.seq >= r.next && r.sound(e, b) {
+		if err == nil && e.seq >= r.next {
 			if e.seq > r.next && len(r.bad) == 0 {
 				r.bad = append(r.bad, badEntry{s.number, off, entry{seq: r.next}, false, false})
 			}
@@ -261,8 +282,8 @@ func (r *replayer) entries(s *segment) error {
 
 var errNoEntry = errors.New("no entry")
 
-// entry returns the entry at off with its bytes. Without all of those, or without an
-// entry, it is errNoEntry, with the head if that is whole.
+// entry returns the entry at off with its bytes. Without all of those, as they were
+// summed, it is errNoEntry, with the head if that is whole.
 func (r *replayer) entry(off int64) (entry, []byte, error) {
 	b, err := r.window.at(off, headMax)
 	if err != nil {
@@ -278,22 +299,12 @@ func (r *replayer) entry(off int64) (entry, []byte, error) {
 	if int64(len(b)) < e.size() {
 		return e, nil, errNoEntry
 	}
-	return e, b, nil
-}
-
-// sound checks the data of an entry against its sums.
-func (r *replayer) sound(e entry, b []byte) bool {
-	if e.kind != kindData {
-		return true
-	}
-	data := b[e.dataOffset():e.size()]
 	for u := range e.units() {
-		part := data[u*unit : min((u+1)*unit, len(data))]
-		if crc32.Checksum(part, castagnoli()) != binary.LittleEndian.Uint32(b[entryHeader+4*u:]) {
-			return false
+		if unitSum(b[e.dataOffset():e.size()], u) != binary.LittleEndian.Uint32(b[entryHeader+4*u:]) {
+			return e, nil, errNoEntry
 		}
 	}
-	return true
+	return e, b, nil
 }
 
 // nextEntry returns the place of the next good head with a later seq, from off on, or
@@ -324,8 +335,16 @@ func (r *replayer) nextEntry(off int64, after uint64) (int64, error) {
 
 // judge tells the tail from corruption.
 func (r *replayer) judge() (lost []*CorruptError, tail *badEntry) {
-	for _, number := range r.missing {
-		lost = append(lost, &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(number)), Seq: r.next})
+	for _, x := range r.kept.left {
+		size := int64(-1) // missing
+		for _, s := range r.v.chain {
+			if s.number == x.number {
+				size = s.size
+			}
+		}
+		if size != x.size {
+			lost = append(lost, &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(x.number)), Offset: max(size, 0), Seq: r.next})
+		}
 	}
 	for i, bad := range r.bad {
 		switch {

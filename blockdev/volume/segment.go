@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ const (
 	kindData = 1
 	kindZero = 2
 	kindMark = 3
+	kindKeep = 4
 
 	// segmentMax is the size at which a segment is closed: what a fold or a holder
 	// takes at a time.
@@ -36,6 +38,20 @@ const (
 )
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
+
+func sum(b []byte) uint32 { return crc32.Checksum(b, castagnoli()) }
+
+// unitSum is the sum of a unit of data.
+func unitSum(data []byte, u int) uint32 { return sum(data[u*unit : min((u+1)*unit, len(data))]) }
+
+// summed appends its sum to b.
+func summed(b []byte) []byte { return binary.LittleEndian.AppendUint32(b, sum(b)) }
+
+// whole reports whether b begins with a magic and ends with its sum.
+func whole(b []byte, magic string) bool {
+	end := len(b) - 4
+	return end >= 0 && bytes.HasPrefix(b[:end], []byte(magic)) && binary.LittleEndian.Uint32(b[end:]) == sum(b[:end])
+}
 
 // entry is the head of a journal entry.
 type entry struct {
@@ -75,7 +91,6 @@ func (e entry) encode(data []byte) []byte {
 
 // seal makes of b, which has room for the entry and its data in place, the entry.
 func (e entry) seal(b []byte) {
-	table := castagnoli()
 	head, sums, data := b[:entryHeader], b[entryHeader:e.dataOffset()], b[e.dataOffset():]
 	copy(head, entryMagic)
 	head[4], head[5], head[6], head[7] = e.kind, 0, 0, 0
@@ -84,9 +99,9 @@ func (e entry) seal(b []byte) {
 	binary.LittleEndian.PutUint64(head[24:], e.start)
 	binary.LittleEndian.PutUint32(head[32:], e.sectors)
 	for u := range e.units() {
-		binary.LittleEndian.PutUint32(sums[4*u:], crc32.Checksum(data[u*unit:min((u+1)*unit, len(data))], table))
+		binary.LittleEndian.PutUint32(sums[4*u:], unitSum(data, u))
 	}
-	binary.LittleEndian.PutUint32(head[36:], crc32.Update(crc32.Checksum(head[:36], table), table, sums))
+	binary.LittleEndian.PutUint32(head[36:], crc32.Update(sum(head[:36]), castagnoli(), sums))
 }
 
 // decodeEntry reads the head of an entry from b, which holds at least the head
@@ -100,7 +115,7 @@ func decodeEntry(b []byte) (entry, error) {
 		start: binary.LittleEndian.Uint64(b[24:]), sectors: binary.LittleEndian.Uint32(b[32:]),
 	}
 	switch {
-	case e.kind < kindData || e.kind > kindMark || b[5]|b[6]|b[7] != 0:
+	case e.kind < kindData || e.kind > kindKeep || b[5]|b[6]|b[7] != 0:
 		return entry{}, fmt.Errorf("kind %d", e.kind)
 	case e.kind == kindData && (e.sectors == 0 || e.sectors > writeMax/sectorSize):
 		return entry{}, fmt.Errorf("%d sectors of data", e.sectors)
@@ -110,10 +125,7 @@ func decodeEntry(b []byte) (entry, error) {
 		return entry{}, fmt.Errorf("seq %d, durable %d", e.seq, e.durable)
 	case int64(len(b)) < e.dataOffset():
 		return entry{}, errors.New("cut short")
-	}
-	table := castagnoli()
-	sum := crc32.Update(crc32.Checksum(b[:36], table), table, b[entryHeader:e.dataOffset()])
-	if sum != binary.LittleEndian.Uint32(b[36:]) {
+	case crc32.Update(sum(b[:36]), castagnoli(), b[entryHeader:e.dataOffset()]) != binary.LittleEndian.Uint32(b[36:]):
 		return entry{}, errors.New("the checksum of its head does not match")
 	}
 	return e, nil
@@ -140,17 +152,14 @@ func encodeSegment(id [16]byte, epoch, number, firstSeq uint64) []byte {
 	binary.LittleEndian.PutUint64(b[24:], epoch)
 	binary.LittleEndian.PutUint64(b[32:], number)
 	binary.LittleEndian.PutUint64(b[40:], firstSeq)
-	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli()))
-	return b
+	return summed(b[:60])
 }
 
 // decodeSegment checks a header and returns the seq of the first entry.
 func decodeSegment(b []byte, id [16]byte, number uint64) (firstSeq uint64, err error) {
 	switch {
-	case len(b) < segmentHeader || string(b[:8]) != segmentMagic:
+	case len(b) < segmentHeader || !whole(b, segmentMagic):
 		return 0, errors.New("no segment")
-	case binary.LittleEndian.Uint32(b[60:]) != crc32.Checksum(b[:60], castagnoli()):
-		return 0, errors.New("the checksum of its header does not match")
 	case [16]byte(b[8:24]) != id || binary.LittleEndian.Uint64(b[32:]) != number:
 		return 0, errors.New("it belongs to another volume or place")
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -41,8 +40,7 @@ func (t table) encode(off int64) []byte {
 		}
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(off))
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
-	return append(b, tableMagic...)
+	return summed(append(b, tableMagic...))
 }
 
 var errNoTable = errors.New("no table")
@@ -58,7 +56,7 @@ func readTable(f *os.File, size int64) (t table, off int64, err error) {
 		return t, 0, err
 	}
 	off = int64(binary.LittleEndian.Uint64(foot[:]))
-	if string(foot[12:]) != tableMagic || off < segmentHeader || off > size-tableHeader-tableFooter ||
+	if string(foot[8:12]) != tableMagic || off < segmentHeader || off > size-tableHeader-tableFooter ||
 		size-off > tableHeader+tableMax*recordSize+tableFooter {
 		return t, 0, errNoTable
 	}
@@ -72,9 +70,7 @@ func readTable(f *os.File, size int64) (t table, off int64, err error) {
 
 // decodeTable checks a table that begins at off of its segment.
 func decodeTable(b []byte, off int64) (t table, err error) {
-	end := len(b) - 8
-	if len(b) < tableHeader+tableFooter || string(b[:4]) != tableMagic ||
-		binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) {
+	if len(b) < tableHeader+tableFooter || !whole(b, tableMagic) {
 		return table{}, errNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))

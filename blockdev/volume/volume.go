@@ -94,12 +94,11 @@ var (
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
-// lost fail. A folder that another process has open is ErrConflict. The caller
-// closes it.
+// lost fail. A folder that another process has open is ErrConflict: one that was killed
+// has it until its last thread has ended, and with it the write that this was at, so that
+// none lands behind a newer one. The caller closes it.
 func Open(cfg Config) (*Volume, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	v := &Volume{cfg: cfg}
 	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {
@@ -134,28 +133,20 @@ func Open(cfg Config) (*Volume, error) {
 // secure syncs what was replayed: it may have been in the kernel's memory only, and
 // new entries are going to rest on it.
 func (v *Volume) secure() error {
-	for _, s := range v.chain {
-		if s.synced {
-			continue
-		}
-		if err := s.file.Sync(); err != nil {
-			return err
-		}
+	if err := v.sync(v.due().segments, true); err != nil {
+		return err
 	}
 	v.settle(v.chain)
 	if n := len(v.chain); n > 0 {
 		v.chain[n-1].synced = false
 	}
 	v.written, v.durable = v.seq, v.seq
-	if err := durable.SyncDir(v.cfg.Dir); err != nil {
-		return err
-	}
 	v.note(v.end())
 	v.settled = true
 	return nil
 }
 
-// forget takes back what a replay has made.
+// forget lets go of the journal.
 func (v *Volume) forget() error {
 	var errs []error
 	for _, s := range v.chain {
@@ -176,39 +167,28 @@ func (v *Volume) Close() error {
 	if v.closed {
 		return nil
 	}
+	var err error
+	if len(v.chain) > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
+		err = v.finish()
+	}
 	v.closed = true
-	var errs []error
-	if n := len(v.chain); n > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
-		errs = append(errs, v.finish(v.chain[n-1]))
-	}
-	errs = append(errs, v.notes.close())
-	for _, s := range v.chain {
-		errs = append(errs, s.file.Close())
-	}
-	return errors.Join(append(errs, v.lock.Close())...)
+	return errors.Join(err, v.notes.close(), v.forget(), v.lock.Close())
 }
 
-// finish syncs the journal and marks its end. Called with mu, once closed.
-func (v *Volume) finish(last *segment) error {
-	var errs []error
-	for _, s := range v.chain {
-		if !s.synced {
-			errs = append(errs, s.file.Sync())
+// finish syncs the journal and marks its end, unless that takes another segment. Called
+// with mu.
+func (v *Volume) finish() error {
+	if err := v.sync(v.due().segments, true); err != nil {
+		return err
+	}
+	if v.durable = v.written; !v.full() {
+		v.mark()
+		if err := v.sync(v.chain[len(v.chain)-1:], false); err != nil {
+			return err
 		}
 	}
-	errs = append(errs, durable.SyncDir(v.cfg.Dir))
-	if v.told < v.written && !last.sealed {
-		mark := entry{kind: kindMark, seq: v.seq + 1, durable: v.written}.encode(nil)
-		if _, err := last.file.WriteAt(mark, last.size); err == nil {
-			v.seq, last.size = v.seq+1, last.size+int64(len(mark))
-			errs = append(errs, last.file.Sync())
-		}
-	}
-	err := errors.Join(errs...)
-	if err == nil {
-		v.note(v.end())
-	}
-	return err
+	v.note(v.end())
+	return nil
 }
 
 // Geometry implements blockdev.Device.

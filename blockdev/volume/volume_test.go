@@ -174,7 +174,7 @@ func TestModel(t *testing.T) {
 			},
 			"zero": func(r *rapid.T) {
 				off, n := span()
-				if err := v.Zero(t.Context(), off, n, false, false); err != nil {
+				if err := v.Zero(t.Context(), off, n, rapid.Bool().Draw(r, "keep"), false); err != nil {
 					r.Fatal(err)
 				}
 				clear(want[off : off+n])
@@ -210,14 +210,43 @@ func checkExtents(t rapidT, v *Volume, want []byte) {
 			t.Fatalf("extents at %d: %v, %v", off, list, err)
 		}
 		for i, e := range list {
-			if i > 0 && list[i-1].Hole == e.Hole || e.Length <= 0 {
+			if i > 0 && list[i-1].State == e.State || e.Length <= 0 {
 				t.Fatalf("extents at %d: %v", off, list)
 			}
-			if e.Hole && !bytes.Equal(want[off:off+e.Length], make([]byte, e.Length)) {
-				t.Fatalf("%d bytes at %d are said to be a hole", e.Length, off)
+			if e.State != blockdev.Data && !bytes.Equal(want[off:off+e.Length], make([]byte, e.Length)) {
+				t.Fatalf("%d bytes at %d are said to be zeros", e.Length, off)
 			}
 			off += e.Length
 		}
+	}
+}
+
+// TestZerosThatKeepTheirSpace are no hole, after a restart either: by the entries of an
+// open segment and by the table of a full one.
+func TestZerosThatKeepTheirSpace(t *testing.T) {
+	for name, more := range map[string]int{"entry": 0, "table": 4} {
+		dir := create(t)
+		cfg := config(dir)
+		cfg.SegmentSize = 2 * unit
+		v, err := Open(cfg)
+		must(t, err)
+		want := []blockdev.Extent{{Length: unit, State: blockdev.Data}, {Length: 2 * unit, State: blockdev.Zeros}, {Length: testSize - 3*unit, State: blockdev.Hole}}
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 4*unit), 0, false))
+		must(t, v.Zero(t.Context(), unit, 2*unit, true, true))
+		must(t, v.Discard(t.Context(), 3*unit, unit, true))
+		for range more { // segments, so that those before are full
+			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, true))
+		}
+		for _, when := range []string{"at once", "after a restart"} {
+			got, err := v.Extents(t.Context(), nil, 0, testSize, 10)
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("%s, %s: %v, %v, want %v", name, when, got, err, want)
+			}
+			must(t, v.Close())
+			v, err = Open(cfg)
+			must(t, err)
+		}
+		must(t, v.Close())
 	}
 }
 
@@ -414,6 +443,7 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 func FuzzDecodeEntry(f *testing.F) {
 	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(make([]byte, 9*sectorSize)))
 	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(nil))
+	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := decodeEntry(b)
 		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {

@@ -143,7 +143,10 @@ func (v *Volume) apply(slot uint32, off int64, e entry, sums []byte) {
 		return
 	}
 	if e.kind == kindData {
-		x.data, x.entry = off+e.dataOffset(), e.sectors
+		x.data = off + e.dataOffset()
+	}
+	if e.kind != kindZero {
+		x.entry = e.sectors
 	}
 	if e.units() == 1 {
 		x.crc = binary.LittleEndian.Uint32(sums)
@@ -174,7 +177,7 @@ func (v *Volume) roll() error {
 	number := v.through + 1
 	if n := len(v.chain); n > 0 {
 		last := v.chain[n-1]
-		number = last.number + 1
+		number = max(number, last.number+1)
 		if !last.sealed {
 			v.seal(last)
 		}
@@ -294,7 +297,7 @@ func (v *Volume) settle(synced []*segment) {
 // Without that, damage to what was flushed just before a kill would look like a
 // tail. Called with mu.
 func (v *Volume) mark() {
-	if v.told >= v.durable || v.closed {
+	if v.told >= v.durable {
 		return
 	}
 	if err := v.append(entry{kind: kindMark}, nil, 0); err != nil {
@@ -324,14 +327,18 @@ func (v *Volume) Discard(ctx context.Context, off, length int64, fua bool) error
 
 // Zero implements blockdev.Trimmer. The zeros take one entry however long they
 // are.
-func (v *Volume) Zero(ctx context.Context, off, length int64, _, fua bool) error {
+func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
+	kind := byte(kindZero)
+	if keep {
+		kind = kindKeep
+	}
 	v.waiting.Add(1)
 	v.mu.Lock()
 	v.waiting.Add(-1)
 	var err error
 	for length > 0 && err == nil {
 		n := min(length, zeroMax*sectorSize)
-		err = v.append(entry{kind: kindZero, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil, 0)
+		err = v.append(entry{kind: kind, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil, 0)
 		off, length = off+n, length-n
 	}
 	v.mu.Unlock()

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 package main
 
@@ -68,7 +68,7 @@ func TestCopyOfANodeRefusesToServe(t *testing.T) {
 		t.Errorf("the first ended with %v", end)
 	}
 	moved := startNode(t, os.Args[0], first.dir) // at another port, which is no copy
-	moved.await(t, "msg=serving")
+	moved.await(t, "serving")
 }
 
 // TestCopiesThatMeetOneMember: the first has moved since it was copied, so that the copy
@@ -84,12 +84,12 @@ func TestCopiesThatMeetOneMember(t *testing.T) {
 			"--origin", "file://" + filepath.Join(founder.dir, "origin")}, more...))
 	}
 	first := start(t.TempDir(), "--join", made.Token)
-	first.await(t, "msg=serving")
+	first.await(t, "serving")
 	first.signal(t, syscall.SIGTERM)
 	first.ends(t)
 	copied := copyNode(t, first.dir)
 	first = start(first.dir)
-	first.await(t, "msg=serving")
+	first.await(t, "serving")
 	var st api.Status
 	until(t, "the first has met a member", func() bool {
 		var p api.Peers

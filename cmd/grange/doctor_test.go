@@ -53,7 +53,6 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		{"ports", "", map[string]string{"GRANGE_API": "", "GRANGE_FARM_BIND": taken.Addr().String()}},
 		{"nbd", "", map[string]string{"GRANGE_NBD": "0.0.0.0:10809"}},
 		{"disk", "", map[string]string{"GRANGE_QUOTA": "900T"}},
-		{"tools", "", map[string]string{"PATH": "/nowhere"}},
 		{"data folder", file, nil},
 		{"clock", "", map[string]string{"GRANGE_ORIGIN": store.URL + "/late"}},
 		{"credentials", "", map[string]string{"GRANGE_ORIGIN": fmt.Sprintf(s3, "closed")}},

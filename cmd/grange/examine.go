@@ -73,7 +73,7 @@ func diskFinding(dir string, quota, used int64) finding {
 		return finding{"disk", bad, fmt.Sprintf("%s: %v", dir, err)}
 	case free < diskMin:
 		return finding{"disk", bad, fmt.Sprintf("%s free at %s: volumes and imports need room; make some", humanBytes(free), dir)}
-	case used+free < quota:
+	case used+free < quota && quota != cache.QuotaDefault: // what nobody asked for adapts
 		return finding{"disk", bad, fmt.Sprintf("--quota %s is more than the cache could ever have: %s free at %s; lower it", humanBytes(quota), humanBytes(free), dir)}
 	}
 	return finding{"disk", good, fmt.Sprintf("%s free at %s", humanBytes(free), dir)}
@@ -92,7 +92,7 @@ func toolsFinding() finding {
 		}
 	}
 	if len(missing) > 0 {
-		return finding{"tools", bad, "imports lack " + strings.Join(missing, ", ")}
+		return finding{"tools", note, "imports lack " + strings.Join(missing, ", ")}
 	}
 	return finding{"tools", good, "imports have what they need"}
 }

@@ -1,10 +1,11 @@
-//go:build unix
+//go:build linux
 
 package main
 
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +33,8 @@ type served struct {
 	dir  string
 	cmd  *exec.Cmd
 	says *bufio.Scanner
-	nbd  string // its TCP address of NBD, once it serves
+	out  *os.File // what says reads
+	nbd  string   // its TCP address of NBD, once it serves
 }
 
 // serveNode starts one, with flags beside those that it needs.
@@ -62,15 +64,24 @@ func startCommand(t *testing.T, program, dir string, args []string) *served {
 	return s
 }
 
-// begin starts the process, and returns when it serves.
+// begin starts the process.
 func (s *served) begin(t *testing.T) {
 	t.Helper()
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.says = bufio.NewScanner(out)
+	s.says, s.out = bufio.NewScanner(out), out.(*os.File)
+	s.patience(t)
 	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// patience lets what the process says be waited for another minute.
+func (s *served) patience(t *testing.T) {
+	t.Helper()
+	if err := s.out.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -81,6 +92,7 @@ var tcpAddress = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
 // await reads the log until it says a word.
 func (s *served) await(t *testing.T, word string) {
 	t.Helper()
+	s.patience(t)
 	for s.says.Scan() {
 		if text := s.says.Text(); strings.Contains(text, word) {
 			if found := tcpAddress.FindString(text); found != "" {
@@ -90,7 +102,7 @@ func (s *served) await(t *testing.T, word string) {
 		}
 		t.Log(s.says.Text())
 	}
-	t.Fatalf("the node has ended and did not say %q: %v", word, s.says.Err())
+	t.Fatalf("the node has ended, or a minute has, and it did not say %q: %v", word, s.says.Err())
 }
 
 // until waits for what comes by itself.
@@ -115,15 +127,28 @@ func (s *served) signal(t *testing.T, signal os.Signal) {
 	}
 }
 
-// hangs begins an import that no stop can end: it waits for who writes a pipe.
+// hangs begins an import that no stop can end: it waits for a file system that does not
+// answer.
 func (s *served) hangs(t *testing.T) {
 	t.Helper()
-	pipe := filepath.Join(s.dir, "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+	folder := filepath.Join(s.dir, "tree", "silent")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		err = syscall.Mount("silent", folder, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(fuse.Close(), syscall.Unmount(folder, syscall.MNT_DETACH)); err != nil {
+			t.Error(err)
+		}
+	})
 	app := cli{Data: filepath.Join(s.dir, "data")}
-	if err := app.ask(t.Context(), "PUT", "/api/images/pipe", api.ImportRequest{Source: pipe}, nil); err != nil {
+	if err := app.ask(t.Context(), "PUT", "/api/images/silent", api.ImportRequest{Source: filepath.Dir(folder)}, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -193,6 +218,25 @@ func TestHandoverInAnImport(t *testing.T) {
 	s.signal(t, syscall.SIGTERM)
 	if end := s.ends(t); end.ExitStatus() != 0 {
 		t.Errorf("stopped after the handover: %v", end)
+	}
+}
+
+// TestHandoversAtOnce: who asks again while the node hands over, or stops, ends nothing.
+func TestHandoversAtOnce(t *testing.T) {
+	s := serveNode(t)
+	s.signal(t, syscall.SIGUSR2)
+	s.await(t, "handing over")
+	for range 50 {
+		s.signal(t, syscall.SIGUSR2)
+		s.signal(t, syscall.SIGHUP)
+	}
+	s.await(t, "serving")
+	s.signal(t, syscall.SIGTERM)
+	for range 50 {
+		_ = s.cmd.Process.Signal(syscall.SIGHUP) // it may have ended
+	}
+	if end := s.ends(t); !end.Exited() || end.ExitStatus() != 0 {
+		t.Errorf("stopped while it was asked for handovers: %v, signal %v", end, end.Signal())
 	}
 }
 

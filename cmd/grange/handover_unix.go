@@ -38,7 +38,7 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 	upgrade := make(chan os.Signal, 1)
 	signal.Notify(upgrade, syscall.SIGUSR2, syscall.SIGHUP)
 	go func() {
-		defer signal.Stop(upgrade)
+		defer signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // another one would end what stops, or hands over, until the new program takes it
 		for {
 			select {
 			case <-ctx.Done():
@@ -64,7 +64,6 @@ func awaitHandover(before context.Context, log *slog.Logger) (context.Context, f
 		if err != nil {
 			log.Error("handing over all the same", "err", err)
 		}
-		signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // until the new program takes it, another one would end it
 		return errors.Join(err, fmt.Errorf("run %s anew: %w", program, syscall.Exec(program, os.Args, os.Environ())))
 	}
 }

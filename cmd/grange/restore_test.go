@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 package main
 
@@ -24,7 +24,7 @@ func (s *served) refused(t *testing.T) string {
 	var all strings.Builder
 	for s.says.Scan() {
 		fmt.Fprintln(&all, s.says.Text())
-		if strings.Contains(s.says.Text(), "msg=serving") {
+		if strings.Contains(s.says.Text(), "INF serving") {
 			s.signal(t, syscall.SIGKILL)
 		}
 	}
@@ -76,9 +76,6 @@ func TestRestoredFolders(t *testing.T) {
 			return errors.Join(os.RemoveAll(filepath.Join(dir, "origin")), os.Mkdir(filepath.Join(dir, "origin"), 0o700),
 				os.RemoveAll(filepath.Join(dir, "data/volumes")))
 		}, []string{"origin", "it was this mesh's", "backup"}},
-		"the list of volumes":          {func(dir string) error { return os.Remove(filepath.Join(dir, "data/volumes/devices.json")) }, []string{"devices.json", "missing", "backup"}},
-		"all of the list of volumes":   {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/volumes/devices.json"), 0) }, []string{"devices.json", "corrupt", "backup"}},
-		"half of the list of volumes":  {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/volumes/devices.json"), 50) }, []string{"devices.json", "corrupt", "backup"}},
 		"all of the membership's text": {func(dir string) error { return os.Truncate(filepath.Join(dir, "data/membership"), 0) }, []string{"membership", "corrupt", "backup"}},
 	} {
 		dir := t.TempDir()
@@ -87,7 +84,7 @@ func TestRestoredFolders(t *testing.T) {
 		}
 		// The origin that the folder remembers has moved with it.
 		restored := startNode(t, os.Args[0], dir)
-		restored.await(t, "msg=serving")
+		restored.await(t, "INF serving")
 		restored.signal(t, syscall.SIGTERM)
 		if end := restored.ends(t); end.ExitStatus() != 0 {
 			t.Fatalf("a folder that was restored whole: %v", end)
@@ -163,7 +160,7 @@ func TestFirstStartLooksFirst(t *testing.T) {
 			}
 		}
 		s := first.stranger(t, dir, args)
-		s.await(t, "msg=serving")
+		s.await(t, "INF serving")
 		s.signal(t, syscall.SIGTERM)
 		if end := s.ends(t); end.ExitStatus() != 0 {
 			t.Errorf("it ended with %v", end)
@@ -198,7 +195,7 @@ func TestDisksAreServedWhateverTheNetworkSays(t *testing.T) {
 		{"--farm-bind", "203.0.113.9:7946"}, {"--api", "203.0.113.9:8080"}, {"--name", "a b"}, {"--origin", "ftp://nowhere"}, {"--farm", "a b"},
 	} {
 		s := s.stranger(t, s.dir, bad)
-		s.await(t, "msg=serving")
+		s.await(t, "INF serving")
 		var v api.Volume
 		if err := (&cli{Data: data}).ask(t.Context(), "GET", "/api/volumes/disk", nil, &v); err != nil {
 			t.Error(err)
@@ -216,5 +213,20 @@ func TestDisksAreServedWhateverTheNetworkSays(t *testing.T) {
 		if end := s.ends(t); end.ExitStatus() != 0 {
 			t.Errorf("%q: it ended with %v", bad, end)
 		}
+	}
+}
+
+// TestFolderOfOthers: a --data by mistake, as / or a home, is no folder to clear.
+func TestFolderOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	theirs := filepath.Join(dir, "data", "tmp", "thesis")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(theirs), 0o700), os.WriteFile(theirs, []byte("words"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if said := startNode(t, os.Args[0], dir).refused(t); !strings.Contains(said, "empty --data") {
+		t.Errorf("it says %q", said)
+	}
+	if b, err := os.ReadFile(theirs); err != nil || string(b) != "words" {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 package main
 
@@ -30,7 +30,7 @@ func farmOf(t *testing.T, n int) []*served {
 	t.Helper()
 	first := freeAddress(t)
 	all := []*served{startNode(t, os.Args[0], t.TempDir(), "--farm-bind", first)}
-	all[0].await(t, "msg=serving")
+	all[0].await(t, "serving")
 	app := cli{Data: filepath.Join(all[0].dir, "data")}
 	for i := 1; i < n; i++ {
 		var made api.Token
@@ -42,7 +42,7 @@ func farmOf(t *testing.T, n int) []*served {
 			"--listen", "/ip4/127.0.0.1/tcp/0", "--farm-bind", freeAddress(t), "--farm-join", first, "--join", made.Token}))
 	}
 	for _, s := range all[1:] {
-		s.await(t, "msg=serving")
+		s.await(t, "serving")
 	}
 	for _, s := range all {
 		until(t, fmt.Sprintf("%d neighbours", n-1), func() bool {

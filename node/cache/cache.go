@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -63,24 +65,18 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
 		return c, fmt.Errorf("cache: %w: Config needs a Dir", content.ErrInvalid)
 	}
-	if c.Quota == 0 {
-		c.Quota = QuotaDefault
-	}
+	c.Quota = cmp.Or(c.Quota, QuotaDefault)
 	if c.Quota < quotaMin {
 		return c, fmt.Errorf("cache: %w: a quota of %d bytes; the least is %d", content.ErrInvalid, c.Quota, int64(quotaMin))
 	}
-	if c.ScrubRate == 0 {
-		c.ScrubRate = scrubRateDefault
-	}
+	c.ScrubRate = cmp.Or(c.ScrubRate, scrubRateDefault)
 	if c.OnEvict == nil {
 		c.OnEvict = func([]content.CID) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
 }
 
@@ -123,24 +119,7 @@ type Cache struct {
 	pins     map[string]pin
 	cramped  bool // the table could not grow
 
-	short, bad seldom // what is logged of a full disk, and of bad chunks
-}
-
-// seldom bounds how often a thing is logged that may happen with every chunk.
-type seldom struct {
-	mu   sync.Mutex
-	last time.Time // guarded by mu
-}
-
-// now reports whether it may be logged.
-func (s *seldom) now(t time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.last.IsZero() && t.Sub(s.last) < logInterval {
-		return false
-	}
-	s.last = t
-	return true
+	short, bad rate.Sometimes // what is logged of a full disk, and of bad chunks
 }
 
 // Open opens the cache in a folder, which is made if absent. Another process
@@ -157,7 +136,8 @@ func Open(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", cfg.Dir, err)
 	}
-	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, metrics: newMetrics(), slabName: make([]byte, slabNameSize), pins: map[string]pin{}}
+	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, metrics: newMetrics(), slabName: make([]byte, slabNameSize), pins: map[string]pin{},
+		short: rate.Sometimes{Interval: logInterval}, bad: rate.Sometimes{Interval: logInterval}}
 	c.buffers.New = func() any { b := make([]byte, slotMax); return &b }
 	c.files.Store(new([]*os.File))
 	c.table.Store(emptyTable())

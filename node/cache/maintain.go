@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -25,11 +26,9 @@ func (c *Cache) maintain(ctx context.Context) {
 	tick, forget := time.NewTicker(tickInterval), time.NewTicker(forgetInterval)
 	defer tick.Stop()
 	defer forget.Stop()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.scrub(ctx)
-	}()
+	var scrubbing sync.WaitGroup
+	scrubbing.Go(func() { c.scrub(ctx) })
+	defer scrubbing.Wait()
 	for {
 		select {
 		case <-tick.C:
@@ -38,7 +37,6 @@ func (c *Cache) maintain(ctx context.Context) {
 		case <-forget.C:
 			c.forgetChecks()
 		case <-ctx.Done():
-			<-done
 			return
 		}
 	}
@@ -81,15 +79,16 @@ func (c *Cache) scrub(ctx context.Context) {
 			}
 		}
 		for _, id := range ids {
-			k := c.secret.key(id)
-			s, ok := c.look(k)
+			s, ok := c.look(c.secret.key(id))
 			if !ok {
 				continue
 			}
 			if limit.WaitN(ctx, s.class.size()) != nil {
 				return
 			}
-			c.check(id, buf)
+			if v, _, err := c.verify(id, s, buf); err == nil { // which does not count as use
+				c.metrics.scrubbed.Add(float64(len(v.Bytes())))
+			}
 		}
 	}
 }
@@ -109,15 +108,4 @@ func (c *Cache) objectsOf(number int) (ids []content.CID, ok bool) {
 		})
 	}
 	return ids, true
-}
-
-// check hashes an object, which does not count as use.
-func (c *Cache) check(id content.CID, buf []byte) {
-	s, ok := c.look(c.secret.key(id))
-	if !ok {
-		return
-	}
-	if v, _, err := c.verify(id, s, buf); err == nil {
-		c.metrics.scrubbed.Add(float64(len(v.Bytes())))
-	}
 }

@@ -46,9 +46,9 @@ func (c *Cache) Put(v content.Verified, reach Reach) error {
 func (c *Cache) unkept(err error) {
 	c.metrics.unkept.Inc()
 	c.full.Store(true)
-	if c.short.now(c.cfg.Now()) {
+	c.short.Do(func() {
 		c.cfg.Log.Warn("the cache is full: chunks are passed on without being kept", "err", err)
-	}
+	})
 }
 
 // reserve finds a slot: a free one, one of a new slab, or one that an eviction

@@ -160,9 +160,9 @@ func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified,
 	}
 	c.drop(id, s, false)
 	c.metrics.corrupt.Inc()
-	if c.bad.now(c.cfg.Now()) {
+	c.bad.Do(func() {
 		c.cfg.Log.Warn("a chunk in the cache was bad and is dropped; a crash of the machine leaves such, or its disk is rotten", "cid", id)
-	}
+	})
 	return v, false, fmt.Errorf("cache: %w", err)
 }
 

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,11 +19,11 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/have"
-	"github.com/grangemesh/grange/node/fetch/loads"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
+	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -130,7 +131,7 @@ type Fetcher struct {
 	metrics metrics
 	bytes   counters
 	habits  habits
-	loads   loads.Loads
+	loads   *turns.Turns[loadKey] // bytes that are brought in for others
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
 	shown   *shown.Book
@@ -138,7 +139,7 @@ type Fetcher struct {
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
-	waiting waiting // guests' reads
+	back back // of sources
 
 	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
 
@@ -155,15 +156,11 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Cache == nil || cfg.Verifier == nil || cfg.Members == nil {
 		return nil, errors.New("fetch: Config needs a Cache, a Verifier and Members")
 	}
-	if cfg.IOTimeout == 0 {
-		cfg.IOTimeout = IOTimeoutDefault
-	}
+	cfg.IOTimeout = cmp.Or(cfg.IOTimeout, IOTimeoutDefault)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
 		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
 	}
@@ -171,11 +168,11 @@ func New(cfg Config) (*Fetcher, error) {
 		cfg.Origin = func() Origin { return nil }
 	}
 	f := &Fetcher{
-		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1),
+		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax),
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), flights: map[flightKey]*flight{},
 		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
 	}
-	f.metrics = newMetrics(&f.bytes, &f.waiting)
+	f.metrics = newMetrics(&f.bytes)
 	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil

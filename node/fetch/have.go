@@ -174,10 +174,8 @@ func (m *Image) Prepare(ctx context.Context) {
 	if m.rs.peers.Settled() {
 		return
 	}
-	wait := time.NewTimer(plan.SwarmWait)
-	defer wait.Stop()
 	select {
-	case <-wait.C:
+	case <-time.After(plan.SwarmWait):
 	case <-ctx.Done():
 	}
 }

@@ -106,12 +106,10 @@ const lingerMax = 100 * time.Millisecond
 
 // linger lets what is under way end, and returns how.
 func (j *job) linger() plan.Event {
-	wait := time.NewTimer(lingerMax)
-	defer wait.Stop()
 	select {
 	case e := <-j.events:
 		return e
-	case <-wait.C:
+	case <-time.After(lingerMax):
 	case <-j.ctx.Done():
 	}
 	return plan.Event{Kind: plan.Woke}
@@ -172,8 +170,7 @@ func (j *job) tell(e plan.Event) {
 // wait waits for a while, or until settled, which may be nil and else says when to
 // ask it again.
 func (j *job) wait(most time.Duration, settled func() (<-chan struct{}, bool)) {
-	wait := time.NewTimer(most)
-	defer wait.Stop()
+	late := time.After(most)
 	for waiting := true; waiting; {
 		var again <-chan struct{}
 		if settled != nil {
@@ -186,7 +183,7 @@ func (j *job) wait(most time.Duration, settled func() (<-chan struct{}, bool)) {
 		select {
 		case <-again:
 			continue
-		case <-wait.C:
+		case <-late:
 		case <-j.ctx.Done():
 		}
 		waiting = false

@@ -1,10 +1,6 @@
 package fetch
 
-import (
-	"slices"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
 	bytes       []prometheus.Collector // a counter a source
@@ -14,12 +10,13 @@ type metrics struct {
 	hedges      prometheus.Counter
 	referrals   prometheus.Counter
 	servedBytes prometheus.Counter
-	waits       []prometheus.Collector
+	waiting     prometheus.Gauge
+	waits       prometheus.Counter
 }
 
 // newMetrics returns the collectors; bytes are counted elsewhere, where guests
 // read, and only shown here.
-func newMetrics(bytes *counters, w *waiting) metrics {
+func newMetrics(bytes *counters) metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
 	}
@@ -30,10 +27,8 @@ func newMetrics(bytes *counters, w *waiting) metrics {
 		hedges:      prometheus.NewCounter(opts("hedges_total", "Reads of the origin beside a member that was slow.")),
 		referrals:   prometheus.NewCounter(opts("referrals_total", "Requests that were referred to another member.")),
 		servedBytes: prometheus.NewCounter(opts("served_bytes_total", "Bytes sent to other members.")),
-	}
-	m.waits = []prometheus.Collector{
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("waiting_reads", "Reads of guests that every source has failed for now.")), func() float64 { reads, _ := w.counts(); return float64(reads) }),
-		prometheus.NewCounterFunc(opts("waits_total", "Reads of guests that had to wait for a source to come back."), func() float64 { _, total := w.counts(); return float64(total) }),
+		waiting:     prometheus.NewGauge(prometheus.GaugeOpts(opts("waiting_reads", "Reads of guests that every source has failed for now."))),
+		waits:       prometheus.NewCounter(opts("waits_total", "Reads of guests that had to wait for a source to come back.")),
 	}
 	for s := range bytes {
 		o := opts("bytes_total", "Bytes read, by source.")
@@ -44,7 +39,7 @@ func newMetrics(bytes *counters, w *waiting) metrics {
 }
 
 func (m metrics) all() []prometheus.Collector {
-	return slices.Concat([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes}, m.bytes, m.waits)
+	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes, m.waiting, m.waits}, m.bytes...)
 }
 
 func (m metrics) served(n int) { m.servedBytes.Add(float64(n)) }

@@ -127,7 +127,7 @@ func TestFullCacheStillReads(t *testing.T) {
 		cfg.Cache, full = c, c
 	})
 	t.Cleanup(func() { full.Close() })
-	const fillers = 2400 // more than the quota holds
+	const fillers = 256 << 20 / content.ChunkSizeDefault // all that the quota holds
 	var names []content.CID
 	for i := range fillers {
 		names = append(names, content.Seal(randomChunk(9, i)).CID())

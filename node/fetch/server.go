@@ -11,7 +11,6 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
-	"github.com/grangemesh/grange/node/fetch/loads"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -19,9 +18,25 @@ import (
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
-// bitmapInterval is how often a member that follows our bitmap hears of what has
-// come.
-const bitmapInterval = 250 * time.Millisecond
+const (
+	// bitmapInterval is how often a member that follows our bitmap hears of what has
+	// come.
+	bitmapInterval = 250 * time.Millisecond
+	// loadMax bounds the bytes that are brought in for a member at once and that it has
+	// not taken: twice what one that warms an image has under way. They are in memory
+	// for as long as it likes.
+	loadMax = 16 << 20
+	// partMax is what one request has brought in at a time: a run that compresses well.
+	partMax = 4 << 20
+)
+
+// loadKey is a member by what it asks for: guests wait for no bulk, nor requests for
+// those of another depth, as flights don't.
+type loadKey struct {
+	from  plan.Peer
+	guest bool
+	depth plan.Depth
+}
 
 var _ exchange.Server = (*Fetcher)(nil)
 
@@ -183,8 +198,8 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	if s.req.Level > 0 {
 		size = content.NodeSizeMax + wire.PageSizeMax
 	}
-	for part := range slices.Chunk(missing, max(1, loads.PartMax/size)) {
-		give, err := s.f.loads.Take(ctx, loads.Key{From: s.how.from, Guest: s.how.priority == exchange.PriorityGuest, Depth: s.how.depth}, len(part)*size)
+	for part := range slices.Chunk(missing, max(1, partMax/size)) {
+		give, err := s.f.loads.Take(ctx, loadKey{s.how.from, s.how.priority == exchange.PriorityGuest, s.how.depth}, int64(len(part)*size))
 		if err != nil {
 			return
 		}
@@ -269,11 +284,9 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 			}
 			changed = nil
 		}
-		wait := time.NewTimer(bitmapInterval) // additions go out together
 		select {
-		case <-wait.C:
+		case <-time.After(bitmapInterval): // additions go out together
 		case <-ctx.Done():
-			wait.Stop()
 			return nil
 		}
 		if changed == nil {

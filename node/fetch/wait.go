@@ -16,45 +16,28 @@ import (
 // stands still.
 const IOTimeoutDefault = 5 * time.Minute
 
-// waiting are the guests' reads that every source has failed for now. The zero value is
-// none. Safe for concurrent use.
-type waiting struct {
-	mu    sync.Mutex // guards what follows
-	back  chan struct{}
-	reads int
-	total int
+// back is what those wait for who wait for a source. Safe for concurrent use.
+type back struct {
+	mu sync.Mutex    // guards ch
+	ch chan struct{} // closed when one is back; nil while nobody waits
 }
 
-// source returns what is closed when a source is back.
-func (w *waiting) source() <-chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.back == nil {
-		w.back = make(chan struct{})
+func (b *back) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
 	}
-	return w.back
-}
-
-func (w *waiting) add(reads int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.reads += reads
-	w.total += max(reads, 0)
-}
-
-func (w *waiting) counts() (reads, total int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.reads, w.total
+	return b.ch
 }
 
 // OriginBack has the reads that wait ask again at once: the origin answers again.
 func (f *Fetcher) OriginBack() {
-	f.waiting.mu.Lock()
-	defer f.waiting.mu.Unlock()
-	if f.waiting.back != nil {
-		close(f.waiting.back)
-		f.waiting.back = nil
+	f.back.mu.Lock()
+	defer f.back.mu.Unlock()
+	if f.back.ch != nil {
+		close(f.back.ch)
+		f.back.ch = nil
 	}
 }
 
@@ -109,7 +92,7 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 	defer cancel()
 	last := error(content.ErrUnavailable)
 	for n := 0; ; n++ {
-		back := m.f.waiting.source()
+		back := m.f.back.wait()
 		err := try(within)
 		if err == nil || !mayCome(err) && within.Err() == nil {
 			return err
@@ -118,26 +101,24 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 			last = err
 		}
 		if n == 0 {
-			m.f.waiting.add(1)
+			m.f.metrics.waits.Inc()
+			m.f.metrics.waiting.Inc()
 			m.waits.note(1, last)
-			defer func() { m.f.waiting.add(-1); m.waits.note(-1, nil) }()
+			defer func() { m.f.metrics.waiting.Dec(); m.waits.note(-1, nil) }()
 		} else {
 			m.waits.note(0, last)
 		}
-		pause := time.NewTimer(plan.Again(n))
 		select {
 		case <-back:
 			n = 0
-		case <-pause.C:
+		case <-time.After(plan.Again(n)):
 		case <-m.f.ctx.Done():
 			return errStopped
 		case <-within.Done():
-			pause.Stop()
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", m.f.cfg.IOTimeout, last)
 		}
-		pause.Stop()
 	}
 }

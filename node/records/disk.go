@@ -72,7 +72,8 @@ func (n *Names) save(id string) {
 
 // load reads all records on disk.
 func (n *Names) load() error {
-	files, err := filepath.Glob(filepath.Join(n.cfg.Dir, "*", "*"))
+	dir := os.DirFS(n.cfg.Dir) // whose own name may be a pattern
+	files, err := fs.Glob(dir, "*/*")
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (n *Names) load() error {
 		if strings.HasPrefix(filepath.Base(path), ".") {
 			continue
 		}
-		b, err := os.ReadFile(path)
+		b, err := fs.ReadFile(dir, path)
 		if err != nil {
 			return fmt.Errorf("records: %w", err)
 		}

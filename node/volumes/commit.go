@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,8 +21,8 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return every(ctx, func() {
-			for _, e := range v.uncommitted() {
-				if err := v.commitLater(ctx, e); err != nil && !errors.Is(err, content.ErrUnavailable) {
+			for _, e := range v.index.sorted() {
+				if err := v.commitLater(ctx, e.Name); err != nil && !errors.Is(err, content.ErrUnavailable) {
 					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
 				}
 			}
@@ -61,7 +60,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if d := v.device(name); d == nil || d.err == nil {
 		return
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	d := v.device(name)
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
@@ -75,15 +74,14 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	}
 }
 
-func (v *Volumes) uncommitted() []entry {
-	return slices.DeleteFunc(v.index.sorted(), func(e entry) bool { return e.Committed })
-}
-
 // commitLater registers a volume. If its name was taken meanwhile it gets this
 // node's behind its own, and keeps its data and its clients.
-func (v *Volumes) commitLater(ctx context.Context, e entry) error {
-	defer v.changes.take(e.Name)()
-	e, ok := v.index.get(e.Name)
+func (v *Volumes) commitLater(ctx context.Context, name string) error {
+	if e, ok := v.index.get(name); !ok || e.Committed {
+		return nil
+	}
+	defer v.turn(name)()
+	e, ok := v.index.get(name)
 	if !ok || e.Committed {
 		return nil
 	}
@@ -128,7 +126,7 @@ func (v *Volumes) rename(e entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
-	defer v.changes.take(name)() // it is longer than the old one, so no two wait for each other
+	defer v.turn(name)() // it is longer than the old one, so no two wait for each other
 	v.cfg.Log.Warn("the name of a volume made while the origin was away was taken meanwhile; it has another one now", "was", e.Name, "is", name)
 	old, d := e.Name, v.device(e.Name)
 	e.Name = name

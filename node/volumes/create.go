@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -63,9 +64,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, ba
 	if err != nil {
 		return e, nil, err
 	}
-	if e.Size == 0 {
-		e.Size = b.Head.Root.Size
-	}
+	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
 	if e.Size < b.Head.Root.Size {
 		return e, nil, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
 	}
@@ -78,18 +77,12 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, ba
 // just before a crash, and nobody has used the volume: it is returned, to be
 // replaced.
 func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Record, err error) {
-	r, err := v.cfg.Registry.Volume(ctx, name)
+	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrUnavailable):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	}
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return nil, err
-	}
-	switch {
 	case body.Holder == v.cfg.Self && v.index.has(body.ID):
 		return nil, fmt.Errorf("%w: its folder %s is on this node, and can't be read or belongs to another name; `grange volume ls` says more",
 			content.ErrConflict, v.index.path(entry{ID: body.ID}))

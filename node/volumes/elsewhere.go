@@ -22,19 +22,23 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	return view, err
 }
 
+// record returns what the mesh knows of a name.
+func (v *Volumes) record(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
+	if r, err = v.cfg.Registry.Volume(ctx, name); err == nil {
+		body, err = catalog.DecodeVolume(v.codec, r.Body)
+	}
+	return r, body, err
+}
+
 // elsewhere says what became of a name that no volume here has: ErrNotFound, with who
 // has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
 func (v *Volumes) elsewhere(ctx context.Context, name string) error {
-	r, err := v.cfg.Registry.Volume(ctx, name)
+	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return fmt.Errorf("%w: no volume of the mesh has this name", content.ErrNotFound)
 	case err != nil:
 		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
-	}
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return err
 	}
 	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, v.holding(ctx, r, body))
 }
@@ -43,16 +47,12 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 // unless it is away and this is forced: its data stay on its disk, under a name that
 // is free.
 func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
-	r, err := v.cfg.Registry.Volume(ctx, name)
+	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return nil
 	case err != nil:
 		return fmt.Errorf("remove volume %q: it is not here, and whether another node has it can't be told: %w", name, err)
-	}
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	_, away := v.cfg.Holder(ctx, body.Holder)
 	if body.Holder != v.cfg.Self && !(force && away) {

@@ -117,12 +117,14 @@ func readEntry(folder string) (e entry, err error) {
 
 // sweep removes what a crash has left of volumes that were being made or removed.
 func (x *index) sweep() error {
+	found, err := os.ReadDir(x.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	var errs []error
-	for _, suffix := range []string{halfMade, halfGone} {
-		left, err := filepath.Glob(filepath.Join(x.dir, "*"+suffix))
-		errs = append(errs, err)
-		for _, path := range left {
-			errs = append(errs, os.RemoveAll(path))
+	for _, f := range found {
+		if strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
+			errs = append(errs, os.RemoveAll(filepath.Join(x.dir, f.Name())))
 		}
 	}
 	return errors.Join(errs...)
@@ -250,40 +252,4 @@ func (x *index) rename(old string, e entry) error {
 	defer x.mu.Unlock()
 	delete(x.entries, old)
 	return nil
-}
-
-// turns gives changes of one volume their turn, one at a time.
-type turns struct {
-	mu    sync.Mutex
-	names map[string]*turn // guarded by mu
-}
-
-type turn struct {
-	sync.Mutex
-	users int // guarded by turns.mu
-}
-
-// take waits until nobody else changes the volume of that name, and returns what ends
-// the caller's turn.
-func (t *turns) take(name string) (end func()) {
-	t.mu.Lock()
-	x := t.names[name]
-	if x == nil {
-		x = new(turn)
-		if t.names == nil {
-			t.names = map[string]*turn{}
-		}
-		t.names[name] = x
-	}
-	x.users++
-	t.mu.Unlock()
-	x.Lock()
-	return func() {
-		x.Unlock()
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if x.users--; x.users == 0 {
-			delete(t.names, name)
-		}
-	}
 }

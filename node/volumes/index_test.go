@@ -72,6 +72,30 @@ func TestIndexIsReadBack(t *testing.T) {
 	}
 }
 
+// TestSweepInAFolderWithPattern: the data folder's name is no pattern.
+func TestSweepInAFolderWithPattern(t *testing.T) {
+	root := t.TempDir()
+	other, dir := filepath.Join(root, "da"), filepath.Join(root, "d[a]")
+	for _, path := range []string{filepath.Join(other, "x"+halfMade), filepath.Join(dir, "y"+halfGone)} {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, err := loadIndex(dir)
+	if err == nil {
+		err = x.sweep()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if left, err := os.ReadDir(other); err != nil || len(left) != 1 {
+		t.Errorf("in another folder: %v, %v", left, err)
+	}
+}
+
 // TestIndexKeepsWhatItCannotSave changes volumes whose folders take no file.
 func TestIndexKeepsWhatItCannotSave(t *testing.T) {
 	x := newIndex(t)

@@ -141,10 +141,6 @@ type states struct {
 	desc *prometheus.Desc
 }
 
-func (v *Volumes) newStates() states {
-	return states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)}
-}
-
 // Describe implements prometheus.Collector.
 func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
 

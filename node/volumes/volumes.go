@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -99,7 +100,7 @@ type Volumes struct {
 
 	opened atomic.Bool // those that were attached are
 
-	changes turns // one Put, Detach or Remove of a volume at a time
+	changes *turns.Turns[string] // one Put, Detach or Remove of a volume at a time
 
 	index *index
 
@@ -124,9 +125,7 @@ type device struct {
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
 // read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -140,7 +139,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, open: map[string]*device{}}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*device{}}
 	for _, e := range index.sorted() {
 		if e.Attached {
 			v.open[e.Name] = &device{opening: make(chan struct{})}
@@ -203,7 +202,15 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the volumes and the doors.
 func (v *Volumes) Collectors() []prometheus.Collector {
-	return append(v.doors.collectors(), v.newStates())
+	return append(v.doors.collectors(),
+		states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)})
+}
+
+// turn waits until nobody else changes the volume of that name, and returns what ends the
+// caller's turn.
+func (v *Volumes) turn(name string) (end func()) {
+	end, _ = v.changes.Take(context.Background(), name, 1) // it fails with the context alone
+	return end
 }
 
 // device returns what is open under a name, nil if nothing is.
@@ -284,7 +291,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, here := v.index.get(name)
 	d := v.device(name)
 	switch {
@@ -318,9 +325,7 @@ func (e entry) agrees(s Spec) error {
 	switch {
 	case s.From != (content.Ref{}) && s.From != e.From:
 		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, e.From, s.From)
-	case s.Size != 0 && s.Size < e.Size:
-		return fmt.Errorf("%w: it has %d bytes, and a volume does not shrink to %d", content.Differs, e.Size, s.Size)
-	case s.Size > e.Size:
+	case s.Size != 0 && s.Size != e.Size:
 		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, e.Size, s.Size)
 	}
 	return nil
@@ -348,7 +353,7 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 // openLater opens a volume of which a device says that it is opening, unless somebody
 // else has done so meanwhile.
 func (v *Volumes) openLater(ctx context.Context, name string) {
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	switch d := v.device(name); {
 	case d == nil || d.opening == nil:
@@ -408,7 +413,7 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 // Detach stops serving a volume; its data stays on this node. One that is in use is
 // content.ErrConflict, unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	e, ok := v.index.get(name)
 	if !ok {
 		return View{}, fmt.Errorf("detach volume %q: %w", name, v.elsewhere(ctx, name))
@@ -464,7 +469,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
-	defer v.changes.take(name)()
+	defer v.turn(name)()
 	if why := v.index.broken[name]; why != nil {
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
@@ -475,9 +480,9 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := v.close(ctx, name, force); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
-	r, err := v.cfg.Registry.Volume(ctx, name)
-	if err == nil {
-		err = v.deleteRecord(ctx, e, r)
+	r, body, err := v.record(ctx, name)
+	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
+		err = v.cfg.Registry.DeleteVolume(ctx, r)
 	}
 	switch {
 	case errors.Is(err, content.ErrNotFound):
@@ -491,17 +496,4 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 func (v *Volumes) detached(e entry) error {
 	e.Attached = false
 	return v.index.put(e)
-}
-
-// deleteRecord deletes the record if it is of this volume, not of another that
-// has its name.
-func (v *Volumes) deleteRecord(ctx context.Context, e entry, r catalog.Record) error {
-	body, err := catalog.DecodeVolume(v.codec, r.Body)
-	if err != nil {
-		return err
-	}
-	if body.ID != e.ID {
-		return nil
-	}
-	return v.cfg.Registry.DeleteVolume(ctx, r)
 }

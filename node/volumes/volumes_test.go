@@ -134,11 +134,8 @@ func TestNameTakenMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.origin.commit = &catalog.TakenError{}
-	for _, e := range w.uncommitted() {
-		if e.Name == "served.node" {
-			continue
-		}
-		if err := w.commitLater(t.Context(), e); err != nil {
+	for _, name := range []string{"detached", "served"} {
+		if err := w.commitLater(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -109,11 +109,9 @@ func (c *chase) run() {
 		if !errors.Is(err, content.ErrUnavailable) {
 			return // an answer, which the first request will have too
 		}
-		pause := time.NewTimer(rivalPause)
 		select {
-		case <-pause.C:
+		case <-time.After(rivalPause):
 		case <-c.ctx.Done():
-			pause.Stop()
 			return
 		}
 	}

@@ -52,9 +52,9 @@ func (a archive) each(ctx context.Context, do func(*entry) error) error {
 			return fmt.Errorf("%w: %q in the tar file: %w", content.ErrInvalid, h.Name, err)
 		}
 		if e.is(unix.S_IFREG) && e.same == "" {
-			e.data = func(yield func([]byte, int64) error) error { return streamed(r, buf, yield) }
+			e.data = func(yield func([]byte, int64) error) error { return streamed(ctx, r, buf, yield) }
 			e.held = func() (held int64, err error) {
-				err = streamed(r, buf, func(p []byte, _ int64) error {
+				err = streamed(ctx, r, buf, func(p []byte, _ int64) error {
 					held += int64(len(p))
 					return nil
 				})
@@ -95,8 +95,11 @@ func (t *given) give(e *entry) error {
 }
 
 // streamed reads a file of the stream. Zeros are holes: the library fills them in.
-func streamed(r io.Reader, buf []byte, yield func([]byte, int64) error) error {
+func streamed(ctx context.Context, r io.Reader, buf []byte, yield func([]byte, int64) error) error {
 	for off := int64(0); ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		n, err := io.ReadFull(r, buf)
 		if err := notZero(buf[:n], off, yield); err != nil {
 			return err
@@ -131,6 +134,10 @@ func fromHeader(h *tar.Header) (*entry, error) {
 		xattrs: map[string]string{},
 	}
 	switch {
+	case len(e.path) >= unix.PathMax:
+		return nil, fmt.Errorf("a path of %d bytes, the limit is %d", len(e.path), unix.PathMax-1)
+	case e.size > content.SizeMax: // it may be all holes
+		return nil, fmt.Errorf("a file of %d bytes, the largest disk has %d", e.size, int64(content.SizeMax))
 	case e.path == "." && kind != unix.S_IFDIR:
 		return nil, errors.New("the root of a tree is a folder")
 	case h.Typeflag == tar.TypeLink:

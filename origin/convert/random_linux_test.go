@@ -35,7 +35,9 @@ func randomTree(t *rapid.T, dir string) {
 		case kind == "device":
 			err = unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, rapid.Uint32Range(0, 3).Draw(t, "minor"))))
 		case kind == "link" && len(files) > 0:
-			err = os.Link(rapid.SampledFrom(files).Draw(t, "same"), path)
+			if err := os.Link(rapid.SampledFrom(files).Draw(t, "same"), path); err != nil {
+				t.Fatal(err)
+			}
 			continue
 		default:
 			size := rapid.Int64Range(0, 200<<10).Draw(t, "size")

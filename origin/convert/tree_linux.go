@@ -37,6 +37,9 @@ const (
 	// descriptors, in bytes; and overheadShare of a larger one, one in so many.
 	overheadMax   = 32 << 20
 	overheadShare = 32
+	// filesMax bounds the files of a tree, of which each takes some 150 bytes of memory
+	// while it is imported, though a tar may only imply it.
+	filesMax = 2 << 20
 	// toldMax bounds how many files of a kind a warning names.
 	toldMax = 3
 )
@@ -175,7 +178,9 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 func measure(ctx context.Context, src listing) (needs, error) {
 	n := needs{facts: map[string]fact{}, lost: &losses{}}
 	err := src.each(ctx, func(e *entry) error {
-		n.facts[e.path] = fact{e.is(unix.S_IFDIR), e.stamp}
+		if n.facts[e.path] = (fact{e.is(unix.S_IFDIR), e.stamp}); len(n.facts) > filesMax {
+			return fmt.Errorf("%w: more than %d files and folders; import parts of the tree, or a disk that holds it", content.ErrInvalid, filesMax)
+		}
 		if e.lost != "" {
 			n.lost.add(e.lost, e.path)
 		}

@@ -7,6 +7,7 @@
 package farm
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -107,9 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Name == nil {
 		c.Name = func(peer.ID) string { return "" }
 	}
@@ -193,7 +193,7 @@ func (f *Farm) Start() error {
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
 	c.RetransmitMult = retransmitMult
-	c.Logger = log.New(newComplaints(f.cfg.Log, f.metrics.complaints), "", 0)
+	c.Logger = log.New(complaints{f.cfg.Log, f.metrics.complaints, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}, "", 0)
 	c.Transport = f.cfg.Transport
 	if c.Transport == nil {
 		at, err := Place(f.cfg.Bind, f.cfg.Join)

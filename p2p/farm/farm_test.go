@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -257,7 +258,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 func TestComplaintsAreRare(t *testing.T) {
 	log := &said{seen: make(chan struct{}, 1)}
 	m := newMetrics()
-	c := newComplaints(slog.New(slog.NewTextHandler(log, nil)), m.complaints)
+	c := complaints{slog.New(slog.NewTextHandler(log, nil)), m.complaints, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}
 	for range 100 {
 		fmt.Fprintln(c, "[ERR] memberlist: Conflicting address for \x1b]0;owned\a\u009b2J")
 		fmt.Fprintln(c, "[DEBUG] memberlist: something else")

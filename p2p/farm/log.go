@@ -27,18 +27,11 @@ type complaints struct {
 	shown   *rate.Limiter
 }
 
-func newComplaints(log *slog.Logger, counted prometheus.Counter) complaints {
-	return complaints{log, counted, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}
-}
-
 // Write implements io.Writer.
 func (c complaints) Write(b []byte) (int, error) {
 	level := slog.LevelDebug
-	if bytes.Contains(b, []byte("Refuting an alive message")) { // of its earlier start: each restart has it
-		c.log.Debug("gossip", "said", printable(bytes.TrimSpace(b)))
-		return len(b), nil
-	}
-	if bytes.HasPrefix(b, []byte("[ERR]")) || bytes.HasPrefix(b, []byte("[WARN]")) {
+	known := bytes.Contains(b, []byte("Refuting an alive message")) // of its earlier start: each restart has it
+	if !known && (bytes.HasPrefix(b, []byte("[ERR]")) || bytes.HasPrefix(b, []byte("[WARN]"))) {
 		c.counted.Inc()
 		if c.shown.Allow() {
 			level = slog.LevelInfo

@@ -172,11 +172,7 @@ func (f *Farm) takeAll(proofs []proof) {
 		}
 		changed = changed || listed
 	}
-	if changed {
-		f.mu.Lock()
-		f.publish()
-		f.mu.Unlock()
-	}
+	f.note(changed)
 	if len(news) > newsMax {
 		return
 	}

@@ -18,6 +18,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const (
@@ -213,7 +214,7 @@ func (s *Swarm) keepPeers(ctx context.Context) error {
 		}
 		var err error
 		if peers := s.reached(); len(peers) > 0 { // else those of before are worth more
-			err = savePeers(s.cfg.PeersFile, peers)
+			err = durable.WriteFile(s.cfg.PeersFile, encodePeers(peers), 0o600)
 		}
 		if ctx.Err() != nil {
 			return err

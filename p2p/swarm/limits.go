@@ -7,11 +7,9 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
-	connmanager "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/x/rate"
 )
@@ -105,10 +103,6 @@ func muxer() libp2p.Option {
 	c.MaxStreamWindowSize = windowMax
 	t := yamux.Transport(c)
 	return libp2p.Muxer(yamux.ID, &t)
-}
-
-func newConnectionManager() (connmgr.ConnManager, error) {
-	return connmanager.NewConnManager(connsLow, connsHigh, connmanager.WithGracePeriod(connsGrace))
 }
 
 func relayResources() relay.Resources {

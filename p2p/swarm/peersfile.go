@@ -11,7 +11,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // The file of peers lets a member back into the mesh when its bootstrap addresses
@@ -90,8 +89,4 @@ func loadPeers(path string) ([]peer.AddrInfo, error) {
 		return nil, err
 	}
 	return decodePeers(b)
-}
-
-func savePeers(path string, peers []peer.AddrInfo) error {
-	return durable.WriteFile(path, encodePeers(peers), 0o600)
 }

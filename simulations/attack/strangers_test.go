@@ -2,6 +2,7 @@ package attack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -203,15 +204,21 @@ func TestProviderFlood(t *testing.T) {
 // all that it is to write that it has, takes nothing for written.
 func TestEchoedCommit(t *testing.T) {
 	l := newLab(t)
-	l.Env = append(l.Env, "AWS_ACCESS_KEY_ID=nobody", "AWS_SECRET_ACCESS_KEY=nothing", "AWS_EC2_METADATA_DISABLED=true")
-	founder := start(t, l, "alpha")[0]
-	i := look(t, founder)
-	at := outside(t, l)
-	victim, err := l.Start(t.Context(), "gamma", fmt.Sprintf("s3://images/farm?endpoint=http://%s:7070&region=us-east-1&path-style=true", at.Addr()))
+	store, err := l.StartStore(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := founder.Stop(); err != nil {
+	founder, err := l.Start(t.Context(), "alpha", store.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := look(t, founder)
+	at := outside(t, l)
+	victim, err := l.Start(t.Context(), "gamma", store.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(founder.Stop(), store.Stop()); err != nil {
 		t.Fatal(err)
 	}
 	for k, signer := range []trust.Signer{stranger(), i.node(t, "beta")} {

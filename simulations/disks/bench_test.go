@@ -31,10 +31,12 @@ func BenchmarkStall(b *testing.B) {
 		do   func() error
 	}{
 		{"handover", func() error { return n.handOver(b.Context()) }},
-		{"handover in an import", func() error {
-			if err := n.importForever(b.Context()); err != nil {
+		{"handover in a request", func() error {
+			conn, err := n.keepWaiting(b.Context())
+			if err != nil {
 				return err
 			}
+			defer conn.Close()
 			return n.handOver(b.Context())
 		}},
 		{"kill", func() (err error) {

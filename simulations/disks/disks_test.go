@@ -69,14 +69,16 @@ func TestDiskOutlivesItsNode(t *testing.T) {
 	n.must(t, "volume", "rm", "other")
 }
 
-// TestDisksStopLast reads a disk while its node, which hands over, waits in vain for
-// an import.
+// TestDisksStopLast reads a disk while its node, which hands over, waits in vain for the
+// rest of a request.
 func TestDisksStopLast(t *testing.T) {
 	n := begin(t)
 	device := n.must(t, "volume", "create", "last", "--size", "1MiB")
-	if err := n.importForever(t.Context()); err != nil {
+	conn, err := n.keepWaiting(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer conn.Close()
 	over := make(chan error, 1)
 	go func() { over <- n.handOver(t.Context()) }()
 	gone := func() bool {

@@ -17,7 +17,7 @@ func TestFailedVolumeKeepsItsUsers(t *testing.T) {
 		if err := n.kill(); err != nil {
 			t.Fatal(err)
 		}
-		shell(t, "mv "+folder+" /tmp/torn")
+		shell(t, "mkdir /tmp/torn && mv "+folder+"/*.seg /tmp/torn")
 		n = begin(t)
 		if out := n.must(t, "volume", "show", "torn"); !strings.Contains(out, "failed") {
 			t.Fatalf("without its journal: %s", out)
@@ -29,7 +29,7 @@ func TestFailedVolumeKeepsItsUsers(t *testing.T) {
 			t.Errorf("volume %s: %v: %s", command, err, out)
 		}
 	}
-	shell(t, "mv /tmp/torn "+folder)
+	shell(t, "mv /tmp/torn/* "+folder+" && rmdir /tmp/torn")
 	if again := n.must(t, "volume", "attach", "torn"); again != device {
 		t.Errorf("with its journal again it is %s, was %s", again, device)
 	}

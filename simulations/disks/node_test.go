@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,28 +96,13 @@ func (n *node) handOver(ctx context.Context) error {
 	return n.await(ctx)
 }
 
-// importForever begins an import that no stop can end: of a pipe that nobody writes.
-func (n *node) importForever(ctx context.Context) error {
-	pipe := filepath.Join(n.data, "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+// keepWaiting begins a request of which the rest never comes: a stop waits for it.
+func (n *node) keepWaiting(ctx context.Context) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.data, "api.sock"))
+	if err == nil {
+		_, err = io.WriteString(conn, "PUT /api/images/disk HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
 	}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.data, "api.sock"))
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://node/api/images/pipe", strings.NewReader(fmt.Sprintf("{%q: %q}", "source", pipe)))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	answer, err := (&http.Transport{DialContext: dial, DisableKeepAlives: true}).RoundTrip(request)
-	if err != nil {
-		return err
-	}
-	if answer.StatusCode != http.StatusAccepted {
-		err = fmt.Errorf("the import is answered with %s", answer.Status)
-	}
-	return errors.Join(err, answer.Body.Close())
+	return conn, err
 }
 
 // run asks the node by the command line.

@@ -96,7 +96,7 @@ func TestGarbageOnEveryPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := "10.77.2.2" // of the first node: the store's LAN came first
-	n, err := l.Start(t.Context(), "a", store.URL, "--api", host+":8080", "--listen", "/ip4/"+host+"/udp/4001/quic-v1")
+	n, err := l.Start(t.Context(), "a", store.URL, "--api", host+":8080", "--listen", "/ip4/"+host+"/tcp/4001,/ip4/"+host+"/udp/4001/quic-v1")
 	if err != nil {
 		t.Fatal(err)
 	}

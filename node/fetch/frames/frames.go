@@ -48,22 +48,17 @@ func Read(ctx context.Context, origin Origin, frames []pack.Extent) ([]content.V
 	if !ok || !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
 		return got, err
 	}
-	var errs []error
 	for i, e := range frames {
 		if got[i].Bytes() != nil {
 			continue
 		}
 		v, lost := readMoved(ctx, origin, finder, e)
-		if lost != nil {
-			errs = append(errs, lost)
-			break // the others will be as lost; a reader asks for them again
+		if lost != nil { // the others will be as lost; a reader asks for them again
+			return got, errors.Join(lost, err)
 		}
 		got[i] = v
 	}
-	if len(errs) == 0 {
-		return got, nil
-	}
-	return got, errors.Join(append(errs, err)...)
+	return got, nil
 }
 
 // readMoved reads a frame where its pack's footer says that it went. Who may write

@@ -47,7 +47,7 @@ func (b *Breaker) Stall(p Peer, now time.Time, quiet time.Duration) {
 		}
 		span = min(max(span, 2*f.span), asideMax)
 	}
-	b.note(p, now, span)
+	b.Aside(p, now, span)
 }
 
 // Wary reports whether a member was found to stall lately: within the longest time
@@ -57,9 +57,7 @@ func (b *Breaker) Wary(now time.Time) bool {
 }
 
 // Aside has p passed over for that long, whatever it does.
-func (b *Breaker) Aside(p Peer, now time.Time, span time.Duration) { b.note(p, now, span) }
-
-func (b *Breaker) note(p Peer, now time.Time, span time.Duration) {
+func (b *Breaker) Aside(p Peer, now time.Time, span time.Duration) {
 	if b.failed == nil {
 		b.failed = map[Peer]failure{}
 	}

@@ -27,7 +27,10 @@ func (c *Crowd) Begin(asker Peer) (to Peer, ok bool) {
 		for i, p := range c.served {
 			if p != asker {
 				c.served = append(slices.Delete(c.served, i, i+1), p)
-				c.set(&c.referred)[asker] = true
+				if c.referred == nil {
+					c.referred = map[Peer]bool{}
+				}
+				c.referred[asker] = true
 				return p, true
 			}
 		}
@@ -37,13 +40,6 @@ func (c *Crowd) Begin(asker Peer) (to Peer, ok bool) {
 	}
 	c.now[asker]++
 	return "", false
-}
-
-func (c *Crowd) set(m *map[Peer]bool) map[Peer]bool {
-	if *m == nil {
-		*m = map[Peer]bool{}
-	}
-	return *m
 }
 
 // End notes that a request was answered, and whether the asker has the run now.

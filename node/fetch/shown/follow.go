@@ -252,11 +252,9 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 		for _, root := range append([]content.CID{p.r.ID}, p.r.Lineage...) {
 			p.search(ctx, root, wg)
 		}
-		wait := time.NewTimer(p.nextSearch())
 		select {
-		case <-wait.C:
+		case <-time.After(p.nextSearch()):
 		case <-ctx.Done():
-			wait.Stop()
 		}
 	}
 }
@@ -369,11 +367,9 @@ func (p *Peers) watch(ctx context.Context, id peer.ID, g *group) {
 			p.forget(g, id)
 			return
 		}
-		wait := time.NewTimer(pause)
 		select {
-		case <-wait.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
-			wait.Stop()
 			return
 		}
 	}

@@ -109,27 +109,25 @@ type bitmap struct {
 // that. The set is the table's from then on. An error is content.ErrNoSpace: there
 // is no room for what it shows, so it shows nothing.
 func (t *table) Show(p plan.Peer, far, anew bool, set *content.Bitmap) error {
-	t.mu.Lock()
-	h := t.held[p]
-	if h == nil {
-		h = new(bitmap)
-		t.held[p] = h
-	}
-	if h.far = far; anew || h.set == nil {
-		h.set = set
-	} else {
-		h.set.Union(set)
-	}
-	before := t.bytes
-	t.resize(h)
-	if h.bytes > memberMax {
-		t.remove(p)
-	}
-	for t.bytes > rootMax {
-		t.remove(t.spare(p))
-	}
-	t.book.grow(t, t.bytes-before, false)
-	t.mu.Unlock()
+	t.change(func() {
+		h := t.held[p]
+		if h == nil {
+			h = new(bitmap)
+			t.held[p] = h
+		}
+		if h.far = far; anew || h.set == nil {
+			h.set = set
+		} else {
+			h.set.Union(set)
+		}
+		t.resize(h)
+		if h.bytes > memberMax {
+			t.remove(p)
+		}
+		for t.bytes > rootMax {
+			t.remove(t.spare(p))
+		}
+	})
 	t.book.trim()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -164,42 +162,39 @@ func (t *table) remove(p plan.Peer) {
 	}
 }
 
-func (t *table) dropAll(far bool) {
+// change counts what a change of the table takes or gives.
+func (t *table) change(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.bytes
-	for p, h := range t.held {
-		if h.far == far {
-			t.remove(p)
-		}
-	}
+	f()
 	t.book.grow(t, t.bytes-before, false)
 }
 
-// Drop forgets what a member showed.
-func (t *table) Drop(p plan.Peer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	before := t.bytes
-	t.remove(p)
-	t.book.grow(t, t.bytes-before, false)
+func (t *table) dropAll(far bool) {
+	t.change(func() {
+		for p, h := range t.held {
+			if h.far == far {
+				t.remove(p)
+			}
+		}
+	})
 }
+
+// Drop forgets what a member showed.
+func (t *table) Drop(p plan.Peer) { t.change(func() { t.remove(p) }) }
 
 // Lacks notes what a member turned out not to hold, whatever its bitmap said: it
 // may have evicted it.
 func (t *table) Lacks(p plan.Peer, indexes []uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	h := t.held[p]
-	if h == nil {
-		return
-	}
-	for _, i := range indexes {
-		h.set.Remove(i)
-	}
-	before := t.bytes
-	t.resize(h)
-	t.book.grow(t, t.bytes-before, false)
+	t.change(func() {
+		if h := t.held[p]; h != nil {
+			for _, i := range indexes {
+				h.set.Remove(i)
+			}
+			t.resize(h)
+		}
+	})
 }
 
 // Counts returns how many chunks members show.

@@ -268,11 +268,9 @@ func (b *Bucket) locked(ctx context.Context, f func() error) error {
 			}
 			return f()
 		}
-		timer := time.NewTimer(wait)
 		select {
-		case <-timer.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
-			timer.Stop()
 			return fmt.Errorf("another process is writing: %w", ctx.Err())
 		}
 	}

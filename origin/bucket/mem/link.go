@@ -20,10 +20,8 @@ func Link(latency time.Duration, bytesPerSecond int64) func(context.Context, Cal
 		limit = rate.NewLimiter(rate.Limit(bytesPerSecond), linkBurst)
 	}
 	return func(ctx context.Context, c Call) error {
-		timer := time.NewTimer(latency)
-		defer timer.Stop()
 		select {
-		case <-timer.C:
+		case <-time.After(latency):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

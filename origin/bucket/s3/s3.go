@@ -53,9 +53,7 @@ type Bucket struct {
 
 // Open finds the credentials; the store itself is not asked yet.
 func Open(ctx context.Context, cfg Config) (*Bucket, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	opts := []func(*config.LoadOptions) error{
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport.Tune)), // it takes AWS_CA_BUNDLE too
@@ -70,9 +68,7 @@ func Open(ctx context.Context, cfg Config) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("AWS configuration: %w: %w", content.ErrInvalid, err)
 	}
-	if c.Region == "" {
-		c.Region = regionDefault
-	}
+	c.Region = cmp.Or(c.Region, regionDefault)
 	client := s3.NewFromConfig(c, func(o *s3.Options) {
 		o.UsePathStyle = cfg.PathStyle
 		o.APIOptions = append(o.APIOptions, func(s *middleware.Stack) error {
@@ -169,10 +165,7 @@ func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err er
 	case r != bucket.Range{}:
 		return transport.Part(r, aws.ToString(out.ContentRange))
 	case out.ContentLength == nil:
-		body, length, err := transport.Whole(out.Body)
-		if out.Body = body; err != nil {
-			out.Body = http.NoBody
-		}
+		out.Body, length, err = transport.Whole(out.Body)
 		return length, length, err
 	}
 	return *out.ContentLength, *out.ContentLength, nil

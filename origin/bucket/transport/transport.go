@@ -74,11 +74,12 @@ func (c conn) Write(p []byte) (int, error) {
 const wholeMax = 64 << 20
 
 // Whole reads a body of unknown length, which some servers send, and says how long it
-// is. That it is all of the object its reader knows by the content.
+// is. That it is all of the object its reader knows by the content. With an error the
+// body is empty.
 func Whole(body io.ReadCloser) (io.ReadCloser, int64, error) {
 	b, err := io.ReadAll(io.LimitReader(body, wholeMax+1))
 	if err = errors.Join(err, body.Close()); err != nil || len(b) > wholeMax {
-		return nil, 0, fmt.Errorf("%w: the server does not say how long the object is, and %d bytes came: %w", content.ErrUnavailable, len(b), err)
+		return http.NoBody, 0, fmt.Errorf("%w: the server does not say how long the object is, and %d bytes came: %w", content.ErrUnavailable, len(b), err)
 	}
 	return io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
 }

@@ -82,7 +82,6 @@ func open(key string, r bucket.Range, resp *http.Response) (_ *bucket.Object, er
 		return nil, err
 	case resp.StatusCode == http.StatusOK && length < 0:
 		if resp.Body, length, err = transport.Whole(resp.Body); err != nil {
-			resp.Body = http.NoBody
 			return nil, err
 		}
 		info.Size = length

@@ -9,9 +9,11 @@ import (
 const (
 	// bitsMin and bitsMax are the powers of two of the smallest and the largest
 	// buffer that is kept: 4 KiB, what guests mostly ask for and the smallest chunk,
-	// and 4 MiB, the longest request of a kernel's disk.
+	// and 32 MiB, the longest request of a disk's client.
 	bitsMin = 12
-	bitsMax = 22
+	bitsMax = 25
+	// headRoom is what each has beyond that: a block, or some, often has a head.
+	headRoom = 64
 )
 
 // Pool keeps buffers by size, until the garbage collector wants them. The zero value
@@ -20,7 +22,7 @@ type Pool struct {
 	classes [bitsMax - bitsMin + 1]sync.Pool
 }
 
-// Get lends n bytes of any content, in at most twice as many, or 4 KiB.
+// Get lends n bytes of any content, in at most twice as many, or 4 KiB, and 64.
 func (p *Pool) Get(n int) *[]byte {
 	class := classOf(n)
 	if class >= len(p.classes) {
@@ -30,16 +32,16 @@ func (p *Pool) Get(n int) *[]byte {
 		*b = (*b)[:n]
 		return b
 	}
-	return new(make([]byte, n, 1<<(class+bitsMin)))
+	return new(make([]byte, n, 1<<(class+bitsMin)+headRoom))
 }
 
 // Put takes back what Get has lent; nobody may use it from here on. What has another
 // capacity by now is left to the garbage collector.
 func (p *Pool) Put(b *[]byte) {
-	if class := classOf(cap(*b)); class < len(p.classes) && cap(*b) == 1<<(class+bitsMin) {
+	if class := classOf(cap(*b)); class < len(p.classes) && cap(*b) == 1<<(class+bitsMin)+headRoom {
 		p.classes[class].Put(b)
 	}
 }
 
 // classOf is the class of the buffers that hold n bytes.
-func classOf(n int) int { return max(0, bits.Len(uint(max(n, 1)-1))-bitsMin) }
+func classOf(n int) int { return max(0, bits.Len(uint(max(n-headRoom, 1)-1))-bitsMin) }

@@ -24,40 +24,44 @@ var (
 
 // shape is how a whole file of a format is read.
 type shape struct {
-	atEnd  bool  // it is looked at from its end
-	glance int64 // as much is read at its start, if it is there or not
+	head   []byte // what was examined: the child is given that, whatever the file has by then
+	atEnd  bool   // it is looked at from its end
+	glance int64  // as much is read at its start, if it is there or not
 }
 
 // examine refuses an image that needs other files: a child is handed one, and may
 // read nothing else of the host.
-func examine(file File, driver string) (shape, error) {
+func examine(file File, driver string) (s shape, err error) {
 	head := make([]byte, headerSize)
-	if _, err := file.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
-		return shape{}, err
+	n, err := file.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return s, err
 	}
+	s.head = head[:n]
 	switch driver {
 	case "qcow2":
 		if binary.BigEndian.Uint32(head[4:]) >= 3 && head[79]&4 != 0 {
-			return shape{}, errPart // an external data file
+			return s, errPart // an external data file
 		}
 		fallthrough
 	case "qcow":
 		switch crypt := 32; {
 		case binary.BigEndian.Uint64(head[8:]) != 0:
-			return shape{}, errBacking
+			return s, errBacking
 		case driver == "qcow2" && binary.BigEndian.Uint32(head[crypt:]) != 0:
-			return shape{}, errEncrypted
+			return s, errEncrypted
 		}
 	case "qed":
 		if head[16]&1 != 0 {
-			return shape{}, errBacking
+			return s, errBacking
 		}
 	case "vpc":
-		return shape{}, examineVPC(file, head)
+		return s, examineVPC(file, head)
 	case "vmdk":
-		return examineVMDK(file, head)
+		err = s.examineVMDK(file, head)
+		return s, err
 	}
-	return shape{}, nil
+	return s, nil
 }
 
 // examineVPC: the footer, of which the header is a copy, ends a whole file.
@@ -81,29 +85,29 @@ var (
 	anyParent = regexp.MustCompile(`(?i)parentCID\s*=`)
 )
 
-func examineVMDK(file File, head []byte) (s shape, err error) {
+func (s *shape) examineVMDK(file File, head []byte) error {
 	const compressed, directoryAtEnd = 1 << 16, ^uint64(0)
 	capacity, at, size := binary.LittleEndian.Uint64(head[12:]), binary.LittleEndian.Uint64(head[28:]), binary.LittleEndian.Uint64(head[36:])
 	if string(head[:4]) != "KDMV" || capacity == 0 || at == 0 {
-		return s, errPart
+		return errPart
 	}
 	const sector = 512
 	if at > uint64(file.Size())/sector || size > descriptorMax/sector {
-		return s, errors.New("it is cut short or damaged: its descriptor lies outside of it")
+		return errors.New("it is cut short or damaged: its descriptor lies outside of it")
 	}
 	text := make([]byte, size*sector)
 	if _, err := file.ReadAt(text, int64(at)*sector); err != nil && !errors.Is(err, io.EOF) {
-		return s, err
+		return err
 	}
 	text, _, _ = bytes.Cut(text, []byte{0})
 	if !bytes.Contains(text, []byte("createType")) {
-		return s, errPart
+		return errPart
 	}
 	if anyParent.Match(text) && !noParent.Match(text) {
-		return s, errBacking
+		return errBacking
 	}
 	// Compressed grains carry sums, and are read with some of what follows.
 	s.atEnd = binary.LittleEndian.Uint32(head[8:])&compressed != 0 || binary.LittleEndian.Uint64(head[56:]) == directoryAtEnd
 	s.glance = descriptorMax
-	return s, nil
+	return nil
 }

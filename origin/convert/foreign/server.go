@@ -93,6 +93,9 @@ func (s *server) answer(buf []byte) error {
 			s.fail(err)
 			return err
 		}
+		if off < uint64(len(s.shape.head)) {
+			copy(reply[at:], s.shape.head[off:])
+		}
 		clear(reply[at+got:]) // past the end, in a glance or the last sector
 		if _, err := s.conn.Write(reply); err != nil {
 			return err

@@ -1,0 +1,279 @@
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// files returns what a volume's folder holds, but for its lock.
+func files(t rapidT, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	found, err := os.ReadDir(dir)
+	must(t, err)
+	for _, f := range found {
+		if f.Name() != "lock" {
+			b, err := os.ReadFile(filepath.Join(dir, f.Name()))
+			must(t, err)
+			out[f.Name()] = string(b)
+		}
+	}
+	return out
+}
+
+// put makes a folder hold just these files.
+func put(t rapidT, dir string, all map[string]string) {
+	t.Helper()
+	must(t, errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)))
+	for name, b := range all {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(b), 0o600))
+	}
+}
+
+// rewritten makes a journal of which many segments have gone, and others live on among
+// them, and returns its folder and how the disk reads.
+func rewritten(t *testing.T, id byte) (dir string, want []byte) {
+	t.Helper()
+	dir = create(t)
+	cfg := smallSegments(dir, nil)
+	cfg.ID[0] = id
+	v, err := Open(cfg)
+	must(t, err)
+	want = make([]byte, testSize)
+	write := func(n int, place func(i int) int64) {
+		for i := range n {
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), place(i)*unit
+			must(t, v.WriteAt(t.Context(), p, off, false))
+			copy(want[off:], p)
+		}
+	}
+	write(20, func(i int) int64 { return int64(100 + i) }) // lives on
+	write(200, func(i int) int64 { return int64(i % 10) })
+	must(t, v.Flush(t.Context()))
+	v.work.Wait()
+	v.tidy()
+	must(t, v.Close())
+	return dir, want
+}
+
+// refused opens a journal that is not whole, and wants each byte of it left.
+func refused(t *testing.T, what string, cfg Config) {
+	t.Helper()
+	before := files(t, cfg.Dir)
+	v, err := Open(cfg)
+	if err == nil {
+		must(t, v.Close())
+	}
+	if !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("%s: %v, want ErrCorrupt", what, err)
+	}
+	if after := files(t, cfg.Dir); !maps.Equal(before, after) {
+		t.Errorf("%s: there were %q, and are %q or others of these names", what, slices.Sorted(maps.Keys(before)), slices.Sorted(maps.Keys(after)))
+	}
+}
+
+// TestFolderWithPattern keeps a volume in a folder whose name is a pattern of names.
+func TestFolderWithPattern(t *testing.T) {
+	dir := filepath.Join(create(t), "data[1]*")
+	must(t, os.Mkdir(dir, 0o700))
+	v := open(t, dir, nil)
+	p := bytes.Repeat([]byte{7}, unit)
+	must(t, v.WriteAt(t.Context(), p, 0, false))
+	must(t, v.Close())
+	v = open(t, dir, nil)
+	expect(t, v, append(p, make([]byte, testSize-unit)...), 0, testSize)
+	must(t, v.Close())
+}
+
+// TestKeptSegmentIsCut cuts a segment that lives on among those that went, at the end of
+// each of its entries and between them.
+func TestKeptSegmentIsCut(t *testing.T) {
+	dir, _ := rewritten(t, 1)
+	left, err := readKept(dir)
+	must(t, err)
+	whole := files(t, dir)
+	path := filepath.Join(dir, segmentName(left.left[0].number))
+	entry := entry{kind: kindData, sectors: unitSectors}.size()
+	for cut := int64(segmentHeader); cut < left.left[0].size; cut += entry {
+		must(t, os.Truncate(path, cut))
+		refused(t, "cut at an entry", smallSegments(dir, nil))
+		put(t, dir, whole)
+		must(t, os.Truncate(path, cut+entry/2))
+		refused(t, "cut in an entry", smallSegments(dir, nil))
+		put(t, dir, whole)
+	}
+}
+
+// TestTornTable tears the table of a segment, as a loss of power does that leaves the
+// segment's entries and the next one; then segments go that lay behind it.
+func TestTornTable(t *testing.T) {
+	dir := create(t)
+	cfg := smallSegments(dir, nil)
+	v, err := Open(cfg)
+	must(t, err)
+	want := make([]byte, testSize)
+	write := func(n int, place int64) {
+		for i := range n {
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), (place+int64(i%7))*unit
+			must(t, v.WriteAt(t.Context(), p, off, false))
+			copy(want[off:], p)
+		}
+	}
+	v.tidying.Store(true) // nothing is synced beside
+	write(7, 100)         // live on
+	write(3, 0)
+	must(t, v.Close())
+	must(t, os.Remove(filepath.Join(dir, noteName))) // as the loss leaves it
+	path := filepath.Join(dir, segmentName(1))
+	f, err := os.Open(path)
+	must(t, err)
+	info, err := f.Stat()
+	must(t, err)
+	_, at, err := readTable(f, info.Size())
+	must(t, errors.Join(err, f.Close()))
+	must(t, os.Truncate(path, at+1))
+	v, err = Open(cfg)
+	must(t, err)
+	write(100, 0)
+	v.work.Wait()
+	v.tidy()
+	must(t, v.Close())
+	if left, err := readKept(dir); err != nil || left.left[0].number != 1 || left.left[1].number < 4 {
+		t.Fatalf("it keeps %+v, %v", left, err)
+	}
+	v, err = Open(cfg)
+	must(t, err)
+	expect(t, v, want, 0, testSize)
+	must(t, v.Close())
+}
+
+// TestOlderSegmentsUnderANewerList restores the segments of a backup beside the list, and
+// the note, of later: nothing of them goes.
+func TestOlderSegmentsUnderANewerList(t *testing.T) {
+	dir := create(t)
+	v, err := Open(smallSegments(dir, nil))
+	must(t, err)
+	for i := range int64(40) {
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), i*unit, false))
+	}
+	must(t, v.Flush(t.Context()))
+	backup := files(t, dir)
+	for i := range int64(400) {
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, unit), i%40*unit, i%100 == 0))
+	}
+	v.work.Wait()
+	v.tidy()
+	must(t, v.Close())
+	now := files(t, dir)
+	for _, newer := range [][]string{{keptName}, {keptName, noteName}} {
+		mix := maps.Clone(backup)
+		for _, name := range newer {
+			mix[name] = now[name]
+		}
+		put(t, dir, mix)
+		refused(t, strings.Join(newer, " and ")+" of later", smallSegments(dir, nil))
+		delete(mix, noteName)
+		put(t, dir, mix)
+		refused(t, "and without a note", smallSegments(dir, nil))
+	}
+}
+
+// TestListOfAnotherJournal has the list, and the note, of another volume.
+func TestListOfAnotherJournal(t *testing.T) {
+	dir, _ := rewritten(t, 1)
+	other := create(t)
+	cfg := smallSegments(other, nil)
+	cfg.ID[0] = 2
+	v, err := Open(cfg)
+	must(t, err)
+	for i := range int64(100) {
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, sectorSize), i%90*unit, true))
+	}
+	must(t, v.Close())
+	list, err := os.ReadFile(filepath.Join(dir, keptName))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(other, keptName), list, 0o600))
+	refused(t, "a list of another", cfg)
+	must(t, os.Remove(filepath.Join(other, noteName)))
+	refused(t, "a list of another, and no note", cfg)
+}
+
+// TestMixedFolders has a folder of files from two moments of a volume, as restores leave
+// it: it opens as the disk was at one time from the first of them on, or not at all, and
+// then each byte is left.
+func TestMixedFolders(t *testing.T) {
+	opened := 0
+	rapid.Check(t, func(r *rapid.T) {
+		dir := create(t)
+		v, err := Open(smallSegments(dir, nil))
+		must(r, err)
+		want := make([]byte, testSize)
+		var states [][]byte
+		write := func(n int) {
+			for range n {
+				off := rapid.Int64Range(0, 12).Draw(r, "place") * unit
+				p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, unit)
+				must(r, v.WriteAt(r.Context(), p, off, false))
+				copy(want[off:], p)
+				states = append(states, slices.Clone(want))
+			}
+			must(r, v.Flush(r.Context()))
+			v.work.Wait()
+			if rapid.Bool().Draw(r, "tidy") {
+				v.tidy()
+			}
+		}
+		write(rapid.IntRange(0, 60).Draw(r, "writes"))
+		first := files(r, dir)
+		states = [][]byte{slices.Clone(want)}
+		write(rapid.IntRange(1, 60).Draw(r, "later writes"))
+		must(r, v.Close())
+		last := files(r, dir)
+		mix := map[string]string{}
+		for _, name := range slices.Sorted(maps.Keys(merged(first, last))) {
+			from := []map[string]string{first, last}
+			if strings.HasSuffix(name, ".seg") {
+				from = append(from, nil) // it may be away
+			}
+			if b, there := rapid.SampledFrom(from).Draw(r, name)[name]; there {
+				mix[name] = b
+			}
+		}
+		if _, there := mix[noteName]; !there || mix[keptName] == "" && first[keptName] != "" {
+			return // without the note an end is an end
+		}
+		put(r, dir, mix)
+		v, err = Open(smallSegments(dir, nil))
+		if err != nil {
+			if !errors.Is(err, content.ErrCorrupt) {
+				r.Fatal(err)
+			}
+			if after := files(r, dir); !maps.Equal(mix, after) {
+				r.Fatalf("it is refused, and not as it was: %v", err)
+			}
+			return
+		}
+		opened++
+		defer v.Close()
+		expectAny(r, v, states)
+	})
+	if opened == 0 {
+		t.Error("no mixture was as it had been")
+	}
+}
+
+func merged(a, b map[string]string) map[string]string {
+	out := maps.Clone(a)
+	maps.Copy(out, b)
+	return out
+}

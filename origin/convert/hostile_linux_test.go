@@ -1,0 +1,93 @@
+package convert
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// sparseTar is a tar of one file of that many zeros, which takes 512 bytes there.
+func sparseTar(t *testing.T, size uint64) string {
+	t.Helper()
+	h := make([]byte, 512)
+	number := func(at int, n uint64) {
+		h[at] = 0x80
+		binary.BigEndian.PutUint64(h[at+4:], n)
+	}
+	copy(h, "large")
+	copy(h[100:], "0000644\x000000000\x000000000\x0000000000000\x0000000000000\x00")
+	h[156] = 'S'
+	copy(h[257:], "ustar  \x00")
+	number(386, size) // a piece of nothing, at the end
+	number(398, 0)
+	number(483, size)
+	copy(h[148:156], "        ")
+	sum := 0
+	for _, b := range h {
+		sum += int(b)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	path := filepath.Join(t.TempDir(), "sparse.tar")
+	if err := os.WriteFile(path, append(h, make([]byte, 1024)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestEndlessFilesOfATar: a header of 512 bytes does not keep an import at work for ever,
+// nor one that was cancelled.
+func TestEndlessFilesOfATar(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := Open(ctx, Options{Path: sparseTar(t, 1<<62), Temp: t.TempDir()})
+	if !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("a file of 4 EiB: %v, want ErrInvalid", err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	cancel()
+	src := archive(sparseTar(t, 8<<40))
+	if _, err := measure(ctx, src); !errors.Is(err, context.Canceled) {
+		t.Errorf("a file of 8 TiB, cancelled: %v", err)
+	}
+}
+
+// many is a tree of empty files.
+type many int
+
+func (m many) each(_ context.Context, do func(*entry) error) error {
+	for i := range int(m) {
+		if err := do(&entry{path: strconv.Itoa(i), mode: unix.S_IFREG}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestFilesWithoutEnd: what a tree holds, or a tar implies, is in this process's memory.
+func TestFilesWithoutEnd(t *testing.T) {
+	if _, err := measure(t.Context(), many(filesMax+1)); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("%d files: %v, want ErrInvalid", filesMax+1, err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	path := filepath.Join(t.TempDir(), "deep.tar")
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: strings.Repeat("a/", 100_000), Typeflag: tar.TypeDir, Mode: 0o755}), w.Close(), os.WriteFile(path, b.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{Path: path, Temp: t.TempDir()}); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("a path of 200 kB: %v, want ErrInvalid", err)
+	}
+}
