@@ -32,7 +32,7 @@ const (
 	// records tolerate as much.
 	clockSkewMax = 5 * time.Minute
 	// diskMin is what a data folder's disk has to have left for a node to work.
-	diskMin = 1 << 30
+	diskMin = 512 << 20
 )
 
 // examine looks at this machine, with the status of its node, or why there is none.

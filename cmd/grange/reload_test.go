@@ -70,9 +70,10 @@ func TestStandardInputForANodeOfAnotherUser(t *testing.T) {
 	s.cmd.Env = append(os.Environ(), asCommand+"=1", "HOME="+filepath.Join(dir, "home"))
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	s.begin(t)
+	s.await(t, "serving")
 	var out, complaint bytes.Buffer
 	in := io.MultiReader(strings.NewReader(strings.Repeat("grange", 1<<20)), bytes.NewReader(make([]byte, 2<<20)))
-	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--data", data}, stdio{in, &out, &complaint}); code != 0 {
+	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--format", "raw", "--data", data}, stdio{in, &out, &complaint}); code != 0 {
 		t.Errorf("code %d: %s%s", code, out.String(), complaint.String())
 	}
 	s.signal(t, syscall.SIGTERM)
