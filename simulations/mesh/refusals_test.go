@@ -146,7 +146,7 @@ func TestBadOriginIsRefused(t *testing.T) {
 	store.Meddle(nil)
 	refuse(t, l, h, []refusal{
 		{what: "store of another mesh", args: founder(t, h, "--origin", store.URL), says: []string{"mesh"}},
-		{what: "wrong secret", args: founder(t, h, "--origin", other), env: []string{"AWS_SECRET_ACCESS_KEY=wrong"}, says: []string{"other", "credentials"}},
+		{what: "wrong secret", args: founder(t, h, "--origin", other), env: []string{"AWS_SECRET_ACCESS_KEY=wrong"}, says: []string{"other", "secret", "AWS_SECRET_ACCESS_KEY"}},
 		{what: "unknown key", args: founder(t, h, "--origin", other), env: []string{"AWS_ACCESS_KEY_ID=nobody"}, says: []string{"other", "credentials"}},
 		{what: "missing bucket", args: founder(t, h, "--origin", strings.Replace(store.URL, "images/", "absent/", 1)), says: []string{"absent", "bucket"}},
 		{what: "no such scheme", args: founder(t, h, "--origin", "ftp://host/x"), says: []string{"ftp", "s3, file or https"}},
@@ -167,7 +167,7 @@ func TestBadOriginIsRefused(t *testing.T) {
 	path, _ := disk(t, l.Dir, 8<<20)
 	refuse(t, l, away.Host, []refusal{
 		{what: "unreachable store", args: []string{"image", "import", "v", path, "--data", away.Data}, says: []string{"7099", "unavailable"}},
-		{what: "doctor", args: []string{"doctor", "--data", away.Data}, says: []string{"1 of 8 findings"}},
+		{what: "doctor", args: []string{"doctor", "--data", away.Data}, says: []string{"findings need a look"}},
 	})
 	if n := store.Taken("other"); n > 4096 {
 		t.Errorf("%d bytes were written to stores that were refused", n)
