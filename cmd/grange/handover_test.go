@@ -86,13 +86,11 @@ func (s *served) patience(t *testing.T) {
 	}
 }
 
-// tcpAddress is how the log names where NBD is served over TCP.
-var tcpAddress = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
-
 // await reads the log until it says a word.
 func (s *served) await(t *testing.T, word string) {
 	t.Helper()
 	s.patience(t)
+	tcpAddress := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`) // where NBD is served over TCP
 	for s.says.Scan() {
 		if text := s.says.Text(); strings.Contains(text, word) {
 			if found := tcpAddress.FindString(text); found != "" {
