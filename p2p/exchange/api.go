@@ -9,6 +9,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // Failures of a peer, beside the categories of package content. Each wraps
@@ -25,21 +26,24 @@ var (
 	ErrViolation = fmt.Errorf("protocol violation: %w", errors.Join(content.ErrUnavailable, content.ErrCorrupt))
 )
 
-// Priority orders requests at both ends of a transfer.
-type Priority uint8
+// What is asked and answered is the same here and on the wire.
+type (
+	// Request asks for objects under one root.
+	Request  = wire.Want
+	Priority = wire.Priority
+	Absent   = wire.Absent
+	Queued   = wire.Queued
+	Progress = wire.Progress
+	Refer    = wire.Refer
+	Unknown  = wire.Unknown
+)
 
 // The priorities, the most urgent last.
 const (
-	// PrioritySeed serves others' background copies; strangers get no more.
-	PrioritySeed Priority = iota
-	// PriorityPrefetch warms content that nobody waits for yet.
-	PriorityPrefetch
-	// PriorityReadahead is what a guest will probably read next.
-	PriorityReadahead
-	// PriorityGuest has a guest blocked on it.
-	PriorityGuest
-
-	priorities = int(PriorityGuest) + 1
+	PrioritySeed      = wire.PrioritySeed
+	PriorityPrefetch  = wire.PriorityPrefetch
+	PriorityReadahead = wire.PriorityReadahead
+	PriorityGuest     = wire.PriorityGuest
 )
 
 // Peer is who asks.
@@ -50,25 +54,10 @@ type Peer struct {
 	Identity trust.Identity
 }
 
-// Request asks for objects under one root.
-type Request struct {
-	Root content.CID
-	// Level is 0 for chunks, 1 and above for map nodes with their locator pages.
-	Level int
-	// Indexes are distinct and rising, at most wire.IndexesMax.
-	Indexes  []uint64
-	Priority Priority
-	// Fetch asks the peer to bring in what it lacks, as the lead of a run does.
-	Fetch bool
-	// Passed says that the request was already passed on once: the peer must not
-	// pass it on again.
-	Passed bool
-}
-
 // Reply is one answer to a Request: *Data, Absent, Queued, Progress, Refer or
 // Unknown. Each index of the request gets one Data or is in one Absent, in any
 // order, unless Refer or Unknown ends the request first.
-type Reply interface{ reply() }
+type Reply any
 
 // Data is the bytes of one object, unverified.
 type Data struct {
@@ -87,30 +76,6 @@ func (d *Data) Take() (body, page []byte) {
 	d.taken = true
 	return d.Body, d.Page
 }
-
-// Absent says that the peer has none of these objects for the asker.
-type Absent struct{ Indexes []uint64 }
-
-// Queued says that the request waits at the peer, behind Position others.
-type Queued struct{ Position int }
-
-// Progress says that the peer works on the request.
-type Progress struct{}
-
-// Refer names a peer that has what is still missing, and ends the request.
-type Refer struct{ Peer peer.ID }
-
-// Unknown ends the request: the peer does not know the root, or its scope does
-// not admit the asker, which are one answer. An asker that has the record's
-// envelope sends it with Introduce and asks again.
-type Unknown struct{}
-
-func (*Data) reply()    {}
-func (Absent) reply()   {}
-func (Queued) reply()   {}
-func (Progress) reply() {}
-func (Refer) reply()    {}
-func (Unknown) reply()  {}
 
 // Server answers requests for content. Its methods are called concurrently.
 type Server interface {

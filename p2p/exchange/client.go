@@ -28,7 +28,7 @@ func (x *Exchange) Want(ctx context.Context, from peer.ID, req Request, each fun
 }
 
 func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each func(Reply)) error {
-	if err := req.validate(); err != nil {
+	if err := validate(req); err != nil {
 		return err
 	}
 	s := x.session(from)
@@ -43,10 +43,7 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 	p := newPending()
 	p.level, p.priority, p.place = req.Level, req.Priority, place
 	p.wants, p.left, p.each = true, newOutstanding(req.Indexes), each
-	o, id, err := s.begin(ctx, l, p, wire.Want{
-		Root: req.Root, Level: req.Level, Priority: uint8(req.Priority),
-		Fetch: req.Fetch, Passed: req.Passed, Indexes: req.Indexes,
-	})
+	o, id, err := s.begin(ctx, l, p, req)
 	if err != nil {
 		s.places.give(place)
 		return err
@@ -55,13 +52,13 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 }
 
 // validate fails with ErrInvalid for what no peer would accept.
-func (r Request) validate() error {
+func validate(r Request) error {
 	switch {
 	case len(r.Indexes) == 0 || len(r.Indexes) > wire.IndexesMax:
 		return fmt.Errorf("%w: %d indexes; want 1 to %d", content.ErrInvalid, len(r.Indexes), wire.IndexesMax)
 	case r.Level < 0 || r.Level > content.LevelMax:
 		return fmt.Errorf("%w: level %d; want 0 to %d", content.ErrInvalid, r.Level, content.LevelMax)
-	case int(r.Priority) >= priorities:
+	case r.Priority > PriorityGuest:
 		return fmt.Errorf("%w: priority %d", content.ErrInvalid, r.Priority)
 	case r.Indexes[len(r.Indexes)-1] > wire.IndexMax:
 		return fmt.Errorf("%w: index %d; the limit is %d", content.ErrInvalid, r.Indexes[len(r.Indexes)-1], uint64(wire.IndexMax))

@@ -257,4 +257,4 @@ func (x *Exchange) session(id peer.ID) *session {
 }
 
 // Collectors returns the metrics.
-func (x *Exchange) Collectors() []prometheus.Collector { return x.metrics.collectors() }
+func (x *Exchange) Collectors() []prometheus.Collector { return []prometheus.Collector{x.metrics.all} }

@@ -296,7 +296,7 @@ func TestUnknownRootAndReferEndTheRequest(t *testing.T) {
 			t.Error("an answer after the end was taken")
 		}
 	}
-	if err := ask(m.root); err != nil || len(got) != 2 || got[1] != (Refer{client.id}) {
+	if err := ask(m.root); err != nil || len(got) != 2 || got[1] != (Refer{Peer: client.id}) {
 		t.Errorf("refer: %v, %v", got, err)
 	}
 }

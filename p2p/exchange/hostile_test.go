@@ -82,7 +82,7 @@ func TestLyingPeerIsReported(t *testing.T) {
 		"an answer to a want":        func(f *framed, id uint32, w wire.Want) { f.send(id, wire.Answer{}) },
 		"a bitmap for a want":        func(f *framed, id uint32, w wire.Want) { f.send(id, wire.Bitmap{Last: true}) },
 		"an asker's frame":           func(f *framed, id uint32, w wire.Want) { f.send(id, wire.Cancel{}) },
-		"a referral to nobody":       func(f *framed, id uint32, w wire.Want) { f.send(id, wire.Refer{Peer: []byte("nobody")}) },
+		"a referral to nobody":       func(f *framed, id uint32, w wire.Want) { f.send(id, wire.Refer{Peer: "nobody"}) },
 		"a length over the limit": func(f *framed, id uint32, w wire.Want) {
 			f.stream.Write(wire.Header{Type: wire.TypeData, ID: id, Length: 1 << 30}.Append(nil))
 		},
@@ -227,7 +227,7 @@ func TestCancelWhileDataFlows(t *testing.T) {
 			ctx, cancel := context.WithCancel(within(t))
 			defer cancel()
 			seen, over := 0, false
-			_ = client.Want(ctx, server.id, Request{Root: m.root, Indexes: indexes(0, 64), Priority: Priority(i % priorities)}, func(Reply) {
+			_ = client.Want(ctx, server.id, Request{Root: m.root, Indexes: indexes(0, 64), Priority: Priority(i % wire.Priorities)}, func(Reply) {
 				if over {
 					t.Error("called back after Want returned")
 				}

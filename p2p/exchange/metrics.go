@@ -1,44 +1,27 @@
 package exchange
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 type metrics struct {
-	sent       *prometheus.CounterVec
-	received   *prometheus.CounterVec
-	requests   *prometheus.CounterVec
-	violations prometheus.Counter
+	all                      *prometheus.Registry
+	sent, received, requests *prometheus.CounterVec
+	violations               prometheus.Counter
 }
 
 func newMetrics() metrics {
+	all := prometheus.NewRegistry()
+	to := promauto.With(all)
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "exchange", Name: name, Help: help}
+	}
 	return metrics{
-		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "grange_exchange_sent_bytes_total", Help: "Bytes of data frames sent to peers, by priority.",
-		}, []string{"priority"}),
-		received: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "grange_exchange_received_bytes_total", Help: "Bytes of data frames received from peers, by priority.",
-		}, []string{"priority"}),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "grange_exchange_requests_total", Help: "Requests to peers, by how they ended.",
-		}, []string{"outcome"}),
-		violations: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "grange_exchange_violations_total", Help: "Streams closed because the peer broke the protocol.",
-		}),
+		all:        all,
+		sent:       to.NewCounterVec(opts("sent_bytes_total", "Bytes of data frames sent to peers, by priority."), []string{"priority"}),
+		received:   to.NewCounterVec(opts("received_bytes_total", "Bytes of data frames received from peers, by priority."), []string{"priority"}),
+		requests:   to.NewCounterVec(opts("requests_total", "Requests to peers, by how they ended."), []string{"outcome"}),
+		violations: to.NewCounter(opts("violations_total", "Streams closed because the peer broke the protocol.")),
 	}
-}
-
-func (m metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.sent, m.received, m.requests, m.violations}
-}
-
-// String returns the name of the priority.
-func (p Priority) String() string {
-	switch p {
-	case PriorityGuest:
-		return "guest"
-	case PriorityReadahead:
-		return "readahead"
-	case PriorityPrefetch:
-		return "prefetch"
-	}
-	return "seed"
 }

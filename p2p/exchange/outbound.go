@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -301,11 +299,8 @@ func (o *outbound) next() error {
 func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 	misplaced := fmt.Errorf("%w: unexpected %T", ErrViolation, m)
 	switch m := m.(type) {
-	case wire.Queued:
-		o.deliver(p, Queued{int(m.Position)})
-		return nil
-	case wire.Progress:
-		o.deliver(p, Progress{})
+	case wire.Queued, wire.Progress:
+		o.deliver(p, m)
 		return nil
 	case wire.Absent:
 		for _, index := range m.Indexes {
@@ -313,21 +308,15 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 				return misplaced
 			}
 		}
-		o.deliver(p, Absent{m.Indexes})
+		o.deliver(p, m)
 		if p.left.left > 0 {
 			return nil
 		}
-	case wire.Refer:
-		to, err := peer.IDFromBytes(m.Peer)
-		if err != nil || !p.wants {
-			return misplaced
-		}
-		o.deliver(p, Refer{to})
-	case wire.Unknown:
+	case wire.Refer, wire.Unknown:
 		if !p.wants {
 			return misplaced
 		}
-		o.deliver(p, Unknown{})
+		o.deliver(p, m)
 	case wire.Bitmap:
 		if p.bitmap == nil {
 			return misplaced

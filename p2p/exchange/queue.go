@@ -6,6 +6,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/p2p/exchange/link"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // ticket is one waiting place: for the next object that a peer asked for.
@@ -25,7 +26,7 @@ type ticket struct {
 
 // queue orders tickets: by priority, then in turn among the peers, then by age.
 // It is pure and not safe for concurrent use.
-type queue struct{ classes [priorities]ring }
+type queue struct{ classes [wire.Priorities]ring }
 
 // ring holds the lines of one priority; the first has waited longest for a turn.
 type ring struct {
@@ -41,7 +42,7 @@ type line struct {
 
 // push adds t and returns how many tickets go before it as things stand.
 func (q *queue) push(t *ticket) (ahead int) {
-	for p := t.priority; int(p) < priorities; p++ {
+	for p := t.priority; int(p) < wire.Priorities; p++ {
 		ahead += q.classes[p].size
 	}
 	r := &q.classes[t.priority]
@@ -59,7 +60,7 @@ func (q *queue) push(t *ticket) (ahead int) {
 // pop removes and returns the first ticket that may go, nil when none may. A peer
 // whose ticket went is last in turn; one whose ticket may not go keeps its place.
 func (q *queue) pop(mayGo func(*ticket) bool) *ticket {
-	for p := priorities - 1; p >= 0; p-- {
+	for p := wire.Priorities - 1; p >= 0; p-- {
 		r := &q.classes[p]
 		for i, l := range r.lines {
 			if t := l.tickets[0]; mayGo(t) {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // modelQueue is who waits, and in which order they came.
@@ -28,7 +30,7 @@ func TestQueueServesByPriorityThenPeersByAge(t *testing.T) {
 			"push": func(t *rapid.T) {
 				k := &ticket{
 					peer:     peer.ID(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "peer")),
-					priority: Priority(rapid.IntRange(0, priorities-1).Draw(t, "priority")),
+					priority: Priority(rapid.IntRange(0, wire.Priorities-1).Draw(t, "priority")),
 				}
 				want := 0
 				for _, o := range m.waiting {
@@ -122,7 +124,7 @@ func TestTurnsAreNeverLost(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
-				k := &ticket{peer: "a", priority: Priority(rapid.IntRange(0, priorities-1).Draw(t, "priority")), ready: make(chan struct{}, 1)}
+				k := &ticket{peer: "a", priority: Priority(rapid.IntRange(0, wire.Priorities-1).Draw(t, "priority")), ready: make(chan struct{}, 1)}
 				if _, taken := s.take(k); taken {
 					out = append(out, k)
 				} else {

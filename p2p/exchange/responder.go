@@ -232,7 +232,7 @@ func (r *responder) tell(m wire.Message) error {
 }
 
 // Refer ends the request.
-func (r *responder) Refer(to peer.ID) error { return r.endWith(wire.Refer{Peer: []byte(to)}) }
+func (r *responder) Refer(to peer.ID) error { return r.endWith(wire.Refer{Peer: to}) }
 
 // Unknown ends the request.
 func (r *responder) Unknown() error { return r.endWith(wire.Unknown{}) }

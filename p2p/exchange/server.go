@@ -184,14 +184,13 @@ func (in *inbound) cancel(id uint32) {
 }
 
 // want begins a Want: it waits for its first turn, then the Server answers it.
-func (in *inbound) want(ctx context.Context, id uint32, m wire.Want) error {
+func (in *inbound) want(ctx context.Context, id uint32, req Request) error {
 	p, stranger := in.asker.peer(in.x)
-	req := Request{m.Root, m.Level, m.Indexes, Priority(m.Priority), m.Fetch, m.Passed}
+	if (req.Priority == PriorityGuest) != (in.lane == wire.LaneUrgent) && !stranger || in.lane == wire.LaneControl {
+		return fmt.Errorf("%w: want of priority %d on lane %d", ErrViolation, req.Priority, in.lane)
+	}
 	if stranger {
 		req.Priority = PrioritySeed
-	}
-	if (req.Priority == PriorityGuest) != (in.lane == wire.LaneUrgent) && !stranger || in.lane == wire.LaneControl {
-		return fmt.Errorf("%w: want of priority %d on lane %d", ErrViolation, m.Priority, in.lane)
 	}
 	r := newResponder(in, id, req, stranger)
 	ctx, err := in.begin(ctx, id, r)
@@ -201,7 +200,7 @@ func (in *inbound) want(ctx context.Context, id uint32, m wire.Want) error {
 	if in.x.cfg.Server == nil {
 		return in.refuse(id, wire.Unknown{})
 	}
-	cost := costOf(m, in.out.Class)
+	cost := costOf(req, in.out.Class)
 	if !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}

@@ -40,10 +40,9 @@ type Error struct {
 	Text string
 }
 
-func (Error) frameType() Type { return TypeError }
-func (Error) flags() uint8    { return 0 }
-
-func (m Error) appendTo(b []byte) []byte { return append(append(b, byte(m.Kind)), m.Text...) }
+func (m Error) encode(b []byte) ([]byte, Type, uint8) {
+	return append(append(b, byte(m.Kind)), m.Text...), TypeError, 0
+}
 
 func decodeError(p []byte) (Message, error) {
 	if p[0] >= byte(kindEnd) || !utf8.Valid(p[1:]) {
@@ -55,41 +54,18 @@ func decodeError(p []byte) (Message, error) {
 // Sentinel returns the error of package content that the kind stands for, nil
 // for kinds that stand for none.
 func (k Kind) Sentinel() error {
-	switch k {
-	case KindNotFound:
-		return content.ErrNotFound
-	case KindExists:
-		return content.ErrExists
-	case KindConflict:
-		return content.ErrConflict
-	case KindFenced:
-		return content.ErrFenced
-	case KindCorrupt:
-		return content.ErrCorrupt
-	case KindUnavailable, KindBusy:
-		return content.ErrUnavailable
-	case KindForbidden:
-		return content.ErrForbidden
-	case KindInvalid:
-		return content.ErrInvalid
-	case KindReadOnly:
-		return content.ErrReadOnly
-	case KindNoSpace:
-		return content.ErrNoSpace
-	case KindClosed:
-		return content.ErrClosed
-	}
-	return nil
+	return [kindEnd]error{
+		KindNotFound: content.ErrNotFound, KindExists: content.ErrExists, KindConflict: content.ErrConflict, KindFenced: content.ErrFenced,
+		KindCorrupt: content.ErrCorrupt, KindUnavailable: content.ErrUnavailable, KindForbidden: content.ErrForbidden, KindInvalid: content.ErrInvalid,
+		KindReadOnly: content.ErrReadOnly, KindNoSpace: content.ErrNoSpace, KindClosed: content.ErrClosed, KindBusy: content.ErrUnavailable,
+	}[k]
 }
 
 // ErrorOf returns the frame that tells a peer of err. The text is cut at TextMax
 // and what is not UTF-8 left out.
 func ErrorOf(err error) Error {
 	text := err.Error()
-	if len(text) > TextMax {
-		text = text[:TextMax]
-	}
-	m := Error{Kind: KindOther, Text: strings.ToValidUTF8(text, "")}
+	m := Error{Text: strings.ToValidUTF8(text[:min(len(text), TextMax)], "")}
 	for k := KindNotFound; k <= KindClosed; k++ {
 		if errors.Is(err, k.Sentinel()) {
 			m.Kind = k

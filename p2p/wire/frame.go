@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -58,42 +60,32 @@ type Header struct {
 	Length int // of the payload, in bytes
 }
 
-// bounds says which payload lengths and flags each type may have.
-type bounds struct {
+// limits are the payload lengths and flags that the frames of a type may have.
+type limits struct {
 	min, max int
 	flags    uint8
 }
 
-func (t Type) bounds() (bounds, bool) {
-	switch t {
-	case TypeHello:
-		return bounds{helloSize, helloSize + ChainSizeMax, 0}, true
-	case TypeWant:
-		return bounds{wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed}, true
-	case TypeData:
-		return bounds{DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck}, true
-	case TypeAbsent:
-		return bounds{2, indexesSizeMax, 0}, true
-	case TypeQueued, TypeAck:
-		return bounds{4, 4, 0}, true
-	case TypeCancel, TypeProgress, TypeUnknown:
-		return bounds{}, true
-	case TypeRefer:
-		return bounds{1, PeerIDMax, 0}, true
-	case TypeIntroduce:
-		return bounds{1, EnvelopeSizeMax, 0}, true
-	case TypeSubscribe:
-		return bounds{content.CIDSize, content.CIDSize, 0}, true
-	case TypeBitmap:
-		return bounds{0, BitmapPartMax, bitmapLast}, true
-	case TypeCall:
-		return bounds{2, 1 + MethodMax + CallSizeMax, 0}, true
-	case TypeAnswer:
-		return bounds{0, CallSizeMax, 0}, true
-	case TypeError:
-		return bounds{1, 1 + TextMax, 0}, true
+func (t Type) limits() (l limits, ok bool) {
+	all := [typeEnd]limits{
+		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0},
+		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed},
+		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck},
+		TypeAbsent:    {2, indexesSizeMax, 0},
+		TypeQueued:    {4, 4, 0},
+		TypeRefer:     {1, PeerIDMax, 0},
+		TypeIntroduce: {1, EnvelopeSizeMax, 0},
+		TypeSubscribe: {content.CIDSize, content.CIDSize, 0},
+		TypeBitmap:    {0, BitmapPartMax, bitmapLast},
+		TypeCall:      {2, 1 + MethodMax + CallSizeMax, 0},
+		TypeAnswer:    {0, CallSizeMax, 0},
+		TypeError:     {1, 1 + TextMax, 0},
+		TypeAck:       {4, 4, 0},
 	}
-	return bounds{}, false
+	if t < TypeHello || t >= typeEnd {
+		return l, false
+	}
+	return all[t], true
 }
 
 // Append appends the encoded header.
@@ -108,14 +100,14 @@ func (h Header) Append(b []byte) []byte {
 func ParseHeader(b [HeaderSize]byte) (Header, error) {
 	h := Header{Type: Type(b[4]), Flags: b[5], ID: binary.BigEndian.Uint32(b[6:])}
 	length := binary.BigEndian.Uint32(b[:])
-	limits, ok := h.Type.bounds()
+	l, ok := h.Type.limits()
 	switch {
 	case !ok:
 		return Header{}, fmt.Errorf("frame: %w: unknown type %d", content.ErrCorrupt, h.Type)
-	case h.Flags&^limits.flags != 0:
+	case h.Flags&^l.flags != 0:
 		return Header{}, fmt.Errorf("frame of type %d: %w: unknown flags %#x", h.Type, content.ErrCorrupt, h.Flags)
-	case uint64(length) < uint64(limits.min) || uint64(length) > uint64(limits.max):
-		return Header{}, fmt.Errorf("frame of type %d: %w: %d bytes; want %d to %d", h.Type, content.ErrCorrupt, length, limits.min, limits.max)
+	case uint64(length) < uint64(l.min) || uint64(length) > uint64(l.max):
+		return Header{}, fmt.Errorf("frame of type %d: %w: %d bytes; want %d to %d", h.Type, content.ErrCorrupt, length, l.min, l.max)
 	}
 	h.Length = int(length)
 	return h, nil
@@ -124,20 +116,18 @@ func ParseHeader(b [HeaderSize]byte) (Header, error) {
 // Message is what a frame says. Data is not one: its bytes are written and read
 // apart from its head, so that they are not copied.
 type Message interface {
-	frameType() Type
-	flags() uint8
-	appendTo(b []byte) []byte
+	// encode appends the payload to b, and returns the frame's type and flags too.
+	encode(b []byte) (p []byte, t Type, flags uint8)
 }
 
 // Append appends the whole frame of m. The limits of this package are the
 // caller's to keep: Append panics on a message that no peer would accept.
 func Append(b []byte, id uint32, m Message) []byte {
 	start := len(b)
-	b = append(b, make([]byte, HeaderSize)...)
-	b = m.appendTo(b)
-	h := Header{Type: m.frameType(), Flags: m.flags(), ID: id, Length: len(b) - start - HeaderSize}
-	if limits, _ := h.Type.bounds(); h.Length < limits.min || h.Length > limits.max {
-		panic(fmt.Sprintf("wire: frame of type %d with %d bytes; want %d to %d", h.Type, h.Length, limits.min, limits.max))
+	b, t, flags := m.encode(append(b, make([]byte, HeaderSize)...))
+	h := Header{Type: t, Flags: flags, ID: id, Length: len(b) - start - HeaderSize}
+	if l, _ := t.limits(); h.Length < l.min || h.Length > l.max {
+		panic(fmt.Sprintf("wire: frame of type %d with %d bytes; want %d to %d", t, h.Length, l.min, l.max))
 	}
 	h.Append(b[:start])
 	return b
@@ -173,7 +163,11 @@ func decode(h Header, p []byte) (Message, error) {
 	case TypeProgress:
 		return Progress{}, nil
 	case TypeRefer:
-		return Refer{p}, nil
+		id, err := peer.IDFromBytes(p)
+		if err != nil {
+			return nil, fmt.Errorf("%w: peer ID: %w", content.ErrCorrupt, err)
+		}
+		return Refer{id}, nil
 	case TypeUnknown:
 		return Unknown{}, nil
 	case TypeIntroduce:

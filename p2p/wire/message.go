@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -35,12 +37,9 @@ type Hello struct {
 	Chain []byte
 }
 
-func (Hello) frameType() Type { return TypeHello }
-func (Hello) flags() uint8    { return 0 }
-
-func (m Hello) appendTo(b []byte) []byte {
+func (m Hello) encode(b []byte) ([]byte, Type, uint8) {
 	b = append(append(b, helloMagic...), Version, byte(m.Lane))
-	return append(binary.BigEndian.AppendUint32(b, m.Features), m.Chain...)
+	return append(binary.BigEndian.AppendUint32(b, m.Features), m.Chain...), TypeHello, 0
 }
 
 func decodeHello(p []byte) (Message, error) {
@@ -51,52 +50,68 @@ func decodeHello(p []byte) (Message, error) {
 	return Hello{Lane(p[n+1]), binary.BigEndian.Uint32(p[n+2:]), p[helloSize:]}, nil
 }
 
+// Priority orders requests at both ends of a transfer.
+type Priority uint8
+
+// The priorities, the most urgent last.
+const (
+	// PrioritySeed serves others' background copies; strangers get no more.
+	PrioritySeed Priority = iota
+	// PriorityPrefetch warms content that nobody waits for yet.
+	PriorityPrefetch
+	// PriorityReadahead is what a guest will probably read next.
+	PriorityReadahead
+	// PriorityGuest has a guest blocked on it.
+	PriorityGuest
+
+	// Priorities is their number.
+	Priorities = int(PriorityGuest) + 1
+)
+
+// String returns the name of the priority.
+func (p Priority) String() string {
+	return [Priorities]string{"seed", "prefetch", "readahead", "guest"}[p]
+}
+
 // Want asks for objects under a root.
 type Want struct {
 	Root content.CID
-	// Level is 0 for chunks, 1 to content.LevelMax for map nodes and their pages.
+	// Level is 0 for chunks, 1 to content.LevelMax for map nodes with their locator
+	// pages.
 	Level int
-	// Priority is above 0 for all that is more urgent than seeding.
-	Priority uint8
-	// Fetch asks to bring in what is lacking, Passed says that this Want was
-	// passed on already.
-	Fetch, Passed bool
-	// Indexes rise; 1 to IndexesMax of them.
-	Indexes []uint64
+	// Indexes are distinct and rising, 1 to IndexesMax of them.
+	Indexes  []uint64
+	Priority Priority
+	// Fetch asks the peer to bring in what it lacks, as the lead of a run does.
+	Fetch bool
+	// Passed says that the request was already passed on once: the peer must not
+	// pass it on again.
+	Passed bool
 }
-
-// PriorityMax is the most urgent priority: a guest is blocked.
-const PriorityMax = 3
 
 const (
 	wantFetch = 1 << iota
 	wantPassed
 )
 
-func (Want) frameType() Type { return TypeWant }
-
-func (m Want) flags() (f uint8) {
+func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.Fetch {
-		f |= wantFetch
+		flags |= wantFetch
 	}
 	if m.Passed {
-		f |= wantPassed
+		flags |= wantPassed
 	}
-	return f
-}
-
-func (m Want) appendTo(b []byte) []byte {
-	b = append(append(b, m.Root[:]...), byte(m.Level), m.Priority)
-	return appendIndexes(b, m.Indexes)
+	b = append(append(b, m.Root[:]...), byte(m.Level), byte(m.Priority))
+	return appendIndexes(b, m.Indexes), TypeWant, flags
 }
 
 func decodeWant(flags uint8, p []byte) (Message, error) {
 	m := Want{
-		Root: content.CID(p[:content.CIDSize]), Level: int(p[content.CIDSize]), Priority: p[content.CIDSize+1],
+		Root: content.CID(p[:content.CIDSize]), Level: int(p[content.CIDSize]), Priority: Priority(p[content.CIDSize+1]),
 		Fetch: flags&wantFetch != 0, Passed: flags&wantPassed != 0,
 	}
-	if m.Level > content.LevelMax || m.Priority > PriorityMax {
-		return nil, fmt.Errorf("%w: level %d, priority %d; the limits are %d and %d", content.ErrCorrupt, m.Level, m.Priority, content.LevelMax, PriorityMax)
+	if m.Level > content.LevelMax || m.Priority > PriorityGuest {
+		return nil, fmt.Errorf("%w: level %d, priority %d; the limits are %d and %d", content.ErrCorrupt, m.Level, m.Priority, content.LevelMax, PriorityGuest)
 	}
 	var err error
 	m.Indexes, err = decodeIndexes(p[wantSize:])
@@ -106,59 +121,60 @@ func decodeWant(flags uint8, p []byte) (Message, error) {
 // Cancel ends a request early: the asker wants no more of it.
 type Cancel struct{}
 
-func (Cancel) frameType() Type          { return TypeCancel }
-func (Cancel) flags() uint8             { return 0 }
-func (Cancel) appendTo(b []byte) []byte { return b }
+func (Cancel) encode(b []byte) ([]byte, Type, uint8) {
+	return b, TypeCancel, 0
+}
 
-// Absent answers indexes of which the sender has nothing for the asker.
+// Absent says that the sender has none of these objects for the asker.
 type Absent struct{ Indexes []uint64 }
 
-func (Absent) frameType() Type            { return TypeAbsent }
-func (Absent) flags() uint8               { return 0 }
-func (m Absent) appendTo(b []byte) []byte { return appendIndexes(b, m.Indexes) }
+func (m Absent) encode(b []byte) ([]byte, Type, uint8) {
+	return appendIndexes(b, m.Indexes), TypeAbsent, 0
+}
 
-// Queued says that the request waits behind Position others.
+// Queued says that the request waits, behind Position others.
 type Queued struct{ Position uint32 }
 
-func (Queued) frameType() Type { return TypeQueued }
-func (Queued) flags() uint8    { return 0 }
-
-func (m Queued) appendTo(b []byte) []byte { return binary.BigEndian.AppendUint32(b, m.Position) }
+func (m Queued) encode(b []byte) ([]byte, Type, uint8) {
+	return binary.BigEndian.AppendUint32(b, m.Position), TypeQueued, 0
+}
 
 // Progress says that the request is being worked on.
 type Progress struct{}
 
-func (Progress) frameType() Type          { return TypeProgress }
-func (Progress) flags() uint8             { return 0 }
-func (Progress) appendTo(b []byte) []byte { return b }
+func (Progress) encode(b []byte) ([]byte, Type, uint8) {
+	return b, TypeProgress, 0
+}
 
-// Refer ends a Want: the peer of that binary id has the rest.
-type Refer struct{ Peer []byte }
+// Refer ends a Want: that peer has the rest.
+type Refer struct{ Peer peer.ID }
 
-func (Refer) frameType() Type            { return TypeRefer }
-func (Refer) flags() uint8               { return 0 }
-func (m Refer) appendTo(b []byte) []byte { return append(b, m.Peer...) }
+func (m Refer) encode(b []byte) ([]byte, Type, uint8) {
+	return append(b, m.Peer...), TypeRefer, 0
+}
 
-// Unknown ends a request for a root that is not known here, or not to the asker.
+// Unknown ends the request: the peer does not know the root, or its scope does not
+// admit the asker, which are one answer. An asker that has the record's envelope
+// introduces it and asks again.
 type Unknown struct{}
 
-func (Unknown) frameType() Type          { return TypeUnknown }
-func (Unknown) flags() uint8             { return 0 }
-func (Unknown) appendTo(b []byte) []byte { return b }
+func (Unknown) encode(b []byte) ([]byte, Type, uint8) {
+	return b, TypeUnknown, 0
+}
 
 // Introduce carries the envelope of a record.
 type Introduce struct{ Envelope []byte }
 
-func (Introduce) frameType() Type            { return TypeIntroduce }
-func (Introduce) flags() uint8               { return 0 }
-func (m Introduce) appendTo(b []byte) []byte { return append(b, m.Envelope...) }
+func (m Introduce) encode(b []byte) ([]byte, Type, uint8) {
+	return append(b, m.Envelope...), TypeIntroduce, 0
+}
 
 // Subscribe asks for the bitmap of a root and for what is added to it.
 type Subscribe struct{ Root content.CID }
 
-func (Subscribe) frameType() Type            { return TypeSubscribe }
-func (Subscribe) flags() uint8               { return 0 }
-func (m Subscribe) appendTo(b []byte) []byte { return append(b, m.Root[:]...) }
+func (m Subscribe) encode(b []byte) ([]byte, Type, uint8) {
+	return append(b, m.Root[:]...), TypeSubscribe, 0
+}
 
 // Bitmap is part of an encoded bitmap: a snapshot first, additions later.
 type Bitmap struct {
@@ -168,16 +184,12 @@ type Bitmap struct {
 
 const bitmapLast = 1
 
-func (Bitmap) frameType() Type { return TypeBitmap }
-
-func (m Bitmap) flags() uint8 {
+func (m Bitmap) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.Last {
-		return bitmapLast
+		flags = bitmapLast
 	}
-	return 0
+	return append(b, m.Part...), TypeBitmap, flags
 }
-
-func (m Bitmap) appendTo(b []byte) []byte { return append(b, m.Part...) }
 
 // Call asks for the answer of a method, a name of 1 to MethodMax bytes.
 type Call struct {
@@ -185,11 +197,8 @@ type Call struct {
 	Body   []byte
 }
 
-func (Call) frameType() Type { return TypeCall }
-func (Call) flags() uint8    { return 0 }
-
-func (m Call) appendTo(b []byte) []byte {
-	return append(append(append(b, byte(len(m.Method))), m.Method...), m.Body...)
+func (m Call) encode(b []byte) ([]byte, Type, uint8) {
+	return append(append(append(b, byte(len(m.Method))), m.Method...), m.Body...), TypeCall, 0
 }
 
 func decodeCall(p []byte) (Message, error) {
@@ -203,14 +212,14 @@ func decodeCall(p []byte) (Message, error) {
 // Answer ends a Call or an Introduce that succeeded.
 type Answer struct{ Body []byte }
 
-func (Answer) frameType() Type            { return TypeAnswer }
-func (Answer) flags() uint8               { return 0 }
-func (m Answer) appendTo(b []byte) []byte { return append(b, m.Body...) }
+func (m Answer) encode(b []byte) ([]byte, Type, uint8) {
+	return append(b, m.Body...), TypeAnswer, 0
+}
 
 // Ack tells the sender of Data how many bytes of such frames, headers included,
 // have arrived on the stream since the last Ack.
 type Ack struct{ Bytes uint32 }
 
-func (Ack) frameType() Type            { return TypeAck }
-func (Ack) flags() uint8               { return 0 }
-func (m Ack) appendTo(b []byte) []byte { return binary.BigEndian.AppendUint32(b, m.Bytes) }
+func (m Ack) encode(b []byte) ([]byte, Type, uint8) {
+	return binary.BigEndian.AppendUint32(b, m.Bytes), TypeAck, 0
+}

@@ -39,7 +39,7 @@ func (o outcast) staysOut(t *testing.T, when string, nodes ...*lab.Node) {
 		if _, err := o.exchange.Call(ctx, info.ID, "resolve", resolveBody(content.KindImage, "before")); err == nil {
 			t.Errorf("%s: %s answers the outcast", when, n.Name)
 		}
-		if got := o.wants(ctx, o.signer, info.ID, wire.Want{Root: o.root, Indexes: []uint64{0, 1}, Priority: wire.PriorityMax}); len(got) > 0 {
+		if got := o.wants(ctx, o.signer, info.ID, wire.Want{Root: o.root, Indexes: []uint64{0, 1}, Priority: wire.PriorityGuest}); len(got) > 0 {
 			t.Errorf("%s: %s sends the outcast content of the mesh", when, n.Name)
 		}
 		h := claim(content.Mesh(), imageSize, content.Sum([]byte("x")), content.Sum([]byte("y")))

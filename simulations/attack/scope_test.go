@@ -71,7 +71,7 @@ func (x thief) takes(t *testing.T, how string, root content.CID) {
 	defer cancel()
 	for level := range 3 {
 		for _, fetch := range []bool{false, true} {
-			w := wire.Want{Root: root, Level: level, Indexes: []uint64{0, 1, 2, 3}, Fetch: fetch, Priority: wire.PriorityMax}
+			w := wire.Want{Root: root, Level: level, Indexes: []uint64{0, 1, 2, 3}, Fetch: fetch, Priority: wire.PriorityGuest}
 			if level > 0 {
 				w.Indexes = w.Indexes[:1]
 			}
