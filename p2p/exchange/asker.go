@@ -185,14 +185,10 @@ func (a *asker) pace(ctx context.Context, t wire.Type, stranger bool) (err error
 
 // spend takes what a request costs, if there is room for it.
 func (a *asker) spend(cost budget, stranger bool) bool {
-	limit := memberBudget()
-	if stranger {
-		limit = strangerBudget()
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	sum := a.budget.plus(cost, 1)
-	if !sum.within(limit) {
+	if !sum.within(limitOf(stranger)) {
 		return false
 	}
 	a.budget = sum

@@ -62,12 +62,12 @@ type budget struct {
 	bytes   int // of the bodies of the small ones
 }
 
-func memberBudget() budget {
+// limitOf is what a peer may have open.
+func limitOf(stranger bool) budget {
+	if stranger {
+		return budget{[link.Classes]int{strangerWantsMax, strangerWantsMax}, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax}
+	}
 	return budget{[link.Classes]int{wantsMax, wantsMax}, indexesMax, smallMax, smallMax, bodiesMax}
-}
-
-func strangerBudget() budget {
-	return budget{[link.Classes]int{strangerWantsMax, strangerWantsMax}, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax}
 }
 
 // costOf returns what a request has open.

@@ -74,19 +74,17 @@ func validate(r Request) error {
 // count notes how a request ended.
 func (x *Exchange) count(err error) {
 	outcome := "failed"
-	switch {
-	case err == nil:
-		outcome = "ok"
-	case errors.Is(err, ErrStalled):
-		outcome = "stalled"
-	case errors.Is(err, ErrDisconnected):
-		outcome = "disconnected"
-	case errors.Is(err, ErrBusy):
-		outcome = "busy"
-	case errors.Is(err, ErrViolation):
-		outcome = "violation"
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		outcome = "canceled"
+	for _, o := range []struct {
+		name string
+		err  error
+	}{
+		{"ok", nil}, {"stalled", ErrStalled}, {"disconnected", ErrDisconnected}, {"busy", ErrBusy}, {"violation", ErrViolation},
+		{"canceled", context.Canceled}, {"canceled", context.DeadlineExceeded},
+	} {
+		if errors.Is(err, o.err) {
+			outcome = o.name
+			break
+		}
 	}
 	x.metrics.requests.WithLabelValues(outcome).Inc()
 }

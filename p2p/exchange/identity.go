@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -45,13 +44,11 @@ func (o *outbound) met(ctx context.Context) error {
 	if _, ok := o.session.x.ledger.Of(o.session.peer); ok {
 		return nil
 	}
-	late := time.NewTimer(StallTimeout)
-	defer late.Stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, StallTimeout, fmt.Errorf("hello: %w", ErrStalled))
+	defer cancel()
 	select {
 	case <-o.greeted:
 		return o.refused
-	case <-late.C:
-		return fmt.Errorf("hello: %w", ErrStalled)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -62,22 +62,27 @@ func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 	return r.await(ctx)
 }
 
-// await waits for the turn that the ticket stands in line for, and tells the
-// asker meanwhile that it is not forgotten. The caller holds turn.
+// await waits for the turn that the ticket stands in line for. The caller holds turn.
 func (r *responder) await(ctx context.Context) error {
+	err := waitFor(ctx, r, r.ticket.ready)
+	if r.holds = err == nil; err != nil {
+		r.in.x.turns.leave(&r.ticket)
+	}
+	return err
+}
+
+// waitFor waits for something, and tells the asker meanwhile that it is not forgotten.
+func waitFor[T any](ctx context.Context, r *responder, ready <-chan T) error {
 	tick := time.NewTicker(ProgressInterval)
 	defer tick.Stop()
 	for {
 		select {
-		case <-r.ticket.ready:
-			r.holds = true
+		case <-ready:
 			return nil
 		case <-ctx.Done():
-			r.in.x.turns.leave(&r.ticket)
 			return context.Cause(ctx)
 		case <-tick.C:
 			if err := r.Progress(); err != nil {
-				r.in.x.turns.leave(&r.ticket)
 				return err
 			}
 		}
@@ -107,22 +112,11 @@ func (r *responder) pay(ctx context.Context) error {
 	booked := r.in.x.strangers.ReserveN(time.Now(), min(r.ticket.size, strangersBurst))
 	due := time.NewTimer(booked.Delay())
 	defer due.Stop()
-	tick := time.NewTicker(ProgressInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-due.C:
-			return nil
-		case <-ctx.Done():
-			booked.Cancel()
-			return context.Cause(ctx)
-		case <-tick.C:
-			if err := r.Progress(); err != nil {
-				booked.Cancel()
-				return err
-			}
-		}
+	err := waitFor(ctx, r, due.C)
+	if err != nil {
+		booked.Cancel()
 	}
+	return err
 }
 
 // yield gives the turn back unused. The caller holds turn.

@@ -71,8 +71,8 @@ func newSession(x *Exchange, id peer.ID) *session {
 // lane returns the stream of a lane, opening it if need be. The opening goes on
 // when the caller does not wait for its end.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
-	late := time.NewTimer(StallTimeout)
-	defer late.Stop()
+	patience, cancel := context.WithTimeoutCause(ctx, StallTimeout, fmt.Errorf("open stream: %w", ErrStalled))
+	defer cancel()
 	for {
 		select {
 		case <-s.x.stopped:
@@ -94,10 +94,8 @@ func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-		case <-late.C:
-			return nil, fmt.Errorf("open stream: %w", ErrStalled)
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-patience.Done():
+			return nil, context.Cause(patience)
 		}
 	}
 }

@@ -205,7 +205,7 @@ func newOutstanding(indexes []uint64) outstanding {
 
 // answer strikes index off, and reports whether it waited for that.
 func (o *outstanding) answer(index uint64) bool {
-	at, ok := o.find(index)
+	at, ok := slices.BinarySearch(o.indexes, index)
 	if !ok || o.answered[at] {
 		return false
 	}
@@ -213,8 +213,6 @@ func (o *outstanding) answer(index uint64) bool {
 	o.left--
 	return true
 }
-
-func (o *outstanding) find(index uint64) (int, bool) { return slices.BinarySearch(o.indexes, index) }
 
 // rest returns what has no answer.
 func (o *outstanding) rest() []uint64 {
