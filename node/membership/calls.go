@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -26,7 +27,7 @@ const (
 // ErrNotFound. Strangers may redeem, and nothing else.
 func (m *Membership) Call(_ context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	if method == redeemMethod {
-		return Answer(m.codec, body, func(q redeemRequest) (redeemReply, error) { return m.redeem(from.ID, q) })
+		return Answer(m.codec, body, func(q redeemRequest) (papers, error) { return m.redeem(from.ID, q) })
 	}
 	if from.Identity.Role == "" {
 		return nil, fmt.Errorf("call %.20q: %w", method, content.ErrNotFound)
@@ -37,9 +38,9 @@ func (m *Membership) Call(_ context.Context, from exchange.Peer, method string, 
 	case revokedMethod:
 		return Answer(m.codec, body, m.lacking)
 	case secretsMethod:
-		return Answer(m.codec, body, func(struct{}) (secretsReply, error) { return m.shareSecrets(from.Identity) })
+		return Answer(m.codec, body, func(struct{}) (papers, error) { return m.secretsFor(from.Identity) })
 	case renewMethod:
-		return Answer(m.codec, body, func(struct{}) (renewReply, error) { return m.renewFor(from.Identity) })
+		return Answer(m.codec, body, func(struct{}) (papers, error) { return m.renewFor(from.Identity) })
 	case rollMethod:
 		return Answer(m.codec, body, m.rollPage)
 	}
@@ -64,29 +65,39 @@ type redeemRequest struct {
 	Subject trust.PublicKey `cbor:"subject"`
 }
 
-// redeemReply is what a newcomer becomes a member with.
-type redeemReply struct {
+// papers are what a member is one with: a certificate, or what that entitles it to,
+// with an admin's word that the secrets are those.
+type papers struct {
 	Chain    trust.Chain   `cbor:"chain"`
 	Secrets  trust.Secrets `cbor:"secrets"`
 	Rotation []byte        `cbor:"rotation"`
 }
 
+// rotation is the one that the secrets are of, for a member of that identity.
+func (p papers) rotation(v *trust.Verifier, id trust.Identity, now time.Time) (trust.Rotation, error) {
+	r, err := v.OpenRotation(p.Rotation, now)
+	if err != nil {
+		return r, err
+	}
+	return r, r.Admit(p.Secrets, id.Role, id.Farm)
+}
+
 // redeem answers a newcomer that shows an invite of this node. It has secrets in it, so
 // it goes to nobody but the owner of the key that the invite is, or was, used for.
-func (m *Membership) redeem(from peer.ID, q redeemRequest) (redeemReply, error) {
+func (m *Membership) redeem(from peer.ID, q redeemRequest) (r papers, err error) {
 	if err := m.admin("redeem invite"); err != nil {
-		return redeemReply{}, err
+		return r, err
 	}
 	if id, err := identity.PeerID(q.Subject); err != nil || id != from {
-		return redeemReply{}, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, MemberID(q.Subject), from)
+		return r, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, MemberID(q.Subject), from)
 	}
 	now := m.cfg.Now()
 	if since, ok := m.verifier.Revoked(q.Subject); ok {
-		return redeemReply{}, fmt.Errorf("redeem invite: %w: the key was revoked on %s; join with an empty --data", content.ErrForbidden, since.UTC().Format("2006-01-02"))
+		return r, fmt.Errorf("redeem invite: %w: the key was revoked on %s; join with an empty --data", content.ErrForbidden, since.UTC().Format("2006-01-02"))
 	}
 	chain, err := m.invites.Redeem(q.Invite, q.Subject, now, func(g trust.Grant) (trust.Chain, error) {
 		id := trust.Identity{Key: g.Subject, Role: g.Role, Farm: g.Farm}
-		if _, _, err := m.secretsFor(id); err != nil && g.Role.IsMember() { // before the invite is spent
+		if _, err := m.secretsFor(id); err != nil && g.Role.IsMember() { // before the invite is spent
 			return nil, err
 		}
 		signer, err := m.issuer(g.Role)
@@ -96,15 +107,15 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (redeemReply, error) 
 		return signer.Issue(g, now)
 	})
 	if err != nil {
-		return redeemReply{}, err
+		return r, err
 	}
 	id := chain.Identity()
-	r := redeemReply{Chain: chain}
 	if id.Role.IsMember() {
-		if r.Secrets, r.Rotation, err = m.secretsFor(id); err != nil {
-			return redeemReply{}, err
+		if r, err = m.secretsFor(id); err != nil {
+			return r, err
 		}
 	}
+	r.Chain = chain
 	m.roll.proved(chain, "", now)
 	m.cfg.Log.Info("a member joined", "peer", from, "role", id.Role, "farm", id.Farm)
 	return r, nil

@@ -164,7 +164,7 @@ func (e Entry) join(ctx context.Context) (State, error) {
 	verifier := trust.NewVerifier(token.Mesh)
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	var got redeemReply
+	var got papers
 	var at string
 	err = Visitor{e.identity, verifier, e.Now, e.Log}.Visit(ctx, func(ctx context.Context, s *swarm.Swarm, x *exchange.Exchange) (err error) {
 		got, at, err = redeemAt(ctx, door{s, x}, redeemRequest{token.Invite, e.identity.Public()}, slices.Concat(token.Bootstrap, e.Bootstrap))
@@ -207,17 +207,13 @@ func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swar
 
 // accept checks what came for a token: a certificate for this key, and secrets that an
 // admin has signed for.
-func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got redeemReply) (State, error) {
+func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (State, error) {
 	id, err := verifier.Verify(got.Chain, e.Now())
 	if err != nil || id.Key != e.identity.Public() {
 		return State{}, fmt.Errorf("--join: the certificate that came back: %w", errors.Join(content.ErrForbidden, err))
 	}
 	if id.Role.IsMember() {
-		rotation, err := verifier.OpenRotation(got.Rotation, e.Now())
-		if err == nil {
-			err = rotation.Admit(got.Secrets, id.Role, id.Farm)
-		}
-		if err != nil {
+		if _, err := got.rotation(verifier, id, e.Now()); err != nil {
 			return State{}, fmt.Errorf("--join: the secrets that came back: %w", err)
 		}
 	}

@@ -216,10 +216,10 @@ func (m *Membership) gatherFrom(ctx context.Context, c member) error {
 // keepRoll writes the roll now and then, and has an admin hear of members that it did
 // not meet, whom it may have to renew.
 func (m *Membership) keepRoll(ctx context.Context) {
-	tick := time.NewTicker(rollInterval)
-	defer tick.Stop()
-	for minutes := time.Duration(0); ; minutes += rollInterval {
-		times := minutes%rollTimes == 0
+	sinceTimes := time.Duration(0)
+	every(ctx, rollInterval, nil, func() {
+		times := sinceTimes%rollTimes == 0
+		sinceTimes += rollInterval
 		if times && m.Identity().Role == trust.RoleAdmin {
 			m.gather(ctx)
 		}
@@ -228,12 +228,7 @@ func (m *Membership) keepRoll(ctx context.Context) {
 				m.cfg.Log.Warn("the roll of members is not on disk", "err", err)
 			}
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // Revocation reports what became of one.
@@ -307,17 +302,11 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 // was revoked, so that no admin gone bad can take it from a member which was away and
 // hears of the one's revocation of the other first.
 func (m *Membership) revoker() (trust.Signer, error) {
-	key, err := m.MeshKey()
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-		return m.Signer(), nil
-	case err != nil:
-		return trust.Signer{}, err
+	signer, err := m.issuer(trust.RoleAdmin)
+	if err == nil && signer.Renewed == nil { // bare, for it has no certificate
+		signer.Chain, err = signer.Issue(trust.Grant{Subject: signer.Key.Public(), Role: trust.RoleAdmin, Farm: m.Identity().Farm}, m.cfg.Now())
 	}
-	bare := trust.Signer{Key: key}
-	chain, err := bare.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: m.Identity().Farm}, m.cfg.Now())
-	bare.Chain = chain
-	return bare, err
+	return signer, err
 }
 
 // tokenToRevoke looks for a token of that ID, and makes it useless if it is unused.

@@ -269,15 +269,27 @@ func (m *Membership) admin(what string) error {
 // hand: they hold when the admin that redeemed the token is lost or revoked.
 func (m *Membership) issuer(role trust.Role) (trust.Signer, error) {
 	if role == trust.RoleAdmin {
-		key, err := trust.LoadKey(filepath.Join(m.cfg.Dir, meshKeyFile))
-		if err == nil && key.Public() == m.State().Mesh {
-			return trust.Signer{Key: key}, nil
-		}
-		if err != nil && !errors.Is(err, content.ErrNotFound) {
-			return trust.Signer{}, err
+		key, err := m.MeshKey()
+		if !errors.Is(err, content.ErrNotFound) {
+			return trust.Signer{Key: key}, err
 		}
 	}
 	return m.Signer(), nil
+}
+
+// every calls fn at once, and then at each tick and each nudge, until ctx ends.
+func every(ctx context.Context, interval time.Duration, nudged <-chan struct{}, fn func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		fn()
+		select {
+		case <-tick.C:
+		case <-nudged:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // nudge wakes a loop.

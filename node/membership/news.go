@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -240,10 +241,8 @@ func (m *Membership) connected() []member {
 func (m *Membership) keepGreeted(ctx context.Context) {
 	var under sync.WaitGroup
 	defer under.Wait()
-	tick := time.NewTicker(contactInterval)
-	defer tick.Stop()
 	compared := time.Now()
-	for {
+	every(ctx, contactInterval, nil, func() {
 		again := 0
 		if time.Since(compared) >= compareInterval {
 			again, compared = compareAtOnce, time.Now()
@@ -263,12 +262,7 @@ func (m *Membership) keepGreeted(ctx context.Context) {
 				}
 			})
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // names are a member's in the log.
@@ -303,16 +297,15 @@ func (m *Membership) tellAll(ctx context.Context, news []revoked) int {
 	if m.network == nil {
 		return 0
 	}
-	var all sync.WaitGroup
+	var all errgroup.Group
 	var told atomic.Int64
-	turns := make(chan struct{}, greetAtOnce)
+	all.SetLimit(greetAtOnce)
 	for _, id := range m.network.Peers() {
-		turns <- struct{}{}
-		all.Go(func() {
-			defer func() { <-turns }()
+		all.Go(func() error {
 			if _, err := m.greet(ctx, id, news); err == nil {
 				told.Add(1)
 			}
+			return nil
 		})
 	}
 	all.Wait()

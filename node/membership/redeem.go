@@ -28,11 +28,11 @@ type door struct {
 // returns the address at which it was reached. All are tried side by side, however many
 // are dead: a token's text bounds them. The invite is shown to admins of the mesh alone,
 // to one after the other as they are reached.
-func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (redeemReply, string, error) {
+func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (reply papers, at string, err error) {
 	codec := content.NewCodec()
 	body, err := codec.Marshal(q)
 	if err != nil {
-		return redeemReply{}, "", err
+		return reply, "", err
 	}
 	var peers []peer.AddrInfo
 	var errs []error
@@ -62,10 +62,9 @@ func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (red
 			errs = append(errs, a.err)
 			continue
 		}
-		var reply redeemReply
 		b, err := d.exchange.Call(ctx, a.id, redeemMethod, body)
 		if errors.Is(err, content.ErrForbidden) { // it was refused, and asking elsewhere would not help
-			return redeemReply{}, "", err
+			return reply, "", err
 		}
 		if err == nil {
 			err = codec.Unmarshal(b, &reply)
@@ -79,7 +78,7 @@ func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (red
 	if len(errs) > silentShown {
 		more = fmt.Sprintf(" (and %d more)", len(errs)-silentShown)
 	}
-	return redeemReply{}, "", fmt.Errorf("%w: no admin answers at the %d addresses of the token and of --bootstrap: %w%s", content.ErrUnavailable, len(addrs), errors.Join(errs[:min(len(errs), silentShown)]...), more)
+	return papers{}, "", fmt.Errorf("%w: no admin answers at the %d addresses of the token and of --bootstrap: %w%s", content.ErrUnavailable, len(addrs), errors.Join(errs[:min(len(errs), silentShown)]...), more)
 }
 
 // admin connects with a member, which has to prove that it is an admin.

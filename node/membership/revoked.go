@@ -394,11 +394,9 @@ func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
 // and while no member is connected who would tell; and brings those there that it
 // lacks. Until ctx ends.
 func (m *Membership) keepStored(ctx context.Context) {
-	tick := time.NewTicker(contactInterval)
-	defer tick.Stop()
 	var looked time.Time
 	here := false
-	for {
+	every(ctx, contactInterval, nil, func() {
 		c, writable := m.cfg.Catalog()
 		alone := time.Since(looked) >= storeInterval && len(m.connected()) == 0
 		if c != nil && (!here || alone || m.owes()) {
@@ -408,12 +406,7 @@ func (m *Membership) keepStored(ctx context.Context) {
 			}
 		}
 		here = c != nil
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // owes reports whether it is time to look if the origin has all revocations.

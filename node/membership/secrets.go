@@ -22,35 +22,24 @@ const (
 	seekInterval = 5 * time.Second
 )
 
-// secretsReply carries what the asker's certificate entitles it to, with an admin's
-// word that it is that.
-type secretsReply struct {
-	Secrets  trust.Secrets `cbor:"secrets"`
-	Rotation []byte        `cbor:"rotation"`
-}
-
 // secretsFor returns the newest secrets for a member: an admin has those of any, others
 // those of their own farm.
-func (m *Membership) secretsFor(id trust.Identity) (trust.Secrets, []byte, error) {
+func (m *Membership) secretsFor(id trust.Identity) (p papers, err error) {
 	s := m.State()
 	own := s.Chain.Identity()
 	switch {
 	case !id.Role.IsMember():
-		return trust.Secrets{}, nil, fmt.Errorf("secrets: %w: a %s has none", content.ErrForbidden, id.Role)
+		return p, fmt.Errorf("secrets: %w: a %s has none", content.ErrForbidden, id.Role)
 	case own.Role == trust.RoleAdmin && s.Secrets.Root != [32]byte{}:
-		rotation, err := m.Signer().Rotate(s.Secrets, id.Farm, m.cfg.Now())
-		return s.Secrets.For(id.Role, id.Farm), rotation, err
+		p.Secrets = s.Secrets.For(id.Role, id.Farm)
+		p.Rotation, err = m.Signer().Rotate(s.Secrets, id.Farm, m.cfg.Now())
+		return p, err
 	case own.Role.IsMember() && own.Farm == id.Farm && id.Role != trust.RoleAdmin:
-		out := s.Secrets
-		out.Root = [32]byte{}
-		return out, s.Rotation, nil
+		p.Secrets, p.Rotation = s.Secrets, s.Rotation
+		p.Secrets.Root = [32]byte{}
+		return p, nil
 	}
-	return trust.Secrets{}, nil, fmt.Errorf("secrets of a %s of farm %s: %w: ask an admin", id.Role, id.Farm, content.ErrUnavailable)
-}
-
-func (m *Membership) shareSecrets(id trust.Identity) (r secretsReply, err error) {
-	r.Secrets, r.Rotation, err = m.secretsFor(id)
-	return r, err
+	return p, fmt.Errorf("secrets of a %s of farm %s: %w: ask an admin", id.Role, id.Farm, content.ErrUnavailable)
 }
 
 // Rotate begins a new generation of the mesh's secrets and tells whom this member is
@@ -137,22 +126,14 @@ func (m *Membership) behind() bool {
 // keepSought asks for the newest secrets, and for another certificate when an issuer
 // of this member's was revoked, until ctx ends.
 func (m *Membership) keepSought(ctx context.Context) {
-	tick := time.NewTicker(seekInterval)
-	defer tick.Stop()
-	for {
+	every(ctx, seekInterval, m.seek, func() {
 		if m.behind() {
 			m.ask(ctx, m.askSecrets)
 		}
 		if m.verifier.Orphaned(m.State().Chain) {
 			m.ask(ctx, m.askRenewal)
 		}
-		select {
-		case <-tick.C:
-		case <-m.seek:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // errNotHim says that a member is not to be asked.
@@ -181,14 +162,11 @@ func (m *Membership) askSecrets(ctx context.Context, id peer.ID, who trust.Ident
 	if who.Role != trust.RoleAdmin && (own.Role == trust.RoleAdmin || who.Farm != own.Farm || !who.Role.IsMember()) {
 		return errNotHim
 	}
-	var r secretsReply
+	var r papers
 	if err := m.call(ctx, id, secretsMethod, struct{}{}, &r); err != nil {
 		return err
 	}
-	rotation, err := m.verifier.OpenRotation(r.Rotation, m.cfg.Now())
-	if err == nil {
-		err = rotation.Admit(r.Secrets, own.Role, own.Farm)
-	}
+	rotation, err := r.rotation(m.verifier, own, m.cfg.Now())
 	if err == nil && !rotation.Generation.Follows(m.State().Secrets.Generation) {
 		err = fmt.Errorf("%w: it has generation %d itself", content.ErrUnavailable, rotation.Generation.Number)
 	}
@@ -198,45 +176,40 @@ func (m *Membership) askSecrets(ctx context.Context, id peer.ID, who trust.Ident
 	return m.adopt(r.Secrets, r.Rotation)
 }
 
-type renewReply struct {
-	Chain trust.Chain `cbor:"chain"`
-}
-
 // renewFor gives a member whose issuer was revoked another certificate, of the same
 // role and farm. That it is one of before the revocation was learnt of has been proved
 // by its being known here. An admin gets none unasked: one that an admin gone bad had
 // made beforehand would outlive it, with more behind it than before.
-func (m *Membership) renewFor(id trust.Identity) (renewReply, error) {
+func (m *Membership) renewFor(id trust.Identity) (p papers, err error) {
 	if err := m.admin("renew"); err != nil {
-		return renewReply{}, err
+		return p, err
 	}
 	if id.Role == trust.RoleAdmin {
-		return renewReply{}, fmt.Errorf("renew: %w: %s is an admin by the word of one that was revoked; it joins anew, with an empty --data and a token of an admin", content.ErrForbidden, id.Key)
+		return p, fmt.Errorf("renew: %w: %s is an admin by the word of one that was revoked; it joins anew, with an empty --data and a token of an admin", content.ErrForbidden, id.Key)
 	}
 	signer, err := m.issuer(id.Role)
 	if err != nil {
-		return renewReply{}, err
+		return p, err
 	}
 	e, ok := m.roll.of(id.Key)
 	switch {
 	case !ok || e.Chain.Identity() != id || !m.verifier.Orphaned(e.Chain):
-		return renewReply{}, fmt.Errorf("renew: %w: the certificate of %s is good as it is", content.ErrInvalid, id.Key)
+		return p, fmt.Errorf("renew: %w: the certificate of %s is good as it is", content.ErrInvalid, id.Key)
 	case signer.Renewed != nil && m.verifier.Orphaned(signer.Renewed()):
-		return renewReply{}, fmt.Errorf("renew: %w: this admin's own issuer was revoked", content.ErrUnavailable)
+		return p, fmt.Errorf("renew: %w: this admin's own issuer was revoked", content.ErrUnavailable)
 	}
-	chain, err := signer.Issue(trust.Grant{Subject: id.Key, Role: id.Role, Farm: id.Farm}, m.cfg.Now())
-	if err != nil {
-		return renewReply{}, err
+	if p.Chain, err = signer.Issue(trust.Grant{Subject: id.Key, Role: id.Role, Farm: id.Farm}, m.cfg.Now()); err != nil {
+		return p, err
 	}
 	m.cfg.Log.Info("a member's certificate was renewed", "peer", MemberID(id.Key), "role", id.Role, "farm", id.Farm)
-	return renewReply{chain}, nil
+	return p, nil
 }
 
 func (m *Membership) askRenewal(ctx context.Context, id peer.ID, who trust.Identity) error {
 	if who.Role != trust.RoleAdmin {
 		return errNotHim
 	}
-	var r renewReply
+	var r papers
 	if err := m.call(ctx, id, renewMethod, struct{}{}, &r); err != nil {
 		return err
 	}

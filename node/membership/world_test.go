@@ -87,7 +87,7 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 	if err != nil {
 		return nil, err
 	}
-	var got redeemReply
+	var got papers
 	if err := by.codec.Unmarshal(b, &got); err != nil {
 		return nil, err
 	}
