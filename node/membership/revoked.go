@@ -1,7 +1,6 @@
 package membership
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -322,15 +321,21 @@ type revokedReply struct {
 	Want []byte    `cbor:"want"`
 }
 
+// prefixes are those that stand one behind the other.
+func prefixes(b []byte) map[string]bool {
+	out := map[string]bool{}
+	for p := range slices.Chunk(b, prefixSize) {
+		out[string(p)] = true
+	}
+	return out
+}
+
 // lacking answers with revocations that the asker does not have.
 func (m *Membership) lacking(q revokedRequest) (revokedReply, error) {
 	if len(q.Have) > revokedMax*prefixSize {
 		return revokedReply{}, fmt.Errorf("revocations: %w: %d bytes of prefixes", content.ErrInvalid, len(q.Have))
 	}
-	theirs := map[string]bool{}
-	for p := range slices.Chunk(q.Have, prefixSize) {
-		theirs[string(p)] = true
-	}
+	theirs := prefixes(q.Have)
 	var r revokedReply
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -369,10 +374,7 @@ func (m *Membership) even(ctx context.Context, id peer.ID) error {
 
 // give tells a member of the revocations whose keys begin so.
 func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
-	wanted := map[string]bool{}
-	for p := range slices.Chunk(want[:min(len(want), revokedMax*prefixSize)], prefixSize) {
-		wanted[string(p)] = true
-	}
+	wanted := prefixes(want[:min(len(want), revokedMax*prefixSize)])
 	var news []revoked
 	m.mu.RLock()
 	for key, r := range m.revoked {
@@ -438,7 +440,7 @@ func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writa
 	lacks := map[trust.PublicKey][]byte{}
 	for key, r := range m.revoked {
 		if !there[key.String()] {
-			lacks[key] = bytes.Clone(r.Sealed)
+			lacks[key] = r.Sealed
 		}
 	}
 	m.mu.RUnlock()

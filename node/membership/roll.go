@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -195,14 +196,8 @@ func (e *enrolled) certify(chain trust.Chain, since int64) {
 func (r *roll) put(e enrolled) {
 	key := e.Chain[0].Subject
 	if _, had := r.all[key]; !had && len(r.all) >= rollMax {
-		var oldest trust.PublicKey
-		least := int64(1<<63 - 1)
-		for k, other := range r.all {
-			if other.Seen < least {
-				oldest, least = k, other.Seen
-			}
-		}
-		delete(r.all, oldest)
+		oldest := slices.MinFunc(slices.Collect(maps.Values(r.all)), func(a, b enrolled) int { return cmp.Compare(a.Seen, b.Seen) })
+		delete(r.all, oldest.Chain[0].Subject)
 	}
 	r.all[key] = e
 }
@@ -256,13 +251,8 @@ func (r *roll) of(key trust.PublicKey) (enrolled, bool) {
 // list returns all, by key.
 func (r *roll) list() []enrolled {
 	r.mu.Lock()
-	out := make([]enrolled, 0, len(r.all))
-	for _, e := range r.all {
-		out = append(out, e)
-	}
-	r.mu.Unlock()
-	slices.SortFunc(out, func(a, b enrolled) int { return compareKeys(a.Chain[0].Subject, b.Chain[0].Subject) })
-	return out
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Values(r.all), func(a, b enrolled) int { return compareKeys(a.Chain[0].Subject, b.Chain[0].Subject) })
 }
 
 func compareKeys(a, b trust.PublicKey) int { return bytes.Compare(a[:], b[:]) }

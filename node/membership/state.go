@@ -3,7 +3,6 @@ package membership
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -65,13 +64,9 @@ func (s State) save(dir string) error {
 	return durable.WriteFile(filepath.Join(dir, membershipFile), b, 0o600)
 }
 
-// load returns ErrNotFound in a folder that belongs to no mesh yet.
 func load(dir string) (State, error) {
 	path := filepath.Join(dir, membershipFile)
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return State{}, fmt.Errorf("membership: %w", content.ErrNotFound)
-	}
 	if err != nil {
 		return State{}, fmt.Errorf("membership: %w", err)
 	}

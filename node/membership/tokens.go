@@ -71,28 +71,33 @@ func (m *Membership) MeshKey() (trust.PrivateKey, error) {
 // ImportMeshKey brings the mesh key here, which makes this member an admin whom no
 // revocation of another touches. Where it is no admin yet, it begins new secrets too:
 // it has no others to give to those that join.
-func (m *Membership) ImportMeshKey(ctx context.Context, key trust.PrivateKey) error {
+func (m *Membership) ImportMeshKey(ctx context.Context, key trust.PrivateKey) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("import mesh key: %w", err)
+		}
+	}()
 	s := m.State()
 	if key.Public() != s.Mesh {
-		return fmt.Errorf("import mesh key: %w: it is the key of mesh %s, and this node is of mesh %s", content.OtherMesh, key.Public(), s.Mesh)
+		return fmt.Errorf("%w: it is the key of mesh %s, and this node is of mesh %s", content.OtherMesh, key.Public(), s.Mesh)
 	}
 	if since, ok := m.verifier.Revoked(m.cfg.Identity.Public()); ok {
-		return fmt.Errorf("import mesh key: %w: this node was revoked on %s; bring the key to another member", content.ErrForbidden, since.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w: this node was revoked on %s; bring the key to another member", content.ErrForbidden, since.UTC().Format(time.RFC3339))
 	}
 	id := s.Chain.Identity()
 	if id.Role == trust.RoleSeed {
-		return fmt.Errorf("import mesh key: %w: this is a seed, which belongs to no farm; bring the key to a node", content.ErrForbidden)
+		return fmt.Errorf("%w: this is a seed, which belongs to no farm; bring the key to a node", content.ErrForbidden)
 	}
 	path := filepath.Join(m.cfg.Dir, meshKeyFile)
 	switch there, err := trust.LoadKey(path); {
 	case err == nil && there != key:
-		return fmt.Errorf("import mesh key: %w: %s has another key, of mesh %s", content.ErrExists, path, there.Public())
+		return fmt.Errorf("%w: %s has another key, of mesh %s", content.ErrExists, path, there.Public())
 	case errors.Is(err, content.ErrNotFound):
 		if err := trust.SaveKey(path, key); err != nil {
-			return fmt.Errorf("import mesh key: %w", err)
+			return err
 		}
 	case err != nil:
-		return fmt.Errorf("import mesh key: %w", err)
+		return err
 	}
 	if id.Role != trust.RoleAdmin || m.verifier.Orphaned(s.Chain) {
 		chain, err := trust.Signer{Key: key}.Issue(trust.Grant{Subject: id.Key, Role: trust.RoleAdmin, Farm: id.Farm}, m.cfg.Now())
@@ -100,13 +105,11 @@ func (m *Membership) ImportMeshKey(ctx context.Context, key trust.PrivateKey) er
 			err = m.recertify(chain)
 		}
 		if err != nil {
-			return fmt.Errorf("import mesh key: %w", err)
+			return err
 		}
 	}
 	if m.State().Secrets.Root == [32]byte{} {
-		if _, err := m.Rotate(ctx); err != nil {
-			return fmt.Errorf("import mesh key: %w", err)
-		}
+		_, err = m.Rotate(ctx)
 	}
-	return nil
+	return err
 }
