@@ -125,8 +125,7 @@ func (e *problemError) Error() string {
 	return text
 }
 
-// do sends in as JSON, unless it is nil, and reads the answer into out, unless
-// that is nil.
+// do sends in as JSON and reads the answer into out; either may be nil.
 func (c *client) do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -118,8 +118,7 @@ const (
 	// originRequestsMin is the least that --origin-requests may be: with fewer a node
 	// has no turn left between two looks at its origin.
 	originRequestsMin = 1
-	// ioTimeoutMin is the least that --io-timeout may be: a read takes a moment from a
-	// store that is well.
+	// ioTimeoutMin is the least that --io-timeout may be: a read from a good store.
 	ioTimeoutMin = span(time.Second)
 )
 
@@ -139,8 +138,7 @@ func (c *nodeCmd) Validate() error {
 	return nil
 }
 
-// sizeMax bounds any size that is given: caches are larger than the largest disk, but
-// not without end.
+// sizeMax bounds what sizes may be given: caches are larger than the largest disk.
 const sizeMax = 64 * content.SizeMax
 
 // size is a number of bytes, written as 10GiB, 10G, which is the same, or 500MB.

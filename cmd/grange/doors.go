@@ -50,8 +50,7 @@ type doors struct {
 	tls     *tls.Config
 	tcp     net.Listener // at address
 
-	// left are copies of the sockets' descriptors, by address, for who comes after
-	// this process.
+	// left are copies of the sockets' descriptors, by address, for the next process.
 	left map[string]*os.File
 }
 
@@ -84,8 +83,7 @@ func (f *doorFlags) doors(dir string) (*doors, error) {
 	return d, nil
 }
 
-// listen opens what needs no data folder, before there is one. A node whose volumes are
-// waited for goes without.
+// listen opens what needs no data folder. A node with volumes awaited goes without.
 func (d *doors) listen(ctx context.Context, dir string, log *slog.Logger) (err error) {
 	if d.address == "" {
 		return nil

@@ -28,8 +28,7 @@ import (
 )
 
 const (
-	// clockSkewMax is how far this clock may be from the store's: certificates and
-	// records tolerate as much.
+	// clockSkewMax is how far this clock may be from the store's, as for certificates.
 	clockSkewMax = 5 * time.Minute
 	// diskMin is what a data folder's disk has to have left for a node to work.
 	diskMin = 512 << 20

@@ -90,8 +90,7 @@ func showLines(w io.Writer) func(api.Operation) {
 }
 
 const (
-	// barMin is the narrowest terminal that a bar fits, barStats what it takes for
-	// itself.
+	// barMin is the narrowest terminal that a bar fits, barStats what it takes itself.
 	barMin   = 72
 	barStats = 56
 )

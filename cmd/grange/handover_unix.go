@@ -83,12 +83,10 @@ func starts(ctx context.Context, program string) error {
 // handovers: a process can become another and keep what it listens on.
 const handovers = true
 
-// inheritedEnv tells a process the sockets that the one before has left it: their
-// descriptors, by address, in JSON.
+// inheritedEnv tells a process the descriptors left to it, by address, in JSON.
 const inheritedEnv = "GRANGE_INHERITED"
 
-// inherited are the sockets that the process before has left, which what this one
-// starts shall not have.
+// inherited are the sockets that were left to this process, and not to what it starts.
 func inherited() map[string]*os.File {
 	var numbers map[string]int
 	if json.Unmarshal([]byte(os.Getenv(inheritedEnv)), &numbers) != nil {
@@ -141,8 +139,7 @@ func again(args []string, input string) error {
 	return fmt.Errorf("hide the token: %w", err)
 }
 
-// giveTo gives a file to the user whose a folder is: the node runs as that one, and root
-// may ask it.
+// giveTo gives a file to a folder's owner, as which the node runs: root may ask it.
 func giveTo(f *os.File, folder string) error {
 	info, err := os.Stat(folder)
 	if err != nil {

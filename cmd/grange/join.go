@@ -36,8 +36,7 @@ func (c *nodeCmd) token(dir string, std stdio) (string, error) {
 	return token, nil
 }
 
-// withoutToken returns the arguments with - in the place of the token; false if they
-// don't have it.
+// withoutToken returns the arguments with - for the token; false if it is not there.
 func withoutToken(args []string, token string) ([]string, bool) {
 	out := make([]string, len(args))
 	found := false

@@ -18,9 +18,8 @@ const (
 	memoryMin = 128 << 20
 )
 
-// limitMemory has the garbage collector keep the process within what --memory says, or
-// else within the limit of its cgroup, if there is one. GOMEMLIMIT in the environment
-// comes before both.
+// limitMemory has the garbage collector keep the process within --memory, or else its
+// cgroup's limit, if there is one. GOMEMLIMIT in the environment comes before both.
 func limitMemory(limit size, log *slog.Logger) error {
 	provider := memlimit.FromCgroup
 	switch {

@@ -207,8 +207,7 @@ func openKey(sealed []byte, phrase string) (string, error) {
 	return string(b), nil
 }
 
-// passphrase asks for one or reads it from a file; "" is none. It is never an argument:
-// those are seen by everybody.
+// passphrase asks for one or reads a file; "" is none. All could see an argument.
 func passphrase(std stdio, ask bool, file string) (string, error) {
 	switch {
 	case file != "":

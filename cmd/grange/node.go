@@ -41,8 +41,7 @@ type nodeCmd struct {
 	doorFlags
 }
 
-// Run serves until ctx ends, or until the node hands over to its program's newest
-// version.
+// Run serves until ctx ends, or the node hands over to its program's newest version.
 func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)

@@ -53,8 +53,7 @@ type cli struct {
 // errUsage marks errors in the command line, which exit with 2.
 var errUsage = errors.New("usage")
 
-// run executes one command and returns its exit code: 0 done, 1 failed, 2 for a
-// command line that makes no sense.
+// run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.
 func run(ctx context.Context, args []string, std stdio) int {
 	var c cli
 	code := -1
@@ -96,8 +95,7 @@ func asFarAsUnderstood(err error) string {
 	return "grange"
 }
 
-// onCommandLine reports whether a flag was given there, and not in the environment or
-// the config file.
+// onCommandLine reports whether a flag was given there, not by environment or file.
 func onCommandLine(command *kong.Context, flag string) bool {
 	return slices.ContainsFunc(command.Path, func(p *kong.Path) bool {
 		return p.Flag != nil && p.Flag.Name == flag && !p.Resolved

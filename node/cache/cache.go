@@ -80,8 +80,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// shape is that of a table with room for the quota in chunks of the default
-// size, under loadMade.
+// shape is that of a table for the quota in chunks of the default size, under loadMade.
 func (c Config) shape() shape {
 	chunks := int(c.Quota / content.ChunkSizeDefault)
 	return shape{roundUp(int(c.Quota/slabSize)+1, 2), roundUp(chunks*16/loadMade, bucketSize)}
@@ -250,8 +249,7 @@ type Stats struct {
 	Pinned int64
 	// Full is true while chunks are passed on without being kept.
 	Full bool
-	// Evicted rises with each chunk that left: who keeps a list of what is here
-	// looks again when it has changed.
+	// Evicted rises with each chunk that left, for who keeps a list of what is here.
 	Evicted uint64
 	// IndexBytes is the memory of the index.
 	IndexBytes int64

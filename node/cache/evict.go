@@ -56,9 +56,8 @@ func (c *Cache) mayGrow() bool {
 
 func (c *Cache) overLimit() bool { return int64(c.slabs.live)*slabSize > c.limit() }
 
-// makeRoom frees slots of a class, or a slab of another class. A class pays for
-// its own growth as often as its share of the slabs, so the shares follow what is
-// put. Called with mu.
+// makeRoom frees slots of a class, or a slab of another. A class pays for its growth as
+// often as its share of the slabs, so shares follow what is put. Called with mu.
 func (c *Cache) makeRoom(cl class) bool {
 	if rand.IntN(c.slabs.live+1) < c.slabs.count[cl] {
 		return c.evictFrom(cl) > 0 || c.emptyAny(cl)
@@ -66,9 +65,8 @@ func (c *Cache) makeRoom(cl class) bool {
 	return c.emptyAny(cl) || c.evictFrom(cl) > 0
 }
 
-// Evict removes chunks that are not pinned, the least useful first, until their
-// slots make n bytes, and returns how many bytes it were. Slabs that are empty
-// then are given back to the disk.
+// Evict removes chunks that are not pinned, the least useful first, until their slots
+// make n bytes, and returns how many it were. Empty slabs go back to the disk then.
 func (c *Cache) Evict(n int64) (freed int64) {
 	for freed < n {
 		c.mu.Lock()
@@ -144,8 +142,7 @@ func queueBit(queue int) word {
 	return 0
 }
 
-// sweepSlab weighs the objects of one slab from the hand on, until it has
-// evicted most. Called with mu.
+// sweepSlab weighs a slab's objects from the hand on and evicts most. Called with mu.
 func (c *Cache) sweepSlab(h *hand, queue, most int, looked *int) (freed int) {
 	t, b := c.table.Load(), c.slabs.all[h.slab]
 	records := c.names.slab(h.slab, b.class.slots(), c.slabName)
@@ -257,10 +254,9 @@ func (c *Cache) displace(t *table, k key) (victim int, ok bool) {
 	return victim, true
 }
 
-// emptyAny empties a slab of another class and makes it unused: of some that
-// chance picks the one with the fewest objects in the main queue, and of those
-// the oldest. The last slab of a class goes only when there is no other. Called
-// with mu.
+// emptyAny empties a slab of another class and makes it unused: of some that chance
+// picks the one with the fewest objects in the main queue, and of those the oldest. The
+// last slab of a class goes only when there is no other. Called with mu.
 func (c *Cache) emptyAny(except class) bool {
 	return c.emptyOne(except, 2) || c.emptyOne(except, 1)
 }
@@ -284,8 +280,7 @@ func (c *Cache) emptyOne(except class, least int) bool {
 	return slices.ContainsFunc(victims, c.emptySlab)
 }
 
-// emptySlab evicts all of a slab and gives it back; false if something is being
-// written there. Called with mu.
+// emptySlab gives back a slab with all in it; false if one is being written. With mu.
 func (c *Cache) emptySlab(number int) bool {
 	t, slots := c.table.Load(), c.slabs.all[number].class.slots()
 	records := c.names.slab(number, slots, c.slabName)
@@ -304,10 +299,9 @@ func (c *Cache) emptySlab(number int) bool {
 	return true
 }
 
-// returnSlab makes an empty slab unused and its space the disk's, by punching a
-// hole: a file of slabs never shrinks, and the slabs behind stay where they are.
-// Where that is not supported the space stays the cache's, for other slabs.
-// Called with mu.
+// returnSlab makes an empty slab unused and its space the disk's, as a hole: a file
+// never shrinks, and the slabs behind stay where they are. Where that is not supported
+// the space stays the cache's, for other slabs. Called with mu.
 func (c *Cache) returnSlab(number int) {
 	c.slabs.drop(number)
 	c.table.Load().setClass(number, 0)

@@ -25,9 +25,8 @@ func openTable(path string) (*table, error) {
 	return t, nil
 }
 
-// createTable makes an empty index file, which installTable puts in the place of
-// path. Its space is allocated: a mapped write to a full disk would end the
-// process.
+// createTable makes an empty index file, which installTable puts at path. Its space is
+// allocated: a mapped write to a full disk would end the process.
 func createTable(path string, size shape, s secret) (*table, error) {
 	path += ".new"
 	os.Remove(path) // not truncated: another table may still be mapped to it

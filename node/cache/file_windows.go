@@ -6,8 +6,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// openTable never finds an index: on Windows it is kept in memory only, and made
-// anew from the names at each start.
+// openTable never finds an index: each start makes it in memory, from the names.
 func openTable(string) (*table, error) { return nil, os.ErrNotExist }
 
 func createTable(_ string, size shape, s secret) (*table, error) {

@@ -11,8 +11,7 @@ import (
 )
 
 const (
-	// tickInterval is how often the clock and the free space of the disk are
-	// looked at.
+	// tickInterval is how often the clock and the disk's free space are looked at.
 	tickInterval = 5 * time.Second
 	// forgetInterval is how often checks that are too old are taken back; it must
 	// be well below the days after which the number of a day comes again.

@@ -46,9 +46,8 @@ func decodeName(b []byte, at place) (name, bool) {
 	return n, n.length > 0 && n.length <= slotMax && binary.LittleEndian.Uint32(b[36:]) == nameSum(b, at)
 }
 
-// names is the file that says which object lies in which slot. Eviction learns
-// from it what it evicts, and it is what the index is made of anew when that is
-// lost.
+// names is the file that says which object lies in which slot: what eviction evicts,
+// and what an index that is lost is made of anew.
 type names struct{ file *os.File }
 
 func nameOffset(at place) int64 { return int64(at.slab())*slabNameSize + int64(at.slot())*nameSize }

@@ -75,8 +75,7 @@ func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	return c.endPin(old)
 }
 
-// Unpin lets what the name pinned go, unless another name pins it too. An absent
-// name is success.
+// Unpin lets go what the name pinned and no other pins too. An absent name is success.
 func (c *Cache) Unpin(name string) error {
 	if err := content.CheckName(name); err != nil {
 		return fmt.Errorf("unpin: %w", err)
@@ -183,8 +182,7 @@ func openPin(path string) (pin, error) {
 	return pin{}, errors.Join(fmt.Errorf("list of pins %s: %w", path, content.ErrCorrupt), unmap())
 }
 
-// loadPins reads the lists at a start. A damaged one is passed over: its chunks
-// may be evicted, nothing worse.
+// loadPins reads the lists at a start. Chunks of a damaged one may be evicted.
 func (c *Cache) loadPins() error {
 	files, err := os.ReadDir(filepath.Join(c.cfg.Dir, pinsDir))
 	if errors.Is(err, os.ErrNotExist) {

@@ -41,8 +41,7 @@ func (c *Cache) Put(v content.Verified, reach Reach) error {
 	return fmt.Errorf("cache: %w: %w", content.ErrNoSpace, err)
 }
 
-// unkept counts a chunk that is passed on without being kept, and says so now
-// and then.
+// unkept counts a chunk that is passed on without being kept, and says so now and then.
 func (c *Cache) unkept(err error) {
 	c.metrics.unkept.Inc()
 	c.full.Store(true)
@@ -51,8 +50,7 @@ func (c *Cache) unkept(err error) {
 	})
 }
 
-// reserve finds a slot: a free one, one of a new slab, or one that an eviction
-// frees.
+// reserve finds a slot: a free one, one of a new slab, or one that an eviction frees.
 func (c *Cache) reserve(cl class) (place, error) {
 	c.mu.Lock()
 	defer c.tell()
@@ -96,8 +94,7 @@ func (c *Cache) write(at place, v content.Verified, reach Reach) error {
 	return c.names.write(at, name{v.CID(), len(v.Bytes()), reach})
 }
 
-// commit makes a written slot findable, or gives it back if another Put was
-// faster.
+// commit makes a written slot findable, or gives it back if another Put was faster.
 func (c *Cache) commit(v content.Verified, at place, reach Reach) error {
 	c.mu.Lock()
 	defer c.tell()
@@ -139,8 +136,7 @@ func (c *Cache) cancel(at place) {
 	}
 }
 
-// giveSlot frees a slot, and its slab when that is empty and too much. Called
-// with mu.
+// giveSlot frees a slot, and its slab when that is empty and too much. Called with mu.
 func (c *Cache) giveSlot(at place) {
 	c.names.blank(at)
 	if c.slabs.give(at) && c.overLimit() {

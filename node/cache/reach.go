@@ -24,8 +24,7 @@ const (
 	ReachPublic
 )
 
-// narrowBatch bounds how many objects are narrowed under one lock, which takes some
-// milliseconds.
+// narrowBatch bounds how many objects are narrowed under one lock: some milliseconds.
 const narrowBatch = 1024
 
 // ReachOf is how far goes what a node of that identity obtains under a root of scope
@@ -42,8 +41,7 @@ func ReachOf(s content.Scope, node trust.Identity) Reach {
 	return ReachFarm
 }
 
-// Reach returns how far the chunk may go; false when it is not here. It takes no
-// lock.
+// Reach returns how far the chunk may go, without a lock; false when it is not here.
 func (c *Cache) Reach(id content.CID) (Reach, bool) {
 	k := c.secret.key(id)
 	for range readTries {
@@ -58,15 +56,13 @@ func (c *Cache) Reach(id content.CID) (Reach, bool) {
 	return ReachNone, false
 }
 
-// HasFor reports whether the chunk is here and may go that far. It does not count
-// as use.
+// HasFor reports whether the chunk is here and may go that far. That is no use of it.
 func (c *Cache) HasFor(id content.CID, reach Reach) bool {
 	r, ok := c.Reach(id)
 	return ok && r >= reach
 }
 
-// GetFor is Get of a chunk that may go that far; any other is as absent as one that
-// is not here.
+// GetFor is Get of a chunk that may go that far; any other is as absent.
 func (c *Cache) GetFor(id content.CID, reach Reach, buf []byte) (content.Verified, error) {
 	if !c.HasFor(id, reach) {
 		return content.Verified{}, c.miss()
@@ -74,8 +70,7 @@ func (c *Cache) GetFor(id content.CID, reach Reach, buf []byte) (content.Verifie
 	return c.Get(id, buf)
 }
 
-// Narrow has those of the chunks that are here go no farther than most. When it has
-// returned no crash undoes that.
+// Narrow has the chunks that are here go no farther than most; no crash undoes that.
 func (c *Cache) Narrow(ids []content.CID, most Reach) error {
 	changed := false
 	var failed error

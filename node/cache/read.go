@@ -38,18 +38,16 @@ func (c *Cache) look(k key) (s sight, ok bool) {
 // removal is counted before the slot can be written to.
 func (c *Cache) still(s sight) bool { return c.turn(s.word.tag()).Load() == s.turn }
 
-// Has reports whether the chunk is here; a later read may find it bad. It does
-// not count as use.
+// Has reports whether the chunk is here; it may be found bad. That is no use of it.
 func (c *Cache) Has(id content.CID) bool {
 	_, _, ok := c.table.Load().find(c.secret.key(id))
 	return ok
 }
 
-// ReadAt fills p with the bytes of the chunk from off. ErrNotFound means that it
-// is not here, ErrCorrupt that it was and has been dropped: both mean to fetch
-// it. A range that is not the chunk's is ErrInvalid. A chunk that fills its slot
-// and has been checked is one read of the file; that takes no lock and allocates
-// nothing.
+// ReadAt fills p with the bytes of the chunk from off. ErrNotFound means that it is not
+// here, ErrCorrupt that it was and has been dropped: both mean to fetch it. A range
+// that is not the chunk's is ErrInvalid. A chunk that fills its slot and has been
+// checked is one read of the file; that takes no lock and allocates nothing.
 func (c *Cache) ReadAt(id content.CID, p []byte, off int) error {
 	k := c.secret.key(id)
 	for range readTries {
@@ -192,8 +190,7 @@ func (c *Cache) miss() error {
 	return content.ErrNotFound
 }
 
-// unreadable drops a chunk that the disk does not give: it is absent, and may be
-// kept anew, elsewhere.
+// unreadable drops a chunk that the disk does not give: it may be kept elsewhere.
 func (c *Cache) unreadable(id content.CID, s sight) error {
 	if !c.closed.Load() {
 		c.drop(id, s, true)

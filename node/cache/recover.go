@@ -127,8 +127,7 @@ func (c *Cache) eachName(number, slots int, f func(place, name)) {
 	}
 }
 
-// settle ends a start: the slabs that the entries are in are in use, and no
-// others.
+// settle ends a start: the slabs that have entries are in use, and no others.
 func (c *Cache) settle(t *table) error {
 	c.slabs.collect()
 	for number := range t.classes {
@@ -167,9 +166,8 @@ func (c *Cache) roomy() {
 	}
 }
 
-// resize moves the entries to a table of another size. Readers go on with the
-// old one meanwhile. An entry whose slot has lost its name is lost. Called with
-// mu.
+// resize moves the entries to a table of another size; readers go on with the old one
+// meanwhile. An entry whose slot has lost its name is lost. Called with mu.
 func (c *Cache) resize(entries int) error {
 	old := c.table.Load()
 	size := shape{max(c.cfg.shape().slabs, len(old.classes)), entries}

@@ -7,8 +7,7 @@ import (
 )
 
 const (
-	// slabSize is the unit in which space is given to a class of sizes, and back
-	// to the disk.
+	// slabSize is the unit in which a class of sizes gets space, and gives it back.
 	slabSize = 16 << 20
 	// slotMin is the smallest slot; a slab has up to 1 << slotBits.
 	slotMin = slabSize >> slotBits
@@ -61,8 +60,7 @@ type slab struct {
 
 func (s *slab) has(slot int) bool { return s.bitmap[slot/64]>>(slot%64)&1 == 1 }
 
-// slabs hands out slots. Guarded by the cache's lock. A slab takes some 100
-// bytes of memory: 7 MiB for a TiB.
+// slabs hands out slots, under the cache's lock, for some 100 bytes of memory a slab.
 type slabs struct {
 	all   []slab
 	free  [classes][]int // slabs with a free slot, some perhaps full meanwhile
@@ -72,8 +70,7 @@ type slabs struct {
 	born  int            // of the last
 }
 
-// claim marks a slot as taken, as found in the index at a start; false when it
-// contradicts what was found before.
+// claim marks a slot that a start finds as taken; false when it contradicts one before.
 func (s *slabs) claim(at place, c class) bool {
 	for at.slab() >= len(s.all) {
 		s.all = append(s.all, slab{})

@@ -41,8 +41,7 @@ type table struct {
 	places  []uint32
 }
 
-// word is the half of an entry that says which object it is and what is known
-// about it. Zero is no entry.
+// word is half of an entry: which object it is, what is known of it. Zero is none.
 type word uint64
 
 const (
@@ -98,8 +97,7 @@ type key struct {
 	choice [2]uint32
 }
 
-// secret makes the keys of one cache, so that nobody can prepare objects whose
-// keys collide.
+// secret makes the keys of one cache, so that nobody can prepare objects that collide.
 type secret [2]uint64
 
 func (s secret) key(id content.CID) key {
@@ -148,8 +146,7 @@ func (t *table) secret() secret {
 	return secret{binary.LittleEndian.Uint64(t.raw[16:]), binary.LittleEndian.Uint64(t.raw[24:])}
 }
 
-// opened notes in the header that a process of this boot of the machine changes
-// the table.
+// opened notes in the header that a process of this boot changes the table.
 func (t *table) opened(boot [16]byte) {
 	copy(t.raw[32:], boot[:])
 	binary.LittleEndian.PutUint32(t.raw[48:], 0)
@@ -189,8 +186,7 @@ func (t *table) place(i int) place {
 	return p
 }
 
-// located says where the object of an entry lies and how far it may go, at one
-// moment.
+// located says where an entry's object lies and how far it may go, at one moment.
 func (t *table) located(i int) (place, Reach) {
 	p := atomic.LoadUint32(&t.places[i])
 	runtime.KeepAlive(t)
@@ -258,8 +254,7 @@ func (t *table) find(k key) (i int, w word, ok bool) {
 	return 0, 0, false
 }
 
-// vacancy returns a free entry for a key, of the emptier bucket. Called with the
-// lock.
+// vacancy returns a free entry for a key, of the emptier bucket. Called with the lock.
 func (t *table) vacancy(k key) (i int, ok bool) {
 	most := 0
 	for _, start := range t.starts(k) {

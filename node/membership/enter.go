@@ -38,9 +38,8 @@ type Entry struct {
 	identity trust.PrivateKey
 }
 
-// Enter returns this node's place in the mesh, and its key: those on record, or those
-// from redeeming the token, or those of a new mesh, of which this node is the first
-// admin.
+// Enter returns this node's place in the mesh, and its key: those on record, or from
+// redeeming the token, or of a new mesh, of which this node is the first admin.
 func (e Entry) Enter(ctx context.Context) (State, trust.PrivateKey, error) {
 	s, key, err := Look(e.Dir)
 	switch {
@@ -90,8 +89,7 @@ func (e Entry) first(ctx context.Context) (s State, _ trust.PrivateKey, err erro
 	return s, e.identity, durable.Remove(marker)
 }
 
-// checkFarm says so when the farm that was asked for is not the member's: it stands in
-// its certificate.
+// checkFarm says so when the farm that was asked for is not that of the certificate.
 func (e Entry) checkFarm(s State) {
 	if farm := s.Chain.Identity().Farm; e.Farm != "" && e.Farm != farm {
 		e.Log.Warn("--farm is ignored: it is for a node that founds a mesh, and this member is of another farm; join with a token of that farm and an empty --data to change it",
@@ -122,8 +120,7 @@ func Fits(dir, token string) error {
 	return Entry{Dir: dir, Join: token}.joinedAlready(s)
 }
 
-// found makes a mesh, with the key that a start before has left: one that is there is
-// never written over.
+// found makes a mesh, with the key that a start before left: none is written over.
 func (e Entry) found() (State, error) {
 	farm := cmp.Or(e.Farm, e.FarmDefault)
 	path := filepath.Join(e.Dir, meshKeyFile)
@@ -205,8 +202,7 @@ func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swar
 	return errors.Join(err, <-ended)
 }
 
-// accept checks what came for a token: a certificate for this key, and secrets that an
-// admin has signed for.
+// accept checks what came for a token: certificate, and secrets signed for.
 func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (State, error) {
 	id, err := verifier.Verify(got.Chain, e.Now())
 	if err != nil || id.Key != e.identity.Public() {

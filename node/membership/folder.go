@@ -26,8 +26,7 @@ const (
 	kindPartly
 )
 
-// needed are the files that a member can't be one without, and traces all else that
-// only a member leaves.
+// needed are files that a member must have, traces what else only a member leaves.
 func needed() []string { return []string{identityFile, membershipFile} }
 
 func traces() []string {
@@ -37,8 +36,7 @@ func traces() []string {
 // entered are the files that a first start makes before the last, the membership.
 func entered() []string { return []string{enteringFile, identityFile, meshKeyFile, rollFile} }
 
-// classify says what a folder with those of needed and traces in it is, and what a
-// member's lacks. Pure.
+// classify says what a folder with those of needed and traces is, and lacks. Pure.
 func classify(has []string) (k kind, missing []string) {
 	for _, name := range needed() {
 		if !slices.Contains(has, name) {

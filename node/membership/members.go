@@ -18,17 +18,14 @@ import (
 )
 
 const (
-	// rollInterval is how often the roll is written when a member is new in it, and
-	// rollTimes when only times are.
+	// rollInterval is how often the roll is written for members, rollTimes for times.
 	rollInterval = time.Minute
 	rollTimes    = 10 * time.Minute
 	// rollAsked is how many members are asked whom they have met, at most.
 	rollAsked = 8
-	// rollPageMax is how many members an answer has: within a call's size, at two
-	// kilobytes each.
+	// rollPageMax is how many members an answer has: within a call's size, at 2 kB each.
 	rollPageMax = 400
-	// tellTimeout bounds how long a revocation waits for connected members to have
-	// heard of it before it reports.
+	// tellTimeout bounds how long a revocation waits for connected members to hear of it.
 	tellTimeout = 5 * time.Second
 )
 
@@ -54,8 +51,7 @@ type Member struct {
 	LastSeen time.Time `json:"last_seen" doc:"when a member last dealt with it, or when this node learnt that it was revoked"`
 }
 
-// Members returns everybody that this member and those that it is connected with have
-// met, by farm and name.
+// Members returns all that this member and those connected have met, by farm and name.
 func (m *Membership) Members(ctx context.Context) []Member {
 	m.gather(ctx)
 	here := m.here()
@@ -79,8 +75,7 @@ func (m *Membership) Members(ctx context.Context) []Member {
 	return out
 }
 
-// Who returns what is known of a member without asking others; nothing but its ID of one
-// that was never heard of.
+// Who returns what is known of a member without asking others; at least its ID.
 func (m *Membership) Who(key trust.PublicKey) Member {
 	e, ok := m.roll.of(key)
 	if !ok {
@@ -113,8 +108,7 @@ func (m *Membership) view(e enrolled, here map[trust.PublicKey]bool) Member {
 	return x
 }
 
-// String names a member to people: its name beside its ID, with its farm, and when it
-// was last seen if it is not here.
+// String names a member to people, and says when it was last seen if it is not here.
 func (m Member) String() string {
 	text := m.ID
 	if m.Name != "" {
@@ -239,10 +233,9 @@ type Revocation struct {
 }
 
 // Revoke ends the membership of whoever who names: a peer ID, a public key, a name, the
-// beginning of an ID or name that is nobody else's, or the ID of a token made here, of
-// which the member that it brought in is meant. An unused token is made useless. It is
-// in force here, and on disk, when Revoke returns. To revoke itself an admin has to say
-// so.
+// beginning of an ID or name that is nobody else's, or the ID of a token made here, for
+// the member that it brought in. An unused token is made useless. It is in force here,
+// and on disk, when Revoke returns. An admin has to say so to revoke itself.
 func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revocation, error) {
 	if err := m.admin("revoke"); err != nil {
 		return Revocation{}, err

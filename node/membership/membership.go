@@ -18,14 +18,12 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// formerFor is how long the secrets before a rotation are used beside the new ones:
-// twice as long as an announcement under them is good, and long enough for members that
-// hear of it late.
+// formerFor is how long the secrets before a rotation are used too: twice as long as an
+// announcement under them is good, for members that hear of it late.
 const formerFor = time.Hour
 
-// formerGossipFor is how long after a rotation a member that starts begins with the
-// gossip key before: its neighbours speak that for a minute more, and understand it
-// for ten.
+// formerGossipFor is how long after a rotation a start begins with the gossip key
+// before: neighbours speak that for a minute more, and understand it for ten.
 const formerGossipFor = 5 * time.Minute
 
 // Network is how other members are reached.
@@ -47,9 +45,8 @@ type Config struct {
 	// Catalog returns the records of the origin, nil while it does not answer, and
 	// whether this member may write there. nil is no origin.
 	Catalog func() (c *catalog.Catalog, writable bool)
-	// OnRevoked is told that the set of revoked keys has changed, with those that are
-	// new in it: what was believed of anybody is to be checked again. The verifier
-	// knows already.
+	// OnRevoked is told that the set of revoked keys has changed, with those new in it:
+	// what was believed of anybody is to be checked again. The verifier knows already.
 	OnRevoked func(fresh []trust.PublicKey)
 	// OnRotated is told of new secrets.
 	OnRotated func(trust.Secrets)
@@ -92,8 +89,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Membership is this member's place in its mesh. Use: Open, Connect, Run. Safe for
-// concurrent use.
+// Membership is this member's place in its mesh: Open, Connect, Run. Concurrently safe.
 type Membership struct {
 	cfg      Config
 	codec    *content.Codec
@@ -119,8 +115,7 @@ type Membership struct {
 	starts   map[trust.PublicKey][]byte // the incarnation of each member that was heard last
 }
 
-// Open reads what the data folder has; a member whose own key was revoked is opened,
-// and says so.
+// Open reads the data folder; one whose own key was revoked is opened, and says so.
 func Open(cfg Config, s State) (*Membership, error) {
 	cfg = cfg.withDefaults()
 	m := &Membership{
@@ -157,8 +152,7 @@ func Open(cfg Config, s State) (*Membership, error) {
 	return m, nil
 }
 
-// Connect says how others are reached. Call it before Run, and before anything is asked
-// of them.
+// Connect says how others are reached, before Run and before anything is asked.
 func (m *Membership) Connect(n Network) { m.network = n }
 
 // Run spreads and hears news until ctx ends, then writes down who was met.

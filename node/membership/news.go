@@ -37,8 +37,7 @@ const (
 	newsMax = 200
 )
 
-// greeting is what each of two members says of itself, and how they find out whether
-// one knows what the other does not.
+// greeting is what two members say of themselves, to find out what the other lacks.
 type greeting struct {
 	Chain trust.Chain `cbor:"chain"`
 	Name  string      `cbor:"name"`
@@ -137,8 +136,7 @@ func (m *Membership) greet(ctx context.Context, id peer.ID, news []revoked) (tru
 	return who, nil
 }
 
-// catchUp notes that this member has evened out with another: what it knew before the
-// last time is all that there was.
+// catchUp notes that this member knows all that there was to know at the last time.
 func (m *Membership) catchUp() {
 	now := m.cfg.Now()
 	m.mu.Lock()
@@ -165,8 +163,7 @@ type contacts struct {
 	all map[peer.ID]contact
 }
 
-// due returns those who are to be greeted now, and marks them; and the members that
-// are gone.
+// due returns those who are to be greeted now, and marks them; and who is gone.
 func (c *contacts) due(peers []peer.ID, again int, now time.Time) (greet []peer.ID, gone []trust.PublicKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -291,8 +288,7 @@ func (m *Membership) keepTold(ctx context.Context) {
 	}
 }
 
-// tellAll tells all members that this one is connected with, and returns how many have
-// heard.
+// tellAll tells all members that are connected, and returns how many have heard.
 func (m *Membership) tellAll(ctx context.Context, news []revoked) int {
 	if m.network == nil {
 		return 0

@@ -23,9 +23,8 @@ import (
 )
 
 const (
-	// revokedMax bounds the revocations that are known: as many members as a large
-	// mesh loses in many years, and 20 MB. Over it none is taken: the mesh is to be
-	// founded anew.
+	// revokedMax bounds the revocations that are known: what a large mesh loses in many
+	// years, 20 MB. Over it none is taken: the mesh is to be founded anew.
 	revokedMax = 10_000
 	// revokedByMax is how many of them one admin may use up, with those that it made
 	// admins: one gone bad leaves others the room to revoke it.
@@ -43,8 +42,7 @@ const (
 	prefixSize = 8
 )
 
-// revoked is a revocation, and when this member learnt of it: as it lies on disk, and
-// as members tell it.
+// revoked is a revocation and when this member learnt of it, on disk and as told.
 type revoked struct {
 	Sealed []byte `cbor:"sealed"`
 	// Learnt is in Unix nanoseconds.
@@ -57,11 +55,10 @@ type revoked struct {
 }
 
 // told is a revocation that somebody handed over. seen is when the store had it first;
-// zero is now. learnt is when the member that told it says that it learnt of it: a
-// member that is new, or was away, counts from there, for it cannot have seen before
-// what was signed since. It counts from there as far as it was away: no member has the
-// word on what was going on while this one was here. That says nothing of whether its
-// signer was an admin still.
+// zero is now. learnt is when the member that told it learnt of it, as it says: one
+// that is new, or was away, counts from there, as far as it was away, for it cannot
+// have seen before what was signed since; nobody has the word on what went on while it
+// was here. That says nothing of whether its signer was an admin still.
 type told struct {
 	sealed       []byte
 	seen, learnt time.Time
@@ -178,9 +175,8 @@ func (m *Membership) learn(list []told) int {
 	return len(fresh)
 }
 
-// learnOne takes one; the zero key says that there is nothing new in it, and had that
-// the key was revoked before: as of later, or by a word that counts for less. Called
-// with changing.
+// learnOne takes one; the zero key says that nothing is new in it, had that the key was
+// revoked before: as of later, or by a lesser word. Called with changing.
 func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had bool, err error) {
 	now := m.cfg.Now()
 	if t.seen.IsZero() || t.seen.After(now) {
@@ -241,8 +237,7 @@ func (m *Membership) keep(key trust.PublicKey, r revoked) error {
 	return durable.WriteFile(filepath.Join(dir, key.String()), b, 0o600)
 }
 
-// voidNow reports whether one who hears of the revocation now would not take it, for its
-// signer has been revoked since.
+// voidNow reports whether the revocation's signer has been revoked since.
 func (m *Membership) voidNow(r revoked, now time.Time) bool {
 	_, err := m.verifier.OpenRevocation(r.Sealed, now, now)
 	return err != nil
@@ -273,9 +268,8 @@ func (m *Membership) countersign(signer trust.Signer) ([]revoked, error) {
 	return out, nil
 }
 
-// reopen drops revocations that were taken since one more admin was revoked, and are
-// that one's: this member was away when it was, and met the one gone bad before the
-// others. Called with changing.
+// reopen drops revocations taken since one more admin was revoked, and that one's: this
+// member was away, and met the one gone bad first. Called with changing.
 func (m *Membership) reopen(since time.Time) {
 	m.mu.RLock()
 	var void []trust.PublicKey
@@ -314,8 +308,7 @@ type revokedRequest struct {
 	Have []byte `cbor:"have"`
 }
 
-// revokedReply has what the asker lacks, or some of it, and the prefixes of what the
-// answerer does.
+// revokedReply has some of what the asker lacks, and prefixes of what the other does.
 type revokedReply struct {
 	News []revoked `cbor:"news"`
 	Want []byte    `cbor:"want"`
@@ -352,8 +345,7 @@ func (m *Membership) lacking(q revokedRequest) (revokedReply, error) {
 	return r, nil
 }
 
-// even brings this member and another to the same revocations, as far as each believes
-// them.
+// even brings two members to the same revocations, as far as each believes them.
 func (m *Membership) even(ctx context.Context, id peer.ID) error {
 	for {
 		var have []byte

@@ -21,8 +21,7 @@ import (
 
 const (
 	// rollMax bounds the members remembered, of about a kilobyte each: more than the
-	// largest mesh has, with those that left it. Over it, who was not seen for
-	// longest is forgotten.
+	// largest mesh has and had. Over it, who was not seen for longest is forgotten.
 	rollMax = 16 << 10
 	// certificatesMax bounds the certificates remembered of one member: it has one
 	// more each time that its issuer is revoked.
@@ -72,8 +71,7 @@ type rollWire struct {
 	Caught int64 `cbor:"caught"`
 }
 
-// open reads the roll. One that can't be read costs what this member had seen, and is
-// filled again.
+// openRoll reads the roll. One that can't be read is lost, and is filled again.
 func openRoll(path string, log *slog.Logger) (*roll, error) {
 	r := newRoll(path)
 	b, err := os.ReadFile(path)
@@ -202,8 +200,7 @@ func (r *roll) put(e enrolled) {
 	r.all[key] = e
 }
 
-// catchUp notes that this member has heard what there was to hear at a time, and
-// caughtUp returns the last one.
+// catchUp notes when this member had heard all there was, and caughtUp returns it.
 func (r *roll) catchUp(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -260,8 +257,7 @@ func compareKeys(a, b trust.PublicKey) int { return bytes.Compare(a[:], b[:]) }
 // nameMax bounds the name that a member gives itself, in bytes: a host's.
 const nameMax = 64
 
-// cleanName is what may be shown of a name that a member gave itself, which is for
-// people and proves nothing.
+// cleanName is what may be shown of a name that a member gave itself, unproved.
 func cleanName(name string) string {
 	name = strings.Map(func(c rune) rune {
 		if content.CheckName("a"+string(c)) != nil {
@@ -272,8 +268,7 @@ func cleanName(name string) string {
 	return strings.TrimLeft(name, "._-")
 }
 
-// NameOr is the name of a member to be: what was asked for, else what may be shown of
-// the host's.
+// NameOr is the name of a member to be: that asked for, or what fits of the host's.
 func NameOr(asked, host string) (string, error) {
 	if asked != "" && (content.CheckName(asked) != nil || len(asked) > nameMax) {
 		return "", fmt.Errorf("--name %.80q: %w: want 1 to %d letters, digits, '.', '_' and '-', beginning with a letter or digit", asked, content.ErrInvalid, nameMax)

@@ -22,8 +22,7 @@ const (
 	seekInterval = 5 * time.Second
 )
 
-// secretsFor returns the newest secrets for a member: an admin has those of any, others
-// those of their own farm.
+// secretsFor returns the newest secrets for a member: of an admin, any farm's.
 func (m *Membership) secretsFor(id trust.Identity) (p papers, err error) {
 	s := m.State()
 	own := s.Chain.Identity()
@@ -87,8 +86,7 @@ func (m *Membership) adopt(secrets trust.Secrets, rotation []byte) error {
 	return nil
 }
 
-// hearRotation takes a rotation that a member told of: news is passed on, and the
-// secrets asked for.
+// hearRotation takes a rotation as told: news is passed on, and the secrets asked for.
 func (m *Membership) hearRotation(notice []byte) {
 	if len(notice) == 0 {
 		return

@@ -12,9 +12,8 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// The files of a member in its data folder. Losing identity or membership means
-// joining again; losing the mesh key means that no admin can be made once none is
-// left.
+// The files of a member in its data folder. Losing identity or membership means joining
+// again; losing the mesh key, that no admin can be made once none is left.
 const (
 	identityFile   = "identity.key"
 	meshKeyFile    = "mesh.key"
@@ -22,8 +21,7 @@ const (
 	invitesDir     = "invites"
 	revokedDir     = "revoked"
 	rollFile       = "roll"
-	// enteringFile is there until the first start is through: what else it has made by
-	// then is its own.
+	// enteringFile is there until the first start is through, and what is here its own.
 	enteringFile = "entering"
 )
 
@@ -33,8 +31,7 @@ type State struct {
 	Mesh    trust.PublicKey `cbor:"mesh"`
 	Chain   trust.Chain     `cbor:"chain"`
 	Secrets trust.Secrets   `cbor:"secrets"`
-	// Former are the secrets before, good beside these for formerFor since Rotated,
-	// in Unix milliseconds.
+	// Former are the secrets before, good for formerFor since Rotated, in Unix ms.
 	Former  trust.Secrets `cbor:"former"`
 	Rotated int64         `cbor:"rotated"`
 	// Rotation is an admin's word that Secrets are those of this farm.
@@ -83,8 +80,7 @@ func In(dir string) bool {
 	return err == nil
 }
 
-// former returns the secrets before the last rotation if that is not longer ago than
-// they are good for.
+// former returns the secrets before the last rotation, as long as they are good.
 func (s State) former(now time.Time, good time.Duration) (trust.Secrets, bool) {
 	age := now.Sub(time.UnixMilli(s.Rotated))
 	return s.Former, s.Former != (trust.Secrets{}) && age >= 0 && age < good

@@ -1,8 +1,7 @@
 package trust
 
-// Purpose says what an attestation is about: a word that a member gives beside
-// records and statements, in a form that its reader knows. A signature for one
-// purpose is none for another.
+// Purpose says what an attestation is about: a word that a member gives beside records
+// and statements, in a form known to its reader. Each has signatures of its own.
 type Purpose string
 
 // PurposeGossip is where a member is found in its farm: see p2p/farm.

@@ -91,8 +91,7 @@ func (id Identity) MaySign(kind content.Kind, farm string) bool {
 // stolen key is revoked, not waited out.
 const certificateLifetime = 10 * 365 * 24 * time.Hour
 
-// clockSkew is how far two members' clocks may differ: as much for certificates, for
-// records and for statements.
+// clockSkew is how far two members' clocks may differ, for all that is signed.
 const clockSkew = 5 * time.Minute
 
 // skewed is for a time of another's clock that this host's clock does not bear out.
@@ -130,8 +129,7 @@ type certificateWire struct {
 
 const certificateMagic = "grange-certificate/1"
 
-// signedWire is the outer form of everything signed: the exact payload bytes
-// and the signature over them.
+// signedWire is a certificate's outer form: the exact payload, and its signature.
 type signedWire struct {
 	_         struct{} `cbor:",toarray"`
 	Payload   []byte
@@ -143,8 +141,7 @@ func (c Certificate) MarshalCBOR() ([]byte, error) {
 	return content.NewCodec().Marshal(signedWire{Payload: c.payload, Signature: c.signature})
 }
 
-// UnmarshalCBOR reads the fields and keeps the signature for the Verifier: a
-// decoded certificate is a claim.
+// UnmarshalCBOR reads a claim: the signature is kept for the Verifier.
 func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	codec := content.NewCodec()
 	var outer signedWire
@@ -165,8 +162,7 @@ func (c *Certificate) UnmarshalCBOR(b []byte) error {
 // Sum names the certificate, to its signature.
 func (c Certificate) Sum() [32]byte { return sha256.Sum256(slices.Concat(c.payload, c.signature)) }
 
-// Chain is a member's certificate, then the one of its issuer, and so on up to
-// one that the mesh key signed.
+// Chain is a member's certificate, its issuer's, and so on to one by the mesh key.
 type Chain []Certificate
 
 // Signer is a member's key with the chain that says what it may sign. The mesh
@@ -174,8 +170,7 @@ type Chain []Certificate
 type Signer struct {
 	Key   PrivateKey
 	Chain Chain
-	// Renewed returns the chain that the member has now, in the place of Chain; nil
-	// where it never gets another.
+	// Renewed returns the chain that the member has now; nil where it is Chain always.
 	Renewed func() Chain
 }
 
@@ -232,8 +227,7 @@ func (c Certificate) signed(key PrivateKey) Certificate {
 	return c
 }
 
-// Identity returns what the chain claims, unchecked: for the member whose own
-// chain it is.
+// Identity returns what the chain claims, unchecked: for the member whose own it is.
 func (c Chain) Identity() Identity {
 	if len(c) == 0 {
 		return Identity{}

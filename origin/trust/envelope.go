@@ -105,14 +105,12 @@ type Revocation struct {
 	SignedAt time.Time
 }
 
-// RevokeKey signs the revocation of a key: a record of kind revocation, whose name is
-// the key.
+// RevokeKey signs a key's revocation: a record of that kind, whose name is the key.
 func (s Signer) RevokeKey(key PublicKey, now time.Time) ([]byte, error) {
 	return s.Seal(Envelope{Kind: content.KindRevocation, Name: key.String(), Version: 1, SignedAt: now, Commit: NewCommit()})
 }
 
-// OpenRevocation checks what RevokeKey made, as Open does. The mesh key can't be
-// revoked: that is ErrForbidden.
+// OpenRevocation is Open of what RevokeKey made. The mesh key's is ErrForbidden.
 func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, error) {
 	e, err := v.Open(b, seen, now)
 	if err != nil {

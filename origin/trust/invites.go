@@ -26,8 +26,7 @@ type Invite struct {
 	Secret [16]byte `cbor:"secret"`
 }
 
-// InviteState is what the issuer knows of one invite; the secret itself is not
-// kept.
+// InviteState is what the issuer knows of one invite, without its secret.
 type InviteState struct {
 	ID      string    `json:"id"`
 	Hash    []byte    `json:"hash"`
@@ -71,8 +70,7 @@ func OpenInvites(dir string) (*Invites, error) {
 	return &Invites{dir: dir}, nil
 }
 
-// Create records a new invite durably and returns its secret. A full ledger first
-// forgets the invites that expired.
+// Create records a new invite durably. A full ledger first forgets those that expired.
 func (l *Invites) Create(role Role, farm string, now time.Time, lifetime time.Duration) (Invite, InviteState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,9 +111,8 @@ func (l *Invites) makeRoom(limit int, now time.Time) error {
 }
 
 // Redeem uses the invite for subject: the certificate that issue makes for it is on
-// disk before Redeem returns it. The same subject may ask again for redeemAgain, as
-// after a lost reply, and gets the same certificate; anybody else, and anybody later,
-// gets ErrForbidden.
+// disk when Redeem returns. The same subject may ask again for redeemAgain, as after a
+// lost reply, and gets the same; anybody else, or later, gets ErrForbidden.
 func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue func(Grant) (Chain, error)) (Chain, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -19,8 +19,7 @@ import (
 // PublicKey is an Ed25519 public key. Its text form is lower-case base32.
 type PublicKey [ed25519.PublicKeySize]byte
 
-// keyEncoding is the text form of keys: no padding, safe in file names, URLs
-// and domain labels.
+// keyEncoding is the text form of keys, safe in file names, URLs and domain labels.
 func keyEncoding() *base32.Encoding {
 	return base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 }
@@ -64,8 +63,7 @@ func (k PublicKey) verify(l label, payload, signature []byte) bool {
 	return len(signature) == ed25519.SignatureSize && ed25519.Verify(k[:], append([]byte(l), payload...), signature)
 }
 
-// PrivateKey is an Ed25519 private key: a mesh's, or a member's identity. It
-// prints as its public half.
+// PrivateKey is an Ed25519 private key. It prints as its public half.
 type PrivateKey struct{ seed [ed25519.SeedSize]byte }
 
 // NewPrivateKey makes a key.
@@ -101,8 +99,7 @@ func (k PrivateKey) sign(l label, payload []byte) []byte {
 	return ed25519.Sign(ed25519.NewKeyFromSeed(k.seed[:]), append([]byte(l), payload...))
 }
 
-// derive returns 32 bytes that only the holder of the key can compute, another
-// value for each purpose.
+// derive returns 32 bytes that only the key's holder knows, others for each purpose.
 func (k PrivateKey) derive(purpose string) [32]byte {
 	b, err := hkdf.Key(sha256.New, k.seed[:], nil, "grange "+purpose, 32)
 	if err != nil { // the length is a constant within what HKDF gives

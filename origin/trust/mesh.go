@@ -48,9 +48,8 @@ func (s Signer) State(st Statement) ([]byte, error) {
 	return b, nil
 }
 
-// OpenStatement checks a statement: any member of the mesh may make one, a seed
-// may not, nor one that is revoked. One that claims to be from the future is refused.
-// Errors are as of Open.
+// OpenStatement checks a statement: any member of the mesh may make one, a seed or who
+// is revoked may not, nor one from the future. Errors are as of Open.
 func (v *Verifier) OpenStatement(b []byte, now time.Time) (Statement, error) {
 	var w statementWire
 	sealed, err := unseal(b, &w)

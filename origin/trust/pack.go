@@ -28,9 +28,8 @@ type packWire struct {
 
 const packMagic = "grange-pack-signature/1"
 
-// MayStore reports whether others refer to packs of that scope on the word of the
-// identity alone: a publisher's for the scopes of images, and each member's within
-// its own farm.
+// MayStore reports whether others refer to packs of that scope on this word alone: a
+// publisher's for the scopes of images, each member's within its own farm.
 func (id Identity) MayStore(s content.Scope) bool {
 	switch s {
 	case content.Public(), content.Mesh():

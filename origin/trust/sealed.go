@@ -16,8 +16,7 @@ type sealedWire struct {
 	Chain     Chain
 }
 
-// seal encodes and signs a payload; the result takes content.RecordSizeMax bytes
-// at most.
+// seal encodes and signs a payload, of content.RecordSizeMax bytes at most with all.
 func (s Signer) seal(l label, payload any) ([]byte, error) {
 	codec := content.NewCodec()
 	p, err := codec.Marshal(payload)
@@ -34,8 +33,7 @@ func (s Signer) seal(l label, payload any) ([]byte, error) {
 	return b, nil
 }
 
-// unseal decodes what seal made, into payload: a claim until signer has looked at
-// it. Anything else is ErrCorrupt.
+// unseal decodes what seal made: a claim, for signer to check. Else it is ErrCorrupt.
 func unseal(b []byte, payload any) (sealedWire, error) {
 	if len(b) > content.RecordSizeMax {
 		return sealedWire{}, fmt.Errorf("%w: %d bytes, the limit is %d", content.ErrCorrupt, len(b), content.RecordSizeMax)
@@ -48,9 +46,8 @@ func unseal(b []byte, payload any) (sealedWire, error) {
 	return w, codec.Unmarshal(w.Payload, payload)
 }
 
-// signer returns who signed w, by a chain that was good at the time that w says and
-// not revoked when w was seen; a time to come, by the clock of now, is ErrForbidden as
-// all that does not hold.
+// signer returns who signed w, by a chain that was good at the time that w says and not
+// revoked when w was seen. What does not hold is ErrForbidden, a time to come as well.
 func (v *Verifier) signer(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
 	if at.After(now.Add(clockSkew)) {
 		return Identity{}, skewed("signed at", at, now)

@@ -25,15 +25,13 @@ func (g Generation) After(other Generation) bool {
 // one a minute away, and nobody can use the numbers up.
 const generationStep = 1 << 20
 
-// Follows reports whether a member with secrets of the other generation may go over
-// to g.
+// Follows reports whether a member with secrets of other may go over to g.
 func (g Generation) Follows(other Generation) bool {
 	return g.After(other) && (g.Number < other.Number || g.Number-other.Number <= generationStep)
 }
 
-// Secrets are what the members of a mesh share beside their certificates, in
-// generations that owe nothing to those before. A field is zero for members that may
-// not have it.
+// Secrets are what members share beside their certificates, in generations that owe
+// nothing to those before. A field is zero for members that may not have it.
 type Secrets struct {
 	Generation Generation `cbor:"generation"`
 	// Announce hides the roots of scope mesh and farm from those who carry the
@@ -41,13 +39,11 @@ type Secrets struct {
 	Announce [32]byte `cbor:"announce"`
 	// Gossip encrypts the gossip of the member's farm.
 	Gossip [32]byte `cbor:"gossip"`
-	// Root is random, and the others derive from it. Admins have it, to give each
-	// member its own.
+	// Root is random, and the others derive from it. Admins give each member its own.
 	Root [32]byte `cbor:"root"`
 }
 
-// NewSecrets makes the secrets of a new generation, for an admin to share out with
-// For.
+// NewSecrets makes the secrets of a new generation, for an admin to share out with For.
 func NewSecrets(number uint64) Secrets {
 	return secretsOf(number, [32]byte(NewPrivateKey().Seed()))
 }
@@ -101,8 +97,7 @@ func (s Signer) Rotate(secrets Secrets, farm string, now time.Time) ([]byte, err
 	return b, nil
 }
 
-// OpenRotation checks a rotation: an admin makes one, who was not revoked. Errors are
-// as of Open.
+// OpenRotation checks a rotation, which an admin makes. Errors are as of Open.
 func (v *Verifier) OpenRotation(b []byte, now time.Time) (Rotation, error) {
 	var w rotationWire
 	sealed, err := unseal(b, &w)
@@ -119,8 +114,7 @@ func (v *Verifier) OpenRotation(b []byte, now time.Time) (Rotation, error) {
 	return Rotation{w.Generation, w.Farm, w.Check}, nil
 }
 
-// Admit checks that s are the secrets that the rotation tells of, as far as the role
-// and farm are entitled to them.
+// Admit checks that s are the rotation's, as far as the role and farm have any.
 func (r Rotation) Admit(s Secrets, role Role, farm string) error {
 	ok := s.Generation == r.Generation && farm == r.Farm && s.check() == r.check
 	if role == RoleAdmin {

@@ -9,10 +9,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Token is what a newcomer needs to join: where the mesh is, how to know it, and
-// the invite that an admin redeems into a certificate and the secrets that go with
-// it. Its text form is "grange1" and base64url; it is a secret until it was used, and
-// tells nothing but addresses after.
+// Token is what a newcomer needs to join: where the mesh is, how to know it, and the
+// invite that an admin redeems into a certificate and secrets. In text it is "grange1"
+// and base64url; a secret until it was used, it tells nothing but addresses after.
 type Token struct {
 	Mesh PublicKey `cbor:"mesh"`
 	// Origin is the URL of the origin, without credentials.
@@ -30,8 +29,7 @@ const (
 	tokenPrefix = "grange1"
 	// tokenSizeMax bounds the text, so that a wrong paste is not decoded.
 	tokenSizeMax = 16 << 10
-	// tokenCheckSize bytes of hash behind the body tell a cut or mistyped token
-	// from one of another version.
+	// tokenCheckSize bytes of hash at the end tell damage from another version.
 	tokenCheckSize = 4
 )
 
@@ -45,8 +43,7 @@ func (t Token) String() string {
 	return tokenPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:tokenCheckSize]...))
 }
 
-// ParseToken reads the text form. Anything else, a cut token too, is ErrInvalid;
-// an expired one is ErrForbidden.
+// ParseToken reads the text form; any other is ErrInvalid, an expired one ErrForbidden.
 func ParseToken(s string, now time.Time) (Token, error) {
 	s = strings.TrimSpace(s)
 	text, ok := strings.CutPrefix(s, tokenPrefix)

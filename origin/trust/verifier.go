@@ -8,8 +8,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Verifier checks certificates and envelopes against one mesh. Safe for
-// concurrent use.
+// Verifier checks certificates and envelopes against one mesh. Concurrently safe.
 type Verifier struct {
 	mesh    PublicKey
 	revoked atomic.Pointer[map[PublicKey]time.Time]
@@ -44,8 +43,7 @@ func (v *Verifier) Remember(met func(Certificate) (time.Time, bool), last func(P
 	v.met, v.last = met, last
 }
 
-// Revoked returns when this member learnt that the key was revoked; false if it was
-// not.
+// Revoked returns when this member learnt that the key was revoked; false if never.
 func (v *Verifier) Revoked(key PublicKey) (time.Time, bool) {
 	since, ok := (*v.revoked.Load())[key]
 	return since, ok

@@ -49,8 +49,7 @@ const (
 // Peer is who asks.
 type Peer struct {
 	ID peer.ID
-	// Identity is what the peer's certificate says; zero for a stranger, who may
-	// read public content only.
+	// Identity is what the peer's certificate says; zero for a stranger.
 	Identity trust.Identity
 }
 
@@ -79,14 +78,12 @@ func (d *Data) Take() (body, page []byte) {
 
 // Server answers requests for content. Its methods are called concurrently.
 type Server interface {
-	// Want answers req through w. It answers Unknown alike for a root that is not
-	// known here and for one whose scope does not admit from, on the same path.
-	// It is called with a turn (see Responder). Indexes that are unanswered when
-	// it returns are answered as absent. ctx ends when the asker cancels or is
-	// gone.
+	// Want answers req through w: Unknown alike for a root that is not known here and for
+	// one whose scope does not admit from, on the same path. It is called with a turn (see
+	// Responder). Indexes that are unanswered when it returns are answered as absent. ctx
+	// ends when the asker cancels or is gone.
 	Want(ctx context.Context, from Peer, req Request, w Responder)
-	// Introduce takes the envelope of a record whose root is going to be asked
-	// for; the bytes are unverified.
+	// Introduce takes the envelope, unverified, of a record whose root will be asked for.
 	Introduce(ctx context.Context, from Peer, envelope []byte) error
 	// Bitmaps sends the set of chunks of root held here, then additions to it,
 	// until ctx ends. send keeps nothing. A root that is unknown, or whose scope

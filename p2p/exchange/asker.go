@@ -109,8 +109,7 @@ func (s *askers) admit(in *inbound) error {
 	return nil
 }
 
-// state says whether a peer has said hello, when it last said something, and how many
-// of its calls are under way.
+// state says whether a peer said hello, when it spoke last, and its calls under way.
 func (a *asker) state() (hello bool, at time.Time, calls int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -137,8 +136,7 @@ func (s *askers) find(id peer.ID) *asker {
 	return s.peers[id]
 }
 
-// sweep ends the streams on which a frame has begun and does not arrive, and those of
-// strangers that want nothing.
+// sweep ends streams whose frame does not arrive, and those of idle strangers.
 func (s *askers) sweep(now time.Time) {
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.peers))
@@ -168,8 +166,7 @@ func (a *asker) peer(x *Exchange) (p Peer, stranger bool) {
 	return Peer{a.id, who}, !ok
 }
 
-// pace makes a peer wait that says too much: it is read no faster. Acknowledgements
-// are answers to what we said.
+// pace makes a peer wait that says too much. Acknowledgements only answer us.
 func (a *asker) pace(ctx context.Context, t wire.Type, stranger bool) (err error) {
 	a.mu.Lock()
 	a.activeAt = time.Now()

@@ -21,16 +21,14 @@ const (
 	// they may bring, four of the largest.
 	smallMax  = 128
 	bodiesMax = 4 * (wire.CallSizeMax + wire.MethodMax)
-	// streamsMax is how many streams a peer may have: its lanes, and as many whose
-	// end was not noticed yet.
+	// streamsMax is how many streams a peer may have: its lanes, and as many ending.
 	streamsMax = 8
 	// introductions is how many records of a member are checked a second, each for
 	// some hundred microseconds, after a burst of one for each image of a large farm.
 	introductions      = 100
 	introductionsBurst = 512
 
-	// A stranger reads public content, when nobody else waits, and may redeem an
-	// invite.
+	// A stranger reads public content, when nobody else waits, and may redeem an invite.
 	strangerWantsMax   = 16
 	strangerIndexesMax = 512
 	strangerSmallMax   = 4
@@ -43,9 +41,8 @@ const (
 	// content asks for a run at a time, of which a fast link carries fewer.
 	strangerFrames      = 64
 	strangerFramesBurst = 128
-	// strangersRate is what all strangers together are sent, in bytes a second, so
-	// that members have nearly all of any link; a burst is four of the largest
-	// objects.
+	// strangersRate is what all strangers together are sent, in bytes a second, so that
+	// members have nearly all of any link; a burst is four of the largest objects.
 	strangersRate  = 16 << 20
 	strangersBurst = 4 * (wire.BodySizeMax + wire.PageSizeMax)
 	// strangerIdle is how long one that wants nothing keeps its streams: between two

@@ -100,8 +100,7 @@ func (x *Exchange) Introduce(ctx context.Context, to peer.ID, envelope []byte) e
 	return nil
 }
 
-// Call asks a peer's Answerer. Errors of the remote wrap the sentinel of package
-// content that they wrapped there.
+// Call asks a peer's Answerer. Errors keep the sentinel of package content.
 func (x *Exchange) Call(ctx context.Context, to peer.ID, method string, body []byte) ([]byte, error) {
 	if method == "" || len(method) > wire.MethodMax || len(body) > wire.CallSizeMax {
 		return nil, fmt.Errorf("call %.80q of %s: %w: %d bytes", method, to, content.ErrInvalid, len(body))

@@ -53,8 +53,7 @@ type Config struct {
 	// OnViolation is told of a peer that broke the protocol. It must not block.
 	OnViolation func(peer.ID, error)
 	// OnProved is told of a peer that has proved who it is, in either direction, and
-	// OnLost of one whose certificate is not good any more: its streams have been
-	// ended. Neither must block.
+	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
 	// Now is the clock that certificates are checked by; nil means time.Now.
 	Now func() time.Time

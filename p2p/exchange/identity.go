@@ -17,10 +17,9 @@ import (
 // asked; false for one that has not proved itself. It does not wait, see Meet.
 func (x *Exchange) Identity(id peer.ID) (trust.Identity, bool) { return x.ledger.Of(id) }
 
-// Meet returns who a peer is, as Identity does. If it has not proved itself yet, the
-// control stream is opened, and the peer's hello waited for. A peer without a good
-// certificate is content.ErrForbidden, one that can't be reached or is silent
-// content.ErrUnavailable.
+// Meet is Identity that waits: if the peer has not proved itself yet, the control
+// stream is opened, and its hello waited for. A peer without a good certificate is
+// content.ErrForbidden, one that can't be reached or is silent content.ErrUnavailable.
 func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error) {
 	if who, ok := x.ledger.Of(id); ok {
 		return who, nil
@@ -67,9 +66,8 @@ func (x *Exchange) present(id peer.ID, chain []byte) error {
 }
 
 // Recheck verifies the certificates of all peers again: Run calls it once in a while,
-// and whoever has told the verifier of a revocation calls it at once. The streams of
-// peers whose certificate is not good any more are ended, in both directions, and
-// Config.OnLost is told.
+// and whoever told the verifier of a revocation at once. The streams of peers whose
+// certificate is good no more are ended, in both directions, and Config.OnLost is told.
 func (x *Exchange) Recheck() {
 	for _, id := range x.ledger.Recheck() {
 		x.cfg.Log.Warn("a peer's certificate is not good any more; its streams are ended", "peer", id)
@@ -91,8 +89,7 @@ func (x *Exchange) connected(id peer.ID) bool {
 	return x.cfg.Host.Network().Connectedness(id) != network.NotConnected
 }
 
-// begin sends a request on a lane to a peer that has proved who it is. Who has not is
-// asked nothing.
+// begin sends a request on a lane, to a peer that has proved who it is and to no other.
 func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Message) (*outbound, uint32, error) {
 	for {
 		o, err := s.lane(ctx, l)

@@ -251,8 +251,7 @@ func (o *outbound) read() {
 	o.fail(err)
 }
 
-// greet takes the peer's hello. One without a good certificate is asked nothing: the
-// stream ends.
+// greet takes the peer's hello. Without a good certificate in it the stream ends.
 func (o *outbound) greet() error {
 	defer close(o.greeted)
 	hello, err := o.hello()
@@ -353,8 +352,7 @@ func (o *outbound) deliver(p *pending, r Reply) {
 	o.delivering.Store(false)
 }
 
-// takeData reads an object to where it can be used, or drops it when its asker
-// has gone.
+// takeData reads an object to where it is used, or drops it when its asker is gone.
 func (o *outbound) takeData(h wire.Header, p *pending) error {
 	d, err := o.dataHead(h)
 	if err != nil {

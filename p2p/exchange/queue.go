@@ -84,8 +84,7 @@ func (q *queue) remove(t *ticket) bool {
 	return false
 }
 
-// take removes ticket at of line i. When it was the line's oldest, the line has
-// had its turn.
+// take removes ticket at of line i. When it was the oldest, the line has had its turn.
 func (r *ring) take(i, at int) {
 	l := r.lines[i]
 	r.size--

@@ -249,8 +249,7 @@ func (r *responder) endWith(m wire.Message) error {
 	return r.in.send(r.id, m)
 }
 
-// finish ends what the Server left open, and gives the turn back. Its errors are
-// those of a stream that is gone.
+// finish ends what the Server left open, and gives the turn back.
 func (r *responder) finish(ctx context.Context) {
 	if errors.Is(context.Cause(ctx), errCanceled) {
 		r.drop()

@@ -24,8 +24,7 @@ type inbound struct {
 	asker *asker
 	lane  wire.Lane
 	out   link.Outflow // guarded by the link
-	// frame is when the frame that is being read began, 0 between frames. Unix
-	// nanoseconds.
+	// frame is when the frame being read began, in Unix nanoseconds; 0 between frames.
 	frame atomic.Int64
 
 	// mu guards live, the requests that have not ended. Lock order: none inside.
@@ -62,8 +61,7 @@ func (x *Exchange) accept(ctx context.Context, s network.Stream) {
 	x.ended(id, err)
 }
 
-// late reports whether a frame has taken longer to arrive than on any link that is
-// some use.
+// late reports whether a frame has taken longer to arrive than on any link of use.
 func (in *inbound) late(now time.Time) bool {
 	begun := in.frame.Load()
 	return begun != 0 && now.Sub(time.Unix(0, begun)) > serveTimeout+timeFor(wire.CallSizeMax)
@@ -154,8 +152,7 @@ func (in *inbound) begin(ctx context.Context, id uint32, want *responder) (conte
 	return ctx, nil
 }
 
-// end forgets a request. It comes before the frame that tells the asker, who may
-// use the id again from then on.
+// end forgets a request, before the frame after which the asker may reuse the id.
 func (in *inbound) end(id uint32) {
 	in.mu.Lock()
 	request, ok := in.live[id]

@@ -23,13 +23,11 @@ const (
 	// alone: it is passed over meanwhile.
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 15 * time.Second
-	// sessionsMax is how many peers we remember; above it, those that we have
-	// nothing open with are forgotten.
+	// sessionsMax is how many peers we remember; over it, those with nothing open go.
 	sessionsMax = 1024
 )
 
-// session is what we have with a peer that we ask: one stream a lane, opened when
-// it is needed.
+// session is what we have with a peer that we ask: a stream a lane, opened when needed.
 type session struct {
 	x    *Exchange
 	peer peer.ID
@@ -100,8 +98,7 @@ func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 	}
 }
 
-// find returns the stream of a lane, or else the opening to wait for, which the
-// caller is to begin if nobody has.
+// find returns the stream of a lane, or else the opening to wait for, or to begin.
 func (s *session) find(l wire.Lane) (o *outbound, p *opening, begin bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,8 +174,7 @@ func (s *session) heard() {
 	s.retry.Reset()
 }
 
-// lost forgets a stream that ended; one that never brought a frame counts as a
-// failed attempt.
+// lost forgets a stream that ended; one that never brought a frame is a failed attempt.
 func (s *session) lost(o *outbound, heard bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,8 +199,7 @@ func (s *session) streams() []*outbound {
 	return open
 }
 
-// retire reports whether there is nothing open here. Then nothing ever will be:
-// the session may be forgotten.
+// retire reports whether nothing is open here, nor ever will be: it may be forgotten.
 func (s *session) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,26 +22,20 @@ const (
 	// headRoom is how much of a body is copied behind its head, so that both leave
 	// in one TLS record of 16 KiB (yamux adds 12 bytes) and not in two.
 	headRoom = 16<<10 - 12
-	// serveTimeout is how long an asker may take none of its answers: by then its
-	// requests have failed as stalled several times over. A frame has as long to
-	// arrive.
+	// serveTimeout is how long an asker may take none of its answers: by then its requests
+	// have stalled several times over. A frame has as long to arrive.
 	serveTimeout = 10 * time.Second
-	// rateMin is the slowest link that is any use, in bytes a second; a long frame
-	// gets so much more time.
+	// rateMin is the slowest useful link, in bytes a second; long frames get that time.
 	rateMin = 64 << 10
-	// helloTimeout is how long the other end of a new stream may say nothing: its
-	// hello goes out with the stream.
+	// helloTimeout is how long a new stream's other end may be silent before its hello.
 	helloTimeout = 5 * time.Second
-	// bodyStep is how much memory a frame gets before any of it has come; it grows
-	// with what does.
+	// bodyStep is a frame's memory before any of it has come; it grows with what does.
 	bodyStep = 64 << 10
-	// slowFrame is how long a frame may take to arrive before what waits behind it
-	// is excused for being late.
+	// slowFrame is how long a frame may take before what waits behind it is excused.
 	slowFrame = 100 * time.Millisecond
 )
 
-// framed reads and writes frames on a stream. Reading is for one goroutine,
-// writing for any.
+// framed reads and writes frames on a stream. One goroutine reads, any may write.
 type framed struct {
 	stream network.Stream
 	in     *bufio.Reader
@@ -95,8 +89,7 @@ func (f *framed) sendData(id uint32, d wire.Data, body, page []byte, begin func(
 // timeFor is how long n bytes take on the slowest link that is any use.
 func timeFor(n int) time.Duration { return time.Duration(n) * time.Second / rateMin }
 
-// write writes b; a stream that could not take it is of no use any more. The
-// caller holds mu.
+// write writes b; a stream that could not take it is of no use. The caller holds mu.
 func (f *framed) write(b []byte) error {
 	err := f.stream.SetWriteDeadline(time.Now().Add(f.timeout + timeFor(len(b))))
 	if err == nil {
@@ -109,8 +102,7 @@ func (f *framed) write(b []byte) error {
 	return nil
 }
 
-// header reads the next header. Errors of the stream wrap ErrDisconnected, those
-// of the peer ErrCorrupt.
+// header reads one. Errors of the stream wrap ErrDisconnected, of the peer ErrCorrupt.
 func (f *framed) header() (wire.Header, error) {
 	var b [wire.HeaderSize]byte
 	if _, err := io.ReadFull(f.in, b[:]); err != nil {
@@ -191,8 +183,7 @@ func (f *framed) hello() (wire.Hello, error) {
 	return m.(wire.Hello), f.stream.SetReadDeadline(time.Time{})
 }
 
-// outstanding are the indexes of a Want that have no answer yet. Not safe for
-// concurrent use.
+// outstanding are the unanswered indexes of a Want. Not safe for concurrent use.
 type outstanding struct {
 	indexes  []uint64 // rising
 	answered []bool

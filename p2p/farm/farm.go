@@ -42,15 +42,13 @@ const (
 	probeInterval = 850 * time.Millisecond
 	probeTimeout  = 600 * time.Millisecond
 	suspicionMult = 3
-	// syncInterval is how often a member exchanges all that it knows with another,
-	// so that who missed some news learns it; gossip makes it four times as long
-	// among 200 members.
+	// syncInterval is how often a member exchanges all that it knows with another, for
+	// news that was missed; gossip makes it four times as long among 200 members.
 	syncInterval = 10 * time.Second
 	// reclaimAfter is how soon after its death a member may come back with another
 	// address. Gossip would by default insist on the old one.
 	reclaimAfter = time.Second
-	// retransmitMult times the logarithm of the members is how often a member passes
-	// some news on.
+	// retransmitMult times the logarithm of the members is how often news is passed on.
 	retransmitMult = 4
 	// recheckInterval is how often certificates are verified again, which may expire.
 	recheckInterval = 10 * time.Minute
@@ -69,8 +67,7 @@ type Config struct {
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier
-	// Bind is HOST:PORT to gossip on; port 0 takes a free one, and no host the address on
-	// the farm's LAN, as Place says.
+	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host that of Place.
 	Bind string
 	// Join are HOST:PORT of some neighbours, who may start later.
 	Join []string
@@ -295,9 +292,8 @@ func (f *Farm) Members() []Member { return f.here.Load().members }
 // Live returns the IDs of the Members. The slice must not be changed.
 func (f *Farm) Live() []peer.ID { return f.here.Load().ids }
 
-// Watch returns a channel that has an element at first, and then whenever the
-// members have changed since it was last received from. It is never closed; after
-// ctx ends nothing is sent.
+// Watch returns a channel that has an element at first, and then whenever the members
+// have changed since it was received from. It is never closed, and silent after ctx.
 func (f *Farm) Watch(ctx context.Context) <-chan struct{} {
 	ch := make(chan struct{}, 1)
 	ch <- struct{}{}

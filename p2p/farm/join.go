@@ -24,8 +24,7 @@ const (
 	// lostMax bounds the members that are looked for, lostFor for how long.
 	lostMax = 64
 	lostFor = 24 * time.Hour
-	// tcpTimeout bounds each step of an attempt, and so how long a stop may wait
-	// for one.
+	// tcpTimeout bounds each step of an attempt, and so how long a stop waits for one.
 	tcpTimeout = 3 * time.Second
 )
 

@@ -50,9 +50,8 @@ func use(keys []agedKey, now time.Time) (spoken, oldest int, next time.Time) {
 	return spoken, oldest, next
 }
 
-// Rotate gives the farm a new key: it is understood at once, spoken after keySpread,
-// and keyGrace later the one before is understood no more. The key that is the newest
-// already changes nothing.
+// Rotate gives the farm a new key: understood at once, spoken after keySpread; keyGrace
+// later the one before is understood no more. The newest key again changes nothing.
 func (f *Farm) Rotate(key [32]byte) error {
 	if key == ([32]byte{}) {
 		return fmt.Errorf("farm %s: %w: a gossip key of zeros", f.name, content.ErrInvalid)

@@ -41,8 +41,7 @@ func (c complaints) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// printable takes out of a text what would steer a terminal: names in gossip are
-// chosen by whoever has its key.
+// printable takes out of a text what would steer a terminal: others chose its names.
 func printable(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

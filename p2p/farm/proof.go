@@ -17,9 +17,8 @@ import (
 // all news; members that join each other exchange all words and certificates that they
 // know, and what was missed all the same is asked for by joining the member again.
 const (
-	// packetMax is the longest certificate that is passed on by itself: what gossip
-	// has room for in a packet, beside its label and its encryption. A longer one
-	// travels with the exchanges.
+	// packetMax is the longest certificate that is passed on by itself: what a packet has
+	// room for, beside label and encryption. A longer one travels with the exchanges.
 	packetMax = 1300
 	// newsMax is how many certificates out of one exchange are passed on. More are no
 	// news to the farm, but the farm's to a newcomer.
@@ -114,8 +113,7 @@ func (f *Farm) hear(id peer.ID, address, raw string) (changed bool, err error) {
 	return false, nil
 }
 
-// say signs this member's word anew and has gossip spread it. Its number is at least
-// that one.
+// say signs this member's word anew, of that number at least, and has gossip spread it.
 func (f *Farm) say(number uint64) error {
 	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), linkMbits: f.cfg.LinkMbits, addrs: f.cfg.Addrs}
 	w, err := w.sign(f.name, f.self.ID, f.cfg.Signer)

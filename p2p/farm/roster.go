@@ -32,8 +32,7 @@ type certificate struct {
 	good bool
 }
 
-// listed reports whether it counts as a member: certified, alive, and at the address
-// of its newest word.
+// listed reports whether it is certified, and alive where its newest word says.
 func (k *known) listed() bool { return k.cert.good && k.at != "" && k.at == k.word.address }
 
 // roster is all that is known of others, by name. Pure: no I/O, no clock, no lock.
@@ -89,8 +88,7 @@ func (r roster) hear(id peer.ID, w word) (changed bool, err error) {
 	return k.change(func() { k.word = w }), nil
 }
 
-// certify takes a member's verified certificate. One that holds gives way to one that
-// was issued later.
+// certify takes a verified certificate. One that holds gives way to one issued later.
 func (r roster) certify(id peer.ID, c certificate) (changed bool, err error) {
 	k, err := r.enter(id, true)
 	if err != nil || k.cert.good && !c.chain[0].NotBefore.After(k.cert.chain[0].NotBefore) {
@@ -106,8 +104,7 @@ func (r roster) live(id peer.ID, address string) (changed bool) {
 }
 
 // gone notes that gossip doesn't see a member any more. Its word and certificate are
-// kept, for it may be back, and so that no older word counts; of one without
-// certificate nothing is.
+// kept, for its return and against older words; of one without certificate nothing.
 func (r roster) gone(id peer.ID) (changed bool) {
 	k := r[id]
 	if k == nil {

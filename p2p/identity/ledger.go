@@ -59,8 +59,7 @@ func New(v *trust.Verifier, connected func(peer.ID) bool, now func() time.Time) 
 	return &Ledger{verifier: v, connected: connected, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}}
 }
 
-// Of returns who a peer is, as the certificate that it has shown says; false for one
-// that has not proved anything.
+// Of returns who a peer has proved to be, by its certificate; false for nobody.
 func (l *Ledger) Of(id peer.ID) (trust.Identity, bool) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -127,10 +126,9 @@ func (l *Ledger) evict() {
 	delete(l.proofs, oldest)
 }
 
-// Recheck verifies all chains again, and forgets those of peers that are long gone.
-// It returns the peers whose certificate is not good any more: revoked, or expired.
-// A revocation that the verifier was told of before counts for whoever presents
-// anything from here on.
+// Recheck verifies all chains again, forgets those of peers that are long gone, and
+// returns the peers whose certificate is revoked or has expired. A revocation that the
+// verifier was told of before counts for what is presented from here on.
 func (l *Ledger) Recheck() (lost []peer.ID) {
 	l.checking.Lock()
 	defer l.checking.Unlock()

@@ -100,8 +100,7 @@ func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
 	return append(told(listening, own), s.outside...)
 }
 
-// CheckAddrs reads the multiaddrs of Config's Listen and Announce; a wrong one is
-// content.ErrInvalid, with its flag.
+// CheckAddrs reads Listen and Announce; a wrong one is content.ErrInvalid, by its flag.
 func CheckAddrs(listen, announce []string) (listening, announced []ma.Multiaddr, err error) {
 	for _, text := range listen {
 		a, err := ma.NewMultiaddr(text)

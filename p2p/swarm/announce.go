@@ -43,8 +43,7 @@ const (
 	tableFull = 20
 )
 
-// announcements says which keys this member announces and when. It has no clock
-// of its own.
+// announcements says which keys this member announces and when. It has no clock.
 type announcements struct {
 	mu   sync.Mutex // guards keys and what it points to
 	keys map[Key]*announcement

@@ -27,8 +27,7 @@ const (
 	// first; the time doubles up to dialRetryMax.
 	dialRetry    = 500 * time.Millisecond
 	dialRetryMax = time.Minute
-	// dialCheck is how often a member looks whether it is still connected with its
-	// bootstrap members.
+	// dialCheck is how often the connections with bootstrap members are looked at.
 	dialCheck = 5 * time.Second
 	// saveInterval is how often the members connected are kept for a restart.
 	saveInterval = 5 * time.Minute
@@ -199,8 +198,7 @@ func knock(ctx context.Context, r network.AddrDelay) error {
 	return c.Close()
 }
 
-// keepPeers keeps the members connected for a restart, now and then and when ctx
-// ends.
+// keepPeers keeps the members connected for a restart, now and then and when ctx ends.
 func (s *Swarm) keepPeers(ctx context.Context) error {
 	if s.cfg.PeersFile == "" {
 		return nil

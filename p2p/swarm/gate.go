@@ -13,9 +13,8 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// gatedHost is the host that the DHT sees: strangers' requests and records do not
-// reach it, nor do its own go to strangers. Who has not proved itself yet is waited
-// for.
+// gatedHost is the host that the DHT sees: strangers' requests and records do not reach
+// it, nor do its own go to strangers. It waits for who has not proved itself yet.
 type gatedHost struct {
 	host.Host
 	proofs *proofs

@@ -15,16 +15,14 @@ import (
 )
 
 const (
-	// guestCheck is how often the connections with peers that are not known to be
-	// members are looked over.
+	// guestCheck is how often the connections with guests are looked over.
 	guestCheck = time.Second
 	// guestsMax bounds them: newcomers with an invite, members that have just
 	// connected, and readers of public content.
 	guestsMax = 256
 	// guestIdle is how long one without a stream is kept. A newcomer asks at once.
 	guestIdle = 30 * time.Second
-	// guestStreams bounds the streams of one: twice what an exchange opens, and the
-	// libraries' own.
+	// guestStreams bounds the streams of one: twice an exchange's, and the libraries' own.
 	guestStreams = 32
 	// proversMax bounds the guests that are asked for their proof at a time.
 	proversMax = 16
@@ -139,8 +137,7 @@ func (s *Swarm) keepGuests(ctx context.Context) error {
 	}
 }
 
-// lookOver closes the connections of guests that are too many, and returns the peers
-// to ask for a proof.
+// lookOver closes the connections of surplus guests, and returns whom to have proved.
 func (s *Swarm) lookOver(now time.Time) (unproved []peer.ID) {
 	var guests []guest
 	var conns []network.Conn
@@ -172,8 +169,7 @@ func (s *Swarm) Welcome(id peer.ID) {
 	}
 }
 
-// Dismiss says that a peer is no member any more: its connections are closed. It may
-// come back as a stranger.
+// Dismiss closes the connections of who is no member any more, but maybe a stranger.
 func (s *Swarm) Dismiss(id peer.ID) {
 	s.host.ConnManager().UntagPeer(id, "member")
 	s.dht.RoutingTable().RemovePeer(id)

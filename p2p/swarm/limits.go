@@ -15,9 +15,8 @@ import (
 )
 
 const (
-	// windowInitial lets a new stream send some runs at once, where the library's
-	// 256 KiB would take it several round trips; windowMax fills a link of
-	// 4 Gbit/s at 60 ms.
+	// windowInitial lets a new stream send some runs at once, where the library's 256 KiB
+	// would take several round trips; windowMax fills a link of 4 Gbit/s at 60 ms.
 	windowInitial = 4 << 20
 	windowMax     = 32 << 20
 
@@ -46,9 +45,8 @@ const (
 	dialsPerSite = 100  // new connections a second of one address; the library would take one in 5 s
 	dialsBurst   = 1024
 
-	// A circuit carries content until a direct connection is found, and ends so
-	// that the two look for one again. The library's 128 KiB would not carry one
-	// chunk.
+	// A circuit carries content until a direct connection is found, and ends so that the
+	// two look for one again. The library's 128 KiB would not carry one chunk.
 	circuitBytes    = 1 << 30 // each way
 	circuitDuration = 15 * time.Minute
 	circuitBuffer   = 64 << 10
@@ -57,9 +55,8 @@ const (
 	relayedPerSite  = 256  // of them behind one address, as a farm is
 )
 
-// newResourceManager replaces the library's limits, which are made for one peer
-// an address. Its limits for an address stay even where all others are lifted,
-// so they are set here by name.
+// newResourceManager replaces the library's limits, which are for one peer an address,
+// and are set by name since those stay even where all others are lifted.
 func newResourceManager() (network.ResourceManager, error) {
 	all := rcmgr.ResourceLimits{
 		Streams: streamsMax, StreamsInbound: streamsMax, StreamsOutbound: streamsMax,

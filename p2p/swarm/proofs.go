@@ -9,14 +9,12 @@ import (
 )
 
 const (
-	// proveTimeout bounds how long a peer is waited for to prove that it is a member:
-	// a connection, and a round trip.
+	// proveTimeout bounds the wait for a peer's proof: a connection, and a round trip.
 	proveTimeout = 2 * time.Second
 	// doubtFor is how long one that could not is not asked again, so that strangers
 	// cost little. One that proves itself of its own accord is believed at once.
 	doubtFor = 10 * time.Second
-	// doubtsMax bounds those that are remembered; beyond it some or other is asked
-	// again.
+	// doubtsMax bounds those that are remembered; beyond it some are asked again.
 	doubtsMax = 4096
 	// provingMax bounds the proofs that are waited for, each by a stream or a search.
 	provingMax = 128

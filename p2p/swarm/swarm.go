@@ -79,10 +79,9 @@ type Config struct {
 	// Reach is whether others can dial this member.
 	Reach Reach
 	// Proved reports whether a peer has proved that it is a member; it must not block.
-	// Prove waits until it has, opening what is needed, and reports whether it could.
-	// What others announce, ask or would have relayed is ignored, and their
-	// connections are the first to go. A nil Proved takes all for members, as who has
-	// no certificate yet does.
+	// Prove waits until it has, opening what is needed, and reports whether it could. What
+	// others announce, ask or would have relayed is ignored, and their connections go
+	// first. A nil Proved takes all for members, as who has no certificate yet does.
 	Proved func(peer.ID) bool
 	Prove  func(context.Context, peer.ID) bool
 	// Log may be nil.
@@ -258,8 +257,7 @@ func (s *Swarm) Listen() error {
 	return nil
 }
 
-// Addrs returns the full multiaddrs that others reach this member at, those that it was
-// told to announce last.
+// Addrs returns the full multiaddrs that others reach this member at, Announce last.
 func (s *Swarm) Addrs() []string {
 	all := s.host.Addrs()
 	slices.SortStableFunc(all, func(a, b ma.Multiaddr) int {
@@ -309,8 +307,7 @@ func (s *Swarm) Forget(id peer.ID) {
 	s.host.ConnManager().Unprotect(id, "farm")
 }
 
-// Peers returns the members that this one is connected with; who has not proved that
-// it is one is left out.
+// Peers returns the members that this one is connected with, by their proofs.
 func (s *Swarm) Peers() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	for _, id := range s.host.Network().Peers() {

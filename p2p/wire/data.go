@@ -120,8 +120,7 @@ func decodeIndexes(b []byte) ([]uint64, error) {
 	return indexes, nil
 }
 
-// uvarint reads a varint of at most 32 bits in its shortest form; n is 0 for
-// anything else.
+// uvarint reads a varint of at most 32 bits in its shortest form; n is 0 for others.
 func uvarint(b []byte) (v uint64, n int) {
 	v, n = binary.Uvarint(b)
 	if n <= 0 || v > IndexMax || n > 1 && b[n-1] == 0 {

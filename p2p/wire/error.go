@@ -51,8 +51,7 @@ func decodeError(p []byte) (Message, error) {
 	return Error{Kind(p[0]), string(p[1:])}, nil
 }
 
-// Sentinel returns the error of package content that the kind stands for, nil
-// for kinds that stand for none.
+// Sentinel returns the error of package content that the kind stands for, nil if none.
 func (k Kind) Sentinel() error {
 	return [kindEnd]error{
 		KindNotFound: content.ErrNotFound, KindExists: content.ErrExists, KindConflict: content.ErrConflict, KindFenced: content.ErrFenced,
@@ -61,8 +60,7 @@ func (k Kind) Sentinel() error {
 	}[k]
 }
 
-// ErrorOf returns the frame that tells a peer of err. The text is cut at TextMax
-// and what is not UTF-8 left out.
+// ErrorOf returns the frame that tells a peer of err, cut at TextMax and in UTF-8 only.
 func ErrorOf(err error) Error {
 	text := err.Error()
 	m := Error{Text: strings.ToValidUTF8(text[:min(len(text), TextMax)], "")}

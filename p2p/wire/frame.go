@@ -133,9 +133,8 @@ func Append(b []byte, id uint32, m Message) []byte {
 	return b
 }
 
-// Decode reads the payload of any frame but Data, which belongs to the header h.
-// What it returns keeps parts of payload. Anything but the one encoding of a
-// valid message is ErrCorrupt.
+// Decode reads the payload of any frame but Data, which belongs to the header h, and
+// keeps parts of it. Anything but the one encoding of a valid message is ErrCorrupt.
 func Decode(h Header, payload []byte) (Message, error) {
 	m, err := decode(h, payload)
 	if err != nil {

@@ -19,8 +19,7 @@ const (
 	MethodMax = 64
 	// TextMax bounds the text of an error, in bytes; what is over is cut.
 	TextMax = 512
-	// ChainSizeMax bounds an encoded certificate chain, in bytes: three
-	// certificates of at most 600 bytes.
+	// ChainSizeMax bounds an encoded chain, in bytes: three certificates of at most 600.
 	ChainSizeMax = 4 << 10
 	// PeerIDMax bounds a peer id, in bytes: an identity hash of an Ed25519 key is
 	// 38 long, a SHA-256 of any other 34.

@@ -76,16 +76,14 @@ func (p Priority) String() string {
 // Want asks for objects under a root.
 type Want struct {
 	Root content.CID
-	// Level is 0 for chunks, 1 to content.LevelMax for map nodes with their locator
-	// pages.
+	// Level is 0 for chunks, 1 to content.LevelMax for map nodes with locator pages.
 	Level int
 	// Indexes are distinct and rising, 1 to IndexesMax of them.
 	Indexes  []uint64
 	Priority Priority
 	// Fetch asks the peer to bring in what it lacks, as the lead of a run does.
 	Fetch bool
-	// Passed says that the request was already passed on once: the peer must not
-	// pass it on again.
+	// Passed says that the request was passed on once, and must not be again.
 	Passed bool
 }
 
@@ -153,9 +151,8 @@ func (m Refer) encode(b []byte) ([]byte, Type, uint8) {
 	return append(b, m.Peer...), TypeRefer, 0
 }
 
-// Unknown ends the request: the peer does not know the root, or its scope does not
-// admit the asker, which are one answer. An asker that has the record's envelope
-// introduces it and asks again.
+// Unknown ends the request: the root is unknown, or its scope does not admit the asker,
+// one answer for both. With the record's envelope it introduces it and asks again.
 type Unknown struct{}
 
 func (Unknown) encode(b []byte) ([]byte, Type, uint8) {

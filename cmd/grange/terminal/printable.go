@@ -14,8 +14,7 @@ import (
 // commands print goes through it.
 type Printable struct{ io.Writer }
 
-// Raw is the writer under a printable one, for bytes that are no text, and for the
-// progress bar.
+// Raw is the writer under a printable one: for bytes that are no text, and the bar.
 func Raw(w io.Writer) io.Writer {
 	if p, ok := w.(Printable); ok {
 		return p.Writer

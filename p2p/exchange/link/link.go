@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// Class is what shares one bound of bytes under way: guests' data does not count
-// against the bulk.
+// Class is what shares a bound of bytes under way: guests' data is not counted as bulk.
 type Class uint8
 
 // The classes.
@@ -29,8 +28,7 @@ type Link struct {
 	mu     sync.Mutex
 	window window
 	flow   [Classes]flow
-	// plain counts down the bodies to send uncompressed after one that gained
-	// nothing.
+	// plain counts down the bodies to send uncompressed after one that gained nothing.
 	plain int
 }
 

@@ -17,8 +17,7 @@ const (
 	// baseLife is how long a shortest round trip is believed. Then the window
 	// shrinks for a moment, so that the queue empties and shows it again.
 	baseLife = 10 * time.Second
-	// probeRounds is how many round trips that moment lasts: one empties the
-	// queue, one measures.
+	// probeRounds is how many round trips that lasts: one empties the queue, one measures.
 	probeRounds = 2
 )
 
@@ -61,8 +60,7 @@ func (w *window) limit() int {
 	return max(w.size, windowMin)
 }
 
-// measured reports the rate of the link in bytes a second, once the window has
-// been wide enough to fill it.
+// measured reports the link's rate in bytes a second, once a window has filled it.
 func (w *window) measured() (rate float64, ok bool) { return w.rate, w.steady && w.rate > 0 }
 
 // acked takes a sample. A round is the time between sending a byte and hearing
