@@ -50,11 +50,6 @@ type Config struct {
 	// ScrubRate is how many bytes a second the background check reads; 0 is
 	// scrubRateDefault, negative turns it off.
 	ScrubRate int64
-	// OnEvict is told in batches which objects are gone: evicted, or found bad.
-	// It is called by whoever removed them, maybe by several at once, with no lock
-	// held, and must not keep the slice. An object may be back by the time of the
-	// call: ask Has. Nil is told nothing.
-	OnEvict func([]content.CID)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -70,9 +65,6 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("cache: %w: a quota of %d bytes; the least is %d", content.ErrInvalid, c.Quota, int64(quotaMin))
 	}
 	c.ScrubRate = cmp.Or(c.ScrubRate, scrubRateDefault)
-	if c.OnEvict == nil {
-		c.OnEvict = func([]content.CID) {}
-	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -112,9 +104,8 @@ type Cache struct {
 	slabs    slabs
 	census   [classes]census
 	bytes    int64 // of the slots of objects
-	hands    [classes][queues]hand
+	hands    [classes][pinned]hand
 	slabName []byte // a buffer
-	gone     []content.CID
 	pins     map[string]pin
 	cramped  bool // the table could not grow
 
@@ -135,9 +126,10 @@ func Open(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", cfg.Dir, err)
 	}
-	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, metrics: newMetrics(), slabName: make([]byte, slabNameSize), pins: map[string]pin{},
+	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, slabName: make([]byte, slabNameSize), pins: map[string]pin{},
 		short: rate.Sometimes{Interval: logInterval}, bad: rate.Sometimes{Interval: logInterval}}
 	c.buffers.New = func() any { b := make([]byte, slotMax); return &b }
+	c.metrics = newMetrics(c)
 	c.files.Store(new([]*os.File))
 	c.table.Store(emptyTable())
 	c.names.file, err = os.OpenFile(filepath.Join(cfg.Dir, "names"), os.O_CREATE|os.O_RDWR, 0o600)
@@ -185,16 +177,6 @@ func (c *Cache) release() error {
 		errs = append(errs, c.names.file.Close())
 	}
 	return errors.Join(append(errs, c.lock.Close())...)
-}
-
-// tell releases mu and says what went while it was held.
-func (c *Cache) tell() {
-	gone := c.gone
-	c.gone = nil
-	c.mu.Unlock()
-	if len(gone) > 0 {
-		c.cfg.OnEvict(gone)
-	}
 }
 
 // openFile makes sure that slabs of a file can be written to. Called with mu.
@@ -264,8 +246,8 @@ func (c *Cache) Stats() Stats {
 		Full: c.full.Load(), Evicted: c.evicted.Load(), IndexBytes: int64(len(c.table.Load().words)) * entrySize,
 	}
 	for _, n := range c.census {
-		st.Chunks += int64(n.pinned + n.main + n.probation)
-		st.Pinned += int64(n.pinned)
+		st.Chunks += int64(n[pinned] + n[onMain] + n[onProbation])
+		st.Pinned += int64(n[pinned])
 	}
 	return st
 }
@@ -277,4 +259,4 @@ func (c *Cache) Evicted() uint64 { return c.evicted.Load() }
 func (c *Cache) Full() bool { return c.full.Load() }
 
 // Collectors returns the metrics, for a registry of the caller's.
-func (c *Cache) Collectors() []prometheus.Collector { return c.metrics.all(c) }
+func (c *Cache) Collectors() []prometheus.Collector { return []prometheus.Collector{c.metrics.all} }

@@ -32,8 +32,8 @@ func check(t interface {
 		if cl, ok := table.class(at.slab()); !b.used || !ok || cl != b.class || !b.has(at.slot()) {
 			t.Fatalf("entry %d has slot %d of slab %d, which is not taken", i, at.slot(), at.slab())
 		}
-		*of[at.slab()].of(w)++
-		*total[b.class].of(w)++
+		of[at.slab()][w.kind()]++
+		total[b.class][w.kind()]++
 	}
 	live, count := 0, [classes]int{}
 	for n, b := range c.slabs.all {
@@ -55,7 +55,7 @@ func leaked(c *Cache) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, b := range c.slabs.all {
-		n += b.taken - b.census.pinned - b.census.main - b.census.probation
+		n += b.taken - b.census[pinned] - b.census[onMain] - b.census[onProbation]
 	}
 	return n
 }

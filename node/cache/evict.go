@@ -18,9 +18,10 @@ import (
 // object a slot has, the names file says.
 
 const (
-	probationQueue = iota
-	mainQueue
-	queues
+	// An object is in one of the queues, or pinned.
+	onProbation = iota
+	onMain
+	pinned
 
 	// probationShare is the part, one in so many, that objects on probation keep.
 	probationShare = 10
@@ -79,13 +80,13 @@ func (c *Cache) Evict(n int64) (freed int64) {
 		before := c.bytes
 		ok := !c.closed.Load() && c.evictFrom(cl) > 0
 		freed += before - c.bytes
-		c.tell()
+		c.mu.Unlock()
 		if !ok {
 			break
 		}
 	}
 	c.mu.Lock()
-	defer c.tell()
+	defer c.mu.Unlock()
 	for number := range c.slabs.all {
 		if b := &c.slabs.all[number]; b.used && b.taken == 0 && !c.closed.Load() {
 			c.returnSlab(number)
@@ -95,19 +96,18 @@ func (c *Cache) Evict(n int64) (freed int64) {
 }
 
 // evictable is how many objects of a class are not pinned. Called with mu.
-func (c *Cache) evictable(cl class) int { return c.census[cl].main + c.census[cl].probation }
+func (c *Cache) evictable(cl class) int { return c.census[cl][onMain] + c.census[cl][onProbation] }
 
 // evictFrom evicts a batch of a class. Called with mu.
 func (c *Cache) evictFrom(cl class) (freed int) {
-	n := c.census[cl]
-	if n.probation > 0 && n.probation*probationShare >= n.probation+n.main {
-		freed = c.sweep(cl, probationQueue)
+	if n := c.census[cl][onProbation]; n > 0 && n*probationShare >= c.evictable(cl) {
+		freed = c.sweep(cl, onProbation)
 	}
 	if freed == 0 {
-		freed = c.sweep(cl, mainQueue)
+		freed = c.sweep(cl, onMain)
 	}
 	if freed == 0 {
-		freed = c.sweep(cl, probationQueue)
+		freed = c.sweep(cl, onProbation)
 	}
 	return freed
 }
@@ -117,13 +117,13 @@ func (c *Cache) sweep(cl class, queue int) (freed int) {
 	h := &c.hands[cl][queue]
 	looked := 0
 	for range len(c.slabs.all) * (freqMax + 2) {
-		if freed >= evictBatch || *c.census[cl].of(queueBit(queue)) == 0 {
+		if freed >= evictBatch || c.census[cl][queue] == 0 {
 			break
 		}
 		if h.slab >= len(c.slabs.all) {
 			*h = hand{}
 		}
-		if b := &c.slabs.all[h.slab]; b.used && b.class == cl && *b.census.of(queueBit(queue)) > 0 {
+		if b := &c.slabs.all[h.slab]; b.used && b.class == cl && b.census[queue] > 0 {
 			freed += c.sweepSlab(h, queue, evictBatch-freed, &looked)
 			if h.slot < cl.slots() {
 				continue
@@ -134,35 +134,23 @@ func (c *Cache) sweep(cl class, queue int) (freed int) {
 	return freed
 }
 
-// queueBit is a word of the kind that a queue has.
-func queueBit(queue int) word {
-	if queue == mainQueue {
-		return mainBit
-	}
-	return 0
-}
-
 // sweepSlab weighs a slab's objects from the hand on and evicts most. Called with mu.
 func (c *Cache) sweepSlab(h *hand, queue, most int, looked *int) (freed int) {
 	t, b := c.table.Load(), c.slabs.all[h.slab]
 	records := c.names.slab(h.slab, b.class.slots(), c.slabName)
 	for ; h.slot < b.class.slots() && freed < most; h.slot++ {
 		at := newPlace(h.slab, h.slot)
-		i, id, ok := c.entryAt(t, records, at)
-		if !ok {
-			continue
-		}
-		w := t.word(i)
-		if w.pinned() || w.main() != (queue == mainQueue) {
+		i, ok := c.entryAt(t, records, at)
+		if !ok || t.word(i).kind() != queue {
 			continue
 		}
 		*looked++
 		switch {
-		case w.freq() == 0 || *looked > lookMax:
-			c.remove(t, i, id)
+		case t.word(i).freq() == 0 || *looked > lookMax:
+			c.remove(t, i)
 			c.giveSlot(at)
 			freed++
-		case queue == mainQueue:
+		case queue == onMain:
 			t.change(i, func(w word) word { return w.withFreq(max(w.freq(), 1) - 1) })
 		default:
 			c.mark(t, i, func(w word) word { return w.withFreq(0) | mainBit })
@@ -175,20 +163,19 @@ func (c *Cache) sweepSlab(h *hand, queue, most int, looked *int) (freed int) {
 }
 
 // entryAt returns the entry of the object in a slot. Called with mu.
-func (c *Cache) entryAt(t *table, records []byte, at place) (i int, id content.CID, ok bool) {
+func (c *Cache) entryAt(t *table, records []byte, at place) (i int, ok bool) {
 	if b := &c.slabs.all[at.slab()]; !b.has(at.slot()) {
-		return 0, id, false
+		return 0, false
 	}
 	record := records[at.slot()*nameSize:][:nameSize]
 	if n, named := decodeName(record, at); named {
 		i, _, ok = t.find(c.secret.key(n.id))
-		return i, n.id, ok && t.place(i) == at
+		return i, ok && t.place(i) == at
 	}
 	if n := content.CID(record); n.IsHole() { // it is being written
-		return 0, id, false
+		return 0, false
 	}
-	i, ok = t.locate(at) // a rotten name: slow, and rare
-	return i, id, ok
+	return t.locate(at) // a rotten name: slow, and rare
 }
 
 // mark changes the kind of an object. Called with mu.
@@ -198,24 +185,20 @@ func (c *Cache) mark(t *table, i int, f func(word) word) {
 	c.counted(t.place(i), is, 1)
 }
 
-// remove takes an object out of the index; its slot is still taken. An id of
-// zero is not known. Called with mu.
-func (c *Cache) remove(t *table, i int, id content.CID) {
+// remove takes an object out of the index; its slot is still taken. Called with mu.
+func (c *Cache) remove(t *table, i int) {
 	w, at := t.word(i), t.place(i)
 	t.clear(i)
 	c.turn(w.tag()).Add(1) // before anyone can write to the slot: see still
 	c.counted(at, w, -1)
 	c.evicted.Add(1)
-	if !id.IsHole() {
-		c.gone = append(c.gone, id)
-	}
 }
 
 // drop removes an object that was found bad. The slot of one that the disk can't
 // read stays taken until the next start.
 func (c *Cache) drop(id content.CID, s sight, unreadable bool) {
 	c.mu.Lock()
-	defer c.tell()
+	defer c.mu.Unlock()
 	if c.closed.Load() || !c.still(s) {
 		return
 	}
@@ -225,7 +208,7 @@ func (c *Cache) drop(id content.CID, s sight, unreadable bool) {
 		return
 	}
 	at := t.place(i)
-	c.remove(t, i, id)
+	c.remove(t, i)
 	if unreadable {
 		c.names.blank(at)
 	} else {
@@ -248,8 +231,7 @@ func (c *Cache) displace(t *table, k key) (victim int, ok bool) {
 		return 0, false
 	}
 	at := t.place(victim)
-	n, _ := c.names.read(at)
-	c.remove(t, victim, n.id)
+	c.remove(t, victim)
 	c.giveSlot(at)
 	return victim, true
 }
@@ -267,7 +249,7 @@ func (c *Cache) emptyOne(except class, least int) bool {
 	for n := range c.slabs.all {
 		number := (from + n) % len(c.slabs.all)
 		b := &c.slabs.all[number]
-		if b.used && b.class != except && b.census.pinned == 0 && c.slabs.count[b.class] >= least {
+		if b.used && b.class != except && b.census[pinned] == 0 && c.slabs.count[b.class] >= least {
 			if victims = append(victims, number); len(victims) == victimsMax {
 				break
 			}
@@ -275,7 +257,7 @@ func (c *Cache) emptyOne(except class, least int) bool {
 	}
 	slices.SortFunc(victims, func(a, b int) int {
 		x, y := &c.slabs.all[a], &c.slabs.all[b]
-		return cmp.Or(cmp.Compare(x.census.main, y.census.main), cmp.Compare(x.born, y.born))
+		return cmp.Or(cmp.Compare(x.census[onMain], y.census[onMain]), cmp.Compare(x.born, y.born))
 	})
 	return slices.ContainsFunc(victims, c.emptySlab)
 }
@@ -286,8 +268,8 @@ func (c *Cache) emptySlab(number int) bool {
 	records := c.names.slab(number, slots, c.slabName)
 	for slot := range slots {
 		at := newPlace(number, slot)
-		if i, id, ok := c.entryAt(t, records, at); ok {
-			c.remove(t, i, id)
+		if i, ok := c.entryAt(t, records, at); ok {
+			c.remove(t, i)
 			c.slabs.give(at)
 			c.names.blank(at)
 		}

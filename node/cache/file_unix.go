@@ -13,7 +13,7 @@ import (
 
 // openTable maps an index file.
 func openTable(path string) (*table, error) {
-	raw, unmap, err := mapShared(path, unix.PROT_READ|unix.PROT_WRITE)
+	raw, unmap, err := mapFile(path, true)
 	if err != nil {
 		return nil, err
 	}
@@ -56,15 +56,11 @@ func installTable(path string) error {
 
 func syncHeader(raw []byte) error { return unix.Msync(raw[:headerSize], unix.MS_SYNC) }
 
-// mapFile maps a file that is only read.
-func mapFile(path string) (b []byte, unmap func() error, err error) {
-	return mapShared(path, unix.PROT_READ)
-}
-
-func mapShared(path string, protection int) (b []byte, unmap func() error, err error) {
-	mode := os.O_RDONLY
-	if protection&unix.PROT_WRITE != 0 {
-		mode = os.O_RDWR
+// mapFile maps a file, to be read only or written too.
+func mapFile(path string, write bool) (b []byte, unmap func() error, err error) {
+	mode, protection := os.O_RDONLY, unix.PROT_READ
+	if write {
+		mode, protection = os.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
 	}
 	f, err := os.OpenFile(path, mode, 0)
 	if err != nil {

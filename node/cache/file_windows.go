@@ -19,7 +19,7 @@ func installTable(string) error { return nil }
 
 func syncHeader([]byte) error { return nil }
 
-func mapFile(path string) (b []byte, unmap func() error, err error) {
+func mapFile(path string, _ bool) (b []byte, unmap func() error, err error) {
 	b, err = os.ReadFile(path)
 	return b, func() error { return nil }, err
 }

@@ -47,7 +47,7 @@ func (c *Cache) giveBack(ctx context.Context) {
 		c.mu.Lock()
 		c.cramped = false
 		more = !c.closed.Load() && c.overLimit() && c.emptyAny(classes)
-		c.tell()
+		c.mu.Unlock()
 	}
 }
 

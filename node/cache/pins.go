@@ -169,7 +169,7 @@ func (c *Cache) pinnedBy(id content.CID) bool {
 
 // openPin maps a list.
 func openPin(path string) (pin, error) {
-	b, unmap, err := mapFile(path)
+	b, unmap, err := mapFile(path, false)
 	if err != nil {
 		return pin{}, err
 	}

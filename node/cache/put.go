@@ -24,11 +24,7 @@ func (c *Cache) Put(v content.Verified, reach Reach) error {
 	}
 	at, err := c.reserve(classOf(length))
 	if err == nil {
-		if err = c.write(at, v, reach); err == nil {
-			err = c.commit(v, at, reach)
-		} else {
-			c.cancel(at)
-		}
+		err = c.commit(v, at, reach, c.write(at, v, reach))
 	}
 	switch {
 	case err == nil:
@@ -53,7 +49,7 @@ func (c *Cache) unkept(err error) {
 // reserve finds a slot: a free one, one of a new slab, or one that an eviction frees.
 func (c *Cache) reserve(cl class) (place, error) {
 	c.mu.Lock()
-	defer c.tell()
+	defer c.mu.Unlock()
 	for range reserveTries {
 		if c.closed.Load() {
 			return 0, content.ErrClosed
@@ -94,12 +90,17 @@ func (c *Cache) write(at place, v content.Verified, reach Reach) error {
 	return c.names.write(at, name{v.CID(), len(v.Bytes()), reach})
 }
 
-// commit makes a written slot findable, or gives it back if another Put was faster.
-func (c *Cache) commit(v content.Verified, at place, reach Reach) error {
+// commit makes a slot findable, or gives it back if it could not be written, or another
+// Put was faster.
+func (c *Cache) commit(v content.Verified, at place, reach Reach, failed error) error {
 	c.mu.Lock()
-	defer c.tell()
-	if c.closed.Load() {
+	defer c.mu.Unlock()
+	switch {
+	case c.closed.Load():
 		return content.ErrClosed
+	case failed != nil:
+		c.giveSlot(at)
+		return failed
 	}
 	c.roomy()
 	t, k := c.table.Load(), c.secret.key(v.CID())
@@ -127,15 +128,6 @@ func (c *Cache) commit(v content.Verified, at place, reach Reach) error {
 	return nil
 }
 
-// cancel gives back a slot that could not be written.
-func (c *Cache) cancel(at place) {
-	c.mu.Lock()
-	defer c.tell()
-	if !c.closed.Load() {
-		c.giveSlot(at)
-	}
-}
-
 // giveSlot frees a slot, and its slab when that is empty and too much. Called with mu.
 func (c *Cache) giveSlot(at place) {
 	c.names.blank(at)
@@ -147,7 +139,7 @@ func (c *Cache) giveSlot(at place) {
 // counted adds an object to the counts, or takes it out. Called with mu.
 func (c *Cache) counted(at place, w word, n int) {
 	b := &c.slabs.all[at.slab()]
-	*b.census.of(w) += n
-	*c.census[b.class].of(w) += n
+	b.census[w.kind()] += n
+	c.census[b.class][w.kind()] += n
 	c.bytes += int64(n * b.class.size())
 }

@@ -63,7 +63,7 @@ func (c *Cache) ReadAt(id content.CID, p []byte, off int) error {
 			if !c.still(s) {
 				continue
 			}
-			return fmt.Errorf("cache: %w: %d bytes at %d of a chunk of %d", content.ErrInvalid, len(p), off, length)
+			return outside(p, off, length)
 		}
 		ok = ok && c.pread(s, p, off)
 		if !c.still(s) {
@@ -94,6 +94,11 @@ func (c *Cache) TryReadAt(id content.CID, p []byte, off int) bool {
 	return true
 }
 
+// outside is for a range that is not the chunk's.
+func outside(p []byte, off, length int) error {
+	return fmt.Errorf("cache: %w: %d bytes at %d of a chunk of %d", content.ErrInvalid, len(p), off, length)
+}
+
 func (c *Cache) hit(s sight) {
 	c.use(s)
 	c.metrics.hits.Inc()
@@ -108,7 +113,7 @@ func (c *Cache) readChecked(id content.CID, p []byte, off int) error {
 		return err
 	}
 	if length := len(v.Bytes()); off < 0 || off > length || len(p) > length-off {
-		return fmt.Errorf("cache: %w: %d bytes at %d of a chunk of %d", content.ErrInvalid, len(p), off, length)
+		return outside(p, off, length)
 	}
 	copy(p, v.Bytes()[off:])
 	return nil
@@ -130,8 +135,7 @@ func (c *Cache) Get(id content.CID, buf []byte) (content.Verified, error) {
 		case err != nil:
 			return content.Verified{}, err
 		}
-		c.use(s)
-		c.metrics.hits.Inc()
+		c.hit(s)
 		return v, nil
 	}
 	return content.Verified{}, c.miss()

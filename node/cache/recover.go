@@ -5,8 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // load maps the index and takes stock of the slots, or makes the index anew from
@@ -148,7 +146,7 @@ func (c *Cache) settle(t *table) error {
 // objects is how many there are. Called with mu.
 func (c *Cache) objects() (n int) {
 	for cl := range class(classes) {
-		n += c.evictable(cl) + c.census[cl].pinned
+		n += c.evictable(cl) + c.census[cl][pinned]
 	}
 	return n
 }
@@ -200,7 +198,7 @@ func (c *Cache) resize(entries int) error {
 	c.table.Store(t)
 	for i := range old.words {
 		if at := old.place(i); old.word(i) != 0 && moved[at/64]>>(at%64)&1 == 0 {
-			c.remove(old, i, content.CID{})
+			c.remove(old, i)
 			c.giveSlot(at)
 		}
 	}

@@ -33,19 +33,17 @@ func classOf(length int) class {
 func (c class) size() int  { return slotMin << c }
 func (c class) slots() int { return slabSize / c.size() }
 
-// census counts objects by what eviction thinks of them: each is of one kind.
-type census struct {
-	pinned, main, probation int
-}
+// census counts objects by their kind, which is what eviction thinks of them.
+type census [pinned + 1]int
 
-func (n *census) of(w word) *int {
+func (w word) kind() int {
 	switch {
 	case w.pinned():
-		return &n.pinned
+		return pinned
 	case w.main():
-		return &n.main
+		return onMain
 	}
-	return &n.probation
+	return onProbation
 }
 
 // slab is 16 MiB of one class, or unused.
