@@ -36,17 +36,7 @@ func ParseRole(s string) (Role, error) {
 
 // rank orders the roles; -1 is no role.
 func (r Role) rank() int {
-	switch r {
-	case RoleSeed:
-		return 0
-	case RoleNode:
-		return 1
-	case RolePublisher:
-		return 2
-	case RoleAdmin:
-		return 3
-	}
-	return -1
+	return slices.Index([]Role{RoleSeed, RoleNode, RolePublisher, RoleAdmin}, r)
 }
 
 // IsMember reports whether the role may read content of scope mesh.

@@ -119,11 +119,12 @@ func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, er
 	key, err := ParsePublicKey(e.Name)
 	switch {
 	case e.Kind != content.KindRevocation || e.Tombstone:
-		return Revocation{}, fmt.Errorf("revocation: %w: it is a record of %s %q", content.ErrInvalid, e.Kind, e.Name)
-	case err != nil:
-		return Revocation{}, fmt.Errorf("revocation: %w", err)
+		err = fmt.Errorf("%w: it is a record of %s %q", content.ErrInvalid, e.Kind, e.Name)
 	case key == v.mesh:
-		return Revocation{}, fmt.Errorf("revocation: %w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
+		err = fmt.Errorf("%w: the mesh key can't be revoked; found another mesh", content.ErrForbidden)
+	}
+	if err != nil {
+		return Revocation{}, fmt.Errorf("revocation: %w", err)
 	}
 	return Revocation{key, e.Signer, e.root, e.SignedAt}, nil
 }

@@ -125,15 +125,14 @@ func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue fun
 	}
 	codec := content.NewCodec()
 	again, err := st.admit(inv, subject, now)
-	if err != nil {
-		return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
-	}
 	if again {
 		var chain Chain
-		if err := codec.Unmarshal(st.Chain, &chain); err != nil {
-			return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
+		if err = codec.Unmarshal(st.Chain, &chain); err == nil {
+			return chain, nil
 		}
-		return chain, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
 	}
 	chain, err := issue(Grant{subject, st.Role, st.Farm})
 	if err != nil {
@@ -222,7 +221,7 @@ func (l *Invites) load(id string) (InviteState, error) {
 	}
 	b, err := os.ReadFile(l.path(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return InviteState{}, fmt.Errorf("invite %s: %w", id, content.ErrNotFound)
+		err = content.ErrNotFound
 	}
 	if err != nil {
 		return InviteState{}, fmt.Errorf("invite %s: %w", id, err)

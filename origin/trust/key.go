@@ -73,7 +73,7 @@ func NewPrivateKey() PrivateKey {
 	return k
 }
 
-// PrivateKeyFromSeed rebuilds a key from its 32-byte seed.
+// PrivateKeyFromSeed rebuilds a key from its seed.
 func PrivateKeyFromSeed(seed []byte) (PrivateKey, error) {
 	if len(seed) != ed25519.SeedSize {
 		return PrivateKey{}, fmt.Errorf("private key of %d bytes: %w: want %d", len(seed), content.ErrInvalid, ed25519.SeedSize)

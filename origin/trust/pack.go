@@ -57,19 +57,19 @@ func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
 func (v *Verifier) OpenPack(b []byte, p Pack, seen, now time.Time) (time.Time, error) {
 	var w packWire
 	sealed, err := unseal(b, &w)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("signature of pack %s: %w", p.ID, err)
-	}
 	at := time.UnixMilli(w.SignedAt)
-	if w.Magic != packMagic || (Pack{w.ID, w.Scope, w.Directory}) != p {
-		return time.Time{}, fmt.Errorf("signature of pack %s: %w: it is for %.200q, scope %s, directory %s", p.ID, content.ErrForbidden, w.ID, w.Scope, w.Directory.Short())
+	var id Identity
+	switch {
+	case err != nil:
+	case w.Magic != packMagic || (Pack{w.ID, w.Scope, w.Directory}) != p:
+		err = fmt.Errorf("%w: it is for %.200q, scope %s, directory %s", content.ErrForbidden, w.ID, w.Scope, w.Directory.Short())
+	default:
+		if id, err = v.signer(labelPack, sealed, at, seen, now); err == nil && !id.MayStore(p.Scope) {
+			err = fmt.Errorf("%w: signed by a %s of farm %q", content.ErrForbidden, id.Role, id.Farm)
+		}
 	}
-	id, err := v.signer(labelPack, sealed, at, seen, now)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("signature of pack %s: %w", p.ID, err)
-	}
-	if !id.MayStore(p.Scope) {
-		return time.Time{}, fmt.Errorf("signature of pack %s: %w: signed by a %s of farm %q", p.ID, content.ErrForbidden, id.Role, id.Farm)
 	}
 	return at, nil
 }

@@ -111,7 +111,7 @@ func (v *Verifier) verify(chain Chain, at, seen time.Time) (Identity, error) {
 }
 
 func (v *Verifier) link(c Certificate, issuer PublicKey, at, seen time.Time) error {
-	since, revoked := (*v.revoked.Load())[c.Subject]
+	since, revoked := v.Revoked(c.Subject)
 	switch {
 	case c.Issuer != issuer || !issuer.verify(labelCertificate, c.payload, c.signature):
 		return fmt.Errorf("%w: not signed by %s; it may belong to another mesh", content.ErrForbidden, issuer)

@@ -163,17 +163,18 @@ func New(cfg Config) (*Farm, error) {
 	}
 	who := cfg.Signer.Identity()
 	f := &Farm{
-		cfg: cfg, name: who.Farm, codec: content.NewCodec(), metrics: newMetrics(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
+		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
 		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
 	}
-	if f.self.ID, err = identity.PeerID(who.Key); err != nil {
-		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	f.metrics = newMetrics(f)
+	if f.self.ID, err = identity.PeerID(who.Key); err == nil {
+		_, err = (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer)
 	}
-	if _, err := (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer); err != nil {
-		return nil, fmt.Errorf("farm %s: %w", f.name, err)
+	if err == nil {
+		f.ring, err = memberlist.NewKeyring(nil, cfg.Key[:])
 	}
-	if f.ring, err = memberlist.NewKeyring(nil, cfg.Key[:]); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("farm %s: %w", f.name, err)
 	}
 	f.news.RetransmitMult, f.news.NumNodes = retransmitMult, func() int { return len(f.here.Load().ids) }

@@ -257,7 +257,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 
 func TestComplaintsAreRare(t *testing.T) {
 	log := &said{seen: make(chan struct{}, 1)}
-	m := newMetrics()
+	m := newMetrics(nil)
 	c := complaints{slog.New(slog.NewTextHandler(log, nil)), m.complaints, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}
 	for range 100 {
 		fmt.Fprintln(c, "[ERR] memberlist: Conflicting address for \x1b]0;owned\a\u009b2J")

@@ -82,9 +82,9 @@ var ErrChoice = errors.New("this host's address can't be told")
 // or several are ErrChoice.
 func Choose(own []Address, bind netip.Addr, neighbours []netip.Addr) (netip.Addr, error) {
 	own = slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return a.Inner || bind.Is4() && !a.Addr().Is4() })
-	fit := keep(own, func(a Address) bool { return slices.ContainsFunc(neighbours, a.Contains) })
+	fit := slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return !slices.ContainsFunc(neighbours, a.Contains) })
 	if len(fit) == 0 {
-		fit = keep(own, func(a Address) bool { return a.Addr().Is4() })
+		fit = slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return !a.Addr().Is4() })
 	}
 	if len(fit) == 0 {
 		fit = own
@@ -100,13 +100,4 @@ func Choose(own []Address, bind netip.Addr, neighbours []netip.Addr) (netip.Addr
 		names = append(names, fmt.Sprintf("%s (%s)", a.Addr(), a.Interface))
 	}
 	return netip.Addr{}, fmt.Errorf("%w: %w: it has %s", ErrChoice, content.ErrInvalid, strings.Join(names, ", "))
-}
-
-func keep(all []Address, good func(Address) bool) (out []Address) {
-	for _, a := range all {
-		if good(a) {
-			out = append(out, a)
-		}
-	}
-	return out
 }

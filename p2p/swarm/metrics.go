@@ -4,23 +4,40 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
-	announcements   *prometheus.CounterVec
-	dials           *prometheus.CounterVec
-	searches, found prometheus.Counter
+	all                  *prometheus.Registry
+	announcements, dials *prometheus.CounterVec
+	searches, found      prometheus.Counter
 }
 
-func newMetrics() metrics {
+func newMetrics(s *Swarm) metrics {
+	all := prometheus.NewRegistry()
+	to := promauto.With(all)
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}
 	}
+	gauge := func(name, help string, labels prometheus.Labels, get func() int) {
+		to.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help, ConstLabels: labels},
+			func() float64 { return float64(get()) })
+	}
+	gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() })
+	gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count)
+	gauge("banned_members", "Members that are banned.", nil, s.bans.count)
+	gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) })
+	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
+	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
+		gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
+			func() int { return countConns(s.host.Network().Conns(), via) })
+	}
 	return metrics{
-		announcements: prometheus.NewCounterVec(opts("announcements_total", "Announcements of roots, by how they ended."), []string{"outcome"}),
-		dials:         prometheus.NewCounterVec(opts("dials_total", "Attempts to connect with bootstrap and kept addresses, by how they ended."), []string{"outcome"}),
-		searches:      prometheus.NewCounter(opts("searches_total", "Searches for members that announced a root.")),
-		found:         prometheus.NewCounter(opts("found_members_total", "Members that searches found.")),
+		all:           all,
+		announcements: to.NewCounterVec(opts("announcements_total", "Announcements of roots, by how they ended."), []string{"outcome"}),
+		dials:         to.NewCounterVec(opts("dials_total", "Attempts to connect with bootstrap and kept addresses, by how they ended."), []string{"outcome"}),
+		searches:      to.NewCounter(opts("searches_total", "Searches for members that announced a root.")),
+		found:         to.NewCounter(opts("found_members_total", "Members that searches found.")),
 	}
 }
 
@@ -33,25 +50,7 @@ func outcome(err error) string {
 }
 
 // Collectors returns the metrics of this swarm.
-func (s *Swarm) Collectors() []prometheus.Collector {
-	gauge := func(name, help string, labels prometheus.Labels, get func() int) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help, ConstLabels: labels},
-			func() float64 { return float64(get()) })
-	}
-	out := []prometheus.Collector{
-		s.metrics.announcements, s.metrics.dials, s.metrics.searches, s.metrics.found,
-		gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() }),
-		gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count),
-		gauge("banned_members", "Members that are banned.", nil, s.bans.count),
-		gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) }),
-		gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) }),
-	}
-	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
-		out = append(out, gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
-			func() int { return countConns(s.host.Network().Conns(), via) }))
-	}
-	return out
-}
+func (s *Swarm) Collectors() []prometheus.Collector { return []prometheus.Collector{s.metrics.all} }
 
 // transport is what carries a connection, in the order in which it is preferred.
 type transport int

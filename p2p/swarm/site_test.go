@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/trust"
@@ -39,7 +40,7 @@ func runSite(role string, input io.Reader, output io.Writer) error {
 	var line string
 	switch role {
 	case "seed":
-		s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{os.Getenv(siteSeed)}, Reach: ReachPublic})
+		s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{os.Getenv(siteSeed)}, Reach: network.ReachabilityPublic})
 		if err != nil {
 			return err
 		}

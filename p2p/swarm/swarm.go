@@ -6,6 +6,7 @@ package swarm
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +18,9 @@ import (
 	"github.com/libp2p/go-libp2p"
 	dht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p-kad-dht/records"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -45,21 +48,6 @@ const (
 	relaySearch = 5 * time.Second
 )
 
-// Reach says whether others can dial a member.
-type Reach uint8
-
-const (
-	// ReachAuto has other members try it, which they do at public addresses only.
-	// Behind private ones nothing is assumed: the member serves the DHT, and
-	// relays for nobody.
-	ReachAuto Reach = iota
-	// ReachPublic members serve the DHT, and relay for those that can't be dialled.
-	ReachPublic
-	// ReachPrivate members stand behind a NAT. They are reached through relays
-	// until a hole has been punched, and ask the DHT without serving it.
-	ReachPrivate
-)
-
 // Config is what a Swarm is built from.
 type Config struct {
 	// Identity is this member's key, which decides its peer ID.
@@ -76,8 +64,12 @@ type Config struct {
 	// PeersFile keeps the addresses of members for a restart; empty keeps none.
 	// The folder must exist.
 	PeersFile string
-	// Reach is whether others can dial this member.
-	Reach Reach
+	// Reach is whether others can dial this member. Public ones serve the DHT, and relay
+	// for others. Private ones stand behind a NAT: they are reached through relays until a
+	// hole has been punched, and ask the DHT without serving it. Of unknown ones others
+	// try it, which they do at public addresses only; behind private ones a member serves
+	// the DHT, and relays for nobody.
+	Reach network.Reachability
 	// Proved reports whether a peer has proved that it is a member; it must not block.
 	// Prove waits until it has, opening what is needed, and reports whether it could. What
 	// others announce, ask or would have relayed is ignored, and their connections go
@@ -88,18 +80,15 @@ type Config struct {
 	Log *slog.Logger
 }
 
-func (c Config) withDefaults() (Config, error) {
+func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Proved == nil {
 		c.Proved = func(peer.ID) bool { return true }
 	}
-	if len(c.Announce) > 0 && c.Reach == ReachAuto {
-		c.Reach = ReachPublic // as its operator says
+	if len(c.Announce) > 0 {
+		c.Reach = cmp.Or(c.Reach, network.ReachabilityPublic) // as its operator says
 	}
-	if c.Reach > ReachPrivate {
-		return c, fmt.Errorf("swarm: reach %d: %w", c.Reach, content.ErrInvalid)
-	}
-	return c, nil
+	return c
 }
 
 // Swarm is this member's place in the mesh. Use: New, Listen, Run.
@@ -124,15 +113,14 @@ type Swarm struct {
 
 // New builds the host; it neither listens nor dials before Listen and Run.
 func New(cfg Config) (*Swarm, error) {
-	cfg, err := cfg.withDefaults()
-	if err != nil {
-		return nil, err
-	}
+	cfg = cfg.withDefaults()
 	s := &Swarm{
-		cfg: cfg, metrics: newMetrics(), bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
+		cfg: cfg, bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
 		proofs: &proofs{proved: cfg.Proved, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
 	}
+	s.metrics = newMetrics(s)
+	var err error
 	if s.listen, s.outside, err = CheckAddrs(cfg.Listen, cfg.Announce); err != nil {
 		return nil, err
 	}
@@ -154,7 +142,7 @@ func New(cfg Config) (*Swarm, error) {
 }
 
 func (s *Swarm) build() error {
-	key, err := libp2pKey(s.cfg.Identity)
+	key, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(s.cfg.Identity.Seed()))
 	if err != nil {
 		return err
 	}
@@ -207,9 +195,9 @@ func (s *Swarm) reaching() []libp2p.Option {
 			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
 	}
 	switch s.cfg.Reach {
-	case ReachPrivate: // who can't be dialled can't try others
+	case network.ReachabilityPrivate: // who can't be dialled can't try others
 		return append(out, libp2p.ForceReachabilityPrivate())
-	case ReachPublic:
+	case network.ReachabilityPublic:
 		out = append(out, libp2p.ForceReachabilityPublic())
 	}
 	return append(out, libp2p.EnableNATService())

@@ -258,7 +258,7 @@ func TestBansEnd(t *testing.T) {
 func TestBadAddressesAreRefused(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"listen": {Listen: []string{"10.0.0.1:80"}}, "no peer": {Bootstrap: []string{"/ip4/10.0.0.1/tcp/1"}}, "garbage": {Bootstrap: []string{"x"}},
-		"peer only": {Bootstrap: []string{"/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"}}, "reach": {Reach: 9},
+		"peer only": {Bootstrap: []string{"/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"}},
 	} {
 		cfg.Identity = trust.NewPrivateKey()
 		if s, err := New(cfg); !errors.Is(err, content.ErrInvalid) {
@@ -398,8 +398,8 @@ func TestStrangersAreIgnored(t *testing.T) {
 // bytes than the library's relays let pass.
 func TestRelayCarriesContent(t *testing.T) {
 	mesh := newMesh()
-	relay, _ := start(t, Config{Mesh: mesh, Reach: ReachPublic})
-	hidden, _ := start(t, Config{Mesh: mesh, Reach: ReachPrivate, Listen: []string{}, Bootstrap: relay.Addrs()})
+	relay, _ := start(t, Config{Mesh: mesh, Reach: network.ReachabilityPublic})
+	hidden, _ := start(t, Config{Mesh: mesh, Reach: network.ReachabilityPrivate, Listen: []string{}, Bootstrap: relay.Addrs()})
 	asker, _ := start(t, Config{Mesh: mesh, Listen: []string{}, Bootstrap: relay.Addrs()}) // nor can it be dialled
 	const protocol = "/grange/test"
 	const size = 4 << 20

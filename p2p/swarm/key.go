@@ -1,19 +1,11 @@
 package swarm
 
 import (
-	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/trust"
 )
-
-func libp2pKey(k trust.PrivateKey) (crypto.PrivKey, error) {
-	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(k.Seed()))
-}
 
 // Key is what a root is announced under.
 type Key [32]byte
