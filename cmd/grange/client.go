@@ -125,8 +125,8 @@ func (e *problemError) Error() string {
 	return text
 }
 
-// do sends in as JSON and reads the answer into out; either may be nil.
-func (c *client) do(ctx context.Context, method, path string, in, out any) error {
+// ask sends in as JSON and reads the answer into out; either may be nil.
+func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -150,25 +150,29 @@ func (c *client) do(ctx context.Context, method, path string, in, out any) error
 	return json.NewDecoder(resp.Body).Decode(out)
 }
 
-func (c *client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+func (c *cli) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	to, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, to.base+path, body)
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
+	if to.token != "" {
+		req.Header.Set("Authorization", "Bearer "+to.token)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := to.http.Do(req)
 	if err != nil {
 		var inner interface{ Unwrap() error } // url.Error repeats the method and a made-up address
 		if errors.As(err, &inner) && ctx.Err() == nil {
 			err = inner.Unwrap()
 		}
-		if c.base != socketBase {
-			err = fmt.Errorf("no node answers at %s, as GRANGE_API says: %w", c.base, err)
+		if to.base != socketBase {
+			err = fmt.Errorf("no node answers at %s, as GRANGE_API says: %w", to.base, err)
 		}
 		return nil, err
 	}
@@ -177,7 +181,7 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader) 
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusUnauthorized {
-		return nil, fmt.Errorf("GRANGE_TOKEN is not the token of the node at %s, which is in its data folder, in %s", c.base, api.TokenName)
+		return nil, fmt.Errorf("GRANGE_TOKEN is not the token of the node at %s, which is in its data folder, in %s", to.base, api.TokenName)
 	}
 	var problem problemError
 	problem.Status, problem.Title = resp.StatusCode, http.StatusText(resp.StatusCode)
@@ -188,7 +192,7 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader) 
 }
 
 // events calls each with every state of an operation until it ends.
-func (c *client) events(ctx context.Context, id string, each func(api.Operation)) error {
+func (c *cli) events(ctx context.Context, id string, each func(api.Operation)) error {
 	resp, err := c.send(ctx, http.MethodGet, "/api/operations/"+id+"/events", nil)
 	if err != nil {
 		return err

@@ -109,10 +109,10 @@ func (d *doors) addresses() []string {
 
 // checkAddress refuses to let everybody read disks who reaches this host.
 func (f *doorFlags) checkAddress() error {
+	if f.NBD == "" && f.NBDTLS != "" {
+		return errors.New("--nbd-tls: it is for --nbd HOST:PORT, which is not given")
+	}
 	if f.NBD == "" {
-		if f.NBDTLS != "" {
-			return errors.New("--nbd-tls: it is for --nbd HOST:PORT, which is not given")
-		}
 		return nil
 	}
 	host, _, err := net.SplitHostPort(f.NBD)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,19 +118,11 @@ func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) fin
 		listen = s.Self.Addrs
 	}
 	for _, text := range listen {
-		m, err := multiaddr.NewMultiaddr(text)
-		if err == nil {
-			m, _ = multiaddr.SplitFunc(m, func(c multiaddr.Component) bool {
-				code := c.Protocol().Code
-				return code != multiaddr.P_IP4 && code != multiaddr.P_IP6 && code != multiaddr.P_TCP && code != multiaddr.P_UDP
-			})
-			var network, address string
-			if network, address, err = manet.DialArgs(m); err == nil {
-				look("--listen", network, address)
-			}
-		}
+		network, address, err := dialArgs(text)
 		if err != nil {
 			wrong = append(wrong, fmt.Sprintf("--listen %s: %v", text, err))
+		} else {
+			look("--listen", network, address)
 		}
 	}
 	for _, x := range [][3]string{{"--api", "tcp", c.API}, {"--farm-bind", "tcp", c.FarmBind}, {"--farm-bind", "udp", c.FarmBind}, {"--nbd", "tcp", c.NBD}} {
@@ -141,6 +134,18 @@ func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) fin
 		return finding{"ports", bad, strings.Join(wrong, "; ")}
 	}
 	return finding{"ports", good, strings.Join(fine, ", ")}
+}
+
+// dialArgs is where a multiaddr is dialled, whatever is spoken there.
+func dialArgs(text string) (network, address string, err error) {
+	m, err := multiaddr.NewMultiaddr(text)
+	if err != nil {
+		return "", "", err
+	}
+	m, _ = multiaddr.SplitFunc(m, func(c multiaddr.Component) bool {
+		return !slices.Contains([]int{multiaddr.P_IP4, multiaddr.P_IP6, multiaddr.P_TCP, multiaddr.P_UDP}, c.Protocol().Code)
+	})
+	return manet.DialArgs(m)
 }
 
 // couldListen reports why nobody could listen at an address.

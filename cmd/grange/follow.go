@@ -22,7 +22,7 @@ const lineInterval = 2 * time.Second
 
 // follow shows an operation until it ends and returns its error. When ctx is
 // done, as by ctrl-C, the operation is cancelled.
-func (c *client) follow(ctx context.Context, app *cli, std stdio, op api.Operation) error {
+func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
 	each, end := showLines(std.err), func() {}
 	if n := terminal.Width(std.err); n >= barMin {
 		each, end = showBar(terminal.Raw(std.err), op, n)
@@ -35,17 +35,17 @@ func (c *client) follow(ctx context.Context, app *cli, std stdio, op api.Operati
 	end()
 	if ctx.Err() != nil {
 		return errors.Join(fmt.Errorf("%s %s: cancelled", op.Kind, op.Target),
-			c.do(context.WithoutCancel(ctx), "DELETE", operationPath(op.ID), nil, nil))
+			c.ask(context.WithoutCancel(ctx), "DELETE", operationPath(op.ID), nil, nil))
 	}
 	if err != nil {
 		return err
 	}
-	if app.JSON {
+	if c.JSON {
 		if err := json.NewEncoder(std.out).Encode(last); err != nil {
 			return err
 		}
 	}
-	return app.outcome(std, last)
+	return c.outcome(std, last)
 }
 
 // outcome says how an operation ended; a failure is its error.

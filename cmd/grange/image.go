@@ -92,24 +92,11 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 
 // operate starts long work and follows it to its end.
 func (c *cli) operate(ctx context.Context, std stdio, method, path string, body any) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
 	var op api.Operation
-	if err := client.do(ctx, method, path, body, &op); err != nil {
+	if err := c.ask(ctx, method, path, body, &op); err != nil {
 		return err
 	}
-	return client.follow(ctx, c, std, op)
-}
-
-// ask sends one request and reads the answer into out.
-func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	return client.do(ctx, method, path, in, out)
+	return c.follow(ctx, std, op)
 }
 
 type imageLsCmd struct{}

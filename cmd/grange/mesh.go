@@ -181,9 +181,7 @@ func sealKey(text, phrase string) ([]byte, error) {
 	w, err := age.Encrypt(&out, to)
 	if err == nil {
 		_, err = io.WriteString(w, text)
-	}
-	if err == nil {
-		err = w.Close()
+		err = errors.Join(err, w.Close())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
