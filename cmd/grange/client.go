@@ -21,9 +21,8 @@ import (
 	"github.com/grangemesh/grange/node/api"
 )
 
-// client asks a node: the one whose data folder the command line names, over its
-// socket, else the one that GRANGE_API names, with GRANGE_TOKEN, else the one of the
-// data folder that is set otherwise.
+// client asks a node: that of the data folder on the command line, over its socket,
+// else GRANGE_API's, with GRANGE_TOKEN, else that of the data folder set otherwise.
 type client struct {
 	http  *http.Client
 	base  string
@@ -76,8 +75,7 @@ func socketClient(path string) *client {
 	return &client{http: &http.Client{Transport: &http.Transport{DialContext: dial}}, base: socketBase}
 }
 
-// remoteClient trusts the system's authorities, and the certificate that
-// GRANGE_CERT names: a copy of the node's api.crt.
+// remoteClient trusts the system's authorities, and GRANGE_CERT, a node's api.crt.
 func (c *cli) remoteClient(base string) (*client, error) {
 	token := os.Getenv("GRANGE_TOKEN")
 	if token == "" {

@@ -31,8 +31,7 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 	if err != nil {
 		return err
 	}
-	// What is not taken from the environment, since it destroys something, is not
-	// taken from a file either.
+	// What is not taken from the environment, as it destroys, is not from a file either.
 	setting := map[string]bool{}
 	for _, node := range append([]*kong.Node{k.Model.Node}, k.Model.Leaves(false)...) {
 		for _, flag := range node.Flags {
@@ -112,18 +111,15 @@ func readConfig(path string, optional bool) (map[string]any, error) {
 const (
 	// quotaMin is the least that --quota may be: what the cache needs to turn over.
 	quotaMin = 256 << 20
-	// originRateMin is the least that --origin-rate may be: below a chunk a second a
-	// read takes longer than whoever waits for it.
+	// originRateMin is the least that --origin-rate may be: a chunk a second.
 	originRateMin = content.ChunkSizeDefault
-	// originRequestsMin is the least that --origin-requests may be: with fewer a node
-	// has no turn left between two looks at its origin.
+	// originRequestsMin is the least that --origin-requests may be: to see the origin.
 	originRequestsMin = 1
 	// ioTimeoutMin is the least that --io-timeout may be: a read from a good store.
 	ioTimeoutMin = span(time.Second)
 )
 
-// Validate refuses limits with which a node could never work, before it founds a
-// mesh. Zero is a rate that was not given.
+// Validate refuses limits with which no node could work. Zero is a rate not given.
 func (c *nodeCmd) Validate() error {
 	switch {
 	case c.Quota < quotaMin:

@@ -42,9 +42,8 @@ func goodIf(ok bool) mark {
 	return bad
 }
 
-// Run looks at this machine, as a node would be started here with the settings of the
-// environment and the config file, and at the node if one answers; it fails when
-// something would stop a node from working.
+// Run looks at this machine, as a node would start here by environment and config file,
+// and at the node if one answers; it fails when something stops a node from working.
 func (c *doctorCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()

@@ -54,8 +54,7 @@ type doors struct {
 	left map[string]*os.File
 }
 
-// doors looks at the flags: all that is wrong with them is found before there is a data
-// folder. Nothing is opened yet.
+// doors finds what is wrong with the flags before there is a data folder.
 func (f *doorFlags) doors(dir string) (*doors, error) {
 	d := &doors{socket: cmp.Or(f.NBDSocket, filepath.Join(dir, nbd.SocketName)), address: f.NBD, left: map[string]*os.File{}}
 	for _, path := range []string{filepath.Join(dir, api.SocketName), d.socket} {

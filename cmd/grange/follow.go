@@ -20,8 +20,7 @@ import (
 // lineInterval is how often progress is printed where there is no terminal.
 const lineInterval = 2 * time.Second
 
-// follow shows an operation until it ends and returns its error. When ctx is
-// done, as by ctrl-C, the operation is cancelled.
+// follow shows an operation until it ends and returns its error; ctx's end cancels it.
 func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
 	each, end := showLines(std.err), func() {}
 	if n := terminal.Width(std.err); n >= barMin {

@@ -21,8 +21,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes"
 )
 
-// checkTimeout is how long a program may take to find out whether it would start: it
-// waits for the origin, among others.
+// checkTimeout is how long a program may take, with the origin, to check its start.
 const checkTimeout = 20 * time.Second
 
 // awaitHandover returns a context that SIGUSR2 ends for a handover, and SIGHUP, so that

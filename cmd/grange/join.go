@@ -8,9 +8,8 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 )
 
-// token returns the join token: --join has it, or says where it is, as @FILE or - for
-// the standard input. A member needs none: a file that was removed, or an input that was
-// read once, does not keep it from starting again.
+// token returns the join token: --join has it, or where it is, @FILE or - for standard
+// input. A member needs none: a removed file, or input, does not keep it from starting.
 func (c *nodeCmd) token(dir string, std stdio) (string, error) {
 	if c.Join == nil {
 		return "", nil

@@ -10,8 +10,7 @@ import (
 	"github.com/grangemesh/grange/cmd/grange/terminal"
 )
 
-// newLog writes lines for people, in color on a terminal, or JSON for programs. What
-// others have chosen is quoted by either.
+// newLog writes lines for people, in color on a terminal, or JSON. It quotes others.
 func newLog(w io.Writer, verbose, asJSON bool) *slog.Logger {
 	level := slog.LevelInfo
 	if verbose {

@@ -13,8 +13,7 @@ const (
 	// memoryShare of what the node may take is for the Go heap and its stacks; the
 	// rest is for what the runtime does not count, such as the maps of files.
 	memoryShare = 0.9
-	// memoryMin is the least that --memory may say: with less the node would do
-	// nothing but collect garbage.
+	// memoryMin is the least that --memory may say: less is garbage collection alone.
 	memoryMin = 128 << 20
 )
 

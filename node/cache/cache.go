@@ -25,18 +25,15 @@ const (
 	QuotaDefault = 20 << 30
 	// quotaMin has room for a slab of each class, and some to turn over.
 	quotaMin = 16 * slabSize
-	// reserveShare of a disk stays free for others, in percent, and reserveMax
-	// bytes at most: at less, the cache gives space back.
+	// reserveShare of a disk stays free for others, in percent, and reserveMax at most.
 	reserveShare, reserveMax = 5, 32 << 30
 	// recheckAfter is how long a check of an object is good, while it is used.
 	recheckAfter = 24 * time.Hour
-	// periodLength is how long uses of an object count as one: a scan reads a
-	// chunk in many small reads, and has used it once.
+	// periodLength is how long uses count as one: a scan reads a chunk in small reads.
 	periodLength = time.Minute
 	// logInterval is how often a complaint about chunks is repeated.
 	logInterval = time.Minute
-	// turnStripes is how many counters of removals there are: so many that a read
-	// is seldom repeated for another object's removal.
+	// turnStripes is how many counters of removals there are: reads seldom share one.
 	turnStripes = 4096
 )
 
@@ -47,8 +44,7 @@ type Config struct {
 	// Quota bounds the bytes on disk; 0 is QuotaDefault. Less is used while the
 	// disk has less than 5 % free, or less than 32 GiB of a large one.
 	Quota int64
-	// ScrubRate is how many bytes a second the background check reads; 0 is
-	// scrubRateDefault, negative turns it off.
+	// ScrubRate is what the background check reads a second; 0 is a default, < 0 off.
 	ScrubRate int64
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time

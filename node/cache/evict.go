@@ -27,8 +27,7 @@ const (
 	probationShare = 10
 	// evictBatch is how many objects are evicted when room for one is needed.
 	evictBatch = 32
-	// lookMax bounds how many objects are weighed for one batch, some milliseconds
-	// of a Put; after that any that is not pinned goes.
+	// lookMax bounds the objects weighed for a batch, some ms; after that any goes.
 	lookMax = 8192
 	// reserveTries bounds the ways tried to find one slot.
 	reserveTries = 8
@@ -39,8 +38,7 @@ const (
 // hand is where a queue of a class goes on.
 type hand struct{ slab, slot int }
 
-// limit is how many bytes the slabs may take now: the quota, or what there is
-// when the disk runs short for others.
+// limit is how many bytes the slabs may take now: the quota, or what the disk has.
 func (c *Cache) limit() int64 {
 	free, total, err := DiskFree(c.cfg.Dir)
 	if err != nil {
@@ -194,8 +192,7 @@ func (c *Cache) remove(t *table, i int) {
 	c.evicted.Add(1)
 }
 
-// drop removes an object that was found bad. The slot of one that the disk can't
-// read stays taken until the next start.
+// drop removes a bad object. A slot that can't be read stays taken until a restart.
 func (c *Cache) drop(id content.CID, s sight, unreadable bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -61,8 +61,7 @@ func (c *Cache) forgetChecks() {
 	}
 }
 
-// scrub reads every object in turn and drops those that have gone bad, so that
-// rot is found before a guest waits for the chunk.
+// scrub reads every object in turn and drops what rotted, before a guest waits for it.
 func (c *Cache) scrub(ctx context.Context) {
 	if c.cfg.ScrubRate < 0 {
 		return

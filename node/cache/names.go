@@ -46,8 +46,7 @@ func decodeName(b []byte, at place) (name, bool) {
 	return n, n.length > 0 && n.length <= slotMax && binary.LittleEndian.Uint32(b[36:]) == nameSum(b, at)
 }
 
-// names is the file that says which object lies in which slot: what eviction evicts,
-// and what an index that is lost is made of anew.
+// names is the file that says which object lies in which slot, and makes indexes anew.
 type names struct{ file *os.File }
 
 func nameOffset(at place) int64 { return int64(at.slab())*slabNameSize + int64(at.slot())*nameSize }

@@ -90,8 +90,7 @@ func (c *Cache) write(at place, v content.Verified, reach Reach) error {
 	return c.names.write(at, name{v.CID(), len(v.Bytes()), reach})
 }
 
-// commit makes a slot findable, or gives it back if it could not be written, or another
-// Put was faster.
+// commit makes a slot findable, or gives it back: unwritten, or another was faster.
 func (c *Cache) commit(v content.Verified, at place, reach Reach, failed error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

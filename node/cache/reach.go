@@ -27,8 +27,7 @@ const (
 // narrowBatch bounds how many objects are narrowed under one lock: some milliseconds.
 const narrowBatch = 1024
 
-// ReachOf is how far goes what a node of that identity obtains under a root of scope
-// s: nowhere, where the node itself may not read it.
+// ReachOf is how far goes what a node obtains under a root of scope s, if it may.
 func ReachOf(s content.Scope, node trust.Identity) Reach {
 	switch {
 	case !node.MayRead(s):

@@ -141,8 +141,7 @@ func (c *Cache) Get(id content.CID, buf []byte) (content.Verified, error) {
 	return content.Verified{}, c.miss()
 }
 
-// verify reads an object whole and hashes it; a bad one is dropped. It says
-// again when the object was removed meanwhile.
+// verify reads and hashes an object; a bad one is dropped. A removed one says again.
 func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified, again bool, err error) {
 	length, ok := c.length(id, s)
 	if cap(buf) < length {

@@ -41,8 +41,7 @@ func (c *Cache) load() error {
 
 func (c *Cache) indexPath() string { return filepath.Join(c.cfg.Dir, "index") }
 
-// adopt takes over the entries of an index. An entry that contradicts another is
-// dropped: each slot has one object at most.
+// adopt takes over an index's entries but contradictions: one object a slot at most.
 func (c *Cache) adopt(t *table) error {
 	dropped := 0
 	for i := range t.words {
@@ -151,8 +150,7 @@ func (c *Cache) objects() (n int) {
 	return n
 }
 
-// roomy sees to it that the table has room for one more entry. When it can't
-// grow, entries displace each other. Called with mu.
+// roomy has the table grow for one more entry, if it can: see displace. With mu.
 func (c *Cache) roomy() {
 	n := len(c.table.Load().words)
 	if c.cramped || c.objects() < n/16*loadMax {

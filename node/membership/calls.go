@@ -65,8 +65,7 @@ type redeemRequest struct {
 	Subject trust.PublicKey `cbor:"subject"`
 }
 
-// papers are what a member is one with: a certificate, or what that entitles it to,
-// with an admin's word that the secrets are those.
+// papers are what a member is one with, and an admin's word that the secrets are those.
 type papers struct {
 	Chain    trust.Chain   `cbor:"chain"`
 	Secrets  trust.Secrets `cbor:"secrets"`

@@ -97,8 +97,7 @@ func (e Entry) checkFarm(s State) {
 	}
 }
 
-// joinedAlready lets the token stay in the configuration of a node that it has
-// brought in, and refuses one of another mesh.
+// joinedAlready lets a used token stay in the configuration, but none of another mesh.
 func (e Entry) joinedAlready(s State) error {
 	token, err := trust.ParseToken(e.Join, time.Time{})
 	if err != nil {

@@ -207,8 +207,7 @@ func (m *Membership) gatherFrom(ctx context.Context, c member) error {
 	return nil
 }
 
-// keepRoll writes the roll now and then, and has an admin hear of members that it did
-// not meet, whom it may have to renew.
+// keepRoll writes the roll now and then, and has admins hear of whom they may renew.
 func (m *Membership) keepRoll(ctx context.Context) {
 	sinceTimes := time.Duration(0)
 	every(ctx, rollInterval, nil, func() {
@@ -291,9 +290,8 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 	return out, nil
 }
 
-// revoker signs revocations: the mesh key where it is at hand. Its word counts whoever
-// was revoked, so that no admin gone bad can take it from a member which was away and
-// hears of the one's revocation of the other first.
+// revoker signs revocations: the mesh key if at hand. Its word counts whoever was
+// revoked, so no admin gone bad can be first to tell a member that was away.
 func (m *Membership) revoker() (trust.Signer, error) {
 	signer, err := m.issuer(trust.RoleAdmin)
 	if err == nil && signer.Renewed == nil { // bare, for it has no certificate

@@ -52,8 +52,7 @@ type Config struct {
 	OnRotated func(trust.Secrets)
 	// OnRenewed is told of a new certificate of this member's own.
 	OnRenewed func(trust.Chain)
-	// Incarnation is what this member says of this start of it, and OnIncarnation is told
-	// of another that a member has heard of.
+	// Incarnation is what this member says of this start, OnIncarnation told of another's.
 	Incarnation   func() []byte
 	OnIncarnation func([]byte)
 	Now           func() time.Time
@@ -193,8 +192,7 @@ func (m *Membership) Signer() trust.Signer {
 	return trust.Signer{Key: m.cfg.Identity, Chain: m.State().Chain, Renewed: func() trust.Chain { return m.State().Chain }}
 }
 
-// Announce returns the secrets that roots are announced under: the one to announce
-// with, then those that others may still use.
+// Announce returns the secrets that roots are announced under, the one to use first.
 func (m *Membership) Announce() [][32]byte {
 	s := m.State()
 	out := [][32]byte{s.Secrets.Announce}
@@ -204,8 +202,7 @@ func (m *Membership) Announce() [][32]byte {
 	return out
 }
 
-// Gossip returns the keys of the farm's gossip: the newest as the last, after the one
-// before while others may still speak it.
+// Gossip returns the keys of the farm's gossip, the newest last.
 func (m *Membership) Gossip() [][32]byte {
 	s := m.State()
 	if former, ok := s.former(m.cfg.Now(), formerGossipFor); ok {
@@ -231,8 +228,7 @@ func (m *Membership) change(f func(*State) error) error {
 	return nil
 }
 
-// SawOrigin notes that a bucket is the mesh's: it is the one that a start without
-// another asks, and is never claimed again.
+// SawOrigin notes that a bucket is the mesh's: what a start asks, and claims no more.
 func (m *Membership) SawOrigin(url string) error {
 	if s := m.State(); s.Origin == url && s.Seen {
 		return nil

@@ -17,18 +17,15 @@ import (
 )
 
 const (
-	// contactInterval is how often a member looks for new connections: who meets
-	// another compares with it what both know.
+	// contactInterval is how often a member looks for new connections, to compare news.
 	contactInterval = time.Second
-	// compareInterval is how often it compares again with some that it knows, for
-	// news that got lost on its way; compareAtOnce is with how many: news is
-	// everywhere within a minute though each is lost once.
+	// compareInterval is how often it compares again with compareAtOnce members, for lost
+	// news: it is everywhere within a minute though each is lost once.
 	compareInterval = 20 * time.Second
 	compareAtOnce   = 3
 	// greetRetry is when one that did not answer is greeted again.
 	greetRetry = 10 * time.Second
-	// greetAtOnce bounds the greetings under way: a flood to a thousand members is
-	// over in seconds, the silent ones among them too.
+	// greetAtOnce bounds the greetings under way: a thousand members take seconds.
 	greetAtOnce = 64
 	// caughtAfter is how long after a member that was away has compared with one it
 	// has heard from others too what that one may keep to itself.
@@ -47,8 +44,7 @@ type greeting struct {
 	Rotation []byte `cbor:"rotation"`
 	// News are revocations that the other may not know.
 	News []revoked `cbor:"news"`
-	// Incarnation is of who says it, Other one of the other that was heard before: two
-	// nodes of one identity learn of each other so.
+	// Incarnation is the sayer's, Other one of the other heard before: twins learn so.
 	Incarnation []byte `cbor:"incarnation"`
 	Other       []byte `cbor:"other"`
 }

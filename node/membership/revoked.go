@@ -29,8 +29,7 @@ const (
 	// revokedByMax is how many of them one admin may use up, with those that it made
 	// admins: one gone bad leaves others the room to revoke it.
 	revokedByMax = revokedMax / 2
-	// storeInterval is how often the origin is asked for revocations while no member
-	// is connected, and told of those that it lacks.
+	// storeInterval is how often a lonely member compares revocations with the origin's.
 	storeInterval = time.Minute
 	// storeSpread is the time over which those who hear of a revocation look whether
 	// the origin has it: who made it may not write there.
@@ -384,9 +383,8 @@ func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
 	return nil
 }
 
-// keepStored reads the revocations at the origin when it answers first, when it is back,
-// and while no member is connected who would tell; and brings those there that it
-// lacks. Until ctx ends.
+// keepStored reads the origin's revocations when it first answers, or is back, and
+// while no member would tell; and brings it those that it lacks. Until ctx ends.
 func (m *Membership) keepStored(ctx context.Context) {
 	var looked time.Time
 	here := false

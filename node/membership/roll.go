@@ -23,8 +23,7 @@ const (
 	// rollMax bounds the members remembered, of about a kilobyte each: more than the
 	// largest mesh has and had. Over it, who was not seen for longest is forgotten.
 	rollMax = 16 << 10
-	// certificatesMax bounds the certificates remembered of one member: it has one
-	// more each time that its issuer is revoked.
+	// certificatesMax bounds those remembered of a member: one more a revoked issuer.
 	certificatesMax = 4
 	rollMagic       = "grange-roll/1"
 )

@@ -41,9 +41,8 @@ func (m *Membership) secretsFor(id trust.Identity) (p papers, err error) {
 	return p, fmt.Errorf("secrets of a %s of farm %s: %w: ask an admin", id.Role, id.Farm, content.ErrUnavailable)
 }
 
-// Rotate begins a new generation of the mesh's secrets and tells whom this member is
-// connected with; those that are away hear of it when they are back. It returns once
-// the new generation is on disk here.
+// Rotate begins a new generation of the mesh's secrets, on disk here when it returns,
+// and tells whom this member is connected with; others hear when they are back.
 func (m *Membership) Rotate(ctx context.Context) (trust.Generation, error) {
 	if err := m.admin("rotate"); err != nil {
 		return trust.Generation{}, err
@@ -121,8 +120,7 @@ func (m *Membership) behind() bool {
 	return m.state.Chain.Identity().Role.IsMember() && m.newest.After(m.state.Secrets.Generation)
 }
 
-// keepSought asks for the newest secrets, and for another certificate when an issuer
-// of this member's was revoked, until ctx ends.
+// keepSought asks for secrets and certificates that are newer or sound, until ctx ends.
 func (m *Membership) keepSought(ctx context.Context) {
 	every(ctx, seekInterval, m.seek, func() {
 		if m.behind() {

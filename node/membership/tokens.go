@@ -11,8 +11,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// CreateToken makes a join token; its origin and addresses are the caller's to fill in.
-// Only an admin can; farm defaults to this node's own.
+// CreateToken makes a join token, for an admin. Origin and addresses are the caller's.
 func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Duration) (t trust.Token, st trust.InviteState, err error) {
 	if role, err = trust.ParseRole(string(role)); err == nil {
 		err = m.admin("create token")

@@ -7,14 +7,12 @@ type Purpose string
 // PurposeGossip is where a member is found in its farm: see p2p/farm.
 const PurposeGossip Purpose = "grange gossip 1"
 
-// labelAttestation begins the label of every purpose, so that none can be that of a
-// certificate or a record.
+// labelAttestation begins every purpose's label, which is so none of the others.
 const labelAttestation label = "grange attestation 1\n"
 
 func (p Purpose) label() label { return labelAttestation + label(p) + "\n" }
 
-// Attest signs payload for a purpose; the signature takes 64 bytes. What the signer's
-// certificate allows is for the reader to judge.
+// Attest signs payload in 64 bytes. Whether the signer may is for the reader to judge.
 func (s Signer) Attest(p Purpose, payload []byte) []byte { return s.Key.sign(p.label(), payload) }
 
 // Attested reports whether the key's owner has signed payload for that purpose.

@@ -50,8 +50,7 @@ type Identity struct {
 	Farm string `json:"farm,omitempty"`
 }
 
-// MayRead reports whether the identity may read content of that scope. The zero
-// Identity is a stranger: public content only.
+// MayRead reports whether the identity may read that scope; a zero one public only.
 func (id Identity) MayRead(s content.Scope) bool {
 	switch s {
 	case content.Public():
@@ -76,9 +75,8 @@ func (id Identity) MaySign(kind content.Kind, farm string) bool {
 	return false
 }
 
-// certificateLifetime is how long a certificate is good. Farms outlive the
-// attention of their operators, and an expired member stops serving; a lost or
-// stolen key is revoked, not waited out.
+// certificateLifetime is how long a certificate is good: farms outlive attention, an
+// expired member stops serving, and a lost key is revoked, not waited out.
 const certificateLifetime = 10 * 365 * 24 * time.Hour
 
 // clockSkew is how far two members' clocks may differ, for all that is signed.
@@ -155,8 +153,7 @@ func (c Certificate) Sum() [32]byte { return sha256.Sum256(slices.Concat(c.paylo
 // Chain is a member's certificate, its issuer's, and so on to one by the mesh key.
 type Chain []Certificate
 
-// Signer is a member's key with the chain that says what it may sign. The mesh
-// key itself signs with an empty chain.
+// Signer is a member's key with the chain that it signs by; the mesh key has none.
 type Signer struct {
 	Key   PrivateKey
 	Chain Chain

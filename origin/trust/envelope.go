@@ -8,8 +8,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Commit identifies one attempt to write a record, so that its writer can tell
-// its own write from another's after a lost reply.
+// Commit identifies an attempt to write a record, so that its writer knows its own.
 type Commit [16]byte
 
 // Envelope is a signed record: a name and what it stands for.

@@ -50,8 +50,7 @@ type Invites struct {
 }
 
 const (
-	// invitesMax bounds the ledger: a farm of ten thousand nodes joins with as
-	// many invites, and a runaway script is stopped.
+	// invitesMax bounds the ledger: a farm of ten thousand nodes, no runaway script.
 	invitesMax = 100_000
 	// InviteLifetime is how long an unused invite is good when nothing is said.
 	InviteLifetime = 24 * time.Hour

@@ -7,8 +7,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// FoundMesh makes a mesh: its key, and the chain and secrets of its first
-// member, an admin of the given farm.
+// FoundMesh makes a mesh: its key, and chain and secrets of its first admin.
 func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain, Secrets, error) {
 	mesh := NewPrivateKey()
 	chain, err := Signer{Key: mesh}.Issue(Grant{member, RoleAdmin, farm}, now)

@@ -102,9 +102,8 @@ type Answerer interface {
 // no more than can be sent soon. An error means that the asker is gone or does
 // not want the rest: the server returns. Safe for concurrent use.
 type Responder interface {
-	// Data answers one index. It writes the bytes, which are the caller's again
-	// when it returns, then waits for the turn of the next index. page is the
-	// locator page of a map node, else nil.
+	// Data answers one index. It writes the bytes, which are the caller's again then, and
+	// waits for the turn of the next. page is the locator page of a map node, else nil.
 	Data(ctx context.Context, index uint64, v content.Verified, page []byte) error
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error

@@ -20,8 +20,7 @@ import (
 type asker struct {
 	id   peer.ID
 	link *link.Link
-	// frames and introductions bound what it may say a second: a stranger, and a
-	// member whose words cost signatures to check.
+	// frames and introductions bound what a stranger, and a member, may say a second.
 	frames, introductions *rate.Limiter
 	// bitmap is held while one is encoded and sent, so that it has one in memory.
 	bitmap sync.Mutex
@@ -77,9 +76,8 @@ func (s *askers) leave(in *inbound) {
 	}
 }
 
-// admit counts a stream that has said hello. When there are more strangers than may
-// be, the one that has been silent longest goes; not while it waits for the answer of
-// a call, for a newcomer's invite is one.
+// admit counts a stream that has said hello. When strangers are too many, the one
+// silent longest goes, but none with a call open: a newcomer's invite is one.
 func (s *askers) admit(in *inbound) error {
 	s.mu.Lock()
 	a := in.asker

@@ -13,12 +13,10 @@ const (
 	// wantsMax is how many Wants of a member wait here, guests' and others apart:
 	// each costs a goroutine and, while it reads, a chunk of memory.
 	wantsMax = 256
-	// indexesMax is how many objects they may be for: 4 GiB of chunks, more than
-	// any link should be asked for in advance.
+	// indexesMax is how many objects they may be for: 4 GiB of chunks, asked in advance.
 	indexesMax = 32 << 10
-	// smallMax is how many calls, introductions and subscriptions of a member are
-	// open, several for each image that it works with; bodiesMax is how many bytes
-	// they may bring, four of the largest.
+	// smallMax is how many calls, introductions and subscriptions of a member are open,
+	// several an image; bodiesMax is how many bytes they may bring, four of the largest.
 	smallMax  = 128
 	bodiesMax = 4 * (wire.CallSizeMax + wire.MethodMax)
 	// streamsMax is how many streams a peer may have: its lanes, and as many ending.
@@ -32,8 +30,7 @@ const (
 	strangerWantsMax   = 16
 	strangerIndexesMax = 512
 	strangerSmallMax   = 4
-	// strangerFrameMax bounds what one of its frames makes us set aside, in bytes:
-	// an invite, or a Want of many ranges.
+	// strangerFrameMax bounds one of its frames, in bytes: an invite, or a large Want.
 	strangerFrameMax = 64 << 10
 	// strangersMax is how many of them are served at all.
 	strangersMax = 128

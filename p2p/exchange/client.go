@@ -126,19 +126,17 @@ func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte,
 	return p.answer, nil
 }
 
-// bitmapMax bounds what is kept of one bitmap, in bytes: the set of a root of 2^24
-// chunks, a TiB of the default size, whatever it is; those of larger roots mostly
-// compress to as much.
+// bitmapMax bounds what is kept of one bitmap, in bytes: any set of a root of 2^24
+// chunks, a TiB by default; those of larger roots mostly compress to as much.
 const bitmapMax = 2 << 20
 
 // errBitmapSize ends a subscription whose bitmaps are too large to follow.
 var errBitmapSize = fmt.Errorf("%w: its bitmap takes over %d bytes", content.ErrNoSpace, bitmapMax)
 
-// Bitmaps yields the set of chunks of root that the peer holds, then additions to
-// it, merged while the consumer is busy. It ends with an error when the peer is
-// gone (or has no such root: ErrNotFound; shows chunks that a root of so many does
-// not have: ErrViolation; shows too much to keep: ErrNoSpace), silently when ctx
-// ends.
+// Bitmaps yields the set of chunks of root that the peer holds, then additions to it,
+// merged while the consumer is busy. It ends with an error when the peer is gone (has
+// no such root: ErrNotFound; shows chunks beyond it: ErrViolation; shows too much to
+// keep: ErrNoSpace), silently when ctx ends.
 func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, chunks uint64) iter.Seq2[*content.Bitmap, error] {
 	return func(yield func(*content.Bitmap, error) bool) {
 		p := newPending()

@@ -29,8 +29,7 @@ func newCodec() (*codec, error) {
 	return &codec{enc: enc, dec: dec}, nil
 }
 
-// compress returns body as a zstd frame in a buffer of the pool, or nil when it
-// does not shrink enough to be worth expanding.
+// compress returns body as zstd in a buffer of the pool; nil when that gains little.
 func (c *codec) compress(body []byte) *[]byte {
 	b := c.pool.Get(len(body) - len(body)/8)
 	out := c.enc.EncodeAll(body, (*b)[:0])

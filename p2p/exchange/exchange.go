@@ -30,8 +30,7 @@ const (
 	// longer than a garbage collection or a lost packet takes, short enough that
 	// a guest survives several peers in a row.
 	StallTimeout = 2 * time.Second
-	// ProgressInterval is how often a server that makes an asker wait says that it
-	// is alive, four times within StallTimeout.
+	// ProgressInterval is how often a server that makes an asker wait says it is alive.
 	ProgressInterval = 500 * time.Millisecond
 )
 

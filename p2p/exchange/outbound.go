@@ -68,8 +68,7 @@ type pending struct {
 	// canceled is when its asker lost interest; the outbound's mu guards it.
 	canceled time.Time
 
-	// mu guards each, which takes the replies of a Want, nil once nobody wants to
-	// know. It is held while the callback runs.
+	// mu guards each, which takes a Want's replies, nil once muted; held while it runs.
 	mu   sync.Mutex
 	each func(Reply)
 }

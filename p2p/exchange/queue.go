@@ -24,8 +24,7 @@ type ticket struct {
 	ready chan struct{}
 }
 
-// queue orders tickets: by priority, then in turn among the peers, then by age.
-// It is pure and not safe for concurrent use.
+// queue orders tickets: by priority, in turn among the peers, then by age. It is pure.
 type queue struct{ classes [wire.Priorities]ring }
 
 // ring holds the lines of one priority; the first has waited longest for a turn.

@@ -150,8 +150,7 @@ func (r *responder) Data(ctx context.Context, index uint64, v content.Verified, 
 	return r.hold(ctx)
 }
 
-// strike marks indexes as answered and returns how many are not. When none is
-// left the request has ended. The caller holds mu.
+// strike marks indexes as answered, and returns how many are left. The caller holds mu.
 func (r *responder) strike(indexes ...uint64) (left int, err error) {
 	if r.ended {
 		return 0, errEnded

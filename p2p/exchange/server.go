@@ -250,8 +250,7 @@ func (in *inbound) small(ctx context.Context, id uint32, m wire.Message) error {
 }
 
 // reassure tells the asker that we are at it until there is an answer to send. A
-// canceled call ends without waiting for the Answerer; a subscription is quiet,
-// and its last bitmap may be on its way.
+// canceled call ends at once; a subscription is quiet, its last bitmap under way.
 func (in *inbound) reassure(ctx context.Context, id uint32, m wire.Message, answered <-chan wire.Message) {
 	tick := time.NewTicker(ProgressInterval)
 	defer tick.Stop()

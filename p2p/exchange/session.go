@@ -19,8 +19,7 @@ const (
 	// openTimeout is how long a connection and a stream may take to open, hole
 	// punching included. Nobody waits for it longer than StallTimeout.
 	openTimeout = 10 * time.Second
-	// retryFirst and retryMax bound how long a peer whose streams fail is left
-	// alone: it is passed over meanwhile.
+	// retryFirst and retryMax bound how long a peer whose streams fail is passed over.
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 15 * time.Second
 	// sessionsMax is how many peers we remember; over it, those with nothing open go.
@@ -66,8 +65,7 @@ func newSession(x *Exchange, id peer.ID) *session {
 	return &session{x: x, peer: id, places: turns{max: budget / 2}, retry: retry}
 }
 
-// lane returns the stream of a lane, opening it if need be. The opening goes on
-// when the caller does not wait for its end.
+// lane returns the stream of a lane, opening it if need be, even when nobody waits.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 	patience, cancel := context.WithTimeoutCause(ctx, StallTimeout, fmt.Errorf("open stream: %w", ErrStalled))
 	defer cancel()

@@ -16,8 +16,7 @@ import (
 )
 
 const (
-	// readBuffer takes a header and small frames in one read; longer bodies go
-	// past it, straight to where they belong.
+	// readBuffer takes a header and small frames in one read; longer bodies go past it.
 	readBuffer = 4 << 10
 	// headRoom is how much of a body is copied behind its head, so that both leave
 	// in one TLS record of 16 KiB (yamux adds 12 bytes) and not in two.
@@ -134,8 +133,7 @@ func (f *framed) dataHead(h wire.Header) (wire.Data, error) {
 	return wire.DecodeData(h, b)
 }
 
-// fill reads len(b) bytes. One that sends them slower than any writer may is
-// stalled, however alive its stream looks.
+// fill reads len(b) bytes. One that sends them too slowly is stalled, however alive.
 func (f *framed) fill(b []byte) error {
 	begun := time.Now()
 	for n := 0; n < len(b); {

@@ -5,9 +5,8 @@ import (
 	"sync"
 )
 
-// turns gives out the right to work on one object: up to max at once, and up to
-// max more to guests, who so never wait behind work that was begun for others.
-// Strangers together have a quarter of max.
+// turns gives out the right to work on one object: up to max at once, a quarter of them
+// to strangers, and max more to guests, who never wait behind others' work.
 type turns struct {
 	max int
 

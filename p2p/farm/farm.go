@@ -62,8 +62,7 @@ const (
 
 // Config is what a Farm is built from.
 type Config struct {
-	// Signer is this member's key and certificate, which names it and its farm; farms
-	// of other names never merge with this one.
+	// Signer is this member's key and certificate, which names it and its farm, no other.
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier
@@ -74,8 +73,7 @@ type Config struct {
 	// Key encrypts the gossip; 32 bytes that the members share, not all zero. Who has
 	// it alone hears who is here, and is not listed. Rotate changes it.
 	Key [32]byte
-	// Addrs are the multiaddrs that neighbours reach this member's swarm at, the
-	// best first: gossip has room for about nine.
+	// Addrs are the multiaddrs of this member's swarm, the best first: about nine fit.
 	Addrs []string
 	// LinkMbits is the speed of this member's link, as a hint; 0 is unknown.
 	LinkMbits uint32
@@ -182,8 +180,7 @@ func New(cfg Config) (*Farm, error) {
 	return f, nil
 }
 
-// Start begins to gossip; an address in use is found here, as
-// content.ErrUnavailable. Run ends it.
+// Start begins to gossip; an address in use is content.ErrUnavailable. Run ends it.
 func (f *Farm) Start() error {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Label, c.Keyring = f.self.ID.String(), label(f.name), f.ring

@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	// joinInterval is how often a member that is alone looks for the neighbours
-	// that it was given: they may start later than it.
+	// joinInterval is how often a lonely member looks for neighbours, who may start later.
 	joinInterval = 2 * time.Second
 	// rejoinInterval is how often a member that is not alone looks for one that it
 	// lost or was given: gossip forgets the dead within a minute, so the two halves
@@ -116,9 +115,8 @@ func (f *Farm) lose(a Absence) {
 	f.lost[a.Address] = a
 }
 
-// Lost returns the members that are gone and did not say good-bye, the last one first,
-// and why none of Config's Join could be joined while this member is alone; nil where
-// there are neighbours, or none were given.
+// Lost returns the members that are gone without a good-bye, the last one first, and
+// why no neighbour could be joined; nil where there are some, or none were given.
 func (f *Farm) Lost() (lost []Absence, alone error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -15,9 +15,8 @@ const (
 	// by then the others have it, so that nobody loses sight of the farm. Secrets are
 	// everywhere within a minute; who is later than this is alone until it has the key.
 	keySpread = time.Minute
-	// keyGrace is how long the key before is understood after that, for members whose
-	// own keySpread began later. It is short, for the key is changed because somebody
-	// has it who should not; he is not listed meanwhile.
+	// keyGrace is how long the key before is understood after that, by whom keySpread
+	// began later. It is short: somebody has the key who should not, and is not listed.
 	keyGrace = 10 * time.Minute
 )
 

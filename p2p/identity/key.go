@@ -19,8 +19,7 @@ func PeerID(k trust.PublicKey) (peer.ID, error) {
 	return peer.IDFromPublicKey(pub)
 }
 
-// KeyOf returns the key that a peer ID is made of; one that is made of another kind of
-// key, or of none, is content.ErrInvalid.
+// KeyOf returns the key that a peer ID is made of; another kind is content.ErrInvalid.
 func KeyOf(id peer.ID) (trust.PublicKey, error) {
 	public, err := id.ExtractPublicKey()
 	if err != nil {

@@ -19,8 +19,7 @@ const (
 	// CheckInterval is how often proofs are to be checked again, see Recheck: a
 	// certificate that expires counts for so much longer at most.
 	CheckInterval = time.Minute
-	// keptFor is how long a proof outlives the last connection, so that one that is
-	// lost and made again costs no signatures.
+	// keptFor is how long a proof outlives the connection, for one that is made again.
 	keptFor = 10 * time.Minute
 	// peersMax bounds the proofs, of some KiB each, to several times the connections
 	// that a member has. Only who has a certificate takes a place.

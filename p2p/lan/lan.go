@@ -24,8 +24,7 @@ type Address struct {
 	Inner bool
 }
 
-// Addresses returns those of the interfaces that are up; the ones of loopback, and
-// those that are good on one link only, are left out.
+// Addresses returns those of the interfaces that are up, without loopback's and links'.
 func Addresses() ([]Address, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -77,9 +76,8 @@ func Beside(own []Address, ip netip.Addr) bool {
 var ErrChoice = errors.New("this host's address can't be told")
 
 // Choose returns the address that neighbours are told of a socket that takes all of
-// this host's: the one in the subnet of those neighbours that are known, else the only
-// one that it has, of IPv4 before IPv6 unless the socket is of one of them alone. None
-// or several are ErrChoice.
+// this host's: the one in the subnet of known neighbours, else its only one, of IPv4
+// before IPv6 unless the socket is of one of them alone. None or several are ErrChoice.
 func Choose(own []Address, bind netip.Addr, neighbours []netip.Addr) (netip.Addr, error) {
 	own = slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return a.Inner || bind.Is4() && !a.Addr().Is4() })
 	fit := slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return !slices.ContainsFunc(neighbours, a.Contains) })

@@ -67,9 +67,8 @@ const addrsMax = 16
 
 func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addrs), addrsMax)] }
 
-// told returns the addresses that others are told of those that this host listens on:
-// not those of loopback and of bridges to its own containers, at which others would
-// reach themselves, unless there are no others.
+// told returns what others are told of the addresses listened on: not those of loopback
+// and of bridges to own containers, where others reach themselves, if there are others.
 func told(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 	var out, loopback []ma.Multiaddr
 	for _, a := range listening {
@@ -90,8 +89,7 @@ func told(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 	return listening
 }
 
-// advertised is what others are told: the addresses that this member has on its networks,
-// and those that it is to be reached at from outside.
+// advertised is what others are told: this member's own addresses, and Announce.
 func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
 	own, err := lan.Addresses()
 	if err != nil {

@@ -16,8 +16,7 @@ import (
 )
 
 const (
-	// announceValidity is how long an announcement is believed, and reannounce how
-	// often it is made again: one lost round does no harm.
+	// announceValidity is how long an announcement holds; a lost reannounce does no harm.
 	announceValidity = 30 * time.Minute
 	reannounce       = 10 * time.Minute
 	// announceTimeout bounds one announcement.
@@ -26,11 +25,9 @@ const (
 	// time doubles up to announceRetryMax.
 	announceRetry    = time.Second
 	announceRetryMax = time.Minute
-	// announceCheck is how often a member looks whether it knows more of the mesh
-	// than when it announced.
+	// announceCheck is how often a member looks whether it knows more of the mesh.
 	announceCheck = time.Second
-	// announceParallel bounds the announcements made at a time: each asks some
-	// dozen members.
+	// announceParallel bounds the announcements at a time: each asks a dozen members.
 	announceParallel = 4
 	// announcersMax is how many members one search yields, and announcedMax how many
 	// it looks at: one may be this member, and others none.
@@ -125,10 +122,9 @@ func (s *Swarm) Announce(k Key) error {
 	return err
 }
 
-// Withdraw announces the key no more. A DHT has no way to take a record back: it
-// is forgotten within announceValidity of the last announcement. Who finds it
-// meanwhile asks this member and is told that nothing is here, or does not reach
-// it, as after an exit, and goes on to the next.
+// Withdraw announces the key no more. A DHT can't take a record back: it is forgotten
+// announceValidity after the last announcement. Who finds it meanwhile is told that
+// nothing is here, or reaches nobody, and goes on to the next.
 func (s *Swarm) Withdraw(k Key) { s.announced.remove(k) }
 
 // keepAnnounced announces what is due until ctx ends.

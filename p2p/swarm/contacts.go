@@ -31,11 +31,9 @@ const (
 	dialCheck = 5 * time.Second
 	// saveInterval is how often the members connected are kept for a restart.
 	saveInterval = 5 * time.Minute
-	// fallbackDelay is how long a preferred transport is waited for before the next
-	// is tried beside it: one round trip of a long way.
+	// fallbackDelay is the wait for a preferred transport: a round trip of a long way.
 	fallbackDelay = 250 * time.Millisecond
-	// nearDelay is how much later addresses outside this host's subnets are tried than
-	// those inside: some round trips of a LAN.
+	// nearDelay is how much later addresses outside this host's subnets are tried.
 	nearDelay = 20 * time.Millisecond
 	// addrsShown is how many addresses the message of a failed dial has.
 	addrsShown = 3

@@ -44,8 +44,7 @@ func (h gatedHost) SetStreamHandler(id protocol.ID, serve network.StreamHandler)
 	})
 }
 
-// relayedHost is the host that the exchange sees: its streams may go through a
-// relay, for ours have room for content.
+// relayedHost is the host that the exchange sees: relays, being ours, carry content.
 type relayedHost struct{ host.Host }
 
 // NewStream implements host.Host.

@@ -17,8 +17,7 @@ import (
 const (
 	// guestCheck is how often the connections with guests are looked over.
 	guestCheck = time.Second
-	// guestsMax bounds them: newcomers with an invite, members that have just
-	// connected, and readers of public content.
+	// guestsMax bounds them: newcomers, members just connected, and public readers.
 	guestsMax = 256
 	// guestIdle is how long one without a stream is kept. A newcomer asks at once.
 	guestIdle = 30 * time.Second

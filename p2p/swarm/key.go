@@ -10,9 +10,8 @@ import (
 // Key is what a root is announced under.
 type Key [32]byte
 
-// KeyFor returns the key of a root. That of a public root follows from it; any
-// other one can be computed only with the secret that members share, so that
-// those who carry the DHT learn nothing of it.
+// KeyFor returns the key of a root. A public root's follows from it; others need the
+// secret that members share, so that who carries the DHT learns nothing of it.
 func KeyFor(scope content.Scope, root content.CID, secret [32]byte) Key {
 	if scope.IsPublic() {
 		return sha256.Sum256(append([]byte("grange root "), root[:]...))

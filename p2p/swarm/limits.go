@@ -24,8 +24,7 @@ const (
 	connsPerPeer = 16
 	streamsMax   = 16384 // four for each connection; who asks has three, and the DHT one now and then
 	streamsPeer  = 256
-	// streamsNew bounds the streams that have not said yet what they are for, so that
-	// who leaves it at that takes no places from the rest.
+	// streamsNew bounds the streams that have not said yet what they are for.
 	streamsNew = 2048
 	// siteBits are the prefixes, of IPv4 and IPv6, that count as one site's address.
 	siteBits4, siteBits6 = 32, 56

@@ -1,6 +1,5 @@
-// Package swarm connects members across farms: a libp2p host with limits and
-// windows for bulk transfer, and a DHT of the mesh's own in which members
-// announce the roots that they hold.
+// Package swarm connects members across farms: a libp2p host for bulk transfer, and a
+// DHT of the mesh's own in which members announce the roots that they hold.
 package swarm
 
 import (
@@ -61,8 +60,7 @@ type Config struct {
 	Announce []string
 	// Bootstrap are full multiaddrs of members to begin with.
 	Bootstrap []string
-	// PeersFile keeps the addresses of members for a restart; empty keeps none.
-	// The folder must exist.
+	// PeersFile keeps members' addresses for a restart, in a folder that exists; "" none.
 	PeersFile string
 	// Reach is whether others can dial this member. Public ones serve the DHT, and relay
 	// for others. Private ones stand behind a NAT: they are reached through relays until a
@@ -183,9 +181,8 @@ func (s *Swarm) build() error {
 	return nil
 }
 
-// reaching are the options by which members behind NATs are reached: AutoNAT,
-// relays of our own, and holes punched for QUIC. (Those for TCP would need the
-// listening port to be shared by dials.)
+// reaching are the options by which members behind NATs are reached: AutoNAT, own
+// relays, and holes punched for QUIC. (TCP's need dials from the listening port.)
 func (s *Swarm) reaching() []libp2p.Option {
 	out := []libp2p.Option{
 		libp2p.EnableRelay(), libp2p.EnableHolePunching(),
@@ -234,8 +231,7 @@ func (s *Swarm) Host() host.Host { return relayedHost{s.host} }
 // ID returns this member's peer ID.
 func (s *Swarm) ID() peer.ID { return s.host.ID() }
 
-// Listen opens the addresses, so that one in use is found before anything else
-// starts. Its failure is content.ErrUnavailable.
+// Listen opens the addresses, before all else. Its failure is content.ErrUnavailable.
 func (s *Swarm) Listen() error {
 	for _, a := range s.listen {
 		if err := s.host.Network().Listen(a); err != nil {
@@ -312,8 +308,7 @@ func (s *Swarm) Ban(id peer.ID, d time.Duration) {
 	s.Dismiss(id)
 }
 
-// Refuse replaces the set of members, by their keys, that are refused for good: their
-// connections are closed, and new ones not taken.
+// Refuse replaces the members, by their keys, that are refused for good.
 func (s *Swarm) Refuse(keys []trust.PublicKey) error {
 	refused := make(map[peer.ID]bool, len(keys))
 	for _, k := range keys {

@@ -113,8 +113,7 @@ func ParseHeader(b [HeaderSize]byte) (Header, error) {
 	return h, nil
 }
 
-// Message is what a frame says. Data is not one: its bytes are written and read
-// apart from its head, so that they are not copied.
+// Message is what a frame says. Data is none: its bytes go apart, not to be copied.
 type Message interface {
 	// encode appends the payload to b, and returns the frame's type and flags too.
 	encode(b []byte) (p []byte, t Type, flags uint8)

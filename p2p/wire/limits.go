@@ -12,8 +12,7 @@ const (
 	PageSizeMax = 512 << 10
 	// EnvelopeSizeMax bounds the envelope of an Introduce, in bytes.
 	EnvelopeSizeMax = content.RecordSizeMax
-	// CallSizeMax bounds the body of a call and of its answer, in bytes: lists of
-	// some hundred records. Larger things are content.
+	// CallSizeMax bounds a call's body and answer, in bytes: some hundred records.
 	CallSizeMax = 1 << 20
 	// MethodMax bounds the name of a call's method, in bytes.
 	MethodMax = 64
@@ -21,11 +20,9 @@ const (
 	TextMax = 512
 	// ChainSizeMax bounds an encoded chain, in bytes: three certificates of at most 600.
 	ChainSizeMax = 4 << 10
-	// PeerIDMax bounds a peer id, in bytes: an identity hash of an Ed25519 key is
-	// 38 long, a SHA-256 of any other 34.
+	// PeerIDMax bounds a peer id, in bytes: an Ed25519 key's is 38 long, any other's 34.
 	PeerIDMax = 64
-	// BitmapPartMax bounds one part of a bitmap, in bytes, so that a large one
-	// does not hold up the calls on the same stream.
+	// BitmapPartMax bounds one part of a bitmap, in bytes: calls go in between.
 	BitmapPartMax = 64 << 10
 	// IndexMax bounds an index: what a Bitmap can hold.
 	IndexMax = 1<<32 - 1

@@ -74,9 +74,8 @@ type asked struct {
 	full  bool
 }
 
-// ackEvery is the part of the window after which an acknowledgement is asked for:
-// often enough that the window never runs dry waiting, and no more often, since
-// each costs a packet and a wake-up at both ends.
+// ackEvery is the part of the window after which an Ack is asked for: so often that the
+// window never runs dry, and no more, since each costs both ends a wake-up.
 const ackEvery = 8
 
 // Book makes room for an object of that size, in bytes, if the window has it. While
@@ -126,8 +125,7 @@ func (l *Link) Send(o *Outflow, booked, size int, at time.Time) (ack bool) {
 	return true
 }
 
-// Acked takes the acknowledgement of the oldest frame on o that asked for one,
-// and reports whether there was one for so many bytes.
+// Acked takes the Ack of the oldest frame on o that asked; false if it is another's.
 func (l *Link) Acked(o *Outflow, bytes int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
