@@ -6,15 +6,31 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/s3"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 type doctorCmd struct{}
@@ -164,4 +180,215 @@ func disksFinding(d api.Disks) finding {
 		return finding{"ublk", note, "volumes are served as block devices; " + d.Detail}
 	}
 	return finding{"ublk", good, "volumes are served as block devices"}
+}
+
+const (
+	// clockSkewMax is how far this clock may be from the store's, as for certificates.
+	clockSkewMax = 5 * time.Minute
+	// diskMin is what a data folder's disk has to have left for a node to work.
+	diskMin = 512 << 20
+)
+
+// examine looks at this machine, with the status of its node, or why there is none.
+func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
+	std := stdio{strings.NewReader(""), io.Discard, io.Discard}
+	var would cli
+	parser, err := newParser(&would, std)
+	if err == nil {
+		_, err = parser.Parse([]string{"node", "--data", c.Data, "--config", string(c.Config)})
+	}
+	if err != nil {
+		return []finding{{"config", bad, err.Error()}}
+	}
+	settings := &would.Node
+	out := []finding{dataFinding(c.Data), diskFinding(c.Data, int64(settings.Quota), s.Cache.Used), toolsFinding()}
+	if _, err := settings.doors(c.Data); err != nil {
+		out = append(out, finding{"nbd", bad, err.Error()})
+	}
+	out = append(out, portsFinding(ctx, settings, s, away))
+	origin := s.Origin.URL
+	if len(settings.Origin) > 0 {
+		origin = settings.Origin[0]
+	}
+	out = append(out, clockFinding(ctx, c.Data, origin))
+	out = append(out, storeFindings(ctx, origin)...)
+	return append(out, farmFinding(settings, s, away))
+}
+
+// diskFinding says whether the disk holds what the cache may grow to.
+func diskFinding(dir string, quota, used int64) finding {
+	for !fileExists(dir) && filepath.Dir(dir) != dir { // a node makes it
+		dir = filepath.Dir(dir)
+	}
+	left, _, err := cache.DiskFree(dir)
+	free := int64(min(left, math.MaxInt64))
+	switch {
+	case err != nil:
+		return finding{"disk", bad, fmt.Sprintf("%s: %v", dir, err)}
+	case free < diskMin:
+		return finding{"disk", bad, fmt.Sprintf("%s free at %s: volumes and imports need room; make some", humanBytes(free), dir)}
+	case used+free < quota && quota != cache.QuotaDefault: // what nobody asked for adapts
+		return finding{"disk", bad, fmt.Sprintf("--quota %s is more than the cache could ever have: %s free at %s; lower it", humanBytes(quota), humanBytes(free), dir)}
+	}
+	return finding{"disk", good, fmt.Sprintf("%s free at %s", humanBytes(free), dir)}
+}
+
+// toolsFinding looks for the programs that imports start, each with its Debian package.
+func toolsFinding() finding {
+	var missing []string
+	for _, t := range [][3]string{
+		{"qemu-nbd", "qemu-utils", "images that are not raw"},
+		{"mke2fs", "e2fsprogs", "file systems from directories and tar files"},
+	} {
+		_, err := exec.LookPath(t[0])
+		if _, sbin := exec.LookPath(filepath.Join("/usr/sbin", t[0])); err != nil && sbin != nil {
+			missing = append(missing, fmt.Sprintf("%s (Debian: %s) for %s", t[0], t[1], t[2]))
+		}
+	}
+	if len(missing) > 0 {
+		return finding{"tools", note, "imports lack " + strings.Join(missing, ", ")}
+	}
+	return finding{"tools", good, "imports have what they need"}
+}
+
+// portsFinding says whether the node listens where it should, or could.
+func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) finding {
+	var wrong, fine []string
+	look := func(name, network, address string) {
+		var err error
+		if away != nil {
+			err = couldListen(ctx, network, address)
+		} else if strings.HasPrefix(network, "tcp") {
+			err = answers(ctx, address)
+		}
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("%s %s: %v", name, address, err))
+		} else {
+			fine = append(fine, address)
+		}
+	}
+	listen := c.Listen
+	if away == nil {
+		listen = s.Self.Addrs
+	}
+	for _, text := range listen {
+		network, address, err := dialArgs(text)
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("--listen %s: %v", text, err))
+		} else {
+			look("--listen", network, address)
+		}
+	}
+	for _, x := range [][3]string{{"--api", "tcp", c.API}, {"--farm-bind", "tcp", c.FarmBind}, {"--farm-bind", "udp", c.FarmBind}, {"--nbd", "tcp", c.NBD}} {
+		if x[2] != "" {
+			look(x[0], x[1], x[2])
+		}
+	}
+	if len(wrong) > 0 {
+		return finding{"ports", bad, strings.Join(wrong, "; ")}
+	}
+	return finding{"ports", good, strings.Join(fine, ", ")}
+}
+
+// dialArgs is where a multiaddr is dialled, whatever is spoken there.
+func dialArgs(text string) (network, address string, err error) {
+	m, err := multiaddr.NewMultiaddr(text)
+	if err != nil {
+		return "", "", err
+	}
+	m, _ = multiaddr.SplitFunc(m, func(c multiaddr.Component) bool {
+		return !slices.Contains([]int{multiaddr.P_IP4, multiaddr.P_IP6, multiaddr.P_TCP, multiaddr.P_UDP}, c.Protocol().Code)
+	})
+	return manet.DialArgs(m)
+}
+
+// couldListen reports why nobody could listen at an address.
+func couldListen(ctx context.Context, network, address string) error {
+	var config net.ListenConfig
+	var closer io.Closer
+	var err error
+	if strings.HasPrefix(network, "udp") {
+		closer, err = config.ListenPacket(ctx, network, address)
+	} else {
+		closer, err = config.Listen(ctx, network, address)
+	}
+	if err != nil {
+		return err
+	}
+	return closer.Close()
+}
+
+// answers reports why nobody could connect to an address.
+func answers(ctx context.Context, address string) error {
+	dialer := net.Dialer{Timeout: statusTimeout}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// clockFinding compares this clock with the store's, and with what it said before.
+func clockFinding(ctx context.Context, dir, origin string) finding {
+	now := time.Now()
+	if info, err := os.Stat(filepath.Join(dir, "membership")); err == nil && info.ModTime().After(now.Add(clockSkewMax)) {
+		return finding{"clock", bad, fmt.Sprintf("it is %s here, before this node became a member on %s; set the clock", now.Format(time.DateTime), info.ModTime().Format(time.DateTime))}
+	}
+	endpoint := origin
+	if l, err := s3.ParseURL(origin); err == nil {
+		endpoint = l.Endpoint
+	}
+	if u, err := url.Parse(endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" {
+		return finding{"clock", note, "no store of another host to compare it with; it is " + now.Format(time.DateTime)}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, endpoint, nil)
+	if err != nil {
+		return finding{"clock", bad, err.Error()}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return finding{"clock", note, "the store does not say what time it is: " + err.Error()}
+	}
+	resp.Body.Close()
+	theirs, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return finding{"clock", note, "the store does not say what time it is"}
+	}
+	if off := time.Until(theirs).Round(time.Second); off.Abs() > clockSkewMax {
+		return finding{"clock", bad, fmt.Sprintf("it is %s here and %s at the store, %s apart; set the clock", time.Now().UTC().Format(time.DateTime), theirs.UTC().Format(time.DateTime), off.Abs())}
+	}
+	return finding{"clock", good, "as the store's"}
+}
+
+// storeFindings asks the origin itself, with the credentials of this user.
+func storeFindings(ctx context.Context, origin string) []finding {
+	if origin == "" {
+		return []finding{{"store", note, "no --origin is set, and no node says one"}}
+	}
+	b, err := originOpener{log: slog.New(slog.DiscardHandler)}.openURL(ctx, origin)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
+		_, _, err = bucket.ReadAll(ctx, b, catalog.MeshKey, 1<<20)
+	}
+	kept := finding{"credentials", good, "the store takes them"}
+	switch {
+	case errors.Is(err, content.ErrForbidden):
+		return []finding{{"credentials", bad, err.Error()}}
+	case err == nil:
+		return []finding{kept, {"store", good, "holds a mesh"}}
+	case errors.Is(err, content.ErrNotFound):
+		return []finding{kept, {"store", good, "answers, and holds no mesh yet"}}
+	}
+	return []finding{{"store", bad, err.Error()}}
+}
+
+func farmFinding(c *nodeCmd, s api.Status, away error) finding {
+	switch {
+	case away != nil:
+		return finding{"farm", note, "is not known without a node"}
+	case len(c.FarmJoin) > 0 && len(s.Farm) == 0:
+		return finding{"farm", bad, "no neighbour of --farm-join " + strings.Join(c.FarmJoin, ",") + " is met: look at their --farm-bind, and at what filters UDP and TCP between"}
+	}
+	return finding{"farm", good, count(len(s.Farm), "neighbour")}
 }

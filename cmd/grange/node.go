@@ -4,14 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"math"
 	"net"
+	"os"
 	"strings"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/lmittmann/tint"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/membership"
@@ -139,4 +146,109 @@ func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) erro
 	}
 	log.Info("stopped")
 	return handover(errors.Join(err, doors.leave(ctx)))
+}
+
+// token returns the join token: --join has it, or where it is, @FILE or - for standard
+// input. A member needs none: a removed file, or input, does not keep it from starting.
+func (c *nodeCmd) token(dir string, std stdio) (string, error) {
+	if c.Join == nil {
+		return "", nil
+	}
+	given, member := *c.Join, membership.In(dir)
+	token := given
+	var err error
+	switch path, file := strings.CutPrefix(given, "@"); {
+	case given == fromStdin && member:
+		return "", nil
+	case given == fromStdin || file:
+		token, err = std.readSecret(path)
+	}
+	if (err != nil || token == "") && member && given != "" {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: --join %s: %w", errUsage, given, err)
+	}
+	if token == "" {
+		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+	}
+	return token, nil
+}
+
+// withoutToken returns the arguments with - for the token; false if it is not there.
+func withoutToken(args []string, token string) ([]string, bool) {
+	out := make([]string, len(args))
+	found := false
+	for i, a := range args {
+		switch a {
+		case token:
+			a = fromStdin
+		case "--join=" + token:
+			a = "--join=" + fromStdin
+		}
+		found = found || a != args[i]
+		out[i] = a
+	}
+	return out, found
+}
+
+// hideToken takes a token off the command line, where all users of the host can see it:
+// the process begins anew, under the same ID, and reads the token from its standard
+// input. It returns if there is nothing to hide, or it can't be done here.
+func (c *nodeCmd) hideToken(dir string) error {
+	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
+		return nil
+	}
+	args, found := withoutToken(os.Args, *c.Join)
+	if !found { // it came from the environment, or a file
+		return nil
+	}
+	if err := membership.Fits(dir, *c.Join); err != nil { // a member will not read it
+		return err
+	}
+	return again(args, *c.Join)
+}
+
+const (
+	// memoryShare of what the node may take is for the Go heap and its stacks; the
+	// rest is for what the runtime does not count, such as the maps of files.
+	memoryShare = 0.9
+	// memoryMin is the least that --memory may say: less is garbage collection alone.
+	memoryMin = 128 << 20
+)
+
+// limitMemory has the garbage collector keep the process within --memory, or else its
+// cgroup's limit, if there is one. GOMEMLIMIT in the environment comes before both.
+func limitMemory(limit size, log *slog.Logger) error {
+	provider := memlimit.FromCgroup
+	switch {
+	case limit != 0 && limit < memoryMin:
+		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, humanBytes(int64(limit)), humanBytes(memoryMin))
+	case limit != 0:
+		provider = memlimit.Limit(uint64(limit))
+	}
+	got, err := memlimit.Set(memlimit.WithProvider(provider), memlimit.WithRatio(memoryShare))
+	switch {
+	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported), err == nil && got == math.MaxInt64:
+	case err != nil:
+		log.Debug("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
+	default:
+		log.Info("memory is limited", "heap", humanBytes(got))
+	}
+	return nil
+}
+
+// newLog writes lines for people, in color on a terminal, or JSON. It quotes others.
+func newLog(w io.Writer, verbose, asJSON bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	if asJSON {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	if _, ok := terminal.Of(w); !ok {
+		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.DateTime, NoColor: true}))
+	}
+	return slog.New(tint.NewHandler(terminal.Raw(w), &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
 }

@@ -2,11 +2,19 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/schollz/progressbar/v3"
+
+	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -67,4 +75,97 @@ type operationCancelCmd struct{ operationArg }
 
 func (c *operationCancelCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "DELETE", path: operationPath(c.ID)}, said("operation %s is told to end; `grange operation show %s` says when it has", c.ID, c.ID))
+}
+
+// lineInterval is how often progress is printed where there is no terminal.
+const lineInterval = 2 * time.Second
+
+// follow shows an operation until it ends and returns its error; ctx's end cancels it.
+func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
+	each, end := showLines(std.err), func() {}
+	if n := terminal.Width(std.err); n >= barMin {
+		each, end = showBar(terminal.Raw(std.err), op, n)
+	}
+	last := op
+	err := c.events(ctx, op.ID, func(now api.Operation) {
+		last = now
+		each(now)
+	})
+	end()
+	if ctx.Err() != nil {
+		return errors.Join(fmt.Errorf("%s %s: cancelled", op.Kind, op.Target),
+			c.ask(context.WithoutCancel(ctx), "DELETE", operationPath(op.ID), nil, nil))
+	}
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		if err := json.NewEncoder(std.out).Encode(last); err != nil {
+			return err
+		}
+	}
+	return c.outcome(std, last)
+}
+
+// outcome says how an operation ended; a failure is its error.
+func (c *cli) outcome(std stdio, op api.Operation) error {
+	switch {
+	case op.State == "running": // the stream ended early, as when the node stopped
+		return fmt.Errorf("%s %s: lost sight of the operation; `grange operation show %s` says what became of it", op.Kind, op.Target, op.ID)
+	case op.State == "failed" && strings.HasPrefix(op.Error, op.Kind+" "): // it says what failed
+		return errors.New(op.Error)
+	case op.State != "done":
+		return fmt.Errorf("%s %s %s: %s", op.Kind, op.Target, op.State, op.Error)
+	case c.JSON:
+		return nil
+	}
+	if op.Note != "" {
+		op.Note = "; " + op.Note
+	}
+	_, err := fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, op.Took, bySource(op.Bytes), op.Note)
+	return err
+}
+
+// bySource is ", 10 MiB farm, 2 MiB origin".
+func bySource(bytes map[string]int64) string {
+	var b strings.Builder
+	for _, source := range slices.Sorted(maps.Keys(bytes)) {
+		fmt.Fprintf(&b, ", %s %s", humanBytes(bytes[source]), source)
+	}
+	return b.String()
+}
+
+func showLines(w io.Writer) func(api.Operation) {
+	var next time.Time
+	return func(op api.Operation) {
+		now := time.Now()
+		if op.State != "running" || now.Before(next) {
+			return
+		}
+		next = now.Add(lineInterval)
+		line := fmt.Sprintf("%s %s: %s%s %s", op.Kind, op.Target, progress(op), bySource(op.Bytes), op.Note)
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
+	}
+}
+
+const (
+	// barMin is the narrowest terminal that a bar fits, barStats what it takes itself.
+	barMin   = 72
+	barStats = 56
+)
+
+// showBar draws a bar, which end takes away.
+func showBar(w io.Writer, op api.Operation, width int) (each func(api.Operation), end func()) {
+	title := func(op api.Operation) string {
+		return terminal.Cut(terminal.Plain(op.Kind+" "+op.Target+bySource(op.Bytes)), width-barStats)
+	}
+	bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
+		progressbar.OptionSetDescription(title(op)), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+	return func(op api.Operation) {
+		if op.Total > 0 {
+			bar.ChangeMax64(op.Total)
+		}
+		bar.Describe(title(op))
+		bar.Set64(op.Done)
+	}, func() { bar.Finish(); bar.Clear() }
 }

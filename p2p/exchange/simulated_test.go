@@ -225,7 +225,7 @@ func TestProgressKeepsARequestAlive(t *testing.T) {
 				got = append(got, name)
 			}
 		})
-		if want := "exchange.Queued exchange.Progress *exchange.Data"; err != nil || strings.Join(got, " ") != want {
+		if want := "wire.Queued wire.Progress *exchange.Data"; err != nil || strings.Join(got, " ") != want {
 			t.Errorf("got %v, %v; want %s", got, err, want)
 		}
 	})

@@ -2,7 +2,13 @@ package exchange
 
 import (
 	"context"
+	"slices"
 	"sync"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/p2p/exchange/link"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // turns gives out the right to work on one object: up to max at once, a quarter of them
@@ -107,5 +113,93 @@ func (s *turns) count(t *ticket, n int) {
 		s.guests += n
 	} else {
 		s.bulk += n
+	}
+}
+
+// ticket is one waiting place: for the next object that a peer asked for.
+type ticket struct {
+	peer     peer.ID
+	priority Priority
+	stranger bool
+	// link is the way to the peer, nil where only the number of turns counts;
+	// class is which of its flows the object is going to be part of.
+	link  *link.Link
+	class link.Class
+	// size is the expected length of the object, in bytes.
+	size int
+	// ready gets a value when the turn is given.
+	ready chan struct{}
+}
+
+// queue orders tickets: by priority, in turn among the peers, then by age. It is pure.
+type queue struct{ classes [wire.Priorities]ring }
+
+// ring holds the lines of one priority; the first has waited longest for a turn.
+type ring struct {
+	lines []*line
+	size  int // tickets in all lines
+}
+
+// line holds the tickets of one peer, oldest first; it is never empty.
+type line struct {
+	peer    peer.ID
+	tickets []*ticket
+}
+
+// push adds t and returns how many tickets go before it as things stand.
+func (q *queue) push(t *ticket) (ahead int) {
+	for p := t.priority; int(p) < wire.Priorities; p++ {
+		ahead += q.classes[p].size
+	}
+	r := &q.classes[t.priority]
+	r.size++
+	for _, l := range r.lines {
+		if l.peer == t.peer {
+			l.tickets = append(l.tickets, t)
+			return ahead
+		}
+	}
+	r.lines = append(r.lines, &line{t.peer, []*ticket{t}})
+	return ahead
+}
+
+// pop removes and returns the first ticket that may go, nil when none may. A peer
+// whose ticket went is last in turn; one whose ticket may not go keeps its place.
+func (q *queue) pop(mayGo func(*ticket) bool) *ticket {
+	for p := wire.Priorities - 1; p >= 0; p-- {
+		r := &q.classes[p]
+		for i, l := range r.lines {
+			if t := l.tickets[0]; mayGo(t) {
+				r.take(i, 0)
+				return t
+			}
+		}
+	}
+	return nil
+}
+
+// remove takes t out, wherever it is, and reports whether it was there.
+func (q *queue) remove(t *ticket) bool {
+	r := &q.classes[t.priority]
+	for i, l := range r.lines {
+		if at := slices.Index(l.tickets, t); l.peer == t.peer && at >= 0 {
+			r.take(i, at)
+			return true
+		}
+	}
+	return false
+}
+
+// take removes ticket at of line i. When it was the oldest, the line has had its turn.
+func (r *ring) take(i, at int) {
+	l := r.lines[i]
+	r.size--
+	l.tickets = slices.Delete(l.tickets, at, at+1)
+	if len(l.tickets) > 0 && at > 0 {
+		return
+	}
+	r.lines = slices.Delete(r.lines, i, i+1)
+	if len(l.tickets) > 0 {
+		r.lines = append(r.lines, l)
 	}
 }

@@ -4,9 +4,12 @@ package terminal
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 // Printable is a writer of text on its way to a terminal: what would steer it comes out
@@ -50,4 +53,117 @@ func Plain(s string) string {
 // byte that is no UTF-8 may be such a thing to an old one.
 func steers(r rune) bool {
 	return r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError
+}
+
+// Of returns what a writer is of a terminal, if it is one.
+func Of(w io.Writer) (*os.File, bool) {
+	f, ok := Raw(w).(*os.File)
+	return f, ok && term.IsTerminal(int(f.Fd()))
+}
+
+// Width is how many columns a terminal has; 0 is of what is none.
+func Width(w io.Writer) int {
+	f, ok := Of(w)
+	if !ok {
+		return 0
+	}
+	n, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+const (
+	// columnGap is between two columns.
+	columnGap = 2
+	// columnMin is the least that a column is cut to: a name is known by as much.
+	columnMin = 8
+	// wrapMin is the narrowest terminal that text is wrapped for.
+	wrapMin = 20
+)
+
+// Columns lays out lines with tabs. A list that is wider than the terminal has its widest
+// columns cut; what has two columns, a name and its value, is never.
+func Columns(text string, width int) string {
+	var rows [][]string
+	var wide []int
+	for line := range strings.Lines(text) {
+		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		rows = append(rows, row)
+		for i, cell := range row {
+			if i == len(wide) {
+				wide = append(wide, 0)
+			}
+			if len(row) > 1 { // a sentence among them takes no part
+				wide[i] = max(wide[i], utf8.RuneCountInString(cell))
+			}
+		}
+	}
+	if width > 0 && len(wide) > 2 {
+		fit(wide, width)
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		for i, cell := range row {
+			if len(row) > 1 && len(wide) > 2 {
+				cell = Cut(cell, wide[i])
+			}
+			b.WriteString(cell)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell)))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// fit makes columns narrower, the widest first, until they fit.
+func fit(wide []int, width int) {
+	for {
+		total, widest := columnGap*(len(wide)-1), 0
+		for i, n := range wide {
+			total += n
+			if n > wide[widest] {
+				widest = i
+			}
+		}
+		if total <= width || wide[widest] <= columnMin {
+			return
+		}
+		wide[widest]--
+	}
+}
+
+// Cut is a text of at most n characters.
+func Cut(text string, n int) string {
+	if utf8.RuneCountInString(text) <= n {
+		return text
+	}
+	return string([]rune(text)[:max(0, n-1)]) + "…"
+}
+
+// Wrap breaks a line between words, where it is wider than the terminal.
+func Wrap(text string, width int) string {
+	if width < wrapMin {
+		return text
+	}
+	var b strings.Builder
+	at := 0
+	for i, word := range strings.Split(text, " ") {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case at+1+n > width:
+			b.WriteString("\n  ")
+			at = 2
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
 }
