@@ -227,8 +227,6 @@ type Stats struct {
 	Pinned int64
 	// Full is true while chunks are passed on without being kept.
 	Full bool
-	// Evicted rises with each chunk that left, for who keeps a list of what is here.
-	Evicted uint64
 	// IndexBytes is the memory of the index.
 	IndexBytes int64
 }
@@ -239,7 +237,7 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	st := Stats{
 		Bytes: c.bytes, Disk: int64(c.slabs.live) * slabSize, Quota: c.cfg.Quota, Limit: max(c.limit(), 0),
-		Full: c.full.Load(), Evicted: c.evicted.Load(), IndexBytes: int64(len(c.table.Load().words)) * entrySize,
+		Full: c.full.Load(), IndexBytes: int64(len(c.table.Load().words)) * entrySize,
 	}
 	for _, n := range c.census {
 		st.Chunks += int64(n[pinned] + n[onMain] + n[onProbation])
@@ -248,7 +246,7 @@ func (c *Cache) Stats() Stats {
 	return st
 }
 
-// Evicted is Stats().Evicted, without a lock.
+// Evicted rises with each chunk that left: who keeps a list looks again then.
 func (c *Cache) Evicted() uint64 { return c.evicted.Load() }
 
 // Full is Stats().Full, without a lock.

@@ -95,8 +95,6 @@ func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 // Revocation is an admin's signed word that a key is no member's any more.
 type Revocation struct {
 	Key PublicKey
-	// By is the admin.
-	By Identity
 	// Root is the admin that the mesh key made, by whose right it is one: itself, or
 	// who made it one. It is the mesh key where that signed.
 	Root PublicKey
@@ -125,7 +123,7 @@ func (v *Verifier) OpenRevocation(b []byte, seen, now time.Time) (Revocation, er
 	if err != nil {
 		return Revocation{}, fmt.Errorf("revocation: %w", err)
 	}
-	return Revocation{key, e.Signer, e.root, e.SignedAt}, nil
+	return Revocation{key, e.root, e.SignedAt}, nil
 }
 
 // NewCommit names a new attempt to write a record.

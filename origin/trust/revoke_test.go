@@ -66,7 +66,7 @@ func TestRevocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := w.verifier.OpenRevocation(good, epoch(), epoch()); err != nil || r.Key != key || r.By.Key != w.founder.Key.Public() {
+	if r, err := w.verifier.OpenRevocation(good, epoch(), epoch()); err != nil || r.Key != key {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if _, err := w.member(t, w.founder, RolePublisher, "a").RevokeKey(key, epoch()); !errors.Is(err, content.ErrForbidden) {

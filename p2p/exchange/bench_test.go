@@ -51,9 +51,6 @@ func BenchmarkPull(b *testing.B) {
 	b.ReportMetric(rawSeconds/seconds, "ratio")
 	b.ReportMetric(cpu/n, "CPU-s/GiB")
 	b.ReportMetric(rawCPU/n, "raw-CPU-s/GiB")
-	w := server.windowTo(client.id)
-	b.ReportMetric(float64(w.Limit)/(1<<20), "window-MiB")
-	b.ReportMetric(w.Trip.Seconds()*1e6, "RTT-µs")
 }
 
 // measure returns the wall and CPU seconds that f takes.

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,9 +47,6 @@ type Config struct {
 	Server Server
 	// Answerer answers calls; nil answers none.
 	Answerer Answerer
-	// Turns is how many objects may be read and sent at once; zero means four a
-	// core. Guests have as many again to themselves.
-	Turns int
 	// OnViolation is told of a peer that broke the protocol. It must not block.
 	OnViolation func(peer.ID, error)
 	// OnProved is told of a peer that has proved who it is, in either direction, and
@@ -58,18 +56,17 @@ type Config struct {
 	Now func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
+
+	// turns is how many objects are read and sent at once, and as many for guests; 0 is
+	// four a core.
+	turns int
 }
 
 func (c Config) withDefaults() (Config, error) {
-	switch {
-	case c.Host == nil || c.Verifier == nil:
+	if c.Host == nil || c.Verifier == nil {
 		return c, errors.New("exchange: Config needs a Host and a Verifier")
-	case c.Turns < 0:
-		return c, fmt.Errorf("exchange: Turns is %d; want 0 or more", c.Turns)
 	}
-	if c.Turns == 0 {
-		c.Turns = 4 * runtime.GOMAXPROCS(0)
-	}
+	c.turns = cmp.Or(c.turns, 4*runtime.GOMAXPROCS(0))
 	if c.OnViolation == nil {
 		c.OnViolation = func(peer.ID, error) {}
 	}
@@ -122,7 +119,7 @@ func New(cfg Config) (*Exchange, error) {
 	}
 	x := &Exchange{
 		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())), metrics: newMetrics(),
-		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.Turns},
+		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.turns},
 		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
 		sessions: map[peer.ID]*session{},
 	}

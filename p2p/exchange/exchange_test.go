@@ -22,7 +22,6 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -45,15 +44,6 @@ type member struct {
 	proved     atomic.Int32
 	lost       atomic.Int32
 	stop       func()
-}
-
-// windowTo is what a member has measured of the way to a peer that asks it; zero
-// for one that does not.
-func (b *member) windowTo(id peer.ID) (w link.Window) {
-	if a := b.askers.find(id); a != nil {
-		w = a.link.Window()
-	}
-	return w
 }
 
 // newHost returns a host as farms use it: TCP, TLS, yamux, on loopback.

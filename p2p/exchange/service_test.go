@@ -27,7 +27,7 @@ func TestUrgentRequestsOvertake(t *testing.T) {
 		<-release
 		w.Absent(0) // data would also wait for the link
 	}
-	server := m.start(t, trust.RoleNode, func(cfg *Config) { l.serve(cfg); cfg.Turns = 1 })
+	server := m.start(t, trust.RoleNode, func(cfg *Config) { l.serve(cfg); cfg.turns = 1 })
 	clients := []*member{m.start(t, trust.RoleNode, nil), m.start(t, trust.RoleNode, nil)}
 	var wg sync.WaitGroup
 	ask := func(c *member, priority Priority) (queued chan struct{}) {
@@ -298,8 +298,5 @@ func TestBadInputIsRefused(t *testing.T) {
 	}
 	if _, err := New(Config{}); err == nil {
 		t.Error("a Config without a host was taken")
-	}
-	if _, err := New(Config{Host: client.host, Verifier: trust.NewVerifier(m.key.Public()), Turns: -1}); err == nil {
-		t.Error("negative turns were taken")
 	}
 }

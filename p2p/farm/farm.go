@@ -75,8 +75,6 @@ type Config struct {
 	Key [32]byte
 	// Addrs are the multiaddrs of this member's swarm, the best first: about nine fit.
 	Addrs []string
-	// LinkMbits is the speed of this member's link, as a hint; 0 is unknown.
-	LinkMbits uint32
 	// Name says what people call a member, for the log; nil has no names.
 	Name func(peer.ID) string
 	// Transport replaces the network, in simulations; nil uses Bind.
@@ -120,8 +118,6 @@ type Member struct {
 	Addrs []string
 	// Address is its gossip HOST:PORT.
 	Address string
-	// LinkMbits is the speed of its link, as it says; 0 is unknown.
-	LinkMbits uint32
 }
 
 // Farm is this member's view of its farm. Use: New, Start, Run.
@@ -162,7 +158,7 @@ func New(cfg Config) (*Farm, error) {
 	who := cfg.Signer.Identity()
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
-		self: Member{Identity: who, Addrs: cfg.Addrs, LinkMbits: cfg.LinkMbits}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
+		self: Member{Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
 		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
 	}
 	f.metrics = newMetrics(f)

@@ -117,14 +117,13 @@ func TestMembersSeeEachOther(t *testing.T) {
 	all, stops := []*Farm{first}, []func(){}
 	for i := range 4 {
 		cfg := configOf(fmt.Sprintf("n%d", i+1), first.Address())
-		cfg.LinkMbits = 10_000
 		f, stop := start(t, cfg)
 		all, stops = append(all, f), append(stops, stop)
 	}
 	for _, f := range all {
 		await(t, f, 5)
 	}
-	if m := first.of("n3"); !slices.Equal(m.Addrs, []string{"/ip4/127.0.0.1/tcp/1/p2p/" + m.ID.String()}) || m.LinkMbits != 10_000 ||
+	if m := first.of("n3"); !slices.Equal(m.Addrs, []string{"/ip4/127.0.0.1/tcp/1/p2p/" + m.ID.String()}) ||
 		m.Identity.Key != keyNamed("n3").Public() || m.Identity.Role != trust.RoleNode || m.Identity.Farm != "a" {
 		t.Errorf("member %+v", m)
 	}

@@ -115,7 +115,7 @@ func (f *Farm) hear(id peer.ID, address, raw string) (changed bool, err error) {
 
 // say signs this member's word anew, of that number at least, and has gossip spread it.
 func (f *Farm) say(number uint64) error {
-	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), linkMbits: f.cfg.LinkMbits, addrs: f.cfg.Addrs}
+	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), addrs: f.cfg.Addrs}
 	w, err := w.sign(f.name, f.self.ID, f.cfg.Signer)
 	if err != nil {
 		return fmt.Errorf("farm %s: %w", f.name, err)

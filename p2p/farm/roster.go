@@ -132,7 +132,7 @@ func (r roster) members(self Member) []Member {
 	out := []Member{self}
 	for id, k := range r {
 		if k.listed() {
-			out = append(out, Member{ID: id, Identity: k.cert.who, Addrs: k.word.addrs, Address: k.at, LinkMbits: k.word.linkMbits})
+			out = append(out, Member{ID: id, Identity: k.cert.who, Addrs: k.word.addrs, Address: k.at})
 		}
 	}
 	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(string(a.ID), string(b.ID)) })

@@ -21,29 +21,27 @@ import (
 //
 //	offset  size  what
 //	0       2     magic "gf"
-//	2       1     version, 2
+//	2       1     version, 3
 //	3       8     number: milliseconds since 1970 at the member's start, or more
-//	11      4     speed of its link in Mbit/s; 0 is unknown
-//	15      64    signature over farm, 0, gossip HOST:PORT, 0, all of this but the signature
-//	79      …     addresses to the end: one byte of length, then as many of text
+//	11      64    signature over farm, 0, gossip HOST:PORT, 0, all of this but the signature
+//	75      …     addresses to the end: one byte of length, then as many of text
 //
 // Addresses are without their end, the peer ID.
 type word struct {
 	// address is the gossip HOST:PORT that the word was said for.
 	address string
 	// number rises with each start of the member; the highest is its word.
-	number    uint64
-	linkMbits uint32
-	addrs     []string
-	raw       string // as it travels
+	number uint64
+	addrs  []string
+	raw    string // as it travels
 }
 
 const (
 	wordMagic   = "gf"
-	wordVersion = 2
+	wordVersion = 3
 	wordHeader  = wordSigned + 64
 	// wordSigned is where the signature begins.
-	wordSigned = 15
+	wordSigned = 11
 	// wordMax is what gossip lets a member say of itself, in bytes.
 	wordMax = memberlist.MetaMaxSize
 	// wordAddrMax is what its byte of length can say.
@@ -61,7 +59,6 @@ func signedPart(farm, address string, raw []byte) []byte {
 func (w word) sign(farm string, id peer.ID, signer trust.Signer) (word, error) {
 	out := append([]byte(wordMagic), wordVersion)
 	out = binary.BigEndian.AppendUint64(out, w.number)
-	out = binary.BigEndian.AppendUint32(out, w.linkMbits)
 	out = append(out, make([]byte, wordHeader-wordSigned)...)
 	for i, a := range w.addrs {
 		short := strings.TrimSuffix(a, "/p2p/"+id.String())
@@ -95,7 +92,7 @@ func readWord(farm string, id peer.ID, address string, raw []byte) (word, error)
 	if !key.Attested(trust.PurposeGossip, signedPart(farm, address, raw), raw[wordSigned:wordHeader]) {
 		return word{}, fmt.Errorf("member %s at %s: %w: it has not said so itself", id, address, content.ErrForbidden)
 	}
-	w := word{address: address, number: binary.BigEndian.Uint64(raw[3:]), linkMbits: binary.BigEndian.Uint32(raw[11:]), raw: string(raw)}
+	w := word{address: address, number: binary.BigEndian.Uint64(raw[3:]), raw: string(raw)}
 	for rest := raw[wordHeader:]; len(rest) > 0; {
 		n := 1 + int(rest[0])
 		if n == 1 || n > len(rest) {

@@ -25,12 +25,12 @@ func wordOf(t testing.TB, w word) word {
 func TestWordGolden(t *testing.T) {
 	id := idNamed("n0")
 	w := wordOf(t, word{
-		address: "10.0.0.5:7946", number: 1_800_000_000_000, linkMbits: 25_000,
+		address: "10.0.0.5:7946", number: 1_800_000_000_000,
 		addrs: []string{"/ip4/10.0.0.5/tcp/4001/p2p/" + id.String(), "/ip6/2001:db8::1/udp/4001/quic-v1/p2p/" + id.String()},
 	})
 	golden.Check(t, "word", []byte(w.raw))
 	back, err := readWord("a", id, w.address, []byte(w.raw))
-	if err != nil || back.number != w.number || back.linkMbits != w.linkMbits || !slices.Equal(back.addrs, w.addrs) {
+	if err != nil || back.number != w.number || !slices.Equal(back.addrs, w.addrs) {
 		t.Errorf("read %+v, %v", back, err)
 	}
 }

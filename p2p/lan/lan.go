@@ -3,7 +3,6 @@
 package lan
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -72,12 +71,10 @@ func Beside(own []Address, ip netip.Addr) bool {
 	return slices.ContainsFunc(own, func(a Address) bool { return !a.Inner && a.Contains(ip.Unmap()) })
 }
 
-// ErrChoice is for who has to say which address is meant.
-var ErrChoice = errors.New("this host's address can't be told")
-
 // Choose returns the address that neighbours are told of a socket that takes all of
 // this host's: the one in the subnet of known neighbours, else its only one, of IPv4
-// before IPv6 unless the socket is of one of them alone. None or several are ErrChoice.
+// before IPv6 unless the socket is of one of them alone. None or several are
+// content.ErrInvalid: who runs the host has to say.
 func Choose(own []Address, bind netip.Addr, neighbours []netip.Addr) (netip.Addr, error) {
 	own = slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return a.Inner || bind.Is4() && !a.Addr().Is4() })
 	fit := slices.DeleteFunc(slices.Clone(own), func(a Address) bool { return !slices.ContainsFunc(neighbours, a.Contains) })
@@ -90,12 +87,13 @@ func Choose(own []Address, bind netip.Addr, neighbours []netip.Addr) (netip.Addr
 	if len(fit) == 1 {
 		return fit[0].Addr(), nil
 	}
-	if len(fit) == 0 {
-		return netip.Addr{}, fmt.Errorf("%w: %w: it has none but those of loopback, and of bridges to its own containers", ErrChoice, content.ErrInvalid)
+	what := "none but those of loopback, and of bridges to its own containers"
+	if len(fit) > 0 {
+		var names []string
+		for _, a := range fit {
+			names = append(names, fmt.Sprintf("%s (%s)", a.Addr(), a.Interface))
+		}
+		what = strings.Join(names, ", ")
 	}
-	var names []string
-	for _, a := range fit {
-		names = append(names, fmt.Sprintf("%s (%s)", a.Addr(), a.Interface))
-	}
-	return netip.Addr{}, fmt.Errorf("%w: %w: it has %s", ErrChoice, content.ErrInvalid, strings.Join(names, ", "))
+	return netip.Addr{}, fmt.Errorf("this host's address can't be told: %w: it has %s", content.ErrInvalid, what)
 }

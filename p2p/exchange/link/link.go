@@ -35,21 +35,6 @@ type Link struct {
 // New returns a link of which nothing is known.
 func New() *Link { return &Link{begun: time.Now()} }
 
-// Window is what was measured of a link.
-type Window struct {
-	// Limit is how many bytes of one class may be under way.
-	Limit int
-	// Trip is the shortest round trip, zero when none is known.
-	Trip time.Duration
-}
-
-// Window returns what was measured so far.
-func (l *Link) Window() Window {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return Window{l.window.limit(), l.window.base}
-}
-
 // flow is the account of one class, in bytes.
 type flow struct {
 	booked  int // for objects whose turn was given and that are not sent yet
