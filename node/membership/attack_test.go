@@ -95,7 +95,7 @@ func TestAnAdminFillsTheRevocations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return first.learn([]told{{sealed: sealed}})
+		return first.learn([]claim{{sealed: sealed}})
 	}
 	if revoke(bad)+revoke(deputy) != 2 {
 		t.Fatal("an admin can't revoke")
@@ -224,7 +224,7 @@ func TestTheMeshKeyHasTheLastWord(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if at.learn([]told{{sealed: sealed}}) != 1 {
+			if at.learn([]claim{{sealed: sealed}}) != 1 {
 				t.Fatal("an admin can't revoke")
 			}
 		}

@@ -15,17 +15,17 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// kind is what a data folder is, by what lies in it.
-type kind uint8
+// stage is what a data folder is, by what lies in it.
+type stage uint8
 
 const (
-	// kindNew: nobody has been a member with it.
-	kindNew kind = iota
-	// kindEntering: a first start was cut short, and what it made is gone on with.
-	kindEntering
-	kindWhole
-	// kindPartly: a member's, as a backup may bring it back, that can't be one by it.
-	kindPartly
+	// stageNew: nobody has been a member with it.
+	stageNew stage = iota
+	// stageEntering: a first start was cut short, and what it made is gone on with.
+	stageEntering
+	stageWhole
+	// stagePartly: a member's, as a backup may bring it back, that can't be one by it.
+	stagePartly
 )
 
 // needed are files that a member must have, traces what else only a member leaves.
@@ -39,7 +39,7 @@ func traces() []string {
 func entered() []string { return []string{enteringFile, identityFile, meshKeyFile, rollFile} }
 
 // classify says what a folder with those of needed and traces is, and lacks. Pure.
-func classify(has []string) (k kind, missing []string) {
+func classify(has []string) (k stage, missing []string) {
 	for _, name := range needed() {
 		if !slices.Contains(has, name) {
 			missing = append(missing, name)
@@ -47,13 +47,13 @@ func classify(has []string) (k kind, missing []string) {
 	}
 	switch {
 	case len(missing) == 0:
-		return kindWhole, nil
+		return stageWhole, nil
 	case slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) }):
-		return kindEntering, nil
+		return stageEntering, nil
 	case len(has) == 0:
-		return kindNew, nil
+		return stageNew, nil
 	}
-	return kindPartly, missing
+	return stagePartly, missing
 }
 
 // remains returns what of a member is in a folder. A folder in it that holds nothing,
@@ -90,9 +90,9 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 		return s, key, err
 	}
 	switch k, missing := classify(has); k {
-	case kindNew, kindEntering:
+	case stageNew, stageEntering:
 		return s, key, fmt.Errorf("membership: %w", content.ErrNotFound)
-	case kindPartly:
+	case stagePartly:
 		return s, key, fmt.Errorf("data folder %s: %w: it is a member's, with %s, and lacks %s; restore that from the same backup, or give an empty --data; it was left as it is",
 			dir, content.ErrCorrupt, strings.Join(has, ", "), strings.Join(missing, " and "))
 	}

@@ -129,11 +129,11 @@ func TestClassify(t *testing.T) {
 		member, key, marked := slices.Contains(has, membershipFile), slices.Contains(has, identityFile), slices.Contains(has, enteringFile)
 		k, missing := classify(has)
 		switch {
-		case (k == kindNew) != (len(has) == 0), (k == kindWhole) != (member && key):
+		case (k == stageNew) != (len(has) == 0), (k == stageWhole) != (member && key):
 			t.Fatalf("%q: %d", has, k)
-		case k == kindEntering && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
+		case k == stageEntering && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
 			t.Fatalf("%q is taken for a first start", has)
-		case (k == kindPartly) != (len(missing) > 0):
+		case (k == stagePartly) != (len(missing) > 0):
 			t.Fatalf("%q: %d, without %q", has, k, missing)
 		}
 	})

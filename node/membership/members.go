@@ -271,7 +271,7 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 	m.mu.Lock()
 	m.owed = m.cfg.Now()
 	m.mu.Unlock()
-	m.learn([]told{{sealed: sealed}})
+	m.learn([]claim{{sealed: sealed}})
 	if _, ok := m.verifier.Revoked(out.Member.Key); !ok {
 		return out, fmt.Errorf("revoke %s: %w: there are %d revocations already", out.Member.ID, content.ErrNoSpace, revokedMax)
 	}

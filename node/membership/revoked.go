@@ -53,12 +53,12 @@ type revoked struct {
 	root trust.PublicKey // as trust.Revocation has it
 }
 
-// told is a revocation that somebody handed over. seen is when the store had it first;
+// claim is a revocation that somebody handed over. seen is when the store had it first;
 // zero is now. learnt is when the member that told it learnt of it, as it says: one
 // that is new, or was away, counts from there, as far as it was away, for it cannot
 // have seen before what was signed since; nobody has the word on what went on while it
 // was here. That says nothing of whether its signer was an admin still.
-type told struct {
+type claim struct {
 	sealed       []byte
 	seen, learnt time.Time
 }
@@ -67,15 +67,15 @@ type told struct {
 // the one that tells it learnt of it, and for what the store has, which may have been
 // written there anew, from its making; before that nobody learnt of it.
 // Who was here, up to caught, would have learnt of it before.
-func (t told) since(made, caught time.Time) time.Time {
+func (t claim) since(made, caught time.Time) time.Time {
 	at := slices.MaxFunc([]time.Time{t.learnt, made, caught}, time.Time.Compare)
 	return slices.MinFunc([]time.Time{at, t.seen}, time.Time.Compare)
 }
 
-func toldBy(list []revoked) []told {
-	out := make([]told, len(list))
+func toldBy(list []revoked) []claim {
+	out := make([]claim, len(list))
 	for i, n := range list {
-		out[i] = told{sealed: n.Sealed, learnt: time.Unix(0, n.Learnt)}
+		out[i] = claim{sealed: n.Sealed, learnt: time.Unix(0, n.Learnt)}
 	}
 	return out
 }
@@ -130,7 +130,7 @@ func (m *Membership) install() {
 
 // learn takes revocations, each as far as its signer is believed at that point: on disk
 // first, then in force, then passed on. It returns how many were news.
-func (m *Membership) learn(list []told) int {
+func (m *Membership) learn(list []claim) int {
 	if len(list) == 0 {
 		return 0
 	}
@@ -176,7 +176,7 @@ func (m *Membership) learn(list []told) int {
 
 // learnOne takes one; the zero key says that nothing is new in it, had that the key was
 // revoked before: as of later, or by a lesser word. Called with changing.
-func (m *Membership) learnOne(t told) (key trust.PublicKey, entry revoked, had bool, err error) {
+func (m *Membership) learnOne(t claim) (key trust.PublicKey, entry revoked, had bool, err error) {
 	now := m.cfg.Now()
 	if t.seen.IsZero() || t.seen.After(now) {
 		t.seen = now
@@ -254,14 +254,14 @@ func (m *Membership) countersign(signer trust.Signer) ([]revoked, error) {
 		}
 	}
 	m.mu.RUnlock()
-	var list []told
+	var list []claim
 	var out []revoked
 	for _, key := range keys {
 		sealed, err := signer.RevokeKey(key, now)
 		if err != nil {
 			return nil, err
 		}
-		list, out = append(list, told{sealed: sealed}), append(out, revoked{Sealed: sealed, Learnt: now.UnixNano()})
+		list, out = append(list, claim{sealed: sealed}), append(out, revoked{Sealed: sealed, Learnt: now.UnixNano()})
 	}
 	m.learn(list)
 	return out, nil
@@ -412,19 +412,19 @@ func (m *Membership) owes() bool {
 func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writable bool) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	var list []told
+	var list []claim
 	there := map[string]bool{}
 	var errs []error
 	for r, err := range c.List(ctx, content.KindRevocation) {
 		there[r.Name] = true
 		switch {
 		case err == nil && len(list) < revokedMax:
-			list = append(list, told{sealed: r.Sealed, seen: r.Modified})
+			list = append(list, claim{sealed: r.Sealed, seen: r.Modified})
 		case errors.Is(err, content.ErrUnavailable):
 			errs = append(errs, err)
 		}
 	}
-	slices.SortFunc(list, func(a, b told) int { return a.seen.Compare(b.seen) })
+	slices.SortFunc(list, func(a, b claim) int { return a.seen.Compare(b.seen) })
 	m.learn(list) // in the order of their writing: who was revoked then revokes nobody later
 	m.mu.RLock()
 	lacks := map[trust.PublicKey][]byte{}

@@ -321,7 +321,7 @@ func TestOnlyAdminsRevoke(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []*node{second, member} {
-			if n.learn([]told{{sealed: late}}) != 0 || n.knows(second) {
+			if n.learn([]claim{{sealed: late}}) != 0 || n.knows(second) {
 				t.Error("a revoked admin revokes the one that revoked it")
 			}
 		}

@@ -229,15 +229,15 @@ func remoteError(m wire.Error) error {
 	case sentinel == nil:
 		return errors.New("peer: " + m.Text)
 	default:
-		return &told{m.Text, sentinel}
+		return &reported{m.Text, sentinel}
 	}
 }
 
-// told is an error that a peer told us of.
-type told struct {
+// reported is an error that a peer told us of.
+type reported struct {
 	text     string
 	sentinel error
 }
 
-func (e *told) Error() string { return "peer: " + e.text }
-func (e *told) Unwrap() error { return e.sentinel }
+func (e *reported) Error() string { return "peer: " + e.text }
+func (e *reported) Unwrap() error { return e.sentinel }

@@ -65,9 +65,11 @@ func newSession(x *Exchange, id peer.ID) *session {
 	return &session{x: x, peer: id, places: turns{max: budget / 2}, retry: retry}
 }
 
+var errOpening = fmt.Errorf("open stream: %w", ErrStalled)
+
 // lane returns the stream of a lane, opening it if need be, even when nobody waits.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
-	patience, cancel := context.WithTimeoutCause(ctx, StallTimeout, fmt.Errorf("open stream: %w", ErrStalled))
+	patience, cancel := context.WithTimeoutCause(ctx, StallTimeout, errOpening)
 	defer cancel()
 	for {
 		select {

@@ -67,9 +67,9 @@ const addrsMax = 16
 
 func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addrs), addrsMax)] }
 
-// told returns what others are told of the addresses listened on: not those of loopback
+// shown returns what others are told of the addresses listened on: not those of loopback
 // and of bridges to own containers, where others reach themselves, if there are others.
-func told(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
+func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 	var out, loopback []ma.Multiaddr
 	for _, a := range listening {
 		ip, ok := ipOf(a)
@@ -95,7 +95,7 @@ func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
 	if err != nil {
 		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
 	}
-	return append(told(listening, own), s.outside...)
+	return append(shown(listening, own), s.outside...)
 }
 
 // CheckAddrs reads Listen and Announce; a wrong one is content.ErrInvalid, by its flag.

@@ -64,7 +64,7 @@ func TestOnlyAddressesOfNetworksAreTold(t *testing.T) {
 			addrs = append(addrs, ma.StringCast(text))
 		}
 		var got []string
-		for _, a := range told(addrs, own) {
+		for _, a := range shown(addrs, own) {
 			got = append(got, a.String())
 		}
 		if strings.Join(got, " ") != x.want {
