@@ -95,24 +95,15 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if c.Check {
 		return node.Check(ctx, cfg)
 	}
-	if err := c.tryAPI(ctx, app.Data); err != nil {
-		return err
+	if c.API != "" && !membership.In(app.Data) { // it can have the address, before it is anything
+		if err := couldListen(ctx, "tcp", c.API); err != nil {
+			return fmt.Errorf("--api %s: %w", c.API, err)
+		}
 	}
 	if err := doors.listen(ctx, app.Data, log); err != nil {
 		return err
 	}
 	return c.serve(ctx, cfg, doors)
-}
-
-// tryAPI finds out whether a new node can have its API's address, before it is anything.
-func (c *nodeCmd) tryAPI(ctx context.Context, dir string) error {
-	if c.API == "" || membership.In(dir) {
-		return nil
-	}
-	if err := couldListen(ctx, "tcp", c.API); err != nil {
-		return fmt.Errorf("--api %s: %w", c.API, err)
-	}
-	return nil
 }
 
 // serve runs the node until ctx ends.

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,8 +186,8 @@ func (x *Exchange) Run(ctx context.Context) error {
 		case job := <-x.jobs:
 			x.work.Go(func() { job(ctx) })
 		case now := <-tick.C:
-			for _, s := range x.snapshot() {
-				s.watch(now)
+			for _, o := range x.streams() {
+				o.watch(now)
 			}
 		case now := <-sweep.C:
 			x.askers.sweep(now)
@@ -213,8 +212,8 @@ func (x *Exchange) close() {
 	x.mu.Lock()
 	x.closing = true
 	x.mu.Unlock()
-	for _, s := range x.snapshot() {
-		s.close(content.ErrClosed)
+	for _, o := range x.streams() {
+		o.fail(content.ErrClosed)
 	}
 }
 
@@ -230,11 +229,14 @@ func (x *Exchange) do(ctx context.Context, job func(context.Context)) error {
 	}
 }
 
-// snapshot returns the sessions of this moment.
-func (x *Exchange) snapshot() []*session {
+// streams returns those of this moment on which we ask.
+func (x *Exchange) streams() (all []*outbound) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return slices.Collect(maps.Values(x.sessions))
+	for _, s := range x.sessions {
+		all = append(all, s.streams()...)
+	}
+	return all
 }
 
 // session returns what we have with a peer.
@@ -316,11 +318,10 @@ func (x *Exchange) Recheck() {
 		if a := x.askers.find(id); a != nil {
 			a.drop()
 		}
-		x.mu.Lock()
-		s := x.sessions[id]
-		x.mu.Unlock()
-		if s != nil {
-			s.close(fmt.Errorf("%w: the peer's certificate is not good any more", ErrDisconnected))
+		for _, o := range x.streams() {
+			if o.session.peer == id {
+				o.fail(fmt.Errorf("%w: the peer's certificate is not good any more", ErrDisconnected))
+			}
 		}
 		x.cfg.OnLost(id)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,13 +191,7 @@ func (s *session) lost(o *outbound, heard bool, err error) {
 func (s *session) streams() []*outbound {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var open []*outbound
-	for _, o := range s.lanes {
-		if o != nil {
-			open = append(open, o)
-		}
-	}
-	return open
+	return slices.DeleteFunc(slices.Clone(s.lanes[:]), func(o *outbound) bool { return o == nil })
 }
 
 // retire reports whether nothing is open here, nor ever will be: it may be forgotten.
@@ -205,16 +200,4 @@ func (s *session) retire() bool {
 	defer s.mu.Unlock()
 	s.retired = s.lanes == [wire.Lanes]*outbound{} && s.opening == [wire.Lanes]*opening{}
 	return s.retired
-}
-
-func (s *session) watch(now time.Time) {
-	for _, o := range s.streams() {
-		o.watch(now)
-	}
-}
-
-func (s *session) close(err error) {
-	for _, o := range s.streams() {
-		o.fail(err)
-	}
 }
