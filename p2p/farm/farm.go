@@ -62,7 +62,7 @@ const (
 
 // Config is what a Farm is built from.
 type Config struct {
-	// Signer is this member's key and certificate, which names it and its farm, no other.
+	// Signer is this member's key and certificate, which names it and its farm.
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier

@@ -15,7 +15,7 @@ const (
 	// by then the others have it, so that nobody loses sight of the farm. Secrets are
 	// everywhere within a minute; who is later than this is alone until it has the key.
 	keySpread = time.Minute
-	// keyGrace is how long the key before is understood after that, by whom keySpread
+	// keyGrace is how long the key before is understood after that, for whose keySpread
 	// began later. It is short: somebody has the key who should not, and is not listed.
 	keyGrace = 10 * time.Minute
 )
