@@ -27,7 +27,7 @@ const (
 // narrowBatch bounds how many objects are narrowed under one lock: some milliseconds.
 const narrowBatch = 1024
 
-// ReachOf is how far goes what a node obtains under a root of scope s, if it may.
+// ReachOf is how far goes what a node obtains under scope s: nowhere if it may not.
 func ReachOf(s content.Scope, node trust.Identity) Reach {
 	switch {
 	case !node.MayRead(s):
@@ -55,7 +55,7 @@ func (c *Cache) Reach(id content.CID) (Reach, bool) {
 	return ReachNone, false
 }
 
-// HasFor reports whether the chunk is here and may go that far. That is no use of it.
+// HasFor reports whether the chunk is here and may go that far, which is not a use.
 func (c *Cache) HasFor(id content.CID, reach Reach) bool {
 	r, ok := c.Reach(id)
 	return ok && r >= reach

@@ -38,7 +38,7 @@ func (c *Cache) look(k key) (s sight, ok bool) {
 // removal is counted before the slot can be written to.
 func (c *Cache) still(s sight) bool { return c.turn(s.word.tag()).Load() == s.turn }
 
-// Has reports whether the chunk is here; it may be found bad. That is no use of it.
+// Has reports whether the chunk is here; it may be bad. That does not count as use.
 func (c *Cache) Has(id content.CID) bool {
 	_, _, ok := c.table.Load().find(c.secret.key(id))
 	return ok

@@ -149,8 +149,7 @@ func (p *proofs) end(id peer.ID, forget bool) {
 const bansMax = 10_000
 
 // bans refuses connections with members that lied, for a while each, and with those
-// that were revoked. It is the
-// gate that libp2p asks; of what it asks, only what names the peer is refused.
+// that were revoked. It is the gate that libp2p asks, where that names the peer.
 type bans struct {
 	mu      sync.Mutex // guards what follows
 	until   map[peer.ID]time.Time
