@@ -172,7 +172,7 @@ func (d *disks) power(t *rapid.T) {
 		}
 		must(t, os.WriteFile(name, b, 0o600))
 	}
-	left, err := readKept(dir)
+	left, err := readKept(dir, testID())
 	must(t, err)
 	for name, b := range d.gone { // to take a name away was not synced
 		var number uint64
@@ -252,7 +252,7 @@ func TestRotInAFullSegment(t *testing.T) {
 	path := filepath.Join(dir, segmentName(2))
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	_, entries, err := readTable(nil, 0)
+	_, entries, err := readTable(nil, 0, 0)
 	if !errors.Is(err, errNoTable) {
 		t.Fatalf("a table in nothing: %d, %v", entries, err)
 	}
@@ -292,7 +292,7 @@ func TestKeptSegmentIsMissed(t *testing.T) {
 	v.work.Wait()
 	v.tidy()
 	must(t, v.Close())
-	left, err := readKept(dir)
+	left, err := readKept(dir, testID())
 	must(t, err)
 	if len(left.left) < 2 || left.left[0].number != 1 || left.through < 10 {
 		t.Fatalf("it keeps %+v", left)
@@ -347,19 +347,19 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 
 func FuzzDecodeTable(f *testing.F) {
 	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
-	f.Add(t.encode(8192), int64(8192))
+	f.Add(t.encode(5, 8192), int64(8192))
 	f.Fuzz(func(t *testing.T, b []byte, off int64) {
-		got, err := decodeTable(b, off)
-		if err == nil && !bytes.Equal(got.encode(off), b) {
+		got, err := decodeTable(5, b, off)
+		if err == nil && !bytes.Equal(got.encode(5, off), b) {
 			t.Errorf("%x is read as %+v", b, got)
 		}
 	})
 }
 
 func FuzzDecodeKept(f *testing.F) {
-	f.Add(kept{7, 900, []extant{{2, 640}, {5, 70}}}.encode())
+	f.Add(kept{7, 900, []extant{{2, 640}, {5, 70}}}.encode(5))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if k, ok := decodeKept(b); ok && !bytes.Equal(k.encode(), b) {
+		if k, ok := decodeKept(5, b); ok && !bytes.Equal(k.encode(5), b) {
 			t.Errorf("%x is read as %+v", b, k)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
@@ -196,7 +197,7 @@ func (x *index) prepare(e entry) error {
 	path := x.path(e) + halfMade
 	err := durable.MkdirAll(x.dir, 0o700)
 	if err == nil {
-		err = os.Mkdir(path, 0o700)
+		err = volume.Create(path, e.ID)
 	}
 	if err == nil {
 		err = writeEntry(path, e)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -264,5 +265,48 @@ func TestOpening(t *testing.T) {
 	}
 	if w.state(t, "disk") != StateUncommitted {
 		t.Errorf("it is %s", w.state(t, "disk"))
+	}
+}
+
+// TestJournalThatIsGone takes all of a volume's folder away but volume.json: the volume
+// is no new one, to be written or to be read, and says what to do. One that was never
+// written to has been killed at any time, and is served.
+func TestJournalThatIsGone(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"new", "lost"} {
+		w.create(t, name)
+	}
+	if err := w.device("lost").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := w.index.get("lost")
+	folder := w.index.path(e)
+	w.stop(t)
+	list, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		if f.Name() != entryName {
+			if err := os.Remove(filepath.Join(folder, f.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w = w.again(t)
+	if err := w.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := w.Get("lost"); err != nil || lost.State != StateFailed || !strings.Contains(lost.Detail, "backup") || !strings.Contains(lost.Detail, folder) {
+		t.Errorf("without a journal: %+v, %v", lost, err)
+	}
+	if w.state(t, "new") != StateUncommitted {
+		t.Errorf("never written: %s", w.state(t, "new"))
+	}
+	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("to be read: %v", err)
+	}
+	if err := w.Remove(t.Context(), "lost", false); err != nil {
+		t.Error(err)
 	}
 }
