@@ -106,7 +106,7 @@ func TestGuestsBytesAreNoTable(t *testing.T) {
 		e := entry{kind: kindData, sectors: 3 * unitSectors}
 		claim := table{1, []extent{{start: 8, n: 8}}}.encode(foreign, segmentHeader+e.size()-tableHeader-recordSize-tableFooter)
 		copy(want[len(want)-len(claim):], claim)
-		must(t, v.WriteAt(t.Context(), want, 0, true))
+		must(t, v.WriteAt(t.Context(), want, 0, false))
 		must(t, v.Close())
 		v, err = Open(cfg)
 		must(t, err)
