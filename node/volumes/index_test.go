@@ -56,11 +56,15 @@ func TestIndexIsReadBack(t *testing.T) {
 	if got := fmt.Sprint(names(again)); got != "[b z]" || *read.Disk != number || len(again.broken) > 0 {
 		t.Errorf("%s, %+v, %v", got, read, again.broken)
 	}
+	if err := os.Mkdir(x.path(entry{})+halfMade, 0o700); err != nil { // nothing is in it yet
+		t.Fatal(err)
+	}
 	if err := again.sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := os.ReadDir(x.dir); err != nil || len(left) != 2 {
-		t.Errorf("after the sweep: %v, %v", left, err)
+	left, err := os.ReadDir(x.dir)
+	if got := fmt.Sprint(names(again)); err != nil || len(left) != 3 || got != "[b half z]" {
+		t.Errorf("after the sweep: %v, %v; %s", left, err, got)
 	}
 	if err := x.free("z"); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("a name that is taken: %v", err)

@@ -40,7 +40,7 @@ func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
 	return catalog.Record{Envelope: trust.Envelope{Body: b}}, err
 }
 
-func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume, _ *catalog.Record) (catalog.Record, error) {
+func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume) (catalog.Record, error) {
 	if x.hold != nil {
 		x.hold(name)
 	}
