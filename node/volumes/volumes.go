@@ -477,20 +477,29 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if !ok {
 		return v.removeElsewhere(ctx, name, force)
 	}
-	if err := v.close(ctx, name, force); err != nil {
+	err := v.close(ctx, name, force)
+	if err == nil {
+		err = v.removeRecord(ctx, e)
+	}
+	switch {
+	case err == nil:
+		return v.index.remove(e)
+	case v.device(name) != nil:
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
-	r, body, err := v.record(ctx, name)
+	return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+}
+
+// removeRecord deletes the record of a volume of this node, if it has one.
+func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
+	r, body, err := v.record(ctx, e.Name)
 	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
 		err = v.cfg.Registry.DeleteVolume(ctx, r)
 	}
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-	case errors.Is(err, content.ErrUnavailable) && !e.Committed:
-	case err != nil:
-		return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
+		return nil
 	}
-	return v.index.remove(e)
+	return err
 }
 
 func (v *Volumes) detached(e entry) error {

@@ -2,6 +2,8 @@ package volumes
 
 import (
 	"context"
+	"encoding/binary"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -100,6 +102,21 @@ func (w *world) stop(t *testing.T) {
 	}
 }
 
+// run has the doors open until the end of the test.
+func (w *world) run(t *testing.T) {
+	t.Helper()
+	w.stopped = true
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // again starts the volumes anew in their folder.
 func (w *world) again(t *testing.T) *world {
 	t.Helper()
@@ -147,6 +164,42 @@ func TestNameTakenMeanwhile(t *testing.T) {
 	exports, err := exports{w.Volumes}.List(t.Context())
 	if err != nil || !slices.Equal(exports, []string{"served.node", "served.node-2"}) || w.Count() != 2 {
 		t.Errorf("exports: %q, %v; %d are served", exports, err, w.Count())
+	}
+}
+
+// TestRemoveThatFails: a volume whose client could not be waited for stays, detached, and
+// no start serves it again.
+func TestRemoveThatFails(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for failed := false; !failed; { // it may end in time
+		w.create(t, "disk")
+		w.openExport(t, "disk")
+		failed = w.Remove(ended, "disk", true) != nil
+	}
+	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
+		t.Errorf("%+v, %v", e, ok)
+	}
+}
+
+// openExport has an NBD client open a volume.
+func (w *world) openExport(t *testing.T, name string) {
+	t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(filepath.Dir(w.cfg.Dir), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	const hello = "\x00\x00\x00\x03" + "IHAVEOPT" + "\x00\x00\x00\x07" // then length, name, and no wishes
+	ask := binary.BigEndian.AppendUint32([]byte(hello), uint32(len(name)+6))
+	ask = append(binary.BigEndian.AppendUint32(ask, uint32(len(name))), name+"\x00\x00"...)
+	if _, err := conn.Write(ask); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 18+20)); err != nil { // its hello, and what it says of the export
+		t.Fatal(err)
 	}
 }
 
