@@ -8,9 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -377,10 +381,61 @@ func BenchmarkOpen(b *testing.B) {
 		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/unit))*unit, n%4096 == 0))
 	}
 	must(b, v.Close())
+	before := processorTime(b)
 	for b.Loop() {
 		v, err := Open(cfg)
 		must(b, err)
 		b.ReportMetric(float64(v.Stats().Disk>>20), "MiB")
 		must(b, v.Close())
 	}
+	b.ReportMetric((processorTime(b)-before).Seconds()/float64(b.N), "cpu-s/op") // others may be at work
+}
+
+// processorTime is what this process has used.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkStart opens 32 volumes with journals of 200 MiB each, 16 at once as a node does,
+// and reports what memory that has taken from the system.
+func BenchmarkStart(b *testing.B) {
+	const volumes, journal, atOnce = 32, 200 << 20, 16
+	folders := make([]string, volumes)
+	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
+	each := func(use func(v *Volume)) {
+		var group errgroup.Group
+		group.SetLimit(atOnce)
+		open := make([]*Volume, volumes)
+		for i, dir := range folders {
+			group.Go(func() (err error) {
+				cfg := config(dir)
+				cfg.Size = 1 << 30
+				open[i], err = Open(cfg)
+				return err
+			})
+		}
+		must(b, group.Wait())
+		for _, v := range open {
+			use(v)
+			must(b, v.Close())
+		}
+	}
+	for i := range folders {
+		folders[i] = create(b)
+	}
+	each(func(v *Volume) {
+		for n := range journal / unit {
+			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/unit))*unit, n%4096 == 0))
+		}
+	})
+	debug.FreeOSMemory()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		each(func(*Volume) {})
+	}
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.Sys-before.Sys+before.HeapReleased-min(before.HeapReleased, after.HeapReleased))/(1<<20), "MiB")
 }
