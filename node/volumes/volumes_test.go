@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -59,7 +60,7 @@ type world struct {
 	stopped bool
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "") // a socket's path is short
 	if err != nil {
@@ -70,7 +71,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // startWorld starts a node's volumes in a folder, which has some or not.
-func startWorld(t *testing.T, dir string) *world {
+func startWorld(t testing.TB, dir string) *world {
 	t.Helper()
 	w := &world{origin: &nothing{commit: content.ErrUnavailable}, now: time.Unix(1e9, 0)}
 	var err error
@@ -89,7 +90,7 @@ func startWorld(t *testing.T, dir string) *world {
 }
 
 // stop ends the volumes; a second one is nothing.
-func (w *world) stop(t *testing.T) {
+func (w *world) stop(t testing.TB) {
 	t.Helper()
 	if w.stopped {
 		return
@@ -103,7 +104,7 @@ func (w *world) stop(t *testing.T) {
 }
 
 // run has the doors open until the end of the test.
-func (w *world) run(t *testing.T) {
+func (w *world) run(t testing.TB) {
 	t.Helper()
 	w.stopped = true
 	ctx, cancel := context.WithCancel(context.Background())
@@ -118,20 +119,20 @@ func (w *world) run(t *testing.T) {
 }
 
 // again starts the volumes anew in their folder.
-func (w *world) again(t *testing.T) *world {
+func (w *world) again(t testing.TB) *world {
 	t.Helper()
 	w.stop(t)
 	return startWorld(t, filepath.Dir(w.cfg.Dir))
 }
 
-func (w *world) create(t *testing.T, name string) {
+func (w *world) create(t testing.TB, name string) {
 	t.Helper()
 	if _, _, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) state(t *testing.T, name string) State {
+func (w *world) state(t testing.TB, name string) State {
 	t.Helper()
 	view, err := w.Get(name)
 	if err != nil {
@@ -233,5 +234,22 @@ func TestServedLater(t *testing.T) {
 	}
 	if early, late := try(tryAfterMax-1), try(1); early != StateFailed || late != StateUncommitted {
 		t.Errorf("early it is %s, late it is %s", early, late)
+	}
+}
+
+// BenchmarkCreate creates a volume beside 4,000 others, and the first ones.
+func BenchmarkCreate(b *testing.B) {
+	for _, others := range []int{0, 4000} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			w := newWorld(b)
+			for i := range others {
+				w.create(b, fmt.Sprintf("other-%d", i))
+			}
+			n := 0
+			for b.Loop() {
+				w.create(b, fmt.Sprintf("disk-%d", n))
+				n++
+			}
+		})
 	}
 }
