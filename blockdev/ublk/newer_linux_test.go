@@ -57,7 +57,7 @@ func TestNewerWriteStays(t *testing.T) {
 // until stop kills them, which returns when they are gone.
 func writeOften(t *testing.T, path, file string) (stop func()) {
 	t.Helper()
-	const writers = 16
+	const writers = 4
 	begun := filepath.Join(t.TempDir(), "begun")
 	cmd := exec.Command("bash", "-c", fmt.Sprintf(`
 		for i in $(seq %d); do
