@@ -26,7 +26,7 @@ func (x registry) Volume(ctx context.Context, name string) (catalog.Record, erro
 }
 
 // CommitVolume implements volumes.Registry.
-func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume, base *catalog.Record) (catalog.Record, error) {
+func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
 	if body.Head != nil { // what a volume is made from may be for others too, the volume is its farm's
 		head := *body.Head
 		head.Scope = content.Farm(x.n.Farm())
@@ -36,7 +36,7 @@ func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Vo
 	if err != nil {
 		return catalog.Record{}, err
 	}
-	return x.n.Names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.n.Farm(), Body: b, Base: base})
+	return x.n.Names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.n.Farm(), Body: b})
 }
 
 // DeleteVolume implements volumes.Registry.

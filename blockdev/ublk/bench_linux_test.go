@@ -56,7 +56,7 @@ func BenchmarkVolume(b *testing.B) {
 	dir := b.TempDir()
 	devices := map[string]string{"loop": loopDevice(b, benchFile(b, dir, "loop"))}
 	path := filepath.Join(dir, "volume")
-	if err := os.Mkdir(path, 0o700); err != nil {
+	if err := volume.Create(path, [16]byte{1}); err != nil {
 		b.Fatal(err)
 	}
 	f, err := os.Open(benchFile(b, dir, "image"))

@@ -64,6 +64,8 @@ type Disk struct {
 
 	ctx      context.Context // of requests
 	cancel   context.CancelCauseFunc
+	reads    context.Context // of those that may be cut before the others
+	cut      context.CancelCauseFunc
 	starting context.Context // of reads until started
 	endStart context.CancelFunc
 	started  atomic.Bool
@@ -84,6 +86,7 @@ func newDisk(s *Server, device blockdev.Device) *Disk {
 	d.direct, _ = device.(blockdev.Direct)
 	d.trimmer, _ = device.(blockdev.Trimmer)
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
+	d.reads, d.cut = context.WithCancelCause(d.ctx)
 	return d
 }
 
@@ -97,7 +100,7 @@ func (d *Disk) Number() int { return int(d.id) }
 
 func (d *Disk) readContext() context.Context {
 	if d.started.Load() {
-		return d.ctx
+		return d.reads
 	}
 	return d.starting
 }
@@ -363,8 +366,9 @@ func (d *Disk) engage(ctx context.Context, queues []*queue, command uint32) erro
 }
 
 // Stop removes the disk. One that is in use is not touched, which is
-// content.ErrConflict, unless forced: then its users get errors. Requests in
-// flight are answered first; when ctx ends before they are, they are cancelled.
+// content.ErrConflict, unless forced: then its users get errors, and so do reads that
+// wait. Other requests in flight are answered first; when ctx ends before they are, they
+// are cancelled.
 // A disk that was stopped already is success.
 func (d *Disk) Stop(ctx context.Context, force bool) error {
 	d.stopping.Lock()
@@ -380,6 +384,9 @@ func (d *Disk) Stop(ctx context.Context, force bool) error {
 			if held, err = hold(d.id); err != nil {
 				return err
 			}
+		}
+		if force {
+			d.cut(errStopped)
 		}
 		if err := d.destroy(ctx, held); err != nil {
 			return err

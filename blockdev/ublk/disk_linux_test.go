@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -228,6 +229,26 @@ func TestStopEndsStuckRequests(t *testing.T) {
 	cancel()
 	if err := d.Stop(ctx, true); err != nil {
 		t.Errorf("stop: %v", err)
+	}
+	if err := <-failed; err == nil {
+		t.Error("the read succeeded")
+	}
+}
+
+// TestForcedStopCutsReads stops a disk of which a read waits for a source that is away:
+// it gets an error at once, and is not waited for.
+func TestForcedStopCutsReads(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	m := newMemory(1 << 20)
+	d := add(t, s, m)
+	m.held = func(int64) <-chan struct{} { return make(chan struct{}) }
+	failed := make(chan error, 1)
+	go func() { _, err := read(d.Path(), 8192); failed <- err }()
+	<-m.waiting
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // when it ends all is cancelled
+	defer cancel()
+	if err := d.Stop(ctx, true); err != nil || ctx.Err() != nil {
+		t.Errorf("stop: %v; %v", err, ctx.Err())
 	}
 	if err := <-failed; err == nil {
 		t.Error("the read succeeded")

@@ -198,7 +198,7 @@ func (t *task) do() int32 {
 func (t *task) fail(r descriptor, err error) int32 {
 	d, code := t.queue.disk, blockdev.ErrnoOf(err)
 	d.server.meter.Failed(code)
-	if code == blockdev.EIO && d.ctx.Err() == nil {
+	if code == blockdev.EIO && d.reads.Err() == nil {
 		d.complain.Do(func() {
 			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", commandName(r.op&reqMask),
 				"offset", int64(r.start)*sectorSize, "length", int64(r.sectors)*sectorSize, "error", err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -32,7 +33,7 @@ func exit(err error) {
 // ends when it is killed or its input ends; a line of input has it remove the disk
 // first.
 func serveFolder(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := volume.Create(dir, [16]byte{2}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	v, err := volume.Open(volume.Config{Dir: dir, ID: [16]byte{2}, Size: 192 << 20, Epoch: 1})

@@ -146,7 +146,7 @@ func add(t *testing.T, s *ublk.Server, device blockdev.Device) *ublk.Disk {
 func newVolume(t *testing.T, size int64) *volume.Volume {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "volume")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := volume.Create(dir, [16]byte{1}); err != nil {
 		t.Fatal(err)
 	}
 	v, err := volume.Open(volume.Config{Dir: dir, ID: [16]byte{1}, Epoch: 1, Size: size})

@@ -9,6 +9,10 @@
 // hands the entry to the kernel before it is acknowledged, so that the end of
 // this process loses nothing; what a Flush has acknowledged outlives the machine.
 //
+// A guest may have any bytes on its disk, those of a journal too. So the sums of entries
+// and tables are those of the volume, the number of the segment (8), and then what they
+// are said to be of; those of the files synced and kept have number 0.
+//
 // # Segment, version 1, all integers little-endian
 //
 //	0   8  magic "GRSEG\x00\x00\x01"
@@ -29,7 +33,7 @@
 //	16  8  durable_seq: the highest seq known to be synced when this was written
 //	24  8  first sector
 //	32  4  sectors
-//	36  4  CRC32C of bytes 0 to 36 and of the sums
+//	36  4  CRC32C of the bytes before and of the sums
 //	40     of data: CRC32C of each 4 KiB, the last of what is left, 4 bytes each;
 //	       then the data
 //
@@ -75,8 +79,9 @@
 // take the last mark with it.
 //
 // The file synced says how far the journal is durable, and is written after each sync:
-// what is missing or bad before that is corruption, whatever the entries say. It has
-// two slots of the form below, at 0 and 4096, which are written in turn; the one that
+// what is missing or bad before that is corruption, whatever the entries say. It is there
+// from the creation of the volume on, all zeros but for magic and sum, and without it the
+// journal is taken for lost: absence is never newness. It has two slots of the form below, at 0 and 4096, which are written in turn; the one that
 // is farther counts. Integers are little-endian:
 //
 //	0   4  magic "GRN\x01"

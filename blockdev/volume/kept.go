@@ -62,7 +62,7 @@ func (k kept) note() note {
 }
 
 // encode lays it out; see the package comment.
-func (k kept) encode() []byte {
+func (k kept) encode(seed uint32) []byte {
 	b := append(make([]byte, 0, keptSize+extantSize*len(k.left)), keptMagic...)
 	b = binary.LittleEndian.AppendUint64(b, k.through)
 	b = binary.LittleEndian.AppendUint64(b, k.seq)
@@ -71,12 +71,12 @@ func (k kept) encode() []byte {
 		b = binary.LittleEndian.AppendUint64(b, x.number)
 		b = binary.LittleEndian.AppendUint64(b, uint64(x.size))
 	}
-	return summed(b)
+	return summed(seed, b)
 }
 
-func decodeKept(b []byte) (k kept, ok bool) {
+func decodeKept(seed uint32, b []byte) (k kept, ok bool) {
 	end := len(b) - 4
-	if len(b) < keptSize || !whole(b, keptMagic) || uint64(end-keptSize+4) != extantSize*uint64(binary.LittleEndian.Uint32(b[20:])) {
+	if len(b) < keptSize || !whole(seed, b, keptMagic) || uint64(end-keptSize+4) != extantSize*uint64(binary.LittleEndian.Uint32(b[20:])) {
 		return kept{}, false
 	}
 	k = kept{through: binary.LittleEndian.Uint64(b[4:]), seq: binary.LittleEndian.Uint64(b[12:])}
@@ -87,7 +87,7 @@ func decodeKept(b []byte) (k kept, ok bool) {
 }
 
 // readKept returns the zero value where no segment has gone yet.
-func readKept(dir string) (kept, error) {
+func readKept(dir string, id [16]byte) (kept, error) {
 	path := filepath.Join(dir, keptName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,7 +96,7 @@ func readKept(dir string) (kept, error) {
 	if err != nil {
 		return kept{}, err
 	}
-	k, ok := decodeKept(b)
+	k, ok := decodeKept(seed(id, 0), b)
 	if !ok {
 		return kept{}, fmt.Errorf("%s: %w: it does not say which segments the journal has; restore it from a backup", path, content.ErrCorrupt)
 	}
@@ -131,7 +131,7 @@ func (v *Volume) tidy() {
 	}
 	// From here on they are no part of the journal; those that a crash leaves are removed
 	// by the next start.
-	if err := durable.WriteFile(filepath.Join(v.cfg.Dir, keptName), rest.encode(), 0o600); err != nil {
+	if err := durable.WriteFile(filepath.Join(v.cfg.Dir, keptName), rest.encode(seed(v.cfg.ID, 0)), 0o600); err != nil {
 		v.cfg.Log.Warn("segments of a journal that nothing needs any more can't be removed", "dir", v.cfg.Dir, "err", err)
 		return
 	}

@@ -8,9 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -172,7 +176,7 @@ func (d *disks) power(t *rapid.T) {
 		}
 		must(t, os.WriteFile(name, b, 0o600))
 	}
-	left, err := readKept(dir)
+	left, err := readKept(dir, testID())
 	must(t, err)
 	for name, b := range d.gone { // to take a name away was not synced
 		var number uint64
@@ -252,7 +256,7 @@ func TestRotInAFullSegment(t *testing.T) {
 	path := filepath.Join(dir, segmentName(2))
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	_, entries, err := readTable(nil, 0)
+	_, entries, err := readTable(nil, 0, 0)
 	if !errors.Is(err, errNoTable) {
 		t.Fatalf("a table in nothing: %d, %v", entries, err)
 	}
@@ -292,7 +296,7 @@ func TestKeptSegmentIsMissed(t *testing.T) {
 	v.work.Wait()
 	v.tidy()
 	must(t, v.Close())
-	left, err := readKept(dir)
+	left, err := readKept(dir, testID())
 	must(t, err)
 	if len(left.left) < 2 || left.left[0].number != 1 || left.through < 10 {
 		t.Fatalf("it keeps %+v", left)
@@ -347,19 +351,19 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 
 func FuzzDecodeTable(f *testing.F) {
 	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
-	f.Add(t.encode(8192), int64(8192))
+	f.Add(t.encode(5, 8192), int64(8192))
 	f.Fuzz(func(t *testing.T, b []byte, off int64) {
-		got, err := decodeTable(b, off)
-		if err == nil && !bytes.Equal(got.encode(off), b) {
+		got, err := decodeTable(5, b, off)
+		if err == nil && !bytes.Equal(got.encode(5, off), b) {
 			t.Errorf("%x is read as %+v", b, got)
 		}
 	})
 }
 
 func FuzzDecodeKept(f *testing.F) {
-	f.Add(kept{7, 900, []extant{{2, 640}, {5, 70}}}.encode())
+	f.Add(kept{7, 900, []extant{{2, 640}, {5, 70}}}.encode(5))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if k, ok := decodeKept(b); ok && !bytes.Equal(k.encode(), b) {
+		if k, ok := decodeKept(5, b); ok && !bytes.Equal(k.encode(5), b) {
 			t.Errorf("%x is read as %+v", b, k)
 		}
 	})
@@ -377,10 +381,61 @@ func BenchmarkOpen(b *testing.B) {
 		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/unit))*unit, n%4096 == 0))
 	}
 	must(b, v.Close())
+	before := processorTime(b)
 	for b.Loop() {
 		v, err := Open(cfg)
 		must(b, err)
 		b.ReportMetric(float64(v.Stats().Disk>>20), "MiB")
 		must(b, v.Close())
 	}
+	b.ReportMetric((processorTime(b)-before).Seconds()/float64(b.N), "cpu-s/op") // others may be at work
+}
+
+// processorTime is what this process has used.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkStart opens 32 volumes with journals of 200 MiB each, 16 at once as a node does,
+// and reports what memory that has taken from the system.
+func BenchmarkStart(b *testing.B) {
+	const volumes, journal, atOnce = 32, 200 << 20, 16
+	folders := make([]string, volumes)
+	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
+	each := func(use func(v *Volume)) {
+		var group errgroup.Group
+		group.SetLimit(atOnce)
+		open := make([]*Volume, volumes)
+		for i, dir := range folders {
+			group.Go(func() (err error) {
+				cfg := config(dir)
+				cfg.Size = 1 << 30
+				open[i], err = Open(cfg)
+				return err
+			})
+		}
+		must(b, group.Wait())
+		for _, v := range open {
+			use(v)
+			must(b, v.Close())
+		}
+	}
+	for i := range folders {
+		folders[i] = create(b)
+	}
+	each(func(v *Volume) {
+		for n := range journal / unit {
+			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/unit))*unit, n%4096 == 0))
+		}
+	})
+	debug.FreeOSMemory()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		each(func(*Volume) {})
+	}
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.Sys-before.Sys+before.HeapReleased-min(before.HeapReleased, after.HeapReleased))/(1<<20), "MiB")
 }

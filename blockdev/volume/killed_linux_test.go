@@ -44,7 +44,7 @@ func writeForever(dir string) error {
 func TestWriteOfAKilledProcess(t *testing.T) {
 	disk := frozenLater(t)
 	dir := filepath.Join(disk, "v")
-	must(t, os.Mkdir(dir, 0o700))
+	must(t, Create(dir, testID()))
 	writer := exec.Command(os.Args[0])
 	writer.Env = append(os.Environ(), writerVariable+"="+dir)
 	writer.Stderr = os.Stderr

@@ -42,12 +42,10 @@ func put(t rapidT, dir string, all map[string]string) {
 
 // rewritten makes a journal of which many segments have gone, and others live on among
 // them, and returns its folder and how the disk reads.
-func rewritten(t *testing.T, id byte) (dir string, want []byte) {
+func rewritten(t *testing.T) (dir string, want []byte) {
 	t.Helper()
 	dir = create(t)
-	cfg := smallSegments(dir, nil)
-	cfg.ID[0] = id
-	v, err := Open(cfg)
+	v, err := Open(smallSegments(dir, nil))
 	must(t, err)
 	want = make([]byte, testSize)
 	write := func(n int, place func(i int) int64) {
@@ -85,7 +83,7 @@ func refused(t *testing.T, what string, cfg Config) {
 // TestFolderWithPattern keeps a volume in a folder whose name is a pattern of names.
 func TestFolderWithPattern(t *testing.T) {
 	dir := filepath.Join(create(t), "data[1]*")
-	must(t, os.Mkdir(dir, 0o700))
+	must(t, Create(dir, testID()))
 	v := open(t, dir, nil)
 	p := bytes.Repeat([]byte{7}, unit)
 	must(t, v.WriteAt(t.Context(), p, 0, false))
@@ -98,8 +96,8 @@ func TestFolderWithPattern(t *testing.T) {
 // TestKeptSegmentIsCut cuts a segment that lives on among those that went, at the end of
 // each of its entries and between them.
 func TestKeptSegmentIsCut(t *testing.T) {
-	dir, _ := rewritten(t, 1)
-	left, err := readKept(dir)
+	dir, _ := rewritten(t)
+	left, err := readKept(dir, testID())
 	must(t, err)
 	whole := files(t, dir)
 	path := filepath.Join(dir, segmentName(left.left[0].number))
@@ -133,13 +131,13 @@ func TestTornTable(t *testing.T) {
 	write(7, 100)         // live on
 	write(3, 0)
 	must(t, v.Close())
-	must(t, os.Remove(filepath.Join(dir, noteName))) // as the loss leaves it
+	must(t, os.WriteFile(filepath.Join(dir, noteName), note{}.encode(seed(testID(), 0)), 0o600)) // as the loss leaves it
 	path := filepath.Join(dir, segmentName(1))
 	f, err := os.Open(path)
 	must(t, err)
 	info, err := f.Stat()
 	must(t, err)
-	_, at, err := readTable(f, info.Size())
+	_, at, err := readTable(f, seed(testID(), 1), info.Size())
 	must(t, errors.Join(err, f.Close()))
 	must(t, os.Truncate(path, at+1))
 	v, err = Open(cfg)
@@ -148,7 +146,7 @@ func TestTornTable(t *testing.T) {
 	v.work.Wait()
 	v.tidy()
 	must(t, v.Close())
-	if left, err := readKept(dir); err != nil || left.left[0].number != 1 || left.left[1].number < 4 {
+	if left, err := readKept(dir, testID()); err != nil || left.left[0].number != 1 || left.left[1].number < 4 {
 		t.Fatalf("it keeps %+v, %v", left, err)
 	}
 	v, err = Open(cfg)
@@ -182,30 +180,33 @@ func TestOlderSegmentsUnderANewerList(t *testing.T) {
 		}
 		put(t, dir, mix)
 		refused(t, strings.Join(newer, " and ")+" of later", smallSegments(dir, nil))
-		delete(mix, noteName)
+		mix[noteName] = string(note{}.encode(seed(testID(), 0)))
 		put(t, dir, mix)
-		refused(t, "and without a note", smallSegments(dir, nil))
+		refused(t, "and a note of nothing", smallSegments(dir, nil))
 	}
 }
 
-// TestListOfAnotherJournal has the list, and the note, of another volume.
+// TestListOfAnotherJournal has the list, or the note, of another volume.
 func TestListOfAnotherJournal(t *testing.T) {
-	dir, _ := rewritten(t, 1)
-	other := create(t)
+	dir, _ := rewritten(t)
+	other := filepath.Join(t.TempDir(), "other")
 	cfg := smallSegments(other, nil)
 	cfg.ID[0] = 2
+	must(t, Create(other, cfg.ID))
 	v, err := Open(cfg)
 	must(t, err)
 	for i := range int64(100) {
 		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, sectorSize), i%90*unit, true))
 	}
 	must(t, v.Close())
-	list, err := os.ReadFile(filepath.Join(dir, keptName))
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(other, keptName), list, 0o600))
-	refused(t, "a list of another", cfg)
-	must(t, os.Remove(filepath.Join(other, noteName)))
-	refused(t, "a list of another, and no note", cfg)
+	whole := files(t, other)
+	for _, name := range []string{keptName, noteName} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(other, name), b, 0o600))
+		refused(t, name+" of another", cfg)
+		put(t, other, whole)
+	}
 }
 
 // TestMixedFolders has a folder of files from two moments of a volume, as restores leave
@@ -242,15 +243,12 @@ func TestMixedFolders(t *testing.T) {
 		mix := map[string]string{}
 		for _, name := range slices.Sorted(maps.Keys(merged(first, last))) {
 			from := []map[string]string{first, last}
-			if strings.HasSuffix(name, ".seg") {
+			if strings.HasSuffix(name, ".seg") || name == noteName {
 				from = append(from, nil) // it may be away
 			}
 			if b, there := rapid.SampledFrom(from).Draw(r, name)[name]; there {
 				mix[name] = b
 			}
-		}
-		if _, there := mix[noteName]; !there || mix[keptName] == "" && first[keptName] != "" {
-			return // without the note an end is an end
 		}
 		put(r, dir, mix)
 		v, err = Open(smallSegments(dir, nil))

@@ -26,7 +26,7 @@ const (
 )
 
 // note is what is known to be durable: the segments before number whole, that one up
-// to length, and so all entries up to seq.
+// to length, and so all entries up to seq. Nothing is, where number is 0.
 type note struct {
 	number uint64
 	length int64
@@ -34,20 +34,20 @@ type note struct {
 }
 
 // encode lays a note out; see the package comment.
-func (n note) encode() []byte {
+func (n note) encode(seed uint32) []byte {
 	b := append(make([]byte, 0, noteSize), noteMagic...)
 	for _, x := range [...]uint64{n.number, uint64(n.length), n.seq} {
 		b = binary.LittleEndian.AppendUint64(b, x)
 	}
-	return summed(b)
+	return summed(seed, b)
 }
 
-func decodeNote(b []byte) (n note, ok bool) {
-	if len(b) < noteSize || !whole(b[:noteSize], noteMagic) {
+func decodeNote(seed uint32, b []byte) (n note, ok bool) {
+	if len(b) < noteSize || !whole(seed, b[:noteSize], noteMagic) {
 		return note{}, false
 	}
 	n = note{binary.LittleEndian.Uint64(b[4:]), int64(binary.LittleEndian.Uint64(b[12:])), binary.LittleEndian.Uint64(b[20:])}
-	return n, n.number > 0 && n.length >= segmentHeader
+	return n, n == note{} || n.number > 0 && n.length >= segmentHeader
 }
 
 // covers reports whether what begins at off of a segment was durable.
@@ -59,12 +59,26 @@ func (n note) after(m note) bool {
 	return n.number > m.number || n.number == m.number && n.length > m.length
 }
 
-// readNote returns the zero note where nothing was noted yet.
-func readNote(dir string) (note, error) {
+// Create makes the folder of a volume that nothing was written to yet, durable but for
+// its name. It has a note from then on, so that a journal which is gone never looks like
+// one that has not begun.
+func Create(dir string, id [16]byte) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	b := make([]byte, noteSlot+noteSize) // with room for both slots, which a full disk does not take away
+	first := note{}.encode(seed(id, 0))
+	copy(b, first)
+	copy(b[noteSlot:], first)
+	return durable.WriteFile(filepath.Join(dir, noteName), b, 0o600)
+}
+
+// readNote returns the note that is farther.
+func readNote(dir string, id [16]byte) (note, error) {
 	path := filepath.Join(dir, noteName)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return note{}, nil
+		return note{}, fmt.Errorf("%s is missing: %w: what was written to the volume may be missing too; restore its folder from a backup, or remove the volume and create it again", path, content.ErrCorrupt)
 	}
 	if err != nil {
 		return note{}, err
@@ -74,46 +88,45 @@ func readNote(dir string) (note, error) {
 	if err != nil {
 		return note{}, err
 	}
-	best, ok := decodeNote(b)
-	if second, valid := decodeNote(b[min(noteSlot, len(b)):]); valid && (!ok || second.after(best)) {
+	best, ok := decodeNote(seed(id, 0), b)
+	if second, valid := decodeNote(seed(id, 0), b[min(noteSlot, len(b)):]); valid && (!ok || second.after(best)) {
 		best, ok = second, true
 	}
 	if !ok {
-		return note{}, fmt.Errorf("%s: %w: it says nothing of the journal's end; restore it from a backup, or, if you know that all segments are there whole, remove it", path, content.ErrCorrupt)
+		return note{}, fmt.Errorf("%s: %w: it does not say where the journal of this volume ends; restore it from a backup, or attach the volume read-only to save what is there", path, content.ErrCorrupt)
 	}
 	return best, nil
 }
 
 // keeper writes the notes of one volume. Its owner locks.
 type keeper struct {
+	seed uint32   // of its sums
 	file *os.File // nil before the first
 	last note
 	turn int64
 }
 
-// write notes what was synced just now. It is not synced itself: what a loss of power
-// leaves of it is older, and true.
+// write notes what was synced just now. But for the first it is not synced itself: what
+// a loss of power leaves of it is older, and true.
 func (k *keeper) write(dir string, n note) error {
 	if !n.after(k.last) {
 		return nil
 	}
-	b := n.encode()
 	if k.file == nil {
-		path := filepath.Join(dir, noteName)
-		if k.last == (note{}) { // there is none, or the volume would not be open
-			if err := durable.WriteFile(path, b, 0o600); err != nil {
-				return err
-			}
-		}
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(dir, noteName), os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
 		k.file = f
 	}
 	k.turn++
-	if _, err := k.file.WriteAt(b, k.turn%2*noteSlot); err != nil {
+	if _, err := k.file.WriteAt(n.encode(k.seed), k.turn%2*noteSlot); err != nil {
 		return err
+	}
+	if k.last == (note{}) { // what comes before it is not true any more: the journal has begun
+		if err := dataSync(k.file); err != nil {
+			return err
+		}
 	}
 	k.last = n
 	return nil

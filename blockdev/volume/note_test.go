@@ -14,8 +14,7 @@ import (
 // end, all. What is left is never taken for the whole.
 func TestMissingSegments(t *testing.T) {
 	const size = 3 * segmentMax
-	dir := filepath.Join(t.TempDir(), "volume")
-	must(t, os.Mkdir(dir, 0o700))
+	dir := create(t)
 	cfg := config(dir)
 	cfg.Size = size
 	v, err := Open(cfg)
@@ -144,7 +143,7 @@ func TestTornNote(t *testing.T) {
 			b := bytes.Clone(whole)
 			b[slot+at] ^= 0x80
 			must(t, os.WriteFile(path, b, 0o600))
-			if n, err := readNote(dir); err != nil || n.number != 1 {
+			if n, err := readNote(dir, testID()); err != nil || n.number != 1 {
 				t.Errorf("byte %d: %+v, %v", slot+at, n, err)
 			}
 		}
@@ -168,11 +167,11 @@ func kill(t *testing.T, v *Volume) {
 }
 
 func FuzzDecodeNote(f *testing.F) {
-	b := note{1, segmentHeader, 7}.encode()
+	b := note{1, segmentHeader, 7}.encode(5)
 	f.Add(b[:])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, ok := decodeNote(b); ok {
-			if again := n.encode(); !bytes.Equal(again[:], b[:noteSize]) {
+		if n, ok := decodeNote(5, b); ok {
+			if again := n.encode(5); !bytes.Equal(again[:], b[:noteSize]) {
 				t.Errorf("%x is read as %+v, which is written as %x", b[:noteSize], n, again)
 			}
 		}

@@ -38,19 +38,19 @@ func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 // replay rebuilds the extent map from the segment files, cuts off a tail that was
 // never synced, and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
-	noted, err := readNote(v.cfg.Dir)
-	if err != nil && !v.cfg.ReadOnly {
-		return nil, err
-	}
-	left, err := readKept(v.cfg.Dir)
-	if err != nil && !v.cfg.ReadOnly {
-		return nil, err
-	}
+	noted, noNote := readNote(v.cfg.Dir, v.cfg.ID)
+	left, noList := readKept(v.cfg.Dir, v.cfg.ID)
 	numbers, gone, err := v.list(left)
 	if err != nil {
 		return nil, err
 	}
-	v.notes.last, v.through = noted, left.through
+	if err := errors.Join(noNote, noList); err != nil {
+		if !v.cfg.ReadOnly || len(numbers) == 0 { // then there is nothing to save
+			return nil, err
+		}
+		v.cfg.Log.Error("what is left of a volume's journal may not be all", "why", err)
+	}
+	v.notes.seed, v.notes.last, v.through = seed(v.cfg.ID, 0), noted, left.through
 	if said := left.note(); said.after(noted) { // the note may be older
 		noted = said
 	}
@@ -136,6 +136,7 @@ type replayer struct {
 	stop  *badEntry // nothing is read from there on
 
 	window  pieces
+	seed    uint32 // of the segment in it
 	last    uint64 // number of the segment before
 	next    uint64 // seq of the next entry
 	durable uint64 // highest that an entry carries
@@ -178,7 +179,8 @@ func (r *replayer) segment(number uint64) error {
 	if err != nil {
 		return err
 	}
-	s := &segment{number: number, file: f}
+	s := &segment{number: number, seed: seed(r.v.cfg.ID, number), file: f}
+	r.seed = s.seed
 	r.v.add(s)
 	info, err := f.Stat()
 	if err != nil {
@@ -193,7 +195,7 @@ func (r *replayer) segment(number uint64) error {
 		return err
 	}
 	if r.noted.covers(number, s.size-1) {
-		t, _, err := readTable(f, s.size)
+		t, _, err := readTable(f, s.seed, s.size)
 		if err == nil && t.seq+1 >= r.next {
 			for _, e := range t.extents {
 				e.seg = s.slot
@@ -242,7 +244,7 @@ func (r *replayer) begin(s *segment) error {
 // one.
 func (r *replayer) entries(s *segment) error {
 	off := min(segmentHeader, s.size)
-	_, table, noTable := readTable(s.file, s.size)
+	_, table, noTable := readTable(s.file, s.seed, s.size)
 	for off < s.size {
 		if noTable == nil && table == off {
 			s.sealed = true
@@ -289,7 +291,7 @@ func (r *replayer) entry(off int64) (entry, []byte, error) {
 	if err != nil {
 		return entry{}, nil, err
 	}
-	e, err := decodeEntry(b)
+	e, err := decodeEntry(r.seed, b)
 	if err != nil {
 		return entry{}, nil, errNoEntry
 	}
@@ -325,7 +327,7 @@ func (r *replayer) nextEntry(off int64, after uint64) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if e, err := decodeEntry(head); err == nil && e.seq > after {
+		if e, err := decodeEntry(r.seed, head); err == nil && e.seq > after {
 			return off, nil
 		}
 		off++

@@ -41,16 +41,25 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // t
 
 func sum(b []byte) uint32 { return crc32.Checksum(b, castagnoli()) }
 
+// seed is what the sums of a segment's entries and table begin with, and with number 0
+// those of the other files: a guest may well have the bytes of a journal on its disk, of
+// another volume or of its own, and they are none where they lie there.
+func seed(id [16]byte, number uint64) uint32 {
+	return sum(binary.LittleEndian.AppendUint64(id[:], number))
+}
+
 // unitSum is the sum of a unit of data.
 func unitSum(data []byte, u int) uint32 { return sum(data[u*unit : min((u+1)*unit, len(data))]) }
 
 // summed appends its sum to b.
-func summed(b []byte) []byte { return binary.LittleEndian.AppendUint32(b, sum(b)) }
+func summed(seed uint32, b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(b, crc32.Update(seed, castagnoli(), b))
+}
 
 // whole reports whether b begins with a magic and ends with its sum.
-func whole(b []byte, magic string) bool {
+func whole(seed uint32, b []byte, magic string) bool {
 	end := len(b) - 4
-	return end >= 0 && bytes.HasPrefix(b[:end], []byte(magic)) && binary.LittleEndian.Uint32(b[end:]) == sum(b[:end])
+	return end >= 0 && bytes.HasPrefix(b[:end], []byte(magic)) && binary.LittleEndian.Uint32(b[end:]) == crc32.Update(seed, castagnoli(), b[:end])
 }
 
 // entry is the head of a journal entry.
@@ -81,16 +90,8 @@ func (e entry) size() int64 {
 	return e.dataOffset() + int64(e.sectors)*sectorSize
 }
 
-// encode returns the entry with its data.
-func (e entry) encode(data []byte) []byte {
-	b := make([]byte, e.size())
-	copy(b[e.dataOffset():], data)
-	e.seal(b)
-	return b
-}
-
 // seal makes of b, which has room for the entry and its data in place, the entry.
-func (e entry) seal(b []byte) {
+func (e entry) seal(seed uint32, b []byte) {
 	head, sums, data := b[:entryHeader], b[entryHeader:e.dataOffset()], b[e.dataOffset():]
 	copy(head, entryMagic)
 	head[4], head[5], head[6], head[7] = e.kind, 0, 0, 0
@@ -101,12 +102,16 @@ func (e entry) seal(b []byte) {
 	for u := range e.units() {
 		binary.LittleEndian.PutUint32(sums[4*u:], unitSum(data, u))
 	}
-	binary.LittleEndian.PutUint32(head[36:], crc32.Update(sum(head[:36]), castagnoli(), sums))
+	binary.LittleEndian.PutUint32(head[36:], headSum(seed, head, sums))
+}
+
+func headSum(seed uint32, head, sums []byte) uint32 {
+	return crc32.Update(crc32.Update(seed, castagnoli(), head[:36]), castagnoli(), sums)
 }
 
 // decodeEntry reads the head of an entry from b, which holds at least the head
 // and the sums if it is whole. An error says why it is none.
-func decodeEntry(b []byte) (entry, error) {
+func decodeEntry(seed uint32, b []byte) (entry, error) {
 	if len(b) < entryHeader || string(b[:4]) != entryMagic {
 		return entry{}, errors.New("no entry")
 	}
@@ -125,7 +130,7 @@ func decodeEntry(b []byte) (entry, error) {
 		return entry{}, fmt.Errorf("seq %d, durable %d", e.seq, e.durable)
 	case int64(len(b)) < e.dataOffset():
 		return entry{}, errors.New("cut short")
-	case crc32.Update(sum(b[:36]), castagnoli(), b[entryHeader:e.dataOffset()]) != binary.LittleEndian.Uint32(b[36:]):
+	case headSum(seed, b, b[entryHeader:e.dataOffset()]) != binary.LittleEndian.Uint32(b[36:]):
 		return entry{}, errors.New("the checksum of its head does not match")
 	}
 	return e, nil
@@ -135,6 +140,7 @@ func decodeEntry(b []byte) (entry, error) {
 type segment struct {
 	number uint64
 	slot   uint32 // where extents find it
+	seed   uint32 // of its sums
 	first  uint64 // seq of its first entry, or of what follows it
 	file   *os.File
 	size   int64
@@ -152,13 +158,13 @@ func encodeSegment(id [16]byte, epoch, number, firstSeq uint64) []byte {
 	binary.LittleEndian.PutUint64(b[24:], epoch)
 	binary.LittleEndian.PutUint64(b[32:], number)
 	binary.LittleEndian.PutUint64(b[40:], firstSeq)
-	return summed(b[:60])
+	return summed(0, b[:60])
 }
 
 // decodeSegment checks a header and returns the seq of the first entry.
 func decodeSegment(b []byte, id [16]byte, number uint64) (firstSeq uint64, err error) {
 	switch {
-	case len(b) < segmentHeader || !whole(b, segmentMagic):
+	case len(b) < segmentHeader || !whole(0, b, segmentMagic):
 		return 0, errors.New("no segment")
 	case [16]byte(b[8:24]) != id || binary.LittleEndian.Uint64(b[32:]) != number:
 		return 0, errors.New("it belongs to another volume or place")
@@ -176,5 +182,5 @@ func createSegment(dir string, id [16]byte, epoch, number, firstSeq uint64) (*se
 	if _, err := f.WriteAt(encodeSegment(id, epoch, number, firstSeq), 0); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return &segment{number: number, first: firstSeq, file: f, size: segmentHeader}, nil
+	return &segment{number: number, seed: seed(id, number), first: firstSeq, file: f, size: segmentHeader}, nil
 }

@@ -27,7 +27,7 @@ type table struct {
 }
 
 // encode lays a table out that begins at off of its segment; see the package comment.
-func (t table) encode(off int64) []byte {
+func (t table) encode(seed uint32, off int64) []byte {
 	b := make([]byte, 0, tableHeader+len(t.extents)*recordSize+tableFooter)
 	b = append(b, tableMagic...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(t.extents)))
@@ -40,14 +40,14 @@ func (t table) encode(off int64) []byte {
 		}
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(off))
-	return summed(append(b, tableMagic...))
+	return summed(seed, append(b, tableMagic...))
 }
 
 var errNoTable = errors.New("no table")
 
 // readTable reads the table at the end of a segment of that size, and says where it
 // begins. errNoTable means that there is none that is whole.
-func readTable(f *os.File, size int64) (t table, off int64, err error) {
+func readTable(f *os.File, seed uint32, size int64) (t table, off int64, err error) {
 	var foot [tableFooter]byte
 	if size < segmentHeader+tableHeader+tableFooter {
 		return t, 0, errNoTable
@@ -64,13 +64,13 @@ func readTable(f *os.File, size int64) (t table, off int64, err error) {
 	if _, err := f.ReadAt(b, off); err != nil {
 		return t, 0, err
 	}
-	t, err = decodeTable(b, off)
+	t, err = decodeTable(seed, b, off)
 	return t, off, err
 }
 
 // decodeTable checks a table that begins at off of its segment.
-func decodeTable(b []byte, off int64) (t table, err error) {
-	if len(b) < tableHeader+tableFooter || !whole(b, tableMagic) {
+func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
+	if len(b) < tableHeader+tableFooter || !whole(seed, b, tableMagic) {
 		return table{}, errNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))
@@ -109,7 +109,7 @@ func (v *Volume) seal(s *segment) {
 	if len(t.extents) > tableMax {
 		return
 	}
-	b := t.encode(s.size)
+	b := t.encode(s.seed, s.size)
 	if _, err := s.file.WriteAt(b, s.size); err != nil {
 		v.cutBack(s)
 		return

@@ -32,8 +32,7 @@ type Source interface {
 
 // Config says which volume to open.
 type Config struct {
-	// Dir is the volume's own folder, which is there. One without a journal is a volume
-	// that nothing was written to.
+	// Dir is the volume's own folder, which Create has made.
 	Dir string
 	// ID and Epoch go into the journal; Size is the disk's, in bytes.
 	ID    [16]byte

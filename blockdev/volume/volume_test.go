@@ -15,7 +15,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const testChunk = 32 << 10
@@ -73,12 +72,14 @@ const (
 func create(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "v")
-	must(t, os.Mkdir(dir, 0o700))
+	must(t, Create(dir, testID()))
 	return dir
 }
 
+func testID() [16]byte { return [16]byte{1, 2} }
+
 // config is of a volume of tests without a source.
-func config(dir string) Config { return Config{Dir: dir, ID: [16]byte{1, 2}, Size: testSize, Epoch: 1} }
+func config(dir string) Config { return Config{Dir: dir, ID: testID(), Size: testSize, Epoch: 1} }
 
 // sourced is of one with a source.
 func sourced(dir string, src Source) Config {
@@ -276,6 +277,14 @@ func TestExtentMap(t *testing.T) {
 	})
 }
 
+// encode returns the entry with its data.
+func (e entry) encode(seed uint32, data []byte) []byte {
+	b := make([]byte, e.size())
+	copy(b[e.dataOffset():], data)
+	e.seal(seed, b)
+	return b
+}
+
 // journal makes a volume with writes and flushes and returns the bytes that the
 // disk has, and those that it had at each flush.
 func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
@@ -387,7 +396,7 @@ func TestTornTailIsCutOff(t *testing.T) {
 	whole = whole[:len(whole)-entryHeader] // without the mark of the clean end
 	last, seq := int64(0), uint64(0)
 	for off := int64(segmentHeader); off < int64(len(whole)); {
-		e, err := decodeEntry(whole[off:])
+		e, err := decodeEntry(seed(testID(), 1), whole[off:])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -397,7 +406,7 @@ func TestTornTailIsCutOff(t *testing.T) {
 		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		must(t, durable.Remove(filepath.Join(dir, noteName))) // nothing was ever synced
+		must(t, os.WriteFile(filepath.Join(dir, noteName), note{}.encode(seed(testID(), 0)), 0o600)) // nothing was ever synced
 		v := open(t, dir, newImage(sourceSize))
 		if v.seq != seq-1 {
 			t.Fatalf("cut at %d: the last entry is %d, want %d", cut, v.seq, seq-1)
@@ -441,11 +450,11 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 }
 
 func FuzzDecodeEntry(f *testing.F) {
-	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(make([]byte, 9*sectorSize)))
-	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(nil))
-	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(nil))
+	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(5, make([]byte, 9*sectorSize)))
+	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(5, nil))
+	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(5, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := decodeEntry(b)
+		e, err := decodeEntry(5, b)
 		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
 			t.Errorf("accepted %+v from %d bytes", e, len(b))
 		}

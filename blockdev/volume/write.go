@@ -96,7 +96,7 @@ func (v *Volume) append(e entry, data payload, at int) error {
 			return err
 		}
 	}
-	e.seal(*b)
+	e.seal(s.seed, *b)
 	if _, err := s.file.WriteAt(*b, s.size); err != nil {
 		v.cutBack(s)
 		return v.refused(err)

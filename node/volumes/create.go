@@ -14,9 +14,8 @@ import (
 )
 
 // create makes a volume. The record is committed before its folder gets its name and
-// it is served, so that of two nodes that create one name one is told. A crash before
-// the folder has its name leaves at most a record of this node for a volume that it
-// does not have, which the next creation of the name replaces.
+// it is served, so that of two nodes that create one name one is told. After a crash
+// before that the next start makes it a volume, and writes the record if that is not.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	e, base, err := v.plan(ctx, name, spec)
 	if err == nil {
@@ -25,15 +24,14 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	mine, err := v.nameIsFree(ctx, name)
-	if err != nil {
+	if err := v.nameIsFree(ctx, name); err != nil {
 		return err
 	}
 	e.Committed, e.Attached = true, true
 	if err := v.index.prepare(e); err != nil {
 		return err
 	}
-	_, err = v.cfg.Registry.CommitVolume(ctx, name, v.body(e, base), mine)
+	_, err = v.cfg.Registry.CommitVolume(ctx, name, v.body(e, base))
 	if errors.Is(err, content.ErrUnavailable) {
 		e.Committed = false
 		err = writeEntry(v.index.path(e)+halfMade, e)
@@ -72,24 +70,16 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, ba
 	return e, &b, err
 }
 
-// nameIsFree looks at the record first, so that a name that is taken costs
-// nothing. A record of this node for a volume that it does not have was committed
-// just before a crash, and nobody has used the volume: it is returned, to be
-// replaced.
-func (v *Volumes) nameIsFree(ctx context.Context, name string) (mine *catalog.Record, err error) {
+// nameIsFree looks at the record first, so that a name that is taken costs nothing.
+func (v *Volumes) nameIsFree(ctx context.Context, name string) error {
 	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrUnavailable):
-		return nil, nil
+		return nil
 	case err != nil:
-		return nil, err
-	case body.Holder == v.cfg.Self && v.index.has(body.ID):
-		return nil, fmt.Errorf("%w: its folder %s is on this node, and can't be read or belongs to another name; `grange volume ls` says more",
-			content.ErrConflict, v.index.path(entry{ID: body.ID}))
-	case body.Holder == v.cfg.Self:
-		return &r, nil
+		return err
 	}
-	return nil, fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
+	return fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
 }
 
 func (v *Volumes) body(e entry, base *fetch.Root) catalog.Volume {

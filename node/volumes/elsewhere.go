@@ -44,8 +44,8 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 }
 
 // removeElsewhere deletes a name that no volume here has. Who holds it has to do so,
-// unless it is away and this is forced: its data stay on its disk, under a name that
-// is free.
+// unless it is away, or the volume's folder is away from here, and this is forced: its
+// data stay on their disk, under a name that is free.
 func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
 	r, body, err := v.record(ctx, name)
 	switch {
@@ -55,24 +55,37 @@ func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) 
 		return fmt.Errorf("remove volume %q: it is not here, and whether another node has it can't be told: %w", name, err)
 	}
 	_, away := v.cfg.Holder(ctx, body.Holder)
-	if body.Holder != v.cfg.Self && !(force && away) {
+	if !force || !away && body.Holder != v.cfg.Self {
 		return fmt.Errorf("remove volume %q: %w: %s", name, content.ErrConflict, v.holding(ctx, r, body))
 	}
 	if err := v.cfg.Registry.DeleteVolume(ctx, r); err != nil {
 		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
 	}
-	v.cfg.Log.Warn("the name of a volume that another node holds is free", "volume", name, "holder", v.holding(ctx, r, body))
+	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.holding(ctx, r, body))
 	return nil
 }
 
 // holding says who holds a name, since when, and the ways out.
 func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
+	if body.Holder == v.cfg.Self {
+		return v.missing(r, body)
+	}
 	who, away := v.cfg.Holder(ctx, body.Holder)
 	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Durability, r.SignedAt.UTC().Format(time.RFC3339))
 	if !away {
 		return text + "detach or remove it there, or choose another name"
 	}
 	return text + fmt.Sprintf("start that node, or choose another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+}
+
+// missing says what is wrong with a volume that is this node's by its record alone.
+func (v *Volumes) missing(r catalog.Record, body catalog.Volume) string {
+	folder, wrong := v.index.path(entry{ID: body.ID}), "is not there: mount the disk that has it, or restore it from a backup"
+	if v.index.has(body.ID) {
+		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
+	}
+	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",
+		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
 }
 
 // taken says who has a name, where another was quicker to take it.

@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -31,18 +32,93 @@ func (h *held) DeleteVolume(context.Context, catalog.Record) error {
 	return nil
 }
 
+func newHeld(t *testing.T, w *world, holder trust.PublicKey) *held {
+	t.Helper()
+	body, err := catalog.Volume{ID: [16]byte{1}, Size: 1 << 20, Durability: durabilityLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &held{nothing: w.origin, record: catalog.Record{Envelope: trust.Envelope{Kind: content.KindVolume, Name: "web1", Farm: "lyon", Version: 1, SignedAt: time.Unix(1e9, 0), Body: body}}}
+	w.cfg.Registry = h
+	return h
+}
+
+// TestFolderIsAway: a name whose record says this node, where the volume's folder is not,
+// as while its disk is not mounted, is not free. Each command says so, and what to do; rm
+// frees the name by force alone.
+func TestFolderIsAway(t *testing.T) {
+	w := newWorld(t)
+	h := newHeld(t, w, w.cfg.Self)
+	said := func(what string, err error) {
+		t.Helper()
+		for _, text := range []string{w.index.path(entry{ID: [16]byte{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+			if err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v; want %q in it", what, err, text)
+			}
+		}
+	}
+	_, err := w.Find(t.Context(), "web1")
+	said("show", err)
+	_, _, err = w.Put(t.Context(), "web1", Spec{})
+	said("attach", err)
+	if _, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD}); !errors.Is(err, content.ErrConflict) || w.Count() > 0 {
+		t.Errorf("create: %v", err)
+	}
+	said("create", err)
+	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) || h.deleted {
+		t.Errorf("rm: %v", err)
+	}
+	said("rm", err)
+	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
+	}
+	w.create(t, "web1")
+}
+
+// TestKilledInACreate ends a node between the record and the folder's name: the volume is
+// there when it is back, and served, as the one that was asked for.
+func TestKilledInACreate(t *testing.T) {
+	w := newWorld(t)
+	var left []string
+	w.origin.hold = func(string) {
+		w.origin.hold = nil
+		made, err := os.ReadDir(w.cfg.Dir)
+		if err != nil || len(made) != 1 {
+			t.Fatalf("%v, %v", made, err)
+		}
+		left = append(left, made[0].Name())
+		if err := os.CopyFS(w.cfg.Dir+"2", os.DirFS(w.cfg.Dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.create(t, "web1")
+	w.stop(t)
+	if err := errors.Join(os.RemoveAll(w.cfg.Dir), os.Rename(w.cfg.Dir+"2", w.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	w = w.again(t)
+	if err := w.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], halfMade) {
+		t.Errorf("left as %s, it is %s", left, got)
+	}
+	h := newHeld(t, w, w.cfg.Self)
+	e, _ := w.index.get("web1")
+	h.record.Body, _ = w.body(e, nil).Encode(w.codec)
+	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
+	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
+		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
+	}
+}
+
 // TestNameHeldElsewhere: each command on another node says who has the name, where, since
 // when, and what to do; rm does not say that it is gone, and frees it only where that
 // node is away and it is forced.
 func TestNameHeldElsewhere(t *testing.T) {
 	w := newWorld(t)
-	body, err := catalog.Volume{ID: [16]byte{1}, Size: 1 << 20, Durability: durabilityLocal, Epoch: 1, Holder: trust.NewPrivateKey().Public(), State: catalog.Attached}.Encode(w.codec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &held{nothing: w.origin, record: catalog.Record{Envelope: trust.Envelope{Kind: content.KindVolume, Name: "web1", Farm: "lyon", Version: 1, SignedAt: time.Unix(1e9, 0), Body: body}}}
+	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	away := true
-	w.cfg.Registry = h
 	w.cfg.Holder = func(context.Context, trust.PublicKey) (string, bool) { return "db1 of farm lyon", away }
 	said := func(what string, err error, want ...string) {
 		t.Helper()
@@ -52,7 +128,7 @@ func TestNameHeldElsewhere(t *testing.T) {
 			}
 		}
 	}
-	_, err = w.Find(t.Context(), "web1")
+	_, err := w.Find(t.Context(), "web1")
 	said("show", err, "volume rm web1 --force", "lyon")
 	_, err = w.Detach(t.Context(), "web1", false)
 	said("detach", err)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 )
@@ -44,7 +45,7 @@ const (
 	entryMagic = "grange-volume/1"
 	entryName  = "volume.json"
 	// A folder gets its own name when what is in it is whole, and another one before
-	// that is taken away; a start removes those that it finds under these.
+	// that is taken away; a start goes on with what it finds under these.
 	halfMade, halfGone = ".new", ".gone"
 	// volumesMax bounds the volumes of a node; each costs a folder, an index and
 	// an open file or two.
@@ -105,7 +106,7 @@ func readEntry(folder string) (e entry, err error) {
 	switch {
 	case err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil || e.Size <= 0):
 		err = errors.New("it does not say which volume this is")
-	case err == nil && e.folder() != filepath.Base(folder):
+	case err == nil && e.folder() != strings.TrimSuffix(filepath.Base(folder), halfMade):
 		err = fmt.Errorf("it is of the volume in folder %s, of which this is a copy: move it away", e.folder())
 	}
 	if err != nil {
@@ -115,7 +116,9 @@ func readEntry(folder string) (e entry, err error) {
 	return e, nil
 }
 
-// sweep removes what a crash has left of volumes that were being made or removed.
+// sweep completes what a crash has cut short. A volume that was being made is one, for its
+// record may be written; if it is not, that is done as for those made while the origin is
+// away. One that was being removed is gone.
 func (x *index) sweep() error {
 	found, err := os.ReadDir(x.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -123,11 +126,28 @@ func (x *index) sweep() error {
 	}
 	var errs []error
 	for _, f := range found {
-		if strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
-			errs = append(errs, os.RemoveAll(filepath.Join(x.dir, f.Name())))
+		path := filepath.Join(x.dir, f.Name())
+		switch {
+		case strings.HasSuffix(f.Name(), halfMade):
+			errs = append(errs, x.complete(path))
+		case strings.HasSuffix(f.Name(), halfGone):
+			errs = append(errs, os.RemoveAll(path))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// complete makes a volume of a folder that has all of one but its name.
+func (x *index) complete(path string) error {
+	e, err := readEntry(path)
+	if err != nil || x.free(e.Name) != nil {
+		return os.RemoveAll(path)
+	}
+	e.Committed = false
+	if err := writeEntry(path, e); err != nil {
+		return err
+	}
+	return x.add(e)
 }
 
 func (x *index) path(e entry) string { return filepath.Join(x.dir, e.folder()) }
@@ -196,7 +216,7 @@ func (x *index) prepare(e entry) error {
 	path := x.path(e) + halfMade
 	err := durable.MkdirAll(x.dir, 0o700)
 	if err == nil {
-		err = os.Mkdir(path, 0o700)
+		err = volume.Create(path, e.ID)
 	}
 	if err == nil {
 		err = writeEntry(path, e)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -55,11 +56,15 @@ func TestIndexIsReadBack(t *testing.T) {
 	if got := fmt.Sprint(names(again)); got != "[b z]" || *read.Disk != number || len(again.broken) > 0 {
 		t.Errorf("%s, %+v, %v", got, read, again.broken)
 	}
+	if err := os.Mkdir(x.path(entry{})+halfMade, 0o700); err != nil { // nothing is in it yet
+		t.Fatal(err)
+	}
 	if err := again.sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := os.ReadDir(x.dir); err != nil || len(left) != 2 {
-		t.Errorf("after the sweep: %v, %v", left, err)
+	left, err := os.ReadDir(x.dir)
+	if got := fmt.Sprint(names(again)); err != nil || len(left) != 3 || got != "[b half z]" {
+		t.Errorf("after the sweep: %v, %v; %s", left, err, got)
 	}
 	if err := x.free("z"); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("a name that is taken: %v", err)
@@ -264,5 +269,48 @@ func TestOpening(t *testing.T) {
 	}
 	if w.state(t, "disk") != StateUncommitted {
 		t.Errorf("it is %s", w.state(t, "disk"))
+	}
+}
+
+// TestJournalThatIsGone takes all of a volume's folder away but volume.json: the volume
+// is no new one, to be written or to be read, and says what to do. One that was never
+// written to has been killed at any time, and is served.
+func TestJournalThatIsGone(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"new", "lost"} {
+		w.create(t, name)
+	}
+	if err := w.device("lost").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := w.index.get("lost")
+	folder := w.index.path(e)
+	w.stop(t)
+	list, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		if f.Name() != entryName {
+			if err := os.Remove(filepath.Join(folder, f.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w = w.again(t)
+	if err := w.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := w.Get("lost"); err != nil || lost.State != StateFailed || !strings.Contains(lost.Detail, "backup") || !strings.Contains(lost.Detail, folder) {
+		t.Errorf("without a journal: %+v, %v", lost, err)
+	}
+	if w.state(t, "new") != StateUncommitted {
+		t.Errorf("never written: %s", w.state(t, "new"))
+	}
+	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("to be read: %v", err)
+	}
+	if err := w.Remove(t.Context(), "lost", false); err != nil {
+		t.Error(err)
 	}
 }

@@ -38,7 +38,7 @@ type Library interface {
 // could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
-	CommitVolume(ctx context.Context, name string, body catalog.Volume, base *catalog.Record) (catalog.Record, error)
+	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
 	DeleteVolume(ctx context.Context, base catalog.Record) error
 }
 
@@ -136,6 +136,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := index.sweep(); err != nil {
+		cfg.Log.Error("volumes that were half made or half removed are left as they are; the next start tries again", "err", err)
+	}
 	for folder, why := range index.broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
@@ -151,13 +154,10 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	return v, nil
 }
 
-// openAll opens the volumes that were attached; what was half created or half removed
-// is undone. A volume that can't be opened is kept, and shown as failed.
+// openAll opens the volumes that were attached. One that can't be opened is kept, and
+// shown as failed.
 func (v *Volumes) openAll(ctx context.Context) error {
 	defer v.opened.Store(true)
-	if err := v.index.sweep(); err != nil {
-		v.cfg.Log.Error("volumes that were half made or half removed can't be cleared away; the next start tries again", "err", err)
-	}
 	entries := v.index.sorted()
 	if err := v.doors.sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
@@ -464,7 +464,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 
 // Remove deletes a volume and its record; one that the mesh does not have is success.
 // One that is in use, or that another node holds, is content.ErrConflict; to force it
-// is of use where it is in use, and where that node is away.
+// is of use where it is in use, and where that node, or its folder, is away.
 func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if err := content.CheckName(name); err != nil {
 		return err
@@ -477,20 +477,29 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	if !ok {
 		return v.removeElsewhere(ctx, name, force)
 	}
-	if err := v.close(ctx, name, force); err != nil {
+	err := v.close(ctx, name, force)
+	if err == nil {
+		err = v.removeRecord(ctx, e)
+	}
+	switch {
+	case err == nil:
+		return v.index.remove(e)
+	case v.device(name) != nil:
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
-	r, body, err := v.record(ctx, name)
+	return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+}
+
+// removeRecord deletes the record of a volume of this node, if it has one.
+func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
+	r, body, err := v.record(ctx, e.Name)
 	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
 		err = v.cfg.Registry.DeleteVolume(ctx, r)
 	}
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-	case errors.Is(err, content.ErrUnavailable) && !e.Committed:
-	case err != nil:
-		return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
+		return nil
 	}
-	return v.index.remove(e)
+	return err
 }
 
 func (v *Volumes) detached(e entry) error {

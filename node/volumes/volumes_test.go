@@ -2,6 +2,9 @@ package volumes
 
 import (
 	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,7 +43,7 @@ func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
 	return catalog.Record{Envelope: trust.Envelope{Body: b}}, err
 }
 
-func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume, _ *catalog.Record) (catalog.Record, error) {
+func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume) (catalog.Record, error) {
 	if x.hold != nil {
 		x.hold(name)
 	}
@@ -57,7 +60,7 @@ type world struct {
 	stopped bool
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "") // a socket's path is short
 	if err != nil {
@@ -68,7 +71,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // startWorld starts a node's volumes in a folder, which has some or not.
-func startWorld(t *testing.T, dir string) *world {
+func startWorld(t testing.TB, dir string) *world {
 	t.Helper()
 	w := &world{origin: &nothing{commit: content.ErrUnavailable}, now: time.Unix(1e9, 0)}
 	var err error
@@ -87,7 +90,7 @@ func startWorld(t *testing.T, dir string) *world {
 }
 
 // stop ends the volumes; a second one is nothing.
-func (w *world) stop(t *testing.T) {
+func (w *world) stop(t testing.TB) {
 	t.Helper()
 	if w.stopped {
 		return
@@ -100,21 +103,36 @@ func (w *world) stop(t *testing.T) {
 	}
 }
 
+// run has the doors open until the end of the test.
+func (w *world) run(t testing.TB) {
+	t.Helper()
+	w.stopped = true
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // again starts the volumes anew in their folder.
-func (w *world) again(t *testing.T) *world {
+func (w *world) again(t testing.TB) *world {
 	t.Helper()
 	w.stop(t)
 	return startWorld(t, filepath.Dir(w.cfg.Dir))
 }
 
-func (w *world) create(t *testing.T, name string) {
+func (w *world) create(t testing.TB, name string) {
 	t.Helper()
 	if _, _, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) state(t *testing.T, name string) State {
+func (w *world) state(t testing.TB, name string) State {
 	t.Helper()
 	view, err := w.Get(name)
 	if err != nil {
@@ -150,6 +168,42 @@ func TestNameTakenMeanwhile(t *testing.T) {
 	}
 }
 
+// TestRemoveThatFails: a volume whose client could not be waited for stays, detached, and
+// no start serves it again.
+func TestRemoveThatFails(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for failed := false; !failed; { // it may end in time
+		w.create(t, "disk")
+		w.openExport(t, "disk")
+		failed = w.Remove(ended, "disk", true) != nil
+	}
+	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
+		t.Errorf("%+v, %v", e, ok)
+	}
+}
+
+// openExport has an NBD client open a volume.
+func (w *world) openExport(t *testing.T, name string) {
+	t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(filepath.Dir(w.cfg.Dir), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	const hello = "\x00\x00\x00\x03" + "IHAVEOPT" + "\x00\x00\x00\x07" // then length, name, and no wishes
+	ask := binary.BigEndian.AppendUint32([]byte(hello), uint32(len(name)+6))
+	ask = append(binary.BigEndian.AppendUint32(ask, uint32(len(name))), name+"\x00\x00"...)
+	if _, err := conn.Write(ask); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 18+20)); err != nil { // its hello, and what it says of the export
+		t.Fatal(err)
+	}
+}
+
 // TestServedLater: what could not be served is tried again, less and less often.
 func TestServedLater(t *testing.T) {
 	w := newWorld(t)
@@ -180,5 +234,22 @@ func TestServedLater(t *testing.T) {
 	}
 	if early, late := try(tryAfterMax-1), try(1); early != StateFailed || late != StateUncommitted {
 		t.Errorf("early it is %s, late it is %s", early, late)
+	}
+}
+
+// BenchmarkCreate creates a volume beside 4,000 others, and the first ones.
+func BenchmarkCreate(b *testing.B) {
+	for _, others := range []int{0, 4000} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			w := newWorld(b)
+			for i := range others {
+				w.create(b, fmt.Sprintf("other-%d", i))
+			}
+			n := 0
+			for b.Loop() {
+				w.create(b, fmt.Sprintf("disk-%d", n))
+				n++
+			}
+		})
 	}
 }

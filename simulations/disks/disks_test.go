@@ -78,7 +78,6 @@ func TestDisksStopLast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
 	over := make(chan error, 1)
 	go func() { over <- n.handOver(t.Context()) }()
 	gone := func() bool {
@@ -91,6 +90,9 @@ func TestDisksStopLast(t *testing.T) {
 	shell(t, "dd if="+device+" of=/dev/null bs=4096 count=1 iflag=direct")
 	if n.says("stopped") > 0 {
 		t.Error("the disk was read when the node had stopped")
+	}
+	if err := conn.Close(); err != nil { // it has waited long enough
+		t.Error(err)
 	}
 	if err := <-over; err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { os.Exit(vm.Main(m, vm.Config{CPUs: queues})) }
 // and so to a queue, while half as many threads serve them.
 func TestEightQueues(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "volume")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := volume.Create(dir, [16]byte{1}); err != nil {
 		t.Fatal(err)
 	}
 	v, err := volume.Open(volume.Config{Dir: dir, ID: [16]byte{1}, Size: 64 << 20, Epoch: 1})
