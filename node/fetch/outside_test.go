@@ -73,6 +73,30 @@ func TestColdMeshSharesTheOrigin(t *testing.T) {
 	w.copies(im, 1.1)
 }
 
+// TestWhoIsGoneIsNotFound: an announcement outlives its member. Whoever has met that
+// one, and finds nothing but that, goes on to look for others.
+func TestWhoIsGoneIsNotFound(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: 10})
+	east, south := w.join("east", nil), w.join("south", nil)
+	w.check(east.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
+	_, err := south.exchange.Meet(t.Context(), east.id)
+	w.check(err)
+	east.stop()
+
+	south.origin.Store(false)
+	read := make(chan error, 1)
+	go func() { read <- readAll(t.Context(), south.open(im), im) }()
+	w.eventually("it has searched twice", func() bool { return south.searches.Load() >= 2 })
+	north := w.join("north", nil)
+	w.warmAll(im, north)
+	w.check(north.open(im).Hold(t.Context()))
+	w.check(<-read)
+	if b := south.Bytes(); b.Swarm == 0 {
+		t.Errorf("bytes by source: %v", b)
+	}
+}
+
 // TestFarmWithoutOrigin reads through a member of another farm that has one.
 func TestFarmWithoutOrigin(t *testing.T) {
 	w := newWorld(t)

@@ -86,6 +86,7 @@ type node struct {
 	banned   sync.Map // of peer.ID
 	origin   atomic.Bool
 	gone     atomic.Bool               // out of the farm, for all others
+	searches atomic.Int64              // for announcements
 	sees     atomic.Pointer[[]peer.ID] // the farm as it sees it, if not as the world does
 	stop     func()
 }
@@ -313,6 +314,7 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	m.w.mu.Lock()
 	ids := slices.Clone(m.w.announced[k])
 	m.w.mu.Unlock()
+	m.searches.Add(1)
 	return func(yield func(peer.AddrInfo) bool) {
 		for _, id := range ids {
 			if !yield(peer.AddrInfo{ID: id}) {

@@ -26,9 +26,9 @@ const (
 	// lookInterval is how often the farm's members are looked over for new ones.
 	lookInterval = time.Second
 	// searchInterval is how often the announcements of a root in use are searched
-	// for again.
+	// for again, searchSoon how often at first, and searchSoonTill for how long while
+	// nobody was found: farms that want it at once find each other within seconds.
 	searchInterval = 30 * time.Second
-	// searchSoon is how often it is while nobody was found, at first.
 	searchSoon     = time.Second
 	searchSoonTill = 15 * time.Second
 	// settleAfter is when the first search has had its time.
@@ -259,14 +259,16 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 	}
 }
 
-// nextSearch is when to search again: soon while nobody was found.
+// nextSearch is when to search again: soon while nobody was found, then after as long
+// as the root has been wanted.
 func (p *Peers) nextSearch() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.found) == 0 && p.cfg.Now().Sub(p.began) < searchSoonTill {
+	wanted := p.cfg.Now().Sub(p.began)
+	if len(p.found) == 0 && wanted < searchSoonTill {
 		return searchSoon
 	}
-	return searchInterval
+	return min(max(wanted, searchSoon), searchInterval)
 }
 
 // claim marks a member as watched; false when it is, or when enough are.
@@ -304,17 +306,16 @@ func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup
 
 // meetAndWatch meets a member that has announced the root, and watches its bitmap.
 func (p *Peers) meetAndWatch(ctx context.Context, id peer.ID) {
-	who, err := p.cfg.meet(ctx, p.r.Scope, id)
-	if err != nil {
+	if _, err := p.cfg.meet(ctx, p.r.Scope, id); err != nil {
 		p.cfg.Unmet(id, err)
 		p.release(&p.far, id) // a later search tries again
 		return
 	}
-	p.list(id, who)
 	p.watch(ctx, id, &p.far)
 }
 
-// list adds a member that announced the root. Only members of farms lead: what a
+// list adds a member that announced the root and answers: one that was met long ago
+// may be gone, and its announcement outlives it. Only members of farms lead: what a
 // seed may read it may hold, but it brings nothing in.
 func (p *Peers) list(id peer.ID, who trust.Identity) {
 	p.mu.Lock()
@@ -337,11 +338,11 @@ func (p *Peers) unlist(id peer.ID) {
 func (p *Peers) watch(ctx context.Context, id peer.ID, g *group) {
 	defer p.release(g, id)
 	for tries := 0; ctx.Err() == nil; tries++ {
-		_, err := p.cfg.meet(ctx, p.r.Scope, id)
+		who, err := p.cfg.meet(ctx, p.r.Scope, id)
 		known := err == nil
 		if known {
 			var heard bool
-			if heard, err = p.take(ctx, id, g); heard {
+			if heard, err = p.take(ctx, id, who, g); heard {
 				tries = 0
 			}
 		}
@@ -426,13 +427,16 @@ func (p *Peers) NearSettled() (at <-chan struct{}, settled bool) {
 
 // take adds what a member says that it holds, until it says no more; whether it
 // has said anything is returned, and why it ended.
-func (p *Peers) take(ctx context.Context, id peer.ID, g *group) (heard bool, err error) {
+func (p *Peers) take(ctx context.Context, id peer.ID, who trust.Identity, g *group) (heard bool, err error) {
 	for b, err := range p.cfg.Exchange().Bitmaps(ctx, id, p.r.ID, p.r.Chunks) {
 		if err == nil {
 			err = p.Show(plan.Peer(id), g.far, !heard, b)
 		}
 		if errors.Is(err, exchange.ErrViolation) {
 			p.cfg.Lied(id, err.Error())
+		}
+		if g.far && !heard && (err == nil || errors.Is(err, content.ErrNoSpace)) {
+			p.list(id, who)
 		}
 		if err != nil {
 			return heard, err
