@@ -55,7 +55,8 @@ type Options struct {
 	// Size of the file system for Dir and Tar, in bytes; 0 fits it.
 	Size int64
 	// Previous writes the disk that this one replaces into a sparse file, which a
-	// directory or tar file then updates in place; nil when there is none.
+	// directory or tar file then updates in place; nil when there is none. The host's
+	// kernel mounts it, so it must have been made as a Tree, by someone trusted.
 	Previous func(context.Context, *os.File) error
 	// Except is a folder that is left out of a directory that holds it: the node's own.
 	Except string
@@ -216,6 +217,9 @@ func checkSize(size int64) error {
 	}
 	return nil
 }
+
+// Tree is a disk that was made of a directory or tar file.
+type Tree struct{ rawDisk }
 
 // rawDisk is a source whose bytes are the disk's.
 type rawDisk struct{ *source }

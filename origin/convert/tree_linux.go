@@ -92,7 +92,7 @@ func (o Options) tree(ctx context.Context) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rawDisk{s}, nil
+	return Tree{rawDisk{s}}, nil
 }
 
 // fill writes the tree into f; unable says why nothing can be mounted.
