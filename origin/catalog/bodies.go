@@ -14,7 +14,7 @@ import (
 // Image is the body of an image's record, and of a tag's.
 //
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
-// pack.Head), lineage, source, chunks, stored, and target for a tag.
+// pack.Head), lineage, source, chunks, stored, target for a tag, and tree where it is true.
 type Image struct {
 	Head pack.Head
 	// Lineage are the roots that this name stood for before, the newest first:

@@ -74,6 +74,9 @@ type Options struct {
 // unpacked. Sources that can't be a disk are ErrInvalid, those that something
 // writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
+	if o.Format == "" {
+		o.Format = Auto
+	}
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
@@ -92,7 +95,7 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	if info.IsDir() && (o.Format == "" || o.Format == Auto) {
+	if info.IsDir() && o.Format == Auto {
 		o.Format = Dir
 	}
 	var d Disk
@@ -139,7 +142,7 @@ func (o Options) file(ctx context.Context) (Disk, error) {
 
 // disk opens a source by its format; the disk has the source then.
 func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
-	auto := o.Format == "" || o.Format == Auto
+	auto := o.Format == Auto
 	if auto {
 		if o.Format, err = detect(s); err != nil {
 			return nil, err
