@@ -173,7 +173,7 @@ func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
 	default:
 		return nil, fmt.Errorf("%w: unknown format %.20q", content.ErrInvalid, o.Format)
 	}
-	child, err := foreign.Open(ctx, s, string(o.Format))
+	child, err := foreign.Open(ctx, s, string(o.Format), o.Warn)
 	if err != nil {
 		return nil, fmt.Errorf("a %s disk: %w", o.Format, err)
 	}

@@ -111,7 +111,7 @@ func (o Options) inflated(ctx context.Context, s *source, with foreign.Compressi
 		return nil, err
 	}
 	out := &Sparse{File: f, Room: o.Room}
-	err = foreign.Inflate(ctx, s.file, with, out)
+	err = foreign.Inflate(ctx, s.file, with, out, o.Warn)
 	if err = errors.Join(err, out.Finish(), f.Close(), s.unchanged()); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
