@@ -18,19 +18,27 @@ const (
 	apart = syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
 )
 
+const (
+	looks  = "with a view of the host's files: its tools are not in " + programs
+	shares = "without namespaces of its own, which this host does not allow"
+)
+
 // fences are those that a host may allow, the best first.
 func fences() []fence {
 	if os.Geteuid() != 0 {
+		own := uintptr(syscall.CLONE_NEWUSER | apart)
 		return []fence{
-			{&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | apart, Chroot: programs}, programs, ""},
-			{&syscall.SysProcAttr{}, "", "with all rights of the node's user: this host lets users have no namespaces; run the node as root, or allow them"},
+			{&syscall.SysProcAttr{Cloneflags: own, Chroot: programs}, programs, ""},
+			{&syscall.SysProcAttr{Cloneflags: own}, "", looks},
+			{&syscall.SysProcAttr{}, "", shares + ", and with all rights of the node's user; run the node as root, or let users have namespaces"},
 		}
 	}
 	other := &syscall.Credential{Uid: nobody, Gid: nobody}
 	return []fence{
 		{&syscall.SysProcAttr{Credential: other, Cloneflags: apart, Chroot: programs}, programs, ""},
-		{&syscall.SysProcAttr{Credential: other, Chroot: programs}, programs, "without namespaces of its own, which this host does not allow"},
-		{&syscall.SysProcAttr{Credential: other}, "", "with a view of the host's files that all may read: its tools are not in " + programs},
+		{&syscall.SysProcAttr{Credential: other, Cloneflags: apart}, "", looks},
+		{&syscall.SysProcAttr{Credential: other, Chroot: programs}, programs, shares},
+		{&syscall.SysProcAttr{Credential: other}, "", shares + ", and " + looks},
 	}
 }
 

@@ -69,3 +69,28 @@ func escaped(t *testing.T, secret string) string {
 	}
 	return out.String()
 }
+
+// TestLesserFencesAreNamed: a tool that does not lie with the others has no fence that
+// hides the host's files.
+func TestLesserFencesAreNamed(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\necho \"$1\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	var out bytes.Buffer
+	var warned []string
+	c, err := start(t.Context(), task{args: []string{"tool", "works"}, out: &out, warn: func(text string) { warned = append(warned, text) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-c.done
+	if out.String() != "works\n" || len(warned) != 1 || !strings.Contains(warned[0], "tool reads the source with") {
+		t.Errorf("%q (%v), warned of %q", out.String(), c.err, warned)
+	}
+}
