@@ -90,13 +90,15 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 		Warn: func(text string) { said = append(said, text) },
 	}
 	var lineage []content.CID
-	if old != nil {
+	if im.made(old, base) {
 		opts.Previous = func(ctx context.Context, f *os.File) error {
 			if err := work.room(int64(old.Chunks) * content.ChunkSizeDefault); err != nil {
 				return err
 			}
 			return im.exportTo(ctx, old.Head, f, nil)
 		}
+	}
+	if old != nil {
 		if lineage, err = im.lineage(*old); err != nil {
 			return err
 		}
@@ -116,17 +118,28 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 	if err := checkSize(disk, req.Size); err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
+	_, tree := disk.(convert.Tree)
+	if tree && old != nil && opts.Previous == nil {
+		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
+	}
 	note(strings.Join(said, "\n"))
 	body, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
-	body.Source = filepath.Base(req.Source)
+	body.Source, body.Tree = filepath.Base(req.Source), tree
 	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
 		return err
 	}
 	im.hold(ctx, name)
 	return nil
+}
+
+// made tells whether this node has itself made the image's file system, of files. The
+// structures of any other may be a guest's or a stranger's, and are nothing for the
+// host's kernel.
+func (im *Images) made(old *catalog.Image, base *catalog.Record) bool {
+	return old != nil && old.Tree && base.Signer.Key == im.n.signer.Key.Public()
 }
 
 // hold lets others know at once that this node has what it has just published.

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -30,32 +29,9 @@ type working struct {
 	free func(dir string) (free, total uint64, err error)
 }
 
-// WorkingReader reads from in what goes into a working file in dir, as long as there is
-// room for such.
-func WorkingReader(dir string, in io.Reader) io.Reader {
-	return &workingReader{working: workingIn(dir), in: in}
-}
-
-// workingStep is how much is read between two looks at the room, in bytes.
-const workingStep = 4 << 20
-
-type workingReader struct {
-	working
-	in   io.Reader
-	left int // until the next look
-}
-
-func (r *workingReader) Read(p []byte) (n int, err error) {
-	if r.left <= 0 {
-		if err := r.room(workingStep); err != nil {
-			return 0, err
-		}
-		r.left = workingStep
-	}
-	n, err = r.in.Read(p)
-	r.left -= n
-	return n, err
-}
+// WorkingRoom returns what fails when about n bytes more for working files in dir are
+// not to be had.
+func WorkingRoom(dir string) func(n int64) error { return workingIn(dir).room }
 
 func workingIn(dir string) working { return working{dir, cache.DiskFree} }
 

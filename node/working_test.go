@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 )
 
 func TestWorkingFilesLeaveTheVolumesTheirPart(t *testing.T) {
@@ -47,38 +48,52 @@ func TestGuardEndsWorkWhenOthersFillTheDisk(t *testing.T) {
 	})
 }
 
-// TestImportEndsBeforeTheDiskIsFull has a data folder on a disk of its own.
+// TestImportEndsBeforeTheDiskIsFull has a data folder on a disk of its own. What is
+// inflated does not say before how large it is.
 func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
 	n := newMember(t)
-	n.cfg.Dir = t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=64m", "none", n.cfg.Dir).CombinedOutput(); err != nil {
+	n.cfg.Dir = small(t)
+	n.Operations = NewOperations(n.cfg.Log, n.cfg.Now)
+	source := t.TempDir()
+	large := filepath.Join(source, "large")
+	if err := errors.Join(os.Mkdir(filepath.Join(n.cfg.Dir, TempDir), 0o700), os.WriteFile(large, []byte(strings.Repeat("large", 20<<20)), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("zstd", "-q", large).CombinedOutput(); err != nil {
+		t.Fatalf("zstd: %v: %s", err, out)
+	}
+	for _, from := range []string{".", "large.zst"} {
+		view, err := n.Images.Import(t.Context(), "big", ImportRequest{Source: filepath.Join(source, from)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		view, err = n.Operations.Wait(t.Context(), view.ID)
+		if err != nil || !strings.Contains(view.Error, content.ErrNoSpace.Error()) || !strings.Contains(view.Error, "left to volumes; make room there") {
+			t.Errorf("%s: %v, %q, want ErrNoSpace and what to do", from, err, view.Error)
+		}
+		free, total, err := cache.DiskFree(n.cfg.Dir)
+		if err != nil || free < total/workingShare {
+			t.Errorf("%s: %d of %d are free (%v)", from, free, total, err)
+		}
+		if left, err := os.ReadDir(filepath.Join(n.cfg.Dir, TempDir)); err != nil || len(left) > 0 {
+			t.Errorf("%s: left behind: %v, %v", from, left, err)
+		}
+	}
+}
+
+// small is a folder on a disk of 64 MiB of its own.
+func small(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=64m", "none", dir).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if out, err := exec.Command("umount", n.cfg.Dir).CombinedOutput(); err != nil {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
 			t.Errorf("umount: %v: %s", err, out)
 		}
 	})
-	n.Operations = NewOperations(n.cfg.Log, n.cfg.Now)
-	source := t.TempDir()
-	if err := errors.Join(os.Mkdir(filepath.Join(n.cfg.Dir, TempDir), 0o700), os.WriteFile(filepath.Join(source, "large"), []byte(strings.Repeat("large", 20<<20)), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	view, err := n.Images.Import(t.Context(), "big", ImportRequest{Source: source})
-	if err != nil {
-		t.Fatal(err)
-	}
-	view, err = n.Operations.Wait(t.Context(), view.ID)
-	if err != nil || !strings.Contains(view.Error, content.ErrNoSpace.Error()) {
-		t.Errorf("%v, %q, want ErrNoSpace", err, view.Error)
-	}
-	free, total, err := cache.DiskFree(n.cfg.Dir)
-	if err != nil || free < total/workingShare {
-		t.Errorf("%d of %d are free (%v)", free, total, err)
-	}
-	if left, err := os.ReadDir(filepath.Join(n.cfg.Dir, TempDir)); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+	return dir
 }
 
 // TestGuardEndsAlone: what reads a disk goes on when the look at the room is over.
@@ -94,20 +109,12 @@ func TestGuardEndsAlone(t *testing.T) {
 // TestStreamsLeaveTheVolumesTheirPart: what comes through a pipe ends before it has
 // filled the disk.
 func TestStreamsLeaveTheVolumesTheirPart(t *testing.T) {
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=64m", "none", dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
+	dir := small(t)
 	f, err := os.Create(filepath.Join(dir, "spool"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = io.Copy(f, WorkingReader(dir, strings.NewReader(strings.Repeat("much", 25<<20))))
+	_, err = io.Copy(&convert.Sparse{File: f, Room: WorkingRoom(dir)}, strings.NewReader(strings.Repeat("much", 25<<20)))
 	if err := errors.Join(err, f.Close()); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("%v, want ErrNoSpace", err)
 	}

@@ -81,8 +81,8 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	defer f.Close()
-	out := convert.Sparse{File: f}
-	_, err = io.Copy(&out, node.WorkingReader(folder, in))
+	out := convert.Sparse{File: f, Room: node.WorkingRoom(folder)}
+	_, err = io.Copy(&out, in)
 	if err = errors.Join(giveTo(f, folder), err, out.Finish()); err != nil {
 		os.Remove(f.Name())
 		return "", fmt.Errorf("keep standard input in %s: %w", f.Name(), err)

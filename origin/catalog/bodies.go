@@ -14,7 +14,7 @@ import (
 // Image is the body of an image's record, and of a tag's.
 //
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
-// pack.Head), lineage, source, chunks, stored, and target for a tag.
+// pack.Head), lineage, source, chunks, stored, target for a tag, and tree where it is true.
 type Image struct {
 	Head pack.Head
 	// Lineage are the roots that this name stood for before, the newest first:
@@ -26,6 +26,9 @@ type Image struct {
 	Chunks, Stored uint64
 	// Target is the image that a tag was set on; "" for an image.
 	Target string
+	// Tree tells that who signed it has itself made the file system, of files: what a
+	// guest or a stranger wrote is not in its structures.
+	Tree bool
 }
 
 type imageWire struct {
@@ -36,6 +39,7 @@ type imageWire struct {
 	Chunks  uint64        `cbor:"chunks"`
 	Stored  uint64        `cbor:"stored"`
 	Target  string        `cbor:"target,omitempty"`
+	Tree    bool          `cbor:"tree,omitempty"`
 }
 
 const (
@@ -57,7 +61,7 @@ func (i Image) Encode(c *content.Codec) ([]byte, error) {
 	}
 	lineage := append([]content.CID{}, i.Lineage[:min(len(i.Lineage), content.LineageMax)]...)
 	source := strings.ToValidUTF8(i.Source[:min(len(i.Source), sourceMax)], "") // a file name may be anything
-	w := imageWire{imageMagic, head, lineage, source, i.Chunks, i.Stored, i.Target}
+	w := imageWire{imageMagic, head, lineage, source, i.Chunks, i.Stored, i.Target, i.Tree}
 	if err := w.check(); err != nil {
 		return nil, fmt.Errorf("image: %w: %w", content.ErrInvalid, err)
 	}
@@ -94,7 +98,7 @@ func DecodeImage(c *content.Codec, b []byte) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
 	}
-	return Image{head, w.Lineage, w.Source, w.Chunks, w.Stored, w.Target}, nil
+	return Image{head, w.Lineage, w.Source, w.Chunks, w.Stored, w.Target, w.Tree}, nil
 }
 
 // VolumeState says whether a node may take the next epoch of a volume.

@@ -97,7 +97,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	h := head(t, content.Farm(long))
 	codec := content.NewCodec()
-	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long}.Encode(codec)
+	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true}.Encode(codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestBadBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := imageWire{imageMagic, h, i.Lineage, i.Source, i.Chunks, i.Stored, i.Target}
+		w := imageWire{imageMagic, h, i.Lineage, i.Source, i.Chunks, i.Stored, i.Target, false}
 		spoil(&w)
 		b, err := c.Marshal(w)
 		if err != nil {

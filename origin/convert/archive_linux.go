@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 	"os"
 	"os/user"
@@ -138,6 +139,8 @@ func fromHeader(h *tar.Header) (*entry, error) {
 		return nil, fmt.Errorf("a path of %d bytes, the limit is %d", len(e.path), unix.PathMax-1)
 	case e.size > content.SizeMax: // it may be all holes
 		return nil, fmt.Errorf("a file of %d bytes, the largest disk has %d", e.size, int64(content.SizeMax))
+	case h.Uid < 0 || h.Uid >= math.MaxUint32 || h.Gid < 0 || h.Gid >= math.MaxUint32:
+		return nil, fmt.Errorf("the owner %d:%d is none that Linux has", h.Uid, h.Gid)
 	case e.path == "." && kind != unix.S_IFDIR:
 		return nil, errors.New("the root of a tree is a folder")
 	case h.Typeflag == tar.TypeLink:

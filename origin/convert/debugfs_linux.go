@@ -24,12 +24,13 @@ type debugfs struct {
 	out  *bufio.Reader
 	dir  string   // the folder that is worked in
 	part *os.File // what goes into a file, or an attribute
+	lost *losses
 	// made is the inode of each path, as debugfs writes it, and links how many names it has.
 	made  map[string]string
 	links map[string]int
 }
 
-func startDebugfs(ctx context.Context, image, temp string) (*debugfs, error) {
+func startDebugfs(ctx context.Context, image, temp string, lost *losses) (*debugfs, error) {
 	cmd := tool(ctx, "debugfs", "-w", "-f", "-", image)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -47,7 +48,7 @@ func startDebugfs(ctx context.Context, image, temp string) (*debugfs, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, part.Close(), os.Remove(part.Name()))
 	}
-	d := &debugfs{cmd: cmd, in: in, out: bufio.NewReader(out), dir: ".", part: part, made: map[string]string{".": "<2>"}, links: map[string]int{}}
+	d := &debugfs{cmd: cmd, in: in, out: bufio.NewReader(out), dir: ".", part: part, lost: lost, made: map[string]string{".": "<2>"}, links: map[string]int{}}
 	_, err = d.do() // it greets
 	if err != nil {
 		return nil, errors.Join(err, d.close(ctx))
@@ -181,7 +182,7 @@ func (d *debugfs) attributes(e *entry, ino string) error {
 			return err
 		}
 		if _, err := d.do("ea_set -f " + d.part.Name() + " " + ino + " " + quoted(name)); err != nil {
-			return fmt.Errorf("attribute %s: %w", name, err)
+			d.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.path)
 		}
 	}
 	return nil

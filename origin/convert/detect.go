@@ -117,10 +117,16 @@ func detect(s *source) (Format, error) {
 	if _, err := tar.NewReader(io.NewSectionReader(s, 0, s.Size())).Next(); err == nil {
 		return Tar, nil
 	}
+	end, err := foot(s)
+	if err != nil {
+		return "", err
+	}
 	fixed, err := fixedSize(s)
 	switch {
 	case err != nil:
 		return "", err
+	case bytes.HasPrefix(end, []byte("koly")):
+		return "", fmt.Errorf("%w: it is a disk image of macOS: make a raw disk of it with dmg2img%s", content.ErrInvalid, insist)
 	case fixed > 0:
 		return VPC, nil
 	case len(head) > 0 && utf8.Valid(head[:max(1, len(head)-utf8.UTFMax)]) && !bytes.ContainsRune(head, 0):
@@ -131,21 +137,25 @@ func detect(s *source) (Format, error) {
 	return Raw, nil
 }
 
+// foot returns the last bytes of a source, of one that has more.
+func foot(s *source) ([]byte, error) {
+	if s.Size() <= footerSize {
+		return nil, nil
+	}
+	b := make([]byte, footerSize)
+	_, err := s.ReadAt(b, s.Size()-footerSize)
+	return b, err
+}
+
 // fixedSize returns how long the disk of a fixed vhd is, all of whose file it is but
 // for a footer; 0 for other files.
 func fixedSize(s *source) (int64, error) {
-	foot := make([]byte, footerSize)
-	if s.Size() <= footerSize {
-		return 0, nil
-	}
-	if _, err := s.ReadAt(foot, s.Size()-footerSize); err != nil && !errors.Is(err, io.EOF) {
+	end, err := foot(s)
+	if err != nil || !bytes.HasPrefix(end, []byte(footerMagic)) || binary.BigEndian.Uint32(end[60:]) != fixedDisk {
 		return 0, err
 	}
-	if string(foot[:len(footerMagic)]) != footerMagic || binary.BigEndian.Uint32(foot[60:]) != fixedDisk {
-		return 0, nil
-	}
 	size := s.Size() - footerSize
-	if says := binary.BigEndian.Uint64(foot[48:]); says > uint64(size) {
+	if says := binary.BigEndian.Uint64(end[48:]); says > uint64(size) {
 		return 0, fmt.Errorf("%w: it is cut short: a fixed vhd of %d bytes in a file of %d", content.ErrInvalid, says, s.Size())
 	}
 	return size, nil

@@ -55,7 +55,8 @@ type Options struct {
 	// Size of the file system for Dir and Tar, in bytes; 0 fits it.
 	Size int64
 	// Previous writes the disk that this one replaces into a sparse file, which a
-	// directory or tar file then updates in place; nil when there is none.
+	// directory or tar file then updates in place; nil when there is none. The host's
+	// kernel mounts it, so it must have been made as a Tree, by someone trusted.
 	Previous func(context.Context, *os.File) error
 	// Except is a folder that is left out of a directory that holds it: the node's own.
 	Except string
@@ -73,6 +74,9 @@ type Options struct {
 // unpacked. Sources that can't be a disk are ErrInvalid, those that something
 // writes to ErrConflict.
 func Open(ctx context.Context, o Options) (Disk, error) {
+	if o.Format == "" {
+		o.Format = Auto
+	}
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
@@ -91,7 +95,7 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	if info.IsDir() && (o.Format == "" || o.Format == Auto) {
+	if info.IsDir() && o.Format == Auto {
 		o.Format = Dir
 	}
 	var d Disk
@@ -138,7 +142,7 @@ func (o Options) file(ctx context.Context) (Disk, error) {
 
 // disk opens a source by its format; the disk has the source then.
 func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
-	auto := o.Format == "" || o.Format == Auto
+	auto := o.Format == Auto
 	if auto {
 		if o.Format, err = detect(s); err != nil {
 			return nil, err
@@ -169,7 +173,7 @@ func (o Options) disk(ctx context.Context, s *source) (d Disk, err error) {
 	default:
 		return nil, fmt.Errorf("%w: unknown format %.20q", content.ErrInvalid, o.Format)
 	}
-	child, err := foreign.Open(ctx, s, string(o.Format))
+	child, err := foreign.Open(ctx, s, string(o.Format), o.Warn)
 	if err != nil {
 		return nil, fmt.Errorf("a %s disk: %w", o.Format, err)
 	}
@@ -216,6 +220,9 @@ func checkSize(size int64) error {
 	}
 	return nil
 }
+
+// Tree is a disk that was made of a directory or tar file.
+type Tree struct{ rawDisk }
 
 // rawDisk is a source whose bytes are the disk's.
 type rawDisk struct{ *source }

@@ -11,5 +11,6 @@
 // written into a copy of the previous disk, by the same code that fills a new one
 // (it compares with what is there), so that only what changed is new: a file system
 // made afresh shares almost nothing with the one before. As root the kernel writes
-// it, elsewhere debugfs does, afresh. What can't be had of a tree is said.
+// it, elsewhere debugfs does, afresh; the kernel is given no file system but those that
+// were made here. What can't be had of a tree is said.
 package convert

@@ -110,8 +110,8 @@ func (o Options) inflated(ctx context.Context, s *source, with foreign.Compressi
 	if err != nil {
 		return nil, err
 	}
-	out := &Sparse{File: f}
-	err = foreign.Inflate(ctx, s.file, with, out)
+	out := &Sparse{File: f, Room: o.Room}
+	err = foreign.Inflate(ctx, s.file, with, out, o.Warn)
 	if err = errors.Join(err, out.Finish(), f.Close(), s.unchanged()); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
@@ -128,10 +128,16 @@ func openWorking(path string) (*source, error) {
 	return s, nil
 }
 
+// roomStep is how much of a stream is written between two looks at the room, in bytes.
+const roomStep = 4 << 20
+
 // Sparse writes a stream to a file that is empty, and leaves zeros out. Finish ends it.
 type Sparse struct {
 	File *os.File
+	// Room is asked before about n bytes are written; its error ends the writing.
+	Room func(n int64) error
 	off  int64
+	left int // until the next look at the room
 }
 
 func (s *Sparse) Write(p []byte) (int, error) {
@@ -139,6 +145,13 @@ func (s *Sparse) Write(p []byte) (int, error) {
 		return 0, fmt.Errorf("%w: it is larger than the largest disk, %d bytes", content.ErrInvalid, int64(content.SizeMax))
 	}
 	err := notZero(p, s.off, func(b []byte, off int64) error {
+		if s.left -= len(b); s.left < 0 {
+			next := max(roomStep, len(b))
+			if err := s.Room(int64(next)); err != nil {
+				return err
+			}
+			s.left = next - len(b)
+		}
 		_, err := s.File.WriteAt(b, off)
 		return err
 	})

@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -15,17 +14,14 @@ const saidMax = 1 << 10
 
 // run executes a tool; its error carries the end of what the tool said.
 func run(ctx context.Context, name string, args ...string) error {
-	var out, complaints bytes.Buffer
-	cmd := tool(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = &out, &complaints
-	err := cmd.Run()
+	out, err := tool(ctx, name, args...).CombinedOutput()
 	if err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	said := strings.TrimSpace(out.String() + complaints.String())
+	said := strings.TrimSpace(string(out))
 	if len(said) > saidMax {
 		said = "…" + said[len(said)-saidMax:]
 	}

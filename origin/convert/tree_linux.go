@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,8 @@ const (
 	// filesMax bounds the files of a tree, of which each takes some 150 bytes of memory
 	// while it is imported, though a tar may only imply it.
 	filesMax = 2 << 20
+	// timeMin and timeMax are the first and the last second that an inode's times have.
+	timeMin, timeMax = math.MinInt32, 1<<34 - 1 + math.MinInt32
 	// toldMax bounds how many files of a kind a warning names.
 	toldMax = 3
 )
@@ -92,7 +95,7 @@ func (o Options) tree(ctx context.Context) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rawDisk{s}, nil
+	return Tree{rawDisk{s}}, nil
 }
 
 // fill writes the tree into f; unable says why nothing can be mounted.
@@ -127,7 +130,10 @@ func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 		err = w.prune(n.facts)
 	}
 	if err == nil {
-		err = src.each(ctx, func(e *entry) error { return w.put(ctx, e) })
+		err = src.each(ctx, func(e *entry) error {
+			e.mtime, _ = bounded(e.mtime)
+			return w.put(ctx, e)
+		})
 	}
 	if err = errors.Join(err, w.close(ctx)); errors.Is(err, unix.ENOSPC) {
 		return fmt.Errorf("%w: the files do not fit; give a larger --size: %w", content.ErrNoSpace, err)
@@ -148,7 +154,7 @@ func (o Options) writer(ctx context.Context, f *os.File, unable error, lost *los
 	if unable == nil {
 		return mount(ctx, f, lost)
 	}
-	return startDebugfs(ctx, f.Name(), o.Temp)
+	return startDebugfs(ctx, f.Name(), o.Temp, lost)
 }
 
 // keep brings the previous disk into f, where there is one that can be written
@@ -166,12 +172,7 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 	if err := o.Previous(ctx, f); err != nil {
 		return false, fmt.Errorf("copy the previous version: %w", err)
 	}
-	magic := make([]byte, 2) // of the superblock
-	if _, err := f.ReadAt(magic, 1024+56); err == nil && string(magic) == "\x53\xef" {
-		return true, nil
-	}
-	o.Note("the previous version is not an ext4 file system; making a new one")
-	return false, f.Truncate(0)
+	return true, nil
 }
 
 // measure looks at the whole of a source once, and finds out whether it is whole.
@@ -183,6 +184,9 @@ func measure(ctx context.Context, src listing) (needs, error) {
 		}
 		if e.lost != "" {
 			n.lost.add(e.lost, e.path)
+		}
+		if _, ok := bounded(e.mtime); !ok {
+			n.lost.add("its time is one that ext4 does not have: it has the next that there is", e.path)
 		}
 		n.bytes += int64(2 * (nameSize + len(filepath.Base(e.path))))
 		switch {
@@ -206,6 +210,14 @@ func measure(ctx context.Context, src listing) (needs, error) {
 		return err
 	})
 	return n, err
+}
+
+// bounded returns the time that an inode can have.
+func bounded(t unix.Timespec) (unix.Timespec, bool) {
+	if t.Sec >= timeMin && t.Sec <= timeMax {
+		return t, true
+	}
+	return unix.Timespec{Sec: min(max(t.Sec, timeMin), timeMax)}, false
 }
 
 // inodes that the tree takes, and half as many for the guest.
@@ -249,12 +261,9 @@ func (o Options) create(ctx context.Context, n needs, f *os.File, plain bool) er
 		"-O", features, "-E", "root_owner=0:0", f.Name())
 }
 
-// revise makes the previous file system ready: mended, without its journal, and large
-// enough. It never shrinks.
+// revise makes the previous file system, which finish has checked, ready: without its
+// journal, and large enough. It never shrinks.
 func (o Options) revise(ctx context.Context, n needs, f *os.File) error {
-	if err := check(ctx, f, "-p"); err != nil {
-		return err
-	}
 	if err := run(ctx, "tune2fs", "-O", "^has_journal", f.Name()); err != nil {
 		return err
 	}

@@ -295,6 +295,47 @@ func nobody(t *testing.T, path, out string) {
 	must(t, err, Export(t.Context(), c, f, nil), f.Close())
 }
 
+// TestLossesAreNamed, and are the same by either way: what ext4 has no place for.
+func TestLossesAreNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "it.tar")
+	write := func(h ...tar.Header) {
+		f, err := os.Create(path)
+		must(t, err)
+		w := tar.NewWriter(f)
+		for i := range h {
+			h[i].Typeflag, h[i].Format = tar.TypeReg, tar.FormatPAX
+			must(t, w.WriteHeader(&h[i]))
+		}
+		must(t, w.Close(), f.Close())
+	}
+	write(
+		tar.Header{Name: "big", Mode: 0o644, PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("x", 60_000), "SCHILY.xattr.user.small": "y"}},
+		tar.Header{Name: "late", Mode: 0o644, ModTime: time.Date(9999, 1, 1, 0, 0, 0, 5, time.UTC)},
+		tar.Header{Name: "early", Mode: 0o644, ModTime: time.Date(1, 1, 1, 0, 0, 0, 5, time.UTC)},
+	)
+	var want map[string]string
+	for _, unable := range []error{nil, unix.EPERM} {
+		var warned []string
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		o := Options{Path: path, Format: Tar, Temp: t.TempDir(), Note: func(string) {}, Warn: func(text string) { warned = append(warned, text) }, Room: func(int64) error { return nil }}
+		must(t, err, o.fill(t.Context(), f, unable), f.Close())
+		for i, part := range []string{"big: attribute user.big is lost", "late, early: its time"} {
+			if len(warned) != 2 || !strings.HasPrefix(warned[i], part) {
+				t.Errorf("unable to mount: %v; warned of %q, want %s", unable, warned, part)
+			}
+		}
+		got := within(t, read(t, Options{Path: f.Name()}))
+		if want == nil {
+			want = maps.Clone(got)
+		}
+		differ(t, "by debugfs", got, want)
+	}
+	write(tar.Header{Name: "root's by wrapping", Uid: 1 << 32})
+	if _, err := Open(t.Context(), Options{Path: path, Format: Tar, Temp: t.TempDir()}); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("an owner of 33 bits: %v", err)
+	}
+}
+
 func TestTarWithoutARootOrFolders(t *testing.T) {
 	dir := t.TempDir()
 	makeTree(t, dir, "usr/bin/tool")

@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -47,6 +49,15 @@ type task struct {
 	stdin *os.File
 	out   io.Writer
 	files []*os.File // its descriptors from 3 on
+	warn  func(string)
+}
+
+// fence is what a child can't get out of.
+type fence struct {
+	attr *syscall.SysProcAttr
+	root string // the folder of the host that the child has for its root, "" for the host's own
+	// lacks says what a better one would have, after "reads the source"; "" for the best.
+	lacks string
 }
 
 // child is a running program of others.
@@ -57,31 +68,58 @@ type child struct {
 	err  error
 }
 
-// start runs a task, until ctx is done at most.
+// start runs a task in the best fence that the host allows, until ctx is done at most.
 func start(ctx context.Context, t task) (*child, error) {
-	err := errors.ErrUnsupported
-	for _, attr := range fences() {
+	tool, err := exec.LookPath(t.args[0])
+	if err == nil {
+		var dir string
+		dir, err = filepath.EvalSymlinks(filepath.Dir(tool)) // /bin is /usr/bin
+		tool = filepath.Join(dir, filepath.Base(tool))
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = errors.ErrUnsupported
+	for _, f := range fences() {
+		inside, ok := strings.CutPrefix(tool, f.root)
+		if !ok {
+			continue
+		}
 		c := &child{done: make(chan struct{})}
-		args := []string{"-euc", limits, t.args[0], strconv.Itoa(memoryMax), strconv.FormatInt(timeMin+t.size/stepSize, 10), strconv.Itoa(filesMax)}
-		c.cmd = exec.CommandContext(ctx, "sh", append(args, t.args...)...)
-		c.cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH"), "MALLOC_ARENA_MAX=2", "MALLOC_MMAP_THRESHOLD_=67108864", "MALLOC_TRIM_THRESHOLD_=134217728"}
-		c.cmd.Dir, c.cmd.ExtraFiles, c.cmd.SysProcAttr, c.cmd.WaitDelay = "/", t.files, attr, partingTimeout
+		args := []string{"-euc", limits, t.args[0], strconv.Itoa(memoryMax), strconv.FormatInt(timeMin+t.size/stepSize, 10), strconv.Itoa(filesMax), inside}
+		c.cmd = exec.CommandContext(ctx, "/bin/sh", append(args, t.args[1:]...)...)
+		c.cmd.Env = []string{"LC_ALL=C", "MALLOC_ARENA_MAX=2", "MALLOC_MMAP_THRESHOLD_=67108864", "MALLOC_TRIM_THRESHOLD_=134217728"}
+		c.cmd.Dir, c.cmd.ExtraFiles, c.cmd.SysProcAttr, c.cmd.WaitDelay = "/", t.files, f.attr, partingTimeout
 		c.cmd.Stdout, c.cmd.Stderr = t.out, &c.said
 		if t.stdin != nil {
 			c.cmd.Stdin = t.stdin
 		}
-		if err = c.cmd.Start(); err == nil {
+		if err = restricted(c.cmd); err == nil {
+			if f.lacks != "" {
+				t.warn(filepath.Base(tool) + " reads the source " + f.lacks)
+			}
 			go func() {
 				defer close(c.done)
 				c.err = c.cmd.Wait()
 			}()
 			return c, nil
 		}
-		if !errors.Is(err, os.ErrPermission) {
+		if !forbidden(err) {
 			break
 		}
 	}
 	return nil, fmt.Errorf("start %s: %w", t.args[0], err)
+}
+
+// forbidden tells whether a host has no such fence: its rights or limits forbid a part
+// of it, or its programs lie elsewhere.
+func forbidden(err error) bool {
+	for _, e := range []error{os.ErrPermission, os.ErrNotExist, syscall.EINVAL, syscall.ENOSPC} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // end waits a moment for a child that has hung up, and kills any other. It returns

@@ -5,10 +5,12 @@ package foreign
 import (
 	"errors"
 	"os"
-	"syscall"
+	"os/exec"
 )
 
 // fences has none: what can't be fenced is not started.
-func fences() []*syscall.SysProcAttr { return nil }
+func fences() []fence { return nil }
+
+func restricted(*exec.Cmd) error { return errors.ErrUnsupported }
 
 func socketpair() (ours, theirs *os.File, err error) { return nil, nil, errors.ErrUnsupported }

@@ -1,7 +1,8 @@
 // Package foreign lets programs of others read files that are not trusted: a disk in
 // a format of QEMU's is opened by a qemu-nbd, compressed files by their tools. Each
-// runs in a fence: no network, no files but what it is handed, limits of memory and
-// time; what goes wrong there is an error here, whatever the file holds.
+// runs in a fence: no network, no other processes, no files but programs and what it is
+// handed, limits of memory and time; what goes wrong there is an error here, whatever the
+// file holds.
 //
 // A disk is read over NBD from the child, and the child reads the file over NBD from
 // us, so that it needs no right to any file. That shows where it reads past the end
@@ -40,8 +41,8 @@ type Disk struct {
 
 // Open starts a child that reads file with a block driver of QEMU's. It ends with
 // ctx, or with Close. A file that needs others, is damaged or cut is ErrInvalid;
-// what shows later fails reads.
-func Open(ctx context.Context, file File, driver string) (*Disk, error) {
+// what shows later fails reads. Warn is told what the child's fence lacks.
+func Open(ctx context.Context, file File, driver string, warn func(string)) (*Disk, error) {
 	shape, err := examine(file, driver)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", content.ErrInvalid, err)
@@ -50,7 +51,7 @@ func Open(ctx context.Context, file File, driver string) (*Disk, error) {
 		return nil, fmt.Errorf("%w: it takes qemu-nbd to read it; install the package qemu-utils, or bring the disk as raw", errors.ErrUnsupported)
 	}
 	d := &Disk{client: &client{}, file: &server{file: file, shape: shape}}
-	if err := d.launch(ctx, driver); err != nil {
+	if err := d.launch(ctx, driver, warn); err != nil {
 		return nil, fmt.Errorf("read it with qemu-nbd: %w", err)
 	}
 	d.serving.Go(d.file.serve)
@@ -66,7 +67,7 @@ func Open(ctx context.Context, file File, driver string) (*Disk, error) {
 
 // launch starts the child, with a connection each way. When it returns the child's
 // ends are the child's alone, so that they break when it ends.
-func (d *Disk) launch(ctx context.Context, driver string) error {
+func (d *Disk) launch(ctx context.Context, driver string, warn func(string)) error {
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix"}) // by a name that the kernel makes up
 	if err != nil {
 		return err
@@ -84,7 +85,9 @@ func (d *Disk) launch(ctx context.Context, driver string) error {
 	defer theirs.Close()
 	conn, err := net.DialUnix("unix", nil, listener.Addr().(*net.UnixAddr)) // first in the queue
 	if err == nil {
-		d.child, err = start(ctx, task{size: d.file.file.Size(), files: []*os.File{queue, theirs}, args: []string{"qemu-nbd", "--read-only", graph(driver)}})
+		d.child, err = start(ctx, task{
+			size: d.file.file.Size(), files: []*os.File{queue, theirs}, args: []string{"qemu-nbd", "--read-only", graph(driver)}, warn: warn,
+		})
 	}
 	if err != nil {
 		ours.Close()

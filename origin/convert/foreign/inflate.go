@@ -15,7 +15,8 @@ import (
 type Compression struct{ Tool, Package string }
 
 // Inflate writes what file holds, inflated, to out. A cut or damaged file is ErrInvalid.
-func Inflate(ctx context.Context, file *os.File, with Compression, out io.Writer) error {
+// Warn is told what the child's fence lacks.
+func Inflate(ctx context.Context, file *os.File, with Compression, out io.Writer, warn func(string)) error {
 	if _, err := exec.LookPath(with.Tool); err != nil {
 		return fmt.Errorf("%w: it takes %s to inflate it; install the package %s", errors.ErrUnsupported, with.Tool, with.Package)
 	}
@@ -27,7 +28,7 @@ func Inflate(ctx context.Context, file *os.File, with Compression, out io.Writer
 		return err
 	}
 	full := &latch{w: out}
-	c, err := start(ctx, task{args: []string{with.Tool, "-dc"}, size: info.Size(), stdin: file, out: full})
+	c, err := start(ctx, task{args: []string{with.Tool, "-dc"}, size: info.Size(), stdin: file, out: full, warn: warn})
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func TestHeaderThatChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	first[79] &^= 4 // no other file
-	d, err := Open(t.Context(), &swapped{io.NewSectionReader(evil, 0, info.Size()), first}, "qcow2")
+	d, err := Open(t.Context(), &swapped{io.NewSectionReader(evil, 0, info.Size()), first}, "qcow2", func(text string) { t.Error(text) })
 	if err != nil {
 		return // it was refused
 	}

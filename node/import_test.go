@@ -1,0 +1,80 @@
+package node
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// alone has no neighbours.
+type alone struct{}
+
+func (alone) Live() []peer.ID { return nil }
+
+// TestOthersFileSystemsAreNotMounted: --replace writes into a file system that this node
+// has made of files, in the host's kernel, and into no other, that a guest may have
+// written.
+func TestOthersFileSystemsAreNotMounted(t *testing.T) {
+	n := newMember(t)
+	n.Operations = NewOperations(n.cfg.Log, n.cfg.Now)
+	origin := func() fetch.Origin { return pack.NewReader(n.origin.bucket) }
+	var err error
+	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Origin: origin, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
+		t.Fatal(err)
+	}
+	n.cfg.Dir = t.TempDir()
+	tree, disk := t.TempDir(), filepath.Join(t.TempDir(), "disk")
+	for _, path := range []string{filepath.Join(n.cfg.Dir, TempDir), filepath.Join(tree, "folder")} {
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(tree, "file"), bytes.Repeat([]byte("text"), 1<<18), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	publish := func(name, source string) string {
+		t.Helper()
+		view, err := n.Images.Import(t.Context(), name, ImportRequest{Source: source, Replace: true, Scope: content.Public()})
+		if err == nil {
+			view, err = n.Operations.Wait(t.Context(), view.ID)
+		}
+		if err != nil || view.Error != "" {
+			t.Fatalf("%s from %s: %v, %s", name, source, err, view.Error)
+		}
+		return view.Note
+	}
+	const afresh = "afresh"
+	if note := publish("os", tree) + publish("os", tree); strings.Contains(note, afresh) {
+		t.Errorf("a tree of this node: %s", note)
+	}
+	view, err := n.Images.Export("os", disk, false)
+	if err == nil {
+		_, err = n.Operations.Wait(t.Context(), view.ID)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish("guest", disk) // what a guest has written is brought like this
+	if note := publish("guest", tree); !strings.Contains(note, afresh) {
+		t.Errorf("a disk that was brought: %q", note)
+	}
+	if note := publish("guest", tree); strings.Contains(note, afresh) {
+		t.Errorf("and then a tree of this node: %s", note)
+	}
+	old, base, err := n.Images.previous(t.Context(), "os", true)
+	if err != nil || !n.Images.made(old, base) {
+		t.Fatalf("a tree of this node: %v", err)
+	}
+	if base.Signer.Key = trust.NewPrivateKey().Public(); n.Images.made(old, base) {
+		t.Error("a tree of another node is mounted")
+	}
+}
