@@ -64,9 +64,6 @@ func cidFromBytes(b []byte) (CID, error) {
 // IsHole reports whether id is the zero CID, which names nothing.
 func (id CID) IsHole() bool { return id == CID{} }
 
-// Bytes returns the binary form of a CIDv1.
-func (id CID) Bytes() []byte { return append([]byte(cidPrefix), id[:]...) }
-
 // CID returns id as a value of go-cid.
 func (id CID) CID() gocid.Cid {
 	digest, err := mh.Encode(id[:], mh.BLAKE3)
@@ -108,15 +105,20 @@ func (id *CID) UnmarshalText(b []byte) (err error) {
 // a byte string of 37 bytes, the identity multibase prefix.
 const linkHead = "\xd8\x2a\x58\x25\x00"
 
+// linkSize is the length of a link, in bytes.
+const linkSize = len(linkHead) + len(cidPrefix) + CIDSize
+
+// appendLink appends a dag-cbor link, or null for a hole.
+func appendLink(b []byte, id CID) []byte {
+	if id.IsHole() {
+		return append(b, 0xf6)
+	}
+	return append(append(append(b, linkHead...), cidPrefix...), id[:]...)
+}
+
 // MarshalCBOR writes a dag-cbor link, or null for a hole.
 func (id CID) MarshalCBOR() ([]byte, error) {
-	if id.IsHole() {
-		return []byte{0xf6}, nil
-	}
-	b := make([]byte, 0, len(linkHead)+len(cidPrefix)+CIDSize)
-	b = append(b, linkHead...)
-	b = append(b, cidPrefix...)
-	return append(b, id[:]...), nil
+	return appendLink(make([]byte, 0, linkSize), id), nil
 }
 
 // UnmarshalCBOR reads what MarshalCBOR wrote.
