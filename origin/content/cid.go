@@ -61,6 +61,12 @@ func cidFromBytes(b []byte) (CID, error) {
 	return CID(b[len(cidPrefix):]), nil
 }
 
+// IsZero reports whether all of b is zero. Comparing b with itself, one byte on, is the
+// fastest way that Go has.
+func IsZero(b []byte) bool {
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
+}
+
 // IsHole reports whether id is the zero CID, which names nothing.
 func (id CID) IsHole() bool { return id == CID{} }
 

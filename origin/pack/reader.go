@@ -119,12 +119,10 @@ func twice[T any](read func() (T, error)) (T, error) {
 	return out, err
 }
 
-// MapNode is a block map node with its locator page, decoded and as bytes.
+// MapNode is a block map node with its locator page.
 type MapNode struct {
-	Node      content.Node
-	Page      *Page
-	NodeBytes content.Verified
-	PageBytes content.Verified
+	Node content.Node
+	Page *Page
 }
 
 // ReadNode reads a map node and its page with one ranged GET. The pair comes
@@ -161,7 +159,7 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 			return MapNode{}, fmt.Errorf("locator page, entry %d: %w: not the page of map node %s", i, content.ErrCorrupt, node.CID())
 		}
 	}
-	return MapNode{n, p, node, page}, nil
+	return MapNode{n, p}, nil
 }
 
 // ReadManifest reads the manifest that a head names.
@@ -272,36 +270,6 @@ func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 		id = d.Moved
 	}
 	return Extent{}, fmt.Errorf("relocate %s: %w: moved more than %d times", e.CID, content.ErrCorrupt, relocateMax)
-}
-
-// VerifyPack reads a whole pack, up to SizeMax bytes of memory, and checks every
-// frame against its CID.
-func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
-	_, err := twice(func() (struct{}, error) { return struct{}{}, r.verifyPack(ctx, id) })
-	return err
-}
-
-func (r *Reader) verifyPack(ctx context.Context, id ID) error {
-	b, _, err := readRange(ctx, r.bucket, id, bucket.Range{}, SizeMax)
-	if err != nil {
-		return err
-	}
-	d, err := r.directory(ctx, id, b, int64(len(b)))
-	if err != nil {
-		return fmt.Errorf("verify pack %s: %w", id, err)
-	}
-	if string(b[:headerSize]) != packMagic {
-		return fmt.Errorf("verify pack %s: %w: no magic", id, content.ErrCorrupt)
-	}
-	for _, e := range d.Entries {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("verify pack %s: %w", id, err)
-		}
-		if _, err := decodeFrame(r.dec, e.Extent, b[e.Offset:e.End()]); err != nil {
-			return fmt.Errorf("verify %s: %w", e.Location, err)
-		}
-	}
-	return nil
 }
 
 // MissingPacks returns those packs of m that are not in the bucket, or not the same

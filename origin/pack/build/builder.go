@@ -244,11 +244,11 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	case len(raw) != b.cfg.ChunkSize:
 		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
 	}
-	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !pack.IsZero(raw[int64(len(raw))-tail:]) {
+	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !content.IsZero(raw[int64(len(raw))-tail:]) {
 		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
 	}
 	b.next = index + 1
-	if pack.IsZero(raw) {
+	if content.IsZero(raw) {
 		return nil
 	}
 	select {

@@ -112,7 +112,7 @@ func readIndexFrom(r io.Reader, add func(Pack) error) (sources []string, err err
 	hash := blake3.New()
 	in := &indexReader{r: io.TeeReader(r, hash)}
 	head := in.bytes(indexHeaderSize)
-	if in.err == nil && (string(head[:16]) != indexMagic || !pack.IsZero(head[24:])) {
+	if in.err == nil && (string(head[:16]) != indexMagic || !content.IsZero(head[24:])) {
 		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
 	}
 	var packs, count uint32
