@@ -37,7 +37,6 @@ func Beside(b Bucket) Bucket { return beside{b} }
 
 type beside struct{ Bucket }
 
-// Get implements Bucket.
 func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	first, cancel := context.WithCancelCause(ctx)
 	c := b.chase(ctx, key, r, cancel)
@@ -194,7 +193,6 @@ type chased struct {
 	came  int64         // since then
 }
 
-// Read implements io.Reader.
 func (b *chased) Read(p []byte) (int, error) {
 	for len(p) > 0 && b.off < b.end {
 		q := p
@@ -266,7 +264,6 @@ func (b *chased) change(won *request) error {
 	return nil
 }
 
-// Close implements io.Closer.
 func (b *chased) Close() error {
 	b.quiet = quietMax
 	b.rest()

@@ -274,8 +274,7 @@ func (n *Node) Status(ctx context.Context) (s api.Status, err error) {
 
 // Bytes returns where the node's bytes came from so far.
 func (n *Node) Bytes(ctx context.Context) (api.Bytes, error) {
-	var s api.Status
-	err := n.Get(ctx, "/api/status", &s)
+	s, err := n.Status(ctx)
 	return s.Bytes, err
 }
 

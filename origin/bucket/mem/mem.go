@@ -291,5 +291,3 @@ func (b *Bucket) Corrupt(key string, change func([]byte)) {
 	change(o.data)
 	b.objects[key] = o
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

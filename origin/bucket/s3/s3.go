@@ -233,5 +233,3 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	}
 	return err
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

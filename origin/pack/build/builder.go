@@ -54,7 +54,7 @@ type Config struct {
 	PackSize int
 	// Now dates the packs; nil is time.Now.
 	Now func() time.Time
-	// Random names the packs; nil is crypto/rand.
+	// Random names the packs, from several goroutines at once; nil is crypto/rand.
 	Random io.Reader
 	// Progress is called after each chunk and each upload, by one goroutine at a
 	// time; it must return at once.
@@ -96,7 +96,6 @@ func (cfg Config) withDefaults() Config {
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}
-	cfg.Random = &lockedReader{r: cfg.Random}
 	if cfg.Codec == nil {
 		cfg.Codec = content.NewCodec()
 	}
@@ -378,16 +377,4 @@ func (c *counter) get() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.stats
-}
-
-// lockedReader lets several goroutines read from one source of randomness.
-type lockedReader struct {
-	mu sync.Mutex // guards r
-	r  io.Reader
-}
-
-func (l *lockedReader) Read(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.r.Read(p)
 }
