@@ -168,14 +168,10 @@ func (c *chase) take() *request {
 func (c *chase) end() *request {
 	c.timer.Stop()
 	c.cancel()
-	r := c.take()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.ended = true
-	if r == nil {
-		r, c.won = c.won, nil
-	}
-	return r
+	c.mu.Unlock()
+	return c.take()
 }
 
 // chased is a body that is asked for beside while it brings too little.

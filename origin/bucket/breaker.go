@@ -102,19 +102,18 @@ func (b *breaker) List(ctx context.Context, prefix, after string) iter.Seq2[Info
 			yield(Info{}, fmt.Errorf("list %s: %w", prefix, ErrOpen))
 			return
 		}
-		told := false
-		tell := func(err error) {
-			if !told {
+		first := true
+		for info, err := range b.inner.List(ctx, prefix, after) {
+			if first {
 				b.learn(ctx, err)
 			}
-			told = true
-		}
-		defer func() { tell(nil) }()
-		for info, err := range b.inner.List(ctx, prefix, after) {
-			tell(err)
+			first = false
 			if !yield(info, err) {
 				return
 			}
+		}
+		if first { // that there is nothing is an answer too
+			b.learn(ctx, nil)
 		}
 	}
 }

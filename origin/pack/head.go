@@ -40,14 +40,9 @@ type headWire struct {
 }
 
 type extentWire struct {
-	_      struct{} `cbor:",toarray"`
-	CID    content.CID
-	Pack   ID
-	Offset uint32
-	Length uint32
-	Raw    uint32
-	Codec  Codec
-	Key    uint8
+	_   struct{} `cbor:",toarray"`
+	CID content.CID
+	Location
 }
 
 // MarshalCBOR writes an array, or null for the zero Extent.
@@ -55,7 +50,7 @@ func (e Extent) MarshalCBOR() ([]byte, error) {
 	if e == (Extent{}) {
 		return []byte{0xf6}, nil
 	}
-	return cbor.Marshal(extentWire{CID: e.CID, Pack: e.Pack, Offset: e.Offset, Length: e.Length, Raw: e.Raw, Codec: e.Codec, Key: e.Key})
+	return cbor.Marshal(extentWire{CID: e.CID, Location: e.Location})
 }
 
 // UnmarshalCBOR reads what MarshalCBOR wrote, and checks it.
@@ -74,7 +69,7 @@ func (e *Extent) UnmarshalCBOR(b []byte) error {
 	if w.CID.IsHole() {
 		return fmt.Errorf("%w: extent of a hole", content.ErrCorrupt)
 	}
-	*e = Extent{w.CID, Location{w.Pack, w.Offset, w.Length, w.Raw, w.Codec, w.Key}}
+	*e = Extent{w.CID, w.Location}
 	return e.Check()
 }
 

@@ -128,19 +128,17 @@ type MapNode struct {
 // ReadNode reads a map node and its page with one ranged GET. The pair comes
 // from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
 func (r *Reader) ReadNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
-	return twice(func() (MapNode, error) { return r.readNode(ctx, scope, level, p) })
-}
-
-func (r *Reader) readNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
-	frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
-	if err != nil {
-		return MapNode{}, err
-	}
-	n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
-	if err != nil {
-		return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
-	}
-	return n, nil
+	return twice(func() (MapNode, error) {
+		frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
+		if err != nil {
+			return MapNode{}, err
+		}
+		n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
+		if err != nil {
+			return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
+		}
+		return n, nil
+	})
 }
 
 // DecodeMapNode joins the bytes of a map node and its page, wherever they came
@@ -164,45 +162,40 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 
 // ReadManifest reads the manifest that a head names.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
-	return twice(func() (Manifest, error) { return r.readManifest(ctx, h) })
-}
-
-func (r *Reader) readManifest(ctx context.Context, h Head) (Manifest, error) {
 	e := h.Manifest
 	if e.Raw > ManifestSizeMax {
 		return Manifest{}, fmt.Errorf("read manifest in %s: %w: %d raw bytes", e.Location, content.ErrCorrupt, e.Raw)
 	}
-	b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
-	if err != nil {
-		return Manifest{}, err
-	}
-	v, err := decodeFrame(r.dec, e, b)
-	if err != nil {
-		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
-	}
-	m, err := DecodeManifest(r.codec, v.Bytes())
-	if err != nil {
-		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
-	}
-	return m, nil
+	return twice(func() (m Manifest, err error) {
+		b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
+		if err != nil {
+			return m, err
+		}
+		v, err := decodeFrame(r.dec, e, b)
+		if err == nil {
+			m, err = DecodeManifest(r.codec, v.Bytes())
+		}
+		if err != nil {
+			return m, fmt.Errorf("read manifest in %s: %w", e.Location, err)
+		}
+		return m, nil
+	})
 }
 
 // ReadDirectory reads the footer and directory of a pack, for most packs with
 // one ranged GET.
 func (r *Reader) ReadDirectory(ctx context.Context, id ID) (*Directory, error) {
-	return twice(func() (*Directory, error) { return r.readDirectory(ctx, id) })
-}
-
-func (r *Reader) readDirectory(ctx context.Context, id ID) (*Directory, error) {
-	tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
-	if err != nil {
-		return nil, err
-	}
-	d, err := r.directory(ctx, id, tail, info.Size)
-	if err != nil {
-		return nil, fmt.Errorf("read pack %s: %w", id, err)
-	}
-	return d, nil
+	return twice(func() (*Directory, error) {
+		tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
+		if err != nil {
+			return nil, err
+		}
+		d, err := r.directory(ctx, id, tail, info.Size)
+		if err != nil {
+			return nil, fmt.Errorf("read pack %s: %w", id, err)
+		}
+		return d, nil
+	})
 }
 
 // directory decodes the end of a pack of size bytes, and reads the rest of its

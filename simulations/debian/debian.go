@@ -24,6 +24,8 @@ type Image struct {
 	Initrd string
 }
 
+// script makes the image, by go:embed.
+//
 //go:embed build.sh
 var script string
 

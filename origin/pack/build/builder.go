@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -81,26 +82,14 @@ const (
 )
 
 func (cfg Config) withDefaults() Config {
-	if cfg.ChunkSize == 0 {
-		cfg.ChunkSize = content.ChunkSizeDefault
-	}
-	if cfg.Workers == 0 {
-		cfg.Workers = runtime.GOMAXPROCS(0)
-	}
-	if cfg.PackSize == 0 {
-		cfg.PackSize = pack.SizeTarget
-	}
+	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
+	cfg.Workers = cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0))
+	cfg.PackSize = cmp.Or(cfg.PackSize, pack.SizeTarget)
+	cfg.Random = cmp.Or(cfg.Random, rand.Reader)
+	cfg.Codec = cmp.Or(cfg.Codec, content.NewCodec())
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
-	}
-	if cfg.Random == nil {
-		cfg.Random = rand.Reader
-	}
-	if cfg.Codec == nil {
-		cfg.Codec = content.NewCodec()
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return cfg
 }

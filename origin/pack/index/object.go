@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"github.com/zeebo/blake3"
 
@@ -228,16 +227,5 @@ func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) erro
 	if errors.Is(err, bucket.ErrPrecondition) { // a random name: it is this very object
 		return nil
 	}
-	return err
-}
-
-// checkKey fails unless key is that of an index object, which is named like a pack.
-func checkKey(key string) error {
-	s, hasPrefix := strings.CutPrefix(key, indexPrefix)
-	s, hasSuffix := strings.CutSuffix(s, indexSuffix)
-	if !hasPrefix || !hasSuffix {
-		return fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, indexPrefix, indexSuffix)
-	}
-	_, err := pack.ParseID(s)
 	return err
 }
