@@ -16,7 +16,7 @@ import (
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
 // pack.Head), lineage, source, chunks, stored, and target for a tag.
 type Image struct {
-	Head pack.Head `cbor:"-"`
+	Head pack.Head `cbor:"head"`
 	// Lineage are the roots that this name stood for before, the newest first:
 	// members that hold one may hold chunks of this image.
 	Lineage []content.CID `cbor:"lineage"`
@@ -31,7 +31,7 @@ type Image struct {
 
 type imageWire struct {
 	Magic   string `cbor:"magic"`
-	Encoded []byte `cbor:"head"`
+	Encoded []byte `cbor:"head"` // in place of Head
 	Image
 }
 
@@ -118,20 +118,20 @@ type Volume struct {
 	// From is what it was created from, zero for a blank disk.
 	From content.Ref `cbor:"from"`
 	// Head is the folded state; nil for a blank disk never folded.
-	Head       *pack.Head      `cbor:"-"`
+	Head       *pack.Head      `cbor:"head"`
 	Durability string          `cbor:"durability"`
 	Epoch      uint64          `cbor:"epoch"`
 	Holder     trust.PublicKey `cbor:"holder"`
 	State      VolumeState     `cbor:"state"`
 	ReadOnly   bool            `cbor:"readonly"`
 	// FoldedAt is when the head was last folded; zero for never.
-	FoldedAt time.Time `cbor:"-"`
+	FoldedAt time.Time `cbor:"folded"`
 }
 
 type volumeWire struct {
 	Magic   string `cbor:"magic"`
-	Encoded []byte `cbor:"head"`
-	Folded  int64  `cbor:"folded"`
+	Encoded []byte `cbor:"head"`   // in place of Head
+	Folded  int64  `cbor:"folded"` // in place of FoldedAt
 	Volume
 }
 

@@ -15,7 +15,7 @@ import (
 // "scope": text, "node", "page", "manifest": extent or null}. An extent is
 // [link, pack, offset, length, raw, codec, key].
 type Head struct {
-	Root content.Root `cbor:"-"`
+	Root content.Root `cbor:"root"`
 	// Scope of the root: who may read it, and which packs it may refer to.
 	Scope content.Scope `cbor:"scope"`
 	// Node is the top map node and Page its locator page, directly behind it;
@@ -35,7 +35,7 @@ const (
 
 type headWire struct {
 	Magic   string `cbor:"magic"`
-	Encoded []byte `cbor:"root"`
+	Encoded []byte `cbor:"root"` // in place of Root
 	Head
 }
 
