@@ -1,7 +1,7 @@
 package nbd
 
 import (
-	"sync"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/origin/content/scratch"
 )
@@ -17,50 +17,15 @@ const (
 	gatherMax = 16 << 10
 )
 
-// budget bounds the bytes that one connection holds in buffers.
+// budget bounds the bytes that one connection holds in buffers. Only its reader acquires.
 type budget struct {
+	*semaphore.Weighted
 	pool *scratch.Pool // of all connections
-	max  int64
-
-	mu    sync.Mutex
-	freed sync.Cond // L is &mu
-	used  int64     // guarded by mu; at most max
-}
-
-func newBudget(pool *scratch.Pool, max int64) *budget {
-	b := &budget{pool: pool, max: max}
-	b.freed.L = &b.mu
-	return b
-}
-
-// try takes n bytes if they are there.
-func (b *budget) try(n int64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.used+n > b.max {
-		return false
-	}
-	b.used += n
-	return true
-}
-
-// wait takes n bytes, once they are there: others that hold some must not wait
-// for the caller.
-func (b *budget) wait(n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for b.used+n > b.max {
-		b.freed.Wait()
-	}
-	b.used += n
 }
 
 // release gives a buffer back.
 func (b *budget) release(p *[]byte) {
 	n := int64(cap(*p))
 	b.pool.Put(p)
-	b.mu.Lock()
-	b.used -= n
-	b.mu.Unlock()
-	b.freed.Signal()
+	b.Release(n)
 }

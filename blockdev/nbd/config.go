@@ -48,14 +48,12 @@ type Exports interface {
 	List(ctx context.Context) ([]string, error)
 }
 
-// Config is what a Server needs. Exports and at least one of Listeners and
-// Addresses must be set; other zero values mean their defaults.
+// Config is what a Server needs. Exports and Listeners must be set; other zero values
+// mean their defaults.
 type Config struct {
 	Exports Exports
 	// Listeners are served and closed by Run.
 	Listeners []net.Listener
-	// Addresses are listened on by Run, in the form that Listen takes.
-	Addresses []string
 	// TLS is what clients have to use that come over TCP; see LoadTLS. Nil: nobody
 	// does.
 	TLS *tls.Config
@@ -92,8 +90,8 @@ func (c Config) validate() error {
 	switch {
 	case c.Exports == nil:
 		return fmt.Errorf("nbd: %w: no exports", content.ErrInvalid)
-	case len(c.Listeners)+len(c.Addresses) == 0:
-		return fmt.Errorf("nbd: %w: neither a listener nor an address", content.ErrInvalid)
+	case len(c.Listeners) == 0:
+		return fmt.Errorf("nbd: %w: no listener", content.ErrInvalid)
 	case c.ConnectionsMax < 1:
 		return fmt.Errorf("nbd: %w: ConnectionsMax is %d, want at least 1", content.ErrInvalid, c.ConnectionsMax)
 	case c.RequestsMax < 1:

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -91,7 +92,7 @@ type device struct {
 func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	c := &conn{
 		server: s, socket: socket, stream: socket, raw: rawOf(socket),
-		budget: newBudget(&s.buffers, s.cfg.BytesMax),
+		budget: &budget{semaphore.NewWeighted(s.cfg.BytesMax), &s.buffers},
 		done:   make(chan struct{}),
 		idle:   make(chan *task, s.cfg.RequestsMax),
 		loud:   rate.Sometimes{First: 3, Interval: time.Second},
@@ -296,9 +297,9 @@ func (c *conn) room(n int) *[]byte {
 // that must wait, what is gathered goes first: it is part of what is waited for.
 func (c *conn) take(n int) *[]byte {
 	b := c.server.buffers.Get(n + dataHead)
-	if size := int64(cap(*b)); !c.budget.try(size) {
+	if size := int64(cap(*b)); !c.budget.TryAcquire(size) {
 		c.flush()
-		c.budget.wait(size)
+		_ = c.budget.Acquire(context.Background(), size) // others that hold some do not wait for this
 	}
 	*b = (*b)[:0]
 	return b

@@ -16,32 +16,6 @@
 // connection holds no buffer; a busy one at most BytesMax. Nothing is allocated
 // per request.
 //
-// # Requests and replies
-//
-// All numbers are big-endian. A request, 28 bytes, a write's data behind it:
-//
-//	offset  size
-//	     0     4  magic 0x25609513
-//	     4     2  flags
-//	     6     2  command
-//	     8     8  cookie: returned in each reply
-//	    16     8  offset in the device
-//	    24     4  length
-//
-// A simple reply, 16 bytes, a read's data behind it:
-//
-//	0     4  magic 0x67446698
-//	4     4  error, 0 = none
-//	8     8  cookie
-//
-// A chunk of a structured reply, 20 bytes, its payload behind it:
-//
-//	 0     4  magic 0x668e33ef
-//	 4     2  flags: 1 = the last chunk of this reply
-//	 6     2  type: 0 none, 1 data, 2 hole, 5 block status, 0x8001 error
-//	 8     8  cookie
-//	16     4  length of the payload
-//
 // A unix socket is guarded by its mode; over TCP clients use TLS and show a
 // certificate, where Config.TLS says so: then a connection holds a buffer while it is
 // idle too, and its replies are written by a goroutine.

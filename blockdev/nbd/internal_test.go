@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/semaphore"
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content/scratch"
@@ -93,16 +94,19 @@ func TestChunksBringAllBytes(t *testing.T) {
 }
 
 func TestBuffersFitTheirReplies(t *testing.T) {
-	c := conn{server: new(Server), budget: newBudget(new(scratch.Pool), 1<<40)}
+	budgeted := func(size int64) *conn {
+		return &conn{server: new(Server), budget: &budget{semaphore.NewWeighted(size), new(scratch.Pool)}}
+	}
+	c := budgeted(1 << 40)
 	status := structuredSize + 4 + 8*extentsMax
 	if b := c.take(replyMax); cap(*b) < status || cap(*b) < replyMax {
 		t.Errorf("the smallest class has room for %d, want %d for a block status", cap(*b), status)
 	}
 	for _, n := range []int{1, 512, 4096, 4097, 256 << 10, payloadMax} {
-		before := c.budget.used
 		b := c.take(n)
-		if cost := c.budget.used - before; cap(*b) < n+dataHead || int64(cap(*b)) > cost {
-			t.Errorf("a buffer for %d has room for %d and costs %d", n, cap(*b), cost)
+		exact := budgeted(int64(cap(*b)))
+		if exact.take(n); cap(*b) < n+dataHead || exact.budget.TryAcquire(1) {
+			t.Errorf("a buffer for %d has room for %d, and costs less", n, cap(*b))
 		}
 	}
 }

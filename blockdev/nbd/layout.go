@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -64,21 +63,15 @@ func layChunks(p []byte, req request) int {
 // looked at in units.
 func run(data []byte, at, unit int) (end int, hole bool) {
 	end = min(at+unit, len(data))
-	hole = zeros(data[at:end])
+	hole = content.IsZero(data[at:end])
 	for end < len(data) {
 		next := min(end+unit, len(data))
-		if zeros(data[end:next]) != hole {
+		if content.IsZero(data[end:next]) != hole {
 			break
 		}
 		end = next
 	}
 	return end, hole
-}
-
-// zeros reports whether p holds nothing but zeros. Comparing p with itself, one
-// byte on, is the fastest way that Go has.
-func zeros(p []byte) bool {
-	return p[0] == 0 && bytes.Equal(p[:len(p)-1], p[1:])
 }
 
 // blockStatus leaves in t.buf what the device says of the blocks of the request.

@@ -17,11 +17,11 @@ type output struct {
 	// budget is what the buffers are released to.
 	budget *budget
 
-	mu    sync.Mutex // held while a budget's mu is taken, never the other way round
-	queue []*[]byte  // guarded by mu
-	busy  bool       // guarded by mu: somebody writes, and will write what is queued
-	err   error      // guarded by mu: the first failure; nothing is sent after it
-	idle  sync.Cond  // L is &mu; busy became false
+	mu    sync.Mutex
+	queue []*[]byte // guarded by mu
+	busy  bool      // guarded by mu: somebody writes, and will write what is queued
+	err   error     // guarded by mu: the first failure; nothing is sent after it
+	idle  sync.Cond // L is &mu; busy became false
 
 	// The rest belongs to who is busy.
 	taken    []*[]byte             // what is being written

@@ -61,26 +61,17 @@ func (s *Server) Collectors() []prometheus.Collector { return s.metrics.collecto
 // wait for the device are not answered. It returns nil after an orderly stop. Call it
 // once.
 func (s *Server) Run(ctx context.Context) error {
-	listeners := s.cfg.Listeners
 	closeAll := func() {
-		for _, l := range listeners {
+		for _, l := range s.cfg.Listeners {
 			l.Close()
 		}
-	}
-	for _, address := range s.cfg.Addresses {
-		l, err := Listen(ctx, address)
-		if err != nil {
-			closeAll()
-			return err
-		}
-		listeners = append(listeners[:len(listeners):len(listeners)], l)
 	}
 	// Requests outlive ctx: they are cancelled when their time to drain is over.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	group, accepting := errgroup.WithContext(ctx)
 	unhook := context.AfterFunc(accepting, closeAll)
-	for _, l := range listeners {
+	for _, l := range s.cfg.Listeners {
 		group.Go(func() error { return s.accept(accepting, work, l) })
 	}
 	err := group.Wait()

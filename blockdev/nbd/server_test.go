@@ -86,12 +86,12 @@ func poll(tb testing.TB, what string, done func() bool) {
 func TestConfigRejectsContradictions(t *testing.T) {
 	exports := newShelf(nil)
 	for name, cfg := range map[string]nbd.Config{
-		"no exports":         {Addresses: []string{"127.0.0.1:0"}},
+		"no exports":         {Listeners: make([]net.Listener, 1)},
 		"nowhere to listen":  {Exports: exports},
-		"no connection":      {Exports: exports, Addresses: []string{"x"}, ConnectionsMax: -1},
-		"no request":         {Exports: exports, Addresses: []string{"x"}, RequestsMax: -1},
-		"too few bytes":      {Exports: exports, Addresses: []string{"x"}, BytesMax: 32 << 20},
-		"a negative timeout": {Exports: exports, Addresses: []string{"x"}, DrainTimeout: -1},
+		"no connection":      {Exports: exports, Listeners: make([]net.Listener, 1), ConnectionsMax: -1},
+		"no request":         {Exports: exports, Listeners: make([]net.Listener, 1), RequestsMax: -1},
+		"too few bytes":      {Exports: exports, Listeners: make([]net.Listener, 1), BytesMax: 32 << 20},
+		"a negative timeout": {Exports: exports, Listeners: make([]net.Listener, 1), DrainTimeout: -1},
 	} {
 		if _, err := nbd.New(cfg); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("%s: %v, want it refused as invalid", name, err)
@@ -101,7 +101,11 @@ func TestConfigRejectsContradictions(t *testing.T) {
 
 func TestRunListensAndCleansUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	s, err := nbd.New(nbd.Config{Exports: newShelf(nil), Addresses: []string{"unix:" + path, "127.0.0.1:0"}})
+	l, err := nbd.Listen(t.Context(), "unix:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := nbd.New(nbd.Config{Exports: newShelf(nil), Listeners: []net.Listener{l}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,22 +123,14 @@ func TestRunListensAndCleansUp(t *testing.T) {
 	}
 }
 
-func TestRunFailsWhereItCannotListen(t *testing.T) {
+func TestAnAddressThatIsTakenIsNamed(t *testing.T) {
 	l, err := nbd.Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	path := filepath.Join(t.TempDir(), "s")
-	s, err := nbd.New(nbd.Config{Exports: newShelf(nil), Addresses: []string{"unix:" + path, l.Addr().String()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), l.Addr().String()) {
-		t.Errorf("run: %v, want an error that names the address", err)
-	}
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the first socket is still there: %v", err)
+	if _, err := nbd.Listen(t.Context(), l.Addr().String()); err == nil || !strings.Contains(err.Error(), l.Addr().String()) {
+		t.Errorf("%v, want an error that names the address", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,7 +132,11 @@ func benchDevices(b *testing.B, dir string) map[string]string {
 		"ublk": newServed(b, openMapped(b, benchFile(b, dir, "ublk"))),
 		"nbd":  "/dev/nbd0", "nbdkit": "/dev/nbd1",
 	}
-	door, err := nbd.New(nbd.Config{Exports: only{openMapped(b, benchFile(b, dir, "nbd"))}, Addresses: []string{"unix:" + filepath.Join(dir, "nbd.sock")}})
+	l, err := nbd.Listen(b.Context(), "unix:"+filepath.Join(dir, "nbd.sock"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	door, err := nbd.New(nbd.Config{Exports: only{openMapped(b, benchFile(b, dir, "nbd"))}, Listeners: []net.Listener{l}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -37,7 +37,6 @@ func Beside(b Bucket) Bucket { return beside{b} }
 
 type beside struct{ Bucket }
 
-// Get implements Bucket.
 func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	first, cancel := context.WithCancelCause(ctx)
 	c := b.chase(ctx, key, r, cancel)
@@ -169,14 +168,10 @@ func (c *chase) take() *request {
 func (c *chase) end() *request {
 	c.timer.Stop()
 	c.cancel()
-	r := c.take()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.ended = true
-	if r == nil {
-		r, c.won = c.won, nil
-	}
-	return r
+	c.mu.Unlock()
+	return c.take()
 }
 
 // chased is a body that is asked for beside while it brings too little.
@@ -194,7 +189,6 @@ type chased struct {
 	came  int64         // since then
 }
 
-// Read implements io.Reader.
 func (b *chased) Read(p []byte) (int, error) {
 	for len(p) > 0 && b.off < b.end {
 		q := p
@@ -266,7 +260,6 @@ func (b *chased) change(won *request) error {
 	return nil
 }
 
-// Close implements io.Closer.
 func (b *chased) Close() error {
 	b.quiet = quietMax
 	b.rest()

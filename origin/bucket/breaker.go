@@ -86,12 +86,10 @@ func guarded[T any](ctx context.Context, b *breaker, what string, send func() (T
 	return out, err
 }
 
-// Get implements Bucket.
 func (b *breaker) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	return guarded(ctx, b, "get "+key, func() (*Object, error) { return b.inner.Get(ctx, key, r) })
 }
 
-// Put implements Bucket.
 func (b *breaker) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
 	return guarded(ctx, b, "put "+key, func() (Info, error) { return b.inner.Put(ctx, key, body, cond) })
 }
@@ -104,24 +102,22 @@ func (b *breaker) List(ctx context.Context, prefix, after string) iter.Seq2[Info
 			yield(Info{}, fmt.Errorf("list %s: %w", prefix, ErrOpen))
 			return
 		}
-		told := false
-		tell := func(err error) {
-			if !told {
+		first := true
+		for info, err := range b.inner.List(ctx, prefix, after) {
+			if first {
 				b.learn(ctx, err)
 			}
-			told = true
-		}
-		defer func() { tell(nil) }()
-		for info, err := range b.inner.List(ctx, prefix, after) {
-			tell(err)
+			first = false
 			if !yield(info, err) {
 				return
 			}
 		}
+		if first { // that there is nothing is an answer too
+			b.learn(ctx, nil)
+		}
 	}
 }
 
-// Delete implements Bucket.
 func (b *breaker) Delete(ctx context.Context, key string) error {
 	_, err := guarded(ctx, b, "delete "+key, func() (struct{}, error) { return struct{}{}, b.inner.Delete(ctx, key) })
 	return err

@@ -41,7 +41,6 @@ func Limit(b Bucket, cfg LimitConfig) Bucket {
 	return l
 }
 
-// Get implements Bucket.
 func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	if err := l.requests.Wait(ctx); err != nil {
 		return nil, fmt.Errorf("get %s: wait for a turn: %w", key, err)
@@ -73,13 +72,11 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 // count takes a request from the budget without waiting for it.
 func (l limited) count() { l.requests.ReserveN(time.Now(), 1) }
 
-// Put implements Bucket.
 func (l limited) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
 	l.count()
 	return l.inner.Put(ctx, key, body, cond)
 }
 
-// List implements Bucket.
 func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
 		if err := l.requests.Wait(ctx); err != nil {
@@ -98,7 +95,6 @@ func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info,
 	}
 }
 
-// Delete implements Bucket.
 func (l limited) Delete(ctx context.Context, key string) error {
 	l.count()
 	return l.inner.Delete(ctx, key)

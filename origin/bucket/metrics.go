@@ -147,5 +147,3 @@ func (m *Metrics) Delete(ctx context.Context, key string) error {
 	m.asked("delete", 1, start, err)
 	return err
 }
-
-var _ Bucket = (*Metrics)(nil)

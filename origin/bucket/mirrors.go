@@ -18,7 +18,6 @@ type mirrors struct {
 // mirror may be old, so for them the truth is the only one that is asked.
 func Mirrors(truth Bucket, others ...Bucket) Bucket { return mirrors{truth, others} }
 
-// Get implements Bucket.
 func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	o, err := m.Bucket.Get(ctx, key, r)
 	for _, other := range m.others {

@@ -78,7 +78,6 @@ func again[T any](ctx context.Context, r *retrying, worth error, send func() (T,
 	return out, err
 }
 
-// Get implements Bucket.
 func (r *retrying) Get(ctx context.Context, key string, at Range) (*Object, error) {
 	o, err := again(ctx, r, content.ErrUnavailable, func() (*Object, error) { return r.inner.Get(ctx, key, at) })
 	if err != nil {
@@ -149,7 +148,6 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 func (b *resumed) Close() error { return b.body.Close() }
 
-// Put implements Bucket.
 func (r *retrying) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
 	worth := content.ErrUnavailable
 	if !cond.IsZero() {
@@ -188,7 +186,6 @@ func (r *retrying) List(ctx context.Context, prefix, after string) iter.Seq2[Inf
 	}
 }
 
-// Delete implements Bucket.
 func (r *retrying) Delete(ctx context.Context, key string) error {
 	_, err := again(ctx, r, content.ErrUnavailable, func() (struct{}, error) { return struct{}{}, r.inner.Delete(ctx, key) })
 	return err

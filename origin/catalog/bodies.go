@@ -16,30 +16,26 @@ import (
 // Encoded as a dag-cbor map: magic "grange-image/1", head (the bytes of
 // pack.Head), lineage, source, chunks, stored, target for a tag, and tree where it is true.
 type Image struct {
-	Head pack.Head
+	Head pack.Head `cbor:"head"`
 	// Lineage are the roots that this name stood for before, the newest first:
 	// members that hold one may hold chunks of this image.
-	Lineage []content.CID
+	Lineage []content.CID `cbor:"lineage"`
 	// Source says what was imported, for people.
-	Source string
+	Source string `cbor:"source"`
 	// Chunks that are not holes, and the bytes that they take when stored.
-	Chunks, Stored uint64
+	Chunks uint64 `cbor:"chunks"`
+	Stored uint64 `cbor:"stored"`
 	// Target is the image that a tag was set on; "" for an image.
-	Target string
+	Target string `cbor:"target,omitempty"`
 	// Tree tells that who signed it has itself made the file system, of files: what a
 	// guest or a stranger wrote is not in its structures.
-	Tree bool
+	Tree bool `cbor:"tree,omitempty"`
 }
 
 type imageWire struct {
-	Magic   string        `cbor:"magic"`
-	Head    []byte        `cbor:"head"`
-	Lineage []content.CID `cbor:"lineage"`
-	Source  string        `cbor:"source"`
-	Chunks  uint64        `cbor:"chunks"`
-	Stored  uint64        `cbor:"stored"`
-	Target  string        `cbor:"target,omitempty"`
-	Tree    bool          `cbor:"tree,omitempty"`
+	Magic   string `cbor:"magic"`
+	Encoded []byte `cbor:"head"` // in place of Head
+	Image
 }
 
 const (
@@ -59,9 +55,9 @@ func (i Image) Encode(c *content.Codec) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
-	lineage := append([]content.CID{}, i.Lineage[:min(len(i.Lineage), content.LineageMax)]...)
-	source := strings.ToValidUTF8(i.Source[:min(len(i.Source), sourceMax)], "") // a file name may be anything
-	w := imageWire{imageMagic, head, lineage, source, i.Chunks, i.Stored, i.Target, i.Tree}
+	i.Lineage = append([]content.CID{}, i.Lineage[:min(len(i.Lineage), content.LineageMax)]...)
+	i.Source = strings.ToValidUTF8(i.Source[:min(len(i.Source), sourceMax)], "") // a file name may be anything
+	w := imageWire{imageMagic, head, i}
 	if err := w.check(); err != nil {
 		return nil, fmt.Errorf("image: %w: %w", content.ErrInvalid, err)
 	}
@@ -94,11 +90,11 @@ func DecodeImage(c *content.Codec, b []byte) (Image, error) {
 	if err := w.check(); err != nil {
 		return Image{}, fmt.Errorf("image: %w: %w", content.ErrCorrupt, err)
 	}
-	head, err := pack.DecodeHead(c, w.Head)
-	if err != nil {
+	var err error
+	if w.Head, err = pack.DecodeHead(c, w.Encoded); err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
 	}
-	return Image{head, w.Lineage, w.Source, w.Chunks, w.Stored, w.Target, w.Tree}, nil
+	return w.Image, nil
 }
 
 // VolumeState says whether a node may take the next epoch of a volume.
@@ -119,63 +115,53 @@ const (
 // (milliseconds since 1970, 0 for never).
 type Volume struct {
 	// ID names the volume through deletions and creations of its name.
-	ID [16]byte
+	ID [16]byte `cbor:"id"`
 	// Size of the disk in bytes; at least the root's.
-	Size int64
+	Size int64 `cbor:"size"`
 	// From is what it was created from, zero for a blank disk.
-	From content.Ref
+	From content.Ref `cbor:"from"`
 	// Head is the folded state; nil for a blank disk never folded.
-	Head       *pack.Head
-	Durability string
-	Epoch      uint64
-	Holder     trust.PublicKey
-	State      VolumeState
-	ReadOnly   bool
-	// FoldedAt is when the head was last folded; zero for never.
-	FoldedAt time.Time
-}
-
-type volumeWire struct {
-	Magic      string          `cbor:"magic"`
-	ID         [16]byte        `cbor:"id"`
-	Size       int64           `cbor:"size"`
-	From       content.Ref     `cbor:"from"`
-	Head       []byte          `cbor:"head"`
+	Head       *pack.Head      `cbor:"head"`
 	Durability string          `cbor:"durability"`
 	Epoch      uint64          `cbor:"epoch"`
 	Holder     trust.PublicKey `cbor:"holder"`
 	State      VolumeState     `cbor:"state"`
 	ReadOnly   bool            `cbor:"readonly"`
-	FoldedAt   int64           `cbor:"folded"`
+	// FoldedAt is when the head was last folded; zero for never.
+	FoldedAt time.Time `cbor:"folded"`
+}
+
+type volumeWire struct {
+	Magic   string `cbor:"magic"`
+	Encoded []byte `cbor:"head"`   // in place of Head
+	Folded  int64  `cbor:"folded"` // in place of FoldedAt
+	Volume
 }
 
 // Encode returns the body's canonical CBOR.
-func (v Volume) Encode(c *content.Codec) ([]byte, error) {
-	w := volumeWire{Magic: volumeMagic, ID: v.ID, Size: v.Size, From: v.From, Durability: v.Durability, Epoch: v.Epoch, Holder: v.Holder, State: v.State, ReadOnly: v.ReadOnly}
+func (v Volume) Encode(c *content.Codec) (_ []byte, err error) {
+	w := volumeWire{Magic: volumeMagic, Volume: v}
 	if !v.FoldedAt.IsZero() {
-		w.FoldedAt = v.FoldedAt.UnixMilli()
+		w.Folded = v.FoldedAt.UnixMilli()
 	}
 	if v.Head != nil {
-		head, err := v.Head.Encode(c)
-		if err != nil {
+		if w.Encoded, err = v.Head.Encode(c); err != nil {
 			return nil, fmt.Errorf("volume: %w", err)
 		}
-		w.Head = head
 	}
-	if err := w.check(v.Head); err != nil {
+	if err := w.check(); err != nil {
 		return nil, fmt.Errorf("volume: %w: %w", content.ErrInvalid, err)
 	}
 	return c.Marshal(w)
 }
 
-// check takes the head beside its encoded form, nil for none.
-func (w volumeWire) check(head *pack.Head) error {
-	if head != nil && head.Root.Size > w.Size {
-		return fmt.Errorf("size %d, and its root has %d bytes", w.Size, head.Root.Size)
+func (w volumeWire) check() error {
+	if w.Head != nil && w.Head.Root.Size > w.Size {
+		return fmt.Errorf("size %d, and its root has %d bytes", w.Size, w.Head.Root.Size)
 	}
-	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax || w.FoldedAt < 0 ||
+	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax || w.Folded < 0 ||
 		w.State != Attached && w.State != Released || len(w.Durability) > durabilityMax {
-		return fmt.Errorf("magic %.20q, size %d, state %.20q, durability %.40q, folded %d", w.Magic, w.Size, w.State, w.Durability, w.FoldedAt)
+		return fmt.Errorf("magic %.20q, size %d, state %.20q, durability %.40q, folded %d", w.Magic, w.Size, w.State, w.Durability, w.Folded)
 	}
 	return nil
 }
@@ -186,19 +172,18 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Volume{}, fmt.Errorf("volume: %w", err)
 	}
-	v := Volume{ID: w.ID, Size: w.Size, From: w.From, Durability: w.Durability, Epoch: w.Epoch, Holder: w.Holder, State: w.State, ReadOnly: w.ReadOnly}
-	if w.FoldedAt != 0 {
-		v.FoldedAt = time.UnixMilli(w.FoldedAt)
+	if w.Folded != 0 {
+		w.FoldedAt = time.UnixMilli(w.Folded)
 	}
-	if len(w.Head) > 0 {
-		head, err := pack.DecodeHead(c, w.Head)
+	if len(w.Encoded) > 0 {
+		head, err := pack.DecodeHead(c, w.Encoded)
 		if err != nil {
 			return Volume{}, fmt.Errorf("volume: %w", err)
 		}
-		v.Head = &head
+		w.Head = &head
 	}
-	if err := w.check(v.Head); err != nil {
+	if err := w.check(); err != nil {
 		return Volume{}, fmt.Errorf("volume: %w: %w", content.ErrCorrupt, err)
 	}
-	return v, nil
+	return w.Volume, nil
 }

@@ -131,7 +131,7 @@ func TestBadBodies(t *testing.T) {
 	c := content.NewCodec()
 	for name, spoil := range map[string]func(*imageWire){
 		"another magic":  func(w *imageWire) { w.Magic = "grange-image/2" },
-		"no head":        func(w *imageWire) { w.Head = nil },
+		"no head":        func(w *imageWire) { w.Encoded = nil },
 		"many ancestors": func(w *imageWire) { w.Lineage = make([]content.CID, content.LineageMax+1) },
 		"a hole":         func(w *imageWire) { w.Lineage = make([]content.CID, 1) },
 		"a bad target":   func(w *imageWire) { w.Target = "a/b" },
@@ -142,7 +142,7 @@ func TestBadBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := imageWire{imageMagic, h, i.Lineage, i.Source, i.Chunks, i.Stored, i.Target, false}
+		w := imageWire{imageMagic, h, i}
 		spoil(&w)
 		b, err := c.Marshal(w)
 		if err != nil {

@@ -61,11 +61,14 @@ func cidFromBytes(b []byte) (CID, error) {
 	return CID(b[len(cidPrefix):]), nil
 }
 
+// IsZero reports whether all of b is zero. Comparing b with itself, one byte on, is the
+// fastest way that Go has.
+func IsZero(b []byte) bool {
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
+}
+
 // IsHole reports whether id is the zero CID, which names nothing.
 func (id CID) IsHole() bool { return id == CID{} }
-
-// Bytes returns the binary form of a CIDv1.
-func (id CID) Bytes() []byte { return append([]byte(cidPrefix), id[:]...) }
 
 // CID returns id as a value of go-cid.
 func (id CID) CID() gocid.Cid {
@@ -108,15 +111,20 @@ func (id *CID) UnmarshalText(b []byte) (err error) {
 // a byte string of 37 bytes, the identity multibase prefix.
 const linkHead = "\xd8\x2a\x58\x25\x00"
 
+// linkSize is the length of a link, in bytes.
+const linkSize = len(linkHead) + len(cidPrefix) + CIDSize
+
+// appendLink appends a dag-cbor link, or null for a hole.
+func appendLink(b []byte, id CID) []byte {
+	if id.IsHole() {
+		return append(b, 0xf6)
+	}
+	return append(append(append(b, linkHead...), cidPrefix...), id[:]...)
+}
+
 // MarshalCBOR writes a dag-cbor link, or null for a hole.
 func (id CID) MarshalCBOR() ([]byte, error) {
-	if id.IsHole() {
-		return []byte{0xf6}, nil
-	}
-	b := make([]byte, 0, len(linkHead)+len(cidPrefix)+CIDSize)
-	b = append(b, linkHead...)
-	b = append(b, cidPrefix...)
-	return append(b, id[:]...), nil
+	return appendLink(make([]byte, 0, linkSize), id), nil
 }
 
 // UnmarshalCBOR reads what MarshalCBOR wrote.

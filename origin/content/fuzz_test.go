@@ -39,43 +39,6 @@ func FuzzNode(f *testing.F) {
 	})
 }
 
-func FuzzTree(f *testing.F) {
-	golden.Seeds(f, "tree", "tree.empty")
-	c := NewCodec()
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := DecodeTree(c, b)
-		if err != nil {
-			wantErr(t, err, ErrCorrupt)
-			return
-		}
-		if again := must(r.Encode(c))(t).Bytes(); !bytes.Equal(again, b) {
-			t.Fatalf("decoded and encoded again: %x, was %x", again, b)
-		}
-	})
-}
-
-func FuzzTreePage(f *testing.F) {
-	golden.Seeds(f, "tree.page")
-	c := NewCodec()
-	f.Fuzz(func(t *testing.T, b []byte) {
-		entries, err := DecodeTreePage(c, b)
-		if err != nil {
-			wantErr(t, err, ErrCorrupt)
-			return
-		}
-		if again := must(EncodeTreePage(c, entries))(t); !bytes.Equal(again, b) {
-			t.Fatalf("decoded and encoded again: %x, was %x", again, b)
-		}
-		var check TreeChecker
-		for _, e := range entries {
-			if err := check.Next(e); err != nil {
-				wantErr(t, err, ErrCorrupt)
-				return
-			}
-		}
-	})
-}
-
 func FuzzBitmap(f *testing.F) {
 	for _, indexes := range [][]uint64{{}, {0}, {1, 2, 3, 4, 5, 1 << 20}, {1<<32 - 1}} {
 		var b Bitmap

@@ -58,15 +58,11 @@ func (n Node) encode() []byte {
 	if n.Level < 1 || n.Level > LevelMax || len(entries) == 0 || len(entries) > MapFanout {
 		panic(fmt.Sprintf("content: encode node of level %d with %d entries", n.Level, len(entries)))
 	}
-	b := make([]byte, 0, 8+len(entries)*(len(linkHead)+len(cidPrefix)+CIDSize))
+	b := make([]byte, 0, 8+len(entries)*linkSize)
 	b = append(b, 0x83, nodeVersion, byte(n.Level))
 	b = appendArrayHead(b, len(entries))
 	for _, id := range entries {
-		if id.IsHole() {
-			b = append(b, 0xf6)
-			continue
-		}
-		b = append(append(append(b, linkHead...), cidPrefix...), id[:]...)
+		b = appendLink(b, id)
 	}
 	return b
 }

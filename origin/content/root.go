@@ -17,20 +17,18 @@ const rootMagic = "grange-root/1"
 // all holes}.
 type Root struct {
 	// Size of the disk in bytes, a multiple of SectorSize.
-	Size int64
+	Size int64 `cbor:"size"`
 	// ChunkSize is the raw length of every chunk. The last one is padded with
 	// zeros, so no chunk is ever shorter.
-	ChunkSize int
+	ChunkSize int `cbor:"chunk"`
 	// Map names the top node of the block map, at level Depth.
-	Map CID
+	Map CID `cbor:"map"`
 }
 
 type rootWire struct {
 	Magic string `cbor:"magic"`
-	Size  int64  `cbor:"size"`
-	Chunk int    `cbor:"chunk"`
 	Depth int    `cbor:"depth"`
-	Map   CID    `cbor:"map"`
+	Root
 }
 
 // Chunks returns how many chunks the disk has, holes included.
@@ -40,11 +38,9 @@ func (r Root) Chunks() uint64 {
 
 // Depth returns the level of the top node: the smallest number of levels of
 // MapFanout entries that cover all chunks, at least 1.
-func (r Root) Depth() int { return depth(r.Chunks()) }
-
-func depth(chunks uint64) int {
+func (r Root) Depth() int {
 	levels := 1
-	for covered := uint64(MapFanout); covered < chunks; covered *= MapFanout {
+	for covered, chunks := uint64(MapFanout), r.Chunks(); covered < chunks; covered *= MapFanout {
 		levels++
 	}
 	return levels
@@ -66,7 +62,7 @@ func (r Root) Encode(c *Codec) (Verified, error) {
 	if err := r.Validate(); err != nil {
 		return Verified{}, fmt.Errorf("encode root: %w", err)
 	}
-	b, err := c.Marshal(rootWire{rootMagic, r.Size, r.ChunkSize, r.Depth(), r.Map})
+	b, err := c.Marshal(rootWire{rootMagic, r.Depth(), r})
 	if err != nil {
 		return Verified{}, fmt.Errorf("encode root: %w", err)
 	}
@@ -83,16 +79,15 @@ func DecodeRoot(c *Codec, b []byte) (Root, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Root{}, fmt.Errorf("root: %w", err)
 	}
-	r := Root{w.Size, w.Chunk, w.Map}
 	if w.Magic != rootMagic {
 		return Root{}, fmt.Errorf("root: %w: magic %.20q, want %q", ErrCorrupt, w.Magic, rootMagic)
 	}
-	again, err := r.Encode(c)
+	again, err := w.Root.Encode(c)
 	if err != nil {
 		return Root{}, fmt.Errorf("root: %w: %w", ErrCorrupt, err)
 	}
 	if !bytes.Equal(again.Bytes(), b) {
 		return Root{}, fmt.Errorf("root: %w: not the canonical encoding", ErrCorrupt)
 	}
-	return r, nil
+	return w.Root, nil
 }

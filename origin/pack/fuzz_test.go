@@ -34,8 +34,8 @@ func FuzzPage(f *testing.F) {
 					continue
 				}
 				entries[i] = Child{CID: content.CID{1}, At: packs.Place(at)}
-				if page, ok := p.ChildPage(i); ok {
-					entries[i].PageCID, entries[i].Page = page.CID, packs.Place(page.Location)
+				if pair, ok := p.ChildPair(content.Node{}, i); ok {
+					entries[i].PageCID, entries[i].Page = pair.Page.CID, packs.Place(pair.Page.Location)
 				}
 			}
 			if again := EncodePage(level, &packs, entries); !bytes.Equal(again, b) {
@@ -87,7 +87,7 @@ func FuzzPack(f *testing.F) {
 	golden.Seeds(f, "raw.pack", "signed.pack", "stub.pack")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		from := holding(t, b)
-		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
+		if err := verifyPack(t.Context(), from, goldenMesh); err != nil {
 			refused(t, err)
 			return
 		}

@@ -2,6 +2,7 @@ package pack
 
 import (
 	"bytes"
+	"context"
 	"reflect"
 	"testing"
 
@@ -41,12 +42,12 @@ func TestGoldenPages(t *testing.T) {
 		}
 		for i, c := range entries {
 			at, ok := p.Child(i)
-			page, okPage := p.ChildPage(i)
+			pair, okPage := p.ChildPair(content.Node{}, i)
 			if ok == c.CID.IsHole() || okPage != (ok && level > 1) {
 				t.Fatalf("entry %d: %v %v", i, ok, okPage)
 			}
-			if ok && at != packs.Location(c.At) || okPage && page != (Extent{c.PageCID, packs.Location(c.Page)}) {
-				t.Fatalf("entry %d: %v, page %v", i, at, page)
+			if ok && at != packs.Location(c.At) || okPage && pair.Page != (Extent{c.PageCID, packs.Location(c.Page)}) {
+				t.Fatalf("entry %d: %v, page %v", i, at, pair.Page)
 			}
 		}
 	}
@@ -134,6 +135,24 @@ func goldenPack(t testing.TB, sign Sign) Sealed {
 	return s
 }
 
+// verifyPack reads each frame that the directory of a pack lists.
+func verifyPack(ctx context.Context, from bucket.Bucket, id ID) error {
+	r := NewReader(from)
+	d, err := r.ReadDirectory(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, e := range d.Entries {
+		if e.Raw > FrameSizeMax { // a manifest, which is not read so
+			continue
+		}
+		if _, err := r.ReadFrames(ctx, []Extent{e.Extent}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func TestGoldenPack(t *testing.T) {
 	for name, s := range map[string]Sealed{
 		"raw.pack":    goldenPack(t, nil),
@@ -142,7 +161,7 @@ func TestGoldenPack(t *testing.T) {
 	} {
 		golden.Check(t, name, s.Bytes)
 		from := holding(t, s.Bytes)
-		if err := NewReader(from).VerifyPack(t.Context(), goldenMesh); err != nil {
+		if err := verifyPack(t.Context(), from, goldenMesh); err != nil {
 			t.Fatal(err)
 		}
 		if d, err := NewReader(from).ReadDirectory(t.Context(), goldenMesh); err != nil || d.Moved != s.Footer.moved || !bytes.Equal(d.Signature, s.Signature) || !bytes.Equal(d.Encode(), s.Directory) {

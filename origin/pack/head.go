@@ -15,14 +15,15 @@ import (
 // "scope": text, "node", "page", "manifest": extent or null}. An extent is
 // [link, pack, offset, length, raw, codec, key].
 type Head struct {
-	Root content.Root
+	Root content.Root `cbor:"root"`
 	// Scope of the root: who may read it, and which packs it may refer to.
-	Scope content.Scope
+	Scope content.Scope `cbor:"scope"`
 	// Node is the top map node and Page its locator page, directly behind it;
 	// both zero when the image is all holes.
-	Node, Page Extent
+	Node Extent `cbor:"node"`
+	Page Extent `cbor:"page"`
 	// Manifest says which packs the root refers to.
-	Manifest Extent
+	Manifest Extent `cbor:"manifest"`
 }
 
 const (
@@ -33,23 +34,15 @@ const (
 )
 
 type headWire struct {
-	Magic    string        `cbor:"magic"`
-	Root     []byte        `cbor:"root"`
-	Scope    content.Scope `cbor:"scope"`
-	Node     Extent        `cbor:"node"`
-	Page     Extent        `cbor:"page"`
-	Manifest Extent        `cbor:"manifest"`
+	Magic   string `cbor:"magic"`
+	Encoded []byte `cbor:"root"` // in place of Root
+	Head
 }
 
 type extentWire struct {
-	_      struct{} `cbor:",toarray"`
-	CID    content.CID
-	Pack   ID
-	Offset uint32
-	Length uint32
-	Raw    uint32
-	Codec  Codec
-	Key    uint8
+	_   struct{} `cbor:",toarray"`
+	CID content.CID
+	Location
 }
 
 // MarshalCBOR writes an array, or null for the zero Extent.
@@ -57,7 +50,7 @@ func (e Extent) MarshalCBOR() ([]byte, error) {
 	if e == (Extent{}) {
 		return []byte{0xf6}, nil
 	}
-	return cbor.Marshal(extentWire{CID: e.CID, Pack: e.Pack, Offset: e.Offset, Length: e.Length, Raw: e.Raw, Codec: e.Codec, Key: e.Key})
+	return cbor.Marshal(extentWire{CID: e.CID, Location: e.Location})
 }
 
 // UnmarshalCBOR reads what MarshalCBOR wrote, and checks it.
@@ -76,7 +69,7 @@ func (e *Extent) UnmarshalCBOR(b []byte) error {
 	if w.CID.IsHole() {
 		return fmt.Errorf("%w: extent of a hole", content.ErrCorrupt)
 	}
-	*e = Extent{w.CID, Location{w.Pack, w.Offset, w.Length, w.Raw, w.Codec, w.Key}}
+	*e = Extent{w.CID, w.Location}
 	return e.Check()
 }
 
@@ -117,7 +110,7 @@ func (h Head) Encode(c *content.Codec) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
-	b, err := c.Marshal(headWire{headMagic, root.Bytes(), h.Scope, h.Node, h.Page, h.Manifest})
+	b, err := c.Marshal(headWire{headMagic, root.Bytes(), h})
 	if err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
@@ -139,13 +132,12 @@ func DecodeHead(c *content.Codec, b []byte) (Head, error) {
 	if w.Magic != headMagic {
 		return Head{}, fmt.Errorf("head: %w: magic %.20q, want %q", content.ErrCorrupt, w.Magic, headMagic)
 	}
-	root, err := content.DecodeRoot(c, w.Root)
-	if err != nil {
+	var err error
+	if w.Root, err = content.DecodeRoot(c, w.Encoded); err != nil {
 		return Head{}, fmt.Errorf("head: %w", err)
 	}
-	h := Head{root, w.Scope, w.Node, w.Page, w.Manifest}
-	if err := h.Validate(); err != nil {
+	if err := w.Validate(); err != nil {
 		return Head{}, fmt.Errorf("%w: %w", content.ErrCorrupt, err)
 	}
-	return h, nil
+	return w.Head, nil
 }

@@ -62,11 +62,14 @@ func ParseID(s string) (ID, error) {
 }
 
 // ParseKey returns the ID of the pack stored under a bucket key.
-func ParseKey(key string) (ID, error) {
-	s, hasPrefix := strings.CutPrefix(key, KeyPrefix)
-	s, hasSuffix := strings.CutSuffix(s, keySuffix)
+func ParseKey(key string) (ID, error) { return CutKey(key, KeyPrefix, keySuffix) }
+
+// CutKey returns the ID between a prefix and a suffix of a bucket key.
+func CutKey(key, prefix, suffix string) (ID, error) {
+	s, hasPrefix := strings.CutPrefix(key, prefix)
+	s, hasSuffix := strings.CutSuffix(s, suffix)
 	if !hasPrefix || !hasSuffix {
-		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, KeyPrefix, keySuffix)
+		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, prefix, suffix)
 	}
 	return ParseID(s)
 }

@@ -121,9 +121,9 @@ func decodeFooter(b []byte) (Footer, error) {
 	}
 	flags, n := binary.BigEndian.Uint16(b[8:]), int(b[footerMoved])
 	switch {
-	case flags&^footerFlagsMask != 0 || !IsZero(b[10:12]) || !IsZero(b[28:32]):
+	case flags&^footerFlagsMask != 0 || !content.IsZero(b[10:12]) || !content.IsZero(b[28:32]):
 		return corrupt("flags or reserved bytes that are not known here")
-	case n > movedSizeMax || flags&flagMoved != 0 != (n > 0) || !IsZero(b[footerMoved+1+n:footerChecksum]):
+	case n > movedSizeMax || flags&flagMoved != 0 != (n > 0) || !content.IsZero(b[footerMoved+1+n:footerChecksum]):
 		return corrupt("the pack that took over")
 	case f.signature > content.RecordSizeMax || f.entries == 0 && f.signature > 0:
 		return corrupt(fmt.Sprintf("a signature of %d bytes over %d entries", f.signature, f.entries))

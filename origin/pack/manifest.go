@@ -14,16 +14,17 @@ import (
 // link or null, "lineage": [link], "chunks": number, "stored": bytes}.
 type Manifest struct {
 	// Root names the encoded root.
-	Root content.CID
+	Root content.CID `cbor:"root"`
 	// Packs are all packs that the root refers to, rising, each once.
-	Packs []ID
+	Packs []ID `cbor:"packs"`
 	// Page is the top locator page; zero when the image is all holes.
-	Page content.CID
+	Page content.CID `cbor:"page"`
 	// Lineage are the roots that this one came from, nearest first, at most
 	// content.LineageMax.
-	Lineage []content.CID
+	Lineage []content.CID `cbor:"lineage"`
 	// Chunks is the number of different chunks, Stored the bytes of their frames.
-	Chunks, Stored uint64
+	Chunks uint64 `cbor:"chunks"`
+	Stored uint64 `cbor:"stored"`
 }
 
 const (
@@ -35,13 +36,8 @@ const (
 )
 
 type manifestWire struct {
-	Magic   string        `cbor:"magic"`
-	Root    content.CID   `cbor:"root"`
-	Packs   []ID          `cbor:"packs"`
-	Page    content.CID   `cbor:"page"`
-	Lineage []content.CID `cbor:"lineage"`
-	Chunks  uint64        `cbor:"chunks"`
-	Stored  uint64        `cbor:"stored"`
+	Magic string `cbor:"magic"`
+	Manifest
 }
 
 // Encode returns the bytes that the head names.
@@ -49,9 +45,8 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	if len(m.Lineage) > content.LineageMax {
 		return content.Verified{}, fmt.Errorf("manifest: %w: %d ancestors, the limit is %d", content.ErrInvalid, len(m.Lineage), content.LineageMax)
 	}
-	packs := append([]ID{}, m.Packs...) // an empty list, never null
-	lineage := append([]content.CID{}, m.Lineage...)
-	b, err := c.Marshal(manifestWire{manifestMagic, m.Root, packs, m.Page, lineage, m.Chunks, m.Stored})
+	m.Packs, m.Lineage = append([]ID{}, m.Packs...), append([]content.CID{}, m.Lineage...) // empty lists, never null
+	b, err := c.Marshal(manifestWire{manifestMagic, m})
 	if err != nil {
 		return content.Verified{}, fmt.Errorf("manifest: %w", err)
 	}
@@ -82,9 +77,8 @@ func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 			return Manifest{}, fmt.Errorf("manifest: %w: packs out of order", content.ErrCorrupt)
 		}
 	}
-	m := Manifest{w.Root, w.Packs, w.Page, w.Lineage, w.Chunks, w.Stored}
-	if again, err := m.Encode(c); err != nil || !bytes.Equal(again.Bytes(), b) {
+	if again, err := w.Manifest.Encode(c); err != nil || !bytes.Equal(again.Bytes(), b) {
 		return Manifest{}, fmt.Errorf("manifest: %w: not the canonical encoding", content.ErrCorrupt)
 	}
-	return m, nil
+	return w.Manifest, nil
 }

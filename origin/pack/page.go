@@ -1,7 +1,6 @@
 package pack
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -168,13 +167,13 @@ func decodePage(scope content.Scope, level int, b []byte) (*Page, error) {
 // check fails with ErrCorrupt unless each entry is valid and the pack table is
 // in the order of first use.
 func (p *Page) check() error {
-	used, size := 0, entrySize(p.level)
+	used := 0
 	for i := range p.Len() {
-		e := p.entries[i*size : (i+1)*size]
-		if IsZero(e) {
-			if i == p.Len()-1 {
-				return fmt.Errorf("%w: the last entry is absent", content.ErrCorrupt)
-			}
+		e := p.entry(i)
+		if e == nil && i == p.Len()-1 {
+			return fmt.Errorf("%w: the last entry is absent", content.ErrCorrupt)
+		}
+		if e == nil {
 			continue
 		}
 		pack := int(binary.BigEndian.Uint16(e))
@@ -193,7 +192,7 @@ func (p *Page) check() error {
 			continue
 		}
 		page := p.page(e, child)
-		if page.CID.IsHole() || !IsZero(e[58:]) || uint64(page.Raw) > uint64(PageSizeMax) {
+		if page.CID.IsHole() || !content.IsZero(e[58:]) || uint64(page.Raw) > uint64(PageSizeMax) {
 			return fmt.Errorf("entry %d: %w: the child's page", i, content.ErrCorrupt)
 		}
 		if err := page.Check(); err != nil {
@@ -228,14 +227,8 @@ func (p *Page) page(e []byte, child Location) Extent {
 	}}
 }
 
-// Level returns the level of the map node that the page belongs to.
-func (p *Page) Level() int { return p.level }
-
 // Len returns the number of entries; those past the end are holes.
 func (p *Page) Len() int { return len(p.entries) / entrySize(p.level) }
-
-// Packs returns the packs that the page refers to, for reading only.
-func (p *Page) Packs() []ID { return p.packs }
 
 func (p *Page) entry(i int) []byte {
 	if i < 0 || i >= p.Len() {
@@ -243,7 +236,7 @@ func (p *Page) entry(i int) []byte {
 	}
 	size := entrySize(p.level)
 	e := p.entries[i*size : (i+1)*size]
-	if IsZero(e) {
+	if content.IsZero(e) {
 		return nil
 	}
 	return e
@@ -258,28 +251,13 @@ func (p *Page) Child(i int) (Location, bool) {
 	return p.location(e), true
 }
 
-// ChildPage returns the locator page of entry i, which is a map node; false at
-// level 1 and for a hole.
-func (p *Page) ChildPage(i int) (Extent, bool) {
-	e := p.entry(i)
-	if e == nil || p.level == 1 {
-		return Extent{}, false
-	}
-	return p.page(e, p.location(e)), true
-}
-
 // ChildPair returns the map node that entry i of the page's node names, with
 // its page; false at level 1 and for a hole.
 func (p *Page) ChildPair(n content.Node, i int) (Pair, bool) {
-	child, ok := p.Child(i)
-	page, okPage := p.ChildPage(i)
-	if !ok || !okPage {
+	e := p.entry(i)
+	if e == nil || p.level == 1 {
 		return Pair{}, false
 	}
-	return Pair{Extent{n.Entry(i), child}, page}, true
-}
-
-// IsZero reports whether all of b is zero. It compares b with itself one byte on: as fast as memory can be read.
-func IsZero(b []byte) bool {
-	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
+	child := p.location(e)
+	return Pair{Extent{n.Entry(i), child}, p.page(e, child)}, true
 }

@@ -119,30 +119,26 @@ func twice[T any](read func() (T, error)) (T, error) {
 	return out, err
 }
 
-// MapNode is a block map node with its locator page, decoded and as bytes.
+// MapNode is a block map node with its locator page.
 type MapNode struct {
-	Node      content.Node
-	Page      *Page
-	NodeBytes content.Verified
-	PageBytes content.Verified
+	Node content.Node
+	Page *Page
 }
 
 // ReadNode reads a map node and its page with one ranged GET. The pair comes
 // from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
 func (r *Reader) ReadNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
-	return twice(func() (MapNode, error) { return r.readNode(ctx, scope, level, p) })
-}
-
-func (r *Reader) readNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
-	frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
-	if err != nil {
-		return MapNode{}, err
-	}
-	n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
-	if err != nil {
-		return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
-	}
-	return n, nil
+	return twice(func() (MapNode, error) {
+		frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
+		if err != nil {
+			return MapNode{}, err
+		}
+		n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
+		if err != nil {
+			return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
+		}
+		return n, nil
+	})
 }
 
 // DecodeMapNode joins the bytes of a map node and its page, wherever they came
@@ -161,50 +157,45 @@ func DecodeMapNode(c *content.Codec, scope content.Scope, level int, node, page 
 			return MapNode{}, fmt.Errorf("locator page, entry %d: %w: not the page of map node %s", i, content.ErrCorrupt, node.CID())
 		}
 	}
-	return MapNode{n, p, node, page}, nil
+	return MapNode{n, p}, nil
 }
 
 // ReadManifest reads the manifest that a head names.
 func (r *Reader) ReadManifest(ctx context.Context, h Head) (Manifest, error) {
-	return twice(func() (Manifest, error) { return r.readManifest(ctx, h) })
-}
-
-func (r *Reader) readManifest(ctx context.Context, h Head) (Manifest, error) {
 	e := h.Manifest
 	if e.Raw > ManifestSizeMax {
 		return Manifest{}, fmt.Errorf("read manifest in %s: %w: %d raw bytes", e.Location, content.ErrCorrupt, e.Raw)
 	}
-	b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
-	if err != nil {
-		return Manifest{}, err
-	}
-	v, err := decodeFrame(r.dec, e, b)
-	if err != nil {
-		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
-	}
-	m, err := DecodeManifest(r.codec, v.Bytes())
-	if err != nil {
-		return Manifest{}, fmt.Errorf("read manifest in %s: %w", e.Location, err)
-	}
-	return m, nil
+	return twice(func() (m Manifest, err error) {
+		b, _, err := readRange(ctx, r.bucket, e.Pack, bucket.Range{Offset: int64(e.Offset), Length: int64(e.Length)}, ManifestSizeMax)
+		if err != nil {
+			return m, err
+		}
+		v, err := decodeFrame(r.dec, e, b)
+		if err == nil {
+			m, err = DecodeManifest(r.codec, v.Bytes())
+		}
+		if err != nil {
+			return m, fmt.Errorf("read manifest in %s: %w", e.Location, err)
+		}
+		return m, nil
+	})
 }
 
 // ReadDirectory reads the footer and directory of a pack, for most packs with
 // one ranged GET.
 func (r *Reader) ReadDirectory(ctx context.Context, id ID) (*Directory, error) {
-	return twice(func() (*Directory, error) { return r.readDirectory(ctx, id) })
-}
-
-func (r *Reader) readDirectory(ctx context.Context, id ID) (*Directory, error) {
-	tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
-	if err != nil {
-		return nil, err
-	}
-	d, err := r.directory(ctx, id, tail, info.Size)
-	if err != nil {
-		return nil, fmt.Errorf("read pack %s: %w", id, err)
-	}
-	return d, nil
+	return twice(func() (*Directory, error) {
+		tail, info, err := readRange(ctx, r.bucket, id, bucket.Range{Offset: -directoryGuess}, directoryGuess)
+		if err != nil {
+			return nil, err
+		}
+		d, err := r.directory(ctx, id, tail, info.Size)
+		if err != nil {
+			return nil, fmt.Errorf("read pack %s: %w", id, err)
+		}
+		return d, nil
+	})
 }
 
 // directory decodes the end of a pack of size bytes, and reads the rest of its
@@ -272,36 +263,6 @@ func (r *Reader) Relocate(ctx context.Context, e Extent) (Extent, error) {
 		id = d.Moved
 	}
 	return Extent{}, fmt.Errorf("relocate %s: %w: moved more than %d times", e.CID, content.ErrCorrupt, relocateMax)
-}
-
-// VerifyPack reads a whole pack, up to SizeMax bytes of memory, and checks every
-// frame against its CID.
-func (r *Reader) VerifyPack(ctx context.Context, id ID) error {
-	_, err := twice(func() (struct{}, error) { return struct{}{}, r.verifyPack(ctx, id) })
-	return err
-}
-
-func (r *Reader) verifyPack(ctx context.Context, id ID) error {
-	b, _, err := readRange(ctx, r.bucket, id, bucket.Range{}, SizeMax)
-	if err != nil {
-		return err
-	}
-	d, err := r.directory(ctx, id, b, int64(len(b)))
-	if err != nil {
-		return fmt.Errorf("verify pack %s: %w", id, err)
-	}
-	if string(b[:headerSize]) != packMagic {
-		return fmt.Errorf("verify pack %s: %w: no magic", id, content.ErrCorrupt)
-	}
-	for _, e := range d.Entries {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("verify pack %s: %w", id, err)
-		}
-		if _, err := decodeFrame(r.dec, e.Extent, b[e.Offset:e.End()]); err != nil {
-			return fmt.Errorf("verify %s: %w", e.Location, err)
-		}
-	}
-	return nil
 }
 
 // MissingPacks returns those packs of m that are not in the bucket, or not the same

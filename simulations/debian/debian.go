@@ -5,6 +5,7 @@ package debian
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -23,17 +24,10 @@ type Image struct {
 	Initrd string
 }
 
-const (
-	release = "bookworm"
-	// include is what a server has beyond the minimal system; the list of
-	// research traces, so that figures compare.
-	include = "linux-image-cloud-amd64,systemd,systemd-sysv,udev,dbus,login,passwd,initramfs-tools,e2fsprogs,iproute2,ifupdown," +
-		"isc-dhcp-client,openssh-server,openssh-client,python3,curl,ca-certificates,tzdata,procps,less,cron,zstd"
-	diskSize = "2G"
-	// Fixed identifiers make the same tree give nearly the same disk again.
-	diskUUID = "5f0e0000-0000-4000-8000-000000000001"
-	hashSeed = "5f0e0000-0000-4000-8000-000000000002"
-)
+// script makes the image, by go:embed.
+//
+//go:embed build.sh
+var script string
 
 // Build makes the image in dir, or finds the one made there before. It needs
 // root and debootstrap, and takes minutes the first time; log gets what the
@@ -49,89 +43,12 @@ func Build(ctx context.Context, dir string, log io.Writer) (Image, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, err
 	}
-	b := builder{ctx: ctx, log: log}
-	b.bootstrap(img.Root)
-	b.configure(img.Root)
-	b.copyBoot(img)
-	b.disk(img)
-	if b.err != nil {
-		return Image{}, fmt.Errorf("make a Debian image in %s: %w", dir, b.err)
+	cmd := exec.CommandContext(ctx, "bash", "-c", script, "build.sh", dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Run(); err != nil {
+		return Image{}, fmt.Errorf("make a Debian image in %s: %w", dir, err)
 	}
 	return img, nil
-}
-
-// builder runs steps until one fails.
-type builder struct {
-	ctx context.Context
-	log io.Writer
-	err error
-}
-
-func (b *builder) run(name string, args ...string) {
-	if b.err != nil {
-		return
-	}
-	cmd := exec.CommandContext(b.ctx, name, args...)
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C")
-	cmd.Stdout, cmd.Stderr = b.log, b.log
-	if err := cmd.Run(); err != nil {
-		b.err = fmt.Errorf("%s: %w", name, err)
-	}
-}
-
-func (b *builder) do(step func() error) {
-	if b.err == nil {
-		b.err = step()
-	}
-}
-
-// bootstrap leaves a finished tree, or none: it works beside and renames.
-func (b *builder) bootstrap(root string) {
-	if _, err := os.Stat(root); err == nil {
-		return
-	}
-	tmp := root + ".tmp"
-	b.do(func() error { return os.RemoveAll(tmp) })
-	b.run("debootstrap", "--variant=minbase", "--include="+include, release, tmp)
-	b.do(func() error { return os.Rename(tmp, root) })
-}
-
-// configure sets an empty root password, the root file system and the console.
-func (b *builder) configure(root string) {
-	b.run("chroot", root, "passwd", "-d", "root")
-	for name, text := range map[string]string{
-		"etc/fstab":    "/dev/vda / ext4 defaults 0 1\n",
-		"etc/hostname": "vm\n",
-	} {
-		b.do(func() error { return os.WriteFile(filepath.Join(root, name), []byte(text), 0o644) })
-	}
-	b.do(func() error { return os.RemoveAll(filepath.Join(root, "var/cache/apt/archives")) })
-	b.do(func() error { return os.MkdirAll(filepath.Join(root, "var/cache/apt/archives/partial"), 0o755) })
-}
-
-func (b *builder) copyBoot(img Image) {
-	for prefix, to := range map[string]string{"vmlinuz-": img.Kernel, "initrd.img-": img.Initrd} {
-		b.do(func() error {
-			found, err := filepath.Glob(filepath.Join(img.Root, "boot", prefix+"*"))
-			if err != nil || len(found) == 0 {
-				return fmt.Errorf("no %s in the tree: %w", prefix, errors.Join(err, os.ErrNotExist))
-			}
-			data, err := os.ReadFile(found[len(found)-1])
-			if err != nil {
-				return err
-			}
-			return os.WriteFile(to, data, 0o644)
-		})
-	}
-}
-
-func (b *builder) disk(img Image) {
-	tmp := img.Disk + ".tmp"
-	b.do(func() error { return errors.Join(os.RemoveAll(tmp), os.WriteFile(tmp, nil, 0o644)) })
-	b.run("truncate", "-s", diskSize, tmp)
-	b.run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-U", diskUUID, "-E", "hash_seed="+hashSeed+",root_owner=0:0,lazy_itable_init=0", "-d", img.Root, tmp)
-	b.run("fallocate", "-d", tmp)
-	b.do(func() error { return os.Rename(tmp, img.Disk) })
 }
 
 // Command returns a qemu that boots the image from drive, a file or an NBD URI,

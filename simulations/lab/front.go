@@ -132,7 +132,6 @@ type countedBody struct {
 	count func(int)
 }
 
-// Read implements io.Reader.
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.count(n)
@@ -144,7 +143,6 @@ type countedAnswer struct {
 	count func(int)
 }
 
-// Write implements io.Writer.
 func (a *countedAnswer) Write(p []byte) (int, error) {
 	n, err := a.ResponseWriter.Write(p)
 	a.count(n)

@@ -3,12 +3,12 @@
 package lab
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -249,21 +249,30 @@ func (l *Lab) Exec(ctx context.Context, host *netns.Host, env []string, args ...
 	return string(out), 0, err
 }
 
-// Get asks the node's API.
-func (n *Node) Get(ctx context.Context, path string, v any) error {
+// get returns what is at a path of the node's HTTP server.
+func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node"+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := n.http.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s on %s: %s", path, n.Name, resp.Status)
+		return nil, fmt.Errorf("GET %s on %s: %s", path, n.Name, resp.Status)
 	}
-	return json.NewDecoder(resp.Body).Decode(v)
+	return io.ReadAll(resp.Body)
+}
+
+// Get asks the node's API.
+func (n *Node) Get(ctx context.Context, path string, v any) error {
+	b, err := n.get(ctx, path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
 }
 
 // Status asks how the node stands.
@@ -274,26 +283,19 @@ func (n *Node) Status(ctx context.Context) (s api.Status, err error) {
 
 // Bytes returns where the node's bytes came from so far.
 func (n *Node) Bytes(ctx context.Context) (api.Bytes, error) {
-	var s api.Status
-	err := n.Get(ctx, "/api/status", &s)
+	s, err := n.Status(ctx)
 	return s.Bytes, err
 }
 
 // Metric returns the sum of a metric over its labels, 0 for one that is not there.
 func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node/metrics", nil)
+	b, err := n.get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
-	resp, err := n.http.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
 	var sum float64
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), name)
+	for line := range strings.Lines(string(b)) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(line), name)
 		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
 			continue
 		}
@@ -303,7 +305,7 @@ func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
 		}
 		sum += v
 	}
-	return sum, lines.Err()
+	return sum, nil
 }
 
 // PID is that of the node's process.

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 )
 
@@ -42,9 +41,6 @@ type Host struct {
 // New makes a network without hosts. The name, a few letters, begins the names
 // of its namespaces.
 func New(ctx context.Context, name string) (*Network, error) {
-	if runtime.GOOS != "linux" {
-		return nil, fmt.Errorf("network namespaces on %s: %w", runtime.GOOS, errors.ErrUnsupported)
-	}
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("network namespaces: %w: they need root", fs.ErrPermission)
 	}

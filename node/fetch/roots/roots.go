@@ -209,11 +209,9 @@ func (s *Store[T]) Best(id content.CID, now time.Time, rank func(T) int) (root T
 }
 
 // Of yields the heads of one root.
-func (s *Store[T]) Of(id content.CID) iter.Seq[T] { return each(s.by[id]) }
-
-func each[T Root](list []*entry[T]) iter.Seq[T] {
+func (s *Store[T]) Of(id content.CID) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		for _, e := range list {
+		for _, e := range s.by[id] {
 			if !yield(e.root) {
 				return
 			}
@@ -225,8 +223,8 @@ func each[T Root](list []*entry[T]) iter.Seq[T] {
 func (s *Store[T]) All() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for _, list := range s.by {
-			for root := range each(list) {
-				if !yield(root) {
+			for _, e := range list {
+				if !yield(e.root) {
 					return
 				}
 			}

@@ -115,7 +115,6 @@ type part struct {
 	off, end int64
 }
 
-// Read implements io.Reader.
 func (p *part) Read(to []byte) (int, error) {
 	left := min(int64(len(to)), p.end-p.off)
 	switch {
@@ -154,7 +153,6 @@ func (p *part) readCopied(to []byte) (int, error) {
 	return r.n, r.err
 }
 
-// Close implements io.Closer.
 func (p *part) Close() error {
 	if p.f == nil {
 		return nil
@@ -171,7 +169,6 @@ type lent struct {
 
 func newLent(body bucket.Body) lent { return lent{body, make(chan struct{}, 1)} }
 
-// ReadAt implements io.ReaderAt.
 func (l lent) ReadAt(p []byte, off int64) (int, error) {
 	select {
 	case l.turn <- struct{}{}:

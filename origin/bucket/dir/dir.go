@@ -441,5 +441,3 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	}
 	return nil
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

@@ -8,6 +8,7 @@ package mem
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -22,9 +23,6 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// objectMax bounds an object, in bytes: beyond it a test means something else.
-const objectMax = 256 << 20
 
 // Op is one of the four calls of a bucket.
 type Op string
@@ -45,8 +43,6 @@ type Call struct {
 	// Range of a Get, Cond of a Put.
 	Range bucket.Range
 	Cond  bucket.Condition
-	// Bytes that the call moves in its body.
-	Bytes int64
 }
 
 // Fault makes a call fail. The zero Fault does not.
@@ -70,8 +66,8 @@ type Reporter interface {
 type Config struct {
 	// Fault is asked about each call, from many goroutines; nil means none.
 	Fault func(Call) Fault
-	// Wait is called at the start of each call and may hold it up, as latency or
-	// a rate would; see Link. An error of it is the call's, not applied.
+	// Wait is called at the start of each call and may hold it up, as latency
+	// would. An error of it is the call's, not applied.
 	Wait func(context.Context, Call) error
 	// Now is the store's clock; nil means time.Now.
 	Now func() time.Time
@@ -118,25 +114,20 @@ func (b *Bucket) begin(ctx context.Context, c Call) (Fault, error) {
 			return Fault{}, fmt.Errorf("%s: %w", c.Op, err)
 		}
 	}
+	var f Fault
 	if b.cfg.Wait != nil {
-		if err := b.cfg.Wait(ctx, c); err != nil {
-			return Fault{}, fmt.Errorf("%s %s: %w", c.Op, c.Key, err)
-		}
+		f.Err = b.cfg.Wait(ctx, c)
 	}
-	if err := ctx.Err(); err != nil {
-		return Fault{}, fmt.Errorf("%s %s: %w", c.Op, c.Key, err)
+	if f.Err = cmp.Or(f.Err, ctx.Err()); f.Err == nil && b.cfg.Fault != nil {
+		f = b.cfg.Fault(c)
 	}
-	if b.cfg.Fault == nil {
+	if f.Err == nil {
 		return Fault{}, nil
 	}
-	f := b.cfg.Fault(c)
-	if f.Err != nil {
-		f.Err = fmt.Errorf("%s %s: %w", c.Op, c.Key, f.Err)
-		if !f.Applied {
-			return Fault{}, f.Err
-		}
+	if f.Err = fmt.Errorf("%s %s: %w", c.Op, c.Key, f.Err); f.Applied {
+		return f, nil
 	}
-	return f, nil
+	return Fault{}, f.Err
 }
 
 func (b *Bucket) info(key string, o object) bucket.Info {
@@ -146,10 +137,7 @@ func (b *Bucket) info(key string, o object) bucket.Info {
 // Get implements bucket.Bucket.
 func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
 	b.t.Helper()
-	b.mu.Lock()
-	_, length, _ := r.Within(int64(len(b.objects[key].data)))
-	b.mu.Unlock()
-	fault, err := b.begin(ctx, Call{Op: Get, Key: key, Range: r, Bytes: length})
+	fault, err := b.begin(ctx, Call{Op: Get, Key: key, Range: r})
 	if err != nil {
 		return nil, err
 	}
@@ -183,13 +171,9 @@ func (b broken) Read([]byte) (int, error) { return 0, b.err }
 // Put implements bucket.Bucket.
 func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
 	b.t.Helper()
-	fault, err := b.begin(ctx, Call{Op: Put, Key: key, Cond: cond, Bytes: body.Size()})
+	fault, err := b.begin(ctx, Call{Op: Put, Key: key, Cond: cond})
 	if err != nil {
 		return bucket.Info{}, err
-	}
-	if body.Size() > objectMax {
-		b.t.Errorf("mem: put of %s: %d bytes, the limit is %d", key, body.Size(), objectMax)
-		return bucket.Info{}, fmt.Errorf("put %s: %w", key, content.ErrInvalid)
 	}
 	data := make([]byte, body.Size())
 	if n, err := body.ReadAt(data, 0); n < len(data) {
@@ -307,5 +291,3 @@ func (b *Bucket) Corrupt(key string, change func([]byte)) {
 	change(o.data)
 	b.objects[key] = o
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

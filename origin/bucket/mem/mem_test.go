@@ -6,8 +6,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -52,9 +50,6 @@ func TestMisuseIsTold(t *testing.T) {
 			_, _ = b.Get(t.Context(), "packs/a", bucket.Range{})
 		}, "was deleted"},
 		"a bad key": {func(b *Bucket) { _ = b.Delete(t.Context(), "a//b") }, "a//b"},
-		"an object over the limit": {func(b *Bucket) {
-			_, _ = b.Put(t.Context(), "a", io.NewSectionReader(strings.NewReader(""), 0, objectMax+1), bucket.Condition{})
-		}, "limit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told complaints
@@ -103,19 +98,6 @@ func TestFaults(t *testing.T) {
 			t.Fatalf("applied %t: %d objects after a delete", applied, left)
 		}
 	}
-}
-
-func TestALinkTakesTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := New(t, Config{Wait: Link(10*time.Millisecond, 1<<20)})
-		start := time.Now()
-		if _, err := b.Put(t.Context(), "a", bucket.Bytes(make([]byte, 5<<20)), bucket.Condition{}); err != nil {
-			t.Fatal(err)
-		}
-		if took := time.Since(start); took < 4*time.Second || took > 5*time.Second {
-			t.Fatalf("5 MiB at 1 MiB/s, of which one at once, took %s", took)
-		}
-	})
 }
 
 func wantErr(t testing.TB, err, want error) {

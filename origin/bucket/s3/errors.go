@@ -18,23 +18,11 @@ import (
 )
 
 func statusOf(err error) int {
-	var re *smithyhttp.ResponseError
-	if errors.As(err, &re) {
+	if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		return re.HTTPStatusCode()
 	}
 	return 0
 }
-
-func codeOf(err error) string {
-	var ae smithy.APIError
-	if errors.As(err, &ae) {
-		return ae.ErrorCode()
-	}
-	return ""
-}
-
-// isAbsent reports whether the store says that there is no such object.
-func isAbsent(err error) bool { return errors.Is(err, content.ErrNotFound) }
 
 // neverSent reports whether no connection came about.
 func neverSent(err error) bool {
@@ -61,14 +49,12 @@ type answer struct{ error }
 func (a answer) Unwrap() error { return a.error }
 
 func (a answer) Error() string {
-	var api smithy.APIError
-	var re *awshttp.ResponseError
-	var sent *url.Error
-	errors.As(a.error, &re)
-	switch {
-	case errors.As(a.error, &sent):
+	if sent, ok := errors.AsType[*url.Error](a.error); ok {
 		return sent.Err.Error()
-	case errors.As(a.error, &api) && re != nil:
+	}
+	api, isAPI := errors.AsType[smithy.APIError](a.error)
+	re, answered := errors.AsType[*awshttp.ResponseError](a.error)
+	if isAPI && answered {
 		return fmt.Sprintf("%d %s: %s (request %s)", re.HTTPStatusCode(), api.ErrorCode(), api.ErrorMessage(), re.ServiceRequestID())
 	}
 	return a.error.Error()
@@ -87,7 +73,10 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 		// The status, if there is one, is that of a host that was asked for them.
 		return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile", content.ErrForbidden
 	}
-	code, status := codeOf(err), statusOf(err)
+	code, status := "", statusOf(err)
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		code = api.ErrorCode()
+	}
 	switch code {
 	case "NoSuchBucket":
 		return fmt.Sprintf("there is no bucket %q; create it, or correct the URL%s", b.cfg.Bucket, b.inPath()), content.ErrInvalid

@@ -96,7 +96,7 @@ func headers(cond bucket.Condition) (ifNoneMatch, ifMatch *string) {
 // the store, or the connection that was never made, says otherwise.
 func ofWrite(ctx context.Context, err error, cond bucket.Condition) error {
 	switch {
-	case isAbsent(err) && cond.ETag() != "":
+	case errors.Is(err, content.ErrNotFound) && cond.ETag() != "":
 		return fmt.Errorf("%w: it does not exist: %w", bucket.ErrPrecondition, err)
 	case errors.Is(err, bucket.ErrBusy) || neverSent(err):
 		return err

@@ -228,10 +228,8 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	_, err := ask(ctx, b, "delete", key, func(opts ...func(*s3.Options)) (*s3.DeleteObjectOutput, error) {
 		return b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)}, opts...)
 	})
-	if isAbsent(err) {
+	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}
 	return err
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

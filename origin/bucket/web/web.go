@@ -127,5 +127,3 @@ func (b *Bucket) List(_ context.Context, prefix, _ string) iter.Seq2[bucket.Info
 func (b *Bucket) Delete(_ context.Context, key string) error {
 	return fmt.Errorf("delete %s: %s: %w", key, b.base, content.ErrReadOnly)
 }
-
-var _ bucket.Bucket = (*Bucket)(nil)

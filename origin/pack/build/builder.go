@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -54,7 +55,7 @@ type Config struct {
 	PackSize int
 	// Now dates the packs; nil is time.Now.
 	Now func() time.Time
-	// Random names the packs; nil is crypto/rand.
+	// Random names the packs, from several goroutines at once; nil is crypto/rand.
 	Random io.Reader
 	// Progress is called after each chunk and each upload, by one goroutine at a
 	// time; it must return at once.
@@ -81,27 +82,14 @@ const (
 )
 
 func (cfg Config) withDefaults() Config {
-	if cfg.ChunkSize == 0 {
-		cfg.ChunkSize = content.ChunkSizeDefault
-	}
-	if cfg.Workers == 0 {
-		cfg.Workers = runtime.GOMAXPROCS(0)
-	}
-	if cfg.PackSize == 0 {
-		cfg.PackSize = pack.SizeTarget
-	}
+	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
+	cfg.Workers = cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0))
+	cfg.PackSize = cmp.Or(cfg.PackSize, pack.SizeTarget)
+	cfg.Random = cmp.Or(cfg.Random, rand.Reader)
+	cfg.Codec = cmp.Or(cfg.Codec, content.NewCodec())
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
-	}
-	if cfg.Random == nil {
-		cfg.Random = rand.Reader
-	}
-	cfg.Random = &lockedReader{r: cfg.Random}
-	if cfg.Codec == nil {
-		cfg.Codec = content.NewCodec()
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return cfg
 }
@@ -244,11 +232,11 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	case len(raw) != b.cfg.ChunkSize:
 		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
 	}
-	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !pack.IsZero(raw[int64(len(raw))-tail:]) {
+	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !content.IsZero(raw[int64(len(raw))-tail:]) {
 		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
 	}
 	b.next = index + 1
-	if pack.IsZero(raw) {
+	if content.IsZero(raw) {
 		return nil
 	}
 	select {
@@ -378,16 +366,4 @@ func (c *counter) get() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.stats
-}
-
-// lockedReader lets several goroutines read from one source of randomness.
-type lockedReader struct {
-	mu sync.Mutex // guards r
-	r  io.Reader
-}
-
-func (l *lockedReader) Read(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.r.Read(p)
 }

@@ -46,7 +46,6 @@ func TestABitThatFlipsOnTheWay(t *testing.T) {
 		"manifest":  func(_ bucket.Bucket, r *pack.Reader) error { _, err := r.ReadManifest(t.Context(), h); return err },
 		"directory": func(_ bucket.Bucket, r *pack.Reader) error { _, err := r.ReadDirectory(t.Context(), id); return err },
 		"footer":    func(b bucket.Bucket, _ *pack.Reader) error { _, err := pack.ReadFooter(t.Context(), b, id); return err },
-		"pack":      func(_ bucket.Bucket, r *pack.Reader) error { return r.VerifyPack(t.Context(), id) },
 		"node": func(_ bucket.Bucket, r *pack.Reader) error {
 			_, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -152,7 +153,7 @@ func (im image) add(ctx context.Context, b *Builder) error {
 func config(to *memory, im image) Config {
 	return Config{
 		Bucket: to, Scope: content.Mesh(), Size: im.size, ChunkSize: testChunk, PackSize: 256 << 10,
-		Signer: to.founder, Now: now, Random: rand.NewChaCha8([32]byte{1}),
+		Signer: to.founder, Now: now, Random: &lockedReader{r: rand.NewChaCha8([32]byte{1})},
 	}
 }
 
@@ -201,10 +202,36 @@ func check(t testing.TB, from bucket.Bucket, h pack.Head, im image) {
 		t.Fatalf("missing packs %v, error %v", missing, err)
 	}
 	for _, id := range m.Packs {
-		if err := pack.NewReader(from).VerifyPack(t.Context(), id); err != nil {
+		if err := verifyPack(t.Context(), pack.NewReader(from), id); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// lockedReader lets several goroutines read from one source of randomness.
+type lockedReader struct {
+	mu sync.Mutex // guards r
+	r  io.Reader
+}
+
+func (l *lockedReader) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.r.Read(p)
+}
+
+// verifyPack reads each frame that the directory of a pack lists.
+func verifyPack(ctx context.Context, r *pack.Reader, id pack.ID) error {
+	d, err := r.ReadDirectory(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, e := range d.Entries {
+		if _, err := r.ReadFrames(ctx, []pack.Extent{e.Extent}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readBack returns every chunk under h.

@@ -73,7 +73,7 @@ func TestAFlippedByteIsNamed(t *testing.T) {
 			t.Fatalf("frame %d: %d bytes", i, len(got[i].Bytes()))
 		}
 	}
-	err = pack.NewReader(to).VerifyPack(t.Context(), bad.Pack)
+	err = verifyPack(t.Context(), pack.NewReader(to), bad.Pack)
 	wantErr(t, err, content.ErrCorrupt)
 	if !strings.Contains(err.Error(), bad.String()) {
 		t.Fatalf("the error does not name %s: %v", bad.Location, err)
@@ -95,7 +95,7 @@ func TestEachFlippedByteIsFound(t *testing.T) {
 		b := bytes.Clone(whole)
 		b[i] ^= 0x40
 		to.set(t, key, b)
-		if err := r.VerifyPack(t.Context(), h.Node.Pack); err == nil {
+		if err := verifyPack(t.Context(), r, h.Node.Pack); err == nil {
 			check(t, to, h, im)
 		} else {
 			wantErr(t, err, content.ErrCorrupt)
@@ -103,7 +103,7 @@ func TestEachFlippedByteIsFound(t *testing.T) {
 	}
 	for n := 0; n < len(whole); n += 7 {
 		to.set(t, key, whole[:n])
-		wantErr(t, r.VerifyPack(t.Context(), h.Node.Pack), content.ErrCorrupt)
+		wantErr(t, verifyPack(t.Context(), r, h.Node.Pack), content.ErrCorrupt)
 	}
 }
 
@@ -180,7 +180,7 @@ func TestRelocateFollowsStubs(t *testing.T) {
 	to.set(t, second.Key(), pack.NewWriter(second, nil).SealStub(first).Bytes)
 	_, err = r.Relocate(t.Context(), old[5])
 	wantErr(t, err, content.ErrCorrupt)
-	if err := r.VerifyPack(t.Context(), first); err != nil {
+	if err := verifyPack(t.Context(), r, first); err != nil {
 		t.Fatal(err)
 	}
 	narrow := pack.ID("farm/a/" + string(first[len("mesh/"):]))
@@ -237,15 +237,15 @@ func TestNodeAndPageBelongTogether(t *testing.T) {
 	}
 	first, _ := top.Page.ChildPair(top.Node, 0)
 	second, _ := top.Page.ChildPair(top.Node, 1)
-	a, err := r.ReadNode(t.Context(), h.Scope, 1, first)
-	if err != nil {
-		t.Fatal(err)
+	var frames []content.Verified
+	for _, e := range []pack.Extent{first.Node, second.Page} {
+		got, err := r.ReadFrames(t.Context(), []pack.Extent{e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames = append(frames, got[0])
 	}
-	b, err := r.ReadNode(t.Context(), h.Scope, 1, second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = pack.DecodeMapNode(content.NewCodec(), h.Scope, 1, a.NodeBytes, b.PageBytes)
+	_, err = pack.DecodeMapNode(content.NewCodec(), h.Scope, 1, frames[0], frames[1])
 	wantErr(t, err, content.ErrCorrupt)
 	_, err = r.ReadNode(t.Context(), h.Scope, 2, first)
 	wantErr(t, err, content.ErrCorrupt)

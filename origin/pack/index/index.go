@@ -34,9 +34,7 @@ type Config struct {
 }
 
 func (cfg Config) withDefaults() Config {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -113,15 +111,10 @@ func Load(ctx context.Context, cfg Config) (*Index, error) {
 		return nil, fmt.Errorf("load pack index: %w: no bucket or no scopes", content.ErrInvalid)
 	}
 	l := &loader{cfg: cfg.withDefaults(), packs: make(map[pack.ID]*gathered)}
-	if err := l.list(ctx); err != nil {
-		return nil, fmt.Errorf("load pack index: %w", err)
-	}
-	l.readCache()
-	if err := l.readObjects(ctx); err != nil {
-		return nil, fmt.Errorf("load pack index: %w", err)
-	}
-	if err := l.readDirectories(ctx); err != nil {
-		return nil, fmt.Errorf("load pack index: %w", err)
+	for _, step := range []func(context.Context) error{l.list, l.readObjects, l.readDirectories} {
+		if err := step(ctx); err != nil {
+			return nil, fmt.Errorf("load pack index: %w", err)
+		}
 	}
 	if l.changed {
 		l.writeCache()

@@ -184,8 +184,9 @@ func (l *loader) writeCache() {
 	}
 }
 
-// readObjects reads the index objects that the cache does not contain.
+// readObjects reads the cache, and the index objects that it does not contain.
 func (l *loader) readObjects(ctx context.Context) error {
+	l.readCache()
 	cached := l.sources
 	l.sources = make(map[string]bool) // of those that still exist
 	for _, scope := range l.cfg.Scopes {
@@ -193,7 +194,7 @@ func (l *loader) readObjects(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := checkKey(info.Key); err != nil {
+			if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err != nil { // it is named like a pack
 				l.cfg.Log.Warn("not an index object, passed over", "key", info.Key)
 				continue
 			}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"github.com/zeebo/blake3"
 
@@ -112,7 +111,7 @@ func readIndexFrom(r io.Reader, add func(Pack) error) (sources []string, err err
 	hash := blake3.New()
 	in := &indexReader{r: io.TeeReader(r, hash)}
 	head := in.bytes(indexHeaderSize)
-	if in.err == nil && (string(head[:16]) != indexMagic || !pack.IsZero(head[24:])) {
+	if in.err == nil && (string(head[:16]) != indexMagic || !content.IsZero(head[24:])) {
 		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
 	}
 	var packs, count uint32
@@ -228,16 +227,5 @@ func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) erro
 	if errors.Is(err, bucket.ErrPrecondition) { // a random name: it is this very object
 		return nil
 	}
-	return err
-}
-
-// checkKey fails unless key is that of an index object, which is named like a pack.
-func checkKey(key string) error {
-	s, hasPrefix := strings.CutPrefix(key, indexPrefix)
-	s, hasSuffix := strings.CutSuffix(s, indexSuffix)
-	if !hasPrefix || !hasSuffix {
-		return fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, indexPrefix, indexSuffix)
-	}
-	_, err := pack.ParseID(s)
 	return err
 }
