@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -39,6 +40,14 @@ type nodeCmd struct {
 	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
 	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
 	doorFlags
+
+	handover <-chan os.Signal // asks for one
+}
+
+// BeforeReset listens to signals before the config file is read.
+func (c *nodeCmd) BeforeReset() error {
+	c.handover = hearEarly()
+	return nil
 }
 
 // Run serves until ctx ends, or until the node hands over to its program's newest
@@ -132,7 +141,7 @@ func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) erro
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
-	ctx, handover := awaitHandover(ctx, log)
+	ctx, handover := awaitHandover(ctx, c.handover, log)
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
