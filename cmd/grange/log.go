@@ -8,6 +8,7 @@ import (
 	"github.com/lmittmann/tint"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // newLog writes lines for people, in color on a terminal, or JSON for programs. What
@@ -18,10 +19,19 @@ func newLog(w io.Writer, verbose, asJSON bool) *slog.Logger {
 		level = slog.LevelDebug
 	}
 	if asJSON {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: onOneLine}))
 	}
-	if _, ok := terminal.Of(w); !ok {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.DateTime, NoColor: true}))
+	options := &tint.Options{Level: level, ReplaceAttr: onOneLine, TimeFormat: time.TimeOnly}
+	if _, ok := terminal.Of(w); ok {
+		return slog.New(tint.NewHandler(terminal.Raw(w), options))
 	}
-	return slog.New(tint.NewHandler(terminal.Raw(w), &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
+	options.TimeFormat, options.NoColor = time.DateTime, true
+	return slog.New(tint.NewHandler(w, options))
+}
+
+func onOneLine(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(content.Line(err))
+	}
+	return a
 }
