@@ -242,6 +242,7 @@ func (o *origin) answered(reads bool) {
 	o.mu.Unlock()
 	if reads && !before {
 		o.n.fetch.OriginBack()
+		o.n.returned.Add(1)
 	}
 }
 

@@ -14,8 +14,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrConflict: the request contradicts the present state; read it and decide.
 	ErrConflict = errors.New("conflict")
-	// ErrFenced: another epoch owns the volume; this holder must stop.
-	ErrFenced = errors.New("fenced by a newer epoch")
+	// ErrFenced: another node or epoch owns the volume; this holder must stop.
+	ErrFenced = errors.New("taken away")
 	// ErrCorrupt: bytes do not match their name, checksum or format.
 	ErrCorrupt = errors.New("corrupt")
 	// ErrUnavailable: no source answered; the same call may succeed later.
