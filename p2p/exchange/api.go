@@ -88,8 +88,12 @@ func (d *Data) Take() (body, page []byte) {
 	return d.Body, d.Page
 }
 
-// Absent says that the peer has none of these objects for the asker.
-type Absent struct{ Indexes []uint64 }
+// Absent says that the peer has none of these objects for the asker; Nowhere that the
+// origin has told it that they are gone, or damaged.
+type Absent struct {
+	Indexes []uint64
+	Nowhere bool
+}
 
 // Queued says that the request waits at the peer, behind Position others.
 type Queued struct{ Position int }
@@ -146,6 +150,8 @@ type Responder interface {
 	Data(ctx context.Context, index uint64, v content.Verified, page []byte) error
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error
+	// Nowhere is Absent by the word of the origin.
+	Nowhere(indexes ...uint64) error
 	// Queued gives the turn back until the next Data and tells the asker why:
 	// call it before waiting for anything, such as the origin.
 	Queued(position int) error

@@ -313,7 +313,7 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 				return misplaced
 			}
 		}
-		o.deliver(p, Absent{m.Indexes})
+		o.deliver(p, Absent{m.Indexes, m.Nowhere})
 		if p.left.left > 0 {
 			return nil
 		}

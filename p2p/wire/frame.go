@@ -73,7 +73,7 @@ func (t Type) bounds() (bounds, bool) {
 	case TypeData:
 		return bounds{DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck}, true
 	case TypeAbsent:
-		return bounds{2, indexesSizeMax, 0}, true
+		return bounds{2, indexesSizeMax, absentNowhere}, true
 	case TypeQueued, TypeAck:
 		return bounds{4, 4, 0}, true
 	case TypeCancel, TypeProgress, TypeUnknown:
@@ -167,7 +167,7 @@ func decode(h Header, p []byte) (Message, error) {
 		return Cancel{}, nil
 	case TypeAbsent:
 		indexes, err := decodeIndexes(p)
-		return Absent{indexes}, err
+		return Absent{indexes, h.Flags&absentNowhere != 0}, err
 	case TypeQueued:
 		return Queued{binary.BigEndian.Uint32(p)}, nil
 	case TypeProgress:

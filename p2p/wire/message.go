@@ -110,11 +110,24 @@ func (Cancel) frameType() Type          { return TypeCancel }
 func (Cancel) flags() uint8             { return 0 }
 func (Cancel) appendTo(b []byte) []byte { return b }
 
-// Absent answers indexes of which the sender has nothing for the asker.
-type Absent struct{ Indexes []uint64 }
+// Absent answers indexes of which the sender has nothing for the asker. Nowhere says
+// that the origin has told the sender that they are gone, or damaged there.
+type Absent struct {
+	Indexes []uint64
+	Nowhere bool
+}
 
-func (Absent) frameType() Type            { return TypeAbsent }
-func (Absent) flags() uint8               { return 0 }
+const absentNowhere = 1
+
+func (Absent) frameType() Type { return TypeAbsent }
+
+func (m Absent) flags() uint8 {
+	if m.Nowhere {
+		return absentNowhere
+	}
+	return 0
+}
+
 func (m Absent) appendTo(b []byte) []byte { return appendIndexes(b, m.Indexes) }
 
 // Queued says that the request waits behind Position others.
