@@ -105,16 +105,17 @@ func Columns(text string, width int) string {
 	}
 	var b strings.Builder
 	for _, row := range rows {
+		line := ""
 		for i, cell := range row {
 			if len(row) > 1 && len(wide) > 2 {
 				cell = Cut(cell, wide[i])
 			}
-			b.WriteString(cell)
+			line += cell
 			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell)))
+				line += strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell))
 			}
 		}
-		b.WriteByte('\n')
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
 	return b.String()
 }
