@@ -2,6 +2,7 @@ package farm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -87,13 +88,16 @@ func (f *Farm) join(address string) error {
 		return nil
 	}
 	f.metrics.attempts.WithLabelValues("failed").Inc()
+	if one := errors.Unwrap(err); one != nil { // of a list of one, on lines of its own
+		err = one
+	}
 	text := err.Error()
 	for _, silent := range []string{"dial ", "timeout", "resolve"} {
 		if strings.Contains(text, silent) {
 			return fmt.Errorf("join %s: %w: %w", address, content.ErrUnavailable, err)
 		}
 	}
-	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key: %w", address, content.ErrForbidden, err)
+	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key, as for a minute after `grange mesh rotate`: %w", address, content.ErrForbidden, err)
 }
 
 // Absence is of a member that was here.
