@@ -217,6 +217,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 		b.Abort()
 		return catalog.Image{}, err
 	}
+	op.Update(func(v *OperationView) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
 		return catalog.Image{}, err

@@ -47,8 +47,8 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 		if err == nil {
 			view, err = n.Operations.Wait(t.Context(), view.ID)
 		}
-		if err != nil || view.Error != "" {
-			t.Fatalf("%s from %s: %v, %s", name, source, err, view.Error)
+		if err != nil || view.Error != "" || view.Done != view.Total || view.Total == 0 {
+			t.Fatalf("%s from %s: %v, %s, %d of %d", name, source, err, view.Error, view.Done, view.Total)
 		}
 		return view.Note
 	}
