@@ -67,6 +67,14 @@ func TestDataComesBeforeTheAddress(t *testing.T) {
 	}
 }
 
+// TestNoNodeAnswers says where it was looked for, once.
+func TestNoNodeAnswers(t *testing.T) {
+	data := t.TempDir()
+	if code, _, complaint := command(t, "status", "--data", data); code != 1 || strings.Count(complaint, data) != 1 || !strings.Contains(complaint, "no such file") {
+		t.Errorf("code %d, %s", code, complaint)
+	}
+}
+
 // TestStatusWaits for a node to be ready, no longer than it was told, and asks one that
 // is ready once.
 func TestStatusWaits(t *testing.T) {

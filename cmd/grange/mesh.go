@@ -73,7 +73,7 @@ func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
 			return
 		}
-		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; %s have heard of it, the others will as soon as they meet one that has\n",
+		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; it was told to %s, the others will hear of it from the first that they meet\n",
 			r.Member.ID, r.Member.Name, cmp.Or(r.Member.Role, "unknown"), cmp.Or(r.Member.Farm, "?"), count(r.Told, "connected member"))
 		fmt.Fprintln(w, "`grange mesh rotate` changes the secrets that it knows")
 	})
@@ -133,7 +133,11 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("export mesh key: %w", err)
 	}
-	return show(app, std, nil, said("the mesh key is in %s: who has it rules the mesh", c.File))
+	who := "who has it"
+	if phrase != "" {
+		who += " and the passphrase"
+	}
+	return show(app, std, nil, said("the mesh key is in %s: %s rules the mesh", c.File, who))
 }
 
 type importKeyCmd struct {
