@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
@@ -147,6 +148,9 @@ func TestColumnsFitTheTerminal(t *testing.T) {
 				t.Errorf("at %d: %d columns: %s", width, n, line)
 			}
 		}
+	}
+	if ids := terminal.Columns("ID\tSTARTED\tERROR\n1a2248929c377867\t"+moment(time.Now())+"\tno space left on the device\n", 40); !strings.Contains(ids, "1a2248929c377867  "+time.Now().Format("15:")) || !strings.Contains(ids, "…") {
+		t.Errorf("%s", ids)
 	}
 	if got, want := terminal.Columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
 		t.Errorf("%q", got)

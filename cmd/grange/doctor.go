@@ -211,7 +211,9 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
 		origin = settings.Origin[0]
 	}
 	out = append(out, clockFinding(ctx, c.Data, origin))
-	out = append(out, storeFindings(ctx, origin)...)
+	if away != nil { // a node says more, and may have other credentials than this shell
+		out = append(out, storeFindings(ctx, origin)...)
+	}
 	return append(out, farmFinding(settings, s, away)...)
 }
 

@@ -49,7 +49,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		env        map[string]string
 	}{
 		{"", "", nil},
-		{"", alone, nil},
+		{"", alone, map[string]string{"GRANGE_ORIGIN": fmt.Sprintf(s3, "closed")}},
 		{"ports", "", map[string]string{"GRANGE_LISTEN": "/ip4/127.0.0.1/tcp/" + port}},
 		{"ports", "", map[string]string{"GRANGE_API": "", "GRANGE_FARM_BIND": taken.Addr().String()}},
 		{"nbd", "", map[string]string{"GRANGE_NBD": "0.0.0.0:10809"}},

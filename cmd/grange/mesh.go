@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
 	"filippo.io/age"
 	"golang.org/x/term"
@@ -54,7 +53,7 @@ func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 func membersTable(w io.Writer, members []api.Member) {
 	fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
 	for _, m := range members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), cmp.Or(m.Path, "-"), m.ID)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, moment(m.LastSeen), cmp.Or(m.Path, "-"), m.ID)
 	}
 }
 
