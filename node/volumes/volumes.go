@@ -301,7 +301,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	d := v.device(name)
 	switch {
 	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
-		err = fmt.Errorf("%w; a new one needs a size, or something to begin from", v.elsewhere(ctx, name))
+		err = v.elsewhere(ctx, name)
 	case !here:
 		created = true
 		err = v.create(ctx, name, spec)
