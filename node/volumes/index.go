@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -82,7 +83,7 @@ func loadIndex(dir string) (*index, error) {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	for _, f := range found {
-		if !f.IsDir() || strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
+		if !f.IsDir() || half(f.Name()) != "" {
 			continue
 		}
 		e, err := readEntry(filepath.Join(dir, f.Name()))
@@ -96,6 +97,17 @@ func loadIndex(dir string) (*index, error) {
 		x.entries[e.Name] = e
 	}
 	return x, nil
+}
+
+// half is which suffix the folder of a volume has that is being made or removed, "" for
+// any other: people name copies as they like.
+func half(name string) string {
+	for _, suffix := range []string{halfMade, halfGone} {
+		if id, ok := strings.CutSuffix(name, suffix); ok && len(id) == hex.EncodedLen(len(entry{}.ID)) && strings.Trim(id, "0123456789abcdef") == "" {
+			return suffix
+		}
+	}
+	return ""
 }
 
 func readEntry(folder string) (e entry, err error) {
@@ -127,11 +139,11 @@ func (x *index) sweep() error {
 	var errs []error
 	for _, f := range found {
 		path := filepath.Join(x.dir, f.Name())
-		switch {
-		case strings.HasSuffix(f.Name(), halfMade):
+		switch half(f.Name()) {
+		case halfMade:
 			errs = append(errs, x.complete(path))
-		case strings.HasSuffix(f.Name(), halfGone):
-			errs = append(errs, os.RemoveAll(path))
+		case halfGone:
+			errs = append(errs, finish(path))
 		}
 	}
 	return errors.Join(errs...)
@@ -140,14 +152,37 @@ func (x *index) sweep() error {
 // complete makes a volume of a folder that has all of one but its name.
 func (x *index) complete(path string) error {
 	e, err := readEntry(path)
-	if err != nil || x.free(e.Name) != nil {
-		return os.RemoveAll(path)
+	if err == nil {
+		err = x.free(e.Name)
+	}
+	if err != nil {
+		return discard(path)
 	}
 	e.Committed = false
 	if err := writeEntry(path, e); err != nil {
 		return err
 	}
 	return x.add(e)
+}
+
+// discard removes a folder that was being made, which has nothing that was written.
+func discard(path string) error {
+	files, err := os.ReadDir(path)
+	if err == nil && slices.ContainsFunc(files, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }) {
+		err = fmt.Errorf("%s: %w: a volume was written to in it; move it away", path, content.ErrConflict)
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
+
+// finish removes a folder that was being removed, unless the volume is there all the same.
+func finish(path string) error {
+	if _, err := os.Lstat(strings.TrimSuffix(path, halfGone)); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w: its volume is there too; move it away", path, cmp.Or(err, content.ErrConflict))
+	}
+	return os.RemoveAll(path)
 }
 
 func (x *index) path(e entry) string { return filepath.Join(x.dir, e.folder()) }
