@@ -129,3 +129,27 @@ func TestTarsGiveNoCommands(t *testing.T) {
 		}
 	}
 }
+
+// TestLossesAreBounded: a tar in which each file loses something else says so in a few
+// words.
+func TestLossesAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "it.tar")
+	f, err := os.Create(path)
+	must(t, err)
+	w := tar.NewWriter(f)
+	for i := range 2 * kindsMax {
+		name := fmt.Sprintf("SCHILY.xattr.none.%d%s", i, strings.Repeat("x", 100_000))
+		must(t, w.WriteHeader(&tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeReg, Mode: 0o644, Format: tar.FormatPAX, PAXRecords: map[string]string{name: "x"}}))
+	}
+	must(t, w.Close(), f.Close())
+	for _, unable := range []error{nil, unix.EPERM} {
+		said := 0
+		disk, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		must(t, err)
+		o := Options{Path: path, Format: Tar, Temp: t.TempDir(), Note: func(string) {}, Warn: func(text string) { said += len(text) }, Room: func(int64) error { return nil }}
+		must(t, o.fill(t.Context(), disk, unable), disk.Close())
+		if most := (kindsMax + 1) * (kindSize + 100); said == 0 || said > most {
+			t.Errorf("unable to mount: %v; %d bytes of warnings, want %d at most", unable, said, most)
+		}
+	}
+}
