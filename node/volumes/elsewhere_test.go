@@ -18,11 +18,19 @@ type held struct {
 	*nothing
 	record  catalog.Record
 	deleted bool
+	hearsay bool // a member alone says so
 }
 
 func (h *held) Volume(_ context.Context, name string) (catalog.Record, error) {
 	if h.deleted || name != h.record.Name {
 		return catalog.Record{}, content.ErrNotFound
+	}
+	return h.record, nil
+}
+
+func (h *held) SureVolume(context.Context, string) (catalog.Record, error) {
+	if h.hearsay {
+		return catalog.Record{}, content.ErrUnavailable
 	}
 	return h.record, nil
 }
@@ -109,6 +117,23 @@ func TestKilledInACreate(t *testing.T) {
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
 	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
 		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
+	}
+}
+
+// TestHearsayTakesNothingAway: a volume is served on while only one member says that it is
+// another's.
+func TestHearsayTakesNothingAway(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "web1")
+	e, _ := w.index.get("web1")
+	h := newHeld(t, w, trust.NewPrivateKey().Public())
+	h.hearsay = true
+	if why, err := w.takenAway(t.Context(), e); !errors.Is(err, content.ErrUnavailable) || why != "" {
+		t.Errorf("by hearsay: %q, %v", why, err)
+	}
+	h.hearsay = false
+	if why, err := w.takenAway(t.Context(), e); err != nil || why == "" {
+		t.Errorf("by the origin: %q, %v", why, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -50,7 +51,11 @@ func (v *Volumes) keepOwned(ctx context.Context) error {
 // takenAway says by whom, or how, a volume's name was taken from this node; "" if it was
 // not. That there is no record at all says nothing: nobody has signed that.
 func (v *Volumes) takenAway(ctx context.Context, e entry) (why string, err error) {
-	r, body, err := v.record(ctx, e.Name)
+	var body catalog.Volume
+	r, err := v.cfg.Registry.SureVolume(ctx, e.Name)
+	if err == nil {
+		body, err = catalog.DecodeVolume(v.codec, r.Body)
+	}
 	switch {
 	case r.Tombstone && r.SignedAt.After(e.Created):
 		return "its name was freed on " + r.SignedAt.UTC().Format(time.RFC3339), nil
