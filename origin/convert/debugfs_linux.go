@@ -165,7 +165,7 @@ func (d *debugfs) create(e *entry, name string) (ino string, err error) {
 		if err := errors.Join(err, d.part.Truncate(e.size)); err != nil {
 			return "", err
 		}
-		return d.do("write " + d.part.Name() + " " + quoted(name))
+		return d.do("write " + quoted(d.part.Name()) + " " + quoted(name))
 	case unix.S_IFCHR:
 		return d.do(fmt.Sprintf("mknod %s c %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
 	case unix.S_IFBLK:
@@ -188,7 +188,7 @@ func (d *debugfs) attributes(e *entry, ino string) error {
 		if err := os.WriteFile(d.part.Name(), []byte(e.xattrs[name]), 0o600); err != nil {
 			return err
 		}
-		if _, err := d.do("ea_set -f " + d.part.Name() + " " + ino + " " + quoted(name)); err != nil {
+		if _, err := d.do("ea_set -f " + quoted(d.part.Name()) + " " + ino + " " + quoted(name)); err != nil {
 			d.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.path)
 		}
 	}
