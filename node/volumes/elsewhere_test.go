@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,24 @@ func TestHearsayTakesNothingAway(t *testing.T) {
 	h.hearsay = false
 	if why, err := w.takenAway(t.Context(), e); err != nil || why == "" {
 		t.Errorf("by the origin: %q, %v", why, err)
+	}
+}
+
+// TestTakenAwayOnAFullDisk: what can't be written down is closed all the same.
+func TestTakenAwayOnAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "web1")
+	e, _ := w.index.get("web1")
+	d, file := w.device("web1"), filepath.Join(w.index.path(e), entryName)
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // so that no file gets its name
+		t.Fatal(err)
+	}
+	w.giveUp(t.Context(), "web1", "another has it")
+	if err := d.vol.WriteAt(t.Context(), make([]byte, 512), 0, false); !errors.Is(err, content.ErrClosed) {
+		t.Errorf("a write: %v, want ErrClosed", err)
+	}
+	if got := w.state(t, "web1"); got != StateFailed {
+		t.Errorf("it is %s", got)
 	}
 }
 
