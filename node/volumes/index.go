@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -21,7 +22,7 @@ import (
 )
 
 // entry is what this node knows of a volume: the file volume.json in the volume's own
-// folder, which is named after its ID.
+// folder, which is named after its ID. A second text in it is the CRC32C of all before.
 type entry struct {
 	Magic      string      `json:"magic"`
 	Name       string      `json:"name"`
@@ -45,7 +46,7 @@ type entry struct {
 }
 
 const (
-	entryMagic = "grange-volume/1"
+	entryMagic = "grange-volume/2"
 	entryName  = "volume.json"
 	// A folder gets its own name when what is in it is whole, and another one before
 	// that is taken away; a start goes on with what it finds under these.
@@ -114,8 +115,12 @@ func half(name string) string {
 
 func readEntry(folder string) (e entry, err error) {
 	b, err := os.ReadFile(filepath.Join(folder, entryName))
+	body := b[:max(0, len(b)-len(entrySum(nil)))]
+	if err == nil && string(b[len(body):]) != entrySum(body) {
+		err = errors.New("its checksum does not match")
+	}
 	if err == nil {
-		err = json.Unmarshal(b, &e)
+		err = json.Unmarshal(body, &e)
 	}
 	switch {
 	case err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil || e.Size <= 0):
@@ -128,6 +133,10 @@ func readEntry(folder string) (e entry, err error) {
 			filepath.Join(folder, entryName), content.ErrCorrupt, err)
 	}
 	return e, nil
+}
+
+func entrySum(b []byte) string {
+	return fmt.Sprintf("\"%08x\"\n", crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // sweep completes what a crash has cut short. A volume that was being made is one, for its
@@ -242,7 +251,8 @@ func writeEntry(folder string, e entry) error {
 	e.Magic = entryMagic
 	b, err := json.MarshalIndent(e, "", " ")
 	if err == nil {
-		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, '\n'), 0o600)
+		b = append(b, '\n')
+		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, entrySum(b)...), 0o600)
 	}
 	return spaceError(err)
 }

@@ -175,6 +175,26 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestFlippedBits: no bit of volume.json may flip, as one of a name or size, and go unseen.
+func TestFlippedBits(t *testing.T) {
+	x := newIndex(t)
+	folder := x.path(x.make(t, 1, "web1"))
+	whole, err := os.ReadFile(filepath.Join(folder, entryName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 * len(whole) {
+		b := bytes.Clone(whole)
+		b[i/8] ^= 1 << (i % 8)
+		if err := os.WriteFile(filepath.Join(folder, entryName), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := readEntry(folder); !errors.Is(err, content.ErrCorrupt) {
+			t.Fatalf("bit %d: %+v, %v", i, e, err)
+		}
+	}
+}
+
 // files are the names and contents in a folder.
 func files(t *testing.T, folder string) (out []string) {
 	t.Helper()
