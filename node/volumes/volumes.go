@@ -38,6 +38,8 @@ type Library interface {
 // could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
+	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
+	SureVolume(ctx context.Context, name string) (catalog.Record, error)
 	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
 	DeleteVolume(ctx context.Context, base catalog.Record) error
 }
