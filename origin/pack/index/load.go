@@ -9,6 +9,7 @@ import (
 	"iter"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,6 +46,7 @@ type loader struct {
 type gathered struct {
 	size     int64
 	modified time.Time
+	suspect  bool // it was read and found damaged: nothing that was said of it before counts
 
 	known              bool // the rest is set
 	vouched            bool // by a member that may
@@ -77,14 +79,23 @@ func (l *loader) list(ctx context.Context) error {
 			}
 			l.packs[id] = &gathered{size: info.Size, modified: info.Modified}
 		}
+		for info, err := range l.cfg.Bucket.List(ctx, pack.SuspectPrefix+scope.String()+"/", "") {
+			if err != nil {
+				return err
+			}
+			if p := l.packs[pack.ID(strings.TrimPrefix(info.Key, pack.SuspectPrefix))]; p != nil {
+				p.suspect = true
+			}
+		}
 	}
 	return nil
 }
 
 // vouched reports whether a member that may gives its word for the directory of p,
 // and what the store has is what it spoke of.
-func (l *loader) vouched(p Pack, modified time.Time) bool {
-	if l.cfg.Verifier == nil || len(p.Signature) == 0 || modified.IsZero() {
+func (l *loader) vouched(p Pack, there *gathered) bool {
+	modified := there.modified
+	if l.cfg.Verifier == nil || len(p.Signature) == 0 || modified.IsZero() || there.suspect {
 		return false
 	}
 	said := trust.Pack{ID: string(p.ID), Scope: p.ID.Scope(), Directory: content.Sum(p.Entries)}
@@ -122,13 +133,13 @@ func (l *loader) take(packs []Pack, local bool) {
 		}
 		there.known = true // in the same list once more: passed over
 		group.Go(func() error {
-			there.vouched = l.vouched(p, there.modified)
+			there.vouched = l.vouched(p, there)
 			same := local && p.modified == there.modified.UnixNano()
 			if there.known = there.vouched || same; !there.known {
 				return nil
 			}
 			there.entries, there.signature = p.Entries, p.Signature
-			if same {
+			if same && !there.suspect {
 				there.checked = p.checked
 			}
 			return nil
@@ -263,7 +274,7 @@ func (l *loader) read(d *pack.Directory) {
 	if !fits(p, there.size) { // a stub, or written again since it was listed
 		return
 	}
-	there.known, there.vouched = true, l.vouched(p, there.modified)
+	there.known, there.vouched = true, l.vouched(p, there)
 	there.entries, there.signature = p.Entries, p.Signature
 }
 

@@ -77,6 +77,9 @@ type Report struct {
 	Bad, Missing uint64
 	// First is the damage of the lowest place in the image, nil without any.
 	First *Damage
+	// Suspect are the packs, each once, that hold something else than their own
+	// directories say, see pack.Suspect.
+	Suspect []pack.ID
 }
 
 // Err is nil when all is well, else it wraps First and says how much there is.
@@ -135,7 +138,11 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
 		return d.Err
 	}
+	suspect := errors.Is(d.Err, content.ErrCorrupt) && w.suspect(ctx, d.Extent)
 	w.add(func(r *Report) {
+		if suspect && !slices.Contains(r.Suspect, d.Extent.Pack) {
+			r.Suspect = append(r.Suspect, d.Extent.Pack)
+		}
 		if missing {
 			r.Missing++
 		} else {
@@ -146,6 +153,19 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 		}
 	})
 	return nil
+}
+
+// suspect reports whether damage is that of the pack, which says itself that the object
+// lies there, or has no directory; else it is the map's, whoever made that.
+func (w *walk) suspect(ctx context.Context, e pack.Extent) bool {
+	w.mu.Lock()
+	known := slices.Contains(w.done.Suspect, e.Pack)
+	w.mu.Unlock()
+	if known {
+		return true
+	}
+	_, err := w.reader.Relocate(ctx, e)
+	return errors.Is(err, content.ErrCorrupt)
 }
 
 // before orders damage by the place in the image, the manifest last.
