@@ -332,8 +332,15 @@ func (w *warming) leaf(ctx context.Context, n uint64) error {
 func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 	for _, fl := range flights {
 		_, err := fl.wait(ctx)
-		if err != nil { // another head may say where it lies
-			err = w.m.byHeads(ctx, func(rs *rootState) error { return w.m.readChunk(ctx, rs, fl.obj.pos.Index, 0, nil, func() {}) })
+		if err != nil && ctx.Err() == nil { // another head may say where it lies
+			err = w.m.byHeads(ctx, func(rs *rootState) error {
+				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
+				if err == nil {
+					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
+					_, err = fl.wait(ctx)
+				}
+				return err
+			})
 		}
 		if err != nil {
 			w.fail(err)
