@@ -106,9 +106,7 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 		return nil
 	}
 	ahead := sync.OnceFunc(func() { m.runAhead(m.ahead.Missed(index)) })
-	return m.patiently(ctx, func(ctx context.Context) error {
-		return m.byHeads(ctx, func(rs *rootState) error { return m.readChunk(ctx, rs, index, off, p, ahead) })
-	})
+	return m.patiently(ctx, func(ctx context.Context) error { return m.readChunk(ctx, index, off, p, ahead) })
 }
 
 // readHere is ReadChunk of what is on this disk.
@@ -125,23 +123,25 @@ func (m *Image) readHere(id content.CID, off int, p []byte) bool {
 }
 
 // readChunk is ReadChunk by one climb; missed is called once that is under way.
-func (m *Image) readChunk(ctx context.Context, rs *rootState, index uint64, off int, p []byte, missed func()) error {
-	o, _, err := m.f.chunk(ctx, rs, index, byGuest())
-	if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
-		return err
-	}
-	fl := m.f.join(rs, []object{o}, byGuest())[0]
-	missed()
-	v, err := fl.wait(ctx)
-	if err != nil {
-		return err
-	}
-	if off < 0 || off+len(p) > len(v.Bytes()) {
-		return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, rs.id, content.ErrCorrupt, len(v.Bytes()))
-	}
-	m.count(fl)
-	copy(p, v.Bytes()[off:])
-	return nil
+func (m *Image) readChunk(ctx context.Context, index uint64, off int, p []byte, missed func()) error {
+	return m.byHeads(ctx, func(rs *rootState) error {
+		o, _, err := m.f.chunk(ctx, rs, index, byGuest())
+		if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
+			return err
+		}
+		fl := m.f.join(rs, []object{o}, byGuest())[0]
+		missed()
+		v, err := fl.wait(ctx)
+		if err != nil {
+			return err
+		}
+		if off < 0 || off+len(p) > len(v.Bytes()) {
+			return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, rs.id, content.ErrCorrupt, len(v.Bytes()))
+		}
+		m.count(fl)
+		copy(p, v.Bytes()[off:])
+		return nil
+	})
 }
 
 // count counts what a flight has brought, once, however many waited for it.
