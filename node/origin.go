@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 const (
@@ -404,7 +405,7 @@ func (o *origin) suspect(ctx context.Context, packs ...pack.ID) {
 			continue
 		}
 		if err == nil {
-			err = pack.Suspect(ctx, store, id)
+			err = index.Suspect(ctx, store, id)
 		}
 		if err != nil {
 			o.n.cfg.Log.Warn("importers are not told that a pack is damaged", "pack", id, "err", err)

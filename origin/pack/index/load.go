@@ -9,7 +9,6 @@ import (
 	"iter"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -78,14 +77,6 @@ func (l *loader) list(ctx context.Context) error {
 				continue
 			}
 			l.packs[id] = &gathered{size: info.Size, modified: info.Modified}
-		}
-		for info, err := range l.cfg.Bucket.List(ctx, pack.SuspectPrefix+scope.String()+"/", "") {
-			if err != nil {
-				return err
-			}
-			if p := l.packs[pack.ID(strings.TrimPrefix(info.Key, pack.SuspectPrefix))]; p != nil {
-				p.suspect = true
-			}
 		}
 	}
 	return nil
@@ -195,36 +186,52 @@ func (l *loader) writeCache() {
 	}
 }
 
-// readObjects reads the cache, and the index objects that it does not contain.
-func (l *loader) readObjects(ctx context.Context) error {
-	l.readCache()
-	cached := l.sources
-	l.sources = make(map[string]bool) // of those that still exist
+// listObjects returns the keys of the index objects, and notes which packs are suspect.
+func (l *loader) listObjects(ctx context.Context) (keys []string, _ error) {
 	for _, scope := range l.cfg.Scopes {
 		for info, err := range l.cfg.Bucket.List(ctx, indexPrefix+scope.String()+"/", "") {
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err != nil { // it is named like a pack
+			if id, err := pack.CutKey(info.Key, indexPrefix, suspectSuffix); err == nil {
+				if p := l.packs[id]; p != nil {
+					p.suspect = true
+				}
+			} else if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err == nil { // it is named like a pack
+				keys = append(keys, info.Key)
+			} else {
 				l.cfg.Log.Warn("not an index object, passed over", "key", info.Key)
-				continue
 			}
-			if l.sources[info.Key] = true; cached[info.Key] {
-				continue
-			}
-			sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, info.Key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
-				return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
-			})
-			switch {
-			case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
-				l.cfg.Log.Warn("index object passed over", "key", info.Key, "error", err)
-			case err != nil:
-				return err
-			}
-			l.changed = true
-			for _, s := range sources { // it contains these too
-				cached[s] = true
-			}
+		}
+	}
+	return keys, nil
+}
+
+// readObjects reads the cache, and the index objects that it does not contain.
+func (l *loader) readObjects(ctx context.Context) error {
+	keys, err := l.listObjects(ctx)
+	if err != nil {
+		return err
+	}
+	l.readCache()
+	cached := l.sources
+	l.sources = make(map[string]bool) // of those that still exist
+	for _, key := range keys {
+		if l.sources[key] = true; cached[key] {
+			continue
+		}
+		sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
+			return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
+		})
+		switch {
+		case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
+			l.cfg.Log.Warn("index object passed over", "key", key, "error", err)
+		case err != nil:
+			return err
+		}
+		l.changed = true
+		for _, s := range sources { // it contains these too
+			cached[s] = true
 		}
 	}
 	return nil

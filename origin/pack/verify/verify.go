@@ -78,7 +78,7 @@ type Report struct {
 	// First is the damage of the lowest place in the image, nil without any.
 	First *Damage
 	// Suspect are the packs, each once, that hold something else than their own
-	// directories say, see pack.Suspect.
+	// directories say, see package index.
 	Suspect []pack.ID
 }
 
