@@ -133,6 +133,7 @@ func (im *Images) Verify(name string) (OperationView, error) {
 				v.Note = fmt.Sprintf("%d chunks and %d map nodes are well, %d damaged, %d missing", r.Chunks, r.Nodes, r.Bad, r.Missing)
 			})
 		})
+		im.n.origin.suspect(ctx, report.Suspect...)
 		if err = errors.Join(err, report.Err()); err != nil {
 			return fmt.Errorf("verify %q: %w", name, err)
 		}

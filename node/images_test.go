@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -26,6 +27,12 @@ import (
 
 // newMember is a node that has names, an origin in memory and a cache, and no network.
 func newMember(t *testing.T) *Node {
+	t.Helper()
+	return newMemberOver(t, mem.New(t, mem.Config{}))
+}
+
+// newMemberOver is newMember with an origin.
+func newMemberOver(t *testing.T, store bucket.Bucket) *Node {
 	t.Helper()
 	key := trust.NewPrivateKey()
 	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
@@ -49,7 +56,7 @@ func newMember(t *testing.T) *Node {
 		}
 	})
 	n.origin = newOrigin(n)
-	n.origin.bucket = mem.New(t, mem.Config{})
+	n.origin.bucket, n.origin.packs = store, pack.NewReader(store)
 	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer}); err != nil {
 		t.Fatal(err)
 	}

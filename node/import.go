@@ -225,8 +225,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 	if err != nil {
 		return catalog.Image{}, err
 	}
-	stored, err := complete(ctx, store, head, known)
-	return catalog.Image{Head: head, Lineage: lineage, Chunks: stats.Chunks, Stored: stored}, err
+	return catalog.Image{Head: head, Lineage: lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, complete(ctx, store, b.Manifest(), known)
 }
 
 // mayReferTo returns the scopes whose packs content of scope s may refer to: its own and
@@ -242,17 +241,12 @@ func mayReferTo(s content.Scope) []content.Scope {
 	return []content.Scope{content.Public(), content.Mesh(), s}
 }
 
-// complete checks that every pack that the head refers to is there, and of the reused
-// ones the same that was referred to: one may have been collected meanwhile, or
-// replaced. It returns what the chunks of the image take at the origin.
-func complete(ctx context.Context, store bucket.Bucket, head pack.Head, known *index.Index) (stored uint64, err error) {
-	m, err := pack.NewReader(store).ReadManifest(ctx, head)
-	if err != nil {
-		return 0, err
-	}
+// complete checks that every pack of a manifest is there, and of the reused ones the
+// same that was referred to: one may have been collected meanwhile, or replaced.
+func complete(ctx context.Context, store bucket.Bucket, m pack.Manifest, known *index.Index) error {
 	missing, err := pack.MissingPacks(ctx, store, m, known.Unchanged)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("%w: %d packs that it shares with older images are gone or were replaced; import again", content.ErrConflict, len(missing))
 	}
-	return m.Stored, err
+	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 )
 
 const (
@@ -59,6 +60,8 @@ type origin struct {
 	url     string
 	corrupt prometheus.Counter
 	doubt   chan struct{} // somebody was not answered: it is to be looked at
+
+	suspects sync.Map // packs that importers were told of, by pack.ID
 
 	mu      sync.RWMutex // guards what follows
 	answers bool         // reads, whatever becomes of writes
@@ -383,6 +386,35 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 		w.o.corrupt.Inc()
 	}
 	return got, err
+}
+
+// Relocate implements frames.Relocator.
+func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
+	now, err := w.Reader.Relocate(ctx, e)
+	if errors.Is(err, content.ErrCorrupt) {
+		w.o.suspect(ctx, e.Pack)
+	}
+	return now, err
+}
+
+// suspect tells importers of packs that were found damaged, as far as this node may
+// write, and each once: so content is stored anew when it is imported again.
+func (o *origin) suspect(ctx context.Context, packs ...pack.ID) {
+	store, err := o.writable()
+	for _, id := range packs {
+		if _, told := o.suspects.Load(id); told {
+			continue
+		}
+		if err == nil {
+			err = index.Suspect(ctx, store, id)
+		}
+		if err != nil {
+			o.n.cfg.Log.Warn("importers are not told that a pack is damaged", "pack", id, "err", err)
+			return
+		}
+		o.suspects.Store(id, true)
+		o.n.cfg.Log.Warn("a pack is damaged; import again what lies in it", "pack", id)
+	}
 }
 
 func (o *origin) collectors() []prometheus.Collector {

@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
@@ -139,7 +140,7 @@ type Fetcher struct {
 	ctx     context.Context // ends with Run; flights run on it
 	cancel  context.CancelFunc
 
-	back back // of sources
+	back patience.Bell // of sources
 
 	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
 

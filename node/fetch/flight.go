@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync/atomic"
 
 	"github.com/grangemesh/grange/node/cache"
@@ -226,10 +225,7 @@ func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
 // show notes a chunk that has landed in the bitmaps of its root, by whatever head.
 func (f *Fetcher) show(rs *rootState, o object) {
 	reach, ok := f.cfg.Cache.Reach(o.id)
-	f.mu.Lock()
-	heads := slices.Collect(f.roots.Of(rs.id))
-	f.mu.Unlock()
-	for _, head := range append(heads, rs) {
+	for _, head := range append(f.heads(rs.id), rs) {
 		if ok && reach >= head.reach() {
 			head.here.Add(o.pos.Index)
 		}

@@ -162,7 +162,7 @@ func (m *Image) Hold(ctx context.Context) error {
 			return err
 		}
 	}
-	m.f.rescan(ctx, m.rs)
+	m.f.rescan(ctx, m.rs.Load())
 	m.f.announceSoon()
 	return nil
 }
@@ -170,8 +170,8 @@ func (m *Image) Hold(ctx context.Context) error {
 // Prepare looks for members that hold the image, for as long as prefetch would: a
 // guest's first read then knows whom to ask.
 func (m *Image) Prepare(ctx context.Context) {
-	m.rs.peers.Want()
-	if m.rs.peers.Settled() {
+	peers := m.rs.Load().peers
+	if peers.Want(); peers.Settled() {
 		return
 	}
 	select {

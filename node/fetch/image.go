@@ -6,9 +6,11 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/origin/content"
@@ -23,17 +25,47 @@ const warmWindow = 8 << 20
 // came from. Safe for concurrent use.
 type Image struct {
 	f     *Fetcher
-	rs    *rootState
+	rs    atomic.Pointer[rootState] // by which head it is read, for now
 	bytes counters
 	ahead readahead.Window
-	waits waits
+	waits patience.Waits
+}
+
+func (f *Fetcher) image(rs *rootState) *Image {
+	m := &Image{f: f}
+	m.rs.Store(rs)
+	return m
+}
+
+// byHeads reads by the head that served last, and where that fails by the others of the
+// root that were looked up: the same content may lie in other packs, too.
+func (m *Image) byHeads(ctx context.Context, read func(*rootState) error) error {
+	rs := m.rs.Load()
+	err := read(rs)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, other := range slices.Backward(m.f.heads(rs.id)) { // the latest first
+		if other == rs || other.introducer != "" {
+			continue
+		}
+		again := read(other)
+		if again == nil {
+			m.rs.CompareAndSwap(rs, other)
+			return nil
+		}
+		if mayCome(again) {
+			err = again
+		}
+	}
+	return err
 }
 
 // ID returns the root's CID.
-func (m *Image) ID() content.CID { return m.rs.id }
+func (m *Image) ID() content.CID { return m.rs.Load().id }
 
 // Root describes the image.
-func (m *Image) Root() content.Root { return m.rs.head.Root }
+func (m *Image) Root() content.Root { return m.rs.Load().head.Root }
 
 // Bytes returns how many bytes were read through this handle, by source.
 func (m *Image) Bytes() Bytes { return m.bytes.now() }
@@ -41,7 +73,7 @@ func (m *Image) Bytes() Bytes { return m.bytes.now() }
 // TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.
 func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
-	leaf := m.rs.leaf(index)
+	leaf := m.rs.Load().leaf(index)
 	if leaf == nil || m.ahead.Marks(index) {
 		return false
 	}
@@ -70,7 +102,7 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if run, ok := m.ahead.Reached(index); ok {
 		m.runAhead(run)
 	}
-	if leaf := m.rs.leaf(index); leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
+	if leaf := m.rs.Load().leaf(index); leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
 	ahead := sync.OnceFunc(func() { m.runAhead(m.ahead.Missed(index)) })
@@ -92,22 +124,24 @@ func (m *Image) readHere(id content.CID, off int, p []byte) bool {
 
 // readChunk is ReadChunk by one climb; missed is called once that is under way.
 func (m *Image) readChunk(ctx context.Context, index uint64, off int, p []byte, missed func()) error {
-	o, _, err := m.f.chunk(ctx, m.rs, index, byGuest())
-	if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
-		return err
-	}
-	fl := m.f.join(m.rs, []object{o}, byGuest())[0]
-	missed()
-	v, err := fl.wait(ctx)
-	if err != nil {
-		return err
-	}
-	if off < 0 || off+len(p) > len(v.Bytes()) {
-		return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, m.rs.id, content.ErrCorrupt, len(v.Bytes()))
-	}
-	m.count(fl)
-	copy(p, v.Bytes()[off:])
-	return nil
+	return m.byHeads(ctx, func(rs *rootState) error {
+		o, _, err := m.f.chunk(ctx, rs, index, byGuest())
+		if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
+			return err
+		}
+		fl := m.f.join(rs, []object{o}, byGuest())[0]
+		missed()
+		v, err := fl.wait(ctx)
+		if err != nil {
+			return err
+		}
+		if off < 0 || off+len(p) > len(v.Bytes()) {
+			return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, rs.id, content.ErrCorrupt, len(v.Bytes()))
+		}
+		m.count(fl)
+		copy(p, v.Bytes()[off:])
+		return nil
+	})
 }
 
 // count counts what a flight has brought, once, however many waited for it.
@@ -120,7 +154,8 @@ func (m *Image) count(fl *flight) {
 // runAhead asks for the chunks of a run that are in the same map node. A full cache
 // would not keep them.
 func (m *Image) runAhead(run readahead.Run) {
-	leaf := m.rs.leaf(run.From)
+	rs := m.rs.Load()
+	leaf := rs.leaf(run.From)
 	if leaf == nil || m.f.cfg.Cache.Full() {
 		return
 	}
@@ -134,14 +169,14 @@ func (m *Image) runAhead(run readahead.Run) {
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: m.rs.reach()})
+			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
 		m.ahead.End()
 		return
 	}
-	flights := m.f.join(m.rs, objects, byReadahead())
+	flights := m.f.join(rs, objects, byReadahead())
 	if !m.f.start(func() {
 		defer m.ahead.End()
 		for _, fl := range flights {
@@ -161,10 +196,10 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	chunks := m.Root().Chunks()
 	for index < chunks {
 		n := index / content.MapFanout
-		m.f.readMapAhead(ctx, m.rs, n, (chunks+content.MapFanout-1)/content.MapFanout)
+		m.f.readMapAhead(ctx, m.rs.Load(), n, (chunks+content.MapFanout-1)/content.MapFanout)
 		var leaf *mapNode
 		if err := m.patiently(ctx, func(ctx context.Context) (err error) {
-			leaf, err = m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: n}, byGuest())
+			leaf, err = m.leaf(ctx, n, byGuest())
 			return err
 		}); err != nil {
 			return 0, 0, err
@@ -183,11 +218,20 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	return 0, 0, io.EOF
 }
 
+// leaf returns the map node above chunks; nil is a hole.
+func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode, err error) {
+	err = m.byHeads(ctx, func(rs *rootState) (err error) {
+		leaf, err = m.f.node(ctx, rs, content.Pos{Level: 1, Index: n}, how)
+		return err
+	})
+	return leaf, err
+}
+
 // CIDs yields the names of all chunks and map nodes, and what it could not find out
 // as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		m.f.walk(ctx, m.rs, byPrefetch(), func(p content.Pos, n *mapNode, err error) bool {
+		m.f.walk(ctx, m.rs.Load(), byPrefetch(), func(p content.Pos, n *mapNode, err error) bool {
 			if err != nil {
 				yield(content.CID{}, err)
 				return false
@@ -278,7 +322,7 @@ func (w *warming) leaf(ctx context.Context, n uint64) error {
 			if err := w.window.Acquire(ctx, int64(len(part))*size); err != nil {
 				return err
 			}
-			flights := w.m.f.join(w.m.rs, part, byPrefetch())
+			flights := w.m.f.join(w.m.rs.Load(), part, byPrefetch())
 			w.landing.Go(func() { w.land(ctx, flights, size) })
 		}
 	}
@@ -287,11 +331,22 @@ func (w *warming) leaf(ctx context.Context, n uint64) error {
 
 func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 	for _, fl := range flights {
-		if v, err := fl.wait(ctx); err != nil {
+		_, err := fl.wait(ctx)
+		if err != nil && ctx.Err() == nil { // another head may say where it lies
+			err = w.m.byHeads(ctx, func(rs *rootState) error {
+				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
+				if err == nil {
+					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
+					_, err = fl.wait(ctx)
+				}
+				return err
+			})
+		}
+		if err != nil {
 			w.fail(err)
 		} else {
 			w.m.count(fl)
-			w.report(fl.from, len(v.Bytes()))
+			w.report(fl.from, int(size))
 		}
 		w.window.Release(size)
 	}
@@ -300,7 +355,7 @@ func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 // missing returns what the cache lacks of the chunks that a leaf names, by run,
 // the runs that this node leads first, and how many chunks are here.
 func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here int, err error) {
-	n, err := m.f.node(ctx, m.rs, content.Pos{Level: 1, Index: leaf}, byPrefetch())
+	n, err := m.leaf(ctx, leaf, byPrefetch())
 	if err != nil || n == nil {
 		return nil, 0, err
 	}
@@ -316,13 +371,13 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		}
 		at, ok := n.Page.Child(i)
 		if !ok {
-			return nil, 0, fmt.Errorf("chunk %d of root %s: %w: its page does not locate it", leaf*content.MapFanout+uint64(i), m.rs.id, content.ErrCorrupt)
+			return nil, 0, fmt.Errorf("chunk %d of root %s: %w: its page does not locate it", leaf*content.MapFanout+uint64(i), m.ID(), content.ErrCorrupt)
 		}
 		run := at.Run()
 		if byRun[run] == nil {
 			order = append(order, run)
 		}
-		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.reach()})
+		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
 	}
 	live := m.f.live()
 	var others [][]object

@@ -141,7 +141,7 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 		}
 	}
 	rs.seal(r.Envelope)
-	return &Image{f: f, rs: rs}, nil
+	return f.image(rs), nil
 }
 
 // PublicRoot returns a root that this node has looked up as one that anyone may read.
@@ -169,7 +169,7 @@ func (f *Fetcher) Open(r Root) (*Image, error) {
 	if known, ok := f.roots.Learned(rs.id, rs.head); ok {
 		rs = known
 	}
-	return &Image{f: f, rs: rs}, nil
+	return f.image(rs), nil
 }
 
 // unlisted is how far goes what is read under a root that this node does not serve:
@@ -246,10 +246,13 @@ func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool)
 }
 
 // knows reports whether others may still ask by a state.
-func (f *Fetcher) knows(rs *rootState) bool {
+func (f *Fetcher) knows(rs *rootState) bool { return slices.Contains(f.heads(rs.id), rs) }
+
+// heads returns what is known of a root, by each of its heads.
+func (f *Fetcher) heads(id content.CID) []*rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Contains(slices.Collect(f.roots.Of(rs.id)), rs)
+	return slices.Collect(f.roots.Of(id))
 }
 
 // all returns the roots that others may ask for.

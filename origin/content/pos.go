@@ -22,15 +22,21 @@ func (p Pos) Parent() (Pos, int) {
 // Child returns the place that entry i of the node at p names.
 func (p Pos) Child(i int) Pos { return Pos{p.Level - 1, p.Index*MapFanout + uint64(i)} }
 
+// Chunks returns the chunks below p: the first, and the one behind the last.
+func (p Pos) Chunks() (first, end uint64) {
+	span := uint64(1)
+	for range p.Level {
+		span *= MapFanout
+	}
+	return p.Index * span, (p.Index + 1) * span
+}
+
 // Contains reports whether p is a place under r.
 func (r Root) Contains(p Pos) bool {
 	if p.Level < 0 || p.Level > r.Depth() {
 		return false
 	}
-	span := uint64(1)
-	for range p.Level {
-		span *= MapFanout
-	}
+	_, span := Pos{Level: p.Level}.Chunks()
 	return p.Index < (r.Chunks()+span-1)/span
 }
 

@@ -88,8 +88,9 @@ func TestGoldenHead(t *testing.T) {
 
 func goldenManifest() Manifest {
 	return Manifest{
-		Root: goldenCID(30), Packs: []ID{goldenMesh, goldenPublic}, Page: goldenCID(31),
-		Lineage: []content.CID{goldenCID(32), goldenCID(33)}, Chunks: 70000, Stored: 1 << 33,
+		Root: goldenCID(30), Page: goldenCID(31),
+		Packs:   []PackRefs{{ID: goldenMesh, Refs: 70000, Bytes: 1 << 33}, {ID: goldenPublic}},
+		Lineage: []content.CID{goldenCID(32), goldenCID(33)},
 	}
 }
 

@@ -2,6 +2,7 @@ package pack
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -10,25 +11,34 @@ import (
 
 // Manifest says what a root needs in the bucket. Garbage collection marks by it.
 //
-// Encoded as a dag-cbor map: {"magic": text, "root": link, "packs": [text], "page":
-// link or null, "lineage": [link], "chunks": number, "stored": bytes}.
+// Encoded as a dag-cbor map: {"magic": text, "root": link, "packs": [[text, refs,
+// bytes]], "page": link or null, "lineage": [link]}.
 type Manifest struct {
 	// Root names the encoded root.
 	Root content.CID `cbor:"root"`
-	// Packs are all packs that the root refers to, rising, each once.
-	Packs []ID `cbor:"packs"`
+	// Packs are all packs that the root refers to, by rising ID, each once.
+	Packs []PackRefs `cbor:"packs"`
 	// Page is the top locator page; zero when the image is all holes.
 	Page content.CID `cbor:"page"`
 	// Lineage are the roots that this one came from, nearest first, at most
 	// content.LineageMax.
 	Lineage []content.CID `cbor:"lineage"`
-	// Chunks is the number of different chunks, Stored the bytes of their frames.
-	Chunks uint64 `cbor:"chunks"`
-	Stored uint64 `cbor:"stored"`
+}
+
+// PackRefs is what a root needs of one pack.
+type PackRefs struct {
+	_  struct{} `cbor:",toarray"`
+	ID ID
+	// Refs counts the places of the map whose chunk or node lies in the pack, Bytes
+	// the frames there, a node's with its page's. A place counts though another
+	// names the same object: so whoever knows what a root drops and gains keeps
+	// both up without reading what stays. A pack that holds the root or the manifest
+	// alone has neither.
+	Refs, Bytes uint64
 }
 
 const (
-	manifestMagic = "grange-manifest/1"
+	manifestMagic = "grange-manifest/2"
 
 	// ManifestSizeMax bounds an encoded manifest, in bytes: the packs of SizeMax
 	// of dense content at SizeTarget, by their usual names.
@@ -45,7 +55,7 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 	if len(m.Lineage) > content.LineageMax {
 		return content.Verified{}, fmt.Errorf("manifest: %w: %d ancestors, the limit is %d", content.ErrInvalid, len(m.Lineage), content.LineageMax)
 	}
-	m.Packs, m.Lineage = append([]ID{}, m.Packs...), append([]content.CID{}, m.Lineage...) // empty lists, never null
+	m.Packs, m.Lineage = append([]PackRefs{}, m.Packs...), append([]content.CID{}, m.Lineage...) // empty lists, never null
 	b, err := c.Marshal(manifestWire{manifestMagic, m})
 	if err != nil {
 		return content.Verified{}, fmt.Errorf("manifest: %w", err)
@@ -54,6 +64,15 @@ func (m Manifest) Encode(c *content.Codec) (content.Verified, error) {
 		return content.Verified{}, fmt.Errorf("manifest: %w: %d packs in %d bytes, the limit is %d", content.ErrInvalid, len(m.Packs), len(b), ManifestSizeMax)
 	}
 	return content.Seal(b), nil
+}
+
+// Pack returns what the root needs of a pack; false for nothing.
+func (m Manifest) Pack(id ID) (PackRefs, bool) {
+	i, ok := slices.BinarySearchFunc(m.Packs, id, func(p PackRefs, id ID) int { return cmp.Compare(p.ID, id) })
+	if !ok {
+		return PackRefs{}, false
+	}
+	return m.Packs[i], true
 }
 
 // DecodeManifest reads an encoded manifest; anything but the one encoding of a
@@ -69,11 +88,11 @@ func DecodeManifest(c *content.Codec, b []byte) (Manifest, error) {
 	if w.Magic != manifestMagic || w.Root.IsHole() || len(w.Lineage) > content.LineageMax || slices.Contains(w.Lineage, content.CID{}) {
 		return Manifest{}, fmt.Errorf("manifest: %w: magic %.20q, root %s, %d ancestors", content.ErrCorrupt, w.Magic, w.Root, len(w.Lineage))
 	}
-	for i, id := range w.Packs {
-		if _, err := ParseID(string(id)); err != nil {
+	for i, p := range w.Packs {
+		if _, err := ParseID(string(p.ID)); err != nil {
 			return Manifest{}, fmt.Errorf("manifest: %w: %w", content.ErrCorrupt, err)
 		}
-		if i > 0 && w.Packs[i-1] >= id {
+		if i > 0 && w.Packs[i-1].ID >= p.ID {
 			return Manifest{}, fmt.Errorf("manifest: %w: packs out of order", content.ErrCorrupt)
 		}
 	}

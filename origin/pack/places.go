@@ -1,10 +1,5 @@
 package pack
 
-import (
-	"maps"
-	"slices"
-)
-
 // Place is a Location without pointers, for those who keep many: Pack is its
 // number in a Table.
 type Place struct {
@@ -42,11 +37,5 @@ func (t *Table) Location(p Place) Location {
 	return Location{Pack: t.ids[p.Pack], Offset: p.Offset, Length: p.Length, Raw: p.Raw, Codec: p.Codec}
 }
 
-// Has reports whether a pack has a number.
-func (t *Table) Has(id ID) bool {
-	_, ok := t.numbers[id]
-	return ok
-}
-
-// Sorted returns all packs, rising.
-func (t *Table) Sorted() []ID { return slices.Sorted(maps.Keys(t.numbers)) }
+// IDs returns all packs by their numbers; for reading only.
+func (t *Table) IDs() []ID { return t.ids }

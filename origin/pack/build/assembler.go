@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -18,7 +19,8 @@ type assembler struct {
 	root content.Root
 	enc  *zstd.Encoder
 
-	packs  pack.Table // the packs that the image refers to, no others
+	packs  pack.Table
+	refs   tally // of what the map refers to
 	placed placed
 
 	w       *pack.Writer // the pack being filled, nil when none is
@@ -30,8 +32,8 @@ type assembler struct {
 	bytes   int      // of level 1 in held
 	top     pack.Child
 
-	chunks, stored uint64 // different chunks of the image, and their frames
-	stats          *counter
+	manifest pack.Manifest // as finish has stored it
+	stats    *counter
 }
 
 func newAssembler(cfg Config, root content.Root, enc *zstd.Encoder, stats *counter) *assembler {
@@ -50,6 +52,9 @@ func newAssembler(cfg Config, root content.Root, enc *zstd.Encoder, stats *count
 	}
 	for range packsInMemory {
 		a.buffers <- nil
+	}
+	if cfg.Base != nil {
+		cfg.Base.countInto(a)
 	}
 	return a
 }
@@ -77,49 +82,108 @@ func (a *assembler) find(ctx context.Context, id content.CID) (pack.Location, bo
 	return a.locate(ctx, id)
 }
 
-// chunk places one chunk.
+// stored is a chunk that has its place: whether it is the first of its name, and had
+// to be stored.
+type stored struct {
+	at           pack.Place
+	first, isNew bool
+}
+
+// count counts what was stored.
+func (p stored) count(s *Stats) {
+	if p.first {
+		s.StoredBytes += uint64(p.at.Length)
+	}
+	if p.isNew {
+		s.NewChunks++
+		s.NewRawBytes += uint64(p.at.Raw)
+		s.NewStoredBytes += uint64(p.at.Length)
+	}
+}
+
+// name counts it as a chunk of the image, too.
+func (p stored) name(s *Stats) {
+	p.count(s)
+	s.Chunks++
+	s.RawBytes += uint64(p.at.Raw)
+}
+
+// chunk places one chunk, and names it in the map.
 func (a *assembler) chunk(ctx context.Context, j *job) error {
-	size := uint64(len(j.raw))
-	at, again := a.placed.get(j.cid)
-	isNew := !again && j.known.IsZero()
+	put, err := a.store(ctx, j)
+	if err != nil {
+		return err
+	}
+	a.stats.add(put.name)
+	return a.name(ctx, j.index, pack.Child{CID: j.cid, At: put.at})
+}
+
+// store places a chunk, unless it lies somewhere already.
+func (a *assembler) store(ctx context.Context, j *job) (stored, error) {
+	if at, again := a.placed.get(j.cid); again {
+		return stored{at: at}, nil
+	}
+	isNew := j.known.IsZero()
 	if isNew {
 		if err := a.room(ctx, a.cfg.PackSize, len(j.frame)); err != nil {
-			return err
+			return stored{}, err
 		}
-		at = a.packs.Place(a.w.Add(pack.RoleChunk, j.cid, len(j.raw), j.codec, j.frame))
-	} else if !again {
-		at = a.packs.Place(j.known)
+		j.known = a.w.Add(pack.RoleChunk, j.cid, len(j.raw), j.codec, j.frame)
 	}
-	if !again {
-		a.placed.put(j.cid, at)
-		a.chunks++
-		a.stored += uint64(at.Length)
-	}
-	a.stats.add(func(s *Stats) {
-		s.Chunks++
-		s.RawBytes += size
-		if isNew {
-			s.NewChunks++
-			s.NewRawBytes += size
-			s.NewStoredBytes += uint64(len(j.frame))
-		}
-	})
-	m, ok := a.mappers[1].add(&a.packs, j.index, pack.Child{CID: j.cid, At: at})
+	at := a.packs.Place(j.known)
+	a.placed.put(j.cid, at)
+	return stored{at, true, isNew}, nil
+}
+
+// name puts a chunk into the map.
+func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error {
+	a.refs.count(c, 1)
+	m, ok := a.mappers[1].add(&a.packs, index, c)
 	if !ok {
 		return nil
 	}
-	a.hold(m)
-	if a.bytes < metaBytesMax {
+	return a.hold(ctx, m)
+}
+
+// keptSize is what a kept node takes in memory, about, in bytes.
+const keptSize = 256
+
+// hold lets a node wait for the end of the pack, as long as there is room for it.
+func (a *assembler) hold(ctx context.Context, m made) error {
+	a.held[m.level] = append(a.held[m.level], m)
+	if m.level > 1 {
+		return nil
+	}
+	if a.bytes += keptSize + len(m.node.Bytes()) + len(m.page.Bytes()); a.bytes < metaBytesMax {
 		return nil
 	}
 	return a.placeHeld(ctx, 1)
 }
 
-func (a *assembler) hold(m made) {
-	a.held[m.level] = append(a.held[m.level], m)
-	if m.level == 1 {
-		a.bytes += len(m.node.Bytes()) + len(m.page.Bytes())
+// flush ends the node of a level that is being gathered, if any.
+func (a *assembler) flush(ctx context.Context, level int) error {
+	m, ok := a.mappers[level].flush(&a.packs)
+	if !ok {
+		return nil
 	}
+	return a.hold(ctx, m)
+}
+
+// keepMap names a subtree that stands already, behind all that came before.
+func (a *assembler) keepMap(ctx context.Context, at content.Pos, p pack.Pair) error {
+	for level := 1; level < at.Level; level++ {
+		if err := errors.Join(a.flush(ctx, level), a.placeHeld(ctx, level)); err != nil {
+			return err
+		}
+	}
+	if err := a.flush(ctx, at.Level); err != nil {
+		return err
+	}
+	return a.hold(ctx, made{level: at.Level, index: at.Index, kept: a.childOf(p)})
+}
+
+func (a *assembler) childOf(p pack.Pair) pack.Child {
+	return pack.Child{CID: p.Node.CID, At: a.packs.Place(p.Node.Location), PageCID: p.Page.CID, Page: a.packs.Place(p.Page.Location)}
 }
 
 // room makes sure that the pack being filled takes frames of those lengths
@@ -175,12 +239,13 @@ func (a *assembler) placeHeld(ctx context.Context, level int) error {
 		if err != nil {
 			return fmt.Errorf("place %s: %w", content.Pos{Level: m.level, Index: m.index}, err)
 		}
+		a.refs.count(c, 1)
 		if level == a.root.Depth() {
 			a.top = c
 			continue
 		}
 		if full, ok := a.mappers[level+1].add(&a.packs, m.index, c); ok {
-			a.hold(full)
+			a.held[full.level] = append(a.held[full.level], full)
 		}
 	}
 	a.held[level] = a.held[level][:0]
@@ -193,6 +258,9 @@ func (a *assembler) placeHeld(ctx context.Context, level int) error {
 // placeNode stores a node with its page behind it, unless the same two lie so
 // somewhere already.
 func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
+	if !m.kept.CID.IsHole() {
+		return m.kept, nil
+	}
 	node, okNode := a.find(ctx, m.node.CID())
 	page, okPage := a.find(ctx, m.page.CID())
 	if !okNode || !okPage || node.Pack != page.Pack || node.End() != page.Offset {
@@ -213,10 +281,7 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 // finish places the map, root and manifest and ships the last pack.
 func (a *assembler) finish(ctx context.Context) (pack.Head, error) {
 	for level := 1; level <= a.root.Depth(); level++ {
-		if m, ok := a.mappers[level].flush(&a.packs); ok {
-			a.hold(m)
-		}
-		if err := a.placeHeld(ctx, level); err != nil {
+		if err := errors.Join(a.flush(ctx, level), a.placeHeld(ctx, level)); err != nil {
 			return pack.Head{}, err
 		}
 	}
@@ -230,11 +295,12 @@ func (a *assembler) finish(ctx context.Context) (pack.Head, error) {
 	if err != nil {
 		return pack.Head{}, err
 	}
-	if _, err := a.placeObject(ctx, pack.RoleRoot, root); err != nil {
+	rootAt, err := a.placeObject(ctx, pack.RoleRoot, root)
+	if err != nil {
 		return pack.Head{}, err
 	}
-	manifest := pack.Manifest{Root: root.CID(), Page: head.Page.CID, Lineage: a.cfg.Lineage, Chunks: a.chunks, Stored: a.stored}
-	if head.Manifest, err = a.placeManifest(ctx, manifest); err != nil {
+	a.manifest = pack.Manifest{Root: root.CID(), Page: head.Page.CID, Lineage: a.cfg.Lineage}
+	if head.Manifest, err = a.placeManifest(ctx, rootAt.Pack); err != nil {
 		return pack.Head{}, err
 	}
 	if a.w != nil {
@@ -254,29 +320,38 @@ func (a *assembler) placeObject(ctx context.Context, role pack.Role, v content.V
 		}
 		at = a.w.Add(role, v.CID(), len(v.Bytes()), codec, frame)
 	}
-	a.packs.Place(at)
 	return pack.Extent{CID: v.CID(), Location: at}, nil
 }
 
-// placeManifest stores the manifest, which names its own pack too. When nothing
-// else is new, the same manifest may be there already.
-func (a *assembler) placeManifest(ctx context.Context, m pack.Manifest) (pack.Extent, error) {
-	m.Packs = a.packs.Sorted()
-	v, err := m.Encode(a.cfg.Codec)
+// placeManifest stores the manifest, which names its own pack too, and that of the
+// root. When nothing else is new, the same manifest may be there already.
+func (a *assembler) placeManifest(ctx context.Context, root pack.ID) (pack.Extent, error) {
+	v, err := a.encodeManifest(root)
 	if err != nil {
 		return pack.Extent{}, err
 	}
-	if at, ok := a.find(ctx, v.CID()); ok && a.packs.Has(at.Pack) {
-		return pack.Extent{CID: v.CID(), Location: at}, nil
+	if at, ok := a.find(ctx, v.CID()); ok {
+		if _, ok := a.manifest.Pack(at.Pack); ok {
+			return pack.Extent{CID: v.CID(), Location: at}, nil
+		}
 	}
-	if err := a.room(ctx, a.metaLimit(), len(v.Bytes())+pack.IDSizeMax); err != nil {
+	if err := a.room(ctx, a.metaLimit(), len(v.Bytes())+manifestMore); err != nil {
 		return pack.Extent{}, err
 	}
-	a.packs.Number(a.w.ID())
-	m.Packs = a.packs.Sorted()
-	if v, err = m.Encode(a.cfg.Codec); err != nil {
+	if v, err = a.encodeManifest(root, a.w.ID()); err != nil {
 		return pack.Extent{}, err
 	}
 	frame, codec := pack.EncodeFrame(a.enc, nil, v.Bytes())
 	return pack.Extent{CID: v.CID(), Location: a.w.Add(pack.RoleManifest, v.CID(), len(v.Bytes()), codec, frame)}, nil
+}
+
+// manifestMore is what one more pack adds to a manifest, at most, in bytes.
+const manifestMore = pack.IDSizeMax + 8
+
+// encodeManifest counts the packs of the map, and the others.
+func (a *assembler) encodeManifest(others ...pack.ID) (v content.Verified, err error) {
+	if a.manifest.Packs, err = a.refs.sorted(a.packs.IDs(), others); err != nil {
+		return v, err
+	}
+	return a.manifest.Encode(a.cfg.Codec)
 }

@@ -44,6 +44,8 @@ type Config struct {
 	// The zero Signer, or one whose role does not go as far as Scope, leaves that
 	// out: others will read what they reuse.
 	Signer trust.Signer
+	// Base is a root whose subtrees KeepMap takes; nil for none.
+	Base *Base
 	// Lineage goes into the manifest: ancestors of the root, nearest first.
 	Lineage []content.CID
 	// Fold writes no index object: folds dedupe against their lineage, importers
@@ -120,16 +122,20 @@ func (cfg Config) validate() error {
 		return fmt.Errorf("%w: packs of %d bytes, the limit is %d", content.ErrInvalid, cfg.PackSize, pack.SizeTarget)
 	case len(cfg.Lineage) > content.LineageMax:
 		return fmt.Errorf("%w: %d ancestors, the limit is %d", content.ErrInvalid, len(cfg.Lineage), content.LineageMax)
+	case cfg.Base != nil:
+		return cfg.Base.validate(cfg)
 	}
 	return nil
 }
 
-// Stats counts what a Builder has done so far.
+// Stats counts what a Builder has done so far; kept subtrees are not looked into.
 type Stats struct {
 	// Chunks that were not holes, and how many of them were new.
 	Chunks, NewChunks uint64
 	// RawBytes of the chunks that were not holes.
 	RawBytes uint64
+	// StoredBytes are the frames of these, each different one once.
+	StoredBytes uint64
 	// NewRawBytes are the raw bytes of the new chunks, NewStoredBytes their frames.
 	NewRawBytes, NewStoredBytes uint64
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
@@ -139,8 +145,9 @@ type Stats struct {
 
 // Builder makes an image out of chunks: it hashes and compresses on all cores,
 // keeps the order, stores each new chunk once and uploads full packs in the
-// background. It holds three packs in memory at most. Add, Finish and Abort are
-// called from one goroutine. Every Builder ends with Finish or Abort.
+// background; what stands already it keeps unread. It holds three packs in memory at
+// most. Its methods are called from one goroutine. Every Builder ends with Finish or
+// Abort.
 type Builder struct {
 	cfg  Config
 	root content.Root
@@ -150,7 +157,7 @@ type Builder struct {
 	free  chan *job
 	jobs  chan *job
 	order chan *job
-	next  uint64 // the lowest index that Add takes
+	next  uint64 // the lowest index that comes next
 	ended bool
 
 	group   *errgroup.Group
@@ -165,8 +172,10 @@ type Builder struct {
 	stats     counter
 }
 
-// job is a chunk on its way through the Builder.
+// job is a chunk on its way through the Builder, or something else that is done
+// between two chunks.
 type job struct {
+	turn  func(context.Context) error // what is done in its turn; nil is to place the chunk
 	index uint64
 	raw   []byte
 	cid   content.CID
@@ -224,12 +233,10 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 // zeros. Raw is copied before Add returns. Add waits while the workers or the
 // uploads are behind; it fails as soon as anything in the background has.
 func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
-	switch {
-	case b.ended:
-		return fmt.Errorf("add chunk %d: %w", index, content.ErrClosed)
-	case index < b.next || index >= b.root.Chunks():
-		return fmt.Errorf("add chunk %d: %w: want %d to %d", index, content.ErrInvalid, b.next, b.root.Chunks()-1)
-	case len(raw) != b.cfg.ChunkSize:
+	if err := b.may(content.Chunk(index)); err != nil {
+		return fmt.Errorf("add %w", err)
+	}
+	if len(raw) != b.cfg.ChunkSize {
 		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
 	}
 	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !content.IsZero(raw[int64(len(raw))-tail:]) {
@@ -239,16 +246,64 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	if content.IsZero(raw) {
 		return nil
 	}
+	j, err := b.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("add chunk %d: %w", index, err)
+	}
+	j.index, j.raw = index, append(j.raw[:0], raw...)
+	b.order <- j // both have room for every job there is
+	b.jobs <- j
+	return nil
+}
+
+// Ahead stores a chunk before its turn, if it is new: those that are given first lie
+// together, in that order. The bytes are added in their turn all the same, where
+// they are found to be stored.
+func (b *Builder) Ahead(ctx context.Context, raw []byte) error {
+	switch {
+	case b.ended:
+		return fmt.Errorf("store a chunk ahead: %w", content.ErrClosed)
+	case len(raw) != b.cfg.ChunkSize:
+		return fmt.Errorf("store a chunk ahead: %w: %d bytes, want %d", content.ErrInvalid, len(raw), b.cfg.ChunkSize)
+	case content.IsZero(raw):
+		return nil
+	}
+	j, err := b.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("store a chunk ahead: %w", err)
+	}
+	j.raw = append(j.raw[:0], raw...)
+	j.turn = func(ctx context.Context) error {
+		put, err := b.assembler.store(ctx, j)
+		b.stats.add(put.count)
+		return err
+	}
+	b.order <- j
+	b.jobs <- j
+	return nil
+}
+
+// may fails unless a place is next, or comes later.
+func (b *Builder) may(at content.Pos) error {
+	switch first, _ := at.Chunks(); {
+	case b.ended:
+		return fmt.Errorf("%s: %w", at, content.ErrClosed)
+	case first < b.next || !b.root.Contains(at):
+		return fmt.Errorf("%s: %w: want chunks %d to %d", at, content.ErrInvalid, b.next, b.root.Chunks()-1)
+	}
+	return nil
+}
+
+// begin returns a free job, as soon as there is one.
+func (b *Builder) begin(ctx context.Context) (*job, error) {
 	select {
 	case j := <-b.free:
-		j.index, j.raw = index, append(j.raw[:0], raw...)
-		b.order <- j // both have room for every job there is
-		b.jobs <- j
-		return nil
+		j.turn = nil
+		return j, nil
 	case <-b.stopped:
-		return fmt.Errorf("add chunk %d: %w", index, b.cause())
+		return nil, b.cause()
 	case <-ctx.Done():
-		return fmt.Errorf("add chunk %d: %w", index, context.Cause(ctx))
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -278,7 +333,7 @@ func (b *Builder) work(ctx context.Context) {
 	}
 }
 
-// sequence places chunks in the order of their indexes.
+// sequence does in order what was asked for.
 func (b *Builder) sequence(ctx context.Context) error {
 	for {
 		var j *job
@@ -296,7 +351,13 @@ func (b *Builder) sequence(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err := b.assembler.chunk(ctx, j); err != nil {
+		var err error
+		if j.turn != nil {
+			err = j.turn(ctx)
+		} else {
+			err = b.assembler.chunk(ctx, j)
+		}
+		if err != nil {
 			return err
 		}
 		b.free <- j
@@ -337,6 +398,9 @@ func (b *Builder) Finish(ctx context.Context) (pack.Head, Stats, error) {
 	b.indexer.flush(ctx)
 	return head, b.stats.get(), nil
 }
+
+// Manifest returns what Finish has said of the root.
+func (b *Builder) Manifest() pack.Manifest { return b.assembler.manifest }
 
 // Abort ends the workers and uploads and waits for them. Packs that are in the
 // bucket stay there. After Finish it does nothing.

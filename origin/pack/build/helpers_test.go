@@ -201,8 +201,8 @@ func check(t testing.TB, from bucket.Bucket, h pack.Head, im image) {
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("missing packs %v, error %v", missing, err)
 	}
-	for _, id := range m.Packs {
-		if err := verifyPack(t.Context(), pack.NewReader(from), id); err != nil {
+	for _, p := range m.Packs {
+		if err := verifyPack(t.Context(), pack.NewReader(from), p.ID); err != nil {
 			t.Fatal(err)
 		}
 	}

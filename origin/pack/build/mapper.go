@@ -15,11 +15,12 @@ type mapper struct {
 	entries []pack.Child
 }
 
-// made is a map node and its page, not yet placed.
+// made is a map node and its page, not yet placed, or one that is kept.
 type made struct {
 	level      int
 	index      uint64
 	node, page content.Verified
+	kept       pack.Child // in their stead
 }
 
 // add appends entry index of the level below. When it begins another node, the
@@ -49,7 +50,7 @@ func (m *mapper) flush(packs *pack.Table) (made, bool) {
 	for i, c := range m.entries {
 		n.Entries[i] = c.CID
 	}
-	out := made{m.level, m.node, n.Encode(), content.Seal(pack.EncodePage(m.level, packs, m.entries))}
+	out := made{level: m.level, index: m.node, node: n.Encode(), page: content.Seal(pack.EncodePage(m.level, packs, m.entries))}
 	m.entries = m.entries[:0]
 	return out, true
 }

@@ -213,7 +213,7 @@ func TestMissingPacks(t *testing.T) {
 	if err != nil || len(m.Packs) < 8 {
 		t.Fatalf("packs %v, error %v", m.Packs, err)
 	}
-	gone := []pack.ID{m.Packs[1], m.Packs[5]}
+	gone := []pack.ID{m.Packs[1].ID, m.Packs[5].ID}
 	for _, id := range gone {
 		if err := to.Delete(t.Context(), id.Key()); err != nil {
 			t.Fatal(err)

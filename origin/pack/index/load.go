@@ -45,6 +45,7 @@ type loader struct {
 type gathered struct {
 	size     int64
 	modified time.Time
+	suspect  bool // it was read and found damaged: nothing that was said of it before counts
 
 	known              bool // the rest is set
 	vouched            bool // by a member that may
@@ -83,8 +84,9 @@ func (l *loader) list(ctx context.Context) error {
 
 // vouched reports whether a member that may gives its word for the directory of p,
 // and what the store has is what it spoke of.
-func (l *loader) vouched(p Pack, modified time.Time) bool {
-	if l.cfg.Verifier == nil || len(p.Signature) == 0 || modified.IsZero() {
+func (l *loader) vouched(p Pack, there *gathered) bool {
+	modified := there.modified
+	if l.cfg.Verifier == nil || len(p.Signature) == 0 || modified.IsZero() || there.suspect {
 		return false
 	}
 	said := trust.Pack{ID: string(p.ID), Scope: p.ID.Scope(), Directory: content.Sum(p.Entries)}
@@ -122,13 +124,13 @@ func (l *loader) take(packs []Pack, local bool) {
 		}
 		there.known = true // in the same list once more: passed over
 		group.Go(func() error {
-			there.vouched = l.vouched(p, there.modified)
+			there.vouched = l.vouched(p, there)
 			same := local && p.modified == there.modified.UnixNano()
 			if there.known = there.vouched || same; !there.known {
 				return nil
 			}
 			there.entries, there.signature = p.Entries, p.Signature
-			if same {
+			if same && !there.suspect {
 				there.checked = p.checked
 			}
 			return nil
@@ -184,36 +186,52 @@ func (l *loader) writeCache() {
 	}
 }
 
-// readObjects reads the cache, and the index objects that it does not contain.
-func (l *loader) readObjects(ctx context.Context) error {
-	l.readCache()
-	cached := l.sources
-	l.sources = make(map[string]bool) // of those that still exist
+// listObjects returns the keys of the index objects, and notes which packs are suspect.
+func (l *loader) listObjects(ctx context.Context) (keys []string, _ error) {
 	for _, scope := range l.cfg.Scopes {
 		for info, err := range l.cfg.Bucket.List(ctx, indexPrefix+scope.String()+"/", "") {
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err != nil { // it is named like a pack
+			if id, err := pack.CutKey(info.Key, indexPrefix, suspectSuffix); err == nil {
+				if p := l.packs[id]; p != nil {
+					p.suspect = true
+				}
+			} else if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err == nil { // it is named like a pack
+				keys = append(keys, info.Key)
+			} else {
 				l.cfg.Log.Warn("not an index object, passed over", "key", info.Key)
-				continue
 			}
-			if l.sources[info.Key] = true; cached[info.Key] {
-				continue
-			}
-			sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, info.Key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
-				return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
-			})
-			switch {
-			case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
-				l.cfg.Log.Warn("index object passed over", "key", info.Key, "error", err)
-			case err != nil:
-				return err
-			}
-			l.changed = true
-			for _, s := range sources { // it contains these too
-				cached[s] = true
-			}
+		}
+	}
+	return keys, nil
+}
+
+// readObjects reads the cache, and the index objects that it does not contain.
+func (l *loader) readObjects(ctx context.Context) error {
+	keys, err := l.listObjects(ctx)
+	if err != nil {
+		return err
+	}
+	l.readCache()
+	cached := l.sources
+	l.sources = make(map[string]bool) // of those that still exist
+	for _, key := range keys {
+		if l.sources[key] = true; cached[key] {
+			continue
+		}
+		sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
+			return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
+		})
+		switch {
+		case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):
+			l.cfg.Log.Warn("index object passed over", "key", key, "error", err)
+		case err != nil:
+			return err
+		}
+		l.changed = true
+		for _, s := range sources { // it contains these too
+			cached[s] = true
 		}
 	}
 	return nil
@@ -263,7 +281,7 @@ func (l *loader) read(d *pack.Directory) {
 	if !fits(p, there.size) { // a stub, or written again since it was listed
 		return
 	}
-	there.known, there.vouched = true, l.vouched(p, there.modified)
+	there.known, there.vouched = true, l.vouched(p, there)
 	there.entries, there.signature = p.Entries, p.Signature
 }
 

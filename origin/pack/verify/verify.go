@@ -77,6 +77,9 @@ type Report struct {
 	Bad, Missing uint64
 	// First is the damage of the lowest place in the image, nil without any.
 	First *Damage
+	// Suspect are the packs, each once, that hold something else than their own
+	// directories say, see package index.
+	Suspect []pack.ID
 }
 
 // Err is nil when all is well, else it wraps First and says how much there is.
@@ -93,7 +96,7 @@ func (r Report) Err() error {
 func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Report)) (Report, error) {
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	w := &walk{reader: r, head: head, group: group, report: progress, packs: make(map[pack.ID]bool)}
+	w := &walk{reader: r, head: head, group: group, report: progress, packs: make(map[pack.ID]pack.PackRefs)}
 	err := w.node(reading, content.Pos{Level: head.Root.Depth()}, head.Top())
 	if waited := group.Wait(); waited != nil {
 		err = waited // the cause, where err is that the walk was told to end
@@ -111,7 +114,7 @@ type walk struct {
 	head   pack.Head
 	group  *errgroup.Group
 	report func(Report)
-	packs  map[pack.ID]bool // that the image refers to; owned by who walks
+	packs  map[pack.ID]pack.PackRefs // that the image refers to; owned by who walks
 
 	mu   sync.Mutex // guards done and serializes report
 	done Report
@@ -135,7 +138,11 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 	if !missing && !errors.Is(d.Err, content.ErrCorrupt) && !errors.Is(d.Err, content.ErrForbidden) && !errors.Is(d.Err, content.ErrInvalid) {
 		return d.Err
 	}
+	suspect := errors.Is(d.Err, content.ErrCorrupt) && w.suspect(ctx, d.Extent)
 	w.add(func(r *Report) {
+		if suspect && !slices.Contains(r.Suspect, d.Extent.Pack) {
+			r.Suspect = append(r.Suspect, d.Extent.Pack)
+		}
 		if missing {
 			r.Missing++
 		} else {
@@ -148,17 +155,27 @@ func (w *walk) damaged(ctx context.Context, d Damage) error {
 	return nil
 }
 
+// suspect reports whether damage is that of the pack, which says itself that the object
+// lies there, or has no directory; else it is the map's, whoever made that.
+func (w *walk) suspect(ctx context.Context, e pack.Extent) bool {
+	w.mu.Lock()
+	known := slices.Contains(w.done.Suspect, e.Pack)
+	w.mu.Unlock()
+	if known {
+		return true
+	}
+	_, err := w.reader.Relocate(ctx, e)
+	return errors.Is(err, content.ErrCorrupt)
+}
+
 // before orders damage by the place in the image, the manifest last.
 func before(a, b Damage) bool {
 	if a.What == whatManifest || b.What == whatManifest {
 		return a.What != whatManifest
 	}
-	first := func(p content.Pos) uint64 {
-		for ; p.Level > 0; p = p.Child(0) {
-		}
-		return p.Index
-	}
-	return first(a.At) < first(b.At) || first(a.At) == first(b.At) && a.At.Level > b.At.Level
+	first, _ := a.At.Chunks()
+	other, _ := b.At.Chunks()
+	return first < other || first == other && a.At.Level > b.At.Level
 }
 
 // node reads the map from a place on down; of level 1, it begins to read the chunks.
@@ -166,7 +183,7 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 	if p.Node.CID.IsHole() {
 		return nil
 	}
-	w.packs[p.Node.Pack] = true
+	w.refer(p.Node.Pack, p.Node.Length+p.Page.Length)
 	n, err := w.reader.ReadNode(ctx, w.head.Scope, at.Level, p)
 	if err != nil {
 		if moved, ok := w.movedPair(ctx, p); ok {
@@ -184,7 +201,9 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 		if !ok {
 			continue
 		}
-		w.packs[where.Pack] = true
+		if child.Level == 0 {
+			w.refer(where.Pack, where.Length)
+		}
 		e := pack.Extent{CID: n.Node.Entry(i), Location: where}
 		switch {
 		case !w.head.Root.Contains(child):
@@ -202,6 +221,12 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 		}
 	}
 	return w.chunks(ctx, chunks)
+}
+
+// refer counts a place of the map, as the manifest does.
+func (w *walk) refer(id pack.ID, bytes uint32) {
+	p := w.packs[id]
+	w.packs[id] = pack.PackRefs{ID: id, Refs: p.Refs + 1, Bytes: p.Bytes + uint64(bytes)}
 }
 
 func whatOf(at content.Pos) string {
@@ -327,8 +352,16 @@ func (w *walk) manifest(ctx context.Context) error {
 		return bad(fmt.Errorf("%w: it is of root %s, not of %s", content.ErrCorrupt, m.Root, root.CID()))
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.packs)) {
-		if _, ok := slices.BinarySearch(m.Packs, id); !ok {
+		if _, ok := m.Pack(id); !ok {
 			return bad(fmt.Errorf("%w: it does not name pack %s, to which the image refers", content.ErrCorrupt, id))
+		}
+	}
+	if w.done.First != nil { // what lies under a bad node was not counted
+		return nil
+	}
+	for _, p := range m.Packs {
+		if now := w.packs[p.ID]; now.Refs != p.Refs || now.Bytes != p.Bytes {
+			return bad(fmt.Errorf("%w: it counts %d places and %d bytes in pack %s, and the image refers to %d and %d", content.ErrCorrupt, p.Refs, p.Bytes, p.ID, now.Refs, now.Bytes))
 		}
 	}
 	return nil

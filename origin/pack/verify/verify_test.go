@@ -147,6 +147,35 @@ func TestAllIsWell(t *testing.T) {
 	}
 }
 
+// otherManifest gives a head a manifest that differs from its own.
+func otherManifest(change func(*pack.Manifest)) func(*testing.T, *mem.Bucket, *pack.Head) {
+	return func(t *testing.T, in *mem.Bucket, h *pack.Head) {
+		m, err := pack.NewReader(in).ReadManifest(t.Context(), *h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&m)
+		v, err := m.Encode(content.NewCodec())
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := pack.ParseID("mesh/2025010100-ffeeddccbbaa99887766554433221100")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := pack.NewWriter(id, nil)
+		at := w.Add(pack.RoleManifest, v.CID(), len(v.Bytes()), pack.CodecRaw, v.Bytes())
+		s, err := w.Seal(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Put(t.Context(), id.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent()); err != nil {
+			t.Fatal(err)
+		}
+		h.Manifest = pack.Extent{CID: v.CID(), Location: at}
+	}
+}
+
 // Whatever is wrong with an image is found, counted, and named.
 func TestEachDamageIsFound(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -192,31 +221,9 @@ func TestEachDamageIsFound(t *testing.T) {
 		"the manifest of another image": {func(t *testing.T, in *mem.Bucket, h *pack.Head) {
 			h.Manifest = store(t, in, 2, nil).Manifest
 		}, "manifest ", true, false},
-		"a manifest that does not name a pack": {func(t *testing.T, in *mem.Bucket, h *pack.Head) {
-			m, err := pack.NewReader(in).ReadManifest(t.Context(), *h)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m.Packs = m.Packs[1:]
-			v, err := m.Encode(content.NewCodec())
-			if err != nil {
-				t.Fatal(err)
-			}
-			id, err := pack.ParseID("mesh/2025010100-ffeeddccbbaa99887766554433221100")
-			if err != nil {
-				t.Fatal(err)
-			}
-			w := pack.NewWriter(id, nil)
-			at := w.Add(pack.RoleManifest, v.CID(), len(v.Bytes()), pack.CodecRaw, v.Bytes())
-			s, err := w.Seal(nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := in.Put(t.Context(), id.Key(), bucket.Bytes(s.Bytes), bucket.IfAbsent()); err != nil {
-				t.Fatal(err)
-			}
-			h.Manifest = pack.Extent{CID: v.CID(), Location: at}
-		}, "manifest ", true, false},
+		"a manifest that does not name a pack":  {otherManifest(func(m *pack.Manifest) { m.Packs = m.Packs[1:] }), "manifest ", true, false},
+		"a manifest that counts fewer places":   {otherManifest(func(m *pack.Manifest) { m.Packs[0].Refs-- }), "manifest ", true, false},
+		"a manifest that counts too many bytes": {otherManifest(func(m *pack.Manifest) { m.Packs[0].Bytes++ }), "manifest ", true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := mem.New(t, mem.Config{MayReadDeleted: true})
