@@ -12,11 +12,13 @@ const (
 	// cost the origin a read of each run.
 	nearMax, farMax = 32, 128
 	// searchInterval is how often the announcements of a root in use are searched for
-	// again. While nobody was found it is searchSoon at first, more seldom the longer the
-	// root has been wanted: farms that want it at once find each other before prefetch
-	// goes on without.
-	searchInterval = 30 * time.Second
-	searchSoon     = 200 * time.Millisecond
+	// again, and searchLonely how often for searchLonelyTill while nobody was found:
+	// farms that want it at once find each other within seconds. searchSoon is the first
+	// pause: they do so before prefetch goes on without.
+	searchInterval   = 30 * time.Second
+	searchLonely     = time.Second
+	searchLonelyTill = 15 * time.Second
+	searchSoon       = 200 * time.Millisecond
 	// followIdle is how long after the last want a root is followed: what was seen
 	// is good for the next want's first questions.
 	followIdle = 2 * time.Minute
@@ -117,7 +119,11 @@ func (r *Root) NearSettled() (settled, strangers bool) {
 // NextSearch is when to search again: soon while nobody was found, then after as long
 // as the root has been wanted.
 func (r *Root) NextSearch(now time.Time) time.Duration {
-	return min(max(now.Sub(r.began), searchSoon), searchInterval)
+	wanted, most := now.Sub(r.began), searchInterval
+	if len(r.found) == 0 && wanted < searchLonelyTill {
+		most = searchLonely
+	}
+	return min(max(wanted, searchSoon), most)
 }
 
 // Strangers returns the members of the farm to be watched from now on.
