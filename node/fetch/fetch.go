@@ -200,7 +200,7 @@ func (f *Fetcher) count(s Source, n int) {
 	if s != FromCache {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.mind.Count(f.cfg.Now(), n)
+		f.mind.Count(f.cfg.Now(), int64(n))
 	}
 }
 
@@ -242,7 +242,7 @@ func (f *Fetcher) look(live []peer.ID, origin bool) {
 // failed notes that a member did not answer; it is passed over for a while.
 func (f *Fetcher) failed(id peer.ID) {
 	f.metrics.failures.Inc()
-	f.think(func(m *plan.Member) { m.Failed(plan.Peer(id), f.cfg.Now()) })
+	f.think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
 }
 
 // lied deals with a member whose bytes were not what it was asked for.
@@ -266,7 +266,7 @@ func (f *Fetcher) isNear(id peer.ID) bool { return slices.Contains(f.cfg.Members
 func (f *Fetcher) Aside() map[peer.ID]time.Time {
 	out := map[peer.ID]time.Time{}
 	f.think(func(m *plan.Member) {
-		for p, until := range m.PassedOver(f.cfg.Now()) {
+		for p, until := range m.Passed(f.cfg.Now(), false) {
 			out[peer.ID(p)] = until
 		}
 	})
@@ -286,7 +286,7 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		f.unmet(id, err)
 		return
 	}
-	f.think(func(m *plan.Member) { m.Worked(plan.Peer(id), f.cfg.Now()) })
+	f.think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
 }
 
 // triedError says which sources were asked in vain. What they failed with is of one of

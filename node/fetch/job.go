@@ -290,7 +290,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 		e.Why, e.Never = "does not know the root", true
 	default:
 		j.f.think(func(m *plan.Member) {
-			m.Worked(a.Peer, j.f.cfg.Now())
+			m.Work(a.Peer, j.f.cfg.Now())
 			if o.some && a.Fetch && a.Passed && !m.Origin {
 				m.Provided(a.Peer)
 			}

@@ -42,5 +42,5 @@ func (f *Fetcher) unmet(id peer.ID, err error) {
 // stalled notes that a member was asked for that long and brought nothing.
 func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
 	f.metrics.failures.Inc()
-	f.think(func(m *plan.Member) { m.Stalled(plan.Peer(id), f.cfg.Now(), quiet) })
+	f.think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

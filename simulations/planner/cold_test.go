@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,8 +39,8 @@ type crowd struct {
 	done int
 }
 
-func newCrowd(farms, nodes, runs int) *crowd {
-	c := &crowd{mesh: newMesh(), rng: rand.New(rand.NewPCG(*seed, 0))}
+func newCrowd(seed uint64, farms, nodes, runs int) *crowd {
+	c := &crowd{mesh: newMesh(), rng: rand.New(rand.NewPCG(seed, 0))}
 	c.trace, c.news, c.most = nil, newsInterval, 1<<62
 	for i := range runs {
 		c.runs = append(c.runs, fmt.Sprintf("mesh/2026112022-%032x/%d", i/32, i%32))
@@ -145,7 +146,7 @@ func TestColdMeshReadsOnce(t *testing.T) {
 	if !soak.Full() {
 		farms, nodes, runs = 20, 10, 64
 	}
-	c := newCrowd(farms, nodes, runs)
+	c := newCrowd(*seed, farms, nodes, runs)
 	begun := time.Now()
 	c.run()
 	total := 0
@@ -163,5 +164,19 @@ func TestColdMeshReadsOnce(t *testing.T) {
 		if len(n.holds) != runs {
 			t.Errorf("%s has %d runs", n.name, len(n.holds))
 		}
+	}
+}
+
+// TestASeedReplaysAMesh line by line.
+func TestASeedReplaysAMesh(t *testing.T) {
+	play := func(seed uint64) string {
+		c := newCrowd(seed, 6, 4, 16)
+		c.trace = new(strings.Builder)
+		c.run()
+		return c.trace.String()
+	}
+	first, again, other := play(*seed), play(*seed), play(*seed+1)
+	if first != again || first == other {
+		t.Errorf("the same seed plays the same: %t, another one something else: %t", first == again, first != other)
 	}
 }

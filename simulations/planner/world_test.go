@@ -235,10 +235,10 @@ func (n *node) try(p plan.Peer) {
 	}
 	n.m.after(delay, func() {
 		if to := n.m.nodes[p]; to == nil || to.dead {
-			n.mind.Failed(p, n.m.clock())
+			n.mind.Fail(p, n.m.clock())
 			return
 		}
-		n.mind.Worked(p, n.m.clock())
+		n.mind.Work(p, n.m.clock())
 	})
 }
 
@@ -362,7 +362,7 @@ func (f *flight) act(a plan.Action) {
 	case plan.Drop:
 		n.m.say("%s drops %s", n.name, a.Peer)
 		*f.asks[a.Peer] = true
-		n.mind.Stalled(a.Peer, n.m.clock(), a.Quiet)
+		n.mind.Stall(a.Peer, n.m.clock(), a.Quiet)
 	case plan.Try:
 		n.try(a.Peer)
 	case plan.ReadOrigin:
@@ -445,7 +445,7 @@ func (n *node) send(run string, a plan.Action, hurry bool, answer func(plan.Even
 	e := plan.Event{Kind: plan.Answered, Peer: a.Peer}
 	silent := func() {
 		n.m.after(silence, func() {
-			n.mind.Failed(a.Peer, n.m.clock())
+			n.mind.Fail(a.Peer, n.m.clock())
 			e.Why = "silent"
 			answer(e)
 		})
@@ -462,7 +462,7 @@ func (n *node) send(run string, a plan.Action, hurry bool, answer func(plan.Even
 				e.Why = "sent wrong bytes"
 				n.mind.Lied(a.Peer, n.m.clock())
 			case ok:
-				n.mind.Worked(a.Peer, n.m.clock())
+				n.mind.Work(a.Peer, n.m.clock())
 				n.land(run)
 			default:
 				n.root.Lacks(a.Peer, []uint64{n.m.place(run)})

@@ -144,7 +144,7 @@ func (j *Job) step(now time.Time, e Event) []Action {
 func (j *Job) begun() { j.last, j.hedgeAt = j.now, j.now.Add(HedgeAfter) }
 
 // aside reports whether a member is passed over: it failed or was silent lately, or lied.
-func (j *Job) aside(p Peer) bool { return j.m.breaker.passes(p, j.now, j.cfg.Hurry) }
+func (j *Job) aside(p Peer) bool { return j.m.passes(p, j.now, j.cfg.Hurry) }
 
 func (j *Job) note(source Peer, why string, nowhere bool) {
 	absent := "absent"
@@ -189,7 +189,7 @@ func (j *Job) hedge() []Action {
 		return nil
 	}
 	j.hedgeAt = j.now.Add(HedgeAfter)
-	if j.reads > 0 || !j.m.Origin || !j.waiting && len(j.under) == 0 || j.ladder[j.at] == waitReads || !j.m.budget.Has(j.now, j.need()) {
+	if j.reads > 0 || !j.m.Origin || !j.waiting && len(j.under) == 0 || j.ladder[j.at] == waitReads || !j.m.Has(j.now, j.need()) {
 		return nil
 	}
 	return j.read(true)
@@ -366,7 +366,7 @@ func (j *Job) mayFetch(p Peer) bool { return !j.fetch[p] && !j.aside(p) && !j.is
 // that could lately.
 func (j *Job) provider() (Peer, bool) {
 	for _, p := range j.m.providers {
-		if j.m.Near(p) && j.mayFetch(p) {
+		if j.m.near(p) && j.mayFetch(p) {
 			return p, true
 		}
 	}

@@ -22,6 +22,8 @@ const (
 // what is on its way. Its caller tells it what happens, under one lock, and carries out
 // what Step answers with. Not safe for concurrent use.
 type Member struct {
+	Breaker
+	Budget
 	// Origin is true while this node can read the origin, Asks while it can ask other
 	// members at all, and Searches while it can search for those of other farms.
 	Origin, Asks, Searches bool
@@ -30,9 +32,7 @@ type Member struct {
 	name Peer // of the farm
 	farm ranking
 
-	breaker   Breaker
-	budget    Budget
-	providers []Peer // the latest first
+	providers []Peer // that lately brought in what this node could not, the latest first
 
 	roots map[*Root]struct{} // that somebody shows something of
 	bytes int                // of their bitmaps
@@ -48,11 +48,8 @@ func NewMember(self Peer, farm string) *Member {
 // before.
 func (m *Member) Farm(live []Peer) { m.farm.set(live) }
 
-// Live returns the live members of this farm; it is not to be changed.
-func (m *Member) Live() []Peer { return m.farm.members }
-
-// Near reports whether a member is a live one of this farm.
-func (m *Member) Near(p Peer) bool { return slices.Contains(m.farm.members, p) }
+// near reports whether a member is a live one of this farm.
+func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
 
 // Leads reports whether this node leads a run.
 func (m *Member) Leads(key string) bool {
@@ -63,12 +60,6 @@ func (m *Member) Leads(key string) bool {
 // Step tells the member of an event and returns what to do.
 func (m *Member) Step(now time.Time, e Event) []Action { return e.Job.step(now, e) }
 
-// Count notes bytes that came from anywhere, and Spend those of a hedge.
-func (m *Member) Count(now time.Time, n int) { m.budget.Count(now, int64(n)) }
-
-// Spend notes bytes that a hedge reads.
-func (m *Member) Spend(now time.Time, n int) { m.budget.Spend(now, int64(n)) }
-
 // Provided notes a member that brought in what this node could not.
 func (m *Member) Provided(p Peer) {
 	m.providers = slices.DeleteFunc(m.providers, func(q Peer) bool { return p == q })
@@ -76,31 +67,16 @@ func (m *Member) Provided(p Peer) {
 	m.providers = m.providers[:min(len(m.providers), providersMax)]
 }
 
-// Failed notes that a member did not answer: it is passed over for a while.
-func (m *Member) Failed(p Peer, now time.Time) { m.breaker.Fail(p, now) }
-
-// Stalled notes that a member was asked for so long and brought nothing.
-func (m *Member) Stalled(p Peer, now time.Time, quiet time.Duration) { m.breaker.Stall(p, now, quiet) }
-
-// Worked notes that a member answered.
-func (m *Member) Worked(p Peer, now time.Time) { m.breaker.Work(p, now) }
-
 // Strange notes that a member is not to be asked, as it did not prove who it is.
-func (m *Member) Strange(p Peer, now time.Time) { m.breaker.Aside(p, now, strangerAside) }
+func (m *Member) Strange(p Peer, now time.Time) { m.Aside(p, now, strangerAside) }
 
 // Lied notes that a member's bytes were not what it was asked for: a stranger or a seed
 // is to be banned at once, a member of this farm is set aside. first is false where it
 // was passed over already: more than one lie may be on its way.
 func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
-	first = !m.breaker.Aside(p, now, lieAside)
-	return !m.Near(p), first
+	first = !m.Aside(p, now, lieAside)
+	return !m.near(p), first
 }
-
-// PassedOver returns the members that are passed over, and until when at least.
-func (m *Member) PassedOver(now time.Time) map[Peer]time.Time { return m.breaker.Passed(now, false) }
-
-// Aside reports whether a member is passed over by who is in no hurry.
-func (m *Member) Aside(p Peer, now time.Time) bool { return m.breaker.passes(p, now, false) }
 
 // Announces reports whether this node is to announce a root: of the farm's members that
 // hold some of it the first two by rendezvous do. While nobody does, those of all the
@@ -123,11 +99,11 @@ func (m *Member) Announces(r *Root, key string, holds bool, now time.Time) bool 
 // due are the members to try, as their time is over: of this farm, or that show some of
 // a root elsewhere.
 func (m *Member) due(r *Root, now time.Time) (acts []Action) {
-	if len(m.breaker.failed) == 0 {
+	if len(m.failed) == 0 {
 		return nil
 	}
-	for p := range m.breaker.failed {
-		if (m.Near(p) || r.shows(p)) && m.breaker.Due(p, now) {
+	for p := range m.failed {
+		if (m.near(p) || r.shows(p)) && m.Due(p, now) {
 			acts = append(acts, Action{Kind: Try, Peer: p})
 		}
 	}

@@ -227,7 +227,7 @@ func (j *Job) mayPass() bool {
 
 // pass is how long nothing comes from anyone until the climb goes on.
 func (j *Job) pass() time.Duration {
-	if j.cfg.Hurry && j.m.breaker.Wary(j.now) {
+	if j.cfg.Hurry && j.m.Wary(j.now) {
 		return guestStep
 	}
 	return j.patience.pass

@@ -181,8 +181,8 @@ const (
 	// WaitReads waits for the reads of the origin that bring in what is missing, at most
 	// ReadingWait; answered by Waited.
 	WaitReads
-	// Try finds out whether a member that failed answers again; answered by Worked or
-	// Failed.
+	// Try finds out whether a member that failed answers again; answered by Work or
+	// Fail.
 	Try
 	// Drop the Ask of a member that is under way: it has brought nothing for too
 	// long, which counts as a failure. It is not answered.

@@ -139,7 +139,7 @@ func (r *Root) Strangers() (out []Peer) {
 // Announced takes a member that a search has found, and reports whether it is to be met
 // and watched from now on.
 func (r *Root) Announced(p Peer, now time.Time) bool {
-	return p != r.m.self && !r.m.Near(p) && !r.m.Aside(p, now) && r.claim(r.far, p, farMax)
+	return p != r.m.self && !r.m.near(p) && !r.m.passes(p, now, false) && r.claim(r.far, p, farMax)
 }
 
 // Again returns the far members of the time before to be watched from now on: one that
@@ -218,7 +218,7 @@ func (r *Root) Watch(p Peer, w Watched) (pause time.Duration, on bool) {
 		r.Drop(p)
 		pause = uselessRetry
 	}
-	near := r.m.Near(p)
+	near := r.m.near(p)
 	if !w.Far && near || w.Far && !near && !w.Forbidden && w.Tries < watchTries {
 		return pause, true
 	}

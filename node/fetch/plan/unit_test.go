@@ -223,7 +223,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 		}
 	}
 	m.Farm(farm)
-	m.Failed("p7", epoch)
+	m.Fail("p7", epoch)
 	_, j := m.Join(plan.Config{Key: "r", Root: root, Depth: plan.Led, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
 	acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 	if len(acts) != 1 || acts[0].Kind != plan.Ask {
