@@ -325,15 +325,15 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.reach()})
 	}
 	var others [][]object
-	m.f.think(func(mind *plan.Member) {
-		for _, run := range order {
+	for _, run := range order {
+		m.f.think(func(mind *plan.Member) { // each by itself: guests wait for no long list
 			if mind.Leads(runKey(run)) {
 				runs = append(runs, byRun[run])
 			} else {
 				others = append(others, byRun[run])
 			}
-		}
-	})
+		})
+	}
 	return append(runs, others...), here, nil
 }
 

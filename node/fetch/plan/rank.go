@@ -8,9 +8,9 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// keptMax bounds the places that a ranking keeps, to some hundred KiB: the orders of
-// all runs under way, in a farm of a thousand.
-const keptMax = 1 << 16
+// keptMax bounds the places that a ranking keeps, to 2 MiB: the orders of a thousand
+// runs, in a farm of a thousand.
+const keptMax = 1 << 20
 
 // ranking is members in the order in which they lead, by key. Orders are kept until the
 // members change.
