@@ -62,7 +62,8 @@ func (c *counters) now() Bytes {
 
 // Members tells who is here. It is the farm.
 type Members interface {
-	// Live returns the live members of the farm, this node included.
+	// Live returns the live members of the farm, this node included; what it has returned
+	// never changes.
 	Live() []peer.ID
 }
 
@@ -228,10 +229,13 @@ func (f *Fetcher) think(do func(*plan.Member)) {
 // look tells the planner who and what is here now. It is called with mu.
 func (f *Fetcher) look(live []peer.ID, origin bool) {
 	f.mind.Origin, f.mind.Asks, f.mind.Searches = origin, f.cfg.Exchange != nil, f.cfg.Swarm != nil
-	if slices.Equal(live, f.live) {
+	if len(live) > 0 && len(live) == len(f.live) && &live[0] == &f.live[0] { // mostly
 		return
 	}
-	f.live = slices.Clone(live)
+	same := slices.Equal(live, f.live)
+	if f.live = live; same {
+		return
+	}
 	members := make([]plan.Peer, len(live))
 	for i, id := range live {
 		members[i] = plan.Peer(id)

@@ -145,7 +145,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
-	f.think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String(), holds, f.cfg.Now()) })
+	f.think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
 	return yes
 }
 

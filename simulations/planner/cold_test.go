@@ -113,7 +113,7 @@ func (c *crowd) over() bool { return c.done == len(c.nodes) }
 
 // announce decides again and again whether a node announces.
 func (c *crowd) announce(n *node, does bool) {
-	if !does && n.mind.Announces(n.root, "root", len(n.holds) > 0, c.clock()) {
+	if !does && n.mind.Announces(n.root, func() string { return "root" }, len(n.holds) > 0, c.clock()) {
 		does = true
 		c.after(announceDelay, func() { c.announced = append(c.announced, n) })
 	}

@@ -82,11 +82,11 @@ func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
 // hold some of it the first two by rendezvous do. While nobody does, those of all the
 // farm that want it: farms that want one image at once are to find each other before
 // each has read it.
-func (m *Member) Announces(r *Root, key string, holds bool, now time.Time) bool {
+func (m *Member) Announces(r *Root, name func() string, holds bool, now time.Time) bool {
 	if !holds && (!r.Wanted(now) || slices.ContainsFunc(m.farm.members, r.shows)) {
 		return false
 	}
-	ahead := 0
+	ahead, key := 0, name()
 	mine := weight(key, m.self)
 	for _, p := range m.farm.members {
 		if w := weight(key, p); p != m.self && (!holds || r.shows(p)) && (w > mine || w == mine && p < m.self) {
