@@ -77,7 +77,7 @@ func (n *Node) checkNetwork(bind bool) error {
 		err = errors.Join(err, l.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("--farm-bind %s: %w: %w", n.cfg.FarmBind, content.ErrUnavailable, err)
+		return fmt.Errorf("--farm-bind %s: %w: %w; give a port that is free, at an address of this host", n.cfg.FarmBind, content.ErrUnavailable, err)
 	}
 	return nil
 }

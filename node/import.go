@@ -127,7 +127,10 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
 	}
-	body.Source, body.Tree = filepath.Base(req.Source), tree
+	if body.Source = filepath.Base(req.Source); filepath.Dir(req.Source) == work.dir {
+		body.Source = "standard input" // which the command line has kept there
+	}
+	body.Tree = tree
 	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
 		return err
 	}
@@ -217,6 +220,7 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 		b.Abort()
 		return catalog.Image{}, err
 	}
+	op.Update(func(v *OperationView) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
 		return catalog.Image{}, err

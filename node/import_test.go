@@ -47,8 +47,8 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 		if err == nil {
 			view, err = n.Operations.Wait(t.Context(), view.ID)
 		}
-		if err != nil || view.Error != "" {
-			t.Fatalf("%s from %s: %v, %s", name, source, err, view.Error)
+		if err != nil || view.Error != "" || view.Done != view.Total || view.Total == 0 {
+			t.Fatalf("%s from %s: %v, %s, %d of %d", name, source, err, view.Error, view.Done, view.Total)
 		}
 		return view.Note
 	}
@@ -69,6 +69,14 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 	}
 	if note := publish("guest", tree); strings.Contains(note, afresh) {
 		t.Errorf("and then a tree of this node: %s", note)
+	}
+	piped := filepath.Join(n.cfg.Dir, TempDir, "stdin-1.spool")
+	if err := os.Rename(disk, piped); err != nil {
+		t.Fatal(err)
+	}
+	publish("piped", piped)
+	if old, _, err := n.Images.previous(t.Context(), "piped", true); err != nil || old.Source != "standard input" {
+		t.Errorf("what came through a pipe: %+v, %v", old, err)
 	}
 	old, base, err := n.Images.previous(t.Context(), "os", true)
 	if err != nil || !n.Images.made(old, base) {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -33,5 +34,17 @@ func TestCandidatesAreOfDifferentFarmsFirst(t *testing.T) {
 	}
 	if want := []string{"b1", "g1", "d1", "b2", "g2", "b3", "b4"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestFarmThatIsNotHeard: a node that serves its volumes without its farm says so, and why.
+func TestFarmThatIsNotHeard(t *testing.T) {
+	n := newMember(t)
+	n.awaited, n.cfg.FarmBind = true, "nowhere"
+	if err := n.openFarm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if hood := n.Neighbourhood(); hood.State != FarmCutOff || !strings.Contains(hood.Detail, "nowhere") {
+		t.Errorf("%+v", hood)
 	}
 }

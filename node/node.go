@@ -131,6 +131,7 @@ type Node struct {
 	origin   *origin
 	swarm    *swarm.Swarm
 	farm     *farm.Farm // nil when the node stands alone
+	farmless error      // why it could not gossip, where volumes are served all the same
 	exchange *exchange.Exchange
 	fetch    *fetch.Fetcher
 	started  time.Time
@@ -258,7 +259,7 @@ func (n *Node) openFarm(context.Context) error {
 	if err == nil {
 		err = f.Start()
 	}
-	if err != nil {
+	if n.farmless = err; err != nil {
 		return n.unlessAwaited("its farm", err)
 	}
 	n.farm = f

@@ -86,7 +86,7 @@ func (n *Node) Path(id string) string {
 
 // Neighbourhood is how this node's farm stands.
 type Neighbourhood struct {
-	State  string `json:"state" enum:"none,ok,cut off" doc:"none: this node does not gossip; cut off: it has lost all neighbours, or found none of those that it was given"`
+	State  string `json:"state" enum:"none,ok,cut off" doc:"none: this node does not gossip; cut off: it has lost all neighbours, found none of those that it was given, or can't gossip at --farm-bind"`
 	Detail string `json:"detail,omitempty" doc:"who is missing"`
 }
 
@@ -99,7 +99,10 @@ const (
 
 // Neighbourhood says whether the farm's members are here, and who is not.
 func (n *Node) Neighbourhood() Neighbourhood {
-	if n.farm == nil {
+	switch {
+	case n.farmless != nil:
+		return Neighbourhood{FarmCutOff, "this node can't gossip: " + n.farmless.Error()}
+	case n.farm == nil:
 		return Neighbourhood{State: FarmNone}
 	}
 	lost, alone := n.farm.Lost()

@@ -25,6 +25,15 @@ func (x registry) Volume(ctx context.Context, name string) (catalog.Record, erro
 	return k.Record, err
 }
 
+// SureVolume implements volumes.Registry.
+func (x registry) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
+	k, err := x.n.Names.Lookup(ctx, content.KindVolume, name, true)
+	if (err == nil || k.Tombstone) && !x.n.Names.Sure(k) {
+		return catalog.Record{}, fmt.Errorf("%w: one member alone says what it is", content.ErrUnavailable)
+	}
+	return k.Record, err
+}
+
 // CommitVolume implements volumes.Registry.
 func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
 	if body.Head != nil { // what a volume is made from may be for others too, the volume is its farm's

@@ -45,8 +45,8 @@ func (w working) room(n int64) error {
 	if free >= reserve+uint64(n) {
 		return nil
 	}
-	return fmt.Errorf("%w for working files in %s: %s are needed, and of %s that are free %s are left to volumes; make room there, or import on another node",
-		content.ErrNoSpace, w.dir, humanize.IBytes(uint64(n)), humanize.IBytes(free), humanize.IBytes(reserve))
+	return fmt.Errorf("%w for working files in %s: %s are needed beside the %s that are left to volumes, and %s are free; make room there, or import on another node",
+		content.ErrNoSpace, w.dir, humanize.IBytes(uint64(n)), humanize.IBytes(reserve), humanize.IBytes(free))
 }
 
 // guard ends ctx when the room ran out, whoever took it. Stop ends the guard alone: what

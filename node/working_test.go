@@ -68,7 +68,7 @@ func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		view, err = n.Operations.Wait(t.Context(), view.ID)
-		if err != nil || !strings.Contains(view.Error, content.ErrNoSpace.Error()) || !strings.Contains(view.Error, "left to volumes; make room there") {
+		if err != nil || !strings.Contains(view.Error, content.ErrNoSpace.Error()) || !strings.Contains(view.Error, "are free; make room there") {
 			t.Errorf("%s: %v, %q, want ErrNoSpace and what to do", from, err, view.Error)
 		}
 		free, total, err := cache.DiskFree(n.cfg.Dir)

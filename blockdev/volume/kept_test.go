@@ -352,6 +352,7 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 func FuzzDecodeTable(f *testing.F) {
 	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
 	f.Add(t.encode(5, 8192), int64(8192))
+	f.Add(t.encode(5, 8192), int64(8275)) // it is from another place
 	f.Fuzz(func(t *testing.T, b []byte, off int64) {
 		got, err := decodeTable(5, b, off)
 		if err == nil && !bytes.Equal(got.encode(5, off), b) {

@@ -73,29 +73,29 @@ func Create(dir string, id [16]byte) error {
 	return durable.WriteFile(filepath.Join(dir, noteName), b, 0o600)
 }
 
-// readNote returns the note that is farther.
-func readNote(dir string, id [16]byte) (note, error) {
+// readNote returns the note that is farther, and its slot: the next one goes to the other.
+func readNote(dir string, id [16]byte) (best note, slot int64, err error) {
 	path := filepath.Join(dir, noteName)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return note{}, fmt.Errorf("%s is missing: %w: what was written to the volume may be missing too; restore its folder from a backup, or remove the volume and create it again", path, content.ErrCorrupt)
+		return note{}, 0, fmt.Errorf("%s is missing: %w: what was written to the volume may be missing too; restore its folder from a backup, or remove the volume and create it again", path, content.ErrCorrupt)
 	}
 	if err != nil {
-		return note{}, err
+		return note{}, 0, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, noteSlot+noteSize))
 	if err != nil {
-		return note{}, err
+		return note{}, 0, err
 	}
 	best, ok := decodeNote(seed(id, 0), b)
 	if second, valid := decodeNote(seed(id, 0), b[min(noteSlot, len(b)):]); valid && (!ok || second.after(best)) {
-		best, ok = second, true
+		best, slot, ok = second, 1, true
 	}
 	if !ok {
-		return note{}, fmt.Errorf("%s: %w: it does not say where the journal of this volume ends; restore it from a backup, or attach the volume read-only to save what is there", path, content.ErrCorrupt)
+		return note{}, 0, fmt.Errorf("%s: %w: it does not say where the journal of this volume ends; restore it from a backup, or attach the volume read-only to save what is there", path, content.ErrCorrupt)
 	}
-	return best, nil
+	return best, slot, nil
 }
 
 // keeper writes the notes of one volume. Its owner locks.
@@ -103,7 +103,7 @@ type keeper struct {
 	seed uint32   // of its sums
 	file *os.File // nil before the first
 	last note
-	turn int64
+	turn int64 // the last was written to slot turn mod 2
 }
 
 // write notes what was synced just now. But for the first it is not synced itself: what
@@ -119,10 +119,10 @@ func (k *keeper) write(dir string, n note) error {
 		}
 		k.file = f
 	}
-	k.turn++
-	if _, err := k.file.WriteAt(n.encode(k.seed), k.turn%2*noteSlot); err != nil {
+	if _, err := k.file.WriteAt(n.encode(k.seed), (k.turn+1)%2*noteSlot); err != nil {
 		return err
 	}
+	k.turn++
 	if k.last == (note{}) { // what comes before it is not true any more: the journal has begun
 		if err := dataSync(k.file); err != nil {
 			return err

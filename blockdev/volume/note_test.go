@@ -143,7 +143,7 @@ func TestTornNote(t *testing.T) {
 			b := bytes.Clone(whole)
 			b[slot+at] ^= 0x80
 			must(t, os.WriteFile(path, b, 0o600))
-			if n, err := readNote(dir, testID()); err != nil || n.number != 1 {
+			if n, _, err := readNote(dir, testID()); err != nil || n.number != 1 {
 				t.Errorf("byte %d: %+v, %v", slot+at, n, err)
 			}
 		}
@@ -153,6 +153,25 @@ func TestTornNote(t *testing.T) {
 		if _, err := Open(config(dir)); !errors.Is(err, content.ErrCorrupt) {
 			t.Errorf("a note of %d bytes that says nothing: %v", len(b), err)
 		}
+	}
+}
+
+// TestTornNoteOfAStart: the first note of a start is not written over the last one before.
+func TestTornNoteOfAStart(t *testing.T) {
+	dir := create(t)
+	for i := range int64(3) {
+		v := open(t, dir, newImage(sourceSize))
+		b, err := os.ReadFile(filepath.Join(dir, noteName))
+		must(t, err)
+		if i > 0 {
+			clear(b[v.notes.turn%2*noteSlot:][:noteSize]) // what this start has written
+		}
+		must(t, os.WriteFile(filepath.Join(dir, noteName), b, 0o600))
+		if n, _, err := readNote(dir, testID()); err != nil || i > 0 && n.number != 1 {
+			t.Errorf("start %d: %+v, %v", i, n, err)
+		}
+		must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
+		kill(t, v)
 	}
 }
 

@@ -38,7 +38,7 @@ func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 // replay rebuilds the extent map from the segment files, cuts off a tail that was
 // never synced, and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
-	noted, noNote := readNote(v.cfg.Dir, v.cfg.ID)
+	noted, slot, noNote := readNote(v.cfg.Dir, v.cfg.ID)
 	left, noList := readKept(v.cfg.Dir, v.cfg.ID)
 	numbers, gone, err := v.list(left)
 	if err != nil {
@@ -50,7 +50,7 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		}
 		v.cfg.Log.Error("what is left of a volume's journal may not be all", "why", err)
 	}
-	v.notes.seed, v.notes.last, v.through = seed(v.cfg.ID, 0), noted, left.through
+	v.notes.seed, v.notes.last, v.notes.turn, v.through = seed(v.cfg.ID, 0), noted, slot, left.through
 	if said := left.note(); said.after(noted) { // the note may be older
 		noted = said
 	}

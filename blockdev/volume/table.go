@@ -74,7 +74,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 		return table{}, errNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))
-	if n > tableMax || len(b) != tableHeader+n*recordSize+tableFooter {
+	if n > tableMax || len(b) != tableHeader+n*recordSize+tableFooter || int64(binary.LittleEndian.Uint64(b[len(b)-tableFooter:])) != off {
 		return table{}, errNoTable
 	}
 	t = table{seq: binary.LittleEndian.Uint64(b[8:]), extents: make([]extent, n)}

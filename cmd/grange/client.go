@@ -69,6 +69,10 @@ func socketClient(path string) *client {
 			return nil, fmt.Errorf("this user may not ask the node at %s (%w): be the user that it runs as, or set GRANGE_API and GRANGE_TOKEN", path, err)
 		}
 		if err != nil {
+			var why *net.OpError // it names the path again
+			if errors.As(err, &why) {
+				err = why.Err
+			}
 			return nil, fmt.Errorf("no node answers at %s (%w); start one with `grange node`, or give --data", path, err)
 		}
 		return conn, nil

@@ -67,6 +67,25 @@ func TestDataComesBeforeTheAddress(t *testing.T) {
 	}
 }
 
+// TestNoNodeAnswers says where it was looked for, once.
+func TestNoNodeAnswers(t *testing.T) {
+	data := t.TempDir()
+	if code, _, complaint := command(t, "status", "--data", data); code != 1 || strings.Count(complaint, data) != 1 || !strings.Contains(complaint, "no such file") {
+		t.Errorf("code %d, %s", code, complaint)
+	}
+}
+
+// TestStandardInputIsWatched: it may be long until all of it is here.
+func TestStandardInputIsWatched(t *testing.T) {
+	data := serveAt(t, answer(`{}`))
+	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, said := command(t, "image", "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B reading the standard input\n") {
+		t.Errorf("%s", said)
+	}
+}
+
 // TestStatusWaits for a node to be ready, no longer than it was told, and asks one that
 // is ready once.
 func TestStatusWaits(t *testing.T) {

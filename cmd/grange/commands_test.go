@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
@@ -148,10 +149,13 @@ func TestColumnsFitTheTerminal(t *testing.T) {
 			}
 		}
 	}
+	if ids := terminal.Columns("ID\tSTARTED\tERROR\n1a2248929c377867\t"+moment(time.Now())+"\tno space left on the device\n", 40); !strings.Contains(ids, "1a2248929c377867  "+time.Now().Format("15:")) || !strings.Contains(ids, "…") {
+		t.Errorf("%s", ids)
+	}
 	if got, want := terminal.Columns("root\tbbbbbbbbbb\nname\tx\n", 8), "root  bbbbbbbbbb\nname  x\n"; got != want {
 		t.Errorf("%q", got)
 	}
-	if got, want := terminal.Columns("A\tB\tC\n1\t2\t3\n", 0), "A  B  C\n1  2  3\n"; got != want {
+	if got, want := terminal.Columns("A\tB\tC\n1\t2\t3 \n4\t5\t\n", 0), "A  B  C\n1  2  3\n4  5\n"; got != want {
 		t.Errorf("%q", got)
 	}
 }
@@ -223,6 +227,14 @@ func TestConfigOfTheDefaultPath(t *testing.T) {
 	}
 	if _, err := quota(); err == nil {
 		t.Error("a mistyped one is taken")
+	}
+}
+
+func TestWhatAVolumeBeginsAs(t *testing.T) {
+	for _, from := range []string{"debian", "volume:web1"} {
+		if code, _, complaint := command(t, "volume", "create", "web2", "--from", from, "--data", t.TempDir()); code != 2 || !strings.Contains(complaint, "--from "+from+": a volume begins as an image: image:NAME") {
+			t.Errorf("%s: code %d, %s", from, code, complaint)
+		}
 	}
 }
 

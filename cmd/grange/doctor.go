@@ -211,8 +211,10 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
 		origin = settings.Origin[0]
 	}
 	out = append(out, clockFinding(ctx, c.Data, origin))
-	out = append(out, storeFindings(ctx, origin)...)
-	return append(out, farmFinding(settings, s, away))
+	if away != nil { // a node says more, and may have other credentials than this shell
+		out = append(out, storeFindings(ctx, origin)...)
+	}
+	return append(out, farmFinding(settings, s, away)...)
 }
 
 // diskFinding says whether the disk holds what the cache may grow to.
@@ -383,12 +385,13 @@ func storeFindings(ctx context.Context, origin string) []finding {
 	return []finding{{"store", bad, err.Error()}}
 }
 
-func farmFinding(c *nodeCmd, s api.Status, away error) finding {
+// farmFinding is of what is set; a node that answers says more itself.
+func farmFinding(c *nodeCmd, s api.Status, away error) []finding {
 	switch {
 	case away != nil:
-		return finding{"farm", note, "is not known without a node"}
+		return []finding{{"farm", note, "is not known without a node"}}
 	case len(c.FarmJoin) > 0 && len(s.Farm) == 0:
-		return finding{"farm", bad, "no neighbour of --farm-join " + strings.Join(c.FarmJoin, ",") + " is met: look at their --farm-bind, and at what filters UDP and TCP between"}
+		return []finding{{"farm", bad, "no neighbour of --farm-join " + strings.Join(c.FarmJoin, ",") + " is met: look at their --farm-bind, and at what filters UDP and TCP between"}}
 	}
-	return finding{"farm", good, count(len(s.Farm), "neighbour")}
+	return nil
 }

@@ -49,6 +49,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		env        map[string]string
 	}{
 		{"", "", nil},
+		{"", alone, map[string]string{"GRANGE_ORIGIN": fmt.Sprintf(s3, "closed")}},
 		{"ports", "", map[string]string{"GRANGE_LISTEN": "/ip4/127.0.0.1/tcp/" + port}},
 		{"ports", "", map[string]string{"GRANGE_API": "", "GRANGE_FARM_BIND": taken.Addr().String()}},
 		{"nbd", "", map[string]string{"GRANGE_NBD": "0.0.0.0:10809"}},
@@ -74,8 +75,12 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 			if err := json.Unmarshal([]byte(out), &findings); err != nil {
 				t.Fatalf("%v: %s%s", err, out, complaint)
 			}
-			found := x.what == ""
+			found, said := x.what == "", map[finding]bool{}
 			for _, f := range findings {
+				if said[f] {
+					t.Errorf("twice: %v", f)
+				}
+				said[f] = true
 				found = found || f.What == x.what && f.Mark == bad
 			}
 			if want := map[bool]int{true: 0, false: 1}[x.what == ""]; code != want || !found {

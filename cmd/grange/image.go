@@ -56,7 +56,10 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return fmt.Errorf("%w: standard input is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
 	if source == "-" {
-		spool, err := spoolStdin(app.Data, std.in)
+		op := api.Operation{Kind: "import", Target: c.Name, State: "running", Note: "reading the standard input"}
+		each, end := showProgress(std.err, op)
+		spool, err := spoolStdin(app.Data, &watched{std.in, op, each})
+		end()
 		if err != nil {
 			return err
 		}
@@ -66,6 +69,20 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
+}
+
+// watched shows how much was read.
+type watched struct {
+	io.Reader
+	op   api.Operation
+	each func(api.Operation)
+}
+
+func (r *watched) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.op.Done += int64(n)
+	r.each(r.op)
+	return n, err
 }
 
 // spoolStdin keeps standard input in a file, as formats are told apart and read

@@ -110,7 +110,8 @@ func TestMeshKeyFile(t *testing.T) {
 		{[]string{"mesh", "import-key", sealed, "--passphrase-file", plain}, 1}, {[]string{"mesh", "import-key", phrase}, 1},
 		{[]string{"mesh", "revoke", "nobody"}, 1}, {[]string{"mesh", "members"}, 0}, {[]string{"mesh", "rotate", "--json"}, 0},
 	} {
-		if code, said, complaint := command(t, append(x.args, "--data", data)...); code != x.code {
+		code, said, complaint := command(t, append(x.args, "--data", data)...)
+		if sealing := len(x.args) > 3 && x.args[1] == "export-key"; code != x.code || sealing && !strings.Contains(said, "and the passphrase") {
 			t.Errorf("%q: code %d, %s %s", x.args, code, said, complaint)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
 	"filippo.io/age"
 	"golang.org/x/term"
@@ -54,7 +53,7 @@ func (c *meshMembersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 func membersTable(w io.Writer, members []api.Member) {
 	fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tLAST SEEN\tPATH\tID")
 	for _, m := range members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, m.LastSeen.Local().Format(time.DateTime), cmp.Or(m.Path, "-"), m.ID)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), cmp.Or(m.Role, "-"), m.State, moment(m.LastSeen), cmp.Or(m.Path, "-"), m.ID)
 	}
 }
 
@@ -73,7 +72,7 @@ func (c *meshRevokeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 			fmt.Fprintf(w, "token %s is useless now; nobody had joined with it\n", r.Token)
 			return
 		}
-		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; %s have heard of it, the others will as soon as they meet one that has\n",
+		fmt.Fprintf(w, "revoked %s %s, %s of farm %s; it was told to %s, the others will hear of it from the first that they meet\n",
 			r.Member.ID, r.Member.Name, cmp.Or(r.Member.Role, "unknown"), cmp.Or(r.Member.Farm, "?"), count(r.Told, "connected member"))
 		fmt.Fprintln(w, "`grange mesh rotate` changes the secrets that it knows")
 	})
@@ -133,7 +132,11 @@ func (c *exportKeyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("export mesh key: %w", err)
 	}
-	return show(app, std, nil, said("the mesh key is in %s: who has it rules the mesh", c.File))
+	who := "who has it"
+	if phrase != "" {
+		who += " and the passphrase"
+	}
+	return show(app, std, nil, said("the mesh key is in %s: %s rules the mesh", c.File, who))
 }
 
 type importKeyCmd struct {

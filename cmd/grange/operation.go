@@ -32,7 +32,7 @@ func (c *operationLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: "/api/operations"}, func(w io.Writer, ops []api.Operation) {
 		fmt.Fprintln(w, "ID\tKIND\tTARGET\tSTATE\tDONE\tSTARTED\tERROR")
 		for _, op := range ops {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", op.ID, op.Kind, op.Target, op.State, progress(op), op.Started.Local().Format(time.DateTime), op.Error)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", op.ID, op.Kind, op.Target, op.State, progress(op), moment(op.Started), op.Error)
 		}
 	})
 }
@@ -63,6 +63,14 @@ func operationTable(w io.Writer, op api.Operation) {
 	}
 }
 
+// moment is a time for a list, without its date where that is plain.
+func moment(t time.Time) string {
+	if time.Since(t).Abs() < 12*time.Hour {
+		return t.Local().Format(time.TimeOnly)
+	}
+	return t.Local().Format(time.DateTime)
+}
+
 // progress is "1.0 MiB of 2.0 MiB".
 func progress(op api.Operation) string {
 	if op.Total == 0 {
@@ -80,12 +88,17 @@ func (c *operationCancelCmd) Run(ctx context.Context, app *cli, std stdio) error
 // lineInterval is how often progress is printed where there is no terminal.
 const lineInterval = 2 * time.Second
 
+// showProgress draws a bar where a terminal has room for one, else prints lines.
+func showProgress(w io.Writer, op api.Operation) (each func(api.Operation), end func()) {
+	if n := terminal.Width(w); n >= barMin {
+		return showBar(terminal.Raw(w), op, n)
+	}
+	return showLines(w), func() {}
+}
+
 // follow shows an operation until it ends and returns its error; ctx's end cancels it.
 func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
-	each, end := showLines(std.err), func() {}
-	if n := terminal.Width(std.err); n >= barMin {
-		each, end = showBar(terminal.Raw(std.err), op, n)
-	}
+	each, end := showProgress(std.err, op)
 	last := op
 	err := c.events(ctx, op.ID, func(now api.Operation) {
 		last = now

@@ -34,10 +34,7 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	spec := api.VolumeSpec{Size: int64(c.Size), Transport: c.Transport, Durability: c.Durability, ReadOnly: c.Readonly}
 	if c.From != "" {
 		ref, err := content.ParseRef(c.From)
-		if err != nil {
-			return fmt.Errorf("%w: --from: %w", errUsage, err)
-		}
-		if ref.Kind != content.KindImage {
+		if err != nil || ref.Kind != content.KindImage {
 			return fmt.Errorf("%w: --from %s: a volume begins as an image: image:NAME, of an image or a tag", errUsage, c.From)
 		}
 		spec.From = ref

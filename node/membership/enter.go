@@ -49,6 +49,9 @@ func (e Entry) Enter(ctx context.Context) (State, trust.PrivateKey, error) {
 		return s, key, err
 	}
 	e.checkFarm(s)
+	if err := durable.Remove(filepath.Join(e.Dir, enteringFile)); err != nil { // that a first start was ended before
+		return s, key, err
+	}
 	if _, err := trust.LoadKey(filepath.Join(e.Dir, meshKeyFile)); err != nil && s.Founder {
 		e.Log.Warn("the mesh's key is not on the node that founded it; `grange mesh import-key` brings it back", "file", filepath.Join(e.Dir, meshKeyFile))
 	}

@@ -171,6 +171,16 @@ func TestFoundingIsKilled(t *testing.T) {
 	if err != nil || s.Mesh != mesh.Public() || key != own {
 		t.Errorf("mesh %s, %v", s.Mesh, err)
 	}
+	marker := filepath.Join(dir, enteringFile)
+	if err := os.WriteFile(marker, nil, 0o600); err != nil { // as an end just before the last step leaves it
+		t.Fatal(err)
+	}
+	if _, _, err := w.entry(trust.PrivateKey{}, dir, "alpha").Enter(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(marker); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of a member is marked as new still: %v", err)
+	}
 	if _, err := os.Stat(filepath.Join(dir, enteringFile)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the marker: %v", err)
 	}

@@ -293,6 +293,32 @@ func TestAnAdminsWordIsEnough(t *testing.T) {
 	}
 }
 
+// TestWhatIsSure: a neighbour's word that a volume is deleted is the answer while the
+// origin is away, and nothing to stop a disk for. An admin's is, and the origin's.
+func TestWhatIsSure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		m, neighbour := w.member(t, t.TempDir(), trust.RoleNode, "a"), w.signer(t, trust.RoleNode, "a")
+		first := w.publish(t, m.signer, w.volume(t, "v", "a", 1))
+		k := m.lookup(t, content.KindVolume, "v")
+		pause(t, 2*freshFor)
+		w.away.Store(true)
+		if !m.Sure(k) || m.Sure(m.lookup(t, content.KindVolume, "v")) {
+			t.Error("what the origin says is not sure, or is after it has gone")
+		}
+		gone := w.sealed(t, neighbour, catalog.Change{Kind: content.KindVolume, Name: "v", Farm: "a", Delete: true}, first.Version+1).Record
+		for _, by := range []trust.Signer{neighbour, w.founder} {
+			m.asked = nil
+			m.says(vouched(t, by, gone, time.Now()))
+			pause(t, 2*freshFor)
+			k, err := m.Lookup(t.Context(), content.KindVolume, "v", true)
+			if is(t, "the word of one", err, content.ErrNotFound); m.Sure(k) != (by.Key == w.founder.Key) {
+				t.Errorf("sure by the word of %s: %v", by.Identity().Role, m.Sure(k))
+			}
+		}
+	})
+}
+
 // TestJunkIsNotWritten for another: what nobody could read would take the name.
 func TestJunkIsNotWritten(t *testing.T) {
 	w := newWorld(t)

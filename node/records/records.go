@@ -181,6 +181,17 @@ func (n *Names) resolved(k Known) Resolved {
 	return r
 }
 
+// Sure reports whether a record is good for what can't be undone: read at the origin just
+// now, or seen there by members of enough farms, or an admin. Else a single member may
+// have made it up.
+func (n *Names) Sure(k Known) bool {
+	if k.Confirmed {
+		return true
+	}
+	st, err := n.cfg.Verifier.OpenStatement(k.statement, n.cfg.Now())
+	return err == nil && k.Doubt == "" && st.Signer.Role == trust.RoleAdmin
+}
+
 // Age is the time since a record was seen at the origin; by clocks that differ it is
 // never negative.
 func (n *Names) Age(k Known) time.Duration { return max(0, n.cfg.Now().Sub(k.SeenAt)) }

@@ -36,7 +36,7 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 	r, body, err := v.record(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return fmt.Errorf("%w: no volume of the mesh has this name", content.ErrNotFound)
+		return fmt.Errorf("%w: no volume of the mesh has this name; `grange volume create` makes one, with --from or --size", content.ErrNotFound)
 	case err != nil:
 		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
 	}
@@ -73,9 +73,9 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 	who, away := v.cfg.Holder(ctx, body.Holder)
 	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Durability, r.SignedAt.UTC().Format(time.RFC3339))
 	if !away {
-		return text + "detach or remove it there, or choose another name"
+		return text + "use, detach or remove it there; a new volume needs another name"
 	}
-	return text + fmt.Sprintf("start that node, or choose another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+	return text + fmt.Sprintf("start that node; a new volume needs another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
 }
 
 // missing says what is wrong with a volume that is this node's by its record alone.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,11 +19,19 @@ type held struct {
 	*nothing
 	record  catalog.Record
 	deleted bool
+	hearsay bool // a member alone says so
 }
 
 func (h *held) Volume(_ context.Context, name string) (catalog.Record, error) {
 	if h.deleted || name != h.record.Name {
 		return catalog.Record{}, content.ErrNotFound
+	}
+	return h.record, nil
+}
+
+func (h *held) SureVolume(context.Context, string) (catalog.Record, error) {
+	if h.hearsay {
+		return catalog.Record{}, content.ErrUnavailable
 	}
 	return h.record, nil
 }
@@ -109,6 +118,41 @@ func TestKilledInACreate(t *testing.T) {
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
 	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
 		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
+	}
+}
+
+// TestHearsayTakesNothingAway: a volume is served on while only one member says that it is
+// another's.
+func TestHearsayTakesNothingAway(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "web1")
+	e, _ := w.index.get("web1")
+	h := newHeld(t, w, trust.NewPrivateKey().Public())
+	h.hearsay = true
+	if why, err := w.takenAway(t.Context(), e); !errors.Is(err, content.ErrUnavailable) || why != "" {
+		t.Errorf("by hearsay: %q, %v", why, err)
+	}
+	h.hearsay = false
+	if why, err := w.takenAway(t.Context(), e); err != nil || why == "" {
+		t.Errorf("by the origin: %q, %v", why, err)
+	}
+}
+
+// TestTakenAwayOnAFullDisk: what can't be written down is closed all the same.
+func TestTakenAwayOnAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "web1")
+	e, _ := w.index.get("web1")
+	d, file := w.device("web1"), filepath.Join(w.index.path(e), entryName)
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // so that no file gets its name
+		t.Fatal(err)
+	}
+	w.giveUp(t.Context(), "web1", "another has it")
+	if err := d.vol.WriteAt(t.Context(), make([]byte, 512), 0, false); !errors.Is(err, content.ErrClosed) {
+		t.Errorf("a write: %v, want ErrClosed", err)
+	}
+	if got := w.state(t, "web1"); got != StateFailed {
+		t.Errorf("it is %s", got)
 	}
 }
 

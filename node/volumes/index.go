@@ -1,10 +1,12 @@
 package volumes
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -20,7 +22,7 @@ import (
 )
 
 // entry is what this node knows of a volume: the file volume.json in the volume's own
-// folder, which is named after its ID.
+// folder, which is named after its ID. A second text in it is the CRC32C of all before.
 type entry struct {
 	Magic      string      `json:"magic"`
 	Name       string      `json:"name"`
@@ -44,7 +46,7 @@ type entry struct {
 }
 
 const (
-	entryMagic = "grange-volume/1"
+	entryMagic = "grange-volume/2"
 	entryName  = "volume.json"
 	// A folder gets its own name when what is in it is whole, and another one before
 	// that is taken away; a start goes on with what it finds under these.
@@ -84,7 +86,7 @@ func loadIndex(dir string) (*index, error) {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	for _, f := range found {
-		if !f.IsDir() || strings.HasSuffix(f.Name(), halfMade) || strings.HasSuffix(f.Name(), halfGone) {
+		if !f.IsDir() || half(f.Name()) != "" {
 			continue
 		}
 		e, err := readEntry(filepath.Join(dir, f.Name()))
@@ -100,10 +102,25 @@ func loadIndex(dir string) (*index, error) {
 	return x, nil
 }
 
+// half is which suffix the folder of a volume has that is being made or removed, "" for
+// any other: people name copies as they like.
+func half(name string) string {
+	for _, suffix := range []string{halfMade, halfGone} {
+		if id, ok := strings.CutSuffix(name, suffix); ok && len(id) == hex.EncodedLen(len(entry{}.ID)) && strings.Trim(id, "0123456789abcdef") == "" {
+			return suffix
+		}
+	}
+	return ""
+}
+
 func readEntry(folder string) (e entry, err error) {
 	b, err := os.ReadFile(filepath.Join(folder, entryName))
+	body := b[:max(0, len(b)-len(entrySum(nil)))]
+	if err == nil && string(b[len(body):]) != entrySum(body) {
+		err = errors.New("its checksum does not match")
+	}
 	if err == nil {
-		err = json.Unmarshal(b, &e)
+		err = json.Unmarshal(body, &e)
 	}
 	switch {
 	case err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil || e.Size <= 0):
@@ -118,6 +135,10 @@ func readEntry(folder string) (e entry, err error) {
 	return e, nil
 }
 
+func entrySum(b []byte) string {
+	return fmt.Sprintf("\"%08x\"\n", crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+}
+
 // sweep completes what a crash has cut short. A volume that was being made is one, for its
 // record may be written; if it is not, that is done as for those made while the origin is
 // away. One that was being removed is gone.
@@ -129,11 +150,11 @@ func (x *index) sweep() error {
 	var errs []error
 	for _, f := range found {
 		path := filepath.Join(x.dir, f.Name())
-		switch {
-		case strings.HasSuffix(f.Name(), halfMade):
+		switch half(f.Name()) {
+		case halfMade:
 			errs = append(errs, x.complete(path))
-		case strings.HasSuffix(f.Name(), halfGone):
-			errs = append(errs, os.RemoveAll(path))
+		case halfGone:
+			errs = append(errs, finish(path))
 		}
 	}
 	return errors.Join(errs...)
@@ -142,14 +163,37 @@ func (x *index) sweep() error {
 // complete makes a volume of a folder that has all of one but its name.
 func (x *index) complete(path string) error {
 	e, err := readEntry(path)
-	if err != nil || x.free(e.Name) != nil {
-		return os.RemoveAll(path)
+	if err == nil {
+		err = x.free(e.Name)
+	}
+	if err != nil {
+		return discard(path)
 	}
 	e.Committed = false
 	if err := writeEntry(path, e); err != nil {
 		return err
 	}
 	return x.add(e)
+}
+
+// discard removes a folder that was being made, which has nothing that was written.
+func discard(path string) error {
+	files, err := os.ReadDir(path)
+	if err == nil && slices.ContainsFunc(files, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }) {
+		err = fmt.Errorf("%s: %w: a volume was written to in it; move it away", path, content.ErrConflict)
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
+
+// finish removes a folder that was being removed, unless the volume is there all the same.
+func finish(path string) error {
+	if _, err := os.Lstat(strings.TrimSuffix(path, halfGone)); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w: its volume is there too; move it away", path, cmp.Or(err, content.ErrConflict))
+	}
+	return os.RemoveAll(path)
 }
 
 func (x *index) path(e entry) string { return filepath.Join(x.dir, e.folder()) }
@@ -207,7 +251,8 @@ func writeEntry(folder string, e entry) error {
 	e.Magic = entryMagic
 	b, err := json.MarshalIndent(e, "", " ")
 	if err == nil {
-		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, '\n'), 0o600)
+		b = append(b, '\n')
+		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, entrySum(b)...), 0o600)
 	}
 	return spaceError(err)
 }

@@ -81,7 +81,7 @@ func TestIndexIsReadBack(t *testing.T) {
 func TestSweepInAFolderWithPattern(t *testing.T) {
 	root := t.TempDir()
 	other, dir := filepath.Join(root, "da"), filepath.Join(root, "d[a]")
-	for _, path := range []string{filepath.Join(other, "x"+halfMade), filepath.Join(dir, "y"+halfGone)} {
+	for _, path := range []string{filepath.Join(other, entry{}.folder()+halfMade), filepath.Join(dir, entry{}.folder()+halfGone)} {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -175,6 +175,26 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestFlippedBits: no bit of volume.json may flip, as one of a name or size, and go unseen.
+func TestFlippedBits(t *testing.T) {
+	x := newIndex(t)
+	folder := x.path(x.make(t, 1, "web1"))
+	whole, err := os.ReadFile(filepath.Join(folder, entryName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 * len(whole) {
+		b := bytes.Clone(whole)
+		b[i/8] ^= 1 << (i % 8)
+		if err := os.WriteFile(filepath.Join(folder, entryName), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := readEntry(folder); !errors.Is(err, content.ErrCorrupt) {
+			t.Fatalf("bit %d: %+v, %v", i, e, err)
+		}
+	}
+}
+
 // files are the names and contents in a folder.
 func files(t *testing.T, folder string) (out []string) {
 	t.Helper()
@@ -190,6 +210,34 @@ func files(t *testing.T, folder string) (out []string) {
 		out = append(out, f.Name()+": "+string(b))
 	}
 	return out
+}
+
+// TestCopiesAreLeft: a start removes no copy of a volume, whatever it is called.
+func TestCopiesAreLeft(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "disk")
+	if err := w.device("disk").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := w.index.get("disk")
+	path := w.index.path(e)
+	w.stop(t)
+	copies := []string{path + halfMade, path + halfGone, filepath.Join(w.cfg.Dir, "disk"+halfMade), filepath.Join(w.cfg.Dir, "disk"+halfGone)}
+	for _, name := range copies {
+		if err := os.CopyFS(name, os.DirFS(path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w = w.again(t)
+	want := files(t, path)
+	for _, name := range copies {
+		if got, err := os.ReadDir(name); err != nil || len(got) != len(want) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if got := w.state(t, "disk"); len(w.List()) != 3 || got != StateOpening {
+		t.Errorf("%+v", w.List())
+	}
 }
 
 // TestCopiedFolder: a copy of a volume's folder beside it is no second one.

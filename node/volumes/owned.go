@@ -2,9 +2,11 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -34,6 +36,9 @@ func (v *Volumes) keepOwned(ctx context.Context) error {
 			clear(o.seen)
 		}
 		for _, e := range v.index.sorted() {
+			if d := v.device(e.Name); e.Taken != "" && d != nil && d.vol != nil && !d.vol.Geometry().ReadOnly { // it could not be closed
+				v.giveUp(ctx, e.Name, e.Taken)
+			}
 			if !e.Attached || !e.Committed || e.Taken != "" || v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor || ctx.Err() != nil {
 				continue
 			}
@@ -50,7 +55,11 @@ func (v *Volumes) keepOwned(ctx context.Context) error {
 // takenAway says by whom, or how, a volume's name was taken from this node; "" if it was
 // not. That there is no record at all says nothing: nobody has signed that.
 func (v *Volumes) takenAway(ctx context.Context, e entry) (why string, err error) {
-	r, body, err := v.record(ctx, e.Name)
+	var body catalog.Volume
+	r, err := v.cfg.Registry.SureVolume(ctx, e.Name)
+	if err == nil {
+		body, err = catalog.DecodeVolume(v.codec, r.Body)
+	}
 	switch {
 	case r.Tombstone && r.SignedAt.After(e.Created):
 		return "its name was freed on " + r.SignedAt.UTC().Format(time.RFC3339), nil
@@ -68,14 +77,12 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 		return
 	}
 	e.Taken = why
-	err := v.index.put(e)
-	if err == nil {
-		err = v.close(ctx, name, true)
-	}
-	if err != nil {
+	if err := errors.Join(v.close(ctx, name, true), v.index.put(e)); err != nil {
 		v.cfg.Log.Error("a volume that was taken away is not closed as it should be", "volume", name, "err", err)
 	}
-	_ = v.attach(ctx, e) // which it refuses: List and the log say why
+	if d := v.device(name); d == nil || d.vol == nil { // else it is tried again
+		_ = v.attach(ctx, e) // which it refuses: List and the log say why
+	}
 }
 
 // isOwned fails if the volume was taken away, unless it is only to be read.

@@ -38,6 +38,8 @@ type Library interface {
 // could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
+	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
+	SureVolume(ctx context.Context, name string) (catalog.Record, error)
 	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
 	DeleteVolume(ctx context.Context, base catalog.Record) error
 }
@@ -301,7 +303,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	d := v.device(name)
 	switch {
 	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
-		err = fmt.Errorf("%w; a new one needs a size, or something to begin from", v.elsewhere(ctx, name))
+		err = v.elsewhere(ctx, name)
 	case !here:
 		created = true
 		err = v.create(ctx, name, spec)

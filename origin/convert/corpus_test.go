@@ -321,6 +321,8 @@ var refusals = []string{
 	`text: seq 9999 >it: --format raw`,
 	`odd: head -c 1000001 /dev/zero >it: sectors`,
 	`two disks: echo >a.ovf; cp raw a.img; cp raw b.img; tar -cf it a.ovf a.img b.img: a.img, b.img`,
+	`disk with holes: echo >a.ovf; cp --sparse=always raw a.img; head -c 20M /dev/urandom >a.iso; tar -Scf it a.ovf a.img a.iso: holes`,
+	`disk with holes in PAX: echo >a.ovf; cp --sparse=always raw a.img; head -c 20M /dev/urandom >a.iso; tar --format=pax -Scf it a.ovf a.img a.iso: holes`,
 	`no disk: echo >a.ovf; tar -cf it a.ovf: 0 disks`,
 	`xva: echo >ova.xml; tar -cf it ova.xml: XenServer`,
 	`container: echo >oci-layout; tar -cf it oci-layout: docker export`,

@@ -56,10 +56,20 @@ func startDebugfs(ctx context.Context, image, temp string, lost *losses) (*debug
 	return d, nil
 }
 
-const doneMark = "# done" // comments are repeated
+const (
+	doneMark = "# done" // comments are repeated
+	// lineMax is as much as debugfs reads at once with any C library: what follows in a
+	// line is another command to it, and it has those that read and write the host's files.
+	lineMax = 1022
+)
 
 // do has commands carried out, and returns the inode that was made.
 func (d *debugfs) do(commands ...string) (ino string, err error) {
+	for _, c := range commands {
+		if len(c) > lineMax || strings.ContainsAny(c, "\n\r\x00") {
+			return "", fmt.Errorf("%w: names with line breaks, and of more than %d bytes in all, need a node that runs as root", errors.ErrUnsupported, lineMax)
+		}
+	}
 	if _, err := io.WriteString(d.in, strings.Join(append(commands, doneMark), "\n")+"\n"); err != nil {
 		return "", fmt.Errorf("debugfs: %w", err)
 	}
@@ -91,9 +101,6 @@ func (d *debugfs) prune(map[string]fact) error { return nil } // it is new
 func (d *debugfs) put(ctx context.Context, e *entry) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	if strings.ContainsAny(e.path+e.target+e.same, "\n\r") {
-		return fmt.Errorf("%w: %q: names with line breaks need a node that runs as root", errors.ErrUnsupported, e.path)
 	}
 	if err := d.place(e); err != nil {
 		return fmt.Errorf("write %q: %w", e.path, err)
@@ -158,7 +165,7 @@ func (d *debugfs) create(e *entry, name string) (ino string, err error) {
 		if err := errors.Join(err, d.part.Truncate(e.size)); err != nil {
 			return "", err
 		}
-		return d.do("write " + d.part.Name() + " " + quoted(name))
+		return d.do("write " + quoted(d.part.Name()) + " " + quoted(name))
 	case unix.S_IFCHR:
 		return d.do(fmt.Sprintf("mknod %s c %d %d", quoted(name), unix.Major(e.device), unix.Minor(e.device)))
 	case unix.S_IFBLK:
@@ -181,7 +188,7 @@ func (d *debugfs) attributes(e *entry, ino string) error {
 		if err := os.WriteFile(d.part.Name(), []byte(e.xattrs[name]), 0o600); err != nil {
 			return err
 		}
-		if _, err := d.do("ea_set -f " + d.part.Name() + " " + ino + " " + quoted(name)); err != nil {
+		if _, err := d.do("ea_set -f " + quoted(d.part.Name()) + " " + ino + " " + quoted(name)); err != nil {
 			d.lost.add(fmt.Sprintf("attribute %s is lost: %v", name, err), e.path)
 		}
 	}

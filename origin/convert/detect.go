@@ -165,6 +165,7 @@ func fixedSize(s *source) (int64, error) {
 type member struct {
 	name      string
 	off, size int64
+	holes     bool // it is not whole in its place
 }
 
 // blocks remembers whether the block that was read last is zeros, as those are that
@@ -217,9 +218,19 @@ func contents(s *source, tree bool) (appliance []member, err error) {
 		}
 		if ovf := n == 0 && strings.EqualFold(path.Ext(name), ".ovf"); !tree && (ovf || len(appliance) > 0) {
 			at, _ := in.Seek(0, io.SeekCurrent) // which can't fail
-			appliance = append(appliance, member{name, at, h.Size})
+			appliance = append(appliance, member{name, at, h.Size, hasHoles(h)})
 		}
 	}
+}
+
+// hasHoles reports whether a tar has a file without its holes.
+func hasHoles(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // disk returns the only disk of an appliance.
@@ -234,6 +245,9 @@ func disk(appliance []member) (member, error) {
 	}
 	if len(found) != 1 {
 		return it, fmt.Errorf("%w: a virtual appliance with %d disks (%s): unpack it with tar, and import each under a name of its own", content.ErrInvalid, len(found), strings.Join(found, ", "))
+	}
+	if it.holes {
+		return it, fmt.Errorf("%w: %s in a virtual appliance was stored without its holes: unpack it with tar, and import that", content.ErrInvalid, it.name)
 	}
 	return it, nil
 }

@@ -91,3 +91,65 @@ func TestFilesWithoutEnd(t *testing.T) {
 		t.Errorf("a path of 200 kB: %v, want ErrInvalid", err)
 	}
 }
+
+// TestTarsGiveNoCommands: what a tar names gives debugfs nothing to do, which reads and
+// writes files of the host when it is told so.
+func TestTarsGiveNoCommands(t *testing.T) {
+	taken := filepath.Join(t.TempDir(), "taken")
+	do := "dump <7> " + taken
+	const line = 8191 // that debugfs reads; what follows is another one
+	long := func(head string) string {
+		return strings.Repeat("x", line-len(head)) + do + strings.Repeat(" ", line-len(do)) + "x"
+	}
+	for name, h := range map[string]tar.Header{
+		"attribute":        {Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SCHILY.xattr.user.a\n" + do + "\n": "x"}},
+		"bsdtar attribute": {Typeflag: tar.TypeReg, PAXRecords: map[string]string{"LIBARCHIVE.xattr.user.a%0A" + strings.ReplaceAll(do, "/", "%2F") + "%0A": "eA"}},
+		"long attribute":   {Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr." + long("ea_set -f  <12> \""): "x"}},
+		"link":             {Typeflag: tar.TypeSymlink, Linkname: "a\n" + do + "\n"},
+		"long link":        {Typeflag: tar.TypeSymlink, Linkname: long(`symlink "long link" "`)},
+		"long second name": {Typeflag: tar.TypeLink, Linkname: long(`ln "/`)},
+	} {
+		path := filepath.Join(t.TempDir(), "it.tar")
+		f, err := os.Create(path)
+		must(t, err)
+		w := tar.NewWriter(f)
+		h.Name, h.Mode, h.Format = name, 0o644, tar.FormatPAX
+		must(t, w.WriteHeader(&h), w.Close(), f.Close())
+		disk, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		must(t, err)
+		o := Options{Path: path, Format: Tar, Temp: t.TempDir(), Note: func(string) {}, Warn: func(string) {}, Room: func(int64) error { return nil }}
+		err = o.fill(t.Context(), disk, unix.EPERM)
+		must(t, disk.Close())
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%.20s: %v, want ErrUnsupported or its loss", name, err)
+		}
+		if _, err := os.Stat(taken); err == nil {
+			t.Errorf("%.20s: a file of the host is written", name)
+			must(t, os.Remove(taken))
+		}
+	}
+}
+
+// TestLossesAreBounded: a tar in which each file loses something else says so in a few
+// words.
+func TestLossesAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "it.tar")
+	f, err := os.Create(path)
+	must(t, err)
+	w := tar.NewWriter(f)
+	for i := range 2 * kindsMax {
+		name := fmt.Sprintf("SCHILY.xattr.none.%d%s", i, strings.Repeat("x", 100_000))
+		must(t, w.WriteHeader(&tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeReg, Mode: 0o644, Format: tar.FormatPAX, PAXRecords: map[string]string{name: "x"}}))
+	}
+	must(t, w.Close(), f.Close())
+	for _, unable := range []error{nil, unix.EPERM} {
+		said := 0
+		disk, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		must(t, err)
+		o := Options{Path: path, Format: Tar, Temp: t.TempDir(), Note: func(string) {}, Warn: func(text string) { said += len(text) }, Room: func(int64) error { return nil }}
+		must(t, o.fill(t.Context(), disk, unable), disk.Close())
+		if most := (kindsMax + 1) * (kindSize + 100); said == 0 || said > most {
+			t.Errorf("unable to mount: %v; %d bytes of warnings, want %d at most", unable, said, most)
+		}
+	}
+}

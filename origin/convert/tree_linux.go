@@ -43,8 +43,11 @@ const (
 	filesMax = 2 << 20
 	// timeMin and timeMax are the first and the last second that an inode's times have.
 	timeMin, timeMax = math.MinInt32, 1<<34 - 1 + math.MinInt32
-	// toldMax bounds how many files of a kind a warning names.
-	toldMax = 3
+	// toldMax bounds how many files of a kind a warning names, kindsMax and kindSize the
+	// kinds and their texts in bytes, in which a source may have a hand.
+	toldMax  = 3
+	kindsMax = 100
+	kindSize = 300
 )
 
 // fact is what is remembered of an entry while the tree is written.
@@ -363,6 +366,10 @@ type losses struct {
 func (l *losses) add(kind, name string) {
 	if l.names == nil {
 		l.names, l.count = map[string][]string{}, map[string]int{}
+	}
+	kind = strings.ToValidUTF8(kind[:min(len(kind), kindSize)], "")
+	if l.count[kind] == 0 && len(l.count) >= kindsMax {
+		kind = "more is lost"
 	}
 	if l.count[kind]++; l.count[kind] <= toldMax {
 		l.names[kind] = append(l.names[kind], name)

@@ -317,8 +317,8 @@ func TestLossesAreNamed(t *testing.T) {
 	for _, unable := range []error{nil, unix.EPERM} {
 		var warned []string
 		f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
-		o := Options{Path: path, Format: Tar, Temp: t.TempDir(), Note: func(string) {}, Warn: func(text string) { warned = append(warned, text) }, Room: func(int64) error { return nil }}
-		must(t, err, o.fill(t.Context(), f, unable), f.Close())
+		o := Options{Path: path, Format: Tar, Temp: filepath.Join(t.TempDir(), "the node's \" files"), Note: func(string) {}, Warn: func(text string) { warned = append(warned, text) }, Room: func(int64) error { return nil }}
+		must(t, err, os.Mkdir(o.Temp, 0o700), o.fill(t.Context(), f, unable), f.Close())
 		for i, part := range []string{"big: attribute user.big is lost", "late, early: its time"} {
 			if len(warned) != 2 || !strings.HasPrefix(warned[i], part) {
 				t.Errorf("unable to mount: %v; warned of %q, want %s", unable, warned, part)

@@ -178,7 +178,7 @@ func TestOtherFarmsAndKeysStayApart(t *testing.T) {
 		log := &said{seen: make(chan struct{}, 1)}
 		cfg.Log = slog.New(slog.NewTextHandler(log, nil))
 		f, _ := start(t, cfg)
-		log.awaitText(t, "another gossip key")
+		log.awaitText(t, "another gossip key, as for a minute after `grange mesh rotate`: failed to join")
 		strangers = append(strangers, f)
 	}
 	right, _ := start(t, configOf("n3", first.Address()))

@@ -96,7 +96,7 @@ func (f *Farm) join(address string) error {
 			return fmt.Errorf("join %s: %w: %w", address, content.ErrUnavailable, err)
 		}
 	}
-	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key: %w", address, content.ErrForbidden, err)
+	return fmt.Errorf("join %s: %w: it answers, but is of another farm or has another gossip key, as for a minute after `grange mesh rotate`: %w", address, content.ErrForbidden, err)
 }
 
 // Absence is of a member that was here.

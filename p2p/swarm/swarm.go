@@ -235,7 +235,7 @@ func (s *Swarm) ID() peer.ID { return s.host.ID() }
 func (s *Swarm) Listen() error {
 	for _, a := range s.listen {
 		if err := s.host.Network().Listen(a); err != nil {
-			return fmt.Errorf("--listen %s: %w: %w", a, content.ErrUnavailable, err)
+			return fmt.Errorf("--listen %s: %w: %w; give a port that is free, at an address of this host", a, content.ErrUnavailable, err)
 		}
 	}
 	return nil

@@ -278,7 +278,7 @@ func TestAddressInUseIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if err := b.Listen(); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "in use") || !strings.Contains(err.Error(), text) {
+	if err := b.Listen(); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "give a port that is free") || !strings.Contains(err.Error(), text) {
 		t.Errorf("Listen = %v", err)
 	}
 }

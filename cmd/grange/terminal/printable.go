@@ -77,14 +77,14 @@ func Width(w io.Writer) int {
 const (
 	// columnGap is between two columns.
 	columnGap = 2
-	// columnMin is the least that a column is cut to: a name is known by as much.
+	// columnMin is the least that a column is cut to.
 	columnMin = 8
 	// wrapMin is the narrowest terminal that text is wrapped for.
 	wrapMin = 20
 )
 
 // Columns lays out lines with tabs. A list that is wider than the terminal has its widest
-// columns cut; what has two columns, a name and its value, is never.
+// columns cut, but for the first, by which commands name a row; what has two columns, a name and its value, is never.
 func Columns(text string, width int) string {
 	var rows [][]string
 	var wide []int
@@ -105,16 +105,17 @@ func Columns(text string, width int) string {
 	}
 	var b strings.Builder
 	for _, row := range rows {
+		line := ""
 		for i, cell := range row {
 			if len(row) > 1 && len(wide) > 2 {
 				cell = Cut(cell, wide[i])
 			}
-			b.WriteString(cell)
+			line += cell
 			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell)))
+				line += strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell))
 			}
 		}
-		b.WriteByte('\n')
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
 	return b.String()
 }
@@ -125,7 +126,7 @@ func fit(wide []int, width int) {
 		total, widest := columnGap*(len(wide)-1), 0
 		for i, n := range wide {
 			total += n
-			if n > wide[widest] {
+			if i == 1 || n > wide[widest] && i > 0 {
 				widest = i
 			}
 		}

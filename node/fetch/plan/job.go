@@ -122,7 +122,7 @@ func (j *Job) step(now time.Time, e Event) []Action {
 		j.note(e.Peer, e.Why, e.Nowhere)
 		j.gone = j.gone || e.Never && e.Kind == OriginEnded
 		switch {
-		case !s.act.Fetch:
+		case !s.act.Fetch, e.Refer != "": // who refers may be asked again
 		case e.Nowhere:
 			j.words++
 		default:

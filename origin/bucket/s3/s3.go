@@ -24,6 +24,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
@@ -55,6 +56,7 @@ type Bucket struct {
 func Open(ctx context.Context, cfg Config) (*Bucket, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	opts := []func(*config.LoadOptions) error{
+		config.WithLogger(logging.Nop{}), // what it tells is in the error too
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport.Tune)), // it takes AWS_CA_BUNDLE too
 		// Stores that are not AWS refuse the newer checksums; content has its own.

@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -207,6 +209,29 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTheSDKPrintsNothing has it look for credentials where it is refused: the error says so.
+func TestTheSDKPrintsNothing(t *testing.T) {
+	metadata := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	defer metadata.Close()
+	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.URL} {
+		t.Setenv(name, value)
+	}
+	printed, err := os.Create(filepath.Join(t.TempDir(), "printed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal := os.Stderr
+	os.Stderr = printed
+	defer func() { os.Stderr = terminal }()
+	b := open(t, "s3://grange/p?endpoint=http://127.0.0.1:1&path-style=true")
+	if _, err := b.Get(t.Context(), "records/a", bucket.Range{}); !errors.Is(err, content.ErrForbidden) {
+		t.Errorf("%v", err)
+	}
+	if text, err := os.ReadFile(printed.Name()); err != nil || len(text) > 0 {
+		t.Errorf("%s, %v", text, err)
 	}
 }
 

@@ -81,12 +81,12 @@ func start(ctx context.Context, t task) (*child, error) {
 	}
 	err = errors.ErrUnsupported
 	for _, f := range fences() {
-		inside, ok := strings.CutPrefix(tool, f.root)
+		inside, ok := strings.CutPrefix(tool, f.root+"/")
 		if !ok {
 			continue
 		}
 		c := &child{done: make(chan struct{})}
-		args := []string{"-euc", limits, t.args[0], strconv.Itoa(memoryMax), strconv.FormatInt(timeMin+t.size/stepSize, 10), strconv.Itoa(filesMax), inside}
+		args := []string{"-euc", limits, t.args[0], strconv.Itoa(memoryMax), strconv.FormatInt(timeMin+t.size/stepSize, 10), strconv.Itoa(filesMax), "/" + inside}
 		c.cmd = exec.CommandContext(ctx, "/bin/sh", append(args, t.args[1:]...)...)
 		c.cmd.Env = []string{"LC_ALL=C", "MALLOC_ARENA_MAX=2", "MALLOC_MMAP_THRESHOLD_=67108864", "MALLOC_TRIM_THRESHOLD_=134217728"}
 		c.cmd.Dir, c.cmd.ExtraFiles, c.cmd.SysProcAttr, c.cmd.WaitDelay = "/", t.files, f.attr, partingTimeout

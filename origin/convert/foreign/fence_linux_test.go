@@ -73,7 +73,10 @@ func escaped(t *testing.T, secret string) string {
 // TestLesserFencesAreNamed: a tool that does not lie with the others has no fence that
 // hides the host's files.
 func TestLesserFencesAreNamed(t *testing.T) {
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("/", "usr") // which only begins like theirs
+	if t.Cleanup(func() { os.RemoveAll(dir) }); err != nil {
+		dir = t.TempDir()
+	}
 	for _, d := range []string{dir, filepath.Dir(dir)} {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)

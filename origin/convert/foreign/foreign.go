@@ -11,6 +11,7 @@ package foreign
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +69,9 @@ func Open(ctx context.Context, file File, driver string, warn func(string)) (*Di
 // launch starts the child, with a connection each way. When it returns the child's
 // ends are the child's alone, so that they break when it ends.
 func (d *Disk) launch(ctx context.Context, driver string, warn func(string)) error {
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix"}) // by a name that the kernel makes up
+	// By a name that nobody can guess, as that which an older kernel makes up next: who is
+	// first in the queue is shown the disk.
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: "@" + rand.Text()})
 	if err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ func (d *Disk) launch(ctx context.Context, driver string, warn func(string)) err
 		return err
 	}
 	defer theirs.Close()
-	conn, err := net.DialUnix("unix", nil, listener.Addr().(*net.UnixAddr)) // first in the queue
+	conn, err := net.DialUnix("unix", nil, listener.Addr().(*net.UnixAddr))
 	if err == nil {
 		d.child, err = start(ctx, task{
 			size: d.file.file.Size(), files: []*os.File{queue, theirs}, args: []string{"qemu-nbd", "--read-only", graph(driver)}, warn: warn,
