@@ -130,17 +130,18 @@ func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
 // TestOneMemberIsOneWord: a member that says that the bytes are nowhere, and refers, is asked
 // again, and has one word all the same: a guest waits on.
 func TestOneMemberIsOneWord(t *testing.T) {
-	v := plan.View{Farm: []plan.Peer{"a", "b", "c", "d"}, FarmSettled: true, SwarmSettled: true}
-	j := plan.New(plan.Config{Key: "r", Self: "a", Farm: "f", Guest: true, Hurry: true})
-	acts := j.Step(plan.Event{Kind: plan.Start, View: v, Now: epoch, Missing: true})
+	m := plan.NewMember("a", "f")
+	m.Farm([]plan.Peer{"a", "b", "c", "d"})
+	_, j := m.Join(plan.Config{Key: "r", Root: m.Root(), Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+	acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 	liar, words := acts[0].Peer, 0
 	for len(acts) == 1 && acts[0].Kind != plan.Fail {
-		e := plan.Event{Kind: plan.Answered, View: v, Now: epoch, Missing: true, Peer: acts[0].Peer}
+		e := plan.Event{Kind: plan.Answered, Job: j, Peer: acts[0].Peer}
 		if e.Peer == liar && acts[0].Fetch {
 			words++
 			e.Nowhere, e.Refer = true, plan.Peer(fmt.Sprint(words))
 		}
-		acts = j.Step(e)
+		acts = m.Step(epoch, e)
 	}
 	if len(acts) != 1 || acts[0].Final || words < 2 {
 		t.Errorf("%d words of one: %+v", words, acts)
