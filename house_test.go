@@ -118,6 +118,25 @@ func TestWalls(t *testing.T) {
 	}
 }
 
+// pure are the packages that decide and do nothing else, and what they do without.
+var pure = []struct{ dir, without string }{
+	{"node/fetch/plan", "sync"}, {"node/fetch/plan", "context"}, {"node/fetch/plan", "net"}, {"node/fetch/plan", "os"},
+}
+
+// TestDecisionsArePure: what decides has no lock, waits for nobody and does no I/O, so
+// that a simulator can run it.
+func TestDecisionsArePure(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, spec := range s.ast.Imports {
+			for _, p := range pure {
+				if !s.test() && under(s.dir(), p.dir) && under(importPath(spec), p.without) {
+					t.Errorf("%s imports %s: %s decides, its caller does", s.line(spec.Pos()), importPath(spec), p.dir)
+				}
+			}
+		}
+	}
+}
+
 func importPath(spec *ast.ImportSpec) string { return strings.Trim(spec.Path.Value, `"`) }
 
 // homes are the heavy dependencies, each with the only place that may import it.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
@@ -12,14 +13,20 @@ import (
 // Shown returns how many chunks of a root the bitmaps of other members show here.
 func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
 	out := map[peer.ID]uint64{}
-	for id, n := range f.root(root).peers.Counts() {
-		out[peer.ID(id)] = n
-	}
+	mind := f.root(root).peers.Mind
+	f.think(func(*plan.Member) {
+		for id, n := range mind.Counts() {
+			out[peer.ID(id)] = n
+		}
+	})
 	return out
 }
 
 // ShownBytes returns how much memory the bitmaps of other members take.
-func (f *Fetcher) ShownBytes() int { return f.shown.Bytes() }
+func (f *Fetcher) ShownBytes() (n int) {
+	f.think(func(m *plan.Member) { n = m.Bytes() })
+	return n
+}
 
 // Locate says where a chunk lies at the origin.
 func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {
@@ -31,10 +38,15 @@ func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (p
 func RunKey(r pack.Run) string { return runKey(r) }
 
 // Flights returns how many objects are on their way.
-func (f *Fetcher) Flights() int {
+func (f *Fetcher) Flights() (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.flights)
+	for _, o := range f.objects {
+		for range o.Flights {
+			n++
+		}
+	}
+	return n
 }
 
 // Failed has a member passed over.

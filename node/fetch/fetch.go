@@ -63,7 +63,8 @@ func (c *counters) now() Bytes {
 
 // Members tells who is here. It is the farm.
 type Members interface {
-	// Live returns the live members of the farm, this node included.
+	// Live returns the live members of the farm, this node included; what it has returned
+	// never changes.
 	Live() []peer.ID
 }
 
@@ -82,13 +83,8 @@ const (
 	// readTimeout ends a read of the origin that nothing else has ended: it has
 	// deadlines of its own, so this is many of them in a row.
 	readTimeout = 2 * time.Minute
-	// banFor is how long a stranger that lied is shut out, and asideFor how long a
-	// member of the farm is.
-	banFor   = 24 * time.Hour
-	asideFor = 10 * time.Minute
-	// providersMax bounds the members remembered for reading the origin where this
-	// node could not.
-	providersMax = 4
+	// banFor is how long a stranger that lied is shut out.
+	banFor = 24 * time.Hour
 )
 
 // Config is what a Fetcher is built from.
@@ -125,13 +121,12 @@ type Config struct {
 // Fetcher brings chunks in and serves them. Safe for concurrent use.
 //
 // Lock order: rootState.mu, Fetcher.mu; nothing is locked under the
-// last, nor under habits.mu.
+// last.
 type Fetcher struct {
 	cfg     Config
 	codec   *content.Codec
 	metrics metrics
 	bytes   counters
-	habits  habits
 	loads   *turns.Turns[loadKey] // bytes that are brought in for others
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
@@ -145,9 +140,10 @@ type Fetcher struct {
 	narrowing sync.Mutex // held while a root that has ended is narrowed; before all others
 
 	mu      sync.Mutex // guards what follows
+	mind    *plan.Member
+	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
-	flights map[flightKey]*flight
-	reading map[objectKey]*read
+	objects map[objectKey]*onItsWay
 	crowds  map[crowdKey]*plan.Crowd
 	running sync.WaitGroup
 }
@@ -170,8 +166,8 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), flights: map[flightKey]*flight{},
-		reading: map[objectKey]*read{}, crowds: map[crowdKey]*plan.Crowd{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{},
+		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm), crowds: map[crowdKey]*plan.Crowd{},
 	}
 	f.metrics = newMetrics(&f.bytes)
 	f.shown = newBook(f)
@@ -204,7 +200,9 @@ func (f *Fetcher) Bytes() Bytes { return f.bytes.now() }
 func (f *Fetcher) count(s Source, n int) {
 	f.bytes[s].Add(int64(n))
 	if s != FromCache {
-		f.habits.count(f.cfg.Now(), n)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.mind.Count(f.cfg.Now(), int64(n))
 	}
 }
 
@@ -219,67 +217,49 @@ func (f *Fetcher) start(job func()) bool {
 	return true
 }
 
-// habits is what was learned of members and spent on hedges.
-type habits struct {
-	mu        sync.Mutex // guards what follows
-	breaker   plan.Breaker
-	budget    plan.Budget
-	providers []plan.Peer // the latest first
+// think tells the planner of something, with who and what is here now. Nothing that
+// locks is done within.
+func (f *Fetcher) think(do func(*plan.Member)) {
+	live, origin := f.cfg.Members.Live(), f.cfg.Origin() != nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.look(live, origin)
+	do(f.mind)
 }
 
-func (h *habits) count(now time.Time, n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.budget.Count(now, int64(n))
-}
-
-func (h *habits) spend(now time.Time, n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.budget.Spend(now, int64(n))
-}
-
-// provided notes a member that brought in what this node could not.
-func (h *habits) provided(p plan.Peer) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.providers = slices.DeleteFunc(h.providers, func(q plan.Peer) bool { return p == q })
-	h.providers = slices.Insert(h.providers, 0, p)
-	h.providers = h.providers[:min(len(h.providers), providersMax)]
+// look tells the planner who and what is here now. It is called with mu.
+func (f *Fetcher) look(live []peer.ID, origin bool) {
+	f.mind.Origin, f.mind.Asks, f.mind.Searches = origin, f.cfg.Exchange != nil, f.cfg.Swarm != nil
+	if len(live) > 0 && len(live) == len(f.live) && &live[0] == &f.live[0] { // mostly
+		return
+	}
+	same := slices.Equal(live, f.live)
+	if f.live = live; same {
+		return
+	}
+	members := make([]plan.Peer, len(live))
+	for i, id := range live {
+		members[i] = plan.Peer(id)
+	}
+	f.mind.Farm(members)
 }
 
 // failed notes that a member did not answer; it is passed over for a while.
 func (f *Fetcher) failed(id peer.ID) {
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Fail(plan.Peer(id), f.cfg.Now())
 	f.metrics.failures.Inc()
+	f.think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
 }
 
-func (f *Fetcher) worked(id peer.ID) {
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Work(plan.Peer(id), f.cfg.Now())
-}
-
-// lied deals with a member whose bytes were not what it was asked for: a stranger
-// or a seed is banned at once, a member of the farm set aside and reported.
+// lied deals with a member whose bytes were not what it was asked for.
 func (f *Fetcher) lied(id peer.ID, what string) {
-	near := f.isNear(id)
-	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", near, "what", what)
+	var ban, first bool
+	f.think(func(m *plan.Member) { ban, first = m.Lied(plan.Peer(id), f.cfg.Now()) })
+	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", !ban, "what", what)
 	f.metrics.lies.Inc()
-	now := f.cfg.Now()
-	f.habits.mu.Lock()
-	_, again := f.habits.breaker.Passed(now, false)[plan.Peer(id)]
-	f.habits.breaker.Aside(plan.Peer(id), now, asideFor)
-	f.habits.mu.Unlock()
-	if near {
-		return
-	}
-	if f.cfg.Swarm != nil { // also one that is passed over for something less
+	if ban && f.cfg.Swarm != nil { // also one that is passed over for something less
 		f.cfg.Swarm.Ban(id, banFor)
 	}
-	if !again { // more than one lie may be on its way
+	if ban && first {
 		f.metrics.banned.Inc()
 	}
 }
@@ -287,51 +267,15 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 // isNear reports whether a peer is a live member of this farm.
 func (f *Fetcher) isNear(id peer.ID) bool { return slices.Contains(f.cfg.Members.Live(), id) }
 
-// live returns the live members of this farm, as the planner names them.
-func (f *Fetcher) live() []plan.Peer {
-	members := f.cfg.Members.Live()
-	out := make([]plan.Peer, len(members))
-	for i, id := range members {
-		out[i] = plan.Peer(id)
-	}
-	return out
-}
-
 // Aside returns the members that are passed over now.
 func (f *Fetcher) Aside() map[peer.ID]time.Time {
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
 	out := map[peer.ID]time.Time{}
-	for p, until := range f.habits.breaker.Passed(f.cfg.Now(), false) {
-		out[peer.ID(p)] = until
-	}
-	return out
-}
-
-// view is what the planner may know now; need is how many bytes are missing. Members
-// that whoever is in a hurry passes over are tried for the next one.
-func (f *Fetcher) view(rs *rootState, missing []uint64, level, need int, hurry bool) plan.View {
-	v := plan.View{Farm: f.live(), Aside: map[plan.Peer]bool{}, Origin: f.cfg.Origin() != nil}
-	if level > 0 { // a map node goes with the chunks that it names
-		missing = nil
-	}
-	v.Holders, v.SwarmHolders = rs.peers.Holders(missing)
-	v.Swarm, v.SwarmSettled = rs.peers.Found(), rs.peers.Settled()
-	_, v.FarmSettled = rs.peers.NearSettled()
-	now := f.cfg.Now()
-	h := &f.habits
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	v.Wary = h.breaker.Wary(now)
-	v.HedgeBudget = h.budget.Has(now, int64(need))
-	v.Providers = slices.DeleteFunc(slices.Clone(h.providers), func(p plan.Peer) bool { return !slices.Contains(v.Farm, p) })
-	for p := range h.breaker.Passed(now, hurry) {
-		v.Aside[p] = true
-		if (slices.Contains(v.Farm, p) || slices.Contains(v.SwarmHolders, p)) && h.breaker.Due(p, now) {
-			f.start(func() { f.try(rs.head.Scope, peer.ID(p)) })
+	f.think(func(m *plan.Member) {
+		for p, until := range m.Passed(f.cfg.Now(), false) {
+			out[peer.ID(p)] = until
 		}
-	}
-	return v
+	})
+	return out
 }
 
 // try finds out whether a member that failed answers again: it asks for a root that
@@ -347,7 +291,7 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		f.unmet(id, err)
 		return
 	}
-	f.worked(id)
+	f.think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
 }
 
 // triedError says which sources were asked in vain. What they failed with is of one of

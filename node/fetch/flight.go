@@ -18,16 +18,32 @@ var (
 	errUnwanted = errors.New("nobody wants it any more")
 )
 
-// flightKey names a flight. Flights of one object at different depths are apart,
-// so that nodes never wait for each other; see plan.Depth.
-type flightKey struct {
-	objectKey
-	depth plan.Depth
+// onItsWay is an object that is under way, and the read of the origin that brings it in,
+// if there is one. It is used with the Fetcher's mu.
+type onItsWay struct {
+	plan.Object
+	read *read
+}
+
+// onWay returns what is under way of an object; settle forgets it with the last.
+func (f *Fetcher) onWay(key objectKey) *onItsWay {
+	o := f.objects[key]
+	if o == nil {
+		o = new(onItsWay)
+		f.objects[key] = o
+	}
+	return o
+}
+
+func (f *Fetcher) settle(key objectKey) {
+	if o := f.objects[key]; o != nil && o.Idle() {
+		delete(f.objects, key)
+	}
 }
 
 // flight is one object on its way.
 type flight struct {
-	key  flightKey
+	*plan.Flight
 	obj  object
 	job  *job
 	done chan struct{} // closed when it has ended; what follows is set before
@@ -39,7 +55,6 @@ type flight struct {
 
 	ended   atomic.Bool // set under the Fetcher's mu
 	counted atomic.Bool // by an image, of those that waited for it
-	waiters int         // guarded by the Fetcher's mu
 }
 
 // wait waits for the end of a flight that join returned. It is called once; a
@@ -54,75 +69,62 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 	}
 }
 
-// leave gives up waiting. A job that nobody waits for is ended, unless a guest
-// wanted it: a guest asks again.
+// leave gives up waiting; a job that nobody waits for any more is ended.
 func (f *Fetcher) leave(flights ...*flight) {
+	left := make([]*plan.Flight, len(flights))
+	for i, fl := range flights {
+		left[i] = fl.Flight
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, fl := range flights {
-		fl.waiters--
-	}
-	for _, fl := range flights {
-		j := fl.job
-		if fl.waiters > 0 || fl.ended.Load() || j.how.priority == exchange.PriorityGuest || j.waited() {
-			continue
-		}
-		for _, other := range j.flights { // nobody may join them any more
-			if f.flights[other.key] == other {
-				delete(f.flights, other.key)
-			}
+	for _, unwanted := range f.mind.Leave(left...) {
+		j := unwanted.Of.(*job)
+		for _, fl := range j.flights { // nobody may join them any more
+			f.settle(fl.obj.key())
 		}
 		j.cancel(errUnwanted)
 	}
-}
-
-// waited reports whether anybody waits for a flight of the job. It is called with
-// the Fetcher's mu.
-func (j *job) waited() bool {
-	for _, fl := range j.flights {
-		if fl.waiters > 0 && !fl.ended.Load() {
-			return true
-		}
-	}
-	return false
 }
 
 // join returns a flight for each object: one under way, or a new one. New ones
 // are grouped by run, and each group begins a job. Each flight is to be waited
 // for or left.
 func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
-	depths := f.depths(objects, how)
 	out := make([]*flight, len(objects))
-	jobs := map[pack.Run]*job{}
-	f.mu.Lock()
-	stopped := f.ctx.Err() != nil
+	byRun := map[pack.Run][]int{}
 	for i, o := range objects {
-		run := o.at.Run()
-		key := flightKey{o.key(), depths[run]}
-		fl := f.underway(key, how.priority)
-		if fl == nil {
-			j := jobs[run]
-			if j == nil {
-				how.depth = depths[run]
-				j = newJob(f, rs, run, how)
-				jobs[run] = j
+		byRun[o.at.Run()] = append(byRun[o.at.Run()], i)
+	}
+	var begun []*job
+	stopped := false
+	f.think(func(m *plan.Member) {
+		stopped = f.ctx.Err() != nil
+		for run, places := range byRun {
+			wanted := make([]plan.Wanted, len(places))
+			for i, place := range places {
+				o := objects[place]
+				wanted[i] = plan.Wanted{Object: &f.onWay(o.key()).Object, Index: o.pos.Index, Size: o.stored()}
 			}
-			fl = &flight{key: key, obj: o, job: j, done: make(chan struct{})}
-			j.flights = append(j.flights, fl)
-			f.flights[fl.key] = fl
+			flights, climb := m.Join(rs.wants(run, objects[places[0]].pos.Level, how), wanted)
+			j := newJob(f, rs, run, how, climb)
+			for i, fl := range flights {
+				if fl.Of == nil {
+					own := &flight{Flight: fl, obj: objects[places[i]], job: j, done: make(chan struct{})}
+					fl.Of = own
+					j.flights = append(j.flights, own)
+				}
+				out[places[i]] = fl.Of.(*flight)
+			}
+			if j == nil {
+				continue
+			}
+			if begun = append(begun, j); !stopped {
+				f.running.Go(j.fly)
+			}
 		}
-		fl.waiters++
-		out[i] = fl
-	}
-	for _, j := range jobs {
-		j.open = len(j.flights)
-		if !stopped {
-			f.running.Go(j.fly)
-		}
-	}
-	f.mu.Unlock()
+	})
 	if stopped {
-		for _, j := range jobs {
+		for _, j := range begun {
 			j.cancel(errStopped)
 			j.fail(errStopped)
 		}
@@ -130,40 +132,13 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 	return out
 }
 
-// depths says how deep the request is for each run: where this node leads, what
-// it wants itself is what others ask it for.
-func (f *Fetcher) depths(objects []object, how request) map[pack.Run]plan.Depth {
-	out := map[pack.Run]plan.Depth{}
-	var live []plan.Peer
-	for _, o := range objects {
-		run := o.at.Run()
-		if _, ok := out[run]; ok {
-			continue
-		}
-		out[run] = how.depth
-		if how.depth > plan.Own {
-			continue
-		}
-		if live == nil {
-			live = f.live()
-		}
-		if plan.Lead(runKey(run), live) == plan.Peer(f.cfg.Self) {
-			out[run] = plan.Led
-		}
+// wants is what the planner is told of a request for a run.
+func (rs *rootState) wants(run pack.Run, level int, how request) plan.Config {
+	hurry := how.priority == exchange.PriorityGuest
+	return plan.Config{
+		Key: runKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth,
+		From: how.from, FromFarm: how.fromFarm, Guest: hurry && how.from == "", Hurry: hurry,
 	}
-	return out
-}
-
-// underway returns a flight that a request may join: as deep or deeper, and as
-// urgent where a guest waits. It is called with mu.
-func (f *Fetcher) underway(key flightKey, p exchange.Priority) *flight {
-	for ; int(key.depth) < plan.Depths; key.depth++ {
-		fl := f.flights[key]
-		if fl != nil && (p < exchange.PriorityGuest || fl.job.how.priority == p) {
-			return fl
-		}
-	}
-	return nil
 }
 
 // arrival is an object that has come.
@@ -199,9 +174,9 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 	if own != nil {
 		f.finish(own, a, node, nil)
 	}
-	for d := range plan.Depth(plan.Depths) {
-		if fl := f.flights[flightKey{a.obj.key(), d}]; fl != nil {
-			f.finish(fl, a, node, nil)
+	if o := f.objects[a.obj.key()]; o != nil {
+		for fl := range o.Flights {
+			f.finish(fl.Of.(*flight), a, node, nil)
 		}
 	}
 	return nil
@@ -209,15 +184,15 @@ func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
 
 // finish ends a flight. It is called with mu.
 func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
-	if f.flights[fl.key] == fl {
-		delete(f.flights, fl.key)
-	}
-	if fl.ended.Swap(true) {
+	last, ok := fl.End()
+	f.settle(fl.obj.key())
+	if !ok {
 		return
 	}
 	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, node, err
+	fl.ended.Store(true)
 	close(fl.done)
-	if fl.job.open--; fl.job.open == 0 {
+	if last {
 		close(fl.job.landed)
 	}
 }

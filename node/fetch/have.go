@@ -2,7 +2,6 @@ package fetch
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -13,8 +12,6 @@ import (
 const (
 	// announceInterval is how often it is decided who announces which root.
 	announceInterval = 5 * time.Second
-	// announcersPerFarm announce a root: a second one outlives the first.
-	announcersPerFarm = 2
 	// rescanInterval bounds how often a bitmap is made anew after evictions.
 	rescanInterval = 2 * time.Second
 	// scanLearned and scanIntroduced bound the map nodes that one look at a root's map
@@ -90,8 +87,7 @@ func (f *Fetcher) holds(ctx context.Context, rs *rootState) uint64 {
 }
 
 // announce decides again and again which roots this node announces, until ctx
-// ends: of the farm's members that hold some of a root, the first two by
-// rendezvous do.
+// ends.
 func (f *Fetcher) announce(ctx context.Context) {
 	if f.cfg.Swarm == nil {
 		<-ctx.Done()
@@ -144,14 +140,13 @@ func (f *Fetcher) announceSoon() {
 }
 
 // announces reports whether this node is to announce a root.
-func (f *Fetcher) announces(ctx context.Context, rs *rootState) bool {
-	if ctx.Err() != nil || rs.reach() == 0 || f.holds(ctx, rs) == 0 {
+func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
+	if ctx.Err() != nil || rs.reach() == 0 {
 		return false
 	}
-	candidates := f.holding(rs)
-	candidates = append(candidates, plan.Peer(f.cfg.Self))
-	ranked := plan.Rank(rs.id.String(), candidates)
-	return slices.Contains(ranked[:min(announcersPerFarm, len(ranked))], plan.Peer(f.cfg.Self))
+	holds := f.holds(ctx, rs) > 0
+	f.think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
+	return yes
 }
 
 // Hold reads the map of an image whose chunks were put into the cache beside the

@@ -379,14 +379,15 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		}
 		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
 	}
-	live := m.f.live()
 	var others [][]object
 	for _, run := range order {
-		if plan.Lead(runKey(run), live) == plan.Peer(m.f.cfg.Self) {
-			runs = append(runs, byRun[run])
-		} else {
-			others = append(others, byRun[run])
-		}
+		m.f.think(func(mind *plan.Member) { // each by itself: guests wait for no long list
+			if mind.Leads(runKey(run)) {
+				runs = append(runs, byRun[run])
+			} else {
+				others = append(others, byRun[run])
+			}
+		})
 	}
 	return append(runs, others...), here, nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -30,7 +29,7 @@ type job struct {
 	asks    map[plan.Peer]*asking // the latest of each member; fly's
 	work    sync.WaitGroup        // the asks that are under way
 	landed  chan struct{}         // closed when all flights have ended
-	open    int                   // those that have not; guarded by the Fetcher's mu
+	climb   *plan.Job             // used with the Fetcher's mu
 	failure error                 // of the origin; set before the event that tells fly
 }
 
@@ -42,12 +41,15 @@ const eventsMax = 8
 type asking struct {
 	ctx    context.Context
 	cancel context.CancelFunc
-	came   atomic.Int64 // when something of use last came, by Unix time in nanoseconds
 }
 
-// newJob is called with the Fetcher's mu.
-func newJob(f *Fetcher, rs *rootState, run pack.Run, how request) *job {
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{})}
+// newJob carries out a climb, nil for none. It is called with the Fetcher's mu.
+func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Job) *job {
+	if climb == nil {
+		return nil
+	}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb}
+	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
 	return j
 }
@@ -60,27 +62,20 @@ func (j *job) fly() {
 		return
 	}
 	j.rs.peers.Want()
-	hurry := j.how.priority == exchange.PriorityGuest
-	if j.awaitOthers(plan.Patience(hurry)); len(j.left()) == 0 {
-		return
-	}
-	p := plan.New(plan.Config{
-		Key: runKey(j.run), Self: plan.Peer(j.f.cfg.Self), Farm: j.f.cfg.Identity.Farm, Depth: j.how.depth,
-		From: j.how.from, FromFarm: j.how.fromFarm, Guest: hurry && j.how.from == "", Hurry: hurry,
-	})
 	wake := time.NewTimer(plan.HedgeAfter)
 	defer wake.Stop()
 	for e := (plan.Event{Kind: plan.Start}); ; {
-		if !j.step(p, e) {
+		next, on := j.step(e)
+		if !on {
 			return
 		}
-		wake.Reset(time.Until(p.Wake()))
+		wake.Reset(time.Until(next))
 		select {
 		case e = <-j.events:
 		case <-wake.C:
 			e = plan.Event{Kind: plan.Woke}
 		case <-j.landed:
-			j.step(p, j.linger())
+			j.step(j.linger())
 			return
 		case <-j.ctx.Done():
 			j.fail(fmt.Errorf("%s: %w", j.what(), context.Cause(j.ctx)))
@@ -90,14 +85,11 @@ func (j *job) fly() {
 }
 
 // awaitOthers waits for reads of the origin that bring in flights of this job.
-func (j *job) awaitOthers(most time.Duration) {
-	reads := j.underWay()
-	if len(reads) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(j.ctx, most)
+func (j *job) awaitOthers() {
+	ctx, cancel := context.WithTimeout(j.ctx, j.climb.ReadingWait())
 	defer cancel()
-	_ = j.await(ctx, reads) // who comes to read the origin learns of its errors
+	_ = j.await(ctx, j.underWay()) // who comes to read the origin learns of its errors
+	j.tell(plan.Event{Kind: plan.Waited})
 }
 
 // lingerMax is how long the ask that brought the last bytes may take to end by
@@ -115,24 +107,15 @@ func (j *job) linger() plan.Event {
 	return plan.Event{Kind: plan.Woke}
 }
 
-// step tells the planner of an event and does what it says; false at the end.
-func (j *job) step(p *plan.Job, e plan.Event) bool {
-	left := j.left()
-	e.Now, e.Missing = time.Now(), len(left) > 0
-	e.Came = map[plan.Peer]time.Time{}
-	for q, a := range j.asks {
-		if came := a.came.Load(); came > 0 {
-			e.Came[q] = time.Unix(0, came)
-		}
-	}
-	if e.Missing {
-		need := 0
-		for _, fl := range left {
-			need += fl.obj.stored()
-		}
-		e.View = j.f.view(j.rs, indexes(left), j.level(), need, j.how.priority == exchange.PriorityGuest)
-	}
-	for _, a := range p.Step(e) {
+// step tells the planner of an event and does what it says; false at the end. wake is
+// when it wants to be told that nothing has happened.
+func (j *job) step(e plan.Event) (wake time.Time, on bool) {
+	var acts []plan.Action
+	e.Job = j.climb
+	j.f.think(func(m *plan.Member) {
+		acts, wake = m.Step(time.Now(), e), j.climb.Wake()
+	})
+	for _, a := range acts {
 		switch a.Kind {
 		case plan.Ask:
 			ask := new(asking)
@@ -149,14 +132,18 @@ func (j *job) step(p *plan.Job, e plan.Event) bool {
 			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
 			j.work.Go(func() { j.wait(plan.SwarmWait, nil) })
+		case plan.WaitReads:
+			j.work.Go(j.awaitOthers)
+		case plan.Try:
+			j.f.start(func() { j.f.try(j.rs.head.Scope, peer.ID(a.Peer)) })
 		case plan.Done:
-			return false
+			return wake, false
 		case plan.Fail:
 			j.fail(j.f.triedError(j.what(), a, j.failure))
-			return false
+			return wake, false
 		}
 	}
-	return true
+	return wake, true
 }
 
 // tell has fly look at an event, unless it has ended.
@@ -302,10 +289,12 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	case o.unknown:
 		e.Why, e.Never = "does not know the root", true
 	default:
-		j.f.worked(to)
-		if o.some && a.Fetch && a.Passed && j.f.cfg.Origin() == nil {
-			j.f.habits.provided(a.Peer)
-		}
+		j.f.think(func(m *plan.Member) {
+			m.Work(a.Peer, j.f.cfg.Now())
+			if o.some && a.Fetch && a.Passed && !m.Origin {
+				m.Provided(a.Peer)
+			}
+		})
 	}
 	j.tell(e)
 }
@@ -362,12 +351,12 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 				o.useless = err
 			default:
 				o.some = true
-				ask.came.Store(time.Now().UnixNano())
+				j.brought(a.Peer)
 			}
 		case exchange.Absent:
 			o.absent, o.nowhere = true, o.nowhere || r.Nowhere && near
 			if j.level() == 0 {
-				j.rs.peers.Lacks(a.Peer, r.Indexes)
+				j.f.think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
 			}
 		case exchange.Unknown:
 			o.unknown = true
@@ -376,6 +365,12 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		}
 	})
 	return o
+}
+
+func (j *job) brought(p plan.Peer) {
+	j.f.mu.Lock()
+	defer j.f.mu.Unlock()
+	j.f.mind.Step(time.Now(), plan.Event{Kind: plan.Brought, Job: j.climb, Peer: p})
 }
 
 // errOtherPage says that a member has a map node with another page: the same content

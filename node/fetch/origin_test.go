@@ -172,7 +172,7 @@ func TestReadersOutliveTheLead(t *testing.T) {
 		m.open(im)
 		farm = append(farm, plan.Peer(m.id))
 	}
-	at := slices.Index(farm, plan.Lead(fetch.RunKey(im.Head.Node.Run()), farm)) // of what all read first
+	at := slices.Index(farm, plan.Rank(fetch.RunKey(im.Head.Node.Run()), farm)[0]) // of what all read first
 	lead := members[at]
 	others := slices.Delete(members, at, at+1)
 	gate := make(chan struct{})

@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -14,17 +13,13 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// strangerAside is how long one that did not prove that it may be asked is passed
-// over: a certificate may yet come.
-const strangerAside = time.Minute
-
 // newBook returns who shows what to this node.
 func newBook(f *Fetcher) *shown.Book {
 	return shown.New(shown.Config{
-		Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live, Swarm: f.cfg.Swarm,
+		Think: f.think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live, Swarm: f.cfg.Swarm,
 		Self: f.cfg.Self, Farm: f.cfg.Identity.Farm, Announce: f.cfg.Announce,
-		Start:      func(job func(context.Context)) bool { return f.start(func() { job(f.ctx) }) },
-		PassedOver: f.passedOver, Unmet: f.unmet, Lied: f.lied, Now: f.cfg.Now, Log: f.cfg.Log,
+		Start:  func(job func(context.Context)) bool { return f.start(func() { job(f.ctx) }) },
+		Wanted: f.announceSoon, Unmet: f.unmet, Lied: f.lied, Now: f.cfg.Now, Log: f.cfg.Log,
 	})
 }
 
@@ -41,26 +36,11 @@ func (f *Fetcher) unmet(id peer.ID, err error) {
 		return
 	}
 	f.cfg.Log.Debug("a peer is not asked", "peer", id, "err", err)
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Aside(plan.Peer(id), f.cfg.Now(), strangerAside)
+	f.think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
 }
 
 // stalled notes that a member was asked for that long and brought nothing.
 func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
-	f.habits.mu.Lock()
-	defer f.habits.mu.Unlock()
-	f.habits.breaker.Stall(plan.Peer(id), f.cfg.Now(), quiet)
 	f.metrics.failures.Inc()
-}
-
-func (f *Fetcher) passedOver(id peer.ID) bool {
-	_, aside := f.Aside()[id]
-	return aside
-}
-
-// holding returns the live members of the farm that show some of a root.
-func (f *Fetcher) holding(rs *rootState) []plan.Peer {
-	counts := rs.peers.Counts()
-	return slices.DeleteFunc(f.live(), func(q plan.Peer) bool { return counts[q] == 0 })
+	f.think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

@@ -48,7 +48,7 @@ func (j *job) readMissing(hedge bool) error {
 			for _, o := range mine {
 				n += o.stored()
 			}
-			j.f.habits.spend(j.f.cfg.Now(), n)
+			j.f.think(func(m *plan.Member) { m.Spend(j.f.cfg.Now(), int64(n)) })
 		}
 		if !j.f.start(func() { j.f.readObjects(j.rs, origin, mine, r) }) {
 			j.f.readObjects(j.rs, origin, mine, r) // ends at once: the Fetcher's context has
@@ -71,8 +71,8 @@ func (j *job) underWay() []*read {
 func (f *Fetcher) readsOf(flights []*flight) []*read {
 	var out []*read
 	for _, fl := range flights {
-		if r := f.reading[fl.obj.key()]; r != nil && !slices.Contains(out, r) {
-			out = append(out, r)
+		if o := f.objects[fl.obj.key()]; o != nil && o.read != nil && !slices.Contains(out, o.read) {
+			out = append(out, o.read)
 		}
 	}
 	return out
@@ -109,20 +109,21 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	defer f.mu.Unlock()
 	under = f.readsOf(left)
 	r := &read{done: make(chan struct{})}
-	for _, fl := range left {
-		if f.reading[fl.obj.key()] == nil && !f.cached(fl.obj) {
-			f.reading[fl.obj.key()] = r
-			mine = append(mine, fl.obj)
+	take := func(o object) {
+		if way := f.onWay(o.key()); way.read == nil && !f.cached(o) {
+			way.read, way.Reading = r, true
+			mine = append(mine, o)
 		}
+		f.settle(o.key())
+	}
+	for _, fl := range left {
+		take(fl.obj)
 	}
 	if len(mine) == 0 {
 		return nil, under
 	}
 	for _, o := range more {
-		if f.reading[o.key()] == nil && !f.cached(o) {
-			f.reading[o.key()] = r
-			mine = append(mine, o)
-		}
+		take(o)
 	}
 	slices.SortFunc(mine, func(a, b object) int { return cmp.Compare(a.at.Offset, b.at.Offset) })
 	return mine, append(under, r)
@@ -181,7 +182,9 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 	}
 	f.mu.Lock()
 	for _, o := range objects {
-		delete(f.reading, o.key())
+		way := f.onWay(o.key())
+		way.read, way.Reading = nil, false
+		f.settle(o.key())
 	}
 	f.mu.Unlock()
 	r.err = err

@@ -78,7 +78,7 @@ func TestAnUnpluggedMemberStallsAReaderOnce(t *testing.T) {
 		t.Errorf("the member is back, and the reader stalled for %s", stalls)
 	}
 	farm := []plan.Peer{plan.Peer(m.id), plan.Peer(other.id)}
-	led := firsts[slices.IndexFunc(runs, func(r pack.Run) bool { return plan.Lead(fetch.RunKey(r), farm) == farm[1] })]
+	led := firsts[slices.IndexFunc(runs, func(r pack.Run) bool { return plan.Rank(fetch.RunKey(r), farm)[0] == farm[1] })]
 	before := m.Bytes().Farm
 	w.eventually("the member is asked again", func() bool {
 		m.cache.Evict(1 << 30)

@@ -54,7 +54,7 @@ func TestGuestsWaitForTheOrigin(t *testing.T) {
 func TestGuestsWaitForAMember(t *testing.T) {
 	w := newWorld(t)
 	im := w.publish(imageConfig{chunks: 32})
-	other := w.join("north", nil)
+	other := w.join("north", func(cfg *fetch.Config) { cfg.Swarm = nil }) // nobody finds it by a search
 	w.warmAll(im, other)
 	other.gone.Store(true)
 	m := w.patient(time.Minute)

@@ -56,8 +56,10 @@ func (b *Breaker) Wary(now time.Time) bool {
 	return !b.stalled.IsZero() && now.Sub(b.stalled) < asideMax
 }
 
-// Aside has p passed over for that long, whatever it does.
-func (b *Breaker) Aside(p Peer, now time.Time, span time.Duration) {
+// Aside has p passed over for that long, whatever it does, and reports whether it was
+// already.
+func (b *Breaker) Aside(p Peer, now time.Time, span time.Duration) (was bool) {
+	was = b.passes(p, now, false)
 	if b.failed == nil {
 		b.failed = map[Peer]failure{}
 	}
@@ -67,6 +69,16 @@ func (b *Breaker) Aside(p Peer, now time.Time, span time.Duration) {
 	if _, known := b.failed[p]; known || len(b.failed) < breakerMax {
 		b.failed[p] = failure{now.Add(span), span, false}
 	}
+	return was
+}
+
+// passes reports whether a member is passed over, by who is in a hurry or not.
+func (b *Breaker) passes(p Peer, now time.Time, hurry bool) bool {
+	if len(b.failed) == 0 {
+		return false
+	}
+	f, ok := b.failed[p]
+	return ok && (hurry || now.Before(f.until))
 }
 
 // Due reports whether the time of a member is over: it is to be tried now, and Fail or
@@ -92,7 +104,7 @@ func (b *Breaker) Work(p Peer, now time.Time) {
 func (b *Breaker) Passed(now time.Time, hurry bool) map[Peer]time.Time {
 	out := map[Peer]time.Time{}
 	for p, f := range b.failed {
-		if hurry || now.Before(f.until) {
+		if b.passes(p, now, hurry) {
 			out[p] = f.until
 		}
 	}

@@ -10,7 +10,8 @@ import (
 type rung uint8
 
 const (
-	askLead rung = iota
+	waitReads rung = iota
+	askLead
 	askRanks
 	waitFarm
 	askHolders
@@ -30,21 +31,28 @@ const (
 func ladder(d Depth) []rung {
 	switch d {
 	case Own, Led:
-		return []rung{askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
+		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
 	case Outer:
-		return []rung{waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
+		return []rung{waitReads, waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
 	case OuterPassed:
-		return []rung{askLead, askRanks, waitFarm, askHolders, readOrigin, askAnyone, giveUp}
+		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, readOrigin, askAnyone, giveUp}
 	}
-	return []rung{askRanks, waitFarm, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
+	return []rung{waitReads, askRanks, waitFarm, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
 }
 
 // Job is the way of one run, or of the part of it that is missing. Not safe for
 // concurrent use.
 type Job struct {
-	cfg   Config
-	at    int // on the ladder
-	count int // asked on this rung
+	// Of is what the caller knows it by.
+	Of       any
+	m        *Member
+	cfg      Config
+	ladder   []rung
+	at       int // on the ladder
+	count    int // asked on this rung
+	flights  []*Flight
+	left     int  // flights that have not ended
+	unwanted bool // nobody waits for it any more
 
 	asked map[Peer]bool // asked for what they have
 	fetch map[Peer]bool // asked to bring it in
@@ -55,7 +63,6 @@ type Job struct {
 	hedgeAt  time.Time // when to think of a hedge next
 	under    []*source // under way
 	waiting  bool      // a wait is under way
-	wary     bool      // members were found to stall lately
 	passing  bool      // climbs past members that are asked beside
 	besides  int
 	reads    int
@@ -70,34 +77,42 @@ type Job struct {
 	tried  []Tried
 }
 
-// New returns a job that waits for Start.
-func New(cfg Config) *Job {
+// job returns a job that waits for Start.
+func (m *Member) job(cfg Config) *Job {
 	return &Job{
-		cfg: cfg, patience: patienceOf(cfg.Hurry),
-		asked: map[Peer]bool{cfg.Self: true, cfg.From: true}, fetch: map[Peer]bool{cfg.Self: true, cfg.From: true},
+		m: m, cfg: cfg, ladder: ladder(cfg.Depth), patience: patienceOf(cfg.Hurry),
+		asked: map[Peer]bool{m.self: true, cfg.From: true}, fetch: map[Peer]bool{m.self: true, cfg.From: true},
 	}
 }
 
-// Step takes an event and returns what to do. After Done or Fail it returns
+// step takes an event and returns what to do. After Done or Fail it returns
 // nothing: answers that are late change nothing.
-func (j *Job) Step(e Event) []Action {
+func (j *Job) step(now time.Time, e Event) []Action {
 	if j.over {
 		return nil
 	}
-	j.now, j.wary = e.Now, e.View.Wary
-	j.brought(e.Came)
+	j.now = now
 	switch e.Kind {
 	case Start:
-		j.last, j.hedgeAt = e.Now, e.Now.Add(HedgeAfter)
+		j.begun()
+	case Brought:
+		j.brought(e.Peer)
+		return nil
 	case Waited:
 		j.waiting = false
+		if j.ladder[j.at] == waitReads {
+			j.begun()
+		}
+		if j.left == 0 {
+			return j.finish(nil)
+		}
 	case Woke:
-		if !e.Missing {
+		if j.left == 0 {
 			return j.finish(nil)
 		}
 	case Answered, OriginEnded:
 		s := j.ended(e.Peer)
-		if !e.Missing {
+		if j.left == 0 {
 			return j.finish(s)
 		}
 		if s == nil { // it was dropped
@@ -119,8 +134,17 @@ func (j *Job) Step(e Event) []Action {
 		}
 		j.answered(s, e)
 	}
-	return j.onward(e.View)
+	if j.cfg.Hurry { // others try it by asking it
+		return append(j.m.due(j.cfg.Root, now), j.onward()...)
+	}
+	return j.onward()
 }
+
+// begun begins the climb.
+func (j *Job) begun() { j.last, j.hedgeAt = j.now, j.now.Add(HedgeAfter) }
+
+// aside reports whether a member is passed over: it failed or was silent lately, or lied.
+func (j *Job) aside(p Peer) bool { return j.m.passes(p, j.now, j.cfg.Hurry) }
 
 func (j *Job) note(source Peer, why string, nowhere bool) {
 	absent := "absent"
@@ -137,7 +161,7 @@ func (j *Job) referred(s *source, e Event) []Action {
 	if s.again != nil {
 		return j.ask(*s.again)
 	}
-	if e.Refer == "" || j.asked[e.Refer] || e.View.Aside[e.Refer] || j.refers >= refersMax {
+	if e.Refer == "" || j.asked[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
 		return nil
 	}
 	j.refers++
@@ -148,7 +172,7 @@ func (j *Job) referred(s *source, e Event) []Action {
 // answered leaves the rung of a lead that has answered that it could not: it has
 // climbed the ladder itself, and one that takes its place would do no better.
 func (j *Job) answered(s *source, e Event) {
-	on := ladder(j.cfg.Depth)[s.rung]
+	on := j.ladder[s.rung]
 	if !s.act.Fetch || e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
 		return
 	}
@@ -160,12 +184,12 @@ func (j *Job) answered(s *source, e Event) {
 }
 
 // hedge reads the origin beside a member that is slow, once, for a guest alone.
-func (j *Job) hedge(v View) []Action {
+func (j *Job) hedge() []Action {
 	if !j.cfg.Guest || j.now.Before(j.hedgeAt) {
 		return nil
 	}
 	j.hedgeAt = j.now.Add(HedgeAfter)
-	if j.reads > 0 || !v.Origin || !v.HedgeBudget || !j.waiting && len(j.under) == 0 {
+	if j.reads > 0 || !j.m.Origin || !j.waiting && len(j.under) == 0 || j.ladder[j.at] == waitReads || !j.m.Has(j.now, j.need()) {
 		return nil
 	}
 	return j.read(true)
@@ -177,9 +201,9 @@ func (j *Job) read(hedge bool) []Action {
 }
 
 // climb goes up until a rung has something to do.
-func (j *Job) climb(v View) []Action {
+func (j *Job) climb() []Action {
 	for {
-		acts, stay := j.step(v)
+		acts, stay := j.stand()
 		if acts != nil || stay {
 			return acts
 		}
@@ -188,44 +212,46 @@ func (j *Job) climb(v View) []Action {
 	}
 }
 
-// step asks the rung for something to do; stay means to wait there for what is
+// stand asks the rung for something to do; stay means to wait there for what is
 // under way.
-func (j *Job) step(v View) (acts []Action, stay bool) {
-	switch ladder(j.cfg.Depth)[j.at] {
+func (j *Job) stand() (acts []Action, stay bool) {
+	switch j.ladder[j.at] {
+	case waitReads: // a read waits for nobody, so everybody may wait for it
+		return j.wait(WaitReads, !j.readsElsewhere()), false
 	case askLead:
-		return j.askLead(v), false
+		return j.askLead(), false
 	case askRanks:
-		return j.askFirst(v, j.behind(v), nextRanks), false
+		return j.askBehind(), false
 	case waitFarm:
-		return j.wait(WaitFarm, v.FarmSettled), false
+		return j.wait(WaitFarm, j.farmSettled()), false
 	case askHolders:
-		return j.askFirst(v, v.Holders, holdersAsked), false
+		return j.askHolder(false, holdersAsked), false
 	case waitSwarm:
-		return j.wait(WaitSwarm, j.cfg.Hurry || v.SwarmSettled), false
+		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.Settled(j.now)), false
 	case askSwarmHolders:
-		return j.askFirst(v, v.SwarmHolders, swarmHoldersAsked), false
+		return j.askHolder(true, swarmHoldersAsked), false
 	case askSwarmLead:
-		return j.askSwarmLead(v), false
+		return j.askSwarmLead(), false
 	case readOrigin:
 		if r := j.reading(); r != nil {
 			return nil, !r.passed
 		}
-		if !v.Origin || j.count > 0 || j.reads >= readsMax {
+		if !j.m.Origin || j.count > 0 || j.reads >= readsMax {
 			return nil, false
 		}
 		j.count++
 		return j.read(false), false
 	case waitLast: // nobody else is left to ask: now a guest waits too
-		return j.wait(WaitSwarm, v.SwarmSettled), false
+		return j.wait(WaitSwarm, j.cfg.Root.Settled(j.now)), false
 	case askAnyone:
-		return j.askAnyone(v), false
+		return j.askAnyone(), false
 	}
-	return j.giveUp(v)
+	return j.giveUp()
 }
 
 // giveUp ends the job once nobody is left to ask and nobody under way.
-func (j *Job) giveUp(v View) (acts []Action, stay bool) {
-	if acts := j.askBeside(v); acts != nil || len(j.under) > 0 {
+func (j *Job) giveUp() (acts []Action, stay bool) {
+	if acts := j.askBeside(); acts != nil || len(j.under) > 0 {
 		return acts, true
 	}
 	if j.reads == 0 {
@@ -251,36 +277,47 @@ func (j *Job) wait(kind ActionKind, settled bool) []Action {
 	return []Action{{Kind: kind}}
 }
 
-// ranks are the live members in the order in which they lead the run; those that
-// are passed over lead nothing.
-func (j *Job) ranks(v View) []Peer {
-	live := make([]Peer, 0, len(v.Farm))
-	for _, p := range v.Farm {
-		if !v.Aside[p] {
-			live = append(live, p)
-		}
-	}
-	return Rank(j.cfg.Key, live)
+func (j *Job) farmSettled() bool {
+	settled, _ := j.cfg.Root.NearSettled()
+	return settled
 }
 
-// behind are the ranks that follow this node's: whoever acts as the lead asks
+// ranks yields the live members in the order in which they lead the run; those that
+// are passed over lead nothing.
+func (j *Job) ranks(yield func(Peer) bool) {
+	for _, place := range j.m.farm.order(j.cfg.Key) {
+		if p := j.m.farm.members[place]; !j.aside(p) && !yield(p) {
+			return
+		}
+	}
+}
+
+// askBehind asks the ranks that follow this node's: whoever acts as the lead asks
 // them, and leaves out those ahead, whom the asker found silent or does not see.
-func (j *Job) behind(v View) []Peer {
-	ranks := j.ranks(v)
-	return ranks[slices.Index(ranks, j.cfg.Self)+1:]
+func (j *Job) askBehind() []Action {
+	behind := false
+	for p := range j.ranks {
+		if behind {
+			if acts := j.askFor(p, nextRanks); acts != nil {
+				return acts
+			}
+		}
+		behind = behind || p == j.m.self
+	}
+	return nil
 }
 
 // askLead asks the member that leads the run to bring it in; when it fails, the
 // next one takes its place, and is not to turn to the failed one itself. A
 // request that a member sent here is passed on, once, if another one leads in
 // this node's view.
-func (j *Job) askLead(v View) []Action {
+func (j *Job) askLead() []Action {
 	passed, ok := j.cfg.Depth.near()
 	if !ok || j.count >= leadsAsked || passed && j.count > 0 {
 		return nil
 	}
-	for _, p := range j.ranks(v) {
-		if p == j.cfg.Self {
+	for p := range j.ranks {
+		if p == j.m.self {
 			return nil
 		}
 		if !j.fetch[p] && !j.isAsked(p) {
@@ -293,58 +330,72 @@ func (j *Job) askLead(v View) []Action {
 // askSwarmLead asks the farm that leads the run among those that announced the
 // root, this one included, through its announcers; when none of them answers, the
 // farm that ranks next.
-func (j *Job) askSwarmLead(v View) []Action {
+func (j *Job) askSwarmLead() []Action {
 	passed, ok := j.cfg.Depth.far()
 	if !ok || j.count >= announcersAsked || passed && j.count > 0 {
 		return nil
 	}
-	farms := []Peer{Peer(j.cfg.Farm)}
-	for name := range v.Swarm {
-		if name != j.cfg.Farm {
-			farms = append(farms, Peer(name))
-		}
-	}
-	for _, farm := range Rank(j.cfg.Key, farms) {
-		switch string(farm) {
-		case j.cfg.Farm:
+	r := j.cfg.Root
+	for _, place := range r.farms.order(j.cfg.Key) {
+		farm := r.farms.members[place]
+		if farm == j.m.name {
 			return nil
-		case j.cfg.FromFarm: // it has asked us
-			continue
 		}
-		for _, p := range v.Swarm[string(farm)] {
-			if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) {
-				return j.askFetch(p, passed)
-			}
+		if acts := j.askAnnouncer(farm, passed); acts != nil {
+			return acts
 		}
 	}
 	return nil
+}
+
+// askAnnouncer asks the first that announced the root of a farm, which is not the one
+// that has asked us.
+func (j *Job) askAnnouncer(farm Peer, passed bool) []Action {
+	for _, q := range j.cfg.Root.found {
+		if q.farm == farm && string(farm) != j.cfg.FromFarm && j.mayFetch(q.peer) {
+			return j.askFetch(q.peer, passed)
+		}
+	}
+	return nil
+}
+
+// mayFetch reports whether a member may be asked to bring something in.
+func (j *Job) mayFetch(p Peer) bool { return !j.fetch[p] && !j.aside(p) && !j.isAsked(p) }
+
+// provider returns a member of this farm to ask that may read the origin: those first
+// that could lately.
+func (j *Job) provider() (Peer, bool) {
+	for _, p := range j.m.providers {
+		if j.m.near(p) && j.mayFetch(p) {
+			return p, true
+		}
+	}
+	for p := range j.ranks {
+		if j.mayFetch(p) {
+			return p, true
+		}
+	}
+	return "", false
 }
 
 // askAnyone is the rung of a node that can't read the origin, or where that
 // failed: whoever may be able to is asked to bring the run in, those first that
 // could lately. Where a lead has asked the farm, it is not asked again.
-func (j *Job) askAnyone(v View) []Action {
+func (j *Job) askAnyone() []Action {
 	if j.count >= anyoneAsked || j.words >= wordsEnough {
 		return nil
 	}
 	if _, ok := j.cfg.Depth.near(); ok && !j.led {
-		for _, list := range [][]Peer{v.Providers, j.ranks(v)} {
-			for _, p := range list {
-				if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) {
-					return j.askFetch(p, true)
-				}
-			}
+		if p, ok := j.provider(); ok {
+			return j.askFetch(p, true)
 		}
 	}
 	if _, ok := j.cfg.Depth.far(); ok {
-		farms := make([]Peer, 0, len(v.Swarm))
-		for name := range v.Swarm {
-			farms = append(farms, Peer(name))
-		}
-		for _, farm := range Rank(j.cfg.Key, farms) {
-			for _, p := range v.Swarm[string(farm)] {
-				if !j.fetch[p] && !v.Aside[p] && !j.isAsked(p) && string(farm) != j.cfg.FromFarm {
-					return j.askFetch(p, true)
+		r := j.cfg.Root
+		for _, place := range r.farms.order(j.cfg.Key) {
+			if farm := r.farms.members[place]; farm != j.m.name {
+				if acts := j.askAnnouncer(farm, true); acts != nil {
+					return acts
 				}
 			}
 		}
@@ -352,19 +403,26 @@ func (j *Job) askAnyone(v View) []Action {
 	return nil
 }
 
-// askFirst asks the first few of a list for what they have. A climb that passes
-// members over leaves them to be asked beside.
-func (j *Job) askFirst(v View, list []Peer, most int) []Action {
+// askHolder asks a member that shows what is missing.
+func (j *Job) askHolder(far bool, most int) []Action {
 	if j.count >= most || j.passing {
 		return nil
 	}
-	for _, p := range list {
-		if !j.asked[p] && !v.Aside[p] {
-			j.count++
-			return j.ask(Action{Kind: Ask, Peer: p})
-		}
+	p := j.holder(far)
+	if p == "" {
+		return nil
 	}
-	return nil
+	return j.askFor(p, most)
+}
+
+// askFor asks a member for what it has, unless enough were asked. A climb that passes
+// members over leaves them to be asked beside.
+func (j *Job) askFor(p Peer, most int) []Action {
+	if j.count >= most || j.passing || j.asked[p] || j.aside(p) {
+		return nil
+	}
+	j.count++
+	return j.ask(Action{Kind: Ask, Peer: p})
 }
 
 // isAsked reports whether a member is being asked.

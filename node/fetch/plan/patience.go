@@ -57,10 +57,6 @@ func patienceOf(hurry bool) patience {
 	return patience{prefetchBeside, hardDeadline, hardDeadline}
 }
 
-// Patience is how long a job waits for what somebody else has begun before it
-// climbs the ladder itself.
-func Patience(hurry bool) time.Duration { return patienceOf(hurry).pass }
-
 // source is one that is under way: an Ask or a ReadOrigin.
 type source struct {
 	act    Action
@@ -107,14 +103,11 @@ func (j *Job) drop(s *source) []Action {
 	return []Action{{Kind: Drop, Peer: s.act.Peer, Quiet: j.now.Sub(s.since)}}
 }
 
-// brought notes what came from whom.
-func (j *Job) brought(came map[Peer]time.Time) {
+// brought notes that something came from a member.
+func (j *Job) brought(p Peer) {
 	for _, s := range j.under {
-		if at := came[s.act.Peer]; at.After(s.since) {
-			s.since, s.passed = at, false
-			if at.After(j.last) {
-				j.last = at
-			}
+		if s.act.Peer == p {
+			s.since, s.passed, j.last = j.now, false, j.now
 		}
 	}
 }
@@ -142,9 +135,9 @@ func (j *Job) finish(winner *source) (acts []Action) {
 
 // onward does what time asks for: it drops those that have had theirs, hedges, and
 // climbs unless a member is worth waiting for.
-func (j *Job) onward(v View) []Action {
+func (j *Job) onward() []Action {
 	acts := j.dropLate()
-	acts = append(acts, j.hedge(v)...)
+	acts = append(acts, j.hedge()...)
 	switch {
 	case j.waiting:
 	case j.mayPass():
@@ -152,17 +145,17 @@ func (j *Job) onward(v View) []Action {
 			s.passed = true
 		}
 		j.passing = true
-		acts = append(acts, j.climb(v)...)
+		acts = append(acts, j.climb()...)
 		if !j.over {
-			acts = append(acts, j.askBeside(v)...)
+			acts = append(acts, j.askBeside()...)
 		}
 	case !j.blocked():
-		acts = append(acts, j.climb(v)...)
+		acts = append(acts, j.climb()...)
 		if !j.over && j.reading() != nil && j.quiet() >= j.patience.beside {
-			acts = append(acts, j.askBeside(v)...)
+			acts = append(acts, j.askBeside()...)
 		}
 	case j.quiet() >= j.patience.beside:
-		acts = append(acts, j.askBeside(v)...)
+		acts = append(acts, j.askBeside()...)
 	}
 	return acts
 }
@@ -170,8 +163,10 @@ func (j *Job) onward(v View) []Action {
 // dropLate drops the members that have brought nothing until their deadline, and
 // goes back to who referred to one.
 func (j *Job) dropLate() (acts []Action) {
-	for _, s := range slices.Clone(j.under) {
+	for i := 0; i < len(j.under); {
+		s := j.under[i]
 		if s.act.Kind != Ask || j.now.Sub(s.since) < hardDeadline {
+			i++
 			continue
 		}
 		acts = append(acts, j.drop(s)...)
@@ -232,7 +227,7 @@ func (j *Job) mayPass() bool {
 
 // pass is how long nothing comes from anyone until the climb goes on.
 func (j *Job) pass() time.Duration {
-	if j.wary && j.cfg.Hurry {
+	if j.cfg.Hurry && j.m.Wary(j.now) {
 		return guestStep
 	}
 	return j.patience.pass
@@ -241,7 +236,7 @@ func (j *Job) pass() time.Duration {
 // askBeside asks one more member beside those that are quiet: the one that gave a
 // referral, if that is quiet, else one that shows what is missing. Neither costs
 // the origin anything.
-func (j *Job) askBeside(v View) []Action {
+func (j *Job) askBeside() []Action {
 	for _, s := range j.under {
 		if s.again != nil && j.now.Sub(s.since) >= j.patience.beside {
 			a := *s.again
@@ -249,20 +244,16 @@ func (j *Job) askBeside(v View) []Action {
 			return j.ask(a)
 		}
 	}
-	lists := [][]Peer{v.Holders}
-	if slices.Contains(ladder(j.cfg.Depth), askSwarmHolders) {
-		lists = append(lists, v.SwarmHolders)
+	p := j.holder(false)
+	if p == "" && slices.Contains(j.ladder, askSwarmHolders) {
+		p = j.holder(true)
 	}
-	for _, list := range lists {
-		for _, p := range list {
-			if !j.asked[p] && !v.Aside[p] && j.besides < besidesMax {
-				j.besides++
-				j.asked[p] = true
-				return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
-			}
-		}
+	if p == "" || j.besides >= besidesMax {
+		return nil
 	}
-	return nil
+	j.besides++
+	j.asked[p] = true
+	return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
 }
 
 // Wake returns when the job wants a Woke, if nothing else happens before; the zero

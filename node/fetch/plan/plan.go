@@ -1,7 +1,8 @@
-// Package plan decides where a run comes from: whom to ask, in which order, when
-// to go to the origin, when to give up. It has no clock, no goroutine and no I/O:
-// a caller feeds events to a Job and carries out the actions that it answers
-// with.
+// Package plan is one member's mind on what it fetches: whom to ask for a run, in
+// which order, when to go to the origin, when to give up; who waits for whose work; who
+// failed or lied; whom to watch, and who announces. It has no clock, no goroutine and no
+// I/O: a caller feeds events to a Member and carries out the actions that it answers
+// with. The daemon, the tests and the simulator run it.
 //
 // The ladder of a run that this node's cache does not hold: the run's lead in
 // the farm, chosen by rendezvous hashing; for the lead itself, the members that
@@ -105,42 +106,13 @@ func (d Depth) near() (passed, ok bool) { return d > Own, d < Last }
 // far is near for members of other farms.
 func (d Depth) far() (passed, ok bool) { return d > Led, d < OuterPassed }
 
-// View is what this node knows when an event happens.
-type View struct {
-	// Farm are the live members of this farm, this node included.
-	Farm []Peer
-	// Holders are members of this farm whose bitmaps show what is missing, the
-	// best first.
-	Holders []Peer
-	// FarmSettled is true once the bitmaps of this farm have had their time.
-	FarmSettled bool
-	// Swarm are members of other farms that announced the root, by farm, in the
-	// order in which they were found.
-	Swarm map[string][]Peer
-	// SwarmHolders are those whose bitmaps show what is missing.
-	SwarmHolders []Peer
-	// SwarmSettled is true once the search for announcements has had its time.
-	SwarmSettled bool
-	// Providers are members of this farm that lately brought in what this node could
-	// not.
-	Providers []Peer
-	// Aside are members that failed or were silent lately, or lied: passed over.
-	Aside map[Peer]bool
-	// Wary is true when members were found to stall lately.
-	Wary bool
-	// Origin is true when this node can read the origin now.
-	Origin bool
-	// HedgeBudget is true when the budget for hedging has room for what is missing.
-	HedgeBudget bool
-}
-
 // Config says what a Job is about.
 type Config struct {
-	// Key of the run, for Rank.
-	Key string
-	// Self is this node, and Farm its farm's name.
-	Self Peer
-	Farm string
+	// Key of the run, which its lead is chosen by, and the root that it is of.
+	Key  string
+	Root *Root
+	// Level of the objects: 0 for chunks, else map nodes.
+	Level int
 	// Depth says for whom. From is the member that asked, if one did, and FromFarm
 	// its farm.
 	Depth    Depth
@@ -163,24 +135,20 @@ const (
 	Answered
 	// OriginEnded ends a ReadOrigin.
 	OriginEnded
-	// Waited ends a WaitFarm or a WaitSwarm.
+	// Brought says that a member that is asked has brought something of use.
+	Brought
+	// Waited ends a WaitFarm, a WaitSwarm or a WaitReads.
 	Waited
 	// Woke says that it is time for what Wake has named, or that what was missing
 	// has come another way.
 	Woke
 )
 
-// Event is what happened. View is as of then.
+// Event is what happened to a job.
 type Event struct {
 	Kind EventKind
-	View View
-	Now  time.Time
-	// Came is when each of those under way last brought something of use; the origin
-	// is "".
-	Came map[Peer]time.Time
-	// Missing says that something still is.
-	Missing bool
-	// Peer answered, of Answered.
+	Job  *Job
+	// Peer answered or brought something.
 	Peer Peer
 	// Refer names a member that has what is missing, of Answered; the one that
 	// says so is asked again if that is not true.
@@ -210,6 +178,12 @@ const (
 	WaitFarm
 	// WaitSwarm waits SwarmWait for announcements; answered by Waited.
 	WaitSwarm
+	// WaitReads waits for the reads of the origin that bring in what is missing, at most
+	// ReadingWait; answered by Waited.
+	WaitReads
+	// Try finds out whether a member that failed answers again; answered by Work or
+	// Fail.
+	Try
 	// Drop the Ask of a member that is under way: it has brought nothing for too
 	// long, which counts as a failure. It is not answered.
 	Drop

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 var epoch = time.Unix(1_800_000_000, 0)
@@ -24,9 +25,6 @@ func TestRankSpreadsRunsEvenly(t *testing.T) {
 		key := fmt.Sprintf("mesh/2026112022-%032x/%d", r/32, r%32)
 		ranks := plan.Rank(key, farm)
 		led[ranks[0]]++
-		if plan.Lead(key, farm) != ranks[0] {
-			t.Fatalf("Lead says %s, Rank says %s", plan.Lead(key, farm), ranks[0])
-		}
 		with := plan.Rank(key, append(farm, "newcomer"))
 		if with[0] != ranks[0] {
 			moved++
@@ -109,17 +107,19 @@ func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
 	for _, c := range []struct {
 		origin, gone, answers, final bool
 	}{{true, true, true, true}, {true, true, false, false}, {true, false, true, false}, {false, false, true, false}} {
-		v := plan.View{Farm: []plan.Peer{"a", "b"}, FarmSettled: true, SwarmSettled: true, Origin: c.origin}
-		j := plan.New(plan.Config{Key: "r", Self: "a", Farm: "f", Depth: plan.Led, Guest: true, Hurry: true})
-		acts := j.Step(plan.Event{Kind: plan.Start, View: v, Now: epoch, Missing: true})
+		m := plan.NewMember("a", "f")
+		m.Farm([]plan.Peer{"a", "b"})
+		m.Origin = c.origin
+		_, j := m.Join(plan.Config{Key: "r", Root: m.Root(), Depth: plan.Led, Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+		acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 		for len(acts) == 1 && acts[0].Kind != plan.Fail {
-			e := plan.Event{Kind: plan.Answered, View: v, Now: epoch, Missing: true, Peer: acts[0].Peer}
+			e := plan.Event{Kind: plan.Answered, Job: j, Peer: acts[0].Peer}
 			if acts[0].Kind == plan.ReadOrigin {
 				e.Kind, e.Why, e.Never = plan.OriginEnded, "it says no", c.gone
 			} else if !c.answers {
 				e.Why = "silent"
 			}
-			acts = j.Step(e)
+			acts = m.Step(epoch, e)
 		}
 		if len(acts) != 1 || acts[0].Final != c.final {
 			t.Errorf("%+v: %+v", c, acts)
@@ -130,17 +130,18 @@ func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
 // TestOneMemberIsOneWord: a member that says that the bytes are nowhere, and refers, is asked
 // again, and has one word all the same: a guest waits on.
 func TestOneMemberIsOneWord(t *testing.T) {
-	v := plan.View{Farm: []plan.Peer{"a", "b", "c", "d"}, FarmSettled: true, SwarmSettled: true}
-	j := plan.New(plan.Config{Key: "r", Self: "a", Farm: "f", Guest: true, Hurry: true})
-	acts := j.Step(plan.Event{Kind: plan.Start, View: v, Now: epoch, Missing: true})
+	m := plan.NewMember("a", "f")
+	m.Farm([]plan.Peer{"a", "b", "c", "d"})
+	_, j := m.Join(plan.Config{Key: "r", Root: m.Root(), Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+	acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 	liar, words := acts[0].Peer, 0
 	for len(acts) == 1 && acts[0].Kind != plan.Fail {
-		e := plan.Event{Kind: plan.Answered, View: v, Now: epoch, Missing: true, Peer: acts[0].Peer}
+		e := plan.Event{Kind: plan.Answered, Job: j, Peer: acts[0].Peer}
 		if e.Peer == liar && acts[0].Fetch {
 			words++
 			e.Nowhere, e.Refer = true, plan.Peer(fmt.Sprint(words))
 		}
-		acts = j.Step(e)
+		acts = m.Step(epoch, e)
 	}
 	if len(acts) != 1 || acts[0].Final || words < 2 {
 		t.Errorf("%d words of one: %+v", words, acts)
@@ -224,5 +225,41 @@ func TestCrowdRefersOnce(t *testing.T) {
 	c.End("g", true)
 	if !c.Idle() {
 		t.Fatal("the crowd is not idle")
+	}
+}
+
+// TestAStepAllocatesNothing beyond its actions, in a farm of 200 where all show what is
+// missing and one is asked.
+func TestAStepAllocatesNothing(t *testing.T) {
+	m := plan.NewMember("p0", "f")
+	m.Asks, m.Searches = true, true
+	root := m.Root()
+	var farm []plan.Peer
+	for i := range 200 {
+		farm = append(farm, plan.Peer(fmt.Sprint("p", i)))
+		var b content.Bitmap
+		b.Add(0)
+		if err := root.Show(farm[i], false, true, &b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Farm(farm)
+	m.Fail("p7", epoch)
+	_, j := m.Join(plan.Config{Key: "r", Root: root, Depth: plan.Led, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+	acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
+	if len(acts) != 1 || acts[0].Kind != plan.Ask {
+		t.Fatalf("it begins with %v", acts)
+	}
+	for _, e := range []plan.Event{{Kind: plan.Woke, Job: j}, {Kind: plan.Brought, Job: j, Peer: acts[0].Peer}} {
+		if n := testing.AllocsPerRun(100, func() {
+			m.Farm(farm)
+			m.Step(epoch, e)
+			j.Wake()
+		}); n > 0 {
+			t.Errorf("a step of kind %d allocates %v times", e.Kind, n)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { m.Leads("r") }); n > 0 {
+		t.Errorf("to say who leads allocates %v times", n)
 	}
 }

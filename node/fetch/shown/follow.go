@@ -1,3 +1,6 @@
+// Package shown follows what members show of roots: bitmaps of the chunks that they
+// hold, which they send and let grow as they like. Whom to follow and for how long the
+// planner says; this package meets, searches and listens.
 package shown
 
 import (
@@ -20,30 +23,13 @@ import (
 )
 
 const (
-	// watchedMax bounds the members whose bitmaps are followed for a root, in the
-	// farm and outside it each.
-	watchedMax = 32
 	// lookInterval is how often the farm's members are looked over for new ones.
 	lookInterval = time.Second
-	// searchInterval is how often the announcements of a root in use are searched
-	// for again, searchSoon how often at first, and searchSoonTill for how long while
-	// nobody was found: farms that want it at once find each other within seconds.
-	searchInterval = 30 * time.Second
-	searchSoon     = time.Second
-	searchSoonTill = 15 * time.Second
-	// settleAfter is when the first search has had its time.
-	settleAfter = plan.SwarmWait
-	// followIdle is how long after the last want a root is followed: what was seen
-	// is good for the next want's first questions.
-	followIdle = 2 * time.Minute
-	// watchRetry is how soon a member whose bitmap could not be had is tried again,
-	// and watchTries how often one of another farm is before it is forgotten.
-	watchRetry = 5 * time.Second
-	watchTries = 6
-	// uselessRetry is how soon one whose bitmap is of no use is looked at again.
-	uselessRetry = time.Minute
-	// meetTimeout is how long a member may take to say who it is.
-	meetTimeout = exchange.StallTimeout
+	// searchTimeout ends a search, and introduceTimeout what a member takes to read a
+	// record; meetTimeout is how long one may take to say who it is.
+	searchTimeout    = 30 * time.Second
+	introduceTimeout = 5 * time.Second
+	meetTimeout      = exchange.StallTimeout
 )
 
 // Announcements finds members that announced a root.
@@ -66,14 +52,23 @@ type Config struct {
 	Announce func() [][32]byte
 	// Start runs a job whose context ends with the node, unless it has.
 	Start func(func(context.Context)) bool
-	// PassedOver reports whether a member is, Unmet is told of one that could not be
-	// met, and why, and Lied of one that showed what there is not.
-	PassedOver func(peer.ID) bool
-	Unmet      func(peer.ID, error)
-	Lied       func(peer.ID, string)
-	Now        func() time.Time
-	Log        *slog.Logger
+	// Wanted is told that a root is wanted that was not lately.
+	Wanted func()
+	// Think runs a function that tells the planner of something, one at a time.
+	Think func(func(*plan.Member))
+	// Unmet is told of a member that could not be met, and why, and Lied of one that
+	// showed what there is not.
+	Unmet func(peer.ID, error)
+	Lied  func(peer.ID, string)
+	Now   func() time.Time
+	Log   *slog.Logger
 }
+
+// Book is who shows what, of all roots of a node. Safe for concurrent use.
+type Book struct{ cfg Config }
+
+// New returns an empty Book.
+func New(cfg Config) *Book { return &Book{cfg} }
 
 // Root is what is to be known of a root to follow who holds it.
 type Root struct {
@@ -91,40 +86,26 @@ type Root struct {
 // while the root is wanted from others. Nobody is followed, or told of the root,
 // who has not proved that it may read it. Safe for concurrent use.
 type Peers struct {
-	table
 	cfg *Config
 	r   Root
+	// Mind is what the planner knows of it. It is for use within Think.
+	Mind *plan.Root
 
-	mu        sync.Mutex // guards what follows
-	following bool
-	began     time.Time // the first time
-	wanted    time.Time // the last time
-	near, far group
-	look      chan struct{} // a member of the farm may be new
-	meeting   chan struct{} // closed when another member was met; nil while nobody waits
-	found     []found       // the far members, in the order in which they were found
-}
-
-// found is a member that announced the root; a seed has no farm.
-type found struct {
-	peer plan.Peer
-	farm string
-}
-
-// group is the members of this farm whose bitmaps are followed, or those elsewhere.
-type group struct {
-	far     bool
-	watched map[peer.ID]bool
-	met     map[peer.ID]bool // those that have answered once, or could not be reached
-}
-
-func newGroup(far bool) group {
-	return group{far: far, watched: map[peer.ID]bool{}, met: map[peer.ID]bool{}}
+	look    chan struct{} // a member of the farm may be new
+	meeting chan struct{} // closed when another member was met; nil while nobody waits; used within Think
 }
 
 // Peers returns who holds what of a root: nobody, until it is wanted.
 func (b *Book) Peers(r Root) *Peers {
-	return &Peers{table: table{book: b, held: map[plan.Peer]*bitmap{}}, cfg: &b.cfg, r: r, near: newGroup(false), far: newGroup(true), look: make(chan struct{}, 1)}
+	p := &Peers{cfg: &b.cfg, r: r, look: make(chan struct{}, 1)}
+	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root() })
+	return p
+}
+
+// ask returns what the planner says.
+func ask[T any](p *Peers, what func(*plan.Root) T) (answer T) {
+	p.cfg.Think(func(*plan.Member) { answer = what(p.Mind) })
+	return answer
 }
 
 // Meet returns who a member is that is to be asked for a root of that scope, as its
@@ -163,27 +144,15 @@ func (c *Config) isLive(id peer.ID) bool { return slices.Contains(c.Live(), id) 
 
 // Want begins to follow, or goes on.
 func (p *Peers) Want() {
-	if p.cfg.Exchange() == nil {
-		return
-	}
-	p.mu.Lock()
-	p.wanted = p.cfg.Now()
-	begin := !p.following
-	p.following = true
-	if p.began.IsZero() {
-		p.began = p.wanted
-	}
-	p.mu.Unlock()
-	if begin {
-		p.cfg.Start(p.follow)
+	if ask(p, func(r *plan.Root) bool { return r.Want(p.cfg.Now()) }) {
+		p.cfg.Wanted()
+		p.cfg.Start(p.follow) // or the node is ending
 	}
 }
 
 // Settled reports whether the first search has had its time.
 func (p *Peers) Settled() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.cfg.Swarm == nil || p.cfg.Exchange() == nil || !p.began.IsZero() && p.cfg.Now().Sub(p.began) >= settleAfter
+	return ask(p, func(r *plan.Root) bool { return r.Settled(p.cfg.Now()) })
 }
 
 // follow searches for members and watches their bitmaps until the root has not
@@ -191,15 +160,14 @@ func (p *Peers) Settled() bool {
 func (p *Peers) follow(ctx context.Context) {
 	for again := true; again; {
 		p.round(ctx)
-		p.mu.Lock()
-		again = !p.idle() && ctx.Err() == nil
-		p.following = again
-		p.mu.Unlock()
+		again = ask(p, func(r *plan.Root) bool {
+			if ctx.Err() != nil {
+				r.Rest()
+			}
+			return r.Follows(p.cfg.Now())
+		})
 	}
 }
-
-// idle is called with mu.
-func (p *Peers) idle() bool { return p.cfg.Now().Sub(p.wanted) >= followIdle }
 
 func (p *Peers) round(ctx context.Context) {
 	var wg sync.WaitGroup
@@ -207,16 +175,16 @@ func (p *Peers) round(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if p.cfg.Swarm != nil {
-		p.again(ctx, &wg)
+		for _, q := range ask(p, (*plan.Root).Again) {
+			wg.Go(func() { p.watch(ctx, peer.ID(q), true) })
+		}
 		wg.Go(func() { p.searchOn(ctx, &wg) })
 	}
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for {
-		for _, id := range p.cfg.Live() {
-			if id != p.cfg.Self && p.claim(&p.near, id) {
-				wg.Go(func() { p.watch(ctx, id, &p.near) })
-			}
+		for _, q := range ask(p, (*plan.Root).Strangers) {
+			wg.Go(func() { p.watch(ctx, peer.ID(q), false) })
 		}
 		select {
 		case <-tick.C:
@@ -224,24 +192,8 @@ func (p *Peers) round(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		p.mu.Lock()
-		idle := p.idle()
-		p.mu.Unlock()
-		if idle {
+		if !ask(p, func(r *plan.Root) bool { return r.Wanted(p.cfg.Now()) }) {
 			return
-		}
-	}
-}
-
-// again watches the far members of the round before: one that has gone meanwhile
-// announces nothing that would have it found, and forgotten, anew.
-func (p *Peers) again(ctx context.Context, wg *sync.WaitGroup) {
-	p.mu.Lock()
-	known := slices.Clone(p.found)
-	p.mu.Unlock()
-	for _, q := range known {
-		if id := peer.ID(q.peer); p.claim(&p.far, id) {
-			wg.Go(func() { p.watch(ctx, id, &p.far) })
 		}
 	}
 }
@@ -253,48 +205,19 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 			p.search(ctx, root, wg)
 		}
 		select {
-		case <-time.After(p.nextSearch()):
+		case <-time.After(ask(p, func(r *plan.Root) time.Duration { return r.NextSearch(p.cfg.Now()) })):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// nextSearch is when to search again: soon while nobody was found, then after as long
-// as the root has been wanted.
-func (p *Peers) nextSearch() time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	wanted := p.cfg.Now().Sub(p.began)
-	if len(p.found) == 0 && wanted < searchSoonTill {
-		return searchSoon
-	}
-	return min(max(wanted, searchSoon), searchInterval)
-}
-
-// claim marks a member as watched; false when it is, or when enough are.
-func (p *Peers) claim(g *group, id peer.ID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if g.watched[id] || len(g.watched) >= watchedMax {
-		return false
-	}
-	g.watched[id] = true
-	return true
-}
-
-func (p *Peers) release(g *group, id peer.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(g.watched, id)
-}
-
 // search finds members of other farms that announced a root.
 func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup) {
-	finding, cancel := context.WithTimeout(ctx, searchInterval)
+	finding, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 	for _, secret := range p.cfg.Announce() {
 		for info := range p.cfg.Swarm.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
-			if info.ID != p.cfg.Self && !p.cfg.isLive(info.ID) && !p.cfg.PassedOver(info.ID) && p.claim(&p.far, info.ID) {
+			if ask(p, func(r *plan.Root) bool { return r.Announced(plan.Peer(info.ID), p.cfg.Now()) }) {
 				wg.Go(func() { p.meetAndWatch(ctx, info.ID) })
 			}
 		}
@@ -308,64 +231,46 @@ func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup
 func (p *Peers) meetAndWatch(ctx context.Context, id peer.ID) {
 	if _, err := p.cfg.meet(ctx, p.r.Scope, id); err != nil {
 		p.cfg.Unmet(id, err)
-		p.release(&p.far, id) // a later search tries again
+		p.release(id, true) // a later search tries again
 		return
 	}
-	p.watch(ctx, id, &p.far)
+	p.watch(ctx, id, true)
 }
 
-// list adds a member that announced the root and answers: one that was met long ago
-// may be gone, and its announcement outlives it. Only members of farms lead: what a
-// seed may read it may hold, but it brings nothing in.
-func (p *Peers) list(id peer.ID, who trust.Identity) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	farm := who.Farm
-	if !who.Role.IsMember() {
-		farm = ""
-	}
-	p.unlist(id)
-	p.found = append(p.found, found{plan.Peer(id), farm})
+func (p *Peers) release(id peer.ID, far bool) {
+	p.cfg.Think(func(*plan.Member) { p.Mind.Release(plan.Peer(id), far) })
 }
 
-// unlist is called with mu.
-func (p *Peers) unlist(id peer.ID) {
-	p.found = slices.DeleteFunc(p.found, func(q found) bool { return q.peer == plan.Peer(id) })
-}
-
-// watch follows one member's bitmap until ctx ends or the member is gone: out of the
-// farm, or silent for long. One whose bitmap is of no use shows nothing.
-func (p *Peers) watch(ctx context.Context, id peer.ID, g *group) {
-	defer p.release(g, id)
+// watch follows one member's bitmap until ctx ends or the planner forgets the member.
+// One whose bitmap is of no use shows nothing.
+func (p *Peers) watch(ctx context.Context, id peer.ID, far bool) {
+	defer p.release(id, far)
 	for tries := 0; ctx.Err() == nil; tries++ {
 		who, err := p.cfg.meet(ctx, p.r.Scope, id)
 		known := err == nil
 		if known {
 			var heard bool
-			if heard, err = p.take(ctx, id, who, g); heard {
+			if heard, err = p.take(ctx, id, who, far); heard {
 				tries = 0
 			}
-		}
-		pause := min(watchRetry, time.Duration(tries)*watchRetry+time.Millisecond)
-		forbidden := errors.Is(err, content.ErrForbidden) || errors.Is(err, exchange.ErrViolation)
-		useless := forbidden || errors.Is(err, content.ErrNoSpace)
-		if tries > 0 || useless {
-			p.meets(g, id)
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if envelope := p.r.Record(); known && !useless && len(envelope) > 0 { // a member that has not met the root has nothing to show
+		w := plan.Watched{Far: far, Tries: tries, Forbidden: errors.Is(err, content.ErrForbidden) || errors.Is(err, exchange.ErrViolation)}
+		w.Useless = w.Forbidden || errors.Is(err, content.ErrNoSpace)
+		if w.Useless {
+			p.cfg.Log.Debug("a member's bitmap is not followed", "peer", id, "root", p.r.ID, "err", err)
+		} else if envelope := p.r.Record(); known && len(envelope) > 0 { // a member that has not met the root has nothing to show
 			p.introduce(ctx, id, envelope)
 		}
-		if useless {
-			p.cfg.Log.Debug("a member's bitmap is not followed", "peer", id, "root", p.r.ID, "err", err)
-			p.Drop(plan.Peer(id))
-			pause = uselessRetry
-		}
-		near := p.cfg.isLive(id)
-		if !g.far && !near || g.far && (near || forbidden || tries >= watchTries) {
-			p.forget(g, id)
+		var pause time.Duration
+		var on bool
+		p.cfg.Think(func(*plan.Member) {
+			pause, on = p.Mind.Watch(plan.Peer(id), w)
+			p.tell()
+		})
+		if !on {
 			return
 		}
 		select {
@@ -379,16 +284,14 @@ func (p *Peers) watch(ctx context.Context, id peer.ID, g *group) {
 // introduce shows a member the record of the root. If that fails, so does the next
 // try to follow it.
 func (p *Peers) introduce(ctx context.Context, id peer.ID, envelope []byte) {
-	ctx, cancel := context.WithTimeout(ctx, watchRetry)
+	ctx, cancel := context.WithTimeout(ctx, introduceTimeout)
 	defer cancel()
 	_ = p.cfg.Exchange().Introduce(ctx, id, envelope)
 }
 
-// meets notes that a member has answered, or could not be reached.
-func (p *Peers) meets(g *group, id peer.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	g.met[id] = true
+// tell has those who wait look again: another member may have been met. It is called
+// within Think.
+func (p *Peers) tell() {
 	if p.meeting != nil {
 		close(p.meeting)
 		p.meeting = nil
@@ -398,78 +301,50 @@ func (p *Peers) meets(g *group, id peer.ID) {
 // NearSettled reports whether the bitmaps of all live members of the farm, or of
 // as many as are followed, have been seen; if not, at is closed when it may be so.
 func (p *Peers) NearSettled() (at <-chan struct{}, settled bool) {
-	if p.cfg.Exchange() == nil {
-		return nil, true
-	}
-	live := p.cfg.Live()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	strangers, unmet := false, false
-	for _, id := range live {
-		if id == p.cfg.Self {
-			continue
+	p.cfg.Think(func(*plan.Member) {
+		var strangers bool
+		if settled, strangers = p.Mind.NearSettled(); strangers {
+			select {
+			case p.look <- struct{}{}:
+			default: // it is about to look anyway
+			}
 		}
-		stranger := !p.near.watched[id] && len(p.near.watched) < watchedMax
-		strangers = strangers || stranger
-		unmet = unmet || stranger || p.near.watched[id] && !p.near.met[id]
-	}
-	if strangers {
-		select {
-		case p.look <- struct{}{}:
-		default: // it is about to look anyway
+		if !settled && p.meeting == nil {
+			p.meeting = make(chan struct{})
 		}
-	}
-	if unmet && p.meeting == nil {
-		p.meeting = make(chan struct{})
-	}
-	return p.meeting, !unmet
+		at = p.meeting
+	})
+	return at, settled
 }
 
 // take adds what a member says that it holds, until it says no more; whether it
-// has said anything is returned, and why it ended.
-func (p *Peers) take(ctx context.Context, id peer.ID, who trust.Identity, g *group) (heard bool, err error) {
+// has said anything is returned, and why it ended. What a seed may read it may hold, but
+// it leads nothing, as it is of no farm.
+func (p *Peers) take(ctx context.Context, id peer.ID, who trust.Identity, far bool) (heard bool, err error) {
+	farm := who.Farm
+	if !who.Role.IsMember() {
+		farm = ""
+	}
 	for b, err := range p.cfg.Exchange().Bitmaps(ctx, id, p.r.ID, p.r.Chunks) {
-		if err == nil {
-			err = p.Show(plan.Peer(id), g.far, !heard, b)
-		}
 		if errors.Is(err, exchange.ErrViolation) {
 			p.cfg.Lied(id, err.Error())
 		}
-		if g.far && !heard && (err == nil || errors.Is(err, content.ErrNoSpace)) {
-			p.list(id, who)
-		}
+		p.cfg.Think(func(*plan.Member) {
+			if err == nil {
+				err = p.Mind.Show(plan.Peer(id), far, !heard, b)
+			}
+			if far && !heard && (err == nil || errors.Is(err, content.ErrNoSpace)) {
+				p.Mind.List(plan.Peer(id), farm)
+			}
+			if err == nil && !heard {
+				p.Mind.Met(plan.Peer(id), far)
+				p.tell()
+			}
+		})
 		if err != nil {
 			return heard, err
-		}
-		if !heard {
-			p.meets(g, id)
 		}
 		heard = true
 	}
 	return heard, nil
-}
-
-// forget drops what a member held.
-func (p *Peers) forget(g *group, id peer.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.Drop(plan.Peer(id))
-	delete(g.met, id)
-	if g.far {
-		p.unlist(id)
-	}
-}
-
-// Found returns the members that announced the root elsewhere, by farm, in the order
-// in which they were found.
-func (p *Peers) Found() map[string][]plan.Peer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	out := map[string][]plan.Peer{}
-	for _, q := range p.found {
-		if q.farm != "" {
-			out[q.farm] = append(out[q.farm], q.peer)
-		}
-	}
-	return out
 }

@@ -1,4 +1,4 @@
-package plan_test
+package planner_test
 
 import (
 	"fmt"
@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // drawMesh is some farms, whose announcements all others have found or not.
@@ -39,6 +40,7 @@ func TestOncePerFarm(t *testing.T) {
 		m := drawMesh(t, 3, 9)
 		m.delay = time.Duration(rapid.IntRange(0, 3000).Draw(t, "origin")) * time.Millisecond
 		asked := map[string]bool{}
+		m.meet()
 		for _, n := range m.all() {
 			if rapid.Bool().Draw(t, "asks") {
 				guest := rapid.Bool().Draw(t, "guest")
@@ -73,6 +75,7 @@ func TestOncePerMesh(t *testing.T) {
 				}
 			}
 		}
+		m.meet()
 		for _, n := range m.all() {
 			m.after(time.Duration(rapid.IntRange(0, 200).Draw(t, "at"))*time.Millisecond, func() {
 				n.want("r", plan.Config{}, func(bool) {})
@@ -133,6 +136,8 @@ func TestEveryWantEnds(t *testing.T) {
 				m.after(time.Duration(rapid.IntRange(0, 3000).Draw(t, "at"))*time.Millisecond, n.die)
 			}
 		}
+		m.place("r")
+		m.meet()
 		ended, began := map[*node]bool{}, map[*node]time.Duration{}
 		for _, n := range all {
 			if n.dead || n.liar || n.staller {
@@ -177,6 +182,8 @@ func keys[V any](m map[string]V) func(yield func(string) bool) {
 	}
 }
 
+var epoch = time.Unix(1_800_000_000, 0)
+
 // TestJobBounds: a job asks a bounded number of members, whatever it is told.
 func TestJobBounds(t *testing.T) {
 	const actsMax = 150
@@ -185,13 +192,31 @@ func TestJobBounds(t *testing.T) {
 		for i := range 300 {
 			everybody = append(everybody, plan.Peer(fmt.Sprint("p", i)))
 		}
-		v := plan.View{Farm: everybody[:100], Holders: everybody[:100], Swarm: map[string][]plan.Peer{"x": everybody[100:200], "y": everybody[200:]}, SwarmHolders: everybody[100:], Providers: everybody[:50], Origin: true, HedgeBudget: true}
-		j := plan.New(plan.Config{
-			Key: "r", Self: "p0", Farm: "f", Depth: plan.Depth(rapid.IntRange(0, plan.Depths-1).Draw(t, "depth")),
-			Guest: rapid.Bool().Draw(t, "guest"),
-		})
+		m := plan.NewMember("p0", "f")
+		m.Farm(everybody[:100])
+		m.Origin, m.Asks, m.Searches = true, true, true
+		m.Count(epoch, 1<<40)
+		root := m.Root()
+		root.Want(epoch)
+		for i, p := range everybody {
+			var all content.Bitmap
+			all.Add(0)
+			if err := root.Show(p, i >= 100, true, &all); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case i < 50:
+				m.Provided(p)
+			case i >= 100:
+				root.List(p, fmt.Sprint("farm", i/100))
+			}
+		}
+		guest := rapid.Bool().Draw(t, "guest")
+		_, j := m.Join(plan.Config{
+			Key: "r", Root: root, Depth: plan.Depth(rapid.IntRange(0, plan.Depths-1).Draw(t, "depth")), Guest: guest, Hurry: guest,
+		}, []plan.Wanted{{Object: new(plan.Object)}})
 		now := epoch
-		open := j.Step(plan.Event{Kind: plan.Start, View: v, Now: now})
+		open := m.Step(now, plan.Event{Kind: plan.Start, Job: j})
 		for acts := 0; len(open) > 0; acts++ {
 			if acts > actsMax {
 				t.Fatalf("more than %d actions", actsMax)
@@ -199,7 +224,7 @@ func TestJobBounds(t *testing.T) {
 			a := open[0]
 			open = open[1:]
 			if a.Kind == plan.Fail {
-				if late := j.Step(plan.Event{Kind: plan.Woke, View: v, Missing: true, Now: now}); len(open) > 0 || len(late) > 0 {
+				if late := m.Step(now, plan.Event{Kind: plan.Woke, Job: j}); len(open) > 0 || len(late) > 0 {
 					t.Fatalf("goes on after the end: %v %v", open, late)
 				}
 				if len(a.Tried) == 0 || len(a.Tried) > 20 {
@@ -207,18 +232,18 @@ func TestJobBounds(t *testing.T) {
 				}
 				return
 			}
-			if a.Kind == plan.Drop {
+			if a.Kind == plan.Drop || a.Kind == plan.Try {
 				continue
 			}
 			now = now.Add(time.Duration(rapid.IntRange(0, 20_000).Draw(t, "ms")) * time.Millisecond)
-			open = append(open, j.Step(plan.Event{Kind: plan.Woke, View: v, Missing: true, Now: now})...)
-			v.Origin = rapid.Bool().Draw(t, "origin")
-			e := plan.Event{View: v, Now: now, Missing: true, Peer: a.Peer, Why: rapid.SampledFrom([]string{"", "silent"}).Draw(t, "why")}
+			open = append(open, m.Step(now, plan.Event{Kind: plan.Woke, Job: j})...)
+			m.Origin = rapid.Bool().Draw(t, "origin")
+			e := plan.Event{Job: j, Peer: a.Peer, Why: rapid.SampledFrom([]string{"", "silent"}).Draw(t, "why")}
 			e.Kind = map[plan.ActionKind]plan.EventKind{plan.Ask: plan.Answered, plan.ReadOrigin: plan.OriginEnded, plan.WaitSwarm: plan.Waited, plan.WaitFarm: plan.Waited}[a.Kind]
 			if a.Kind == plan.Ask && rapid.Bool().Draw(t, "refers") {
 				e.Refer = rapid.SampledFrom(everybody).Draw(t, "to")
 			}
-			open = append(open, j.Step(e)...)
+			open = append(open, m.Step(now, e)...)
 		}
 		t.Fatalf("the job ended without saying so")
 	})
@@ -252,6 +277,8 @@ func TestNoSourceHoldsAJob(t *testing.T) {
 		if !n.origin {
 			m.add("north", "holder").holds["r"] = true
 		}
+		m.place("r")
+		m.meet()
 		guest := rapid.Bool().Draw(t, "guest")
 		ended := false
 		n.want("r", plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {

@@ -1,4 +1,4 @@
-package shown
+package plan
 
 import (
 	"errors"
@@ -7,7 +7,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -37,21 +36,21 @@ func TestBitmapsAreBounded(t *testing.T) {
 	for _, containers := range []int{1, 50, 200, 250, 300} {
 		sets = append(sets, wide(0, containers), wide(1<<23, containers))
 	}
-	b := New(Config{})
-	var roots []*Peers
+	b := NewMember("self", "farm")
+	var roots []*Root
 	for range 8 {
-		roots = append(roots, b.Peers(Root{}))
+		roots = append(roots, b.Root())
 	}
 	refused, most := 0, 0
 	for range 400 {
-		r, p := roots[rng.IntN(len(roots))], plan.Peer(fmt.Sprint(rng.IntN(10)))
+		r, p := roots[rng.IntN(len(roots))], Peer(fmt.Sprint(rng.IntN(10)))
 		switch rng.IntN(8) {
 		case 0:
 			r.Drop(p)
 		case 1:
 			r.Lacks(p, []uint64{0, 3, 6})
 		case 2:
-			r.Holders(nil)
+			r.use()
 		default:
 			err := r.Show(p, p > "4", rng.IntN(2) == 0, sets[rng.IntN(len(sets))].Clone())
 			if err != nil && (!errors.Is(err, content.ErrNoSpace) || r.Counts()[p] > 0) {
@@ -87,14 +86,14 @@ func TestBitmapsAreBounded(t *testing.T) {
 
 // TestFarBitmapsGoFirst, those of roots that were looked at longest ago first.
 func TestFarBitmapsGoFirst(t *testing.T) {
-	b := New(Config{})
+	b := NewMember("self", "farm")
 	large := wide(0, 240)
 	one := large.Bytes() + bitmapOverhead
-	var roots []*Peers
+	var roots []*Root
 	for range nodeMax/(4*one) + 1 {
-		r := b.Peers(Root{})
+		r := b.Root()
 		roots = append(roots, r)
-		for _, p := range []plan.Peer{"a", "b", "c", "d"} {
+		for _, p := range []Peer{"a", "b", "c", "d"} {
 			if err := r.Show(p, p > "b", true, large.Clone()); err != nil {
 				t.Fatal(err)
 			}
@@ -109,20 +108,32 @@ func TestFarBitmapsGoFirst(t *testing.T) {
 	}
 }
 
-// TestHoldersByWhatIsMissing: who shows most of it comes first.
+// TestHoldersByWhatIsMissing: who shows most of it is asked first.
 func TestHoldersByWhatIsMissing(t *testing.T) {
-	p := New(Config{}).Peers(Root{})
-	for q, n := range map[plan.Peer]int{"a": 1, "b": 3, "c": 2} {
-		if err := p.Show(q, q == "c", true, some(0, n)); err != nil {
+	m := NewMember("self", "farm")
+	r := m.Root()
+	for q, n := range map[Peer]int{"a": 1, "b": 3, "c": 2} {
+		if err := r.Show(q, q == "c", true, some(0, n)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	p.Lacks("b", []uint64{3})
-	near, far := p.Holders([]uint64{0, 3, 6})
-	if !slices.Equal(near, []plan.Peer{"b", "a"}) || !slices.Equal(far, []plan.Peer{"c"}) {
+	r.Lacks("b", []uint64{3})
+	holders := func(far bool, missing ...uint64) (out []Peer) {
+		var objects []Wanted
+		for _, i := range missing {
+			objects = append(objects, Wanted{Object: new(Object), Index: i})
+		}
+		_, j := m.Join(Config{Root: r}, objects)
+		for p := j.holder(far); p != ""; p = j.holder(far) {
+			j.asked[p] = true
+			out = append(out, p)
+		}
+		return out
+	}
+	if near, far := holders(false, 0, 3, 6), holders(true, 0, 3, 6); !slices.Equal(near, []Peer{"b", "a"}) || !slices.Equal(far, []Peer{"c"}) {
 		t.Errorf("holders are %v and %v", near, far)
 	}
-	if near, far := p.Holders([]uint64{6}); !slices.Equal(near, []plan.Peer{"b"}) || len(far) > 0 {
+	if near, far := holders(false, 6), holders(true, 6); !slices.Equal(near, []Peer{"b"}) || len(far) > 0 {
 		t.Errorf("holders of the last are %v and %v", near, far)
 	}
 }

@@ -1,4 +1,4 @@
-package plan_test
+package planner_test
 
 import (
 	"fmt"
@@ -125,10 +125,9 @@ func (n *node) set(t *testing.T, d *datadriven.TestData) {
 
 func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 	m.now, m.reads = 0, map[string]int{}
-	for _, n := range m.nodes {
-		n.breaker = plan.Breaker{}
-	}
 	run, guest := arg(t, d, "run"), d.HasArg("guest")
+	m.place(run)
+	m.meet()
 	if d.HasArg("kill") {
 		at, err := time.ParseDuration(arg(t, d, "at"))
 		if err != nil {

@@ -1,0 +1,112 @@
+package plan
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// providersMax bounds the members remembered for reading the origin where this
+	// node could not.
+	providersMax = 4
+	// lieAside is how long a member that lied is passed over, and strangerAside one that
+	// did not prove that it may be asked: a certificate may yet come.
+	lieAside      = 10 * time.Minute
+	strangerAside = time.Minute
+	// announcersPerFarm announce a root: a second one outlives the first.
+	announcersPerFarm = 2
+)
+
+// Member is one member's whole mind on what it fetches: who is in its farm and leads
+// what, who failed or lied, what hedging may cost, what others show of each root, and
+// what is on its way. Its caller tells it what happens, under one lock, and carries out
+// what Step answers with. Not safe for concurrent use.
+type Member struct {
+	Breaker
+	Budget
+	// Origin is true while this node can read the origin, Asks while it can ask other
+	// members at all, and Searches while it can search for those of other farms.
+	Origin, Asks, Searches bool
+
+	self Peer
+	name Peer // of the farm
+	farm ranking
+
+	providers []Peer // that lately brought in what this node could not, the latest first
+
+	roots map[*Root]struct{} // that somebody shows something of
+	bytes int                // of their bitmaps
+	uses  uint64             // of roots
+}
+
+// NewMember returns the mind of a member that has met nobody.
+func NewMember(self Peer, farm string) *Member {
+	return &Member{self: self, name: Peer(farm), farm: ranking{members: []Peer{self}}, roots: map[*Root]struct{}{}}
+}
+
+// Farm takes the live members of this farm, this node included, if they are others than
+// before.
+func (m *Member) Farm(live []Peer) { m.farm.set(live) }
+
+// near reports whether a member is a live one of this farm.
+func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
+
+// Leads reports whether this node leads a run.
+func (m *Member) Leads(key string) bool {
+	order := m.farm.order(key)
+	return len(order) > 0 && m.farm.members[order[0]] == m.self
+}
+
+// Step tells the member of an event and returns what to do.
+func (m *Member) Step(now time.Time, e Event) []Action { return e.Job.step(now, e) }
+
+// Provided notes a member that brought in what this node could not.
+func (m *Member) Provided(p Peer) {
+	m.providers = slices.DeleteFunc(m.providers, func(q Peer) bool { return p == q })
+	m.providers = slices.Insert(m.providers, 0, p)
+	m.providers = m.providers[:min(len(m.providers), providersMax)]
+}
+
+// Strange notes that a member is not to be asked, as it did not prove who it is.
+func (m *Member) Strange(p Peer, now time.Time) { m.Aside(p, now, strangerAside) }
+
+// Lied notes that a member's bytes were not what it was asked for: a stranger or a seed
+// is to be banned at once, a member of this farm is set aside. first is false where it
+// was passed over already: more than one lie may be on its way.
+func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
+	first = !m.Aside(p, now, lieAside)
+	return !m.near(p), first
+}
+
+// Announces reports whether this node is to announce a root: of the farm's members that
+// hold some of it the first two by rendezvous do. While nobody does, those of all the
+// farm that want it: farms that want one image at once are to find each other before
+// each has read it.
+func (m *Member) Announces(r *Root, name func() string, holds bool, now time.Time) bool {
+	if !holds && (!r.Wanted(now) || slices.ContainsFunc(m.farm.members, r.shows)) {
+		return false
+	}
+	ahead, key := 0, name()
+	mine := weight(key, m.self)
+	for _, p := range m.farm.members {
+		if w := weight(key, p); p != m.self && (!holds || r.shows(p)) && (w > mine || w == mine && p < m.self) {
+			ahead++
+		}
+	}
+	return ahead < announcersPerFarm
+}
+
+// due are the members to try, as their time is over: of this farm, or that show some of
+// a root elsewhere.
+func (m *Member) due(r *Root, now time.Time) (acts []Action) {
+	if len(m.failed) == 0 {
+		return nil
+	}
+	for p := range m.failed {
+		if (m.near(p) || r.shows(p)) && m.Due(p, now) {
+			acts = append(acts, Action{Kind: Try, Peer: p})
+		}
+	}
+	slices.SortFunc(acts, func(a, b Action) int { return cmpPeers(a.Peer, b.Peer) })
+	return acts
+}

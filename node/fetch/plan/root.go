@@ -1,0 +1,231 @@
+package plan
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// nearMax bounds the members of this farm whose bitmaps are followed for a root, and
+	// farMax those elsewhere: two announcers of each of 64 farms. A farm that is left
+	// out leads nothing in the eyes of this node, and each that leaves others out may
+	// cost the origin a read of each run.
+	nearMax, farMax = 32, 128
+	// searchInterval is how often the announcements of a root in use are searched for
+	// again, and searchLonely how often for searchLonelyTill while nobody was found:
+	// farms that want it at once find each other within seconds. searchSoon is the first
+	// pause: they do so before prefetch goes on without.
+	searchInterval   = 30 * time.Second
+	searchLonely     = time.Second
+	searchLonelyTill = 15 * time.Second
+	searchSoon       = 200 * time.Millisecond
+	// followIdle is how long after the last want a root is followed: what was seen
+	// is good for the next want's first questions.
+	followIdle = 2 * time.Minute
+	// watchRetry is how soon a member whose bitmap could not be had is tried again,
+	// and watchTries how often one of another farm is before it is forgotten.
+	watchRetry = 5 * time.Second
+	watchTries = 6
+	// uselessRetry is how soon one whose bitmap is of no use is looked at again.
+	uselessRetry = time.Minute
+)
+
+// Root is what a member knows of who has what of one root: the bitmaps of members of
+// its farm, and of those that announced the root, or one before it, elsewhere; and
+// whom it is to watch for that.
+type Root struct {
+	m    *Member
+	held map[Peer]*bitmap
+	// bytes of the bitmaps, and when they were last looked at, by Member.uses.
+	bytes int
+	used  uint64
+
+	following bool
+	began     time.Time // the first time
+	wanted    time.Time // the last time
+	near, far group
+	found     []found // the far members, in the order in which they were found
+	farms     ranking // of those that were found, and this one
+}
+
+// group is the members of this farm whose bitmaps are followed, or those elsewhere; met
+// are those that have answered once, or could not be reached.
+type group struct{ watched, met map[Peer]bool }
+
+func newGroup() group { return group{map[Peer]bool{}, map[Peer]bool{}} }
+
+// found is a member that announced the root; a seed has no farm.
+type found struct{ peer, farm Peer }
+
+// Root returns what a member is to know of a root: nothing yet.
+func (m *Member) Root() *Root {
+	return &Root{m: m, held: map[Peer]*bitmap{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
+}
+
+// Want notes that a root is wanted from others. begin is true when it is to be followed
+// from now on.
+func (r *Root) Want(now time.Time) (begin bool) {
+	if !r.m.Asks {
+		return false
+	}
+	r.wanted = now
+	begin = !r.following
+	r.following = true
+	if r.began.IsZero() {
+		r.began = now
+	}
+	return begin
+}
+
+// Follows reports whether the root is still to be followed; if not, the next Want begins
+// anew.
+func (r *Root) Follows(now time.Time) bool {
+	r.following = r.following && r.Wanted(now)
+	return r.following
+}
+
+// Rest notes that the root is followed no more, until it is wanted again.
+func (r *Root) Rest() { r.following = false }
+
+// Wanted reports whether the root was, lately.
+func (r *Root) Wanted(now time.Time) bool {
+	return !r.wanted.IsZero() && now.Sub(r.wanted) < followIdle
+}
+
+// Settled reports whether the first search has had its time.
+func (r *Root) Settled(now time.Time) bool {
+	return !r.m.Searches || !r.m.Asks || !r.began.IsZero() && now.Sub(r.began) >= SwarmWait
+}
+
+// NearSettled reports whether the bitmaps of all live members of the farm, or of as many
+// as are followed, have been seen; and whether there are strangers to be watched.
+func (r *Root) NearSettled() (settled, strangers bool) {
+	if !r.m.Asks {
+		return true, false
+	}
+	settled = true
+	for _, p := range r.m.farm.members {
+		if p == r.m.self {
+			continue
+		}
+		watched := r.near.watched[p]
+		stranger := !watched && len(r.near.watched) < nearMax
+		strangers = strangers || stranger
+		settled = settled && !stranger && (r.near.met[p] || !watched)
+	}
+	return settled, strangers
+}
+
+// NextSearch is when to search again: soon while nobody was found, then after as long
+// as the root has been wanted.
+func (r *Root) NextSearch(now time.Time) time.Duration {
+	wanted, most := now.Sub(r.began), searchInterval
+	if len(r.found) == 0 && wanted < searchLonelyTill {
+		most = searchLonely
+	}
+	return min(max(wanted, searchSoon), most)
+}
+
+// Strangers returns the members of the farm to be watched from now on.
+func (r *Root) Strangers() (out []Peer) {
+	for _, p := range r.m.farm.members {
+		if p != r.m.self && r.claim(r.near, p, nearMax) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Announced takes a member that a search has found, and reports whether it is to be met
+// and watched from now on.
+func (r *Root) Announced(p Peer, now time.Time) bool {
+	return p != r.m.self && !r.m.near(p) && !r.m.passes(p, now, false) && r.claim(r.far, p, farMax)
+}
+
+// Again returns the far members of the time before to be watched from now on: one that
+// has gone meanwhile announces nothing that would have it found, and forgotten, anew.
+func (r *Root) Again() (out []Peer) {
+	for _, q := range r.found {
+		if r.claim(r.far, q.peer, farMax) {
+			out = append(out, q.peer)
+		}
+	}
+	return out
+}
+
+func (r *Root) claim(g group, p Peer, most int) bool {
+	if g.watched[p] || len(g.watched) >= most {
+		return false
+	}
+	g.watched[p] = true
+	return true
+}
+
+// Release notes that a member is watched no more.
+func (r *Root) Release(p Peer, far bool) { delete(r.group(far).watched, p) }
+
+func (r *Root) group(far bool) group {
+	if far {
+		return r.far
+	}
+	return r.near
+}
+
+// Met notes that a member that is watched has answered, or could not be reached.
+func (r *Root) Met(p Peer, far bool) { r.group(far).met[p] = true }
+
+// List adds a member that announced the root and answers: one that was met long ago
+// may be gone, and its announcement outlives it. Only members of farms lead, and a seed
+// has none: what it may read it may hold, but it brings nothing in.
+func (r *Root) List(p Peer, farm string) {
+	r.found = slices.DeleteFunc(r.found, func(q found) bool { return q.peer == p })
+	r.found = append(r.found, found{p, Peer(farm)})
+	r.rankFarms()
+}
+
+func (r *Root) unlist(p Peer) {
+	r.found = slices.DeleteFunc(r.found, func(q found) bool { return q.peer == p })
+	r.rankFarms()
+}
+
+func (r *Root) rankFarms() {
+	farms := []Peer{r.m.name}
+	for _, q := range r.found {
+		if q.farm != "" && !slices.Contains(farms, q.farm) {
+			farms = append(farms, q.farm)
+		}
+	}
+	slices.Sort(farms)
+	r.farms.set(farms)
+}
+
+// Watched is how a look at a member's bitmap has ended.
+type Watched struct {
+	Far   bool
+	Tries int // in vain, in a row
+	// Useless says that the bitmap is of no use, and Forbidden that it never will be.
+	Useless, Forbidden bool
+}
+
+// Watch decides whether a member is watched on, and after which pause; else it is
+// forgotten: out of the farm, or silent for long.
+func (r *Root) Watch(p Peer, w Watched) (pause time.Duration, on bool) {
+	if w.Tries > 0 || w.Useless {
+		r.Met(p, w.Far)
+	}
+	pause = min(watchRetry, time.Duration(w.Tries)*watchRetry+time.Millisecond)
+	if w.Useless {
+		r.Drop(p)
+		pause = uselessRetry
+	}
+	near := r.m.near(p)
+	if !w.Far && near || w.Far && !near && !w.Forbidden && w.Tries < watchTries {
+		return pause, true
+	}
+	r.Drop(p)
+	delete(r.group(w.Far).met, p)
+	if w.Far {
+		r.unlist(p)
+	}
+	return 0, false
+}

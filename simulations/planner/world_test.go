@@ -1,0 +1,515 @@
+package planner_test
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	lanDelay = time.Millisecond
+	wanDelay = 20 * time.Millisecond
+	// silence is how long a dead member is waited for.
+	silence = 2 * time.Second
+)
+
+// mesh is farms of nodes that plan with the product's own plan.Member, in virtual time.
+// It does what node/fetch does, in the simplest way: it sends asks after a delay, reads
+// the origin, and tells who watches a node what has come there.
+type mesh struct {
+	now   time.Duration
+	seq   int
+	queue events
+	nodes map[plan.Peer]*node
+	farms map[string][]plan.Peer
+	delay time.Duration // of a read of the origin
+	down  bool          // the origin
+	reads map[string]int
+	runs  map[string]uint64 // the place of each in the root
+	trace *strings.Builder
+	steps int
+	most  int // of them
+	// news is how often those who watch a node hear of what has come; 0 for at once.
+	news      time.Duration
+	announced []*node // as a search finds them
+	joined    int
+}
+
+// node is one member.
+type node struct {
+	m       *mesh
+	name    plan.Peer
+	farm    string
+	origin  bool
+	dead    bool
+	liar    bool
+	staller bool // says for ever that it makes progress
+	shows   bool // shows whatever it is asked for
+	blind   bool // sees no bitmaps
+	cold    bool // has yet to see them
+	budget  bool
+	holds   map[string]bool
+	view    []plan.Peer            // nil for all that live
+	swarm   map[string][]plan.Peer // what it has found
+	settled bool
+	refers  plan.Peer // refers everybody to that one
+
+	mind    *plan.Member
+	root    *plan.Root
+	objects map[string]*plan.Object
+	watched map[plan.Peer]bool // by whom: whether far
+	fresh   *content.Bitmap    // what they are to hear of
+	reading map[string][]func(ok bool)
+	asked   map[int]func() // what to do for those who wait for it when it dies
+	waits   map[*plan.Flight][]func(ok bool)
+	flown   map[*plan.Job]*flight
+}
+
+// flight is a job that a node carries out.
+type flight struct {
+	n     *node
+	run   string
+	job   *plan.Job
+	hurry bool
+	own   []*plan.Flight
+	asks  map[plan.Peer]*bool // those under way; set when one is dropped
+	ended bool
+}
+
+type event struct {
+	at   time.Duration
+	seq  int
+	do   func()
+	idle func() bool // that nothing is to be done any more; nil for never
+}
+
+type events []event
+
+func (q events) Len() int { return len(q) }
+func (q events) Less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
+}
+func (q events) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *events) Push(x any)   { *q = append(*q, x.(event)) }
+func (q *events) Pop() any {
+	last := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return last
+}
+
+func newMesh() *mesh {
+	return &mesh{nodes: map[plan.Peer]*node{}, farms: map[string][]plan.Peer{}, delay: 50 * time.Millisecond, reads: map[string]int{}, runs: map[string]uint64{}, most: stepsMax, trace: new(strings.Builder)}
+}
+
+func (m *mesh) add(farm string, name plan.Peer) *node {
+	n := &node{m: m, name: name, farm: farm, origin: true, holds: map[string]bool{}, settled: true}
+	n.begin()
+	m.nodes[name] = n
+	m.farms[farm] = append(m.farms[farm], name)
+	slices.Sort(m.farms[farm])
+	return n
+}
+
+func (m *mesh) after(d time.Duration, do func()) {
+	m.unless(d, nil, do)
+}
+
+func (m *mesh) unless(d time.Duration, idle func() bool, do func()) {
+	m.seq++
+	heap.Push(&m.queue, event{m.now + d, m.seq, do, idle})
+}
+
+// stepsMax is more than any test takes: a mesh that goes on is one that never
+// ends.
+const stepsMax = 500_000
+
+func (m *mesh) run() {
+	for len(m.queue) > 0 {
+		if m.steps++; m.steps > m.most {
+			panic("the mesh does not come to rest")
+		}
+		e := heap.Pop(&m.queue).(event)
+		if e.idle != nil && e.idle() {
+			continue
+		}
+		m.now = e.at
+		e.do()
+	}
+}
+
+func (m *mesh) say(format string, args ...any) {
+	if m.trace == nil {
+		return
+	}
+	fmt.Fprintf(m.trace, "%5dms  %s\n", m.now.Milliseconds(), fmt.Sprintf(format, args...))
+}
+
+func (m *mesh) clock() time.Time { return epoch.Add(m.now) }
+
+// begin gives a node a mind that knows nobody.
+func (n *node) begin() {
+	n.mind = plan.NewMember(n.name, n.farm)
+	n.mind.Asks, n.mind.Searches = true, true
+	n.root = n.mind.Root()
+	n.objects, n.watched, n.waits, n.flown = map[string]*plan.Object{}, map[plan.Peer]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Job]*flight{}
+	n.reading, n.asked = map[string][]func(bool){}, map[int]func(){}
+}
+
+// meet has all nodes know what they may of all others, from now on.
+func (m *mesh) meet() {
+	for _, n := range m.nodes {
+		n.begin()
+	}
+	for _, p := range slices.Sorted(maps.Keys(m.nodes)) {
+		n := m.nodes[p]
+		n.mind.Farm(n.view)
+		if n.view == nil {
+			n.mind.Farm(m.farms[n.farm])
+		}
+		if n.budget {
+			n.mind.Count(m.clock(), 1<<40)
+		}
+		n.root.Want(m.clock().Add(-map[bool]time.Duration{true: plan.SwarmWait}[n.settled]))
+		for _, farm := range slices.Sorted(maps.Keys(n.swarm)) {
+			for _, q := range n.swarm[farm] {
+				n.root.Announced(q, m.clock())
+				n.root.List(q, farm)
+				if other := m.nodes[q]; other != nil && !n.blind && !n.cold {
+					n.watch(other, true)
+				}
+			}
+		}
+		if !n.cold {
+			n.watchFarm()
+		}
+	}
+}
+
+func (n *node) watchFarm() {
+	for _, q := range n.root.Strangers() {
+		n.root.Met(q, false)
+	}
+	for _, q := range n.m.farms[n.farm] { // also of those that it does not see it has bitmaps
+		if q != n.name && !n.blind {
+			n.watch(n.m.nodes[q], false)
+		}
+	}
+}
+
+// watch has a node see what another one holds, now and later.
+func (n *node) watch(other *node, far bool) {
+	if other.dead {
+		return
+	}
+	other.watched[n.name] = far
+	var b content.Bitmap
+	for run, i := range n.m.runs {
+		if other.holds[run] || other.shows {
+			b.Add(i)
+		}
+	}
+	_ = n.root.Show(other.name, far, true, &b)
+}
+
+// place returns the place of a run in the root.
+func (m *mesh) place(run string) uint64 {
+	if _, ok := m.runs[run]; !ok {
+		m.runs[run] = uint64(len(m.runs))
+	}
+	return m.runs[run]
+}
+
+// try asks a member whether it is back.
+func (n *node) try(p plan.Peer) {
+	delay := 2 * wanDelay
+	if to := n.m.nodes[p]; to == nil || to.dead {
+		delay = silence
+	}
+	n.m.after(delay, func() {
+		if to := n.m.nodes[p]; to == nil || to.dead {
+			n.mind.Fail(p, n.m.clock())
+			return
+		}
+		n.mind.Work(p, n.m.clock())
+	})
+}
+
+// want begins or joins a flight; done is called when it has ended.
+func (n *node) want(run string, cfg plan.Config, done func(ok bool)) {
+	if n.holds[run] {
+		done(true)
+		return
+	}
+	o := n.objects[run]
+	if o == nil {
+		o = new(plan.Object)
+		n.objects[run] = o
+	}
+	cfg.Key, cfg.Root = run, n.root
+	own, job := n.mind.Join(cfg, []plan.Wanted{{Object: o, Index: n.m.place(run), Size: 1 << 20}})
+	n.waits[own[0]] = append(n.waits[own[0]], done)
+	if job == nil {
+		n.m.joined++
+		return
+	}
+	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own, asks: map[plan.Peer]*bool{}}
+	f.step(plan.Event{Kind: plan.Start})
+}
+
+// land has a node hold a run from now on.
+func (n *node) land(run string) {
+	if n.dead {
+		return
+	}
+	n.hold(run)
+	if o := n.objects[run]; o != nil {
+		for fl := range o.Flights {
+			n.end(fl, true)
+		}
+	}
+}
+
+// hold tells those who watch a node that it has a run now.
+func (n *node) hold(run string) {
+	n.holds[run] = true
+	if n.fresh == nil {
+		n.fresh = new(content.Bitmap)
+		n.m.after(n.m.news, n.tell)
+	}
+	n.fresh.Add(n.m.place(run))
+	if n.m.news == 0 {
+		n.tell()
+	}
+}
+
+// tell has those who watch a node hear of what has come since.
+func (n *node) tell() {
+	if n.fresh == nil || n.dead {
+		return
+	}
+	for p, far := range n.watched {
+		_ = n.m.nodes[p].root.Show(n.name, far, false, n.fresh.Clone())
+	}
+	n.fresh = nil
+}
+
+func (n *node) end(fl *plan.Flight, ok bool) {
+	if _, first := fl.End(); !first {
+		return
+	}
+	waits := n.waits[fl]
+	delete(n.waits, fl)
+	for _, done := range waits {
+		done(ok)
+	}
+}
+
+// wake has the job told of the time when it wants to be.
+func (f *flight) wake() {
+	at := f.job.Wake()
+	if at.IsZero() {
+		return
+	}
+	over := func() bool { return f.ended || f.n.dead || f.job.Wake() != at }
+	f.n.m.unless(at.Sub(f.n.m.clock()), over, func() { f.step(plan.Event{Kind: plan.Woke}) })
+}
+
+func (f *flight) step(e plan.Event) {
+	n := f.n
+	if n.dead {
+		return
+	}
+	if n.holds[f.run] { // a more urgent flight may have hidden this one
+		for _, fl := range f.own {
+			n.end(fl, true)
+		}
+	}
+	n.mind.Origin = n.origin && !n.m.down
+	e.Job = f.job
+	acts := n.mind.Step(n.m.clock(), e)
+	if f.ended && len(acts) > 0 {
+		panic(fmt.Sprintf("%s acts after the end: %v", n.name, acts))
+	}
+	for _, a := range acts {
+		f.act(a)
+	}
+	if !f.ended {
+		f.wake()
+	}
+}
+
+func (f *flight) act(a plan.Action) {
+	n := f.n
+	switch a.Kind {
+	case plan.Ask:
+		how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
+		n.m.say("%s asks %s%s", n.name, a.Peer, how)
+		dropped := new(bool)
+		f.asks[a.Peer] = dropped
+		n.send(f.run, a, f.hurry, func(e plan.Event) {
+			if !*dropped {
+				f.step(e)
+			}
+		})
+	case plan.Drop:
+		n.m.say("%s drops %s", n.name, a.Peer)
+		*f.asks[a.Peer] = true
+		n.mind.Stall(a.Peer, n.m.clock(), a.Quiet)
+	case plan.Try:
+		n.try(a.Peer)
+	case plan.ReadOrigin:
+		n.m.say("%s reads the origin%s", n.name, map[bool]string{true: ", a hedge", false: ""}[a.Hedge])
+		n.read(f.run, func(ok bool) {
+			why := ""
+			if !ok {
+				why = "connection refused"
+			}
+			f.step(plan.Event{Kind: plan.OriginEnded, Why: why})
+		})
+	default:
+		f.wait(a)
+	}
+}
+
+// wait carries out the actions that wait, and those that end the job.
+func (f *flight) wait(a plan.Action) {
+	n := f.n
+	waited := func() { f.step(plan.Event{Kind: plan.Waited}) }
+	switch a.Kind {
+	case plan.WaitFarm:
+		n.m.say("%s waits for bitmaps", n.name)
+		n.m.after(2*lanDelay, func() {
+			if n.cold {
+				n.cold = false
+				n.watchFarm()
+			}
+			waited()
+		})
+	case plan.WaitSwarm:
+		n.m.say("%s waits for announcements", n.name)
+		n.m.after(plan.SwarmWait, func() { n.settled = true; waited() })
+	case plan.WaitReads:
+		once := sync.OnceFunc(waited)
+		n.reading[f.run] = append(n.reading[f.run], func(bool) { once() })
+		n.m.unless(f.job.ReadingWait(), func() bool { return f.ended }, once)
+	case plan.Done, plan.Fail:
+		f.ended = true
+		if a.Kind == plan.Fail {
+			n.m.say("%s fails: %s", n.name, tried(a.Tried))
+		}
+		for _, fl := range f.own {
+			n.end(fl, a.Kind == plan.Done)
+		}
+	}
+}
+
+// tried is text for people.
+func tried(all []plan.Tried) string {
+	var out []string
+	for _, t := range all {
+		out = append(out, fmt.Sprintf("%s: %s", cmp.Or(t.Peer, "origin"), t.Why))
+	}
+	return strings.Join(out, "; ")
+}
+
+// die ends a node: what it was asked stays unanswered.
+func (n *node) die() {
+	n.dead = true
+	n.m.say("%s dies", n.name)
+	for _, id := range slices.Sorted(maps.Keys(n.asked)) {
+		n.asked[id]()
+	}
+	clear(n.asked)
+	clear(n.waits)
+	clear(n.reading)
+	for p := range n.watched {
+		n.m.nodes[p].root.Drop(n.name)
+	}
+}
+
+// send carries an ask to a member and its answer back.
+func (n *node) send(run string, a plan.Action, hurry bool, answer func(plan.Event)) {
+	to := n.m.nodes[a.Peer]
+	delay := lanDelay
+	if to == nil || to.farm != n.farm {
+		delay = wanDelay
+	}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer}
+	silent := func() {
+		n.m.after(silence, func() {
+			n.mind.Fail(a.Peer, n.m.clock())
+			e.Why = "silent"
+			answer(e)
+		})
+	}
+	id := n.m.seq
+	reply := func(ok bool) {
+		if _, waits := to.asked[id]; !waits {
+			return
+		}
+		delete(to.asked, id)
+		n.m.after(delay, func() {
+			switch {
+			case ok && to.liar:
+				e.Why = "sent wrong bytes"
+				n.mind.Lied(a.Peer, n.m.clock())
+			case ok:
+				n.mind.Work(a.Peer, n.m.clock())
+				n.land(run)
+			default:
+				n.root.Lacks(a.Peer, []uint64{n.m.place(run)})
+			}
+			answer(e)
+		})
+	}
+	n.m.after(delay, func() {
+		if to == nil || to.dead {
+			silent()
+			return
+		}
+		to.asked[id] = silent
+		switch {
+		case to.staller:
+		case to.refers != "" && a.Fetch && e.Refer == "":
+			e.Refer, to.refers = to.refers, ""
+			reply(false)
+		case to.holds[run] || to.liar || !a.Fetch:
+			reply(to.holds[run] || to.liar)
+		default:
+			to.want(run, plan.Config{Depth: plan.Received(to.farm == n.farm, a.Passed), From: n.name, FromFarm: n.farm, Hurry: hurry}, reply)
+		}
+	})
+}
+
+// read reads the origin, or waits for the node's read that is under way.
+func (n *node) read(run string, done func(ok bool)) {
+	n.reading[run] = append(n.reading[run], done)
+	if len(n.reading[run]) > 1 {
+		return
+	}
+	n.objects[run].Reading = true
+	n.m.after(n.m.delay, func() {
+		n.objects[run].Reading = false
+		waiting := n.reading[run]
+		delete(n.reading, run)
+		if n.dead {
+			return
+		}
+		ok := !n.m.down
+		if ok {
+			n.m.reads[n.farm]++
+			n.land(run)
+		}
+		for _, w := range waiting {
+			w(ok)
+		}
+	})
+}
