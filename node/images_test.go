@@ -50,7 +50,7 @@ func newMember(t *testing.T) *Node {
 	})
 	n.origin = newOrigin(n)
 	n.origin.bucket = mem.New(t, mem.Config{})
-	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer}); err != nil {
+	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer, Recall: n.recall}); err != nil {
 		t.Fatal(err)
 	}
 	n.origin.settle(nil)
@@ -135,7 +135,7 @@ func TestListSaysWhatTheOriginConfirms(t *testing.T) {
 	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
 		n.origin.answers = x.err == nil
 		n.origin.settle(x.err)
-		list, err := n.Images.List(t.Context())
+		list, _, err := n.Images.List(t.Context(), "", 10)
 		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {
 			t.Errorf("%+v, %v, want it confirmed: %t", list, err, x.want)
 		}
