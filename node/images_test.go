@@ -167,6 +167,51 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 	}
 }
 
+// TestRequestsOfATag counts them: one look at the image, and the write; a removal looks
+// at what it removes, and lists nothing.
+func TestRequestsOfATag(t *testing.T) {
+	n := newMember(t)
+	store := n.origin.bucket.(*mem.Bucket)
+	publish(t, n, "debian")
+	if gets := store.Count(mem.Get); gets != 0 {
+		t.Errorf("%d reads for an image that nobody had", gets)
+	}
+	count := func(what string, f func() error) {
+		t.Helper()
+		gets, puts, lists := store.Count(mem.Get), store.Count(mem.Put), store.Count(mem.List)
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+		gets, puts, lists = store.Count(mem.Get)-gets, store.Count(mem.Put)-puts, store.Count(mem.List)-lists
+		if gets > 1 || puts != 1 || lists != 0 {
+			t.Errorf("%s: %d reads, %d writes, %d lists", what, gets, puts, lists)
+		}
+	}
+	tag := func() error { _, err := n.Images.Tag(t.Context(), "debian", "stable"); return err }
+	count("a new tag", tag)
+	count("a tag that is set again", tag)
+	count("a removal", func() error { _, err := n.Images.Remove(t.Context(), "stable"); return err })
+	count("a tag that was removed", tag)
+	// Another node moves the tag meanwhile, and this one sets it all the same.
+	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.verifier, Signer: n.signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Get(t.Context(), content.KindTag, "stable")
+	if err == nil {
+		_, err = c.Commit(t.Context(), catalog.Change{Kind: r.Kind, Name: r.Name, Body: r.Body, Base: &r})
+	}
+	if err == nil {
+		err = tag()
+	}
+	if k, ok := n.Names.Held(content.KindTag, "stable"); err != nil || !ok || k.Version != r.Version+2 {
+		t.Errorf("version %d after %d, %v", k.Version, r.Version, err)
+	}
+	if _, err := n.Images.Tag(t.Context(), "stable", "debian"); !errors.Is(err, content.OtherKind) {
+		t.Errorf("a tag in the place of an image: %v", err)
+	}
+}
+
 // An import lists only packs that its scope may refer to.
 func TestWhatAnImportMayReferTo(t *testing.T) {
 	public, mesh, farm := content.Public(), content.Mesh(), content.Farm("a")
