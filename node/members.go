@@ -70,6 +70,9 @@ func (n *Node) followFarm(ctx context.Context) {
 				n.swarm.Forget(id)
 			}
 		}
+		if len(before) == 1 && len(live) > 1 {
+			n.returned.Add(1)
+		}
 		before = live
 		for _, m := range n.farm.Members() {
 			for _, a := range m.Addrs {

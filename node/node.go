@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -134,7 +135,9 @@ type Node struct {
 	fetch    *fetch.Fetcher
 	started  time.Time
 
-	fresh   bool // the data folder was nobody's
+	fresh    bool         // the data folder was nobody's
+	returned atomic.Int64 // times that the origin, or the farm, was gone and is back
+
 	awaited bool // somebody waits for volumes that are on disk here
 
 	incarnation incarnation
@@ -294,7 +297,7 @@ func (n *Node) openNames(context.Context) (err error) {
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), NBD: n.cfg.NBD,
-		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(), Holder: n.holder, Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
+		UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(), Holder: n.holder, Returned: n.returned.Load, Library: library{n}, Registry: registry{n}, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

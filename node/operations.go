@@ -134,7 +134,7 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	op.view.Took = max(0, op.view.Ended.Sub(op.view.Started).Seconds())
 	op.view.Revision++
 	if err != nil {
-		op.view.Error = err.Error()
+		op.view.Error = content.Line(err)
 	}
 	switch {
 	case err == nil:

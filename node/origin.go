@@ -242,6 +242,7 @@ func (o *origin) answered(reads bool) {
 	o.mu.Unlock()
 	if reads && !before {
 		o.n.fetch.OriginBack()
+		o.n.returned.Add(1)
 	}
 }
 
@@ -251,11 +252,11 @@ func (o *origin) settle(err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, content.ErrReadOnly):
-		state, detail = originReadOnly, err.Error()
+		state, detail = originReadOnly, content.Line(err)
 	case errors.Is(err, content.ErrUnavailable):
-		state, detail = originUnreachable, err.Error()
+		state, detail = originUnreachable, content.Line(err)
 	default:
-		state, detail = originRefused, err.Error()
+		state, detail = originRefused, content.Line(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
 )
@@ -110,7 +111,7 @@ func (n *Node) Neighbourhood() Neighbourhood {
 		missing = append(missing, fmt.Sprintf("and %d more", len(lost)-lostShown))
 	}
 	if alone != nil {
-		missing = append(missing, "no neighbour answers: "+alone.Error())
+		missing = append(missing, "no neighbour answers: "+content.Line(alone))
 	}
 	out := Neighbourhood{FarmOK, strings.Join(missing, "; ")}
 	if len(n.farm.Live()) == 1 && len(missing) > 0 {

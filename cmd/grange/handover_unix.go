@@ -24,18 +24,24 @@ import (
 // checkTimeout is how long a program may take, with the origin, to check its start.
 const checkTimeout = 20 * time.Second
 
-// awaitHandover returns a context that SIGUSR2 ends for a handover, and SIGHUP, so that
-// the config file is read anew: this process stops, but for its disks, and becomes its
+// hearEarly keeps the first request for a handover that comes before awaitHandover: until
+// the process listens, one for reading the configuration anew would end it.
+func hearEarly() <-chan os.Signal {
+	upgrade := make(chan os.Signal, 1)
+	signal.Notify(upgrade, syscall.SIGUSR2, syscall.SIGHUP)
+	return upgrade
+}
+
+// awaitHandover returns a context that a signal of hearEarly ends: SIGUSR2 for a handover,
+// and SIGHUP so that the config file is read anew. This process stops, but for its disks, and becomes its
 // program anew, which may be another version by then. A program that would not start a
 // node as things are now is refused while the old one still runs. Call the function when
 // all has stopped, with the error of that: it does not return if a handover was asked
 // for, since who uses the disks waits for somebody to serve them, whatever went wrong;
 // unless the context before was ended meanwhile.
-func awaitHandover(before context.Context, log *slog.Logger) (context.Context, func(error) error) {
+func awaitHandover(before context.Context, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
-	upgrade := make(chan os.Signal, 1)
-	signal.Notify(upgrade, syscall.SIGUSR2, syscall.SIGHUP)
 	go func() {
 		defer signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // another one would end what stops, or hands over, until the new program takes it
 		for {
@@ -133,6 +139,7 @@ func again(args []string, input string) error {
 		err = unix.Dup2(int(r.Fd()), 0)
 	}
 	if err == nil {
+		signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP) // the new one reads all anew, and listens then
 		err = unix.Exec(program, args, os.Environ())
 	}
 	return fmt.Errorf("hide the token: %w", err)

@@ -11,7 +11,9 @@ import (
 
 const handovers = false
 
-func awaitHandover(ctx context.Context, _ *slog.Logger) (context.Context, func(error) error) {
+func hearEarly() <-chan os.Signal { return nil }
+
+func awaitHandover(ctx context.Context, _ <-chan os.Signal, _ *slog.Logger) (context.Context, func(error) error) {
 	return ctx, func(err error) error { return err }
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -15,12 +14,10 @@ import (
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
-	"github.com/lmittmann/tint"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
-	"github.com/grangemesh/grange/cmd/grange/terminal"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/membership"
@@ -53,6 +50,14 @@ type nodeCmd struct {
 	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
 	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
 	doorFlags
+
+	handover <-chan os.Signal // asks for one
+}
+
+// BeforeReset listens to signals before the config file is read.
+func (c *nodeCmd) BeforeReset() error {
+	c.handover = hearEarly()
+	return nil
 }
 
 // Run serves until ctx ends, or the node hands over to its program's newest version.
@@ -136,7 +141,7 @@ func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) erro
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
-	ctx, handover := awaitHandover(ctx, log)
+	ctx, handover := awaitHandover(ctx, c.handover, log)
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {
@@ -234,21 +239,6 @@ func limitMemory(limit size, log *slog.Logger) error {
 		log.Info("memory is limited", "heap", humanBytes(got))
 	}
 	return nil
-}
-
-// newLog writes lines for people, in color on a terminal, or JSON. It quotes others.
-func newLog(w io.Writer, verbose, asJSON bool) *slog.Logger {
-	level := slog.LevelInfo
-	if verbose {
-		level = slog.LevelDebug
-	}
-	if asJSON {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
-	}
-	if _, ok := terminal.Of(w); !ok {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.DateTime, NoColor: true}))
-	}
-	return slog.New(tint.NewHandler(terminal.Raw(w), &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
 }
 
 // originOpener opens the bucket that an --origin names.

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -12,6 +14,19 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 )
+
+// TestErrorsAreOnOneLine in logs for people and for programs, also those that were joined
+// or listed by a library.
+func TestErrorsAreOnOneLine(t *testing.T) {
+	err := errors.Join(fmt.Errorf("join: %w", errors.New("2 errors occurred:\n\t* no route\n\t* refused\n\n")), errors.New("no disk"))
+	for _, asJSON := range []bool{true, false} {
+		var out bytes.Buffer
+		newLog(&out, false, asJSON).Warn("alone", "err", err)
+		if said := out.String(); !strings.Contains(said, `"join: 2 errors occurred: no route; refused; no disk"`) {
+			t.Error(said)
+		}
+	}
+}
 
 // TestTerminalIsNotSteered: a node whose answers carry escape codes changes nothing but
 // text on the terminal of who asks it.

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -40,6 +41,39 @@ func TestHangupReadsTheConfigAnew(t *testing.T) {
 	s.signal(t, syscall.SIGHUP)
 	s.await(t, "serving")
 	has(2 << 30)
+	s.signal(t, syscall.SIGTERM)
+	if end := s.ends(t); end.ExitStatus() != 0 {
+		t.Errorf("it ended with %v", end)
+	}
+}
+
+// TestHangupBeforeItServes is kept until the node does, here from the moment in which it
+// reads its config file on.
+func TestHangupBeforeItServes(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "grange.yaml")
+	if err := syscall.Mkfifo(config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// feed gives the file to the process that opens it next, and first does more.
+	feed := func(meanwhile func()) {
+		t.Helper()
+		f, err := os.OpenFile(config, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		meanwhile()
+		_, err = f.WriteString("quota: 1GiB\n")
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := startNode(t, os.Args[0], t.TempDir(), "--config", config)
+	feed(func() { s.signal(t, syscall.SIGHUP) })
+	s.await(t, "serving")
+	feed(func() {}) // whether it would start so
+	s.await(t, "handing over")
+	feed(func() {})
+	s.await(t, "serving")
 	s.signal(t, syscall.SIGTERM)
 	if end := s.ends(t); end.ExitStatus() != 0 {
 		t.Errorf("it ended with %v", end)

@@ -54,7 +54,7 @@ func (s *Server) block(w http.ResponseWriter, r *http.Request) {
 		b, err = s.blockOf(r, name)
 	}
 	if err != nil {
-		writeProblem(w, statusOf(err), err.Error())
+		writeProblem(w, statusOf(err), content.Line(err))
 		return
 	}
 	h := w.Header()

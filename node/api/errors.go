@@ -44,7 +44,7 @@ func problem(err error) error {
 		return already
 	}
 	status := statusOf(err)
-	return newProblem(status, err.Error(), codeOf(status, err))
+	return newProblem(status, content.Line(err), codeOf(status, err))
 }
 
 func newProblem(status int, detail, code string) *Problem {

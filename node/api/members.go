@@ -94,7 +94,7 @@ func (s *Server) disks() Disks {
 	none := s.cfg.Node.Volumes.NoDisks()
 	d := Disks{Served: none == nil}
 	if err := cmp.Or(none, s.cfg.Flusher); err != nil {
-		d.Detail = err.Error()
+		d.Detail = content.Line(err)
 	}
 	return d
 }

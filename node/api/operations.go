@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/sse"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -67,7 +68,7 @@ func (s *Server) events(a huma.API) {
 		last, _ := strconv.Atoi(ctx.Header("Last-Event-ID"))
 		switch {
 		case err != nil:
-			huma.WriteErr(a, ctx, statusOf(err), err.Error())
+			huma.WriteErr(a, ctx, statusOf(err), content.Line(err))
 		case v.State != node.OperationRunning && last >= v.Revision:
 			ctx.SetStatus(http.StatusNoContent)
 		default:

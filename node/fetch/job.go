@@ -259,7 +259,8 @@ type outcome struct {
 	lied    bool
 	useless error // why what came, though no lie, is of no use here
 	some    bool  // something of use came
-	absent  bool  // something was not to be had
+	absent  bool  // something was not to be had,
+	nowhere bool  // by the word of the origin to a member of this farm
 	refer   peer.ID
 }
 
@@ -281,7 +282,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	if envelope := j.record(to, o, a.Fetch); len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
 		o = j.want(ask, a)
 	}
-	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer)}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere}
 	switch {
 	case errors.Is(o.err, exchange.ErrViolation):
 		j.f.lied(to, o.err.Error())
@@ -364,7 +365,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 				ask.came.Store(time.Now().UnixNano())
 			}
 		case exchange.Absent:
-			o.absent = true
+			o.absent, o.nowhere = true, o.nowhere || r.Nowhere && near
 			if j.level() == 0 {
 				j.rs.peers.Lacks(a.Peer, r.Indexes)
 			}

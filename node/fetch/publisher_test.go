@@ -145,11 +145,12 @@ func (a *answers) Data(ctx context.Context, _ uint64, _ content.Verified, _ []by
 	}
 }
 
-func (a *answers) Absent(...uint64) error { return nil }
-func (a *answers) Queued(int) error       { return nil }
-func (a *answers) Progress() error        { return nil }
-func (a *answers) Refer(to peer.ID) error { a.referred = to; return nil }
-func (a *answers) Unknown() error         { return nil }
+func (a *answers) Absent(...uint64) error  { return nil }
+func (a *answers) Nowhere(...uint64) error { return nil }
+func (a *answers) Queued(int) error        { return nil }
+func (a *answers) Progress() error         { return nil }
+func (a *answers) Refer(to peer.ID) error  { a.referred = to; return nil }
+func (a *answers) Unknown() error          { return nil }
 
 // TestNobodyIsReferredToStrangers: strangers have a run of a public image, and keep it
 // busy. A member that wants it is sent it, and not to them.

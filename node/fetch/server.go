@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -217,7 +218,7 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 	for _, index := range part {
 		o, ok, err := s.locate(ctx, index, s.how)
 		if err != nil || !ok {
-			s.w.Absent(index)
+			s.absent(index, err)
 			continue
 		}
 		objects = append(objects, o)
@@ -226,7 +227,7 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 	for i, fl := range flights {
 		v, err := fl.wait(ctx)
 		if err != nil {
-			err = s.w.Absent(objects[i].pos.Index)
+			err = s.absent(objects[i].pos.Index, err)
 		} else {
 			err = s.send(ctx, objects[i].pos.Index, v, fl.page.Bytes())
 		}
@@ -236,6 +237,15 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 		}
 	}
 	return nil
+}
+
+// absent answers what could not be had, and says so where the origin has told this very
+// node that it is nowhere.
+func (s *serving) absent(index uint64, why error) error {
+	if s.f.cfg.Origin() != nil && (errors.Is(why, content.ErrNotFound) || errors.Is(why, content.ErrCorrupt)) {
+		return s.w.Nowhere(index)
+	}
+	return s.w.Absent(index)
 }
 
 // locate names an object, which may take fetching the map above it.

@@ -115,3 +115,50 @@ func TestWhatIsNowhereIsSaidAtOnce(t *testing.T) {
 		t.Errorf("%v, want ErrNotFound", err)
 	}
 }
+
+// TestWhatIsNowhereIsToldToWhoCantAsk: a node without the origin hears of members that it
+// says that the bytes are gone, or damaged; of two, so that none ends a guest alone, or
+// of the only one that there is.
+func TestWhatIsNowhereIsToldToWhoCantAsk(t *testing.T) {
+	for name, c := range map[string]struct {
+		asked    int // members beside the reader,
+		able     int // of whom as many can ask the origin
+		believed bool
+	}{
+		"the only member": {1, 1, true}, "all three": {3, 3, true}, "two of three": {3, 2, true}, "one of three": {3, 1, false}, "none": {2, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			im := w.publish(imageConfig{chunks: 8})
+			var others []*node
+			for range c.asked {
+				others = append(others, w.join("north", nil))
+			}
+			m := w.patient(time.Hour)
+			m.origin.Store(false)
+			g := m.open(im)
+			w.check(g.ReadChunk(t.Context(), 3, 0, make([]byte, 1)))
+			for _, o := range others[c.able:] {
+				o.origin.Store(false)
+			}
+			w.hooks.gone.Store(true)
+			came := make(chan error, 1)
+			go func() { came <- g.ReadChunk(t.Context(), 0, 0, make([]byte, 1)) }()
+			if !c.believed {
+				w.eventually("it waits", func() bool { return g.Waiting().Reads == 1 })
+				w.hooks.gone.Store(false)
+				others[0].origin.Store(true)
+				w.check(<-came)
+				return
+			}
+			select {
+			case err := <-came:
+				if !errors.Is(err, content.ErrNotFound) {
+					t.Errorf("%v, want ErrNotFound", err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("it waits")
+			}
+		})
+	}
+}

@@ -232,7 +232,7 @@ func (n *Names) Age(k Known) time.Duration { return max(0, n.cfg.Now().Sub(k.See
 
 // Lookup returns the record of a name. A fresh one is asked of the origin again
 // if it can be reached; otherwise one that is some seconds old may do. Deleted
-// names are ErrNotFound.
+// names are ErrNotFound, with their tombstone.
 func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fresh bool) (Known, error) {
 	if err := kind.CheckName(name); err != nil { // it becomes a path
 		return Known{}, err
@@ -242,7 +242,7 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 		k, err = n.lookFor(ctx, kind, name, n.cfg.Lost)
 	}
 	if err == nil && k.Tombstone {
-		err = fmt.Errorf("%s %q: %w: it was deleted on %s", k.Kind, k.Name, content.ErrNotFound, k.SignedAt.UTC().Format(time.DateTime))
+		return k, fmt.Errorf("%s %q: %w: it was deleted on %s", k.Kind, k.Name, content.ErrNotFound, k.SignedAt.UTC().Format(time.DateTime))
 	}
 	if err != nil {
 		return Known{}, err

@@ -15,7 +15,7 @@ import (
 )
 
 // keepTrying writes the records of volumes that were created while the origin was
-// away, and serves those that could not be served. An origin that is slow keeps no
+// away, serves those that could not be served, and stops those that were taken away. An origin that is slow keeps no
 // volume from being served, nor one volume another.
 func (v *Volumes) keepTrying(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -28,6 +28,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 			}
 		})
 	})
+	group.Go(func() error { return v.keepOwned(ctx) })
 	group.Go(func() error {
 		return every(ctx, func() {
 			var serving errgroup.Group
@@ -66,8 +67,8 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
 		return
 	}
-	if errors.Is(d.err, content.ErrCorrupt) {
-		return // time does not mend that, and to read it all again takes long: who does mend it attaches it
+	if errors.Is(d.err, content.ErrCorrupt) || errors.Is(d.err, content.ErrFenced) {
+		return // time does not mend that, and to read it all again takes long: who can attaches it
 	}
 	if v.attach(ctx, e) == nil { // else List shows it
 		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)

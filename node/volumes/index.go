@@ -37,6 +37,8 @@ type entry struct {
 	Created  time.Time `json:"created"`
 	// Committed says that the record is at the origin.
 	Committed bool `json:"committed"`
+	// Taken says why the volume is this node's no more; empty while it is.
+	Taken string `json:"taken,omitempty"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
 }

@@ -84,7 +84,7 @@ func (v *Volumes) Get(name string) (View, error) {
 }
 
 func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: StateFailed, Detail: v.index.broken[folder].Error(), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
 func (v *Volumes) view(e entry) View {
@@ -103,7 +103,7 @@ func (v *Volumes) view(e entry) View {
 	case d.opening != nil:
 		out.State = StateOpening
 	case d.err != nil:
-		out.State, out.Detail = StateFailed, d.err.Error()
+		out.State, out.Detail = StateFailed, content.Line(d.err)
 	default:
 		v.viewServed(&out, e, d)
 	}

@@ -55,7 +55,9 @@ type Config struct {
 	NodeID string
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
-	Holder   func(context.Context, trust.PublicKey) (name string, away bool)
+	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Returned counts how often this node was cut off and is back; nil is never.
+	Returned func() int64
 	Library  Library
 	Registry Registry
 	Now      func() time.Time
@@ -131,6 +133,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	}
 	if cfg.Holder == nil {
 		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
+	}
+	if cfg.Returned == nil {
+		cfg.Returned = func() int64 { return 0 }
 	}
 	index, err := loadIndex(cfg.Dir)
 	if err != nil {
@@ -394,6 +399,9 @@ func (v *Volumes) attach(ctx context.Context, e entry) error {
 }
 
 func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
+	if err := v.isOwned(e); err != nil {
+		return err
+	}
 	cfg := volume.Config{Dir: v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: v.cfg.Log}
 	if len(e.Head) > 0 {
 		head, err := pack.DecodeHead(v.codec, e.Head)

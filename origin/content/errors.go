@@ -1,6 +1,9 @@
 package content
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // The categories of failure that callers act on. Packages wrap them with what
 // they were doing and to which name; test with errors.Is.
@@ -11,8 +14,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrConflict: the request contradicts the present state; read it and decide.
 	ErrConflict = errors.New("conflict")
-	// ErrFenced: another epoch owns the volume; this holder must stop.
-	ErrFenced = errors.New("fenced by a newer epoch")
+	// ErrFenced: another node or epoch owns the volume; this holder must stop.
+	ErrFenced = errors.New("taken away")
 	// ErrCorrupt: bytes do not match their name, checksum or format.
 	ErrCorrupt = errors.New("corrupt")
 	// ErrUnavailable: no source answered; the same call may succeed later.
@@ -59,3 +62,21 @@ func (Conflict) Error() string { return ErrConflict.Error() }
 
 // Is says that each kind is an ErrConflict.
 func (Conflict) Is(err error) bool { return err == ErrConflict }
+
+// Line is the text of an error on one line: those of errors.Join, and of libraries that
+// list errors, stand on lines of their own, and are parted by semicolons here.
+func Line(err error) string {
+	var out strings.Builder
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "* ")
+		switch said := out.String(); {
+		case line == "" || said == "":
+		case strings.HasSuffix(said, ":"):
+			out.WriteByte(' ')
+		default:
+			out.WriteString("; ")
+		}
+		out.WriteString(line)
+	}
+	return out.String()
+}

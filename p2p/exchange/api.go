@@ -107,6 +107,8 @@ type Responder interface {
 	Data(ctx context.Context, index uint64, v content.Verified, page []byte) error
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error
+	// Nowhere is Absent by the word of the origin.
+	Nowhere(indexes ...uint64) error
 	// Queued gives the turn back until the next Data and tells the asker why:
 	// call it before waiting for anything, such as the origin.
 	Queued(position int) error

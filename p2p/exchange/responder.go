@@ -192,16 +192,23 @@ func (r *responder) write(index uint64, body, page []byte) error {
 }
 
 // Absent answers indexes that are not here.
-func (r *responder) Absent(indexes ...uint64) error {
-	if len(indexes) == 0 {
+func (r *responder) Absent(indexes ...uint64) error { return r.absent(wire.Absent{Indexes: indexes}) }
+
+// Nowhere answers indexes that are nowhere.
+func (r *responder) Nowhere(indexes ...uint64) error {
+	return r.absent(wire.Absent{Indexes: indexes, Nowhere: true})
+}
+
+func (r *responder) absent(m wire.Absent) error {
+	if len(m.Indexes) == 0 {
 		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, err := r.strike(indexes...); err != nil {
+	if _, err := r.strike(m.Indexes...); err != nil {
 		return fmt.Errorf("answer absent: %w", err)
 	}
-	return r.in.send(r.id, wire.Absent{Indexes: indexes})
+	return r.in.send(r.id, m)
 }
 
 // Queued gives the turn back.

@@ -287,16 +287,29 @@ func TestUseOfKeys(t *testing.T) {
 	}
 }
 
-func TestRosterMakesRoomForTheCertified(t *testing.T) {
+// TestStrangersFillNoRoster: who has the key and no certificate takes few places, gives
+// way to the certified, and takes nothing from them.
+func TestStrangersFillNoRoster(t *testing.T) {
 	r := roster{}
 	for i := range knownMax {
 		r.live(idNamed(fmt.Sprint(i)), fmt.Sprint(i))
 	}
-	if _, err := r.hear(idNamed("late"), word{raw: "x"}); err == nil {
-		t.Error("one without certificate found room")
+	if _, err := r.hear(idNamed("late"), word{raw: "x"}); err == nil || len(r) != strangersMax {
+		t.Errorf("those without certificate have %d places, and one more: %v", len(r), err)
 	}
 	good := certificate{sealed: "x", chain: signerOf("good", trust.RoleNode, "a").Chain, good: true}
-	if _, err := r.certify(idNamed("good"), good); err != nil || len(r) != knownMax {
-		t.Errorf("a member found no room: %v", err)
+	certify := func(i, want int) {
+		t.Helper()
+		if _, err := r.certify(idNamed(fmt.Sprint("good ", i)), good); err != nil || len(r) != want {
+			t.Errorf("a member found no room: %v, %d places are taken", err, len(r))
+		}
+		r.live(idNamed(fmt.Sprint("good ", i)), "here")
+	}
+	for i := range knownMax - strangersMax {
+		certify(i, strangersMax+i+1)
+	}
+	certify(-1, knownMax)
+	if n := r.count(func(k *known) bool { return !k.cert.good }); n != strangersMax-1 {
+		t.Errorf("%d strangers are left", n)
 	}
 }

@@ -203,6 +203,9 @@ func TestNeighbourThatStartsLate(t *testing.T) {
 	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
 	early, _ := start(t, cfg)
 	log.awaitText(t, "connection refused")
+	if _, alone := early.Lost(); alone == nil || strings.ContainsAny(alone.Error(), "\n\t") || strings.Contains(alone.Error(), "occurred") {
+		t.Errorf("it is alone because of %q", alone)
+	}
 	cfg = configOf("n1")
 	cfg.Bind = address
 	late, err := New(cfg)

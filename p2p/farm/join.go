@@ -1,7 +1,9 @@
 package farm
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -87,6 +89,7 @@ func (f *Farm) join(address string) error {
 		return nil
 	}
 	f.metrics.attempts.WithLabelValues("failed").Inc()
+	err = cmp.Or(errors.Unwrap(err), err) // out of a list of one
 	text := err.Error()
 	for _, silent := range []string{"dial ", "timeout", "resolve"} {
 		if strings.Contains(text, silent) {

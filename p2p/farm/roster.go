@@ -11,9 +11,13 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// knownMax bounds the names that are remembered, of the living, the certified and
-// those who only have the key: some times the largest farm.
-const knownMax = 4096
+const (
+	// knownMax bounds the names that are remembered: some times the largest farm.
+	knownMax = 4096
+	// strangersMax of them may be of those who only have the key: the largest farm, for
+	// a newcomer hears of all who live before it hears their certificates.
+	strangersMax = 1024
+)
 
 // known is what this member knows of another.
 type known struct {
@@ -52,7 +56,11 @@ func (r roster) enter(id peer.ID, certified bool) (*known, error) {
 	if k := r[id]; k != nil {
 		return k, nil
 	}
-	if len(r) >= knownMax && !r.evict(certified) {
+	stranger := func(k *known) bool { return !k.cert.good }
+	gone := func(k *known) bool { return k.at == "" }
+	goneStranger := func(k *known) bool { return gone(k) && stranger(k) }
+	if !certified && r.count(stranger) >= strangersMax && !r.evict(goneStranger) ||
+		len(r) >= knownMax && !r.evict(goneStranger) && !r.evict(gone) && !(certified && r.evict(stranger)) {
 		return nil, fmt.Errorf("%w: %d names are known already", content.ErrUnavailable, len(r))
 	}
 	k := &known{}
@@ -60,17 +68,20 @@ func (r roster) enter(id peer.ID, certified bool) (*known, error) {
 	return k, nil
 }
 
-func (r roster) evict(forCertified bool) bool {
-	for _, worthless := range []func(*known) bool{
-		func(k *known) bool { return k.at == "" && !k.cert.good },
-		func(k *known) bool { return k.at == "" },
-		func(k *known) bool { return forCertified && !k.cert.good },
-	} {
-		for id, k := range r {
-			if worthless(k) {
-				delete(r, id)
-				return true
-			}
+func (r roster) count(which func(*known) bool) (n int) {
+	for _, k := range r {
+		if which(k) {
+			n++
+		}
+	}
+	return n
+}
+
+func (r roster) evict(worthless func(*known) bool) bool {
+	for id, k := range r {
+		if worthless(k) {
+			delete(r, id)
+			return true
 		}
 	}
 	return false

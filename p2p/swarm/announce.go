@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
+	pb "github.com/libp2p/go-libp2p-kad-dht/pb"
 	"github.com/libp2p/go-libp2p/core/peer"
 	mh "github.com/multiformats/go-multihash"
 	"golang.org/x/sync/errgroup"
@@ -35,6 +37,9 @@ const (
 	// it looks at: one may be this member, and others none.
 	announcersMax = 20
 	announcedMax  = 3 * announcersMax
+	// namedMax is how many of them one member may name where others are to be heard
+	// too: of those who are asked then, some twenty, a third would have to lie.
+	namedMax = 10
 	// announcementsMax bounds the roots that a member announces.
 	announcementsMax = 10_000
 	// tableFull is how many members an announcement goes to. Who knew as many
@@ -191,28 +196,75 @@ func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 }
 
 // search sends those who announced the key and prove that they are members, until all
-// are known; members has room for all.
+// are known. What has filled it may all have been named by one member: then each is
+// asked for a few.
 func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo) {
 	var proving errgroup.Group
 	defer proving.Wait()
-	proving.SetLimit(announcersMax)
+	proving.SetLimit(announcedMax + announcersMax)
 	found := map[peer.ID]bool{}
-	for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcedMax) {
+	look := func(info peer.AddrInfo) {
 		if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) {
-			continue
+			return
 		}
 		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
 		if len(s.host.Peerstore().Addrs(info.ID)) == 0 {
-			continue // it may be found again, with addresses
+			return // it may be found again, with addresses
 		}
 		found[info.ID] = true
 		proving.Go(func() error {
 			if s.proofs.wait(ctx, info.ID) {
-				members <- info
+				select {
+				case members <- info:
+				case <-ctx.Done():
+				}
 			}
 			return nil
 		})
 	}
+	n := 0
+	for info := range s.dht.FindProvidersAsync(ctx, k.cid(), announcedMax) {
+		look(info)
+		n++
+	}
+	if n < announcedMax {
+		return
+	}
+	named := make(chan peer.AddrInfo)
+	proving.Go(func() error {
+		defer close(named)
+		return s.askEach(ctx, k, named)
+	})
+	for info := range named {
+		look(info)
+	}
+}
+
+// askEach sends some that each member names where an announcement of the key lies.
+func (s *Swarm) askEach(ctx context.Context, k Key, named chan<- peer.AddrInfo) error {
+	key := k.cid().Hash()
+	members, err := s.dht.GetClosestPeers(ctx, string(key))
+	if err != nil {
+		return err
+	}
+	ask, err := pb.NewProtocolMessenger(s.dht.MessageSender())
+	if err != nil {
+		return err
+	}
+	var asking errgroup.Group
+	for _, id := range members {
+		asking.Go(func() error {
+			all, _, err := ask.GetProviders(ctx, id, key)
+			for _, i := range rand.Perm(len(all))[:min(len(all), namedMax)] {
+				select {
+				case named <- *all[i]:
+				case <-ctx.Done():
+				}
+			}
+			return err
+		})
+	}
+	return asking.Wait()
 }
 
 // cid is the form in which the DHT takes a key.

@@ -16,6 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p-kad-dht/records"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -115,6 +116,46 @@ func TestStrangerThatProvidesEveryKeyIsNotFound(t *testing.T) {
 		isStranger := func(i peer.AddrInfo) bool { return i.ID == stranger.ID() }
 		if p.lists(stranger.ID()) || slices.ContainsFunc(p.Peers(), isStranger) {
 			t.Error("a stranger is listed as a member")
+		}
+	}
+}
+
+// TestMemberThatNamesManyHidesNobody: a member that lies names more providers, whom it
+// has made up, than a search looks at.
+func TestMemberThatNamesManyHidesNobody(t *testing.T) {
+	mesh := trust.NewPrivateKey()
+	first := join(t, mesh, trust.RoleNode)
+	liar := join(t, mesh, trust.RoleNode, first.Addrs()...)
+	member := join(t, mesh, trust.RoleNode, first.Addrs()...)
+	await(t, "meet", func() bool {
+		return first.lists(member.ID()) && first.lists(liar.ID()) && member.lists(liar.ID()) && liar.lists(member.ID())
+	})
+	var keys []Key
+	for i := range 8 {
+		keys = append(keys, keyOf(fmt.Sprint("root ", i)))
+		if err := member.Announce(keys[i]); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "be told", func() bool {
+			return holds(t, first.Swarm, keys[i], member.ID()) && holds(t, liar.Swarm, keys[i], member.ID())
+		})
+		for range 2 * announcedMax {
+			made := peer.AddrInfo{ID: idOf(t, trust.NewPrivateKey().Public()), Addrs: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/1")}}
+			if err := liar.dht.ProviderStore().AddProvider(t.Context(), keys[i].cid().Hash(), made); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	searcher := join(t, mesh, trust.RoleNode, first.Addrs()...) // the announcements do not lie with it
+	await(t, "meet all", func() bool {
+		return searcher.lists(first.ID()) && searcher.lists(liar.ID()) && searcher.lists(member.ID())
+	})
+	for _, k := range keys {
+		for _, p := range []*party{first, member} { // the liar is the nearest
+			searcher.dht.RoutingTable().RemovePeer(p.ID())
+		}
+		if !finds(t.Context(), searcher.Swarm, k, member.ID()) {
+			t.Error("the made-up ones hide the member")
 		}
 	}
 }

@@ -29,7 +29,7 @@
 //	 2 Want       >   root (32), level (1), priority (1), indexes; flags 1 = fetch, 2 = passed
 //	 3 Cancel     >   nothing
 //	 4 Data        <  index (8), raw length (4), page length (4), codec (1), body, page; flag 1 = acknowledge
-//	 5 Absent      <  indexes
+//	 5 Absent      <  indexes; flag 1 = nowhere
 //	 6 Queued      <  position (4)
 //	 7 Progress    <  nothing
 //	 8 Refer       <  peer id in its binary form

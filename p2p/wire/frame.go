@@ -71,7 +71,7 @@ func (t Type) limits() (l limits, ok bool) {
 		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0},
 		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed},
 		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck},
-		TypeAbsent:    {2, indexesSizeMax, 0},
+		TypeAbsent:    {2, indexesSizeMax, absentNowhere},
 		TypeQueued:    {4, 4, 0},
 		TypeRefer:     {1, PeerIDMax, 0},
 		TypeIntroduce: {1, EnvelopeSizeMax, 0},
@@ -155,7 +155,7 @@ func decode(h Header, p []byte) (Message, error) {
 		return Cancel{}, nil
 	case TypeAbsent:
 		indexes, err := decodeIndexes(p)
-		return Absent{indexes}, err
+		return Absent{indexes, h.Flags&absentNowhere != 0}, err
 	case TypeQueued:
 		return Queued{binary.BigEndian.Uint32(p)}, nil
 	case TypeProgress:

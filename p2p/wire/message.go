@@ -126,11 +126,21 @@ func (Cancel) encode(b []byte) ([]byte, Type, uint8) {
 	return b, TypeCancel, 0
 }
 
-// Absent says that the sender has none of these objects for the asker.
-type Absent struct{ Indexes []uint64 }
+// Absent says that the sender has none of these objects for the asker; Nowhere that the
+// origin has told it that they are gone, or damaged there.
+type Absent struct {
+	Indexes []uint64
+	Nowhere bool
+}
+
+const absentNowhere = 1
 
 func (m Absent) encode(b []byte) ([]byte, Type, uint8) {
-	return appendIndexes(b, m.Indexes), TypeAbsent, 0
+	var flags uint8
+	if m.Nowhere {
+		flags = absentNowhere
+	}
+	return appendIndexes(b, m.Indexes), TypeAbsent, flags
 }
 
 // Queued says that the request waits, behind Position others.

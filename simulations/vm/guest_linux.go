@@ -69,9 +69,13 @@ func (h host) machine(c Config, initrd string) []string {
 		"-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		"-kernel", filepath.Join(h.kernel, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 oops=panic"}
-	for i, disk := range append([]string{h.tools}, c.Disks...) {
+	for i, disk := range slices.Concat([]string{h.tools}, c.Disks, c.Served) {
+		readonly := "on"
+		if i > len(c.Disks) {
+			readonly = "off"
+		}
 		// A comma in a value is written twice.
-		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=disk%d,readonly=on", strings.ReplaceAll(disk, ",", ",,"), i),
+		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=disk%d,readonly=%s", strings.ReplaceAll(disk, ",", ",,"), i, readonly),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
 	return args

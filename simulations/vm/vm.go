@@ -26,6 +26,7 @@ type Config struct {
 	Env     []string          // key=value, beside PATH, HOME and TMPDIR
 	Files   map[string]string // path in the guest → file or folder on this machine
 	Disks   []string          // raw images on this machine, read-only: /dev/vdb and on
+	Served  []string          // NBD URIs of disks that may be written, after Disks
 	Output  io.Writer         // what the program prints, as it does; nil drops it
 	Timeout time.Duration     // of the whole run; 0 is timeoutDefault
 
@@ -64,8 +65,8 @@ func (c Config) validate() error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return fmt.Errorf("virtual machines on %s/%s: %w", runtime.GOOS, runtime.GOARCH, errors.ErrUnsupported)
 	}
-	if len(c.Disks) > disksMax {
-		return fmt.Errorf("%d disks, the limit is %d", len(c.Disks), disksMax)
+	if n := len(c.Disks) + len(c.Served); n > disksMax {
+		return fmt.Errorf("%d disks, the limit is %d", n, disksMax)
 	}
 	for _, kv := range c.Env {
 		if !variable.MatchString(kv) {

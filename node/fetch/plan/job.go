@@ -64,6 +64,8 @@ type Job struct {
 	refers int
 	led    bool // a lead has tried all that it could
 	gone   bool // by the word of the origin
+	words  int  // of members that have that word,
+	others int  // and of those that could not bring it in for another reason
 	maybe  bool // a source has failed that may come right
 	tried  []Tried
 }
@@ -102,8 +104,15 @@ func (j *Job) Step(e Event) []Action {
 			break
 		}
 		j.passing = false
-		j.note(e.Peer, e.Why)
+		j.note(e.Peer, e.Why, e.Nowhere)
 		j.gone = j.gone || e.Never && e.Kind == OriginEnded
+		switch {
+		case !s.act.Fetch:
+		case e.Nowhere:
+			j.words++
+		default:
+			j.others++
+		}
 		j.maybe = j.maybe || e.Why != "" && !e.Never
 		if acts := j.referred(s, e); acts != nil {
 			return acts
@@ -113,9 +122,13 @@ func (j *Job) Step(e Event) []Action {
 	return j.onward(e.View)
 }
 
-func (j *Job) note(source Peer, why string) {
+func (j *Job) note(source Peer, why string, nowhere bool) {
+	absent := "absent"
+	if nowhere {
+		absent = "the origin has told it that it is gone, or damaged"
+	}
 	if len(j.tried) < triedMax {
-		j.tried = append(j.tried, Tried{source, cmp.Or(why, "absent")})
+		j.tried = append(j.tried, Tried{source, cmp.Or(why, absent)})
 	}
 }
 
@@ -139,7 +152,7 @@ func (j *Job) answered(s *source, e Event) {
 	if !s.act.Fetch || e.Why != "" || e.Refer != "" || on != askLead && on != askSwarmLead {
 		return
 	}
-	j.led = j.led || on == askLead && !s.act.Passed
+	j.led = j.led || on == askLead && !s.act.Passed && !e.Nowhere // others are to say so too
 	if s.rung == j.at {
 		j.at++
 		j.count = 0
@@ -216,10 +229,16 @@ func (j *Job) giveUp(v View) (acts []Action, stay bool) {
 		return acts, true
 	}
 	if j.reads == 0 {
-		j.note("", "not reachable from this node")
+		j.note("", "not reachable from this node", false)
 	}
 	j.over = true
-	return []Action{{Kind: Fail, Tried: j.tried, Final: j.gone && !j.maybe}}, false
+	return []Action{{Kind: Fail, Tried: j.tried, Final: !j.maybe && (j.gone || j.told())}}, false
+}
+
+// told reports whether a node that can't ask the origin has the word of enough members,
+// or of all that there are.
+func (j *Job) told() bool {
+	return j.reads == 0 && (j.words >= wordsEnough || j.words > 0 && j.others == 0)
 }
 
 // wait waits once, unless that is settled.
@@ -305,7 +324,7 @@ func (j *Job) askSwarmLead(v View) []Action {
 // failed: whoever may be able to is asked to bring the run in, those first that
 // could lately. Where a lead has asked the farm, it is not asked again.
 func (j *Job) askAnyone(v View) []Action {
-	if j.count >= anyoneAsked {
+	if j.count >= anyoneAsked || j.words >= wordsEnough {
 		return nil
 	}
 	if _, ok := j.cfg.Depth.near(); ok && !j.led {

@@ -103,7 +103,7 @@ func (j *Job) ended(p Peer) *source {
 func (j *Job) drop(s *source) []Action {
 	j.ended(s.act.Peer)
 	j.maybe = true
-	j.note(s.act.Peer, fmt.Sprintf("brought nothing for %s", j.now.Sub(s.since)))
+	j.note(s.act.Peer, fmt.Sprintf("brought nothing for %s", j.now.Sub(s.since)), false)
 	return []Action{{Kind: Drop, Peer: s.act.Peer, Quiet: j.now.Sub(s.since)}}
 }
 

@@ -39,6 +39,9 @@ const (
 	// anyoneAsked bounds the members asked by a node that can't read the origin:
 	// it does not know which of them can.
 	anyoneAsked = 32
+	// wordsEnough is how many members have to say that the origin has not what is
+	// missing: one that lies ends no guest of who can't ask it.
+	wordsEnough = 2
 	// refersMax bounds how often a job follows a member's word on who has a run.
 	refersMax = 2
 	// readsMax is how often a job reads the origin: once beside a slow member, and
@@ -189,6 +192,9 @@ type Event struct {
 	// what is of no use, the origin that the bytes are gone or damaged. Of any other it
 	// may come right.
 	Never bool
+	// Nowhere says of a member of this farm that was to bring it in that it has the word
+	// of the origin that something of it is gone, or damaged there.
+	Nowhere bool
 }
 
 // ActionKind is the kind of an Action.
@@ -227,7 +233,8 @@ type Action struct {
 	// Quiet is for how long it has brought nothing, of Drop.
 	Quiet time.Duration
 	// Tried says what was tried, of Fail; Final that what is missing is nowhere, by the
-	// word of the origin and of all that were asked: whoever waits need wait no longer.
+	// word of the origin, to this node or those that it has asked: whoever waits need wait
+	// no longer.
 	Tried []Tried
 	Final bool
 }
