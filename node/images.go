@@ -47,31 +47,18 @@ func (im *Images) info(k records.Known) (Image, error) {
 	}, nil
 }
 
-// List returns images and tags by name: those of the origin, and unconfirmed those
-// that this node has met and the origin does not tell of, all of them while it is away.
-func (im *Images) List(ctx context.Context) ([]Image, error) {
-	confirmed := map[string]bool{}
-	if c := im.n.origin.records(); c != nil {
-		asked := im.n.cfg.Now()
-		for r, err := range c.List(ctx, content.KindImage) {
-			if err == nil {
-				err = im.n.Names.Told(r, asked)
-			}
-			confirmed[r.Name] = err == nil
-			if err != nil {
-				im.n.origin.lost(err)
-				im.n.cfg.Log.Warn("images can't be listed in full", "name", r.Name, "err", err)
-			}
-		}
-	}
-	out := []Image{}
-	for _, k := range im.n.Names.Of(content.KindImage) {
+// List returns up to limit images and tags whose names come behind after, by name, and
+// whether there are more: those of the origin, and unconfirmed those that this node has
+// met and the origin does not tell of, all of them while it is away.
+func (im *Images) List(ctx context.Context, after string, limit int) (page []Image, more bool, err error) {
+	known, more := im.n.Names.List(ctx, content.KindImage, after, limit)
+	page = []Image{}
+	for _, k := range known {
 		if i, err := im.info(k); err == nil {
-			i.Confirmed = i.Confirmed && confirmed[i.Name]
-			out = append(out, i)
+			page = append(page, i)
 		}
 	}
-	return out, nil
+	return page, more, nil
 }
 
 // Get returns one image or tag.
@@ -96,6 +83,10 @@ func (im *Images) record(ctx context.Context, kind content.Kind, name string, bo
 	return err
 }
 
+// tagTries bounds how often a tag is written over what others write meanwhile. The first
+// is over what is known of it, which the origin compares: nobody has to look before.
+const tagTries = 4
+
 // Tag lets a tag stand for what the image is now.
 func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 	if err := content.CheckName(tag); err != nil {
@@ -111,15 +102,25 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 	}
 	body.Target = name
 	var base *catalog.Record
-	switch old, err := im.n.Names.Lookup(ctx, content.KindImage, tag, true); {
-	case err == nil && old.Kind != content.KindTag:
-		return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.OtherKind)
-	case err == nil:
+	if old, held := im.n.Names.Held(content.KindImage, tag); held && !old.Tombstone && old.ETag != "" {
 		base = &old.Record
-	case !errors.Is(err, content.ErrNotFound):
-		return Image{}, err
 	}
-	if err := im.record(ctx, content.KindTag, tag, body, base); err != nil {
+	for range tagTries {
+		if base != nil && base.Kind != content.KindTag {
+			return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.OtherKind)
+		}
+		err = im.record(ctx, content.KindTag, tag, body, base)
+		if !errors.Is(err, content.ErrConflict) && !errors.Is(err, content.ErrExists) {
+			break
+		}
+		old, failed := im.n.Names.Lookup(ctx, content.KindImage, tag, true)
+		if base = &old.Record; errors.Is(failed, content.ErrNotFound) {
+			base = nil
+		} else if failed != nil {
+			return Image{}, failed
+		}
+	}
+	if err != nil {
 		return Image{}, err
 	}
 	return im.Get(ctx, tag)
@@ -128,7 +129,7 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 // Removed says what a Remove came upon.
 type Removed struct {
 	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
-	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, and stand for what it was still"`
+	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, as far as this node knows, and stand for what it was still"`
 }
 
 // Remove deletes a name; what it stood for stays readable for those who hold it,
@@ -147,19 +148,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	if _, err := im.n.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
 		return Removed{}, err
 	}
-	tags, err := im.tagsOf(ctx, name)
-	return Removed{k.Kind, tags}, errors.Join(err, im.n.cache.Unpin(name))
-}
-
-// tagsOf returns the tags that were set on an image.
-func (im *Images) tagsOf(ctx context.Context, name string) (out []string, err error) {
-	list, err := im.List(ctx)
-	for _, i := range list {
-		if i.Target == name {
-			out = append(out, i.Name)
-		}
-	}
-	return out, err
+	return Removed{k.Kind, im.n.Names.TagsOf(name)}, im.n.cache.Unpin(name)
 }
 
 // image opens what a name stands for.
@@ -225,6 +214,9 @@ func (n *Node) PublicBlock(_ context.Context, id content.CID) (content.Verified,
 	}
 	if root, ok := n.fetch.PublicRoot(id); ok {
 		return root, nil
+	}
+	if k, ok := n.Names.OfRoot(id, content.Public()); ok {
+		return k.Head.Root.Encode(n.codec)
 	}
 	return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
 }

@@ -57,7 +57,7 @@ func newMemberOver(t *testing.T, store bucket.Bucket) *Node {
 	})
 	n.origin = newOrigin(n)
 	n.origin.bucket, n.origin.packs = store, pack.NewReader(store)
-	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer}); err != nil {
+	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer, Recall: n.recall}); err != nil {
 		t.Fatal(err)
 	}
 	n.origin.settle(nil)
@@ -142,7 +142,7 @@ func TestListSaysWhatTheOriginConfirms(t *testing.T) {
 	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
 		n.origin.answers = x.err == nil
 		n.origin.settle(x.err)
-		list, err := n.Images.List(t.Context())
+		list, _, err := n.Images.List(t.Context(), "", 10)
 		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {
 			t.Errorf("%+v, %v, want it confirmed: %t", list, err, x.want)
 		}
@@ -171,6 +171,51 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 		if got, err := n.Images.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
 			t.Errorf("%s: %+v, %v, want %+v", x.name, got, err, x.want)
 		}
+	}
+}
+
+// TestRequestsOfATag counts them: one look at the image, and the write; a removal looks
+// at what it removes, and lists nothing.
+func TestRequestsOfATag(t *testing.T) {
+	n := newMember(t)
+	store := n.origin.bucket.(*mem.Bucket)
+	publish(t, n, "debian")
+	if gets := store.Count(mem.Get); gets != 0 {
+		t.Errorf("%d reads for an image that nobody had", gets)
+	}
+	count := func(what string, f func() error) {
+		t.Helper()
+		gets, puts, lists := store.Count(mem.Get), store.Count(mem.Put), store.Count(mem.List)
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+		gets, puts, lists = store.Count(mem.Get)-gets, store.Count(mem.Put)-puts, store.Count(mem.List)-lists
+		if gets > 1 || puts != 1 || lists != 0 {
+			t.Errorf("%s: %d reads, %d writes, %d lists", what, gets, puts, lists)
+		}
+	}
+	tag := func() error { _, err := n.Images.Tag(t.Context(), "debian", "stable"); return err }
+	count("a new tag", tag)
+	count("a tag that is set again", tag)
+	count("a removal", func() error { _, err := n.Images.Remove(t.Context(), "stable"); return err })
+	count("a tag that was removed", tag)
+	// Another node moves the tag meanwhile, and this one sets it all the same.
+	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.verifier, Signer: n.signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Get(t.Context(), content.KindTag, "stable")
+	if err == nil {
+		_, err = c.Commit(t.Context(), catalog.Change{Kind: r.Kind, Name: r.Name, Body: r.Body, Base: &r})
+	}
+	if err == nil {
+		err = tag()
+	}
+	if k, ok := n.Names.Held(content.KindTag, "stable"); err != nil || !ok || k.Version != r.Version+2 {
+		t.Errorf("version %d after %d, %v", k.Version, r.Version, err)
+	}
+	if _, err := n.Images.Tag(t.Context(), "stable", "debian"); !errors.Is(err, content.OtherKind) {
+		t.Errorf("a tag in the place of an image: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -29,7 +30,7 @@ func (n *Node) openMember(ctx context.Context) error {
 	}
 	n.identity = key
 	n.Membership, err = membership.Open(membership.Config{
-		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog,
+		Dir: n.cfg.Dir, Identity: n.identity, Name: name, Catalog: n.catalog, Told: n.told,
 		OnRevoked: n.revoked, OnRotated: n.rotated, OnRenewed: n.renewed,
 		Incarnation: func() []byte { return n.signed }, OnIncarnation: n.heardOf, Now: n.cfg.Now, Log: n.cfg.Log,
 	}, state)
@@ -73,6 +74,13 @@ func (n *Node) catalog() (*catalog.Catalog, bool) {
 	return n.origin.records(), false
 }
 
+// told takes a revocation that was read at the origin.
+func (n *Node) told(r catalog.Record, asked time.Time) {
+	if err := n.Names.Told(r, asked); err != nil {
+		n.cfg.Log.Debug("a revocation at the origin", "name", r.Name, "err", err)
+	}
+}
+
 // revoked cuts off those who are no members any more, and has what was believed of
 // others checked again.
 func (n *Node) revoked([]trust.PublicKey) {
@@ -81,7 +89,7 @@ func (n *Node) revoked([]trust.PublicKey) {
 	if n.farm != nil {
 		n.farm.Recheck()
 	}
-	n.recheck()
+	n.Names.Recheck()
 }
 
 // refuseRevoked has the swarm take no connection with those who were revoked.

@@ -289,7 +289,7 @@ func (n *Node) openNames(context.Context) (err error) {
 	n.Images = &Images{n: n}
 	n.Names, err = records.New(records.Config{
 		Dir: filepath.Join(n.cfg.Dir, "records"), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost,
-		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, Submit: n.submit, Learn: n.learn, Forget: n.fetch.Forget,
+		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, Submit: n.submit, Holds: n.cache.Has, Learn: n.learn, Forget: n.fetch.Forget,
 		Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
@@ -313,6 +313,9 @@ func (n *Node) close() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		errs = append(errs, n.farm.Run(ctx))
+	}
+	if n.Names != nil {
+		errs = append(errs, n.Names.Close())
 	}
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())
@@ -361,7 +364,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 		return errors.Join(err, n.Membership.Save(), n.cache.Close())
 	}
 	stopBelow()
-	return errors.Join(err, lower.Wait(), n.unlock())
+	return errors.Join(err, lower.Wait(), n.Names.Close(), n.unlock())
 }
 
 // runVolumes serves the volumes until all that is above them has stopped.

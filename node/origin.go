@@ -125,7 +125,7 @@ func (o *origin) connect(ctx context.Context) error {
 	}
 	hasty := bucket.Retry(store, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin})
 	store = bucket.Retry(store, bucket.RetryConfig{})
-	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.n.verifier, Signer: o.n.signer, Now: o.n.cfg.Now, Log: o.n.cfg.Log})
+	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.n.verifier, Signer: o.n.signer, Recall: o.n.recall, Now: o.n.cfg.Now})
 	if err != nil {
 		return err
 	}
@@ -346,16 +346,6 @@ func (o *origin) writer() *catalog.Catalog {
 		return nil
 	}
 	return o.records()
-}
-
-// recheck has the catalog drop what is believed no more.
-func (o *origin) recheck() {
-	o.mu.RLock()
-	c := o.catalog
-	o.mu.RUnlock()
-	if c != nil {
-		c.Recheck()
-	}
 }
 
 // lost has the origin looked at, which has just failed to answer: a caller that went

@@ -3,6 +3,8 @@ package node
 import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // learn makes the root of a record readable.
@@ -29,8 +31,11 @@ func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
 	return rootOf(k), nil
 }
 
-// recheck drops what is believed no more, when keys were revoked.
-func (n *Node) recheck() {
-	n.origin.recheck()
-	n.Names.Recheck()
+// recall returns what is known of a record for the catalog, which is opened before the
+// names are.
+func (n *Node) recall(kind content.Kind, name string) (catalog.Record, bool) {
+	if n.Names == nil {
+		return catalog.Record{}, false
+	}
+	return n.Names.Recall(kind, name)
 }

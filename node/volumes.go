@@ -93,7 +93,12 @@ func (x library) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) 
 }
 
 // Image implements volumes.Library. The record of the image may have ended since, so
-// it is not learned from what the volume keeps of it.
+// it is not learned from what the volume keeps of it, but from what stands now.
 func (x library) Image(_ context.Context, r fetch.Root) (*fetch.Image, error) {
+	if root, err := r.Head.Root.Encode(x.n.codec); err == nil {
+		if k, ok := x.n.Names.OfRoot(root.CID(), r.Head.Scope); ok {
+			x.n.learn(k)
+		}
+	}
 	return x.n.fetch.Open(r)
 }

@@ -14,8 +14,10 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
@@ -151,6 +153,34 @@ func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
 		return err
 	}
 	return json.NewDecoder(resp.Body).Decode(out)
+}
+
+// listAtOnce is how many names are asked for at once.
+const listAtOnce = 1000
+
+// pages asks for a list by name, page by page, and returns it whole.
+func (c *cli) pages(ctx context.Context, path string) (json.RawMessage, error) {
+	all := []json.RawMessage{}
+	for query := (url.Values{"limit": {strconv.Itoa(listAtOnce)}}); ; {
+		resp, err := c.send(ctx, "GET", path+"?"+query.Encode(), nil)
+		if err != nil {
+			return nil, err
+		}
+		var page []json.RawMessage
+		err = errors.Join(json.NewDecoder(resp.Body).Decode(&page), resp.Body.Close())
+		if err != nil {
+			return nil, fmt.Errorf("the node's answer: %w", err)
+		}
+		all = append(all, page...)
+		var last struct{ Name string }
+		if resp.Header.Get("Link") == "" || len(page) == 0 {
+			return json.Marshal(all)
+		}
+		if err := json.Unmarshal(page[len(page)-1], &last); err != nil {
+			return nil, fmt.Errorf("the node's answer: %w", err)
+		}
+		query.Set("after", last.Name)
+	}
 }
 
 func (c *cli) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {

@@ -120,7 +120,11 @@ type imageLsCmd struct{}
 
 // Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	err := tell(ctx, app, std, request{method: "GET", path: "/api/images"}, func(w io.Writer, images []api.Image) {
+	raw, err := app.pages(ctx, "/api/images")
+	if err != nil {
+		return err
+	}
+	err = show(app, std, raw, func(w io.Writer, images []api.Image) {
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
 		for _, i := range images {
 			name := i.Name

@@ -111,10 +111,23 @@ func part[T any](in Page, list []T, key func(T) string, newestFirst bool) (page 
 	}
 	if in.Limit > 0 && len(page) > in.Limit {
 		page = page[:in.Limit]
-		next := url.Values{"limit": {strconv.Itoa(in.Limit)}, "after": {key(page[in.Limit-1])}}
-		link = "<?" + next.Encode() + `>; rel="next"`
+		link = nextPage(in.Limit, key(page[in.Limit-1]))
 	}
 	return page, link
+}
+
+func nextPage(limit int, last string) string {
+	next := url.Values{"limit": {strconv.Itoa(limit)}, "after": {last}}
+	return "<?" + next.Encode() + `>; rel="next"`
+}
+
+func listed[T any](in IfNoneMatch, page []T, link string) (*Listed[T], error) {
+	timeless := make([]T, len(page))
+	for i, v := range page {
+		timeless[i] = ageless(v)
+	}
+	etag, status, err := in.tag(timeless)
+	return &Listed[T]{status, etag, link, page}, err
 }
 
 // lists registers a route that lists by name or ID.
@@ -128,11 +141,6 @@ func lists[T any](a huma.API, path, summary string, key func(T) string, list fun
 			return nil, err
 		}
 		page, link := part(in.Page, all, key, path == operationsPath)
-		timeless := make([]T, len(page))
-		for i, v := range page {
-			timeless[i] = ageless(v)
-		}
-		etag, status, err := in.tag(timeless)
-		return &Listed[T]{status, etag, link, page}, err
+		return listed(in.IfNoneMatch, page, link)
 	})
 }

@@ -9,7 +9,21 @@ import (
 
 func (s *Server) images(a huma.API) {
 	images := s.cfg.Node.Images
-	lists(a, "/api/images", "images and tags, by name", func(i Image) string { return i.Name }, images.List)
+	route(a, "GET /api/images", "images and tags, by name", func(ctx context.Context, in *struct {
+		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"at most so many"`
+		After string `query:"after" maxLength:"255" doc:"what comes behind this one, which need not be there any more"`
+		IfNoneMatch
+	}) (*Listed[Image], error) {
+		page, more, err := images.List(ctx, in.After, in.Limit)
+		if err != nil {
+			return nil, err
+		}
+		link := ""
+		if more && len(page) > 0 {
+			link = nextPage(in.Limit, page[len(page)-1].Name)
+		}
+		return listed(in.IfNoneMatch, page, link)
+	})
 	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
 		Named
 		IfNoneMatch

@@ -45,6 +45,8 @@ type Config struct {
 	// Catalog returns the records of the origin, nil while it does not answer, and
 	// whether this member may write there. nil is no origin.
 	Catalog func() (c *catalog.Catalog, writable bool)
+	// Told takes what was read there at that time, so that it need not be read again.
+	Told func(catalog.Record, time.Time)
 	// OnRevoked is told that the set of revoked keys has changed, with those new in it:
 	// what was believed of anybody is to be checked again. The verifier knows already.
 	OnRevoked func(fresh []trust.PublicKey)
@@ -63,6 +65,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Catalog == nil {
 		c.Catalog = func() (*catalog.Catalog, bool) { return nil, false }
+	}
+	if c.Told == nil {
+		c.Told = func(catalog.Record, time.Time) {}
 	}
 	if c.OnRevoked == nil {
 		c.OnRevoked = func([]trust.PublicKey) {}

@@ -415,8 +415,12 @@ func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writa
 	var list []claim
 	there := map[string]bool{}
 	var errs []error
-	for r, err := range c.List(ctx, content.KindRevocation) {
+	asked := m.cfg.Now()
+	for r, err := range c.List(ctx, content.KindRevocation, "") {
 		there[r.Name] = true
+		if err == nil {
+			m.cfg.Told(r, asked)
+		}
 		switch {
 		case err == nil && len(list) < revokedMax:
 			list = append(list, claim{sealed: r.Sealed, seen: r.Modified})

@@ -19,29 +19,36 @@ func (n *Names) tell(r catalog.Record, asked time.Time) (Known, error) {
 	if err != nil {
 		return Known{}, err
 	}
-	id := key(r.Kind, r.Name)
-	return n.change(id, func(e entry) entry {
-		if old, ok := n.taken[id]; ok && e.said == nil && old.Commit != k.Commit && !k.SignedAt.After(old.SignedAt) && !n.isBad(&old) {
-			e.said = &old // to be compared with
-		}
-		return e.told(k, asked, n.cfg.Now())
-	}).answer(), nil
+	return n.change(key(r.Kind, r.Name), n.telling(k, asked)).answer(), nil
+}
+
+func (n *Names) telling(k Known, asked time.Time) func(entry) entry {
+	return func(e entry) entry { return e.taking(k, n.isBad).told(k, asked, n.cfg.Now()) }
+}
+
+// taking has what was taken away compared with a record that is put in its place: one
+// that was not signed since is older, whatever its version.
+func (e entry) taking(k Known, isBad func(*Known) bool) entry {
+	if old := e.taken; old != nil && e.said == nil && old.Commit != k.Commit && !k.SignedAt.After(old.SignedAt) && !isBad(old) {
+		e.said = old
+	}
+	return e
 }
 
 // gone notes that the origin has no record of that name, and had none at asked.
 func (n *Names) gone(id string, asked time.Time) {
-	n.change(id, func(e entry) entry {
-		if e.said != nil && !e.said.read.Before(asked) { // it was written meanwhile
+	e := n.change(id, func(e entry) entry {
+		switch {
+		case e.said == nil:
+			return entry{taken: e.taken}
+		case !e.said.read.Before(asked): // it was written meanwhile
 			return e
 		}
-		if e.said != nil { // who deletes a name leaves a tombstone; this may be put back as what it was long ago
-			n.taken[id] = *e.said
-		}
-		return entry{}
+		return entry{taken: e.said} // who deletes a name leaves a tombstone; this may be put back as what it was long ago
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, back := n.entries[id]; !back {
+	if e.isEmpty() {
 		n.absent.add(id, n.cfg.Now(), absentMax)
 	}
 }
@@ -50,8 +57,44 @@ func (n *Names) gone(id string, asked time.Time) {
 // by it, and on disk. It returns that state.
 func (n *Names) change(id string, step func(entry) entry) entry {
 	old, e := n.apply(id, step)
-	if a, b := old.kept(), e.kept(); (a == nil) != (b == nil) || a != nil && a.Commit != b.Commit || (old.said == nil) != (e.said == nil) {
-		n.save(id)
+	if !e.keeps(old) {
+		n.sync()
+	}
+	return e
+}
+
+// sync has all changes on disk for good.
+func (n *Names) sync() {
+	if err := n.index.sync(); err != nil {
+		n.cfg.Log.Warn("what is known of names may not be on disk", "err", err)
+	}
+}
+
+// apply is change that does not wait for the disk.
+func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	n.mu.Lock()
+	old = n.entry(id)
+	e = step(old)
+	if e.partial = false; e.said != nil {
+		e.taken = nil
+	}
+	n.enter(id, e)
+	var ended []rootKey
+	if old.partial || !e.keeps(old) {
+		before := n.index.links(id)
+		n.save(id, e)
+		for _, link := range before {
+			if r, ok := linkedRoot(link); ok && len(n.index.linked(link, 1)) == 0 {
+				ended = append(ended, r)
+			}
+		}
+	}
+	n.mu.Unlock()
+	n.learn(e)
+	for _, r := range ended {
+		n.cfg.Forget(r.root, r.scope)
 	}
 	if !e.isEmpty() {
 		if k := e.answer(); k.Doubt != "" && (old.isEmpty() || old.answer().Doubt != k.Doubt) {
@@ -59,49 +102,24 @@ func (n *Names) change(id string, step func(entry) entry) entry {
 			n.cfg.Log.Warn("the origin contradicts itself", "kind", k.Kind, "name", k.Name, "doubt", k.Doubt)
 		}
 	}
-	return e
-}
-
-func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
-	n.changing.Lock()
-	defer n.changing.Unlock()
-	n.mu.Lock()
-	old = n.entries[id]
-	e = step(old)
-	if e.isEmpty() {
-		delete(n.entries, id)
-	} else {
-		n.entries[id] = e
-		delete(n.absent, id)
-		if e.said != nil {
-			delete(n.taken, id)
-		}
-	}
-	ended := n.count(old, e)
-	n.mu.Unlock()
-	if !e.isEmpty() {
-		n.cfg.Learn(e.answer())
-	}
-	for _, r := range ended {
-		n.cfg.Forget(r.root, r.scope)
-	}
 	return old, e
 }
 
-// count keeps up how many names stand for each root, and returns those that no name
-// stands for any more. Called with mu.
-func (n *Names) count(old, e entry) (ended []rootKey) {
-	before, after := old.stand(), e.stand()
-	for _, r := range after {
-		n.roots[r]++
+// enter keeps an entry in memory. Called with mu.
+func (n *Names) enter(id string, e entry) {
+	n.answers.drop(id)
+	if e.isVoid() {
+		n.entries.drop(id)
+		return
 	}
-	for _, r := range before {
-		if n.roots[r]--; n.roots[r] == 0 {
-			delete(n.roots, r)
-			ended = append(ended, r)
-		}
+	n.entries.set(id, e)
+	if e.isEmpty() {
+		return
 	}
-	return ended
+	delete(n.absent, id)
+	if k := e.answer(); !k.Tombstone {
+		n.answers.set(id, answered{n.resolved(k), k.Commit, k.SeenAt.UnixNano(), k.read.UnixNano(), e.checked.UnixNano()})
+	}
 }
 
 // stand returns the roots that the name stands for.

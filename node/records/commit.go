@@ -40,9 +40,9 @@ func (n *Names) Commit(ctx context.Context, ch catalog.Change) (catalog.Record, 
 // base is the record that a change replaces: where members saw a later one than the
 // origin shows, the origin's, as who writes there anew settles which it is.
 func (n *Names) base(ch catalog.Change) *catalog.Record {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	e := n.entries[key(ch.Kind, ch.Name)]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.entry(key(ch.Kind, ch.Name))
 	if ch.Base != nil && e.heard != nil && e.said != nil && ch.Base.Commit == e.heard.Commit && e.heard.against == e.said.Commit {
 		return &e.said.Record
 	}

@@ -1,124 +1,181 @@
 package records
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
-// recordFile is a record on disk. What was heard is kept as that: a restart makes
+// entryFile is an entry on disk. What was heard is kept as that: a restart makes
 // nobody's word the origin's.
+type entryFile struct {
+	Said  *recordFile `cbor:"said"`
+	Heard *recordFile `cbor:"heard"`
+	Taken *recordFile `cbor:"taken"`
+}
+
+// recordFile is a record on disk.
 type recordFile struct {
 	Sealed []byte `cbor:"record"`
 	ETag   string `cbor:"etag"`
 	// Seen is when it was seen first, by which a signer that was revoked later is
 	// believed.
-	Seen int64 `cbor:"seen"`
-	// Said tells what the origin said to this node from what was heard; then Statement
-	// is the word of the member that saw it there.
-	Said      bool   `cbor:"said"`
-	Statement []byte `cbor:"statement"`
-	Over      string `cbor:"over"`
-	// Taken tells that it is not at the origin any more, without having been deleted.
-	Taken bool `cbor:"taken"`
+	Seen      int64        `cbor:"seen"`
+	Statement []byte       `cbor:"statement"`
+	Over      string       `cbor:"over"`
+	Against   trust.Commit `cbor:"against"`
+	Doubt     string       `cbor:"doubt"`
 }
 
-// kept is the record that goes to disk, or nil.
-func (e entry) kept() *Known {
-	if e.said != nil {
-		return e.said
+// keeps reports whether the file has of the entry what matters after a restart.
+func (e entry) keeps(other entry) bool {
+	same := func(a, b *Known) bool {
+		return a == b || a != nil && b != nil && a.Commit == b.Commit && a.ETag == b.ETag && a.against == b.against
 	}
-	return e.heard
+	return same(e.said, other.said) && same(e.heard, other.heard) && same(e.taken, other.taken)
 }
 
-// save brings the file of a name to what memory has. A failure costs the name only
-// while the origin is away, so it is logged and not returned.
-func (n *Names) save(id string) {
-	n.saving.Lock() // the last one to write has the newest
-	defer n.saving.Unlock()
-	n.mu.RLock()
-	e := n.entries[id]
-	old, taken := n.taken[id]
-	n.mu.RUnlock()
-	path := filepath.Join(n.cfg.Dir, filepath.FromSlash(id))
-	k := e.kept()
-	if taken = taken && k == nil; taken {
-		k = &old
-	}
-	if k == nil {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			n.cfg.Log.Warn("the record of a name that is gone stays on disk", "file", path, "err", err)
+// save brings the piece of a name to what memory has. A failure costs the name only
+// while the origin is away, so it is logged and not returned. Called with mu.
+func (n *Names) save(id string, e entry) {
+	p := piece{ID: id, Links: e.links()}
+	var err error
+	if !e.isVoid() {
+		for _, k := range []*Known{e.said, e.heard} {
+			if k != nil && k.Head != nil {
+				p.Maps = append(p.Maps, k.Head.Root.Map)
+			}
 		}
-		return
-	}
-	b, err := n.cfg.Codec.Marshal(recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), e.said != nil, k.statement, k.over, taken})
-	if err == nil {
-		err = durable.MkdirAll(filepath.Dir(path), 0o700)
+		p.Body, err = n.cfg.Codec.Marshal(entryFile{e.said.file(), e.heard.file(), e.taken.file()})
 	}
 	if err == nil {
-		err = durable.WriteFile(path, b, 0o600)
+		err = n.index.put(p)
 	}
 	if err != nil {
-		n.cfg.Log.Warn("a record is not kept on disk", "name", k.Name, "err", err)
+		n.cfg.Log.Warn("what is known of a name is not kept on disk", "name", id, "err", err)
 	}
 }
 
-// load reads all records on disk.
-func (n *Names) load() error {
-	dir := os.DirFS(n.cfg.Dir) // whose own name may be a pattern
-	files, err := fs.Glob(dir, "*/*")
-	if err != nil {
-		return err
+func (k *Known) file() *recordFile {
+	if k == nil {
+		return nil
 	}
-	for _, path := range files {
-		if strings.HasPrefix(filepath.Base(path), ".") {
+	return &recordFile{k.Sealed, k.ETag, k.first.UnixMilli(), k.statement, k.over, k.against, k.Doubt}
+}
+
+// entry returns what is known of a name, from memory or else from disk, where it was
+// checked before it was written. Called with mu.
+func (n *Names) entry(id string) entry {
+	if e, ok := n.entries.get(id); ok {
+		return e
+	}
+	b, err := n.index.get(id)
+	if err == nil && b == nil {
+		return entry{}
+	}
+	var f entryFile
+	if err == nil {
+		err = n.cfg.Codec.Unmarshal(b, &f)
+	}
+	if err != nil {
+		n.cfg.Log.Warn("what is known of a name can't be read on disk", "name", id, "err", err)
+		return entry{}
+	}
+	var e entry
+	for _, r := range []struct {
+		file *recordFile
+		to   **Known
+	}{{f.Said, &e.said}, {f.Heard, &e.heard}, {f.Taken, &e.taken}} {
+		if r.file == nil {
 			continue
 		}
-		b, err := fs.ReadFile(dir, path)
+		k, err := n.reopen(*r.file, r.file != f.Heard)
 		if err != nil {
-			return fmt.Errorf("records: %w", err)
+			n.cfg.Log.Warn("a record on disk is passed over", "name", id, "err", err)
+			e.partial = true
+			continue
 		}
-		if id, e, err := n.read(b); err != nil {
-			n.cfg.Log.Warn("a record on disk is passed over", "file", path, "err", err)
-		} else {
-			n.apply(id, func(entry) entry { return e })
-		}
+		*r.to = &k
 	}
-	return nil
+	if a, ok := n.answers.get(id); ok {
+		e = e.resumed(a)
+	}
+	n.entries.set(id, e)
+	return e
 }
 
-// read reads the file of a name.
-func (n *Names) read(b []byte) (id string, e entry, err error) {
-	var f recordFile
-	if err := n.cfg.Codec.Unmarshal(b, &f); err != nil {
-		return "", e, err
-	}
+// reopen returns the record of a file; atOrigin is for one that this node has seen there
+// itself.
+func (n *Names) reopen(f recordFile, atOrigin bool) (Known, error) {
 	now := n.cfg.Now()
 	seen := earlier(time.UnixMilli(f.Seen), now)
-	envelope, err := n.cfg.Verifier.Open(f.Sealed, seen, now)
+	envelope, err := n.cfg.Verifier.Reopen(f.Sealed, seen, now)
 	if err != nil {
-		return "", e, err
+		return Known{}, err
 	}
 	k, err := n.describe(catalog.Record{Envelope: envelope, Sealed: f.Sealed, ETag: f.ETag, SeenAt: seen})
-	if err != nil {
-		return "", e, err
-	}
-	k.first, k.statement, k.over = seen, f.Statement, f.Over
-	switch {
-	case f.Taken:
+	k.first, k.statement, k.over, k.against, k.Doubt = seen, f.Statement, f.Over, f.Against, f.Doubt
+	if atOrigin {
 		k.read = seen
-		n.taken[key(k.Kind, k.Name)] = k
-	case f.Said:
-		k.read, e.said = seen, &k
-	default:
-		e.heard = &k
 	}
-	return key(k.Kind, k.Name), e, nil
+	return k, err
+}
+
+// answered is what counts of a name, as it was last looked for: less than an entry, so
+// that many more fit into memory.
+type answered struct {
+	Resolved
+	commit            trust.Commit
+	seen, read, asked int64 // nanoseconds since 1970: when it was seen at the origin, here, and looked for
+}
+
+// resumed gives an entry from disk back the time of its last look.
+func (e entry) resumed(a answered) entry {
+	if e.isEmpty() || e.answer().Commit != a.commit {
+		return e
+	}
+	e.checked = time.Unix(0, a.asked)
+	if e.heard == nil {
+		k := *e.said
+		k.read, k.SeenAt, k.Confirmed, k.Doubt = time.Unix(0, a.read), time.Unix(0, a.seen), a.Confirmed, a.Warning
+		e.said = &k
+	}
+	return e
+}
+
+// learnHeld has those names learnt whose content is here in part.
+func (n *Names) learnHeld(ids []string) {
+	for _, id := range ids {
+		n.mu.Lock()
+		e := n.entry(id)
+		n.mu.Unlock()
+		n.learn(e)
+	}
+}
+
+// learn passes on what a name stands for, as far as there is anything of it to be had
+// here: who opens it learns it anyway.
+func (n *Names) learn(e entry) {
+	if e.isEmpty() {
+		return
+	}
+	if k := e.answer(); k.Head != nil && n.cfg.Holds(k.Head.Root.Map) {
+		n.cfg.Learn(k)
+	}
+}
+
+// Recall returns a record as the origin last showed it to this node, also when it is
+// gone since: what a catalog.Config asks for.
+func (n *Names) Recall(kind content.Kind, name string) (catalog.Record, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch e := n.entry(key(kind, name)); {
+	case e.said != nil:
+		return e.said.Record, true
+	case e.taken != nil:
+		return e.taken.Record, true
+	}
+	return catalog.Record{}, false
 }

@@ -17,11 +17,19 @@ type entry struct {
 	said *Known
 	// heard is what members say that is newer, or nil.
 	heard *Known
+	// taken is what was at the origin and is not, without having been deleted; or nil.
+	taken *Known
+	// partial tells that more of it is on disk, which is believed no more.
+	partial bool
 	// checked is when the name was last looked for.
 	checked time.Time
 }
 
+// isEmpty reports whether nothing stands for the name.
 func (e entry) isEmpty() bool { return e.said == nil && e.heard == nil }
+
+// isVoid reports whether nothing is known of it at all.
+func (e entry) isVoid() bool { return e.isEmpty() && e.taken == nil }
 
 // answer is what counts; e is not empty.
 func (e entry) answer() Known {

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -27,11 +27,19 @@ const (
 	// absentMax bounds the names that are remembered to be absent: whoever asks makes
 	// them up.
 	absentMax = 10_000
+	// entriesMax bounds the names of which all is in memory, some 8 KiB each, and
+	// answersMax those of which the answer is, some 400 bytes each: as many as a core
+	// may be asked for while they are fresh.
+	entriesMax = 4096
+	answersMax = 1 << 18
+	// namesAtOnce is how many names are taken from the index at once where all are
+	// looked through.
+	namesAtOnce = 1000
 )
 
 // Config is what Names is built from.
 type Config struct {
-	// Dir holds a file for each record.
+	// Dir holds what is known of names.
 	Dir string
 	// Reader returns the origin's catalog, nil while it does not answer; Writer the
 	// same while it takes no writes. Lost is told of its failures, but for those that
@@ -45,8 +53,12 @@ type Config struct {
 	Ask func(ctx context.Context, q Question, limit int) []Answer
 	// Submit has a member write a record. ErrUnavailable means that none is able to.
 	Submit func(ctx context.Context, s Submission) (Answer, error)
-	// Learn is told what a name stands for, at each look; Forget when no name stands
-	// for that root in that scope any more. They are called one at a time.
+	// Holds reports whether this node may have content of a map, by the map's root; nil is
+	// for always.
+	// Learn is told what a name stands for that it holds, at each look and at the start;
+	// Forget when no name stands for that root in that scope any more. They are called
+	// one at a time.
+	Holds  func(content.CID) bool
 	Learn  func(Known)
 	Forget func(root content.CID, scope content.Scope)
 	Codec  *content.Codec
@@ -105,14 +117,13 @@ type Names struct {
 
 	disputes, refused prometheus.Counter
 
-	saving   sync.Mutex // one save at a time
 	changing sync.Mutex // one change at a time, with what Learn and Forget are told of it; before mu
 
+	index   *index
 	mu      sync.RWMutex // guards what follows
-	entries map[string]entry
-	roots   map[rootKey]int  // how many names stand for each
-	absent  lately           // what the origin does not have
-	taken   map[string]Known // what was at the origin and is not, without having been deleted
+	entries *recent[entry]
+	answers *recent[answered]
+	absent  lately // what the origin does not have
 }
 
 // rootKey is a root under one scope.
@@ -121,12 +132,15 @@ type rootKey struct {
 	scope content.Scope
 }
 
-// New builds Names and reads the records on disk: what they say is unconfirmed until
-// the origin was asked.
+// New builds Names, and reads where on disk each record is: what they say is
+// unconfirmed until the origin was asked. Close ends it.
 func New(cfg Config) (*Names, error) {
+	if cfg.Holds == nil {
+		cfg.Holds = func(content.CID) bool { return true }
+	}
 	n := &Names{
 		cfg: cfg, strangers: strangers{budget: rate.NewLimiter(strangersRate, strangersBurst), denied: lately{}}, others: rate.NewLimiter(othersRate, othersBurst),
-		entries: map[string]entry{}, roots: map[rootKey]int{}, absent: lately{}, taken: map[string]Known{},
+		entries: newRecent[entry](entriesMax), answers: newRecent[answered](answersMax), absent: lately{},
 		disputes: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "grange", Subsystem: "records", Name: "disputes_total",
 			Help: "Times that the origin showed another record than it had shown before, or than members saw there.",
@@ -135,8 +149,26 @@ func New(cfg Config) (*Names, error) {
 			Namespace: "grange", Subsystem: "records", Name: "refused_answers_total", Help: "Answers of members that were not believed.",
 		}),
 	}
-	return n, n.load()
+	var held []string
+	var damaged int
+	var err error
+	n.index, damaged, err = openIndex(filepath.Join(cfg.Dir, "index"), cfg.Codec, func(p piece) {
+		if slices.ContainsFunc(p.Maps, cfg.Holds) {
+			held = append(held, p.ID)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if damaged > 0 {
+		cfg.Log.Warn("some of what is known of names was damaged on disk, and is asked for anew", "names", damaged)
+	}
+	n.learnHeld(held)
+	return n, nil
 }
+
+// Close closes what is on disk; Names is not used any more.
+func (n *Names) Close() error { return n.index.close() }
 
 // Collectors returns the metrics.
 func (n *Names) Collectors() []prometheus.Collector {
@@ -159,6 +191,9 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 	}
 	var first error
 	for _, kind := range kinds {
+		if r, ok := n.answered(kind, bare); ok {
+			return r, nil
+		}
 		k, err := n.Lookup(ctx, kind, bare, false)
 		if err == nil {
 			return n.resolved(k), nil
@@ -171,6 +206,16 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 		}
 	}
 	return Resolved{}, first
+}
+
+// answered returns what a name stands for, if it was looked for just now.
+func (n *Names) answered(kind content.Kind, name string) (Resolved, bool) {
+	now := n.cfg.Now()
+	n.mu.RLock()
+	a, ok := n.answers.peek(key(kind, name))
+	n.mu.RUnlock()
+	a.Age = max(0, now.Sub(time.Unix(0, a.seen))).Seconds()
+	return a.Resolved, ok && now.Sub(time.Unix(0, a.asked)) <= freshFor
 }
 
 func (n *Names) resolved(k Known) Resolved {
@@ -220,9 +265,9 @@ func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fres
 // the error that it was not there.
 func (n *Names) recent(kind content.Kind, name string) (k Known, ok bool, err error) {
 	now, id := n.cfg.Now(), key(kind, name)
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if e, held := n.entries[id]; held {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e := n.entry(id); !e.isEmpty() {
 		return e.answer(), now.Sub(e.checked) <= freshFor, nil
 	}
 	if n.absent.has(id, now) {
@@ -238,27 +283,13 @@ func notFound(kind content.Kind, name string) error {
 
 // Held returns the record of a name if this node has it, whatever its age.
 func (n *Names) Held(kind content.Kind, name string) (Known, bool) {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	e, ok := n.entries[key(kind, name)]
-	if !ok {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.entry(key(kind, name))
+	if e.isEmpty() {
 		return Known{}, false
 	}
 	return e.answer(), true
-}
-
-// Of returns all records held of a namespace, deleted names left out, by name.
-func (n *Names) Of(space content.Kind) []Known {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	var out []Known
-	for _, e := range n.entries {
-		if k := e.answer(); k.Kind.Space() == space && !k.Tombstone {
-			out = append(out, k)
-		}
-	}
-	slices.SortFunc(out, func(a, b Known) int { return strings.Compare(a.Name, b.Name) })
-	return out
 }
 
 // Introduced reads a record that a member sent because it is going to ask for the
@@ -288,30 +319,37 @@ func (n *Names) describe(r catalog.Record) (Known, error) {
 
 // Recheck drops what the Verifier believes no more; call it when keys were revoked.
 func (n *Names) Recheck() {
-	n.mu.RLock()
-	all := maps.Clone(n.entries)
-	n.mu.RUnlock()
-	for id, e := range all {
-		if said, heard := n.isBad(e.said), n.isBad(e.heard); said || heard {
-			n.change(id, func(now entry) entry {
-				if said && now.said != nil && now.said.Commit == e.said.Commit {
-					now.said = nil
-				}
-				if heard && now.heard != nil && now.heard.Commit == e.heard.Commit {
-					now.heard = nil
-				}
-				now.checked = time.Time{}
-				return now
-			})
+	last := ""
+	for {
+		ids := n.index.names(last, namesAtOnce)
+		if len(ids) == 0 {
+			break
 		}
+		for _, id := range ids {
+			n.recheck(id)
+		}
+		last = ids[len(ids)-1]
 	}
+	n.sync()
+}
+
+func (n *Names) recheck(id string) {
+	n.apply(id, func(e entry) entry {
+		for _, k := range []**Known{&e.said, &e.heard, &e.taken} {
+			if n.isBad(*k) {
+				*k = nil
+				e.checked = time.Time{}
+			}
+		}
+		return e
+	})
 }
 
 func (n *Names) isBad(k *Known) bool {
 	if k == nil {
 		return false
 	}
-	_, err := n.cfg.Verifier.Open(k.Sealed, k.first, n.cfg.Now())
+	_, err := n.cfg.Verifier.Reopen(k.Sealed, k.first, n.cfg.Now())
 	if err != nil {
 		n.cfg.Log.Warn("a record is believed no more", "kind", k.Kind, "name", k.Name, "version", k.Version, "err", err)
 	}

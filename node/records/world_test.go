@@ -98,7 +98,11 @@ type member struct {
 func (w *world) member(t fataler, dir string, role trust.Role, farm string) *member {
 	t.Helper()
 	m := &member{w: w, signer: w.signer(t, role, farm), dir: dir}
-	m.origin = w.catalog(t, m.signer, w.store)
+	var err error
+	m.origin, err = catalog.New(catalog.Config{Bucket: w.store, Verifier: w.verifier, Signer: m.signer, Recall: func(kind content.Kind, name string) (catalog.Record, bool) { return m.Recall(kind, name) }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	m.restart(t)
 	return m
 }
@@ -109,10 +113,10 @@ func (m *member) self() trust.Identity { return m.signer.Chain.Identity() }
 func (m *member) restart(t fataler) {
 	t.Helper()
 	m.roots = map[rootKey]bool{}
-	if m.origin != nil {
-		m.origin = m.w.catalog(t, m.signer, m.w.store)
-	}
 	reader := func() *catalog.Catalog { return m.origin }
+	if m.Names != nil {
+		m.Close()
+	}
 	var err error
 	m.Names, err = New(Config{
 		Dir: filepath.Join(m.dir, "records"), Reader: reader, Writer: reader, Lost: func(error) { m.lost.Add(1) },

@@ -4,14 +4,12 @@
 package catalog
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
-	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -38,19 +36,16 @@ type Config struct {
 	// Signer signs what is committed here; with the zero Signer each commit is
 	// refused.
 	Signer trust.Signer
+	// Recall returns a record as the origin last showed it to who keeps what is known of
+	// names, also one that is not there any more: what did not change is not read or
+	// checked again, and no version is used twice. nil is for who keeps nothing.
+	Recall func(kind content.Kind, name string) (Record, bool)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Log may be nil.
-	Log *slog.Logger
 }
 
-// Catalog reads and writes records. Safe for concurrent use.
-type Catalog struct {
-	cfg Config
-
-	mu   sync.Mutex        // guards seen
-	seen map[string]Record // by key, the latest version: a list asks only for what changed
-}
+// Catalog reads and writes records, and keeps none. Safe for concurrent use.
+type Catalog struct{ cfg Config }
 
 // New builds a Catalog.
 func New(cfg Config) (*Catalog, error) {
@@ -60,8 +55,10 @@ func New(cfg Config) (*Catalog, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &Catalog{cfg: cfg, seen: map[string]Record{}}, nil
+	if cfg.Recall == nil {
+		cfg.Recall = func(content.Kind, string) (Record, bool) { return Record{}, false }
+	}
+	return &Catalog{cfg}, nil
 }
 
 // Record is a checked envelope, as it was seen at the origin.
@@ -98,66 +95,32 @@ func key(kind content.Kind, name string) string {
 }
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
-// record may be a tombstone, whose version the next one must exceed. A store that
-// goes back behind what this Catalog saw before it asked is ErrCorrupt.
+// record may be a tombstone, whose version the next one must exceed. Whether it is
+// older than one that was there before is for the caller to judge.
 func (c *Catalog) Get(ctx context.Context, kind content.Kind, name string) (Record, error) {
 	if err := kind.CheckName(name); err != nil {
 		return Record{}, err
 	}
-	before, seen := c.recall(kind, name)
 	r, err := c.read(ctx, kind, name)
-	if err == nil && seen && (r.Version < before.Version || r.Version == before.Version && r.Commit != before.Commit) {
-		err = fmt.Errorf("%w: it was rolled back to version %d by %s, an older one or another than was seen; was the bucket restored from a copy?", content.ErrCorrupt, r.Version, r.Signer.Key)
-	}
 	if err != nil {
 		return Record{}, fmt.Errorf("%s %q: %w", kind.Space(), name, err)
 	}
-	return c.remember(r), nil
+	return r, nil
 }
 
-// read reads and checks a record.
+// read reads and checks a record; the bytes that are known have been checked.
 func (c *Catalog) read(ctx context.Context, kind content.Kind, name string) (Record, error) {
 	return bucket.ReadChecked(ctx, c.cfg.Bucket, key(kind, name), content.RecordSizeMax, func(b []byte, info bucket.Info) (Record, error) {
-		now := c.cfg.Now()
-		e, err := c.cfg.Verifier.Open(b, info.Modified, now)
+		now, open := c.cfg.Now(), c.cfg.Verifier.Open
+		if known, ok := c.cfg.Recall(kind, name); ok && bytes.Equal(known.Sealed, b) {
+			open = c.cfg.Verifier.Reopen
+		}
+		e, err := open(b, info.Modified, now)
 		if err == nil && (e.Kind.Space() != kind.Space() || e.Name != name) {
 			err = fmt.Errorf("%w: the record there is of %s %q", content.ErrCorrupt, e.Kind, e.Name)
 		}
 		return Record{e, b, info.ETag, now, info.Modified}, err
 	})
-}
-
-// remember keeps a record that was read or written, and returns it, or a later one
-// that was seen meanwhile.
-func (c *Catalog) remember(r Record) Record {
-	k := key(r.Kind, r.Name)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if later, ok := c.seen[k]; ok && later.Version > r.Version {
-		return later
-	}
-	c.seen[k] = r
-	return r
-}
-
-// recall returns the record of a name as it was last seen.
-func (c *Catalog) recall(kind content.Kind, name string) (Record, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r, ok := c.seen[key(kind, name)]
-	return r, ok
-}
-
-// Recheck drops what this Catalog remembers of records that the Verifier believes no
-// more; call it when keys were revoked.
-func (c *Catalog) Recheck() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for k, r := range c.seen {
-		if _, err := c.cfg.Verifier.Open(r.Sealed, r.FirstSeen(), c.cfg.Now()); err != nil {
-			delete(c.seen, k)
-		}
-	}
 }
 
 const (
@@ -167,15 +130,18 @@ const (
 	listAtOnce = 32
 )
 
-// List yields every record of a namespace, tombstones included, in order of
-// names. It asks the store for one list, and for the records that changed since
-// this Catalog last read them. A record that can't be read or checked is yielded
-// as an error with its name in Record.Name, and the list goes on.
-func (c *Catalog) List(ctx context.Context, space content.Kind) iter.Seq2[Record, error] {
+// List yields the records of a namespace whose names come behind after, tombstones
+// included, in order of names. It asks the store for one list, as far as it is consumed,
+// and for the records that changed since they were seen. A record that can't be read or
+// checked is yielded as an error with its name in Record.Name, and the list goes on.
+func (c *Catalog) List(ctx context.Context, space content.Kind, after string) iter.Seq2[Record, error] {
 	prefix := recordPrefix + string(space.Space()) + "/"
+	if after != "" {
+		after = prefix + after
+	}
 	return func(yield func(Record, error) bool) {
 		batch := make([]bucket.Info, 0, listBatch)
-		for info, err := range c.cfg.Bucket.List(ctx, prefix, "") {
+		for info, err := range c.cfg.Bucket.List(ctx, prefix, after) {
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list %ss: %w", space, err))
 				return
@@ -200,7 +166,7 @@ func (c *Catalog) yieldBatch(ctx context.Context, space content.Kind, batch []bu
 	group.SetLimit(listAtOnce)
 	for i, info := range batch {
 		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
-		if r, ok := c.recall(space, name); ok && r.ETag == info.ETag {
+		if r, ok := c.cfg.Recall(space, name); ok && r.ETag == info.ETag {
 			r.SeenAt = c.cfg.Now()
 			records[i] = r
 			continue
@@ -254,12 +220,34 @@ func (e *TakenError) Unwrap() error { return e.cause }
 // condition that failed, is settled by reading: the commit's own identifier
 // there means success, another record is a *TakenError, and nothing changed
 // means that the write never arrived and is sent again. When that can't be read,
-// the error wraps bucket.ErrUnknown: the record may have been written.
+// the error wraps bucket.ErrUnknown: the record may have been written. A name is
+// created over what is known of it, and looked at first only where it seems to be taken.
 func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
-	base, err := c.baseOf(ctx, ch)
+	base, err := c.baseOf(ch)
 	if err != nil {
 		return Record{}, err
 	}
+	free := base.ETag == "" || base.Tombstone
+	if ch.Base != nil || free {
+		r, err := c.commit(ctx, ch, base)
+		if ch.Base != nil || !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrConflict) {
+			return r, err
+		}
+	}
+	current, err := c.Get(ctx, ch.Kind, ch.Name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		current = c.vacant(ch.Kind, ch.Name)
+	case err != nil:
+		return Record{}, err
+	case !current.Tombstone:
+		return Record{}, &TakenError{current, content.ErrExists}
+	}
+	return c.commit(ctx, ch, current)
+}
+
+// commit seals the change and writes it over the base.
+func (c *Catalog) commit(ctx context.Context, ch Change, base Record) (Record, error) {
 	e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Version: base.Version + 1, SignedAt: c.cfg.Now(), Farm: ch.Farm, Tombstone: ch.Delete, Body: ch.Body}
 	e.Commit = trust.NewCommit()
 	sealed, err := c.cfg.Signer.Seal(e)
@@ -273,8 +261,9 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	return c.write(ctx, mine, sealed, base)
 }
 
-// baseOf returns the record that the change replaces, or the vacant one.
-func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
+// baseOf returns the record that the change replaces, as far as is known, or the vacant
+// one.
+func (c *Catalog) baseOf(ch Change) (Record, error) {
 	if err := ch.Kind.CheckName(ch.Name); err != nil {
 		return Record{}, err
 	}
@@ -288,22 +277,14 @@ func (c *Catalog) baseOf(ctx context.Context, ch Change) (Record, error) {
 	case ch.Delete:
 		return Record{}, fmt.Errorf("delete %s %q: %w: no record was given", ch.Kind, ch.Name, content.ErrInvalid)
 	}
-	current, err := c.Get(ctx, ch.Kind, ch.Name)
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-		return c.vacant(ch.Kind, ch.Name), nil
-	case err != nil:
-		return Record{}, err
-	case !current.Tombstone:
-		return Record{}, &TakenError{current, content.ErrExists}
-	}
-	return current, nil
+	known, _ := c.cfg.Recall(ch.Kind, ch.Name)
+	return known, nil
 }
 
 // vacant stands for the record of a name that is not there. It has no ETag, and
 // the version that was last seen there: none is used again.
 func (c *Catalog) vacant(kind content.Kind, name string) Record {
-	last, _ := c.recall(kind, name)
+	last, _ := c.cfg.Recall(kind, name)
 	last.ETag = ""
 	return last
 }
@@ -316,7 +297,7 @@ func (c *Catalog) Submit(ctx context.Context, sealed []byte, baseETag string) (R
 	if err != nil {
 		return Record{}, err
 	}
-	base, ok := c.recall(mine.Kind, mine.Name)
+	base, ok := c.cfg.Recall(mine.Kind, mine.Name)
 	if !ok || base.ETag != baseETag {
 		base, err = c.Get(ctx, mine.Kind, mine.Name)
 		switch {
@@ -350,9 +331,7 @@ func (c *Catalog) write(ctx context.Context, mine trust.Envelope, sealed []byte,
 	for range commitTries {
 		info, err := c.cfg.Bucket.Put(ctx, key(mine.Kind, mine.Name), bucket.Bytes(sealed), cond)
 		if err == nil {
-			r := Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now()}
-			c.remember(r)
-			return r, nil
+			return Record{Envelope: mine, Sealed: sealed, ETag: info.ETag, SeenAt: c.cfg.Now()}, nil
 		}
 		cause = err
 		if !errors.Is(err, bucket.ErrPrecondition) && !errors.Is(err, bucket.ErrUnknown) {

@@ -20,6 +20,8 @@ type Content struct {
 	Root content.CID
 	// Lineage are the roots before it, the nearest first.
 	Lineage []content.CID
+	// Target is the image that a tag was set on.
+	Target string
 	// Scope says who may read the record: a deleted name's tombstone those of the farm
 	// that had it, or of the mesh.
 	Scope content.Scope
@@ -59,7 +61,7 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head, d.Lineage = &body.Head, body.Lineage
+		d.Head, d.Lineage, d.Target = &body.Head, body.Lineage, body.Target
 	case content.KindVolume:
 		body, err := DecodeVolume(c, e.Body)
 		if err != nil {

@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -69,6 +70,22 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 // allowed ErrForbidden. The kind and name are the signer's claim: the caller
 // compares them with what it asked for.
 func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
+	return v.open(b, seen, now, v.signer)
+}
+
+// Reopen is Open of what Open has checked before and nobody else may have changed since.
+// Its signatures stand: they are looked at again where a key of its chain was revoked.
+func (v *Verifier) Reopen(b []byte, seen, now time.Time) (Envelope, error) {
+	return v.open(b, seen, now, func(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
+		revoked := func(c Certificate) bool { _, ok := v.Revoked(c.Subject); return ok }
+		if len(w.Chain) == 0 || slices.ContainsFunc(w.Chain, revoked) {
+			return v.signer(l, w, at, seen, now)
+		}
+		return w.Chain.Identity(), nil
+	})
+}
+
+func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w sealedWire, at, seen, now time.Time) (Identity, error)) (Envelope, error) {
 	var w envelopeWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
@@ -81,7 +98,7 @@ func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
 	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}, PublicKey{}}
-	id, err := v.signer(labelEnvelope, sealed, e.SignedAt, seen, now)
+	id, err := signer(labelEnvelope, sealed, e.SignedAt, seen, now)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
 	}
