@@ -229,12 +229,12 @@ func TestTheSameDiskUnderTwoNames(t *testing.T) {
 		t.Fatalf("heads %+v and %+v, want two of one root", first.Head, second.Head)
 	}
 	reader := im.reader()
-	byFirst := im.learn(reader, first)
+	im.learn(reader, first)
 	if err := im.read(im.learn(reader, second)); err != nil {
 		t.Errorf("the second: %v", err)
 	}
 	reader = im.reader()
-	byFirst = im.learn(reader, first)
+	byFirst := im.learn(reader, first)
 	im.learn(reader, second)
 	if err := im.read(byFirst); err != nil {
 		t.Errorf("the first: %v", err)

@@ -210,6 +210,9 @@ func TestALookOvertakenByWrites(t *testing.T) {
 		}
 	}})
 	r, err := m.Commit(t.Context(), w.image(t, "debian", content.Mesh(), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
 	slow = true
 	result := make(chan Known, 1)
 	go func() { result <- m.lookup(t, content.KindImage, "debian") }()
