@@ -104,7 +104,9 @@ type Answerer interface {
 type Responder interface {
 	// Data answers one index. It writes the bytes, which are the caller's again then, and
 	// waits for the turn of the next. page is the locator page of a map node, else nil.
-	Data(ctx context.Context, index uint64, v content.Verified, page []byte) error
+	// The asker verifies both and blames this node: they were verified here before,
+	// though perhaps not for this answer.
+	Data(ctx context.Context, index uint64, body, page []byte) error
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error
 	// Queued gives the turn back until the next Data and tells the asker why:

@@ -154,7 +154,7 @@ func (l *library) Want(ctx context.Context, from Peer, req Request, w Responder)
 		if !ok {
 			continue
 		}
-		if w.Data(ctx, index, v, l.page) != nil {
+		if w.Data(ctx, index, v.Bytes(), l.page) != nil {
 			return
 		}
 	}
