@@ -5,8 +5,8 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -26,11 +26,13 @@ type flightKey struct {
 	depth plan.Depth
 }
 
-// flight is one object on its way.
+// flight is one object on its way. It is joined until its bytes have been written to
+// the cache too, or could not be: then they are there, or it is fetched again.
 type flight struct {
 	key  flightKey
 	obj  object
 	job  *job
+	kept chan struct{} // closed when it is joined no more
 	done chan struct{} // closed when it has ended; what follows is set before
 	data content.Verified
 	page content.Verified // of a map node
@@ -40,7 +42,8 @@ type flight struct {
 
 	ended   atomic.Bool // set under the Fetcher's mu
 	counted atomic.Bool // by an image, of those that waited for it
-	waiters int         // guarded by the Fetcher's mu
+	waiters int         // guarded by the Fetcher's mu, as is
+	read    bool        // somebody who joined looks at the bytes
 }
 
 // wait waits for the end of a flight that join returned. It is called once; a
@@ -55,6 +58,38 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 	}
 }
 
+// aheadPatience is how long a guest waits for what was asked for ahead of it while no
+// bytes come: a few chunks' time on the slowest link of use to it.
+const aheadPatience = 300 * time.Millisecond
+
+// flows waits, for a guest, until a flight has ended; false when it is less urgent and
+// nothing comes by its job for aheadPatience. Then guests join none of its flights.
+func (fl *flight) flows(ctx context.Context) bool {
+	for seen := int64(-1); fl.job.how.priority < exchange.PriorityGuest && !fl.ended.Load() && ctx.Err() == nil; {
+		came := fl.job.came.Load()
+		if came == seen {
+			fl.job.slow.Store(true)
+			return false
+		}
+		seen = came
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+		case <-time.After(aheadPatience):
+		}
+	}
+	return true
+}
+
+// waitKept is wait for who wants the bytes in the cache and does not look at them.
+func (fl *flight) waitKept(ctx context.Context) error {
+	if _, err := fl.wait(ctx); err != nil {
+		return err
+	}
+	<-fl.kept // the disk's time
+	return nil
+}
+
 // leave gives up waiting. A job that nobody waits for is ended, unless a guest
 // wanted it: a guest asks again.
 func (f *Fetcher) leave(flights ...*flight) {
@@ -63,9 +98,10 @@ func (f *Fetcher) leave(flights ...*flight) {
 	for _, fl := range flights {
 		fl.waiters--
 	}
+	waited := func(fl *flight) bool { return fl.waiters > 0 && !fl.ended.Load() }
 	for _, fl := range flights {
 		j := fl.job
-		if fl.waiters > 0 || fl.ended.Load() || j.how.priority == exchange.PriorityGuest || j.waited() {
+		if fl.ended.Load() || j.how.priority == exchange.PriorityGuest || slices.ContainsFunc(j.flights, waited) {
 			continue
 		}
 		for _, other := range j.flights { // nobody may join them any more
@@ -75,17 +111,6 @@ func (f *Fetcher) leave(flights ...*flight) {
 		}
 		j.cancel(errUnwanted)
 	}
-}
-
-// waited reports whether anybody waits for a flight of the job. It is called with
-// the Fetcher's mu.
-func (j *job) waited() bool {
-	for _, fl := range j.flights {
-		if fl.waiters > 0 && !fl.ended.Load() {
-			return true
-		}
-	}
-	return false
 }
 
 // join returns a flight for each object: one under way, or a new one. New ones
@@ -108,11 +133,12 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 				j = newJob(f, rs, run, how)
 				jobs[run] = j
 			}
-			fl = &flight{key: key, obj: o, job: j, done: make(chan struct{})}
+			fl = &flight{key: key, obj: o, job: j, kept: make(chan struct{}), done: make(chan struct{})}
 			j.flights = append(j.flights, fl)
 			f.flights[fl.key] = fl
 		}
 		fl.waiters++
+		fl.read = fl.read || how.priority == exchange.PriorityGuest || how.from != ""
 		out[i] = fl
 	}
 	for _, j := range jobs {
@@ -155,12 +181,17 @@ func (f *Fetcher) depths(objects []object, how request) map[pack.Run]plan.Depth 
 	return out
 }
 
-// underway returns a flight that a request may join: as deep or deeper, and as
-// urgent where a guest waits. It is called with mu.
+// underway returns a flight that a request may join: one that has landed, or is as deep
+// or deeper, and where a guest waits as urgent, or asked for ahead of it and coming. It is
+// called with mu.
 func (f *Fetcher) underway(key flightKey, p exchange.Priority) *flight {
-	for ; int(key.depth) < plan.Depths; key.depth++ {
+	least := key.depth
+	for key.depth = 0; int(key.depth) < plan.Depths; key.depth++ {
 		fl := f.flights[key]
-		if fl != nil && (p < exchange.PriorityGuest || fl.job.how.priority == p) {
+		if fl == nil || key.depth < least && !fl.ended.Load() {
+			continue
+		}
+		if fl.ended.Load() || p < exchange.PriorityGuest || fl.job.how.priority >= exchange.PriorityReadahead && !fl.job.slow.Load() {
 			return fl
 		}
 	}
@@ -172,55 +203,75 @@ type arrival struct {
 	obj  object
 	data content.Verified
 	page content.Verified // of a map node
+	node *mapNode         // of a map node
 	from Source
+	lent *exchange.Data // what data lies in, if that is to be given back
 }
 
-// land keeps an object and ends the flights that wait for it, at any depth; own
-// is one that may be hidden by a more urgent one, or nil. Without room in the
-// cache the object is handed on all the same.
+// land ends the flights that wait for an object, at any depth, and keeps it; a chunk is
+// kept then, as who waits for it does not wait for the disk. own is a flight that may be
+// hidden by a more urgent one, or nil. Without room in the cache the object is handed on
+// all the same.
 func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
-	var node *mapNode
 	if a.obj.pos.Level > 0 {
-		var err error
-		if node, err = f.decodeNode(rs, a.obj.pos, a); err != nil {
+		node, err := f.decodeNode(rs, a.obj.pos, a)
+		if err != nil {
 			return err
 		}
-	}
-	if a.from != FromCache {
-		f.keep(rs, a.page, a.obj.reach)
-		f.keep(rs, a.data, a.obj.reach)
-	}
-	if node != nil {
+		f.keep(rs, a.page, a)
+		f.keep(rs, a.data, a)
 		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.pos), node)
-	} else {
+		a.node, a.lent = node, nil // it lies in the bytes
+	}
+	landed := f.finish(a, own)
+	if a.node == nil {
+		f.keep(rs, a.data, a)
 		f.show(rs, a.obj)
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if own != nil {
-		f.finish(own, a, node, nil)
-	}
-	for d := range plan.Depth(plan.Depths) {
-		if fl := f.flights[flightKey{a.obj.key(), d}]; fl != nil {
-			f.finish(fl, a, node, nil)
+	for _, fl := range landed {
+		if fl.read {
+			a.lent = nil
 		}
+		f.leaveOut(fl)
+	}
+	f.mu.Unlock()
+	if a.lent != nil {
+		a.lent.Free()
 	}
 	return nil
 }
 
-// finish ends a flight. It is called with mu.
-func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
-	if f.flights[fl.key] == fl {
-		delete(f.flights, fl.key)
+// finish ends the flights of an object that have not, and returns them.
+func (f *Fetcher) finish(a arrival, own *flight) []*flight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	flights := []*flight{own}
+	for d := range plan.Depth(plan.Depths) {
+		flights = append(flights, f.flights[flightKey{a.obj.key(), d}])
 	}
+	return slices.DeleteFunc(flights, func(fl *flight) bool { return fl == nil || !f.end(fl, a, nil) })
+}
+
+// end ends a flight, unless it has. It is called with mu.
+func (f *Fetcher) end(fl *flight, a arrival, err error) bool {
 	if fl.ended.Swap(true) {
-		return
+		return false
 	}
-	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, node, err
+	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, a.node, err
 	close(fl.done)
 	if fl.job.open--; fl.job.open == 0 {
 		close(fl.job.landed)
 	}
+	return true
+}
+
+// leaveOut has nobody join a flight any more that has ended. It is called with mu.
+func (f *Fetcher) leaveOut(fl *flight) {
+	if f.flights[fl.key] == fl {
+		delete(f.flights, fl.key)
+	}
+	close(fl.kept)
 }
 
 // show notes a chunk that has landed in the bitmaps of its root, by whatever head.
@@ -236,10 +287,11 @@ func (f *Fetcher) show(rs *rootState, o object) {
 	}
 }
 
-// keep puts bytes into the cache, if there is room and there are any. They were
-// obtained for that reach, which the root has had.
-func (f *Fetcher) keep(rs *rootState, v content.Verified, reach cache.Reach) {
-	if len(v.Bytes()) == 0 {
+// keep puts bytes of an arrival into the cache, if there is room and they are not from
+// there. They were obtained for its reach, which the root has had.
+func (f *Fetcher) keep(rs *rootState, v content.Verified, a arrival) {
+	reach := a.obj.reach
+	if len(v.Bytes()) == 0 || a.from == FromCache {
 		return
 	}
 	if err := f.cfg.Cache.Put(v, min(reach, rs.reach())); err != nil && !errors.Is(err, content.ErrNoSpace) {

@@ -31,6 +31,8 @@ type job struct {
 	work    sync.WaitGroup        // the asks that are under way
 	landed  chan struct{}         // closed when all flights have ended
 	open    int                   // those that have not; guarded by the Fetcher's mu
+	came    atomic.Int64          // when an object last came from a member
+	slow    atomic.Bool           // no guest is to wait for it
 	failure error                 // of the origin; set before the event that tells fly
 }
 
@@ -91,7 +93,10 @@ func (j *job) fly() {
 
 // awaitOthers waits for reads of the origin that bring in flights of this job.
 func (j *job) awaitOthers(most time.Duration) {
-	reads := j.underWay()
+	left := j.left()
+	j.f.mu.Lock()
+	reads := j.f.readsOf(left)
+	j.f.mu.Unlock()
 	if len(reads) == 0 {
 		return
 	}
@@ -196,7 +201,9 @@ func (j *job) fail(err error) {
 	j.f.mu.Lock()
 	defer j.f.mu.Unlock()
 	for _, fl := range j.flights {
-		j.f.finish(fl, arrival{}, nil, err)
+		if j.f.end(fl, arrival{}, err) {
+			j.f.leaveOut(fl)
+		}
 	}
 }
 
@@ -336,6 +343,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	}
 	ctx, cancel := context.WithCancel(ask.ctx)
 	defer cancel()
+	var mu sync.Mutex // guards o
+	var checks sync.WaitGroup
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -345,24 +354,31 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		source = FromFarm
 	}
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
-	o.err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
+	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
+		if d, ok := r.(*exchange.Data); ok {
+			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
+				d.Take()
+				j.f.checks.Run(&checks, req.Priority == exchange.PriorityGuest, func() {
+					lie, err := j.receive(ask, fl, source, d)
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case lie:
+						o.lied = true
+						j.f.lied(to, err.Error())
+						cancel()
+					case err != nil:
+						o.useless = err
+					default:
+						o.some = true
+					}
+				})
+			}
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
 		switch r := r.(type) {
-		case *exchange.Data:
-			fl := byIndex[r.Index]
-			if fl == nil || fl.ended.Load() {
-				return
-			}
-			switch lie, err := j.receive(fl, source, r); {
-			case lie:
-				o.lied = true
-				j.f.lied(to, err.Error())
-				cancel()
-			case err != nil:
-				o.useless = err
-			default:
-				o.some = true
-				ask.came.Store(time.Now().UnixNano())
-			}
 		case exchange.Absent:
 			o.absent = true
 			if j.level() == 0 {
@@ -374,6 +390,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			o.refer = r.Peer
 		}
 	})
+	checks.Wait()
+	o.err = err
 	return o
 }
 
@@ -383,8 +401,8 @@ var errOtherPage = errors.New("has the same content in other packs")
 
 // receive checks what a member sent and lands it. It is a lie when it is not the
 // object that was asked for; a map node that can't be used is its maker's fault.
-func (j *job) receive(fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
-	a := arrival{obj: fl.obj, from: from}
+func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
+	a := arrival{obj: fl.obj, from: from, lent: r}
 	if a.data, err = content.Verify(fl.obj.id, r.Body); err != nil {
 		return true, err
 	}
@@ -393,7 +411,8 @@ func (j *job) receive(fl *flight, from Source, r *exchange.Data) (lie bool, err 
 			return false, errOtherPage
 		}
 	}
-	r.Take()
+	j.came.Store(time.Now().UnixNano())
+	ask.came.Store(j.came.Load())
 	j.f.count(from, len(r.Body)+len(r.Page))
 	return false, j.f.land(j.rs, a, fl)
 }
