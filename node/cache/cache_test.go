@@ -431,3 +431,46 @@ func churn(t *testing.T, dir string) {
 		fmt.Printf("put %d\n", n)
 	}
 }
+
+// TestReadForHashesOnceADay: what goes to peers is hashed at its first touch after a
+// start, and a day later again; it goes no farther than it may.
+func TestReadForHashesOnceADay(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	cfg := Config{Dir: t.TempDir(), ScrubRate: -1, Now: func() time.Time { return now }}
+	c, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(v content.Verified) ([]byte, error) { return c.ReadFor(v.CID(), ReachMesh, nil) }
+	fresh, started, old := object(1, 128<<10), object(2, 128<<10), object(3, 100)
+	for _, v := range []content.Verified{fresh, started, old} {
+		put(t, c, v)
+		if b, err := read(v); err != nil || !bytes.Equal(b, v.Bytes()) {
+			t.Fatalf("ReadFor: %v, or other bytes", err)
+		}
+	}
+	if _, err := c.ReadFor(fresh.CID(), ReachPublic, nil); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("farther than it goes: %v", err)
+	}
+	rot(t, c, fresh.CID(), 5)
+	if b, err := read(fresh); err != nil || bytes.Equal(b, fresh.Bytes()) {
+		t.Errorf("it was hashed again, though that was done today: %v", err)
+	}
+	rot(t, c, old.CID(), 5)
+	now = now.Add(recheckAfter)
+	c.tick()
+	if _, err := read(old); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("rotten for a day: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rot(t, c, started.CID(), 5)
+	if _, err := read(started); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("rotten at a start: %v", err)
+	}
+}

@@ -119,8 +119,8 @@ func (c *Cache) readChecked(id content.CID, p []byte, off int) error {
 	return nil
 }
 
-// Get returns the whole chunk, hashed again: what leaves for a peer. buf is used
-// for the bytes if its capacity is large enough. Errors are those of ReadAt.
+// Get returns the whole chunk, hashed again. buf is used for the bytes if its
+// capacity is large enough. Errors are those of ReadAt.
 func (c *Cache) Get(id content.CID, buf []byte) (content.Verified, error) {
 	k := c.secret.key(id)
 	for range readTries {
@@ -141,8 +141,34 @@ func (c *Cache) Get(id content.CID, buf []byte) (content.Verified, error) {
 	return content.Verified{}, c.miss()
 }
 
-// verify reads and hashes an object; a bad one is dropped. A removed one says again.
-func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified, again bool, err error) {
+// ReadFor returns the bytes of a whole chunk that may go that far, for a peer, who
+// hashes them again: here they are hashed only if they were not since the start, nor
+// for recheckAfter. Else it is GetFor.
+func (c *Cache) ReadFor(id content.CID, reach Reach, buf []byte) ([]byte, error) {
+	k := c.secret.key(id)
+	for range readTries {
+		s, ok := c.look(k)
+		if !ok || s.reach < reach {
+			break
+		}
+		if s.word.day() != c.day(k.tag) {
+			v, err := c.Get(id, buf)
+			return v.Bytes(), err
+		}
+		b, again, err := c.whole(id, s, buf)
+		if again {
+			continue
+		}
+		if err == nil {
+			c.hit(s)
+		}
+		return b, err
+	}
+	return nil, c.miss()
+}
+
+// whole reads an object. A removed one says again.
+func (c *Cache) whole(id content.CID, s sight, buf []byte) (b []byte, again bool, err error) {
 	length, ok := c.length(id, s)
 	if cap(buf) < length {
 		buf = make([]byte, length)
@@ -151,9 +177,17 @@ func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified,
 	ok = ok && c.pread(s, buf, 0)
 	switch {
 	case !c.still(s):
-		return v, true, nil
+		return nil, true, nil
 	case !ok:
-		return v, false, c.unreadable(id, s)
+		return nil, false, c.unreadable(id, s)
+	}
+	return buf, false, nil
+}
+
+// verify reads and hashes an object; a bad one is dropped. A removed one says again.
+func (c *Cache) verify(id content.CID, s sight, buf []byte) (v content.Verified, again bool, err error) {
+	if buf, again, err = c.whole(id, s, buf); again || err != nil {
+		return v, again, err
 	}
 	if v, err = content.Verify(id, buf); err == nil {
 		c.checked(s)

@@ -225,7 +225,7 @@ type held struct {
 	gate chan struct{}
 }
 
-func (h held) Data(ctx context.Context, index uint64, v content.Verified, page []byte) error {
+func (h held) Data(ctx context.Context, index uint64, body, page []byte) error {
 	if h.Responder.Queued(0) != nil {
 		return errCancelled
 	}
@@ -234,7 +234,7 @@ func (h held) Data(ctx context.Context, index uint64, v content.Verified, page [
 	for {
 		select {
 		case <-h.gate:
-			return h.Responder.Data(ctx, index, v, page)
+			return h.Responder.Data(ctx, index, body, page)
 		case <-tick.C:
 			if err := h.Progress(); err != nil {
 				return err

@@ -107,35 +107,22 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	key := crowdKey{s.rs.id, o.at.Run(), s.how.reach, near}
-	s.f.mu.Lock()
-	c := s.f.crowds[key]
-	if c == nil {
-		c = new(plan.Crowd)
-		s.f.crowds[key] = c
-	}
-	to, referred := c.Begin(s.how.from)
-	s.f.mu.Unlock()
+	to, referred := s.f.crowds.Begin(key, s.how.from)
 	if referred {
 		s.f.metrics.referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
 	}
-	return func(whole bool) {
-		s.f.mu.Lock()
-		defer s.f.mu.Unlock()
-		if c.End(s.how.from, whole); c.Idle() && s.f.crowds[key] == c {
-			delete(s.f.crowds, key)
-		}
-	}, false
+	return func(whole bool) { s.f.crowds.End(key, s.how.from, whole) }, false
 }
 
 // send answers one index.
-func (s *serving) send(ctx context.Context, index uint64, v content.Verified, page []byte) error {
-	if err := s.w.Data(ctx, index, v, page); err != nil {
+func (s *serving) send(ctx context.Context, index uint64, body, page []byte) error {
+	if err := s.w.Data(ctx, index, body, page); err != nil {
 		return err
 	}
 	s.left--
-	s.f.metrics.served(len(v.Bytes()) + len(page))
+	s.f.metrics.served(len(body) + len(page))
 	return nil
 }
 
@@ -144,15 +131,15 @@ func (s *serving) send(ctx context.Context, index uint64, v content.Verified, pa
 func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 	var buf []byte
 	for _, index := range s.req.Indexes {
-		v, page, ok := s.held(ctx, index, buf)
+		body, page, ok := s.held(ctx, index, buf)
 		if !ok {
 			missing = append(missing, index)
 			continue
 		}
-		if err := s.send(ctx, index, v, page); err != nil {
+		if err := s.send(ctx, index, body, page); err != nil {
 			return nil, err
 		}
-		buf = v.Bytes()[:0]
+		buf = body[:0]
 	}
 	return missing, nil
 }
@@ -164,25 +151,25 @@ func (s *serving) here() request {
 	return how
 }
 
-// held returns an object that the cache holds and that goes as far as the root, hashed
-// again. Its name is looked up in what this node has of the map; nobody else is asked.
-// A map node has been decoded as the root's, with its page.
-func (s *serving) held(ctx context.Context, index uint64, buf []byte) (v content.Verified, page []byte, ok bool) {
+// held returns an object that the cache holds and that goes as far as the root. Its
+// name is looked up in what this node has of the map; nobody else is asked. A map node
+// has been decoded as the root's, with its page.
+func (s *serving) held(ctx context.Context, index uint64, buf []byte) (body, page []byte, ok bool) {
 	o, ok, err := s.locate(ctx, index, s.here())
 	if err != nil || !ok {
-		return v, nil, false
+		return nil, nil, false
 	}
 	if s.req.Level > 0 {
 		n, err := s.f.node(ctx, s.rs, o.pos, s.here())
 		if err != nil || n == nil || n.id != o.id || n.page != o.page {
-			return v, nil, false
+			return nil, nil, false
 		}
 	}
-	if v, err = s.f.cfg.Cache.GetFor(o.id, s.how.reach, buf); err != nil || s.req.Level == 0 {
-		return v, nil, err == nil
+	if body, err = s.f.cfg.Cache.ReadFor(o.id, s.how.reach, buf); err != nil || s.req.Level == 0 {
+		return body, nil, err == nil
 	}
-	p, err := s.f.cfg.Cache.GetFor(o.page, s.how.reach, nil)
-	return v, p.Bytes(), err == nil
+	page, err = s.f.cfg.Cache.ReadFor(o.page, s.how.reach, nil)
+	return body, page, err == nil
 }
 
 // bringIn fetches what is missing and answers as it comes, a part at a time.
@@ -229,7 +216,7 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 		if err != nil {
 			err = s.absent(objects[i].pos.Index, err)
 		} else {
-			err = s.send(ctx, objects[i].pos.Index, v, fl.page.Bytes())
+			err = s.send(ctx, objects[i].pos.Index, v.Bytes(), fl.page.Bytes())
 		}
 		if err != nil {
 			s.f.leave(flights[i+1:]...)

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/waits"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -16,68 +16,17 @@ import (
 // stands still.
 const IOTimeoutDefault = 5 * time.Minute
 
-// back is what those wait for who wait for a source. Safe for concurrent use.
-type back struct {
-	mu sync.Mutex    // guards ch
-	ch chan struct{} // closed when one is back; nil while nobody waits
-}
-
-func (b *back) wait() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ch == nil {
-		b.ch = make(chan struct{})
-	}
-	return b.ch
-}
-
 // OriginBack has the reads that wait ask again at once: the origin answers again.
-func (f *Fetcher) OriginBack() {
-	f.back.mu.Lock()
-	defer f.back.mu.Unlock()
-	if f.back.ch != nil {
-		close(f.back.ch)
-		f.back.ch = nil
-	}
-}
+func (f *Fetcher) OriginBack() { f.back.Tell() }
 
 // Waiting says what guests of an image wait for.
-type Waiting struct {
-	// Reads that every source has failed, for now; Since is when the first of them
-	// began, and Why the latest reason.
-	Reads int
-	Since time.Time
-	Why   error
-	// Timeout is how long each of them waits.
-	Timeout time.Duration
-}
+type Waiting = waits.Waiting
 
 // Waiting returns the reads of this handle that wait for a source to come back.
 func (m *Image) Waiting() Waiting {
-	m.waits.mu.Lock()
-	defer m.waits.mu.Unlock()
-	w := m.waits.Waiting
+	w := m.waits.Now()
 	w.Timeout = m.f.cfg.IOTimeout
 	return w
-}
-
-// waits are those of one image.
-type waits struct {
-	mu sync.Mutex // guards Waiting
-	Waiting
-}
-
-func (w *waits) note(reads int, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.Reads == 0 {
-		w.Since = time.Now()
-	}
-	if w.Reads += reads; w.Reads == 0 {
-		w.Waiting = Waiting{}
-		return
-	}
-	w.Why = err
 }
 
 // mayCome reports whether what failed so may come right. A climb that was final is
@@ -92,7 +41,7 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 	defer cancel()
 	last := error(content.ErrUnavailable)
 	for n := 0; ; n++ {
-		back := m.f.back.wait()
+		back := m.f.back.Wait()
 		err := try(within)
 		if err == nil || !mayCome(err) && within.Err() == nil {
 			return err
@@ -103,10 +52,10 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 		if n == 0 {
 			m.f.metrics.waits.Inc()
 			m.f.metrics.waiting.Inc()
-			m.waits.note(1, last)
-			defer func() { m.f.metrics.waiting.Dec(); m.waits.note(-1, nil) }()
+			m.waits.Note(1, last)
+			defer func() { m.f.metrics.waiting.Dec(); m.waits.Note(-1, nil) }()
 		} else {
-			m.waits.note(0, last)
+			m.waits.Note(0, last)
 		}
 		select {
 		case <-back:

@@ -353,6 +353,7 @@ type imageConfig struct {
 	hole   int // so many chunks before them
 	scope  content.Scope
 	seed   uint64
+	dense  bool // no holes, and bytes that don't compress
 	// older shares its chunks with the image, but for every changed-th.
 	older   *image
 	changed int
@@ -377,13 +378,16 @@ func (w *world) publish(cfg imageConfig) *image {
 	b, err := build.New(ctx, bc)
 	w.check(err)
 	for i := range im.chunks {
-		if i < cfg.hole || i%7 == 3 {
+		if i < cfg.hole || i%7 == 3 && !cfg.dense {
 			continue
 		}
 		if cfg.older != nil && i%cfg.changed != 0 {
 			im.chunks[i] = cfg.older.chunks[i]
 		} else {
 			im.chunks[i] = randomChunk(cfg.seed, i)
+			if cfg.dense {
+				copy(im.chunks[i][len(im.chunks[i])/2:], randomChunk(^cfg.seed, i))
+			}
 		}
 		w.check(b.Add(ctx, uint64(i), im.chunks[i]))
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -68,12 +69,18 @@ type Data struct {
 	Page []byte
 
 	taken bool
+	pool  *scratch.Pool
+	lent  [2]*[]byte // what Body and Page lie in
 }
 
-// Take makes Body and Page the caller's for good.
-func (d *Data) Take() (body, page []byte) {
-	d.taken = true
-	return d.Body, d.Page
+// Take makes the Data the caller's, for good or until it calls Free.
+func (d *Data) Take() { d.taken = true }
+
+// Free gives the memory back, once nobody looks at Body and Page any more.
+func (d *Data) Free() {
+	for _, b := range d.lent {
+		d.pool.Put(b)
+	}
 }
 
 // Server answers requests for content. Its methods are called concurrently.
@@ -104,7 +111,9 @@ type Answerer interface {
 type Responder interface {
 	// Data answers one index. It writes the bytes, which are the caller's again then, and
 	// waits for the turn of the next. page is the locator page of a map node, else nil.
-	Data(ctx context.Context, index uint64, v content.Verified, page []byte) error
+	// The asker verifies both and blames this node: they were verified here before,
+	// though perhaps not for this answer.
+	Data(ctx context.Context, index uint64, body, page []byte) error
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error
 	// Nowhere is Absent by the word of the origin.

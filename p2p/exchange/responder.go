@@ -129,7 +129,7 @@ func (r *responder) yield() {
 }
 
 // Data answers one index; see Responder.
-func (r *responder) Data(ctx context.Context, index uint64, v content.Verified, page []byte) error {
+func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
 	if err := r.hold(ctx); err != nil {
@@ -141,7 +141,7 @@ func (r *responder) Data(ctx context.Context, index uint64, v content.Verified, 
 	if err != nil {
 		return fmt.Errorf("answer %d: %w", index, err)
 	}
-	if err := r.write(index, v.Bytes(), page); err != nil {
+	if err := r.write(index, body, page); err != nil {
 		return fmt.Errorf("answer %d: %w", index, err)
 	}
 	if left == 0 {

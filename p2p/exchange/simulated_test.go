@@ -216,7 +216,7 @@ func TestProgressKeepsARequestAlive(t *testing.T) {
 			<-time.After(ProgressInterval)
 			w.Progress()
 		}
-		w.Data(ctx, 0, l.chunks[0], nil)
+		w.Data(ctx, 0, l.chunks[0].Bytes(), nil)
 	}
 	simulate(t, l, func(t *testing.T, server, client *member) {
 		var got []string
