@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch/checks"
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/patience"
@@ -128,8 +130,10 @@ type Fetcher struct {
 	metrics metrics
 	bytes   counters
 	loads   *turns.Turns[loadKey] // bytes that are brought in for others
+	checks  checks.Pool
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
+	crowds  crowds.Book[crowdKey]
 	shown   *shown.Book
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
@@ -144,7 +148,6 @@ type Fetcher struct {
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
 	objects map[objectKey]*onItsWay
-	crowds  map[crowdKey]*plan.Crowd
 	running sync.WaitGroup
 }
 
@@ -165,9 +168,9 @@ func New(cfg Config) (*Fetcher, error) {
 		cfg.Origin = func() Origin { return nil }
 	}
 	f := &Fetcher{
-		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax),
+		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{},
-		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm), crowds: map[crowdKey]*plan.Crowd{},
+		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.metrics = newMetrics(&f.bytes)
 	f.shown = newBook(f)

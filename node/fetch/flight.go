@@ -3,9 +3,10 @@ package fetch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
+	"time"
 
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -41,11 +42,13 @@ func (f *Fetcher) settle(key objectKey) {
 	}
 }
 
-// flight is one object on its way.
+// flight is one object on its way. It is joined until its bytes have been written to
+// the cache too, or could not be: then they are there, or it is fetched again.
 type flight struct {
 	*plan.Flight
 	obj  object
 	job  *job
+	kept chan struct{} // closed when it is joined no more
 	done chan struct{} // closed when it has ended; what follows is set before
 	data content.Verified
 	page content.Verified // of a map node
@@ -55,6 +58,7 @@ type flight struct {
 
 	ended   atomic.Bool // set under the Fetcher's mu
 	counted atomic.Bool // by an image, of those that waited for it
+	read    bool        // somebody who joined looks at the bytes; guarded by the Fetcher's mu
 }
 
 // wait waits for the end of a flight that join returned. It is called once; a
@@ -67,6 +71,38 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 		fl.job.f.leave(fl)
 		return content.Verified{}, context.Cause(ctx)
 	}
+}
+
+// aheadPatience is how long a guest waits for what was asked for ahead of it while no
+// bytes come: a few chunks' time on the slowest link of use to it.
+const aheadPatience = 300 * time.Millisecond
+
+// flows waits, for a guest, until a flight has ended; false when it is less urgent and
+// nothing comes by its job for aheadPatience. Then guests join none of its flights.
+func (fl *flight) flows(ctx context.Context) bool {
+	for seen := int64(-1); fl.job.how.priority < exchange.PriorityGuest && !fl.ended.Load() && ctx.Err() == nil; {
+		came := fl.job.came.Load()
+		if came == seen {
+			fl.job.f.think(func(*plan.Member) { fl.job.climb.Slow = true })
+			return false
+		}
+		seen = came
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+		case <-time.After(aheadPatience):
+		}
+	}
+	return true
+}
+
+// waitKept is wait for who wants the bytes in the cache and does not look at them.
+func (fl *flight) waitKept(ctx context.Context) error {
+	if _, err := fl.wait(ctx); err != nil {
+		return err
+	}
+	<-fl.kept // the disk's time
+	return nil
 }
 
 // leave gives up waiting; a job that nobody waits for any more is ended.
@@ -109,11 +145,13 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 			j := newJob(f, rs, run, how, climb)
 			for i, fl := range flights {
 				if fl.Of == nil {
-					own := &flight{Flight: fl, obj: objects[places[i]], job: j, done: make(chan struct{})}
+					own := &flight{Flight: fl, obj: objects[places[i]], job: j, kept: make(chan struct{}), done: make(chan struct{})}
 					fl.Of = own
 					j.flights = append(j.flights, own)
 				}
-				out[places[i]] = fl.Of.(*flight)
+				own := fl.Of.(*flight)
+				own.read = own.read || how.priority == exchange.PriorityGuest || how.from != ""
+				out[places[i]] = own
 			}
 			if j == nil {
 				continue
@@ -137,7 +175,7 @@ func (rs *rootState) wants(run pack.Run, level int, how request) plan.Config {
 	hurry := how.priority == exchange.PriorityGuest
 	return plan.Config{
 		Key: runKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth,
-		From: how.from, FromFarm: how.fromFarm, Guest: hurry && how.from == "", Hurry: hurry,
+		From: how.from, FromFarm: how.fromFarm, Ahead: how.priority == exchange.PriorityReadahead, Guest: hurry && how.from == "", Hurry: hurry,
 	}
 }
 
@@ -146,55 +184,78 @@ type arrival struct {
 	obj  object
 	data content.Verified
 	page content.Verified // of a map node
+	node *mapNode         // of a map node
 	from Source
+	lent *exchange.Data // what data lies in, if that is to be given back
 }
 
-// land keeps an object and ends the flights that wait for it, at any depth; own
-// is one that may be hidden by a more urgent one, or nil. Without room in the
-// cache the object is handed on all the same.
+// land ends the flights that wait for an object, at any depth, and keeps it; a chunk is
+// kept then, as who waits for it does not wait for the disk. own is a flight that may be
+// hidden by a more urgent one, or nil. Without room in the cache the object is handed on
+// all the same.
 func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
-	var node *mapNode
 	if a.obj.pos.Level > 0 {
-		var err error
-		if node, err = f.decodeNode(rs, a.obj.pos, a); err != nil {
+		node, err := f.decodeNode(rs, a.obj.pos, a)
+		if err != nil {
 			return err
 		}
-	}
-	if a.from != FromCache {
-		f.keep(rs, a.page, a.obj.reach)
-		f.keep(rs, a.data, a.obj.reach)
-	}
-	if node != nil {
+		f.keep(rs, a.page, a)
+		f.keep(rs, a.data, a)
 		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.pos), node)
-	} else {
+		a.node, a.lent = node, nil // it lies in the bytes
+	}
+	landed := f.finish(a, own)
+	if a.node == nil {
+		f.keep(rs, a.data, a)
 		f.show(rs, a.obj)
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if own != nil {
-		f.finish(own, a, node, nil)
-	}
-	if o := f.objects[a.obj.key()]; o != nil {
-		for fl := range o.Flights {
-			f.finish(fl.Of.(*flight), a, node, nil)
+	for _, fl := range landed {
+		if fl.read {
+			a.lent = nil
 		}
+		f.leaveOut(fl)
+	}
+	f.mu.Unlock()
+	if a.lent != nil {
+		a.lent.Free()
 	}
 	return nil
 }
 
-// finish ends a flight. It is called with mu.
-func (f *Fetcher) finish(fl *flight, a arrival, node *mapNode, err error) {
-	last, ok := fl.End()
-	f.settle(fl.obj.key())
-	if !ok {
-		return
+// finish ends the flights of an object that have not, and returns them.
+func (f *Fetcher) finish(a arrival, own *flight) []*flight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	flights := []*flight{own}
+	if o := f.objects[a.obj.key()]; o != nil {
+		for fl := range o.Flights {
+			flights = append(flights, fl.Of.(*flight))
+		}
 	}
-	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, node, err
+	return slices.DeleteFunc(flights, func(fl *flight) bool { return fl == nil || !f.end(fl, a, nil) })
+}
+
+// end ends a flight, unless it has. It is called with mu.
+func (f *Fetcher) end(fl *flight, a arrival, err error) bool {
+	last, ok := fl.End()
+	if !ok {
+		return false
+	}
+	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, a.node, err
 	fl.ended.Store(true)
 	close(fl.done)
 	if last {
 		close(fl.job.landed)
 	}
+	return true
+}
+
+// leaveOut has nobody join a flight any more that has ended. It is called with mu.
+func (f *Fetcher) leaveOut(fl *flight) {
+	fl.LeaveOut()
+	f.settle(fl.obj.key())
+	close(fl.kept)
 }
 
 // show notes a chunk that has landed in the bitmaps of its root, by whatever head.
@@ -207,10 +268,11 @@ func (f *Fetcher) show(rs *rootState, o object) {
 	}
 }
 
-// keep puts bytes into the cache, if there is room and there are any. They were
-// obtained for that reach, which the root has had.
-func (f *Fetcher) keep(rs *rootState, v content.Verified, reach cache.Reach) {
-	if len(v.Bytes()) == 0 {
+// keep puts bytes of an arrival into the cache, if there is room and they are not from
+// there. They were obtained for its reach, which the root has had.
+func (f *Fetcher) keep(rs *rootState, v content.Verified, a arrival) {
+	reach := a.obj.reach
+	if len(v.Bytes()) == 0 || a.from == FromCache {
 		return
 	}
 	if err := f.cfg.Cache.Put(v, min(reach, rs.reach())); err != nil && !errors.Is(err, content.ErrNoSpace) {

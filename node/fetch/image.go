@@ -102,11 +102,12 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if run, ok := m.ahead.Reached(index); ok {
 		m.runAhead(run)
 	}
-	if leaf := m.rs.Load().leaf(index); leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
+	leaf := m.rs.Load().leaf(index)
+	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	ahead := sync.OnceFunc(func() { m.runAhead(m.ahead.Missed(index)) })
-	return m.patiently(ctx, func(ctx context.Context) error { return m.readChunk(ctx, index, off, p, ahead) })
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
+	return m.patiently(ctx, r.climb)
 }
 
 // readHere is ReadChunk of what is on this disk.
@@ -122,26 +123,49 @@ func (m *Image) readHere(id content.CID, off int, p []byte) bool {
 	return true
 }
 
-// readChunk is ReadChunk by one climb; missed is called once that is under way.
-func (m *Image) readChunk(ctx context.Context, index uint64, off int, p []byte, missed func()) error {
-	return m.byHeads(ctx, func(rs *rootState) error {
-		o, _, err := m.f.chunk(ctx, rs, index, byGuest())
-		if err != nil || m.readHere(o.id, off, p) { // the zero object is a hole
-			return err
+// guestRead is a ReadChunk of what is not here.
+type guestRead struct {
+	m      *Image
+	index  uint64
+	off    int
+	p      []byte
+	looked bool // into the cache, for the next climb
+	missed bool // readahead was told
+}
+
+// climb tries the sources once.
+func (r *guestRead) climb(ctx context.Context) error {
+	return r.m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
+}
+
+func (r *guestRead) read(ctx context.Context, rs *rootState) error {
+	m, off, p := r.m, r.off, r.p
+	o, ok, err := m.f.chunk(ctx, rs, r.index, byGuest())
+	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
+		return err
+	}
+	r.looked = false
+	fl := m.f.join(rs, []object{o}, byGuest())[0]
+	if !r.missed && !fl.ended.Load() {
+		r.missed = true
+		if run, ok := m.ahead.Missed(r.index); ok {
+			m.runAhead(run)
 		}
-		fl := m.f.join(rs, []object{o}, byGuest())[0]
-		missed()
-		v, err := fl.wait(ctx)
-		if err != nil {
-			return err
-		}
-		if off < 0 || off+len(p) > len(v.Bytes()) {
-			return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", index, rs.id, content.ErrCorrupt, len(v.Bytes()))
-		}
-		m.count(fl)
-		copy(p, v.Bytes()[off:])
-		return nil
-	})
+	}
+	if !fl.flows(ctx) {
+		m.f.leave(fl)
+		fl = m.f.join(rs, []object{o}, byGuest())[0]
+	}
+	v, err := fl.wait(ctx)
+	if err != nil {
+		return err
+	}
+	if off < 0 || off+len(p) > len(v.Bytes()) {
+		return fmt.Errorf("chunk %d of root %s: %w: it has %d bytes", r.index, rs.id, content.ErrCorrupt, len(v.Bytes()))
+	}
+	m.count(fl)
+	copy(p, v.Bytes()[off:])
+	return nil
 }
 
 // count counts what a flight has brought, once, however many waited for it.
@@ -180,7 +204,7 @@ func (m *Image) runAhead(run readahead.Run) {
 	if !m.f.start(func() {
 		defer m.ahead.End()
 		for _, fl := range flights {
-			if _, err := fl.wait(m.f.ctx); err == nil {
+			if fl.waitKept(m.f.ctx) == nil {
 				m.count(fl)
 			}
 		}
@@ -331,13 +355,13 @@ func (w *warming) leaf(ctx context.Context, n uint64) error {
 
 func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 	for _, fl := range flights {
-		_, err := fl.wait(ctx)
+		err := fl.waitKept(ctx)
 		if err != nil && ctx.Err() == nil { // another head may say where it lies
 			err = w.m.byHeads(ctx, func(rs *rootState) error {
 				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
 				if err == nil {
 					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
-					_, err = fl.wait(ctx)
+					err = fl.waitKept(ctx)
 				}
 				return err
 			})
@@ -346,7 +370,7 @@ func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 			w.fail(err)
 		} else {
 			w.m.count(fl)
-			w.report(fl.from, int(size))
+			w.report(fl.from, len(fl.data.Bytes()))
 		}
 		w.window.Release(size)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -30,6 +31,7 @@ type job struct {
 	work    sync.WaitGroup        // the asks that are under way
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
+	came    atomic.Int64          // when an object last came from a member
 	failure error                 // of the origin; set before the event that tells fly
 }
 
@@ -39,6 +41,7 @@ const eventsMax = 8
 
 // asking is an ask that is under way.
 type asking struct {
+	peer   plan.Peer
 	ctx    context.Context
 	cancel context.CancelFunc
 }
@@ -86,9 +89,13 @@ func (j *job) fly() {
 
 // awaitOthers waits for reads of the origin that bring in flights of this job.
 func (j *job) awaitOthers() {
+	left := j.left()
+	j.f.mu.Lock()
+	reads := j.f.readsOf(left)
+	j.f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(j.ctx, j.climb.ReadingWait())
 	defer cancel()
-	_ = j.await(ctx, j.underWay()) // who comes to read the origin learns of its errors
+	_ = j.await(ctx, reads) // who comes to read the origin learns of its errors
 	j.tell(plan.Event{Kind: plan.Waited})
 }
 
@@ -118,7 +125,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	for _, a := range acts {
 		switch a.Kind {
 		case plan.Ask:
-			ask := new(asking)
+			ask := &asking{peer: a.Peer}
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -183,7 +190,9 @@ func (j *job) fail(err error) {
 	j.f.mu.Lock()
 	defer j.f.mu.Unlock()
 	for _, fl := range j.flights {
-		j.f.finish(fl, arrival{}, nil, err)
+		if j.f.end(fl, arrival{}, err) {
+			j.f.leaveOut(fl)
+		}
 	}
 }
 
@@ -326,6 +335,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	}
 	ctx, cancel := context.WithCancel(ask.ctx)
 	defer cancel()
+	var mu sync.Mutex // guards o
+	var checks sync.WaitGroup
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -335,24 +346,31 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		source = FromFarm
 	}
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
-	o.err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
+	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
+		if d, ok := r.(*exchange.Data); ok {
+			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
+				d.Take()
+				j.f.checks.Run(&checks, req.Priority == exchange.PriorityGuest, func() {
+					lie, err := j.receive(ask, fl, source, d)
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case lie:
+						o.lied = true
+						j.f.lied(to, err.Error())
+						cancel()
+					case err != nil:
+						o.useless = err
+					default:
+						o.some = true
+					}
+				})
+			}
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
 		switch r := r.(type) {
-		case *exchange.Data:
-			fl := byIndex[r.Index]
-			if fl == nil || fl.ended.Load() {
-				return
-			}
-			switch lie, err := j.receive(fl, source, r); {
-			case lie:
-				o.lied = true
-				j.f.lied(to, err.Error())
-				cancel()
-			case err != nil:
-				o.useless = err
-			default:
-				o.some = true
-				j.brought(a.Peer)
-			}
 		case exchange.Absent:
 			o.absent, o.nowhere = true, o.nowhere || r.Nowhere && near
 			if j.level() == 0 {
@@ -364,6 +382,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			o.refer = r.Peer
 		}
 	})
+	checks.Wait()
+	o.err = err
 	return o
 }
 
@@ -379,8 +399,8 @@ var errOtherPage = errors.New("has the same content in other packs")
 
 // receive checks what a member sent and lands it. It is a lie when it is not the
 // object that was asked for; a map node that can't be used is its maker's fault.
-func (j *job) receive(fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
-	a := arrival{obj: fl.obj, from: from}
+func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
+	a := arrival{obj: fl.obj, from: from, lent: r}
 	if a.data, err = content.Verify(fl.obj.id, r.Body); err != nil {
 		return true, err
 	}
@@ -389,7 +409,8 @@ func (j *job) receive(fl *flight, from Source, r *exchange.Data) (lie bool, err 
 			return false, errOtherPage
 		}
 	}
-	r.Take()
+	j.came.Store(time.Now().UnixNano())
+	j.brought(ask.peer)
 	j.f.count(from, len(r.Body)+len(r.Page))
 	return false, j.f.land(j.rs, a, fl)
 }

@@ -59,14 +59,6 @@ func (j *job) readMissing(hedge bool) error {
 	return err
 }
 
-// underWay returns the reads that bring in flights of this job.
-func (j *job) underWay() []*read {
-	left := j.left()
-	j.f.mu.Lock()
-	defer j.f.mu.Unlock()
-	return j.f.readsOf(left)
-}
-
 // readsOf returns the reads that bring in flights. Called with mu.
 func (f *Fetcher) readsOf(flights []*flight) []*read {
 	var out []*read
@@ -100,7 +92,7 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // claimed nor in the cache is to be read.
 func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	var more []object
-	if j.level() == 0 && !hedge {
+	if j.level() == 0 && !hedge && !j.f.cfg.Cache.Full() { // which would not keep them
 		more = j.neighbours()
 	}
 	left := j.left()
@@ -135,8 +127,7 @@ func (f *Fetcher) cached(o object) bool {
 	return f.cfg.Cache.HasFor(o.id, o.reach) && (o.pos.Level == 0 || f.cfg.Cache.HasFor(o.page, o.reach))
 }
 
-// neighbours are the chunks of the run that the leaf of the wanted ones names and
-// the cache lacks.
+// neighbours are the chunks of the run that the leaf of the wanted ones names.
 func (j *job) neighbours() []object {
 	up, _ := j.flights[0].obj.pos.Parent()
 	leaf := j.rs.nodes.Peek(nodeKey(up))
@@ -151,7 +142,7 @@ func (j *job) neighbours() []object {
 	var out []object
 	for i := range leaf.Page.Len() {
 		at, ok := leaf.Page.Child(i)
-		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] && !j.f.cfg.Cache.HasFor(id, reach) {
+		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] {
 			met[id] = true
 			out = append(out, object{pos: up.Child(i), id: id, at: at, reach: reach})
 		}

@@ -179,6 +179,7 @@ func TestDamagedPack(t *testing.T) {
 	d.mu.Unlock()
 	w.check(readOne(t.Context(), g, im, 0, p))
 
+	w.eventually("it is kept", func() bool { return m.Flights() == 0 })
 	m.cache.Evict(1 << 30)
 	d.mu.Lock()
 	d.times = 1 << 20

@@ -206,9 +206,10 @@ func TestBytesObtainedWiderGoWider(t *testing.T) {
 	if far.take(m, narrow, 0, 1)[chunk] {
 		t.Error("a chunk of another farm was sent")
 	}
-	if !far.take(m, wide, 0, 1)[chunk] || !m.cache.HasFor(chunk, cache.ReachMesh) {
+	if !far.take(m, wide, 0, 1)[chunk] {
 		t.Error("a chunk that the mesh may read is not fetched for it")
 	}
+	w.eventually("it goes as far", func() bool { return m.cache.HasFor(chunk, cache.ReachMesh) })
 	w.hooks.down.Store(true)
 	if !far.take(m, wide, 0, 1)[chunk] {
 		t.Error("a chunk that was fetched for the mesh is not sent")
@@ -381,9 +382,7 @@ func TestFollowedBeforeItWasLookedUp(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("who follows its bitmap hears of nothing that comes")
 	}
-	if n := mate.shows(m, im); n != im.stats.Chunks {
-		t.Errorf("it shows %d chunks of %d", n, im.stats.Chunks)
-	}
+	w.eventually("it shows all", func() bool { return mate.shows(m, im) == im.stats.Chunks })
 }
 
 // TestOpenedIsNotLearned: who opens a root by what it kept of it, as a volume does
@@ -395,6 +394,7 @@ func TestOpenedIsNotLearned(t *testing.T) {
 	g, err := m.Open(im.Root)
 	w.check(err)
 	w.check(readAll(t.Context(), g, im))
+	w.eventually("all has landed", func() bool { return m.Flights() == 0 })
 	mate := w.join("north", nil)
 	if mate.has(m.id, im.id) {
 		t.Error("the root is served")

@@ -107,26 +107,13 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	key := crowdKey{s.rs.id, o.at.Run(), s.how.reach, near}
-	s.f.mu.Lock()
-	c := s.f.crowds[key]
-	if c == nil {
-		c = new(plan.Crowd)
-		s.f.crowds[key] = c
-	}
-	to, referred := c.Begin(s.how.from)
-	s.f.mu.Unlock()
+	to, referred := s.f.crowds.Begin(key, s.how.from)
 	if referred {
 		s.f.metrics.referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
 	}
-	return func(whole bool) {
-		s.f.mu.Lock()
-		defer s.f.mu.Unlock()
-		if c.End(s.how.from, whole); c.Idle() && s.f.crowds[key] == c {
-			delete(s.f.crowds, key)
-		}
-	}, false
+	return func(whole bool) { s.f.crowds.End(key, s.how.from, whole) }, false
 }
 
 // send answers one index.

@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -68,12 +69,18 @@ type Data struct {
 	Page []byte
 
 	taken bool
+	pool  *scratch.Pool
+	lent  [2]*[]byte // what Body and Page lie in
 }
 
-// Take makes Body and Page the caller's for good.
-func (d *Data) Take() (body, page []byte) {
-	d.taken = true
-	return d.Body, d.Page
+// Take makes the Data the caller's, for good or until it calls Free.
+func (d *Data) Take() { d.taken = true }
+
+// Free gives the memory back, once nobody looks at Body and Page any more.
+func (d *Data) Free() {
+	for _, b := range d.lent {
+		d.pool.Put(b)
+	}
 }
 
 // Server answers requests for content. Its methods are called concurrently.

@@ -254,7 +254,9 @@ func TestMapNodesTravelWithTheirPages(t *testing.T) {
 	server, client := m.pair(t, l)
 	var body, page []byte
 	err := client.Want(within(t), server.id, Request{Root: m.root, Level: 1, Indexes: []uint64{3}, Priority: PriorityGuest}, func(r Reply) {
-		body, page = r.(*Data).Take()
+		d := r.(*Data)
+		d.Take()
+		body, page = d.Body, d.Page
 	})
 	if err != nil || !bytes.Equal(body, node.Bytes()) || !bytes.Equal(page, l.page) {
 		t.Errorf("got %d bytes and page %q, %v", len(body), page, err)
@@ -422,5 +424,31 @@ func TestInboxIsBounded(t *testing.T) {
 	}
 	if _, err := b.empty(); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("got %v, want ErrNoSpace", err)
+	}
+}
+
+// TestTakenDataStays: what a callback takes is its own until it gives it back, whatever
+// comes meanwhile.
+func TestTakenDataStays(t *testing.T) {
+	m := newMesh()
+	l := newLibrary(m.root, 64)
+	server, client := m.pair(t, l)
+	for range 3 {
+		var taken []*Data
+		err := client.Want(within(t), server.id, Request{Root: m.root, Indexes: indexes(0, 64), Priority: PriorityPrefetch}, func(r Reply) {
+			if d, ok := r.(*Data); ok && d.Index%3 > 0 {
+				d.Take()
+				taken = append(taken, d)
+			}
+		})
+		if err != nil || len(taken) < 40 {
+			t.Fatalf("took %d: %v", len(taken), err)
+		}
+		for _, d := range taken {
+			if !bytes.Equal(d.Body, l.chunks[d.Index].Bytes()) {
+				t.Errorf("chunk %d changed once it was taken", d.Index)
+			}
+			d.Free()
+		}
 	}
 }

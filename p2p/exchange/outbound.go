@@ -35,7 +35,6 @@ type outbound struct {
 	refused error
 
 	unacked int // bytes of data since our last Ack; the reader's
-	data    Data
 	// delivering is set while a callback runs, and busyAt, the watch's, is when it
 	// last was: what waits behind a callback is excused.
 	delivering atomic.Bool
@@ -384,13 +383,11 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 	x := o.session.x
 	body := x.codec.pool.Get(d.Stored)
 	page := x.codec.pool.Get(d.Page)
-	o.data = Data{Index: d.Index}
+	data := &Data{Index: d.Index, pool: &x.codec.pool, lent: [2]*[]byte{body, page}}
 	defer func() {
-		if !o.data.taken {
-			x.codec.pool.Put(body)
-			x.codec.pool.Put(page)
+		if !data.taken {
+			data.Free()
 		}
-		o.data = Data{}
 	}()
 	if err := o.fill(*body); err != nil {
 		return err
@@ -407,11 +404,11 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 			return err
 		}
 		x.codec.pool.Put(body)
-		body = raw
+		data.lent[0], body = raw, raw
 	}
 	x.metrics.received.WithLabelValues(p.priority.String()).Add(float64(d.Size()))
-	o.data.Body, o.data.Page = *body, *page
-	o.deliver(p, &o.data)
+	data.Body, data.Page = *body, *page
+	o.deliver(p, data)
 	return nil
 }
 

@@ -305,6 +305,7 @@ func (n *node) end(fl *plan.Flight, ok bool) {
 	if _, first := fl.End(); !first {
 		return
 	}
+	fl.LeaveOut()
 	waits := n.waits[fl]
 	delete(n.waits, fl)
 	for _, done := range waits {

@@ -34,9 +34,9 @@ type Flight struct {
 	ended   bool
 }
 
-// End ends a flight; false when it had. last is true when its job lacks nothing more.
+// End ends a flight; false when it had. last is true when its job lacks nothing more. It
+// is joined until it is left out.
 func (fl *Flight) End() (last, ok bool) {
-	fl.hide()
 	if fl.ended {
 		return false, false
 	}
@@ -45,8 +45,8 @@ func (fl *Flight) End() (last, ok bool) {
 	return fl.job.left == 0, true
 }
 
-// hide has nobody join it any more.
-func (fl *Flight) hide() {
+// LeaveOut has nobody join it any more.
+func (fl *Flight) LeaveOut() {
 	if fl.obj.flights[fl.job.cfg.Depth] == fl {
 		fl.obj.flights[fl.job.cfg.Depth] = nil
 	}
@@ -86,9 +86,14 @@ func (m *Member) Join(cfg Config, objects []Wanted) (flights []*Flight, begun *J
 	return flights, begun
 }
 
-func (o *Object) joinable(d Depth, hurry bool) *Flight {
-	for _, fl := range o.flights[d:] {
-		if fl != nil && (!hurry || fl.job.cfg.Hurry) {
+// joinable returns a flight that a request may join: one that has landed, or is as deep
+// or deeper, and where somebody is in a hurry as urgent, or asked for ahead and coming.
+func (o *Object) joinable(least Depth, hurry bool) *Flight {
+	for d, fl := range o.flights {
+		if fl == nil || Depth(d) < least && !fl.ended {
+			continue
+		}
+		if fl.ended || !hurry || (fl.job.cfg.Hurry || fl.job.cfg.Ahead) && !fl.job.Slow {
 			return fl
 		}
 	}
@@ -103,12 +108,12 @@ func (m *Member) Leave(flights ...*Flight) (unwanted []*Job) {
 	}
 	for _, fl := range flights {
 		j := fl.job
-		if fl.waiters > 0 || fl.ended || j.cfg.Hurry || j.unwanted || j.waited() {
+		if fl.ended || j.cfg.Hurry || j.unwanted || j.waited() {
 			continue
 		}
 		j.unwanted = true
 		for _, other := range j.flights {
-			other.hide()
+			other.LeaveOut()
 		}
 		unwanted = append(unwanted, j)
 	}

@@ -44,7 +44,9 @@ func ladder(d Depth) []rung {
 // concurrent use.
 type Job struct {
 	// Of is what the caller knows it by.
-	Of       any
+	Of any
+	// Slow says that nobody in a hurry is to join it.
+	Slow     bool
 	m        *Member
 	cfg      Config
 	ladder   []rung

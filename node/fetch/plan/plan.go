@@ -120,8 +120,9 @@ type Config struct {
 	FromFarm string
 	// Guest is true when a guest of this node is blocked: it may hedge.
 	Guest bool
-	// Hurry is true when a guest is blocked, here or at the member that asked.
-	Hurry bool
+	// Hurry is true when a guest is blocked, here or at the member that asked, and Ahead
+	// when one will probably want it next.
+	Hurry, Ahead bool
 }
 
 // EventKind is the kind of an Event.

@@ -4,10 +4,13 @@ package readahead
 import "sync/atomic"
 
 const (
-	// least is how many chunks are asked for behind one that a guest missed: a booting
-	// guest goes on there in two of five reads. While it does go on they double, to
+	// least is how many chunks are asked for behind two in a row that a guest missed:
+	// behind one alone it goes on in two of five reads at most, and what it does not
+	// read costs a slow link as much as what it does. While it goes on they double, to
 	// most: 4 MiB of chunks of the default size.
 	least, most = 4, 32
+	// recentMax is how many places a guest may read on at once and be seen to.
+	recentMax = 8
 	// runsMax bounds the runs of an image that are under way.
 	runsMax = 4
 )
@@ -20,6 +23,8 @@ type Window struct {
 	end     atomic.Uint64 // the first chunk that was not asked for
 	size    atomic.Uint64 // in chunks
 	running atomic.Int32
+	recent  [recentMax]atomic.Uint64 // one more than chunks that were missed lately
+	misses  atomic.Uint32
 }
 
 // Run is what is to be asked for: so many chunks from one on.
@@ -37,14 +42,21 @@ func (w *Window) Reached(index uint64) (Run, bool) {
 	return Run{w.end.Load(), min(2*w.size.Load(), most)}, true
 }
 
-// Missed returns the run behind a chunk that was not here: far if the guest goes on
-// where it was expected.
-func (w *Window) Missed(index uint64) Run {
-	size := uint64(least)
-	if w.end.Load() == index && index > 0 {
-		size = max(least, min(2*w.size.Load(), most))
+// Missed returns the run behind a chunk that was not here, if the guest goes on there:
+// far if that is where it was expected.
+func (w *Window) Missed(index uint64) (Run, bool) {
+	next := Run{index + 1, least}
+	if size := w.size.Load(); size > 0 && w.end.Load() == index {
+		next.Size = max(least, min(2*size, most))
+		return next, true
 	}
-	return Run{index + 1, size}
+	for i := range w.recent {
+		if index > 0 && w.recent[i].Load() == index {
+			return next, true
+		}
+	}
+	w.recent[w.misses.Add(1)%recentMax].Store(index + 1)
+	return Run{}, false
 }
 
 // Begin sets the mark halfway of a run that ends before limit, and returns its end;

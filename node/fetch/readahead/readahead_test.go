@@ -5,7 +5,13 @@ import "testing"
 // TestWindowGrowsWhileTheGuestGoesOn, and begins anew elsewhere.
 func TestWindowGrowsWhileTheGuestGoesOn(t *testing.T) {
 	var w Window
-	r := w.Missed(10)
+	if r, ok := w.Missed(9); ok {
+		t.Errorf("%+v behind one chunk alone", r)
+	}
+	r, ok := w.Missed(10)
+	if !ok {
+		t.Fatal("the guest goes on and is not run ahead of")
+	}
 	for _, want := range []uint64{4, 8, 16, 32, 32} {
 		if r.Size != want {
 			t.Fatalf("%+v, want %d chunks", r, want)
@@ -27,8 +33,15 @@ func TestWindowGrowsWhileTheGuestGoesOn(t *testing.T) {
 		}
 		r = next
 	}
-	if r := w.Missed(500); r != (Run{501, least}) {
-		t.Errorf("elsewhere: %+v", r)
+	for i := range uint64(recentMax) { // at so many places at once
+		if r, ok := w.Missed(500 + 100*i); ok {
+			t.Errorf("elsewhere: %+v", r)
+		}
+	}
+	for i := range uint64(recentMax) {
+		if r, ok := w.Missed(501 + 100*i); !ok || r != (Run{502 + 100*i, least}) {
+			t.Errorf("it goes on elsewhere: %+v, %t", r, ok)
+		}
 	}
 	for range runsMax {
 		if _, ok := w.Begin(Run{0, 4}, 2); !ok {
