@@ -382,12 +382,13 @@ func (j *Job) provider() (Peer, bool) {
 
 // askAnyone is the rung of a node that can't read the origin, or where that
 // failed: whoever may be able to is asked to bring the run in, those first that
-// could lately. Where a lead has asked the farm, it is not asked again.
+// could lately. Where a lead has asked the farm only a few are asked again, for their
+// word that the origin has not what is missing: its own is one, or none.
 func (j *Job) askAnyone() []Action {
 	if j.count >= anyoneAsked || j.words >= wordsEnough {
 		return nil
 	}
-	if _, ok := j.cfg.Depth.near(); ok && !j.led {
+	if _, ok := j.cfg.Depth.near(); ok && (!j.led || !j.m.Origin && j.count < wordsAsked) {
 		if p, ok := j.provider(); ok {
 			return j.askFetch(p, true)
 		}

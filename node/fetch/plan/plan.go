@@ -43,6 +43,9 @@ const (
 	// wordsEnough is how many members have to say that the origin has not what is
 	// missing: one that lies ends no guest of who can't ask it.
 	wordsEnough = 2
+	// wordsAsked is how many are asked for it whom a lead has asked already: it may be
+	// down for a while only, and then they are asked in vain again and again.
+	wordsAsked = 4
 	// refersMax bounds how often a job follows a member's word on who has a run.
 	refersMax = 2
 	// readsMax is how often a job reads the origin: once beside a slow member, and
