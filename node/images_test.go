@@ -236,7 +236,7 @@ func TestWhatAnImportMayReferTo(t *testing.T) {
 func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
 	n := newMember(t)
 	var err error
-	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: neighbours{n}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
+	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
 		t.Fatal(err)
 	}
 	for reach := cache.ReachNone; reach <= cache.ReachPublic; reach++ {
@@ -266,7 +266,7 @@ func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
 func TestRootsArePublicBlocks(t *testing.T) {
 	n := newMember(t)
 	var err error
-	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: neighbours{n}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
+	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
 		t.Fatal(err)
 	}
 	for i, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm("lyon")} {
