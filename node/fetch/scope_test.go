@@ -422,6 +422,8 @@ func TestMapsThatRepeat(t *testing.T) {
 	if !rogue.take(m, repeats, 0, 1)[content.Seal(same).CID()] {
 		t.Fatal("the chunk is not fetched")
 	}
+	landed := func() { w.eventually("all has landed", func() bool { return m.Flights() == 0 }) }
+	landed()
 	if n, most := rogue.shows(m, repeats), 2*m.cache.Stats().Chunks; n == 0 || n > uint64(most) {
 		t.Errorf("a bitmap of %d chunks, want some and at most %d", n, most)
 	}
@@ -434,6 +436,7 @@ func TestMapsThatRepeat(t *testing.T) {
 	if got := rogue.take(m, small, 0, 1); len(got) == 0 {
 		t.Error("a chunk of it is not sent")
 	}
+	landed()
 	if n := rogue.shows(m, small); n == 0 || n > 8 {
 		t.Errorf("a root of 8 chunks shows %d", n)
 	}
