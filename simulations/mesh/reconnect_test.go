@@ -27,7 +27,7 @@ type guest struct {
 // time: it sees only the first line of what came at once.
 func boot(t *testing.T, n *lab.Node, volume string, does ...string) *guest {
 	t.Helper()
-	g := &guest{cmd: exec.Command("qemu-io", "--image-opts", fmt.Sprintf("driver=nbd,server.type=unix,server.path=%s,export=%s,reconnect-delay=60", filepath.Join(n.Data, "nbd.sock"), volume))}
+	g := &guest{cmd: exec.Command("qemu-io", "--image-opts", fmt.Sprintf("driver=nbd,server.type=unix,server.path=%s,export=%s,reconnect-delay=60,open-timeout=60", filepath.Join(n.Data, "nbd.sock"), volume))}
 	for _, command := range does {
 		g.cmd.Args = append(g.cmd.Args, "-c", command)
 	}
