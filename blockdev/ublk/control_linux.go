@@ -134,6 +134,8 @@ func (c *control) startRecovery(ctx context.Context, i info) error {
 		switch {
 		case errors.Is(err, unix.EINVAL):
 			return errBegun
+		case err != nil && ctx.Err() != nil: // it may have ended inside of the order
+			return fmt.Errorf("process %d has served it: %w", i.pid, context.Cause(ctx))
 		case !errors.Is(err, unix.EBUSY):
 			return err
 		}

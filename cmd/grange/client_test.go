@@ -46,7 +46,7 @@ func answer(text string) http.Handler {
 func command(t *testing.T, args ...string) (code int, out, complaint string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr})
+	code = run(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr}, nil)
 	return code, stdout.String(), stderr.String()
 }
 

@@ -88,7 +88,7 @@ func TestListsOfTheFile(t *testing.T) {
 
 func TestEmptyTokenFoundsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, stdio{strings.NewReader(""), io.Discard, io.Discard}); code != 2 {
+	if code := run(t.Context(), []string{"node", "--data", dir, "--join", ""}, stdio{strings.NewReader(""), io.Discard, io.Discard}, nil); code != 2 {
 		t.Errorf("code %d, want 2", code)
 	}
 	if _, err := os.Stat(dir); err == nil {

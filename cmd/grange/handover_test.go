@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // asCommand in the environment makes this test's program the command itself.
@@ -248,6 +249,20 @@ func TestStopOutrunsHandover(t *testing.T) {
 	s.await(t, "no handover")
 	if end := s.ends(t); !end.Exited() {
 		t.Errorf("it ended by %v", end)
+	}
+}
+
+// TestStopInTheLastMoment asks for an end when the node has stopped to become its next
+// program: it ends, as one that was asked in time or as the next one, which is not ready.
+func TestStopInTheLastMoment(t *testing.T) {
+	for range soak.Rounds(100) {
+		s := serveNode(t)
+		s.signal(t, syscall.SIGUSR2)
+		s.await(t, "INF stopped")
+		s.signal(t, syscall.SIGTERM)
+		if end := s.ends(t); !end.Exited() && end.Signal() != syscall.SIGTERM {
+			t.Errorf("it ended by %v", end)
+		}
 	}
 }
 

@@ -38,8 +38,8 @@ func hearEarly() <-chan os.Signal {
 // node as things are now is refused while the old one still runs. Call the function when
 // all has stopped, with the error of that: it does not return if a handover was asked
 // for, since who uses the disks waits for somebody to serve them, whatever went wrong;
-// unless the context before was ended meanwhile.
-func awaitHandover(before context.Context, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
+// unless the last call says that the process was asked to end meanwhile.
+func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Signal, log *slog.Logger) (context.Context, func(error) error) {
 	program, unknown := os.Executable() // now: later the path may be that of a deleted file
 	ctx, end := context.WithCancelCause(before)
 	go func() {
@@ -62,7 +62,7 @@ func awaitHandover(before context.Context, upgrade <-chan os.Signal, log *slog.L
 		if !errors.Is(context.Cause(ctx), volumes.ErrHandover) {
 			return err
 		}
-		if before.Err() != nil {
+		if last() {
 			log.Warn("no handover: the node is to stop; its disks stay with the kernel, and their users wait until it is back")
 			return err
 		}

@@ -13,7 +13,7 @@ const handovers = false
 
 func hearEarly() <-chan os.Signal { return nil }
 
-func awaitHandover(ctx context.Context, _ <-chan os.Signal, _ *slog.Logger) (context.Context, func(error) error) {
+func awaitHandover(ctx context.Context, _ lastCall, _ <-chan os.Signal, _ *slog.Logger) (context.Context, func(error) error) {
 	return ctx, func(err error) error { return err }
 }
 

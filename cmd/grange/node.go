@@ -61,7 +61,7 @@ func (c *nodeCmd) BeforeReset() error {
 }
 
 // Run serves until ctx ends, or the node hands over to its program's newest version.
-func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) error {
 	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
 		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
 	}
@@ -108,11 +108,11 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err := doors.listen(ctx, app.Data, log); err != nil {
 		return err
 	}
-	return c.serve(ctx, cfg, doors)
+	return c.serve(ctx, last, cfg, doors)
 }
 
 // serve runs the node until ctx ends.
-func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) error {
+func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
 	log, flusher := cfg.Log, becomeFlusher()
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
@@ -141,7 +141,7 @@ func (c *nodeCmd) serve(ctx context.Context, cfg node.Config, doors *doors) erro
 		cancel()
 		return errors.Join(err, n.Run(stopped))
 	}
-	ctx, handover := awaitHandover(ctx, c.handover, log)
+	ctx, handover := awaitHandover(ctx, last, c.handover, log)
 	self := n.Self()
 	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
 	if err = n.Run(ctx, server.Run); err != nil {

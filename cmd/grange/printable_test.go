@@ -59,7 +59,7 @@ func TestTerminalIsNotSteered(t *testing.T) {
 	t.Cleanup(func() { srv.Close() })
 	for _, args := range [][]string{{"mesh", "peers"}, {"mesh", "peers", "--json"}, {"image", "pin", "x"}, {"image", "warm", "x"}} {
 		var out, errs bytes.Buffer
-		run(t.Context(), append(args, "--data", dir), stdio{strings.NewReader(""), &out, &errs})
+		run(t.Context(), append(args, "--data", dir), stdio{strings.NewReader(""), &out, &errs}, nil)
 		text := out.String() + errs.String()
 		if strings.ContainsAny(text, "\x1b\a\u009b\u202e\r") || !strings.Contains(text, `\u001b`) {
 			t.Errorf("%v printed %q", args, text)

@@ -107,7 +107,7 @@ func TestStandardInputForANodeOfAnotherUser(t *testing.T) {
 	s.await(t, "serving")
 	var out, complaint bytes.Buffer
 	in := io.MultiReader(strings.NewReader(strings.Repeat("grange", 1<<20)), bytes.NewReader(make([]byte, 2<<20)))
-	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--format", "raw", "--data", data}, stdio{in, &out, &complaint}); code != 0 {
+	if code := run(t.Context(), []string{"image", "import", "piped", "-", "--format", "raw", "--data", data}, stdio{in, &out, &complaint}, nil); code != 0 {
 		t.Errorf("code %d: %s%s", code, out.String(), complaint.String())
 	}
 	s.signal(t, syscall.SIGTERM)

@@ -54,10 +54,10 @@ type cli struct {
 var errUsage = errors.New("usage")
 
 // run executes one command and returns its exit code: 0 done, 1 failed, 2 for nonsense.
-func run(ctx context.Context, args []string, std stdio) int {
+func run(ctx context.Context, args []string, std stdio, last lastCall) int {
 	var c cli
 	code := -1
-	parser, err := newParser(&c, std, kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)))
+	parser, err := newParser(&c, std, kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(last))
 	if err != nil {
 		fmt.Fprintf(std.err, "grange: %v\n", err)
 		return 2

@@ -62,7 +62,7 @@ func TestErrorsStandOnTheirOwnLine(t *testing.T) {
 			shown <- string(b)
 		}()
 		var out bytes.Buffer
-		code := run(t.Context(), []string{"image", "import", "x", "/dev/null", "--data", data}, stdio{strings.NewReader(""), &out, end})
+		code := run(t.Context(), []string{"image", "import", "x", "/dev/null", "--data", data}, stdio{strings.NewReader(""), &out, end}, nil)
 		end.Close()
 		text := <-shown
 		before, complaint, found := strings.Cut(text, "grange: ")
