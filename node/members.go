@@ -46,7 +46,7 @@ const violationBan = time.Hour
 // violated deals with a peer that broke the protocol. One of this farm is only
 // complained of: its operator is ours.
 func (n *Node) violated(id peer.ID, err error) {
-	who, ok := n.exchange.Identity(id)
+	who, ok := n.peers.Of(id)
 	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
@@ -120,7 +120,7 @@ func (n *Node) candidates() []candidate {
 		}
 	}
 	for _, p := range n.swarm.Peers() {
-		who, proved := n.exchange.Identity(p.ID)
+		who, proved := n.peers.Of(p.ID)
 		c := candidate{p.ID, who}
 		switch {
 		case !proved || !who.Role.IsMember() || slices.Contains(near, c):

@@ -29,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -133,6 +134,7 @@ type Node struct {
 	farm     *farm.Farm // nil when the node stands alone
 	farmless error      // why it could not gossip, where volumes are served all the same
 	exchange *exchange.Exchange
+	peers    *identity.Ledger // who has proved to be whom, and who is shut out
 	fetch    *fetch.Fetcher
 	started  time.Time
 
@@ -204,10 +206,11 @@ func (n *Node) openCache(context.Context) (err error) {
 // openNetwork builds the swarm, the fetcher and the exchange, each of which knows
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
+	n.peers = identity.New(n.verifier, n.cfg.Now)
 	cfg := swarm.Config{
 		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
-		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
+		Ledger: n.peers,
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
 	}
 	if n.swarm, err = swarm.New(cfg); err != nil {
@@ -230,15 +233,14 @@ func (n *Node) openNetwork(context.Context) (err error) {
 		return err
 	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
-		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Now: n.cfg.Now, Log: n.cfg.Log,
+		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.fetch.Connect(n.exchange)
 	n.Membership.Connect(reach{n.exchange, n.swarm})
-	n.refuseRevoked()
 	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
 }
 

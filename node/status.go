@@ -144,7 +144,7 @@ func (n *Node) Peers() []Peer {
 		if slices.ContainsFunc(out, func(p Peer) bool { return p.ID == id }) {
 			continue
 		}
-		who, ok := n.exchange.Identity(info.ID)
+		who, ok := n.peers.Of(info.ID)
 		if !ok {
 			continue // it has just gone
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -174,13 +173,6 @@ func (m *Membership) Save() error { return m.roll.save() }
 
 // Verifier knows who was revoked.
 func (m *Membership) Verifier() *trust.Verifier { return m.verifier }
-
-// Revoked returns the keys that were revoked.
-func (m *Membership) Revoked() []trust.PublicKey {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return slices.Collect(maps.Keys(m.revoked))
-}
 
 // State returns what is on record now.
 func (m *Membership) State() State {

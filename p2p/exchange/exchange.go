@@ -39,8 +39,8 @@ const (
 type Config struct {
 	// Host carries the streams. It is the caller's: Run does not close it.
 	Host host.Host
-	// Verifier checks the certificates of others; its mesh names the protocol.
-	Verifier *trust.Verifier
+	// Ledger takes the proofs of others, asking or asked; its mesh names the protocol.
+	Ledger *identity.Ledger
 	// Chain is our own certificate; empty makes us a stranger.
 	Chain trust.Chain
 	// Server answers requests for content; nil serves nothing.
@@ -52,8 +52,6 @@ type Config struct {
 	// OnProved is told of a peer that has proved who it is, in either direction, and
 	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
-	// Now is the clock that certificates are checked by; nil means time.Now.
-	Now func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -63,8 +61,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Host == nil || c.Verifier == nil {
-		return c, errors.New("exchange: Config needs a Host and a Verifier")
+	if c.Host == nil || c.Ledger == nil {
+		return c, errors.New("exchange: Config needs a Host and a Ledger")
 	}
 	c.turns = cmp.Or(c.turns, 4*runtime.GOMAXPROCS(0))
 	if c.OnViolation == nil {
@@ -76,12 +74,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OnLost == nil {
 		c.OnLost = func(peer.ID) {}
 	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
 }
 
@@ -91,9 +84,9 @@ type Exchange struct {
 	protocol protocol.ID
 	codec    *codec
 	metrics  metrics
-	chain    atomic.Value     // our certificate, encoded: []byte
-	ledger   *identity.Ledger // who has proved what, asking or asked
-	note     rate.Sometimes   // for what strangers could fill a log with
+	chain    atomic.Value // our certificate, encoded: []byte
+	ledger   *identity.Ledger
+	note     rate.Sometimes // for what strangers could fill a log with
 
 	// As the asked: who asks, whose turn it is, and what strangers are sent.
 	askers    askers
@@ -118,12 +111,11 @@ func New(cfg Config) (*Exchange, error) {
 		return nil, err
 	}
 	x := &Exchange{
-		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())), metrics: newMetrics(),
+		cfg: cfg, ledger: cfg.Ledger, protocol: protocol.ID(wire.ProtocolID(cfg.Ledger.Mesh())), metrics: newMetrics(),
 		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.turns},
 		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
 		sessions: map[peer.ID]*session{},
 	}
-	x.ledger = identity.New(cfg.Verifier, x.connected, cfg.Now)
 	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
@@ -257,12 +249,8 @@ func (x *Exchange) session(id peer.ID) *session {
 // Collectors returns the metrics.
 func (x *Exchange) Collectors() []prometheus.Collector { return []prometheus.Collector{x.metrics.all} }
 
-// Identity returns who a peer is, as the certificate that it has shown says, asking or
-// asked; false for one that has not proved itself. It does not wait, see Meet.
-func (x *Exchange) Identity(id peer.ID) (trust.Identity, bool) { return x.ledger.Of(id) }
-
-// Meet is Identity that waits: if the peer has not proved itself yet, the control
-// stream is opened, and its hello waited for. A peer without a good certificate is
+// Meet returns who a peer is, as the certificate that it has shown says: if it has not
+// proved itself yet, the control stream is opened, and its hello waited for. A peer without a good certificate is
 // content.ErrForbidden, one that can't be reached or is silent content.ErrUnavailable.
 func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error) {
 	if who, ok := x.ledger.Of(id); ok {
@@ -313,7 +301,7 @@ func (x *Exchange) present(id peer.ID, chain []byte) error {
 // and whoever told the verifier of a revocation at once. The streams of peers whose
 // certificate is good no more are ended, in both directions, and Config.OnLost is told.
 func (x *Exchange) Recheck() {
-	for _, id := range x.ledger.Recheck() {
+	for _, id := range x.ledger.Recheck(x.connected) {
 		x.cfg.Log.Warn("a peer's certificate is not good any more; its streams are ended", "peer", id)
 		if a := x.askers.find(id); a != nil {
 			a.drop()

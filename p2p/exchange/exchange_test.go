@@ -22,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -77,7 +78,7 @@ func (m mesh) start(t testing.TB, role trust.Role, change func(*Config)) *member
 	t.Helper()
 	key := trust.NewPrivateKey()
 	h := newHost(t, key)
-	cfg := Config{Host: h, Verifier: trust.NewVerifier(m.key.Public())}
+	cfg := Config{Host: h, Ledger: identity.New(trust.NewVerifier(m.key.Public()), time.Now)}
 	if role != "" {
 		farm := "north"
 		chain, err := trust.Signer{Key: m.key}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())

@@ -44,7 +44,6 @@ type outbound struct {
 	mu     sync.Mutex
 	live   map[uint32]*pending
 	lastID uint32
-	heard  bool
 	quiet  time.Time // when it was first seen without a request
 	err    error     // why the stream is of no use any more
 }
@@ -170,11 +169,11 @@ func (o *outbound) fail(err error) {
 		return
 	}
 	o.err = err
-	live, heard := o.live, o.heard
+	live := o.live
 	o.live = nil
 	o.mu.Unlock()
 	_ = o.stream.Reset()
-	o.session.lost(o, heard, err)
+	o.session.lost(o)
 	for _, p := range live {
 		o.settle(p, err)
 	}
@@ -191,7 +190,7 @@ func (o *outbound) retire() {
 	o.mu.Unlock()
 	if idle {
 		_ = o.stream.Reset()
-		o.session.lost(o, true, errQuiet)
+		o.session.lost(o)
 	}
 }
 
@@ -259,14 +258,8 @@ func (o *outbound) greet() error {
 	if err == nil {
 		err = o.session.x.present(o.session.peer, hello.Chain)
 	}
-	if o.refused = err; err != nil {
-		return err
-	}
-	o.mu.Lock()
-	o.heard = true
-	o.mu.Unlock()
-	o.session.heard()
-	return nil
+	o.refused = err
+	return err
 }
 
 // next reads one frame.

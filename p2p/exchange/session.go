@@ -2,14 +2,12 @@ package exchange
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -20,9 +18,6 @@ const (
 	// openTimeout is how long a connection and a stream may take to open, hole
 	// punching included. Nobody waits for it longer than StallTimeout.
 	openTimeout = 10 * time.Second
-	// retryFirst and retryMax bound how long a peer whose streams fail is passed over.
-	retryFirst = 100 * time.Millisecond
-	retryMax   = 15 * time.Second
 	// sessionsMax is how many peers we remember; over it, those with nothing open go.
 	sessionsMax = 1024
 )
@@ -40,9 +35,6 @@ type session struct {
 	mu      sync.Mutex
 	lanes   [wire.Lanes]*outbound
 	opening [wire.Lanes]*opening
-	retry   *backoff.ExponentialBackOff
-	retryAt time.Time
-	failure error
 	retired bool // nobody would watch or close its streams any more
 }
 
@@ -56,14 +48,12 @@ type opening struct {
 }
 
 func newSession(x *Exchange, id peer.ID) *session {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
 	budget := wantsMax
 	if len(x.shown()) == 0 {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
-	return &session{x: x, peer: id, places: turns{max: budget / 2}, retry: retry}
+	return &session{x: x, peer: id, places: turns{max: budget / 2}}
 }
 
 var errOpening = fmt.Errorf("open stream: %w", ErrStalled)
@@ -103,13 +93,11 @@ func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
 func (s *session) find(l wire.Lane) (o *outbound, p *opening, begin bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch wait := time.Until(s.retryAt); {
+	switch {
 	case s.lanes[l] != nil:
 		return s.lanes[l], nil, false, nil
 	case s.opening[l] != nil:
 		return nil, s.opening[l], false, nil
-	case wait > 0:
-		return nil, nil, false, fmt.Errorf("%w: next attempt in %v, the last one failed: %w", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
 	case s.retired:
 		return nil, nil, false, fmt.Errorf("%w: the peer was just forgotten; ask again", ErrDisconnected)
 	}
@@ -142,9 +130,6 @@ func (s *session) opened(l wire.Lane, p *opening) {
 	defer s.mu.Unlock()
 	s.opening[l] = nil
 	s.lanes[l] = p.out
-	if errors.Is(p.err, ErrDisconnected) {
-		s.failed(p.err)
-	}
 	close(p.done)
 }
 
@@ -162,28 +147,12 @@ func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
 	return o, nil
 }
 
-// failed puts the next attempt off. The caller holds mu.
-func (s *session) failed(err error) {
-	s.failure = err
-	s.retryAt = time.Now().Add(s.retry.NextBackOff())
-}
-
-// heard notes that the peer answers: the next failure is the first one again.
-func (s *session) heard() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.retry.Reset()
-}
-
-// lost forgets a stream that ended; one that never brought a frame is a failed attempt.
-func (s *session) lost(o *outbound, heard bool, err error) {
+// lost forgets a stream that ended.
+func (s *session) lost(o *outbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lanes[o.lane] == o {
 		s.lanes[o.lane] = nil
-	}
-	if !heard {
-		s.failed(err)
 	}
 }
 

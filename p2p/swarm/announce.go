@@ -204,7 +204,7 @@ func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo)
 	proving.SetLimit(announcedMax + announcersMax)
 	found := map[peer.ID]bool{}
 	look := func(info peer.AddrInfo) {
-		if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) {
+		if found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
 			return
 		}
 		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)

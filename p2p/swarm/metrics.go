@@ -25,7 +25,7 @@ func newMetrics(s *Swarm) metrics {
 	}
 	gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() })
 	gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count)
-	gauge("banned_members", "Members that are banned.", nil, s.bans.count)
+	gauge("banned_members", "Members that are banned.", nil, s.ledger.Bans)
 	gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) })
 	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
 	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {

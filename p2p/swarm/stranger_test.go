@@ -22,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // party is a swarm with the exchange that proves who it is, and who others are.
@@ -38,10 +39,11 @@ func join(t *testing.T, mesh trust.PrivateKey, role trust.Role, bootstrap ...str
 	t.Helper()
 	p := &party{key: trust.NewPrivateKey(), verifier: trust.NewVerifier(mesh.Public())}
 	cfg := Config{Identity: p.key, Mesh: mesh.Public(), Bootstrap: bootstrap, Listen: []string{"/ip4/127.0.0.1/tcp/0"}}
+	ledger := identity.New(p.verifier, time.Now)
 	var chain trust.Chain
 	var err error
 	if role != "" {
-		cfg.Proved = func(id peer.ID) bool { _, ok := p.exchange.Identity(id); return ok }
+		cfg.Ledger = ledger
 		cfg.Prove = func(ctx context.Context, id peer.ID) bool { _, err := p.exchange.Meet(ctx, id); return err == nil }
 		if chain, err = (trust.Signer{Key: mesh}).Issue(trust.Grant{Subject: p.key.Public(), Role: role, Farm: "north"}, time.Now()); err != nil {
 			t.Fatal(err)
@@ -51,7 +53,7 @@ func join(t *testing.T, mesh trust.PrivateKey, role trust.Role, bootstrap ...str
 		t.Fatal(err)
 	}
 	p.exchange, err = exchange.New(exchange.Config{
-		Host: p.Host(), Verifier: p.verifier, Chain: chain, OnProved: p.Welcome, OnLost: p.Dismiss,
+		Host: p.Host(), Ledger: ledger, Chain: chain, OnProved: p.Welcome, OnLost: p.Dismiss,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -221,9 +223,6 @@ func TestRefusedMemberIsCut(t *testing.T) {
 	}
 	await(t, "meet", func() bool { return a.lists(b.ID()) && b.lists(a.ID()) })
 	a.verifier.Revoke(map[trust.PublicKey]time.Time{b.key.Public(): time.Now()})
-	if err := a.Refuse([]trust.PublicKey{b.key.Public()}); err != nil {
-		t.Fatal(err)
-	}
 	a.exchange.Recheck()
 	await(t, "lose the refused member", func() bool { return !a.connected(b.ID()) && !a.lists(b.ID()) && len(a.Peers()) == 0 })
 	if err := a.Connect(t.Context(), infoOf(t, b.Swarm)); err == nil {
@@ -231,13 +230,8 @@ func TestRefusedMemberIsCut(t *testing.T) {
 	}
 	b.Connect(t.Context(), infoOf(t, a.Swarm)) // its own side may think for a moment that it went well
 	await(t, "refuse the member", func() bool { return !a.connected(b.ID()) })
-	if err := a.Refuse(nil); err != nil {
-		t.Fatal(err)
-	}
+	a.verifier.Revoke(nil)
 	await(t, "take it back", func() bool { return b.Connect(t.Context(), infoOf(t, a.Swarm)) == nil && a.connected(b.ID()) })
-	if _, ok := a.exchange.Identity(b.ID()); ok {
-		t.Error("its certificate is believed again")
-	}
 }
 
 // TestThousandStreamsOfAStranger: who opens so many is hung up on, and members notice

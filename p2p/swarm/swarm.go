@@ -68,11 +68,11 @@ type Config struct {
 	// try it, which they do at public addresses only; behind private ones a member serves
 	// the DHT, and relays for nobody.
 	Reach network.Reachability
-	// Proved reports whether a peer has proved that it is a member; it must not block.
-	// Prove waits until it has, opening what is needed, and reports whether it could. What
-	// others announce, ask or would have relayed is ignored, and their connections go
-	// first. A nil Proved takes all for members, as who has no certificate yet does.
-	Proved func(peer.ID) bool
+	// Ledger says who has proved that it is a member, and who is shut out. Prove waits
+	// until a peer has proved itself, opening what is needed, and reports whether it could.
+	// What others announce, ask or would have relayed is ignored, and their connections go
+	// first. A nil Ledger takes all for members, as who has no certificate yet does.
+	Ledger *identity.Ledger
 	Prove  func(context.Context, peer.ID) bool
 	// Log may be nil.
 	Log *slog.Logger
@@ -80,9 +80,6 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
-	if c.Proved == nil {
-		c.Proved = func(peer.ID) bool { return true }
-	}
 	if len(c.Announce) > 0 {
 		c.Reach = cmp.Or(c.Reach, network.ReachabilityPublic) // as its operator says
 	}
@@ -99,7 +96,7 @@ type Swarm struct {
 	kept      []peer.AddrInfo // of before the restart
 	host      host.Host
 	dht       *dht.IpfsDHT
-	bans      *bans
+	ledger    *identity.Ledger
 	proofs    *proofs
 	proved    chan peer.ID // those that have just proved that they are members
 	guests    atomic.Int64 // connections with others
@@ -113,9 +110,14 @@ type Swarm struct {
 func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
-		cfg: cfg, bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
-		proofs: &proofs{proved: cfg.Proved, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
+		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}},
+		proofs: &proofs{proved: func(peer.ID) bool { return true }, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
+	}
+	if s.ledger == nil {
+		s.ledger = identity.New(trust.NewVerifier(cfg.Mesh), time.Now)
+	} else {
+		s.proofs.proved = func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok }
 	}
 	s.metrics = newMetrics(s)
 	var err error
@@ -157,7 +159,7 @@ func (s *Swarm) build() error {
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
-		libp2p.ResourceManager(limits), libp2p.ConnectionGater(s.bans), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
+		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
 	s.host, err = libp2p.New(append(options, s.reaching()...)...)
@@ -172,7 +174,7 @@ func (s *Swarm) build() error {
 		dht.ProtocolPrefix(protocol.ID("/grange/"+s.cfg.Mesh.String())),
 		dht.ProviderDatastore(newProviders(announcementsMax, providersMax)), dht.AddressFilter(someAddrs),
 		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity), records.ProviderAddrTTL(announceValidity), records.CleanupInterval(reannounce)),
-		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.cfg.Proved(id) }),
+		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.proofs.proved(id) }),
 		// members of one site share a subnet, so no filter by address
 		dht.RoutingTablePeerDiversityFilter(nil))
 	if err != nil {
@@ -295,7 +297,7 @@ func (s *Swarm) Forget(id peer.ID) {
 func (s *Swarm) Peers() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	for _, id := range s.host.Network().Peers() {
-		if s.connected(id) && s.cfg.Proved(id) {
+		if s.connected(id) && s.proofs.proved(id) {
 			out = append(out, s.host.Peerstore().PeerInfo(id))
 		}
 	}
@@ -304,23 +306,6 @@ func (s *Swarm) Peers() []peer.AddrInfo {
 
 // Ban closes the connections with a member and refuses new ones for a while.
 func (s *Swarm) Ban(id peer.ID, d time.Duration) {
-	s.bans.add(id, d)
+	s.ledger.Ban(id, d)
 	s.Dismiss(id)
-}
-
-// Refuse replaces the members, by their keys, that are refused for good.
-func (s *Swarm) Refuse(keys []trust.PublicKey) error {
-	refused := make(map[peer.ID]bool, len(keys))
-	for _, k := range keys {
-		id, err := identity.PeerID(k)
-		if err != nil {
-			return err
-		}
-		refused[id] = true
-	}
-	s.bans.refuse(refused)
-	for id := range refused {
-		s.Dismiss(id)
-	}
-	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
@@ -132,7 +133,7 @@ func (l liar) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: trust.NewVerifier(l.self.Mesh), Chain: l.self.Chain, Server: l, Answerer: l, Log: log})
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Ledger: identity.New(trust.NewVerifier(l.self.Mesh), time.Now), Chain: l.self.Chain, Server: l, Answerer: l, Log: log})
 	if err == nil {
 		err = s.Listen()
 	}
