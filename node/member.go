@@ -87,9 +87,7 @@ func (n *Node) told(r catalog.Record, asked time.Time) {
 func (n *Node) revoked(fresh []trust.PublicKey) {
 	n.exchange.Recheck()
 	for _, key := range fresh { // who has shown nothing is connected all the same
-		if id, err := identity.PeerID(key); err == nil {
-			n.swarm.Dismiss(id)
-		}
+		n.swarm.Dismiss(identity.PeerID(key))
 	}
 	if n.farm != nil {
 		n.farm.Recheck()

@@ -15,7 +15,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
-	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 // The calls that members make to each other, beside requests for content.
@@ -75,10 +74,8 @@ func (n *Node) followFarm(ctx context.Context) {
 		}
 		before = live
 		for _, m := range n.farm.Members() {
-			for _, a := range m.Addrs {
-				if info, err := swarm.ParseAddr(a); err == nil && info.ID == m.ID && m.ID != n.swarm.ID() {
-					n.swarm.Learn(info)
-				}
+			if m.ID != n.swarm.ID() {
+				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
 			}
 		}
 	}

@@ -255,7 +255,7 @@ func (n *Node) openFarm(context.Context) error {
 	if err == nil {
 		f, err = farm.New(farm.Config{
 			Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-			Key: keys[0], Addrs: n.swarm.Addrs(), Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
+			Key: keys[0], Addrs: n.swarm.Info().Addrs, Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
 		})
 	}
 	if err == nil {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 func (s *Server) members(a huma.API) {
@@ -103,7 +103,7 @@ func viewToken(st trust.InviteState, now time.Time) Token {
 	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
 	switch {
 	case st.UsedBy != nil:
-		out.State, out.UsedBy = "used", membership.MemberID(*st.UsedBy)
+		out.State, out.UsedBy = "used", identity.PeerID(*st.UsedBy).String()
 	case st.Revoked:
 		out.State = "revoked"
 	case now.After(st.Expires):

@@ -27,10 +27,7 @@ func TestAUsedTokenForItsOwner(t *testing.T) {
 		if _, err := w.redeem(admin, token, owner, "owner"); err != nil {
 			t.Fatal(err)
 		}
-		thief, err := identity.PeerID(trust.NewPrivateKey().Public())
-		if err != nil {
-			t.Fatal(err)
-		}
+		thief := identity.PeerID(trust.NewPrivateKey().Public())
 		body, err := admin.codec.Marshal(redeemRequest{token.Invite, owner.Public()})
 		if err != nil {
 			t.Fatal(err)

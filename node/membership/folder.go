@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // stage is what a data folder is, by what lies in it.
@@ -103,7 +104,7 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 		return s, key, err
 	}
 	if owner := s.Chain.Identity().Key; owner != key.Public() {
-		return s, key, mixed(dir, identityFile, MemberID(key.Public()), MemberID(owner))
+		return s, key, mixed(dir, identityFile, identity.PeerID(key.Public()).String(), identity.PeerID(owner).String())
 	}
 	mesh, err := trust.LoadKey(filepath.Join(dir, meshKeyFile))
 	switch {

@@ -65,7 +65,7 @@ func (m *Membership) Members(ctx context.Context) []Member {
 	m.mu.RLock()
 	for key, r := range m.revoked { // who was never met is revoked too
 		if !known[key] {
-			out = append(out, Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateRevoked, LastSeen: time.Unix(0, r.Learnt)})
+			out = append(out, Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateRevoked, LastSeen: time.Unix(0, r.Learnt)})
 		}
 	}
 	m.mu.RUnlock()
@@ -79,7 +79,7 @@ func (m *Membership) Members(ctx context.Context) []Member {
 func (m *Membership) Who(key trust.PublicKey) Member {
 	e, ok := m.roll.of(key)
 	if !ok {
-		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}
+		return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateAway}
 	}
 	return m.view(e, m.here())
 }
@@ -95,7 +95,7 @@ func (m *Membership) here() map[trust.PublicKey]bool {
 
 func (m *Membership) view(e enrolled, here map[trust.PublicKey]bool) Member {
 	id, now := e.Chain.Identity(), m.cfg.Now()
-	x := Member{Identity: id, ID: MemberID(id.Key), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
+	x := Member{Identity: id, ID: identity.PeerID(id.Key).String(), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
 	since, gone := m.verifier.Revoked(id.Key)
 	switch {
 	case gone:
@@ -330,7 +330,7 @@ func findMember(all []Member, who string) (Member, error) {
 		}
 	}
 	if err == nil { // nobody here has met it
-		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}, nil
+		return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateAway}, nil
 	}
 	found := exact
 	if len(found) == 0 {

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -163,7 +164,7 @@ func (m *Membership) learn(list []claim) int {
 			m.cfg.Log.Warn("who was met before a revocation may be forgotten", "err", err)
 		}
 		for _, key := range fresh {
-			m.cfg.Log.Warn("a member was revoked", "peer", MemberID(key), "self", key == m.cfg.Identity.Public())
+			m.cfg.Log.Warn("a member was revoked", "peer", identity.PeerID(key), "self", key == m.cfg.Identity.Public())
 		}
 		nudge(m.wake)
 		nudge(m.seek)
@@ -199,7 +200,7 @@ func (m *Membership) learnOne(t claim) (key trust.PublicKey, entry revoked, had 
 	case had && !firmer && learnt.UnixNano() >= old.Learnt:
 		return key, entry, true, nil
 	case !had && full:
-		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "peer", MemberID(r.Key), "limit", revokedMax)
+		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "peer", identity.PeerID(r.Key), "limit", revokedMax)
 		return key, entry, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
 	}
 	entry = revoked{Sealed: t.sealed, Learnt: learnt.UnixNano(), Taken: t.seen.UnixNano(), root: r.Root}
@@ -210,7 +211,7 @@ func (m *Membership) learnOne(t claim) (key trust.PublicKey, entry revoked, had 
 		entry.Sealed, entry.root = old.Sealed, old.root
 	}
 	if err := m.keep(r.Key, entry); err != nil { // in force all the same, until a restart
-		m.cfg.Log.Error("a revocation is not on disk", "peer", MemberID(r.Key), "err", err)
+		m.cfg.Log.Error("a revocation is not on disk", "peer", identity.PeerID(r.Key), "err", err)
 	}
 	m.mu.Lock()
 	if had {
@@ -279,7 +280,7 @@ func (m *Membership) reopen(since time.Time) {
 	}
 	m.mu.RUnlock()
 	for _, key := range void {
-		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "peer", MemberID(key))
+		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "peer", identity.PeerID(key))
 		if err := durable.Remove(filepath.Join(m.cfg.Dir, revokedDir, key.String())); err != nil {
 			m.cfg.Log.Error("a revocation that no longer counts is still on disk", "key", key, "err", err)
 		}

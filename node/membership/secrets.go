@@ -197,7 +197,7 @@ func (m *Membership) renewFor(id trust.Identity) (p papers, err error) {
 	if p.Chain, err = signer.Issue(trust.Grant{Subject: id.Key, Role: id.Role, Farm: id.Farm}, m.cfg.Now()); err != nil {
 		return p, err
 	}
-	m.cfg.Log.Info("a member's certificate was renewed", "peer", MemberID(id.Key), "role", id.Role, "farm", id.Farm)
+	m.cfg.Log.Info("a member's certificate was renewed", "peer", identity.PeerID(id.Key), "role", id.Role, "farm", id.Farm)
 	return p, nil
 }
 
@@ -241,13 +241,4 @@ func (m *Membership) call(ctx context.Context, id peer.ID, method string, q, a a
 		return err
 	}
 	return m.codec.Unmarshal(b, a)
-}
-
-// MemberID is the identifier of the member with that key, as its peers know it.
-func MemberID(key trust.PublicKey) string {
-	id, err := identity.PeerID(key)
-	if err != nil {
-		return key.String()
-	}
-	return id.String()
 }

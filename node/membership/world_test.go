@@ -79,10 +79,7 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 	if err != nil {
 		return nil, err
 	}
-	id, err := identity.PeerID(key.Public())
-	if err != nil {
-		return nil, err
-	}
+	id := identity.PeerID(key.Public())
 	b, err := by.Membership.Call(w.t.Context(), exchange.Peer{ID: id}, redeemMethod, body)
 	if err != nil {
 		return nil, err
@@ -105,11 +102,8 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 
 func (w *world) open(name string, key trust.PrivateKey, dir string, s State) *node {
 	w.t.Helper()
-	id, err := identity.PeerID(key.Public())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	n := &node{w: w, id: id, dir: dir, key: key}
+	var err error
+	n := &node{w: w, id: identity.PeerID(key.Public()), dir: dir, key: key}
 	n.Membership, err = Open(Config{
 		Dir: dir, Identity: key, Name: name, OnRevoked: func(fresh []trust.PublicKey) {
 			w.mu.Lock()
@@ -126,7 +120,7 @@ func (w *world) open(name string, key trust.PrivateKey, dir string, s State) *no
 	}
 	n.Connect(n)
 	w.mu.Lock()
-	w.nodes[id] = n
+	w.nodes[n.id] = n
 	w.mu.Unlock()
 	return n
 }

@@ -41,7 +41,7 @@ func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
 	if err != nil {
 		return trust.Identity{}, err
 	}
-	if owner, err := identity.PeerID(who.Key); err != nil || owner != id {
+	if identity.PeerID(who.Key) != id {
 		return trust.Identity{}, fmt.Errorf("certificate of %s: %w: it is not of member %s", who.Key, content.ErrForbidden, id)
 	}
 	if !who.Role.IsMember() || who.Farm != f.name {
@@ -116,7 +116,7 @@ func (f *Farm) hear(id peer.ID, address, raw string) (changed bool, err error) {
 // say signs this member's word anew, of that number at least, and has gossip spread it.
 func (f *Farm) say(number uint64) error {
 	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), addrs: f.cfg.Addrs}
-	w, err := w.sign(f.name, f.self.ID, f.cfg.Signer)
+	w, err := w.sign(f.name, f.cfg.Signer)
 	if err != nil {
 		return fmt.Errorf("farm %s: %w", f.name, err)
 	}
@@ -175,7 +175,7 @@ func (f *Farm) takeAll(proofs []proof) {
 		return
 	}
 	for _, p := range news {
-		if b, err := f.codec.Marshal(proof{Node: p.Node, Chain: p.Chain}); err == nil && len(b) <= packetMax {
+		if b, err := f.codec.Marshal([]proof{{Node: p.Node, Chain: p.Chain}}); err == nil && len(b) <= packetMax {
 			f.news.QueueBroadcast(passedOn{p.Node, b})
 		}
 	}

@@ -220,12 +220,16 @@ func subjectIs(chain trust.Chain, id peer.ID) error {
 }
 
 // PeerID returns the peer ID of a member's key.
-func PeerID(k trust.PublicKey) (peer.ID, error) {
+func PeerID(k trust.PublicKey) peer.ID {
 	pub, err := crypto.UnmarshalEd25519PublicKey(k[:])
-	if err != nil {
-		return "", fmt.Errorf("peer ID of %s: %w", k, err)
+	var id peer.ID
+	if err == nil {
+		id, err = peer.IDFromPublicKey(pub)
 	}
-	return peer.IDFromPublicKey(pub)
+	if err != nil { // any key of that length has one
+		panic(fmt.Sprintf("identity: peer ID of %s: %v", k, err))
+	}
+	return id
 }
 
 // KeyOf returns the key that a peer ID is made of; another kind is content.ErrInvalid.

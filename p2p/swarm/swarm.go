@@ -62,12 +62,6 @@ type Config struct {
 	Bootstrap []string
 	// PeersFile keeps members' addresses for a restart, in a folder that exists; "" none.
 	PeersFile string
-	// Reach is whether others can dial this member. Public ones serve the DHT, and relay
-	// for others. Private ones stand behind a NAT: they are reached through relays until a
-	// hole has been punched, and ask the DHT without serving it. Of unknown ones others
-	// try it, which they do at public addresses only; behind private ones a member serves
-	// the DHT, and relays for nobody.
-	Reach network.Reachability
 	// Ledger says who has proved that it is a member, and who is shut out. Prove waits
 	// until a peer has proved itself, opening what is needed, and reports whether it could.
 	// What others announce, ask or would have relayed is ignored, and their connections go
@@ -76,12 +70,18 @@ type Config struct {
 	Prove  func(context.Context, peer.ID) bool
 	// Log may be nil.
 	Log *slog.Logger
+
+	// reach is whether others can dial this member; who Announces says so, of the others
+	// AutoNAT finds it out. Public ones serve the DHT, and relay for others. Private ones
+	// are reached through relays until a hole has been punched, and only ask the DHT. Where
+	// nobody can tell, behind private addresses, a member serves the DHT and relays not.
+	reach network.Reachability
 }
 
 func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if len(c.Announce) > 0 {
-		c.Reach = cmp.Or(c.Reach, network.ReachabilityPublic) // as its operator says
+		c.reach = network.ReachabilityPublic // as its operator says
 	}
 	return c
 }
@@ -89,7 +89,6 @@ func (c Config) withDefaults() Config {
 // Swarm is this member's place in the mesh. Use: New, Listen, Run.
 type Swarm struct {
 	cfg       Config
-	metrics   metrics
 	listen    []ma.Multiaddr
 	outside   []ma.Multiaddr // Config.Announce
 	bootstrap []peer.AddrInfo
@@ -119,7 +118,6 @@ func New(cfg Config) (*Swarm, error) {
 	} else {
 		s.proofs.proved = func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok }
 	}
-	s.metrics = newMetrics(s)
 	var err error
 	if s.listen, s.outside, err = CheckAddrs(cfg.Listen, cfg.Announce); err != nil {
 		return nil, err
@@ -193,7 +191,7 @@ func (s *Swarm) reaching() []libp2p.Option {
 		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
 			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
 	}
-	switch s.cfg.Reach {
+	switch s.cfg.reach {
 	case network.ReachabilityPrivate: // who can't be dialled can't try others
 		return append(out, libp2p.ForceReachabilityPrivate())
 	case network.ReachabilityPublic:
@@ -243,22 +241,17 @@ func (s *Swarm) Listen() error {
 	return nil
 }
 
-// Addrs returns the full multiaddrs that others reach this member at, Announce last.
-func (s *Swarm) Addrs() []string {
+// Info says where others reach this member, Announce last.
+func (s *Swarm) Info() peer.AddrInfo {
 	all := s.host.Addrs()
 	slices.SortStableFunc(all, func(a, b ma.Multiaddr) int {
 		return cmp.Compare(slices.IndexFunc(s.outside, a.Equal), slices.IndexFunc(s.outside, b.Equal))
 	})
-	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: s.host.ID(), Addrs: all})
-	if err != nil { // an ID that hosts have is one that addresses can end in
-		panic(fmt.Sprintf("swarm: addresses of %s: %v", s.host.ID(), err))
-	}
-	out := make([]string, len(addrs))
-	for i, a := range addrs {
-		out[i] = a.String()
-	}
-	return out
+	return peer.AddrInfo{ID: s.host.ID(), Addrs: all}
 }
+
+// Addrs returns Info as text.
+func (s *Swarm) Addrs() []string { return Texts(s.Info()) }
 
 // Run keeps this member in the mesh until ctx ends, then closes the host.
 func (s *Swarm) Run(ctx context.Context) error {

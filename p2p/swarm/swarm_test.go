@@ -345,8 +345,8 @@ func TestRestartFindsTheMeshByPeersKept(t *testing.T) {
 // bytes than the library's relays let pass.
 func TestRelayCarriesContent(t *testing.T) {
 	mesh := newMesh()
-	relay, _ := start(t, Config{Mesh: mesh, Reach: network.ReachabilityPublic})
-	hidden, _ := start(t, Config{Mesh: mesh, Reach: network.ReachabilityPrivate, Listen: []string{}, Bootstrap: relay.Addrs()})
+	relay, _ := start(t, Config{Mesh: mesh, reach: network.ReachabilityPublic})
+	hidden, _ := start(t, Config{Mesh: mesh, reach: network.ReachabilityPrivate, Listen: []string{}, Bootstrap: relay.Addrs()})
 	asker, _ := start(t, Config{Mesh: mesh, Listen: []string{}, Bootstrap: relay.Addrs()}) // nor can it be dialled
 	const protocol = "/grange/test"
 	const size = 4 << 20

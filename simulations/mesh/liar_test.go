@@ -145,7 +145,7 @@ func (l liar) run(ctx context.Context) error {
 	}
 	neighbours, err := farm.New(farm.Config{
 		Signer: trust.Signer{Key: key, Chain: l.self.Chain}, Verifier: trust.NewVerifier(l.self.Mesh), Bind: l.plan.FarmBind, Join: l.plan.FarmJoin,
-		Key: l.self.Secrets.Gossip, Addrs: s.Addrs(), Log: log,
+		Key: l.self.Secrets.Gossip, Addrs: s.Info().Addrs, Log: log,
 	})
 	if err == nil {
 		err = neighbours.Start()
