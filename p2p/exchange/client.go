@@ -19,9 +19,7 @@ import (
 // otherwise, after which some indexes may have been answered. A slow callback
 // holds up the replies behind it, those of guests apart.
 func (x *Exchange) Want(ctx context.Context, from peer.ID, req Request, each func(Reply)) error {
-	err := x.want(ctx, from, req, each)
-	x.count(err)
-	if err != nil {
+	if err := x.want(ctx, from, req, each); err != nil {
 		return fmt.Errorf("ask %s for %s: %w", from, req.Root.Short(), err)
 	}
 	return nil
@@ -71,24 +69,6 @@ func validate(r Request) error {
 	return nil
 }
 
-// count notes how a request ended.
-func (x *Exchange) count(err error) {
-	outcome := "failed"
-	for _, o := range []struct {
-		name string
-		err  error
-	}{
-		{"ok", nil}, {"stalled", ErrStalled}, {"disconnected", ErrDisconnected}, {"busy", ErrBusy}, {"violation", ErrViolation},
-		{"canceled", context.Canceled}, {"canceled", context.DeadlineExceeded},
-	} {
-		if errors.Is(err, o.err) {
-			outcome = o.name
-			break
-		}
-	}
-	x.metrics.requests.WithLabelValues(outcome).Inc()
-}
-
 // Introduce sends the envelope of a record to a peer that answered Unknown.
 func (x *Exchange) Introduce(ctx context.Context, to peer.ID, envelope []byte) error {
 	if len(envelope) == 0 || len(envelope) > wire.EnvelopeSizeMax {
@@ -119,7 +99,6 @@ func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte,
 	if err == nil {
 		err = o.await(ctx, id, p)
 	}
-	x.count(err)
 	if err != nil {
 		return nil, err
 	}

@@ -341,9 +341,9 @@ func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Mes
 }
 
 type metrics struct {
-	all                      *prometheus.Registry
-	sent, received, requests *prometheus.CounterVec
-	violations               prometheus.Counter
+	all            *prometheus.Registry
+	sent, received *prometheus.CounterVec
+	violations     prometheus.Counter
 }
 
 func newMetrics() metrics {
@@ -356,7 +356,6 @@ func newMetrics() metrics {
 		all:        all,
 		sent:       to.NewCounterVec(opts("sent_bytes_total", "Bytes of data frames sent to peers, by priority."), []string{"priority"}),
 		received:   to.NewCounterVec(opts("received_bytes_total", "Bytes of data frames received from peers, by priority."), []string{"priority"}),
-		requests:   to.NewCounterVec(opts("requests_total", "Requests to peers, by how they ended."), []string{"outcome"}),
 		violations: to.NewCounter(opts("violations_total", "Streams closed because the peer broke the protocol.")),
 	}
 }
