@@ -65,7 +65,9 @@ func (m *Membership) Members(ctx context.Context) []Member {
 	m.mu.RLock()
 	for key, r := range m.revoked { // who was never met is revoked too
 		if !known[key] {
-			out = append(out, Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateRevoked, LastSeen: time.Unix(0, r.Learnt)})
+			x := unmet(key, StateRevoked)
+			x.LastSeen = time.Unix(0, r.Learnt)
+			out = append(out, x)
 		}
 	}
 	m.mu.RUnlock()
@@ -79,9 +81,14 @@ func (m *Membership) Members(ctx context.Context) []Member {
 func (m *Membership) Who(key trust.PublicKey) Member {
 	e, ok := m.roll.of(key)
 	if !ok {
-		return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateAway}
+		return unmet(key, StateAway)
 	}
 	return m.view(e, m.here())
+}
+
+// unmet is a member of which only the key is known.
+func unmet(key trust.PublicKey, state MemberState) Member {
+	return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: state}
 }
 
 // here are those that this member is connected with.
@@ -330,7 +337,7 @@ func findMember(all []Member, who string) (Member, error) {
 		}
 	}
 	if err == nil { // nobody here has met it
-		return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: StateAway}, nil
+		return unmet(key, StateAway), nil
 	}
 	found := exact
 	if len(found) == 0 {

@@ -93,27 +93,27 @@ const chainMax = 3
 
 // Certificate gives the key Subject a role. Build one with Issue.
 type Certificate struct {
-	Serial    [16]byte
-	Subject   PublicKey
-	Role      Role
-	Farm      string
-	NotBefore time.Time
-	NotAfter  time.Time
-	Issuer    PublicKey
+	Magic   string    `cbor:"magic"`
+	Serial  [16]byte  `cbor:"serial"`
+	Subject PublicKey `cbor:"subject"`
+	Role    Role      `cbor:"role"`
+	Farm    string    `cbor:"farm"`
+	// From and Until are in Unix seconds.
+	From   int64     `cbor:"from"`
+	Until  int64     `cbor:"until"`
+	Issuer PublicKey `cbor:"issuer"`
 
 	payload, signature []byte
 }
 
-type certificateWire struct {
-	Magic     string    `cbor:"magic"`
-	Serial    [16]byte  `cbor:"serial"`
-	Subject   PublicKey `cbor:"subject"`
-	Role      Role      `cbor:"role"`
-	Farm      string    `cbor:"farm"`
-	NotBefore int64     `cbor:"from"`
-	NotAfter  int64     `cbor:"until"`
-	Issuer    PublicKey `cbor:"issuer"`
-}
+// NotBefore is the first moment at which the certificate is good.
+func (c Certificate) NotBefore() time.Time { return time.Unix(c.From, 0) }
+
+// NotAfter is the last moment at which the certificate is good.
+func (c Certificate) NotAfter() time.Time { return time.Unix(c.Until, 0) }
+
+// claims is what is signed of a certificate.
+type claims Certificate
 
 const certificateMagic = "grange-certificate/1"
 
@@ -133,7 +133,7 @@ func (c Certificate) MarshalCBOR() ([]byte, error) {
 func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	codec := content.NewCodec()
 	var outer signedWire
-	var w certificateWire
+	var w claims
 	if err := codec.Unmarshal(b, &outer); err != nil {
 		return fmt.Errorf("certificate: %w", err)
 	}
@@ -143,7 +143,8 @@ func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	if w.Magic != certificateMagic || w.Role.rank() < 0 {
 		return fmt.Errorf("certificate: %w: magic %.30q, role %.30q", content.ErrCorrupt, w.Magic, w.Role)
 	}
-	*c = Certificate{w.Serial, w.Subject, w.Role, w.Farm, time.Unix(w.NotBefore, 0), time.Unix(w.NotAfter, 0), w.Issuer, outer.Payload, outer.Signature}
+	*c = Certificate(w)
+	c.payload, c.signature = outer.Payload, outer.Signature
 	return nil
 }
 
@@ -195,8 +196,8 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Certificates()))
 	}
 	c := Certificate{
-		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
-		NotBefore: now.Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
+		Magic: certificateMagic, Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
+		From: now.Unix(), Until: now.Add(certificateLifetime).Unix(),
 	}
 	rand.Read(c.Serial[:])
 	c = c.signed(s.Key)
@@ -204,9 +205,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 }
 
 func (c Certificate) signed(key PrivateKey) Certificate {
-	payload, err := content.NewCodec().Marshal(certificateWire{
-		certificateMagic, c.Serial, c.Subject, c.Role, c.Farm, c.NotBefore.Unix(), c.NotAfter.Unix(), c.Issuer,
-	})
+	payload, err := content.NewCodec().Marshal(claims(c))
 	if err != nil { // every field can always be encoded
 		panic(fmt.Sprintf("trust: encode certificate: %v", err))
 	}

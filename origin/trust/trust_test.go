@@ -426,7 +426,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", NotBefore: epoch(), NotAfter: epoch().Add(time.Hour), Issuer: mesh.Public()}
+	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", Magic: certificateMagic, From: epoch().Unix(), Until: epoch().Add(time.Hour).Unix(), Issuer: mesh.Public()}
 	chain := Chain{c.signed(mesh)}
 	e, err := Signer{Key: mesh, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch(), Commit: Commit{2}, Body: []byte("body")})
 	if err != nil {
