@@ -20,10 +20,9 @@ import (
 type stage uint8
 
 const (
-	// stageNew: nobody has been a member with it.
+	// stageNew: nobody has been a member with it, though a first start may have been cut
+	// short: what that made is gone on with.
 	stageNew stage = iota
-	// stageEntering: a first start was cut short, and what it made is gone on with.
-	stageEntering
 	stageWhole
 	// stagePartly: a member's, as a backup may bring it back, that can't be one by it.
 	stagePartly
@@ -46,12 +45,11 @@ func classify(has []string) (k stage, missing []string) {
 			missing = append(missing, name)
 		}
 	}
+	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) })
 	switch {
 	case len(missing) == 0:
 		return stageWhole, nil
-	case slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) }):
-		return stageEntering, nil
-	case len(has) == 0:
+	case len(has) == 0 || begun:
 		return stageNew, nil
 	}
 	return stagePartly, missing
@@ -91,7 +89,7 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 		return s, key, err
 	}
 	switch k, missing := classify(has); k {
-	case stageNew, stageEntering:
+	case stageNew:
 		return s, key, fmt.Errorf("membership: %w", content.ErrNotFound)
 	case stagePartly:
 		return s, key, fmt.Errorf("data folder %s: %w: it is a member's, with %s, and lacks %s; restore that from the same backup, or give an empty --data; it was left as it is",

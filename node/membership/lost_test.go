@@ -130,9 +130,9 @@ func TestClassify(t *testing.T) {
 		member, key, marked := slices.Contains(has, membershipFile), slices.Contains(has, identityFile), slices.Contains(has, enteringFile)
 		k, missing := classify(has)
 		switch {
-		case (k == stageNew) != (len(has) == 0), (k == stageWhole) != (member && key):
+		case len(has) == 0 && k != stageNew, (k == stageWhole) != (member && key):
 			t.Fatalf("%q: %d", has, k)
-		case k == stageEntering && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
+		case k == stageNew && len(has) > 0 && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
 			t.Fatalf("%q is taken for a first start", has)
 		case (k == stagePartly) != (len(missing) > 0):
 			t.Fatalf("%q: %d, without %q", has, k, missing)

@@ -140,15 +140,10 @@ type rollRequest struct {
 	After trust.PublicKey `cbor:"after"`
 }
 
-type rollEntry struct {
-	Chain trust.Chain `cbor:"chain"`
-	Name  string      `cbor:"name"`
-	Seen  int64       `cbor:"seen"`
-}
-
+// rollReply tells of members, without what this one has met itself.
 type rollReply struct {
-	Members []rollEntry `cbor:"members"`
-	More    bool        `cbor:"more"`
+	Members []enrolled `cbor:"members"`
+	More    bool       `cbor:"more"`
 }
 
 // rollPage answers with members that were met.
@@ -163,7 +158,8 @@ func (m *Membership) rollPage(q rollRequest) (rollReply, error) {
 		if r.More = len(r.Members) == rollPageMax; r.More {
 			break
 		}
-		r.Members = append(r.Members, rollEntry{e.Chain, e.Name, e.Seen})
+		e.Met = nil
+		r.Members = append(r.Members, e)
 	}
 	return r, nil
 }
@@ -200,7 +196,7 @@ func (m *Membership) gatherFrom(ctx context.Context, c member) error {
 				return fmt.Errorf("roll: %w: not in order", content.ErrInvalid)
 			}
 			after = e.Chain[0].Subject
-			if _, known := m.roll.met(e.Chain[0]); !known {
+			if _, known := m.roll.knownSince(e.Chain[0]); !known {
 				if _, err := m.verifier.Certified(e.Chain, now); err != nil {
 					continue // it has expired, or never was one
 				}

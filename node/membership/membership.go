@@ -112,7 +112,7 @@ func Open(cfg Config, s State) (*Membership, error) {
 	if err := m.loadRevoked(); err != nil {
 		return nil, err
 	}
-	m.verifier.Remember(m.roll.met, m.roll.last)
+	m.verifier.Remember(m.roll.knownSince, m.roll.last)
 	m.install()
 	m.digest = digestOf(m.revoked)
 	m.roll.proved(s.Chain, cfg.Name, cfg.Now())

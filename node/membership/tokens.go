@@ -55,12 +55,12 @@ func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (rep
 		id  peer.ID
 		err error
 	}
-	met := make(chan attempt, len(peers))
+	reached := make(chan attempt, len(peers))
 	for _, p := range peers {
-		dialling.Go(func() { met <- attempt{p.ID, d.admin(ctx, p)} })
+		dialling.Go(func() { reached <- attempt{p.ID, d.admin(ctx, p)} })
 	}
 	for range peers {
-		a := <-met
+		a := <-reached
 		if a.err != nil {
 			errs = append(errs, a.err)
 			continue

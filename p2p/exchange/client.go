@@ -125,10 +125,10 @@ func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, 
 			select {
 			case <-p.bitmap.ready:
 				var b *content.Bitmap
-				if b, err = p.bitmap.empty(); err != nil {
-					o.abandon(ctx, id, p)
+				if b, err = p.bitmap.drain(); err != nil {
+					o.abandon(id, p)
 				} else if b != nil && !yield(b, nil) {
-					o.abandon(ctx, id, p)
+					o.abandon(id, p)
 					return
 				}
 			case err = <-p.done:
@@ -136,7 +136,7 @@ func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, 
 					err = fmt.Errorf("%w: the peer ended it", content.ErrUnavailable)
 				}
 			case <-ctx.Done():
-				o.abandon(ctx, id, p)
+				o.abandon(id, p)
 				return
 			}
 		}
@@ -157,7 +157,7 @@ type inbox struct {
 	err    error // it has become too large: what still comes is dropped
 }
 
-func (b *inbox) take(m wire.Bitmap) error {
+func (b *inbox) add(m wire.Bitmap) error {
 	b.parts = append(b.parts, m.Part...)
 	large := len(b.parts) > bitmapMax
 	if !m.Last && !large {
@@ -190,7 +190,7 @@ func (b *inbox) take(m wire.Bitmap) error {
 	return nil
 }
 
-func (b *inbox) empty() (*content.Bitmap, error) {
+func (b *inbox) drain() (*content.Bitmap, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	merged := b.merged

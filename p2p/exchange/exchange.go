@@ -93,18 +93,20 @@ type Exchange struct {
 	turns     turns
 	strangers *rate.Limiter
 
-	// jobs are started by Run, on its context, until stopped is closed.
-	jobs    chan func(context.Context)
-	stopped chan struct{}
-	work    sync.WaitGroup // what Run waits for
+	// Work goes on ctx, which ends with Run; entering guards closing, after which no more
+	// begins, and nothing is locked under it.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	work     sync.WaitGroup // what Run waits for
+	entering sync.Mutex
+	closing  bool
 
 	// mu guards what follows; nothing is locked under it but a session's.
 	mu       sync.Mutex
-	closing  bool
 	sessions map[peer.ID]*session
 }
 
-// New builds an Exchange; nothing happens before Run.
+// New builds an Exchange; nobody is answered before Run.
 func New(cfg Config) (*Exchange, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -113,9 +115,9 @@ func New(cfg Config) (*Exchange, error) {
 	x := &Exchange{
 		cfg: cfg, ledger: cfg.Ledger, protocol: protocol.ID(wire.ProtocolID(cfg.Ledger.Mesh())), metrics: newMetrics(),
 		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.turns},
-		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
 		sessions: map[peer.ID]*session{},
 	}
+	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
@@ -148,21 +150,19 @@ const (
 	sweepInterval = time.Second
 )
 
-// Run serves until ctx ends, then closes all streams and returns nil. Requests
-// that begin before Run wait for it. It is called once.
+// Run serves until ctx ends, then closes all streams, also those that were opened before
+// it to ask others, and returns nil. It is called once.
 func (x *Exchange) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
 	defer x.work.Wait()
 	defer x.close()
-	defer close(x.stopped)
-	defer cancel()
+	defer x.cancel()
 	x.cfg.Host.SetStreamHandler(x.protocol, func(s network.Stream) {
 		if !x.enter() {
 			_ = s.Reset()
 			return
 		}
 		defer x.work.Done()
-		x.accept(ctx, s)
+		x.accept(x.ctx, s)
 	})
 	defer x.cfg.Host.RemoveStreamHandler(x.protocol)
 	tick := time.NewTicker(watchInterval)
@@ -175,8 +175,6 @@ func (x *Exchange) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case job := <-x.jobs:
-			x.work.Go(func() { job(ctx) })
 		case now := <-tick.C:
 			for _, o := range x.streams() {
 				o.watch(now)
@@ -191,8 +189,8 @@ func (x *Exchange) Run(ctx context.Context) error {
 
 // enter counts work that Run must wait for, unless it no longer does.
 func (x *Exchange) enter() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
+	x.entering.Lock()
+	defer x.entering.Unlock()
 	if !x.closing {
 		x.work.Add(1)
 	}
@@ -201,24 +199,24 @@ func (x *Exchange) enter() bool {
 
 // close ends all sessions.
 func (x *Exchange) close() {
-	x.mu.Lock()
+	x.entering.Lock()
 	x.closing = true
-	x.mu.Unlock()
+	x.entering.Unlock()
 	for _, o := range x.streams() {
 		o.fail(content.ErrClosed)
 	}
 }
 
-// do has Run start a job.
-func (x *Exchange) do(ctx context.Context, job func(context.Context)) error {
-	select {
-	case x.jobs <- job:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-x.stopped:
+// start runs a job that Run waits for; content.ErrClosed when it no longer would.
+func (x *Exchange) start(job func(context.Context)) error {
+	if !x.enter() {
 		return content.ErrClosed
 	}
+	go func() {
+		defer x.work.Done()
+		job(x.ctx)
+	}()
+	return nil
 }
 
 // streams returns those of this moment on which we ask.
@@ -258,7 +256,7 @@ func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error)
 	}
 	o, err := x.session(id).lane(ctx, wire.LaneControl)
 	if err == nil {
-		err = o.met(ctx)
+		err = o.proved(ctx)
 	}
 	who, ok := x.ledger.Of(id)
 	switch {
@@ -270,8 +268,8 @@ func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error)
 	return who, nil
 }
 
-// met waits until the asked has proved who it is.
-func (o *outbound) met(ctx context.Context) error {
+// proved waits until the asked has proved who it is.
+func (o *outbound) proved(ctx context.Context) error {
 	if _, ok := o.session.x.ledger.Of(o.session.peer); ok {
 		return nil
 	}
@@ -325,7 +323,7 @@ func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Mes
 	for {
 		o, err := s.lane(ctx, l)
 		if err == nil {
-			err = o.met(ctx)
+			err = o.proved(ctx)
 		}
 		if errors.Is(err, content.ErrForbidden) { // nobody has forbidden us anything
 			err = fmt.Errorf("%w: the peer has not proved who it is: %v", content.ErrUnavailable, err)

@@ -416,14 +416,14 @@ func TestInboxIsBounded(t *testing.T) {
 	b := &inbox{chunks: 1 << 32, ready: make(chan struct{}, 1)}
 	part := wire.Bitmap{Part: make([]byte, 64<<10)}
 	for range 1000 {
-		if err := b.take(part); err != nil {
+		if err := b.add(part); err != nil {
 			t.Fatal(err)
 		}
 		if len(b.parts) > bitmapMax {
 			t.Fatalf("%d bytes of parts are kept", len(b.parts))
 		}
 	}
-	if _, err := b.empty(); !errors.Is(err, content.ErrNoSpace) {
+	if _, err := b.drain(); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("got %v, want ErrNoSpace", err)
 	}
 }

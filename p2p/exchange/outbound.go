@@ -114,14 +114,14 @@ func (o *outbound) await(ctx context.Context, id uint32, p *pending) error {
 		p.mute() // a request that stalled may yet be answered
 		return err
 	case <-ctx.Done():
-		o.abandon(ctx, id, p)
+		o.abandon(id, p)
 		return context.Cause(ctx)
 	}
 }
 
 // abandon cancels a request whose asker does not wait any more. It stays
 // registered until the peer has ended it, since replies may be on their way.
-func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
+func (o *outbound) abandon(id uint32, p *pending) {
 	p.mute()
 	o.mu.Lock()
 	live := o.live[id] == p && p.canceled.IsZero()
@@ -130,8 +130,7 @@ func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
 	}
 	o.mu.Unlock()
 	if live {
-		// The asker has gone, so its context must not keep the peer from hearing.
-		_ = o.session.x.do(context.WithoutCancel(ctx), func(context.Context) {
+		_ = o.session.x.start(func(context.Context) {
 			if err := o.send(id, wire.Cancel{}); err != nil {
 				o.fail(err)
 			}
@@ -312,7 +311,7 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 			return misplaced
 		}
 		p.sign.Store(farFuture) // from here on it may have nothing to say
-		return p.bitmap.take(m)
+		return p.bitmap.add(m)
 	case wire.Answer:
 		if p.wants {
 			return misplaced

@@ -88,5 +88,5 @@ func (f face) MergeRemoteState(b []byte, _ bool) {
 		f.refuse(err)
 		return
 	}
-	f.takeAll(proofs)
+	f.believeAll(proofs)
 }

@@ -50,9 +50,9 @@ func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
 	return who, nil
 }
 
-// take believes of a proof what holds. It reports whether it brought a certificate
+// believe takes of a proof what holds. It reports whether it brought a certificate
 // that was not known, and whether the members have changed.
-func (f *Farm) take(p proof) (news, changed bool, err error) {
+func (f *Farm) believe(p proof) (news, changed bool, err error) {
 	id, err := parseName(p.Node)
 	if err != nil {
 		return false, false, err
@@ -156,12 +156,12 @@ func (f *Farm) refuse(err error) {
 	f.cfg.Log.Debug("gossip: a proof does not hold", "err", err)
 }
 
-// takeAll believes of proofs what holds, and passes certificates on that are news.
-func (f *Farm) takeAll(proofs []proof) {
+// believeAll takes of proofs what holds, and passes certificates on that are news.
+func (f *Farm) believeAll(proofs []proof) {
 	var news []proof
 	changed := false
 	for _, p := range proofs[:min(len(proofs), knownMax)] {
-		fresh, listed, err := f.take(p)
+		fresh, listed, err := f.believe(p)
 		if err != nil {
 			f.refuse(err)
 		}
