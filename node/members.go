@@ -55,11 +55,10 @@ func (n *Node) violated(id peer.ID, err error) {
 
 // followFarm tells the swarm where the farm's members are to be found.
 func (n *Node) followFarm(ctx context.Context) {
-	changed := n.farm.Watch(ctx)
 	var before []peer.ID
 	for {
 		select {
-		case <-changed:
+		case <-n.farm.Changed():
 		case <-ctx.Done():
 			return
 		}

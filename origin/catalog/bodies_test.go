@@ -78,7 +78,8 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	long := strings.Repeat("x", content.NameMax)
 	now := time.Now()
 	first, admin, node := trust.NewPrivateKey(), trust.NewPrivateKey(), trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(first.Public(), long, now)
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: first.Public(), Role: trust.RoleAdmin, Farm: long}, now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,8 @@ type mesh struct {
 func newMesh(t *testing.T, store bucket.Bucket) mesh {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	meshKey, chain, _, err := trust.FoundMesh(key.Public(), "a", time.Now())
+	meshKey := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: meshKey}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: "a"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,9 @@ type world struct {
 func newWorld(t *testing.T) world {
 	t.Helper()
 	key := NewPrivateKey()
-	mesh, chain, secrets, err := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
+	secrets := NewSecrets(1).For(RoleAdmin, "a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -445,7 +447,8 @@ func TestGolden(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	key := NewPrivateKey()
-	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -466,7 +469,8 @@ func FuzzOpen(f *testing.F) {
 
 func BenchmarkOpen(b *testing.B) {
 	key := NewPrivateKey()
-	mesh, chain, _, _ := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, _ := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
 	e, _ := Signer{Key: key, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	v := NewVerifier(mesh.Public())
 	for b.Loop() {

@@ -133,15 +133,15 @@ type Farm struct {
 	here    atomic.Pointer[here]
 	outdone chan uint64   // the number of a word of this member's that is above its own
 	rotated chan struct{} // a key came
+	changed chan struct{} // who is listed
 
-	mu       sync.Mutex // guards what follows
-	self     Member     // its ID and Identity never change
-	word     word       // this member's own
-	roster   roster     // of the others
-	keys     []agedKey
-	lost     map[string]Absence // by gossip address
-	joining  error              // why no neighbour was joined at the last attempt
-	watchers map[chan struct{}]bool
+	mu      sync.Mutex // guards what follows
+	self    Member     // its ID and Identity never change
+	word    word       // this member's own
+	roster  roster     // of the others
+	keys    []agedKey
+	lost    map[string]Absence // by gossip address
+	joining error              // why no neighbour was joined at the last attempt
 }
 
 // here is who is listed; never changed in place.
@@ -160,7 +160,7 @@ func New(cfg Config) (*Farm, error) {
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{ID: identity.PeerID(who.Key), Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
+		lost: map[string]Absence{}, changed: make(chan struct{}, 1),
 	}
 	f.metrics = newMetrics(f)
 	if f.word, err = (word{addrs: cfg.Addrs}).sign(f.name, cfg.Signer); err == nil {
@@ -284,21 +284,9 @@ func (f *Farm) Members() []Member { return f.here.Load().members }
 // Live returns the IDs of the Members. The slice must not be changed.
 func (f *Farm) Live() []peer.ID { return f.here.Load().ids }
 
-// Watch returns a channel that has an element at first, and then whenever the members
-// have changed since it was received from. It is never closed, and silent after ctx.
-func (f *Farm) Watch(ctx context.Context) <-chan struct{} {
-	ch := make(chan struct{}, 1)
-	ch <- struct{}{}
-	f.mu.Lock()
-	f.watchers[ch] = true
-	f.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.watchers, ch)
-	})
-	return ch
-}
+// Changed has an element at first, and then whenever the members have changed since it
+// was received from. It is for one to follow, and never closed.
+func (f *Farm) Changed() <-chan struct{} { return f.changed }
 
 // Recheck verifies all certificates again, as when the verifier has learnt of a
 // revocation: whose does not hold is not listed any more when it returns.
@@ -349,11 +337,9 @@ func (f *Farm) publish() {
 	if last != nil {
 		f.tell(last, next)
 	}
-	for ch := range f.watchers {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
+	select {
+	case f.changed <- struct{}{}:
+	default:
 	}
 }
 

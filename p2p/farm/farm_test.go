@@ -98,10 +98,9 @@ func await(t *testing.T, f *Farm, want int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	changed := f.Watch(ctx)
 	for len(f.Members()) != want {
 		select {
-		case <-changed:
+		case <-f.Changed():
 		case <-ctx.Done():
 			t.Fatalf("%s sees %d members, want %d", f.self.ID, len(f.Members()), want)
 		}

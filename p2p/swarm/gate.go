@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -87,10 +88,14 @@ const (
 type proofs struct {
 	proved func(peer.ID) bool
 	prove  func(context.Context, peer.ID) bool
+	places *semaphore.Weighted // for who waits
 
-	mu      sync.Mutex // guards what follows
-	waiting int
-	doubts  map[peer.ID]time.Time // until when
+	mu     sync.Mutex            // guards doubts
+	doubts map[peer.ID]time.Time // until when
+}
+
+func newProofs(proved func(peer.ID) bool, prove func(context.Context, peer.ID) bool) *proofs {
+	return &proofs{proved: proved, prove: prove, places: semaphore.NewWeighted(provingMax), doubts: map[peer.ID]time.Time{}}
 }
 
 // wait reports whether a peer is a member. One that has not proved it yet is given
@@ -99,13 +104,16 @@ func (p *proofs) wait(ctx context.Context, id peer.ID) bool {
 	if p.proved(id) {
 		return true
 	}
-	if p.prove == nil || !p.begin(id) {
+	if p.prove == nil || p.doubted(id) || !p.places.TryAcquire(1) {
 		return false
 	}
+	defer p.places.Release(1)
 	late, cancel := context.WithTimeout(ctx, proveTimeout)
 	defer cancel()
 	ok := p.prove(late, id)
-	p.end(id, ok || ctx.Err() != nil)
+	if !ok && ctx.Err() == nil {
+		p.doubt(id)
+	}
 	return ok
 }
 
@@ -116,26 +124,10 @@ func (p *proofs) doubted(id peer.ID) bool {
 	return time.Now().Before(p.doubts[id])
 }
 
-// begin counts a wait, unless it would be in vain or one too many.
-func (p *proofs) begin(id peer.ID) bool {
+// doubt remembers a peer that could not prove itself.
+func (p *proofs) doubt(id peer.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if time.Now().Before(p.doubts[id]) || p.waiting >= provingMax {
-		return false
-	}
-	p.waiting++
-	return true
-}
-
-// end counts the end of a wait, and remembers a peer that could not prove itself.
-func (p *proofs) end(id peer.ID, forget bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.waiting--
-	if forget {
-		delete(p.doubts, id)
-		return
-	}
 	for other := range p.doubts {
 		if len(p.doubts) < doubtsMax {
 			break

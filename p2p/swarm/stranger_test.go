@@ -285,11 +285,7 @@ func TestSurplusGuestsAreOfTheSiteThatHasMost(t *testing.T) {
 // itself of its own accord is believed at once.
 func TestProofsAreWaitedForOnce(t *testing.T) {
 	asked, proved := 0, false
-	p := &proofs{
-		proved: func(peer.ID) bool { return proved },
-		prove:  func(context.Context, peer.ID) bool { asked++; return false },
-		doubts: map[peer.ID]time.Time{},
-	}
+	p := newProofs(func(peer.ID) bool { return proved }, func(context.Context, peer.ID) bool { asked++; return false })
 	for range 5 {
 		if p.wait(t.Context(), "stranger") {
 			t.Fatal("a stranger was believed")

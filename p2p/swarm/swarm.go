@@ -109,14 +109,12 @@ type Swarm struct {
 func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
-		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}},
-		proofs: &proofs{proved: func(peer.ID) bool { return true }, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
+		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
 	}
+	s.proofs = newProofs(func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok || cfg.Ledger == nil }, cfg.Prove)
 	if s.ledger == nil {
 		s.ledger = identity.New(trust.NewVerifier(cfg.Mesh), time.Now)
-	} else {
-		s.proofs.proved = func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok }
 	}
 	var err error
 	if s.listen, s.outside, err = CheckAddrs(cfg.Listen, cfg.Announce); err != nil {
