@@ -16,7 +16,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -37,7 +36,7 @@ func (l lenient) Errorf(format string, args ...any) {
 func TestTheStackKeepsTheContract(t *testing.T) {
 	for _, applied := range []bool{false, true} {
 		t.Run(fmt.Sprintf("applied %t", applied), func(t *testing.T) {
-			buckettest.Run(t, func(t *testing.T) bucket.Bucket {
+			contract(t, func(t *testing.T) bucket.Bucket {
 				var n atomic.Int64
 				store := mem.New(lenient{t}, mem.Config{Fault: func(c mem.Call) mem.Fault {
 					switch {
@@ -62,13 +61,6 @@ func put(t *testing.T, b bucket.Bucket, key, data string) {
 	t.Helper()
 	if _, err := b.Put(t.Context(), key, bucket.Bytes([]byte(data)), bucket.Condition{}); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func wantErr(t *testing.T, err, want error) {
-	t.Helper()
-	if !errors.Is(err, want) {
-		t.Fatalf("error %v, want %v", err, want)
 	}
 }
 
