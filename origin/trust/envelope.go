@@ -18,33 +18,27 @@ type Commit [16]byte
 // fields below with magic "grange-record/1", the signature is over the payload,
 // the chain certifies the signing key. At most content.RecordSizeMax bytes.
 type Envelope struct {
-	Kind content.Kind
-	Name string
+	Kind content.Kind `cbor:"kind"`
+	Name string       `cbor:"name"`
 	// Version rises by one with each write of the name, deletions included.
-	Version  uint64
-	SignedAt time.Time
-	Commit   Commit
+	Version  uint64    `cbor:"version"`
+	SignedAt time.Time `cbor:"-"`
+	Commit   Commit    `cbor:"commit"`
 	// Farm owns the record; "" for kinds that belong to the mesh.
-	Farm string
+	Farm string `cbor:"farm"`
 	// Tombstone says that the name was deleted; Body is empty then.
-	Tombstone bool
-	Body      []byte
+	Tombstone bool   `cbor:"gone"`
+	Body      []byte `cbor:"body"`
 	// Signer is the identity that signed, set by Open.
-	Signer Identity
+	Signer Identity `cbor:"-"`
 
 	root PublicKey // as Revocation has it, set by Open
 }
 
 type envelopeWire struct {
-	Magic     string       `cbor:"magic"`
-	Kind      content.Kind `cbor:"kind"`
-	Name      string       `cbor:"name"`
-	Version   uint64       `cbor:"version"`
-	SignedAt  int64        `cbor:"signed"`
-	Commit    Commit       `cbor:"commit"`
-	Farm      string       `cbor:"farm"`
-	Tombstone bool         `cbor:"gone"`
-	Body      []byte       `cbor:"body"`
+	Magic string `cbor:"magic"`
+	Envelope
+	Signed int64 `cbor:"signed"` // in milliseconds, as in all that is sealed
 }
 
 const envelopeMagic = "grange-record/1"
@@ -55,7 +49,7 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 	if !id.MaySign(e.Kind, e.Farm) {
 		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
-	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e.Kind, e.Name, e.Version, e.SignedAt.UnixMilli(), e.Commit, e.Farm, e.Tombstone, e.Body})
+	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e, e.SignedAt.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign %s %q: %w", e.Kind, e.Name, err)
 	}
@@ -97,7 +91,8 @@ func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w se
 	if err := w.Kind.CheckName(w.Name); err != nil {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
-	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}, PublicKey{}}
+	e := w.Envelope
+	e.SignedAt = time.UnixMilli(w.Signed)
 	id, err := signer(labelEnvelope, sealed, e.SignedAt, seen, now)
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
