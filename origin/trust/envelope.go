@@ -64,22 +64,19 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 // allowed ErrForbidden. The kind and name are the signer's claim: the caller
 // compares them with what it asked for.
 func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
-	return v.open(b, seen, now, v.signer)
+	return v.open(b, seen, now, func(Chain) bool { return false })
 }
 
 // Reopen is Open of what Open has checked before and nobody else may have changed since.
 // Its signatures stand: they are looked at again where a key of its chain was revoked.
 func (v *Verifier) Reopen(b []byte, seen, now time.Time) (Envelope, error) {
-	return v.open(b, seen, now, func(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
-		revoked := func(c Certificate) bool { _, ok := v.Revoked(c.Subject); return ok }
-		if len(w.Chain) == 0 || slices.ContainsFunc(w.Chain, revoked) {
-			return v.signer(l, w, at, seen, now)
-		}
-		return w.Chain.Identity(), nil
+	return v.open(b, seen, now, func(c Chain) bool {
+		return len(c) > 0 && !slices.ContainsFunc(c, func(c Certificate) bool { _, revoked := v.Revoked(c.Subject); return revoked })
 	})
 }
 
-func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w sealedWire, at, seen, now time.Time) (Identity, error)) (Envelope, error) {
+// open opens a record, whose signatures stand if its chain does.
+func (v *Verifier) open(b []byte, seen, now time.Time, stands func(Chain) bool) (Envelope, error) {
 	var w envelopeWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
@@ -93,7 +90,10 @@ func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w se
 	}
 	e := w.Envelope
 	e.SignedAt = time.UnixMilli(w.Signed)
-	id, err := signer(labelEnvelope, sealed, e.SignedAt, seen, now)
+	id := sealed.Chain.Identity()
+	if !stands(sealed.Chain) {
+		id, err = v.signer(labelEnvelope, sealed, e.SignedAt, seen, now)
+	}
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
 	}
