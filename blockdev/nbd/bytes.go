@@ -73,7 +73,7 @@ func (c *conn) changeBytes(t *task) error {
 		lead := at & (unit - 1)
 		switch whole := n%unit == 0; {
 		case whole && zeroes:
-			err = c.zero(t, at, n, false)
+			err = c.zero(req, at, n, false)
 		case whole:
 			err = d.WriteAt(c.ctx, (*t.buf)[at-off:][:n], at, false)
 		default:

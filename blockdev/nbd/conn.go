@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,8 @@ type conn struct {
 	structured bool             // replies
 	status     bool             // the client may ask for block status
 
-	replies *[]byte // gathered, to be sent with the next flush; may be nil
+	data    bytes.Reader // of the write that is tried at once
+	replies *[]byte      // gathered, to be sent with the next flush; may be nil
 	tally   meter.Tally
 	idle    chan *task // tasks to use again
 	tasks   int        // how many were made
@@ -80,12 +82,9 @@ type conn struct {
 	loud    rate.Sometimes // guards the log against a device that fails often
 }
 
-// device is an open export with the abilities that it has.
+// device is an open export.
 type device struct {
 	blockdev.Device
-	prompt  blockdev.Prompt  // may be nil
-	trimmer blockdev.Trimmer // may be nil
-	mapper  blockdev.Mapper  // may be nil
 	release func()
 }
 
@@ -224,16 +223,12 @@ func (c *conn) lookup(name string) (*device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
 	}
-	d := &device{Device: dev, release: release}
-	d.prompt, _ = dev.(blockdev.Prompt)
-	d.trimmer, _ = dev.(blockdev.Trimmer)
-	d.mapper, _ = dev.(blockdev.Mapper)
 	g := dev.Geometry()
 	if g.BlockSize < content.SectorSize || g.BlockSize&(g.BlockSize-1) != 0 || g.BlockSize > blockSizeMax || g.Size < 0 || g.Size%int64(g.BlockSize) != 0 {
 		release()
 		return nil, fmt.Errorf("export %.140q: %w: %d bytes in blocks of %d", name, content.ErrInvalid, g.Size, g.BlockSize)
 	}
-	return d, nil
+	return &device{dev, release}, nil
 }
 
 // blockSizeMax is the largest block that the protocol lets a server insist on.

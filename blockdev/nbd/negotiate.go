@@ -271,9 +271,5 @@ func (d *device) flags(structured bool) uint16 {
 	if d.Geometry().ReadOnly {
 		return flags | transmitReadOnly
 	}
-	flags |= transmitWriteZeroes | transmitFastZero
-	if d.trimmer != nil {
-		flags |= transmitTrim
-	}
-	return flags
+	return flags | transmitTrim | transmitWriteZeroes | transmitFastZero
 }

@@ -58,8 +58,6 @@ var (
 type Disk struct {
 	server   *Server
 	device   blockdev.Device
-	direct   blockdev.Direct  // nil if device is none
-	trimmer  blockdev.Trimmer // nil if device is none
 	complain rate.Sometimes
 
 	ctx      context.Context // of requests
@@ -83,8 +81,6 @@ type Disk struct {
 
 func newDisk(s *Server, device blockdev.Device) *Disk {
 	d := &Disk{server: s, device: device, char: -1, complain: rate.Sometimes{First: 1, Interval: complainInterval}}
-	d.direct, _ = device.(blockdev.Direct)
-	d.trimmer, _ = device.(blockdev.Trimmer)
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	d.reads, d.cut = context.WithCancelCause(d.ctx)
 	return d
@@ -288,7 +284,7 @@ func (d *Disk) params(i info) params {
 	p.basic.optShift = shift(cmp.Or(min(g.PreferredSize, int(i.requestMax)), g.BlockSize))
 	p.basic.maxSectors = i.requestMax / sectorSize
 	p.basic.sectors = uint64(g.Size / sectorSize)
-	if d.trimmer != nil && !g.ReadOnly {
+	if !g.ReadOnly {
 		p.types |= paramDiscard
 		p.discard.granularity = uint32(g.BlockSize)
 		p.discard.maxSectors, p.discard.maxZeroSectors, p.discard.maxSegments = rangeSectorsMax, rangeSectorsMax, 1

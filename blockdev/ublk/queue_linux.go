@@ -94,10 +94,7 @@ func (q *queue) close() error {
 
 // prompt answers a request that needs no wait.
 func (q *queue) prompt(tag uint16) (res int32, ok bool) {
-	r, device, t := q.descriptors[tag], q.disk.direct, &q.tasks[tag]
-	if device == nil {
-		return 0, false
-	}
+	r, device, t := q.descriptors[tag], q.disk.device, &q.tasks[tag]
 	n, off := int(r.sectors)*sectorSize, int64(r.start)*sectorSize
 	switch r.op & (reqMask | reqFUA) {
 	case reqRead, reqRead | reqFUA:
@@ -217,10 +214,8 @@ func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
 		return int32(n), d.device.WriteAt(ctx, *t.data, off, fua)
 	case op == reqFlush:
 		return 0, d.device.Flush(ctx)
-	case op == reqDiscard && d.trimmer != nil:
-		return 0, d.trimmer.Discard(ctx, off, n, fua)
-	case op == reqWriteZeroes && d.trimmer != nil:
-		return 0, d.trimmer.Zero(ctx, off, n, r.op&reqNoUnmap != 0, fua)
+	case op == reqDiscard || op == reqWriteZeroes:
+		return 0, d.device.Zero(ctx, off, n, op == reqWriteZeroes && r.op&reqNoUnmap != 0, fua)
 	default:
 		return 0, fmt.Errorf("request of kind %d: %w", op, errors.ErrUnsupported)
 	}

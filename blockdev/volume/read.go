@@ -18,7 +18,7 @@ import (
 // parallelReads is how many chunks one read waits for at once.
 const parallelReads = 16
 
-// TryReadAt implements blockdev.Prompt.
+// TryReadAt implements blockdev.Device.
 func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	if !v.mu.TryRLock() {
 		return false
@@ -41,7 +41,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	return true
 }
 
-// TryReadTo implements blockdev.Direct.
+// TryReadTo implements blockdev.Device.
 func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	buf := v.buffers.Get(min(n, pieceMax))
 	defer v.buffers.Put(buf)
@@ -241,7 +241,7 @@ func (e extent) rotten(f *os.File) error {
 	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
 }
 
-// Extents implements blockdev.Mapper.
+// Extents implements blockdev.Device.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
 	add := func(n int64, state blockdev.State) bool {
