@@ -35,7 +35,7 @@ type task struct {
 // dispatch answers a request, or starts what will. Its error ends the
 // connection.
 func (c *conn) dispatch(req request) error {
-	count(&c.tally, req)
+	c.tally.Count(int(req.command), uint64(req.length))
 	if req.command == cmdDisconnect {
 		return errLeave
 	}
@@ -272,7 +272,7 @@ func (c *conn) work(t *task) {
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
-					"command", commandName(req.command), "offset", req.offset, "length", req.length, "error", err)
+					"command", c.server.metrics.Name(int(req.command)), "offset", req.offset, "length", req.length, "error", err)
 			})
 		}
 	}

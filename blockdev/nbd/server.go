@@ -30,7 +30,7 @@ const (
 // Server serves Exports to NBD clients.
 type Server struct {
 	cfg     Config
-	metrics *metrics
+	metrics metrics
 	buffers scratch.Pool
 	// complaint is of connections that can't be accepted.
 	complaint rate.Sometimes
@@ -54,7 +54,9 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Collectors returns the server's metrics.
-func (s *Server) Collectors() []prometheus.Collector { return s.metrics.collectors() }
+func (s *Server) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{s.metrics.Registry}
+}
 
 // Run serves until ctx is done, then closes the listeners, lets changes in flight
 // finish for up to DrainTimeout, and returns once every device is released. Reads that

@@ -47,12 +47,8 @@ var (
 	errHeld    = fmt.Errorf("%w: requests are held by a device that does not return", content.ErrUnavailable)
 )
 
-var (
-	// errNotTakenUp says that a disk was there, and that nobody can recover it.
-	errNotTakenUp = errors.New("its recovery was broken off")
-	// errNotEnded says that a disk waits for the next server.
-	errNotEnded = errors.New("its recovery could not be ended")
-)
+// errNotTakenUp says that a disk was there, and that nobody can recover it.
+var errNotTakenUp = errors.New("its recovery was broken off")
 
 // Disk is a device that the kernel has.
 type Disk struct {
@@ -68,8 +64,7 @@ type Disk struct {
 	endStart context.CancelFunc
 	started  atomic.Bool
 
-	remains  atomic.Bool // it could neither be started nor removed, for want of files
-	stopping sync.Mutex  // one Stop at a time, before Server.mu
+	stopping sync.Mutex // one Stop at a time, before Server.mu
 
 	// What follows belongs to whoever has announced a change of the disk.
 	id     uint32
@@ -227,40 +222,10 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	d.made = true
 	err = d.engage(d.ctx, queues, ctrlEndRecovery)
-	if wantsFiles(err) {
-		err = d.endRecovery(ctx)
-	}
-	if errors.Is(err, errNotEnded) {
-		return fmt.Errorf(failed, err)
-	}
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
 	return nil
-}
-
-// endRecovery tells the kernel again and again, while there are no files to do so,
-// and for a moment after ctx ends.
-func (d *Disk) endRecovery(ctx context.Context) error {
-	ctx, cancel := withGrace(ctx)
-	defer cancel()
-	for {
-		err := d.server.control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
-		if !wantsFiles(err) {
-			return err
-		}
-		select {
-		case <-time.After(openPause):
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", errNotEnded, err)
-		}
-	}
-}
-
-// wantsFiles reports whether something failed since this process, or the system,
-// had no file descriptor or memory left for it.
-func wantsFiles(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // undo removes a disk that no client has begun to use, or can go on with, unless no

@@ -197,7 +197,7 @@ func (t *task) fail(r descriptor, err error) int32 {
 	d.server.meter.Failed(code)
 	if code == blockdev.EIO && d.reads.Err() == nil {
 		d.complain.Do(func() {
-			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", commandName(r.op&reqMask),
+			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", d.server.meter.Name(int(r.op&reqMask)),
 				"offset", int64(r.start)*sectorSize, "length", int64(r.sectors)*sectorSize, "error", err)
 		})
 	}

@@ -65,8 +65,8 @@ type completion struct {
 	flags    uint32
 }
 
-// ring is one io_uring. The thread that makes it is the only one to use it, but
-// for close.
+// ring is one io_uring, which one goroutine at a time submits to, and one takes from.
+// With setupSingleIssuer that is the thread that has made it, but for close.
 type ring struct {
 	fd             int
 	sqMap, cqMap   []byte
@@ -80,12 +80,12 @@ type ring struct {
 	cqes           []completion
 }
 
-// newRing makes a ring; long submissions carry 80 bytes of a command's payload.
-func newRing(entries int, long bool) (*ring, error) {
-	p := ringParams{flags: setupCQSize | setupSingleIssuer | setupDeferTaskrun, cqEntries: uint32(4 * entries)}
+// newRing makes a ring; with setupSQE128, submissions carry 80 bytes of a command's
+// payload.
+func newRing(entries int, flags uint32) (*ring, error) {
+	p := ringParams{flags: setupCQSize | flags, cqEntries: uint32(4 * entries)}
 	r := &ring{stride: int(unsafe.Sizeof(submission{}))}
-	if long {
-		p.flags |= setupSQE128
+	if flags&setupSQE128 != 0 {
 		r.stride *= 2
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)

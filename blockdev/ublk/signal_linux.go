@@ -11,8 +11,6 @@ import (
 // signal wakes a ring from any goroutine: an eventfd that the ring polls.
 type signal int
 
-const noSignal signal = -1
-
 func newSignal() (signal, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	return signal(fd), os.NewSyscallError("eventfd", err)
