@@ -23,7 +23,6 @@ type budget struct {
 	pool *scratch.Pool // of all connections
 }
 
-// release gives a buffer back.
 func (b *budget) release(p *[]byte) {
 	n := int64(cap(*p))
 	b.pool.Put(p)

@@ -30,7 +30,6 @@ func (d *device) part(off, end int64) int64 {
 	return next - off
 }
 
-// readBytes fills p from off.
 func (d *device) readBytes(ctx context.Context, p []byte, off int64) error {
 	unit := int64(d.Geometry().BlockSize)
 	for n := int64(0); len(p) > 0; p, off = p[n:], off+n {

@@ -82,7 +82,6 @@ type conn struct {
 	loud    rate.Sometimes // guards the log against a device that fails often
 }
 
-// device is an open export.
 type device struct {
 	blockdev.Device
 	release func()
@@ -108,7 +107,6 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	return c
 }
 
-// rawOf returns the descriptor of a real socket, else nil.
 func rawOf(socket net.Conn) syscall.RawConn {
 	sc, ok := socket.(syscall.Conn)
 	if !ok || !nonblocking {
@@ -149,7 +147,6 @@ func (c *conn) serve() (how string) {
 	return how
 }
 
-// ending is the label of what ended a connection.
 func ending(err error, opened bool) string {
 	switch {
 	case errors.Is(err, errLeave):
@@ -262,7 +259,6 @@ func (c *conn) transmit() error {
 	}
 }
 
-// flush sends the replies that are gathered.
 func (c *conn) flush() {
 	c.server.metrics.Publish(&c.tally)
 	b := c.replies

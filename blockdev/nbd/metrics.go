@@ -7,7 +7,6 @@ import (
 	"github.com/grangemesh/grange/blockdev/meter"
 )
 
-// metrics are what the server counts.
 type metrics struct {
 	*meter.Meter
 	connections prometheus.Gauge

@@ -68,7 +68,6 @@ func memory(req request) int {
 	return replyMax
 }
 
-// rule is what the protocol says of a command.
 type rule struct {
 	flags  uint16 // allowed
 	writes bool   // needs an export that is not read-only
@@ -138,7 +137,6 @@ func (c *conn) readNow(req request) bool {
 	return true
 }
 
-// readHead is the room to leave before a read's data.
 func (c *conn) readHead() int {
 	if c.structured {
 		return dataHead
@@ -205,7 +203,6 @@ func (c *conn) writeNow(p []byte, req request) bool {
 	return true
 }
 
-// reply gathers the answer to a request that brings no data.
 func (c *conn) reply(req request, code blockdev.Errno, words string) {
 	b := c.room(replyMax)
 	*b = c.appendReply(*b, req, code, words)
@@ -221,7 +218,6 @@ func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words str
 	return appendSimple(b, req.cookie, code)
 }
 
-// changes reports whether the request changes the device.
 func (r request) changes() bool {
 	return r.command == cmdWrite || r.command == cmdTrim || r.command == cmdWriteZeroes
 }
@@ -317,7 +313,6 @@ func (c *conn) do(t *task) error {
 	return nil
 }
 
-// change makes the change that a request asks for.
 func (c *conn) change(t *task) error {
 	req, d := t.req, c.device
 	if req.command != cmdTrim && c.partial(req) {

@@ -129,7 +129,6 @@ func (s *Server) serve(ctx context.Context, socket net.Conn) {
 	}()
 }
 
-// stop drains all connections.
 func (s *Server) stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
@@ -139,7 +138,6 @@ func (s *Server) stop(ctx context.Context) error {
 	return s.end(ctx, func(*conn) bool { return true })
 }
 
-// enter lists a connection with its export.
 func (s *Server) enter(c *conn, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

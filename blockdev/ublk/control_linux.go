@@ -118,7 +118,6 @@ func (c *control) params(id uint32) (params, error) {
 	return *p, err
 }
 
-// setParams describes a device before it is started.
 func (c *control) setParams(id uint32, p params) error {
 	p.length = uint32(unsafe.Sizeof(p))
 	return call(c, ctrlSetParams, id, &p)

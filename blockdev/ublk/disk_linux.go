@@ -142,7 +142,6 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	return d.create(ctx, id)
 }
 
-// create makes a new disk; id may leave the choice to the kernel.
 func (d *Disk) create(ctx context.Context, id uint32) error {
 	// Not sooner: others may read already while the start ends.
 	d.starting, d.endStart = context.WithTimeout(d.ctx, startTimeout)
@@ -172,7 +171,6 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	return nil
 }
 
-// begin starts a device that has just been made.
 func (d *Disk) begin(ctx context.Context, i info) error {
 	if err := d.server.control.setParams(i.id, d.params(i)); err != nil {
 		return err
@@ -237,7 +235,6 @@ func (d *Disk) undo(ctx context.Context) error {
 	return d.destroy(ctx, notHeld)
 }
 
-// params describes the device to the kernel.
 func (d *Disk) params(i info) params {
 	g := d.device.Geometry()
 	p := params{types: paramBasic}

@@ -46,7 +46,6 @@ type task struct {
 	res  int32
 }
 
-// newQueues makes the queues of a device.
 func newQueues(d *Disk, i info) []*queue {
 	queues := make([]*queue, i.queues)
 	for number := range queues {
@@ -59,7 +58,6 @@ func newQueues(d *Disk, i info) []*queue {
 	return queues
 }
 
-// connect maps the kernel's descriptors.
 func (q *queue) connect(char int) error {
 	page := unix.Getpagesize()
 	whole := func(n int) int { return (n + page - 1) / page * page }
@@ -92,7 +90,6 @@ func (q *queue) close() error {
 	return unix.Munmap(q.mapping)
 }
 
-// prompt answers a request that needs no wait.
 func (q *queue) prompt(tag uint16) (res int32, ok bool) {
 	r, device, t := q.descriptors[tag], q.disk.device, &q.tasks[tag]
 	n, off := int(r.sectors)*sectorSize, int64(r.start)*sectorSize

@@ -195,7 +195,6 @@ func (r *ring) enter(atLeast uintptr) error {
 	}
 }
 
-// wait blocks until something has completed.
 func (r *ring) wait() error {
 	for r.empty() {
 		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 0, 1, enterGetEvents, 0, 0)

@@ -190,7 +190,6 @@ func (s *Server) claim(d *Disk, id uint32, chosen bool) bool {
 	return true
 }
 
-// forget takes a disk off the list.
 func (s *Server) forget(d *Disk) {
 	d.cancel(errStopped)
 	s.mu.Lock()
@@ -201,7 +200,6 @@ func (s *Server) forget(d *Disk) {
 	}
 }
 
-// place chooses the thread of a new queue.
 func (s *Server) place() *thread {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -217,7 +217,6 @@ func (t *thread) rest() error {
 	return t.ring.linger()
 }
 
-// receive empties the inbox.
 func (t *thread) receive() error {
 	t.wake.clear()
 	if err := t.wake.await(t.ring, tokenWake); err != nil {

@@ -80,7 +80,6 @@ func (v *Volume) locate(off int64, length int) (extent, int) {
 	return e, min(length, int(e.n)*sectorSize)
 }
 
-// trySource reads from the source without waiting.
 func (v *Volume) trySource(p []byte, off int64) bool {
 	for len(p) > 0 {
 		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
@@ -162,7 +161,6 @@ func (v *Volume) readSource(ctx context.Context, misses []miss) error {
 	return group.Wait()
 }
 
-// reader fills p from a file.
 type reader func(f *os.File, p []byte, off int64) error
 
 func patiently(f *os.File, p []byte, off int64) error {

@@ -141,7 +141,6 @@ func (v *Volume) secure() error {
 	return nil
 }
 
-// forget lets go of the journal.
 func (v *Volume) forget() error {
 	var errs []error
 	for _, s := range v.chain {

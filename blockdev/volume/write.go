@@ -284,7 +284,6 @@ func (v *Volume) mark() {
 	}
 }
 
-// sync makes segments and their names durable.
 func (v *Volume) sync(due []*segment, newNames bool) error {
 	for _, s := range due {
 		if err := dataSync(s.file); err != nil {

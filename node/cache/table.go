@@ -105,7 +105,6 @@ func (s secret) key(id content.CID) key {
 	return key{max(h>>tagShift, 1), [2]uint32{uint32(g), uint32(g >> 32)}}
 }
 
-// word begins an entry.
 func (k key) word() word { return word(k.tag << tagShift) }
 
 // shape is the size of a table: of how many slabs it knows the class, a multiple
@@ -133,7 +132,6 @@ func view[T any](b []byte, n int) []T {
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
 }
 
-// fillHeader makes zeroed bytes an empty table.
 func fillHeader(raw []byte, size shape, s secret) {
 	copy(raw, indexMagic)
 	binary.LittleEndian.PutUint32(raw[8:], uint32(size.entries))
@@ -239,7 +237,6 @@ func (t *table) starts(k key) [2]int {
 	return [2]int{int(a) * bucketSize, int(b) * bucketSize}
 }
 
-// find returns the entry of a key.
 func (t *table) find(k key) (i int, w word, ok bool) {
 	for _, start := range t.starts(k) {
 		bucket := t.words[start : start+bucketSize]
