@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/grangemesh/grange/blockdev/meter"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/scratch"
 )
@@ -226,3 +228,25 @@ func await(ctx context.Context, conns []*conn) (late []*conn) {
 	}
 	return late
 }
+
+type metrics struct {
+	*meter.Meter
+	connections prometheus.Gauge
+	ended       *prometheus.CounterVec
+}
+
+func newMetrics() metrics {
+	m := meter.New("nbd", "read", "write", "disconnect", "flush", "trim", "cache", "write_zeroes", "block_status")
+	auto := promauto.With(m.Registry)
+	return metrics{m,
+		auto.NewGauge(prometheus.GaugeOpts{
+			Namespace: "grange", Subsystem: "nbd", Name: "connections", Help: "Open connections.",
+		}),
+		auto.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "grange", Subsystem: "nbd", Name: "connections_total",
+			Help: "Connections that ended, by how: ok, lost, garbage, timeout, refused.",
+		}, []string{"end"}),
+	}
+}
+
+func (m metrics) connectionEnded(how string) { m.ended.WithLabelValues(how).Inc() }

@@ -150,7 +150,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	d.prime(ctx)
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
-		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: uint32(c.Request),
+		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: requestMax,
 		flags: featuresNeeded, owner: c.Owner,
 	})
 	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for

@@ -210,30 +210,33 @@ func (s *Server) place() *thread {
 // Remove removes a disk of this owner that nobody serves any more, as Stop does one
 // that is served. Any other is left as it is, which is success.
 func (s *Server) Remove(ctx context.Context, number int, force bool) error {
-	id := uint32(number)
+	_, err := s.remove(ctx, uint32(number), force)
+	return err
+}
+
+// remove is Remove, and says whether it was of this owner.
+func (s *Server) remove(ctx context.Context, id uint32, force bool) (ours bool, err error) {
 	s.mu.Lock()
 	served := s.numbers[id] != nil
 	s.mu.Unlock()
 	i, err := s.control.info(id)
 	switch {
 	case served || errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
-	}
-	if err := i.servedElsewhere(); err != nil {
-		return fmt.Errorf("ublk: %w", err)
+		return false, fmt.Errorf("ublk: %s: %w", devicePath(id), err)
 	}
 	held := notHeld
-	if !force && i.state != stateDead {
-		if held, err = hold(id); err != nil {
-			return fmt.Errorf("ublk: %w", err)
-		}
+	if err = i.servedElsewhere(); err == nil && !force && i.state != stateDead {
+		held, err = hold(id)
 	}
-	if err := s.control.remove(ctx, id, held); err != nil {
-		return fmt.Errorf("ublk: %w", err)
+	if err == nil {
+		err = s.control.remove(ctx, id, held)
 	}
-	return nil
+	if err != nil {
+		return true, fmt.Errorf("ublk: %w", err)
+	}
+	return true, nil
 }
 
 // Sweep removes the disks of this owner that keep does not name, whoever uses
@@ -251,19 +254,12 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || keep(number) {
 			continue
 		}
-		i, err := s.control.info(uint32(number))
-		if err != nil || i.owner != s.cfg.Owner {
-			continue // gone meanwhile, or not ours
+		switch ours, err := s.remove(ctx, uint32(number), true); {
+		case err != nil:
+			errs = append(errs, err)
+		case ours:
+			swept = append(swept, number)
 		}
-		if err := i.servedElsewhere(); err != nil {
-			errs = append(errs, fmt.Errorf("ublk: %w", err))
-			continue
-		}
-		if err := s.control.remove(ctx, i.id, notHeld); err != nil {
-			errs = append(errs, fmt.Errorf("ublk: remove %s, which no volume has any more: %w", devicePath(i.id), err))
-			continue
-		}
-		swept = append(swept, number)
 	}
 	return swept, errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ func (c *Cache) load() error {
 		why = t.distrust(boot)
 	}
 	if err == nil && why == "" {
-		c.secret = t.secret()
+		c.secret = headerOf(t.raw).secret
 		c.table.Store(t)
 		if err := c.adopt(t); err != nil {
 			return err
