@@ -35,8 +35,7 @@ func newMember(t *testing.T) *Node {
 func newMemberOver(t *testing.T, store bucket.Bucket) *Node {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh := trust.NewPrivateKey()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: "lyon"}, time.Now())
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

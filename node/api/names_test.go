@@ -72,8 +72,7 @@ func newHandler(names *records.Names) http.Handler {
 func newNames(t *testing.T) (*records.Names, func(name string, scope content.Scope, deleted bool)) {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh := trust.NewPrivateKey()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: "lyon"}, time.Now())
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

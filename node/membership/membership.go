@@ -94,7 +94,7 @@ func Open(cfg Config, s State) (*Membership, error) {
 	}
 	issued := cfg.Now()
 	if len(s.Chain) > 0 {
-		issued = s.Chain[0].NotBefore()
+		issued = s.Chain[0].NotBefore
 	}
 	_, err := m.verifier.Certified(s.Chain, issued)
 	if err != nil {

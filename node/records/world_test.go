@@ -44,8 +44,7 @@ type world struct {
 func newWorld(t fataler) *world {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh := trust.NewPrivateKey()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: "root"}, time.Now())
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "root", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,8 +78,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	long := strings.Repeat("x", content.NameMax)
 	now := time.Now()
 	first, admin, node := trust.NewPrivateKey(), trust.NewPrivateKey(), trust.NewPrivateKey()
-	mesh := trust.NewPrivateKey()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: first.Public(), Role: trust.RoleAdmin, Farm: long}, now)
+	mesh, chain, _, err := trust.FoundMesh(first.Public(), long, now)
 	if err != nil {
 		t.Fatal(err)
 	}

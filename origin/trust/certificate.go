@@ -93,27 +93,24 @@ const chainMax = 3
 
 // Certificate gives the key Subject a role. Build one with Issue.
 type Certificate struct {
-	Magic   string    `cbor:"magic"`
-	Serial  [16]byte  `cbor:"serial"`
-	Subject PublicKey `cbor:"subject"`
-	Role    Role      `cbor:"role"`
-	Farm    string    `cbor:"farm"`
-	// From and Until are in Unix seconds.
-	From   int64     `cbor:"from"`
-	Until  int64     `cbor:"until"`
-	Issuer PublicKey `cbor:"issuer"`
+	Serial    [16]byte  `cbor:"serial"`
+	Subject   PublicKey `cbor:"subject"`
+	Role      Role      `cbor:"role"`
+	Farm      string    `cbor:"farm"`
+	NotBefore time.Time `cbor:"from"` // in whole seconds, as NotAfter
+	NotAfter  time.Time `cbor:"until"`
+	Issuer    PublicKey `cbor:"issuer"`
 
 	payload, signature []byte
 }
 
-// NotBefore is the first moment at which the certificate is good.
-func (c Certificate) NotBefore() time.Time { return time.Unix(c.From, 0) }
-
-// NotAfter is the last moment at which the certificate is good.
-func (c Certificate) NotAfter() time.Time { return time.Unix(c.Until, 0) }
-
-// claims is what is signed of a certificate.
+// claims of a certificate are what is signed, as the payload.
 type claims Certificate
+
+type certificateWire struct {
+	Magic string `cbor:"magic"`
+	claims
+}
 
 const certificateMagic = "grange-certificate/1"
 
@@ -133,7 +130,7 @@ func (c Certificate) MarshalCBOR() ([]byte, error) {
 func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	codec := content.NewCodec()
 	var outer signedWire
-	var w claims
+	var w certificateWire
 	if err := codec.Unmarshal(b, &outer); err != nil {
 		return fmt.Errorf("certificate: %w", err)
 	}
@@ -143,7 +140,7 @@ func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	if w.Magic != certificateMagic || w.Role.rank() < 0 {
 		return fmt.Errorf("certificate: %w: magic %.30q, role %.30q", content.ErrCorrupt, w.Magic, w.Role)
 	}
-	*c = Certificate(w)
+	*c = Certificate(w.claims)
 	c.payload, c.signature = outer.Payload, outer.Signature
 	return nil
 }
@@ -196,8 +193,8 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Certificates()))
 	}
 	c := Certificate{
-		Magic: certificateMagic, Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
-		From: now.Unix(), Until: now.Add(certificateLifetime).Unix(),
+		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
+		NotBefore: now.Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
 	}
 	rand.Read(c.Serial[:])
 	c = c.signed(s.Key)
@@ -205,7 +202,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 }
 
 func (c Certificate) signed(key PrivateKey) Certificate {
-	payload, err := content.NewCodec().Marshal(claims(c))
+	payload, err := content.NewCodec().Marshal(certificateWire{certificateMagic, claims(c)})
 	if err != nil { // every field can always be encoded
 		panic(fmt.Sprintf("trust: encode certificate: %v", err))
 	}

@@ -43,7 +43,7 @@ func TestWhoVouchesForPacks(t *testing.T) {
 				t.Fatal(err)
 			}
 			// One that asks no such question of itself is refused as well.
-			b, err := c.signer.seal(labelPack, packWire{p, packMagic, epoch().UnixMilli()})
+			b, err := c.signer.seal(labelPack, packWire{packMagic, p, epoch().UnixMilli()})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,8 +112,7 @@ func TestARevokedSignerOfPacks(t *testing.T) {
 
 func FuzzOpenPack(f *testing.F) {
 	key := NewPrivateKey()
-	mesh := NewPrivateKey()
-	chain, err := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
+	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -78,15 +78,17 @@ func (s Secrets) check() [32]byte {
 type Rotation struct {
 	Generation Generation `cbor:"generation"`
 	Farm       string     `cbor:"farm"`
-	// Check tells the secrets of that farm's members from others.
-	Check [32]byte `cbor:"check"`
-	// Signed is in Unix milliseconds.
+	Check      [32]byte   `cbor:"check"` // of the secrets: see Admit
+}
+
+type rotationWire struct {
+	Rotation
 	Signed int64 `cbor:"signed"`
 }
 
 // Rotate signs the rotation to s, an admin's secrets, for the members of a farm.
 func (s Signer) Rotate(secrets Secrets, farm string, now time.Time) ([]byte, error) {
-	b, err := s.seal(labelRotation, Rotation{secrets.Generation, farm, secrets.For(RoleNode, farm).check(), now.UnixMilli()})
+	b, err := s.seal(labelRotation, rotationWire{Rotation{secrets.Generation, farm, secrets.For(RoleNode, farm).check()}, now.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign rotation %d: %w", secrets.Generation.Number, err)
 	}
@@ -95,7 +97,7 @@ func (s Signer) Rotate(secrets Secrets, farm string, now time.Time) ([]byte, err
 
 // OpenRotation checks a rotation, which an admin makes. Errors are as of Open.
 func (v *Verifier) OpenRotation(b []byte, now time.Time) (Rotation, error) {
-	var w Rotation
+	var w rotationWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
 		return Rotation{}, fmt.Errorf("rotation: %w", err)
@@ -107,7 +109,7 @@ func (v *Verifier) OpenRotation(b []byte, now time.Time) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, fmt.Errorf("rotation %d: %w", w.Generation.Number, err)
 	}
-	return w, nil
+	return w.Rotation, nil
 }
 
 // Admit checks that s are the rotation's, as far as the role and farm have any.

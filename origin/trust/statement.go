@@ -18,11 +18,10 @@ type Pack struct {
 	Directory content.CID `cbor:"directory"`
 }
 
-// packWire is a Pack as it is signed, the time in Unix milliseconds.
 type packWire struct {
+	Magic string `cbor:"magic"`
 	Pack
-	Magic  string `cbor:"magic"`
-	Signed int64  `cbor:"signed"`
+	Signed int64 `cbor:"signed"`
 }
 
 const packMagic = "grange-pack-signature/1"
@@ -42,7 +41,7 @@ func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
 	if id := s.Identity(); !id.MayStore(p.Scope) {
 		return nil, fmt.Errorf("sign pack %s: %w: this member's certificate has role %q of farm %q", p.ID, content.ErrForbidden, id.Role, id.Farm)
 	}
-	b, err := s.seal(labelPack, packWire{p, packMagic, at.UnixMilli()})
+	b, err := s.seal(labelPack, packWire{packMagic, p, at.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign pack %s: %w", p.ID, err)
 	}
@@ -73,6 +72,16 @@ func (v *Verifier) OpenPack(b []byte, p Pack, seen, now time.Time) (time.Time, e
 	return at, nil
 }
 
+// FoundMesh makes a mesh: its key, and chain and secrets of its first admin.
+func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain, Secrets, error) {
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Grant{member, RoleAdmin, farm}, now)
+	if err != nil {
+		return PrivateKey{}, nil, Secrets{}, fmt.Errorf("found mesh: %w", err)
+	}
+	return mesh, chain, NewSecrets(1).For(RoleAdmin, farm), nil
+}
+
 // Statement is a member's signed word that it saw a version of a record at the
 // origin, from which others tell how old their copy may be.
 type Statement struct {
@@ -86,7 +95,6 @@ type Statement struct {
 	Signer Identity `cbor:"-"`
 }
 
-// statementWire is a Statement as it is signed, the time in Unix milliseconds.
 type statementWire struct {
 	Statement
 	Seen int64 `cbor:"seen"`

@@ -26,9 +26,7 @@ type world struct {
 func newWorld(t *testing.T) world {
 	t.Helper()
 	key := NewPrivateKey()
-	mesh := NewPrivateKey()
-	chain, err := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
-	secrets := NewSecrets(1).For(RoleAdmin, "a")
+	mesh, chain, secrets, err := FoundMesh(key.Public(), "a", epoch())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +426,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", Magic: certificateMagic, From: epoch().Unix(), Until: epoch().Add(time.Hour).Unix(), Issuer: mesh.Public()}
+	c := Certificate{Serial: [16]byte{1}, Subject: mesh.Public(), Role: RoleAdmin, Farm: "a", NotBefore: epoch(), NotAfter: epoch().Add(time.Hour), Issuer: mesh.Public()}
 	chain := Chain{c.signed(mesh)}
 	e, err := Signer{Key: mesh, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", Version: 1, SignedAt: epoch(), Commit: Commit{2}, Body: []byte("body")})
 	if err != nil {
@@ -447,8 +445,7 @@ func TestGolden(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	key := NewPrivateKey()
-	mesh := NewPrivateKey()
-	chain, err := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
+	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -469,8 +466,7 @@ func FuzzOpen(f *testing.F) {
 
 func BenchmarkOpen(b *testing.B) {
 	key := NewPrivateKey()
-	mesh := NewPrivateKey()
-	chain, _ := Signer{Key: mesh}.Issue(Grant{Subject: key.Public(), Role: RoleAdmin, Farm: "a"}, epoch())
+	mesh, chain, _, _ := FoundMesh(key.Public(), "a", epoch())
 	e, _ := Signer{Key: key, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	v := NewVerifier(mesh.Public())
 	for b.Loop() {

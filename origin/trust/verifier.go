@@ -115,10 +115,10 @@ func (v *Verifier) link(c Certificate, issuer PublicKey, at, seen time.Time) err
 	switch {
 	case c.Issuer != issuer || !issuer.verify(labelCertificate, c.payload, c.signature):
 		return fmt.Errorf("%w: not signed by %s; it may belong to another mesh", content.ErrForbidden, issuer)
-	case at.Before(c.NotBefore().Add(-clockSkew)):
-		return skewed("good from", c.NotBefore(), at)
-	case at.After(c.NotAfter().Add(clockSkew)):
-		return fmt.Errorf("%w; if the clock is right, join again with a new token", skewed("expired on", c.NotAfter(), at))
+	case at.Before(c.NotBefore.Add(-clockSkew)):
+		return skewed("good from", c.NotBefore, at)
+	case at.After(c.NotAfter.Add(clockSkew)):
+		return fmt.Errorf("%w; if the clock is right, join again with a new token", skewed("expired on", c.NotAfter, at))
 	case revoked && !seen.Before(since):
 		return fmt.Errorf("%w: revoked on %s", content.ErrForbidden, since.UTC().Format(time.RFC3339))
 	}

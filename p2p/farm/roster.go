@@ -102,7 +102,7 @@ func (r roster) hear(id peer.ID, w word) (changed bool, err error) {
 // certify takes a verified certificate. One that holds gives way to one issued later.
 func (r roster) certify(id peer.ID, c certificate) (changed bool, err error) {
 	k, err := r.enter(id, true)
-	if err != nil || k.cert.good && c.chain[0].From <= k.cert.chain[0].From {
+	if err != nil || k.cert.good && !c.chain[0].NotBefore.After(k.cert.chain[0].NotBefore) {
 		return false, err
 	}
 	return k.change(func() { k.cert = c }), nil

@@ -36,8 +36,7 @@ func now() time.Time { return time.Date(2026, 11, 20, 22, 30, 0, 0, time.UTC) }
 func newMesh(t testing.TB, at time.Time) mesh {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	root := trust.NewPrivateKey()
-	chain, err := trust.Signer{Key: root}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleAdmin, Farm: "a"}, at)
+	root, chain, _, err := trust.FoundMesh(key.Public(), "a", at)
 	if err != nil {
 		t.Fatal(err)
 	}
