@@ -34,9 +34,11 @@ type Config struct {
 	Bucket bucket.Bucket
 	// Scope of the root and of the packs.
 	Scope content.Scope
-	// Size of the disk in bytes.
+	// Kind of the root.
+	Kind content.RootKind
+	// Size of a disk in bytes. A tree is as large as the chunks are that it is given.
 	Size int64
-	// ChunkSize in bytes; 0 is content.ChunkSizeDefault.
+	// ChunkSize in bytes, as in a Root; 0 is content.ChunkSizeDefault.
 	ChunkSize int
 	// Known objects are referred to instead of stored; nil knows none.
 	Known Known
@@ -106,8 +108,17 @@ func (cfg Config) sign() pack.Sign {
 	}
 }
 
+// root returns the root without its map; of a tree, the largest there can be.
+func (cfg Config) root() content.Root {
+	r := content.Root{Kind: cfg.Kind, Size: cfg.Size, ChunkSize: cfg.ChunkSize}
+	if cfg.Kind == content.RootTree {
+		r.Size, r.Count = content.SizeMax, content.ChunksMax
+	}
+	return r
+}
+
 func (cfg Config) validate() error {
-	if err := (content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize}).Validate(); err != nil {
+	if err := cfg.root().Validate(); err != nil {
 		return err
 	}
 	if _, err := content.ParseScope(cfg.Scope.String()); err != nil {
@@ -149,15 +160,17 @@ type Stats struct {
 // most. Its methods are called from one goroutine. Every Builder ends with Finish or
 // Abort.
 type Builder struct {
-	cfg  Config
-	root content.Root
-	enc  *zstd.Encoder
+	cfg   Config
+	root  content.Root
+	shape content.Shape
+	enc   *zstd.Encoder
 
 	// Chunks go to the workers and, in order, to the sequencer.
 	free  chan *job
 	jobs  chan *job
 	order chan *job
 	next  uint64 // the lowest index that comes next
+	size  int64  // of the chunks so far, holes included
 	ended bool
 
 	group   *errgroup.Group
@@ -202,7 +215,8 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 	inFlight := cfg.Workers * jobsPerWorker
 	b := &Builder{
 		cfg:     cfg,
-		root:    content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize},
+		root:    cfg.root(),
+		shape:   cfg.root().Shape(),
 		enc:     enc,
 		free:    make(chan *job, inFlight),
 		jobs:    make(chan *job, inFlight),
@@ -218,9 +232,9 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 		b.free <- &job{raw: make([]byte, 0, cfg.ChunkSize), done: make(chan struct{}, 1)}
 	}
 	b.indexer.cfg = cfg
-	b.assembler = newAssembler(cfg, b.root, enc, &b.stats)
+	b.assembler = newAssembler(cfg, b.shape, enc, &b.stats)
 	b.assembler.ship = func(s pack.Sealed) { group.Go(func() error { return b.upload(ctx, s) }) }
-	b.assemble = func() (pack.Head, error) { return b.assembler.finish(ctx) }
+	b.assemble = func() (pack.Head, error) { return b.assembler.finish(ctx, b.root) }
 	for range cfg.Workers {
 		group.Go(func() error { b.work(ctx); return nil })
 	}
@@ -228,21 +242,18 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 	return b, nil
 }
 
-// Add appends the chunk at index: exactly ChunkSize bytes, the last one padded
-// with zeros. Indexes rise. Those left out are holes, and so are chunks of all
+// Add appends the chunk at index: exactly ChunkSize bytes of a disk, the last one padded
+// with zeros; up to as many of a tree. Indexes rise. Those left out are holes, and so are chunks of all
 // zeros. Raw is copied before Add returns. Add waits while the workers or the
 // uploads are behind; it fails as soon as anything in the background has.
 func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	if err := b.may(content.Chunk(index)); err != nil {
 		return fmt.Errorf("add %w", err)
 	}
-	if len(raw) != b.cfg.ChunkSize {
-		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
+	if err := b.root.CheckChunk(index, raw); err != nil {
+		return fmt.Errorf("add chunk %d: %w", index, err)
 	}
-	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !content.IsZero(raw[int64(len(raw))-tail:]) {
-		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
-	}
-	b.next = index + 1
+	b.next, b.size = index+1, b.size+int64(len(raw))
 	if content.IsZero(raw) {
 		return nil
 	}
@@ -263,8 +274,8 @@ func (b *Builder) Ahead(ctx context.Context, raw []byte) error {
 	switch {
 	case b.ended:
 		return fmt.Errorf("store a chunk ahead: %w", content.ErrClosed)
-	case len(raw) != b.cfg.ChunkSize:
-		return fmt.Errorf("store a chunk ahead: %w: %d bytes, want %d", content.ErrInvalid, len(raw), b.cfg.ChunkSize)
+	case b.shape.CheckChunk(len(raw)) != nil:
+		return fmt.Errorf("store a chunk ahead: %w", b.shape.CheckChunk(len(raw)))
 	case content.IsZero(raw):
 		return nil
 	}
@@ -288,8 +299,8 @@ func (b *Builder) may(at content.Pos) error {
 	switch first, _ := at.Chunks(); {
 	case b.ended:
 		return fmt.Errorf("%s: %w", at, content.ErrClosed)
-	case first < b.next || !b.root.Contains(at):
-		return fmt.Errorf("%s: %w: want chunks %d to %d", at, content.ErrInvalid, b.next, b.root.Chunks()-1)
+	case first < b.next || !b.shape.Contains(at):
+		return fmt.Errorf("%s: %w: want chunks %d to %d", at, content.ErrInvalid, b.next, b.shape.Chunks-1)
 	}
 	return nil
 }
@@ -373,6 +384,9 @@ func (b *Builder) Finish(ctx context.Context) (pack.Head, Stats, error) {
 		return pack.Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)
 	}
 	b.ended = true
+	if b.root.Kind == content.RootTree {
+		b.root.Count, b.root.Size = b.next, b.size
+	}
 	defer b.cancel(errAborted)
 	stop := context.AfterFunc(ctx, func() { b.cancel(context.Cause(ctx)) })
 	defer stop()

@@ -86,7 +86,7 @@ func TestAColdReaderNeedsThreeReads(t *testing.T) {
 	h, _ := build(t, config(to, im), im)
 	r := pack.NewReader(to)
 	to.forget()
-	top, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
+	top, err := r.ReadNode(t.Context(), h.Scope, h.Root.Shape().Depth(), h.Top())
 	if err != nil {
 		t.Fatal(err)
 	}

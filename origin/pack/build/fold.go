@@ -35,7 +35,7 @@ func Fold(ctx context.Context, cfg Config, from *pack.Reader, base pack.Head, ch
 	defer stop()
 	f := &fold{b: b, from: from, base: base, next: next}
 	if err = f.advance(); err == nil {
-		err = f.node(ctx, content.Pos{Level: b.root.Depth()}, base.Top())
+		err = f.node(ctx, content.Pos{Level: b.shape.Depth()}, base.Top())
 	}
 	if err == nil {
 		err = f.add(ctx, math.MaxUint64)
@@ -82,7 +82,7 @@ func (f *fold) add(ctx context.Context, end uint64) error {
 func (f *fold) node(ctx context.Context, at content.Pos, was pack.Pair) error {
 	_, end := at.Chunks()
 	switch {
-	case at.Level > f.base.Root.Depth():
+	case at.Level > f.base.Root.Shape().Depth():
 		if err := f.node(ctx, at.Child(0), was); err != nil {
 			return err
 		}

@@ -96,8 +96,8 @@ func (r Report) Err() error {
 func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Report)) (Report, error) {
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	w := &walk{reader: r, head: head, group: group, report: progress, packs: make(map[pack.ID]pack.PackRefs)}
-	err := w.node(reading, content.Pos{Level: head.Root.Depth()}, head.Top())
+	w := &walk{reader: r, head: head, shape: head.Root.Shape(), group: group, report: progress, packs: make(map[pack.ID]pack.PackRefs)}
+	err := w.node(reading, content.Pos{Level: w.shape.Depth()}, head.Top())
 	if waited := group.Wait(); waited != nil {
 		err = waited // the cause, where err is that the walk was told to end
 	}
@@ -112,6 +112,7 @@ func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Re
 type walk struct {
 	reader *pack.Reader
 	head   pack.Head
+	shape  content.Shape
 	group  *errgroup.Group
 	report func(Report)
 	packs  map[pack.ID]pack.PackRefs // that the image refers to; owned by who walks
@@ -206,13 +207,13 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 		}
 		e := pack.Extent{CID: n.Node.Entry(i), Location: where}
 		switch {
-		case !w.head.Root.Contains(child):
+		case !w.shape.Contains(child):
 			err = w.damaged(ctx, Damage{child, whatOf(child), e, fmt.Errorf("%w: beyond the end of the image", content.ErrCorrupt)})
 		case child.Level > 0:
 			pair, _ := n.Page.ChildPair(n.Node, i) // above level 1 a child that is there has a page
 			err = w.node(ctx, child, pair)
-		case int(e.Raw) != w.head.Root.ChunkSize:
-			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %d raw bytes, chunks have %d", content.ErrCorrupt, e.Raw, w.head.Root.ChunkSize)})
+		case w.shape.CheckChunk(int(e.Raw)) != nil:
+			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %w", content.ErrCorrupt, w.shape.CheckChunk(int(e.Raw)))})
 		default:
 			chunks = append(chunks, frame{child, e})
 		}
