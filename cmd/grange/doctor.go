@@ -29,7 +29,6 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/s3"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -371,7 +370,7 @@ func storeFindings(ctx context.Context, origin string) []finding {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		defer cancel()
-		_, _, err = bucket.ReadAll(ctx, b, catalog.MeshKey, 1<<20)
+		_, _, err = bucket.ReadAll(ctx, b, content.KeyMesh, 1<<20)
 	}
 	kept := finding{"credentials", good, "the store takes them"}
 	switch {

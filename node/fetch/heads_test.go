@@ -29,7 +29,7 @@ func (w *world) without(im *image) func(*fetch.Config) {
 	w.check(err)
 	m, err := pack.NewReader(w.bucket).ReadManifest(w.t.Context(), im.Head)
 	w.check(err)
-	for _, key := range w.bucket.Keys(pack.KeyPrefix) {
+	for _, key := range w.bucket.Keys(string(content.KeyPacks)) {
 		id, err := pack.ParseKey(key)
 		w.check(err)
 		if _, lost := m.Pack(id); lost {

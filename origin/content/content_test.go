@@ -373,3 +373,14 @@ func TestTheCodecIsStrict(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsWrittenOnce(t *testing.T) {
+	for key, want := range map[string]bool{
+		KeyMesh: false, "": false, "packs": false, "records/image/packs/": false, string(KeyRecords) + "image/a": false, string(KeyProbes) + "a": false,
+		KeyPacks.Of(Farm("a")) + "x.pack": true, KeyIndexes.Of(Mesh()) + "x.suspect": true, string(KeyJournals) + "v/1-1": true,
+	} {
+		if got := IsImmutableKey(key); got != want {
+			t.Errorf("%q: %v, want %v", key, got, want)
+		}
+	}
+}

@@ -39,7 +39,7 @@ func TestGoldenIndex(t *testing.T) {
 		{ID: public, Entries: []byte{}, Signature: []byte{}},
 		{ID: mesh, Entries: s.Directory, Signature: []byte("signature"), modified: 1 << 60, checked: 5},
 	}
-	sources := []string{indexPrefix + string(mesh) + indexSuffix}
+	sources := []string{string(content.KeyIndexes) + string(mesh) + indexSuffix}
 	if err := writeIndexTo(&b, packs, sources); err != nil {
 		t.Fatal(err)
 	}

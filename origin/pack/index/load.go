@@ -67,7 +67,7 @@ func (p *gathered) decode(id pack.ID) iter.Seq[pack.Entry] {
 // list learns which packs there are.
 func (l *loader) list(ctx context.Context) error {
 	for _, scope := range l.cfg.Scopes {
-		for info, err := range l.cfg.Bucket.List(ctx, pack.KeyPrefix+scope.String()+"/", "") {
+		for info, err := range l.cfg.Bucket.List(ctx, content.KeyPacks.Of(scope), "") {
 			if err != nil {
 				return err
 			}
@@ -189,15 +189,15 @@ func (l *loader) writeCache() {
 // listObjects returns the keys of the index objects, and notes which packs are suspect.
 func (l *loader) listObjects(ctx context.Context) (keys []string, _ error) {
 	for _, scope := range l.cfg.Scopes {
-		for info, err := range l.cfg.Bucket.List(ctx, indexPrefix+scope.String()+"/", "") {
+		for info, err := range l.cfg.Bucket.List(ctx, content.KeyIndexes.Of(scope), "") {
 			if err != nil {
 				return nil, err
 			}
-			if id, err := pack.CutKey(info.Key, indexPrefix, suspectSuffix); err == nil {
+			if id, err := pack.CutKey(info.Key, content.KeyIndexes, suspectSuffix); err == nil {
 				if p := l.packs[id]; p != nil {
 					p.suspect = true
 				}
-			} else if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err == nil { // it is named like a pack
+			} else if _, err := pack.CutKey(info.Key, content.KeyIndexes, indexSuffix); err == nil { // it is named like a pack
 				keys = append(keys, info.Key)
 			} else {
 				l.cfg.Log.Warn("not an index object, passed over", "key", info.Key)

@@ -47,7 +47,6 @@ import (
 // looks at them.
 const (
 	indexMagic  = "grange-index/2\x00\x00"
-	indexPrefix = "index/"
 	indexSuffix = ".index"
 
 	indexHeaderSize = 32
@@ -223,7 +222,7 @@ func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) erro
 	if err := writeIndexTo(&b, packs, nil); err != nil {
 		return err
 	}
-	_, err := to.Put(ctx, indexPrefix+string(id)+indexSuffix, bucket.Bytes(b.Bytes()), bucket.IfAbsent())
+	_, err := to.Put(ctx, string(content.KeyIndexes)+string(id)+indexSuffix, bucket.Bytes(b.Bytes()), bucket.IfAbsent())
 	if errors.Is(err, bucket.ErrPrecondition) { // a random name: it is this very object
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
@@ -22,7 +23,7 @@ const (
 // damaged. A false mark costs them those reads and nothing else, so whoever may write to
 // the bucket may set one. It stays when there is one.
 func Suspect(ctx context.Context, to bucket.Bucket, id pack.ID) error {
-	_, err := to.Put(ctx, indexPrefix+string(id)+suspectSuffix, bucket.Bytes([]byte(suspectMagic)), bucket.IfAbsent())
+	_, err := to.Put(ctx, string(content.KeyIndexes)+string(id)+suspectSuffix, bucket.Bytes([]byte(suspectMagic)), bucket.IfAbsent())
 	if err != nil && !errors.Is(err, bucket.ErrPrecondition) {
 		return fmt.Errorf("mark pack %s as suspect: %w", id, err)
 	}
