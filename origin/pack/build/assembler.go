@@ -27,6 +27,8 @@ type assembler struct {
 	buffers chan []byte  // free memory for packs
 	ship    func(pack.Sealed)
 
+	waiting map[uint64]named // by index: stored, not yet in the map
+
 	mappers []mapper // by level, from 1
 	held    [][]made // by level, from 1: nodes that wait for the end of the pack
 	bytes   int      // of level 1 in held
@@ -46,6 +48,7 @@ func newAssembler(cfg Config, shape content.Shape, enc *zstd.Encoder, stats *cou
 		mappers: make([]mapper, shape.Depth()+1),
 		held:    make([][]made, shape.Depth()+1),
 		stats:   stats,
+		waiting: make(map[uint64]named),
 	}
 	for level := range a.mappers {
 		a.mappers[level].level = level
@@ -97,7 +100,6 @@ func (p stored) count(s *Stats) {
 	if p.isNew {
 		s.NewChunks++
 		s.NewRawBytes += uint64(p.at.Raw)
-		s.NewStoredBytes += uint64(p.at.Length)
 	}
 }
 
@@ -143,6 +145,34 @@ func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error 
 		return nil
 	}
 	return a.hold(ctx, m)
+}
+
+// named is a chunk that lies somewhere; a hole lies nowhere.
+type named struct {
+	cid content.CID
+	at  pack.Place
+}
+
+// ahead remembers a chunk that is stored before its turn.
+func (a *assembler) ahead(index uint64, c named) error {
+	if _, twice := a.waiting[index]; twice {
+		return fmt.Errorf("chunk %d: %w: given twice", index, content.ErrInvalid)
+	}
+	a.waiting[index] = c
+	return nil
+}
+
+// turn names a chunk that was stored before its turn.
+func (a *assembler) turn(ctx context.Context, index uint64) error {
+	c, ok := a.waiting[index]
+	if delete(a.waiting, index); !ok {
+		return fmt.Errorf("chunk %d: %w: it was not given ahead", index, content.ErrInvalid)
+	}
+	if c.cid.IsHole() {
+		return nil
+	}
+	a.stats.add(stored{at: c.at}.name)
+	return a.name(ctx, index, pack.Child{CID: c.cid, At: c.at})
 }
 
 // keptSize is what a kept node takes in memory, about, in bytes.

@@ -50,9 +50,6 @@ type Config struct {
 	Base *Base
 	// Lineage goes into the manifest: ancestors of the root, nearest first.
 	Lineage []content.CID
-	// Fold writes no index object: folds dedupe against their lineage, importers
-	// alone look up chunks by name.
-	Fold bool
 	// Workers hash and compress; 0 is one a core.
 	Workers int
 	// PackSize is the size at which a pack is closed, in bytes; 0 is pack.SizeTarget.
@@ -71,6 +68,10 @@ type Config struct {
 	Codec *content.Codec
 	// Log receives what is worth telling an operator; nil discards it.
 	Log *slog.Logger
+
+	// fold writes no index object: folds dedupe against their lineage, importers
+	// alone look up chunks by name.
+	fold bool
 }
 
 const (
@@ -83,6 +84,9 @@ const (
 	// metaBytesMax is how much map a Builder holds back for the end of the last
 	// pack: that of 16 GiB of dense content. What is more goes where it comes up.
 	metaBytesMax = 8 << 20
+	// aheadMax bounds the chunks that wait for their turn, some 100 bytes each: 128 GiB
+	// of them, where a volume has folded after 16.
+	aheadMax = 1 << 20
 )
 
 func (cfg Config) withDefaults() Config {
@@ -147,8 +151,8 @@ type Stats struct {
 	RawBytes uint64
 	// StoredBytes are the frames of these, each different one once.
 	StoredBytes uint64
-	// NewRawBytes are the raw bytes of the new chunks, NewStoredBytes their frames.
-	NewRawBytes, NewStoredBytes uint64
+	// NewRawBytes are the raw bytes of the new chunks.
+	NewRawBytes uint64
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
 	Packs         int
 	UploadedBytes uint64
@@ -166,12 +170,13 @@ type Builder struct {
 	enc   *zstd.Encoder
 
 	// Chunks go to the workers and, in order, to the sequencer.
-	free  chan *job
-	jobs  chan *job
-	order chan *job
-	next  uint64 // the lowest index that comes next
-	size  int64  // of the chunks so far, holes included
-	ended bool
+	free   chan *job
+	jobs   chan *job
+	order  chan *job
+	next   uint64 // the lowest index that comes next
+	size   int64  // of the chunks so far, holes included
+	aheads int    // that wait for their turn
+	ended  bool
 
 	group   *errgroup.Group
 	cancel  context.CancelCauseFunc
@@ -268,30 +273,48 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 }
 
 // Ahead stores a chunk before its turn, if it is new: those that are given first lie
-// together, in that order. The bytes are added in their turn all the same, where
-// they are found to be stored.
-func (b *Builder) Ahead(ctx context.Context, raw []byte) error {
+// together, in that order. Each needs its Turn. Otherwise it is as Add.
+func (b *Builder) Ahead(ctx context.Context, index uint64, raw []byte) error {
+	err := b.root.CheckChunk(index, raw)
 	switch {
-	case b.ended:
-		return fmt.Errorf("store a chunk ahead: %w", content.ErrClosed)
-	case b.shape.CheckChunk(len(raw)) != nil:
-		return fmt.Errorf("store a chunk ahead: %w", b.shape.CheckChunk(len(raw)))
-	case content.IsZero(raw):
-		return nil
+	case err != nil:
+	case b.aheads >= aheadMax:
+		err = fmt.Errorf("%w: %d others wait for their turn, as many as may; end this root and change it again", content.ErrInvalid, b.aheads)
+	default:
+		err = b.may(content.Chunk(index))
+	}
+	if err != nil {
+		return fmt.Errorf("store chunk %d ahead: %w", index, err)
+	}
+	b.aheads, b.size = b.aheads+1, b.size+int64(len(raw))
+	if content.IsZero(raw) {
+		return b.inTurn(ctx, func(context.Context) error { return b.assembler.ahead(index, named{}) })
 	}
 	j, err := b.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("store a chunk ahead: %w", err)
+		return fmt.Errorf("store chunk %d ahead: %w", index, err)
 	}
 	j.raw = append(j.raw[:0], raw...)
 	j.turn = func(ctx context.Context) error {
 		put, err := b.assembler.store(ctx, j)
+		if err != nil {
+			return err
+		}
 		b.stats.add(put.count)
-		return err
+		return b.assembler.ahead(index, named{j.cid, put.at})
 	}
 	b.order <- j
 	b.jobs <- j
 	return nil
+}
+
+// Turn is Add of a chunk that was given to Ahead.
+func (b *Builder) Turn(ctx context.Context, index uint64) error {
+	if err := b.may(content.Chunk(index)); err != nil {
+		return fmt.Errorf("the turn of %w", err)
+	}
+	b.aheads, b.next = b.aheads-1, index+1
+	return b.inTurn(ctx, func(ctx context.Context) error { return b.assembler.turn(ctx, index) })
 }
 
 // may fails unless a place is next, or comes later.

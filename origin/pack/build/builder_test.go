@@ -278,7 +278,7 @@ func TestAFoldWritesNoIndex(t *testing.T) {
 	im := newImage(400, 1, 0)
 	to := newMemory(t)
 	cfg := config(to, im)
-	cfg.Fold, cfg.PackSize = true, pack.SizeTarget
+	cfg.fold, cfg.PackSize = true, pack.SizeTarget
 	build(t, cfg, im)
 	if to.asked(mem.Put) != 1 || len(to.Keys("index/")) != 0 {
 		t.Fatalf("%d uploads, index %v", to.asked(mem.Put), to.Keys("index/"))

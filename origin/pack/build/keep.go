@@ -14,6 +14,12 @@ type Base struct {
 	Manifest pack.Manifest
 }
 
+// ReadBase reads what a root is, to be changed.
+func ReadBase(ctx context.Context, r *pack.Reader, head pack.Head) (Base, error) {
+	m, err := r.ReadManifest(ctx, head)
+	return Base{head, m}, err
+}
+
 func (b Base) validate(cfg Config) error {
 	switch {
 	case b.Head.Root.Kind != cfg.Kind || cfg.Kind != content.RootDisk || b.Head.Root.ChunkSize != cfg.ChunkSize || b.Head.Root.Size > cfg.Size:
