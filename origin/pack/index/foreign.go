@@ -2,7 +2,6 @@ package index
 
 import (
 	"context"
-	"slices"
 	"sync"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -108,15 +107,12 @@ func (x *Index) Save() error {
 	if len(checked) == 0 || x.cfg.Dir == "" {
 		return nil
 	}
+	packs, sources, err := readCacheFile(x.cfg)
 	changed := false
-	var packs []Pack
-	sources, err := readCacheFile(x.cfg, func(p Pack) error {
-		bits := p.checked | checked[p.ID]
-		changed = changed || bits != p.checked
-		p.checked, p.Entries, p.Signature = bits, slices.Clone(p.Entries), slices.Clone(p.Signature)
-		packs = append(packs, p)
-		return nil
-	})
+	for i, p := range packs {
+		packs[i].Checked |= checked[p.ID]
+		changed = changed || packs[i].Checked != p.Checked
+	}
 	if err != nil || !changed {
 		return err
 	}
