@@ -28,7 +28,6 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/s3"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -357,7 +356,7 @@ func storeFindings(ctx context.Context, origin string) []finding {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		defer cancel()
-		_, _, err = bucket.ReadAll(ctx, b, catalog.MeshKey, 1<<20)
+		_, _, err = bucket.ReadAll(ctx, b, content.KeyMesh, 1<<20)
 	}
 	store := finding{"store", good, "holds a mesh"}
 	switch {

@@ -32,7 +32,7 @@ const (
 func needed() []string { return []string{identityFile, membershipFile} }
 
 func traces() []string {
-	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/grange.json"}
+	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/" + content.KeyMesh}
 }
 
 // entered are the files that a first start makes before the last, the membership.

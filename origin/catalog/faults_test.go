@@ -369,7 +369,7 @@ func TestOtherMeshObjects(t *testing.T) {
 		fmt.Sprintf(`{"mesh":%q,"format":2}`, key): content.ErrUnavailable, fmt.Sprintf(`{"mesh":%q,"format":1,"more":1}`, key): nil,
 	} {
 		store := mem.New(t, mem.Config{})
-		if _, err := store.Put(t.Context(), MeshKey, bucket.Bytes([]byte(text)), bucket.Condition{}); err != nil {
+		if _, err := store.Put(t.Context(), content.KeyMesh, bucket.Bytes([]byte(text)), bucket.Condition{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := ClaimMesh(t.Context(), store, key); !errors.Is(err, want) || errors.Is(err, bucket.ErrUnknown) {

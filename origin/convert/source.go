@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -179,7 +178,7 @@ func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
 	start := -1 // of the run
 	for at, next := 0, 0; at < len(p); at = next {
 		next = min(len(p), at+block-int((off+int64(at))%block))
-		switch zero := isZero(p[at:next]); {
+		switch zero := content.IsZero(p[at:next]); {
 		case !zero && start < 0:
 			start = at
 		case zero && start >= 0:
@@ -193,8 +192,4 @@ func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
 		return nil
 	}
 	return yield(p[start:], off+int64(start))
-}
-
-func isZero(p []byte) bool {
-	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
