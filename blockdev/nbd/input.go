@@ -115,11 +115,3 @@ func (in *input) close() {
 	in.r = in.w
 	in.drop()
 }
-
-// readN counts what one read brought; none is the end.
-func (in *input) readN(n int, err error) {
-	if err == nil && n == 0 {
-		err = io.EOF
-	}
-	in.w, in.err = in.w+max(n, 0), err
-}

@@ -75,21 +75,18 @@ type rule struct {
 }
 
 func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
-	switch command {
-	case cmdRead:
-		return rule{flags: flagFUA | flagDF, whole: true}, true
-	case cmdWrite:
-		return rule{flags: flagFUA, writes: true, whole: true}, true
-	case cmdTrim:
-		return rule{flags: flagFUA, writes: true}, true
-	case cmdWriteZeroes:
-		return rule{flags: flagFUA | flagNoHole | flagFastZero, writes: true}, true
-	case cmdCache:
-		return rule{flags: flagFUA, whole: true}, true
-	case cmdBlockStatus:
-		return rule{flags: flagFUA | flagReqOne}, c.status
+	rules := [...]rule{
+		cmdRead:        {flags: flagFUA | flagDF, whole: true},
+		cmdWrite:       {flags: flagFUA, writes: true, whole: true},
+		cmdTrim:        {flags: flagFUA, writes: true},
+		cmdCache:       {flags: flagFUA, whole: true},
+		cmdWriteZeroes: {flags: flagFUA | flagNoHole | flagFastZero, writes: true},
+		cmdBlockStatus: {flags: flagFUA | flagReqOne},
 	}
-	return rule{}, false
+	if int(command) >= len(rules) || command == cmdBlockStatus && !c.status {
+		return rule{}, false
+	}
+	return rules[command], true
 }
 
 // check refuses what the export or the protocol does not allow.

@@ -37,16 +37,9 @@ type extant struct {
 	size   int64
 }
 
-func (k kept) find(number uint64) (size int64, listed bool) {
-	i, listed := slices.BinarySearchFunc(k.left, number, func(x extant, number uint64) int { return cmp.Compare(x.number, number) })
-	if listed {
-		size = k.left[i].size
-	}
-	return size, listed
-}
-
+// has reports whether a segment is part of the journal.
 func (k kept) has(number uint64) bool {
-	_, listed := k.find(number)
+	_, listed := slices.BinarySearchFunc(k.left, number, func(x extant, number uint64) int { return cmp.Compare(x.number, number) })
 	return number > k.through || listed
 }
 
