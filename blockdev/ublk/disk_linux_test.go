@@ -14,6 +14,8 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 func TestFileSystem(t *testing.T) {
@@ -361,7 +363,7 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 
 // TestServerLeavesInTheMiddle ends a server while disks are made and stopped.
 func TestServerLeavesInTheMiddle(t *testing.T) {
-	for i := range rounds(50) {
+	for i := range soak.Rounds(50) {
 		s, leave := serve(t, ublk.Config{})
 		kept, err := s.Add(t.Context(), -1, newMemory(1<<20))
 		if err != nil {

@@ -21,6 +21,8 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // TestDiskOfALivingServerIsLeftAlone adds a disk that another serves still, and one
@@ -149,7 +151,7 @@ func TestLeftUnderLoad(t *testing.T) {
 	defer enough()
 	var group errgroup.Group
 	var d *ublk.Disk
-	for i := range rounds(100) {
+	for i := range soak.Rounds(100) {
 		s, leave := serve(t, ublk.Config{})
 		var err error
 		if d, err = s.Add(t.Context(), number, m); err != nil || i > 0 && d.Number() != number {
@@ -171,7 +173,7 @@ func TestLeftUnderLoad(t *testing.T) {
 		if _, err := read(path, 0); err != nil {
 			t.Fatal(err)
 		}
-		if i < rounds(100)-1 {
+		if i < soak.Rounds(100)-1 {
 			leave()
 		}
 	}

@@ -44,14 +44,6 @@ func TestMain(m *testing.M) {
 	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048}))
 }
 
-// rounds is a loop's count: full in a soak.
-func rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return full
-	}
-	return min(full, 5)
-}
-
 // memory is a device in memory that can be told to misbehave by range.
 type memory struct {
 	geometry blockdev.Geometry

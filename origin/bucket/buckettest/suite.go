@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -276,15 +275,6 @@ func endedContext(t *testing.T, b bucket.Bucket) {
 		wantErr(t, err, context.Canceled)
 	}
 	holds(t, b, "a", "x", "")
-}
-
-// Rounds returns how often a loop of a test runs: the full count when the soak was
-// asked for.
-func Rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") == "1" {
-		return full
-	}
-	return 5
 }
 
 // pattern returns bytes that differ at each place.

@@ -22,6 +22,8 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // childEnv names the folder that this binary, run as a child, writes to.
@@ -166,7 +168,7 @@ func version(i int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%08d", i), 40
 // TestKillLeavesOldOrNew kills a writer at any moment: what is there is whole,
 // and no older than what was acknowledged.
 func TestKillLeavesOldOrNew(t *testing.T) {
-	for kill := range buckettest.Rounds(100) {
+	for kill := range soak.Rounds(100) {
 		root := t.TempDir()
 		child := exec.Command(os.Args[0], "-test.run=^$")
 		child.Env = append(os.Environ(), childEnv+"="+root)
