@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

@@ -18,7 +18,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

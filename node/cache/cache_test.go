@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

@@ -14,7 +14,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

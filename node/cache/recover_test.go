@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

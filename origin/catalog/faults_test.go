@@ -17,7 +17,6 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

@@ -25,7 +25,6 @@ import (
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/netns"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

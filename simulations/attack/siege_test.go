@@ -20,7 +20,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

@@ -13,7 +13,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/lab"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

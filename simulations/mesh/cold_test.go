@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/api"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

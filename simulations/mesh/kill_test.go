@@ -19,7 +19,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/lab"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

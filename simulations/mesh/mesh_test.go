@@ -18,7 +18,6 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/simulations/lab"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

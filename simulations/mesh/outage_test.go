@@ -13,7 +13,6 @@ import (
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

@@ -20,9 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
@@ -43,35 +41,6 @@ func open(t testing.TB, root string) *Bucket {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func TestContract(t *testing.T) {
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket { return open(t, t.TempDir()) })
-}
-
-// handles are several openings of one folder, as several processes have.
-type handles struct {
-	bucket.Bucket
-	others chan *Bucket
-}
-
-func (h handles) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	b := <-h.others
-	defer func() { h.others <- b }()
-	return b.Put(ctx, key, body, cond)
-}
-
-// TestContractAcrossProcesses writes through eight openings of the folder, which
-// share nothing but its lock.
-func TestContractAcrossProcesses(t *testing.T) {
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket {
-		root := t.TempDir()
-		h := handles{open(t, root), make(chan *Bucket, 8)}
-		for range cap(h.others) {
-			h.others <- open(t, root)
-		}
-		return h
-	})
 }
 
 func TestKeysOfFoldersAreRefused(t *testing.T) {
@@ -209,5 +178,3 @@ func TestKillLeavesOldOrNew(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkDir(b *testing.B) { buckettest.Bench(b, open(b, b.TempDir())) }

@@ -1,4 +1,4 @@
-package buckettest
+package bucket_test
 
 import (
 	"errors"
@@ -13,7 +13,6 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
