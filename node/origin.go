@@ -378,7 +378,7 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 	return got, err
 }
 
-// Relocate implements fetch.Origin.
+// Relocate implements frames.Relocator.
 func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
 	now, err := w.Reader.Relocate(ctx, e)
 	if errors.Is(err, content.ErrCorrupt) {

@@ -78,7 +78,7 @@ type Announcements interface {
 	Ban(peer.ID, time.Duration)
 }
 
-// Origin reads packs.
+// Origin reads packs, and may be a frames.Relocator.
 type Origin = frames.Origin
 
 const (

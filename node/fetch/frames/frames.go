@@ -11,10 +11,13 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// Origin reads packs, and finds frames whose pack was rewritten into another. It is a
-// pack.Reader.
+// Origin reads packs. It is a pack.Reader.
 type Origin interface {
 	ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error)
+}
+
+// Relocator is an Origin that finds frames whose pack was rewritten into another.
+type Relocator interface {
 	Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error)
 }
 
@@ -41,14 +44,15 @@ func Read(ctx context.Context, origin Origin, frames []pack.Extent) ([]content.V
 			}
 		}
 	}
-	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
+	finder, ok := origin.(Relocator)
+	if !ok || !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
 		return got, err
 	}
 	for i, e := range frames {
 		if got[i].Bytes() != nil {
 			continue
 		}
-		v, lost := readMoved(ctx, origin, e)
+		v, lost := readMoved(ctx, origin, finder, e)
 		if lost != nil { // the others will be as lost; a reader asks for them again
 			return got, errors.Join(lost, err)
 		}
@@ -59,8 +63,8 @@ func Read(ctx context.Context, origin Origin, frames []pack.Extent) ([]content.V
 
 // readMoved reads a frame where its pack's footer says that it went. Who may write
 // footers must not open the packs of a narrower scope so.
-func readMoved(ctx context.Context, origin Origin, e pack.Extent) (content.Verified, error) {
-	moved, err := origin.Relocate(ctx, e)
+func readMoved(ctx context.Context, origin Origin, finder Relocator, e pack.Extent) (content.Verified, error) {
+	moved, err := finder.Relocate(ctx, e)
 	if err != nil {
 		return content.Verified{}, err
 	}
