@@ -19,6 +19,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 const (
@@ -85,7 +86,7 @@ type Cache struct {
 	secret  secret
 	names   names
 	metrics metrics
-	buffers sync.Pool // of *[]byte, slotMax long
+	buffers scratch.Pool
 
 	table   atomic.Pointer[table]
 	turns   [turnStripes]atomic.Uint32 // raised by each removal of an object of the stripe
@@ -125,7 +126,6 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	c := &Cache{cfg: cfg, started: cfg.Now(), lock: lock, slabName: make([]byte, slabNameSize), pins: map[string]pin{},
 		short: rate.Sometimes{Interval: logInterval}, bad: rate.Sometimes{Interval: logInterval}}
-	c.buffers.New = func() any { b := make([]byte, slotMax); return &b }
 	c.metrics = newMetrics(c)
 	c.files.Store(new([]*os.File))
 	c.table.Store(emptyTable())

@@ -105,7 +105,7 @@ func (c *Cache) hit(s sight) {
 
 // readChecked is ReadAt for a chunk whose last check was too long ago.
 func (c *Cache) readChecked(id content.CID, p []byte, off int) error {
-	buf := c.buffers.Get().(*[]byte)
+	buf := c.buffers.Get(slotMax)
 	defer c.buffers.Put(buf)
 	v, err := c.Get(id, *buf)
 	if err != nil {

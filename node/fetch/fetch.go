@@ -130,7 +130,7 @@ type Fetcher struct {
 	metrics metrics
 	bytes   counters
 	loads   *turns.Turns[loadKey] // bytes that are brought in for others
-	checks  checks.Pool
+	checks  checks.Places
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
 	crowds  crowds.Book[crowdKey]

@@ -15,12 +15,16 @@ import (
 
 // newBook returns who shows what to this node.
 func newBook(f *Fetcher) *shown.Book {
-	return shown.New(shown.Config{
-		Think: f.think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live, Swarm: f.cfg.Swarm,
-		Self: f.cfg.Self, Farm: f.cfg.Identity.Farm, Announce: f.cfg.Announce,
+	cfg := shown.Config{
+		Think: f.think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live,
+		Farm: f.cfg.Identity.Farm, Announce: f.cfg.Announce,
 		Start:  func(job func(context.Context)) bool { return f.start(func() { job(f.ctx) }) },
 		Wanted: f.announceSoon, Unmet: f.unmet, Lied: f.lied, Now: f.cfg.Now, Log: f.cfg.Log,
-	})
+	}
+	if f.cfg.Swarm != nil {
+		cfg.Find = f.cfg.Swarm.Find
+	}
+	return shown.New(cfg)
 }
 
 // peersOf returns who shows what of a root.

@@ -256,10 +256,7 @@ func TestHeadersAreNotBelieved(t *testing.T) {
 		case "dynamic.vhd":
 			places = append(places, 512+16, 512+20, 512+24, 512+28, 512+32)
 		}
-		step := 1
-		if !soak.Full() {
-			step = 5
-		}
+		step := soak.Of(5, 1)
 		for i := 0; i < len(places); i += step {
 			for _, value := range []byte{0xff, 0x7f, 0} {
 				bad := bytes.Clone(whole)

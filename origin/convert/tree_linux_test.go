@@ -432,10 +432,7 @@ func TestManyFilesHaveInodes(t *testing.T) {
 	must(t, f.Truncate(0), o.create(t.Context(), needs{}, f, false), o.revise(t.Context(), n, f))
 	inodes("grown")
 
-	entries := 10_000 // more than the small one has
-	if soak.Full() {
-		entries = many
-	}
+	entries := soak.Of(10_000, many) // more than the small one has
 	small := t.TempDir()
 	makeTree(t, small, "a")
 	mountedAt(t, read(t, replacing(read(t, Options{Path: small, Size: 64 << 20}), Options{Path: empties(t, entries, 1000)})), func(at string) {

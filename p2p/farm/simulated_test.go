@@ -3,7 +3,6 @@ package farm
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +10,8 @@ import (
 
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // simulated is a farm on a simulated network, in simulated time.
@@ -119,12 +120,7 @@ func (s *simulated) expelled() (n float64) {
 }
 
 // sizes are of the farms that a crash is tried in.
-func sizes() []int {
-	if os.Getenv("GRANGE_SOAK") == "1" {
-		return []int{2, 3, 10, 30, 100, 200}
-	}
-	return []int{2, 3, 10, 30}
-}
+func sizes() []int { return soak.Of([]int{2, 3, 10, 30}, []int{2, 3, 10, 30, 100, 200}) }
 
 func TestCrashIsSeenWithinTenSeconds(t *testing.T) {
 	for _, members := range sizes() {

@@ -37,14 +37,6 @@ const (
 	residentMax = 256 << 20
 )
 
-// rounds is how often a long loop goes round: a few times in CI.
-func rounds(few, many int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return many
-	}
-	return few
-}
-
 // TestMain builds the command under test, once for all tests.
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/netns"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 const (
@@ -62,7 +63,7 @@ func TestHugeRootsCostNothing(t *testing.T) {
 		id := infoOf(t, victim).ID
 		for range 2 {
 			wg.Go(func() {
-				for range rounds(250, 25_000) {
+				for range soak.Of(250, 25_000) {
 					c := claim(content.Mesh(), content.SizeMax, content.CID(randomBytes(content.CIDSize)), content.CID(randomBytes(content.CIDSize)))
 					c.Root.ChunkSize = content.ChunkSizeMin
 					sealed := volumeRecord(t, signer, fmt.Sprintf("v%x", randomBytes(8)), c)
@@ -225,7 +226,7 @@ func TestHangingBodies(t *testing.T) {
 	}
 	d := newDisk(t, l.Dir, imageSize, 80)
 	run(t, n, "image", "import", "image", d.path)
-	t.Logf("%d requests hang", hangs(t, l, apiAddress, rounds(1200, 3000)))
+	t.Logf("%d requests hang", hangs(t, l, apiAddress, soak.Of(1200, 3000)))
 	ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
 	defer cancel()
 	client := tokenless(outside(t, l))

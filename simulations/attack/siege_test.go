@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 const (
@@ -125,7 +125,7 @@ func TestUnderSiege(t *testing.T) {
 	fromNow(t, victim)
 
 	var grown atomic.Int64
-	t.Logf("%d requests hang", hangs(t, l, address, rounds(1200, 3000)))
+	t.Logf("%d requests hang", hangs(t, l, address, soak.Of(1200, 3000)))
 	i.gather(t, l, strangers(4), &staller{bitmaps: everything}, victim, from)
 	i.gather(t, l, strangers(3), &staller{bitmaps: growing(&grown)}, victim, from)
 	t.Logf("%d streams are open", i.silence(t, l, victim, func(s trust.Signer) []byte { return hello(s, wire.LaneControl) }))
@@ -146,7 +146,7 @@ func TestUnderSiege(t *testing.T) {
 	if slices.Sort(took); len(took) > 0 {
 		p99 := took[len(took)*99/100]
 		t.Logf("%d reads: p50 %s, p99 %s, max %s", len(took), took[len(took)/2], p99, took[len(took)-1])
-		if p99 > siegeReadMax && os.Getenv("GRANGE_SOAK") != "" {
+		if p99 > siegeReadMax && soak.Full() {
 			t.Errorf("99 of 100 reads took up to %s; the limit is %s", p99, siegeReadMax)
 		}
 	}

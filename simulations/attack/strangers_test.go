@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // band is several attackers that do the same and name each other in the DHT.
@@ -174,7 +175,7 @@ func TestProviderFlood(t *testing.T) {
 			} // else it is careful not to show that it has none
 			before, _ := resident(t, nodes[0])
 			fromNow(t, nodes[0])
-			floods := rounds(120_000, 1_000_000)
+			floods := soak.Of(120_000, 1_000_000)
 			var wg sync.WaitGroup
 			var sent atomic.Int64
 			ctx, cancel := context.WithTimeout(t.Context(), readTimeout)

@@ -1,19 +1,14 @@
 package mesh
 
 import (
-	"os"
 	"testing"
 
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // nodesPerFarm of the crowd: 24 nodes in all in a soak.
-func nodesPerFarm() int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return 12
-	}
-	return 3
-}
+func nodesPerFarm() int { return soak.Of(3, 12) }
 
 // TestColdFarmsReadOnceEach: the importer is gone, nobody has anything of the
 // image, and all nodes of two farms read it at once: the store sends it at most

@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // TestOneImporterWins: two nodes publish different disks under one name at the
@@ -30,7 +31,7 @@ func TestOneImporterWins(t *testing.T) {
 	}
 	wins := make([]int, len(nodes))
 	disks := 0
-	for round := range rounds(20) {
+	for round := range soak.Rounds(20) {
 		name := fmt.Sprintf("disk%d", round)
 		for _, replace := range []bool{false, true} {
 			paths := []string{tinyDisk(t, l.Dir, disks), tinyDisk(t, l.Dir, disks+1)}

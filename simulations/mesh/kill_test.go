@@ -19,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // restart starts a node again that was killed, and says how long it took.
@@ -219,7 +220,7 @@ func TestKilledPull(t *testing.T) {
 // the pull then. It returns how often.
 func killPulls(t *testing.T, n *lab.Node, chunks uint64) (kills int) {
 	t.Helper()
-	kills = rounds(20)
+	kills = soak.Rounds(20)
 	for round := range kills {
 		goal := float64(chunks) * float64(round+1) / float64(kills+1)
 		ended := make(chan struct{})
@@ -266,7 +267,7 @@ func TestKilledEviction(t *testing.T) {
 	run(t, from, "image", "import", "disk", path)
 	device := run(t, n, "volume", "create", "written", "--from", "image:disk")
 	pattern := filepath.Join(l.Dir, "pattern")
-	for round := range rounds(20) {
+	for round := range soak.Rounds(20) {
 		fill(t, pattern, byte(round+1))
 		write(t, pattern, device)
 		gone := metric(t, n, "grange_cache_removed_chunks_total")

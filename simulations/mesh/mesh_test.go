@@ -18,15 +18,11 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // imageSize of the disk that tests publish: in CI a small one.
-func imageSize() int64 {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return 512 << 20
-	}
-	return 96 << 20
-}
+func imageSize() int64 { return soak.Of[int64](96<<20, 512<<20) }
 
 // TestMain builds the command under test, once for all tests. The test binary is
 // also the liar, a program that tests run in the place of a node.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/simulations/lab"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // until asks again and again until it is so, or fails after a while.
@@ -210,7 +211,7 @@ func TestKilledNodeComesBack(t *testing.T) {
 	path, _ := disk(t, l.Dir, 32<<20)
 	run(t, n, "image", "import", "disk", path)
 	device := run(t, n, "volume", "create", "v", "--from", "image:disk")
-	for round := range rounds(20) {
+	for round := range soak.Rounds(20) {
 		pattern := filepath.Join(l.Dir, "pattern")
 		fill(t, pattern, byte(round+1))
 		write(t, pattern, device)
@@ -240,13 +241,6 @@ func TestKilledNodeComesBack(t *testing.T) {
 		}
 		compareHead(t, pattern, back)
 	}
-}
-
-func rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return full
-	}
-	return 5
 }
 
 // patternSize of the part of the disk that is written and flushed before a kill;

@@ -32,20 +32,14 @@ const (
 	meetTimeout      = exchange.StallTimeout
 )
 
-// Announcements finds members that announced a root.
-type Announcements interface {
-	Find(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
-}
-
 // Config is what a Book is built from.
 type Config struct {
 	// Exchange returns how others are asked; nil asks nobody.
 	Exchange func() *exchange.Exchange
 	// Live returns the live members of this farm, as gossip says, this node included.
 	Live func() []peer.ID
-	// Swarm finds members elsewhere; nil finds none.
-	Swarm Announcements
-	Self  peer.ID
+	// Find finds members elsewhere that announced a root; nil finds none.
+	Find func(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
 	// Farm is this node's, and Announce returns the secrets that roots are announced
 	// under: the present one, then those before it that some still use.
 	Farm     string
@@ -174,7 +168,7 @@ func (p *Peers) round(ctx context.Context) {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if p.cfg.Swarm != nil {
+	if p.cfg.Find != nil {
 		for _, q := range ask(p, (*plan.Root).Again) {
 			wg.Go(func() { p.watch(ctx, peer.ID(q), true) })
 		}
@@ -216,7 +210,7 @@ func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup
 	finding, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 	for _, secret := range p.cfg.Announce() {
-		for info := range p.cfg.Swarm.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
+		for info := range p.cfg.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
 			if ask(p, func(r *plan.Root) bool { return r.Announced(plan.Peer(info.ID), p.cfg.Now()) }) {
 				wg.Go(func() { p.meetAndWatch(ctx, info.ID) })
 			}
