@@ -56,10 +56,10 @@ func poisoned(t *testing.T, withIndex bool) {
 		sound = append(sound, frame{content.Sum(b), b})
 	}
 	id := aPack(content.Mesh())
-	object, index := forgePack(id, false)
+	object, index := forgePack(t, id, false)
 	if withIndex {
 		put(t, bucket, "index/"+string(aPack(content.Mesh()))+".index", index)
-		object, _ = forgePack(id, sound)
+		object, _ = forgePack(t, id, sound)
 	}
 	put(t, bucket, id.Key(), object)
 

@@ -22,9 +22,12 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/index"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -428,38 +431,25 @@ type frame struct {
 
 // forgePack lays out a pack whose directory says of its frames what it likes, and the
 // index object that repeats it.
-func forgePack(id pack.ID, frames []frame) (object, index []byte) {
-	object = append(object, "grange-pack/1\x00\x00\x00"...)
-	var directory []byte
+func forgePack(t *testing.T, id pack.ID, frames []frame) (object, indexed []byte) {
+	t.Helper()
+	w := pack.NewWriter(id, nil)
 	for _, f := range frames {
-		directory = append(directory, f.claimed[:]...)
-		directory = binary.BigEndian.AppendUint32(directory, uint32(len(object)))
-		directory = binary.BigEndian.AppendUint32(directory, uint32(len(f.bytes)))
-		directory = binary.BigEndian.AppendUint32(directory, uint32(len(f.bytes)))
-		directory = append(directory, byte(pack.CodecRaw), 0, byte(pack.RoleChunk), 0)
-		object = append(object, f.bytes...)
+		w.Add(pack.RoleChunk, f.claimed, len(f.bytes), pack.CodecRaw, f.bytes)
 	}
-	at := len(object)
-	object = append(object, directory...)
-	var footer [256]byte
-	copy(footer[:], "grfoot\x00\x01")
-	binary.BigEndian.PutUint32(footer[12:], uint32(len(frames)))
-	binary.BigEndian.PutUint32(footer[16:], uint32(at))
-	binary.BigEndian.PutUint32(footer[20:], uint32(len(object)+len(footer)))
-	sum := content.Sum(directory)
-	copy(footer[32:], sum[:])
-	binary.BigEndian.PutUint32(footer[248:], crc32.Checksum(footer[:248], crc32.MakeTable(crc32.Castagnoli)))
-	copy(footer[252:], "grpk")
-	object = append(object, footer[:]...)
-
-	index = append(index, "grange-index/1\x00\x00"...)
-	index = binary.BigEndian.AppendUint32(index, 1)
-	index = append(index, make([]byte, 12)...)
-	index = append(append(index, byte(len(id))), id...)
-	index = binary.BigEndian.AppendUint32(index, uint32(len(frames)))
-	index = append(index, directory...)
-	sum = content.Sum(index)
-	return object, append(index, sum[:]...)
+	s, err := w.Seal(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := mem.New(t, mem.Config{})
+	if err := index.Store(t.Context(), in, id, []index.Pack{{ID: id, Entries: s.Directory, Signature: s.Signature}}); err != nil {
+		t.Fatal(err)
+	}
+	indexed, _, err = bucket.ReadAll(t.Context(), in, in.Keys(string(content.KeyIndexes))[0], pack.SizeMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Bytes, indexed
 }
 
 // exchangeChunk puts other bytes in the place of a pack's first chunk, and has the
