@@ -16,7 +16,12 @@ import (
 )
 
 // rounds of each figure, in turns with its peers; the median counts.
-const rounds = 3
+const rounds = 5
+
+// say prints a figure beside the most that it may be, and the part of that it takes.
+func say(b *testing.B, what, unit string, got, most float64) {
+	b.Logf("%-56s %9.2f %-12s at most %9.2f  (%.2f)", what, got, unit, most, got/most)
+}
 
 // TestMain lets this binary stand in for a peer, on a host of the lab.
 func TestMain(m *testing.M) {
@@ -27,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 // newLab makes a lab that ends with the benchmark.
-func newLab(b *testing.B, dir string) *lab.Lab {
+func newLab(b testing.TB, dir string) *lab.Lab {
 	b.Helper()
 	binary, err := filepath.Abs("../../bin/grange")
 	if err != nil {
@@ -49,7 +54,7 @@ func newLab(b *testing.B, dir string) *lab.Lab {
 }
 
 // founder starts the first node of a lab.
-func founder(b *testing.B, l *lab.Lab, origin string) *lab.Node {
+func founder(b testing.TB, l *lab.Lab, origin string) *lab.Node {
 	b.Helper()
 	n, err := l.Start(b.Context(), "a", origin)
 	if err != nil {
@@ -59,7 +64,7 @@ func founder(b *testing.B, l *lab.Lab, origin string) *lab.Node {
 }
 
 // random makes a file that does not compress, and returns its path.
-func random(b *testing.B, dir string, size int) string {
+func random(b testing.TB, dir string, size int) string {
 	b.Helper()
 	path := filepath.Join(dir, "random.raw")
 	if out, err := exec.Command("sh", "-c", fmt.Sprintf("head -c %d /dev/urandom > %s", size, path)).CombinedOutput(); err != nil {

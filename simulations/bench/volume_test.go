@@ -143,7 +143,7 @@ type fioDirection struct {
 	} `json:"clat_ns"`
 }
 
-func parseFio(b *testing.B, out []byte) fioJob {
+func parseFio(b testing.TB, out []byte) fioJob {
 	b.Helper()
 	var result struct {
 		Jobs []fioJob `json:"jobs"`
