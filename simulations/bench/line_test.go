@@ -143,25 +143,30 @@ func TestSlowLineCarriesEachByteOnce(t *testing.T) {
 
 // BenchmarkSlowLine is the same at full size, and with the time it takes.
 func BenchmarkSlowLine(b *testing.B) {
+	for _, fromStore := range []bool{false, true} {
+		from := map[bool]string{false: "from a member", true: "from the store"}[fromStore]
+		b.Run(from, func(b *testing.B) {
+			for b.Loop() {
+				newFar(b, pullSize, fromStore).figures(b, from)
+			}
+		})
+	}
+}
+
+func (f *far) figures(b *testing.B, from string) {
+	b.Helper()
 	const (
-		size       = 1 << 30
 		sequential = 256 << 20
 		chunks     = 400
 		touched    = chunks * content.ChunkSizeDefault
 	)
-	for b.Loop() {
-		for _, fromStore := range []bool{false, true} {
-			f := newFar(b, size, fromStore)
-			from := map[bool]string{false: " from a member", true: " from the store"}[fromStore]
-			plain, plainCarried := f.measure(func() { f.copyTCP(sequential) })
-			took, carried := f.measure(func() { f.sequential(size-sequential, sequential) })
-			atMost(b, "slow line, 256 MiB in order"+from, "s", took, slowTimeMost*plain)
-			atMost(b, "slow line, 256 MiB in order"+from, "MiB carried", float64(carried)/(1<<20), slowCarriedMost*float64(plainCarried)/(1<<20))
-			var p50 float64
-			_, carried = f.measure(func() { p50 = f.scattered(size-sequential, chunks) })
-			atMost(b, "slow line, 4 KiB of 400 chunks"+from, "MiB carried", float64(carried)/(1<<20), scatteredMost*touched/(1<<20))
-			trip := 2*slow.Delay + content.ChunkSizeDefault*time.Second/time.Duration(slow.Rate)
-			atMost(b, "slow line, 4 KiB of 400 chunks"+from, "ms p50", p50, float64(trip)/1e6)
-		}
-	}
+	plain, plainCarried := f.measure(func() { f.copyTCP(sequential) })
+	took, carried := f.measure(func() { f.sequential(pullSize-sequential, sequential) })
+	atMost(b, "slow line, 256 MiB in order "+from, "s", took, slowTimeMost*plain)
+	atMost(b, "slow line, 256 MiB in order "+from, "MiB carried", float64(carried)/(1<<20), slowCarriedMost*float64(plainCarried)/(1<<20))
+	var p50 float64
+	_, carried = f.measure(func() { p50 = f.scattered(pullSize-sequential, chunks) })
+	atMost(b, "slow line, 4 KiB of 400 chunks "+from, "MiB carried", float64(carried)/(1<<20), scatteredMost*touched/(1<<20))
+	trip := 2*slow.Delay + content.ChunkSizeDefault*time.Second/time.Duration(slow.Rate)
+	atMost(b, "slow line, 4 KiB of 400 chunks "+from, "ms p50", p50, float64(trip)/1e6)
 }
