@@ -33,7 +33,6 @@ fuzz: ## each decoder of untrusted bytes, FUZZTIME each
 	@.ci/fuzz $(FUZZTIME)
 
 bench: tools build ## figures beside their peers, in one run
-	@.ci/tools --bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
 
 soak: tools build ## the tests, with the long loops at their full counts

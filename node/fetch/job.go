@@ -387,12 +387,6 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	return o
 }
 
-func (j *job) brought(p plan.Peer) {
-	j.f.mu.Lock()
-	defer j.f.mu.Unlock()
-	j.f.mind.Step(time.Now(), plan.Event{Kind: plan.Brought, Job: j.climb, Peer: p})
-}
-
 // errOtherPage says that a member has a map node with another page: the same content
 // was imported twice, into packs of its own each time. It is no lie.
 var errOtherPage = errors.New("has the same content in other packs")
@@ -409,8 +403,12 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 			return false, errOtherPage
 		}
 	}
-	j.came.Store(time.Now().UnixNano())
-	j.brought(ask.peer)
-	j.f.count(from, len(r.Body)+len(r.Page))
+	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
+	j.came.Store(now.UnixNano())
+	j.f.bytes[from].Add(n)
+	j.f.mu.Lock()
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
+	j.f.mind.Count(j.f.cfg.Now(), n)
+	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // copies is how often the image crossed the origin's uplink since the last forget;
@@ -23,20 +24,45 @@ func (w *world) copies(im *image, most float64) {
 	w.forget()
 }
 
-// TestNodeReadsOnce: a node alone reads each run in one request, and nothing twice.
+// TestNodeReadsOnce: a node alone reads a run in one request, but where a guest waits for
+// the beginning of one, and nothing twice.
 func TestNodeReadsOnce(t *testing.T) {
 	w := newWorld(t)
 	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
 	g := w.join("north", nil).open(im)
 	w.forget()
 	w.check(readAll(t.Context(), g, im))
-	const around = 8 // the map's three nodes, and runs that a pack's end cuts
+	const around = 16 // the map's three nodes, what a guest reads before readahead begins, and runs that a pack's end cuts
 	if n, runs := w.gets.Load(), int64(im.stats.UploadedBytes>>20); n > runs+around {
 		t.Errorf("%d requests for some %d runs", n, runs)
 	}
 	w.copies(im, 1.02)
 	w.check(readAll(t.Context(), g, im))
 	w.copies(im, 0)
+}
+
+// TestWaitingGuestReadsItsChunk: the origin sends a guest that reads here and there the
+// chunks that it touches and their map, no runs, whether the cache keeps them or not.
+func TestWaitingGuestReadsItsChunk(t *testing.T) {
+	for _, keeps := range []bool{true, false} {
+		w := newWorld(t)
+		im := w.publish(imageConfig{chunks: imageChunks, dense: true})
+		m := w.join("north", nil)
+		g := m.open(im)
+		w.check(readOne(t.Context(), g, im, 0, make([]byte, content.ChunkSizeDefault))) // and the map
+		w.forget()
+		const touched = 12
+		for i := 1; i <= touched; i++ {
+			w.check(readOne(t.Context(), g, im, i*imageChunks/(touched+1), make([]byte, content.ChunkSizeDefault)))
+			if !keeps {
+				w.eventually("it has landed", func() bool { return m.Flights() == 0 })
+				m.cache.Evict(1 << 30)
+			}
+		}
+		if got, most := w.got.Load(), int64(touched*content.ChunkSizeDefault*11/10); got > most {
+			t.Errorf("kept %t: %d bytes left the origin for %d chunks, want at most %d", keeps, got, touched, most)
+		}
+	}
 }
 
 func TestColdFarmReadsOnce(t *testing.T) {

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // read is one request to the origin that is under way. It waits for nobody, so
@@ -19,9 +22,10 @@ type read struct {
 	err  error
 }
 
-// readOrigin reads what is missing with one request, and with it all other chunks
-// of the run that the root has and the cache lacks. What is being read already is
-// waited for, so a chunk is never read twice at once.
+// readOrigin reads what is missing, and with it, unless a guest waits, all other chunks
+// of the run that the root has and the cache lacks: a guest that goes on there has
+// readahead read the run, and one that doesn't would wait for it in vain. What is being
+// read already is waited for, so a chunk is never read twice at once.
 func (j *job) readOrigin(hedge bool) {
 	e := plan.Event{Kind: plan.OriginEnded}
 	if hedge {
@@ -91,7 +95,7 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // claimed nor in the cache is to be read.
 func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	var more []object
-	if j.level() == 0 && !hedge && !j.f.cfg.Cache.Full() { // which would not keep them
+	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.f.cfg.Cache.Full() { // which would not keep them
 		more = j.neighbours()
 	}
 	left := j.left()
@@ -153,6 +157,31 @@ func (j *job) neighbours() []object {
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
 	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
 	defer cancel()
+	var parts errgroup.Group
+	for begin, i := 0, 1; i <= len(objects); i++ {
+		if i == len(objects) || objects[i].at.Offset > objects[i-1].at.End()+gapMax {
+			part := objects[begin:i]
+			parts.Go(func() error { return f.readPart(ctx, rs, origin, part) })
+			begin = i
+		}
+	}
+	r.err = parts.Wait()
+	f.mu.Lock()
+	for _, o := range objects {
+		way := f.onWay(o.key())
+		way.read, way.Reading = nil, false
+		f.settle(o.key())
+	}
+	f.mu.Unlock()
+	close(r.done)
+}
+
+// gapMax is how many bytes between two objects are read with them, as one request: what
+// is longer was read by another, or is here, and comes once.
+const gapMax = content.ChunkSizeDefault / 2
+
+// readPart is readObjects of what one request brings.
+func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, objects []object) error {
 	var extents []pack.Extent
 	for _, o := range objects {
 		extents = append(extents, o.frames()...)
@@ -170,13 +199,5 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 		f.count(FromOrigin, o.stored())
 		err = errors.Join(err, f.land(rs, a, nil))
 	}
-	f.mu.Lock()
-	for _, o := range objects {
-		way := f.onWay(o.key())
-		way.read, way.Reading = nil, false
-		f.settle(o.key())
-	}
-	f.mu.Unlock()
-	r.err = err
-	close(r.done)
+	return err
 }

@@ -154,7 +154,7 @@ func (s *Swarm) build() error {
 		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(s.advertised),
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
-		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
+		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
 		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}

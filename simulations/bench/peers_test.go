@@ -2,14 +2,10 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"time"
@@ -33,8 +29,6 @@ const (
 	rawPull  = "raw-pull"
 	s3Put    = "s3-put"
 	s3Get    = "s3-get"
-	tracker  = "tracker"
-	await    = "await"
 )
 
 // role is what a part is told.
@@ -43,9 +37,7 @@ type role struct {
 	Address string
 	// Store is an origin URL; File is put there as Key, or made from it.
 	Store, Key, File string
-	// Seeder is whom the tracker names.
-	Seeder netip.AddrPort
-	Size   int64
+	Size             int64
 }
 
 // play plays a part and returns the exit code. A part that pulls prints how many
@@ -57,7 +49,7 @@ func play(part string) int {
 	err := json.Unmarshal([]byte(os.Getenv(roleEnv)), &r)
 	if err == nil {
 		err = map[string]func(context.Context, role) error{
-			rawServe: serveRaw, rawPull: pullRaw, s3Put: putS3, s3Get: getS3, tracker: track, await: awaitAddress,
+			rawServe: serveRaw, rawPull: pullRaw, s3Put: putS3, s3Get: getS3,
 		}[part](ctx, r)
 	}
 	if err != nil {
@@ -188,36 +180,4 @@ func getS3(ctx context.Context, r role) error {
 		}
 		return group.Wait()
 	})
-}
-
-// track answers as a BitTorrent tracker that knows one seeder.
-func track(ctx context.Context, r role) error {
-	ip := r.Seeder.Addr().As4()
-	peers := binary.BigEndian.AppendUint16(ip[:], r.Seeder.Port())
-	answer := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "d8:intervali60e5:peers6:%se", peers) }
-	server := &http.Server{Addr: r.Address, Handler: http.HandlerFunc(answer)}
-	context.AfterFunc(ctx, func() { server.Close() })
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// awaitAddress waits until something listens.
-func awaitAddress(ctx context.Context, r role) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c, err := net.Dial("tcp", r.Address)
-		if err == nil {
-			return c.Close()
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return err
-		}
-	}
 }

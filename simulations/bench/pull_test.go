@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,18 +19,20 @@ import (
 	"github.com/grangemesh/grange/simulations/netns"
 )
 
-// pullSize is of the file of random bytes.
-const pullSize = 1 << 30
+const (
+	// pullSize is of the file of random bytes.
+	pullSize = 1 << 30
 
-// firstPort is below the ports that peers listen on.
-const firstPort = 9000
+	// The bars: a pull beside the SDK's, the CPU seconds of both ends, and what desync
+	// took of the SDK's time for the Debian image, where both were measured in turns.
+	pullMost, pullCPUMost = 1.3, 2.7
+	desyncPart            = 2.1 / 3.2
+	importMost            = 3.0 // seconds
+)
 
-// BenchmarkPull times an import, and what it takes to have all of an image on
-// another host: from a node of the farm, checked and kept; by one raw libp2p TLS
-// stream, into nothing; from the S3 server by the SDK, into a file; by BitTorrent.
-// Each host is a network namespace. Seconds, and the raw stream's seconds in parts
-// of them.
-func BenchmarkPull(b *testing.B) {
+// debianDisk makes the Debian image, once on a machine, and returns its path.
+func debianDisk(b *testing.B) string {
+	b.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		b.Fatal(err)
@@ -40,20 +41,52 @@ func BenchmarkPull(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	return image.Disk
+}
+
+// BenchmarkImport times the import of a Debian disk to an S3 server that has nothing.
+func BenchmarkImport(b *testing.B) {
+	disk := debianDisk(b)
+	for b.Loop() {
+		var took []float64
+		for range rounds {
+			inLab(b, func(l *lab.Lab) {
+				first := founder(b, l, startStore(b, l).URL)
+				start := time.Now()
+				run(b, first, "image", "import", "disk", disk)
+				took = append(took, time.Since(start).Seconds())
+			})
+		}
+		atMost(b, "import of Debian to an S3 server", "s", median(took), importMost)
+	}
+}
+
+// BenchmarkPull times what it takes to have all of an image on another host: from a node
+// of the farm, checked and kept; by one raw libp2p TLS stream, into nothing; from the S3
+// server by the SDK, into a file. Each host is a network namespace.
+func BenchmarkPull(b *testing.B) {
 	s := newSite(b)
-	files := []struct{ name, path string }{{"random", random(b, s.dir, pullSize)}, {"debian", image.Disk}}
-	for _, f := range files {
-		start := time.Now()
-		out, err := s.first.Run(b.Context(), "image", "import", f.name, f.path)
+	disk := debianDisk(b)
+	for name, path := range map[string]string{"random": random(b, s.dir, pullSize), "debian": disk} {
+		run(b, s.first, "image", "import", name, path)
+		info, err := os.Stat(path)
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Logf("import of %s: %.2f s; %s", f.name, time.Since(start).Seconds(), strings.TrimSpace(out))
+		s.run(s.puller, s3Put, role{Store: s.store.URL, Key: "bench/" + name, File: path, Size: info.Size()})
+	}
+	info, err := os.Stat(disk)
+	if err != nil {
+		b.Fatal(err)
 	}
 	for b.Loop() {
-		for _, f := range files {
-			s.compare(f.name, f.path)
-		}
+		f := s.compare("random", pullSize)
+		atMost(b, "whole node, 1 GiB of random bytes, beside the SDK", "s", f.node, pullMost*f.sdk)
+		atMost(b, "the same, beside one raw stream into nothing", "s", f.node, f.raw)
+		atMost(b, "the same, both ends", "CPU-s", f.cpu, pullCPUMost)
+		f = s.compare("debian", info.Size())
+		atMost(b, "whole node, Debian, beside the SDK", "s", f.node, f.sdk)
+		atMost(b, "the same, beside desync by the SDK's time", "s", f.node, desyncPart*f.sdk)
 	}
 }
 
@@ -65,72 +98,48 @@ type site struct {
 	store  *lab.Store
 	first  *lab.Node
 	puller *netns.Host
-	ports  uint16 // taken so far
 }
 
 func newSite(b *testing.B) *site {
 	s := &site{b: b, dir: b.TempDir()}
 	s.lab = newLab(b, s.dir)
-	var err error
-	if s.store, err = s.lab.StartStore(b.Context()); err != nil {
-		b.Fatal(err)
-	}
+	s.store = startStore(b, s.lab)
 	s.first = founder(b, s.lab, s.store.URL)
+	var err error
 	if s.puller, err = s.lab.Net.Host(b.Context(), "a"); err != nil {
 		b.Fatal(err)
 	}
 	return s
 }
 
+// figures are medians, in seconds, and the CPU seconds of both nodes.
+type figures struct{ raw, node, sdk, cpu float64 }
+
 // compare lets each contender pull a file, in turns.
-func (s *site) compare(name, path string) {
-	info, err := os.Stat(path)
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	size := info.Size()
-	s.run(s.puller, s3Put, role{Store: s.store.URL, Key: "bench/" + name, File: path, Size: size})
-	raw := s.startRaw(size)
-	torrent := s.startTorrent(path)
-	contenders := []struct {
-		name string
-		pull func() float64
-	}{
-		{"raw stream", func() float64 { return s.seconds(rawPull, role{Address: raw, Size: size}) }},
-		{"grange", func() float64 { return s.warm(name) }},
-		{"S3 SDK", func() float64 {
-			return s.seconds(s3Get, role{Store: s.store.URL, Key: "bench/" + name, File: filepath.Join(s.dir, "got"), Size: size})
-		}},
-		{"aria2", func() float64 { return s.aria2(torrent) }},
-	}
-	figures := make([][]float64, len(contenders))
+func (s *site) compare(name string, size int64) figures {
+	s.b.Helper()
+	addr := s.startRaw(size)
+	var raw, node, sdk, cpu []float64
 	for range rounds {
-		for i, c := range contenders {
-			figures[i] = append(figures[i], c.pull())
-		}
+		raw = append(raw, s.seconds(rawPull, role{Address: addr, Size: size}))
+		took, spent := s.warm(name)
+		node, cpu = append(node, took), append(cpu, spent)
+		sdk = append(sdk, s.seconds(s3Get, role{Store: s.store.URL, Key: "bench/" + name, File: filepath.Join(s.dir, "got"), Size: size}))
 	}
-	line := fmt.Sprintf("pull of %s, %d MiB:", name, size>>20)
-	for i, c := range contenders {
-		line += fmt.Sprintf("  %s %.2f s (%.2f)", c.name, median(figures[i]), median(figures[0])/median(figures[i]))
-	}
-	s.b.Log(line)
+	return figures{median(raw), median(node), median(sdk), median(cpu)}
 }
 
 // warm starts a node, has it fetch all of an image, and stops it.
-func (s *site) warm(name string) float64 {
-	n, err := s.lab.Start(s.b.Context(), "a", "")
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	start := time.Now()
-	if _, err := n.Run(s.b.Context(), "image", "warm", name); err != nil {
-		s.b.Fatal(err)
-	}
-	took := time.Since(start).Seconds()
+func (s *site) warm(name string) (seconds, cpu float64) {
+	s.b.Helper()
+	n := another(s.b, s.lab, "a")
+	start, before := time.Now(), cpuSeconds(s.b, n)+cpuSeconds(s.b, s.first)
+	run(s.b, n, "image", "warm", name)
+	seconds, cpu = time.Since(start).Seconds(), cpuSeconds(s.b, n)+cpuSeconds(s.b, s.first)-before
 	if err := n.Stop(); err != nil {
 		s.b.Fatal(err)
 	}
-	return took
+	return seconds, cpu
 }
 
 // part is this binary in a role, on a host.
@@ -167,8 +176,9 @@ func (s *site) seconds(name string, r role) float64 {
 	return f
 }
 
-// start starts a command that ends with the benchmark, and returns its output.
-func (s *site) start(cmd *exec.Cmd) io.Reader {
+// startRaw serves the raw stream until the end and returns its address.
+func (s *site) startRaw(size int64) string {
+	cmd := s.part(s.first.Host, rawServe, role{Address: fmt.Sprintf("/ip4/%s/tcp/0", s.first.Host.Addr()), Size: size})
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -180,55 +190,9 @@ func (s *site) start(cmd *exec.Cmd) io.Reader {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	return out
-}
-
-// startRaw serves the raw stream and returns its address.
-func (s *site) startRaw(size int64) string {
-	out := s.start(s.part(s.first.Host, rawServe, role{Address: fmt.Sprintf("/ip4/%s/tcp/%d", s.first.Host.Addr(), s.address().Port()), Size: size}))
 	addr, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		s.b.Fatal(err)
 	}
 	return strings.TrimSpace(addr)
-}
-
-// address is one of the first node's host that nothing listens on.
-func (s *site) address() netip.AddrPort {
-	s.ports++
-	return netip.AddrPortFrom(s.first.Host.Addr(), firstPort+s.ports)
-}
-
-// ariaFlags have aria2 find its peers by the tracker alone.
-var ariaFlags = []string{"--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--disable-ipv6=true", "--summary-interval=0",
-	"--console-log-level=error", "--file-allocation=none", "--bt-tracker-interval=2", "--allow-overwrite=true"}
-
-// startTorrent seeds a file and returns the torrent's path.
-func (s *site) startTorrent(path string) string {
-	announce, seeder := s.address(), s.address()
-	torrent := filepath.Join(s.dir, filepath.Base(path)+".torrent")
-	if out, err := exec.Command("mktorrent", "-l", "20", "-a", fmt.Sprintf("http://%s/announce", announce), "-o", torrent, path).CombinedOutput(); err != nil {
-		s.b.Fatalf("mktorrent: %v: %s", err, out)
-	}
-	s.start(s.part(s.first.Host, tracker, role{Address: announce.String(), Seeder: seeder}))
-	s.start(s.first.Host.Command(s.b.Context(), "aria2c", append(ariaFlags, "--bt-seed-unverified=true", "--seed-ratio=0.0",
-		fmt.Sprintf("--listen-port=%d", seeder.Port()), "-d", filepath.Dir(path), torrent)...))
-	for _, a := range []netip.AddrPort{announce, seeder} {
-		s.run(s.first.Host, await, role{Address: a.String()})
-	}
-	return torrent
-}
-
-// aria2 downloads a torrent and returns the seconds, its start included.
-func (s *site) aria2(torrent string) float64 {
-	start := time.Now()
-	cmd := s.puller.Command(s.b.Context(), "aria2c", append(ariaFlags, "--seed-time=0", "-d", filepath.Join(s.dir, "leech"), torrent)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.b.Fatalf("aria2: %v: %s", err, out)
-	}
-	took := time.Since(start).Seconds()
-	if err := os.RemoveAll(filepath.Join(s.dir, "leech")); err != nil {
-		s.b.Fatal(err)
-	}
-	return took
 }

@@ -45,6 +45,8 @@ type Lab struct {
 	Env []string
 	// Prepare, if it is not nil, is called with each host before a node starts on it.
 	Prepare func(context.Context, *netns.Host) error
+	// Line is what the hosts of nodes that start from now on are behind, nil for none.
+	Line *netns.Line
 
 	nodes  []*Node
 	store  *exec.Cmd
@@ -99,7 +101,7 @@ func (l *Lab) Start(ctx context.Context, farm, origin string, extra ...string) (
 
 // StartAs is Start of a member with another role; the founder is always an admin.
 func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...string) (*Node, error) {
-	host, err := l.Net.Host(ctx, farm)
+	host, err := l.host(ctx, farm)
 	if err == nil && l.Prepare != nil {
 		err = l.Prepare(ctx, host)
 	}
@@ -141,6 +143,13 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	}
 	l.nodes = append(l.nodes, n)
 	return n, n.Restart(ctx)
+}
+
+func (l *Lab) host(ctx context.Context, farm string) (*netns.Host, error) {
+	if l.Line != nil {
+		return l.Net.FarHost(ctx, farm, *l.Line)
+	}
+	return l.Net.Host(ctx, farm)
 }
 
 // flags are those that every node has, but for what extra says otherwise.

@@ -24,6 +24,7 @@ type Network struct {
 	lans  map[string]*lan
 	hosts int
 	made  []string // namespaces
+	lines []*shaper
 }
 
 type lan struct {
@@ -36,6 +37,7 @@ type lan struct {
 type Host struct {
 	namespace     string
 	addr, gateway netip.Addr
+	line          *shaper // of a far one
 }
 
 // New makes a network without hosts. The name, a few letters, begins the names
@@ -68,6 +70,13 @@ func (n *Network) namespace(ctx context.Context, name string) error {
 // Host adds a host to a LAN, which is made with its first host: LANs are
 // 10.77.1.0/24, 10.77.2.0/24 and so on.
 func (n *Network) Host(ctx context.Context, lanName string) (*Host, error) {
+	return n.host(ctx, lanName, func(h *Host, port string) error {
+		return n.in(ctx, h.namespace, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", n.router())
+	})
+}
+
+// host adds a host whose eth0 connect makes, with a port of the router.
+func (n *Network) host(ctx context.Context, lanName string, connect func(h *Host, port string) error) (*Host, error) {
 	l, err := n.lan(ctx, lanName)
 	if err != nil {
 		return nil, err
@@ -79,13 +88,15 @@ func (n *Network) Host(ctx context.Context, lanName string) (*Host, error) {
 	n.hosts++
 	addr := l.prefix.Addr().As4()
 	addr[3] = byte(1 + l.used)
-	h := &Host{fmt.Sprintf("%s-%d", n.name, n.hosts), netip.AddrFrom4(addr), l.gateway()}
+	h := &Host{namespace: fmt.Sprintf("%s-%d", n.name, n.hosts), addr: netip.AddrFrom4(addr), gateway: l.gateway()}
 	if err := n.namespace(ctx, h.namespace); err != nil {
 		return nil, err
 	}
 	port := fmt.Sprintf("p%d", n.hosts)
+	if err := connect(h, port); err != nil {
+		return nil, err
+	}
 	for _, args := range [][]string{
-		{"ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", n.router()},
 		{"ip", "addr", "add", h.addr.String() + "/24", "dev", "eth0"},
 		{"ip", "link", "set", "eth0", "up"},
 		{"ip", "route", "add", "default", "via", h.gateway.String()},
@@ -126,6 +137,10 @@ func (n *Network) lan(ctx context.Context, name string) (*lan, error) {
 // must have ended.
 func (n *Network) Close() error {
 	var errs []error
+	for _, s := range n.lines {
+		errs = append(errs, s.close())
+	}
+	n.lines = nil
 	for _, name := range n.made {
 		errs = append(errs, ip(context.Background(), "netns", "del", name))
 	}
