@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 )
@@ -35,12 +35,12 @@ type imageCmd struct {
 func imagePath(name string) string { return "/api/images/" + url.PathEscape(name) }
 
 type imageImportCmd struct {
-	Name    string `arg:"" help:"Name to publish under."`
-	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
-	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  string `help:"Format of the source: auto, raw (any file as it is), qcow, qcow2, qed, vmdk, vhdx, vdi, vpc, parallels, tar or dir." enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" default:"auto"`
-	Replace bool   `help:"Publish a new version of an image that exists."`
-	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
+	Name    string         `arg:"" help:"Name to publish under."`
+	Source  string         `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
+	Scope   string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${enum}." enum:"${formats}" default:"auto"`
+	Replace bool           `help:"Publish a new version of an image that exists."`
+	Size    size           `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
 
 func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -89,7 +89,7 @@ func (r *watched) Read(p []byte) (int, error) {
 // at random. Blocks of zeros stay holes, so the file takes what the data takes. It
 // lies where a start of the node clears away what a killed command has left.
 func spoolStdin(data string, in io.Reader) (path string, err error) {
-	folder := filepath.Join(data, node.TempDir)
+	folder := filepath.Join(data, images.TempDir)
 	f, err := os.CreateTemp(folder, "stdin-*.spool")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("no node has worked in %s yet; start one with `grange node`, or give --data", data)
@@ -98,7 +98,7 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	defer f.Close()
-	out := convert.Sparse{File: f, Room: node.WorkingRoom(folder)}
+	out := convert.Sparse{File: f, Room: images.WorkingRoom(folder)}
 	_, err = io.Copy(&out, in)
 	if err = errors.Join(giveTo(f, folder), err, out.Finish()); err != nil {
 		os.Remove(f.Name())
@@ -220,7 +220,7 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if app.remote() != "" {
 		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
-	spool := filepath.Join(app.Data, node.TempDir, "stdout-"+rand.Text()+".spool")
+	spool := filepath.Join(app.Data, images.TempDir, "stdout-"+rand.Text()+".spool")
 	defer os.Remove(spool) // the node may have made it though this command was given up
 	if err := c.export(ctx, app, stdio{std.in, std.err, std.err}, spool); err != nil {
 		return err

@@ -28,8 +28,6 @@ type Config struct {
 	// Address is HOST:PORT to listen on beside the socket; "" for none. An
 	// address that is not loopback is served with TLS.
 	Address string
-	// Flusher says why block devices may hang when memory is short; nil if they don't.
-	Flusher error
 	// Metrics is what /metrics shows.
 	Metrics prometheus.Gatherer
 	Log     *slog.Logger

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"context"
@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -20,35 +22,38 @@ import (
 
 // ImportRequest says what to publish.
 type ImportRequest struct {
-	Source  string        `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
-	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
-	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64         `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+	Source  string         `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
+	Format  convert.Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
+	Scope   content.Scope  `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
+	Replace bool           `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
+	Size    int64          `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+}
+
+// Formats is all that the Format of a request may be, with commas between.
+func Formats() string {
+	f, _ := reflect.TypeFor[ImportRequest]().FieldByName("Format")
+	return f.Tag.Get("enum")
 }
 
 // Import publishes an image under a name, in the background. What can be known at
 // once is refused at once.
-func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (OperationView, error) {
+func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (operations.View, error) {
 	if err := im.mayImport(name, &req); err != nil {
-		return OperationView{}, err
+		return operations.View{}, err
 	}
 	if _, _, err := im.previous(ctx, name, req.Replace); err != nil {
-		return OperationView{}, err
+		return operations.View{}, err
 	}
-	return im.n.Operations.Start("import", name, func(ctx context.Context, op *Operation) error {
+	return im.begin("import", name, func(ctx context.Context, op *operations.Operation) error {
 		return im.publish(ctx, op, name, req)
 	})
 }
 
 func (im *Images) mayImport(name string, req *ImportRequest) error {
-	if err := content.CheckName(name); err != nil {
-		return err
-	}
 	if req.Scope.IsZero() {
 		req.Scope = content.Mesh()
 	}
-	if id := im.n.signer.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
+	if id := im.cfg.Signer.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
 		who := "a publisher or admin"
 		if farm := req.Scope.Farm(); farm != "" {
 			who += " of farm " + farm
@@ -61,7 +66,7 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 	if _, err := os.Stat(req.Source); err != nil {
 		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Source, content.ErrInvalid, bare(err))
 	}
-	if _, err := im.n.origin.writable(); err != nil {
+	if _, err := im.cfg.Writable(); err != nil {
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	return nil
@@ -78,15 +83,15 @@ func checkSize(disk convert.Disk, asked int64) error {
 // publish reads the source, stores what is new, and commits the record last: an
 // import that is killed has published nothing, and leaves packs that the next one
 // finds.
-func (im *Images) publish(ctx context.Context, op *Operation, name string, req ImportRequest) error {
+func (im *Images) publish(ctx context.Context, op *operations.Operation, name string, req ImportRequest) error {
 	old, base, err := im.previous(ctx, name, req.Replace)
 	if err != nil {
 		return err
 	}
-	note := func(text string) { op.Update(func(v *OperationView) { v.Note = text }) }
-	work, said := workingIn(filepath.Join(im.n.cfg.Dir, TempDir)), []string{}
+	note := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }
+	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
 	opts := convert.Options{
-		Path: req.Source, Format: convert.Format(req.Format), Temp: work.dir, Size: req.Size, Except: im.n.cfg.Dir, Room: work.room, Note: note,
+		Path: req.Source, Format: req.Format, Temp: work.dir, Size: req.Size, Except: im.cfg.Dir, Room: work.room, Note: note,
 		Warn: func(text string) { said = append(said, text) },
 	}
 	var lineage []content.CID
@@ -142,7 +147,7 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 // structures of any other may be a guest's or a stranger's, and are nothing for the
 // host's kernel.
 func (im *Images) made(old *catalog.Image, base *catalog.Record) bool {
-	return old != nil && old.Tree && base.Signer.Key == im.n.signer.Key.Public()
+	return old != nil && old.Tree && base.Signer.Key == im.cfg.Signer.Key.Public()
 }
 
 // hold lets others know at once that this node has what it has just published.
@@ -152,14 +157,14 @@ func (im *Images) hold(ctx context.Context, name string) {
 		err = m.Hold(ctx)
 	}
 	if err != nil {
-		im.n.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
+		im.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
 	}
 }
 
 // previous returns the image that the name stands for, and its record; nil when
 // the name is free.
 func (im *Images) previous(ctx context.Context, name string, replace bool) (*catalog.Image, *catalog.Record, error) {
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return nil, nil, nil
@@ -170,13 +175,13 @@ func (im *Images) previous(ctx context.Context, name string, replace bool) (*cat
 	case !replace:
 		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}
-	body, err := catalog.DecodeImage(im.n.codec, k.Body)
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
 	return &body, &k.Record, err
 }
 
 // lineage is the previous root and those before it.
 func (im *Images) lineage(old catalog.Image) ([]content.CID, error) {
-	root, err := old.Head.Root.Encode(im.n.codec)
+	root, err := old.Head.Root.Encode(im.cfg.Codec)
 	if err != nil {
 		return nil, err
 	}
@@ -186,41 +191,43 @@ func (im *Images) lineage(old catalog.Image) ([]content.CID, error) {
 
 // store builds the packs of a disk, and returns what the record says of it. Its chunks stay in this node's cache: the
 // farm of the importer need not fetch what it has made.
-func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
-	store, err := im.n.origin.writable()
+func (im *Images) store(ctx context.Context, op *operations.Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
+	store, err := im.cfg.Writable()
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	known, err := index.Load(ctx, index.Config{
-		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.n.verifier, Dir: filepath.Join(im.n.cfg.Dir, "index"), Now: im.n.cfg.Now, Log: im.n.cfg.Log,
+		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.cfg.Verifier, Dir: filepath.Join(im.cfg.Dir, "index"), Now: im.cfg.Now, Log: im.cfg.Log,
 	})
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	defer func() {
 		if err := known.Save(); err != nil {
-			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
+			im.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	reach := cache.ReachOf(scope, im.n.Membership.Identity())
+	reach := cache.ReachOf(scope, im.cfg.Signer.Identity())
 	b, err := build.New(ctx, build.Config{
-		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
-		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on
+		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.cfg.Signer, Lineage: lineage, Now: im.cfg.Now, Codec: im.cfg.Codec, Log: im.cfg.Log,
+		OnChunk: func(v content.Verified) { im.cfg.Cache.Put(v, reach) }, // without room the import goes on
 		Progress: func(s build.Stats) {
-			op.Update(func(v *OperationView) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
+			op.Update(func(v *operations.View) {
+				v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)
+			})
 		},
 	})
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	err = convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
-		op.Update(func(v *OperationView) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
+		op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
 	})
 	if err != nil {
 		b.Abort()
 		return catalog.Image{}, err
 	}
-	op.Update(func(v *OperationView) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
+	op.Update(func(v *operations.View) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
 		return catalog.Image{}, err

@@ -1,18 +1,49 @@
-package node
+// Package images publishes disk images under names, and handles those that are
+// published: it lists, tags and removes them, keeps them in this node's cache, writes
+// them to files, and reads them at the origin to check them. What a name stands for is
+// for package records to say, and where chunks come from for package fetch.
+package images
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
 )
+
+// Config is what Images are built from.
+type Config struct {
+	// Dir is the node's data folder. What imports remember, and their working files, are
+	// in it, and nothing of it is ever in an image.
+	Dir        string
+	Names      *records.Names
+	Fetcher    *fetch.Fetcher
+	Cache      *cache.Cache
+	Operations *operations.Operations
+	// Readable returns the origin, nil while it can't be read, and Writable the same, or
+	// why nothing can be written to it.
+	Readable func() bucket.Bucket
+	Writable func() (bucket.Bucket, error)
+	// Suspect is told of packs that were found damaged.
+	Suspect  func(context.Context, ...pack.ID)
+	Signer   trust.Signer
+	Verifier *trust.Verifier
+	Codec    *content.Codec
+	Now      func() time.Time
+	Log      *slog.Logger
+}
 
 // Image is an image or a tag of one.
 type Image struct {
@@ -32,18 +63,34 @@ type Image struct {
 	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
 
-// Images publishes images and handles those that are published.
-type Images struct{ n *Node }
+// Images are those that this node knows of. Safe for concurrent use.
+type Images struct{ cfg Config }
+
+// New builds Images.
+func New(cfg Config) *Images { return &Images{cfg} }
+
+// RootOf is the root that a record stands for; the record has one.
+func RootOf(k records.Known) fetch.Root {
+	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
+}
+
+// begin starts long work on an image.
+func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
+	if err := content.CheckName(name); err != nil {
+		return operations.View{}, err
+	}
+	return im.cfg.Operations.Start(kind, name, work)
+}
 
 func (im *Images) info(k records.Known) (Image, error) {
-	body, err := catalog.DecodeImage(im.n.codec, k.Body)
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
 	if err != nil {
 		return Image{}, err
 	}
 	return Image{
 		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
-		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.n.cache.Pinned(), k.Name),
-		Age: im.n.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
+		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
+		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
 	}, nil
 }
 
@@ -51,7 +98,7 @@ func (im *Images) info(k records.Known) (Image, error) {
 // whether there are more: those of the origin, and unconfirmed those that this node has
 // met and the origin does not tell of, all of them while it is away.
 func (im *Images) List(ctx context.Context, after string, limit int) (page []Image, more bool, err error) {
-	known, more := im.n.Names.List(ctx, content.KindImage, after, limit)
+	known, more := im.cfg.Names.List(ctx, content.KindImage, after, limit)
 	page = []Image{}
 	for _, k := range known {
 		if i, err := im.info(k); err == nil {
@@ -63,10 +110,7 @@ func (im *Images) List(ctx context.Context, after string, limit int) (page []Ima
 
 // Get returns one image or tag.
 func (im *Images) Get(ctx context.Context, name string) (Image, error) {
-	if err := content.CheckName(name); err != nil {
-		return Image{}, err
-	}
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, false)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, false)
 	if err != nil {
 		return Image{}, err
 	}
@@ -75,11 +119,11 @@ func (im *Images) Get(ctx context.Context, name string) (Image, error) {
 
 // record commits an image or tag and makes it known here.
 func (im *Images) record(ctx context.Context, kind content.Kind, name string, body catalog.Image, base *catalog.Record) error {
-	b, err := body.Encode(im.n.codec)
+	b, err := body.Encode(im.cfg.Codec)
 	if err != nil {
 		return err
 	}
-	_, err = im.n.Names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: body.Head.Scope.Farm(), Body: b, Base: base})
+	_, err = im.cfg.Names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: body.Head.Scope.Farm(), Body: b, Base: base})
 	return err
 }
 
@@ -92,17 +136,17 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 	if err := content.CheckName(tag); err != nil {
 		return Image{}, err
 	}
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	if err != nil {
 		return Image{}, err
 	}
-	body, err := catalog.DecodeImage(im.n.codec, k.Body)
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
 	if err != nil {
 		return Image{}, err
 	}
 	body.Target = name
 	var base *catalog.Record
-	if old, held := im.n.Names.Held(content.KindImage, tag); held && !old.Tombstone && old.ETag != "" {
+	if old, held := im.cfg.Names.Held(content.KindImage, tag); held && !old.Tombstone && old.ETag != "" {
 		base = &old.Record
 	}
 	for range tagTries {
@@ -113,7 +157,7 @@ func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
 		if !errors.Is(err, content.ErrConflict) && !errors.Is(err, content.ErrExists) {
 			break
 		}
-		old, failed := im.n.Names.Lookup(ctx, content.KindImage, tag, true)
+		old, failed := im.cfg.Names.Lookup(ctx, content.KindImage, tag, true)
 		if base = &old.Record; errors.Is(failed, content.ErrNotFound) {
 			base = nil
 		} else if failed != nil {
@@ -135,37 +179,31 @@ type Removed struct {
 // Remove deletes a name; what it stood for stays readable for those who hold it,
 // and is collected later. An absent name is success.
 func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
-	if err := content.CheckName(name); err != nil {
-		return Removed{}, err
-	}
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	if errors.Is(err, content.ErrNotFound) {
 		return Removed{}, nil
 	}
 	if err != nil {
 		return Removed{}, err
 	}
-	if _, err := im.n.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
+	if _, err := im.cfg.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
 		return Removed{}, err
 	}
-	return Removed{k.Kind, im.n.Names.TagsOf(name)}, im.n.cache.Unpin(name)
+	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)
 }
 
 // image opens what a name stands for.
 func (im *Images) image(ctx context.Context, name string) (*fetch.Image, error) {
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	if err != nil {
 		return nil, err
 	}
-	return im.n.fetch.Learn(rootOf(k))
+	return im.cfg.Fetcher.Learn(RootOf(k))
 }
 
 // Warm fetches all of an image into the cache, in the background.
-func (im *Images) Warm(name string) (OperationView, error) {
-	if err := content.CheckName(name); err != nil {
-		return OperationView{}, err
-	}
-	return im.n.Operations.Start("warm", name, func(ctx context.Context, op *Operation) error {
+func (im *Images) Warm(name string) (operations.View, error) {
+	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
 		m, err := im.image(ctx, name)
 		if err != nil {
 			return err
@@ -174,13 +212,13 @@ func (im *Images) Warm(name string) (OperationView, error) {
 		if err != nil {
 			return err
 		}
-		total, limit := int64(i.Chunks)*int64(m.Root().ChunkSize), im.n.cache.Stats().Limit
+		total, limit := int64(i.Chunks)*int64(m.Root().ChunkSize), im.cfg.Cache.Stats().Limit
 		if total > limit { // to fetch it would push out the rest for nothing
 			return fmt.Errorf("warm %q: %w: it takes up to %d bytes, and the cache may take %d; raise its quota, or make room on the disk", name, content.ErrNoSpace, total, limit)
 		}
-		op.Update(func(v *OperationView) { v.Total = total })
+		op.Update(func(v *operations.View) { v.Total = total })
 		return m.Warm(ctx, func(s fetch.Source, n int) {
-			op.Update(func(v *OperationView) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
+			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
 		})
 	})
 }
@@ -198,25 +236,54 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 		}
 		ids = append(ids, id)
 	}
-	return im.n.cache.Pin(name, slices.Values(ids))
+	return im.cfg.Cache.Pin(name, slices.Values(ids))
 }
 
 // Unpin lets an image's chunks be evicted; one that is not pinned is success.
-func (im *Images) Unpin(_ context.Context, name string) error { return im.n.cache.Unpin(name) }
+func (im *Images) Unpin(_ context.Context, name string) error { return im.cfg.Cache.Unpin(name) }
 
 // PublicBlock returns a block of public content that this node holds: a chunk, a node
 // of a map, or a root. One that it holds and that is not public is as absent as any
 // other: it is not even read.
-func (n *Node) PublicBlock(_ context.Context, id content.CID) (content.Verified, error) {
-	v, err := n.cache.GetFor(id, cache.ReachPublic, nil)
+func (im *Images) PublicBlock(id content.CID) (content.Verified, error) {
+	v, err := im.cfg.Cache.GetFor(id, cache.ReachPublic, nil)
 	if err == nil {
 		return v, nil
 	}
-	if root, ok := n.fetch.PublicRoot(id); ok {
+	if root, ok := im.cfg.Fetcher.PublicRoot(id); ok {
 		return root, nil
 	}
-	if k, ok := n.Names.OfRoot(id, content.Public()); ok {
-		return k.Head.Root.Encode(n.codec)
+	if k, ok := im.cfg.Names.OfRoot(id, content.Public()); ok {
+		return k.Head.Root.Encode(im.cfg.Codec)
 	}
 	return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
+}
+
+// Base implements volumes.Library.
+func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	if ref.Kind != content.KindImage {
+		return fetch.Root{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
+	}
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, ref.Name, true)
+	if err != nil {
+		return fetch.Root{}, err
+	}
+	r := RootOf(k)
+	if m, err := im.cfg.Fetcher.Learn(r); err == nil {
+		m.Prepare(ctx) // the new volume's first read knows whom to ask
+	}
+	return r, nil
+}
+
+// Image implements volumes.Library. The record of the image may have ended since, so
+// it is not learned from what the volume keeps of it, but from what stands now.
+func (im *Images) Image(_ context.Context, r fetch.Root) (*fetch.Image, error) {
+	if root, err := r.Head.Root.Encode(im.cfg.Codec); err == nil {
+		if k, ok := im.cfg.Names.OfRoot(root.CID(), r.Head.Scope); ok {
+			if _, err := im.cfg.Fetcher.Learn(RootOf(k)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return im.cfg.Fetcher.Open(r)
 }
