@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,13 +31,13 @@ type imageCmd struct {
 	Rm     imageRmCmd     `cmd:"" help:"Delete an image or tag; absent is success."`
 }
 
-func imagePath(name string) string { return "/api/images/" + url.PathEscape(name) }
+func imagePath(name string) string { return "/api/images/" + content.Segment(name) }
 
 type imageImportCmd struct {
 	Name    string         `arg:"" help:"Name to publish under."`
 	Source  string         `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
 	Scope   string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${enum}." enum:"${formats}" default:"auto"`
+	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
 	Replace bool           `help:"Publish a new version of an image that exists."`
 	Size    size           `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
@@ -48,7 +47,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err != nil {
 		return fmt.Errorf("%w: --scope: %w", errUsage, err)
 	}
-	if err := content.CheckName(c.Name); err != nil {
+	if err := content.KindImage.CheckName(c.Name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	source := c.Source
@@ -178,7 +177,7 @@ type imageTagCmd struct {
 }
 
 func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + url.PathEscape(c.Tag)}, func(w io.Writer, i api.Image) {
+	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + content.Segment(c.Tag)}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
 	})
 }

@@ -63,14 +63,11 @@ type resolveCmd struct {
 }
 
 func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	err := content.CheckName(c.Name)
-	if kind, name, ok := strings.Cut(c.Name, ":"); ok {
-		err = content.Kind(kind).CheckName(name)
-	}
-	if err != nil {
+	kind, name := content.CutKind(c.Name)
+	if err := cmp.Or(kind, content.KindImage).CheckName(name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + url.PathEscape(c.Name)}, func(w io.Writer, r api.Resolved) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + content.Segment(c.Name)}, func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirmed {
 			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")

@@ -99,7 +99,7 @@ func route[I, O any](a huma.API, pattern, summary string, fn func(context.Contex
 
 // Named is the input of routes on one name.
 type Named struct {
-	Name string `path:"name" maxLength:"140"`
+	Name string `path:"name" maxLength:"270" doc:"percent-encoded, one segment of the path"`
 }
 
 // Forced is the input of routes that may break what is in use.

@@ -76,7 +76,7 @@ func RootOf(k records.Known) fetch.Root {
 
 // begin starts long work on an image.
 func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
-	if err := content.CheckName(name); err != nil {
+	if err := content.KindImage.CheckName(name); err != nil {
 		return operations.View{}, err
 	}
 	return im.cfg.Operations.Start(kind, name, work)
@@ -133,7 +133,7 @@ const tagTries = 4
 
 // Tag lets a tag stand for what the image is now.
 func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
-	if err := content.CheckName(tag); err != nil {
+	if err := content.KindTag.CheckName(tag); err != nil {
 		return Image{}, err
 	}
 	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)

@@ -221,3 +221,38 @@ func TestRootsArePublicBlocks(t *testing.T) {
 		}
 	}
 }
+
+// TestReferencesAreNames: an image with an OCI reference is published, tagged, pinned,
+// listed, exported and removed like any other, at an origin of files.
+func TestReferencesAreNames(t *testing.T) {
+	im := newImporter(t)
+	const name, tag = "ghcr.io/org/debian:12", "ghcr.io/org/debian:latest"
+	im.publish(name)
+	if _, err := os.Stat(filepath.Join(im.origin, "records", "image", "ghcr.io%2Forg%2Fdebian%3A12")); err != nil {
+		t.Error(err)
+	}
+	if i, err := im.Tag(t.Context(), name, tag); err != nil || i.Name != tag || i.Target != name {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if err := im.Pin(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := im.Get(t.Context(), name); err != nil || !i.Pinned {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if list, _, err := im.List(t.Context(), "", 10); err != nil || len(list) != 2 || list[0].Name != name || list[1].Name != tag {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if v := im.done(im.Verify(name)); v.Error != "" {
+		t.Error(v.Error)
+	}
+	if v := im.done(im.Export(tag, filepath.Join(t.TempDir(), "disk"), false)); v.Error != "" {
+		t.Error(v.Error)
+	}
+	if got, err := im.Remove(t.Context(), name); err != nil || !reflect.DeepEqual(got, Removed{content.KindImage, []string{tag}}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := im.Get(t.Context(), "ghcr.io/../debian"); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("a name that climbs: %v", err)
+	}
+}

@@ -29,10 +29,10 @@ type ImportRequest struct {
 	Size    int64          `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
 }
 
-// Formats is all that the Format of a request may be, with commas between.
-func Formats() string {
+// Formats is all that the Format of a request may be.
+func Formats() []string {
 	f, _ := reflect.TypeFor[ImportRequest]().FieldByName("Format")
-	return f.Tag.Get("enum")
+	return strings.Split(f.Tag.Get("enum"), ",")
 }
 
 // Import publishes an image under a name, in the background. What can be known at
