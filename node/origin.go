@@ -67,14 +67,30 @@ type origin struct {
 
 	suspects sync.Map // packs that importers were told of, by pack.ID
 
-	mu      sync.RWMutex // guards what follows
-	answers bool         // reads, whatever becomes of writes
+	mu     sync.RWMutex // guards what follows
+	stands standing
+}
+
+// standing is how the origin stands.
+type standing struct {
+	answers bool // reads, whatever becomes of writes
 	state   string
 	detail  string
+	store
+}
+
+// store is the bucket and its mirrors once they were opened, and what reads there.
+type store struct {
 	bucket  bucket.Bucket
 	counted *bucket.Metrics
 	catalog *catalog.Catalog
 	packs   *pack.Reader
+}
+
+func (o *origin) now() standing {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.stands
 }
 
 // newOrigin is none until it is opened. recall returns records that were checked before,
@@ -83,7 +99,7 @@ func newOrigin(cfg Config, member *membership.Membership, recall func(content.Ki
 	corrupt := prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "grange", Subsystem: "origin", Name: "corrupt_reads_total", Help: "Reads of packs that brought other bytes than their hashes say.",
 	})
-	return &origin{cfg: cfg, member: member, recall: recall, back: back, state: originNone, corrupt: corrupt, doubt: make(chan struct{}, 1)}
+	return &origin{cfg: cfg, member: member, recall: recall, back: back, stands: standing{state: originNone}, corrupt: corrupt, doubt: make(chan struct{}, 1)}
 }
 
 // open opens the bucket and looks at it once. A node starts without one that does
@@ -113,48 +129,40 @@ func (o *origin) open(ctx context.Context) error {
 }
 
 // connect opens the bucket and its mirrors.
-func (o *origin) connect(ctx context.Context) error {
-	store, counted, err := o.cfg.OpenOrigin(ctx, o.url)
-	if err != nil {
-		return err
+func (o *origin) connect(ctx context.Context) (s store, err error) {
+	if s.bucket, s.counted, err = o.cfg.OpenOrigin(ctx, o.url); err != nil {
+		return s, err
 	}
 	var mirrors []bucket.Bucket
 	for _, url := range o.cfg.Origins[min(1, len(o.cfg.Origins)):] {
 		m, _, err := o.cfg.OpenOrigin(ctx, url)
 		if err != nil {
-			return fmt.Errorf("--origin %s: %w", url, err)
+			return s, fmt.Errorf("--origin %s: %w", url, err)
 		}
 		mirrors = append(mirrors, m)
 	}
 	if len(mirrors) > 0 {
-		store = bucket.Mirrors(store, mirrors...)
+		s.bucket = bucket.Mirrors(s.bucket, mirrors...)
 	}
-	hasty := bucket.Retry(store, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin})
-	store = bucket.Retry(store, bucket.RetryConfig{})
-	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
-	if err != nil {
-		return err
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(hasty)
-	return nil
+	s.packs = pack.NewReader(bucket.Retry(s.bucket, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin}))
+	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{})
+	s.catalog, err = catalog.New(catalog.Config{Bucket: s.bucket, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
+	return s, err
 }
 
 // opened returns the bucket, which it opens if that did not go well before.
 func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
-	o.mu.RLock()
-	b := o.bucket
-	o.mu.RUnlock()
-	if b != nil {
+	if b := o.now().bucket; b != nil {
 		return b, nil
 	}
-	if err := o.connect(ctx); err != nil {
+	s, err := o.connect(ctx)
+	if err != nil {
 		return nil, err
 	}
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return o.bucket, nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stands.store = s
+	return s.bucket, nil
 }
 
 // founder reports whether this node made the mesh, and the origin is the one that it
@@ -217,9 +225,7 @@ func (o *origin) look(ctx context.Context) error {
 		o.settle(err)
 		return err
 	}
-	o.mu.RLock()
-	before := o.state
-	o.mu.RUnlock()
+	before := o.now().state
 	err = catalog.CheckMesh(ctx, b, o.member.Verifier().Mesh())
 	if !errors.Is(stopping.Err(), context.Canceled) {
 		o.answered(err == nil)
@@ -246,8 +252,8 @@ func (o *origin) look(ctx context.Context) error {
 // answered notes whether the origin can be read; who waits for that reads again at once.
 func (o *origin) answered(reads bool) {
 	o.mu.Lock()
-	before := o.answers
-	o.answers = reads
+	before := o.stands.answers
+	o.stands.answers = reads
 	o.mu.Unlock()
 	if reads && !before {
 		o.back()
@@ -268,15 +274,16 @@ func (o *origin) settle(err error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.answers = state == originOK || state == originReadOnly || o.answers && state == originUnreachable
-	if state != o.state {
+	now := &o.stands
+	now.answers = state == originOK || state == originReadOnly || now.answers && state == originUnreachable
+	if state != now.state {
 		level := slog.LevelInfo
 		if state == originUnreachable || state == originRefused {
 			level = slog.LevelWarn
 		}
 		o.cfg.Log.Log(context.Background(), level, "origin", "url", withoutCredentials(o.url), "state", state, "detail", detail)
 	}
-	o.state, o.detail = state, detail
+	now.state, now.detail = state, detail
 }
 
 // watch looks at the origin until ctx ends. Its state is what the looks find out, never
@@ -302,47 +309,40 @@ func sleep(ctx context.Context, most time.Duration, wake <-chan struct{}) bool {
 
 // readable returns the bucket while it can be read.
 func (o *origin) readable() bucket.Bucket {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.answers {
-		return o.bucket
+	if s := o.now(); s.answers {
+		return s.bucket
 	}
 	return nil
 }
 
 // reader returns what fetches read packs through, nil while there is nothing.
 func (o *origin) reader() fetch.Origin {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if !o.answers {
-		return nil
+	if s := o.now(); s.answers {
+		return watched{s.packs, o}
 	}
-	return watched{o.packs, o}
+	return nil
 }
 
 // records returns the catalog while the origin answers.
 func (o *origin) records() *catalog.Catalog {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if !o.answers {
-		return nil
+	if s := o.now(); s.answers {
+		return s.catalog
 	}
-	return o.catalog
+	return nil
 }
 
 // writable returns the bucket, or says why nothing can be written to it.
 func (o *origin) writable() (bucket.Bucket, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	switch o.state {
+	s := o.now()
+	switch s.state {
 	case originOK:
-		return o.bucket, nil
+		return s.bucket, nil
 	case originReadOnly:
-		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, strings.TrimPrefix(o.detail, content.ErrReadOnly.Error()+": "))
+		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, strings.TrimPrefix(s.detail, content.ErrReadOnly.Error()+": "))
 	case originNone:
 		return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable)
 	}
-	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, o.detail)
+	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, s.detail)
 }
 
 // writer returns the catalog while the origin takes writes.
@@ -413,21 +413,18 @@ func (o *origin) suspect(ctx context.Context, packs ...pack.ID) {
 }
 
 func (o *origin) collectors() []prometheus.Collector {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.counted == nil {
-		return []prometheus.Collector{o.corrupt}
+	if counted := o.now().counted; counted != nil {
+		return append(counted.Collectors(), o.corrupt)
 	}
-	return append(o.counted.Collectors(), o.corrupt)
+	return []prometheus.Collector{o.corrupt}
 }
 
 // view returns how the origin stands.
 func (o *origin) view() Origin {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	i := Origin{URL: o.url, State: o.state, Detail: o.detail}
-	if o.counted != nil {
-		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
+	s := o.now()
+	i := Origin{URL: o.url, State: s.state, Detail: s.detail}
+	if s.counted != nil {
+		i.Requests, i.BytesIn = s.counted.Counts().Requests, s.counted.Counts().BytesIn
 	}
 	return i
 }

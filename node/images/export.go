@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/operations"
@@ -27,12 +28,9 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 		return operations.View{}, fmt.Errorf("export %q to %s: %w", name, file, err)
 	}
 	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
-		k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+		k, err := im.target(ctx, op, name, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
 		if err != nil {
 			return err
-		}
-		if i, err := im.info(k); err == nil {
-			op.Update(func(v *operations.View) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.Head.Root.ChunkSize)) })
 		}
 		err = beside(file, replace, func(f *os.File) error {
 			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *operations.View) { v.Done = n }) })
@@ -87,13 +85,9 @@ func beside(file string, replace bool, fill func(*os.File) error) error {
 // bare is what the system said of a file, without the path: the text around names the
 // one that was meant.
 func bare(err error) error {
-	var path *fs.PathError
-	var link *os.LinkError
-	switch {
-	case errors.As(err, &path):
-		return path.Err
-	case errors.As(err, &link):
-		return link.Err
+	var number syscall.Errno
+	if errors.As(err, &number) {
+		return number
 	}
 	return err
 }
@@ -115,12 +109,9 @@ func (im *Images) Verify(name string) (operations.View, error) {
 		if store == nil {
 			return fmt.Errorf("verify %q: %w: the origin does not answer", name, content.ErrUnavailable)
 		}
-		k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+		k, err := im.target(ctx, op, name, func(i Image, _ int64) int64 { return int64(i.Stored) })
 		if err != nil {
 			return err
-		}
-		if i, err := im.info(k); err == nil {
-			op.Update(func(v *operations.View) { v.Total = int64(i.Stored) })
 		}
 		report, err := verify.Image(ctx, pack.NewReader(store), *k.Head, func(r verify.Report) {
 			op.Update(func(v *operations.View) {

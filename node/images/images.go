@@ -117,6 +117,20 @@ func (im *Images) Get(ctx context.Context, name string) (Image, error) {
 	return im.info(k)
 }
 
+// target looks up what long work is on, and shows how much there is to do, of an image
+// in chunks of so many bytes.
+func (im *Images) target(ctx context.Context, op *operations.Operation, name string, total func(i Image, chunk int64) int64) (records.Known, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+	if err != nil {
+		return k, err
+	}
+	i, err := im.info(k)
+	if err == nil {
+		op.Update(func(v *operations.View) { v.Total = total(i, int64(k.Head.Root.ChunkSize)) })
+	}
+	return k, err
+}
+
 // record commits an image or tag and makes it known here.
 func (im *Images) record(ctx context.Context, kind content.Kind, name string, body catalog.Image, base *catalog.Record) error {
 	b, err := body.Encode(im.cfg.Codec)
@@ -192,31 +206,21 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)
 }
 
-// image opens what a name stands for.
-func (im *Images) image(ctx context.Context, name string) (*fetch.Image, error) {
-	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
-	if err != nil {
-		return nil, err
-	}
-	return im.cfg.Fetcher.Learn(RootOf(k))
-}
-
 // Warm fetches all of an image into the cache, in the background.
 func (im *Images) Warm(name string) (operations.View, error) {
 	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
-		m, err := im.image(ctx, name)
+		var total int64
+		k, err := im.target(ctx, op, name, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
 		if err != nil {
 			return err
 		}
-		i, err := im.Get(ctx, name)
+		m, err := im.cfg.Fetcher.Learn(RootOf(k))
 		if err != nil {
 			return err
 		}
-		total, limit := int64(i.Chunks)*int64(m.Root().ChunkSize), im.cfg.Cache.Stats().Limit
-		if total > limit { // to fetch it would push out the rest for nothing
+		if limit := im.cfg.Cache.Stats().Limit; total > limit { // to fetch it would push out the rest for nothing
 			return fmt.Errorf("warm %q: %w: it takes up to %d bytes, and the cache may take %d; raise its quota, or make room on the disk", name, content.ErrNoSpace, total, limit)
 		}
-		op.Update(func(v *operations.View) { v.Total = total })
 		return m.Warm(ctx, func(s fetch.Source, n int) {
 			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
 		})
@@ -225,7 +229,11 @@ func (im *Images) Warm(name string) (operations.View, error) {
 
 // Pin keeps an image's chunks in the cache, those too that come later.
 func (im *Images) Pin(ctx context.Context, name string) error {
-	m, err := im.image(ctx, name)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+	if err != nil {
+		return err
+	}
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
 	if err != nil {
 		return err
 	}

@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -41,11 +43,12 @@ func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (o
 	if err := im.mayImport(name, &req); err != nil {
 		return operations.View{}, err
 	}
-	if _, _, err := im.previous(ctx, name, req.Replace); err != nil {
+	old, err := im.previous(ctx, name, req.Replace)
+	if err != nil {
 		return operations.View{}, err
 	}
 	return im.begin("import", name, func(ctx context.Context, op *operations.Operation) error {
-		return im.publish(ctx, op, name, req)
+		return im.publish(ctx, op, name, req, old)
 	})
 }
 
@@ -83,11 +86,7 @@ func checkSize(disk convert.Disk, asked int64) error {
 // publish reads the source, stores what is new, and commits the record last: an
 // import that is killed has published nothing, and leaves packs that the next one
 // finds.
-func (im *Images) publish(ctx context.Context, op *operations.Operation, name string, req ImportRequest) error {
-	old, base, err := im.previous(ctx, name, req.Replace)
-	if err != nil {
-		return err
-	}
+func (im *Images) publish(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
 	note := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }
 	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
 	opts := convert.Options{
@@ -95,18 +94,18 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		Warn: func(text string) { said = append(said, text) },
 	}
 	var lineage []content.CID
-	if im.made(old, base) {
+	if im.made(old) {
 		opts.Previous = func(ctx context.Context, f *os.File) error {
-			if err := work.room(int64(old.Chunks) * content.ChunkSizeDefault); err != nil {
+			if err := work.room(int64(old.body.Chunks) * content.ChunkSizeDefault); err != nil {
 				return err
 			}
-			return im.exportTo(ctx, old.Head, f, nil)
+			return im.exportTo(ctx, *old.Head, f, nil)
 		}
 	}
+	var base *catalog.Record
 	if old != nil {
-		if lineage, err = im.lineage(*old); err != nil {
-			return err
-		}
+		all := append([]content.CID{old.Root}, old.Lineage...)
+		base, lineage = &old.Record, all[:min(len(all), content.LineageMax)]
 	}
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -146,13 +145,14 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 // made tells whether this node has itself made the image's file system, of files. The
 // structures of any other may be a guest's or a stranger's, and are nothing for the
 // host's kernel.
-func (im *Images) made(old *catalog.Image, base *catalog.Record) bool {
-	return old != nil && old.Tree && base.Signer.Key == im.cfg.Signer.Key.Public()
+func (im *Images) made(old *version) bool {
+	return old != nil && old.body.Tree && old.Signer.Key == im.cfg.Signer.Key.Public()
 }
 
 // hold lets others know at once that this node has what it has just published.
 func (im *Images) hold(ctx context.Context, name string) {
-	m, err := im.image(ctx, name)
+	k, _ := im.cfg.Names.Held(content.KindImage, name)
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
 	if err == nil {
 		err = m.Hold(ctx)
 	}
@@ -161,32 +161,27 @@ func (im *Images) hold(ctx context.Context, name string) {
 	}
 }
 
-// previous returns the image that the name stands for, and its record; nil when
-// the name is free.
-func (im *Images) previous(ctx context.Context, name string, replace bool) (*catalog.Image, *catalog.Record, error) {
+// version is what a name stands for before it is published anew.
+type version struct {
+	records.Known
+	body catalog.Image
+}
+
+// previous returns the image that the name stands for, nil when it is free.
+func (im *Images) previous(ctx context.Context, name string, replace bool) (*version, error) {
 	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return nil, nil, nil
+		return nil, nil
 	case err != nil:
-		return nil, nil, err
+		return nil, err
 	case k.Kind != content.KindImage:
-		return nil, nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
+		return nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
 	case !replace:
-		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
+		return nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}
 	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
-	return &body, &k.Record, err
-}
-
-// lineage is the previous root and those before it.
-func (im *Images) lineage(old catalog.Image) ([]content.CID, error) {
-	root, err := old.Head.Root.Encode(im.cfg.Codec)
-	if err != nil {
-		return nil, err
-	}
-	all := append([]content.CID{root.CID()}, old.Lineage...)
-	return all[:min(len(all), content.LineageMax)], nil
+	return &version{k, body}, err
 }
 
 // store builds the packs of a disk, and returns what the record says of it. Its chunks stay in this node's cache: the
@@ -239,13 +234,8 @@ func (im *Images) store(ctx context.Context, op *operations.Operation, disk conv
 // the wider ones. Packs of others are not even listed, so that an import takes as
 // long whatever they hold.
 func mayReferTo(s content.Scope) []content.Scope {
-	switch s {
-	case content.Public():
-		return []content.Scope{s}
-	case content.Mesh():
-		return []content.Scope{content.Public(), s}
-	}
-	return []content.Scope{content.Public(), content.Mesh(), s}
+	all := []content.Scope{content.Public(), content.Mesh(), s}
+	return all[:slices.Index(all, s)+1]
 }
 
 // complete checks that every pack of a manifest is there, and of the reused ones the

@@ -59,14 +59,14 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish("piped", piped)
-	if old, _, err := n.previous(t.Context(), "piped", true); err != nil || old.Source != "standard input" {
+	if old, err := n.previous(t.Context(), "piped", true); err != nil || old.body.Source != "standard input" {
 		t.Errorf("what came through a pipe: %+v, %v", old, err)
 	}
-	old, base, err := n.previous(t.Context(), "os", true)
-	if err != nil || !n.made(old, base) {
+	old, err := n.previous(t.Context(), "os", true)
+	if err != nil || !n.made(old) {
 		t.Fatalf("a tree of this node: %v", err)
 	}
-	if base.Signer.Key = trust.NewPrivateKey().Public(); n.made(old, base) {
+	if old.Signer.Key = trust.NewPrivateKey().Public(); n.made(old) {
 		t.Error("a tree of another node is mounted")
 	}
 }
