@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -48,7 +49,7 @@ func TestASeedIsANodeWithFewerServices(t *testing.T) {
 	m.first, stop = m.start(t.TempDir(), "first", "")
 	source, raw := disk(t)
 	for name, scope := range map[string]content.Scope{"open": content.Public(), "tied": content.Mesh()} {
-		v, err := m.first.Images.Import(t.Context(), name, images.ImportRequest{Source: source, Format: "raw", Scope: scope})
+		v, err := m.first.Images.Import(t.Context(), name, images.ImportRequest{Options: convert.Options{Path: source, Format: "raw"}, Scope: scope})
 		if why := m.first.done(t, v, err); why != "" {
 			t.Fatal(why)
 		}
@@ -77,7 +78,7 @@ func TestASeedIsANodeWithFewerServices(t *testing.T) {
 			t.Fatalf("block %d: %v", i, err)
 		}
 	}
-	if _, err := seed.Images.Import(t.Context(), "new", images.ImportRequest{Source: source}); !errors.Is(err, content.ErrForbidden) {
+	if _, err := seed.Images.Import(t.Context(), "new", images.ImportRequest{Options: convert.Options{Path: source}}); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("an import: %v", err)
 	}
 	if _, err := seed.Images.Tag(t.Context(), "open", "stable"); err == nil {
@@ -111,7 +112,7 @@ func TestAReaderTellsImporters(t *testing.T) {
 	source, _ := disk(t)
 	publish := func() {
 		t.Helper()
-		v, err := m.first.Images.Import(t.Context(), "disk", images.ImportRequest{Source: source, Format: "raw", Replace: true})
+		v, err := m.first.Images.Import(t.Context(), "disk", images.ImportRequest{Options: convert.Options{Path: source, Format: "raw"}, Replace: true})
 		if why := m.first.done(t, v, err); why != "" {
 			t.Fatal(why)
 		}

@@ -67,7 +67,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
+	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
 }
 
 // watched shows how much was read.

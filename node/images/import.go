@@ -24,11 +24,9 @@ import (
 
 // ImportRequest says what to publish.
 type ImportRequest struct {
-	Source  string         `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  convert.Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
-	Scope   content.Scope  `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
-	Replace bool           `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64          `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+	convert.Options
+	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
+	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
 }
 
 // Formats is all that the Format of a request may be.
@@ -63,11 +61,11 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 		}
 		return fmt.Errorf("import %q: %w: images of scope %s are published by %s; this node's role is %s, its farm %s", name, content.ErrForbidden, req.Scope, who, id.Role, id.Farm)
 	}
-	if !filepath.IsAbs(req.Source) {
-		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Source, content.ErrInvalid)
+	if !filepath.IsAbs(req.Path) {
+		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Path, content.ErrInvalid)
 	}
-	if _, err := os.Stat(req.Source); err != nil {
-		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Source, content.ErrInvalid, bare(err))
+	if _, err := os.Stat(req.Path); err != nil {
+		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Path, content.ErrInvalid, bare(err))
 	}
 	if _, err := im.cfg.Writable(); err != nil {
 		return fmt.Errorf("import %q: %w", name, err)
@@ -89,13 +87,11 @@ func checkSize(disk convert.Disk, asked int64) error {
 func (im *Images) publish(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
 	note := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }
 	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
-	opts := convert.Options{
-		Path: req.Source, Format: req.Format, Temp: work.dir, Size: req.Size, Except: im.cfg.Dir, Room: work.room, Note: note,
-		Warn: func(text string) { said = append(said, text) },
-	}
+	req.Temp, req.Except, req.Room, req.Note = work.dir, im.cfg.Dir, work.room, note
+	req.Warn = func(text string) { said = append(said, text) }
 	var lineage []content.CID
 	if im.made(old) {
-		opts.Previous = func(ctx context.Context, f *os.File) error {
+		req.Previous = func(ctx context.Context, f *os.File) error {
 			if err := work.room(int64(old.body.Chunks) * content.ChunkSizeDefault); err != nil {
 				return err
 			}
@@ -110,7 +106,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	guarded, stop := work.guard(ctx)
-	disk, err := convert.Open(guarded, opts)
+	disk, err := convert.Open(guarded, req.Options)
 	if err != nil && guarded.Err() != nil {
 		err = context.Cause(guarded)
 	}
@@ -120,18 +116,18 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	}
 	defer disk.Close()
 	if err := checkSize(disk, req.Size); err != nil {
-		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
+		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
 	_, tree := disk.(convert.Tree)
-	if tree && old != nil && opts.Previous == nil {
+	if tree && old != nil && req.Previous == nil {
 		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
 	}
 	note(strings.Join(said, "\n"))
 	body, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
-		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
+		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
-	if body.Source = filepath.Base(req.Source); filepath.Dir(req.Source) == work.dir {
+	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input" // which the command line has kept there
 	}
 	body.Tree = tree
@@ -152,6 +148,9 @@ func (im *Images) made(old *version) bool {
 // hold lets others know at once that this node has what it has just published.
 func (im *Images) hold(ctx context.Context, name string) {
 	k, _ := im.cfg.Names.Held(content.KindImage, name)
+	if k.Head == nil { // another has deleted it since
+		return
+	}
 	m, err := im.cfg.Fetcher.Learn(RootOf(k))
 	if err == nil {
 		err = m.Hold(ctx)

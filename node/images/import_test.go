@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -27,7 +28,7 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 	}
 	publish := func(name, source string) string {
 		t.Helper()
-		view, err := n.Import(t.Context(), name, ImportRequest{Source: source, Replace: true, Scope: content.Public()})
+		view, err := n.Import(t.Context(), name, ImportRequest{Options: convert.Options{Path: source}, Replace: true, Scope: content.Public()})
 		if err == nil {
 			view, err = n.cfg.Operations.Wait(t.Context(), view.ID)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
@@ -56,7 +57,7 @@ func (im *importer) done(view operations.View, err error) operations.View {
 // publish imports the disk, and returns how many bytes of it were new.
 func (im *importer) publish(name string) int64 {
 	im.t.Helper()
-	view := im.done(im.Import(im.t.Context(), name, ImportRequest{Source: im.source, Format: "raw", Replace: true}))
+	view := im.done(im.Import(im.t.Context(), name, ImportRequest{Options: convert.Options{Path: im.source, Format: "raw"}, Replace: true}))
 	if view.Error != "" {
 		im.t.Fatalf("import %s: %s", name, view.Error)
 	}

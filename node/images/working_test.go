@@ -62,7 +62,7 @@ func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
 		t.Fatalf("zstd: %v: %s", err, out)
 	}
 	for _, from := range []string{".", "large.zst"} {
-		view, err := n.Import(t.Context(), "big", ImportRequest{Source: filepath.Join(source, from)})
+		view, err := n.Import(t.Context(), "big", ImportRequest{Options: convert.Options{Path: filepath.Join(source, from)}})
 		if err != nil {
 			t.Fatal(err)
 		}
