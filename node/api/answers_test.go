@@ -140,6 +140,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/api/resolve/x", "Bearer false", 401, ""},
 		{"GET", "/healthz", "Basic eDp5", 401, ""},
 		{"GET", "/ipfs/x?format=raw", "", 400, ""},
+		{"GET", "/api/volumes", with, 422, ""}, // of a node that is run as a seed
+		{"PUT", "/api/volumes/x", with, 422, ""},
 		{"GET", "/ipfs/x", "", 406, ""},
 	} {
 		var header []string

@@ -118,9 +118,9 @@ func (im *Images) Get(ctx context.Context, name string) (Image, error) {
 }
 
 // target looks up what long work is on, and shows how much there is to do, of an image
-// in chunks of so many bytes.
-func (im *Images) target(ctx context.Context, op *operations.Operation, name string, total func(i Image, chunk int64) int64) (records.Known, error) {
-	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+// in chunks of so many bytes. With fresh the origin says what the name stands for now.
+func (im *Images) target(ctx context.Context, op *operations.Operation, name string, fresh bool, total func(i Image, chunk int64) int64) (records.Known, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, fresh)
 	if err != nil {
 		return k, err
 	}
@@ -210,7 +210,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 func (im *Images) Warm(name string) (operations.View, error) {
 	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
 		var total int64
-		k, err := im.target(ctx, op, name, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
+		k, err := im.target(ctx, op, name, false, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
 		if err != nil {
 			return err
 		}
@@ -229,7 +229,7 @@ func (im *Images) Warm(name string) (operations.View, error) {
 
 // Pin keeps an image's chunks in the cache, those too that come later.
 func (im *Images) Pin(ctx context.Context, name string) error {
-	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, false)
 	if err != nil {
 		return err
 	}
