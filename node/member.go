@@ -11,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -73,20 +74,15 @@ func (n *Node) told(r catalog.Record, asked time.Time) {
 
 // revoked cuts off those who are no members any more, and has what was believed of
 // others checked again.
-func (n *Node) revoked([]trust.PublicKey) {
-	n.refuseRevoked()
+func (n *Node) revoked(fresh []trust.PublicKey) {
 	n.exchange.Recheck()
+	for _, key := range fresh { // who has shown nothing is connected all the same
+		n.swarm.Dismiss(identity.PeerID(key))
+	}
 	if n.farm != nil {
 		n.farm.Recheck()
 	}
 	n.Names.Recheck()
-}
-
-// refuseRevoked has the swarm take no connection with those who were revoked.
-func (n *Node) refuseRevoked() {
-	if err := n.swarm.Refuse(n.Membership.Revoked()); err != nil {
-		n.cfg.Log.Error("members that were revoked may still connect", "err", err)
-	}
 }
 
 // rotated goes over to new secrets.

@@ -45,7 +45,7 @@ func (n *Node) candidates() []candidate {
 		}
 	}
 	for _, p := range n.swarm.Peers() {
-		who, proved := n.exchange.Identity(p.ID)
+		who, proved := n.peers.Of(p.ID)
 		c := candidate{p.ID, who}
 		switch {
 		case !proved || !who.Role.IsMember() || slices.Contains(near, c):

@@ -13,16 +13,18 @@ import (
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 // openNetwork builds the swarm, the fetcher and the exchange, each of which knows
 // the others, then opens the addresses; nobody is answered before Run.
 func (n *Node) openNetwork(context.Context) (err error) {
+	n.peers = identity.New(n.verifier, n.cfg.Now)
 	cfg := swarm.Config{
 		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
 		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
-		Proved: func(id peer.ID) bool { _, ok := n.exchange.Identity(id); return ok },
+		Ledger: n.peers,
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
 	}
 	if n.swarm, err = swarm.New(cfg); err != nil {
@@ -46,15 +48,14 @@ func (n *Node) openNetwork(context.Context) (err error) {
 		return err
 	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Verifier: n.verifier, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
-		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Now: n.cfg.Now, Log: n.cfg.Log,
+		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.fetch.Connect(n.exchange)
 	n.Membership.Connect(reach{n.exchange, n.swarm})
-	n.refuseRevoked()
 	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
 }
 
@@ -69,7 +70,7 @@ func (n *Node) openFarm(context.Context) error {
 	if err == nil {
 		f, err = farm.New(farm.Config{
 			Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
-			Key: keys[0], Addrs: n.swarm.Addrs(), Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
+			Key: keys[0], Addrs: n.swarm.Info().Addrs, Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
 		})
 	}
 	if err == nil {
@@ -105,7 +106,7 @@ const violationBan = time.Hour
 // violated deals with a peer that broke the protocol. One of this farm is only
 // complained of: its operator is ours.
 func (n *Node) violated(id peer.ID, err error) {
-	who, ok := n.exchange.Identity(id)
+	who, ok := n.peers.Of(id)
 	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
@@ -115,11 +116,10 @@ func (n *Node) violated(id peer.ID, err error) {
 
 // followFarm tells the swarm where the farm's members are to be found, until ctx ends.
 func (n *Node) followFarm(ctx context.Context) error {
-	changed := n.farm.Watch(ctx)
 	var before []peer.ID
 	for {
 		select {
-		case <-changed:
+		case <-n.farm.Changed():
 		case <-ctx.Done():
 			return nil
 		}
@@ -134,10 +134,8 @@ func (n *Node) followFarm(ctx context.Context) error {
 		}
 		before = live
 		for _, m := range n.farm.Members() {
-			for _, a := range m.Addrs {
-				if info, err := swarm.ParseAddr(a); err == nil && info.ID == m.ID && m.ID != n.swarm.ID() {
-					n.swarm.Learn(info)
-				}
+			if m.ID != n.swarm.ID() {
+				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
 			}
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -67,13 +68,12 @@ type Node struct {
 	farm     *farm.Farm // nil when the node stands alone
 	farmless error      // why it could not gossip, where volumes are served all the same
 	exchange *exchange.Exchange
+	peers    *identity.Ledger // who has proved to be whom, and who is shut out
 	fetch    *fetch.Fetcher
 	started  time.Time
-
 	fresh    bool         // the data folder was nobody's
 	returned atomic.Int64 // times that the origin, or the farm, was gone and is back
-
-	awaited bool // somebody waits for volumes that are on disk here
+	awaited  bool         // somebody waits for volumes that are on disk here
 
 	incarnation incarnation
 	signed      []byte           // as it travels

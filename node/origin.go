@@ -383,7 +383,7 @@ func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]conten
 	return got, err
 }
 
-// Relocate implements frames.Relocator.
+// Relocate implements fetch.Origin.
 func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
 	now, err := w.Reader.Relocate(ctx, e)
 	if errors.Is(err, content.ErrCorrupt) {

@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/swarm"
 )
 
 // joinedWithin is how long a node with neighbours or bootstrap addresses waits
@@ -76,8 +77,7 @@ func (n *Node) FarmPeers() []Peer {
 		if m.ID == n.swarm.ID() {
 			continue
 		}
-		p := n.peer(m.ID, m.Identity, "alive")
-		p.Addrs = m.Addrs
+		p := n.peer(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs}, m.Identity, "alive")
 		if _, bad := aside[m.ID]; bad {
 			p.State = "set aside"
 		}
@@ -86,8 +86,8 @@ func (n *Node) FarmPeers() []Peer {
 	return out
 }
 
-func (n *Node) peer(id peer.ID, who trust.Identity, state string) Peer {
-	return Peer{ID: id.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: n.swarm.Path(id)}
+func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
+	return Peer{ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: n.swarm.Path(p.ID), Addrs: swarm.Texts(p)}
 }
 
 // Path says how this node is connected with a member, by its ID; "" when it is not.
@@ -159,15 +159,11 @@ func (n *Node) Peers() []Peer {
 		if slices.ContainsFunc(out, func(p Peer) bool { return p.ID == id }) {
 			continue
 		}
-		who, ok := n.exchange.Identity(info.ID)
+		who, ok := n.peers.Of(info.ID)
 		if !ok {
 			continue // it has just gone
 		}
-		p := n.peer(info.ID, who, "connected")
-		for _, a := range info.Addrs {
-			p.Addrs = append(p.Addrs, a.String())
-		}
-		out = append(out, p)
+		out = append(out, n.peer(info, who, "connected"))
 	}
 	slices.SortFunc(out, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Farm, b.Farm), cmp.Compare(a.ID, b.ID)) })
 	return out

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // TokenRequest says what a member that joins will be.
@@ -56,7 +56,7 @@ func (n *Node) tokenOf(st trust.InviteState) Token {
 	out := Token{ID: st.ID, Role: st.Role, Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
 	switch {
 	case st.UsedBy != nil:
-		out.State, out.UsedBy = "used", membership.MemberID(*st.UsedBy)
+		out.State, out.UsedBy = "used", identity.PeerID(*st.UsedBy).String()
 	case st.Revoked:
 		out.State = "revoked"
 	case n.cfg.Now().After(st.Expires):

@@ -64,10 +64,7 @@ func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, aw
 	if who.State != membership.StateAway {
 		return who.String(), who.State == membership.StateRevoked
 	}
-	id, err := identity.PeerID(key)
-	if err != nil {
-		return who.String(), true
-	}
+	id := identity.PeerID(key)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := n.swarm.Connect(ctx, peer.AddrInfo{ID: id}); err == nil || n.farm != nil && slices.Contains(n.farm.Live(), id) {

@@ -4,6 +4,7 @@ package nbd
 
 import (
 	"errors"
+	"io"
 	"runtime"
 	"syscall"
 
@@ -18,14 +19,16 @@ func (in *input) tryRead(fd uintptr) bool {
 	in.hold()
 	for {
 		n, err := unix.Read(int(fd), (*in.buf)[in.w:])
-		switch err {
-		case unix.EINTR:
+		switch {
+		case err == unix.EINTR:
 			continue
-		case unix.EAGAIN:
+		case err == unix.EAGAIN:
 			in.drop()
 			return false
+		case err == nil && n == 0:
+			err = io.EOF
 		}
-		in.readN(n, err)
+		in.w, in.err = in.w+max(n, 0), err
 		return true
 	}
 }

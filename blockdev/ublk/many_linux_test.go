@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 const (
@@ -102,7 +103,7 @@ func TestManyDisksLeaveNothing(t *testing.T) {
 	s, _ := serve(t, ublk.Config{Threads: 4, Queues: 2})
 	stopMany(t, addMany(t, s)) // what is kept for good is there after one round
 	before := holding(t)
-	for range rounds(10) {
+	for range soak.Rounds(10) {
 		stopMany(t, addMany(t, s))
 	}
 	after := holding(t)

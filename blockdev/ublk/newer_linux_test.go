@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // TestNewerWriteStays has a client write to a place, many at once and past the page cache,
@@ -24,7 +26,7 @@ func TestNewerWriteStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends := []func(*process) error{(*process).kill, (*process).leave, nil}
-	for round := range rounds(1000) {
+	for round := range soak.Rounds(1000) {
 		stop := writeOften(t, path, old)
 		if end := ends[round%len(ends)]; end != nil {
 			if err := end(p); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // exit ends a process that does another's part.
@@ -192,10 +193,10 @@ func lines(file string) int {
 	return strings.Count(string(b), "\n")
 }
 
-func TestKilledServerIsFollowed(t *testing.T) { restarts(t, rounds(20), (*process).kill) }
+func TestKilledServerIsFollowed(t *testing.T) { restarts(t, soak.Rounds(20), (*process).kill) }
 
 func TestLeavingServerIsFollowed(t *testing.T) {
-	restarts(t, rounds(20), func(p *process) error { return p.leave() })
+	restarts(t, soak.Rounds(20), func(p *process) error { return p.leave() })
 }
 
 // TestRecoveryThatWasBegun takes up a disk whose recovery somebody has begun and not

@@ -44,14 +44,6 @@ func TestMain(m *testing.M) {
 	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048}))
 }
 
-// rounds is a loop's count: full in a soak.
-func rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return full
-	}
-	return min(full, 5)
-}
-
 // memory is a device in memory that can be told to misbehave by range.
 type memory struct {
 	geometry blockdev.Geometry
@@ -102,6 +94,20 @@ func (m *memory) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
 }
 
 func (m *memory) Flush(context.Context) error { return nil }
+
+func (m *memory) TryReadAt([]byte, int64) bool { return false }
+
+func (m *memory) TryReadTo(io.WriterAt, int, int64) bool { return false }
+
+func (m *memory) TryWriteFrom(io.ReaderAt, int, int64) bool { return false }
+
+func (m *memory) Zero(ctx context.Context, off, n int64, _, fua bool) error {
+	return m.WriteAt(ctx, make([]byte, n), off, fua)
+}
+
+func (m *memory) Extents(_ context.Context, dst []blockdev.Extent, _, n int64, _ int) ([]blockdev.Extent, error) {
+	return append(dst, blockdev.Extent{Length: n}), nil
+}
 
 // serve runs a server until the end of the test, or until stop is called.
 func serve(t *testing.T, c ublk.Config) (s *ublk.Server, stop func()) {

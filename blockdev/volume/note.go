@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,7 +32,6 @@ type note struct {
 	seq    uint64
 }
 
-// encode lays a note out; see the package comment.
 func (n note) encode(seed uint32) []byte {
 	b := append(make([]byte, 0, noteSize), noteMagic...)
 	for _, x := range [...]uint64{n.number, uint64(n.length), n.seq} {
@@ -76,15 +74,10 @@ func Create(dir string, id [16]byte) error {
 // readNote returns the note that is farther, and its slot: the next one goes to the other.
 func readNote(dir string, id [16]byte) (best note, slot int64, err error) {
 	path := filepath.Join(dir, noteName)
-	f, err := os.Open(path)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return note{}, 0, fmt.Errorf("%s is missing: %w: what was written to the volume may be missing too; restore its folder from a backup, or remove the volume and create it again", path, content.ErrCorrupt)
 	}
-	if err != nil {
-		return note{}, 0, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, noteSlot+noteSize))
 	if err != nil {
 		return note{}, 0, err
 	}
@@ -132,7 +125,6 @@ func (k *keeper) write(dir string, n note) error {
 	return nil
 }
 
-// close makes the last note durable.
 func (k *keeper) close() error {
 	if k.file == nil {
 		return nil

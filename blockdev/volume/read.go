@@ -18,7 +18,7 @@ import (
 // parallelReads is how many chunks one read waits for at once.
 const parallelReads = 16
 
-// TryReadAt implements blockdev.Prompt.
+// TryReadAt implements blockdev.Device.
 func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	if !v.mu.TryRLock() {
 		return false
@@ -33,7 +33,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 			if !v.trySource(p[:n], off) {
 				return false
 			}
-		case v.readExtent(e, p[:n], promptly) != nil:
+		case v.readExtent(e, p[:n], false) != nil:
 			return false
 		}
 		p, off = p[n:], off+int64(n)
@@ -41,7 +41,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	return true
 }
 
-// TryReadTo implements blockdev.Direct.
+// TryReadTo implements blockdev.Device.
 func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	buf := v.buffers.Get(min(n, pieceMax))
 	defer v.buffers.Put(buf)
@@ -80,7 +80,6 @@ func (v *Volume) locate(off int64, length int) (extent, int) {
 	return e, min(length, int(e.n)*sectorSize)
 }
 
-// trySource reads from the source without waiting.
 func (v *Volume) trySource(p []byte, off int64) bool {
 	for len(p) > 0 {
 		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
@@ -120,7 +119,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 		case e.n == 0:
 			misses = append(misses, miss{p[:n], off})
 		default:
-			if err := v.readExtent(e, p[:n], patiently); err != nil {
+			if err := v.readExtent(e, p[:n], true); err != nil {
 				v.mu.RUnlock()
 				return fmt.Errorf("read %d bytes at %d: %w", n, off, err)
 			}
@@ -162,29 +161,25 @@ func (v *Volume) readSource(ctx context.Context, misses []miss) error {
 	return group.Wait()
 }
 
-// reader fills p from a file.
-type reader func(f *os.File, p []byte, off int64) error
+// errCold says that a read has to wait for the disk.
+var errCold = errors.New("not in memory")
 
-func patiently(f *os.File, p []byte, off int64) error {
+func readFile(f *os.File, p []byte, off int64, wait bool) error {
+	if !wait {
+		if !pagecache.Read(f, p, off) {
+			return errCold
+		}
+		return nil
+	}
 	if _, err := f.ReadAt(p, off); err != nil {
 		return fmt.Errorf("journal %s at %d: %w: %w", f.Name(), off, content.ErrCorrupt, err)
 	}
 	return nil
 }
 
-// errCold says that a read has to wait for the disk.
-var errCold = errors.New("not in memory")
-
-func promptly(f *os.File, p []byte, off int64) error {
-	if !pagecache.Read(f, p, off) {
-		return errCold
-	}
-	return nil
-}
-
 // readExtent fills p, which begins where e does and is within it, and checks the
 // sums of the units that it touches. Called with mu.
-func (v *Volume) readExtent(e extent, p []byte, read reader) error {
+func (v *Volume) readExtent(e extent, p []byte, wait bool) error {
 	if e.zeros() {
 		clear(p)
 		return nil
@@ -196,23 +191,23 @@ func (v *Volume) readExtent(e extent, p []byte, read reader) error {
 	entryBytes := int(e.entry) * sectorSize
 	units := (head + len(p) + unit - 1) / unit
 	span := min(units*unit, entryBytes-first*unit)
-	if head == 0 && span == len(p) { // whole units, read in place
-		if err := read(f, p, begin); err != nil {
-			return err
-		}
-		return v.check(e, p, first, read)
+	whole := p
+	if span > len(p) { // not whole units
+		buf := v.buffers.Get(span)
+		defer v.buffers.Put(buf)
+		whole = *buf
 	}
-	buf := v.buffers.Get(span)
-	defer v.buffers.Put(buf)
-	if err := read(f, *buf, begin); err != nil {
+	if err := readFile(f, whole, begin, wait); err != nil {
 		return err
 	}
-	copy(p, (*buf)[head:])
-	return v.check(e, *buf, first, read)
+	if span > len(p) {
+		copy(p, whole[head:])
+	}
+	return v.check(e, whole, first, wait)
 }
 
 // check compares whole units with the sums of their entry, from unit first on.
-func (v *Volume) check(e extent, b []byte, first int, read reader) error {
+func (v *Volume) check(e extent, b []byte, first int, wait bool) error {
 	f := v.slots[e.seg].file
 	all := (int(e.entry) + unitSectors - 1) / unitSectors
 	if all == 1 {
@@ -226,7 +221,7 @@ func (v *Volume) check(e extent, b []byte, first int, read reader) error {
 	sums := v.buffers.Get(4 * units)
 	defer v.buffers.Put(sums)
 	at := start - 4*int64(all) + 4*int64(first)
-	if err := read(f, *sums, at); err != nil {
+	if err := readFile(f, *sums, at, wait); err != nil {
 		return err
 	}
 	for u := range units {
@@ -241,7 +236,7 @@ func (e extent) rotten(f *os.File) error {
 	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
 }
 
-// Extents implements blockdev.Mapper.
+// Extents implements blockdev.Device.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
 	add := func(n int64, state blockdev.State) bool {

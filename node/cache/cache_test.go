@@ -18,15 +18,8 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
-
-// rounds is how often a long loop runs: few in CI, the full count in a soak.
-func rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return full
-	}
-	return 5
-}
 
 // object returns the n-th test object: its bytes follow from n.
 func object(n, size int) content.Verified {
@@ -133,7 +126,7 @@ func TestBadBytesAreNeverReturned(t *testing.T) {
 // TestDamagedIndex flips bits all over the index: what is read is right or
 // absent, and the cache goes on.
 func TestDamagedIndex(t *testing.T) {
-	for seed := range uint64(rounds(200)) {
+	for seed := range uint64(soak.Rounds(200)) {
 		dir := t.TempDir()
 		c := open(t, dir, quotaMin)
 		var all []content.Verified
@@ -271,7 +264,7 @@ func TestOneSlotForTwo(t *testing.T) {
 			}
 		})
 	}
-	for n := range 400 * rounds(20) {
+	for n := range 400 * soak.Rounds(20) {
 		v := pair[n%2]
 		put(t, c, v)
 		c.drop(v.CID(), slotOf(t, c, v.CID()), false)
@@ -363,7 +356,7 @@ func TestKilledProcess(t *testing.T) {
 		return
 	}
 	small := t.TempDir()
-	for round := range rounds(20) {
+	for round := range soak.Rounds(20) {
 		dir, quota, until := t.TempDir(), int64(64*slabSize), 500+100*round%3000
 		if round%2 == 1 {
 			dir, quota, until = small, quotaMin, 2500

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // model is what a cache may say: what was put is here, with the bytes it was put with,
@@ -230,7 +231,7 @@ func (m *model) Check(t *rapid.T) {
 }
 
 func TestModel(t *testing.T) {
-	if err := flag.Set("rapid.checks", strconv.Itoa(4*rounds(100))); err != nil {
+	if err := flag.Set("rapid.checks", strconv.Itoa(4*soak.Rounds(100))); err != nil {
 		t.Fatal(err)
 	}
 	ids := make([]content.CID, modelObjects)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 func diskSize(t testing.TB, path string) int64 {
@@ -75,7 +76,7 @@ func TestDamage(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			n := 1
 			if strings.Contains(what, "bits") { // by chance
-				n = rounds(20)
+				n = soak.Rounds(20)
 			}
 			for range n {
 				testDamage(t, damage.crash, damage.kept, damage.do)
@@ -126,7 +127,7 @@ func testDamage(t *testing.T, crash, kept bool, do func(*testing.T, string)) {
 // TestStaleIndex starts with the index of an hour ago, as a loss of power may
 // leave it, and believes it: slots have been given to others since.
 func TestStaleIndex(t *testing.T) {
-	for seed := range uint64(rounds(20)) {
+	for seed := range uint64(soak.Rounds(20)) {
 		dir := t.TempDir()
 		c := build(t, Config{Dir: dir})
 		rng := rand.New(rand.NewPCG(seed, 0))

@@ -19,7 +19,6 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
 	"github.com/grangemesh/grange/node/fetch/crowds"
-	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -28,6 +27,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
@@ -78,8 +78,8 @@ type Announcements interface {
 	Ban(peer.ID, time.Duration)
 }
 
-// Origin reads packs, and may be a frames.Relocator.
-type Origin = frames.Origin
+// Origin reads packs.
+type Origin = pack.Source
 
 const (
 	// readTimeout ends a read of the origin that nothing else has ended: it has

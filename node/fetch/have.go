@@ -70,7 +70,7 @@ func (f *Fetcher) scan(ctx context.Context, rs *rootState) *content.Bitmap {
 		}
 		for i, id := range n.Node.Entries {
 			chunk := p.Child(i)
-			if found > 0 && !id.IsHole() && f.cfg.Cache.HasFor(id, reach) && rs.head.Root.Contains(chunk) {
+			if found > 0 && !id.IsHole() && f.cfg.Cache.HasFor(id, reach) && rs.shape.Contains(chunk) {
 				set.Add(chunk.Index)
 				found--
 			}

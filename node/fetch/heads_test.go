@@ -29,7 +29,7 @@ func (w *world) without(im *image) func(*fetch.Config) {
 	w.check(err)
 	m, err := pack.NewReader(w.bucket).ReadManifest(w.t.Context(), im.Head)
 	w.check(err)
-	for _, key := range w.bucket.Keys(pack.KeyPrefix) {
+	for _, key := range w.bucket.Keys(string(content.KeyPacks)) {
 		id, err := pack.ParseKey(key)
 		w.check(err)
 		if _, lost := m.Pack(id); lost {
@@ -47,7 +47,7 @@ func (w *world) without(im *image) func(*fetch.Config) {
 func (w *world) where(im *image, index uint64) pack.Location {
 	w.t.Helper()
 	r, pair := pack.NewReader(w.bucket), im.Head.Top()
-	for level := im.Head.Root.Depth(); ; level-- {
+	for level := im.Head.Root.Shape().Depth(); ; level-- {
 		n, err := r.ReadNode(w.t.Context(), im.Head.Scope, level, pair)
 		w.check(err)
 		_, span := content.Pos{Level: level - 1}.Chunks()

@@ -217,10 +217,10 @@ func (m *Image) runAhead(run readahead.Run) {
 // NextData returns the first run of chunks from index on that are not holes;
 // io.EOF when there is none. It may fetch parts of the map.
 func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, err error) {
-	chunks := m.Root().Chunks()
-	for index < chunks {
+	shape := m.rs.Load().shape
+	for index < shape.Chunks {
 		n := index / content.MapFanout
-		m.f.readMapAhead(ctx, m.rs.Load(), n, (chunks+content.MapFanout-1)/content.MapFanout)
+		m.f.readMapAhead(ctx, m.rs.Load(), n, shape.Leaves())
 		var leaf *mapNode
 		if err := m.patiently(ctx, func(ctx context.Context) (err error) {
 			leaf, err = m.leaf(ctx, n, byGuest())
@@ -228,7 +228,7 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 		}); err != nil {
 			return 0, 0, err
 		}
-		limit := min((n+1)*content.MapFanout, chunks)
+		limit := min((n+1)*content.MapFanout, shape.Chunks)
 		for ; leaf != nil && index < limit; index++ {
 			if leaf.Node.Entry(int(index % content.MapFanout)).IsHole() {
 				continue
@@ -282,7 +282,7 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	}
 	m.Prepare(ctx)
 	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
-	for n := range (m.Root().Chunks() + content.MapFanout - 1) / content.MapFanout {
+	for n := range m.rs.Load().shape.Leaves() {
 		if err := w.leaf(ctx, n); err != nil {
 			cancel(err)
 			break
@@ -298,7 +298,7 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 // kept fails with ErrNoSpace when the cache lacks chunks of the image.
 func (m *Image) kept(ctx context.Context) error {
 	lacks, all := 0, 0
-	for n := range (m.Root().Chunks() + content.MapFanout - 1) / content.MapFanout {
+	for n := range m.rs.Load().shape.Leaves() {
 		runs, here, err := m.missing(ctx, n)
 		if err != nil {
 			return err
@@ -306,7 +306,7 @@ func (m *Image) kept(ctx context.Context) error {
 		for _, objects := range runs {
 			lacks += len(objects)
 		}
-		all += here
+		all += len(here)
 	}
 	if lacks > 0 {
 		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
@@ -333,13 +333,17 @@ func (w *warming) report(s Source, n int) {
 
 // leaf brings in what one map node names.
 func (w *warming) leaf(ctx context.Context, n uint64) error {
-	size := int64(w.m.Root().ChunkSize)
+	size := int64(w.m.rs.Load().shape.ChunkMax)
 	runs, here, err := w.m.missing(ctx, n)
 	if err != nil {
 		return err
 	}
-	if here > 0 {
-		w.report(FromCache, here*int(size))
+	cached := 0
+	for _, raw := range here {
+		cached += int(raw)
+	}
+	if cached > 0 {
+		w.report(FromCache, cached)
 	}
 	for _, objects := range runs {
 		for part := range slices.Chunk(objects, int(max(1, warmWindow/size))) {
@@ -377,11 +381,11 @@ func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
 }
 
 // missing returns what the cache lacks of the chunks that a leaf names, by run,
-// the runs that this node leads first, and how many chunks are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here int, err error) {
+// the runs that this node leads first, and how long those are that are here.
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
 	n, err := m.leaf(ctx, leaf, byPrefetch())
 	if err != nil || n == nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	byRun := map[pack.Run][]object{}
 	var order []pack.Run
@@ -389,13 +393,10 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 		if id.IsHole() {
 			continue
 		}
+		at, _ := n.Page.Child(i)
 		if m.f.cfg.Cache.Has(id) {
-			here++
+			here = append(here, at.Raw)
 			continue
-		}
-		at, ok := n.Page.Child(i)
-		if !ok {
-			return nil, 0, fmt.Errorf("chunk %d of root %s: %w: its page does not locate it", leaf*content.MapFanout+uint64(i), m.ID(), content.ErrCorrupt)
 		}
 		run := at.Run()
 		if byRun[run] == nil {

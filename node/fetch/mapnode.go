@@ -33,7 +33,7 @@ func (rs *rootState) leaf(index uint64) *mapNode {
 // pair says where the node at p and its page lie, and their names: from the head,
 // or from the parent, which is fetched if need be. ok is false for a hole.
 func (f *Fetcher) pair(ctx context.Context, rs *rootState, p content.Pos, how request) (_ pack.Pair, ok bool, err error) {
-	if p.Level == rs.depth {
+	if p.Level == rs.shape.Depth() {
 		top := rs.head.Top()
 		return top, !top.Node.CID.IsHole(), nil
 	}
@@ -42,19 +42,8 @@ func (f *Fetcher) pair(ctx context.Context, rs *rootState, p content.Pos, how re
 	if err != nil || parent == nil {
 		return pack.Pair{}, false, err
 	}
-	return rs.child(parent, p, i)
-}
-
-// child is pair where the parent is at hand.
-func (rs *rootState) child(parent *mapNode, p content.Pos, i int) (_ pack.Pair, ok bool, err error) {
-	if parent.Node.Entry(i).IsHole() {
-		return pack.Pair{}, false, nil
-	}
 	pair, ok := parent.Page.ChildPair(parent.Node, i)
-	if !ok {
-		return pack.Pair{}, false, fmt.Errorf("%s of root %s: %w: its parent does not locate it", p, rs.id, content.ErrCorrupt)
-	}
-	return pair, true, nil
+	return pair, ok, nil
 }
 
 // node returns the map node at p: from memory, the cache, or by a flight. nil
@@ -179,17 +168,16 @@ func (f *Fetcher) walk(ctx context.Context, rs *rootState, how request, visit fu
 		}
 		for i := range n.Node.Entries {
 			below := p.Child(i)
-			if !rs.head.Root.Contains(below) {
+			if !rs.shape.Contains(below) {
 				break
 			}
-			pair, ok, err := rs.child(n, below, i)
-			if err != nil && !visit(below, nil, err) || ok && !down(below, pair) {
+			if pair, ok := n.Page.ChildPair(n.Node, i); ok && !down(below, pair) {
 				return false
 			}
 		}
 		return true
 	}
 	if top := rs.head.Top(); !top.Node.CID.IsHole() {
-		down(content.Pos{Level: rs.depth}, top)
+		down(content.Pos{Level: rs.shape.Depth()}, top)
 	}
 }

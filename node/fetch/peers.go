@@ -25,7 +25,7 @@ func newBook(f *Fetcher) *shown.Book {
 
 // peersOf returns who shows what of a root.
 func (f *Fetcher) peersOf(rs *rootState) *shown.Peers {
-	return f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.head.Root.Chunks(), Lineage: rs.lineage, Record: rs.sealed})
+	return f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
 }
 
 // unmet has a member passed over that could not be asked who it is, or that is not

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/grangemesh/grange/node/fetch/frames"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -158,7 +157,7 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 	for _, o := range objects {
 		extents = append(extents, o.frames()...)
 	}
-	got, err := frames.Read(ctx, origin, extents)
+	got, err := pack.ReadMoved(ctx, origin, extents)
 	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
 	for _, o := range objects {
 		a := arrival{obj: o, from: FromOrigin, data: got[0]}

@@ -182,7 +182,7 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 	defer reporting.Wait()
 	defer cancel()
 	reporting.Go(func() { s.reportProgress(ctx) })
-	size := int(s.rs.head.Root.ChunkSize)
+	size := s.rs.shape.ChunkMax
 	if s.req.Level > 0 {
 		size = content.NodeSizeMax + wire.PageSizeMax
 	}
@@ -241,7 +241,7 @@ func (s *serving) locate(ctx context.Context, index uint64, how request) (object
 		return s.f.chunk(ctx, s.rs, index, how)
 	}
 	p := content.Pos{Level: s.req.Level, Index: index}
-	if !s.rs.head.Root.Contains(p) {
+	if !s.rs.shape.Contains(p) {
 		return object{}, false, fmt.Errorf("%s: %w", p, content.ErrInvalid)
 	}
 	pair, ok, err := s.f.pair(ctx, s.rs, p, how)

@@ -37,6 +37,7 @@ import (
 	"github.com/grangemesh/grange/origin/pack/index"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -213,7 +214,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	if wrap != nil {
 		server = wrap(server)
 	}
-	m.exchange, err = exchange.New(exchange.Config{Host: m.host, Verifier: verifier, Chain: chain, Server: server})
+	m.exchange, err = exchange.New(exchange.Config{Host: m.host, Ledger: identity.New(verifier, time.Now), Chain: chain, Server: server})
 	w.check(err)
 	m.Connect(m.exchange)
 	w.meet(m)

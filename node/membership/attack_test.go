@@ -27,10 +27,7 @@ func TestAUsedTokenForItsOwner(t *testing.T) {
 		if _, err := w.redeem(admin, token, owner, "owner"); err != nil {
 			t.Fatal(err)
 		}
-		thief, err := identity.PeerID(trust.NewPrivateKey().Public())
-		if err != nil {
-			t.Fatal(err)
-		}
+		thief := identity.PeerID(trust.NewPrivateKey().Public())
 		body, err := admin.codec.Marshal(redeemRequest{token.Invite, owner.Public()})
 		if err != nil {
 			t.Fatal(err)
@@ -192,7 +189,7 @@ func TestWhoMeetsTheRevokedFirst(t *testing.T) {
 		}
 		w.away(other, false)
 		settle(time.Minute)
-		if !late.knows(bad) || late.knows(first) || late.knows(second) || len(late.Revoked()) != 1 {
+		if !late.knows(bad) || late.knows(first) || late.knows(second) || len(late.Membership.revoked) != 1 {
 			t.Errorf("it knows that bad is revoked: %t; and believes still that first is: %t, second: %t", late.knows(bad), late.knows(first), late.knows(second))
 		}
 		if other.knows(first) || other.knows(second) {
@@ -247,7 +244,7 @@ func TestTheMeshKeyHasTheLastWord(t *testing.T) {
 		if !right.knows(bad) {
 			t.Error("the mesh key is not believed")
 		}
-		if first.spent[good.key.Public()] != 0 || len(first.Revoked()) != 1 {
+		if first.spent[good.key.Public()] != 0 || len(first.Membership.revoked) != 1 {
 			t.Errorf("one revocation is booked twice: %v", first.spent)
 		}
 	})

@@ -87,8 +87,8 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (r papers, err error)
 	if err := m.admin("redeem invite"); err != nil {
 		return r, err
 	}
-	if id, err := identity.PeerID(q.Subject); err != nil || id != from {
-		return r, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, MemberID(q.Subject), from)
+	if id := identity.PeerID(q.Subject); id != from {
+		return r, fmt.Errorf("redeem invite: %w: for %s, and %s asks", content.ErrForbidden, id, from)
 	}
 	now := m.cfg.Now()
 	if since, ok := m.verifier.Revoked(q.Subject); ok {

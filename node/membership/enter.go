@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -191,7 +192,7 @@ func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swar
 		return err
 	}
 	defer s.Close()
-	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: v.Verifier, Now: v.Now, Log: v.Log})
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Ledger: identity.New(v.Verifier, v.Now), Log: v.Log})
 	if err != nil {
 		return err
 	}

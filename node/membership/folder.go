@@ -13,16 +13,16 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // stage is what a data folder is, by what lies in it.
 type stage uint8
 
 const (
-	// stageNew: nobody has been a member with it.
+	// stageNew: nobody has been a member with it, though a first start may have been cut
+	// short: what that made is gone on with.
 	stageNew stage = iota
-	// stageEntering: a first start was cut short, and what it made is gone on with.
-	stageEntering
 	stageWhole
 	// stagePartly: a member's, as a backup may bring it back, that can't be one by it.
 	stagePartly
@@ -32,7 +32,7 @@ const (
 func needed() []string { return []string{identityFile, membershipFile} }
 
 func traces() []string {
-	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/grange.json"}
+	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/" + content.KeyMesh}
 }
 
 // entered are the files that a first start makes before the last, the membership.
@@ -45,12 +45,11 @@ func classify(has []string) (k stage, missing []string) {
 			missing = append(missing, name)
 		}
 	}
+	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) })
 	switch {
 	case len(missing) == 0:
 		return stageWhole, nil
-	case slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) }):
-		return stageEntering, nil
-	case len(has) == 0:
+	case len(has) == 0 || begun:
 		return stageNew, nil
 	}
 	return stagePartly, missing
@@ -90,7 +89,7 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 		return s, key, err
 	}
 	switch k, missing := classify(has); k {
-	case stageNew, stageEntering:
+	case stageNew:
 		return s, key, fmt.Errorf("membership: %w", content.ErrNotFound)
 	case stagePartly:
 		return s, key, fmt.Errorf("data folder %s: %w: it is a member's, with %s, and lacks %s; restore that from the same backup, or give an empty --data; it was left as it is",
@@ -103,7 +102,7 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 		return s, key, err
 	}
 	if owner := s.Chain.Identity().Key; owner != key.Public() {
-		return s, key, mixed(dir, identityFile, MemberID(key.Public()), MemberID(owner))
+		return s, key, mixed(dir, identityFile, identity.PeerID(key.Public()).String(), identity.PeerID(owner).String())
 	}
 	mesh, err := trust.LoadKey(filepath.Join(dir, meshKeyFile))
 	switch {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // contents is each file of a folder with its bytes.
@@ -78,9 +79,9 @@ func TestPartlyRestoredFolders(t *testing.T) {
 		"the mesh key alone":   {only(meshKeyFile), []string{"with mesh.key, and lacks"}},
 		"the identity alone":   {only(identityFile), []string{"with identity.key, and lacks membership"}},
 		"the roll alone":       {only(rollFile), []string{"with roll, and lacks"}},
-		"another's identity":   {of(identityFile), []string{identityFile, MemberID(other.key.Public()), "one backup"}},
+		"another's identity":   {of(identityFile), []string{identityFile, identity.PeerID(other.key.Public()).String(), "one backup"}},
 		"another's mesh key":   {of(meshKeyFile), []string{meshKeyFile, other.State().Mesh.String(), "one backup"}},
-		"another's membership": {of(membershipFile), []string{identityFile, MemberID(other.key.Public())}},
+		"another's membership": {of(membershipFile), []string{identityFile, identity.PeerID(other.key.Public()).String()}},
 		"an empty identity":    {cut(identityFile, 0), []string{identityFile, "corrupt", "backup"}},
 		"half an identity":     {cut(identityFile, 40), []string{identityFile, "corrupt", "backup"}},
 		"an empty mesh key":    {cut(meshKeyFile, 0), []string{meshKeyFile, "corrupt", "backup"}},
@@ -129,9 +130,9 @@ func TestClassify(t *testing.T) {
 		member, key, marked := slices.Contains(has, membershipFile), slices.Contains(has, identityFile), slices.Contains(has, enteringFile)
 		k, missing := classify(has)
 		switch {
-		case (k == stageNew) != (len(has) == 0), (k == stageWhole) != (member && key):
+		case len(has) == 0 && k != stageNew, (k == stageWhole) != (member && key):
 			t.Fatalf("%q: %d", has, k)
-		case k == stageEntering && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
+		case k == stageNew && len(has) > 0 && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
 			t.Fatalf("%q is taken for a first start", has)
 		case (k == stagePartly) != (len(missing) > 0):
 			t.Fatalf("%q: %d, without %q", has, k, missing)

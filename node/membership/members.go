@@ -65,7 +65,9 @@ func (m *Membership) Members(ctx context.Context) []Member {
 	m.mu.RLock()
 	for key, r := range m.revoked { // who was never met is revoked too
 		if !known[key] {
-			out = append(out, Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateRevoked, LastSeen: time.Unix(0, r.Learnt)})
+			x := unmet(key, StateRevoked)
+			x.LastSeen = time.Unix(0, r.Learnt)
+			out = append(out, x)
 		}
 	}
 	m.mu.RUnlock()
@@ -79,9 +81,14 @@ func (m *Membership) Members(ctx context.Context) []Member {
 func (m *Membership) Who(key trust.PublicKey) Member {
 	e, ok := m.roll.of(key)
 	if !ok {
-		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}
+		return unmet(key, StateAway)
 	}
 	return m.view(e, m.here())
+}
+
+// unmet is a member of which only the key is known.
+func unmet(key trust.PublicKey, state MemberState) Member {
+	return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: state}
 }
 
 // here are those that this member is connected with.
@@ -95,7 +102,7 @@ func (m *Membership) here() map[trust.PublicKey]bool {
 
 func (m *Membership) view(e enrolled, here map[trust.PublicKey]bool) Member {
 	id, now := e.Chain.Identity(), m.cfg.Now()
-	x := Member{Identity: id, ID: MemberID(id.Key), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
+	x := Member{Identity: id, ID: identity.PeerID(id.Key).String(), Name: e.Name, State: StateAway, LastSeen: time.UnixMilli(e.Seen)}
 	since, gone := m.verifier.Revoked(id.Key)
 	switch {
 	case gone:
@@ -133,15 +140,10 @@ type rollRequest struct {
 	After trust.PublicKey `cbor:"after"`
 }
 
-type rollEntry struct {
-	Chain trust.Chain `cbor:"chain"`
-	Name  string      `cbor:"name"`
-	Seen  int64       `cbor:"seen"`
-}
-
+// rollReply tells of members, without what this one has met itself.
 type rollReply struct {
-	Members []rollEntry `cbor:"members"`
-	More    bool        `cbor:"more"`
+	Members []enrolled `cbor:"members"`
+	More    bool       `cbor:"more"`
 }
 
 // rollPage answers with members that were met.
@@ -156,7 +158,8 @@ func (m *Membership) rollPage(q rollRequest) (rollReply, error) {
 		if r.More = len(r.Members) == rollPageMax; r.More {
 			break
 		}
-		r.Members = append(r.Members, rollEntry{e.Chain, e.Name, e.Seen})
+		e.Met = nil
+		r.Members = append(r.Members, e)
 	}
 	return r, nil
 }
@@ -193,7 +196,7 @@ func (m *Membership) gatherFrom(ctx context.Context, c member) error {
 				return fmt.Errorf("roll: %w: not in order", content.ErrInvalid)
 			}
 			after = e.Chain[0].Subject
-			if _, known := m.roll.met(e.Chain[0]); !known {
+			if _, known := m.roll.knownSince(e.Chain[0]); !known {
 				if _, err := m.verifier.Certified(e.Chain, now); err != nil {
 					continue // it has expired, or never was one
 				}
@@ -330,7 +333,7 @@ func findMember(all []Member, who string) (Member, error) {
 		}
 	}
 	if err == nil { // nobody here has met it
-		return Member{Identity: trust.Identity{Key: key}, ID: MemberID(key), State: StateAway}, nil
+		return unmet(key, StateAway), nil
 	}
 	found := exact
 	if len(found) == 0 {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -36,14 +35,14 @@ type Network interface {
 	Call(ctx context.Context, id peer.ID, method string, body []byte) ([]byte, error)
 }
 
-// Config is what a Membership is built from.
+// Config is what a Membership is built from: each field is needed.
 type Config struct {
 	Dir      string
 	Identity trust.PrivateKey
 	// Name is what others are shown of this member.
 	Name string
 	// Catalog returns the records of the origin, nil while it does not answer, and
-	// whether this member may write there. nil is no origin.
+	// whether this member may write there.
 	Catalog func() (c *catalog.Catalog, writable bool)
 	// Told takes what was read there at that time, so that it need not be read again.
 	Told func(catalog.Record, time.Time)
@@ -58,39 +57,7 @@ type Config struct {
 	Incarnation   func() []byte
 	OnIncarnation func([]byte)
 	Now           func() time.Time
-	// Log may be nil.
-	Log *slog.Logger
-}
-
-func (c Config) withDefaults() Config {
-	if c.Catalog == nil {
-		c.Catalog = func() (*catalog.Catalog, bool) { return nil, false }
-	}
-	if c.Told == nil {
-		c.Told = func(catalog.Record, time.Time) {}
-	}
-	if c.OnRevoked == nil {
-		c.OnRevoked = func([]trust.PublicKey) {}
-	}
-	if c.OnRotated == nil {
-		c.OnRotated = func(trust.Secrets) {}
-	}
-	if c.OnRenewed == nil {
-		c.OnRenewed = func(trust.Chain) {}
-	}
-	if c.Incarnation == nil {
-		c.Incarnation = func() []byte { return nil }
-	}
-	if c.OnIncarnation == nil {
-		c.OnIncarnation = func([]byte) {}
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	return c
+	Log           *slog.Logger
 }
 
 // Membership is this member's place in its mesh: Open, Connect, Run. Concurrently safe.
@@ -121,7 +88,6 @@ type Membership struct {
 
 // Open reads the data folder; one whose own key was revoked is opened, and says so.
 func Open(cfg Config, s State) (*Membership, error) {
-	cfg = cfg.withDefaults()
 	m := &Membership{
 		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{}, starts: map[trust.PublicKey][]byte{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,
@@ -146,7 +112,7 @@ func Open(cfg Config, s State) (*Membership, error) {
 	if err := m.loadRevoked(); err != nil {
 		return nil, err
 	}
-	m.verifier.Remember(m.roll.met, m.roll.last)
+	m.verifier.Remember(m.roll.knownSince, m.roll.last)
 	m.install()
 	m.digest = digestOf(m.revoked)
 	m.roll.proved(s.Chain, cfg.Name, cfg.Now())
@@ -174,13 +140,6 @@ func (m *Membership) Save() error { return m.roll.save() }
 
 // Verifier knows who was revoked.
 func (m *Membership) Verifier() *trust.Verifier { return m.verifier }
-
-// Revoked returns the keys that were revoked.
-func (m *Membership) Revoked() []trust.PublicKey {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return slices.Collect(maps.Keys(m.revoked))
-}
 
 // State returns what is on record now.
 func (m *Membership) State() State {

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -36,9 +37,6 @@ const (
 	storeSpread = 10 * time.Minute
 	// storeTimeout bounds one look at the origin.
 	storeTimeout = 30 * time.Second
-	// prefixSize bytes of a key tell two members which revocations they share. One
-	// who makes two keys that begin alike hides one from the comparison only.
-	prefixSize = 8
 )
 
 // revoked is a revocation and when this member learnt of it, on disk and as told.
@@ -163,7 +161,7 @@ func (m *Membership) learn(list []claim) int {
 			m.cfg.Log.Warn("who was met before a revocation may be forgotten", "err", err)
 		}
 		for _, key := range fresh {
-			m.cfg.Log.Warn("a member was revoked", "peer", MemberID(key), "self", key == m.cfg.Identity.Public())
+			m.cfg.Log.Warn("a member was revoked", "peer", identity.PeerID(key), "self", key == m.cfg.Identity.Public())
 		}
 		nudge(m.wake)
 		nudge(m.seek)
@@ -199,7 +197,7 @@ func (m *Membership) learnOne(t claim) (key trust.PublicKey, entry revoked, had 
 	case had && !firmer && learnt.UnixNano() >= old.Learnt:
 		return key, entry, true, nil
 	case !had && full:
-		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "peer", MemberID(r.Key), "limit", revokedMax)
+		m.cfg.Log.Error("a revocation is not taken: there are too many; the mesh has to be founded anew", "peer", identity.PeerID(r.Key), "limit", revokedMax)
 		return key, entry, false, fmt.Errorf("%w: %d revocations", content.ErrNoSpace, revokedMax)
 	}
 	entry = revoked{Sealed: t.sealed, Learnt: learnt.UnixNano(), Taken: t.seen.UnixNano(), root: r.Root}
@@ -210,7 +208,7 @@ func (m *Membership) learnOne(t claim) (key trust.PublicKey, entry revoked, had 
 		entry.Sealed, entry.root = old.Sealed, old.root
 	}
 	if err := m.keep(r.Key, entry); err != nil { // in force all the same, until a restart
-		m.cfg.Log.Error("a revocation is not on disk", "peer", MemberID(r.Key), "err", err)
+		m.cfg.Log.Error("a revocation is not on disk", "peer", identity.PeerID(r.Key), "err", err)
 	}
 	m.mu.Lock()
 	if had {
@@ -279,7 +277,7 @@ func (m *Membership) reopen(since time.Time) {
 	}
 	m.mu.RUnlock()
 	for _, key := range void {
-		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "peer", MemberID(key))
+		m.cfg.Log.Warn("a member is one again: who had revoked it had been revoked before", "peer", identity.PeerID(key))
 		if err := durable.Remove(filepath.Join(m.cfg.Dir, revokedDir, key.String())); err != nil {
 			m.cfg.Log.Error("a revocation that no longer counts is still on disk", "key", key, "err", err)
 		}
@@ -302,56 +300,43 @@ func digestOf(all map[trust.PublicKey]revoked) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// revokedRequest says what the asker knows: prefixes of keys, one behind the other.
+// revokedRequest says whom the asker knows to be revoked.
 type revokedRequest struct {
-	Have []byte `cbor:"have"`
+	Have []trust.PublicKey `cbor:"have"`
 }
 
-// revokedReply has some of what the asker lacks, and prefixes of what the other does.
+// revokedReply has some of what the asker lacks, and the keys of what the other does.
 type revokedReply struct {
-	News []revoked `cbor:"news"`
-	Want []byte    `cbor:"want"`
-}
-
-// prefixes are those that stand one behind the other.
-func prefixes(b []byte) map[string]bool {
-	out := map[string]bool{}
-	for p := range slices.Chunk(b, prefixSize) {
-		out[string(p)] = true
-	}
-	return out
+	News []revoked         `cbor:"news"`
+	Want []trust.PublicKey `cbor:"want"`
 }
 
 // lacking answers with revocations that the asker does not have.
-func (m *Membership) lacking(q revokedRequest) (revokedReply, error) {
-	if len(q.Have) > revokedMax*prefixSize {
-		return revokedReply{}, fmt.Errorf("revocations: %w: %d bytes of prefixes", content.ErrInvalid, len(q.Have))
+func (m *Membership) lacking(q revokedRequest) (r revokedReply, err error) {
+	if len(q.Have) > revokedMax {
+		return r, fmt.Errorf("revocations: %w: %d keys", content.ErrInvalid, len(q.Have))
 	}
-	theirs := prefixes(q.Have)
-	var r revokedReply
+	theirs := make(map[trust.PublicKey]bool, len(q.Have))
+	for _, key := range q.Have {
+		theirs[key] = true
+	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for key, known := range m.revoked {
-		p := string(key[:prefixSize])
-		if !theirs[p] && len(r.News) < newsMax {
+		if !theirs[key] && len(r.News) < newsMax {
 			r.News = append(r.News, known)
 		}
-		delete(theirs, p)
+		delete(theirs, key)
 	}
-	for p := range theirs {
-		r.Want = append(r.Want, p...)
-	}
+	r.Want = slices.Collect(maps.Keys(theirs))
 	return r, nil
 }
 
 // even brings two members to the same revocations, as far as each believes them.
 func (m *Membership) even(ctx context.Context, id peer.ID) error {
 	for {
-		var have []byte
 		m.mu.RLock()
-		for key := range m.revoked {
-			have = append(have, key[:prefixSize]...)
-		}
+		have := slices.Collect(maps.Keys(m.revoked))
 		m.mu.RUnlock()
 		var r revokedReply
 		if err := m.call(ctx, id, revokedMethod, revokedRequest{have}, &r); err != nil {
@@ -363,13 +348,12 @@ func (m *Membership) even(ctx context.Context, id peer.ID) error {
 	}
 }
 
-// give tells a member of the revocations whose keys begin so.
-func (m *Membership) give(ctx context.Context, id peer.ID, want []byte) error {
-	wanted := prefixes(want[:min(len(want), revokedMax*prefixSize)])
+// give tells a member of the revocations of those keys.
+func (m *Membership) give(ctx context.Context, id peer.ID, want []trust.PublicKey) error {
 	var news []revoked
 	m.mu.RLock()
-	for key, r := range m.revoked {
-		if wanted[string(key[:prefixSize])] {
+	for _, key := range want[:min(len(want), revokedMax)] {
+		if r, ok := m.revoked[key]; ok {
 			news = append(news, r)
 		}
 	}

@@ -28,8 +28,8 @@ const (
 	rollMagic       = "grange-roll/1"
 )
 
-// met is a certificate that this member has seen, and since when.
-type met struct {
+// sighting is a certificate that this member has seen, and since when.
+type sighting struct {
 	Sum [32]byte `cbor:"sum"`
 	// Since is in Unix nanoseconds; 0 is for ever.
 	Since int64 `cbor:"since"`
@@ -40,8 +40,8 @@ type enrolled struct {
 	Chain trust.Chain `cbor:"chain"`
 	// Met has the first of Chain as its last, but where only its issuer told of it: that
 	// is nobody's word that it is not made for the occasion.
-	Met  []met  `cbor:"met"`
-	Name string `cbor:"name"`
+	Met  []sighting `cbor:"met"`
+	Name string     `cbor:"name"`
 	// Seen is when a member had last dealt with it, in Unix milliseconds.
 	Seen int64 `cbor:"seen"`
 }
@@ -179,8 +179,8 @@ func (r *roll) vouch(chain trust.Chain, now time.Time) {
 // certify gives the member another certificate, seen since a time.
 func (e *enrolled) certify(chain trust.Chain, since int64) {
 	sum := chain[0].Sum()
-	i := slices.IndexFunc(e.Met, func(m met) bool { return m.Sum == sum })
-	m := met{sum, since}
+	i := slices.IndexFunc(e.Met, func(m sighting) bool { return m.Sum == sum })
+	m := sighting{sum, since}
 	if i >= 0 { // it goes back to one that it had
 		m.Since = min(since, e.Met[i].Since)
 		e.Met = slices.Delete(slices.Clone(e.Met), i, i+1)
@@ -212,8 +212,8 @@ func (r *roll) caughtUp() time.Time {
 	return r.caught
 }
 
-// met returns since when this member has known a certificate.
-func (r *roll) met(c trust.Certificate) (time.Time, bool) {
+// knownSince returns since when this member has known a certificate.
+func (r *roll) knownSince(c trust.Certificate) (time.Time, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	sum := c.Sum()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -138,17 +137,20 @@ var errNotHim = errors.New("not one to ask")
 // ask has fn ask connected members, admins first, until one of them answers.
 func (m *Membership) ask(ctx context.Context, fn func(context.Context, peer.ID, trust.Identity) error) {
 	all := m.connected()
-	others := func(c member) bool { return c.who.Role != trust.RoleAdmin }
-	admins := slices.DeleteFunc(slices.Clone(all), others)
-	for _, c := range append(admins, slices.DeleteFunc(all, func(c member) bool { return !others(c) })...) {
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		err := fn(call, c.id, c.who)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if !errors.Is(err, errNotHim) {
-			m.cfg.Log.Debug("a member that was asked for trust did not help", "peer", c.id, "err", err)
+	for _, admins := range []bool{true, false} {
+		for _, c := range all {
+			if (c.who.Role == trust.RoleAdmin) != admins {
+				continue
+			}
+			call, cancel := context.WithTimeout(ctx, callTimeout)
+			err := fn(call, c.id, c.who)
+			cancel()
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			if !errors.Is(err, errNotHim) {
+				m.cfg.Log.Debug("a member that was asked for trust did not help", "peer", c.id, "err", err)
+			}
 		}
 	}
 }
@@ -197,7 +199,7 @@ func (m *Membership) renewFor(id trust.Identity) (p papers, err error) {
 	if p.Chain, err = signer.Issue(trust.Grant{Subject: id.Key, Role: id.Role, Farm: id.Farm}, m.cfg.Now()); err != nil {
 		return p, err
 	}
-	m.cfg.Log.Info("a member's certificate was renewed", "peer", MemberID(id.Key), "role", id.Role, "farm", id.Farm)
+	m.cfg.Log.Info("a member's certificate was renewed", "peer", identity.PeerID(id.Key), "role", id.Role, "farm", id.Farm)
 	return p, nil
 }
 
@@ -241,13 +243,4 @@ func (m *Membership) call(ctx context.Context, id peer.ID, method string, q, a a
 		return err
 	}
 	return m.codec.Unmarshal(b, a)
-}
-
-// MemberID is the identifier of the member with that key, as its peers know it.
-func MemberID(key trust.PublicKey) string {
-	id, err := identity.PeerID(key)
-	if err != nil {
-		return key.String()
-	}
-	return id.String()
 }

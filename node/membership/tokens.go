@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -54,12 +55,12 @@ func redeemAt(ctx context.Context, d door, q redeemRequest, addrs []string) (rep
 		id  peer.ID
 		err error
 	}
-	met := make(chan attempt, len(peers))
+	reached := make(chan attempt, len(peers))
 	for _, p := range peers {
-		dialling.Go(func() { met <- attempt{p.ID, d.admin(ctx, p)} })
+		dialling.Go(func() { reached <- attempt{p.ID, d.admin(ctx, p)} })
 	}
 	for range peers {
-		a := <-met
+		a := <-reached
 		if a.err != nil {
 			errs = append(errs, a.err)
 			continue
@@ -145,7 +146,7 @@ func (m *Membership) RevokeToken(id string) error {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrInvalid):
 		return fmt.Errorf("token %.40q: %w; `grange token ls` shows those that this node made", id, content.ErrNotFound)
 	case st.UsedBy != nil:
-		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member; `grange mesh revoke %s` ends that", id, content.Used, MemberID(*st.UsedBy), id)
+		return fmt.Errorf("token %s: %w: %s has joined with it, and stays a member; `grange mesh revoke %s` ends that", id, content.Used, identity.PeerID(*st.UsedBy).String(), id)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -45,7 +47,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) entry(key trust.PrivateKey, dir, farm string) Entry {
-	return Entry{Dir: dir, identity: key, Farm: farm, FarmDefault: "main", Now: time.Now, Log: Config{}.withDefaults().Log}
+	return Entry{Dir: dir, identity: key, Farm: farm, FarmDefault: "main", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 }
 
 // found makes the first member.
@@ -79,10 +81,7 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 	if err != nil {
 		return nil, err
 	}
-	id, err := identity.PeerID(key.Public())
-	if err != nil {
-		return nil, err
-	}
+	id := identity.PeerID(key.Public())
 	b, err := by.Membership.Call(w.t.Context(), exchange.Peer{ID: id}, redeemMethod, body)
 	if err != nil {
 		return nil, err
@@ -105,11 +104,8 @@ func (w *world) redeem(by *node, token trust.Token, key trust.PrivateKey, name s
 
 func (w *world) open(name string, key trust.PrivateKey, dir string, s State) *node {
 	w.t.Helper()
-	id, err := identity.PeerID(key.Public())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	n := &node{w: w, id: id, dir: dir, key: key}
+	var err error
+	n := &node{w: w, id: identity.PeerID(key.Public()), dir: dir, key: key}
 	n.Membership, err = Open(Config{
 		Dir: dir, Identity: key, Name: name, OnRevoked: func(fresh []trust.PublicKey) {
 			w.mu.Lock()
@@ -120,13 +116,15 @@ func (w *world) open(name string, key trust.PrivateKey, dir string, s State) *no
 			defer w.mu.Unlock()
 			n.rotated = append(n.rotated, s)
 		},
+		Catalog: func() (*catalog.Catalog, bool) { return nil, false }, Told: func(catalog.Record, time.Time) {}, OnRenewed: func(trust.Chain) {},
+		Incarnation: func() []byte { return nil }, OnIncarnation: func([]byte) {}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	}, s)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	n.Connect(n)
 	w.mu.Lock()
-	w.nodes[id] = n
+	w.nodes[n.id] = n
 	w.mu.Unlock()
 	return n
 }

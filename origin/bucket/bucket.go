@@ -60,13 +60,6 @@ func CheckKey(key string) error {
 	return nil
 }
 
-// Immutable reports whether an object of that key is written once and never
-// changed: packs, indexes and journals are, records and grange.json are not. A
-// copy of an immutable object is as good as the object.
-func Immutable(key string) bool {
-	return strings.HasPrefix(key, "packs/") || strings.HasPrefix(key, "index/") || strings.HasPrefix(key, "journals/")
-}
-
 // Bucket is an object store. Safe for concurrent use. Keys are as CheckKey wants
 // them. A store that takes no writes answers Put and Delete with
 // content.ErrReadOnly, one that has no lists errors.ErrUnsupported; one that does

@@ -21,7 +21,7 @@ func Mirrors(truth Bucket, others ...Bucket) Bucket { return mirrors{truth, othe
 func (m mirrors) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	o, err := m.Bucket.Get(ctx, key, r)
 	for _, other := range m.others {
-		if err == nil || !errors.Is(err, content.ErrUnavailable) || !Immutable(key) || ctx.Err() != nil {
+		if err == nil || !errors.Is(err, content.ErrUnavailable) || !content.IsImmutableKey(key) || ctx.Err() != nil {
 			break
 		}
 		if copied, merr := other.Get(ctx, key, r); merr == nil {

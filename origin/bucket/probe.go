@@ -10,9 +10,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// probePrefix begins the keys of the objects that Probe writes and deletes.
-const probePrefix = "probe/"
-
 // Probe finds out whether writing to a bucket is safe: whether it takes writes
 // and honours both conditions. A store that ignores them would let two writers
 // believe that each had won; it is content.ErrReadOnly, as is one that refuses
@@ -20,7 +17,7 @@ const probePrefix = "probe/"
 func Probe(ctx context.Context, b Bucket) error {
 	var name [8]byte
 	rand.Read(name[:])
-	key := probePrefix + hex.EncodeToString(name[:])
+	key := string(content.KeyProbes) + hex.EncodeToString(name[:])
 	first, err := b.Put(ctx, key, Bytes([]byte("first")), IfAbsent())
 	if errors.Is(err, content.ErrForbidden) {
 		return fmt.Errorf("%w: probe for writing: %w", content.ErrReadOnly, err)

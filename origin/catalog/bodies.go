@@ -75,8 +75,19 @@ func (w imageWire) check() error {
 			return err
 		}
 	}
+	if err := isDisk(w.Head); err != nil {
+		return err
+	}
 	if w.Magic != imageMagic || len(w.Lineage) > content.LineageMax || len(w.Source) > sourceMax {
 		return fmt.Errorf("magic %.20q, %d ancestors, source of %d bytes", w.Magic, len(w.Lineage), len(w.Source))
+	}
+	return nil
+}
+
+// isDisk fails for what no guest could read.
+func isDisk(h pack.Head) error {
+	if h.Root.Kind != content.RootDisk {
+		return fmt.Errorf("its root is a %s, not a disk", h.Root.Kind)
 	}
 	return nil
 }
@@ -87,12 +98,12 @@ func DecodeImage(c *content.Codec, b []byte) (Image, error) {
 	if err := c.Unmarshal(b, &w); err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
 	}
-	if err := w.check(); err != nil {
-		return Image{}, fmt.Errorf("image: %w: %w", content.ErrCorrupt, err)
-	}
 	var err error
 	if w.Head, err = pack.DecodeHead(c, w.Encoded); err != nil {
 		return Image{}, fmt.Errorf("image: %w", err)
+	}
+	if err := w.check(); err != nil {
+		return Image{}, fmt.Errorf("image: %w: %w", content.ErrCorrupt, err)
 	}
 	return w.Image, nil
 }
@@ -158,6 +169,9 @@ func (v Volume) Encode(c *content.Codec) (_ []byte, err error) {
 func (w volumeWire) check() error {
 	if w.Head != nil && w.Head.Root.Size > w.Size {
 		return fmt.Errorf("size %d, and its root has %d bytes", w.Size, w.Head.Root.Size)
+	}
+	if w.Head != nil && isDisk(*w.Head) != nil {
+		return isDisk(*w.Head)
 	}
 	if w.Magic != volumeMagic || w.Size <= 0 || w.Size > content.SizeMax || w.Folded < 0 ||
 		w.State != Attached && w.State != Released || len(w.Durability) > durabilityMax {

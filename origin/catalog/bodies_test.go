@@ -127,6 +127,17 @@ func TestSourcesAreText(t *testing.T) {
 	}
 }
 
+// treeHead is a head that no image or volume has.
+func treeHead(t *testing.T, c *content.Codec) []byte {
+	h := goldenImage(t).Head
+	h.Root.Kind, h.Root.Count = content.RootTree, 1<<13
+	b, err := h.Encode(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 func TestBadBodies(t *testing.T) {
 	c := content.NewCodec()
 	for name, spoil := range map[string]func(*imageWire){
@@ -135,6 +146,7 @@ func TestBadBodies(t *testing.T) {
 		"many ancestors": func(w *imageWire) { w.Lineage = make([]content.CID, content.LineageMax+1) },
 		"a hole":         func(w *imageWire) { w.Lineage = make([]content.CID, 1) },
 		"a bad target":   func(w *imageWire) { w.Target = "a//b" },
+		"a tree's root":  func(w *imageWire) { w.Encoded = treeHead(t, c) },
 		"a long source":  func(w *imageWire) { w.Source = strings.Repeat("x", sourceMax+1) },
 	} {
 		i := goldenImage(t)
@@ -155,6 +167,7 @@ func TestBadBodies(t *testing.T) {
 	for name, spoil := range map[string]func(*Volume){
 		"no size":        func(v *Volume) { v.Size = 0 },
 		"a larger root":  func(v *Volume) { v.Size = v.Head.Root.Size - content.SectorSize },
+		"a tree's root":  func(v *Volume) { v.Head.Root.Kind, v.Head.Root.Count = content.RootTree, 1<<13 },
 		"too large":      func(v *Volume) { v.Size = content.SizeMax + 1 },
 		"a state unsaid": func(v *Volume) { v.State = "" },
 		"a long policy":  func(v *Volume) { v.Durability = strings.Repeat("x", 100) },

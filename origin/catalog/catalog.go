@@ -19,9 +19,6 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// recordPrefix begins the key of each record: records/<space>/<name>.
-const recordPrefix = "records/"
-
 // commitTries bounds how often one commit is sent when the store loses replies:
 // each try is settled by a read, so this many losses in a row mean that the
 // store is not answering.
@@ -90,9 +87,12 @@ func (r Record) FirstSeen() time.Time {
 	return r.Modified
 }
 
-func key(kind content.Kind, name string) string {
-	return recordPrefix + string(kind.Space()) + "/" + content.Segment(name)
+// prefix begins the keys of a namespace; the name follows.
+func prefix(space content.Kind) string {
+	return string(content.KeyRecords) + string(space.Space()) + "/"
 }
+
+func key(kind content.Kind, name string) string { return prefix(kind) + content.Segment(name) }
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
 // record may be a tombstone, whose version the next one must exceed. Whether it is
@@ -135,13 +135,12 @@ const (
 // and for the records that changed since they were seen. A record that can't be read or
 // checked is yielded as an error with its name in Record.Name, and the list goes on.
 func (c *Catalog) List(ctx context.Context, space content.Kind, after string) iter.Seq2[Record, error] {
-	prefix := recordPrefix + string(space.Space()) + "/"
 	if after != "" {
 		after = key(space, after)
 	}
 	return func(yield func(Record, error) bool) {
 		batch := make([]bucket.Info, 0, listBatch)
-		for info, err := range c.cfg.Bucket.List(ctx, prefix, after) {
+		for info, err := range c.cfg.Bucket.List(ctx, prefix(space), after) {
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list %ss: %w", space, err))
 				return

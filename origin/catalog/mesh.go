@@ -11,9 +11,6 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// MeshKey is the object that says whose bucket it is.
-const MeshKey = "grange.json"
-
 const (
 	// meshFormat is the version of everything that the bucket holds.
 	meshFormat = 1
@@ -38,7 +35,7 @@ func ClaimMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error
 		if err = CheckMesh(ctx, b, mesh); !errors.Is(err, content.ErrNotFound) {
 			return err
 		}
-		_, err = b.Put(ctx, MeshKey, bucket.Bytes(append(body, '\n')), bucket.IfAbsent())
+		_, err = b.Put(ctx, content.KeyMesh, bucket.Bytes(append(body, '\n')), bucket.IfAbsent())
 		if err == nil {
 			return nil
 		}
@@ -52,10 +49,10 @@ func ClaimMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error
 // CheckMesh checks that the bucket is the mesh's; ErrNotFound means that nobody
 // has claimed it.
 func CheckMesh(ctx context.Context, b bucket.Bucket, mesh trust.PublicKey) error {
-	if _, err := bucket.ReadChecked(ctx, b, MeshKey, meshSizeMax, func(text []byte, _ bucket.Info) (struct{}, error) {
+	if _, err := bucket.ReadChecked(ctx, b, content.KeyMesh, meshSizeMax, func(text []byte, _ bucket.Info) (struct{}, error) {
 		return struct{}{}, checkMesh(text, mesh)
 	}); err != nil {
-		return fmt.Errorf("read %s of the origin: %w", MeshKey, err)
+		return fmt.Errorf("read %s of the origin: %w", content.KeyMesh, err)
 	}
 	return nil
 }

@@ -77,16 +77,38 @@ func goldenRoot() Root {
 
 func TestGoldenRoot(t *testing.T) {
 	c := NewCodec()
-	v := must(goldenRoot().Encode(c))(t)
-	golden.Check(t, "root", v.Bytes())
-	if got := must(DecodeRoot(c, v.Bytes()))(t); got != goldenRoot() {
-		t.Fatalf("%+v", got)
+	for name, r := range map[string]Root{
+		"root":       goldenRoot(),
+		"root.holes": {Size: 512, ChunkSize: ChunkSizeMin},
+		"root.tree":  {Kind: RootTree, Size: 5_000_001, ChunkSize: ChunkSizeDefault, Count: 1025, Map: Sum([]byte("map"))},
+	} {
+		v := must(r.Encode(c))(t)
+		golden.Check(t, name, v.Bytes())
+		if got := must(DecodeRoot(c, v.Bytes()))(t); got != r {
+			t.Fatalf("%s: %+v", name, got)
+		}
 	}
-	holes := Root{Size: 512, ChunkSize: ChunkSizeMin}
-	v = must(holes.Encode(c))(t)
-	golden.Check(t, "root.holes", v.Bytes())
-	if got := must(DecodeRoot(c, v.Bytes()))(t); got != holes {
-		t.Fatalf("%+v", got)
+}
+
+// TestShapes: a disk and a tree of as many chunks are the same to who moves them, but for
+// the lengths of chunks.
+func TestShapes(t *testing.T) {
+	disk := Root{Size: 1025*4096 - 512, ChunkSize: 4096}
+	tree := Root{Kind: RootTree, Size: 5000, ChunkSize: 4096, Count: 1025}
+	of, other := disk.Shape(), tree.Shape()
+	if of.Chunks != other.Chunks || of.Depth() != 2 || other.Depth() != 2 || of.Leaves() != 2 || of.ChunkMax != other.ChunkMax {
+		t.Errorf("shapes %+v and %+v", of, other)
+	}
+	for n, fits := range map[int][2]bool{0: {}, 1: {false, true}, 4095: {false, true}, 4096: {true, true}, 4097: {}} {
+		if got := [2]bool{of.CheckChunk(n) == nil, other.CheckChunk(n) == nil}; got != fits {
+			t.Errorf("chunk of %d bytes: %v, want %v", n, got, fits)
+		}
+	}
+	last := make([]byte, 4096)
+	last[4095] = 1
+	wantErr(t, disk.CheckChunk(1024, last), ErrInvalid) // it lies beyond the end
+	if err := errors.Join(disk.CheckChunk(1023, last), tree.CheckChunk(1024, last)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -95,6 +117,9 @@ func TestRootsOutsideTheLimits(t *testing.T) {
 	for _, r := range []Root{
 		{}, {Size: 511, ChunkSize: 4096}, {Size: SizeMax + 512, ChunkSize: 4096}, {Size: -512, ChunkSize: 4096},
 		{Size: 512, ChunkSize: 2048}, {Size: 512, ChunkSize: 5000}, {Size: 512, ChunkSize: 2 << 20},
+		{Size: 512, ChunkSize: 4096, Count: 1}, {Kind: "dir", Size: 512, ChunkSize: 4096, Count: 1},
+		{Kind: RootTree, Size: 512, ChunkSize: 4096}, {Kind: RootTree, Size: 4097, ChunkSize: 4096, Count: 1},
+		{Kind: RootTree, Size: 2, ChunkSize: 4096, Count: 3}, {Kind: RootTree, Size: SizeMax, ChunkSize: 4096, Count: ChunksMax + 1},
 	} {
 		_, err := r.Encode(c)
 		wantErr(t, err, ErrInvalid)
@@ -115,7 +140,7 @@ func TestARootHasOneEncoding(t *testing.T) {
 		More int `cbor:"more"`
 	}
 	r := goldenRoot()
-	w := rootWire{rootMagic, r.Depth(), r}
+	w := rootWire{rootMagic, r.Shape().Depth(), r}
 	_, err := DecodeRoot(c, must(c.Marshal(extended{w, 1}))(t))
 	wantErr(t, err, ErrCorrupt)
 	_, err = DecodeRoot(c, must(cbor.Marshal(w))(t)) // keys out of order
@@ -132,7 +157,7 @@ func TestDepthBySize(t *testing.T) {
 		{128 << 30, 128 << 10, 2}, {SizeMax, 128 << 10, 3}, {SizeMax, 4096, LevelMax}, {SizeMax, 1 << 20, 3},
 	} {
 		r := Root{Size: c.size, ChunkSize: c.chunk}
-		if got := r.Depth(); got != c.depth {
+		if got := r.Shape().Depth(); got != c.depth {
 			t.Errorf("%d bytes in chunks of %d: depth %d, want %d", c.size, c.chunk, got, c.depth)
 		}
 	}
@@ -140,8 +165,8 @@ func TestDepthBySize(t *testing.T) {
 
 func TestPlaces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r := Root{Size: rapid.Int64Range(1, SizeMax/512).Draw(t, "sectors") * 512, ChunkSize: 4096 << rapid.IntRange(0, 8).Draw(t, "chunk")}
-		p := Chunk(rapid.Uint64Range(0, r.Chunks()-1).Draw(t, "index"))
+		r := Root{Size: rapid.Int64Range(1, SizeMax/512).Draw(t, "sectors") * 512, ChunkSize: 4096 << rapid.IntRange(0, 8).Draw(t, "chunk")}.Shape()
+		p := Chunk(rapid.Uint64Range(0, r.Chunks-1).Draw(t, "index"))
 		for p.Level < r.Depth() {
 			parent, i := p.Parent()
 			if !r.Contains(p) || !r.Contains(parent) || parent.Child(i) != p {
@@ -152,7 +177,7 @@ func TestPlaces(t *testing.T) {
 		if p.Index != 0 {
 			t.Fatalf("the top is %s", p)
 		}
-		for _, outside := range []Pos{Chunk(r.Chunks()), {-1, 0}, {r.Depth(), 1}, {r.Depth() + 1, 0}} {
+		for _, outside := range []Pos{Chunk(r.Chunks), {-1, 0}, {r.Depth(), 1}, {r.Depth() + 1, 0}} {
 			if r.Contains(outside) {
 				t.Fatalf("%+v contains %s", r, outside)
 			}
@@ -374,6 +399,17 @@ func TestTheCodecIsStrict(t *testing.T) {
 			t.Errorf("%s was decoded as %v", name, v)
 		} else {
 			wantErr(t, err, ErrCorrupt)
+		}
+	}
+}
+
+func TestWhatIsWrittenOnce(t *testing.T) {
+	for key, want := range map[string]bool{
+		KeyMesh: false, "": false, "packs": false, "records/image/packs/": false, string(KeyRecords) + "image/a": false, string(KeyProbes) + "a": false,
+		KeyPacks.Of(Farm("a")) + "x.pack": true, KeyIndexes.Of(Mesh()) + "x.suspect": true, string(KeyJournals) + "v/1-1": true,
+	} {
+		if got := IsImmutableKey(key); got != want {
+			t.Errorf("%q: %v, want %v", key, got, want)
 		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func FuzzRoot(f *testing.F) {
-	golden.Seeds(f, "root", "root.holes")
+	golden.Seeds(f, "root", "root.holes", "root.tree")
 	c := NewCodec()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := DecodeRoot(c, b)

@@ -20,6 +20,9 @@ const (
 	// SizeMax bounds an image or volume, in bytes: three levels of map at
 	// ChunkSizeDefault.
 	SizeMax = 16 << 40
+	// ChunksMax bounds the chunks of one root: SizeMax in the smallest ones. Four levels
+	// of map name them, and a bitmap their numbers.
+	ChunksMax = SizeMax / ChunkSizeMin
 
 	// NameMax bounds a name, in bytes.
 	NameMax = 128

@@ -63,7 +63,7 @@ func (c *collect) sink(_ context.Context, index uint64, raw []byte) error {
 func (c *collect) Root() content.Root { return content.Root{Size: c.size, ChunkSize: chunk} }
 
 func (c *collect) NextData(_ context.Context, index uint64) (uint64, uint64, error) {
-	for ; index < c.Root().Chunks(); index++ {
+	for ; index < c.Root().Shape().Chunks; index++ {
 		if c.chunks[index] != nil {
 			return index, index + 1, nil
 		}
@@ -99,7 +99,7 @@ func read(t *testing.T, o Options) *collect {
 }
 
 func (c *collect) bytes() []byte {
-	out := make([]byte, c.Root().Chunks()*chunk)
+	out := make([]byte, c.Root().Shape().Chunks*chunk)
 	for i, b := range c.chunks {
 		copy(out[i*chunk:], b)
 	}

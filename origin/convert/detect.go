@@ -178,7 +178,7 @@ type blocks struct {
 func (b *blocks) Read(p []byte) (int, error) {
 	n, err := b.SectionReader.Read(p)
 	if n > 0 {
-		b.zero = n == tarBlock && isZero(p[:n])
+		b.zero = n == tarBlock && content.IsZero(p[:n])
 	}
 	return n, err
 }

@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -102,9 +101,17 @@ func (s *source) Close() error {
 	return err
 }
 
-// inflated replaces a compressed source by a working file with what is in it.
-func (o Options) inflated(ctx context.Context, s *source, with foreign.Compression) (*source, error) {
+// inflated replaces a source that is compressed by a working file with what is in it.
+func (o Options) inflated(ctx context.Context, s *source) (*source, error) {
+	first, err := head(s)
+	with, is := compression(first)
+	if err == nil && !is {
+		return s, nil
+	}
 	defer s.Close()
+	if err != nil {
+		return nil, err
+	}
 	o.Note("inflating with " + with.Tool)
 	f, err := os.CreateTemp(o.Temp, "inflated-*")
 	if err != nil {
@@ -171,7 +178,7 @@ func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
 	start := -1 // of the run
 	for at, next := 0, 0; at < len(p); at = next {
 		next = min(len(p), at+block-int((off+int64(at))%block))
-		switch zero := isZero(p[at:next]); {
+		switch zero := content.IsZero(p[at:next]); {
 		case !zero && start < 0:
 			start = at
 		case zero && start >= 0:
@@ -185,8 +192,4 @@ func notZero(p []byte, off int64, yield func(p []byte, off int64) error) error {
 		return nil
 	}
 	return yield(p[start:], off+int64(start))
-}
-
-func isZero(p []byte) bool {
-	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }

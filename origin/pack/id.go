@@ -17,8 +17,6 @@ import (
 type ID string
 
 const (
-	// KeyPrefix begins the bucket key of each pack; the scope follows.
-	KeyPrefix = "packs/"
 	keySuffix = ".pack"
 
 	hourLayout = "2006010215"
@@ -62,20 +60,20 @@ func ParseID(s string) (ID, error) {
 }
 
 // ParseKey returns the ID of the pack stored under a bucket key.
-func ParseKey(key string) (ID, error) { return CutKey(key, KeyPrefix, keySuffix) }
+func ParseKey(key string) (ID, error) { return CutKey(key, content.KeyPacks, keySuffix) }
 
-// CutKey returns the ID between a prefix and a suffix of a bucket key.
-func CutKey(key, prefix, suffix string) (ID, error) {
-	s, hasPrefix := strings.CutPrefix(key, prefix)
+// CutKey returns the ID in a bucket key of a space.
+func CutKey(key string, space content.KeySpace, suffix string) (ID, error) {
+	s, inSpace := strings.CutPrefix(key, string(space))
 	s, hasSuffix := strings.CutSuffix(s, suffix)
-	if !hasPrefix || !hasSuffix {
-		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, prefix, suffix)
+	if !inSpace || !hasSuffix {
+		return "", fmt.Errorf("key %.200q: %w: want %sID%s", key, content.ErrInvalid, space, suffix)
 	}
 	return ParseID(s)
 }
 
 // Key returns the bucket key of the pack.
-func (id ID) Key() string { return KeyPrefix + string(id) + keySuffix }
+func (id ID) Key() string { return string(content.KeyPacks) + string(id) + keySuffix }
 
 // Scope returns the scope that the pack lies in, or the zero Scope when id is
 // not valid.
@@ -97,5 +95,5 @@ func (id ID) Age() string { return string(id[len(id)-idTailSize:]) }
 // hourPrefix returns the key prefix that id shares with the packs of its scope
 // and hour.
 func (id ID) hourPrefix() string {
-	return KeyPrefix + string(id[:len(id)-2*randomSize])
+	return string(content.KeyPacks) + string(id[:len(id)-2*randomSize])
 }

@@ -119,26 +119,90 @@ func twice[T any](read func() (T, error)) (T, error) {
 	return out, err
 }
 
+// Source reads packs: a Reader, or one that watches it.
+type Source interface {
+	ReadFrames(ctx context.Context, frames []Extent) ([]content.Verified, error)
+	Relocate(ctx context.Context, e Extent) (Extent, error)
+}
+
+// ReadMoved reads frames of one run, those that came damaged once more, and then where
+// their pack says that they went. The result has an element for each frame, the zero
+// Verified for those that could not be had.
+func ReadMoved(ctx context.Context, from Source, frames []Extent) ([]content.Verified, error) {
+	got, err := from.ReadFrames(ctx, frames)
+	if got == nil {
+		got = make([]content.Verified, len(frames))
+	}
+	lacks := func() (at []int, missing []Extent) {
+		for i, v := range got {
+			if v.Bytes() == nil {
+				at, missing = append(at, i), append(missing, frames[i])
+			}
+		}
+		return at, missing
+	}
+	if errors.Is(err, content.ErrCorrupt) {
+		at, missing := lacks()
+		var again []content.Verified
+		again, err = from.ReadFrames(ctx, missing)
+		for i, v := range again {
+			got[at[i]] = v
+		}
+	}
+	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
+		return got, err
+	}
+	at, missing := lacks()
+	for i, e := range missing {
+		v, lost := readMoved(ctx, from, e)
+		if lost != nil { // the others will be as lost; a reader asks for them again
+			return got, errors.Join(lost, err)
+		}
+		got[at[i]] = v
+	}
+	return got, nil
+}
+
+// readMoved reads a frame where its pack's footer says that it went. Who may write
+// footers must not open the packs of a narrower scope so.
+func readMoved(ctx context.Context, from Source, e Extent) (content.Verified, error) {
+	moved, err := from.Relocate(ctx, e)
+	if err != nil {
+		return content.Verified{}, err
+	}
+	if !moved.Pack.Scope().Covers(e.Pack.Scope()) {
+		return content.Verified{}, fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
+	}
+	got, err := from.ReadFrames(ctx, []Extent{moved})
+	if err != nil {
+		return content.Verified{}, err
+	}
+	return got[0], nil
+}
+
 // MapNode is a block map node with its locator page.
 type MapNode struct {
 	Node content.Node
 	Page *Page
 }
 
-// ReadNode reads a map node and its page with one ranged GET. The pair comes
-// from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
+// ReadNode reads a map node and its page with one ranged GET, or where they went. The
+// pair comes from Head.Top or from the parent's Page.ChildPair, the scope is the root's.
 func (r *Reader) ReadNode(ctx context.Context, scope content.Scope, level int, p Pair) (MapNode, error) {
-	return twice(func() (MapNode, error) {
-		frames, err := r.ReadFrames(ctx, []Extent{p.Node, p.Page})
-		if err != nil {
-			return MapNode{}, err
-		}
-		n, err := DecodeMapNode(r.codec, scope, level, frames[0], frames[1])
-		if err != nil {
-			return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
-		}
-		return n, nil
-	})
+	return ReadNode(ctx, r, scope, level, p)
+}
+
+// ReadNode is Reader.ReadNode from any source.
+func ReadNode(ctx context.Context, from Source, scope content.Scope, level int, p Pair) (MapNode, error) {
+	frames, err := ReadMoved(ctx, from, []Extent{p.Node, p.Page})
+	if err != nil {
+		return MapNode{}, err
+	}
+	n, err := DecodeMapNode(content.NewCodec(), scope, level, frames[0], frames[1])
+	if err != nil {
+		return MapNode{}, fmt.Errorf("read %s: %w", p.Node.Location, err)
+	}
+	return n, nil
 }
 
 // DecodeMapNode joins the bytes of a map node and its page, wherever they came

@@ -114,7 +114,7 @@ func (a *asker) state() (hello bool, at time.Time, calls int) {
 	for _, greeted := range a.streams {
 		hello = hello || greeted
 	}
-	return hello, a.activeAt, a.budget.calls
+	return hello, a.activeAt, a.budget[openCalls]
 }
 
 // drop ends all streams of a peer.
@@ -238,50 +238,55 @@ const (
 )
 
 // budget is what one peer has open, or may.
-type budget struct {
-	wants   [link.Classes]int
-	indexes int
-	small   int
-	calls   int // of the small ones
-	bytes   int // of the bodies of the small ones
-}
+type budget [costs]int
+
+// What a budget counts: wants, by the class of link.Class that their data is of, the
+// objects that they are for, and small requests, of which some are calls.
+const (
+	openWants   = 0
+	openIndexes = iota + link.Classes - 1
+	openSmall
+	openCalls
+	openBytes // of the small ones
+	costs
+)
 
 // limitOf is what a peer may have open.
 func limitOf(stranger bool) budget {
 	if stranger {
-		return budget{[link.Classes]int{strangerWantsMax, strangerWantsMax}, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax}
+		return budget{strangerWantsMax, strangerWantsMax, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax}
 	}
-	return budget{[link.Classes]int{wantsMax, wantsMax}, indexesMax, smallMax, smallMax, bodiesMax}
+	return budget{wantsMax, wantsMax, indexesMax, smallMax, smallMax, bodiesMax}
 }
 
 // costOf returns what a request has open.
 func costOf(m wire.Message, c link.Class) (b budget) {
 	switch m := m.(type) {
 	case wire.Want:
-		b.wants[c], b.indexes = 1, len(m.Indexes)
+		b[openWants+int(c)], b[openIndexes] = 1, len(m.Indexes)
 	case wire.Call:
-		b.small, b.calls, b.bytes = 1, 1, len(m.Body)
+		b[openSmall], b[openCalls], b[openBytes] = 1, 1, len(m.Body)
 	case wire.Introduce:
-		b.small, b.bytes = 1, len(m.Envelope)
+		b[openSmall], b[openBytes] = 1, len(m.Envelope)
 	default:
-		b.small = 1
+		b[openSmall] = 1
 	}
 	return b
 }
 
 // plus returns the sum of b and n times c.
 func (b budget) plus(c budget, n int) budget {
-	for i := range b.wants {
-		b.wants[i] += n * c.wants[i]
+	for i := range b {
+		b[i] += n * c[i]
 	}
-	b.indexes += n * c.indexes
-	b.small += n * c.small
-	b.calls += n * c.calls
-	b.bytes += n * c.bytes
 	return b
 }
 
 func (b budget) within(limit budget) bool {
-	return b.wants[link.Bulk] <= limit.wants[link.Bulk] && b.wants[link.Guest] <= limit.wants[link.Guest] &&
-		b.indexes <= limit.indexes && b.small <= limit.small && b.calls <= limit.calls && b.bytes <= limit.bytes
+	for i := range b {
+		if b[i] > limit[i] {
+			return false
+		}
+	}
+	return true
 }

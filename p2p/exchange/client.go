@@ -19,9 +19,7 @@ import (
 // otherwise, after which some indexes may have been answered. A slow callback
 // holds up the replies behind it, those of guests apart.
 func (x *Exchange) Want(ctx context.Context, from peer.ID, req Request, each func(Reply)) error {
-	err := x.want(ctx, from, req, each)
-	x.count(err)
-	if err != nil {
+	if err := x.want(ctx, from, req, each); err != nil {
 		return fmt.Errorf("ask %s for %s: %w", from, req.Root.Short(), err)
 	}
 	return nil
@@ -71,24 +69,6 @@ func validate(r Request) error {
 	return nil
 }
 
-// count notes how a request ended.
-func (x *Exchange) count(err error) {
-	outcome := "failed"
-	for _, o := range []struct {
-		name string
-		err  error
-	}{
-		{"ok", nil}, {"stalled", ErrStalled}, {"disconnected", ErrDisconnected}, {"busy", ErrBusy}, {"violation", ErrViolation},
-		{"canceled", context.Canceled}, {"canceled", context.DeadlineExceeded},
-	} {
-		if errors.Is(err, o.err) {
-			outcome = o.name
-			break
-		}
-	}
-	x.metrics.requests.WithLabelValues(outcome).Inc()
-}
-
 // Introduce sends the envelope of a record to a peer that answered Unknown.
 func (x *Exchange) Introduce(ctx context.Context, to peer.ID, envelope []byte) error {
 	if len(envelope) == 0 || len(envelope) > wire.EnvelopeSizeMax {
@@ -119,7 +99,6 @@ func (x *Exchange) ask(ctx context.Context, to peer.ID, m wire.Message) ([]byte,
 	if err == nil {
 		err = o.await(ctx, id, p)
 	}
-	x.count(err)
 	if err != nil {
 		return nil, err
 	}
@@ -146,10 +125,10 @@ func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, 
 			select {
 			case <-p.bitmap.ready:
 				var b *content.Bitmap
-				if b, err = p.bitmap.empty(); err != nil {
-					o.abandon(ctx, id, p)
+				if b, err = p.bitmap.drain(); err != nil {
+					o.abandon(id, p)
 				} else if b != nil && !yield(b, nil) {
-					o.abandon(ctx, id, p)
+					o.abandon(id, p)
 					return
 				}
 			case err = <-p.done:
@@ -157,7 +136,7 @@ func (x *Exchange) Bitmaps(ctx context.Context, from peer.ID, root content.CID, 
 					err = fmt.Errorf("%w: the peer ended it", content.ErrUnavailable)
 				}
 			case <-ctx.Done():
-				o.abandon(ctx, id, p)
+				o.abandon(id, p)
 				return
 			}
 		}
@@ -178,7 +157,7 @@ type inbox struct {
 	err    error // it has become too large: what still comes is dropped
 }
 
-func (b *inbox) take(m wire.Bitmap) error {
+func (b *inbox) add(m wire.Bitmap) error {
 	b.parts = append(b.parts, m.Part...)
 	large := len(b.parts) > bitmapMax
 	if !m.Last && !large {
@@ -211,7 +190,7 @@ func (b *inbox) take(m wire.Bitmap) error {
 	return nil
 }
 
-func (b *inbox) empty() (*content.Bitmap, error) {
+func (b *inbox) drain() (*content.Bitmap, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	merged := b.merged

@@ -39,8 +39,8 @@ const (
 type Config struct {
 	// Host carries the streams. It is the caller's: Run does not close it.
 	Host host.Host
-	// Verifier checks the certificates of others; its mesh names the protocol.
-	Verifier *trust.Verifier
+	// Ledger takes the proofs of others, asking or asked; its mesh names the protocol.
+	Ledger *identity.Ledger
 	// Chain is our own certificate; empty makes us a stranger.
 	Chain trust.Chain
 	// Server answers requests for content; nil serves nothing.
@@ -52,8 +52,6 @@ type Config struct {
 	// OnProved is told of a peer that has proved who it is, in either direction, and
 	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
-	// Now is the clock that certificates are checked by; nil means time.Now.
-	Now func() time.Time
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -63,8 +61,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Host == nil || c.Verifier == nil {
-		return c, errors.New("exchange: Config needs a Host and a Verifier")
+	if c.Host == nil || c.Ledger == nil {
+		return c, errors.New("exchange: Config needs a Host and a Ledger")
 	}
 	c.turns = cmp.Or(c.turns, 4*runtime.GOMAXPROCS(0))
 	if c.OnViolation == nil {
@@ -76,12 +74,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OnLost == nil {
 		c.OnLost = func(peer.ID) {}
 	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
 }
 
@@ -91,39 +84,40 @@ type Exchange struct {
 	protocol protocol.ID
 	codec    *codec
 	metrics  metrics
-	chain    atomic.Value     // our certificate, encoded: []byte
-	ledger   *identity.Ledger // who has proved what, asking or asked
-	note     rate.Sometimes   // for what strangers could fill a log with
+	chain    atomic.Value // our certificate, encoded: []byte
+	ledger   *identity.Ledger
+	note     rate.Sometimes // for what strangers could fill a log with
 
 	// As the asked: who asks, whose turn it is, and what strangers are sent.
 	askers    askers
 	turns     turns
 	strangers *rate.Limiter
 
-	// jobs are started by Run, on its context, until stopped is closed.
-	jobs    chan func(context.Context)
-	stopped chan struct{}
-	work    sync.WaitGroup // what Run waits for
+	// Work goes on ctx, which ends with Run; entering guards closing, after which no more
+	// begins, and nothing is locked under it.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	work     sync.WaitGroup // what Run waits for
+	entering sync.Mutex
+	closing  bool
 
 	// mu guards what follows; nothing is locked under it but a session's.
 	mu       sync.Mutex
-	closing  bool
 	sessions map[peer.ID]*session
 }
 
-// New builds an Exchange; nothing happens before Run.
+// New builds an Exchange; nobody is answered before Run.
 func New(cfg Config) (*Exchange, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	x := &Exchange{
-		cfg: cfg, protocol: protocol.ID(wire.ProtocolID(cfg.Verifier.Mesh())), metrics: newMetrics(),
+		cfg: cfg, ledger: cfg.Ledger, protocol: protocol.ID(wire.ProtocolID(cfg.Ledger.Mesh())), metrics: newMetrics(),
 		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.turns},
-		jobs: make(chan func(context.Context)), stopped: make(chan struct{}),
 		sessions: map[peer.ID]*session{},
 	}
-	x.ledger = identity.New(cfg.Verifier, x.connected, cfg.Now)
+	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
@@ -156,21 +150,19 @@ const (
 	sweepInterval = time.Second
 )
 
-// Run serves until ctx ends, then closes all streams and returns nil. Requests
-// that begin before Run wait for it. It is called once.
+// Run serves until ctx ends, then closes all streams, also those that were opened before
+// it to ask others, and returns nil. It is called once.
 func (x *Exchange) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
 	defer x.work.Wait()
 	defer x.close()
-	defer close(x.stopped)
-	defer cancel()
+	defer x.cancel()
 	x.cfg.Host.SetStreamHandler(x.protocol, func(s network.Stream) {
 		if !x.enter() {
 			_ = s.Reset()
 			return
 		}
 		defer x.work.Done()
-		x.accept(ctx, s)
+		x.accept(x.ctx, s)
 	})
 	defer x.cfg.Host.RemoveStreamHandler(x.protocol)
 	tick := time.NewTicker(watchInterval)
@@ -183,8 +175,6 @@ func (x *Exchange) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case job := <-x.jobs:
-			x.work.Go(func() { job(ctx) })
 		case now := <-tick.C:
 			for _, o := range x.streams() {
 				o.watch(now)
@@ -199,8 +189,8 @@ func (x *Exchange) Run(ctx context.Context) error {
 
 // enter counts work that Run must wait for, unless it no longer does.
 func (x *Exchange) enter() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
+	x.entering.Lock()
+	defer x.entering.Unlock()
 	if !x.closing {
 		x.work.Add(1)
 	}
@@ -209,24 +199,24 @@ func (x *Exchange) enter() bool {
 
 // close ends all sessions.
 func (x *Exchange) close() {
-	x.mu.Lock()
+	x.entering.Lock()
 	x.closing = true
-	x.mu.Unlock()
+	x.entering.Unlock()
 	for _, o := range x.streams() {
 		o.fail(content.ErrClosed)
 	}
 }
 
-// do has Run start a job.
-func (x *Exchange) do(ctx context.Context, job func(context.Context)) error {
-	select {
-	case x.jobs <- job:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-x.stopped:
+// start runs a job that Run waits for; content.ErrClosed when it no longer would.
+func (x *Exchange) start(job func(context.Context)) error {
+	if !x.enter() {
 		return content.ErrClosed
 	}
+	go func() {
+		defer x.work.Done()
+		job(x.ctx)
+	}()
+	return nil
 }
 
 // streams returns those of this moment on which we ask.
@@ -257,12 +247,8 @@ func (x *Exchange) session(id peer.ID) *session {
 // Collectors returns the metrics.
 func (x *Exchange) Collectors() []prometheus.Collector { return []prometheus.Collector{x.metrics.all} }
 
-// Identity returns who a peer is, as the certificate that it has shown says, asking or
-// asked; false for one that has not proved itself. It does not wait, see Meet.
-func (x *Exchange) Identity(id peer.ID) (trust.Identity, bool) { return x.ledger.Of(id) }
-
-// Meet is Identity that waits: if the peer has not proved itself yet, the control
-// stream is opened, and its hello waited for. A peer without a good certificate is
+// Meet returns who a peer is, as the certificate that it has shown says: if it has not
+// proved itself yet, the control stream is opened, and its hello waited for. A peer without a good certificate is
 // content.ErrForbidden, one that can't be reached or is silent content.ErrUnavailable.
 func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error) {
 	if who, ok := x.ledger.Of(id); ok {
@@ -270,7 +256,7 @@ func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error)
 	}
 	o, err := x.session(id).lane(ctx, wire.LaneControl)
 	if err == nil {
-		err = o.met(ctx)
+		err = o.proved(ctx)
 	}
 	who, ok := x.ledger.Of(id)
 	switch {
@@ -282,8 +268,8 @@ func (x *Exchange) Meet(ctx context.Context, id peer.ID) (trust.Identity, error)
 	return who, nil
 }
 
-// met waits until the asked has proved who it is.
-func (o *outbound) met(ctx context.Context) error {
+// proved waits until the asked has proved who it is.
+func (o *outbound) proved(ctx context.Context) error {
 	if _, ok := o.session.x.ledger.Of(o.session.peer); ok {
 		return nil
 	}
@@ -313,7 +299,7 @@ func (x *Exchange) present(id peer.ID, chain []byte) error {
 // and whoever told the verifier of a revocation at once. The streams of peers whose
 // certificate is good no more are ended, in both directions, and Config.OnLost is told.
 func (x *Exchange) Recheck() {
-	for _, id := range x.ledger.Recheck() {
+	for _, id := range x.ledger.Recheck(x.connected) {
 		x.cfg.Log.Warn("a peer's certificate is not good any more; its streams are ended", "peer", id)
 		if a := x.askers.find(id); a != nil {
 			a.drop()
@@ -337,7 +323,7 @@ func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Mes
 	for {
 		o, err := s.lane(ctx, l)
 		if err == nil {
-			err = o.met(ctx)
+			err = o.proved(ctx)
 		}
 		if errors.Is(err, content.ErrForbidden) { // nobody has forbidden us anything
 			err = fmt.Errorf("%w: the peer has not proved who it is: %v", content.ErrUnavailable, err)
@@ -353,9 +339,9 @@ func (s *session) begin(ctx context.Context, l wire.Lane, p *pending, m wire.Mes
 }
 
 type metrics struct {
-	all                      *prometheus.Registry
-	sent, received, requests *prometheus.CounterVec
-	violations               prometheus.Counter
+	all            *prometheus.Registry
+	sent, received *prometheus.CounterVec
+	violations     prometheus.Counter
 }
 
 func newMetrics() metrics {
@@ -368,7 +354,6 @@ func newMetrics() metrics {
 		all:        all,
 		sent:       to.NewCounterVec(opts("sent_bytes_total", "Bytes of data frames sent to peers, by priority."), []string{"priority"}),
 		received:   to.NewCounterVec(opts("received_bytes_total", "Bytes of data frames received from peers, by priority."), []string{"priority"}),
-		requests:   to.NewCounterVec(opts("requests_total", "Requests to peers, by how they ended."), []string{"outcome"}),
 		violations: to.NewCounter(opts("violations_total", "Streams closed because the peer broke the protocol.")),
 	}
 }

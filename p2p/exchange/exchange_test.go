@@ -22,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -77,7 +78,7 @@ func (m mesh) start(t testing.TB, role trust.Role, change func(*Config)) *member
 	t.Helper()
 	key := trust.NewPrivateKey()
 	h := newHost(t, key)
-	cfg := Config{Host: h, Verifier: trust.NewVerifier(m.key.Public())}
+	cfg := Config{Host: h, Ledger: identity.New(trust.NewVerifier(m.key.Public()), time.Now)}
 	if role != "" {
 		farm := "north"
 		chain, err := trust.Signer{Key: m.key}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
@@ -415,14 +416,14 @@ func TestInboxIsBounded(t *testing.T) {
 	b := &inbox{chunks: 1 << 32, ready: make(chan struct{}, 1)}
 	part := wire.Bitmap{Part: make([]byte, 64<<10)}
 	for range 1000 {
-		if err := b.take(part); err != nil {
+		if err := b.add(part); err != nil {
 			t.Fatal(err)
 		}
 		if len(b.parts) > bitmapMax {
 			t.Fatalf("%d bytes of parts are kept", len(b.parts))
 		}
 	}
-	if _, err := b.empty(); !errors.Is(err, content.ErrNoSpace) {
+	if _, err := b.drain(); !errors.Is(err, content.ErrNoSpace) {
 		t.Errorf("got %v, want ErrNoSpace", err)
 	}
 }

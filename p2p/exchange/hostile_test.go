@@ -143,7 +143,9 @@ func TestLostConnectionFailsRequestsAtOnce(t *testing.T) {
 	}
 }
 
-func TestStreamsAreOpenedAgainLaterAndLater(t *testing.T) {
+// TestFailuresAreReportedAndNotRemembered: whom to pass over for a while is the planner's
+// to say, so a peer that has failed is asked again by whoever asks again.
+func TestFailuresAreReportedAndNotRemembered(t *testing.T) {
 	m := newMesh()
 	client := m.start(t, trust.RoleNode, nil)
 	deaf := newHost(t, trust.NewPrivateKey()) // does not speak the protocol
@@ -151,11 +153,10 @@ func TestStreamsAreOpenedAgainLaterAndLater(t *testing.T) {
 	ask := func() error {
 		return client.Want(within(t), deaf.ID(), Request{Root: m.root, Indexes: []uint64{0}}, func(Reply) {})
 	}
-	if err := ask(); !errors.Is(err, ErrDisconnected) {
-		t.Fatalf("got %v, want ErrDisconnected", err)
-	}
-	if err := ask(); !errors.Is(err, ErrDisconnected) || !strings.Contains(err.Error(), "next attempt in") {
-		t.Fatalf("asked again at once: %v, want to be put off", err)
+	for range 5 {
+		if err := ask(); !errors.Is(err, ErrDisconnected) {
+			t.Fatalf("got %v, want ErrDisconnected", err)
+		}
 	}
 	deaf.SetStreamHandler(protocolID(m), func(s network.Stream) {
 		f := newFramed(s, time.Second, new(atomic.Int64))
@@ -169,12 +170,8 @@ func TestStreamsAreOpenedAgainLaterAndLater(t *testing.T) {
 		f.header() // until the other end closes
 		s.Reset()
 	})
-	for ctx := within(t); ; {
-		if err := ask(); err == nil {
-			break
-		} else if ctx.Err() != nil {
-			t.Fatalf("never opened again: %v", err)
-		}
+	if err := ask(); err != nil {
+		t.Errorf("asked again at once: %v", err)
 	}
 }
 

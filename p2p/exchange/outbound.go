@@ -44,7 +44,6 @@ type outbound struct {
 	mu     sync.Mutex
 	live   map[uint32]*pending
 	lastID uint32
-	heard  bool
 	quiet  time.Time // when it was first seen without a request
 	err    error     // why the stream is of no use any more
 }
@@ -115,14 +114,14 @@ func (o *outbound) await(ctx context.Context, id uint32, p *pending) error {
 		p.mute() // a request that stalled may yet be answered
 		return err
 	case <-ctx.Done():
-		o.abandon(ctx, id, p)
+		o.abandon(id, p)
 		return context.Cause(ctx)
 	}
 }
 
 // abandon cancels a request whose asker does not wait any more. It stays
 // registered until the peer has ended it, since replies may be on their way.
-func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
+func (o *outbound) abandon(id uint32, p *pending) {
 	p.mute()
 	o.mu.Lock()
 	live := o.live[id] == p && p.canceled.IsZero()
@@ -131,8 +130,7 @@ func (o *outbound) abandon(ctx context.Context, id uint32, p *pending) {
 	}
 	o.mu.Unlock()
 	if live {
-		// The asker has gone, so its context must not keep the peer from hearing.
-		_ = o.session.x.do(context.WithoutCancel(ctx), func(context.Context) {
+		_ = o.session.x.start(func(context.Context) {
 			if err := o.send(id, wire.Cancel{}); err != nil {
 				o.fail(err)
 			}
@@ -170,11 +168,11 @@ func (o *outbound) fail(err error) {
 		return
 	}
 	o.err = err
-	live, heard := o.live, o.heard
+	live := o.live
 	o.live = nil
 	o.mu.Unlock()
 	_ = o.stream.Reset()
-	o.session.lost(o, heard, err)
+	o.session.lost(o)
 	for _, p := range live {
 		o.settle(p, err)
 	}
@@ -191,7 +189,7 @@ func (o *outbound) retire() {
 	o.mu.Unlock()
 	if idle {
 		_ = o.stream.Reset()
-		o.session.lost(o, true, errQuiet)
+		o.session.lost(o)
 	}
 }
 
@@ -259,14 +257,8 @@ func (o *outbound) greet() error {
 	if err == nil {
 		err = o.session.x.present(o.session.peer, hello.Chain)
 	}
-	if o.refused = err; err != nil {
-		return err
-	}
-	o.mu.Lock()
-	o.heard = true
-	o.mu.Unlock()
-	o.session.heard()
-	return nil
+	o.refused = err
+	return err
 }
 
 // next reads one frame.
@@ -319,7 +311,7 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 			return misplaced
 		}
 		p.sign.Store(farFuture) // from here on it may have nothing to say
-		return p.bitmap.take(m)
+		return p.bitmap.add(m)
 	case wire.Answer:
 		if p.wants {
 			return misplaced

@@ -49,7 +49,7 @@ func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
 	if r.ticket.stranger {
-		return r.hold(ctx)
+		return r.takeTurn(ctx)
 	}
 	if taken {
 		r.holds = true
@@ -89,8 +89,8 @@ func waitFor[T any](ctx context.Context, r *responder, ready <-chan T) error {
 	}
 }
 
-// hold makes sure of a turn. The caller holds turn.
-func (r *responder) hold(ctx context.Context) error {
+// takeTurn makes sure of a turn. The caller holds turn.
+func (r *responder) takeTurn(ctx context.Context) error {
 	if r.holds {
 		return nil
 	}
@@ -132,7 +132,7 @@ func (r *responder) yield() {
 func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
-	if err := r.hold(ctx); err != nil {
+	if err := r.takeTurn(ctx); err != nil {
 		return fmt.Errorf("answer %d: %w", index, err)
 	}
 	r.mu.Lock()
@@ -147,7 +147,7 @@ func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) e
 	if left == 0 {
 		return nil
 	}
-	return r.hold(ctx)
+	return r.takeTurn(ctx)
 }
 
 // strike marks indexes as answered, and returns how many are left. The caller holds mu.

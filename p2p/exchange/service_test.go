@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -218,7 +219,7 @@ func TestRevocationReachesOpenStreams(t *testing.T) {
 	verifier := trust.NewVerifier(m.key.Public())
 	server := m.start(t, trust.RoleNode, func(cfg *Config) {
 		l.serve(cfg)
-		cfg.Verifier = verifier
+		cfg.Ledger = identity.New(verifier, time.Now)
 	})
 	client := m.start(t, trust.RoleNode, nil)
 	connect(t, client.host, server.host)
@@ -230,7 +231,7 @@ func TestRevocationReachesOpenStreams(t *testing.T) {
 	}
 	verifier.Revoke(map[trust.PublicKey]time.Time{keyOf(t, client.id): time.Now()})
 	server.Recheck()
-	if _, ok := server.Identity(client.id); ok || server.lost.Load() != 1 {
+	if _, ok := server.ledger.Of(client.id); ok || server.lost.Load() != 1 {
 		t.Errorf("the revoked is proved: %v; reported %d times", ok, server.lost.Load())
 	}
 	for err := ask(); err != nil; err = ask() { // its streams have ended, and it opens others

@@ -2,14 +2,11 @@ package exchange
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -20,9 +17,6 @@ const (
 	// openTimeout is how long a connection and a stream may take to open, hole
 	// punching included. Nobody waits for it longer than StallTimeout.
 	openTimeout = 10 * time.Second
-	// retryFirst and retryMax bound how long a peer whose streams fail is passed over.
-	retryFirst = 100 * time.Millisecond
-	retryMax   = 15 * time.Second
 	// sessionsMax is how many peers we remember; over it, those with nothing open go.
 	sessionsMax = 1024
 )
@@ -38,114 +32,81 @@ type session struct {
 
 	// mu guards what follows. Lock order: session, then outbound.
 	mu      sync.Mutex
-	lanes   [wire.Lanes]*outbound
-	opening [wire.Lanes]*opening
-	retry   *backoff.ExponentialBackOff
-	retryAt time.Time
-	failure error
+	lanes   [wire.Lanes]*lane
 	retired bool // nobody would watch or close its streams any more
 }
 
-// opening is a stream on its way; the rest is set when done is closed. It is
-// dropped when who began it left before anybody dialed.
-type opening struct {
-	done    chan struct{}
-	out     *outbound
-	err     error
-	dropped bool
+// lane is the way to a peer for requests of a kind. When ready is closed, out is a stream,
+// until that ends, or err says why there is none; the session's mu guards both.
+type lane struct {
+	ready chan struct{}
+	out   *outbound
+	err   error
 }
 
 func newSession(x *Exchange, id peer.ID) *session {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = retryFirst, retryMax
 	budget := wantsMax
 	if len(x.shown()) == 0 {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
-	return &session{x: x, peer: id, places: turns{max: budget / 2}, retry: retry}
+	return &session{x: x, peer: id, places: turns{max: budget / 2}}
 }
 
 var errOpening = fmt.Errorf("open stream: %w", ErrStalled)
 
 // lane returns the stream of a lane, opening it if need be, even when nobody waits.
 func (s *session) lane(ctx context.Context, l wire.Lane) (*outbound, error) {
+	way, err := s.way(l)
+	if err != nil {
+		return nil, err
+	}
 	patience, cancel := context.WithTimeoutCause(ctx, StallTimeout, errOpening)
 	defer cancel()
-	for {
-		select {
-		case <-s.x.stopped:
-			return nil, content.ErrClosed
-		default:
-		}
-		o, p, begin, err := s.find(l)
-		if o != nil || err != nil {
-			return o, err
-		}
-		if begin {
-			s.open(ctx, l, p)
-		}
-		select {
-		case <-p.done:
-			if !p.dropped {
-				return p.out, p.err
-			}
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-		case <-patience.Done():
-			return nil, context.Cause(patience)
-		}
+	select {
+	case <-way.ready:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return way.out, way.err
+	case <-patience.Done():
+		return nil, context.Cause(patience)
 	}
 }
 
-// find returns the stream of a lane, or else the opening to wait for, or to begin.
-func (s *session) find(l wire.Lane) (o *outbound, p *opening, begin bool, err error) {
+// way returns that of a lane, begun if there is none.
+func (s *session) way(l wire.Lane) (*lane, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch wait := time.Until(s.retryAt); {
+	switch {
 	case s.lanes[l] != nil:
-		return s.lanes[l], nil, false, nil
-	case s.opening[l] != nil:
-		return nil, s.opening[l], false, nil
-	case wait > 0:
-		return nil, nil, false, fmt.Errorf("%w: next attempt in %v, the last one failed: %w", ErrDisconnected, wait.Round(time.Millisecond), s.failure)
+		return s.lanes[l], nil
 	case s.retired:
-		return nil, nil, false, fmt.Errorf("%w: the peer was just forgotten; ask again", ErrDisconnected)
+		return nil, fmt.Errorf("%w: the peer was just forgotten; ask again", ErrDisconnected)
 	}
-	s.opening[l] = &opening{done: make(chan struct{})}
-	return nil, s.opening[l], true, nil
+	way := &lane{ready: make(chan struct{})}
+	if err := s.x.start(func(ctx context.Context) { s.open(ctx, l, way) }); err != nil {
+		return nil, err
+	}
+	s.lanes[l] = way
+	return way, nil
 }
 
-// open begins to open a stream.
-func (s *session) open(ctx context.Context, l wire.Lane, p *opening) {
-	err := s.x.do(ctx, func(ctx context.Context) {
-		p.out, p.err = s.dial(ctx, l)
-		s.opened(l, p)
-		if p.out == nil {
-			return
-		}
-		if ctx.Err() != nil { // closing, which may have looked before it was there
-			p.out.fail(content.ErrClosed)
-		}
-		p.out.read()
-	})
-	if err != nil {
-		p.dropped = true
-		s.opened(l, p)
-	}
-}
-
-// opened settles an opening.
-func (s *session) opened(l wire.Lane, p *opening) {
+// open opens a stream, and reads it until it ends.
+func (s *session) open(ctx context.Context, l wire.Lane, way *lane) {
+	out, err := s.dial(ctx, l)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.opening[l] = nil
-	s.lanes[l] = p.out
-	if errors.Is(p.err, ErrDisconnected) {
-		s.failed(p.err)
+	if way.out, way.err = out, err; err != nil {
+		s.lanes[l] = nil
 	}
-	close(p.done)
+	s.mu.Unlock()
+	close(way.ready)
+	if err != nil {
+		return
+	}
+	if ctx.Err() != nil { // closing, which may have looked before it was there
+		out.fail(content.ErrClosed)
+	}
+	out.read()
 }
 
 func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
@@ -162,42 +123,31 @@ func (s *session) dial(ctx context.Context, l wire.Lane) (*outbound, error) {
 	return o, nil
 }
 
-// failed puts the next attempt off. The caller holds mu.
-func (s *session) failed(err error) {
-	s.failure = err
-	s.retryAt = time.Now().Add(s.retry.NextBackOff())
-}
-
-// heard notes that the peer answers: the next failure is the first one again.
-func (s *session) heard() {
+// lost forgets a stream that ended.
+func (s *session) lost(o *outbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.retry.Reset()
-}
-
-// lost forgets a stream that ended; one that never brought a frame is a failed attempt.
-func (s *session) lost(o *outbound, heard bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lanes[o.lane] == o {
+	if way := s.lanes[o.lane]; way != nil && way.out == o {
 		s.lanes[o.lane] = nil
-	}
-	if !heard {
-		s.failed(err)
 	}
 }
 
 // streams returns the open streams.
-func (s *session) streams() []*outbound {
+func (s *session) streams() (open []*outbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(s.lanes[:]), func(o *outbound) bool { return o == nil })
+	for _, way := range s.lanes {
+		if way != nil && way.out != nil {
+			open = append(open, way.out)
+		}
+	}
+	return open
 }
 
 // retire reports whether nothing is open here, nor ever will be: it may be forgotten.
 func (s *session) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.retired = s.lanes == [wire.Lanes]*outbound{} && s.opening == [wire.Lanes]*opening{}
+	s.retired = s.lanes == [wire.Lanes]*lane{}
 	return s.retired
 }

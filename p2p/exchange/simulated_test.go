@@ -17,6 +17,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -52,7 +53,7 @@ func (m mesh) on(t *testing.T, h host.Host, change func(*Config)) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Host: h, Verifier: trust.NewVerifier(m.key.Public()), Chain: chain}
+	cfg := Config{Host: h, Ledger: identity.New(trust.NewVerifier(m.key.Public()), time.Now), Chain: chain}
 	if change != nil {
 		change(&cfg)
 	}

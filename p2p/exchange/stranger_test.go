@@ -14,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -34,10 +35,10 @@ func TestWhoIsAskedProvesWhoItIs(t *testing.T) {
 			t.Errorf("a seed is met as %v, %v", who, err)
 		}
 	}
-	if who, ok := client.Identity(member.id); !ok || who.Key != keyOf(t, member.id) {
+	if who, ok := client.ledger.Of(member.id); !ok || who.Key != keyOf(t, member.id) {
 		t.Errorf("a peer that was met is %v, %v", who, ok)
 	}
-	if who, ok := member.Identity(client.id); !ok || who.Farm != "north" {
+	if who, ok := member.ledger.Of(client.id); !ok || who.Farm != "north" {
 		t.Errorf("a peer that asked is %v, %v", who, ok)
 	}
 	if client.proved.Load() != 1 || member.proved.Load() != 1 {
@@ -67,7 +68,7 @@ func TestWhoIsAskedProvesWhoItIs(t *testing.T) {
 				t.Errorf("%s: a bitmap came", name)
 			}
 		}
-		if _, ok := client.Identity(stranger.id); ok {
+		if _, ok := client.ledger.Of(stranger.id); ok {
 			t.Errorf("%s: it has proved itself", name)
 		}
 	}
@@ -114,7 +115,7 @@ func TestRevocationCutsWhatIsOpen(t *testing.T) {
 		left <- struct{}{}
 	}
 	verifier := trust.NewVerifier(m.key.Public())
-	honest := m.start(t, trust.RoleNode, func(cfg *Config) { l.serve(cfg); cfg.Verifier = verifier })
+	honest := m.start(t, trust.RoleNode, func(cfg *Config) { l.serve(cfg); cfg.Ledger = identity.New(verifier, time.Now) })
 	bad := m.start(t, trust.RoleNode, l.serve)
 	connect(t, honest.host, bad.host)
 	failed := make(chan error, 2)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -38,8 +39,8 @@ func (p *puppet) LocalState(bool) []byte {
 // number.
 func puppetOf(signer trust.Signer, name string, number int) *puppet {
 	id := idNamed(name)
-	w := word{address: fmt.Sprintf("10.0.0.%d:7946", number), number: uint64(time.Now().UnixMilli()), addrs: []string{"/ip4/6.6.6.6/tcp/1"}}
-	w, err := w.sign("a", id, signer)
+	w := word{address: fmt.Sprintf("10.0.0.%d:7946", number), number: uint64(time.Now().UnixMilli()), addrs: []ma.Multiaddr{ma.StringCast("/ip4/6.6.6.6/tcp/1")}}
+	w, err := w.sign("a", signer)
 	if err != nil {
 		panic(err)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -73,8 +74,8 @@ type Config struct {
 	// Key encrypts the gossip; 32 bytes that the members share, not all zero. Who has
 	// it alone hears who is here, and is not listed. Rotate changes it.
 	Key [32]byte
-	// Addrs are the multiaddrs of this member's swarm, the best first: about nine fit.
-	Addrs []string
+	// Addrs are those of this member's swarm, the best first: some thirty fit.
+	Addrs []ma.Multiaddr
 	// Name says what people call a member, for the log; nil has no names.
 	Name func(peer.ID) string
 	// Transport replaces the network, in simulations; nil uses Bind.
@@ -114,8 +115,8 @@ type Member struct {
 	ID peer.ID
 	// Identity is what its certificate says.
 	Identity trust.Identity
-	// Addrs are its swarm's multiaddrs.
-	Addrs []string
+	// Addrs are its swarm's.
+	Addrs []ma.Multiaddr
 	// Address is its gossip HOST:PORT.
 	Address string
 }
@@ -132,15 +133,15 @@ type Farm struct {
 	here    atomic.Pointer[here]
 	outdone chan uint64   // the number of a word of this member's that is above its own
 	rotated chan struct{} // a key came
+	changed chan struct{} // who is listed
 
-	mu       sync.Mutex // guards what follows
-	self     Member     // its ID and Identity never change
-	word     word       // this member's own
-	roster   roster     // of the others
-	keys     []agedKey
-	lost     map[string]Absence // by gossip address
-	joining  error              // why no neighbour was joined at the last attempt
-	watchers map[chan struct{}]bool
+	mu      sync.Mutex // guards what follows
+	self    Member     // its ID and Identity never change
+	word    word       // this member's own
+	roster  roster     // of the others
+	keys    []agedKey
+	lost    map[string]Absence // by gossip address
+	joining error              // why no neighbour was joined at the last attempt
 }
 
 // here is who is listed; never changed in place.
@@ -158,14 +159,11 @@ func New(cfg Config) (*Farm, error) {
 	who := cfg.Signer.Identity()
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
-		self: Member{Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]Absence{}, watchers: map[chan struct{}]bool{},
+		self: Member{ID: identity.PeerID(who.Key), Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
+		lost: map[string]Absence{}, changed: make(chan struct{}, 1),
 	}
 	f.metrics = newMetrics(f)
-	if f.self.ID, err = identity.PeerID(who.Key); err == nil {
-		_, err = (word{addrs: cfg.Addrs}).sign(f.name, f.self.ID, cfg.Signer)
-	}
-	if err == nil {
+	if f.word, err = (word{addrs: cfg.Addrs}).sign(f.name, cfg.Signer); err == nil {
 		f.ring, err = memberlist.NewKeyring(nil, cfg.Key[:])
 	}
 	if err != nil {
@@ -180,7 +178,7 @@ func New(cfg Config) (*Farm, error) {
 func (f *Farm) Start() error {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Label, c.Keyring = f.self.ID.String(), label(f.name), f.ring
-	c.Delegate, c.Events, c.Alive = delegate{f}, events{f}, gate{f}
+	c.Delegate, c.Events, c.Alive = face{f}, face{f}, face{f}
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
 	c.RetransmitMult = retransmitMult
@@ -286,21 +284,9 @@ func (f *Farm) Members() []Member { return f.here.Load().members }
 // Live returns the IDs of the Members. The slice must not be changed.
 func (f *Farm) Live() []peer.ID { return f.here.Load().ids }
 
-// Watch returns a channel that has an element at first, and then whenever the members
-// have changed since it was received from. It is never closed, and silent after ctx.
-func (f *Farm) Watch(ctx context.Context) <-chan struct{} {
-	ch := make(chan struct{}, 1)
-	ch <- struct{}{}
-	f.mu.Lock()
-	f.watchers[ch] = true
-	f.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.watchers, ch)
-	})
-	return ch
-}
+// Changed has an element at first, and then whenever the members have changed since it
+// was received from. It is for one to follow, and never closed.
+func (f *Farm) Changed() <-chan struct{} { return f.changed }
 
 // Recheck verifies all certificates again, as when the verifier has learnt of a
 // revocation: whose does not hold is not listed any more when it returns.
@@ -351,11 +337,9 @@ func (f *Farm) publish() {
 	if last != nil {
 		f.tell(last, next)
 	}
-	for ch := range f.watchers {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
+	select {
+	case f.changed <- struct{}{}:
+	default:
 	}
 }
 

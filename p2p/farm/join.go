@@ -85,10 +85,8 @@ func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 func (f *Farm) join(address string) error {
 	_, err := f.list.Join([]string{address})
 	if err == nil {
-		f.metrics.attempts.WithLabelValues("ok").Inc()
 		return nil
 	}
-	f.metrics.attempts.WithLabelValues("failed").Inc()
 	err = cmp.Or(errors.Unwrap(err), err) // out of a list of one
 	text := err.Error()
 	for _, silent := range []string{"dial ", "timeout", "resolve"} {

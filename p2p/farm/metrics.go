@@ -14,9 +14,8 @@ import (
 )
 
 type metrics struct {
-	all                               *prometheus.Registry
-	joined, lost, complaints, refused prometheus.Counter
-	attempts                          *prometheus.CounterVec
+	all                       *prometheus.Registry
+	lost, complaints, refused prometheus.Counter
 }
 
 func newMetrics(f *Farm) metrics {
@@ -31,11 +30,9 @@ func newMetrics(f *Farm) metrics {
 	to.NewGaugeFunc(prometheus.GaugeOpts(opts("live_members", "Live members, this one included.")), func() float64 { return float64(len(f.Live())) })
 	return metrics{
 		all:        all,
-		joined:     counter("joined_members_total", "Members that came, this one included."),
 		lost:       counter("lost_members_total", "Members that left or died."),
 		complaints: counter("complaints_total", "Warnings and errors of the gossip."),
 		refused:    counter("refused_proofs_total", "Words and certificates in gossip that did not hold."),
-		attempts:   to.NewCounterVec(prometheus.CounterOpts(opts("join_attempts_total", "Attempts to join a neighbour, by how they ended.")), []string{"outcome"}),
 	}
 }
 

@@ -41,7 +41,7 @@ func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
 	if err != nil {
 		return trust.Identity{}, err
 	}
-	if owner, err := identity.PeerID(who.Key); err != nil || owner != id {
+	if identity.PeerID(who.Key) != id {
 		return trust.Identity{}, fmt.Errorf("certificate of %s: %w: it is not of member %s", who.Key, content.ErrForbidden, id)
 	}
 	if !who.Role.IsMember() || who.Farm != f.name {
@@ -50,9 +50,9 @@ func (f *Farm) verify(id peer.ID, chain trust.Chain) (trust.Identity, error) {
 	return who, nil
 }
 
-// take believes of a proof what holds. It reports whether it brought a certificate
+// believe takes of a proof what holds. It reports whether it brought a certificate
 // that was not known, and whether the members have changed.
-func (f *Farm) take(p proof) (news, changed bool, err error) {
+func (f *Farm) believe(p proof) (news, changed bool, err error) {
 	id, err := parseName(p.Node)
 	if err != nil {
 		return false, false, err
@@ -116,7 +116,7 @@ func (f *Farm) hear(id peer.ID, address, raw string) (changed bool, err error) {
 // say signs this member's word anew, of that number at least, and has gossip spread it.
 func (f *Farm) say(number uint64) error {
 	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), addrs: f.cfg.Addrs}
-	w, err := w.sign(f.name, f.self.ID, f.cfg.Signer)
+	w, err := w.sign(f.name, f.cfg.Signer)
 	if err != nil {
 		return fmt.Errorf("farm %s: %w", f.name, err)
 	}
@@ -156,12 +156,12 @@ func (f *Farm) refuse(err error) {
 	f.cfg.Log.Debug("gossip: a proof does not hold", "err", err)
 }
 
-// takeAll believes of proofs what holds, and passes certificates on that are news.
-func (f *Farm) takeAll(proofs []proof) {
+// believeAll takes of proofs what holds, and passes certificates on that are news.
+func (f *Farm) believeAll(proofs []proof) {
 	var news []proof
 	changed := false
 	for _, p := range proofs[:min(len(proofs), knownMax)] {
-		fresh, listed, err := f.take(p)
+		fresh, listed, err := f.believe(p)
 		if err != nil {
 			f.refuse(err)
 		}
@@ -175,7 +175,7 @@ func (f *Farm) takeAll(proofs []proof) {
 		return
 	}
 	for _, p := range news {
-		if b, err := f.codec.Marshal(proof{Node: p.Node, Chain: p.Chain}); err == nil && len(b) <= packetMax {
+		if b, err := f.codec.Marshal([]proof{{Node: p.Node, Chain: p.Chain}}); err == nil && len(b) <= packetMax {
 			f.news.QueueBroadcast(passedOn{p.Node, b})
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -49,7 +50,7 @@ func (s *simulated) add(node string, number int) *Farm {
 // run starts a member of that configuration.
 func (s *simulated) run(cfg Config, number int) *Farm {
 	p := s.lan.plug(number)
-	cfg.Join, cfg.Addrs, cfg.Transport = []string{"10.0.0.1:7946"}, []string{fmt.Sprintf("/ip4/10.0.0.%d/tcp/4001", number)}, p
+	cfg.Join, cfg.Addrs, cfg.Transport = []string{"10.0.0.1:7946"}, []ma.Multiaddr{ma.StringCast(fmt.Sprintf("/ip4/10.0.0.%d/tcp/4001", number))}, p
 	f, err := New(cfg)
 	if err != nil {
 		s.t.Fatal(err)
@@ -199,7 +200,7 @@ func TestMemberComesBackElsewhere(t *testing.T) {
 		s.settle(time.Minute, func() bool { return s.allSee(4) })
 		s.add("n04", 77)
 		s.settle(time.Minute, func() bool { return s.allSee(5) })
-		if m := s.farms[0].of("n04"); m.Address != "10.0.0.77:7946" || len(m.Addrs) != 1 || !strings.HasPrefix(m.Addrs[0], "/ip4/10.0.0.77/") {
+		if m := s.farms[0].of("n04"); m.Address != "10.0.0.77:7946" || len(m.Addrs) != 1 || !strings.HasPrefix(m.Addrs[0].String(), "/ip4/10.0.0.77/") {
 			t.Errorf("it is listed as %+v", m)
 		}
 	})

@@ -3,10 +3,10 @@ package farm
 import (
 	"encoding/binary"
 	"fmt"
-	"strings"
 
 	"github.com/hashicorp/memberlist"
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -21,24 +21,22 @@ import (
 //
 //	offset  size  what
 //	0       2     magic "gf"
-//	2       1     version, 3
+//	2       1     version, 4
 //	3       8     number: milliseconds since 1970 at the member's start, or more
 //	11      64    signature over farm, 0, gossip HOST:PORT, 0, all of this but the signature
-//	75      …     addresses to the end: one byte of length, then as many of text
-//
-// Addresses are without their end, the peer ID.
+//	75      …     addresses to the end: one byte of length, then as many of a multiaddr
 type word struct {
 	// address is the gossip HOST:PORT that the word was said for.
 	address string
 	// number rises with each start of the member; the highest is its word.
 	number uint64
-	addrs  []string
+	addrs  []ma.Multiaddr
 	raw    string // as it travels
 }
 
 const (
 	wordMagic   = "gf"
-	wordVersion = 3
+	wordVersion = 4
 	wordHeader  = wordSigned + 64
 	// wordSigned is where the signature begins.
 	wordSigned = 11
@@ -56,22 +54,19 @@ func signedPart(farm, address string, raw []byte) []byte {
 
 // sign gives the word its raw form. It drops the last addresses when all of them are
 // too many; one that leaves no room for itself is content.ErrInvalid.
-func (w word) sign(farm string, id peer.ID, signer trust.Signer) (word, error) {
+func (w word) sign(farm string, signer trust.Signer) (word, error) {
 	out := append([]byte(wordMagic), wordVersion)
 	out = binary.BigEndian.AppendUint64(out, w.number)
 	out = append(out, make([]byte, wordHeader-wordSigned)...)
 	for i, a := range w.addrs {
-		short := strings.TrimSuffix(a, "/p2p/"+id.String())
-		if short == "" || len(short) > wordAddrMax {
-			return word{}, fmt.Errorf("address %.80q: %w: gossip takes 1 to %d bytes", a, content.ErrInvalid, wordAddrMax)
-		}
-		if len(out)+1+len(short) > wordMax {
-			if i == 0 {
-				return word{}, fmt.Errorf("address %.80q: %w: gossip takes %d bytes of a member", a, content.ErrInvalid, wordMax)
+		b := a.Bytes()
+		if room := min(wordMax-len(out)-1, wordAddrMax); len(b) > room {
+			if i == 0 || len(b) > wordAddrMax {
+				return word{}, fmt.Errorf("address %.80q: %w: gossip takes %d bytes", a, content.ErrInvalid, room)
 			}
 			break
 		}
-		out = append(append(out, byte(len(short))), short...)
+		out = append(append(out, byte(len(b))), b...)
 	}
 	copy(out[wordSigned:], signer.Attest(trust.PurposeGossip, signedPart(farm, w.address, out)))
 	w.raw = string(out)
@@ -95,10 +90,11 @@ func readWord(farm string, id peer.ID, address string, raw []byte) (word, error)
 	w := word{address: address, number: binary.BigEndian.Uint64(raw[3:]), raw: string(raw)}
 	for rest := raw[wordHeader:]; len(rest) > 0; {
 		n := 1 + int(rest[0])
-		if n == 1 || n > len(rest) {
+		a, err := ma.NewMultiaddrBytes(rest[1:min(n, len(rest))])
+		if err != nil || n > len(rest) {
 			return word{}, fmt.Errorf("member %s: %w: its addresses", id, content.ErrCorrupt)
 		}
-		w.addrs, rest = append(w.addrs, string(rest[1:n])+"/p2p/"+id.String()), rest[n:]
+		w.addrs, rest = append(w.addrs, a), rest[n:]
 	}
 	return w, nil
 }

@@ -1,11 +1,16 @@
 // Package identity remembers which peers have proved who they are: each by a
 // certificate chain about the very key that its connections are made with. It does
 // not matter who opened the connection, or who asked whom on it.
+//
+// It also holds who is shut out, for whatever reason, and nobody else does. Whom to pass
+// over for a while, or to ask for what, is the planner's to say: what connects and what
+// carries requests reports failures, and remembers none.
 package identity
 
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -25,24 +30,27 @@ const (
 	// peersMax bounds the proofs, of some KiB each, to several times the connections
 	// that a member has. Only who has a certificate takes a place.
 	peersMax = 16 << 10
+	// bansMax bounds the bans; beyond it one or other is forgotten, which costs its
+	// member another lie to be banned again.
+	bansMax = 10_000
 )
 
 // ErrNone is for a peer that shows no certificate.
 var ErrNone = fmt.Errorf("%w: the peer shows no certificate", content.ErrForbidden)
 
-// Ledger says who has proved what. Safe for concurrent use.
+// Ledger says who has proved what, and who is shut out. Safe for concurrent use.
 type Ledger struct {
-	verifier  *trust.Verifier
-	connected func(peer.ID) bool
-	now       func() time.Time
-	codec     *content.Codec
+	verifier *trust.Verifier
+	now      func() time.Time
+	codec    *content.Codec
 
 	// checking is held while signatures are verified, so that chains that strangers
 	// make up cost one core at most, and that what was verified before a revocation
 	// is known to Recheck. It is taken before mu.
 	checking sync.Mutex
-	mu       sync.RWMutex // guards proofs
+	mu       sync.RWMutex // guards what follows
 	proofs   map[peer.ID]proof
+	bans     map[peer.ID]time.Time // until when
 }
 
 // proof is a chain that was verified.
@@ -53,11 +61,13 @@ type proof struct {
 	seen    time.Time // when it was shown last, or the peer last was connected
 }
 
-// New returns an empty ledger. connected says whether there is a connection with a
-// peer; now is the clock that certificates are checked by.
-func New(v *trust.Verifier, connected func(peer.ID) bool, now func() time.Time) *Ledger {
-	return &Ledger{verifier: v, connected: connected, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}}
+// New returns an empty ledger; now is the clock that certificates and bans go by.
+func New(v *trust.Verifier, now func() time.Time) *Ledger {
+	return &Ledger{verifier: v, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}, bans: map[peer.ID]time.Time{}}
 }
+
+// Mesh is the mesh whose members may prove that they are.
+func (l *Ledger) Mesh() trust.PublicKey { return l.verifier.Mesh() }
 
 // Of returns who a peer has proved to be, by its certificate; false for nobody.
 func (l *Ledger) Of(id peer.ID) (trust.Identity, bool) {
@@ -126,36 +136,75 @@ func (l *Ledger) evict() {
 	delete(l.proofs, oldest)
 }
 
-// Recheck verifies all chains again, forgets those of peers that are long gone, and
-// returns the peers whose certificate is revoked or has expired. A revocation that the
-// verifier was told of before counts for what is presented from here on.
-func (l *Ledger) Recheck() (lost []peer.ID) {
+// Recheck verifies all chains again, forgets those of peers that are long gone, as far
+// as connected says, and returns the peers whose certificate is revoked or has expired.
+// A revocation that the verifier was told of before counts for what is presented from
+// here on.
+func (l *Ledger) Recheck(connected func(peer.ID) bool) (lost []peer.ID) {
 	l.checking.Lock()
 	defer l.checking.Unlock()
 	now := l.now()
 	l.mu.RLock()
-	all := make(map[peer.ID]proof, len(l.proofs))
-	for id, p := range l.proofs {
-		all[id] = p
-	}
+	all := maps.Clone(l.proofs)
 	l.mu.RUnlock()
 	for id, p := range all {
 		_, err := l.verifier.Recognize(p.chain, now)
-		connected := l.connected(id)
+		here := connected(id)
 		if err != nil {
 			lost = append(lost, id)
 		}
 		l.mu.Lock()
 		switch {
-		case err != nil, !connected && now.Sub(p.seen) > keptFor:
+		case err != nil, !here && now.Sub(p.seen) > keptFor:
 			delete(l.proofs, id)
-		case connected:
+		case here:
 			p.seen = now
 			l.proofs[id] = p
 		}
 		l.mu.Unlock()
 	}
 	return lost
+}
+
+// Ban shuts a peer out for a while.
+func (l *Ledger) Ban(id peer.ID, d time.Duration) {
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.bans, func(_ peer.ID, until time.Time) bool { return !now.Before(until) })
+	for other := range l.bans {
+		if len(l.bans) < bansMax {
+			break
+		}
+		delete(l.bans, other)
+	}
+	l.bans[id] = now.Add(d)
+}
+
+// ShutOut reports whether no connection is to be had with a peer: it is banned, or its
+// key was revoked.
+func (l *Ledger) ShutOut(id peer.ID) bool {
+	if key, err := KeyOf(id); err == nil {
+		if _, revoked := l.verifier.Revoked(key); revoked {
+			return true
+		}
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.now().Before(l.bans[id])
+}
+
+// Bans is how many peers are banned now.
+func (l *Ledger) Bans() (n int) {
+	now := l.now()
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for _, until := range l.bans {
+		if now.Before(until) {
+			n++
+		}
+	}
+	return n
 }
 
 // subjectIs fails with ErrCorrupt unless the chain is about the peer's own key.
@@ -171,12 +220,16 @@ func subjectIs(chain trust.Chain, id peer.ID) error {
 }
 
 // PeerID returns the peer ID of a member's key.
-func PeerID(k trust.PublicKey) (peer.ID, error) {
+func PeerID(k trust.PublicKey) peer.ID {
 	pub, err := crypto.UnmarshalEd25519PublicKey(k[:])
-	if err != nil {
-		return "", fmt.Errorf("peer ID of %s: %w", k, err)
+	var id peer.ID
+	if err == nil {
+		id, err = peer.IDFromPublicKey(pub)
 	}
-	return peer.IDFromPublicKey(pub)
+	if err != nil { // any key of that length has one
+		panic(fmt.Sprintf("identity: peer ID of %s: %v", k, err))
+	}
+	return id
 }
 
 // KeyOf returns the key that a peer ID is made of; another kind is content.ErrInvalid.

@@ -49,7 +49,7 @@ func certify(t testing.TB, mesh trust.PrivateKey, m member, farm string) []byte 
 
 func TestOnlyAChainAboutThePeerItselfProvesIt(t *testing.T) {
 	mesh, m, other := trust.NewPrivateKey(), newMember(t), newMember(t)
-	l := New(trust.NewVerifier(mesh.Public()), func(peer.ID) bool { return true }, time.Now)
+	l := New(trust.NewVerifier(mesh.Public()), time.Now)
 	for name, c := range map[string]struct {
 		chain []byte
 		want  error
@@ -94,24 +94,25 @@ func TestRecheckFindsTheRevokedAndForgetsTheGone(t *testing.T) {
 	mesh, here, gone, bad := trust.NewPrivateKey(), newMember(t), newMember(t), newMember(t)
 	v := trust.NewVerifier(mesh.Public())
 	now := time.Now()
-	l := New(v, func(id peer.ID) bool { return id != gone.id }, func() time.Time { return now })
+	connected := func(id peer.ID) bool { return id != gone.id }
+	l := New(v, func() time.Time { return now })
 	for _, m := range []member{here, gone, bad} {
 		if _, err := l.Present(m.id, certify(t, mesh, m, "north")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if lost := l.Recheck(); len(lost) > 0 {
+	if lost := l.Recheck(connected); len(lost) > 0 {
 		t.Errorf("lost %v", lost)
 	}
 	v.Revoke(map[trust.PublicKey]time.Time{bad.key.Public(): now})
-	if lost := l.Recheck(); len(lost) != 1 || lost[0] != bad.id {
+	if lost := l.Recheck(connected); len(lost) != 1 || lost[0] != bad.id {
 		t.Errorf("lost %v, want %v", lost, bad.id)
 	}
 	if _, err := l.Present(bad.id, certify(t, mesh, bad, "north")); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("the revoked comes back: %v", err)
 	}
 	now = now.Add(keptFor + time.Second)
-	if lost := l.Recheck(); len(lost) > 0 {
+	if lost := l.Recheck(connected); len(lost) > 0 {
 		t.Errorf("lost %v", lost)
 	}
 	for id, want := range map[peer.ID]bool{here.id: true, gone.id: false, bad.id: false} {
@@ -129,14 +130,14 @@ func BenchmarkPresent(b *testing.B) {
 	chain := certify(b, mesh, m, "north")
 	b.Run("fresh", func(b *testing.B) {
 		for b.Loop() {
-			l := New(v, func(peer.ID) bool { return true }, time.Now)
+			l := New(v, time.Now)
 			if _, err := l.Present(m.id, chain); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 	b.Run("known", func(b *testing.B) {
-		l := New(v, func(peer.ID) bool { return true }, time.Now)
+		l := New(v, time.Now)
 		b.ReportAllocs()
 		for b.Loop() {
 			if _, err := l.Present(m.id, chain); err != nil {
@@ -144,4 +145,40 @@ func BenchmarkPresent(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestBansEnd, and are bounded.
+func TestBansEnd(t *testing.T) {
+	now := time.Now()
+	l := New(trust.NewVerifier(trust.NewPrivateKey().Public()), func() time.Time { return now })
+	l.Ban("liar", time.Minute)
+	if now = now.Add(59 * time.Second); !l.ShutOut("liar") || l.Bans() != 1 {
+		t.Error("a ban ended early")
+	}
+	if now = now.Add(2 * time.Second); l.ShutOut("liar") || l.Bans() != 0 {
+		t.Error("a ban did not end")
+	}
+	for i := range bansMax + 10 {
+		l.Ban(peer.ID(rune(i)), time.Minute)
+	}
+	if n := l.Bans(); n != bansMax {
+		t.Errorf("%d bans", n)
+	}
+}
+
+// TestRevokedAreShutOut for as long as the verifier says so, whatever they have proved.
+func TestRevokedAreShutOut(t *testing.T) {
+	mesh, m := trust.NewPrivateKey(), newMember(t)
+	v := trust.NewVerifier(mesh.Public())
+	l := New(v, time.Now)
+	if l.ShutOut(m.id) {
+		t.Error("shut out for nothing")
+	}
+	v.Revoke(map[trust.PublicKey]time.Time{m.key.Public(): time.Now()})
+	if !l.ShutOut(m.id) || l.ShutOut(newMember(t).id) {
+		t.Error("the revoked may connect, or another may not")
+	}
+	if v.Revoke(nil); l.ShutOut(m.id) {
+		t.Error("shut out though the revocation does not count any more")
+	}
 }

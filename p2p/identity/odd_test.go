@@ -41,7 +41,7 @@ func TestOddChainsProveNothing(t *testing.T) {
 		"of the zero key":    {issue(mesh, nil, trust.PublicKey{}, trust.RoleNode, now), content.ErrCorrupt},
 		"of its issuer":      {admin, content.ErrCorrupt},
 	} {
-		l := New(trust.NewVerifier(mesh.Public()), func(peer.ID) bool { return true }, time.Now)
+		l := New(trust.NewVerifier(mesh.Public()), time.Now)
 		encoded, err := content.NewCodec().Marshal(c.chain)
 		if err != nil {
 			t.Fatal(err)
@@ -61,13 +61,13 @@ func TestProofsEndMidWay(t *testing.T) {
 	mesh, m := trust.NewPrivateKey(), newMember(t)
 	v := trust.NewVerifier(mesh.Public())
 	now := time.Now()
-	l := New(v, func(peer.ID) bool { return true }, func() time.Time { return now })
+	l := New(v, func() time.Time { return now })
 	present := func() error { _, err := l.Present(m.id, certify(t, mesh, m, "north")); return err }
 	if err := present(); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(11 * 365 * 24 * time.Hour)
-	if lost := l.Recheck(); len(lost) != 1 {
+	if lost := l.Recheck(func(peer.ID) bool { return true }); len(lost) != 1 {
 		t.Errorf("lost %v when the certificate expired", lost)
 	}
 	now = time.Now()
@@ -75,7 +75,7 @@ func TestProofsEndMidWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Revoke(map[trust.PublicKey]time.Time{m.key.Public(): now.Add(-time.Second)})
-	if lost := l.Recheck(); len(lost) != 1 {
+	if lost := l.Recheck(func(peer.ID) bool { return true }); len(lost) != 1 {
 		t.Errorf("lost %v when it was revoked", lost)
 	}
 	if err := present(); !errors.Is(err, content.ErrForbidden) {

@@ -125,6 +125,14 @@ func CheckAddrs(listen, announce []string) (listening, announced []ma.Multiaddr,
 	return listening, announced, nil
 }
 
+// Texts returns the full multiaddrs of a peer, each of which ParseAddr reads.
+func Texts(p peer.AddrInfo) (out []string) {
+	for _, a := range p.Addrs {
+		out = append(out, a.String()+"/p2p/"+p.ID.String())
+	}
+	return out
+}
+
 // ParseAddr reads a full multiaddr, with the peer ID at its end.
 func ParseAddr(text string) (peer.AddrInfo, error) {
 	info, err := peer.AddrInfoFromString(text)

@@ -163,7 +163,6 @@ func (s *Swarm) announce(ctx context.Context, k Key, known int) {
 	defer cancel()
 	err := s.dht.Provide(ctx, k.cid(), true)
 	s.announced.done(k, time.Now(), known, err == nil)
-	s.metrics.announcements.WithLabelValues(outcome(err)).Inc()
 	if err != nil && ctx.Err() == nil {
 		s.cfg.Log.Debug("announcement failed", "err", err) // alone in the mesh
 	}
@@ -175,7 +174,6 @@ func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 	return func(yield func(peer.AddrInfo) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		s.metrics.searches.Inc()
 		members := make(chan peer.AddrInfo, announcedMax)
 		var search errgroup.Group
 		search.Go(func() error {
@@ -187,7 +185,6 @@ func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 		defer cancel()
 		left := announcersMax
 		for info := range members {
-			s.metrics.found.Inc()
 			if left--; !yield(info) || left == 0 {
 				return
 			}
@@ -204,7 +201,7 @@ func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo)
 	proving.SetLimit(announcedMax + announcersMax)
 	found := map[peer.ID]bool{}
 	look := func(info peer.AddrInfo) {
-		if found[info.ID] || info.ID == s.host.ID() || s.bans.has(info.ID) {
+		if found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
 			return
 		}
 		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)

@@ -75,7 +75,6 @@ func (s *Swarm) keepDialling(ctx context.Context, info peer.AddrInfo, wanted fun
 			if ctx.Err() != nil {
 				return
 			}
-			s.metrics.dials.WithLabelValues(outcome(err)).Inc()
 			if bootstrap {
 				s.report(info, failures, err)
 			}
@@ -265,26 +264,17 @@ func (s *Swarm) Path(id peer.ID) string {
 //	/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
 const (
 	peersMagic = "grange peers 1\n"
-	// keptMax bounds the members kept, keptAddrsMax the addresses of each, and
-	// peersFileMax the file, by what as many longest lines would take.
+	// keptMax bounds the members kept, and keptAddrsMax the addresses of each.
 	keptMax      = 32
 	keptAddrsMax = 4
-	addrMax      = 256
-	peersFileMax = len(peersMagic) + keptMax*keptAddrsMax*(addrMax+1)
 )
 
 // encodePeers leaves out what is beyond the limits.
 func encodePeers(peers []peer.AddrInfo) []byte {
 	out := []byte(peersMagic)
 	for _, p := range peers[:min(len(peers), keptMax)] {
-		full, err := peer.AddrInfoToP2pAddrs(&p)
-		if err != nil {
-			continue
-		}
-		for _, a := range full[:min(len(full), keptAddrsMax)] {
-			if text := a.String(); len(text) <= addrMax {
-				out = append(append(out, text...), '\n')
-			}
+		for _, a := range Texts(peer.AddrInfo{ID: p.ID, Addrs: p.Addrs[:min(len(p.Addrs), keptAddrsMax)]}) {
+			out = append(append(out, a...), '\n')
 		}
 	}
 	return out
@@ -293,22 +283,16 @@ func encodePeers(peers []peer.AddrInfo) []byte {
 // decodePeers reads what encodePeers wrote; anything else is content.ErrCorrupt.
 func decodePeers(b []byte) ([]peer.AddrInfo, error) {
 	text, ok := strings.CutPrefix(string(b), peersMagic)
-	if !ok || len(b) > peersFileMax || text != "" && !strings.HasSuffix(text, "\n") {
+	if !ok || text != "" && !strings.HasSuffix(text, "\n") {
 		return nil, fmt.Errorf("peers file: %w", content.ErrCorrupt)
 	}
 	var out []peer.AddrInfo
 	for line := range strings.Lines(text) {
 		info, err := ParseAddr(strings.TrimSuffix(line, "\n"))
-		if err == nil && len(line) > addrMax+1 {
-			err = fmt.Errorf("address of %d bytes; the limit is %d", len(line)-1, addrMax)
-		}
 		if err != nil {
 			return nil, fmt.Errorf("peers file: %w: %w", content.ErrCorrupt, err)
 		}
 		out = AddPeer(out, info)
-	}
-	if len(out) > keptMax {
-		return nil, fmt.Errorf("peers file: %w: %d peers", content.ErrCorrupt, len(out))
 	}
 	return out, nil
 }

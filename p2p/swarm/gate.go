@@ -12,8 +12,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // gatedHost is the host that the DHT sees: strangers' requests and records do not reach
@@ -86,10 +88,14 @@ const (
 type proofs struct {
 	proved func(peer.ID) bool
 	prove  func(context.Context, peer.ID) bool
+	places *semaphore.Weighted // for who waits
 
-	mu      sync.Mutex // guards what follows
-	waiting int
-	doubts  map[peer.ID]time.Time // until when
+	mu     sync.Mutex            // guards doubts
+	doubts map[peer.ID]time.Time // until when
+}
+
+func newProofs(proved func(peer.ID) bool, prove func(context.Context, peer.ID) bool) *proofs {
+	return &proofs{proved: proved, prove: prove, places: semaphore.NewWeighted(provingMax), doubts: map[peer.ID]time.Time{}}
 }
 
 // wait reports whether a peer is a member. One that has not proved it yet is given
@@ -98,13 +104,16 @@ func (p *proofs) wait(ctx context.Context, id peer.ID) bool {
 	if p.proved(id) {
 		return true
 	}
-	if p.prove == nil || !p.begin(id) {
+	if p.prove == nil || p.doubted(id) || !p.places.TryAcquire(1) {
 		return false
 	}
+	defer p.places.Release(1)
 	late, cancel := context.WithTimeout(ctx, proveTimeout)
 	defer cancel()
 	ok := p.prove(late, id)
-	p.end(id, ok || ctx.Err() != nil)
+	if !ok && ctx.Err() == nil {
+		p.doubt(id)
+	}
 	return ok
 }
 
@@ -115,26 +124,10 @@ func (p *proofs) doubted(id peer.ID) bool {
 	return time.Now().Before(p.doubts[id])
 }
 
-// begin counts a wait, unless it would be in vain or one too many.
-func (p *proofs) begin(id peer.ID) bool {
+// doubt remembers a peer that could not prove itself.
+func (p *proofs) doubt(id peer.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if time.Now().Before(p.doubts[id]) || p.waiting >= provingMax {
-		return false
-	}
-	p.waiting++
-	return true
-}
-
-// end counts the end of a wait, and remembers a peer that could not prove itself.
-func (p *proofs) end(id peer.ID, forget bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.waiting--
-	if forget {
-		delete(p.doubts, id)
-		return
-	}
 	for other := range p.doubts {
 		if len(p.doubts) < doubtsMax {
 			break
@@ -144,73 +137,22 @@ func (p *proofs) end(id peer.ID, forget bool) {
 	p.doubts[id] = time.Now().Add(doubtFor)
 }
 
-// bansMax bounds the list; beyond it some ban or other is forgotten, which costs
-// its member another lie to be banned again.
-const bansMax = 10_000
-
-// bans refuses connections with members that lied, for a while each, and with those
-// that were revoked. It is the gate that libp2p asks, where that names the peer.
-type bans struct {
-	mu      sync.Mutex // guards what follows
-	until   map[peer.ID]time.Time
-	refused map[peer.ID]bool // for good
-}
-
-func newBans() *bans { return &bans{until: map[peer.ID]time.Time{}} }
-
-func (b *bans) add(id peer.ID, d time.Duration) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for other := range b.until {
-		if len(b.until) < bansMax {
-			break
-		}
-		delete(b.until, other)
-	}
-	b.until[id] = time.Now().Add(d)
-}
-
-// refuse replaces those that are refused for good.
-func (b *bans) refuse(ids map[peer.ID]bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.refused = ids
-}
-
-func (b *bans) has(id peer.ID) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.refused[id] {
-		return true
-	}
-	until, ok := b.until[id]
-	if ok && time.Now().After(until) {
-		delete(b.until, id)
-		return false
-	}
-	return ok
-}
-
-// count is of those that have not ended, as far as anyone has asked.
-func (b *bans) count() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.until)
-}
+// doorkeeper is what libp2p asks whom to connect with, where that names the peer.
+type doorkeeper struct{ ledger *identity.Ledger }
 
 // InterceptPeerDial implements connmgr.ConnectionGater.
-func (b *bans) InterceptPeerDial(id peer.ID) bool { return !b.has(id) }
+func (d doorkeeper) InterceptPeerDial(id peer.ID) bool { return !d.ledger.ShutOut(id) }
 
 // InterceptAddrDial implements connmgr.ConnectionGater.
-func (b *bans) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
+func (doorkeeper) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
 
 // InterceptAccept implements connmgr.ConnectionGater.
-func (b *bans) InterceptAccept(network.ConnMultiaddrs) bool { return true }
+func (doorkeeper) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 
 // InterceptSecured implements connmgr.ConnectionGater.
-func (b *bans) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
-	return !b.has(id)
+func (d doorkeeper) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
+	return !d.ledger.ShutOut(id)
 }
 
 // InterceptUpgraded implements connmgr.ConnectionGater.
-func (b *bans) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
+func (doorkeeper) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

@@ -5,13 +5,13 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	manet "github.com/multiformats/go-multiaddr/net"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -106,9 +106,9 @@ func (s *Swarm) keepGuests(ctx context.Context) error {
 	defer s.host.Network().StopNotify(watch)
 	tick := time.NewTicker(guestCheck)
 	defer tick.Stop()
-	var proving sync.WaitGroup
+	var proving errgroup.Group
 	defer proving.Wait()
-	places := make(chan struct{}, proversMax)
+	proving.SetLimit(proversMax)
 	for {
 		select {
 		case id := <-s.proved:
@@ -124,14 +124,10 @@ func (s *Swarm) keepGuests(ctx context.Context) error {
 			return nil
 		}
 		for _, id := range s.lookOver(time.Now()) {
-			select {
-			case places <- struct{}{}:
-				proving.Go(func() {
-					s.proofs.wait(ctx, id)
-					<-places
-				})
-			default: // next time, or it proves itself meanwhile
-			}
+			proving.TryGo(func() error { // else next time, or it proves itself meanwhile
+				s.proofs.wait(ctx, id)
+				return nil
+			})
 		}
 	}
 }

@@ -7,50 +7,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-type metrics struct {
-	all                  *prometheus.Registry
-	announcements, dials *prometheus.CounterVec
-	searches, found      prometheus.Counter
-}
-
-func newMetrics(s *Swarm) metrics {
+// Collectors returns the metrics of this swarm.
+func (s *Swarm) Collectors() []prometheus.Collector {
 	all := prometheus.NewRegistry()
 	to := promauto.With(all)
-	opts := func(name, help string) prometheus.CounterOpts {
-		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}
-	}
 	gauge := func(name, help string, labels prometheus.Labels, get func() int) {
 		to.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help, ConstLabels: labels},
 			func() float64 { return float64(get()) })
 	}
 	gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() })
 	gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count)
-	gauge("banned_members", "Members that are banned.", nil, s.bans.count)
+	gauge("banned_members", "Members that are banned.", nil, s.ledger.Bans)
 	gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) })
 	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
 	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
 		gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
 			func() int { return countConns(s.host.Network().Conns(), via) })
 	}
-	return metrics{
-		all:           all,
-		announcements: to.NewCounterVec(opts("announcements_total", "Announcements of roots, by how they ended."), []string{"outcome"}),
-		dials:         to.NewCounterVec(opts("dials_total", "Attempts to connect with bootstrap and kept addresses, by how they ended."), []string{"outcome"}),
-		searches:      to.NewCounter(opts("searches_total", "Searches for members that announced a root.")),
-		found:         to.NewCounter(opts("found_members_total", "Members that searches found.")),
-	}
+	return []prometheus.Collector{all}
 }
-
-// outcome is the label of how an attempt ended.
-func outcome(err error) string {
-	if err != nil {
-		return "failed"
-	}
-	return "ok"
-}
-
-// Collectors returns the metrics of this swarm.
-func (s *Swarm) Collectors() []prometheus.Collector { return []prometheus.Collector{s.metrics.all} }
 
 // transport is what carries a connection, in the order in which it is preferred.
 type transport int

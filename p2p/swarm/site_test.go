@@ -40,7 +40,7 @@ func runSite(role string, input io.Reader, output io.Writer) error {
 	var line string
 	switch role {
 	case "seed":
-		s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{os.Getenv(siteSeed)}, Reach: network.ReachabilityPublic})
+		s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{os.Getenv(siteSeed)}, reach: network.ReachabilityPublic})
 		if err != nil {
 			return err
 		}

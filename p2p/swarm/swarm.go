@@ -62,29 +62,26 @@ type Config struct {
 	Bootstrap []string
 	// PeersFile keeps members' addresses for a restart, in a folder that exists; "" none.
 	PeersFile string
-	// Reach is whether others can dial this member. Public ones serve the DHT, and relay
-	// for others. Private ones stand behind a NAT: they are reached through relays until a
-	// hole has been punched, and ask the DHT without serving it. Of unknown ones others
-	// try it, which they do at public addresses only; behind private ones a member serves
-	// the DHT, and relays for nobody.
-	Reach network.Reachability
-	// Proved reports whether a peer has proved that it is a member; it must not block.
-	// Prove waits until it has, opening what is needed, and reports whether it could. What
-	// others announce, ask or would have relayed is ignored, and their connections go
-	// first. A nil Proved takes all for members, as who has no certificate yet does.
-	Proved func(peer.ID) bool
+	// Ledger says who has proved that it is a member, and who is shut out. Prove waits
+	// until a peer has proved itself, opening what is needed, and reports whether it could.
+	// What others announce, ask or would have relayed is ignored, and their connections go
+	// first. A nil Ledger takes all for members, as who has no certificate yet does.
+	Ledger *identity.Ledger
 	Prove  func(context.Context, peer.ID) bool
 	// Log may be nil.
 	Log *slog.Logger
+
+	// reach is whether others can dial this member; who Announces says so, of the others
+	// AutoNAT finds it out. Public ones serve the DHT, and relay for others. Private ones
+	// are reached through relays until a hole has been punched, and only ask the DHT. Where
+	// nobody can tell, behind private addresses, a member serves the DHT and relays not.
+	reach network.Reachability
 }
 
 func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
-	if c.Proved == nil {
-		c.Proved = func(peer.ID) bool { return true }
-	}
 	if len(c.Announce) > 0 {
-		c.Reach = cmp.Or(c.Reach, network.ReachabilityPublic) // as its operator says
+		c.reach = network.ReachabilityPublic // as its operator says
 	}
 	return c
 }
@@ -92,14 +89,13 @@ func (c Config) withDefaults() Config {
 // Swarm is this member's place in the mesh. Use: New, Listen, Run.
 type Swarm struct {
 	cfg       Config
-	metrics   metrics
 	listen    []ma.Multiaddr
 	outside   []ma.Multiaddr // Config.Announce
 	bootstrap []peer.AddrInfo
 	kept      []peer.AddrInfo // of before the restart
 	host      host.Host
 	dht       *dht.IpfsDHT
-	bans      *bans
+	ledger    *identity.Ledger
 	proofs    *proofs
 	proved    chan peer.ID // those that have just proved that they are members
 	guests    atomic.Int64 // connections with others
@@ -113,11 +109,13 @@ type Swarm struct {
 func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
-		cfg: cfg, bans: newBans(), announced: announcements{keys: map[Key]*announcement{}},
-		proofs: &proofs{proved: cfg.Proved, prove: cfg.Prove, doubts: map[peer.ID]time.Time{}}, proved: make(chan peer.ID, connsMax),
+		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}}, proved: make(chan peer.ID, connsMax),
 		wake: make(chan struct{}, 1), built: make(chan struct{}),
 	}
-	s.metrics = newMetrics(s)
+	s.proofs = newProofs(func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok || cfg.Ledger == nil }, cfg.Prove)
+	if s.ledger == nil {
+		s.ledger = identity.New(trust.NewVerifier(cfg.Mesh), time.Now)
+	}
 	var err error
 	if s.listen, s.outside, err = CheckAddrs(cfg.Listen, cfg.Announce); err != nil {
 		return nil, err
@@ -157,7 +155,7 @@ func (s *Swarm) build() error {
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
-		libp2p.ResourceManager(limits), libp2p.ConnectionGater(s.bans), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
+		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
 	s.host, err = libp2p.New(append(options, s.reaching()...)...)
@@ -172,7 +170,7 @@ func (s *Swarm) build() error {
 		dht.ProtocolPrefix(protocol.ID("/grange/"+s.cfg.Mesh.String())),
 		dht.ProviderDatastore(newProviders(announcementsMax, providersMax)), dht.AddressFilter(someAddrs),
 		dht.ProviderManagerOpts(records.ProvideValidity(announceValidity), records.ProviderAddrTTL(announceValidity), records.CleanupInterval(reannounce)),
-		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.cfg.Proved(id) }),
+		dht.RoutingTableFilter(func(_ any, id peer.ID) bool { return s.proofs.proved(id) }),
 		// members of one site share a subnet, so no filter by address
 		dht.RoutingTablePeerDiversityFilter(nil))
 	if err != nil {
@@ -191,7 +189,7 @@ func (s *Swarm) reaching() []libp2p.Option {
 		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
 			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
 	}
-	switch s.cfg.Reach {
+	switch s.cfg.reach {
 	case network.ReachabilityPrivate: // who can't be dialled can't try others
 		return append(out, libp2p.ForceReachabilityPrivate())
 	case network.ReachabilityPublic:
@@ -241,22 +239,17 @@ func (s *Swarm) Listen() error {
 	return nil
 }
 
-// Addrs returns the full multiaddrs that others reach this member at, Announce last.
-func (s *Swarm) Addrs() []string {
+// Info says where others reach this member, Announce last.
+func (s *Swarm) Info() peer.AddrInfo {
 	all := s.host.Addrs()
 	slices.SortStableFunc(all, func(a, b ma.Multiaddr) int {
 		return cmp.Compare(slices.IndexFunc(s.outside, a.Equal), slices.IndexFunc(s.outside, b.Equal))
 	})
-	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: s.host.ID(), Addrs: all})
-	if err != nil { // an ID that hosts have is one that addresses can end in
-		panic(fmt.Sprintf("swarm: addresses of %s: %v", s.host.ID(), err))
-	}
-	out := make([]string, len(addrs))
-	for i, a := range addrs {
-		out[i] = a.String()
-	}
-	return out
+	return peer.AddrInfo{ID: s.host.ID(), Addrs: all}
 }
+
+// Addrs returns Info as text.
+func (s *Swarm) Addrs() []string { return Texts(s.Info()) }
 
 // Run keeps this member in the mesh until ctx ends, then closes the host.
 func (s *Swarm) Run(ctx context.Context) error {
@@ -295,7 +288,7 @@ func (s *Swarm) Forget(id peer.ID) {
 func (s *Swarm) Peers() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	for _, id := range s.host.Network().Peers() {
-		if s.connected(id) && s.cfg.Proved(id) {
+		if s.connected(id) && s.proofs.proved(id) {
 			out = append(out, s.host.Peerstore().PeerInfo(id))
 		}
 	}
@@ -304,23 +297,6 @@ func (s *Swarm) Peers() []peer.AddrInfo {
 
 // Ban closes the connections with a member and refuses new ones for a while.
 func (s *Swarm) Ban(id peer.ID, d time.Duration) {
-	s.bans.add(id, d)
+	s.ledger.Ban(id, d)
 	s.Dismiss(id)
-}
-
-// Refuse replaces the members, by their keys, that are refused for good.
-func (s *Swarm) Refuse(keys []trust.PublicKey) error {
-	refused := make(map[peer.ID]bool, len(keys))
-	for _, k := range keys {
-		id, err := identity.PeerID(k)
-		if err != nil {
-			return err
-		}
-		refused[id] = true
-	}
-	s.bans.refuse(refused)
-	for id := range refused {
-		s.Dismiss(id)
-	}
-	return nil
 }

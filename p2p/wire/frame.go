@@ -48,7 +48,7 @@ const HeaderSize = 10
 
 const (
 	indexesSizeMax = 2 + IndexesMax*2*binary.MaxVarintLen32
-	helloSize      = len(helloMagic) + 6
+	helloSize      = len(helloMagic) + 2
 	wantSize       = content.CIDSize + 2
 )
 
@@ -96,7 +96,7 @@ func (h Header) Append(b []byte) []byte {
 }
 
 // ParseHeader reads a header and refuses, with ErrCorrupt, a type, flag or length
-// that no version 1 frame has: whoever reads on may allocate Length bytes.
+// that no frame has: whoever reads on may allocate Length bytes.
 func ParseHeader(b [HeaderSize]byte) (Header, error) {
 	h := Header{Type: Type(b[4]), Flags: b[5], ID: binary.BigEndian.Uint32(b[6:])}
 	length := binary.BigEndian.Uint32(b[:])

@@ -33,16 +33,13 @@ const helloMagic = "grange-x"
 // Hello is the first frame of each direction of a stream.
 type Hello struct {
 	Lane Lane
-	// Features is a set of optional abilities. Version 1 has none; a reader
-	// ignores those that it does not know.
-	Features uint32
 	// Chain is the sender's encoded certificate chain; empty for a stranger.
 	Chain []byte
 }
 
 func (m Hello) encode(b []byte) ([]byte, Type, uint8) {
 	b = append(append(b, helloMagic...), Version, byte(m.Lane))
-	return append(binary.BigEndian.AppendUint32(b, m.Features), m.Chain...), TypeHello, 0
+	return append(b, m.Chain...), TypeHello, 0
 }
 
 func decodeHello(p []byte) (Message, error) {
@@ -50,7 +47,7 @@ func decodeHello(p []byte) (Message, error) {
 	if string(p[:n]) != helloMagic || p[n] != Version || int(p[n+1]) >= Lanes {
 		return nil, fmt.Errorf("%w: magic %.8q, version %d, lane %d", content.ErrCorrupt, p[:n], p[n], p[n+1])
 	}
-	return Hello{Lane(p[n+1]), binary.BigEndian.Uint32(p[n+2:]), p[helloSize:]}, nil
+	return Hello{Lane(p[n+1]), p[helloSize:]}, nil
 }
 
 // Priority orders requests at both ends of a transfer.

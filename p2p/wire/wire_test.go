@@ -32,7 +32,7 @@ func frame(b []byte) (Header, Message, error) {
 func messages() []Message {
 	root := content.Sum([]byte("root"))
 	return []Message{
-		Hello{LaneBulk, 0, []byte("chain")},
+		Hello{LaneBulk, []byte("chain")},
 		Want{Root: root, Level: 0, Priority: 3, Fetch: true, Passed: true, Indexes: []uint64{0, 1, 2, 9, 300, 301, IndexMax}},
 		Want{Root: root, Level: content.LevelMax, Indexes: []uint64{7}},
 		Cancel{},

@@ -84,7 +84,7 @@ func (g gateway) walk(t *testing.T, root content.CID) (chunks map[uint64][]byte,
 			}
 		}
 	}
-	down(r.Map, r.Depth(), 0)
+	down(r.Map, r.Shape().Depth(), 0)
 	return chunks, names
 }
 

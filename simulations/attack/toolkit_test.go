@@ -27,6 +27,7 @@ import (
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
 )
@@ -115,7 +116,7 @@ func (i insight) speak(t *testing.T, h *hostile, signer trust.Signer, c conduct)
 	t.Helper()
 	var err error
 	h.exchange, err = exchange.New(exchange.Config{
-		Host: h.Host, Verifier: trust.NewVerifier(i.mesh), Chain: signer.Chain, Server: c.server, Answerer: c.answerer,
+		Host: h.Host, Ledger: identity.New(trust.NewVerifier(i.mesh), time.Now), Chain: signer.Chain, Server: c.server, Answerer: c.answerer,
 	})
 	if err != nil {
 		t.Fatal(err)

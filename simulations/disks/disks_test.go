@@ -6,15 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// rounds is a loop's count: full in a soak.
-func rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") != "" {
-		return full
-	}
-	return min(full, 5)
-}
+	"github.com/grangemesh/grange/simulations/soak"
+)
 
 // TestDiskOutlivesItsNode writes to a file system on a volume's disk while the
 // node is killed, and while it hands over to itself.
@@ -41,7 +35,7 @@ func TestDiskOutlivesItsNode(t *testing.T) {
 	if err := work.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for range rounds(20) {
+	for range soak.Rounds(20) {
 		if err := n.kill(); err != nil {
 			t.Error(err)
 		}

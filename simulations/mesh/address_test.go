@@ -75,10 +75,7 @@ func TestJoinPastDeadAddresses(t *testing.T) {
 	var dead, gone []string
 	for i := range 40 {
 		at := fmt.Sprintf("/ip4/10.55.0.%d/tcp/4001", 1+i)
-		id, err := identity.PeerID(trust.NewPrivateKey().Public())
-		if err != nil {
-			t.Fatal(err)
-		}
+		id := identity.PeerID(trust.NewPrivateKey().Public())
 		dead, gone = append(dead, at), append(gone, at+"/p2p/"+id.String())
 	}
 	first, err := l.Start(t.Context(), "a", "", "--announce", strings.Join(dead, ","))

@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 	"github.com/grangemesh/grange/p2p/wire"
 	"github.com/grangemesh/grange/simulations/lab"
@@ -132,7 +133,7 @@ func (l liar) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	x, err := exchange.New(exchange.Config{Host: s.Host(), Verifier: trust.NewVerifier(l.self.Mesh), Chain: l.self.Chain, Server: l, Answerer: l, Log: log})
+	x, err := exchange.New(exchange.Config{Host: s.Host(), Ledger: identity.New(trust.NewVerifier(l.self.Mesh), time.Now), Chain: l.self.Chain, Server: l, Answerer: l, Log: log})
 	if err == nil {
 		err = s.Listen()
 	}
@@ -144,7 +145,7 @@ func (l liar) run(ctx context.Context) error {
 	}
 	neighbours, err := farm.New(farm.Config{
 		Signer: trust.Signer{Key: key, Chain: l.self.Chain}, Verifier: trust.NewVerifier(l.self.Mesh), Bind: l.plan.FarmBind, Join: l.plan.FarmJoin,
-		Key: l.self.Secrets.Gossip, Addrs: s.Addrs(), Log: log,
+		Key: l.self.Secrets.Gossip, Addrs: s.Info().Addrs, Log: log,
 	})
 	if err == nil {
 		err = neighbours.Start()

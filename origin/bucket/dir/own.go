@@ -44,7 +44,7 @@ func own(root string, log *slog.Logger) error {
 
 // bucketOrEmpty reports whether nothing but a bucket is in the folder.
 func bucketOrEmpty(root string) bool {
-	for _, name := range []string{lockName, tmpDir, "grange.json"} {
+	for _, name := range []string{lockName, tmpDir, content.KeyMesh} {
 		if _, err := os.Lstat(root + string(os.PathSeparator) + name); err == nil {
 			return true
 		}

@@ -199,7 +199,7 @@ func (b *Bucket) store(key string, o object, cond bucket.Condition) error {
 	if cond.Absent() && exists || cond.ETag() != "" && (!exists || old.etag != cond.ETag()) {
 		return fmt.Errorf("put %s: %w", key, bucket.ErrPrecondition)
 	}
-	if exists && bucket.Immutable(key) && !bytes.Equal(old.data, o.data) {
+	if exists && content.IsImmutableKey(key) && !bytes.Equal(old.data, o.data) {
 		b.t.Errorf("mem: put of %s: an immutable object was given other bytes", key)
 		return fmt.Errorf("put %s: %w", key, content.ErrConflict)
 	}
@@ -258,7 +258,7 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.objects[key]; ok && bucket.Immutable(key) {
+	if _, ok := b.objects[key]; ok && content.IsImmutableKey(key) {
 		b.deleted[key] = true
 	}
 	delete(b.objects, key)

@@ -15,9 +15,9 @@ import (
 // them. It is owned by the sequencer while chunks come, then by Finish; only
 // locate and placed are for any goroutine.
 type assembler struct {
-	cfg  Config
-	root content.Root
-	enc  *zstd.Encoder
+	cfg   Config
+	depth int // of the map; before finish, what it may be at most
+	enc   *zstd.Encoder
 
 	packs  pack.Table
 	refs   tally // of what the map refers to
@@ -26,6 +26,8 @@ type assembler struct {
 	w       *pack.Writer // the pack being filled, nil when none is
 	buffers chan []byte  // free memory for packs
 	ship    func(pack.Sealed)
+
+	waiting map[uint64]named // by index: stored, not yet in the map
 
 	mappers []mapper // by level, from 1
 	held    [][]made // by level, from 1: nodes that wait for the end of the pack
@@ -36,16 +38,17 @@ type assembler struct {
 	stats    *counter
 }
 
-func newAssembler(cfg Config, root content.Root, enc *zstd.Encoder, stats *counter) *assembler {
+func newAssembler(cfg Config, shape content.Shape, enc *zstd.Encoder, stats *counter) *assembler {
 	a := &assembler{
 		cfg:     cfg,
-		root:    root,
+		depth:   shape.Depth(),
 		enc:     enc,
 		placed:  placed{where: make(map[content.CID]pack.Place)},
 		buffers: make(chan []byte, packsInMemory),
-		mappers: make([]mapper, root.Depth()+1),
-		held:    make([][]made, root.Depth()+1),
+		mappers: make([]mapper, shape.Depth()+1),
+		held:    make([][]made, shape.Depth()+1),
 		stats:   stats,
+		waiting: make(map[uint64]named),
 	}
 	for level := range a.mappers {
 		a.mappers[level].level = level
@@ -97,7 +100,6 @@ func (p stored) count(s *Stats) {
 	if p.isNew {
 		s.NewChunks++
 		s.NewRawBytes += uint64(p.at.Raw)
-		s.NewStoredBytes += uint64(p.at.Length)
 	}
 }
 
@@ -143,6 +145,34 @@ func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error 
 		return nil
 	}
 	return a.hold(ctx, m)
+}
+
+// named is a chunk that lies somewhere; a hole lies nowhere.
+type named struct {
+	cid content.CID
+	at  pack.Place
+}
+
+// ahead remembers a chunk that is stored before its turn.
+func (a *assembler) ahead(index uint64, c named) error {
+	if _, twice := a.waiting[index]; twice {
+		return fmt.Errorf("chunk %d: %w: given twice", index, content.ErrInvalid)
+	}
+	a.waiting[index] = c
+	return nil
+}
+
+// turn names a chunk that was stored before its turn.
+func (a *assembler) turn(ctx context.Context, index uint64) error {
+	c, ok := a.waiting[index]
+	if delete(a.waiting, index); !ok {
+		return fmt.Errorf("chunk %d: %w: it was not given ahead", index, content.ErrInvalid)
+	}
+	if c.cid.IsHole() {
+		return nil
+	}
+	a.stats.add(stored{at: c.at}.name)
+	return a.name(ctx, index, pack.Child{CID: c.cid, At: c.at})
 }
 
 // keptSize is what a kept node takes in memory, about, in bytes.
@@ -209,7 +239,7 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 	select {
 	case buf := <-a.buffers:
 		if buf == nil { // what is never written takes no memory
-			buf = make([]byte, 0, min(int64(a.cfg.PackSize), a.root.Size)*9/8+content.RunSize)
+			buf = make([]byte, 0, min(int64(a.cfg.PackSize), a.cfg.root().Size)*9/8+content.RunSize)
 		}
 		a.w = pack.NewWriter(id, buf)
 		return nil
@@ -240,7 +270,7 @@ func (a *assembler) placeHeld(ctx context.Context, level int) error {
 			return fmt.Errorf("place %s: %w", content.Pos{Level: m.level, Index: m.index}, err)
 		}
 		a.refs.count(c, 1)
-		if level == a.root.Depth() {
+		if level == a.depth {
 			a.top = c
 			continue
 		}
@@ -279,27 +309,28 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 }
 
 // finish places the map, root and manifest and ships the last pack.
-func (a *assembler) finish(ctx context.Context) (pack.Head, error) {
-	for level := 1; level <= a.root.Depth(); level++ {
+func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, error) {
+	a.depth = root.Shape().Depth()
+	for level := 1; level <= a.depth; level++ {
 		if err := errors.Join(a.flush(ctx, level), a.placeHeld(ctx, level)); err != nil {
 			return pack.Head{}, err
 		}
 	}
-	a.root.Map = a.top.CID
-	head := pack.Head{Root: a.root, Scope: a.cfg.Scope}
+	root.Map = a.top.CID
+	head := pack.Head{Root: root, Scope: a.cfg.Scope}
 	if !a.top.CID.IsHole() {
 		head.Node = pack.Extent{CID: a.top.CID, Location: a.packs.Location(a.top.At)}
 		head.Page = pack.Extent{CID: a.top.PageCID, Location: a.packs.Location(a.top.Page)}
 	}
-	root, err := a.root.Encode(a.cfg.Codec)
+	encoded, err := root.Encode(a.cfg.Codec)
 	if err != nil {
 		return pack.Head{}, err
 	}
-	rootAt, err := a.placeObject(ctx, pack.RoleRoot, root)
+	rootAt, err := a.placeObject(ctx, pack.RoleRoot, encoded)
 	if err != nil {
 		return pack.Head{}, err
 	}
-	a.manifest = pack.Manifest{Root: root.CID(), Page: head.Page.CID, Lineage: a.cfg.Lineage}
+	a.manifest = pack.Manifest{Root: encoded.CID(), Page: head.Page.CID, Lineage: a.cfg.Lineage}
 	if head.Manifest, err = a.placeManifest(ctx, rootAt.Pack); err != nil {
 		return pack.Head{}, err
 	}

@@ -34,9 +34,11 @@ type Config struct {
 	Bucket bucket.Bucket
 	// Scope of the root and of the packs.
 	Scope content.Scope
-	// Size of the disk in bytes.
+	// Kind of the root.
+	Kind content.RootKind
+	// Size of a disk in bytes. A tree is as large as the chunks are that it is given.
 	Size int64
-	// ChunkSize in bytes; 0 is content.ChunkSizeDefault.
+	// ChunkSize in bytes, as in a Root; 0 is content.ChunkSizeDefault.
 	ChunkSize int
 	// Known objects are referred to instead of stored; nil knows none.
 	Known Known
@@ -48,9 +50,6 @@ type Config struct {
 	Base *Base
 	// Lineage goes into the manifest: ancestors of the root, nearest first.
 	Lineage []content.CID
-	// Fold writes no index object: folds dedupe against their lineage, importers
-	// alone look up chunks by name.
-	Fold bool
 	// Workers hash and compress; 0 is one a core.
 	Workers int
 	// PackSize is the size at which a pack is closed, in bytes; 0 is pack.SizeTarget.
@@ -69,6 +68,10 @@ type Config struct {
 	Codec *content.Codec
 	// Log receives what is worth telling an operator; nil discards it.
 	Log *slog.Logger
+
+	// fold writes no index object: folds dedupe against their lineage, importers
+	// alone look up chunks by name.
+	fold bool
 }
 
 const (
@@ -81,6 +84,9 @@ const (
 	// metaBytesMax is how much map a Builder holds back for the end of the last
 	// pack: that of 16 GiB of dense content. What is more goes where it comes up.
 	metaBytesMax = 8 << 20
+	// aheadMax bounds the chunks that wait for their turn, some 100 bytes each: 128 GiB
+	// of them, where a volume has folded after 16.
+	aheadMax = 1 << 20
 )
 
 func (cfg Config) withDefaults() Config {
@@ -106,8 +112,17 @@ func (cfg Config) sign() pack.Sign {
 	}
 }
 
+// root returns the root without its map; of a tree, the largest there can be.
+func (cfg Config) root() content.Root {
+	r := content.Root{Kind: cfg.Kind, Size: cfg.Size, ChunkSize: cfg.ChunkSize}
+	if cfg.Kind == content.RootTree {
+		r.Size, r.Count = content.SizeMax, content.ChunksMax
+	}
+	return r
+}
+
 func (cfg Config) validate() error {
-	if err := (content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize}).Validate(); err != nil {
+	if err := cfg.root().Validate(); err != nil {
 		return err
 	}
 	if _, err := content.ParseScope(cfg.Scope.String()); err != nil {
@@ -136,8 +151,8 @@ type Stats struct {
 	RawBytes uint64
 	// StoredBytes are the frames of these, each different one once.
 	StoredBytes uint64
-	// NewRawBytes are the raw bytes of the new chunks, NewStoredBytes their frames.
-	NewRawBytes, NewStoredBytes uint64
+	// NewRawBytes are the raw bytes of the new chunks.
+	NewRawBytes uint64
 	// Packs were uploaded, of UploadedBytes in all, metadata included.
 	Packs         int
 	UploadedBytes uint64
@@ -149,16 +164,19 @@ type Stats struct {
 // most. Its methods are called from one goroutine. Every Builder ends with Finish or
 // Abort.
 type Builder struct {
-	cfg  Config
-	root content.Root
-	enc  *zstd.Encoder
+	cfg   Config
+	root  content.Root
+	shape content.Shape
+	enc   *zstd.Encoder
 
 	// Chunks go to the workers and, in order, to the sequencer.
-	free  chan *job
-	jobs  chan *job
-	order chan *job
-	next  uint64 // the lowest index that comes next
-	ended bool
+	free   chan *job
+	jobs   chan *job
+	order  chan *job
+	next   uint64 // the lowest index that comes next
+	size   int64  // of the chunks so far, holes included
+	aheads int    // that wait for their turn
+	ended  bool
 
 	group   *errgroup.Group
 	cancel  context.CancelCauseFunc
@@ -202,7 +220,8 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 	inFlight := cfg.Workers * jobsPerWorker
 	b := &Builder{
 		cfg:     cfg,
-		root:    content.Root{Size: cfg.Size, ChunkSize: cfg.ChunkSize},
+		root:    cfg.root(),
+		shape:   cfg.root().Shape(),
 		enc:     enc,
 		free:    make(chan *job, inFlight),
 		jobs:    make(chan *job, inFlight),
@@ -218,9 +237,9 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 		b.free <- &job{raw: make([]byte, 0, cfg.ChunkSize), done: make(chan struct{}, 1)}
 	}
 	b.indexer.cfg = cfg
-	b.assembler = newAssembler(cfg, b.root, enc, &b.stats)
+	b.assembler = newAssembler(cfg, b.shape, enc, &b.stats)
 	b.assembler.ship = func(s pack.Sealed) { group.Go(func() error { return b.upload(ctx, s) }) }
-	b.assemble = func() (pack.Head, error) { return b.assembler.finish(ctx) }
+	b.assemble = func() (pack.Head, error) { return b.assembler.finish(ctx, b.root) }
 	for range cfg.Workers {
 		group.Go(func() error { b.work(ctx); return nil })
 	}
@@ -228,21 +247,18 @@ func New(ctx context.Context, cfg Config) (*Builder, error) {
 	return b, nil
 }
 
-// Add appends the chunk at index: exactly ChunkSize bytes, the last one padded
-// with zeros. Indexes rise. Those left out are holes, and so are chunks of all
+// Add appends the chunk at index: exactly ChunkSize bytes of a disk, the last one padded
+// with zeros; up to as many of a tree. Indexes rise. Those left out are holes, and so are chunks of all
 // zeros. Raw is copied before Add returns. Add waits while the workers or the
 // uploads are behind; it fails as soon as anything in the background has.
 func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 	if err := b.may(content.Chunk(index)); err != nil {
 		return fmt.Errorf("add %w", err)
 	}
-	if len(raw) != b.cfg.ChunkSize {
-		return fmt.Errorf("add chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, len(raw), b.cfg.ChunkSize)
+	if err := b.root.CheckChunk(index, raw); err != nil {
+		return fmt.Errorf("add chunk %d: %w", index, err)
 	}
-	if tail := int64(index+1)*int64(len(raw)) - b.root.Size; tail > 0 && !content.IsZero(raw[int64(len(raw))-tail:]) {
-		return fmt.Errorf("add chunk %d: %w: bytes beyond the size of the disk, %d, are not zero", index, content.ErrInvalid, b.root.Size)
-	}
-	b.next = index + 1
+	b.next, b.size = index+1, b.size+int64(len(raw))
 	if content.IsZero(raw) {
 		return nil
 	}
@@ -257,30 +273,48 @@ func (b *Builder) Add(ctx context.Context, index uint64, raw []byte) error {
 }
 
 // Ahead stores a chunk before its turn, if it is new: those that are given first lie
-// together, in that order. The bytes are added in their turn all the same, where
-// they are found to be stored.
-func (b *Builder) Ahead(ctx context.Context, raw []byte) error {
+// together, in that order. Each needs its Turn. Otherwise it is as Add.
+func (b *Builder) Ahead(ctx context.Context, index uint64, raw []byte) error {
+	err := b.root.CheckChunk(index, raw)
 	switch {
-	case b.ended:
-		return fmt.Errorf("store a chunk ahead: %w", content.ErrClosed)
-	case len(raw) != b.cfg.ChunkSize:
-		return fmt.Errorf("store a chunk ahead: %w: %d bytes, want %d", content.ErrInvalid, len(raw), b.cfg.ChunkSize)
-	case content.IsZero(raw):
-		return nil
+	case err != nil:
+	case b.aheads >= aheadMax:
+		err = fmt.Errorf("%w: %d others wait for their turn, as many as may; end this root and change it again", content.ErrInvalid, b.aheads)
+	default:
+		err = b.may(content.Chunk(index))
+	}
+	if err != nil {
+		return fmt.Errorf("store chunk %d ahead: %w", index, err)
+	}
+	b.aheads, b.size = b.aheads+1, b.size+int64(len(raw))
+	if content.IsZero(raw) {
+		return b.inTurn(ctx, func(context.Context) error { return b.assembler.ahead(index, named{}) })
 	}
 	j, err := b.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("store a chunk ahead: %w", err)
+		return fmt.Errorf("store chunk %d ahead: %w", index, err)
 	}
 	j.raw = append(j.raw[:0], raw...)
 	j.turn = func(ctx context.Context) error {
 		put, err := b.assembler.store(ctx, j)
+		if err != nil {
+			return err
+		}
 		b.stats.add(put.count)
-		return err
+		return b.assembler.ahead(index, named{j.cid, put.at})
 	}
 	b.order <- j
 	b.jobs <- j
 	return nil
+}
+
+// Turn is Add of a chunk that was given to Ahead.
+func (b *Builder) Turn(ctx context.Context, index uint64) error {
+	if err := b.may(content.Chunk(index)); err != nil {
+		return fmt.Errorf("the turn of %w", err)
+	}
+	b.aheads, b.next = b.aheads-1, index+1
+	return b.inTurn(ctx, func(ctx context.Context) error { return b.assembler.turn(ctx, index) })
 }
 
 // may fails unless a place is next, or comes later.
@@ -288,8 +322,8 @@ func (b *Builder) may(at content.Pos) error {
 	switch first, _ := at.Chunks(); {
 	case b.ended:
 		return fmt.Errorf("%s: %w", at, content.ErrClosed)
-	case first < b.next || !b.root.Contains(at):
-		return fmt.Errorf("%s: %w: want chunks %d to %d", at, content.ErrInvalid, b.next, b.root.Chunks()-1)
+	case first < b.next || !b.shape.Contains(at):
+		return fmt.Errorf("%s: %w: want chunks %d to %d", at, content.ErrInvalid, b.next, b.shape.Chunks-1)
 	}
 	return nil
 }
@@ -373,6 +407,9 @@ func (b *Builder) Finish(ctx context.Context) (pack.Head, Stats, error) {
 		return pack.Head{}, b.stats.get(), fmt.Errorf("finish packs: %w", content.ErrClosed)
 	}
 	b.ended = true
+	if b.root.Kind == content.RootTree {
+		b.root.Count, b.root.Size = b.next, b.size
+	}
 	defer b.cancel(errAborted)
 	stop := context.AfterFunc(ctx, func() { b.cancel(context.Cause(ctx)) })
 	defer stop()

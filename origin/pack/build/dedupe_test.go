@@ -61,7 +61,7 @@ func TestAnIndexWithoutIndexObjects(t *testing.T) {
 	im, dir := newImage(1000, 1, 0), t.TempDir()
 	to := newMemory(t)
 	cfg := config(to, im)
-	cfg.Fold = true
+	cfg.fold = true
 	_, s := build(t, cfg, im)
 	to.forget()
 	x := to.loadIndex(t, dir)

@@ -47,7 +47,7 @@ func TestABitThatFlipsOnTheWay(t *testing.T) {
 		"directory": func(_ bucket.Bucket, r *pack.Reader) error { _, err := r.ReadDirectory(t.Context(), id); return err },
 		"footer":    func(b bucket.Bucket, _ *pack.Reader) error { _, err := pack.ReadFooter(t.Context(), b, id); return err },
 		"node": func(_ bucket.Bucket, r *pack.Reader) error {
-			_, err := r.ReadNode(t.Context(), h.Scope, h.Root.Depth(), h.Top())
+			_, err := r.ReadNode(t.Context(), h.Scope, h.Root.Shape().Depth(), h.Top())
 			return err
 		},
 		"index": func(b bucket.Bucket, _ *pack.Reader) error {

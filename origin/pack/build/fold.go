@@ -5,72 +5,82 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// Change is a chunk that differs from the base: Raw as Builder.Add takes it.
+// Change is a chunk that differs from the base: Raw as Builder.Add takes it, zeros for
+// one that becomes a hole.
 type Change struct {
 	Index uint64
 	Raw   []byte
 }
 
-// Fold builds the root that a base becomes by changes, which come by rising index;
-// their bytes are valid until the next one. It reads the base's manifest and those
-// nodes of its map that lie above a change, and stores what is new: the rest is kept.
-// cfg.Size may exceed the base's. The caller gives the new root's Lineage.
-func Fold(ctx context.Context, cfg Config, from *pack.Reader, base pack.Head, changes iter.Seq2[Change, error]) (pack.Head, Stats, error) {
-	m, err := from.ReadManifest(ctx, base)
-	if err != nil {
-		return pack.Head{}, Stats{}, fmt.Errorf("fold: %w", err)
+// ReadNode reads a node of a map: at the origin as pack.Reader does, or from a cache.
+type ReadNode func(ctx context.Context, scope content.Scope, level int, p pack.Pair) (pack.MapNode, error)
+
+// Fold builds the root that a base becomes by changes: what a volume's layers say of its
+// chunks. Changes come in any order, each index once, and new chunks lie in that order;
+// their bytes are valid until the next one. Fold reads those nodes of the base's map that
+// lie above a change, and stores what is new: the rest is kept. Up to some 32 MiB of new
+// chunks go with their map in one Put. The new manifest is the base's but for the
+// differences, so that who holds on to the Base that is returned reads none for the next
+// fold. cfg.Size may exceed the base's; the zero Base is a blank disk.
+func Fold(ctx context.Context, cfg Config, base Base, read ReadNode, changes iter.Seq2[Change, error]) (Base, Stats, error) {
+	f := &fold{base: base, read: read}
+	if cfg.fold = true; base.Head != (pack.Head{}) {
+		cfg.ChunkSize, cfg.Base, f.depth = base.Head.Root.ChunkSize, &base, base.Head.Root.Shape().Depth()
+		cfg.Lineage = append([]content.CID{base.Manifest.Root}, base.Manifest.Lineage...)
+		cfg.Lineage = cfg.Lineage[:min(len(cfg.Lineage), content.LineageMax)]
 	}
-	cfg.ChunkSize, cfg.Base, cfg.Fold = base.Root.ChunkSize, &Base{base, m}, true
 	b, err := New(ctx, cfg)
 	if err != nil {
-		return pack.Head{}, Stats{}, fmt.Errorf("fold: %w", err)
+		return Base{}, Stats{}, fmt.Errorf("fold: %w", err)
 	}
 	defer b.Abort()
-	next, stop := iter.Pull2(changes)
-	defer stop()
-	f := &fold{b: b, from: from, base: base, next: next}
-	if err = f.advance(); err == nil {
-		err = f.node(ctx, content.Pos{Level: b.root.Depth()}, base.Top())
+	f.b = b
+	if err := f.run(ctx, changes); err != nil {
+		return Base{}, Stats{}, fmt.Errorf("fold: %w", err)
 	}
-	if err == nil {
-		err = f.add(ctx, math.MaxUint64)
-	}
-	if err != nil {
-		return pack.Head{}, Stats{}, fmt.Errorf("fold: %w", err)
-	}
-	return b.Finish(ctx)
+	head, stats, err := b.Finish(ctx)
+	return Base{head, b.Manifest()}, stats, err
 }
 
 // fold walks the map of the base beside the changes.
 type fold struct {
-	b    *Builder
-	from *pack.Reader
-	base pack.Head
-	next func() (Change, error, bool)
-	now  Change // the next change, while left
-	left bool
+	b       *Builder
+	base    Base
+	depth   int // of the base
+	read    ReadNode
+	changed []uint64 // chunks that are stored, not yet in the map
 }
 
-func (f *fold) advance() (err error) {
-	f.now, err, f.left = f.next()
-	return err
+func (f *fold) run(ctx context.Context, changes iter.Seq2[Change, error]) error {
+	for c, err := range changes {
+		if err == nil {
+			err = f.b.Ahead(ctx, c.Index, c.Raw)
+		}
+		if err != nil {
+			return err
+		}
+		f.changed = append(f.changed, c.Index)
+	}
+	slices.Sort(f.changed)
+	if err := f.node(ctx, content.Pos{Level: f.b.shape.Depth()}, f.base.Head.Top()); err != nil {
+		return err
+	}
+	return f.name(ctx, math.MaxUint64)
 }
 
 // before reports whether the next change is below that index.
-func (f *fold) before(end uint64) bool { return f.left && f.now.Index < end }
+func (f *fold) before(end uint64) bool { return len(f.changed) > 0 && f.changed[0] < end }
 
-// add adds the changes below an index.
-func (f *fold) add(ctx context.Context, end uint64) error {
-	for f.before(end) {
-		if err := f.b.Add(ctx, f.now.Index, f.now.Raw); err != nil {
-			return err
-		}
-		if err := f.advance(); err != nil {
+// name puts the changes below an index into the map.
+func (f *fold) name(ctx context.Context, end uint64) error {
+	for ; f.before(end); f.changed = f.changed[1:] {
+		if err := f.b.Turn(ctx, f.changed[0]); err != nil {
 			return err
 		}
 	}
@@ -82,17 +92,17 @@ func (f *fold) add(ctx context.Context, end uint64) error {
 func (f *fold) node(ctx context.Context, at content.Pos, was pack.Pair) error {
 	_, end := at.Chunks()
 	switch {
-	case at.Level > f.base.Root.Depth():
+	case was.Node.CID.IsHole():
+		return f.name(ctx, end)
+	case at.Level > f.depth:
 		if err := f.node(ctx, at.Child(0), was); err != nil {
 			return err
 		}
-		return f.add(ctx, end)
-	case was.Node.CID.IsHole():
-		return f.add(ctx, end)
+		return f.name(ctx, end)
 	case !f.before(end):
 		return f.b.KeepMap(ctx, at, was)
 	}
-	n, err := f.from.ReadNode(ctx, f.b.cfg.Scope, at.Level, was)
+	n, err := f.read(ctx, f.b.cfg.Scope, at.Level, was)
 	if err != nil {
 		return err
 	}
@@ -105,7 +115,7 @@ func (f *fold) node(ctx context.Context, at content.Pos, was pack.Pair) error {
 			pair, _ := n.Page.ChildPair(n.Node, i)
 			err = f.node(ctx, child, pair)
 		case f.before(child.Index + 1):
-			err = f.add(ctx, child.Index+1)
+			err = f.name(ctx, child.Index+1)
 		case there:
 			err = f.b.Keep(ctx, child.Index, pack.Extent{CID: n.Node.Entry(i), Location: where})
 		}
@@ -113,5 +123,5 @@ func (f *fold) node(ctx context.Context, at content.Pos, was pack.Pair) error {
 	if err != nil {
 		return err
 	}
-	return f.add(ctx, end)
+	return f.name(ctx, end)
 }

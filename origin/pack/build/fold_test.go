@@ -1,32 +1,48 @@
 package build
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"iter"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
 
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/bucket/mem"
+	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/verify"
 )
 
-// changing yields chunks by rising index.
+// changing yields chunks in no order.
 func changing(chunks map[uint64][]byte) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
-		for _, i := range slices.Sorted(maps.Keys(chunks)) {
-			if !yield(Change{i, chunks[i]}, nil) {
+		for i, raw := range chunks {
+			if !yield(Change{i, raw}, nil) {
 				return
 			}
 		}
 	}
+}
+
+// based reads a root at its origin.
+func based(t testing.TB, from bucket.Bucket, head pack.Head) Base {
+	t.Helper()
+	base, err := ReadBase(t.Context(), pack.NewReader(from), head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base
 }
 
 // changed returns im with chunks in place of others; nil ones become holes.
@@ -63,13 +79,47 @@ func fakeKept(t testing.TB, index uint64) pack.Extent {
 	}}
 }
 
+// counting counts what is asked of a bucket, and the bytes that it is given.
+type counting struct {
+	bucket.Bucket
+	gets, puts, written atomic.Int64
+}
+
+func (c *counting) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	c.gets.Add(1)
+	return c.Bucket.Get(ctx, key, r)
+}
+
+func (c *counting) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
+	c.puts.Add(1)
+	c.written.Add(body.Size())
+	return c.Bucket.Put(ctx, key, body, cond)
+}
+
 // TestAFoldReadsAndWritesWhatChanges: of a root of 100 GiB in a few packs, ten chunks
-// that lie far apart change.
+// that lie far apart change, twice.
 func TestAFoldReadsAndWritesWhatChanges(t *testing.T) {
+	t.Run("memory", func(t *testing.T) { foldsWhatChanges(t, newMemory(t)) })
+	t.Run("S3", func(t *testing.T) {
+		server := buckettest.StartS3(t)
+		server.Setenv(t)
+		l, err := s3.ParseURL(server.URL("folds"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store, err := s3.Open(t.Context(), s3.Config{Location: l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		foldsWhatChanges(t, store)
+	})
+}
+
+func foldsWhatChanges(t *testing.T, store bucket.Bucket) {
 	const size, changes = 100 << 30, 10
 	const readsMax, writtenMax, memoryMax = 30, 2 << 20, 96 << 20
-	to := newMemory(t)
-	cfg := Config{Bucket: to, Scope: content.Mesh(), Size: size, Signer: to.founder, Now: now}
+	to := &counting{Bucket: store}
+	cfg := Config{Bucket: to, Scope: content.Mesh(), Size: size, Signer: newMesh(t, now()).founder, Now: now}
 	b, err := New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -84,44 +134,66 @@ func TestAFoldReadsAndWritesWhatChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	base, _, err := b.Finish(t.Context())
+	head, _, err := b.Finish(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	was := b.Manifest()
-
-	fresh := make(map[uint64][]byte)
-	for i := range uint64(changes) {
-		raw := make([]byte, content.ChunkSizeDefault) // that does not compress
-		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(raw)
-		fresh[i*chunks/changes+i] = raw
-	}
-	to.forget()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	head, stats, err := Fold(t.Context(), cfg, pack.NewReader(to), base, changing(fresh))
-	runtime.ReadMemStats(&after)
-	if err != nil {
-		t.Fatal(err)
-	}
-	allocated := after.TotalAlloc - before.TotalAlloc
-	t.Logf("%d reads, %d bytes written in %d packs, %d bytes allocated", to.asked(mem.Get), stats.UploadedBytes, stats.Packs, allocated)
-	if to.asked(mem.Get) > readsMax || stats.UploadedBytes > writtenMax || stats.Packs != 1 || allocated > memoryMax {
-		t.Errorf("%d reads, %d bytes written in %d packs, %d bytes allocated", to.asked(mem.Get), stats.UploadedBytes, stats.Packs, allocated)
-	}
-	now, err := pack.NewReader(to).ReadManifest(t.Context(), head)
-	if err != nil {
-		t.Fatal(err)
-	}
-	refs := func(m pack.Manifest) (refs uint64) {
-		for _, p := range m.Packs {
-			refs += p.Refs
+	was, reader := b.Manifest(), pack.NewReader(to)
+	for round := range uint64(2) {
+		order := make([]Change, changes)
+		for n := range uint64(changes) {
+			i := (n*7 + 3) % changes
+			raw := make([]byte, content.ChunkSizeDefault) // that does not compress
+			_, _ = rand.NewChaCha8([32]byte{byte(i), byte(round)}).Read(raw)
+			order[n] = Change{i*chunks/changes + i + round, raw}
 		}
-		return refs
-	}
-	own, _ := now.Pack(head.Manifest.Pack)
-	if refs(now) != refs(was) || own.Refs != 2*changes+1 { // chunks, their leaves, and the top
-		t.Errorf("%d places before, %d now, %d of them in the new pack", refs(was), refs(now), own.Refs)
+		to.gets.Store(0)
+		to.puts.Store(0)
+		to.written.Store(0)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		now, stats, err := Fold(t.Context(), cfg, based(t, to, head), reader.ReadNode, func(yield func(Change, error) bool) {
+			for _, c := range order {
+				if !yield(c, nil) {
+					return
+				}
+			}
+		})
+		runtime.ReadMemStats(&after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reads, puts, written, allocated := to.gets.Load(), to.puts.Load(), to.written.Load(), after.TotalAlloc-before.TotalAlloc
+		t.Logf("%d reads, %d bytes in %d objects written, %d bytes allocated", reads, written, puts, allocated)
+		if reads > readsMax || written > writtenMax || puts != 1 || allocated > memoryMax || stats.Packs != 1 {
+			t.Errorf("%d reads, %d bytes in %d objects written, %d bytes allocated", reads, written, puts, allocated)
+		}
+		if stored := based(t, to, now.Head); !reflect.DeepEqual(stored, now) {
+			t.Errorf("the manifest says %+v, and the fold %+v", stored, now)
+		}
+		refs := func(m pack.Manifest) (refs uint64) {
+			for _, p := range m.Packs {
+				refs += p.Refs
+			}
+			return refs
+		}
+		own, _ := now.Manifest.Pack(now.Head.Manifest.Pack)
+		if refs(now.Manifest) != refs(was) || own.Refs != 2*changes+1 { // chunks, their leaves, and the top
+			t.Errorf("%d places before, %d now, %d of them in the new pack", refs(was), refs(now.Manifest), own.Refs)
+		}
+		d, err := reader.ReadDirectory(t.Context(), now.Head.Node.Pack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, c := range order {
+			if d.Entries[n].CID != content.Sum(c.Raw) {
+				t.Errorf("frame %d is not chunk %d", n, c.Index)
+			}
+		}
+		if lineage := now.Manifest.Lineage; len(lineage) != int(round)+1 || lineage[0] != was.Root {
+			t.Errorf("lineage %v", lineage)
+		}
+		head, was = now.Head, now.Manifest
 	}
 }
 
@@ -133,7 +205,13 @@ func TestAFoldIsWhatABuildWouldBe(t *testing.T) {
 		im, to := newImage(total, rapid.Uint64Range(40, 700).Draw(rt, "step"), 0), newMemory(t)
 		cfg := config(to, im)
 		cfg.Random = nil
-		head, _ := build(t, cfg, im)
+		base := Base{} // of a blank disk
+		if rapid.IntRange(0, 3).Draw(rt, "blank") > 0 {
+			head, _ := build(t, cfg, im)
+			base = based(t, to, head)
+		} else {
+			im.chunks = map[uint64][]byte{}
+		}
 		for round := range rapid.IntRange(1, 3).Draw(rt, "folds") {
 			size := im.size + int64(rapid.SampledFrom([]int{0, 0, 1, 3000}).Draw(rt, "more"))*testChunk
 			fresh := make(map[uint64][]byte)
@@ -145,19 +223,19 @@ func TestAFoldIsWhatABuildWouldBe(t *testing.T) {
 			}
 			im = im.changed(size, fresh)
 			cfg.Size = size
-			folded, _, err := Fold(t.Context(), cfg, pack.NewReader(to), head, changing(fresh))
+			folded, _, err := Fold(t.Context(), cfg, base, pack.NewReader(to).ReadNode, changing(fresh))
 			if err != nil {
 				rt.Fatal(err)
 			}
 			whole, _ := build(t, cfg, im)
-			if folded.Root != whole.Root {
-				rt.Fatalf("folded to %+v, and built to %+v", folded.Root, whole.Root)
+			if folded.Head.Root != whole.Root {
+				rt.Fatalf("folded to %+v, and built to %+v", folded.Head.Root, whole.Root)
 			}
-			counted(t, to, folded)
+			counted(t, to, folded.Head)
 			counted(t, to, whole)
-			head = folded
+			base = folded
 		}
-		check(t, to, head, im)
+		check(t, to, base.Head, im)
 	})
 }
 
@@ -172,18 +250,19 @@ func TestWholeSubtreesAreKept(t *testing.T) {
 	to := newMemory(t)
 	cfg := config(to, im)
 	cfg.Random = nil
-	base, _ := build(t, cfg, im)
+	head, _ := build(t, cfg, im)
+	base := based(t, to, head)
 	fresh := map[uint64][]byte{7: chunkOf(100, testChunk), 2*fanout*fanout + 2: chunkOf(101, testChunk)}
 	to.forget()
-	head, _, err := Fold(t.Context(), cfg, pack.NewReader(to), base, changing(fresh))
+	folded, _, err := Fold(t.Context(), cfg, base, pack.NewReader(to).ReadNode, changing(fresh))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := to.asked(mem.Get); n != 1+5 { // the manifest, the top, and two nodes below each side
+	if n := to.asked(mem.Get); n != 5 { // the top, and two nodes below each side
 		t.Errorf("%d reads", n)
 	}
-	counted(t, to, head)
-	check(t, to, head, im.changed(im.size, fresh))
+	counted(t, to, folded.Head)
+	check(t, to, folded.Head, im.changed(im.size, fresh))
 }
 
 func TestChunksStoredAheadLieTogether(t *testing.T) {
@@ -197,15 +276,22 @@ func TestChunksStoredAheadLieTogether(t *testing.T) {
 	defer b.Abort()
 	boot := []uint64{60, 3, 17, 42}
 	for _, i := range boot {
-		if err := b.Ahead(t.Context(), im.chunks[i]); err != nil {
+		if err := b.Ahead(t.Context(), i, im.chunks[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := im.add(t.Context(), b); err != nil {
-		t.Fatal(err)
+	for i := range uint64(64) {
+		if slices.Contains(boot, i) {
+			err = b.Turn(t.Context(), i)
+		} else {
+			err = b.Add(t.Context(), i, im.chunks[i])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	head, stats, err := b.Finish(t.Context())
-	if err != nil || stats.NewChunks != 64 || stats.Chunks != 64 || stats.StoredBytes != stats.NewStoredBytes {
+	if err != nil || stats.NewChunks != 64 || stats.Chunks != 64 || stats.StoredBytes == 0 {
 		t.Fatalf("%+v, error %v", stats, err)
 	}
 	check(t, to, head, im)
@@ -270,4 +356,32 @@ func TestKeepRefuses(t *testing.T) {
 	cfg.Size -= testChunk
 	_, err = New(t.Context(), cfg)
 	wantErr(t, err, content.ErrInvalid)
+}
+
+// TestEachChunkHasOneTurn: what is given ahead twice, or has its turn without, ends the
+// root, and what a caller can't change is refused at once.
+func TestEachChunkHasOneTurn(t *testing.T) {
+	im, to := newImage(4, 1, 0), newMemory(t)
+	for name, do := range map[string]func(*Builder) error{
+		"twice": func(b *Builder) error {
+			return errors.Join(b.Ahead(t.Context(), 1, im.chunks[1]), b.Ahead(t.Context(), 1, im.chunks[2]))
+		},
+		"not given": func(b *Builder) error { return b.Turn(t.Context(), 1) },
+	} {
+		b, err := New(t.Context(), config(to, im))
+		if err = errors.Join(err, do(b)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = b.Finish(t.Context())
+		if b.Abort(); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	failed := errors.New("the layer can't be read")
+	_, _, err := Fold(t.Context(), config(to, im), Base{}, nil, func(yield func(Change, error) bool) { yield(Change{}, failed) })
+	wantErr(t, err, failed)
+	for _, c := range []Change{{4, im.chunks[1]}, {0, im.chunks[1][1:]}} {
+		_, _, err := Fold(t.Context(), config(to, im), Base{}, nil, func(yield func(Change, error) bool) { yield(c, nil) })
+		wantErr(t, err, content.ErrInvalid)
+	}
 }

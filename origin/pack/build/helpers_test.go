@@ -265,7 +265,7 @@ func readBack(ctx context.Context, r *pack.Reader, h pack.Head) (map[uint64][]by
 	if h.Root.Map.IsHole() {
 		return out, nil
 	}
-	return out, walk(content.Pos{Level: h.Root.Depth()}, h.Top())
+	return out, walk(content.Pos{Level: h.Root.Shape().Depth()}, h.Top())
 }
 
 func (m *memory) loadIndex(t testing.TB, dir string, scopes ...content.Scope) *index.Index {

@@ -23,7 +23,7 @@ type indexer struct {
 // add takes the directory of a pack that is in the bucket. One that nobody vouches
 // for would be believed from its own pack alone.
 func (x *indexer) add(ctx context.Context, s pack.Sealed) {
-	if x.cfg.Fold || len(s.Signature) == 0 {
+	if x.cfg.fold || len(s.Signature) == 0 {
 		return
 	}
 	x.mu.Lock()

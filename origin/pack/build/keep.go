@@ -14,9 +14,15 @@ type Base struct {
 	Manifest pack.Manifest
 }
 
+// ReadBase reads what a root is, to be changed.
+func ReadBase(ctx context.Context, r *pack.Reader, head pack.Head) (Base, error) {
+	m, err := r.ReadManifest(ctx, head)
+	return Base{head, m}, err
+}
+
 func (b Base) validate(cfg Config) error {
 	switch {
-	case b.Head.Root.ChunkSize != cfg.ChunkSize || b.Head.Root.Size > cfg.Size:
+	case b.Head.Root.Kind != cfg.Kind || cfg.Kind != content.RootDisk || b.Head.Root.ChunkSize != cfg.ChunkSize || b.Head.Root.Size > cfg.Size:
 		return fmt.Errorf("%w: a base of %d bytes in chunks of %d under a root of %d in chunks of %d", content.ErrInvalid, b.Head.Root.Size, b.Head.Root.ChunkSize, cfg.Size, cfg.ChunkSize)
 	case b.Manifest.Page != b.Head.Page.CID:
 		return fmt.Errorf("%w: the manifest is of another root than the base", content.ErrInvalid)
@@ -45,13 +51,13 @@ func (b *Builder) Keep(ctx context.Context, index uint64, e pack.Extent) error {
 	if err := b.mayKeep(e); err != nil {
 		return fmt.Errorf("keep chunk %d: %w", index, err)
 	}
-	if int(e.Raw) != b.cfg.ChunkSize {
-		return fmt.Errorf("keep chunk %d: %w: %d bytes, want %d", index, content.ErrInvalid, e.Raw, b.cfg.ChunkSize)
+	if err := b.shape.CheckChunk(int(e.Raw)); err != nil {
+		return fmt.Errorf("keep chunk %d: %w", index, err)
 	}
 	if err := b.may(content.Chunk(index)); err != nil {
 		return fmt.Errorf("keep %w", err)
 	}
-	b.next = index + 1
+	b.next, b.size = index+1, b.size+int64(e.Raw)
 	return b.inTurn(ctx, func(ctx context.Context) error {
 		at := b.assembler.packs.Place(e.Location)
 		b.assembler.placed.put(e.CID, at)

@@ -22,32 +22,34 @@ func cachePath(cfg Config) string {
 	return filepath.Join(cfg.Dir, "packs-"+hex.EncodeToString(sum[:8])+indexSuffix)
 }
 
-// readCacheFile is readIndexFrom the cache; one that is absent, or not kept, is
-// fs.ErrNotExist.
-func readCacheFile(cfg Config, add func(Pack) error) (sources []string, err error) {
+// readCacheFile reads the cache; one that is absent, or not kept, is fs.ErrNotExist.
+func readCacheFile(cfg Config) (packs []Pack, sources []string, err error) {
 	if cfg.Dir == "" {
-		return nil, fs.ErrNotExist
+		return nil, nil, fs.ErrNotExist
 	}
-	f, err := os.Open(cachePath(cfg))
+	b, err := os.ReadFile(cachePath(cfg))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	sources, err = readIndexFrom(f, add)
-	return sources, errors.Join(err, f.Close())
+	return decodeIndex(b)
 }
 
 // replaceCacheFile replaces the cache. It is not synced: a torn file is seen by its
 // checksum and read anew.
 func replaceCacheFile(cfg Config, packs []Pack, sources []string) error {
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	b, err := encodeIndex(packs, sources)
+	if err == nil {
+		err = os.MkdirAll(cfg.Dir, 0o700)
+	}
+	if err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(cfg.Dir, ".packs-*")
 	if err != nil {
 		return err
 	}
-	err = errors.Join(writeIndexTo(f, packs, sources), f.Close())
-	if err == nil {
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), cachePath(cfg))
 	}
 	if err != nil {

@@ -2,8 +2,8 @@ package index
 
 import (
 	"context"
-	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -13,57 +13,38 @@ import (
 // is what lies where it points. It is checked by runs, as far as it is needed.
 type foreign struct {
 	frames []pack.Extent // by offset, those that may be asked for
-
-	mu   sync.Mutex // guards runs
-	runs map[uint32]*runCheck
+	runs   [pack.SizeMax / content.RunSize]runCheck
 }
 
-// runCheck is one run of a foreign pack that was read, or is being read.
+// runCheck is one run of a foreign pack: it is read once.
 type runCheck struct {
-	done chan struct{} // closed once good says something
-	good bool          // each frame is what the directory says
+	once sync.Once
+	good atomic.Bool // it was read, and each frame is what the directory says
 }
 
 func newForeign(id pack.ID, p *gathered) *foreign {
-	f := &foreign{runs: make(map[uint32]*runCheck)}
+	f := &foreign{}
 	for e := range p.decode(id) {
 		if e.Raw <= pack.FrameSizeMax {
 			f.frames = append(f.frames, e.Extent)
 		}
 	}
-	for n := range uint32(pack.SizeMax / content.RunSize) {
+	for n := range f.runs {
 		if p.checked&(1<<n) != 0 {
-			f.runs[n] = &runCheck{closed(), true}
+			f.runs[n].once.Do(func() { f.runs[n].good.Store(true) })
 		}
 	}
 	return f
 }
 
-func closed() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}
-
 // check reads a run once, whoever asks, and reports whether all of it is good.
 func (f *foreign) check(ctx context.Context, x *Index, run pack.Run) bool {
-	f.mu.Lock()
-	r, begun := f.runs[run.N]
-	if !begun {
-		r = &runCheck{done: make(chan struct{})}
-		f.runs[run.N] = r
-	}
-	f.mu.Unlock()
-	if !begun {
-		r.good = f.read(ctx, x, run)
-		close(r.done)
-	}
-	select {
-	case <-r.done:
-		return r.good
-	case <-ctx.Done():
+	if int(run.N) >= len(f.runs) { // behind the end of any pack
 		return false
 	}
+	r := &f.runs[run.N]
+	r.once.Do(func() { r.good.Store(f.read(ctx, x, run)) })
+	return r.good.Load()
 }
 
 func (f *foreign) read(ctx context.Context, x *Index, run pack.Run) bool {
@@ -82,15 +63,9 @@ func (f *foreign) read(ctx context.Context, x *Index, run pack.Run) bool {
 
 // checked returns the bits of the runs that were found good.
 func (f *foreign) checked() (bits uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for n, r := range f.runs {
-		select {
-		case <-r.done:
-			if r.good {
-				bits |= 1 << n
-			}
-		default:
+	for n := range f.runs {
+		if f.runs[n].good.Load() {
+			bits |= 1 << n
 		}
 	}
 	return bits
@@ -108,15 +83,12 @@ func (x *Index) Save() error {
 	if len(checked) == 0 || x.cfg.Dir == "" {
 		return nil
 	}
+	packs, sources, err := readCacheFile(x.cfg)
 	changed := false
-	var packs []Pack
-	sources, err := readCacheFile(x.cfg, func(p Pack) error {
-		bits := p.checked | checked[p.ID]
-		changed = changed || bits != p.checked
-		p.checked, p.Entries, p.Signature = bits, slices.Clone(p.Entries), slices.Clone(p.Signature)
-		packs = append(packs, p)
-		return nil
-	})
+	for i, p := range packs {
+		packs[i].Checked |= checked[p.ID]
+		changed = changed || packs[i].Checked != p.Checked
+	}
 	if err != nil || !changed {
 		return err
 	}

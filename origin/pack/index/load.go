@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -67,7 +66,7 @@ func (p *gathered) decode(id pack.ID) iter.Seq[pack.Entry] {
 // list learns which packs there are.
 func (l *loader) list(ctx context.Context) error {
 	for _, scope := range l.cfg.Scopes {
-		for info, err := range l.cfg.Bucket.List(ctx, pack.KeyPrefix+scope.String()+"/", "") {
+		for info, err := range l.cfg.Bucket.List(ctx, content.KeyPacks.Of(scope), "") {
 			if err != nil {
 				return err
 			}
@@ -119,19 +118,19 @@ func (l *loader) take(packs []Pack, local bool) {
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, p := range packs {
 		there := l.packs[p.ID]
-		if there.known || !fits(p, there.size) {
+		if there == nil || there.known || !fits(p, there.size) {
 			continue
 		}
 		there.known = true // in the same list once more: passed over
 		group.Go(func() error {
 			there.vouched = l.vouched(p, there)
-			same := local && p.modified == there.modified.UnixNano()
+			same := local && p.Modified == there.modified.UnixNano()
 			if there.known = there.vouched || same; !there.known {
 				return nil
 			}
 			there.entries, there.signature = p.Entries, p.Signature
 			if same && !there.suspect {
-				there.checked = p.checked
+				there.checked = p.Checked
 			}
 			return nil
 		})
@@ -139,29 +138,13 @@ func (l *loader) take(packs []Pack, local bool) {
 	_ = group.Wait() // none of them fails
 }
 
-// readAll takes the packs that read hands over, all or, when it fails, none.
-func (l *loader) readAll(read func(func(Pack) error) ([]string, error), local bool) ([]string, error) {
-	var packs []Pack
-	sources, err := read(func(p Pack) error {
-		if there := l.packs[p.ID]; there != nil && !there.known {
-			p.Entries, p.Signature = bytes.Clone(p.Entries), bytes.Clone(p.Signature)
-			packs = append(packs, p)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	l.take(packs, local)
-	return sources, nil
-}
-
 func (l *loader) readCache() {
 	l.sources = make(map[string]bool)
-	sources, err := l.readAll(func(add func(Pack) error) ([]string, error) { return readCacheFile(l.cfg, add) }, true)
+	packs, sources, err := readCacheFile(l.cfg)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.cfg.Log.Warn("cached pack index passed over", "error", err)
 	}
+	l.take(packs, true)
 	for _, s := range sources {
 		l.sources[s] = true
 	}
@@ -174,7 +157,7 @@ func (l *loader) writeCache() {
 	var packs []Pack
 	for id, p := range l.packs {
 		if p.known {
-			packs = append(packs, Pack{id, p.entries, p.signature, p.modified.UnixNano(), p.checked})
+			packs = append(packs, Pack{ID: id, Entries: p.entries, Signature: p.signature, Modified: p.modified.UnixNano(), Checked: p.checked})
 		}
 	}
 	var sources []string
@@ -189,15 +172,15 @@ func (l *loader) writeCache() {
 // listObjects returns the keys of the index objects, and notes which packs are suspect.
 func (l *loader) listObjects(ctx context.Context) (keys []string, _ error) {
 	for _, scope := range l.cfg.Scopes {
-		for info, err := range l.cfg.Bucket.List(ctx, indexPrefix+scope.String()+"/", "") {
+		for info, err := range l.cfg.Bucket.List(ctx, content.KeyIndexes.Of(scope), "") {
 			if err != nil {
 				return nil, err
 			}
-			if id, err := pack.CutKey(info.Key, indexPrefix, suspectSuffix); err == nil {
+			if id, err := pack.CutKey(info.Key, content.KeyIndexes, suspectSuffix); err == nil {
 				if p := l.packs[id]; p != nil {
 					p.suspect = true
 				}
-			} else if _, err := pack.CutKey(info.Key, indexPrefix, indexSuffix); err == nil { // it is named like a pack
+			} else if _, err := pack.CutKey(info.Key, content.KeyIndexes, indexSuffix); err == nil { // it is named like a pack
 				keys = append(keys, info.Key)
 			} else {
 				l.cfg.Log.Warn("not an index object, passed over", "key", info.Key)
@@ -221,7 +204,9 @@ func (l *loader) readObjects(ctx context.Context) error {
 			continue
 		}
 		sources, err := bucket.ReadChecked(ctx, l.cfg.Bucket, key, pack.SizeMax, func(b []byte, _ bucket.Info) ([]string, error) {
-			return l.readAll(func(add func(Pack) error) ([]string, error) { return readIndexFrom(bytes.NewReader(b), add) }, false)
+			packs, sources, err := decodeIndex(b)
+			l.take(packs, false)
+			return sources, err
 		})
 		switch {
 		case errors.Is(err, content.ErrCorrupt), errors.Is(err, content.ErrNotFound):

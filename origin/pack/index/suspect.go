@@ -2,15 +2,14 @@ package index
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
-// A mark lies beside the index objects, so that importers list both at once: under
-// "index/", the pack's ID, and this.
+// A mark lies beside the index objects, so that importers list both at once.
 const (
 	suspectSuffix = ".suspect"
 	suspectMagic  = "grange-suspect/1\n"
@@ -22,8 +21,7 @@ const (
 // damaged. A false mark costs them those reads and nothing else, so whoever may write to
 // the bucket may set one. It stays when there is one.
 func Suspect(ctx context.Context, to bucket.Bucket, id pack.ID) error {
-	_, err := to.Put(ctx, indexPrefix+string(id)+suspectSuffix, bucket.Bytes([]byte(suspectMagic)), bucket.IfAbsent())
-	if err != nil && !errors.Is(err, bucket.ErrPrecondition) {
+	if err := putOnce(ctx, to, string(content.KeyIndexes)+string(id)+suspectSuffix, []byte(suspectMagic)); err != nil {
 		return fmt.Errorf("mark pack %s as suspect: %w", id, err)
 	}
 	return nil

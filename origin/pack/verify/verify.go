@@ -96,8 +96,8 @@ func (r Report) Err() error {
 func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Report)) (Report, error) {
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	w := &walk{reader: r, head: head, group: group, report: progress, packs: make(map[pack.ID]pack.PackRefs)}
-	err := w.node(reading, content.Pos{Level: head.Root.Depth()}, head.Top())
+	w := &walk{reader: r, head: head, shape: head.Root.Shape(), group: group, report: progress, packs: make(map[pack.ID]pack.PackRefs)}
+	err := w.node(reading, content.Pos{Level: w.shape.Depth()}, head.Top())
 	if waited := group.Wait(); waited != nil {
 		err = waited // the cause, where err is that the walk was told to end
 	}
@@ -112,6 +112,7 @@ func Image(ctx context.Context, r *pack.Reader, head pack.Head, progress func(Re
 type walk struct {
 	reader *pack.Reader
 	head   pack.Head
+	shape  content.Shape
 	group  *errgroup.Group
 	report func(Report)
 	packs  map[pack.ID]pack.PackRefs // that the image refers to; owned by who walks
@@ -184,12 +185,7 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 		return nil
 	}
 	w.refer(p.Node.Pack, p.Node.Length+p.Page.Length)
-	n, err := w.reader.ReadNode(ctx, w.head.Scope, at.Level, p)
-	if err != nil {
-		if moved, ok := w.movedPair(ctx, p); ok {
-			n, err = w.reader.ReadNode(ctx, w.head.Scope, at.Level, moved)
-		}
-	}
+	n, err := pack.ReadNode(ctx, moves{w.reader}, w.head.Scope, at.Level, p)
 	if err != nil {
 		return w.damaged(ctx, Damage{at, whatNode, p.Node, err})
 	}
@@ -206,13 +202,13 @@ func (w *walk) node(ctx context.Context, at content.Pos, p pack.Pair) error {
 		}
 		e := pack.Extent{CID: n.Node.Entry(i), Location: where}
 		switch {
-		case !w.head.Root.Contains(child):
+		case !w.shape.Contains(child):
 			err = w.damaged(ctx, Damage{child, whatOf(child), e, fmt.Errorf("%w: beyond the end of the image", content.ErrCorrupt)})
 		case child.Level > 0:
 			pair, _ := n.Page.ChildPair(n.Node, i) // above level 1 a child that is there has a page
 			err = w.node(ctx, child, pair)
-		case int(e.Raw) != w.head.Root.ChunkSize:
-			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %d raw bytes, chunks have %d", content.ErrCorrupt, e.Raw, w.head.Root.ChunkSize)})
+		case w.shape.CheckChunk(int(e.Raw)) != nil:
+			err = w.damaged(ctx, Damage{child, whatChunk, e, fmt.Errorf("%w: %w", content.ErrCorrupt, w.shape.CheckChunk(int(e.Raw)))})
 		default:
 			chunks = append(chunks, frame{child, e})
 		}
@@ -275,62 +271,41 @@ func runs(frames []frame) [][]frame {
 	return out
 }
 
+// moves follows packs that were rewritten into others, and those alone: what lies
+// elsewhere in the same pack than the map says is damage.
+type moves struct{ *pack.Reader }
+
+func (m moves) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
+	d, err := m.ReadDirectory(ctx, e.Pack)
+	if err == nil && d.Moved == "" {
+		err = fmt.Errorf("%w: it lies elsewhere in the pack, or not at all", content.ErrCorrupt)
+	}
+	if err != nil {
+		return pack.Extent{}, err
+	}
+	return m.Reader.Relocate(ctx, e)
+}
+
 // read reads chunks that one GET brings.
 func (w *walk) read(ctx context.Context, frames []frame) error {
 	extents := make([]pack.Extent, len(frames))
 	for i, f := range frames {
 		extents[i] = f.Extent
 	}
-	got, err := w.reader.ReadFrames(ctx, extents)
-	moved := false
-	if err != nil {
-		moved = w.moved(ctx, frames[0].Pack)
+	got, err := pack.ReadMoved(ctx, moves{w.reader}, extents)
+	if errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) { // it is of the first of several
+		err = fmt.Errorf("%w: what lies there is something else", content.ErrCorrupt)
 	}
 	chunks, stored := uint64(0), uint64(0)
 	for i, f := range frames {
-		good, frameErr := got != nil && !got[i].CID().IsHole(), err
-		switch {
-		case !good && moved:
-			frameErr = w.readMoved(ctx, f.Extent)
-			good = frameErr == nil
-		case !good && got != nil: // err is of the first of several
-			frameErr = fmt.Errorf("%w: what lies there is something else", content.ErrCorrupt)
-		}
-		if good {
+		if !got[i].CID().IsHole() {
 			chunks, stored = chunks+1, stored+uint64(f.Length)
-			continue
-		}
-		if err := w.damaged(ctx, Damage{f.at, whatChunk, f.Extent, frameErr}); err != nil {
+		} else if err := w.damaged(ctx, Damage{f.at, whatChunk, f.Extent, err}); err != nil {
 			return err
 		}
 	}
 	w.add(func(r *Report) { r.Chunks, r.StoredBytes = r.Chunks+chunks, r.StoredBytes+stored })
 	return nil
-}
-
-// moved reports whether a pack was rewritten into another.
-func (w *walk) moved(ctx context.Context, id pack.ID) bool {
-	d, err := w.reader.ReadDirectory(ctx, id)
-	return err == nil && d.Moved != ""
-}
-
-// readMoved reads a frame where its pack says that it lies now, as readers do.
-func (w *walk) readMoved(ctx context.Context, e pack.Extent) error {
-	now, err := w.reader.Relocate(ctx, e)
-	if err == nil {
-		_, err = w.reader.ReadFrames(ctx, []pack.Extent{now})
-	}
-	return err
-}
-
-// movedPair returns where a map node and its page lie now, if their pack was rewritten.
-func (w *walk) movedPair(ctx context.Context, p pack.Pair) (pack.Pair, bool) {
-	if !w.moved(ctx, p.Node.Pack) {
-		return pack.Pair{}, false
-	}
-	node, err := w.reader.Relocate(ctx, p.Node)
-	page, pageErr := w.reader.Relocate(ctx, p.Page)
-	return pack.Pair{Node: node, Page: page}, errors.Join(err, pageErr) == nil
 }
 
 // manifest checks that the manifest is of this image, and names each pack that it
