@@ -48,7 +48,7 @@ func TestFarmThatIsNotHeard(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := &Node{cfg: Config{FarmBind: "nowhere", Log: slog.New(slog.DiscardHandler)}, awaited: true}
-	if n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, membership.State{Mesh: mesh.Public(), Chain: chain}); err != nil {
+	if n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key, Now: time.Now, Log: n.cfg.Log}, membership.State{Mesh: mesh.Public(), Chain: chain}); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.openFarm(t.Context()); err != nil {
