@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/farm"
 	"github.com/grangemesh/grange/p2p/swarm"
@@ -27,6 +31,37 @@ func (n *Node) look(context.Context) (err error) {
 	return err
 }
 
+// lockTimeout is how long a start waits for the end of a node before it that was
+// killed: its files close after it is gone to those who watch it.
+const lockTimeout = 3 * time.Second
+
+// openDir takes the data folder for this process alone, and clears its working files.
+func (n *Node) openDir(ctx context.Context) error {
+	if err := durable.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	lock, err := durable.LockWithin(ctx, filepath.Join(n.cfg.Dir, "lock"), lockTimeout)
+	if errors.Is(err, content.ErrConflict) {
+		return fmt.Errorf("data folder %s: another grange has it open: %w", n.cfg.Dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w; run the node as the user whose folder it is", n.cfg.Dir, err)
+	}
+	n.unlock = lock.Close
+	n.undo = append(n.undo, n.unlock)
+	temp := filepath.Join(n.cfg.Dir, images.TempDir)
+	if files, _ := os.ReadDir(temp); n.fresh && len(files) > 0 { // as a --data of /, or of a home
+		return fmt.Errorf("data folder %s: %w: it is no node's yet, and its folder %s, which a node clears, holds files of others; give an empty --data", n.cfg.Dir, content.ErrConflict, images.TempDir)
+	}
+	if err := os.RemoveAll(temp); err != nil { // what killed imports and exports have left
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return nil
+}
+
 // tryFirst looks at all that a first start was told before a mesh is founded, an origin
 // remembered or a token spent.
 func (n *Node) tryFirst(ctx context.Context) error {
@@ -39,6 +74,9 @@ func (n *Node) tryFirst(ctx context.Context) error {
 	if err := content.CheckName(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
 		return fmt.Errorf("--farm: %w", err)
 	}
+	if n.cfg.Role == trust.RoleSeed && n.cfg.Join == "" {
+		return fmt.Errorf("--join: %w: a seed founds no mesh; give it a token of one, made by `grange token create --role seed`", content.ErrInvalid)
+	}
 	var token trust.Token
 	var err error
 	if n.cfg.Join != "" {
@@ -46,7 +84,7 @@ func (n *Node) tryFirst(ctx context.Context) error {
 			return fmt.Errorf("--join: %w", err)
 		}
 	}
-	if err := n.checkNetwork(true); err != nil {
+	if err := n.checkNetwork(true); err != nil || !servicesOf(n.cfg.Role).origin {
 		return err
 	}
 	return n.tryOrigins(ctx, token)
@@ -169,7 +207,7 @@ func Check(ctx context.Context, cfg Config) error {
 	if len(cfg.Origins) > 0 {
 		url = cfg.Origins[0]
 	}
-	if url == "" {
+	if url == "" || !servicesOf(cfg.Role).origin {
 		return nil
 	}
 	err = n.askOrigin(ctx, url, func(ctx context.Context, b bucket.Bucket) error { return catalog.CheckMesh(ctx, b, state.Mesh) })

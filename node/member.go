@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -56,15 +55,6 @@ func (n *Node) entry() membership.Entry {
 		Dir: n.cfg.Dir, Join: n.cfg.Join, Farm: n.cfg.Farm, FarmDefault: FarmDefault, Origin: n.cfg.originURL(),
 		Bootstrap: n.cfg.Bootstrap, Now: n.cfg.Now, Log: n.cfg.Log,
 	}
-}
-
-// originURL is the first --origin, or the folder in --data that stands in for
-// one on a single host.
-func (c Config) originURL() string {
-	if len(c.Origins) > 0 {
-		return c.Origins[0]
-	}
-	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
 }
 
 // catalog is where revocations outlive all members.

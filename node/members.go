@@ -10,11 +10,9 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // The calls that members make to each other, beside requests for content.
@@ -26,75 +24,6 @@ const (
 	// membersAsked bounds the members that one question goes to.
 	membersAsked = 6
 )
-
-// neighbours tells the fetcher who is in the farm.
-type neighbours struct{ n *Node }
-
-// Live implements fetch.Members.
-func (x neighbours) Live() []peer.ID {
-	if x.n.farm == nil {
-		return []peer.ID{x.n.swarm.ID()}
-	}
-	return x.n.farm.Live()
-}
-
-// violationBan is how long a stranger that broke the protocol is shut out: it may
-// be a member of another version, whose operator needs time, and not a day.
-const violationBan = time.Hour
-
-// violated deals with a peer that broke the protocol. One of this farm is only
-// complained of: its operator is ours.
-func (n *Node) violated(id peer.ID, err error) {
-	who, ok := n.peers.Of(id)
-	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
-	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
-	if !near {
-		n.swarm.Ban(id, violationBan)
-	}
-}
-
-// followFarm tells the swarm where the farm's members are to be found.
-func (n *Node) followFarm(ctx context.Context) {
-	var before []peer.ID
-	for {
-		select {
-		case <-n.farm.Changed():
-		case <-ctx.Done():
-			return
-		}
-		live := n.farm.Live()
-		for _, id := range before {
-			if !slices.Contains(live, id) {
-				n.swarm.Forget(id)
-			}
-		}
-		if len(before) == 1 && len(live) > 1 {
-			n.returned.Add(1)
-		}
-		before = live
-		for _, m := range n.farm.Members() {
-			if m.ID != n.swarm.ID() {
-				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
-			}
-		}
-	}
-}
-
-// answerer answers the calls of other members.
-type answerer struct{ n *Node }
-
-// Call implements exchange.Answerer.
-func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
-	switch method {
-	case resolveMethod: // a record that this node knows, as far as the asker may read it
-		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
-	case commitMethod: // a record of a member that can write to no origin
-		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
-	case twinMethod:
-		return x.n.answerTwin(body)
-	}
-	return x.n.Membership.Call(ctx, from, method, body)
-}
 
 // candidate is a member to ask.
 type candidate struct {

@@ -1,12 +1,15 @@
 package node
 
 import (
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -39,8 +42,15 @@ func TestCandidatesAreOfDifferentFarmsFirst(t *testing.T) {
 
 // TestFarmThatIsNotHeard: a node that serves its volumes without its farm says so, and why.
 func TestFarmThatIsNotHeard(t *testing.T) {
-	n := newMember(t)
-	n.awaited, n.cfg.FarmBind = true, "nowhere"
+	key := trust.NewPrivateKey()
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{cfg: Config{FarmBind: "nowhere", Log: slog.New(slog.DiscardHandler)}, awaited: true}
+	if n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key, Now: time.Now, Log: n.cfg.Log}, membership.State{Mesh: mesh.Public(), Chain: chain}); err != nil {
+		t.Fatal(err)
+	}
 	if err := n.openFarm(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +18,9 @@ import (
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -30,15 +33,22 @@ type mesh struct {
 	origin string
 	first  *Node
 	now    func() time.Time // nil is the host's clock
+	opened atomic.Int64     // times that an origin was
 }
 
 // start runs a node in a folder until stop is called, or the test ends.
 func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
+	return m.startAs(trust.RoleNode, data, name, join)
+}
+
+func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop func()) {
+	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
-		Dir: data, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
+		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
+			m.opened.Add(1)
 			b, err := dir.Open(ctx, m.origin, slog.New(slog.DiscardHandler))
 			return b, nil, err
 		},
@@ -63,11 +73,11 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 
 func (m *mesh) token(role trust.Role) string {
 	m.t.Helper()
-	token, _, err := m.first.CreateToken(role, "", 0)
+	token, err := m.first.CreateToken(TokenRequest{Role: role})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return token.String()
+	return token.Token
 }
 
 // await waits until something holds.
@@ -82,6 +92,27 @@ func (m *mesh) await(what string, holds func() bool) {
 		case <-late:
 			m.t.Fatalf("%s: not within %s", what, waitMax)
 		}
+	}
+}
+
+// publish commits the record of an image without packs.
+func publish(t *testing.T, n *Node, name string) {
+	t.Helper()
+	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(n byte, offset uint32) pack.Extent {
+		return pack.Extent{CID: content.Sum([]byte{n}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
+	}
+	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
+	head := pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}
+	body, err := catalog.Image{Head: head, Chunks: 100, Stored: 1 << 20}.Encode(n.codec)
+	if err == nil {
+		_, err = n.Names.Commit(t.Context(), catalog.Change{Kind: content.KindImage, Name: name, Body: body})
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -56,42 +57,63 @@ const (
 // origin is the object store of this node: there or not, writable or not. A node
 // works without one; it is looked for again and again.
 type origin struct {
-	n       *Node
+	cfg     Config
+	member  *membership.Membership
+	recall  func(content.Kind, string) (catalog.Record, bool)
+	back    func() // is called when it can be read again
 	url     string
 	corrupt prometheus.Counter
 	doubt   chan struct{} // somebody was not answered: it is to be looked at
 
 	suspects sync.Map // packs that importers were told of, by pack.ID
 
-	mu      sync.RWMutex // guards what follows
-	answers bool         // reads, whatever becomes of writes
+	mu     sync.RWMutex // guards what follows
+	stands standing
+}
+
+// standing is how the origin stands.
+type standing struct {
+	answers bool // reads, whatever becomes of writes
 	state   string
 	detail  string
+	store
+}
+
+// store is the bucket and its mirrors once they were opened, and what reads there.
+type store struct {
 	bucket  bucket.Bucket
 	counted *bucket.Metrics
 	catalog *catalog.Catalog
 	packs   *pack.Reader
 }
 
-func newOrigin(n *Node) *origin {
+func (o *origin) now() standing {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.stands
+}
+
+// newOrigin is none until it is opened. recall returns records that were checked before,
+// and back is called when it can be read again.
+func newOrigin(cfg Config, member *membership.Membership, recall func(content.Kind, string) (catalog.Record, bool), back func()) *origin {
 	corrupt := prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "grange", Subsystem: "origin", Name: "corrupt_reads_total", Help: "Reads of packs that brought other bytes than their hashes say.",
 	})
-	return &origin{n: n, state: originNone, corrupt: corrupt, doubt: make(chan struct{}, 1)}
+	return &origin{cfg: cfg, member: member, recall: recall, back: back, stands: standing{state: originNone}, corrupt: corrupt, doubt: make(chan struct{}, 1)}
 }
 
 // open opens the bucket and looks at it once. A node starts without one that does
 // not answer, and finds it later; the wrong one is refused.
 func (o *origin) open(ctx context.Context) error {
-	said := "the origin that " + o.n.cfg.Dir + " remembers, "
-	o.url = o.n.Membership.State().Origin
-	if len(o.n.cfg.Origins) > 0 {
-		said, o.url = "--origin ", o.n.cfg.Origins[0]
+	said := "the origin that " + o.cfg.Dir + " remembers, "
+	o.url = o.member.State().Origin
+	if len(o.cfg.Origins) > 0 {
+		said, o.url = "--origin ", o.cfg.Origins[0]
 	}
 	if o.url == "" {
 		return nil
 	}
-	if !o.n.Membership.State().Fresh {
+	if !o.member.State().Fresh {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, restartTimeout)
 		defer cancel()
@@ -107,77 +129,69 @@ func (o *origin) open(ctx context.Context) error {
 }
 
 // connect opens the bucket and its mirrors.
-func (o *origin) connect(ctx context.Context) error {
-	store, counted, err := o.n.cfg.OpenOrigin(ctx, o.url)
-	if err != nil {
-		return err
+func (o *origin) connect(ctx context.Context) (s store, err error) {
+	if s.bucket, s.counted, err = o.cfg.OpenOrigin(ctx, o.url); err != nil {
+		return s, err
 	}
 	var mirrors []bucket.Bucket
-	for _, url := range o.n.cfg.Origins[min(1, len(o.n.cfg.Origins)):] {
-		m, _, err := o.n.cfg.OpenOrigin(ctx, url)
+	for _, url := range o.cfg.Origins[min(1, len(o.cfg.Origins)):] {
+		m, _, err := o.cfg.OpenOrigin(ctx, url)
 		if err != nil {
-			return fmt.Errorf("--origin %s: %w", url, err)
+			return s, fmt.Errorf("--origin %s: %w", url, err)
 		}
 		mirrors = append(mirrors, m)
 	}
 	if len(mirrors) > 0 {
-		store = bucket.Mirrors(store, mirrors...)
+		s.bucket = bucket.Mirrors(s.bucket, mirrors...)
 	}
-	hasty := bucket.Retry(store, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin})
-	store = bucket.Retry(store, bucket.RetryConfig{})
-	records, err := catalog.New(catalog.Config{Bucket: store, Verifier: o.n.verifier, Signer: o.n.signer, Recall: o.n.recall, Now: o.n.cfg.Now})
-	if err != nil {
-		return err
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.bucket, o.counted, o.catalog, o.packs = store, counted, records, pack.NewReader(hasty)
-	return nil
+	s.packs = pack.NewReader(bucket.Retry(s.bucket, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin}))
+	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{})
+	s.catalog, err = catalog.New(catalog.Config{Bucket: s.bucket, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
+	return s, err
 }
 
 // opened returns the bucket, which it opens if that did not go well before.
 func (o *origin) opened(ctx context.Context) (bucket.Bucket, error) {
-	o.mu.RLock()
-	b := o.bucket
-	o.mu.RUnlock()
-	if b != nil {
+	if b := o.now().bucket; b != nil {
 		return b, nil
 	}
-	if err := o.connect(ctx); err != nil {
+	s, err := o.connect(ctx)
+	if err != nil {
 		return nil, err
 	}
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return o.bucket, nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stands.store = s
+	return s.bucket, nil
 }
 
 // founder reports whether this node made the mesh, and the origin is the one that it
 // made it with.
 func (o *origin) founder() bool {
-	return o.n.Membership.State().Founder && o.n.Membership.State().Origin == o.url
+	return o.member.State().Founder && o.member.State().Origin == o.url
 }
 
 // mayClaim reports whether an empty bucket may become the mesh's: the founder's first,
 // or another than the mesh has, that the operator has named. One that was the mesh's and
 // is empty now has lost what it held.
 func (o *origin) mayClaim() bool {
-	s := o.n.Membership.State()
+	s := o.member.State()
 	if s.Origin == o.url {
 		return s.Founder && !s.Seen
 	}
-	return len(o.n.cfg.Origins) > 0
+	return len(o.cfg.Origins) > 0
 }
 
 // remember keeps the URL of an origin that was found good, and of no other.
 func (o *origin) remember() {
-	if err := o.n.Membership.SawOrigin(o.url); err != nil {
-		o.n.cfg.Log.Warn("a start without --origin would not know this one", "url", withoutCredentials(o.url), "err", err)
+	if err := o.member.SawOrigin(o.url); err != nil {
+		o.cfg.Log.Warn("a start without --origin would not know this one", "url", withoutCredentials(o.url), "err", err)
 	}
 }
 
 // unclaimed says what is wrong with an empty bucket that the mesh has.
 func (o *origin) unclaimed() error {
-	if o.n.Membership.State().Seen {
+	if o.member.State().Seen {
 		return fmt.Errorf("%w: it was this mesh's, and nothing of the mesh is in it any more; restore it from a backup, or give --origin another bucket or folder to begin an empty one", content.ErrCorrupt)
 	}
 	return nothingThere(o.url)
@@ -211,10 +225,8 @@ func (o *origin) look(ctx context.Context) error {
 		o.settle(err)
 		return err
 	}
-	o.mu.RLock()
-	before := o.state
-	o.mu.RUnlock()
-	err = catalog.CheckMesh(ctx, b, o.n.verifier.Mesh())
+	before := o.now().state
+	err = catalog.CheckMesh(ctx, b, o.member.Verifier().Mesh())
 	if !errors.Is(stopping.Err(), context.Canceled) {
 		o.answered(err == nil)
 	}
@@ -223,7 +235,7 @@ func (o *origin) look(ctx context.Context) error {
 		err = o.unclaimed()
 	} else if (err == nil || fresh) && before != originOK {
 		if err = bucket.Probe(ctx, b); err == nil && fresh {
-			err = catalog.ClaimMesh(ctx, b, o.n.verifier.Mesh())
+			err = catalog.ClaimMesh(ctx, b, o.member.Verifier().Mesh())
 		}
 		if err == nil {
 			o.remember()
@@ -240,12 +252,11 @@ func (o *origin) look(ctx context.Context) error {
 // answered notes whether the origin can be read; who waits for that reads again at once.
 func (o *origin) answered(reads bool) {
 	o.mu.Lock()
-	before := o.answers
-	o.answers = reads
+	before := o.stands.answers
+	o.stands.answers = reads
 	o.mu.Unlock()
 	if reads && !before {
-		o.n.fetch.OriginBack()
-		o.n.returned.Add(1)
+		o.back()
 	}
 }
 
@@ -263,23 +274,24 @@ func (o *origin) settle(err error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.answers = state == originOK || state == originReadOnly || o.answers && state == originUnreachable
-	if state != o.state {
+	now := &o.stands
+	now.answers = state == originOK || state == originReadOnly || now.answers && state == originUnreachable
+	if state != now.state {
 		level := slog.LevelInfo
 		if state == originUnreachable || state == originRefused {
 			level = slog.LevelWarn
 		}
-		o.n.cfg.Log.Log(context.Background(), level, "origin", "url", withoutCredentials(o.url), "state", state, "detail", detail)
+		o.cfg.Log.Log(context.Background(), level, "origin", "url", withoutCredentials(o.url), "state", state, "detail", detail)
 	}
-	o.state, o.detail = state, detail
+	now.state, now.detail = state, detail
 }
 
 // watch looks at the origin until ctx ends. Its state is what the looks find out, never
 // what befell one request of somebody's.
-func (o *origin) watch(ctx context.Context) {
+func (o *origin) watch(ctx context.Context) error {
 	for {
 		if !sleep(ctx, originRetry, nil) || o.readable() != nil && !sleep(ctx, originInterval, o.doubt) {
-			return
+			return nil
 		}
 		o.look(ctx)
 	}
@@ -297,47 +309,40 @@ func sleep(ctx context.Context, most time.Duration, wake <-chan struct{}) bool {
 
 // readable returns the bucket while it can be read.
 func (o *origin) readable() bucket.Bucket {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.answers {
-		return o.bucket
+	if s := o.now(); s.answers {
+		return s.bucket
 	}
 	return nil
 }
 
 // reader returns what fetches read packs through, nil while there is nothing.
 func (o *origin) reader() fetch.Origin {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if !o.answers {
-		return nil
+	if s := o.now(); s.answers {
+		return watched{s.packs, o}
 	}
-	return watched{o.packs, o}
+	return nil
 }
 
 // records returns the catalog while the origin answers.
 func (o *origin) records() *catalog.Catalog {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if !o.answers {
-		return nil
+	if s := o.now(); s.answers {
+		return s.catalog
 	}
-	return o.catalog
+	return nil
 }
 
 // writable returns the bucket, or says why nothing can be written to it.
 func (o *origin) writable() (bucket.Bucket, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	switch o.state {
+	s := o.now()
+	switch s.state {
 	case originOK:
-		return o.bucket, nil
+		return s.bucket, nil
 	case originReadOnly:
-		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, strings.TrimPrefix(o.detail, content.ErrReadOnly.Error()+": "))
+		return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrReadOnly, strings.TrimPrefix(s.detail, content.ErrReadOnly.Error()+": "))
 	case originNone:
 		return nil, fmt.Errorf("this node has no origin: %w", content.ErrUnavailable)
 	}
-	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, o.detail)
+	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, s.detail)
 }
 
 // writer returns the catalog while the origin takes writes.
@@ -399,31 +404,27 @@ func (o *origin) suspect(ctx context.Context, packs ...pack.ID) {
 			err = index.Suspect(ctx, store, id)
 		}
 		if err != nil {
-			o.n.cfg.Log.Warn("importers are not told that a pack is damaged", "pack", id, "err", err)
+			o.cfg.Log.Warn("importers are not told that a pack is damaged", "pack", id, "err", err)
 			return
 		}
 		o.suspects.Store(id, true)
-		o.n.cfg.Log.Warn("a pack is damaged; import again what lies in it", "pack", id)
+		o.cfg.Log.Warn("a pack is damaged; import again what lies in it", "pack", id)
 	}
 }
 
 func (o *origin) collectors() []prometheus.Collector {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.counted == nil {
-		return []prometheus.Collector{o.corrupt}
+	if counted := o.now().counted; counted != nil {
+		return append(counted.Collectors(), o.corrupt)
 	}
-	return append(o.counted.Collectors(), o.corrupt)
+	return []prometheus.Collector{o.corrupt}
 }
 
-// Origin returns how the origin stands.
-func (n *Node) Origin() Origin {
-	o := n.origin
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	i := Origin{URL: o.url, State: o.state, Detail: o.detail}
-	if o.counted != nil {
-		i.Requests, i.BytesIn = o.counted.Counts().Requests, o.counted.Counts().BytesIn
+// view returns how the origin stands.
+func (o *origin) view() Origin {
+	s := o.now()
+	i := Origin{URL: o.url, State: s.state, Detail: s.detail}
+	if s.counted != nil {
+		i.Requests, i.BytesIn = s.counted.Counts().Requests, s.counted.Counts().BytesIn
 	}
 	return i
 }

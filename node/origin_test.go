@@ -12,9 +12,7 @@ import (
 // TestCallersThatGoAway say nothing of the origin; one that does not answer is looked
 // at, and is well until that look says otherwise.
 func TestCallersThatGoAway(t *testing.T) {
-	n := &Node{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
-	n.origin = newOrigin(n)
-	o := n.origin
+	o := newOrigin(Config{Log: slog.New(slog.DiscardHandler)}, nil, nil, nil)
 	o.settle(nil)
 	for _, err := range []error{
 		fmt.Errorf("read: %w: %w", content.ErrUnavailable, context.Canceled),
@@ -24,7 +22,7 @@ func TestCallersThatGoAway(t *testing.T) {
 			t.Errorf("after %v it is looked at", err)
 		}
 	}
-	if o.lost(fmt.Errorf("read: %w", content.ErrUnavailable)); len(o.doubt) != 1 || n.Origin().State != originOK {
-		t.Errorf("looked at: %d, %+v", len(o.doubt), n.Origin())
+	if o.lost(fmt.Errorf("read: %w", content.ErrUnavailable)); len(o.doubt) != 1 || o.view().State != originOK {
+		t.Errorf("looked at: %d, %+v", len(o.doubt), o.view())
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -12,13 +13,9 @@ func (n *Node) learn(k records.Known) {
 	if k.Head == nil {
 		return
 	}
-	if _, err := n.fetch.Learn(rootOf(k)); err != nil {
+	if _, err := n.fetch.Learn(images.RootOf(k)); err != nil {
 		n.cfg.Log.Warn("a root can't be learned", "name", k.Name, "err", err)
 	}
-}
-
-func rootOf(k records.Known) fetch.Root {
-	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
 }
 
 // introduced reads a record that a member sent because it is going to ask for the
@@ -28,7 +25,7 @@ func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
 	if err != nil {
 		return fetch.Root{}, err
 	}
-	return rootOf(k), nil
+	return images.RootOf(k), nil
 }
 
 // recall returns what is known of a record for the catalog, which is opened before the

@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,6 +16,11 @@ import (
 	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
+
+// joinedWithin is how long a node with neighbours or bootstrap addresses waits
+// for one of them before it calls itself ready alone. It is most of the two
+// seconds that a restart may take.
+const joinedWithin = 1800 * time.Millisecond
 
 // Peer is another member.
 type Peer struct {
@@ -39,6 +45,15 @@ type Self struct {
 	FarmAddr string    `json:"farm_addr,omitempty"`
 	Revoked  time.Time `json:"revoked,omitzero" doc:"when this node learnt that it is no member any more"`
 }
+
+// Version returns the version that the node was built as.
+func (n *Node) Version() string { return n.cfg.Version }
+
+// Farm returns the name of this node's farm.
+func (n *Node) Farm() string { return n.Membership.Identity().Farm }
+
+// Awaited reports whether somebody waited for volumes of this node when it started.
+func (n *Node) Awaited() bool { return n.awaited }
 
 // Self describes this node.
 func (n *Node) Self() Self {
@@ -165,14 +180,62 @@ func (n *Node) Waiting() []string {
 	if young && len(n.cfg.Bootstrap)+len(n.Membership.State().Bootstrap) > 0 && len(n.swarm.Peers()) == 0 {
 		out = append(out, "a member of the mesh")
 	}
-	if !n.Volumes.Opened() {
+	if n.Volumes != nil && !n.Volumes.Opened() {
 		out = append(out, "its volumes")
 	}
 	return out
 }
 
-// Bytes returns where this node's bytes came from since its start.
-func (n *Node) Bytes() fetch.Bytes { return n.fetch.Bytes() }
+// Status is how a node stands.
+type Status struct {
+	Ready         bool          `json:"ready"`
+	Waiting       []string      `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Self          Self          `json:"self"`
+	Origin        Origin        `json:"origin"`
+	Farm          []Peer        `json:"farm" doc:"the live neighbours"`
+	Neighbourhood Neighbourhood `json:"neighbourhood"`
+	Bytes         fetch.Bytes   `json:"bytes"`
+	Cache         Cache         `json:"cache"`
+	Volumes       int           `json:"volumes"`
+	Failing       []string      `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
+	Disks         Disks         `json:"disks"`
+	Started       time.Time     `json:"started"`
+	Version       string        `json:"version"`
+}
+
+// Disks says how the node serves block devices.
+type Disks struct {
+	Served bool   `json:"served" doc:"volumes are block devices, where nothing else is asked for; else they are served over NBD"`
+	Detail string `json:"detail,omitempty" doc:"why they are not, or what may befall them"`
+}
+
+// Status says how the node stands.
+func (n *Node) Status() Status {
+	waiting := n.Waiting()
+	s := Status{
+		Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
+		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
+	}
+	if n.Volumes != nil {
+		s.Volumes, s.Failing = n.Volumes.Count(), n.Volumes.Failing()
+	}
+	return s
+}
+
+func (n *Node) disks() Disks {
+	none := ErrNoVolumes
+	if n.Volumes != nil {
+		none = n.Volumes.NoDisks()
+	}
+	d := Disks{Served: none == nil}
+	if err := cmp.Or(none, n.cfg.Flusher); err != nil {
+		d.Detail = content.Line(err)
+	}
+	return d
+}
+
+// ErrNoVolumes is why a node has no Volumes.
+var ErrNoVolumes = fmt.Errorf("this node is run as a seed, and has no volumes: %w", errors.ErrUnsupported)
 
 // Cache is how the cache stands.
 type Cache struct {

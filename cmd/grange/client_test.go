@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/images"
 )
 
 // serveAt answers as a node on the socket of a new data folder.
@@ -78,7 +78,7 @@ func TestNoNodeAnswers(t *testing.T) {
 // TestStandardInputIsWatched: it may be long until all of it is here.
 func TestStandardInputIsWatched(t *testing.T) {
 	data := serveAt(t, answer(`{}`))
-	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(data, images.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, said := command(t, "image", "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B reading the standard input\n") {
@@ -150,7 +150,7 @@ func TestExportToStandardOutput(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/images/debian/export", func(w http.ResponseWriter, r *http.Request) {
 		var req api.ExportRequest
-		if err := json.NewDecoder(r.Body).Decode(&req); err != nil || !strings.HasPrefix(req.File, filepath.Join(data, node.TempDir)) {
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil || !strings.HasPrefix(req.File, filepath.Join(data, images.TempDir)) {
 			t.Errorf("asked for %+v, %v", req, err)
 		}
 		if err := os.WriteFile(req.File, []byte("disk"), 0o644); err != nil {
@@ -163,14 +163,14 @@ func TestExportToStandardOutput(t *testing.T) {
 			"\"started\": \"2026-01-02T10:00:00Z\", \"ended\": \"2026-01-02T09:00:02Z\", \"took_seconds\": 2}\n\n") // the clock was set back
 	})
 	data = serveAt(t, mux)
-	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(data, images.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	code, out, said := command(t, "image", "export", "debian", "-", "--data", data)
 	if code != 0 || out != "disk" || !strings.Contains(said, "done in 2.0 s") {
 		t.Errorf("code %d, %q, said %s", code, out, said)
 	}
-	if left, err := os.ReadDir(filepath.Join(data, node.TempDir)); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(filepath.Join(data, images.TempDir)); err != nil || len(left) > 0 {
 		t.Errorf("%v is left, %v", left, err)
 	}
 	t.Setenv("GRANGE_API", "127.0.0.1:1")

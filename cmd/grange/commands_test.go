@@ -17,7 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
-	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -72,7 +72,7 @@ func arguments(t *testing.T, key string) map[string][]string {
 // standard output; without, something is said of what was done.
 func TestEveryCommandSpeaksJSON(t *testing.T) {
 	data := serveAt(t, anyNode(t))
-	if err := os.Mkdir(filepath.Join(data, node.TempDir), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(data, images.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	key := filepath.Join(t.TempDir(), "mesh.key")

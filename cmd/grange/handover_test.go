@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
@@ -147,7 +148,7 @@ func (s *served) hangs(t *testing.T) {
 		}
 	})
 	app := cli{Data: filepath.Join(s.dir, "data")}
-	if err := app.ask(t.Context(), "PUT", "/api/images/silent", api.ImportRequest{Source: filepath.Dir(folder)}, nil); err != nil {
+	if err := app.ask(t.Context(), "PUT", "/api/images/silent", api.ImportRequest{Options: convert.Options{Path: filepath.Dir(folder)}}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 )
@@ -32,15 +31,15 @@ type imageCmd struct {
 	Rm     imageRmCmd     `cmd:"" help:"Delete an image or tag; absent is success."`
 }
 
-func imagePath(name string) string { return "/api/images/" + url.PathEscape(name) }
+func imagePath(name string) string { return "/api/images/" + content.Segment(name) }
 
 type imageImportCmd struct {
-	Name    string `arg:"" help:"Name to publish under."`
-	Source  string `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
-	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
-	Format  string `help:"Format of the source: auto, raw (any file as it is), qcow, qcow2, qed, vmdk, vhdx, vdi, vpc, parallels, tar or dir." enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" default:"auto"`
-	Replace bool   `help:"Publish a new version of an image that exists."`
-	Size    size   `help:"Size of the file system for a directory or tar file; fitted when not given."`
+	Name    string         `arg:"" help:"Name to publish under."`
+	Source  string         `arg:"" help:"A raw, qcow2, vmdk, vhdx, vhd, vdi, ova or tar file, as it is or compressed; a block device, a directory, or - for standard input."`
+	Scope   string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
+	Replace bool           `help:"Publish a new version of an image that exists."`
+	Size    size           `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
 
 func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -48,7 +47,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if err != nil {
 		return fmt.Errorf("%w: --scope: %w", errUsage, err)
 	}
-	if err := content.CheckName(c.Name); err != nil {
+	if err := content.KindImage.CheckName(c.Name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	source := c.Source
@@ -68,7 +67,7 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	} else if source, err = filepath.Abs(source); err != nil {
 		return err
 	}
-	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Source: source, Format: c.Format, Scope: scope, Replace: c.Replace, Size: int64(c.Size)})
+	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
 }
 
 // watched shows how much was read.
@@ -89,7 +88,7 @@ func (r *watched) Read(p []byte) (int, error) {
 // at random. Blocks of zeros stay holes, so the file takes what the data takes. It
 // lies where a start of the node clears away what a killed command has left.
 func spoolStdin(data string, in io.Reader) (path string, err error) {
-	folder := filepath.Join(data, node.TempDir)
+	folder := filepath.Join(data, images.TempDir)
 	f, err := os.CreateTemp(folder, "stdin-*.spool")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("no node has worked in %s yet; start one with `grange node`, or give --data", data)
@@ -98,7 +97,7 @@ func spoolStdin(data string, in io.Reader) (path string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	defer f.Close()
-	out := convert.Sparse{File: f, Room: node.WorkingRoom(folder)}
+	out := convert.Sparse{File: f, Room: images.WorkingRoom(folder)}
 	_, err = io.Copy(&out, in)
 	if err = errors.Join(giveTo(f, folder), err, out.Finish()); err != nil {
 		os.Remove(f.Name())
@@ -178,7 +177,7 @@ type imageTagCmd struct {
 }
 
 func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + url.PathEscape(c.Tag)}, func(w io.Writer, i api.Image) {
+	return tell(ctx, app, std, request{method: "PUT", path: imagePath(c.Name) + "/tags/" + content.Segment(c.Tag)}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "%s → %s, which is %s\n", i.Name, i.Target, i.CID)
 	})
 }
@@ -220,7 +219,7 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	if app.remote() != "" {
 		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
-	spool := filepath.Join(app.Data, node.TempDir, "stdout-"+rand.Text()+".spool")
+	spool := filepath.Join(app.Data, images.TempDir, "stdout-"+rand.Text()+".spool")
 	defer os.Remove(spool) // the node may have made it though this command was given up
 	if err := c.export(ctx, app, stdio{std.in, std.err, std.err}, spool); err != nil {
 		return err

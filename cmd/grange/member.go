@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 type tokenCmd struct {
@@ -23,9 +24,9 @@ type tokenCmd struct {
 }
 
 type tokenCreateCmd struct {
-	Role     string `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens and revocations too, seed nothing but serve public content (${enum})."`
-	Farm     string `help:"The farm that the member belongs to; this node's when not given."`
-	Lifetime span   `default:"24h" help:"How long the token is good."`
+	Role     trust.Role `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens and revocations too, seed nothing but serve public content (${enum})."`
+	Farm     string     `help:"The farm that the member belongs to; this node's when not given."`
+	Lifetime span       `default:"24h" help:"How long the token is good."`
 }
 
 func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -62,14 +63,11 @@ type resolveCmd struct {
 }
 
 func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	err := content.CheckName(c.Name)
-	if kind, name, ok := strings.Cut(c.Name, ":"); ok {
-		err = content.Kind(kind).CheckName(name)
-	}
-	if err != nil {
+	kind, name := content.CutKind(c.Name)
+	if err := cmp.Or(kind, content.KindImage).CheckName(name); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + url.PathEscape(c.Name)}, func(w io.Writer, r api.Resolved) {
+	return tell(ctx, app, std, request{method: "GET", path: "/api/resolve/" + content.Segment(c.Name)}, func(w io.Writer, r api.Resolved) {
 		confirmed := "confirmed by the origin"
 		if !r.Confirmed {
 			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")

@@ -108,12 +108,13 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 	if err := doors.listen(ctx, app.Data, log); err != nil {
 		return err
 	}
+	cfg.Flusher = becomeFlusher()
 	return c.serve(ctx, last, cfg, doors)
 }
 
 // serve runs the node until ctx ends.
 func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
-	log, flusher := cfg.Log, becomeFlusher()
+	log := cfg.Log
 	n, err := node.New(ctx, cfg)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return nil // it was told to stop before it served
@@ -121,13 +122,13 @@ func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doo
 	if err != nil {
 		return err
 	}
-	if flusher != nil && n.Volumes.NoDisks() == nil {
-		log.Warn("block devices are at risk", "why", flusher)
+	if cfg.Flusher != nil && n.Volumes.NoDisks() == nil {
+		log.Warn("block devices are at risk", "why", cfg.Flusher)
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.MustRegister(n.Collectors()...)
-	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Flusher: flusher, Metrics: metrics, Log: log}
+	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Log: log}
 	server := api.New(settings)
 	err = server.Listen(ctx)
 	if err != nil && c.API != "" && n.Awaited() {

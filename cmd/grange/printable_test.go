@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/operations"
 )
 
 // TestErrorsAreOnOneLine in logs for people and for programs, also those that were joined
@@ -49,7 +49,7 @@ func TestTerminalIsNotSteered(t *testing.T) {
 		json.NewEncoder(w).Encode(api.Operation{ID: "1", Kind: evil, Target: evil, State: "running"})
 	})
 	mux.HandleFunc("GET /api/operations/1/events", func(w http.ResponseWriter, _ *http.Request) {
-		for _, state := range []node.OperationState{node.OperationRunning, node.OperationDone} {
+		for _, state := range []operations.State{operations.Running, operations.Done} {
 			b, _ := json.Marshal(api.Operation{ID: "1", Kind: evil, Target: evil, State: state, Note: evil})
 			w.Write([]byte("data: " + string(b) + "\n\n"))
 		}

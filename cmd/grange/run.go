@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/node/images"
 )
 
 // stdio is where a command reads and writes.
@@ -111,7 +113,7 @@ Commands ask the node of --data over its socket, or the one that GRANGE_API name
 func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append([]kong.Option{
 		kong.Name("grange"), kong.Description(description), kong.Writers(std.out, std.err),
-		kong.Vars{"data": defaultData(), "config": defaultConfig(), "version": version(), "nbdsocket": nbd.SocketName}, kong.DefaultEnvars("GRANGE"),
+		kong.Vars{"data": defaultData(), "config": defaultConfig(), "version": version(), "nbdsocket": nbd.SocketName, "formats": strings.Join(images.Formats(), ","), "formatlist": strings.Join(images.Formats(), ", ")}, kong.DefaultEnvars("GRANGE"),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.Bind(std.printable()),
 	}, options...)...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/url"
 
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
@@ -19,7 +18,7 @@ type volumeCmd struct {
 	Rm     volumeRmCmd     `cmd:"" help:"Delete a volume; absent is success."`
 }
 
-func volumePath(name string) string { return "/api/volumes/" + url.PathEscape(name) }
+func volumePath(name string) string { return "/api/volumes/" + content.Segment(name) }
 
 type volumeCreateCmd struct {
 	Name       string `arg:"" help:"The volume."`

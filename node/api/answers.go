@@ -29,7 +29,7 @@ type Made[T any] struct {
 }
 
 func made[T any](status int, dir, id string, v T) *Made[T] {
-	return &Made[T]{status, dir + url.PathEscape(id), v}
+	return &Made[T]{status, dir + content.Segment(id), v}
 }
 
 // Tagged is an answer that a client which has it need not be sent again.

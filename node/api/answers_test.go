@@ -15,6 +15,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -59,7 +61,7 @@ func TestPages(t *testing.T) {
 
 // TestETags: what a client has is not sent again, unless more than its age has changed.
 func TestETags(t *testing.T) {
-	v := node.Image{Name: "debian", Version: 3, Age: 1}
+	v := images.Image{Name: "debian", Version: 3, Age: 1}
 	first, err := tagged(IfNoneMatch{}, v)
 	if err != nil || first.Status != http.StatusOK || !regexp.MustCompile(`^W/"[0-9a-f]+"$`).MatchString(first.ETag) {
 		t.Fatalf("%+v, %v", first, err)
@@ -70,7 +72,7 @@ func TestETags(t *testing.T) {
 	older.Age = 60
 	for _, x := range []struct {
 		have string
-		of   node.Image
+		of   images.Image
 		want int
 	}{
 		{first.ETag, v, http.StatusNotModified},
@@ -116,7 +118,7 @@ func request(h http.Handler, method, path string, header ...string) *httptest.Re
 
 // TestRefusals: whatever is wrong with a request, a problem says it.
 func TestRefusals(t *testing.T) {
-	s := New(Config{Node: &node.Node{Operations: node.NewOperations(nil, nil)}})
+	s := New(Config{Node: &node.Node{Operations: operations.New(nil, nil)}})
 	s.token = testToken
 	h := s.guard(unrouted(s.mux), false)
 	with := "Bearer " + testToken
@@ -138,6 +140,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/api/resolve/x", "Bearer false", 401, ""},
 		{"GET", "/healthz", "Basic eDp5", 401, ""},
 		{"GET", "/ipfs/x?format=raw", "", 400, ""},
+		{"GET", "/api/volumes", with, 422, ""}, // of a node that is run as a seed
+		{"PUT", "/api/volumes/x", with, 422, ""},
 		{"GET", "/ipfs/x", "", 406, ""},
 	} {
 		var header []string
@@ -159,7 +163,7 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 	names, commit := newNames(t)
 	commit("open", content.Public(), false)
 	commit("mesh", content.Mesh(), false)
-	s := New(Config{Node: &node.Node{Names: names, Operations: node.NewOperations(nil, nil)}})
+	s := New(Config{Node: &node.Node{Names: names, Operations: operations.New(nil, nil)}})
 	s.token = testToken
 	h := s.guard(unrouted(s.mux), false)
 	for _, x := range []struct {

@@ -78,7 +78,7 @@ func (s *Server) blockOf(r *http.Request, name string) ([]byte, error) {
 	if err != nil { // a CID of another kind names nothing of ours
 		return nil, absent
 	}
-	v, err := s.cfg.Node.PublicBlock(r.Context(), id)
+	v, err := s.cfg.Node.Images.PublicBlock(id)
 	return v.Bytes(), err
 }
 

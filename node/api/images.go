@@ -46,7 +46,7 @@ func (s *Server) images(a huma.API) {
 	})
 	route(a, "PUT /api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named
-		Tag string `path:"tag" maxLength:"140"`
+		Tag string `path:"tag" maxLength:"270"`
 	}) (*Answer[Image], error) {
 		i, err := images.Tag(ctx, in.Name, in.Tag)
 		return ok(i), err

@@ -1,17 +1,14 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-	"github.com/grangemesh/grange/p2p/identity"
 )
 
 func (s *Server) members(a huma.API) {
@@ -27,12 +24,8 @@ func (s *Server) members(a huma.API) {
 		freed := n.Evict(in.Body.Bytes)
 		return ok(Evicted{freed, n.Cache()}), nil
 	})
-	route(a, "GET /api/status", "how the node stands", func(ctx context.Context, _ *struct{}) (*Answer[Status], error) {
-		waiting := n.Waiting()
-		return ok(Status{
-			Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.Origin(),
-			Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(), Bytes: n.Bytes(), Cache: n.Cache(), Volumes: n.Volumes.Count(), Failing: n.Volumes.Failing(), Disks: s.disks(), Started: n.Started(), Version: n.Version(),
-		}), nil
+	route(a, "GET /api/status", "how the node stands", func(context.Context, *struct{}) (*Answer[Status], error) {
+		return ok(n.Status()), nil
 	})
 	s.tokens(a)
 	s.mesh(a)
@@ -90,46 +83,14 @@ func onlyLocal(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) disks() Disks {
-	none := s.cfg.Node.Volumes.NoDisks()
-	d := Disks{Served: none == nil}
-	if err := cmp.Or(none, s.cfg.Flusher); err != nil {
-		d.Detail = content.Line(err)
-	}
-	return d
-}
-
-func viewToken(st trust.InviteState, now time.Time) Token {
-	out := Token{ID: st.ID, Role: string(st.Role), Farm: st.Farm, Created: st.Created, Expires: st.Expires, State: "open"}
-	switch {
-	case st.UsedBy != nil:
-		out.State, out.UsedBy = "used", identity.PeerID(*st.UsedBy).String()
-	case st.Revoked:
-		out.State = "revoked"
-	case now.After(st.Expires):
-		out.State = "expired"
-	}
-	return out
-}
-
 func (s *Server) tokens(a huma.API) {
 	n := s.cfg.Node
 	route(a, "POST /api/tokens", "make a join token", func(ctx context.Context, in *struct{ Body TokenRequest }) (*Answer[Token], error) {
-		lifetime := time.Duration(in.Body.Lifetime * float64(time.Second))
-		token, st, err := n.CreateToken(trust.Role(in.Body.Role), in.Body.Farm, lifetime)
-		if err != nil {
-			return nil, err
-		}
-		made := viewToken(st, time.Now())
-		made.Token, made.Limits = token.String(), n.TokenLimits()
-		return ok(made), nil
+		t, err := n.CreateToken(in.Body)
+		return ok(t), err
 	}, http.StatusCreated)
-	lists(a, "/api/tokens", "the join tokens that this node made", func(t Token) string { return t.ID }, func(context.Context) (out []Token, _ error) {
-		list, err := n.Membership.Tokens()
-		for _, st := range list {
-			out = append(out, viewToken(st, time.Now()))
-		}
-		return out, err
+	lists(a, "/api/tokens", "the join tokens that this node made", func(t Token) string { return t.ID }, func(context.Context) ([]Token, error) {
+		return n.Tokens()
 	})
 	route(a, "DELETE /api/tokens/{id}", "make an unused token useless", func(_ context.Context, in *struct {
 		ID string `path:"id" maxLength:"32"`

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,6 +55,19 @@ func TestResolveWithoutAToken(t *testing.T) {
 			<-time.After(time.Minute)
 		}
 	})
+}
+
+// TestReferencesInPaths: an OCI reference is one segment of a path.
+func TestReferencesInPaths(t *testing.T) {
+	names, commit := newNames(t)
+	commit("ghcr.io/org/debian:12", content.Public(), false)
+	h := newHandler(names)
+	if w := ask(h, content.Segment("ghcr.io/org/debian:12")); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"name":"ghcr.io/org/debian:12"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := ask(h, "ghcr.io/org/debian:12"); w.Code == http.StatusOK {
+		t.Errorf("as several segments: %d", w.Code)
+	}
 }
 
 func ask(h http.Handler, name string) *httptest.ResponseRecorder {

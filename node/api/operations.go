@@ -9,7 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/sse"
 
-	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -69,7 +69,7 @@ func (s *Server) events(a huma.API) {
 		switch {
 		case err != nil:
 			huma.WriteErr(a, ctx, statusOf(err), content.Line(err))
-		case v.State != node.OperationRunning && last >= v.Revision:
+		case v.State != operations.Running && last >= v.Revision:
 			ctx.SetStatus(http.StatusNoContent)
 		default:
 			next(ctx)
@@ -82,7 +82,7 @@ func (s *Server) events(a huma.API) {
 	sse.Register(a, op, map[string]any{"progress": Operation{}}, func(ctx context.Context, in *input, send sse.Sender) {
 		for {
 			v, err := ops.Get(in.ID)
-			if err != nil || send(sse.Message{ID: v.Revision, Data: v}) != nil || v.State != node.OperationRunning {
+			if err != nil || send(sse.Message{ID: v.Revision, Data: v}) != nil || v.State != operations.Running {
 				return
 			}
 			wait, cancel := context.WithTimeout(ctx, eventInterval)

@@ -9,14 +9,15 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/operations"
 )
 
 // TestEventsHaveIDs: a client that comes back with the last one's is told that there is
 // no more, and one with an older one gets the end.
 func TestEventsHaveIDs(t *testing.T) {
-	ops := node.NewOperations(slog.New(slog.DiscardHandler), time.Now)
-	v, err := ops.Start("import", "x", func(_ context.Context, op *node.Operation) error {
-		op.Update(func(v *node.OperationView) { v.Done = 1 })
+	ops := operations.New(slog.New(slog.DiscardHandler), time.Now)
+	v, err := ops.Start("import", "x", func(_ context.Context, op *operations.Operation) error {
+		op.Update(func(v *operations.View) { v.Done = 1 })
 		return nil
 	})
 	if err != nil {
@@ -42,8 +43,8 @@ func TestEventsHaveIDs(t *testing.T) {
 
 // TestCancelAnswers with the operation, as it is then.
 func TestCancelAnswers(t *testing.T) {
-	ops := node.NewOperations(slog.New(slog.DiscardHandler), time.Now)
-	v, err := ops.Start("import", "x", func(ctx context.Context, _ *node.Operation) error {
+	ops := operations.New(slog.New(slog.DiscardHandler), time.Now)
+	v, err := ops.Start("import", "x", func(ctx context.Context, _ *operations.Operation) error {
 		<-ctx.Done()
 		return ctx.Err()
 	})

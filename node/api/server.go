@@ -28,8 +28,6 @@ type Config struct {
 	// Address is HOST:PORT to listen on beside the socket; "" for none. An
 	// address that is not loopback is served with TLS.
 	Address string
-	// Flusher says why block devices may hang when memory is short; nil if they don't.
-	Flusher error
 	// Metrics is what /metrics shows.
 	Metrics prometheus.Gatherer
 	Log     *slog.Logger
@@ -101,7 +99,7 @@ func route[I, O any](a huma.API, pattern, summary string, fn func(context.Contex
 
 // Named is the input of routes on one name.
 type Named struct {
-	Name string `path:"name" maxLength:"140"`
+	Name string `path:"name" maxLength:"270" doc:"percent-encoded, one segment of the path"`
 }
 
 // Forced is the input of routes that may break what is in use.

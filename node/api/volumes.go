@@ -5,10 +5,16 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 func (s *Server) volumes(a huma.API) {
 	vols := s.cfg.Node.Volumes
+	if vols == nil {
+		a = refusing(a, node.ErrNoVolumes)
+	}
 	lists(a, "/api/volumes", "the volumes of this node", func(v Volume) string { return v.Name }, func(context.Context) ([]Volume, error) {
 		return vols.List(), nil
 	})
@@ -40,4 +46,11 @@ func (s *Server) volumes(a huma.API) {
 	}) (*struct{}, error) {
 		return nil, vols.Remove(ctx, in.Name, in.Force)
 	})
+}
+
+// refusing has the routes that are registered with it answer why they do nothing here.
+func refusing(a huma.API, why error) huma.API {
+	g := huma.NewGroup(a)
+	g.UseMiddleware(func(ctx huma.Context, _ func(huma.Context)) { huma.WriteErr(a, ctx, statusOf(why), content.Line(why)) })
+	return g
 }

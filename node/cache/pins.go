@@ -37,7 +37,7 @@ func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), st
 // takes 32 bytes of disk a chunk. ErrNoSpace means that what is pinned then would not
 // fit into the cache; where a chunk is not here yet it counts as a whole one.
 func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
-	if err := content.CheckName(name); err != nil {
+	if err := content.KindImage.CheckName(name); err != nil {
 		return fmt.Errorf("pin: %w", err)
 	}
 	list := slices.SortedFunc(ids, compareCIDs)
@@ -77,7 +77,7 @@ func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 
 // Unpin lets go what the name pinned and no other pins too. An absent name is success.
 func (c *Cache) Unpin(name string) error {
-	if err := content.CheckName(name); err != nil {
+	if err := content.KindImage.CheckName(name); err != nil {
 		return fmt.Errorf("unpin: %w", err)
 	}
 	c.pinning.Lock()
@@ -102,7 +102,9 @@ func (c *Cache) Pinned() []string {
 	return slices.Sorted(maps.Keys(c.pins))
 }
 
-func (c *Cache) pinPath(name string) string { return filepath.Join(c.cfg.Dir, pinsDir, name) }
+func (c *Cache) pinPath(name string) string {
+	return filepath.Join(c.cfg.Dir, pinsDir, content.Segment(name))
+}
 
 // setPinned marks the objects of a list that are here. Called with mu.
 func (c *Cache) setPinned(ids []content.CID) {
@@ -191,15 +193,16 @@ func (c *Cache) loadPins() error {
 		return err
 	}
 	for _, f := range files {
-		if content.CheckName(f.Name()) != nil { // a temporary file that a crash left
+		name, err := content.NameOf(f.Name())
+		if err != nil || content.KindImage.CheckName(name) != nil { // a temporary file that a crash left
 			continue
 		}
-		p, err := openPin(c.pinPath(f.Name()))
+		p, err := openPin(c.pinPath(name))
 		if err != nil {
-			c.cfg.Log.Warn("a list of pins can't be read; pin again", "name", f.Name(), "err", err)
+			c.cfg.Log.Warn("a list of pins can't be read; pin again", "name", name, "err", err)
 			continue
 		}
-		c.pins[f.Name()] = p
+		c.pins[name] = p
 		c.setPinned(p.ids)
 	}
 	return nil

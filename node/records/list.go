@@ -9,22 +9,23 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// List returns up to limit records of a namespace whose names come behind after, in
-// their order, deleted ones left out, and whether there are more: those that the origin
+// List returns up to limit records of a namespace whose names come behind after, in the
+// order of their Segments, deleted ones left out, and whether there are more: those that the origin
 // lists, and unconfirmed those that this node knows and the origin does not tell of,
 // all of them while it is away. Records that have not changed are not read again.
 func (n *Names) List(ctx context.Context, space content.Kind, after string, limit int) (page []Known, more bool) {
 	there := map[string]bool{} // what the origin lists, and whether it can be read
 	last, more := n.atOriginBehind(ctx, space, after, limit, there)
 	prefix := string(space.Space()) + "/"
-	for {
-		names := n.index.after(prefix, after, namesAtOnce)
-		for _, name := range names {
+	for behind := content.Segment(after); ; {
+		segments := n.index.after(prefix, behind, namesAtOnce)
+		for _, segment := range segments {
+			name, err := content.NameOf(segment)
 			k, ok := n.Held(space, name)
 			switch {
-			case more && name > last:
+			case more && segment > content.Segment(last):
 				return page, true
-			case !ok || k.Tombstone:
+			case err != nil || !ok || k.Tombstone:
 				continue
 			case len(page) == limit:
 				return page, true
@@ -32,10 +33,10 @@ func (n *Names) List(ctx context.Context, space content.Kind, after string, limi
 			k.Confirmed = k.Confirmed && there[name]
 			page = append(page, k)
 		}
-		if len(names) < namesAtOnce {
+		if len(segments) < namesAtOnce {
 			return page, more
 		}
-		after = names[len(names)-1]
+		behind = segments[len(segments)-1]
 	}
 }
 
@@ -84,7 +85,9 @@ func (n *Names) listed(r catalog.Record, asked time.Time) (Known, error) {
 // most namesAtOnce.
 func (n *Names) TagsOf(image string) (out []string) {
 	for _, id := range n.index.linked(targetLink(image), namesAtOnce) {
-		out = append(out, strings.TrimPrefix(id, string(content.KindImage.Space())+"/"))
+		if name, err := content.NameOf(strings.TrimPrefix(id, string(content.KindImage.Space())+"/")); err == nil {
+			out = append(out, name)
+		}
 	}
 	return out
 }

@@ -36,6 +36,24 @@ func (m *member) pages(t fataler, limit int) (out []string) {
 	}
 }
 
+// TestPagesOfReferences: OCI references have one order at the origin and here.
+func TestPagesOfReferences(t *testing.T) {
+	w := newWorld(t)
+	m, publisher := w.member(t, t.TempDir(), trust.RoleNode, "a"), w.signer(t, trust.RolePublisher, "b")
+	all := []string{"a", "a/b", "a/b:1", "a:1", "a-b", "a.b", "ab", "b"} // by what they are in a path
+	for i, name := range all {
+		w.publish(t, publisher, w.image(t, name, content.Mesh(), byte(i)))
+	}
+	for _, limit := range []int{1, 3, 100} {
+		if got := m.pages(t, limit); !slices.Equal(got, all) {
+			t.Errorf("by %d: %q, want %q", limit, got, all)
+		}
+	}
+	if r, err := m.Resolve(t.Context(), "a:1", true); err != nil || r.Name != "a:1" || r.Kind != content.KindImage {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // TestPages: of whatever length, they make the same list: what the origin has, what only
 // this node knows, and nothing that was deleted; and unchanged records are not read again.
 func TestPages(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -175,15 +174,19 @@ func (n *Names) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{n.disputes, n.refused}
 }
 
-func key(kind content.Kind, name string) string { return string(kind.Space()) + "/" + name }
+// key is that of a name in the index, in whose order the origin lists names too.
+func key(kind content.Kind, name string) string {
+	return string(kind.Space()) + "/" + content.Segment(name)
+}
 
 // Resolve says what a name stands for: an image or tag, else a volume of this
 // farm. Without trust only public content exists, and everything else is absent
 // alike.
 func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolved, error) {
-	kinds, bare := []content.Kind{content.KindImage, content.KindVolume}, name
-	if kind, rest, ok := strings.Cut(name, ":"); ok {
-		kinds, bare = []content.Kind{content.Kind(kind)}, rest
+	kinds := []content.Kind{content.KindImage, content.KindVolume}
+	kind, bare := content.CutKind(name)
+	if kind != "" {
+		kinds = []content.Kind{kind}
 	}
 	if !trusted {
 		k, err := n.public(ctx, kinds[0], bare)

@@ -23,7 +23,7 @@ func TestResolveTakesNoPath(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(m.dir, "secret"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"..:secret", "../x:secret", "/:secret", ":secret", "image:../secret", "records:x", "../../../../dev:zero", "snapshot:x", "snapshot:../x@1", "image:", "a/b", ""} {
+	for _, name := range []string{"..:secret", "../x:secret", "/:secret", ":secret", "image:../secret", "records:x/y", "../../../../dev:zero", "snapshot:x@", "snapshot:../x@1", "image:", "a//b", ""} {
 		for _, trusted := range []bool{true, false} {
 			_, err := m.Resolve(t.Context(), name, trusted)
 			is(t, name, err, content.ErrInvalid)

@@ -71,7 +71,7 @@ func (w imageWire) check() error {
 		}
 	}
 	if w.Target != "" {
-		if err := content.CheckName(w.Target); err != nil {
+		if err := content.KindImage.CheckName(w.Target); err != nil {
 			return err
 		}
 	}

@@ -145,7 +145,7 @@ func TestBadBodies(t *testing.T) {
 		"no head":        func(w *imageWire) { w.Encoded = nil },
 		"many ancestors": func(w *imageWire) { w.Lineage = make([]content.CID, content.LineageMax+1) },
 		"a hole":         func(w *imageWire) { w.Lineage = make([]content.CID, 1) },
-		"a bad target":   func(w *imageWire) { w.Target = "a/b" },
+		"a bad target":   func(w *imageWire) { w.Target = "a//b" },
 		"a tree's root":  func(w *imageWire) { w.Encoded = treeHead(t, c) },
 		"a long source":  func(w *imageWire) { w.Source = strings.Repeat("x", sourceMax+1) },
 	} {

@@ -92,7 +92,7 @@ func prefix(space content.Kind) string {
 	return string(content.KeyRecords) + string(space.Space()) + "/"
 }
 
-func key(kind content.Kind, name string) string { return prefix(kind) + name }
+func key(kind content.Kind, name string) string { return prefix(kind) + content.Segment(name) }
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
 // record may be a tombstone, whose version the next one must exceed. Whether it is
@@ -131,7 +131,7 @@ const (
 )
 
 // List yields the records of a namespace whose names come behind after, tombstones
-// included, in order of names. It asks the store for one list, as far as it is consumed,
+// included, in order of the names' Segments. It asks the store for one list, as far as it is consumed,
 // and for the records that changed since they were seen. A record that can't be read or
 // checked is yielded as an error with its name in Record.Name, and the list goes on.
 func (c *Catalog) List(ctx context.Context, space content.Kind, after string) iter.Seq2[Record, error] {
@@ -164,7 +164,11 @@ func (c *Catalog) yieldBatch(ctx context.Context, space content.Kind, batch []bu
 	var group errgroup.Group
 	group.SetLimit(listAtOnce)
 	for i, info := range batch {
-		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
+		name, err := content.NameOf(info.Key[strings.LastIndexByte(info.Key, '/')+1:])
+		if err != nil { // not of ours
+			errs[i] = err
+			continue
+		}
 		if r, ok := c.cfg.Recall(space, name); ok && r.ETag == info.ETag {
 			r.SeenAt = c.cfg.Now()
 			records[i] = r

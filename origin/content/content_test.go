@@ -299,8 +299,37 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestReferences: images have OCI references for names, and volumes none.
+func TestReferences(t *testing.T) {
+	long := strings.Repeat("x", NameMax) + "/" + strings.Repeat("x", SegmentMax-NameMax-len("%2F"))
+	for _, good := range []string{"debian", "debian:12", "library/debian", "ghcr.io/org/debian:12-slim", long} {
+		if err := errors.Join(KindImage.CheckName(good), KindTag.CheckName(good), KindTree.CheckName(good)); err != nil {
+			t.Error(err)
+		}
+		if err := KindVolume.CheckName(good); (err == nil) != (good == "debian") {
+			t.Errorf("a volume that is called %s: %v", good, err)
+		}
+		segment := Segment(good)
+		if name := must(NameOf(segment))(t); name != good || strings.ContainsAny(segment, "/:") || len(segment) > SegmentMax {
+			t.Errorf("%s is %s in a path, and that is %s", good, segment, name)
+		}
+	}
+	for _, bad := range []string{"", "/a", "a/", "a//b", "a/../b", "a/.b", ":a", "a:", "a:b:c", "a:b/c", "a@sha256", "a b", "a%2Fb", long + "x"} {
+		wantErr(t, KindImage.CheckName(bad), ErrInvalid)
+	}
+	for _, bad := range []string{"a/b", "a%2fb", "a%", "%61", ".tmp-%"} {
+		_, err := NameOf(bad)
+		wantErr(t, err, ErrInvalid)
+	}
+	for text, want := range map[string]string{"debian": " debian", "debian:12": " debian:12", "image:debian:12": "image debian:12", "volume:web": "volume web", "volume:a/b": " volume:a/b"} {
+		if kind, name := CutKind(text); string(kind)+" "+name != want {
+			t.Errorf("%s is %q %q", text, kind, name)
+		}
+	}
+}
+
 func TestRefs(t *testing.T) {
-	for _, s := range []string{"image:debian", "volume:web-1", "volume:web-1?at=folded", "snapshot:web-1@12"} {
+	for _, s := range []string{"image:debian", "image:ghcr.io/org/debian:12", "volume:web-1", "volume:web-1?at=folded", "snapshot:web-1@12"} {
 		ref := must(ParseRef(s))(t)
 		if ref.String() != s {
 			t.Errorf("%s came back as %s", s, ref)
@@ -314,7 +343,7 @@ func TestRefs(t *testing.T) {
 		}
 	}
 	for _, s := range []string{
-		"", "debian", "image:", "image:a/b", "image:debian?at=folded", "tag:a", "volume:?at=folded", "/dev/sda",
+		"", "debian", "image:", "image:a//b", "volume:a/b", "image:debian?at=folded", "tag:a", "volume:?at=folded", "/dev/sda",
 		"snapshot:a", "snapshot:a@", "snapshot:a@0", "snapshot:a@01", "snapshot:a@-1", "snapshot:a@+1", "snapshot:@1", "snapshot:a@1@2",
 	} {
 		_, err := ParseRef(s)

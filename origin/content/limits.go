@@ -27,6 +27,9 @@ const (
 	// NameMax bounds a name, in bytes.
 	NameMax = 128
 
+	// SegmentMax bounds the Segment of a name, in bytes: file systems take no more.
+	SegmentMax = 255
+
 	// RecordSizeMax bounds an encoded record, so that a list of names can be
 	// kept in memory and a record read in one packet burst.
 	RecordSizeMax = 4 << 10

@@ -1,7 +1,9 @@
 package content
 
 import (
+	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -31,17 +33,65 @@ func (k Kind) Space() Kind {
 }
 
 // CheckName fails with ErrInvalid unless name is one that records of this kind
-// have: a plain name, and NAME@N for snapshots. So does an unknown kind, and both
-// may then be parts of paths and keys.
+// have: a plain name, for what stands in the space of images an OCI reference too, and
+// NAME@N for snapshots. An unknown kind has none. In a path or key it is a Segment.
 func (k Kind) CheckName(name string) error {
 	switch k {
-	case KindImage, KindTag, KindTree, KindVolume, KindInstance, KindRevocation:
+	case KindImage, KindTag, KindTree:
+		return checkReference(name)
+	case KindVolume, KindInstance, KindRevocation:
 		return CheckName(name)
 	case KindSnapshot:
 		_, err := ParseRef(string(KindSnapshot) + ":" + name)
 		return err
 	}
 	return fmt.Errorf("kind %.40q of %.140q: %w: there is no such kind", string(k), name, ErrInvalid)
+}
+
+// checkReference fails with ErrInvalid unless name is plain, or an OCI reference: parts
+// with slashes between, and a tag behind a colon if there is one, each of them as a plain
+// name is.
+func checkReference(name string) error {
+	if n := len(Segment(name)); n > SegmentMax {
+		return fmt.Errorf("name %.140q: %w: it takes %d characters in a path, and may take %d", name, ErrInvalid, n, SegmentMax)
+	}
+	path, tag, tagged := strings.Cut(name, ":")
+	parts := strings.Split(path, "/")
+	if tagged {
+		parts = append(parts, tag)
+	}
+	for _, part := range parts {
+		if err := CheckName(part); err != nil {
+			return fmt.Errorf("%.300q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Segment is what a name is in a URL, a file's name or a key: percent-encoded, one
+// segment of the path.
+func Segment(name string) string { return url.QueryEscape(name) }
+
+// NameOf returns the name of a Segment.
+func NameOf(segment string) (string, error) {
+	name, err := url.QueryUnescape(segment)
+	if err == nil && Segment(name) != segment {
+		err = errors.New("it is written in another way")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%.300q is no name: %w: %w", segment, ErrInvalid, err)
+	}
+	return name, nil
+}
+
+// CutKind cuts KIND:NAME; the kind is "" where there is none, as in the OCI reference
+// debian:12.
+func CutKind(text string) (Kind, string) {
+	kind, name, ok := strings.Cut(text, ":")
+	if k := Kind(kind); ok && k.CheckName(name) == nil {
+		return k, name
+	}
+	return "", text
 }
 
 // CheckName fails with ErrInvalid unless name is 1 to NameMax bytes of
@@ -94,7 +144,11 @@ func ParseRef(s string) (Ref, error) {
 	default:
 		return Ref{}, fmt.Errorf("reference %.160q: %w: unknown kind %.40q; want image, volume or snapshot", s, ErrInvalid, kind)
 	}
-	if err := CheckName(ref.Name); err != nil {
+	check := CheckName // of a snapshot, the volume's
+	if ref.Kind == KindImage {
+		check = ref.Kind.CheckName
+	}
+	if err := check(ref.Name); err != nil {
 		return Ref{}, fmt.Errorf("reference %.160q: %w", s, err)
 	}
 	return ref, nil

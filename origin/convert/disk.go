@@ -44,30 +44,29 @@ const (
 	Dir       Format = "dir"
 )
 
-// Options says what to open.
+// Options says what to open. Who asks for an import says the first three, and who does it
+// the others.
 type Options struct {
-	// Path of the source.
-	Path   string
-	Format Format
+	Path   string `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
+	Format Format `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
+	Size   int64  `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
 	// Temp is a folder for the working files of what is compressed, of Tar and of Dir;
 	// they may take as much as the disk's data.
-	Temp string
-	// Size of the file system for Dir and Tar, in bytes; 0 fits it.
-	Size int64
+	Temp string `json:"-"`
 	// Previous writes the disk that this one replaces into a sparse file, which a
 	// directory or tar file then updates in place; nil when there is none. The host's
 	// kernel mounts it, so it must have been made as a Tree, by someone trusted.
-	Previous func(context.Context, *os.File) error
+	Previous func(context.Context, *os.File) error `json:"-"`
 	// Except is a folder that is left out of a directory that holds it: the node's own.
-	Except string
+	Except string `json:"-"`
 	// Room is asked before about n bytes are written to Temp; its error ends the work.
 	// May be nil.
-	Room func(n int64) error
+	Room func(n int64) error `json:"-"`
 	// Note is told what is being done, for people; may be nil.
-	Note func(string)
+	Note func(string) `json:"-"`
 	// Warn is told what of the source is not in the disk, or may not be as it was; may
 	// be nil.
-	Warn func(string)
+	Warn func(string) `json:"-"`
 }
 
 // Open opens a source as a disk. The caller closes it, which removes what was

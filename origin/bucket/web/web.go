@@ -44,7 +44,7 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+"/"+key, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+"/"+strings.ReplaceAll(key, "%", "%25"), nil)
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrInvalid, err)
 	}

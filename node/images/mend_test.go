@@ -1,24 +1,25 @@
-package node
+package images
 
 import (
 	"bytes"
-	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
 // importer is a node over an origin on disk, and a file that it imports.
 type importer struct {
-	*Node
+	*world
 	t      *testing.T
 	origin string // its folder
 	source string
@@ -29,34 +30,23 @@ type importer struct {
 func newImporter(t *testing.T) *importer {
 	t.Helper()
 	folder := t.TempDir()
-	store, err := dir.Open(t.Context(), folder, newMember(t).cfg.Log)
+	store, err := dir.Open(t.Context(), folder, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	im := &importer{Node: newMemberOver(t, store), t: t, origin: folder, source: filepath.Join(t.TempDir(), "disk"), raw: make([]byte, 4<<20)}
-	im.Operations = NewOperations(im.cfg.Log, im.cfg.Now)
-	im.fetch, im.cfg.Dir = im.fetcher(im.cache), t.TempDir()
+	im := &importer{newWorldOver(t, store), t, folder, filepath.Join(t.TempDir(), "disk"), make([]byte, 4<<20)}
 	_, _ = rand.NewChaCha8([32]byte{7}).Read(im.raw)
-	if err := errors.Join(os.Mkdir(filepath.Join(im.cfg.Dir, TempDir), 0o755), os.WriteFile(im.source, im.raw, 0o644)); err != nil {
+	if err := os.WriteFile(im.source, im.raw, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return im
 }
 
-func (im *importer) fetcher(over *cache.Cache) *fetch.Fetcher {
-	im.t.Helper()
-	f, err := fetch.New(fetch.Config{Cache: over, Members: alone{}, Origin: im.Node.origin.reader, Verifier: im.verifier, Identity: im.Membership.Identity()})
-	if err != nil {
-		im.t.Fatal(err)
-	}
-	return f
-}
-
 // done waits for an operation that has begun.
-func (im *importer) done(view OperationView, err error) OperationView {
+func (im *importer) done(view operations.View, err error) operations.View {
 	im.t.Helper()
 	if err == nil {
-		view, err = im.Operations.Wait(im.t.Context(), view.ID)
+		view, err = im.cfg.Operations.Wait(im.t.Context(), view.ID)
 	}
 	if err != nil {
 		im.t.Fatal(err)
@@ -67,7 +57,7 @@ func (im *importer) done(view OperationView, err error) OperationView {
 // publish imports the disk, and returns how many bytes of it were new.
 func (im *importer) publish(name string) int64 {
 	im.t.Helper()
-	view := im.done(im.Images.Import(im.t.Context(), name, ImportRequest{Source: im.source, Format: "raw", Replace: true}))
+	view := im.done(im.Import(im.t.Context(), name, ImportRequest{Options: convert.Options{Path: im.source, Format: "raw"}, Replace: true}))
 	if view.Error != "" {
 		im.t.Fatalf("import %s: %s", name, view.Error)
 	}
@@ -77,26 +67,19 @@ func (im *importer) publish(name string) int64 {
 // root is what the record of a name says now.
 func (im *importer) root(name string) fetch.Root {
 	im.t.Helper()
-	k, err := im.Names.Lookup(im.t.Context(), content.KindImage, name, true)
+	k, err := im.cfg.Names.Lookup(im.t.Context(), content.KindImage, name, true)
 	if err != nil {
 		im.t.Fatal(err)
 	}
-	return rootOf(k)
+	return RootOf(k)
 }
 
 // reader is a node with nothing in its cache.
 func (im *importer) reader() *fetch.Fetcher {
 	im.t.Helper()
-	empty, err := cache.Open(cache.Config{Dir: im.t.TempDir()})
-	if err != nil {
-		im.t.Fatal(err)
-	}
-	im.t.Cleanup(func() {
-		if err := empty.Close(); err != nil {
-			im.t.Error(err)
-		}
-	})
-	return im.fetcher(empty)
+	cfg := im.cfg
+	cfg.Cache = openCache(im.t)
+	return newFetcher(im.t, cfg, im.store)
 }
 
 func (im *importer) learn(f *fetch.Fetcher, root fetch.Root) *fetch.Image {
@@ -126,7 +109,7 @@ func (im *importer) read(m *fetch.Image) error {
 // fourth.
 func (im *importer) flip(id pack.ID, role pack.Role) {
 	im.t.Helper()
-	d, err := im.Node.origin.packs.ReadDirectory(im.t.Context(), id)
+	d, err := pack.NewReader(im.store).ReadDirectory(im.t.Context(), id)
 	if err != nil {
 		im.t.Fatal(err)
 	}
@@ -168,7 +151,7 @@ func TestImportingAgainMends(t *testing.T) {
 			open := im.learn(reader, was)
 			c.damage(im, was.Head.Node.Pack)
 
-			view := im.done(im.Images.Verify("disk"))
+			view := im.done(im.Verify("disk"))
 			if !strings.Contains(view.Error, c.what) || !strings.Contains(view.Error, was.Head.Node.Pack.Key()) {
 				t.Errorf("verify says %q, want %s and the pack", view.Error, c.what)
 			}
@@ -179,7 +162,7 @@ func TestImportingAgainMends(t *testing.T) {
 			if n := im.publish("disk"); n > c.most {
 				t.Errorf("%d bytes were stored again, want at most %d", n, c.most)
 			}
-			if view := im.done(im.Images.Verify("disk")); view.Error != "" {
+			if view := im.done(im.Verify("disk")); view.Error != "" {
 				t.Errorf("verify says %s after the disk was imported again", view.Error)
 			}
 			now := im.root("disk")
@@ -194,21 +177,6 @@ func TestImportingAgainMends(t *testing.T) {
 				t.Errorf("%d bytes were stored for a third import", n)
 			}
 		})
-	}
-}
-
-// TestAReaderTellsImporters: nobody has verified an image; a guest came upon the damage.
-func TestAReaderTellsImporters(t *testing.T) {
-	im := newImporter(t)
-	im.publish("disk")
-	was := im.root("disk")
-	im.flip(was.Head.Node.Pack, pack.RoleChunk)
-	if err := im.read(im.learn(im.reader(), was)); err == nil {
-		t.Fatal("what is damaged was read")
-	}
-	im.publish("disk")
-	if err := im.read(im.learn(im.reader(), im.root("disk"))); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"context"
@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
@@ -18,26 +20,20 @@ import (
 // Export writes an image to a file on this host, in the background: beside the
 // file first, so that a cut export leaves none. A file that is there is ErrExists
 // unless it is to be replaced.
-func (im *Images) Export(name, file string, replace bool) (OperationView, error) {
-	if err := content.CheckName(name); err != nil {
-		return OperationView{}, err
-	}
+func (im *Images) Export(name, file string, replace bool) (operations.View, error) {
 	if !filepath.IsAbs(file) {
-		return OperationView{}, fmt.Errorf("export to %q: %w: want an absolute path", file, content.ErrInvalid)
+		return operations.View{}, fmt.Errorf("export to %q: %w: want an absolute path", file, content.ErrInvalid)
 	}
 	if err := mayWrite(file, replace); err != nil {
-		return OperationView{}, fmt.Errorf("export %q to %s: %w", name, file, err)
+		return operations.View{}, fmt.Errorf("export %q to %s: %w", name, file, err)
 	}
-	return im.n.Operations.Start("export", name, func(ctx context.Context, op *Operation) error {
-		k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
+		k, err := im.target(ctx, op, name, true, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
 		if err != nil {
 			return err
 		}
-		if i, err := im.info(k); err == nil {
-			op.Update(func(v *OperationView) { v.Total = min(i.Size, int64(i.Chunks)*int64(k.Head.Root.ChunkSize)) })
-		}
 		err = beside(file, replace, func(f *os.File) error {
-			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *OperationView) { v.Done = n }) })
+			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *operations.View) { v.Done = n }) })
 		})
 		if err != nil {
 			return fmt.Errorf("export %q to %s: %w", name, file, err)
@@ -89,19 +85,15 @@ func beside(file string, replace bool, fill func(*os.File) error) error {
 // bare is what the system said of a file, without the path: the text around names the
 // one that was meant.
 func bare(err error) error {
-	var path *fs.PathError
-	var link *os.LinkError
-	switch {
-	case errors.As(err, &path):
-		return path.Err
-	case errors.As(err, &link):
-		return link.Err
+	var number syscall.Errno
+	if errors.As(err, &number) {
+		return number
 	}
 	return err
 }
 
 func (im *Images) exportTo(ctx context.Context, head pack.Head, f *os.File, progress func(int64)) error {
-	m, err := im.n.fetch.Open(fetch.Root{Head: head})
+	m, err := im.cfg.Fetcher.Open(fetch.Root{Head: head})
 	if err != nil {
 		return err
 	}
@@ -111,33 +103,27 @@ func (im *Images) exportTo(ctx context.Context, head pack.Head, f *os.File, prog
 // Verify reads an image at the origin as its readers would, in the background: each
 // object of its own map at its own place. It fails with the first that is not what the
 // map says, and the number of all.
-func (im *Images) Verify(name string) (OperationView, error) {
-	if err := content.CheckName(name); err != nil {
-		return OperationView{}, err
-	}
-	return im.n.Operations.Start("verify", name, func(ctx context.Context, op *Operation) error {
-		store := im.n.origin.readable()
+func (im *Images) Verify(name string) (operations.View, error) {
+	return im.begin("verify", name, func(ctx context.Context, op *operations.Operation) error {
+		store := im.cfg.Readable()
 		if store == nil {
 			return fmt.Errorf("verify %q: %w: the origin does not answer", name, content.ErrUnavailable)
 		}
-		k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+		k, err := im.target(ctx, op, name, true, func(i Image, _ int64) int64 { return int64(i.Stored) })
 		if err != nil {
 			return err
 		}
-		if i, err := im.info(k); err == nil {
-			op.Update(func(v *OperationView) { v.Total = int64(i.Stored) })
-		}
 		report, err := verify.Image(ctx, pack.NewReader(store), *k.Head, func(r verify.Report) {
-			op.Update(func(v *OperationView) {
+			op.Update(func(v *operations.View) {
 				v.Done, v.Bytes["verified"] = min(int64(r.StoredBytes), v.Total), int64(r.StoredBytes)
 				v.Note = fmt.Sprintf("%d chunks and %d map nodes are well, %d damaged, %d missing", r.Chunks, r.Nodes, r.Bad, r.Missing)
 			})
 		})
-		im.n.origin.suspect(ctx, report.Suspect...)
+		im.cfg.Suspect(ctx, report.Suspect...)
 		if err = errors.Join(err, report.Err()); err != nil {
 			return fmt.Errorf("verify %q: %w", name, err)
 		}
-		op.Update(func(v *OperationView) {
+		op.Update(func(v *operations.View) {
 			v.Done, v.Note = v.Total, fmt.Sprintf("all is well at the origin: %d chunks and %d map nodes were read", report.Chunks, report.Nodes)
 		})
 		return nil

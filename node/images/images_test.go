@@ -1,83 +1,25 @@
-package node
+package images
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
-	"github.com/grangemesh/grange/node/membership"
-	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/pack"
-	"github.com/grangemesh/grange/origin/trust"
 )
 
-// newMember is a node that has names, an origin in memory and a cache, and no network.
-func newMember(t *testing.T) *Node {
-	t.Helper()
-	return newMemberOver(t, mem.New(t, mem.Config{}))
-}
-
-// newMemberOver is newMember with an origin.
-func newMemberOver(t *testing.T, store bucket.Bucket) *Node {
-	t.Helper()
-	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &Node{
-		cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain},
-	}
-	state := membership.State{Mesh: mesh.Public(), Chain: chain}
-	if n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, state); err != nil {
-		t.Fatal(err)
-	}
-	n.verifier = n.Membership.Verifier()
-	if n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.cache.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	n.origin = newOrigin(n)
-	n.origin.bucket, n.origin.packs = store, pack.NewReader(store)
-	if n.origin.catalog, err = catalog.New(catalog.Config{Bucket: n.origin.bucket, Verifier: n.verifier, Signer: n.signer, Recall: n.recall}); err != nil {
-		t.Fatal(err)
-	}
-	n.origin.settle(nil)
-	n.Names, err = records.New(records.Config{
-		Dir: t.TempDir(), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost, Verifier: n.verifier, Signer: n.signer,
-		Ask: func(context.Context, records.Question, int) []records.Answer { return nil },
-		Submit: func(context.Context, records.Submission) (records.Answer, error) {
-			return records.Answer{}, content.ErrUnavailable
-		},
-		Learn: func(records.Known) {}, Forget: func(content.CID, content.Scope) {}, Codec: n.codec, Now: time.Now, Log: n.cfg.Log,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Images = &Images{n: n}
-	return n
-}
-
 // publish commits the record of an image without packs.
-func publish(t *testing.T, n *Node, name string) {
+func publish(t *testing.T, n *world, name string) {
 	t.Helper()
 	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
 	if err != nil {
@@ -89,27 +31,27 @@ func publish(t *testing.T, n *Node, name string) {
 	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
 	head := pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}
 	body := catalog.Image{Head: head, Chunks: 100, Stored: 1 << 20}
-	if err := n.Images.record(t.Context(), content.KindImage, name, body, nil); err != nil {
+	if err := n.record(t.Context(), content.KindImage, name, body, nil); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // TestReplacingATag is refused as what it is, whatever was asked for.
 func TestReplacingATag(t *testing.T) {
-	n := newMember(t)
+	n := newWorld(t)
 	publish(t, n, "debian")
-	if _, err := n.Images.Tag(t.Context(), "debian", "stable"); err != nil {
+	if _, err := n.Tag(t.Context(), "debian", "stable"); err != nil {
 		t.Fatal(err)
 	}
 	for _, replace := range []bool{false, true} {
-		if _, _, err := n.Images.previous(t.Context(), "stable", replace); !errors.Is(err, content.ErrConflict) {
+		if _, err := n.previous(t.Context(), "stable", replace); !errors.Is(err, content.ErrConflict) {
 			t.Errorf("a tag, replace %t: %v", replace, err)
 		}
 	}
-	if _, _, err := n.Images.previous(t.Context(), "debian", false); !errors.Is(err, content.ErrExists) {
+	if _, err := n.previous(t.Context(), "debian", false); !errors.Is(err, content.ErrExists) {
 		t.Errorf("an image: %v", err)
 	}
-	if old, _, err := n.Images.previous(t.Context(), "debian", true); err != nil || old == nil {
+	if old, err := n.previous(t.Context(), "debian", true); err != nil || old == nil {
 		t.Errorf("an image to be replaced: %v", err)
 	}
 }
@@ -134,15 +76,14 @@ func TestSizeOfADisk(t *testing.T) {
 
 // TestListSaysWhatTheOriginConfirms, and what is only remembered while it is away.
 func TestListSaysWhatTheOriginConfirms(t *testing.T) {
-	n := newMember(t)
+	n := newWorld(t)
 	publish(t, n, "debian")
 	for _, x := range []struct {
 		err  error
 		want bool
 	}{{nil, true}, {content.ErrUnavailable, false}, {nil, true}} {
-		n.origin.answers = x.err == nil
-		n.origin.settle(x.err)
-		list, _, err := n.Images.List(t.Context(), "", 10)
+		n.away = x.err != nil
+		list, _, err := n.List(t.Context(), "", 10)
 		if err != nil || len(list) != 1 || list[0].Confirmed != x.want || list[0].Age < 0 {
 			t.Errorf("%+v, %v, want it confirmed: %t", list, err, x.want)
 		}
@@ -151,11 +92,11 @@ func TestListSaysWhatTheOriginConfirms(t *testing.T) {
 
 // TestRemoveSaysWhatIsLeft: tags of the image.
 func TestRemoveSaysWhatIsLeft(t *testing.T) {
-	n := newMember(t)
+	n := newWorld(t)
 	publish(t, n, "debian")
 	publish(t, n, "other")
 	for image, tag := range map[string]string{"debian": "stable", "other": "testing"} {
-		if _, err := n.Images.Tag(t.Context(), image, tag); err != nil {
+		if _, err := n.Tag(t.Context(), image, tag); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -168,7 +109,7 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 		{"debian", Removed{}},
 		{"never", Removed{}},
 	} {
-		if got, err := n.Images.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
+		if got, err := n.Remove(t.Context(), x.name); err != nil || !reflect.DeepEqual(got, x.want) {
 			t.Errorf("%s: %+v, %v, want %+v", x.name, got, err, x.want)
 		}
 	}
@@ -177,8 +118,8 @@ func TestRemoveSaysWhatIsLeft(t *testing.T) {
 // TestRequestsOfATag counts them: one look at the image, and the write; a removal looks
 // at what it removes, and lists nothing.
 func TestRequestsOfATag(t *testing.T) {
-	n := newMember(t)
-	store := n.origin.bucket.(*mem.Bucket)
+	n := newWorld(t)
+	store := n.store.(*mem.Bucket)
 	publish(t, n, "debian")
 	if gets := store.Count(mem.Get); gets != 0 {
 		t.Errorf("%d reads for an image that nobody had", gets)
@@ -194,13 +135,13 @@ func TestRequestsOfATag(t *testing.T) {
 			t.Errorf("%s: %d reads, %d writes, %d lists", what, gets, puts, lists)
 		}
 	}
-	tag := func() error { _, err := n.Images.Tag(t.Context(), "debian", "stable"); return err }
+	tag := func() error { _, err := n.Tag(t.Context(), "debian", "stable"); return err }
 	count("a new tag", tag)
 	count("a tag that is set again", tag)
-	count("a removal", func() error { _, err := n.Images.Remove(t.Context(), "stable"); return err })
+	count("a removal", func() error { _, err := n.Remove(t.Context(), "stable"); return err })
 	count("a tag that was removed", tag)
 	// Another node moves the tag meanwhile, and this one sets it all the same.
-	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.verifier, Signer: n.signer})
+	c, err := catalog.New(catalog.Config{Bucket: store, Verifier: n.cfg.Verifier, Signer: n.cfg.Signer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,10 +152,10 @@ func TestRequestsOfATag(t *testing.T) {
 	if err == nil {
 		err = tag()
 	}
-	if k, ok := n.Names.Held(content.KindTag, "stable"); err != nil || !ok || k.Version != r.Version+2 {
+	if k, ok := n.cfg.Names.Held(content.KindTag, "stable"); err != nil || !ok || k.Version != r.Version+2 {
 		t.Errorf("version %d after %d, %v", k.Version, r.Version, err)
 	}
-	if _, err := n.Images.Tag(t.Context(), "stable", "debian"); !errors.Is(err, content.OtherKind) {
+	if _, err := n.Tag(t.Context(), "stable", "debian"); !errors.Is(err, content.OtherKind) {
 		t.Errorf("a tag in the place of an image: %v", err)
 	}
 }
@@ -234,28 +175,24 @@ func TestWhatAnImportMayReferTo(t *testing.T) {
 // TestBlocksThatAreNotPublicAreAbsent: a block that this node has for itself, its farm
 // or the mesh is answered as one that nobody has, and not read for it.
 func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
-	n := newMember(t)
-	var err error
-	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
-		t.Fatal(err)
-	}
+	n := newWorld(t)
 	for reach := cache.ReachNone; reach <= cache.ReachPublic; reach++ {
 		v := content.Seal([]byte{1, byte(reach)})
 		absent := content.Seal([]byte{2, byte(reach)}).CID()
-		if err := n.cache.Put(v, reach); err != nil {
+		if err := n.cfg.Cache.Put(v, reach); err != nil {
 			t.Fatal(err)
 		}
-		got, err := n.PublicBlock(t.Context(), v.CID())
+		got, err := n.PublicBlock(v.CID())
 		if reach == cache.ReachPublic {
 			if err != nil || got.CID() != v.CID() {
 				t.Errorf("a public block: %v", err)
 			}
-			if err := n.cache.Narrow([]content.CID{v.CID()}, cache.ReachMesh); err != nil {
+			if err := n.cfg.Cache.Narrow([]content.CID{v.CID()}, cache.ReachMesh); err != nil {
 				t.Fatal(err)
 			}
-			got, err = n.PublicBlock(t.Context(), v.CID())
+			got, err = n.PublicBlock(v.CID())
 		}
-		_, none := n.PublicBlock(t.Context(), absent)
+		_, none := n.PublicBlock(absent)
 		if !errors.Is(err, content.ErrNotFound) || strings.ReplaceAll(err.Error(), v.CID().String(), "") != strings.ReplaceAll(none.Error(), absent.String(), "") || got.Bytes() != nil {
 			t.Errorf("a block of reach %d: %v; an absent one: %v", reach, err, none)
 		}
@@ -264,27 +201,58 @@ func TestBlocksThatAreNotPublicAreAbsent(t *testing.T) {
 
 // TestRootsArePublicBlocks: what a name of scope public stands for, until it is forgotten.
 func TestRootsArePublicBlocks(t *testing.T) {
-	n := newMember(t)
-	var err error
-	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
-		t.Fatal(err)
-	}
+	n := newWorld(t)
 	for i, scope := range []content.Scope{content.Public(), content.Mesh(), content.Farm("lyon")} {
 		root := content.Root{Size: 1 << (20 + i), ChunkSize: content.ChunkSizeDefault}
-		want, err := root.Encode(n.codec)
+		want, err := root.Encode(n.cfg.Codec)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n.fetch.Learn(fetch.Root{Head: pack.Head{Root: root, Scope: scope}}); err != nil {
+		if _, err := n.cfg.Fetcher.Learn(fetch.Root{Head: pack.Head{Root: root, Scope: scope}}); err != nil {
 			t.Fatal(err)
 		}
-		got, err := n.PublicBlock(t.Context(), want.CID())
+		got, err := n.PublicBlock(want.CID())
 		if public := scope.IsPublic(); public != (err == nil) || public && got.CID() != want.CID() {
 			t.Errorf("the root of an image of scope %s: %v", scope, err)
 		}
-		n.fetch.Forget(want.CID(), scope)
-		if _, err := n.PublicBlock(t.Context(), want.CID()); !errors.Is(err, content.ErrNotFound) {
+		n.cfg.Fetcher.Forget(want.CID(), scope)
+		if _, err := n.PublicBlock(want.CID()); !errors.Is(err, content.ErrNotFound) {
 			t.Errorf("scope %s, forgotten: %v", scope, err)
 		}
+	}
+}
+
+// TestReferencesAreNames: an image with an OCI reference is published, tagged, pinned,
+// listed, exported and removed like any other, at an origin of files.
+func TestReferencesAreNames(t *testing.T) {
+	im := newImporter(t)
+	const name, tag = "ghcr.io/org/debian:12", "ghcr.io/org/debian:latest"
+	im.publish(name)
+	if _, err := os.Stat(filepath.Join(im.origin, "records", "image", "ghcr.io%2Forg%2Fdebian%3A12")); err != nil {
+		t.Error(err)
+	}
+	if i, err := im.Tag(t.Context(), name, tag); err != nil || i.Name != tag || i.Target != name {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if err := im.Pin(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := im.Get(t.Context(), name); err != nil || !i.Pinned {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if list, _, err := im.List(t.Context(), "", 10); err != nil || len(list) != 2 || list[0].Name != name || list[1].Name != tag {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if v := im.done(im.Verify(name)); v.Error != "" {
+		t.Error(v.Error)
+	}
+	if v := im.done(im.Export(tag, filepath.Join(t.TempDir(), "disk"), false)); v.Error != "" {
+		t.Error(v.Error)
+	}
+	if got, err := im.Remove(t.Context(), name); err != nil || !reflect.DeepEqual(got, Removed{content.KindImage, []string{tag}}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := im.Get(t.Context(), "ghcr.io/../debian"); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("a name that climbs: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"bytes"
@@ -7,33 +7,18 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/trust"
 )
-
-// alone has no neighbours.
-type alone struct{}
-
-func (alone) Live() []peer.ID { return nil }
 
 // TestOthersFileSystemsAreNotMounted: --replace writes into a file system that this node
 // has made of files, in the host's kernel, and into no other, that a guest may have
 // written.
 func TestOthersFileSystemsAreNotMounted(t *testing.T) {
-	n := newMember(t)
-	n.Operations = NewOperations(n.cfg.Log, n.cfg.Now)
-	origin := func() fetch.Origin { return pack.NewReader(n.origin.bucket) }
-	var err error
-	if n.fetch, err = fetch.New(fetch.Config{Cache: n.cache, Members: alone{}, Origin: origin, Verifier: n.verifier, Identity: n.Membership.Identity()}); err != nil {
-		t.Fatal(err)
-	}
-	n.cfg.Dir = t.TempDir()
+	n := newWorld(t)
 	tree, disk := t.TempDir(), filepath.Join(t.TempDir(), "disk")
-	for _, path := range []string{filepath.Join(n.cfg.Dir, TempDir), filepath.Join(tree, "folder")} {
+	for _, path := range []string{filepath.Join(tree, "folder")} {
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -43,9 +28,9 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 	}
 	publish := func(name, source string) string {
 		t.Helper()
-		view, err := n.Images.Import(t.Context(), name, ImportRequest{Source: source, Replace: true, Scope: content.Public()})
+		view, err := n.Import(t.Context(), name, ImportRequest{Options: convert.Options{Path: source}, Replace: true, Scope: content.Public()})
 		if err == nil {
-			view, err = n.Operations.Wait(t.Context(), view.ID)
+			view, err = n.cfg.Operations.Wait(t.Context(), view.ID)
 		}
 		if err != nil || view.Error != "" || view.Done != view.Total || view.Total == 0 {
 			t.Fatalf("%s from %s: %v, %s, %d of %d", name, source, err, view.Error, view.Done, view.Total)
@@ -56,9 +41,9 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 	if note := publish("os", tree) + publish("os", tree); strings.Contains(note, afresh) {
 		t.Errorf("a tree of this node: %s", note)
 	}
-	view, err := n.Images.Export("os", disk, false)
+	view, err := n.Export("os", disk, false)
 	if err == nil {
-		_, err = n.Operations.Wait(t.Context(), view.ID)
+		_, err = n.cfg.Operations.Wait(t.Context(), view.ID)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -75,14 +60,14 @@ func TestOthersFileSystemsAreNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish("piped", piped)
-	if old, _, err := n.Images.previous(t.Context(), "piped", true); err != nil || old.Source != "standard input" {
+	if old, err := n.previous(t.Context(), "piped", true); err != nil || old.body.Source != "standard input" {
 		t.Errorf("what came through a pipe: %+v, %v", old, err)
 	}
-	old, base, err := n.Images.previous(t.Context(), "os", true)
-	if err != nil || !n.Images.made(old, base) {
+	old, err := n.previous(t.Context(), "os", true)
+	if err != nil || !n.made(old) {
 		t.Fatalf("a tree of this node: %v", err)
 	}
-	if base.Signer.Key = trust.NewPrivateKey().Public(); n.Images.made(old, base) {
+	if old.Signer.Key = trust.NewPrivateKey().Public(); n.made(old) {
 		t.Error("a tree of another node is mounted")
 	}
 }

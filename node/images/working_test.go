@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"context"
@@ -51,9 +51,8 @@ func TestGuardEndsWorkWhenOthersFillTheDisk(t *testing.T) {
 // TestImportEndsBeforeTheDiskIsFull has a data folder on a disk of its own. What is
 // inflated does not say before how large it is.
 func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
-	n := newMember(t)
+	n := newWorld(t)
 	n.cfg.Dir = small(t)
-	n.Operations = NewOperations(n.cfg.Log, n.cfg.Now)
 	source := t.TempDir()
 	large := filepath.Join(source, "large")
 	if err := errors.Join(os.Mkdir(filepath.Join(n.cfg.Dir, TempDir), 0o700), os.WriteFile(large, []byte(strings.Repeat("large", 20<<20)), 0o600)); err != nil {
@@ -63,11 +62,11 @@ func TestImportEndsBeforeTheDiskIsFull(t *testing.T) {
 		t.Fatalf("zstd: %v: %s", err, out)
 	}
 	for _, from := range []string{".", "large.zst"} {
-		view, err := n.Images.Import(t.Context(), "big", ImportRequest{Source: filepath.Join(source, from)})
+		view, err := n.Import(t.Context(), "big", ImportRequest{Options: convert.Options{Path: filepath.Join(source, from)}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		view, err = n.Operations.Wait(t.Context(), view.ID)
+		view, err = n.cfg.Operations.Wait(t.Context(), view.ID)
 		if err != nil || !strings.Contains(view.Error, content.ErrNoSpace.Error()) || !strings.Contains(view.Error, "are free; make room there") {
 			t.Errorf("%s: %v, %q, want ErrNoSpace and what to do", from, err, view.Error)
 		}

@@ -1,4 +1,6 @@
-package node
+// Package operations runs long work of a node in the background: each piece has an
+// identifier, shows its progress, and can be cancelled. It does not know what the work is.
+package operations
 
 import (
 	"cmp"
@@ -16,30 +18,30 @@ import (
 )
 
 const (
-	// operationsMax bounds the operations that run at once: each holds buffers
+	// runningMax bounds the operations that run at once: each holds buffers
 	// of some tens of MiB.
-	operationsMax = 16
-	// operationsKept is how many ended operations stay readable.
-	operationsKept = 256
+	runningMax = 16
+	// keptMax is how many ended operations stay readable.
+	keptMax = 256
 )
 
-// OperationState is what became of an operation.
-type OperationState string
+// State is what became of an operation.
+type State string
 
 // The states of an operation.
 const (
-	OperationRunning   OperationState = "running"
-	OperationDone      OperationState = "done"
-	OperationFailed    OperationState = "failed"
-	OperationCancelled OperationState = "cancelled"
+	Running   State = "running"
+	Done      State = "done"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
 )
 
-// OperationView is a copy of an operation's state.
-type OperationView struct {
+// View is a copy of an operation's state.
+type View struct {
 	ID      string           `json:"id" doc:"those of later operations are greater"`
 	Kind    string           `json:"kind"`
 	Target  string           `json:"target"`
-	State   OperationState   `json:"state" enum:"running,done,failed,cancelled"`
+	State   State            `json:"state" enum:"running,done,failed,cancelled"`
 	Done    int64            `json:"done" doc:"bytes"`
 	Total   int64            `json:"total" doc:"bytes; 0 while unknown"`
 	Bytes   map[string]int64 `json:"bytes" doc:"what was moved, by source or sink"`
@@ -55,15 +57,14 @@ type OperationView struct {
 }
 
 // eta estimates the time left, by the mean rate so far; 0 is unknown.
-func (v OperationView) eta(now time.Time) time.Duration {
-	if v.State != OperationRunning || v.Done <= 0 || v.Total <= v.Done {
+func (v View) eta(now time.Time) time.Duration {
+	if v.State != Running || v.Done <= 0 || v.Total <= v.Done {
 		return 0
 	}
 	return time.Duration(float64(now.Sub(v.Started)) * float64(v.Total-v.Done) / float64(v.Done))
 }
 
-// Operations runs long work in the background: each has an identifier, shows
-// its progress, and can be cancelled. Safe for concurrent use.
+// Operations is the long work of a node. Safe for concurrent use.
 type Operations struct {
 	log *slog.Logger
 	now func() time.Time
@@ -80,41 +81,41 @@ type Operation struct {
 	owner  *Operations
 	cancel context.CancelFunc
 	done   chan struct{}
-	view   OperationView // guarded by owner.mu
+	view   View // guarded by owner.mu
 }
 
-// NewOperations returns an empty set.
-func NewOperations(log *slog.Logger, now func() time.Time) *Operations {
+// New returns an empty set.
+func New(log *slog.Logger, now func() time.Time) *Operations {
 	return &Operations{log: log, now: now, all: map[string]*Operation{}}
 }
 
 // Start runs work on a context of its own and returns at once. A second
 // operation of the same kind on the same target is ErrConflict while the first
 // one runs; too many at once are ErrUnavailable.
-func (o *Operations) Start(kind, target string, work func(context.Context, *Operation) error) (OperationView, error) {
+func (o *Operations) Start(kind, target string, work func(context.Context, *Operation) error) (View, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	running := 0
 	for _, op := range o.all {
-		if op.view.State != OperationRunning {
+		if op.view.State != Running {
 			continue
 		}
 		running++
 		if op.view.Kind == kind && op.view.Target == target {
-			return OperationView{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.Running, op.view.ID)
+			return View{}, fmt.Errorf("%s %s: %w: operation %s is at it already; wait for it or cancel it", kind, target, content.Running, op.view.ID)
 		}
 	}
 	switch {
 	case o.closed:
-		return OperationView{}, fmt.Errorf("%s %s: %w: the node is stopping", kind, target, content.ErrClosed)
-	case running >= operationsMax:
-		return OperationView{}, fmt.Errorf("%s %s: %w: %d operations run already; try again when one has ended", kind, target, content.ErrUnavailable, running)
+		return View{}, fmt.Errorf("%s %s: %w: the node is stopping", kind, target, content.ErrClosed)
+	case running >= runningMax:
+		return View{}, fmt.Errorf("%s %s: %w: %d operations run already; try again when one has ended", kind, target, content.ErrUnavailable, running)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	started := o.now()
 	o.last = max(o.last+1, started.UnixMilli()<<20|rand.Int64N(1<<20))
-	op := &Operation{owner: o, cancel: cancel, done: make(chan struct{}), view: OperationView{
-		ID: fmt.Sprintf("%016x", o.last), Kind: kind, Target: target, State: OperationRunning, Bytes: map[string]int64{}, Started: started, Revision: 1,
+	op := &Operation{owner: o, cancel: cancel, done: make(chan struct{}), view: View{
+		ID: fmt.Sprintf("%016x", o.last), Kind: kind, Target: target, State: Running, Bytes: map[string]int64{}, Started: started, Revision: 1,
 	}}
 	o.all[op.view.ID] = op
 	o.forget()
@@ -138,11 +139,11 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 	}
 	switch {
 	case err == nil:
-		op.view.State = OperationDone
+		op.view.State = Done
 	case cancelled && errors.Is(err, context.Canceled):
-		op.view.State = OperationCancelled
+		op.view.State = Cancelled
 	default:
-		op.view.State = OperationFailed
+		op.view.State = Failed
 	}
 	o.log.Info("operation ended", "kind", op.view.Kind, "target", op.view.Target, "state", op.view.State, "err", err, "seconds", op.view.Took)
 }
@@ -151,21 +152,21 @@ func (op *Operation) run(ctx context.Context, work func(context.Context, *Operat
 func (o *Operations) forget() {
 	var ended []*Operation
 	for _, op := range o.all {
-		if op.view.State != OperationRunning {
+		if op.view.State != Running {
 			ended = append(ended, op)
 		}
 	}
-	if len(ended) <= operationsKept {
+	if len(ended) <= keptMax {
 		return
 	}
 	slices.SortFunc(ended, func(a, b *Operation) int { return a.view.Ended.Compare(b.view.Ended) })
-	for _, op := range ended[:len(ended)-operationsKept] {
+	for _, op := range ended[:len(ended)-keptMax] {
 		delete(o.all, op.view.ID)
 	}
 }
 
 // copy is called with mu.
-func (op *Operation) copy() OperationView {
+func (op *Operation) copy() View {
 	v := op.view
 	v.Bytes = maps.Clone(op.view.Bytes)
 	v.ETA = v.eta(op.owner.now()).Seconds()
@@ -173,7 +174,7 @@ func (op *Operation) copy() OperationView {
 }
 
 // Update changes the progress that others see.
-func (op *Operation) Update(change func(*OperationView)) {
+func (op *Operation) Update(change func(*View)) {
 	op.owner.mu.Lock()
 	defer op.owner.mu.Unlock()
 	change(&op.view)
@@ -181,34 +182,34 @@ func (op *Operation) Update(change func(*OperationView)) {
 }
 
 // List returns all operations on record, newest first.
-func (o *Operations) List() []OperationView {
+func (o *Operations) List() []View {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := make([]OperationView, 0, len(o.all))
+	out := make([]View, 0, len(o.all))
 	for _, op := range o.all {
 		out = append(out, op.copy())
 	}
-	slices.SortFunc(out, func(a, b OperationView) int { return cmp.Compare(b.ID, a.ID) })
+	slices.SortFunc(out, func(a, b View) int { return cmp.Compare(b.ID, a.ID) })
 	return out
 }
 
-func (o *Operations) find(id string) (*Operation, OperationView, error) {
+func (o *Operations) find(id string) (*Operation, View, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if op := o.all[id]; op != nil {
 		return op, op.copy(), nil
 	}
-	return nil, OperationView{}, fmt.Errorf("operation %.40q: %w; the last %d are kept", id, content.ErrNotFound, operationsKept)
+	return nil, View{}, fmt.Errorf("operation %.40q: %w; the last %d are kept", id, content.ErrNotFound, keptMax)
 }
 
 // Get returns one operation.
-func (o *Operations) Get(id string) (OperationView, error) {
+func (o *Operations) Get(id string) (View, error) {
 	_, v, err := o.find(id)
 	return v, err
 }
 
 // Wait returns the operation once it has ended.
-func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error) {
+func (o *Operations) Wait(ctx context.Context, id string) (View, error) {
 	op, v, err := o.find(id)
 	if err != nil {
 		return v, err
@@ -217,13 +218,13 @@ func (o *Operations) Wait(ctx context.Context, id string) (OperationView, error)
 	case <-op.done:
 		return o.Get(id)
 	case <-ctx.Done():
-		return OperationView{}, ctx.Err()
+		return View{}, ctx.Err()
 	}
 }
 
 // Cancel asks a running operation to stop, and returns it as it is then: ended, if it
 // does so within ctx. One that has ended is left as it is.
-func (o *Operations) Cancel(ctx context.Context, id string) (OperationView, error) {
+func (o *Operations) Cancel(ctx context.Context, id string) (View, error) {
 	op, v, err := o.find(id)
 	if err != nil {
 		return v, err

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"context"
@@ -12,6 +12,9 @@ import (
 )
 
 const (
+	// TempDir in the data folder holds files of work that is under way; a start clears
+	// it.
+	TempDir = "tmp"
 	// workingShare of a disk, one part in so many, and no more than workingMax bytes,
 	// stay free of working files: that is the volumes', whose guests write meanwhile.
 	// It is half of what the cache leaves free, and the cache gives way.

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"errors"
@@ -27,8 +27,8 @@ func TestExportLeavesFilesAlone(t *testing.T) {
 			t.Errorf("%s, replace %t: %v, want %v", x.file, x.replace, err, x.want)
 		}
 	}
-	n := newMember(t)
-	if _, err := n.Images.Export("debian", taken, false); !errors.Is(err, content.ErrExists) || !strings.Contains(err.Error(), "--force") || !strings.Contains(err.Error(), taken) {
+	n := newWorld(t)
+	if _, err := n.Export("debian", taken, false); !errors.Is(err, content.ErrExists) || !strings.Contains(err.Error(), "--force") || !strings.Contains(err.Error(), taken) {
 		t.Errorf("an export: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package node
+package images
 
 import (
 	"context"
@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -20,48 +24,50 @@ import (
 
 // ImportRequest says what to publish.
 type ImportRequest struct {
-	Source  string        `json:"source" doc:"path on the node's host of a disk, a tar file or a directory" example:"/srv/debian.qcow2"`
-	Format  string        `json:"format,omitempty" enum:"auto,raw,qcow,qcow2,qed,vmdk,vhdx,vdi,vpc,parallels,tar,dir" doc:"auto when not given"`
+	convert.Options
 	Scope   content.Scope `json:"scope,omitzero" doc:"public, mesh or farm/NAME; mesh when not given"`
 	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
-	Size    int64         `json:"size,omitempty" minimum:"0" doc:"bytes of the file system that a directory or tar file is put into; fitted when not given"`
+}
+
+// Formats is all that the Format of a request may be.
+func Formats() []string {
+	f, _ := reflect.TypeFor[ImportRequest]().FieldByName("Format")
+	return strings.Split(f.Tag.Get("enum"), ",")
 }
 
 // Import publishes an image under a name, in the background. What can be known at
 // once is refused at once.
-func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (OperationView, error) {
+func (im *Images) Import(ctx context.Context, name string, req ImportRequest) (operations.View, error) {
 	if err := im.mayImport(name, &req); err != nil {
-		return OperationView{}, err
+		return operations.View{}, err
 	}
-	if _, _, err := im.previous(ctx, name, req.Replace); err != nil {
-		return OperationView{}, err
+	old, err := im.previous(ctx, name, req.Replace)
+	if err != nil {
+		return operations.View{}, err
 	}
-	return im.n.Operations.Start("import", name, func(ctx context.Context, op *Operation) error {
-		return im.publish(ctx, op, name, req)
+	return im.begin("import", name, func(ctx context.Context, op *operations.Operation) error {
+		return im.publish(ctx, op, name, req, old)
 	})
 }
 
 func (im *Images) mayImport(name string, req *ImportRequest) error {
-	if err := content.CheckName(name); err != nil {
-		return err
-	}
 	if req.Scope.IsZero() {
 		req.Scope = content.Mesh()
 	}
-	if id := im.n.signer.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
+	if id := im.cfg.Signer.Identity(); !id.MaySign(content.KindImage, "") || !id.MayRead(req.Scope) {
 		who := "a publisher or admin"
 		if farm := req.Scope.Farm(); farm != "" {
 			who += " of farm " + farm
 		}
 		return fmt.Errorf("import %q: %w: images of scope %s are published by %s; this node's role is %s, its farm %s", name, content.ErrForbidden, req.Scope, who, id.Role, id.Farm)
 	}
-	if !filepath.IsAbs(req.Source) {
-		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Source, content.ErrInvalid)
+	if !filepath.IsAbs(req.Path) {
+		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Path, content.ErrInvalid)
 	}
-	if _, err := os.Stat(req.Source); err != nil {
-		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Source, content.ErrInvalid, bare(err))
+	if _, err := os.Stat(req.Path); err != nil {
+		return fmt.Errorf("import %q: source %s: %w: %w", name, req.Path, content.ErrInvalid, bare(err))
 	}
-	if _, err := im.n.origin.writable(); err != nil {
+	if _, err := im.cfg.Writable(); err != nil {
 		return fmt.Errorf("import %q: %w", name, err)
 	}
 	return nil
@@ -78,35 +84,29 @@ func checkSize(disk convert.Disk, asked int64) error {
 // publish reads the source, stores what is new, and commits the record last: an
 // import that is killed has published nothing, and leaves packs that the next one
 // finds.
-func (im *Images) publish(ctx context.Context, op *Operation, name string, req ImportRequest) error {
-	old, base, err := im.previous(ctx, name, req.Replace)
-	if err != nil {
-		return err
-	}
-	note := func(text string) { op.Update(func(v *OperationView) { v.Note = text }) }
-	work, said := workingIn(filepath.Join(im.n.cfg.Dir, TempDir)), []string{}
-	opts := convert.Options{
-		Path: req.Source, Format: convert.Format(req.Format), Temp: work.dir, Size: req.Size, Except: im.n.cfg.Dir, Room: work.room, Note: note,
-		Warn: func(text string) { said = append(said, text) },
-	}
+func (im *Images) publish(ctx context.Context, op *operations.Operation, name string, req ImportRequest, old *version) error {
+	note := func(text string) { op.Update(func(v *operations.View) { v.Note = text }) }
+	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
+	req.Temp, req.Except, req.Room, req.Note = work.dir, im.cfg.Dir, work.room, note
+	req.Warn = func(text string) { said = append(said, text) }
 	var lineage []content.CID
-	if im.made(old, base) {
-		opts.Previous = func(ctx context.Context, f *os.File) error {
-			if err := work.room(int64(old.Chunks) * content.ChunkSizeDefault); err != nil {
+	if im.made(old) {
+		req.Previous = func(ctx context.Context, f *os.File) error {
+			if err := work.room(int64(old.body.Chunks) * content.ChunkSizeDefault); err != nil {
 				return err
 			}
-			return im.exportTo(ctx, old.Head, f, nil)
+			return im.exportTo(ctx, *old.Head, f, nil)
 		}
 	}
+	var base *catalog.Record
 	if old != nil {
-		if lineage, err = im.lineage(*old); err != nil {
-			return err
-		}
+		all := append([]content.CID{old.Root}, old.Lineage...)
+		base, lineage = &old.Record, all[:min(len(all), content.LineageMax)]
 	}
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	guarded, stop := work.guard(ctx)
-	disk, err := convert.Open(guarded, opts)
+	disk, err := convert.Open(guarded, req.Options)
 	if err != nil && guarded.Err() != nil {
 		err = context.Cause(guarded)
 	}
@@ -116,18 +116,18 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 	}
 	defer disk.Close()
 	if err := checkSize(disk, req.Size); err != nil {
-		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
+		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
 	_, tree := disk.(convert.Tree)
-	if tree && old != nil && opts.Previous == nil {
+	if tree && old != nil && req.Previous == nil {
 		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
 	}
 	note(strings.Join(said, "\n"))
 	body, err := im.store(ctx, op, disk, req.Scope, lineage)
 	if err != nil {
-		return fmt.Errorf("import %q from %s: %w", name, req.Source, err)
+		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
-	if body.Source = filepath.Base(req.Source); filepath.Dir(req.Source) == work.dir {
+	if body.Source = filepath.Base(req.Path); filepath.Dir(req.Path) == work.dir {
 		body.Source = "standard input" // which the command line has kept there
 	}
 	body.Tree = tree
@@ -141,86 +141,87 @@ func (im *Images) publish(ctx context.Context, op *Operation, name string, req I
 // made tells whether this node has itself made the image's file system, of files. The
 // structures of any other may be a guest's or a stranger's, and are nothing for the
 // host's kernel.
-func (im *Images) made(old *catalog.Image, base *catalog.Record) bool {
-	return old != nil && old.Tree && base.Signer.Key == im.n.signer.Key.Public()
+func (im *Images) made(old *version) bool {
+	return old != nil && old.body.Tree && old.Signer.Key == im.cfg.Signer.Key.Public()
 }
 
 // hold lets others know at once that this node has what it has just published.
 func (im *Images) hold(ctx context.Context, name string) {
-	m, err := im.image(ctx, name)
+	k, _ := im.cfg.Names.Held(content.KindImage, name)
+	if k.Head == nil { // another has deleted it since
+		return
+	}
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
 	if err == nil {
 		err = m.Hold(ctx)
 	}
 	if err != nil {
-		im.n.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
+		im.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
 	}
 }
 
-// previous returns the image that the name stands for, and its record; nil when
-// the name is free.
-func (im *Images) previous(ctx context.Context, name string, replace bool) (*catalog.Image, *catalog.Record, error) {
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+// version is what a name stands for before it is published anew.
+type version struct {
+	records.Known
+	body catalog.Image
+}
+
+// previous returns the image that the name stands for, nil when it is free.
+func (im *Images) previous(ctx context.Context, name string, replace bool) (*version, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return nil, nil, nil
+		return nil, nil
 	case err != nil:
-		return nil, nil, err
-	case k.Kind != content.KindImage:
-		return nil, nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
-	case !replace:
-		return nil, nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
-	}
-	body, err := catalog.DecodeImage(im.n.codec, k.Body)
-	return &body, &k.Record, err
-}
-
-// lineage is the previous root and those before it.
-func (im *Images) lineage(old catalog.Image) ([]content.CID, error) {
-	root, err := old.Head.Root.Encode(im.n.codec)
-	if err != nil {
 		return nil, err
+	case k.Kind != content.KindImage:
+		return nil, fmt.Errorf("import %q: %w: it is a tag; choose another name, or remove it first", name, content.OtherKind)
+	case !replace:
+		return nil, fmt.Errorf("import %q: %w; give --replace to publish a new version of it", name, content.ErrExists)
 	}
-	all := append([]content.CID{root.CID()}, old.Lineage...)
-	return all[:min(len(all), content.LineageMax)], nil
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
+	return &version{k, body}, err
 }
 
 // store builds the packs of a disk, and returns what the record says of it. Its chunks stay in this node's cache: the
 // farm of the importer need not fetch what it has made.
-func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
-	store, err := im.n.origin.writable()
+func (im *Images) store(ctx context.Context, op *operations.Operation, disk convert.Disk, scope content.Scope, lineage []content.CID) (catalog.Image, error) {
+	store, err := im.cfg.Writable()
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	known, err := index.Load(ctx, index.Config{
-		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.n.verifier, Dir: filepath.Join(im.n.cfg.Dir, "index"), Now: im.n.cfg.Now, Log: im.n.cfg.Log,
+		Bucket: store, Scopes: mayReferTo(scope), Verifier: im.cfg.Verifier, Dir: filepath.Join(im.cfg.Dir, "index"), Now: im.cfg.Now, Log: im.cfg.Log,
 	})
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	defer func() {
 		if err := known.Save(); err != nil {
-			im.n.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
+			im.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	reach := cache.ReachOf(scope, im.n.Membership.Identity())
+	reach := cache.ReachOf(scope, im.cfg.Signer.Identity())
 	b, err := build.New(ctx, build.Config{
-		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.n.signer, Lineage: lineage, Now: im.n.cfg.Now, Codec: im.n.codec, Log: im.n.cfg.Log,
-		OnChunk: func(v content.Verified) { im.n.cache.Put(v, reach) }, // without room the import goes on
+		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.cfg.Signer, Lineage: lineage, Now: im.cfg.Now, Codec: im.cfg.Codec, Log: im.cfg.Log,
+		OnChunk: func(v content.Verified) { im.cfg.Cache.Put(v, reach) }, // without room the import goes on
 		Progress: func(s build.Stats) {
-			op.Update(func(v *OperationView) { v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes) })
+			op.Update(func(v *operations.View) {
+				v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)
+			})
 		},
 	})
 	if err != nil {
 		return catalog.Image{}, err
 	}
 	err = convert.Chunks(ctx, disk, content.ChunkSizeDefault, b.Add, func(off int64) {
-		op.Update(func(v *OperationView) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
+		op.Update(func(v *operations.View) { v.Done, v.Total = min(off, disk.Size()), disk.Size() })
 	})
 	if err != nil {
 		b.Abort()
 		return catalog.Image{}, err
 	}
-	op.Update(func(v *OperationView) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
+	op.Update(func(v *operations.View) { v.Done, v.Total = disk.Size(), disk.Size() }) // what is past the last byte is a hole
 	head, stats, err := b.Finish(ctx)
 	if err != nil {
 		return catalog.Image{}, err
@@ -232,13 +233,8 @@ func (im *Images) store(ctx context.Context, op *Operation, disk convert.Disk, s
 // the wider ones. Packs of others are not even listed, so that an import takes as
 // long whatever they hold.
 func mayReferTo(s content.Scope) []content.Scope {
-	switch s {
-	case content.Public():
-		return []content.Scope{s}
-	case content.Mesh():
-		return []content.Scope{content.Public(), s}
-	}
-	return []content.Scope{content.Public(), content.Mesh(), s}
+	all := []content.Scope{content.Public(), content.Mesh(), s}
+	return all[:slices.Index(all, s)+1]
 }
 
 // complete checks that every pack of a manifest is there, and of the reused ones the

@@ -1,0 +1,103 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/nbd"
+	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+const (
+	// FarmDefault is the farm of a founding node that names none.
+	FarmDefault = "main"
+	// ListenDefault is where members connect when nothing is said.
+	ListenDefault = "/ip4/0.0.0.0/tcp/4001"
+)
+
+// Config is everything that a node is told. Zero fields are defaults.
+type Config struct {
+	// Dir is the node's data folder; one process may have it open.
+	Dir string
+	// Origins are URLs: the first is the truth, the rest mirrors to read from.
+	Origins []string
+	// OpenOrigin opens the bucket of a URL, with what counts the requests that are
+	// sent to it, repeated ones too. It does not need to be reachable, and repeats
+	// nothing by itself.
+	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, *bucket.Metrics, error)
+	// Join is a token; empty founds a mesh when Dir is new.
+	Join string
+	// Role is what the node is run as, which chooses its services; zero is trust.RoleNode.
+	Role trust.Role
+	// Name is what other members are shown of this one; empty is the host's.
+	Name string
+	// Farm is the farm of a founding node; empty is FarmDefault.
+	Farm string
+	// FarmBind is HOST:PORT to gossip on; empty stands alone. FarmJoin are
+	// neighbours' addresses.
+	FarmBind string
+	FarmJoin []string
+	// Listen, Announce (where others reach it from outside) and Bootstrap are multiaddrs.
+	Listen    []string
+	Announce  []string
+	Bootstrap []string
+	// Quota bounds the cache, in bytes.
+	Quota int64
+	// IOTimeout is how long a guest's read waits for a source to come back; zero is
+	// fetch.IOTimeoutDefault.
+	IOTimeout time.Duration
+	// NBD opens what volumes are served on over NBD, of which the first listener is told
+	// to clients; nil is a socket in Dir.
+	NBD func(context.Context) (nbd.Config, error)
+	// UBLK configures the volumes' block devices; its Owner is the node's affair. Flusher
+	// says why they may hang when memory is short; nil if they don't.
+	UBLK    ublk.Config
+	Flusher error
+	// Version is shown to users.
+	Version string
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Dir == "" || c.OpenOrigin == nil {
+		return c, errors.New("node: Config needs a Dir and OpenOrigin")
+	}
+	if c.Role = cmp.Or(c.Role, trust.RoleNode); c.Role != trust.RoleNode && c.Role != trust.RoleSeed {
+		return c, fmt.Errorf("node: %w: it is run as a node or a seed, not as %q", content.ErrInvalid, c.Role)
+	}
+	if len(c.Listen) == 0 {
+		c.Listen = []string{ListenDefault}
+	}
+	if c.NBD == nil {
+		c.NBD = func(ctx context.Context) (nbd.Config, error) {
+			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(c.Dir, nbd.SocketName))
+			return nbd.Config{Listeners: []net.Listener{l}}, err
+		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// originURL is the first --origin, or the folder in --data that stands in for
+// one on a single host.
+func (c Config) originURL() string {
+	if len(c.Origins) > 0 {
+		return c.Origins[0]
+	}
+	return "file://" + filepath.ToSlash(filepath.Join(c.Dir, "origin"))
+}

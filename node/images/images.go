@@ -1,0 +1,297 @@
+// Package images publishes disk images under names, and handles those that are
+// published: it lists, tags and removes them, keeps them in this node's cache, writes
+// them to files, and reads them at the origin to check them. What a name stands for is
+// for package records to say, and where chunks come from for package fetch.
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Config is what Images are built from.
+type Config struct {
+	// Dir is the node's data folder. What imports remember, and their working files, are
+	// in it, and nothing of it is ever in an image.
+	Dir        string
+	Names      *records.Names
+	Fetcher    *fetch.Fetcher
+	Cache      *cache.Cache
+	Operations *operations.Operations
+	// Readable returns the origin, nil while it can't be read, and Writable the same, or
+	// why nothing can be written to it.
+	Readable func() bucket.Bucket
+	Writable func() (bucket.Bucket, error)
+	// Suspect is told of packs that were found damaged.
+	Suspect  func(context.Context, ...pack.ID)
+	Signer   trust.Signer
+	Verifier *trust.Verifier
+	Codec    *content.Codec
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Image is an image or a tag of one.
+type Image struct {
+	Name      string        `json:"name"`
+	Kind      content.Kind  `json:"kind"`
+	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	CID       content.CID   `json:"cid"`
+	Size      int64         `json:"size" doc:"bytes of the disk"`
+	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
+	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
+	Scope     content.Scope `json:"scope"`
+	Version   uint64        `json:"version"`
+	Signed    time.Time     `json:"signed_at"`
+	Source    string        `json:"source,omitempty"`
+	Pinned    bool          `json:"pinned"`
+	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
+}
+
+// Images are those that this node knows of. Safe for concurrent use.
+type Images struct{ cfg Config }
+
+// New builds Images.
+func New(cfg Config) *Images { return &Images{cfg} }
+
+// RootOf is the root that a record stands for; the record has one.
+func RootOf(k records.Known) fetch.Root {
+	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
+}
+
+// begin starts long work on an image.
+func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
+	if err := content.KindImage.CheckName(name); err != nil {
+		return operations.View{}, err
+	}
+	return im.cfg.Operations.Start(kind, name, work)
+}
+
+func (im *Images) info(k records.Known) (Image, error) {
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
+	if err != nil {
+		return Image{}, err
+	}
+	return Image{
+		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
+		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
+	}, nil
+}
+
+// List returns up to limit images and tags whose names come behind after, by name, and
+// whether there are more: those of the origin, and unconfirmed those that this node has
+// met and the origin does not tell of, all of them while it is away.
+func (im *Images) List(ctx context.Context, after string, limit int) (page []Image, more bool, err error) {
+	known, more := im.cfg.Names.List(ctx, content.KindImage, after, limit)
+	page = []Image{}
+	for _, k := range known {
+		if i, err := im.info(k); err == nil {
+			page = append(page, i)
+		}
+	}
+	return page, more, nil
+}
+
+// Get returns one image or tag.
+func (im *Images) Get(ctx context.Context, name string) (Image, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, false)
+	if err != nil {
+		return Image{}, err
+	}
+	return im.info(k)
+}
+
+// target looks up what long work is on, and shows how much there is to do, of an image
+// in chunks of so many bytes. With fresh the origin says what the name stands for now.
+func (im *Images) target(ctx context.Context, op *operations.Operation, name string, fresh bool, total func(i Image, chunk int64) int64) (records.Known, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, fresh)
+	if err != nil {
+		return k, err
+	}
+	i, err := im.info(k)
+	if err == nil {
+		op.Update(func(v *operations.View) { v.Total = total(i, int64(k.Head.Root.ChunkSize)) })
+	}
+	return k, err
+}
+
+// record commits an image or tag and makes it known here.
+func (im *Images) record(ctx context.Context, kind content.Kind, name string, body catalog.Image, base *catalog.Record) error {
+	b, err := body.Encode(im.cfg.Codec)
+	if err != nil {
+		return err
+	}
+	_, err = im.cfg.Names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: body.Head.Scope.Farm(), Body: b, Base: base})
+	return err
+}
+
+// tagTries bounds how often a tag is written over what others write meanwhile. The first
+// is over what is known of it, which the origin compares: nobody has to look before.
+const tagTries = 4
+
+// Tag lets a tag stand for what the image is now.
+func (im *Images) Tag(ctx context.Context, name, tag string) (Image, error) {
+	if err := content.KindTag.CheckName(tag); err != nil {
+		return Image{}, err
+	}
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+	if err != nil {
+		return Image{}, err
+	}
+	body, err := catalog.DecodeImage(im.cfg.Codec, k.Body)
+	if err != nil {
+		return Image{}, err
+	}
+	body.Target = name
+	var base *catalog.Record
+	if old, held := im.cfg.Names.Held(content.KindImage, tag); held && !old.Tombstone && old.ETag != "" {
+		base = &old.Record
+	}
+	for range tagTries {
+		if base != nil && base.Kind != content.KindTag {
+			return Image{}, fmt.Errorf("tag %q: %w: it is an image", tag, content.OtherKind)
+		}
+		err = im.record(ctx, content.KindTag, tag, body, base)
+		if !errors.Is(err, content.ErrConflict) && !errors.Is(err, content.ErrExists) {
+			break
+		}
+		old, failed := im.cfg.Names.Lookup(ctx, content.KindImage, tag, true)
+		if base = &old.Record; errors.Is(failed, content.ErrNotFound) {
+			base = nil
+		} else if failed != nil {
+			return Image{}, failed
+		}
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	return im.Get(ctx, tag)
+}
+
+// Removed says what a Remove came upon.
+type Removed struct {
+	Kind content.Kind `json:"kind,omitempty" doc:"of what had the name; absent when nothing had"`
+	Tags []string     `json:"tags,omitempty" doc:"tags that were set on the image, as far as this node knows, and stand for what it was still"`
+}
+
+// Remove deletes a name; what it stood for stays readable for those who hold it,
+// and is collected later. An absent name is success.
+func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
+	if errors.Is(err, content.ErrNotFound) {
+		return Removed{}, nil
+	}
+	if err != nil {
+		return Removed{}, err
+	}
+	if _, err := im.cfg.Names.Commit(ctx, catalog.Change{Kind: k.Kind, Name: name, Farm: k.Farm, Base: &k.Record, Delete: true}); err != nil {
+		return Removed{}, err
+	}
+	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)
+}
+
+// Warm fetches all of an image into the cache, in the background.
+func (im *Images) Warm(name string) (operations.View, error) {
+	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
+		var total int64
+		k, err := im.target(ctx, op, name, false, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
+		if err != nil {
+			return err
+		}
+		m, err := im.cfg.Fetcher.Learn(RootOf(k))
+		if err != nil {
+			return err
+		}
+		if limit := im.cfg.Cache.Stats().Limit; total > limit { // to fetch it would push out the rest for nothing
+			return fmt.Errorf("warm %q: %w: it takes up to %d bytes, and the cache may take %d; raise its quota, or make room on the disk", name, content.ErrNoSpace, total, limit)
+		}
+		return m.Warm(ctx, func(s fetch.Source, n int) {
+			op.Update(func(v *operations.View) { v.Done += int64(n); v.Bytes[s.String()] += int64(n) })
+		})
+	})
+}
+
+// Pin keeps an image's chunks in the cache, those too that come later.
+func (im *Images) Pin(ctx context.Context, name string) error {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, false)
+	if err != nil {
+		return err
+	}
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
+	if err != nil {
+		return err
+	}
+	var ids []content.CID // all of them first: a part would replace the whole of an older pin
+	for id, err := range m.CIDs(ctx) {
+		if err != nil {
+			return fmt.Errorf("pin %q: %w", name, err)
+		}
+		ids = append(ids, id)
+	}
+	return im.cfg.Cache.Pin(name, slices.Values(ids))
+}
+
+// Unpin lets an image's chunks be evicted; one that is not pinned is success.
+func (im *Images) Unpin(_ context.Context, name string) error { return im.cfg.Cache.Unpin(name) }
+
+// PublicBlock returns a block of public content that this node holds: a chunk, a node
+// of a map, or a root. One that it holds and that is not public is as absent as any
+// other: it is not even read.
+func (im *Images) PublicBlock(id content.CID) (content.Verified, error) {
+	v, err := im.cfg.Cache.GetFor(id, cache.ReachPublic, nil)
+	if err == nil {
+		return v, nil
+	}
+	if root, ok := im.cfg.Fetcher.PublicRoot(id); ok {
+		return root, nil
+	}
+	if k, ok := im.cfg.Names.OfRoot(id, content.Public()); ok {
+		return k.Head.Root.Encode(im.cfg.Codec)
+	}
+	return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
+}
+
+// Base implements volumes.Library.
+func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
+	if ref.Kind != content.KindImage {
+		return fetch.Root{}, fmt.Errorf("%s: %w: this version creates volumes from images", ref, errors.ErrUnsupported)
+	}
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, ref.Name, true)
+	if err != nil {
+		return fetch.Root{}, err
+	}
+	r := RootOf(k)
+	if m, err := im.cfg.Fetcher.Learn(r); err == nil {
+		m.Prepare(ctx) // the new volume's first read knows whom to ask
+	}
+	return r, nil
+}
+
+// Image implements volumes.Library. The record of the image may have ended since, so
+// it is not learned from what the volume keeps of it, but from what stands now.
+func (im *Images) Image(_ context.Context, r fetch.Root) (*fetch.Image, error) {
+	if root, err := r.Head.Root.Encode(im.cfg.Codec); err == nil {
+		if k, ok := im.cfg.Names.OfRoot(root.CID(), r.Head.Scope); ok {
+			if _, err := im.cfg.Fetcher.Learn(RootOf(k)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return im.cfg.Fetcher.Open(r)
+}

@@ -1,0 +1,158 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/farm"
+	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/swarm"
+)
+
+// openNetwork builds the swarm, the fetcher and the exchange, each of which knows
+// the others, then opens the addresses; nobody is answered before Run.
+func (n *Node) openNetwork(context.Context) (err error) {
+	n.peers = identity.New(n.verifier, n.cfg.Now)
+	cfg := swarm.Config{
+		Identity: n.identity, Mesh: n.verifier.Mesh(), Listen: n.cfg.Listen, Announce: n.cfg.Announce, Bootstrap: slices.Concat(n.cfg.Bootstrap, n.Membership.State().Bootstrap),
+		PeersFile: filepath.Join(n.cfg.Dir, peersFile), Log: n.cfg.Log,
+		Ledger: n.peers,
+		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
+	}
+	if n.swarm, err = swarm.New(cfg); err != nil {
+		if err := n.unlessAwaited("its addresses", err); err != nil {
+			return err
+		}
+		cfg.Listen, cfg.Bootstrap = nil, nil
+		n.swarm, err = swarm.New(cfg)
+	}
+	if err != nil {
+		return err
+	}
+	n.undo = append(n.undo, n.swarm.Close)
+	n.origin = newOrigin(n.cfg, n.Membership, n.recall, func() { n.fetch.OriginBack(); n.returned.Add(1) })
+	n.fetch, err = fetch.New(fetch.Config{
+		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
+		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
+		Introduce: n.introduced, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	n.exchange, err = exchange.New(exchange.Config{
+		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	n.fetch.Connect(n.exchange)
+	n.Membership.Connect(reach{n.exchange, n.swarm})
+	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
+}
+
+// openFarm begins to gossip, if this node has neighbours at all.
+func (n *Node) openFarm(context.Context) error {
+	if n.cfg.FarmBind == "" {
+		return nil
+	}
+	keys := n.Membership.Gossip()
+	err := n.checkFarm()
+	var f *farm.Farm
+	if err == nil {
+		f, err = farm.New(farm.Config{
+			Signer: n.signer, Verifier: n.verifier, Bind: n.cfg.FarmBind, Join: n.cfg.FarmJoin,
+			Key: keys[0], Addrs: n.swarm.Info().Addrs, Name: n.nameOf, Now: n.cfg.Now, Log: n.cfg.Log,
+		})
+	}
+	if err == nil {
+		err = f.Start()
+	}
+	if n.farmless = err; err != nil {
+		return n.unlessAwaited("its farm", err)
+	}
+	n.farm = f
+	n.undo = append(n.undo, func() error {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		return f.Run(ctx)
+	})
+	return f.Rotate(keys[len(keys)-1])
+}
+
+// neighbours tells the fetcher who is in the farm.
+type neighbours struct{ n *Node }
+
+// Live implements fetch.Members.
+func (x neighbours) Live() []peer.ID {
+	if x.n.farm == nil {
+		return []peer.ID{x.n.swarm.ID()}
+	}
+	return x.n.farm.Live()
+}
+
+// violationBan is how long a stranger that broke the protocol is shut out: it may
+// be a member of another version, whose operator needs time, and not a day.
+const violationBan = time.Hour
+
+// violated deals with a peer that broke the protocol. One of this farm is only
+// complained of: its operator is ours.
+func (n *Node) violated(id peer.ID, err error) {
+	who, ok := n.peers.Of(id)
+	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
+	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
+	if !near {
+		n.swarm.Ban(id, violationBan)
+	}
+}
+
+// followFarm tells the swarm where the farm's members are to be found, until ctx ends.
+func (n *Node) followFarm(ctx context.Context) error {
+	var before []peer.ID
+	for {
+		select {
+		case <-n.farm.Changed():
+		case <-ctx.Done():
+			return nil
+		}
+		live := n.farm.Live()
+		for _, id := range before {
+			if !slices.Contains(live, id) {
+				n.swarm.Forget(id)
+			}
+		}
+		if len(before) == 1 && len(live) > 1 {
+			n.returned.Add(1)
+		}
+		before = live
+		for _, m := range n.farm.Members() {
+			if m.ID != n.swarm.ID() {
+				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
+			}
+		}
+	}
+}
+
+// answerer answers the calls of other members.
+type answerer struct{ n *Node }
+
+// Call implements exchange.Answerer.
+func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
+	switch method {
+	case resolveMethod: // a record that this node knows, as far as the asker may read it
+		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
+	case commitMethod: // a record of a member that can write to no origin
+		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
+	case twinMethod:
+		return x.n.answerTwin(body)
+	}
+	return x.n.Membership.Call(ctx, from, method, body)
+}
