@@ -153,7 +153,7 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 
 // image opens what a name stands for.
 func (im *Images) image(ctx context.Context, name string) (*fetch.Image, error) {
-	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, true)
+	k, err := im.n.Names.Lookup(ctx, content.KindImage, name, false)
 	if err != nil {
 		return nil, err
 	}

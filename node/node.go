@@ -289,7 +289,7 @@ func (n *Node) openNames(context.Context) (err error) {
 	n.Images = &Images{n: n}
 	n.Names, err = records.New(records.Config{
 		Dir: filepath.Join(n.cfg.Dir, "records"), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost,
-		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, Submit: n.submit, Holds: n.cache.Has, Learn: n.learn, Forget: n.fetch.Forget,
+		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, AskLead: n.askLead, Think: n.fetch.Think, Submit: n.submit, Holds: n.cache.Has, Learn: n.learn, Forget: n.fetch.Forget,
 		Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
