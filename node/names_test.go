@@ -2,20 +2,35 @@ package node
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 const (
@@ -29,14 +44,14 @@ const (
 type counted struct {
 	store bucket.Bucket
 	reads atomic.Int64
-	first atomic.Pointer[func(*Node)] // told once of the node that asks next
+	first atomic.Pointer[func(*inFarm)] // told once of the node that asks next
 }
 
 // counting is the store as one node sees it.
 type counting struct {
 	bucket.Bucket
 	c    *counted
-	node atomic.Pointer[Node]
+	node atomic.Pointer[inFarm]
 }
 
 // Get implements bucket.Bucket.
@@ -51,126 +66,170 @@ func (b *counting) Get(ctx context.Context, key string, r bucket.Range) (*bucket
 	return b.Bucket.Get(ctx, key, r)
 }
 
-// freeAddr is one that nobody listens on, most likely.
-func freeAddr(t *testing.T) string {
+// inFarm is a real member of a farm but for its swarm and its gossip: it speaks the
+// exchange's protocol with its neighbours, and sees those that live.
+type inFarm struct {
+	*Node
+	host host.Host
+	stop func()
+}
+
+// liveList is who is in the farm. Implements fetch.Members.
+type liveList struct{ atomic.Pointer[[]peer.ID] }
+
+// Live implements fetch.Members.
+func (l *liveList) Live() []peer.ID { return *l.Load() }
+
+func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.PublicKey, live *liveList) *inFarm {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	key := trust.NewPrivateKey()
+	chain, err := founder.Issue(trust.Grant{Subject: key.Public(), Role: trust.RolePublisher, Farm: "alpha"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// farmNode starts a node of the farm that gossips at join, or founds it there.
-func farmNode(t *testing.T, c *counted, token, bind, join string) (n *Node, stop func()) {
-	t.Helper()
 	view := &counting{Bucket: c.store, c: c}
-	cfg := Config{
-		Dir: t.TempDir(), Name: "n", Join: token, Farm: "alpha", FarmBind: bind, Origins: []string{"mem:"}, Quota: 256 << 20,
-		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Log: slog.New(slog.DiscardHandler),
-		OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) { return view, nil, nil },
-	}
-	if join != "" {
-		cfg.FarmJoin = []string{join}
-	}
-	n, err := New(t.Context(), cfg)
+	n := &Node{cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain}}
+	n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, membership.State{Mesh: mesh, Chain: chain})
 	if err != nil {
-		t.Error(err)
-		return nil, nil
+		t.Fatal(err)
 	}
-	view.node.Store(n)
+	n.verifier = n.Membership.Verifier()
+	n.origin = newOrigin(n)
+	n.origin.bucket = view
+	n.origin.catalog, err = catalog.New(catalog.Config{Bucket: view, Verifier: n.verifier, Signer: n.signer, Recall: n.recall})
+	if err == nil {
+		n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.origin.settle(nil)
+	private, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(key.Seed()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &inFarm{Node: n}
+	x.host, err = libp2p.New(
+		libp2p.Identity(private), libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.DisableRelay(), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.fetch, err = fetch.New(fetch.Config{
+		Cache: n.cache, Members: live, Self: x.host.ID(), Identity: n.Membership.Identity(), Verifier: n.verifier, Log: n.cfg.Log,
+	})
+	if err == nil {
+		n.exchange, err = exchange.New(exchange.Config{Host: x.host, Verifier: n.verifier, Chain: chain, Server: n.fetch, Answerer: answerer{n}, Log: n.cfg.Log})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Names, err = records.New(records.Config{
+		Dir: t.TempDir(), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost, Verifier: n.verifier, Signer: n.signer,
+		Ask:     func(context.Context, records.Question, int) []records.Answer { return nil },
+		AskLead: n.askLead, Think: n.fetch.Think, Learn: n.learn, Forget: n.fetch.Forget, Codec: n.codec, Now: time.Now, Log: n.cfg.Log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Images = &Images{n: n}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err := n.Run(ctx); err != nil {
+	var run errgroup.Group
+	run.Go(func() error { return n.exchange.Run(ctx) })
+	run.Go(func() error { return n.fetch.Run(ctx) })
+	x.stop = sync.OnceFunc(func() { // as one that is killed: its connections end
+		cancel()
+		if err := errors.Join(x.host.Close(), run.Wait(), n.Names.Close(), n.cache.Close()); err != nil {
 			t.Error(err)
 		}
-	}()
-	stop = sync.OnceFunc(func() { cancel(); <-ended })
-	t.Cleanup(stop)
-	return n, stop
+	})
+	t.Cleanup(x.stop)
+	view.node.Store(x)
+	return x
 }
 
 // TestAFarmOpensOneName has the nodes of a farm resolve and open one new name at once: the
 // origin is asked for its record by few of them. So it is for one that is not there; and
-// where the first that reads it dies of it, and then the others go on.
+// where the first that reads it dies of it, and the others go on.
 func TestAFarmOpensOneName(t *testing.T) {
-	c := &counted{store: mem.New(t, mem.Config{})}
-	gossip := freeAddr(t)
-	first, stop := farmNode(t, c, "", gossip, "")
-	all, stops := []*Node{first}, map[*Node]func(){first: stop}
-	m := &mesh{t: t, first: first}
-	var mu sync.Mutex
-	var starting errgroup.Group
-	starting.SetLimit(4)
-	for range farmSize - 1 {
-		token := m.token(trust.RoleNode)
-		starting.Go(func() error {
-			n, stop := farmNode(t, c, token, freeAddr(t), gossip)
-			mu.Lock()
-			defer mu.Unlock()
-			all, stops[n] = append(all, n), stop
-			return nil
-		})
+	c, live := &counted{store: mem.New(t, mem.Config{})}, &liveList{}
+	key := trust.NewPrivateKey()
+	founded, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
+	if err != nil {
+		t.Fatal(err)
 	}
-	_ = starting.Wait()
-	m.await("all know each other", func() bool {
-		for _, n := range all {
-			if n == nil || len(n.farm.Live()) != farmSize {
-				return false
+	m := &mesh{t: t}
+	var all []*inFarm
+	var ids []peer.ID
+	for range farmSize {
+		x := newInFarm(t, c, trust.Signer{Key: key, Chain: chain}, founded.Public(), live)
+		all, ids = append(all, x), append(ids, x.host.ID())
+	}
+	live.Store(&ids)
+	for _, x := range all {
+		for _, other := range all {
+			x.host.Peerstore().AddAddrs(other.host.ID(), other.host.Addrs(), peerstore.PermanentAddrTTL)
+		}
+	}
+	for _, name := range []string{"debian", "none", "dying"} { // farm-mates are connected, mostly
+		var order []plan.Peer
+		for _, id := range ids {
+			order = append(order, plan.Peer(id))
+		}
+		for _, lead := range plan.Rank("image/"+name, order)[:nameReads] {
+			for _, x := range all {
+				if id := peer.ID(lead); id != x.host.ID() {
+					m.await("connected", func() bool { _, err := x.exchange.Meet(t.Context(), id); return err == nil })
+				}
 			}
 		}
-		return true
-	})
-	open := func(name string) (errs []error) {
-		before := c.reads.Load()
-		errs = make([]error, len(all))
+	}
+	open := func(name string, check func(x *inFarm, err error)) {
+		t.Helper()
+		c.reads.Store(0)
 		var wg sync.WaitGroup
-		for i, n := range all {
+		for _, x := range all {
 			wg.Go(func() {
-				r, err := n.Names.Resolve(t.Context(), "image:"+name, true)
+				r, err := x.Names.Resolve(t.Context(), "image:"+name, true)
 				if err == nil && !r.Confirmed {
 					err = errors.New("it is not confirmed")
 				}
 				if err == nil {
-					_, err = n.Images.image(t.Context(), name)
+					_, err = x.Images.image(t.Context(), name)
 				}
-				errs[i] = err
+				check(x, err)
 			})
 		}
 		wg.Wait()
-		reads := c.reads.Load() - before
-		t.Logf("%s: %d requests for the record by %d nodes", name, reads, len(all))
-		if reads > nameReads {
-			t.Errorf("%s: %d requests for the record, want %d at most", name, reads, nameReads)
+		if reads := c.reads.Load(); reads > nameReads {
+			t.Errorf("%s: %d requests for the record by %d nodes, want %d at most", name, reads, farmSize, nameReads)
+		} else {
+			t.Logf("%s: %d requests for the record by %d nodes", name, reads, farmSize)
 		}
-		return errs
 	}
-	publish(t, first, "debian")
-	c.reads.Store(0)
-	for i, err := range open("debian") {
+	well := func(_ *inFarm, err error) {
 		if err != nil {
-			t.Errorf("%d: %v", i, err)
+			t.Error(err)
 		}
 	}
-	for i, err := range open("none") {
+	publish(t, all[0].Node, "debian")
+	open("debian", well)
+	open("none", func(_ *inFarm, err error) {
 		if !errors.Is(err, content.ErrNotFound) {
-			t.Errorf("%d: %v", i, err)
+			t.Error(err)
 		}
+	})
+	publish(t, all[0].Node, "dying")
+	var dying atomic.Pointer[inFarm]
+	dies := func(x *inFarm) {
+		dying.Store(x)
+		go x.stop()
 	}
-	publish(t, first, "dying")
-	var dying atomic.Pointer[Node]
-	dies := func(n *Node) {
-		dying.Store(n)
-		go stops[n]()
-	}
-	c.reads.Store(0)
 	c.first.Store(&dies)
-	for i, err := range open("dying") {
-		if err != nil && all[i] != dying.Load() {
-			t.Errorf("%d: %v", i, err)
+	open("dying", func(x *inFarm, err error) {
+		if err != nil && x != dying.Load() {
+			t.Error(err)
 		}
-	}
+	})
 }
