@@ -25,52 +25,36 @@ type Geometry struct {
 // Device is a block device. Offsets and lengths are multiples of BlockSize and
 // lie inside Size: the doors check that before they call. All methods are safe
 // for concurrent use; the result of overlapping concurrent writes is one of
-// them, block by block. A slice is not kept after the call returns.
+// them, block by block. A slice is not kept after the call returns, nor what gives
+// the data of a write.
 type Device interface {
 	Geometry() Geometry
 	// ReadAt fills p from off. It blocks until a source has the bytes, and fails
 	// with content.ErrUnavailable when none will.
 	ReadAt(ctx context.Context, p []byte, off int64) error
+	// TryReadAt fills p and returns true if that needs no wait, or returns false at
+	// once: then p holds anything and the caller uses ReadAt. No Try allocates.
+	TryReadAt(p []byte, off int64) bool
+	// TryReadTo is TryReadAt for who has no memory of its own for the data: it gives w
+	// the n bytes at off, piece by piece, the first at 0. An error of w is false.
+	TryReadTo(w io.WriterAt, n int, off int64) bool
 	// WriteAt stores p at off. With fua it is durable, by the device's policy,
 	// when it returns; otherwise after the next Flush that begins later.
 	// content.ErrNoSpace means nothing was written.
 	WriteAt(ctx context.Context, p []byte, off int64, fua bool) error
+	// TryWriteFrom writes n bytes at off, which it takes from data once, if that
+	// needs no wait; false means nothing was written and the caller uses WriteAt. An
+	// error of data is false.
+	TryWriteFrom(data io.ReaderAt, n int, off int64) bool
+	// Zero has a range read as zeros. With keep it is no hole: its space stays its own.
+	Zero(ctx context.Context, off, length int64, keep, fua bool) error
 	// Flush makes each write that returned before the call durable by the
 	// device's policy. After a failed Flush the device takes no more writes.
 	Flush(ctx context.Context) error
-}
-
-// Prompt is an optional ability of a Device: reading what needs no wait, on the
-// caller's goroutine and without allocation. Doors use it to answer hits
-// inline.
-type Prompt interface {
-	// TryReadAt fills p and returns true, or returns false at once: then p holds
-	// anything and the caller uses ReadAt.
-	TryReadAt(p []byte, off int64) bool
-	// TryWriteAt appends the write if that needs no wait; false means nothing
-	// was written and the caller uses WriteAt.
-	TryWriteAt(p []byte, off int64) bool
-}
-
-// Direct is an optional ability of a Device: what Prompt is, for a door that has no
-// memory with the data of a request and can only have it copied. What copies it is
-// not kept after the call returns.
-type Direct interface {
-	// TryReadTo gives w the n bytes at off, piece by piece, the first at 0, and
-	// returns true, or returns false at once: then what w was given is void and the
-	// caller uses ReadAt. An error of w is false.
-	TryReadTo(w io.WriterAt, n int, off int64) bool
-	// TryWriteFrom writes n bytes at off that it takes from r if that needs no
-	// wait; false means nothing was written and the caller uses WriteAt. An error
-	// of r is false.
-	TryWriteFrom(r io.ReaderAt, n int, off int64) bool
-}
-
-// Trimmer is an optional ability of a Device: giving ranges back. After either
-// call the range reads as zeros. With keep it is no hole: its space stays its own.
-type Trimmer interface {
-	Discard(ctx context.Context, off, length int64, fua bool) error
-	Zero(ctx context.Context, off, length int64, keep, fua bool) error
+	// Extents appends to dst what lies at off, for up to length bytes and limit
+	// extents: adjacent ones differ, and they cover a prefix of the range that
+	// is not empty.
+	Extents(ctx context.Context, dst []Extent, off, length int64, limit int) ([]Extent, error)
 }
 
 // Extent is a range of a device, and what it has.
@@ -87,11 +71,3 @@ const (
 	Zeros       // reads as zeros, and keeps its space
 	Hole        // reads as zeros, without storage
 )
-
-// Mapper is an optional ability of a Device: telling holes from data.
-type Mapper interface {
-	// Extents appends to dst what lies at off, for up to length bytes and limit
-	// extents: adjacent ones differ, and they cover a prefix of the range that
-	// is not empty.
-	Extents(ctx context.Context, dst []Extent, off, length int64, limit int) ([]Extent, error)
-}

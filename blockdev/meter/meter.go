@@ -5,50 +5,58 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/grangemesh/grange/blockdev"
 )
 
-// commandsMax bounds the kinds of requests of a door.
-const commandsMax = 16
+// The commands that bring data have these numbers at all doors. commandsMax bounds the
+// kinds of requests of a door.
+const (
+	commandRead  = 0
+	commandWrite = 1
+	commandsMax  = 16
+)
 
 // Meter has a door's metrics, with the counters of its hot path looked up once.
 type Meter struct {
-	requests *prometheus.CounterVec
-	bytes    *prometheus.CounterVec
+	Registry *prometheus.Registry // of all of them; a door may add its own
+	names    []string
 	errors   *prometheus.CounterVec
 	waits    prometheus.Histogram
 
-	byCommand     []prometheus.Counter
+	byCommand     [commandsMax]prometheus.Counter
 	read, written prometheus.Counter
 }
 
-// New returns the metrics grange_DOOR_…; the commands are numbered as given, at
-// most 16.
-func New(door string, commands []string) *Meter {
+// New returns the metrics grange_DOOR_…; the commands are numbered as named, from 0.
+func New(door string, names ...string) *Meter {
+	m := &Meter{Registry: prometheus.NewRegistry(), names: names}
+	auto := promauto.With(m.Registry)
 	counter := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: door, Name: name, Help: help}, []string{label})
+		return auto.NewCounterVec(prometheus.CounterOpts{Namespace: "grange", Subsystem: door, Name: name, Help: help}, []string{label})
 	}
-	m := &Meter{
-		requests: counter("requests_total", "Requests received, by command.", "command"),
-		bytes:    counter("bytes_total", "Bytes of data asked for by clients.", "direction"),
-		errors:   counter("errors_total", "Requests answered with an error, by error.", "error"),
-		waits: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: "grange", Subsystem: door, Name: "wait_seconds",
-			Help:    "Time in the device of requests that it could not answer at once.",
-			Buckets: prometheus.ExponentialBuckets(64e-6, 4, 10), // 64 µs to 17 s
-		}),
+	requests := counter("requests_total", "Requests received, by command.", "command")
+	bytes := counter("bytes_total", "Bytes of data asked for by clients.", "direction")
+	m.errors = counter("errors_total", "Requests answered with an error, by error.", "error")
+	m.waits = auto.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "grange", Subsystem: door, Name: "wait_seconds",
+		Help:    "Time in the device of requests that it could not answer at once.",
+		Buckets: prometheus.ExponentialBuckets(64e-6, 4, 10), // 64 µs to 17 s
+	})
+	for command := range m.byCommand {
+		m.byCommand[command] = requests.WithLabelValues(m.Name(command))
 	}
-	for _, name := range commands[:min(len(commands), commandsMax)] {
-		m.byCommand = append(m.byCommand, m.requests.WithLabelValues(name))
-	}
-	m.read, m.written = m.bytes.WithLabelValues("read"), m.bytes.WithLabelValues("written")
+	m.read, m.written = bytes.WithLabelValues("read"), bytes.WithLabelValues("written")
 	return m
 }
 
-// Collectors returns the metrics.
-func (m *Meter) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.bytes, m.errors, m.waits}
+// Name is a command in logs and labels.
+func (m *Meter) Name(command int) string {
+	if command < len(m.names) && m.names[command] != "" {
+		return m.names[command]
+	}
+	return "unknown"
 }
 
 // Failed counts a request that was answered with an error.
@@ -64,20 +72,22 @@ type Tally struct {
 	read, written uint64
 }
 
-// Add counts a request.
-func (t *Tally) Add(command int) { t.requests[command]++ }
-
-// Read counts bytes that a client asks for.
-func (t *Tally) Read(bytes uint64) { t.read += bytes }
-
-// Written counts bytes that a client brings.
-func (t *Tally) Written(bytes uint64) { t.written += bytes }
+// Count counts a request for so many bytes.
+func (t *Tally) Count(command int, bytes uint64) {
+	t.requests[min(command, commandsMax-1)]++
+	switch command {
+	case commandRead:
+		t.read += bytes
+	case commandWrite:
+		t.written += bytes
+	}
+}
 
 // Publish adds the tally to the meter's counters and starts anew.
 func (m *Meter) Publish(t *Tally) {
-	for i, counter := range m.byCommand {
-		if n := t.requests[i]; n > 0 {
-			counter.Add(float64(n))
+	for command, n := range t.requests {
+		if n > 0 {
+			m.byCommand[command].Add(float64(n))
 		}
 	}
 	if t.read > 0 {

@@ -30,7 +30,6 @@ func (d *device) part(off, end int64) int64 {
 	return next - off
 }
 
-// readBytes fills p from off.
 func (d *device) readBytes(ctx context.Context, p []byte, off int64) error {
 	unit := int64(d.Geometry().BlockSize)
 	for n := int64(0); len(p) > 0; p, off = p[n:], off+n {
@@ -73,7 +72,7 @@ func (c *conn) changeBytes(t *task) error {
 		lead := at & (unit - 1)
 		switch whole := n%unit == 0; {
 		case whole && zeroes:
-			err = c.zero(t, at, n, false)
+			err = c.zero(req, at, n, false)
 		case whole:
 			err = d.WriteAt(c.ctx, (*t.buf)[at-off:][:n], at, false)
 		default:

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/meter"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // How a connection ended: labels of a metric.
@@ -72,7 +74,8 @@ type conn struct {
 	structured bool             // replies
 	status     bool             // the client may ask for block status
 
-	replies *[]byte // gathered, to be sent with the next flush; may be nil
+	data    bytes.Reader // of the write that is tried at once
+	replies *[]byte      // gathered, to be sent with the next flush; may be nil
 	tally   meter.Tally
 	idle    chan *task // tasks to use again
 	tasks   int        // how many were made
@@ -80,12 +83,8 @@ type conn struct {
 	loud    rate.Sometimes // guards the log against a device that fails often
 }
 
-// device is an open export with the abilities that it has.
 type device struct {
 	blockdev.Device
-	prompt  blockdev.Prompt  // may be nil
-	trimmer blockdev.Trimmer // may be nil
-	mapper  blockdev.Mapper  // may be nil
 	release func()
 }
 
@@ -109,7 +108,6 @@ func newConn(ctx context.Context, s *Server, socket net.Conn) *conn {
 	return c
 }
 
-// rawOf returns the descriptor of a real socket, else nil.
 func rawOf(socket net.Conn) syscall.RawConn {
 	sc, ok := socket.(syscall.Conn)
 	if !ok || !nonblocking {
@@ -150,7 +148,6 @@ func (c *conn) serve() (how string) {
 	return how
 }
 
-// ending is the label of what ended a connection.
 func ending(err error, opened bool) string {
 	switch {
 	case errors.Is(err, errLeave):
@@ -224,16 +221,12 @@ func (c *conn) lookup(name string) (*device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up export %.140q: %w", name, err)
 	}
-	d := &device{Device: dev, release: release}
-	d.prompt, _ = dev.(blockdev.Prompt)
-	d.trimmer, _ = dev.(blockdev.Trimmer)
-	d.mapper, _ = dev.(blockdev.Mapper)
 	g := dev.Geometry()
 	if g.BlockSize < content.SectorSize || g.BlockSize&(g.BlockSize-1) != 0 || g.BlockSize > blockSizeMax || g.Size < 0 || g.Size%int64(g.BlockSize) != 0 {
 		release()
 		return nil, fmt.Errorf("export %.140q: %w: %d bytes in blocks of %d", name, content.ErrInvalid, g.Size, g.BlockSize)
 	}
-	return d, nil
+	return &device{dev, release}, nil
 }
 
 // blockSizeMax is the largest block that the protocol lets a server insist on.
@@ -267,7 +260,6 @@ func (c *conn) transmit() error {
 	}
 }
 
-// flush sends the replies that are gathered.
 func (c *conn) flush() {
 	c.server.metrics.Publish(&c.tally)
 	b := c.replies
@@ -303,4 +295,27 @@ func (c *conn) take(n int) *[]byte {
 	}
 	*b = (*b)[:0]
 	return b
+}
+
+const (
+	// batchSize is the size of the buffers that requests are read into and
+	// replies are gathered in. Larger ones fall out of the processor's nearer
+	// cache and gain nothing.
+	batchSize = 256 << 10
+	// gatherMax is how much is gathered before it is sent though more requests
+	// are at hand: so the client works on the first replies of a batch while the
+	// server works on the last. Four replies of 4 KiB are worth a write.
+	gatherMax = 16 << 10
+)
+
+// budget bounds the bytes that one connection holds in buffers. Only its reader acquires.
+type budget struct {
+	*semaphore.Weighted
+	pool *scratch.Pool // of all connections
+}
+
+func (b *budget) release(p *[]byte) {
+	n := int64(cap(*p))
+	b.pool.Put(p)
+	b.Release(n)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -78,16 +79,23 @@ func (m *memory) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-func (m *memory) TryWriteAt(p []byte, off int64) bool {
-	m.check(off, int64(len(p)))
+func (m *memory) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
+	m.check(off, int64(n))
 	if m.geometry.ReadOnly {
 		panic("a write to a read-only device")
 	}
 	m.mu.Lock()
-	copy(m.data[off:], p)
-	m.mark(off, int64(len(p)), false)
-	m.mu.Unlock()
-	return true
+	defer m.mu.Unlock()
+	m.mark(off, int64(n), false)
+	got, _ := data.ReadAt(m.data[off:][:n], 0)
+	return got == n
+}
+
+// TryReadTo is for the other door.
+func (m *memory) TryReadTo(io.WriterAt, int, int64) bool { return false }
+
+func (m *memory) write(p []byte, off int64) bool {
+	return m.TryWriteFrom(bytes.NewReader(p), len(p), off)
 }
 
 // mark notes under mu that a range became hole or data; a hole only where whole
@@ -106,15 +114,15 @@ func (m *memory) mark(off, n int64, hole bool) {
 }
 
 func (m *memory) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
-	m.TryWriteAt(p, off)
+	m.check(off, int64(len(p)))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mark(off, int64(len(p)), false)
+	copy(m.data[off:], p)
 	return nil
 }
 
 func (m *memory) Flush(context.Context) error { return nil }
-
-func (m *memory) Discard(ctx context.Context, off, n int64, fua bool) error {
-	return m.Zero(ctx, off, n, false, fua)
-}
 
 func (m *memory) Zero(_ context.Context, off, n int64, keep, _ bool) error {
 	m.check(off, n)
@@ -161,9 +169,6 @@ func (m *memory) equal(data []byte) bool {
 	defer m.mu.RUnlock()
 	return bytes.Equal(m.data, data)
 }
-
-// plain hides every ability but the Device's.
-type plain struct{ blockdev.Device }
 
 // shelf is a set of exports that counts what is open.
 type shelf struct {

@@ -9,7 +9,7 @@
 // # A connection
 //
 // One goroutine reads requests, as many as one read of the socket brings, and
-// answers at once what the device has at hand ([blockdev.Prompt]). What may wait
+// answers at once what the device has at hand ([blockdev.Device]). What may wait
 // gets a goroutine of its own, so a slow request stalls only itself. Replies that
 // are ready together leave in one write, and nobody waits for the client to take
 // them but one goroutine that exists only while the socket is full. An idle

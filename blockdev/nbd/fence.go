@@ -33,7 +33,6 @@ func (e *export) list() []*conn {
 	return nil
 }
 
-// enter and leave keep the list.
 func (e *export) enter(c *conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

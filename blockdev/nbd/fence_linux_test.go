@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -23,10 +24,12 @@ type ordered struct {
 
 	mu   sync.Mutex // guards log
 	log  []byte     // the first byte of each write that was made
-	none bool       // TryWriteAt takes nothing
+	none bool       // TryWriteFrom takes nothing
 }
 
-func (o *ordered) TryWriteAt(p []byte, off int64) bool {
+func (o *ordered) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
+	p := make([]byte, n)
+	data.ReadAt(p, 0)
 	select {
 	case <-o.gate:
 		return !o.none && o.WriteAt(context.Background(), p, off, false) == nil

@@ -29,7 +29,6 @@ func (in *input) open(conn net.Conn, raw syscall.RawConn, pool *scratch.Pool) {
 	in.readable = in.tryRead
 }
 
-// buffered returns how many bytes are at hand.
 func (in *input) buffered() int { return in.w - in.r }
 
 // next returns the next n bytes of those at hand. They stay valid until fill.
@@ -60,14 +59,12 @@ func (in *input) fill() error {
 	return err
 }
 
-// hold makes sure that there is a buffer.
 func (in *input) hold() {
 	if in.buf == nil {
 		in.buf = in.pool.Get(batchSize + requestSize) // a longest write that is tried inline is one read
 	}
 }
 
-// drop gives the buffer back if nothing in it is unread.
 func (in *input) drop() {
 	if in.buf != nil && in.r == in.w {
 		in.pool.Put(in.buf)
@@ -88,7 +85,6 @@ func (in *input) need(n int) ([]byte, error) {
 	return in.next(n), nil
 }
 
-// full fills p, waiting for it.
 func (in *input) full(p []byte) error {
 	n := 0
 	if in.buffered() > 0 {
@@ -101,7 +97,6 @@ func (in *input) full(p []byte) error {
 	return nil
 }
 
-// skip drops the next n bytes, waiting for them.
 func (in *input) skip(n int64) error {
 	for n > 0 {
 		if in.buffered() == 0 {
@@ -116,7 +111,6 @@ func (in *input) skip(n int64) error {
 	return nil
 }
 
-// close gives the buffer back.
 func (in *input) close() {
 	in.r = in.w
 	in.drop()

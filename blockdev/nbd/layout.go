@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/bits"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -80,20 +79,10 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 	if t.req.flags&flagReqOne != 0 {
 		limit = 1
 	}
-	t.extents = t.extents[:0]
-	if c.device.mapper == nil {
-		t.extents = append(t.extents, blockdev.Extent{Length: n})
-	} else {
-		var err error
-		t.extents, err = c.device.mapper.Extents(c.reading, t.extents, off, n, limit)
-		if err != nil {
-			return err
-		}
-	}
-	if len(t.extents) > limit {
-		return fmt.Errorf("the device found %d extents, want at most %d: %w", len(t.extents), limit, content.ErrCorrupt)
-	}
 	var err error
+	if t.extents, err = c.device.Extents(c.reading, t.extents[:0], off, n, limit); err != nil {
+		return err
+	}
 	if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"sync/atomic"
 	"testing"
 
@@ -22,8 +23,8 @@ func (h *hesitant) TryReadAt(p []byte, off int64) bool {
 	return h.prompt.Load() && h.memory.TryReadAt(p, off)
 }
 
-func (h *hesitant) TryWriteAt(p []byte, off int64) bool {
-	return h.prompt.Load() && h.memory.TryWriteAt(p, off)
+func (h *hesitant) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
+	return h.prompt.Load() && h.memory.TryWriteFrom(data, n, off)
 }
 
 // TestAnySequenceOfRequestsMatchesAShadow drives one device by many requests,

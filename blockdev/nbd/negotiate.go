@@ -34,7 +34,6 @@ func (c *conn) handshake() error {
 	return c.patience(time.Time{})
 }
 
-// haggle is the state of a handshake.
 type haggle struct {
 	*conn
 	until    time.Time // when the client's time is over
@@ -61,7 +60,6 @@ func (h *haggle) greet() error {
 	return nil
 }
 
-// step reads one option and answers it.
 func (h *haggle) step() error {
 	p, err := h.in.need(optionSize)
 	if err != nil {
@@ -242,7 +240,6 @@ func (h *haggle) write(b []byte) error {
 
 func (h *haggle) reply(code, kind uint32) error { return h.write(appendAnswer(nil, code, kind)) }
 
-// refuse answers with an error and words for the client's user.
 func (h *haggle) refuse(code, kind uint32, words string) error {
 	return h.write(appendAnswer(nil, code, kind, []byte(words[:min(len(words), nameMax)])))
 }
@@ -262,7 +259,6 @@ func (h *haggle) refuseError(code uint32, err error) error {
 	return h.refuse(code, kind, err.Error())
 }
 
-// flags are the transmission flags of an export.
 func (d *device) flags(structured bool) uint16 {
 	flags := uint16(transmitHasFlags | transmitFlush | transmitFUA | transmitMultiConn | transmitCache)
 	if structured {
@@ -271,9 +267,5 @@ func (d *device) flags(structured bool) uint16 {
 	if d.Geometry().ReadOnly {
 		return flags | transmitReadOnly
 	}
-	flags |= transmitWriteZeroes | transmitFastZero
-	if d.trimmer != nil {
-		flags |= transmitTrim
-	}
-	return flags
+	return flags | transmitTrim | transmitWriteZeroes | transmitFastZero
 }

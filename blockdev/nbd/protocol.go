@@ -99,7 +99,6 @@ const (
 	contextID   = 1
 )
 
-// request is one command of the transmission phase.
 type request struct {
 	flags   uint16
 	command uint16
@@ -108,7 +107,6 @@ type request struct {
 	length  uint32
 }
 
-// parseRequest reads the first requestSize bytes of p.
 func parseRequest(p []byte) (request, error) {
 	if magic := binary.BigEndian.Uint32(p); magic != magicRequest {
 		return request{}, fmt.Errorf("request magic %#x: %w", magic, content.ErrInvalid)
@@ -160,7 +158,6 @@ type option struct {
 	data []byte
 }
 
-// appendAnswer appends a reply to an option.
 func appendAnswer(b []byte, option, kind uint32, data ...[]byte) []byte {
 	size := 0
 	for _, d := range data {
@@ -216,7 +213,6 @@ func parseMeta(code uint32, data []byte) (name string, wanted bool, err error) {
 	return name, wanted, nil
 }
 
-// cutString reads a string with its length before it.
 func cutString(data []byte) (s string, rest []byte, err error) {
 	if len(data) < 4 {
 		return "", nil, fmt.Errorf("%w: a string of %d bytes with its length", content.ErrInvalid, len(data))

@@ -26,9 +26,9 @@ const realSize = 64<<20 + 512
 func sparse() *memory {
 	disk, data := newMemory(realSize), newMemory(1<<20).fill().data
 	for _, off := range []int64{0, 8 << 20, 9<<20 + 64<<10, 40 << 20} {
-		disk.TryWriteAt(data, off)
+		disk.write(data, off)
 	}
-	disk.TryWriteAt(data[:512], realSize-512)
+	disk.write(data[:512], realSize-512)
 	return disk
 }
 

@@ -17,8 +17,7 @@ const (
 	wordsMax = 1 << 10
 	// replyMax is the longest reply without a read's data: an error with words.
 	replyMax = structuredSize + 6 + wordsMax
-	// pieceSize is how much of a long range is read or zeroed at a time where the
-	// device has no way to take the whole.
+	// pieceSize is how much of a long range is read at a time that no client gets.
 	pieceSize = 1 << 20
 )
 
@@ -36,7 +35,7 @@ type task struct {
 // dispatch answers a request, or starts what will. Its error ends the
 // connection.
 func (c *conn) dispatch(req request) error {
-	count(&c.tally, req)
+	c.tally.Count(int(req.command), uint64(req.length))
 	if req.command == cmdDisconnect {
 		return errLeave
 	}
@@ -55,21 +54,20 @@ func (c *conn) dispatch(req request) error {
 	case cmdWrite:
 		return c.write(req)
 	default:
-		c.start(req, c.take(c.memory(req)))
+		c.start(req, c.take(memory(req)))
 	}
 	return nil
 }
 
-// memory is what a request without data takes: a reply, and the pieces of what
-// the device can't do as a whole.
-func (c *conn) memory(req request) int {
-	if req.command == cmdCache || req.command == cmdWriteZeroes && c.device.trimmer == nil {
-		return max(replyMax, int(min(uint64(req.length)+2*blockSizeMax, pieceSize)))
+// memory is what a request without data takes: a reply, and the pieces of what is
+// read for the device's cache alone.
+func memory(req request) int {
+	if req.command == cmdCache {
+		return max(replyMax, int(min(req.length+2*blockSizeMax, pieceSize)))
 	}
 	return replyMax
 }
 
-// rule is what the protocol says of a command.
 type rule struct {
 	flags  uint16 // allowed
 	writes bool   // needs an export that is not read-only
@@ -83,7 +81,7 @@ func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
 	case cmdWrite:
 		return rule{flags: flagFUA, writes: true, whole: true}, true
 	case cmdTrim:
-		return rule{flags: flagFUA, writes: true}, c.device.trimmer != nil
+		return rule{flags: flagFUA, writes: true}, true
 	case cmdWriteZeroes:
 		return rule{flags: flagFUA | flagNoHole | flagFastZero, writes: true}, true
 	case cmdCache:
@@ -125,21 +123,20 @@ func (c *conn) check(req request) (blockdev.Errno, string) {
 
 // readNow answers a read from what the device has at hand.
 func (c *conn) readNow(req request) bool {
-	if c.device.prompt == nil || req.length > inlineMax || c.partial(req) {
+	if req.length > inlineMax || c.partial(req) {
 		return false
 	}
 	head := c.readHead()
 	b := c.room(head + int(req.length))
 	from, to := len(*b), len(*b)+head+int(req.length)
 	reply := (*b)[from:to]
-	if !c.device.prompt.TryReadAt(reply[head:], int64(req.offset)) {
+	if !c.device.TryReadAt(reply[head:], int64(req.offset)) {
 		return false
 	}
 	*b = (*b)[:from+c.layRead(reply, req)]
 	return true
 }
 
-// readHead is the room to leave before a read's data.
 func (c *conn) readHead() int {
 	if c.structured {
 		return dataHead
@@ -161,13 +158,10 @@ func (c *conn) layRead(p []byte, req request) int {
 // received, if all of it is there and the device takes it at once.
 func (c *conn) write(req request) error {
 	n := int(req.length)
-	prompt := c.device.prompt
-	if req.flags&flagFUA != 0 || n > inlineMax || c.partial(req) {
-		prompt = nil
-	}
+	prompt := req.flags&flagFUA == 0 && n <= inlineMax && !c.partial(req)
 	if n <= c.in.buffered() {
 		p := c.in.next(n)
-		if prompt != nil && c.writeNow(prompt, p, req) {
+		if prompt && c.writeNow(p, req) {
 			return nil
 		}
 		b := c.take(n)
@@ -182,7 +176,7 @@ func (c *conn) write(req request) error {
 		c.budget.release(b)
 		return err
 	}
-	if prompt != nil && c.writeNow(prompt, *b, req) {
+	if prompt && c.writeNow(*b, req) {
 		c.budget.release(b)
 		return nil
 	}
@@ -191,7 +185,7 @@ func (c *conn) write(req request) error {
 }
 
 // writeNow writes what the device takes at once, and answers.
-func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
+func (c *conn) writeNow(p []byte, req request) bool {
 	if !c.changes.begin() {
 		return false
 	}
@@ -199,7 +193,8 @@ func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
 	if !c.export.edges.TryRLock() {
 		return false
 	}
-	written := prompt.TryWriteAt(p, int64(req.offset))
+	c.data.Reset(p)
+	written := c.device.TryWriteFrom(&c.data, len(p), int64(req.offset))
 	c.export.edges.RUnlock()
 	if !written {
 		return false
@@ -208,7 +203,6 @@ func (c *conn) writeNow(prompt blockdev.Prompt, p []byte, req request) bool {
 	return true
 }
 
-// reply gathers the answer to a request that brings no data.
 func (c *conn) reply(req request, code blockdev.Errno, words string) {
 	b := c.room(replyMax)
 	*b = c.appendReply(*b, req, code, words)
@@ -224,7 +218,6 @@ func (c *conn) appendReply(b []byte, req request, code blockdev.Errno, words str
 	return appendSimple(b, req.cookie, code)
 }
 
-// changes reports whether the request changes the device.
 func (r request) changes() bool {
 	return r.command == cmdWrite || r.command == cmdTrim || r.command == cmdWriteZeroes
 }
@@ -275,7 +268,7 @@ func (c *conn) work(t *task) {
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
-					"command", commandName(req.command), "offset", req.offset, "length", req.length, "error", err)
+					"command", c.server.metrics.Name(int(req.command)), "offset", req.offset, "length", req.length, "error", err)
 			})
 		}
 	}
@@ -307,7 +300,9 @@ func (c *conn) do(t *task) error {
 	case cmdFlush:
 		err = d.Flush(c.ctx)
 	case cmdCache:
-		err = t.pieces(from, to-from, func(p []byte, off int64) error { return d.ReadAt(c.reading, p, off) })
+		for ; from < to && err == nil; from += pieceSize {
+			err = d.ReadAt(c.reading, (*b)[:min(to-from, pieceSize)], from)
+		}
 	default:
 		err = c.change(t)
 	}
@@ -318,7 +313,6 @@ func (c *conn) do(t *task) error {
 	return nil
 }
 
-// change makes the change that a request asks for.
 func (c *conn) change(t *task) error {
 	req, d := t.req, c.device
 	if req.command != cmdTrim && c.partial(req) {
@@ -336,35 +330,17 @@ func (c *conn) change(t *task) error {
 		if from >= to {
 			return nil
 		}
-		return d.trimmer.Discard(c.ctx, from, to-from, fua)
+		return d.Zero(c.ctx, from, to-from, false, fua)
 	}
-	return c.zero(t, off, n, fua)
+	return c.zero(req, off, n, fua)
 }
 
 // zero makes a range read as zeros. Fast means faster than writing them, which
 // nobody promises for zeros that must keep their space.
-func (c *conn) zero(t *task, off, n int64, fua bool) error {
-	keep := t.req.flags&flagNoHole != 0
-	if t.req.flags&flagFastZero != 0 && (keep || c.device.trimmer == nil) {
+func (c *conn) zero(req request, off, n int64, fua bool) error {
+	keep := req.flags&flagNoHole != 0
+	if keep && req.flags&flagFastZero != 0 {
 		return fmt.Errorf("zeroing here may be as slow as writing: %w", errors.ErrUnsupported)
 	}
-	if c.device.trimmer != nil {
-		return c.device.trimmer.Zero(c.ctx, off, n, keep, fua)
-	}
-	return t.pieces(off, n, func(p []byte, off int64) error {
-		clear(p)
-		return c.device.WriteAt(c.ctx, p, off, fua)
-	})
-}
-
-// pieces calls do with pieces of a range and memory for each, until it fails.
-func (t *task) pieces(off, n int64, do func(p []byte, off int64) error) error {
-	for n > 0 {
-		p := (*t.buf)[:min(n, pieceSize)]
-		if err := do(p, off); err != nil {
-			return err
-		}
-		off, n = off+int64(len(p)), n-int64(len(p))
-	}
-	return nil
+	return c.device.Zero(c.ctx, off, n, keep, fua)
 }

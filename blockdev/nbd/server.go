@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/grangemesh/grange/blockdev/meter"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/scratch"
 )
@@ -30,7 +32,7 @@ const (
 // Server serves Exports to NBD clients.
 type Server struct {
 	cfg     Config
-	metrics *metrics
+	metrics metrics
 	buffers scratch.Pool
 	// complaint is of connections that can't be accepted.
 	complaint rate.Sometimes
@@ -54,7 +56,9 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Collectors returns the server's metrics.
-func (s *Server) Collectors() []prometheus.Collector { return s.metrics.collectors() }
+func (s *Server) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{s.metrics.Registry}
+}
 
 // Run serves until ctx is done, then closes the listeners, lets changes in flight
 // finish for up to DrainTimeout, and returns once every device is released. Reads that
@@ -127,7 +131,6 @@ func (s *Server) serve(ctx context.Context, socket net.Conn) {
 	}()
 }
 
-// stop drains all connections.
 func (s *Server) stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
@@ -137,7 +140,6 @@ func (s *Server) stop(ctx context.Context) error {
 	return s.end(ctx, func(*conn) bool { return true })
 }
 
-// enter lists a connection with its export.
 func (s *Server) enter(c *conn, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,3 +228,25 @@ func await(ctx context.Context, conns []*conn) (late []*conn) {
 	}
 	return late
 }
+
+type metrics struct {
+	*meter.Meter
+	connections prometheus.Gauge
+	ended       *prometheus.CounterVec
+}
+
+func newMetrics() metrics {
+	m := meter.New("nbd", "read", "write", "disconnect", "flush", "trim", "cache", "write_zeroes", "block_status")
+	auto := promauto.With(m.Registry)
+	return metrics{m,
+		auto.NewGauge(prometheus.GaugeOpts{
+			Namespace: "grange", Subsystem: "nbd", Name: "connections", Help: "Open connections.",
+		}),
+		auto.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "grange", Subsystem: "nbd", Name: "connections_total",
+			Help: "Connections that ended, by how: ok, lost, garbage, timeout, refused.",
+		}, []string{"end"}),
+	}
+}
+
+func (m metrics) connectionEnded(how string) { m.ended.WithLabelValues(how).Inc() }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -54,8 +55,8 @@ func (s *slow) TryReadAt(p []byte, off int64) bool {
 	return off < slowFrom && s.memory.TryReadAt(p, off)
 }
 
-func (s *slow) TryWriteAt(p []byte, off int64) bool {
-	return off < slowFrom && s.memory.TryWriteAt(p, off)
+func (s *slow) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
+	return off < slowFrom && s.memory.TryWriteFrom(data, n, off)
 }
 
 func (s *slow) ReadAt(ctx context.Context, p []byte, off int64) error {
@@ -316,13 +317,13 @@ type journal struct {
 	written, durable atomic.Int64
 }
 
-func (j *journal) TryWriteAt(p []byte, off int64) bool {
+func (j *journal) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	defer j.written.Add(1)
-	return j.memory.TryWriteAt(p, off)
+	return j.memory.TryWriteFrom(data, n, off)
 }
 
 func (j *journal) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
-	j.TryWriteAt(p, off)
+	j.TryWriteFrom(bytes.NewReader(p), len(p), off)
 	return nil
 }
 

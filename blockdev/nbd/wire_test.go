@@ -89,7 +89,7 @@ func TestInfoTellsSizesAndFlags(t *testing.T) {
 	small := newMemory(diskSize)
 	readOnly := newMemory(diskSize)
 	readOnly.geometry = blockdev.Geometry{Size: diskSize, BlockSize: 4096, PreferredSize: 128 << 10, ReadOnly: true}
-	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"rw": small, "ro": readOnly, "plain": plain{small}})}, "rw")
+	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"rw": small, "ro": readOnly})}, "rw")
 	const common = 1<<0 | 1<<2 | 1<<3 | 1<<8 | 1<<10
 	for _, tt := range []struct {
 		name       string
@@ -99,7 +99,6 @@ func TestInfoTellsSizesAndFlags(t *testing.T) {
 	}{
 		{"rw", true, common | 1<<5 | 1<<6 | 1<<7 | 1<<11, [3]uint32{512, 4096, 32 << 20}},
 		{"rw", false, common | 1<<5 | 1<<6 | 1<<11, [3]uint32{512, 4096, 32 << 20}},
-		{"plain", true, common | 1<<6 | 1<<7 | 1<<11, [3]uint32{512, 4096, 32 << 20}},
 		{"ro", true, common | 1<<1 | 1<<7, [3]uint32{4096, 128 << 10, 32 << 20}},
 	} {
 		c := greet(t, uri)
@@ -160,7 +159,7 @@ func TestRequestsThatMustFail(t *testing.T) {
 	coarse := newMemory(diskSize)
 	coarse.geometry.BlockSize = 4096
 	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{
-		"disk": disk, "ro": readOnly, "coarse": coarse, "plain": plain{newMemory(diskSize)},
+		"disk": disk, "ro": readOnly, "coarse": coarse,
 	})}, "")
 	for _, tt := range []struct {
 		name    string
@@ -190,9 +189,7 @@ func TestRequestsThatMustFail(t *testing.T) {
 		{"write with another's flag", "disk", cmdWrite, flagDF, 0, 512, einval},
 		{"zeroes beyond the end", "disk", cmdWriteZeroes, 0, diskSize, 512, enospc},
 		{"fast zeroes that keep space", "disk", cmdWriteZeroes, flagFastZero | flagNoHole, 0, 512, enotsup},
-		{"fast zeroes without a way", "plain", cmdWriteZeroes, flagFastZero, 0, 512, enotsup},
 		{"trim beyond the end", "disk", cmdTrim, 0, diskSize, 512, einval},
-		{"trim without a way", "plain", cmdTrim, 0, 0, 512, einval},
 		{"status beyond the end", "disk", cmdBlockStatus, 0, diskSize, 512, einval},
 		{"write to a read-only export", "ro", cmdWrite, 0, 0, 512, eperm},
 		{"zeroes to a read-only export", "ro", cmdWriteZeroes, 0, 0, 512, eperm},
@@ -231,8 +228,8 @@ func TestRequestsThatMustFail(t *testing.T) {
 func TestHolesStayHoles(t *testing.T) {
 	disk := newMemory(diskSize)
 	data := bytes.Repeat([]byte{7}, 64<<10)
-	disk.TryWriteAt(data, 128<<10)
-	disk.TryWriteAt(data[:512], 1<<20)
+	disk.write(data, 128<<10)
+	disk.write(data[:512], 1<<20)
 	c := dial(t, serveDisk(t, disk))
 	for _, tt := range []struct {
 		name          string
@@ -271,8 +268,8 @@ func (reserved) Extents(_ context.Context, dst []blockdev.Extent, _, n int64, _ 
 
 func TestBlockStatus(t *testing.T) {
 	disk := newMemory(diskSize)
-	disk.TryWriteAt(make([]byte, 8192), 64<<10)
-	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk, "plain": plain{disk}, "reserved": reserved{disk}})}, "disk")
+	disk.write(make([]byte, 8192), 64<<10)
+	uri := start(t, nbd.Config{Exports: newShelf(map[string]blockdev.Device{"disk": disk, "reserved": reserved{disk}})}, "disk")
 	c := dial(t, uri)
 	if a, want := c.do(cmdBlockStatus, 0, 0, diskSize), []uint32{64 << 10, 3, 8 << 10, 0, diskSize - 72<<10, 3}; !slices.Equal(a.states, want) {
 		t.Errorf("states %v, want %v", a.states, want)
@@ -282,7 +279,7 @@ func TestBlockStatus(t *testing.T) {
 	}
 	page := make([]byte, pageSize)
 	for off := int64(0); off < diskSize; off += 2 * pageSize { // every second page is data
-		disk.TryWriteAt(page, off)
+		disk.write(page, off)
 		disk.Zero(t.Context(), off+pageSize, pageSize, false, false)
 	}
 	total, states := uint32(0), 0
@@ -299,10 +296,6 @@ func TestBlockStatus(t *testing.T) {
 	if want := diskSize / pageSize; states != want {
 		t.Errorf("%d states, want %d", states, want)
 	}
-	p := dial(t, strings.Replace(uri, "/disk", "/plain", 1))
-	if a, want := p.do(cmdBlockStatus, 0, 0, diskSize), []uint32{diskSize, 0}; !slices.Equal(a.states, want) {
-		t.Errorf("without a map: %v, want %v", a.states, want)
-	}
 	r := dial(t, strings.Replace(uri, "/disk", "/reserved", 1))
 	if a, want := r.do(cmdBlockStatus, 0, 0, diskSize), []uint32{diskSize, 2}; !slices.Equal(a.states, want) {
 		t.Errorf("zeros that keep their space: %v, want %v", a.states, want)
@@ -310,50 +303,40 @@ func TestBlockStatus(t *testing.T) {
 }
 
 func TestEachCommandReachesTheDevice(t *testing.T) {
-	for _, kind := range []string{"disk", "plain"} {
-		t.Run(kind, func(t *testing.T) {
-			disk := newMemory(diskSize).fill()
-			var dev blockdev.Device = disk
-			if kind == "plain" {
-				dev = plain{disk}
-			}
-			c := dial(t, serveDisk(t, dev))
-			page := bytes.Repeat([]byte{9}, pageSize)
-			big := bytes.Repeat([]byte{5}, 1<<20)
-			for _, step := range []struct {
-				command, flags uint16
-				off            uint64
-				length         uint32
-				payload        []byte
-				want           []byte
-			}{
-				{cmdWrite, 0, 0, pageSize, page, page},
-				{cmdWrite, flagFUA, pageSize, pageSize, page, page},
-				{cmdWrite, 0, 1 << 20, 1 << 20, big, big},
-				{cmdFlush, 0, 0, 0, nil, nil},
-				{cmdCache, 0, 0, 3 << 20, nil, nil},
-				{cmdWriteZeroes, 0, 0, 512, nil, make([]byte, 512)},
-				{cmdWriteZeroes, flagNoHole | flagFUA, 1 << 20, 3 << 20, nil, make([]byte, 3<<20)},
-			} {
-				if a := c.do(step.command, step.flags, step.off, step.length, step.payload...); a.code != 0 {
-					t.Fatalf("command %d: error %d %q", step.command, a.code, a.words)
-				}
-				if step.want == nil {
-					continue
-				}
-				if a := c.do(cmdRead, 0, step.off, step.length); !bytes.Equal(a.data, step.want) {
-					t.Fatalf("command %d left other bytes (error %d)", step.command, a.code)
-				}
-			}
-			if kind == "disk" {
-				if a := c.do(cmdTrim, flagFUA, pageSize, pageSize); a.code != 0 || !disk.isHole(pageSize) {
-					t.Fatalf("trim: error %d, or no hole", a.code)
-				}
-			}
-			c.send(c.request(1, cmdDisconnect, 0, 0, 0))
-			c.ended()
-		})
+	disk := newMemory(diskSize).fill()
+	c := dial(t, serveDisk(t, disk))
+	page := bytes.Repeat([]byte{9}, pageSize)
+	big := bytes.Repeat([]byte{5}, 1<<20)
+	for _, step := range []struct {
+		command, flags uint16
+		off            uint64
+		length         uint32
+		payload        []byte
+		want           []byte
+	}{
+		{cmdWrite, 0, 0, pageSize, page, page},
+		{cmdWrite, flagFUA, pageSize, pageSize, page, page},
+		{cmdWrite, 0, 1 << 20, 1 << 20, big, big},
+		{cmdFlush, 0, 0, 0, nil, nil},
+		{cmdCache, 0, 0, 3 << 20, nil, nil},
+		{cmdWriteZeroes, 0, 0, 512, nil, make([]byte, 512)},
+		{cmdWriteZeroes, flagNoHole | flagFUA, 1 << 20, 3 << 20, nil, make([]byte, 3<<20)},
+	} {
+		if a := c.do(step.command, step.flags, step.off, step.length, step.payload...); a.code != 0 {
+			t.Fatalf("command %d: error %d %q", step.command, a.code, a.words)
+		}
+		if step.want == nil {
+			continue
+		}
+		if a := c.do(cmdRead, 0, step.off, step.length); !bytes.Equal(a.data, step.want) {
+			t.Fatalf("command %d left other bytes (error %d)", step.command, a.code)
+		}
 	}
+	if a := c.do(cmdTrim, flagFUA, pageSize, pageSize); a.code != 0 || !disk.isHole(pageSize) {
+		t.Fatalf("trim: error %d, or no hole", a.code)
+	}
+	c.send(c.request(1, cmdDisconnect, 0, 0, 0))
+	c.ended()
 }
 
 // broken fails every call with an error of its own.
@@ -365,6 +348,12 @@ type broken struct {
 func (b broken) ReadAt(context.Context, []byte, int64) error        { return b.err }
 func (b broken) WriteAt(context.Context, []byte, int64, bool) error { return b.err }
 func (b broken) Flush(context.Context) error                        { return b.err }
+
+func (b broken) Zero(context.Context, int64, int64, bool, bool) error { return b.err }
+
+func (b broken) TryReadAt([]byte, int64) bool { return false }
+
+func (b broken) TryWriteFrom(io.ReaderAt, int, int64) bool { return false }
 
 func TestDeviceErrorsReachTheClient(t *testing.T) {
 	for _, tt := range []struct {

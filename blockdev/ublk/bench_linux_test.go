@@ -254,8 +254,7 @@ func openMapped(b *testing.B, path string) mapped {
 func (m mapped) Geometry() blockdev.Geometry {
 	return blockdev.Geometry{Size: benchSize, BlockSize: 512, PreferredSize: 256 << 10}
 }
-func (m mapped) TryReadAt(p []byte, off int64) bool  { return move(p, m[off:]) }
-func (m mapped) TryWriteAt(p []byte, off int64) bool { return move(m[off:][:len(p)], p) }
+func (m mapped) TryReadAt(p []byte, off int64) bool { return move(p, m[off:]) }
 func (m mapped) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	_, err := w.WriteAt(m[off:][:n], 0)
 	return err == nil
@@ -269,7 +268,7 @@ func (m mapped) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 func (m mapped) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
-	m.TryWriteAt(p, off)
+	move(m[off:][:len(p)], p)
 	return nil
 }
 
@@ -286,3 +285,11 @@ func move(dst, src []byte) bool {
 }
 
 func (m mapped) Flush(context.Context) error { return nil }
+
+func (m mapped) Zero(_ context.Context, off, n int64, _, _ bool) error {
+	clear(m[off:][:n])
+	return nil
+}
+func (m mapped) Extents(_ context.Context, dst []blockdev.Extent, _, n int64, _ int) ([]blockdev.Extent, error) {
+	return append(dst, blockdev.Extent{Length: n}), nil
+}

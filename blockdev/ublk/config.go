@@ -18,15 +18,13 @@ const (
 	queuesDefaultMax = 2
 	// depthDefault is the depth of a good NVMe queue as guests drive it.
 	depthDefault = 64
-	// requestDefault is the longest request: beyond it nothing is gained, and
+	// requestMax is the longest request in bytes: beyond it nothing is gained, and
 	// each that waits takes that much of the heap at worst.
-	requestDefault = 512 << 10
+	requestMax = 512 << 10
 
 	threadsMax = 64
 	queuesMax  = 4096
 	depthMax   = 4096
-	requestMin = 4 << 10
-	requestMax = 4 << 20
 )
 
 // Config is what a Server needs. Owner must be set; other zero values mean their
@@ -43,8 +41,6 @@ type Config struct {
 	Queues int
 	// Depth is how many requests of a queue are in flight at most. 64.
 	Depth int
-	// Request is the longest request in bytes, a multiple of 4 KiB. 512 KiB.
-	Request int
 
 	Log *slog.Logger
 }
@@ -53,7 +49,6 @@ func (c Config) withDefaults() Config {
 	c.Threads = cmp.Or(c.Threads, min(max(runtime.GOMAXPROCS(0)/2, 1), threadsDefaultMax))
 	c.Queues = cmp.Or(c.Queues, min(c.Threads, queuesDefaultMax))
 	c.Depth = cmp.Or(c.Depth, depthDefault)
-	c.Request = cmp.Or(c.Request, requestDefault)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c
 }
@@ -71,8 +66,6 @@ func (c Config) validate() error {
 		return invalid("Queues", c.Queues, 1, queuesMax)
 	case c.Depth < 1 || c.Depth > depthMax:
 		return invalid("Depth", c.Depth, 1, depthMax)
-	case c.Request < requestMin || c.Request > requestMax || c.Request%requestMin != 0:
-		return invalid("Request, in multiples of 4096,", c.Request, requestMin, requestMax)
 	}
 	return nil
 }

@@ -14,9 +14,16 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// control is the driver's command file. Each command has a ring of its own: they
-// are rare, and one that waits must not hold up another.
-type control struct{ file *os.File }
+// control is the driver's command file, and rings for its commands: one each, since a
+// command that waits must not hold up another. Rings are used again, so that what was
+// begun can be ended by a process that has no file descriptor left.
+type control struct {
+	file  *os.File
+	rings chan *ring // those that are idle
+}
+
+// ringsIdle is how many rings stay: commands are rare.
+const ringsIdle = 4
 
 // Probe fails when this machine can't serve devices, and says why and how to mend
 // it.
@@ -25,7 +32,7 @@ func Probe() error {
 	if err != nil {
 		return err
 	}
-	return c.file.Close()
+	return c.close()
 }
 
 func openControl() (*control, error) {
@@ -36,23 +43,33 @@ func openControl() (*control, error) {
 	case err != nil:
 		return nil, fmt.Errorf("ublk: %w: give the node's user access by a udev rule, or run the node as root", err)
 	}
-	c := &control{f}
+	c := &control{f, make(chan *ring, ringsIdle)}
 	if err := c.probe(); err != nil {
-		return nil, errors.Join(fmt.Errorf("ublk: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("ublk: %w", err), c.close())
 	}
 	return c, nil
+}
+
+// close lets go of the driver; no command may be under way.
+func (c *control) close() error {
+	err := c.file.Close()
+	for len(c.rings) > 0 {
+		err = errors.Join(err, (<-c.rings).close())
+	}
+	return err
 }
 
 func (c *control) probe() error {
 	if !mayAdminister() {
 		return fmt.Errorf("%w: the node needs the capability CAP_SYS_ADMIN to make devices", content.ErrForbidden)
 	}
-	features := new(uint64)
-	err := call(c, ctrlGetFeatures, newID, features)
-	setup := new(os.SyscallError)
-	switch {
-	case errors.As(err, &setup):
+	r, err := newCommandRing()
+	if err != nil {
 		return fmt.Errorf("%w: %w: the kernel lets nobody use io_uring here: see the sysctl kernel.io_uring_disabled, and the seccomp profile of a container", errors.ErrUnsupported, err)
+	}
+	c.rings <- r
+	features := new(uint64)
+	switch err := call(c, ctrlGetFeatures, newID, features); {
 	case err != nil:
 		return fmt.Errorf("%w: the kernel does not say what its driver can do, and is older than 6.5: %w", errors.ErrUnsupported, err)
 	case *features&featuresNeeded != featuresNeeded:
@@ -101,7 +118,6 @@ func (c *control) params(id uint32) (params, error) {
 	return *p, err
 }
 
-// setParams describes a device before it is started.
 func (c *control) setParams(id uint32, p params) error {
 	p.length = uint32(unsafe.Sizeof(p))
 	return call(c, ctrlSetParams, id, &p)
@@ -193,13 +209,18 @@ func (c *control) remove(ctx context.Context, id uint32, held int) error {
 	return nil
 }
 
+// callTimeout is how long a command with data may take, which waits for nothing.
+const callTimeout = 10 * time.Second
+
 // call sends a command with data that the driver reads or writes, and waits for
 // its answer.
 func call[T any](c *control, command, id uint32, data *T) error {
 	var pin runtime.Pinner
 	pin.Pin(data)
 	defer pin.Unpin()
-	return c.send(command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)}, noSignal)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	return c.send(ctx, command, controlCommand{id: id, queue: noQueue, length: uint16(unsafe.Sizeof(*data)), addr: address(data)})
 }
 
 // errNotReached says that the kernel had not come to a command when it was cancelled.
@@ -209,31 +230,19 @@ var errNotReached = errors.New("the kernel did not come to it")
 // ctx is done: an error is the cause of that then. No error means that it was done
 // all the same.
 func (c *control) order(ctx context.Context, command, id uint32, data int) error {
-	cancel, err := newSignal()
-	if err != nil {
-		return err
+	err := c.send(ctx, command, controlCommand{id: id, queue: noQueue, data: uint64(data)})
+	switch {
+	case ctx.Err() == nil:
+	case errors.Is(err, unix.ECANCELED):
+		err = fmt.Errorf("%w: %w", errNotReached, context.Cause(ctx))
+	case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ETIME):
+		err = context.Cause(ctx)
 	}
-	result := make(chan error, 1)
-	go func() {
-		result <- c.send(command, controlCommand{id: id, queue: noQueue, data: uint64(data)}, cancel)
-	}()
-	select {
-	case err = <-result:
-	case <-ctx.Done():
-		cancel.set()
-		switch err = <-result; {
-		case errors.Is(err, unix.ECANCELED):
-			err = fmt.Errorf("%w: %w", errNotReached, context.Cause(ctx))
-		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ETIME):
-			err = context.Cause(ctx)
-		}
-	}
-	return errors.Join(err, cancel.close())
+	return err
 }
 
 const (
 	tokenCommand = iota
-	tokenCancel
 	tokenCancelled
 	tokenPatience
 )
@@ -242,45 +251,91 @@ const (
 // Those that wait for requests don't.
 const patienceSeconds = 1
 
-// send sends a command and waits for its result. When cancel is set it is cancelled;
+// send sends a command and waits for its result. When ctx ends it is cancelled;
 // one that does not notice is left to itself, which is ETIME.
-func (c *control) send(command uint32, cmd controlCommand, cancel signal) (err error) {
-	runtime.LockOSThread() // a ring is its maker's
+func (c *control) send(ctx context.Context, command uint32, cmd controlCommand) error {
+	runtime.LockOSThread() // a command ends with the thread that has sent it
 	defer runtime.UnlockOSThread()
+	r, err := c.ring(ctx)
+	if err != nil {
+		return err
+	}
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	r, err := newRing(4, true)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	patience := new(unix.Timespec{Sec: patienceSeconds})
+	patience := &unix.Timespec{Sec: patienceSeconds}
 	pin.Pin(patience)
 	s, err := r.next()
+	if err == nil {
+		s.opcode, s.fd, s.off, s.userData = opCommand, int32(c.file.Fd()), uint64(command), tokenCommand
+		*(*controlCommand)(unsafe.Pointer(&s.payload)) = cmd
+		err = r.submit()
+	}
 	if err != nil {
-		return err
+		return errors.Join(err, r.close())
 	}
-	s.opcode, s.fd, s.off, s.userData = opCommand, int32(c.file.Fd()), uint64(command), tokenCommand
-	*(*controlCommand)(unsafe.Pointer(&s.payload)) = cmd
-	if cancel != noSignal {
-		if err := cancel.await(r, tokenCancel); err != nil {
-			return err
-		}
+	cancelled := make(chan error, 1)
+	unhook := context.AfterFunc(ctx, func() {
+		cancelled <- errors.Join(r.cancel(tokenCommand, tokenCancelled), r.alarm(patience, tokenPatience), r.submit())
+	})
+	res, err := result(r)
+	clean := unhook()
+	if !clean {
+		err = errors.Join(err, <-cancelled)
 	}
+	if !clean || err != nil { // what is left of it would be taken for the next command's
+		err = errors.Join(err, r.close())
+		r, _ = newCommandRing() // the file of that one is free
+	}
+	c.give(r)
+	if res < 0 && err == nil {
+		err = unix.Errno(-res)
+	}
+	return err
+}
+
+// result waits for that of a command, or for the end of patience with it.
+func result(r *ring) (res int32, err error) {
 	for {
-		if err := errors.Join(r.submit(), r.wait()); err != nil {
-			return err
+		if err := r.wait(); err != nil {
+			return 0, err
 		}
-		e := r.take()
-		switch {
-		case e.userData == tokenCancel:
-			if err := errors.Join(r.cancel(tokenCommand, tokenCancelled), r.alarm(patience, tokenPatience)); err != nil {
-				return err
-			}
-		case e.res < 0 && e.userData != tokenCancelled: // of the command, or ETIME
-			return unix.Errno(-e.res)
-		case e.userData == tokenCommand:
-			return nil
+		if e := r.take(); e.userData != tokenCancelled {
+			return e.res, nil
 		}
 	}
 }
+
+// ring lends a ring for one command; when there are no files for another, it waits for
+// one that is idle.
+func (c *control) ring(ctx context.Context) (*ring, error) {
+	for {
+		select {
+		case r := <-c.rings:
+			return r, nil
+		default:
+		}
+		r, err := newCommandRing()
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ENOMEM) {
+			return r, err
+		}
+		select {
+		case <-time.After(openPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// give takes a ring back, if it is one.
+func (c *control) give(r *ring) {
+	if r == nil {
+		return
+	}
+	select {
+	case c.rings <- r:
+	default:
+		_ = r.close()
+	}
+}
+
+func newCommandRing() (*ring, error) { return newRing(4, setupSQE128) }

@@ -47,19 +47,13 @@ var (
 	errHeld    = fmt.Errorf("%w: requests are held by a device that does not return", content.ErrUnavailable)
 )
 
-var (
-	// errNotTakenUp says that a disk was there, and that nobody can recover it.
-	errNotTakenUp = errors.New("its recovery was broken off")
-	// errNotEnded says that a disk waits for the next server.
-	errNotEnded = errors.New("its recovery could not be ended")
-)
+// errNotTakenUp says that a disk was there, and that nobody can recover it.
+var errNotTakenUp = errors.New("its recovery was broken off")
 
 // Disk is a device that the kernel has.
 type Disk struct {
 	server   *Server
 	device   blockdev.Device
-	direct   blockdev.Direct  // nil if device is none
-	trimmer  blockdev.Trimmer // nil if device is none
 	complain rate.Sometimes
 
 	ctx      context.Context // of requests
@@ -70,8 +64,7 @@ type Disk struct {
 	endStart context.CancelFunc
 	started  atomic.Bool
 
-	remains  atomic.Bool // it could neither be started nor removed, for want of files
-	stopping sync.Mutex  // one Stop at a time, before Server.mu
+	stopping sync.Mutex // one Stop at a time, before Server.mu
 
 	// What follows belongs to whoever has announced a change of the disk.
 	id     uint32
@@ -83,8 +76,6 @@ type Disk struct {
 
 func newDisk(s *Server, device blockdev.Device) *Disk {
 	d := &Disk{server: s, device: device, char: -1, complain: rate.Sometimes{First: 1, Interval: complainInterval}}
-	d.direct, _ = device.(blockdev.Direct)
-	d.trimmer, _ = device.(blockdev.Trimmer)
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	d.reads, d.cut = context.WithCancelCause(d.ctx)
 	return d
@@ -151,7 +142,6 @@ func (d *Disk) start(ctx context.Context, number int) error {
 	return d.create(ctx, id)
 }
 
-// create makes a new disk; id may leave the choice to the kernel.
 func (d *Disk) create(ctx context.Context, id uint32) error {
 	// Not sooner: others may read already while the start ends.
 	d.starting, d.endStart = context.WithTimeout(d.ctx, startTimeout)
@@ -160,7 +150,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	d.prime(ctx)
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
-		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: uint32(c.Request),
+		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: requestMax,
 		flags: featuresNeeded, owner: c.Owner,
 	})
 	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for
@@ -181,7 +171,6 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	return nil
 }
 
-// begin starts a device that has just been made.
 func (d *Disk) begin(ctx context.Context, i info) error {
 	if err := d.server.control.setParams(i.id, d.params(i)); err != nil {
 		return err
@@ -231,40 +220,10 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	}
 	d.made = true
 	err = d.engage(d.ctx, queues, ctrlEndRecovery)
-	if wantsFiles(err) {
-		err = d.endRecovery(ctx)
-	}
-	if errors.Is(err, errNotEnded) {
-		return fmt.Errorf(failed, err)
-	}
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
 	return nil
-}
-
-// endRecovery tells the kernel again and again, while there are no files to do so,
-// and for a moment after ctx ends.
-func (d *Disk) endRecovery(ctx context.Context) error {
-	ctx, cancel := withGrace(ctx)
-	defer cancel()
-	for {
-		err := d.server.control.order(d.ctx, ctrlEndRecovery, d.id, os.Getpid())
-		if !wantsFiles(err) {
-			return err
-		}
-		select {
-		case <-time.After(openPause):
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", errNotEnded, err)
-		}
-	}
-}
-
-// wantsFiles reports whether something failed since this process, or the system,
-// had no file descriptor or memory left for it.
-func wantsFiles(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // undo removes a disk that no client has begun to use, or can go on with, unless no
@@ -276,7 +235,6 @@ func (d *Disk) undo(ctx context.Context) error {
 	return d.destroy(ctx, notHeld)
 }
 
-// params describes the device to the kernel.
 func (d *Disk) params(i info) params {
 	g := d.device.Geometry()
 	p := params{types: paramBasic}
@@ -288,7 +246,7 @@ func (d *Disk) params(i info) params {
 	p.basic.optShift = shift(cmp.Or(min(g.PreferredSize, int(i.requestMax)), g.BlockSize))
 	p.basic.maxSectors = i.requestMax / sectorSize
 	p.basic.sectors = uint64(g.Size / sectorSize)
-	if d.trimmer != nil && !g.ReadOnly {
+	if !g.ReadOnly {
 		p.types |= paramDiscard
 		p.discard.granularity = uint32(g.BlockSize)
 		p.discard.maxSectors, p.discard.maxZeroSectors, p.discard.maxSegments = rangeSectorsMax, rangeSectorsMax, 1

@@ -308,7 +308,7 @@ func TestStartWaitsForNoSource(t *testing.T) {
 
 func TestBadConfig(t *testing.T) {
 	for _, c := range []ublk.Config{
-		{}, {Owner: 1, Threads: 65}, {Owner: 1, Threads: -1}, {Owner: 1, Queues: 5000}, {Owner: 1, Depth: 5000}, {Owner: 1, Request: 5000}, {Owner: 1, Request: 8 << 20},
+		{}, {Owner: 1, Threads: 65}, {Owner: 1, Threads: -1}, {Owner: 1, Queues: 5000}, {Owner: 1, Depth: 5000},
 	} {
 		if _, err := ublk.New(c); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("%+v: %v", c, err)

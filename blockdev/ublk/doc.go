@@ -7,7 +7,7 @@
 // on that thread; what must wait is waited for on a goroutine of its own, so that
 // a slow chunk holds up its own request and no other. The data of a request stays
 // with the kernel, and is copied from and to where the device has it
-// ([blockdev.Direct]).
+// ([blockdev.Device]).
 //
 // Devices outlive their server. When it ends, in whatever way, the kernel keeps
 // them and their requests; the next server with the same Owner takes them up by

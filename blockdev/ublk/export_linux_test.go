@@ -30,5 +30,5 @@ func beginRecovery(ctx context.Context, number int) (info, error) {
 	if err == nil {
 		err = c.startRecovery(ctx, i)
 	}
-	return i, errors.Join(err, c.file.Close())
+	return i, errors.Join(err, c.close())
 }

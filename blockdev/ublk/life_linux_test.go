@@ -349,8 +349,6 @@ func (r *recorder) take() []string {
 	return calls
 }
 
-func (r *recorder) TryReadTo(io.WriterAt, int, int64) bool { return false }
-
 func (r *recorder) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	r.record("prompt write")
 	p := make([]byte, n)
@@ -367,11 +365,6 @@ func (r *recorder) WriteAt(ctx context.Context, p []byte, off int64, fua bool) e
 
 func (r *recorder) Flush(context.Context) error {
 	r.record("flush")
-	return nil
-}
-
-func (r *recorder) Discard(context.Context, int64, int64, bool) error {
-	r.record("discard")
 	return nil
 }
 
@@ -395,7 +388,7 @@ func TestDeviceIsToldWhatIsAsked(t *testing.T) {
 		// What follows a durable write is of the call that asked for it.
 		{"dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct,dsync status=none", []string{"write fua=true", "flush"}},
 		{"dd if=/dev/zero of=$DISK bs=4096 count=1 oflag=direct conv=fsync status=none", []string{"prompt write", "flush"}},
-		{"blkdiscard -l 1M $DISK", []string{"discard"}},
+		{"blkdiscard -l 1M $DISK", []string{"zero keep=false"}},
 		{"blkdiscard -z -l 1M $DISK", []string{"zero keep=true"}},
 		{"fallocate -p -l 1M $DISK", []string{"zero keep=false", "flush"}},
 	} {

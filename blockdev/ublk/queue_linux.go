@@ -46,7 +46,6 @@ type task struct {
 	res  int32
 }
 
-// newQueues makes the queues of a device.
 func newQueues(d *Disk, i info) []*queue {
 	queues := make([]*queue, i.queues)
 	for number := range queues {
@@ -59,7 +58,6 @@ func newQueues(d *Disk, i info) []*queue {
 	return queues
 }
 
-// connect maps the kernel's descriptors.
 func (q *queue) connect(char int) error {
 	page := unix.Getpagesize()
 	whole := func(n int) int { return (n + page - 1) / page * page }
@@ -92,12 +90,8 @@ func (q *queue) close() error {
 	return unix.Munmap(q.mapping)
 }
 
-// prompt answers a request that needs no wait.
 func (q *queue) prompt(tag uint16) (res int32, ok bool) {
-	r, device, t := q.descriptors[tag], q.disk.direct, &q.tasks[tag]
-	if device == nil {
-		return 0, false
-	}
+	r, device, t := q.descriptors[tag], q.disk.device, &q.tasks[tag]
 	n, off := int(r.sectors)*sectorSize, int64(r.start)*sectorSize
 	switch r.op & (reqMask | reqFUA) {
 	case reqRead, reqRead | reqFUA:
@@ -200,7 +194,7 @@ func (t *task) fail(r descriptor, err error) int32 {
 	d.server.meter.Failed(code)
 	if code == blockdev.EIO && d.reads.Err() == nil {
 		d.complain.Do(func() {
-			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", commandName(r.op&reqMask),
+			d.server.cfg.Log.Warn("ublk: request failed", "device", d.Path(), "command", d.server.meter.Name(int(r.op&reqMask)),
 				"offset", int64(r.start)*sectorSize, "length", int64(r.sectors)*sectorSize, "error", err)
 		})
 	}
@@ -217,10 +211,8 @@ func (t *task) serve(ctx context.Context, r descriptor) (int32, error) {
 		return int32(n), d.device.WriteAt(ctx, *t.data, off, fua)
 	case op == reqFlush:
 		return 0, d.device.Flush(ctx)
-	case op == reqDiscard && d.trimmer != nil:
-		return 0, d.trimmer.Discard(ctx, off, n, fua)
-	case op == reqWriteZeroes && d.trimmer != nil:
-		return 0, d.trimmer.Zero(ctx, off, n, r.op&reqNoUnmap != 0, fua)
+	case op == reqDiscard || op == reqWriteZeroes:
+		return 0, d.device.Zero(ctx, off, n, op == reqWriteZeroes && r.op&reqNoUnmap != 0, fua)
 	default:
 		return 0, fmt.Errorf("request of kind %d: %w", op, errors.ErrUnsupported)
 	}

@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -65,8 +66,8 @@ type completion struct {
 	flags    uint32
 }
 
-// ring is one io_uring. The thread that makes it is the only one to use it, but
-// for close.
+// ring is one io_uring, which one goroutine at a time submits to, and one takes from.
+// With setupSingleIssuer that is the thread that has made it, but for close.
 type ring struct {
 	fd             int
 	sqMap, cqMap   []byte
@@ -80,12 +81,12 @@ type ring struct {
 	cqes           []completion
 }
 
-// newRing makes a ring; long submissions carry 80 bytes of a command's payload.
-func newRing(entries int, long bool) (*ring, error) {
-	p := ringParams{flags: setupCQSize | setupSingleIssuer | setupDeferTaskrun, cqEntries: uint32(4 * entries)}
+// newRing makes a ring; with setupSQE128, submissions carry 80 bytes of a command's
+// payload.
+func newRing(entries int, flags uint32) (*ring, error) {
+	p := ringParams{flags: setupCQSize | flags, cqEntries: uint32(4 * entries)}
 	r := &ring{stride: int(unsafe.Sizeof(submission{}))}
-	if long {
-		p.flags |= setupSQE128
+	if flags&setupSQE128 != 0 {
 		r.stride *= 2
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
@@ -195,7 +196,6 @@ func (r *ring) enter(atLeast uintptr) error {
 	}
 }
 
-// wait blocks until something has completed.
 func (r *ring) wait() error {
 	for r.empty() {
 		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 0, 1, enterGetEvents, 0, 0)
@@ -222,3 +222,41 @@ func (r *ring) take() completion {
 	atomic.StoreUint32(r.cqHead, head+1)
 	return c
 }
+
+// signal wakes a ring from any goroutine: an eventfd that the ring polls.
+type signal int
+
+func newSignal() (signal, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	return signal(fd), os.NewSyscallError("eventfd", err)
+}
+
+// set makes the ring complete what await asked for, now or once it does.
+func (s signal) set() {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	// Nothing else can fail: the count would have to come to 2^64.
+	for _, err := unix.Write(int(s), one[:]); errors.Is(err, unix.EINTR); {
+		_, err = unix.Write(int(s), one[:])
+	}
+}
+
+// clear takes the signal back, before it is awaited again.
+func (s signal) clear() {
+	var count [8]byte
+	for _, err := unix.Read(int(s), count[:]); errors.Is(err, unix.EINTR); {
+		_, err = unix.Read(int(s), count[:])
+	}
+}
+
+// await asks r for one completion with that token when the signal is set.
+func (s signal) await(r *ring, token uint64) error {
+	e, err := r.next()
+	if err != nil {
+		return err
+	}
+	e.opcode, e.fd, e.opFlags, e.userData = opPoll, int32(s), unix.POLLIN, token
+	return nil
+}
+
+func (s signal) close() error { return unix.Close(int(s)) }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,7 +52,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, control: control, meter: newMeter(), disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}, changing: map[*Disk]context.CancelCauseFunc{}}
+	s := &Server{cfg: cfg, control: control, meter: meter.New("ublk", "read", "write", "flush", "discard", "", "write_zeroes"), disks: map[*Disk]struct{}{}, numbers: map[uint32]*Disk{}, changing: map[*Disk]context.CancelCauseFunc{}}
 	for number := range cfg.Threads {
 		t, err := newThread(s, number)
 		if err != nil {
@@ -66,7 +64,7 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Collectors returns the server's metrics.
-func (s *Server) Collectors() []prometheus.Collector { return s.meter.Collectors() }
+func (s *Server) Collectors() []prometheus.Collector { return []prometheus.Collector{s.meter.Registry} }
 
 // Run serves until ctx is done. The disks that are not stopped by then stay with
 // the kernel, which keeps their requests for the next server. Call it once.
@@ -141,7 +139,7 @@ func (s *Server) close() error {
 	for d := range s.disks {
 		errs = append(errs, d.close())
 	}
-	return errors.Join(append(errs, s.control.file.Close())...)
+	return errors.Join(append(errs, s.control.close())...)
 }
 
 // Add serves a device. A number below zero lets the kernel choose; with another
@@ -150,9 +148,6 @@ func (s *Server) close() error {
 // another. A device whose beginning can't be read within startTimeout becomes a disk
 // whose partitions the kernel does not see.
 func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
-	if err := s.clear(ctx); err != nil {
-		return nil, err
-	}
 	d, err := s.add(ctx, number, device)
 	if errors.Is(err, errNotTakenUp) && ctx.Err() == nil {
 		s.cfg.Log.Error("ublk: a disk is made anew; who had it open gets errors", "error", err)
@@ -172,30 +167,12 @@ func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*
 	s.disks[d] = struct{}{}
 	s.mu.Unlock()
 	if err := d.start(ctx, number); err != nil {
-		if d.made { // close lets go of it at the latest
-			d.remains.Store(wantsFiles(err) && !errors.Is(err, errNotEnded))
-		} else {
+		if !d.made { // else close lets go of it
 			s.forget(d)
 		}
 		return nil, fmt.Errorf("ublk: %w", err)
 	}
 	return d, nil
-}
-
-// clear removes the disks that could neither be started nor removed for want of
-// files. As long as it can't, another start would only leave another one.
-func (s *Server) clear(ctx context.Context) error {
-	s.mu.Lock()
-	disks := slices.Collect(maps.Keys(s.disks))
-	s.mu.Unlock()
-	for _, d := range disks {
-		if d.remains.Load() {
-			if err := d.Stop(ctx, true); err != nil {
-				return fmt.Errorf("ublk: %s, which could not be started, is still there: %w", d.Path(), err)
-			}
-		}
-	}
-	return nil
 }
 
 // claim gives a disk a number, unless another disk of this server has it. The
@@ -213,7 +190,6 @@ func (s *Server) claim(d *Disk, id uint32, chosen bool) bool {
 	return true
 }
 
-// forget takes a disk off the list.
 func (s *Server) forget(d *Disk) {
 	d.cancel(errStopped)
 	s.mu.Lock()
@@ -224,7 +200,6 @@ func (s *Server) forget(d *Disk) {
 	}
 }
 
-// place chooses the thread of a new queue.
 func (s *Server) place() *thread {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,30 +210,33 @@ func (s *Server) place() *thread {
 // Remove removes a disk of this owner that nobody serves any more, as Stop does one
 // that is served. Any other is left as it is, which is success.
 func (s *Server) Remove(ctx context.Context, number int, force bool) error {
-	id := uint32(number)
+	_, err := s.remove(ctx, uint32(number), force)
+	return err
+}
+
+// remove is Remove, and says whether it was of this owner.
+func (s *Server) remove(ctx context.Context, id uint32, force bool) (ours bool, err error) {
 	s.mu.Lock()
 	served := s.numbers[id] != nil
 	s.mu.Unlock()
 	i, err := s.control.info(id)
 	switch {
 	case served || errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("ublk: %s: %w", devicePath(id), err)
-	}
-	if err := i.servedElsewhere(); err != nil {
-		return fmt.Errorf("ublk: %w", err)
+		return false, fmt.Errorf("ublk: %s: %w", devicePath(id), err)
 	}
 	held := notHeld
-	if !force && i.state != stateDead {
-		if held, err = hold(id); err != nil {
-			return fmt.Errorf("ublk: %w", err)
-		}
+	if err = i.servedElsewhere(); err == nil && !force && i.state != stateDead {
+		held, err = hold(id)
 	}
-	if err := s.control.remove(ctx, id, held); err != nil {
-		return fmt.Errorf("ublk: %w", err)
+	if err == nil {
+		err = s.control.remove(ctx, id, held)
 	}
-	return nil
+	if err != nil {
+		return true, fmt.Errorf("ublk: %w", err)
+	}
+	return true, nil
 }
 
 // Sweep removes the disks of this owner that keep does not name, whoever uses
@@ -276,19 +254,12 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 		if err != nil || keep(number) {
 			continue
 		}
-		i, err := s.control.info(uint32(number))
-		if err != nil || i.owner != s.cfg.Owner {
-			continue // gone meanwhile, or not ours
+		switch ours, err := s.remove(ctx, uint32(number), true); {
+		case err != nil:
+			errs = append(errs, err)
+		case ours:
+			swept = append(swept, number)
 		}
-		if err := i.servedElsewhere(); err != nil {
-			errs = append(errs, fmt.Errorf("ublk: %w", err))
-			continue
-		}
-		if err := s.control.remove(ctx, i.id, notHeld); err != nil {
-			errs = append(errs, fmt.Errorf("ublk: remove %s, which no volume has any more: %w", devicePath(i.id), err))
-			continue
-		}
-		swept = append(swept, number)
 	}
 	return swept, errors.Join(errs...)
 }

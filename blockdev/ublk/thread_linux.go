@@ -107,7 +107,7 @@ func (t *thread) run(ctx context.Context) (err error) {
 	if err := os.WriteFile("/proc/thread-self/comm", []byte(t.name), 0); err != nil {
 		return fmt.Errorf("name a thread: %w", err)
 	}
-	if t.ring, err = newRing(ringEntries, false); err != nil {
+	if t.ring, err = newRing(ringEntries, setupSingleIssuer|setupDeferTaskrun); err != nil {
 		return err
 	}
 	defer t.server.meter.Publish(&t.tally)
@@ -217,7 +217,6 @@ func (t *thread) rest() error {
 	return t.ring.linger()
 }
 
-// receive empties the inbox.
 func (t *thread) receive() error {
 	t.wake.clear()
 	if err := t.wake.await(t.ring, tokenWake); err != nil {
@@ -284,7 +283,8 @@ func (t *thread) complete(q *queue, tag uint16, res int32) error {
 		t.end(q, tag, unix.Errno(-res))
 		return nil
 	}
-	count(&t.tally, q.descriptors[tag])
+	r := q.descriptors[tag]
+	t.tally.Count(int(r.op&reqMask), uint64(r.sectors)*sectorSize)
 	if err := t.keepTicking(); err != nil {
 		return err
 	}

@@ -103,6 +103,20 @@ func (m *memory) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
 
 func (m *memory) Flush(context.Context) error { return nil }
 
+func (m *memory) TryReadAt([]byte, int64) bool { return false }
+
+func (m *memory) TryReadTo(io.WriterAt, int, int64) bool { return false }
+
+func (m *memory) TryWriteFrom(io.ReaderAt, int, int64) bool { return false }
+
+func (m *memory) Zero(ctx context.Context, off, n int64, _, fua bool) error {
+	return m.WriteAt(ctx, make([]byte, n), off, fua)
+}
+
+func (m *memory) Extents(_ context.Context, dst []blockdev.Extent, _, n int64, _ int) ([]blockdev.Extent, error) {
+	return append(dst, blockdev.Extent{Length: n}), nil
+}
+
 // serve runs a server until the end of the test, or until stop is called.
 func serve(t *testing.T, c ublk.Config) (s *ublk.Server, stop func()) {
 	t.Helper()

@@ -15,11 +15,12 @@ func TestPromptAllocatesNothing(t *testing.T) {
 	defer v.Close()
 	p, request := make([]byte, 2*unit), bytes.NewReader(make([]byte, 2*unit))
 	var w io.WriterAt = make(window, 2*unit)
-	must(t, v.WriteAt(t.Context(), p, 0, false))
+	ctx := t.Context()
+	must(t, v.WriteAt(ctx, p, 0, false))
 	for name, prompt := range map[string]func() bool{
 		"TryReadAt":    func() bool { return v.TryReadAt(p, 0) },
 		"TryReadTo":    func() bool { return v.TryReadTo(w, 2*unit, 0) },
-		"TryWriteAt":   func() bool { return v.TryWriteAt(p, 0) },
+		"WriteAt":      func() bool { return v.WriteAt(ctx, p, 0, false) == nil },
 		"TryWriteFrom": func() bool { return v.TryWriteFrom(request, 2*unit, 0) },
 	} {
 		if n := testing.AllocsPerRun(500, func() {

@@ -35,7 +35,6 @@ func (e extent) state() blockdev.State {
 	return blockdev.Hole
 }
 
-// from returns the part of e at and behind sector s.
 func (e extent) from(s uint64) extent {
 	if s > e.start {
 		skip := uint32(s - e.start)
@@ -47,7 +46,6 @@ func (e extent) from(s uint64) extent {
 	return e
 }
 
-// until returns the part of e before sector s.
 func (e extent) until(s uint64) extent {
 	if s < e.end() {
 		e.n = uint32(s - e.start)
@@ -105,7 +103,6 @@ func (m *extentMap) at(s uint64) (e extent, ok bool) {
 	return extent{}, false
 }
 
-// put lays e over what is there.
 func (m *extentMap) put(e extent) {
 	if i, page, ok := m.exact(e); ok { // overwritten where it lies, as a guest does most
 		m.account(page[i], -1)

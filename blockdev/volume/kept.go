@@ -37,7 +37,6 @@ type extant struct {
 	size   int64
 }
 
-// find returns the size of a segment that is listed.
 func (k kept) find(number uint64) (size int64, listed bool) {
 	i, listed := slices.BinarySearchFunc(k.left, number, func(x extant, number uint64) int { return cmp.Compare(x.number, number) })
 	if listed {
@@ -46,7 +45,6 @@ func (k kept) find(number uint64) (size int64, listed bool) {
 	return size, listed
 }
 
-// has reports whether a segment is part of the journal.
 func (k kept) has(number uint64) bool {
 	_, listed := k.find(number)
 	return number > k.through || listed
@@ -61,7 +59,6 @@ func (k kept) note() note {
 	return note{k.through + 1, segmentHeader, k.seq}
 }
 
-// encode lays it out; see the package comment.
 func (k kept) encode(seed uint32) []byte {
 	b := append(make([]byte, 0, keptSize+extantSize*len(k.left)), keptMagic...)
 	b = binary.LittleEndian.AppendUint64(b, k.through)

@@ -33,7 +33,6 @@ type note struct {
 	seq    uint64
 }
 
-// encode lays a note out; see the package comment.
 func (n note) encode(seed uint32) []byte {
 	b := append(make([]byte, 0, noteSize), noteMagic...)
 	for _, x := range [...]uint64{n.number, uint64(n.length), n.seq} {
@@ -132,7 +131,6 @@ func (k *keeper) write(dir string, n note) error {
 	return nil
 }
 
-// close makes the last note durable.
 func (k *keeper) close() error {
 	if k.file == nil {
 		return nil

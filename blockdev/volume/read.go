@@ -18,7 +18,7 @@ import (
 // parallelReads is how many chunks one read waits for at once.
 const parallelReads = 16
 
-// TryReadAt implements blockdev.Prompt.
+// TryReadAt implements blockdev.Device.
 func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	if !v.mu.TryRLock() {
 		return false
@@ -41,7 +41,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	return true
 }
 
-// TryReadTo implements blockdev.Direct.
+// TryReadTo implements blockdev.Device.
 func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	buf := v.buffers.Get(min(n, pieceMax))
 	defer v.buffers.Put(buf)
@@ -80,7 +80,6 @@ func (v *Volume) locate(off int64, length int) (extent, int) {
 	return e, min(length, int(e.n)*sectorSize)
 }
 
-// trySource reads from the source without waiting.
 func (v *Volume) trySource(p []byte, off int64) bool {
 	for len(p) > 0 {
 		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
@@ -162,7 +161,6 @@ func (v *Volume) readSource(ctx context.Context, misses []miss) error {
 	return group.Wait()
 }
 
-// reader fills p from a file.
 type reader func(f *os.File, p []byte, off int64) error
 
 func patiently(f *os.File, p []byte, off int64) error {
@@ -241,7 +239,7 @@ func (e extent) rotten(f *os.File) error {
 	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
 }
 
-// Extents implements blockdev.Mapper.
+// Extents implements blockdev.Device.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
 	add := func(n int64, state blockdev.State) bool {

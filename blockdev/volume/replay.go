@@ -153,7 +153,6 @@ type badEntry struct {
 	last    bool // nothing good follows in the segment
 }
 
-// pass replays the segments of these numbers.
 func (r *replayer) pass(numbers []uint64) error {
 	r.last, r.next, r.durable, r.bad, r.torn = 0, 1, r.noted.seq, nil, nil
 	for _, number := range numbers {
@@ -209,7 +208,6 @@ func (r *replayer) segment(number uint64) error {
 	return r.entries(s)
 }
 
-// begin checks a segment's header.
 func (r *replayer) begin(s *segment) error {
 	if s.number > r.kept.through {
 		r.next = max(r.next, r.kept.seq+1)

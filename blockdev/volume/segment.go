@@ -48,10 +48,8 @@ func seed(id [16]byte, number uint64) uint32 {
 	return sum(binary.LittleEndian.AppendUint64(id[:], number))
 }
 
-// unitSum is the sum of a unit of data.
 func unitSum(data []byte, u int) uint32 { return sum(data[u*unit : min((u+1)*unit, len(data))]) }
 
-// summed appends its sum to b.
 func summed(seed uint32, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Update(seed, castagnoli(), b))
 }
@@ -82,7 +80,6 @@ func (e entry) units() int {
 // dataOffset is where the data begins, from the start of the entry.
 func (e entry) dataOffset() int64 { return entryHeader + 4*int64(e.units()) }
 
-// size of the whole entry in bytes.
 func (e entry) size() int64 {
 	if e.kind != kindData {
 		return entryHeader
@@ -150,7 +147,6 @@ type segment struct {
 
 func segmentName(number uint64) string { return fmt.Sprintf("%016x.seg", number) }
 
-// encodeSegment returns the header of a segment.
 func encodeSegment(id [16]byte, epoch, number, firstSeq uint64) []byte {
 	b := make([]byte, segmentHeader)
 	copy(b, segmentMagic)

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -67,14 +68,15 @@ type Volume struct {
 	slots    []*segment   // the same where extents find them; nil is free
 	through  uint64       // no segment is numbered so low any more, but for those of chain
 	extents  extentMap
-	seq      uint64 // of the last entry
-	written  uint64 // of the last entry that is not a mark
-	durable  uint64 // known to be synced
-	told     uint64 // what of that the journal itself says
-	newNames bool   // segments were made since the folder was synced
-	failed   error  // a failed write or sync: no more of either
-	noSpace  bool   // the last write found the disk full
-	settled  bool   // what was replayed is durable
+	data     bytes.Reader // of the write that is being made
+	seq      uint64       // of the last entry
+	written  uint64       // of the last entry that is not a mark
+	durable  uint64       // known to be synced
+	told     uint64       // what of that the journal itself says
+	newNames bool         // segments were made since the folder was synced
+	failed   error        // a failed write or sync: no more of either
+	noSpace  bool         // the last write found the disk full
+	settled  bool         // what was replayed is durable
 	closed   bool
 
 	tidying atomic.Bool    // a tidy is due that has not looked yet
@@ -83,13 +85,7 @@ type Volume struct {
 	notes   keeper         // guarded by syncing
 }
 
-var (
-	_ blockdev.Device  = (*Volume)(nil)
-	_ blockdev.Prompt  = (*Volume)(nil)
-	_ blockdev.Direct  = (*Volume)(nil)
-	_ blockdev.Trimmer = (*Volume)(nil)
-	_ blockdev.Mapper  = (*Volume)(nil)
-)
+var _ blockdev.Device = (*Volume)(nil)
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
@@ -145,7 +141,6 @@ func (v *Volume) secure() error {
 	return nil
 }
 
-// forget lets go of the journal.
 func (v *Volume) forget() error {
 	var errs []error
 	for _, s := range v.chain {

@@ -162,11 +162,7 @@ func TestModel(t *testing.T) {
 				p := make([]byte, n)
 				rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
 				fua := rapid.Bool().Draw(r, "fua")
-				prompt := v.TryWriteAt
-				if rapid.Bool().Draw(r, "direct") {
-					prompt = func(p []byte, off int64) bool { return v.TryWriteFrom(bytes.NewReader(p), len(p), off) }
-				}
-				if fua || !prompt(p, off) {
+				if fua || !v.TryWriteFrom(bytes.NewReader(p), len(p), off) {
 					if err := v.WriteAt(t.Context(), p, off, fua); err != nil {
 						r.Fatal(err)
 					}
@@ -234,7 +230,7 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 		want := []blockdev.Extent{{Length: unit, State: blockdev.Data}, {Length: 2 * unit, State: blockdev.Zeros}, {Length: testSize - 3*unit, State: blockdev.Hole}}
 		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 4*unit), 0, false))
 		must(t, v.Zero(t.Context(), unit, 2*unit, true, true))
-		must(t, v.Discard(t.Context(), 3*unit, unit, true))
+		must(t, v.Zero(t.Context(), 3*unit, unit, false, true))
 		for range more { // segments, so that those before are full
 			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, true))
 		}
@@ -473,8 +469,6 @@ func BenchmarkWrite4K(b *testing.B) {
 		}
 	}
 }
-
-var _ blockdev.Device = (*Volume)(nil)
 
 // TestBrokenRequest: a request whose data can't be had, or given, is left to the
 // caller, and nothing of it is written.

@@ -18,7 +18,9 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	v.waiting.Add(1)
 	v.mu.Lock()
 	v.waiting.Add(-1)
-	err := v.write(from(p), len(p), off)
+	v.data.Reset(p)
+	err := v.write(&v.data, len(p), off)
+	v.data.Reset(nil)
 	v.mu.Unlock()
 	if err == nil && fua {
 		err = v.Flush(ctx)
@@ -26,22 +28,9 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return err
 }
 
-// TryWriteAt implements blockdev.Prompt: an append to a file needs no wait but
+// TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
-func (v *Volume) TryWriteAt(p []byte, off int64) bool { return v.tryWrite(from(p), len(p), off) }
-
-// TryWriteFrom implements blockdev.Direct.
-func (v *Volume) TryWriteFrom(r io.ReaderAt, n int, off int64) bool {
-	return v.tryWrite(func(dst []byte, at int) error {
-		got, err := r.ReadAt(dst, int64(at))
-		if got == len(dst) {
-			err = nil
-		}
-		return err
-	}, n, off)
-}
-
-func (v *Volume) tryWrite(data payload, n int, off int64) bool {
+func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	if v.waiting.Load() > 0 || !v.mu.TryLock() { // a write that waits is not overtaken
 		return false
 	}
@@ -49,23 +38,12 @@ func (v *Volume) tryWrite(data payload, n int, off int64) bool {
 	return n <= writeMax && !v.full() && v.write(data, n, off) == nil
 }
 
-// payload fills dst with the data of a write from its byte at on. A write takes each
-// byte from it once.
-type payload func(dst []byte, at int) error
-
-func from(p []byte) payload {
-	return func(dst []byte, at int) error {
-		copy(dst, p[at:])
-		return nil
-	}
-}
-
 // write appends one entry for each writeMax of data. Called with mu.
-func (v *Volume) write(data payload, n int, off int64) error {
+func (v *Volume) write(data io.ReaderAt, n int, off int64) error {
 	for at := 0; at < n; {
 		part := min(n-at, writeMax)
 		e := entry{kind: kindData, start: uint64((off + int64(at)) / sectorSize), sectors: uint32(part / sectorSize)}
-		if err := v.append(e, data, at); err != nil {
+		if err := v.append(e, data, int64(at)); err != nil {
 			return fmt.Errorf("write %d bytes at %d: %w", part, off+int64(at), err)
 		}
 		at += part
@@ -75,7 +53,7 @@ func (v *Volume) write(data payload, n int, off int64) error {
 
 // append writes an entry, whose data begins at byte at of data, to the open segment
 // and lays it over the map. A full disk leaves the journal as it was. Called with mu.
-func (v *Volume) append(e entry, data payload, at int) error {
+func (v *Volume) append(e entry, data io.ReaderAt, at int64) error {
 	switch {
 	case v.closed:
 		return content.ErrClosed
@@ -92,7 +70,8 @@ func (v *Volume) append(e entry, data payload, at int) error {
 	b := v.buffers.Get(int(e.size()))
 	defer v.buffers.Put(b)
 	if e.kind == kindData {
-		if err := data((*b)[e.dataOffset():], at); err != nil {
+		p := (*b)[e.dataOffset():]
+		if n, err := data.ReadAt(p, at); n < len(p) {
 			return err
 		}
 	}
@@ -305,7 +284,6 @@ func (v *Volume) mark() {
 	}
 }
 
-// sync makes segments and their names durable.
 func (v *Volume) sync(due []*segment, newNames bool) error {
 	for _, s := range due {
 		if err := dataSync(s.file); err != nil {
@@ -320,12 +298,7 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 	return nil
 }
 
-// Discard implements blockdev.Trimmer: the range reads as zeros from now on.
-func (v *Volume) Discard(ctx context.Context, off, length int64, fua bool) error {
-	return v.Zero(ctx, off, length, false, fua)
-}
-
-// Zero implements blockdev.Trimmer. The zeros take one entry however long they
+// Zero implements blockdev.Device. The zeros take one entry however long they
 // are.
 func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
 	kind := byte(kindZero)

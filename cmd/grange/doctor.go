@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -255,53 +254,37 @@ func toolsFinding() finding {
 
 // portsFinding says whether the node listens where it should, or could.
 func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) finding {
-	var wrong, fine []string
-	look := func(name, network, address string) {
-		var err error
-		if away != nil {
-			err = couldListen(ctx, network, address)
-		} else if strings.HasPrefix(network, "tcp") {
-			err = answers(ctx, address)
-		}
-		if err != nil {
-			wrong = append(wrong, fmt.Sprintf("%s %s: %v", name, address, err))
-		} else {
-			fine = append(fine, address)
-		}
-	}
-	listen := c.Listen
+	look, listen := couldListen, c.Listen
 	if away == nil {
-		listen = s.Self.Addrs
+		look, listen = answers, s.Self.Addrs
 	}
+	var wrong, fine []string
+	doors := [][3]string{{"--api", "tcp", c.API}, {"--farm-bind", "tcp", c.FarmBind}, {"--farm-bind", "udp", c.FarmBind}, {"--nbd", "tcp", c.NBD}}
 	for _, text := range listen {
-		network, address, err := dialArgs(text)
+		m, err := multiaddr.NewMultiaddr(text)
+		var network, address string
+		if err == nil {
+			network, address, err = manet.DialArgs(m) // whatever is spoken there
+		}
 		if err != nil {
 			wrong = append(wrong, fmt.Sprintf("--listen %s: %v", text, err))
-		} else {
-			look("--listen", network, address)
 		}
+		doors = append(doors, [3]string{"--listen", network, address})
 	}
-	for _, x := range [][3]string{{"--api", "tcp", c.API}, {"--farm-bind", "tcp", c.FarmBind}, {"--farm-bind", "udp", c.FarmBind}, {"--nbd", "tcp", c.NBD}} {
-		if x[2] != "" {
-			look(x[0], x[1], x[2])
+	for _, d := range doors {
+		if d[2] == "" {
+			continue
+		}
+		if err := look(ctx, d[1], d[2]); err != nil {
+			wrong = append(wrong, fmt.Sprintf("%s %s: %v", d[0], d[2], err))
+		} else {
+			fine = append(fine, d[2])
 		}
 	}
 	if len(wrong) > 0 {
 		return finding{"ports", bad, strings.Join(wrong, "; ")}
 	}
 	return finding{"ports", good, strings.Join(fine, ", ")}
-}
-
-// dialArgs is where a multiaddr is dialled, whatever is spoken there.
-func dialArgs(text string) (network, address string, err error) {
-	m, err := multiaddr.NewMultiaddr(text)
-	if err != nil {
-		return "", "", err
-	}
-	m, _ = multiaddr.SplitFunc(m, func(c multiaddr.Component) bool {
-		return !slices.Contains([]int{multiaddr.P_IP4, multiaddr.P_IP6, multiaddr.P_TCP, multiaddr.P_UDP}, c.Protocol().Code)
-	})
-	return manet.DialArgs(m)
 }
 
 // couldListen reports why nobody could listen at an address.
@@ -320,10 +303,13 @@ func couldListen(ctx context.Context, network, address string) error {
 	return closer.Close()
 }
 
-// answers reports why nobody could connect to an address.
-func answers(ctx context.Context, address string) error {
+// answers reports why nobody could connect to an address; of UDP it can't tell.
+func answers(ctx context.Context, network, address string) error {
+	if strings.HasPrefix(network, "udp") {
+		return nil
+	}
 	dialer := net.Dialer{Timeout: statusTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	conn, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return err
 	}
@@ -347,14 +333,14 @@ func clockFinding(ctx context.Context, dir, origin string) finding {
 	if err != nil {
 		return finding{"clock", bad, err.Error()}
 	}
+	var theirs time.Time
 	resp, err := http.DefaultClient.Do(req)
+	if err == nil {
+		resp.Body.Close()
+		theirs, err = http.ParseTime(resp.Header.Get("Date"))
+	}
 	if err != nil {
 		return finding{"clock", note, "the store does not say what time it is: " + err.Error()}
-	}
-	resp.Body.Close()
-	theirs, err := http.ParseTime(resp.Header.Get("Date"))
-	if err != nil {
-		return finding{"clock", note, "the store does not say what time it is"}
 	}
 	if off := time.Until(theirs).Round(time.Second); off.Abs() > clockSkewMax {
 		return finding{"clock", bad, fmt.Sprintf("it is %s here and %s at the store, %s apart; set the clock", time.Now().UTC().Format(time.DateTime), theirs.UTC().Format(time.DateTime), off.Abs())}
@@ -373,16 +359,16 @@ func storeFindings(ctx context.Context, origin string) []finding {
 		defer cancel()
 		_, _, err = bucket.ReadAll(ctx, b, catalog.MeshKey, 1<<20)
 	}
-	kept := finding{"credentials", good, "the store takes them"}
+	store := finding{"store", good, "holds a mesh"}
 	switch {
 	case errors.Is(err, content.ErrForbidden):
 		return []finding{{"credentials", bad, err.Error()}}
-	case err == nil:
-		return []finding{kept, {"store", good, "holds a mesh"}}
 	case errors.Is(err, content.ErrNotFound):
-		return []finding{kept, {"store", good, "answers, and holds no mesh yet"}}
+		store.Text = "answers, and holds no mesh yet"
+	case err != nil:
+		return []finding{{"store", bad, err.Error()}}
 	}
-	return []finding{{"store", bad, err.Error()}}
+	return []finding{{"credentials", good, "the store takes them"}, store}
 }
 
 // farmFinding is of what is set; a node that answers says more itself.

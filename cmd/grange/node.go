@@ -257,8 +257,8 @@ func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, *bu
 		return nil, nil, err
 	}
 	counted := bucket.WithMetrics(b)
-	b = bucket.Beside(bucket.Breaker(counted, bucket.BreakerConfig{}))
-	return bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: o.rate, RequestsPerSecond: o.requests}), counted, nil
+	b = bucket.Beside(bucket.Breaker(counted))
+	return bucket.Limit(b, o.rate, o.requests), counted, nil
 }
 
 func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {

@@ -37,8 +37,7 @@
 //
 // # Index file
 //
-// In the byte order of the machine, as it never leaves it, but for the header,
-// which is little-endian:
+// In the byte order of the machine, as it never leaves it:
 //
 //	0     8   magic "GRCIDX\x00\x02"
 //	8     4   entries E, a multiple of 16

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTable maps an index file.
 func openTable(path string) (*table, error) {
 	raw, unmap, err := mapFile(path, true)
 	if err != nil {

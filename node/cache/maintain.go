@@ -20,7 +20,6 @@ const (
 	scrubRateDefault = 2 << 20
 )
 
-// maintain runs until ctx ends.
 func (c *Cache) maintain(ctx context.Context) {
 	tick, forget := time.NewTicker(tickInterval), time.NewTicker(forgetInterval)
 	defer tick.Stop()

@@ -57,7 +57,6 @@ func (f names) write(at place, n name) error {
 	return err
 }
 
-// read returns the record of a slot.
 func (f names) read(at place) (name, bool) {
 	var b [nameSize]byte
 	if _, err := f.file.ReadAt(b[:], nameOffset(at)); err != nil {

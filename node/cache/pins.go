@@ -167,7 +167,6 @@ func (c *Cache) pinnedBy(id content.CID) bool {
 	return false
 }
 
-// openPin maps a list.
 func openPin(path string) (pin, error) {
 	b, unmap, err := mapFile(path, false)
 	if err != nil {

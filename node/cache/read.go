@@ -22,7 +22,6 @@ type sight struct {
 	turn  uint32
 }
 
-// look finds an object.
 func (c *Cache) look(k key) (s sight, ok bool) {
 	s.turn = c.turn(k.tag).Load()
 	s.table = c.table.Load()

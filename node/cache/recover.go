@@ -23,7 +23,7 @@ func (c *Cache) load() error {
 		why = t.distrust(boot)
 	}
 	if err == nil && why == "" {
-		c.secret = t.secret()
+		c.secret = headerOf(t.raw).secret
 		c.table.Store(t)
 		if err := c.adopt(t); err != nil {
 			return err
@@ -97,7 +97,6 @@ func (c *Cache) recollect(why string) error {
 	return c.settle(t)
 }
 
-// recall enters an object by its name.
 func (c *Cache) recall(t *table, at place, n name) {
 	k, cl := c.secret.key(n.id), classOf(n.length)
 	i, vacant := t.vacancy(k)
@@ -142,7 +141,6 @@ func (c *Cache) settle(t *table) error {
 	return nil
 }
 
-// objects is how many there are. Called with mu.
 func (c *Cache) objects() (n int) {
 	for cl := range class(classes) {
 		n += c.evictable(cl) + c.census[cl][pinned]

@@ -152,7 +152,6 @@ func (s *slabs) give(at place) (empty bool) {
 	return b.taken == 0
 }
 
-// drop makes an empty slab unused.
 func (s *slabs) drop(number int) {
 	s.live--
 	s.count[s.all[number].class]--
@@ -160,7 +159,6 @@ func (s *slabs) drop(number int) {
 	s.idle = append(s.idle, number)
 }
 
-// offset of a slot in its file.
 func offset(at place, c class) (file int, off int64) {
 	return at.slab() / slabsPerFile, int64(at.slab()%slabsPerFile)*slabSize + int64(at.slot())*int64(c.size())
 }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"math/bits"
@@ -105,7 +104,6 @@ func (s secret) key(id content.CID) key {
 	return key{max(h>>tagShift, 1), [2]uint32{uint32(g), uint32(g >> 32)}}
 }
 
-// word begins an entry.
 func (k key) word() word { return word(k.tag << tagShift) }
 
 // shape is the size of a table: of how many slabs it knows the class, a multiple
@@ -119,7 +117,7 @@ func newTable(raw []byte) (*table, error) {
 	if len(raw) < headerSize || string(raw[:8]) != indexMagic {
 		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
 	}
-	slabs, n := binary.LittleEndian.Uint32(raw[12:]), binary.LittleEndian.Uint32(raw[8:])
+	slabs, n := headerOf(raw).slabs, headerOf(raw).entries
 	if n == 0 || n%bucketSize != 0 || slabs%2 != 0 || slabs > slabsMax || (shape{int(slabs), int(n)}).bytes() != len(raw) {
 		return nil, fmt.Errorf("index: %w: %d entries and %d slabs in %d bytes", content.ErrCorrupt, n, slabs, len(raw))
 	}
@@ -133,29 +131,32 @@ func view[T any](b []byte, n int) []T {
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
 }
 
-// fillHeader makes zeroed bytes an empty table.
-func fillHeader(raw []byte, size shape, s secret) {
-	copy(raw, indexMagic)
-	binary.LittleEndian.PutUint32(raw[8:], uint32(size.entries))
-	binary.LittleEndian.PutUint32(raw[12:], uint32(size.slabs))
-	binary.LittleEndian.PutUint64(raw[16:], s[0])
-	binary.LittleEndian.PutUint64(raw[24:], s[1])
+// header begins an index file; see the package comment.
+type header struct {
+	magic          [8]byte
+	entries, slabs uint32
+	secret         secret
+	boot           [16]byte
+	shut, sum      uint32
 }
 
-func (t *table) secret() secret {
-	return secret{binary.LittleEndian.Uint64(t.raw[16:]), binary.LittleEndian.Uint64(t.raw[24:])}
+func headerOf(raw []byte) *header { return &view[header](raw, 1)[0] }
+
+func fillHeader(raw []byte, size shape, s secret) {
+	*headerOf(raw) = header{magic: [8]byte([]byte(indexMagic)), entries: uint32(size.entries), slabs: uint32(size.slabs), secret: s}
 }
 
 // opened notes in the header that a process of this boot changes the table.
 func (t *table) opened(boot [16]byte) {
-	copy(t.raw[32:], boot[:])
-	binary.LittleEndian.PutUint32(t.raw[48:], 0)
+	h := headerOf(t.raw)
+	h.boot, h.shut = boot, 0
 }
 
 // shut notes that nobody changes it any more, and what it was then.
 func (t *table) shut() {
-	binary.LittleEndian.PutUint32(t.raw[52:], crc32.Checksum(t.raw[headerSize:], castagnoli))
-	binary.LittleEndian.PutUint32(t.raw[48:], 1)
+	h := headerOf(t.raw)
+	h.sum = crc32.Checksum(t.raw[headerSize:], castagnoli)
+	h.shut = 1
 	runtime.KeepAlive(t)
 }
 
@@ -163,11 +164,12 @@ func (t *table) shut() {
 // as it was then. One that was not is as the kernel kept it, if that is the same
 // kernel still; after a loss of power it may be anything.
 func (t *table) distrust(boot [16]byte) string {
-	shut := binary.LittleEndian.Uint32(t.raw[48:]) == 1
+	h := headerOf(t.raw)
+	shut := h.shut == 1
 	switch {
-	case shut && binary.LittleEndian.Uint32(t.raw[52:]) != crc32.Checksum(t.raw[headerSize:], castagnoli):
+	case shut && h.sum != crc32.Checksum(t.raw[headerSize:], castagnoli):
 		return "its checksum is wrong"
-	case !shut && (boot == [16]byte{} || [16]byte(t.raw[32:48]) != boot):
+	case !shut && (boot == [16]byte{} || h.boot != boot):
 		return "the machine went down while it was in use"
 	}
 	return ""
@@ -239,7 +241,6 @@ func (t *table) starts(k key) [2]int {
 	return [2]int{int(a) * bucketSize, int(b) * bucketSize}
 }
 
-// find returns the entry of a key.
 func (t *table) find(k key) (i int, w word, ok bool) {
 	for _, start := range t.starts(k) {
 		bucket := t.words[start : start+bucketSize]

@@ -1,12 +1,12 @@
 package bucket
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -39,16 +39,17 @@ type beside struct{ Bucket }
 
 func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	first, cancel := context.WithCancelCause(ctx)
-	c := b.chase(ctx, key, r, cancel)
-	c.timer.Reset(quietMax)
+	v := b.rival(ctx, key, func() Range { return r }, cancel)
+	v.timer.Reset(quietMax)
 	o, err := b.Bucket.Get(first, key, r)
-	now := c.end()
-	switch {
-	case now != nil && err == nil: // overtaken all the same
-		o.Body.Close()
-	case now == nil && err == nil:
-		now = &request{o, cancel}
-	case now == nil:
+	now := &request{o, cancel, r.Offset}
+	if won := v.end(); won != nil { // overtaken, if only just
+		if err == nil {
+			now.drop()
+		}
+		now, err = won, nil
+	}
+	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
@@ -57,13 +58,16 @@ func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	if err != nil { // of a size that is not known there is no rest to ask for
 		off, length = 0, 0
 	}
-	return &Object{info, &chased{b: b, ctx: ctx, info: info, now: now, at: off, off: off, end: off + length}}, nil
+	c := &chased{b: b, ctx: ctx, info: info, now: now, at: off, end: off + length}
+	c.off.Store(off)
+	return &Object{info, c}, nil
 }
 
 // request is one that was answered.
 type request struct {
 	object *Object
 	cancel context.CancelCauseFunc
+	from   int64 // the offset that was asked for
 }
 
 func (r *request) drop() error {
@@ -72,68 +76,66 @@ func (r *request) drop() error {
 	return err
 }
 
-// chase asks for a range beside, from when its timer says until one was answered, or
-// its end.
-type chase struct {
-	b      beside
-	parent context.Context // of the reader
-	ctx    context.Context
-	cancel context.CancelFunc
-	timer  *time.Timer
-	key    string
-	at     Range
-	passed context.CancelCauseFunc // of the request that is overtaken
-
-	mu    sync.Mutex // guards what follows
-	ended bool
-	won   *request
+// rival asks beside, from when its timer says until one request was answered, or its end.
+type rival struct {
+	timer *time.Timer
+	stop  context.CancelFunc
+	won   atomic.Pointer[request] // &ended once there is to be none
+	ended request
 }
 
-// chase makes one whose timer is yet to be set.
-func (b beside) chase(ctx context.Context, key string, at Range, passed context.CancelCauseFunc) *chase {
-	c := &chase{b: b, parent: ctx, key: key, at: at, passed: passed}
-	c.ctx, c.cancel = context.WithCancel(ctx)
-	c.timer = time.AfterFunc(time.Hour, c.run)
-	c.timer.Stop()
-	return c
-}
-
-func (c *chase) run() {
-	for {
-		r, err := c.ask()
-		if err == nil {
-			c.win(r)
-			return
+// rival makes one whose timer is yet to be set, for the reader of ctx, who has come to a
+// place. Passed gives up the request that is overtaken.
+func (b beside) rival(ctx context.Context, key string, place func() Range, passed context.CancelCauseFunc) *rival {
+	asking, stop := context.WithCancel(ctx)
+	v := &rival{stop: stop}
+	v.timer = time.AfterFunc(time.Hour, func() {
+		r := b.answered(ctx, asking, key, place())
+		switch {
+		case r == nil:
+		case v.won.CompareAndSwap(nil, r):
+			passed(errQuiet)
+		default:
+			r.drop()
 		}
-		if !errors.Is(err, content.ErrUnavailable) {
-			return // an answer, which the first request will have too
+	})
+	v.timer.Stop()
+	return v
+}
+
+// answered asks again and again until asking ends, or there is an answer: nil if it is one
+// that the first request will have too.
+func (b beside) answered(ctx, asking context.Context, key string, at Range) *request {
+	for {
+		r, err := b.ask(ctx, asking, key, at)
+		if err == nil || !errors.Is(err, content.ErrUnavailable) {
+			return r
 		}
 		select {
 		case <-time.After(rivalPause):
-		case <-c.ctx.Done():
-			return
+		case <-asking.Done():
+			return nil
 		}
 	}
 }
 
-// ask sends a request and waits for its first byte.
-func (c *chase) ask() (*request, error) {
-	ctx, cancel := context.WithCancelCause(c.parent) // it outlives the chase, if it wins
-	stop := context.AfterFunc(c.ctx, func() { cancel(context.Canceled) })
-	defer stop()
+// ask sends a request and waits for its first byte. It outlives the asking, if it wins.
+func (b beside) ask(ctx, asking context.Context, key string, at Range) (*request, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer context.AfterFunc(asking, func() { cancel(context.Canceled) })()
 	late := time.AfterFunc(rivalMax, func() { cancel(errQuiet) })
-	o, err := c.b.Bucket.Get(ctx, c.key, c.at)
+	o, err := b.Bucket.Get(ctx, key, at)
 	if err == nil {
-		var first [1]byte
-		n, rerr := io.ReadFull(o.Body, first[:])
-		o.Body = &struct {
-			io.Reader
-			io.Closer
-		}{io.MultiReader(bytes.NewReader(first[:n]), o.Body), o.Body}
-		if late.Stop() && (rerr == nil || rerr == io.EOF) {
-			return &request{o, cancel}, nil
+		body := bufio.NewReaderSize(o.Body, 16) // the least: it passes on what is read in larger pieces
+		_, err = body.Peek(1)
+		if late.Stop() && (err == nil || err == io.EOF) {
+			o.Body = struct {
+				io.Reader
+				io.Closer
+			}{body, o.Body}
+			return &request{o, cancel, at.Offset}, nil
 		}
-		err = errors.Join(rerr, o.Body.Close())
+		err = errors.Join(err, o.Body.Close())
 	}
 	late.Stop()
 	if errors.Is(context.Cause(ctx), errQuiet) {
@@ -143,35 +145,14 @@ func (c *chase) ask() (*request, error) {
 	return nil, err
 }
 
-// win hands the request over, and gives up the one that it overtook.
-func (c *chase) win(r *request) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended {
-		r.drop()
-		return
+// end ends the rival and returns the request that has won.
+func (v *rival) end() *request {
+	v.timer.Stop()
+	v.stop()
+	if r := v.won.Swap(&v.ended); r != &v.ended {
+		return r
 	}
-	c.won = r
-	c.passed(errQuiet)
-}
-
-// take returns the request that has won, if one has: once.
-func (c *chase) take() *request {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.won
-	c.won = nil
-	return r
-}
-
-// end ends the chase and returns what it has won.
-func (c *chase) end() *request {
-	c.timer.Stop()
-	c.cancel()
-	c.mu.Lock()
-	c.ended = true
-	c.mu.Unlock()
-	return c.take()
+	return nil
 }
 
 // chased is a body that is asked for beside while it brings too little.
@@ -180,30 +161,29 @@ type chased struct {
 	ctx  context.Context // of the Get that opened the body, which bounds its reads too
 	info Info
 	now  *request
-	at   int64 // where its body stands, behind off while it repeats what the reader has
-	off  int64 // how far the reader has come,
-	end  int64 // and how far it goes
+	at   int64        // where its body stands, behind off while it repeats what the reader has
+	off  atomic.Int64 // how far the reader has come,
+	end  int64        // and how far it goes
 
-	rival *chase        // nil until a read begins to wait
-	quiet time.Duration // that reads have waited since enough came; quietMax once it runs
+	rival *rival        // nil until a read begins to wait
+	quiet time.Duration // that reads have waited since enough came; quietMax once the rival asks
 	came  int64         // since then
 }
 
 func (b *chased) Read(p []byte) (int, error) {
-	for len(p) > 0 && b.off < b.end {
+	for off := b.off.Load(); len(p) > 0 && off < b.end; off = b.off.Load() {
+		repeated := b.at < off
 		q := p
-		if b.at < b.off {
-			q = p[:min(int64(len(p)), b.off-b.at)]
+		if repeated {
+			q = p[:min(int64(len(p)), off-b.at)]
 		}
 		n, err := b.wait(q)
-		repeated := b.at < b.off
-		b.at += int64(n)
-		if repeated {
+		if b.at += int64(n); repeated {
 			n = 0
 		}
-		b.off += int64(n)
-		if won := b.rival.take(); won != nil {
-			err = b.change(won)
+		b.off.Add(int64(n))
+		if b.rival.won.Load() != nil {
+			err = b.change()
 		}
 		if n > 0 || err != nil {
 			return n, err
@@ -219,7 +199,7 @@ func (b *chased) wait(p []byte) (int, error) {
 		b.rest()
 	}
 	if b.rival == nil {
-		b.rival = b.b.chase(b.ctx, b.info.Key, Range{b.off, b.end - b.off}, b.now.cancel)
+		b.rival = b.b.rival(b.ctx, b.info.Key, func() Range { return Range{b.off.Load(), b.end - b.off.Load()} }, b.now.cancel)
 	}
 	if b.quiet < quietMax {
 		b.rival.timer.Reset(quietMax - b.quiet)
@@ -234,11 +214,9 @@ func (b *chased) wait(p []byte) (int, error) {
 	return n, err
 }
 
-// rest ends the rival, and begins to count anew.
+// rest begins to count anew. A rival that has not begun serves for the next wait.
 func (b *chased) rest() {
-	if b.rival != nil && b.quiet < quietMax { // it has not begun, and serves for the next wait
-		b.rival.at = Range{b.off, b.end - b.off}
-	} else if b.rival != nil {
+	if b.rival != nil && b.quiet >= quietMax {
 		if won := b.rival.end(); won != nil {
 			won.drop()
 		}
@@ -248,12 +226,10 @@ func (b *chased) rest() {
 }
 
 // change goes over to the request that has won: the one before has been given up.
-func (b *chased) change(won *request) error {
-	from := b.rival.at.Offset
-	b.quiet = quietMax
-	b.rest()
+func (b *chased) change() error {
+	won := b.rival.end()
 	b.now.drop()
-	b.now, b.at = won, from
+	b.rival, b.now, b.at, b.quiet, b.came = nil, won, won.from, 0, 0
 	if o := won.object; o.ETag != b.info.ETag || o.Size != b.info.Size {
 		return fmt.Errorf("read %s: %w", b.info.Key, errReplaced)
 	}

@@ -150,7 +150,7 @@ func TestPatienceIsTheSameForEachKind(t *testing.T) {
 				}
 				return mem.Fault{}
 			}})
-			b := bucket.Retry(bucket.Beside(bucket.Breaker(store, bucket.BreakerConfig{})), bucket.RetryConfig{})
+			b := bucket.Retry(bucket.Beside(bucket.Breaker(store)), bucket.RetryConfig{})
 			for what, call := range map[string]func() error{
 				"put": func() error {
 					_, err := b.Put(t.Context(), "records/a", bucket.Bytes(nil), bucket.Condition{})

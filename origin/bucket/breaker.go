@@ -11,18 +11,16 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// BreakerConfig says when a store is left alone. The zero value is the default.
-type BreakerConfig struct {
-	// Failures in a row after which the store is hardly asked; 0 means 8.
-	Failures int
-	// Pause between two requests that are let through from then on, to see whether it
-	// is back; 0 means half a second, as somebody may be waiting for it.
-	Pause time.Duration
-}
+const (
+	// failuresMax in a row are a store's that does not answer.
+	failuresMax = 8
+	// probePause lies between two requests that are let through from then on, to see whether
+	// it is back: somebody may be waiting for it.
+	probePause = 500 * time.Millisecond
+)
 
 type breaker struct {
 	inner Bucket
-	cfg   BreakerConfig
 
 	mu     sync.Mutex // guards what follows
 	failed int        // in a row
@@ -32,15 +30,7 @@ type breaker struct {
 // Breaker bounds the load on a store that does not answer: but for one request a
 // pause it is not asked, and the caller told ErrOpen at once. How long anybody waits
 // for the store is not its affair.
-func Breaker(b Bucket, cfg BreakerConfig) Bucket {
-	if cfg.Failures <= 0 {
-		cfg.Failures = 8
-	}
-	if cfg.Pause <= 0 {
-		cfg.Pause = 500 * time.Millisecond
-	}
-	return &breaker{inner: b, cfg: cfg}
-}
+func Breaker(b Bucket) Bucket { return &breaker{inner: b} }
 
 // allow reports whether a request is to be sent. One that was and hangs holds up
 // nobody: the next is let through after the next pause.
@@ -48,13 +38,13 @@ func (b *breaker) allow() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	if b.failed < b.cfg.Failures {
+	if b.failed < failuresMax {
 		return true
 	}
 	if now.Before(b.next) {
 		return false
 	}
-	b.next = now.Add(b.cfg.Pause)
+	b.next = now.Add(probePause)
 	return true
 }
 
@@ -71,8 +61,8 @@ func (b *breaker) learn(ctx context.Context, err error) {
 		b.failed = 0
 		return
 	}
-	if b.failed++; b.failed == b.cfg.Failures {
-		b.next = time.Now().Add(b.cfg.Pause)
+	if b.failed++; b.failed == failuresMax {
+		b.next = time.Now().Add(probePause)
 	}
 }
 

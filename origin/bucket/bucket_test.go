@@ -16,7 +16,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -37,7 +36,7 @@ func (l lenient) Errorf(format string, args ...any) {
 func TestTheStackKeepsTheContract(t *testing.T) {
 	for _, applied := range []bool{false, true} {
 		t.Run(fmt.Sprintf("applied %t", applied), func(t *testing.T) {
-			buckettest.Run(t, func(t *testing.T) bucket.Bucket {
+			contract(t, func(t *testing.T) bucket.Bucket {
 				var n atomic.Int64
 				store := mem.New(lenient{t}, mem.Config{Fault: func(c mem.Call) mem.Fault {
 					switch {
@@ -49,8 +48,8 @@ func TestTheStackKeepsTheContract(t *testing.T) {
 					contended := strings.HasPrefix(c.Key, "records/") // where applied twice would show
 					return mem.Fault{Err: bucket.ErrUnknown, Applied: applied && !contended}
 				}})
-				b := bucket.Breaker(store, bucket.BreakerConfig{Failures: 1000})
-				b = bucket.Limit(b, bucket.LimitConfig{BytesPerSecond: 1 << 40, RequestsPerSecond: 1e9})
+				b := bucket.Breaker(store)
+				b = bucket.Limit(b, 1<<40, 1e9)
 				b = bucket.Retry(b, bucket.RetryConfig{Tries: 50, Wait: time.Microsecond})
 				return bucket.WithMetrics(bucket.Mirrors(b))
 			})
@@ -62,13 +61,6 @@ func put(t *testing.T, b bucket.Bucket, key, data string) {
 	t.Helper()
 	if _, err := b.Put(t.Context(), key, bucket.Bytes([]byte(data)), bucket.Condition{}); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func wantErr(t *testing.T, err, want error) {
-	t.Helper()
-	if !errors.Is(err, want) {
-		t.Fatalf("error %v, want %v", err, want)
 	}
 }
 
@@ -162,7 +154,7 @@ func TestABreakerLeavesAFailingStoreAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fault error
 		store := mem.New(t, mem.Config{Fault: func(mem.Call) mem.Fault { return mem.Fault{Err: fault} }})
-		b := bucket.Breaker(store, bucket.BreakerConfig{Failures: 3, Pause: time.Minute})
+		b := bucket.Breaker(store)
 		get := func() error {
 			_, _, err := bucket.ReadAll(t.Context(), b, "a", 10)
 			return err
@@ -182,21 +174,22 @@ func TestABreakerLeavesAFailingStoreAlone(t *testing.T) {
 			wantErr(t, err, context.Canceled)
 		}
 		fault = content.ErrUnavailable
-		for _, call := range []func() error{get, list, func() error { return b.Delete(t.Context(), "a") }} {
-			if err := call(); !errors.Is(err, content.ErrUnavailable) || errors.Is(err, bucket.ErrOpen) {
+		calls := []func() error{get, list, func() error { return b.Delete(t.Context(), "a") }}
+		for i := range 8 {
+			if err := calls[i%len(calls)](); !errors.Is(err, content.ErrUnavailable) || errors.Is(err, bucket.ErrOpen) {
 				t.Fatal(err)
 			}
 		}
 		asked := store.Count(mem.Get) + store.Count(mem.List)
 		wantErr(t, get(), bucket.ErrOpen)
 		wantErr(t, list(), bucket.ErrOpen)
-		_, err := bucket.Retry(b, bucket.RetryConfig{}).Get(t.Context(), "a", bucket.Range{})
+		_, err := bucket.Retry(b, bucket.RetryConfig{Tries: 5, Wait: 10 * time.Millisecond}).Get(t.Context(), "a", bucket.Range{})
 		wantErr(t, err, bucket.ErrOpen)
 		if now := store.Count(mem.Get) + store.Count(mem.List); now != asked {
 			t.Fatalf("the store was asked %d times more", now-asked)
 		}
 		fault = nil
-		<-time.After(time.Minute + time.Second)
+		<-time.After(time.Second)
 		for range 3 {
 			if err := get(); err != nil {
 				t.Fatal(err)
@@ -218,13 +211,13 @@ func TestLimits(t *testing.T) {
 			}
 			return time.Since(start)
 		}
-		if took := read(bucket.Limit(store, bucket.LimitConfig{}), 5); took != 0 {
+		if took := read(bucket.Limit(store, 0, 0), 5); took != 0 {
 			t.Errorf("no limit took %s", took)
 		}
-		if took := read(bucket.Limit(store, bucket.LimitConfig{BytesPerSecond: 4 << 20}), 3); took < 4900*time.Millisecond || took > 5100*time.Millisecond {
+		if took := read(bucket.Limit(store, 4<<20, 0), 3); took < 4900*time.Millisecond || took > 5100*time.Millisecond {
 			t.Errorf("24 MiB at 4 MiB/s, 4 of them at once, took %s", took)
 		}
-		b := bucket.Limit(store, bucket.LimitConfig{RequestsPerSecond: 2})
+		b := bucket.Limit(store, 0, 2)
 		if took := read(b, 6); took != 2*time.Second {
 			t.Errorf("6 requests at 2 a second, 2 of them at once, took %s", took)
 		}

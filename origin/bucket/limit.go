@@ -10,14 +10,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// LimitConfig is the budget of a bucket; 0 is no limit.
-type LimitConfig struct {
-	// BytesPerSecond of what is read.
-	BytesPerSecond int64
-	// RequestsPerSecond of all kinds.
-	RequestsPerSecond float64
-}
-
 type limited struct {
 	inner    Bucket
 	requests *rate.Limiter
@@ -27,18 +19,17 @@ type limited struct {
 // burstBytes lets a run and its neighbours through at once.
 const burstBytes = 4 << 20
 
-// Limit keeps b within a budget. Reads wait until there is room. Writes do not,
-// as a guest may be waiting for its flush: they count, so that reads wait for
-// them.
-func Limit(b Bucket, cfg LimitConfig) Bucket {
-	l := limited{inner: b, requests: rate.NewLimiter(rate.Inf, 0), bytes: rate.NewLimiter(rate.Inf, 0)}
-	if cfg.RequestsPerSecond > 0 {
-		l.requests = rate.NewLimiter(rate.Limit(cfg.RequestsPerSecond), int(max(cfg.RequestsPerSecond, 1)))
+// Limit keeps b within a budget, of bytes that are read and of requests of all kinds a
+// second; 0 is no limit. Reads wait until there is room. Writes do not, as a guest may be
+// waiting for its flush: they count, so that reads wait for them.
+func Limit(b Bucket, bytes int64, requests float64) Bucket {
+	limiter := func(n float64, burst int) *rate.Limiter {
+		if n <= 0 {
+			return rate.NewLimiter(rate.Inf, 0)
+		}
+		return rate.NewLimiter(rate.Limit(n), burst)
 	}
-	if cfg.BytesPerSecond > 0 {
-		l.bytes = rate.NewLimiter(rate.Limit(cfg.BytesPerSecond), burstBytes)
-	}
-	return l
+	return limited{b, limiter(requests, int(max(requests, 1))), limiter(float64(bytes), burstBytes)}
 }
 
 func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) {
@@ -61,10 +52,8 @@ type limitedBody struct {
 
 func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), burstBytes)])
-	if n > 0 && b.bytes.Limit() != rate.Inf {
-		if werr := b.bytes.WaitN(b.ctx, n); werr != nil {
-			return n, werr
-		}
+	if werr := b.bytes.WaitN(b.ctx, n); werr != nil {
+		return n, werr
 	}
 	return n, err
 }

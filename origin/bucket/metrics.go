@@ -64,23 +64,19 @@ func (m *Metrics) asked(op string, n int, start time.Time, err error) {
 
 // outcome is a small set of labels, never the text of an error.
 func outcome(err error) string {
-	switch {
-	case err == nil:
+	if err == nil {
 		return "ok"
-	case errors.Is(err, content.ErrNotFound):
-		return "not_found"
-	case errors.Is(err, ErrPrecondition):
-		return "precondition"
-	case errors.Is(err, ErrUnknown):
-		return "unknown"
-	case errors.Is(err, ErrOpen):
-		return "not_asked"
-	case errors.Is(err, context.Canceled):
-		return "canceled"
-	case errors.Is(err, content.ErrForbidden):
-		return "forbidden"
-	case errors.Is(err, content.ErrUnavailable):
-		return "unavailable"
+	}
+	for _, o := range []struct {
+		err   error
+		label string
+	}{
+		{content.ErrNotFound, "not_found"}, {ErrPrecondition, "precondition"}, {ErrUnknown, "unknown"}, {ErrOpen, "not_asked"},
+		{context.Canceled, "canceled"}, {content.ErrForbidden, "forbidden"}, {content.ErrUnavailable, "unavailable"},
+	} {
+		if errors.Is(err, o.err) {
+			return o.label
+		}
 	}
 	return "error"
 }

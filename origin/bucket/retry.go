@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,16 +28,6 @@ type RetryConfig struct {
 	WithinMax time.Duration
 }
 
-func (c RetryConfig) withDefaults() RetryConfig {
-	if c.Wait <= 0 {
-		c.Wait = 100 * time.Millisecond
-	}
-	if c.WithinMax <= 0 {
-		c.WithinMax = 30 * time.Second
-	}
-	return c
-}
-
 // retryWaitMax bounds the pause between two tries: a store that is well again is
 // found so soon. What it is asked by everybody meanwhile, a Breaker bounds.
 const retryWaitMax = time.Second
@@ -53,7 +44,8 @@ type retrying struct {
 // over what another writer has written meanwhile: they are for keys that have one
 // writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
-	return &retrying{b, cfg.withDefaults()}
+	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, 30*time.Second)
+	return &retrying{b, cfg}
 }
 
 // again sends a request until it succeeds or fails with an error that is not

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -74,7 +75,7 @@ func TestALostReplyToEachWriteUnderLoad(t *testing.T) {
 				return mem.Fault{}
 			}}))
 			const holders = 8
-			writes := 10 * buckettest.Rounds(20)
+			writes := 10 * soak.Rounds(20)
 			var wg sync.WaitGroup
 			for h := range holders {
 				c := m.open(t)
@@ -130,7 +131,7 @@ func TestVersionsOnlyRise(t *testing.T) {
 		c := m.open(t)
 		wg.Go(func() {
 			last := uint64(0)
-			for i := range 20 * buckettest.Rounds(20) {
+			for i := range 20 * soak.Rounds(20) {
 				r, err := c.Get(t.Context(), content.KindVolume, "v")
 				if err != nil && !errors.Is(err, content.ErrNotFound) {
 					t.Error(err)
@@ -337,7 +338,7 @@ func TestWhatMayNotBeCommitted(t *testing.T) {
 // TestClaimsWithLostReplies lets two meshes claim one bucket: one gets it, and is
 // told so.
 func TestClaimsWithLostReplies(t *testing.T) {
-	for range buckettest.Rounds(50) {
+	for range soak.Rounds(50) {
 		store := mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
 			if c.Op == mem.Put {
 				return mem.Fault{Err: bucket.ErrUnknown, Applied: rand.IntN(2) == 0}
@@ -393,7 +394,7 @@ func TestOnARealStore(t *testing.T) {
 	if err := ClaimMesh(t.Context(), m.store, m.verifier.Mesh()); err != nil {
 		t.Fatal(err)
 	}
-	for round := range buckettest.Rounds(20) {
+	for round := range soak.Rounds(20) {
 		won := make(chan *Record, 8)
 		for i := range cap(won) {
 			c := m.open(t)
@@ -430,7 +431,7 @@ func TestOnARealStore(t *testing.T) {
 			t.Errorf("%+v, %v", r, err)
 		}
 	}
-	if n != buckettest.Rounds(20) {
+	if n != soak.Rounds(20) {
 		t.Errorf("%d names are listed", n)
 	}
 }

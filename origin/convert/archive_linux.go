@@ -54,13 +54,6 @@ func (a archive) each(ctx context.Context, do func(*entry) error) error {
 		}
 		if e.is(unix.S_IFREG) && e.same == "" {
 			e.data = func(yield func([]byte, int64) error) error { return streamed(ctx, r, buf, yield) }
-			e.held = func() (held int64, err error) {
-				err = streamed(ctx, r, buf, func(p []byte, _ int64) error {
-					held += int64(len(p))
-					return nil
-				})
-				return held, err
-			}
 		}
 		if err := t.give(e); err != nil {
 			return err

@@ -24,13 +24,13 @@ type debugfs struct {
 	out  *bufio.Reader
 	dir  string   // the folder that is worked in
 	part *os.File // what goes into a file, or an attribute
-	lost *losses
+	lost losses
 	// made is the inode of each path, as debugfs writes it, and links how many names it has.
 	made  map[string]string
 	links map[string]int
 }
 
-func startDebugfs(ctx context.Context, image, temp string, lost *losses) (*debugfs, error) {
+func startDebugfs(ctx context.Context, image, temp string, lost losses) (*debugfs, error) {
 	cmd := tool(ctx, "debugfs", "-w", "-f", "-", image)
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -119,19 +119,11 @@ func Open(ctx context.Context, o Options) (Disk, error) {
 // file opens a source that is a file or a device, and inflates it first.
 func (o Options) file(ctx context.Context) (Disk, error) {
 	s, err := openSource(o.Path)
+	if err == nil && o.Format != Raw {
+		s, err = o.inflated(ctx, s)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if o.Format != Raw {
-		first, err := head(s)
-		if err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
-		if with, is := compression(first); is {
-			if s, err = o.inflated(ctx, s, with); err != nil {
-				return nil, err
-			}
-		}
 	}
 	d, err := o.disk(ctx, s)
 	if err != nil {

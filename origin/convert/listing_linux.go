@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
+	"github.com/pkg/xattr"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,8 +32,23 @@ type entry struct {
 	// data calls yield with what is in a regular file, in rising order; what it does
 	// not name is zeros. It is called at most once, before the next entry is given.
 	data func(yield func(p []byte, off int64) error) error
-	// held is how many bytes data would give, or a little more; called instead of it.
+	// held is how many bytes data would give, or a little more, where that can be told
+	// without reading; called instead of it.
 	held func() (int64, error)
+}
+
+// bytes is how many a regular file holds, or a little more; 0 of others.
+func (e *entry) bytes() (n int64, err error) {
+	switch {
+	case e.held != nil:
+		return e.held()
+	case e.data != nil:
+		err = e.data(func(p []byte, _ int64) error {
+			n += int64(len(p))
+			return nil
+		})
+	}
+	return n, err
 }
 
 func (e *entry) is(kind uint32) bool { return e.mode&unix.S_IFMT == kind }
@@ -188,43 +203,23 @@ func dataOf(path string, size int64, buf []byte, yield func([]byte, int64) error
 	})
 }
 
-// xattrsOf returns a file's extended attributes, those that we may see.
+// xattrsOf returns a file's extended attributes, those that we may see. None are of a file
+// that went meanwhile, and of a file system without.
 func xattrsOf(path string) (map[string]string, error) {
-	list, err := grown(func(p []byte) (int, error) { return unix.Llistxattr(path, p) })
-	if err != nil || len(list) == 0 {
-		return nil, err
+	names, err := xattr.LList(path)
+	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOENT) {
+		return nil, nil
 	}
 	out := map[string]string{}
-	for name := range strings.SplitSeq(strings.TrimRight(list, "\x00"), "\x00") {
-		value, err := grown(func(p []byte) (int, error) { return unix.Lgetxattr(path, name, p) })
+	for _, name := range names {
+		value, err := xattr.LGet(path, name)
 		switch {
-		case errors.Is(err, unix.ENODATA): // it went meanwhile
+		case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOENT): // it went meanwhile
 		case err != nil:
-			return nil, fmt.Errorf("attribute %s: %w", name, err)
+			return nil, err
 		default:
-			out[name] = value
+			out[name] = string(value)
 		}
 	}
-	return out, nil
-}
-
-// grown asks for a size, and then for what has it. What a file system does not
-// have is empty.
-func grown(ask func([]byte) (int, error)) (string, error) {
-	for {
-		n, err := ask(nil)
-		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOENT) || n == 0 && err == nil {
-			return "", nil
-		}
-		if err != nil {
-			return "", err
-		}
-		p := make([]byte, n)
-		if n, err = ask(p); err == nil {
-			return string(p[:n]), nil
-		}
-		if !errors.Is(err, unix.ERANGE) { // it has grown meanwhile
-			return "", err
-		}
-	}
+	return out, err
 }

@@ -25,7 +25,7 @@ type mounted struct {
 	root   int
 	dir    int    // the folder used last
 	dirOf  string // and its path
-	lost   *losses
+	lost   losses
 	buf    []byte
 	inodes map[uint64]bool // that were written, and are no other entry's
 	// folders are finished last: what is put into one changes its time.
@@ -76,7 +76,7 @@ func attach(f *os.File) (*os.File, error) {
 	}
 }
 
-func mount(ctx context.Context, f *os.File, lost *losses) (*mounted, error) {
+func mount(ctx context.Context, f *os.File, lost losses) (*mounted, error) {
 	loop, err := attach(f)
 	if err != nil {
 		return nil, err

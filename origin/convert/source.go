@@ -102,9 +102,17 @@ func (s *source) Close() error {
 	return err
 }
 
-// inflated replaces a compressed source by a working file with what is in it.
-func (o Options) inflated(ctx context.Context, s *source, with foreign.Compression) (*source, error) {
+// inflated replaces a source that is compressed by a working file with what is in it.
+func (o Options) inflated(ctx context.Context, s *source) (*source, error) {
+	first, err := head(s)
+	with, is := compression(first)
+	if err == nil && !is {
+		return s, nil
+	}
 	defer s.Close()
+	if err != nil {
+		return nil, err
+	}
 	o.Note("inflating with " + with.Tool)
 	f, err := os.CreateTemp(o.Temp, "inflated-*")
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // Sink takes the chunks of a disk in rising order, as pack.Builder does. Raw is
@@ -129,26 +130,20 @@ func Export(ctx context.Context, image Image, f *os.File, progress func(n int64)
 			return fmt.Errorf("export: %w", err)
 		}
 	}
-	readers := readersPerCore * runtime.GOMAXPROCS(0)
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers)
+	group.SetLimit(readersPerCore * runtime.GOMAXPROCS(0))
 	size := int64(root.ChunkSize)
-	bufs := make(chan []byte, readers) // has room for each reader's
-	var mu sync.Mutex                  // guards written, and has progress called once at a time
+	var bufs scratch.Pool
+	var mu sync.Mutex // guards written, and has progress called once at a time
 	var written int64
 	write := func(index uint64) error {
-		var buf []byte
-		select {
-		case buf = <-bufs:
-		default:
-			buf = make([]byte, size)
-		}
-		defer func() { bufs <- buf }()
-		if err := image.ReadChunk(ctx, index, 0, buf); err != nil {
+		buf := bufs.Get(int(size))
+		defer bufs.Put(buf)
+		if err := image.ReadChunk(ctx, index, 0, *buf); err != nil {
 			return err
 		}
 		off := int64(index) * size
-		n, err := f.WriteAt(buf[:min(size, root.Size-off)], off)
+		n, err := f.WriteAt((*buf)[:min(size, root.Size-off)], off)
 		mu.Lock()
 		defer mu.Unlock()
 		if written += int64(n); progress != nil {

@@ -60,7 +60,7 @@ type fact struct {
 type needs struct {
 	facts map[string]fact
 	bytes int64
-	lost  *losses
+	lost  losses
 }
 
 // writer writes a file system.
@@ -153,7 +153,7 @@ func (o Options) fill(ctx context.Context, f *os.File, unable error) error {
 	return finish(ctx, f, unable != nil)
 }
 
-func (o Options) writer(ctx context.Context, f *os.File, unable error, lost *losses) (writer, error) {
+func (o Options) writer(ctx context.Context, f *os.File, unable error, lost losses) (writer, error) {
 	if unable == nil {
 		return mount(ctx, f, lost)
 	}
@@ -180,7 +180,7 @@ func (o Options) keep(ctx context.Context, f *os.File, unable error) (bool, erro
 
 // measure looks at the whole of a source once, and finds out whether it is whole.
 func measure(ctx context.Context, src listing) (needs, error) {
-	n := needs{facts: map[string]fact{}, lost: &losses{}}
+	n := needs{facts: map[string]fact{}, lost: losses{}}
 	err := src.each(ctx, func(e *entry) error {
 		if n.facts[e.path] = (fact{e.is(unix.S_IFDIR), e.stamp}); len(n.facts) > filesMax {
 			return fmt.Errorf("%w: more than %d files and folders; import parts of the tree, or a disk that holds it", content.ErrInvalid, filesMax)
@@ -205,10 +205,7 @@ func measure(ctx context.Context, src listing) (needs, error) {
 		if inside > xattrsInside {
 			n.bytes += block
 		}
-		if e.held == nil {
-			return nil
-		}
-		held, err := e.held()
+		held, err := e.bytes()
 		n.bytes += (held + block - 1) / block * block
 		return err
 	})
@@ -340,7 +337,7 @@ func (o Options) compare(ctx context.Context, src listing, facts map[string]fact
 	if o.Format != Dir {
 		return nil
 	}
-	lost, seen := &losses{}, 0
+	lost, seen := losses{}, 0
 	err := src.each(ctx, func(e *entry) error {
 		if f, ok := facts[e.path]; !ok || f.stamp != e.stamp {
 			lost.add("changed while the tree was read; import it when it is at rest, or a snapshot of it", e.path)
@@ -357,33 +354,38 @@ func (o Options) compare(ctx context.Context, src listing, facts map[string]fact
 	return err
 }
 
-// losses counts what is not as in the source, by kind, and remembers some names.
-type losses struct {
-	names map[string][]string
-	count map[string]int
+// losses are what is not as in the source, by kind.
+type losses map[string]*loss
+
+// loss is of one kind: some names, and how many there are more.
+type loss struct {
+	names []string
+	more  int
 }
 
-func (l *losses) add(kind, name string) {
-	if l.names == nil {
-		l.names, l.count = map[string][]string{}, map[string]int{}
-	}
+func (l losses) add(kind, name string) {
 	kind = strings.ToValidUTF8(kind[:min(len(kind), kindSize)], "")
-	if l.count[kind] == 0 && len(l.count) >= kindsMax {
+	if l[kind] == nil && len(l) >= kindsMax {
 		kind = "more is lost"
 	}
-	if l.count[kind]++; l.count[kind] <= toldMax {
-		l.names[kind] = append(l.names[kind], name)
+	if l[kind] == nil {
+		l[kind] = &loss{}
+	}
+	if its := l[kind]; len(its.names) < toldMax {
+		its.names = append(its.names, name)
+	} else {
+		its.more++
 	}
 }
 
-func (l *losses) texts() []string {
+func (l losses) texts() []string {
 	var out []string
-	for kind, names := range l.names {
-		more := ""
-		if n := l.count[kind] - len(names); n > 0 {
-			more = fmt.Sprintf(" and %d more", n)
+	for kind, its := range l {
+		told := strings.Join(its.names, ", ")
+		if its.more > 0 {
+			told += fmt.Sprintf(" and %d more", its.more)
 		}
-		out = append(out, fmt.Sprintf("%s%s: %s", strings.Join(names, ", "), more, kind))
+		out = append(out, told+": "+kind)
 	}
 	slices.Sort(out)
 	return out

@@ -93,26 +93,23 @@ const chainMax = 3
 
 // Certificate gives the key Subject a role. Build one with Issue.
 type Certificate struct {
-	Serial    [16]byte
-	Subject   PublicKey
-	Role      Role
-	Farm      string
-	NotBefore time.Time
-	NotAfter  time.Time
-	Issuer    PublicKey
-
-	payload, signature []byte
-}
-
-type certificateWire struct {
-	Magic     string    `cbor:"magic"`
 	Serial    [16]byte  `cbor:"serial"`
 	Subject   PublicKey `cbor:"subject"`
 	Role      Role      `cbor:"role"`
 	Farm      string    `cbor:"farm"`
-	NotBefore int64     `cbor:"from"`
-	NotAfter  int64     `cbor:"until"`
+	NotBefore time.Time `cbor:"from"` // in whole seconds, as NotAfter
+	NotAfter  time.Time `cbor:"until"`
 	Issuer    PublicKey `cbor:"issuer"`
+
+	payload, signature []byte
+}
+
+// claims of a certificate are what is signed, as the payload.
+type claims Certificate
+
+type certificateWire struct {
+	Magic string `cbor:"magic"`
+	claims
 }
 
 const certificateMagic = "grange-certificate/1"
@@ -143,7 +140,8 @@ func (c *Certificate) UnmarshalCBOR(b []byte) error {
 	if w.Magic != certificateMagic || w.Role.rank() < 0 {
 		return fmt.Errorf("certificate: %w: magic %.30q, role %.30q", content.ErrCorrupt, w.Magic, w.Role)
 	}
-	*c = Certificate{w.Serial, w.Subject, w.Role, w.Farm, time.Unix(w.NotBefore, 0), time.Unix(w.NotAfter, 0), w.Issuer, outer.Payload, outer.Signature}
+	*c = Certificate(w.claims)
+	c.payload, c.signature = outer.Payload, outer.Signature
 	return nil
 }
 
@@ -204,9 +202,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 }
 
 func (c Certificate) signed(key PrivateKey) Certificate {
-	payload, err := content.NewCodec().Marshal(certificateWire{
-		certificateMagic, c.Serial, c.Subject, c.Role, c.Farm, c.NotBefore.Unix(), c.NotAfter.Unix(), c.Issuer,
-	})
+	payload, err := content.NewCodec().Marshal(certificateWire{certificateMagic, claims(c)})
 	if err != nil { // every field can always be encoded
 		panic(fmt.Sprintf("trust: encode certificate: %v", err))
 	}

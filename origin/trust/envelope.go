@@ -18,33 +18,27 @@ type Commit [16]byte
 // fields below with magic "grange-record/1", the signature is over the payload,
 // the chain certifies the signing key. At most content.RecordSizeMax bytes.
 type Envelope struct {
-	Kind content.Kind
-	Name string
+	Kind content.Kind `cbor:"kind"`
+	Name string       `cbor:"name"`
 	// Version rises by one with each write of the name, deletions included.
-	Version  uint64
-	SignedAt time.Time
-	Commit   Commit
+	Version  uint64    `cbor:"version"`
+	SignedAt time.Time `cbor:"-"`
+	Commit   Commit    `cbor:"commit"`
 	// Farm owns the record; "" for kinds that belong to the mesh.
-	Farm string
+	Farm string `cbor:"farm"`
 	// Tombstone says that the name was deleted; Body is empty then.
-	Tombstone bool
-	Body      []byte
+	Tombstone bool   `cbor:"gone"`
+	Body      []byte `cbor:"body"`
 	// Signer is the identity that signed, set by Open.
-	Signer Identity
+	Signer Identity `cbor:"-"`
 
 	root PublicKey // as Revocation has it, set by Open
 }
 
 type envelopeWire struct {
-	Magic     string       `cbor:"magic"`
-	Kind      content.Kind `cbor:"kind"`
-	Name      string       `cbor:"name"`
-	Version   uint64       `cbor:"version"`
-	SignedAt  int64        `cbor:"signed"`
-	Commit    Commit       `cbor:"commit"`
-	Farm      string       `cbor:"farm"`
-	Tombstone bool         `cbor:"gone"`
-	Body      []byte       `cbor:"body"`
+	Magic string `cbor:"magic"`
+	Envelope
+	Signed int64 `cbor:"signed"` // in milliseconds, as in all that is sealed
 }
 
 const envelopeMagic = "grange-record/1"
@@ -55,7 +49,7 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 	if !id.MaySign(e.Kind, e.Farm) {
 		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
-	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e.Kind, e.Name, e.Version, e.SignedAt.UnixMilli(), e.Commit, e.Farm, e.Tombstone, e.Body})
+	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e, e.SignedAt.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign %s %q: %w", e.Kind, e.Name, err)
 	}
@@ -70,22 +64,19 @@ func (s Signer) Seal(e Envelope) ([]byte, error) {
 // allowed ErrForbidden. The kind and name are the signer's claim: the caller
 // compares them with what it asked for.
 func (v *Verifier) Open(b []byte, seen, now time.Time) (Envelope, error) {
-	return v.open(b, seen, now, v.signer)
+	return v.open(b, seen, now, func(Chain) bool { return false })
 }
 
 // Reopen is Open of what Open has checked before and nobody else may have changed since.
 // Its signatures stand: they are looked at again where a key of its chain was revoked.
 func (v *Verifier) Reopen(b []byte, seen, now time.Time) (Envelope, error) {
-	return v.open(b, seen, now, func(l label, w sealedWire, at, seen, now time.Time) (Identity, error) {
-		revoked := func(c Certificate) bool { _, ok := v.Revoked(c.Subject); return ok }
-		if len(w.Chain) == 0 || slices.ContainsFunc(w.Chain, revoked) {
-			return v.signer(l, w, at, seen, now)
-		}
-		return w.Chain.Identity(), nil
+	return v.open(b, seen, now, func(c Chain) bool {
+		return len(c) > 0 && !slices.ContainsFunc(c, func(c Certificate) bool { _, revoked := v.Revoked(c.Subject); return revoked })
 	})
 }
 
-func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w sealedWire, at, seen, now time.Time) (Identity, error)) (Envelope, error) {
+// open opens a record, whose signatures stand if its chain does.
+func (v *Verifier) open(b []byte, seen, now time.Time, stands func(Chain) bool) (Envelope, error) {
 	var w envelopeWire
 	sealed, err := unseal(b, &w)
 	if err != nil {
@@ -97,8 +88,12 @@ func (v *Verifier) open(b []byte, seen, now time.Time, signer func(l label, w se
 	if err := w.Kind.CheckName(w.Name); err != nil {
 		return Envelope{}, fmt.Errorf("record: %w", err)
 	}
-	e := Envelope{w.Kind, w.Name, w.Version, time.UnixMilli(w.SignedAt), w.Commit, w.Farm, w.Tombstone, w.Body, Identity{}, PublicKey{}}
-	id, err := signer(labelEnvelope, sealed, e.SignedAt, seen, now)
+	e := w.Envelope
+	e.SignedAt = time.UnixMilli(w.Signed)
+	id := sealed.Chain.Identity()
+	if !stands(sealed.Chain) {
+		id, err = v.signer(labelEnvelope, sealed, e.SignedAt, seen, now)
+	}
 	if err != nil {
 		return Envelope{}, fmt.Errorf("record of %s %q: %w", e.Kind, e.Name, err)
 	}

@@ -43,7 +43,7 @@ func TestWhoVouchesForPacks(t *testing.T) {
 				t.Fatal(err)
 			}
 			// One that asks no such question of itself is refused as well.
-			b, err := c.signer.seal(labelPack, packWire{packMagic, p.ID, p.Scope, p.Directory, epoch().UnixMilli()})
+			b, err := c.signer.seal(labelPack, packWire{packMagic, p, epoch().UnixMilli()})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -76,21 +76,19 @@ func (s Secrets) check() [32]byte {
 // Rotation is an admin's signed word that the mesh has secrets of a generation, and
 // how to know those of one farm. It carries none: whoever hears it asks for its own.
 type Rotation struct {
-	Generation Generation
-	Farm       string
-	check      [32]byte
+	Generation Generation `cbor:"generation"`
+	Farm       string     `cbor:"farm"`
+	Check      [32]byte   `cbor:"check"` // of the secrets: see Admit
 }
 
 type rotationWire struct {
-	Generation Generation `cbor:"generation"`
-	Farm       string     `cbor:"farm"`
-	Check      [32]byte   `cbor:"check"`
-	Signed     int64      `cbor:"signed"`
+	Rotation
+	Signed int64 `cbor:"signed"`
 }
 
 // Rotate signs the rotation to s, an admin's secrets, for the members of a farm.
 func (s Signer) Rotate(secrets Secrets, farm string, now time.Time) ([]byte, error) {
-	b, err := s.seal(labelRotation, rotationWire{secrets.Generation, farm, secrets.For(RoleNode, farm).check(), now.UnixMilli()})
+	b, err := s.seal(labelRotation, rotationWire{Rotation{secrets.Generation, farm, secrets.For(RoleNode, farm).check()}, now.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign rotation %d: %w", secrets.Generation.Number, err)
 	}
@@ -111,12 +109,12 @@ func (v *Verifier) OpenRotation(b []byte, now time.Time) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, fmt.Errorf("rotation %d: %w", w.Generation.Number, err)
 	}
-	return Rotation{w.Generation, w.Farm, w.Check}, nil
+	return w.Rotation, nil
 }
 
 // Admit checks that s are the rotation's, as far as the role and farm have any.
 func (r Rotation) Admit(s Secrets, role Role, farm string) error {
-	ok := s.Generation == r.Generation && farm == r.Farm && s.check() == r.check
+	ok := s.Generation == r.Generation && farm == r.Farm && s.check() == r.Check
 	if role == RoleAdmin {
 		ok = ok && secretsOf(s.Generation.Number, s.Root).For(role, farm) == s
 	}

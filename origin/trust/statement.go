@@ -11,19 +11,17 @@ import (
 // frames which the directory lists, and put them where the directory says.
 type Pack struct {
 	// ID of the pack, by which readers ask for it.
-	ID string
+	ID string `cbor:"id"`
 	// Scope that the pack lies in.
-	Scope content.Scope
+	Scope content.Scope `cbor:"scope"`
 	// Directory is the digest of the whole directory.
-	Directory content.CID
+	Directory content.CID `cbor:"directory"`
 }
 
 type packWire struct {
-	Magic     string        `cbor:"magic"`
-	ID        string        `cbor:"id"`
-	Scope     content.Scope `cbor:"scope"`
-	Directory content.CID   `cbor:"directory"`
-	SignedAt  int64         `cbor:"signed"`
+	Magic string `cbor:"magic"`
+	Pack
+	Signed int64 `cbor:"signed"`
 }
 
 const packMagic = "grange-pack-signature/1"
@@ -43,7 +41,7 @@ func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
 	if id := s.Identity(); !id.MayStore(p.Scope) {
 		return nil, fmt.Errorf("sign pack %s: %w: this member's certificate has role %q of farm %q", p.ID, content.ErrForbidden, id.Role, id.Farm)
 	}
-	b, err := s.seal(labelPack, packWire{packMagic, p.ID, p.Scope, p.Directory, at.UnixMilli()})
+	b, err := s.seal(labelPack, packWire{packMagic, p, at.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign pack %s: %w", p.ID, err)
 	}
@@ -57,11 +55,11 @@ func (s Signer) SealPack(p Pack, at time.Time) ([]byte, error) {
 func (v *Verifier) OpenPack(b []byte, p Pack, seen, now time.Time) (time.Time, error) {
 	var w packWire
 	sealed, err := unseal(b, &w)
-	at := time.UnixMilli(w.SignedAt)
+	at := time.UnixMilli(w.Signed)
 	var id Identity
 	switch {
 	case err != nil:
-	case w.Magic != packMagic || (Pack{w.ID, w.Scope, w.Directory}) != p:
+	case w.Magic != packMagic || w.Pack != p:
 		err = fmt.Errorf("%w: it is for %.200q, scope %s, directory %s", content.ErrForbidden, w.ID, w.Scope, w.Directory.Short())
 	default:
 		if id, err = v.signer(labelPack, sealed, at, seen, now); err == nil && !id.MayStore(p.Scope) {
@@ -87,27 +85,24 @@ func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain,
 // Statement is a member's signed word that it saw a version of a record at the
 // origin, from which others tell how old their copy may be.
 type Statement struct {
-	Kind    content.Kind
-	Name    string
-	Version uint64
-	Commit  Commit
-	// SeenAt is when the origin confirmed it, to the millisecond.
-	SeenAt time.Time
-	// Signer is the member that says so, set by OpenStatement.
-	Signer Identity
-}
-
-type statementWire struct {
 	Kind    content.Kind `cbor:"kind"`
 	Name    string       `cbor:"name"`
 	Version uint64       `cbor:"version"`
 	Commit  Commit       `cbor:"commit"`
-	SeenAt  int64        `cbor:"seen"`
+	// SeenAt is when the origin confirmed it, to the millisecond.
+	SeenAt time.Time `cbor:"-"`
+	// Signer is the member that says so, set by OpenStatement.
+	Signer Identity `cbor:"-"`
+}
+
+type statementWire struct {
+	Statement
+	Seen int64 `cbor:"seen"`
 }
 
 // State signs st.
 func (s Signer) State(st Statement) ([]byte, error) {
-	b, err := s.seal(labelStatement, statementWire{st.Kind, st.Name, st.Version, st.Commit, st.SeenAt.UnixMilli()})
+	b, err := s.seal(labelStatement, statementWire{st, st.SeenAt.UnixMilli()})
 	if err != nil {
 		return nil, fmt.Errorf("sign statement on %s %q: %w", st.Kind, st.Name, err)
 	}
@@ -122,7 +117,8 @@ func (v *Verifier) OpenStatement(b []byte, now time.Time) (Statement, error) {
 	if err != nil {
 		return Statement{}, fmt.Errorf("statement: %w", err)
 	}
-	st := Statement{Kind: w.Kind, Name: w.Name, Version: w.Version, Commit: w.Commit, SeenAt: time.UnixMilli(w.SeenAt)}
+	st := w.Statement
+	st.SeenAt = time.UnixMilli(w.Seen)
 	id, err := v.signer(labelStatement, sealed, st.SeenAt, now, now)
 	if err == nil && !id.Role.IsMember() {
 		err = fmt.Errorf("%w: signed by a %s", content.ErrForbidden, id.Role)

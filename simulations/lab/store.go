@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/simulations/netns"
@@ -72,23 +73,19 @@ func (s *Store) Start(ctx context.Context) error {
 	return s.await(ctx)
 }
 
-// await waits until the server takes connections, as seen on its own host.
+// await waits until the server takes connections.
 func (s *Store) await(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		probe := fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", s.host.Addr(), storePort)
-		if s.host.Command(ctx, "/bin/bash", "-c", probe).Run() == nil {
-			return nil
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		c, err := s.host.Dial(ctx, "tcp", fmt.Sprintf("%s:%d", s.host.Addr(), storePort))
+		if err == nil {
+			err = c.Close()
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return errors.Join(errors.New("the S3 server does not answer"), ctx.Err())
-		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(50*time.Millisecond)), backoff.WithMaxElapsedTime(storeTimeout))
+	if err != nil {
+		return fmt.Errorf("the S3 server does not answer: %w", err)
 	}
+	return nil
 }
 
 // Files returns the paths of the store's files under a prefix of its keys: what

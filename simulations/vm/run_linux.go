@@ -38,21 +38,11 @@ var errNotBegun = errors.New("the guest did not come to its first program")
 // nor when this process is killed.
 func Run(ctx context.Context, c Config) (int, error) {
 	c = c.withDefaults()
-	if err := c.validate(); err != nil {
-		return 0, err
-	}
-	h, err := prepare(ctx, c.Output)
-	if err != nil {
-		return 0, err
-	}
-	initrd, err := memory("initrd")
+	h, initrd, err := bootable(ctx, c, "run", c.script())
 	if err != nil {
 		return 0, err
 	}
 	defer initrd.Close()
-	if err := h.initrd(initrd, c, "run", c.script()); err != nil {
-		return 0, fmt.Errorf("make an initial RAM disk: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	for try := 1; ; try++ {
@@ -62,6 +52,26 @@ func Run(ctx context.Context, c Config) (int, error) {
 		}
 		fmt.Fprintf(os.Stderr, "booted again: %v\n", err)
 	}
+}
+
+// bootable makes what a guest boots from, to be closed after its end; init runs the
+// script.
+func bootable(ctx context.Context, c Config, script, text string) (host, *os.File, error) {
+	if err := c.validate(); err != nil {
+		return host{}, nil, err
+	}
+	h, err := prepare(ctx, c.Output)
+	if err != nil {
+		return host{}, nil, err
+	}
+	initrd, err := memory("initrd")
+	if err != nil {
+		return host{}, nil, err
+	}
+	if err := h.initrd(initrd, c, script, text); err != nil {
+		return host{}, nil, errors.Join(fmt.Errorf("make an initial RAM disk: %w", err), initrd.Close())
+	}
+	return h, initrd, nil
 }
 
 // boot is one try of Run.
@@ -177,22 +187,13 @@ func memory(name string) (*os.File, error) {
 // that ends. Of the config the binary is not used, nor its arguments, the output
 // and the time.
 func Shell(ctx context.Context, c Config, in, out *os.File) error {
+	c.Output = out
 	c = c.withDefaults()
-	if err := c.validate(); err != nil {
-		return err
-	}
-	h, err := prepare(ctx, out)
-	if err != nil {
-		return err
-	}
-	initrd, err := memory("initrd")
+	h, initrd, err := bootable(ctx, c, "shell", shellScript(in))
 	if err != nil {
 		return err
 	}
 	defer initrd.Close()
-	if err := h.initrd(initrd, c, "shell", shellScript(in)); err != nil {
-		return fmt.Errorf("make an initial RAM disk: %w", err)
-	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := command(ctx, append(h.machine(c, inherited(0)), "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"))

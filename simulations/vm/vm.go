@@ -62,8 +62,8 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) validate() error {
-	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return fmt.Errorf("virtual machines on %s/%s: %w", runtime.GOOS, runtime.GOARCH, errors.ErrUnsupported)
+	if runtime.GOARCH != "amd64" {
+		return fmt.Errorf("virtual machines on %s: %w", runtime.GOARCH, errors.ErrUnsupported)
 	}
 	if n := len(c.Disks) + len(c.Served); n > disksMax {
 		return fmt.Errorf("%d disks, the limit is %d", n, disksMax)

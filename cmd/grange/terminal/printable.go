@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -110,10 +111,10 @@ func Columns(text string, width int) string {
 			if len(row) > 1 && len(wide) > 2 {
 				cell = Cut(cell, wide[i])
 			}
-			line += cell
 			if i < len(row)-1 {
-				line += strings.Repeat(" ", wide[i]+columnGap-utf8.RuneCountInString(cell))
+				cell = fmt.Sprintf("%-*s", wide[i]+columnGap, cell)
 			}
+			line += cell
 		}
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
@@ -122,15 +123,13 @@ func Columns(text string, width int) string {
 
 // fit makes columns narrower, the widest first, until they fit.
 func fit(wide []int, width int) {
-	for {
-		total, widest := columnGap*(len(wide)-1), 0
-		for i, n := range wide {
-			total += n
-			if i == 1 || n > wide[widest] && i > 0 {
-				widest = i
-			}
-		}
-		if total <= width || wide[widest] <= columnMin {
+	total := columnGap * (len(wide) - 1)
+	for _, n := range wide {
+		total += n
+	}
+	for ; total > width; total-- {
+		widest := 1 + slices.Index(wide[1:], slices.Max(wide[1:]))
+		if wide[widest] <= columnMin {
 			return
 		}
 		wide[widest]--

@@ -1,3 +1,4 @@
+// Package buckettest starts a real S3 server for whoever needs one.
 package buckettest
 
 import (
@@ -9,8 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -38,7 +39,7 @@ type S3 struct {
 	t   testing.TB
 	dir string // which holds the buckets' objects as files
 	cmd *exec.Cmd
-	log *output
+	log *bytes.Buffer // to be read when the process has ended
 	end chan struct{} // closed when the process has ended
 }
 
@@ -111,24 +112,6 @@ func Gateway(ctx context.Context) (string, error) {
 	return binary, nil
 }
 
-// output is what the server prints, for the error that a failed start gets.
-type output struct {
-	mu   sync.Mutex // guards text
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return strings.TrimSpace(o.text.String())
-}
-
 // start runs the server on a free port and waits until it takes connections.
 func (s *S3) start(binary string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -139,16 +122,30 @@ func (s *S3) start(binary string) error {
 	if err := l.Close(); err != nil {
 		return err
 	}
-	s.Endpoint, s.log, s.end = "http://"+address, &output{}, make(chan struct{})
+	s.Endpoint, s.log, s.end = "http://"+address, new(bytes.Buffer), make(chan struct{})
 	s.cmd = exec.Command(binary, "--port", address, "--quiet", "posix", s.dir)
 	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	started := make(chan error)
-	go run(s.cmd, started, s.end)
+	go s.run(started)
 	if err := <-started; err != nil {
 		return err
 	}
 	return s.await(address)
+}
+
+// run starts the server and waits for its end. It dies with this process, even when that
+// is killed: the kernel means the thread that started it, which is held until then.
+func (s *S3) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(s.end)
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := s.cmd.Start()
+	started <- err
+	if err == nil {
+		_ = s.cmd.Wait() // it is killed, which is no news
+	}
 }
 
 // await waits for the server to listen.

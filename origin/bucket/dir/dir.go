@@ -321,105 +321,68 @@ func (b *Bucket) publish(tmp staged, key string, cond bucket.Condition) error {
 	return nil
 }
 
-// List implements bucket.Bucket. Folders are read as the consumer reaches them.
+// List implements bucket.Bucket. The folders are read when it begins, and the files
+// looked at as the consumer reaches them.
 func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucket.Info, error] {
 	return func(yield func(bucket.Info, error) bool) {
-		w := walk{ctx: ctx, b: b, prefix: prefix, after: after, yield: yield}
-		w.dir("")
-	}
-}
-
-type walk struct {
-	ctx           context.Context
-	b             *Bucket
-	prefix, after string
-	yield         func(bucket.Info, error) bool
-}
-
-// dir yields the objects below a folder, given as "a/b/", in order of keys, and
-// reports whether to go on. A folder sorts as its name with a slash behind.
-func (w walk) dir(folder string) bool {
-	if w.ctx.Err() != nil {
-		w.yield(bucket.Info{}, w.ctx.Err())
-		return false
-	}
-	items, err := call(w.ctx, w.b, func() ([]item, error) { return w.read(folder) }, nil)
-	if err != nil {
-		if errors.Is(err, content.ErrNotFound) {
-			return true
-		}
-		w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
-		return false
-	}
-	for len(items) > 0 {
-		part := items[:min(len(items), statsMax)]
-		if _, err := call(w.ctx, w.b, func() (struct{}, error) { return struct{}{}, w.stat(part) }, nil); err != nil {
-			w.yield(bucket.Info{}, fmt.Errorf("list %s: %w", folder, err))
-			return false
-		}
-		for _, it := range part {
-			switch {
-			case it.entry.IsDir() && !w.dir(it.key), it.info != nil && !w.yield(describe(it.key, it.info), nil):
-				return false
+		keys, err := call(ctx, b, func() ([]string, error) { return b.keys(ctx, prefix, after) }, nil)
+		for len(keys) > 0 && err == nil {
+			part := keys[:min(len(keys), statsMax)]
+			keys = keys[len(part):]
+			var infos []bucket.Info
+			infos, err = call(ctx, b, func() ([]bucket.Info, error) { return b.stat(part) }, nil)
+			for _, info := range infos {
+				if !yield(info, nil) {
+					return
+				}
 			}
 		}
-		items = items[len(part):]
-	}
-	return true
-}
-
-// item is a folder or file that a list may reach.
-type item struct {
-	entry fs.DirEntry
-	key   string      // of a folder with a slash behind
-	info  fs.FileInfo // of a file that is there
-}
-
-// read returns what the list wants of a folder, in order of keys.
-func (w walk) read(folder string) ([]item, error) {
-	entries, err := os.ReadDir(filepath.Join(w.b.root, filepath.FromSlash(folder)))
-	if err != nil {
-		return nil, w.b.unread(err)
-	}
-	var items []item
-	for _, e := range entries {
-		it := item{entry: e, key: folder + e.Name()}
-		if e.IsDir() {
-			it.key += "/"
-		}
-		if !strings.HasPrefix(e.Name(), ".") && w.wants(it) {
-			items = append(items, it)
+		if err != nil {
+			yield(bucket.Info{}, fmt.Errorf("list %s: %w", prefix, err))
 		}
 	}
-	slices.SortFunc(items, func(a, b item) int { return strings.Compare(a.key, b.key) })
-	return items, nil
 }
 
-// wants reports whether the list may yield what it is, or what is in it. What is
-// neither a file nor a folder is passed over.
-func (w walk) wants(it item) bool {
-	if it.entry.IsDir() {
-		mayHold := strings.HasPrefix(it.key, w.prefix) || strings.HasPrefix(w.prefix, it.key)
-		return mayHold && (it.key >= w.after || strings.HasPrefix(w.after, it.key))
-	}
-	return it.entry.Type().IsRegular() && strings.HasPrefix(it.key, w.prefix) && it.key > w.after
+// keys returns what a list yields, in order. What is neither a file nor a folder is passed
+// over.
+func (b *Bucket) keys(ctx context.Context, prefix, after string) (keys []string, err error) {
+	err = fs.WalkDir(os.DirFS(b.root), ".", func(key string, e fs.DirEntry, err error) error {
+		if err != nil {
+			if err = b.unread(err); errors.Is(err, content.ErrNotFound) { // it went meanwhile
+				return nil
+			}
+			return err
+		}
+		folder := key + "/"
+		reaches := strings.HasPrefix(folder, prefix) || strings.HasPrefix(prefix, folder)
+		behind := folder < after && !strings.HasPrefix(after, folder)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case key == ".":
+		case e.IsDir() && (e.Name()[0] == '.' || !reaches || behind):
+			return fs.SkipDir
+		case e.Type().IsRegular() && e.Name()[0] != '.' && strings.HasPrefix(key, prefix) && key > after:
+			keys = append(keys, key)
+		}
+		return nil
+	})
+	slices.Sort(keys)
+	return keys, err
 }
 
-// stat looks at files; those deleted meanwhile get no info.
-func (w walk) stat(items []item) error {
-	for i := range items {
-		if items[i].entry.IsDir() {
-			continue
-		}
-		fi, err := items[i].entry.Info()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: %w", items[i].key, w.b.unread(err))
-		}
+// stat looks at files; those deleted meanwhile are left out.
+func (b *Bucket) stat(keys []string) (infos []bucket.Info, err error) {
+	for _, key := range keys {
+		fi, err := os.Lstat(b.path(key))
 		if err == nil && fi.Mode().IsRegular() {
-			items[i].info = fi
+			infos = append(infos, describe(key, fi))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return infos, b.unread(err)
 		}
 	}
-	return nil
+	return infos, nil
 }
 
 // Delete implements bucket.Bucket. The folders stay: another writer may be about

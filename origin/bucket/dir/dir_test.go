@@ -20,8 +20,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // childEnv names the folder that this binary, run as a child, writes to.
@@ -41,35 +41,6 @@ func open(t testing.TB, root string) *Bucket {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func TestContract(t *testing.T) {
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket { return open(t, t.TempDir()) })
-}
-
-// handles are several openings of one folder, as several processes have.
-type handles struct {
-	bucket.Bucket
-	others chan *Bucket
-}
-
-func (h handles) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	b := <-h.others
-	defer func() { h.others <- b }()
-	return b.Put(ctx, key, body, cond)
-}
-
-// TestContractAcrossProcesses writes through eight openings of the folder, which
-// share nothing but its lock.
-func TestContractAcrossProcesses(t *testing.T) {
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket {
-		root := t.TempDir()
-		h := handles{open(t, root), make(chan *Bucket, 8)}
-		for range cap(h.others) {
-			h.others <- open(t, root)
-		}
-		return h
-	})
 }
 
 func TestKeysOfFoldersAreRefused(t *testing.T) {
@@ -166,7 +137,7 @@ func version(i int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%08d", i), 40
 // TestKillLeavesOldOrNew kills a writer at any moment: what is there is whole,
 // and no older than what was acknowledged.
 func TestKillLeavesOldOrNew(t *testing.T) {
-	for kill := range buckettest.Rounds(100) {
+	for kill := range soak.Rounds(100) {
 		root := t.TempDir()
 		child := exec.Command(os.Args[0], "-test.run=^$")
 		child.Env = append(os.Environ(), childEnv+"="+root)
@@ -207,5 +178,3 @@ func TestKillLeavesOldOrNew(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkDir(b *testing.B) { buckettest.Bench(b, open(b, b.TempDir())) }

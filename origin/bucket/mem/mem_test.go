@@ -10,7 +10,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -23,15 +22,6 @@ func (c *complaints) Helper() {}
 
 func (c *complaints) Errorf(format string, args ...any) {
 	*c = append(*c, fmt.Sprintf(format, args...))
-}
-
-func TestContract(t *testing.T) {
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket {
-		if strings.HasSuffix(t.Name(), "BadKeys") { // they are misuse, which the suite means
-			return New(new(complaints), Config{})
-		}
-		return New(t, Config{})
-	})
 }
 
 func TestMisuseIsTold(t *testing.T) {

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -68,6 +69,34 @@ func (b *Bucket) inPath() string {
 	return "; a store that wants the bucket in the path needs path-style=true in the URL"
 }
 
+// reasons are what answers mean, by the store's code for them or the status; what comes first
+// counts.
+func (b *Bucket) reasons() []reason {
+	return []reason{
+		{"NoSuchBucket", fmt.Sprintf("there is no bucket %q; create it, or correct the URL%s", b.cfg.Bucket, b.inPath()), content.ErrInvalid},
+		{"RequestTimeTooSkewed RequestExpired", "this machine's clock is not the store's; set it", content.ErrForbidden},
+		{"SignatureDoesNotMatch", "the secret is wrong, or a hop between changes what is signed; look at AWS_SECRET_ACCESS_KEY and the AWS profile, and have the hop pass requests on as they are", content.ErrForbidden},
+		{"InvalidAccessKeyId ExpiredToken InvalidToken XAdminUserNotFound", "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile", content.ErrForbidden},
+		{"AuthorizationHeaderMalformed PermanentRedirect IllegalLocationConstraintException", "the bucket is in another region; set region= in the URL", content.ErrInvalid},
+		{"RequestTimeout InternalError", "", content.ErrUnavailable},
+		{"NoSuchKey NotFound", "", content.ErrNotFound}, // any other 404 must not pass for an absent object
+		{"401 403", "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket", content.ErrForbidden},
+		{"412", "", bucket.ErrPrecondition},
+		{"416", "", content.ErrInvalid},
+		{"409", "another writer was at it", bucket.ErrBusy}, // two writes at once, and this one was not carried out
+		{"429 SlowDown", "it asks for fewer requests; see --origin-requests", bucket.ErrBusy},
+		{"405 501", "the store does not take this kind of request" + b.inPath(), content.ErrReadOnly},
+		{"307", "the store sends it elsewhere; set endpoint= or region= in the URL", content.ErrUnavailable},
+		{"507", "", content.ErrNoSpace},
+	}
+}
+
+type reason struct {
+	answers string // words
+	advice  string
+	cause   error
+}
+
 func (b *Bucket) meaning(err error) (advice string, cause error) {
 	if text := err.Error(); strings.Contains(text, "get credentials") || strings.Contains(text, "get identity") {
 		// The status, if there is one, is that of a host that was asked for them.
@@ -77,50 +106,17 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		code = api.ErrorCode()
 	}
-	switch code {
-	case "NoSuchBucket":
-		return fmt.Sprintf("there is no bucket %q; create it, or correct the URL%s", b.cfg.Bucket, b.inPath()), content.ErrInvalid
-	case "RequestTimeTooSkewed", "RequestExpired":
-		return "this machine's clock is not the store's; set it", content.ErrForbidden
-	case "SignatureDoesNotMatch":
-		return "the secret is wrong, or a hop between changes what is signed; look at AWS_SECRET_ACCESS_KEY and the AWS profile, and have the hop pass requests on as they are", content.ErrForbidden
-	case "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "XAdminUserNotFound":
-		return "the credentials are wrong; look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the AWS profile", content.ErrForbidden
-	case "AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException":
-		return "the bucket is in another region; set region= in the URL", content.ErrInvalid
-	case "RequestTimeout", "InternalError":
-		return "", content.ErrUnavailable
-	case "NoSuchKey", "NotFound": // any other 404 must not pass for an absent object
-		return "", content.ErrNotFound
-	}
-	switch status {
-	case 0:
-		return b.ofConnection(err)
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return "the credentials do not allow it; grant the key s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket", content.ErrForbidden
-	case http.StatusPreconditionFailed:
-		return "", bucket.ErrPrecondition
-	case http.StatusRequestedRangeNotSatisfiable:
-		return "", content.ErrInvalid
-	case http.StatusConflict: // two writes at once, and this one was not carried out
-		return "another writer was at it", bucket.ErrBusy
-	case http.StatusTooManyRequests:
-		return "it asks for fewer requests; see --origin-requests", bucket.ErrBusy
-	case http.StatusServiceUnavailable:
-		if code == "SlowDown" {
-			return "it asks for fewer requests; see --origin-requests", bucket.ErrBusy
+	for _, r := range b.reasons() {
+		if answers := strings.Fields(r.answers); slices.Contains(answers, code) || slices.Contains(answers, strconv.Itoa(status)) {
+			return r.advice, r.cause
 		}
-	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return "the store does not take this kind of request" + b.inPath(), content.ErrReadOnly
-	case http.StatusTemporaryRedirect:
-		return "the store sends it elsewhere; set endpoint= or region= in the URL", content.ErrUnavailable
-	case http.StatusInsufficientStorage:
-		return "", content.ErrNoSpace
 	}
-	if wantsSum(err) {
+	switch {
+	case status == 0:
+		return b.ofConnection(err)
+	case wantsSum(err):
 		return "the store demands a checksum of another kind than Content-MD5", content.ErrInvalid
-	}
-	if status >= 300 && status < 500 {
+	case status >= 300 && status < 500:
 		return strings.TrimPrefix(b.inPath(), "; "), content.ErrInvalid
 	}
 	return "", content.ErrUnavailable

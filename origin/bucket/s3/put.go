@@ -40,11 +40,9 @@ func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond buc
 	if body.Size() > singleMax {
 		return b.putParts(ctx, key, body, cond)
 	}
-	out, err := ask(ctx, b, "put", key, summed(b, body, 0, body.Size(), func(part io.Reader, sum *string, opts ...func(*s3.Options)) (*s3.PutObjectOutput, error) {
-		in := &s3.PutObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key), Body: part, ContentLength: aws.Int64(body.Size()), ContentMD5: sum}
-		in.IfNoneMatch, in.IfMatch = headers(cond)
-		return b.client.PutObject(ctx, in, opts...)
-	}))
+	in := &s3.PutObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key), ContentLength: aws.Int64(body.Size())}
+	in.IfNoneMatch, in.IfMatch = headers(cond)
+	out, err := ask(ctx, b, deed{"put", key}, summed(b, part{body, 0, body.Size()}, b.client.PutObject, func(bytes io.Reader, sum *string) { in.Body, in.ContentMD5 = bytes, sum }), in)
 	if err != nil {
 		return bucket.Info{}, ofWrite(ctx, err, cond)
 	}
@@ -52,20 +50,31 @@ func (b *Bucket) Put(ctx context.Context, key string, body bucket.Body, cond buc
 	return bucket.Info{Key: key, Size: body.Size(), ETag: aws.ToString(out.ETag), Modified: now, Now: now}, nil
 }
 
+// part is what of a body one request brings.
+type part struct {
+	body      io.ReaderAt
+	off, size int64
+}
+
+func (p part) open() io.Reader { return io.NewSectionReader(p.body, p.off, p.size) }
+
 // summed sends a part of a body: with its sum to a store that has refused one without.
 // Others are spared it, as content has its own.
-func summed[T any](b *Bucket, body io.ReaderAt, off, size int64, send func(io.Reader, *string, ...func(*s3.Options)) (T, error)) func(...func(*s3.Options)) (T, error) {
-	return func(opts ...func(*s3.Options)) (out T, err error) {
+func summed[In, Out any](b *Bucket, p part, send call[In, Out], set func(bytes io.Reader, sum *string)) call[In, Out] {
+	return func(ctx context.Context, in *In, opts ...func(*s3.Options)) (*Out, error) {
 		if !b.sums.Load() {
-			if out, err = send(io.NewSectionReader(body, off, size), nil, opts...); !wantsSum(err) {
+			set(p.open(), nil)
+			if out, err := send(ctx, in, opts...); !wantsSum(err) {
 				return out, err
 			}
 		}
 		hash := md5.New()
-		if _, err := io.Copy(hash, io.NewSectionReader(body, off, size)); err != nil {
-			return out, err
+		if _, err := io.Copy(hash, p.open()); err != nil {
+			return nil, err
 		}
-		if out, err = send(io.NewSectionReader(body, off, size), aws.String(base64.StdEncoding.EncodeToString(hash.Sum(nil))), opts...); err == nil {
+		set(p.open(), aws.String(base64.StdEncoding.EncodeToString(hash.Sum(nil))))
+		out, err := send(ctx, in, opts...)
+		if err == nil {
 			b.sums.Store(true)
 		}
 		return out, err
@@ -109,38 +118,32 @@ func ofWrite(ctx context.Context, err error, cond bucket.Condition) error {
 // putParts stores an object that is too large for one request. Nothing is there
 // before the last one, and what a failure leaves is removed.
 func (b *Bucket) putParts(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	start, err := ask(ctx, b, "create", key, func(opts ...func(*s3.Options)) (*s3.CreateMultipartUploadOutput, error) {
-		return b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key)}, opts...)
-	})
+	start, err := ask(ctx, b, deed{"create", key}, b.client.CreateMultipartUpload, &s3.CreateMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key)})
 	if err != nil {
 		return bucket.Info{}, err // an upload that nobody completes is not there
 	}
-	up := upload{b, key, aws.ToString(start.UploadId)}
-	parts, err := up.parts(ctx, body)
+	parts, err := b.parts(ctx, deed{"part", key}, start.UploadId, body)
 	if err == nil {
-		info, cerr := up.complete(ctx, parts, cond)
-		if info.Size = body.Size(); cerr == nil {
-			return info, nil
+		in := &s3.CompleteMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: start.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}
+		in.IfNoneMatch, in.IfMatch = headers(cond)
+		out, cerr := ask(ctx, b, deed{"complete", key}, b.client.CompleteMultipartUpload, in)
+		if cerr == nil {
+			now := clock(out.ResultMetadata)
+			return bucket.Info{Key: key, Size: body.Size(), ETag: aws.ToString(out.ETag), Modified: now, Now: now}, nil
 		}
-		err = cerr
+		err = ofWrite(ctx, cerr, cond)
 	}
 	// An upload that was completed after all is not there to abort. One that can't
 	// be aborted now is removed by the store's own rule, if it has one.
-	_, aerr := ask(context.WithoutCancel(ctx), b, "abort", key, func(opts ...func(*s3.Options)) (*s3.AbortMultipartUploadOutput, error) {
-		return b.client.AbortMultipartUpload(context.WithoutCancel(ctx), &s3.AbortMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: start.UploadId}, opts...)
-	})
-	if aerr != nil {
+	in := &s3.AbortMultipartUploadInput{Bucket: &b.cfg.Bucket, Key: b.key(key), UploadId: start.UploadId}
+	if _, aerr := ask(context.WithoutCancel(ctx), b, deed{"abort", key}, b.client.AbortMultipartUpload, in); aerr != nil {
 		b.cfg.Log.Debug("s3: an upload was left behind", "key", key, "err", aerr)
 	}
 	return bucket.Info{}, err
 }
 
-type upload struct {
-	b       *Bucket
-	key, id string
-}
-
-func (u upload) parts(ctx context.Context, body bucket.Body) ([]types.CompletedPart, error) {
+// parts sends the parts of an upload.
+func (b *Bucket) parts(ctx context.Context, d deed, id *string, body bucket.Body) ([]types.CompletedPart, error) {
 	partSize := max(partSizeMin, (body.Size()+partsMax-1)/partsMax)
 	parts := make([]types.CompletedPart, (body.Size()+partSize-1)/partSize)
 	group, ctx := errgroup.WithContext(ctx)
@@ -149,11 +152,8 @@ func (u upload) parts(ctx context.Context, body bucket.Body) ([]types.CompletedP
 		group.Go(func() error {
 			number, off := aws.Int32(int32(i+1)), int64(i)*partSize
 			size := min(partSize, body.Size()-off)
-			out, err := ask(ctx, u.b, "part", u.key, summed(u.b, body, off, size, func(part io.Reader, sum *string, opts ...func(*s3.Options)) (*s3.UploadPartOutput, error) {
-				return u.b.client.UploadPart(ctx, &s3.UploadPartInput{
-					Bucket: &u.b.cfg.Bucket, Key: u.b.key(u.key), UploadId: &u.id, PartNumber: number, Body: part, ContentLength: &size, ContentMD5: sum,
-				}, opts...)
-			}))
+			in := &s3.UploadPartInput{Bucket: &b.cfg.Bucket, Key: b.key(d.key), UploadId: id, PartNumber: number, ContentLength: &size}
+			out, err := ask(ctx, b, d, summed(b, part{body, off, size}, b.client.UploadPart, func(bytes io.Reader, sum *string) { in.Body, in.ContentMD5 = bytes, sum }), in)
 			if err == nil {
 				parts[i] = types.CompletedPart{ETag: out.ETag, PartNumber: number}
 			}
@@ -161,17 +161,4 @@ func (u upload) parts(ctx context.Context, body bucket.Body) ([]types.CompletedP
 		})
 	}
 	return parts, group.Wait()
-}
-
-func (u upload) complete(ctx context.Context, parts []types.CompletedPart, cond bucket.Condition) (bucket.Info, error) {
-	out, err := ask(ctx, u.b, "complete", u.key, func(opts ...func(*s3.Options)) (*s3.CompleteMultipartUploadOutput, error) {
-		in := &s3.CompleteMultipartUploadInput{Bucket: &u.b.cfg.Bucket, Key: u.b.key(u.key), UploadId: &u.id, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}
-		in.IfNoneMatch, in.IfMatch = headers(cond)
-		return u.b.client.CompleteMultipartUpload(ctx, in, opts...)
-	})
-	if err != nil {
-		return bucket.Info{}, ofWrite(ctx, err, cond)
-	}
-	now := clock(out.ResultMetadata)
-	return bucket.Info{Key: u.key, ETag: aws.ToString(out.ETag), Modified: now, Now: now}, nil
 }

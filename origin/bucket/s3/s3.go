@@ -93,19 +93,25 @@ func (b *Bucket) key(key string) *string {
 	return aws.String(b.cfg.Prefix + "/" + key)
 }
 
+// call is one of the SDK's.
+type call[In, Out any] func(context.Context, *In, ...func(*s3.Options)) (*Out, error)
+
+// deed is what a request is for, as errors and the log have it.
+type deed struct{ op, key string }
+
 // ask sends one request, logs it if wanted, and says what a failure means. One with a
 // body that the store sends elsewhere is signed for there and sent again.
-func ask[T any](ctx context.Context, b *Bucket, op, key string, send func(...func(*s3.Options)) (T, error)) (T, error) {
+func ask[In, Out any](ctx context.Context, b *Bucket, d deed, send call[In, Out], in *In) (*Out, error) {
 	start := time.Now()
-	out, err := send()
+	out, err := send(ctx, in)
 	if there := b.elsewhere(err); there != nil {
-		out, err = send(there)
+		out, err = send(ctx, in, there)
 	}
 	if b.cfg.Verbose {
-		b.cfg.Log.Debug("s3", "op", op, "key", key, "took", time.Since(start), "err", err)
+		b.cfg.Log.Debug("s3", "op", d.op, "key", d.key, "took", time.Since(start), "err", err)
 	}
 	if err != nil {
-		err = b.explain(ctx, op+" "+key, err)
+		err = b.explain(ctx, d.op+" "+d.key, err)
 	}
 	return out, err
 }
@@ -144,33 +150,20 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	if header != "" {
 		in.Range = &header
 	}
-	out, err := ask(ctx, b, "get", key, func(opts ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
-		return b.client.GetObject(ctx, in, opts...)
-	})
+	out, err := ask(ctx, b, deed{"get", key}, b.client.GetObject, in)
 	if err != nil {
 		return nil, err
 	}
-	length, size, err := extent(out, r)
+	length := int64(-1)
+	if out.ContentLength != nil {
+		length = *out.ContentLength
+	}
+	body, size, err := transport.Open(r, aws.ToString(out.ContentRange), length, out.Body)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("get %s: %w", key, err), out.Body.Close())
+		return nil, fmt.Errorf("get %s: %w", key, err)
 	}
 	info := bucket.Info{Key: key, Size: size, ETag: aws.ToString(out.ETag), Modified: aws.ToTime(out.LastModified), Now: clock(out.ResultMetadata)}
-	return &bucket.Object{Info: info, Body: bucket.Exactly(out.Body, length)}, nil
-}
-
-// extent returns how many bytes of an answer are those that were asked for, and the
-// size of the whole object.
-func extent(out *s3.GetObjectOutput, r bucket.Range) (length, size int64, err error) {
-	switch {
-	case r != bucket.Range{} && out.ContentRange == nil && out.ContentLength != nil && *out.ContentLength == 0:
-		return 0, 0, fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
-	case r != bucket.Range{}:
-		return transport.Part(r, aws.ToString(out.ContentRange))
-	case out.ContentLength == nil:
-		out.Body, length, err = transport.Whole(out.Body)
-		return length, length, err
-	}
-	return *out.ContentLength, *out.ContentLength, nil
+	return &bucket.Object{Info: info, Body: body}, nil
 }
 
 // clock reads the store's clock off an answer.
@@ -192,9 +185,7 @@ func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[bucke
 		}
 		root, last := *b.key(""), after
 		for {
-			out, err := ask(ctx, b, "list", prefix, func(opts ...func(*s3.Options)) (*s3.ListObjectsV2Output, error) {
-				return b.client.ListObjectsV2(ctx, in, opts...)
-			})
+			out, err := ask(ctx, b, deed{"list", prefix}, b.client.ListObjectsV2, in)
 			if err != nil {
 				yield(bucket.Info{}, err)
 				return
@@ -227,9 +218,7 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	if err := bucket.CheckKey(key); err != nil {
 		return fmt.Errorf("delete: %w", err)
 	}
-	_, err := ask(ctx, b, "delete", key, func(opts ...func(*s3.Options)) (*s3.DeleteObjectOutput, error) {
-		return b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)}, opts...)
-	})
+	_, err := ask(ctx, b, deed{"delete", key}, b.client.DeleteObject, &s3.DeleteObjectInput{Bucket: &b.cfg.Bucket, Key: b.key(key)})
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}

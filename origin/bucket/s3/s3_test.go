@@ -49,14 +49,6 @@ func start(t *testing.T) *buckettest.S3 {
 	return s
 }
 
-func TestContract(t *testing.T) {
-	s := start(t)
-	buckettest.Run(t, func(t *testing.T) bucket.Bucket {
-		prefix := "suite/" + strings.ReplaceAll(t.Name(), "/", "-")
-		return bucket.Retry(open(t, s.URL(prefix)), bucket.RetryConfig{})
-	})
-}
-
 func TestAWholeBucketWithoutPrefix(t *testing.T) {
 	b := open(t, start(t).URL(""))
 	if _, err := b.Put(t.Context(), "records/a", bucket.Bytes([]byte("x")), bucket.IfAbsent()); err != nil {
@@ -171,17 +163,6 @@ func TestALostReplyIsUnknown(t *testing.T) {
 			t.Errorf("%s holds %q, %v: the write was carried out", name, got, err)
 		}
 	}
-}
-
-// TestASuiteThroughABrokenLine loses every third reply that may be asked for again.
-func TestASuiteThroughABrokenLine(t *testing.T) {
-	s := start(t)
-	var n atomic.Int64
-	b := between(t, s, func(r *http.Request) bool {
-		conditional := r.Header.Get("If-None-Match") != "" || r.Header.Get("If-Match") != ""
-		return !conditional && n.Add(1)%3 == 0
-	})
-	buckettest.RunReads(t, bucket.Retry(b, bucket.RetryConfig{Wait: time.Millisecond}), bucket.Retry(b, bucket.RetryConfig{Wait: time.Millisecond}))
 }
 
 func TestFailuresSayWhatToDo(t *testing.T) {
@@ -362,10 +343,4 @@ func TestAStoreThatGoesAway(t *testing.T) {
 	if _, err := b.Put(ctx, "records/b", bucket.Bytes([]byte("1")), bucket.IfAbsent()); !errors.Is(err, content.ErrUnavailable) || ctx.Err() != nil {
 		t.Errorf("put: %v, want ErrUnavailable, at once", err)
 	}
-}
-
-func BenchmarkS3(b *testing.B) {
-	s := buckettest.StartS3(b)
-	s.Setenv(b)
-	buckettest.Bench(b, open(b, s.URL("bench")))
 }

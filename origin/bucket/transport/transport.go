@@ -73,15 +73,31 @@ func (c conn) Write(p []byte) (int, error) {
 // any pack.
 const wholeMax = 64 << 20
 
-// Whole reads a body of unknown length, which some servers send, and says how long it
-// is. That it is all of the object its reader knows by the content. With an error the
-// body is empty.
-func Whole(body io.ReadCloser) (io.ReadCloser, int64, error) {
-	b, err := io.ReadAll(io.LimitReader(body, wholeMax+1))
-	if err = errors.Join(err, body.Close()); err != nil || len(b) > wholeMax {
-		return http.NoBody, 0, fmt.Errorf("%w: the server does not say how long the object is, and %d bytes came: %w", content.ErrUnavailable, len(b), err)
+// Open returns the body of an answer to a request for r, and the size of the object: the
+// answer says what part it is, and how long, -1 if it does not. That a body of unknown
+// length, which some servers send, is all of the object its reader knows by the content.
+// With an error the body is closed.
+func Open(r bucket.Range, contentRange string, length int64, body io.ReadCloser) (io.ReadCloser, int64, error) {
+	size := length
+	var err error
+	switch ranged := r != (bucket.Range{}); {
+	case ranged && contentRange == "" && length == 0:
+		err = fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
+	case ranged:
+		length, size, err = part(r, contentRange)
+	case length < 0:
+		var b []byte
+		if b, err = io.ReadAll(io.LimitReader(body, wholeMax+1)); err != nil || len(b) > wholeMax {
+			err = fmt.Errorf("%w: the server does not say how long the object is, and %d bytes came: %w", content.ErrUnavailable, len(b), err)
+			break
+		}
+		body.Close() // at its end
+		return io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
 	}
-	return io.NopCloser(bytes.NewReader(b)), int64(len(b)), nil
+	if err != nil {
+		return nil, 0, errors.Join(err, body.Close())
+	}
+	return bucket.Exactly(body, length), size, nil
 }
 
 // Header returns the Range header that asks for r, or "" for all of an object.
@@ -99,9 +115,9 @@ func Header(r bucket.Range) (string, error) {
 	return "", nil
 }
 
-// Part checks a Content-Range against the range that was asked for. It returns
+// part checks a Content-Range against the range that was asked for. It returns
 // how many bytes of the reply belong to it, and the size of the whole object.
-func Part(r bucket.Range, contentRange string) (length, size int64, err error) {
+func part(r bucket.Range, contentRange string) (length, size int64, err error) {
 	if contentRange == "" {
 		return 0, 0, fmt.Errorf("the server ignores ranges, which packs are read by; use one that honours them: %w", errors.ErrUnsupported)
 	}

@@ -53,7 +53,7 @@ func TestRanges(t *testing.T) {
 	if _, err := Header(bucket.Range{Length: -1}); !errors.Is(err, content.ErrInvalid) {
 		t.Errorf("a negative length: %v", err)
 	}
-	length, size, err := Part(bucket.Range{Offset: -7, Length: 3}, "bytes 93-99/100")
+	length, size, err := part(bucket.Range{Offset: -7, Length: 3}, "bytes 93-99/100")
 	if err != nil || length != 3 || size != 100 {
 		t.Errorf("%d of %d, %v", length, size, err)
 	}

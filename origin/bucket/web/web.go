@@ -58,43 +58,17 @@ func (b *Bucket) Get(ctx context.Context, key string, r bucket.Range) (*bucket.O
 	case err != nil:
 		return nil, fmt.Errorf("get %s: %w: %w", key, content.ErrUnavailable, err)
 	}
-	o, err := open(key, r, resp)
+	if part := header != "" && resp.StatusCode == http.StatusPartialContent; !part && resp.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("get %s from %s: %w: %s", key, b.base, meaning(resp.StatusCode), resp.Status), resp.Body.Close())
+	}
+	body, size, err := transport.Open(r, resp.Header.Get("Content-Range"), resp.ContentLength, resp.Body)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("get %s from %s: %w", key, b.base, err), resp.Body.Close())
+		return nil, fmt.Errorf("get %s from %s: %w", key, b.base, err)
 	}
-	return o, nil
-}
-
-// open checks an answer. A server that ignores the range would have us read the
-// object from its start, which a pack is too large for.
-func open(key string, r bucket.Range, resp *http.Response) (_ *bucket.Object, err error) {
-	length := resp.ContentLength
-	info := bucket.Info{Key: key, ETag: resp.Header.Get("ETag"), Size: length}
-	switch ranged := r != (bucket.Range{}); {
-	case resp.StatusCode == http.StatusPartialContent && ranged:
-		if length, info.Size, err = transport.Part(r, resp.Header.Get("Content-Range")); err != nil {
-			return nil, err
-		}
-	case resp.StatusCode == http.StatusOK && ranged && length == 0:
-		return nil, fmt.Errorf("range of an empty object: %w", content.ErrInvalid)
-	case resp.StatusCode == http.StatusOK && ranged:
-		_, _, err := transport.Part(r, "")
-		return nil, err
-	case resp.StatusCode == http.StatusOK && length < 0:
-		if resp.Body, length, err = transport.Whole(resp.Body); err != nil {
-			return nil, err
-		}
-		info.Size = length
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%w: %s", meaning(resp.StatusCode), resp.Status)
-	}
-	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
-		info.Modified = t
-	}
-	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		info.Now = t
-	}
-	return &bucket.Object{Info: info, Body: bucket.Exactly(resp.Body, length)}, nil
+	info := bucket.Info{Key: key, ETag: resp.Header.Get("ETag"), Size: size}
+	info.Modified, _ = http.ParseTime(resp.Header.Get("Last-Modified")) // zero if it does not say
+	info.Now, _ = http.ParseTime(resp.Header.Get("Date"))
+	return &bucket.Object{Info: info, Body: body}, nil
 }
 
 func meaning(status int) error {

@@ -3,7 +3,6 @@ package web
 import (
 	"errors"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,8 +11,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
-	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -28,16 +25,6 @@ func serve(t *testing.T, h http.Handler) *Bucket {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// TestReadsAFolder reads through a plain web server what package dir writes.
-func TestReadsAFolder(t *testing.T) {
-	root := t.TempDir()
-	write, err := dir.Open(t.Context(), root, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	buckettest.RunReads(t, write, serve(t, http.StripPrefix("/prefix", http.FileServer(http.Dir(root)))))
 }
 
 func TestWritesAndListsAreRefused(t *testing.T) {

@@ -1,4 +1,4 @@
-package buckettest
+package bucket_test
 
 import (
 	"fmt"
@@ -12,23 +12,23 @@ import (
 // packSize is about that of a pack.
 const packSize = 32 << 20
 
-// Bench measures what a node does with an origin: it writes packs and records,
+// bench measures what a node does with an origin: it writes packs and records,
 // and reads runs.
-func Bench(b *testing.B, store bucket.Bucket) {
+func bench(b *testing.B, in bucket.Bucket) {
 	pack := bucket.Bytes(pattern(packSize))
 	b.Run("PutPack", func(b *testing.B) {
 		b.SetBytes(packSize)
 		for i := 0; b.Loop(); i++ {
-			if _, err := store.Put(b.Context(), fmt.Sprintf("packs/%d", i%8), pack, bucket.Condition{}); err != nil {
+			if _, err := in.Put(b.Context(), fmt.Sprintf("packs/%d", i%8), pack, bucket.Condition{}); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
-	if _, err := store.Put(b.Context(), "packs/read", pack, bucket.Condition{}); err != nil {
+	if _, err := in.Put(b.Context(), "packs/read", pack, bucket.Condition{}); err != nil {
 		b.Fatal(err)
 	}
 	read := func(b *testing.B, i int) {
-		o, err := store.Get(b.Context(), "packs/read", bucket.Range{Offset: int64(i) % (packSize / content.RunSize) * content.RunSize, Length: content.RunSize})
+		o, err := in.Get(b.Context(), "packs/read", bucket.Range{Offset: int64(i) % (packSize / content.RunSize) * content.RunSize, Length: content.RunSize})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -52,12 +52,12 @@ func Bench(b *testing.B, store bucket.Bucket) {
 		})
 	})
 	b.Run("CommitRecord", func(b *testing.B) {
-		info, err := store.Put(b.Context(), "records/bench", bucket.Bytes([]byte{0}), bucket.Condition{})
+		info, err := in.Put(b.Context(), "records/bench", bucket.Bytes([]byte{0}), bucket.Condition{})
 		for i := 0; b.Loop(); i++ {
 			if err != nil {
 				b.Fatal(err)
 			}
-			info, err = store.Put(b.Context(), "records/bench", bucket.Bytes(fmt.Appendf(nil, "%01000d", i)), bucket.IfMatch(info.ETag))
+			info, err = in.Put(b.Context(), "records/bench", bucket.Bytes(fmt.Appendf(nil, "%01000d", i)), bucket.IfMatch(info.ETag))
 		}
 	})
 }

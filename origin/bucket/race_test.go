@@ -1,4 +1,4 @@
-package buckettest
+package bucket_test
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 const racers = 8
@@ -21,7 +22,7 @@ const racers = 8
 // then to replace the one before.
 func oneWins(t *testing.T, b bucket.Bucket) {
 	etag := ""
-	for round := range Rounds(100) {
+	for round := range soak.Rounds(100) {
 		cond := bucket.IfAbsent()
 		if etag != "" {
 			cond = bucket.IfMatch(etag)
@@ -96,7 +97,7 @@ func object() porcupine.Model {
 // for one order of the calls that explains every answer.
 func linearizable(t *testing.T, b bucket.Bucket) {
 	const clients, calls, within = 5, 12, 20 * time.Second
-	for round := range Rounds(20) {
+	for round := range soak.Rounds(20) {
 		key := fmt.Sprintf("records/%d", round)
 		histories := make([][]porcupine.Operation, clients)
 		errs := make([]error, clients)

@@ -1,7 +1,4 @@
-// Package buckettest is the contract of a bucket as tests: each implementation
-// and each stack of decorators runs the same suite. It also starts a real S3
-// server for whoever needs one.
-package buckettest
+package bucket_test
 
 import (
 	"bytes"
@@ -9,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -18,9 +14,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Run checks that what open returns, an empty bucket each time, keeps to the
-// contract of bucket.Bucket.
-func Run(t *testing.T, open func(t *testing.T) bucket.Bucket) {
+// contract checks that what open returns, an empty bucket each time, keeps to what
+// bucket.Bucket says.
+func contract(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 	for _, c := range []struct {
 		name string
 		run  func(*testing.T, bucket.Bucket)
@@ -42,16 +38,16 @@ func Run(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 	}
 	t.Run("Reads", func(t *testing.T) {
 		b := open(t)
-		RunReads(t, b, b)
+		reads(t, b, b)
 	})
 }
 
-// RunReads checks the reading half: what is put to one bucket is read through the
+// reads checks the reading half: what is put to one bucket is read through the
 // other, which shows the same objects.
-func RunReads(t *testing.T, write, read bucket.Bucket) {
+func reads(t *testing.T, write, read bucket.Bucket) {
 	data := pattern(1 << 20)
-	put(t, write, "packs/ranges", data, bucket.Condition{})
-	put(t, write, "empty", nil, bucket.Condition{})
+	store(t, write, "packs/ranges", data, bucket.Condition{})
+	store(t, write, "empty", nil, bucket.Condition{})
 	size := int64(len(data))
 	for _, c := range []struct {
 		name string
@@ -110,7 +106,7 @@ func RunReads(t *testing.T, write, read bucket.Bucket) {
 func comesBack(t *testing.T, b bucket.Bucket) {
 	for i, size := range []int{0, 1, 511, 4096, 1<<20 + 3} {
 		key, data := fmt.Sprintf("a/b-%d", i), pattern(size)
-		info := put(t, b, key, data, bucket.Condition{})
+		info := store(t, b, key, data, bucket.Condition{})
 		got, read, err := bucket.ReadAll(t.Context(), b, key, 1<<21)
 		ok(t, err)
 		if !bytes.Equal(got, data) {
@@ -146,7 +142,7 @@ func absent(t *testing.T, b bucket.Bucket) {
 func replaced(t *testing.T, b bucket.Bucket) {
 	const size = 256 << 10
 	version := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, size) }
-	first := put(t, b, "records/x", version(0), bucket.Condition{})
+	first := store(t, b, "records/x", version(0), bucket.Condition{})
 	o, err := b.Get(t.Context(), "records/x", bucket.Range{})
 	ok(t, err)
 	drain(t, o)
@@ -180,21 +176,21 @@ func replaced(t *testing.T, b bucket.Bucket) {
 }
 
 func ifAbsent(t *testing.T, b bucket.Bucket) {
-	first := put(t, b, "records/a", []byte("1"), bucket.IfAbsent())
+	first := store(t, b, "records/a", []byte("1"), bucket.IfAbsent())
 	refused(t, b, "records/a", []byte("2"), bucket.IfAbsent())
 	holds(t, b, "records/a", "1", first.ETag)
 	ok(t, b.Delete(t.Context(), "records/a"))
-	second := put(t, b, "records/a", []byte("3"), bucket.IfAbsent())
+	second := store(t, b, "records/a", []byte("3"), bucket.IfAbsent())
 	holds(t, b, "records/a", "3", second.ETag)
 }
 
 func ifMatch(t *testing.T, b bucket.Bucket) {
 	refused(t, b, "records/a", []byte("0"), bucket.IfMatch(`"0123456789abcdef0123456789abcdef"`))
-	first := put(t, b, "records/a", []byte("1"), bucket.IfAbsent())
-	second := put(t, b, "records/a", []byte("2"), bucket.IfMatch(first.ETag))
+	first := store(t, b, "records/a", []byte("1"), bucket.IfAbsent())
+	second := store(t, b, "records/a", []byte("2"), bucket.IfMatch(first.ETag))
 	refused(t, b, "records/a", []byte("3"), bucket.IfMatch(first.ETag))
 	holds(t, b, "records/a", "2", second.ETag)
-	put(t, b, "records/a", []byte("4"), bucket.Condition{})
+	store(t, b, "records/a", []byte("4"), bucket.Condition{})
 	refused(t, b, "records/a", []byte("5"), bucket.IfMatch(second.ETag))
 	ok(t, b.Delete(t.Context(), "records/a"))
 	refused(t, b, "records/a", []byte("6"), bucket.IfMatch(second.ETag))
@@ -204,7 +200,7 @@ func lists(t *testing.T, b bucket.Bucket) {
 	all := []string{"a", "b-1/x", "b.1", "b/1", "b/2/x", "b/2/y", "b/20", "b0", "b@3", "c/d/e/f"}
 	slices.Sort(all)
 	for _, i := range []int{3, 9, 0, 5, 1, 8, 2, 7, 4, 6} {
-		put(t, b, all[i], []byte(all[i]), bucket.Condition{})
+		store(t, b, all[i], []byte(all[i]), bucket.Condition{})
 	}
 	for _, c := range []struct{ prefix, after string }{
 		{"", ""}, {"b", ""}, {"b/", ""}, {"b/2", ""}, {"b/2/", ""}, {"b/2/x", ""}, {"c/d", ""}, {"d", ""}, {"b/2/y/", ""},
@@ -264,7 +260,7 @@ func badKeys(t *testing.T, b bucket.Bucket) {
 }
 
 func endedContext(t *testing.T, b bucket.Bucket) {
-	put(t, b, "a", []byte("x"), bucket.Condition{})
+	store(t, b, "a", []byte("x"), bucket.Condition{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := b.Get(ctx, "a", bucket.Range{})
@@ -278,15 +274,6 @@ func endedContext(t *testing.T, b bucket.Bucket) {
 	holds(t, b, "a", "x", "")
 }
 
-// Rounds returns how often a loop of a test runs: the full count when the soak was
-// asked for.
-func Rounds(full int) int {
-	if os.Getenv("GRANGE_SOAK") == "1" {
-		return full
-	}
-	return 5
-}
-
 // pattern returns bytes that differ at each place.
 func pattern(n int) []byte {
 	b := make([]byte, n)
@@ -296,7 +283,7 @@ func pattern(n int) []byte {
 	return b
 }
 
-func put(t testing.TB, b bucket.Bucket, key string, data []byte, cond bucket.Condition) bucket.Info {
+func store(t testing.TB, b bucket.Bucket, key string, data []byte, cond bucket.Condition) bucket.Info {
 	t.Helper()
 	info, err := b.Put(t.Context(), key, bucket.Bytes(data), cond)
 	if err != nil {
