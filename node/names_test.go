@@ -29,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -94,16 +95,13 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 		t.Fatal(err)
 	}
 	n.verifier = n.Membership.Verifier()
-	n.origin = newOrigin(n)
-	n.origin.bucket = view
-	n.origin.catalog, err = catalog.New(catalog.Config{Bucket: view, Verifier: n.verifier, Signer: n.signer, Recall: n.recall})
+	origin, err := catalog.New(catalog.Config{Bucket: view, Verifier: n.verifier, Signer: n.signer})
 	if err == nil {
 		n.cache, err = cache.Open(cache.Config{Dir: t.TempDir()})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.origin.settle(nil)
 	private, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(key.Seed()))
 	if err != nil {
 		t.Fatal(err)
@@ -125,15 +123,15 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 	if err != nil {
 		t.Fatal(err)
 	}
+	reader := func() *catalog.Catalog { return origin }
 	n.Names, err = records.New(records.Config{
-		Dir: t.TempDir(), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost, Verifier: n.verifier, Signer: n.signer,
+		Dir: t.TempDir(), Reader: reader, Writer: reader, Lost: func(error) {}, Verifier: n.verifier, Signer: n.signer,
 		Ask:     func(context.Context, records.Question, int) []records.Answer { return nil },
-		AskLead: n.askLead, Think: n.fetch.Think, Learn: n.learn, Forget: n.fetch.Forget, Codec: n.codec, Now: time.Now, Log: n.cfg.Log,
+		AskLead: n.askLead, Think: n.fetch.Think, Learn: func(records.Known) {}, Forget: n.fetch.Forget, Codec: n.codec, Now: time.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.Images = &Images{n: n}
 	ctx, cancel := context.WithCancel(context.Background())
 	var run errgroup.Group
 	run.Go(func() error { return n.exchange.Run(ctx) })
@@ -147,6 +145,26 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 	t.Cleanup(x.stop)
 	view.node.Store(x)
 	return x
+}
+
+// put commits the record of an image without packs.
+func (x *inFarm) put(t *testing.T, name string) {
+	t.Helper()
+	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(n byte, offset uint32) pack.Extent {
+		return pack.Extent{CID: content.Sum([]byte{n}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
+	}
+	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
+	body, err := catalog.Image{Head: pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}}.Encode(x.codec)
+	if err == nil {
+		_, err = x.Names.Commit(t.Context(), catalog.Change{Kind: content.KindImage, Name: name, Body: body})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestAFarmOpensOneName has the nodes of a farm resolve and open one new name at once: the
@@ -195,8 +213,12 @@ func TestAFarmOpensOneName(t *testing.T) {
 				if err == nil && !r.Confirmed {
 					err = errors.New("it is not confirmed")
 				}
+				var k records.Known
 				if err == nil {
-					_, err = x.Images.image(t.Context(), name)
+					k, err = x.Names.Lookup(t.Context(), content.KindImage, name, false)
+				}
+				if err == nil {
+					_, err = x.fetch.Learn(fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed})
 				}
 				check(x, err)
 			})
@@ -213,14 +235,14 @@ func TestAFarmOpensOneName(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	publish(t, all[0].Node, "debian")
+	all[0].put(t, "debian")
 	open("debian", well)
 	open("none", func(_ *inFarm, err error) {
 		if !errors.Is(err, content.ErrNotFound) {
 			t.Error(err)
 		}
 	})
-	publish(t, all[0].Node, "dying")
+	all[0].put(t, "dying")
 	var dying atomic.Pointer[inFarm]
 	dies := func(x *inFarm) {
 		dying.Store(x)
