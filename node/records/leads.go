@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// leadsTimeout bounds the question to the leads of a name: they read it at the origin.
-	leadsTimeout = lookupTimeout + time.Second
+	// leadsTimeout bounds the question to the leads of a name: they read it at the origin,
+	// within lookupTimeout, and keep it on a disk that may be busy. One that is silent is
+	// given up much sooner, by the exchange.
+	leadsTimeout = 10 * time.Second
 	// leadsRate and leadsBurst bound the reads of the origin for members of this farm that
 	// ask it as the lead: each may be made to ask for names that nobody has. Beyond it who
 	// asks reads for itself.
