@@ -10,9 +10,11 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // The calls that members make to each other, beside requests for content.
@@ -105,6 +107,26 @@ func (n *Node) askRecord(ctx context.Context, q records.Question, limit int) (ou
 		}
 	}
 	return out
+}
+
+// askLead asks a member of the farm for its own word on a record. One that is busy, or is
+// none of this farm, can't give it.
+func (n *Node) askLead(ctx context.Context, p plan.Peer, q records.Question) (a records.Answer, err error) {
+	body, err := n.codec.Marshal(q)
+	if err != nil {
+		return a, err
+	}
+	id := peer.ID(p)
+	b, err := n.exchange.Call(ctx, id, resolveMethod, body)
+	who, ok := n.peers.Of(id)
+	switch {
+	case errors.Is(err, exchange.ErrDisconnected) || errors.Is(err, exchange.ErrStalled):
+		return a, err
+	case err != nil || !ok || !who.Role.IsMember() || who.Farm != n.Farm() || n.codec.Unmarshal(b, &a) != nil:
+		return records.Answer{}, nil
+	}
+	a.Who = who
+	return a, nil
 }
 
 // submit has a member write a record: one after the other, as all at once would race

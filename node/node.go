@@ -138,7 +138,7 @@ func (n *Node) unlessAwaited(part string, err error) error {
 func (n *Node) openNames(context.Context) (err error) {
 	n.Names, err = records.New(records.Config{
 		Dir: filepath.Join(n.cfg.Dir, "records"), Reader: n.origin.records, Writer: n.origin.writer, Lost: n.origin.lost,
-		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, Submit: n.submit, Holds: n.cache.Has, Learn: n.learn, Forget: n.fetch.Forget,
+		Verifier: n.verifier, Signer: n.signer, Ask: n.askRecord, AskLead: n.askLead, Think: n.fetch.Think, Submit: n.submit, Holds: n.cache.Has, Learn: n.learn, Forget: n.fetch.Forget,
 		Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {

@@ -230,6 +230,9 @@ func (f *Fetcher) think(do func(*plan.Member)) {
 	do(f.mind)
 }
 
+// Think is for others of the node whose decisions are the planner's too.
+func (f *Fetcher) Think(do func(*plan.Member)) { f.think(do) }
+
 // look tells the planner who and what is here now. It is called with mu.
 func (f *Fetcher) look(live []peer.ID, origin bool) {
 	f.mind.Origin, f.mind.Asks, f.mind.Searches = origin, f.cfg.Exchange != nil, f.cfg.Swarm != nil

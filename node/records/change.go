@@ -117,6 +117,7 @@ func (n *Names) enter(id string, e entry) {
 		return
 	}
 	delete(n.absent, id)
+	delete(n.unseen, id)
 	if k := e.answer(); !k.Tombstone {
 		n.answers.set(id, answered{n.resolved(k), k.Commit, k.SeenAt.UnixNano(), k.read.UnixNano(), e.checked.UnixNano()})
 	}

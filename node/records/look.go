@@ -23,14 +23,6 @@ const (
 	coldTimeout = 300 * time.Millisecond
 )
 
-// lookFor looks for a name, once for all that ask at the same time. lost is told when
-// the origin fails.
-func (n *Names) lookFor(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
-	return shared(ctx, &n.flights, key(kind, name), func(ctx context.Context) (Known, error) {
-		return n.look(ctx, kind, name, lost)
-	})
-}
-
 // shared runs fn once for all that ask for the same at the same time: it outlives the
 // caller that began it.
 func shared[T any](ctx context.Context, flights *singleflight.Group, id string, fn func(context.Context) (T, error)) (v T, err error) {
@@ -44,27 +36,62 @@ func shared[T any](ctx context.Context, flights *singleflight.Group, id string, 
 	}
 }
 
-// look asks the origin, or else members.
-func (n *Names) look(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
-	c := n.cfg.Reader()
-	if c == nil {
-		return n.away(ctx, kind, name, fmt.Errorf("%w: this node has no origin, or it does not answer", content.ErrUnavailable))
-	}
-	_, held := n.Held(kind, name)
-	s, err := n.atOrigin(ctx, c, kind, name)
-	switch {
-	case err == nil && held:
-		return n.tell(s.record, s.asked)
-	case err == nil:
-		return n.cold(ctx, c, s)
-	case errors.Is(err, content.ErrNotFound):
-		n.gone(key(kind, name), s.asked)
+// look asks the origin for what it has after since, or else members. lost is told when
+// the origin fails.
+func (n *Names) look(ctx context.Context, kind content.Kind, name string, since time.Time, lost func(error)) (Known, error) {
+	return shared(ctx, &n.flights, "look "+key(kind, name), func(ctx context.Context) (Known, error) {
+		c := n.cfg.Reader()
+		if c == nil {
+			return n.away(ctx, kind, name, fmt.Errorf("%w: this node has no origin, or it does not answer", content.ErrUnavailable))
+		}
+		k, err := n.read(ctx, c, kind, name, since)
+		if err == nil || errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid) {
+			return k, err
+		}
+		lost(err)
+		return n.away(ctx, kind, name, err)
+	})
+}
+
+// read takes what the origin says. What it has said since then will do.
+func (n *Names) read(ctx context.Context, c *catalog.Catalog, kind content.Kind, name string, since time.Time) (Known, error) {
+	return shared(ctx, &n.flights, "read "+key(kind, name), func(ctx context.Context) (Known, error) {
+		if k, _, ok := n.ownWord(kind, name, since); ok {
+			return k, ifAbsent(k, kind, name)
+		}
+		_, held := n.Held(kind, name)
+		s, err := n.atOrigin(ctx, c, kind, name)
+		switch {
+		case err == nil && held:
+			return n.tell(s.record, s.asked)
+		case err == nil:
+			return n.cold(ctx, c, s)
+		case errors.Is(err, content.ErrNotFound):
+			n.gone(key(kind, name), s.asked)
+		}
 		return Known{}, err
-	case errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrInvalid):
-		return Known{}, err
+	})
+}
+
+// ownWord returns what the origin has said to this node after since, and when: the zero
+// Known for absence. A record that is in doubt is nothing to give a word on.
+func (n *Names) ownWord(kind content.Kind, name string, since time.Time) (k Known, at time.Time, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	id := key(kind, name)
+	if e := n.entry(id); !e.isEmpty() {
+		k = e.answer()
+		return k, k.read, k.Confirmed && k.Doubt == "" && k.read.After(since)
 	}
-	lost(err)
-	return n.away(ctx, kind, name, err)
+	at = n.absent[id]
+	return k, at, at.After(since)
+}
+
+func ifAbsent(k Known, kind content.Kind, name string) error {
+	if k.Version == 0 {
+		return notFound(kind, name)
+	}
+	return nil
 }
 
 // sight is what the origin answered, and when it was asked.

@@ -39,6 +39,8 @@ type Question struct {
 	// Version is one that the asker has heard of: a member that knows only older ones
 	// looks at the origin before it answers. 0 asks for what is held.
 	Version uint64 `cbor:"version,omitempty"`
+	// Lead asks one of the same farm that leads the name, see Names.near.
+	Lead bool `cbor:"lead,omitempty"`
 }
 
 // Answer is what a member says: a sealed record, and a member's signed statement that
@@ -47,6 +49,10 @@ type Answer struct {
 	Sealed    []byte `cbor:"record"`
 	Statement []byte `cbor:"statement"`
 	ETag      string `cbor:"etag"`
+	// Absent and Age are of leads: the origin has no such record, and how long ago it
+	// said so, or showed the one that it has.
+	Absent bool          `cbor:"absent,omitempty"`
+	Age    time.Duration `cbor:"age,omitempty"`
 	// Who answered.
 	Who trust.Identity `cbor:"-"`
 }
@@ -73,13 +79,17 @@ func (n *Names) askMembers(ctx context.Context, q Question, limit int) []witness
 	for _, a := range n.cfg.Ask(ctx, q, limit) {
 		w, err := n.open(q, a)
 		if err != nil {
-			n.refused.Inc()
-			n.cfg.Log.Warn("a member's answer is not believed", "member", a.Who.Key, "farm", a.Who.Farm, "kind", q.Kind, "name", q.Name, "err", err)
+			n.disbelieve(q, a, err)
 			continue
 		}
 		out = append(out, w)
 	}
 	return slices.DeleteFunc(out, func(w witnessed) bool { return w.late && !n.attested(w, out) })
+}
+
+func (n *Names) disbelieve(q Question, a Answer, err error) {
+	n.refused.Inc()
+	n.cfg.Log.Warn("a member's answer is not believed", "member", a.Who.Key, "farm", a.Who.Farm, "kind", q.Kind, "name", q.Name, "err", err)
 }
 
 // attested reports whether a record of a signer that was revoked since is known to be
@@ -162,13 +172,16 @@ func rank(a Known, farm string, b Known) int {
 // word of a member that saw it at the origin, this one's own where it did. To those who
 // may not read it, it is absent.
 func (n *Names) Answer(ctx context.Context, from trust.Identity, q Question) (Answer, error) {
+	if q.Lead && from.Role.IsMember() && from.Farm == n.farm() && q.Kind.CheckName(q.Name) == nil {
+		return n.lead(ctx, from, q)
+	}
 	absent := notFound(q.Kind, q.Name)
 	k, ok := n.Held(q.Kind, q.Name)
 	look := !ok || !from.MayRead(k.Scope) || k.Version < q.Version || k.read.IsZero()
 	if q.Version > 0 && look && from.Role.IsMember() && q.Kind.CheckName(q.Name) == nil && n.others.AllowN(n.cfg.Now(), 1) {
 		wait, cancel := context.WithTimeout(ctx, othersWait)
 		defer cancel()
-		if _, err := n.lookFor(wait, q.Kind, q.Name, func(error) {}); err == nil {
+		if _, err := n.look(wait, q.Kind, q.Name, n.cfg.Now(), func(error) {}); err == nil {
 			k, ok = n.Held(q.Kind, q.Name)
 		}
 		if !ok || !from.MayRead(k.Scope) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
+	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -50,6 +51,11 @@ type Config struct {
 	// Ask returns what up to limit members say, of this farm first and of others; it
 	// ends with ctx at the latest.
 	Ask func(ctx context.Context, q Question, limit int) []Answer
+	// AskLead asks a member of this farm for its own word, and says who it is; an error
+	// is of one that does not answer at all. Think asks the planner who leads; nil is for a
+	// node that has no farm.
+	AskLead func(ctx context.Context, p plan.Peer, q Question) (Answer, error)
+	Think   func(func(*plan.Member))
 	// Submit has a member write a record. ErrUnavailable means that none is able to.
 	Submit func(ctx context.Context, s Submission) (Answer, error)
 	// Holds reports whether this node may have content of a map, by the map's root; nil is
@@ -111,8 +117,9 @@ type Names struct {
 	gets    singleflight.Group // reads at the origin, which may outlive their look
 
 	strangers strangers
-	// others bounds the looks at the origin that members ask for.
-	others *rate.Limiter
+	// others bounds the looks at the origin that members ask for, and leads those of the
+	// same farm.
+	others, leads *rate.Limiter
 
 	disputes, refused prometheus.Counter
 
@@ -123,6 +130,7 @@ type Names struct {
 	entries *recent[entry]
 	answers *recent[answered]
 	absent  lately // what the origin does not have
+	unseen  lately // what leads say that it does not have
 }
 
 // rootKey is a root under one scope.
@@ -139,7 +147,7 @@ func New(cfg Config) (*Names, error) {
 	}
 	n := &Names{
 		cfg: cfg, strangers: strangers{budget: rate.NewLimiter(strangersRate, strangersBurst), denied: lately{}}, others: rate.NewLimiter(othersRate, othersBurst),
-		entries: newRecent[entry](entriesMax), answers: newRecent[answered](answersMax), absent: lately{},
+		entries: newRecent[entry](entriesMax), answers: newRecent[answered](answersMax), absent: lately{}, unseen: lately{}, leads: rate.NewLimiter(leadsRate, leadsBurst),
 		disputes: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "grange", Subsystem: "records", Name: "disputes_total",
 			Help: "Times that the origin showed another record than it had shown before, or than members saw there.",
@@ -245,15 +253,19 @@ func (n *Names) Sure(k Known) bool {
 func (n *Names) Age(k Known) time.Duration { return max(0, n.cfg.Now().Sub(k.SeenAt)) }
 
 // Lookup returns the record of a name. A fresh one is asked of the origin again
-// if it can be reached; otherwise one that is some seconds old may do. Deleted
-// names are ErrNotFound, with their tombstone.
+// if it can be reached, by this node itself; otherwise one that is some seconds old
+// may do, and the word of the farm's leads. Deleted names are ErrNotFound, with their
+// tombstone.
 func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fresh bool) (Known, error) {
 	if err := kind.CheckName(name); err != nil { // it becomes a path
 		return Known{}, err
 	}
 	k, ok, err := n.recent(kind, name)
-	if !ok || fresh {
-		k, err = n.lookFor(ctx, kind, name, n.cfg.Lost)
+	switch {
+	case fresh:
+		k, err = n.look(ctx, kind, name, n.cfg.Now(), n.cfg.Lost)
+	case !ok:
+		k, err = n.near(ctx, kind, name, n.cfg.Lost)
 	}
 	if err == nil && k.Tombstone {
 		return k, fmt.Errorf("%s %q: %w: it was deleted on %s", k.Kind, k.Name, content.ErrNotFound, k.SignedAt.UTC().Format(time.DateTime))
@@ -273,7 +285,7 @@ func (n *Names) recent(kind content.Kind, name string) (k Known, ok bool, err er
 	if e := n.entry(id); !e.isEmpty() {
 		return e.answer(), now.Sub(e.checked) <= freshFor, nil
 	}
-	if n.absent.has(id, now) {
+	if n.absent.has(id, now) || n.unseen.has(id, now) {
 		return Known{}, true, notFound(kind, name)
 	}
 	return Known{}, false, nil

@@ -46,18 +46,18 @@ func (s *strangers) isDenied(id string, now time.Time) bool {
 	return s.denied.has(id, now)
 }
 
-// lately holds names for freshFor.
+// lately is when names were looked for in vain.
 type lately map[string]time.Time
 
 // add keeps at most limit names: to forget the others costs no more than looks.
-func (l lately) add(id string, now time.Time, limit int) {
+func (l lately) add(id string, at time.Time, limit int) {
 	if len(l) >= limit {
 		clear(l)
 	}
-	l[id] = now.Add(freshFor)
+	l[id] = at
 }
 
-func (l lately) has(id string, now time.Time) bool { return l[id].After(now) }
+func (l lately) has(id string, now time.Time) bool { return now.Sub(l[id]) < freshFor }
 
 func isPublic(k Known) bool { return k.Scope.IsPublic() && !k.Tombstone }
 
@@ -102,7 +102,7 @@ func (n *Names) lookOpenly(ctx context.Context, kind content.Kind, name string) 
 	go func() {
 		k, fresh, _ := n.recent(kind, name)
 		if !fresh {
-			k, _ = n.lookFor(ctx, kind, name, func(error) {})
+			k, _ = n.near(ctx, kind, name, func(error) {})
 		}
 		found <- k
 	}()

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -39,7 +40,10 @@ type world struct {
 	codec    *content.Codec
 	away     atomic.Bool // the store does not answer
 	gets     atomic.Int64
+	ahead    atomic.Int64 // by how much its clock is
 }
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
 func newWorld(t fataler) *world {
 	t.Helper()
@@ -86,6 +90,7 @@ type member struct {
 	w      *world
 	signer trust.Signer
 	origin *catalog.Catalog // nil for none
+	farm   *neighbours      // nil for none
 	// asked answer in turn; submit writes.
 	asked  []func(context.Context, Question) (Answer, error)
 	submit func(Submission) (Answer, error)
@@ -97,9 +102,15 @@ type member struct {
 
 func (w *world) member(t fataler, dir string, role trust.Role, farm string) *member {
 	t.Helper()
-	m := &member{w: w, signer: w.signer(t, role, farm), dir: dir}
+	return w.neighbour(t, nil, dir, role, farm)
+}
+
+// neighbour is a member among others of its farm.
+func (w *world) neighbour(t fataler, near *neighbours, dir string, role trust.Role, farm string) *member {
+	t.Helper()
+	m := &member{w: w, signer: w.signer(t, role, farm), dir: dir, farm: near}
 	var err error
-	m.origin, err = catalog.New(catalog.Config{Bucket: w.store, Verifier: w.verifier, Signer: m.signer, Recall: func(kind content.Kind, name string) (catalog.Record, bool) { return m.Recall(kind, name) }})
+	m.origin, err = catalog.New(catalog.Config{Bucket: w.store, Verifier: w.verifier, Signer: m.signer, Now: w.now, Recall: func(kind content.Kind, name string) (catalog.Record, bool) { return m.Recall(kind, name) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +129,12 @@ func (m *member) restart(t fataler) {
 		m.Close()
 	}
 	var err error
+	var think func(func(*plan.Member))
+	if m.farm != nil {
+		think = m.farm.mind(m)
+	}
 	m.Names, err = New(Config{
+		Think: think, AskLead: func(ctx context.Context, p plan.Peer, q Question) (Answer, error) { return m.farm.ask(ctx, m, p, q) },
 		Dir: filepath.Join(m.dir, "records"), Reader: reader, Writer: reader, Lost: func(error) { m.lost.Add(1) },
 		Verifier: m.w.verifier, Signer: m.signer,
 		Ask: func(ctx context.Context, q Question, limit int) (out []Answer) {
@@ -142,7 +158,7 @@ func (m *member) restart(t fataler) {
 			}
 		},
 		Forget: func(root content.CID, scope content.Scope) { delete(m.roots, rootKey{root, scope}) },
-		Codec:  m.w.codec, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Codec:  m.w.codec, Now: m.w.now, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

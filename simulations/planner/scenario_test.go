@@ -29,7 +29,7 @@ func TestScenarios(t *testing.T) {
 //
 //	farm name=F nodes=(a,b)             new members
 //	rank run=R farm=F                   who leads
-//	set nodes=(a,b) FLAG…               dead, alive, liar, staller, shows, blind, cold, budget, unsettled, origin, no-origin
+//	set nodes=(a,b) FLAG…               dead, alive, liar, honest, staller, shows, blind, cold, budget, unsettled, origin, no-origin
 //	hold / evict nodes=(a) runs=(r)     what a cache holds
 //	view node=a members=(a,b)           what a member sees of its farm
 //	refer node=a to=b                   a refers the next asker
@@ -37,6 +37,7 @@ func TestScenarios(t *testing.T) {
 //	farms run=R of=(F,G)                which farm leads
 //	origin delay=50ms | origin down | origin up
 //	want nodes=(a,b) run=R [guest]      asks at once, and plays to the end; kill=(c) at=5ms
+//	look nodes=(a,b) name=N version=V   the same for a name; kill=(c) or written=V2 at=5ms
 func (m *mesh) command(t *testing.T, d *datadriven.TestData) {
 	switch d.Cmd {
 	case "farm":
@@ -75,6 +76,8 @@ func (m *mesh) command(t *testing.T, d *datadriven.TestData) {
 		m.setOrigin(t, d)
 	case "want":
 		m.wantAll(t, d)
+	case "look":
+		m.lookAll(t, d)
 	default:
 		d.Fatalf(t, "unknown command %s", d.Cmd)
 	}
@@ -101,8 +104,8 @@ func (n *node) set(t *testing.T, d *datadriven.TestData) {
 		case "nodes":
 		case "dead", "alive":
 			n.dead = a.Key == "dead"
-		case "liar":
-			n.liar = true
+		case "liar", "honest":
+			n.liar = a.Key == "liar"
 		case "staller":
 			n.staller = true
 		case "shows":

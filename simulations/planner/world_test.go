@@ -35,6 +35,7 @@ type mesh struct {
 	reads map[string]int
 	runs  map[string]uint64 // the place of each in the root
 	trace *strings.Builder
+	named plan.Sight // what the origin has under the name that is looked for
 	steps int
 	most  int // of them
 	// news is how often those who watch a node hear of what has come; 0 for at once.
@@ -61,6 +62,7 @@ type node struct {
 	swarm   map[string][]plan.Peer // what it has found
 	settled bool
 	refers  plan.Peer // refers everybody to that one
+	names   names
 
 	mind    *plan.Member
 	root    *plan.Root

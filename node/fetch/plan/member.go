@@ -31,6 +31,8 @@ type Member struct {
 	self Peer
 	name Peer // of the farm
 	farm ranking
+	// names is farm, for names: who leads one, of many, and no more of each than that.
+	names ranking
 
 	providers []Peer // that lately brought in what this node could not, the latest first
 
@@ -41,12 +43,15 @@ type Member struct {
 
 // NewMember returns the mind of a member that has met nobody.
 func NewMember(self Peer, farm string) *Member {
-	return &Member{self: self, name: Peer(farm), farm: ranking{members: []Peer{self}}, roots: map[*Root]struct{}{}}
+	return &Member{self: self, name: Peer(farm), farm: ranking{members: []Peer{self}}, names: ranking{members: []Peer{self}, most: leadsAsked}, roots: map[*Root]struct{}{}}
 }
 
 // Farm takes the live members of this farm, this node included, if they are others than
 // before.
-func (m *Member) Farm(live []Peer) { m.farm.set(live) }
+func (m *Member) Farm(live []Peer) {
+	m.farm.set(live)
+	m.names.set(live)
+}
 
 // near reports whether a member is a live one of this farm.
 func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
@@ -58,7 +63,12 @@ func (m *Member) Leads(key string) bool {
 }
 
 // Step tells the member of an event and returns what to do.
-func (m *Member) Step(now time.Time, e Event) []Action { return e.Job.step(now, e) }
+func (m *Member) Step(now time.Time, e Event) []Action {
+	if e.Look != nil {
+		return e.Look.step(now, e)
+	}
+	return e.Job.step(now, e)
+}
 
 // Provided notes a member that brought in what this node could not.
 func (m *Member) Provided(p Peer) {

@@ -148,10 +148,11 @@ const (
 	Woke
 )
 
-// Event is what happened to a job.
+// Event is what happened to a job, or to a look for a name.
 type Event struct {
 	Kind EventKind
 	Job  *Job
+	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
 	// Refer names a member that has what is missing, of Answered; the one that
@@ -167,6 +168,9 @@ type Event struct {
 	// Nowhere says of a member of this farm that was to bring it in that it has the word
 	// of the origin that something of it is gone, or damaged there.
 	Nowhere bool
+	// Saw is what a lead has read under the name that is looked for; nil where it could
+	// not read it.
+	Saw *Sight
 }
 
 // ActionKind is the kind of an Action.
@@ -205,6 +209,8 @@ type Action struct {
 	Peer   Peer
 	Fetch  bool
 	Passed bool
+	// Version is the latest that others have seen, of an Ask for a name.
+	Version uint64
 	// Hedge says of ReadOrigin that a member is being asked too: only what is
 	// missing is to be read, and it counts against the budget.
 	Hedge bool

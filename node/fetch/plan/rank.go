@@ -8,14 +8,19 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// keptMax bounds the places that a ranking keeps, to 2 MiB: the orders of a thousand
-// runs, in a farm of a thousand.
-const keptMax = 1 << 20
+const (
+	// keptMax bounds the places that a ranking keeps, to 2 MiB: the orders of a thousand
+	// runs, in a farm of a thousand.
+	keptMax = 1 << 20
+	// orderSize is how many places the rest of an order takes as much memory as.
+	orderSize = 64
+)
 
 // ranking is members in the order in which they lead, by key. Orders are kept until the
 // members change.
 type ranking struct {
 	members []Peer
+	most    int                 // places of an order; 0 for all
 	orders  map[string][]uint16 // places in members
 	kept    int
 }
@@ -47,14 +52,17 @@ func (r *ranking) order(key string) []uint16 {
 	slices.SortFunc(out, func(a, b uint16) int {
 		return cmp.Or(cmp.Compare(weights[b], weights[a]), cmpPeers(r.members[a], r.members[b]))
 	})
-	if r.kept+len(out) > keptMax {
+	if r.most > 0 {
+		out = slices.Clone(out[:min(len(out), r.most)])
+	}
+	if r.kept+len(out)+orderSize > keptMax {
 		r.forget()
 	}
 	if r.orders == nil {
 		r.orders = map[string][]uint16{}
 	}
 	r.orders[key] = out
-	r.kept += len(out)
+	r.kept += len(out) + orderSize
 	return out
 }
 

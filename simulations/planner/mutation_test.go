@@ -1,0 +1,55 @@
+package planner_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// planDir is where the product's Member lies.
+const planDir = "../../node/fetch/plan"
+
+// TestMutations: a Member that is wrong in one place fails the scenario that is about it.
+func TestMutations(t *testing.T) {
+	for what, m := range map[string]struct{ file, is, becomes, scenario string }{
+		"a lead that never asks the ranks behind":       {"job.go", "if behind {", "if behind && false {", "views"},
+		"a guest that forgets the budget":               {"job.go", "|| !j.m.Has(j.now, j.need())", "", "faults"},
+		"a lead that fails, and nobody takes its place": {"job.go", "!ok || j.count >= leadsAsked", "!ok || j.count >= 1", "faults"},
+		"a name that one lead's word is enough for":     {"look.go", "agreeing = 2", "agreeing = 1", "names"},
+		"a lead of a name that nobody follows":          {"look.go", "order[:min(len(order), leadsAsked)]", "order[:min(len(order), agreeing)]", "names"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			path, err := filepath.Abs(filepath.Join(planDir, m.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(b), m.is); n != 1 {
+				t.Fatalf("%s has %q %d times, which is to be changed once", m.file, m.is, n)
+			}
+			dir := t.TempDir()
+			mutant, overlay := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json")
+			list, err := json.Marshal(map[string]any{"Replace": map[string]string{path: mutant}})
+			if err == nil {
+				err = os.WriteFile(overlay, list, 0o600)
+			}
+			if err == nil {
+				err = os.WriteFile(mutant, []byte(strings.Replace(string(b), m.is, m.becomes, 1)), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-run", "^TestScenarios$/^"+m.scenario+"$", ".").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "--- FAIL: TestScenarios/"+m.scenario) {
+				t.Errorf("the scenario %s does not notice: %v\n%s", m.scenario, err, out)
+			}
+		})
+	}
+}
