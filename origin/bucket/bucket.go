@@ -53,7 +53,7 @@ func CheckKey(key string) error {
 		for i := range len(part) {
 			c := part[i]
 			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-' || c == '@' || c == '%') {
-				return fmt.Errorf("key %.100q: %w: want letters, digits and . _ - @ % /", key, content.ErrInvalid)
+				return fmt.Errorf("key %.100q: %w: want letters, digits and . _ - @ %% /", key, content.ErrInvalid)
 			}
 		}
 	}
