@@ -323,6 +323,7 @@ func TestForgottenRoot(t *testing.T) {
 	}()
 	<-heard
 
+	w.eventually("what was read ahead has landed", func() bool { return m.Flights() == 0 })
 	m.Forget(public.id, content.Public())
 	if stranger.has(m.id, public.id) {
 		t.Error("the root is served")

@@ -117,7 +117,7 @@ func TestHandoverRevertsNothing(t *testing.T) {
 	n := start(t, l, "file://"+filepath.Join(l.Dir, "origin"), "a")[0]
 	run(t, n, "volume", "create", "disk", "--size", "8MiB", "--transport", "nbd")
 	next := boot(t, n, "disk")
-	for range soak.Rounds(200) {
+	for range soak.Rounds(1000) {
 		gone := boot(t, n, "disk", slices.Concat([]string{"write -P 1 0 64k"}, slices.Repeat([]string{"aio_write -P 170 0 64k"}, 64), []string{"sleep 60000"})...)
 		gone.await(t, "wrote")
 		if err := n.Signal(syscall.SIGUSR2); err != nil {
