@@ -13,11 +13,13 @@ type Object struct {
 // Idle reports whether nothing of it is under way: it may be forgotten.
 func (o *Object) Idle() bool { return o.flights == [Depths]*Flight{} && !o.Reading }
 
-// Flights yields those under way that a request may join.
+// Flights yields those under way, also those that a more urgent one hides.
 func (o *Object) Flights(yield func(*Flight) bool) {
 	for _, fl := range o.flights {
-		if fl != nil && !yield(fl) {
-			return
+		for ; fl != nil; fl = fl.hides {
+			if !yield(fl) {
+				return
+			}
 		}
 	}
 }
@@ -27,6 +29,7 @@ type Flight struct {
 	// Of is what the caller knows it by.
 	Of      any
 	obj     *Object
+	hides   *Flight // one of the same depth that was too slow for who wanted this one
 	job     *Job
 	index   uint64
 	size    int
@@ -47,8 +50,11 @@ func (fl *Flight) End() (last, ok bool) {
 
 // LeaveOut has nobody join it any more.
 func (fl *Flight) LeaveOut() {
-	if fl.obj.flights[fl.job.cfg.Depth] == fl {
-		fl.obj.flights[fl.job.cfg.Depth] = nil
+	for at := &fl.obj.flights[fl.job.cfg.Depth]; *at != nil; at = &(*at).hides {
+		if *at == fl {
+			*at = fl.hides
+			return
+		}
 	}
 }
 
@@ -75,7 +81,7 @@ func (m *Member) Join(cfg Config, objects []Wanted) (flights []*Flight, begun *J
 			if begun == nil {
 				begun = m.job(cfg)
 			}
-			fl = &Flight{obj: o.Object, job: begun, index: o.Index, size: o.Size}
+			fl = &Flight{obj: o.Object, hides: o.flights[cfg.Depth], job: begun, index: o.Index, size: o.Size}
 			o.flights[cfg.Depth] = fl
 			begun.flights = append(begun.flights, fl)
 			begun.left++
