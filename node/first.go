@@ -27,7 +27,11 @@ func (n *Node) look(context.Context) (err error) {
 	if errors.Is(err, content.ErrNotFound) {
 		n.fresh, n.identity, err = true, trust.NewPrivateKey(), nil // for as long as it tries
 	}
-	n.awaited = err == nil && volumes.Expected(n.volumesDir())
+	if err == nil && volumes.Expected(n.volumesDir()) {
+		if n.awaited = servicesOf(n.cfg.Role).volumes; !n.awaited {
+			err = fmt.Errorf("%s: %w: it has a node's volumes, which a %s does not serve; give it a folder of its own", n.cfg.Dir, content.ErrInvalid, n.cfg.Role)
+		}
+	}
 	return err
 }
 

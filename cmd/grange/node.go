@@ -122,7 +122,7 @@ func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doo
 	if err != nil {
 		return err
 	}
-	if cfg.Flusher != nil && n.Volumes.NoDisks() == nil {
+	if cfg.Flusher != nil && n.Volumes != nil && n.Volumes.NoDisks() == nil {
 		log.Warn("block devices are at risk", "why", cfg.Flusher)
 	}
 	metrics := prometheus.NewRegistry()

@@ -6,8 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
@@ -157,15 +156,17 @@ func (j *job) neighbours() []object {
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
 	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
 	defer cancel()
-	var parts errgroup.Group
+	var parts sync.WaitGroup
+	errs := make([]error, len(objects)) // each counts: one that is not for ever keeps the others from being so
 	for begin, i := 0, 1; i <= len(objects); i++ {
 		if i == len(objects) || objects[i].at.Offset > objects[i-1].at.End()+gapMax {
-			part := objects[begin:i]
-			parts.Go(func() error { return f.readPart(ctx, rs, origin, part) })
+			part, err := objects[begin:i], &errs[begin]
+			parts.Go(func() { *err = f.readPart(ctx, rs, origin, part) })
 			begin = i
 		}
 	}
-	r.err = parts.Wait()
+	parts.Wait()
+	r.err = errors.Join(errs...)
 	f.mu.Lock()
 	for _, o := range objects {
 		way := f.onWay(o.key())

@@ -39,6 +39,8 @@ func (e entry) taking(k Known, isBad func(*Known) bool) entry {
 func (n *Names) gone(id string, asked time.Time) {
 	e := n.change(id, func(e entry) entry {
 		switch {
+		case e.said == nil && e.taken == nil && e.heard != nil && e.heard.Confirmed:
+			return entry{taken: e.heard}
 		case e.said == nil:
 			return entry{taken: e.taken}
 		case !e.said.read.Before(asked): // it was written meanwhile

@@ -87,7 +87,7 @@ func (e entry) hears(k Known, now time.Time) entry {
 	switch {
 	case e.said != nil && e.said.Commit == k.Commit:
 		said := *e.said
-		said.SeenAt, said.Confirmed = later(said.SeenAt, k.SeenAt), said.Confirmed || k.Confirmed
+		said.SeenAt, said.Confirmed = later(said.SeenAt, k.SeenAt), said.Confirmed || k.Confirmed && said.Doubt == ""
 		e.said = &said
 		return e
 	case e.said.owns(k, now), e.said != nil && k.Version <= e.said.Version:

@@ -51,7 +51,7 @@ func (n *Names) near(ctx context.Context, kind content.Kind, name string, lost f
 type word struct {
 	plan.Event
 	known Known
-	age   time.Duration
+	read  time.Time // when the lead had it from the origin, by this node's clock
 }
 
 // ofLeads carries out what the planner says; ok is false where this node has to read for
@@ -114,7 +114,7 @@ func (n *Names) inDoubt(id string) bool {
 func (n *Names) askLead(ctx context.Context, p plan.Peer, q Question, answers chan<- word) {
 	t := word{Event: plan.Event{Kind: plan.Answered, Peer: p}}
 	a, err := n.cfg.AskLead(ctx, p, q)
-	t.age = min(max(a.Age, 0), freshFor)
+	t.read = n.cfg.Now().Add(-max(a.Age, 0))
 	var w witnessed
 	switch {
 	case err != nil:
@@ -137,16 +137,20 @@ func (n *Names) askLead(ctx context.Context, p plan.Peer, q Question, answers ch
 	}
 }
 
-// agreed takes what leads say as one with that peer: as old as the oldest of their words.
+// agreed takes what leads say as one with that peer: as old as the oldest of their words,
+// which has to be fresh still.
 func (n *Names) agreed(q Question, said map[plan.Peer]word, by plan.Peer) (Known, bool, error) {
 	now, id, best := n.cfg.Now(), key(q.Kind, q.Name), said[by]
 	for _, t := range said {
 		if t.Saw != nil && *t.Saw == *best.Saw {
-			best.age = max(best.age, t.age)
+			best.read = earlier(best.read, t.read)
 			best.known.first = earlier(best.known.first, t.known.first)
 		}
 	}
-	at := now.Add(-best.age)
+	at := best.read
+	if now.Sub(at) > freshFor {
+		return Known{}, false, nil
+	}
 	if best.Saw.Version == 0 {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -157,13 +161,19 @@ func (n *Names) agreed(q Question, said map[plan.Peer]word, by plan.Peer) (Known
 		return Known{}, true, notFound(q.Kind, q.Name)
 	}
 	k := best.known
-	k.Confirmed = true
+	k.Confirmed, k.SeenAt = true, earlier(k.SeenAt, at)
 	e := n.change(id, func(e entry) entry {
+		if e.taken != nil || !e.isEmpty() && e.answer().Doubt != "" { // it came into doubt meanwhile
+			return e
+		}
 		if e = e.hears(k, now); e.answer().Commit == k.Commit {
 			e.checked = at
 		}
 		return e
 	})
+	if e.isEmpty() {
+		return Known{}, false, nil
+	}
 	stands := e.answer()
 	return stands, stands.Commit == k.Commit && stands.Doubt == "", nil
 }

@@ -59,10 +59,9 @@ func (n *Names) read(ctx context.Context, c *catalog.Catalog, kind content.Kind,
 		if k, _, ok := n.ownWord(kind, name, since); ok {
 			return k, ifAbsent(k, kind, name)
 		}
-		_, held := n.Held(kind, name)
 		s, err := n.atOrigin(ctx, c, kind, name)
 		switch {
-		case err == nil && held:
+		case err == nil && n.wasThere(key(kind, name)):
 			return n.tell(s.record, s.asked)
 		case err == nil:
 			return n.cold(ctx, c, s)
@@ -71,6 +70,15 @@ func (n *Names) read(ctx context.Context, c *catalog.Catalog, kind content.Kind,
 		}
 		return Known{}, err
 	})
+}
+
+// wasThere reports whether this node has seen the name at the origin itself: what others
+// have seen there is not compared with what the origin shows, but by asking them.
+func (n *Names) wasThere(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.entry(id)
+	return e.said != nil || e.taken != nil
 }
 
 // ownWord returns what the origin has said to this node after since, and when: the zero

@@ -60,6 +60,9 @@ func checkReference(name string) error {
 	if tagged {
 		parts = append(parts, tag)
 	}
+	if tagged && Kind(path).CheckName(tag) == nil {
+		return fmt.Errorf("name %.140q: %w: it says a kind and another name; put something before it, as in library/%s", name, ErrInvalid, name)
+	}
 	for _, part := range parts {
 		if err := CheckName(part); err != nil {
 			return fmt.Errorf("%.300q: %w", name, err)

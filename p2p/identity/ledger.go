@@ -166,19 +166,22 @@ func (l *Ledger) Recheck(connected func(peer.ID) bool) (lost []peer.ID) {
 	return lost
 }
 
-// Ban shuts a peer out for a while.
+// Ban shuts a peer out for a while, or for as long as it was before where that is longer.
 func (l *Ledger) Ban(id peer.ID, d time.Duration) {
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	maps.DeleteFunc(l.bans, func(_ peer.ID, until time.Time) bool { return !now.Before(until) })
+	until, banned := l.bans[id]
 	for other := range l.bans {
-		if len(l.bans) < bansMax {
+		if banned || len(l.bans) < bansMax {
 			break
 		}
 		delete(l.bans, other)
 	}
-	l.bans[id] = now.Add(d)
+	if now.Add(d).After(until) {
+		l.bans[id] = now.Add(d)
+	}
 }
 
 // ShutOut reports whether no connection is to be had with a peer: it is banned, or its

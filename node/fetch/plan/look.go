@@ -14,6 +14,9 @@ const (
 	// LookBeside is how long a lead may take until the next one is asked beside it: longer
 	// than an origin that is well takes, as the next one reads there once more.
 	LookBeside = time.Second
+	// lookMax is how long leads are waited for where there is no other to ask: a slow
+	// origin is slow for this node as well.
+	lookMax = 2 * LookBeside
 )
 
 // Sight is what is at the origin under a name: nothing, which is the zero Sight, or a
@@ -75,7 +78,7 @@ func (l *Look) step(now time.Time, e Event) []Action {
 		return []Action{{Kind: Done, Peer: best.peer}}
 	}
 	acts := l.ask(now, best, agree)
-	if len(acts) == 0 && !slices.ContainsFunc(l.asked, func(a *lead) bool { return a.under }) {
+	if len(acts) == 0 && !slices.ContainsFunc(l.asked, func(a *lead) bool { return a.under && now.Sub(a.since) < lookMax }) {
 		acts = []Action{{Kind: ReadOrigin}}
 	}
 	l.over = len(acts) > 0 && acts[0].Kind == ReadOrigin
