@@ -208,6 +208,36 @@ func TestALeadThatLies(t *testing.T) {
 	}
 }
 
+// TestARollbackAfterLeadsWords puts an older record back, or takes away what is there and
+// puts it back then, behind a node that knows the name by its leads alone.
+func TestARollbackAfterLeadsWords(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		w := newWorld(t)
+		publisher := w.signer(t, trust.RolePublisher, "b")
+		old := w.publish(t, publisher, w.image(t, "debian", content.Mesh(), 1))
+		w.publish(t, publisher, w.image(t, "debian", content.Mesh(), 2))
+		x, _ := w.farmOf(t, t.TempDir(), 6)
+		leads, others := x.leads("debian")
+		m := others[0]
+		if r, err := m.Resolve(t.Context(), "debian", true); err != nil || r.Version != 2 || !r.Confirmed {
+			t.Fatalf("by its leads: %+v, %v", r, err)
+		}
+		m.asksOf(leads...)
+		if gone {
+			if err := w.store.Delete(t.Context(), "records/"+key(content.KindImage, "debian")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Lookup(t.Context(), content.KindImage, "debian", true); !errors.Is(err, content.ErrNotFound) {
+				t.Errorf("it is gone: %v", err)
+			}
+		}
+		w.put(t, content.KindImage, "debian", old.Sealed)
+		if k, err := m.Lookup(t.Context(), content.KindImage, "debian", true); err != nil || k.Version != 2 || k.Confirmed || k.Doubt == "" {
+			t.Errorf("gone %v: %+v, %v", gone, k, err)
+		}
+	}
+}
+
 // TestLeadsWordsAreHearsay: what they confirmed is so no more once the origin is away, is
 // nothing to do what can't be undone for, and after a restart neither.
 func TestLeadsWordsAreHearsay(t *testing.T) {
