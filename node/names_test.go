@@ -29,7 +29,6 @@ import (
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -149,26 +148,6 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 	return x
 }
 
-// put commits the record of an image without packs.
-func (x *inFarm) put(t *testing.T, name string) {
-	t.Helper()
-	id, err := pack.ParseID("mesh/2026112022-000102030405060708090a0b0c0d0e0f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := func(n byte, offset uint32) pack.Extent {
-		return pack.Extent{CID: content.Sum([]byte{n}), Location: pack.Location{Pack: id, Offset: offset, Length: 1 << 12, Raw: 1 << 14, Codec: pack.CodecZstd}}
-	}
-	root := content.Root{Size: 1 << 30, ChunkSize: content.ChunkSizeDefault, Map: content.Sum([]byte{1})}
-	body, err := catalog.Image{Head: pack.Head{Root: root, Scope: content.Mesh(), Node: at(1, 1<<24), Page: at(2, 1<<24+1<<12), Manifest: at(3, 1<<25)}}.Encode(x.codec)
-	if err == nil {
-		_, err = x.Names.Commit(t.Context(), catalog.Change{Kind: content.KindImage, Name: name, Body: body})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestAFarmOpensOneName has the nodes of a farm resolve and open one new name at once: the
 // origin is asked for its record by few of them. So it is for one that is not there; and
 // where the first that reads it dies of it, and the others go on.
@@ -237,14 +216,14 @@ func TestAFarmOpensOneName(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	all[0].put(t, "debian")
+	publish(t, all[0].Node, "debian")
 	open("debian", well)
 	open("none", func(_ *inFarm, err error) {
 		if !errors.Is(err, content.ErrNotFound) {
 			t.Error(err)
 		}
 	})
-	all[0].put(t, "dying")
+	publish(t, all[0].Node, "dying")
 	var dying atomic.Pointer[inFarm]
 	dies := func(x *inFarm) {
 		dying.Store(x)

@@ -15,7 +15,7 @@ import (
 )
 
 // slow is the line between two sites: 100 Mbit/s, 20 ms there and back.
-var slow = netns.Line{Rate: 100e6 / 8, Delay: 10 * time.Millisecond}
+func slow() netns.Line { return netns.Line{Rate: 100e6 / 8, Delay: 10 * time.Millisecond} }
 
 // far is a node alone in its farm, behind a slow line, whose guest reads an image that
 // is on the other side.
@@ -38,7 +38,8 @@ func newFar(tb testing.TB, size int, fromStore bool) *far {
 	}
 	f := &far{tb: tb, near: founder(tb, l, origin)}
 	run(tb, f.near, "image", "import", "disk", random(tb, dir, size))
-	l.Line = &slow
+	line := slow()
+	l.Line = &line
 	f.node = another(tb, l, "far")
 	f.uri = run(tb, f.node, "volume", "create", "v", "--from", "image:disk")
 	if fromStore {
@@ -167,6 +168,6 @@ func (f *far) figures(b *testing.B, from string) {
 	var p50 float64
 	_, carried = f.measure(func() { p50 = f.scattered(pullSize-sequential, chunks) })
 	atMost(b, "slow line, 4 KiB of 400 chunks "+from, "MiB carried", float64(carried)/(1<<20), scatteredMost*touched/(1<<20))
-	trip := 2*slow.Delay + content.ChunkSizeDefault*time.Second/time.Duration(slow.Rate)
+	trip := 2*slow().Delay + content.ChunkSizeDefault*time.Second/time.Duration(slow().Rate)
 	atMost(b, "slow line, 4 KiB of 400 chunks "+from, "ms p50", p50, float64(trip)/1e6)
 }
