@@ -439,3 +439,26 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) er
 	}
 	return nil
 }
+
+// note writes down that the segments up to s are durable, that one up to length. It
+// may fail on a full disk, and is tried again by the next sync: what was flushed is
+// flushed all the same. Called with syncing, or before the volume is anybody's.
+func (v *Volume) note(n note) {
+	if v.cfg.ReadOnly || n.number == 0 {
+		return
+	}
+	if err := v.notes.write(v.cfg.Dir, n); err != nil {
+		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
+	}
+}
+
+// end is the note of all that the journal has. Called with mu, or before the volume is
+// anybody's.
+func (v *Volume) end() note {
+	n := len(v.chain)
+	if n == 0 {
+		return note{}
+	}
+	s := v.chain[n-1]
+	return note{s.number, s.size, v.seq}
+}
