@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -80,7 +81,7 @@ func (s *spiller) turn() error {
 	binary.LittleEndian.PutUint32(s.page, s.n)
 	page := s.page[:spillPage]
 	clear(page[len(s.page):])
-	binary.LittleEndian.PutUint32(page[spillPage-4:], sum(page[:spillPage-4]))
+	binary.LittleEndian.PutUint32(page[spillPage-4:], pageSum(page))
 	s.out = append(s.out, page...)
 	s.page, s.n = s.page[:4], 0
 	if len(s.out) < spillBuffer {
@@ -118,10 +119,14 @@ func (s *spilled) read(page int, b []byte, wait bool) (int, error) {
 		return 0, err
 	}
 	n := binary.LittleEndian.Uint32(b)
-	if sum(b[:spillPage-4]) != binary.LittleEndian.Uint32(b[spillPage-4:]) || n > perPage {
+	if pageSum(b) != binary.LittleEndian.Uint32(b[spillPage-4:]) || n > perPage {
 		return 0, s.rotten(page)
 	}
 	return int(n), nil
+}
+
+func pageSum(page []byte) uint32 {
+	return crc32.Checksum(page[:spillPage-4], crc32.MakeTable(crc32.Castagnoli))
 }
 
 func record(page []byte, i int) extent {

@@ -259,9 +259,9 @@ func encoded(e entry, seed uint32, data []byte) []byte {
 	return b
 }
 
-// journal makes a volume with writes and flushes and returns the bytes that the
+// written makes a volume with writes and flushes and returns the bytes that the
 // disk has, and those that it had at each flush.
-func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
+func written(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
 	t.Helper()
 	src := newImage(sourceSize)
 	dir, want, flushed = create(t), blank(src), map[int][]byte{}
@@ -285,7 +285,7 @@ func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[in
 // that was closed cleanly: a start either refuses and says where, or gives every
 // byte as it was. Opened to read only, all but what is lost is there.
 func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
-	dir, want, _ := journal(t, 60)
+	dir, want, _ := written(t, 60)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -361,7 +361,7 @@ func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 // is left is the state after some entry, no older than the last flush before the
 // cut that a later entry tells of.
 func TestTornTailIsCutOff(t *testing.T) {
-	dir, _, _ := journal(t, 40)
+	dir, _, _ := written(t, 40)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
