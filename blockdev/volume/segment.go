@@ -21,7 +21,9 @@ const (
 	kindKeep = 4
 
 	// writeMax bounds the data of one entry; a larger write is several.
-	writeMax      = 1 << 20
+	writeMax = 1 << 20
+	// headMax is the most that the head of an entry takes, with its sums.
+	headMax       = entryHeader + 4*(writeMax/unit)
 	segmentSuffix = ".seg"
 )
 
@@ -55,6 +57,11 @@ type entry struct {
 	durable uint64
 	start   uint64 // sector
 	sectors uint32
+}
+
+// dataEntry is one of n bytes at off of the disk.
+func dataEntry(off int64, n int) entry {
+	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
 }
 
 // units is how many sums the entry has.

@@ -39,10 +39,6 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return nil
 }
 
-func dataEntry(off int64, n int) entry {
-	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
-}
-
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
