@@ -34,14 +34,23 @@ type Library interface {
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
 }
 
-// Registry keeps the records of volumes. ErrUnavailable means that no origin
-// could be asked, by this node or a member for it.
+// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
+// origin could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
 	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
 	SureVolume(ctx context.Context, name string) (catalog.Record, error)
-	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
-	DeleteVolume(ctx context.Context, base catalog.Record) error
+	// Snapshot returns the record of NAME@N.
+	Snapshot(ctx context.Context, name string) (catalog.Record, error)
+	// Volumes returns the records of all volumes that this node may know, by name, and
+	// Snapshots those of a volume's snapshots, "" for all.
+	Volumes(ctx context.Context) []catalog.Record
+	Snapshots(ctx context.Context, volume string) []catalog.Record
+	// Commit writes a record over the one that it was made from, nil for a name that is
+	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
+	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
+	// Delete writes that the name of a record is free.
+	Delete(ctx context.Context, base catalog.Record) error
 }
 
 // Config is what Volumes is built from.
@@ -80,10 +89,9 @@ const (
 	// waits for the disk, or for the kernel.
 	parallelOpens = 16
 
-	durabilityLocal = "local"
-	transportNBD    = "nbd"
-	transportUBLK   = "ublk"
-	transportAuto   = "auto"
+	transportNBD  = "nbd"
+	transportUBLK = "ublk"
+	transportAuto = "auto"
 )
 
 // Spec is what a Put asks for; zero fields ask for nothing.
@@ -272,7 +280,7 @@ func (s Spec) withDefaults() (Spec, error) {
 	default:
 		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
-	if s.Durability != "" && s.Durability != durabilityLocal {
+	if s.Durability != "" && s.Durability != catalog.PolicyLocal {
 		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, content.ErrInvalid)
 	}
 	if s.Takeover {
@@ -281,7 +289,7 @@ func (s Spec) withDefaults() (Spec, error) {
 	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
 		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
 	}
-	s.Durability = durabilityLocal
+	s.Durability = catalog.PolicyLocal
 	return s, nil
 }
 
@@ -504,7 +512,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
 	r, body, err := v.record(ctx, e.Name)
 	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
-		err = v.cfg.Registry.DeleteVolume(ctx, r)
+		err = v.cfg.Registry.Delete(ctx, r)
 	}
 	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
 		return nil
