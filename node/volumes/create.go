@@ -79,7 +79,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) error {
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
+	return v.held(ctx, r, body)
 }
 
 func (v *Volumes) body(e entry, base *fetch.Root) catalog.Volume {
