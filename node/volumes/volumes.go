@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -117,6 +118,7 @@ type device struct {
 	opening chan struct{} // closed when another device stands for the volume
 
 	vol   *volume.Volume // nil unless it is served
+	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
 	users sync.WaitGroup // NBD connections
@@ -416,7 +418,9 @@ func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = d.image, head.Root.Size, head.Root.ChunkSize
 	}
 	var err error
-	d.vol, err = volume.Open(cfg)
+	if d.vol, err = volume.Open(cfg); err == nil {
+		d.front = limit.New(d.vol, limit.Limits{})
+	}
 	return err
 }
 
