@@ -80,7 +80,7 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) error {
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
+	return v.held(ctx, r, body)
 }
 
 // register writes the record of a new volume.

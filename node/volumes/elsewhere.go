@@ -56,7 +56,7 @@ func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) 
 	}
 	_, away := v.cfg.Holder(ctx, body.Holder)
 	if !force || !away && body.Holder != v.cfg.Self {
-		return fmt.Errorf("remove volume %q: %w: %s", name, content.ErrConflict, v.holding(ctx, r, body))
+		return fmt.Errorf("remove volume %q: %w", name, v.held(ctx, r, body))
 	}
 	if err := v.cfg.Registry.Delete(ctx, r); err != nil {
 		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
@@ -98,5 +98,5 @@ func (v *Volumes) taken(ctx context.Context, err error) error {
 	if derr != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %s", content.ErrConflict, v.holding(ctx, by.Current, body))
+	return v.held(ctx, by.Current, body)
 }

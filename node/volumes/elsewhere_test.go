@@ -74,11 +74,11 @@ func TestFolderIsAway(t *testing.T) {
 		t.Errorf("create: %v", err)
 	}
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) || h.deleted {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) || h.deleted {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
 	w.create(t, "web1")
@@ -180,26 +180,26 @@ func TestNameHeldElsewhere(t *testing.T) {
 	said("attach", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD})
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
 	away = false
-	said("rm by force of one that is here", w.Remove(t.Context(), "web1", true), "there")
+	said("rm by force of one that is here", w.Remove(t.Context(), "web1", RemoveSpec{Force: true}), "there")
 	if away = true; h.deleted {
 		t.Fatal("the name is gone")
 	}
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
-	if err := w.Remove(t.Context(), "web1", false); err != nil {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); err != nil {
 		t.Errorf("rm of an absent one: %v", err)
 	}
 	if _, err = w.Find(t.Context(), "web1"); !errors.Is(err, content.ErrNotFound) || !strings.Contains(err.Error(), "of the mesh") {
 		t.Errorf("show of an absent one: %v", err)
 	}
 	w.cfg.Registry = w.origin
-	if err := w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrUnavailable) {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) {
 		t.Errorf("rm while nobody can be asked: %v", err)
 	}
 }

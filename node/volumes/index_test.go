@@ -165,7 +165,7 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 			if _, _, err := w.Put(t.Context(), "bad", Spec{Size: 1 << 20}); !errors.Is(err, content.ErrConflict) {
 				t.Errorf("a new one over it: %v", err)
 			}
-			if err := w.Remove(t.Context(), e.folder(), true); !errors.Is(err, content.ErrCorrupt) {
+			if err := w.Remove(t.Context(), e.folder(), RemoveSpec{Force: true}); !errors.Is(err, content.ErrCorrupt) {
 				t.Errorf("removed: %v", err)
 			}
 			if after := files(t, folder); !slices.Equal(before, after) {
@@ -358,7 +358,7 @@ func TestJournalThatIsGone(t *testing.T) {
 	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("to be read: %v", err)
 	}
-	if err := w.Remove(t.Context(), "lost", false); err != nil {
+	if err := w.Remove(t.Context(), "lost", RemoveSpec{}); err != nil {
 		t.Error(err)
 	}
 }

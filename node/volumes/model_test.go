@@ -144,7 +144,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 			"remove": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
-				err := w.Remove(t.Context(), name, false)
+				err := w.Remove(t.Context(), name, RemoveSpec{})
 				if home.down && (!here || m.committed) { // whose the name is can't be told
 					do("remove", err, content.ErrUnavailable)
 					if m.attached = false; here {
@@ -320,7 +320,7 @@ func TestVolumeOverAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("after a restart")
-	if err := w.Remove(t.Context(), "disk", false); err != nil || len(w.List()) != 0 {
+	if err := w.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || len(w.List()) != 0 {
 		t.Errorf("it is not removed: %v", err)
 	}
 }

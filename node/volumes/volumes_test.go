@@ -189,7 +189,7 @@ func TestRemoveThatFails(t *testing.T) {
 	for failed := false; !failed; { // it may end in time
 		w.create(t, "disk")
 		w.openExport(t, "disk")
-		failed = w.Remove(ended, "disk", true) != nil
+		failed = w.Remove(ended, "disk", RemoveSpec{Force: true}) != nil
 	}
 	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
 		t.Errorf("%+v, %v", e, ok)
