@@ -36,14 +36,14 @@ func (h *held) SureVolume(context.Context, string) (catalog.Record, error) {
 	return h.record, nil
 }
 
-func (h *held) DeleteVolume(context.Context, catalog.Record) error {
+func (h *held) Delete(context.Context, catalog.Record) error {
 	h.deleted = true
 	return nil
 }
 
 func newHeld(t *testing.T, w *world, holder trust.PublicKey) *held {
 	t.Helper()
-	body, err := catalog.Volume{ID: [16]byte{1}, Size: 1 << 20, Durability: durabilityLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
+	body, err := catalog.Volume{ID: content.VolumeID{1}, Size: 1 << 20, Policy: catalog.PolicyLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestFolderIsAway(t *testing.T) {
 	h := newHeld(t, w, w.cfg.Self)
 	said := func(what string, err error) {
 		t.Helper()
-		for _, text := range []string{w.index.path(entry{ID: [16]byte{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+		for _, text := range []string{w.index.path(entry{ID: content.VolumeID{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
 			if err == nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q in it", what, err, text)
 			}

@@ -30,5 +30,5 @@ func (e *HeldError) Unwrap() error { return content.Held }
 // held is the conflict with who holds a name by its record.
 func (v *Volumes) held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
 	who, _ := v.cfg.Holder(ctx, body.Holder)
-	return &HeldError{Holder: who, Policy: body.Durability, Text: v.holding(ctx, r, body)}
+	return &HeldError{Holder: who, Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
 }

@@ -44,15 +44,26 @@ func (x *mesh) SureVolume(ctx context.Context, name string) (catalog.Record, err
 	return x.Volume(ctx, name)
 }
 
-func (x *mesh) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
+func (*mesh) Snapshot(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrNotFound
+}
+
+func (*mesh) Snapshots(context.Context, string) []catalog.Record { return nil }
+func (*mesh) Volumes(context.Context) []catalog.Record           { return nil }
+
+func (x *mesh) Commit(ctx context.Context, _ content.Kind, name string, _ *catalog.Record, b []byte) (catalog.Record, error) {
 	if x.down {
 		return catalog.Record{}, content.ErrUnavailable
+	}
+	body, err := catalog.DecodeVolume(content.NewCodec(), b)
+	if err != nil {
+		return catalog.Record{}, err
 	}
 	x.bodies[name] = body
 	return x.Volume(ctx, name)
 }
 
-func (x *mesh) DeleteVolume(_ context.Context, base catalog.Record) error {
+func (x *mesh) Delete(_ context.Context, base catalog.Record) error {
 	if x.down {
 		return content.ErrUnavailable
 	}
