@@ -89,7 +89,7 @@ func (t Type) limits() (l limits, ok bool) {
 		TypeError:     {1, 1 + TextMax, 0},
 		TypeAck:       {4, 4, 0},
 		TypePromise:   {promiseSize, promiseSize + content.NameMax + AncestorsMax*idSize, promiseBegin},
-		TypeExtend:    {claimSize + placeSize + 1, claimSize + placeSize + PieceMax, 0},
+		TypeExtend:    {extendSize + 1, extendSize + PieceMax, 0},
 		TypeRead:      {claimSize + placeSize + 4, claimSize + placeSize + 4, 0},
 		TypeCut:       {claimSize + placeSize, claimSize + placeSize, 0},
 		TypeDrop:      {claimSize + positionSize, claimSize + positionSize, dropAll},

@@ -34,6 +34,7 @@ const (
 	placeSize       = 24
 	positionSize    = 16
 	promiseSize     = claimSize + positionSize + 1
+	extendSize      = claimSize + placeSize + 8
 	heldSize        = claimSize + positionSize
 	heldSegmentSize = idSize + 8 + positionSize + 8 + 8
 
@@ -126,17 +127,27 @@ func decodePromise(flags uint8, p []byte) (Message, error) {
 // Extend brings bytes of a segment, 1 to PieceMax, to where the holder's end.
 type Extend struct {
 	Claim
-	At    Place
-	Bytes []byte
+	At Place
+	// Before is how many bytes the segment before has, where this one begins; else 0.
+	Before int64
+	Bytes  []byte
 }
 
 func (m Extend) encode(b []byte) ([]byte, Type, uint8) {
-	return append(m.At.append(m.append(b)), m.Bytes...), TypeExtend, 0
+	b = binary.BigEndian.AppendUint64(m.At.append(m.append(b)), uint64(m.Before))
+	return append(b, m.Bytes...), TypeExtend, 0
 }
 
 func decodeExtend(p []byte) (Message, error) {
 	c, at, rest, err := decodePlaced(p)
-	return Extend{c, at, rest}, err
+	if err != nil {
+		return nil, err
+	}
+	m := Extend{c, at, int64(binary.BigEndian.Uint64(rest)), rest[8:]}
+	if m.Before < 0 {
+		return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, m.Before)
+	}
+	return m, nil
 }
 
 // Read asks for bytes of a segment: an Answer with Length of them, 1 to PieceMax, or
