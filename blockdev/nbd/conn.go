@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,15 +71,15 @@ type conn struct {
 	gone       bool             // guarded by export.mu: what look found
 	look       func(fd uintptr) // c.lookNow, bound once
 	structured bool             // replies
-	status     bool             // the client may ask for block status
+	contexts   []metaContext    // what a block status tells of; none: the client may not ask for it
 
-	data    bytes.Reader // of the write that is tried at once
-	replies *[]byte      // gathered, to be sent with the next flush; may be nil
-	tally   meter.Tally
-	idle    chan *task // tasks to use again
-	tasks   int        // how many were made
-	working sync.WaitGroup
-	loud    rate.Sometimes // guards the log against a device that fails often
+	together together
+	replies  *[]byte // gathered, to be sent with the next flush; may be nil
+	tally    meter.Tally
+	idle     chan *task // tasks to use again
+	tasks    int        // how many were made
+	working  sync.WaitGroup
+	loud     rate.Sometimes // guards the log against a device that fails often
 }
 
 type device struct {
@@ -250,6 +249,7 @@ func (c *conn) transmit() error {
 				c.flush()
 			}
 		}
+		c.writeTogether()
 		c.flush()
 		if c.in.buffered() == 0 {
 			c.begun.Store(false)

@@ -36,10 +36,15 @@ type task struct {
 // connection.
 func (c *conn) dispatch(req request) error {
 	c.tally.Count(int(req.command), uint64(req.length))
+	code, words := c.check(req)
+	if code == blockdev.OK && req.command == cmdWrite && c.gather(req) {
+		return nil
+	}
+	c.writeTogether()
 	if req.command == cmdDisconnect {
 		return errLeave
 	}
-	if code, words := c.check(req); code != blockdev.OK {
+	if code != blockdev.OK {
 		c.reply(req, code, words)
 		if req.command == cmdWrite {
 			return c.in.skip(int64(req.length))
@@ -54,16 +59,19 @@ func (c *conn) dispatch(req request) error {
 	case cmdWrite:
 		return c.write(req)
 	default:
-		c.start(req, c.take(memory(req)))
+		c.start(req, c.take(c.memory(req)))
 	}
 	return nil
 }
 
 // memory is what a request without data takes: a reply, and the pieces of what is
 // read for the device's cache alone.
-func memory(req request) int {
-	if req.command == cmdCache {
+func (c *conn) memory(req request) int {
+	switch req.command {
+	case cmdCache:
 		return max(replyMax, int(min(req.length+2*blockSizeMax, pieceSize)))
+	case cmdBlockStatus:
+		return max(replyMax, len(c.contexts)*statusMax)
 	}
 	return replyMax
 }
@@ -83,7 +91,7 @@ func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
 		cmdWriteZeroes: {flags: flagFUA | flagNoHole | flagFastZero, writes: true},
 		cmdBlockStatus: {flags: flagFUA | flagReqOne},
 	}
-	if int(command) >= len(rules) || command == cmdBlockStatus && !c.status {
+	if int(command) >= len(rules) || command == cmdBlockStatus && len(c.contexts) == 0 {
 		return rule{}, false
 	}
 	return rules[command], true
@@ -151,53 +159,24 @@ func (c *conn) layRead(p []byte, req request) int {
 	return len(p)
 }
 
-// write reads the data of a write and gives it to the device: from where it was
-// received, if all of it is there and the device takes it at once.
+// write reads the data of a write, and gives it to the device.
 func (c *conn) write(req request) error {
 	n := int(req.length)
-	prompt := req.flags&flagFUA == 0 && n <= inlineMax && !c.partial(req)
-	if n <= c.in.buffered() {
-		p := c.in.next(n)
-		if prompt && c.writeNow(p, req) {
-			return nil
-		}
-		b := c.take(n)
-		*b = append(*b, p...)
-		c.start(req, b)
-		return nil
+	if n > c.in.buffered() {
+		c.flush() // the rest of the data may be long in coming
 	}
-	c.flush() // the rest of the data may be long in coming
 	b := c.take(n)
 	*b = (*b)[:n]
 	if err := c.in.full(*b); err != nil {
 		c.budget.release(b)
 		return err
 	}
-	if prompt && c.writeNow(*b, req) {
+	if c.prompt(req) && c.writeAlone(req, b) {
 		c.budget.release(b)
 		return nil
 	}
 	c.start(req, b)
 	return nil
-}
-
-// writeNow writes what the device takes at once, and answers.
-func (c *conn) writeNow(p []byte, req request) bool {
-	if !c.changes.begin() {
-		return false
-	}
-	defer c.changes.end()
-	if !c.export.edges.TryRLock() {
-		return false
-	}
-	c.data.Reset(p)
-	written := c.device.TryWriteFrom(&c.data, len(p), int64(req.offset))
-	c.export.edges.RUnlock()
-	if !written {
-		return false
-	}
-	c.reply(req, blockdev.OK, "")
-	return true
 }
 
 func (c *conn) reply(req request, code blockdev.Errno, words string) {

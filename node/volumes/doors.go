@@ -178,7 +178,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 	if e.Disk != nil {
 		number = *e.Disk
 	}
-	if d.disk, err = v.doors.ublk.Add(ctx, number, d.vol); err != nil || d.disk.Number() == number {
+	if d.disk, err = v.doors.ublk.Add(ctx, number, d.front); err != nil || d.disk.Number() == number {
 		return err
 	}
 	if number >= 0 {
@@ -260,7 +260,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return d.vol, d.users.Done, nil
+			return d.front, d.users.Done, nil
 		}
 	}
 }
