@@ -40,7 +40,7 @@ func (n *notes) Take(from Peer, m wire.Message) func(context.Context) (*wire.Hel
 		return func(context.Context) (*wire.Held, []byte, error) { return nil, []byte("bytes"), nil }
 	case wire.Status:
 		return func(context.Context) (*wire.Held, []byte, error) {
-			return &wire.Held{Claim: m.Claim, Segments: []wire.HeldSegment{{Number: 7}}}, nil, nil
+			return &wire.Held{Claim: m.Claim, Segments: []wire.HeldSegment{{Epoch: 7}}}, nil, nil
 		}
 	}
 	return nil
@@ -74,7 +74,7 @@ func TestJournalLane(t *testing.T) {
 		}
 		return f()
 	}
-	if held, _, err := ask(wire.Status{}); err != nil || len(held.Segments) != 1 || held.Segments[0].Number != 7 {
+	if held, _, err := ask(wire.Status{}); err != nil || len(held.Segments) != 1 || held.Segments[0].Epoch != 7 {
 		t.Errorf("status: %+v, %v", held, err)
 	}
 	if _, body, err := ask(wire.Read{Length: 5}); err != nil || string(body) != "bytes" {

@@ -34,9 +34,9 @@ const (
 	placeSize       = 24
 	positionSize    = 16
 	promiseSize     = claimSize + positionSize + 1
-	extendSize      = claimSize + placeSize + 8
+	extendSize      = claimSize + placeSize + 16
 	heldSize        = claimSize + positionSize
-	heldSegmentSize = idSize + 8 + positionSize + 8 + 8
+	heldSegmentSize = idSize + 8 + positionSize + positionSize + 8
 
 	// PieceMax bounds the bytes of one Extend or Read: a gigabit carries them in 2 ms,
 	// for which a flush of another volume waits at most.
@@ -130,12 +130,15 @@ type Extend struct {
 	At Place
 	// Before is how many bytes the segment before has, where this one begins; else 0.
 	Before int64
-	Bytes  []byte
+	// Seq is the last entry of which all is there with these bytes, which end with it if
+	// it is another one than before.
+	Seq   uint64
+	Bytes []byte
 }
 
 func (m Extend) encode(b []byte) ([]byte, Type, uint8) {
 	b = binary.BigEndian.AppendUint64(m.At.append(m.append(b)), uint64(m.Before))
-	return append(b, m.Bytes...), TypeExtend, 0
+	return append(binary.BigEndian.AppendUint64(b, m.Seq), m.Bytes...), TypeExtend, 0
 }
 
 func decodeExtend(p []byte) (Message, error) {
@@ -143,7 +146,7 @@ func decodeExtend(p []byte) (Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := Extend{c, at, int64(binary.BigEndian.Uint64(rest)), rest[8:]}
+	m := Extend{c, at, int64(binary.BigEndian.Uint64(rest)), binary.BigEndian.Uint64(rest[8:]), rest[16:]}
 	if m.Before < 0 {
 		return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, m.Before)
 	}
@@ -203,12 +206,13 @@ type Status struct{ Claim }
 
 func (m Status) encode(b []byte) ([]byte, Type, uint8) { return m.append(b), TypeStatus, 0 }
 
-// HeldSegment is what a holder has of a segment, durable: its first Bytes.
+// HeldSegment is what a holder has of a segment, durable: its first Bytes, which end with
+// an entry.
 type HeldSegment struct {
 	Volume content.VolumeID // who wrote it
 	Epoch  uint64
 	After  content.Position // that it follows, as its header says
-	Number uint64
+	End    content.Position // its number, and the seq of the last entry
 	Bytes  int64
 }
 
@@ -220,11 +224,19 @@ type Held struct {
 	Segments []HeldSegment
 }
 
+// End is where what is held ends.
+func (m Held) End() content.Position {
+	if n := len(m.Segments); n > 0 {
+		return m.Segments[n-1].End
+	}
+	return m.Base
+}
+
 func (m Held) encode(b []byte) ([]byte, Type, uint8) {
 	b = appendPosition(m.append(b), m.Base)
 	for _, s := range m.Segments {
 		b = appendPosition(binary.BigEndian.AppendUint64(append(b, s.Volume[:]...), s.Epoch), s.After)
-		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, s.Number), uint64(s.Bytes))
+		b = binary.BigEndian.AppendUint64(appendPosition(b, s.End), uint64(s.Bytes))
 	}
 	return b, TypeHeld, 0
 }
@@ -238,7 +250,7 @@ func decodeHeld(p []byte) (Message, error) {
 	for ; len(p) > 0; p = p[heldSegmentSize:] {
 		s := HeldSegment{Volume: content.VolumeID(p[:idSize]), Epoch: binary.BigEndian.Uint64(p[idSize:]), After: decodePosition(p[idSize+8:])}
 		rest := p[idSize+8+positionSize:]
-		s.Number, s.Bytes = binary.BigEndian.Uint64(rest), int64(binary.BigEndian.Uint64(rest[8:]))
+		s.End, s.Bytes = decodePosition(rest), int64(binary.BigEndian.Uint64(rest[positionSize:]))
 		if s.Bytes < 0 {
 			return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, s.Bytes)
 		}

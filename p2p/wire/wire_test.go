@@ -53,13 +53,13 @@ func messages() []Message {
 		Ack{1 << 20},
 		Promise{Claim: claim, Base: content.Position{Number: 3, Seq: 900}, Name: "web1", Ancestors: []content.VolumeID{{7}, {8}}, Begin: true},
 		Promise{Claim: claim},
-		Extend{claim, at, 1 << 26, []byte("bytes")},
+		Extend{claim, at, 1 << 26, 1001, []byte("bytes")},
 		Read{claim, at, PieceMax},
 		Cut{claim, at},
 		Drop{claim, content.Position{Number: 9, Seq: 1 << 40}, false},
 		Drop{Claim: claim, All: true},
 		Status{claim},
-		Held{claim, content.Position{Number: 3, Seq: 900}, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, 4, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, 5, 64}}},
+		Held{claim, content.Position{Number: 3, Seq: 900}, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, content.Position{Number: 4, Seq: 1000}, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, content.Position{Number: 5, Seq: 1000}, 64}}},
 		Held{Claim: claim},
 	}
 }

@@ -69,6 +69,11 @@ type (
 	Recorded struct{ Record Record }
 	// Doubted says that the outcome of a Commit is not known.
 	Doubted struct{}
+	// Wanted says how many holders there are to be from now on; see New.
+	Wanted struct {
+		K    int
+		Lone bool
+	}
 )
 
 // An Action is what the caller does.
@@ -201,6 +206,8 @@ func (e Recorded) change(s *State) {
 func (Doubted) change(s *State) {
 	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
 }
+
+func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }
 
 // reach is what all have whom a record may name.
 func (s *State) reach() uint64 {
