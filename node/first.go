@@ -75,7 +75,7 @@ func (n *Node) tryFirst(ctx context.Context) error {
 	if _, err := n.name(); err != nil {
 		return err
 	}
-	if err := content.CheckName(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
+	if err := content.CheckFarm(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
 		return fmt.Errorf("--farm: %w", err)
 	}
 	if n.cfg.Role == trust.RoleSeed && n.cfg.Join == "" {

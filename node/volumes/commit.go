@@ -94,7 +94,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 		}
 		base = &fetch.Root{Head: head}
 	}
-	_, err := v.cfg.Registry.CommitVolume(ctx, e.Name, v.body(e, base))
+	_, err := v.register(ctx, e, base)
 	if err == nil {
 		e.Committed = true
 		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)

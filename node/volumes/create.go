@@ -11,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
 )
 
 // create makes a volume. The record is committed before its folder gets its name and
@@ -31,7 +32,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
 	if err := v.index.prepare(e); err != nil {
 		return err
 	}
-	_, err = v.cfg.Registry.CommitVolume(ctx, name, v.body(e, base))
+	_, err = v.register(ctx, e, base)
 	if errors.Is(err, content.ErrUnavailable) {
 		e.Committed = false
 		err = writeEntry(v.index.path(e)+halfMade, e)
@@ -79,13 +80,24 @@ func (v *Volumes) nameIsFree(ctx context.Context, name string) error {
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
+	return v.held(ctx, r, body)
+}
+
+// register writes the record of a new volume.
+func (v *Volumes) register(ctx context.Context, e entry, base *fetch.Root) (catalog.Record, error) {
+	body, err := v.body(e, base).Encode(v.codec)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, nil, body)
 }
 
 func (v *Volumes) body(e entry, base *fetch.Root) catalog.Volume {
-	b := catalog.Volume{ID: e.ID, Size: e.Size, From: e.From, Durability: e.Durability, Epoch: e.Epoch, Holder: v.cfg.Self, State: catalog.Attached, ReadOnly: e.ReadOnly}
-	if base != nil {
-		b.Head = &base.Head
+	b := catalog.Volume{ID: e.ID, Size: e.Size, From: e.From, Policy: e.Durability, Epoch: e.Epoch, Holder: v.cfg.Self, State: catalog.Attached, ReadOnly: e.ReadOnly}
+	if base != nil { // what a volume is made from may be for others too, the volume is its farm's
+		b.Head = new(pack.Head)
+		*b.Head = base.Head
+		b.Head.Scope = content.Farm(v.cfg.Farm)
 	}
 	return b
 }

@@ -36,14 +36,14 @@ func (h *held) SureVolume(context.Context, string) (catalog.Record, error) {
 	return h.record, nil
 }
 
-func (h *held) DeleteVolume(context.Context, catalog.Record) error {
+func (h *held) Delete(context.Context, catalog.Record) error {
 	h.deleted = true
 	return nil
 }
 
 func newHeld(t *testing.T, w *world, holder trust.PublicKey) *held {
 	t.Helper()
-	body, err := catalog.Volume{ID: [16]byte{1}, Size: 1 << 20, Durability: durabilityLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
+	body, err := catalog.Volume{ID: content.VolumeID{1}, Size: 1 << 20, Policy: catalog.PolicyLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestFolderIsAway(t *testing.T) {
 	h := newHeld(t, w, w.cfg.Self)
 	said := func(what string, err error) {
 		t.Helper()
-		for _, text := range []string{w.index.path(entry{ID: [16]byte{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+		for _, text := range []string{w.index.path(entry{ID: content.VolumeID{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
 			if err == nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q in it", what, err, text)
 			}
@@ -74,11 +74,11 @@ func TestFolderIsAway(t *testing.T) {
 		t.Errorf("create: %v", err)
 	}
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) || h.deleted {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) || h.deleted {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
 	w.create(t, "web1")
@@ -180,26 +180,26 @@ func TestNameHeldElsewhere(t *testing.T) {
 	said("attach", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD})
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
 	away = false
-	said("rm by force of one that is here", w.Remove(t.Context(), "web1", true), "there")
+	said("rm by force of one that is here", w.Remove(t.Context(), "web1", RemoveSpec{Force: true}), "there")
 	if away = true; h.deleted {
 		t.Fatal("the name is gone")
 	}
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
-	if err := w.Remove(t.Context(), "web1", false); err != nil {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); err != nil {
 		t.Errorf("rm of an absent one: %v", err)
 	}
 	if _, err = w.Find(t.Context(), "web1"); !errors.Is(err, content.ErrNotFound) || !strings.Contains(err.Error(), "of the mesh") {
 		t.Errorf("show of an absent one: %v", err)
 	}
 	w.cfg.Registry = w.origin
-	if err := w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrUnavailable) {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) {
 		t.Errorf("rm while nobody can be asked: %v", err)
 	}
 }

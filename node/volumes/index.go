@@ -24,14 +24,14 @@ import (
 // entry is what this node knows of a volume: the file volume.json in the volume's own
 // folder, which is named after its ID. A second text in it is the CRC32C of all before.
 type entry struct {
-	Magic      string      `json:"magic"`
-	Name       string      `json:"name"`
-	ID         [16]byte    `json:"id"`
-	Size       int64       `json:"size"`
-	From       content.Ref `json:"from,omitzero"`
-	Head       []byte      `json:"head,omitempty"` // encoded pack.Head of the root
-	Transport  string      `json:"transport"`
-	Durability string      `json:"durability"`
+	Magic      string           `json:"magic"`
+	Name       string           `json:"name"`
+	ID         content.VolumeID `json:"id"`
+	Size       int64            `json:"size"`
+	From       content.Ref      `json:"from,omitzero"`
+	Head       []byte           `json:"head,omitempty"` // encoded pack.Head of the root
+	Transport  string           `json:"transport"`
+	Durability string           `json:"durability"`
 	// Disk is N of the /dev/ublkbN that the volume had last.
 	Disk     *int      `json:"disk,omitempty"`
 	ReadOnly bool      `json:"readonly,omitempty"`
@@ -56,7 +56,7 @@ const (
 	volumesMax = 4096
 )
 
-func (e entry) folder() string { return hex.EncodeToString(e.ID[:]) }
+func (e entry) folder() string { return e.ID.String() }
 
 // index is the durable list of this node's volumes. Safe for concurrent use, but for
 // changes of one volume, which come one at a time; nobody waits for another's.
@@ -206,7 +206,7 @@ func (x *index) get(name string) (entry, bool) {
 }
 
 // has reports whether there is a folder of the volume of that ID, readable or not.
-func (x *index) has(id [16]byte) bool {
+func (x *index) has(id content.VolumeID) bool {
 	_, err := os.Stat(x.path(entry{ID: id}))
 	return err == nil
 }

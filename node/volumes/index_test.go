@@ -26,7 +26,7 @@ func newIndex(t *testing.T) *index {
 
 func (x *index) make(t *testing.T, id byte, name string) entry {
 	t.Helper()
-	e := entry{Name: name, ID: [16]byte{id}, Size: 512}
+	e := entry{Name: name, ID: content.VolumeID{id}, Size: 512}
 	if err := errors.Join(x.prepare(e), x.add(e)); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func names(x *index) (out []string) {
 func TestIndexIsReadBack(t *testing.T) {
 	x, number := newIndex(t), 7
 	b, a, c := x.make(t, 1, "b"), x.make(t, 2, "a"), x.make(t, 3, "c")
-	half := entry{Name: "half", ID: [16]byte{4}, Size: 512}
+	half := entry{Name: "half", ID: content.VolumeID{4}, Size: 512}
 	b.Disk, a.Name = &number, "z"
 	if err := errors.Join(x.put(b), x.remove(c), x.rename("a", a), x.prepare(half)); err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func TestIndexKeepsWhatItCannotSave(t *testing.T) {
 	other.Size, other.Name = 1024, "b"
 	for what, change := range map[string]func() error{
 		"put":     func() error { e := a; e.Size = 1024; return x.put(e) },
-		"prepare": func() error { return x.prepare(entry{Name: "b", ID: [16]byte{2}, Size: 512}) },
+		"prepare": func() error { return x.prepare(entry{Name: "b", ID: content.VolumeID{2}, Size: 512}) },
 		"remove":  func() error { return x.remove(a) },
 		"rename":  func() error { return x.rename("a", other) },
 	} {
@@ -161,11 +161,11 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 			if len(list) != 2 || list[0].Name != "good" || list[0].State != StateUncommitted || list[1].State != StateFailed || list[1].Name != e.folder() {
 				t.Errorf("listed: %+v", list)
 			}
-			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Durability: durabilityLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
+			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Policy: catalog.PolicyLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
 			if _, _, err := w.Put(t.Context(), "bad", Spec{Size: 1 << 20}); !errors.Is(err, content.ErrConflict) {
 				t.Errorf("a new one over it: %v", err)
 			}
-			if err := w.Remove(t.Context(), e.folder(), true); !errors.Is(err, content.ErrCorrupt) {
+			if err := w.Remove(t.Context(), e.folder(), RemoveSpec{Force: true}); !errors.Is(err, content.ErrCorrupt) {
 				t.Errorf("removed: %v", err)
 			}
 			if after := files(t, folder); !slices.Equal(before, after) {
@@ -358,7 +358,7 @@ func TestJournalThatIsGone(t *testing.T) {
 	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("to be read: %v", err)
 	}
-	if err := w.Remove(t.Context(), "lost", false); err != nil {
+	if err := w.Remove(t.Context(), "lost", RemoveSpec{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -44,15 +44,26 @@ func (x *mesh) SureVolume(ctx context.Context, name string) (catalog.Record, err
 	return x.Volume(ctx, name)
 }
 
-func (x *mesh) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
+func (*mesh) Snapshot(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrNotFound
+}
+
+func (*mesh) Snapshots(context.Context, string) []catalog.Record { return nil }
+func (*mesh) Volumes(context.Context) []catalog.Record           { return nil }
+
+func (x *mesh) Commit(ctx context.Context, _ content.Kind, name string, _ *catalog.Record, b []byte) (catalog.Record, error) {
 	if x.down {
 		return catalog.Record{}, content.ErrUnavailable
+	}
+	body, err := catalog.DecodeVolume(content.NewCodec(), b)
+	if err != nil {
+		return catalog.Record{}, err
 	}
 	x.bodies[name] = body
 	return x.Volume(ctx, name)
 }
 
-func (x *mesh) DeleteVolume(_ context.Context, base catalog.Record) error {
+func (x *mesh) Delete(_ context.Context, base catalog.Record) error {
 	if x.down {
 		return content.ErrUnavailable
 	}
@@ -133,7 +144,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 			"remove": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
-				err := w.Remove(t.Context(), name, false)
+				err := w.Remove(t.Context(), name, RemoveSpec{})
 				if home.down && (!here || m.committed) { // whose the name is can't be told
 					do("remove", err, content.ErrUnavailable)
 					if m.attached = false; here {
@@ -309,7 +320,7 @@ func TestVolumeOverAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("after a restart")
-	if err := w.Remove(t.Context(), "disk", false); err != nil || len(w.List()) != 0 {
+	if err := w.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || len(w.List()) != 0 {
 		t.Errorf("it is not removed: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ const (
 
 // owned is when the record of each volume was last seen to be this node's.
 type owned struct {
-	seen     map[[16]byte]time.Time
+	seen     map[content.VolumeID]time.Time
 	returned int64 // Config's, then
 	last     time.Time
 }
@@ -29,7 +29,7 @@ type owned struct {
 // keepOwned stops serving volumes that this node does not hold any more, by their
 // records: those are looked at after a start, when the node was cut off, and now and then.
 func (v *Volumes) keepOwned(ctx context.Context) error {
-	o := owned{seen: map[[16]byte]time.Time{}}
+	o := owned{seen: map[content.VolumeID]time.Time{}}
 	return every(ctx, func() {
 		if n := v.cfg.Returned(); n != o.returned || v.cfg.Now().Sub(o.last) > stoodStill {
 			o.returned = n

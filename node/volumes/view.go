@@ -45,6 +45,15 @@ type View struct {
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
 	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
+	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
+	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
+	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
+	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
+	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
+	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
+	Generation uint64      `json:"generation,omitempty"`
+	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
+	Limits     Limits      `json:"limits,omitzero"`
 	Bytes      fetch.Bytes `json:"bytes"`
 }
 

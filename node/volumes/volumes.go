@@ -35,14 +35,23 @@ type Library interface {
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
 }
 
-// Registry keeps the records of volumes. ErrUnavailable means that no origin
-// could be asked, by this node or a member for it.
+// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
+// origin could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
 	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
 	SureVolume(ctx context.Context, name string) (catalog.Record, error)
-	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
-	DeleteVolume(ctx context.Context, base catalog.Record) error
+	// Snapshot returns the record of NAME@N.
+	Snapshot(ctx context.Context, name string) (catalog.Record, error)
+	// Volumes returns the records of all volumes that this node may know, by name, and
+	// Snapshots those of a volume's snapshots, "" for all.
+	Volumes(ctx context.Context) []catalog.Record
+	Snapshots(ctx context.Context, volume string) []catalog.Record
+	// Commit writes a record over the one that it was made from, nil for a name that is
+	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
+	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
+	// Delete writes that the name of a record is free.
+	Delete(ctx context.Context, base catalog.Record) error
 }
 
 // Config is what Volumes is built from.
@@ -81,20 +90,22 @@ const (
 	// waits for the disk, or for the kernel.
 	parallelOpens = 16
 
-	durabilityLocal = "local"
-	transportNBD    = "nbd"
-	transportUBLK   = "ublk"
-	transportAuto   = "auto"
+	transportNBD  = "nbd"
+	transportUBLK = "ublk"
+	transportAuto = "auto"
 )
 
 // Spec is what a Put asks for; zero fields ask for nothing.
 type Spec struct {
 	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
+	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
 	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"local"`
+	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
+	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
 	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
+	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
+	Limits     Limits      `json:"limits,omitzero"`
 }
 
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
@@ -274,8 +285,11 @@ func (s Spec) withDefaults() (Spec, error) {
 	default:
 		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
-	if s.Durability != "" && s.Durability != durabilityLocal {
+	if s.Durability != "" && s.Durability != catalog.PolicyLocal {
 		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, content.ErrInvalid)
+	}
+	if s.Degrade != "" || s.Generation != 0 || s.Limits != (Limits{}) {
+		return s, later("degrade, generation and limits")
 	}
 	if s.Takeover {
 		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
@@ -283,7 +297,7 @@ func (s Spec) withDefaults() (Spec, error) {
 	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
 		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
 	}
-	s.Durability = durabilityLocal
+	s.Durability = catalog.PolicyLocal
 	return s, nil
 }
 
@@ -479,7 +493,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 // Remove deletes a volume and its record; one that the mesh does not have is success.
 // One that is in use, or that another node holds, is content.ErrConflict; to force it
 // is of use where it is in use, and where that node, or its folder, is away.
-func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
+func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
@@ -489,9 +503,9 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 	}
 	e, ok := v.index.get(name)
 	if !ok {
-		return v.removeElsewhere(ctx, name, force)
+		return v.removeElsewhere(ctx, name, spec.Force)
 	}
-	err := v.close(ctx, name, force)
+	err := v.close(ctx, name, spec.Force)
 	if err == nil {
 		err = v.removeRecord(ctx, e)
 	}
@@ -508,7 +522,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
 	r, body, err := v.record(ctx, e.Name)
 	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
-		err = v.cfg.Registry.DeleteVolume(ctx, r)
+		err = v.cfg.Registry.Delete(ctx, r)
 	}
 	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
 		return nil

@@ -47,14 +47,21 @@ func (x *nothing) SureVolume(ctx context.Context, name string) (catalog.Record, 
 	return x.Volume(ctx, name)
 }
 
-func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume) (catalog.Record, error) {
+func (*nothing) Snapshot(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrUnavailable
+}
+
+func (*nothing) Snapshots(context.Context, string) []catalog.Record { return nil }
+func (*nothing) Volumes(context.Context) []catalog.Record           { return nil }
+
+func (x *nothing) Commit(_ context.Context, _ content.Kind, name string, _ *catalog.Record, _ []byte) (catalog.Record, error) {
 	if x.hold != nil {
 		x.hold(name)
 	}
 	return catalog.Record{}, x.commit
 }
 
-func (nothing) DeleteVolume(context.Context, catalog.Record) error { return content.ErrUnavailable }
+func (nothing) Delete(context.Context, catalog.Record) error { return content.ErrUnavailable }
 
 // world is a node's volumes without the node, and the time that they have.
 type world struct {
@@ -182,7 +189,7 @@ func TestRemoveThatFails(t *testing.T) {
 	for failed := false; !failed; { // it may end in time
 		w.create(t, "disk")
 		w.openExport(t, "disk")
-		failed = w.Remove(ended, "disk", true) != nil
+		failed = w.Remove(ended, "disk", RemoveSpec{Force: true}) != nil
 	}
 	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
 		t.Errorf("%+v, %v", e, ok)
