@@ -133,16 +133,6 @@ func TestLinksKeepTheQuestion(t *testing.T) {
 	}
 }
 
-// TestSnapshotsGoByNumber, and not by the letters of it.
-func TestSnapshotsGoByNumber(t *testing.T) {
-	want := []string{"a@2", "a@10", "a@e3-orphan", "a.b@1", "b@1"}
-	got := slices.Clone(want)
-	slices.Sort(got)
-	if slices.SortFunc(got, byNumber); !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
-
 // request asks a handler as a host outside does.
 func request(h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, path, nil)

@@ -55,7 +55,7 @@ func openDoors(ctx context.Context, cfg Config, x exports) (doors, error) {
 		return closeAll(err)
 	}
 	disks := cfg.UBLK
-	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
+	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint32(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
 	d.ublk, d.noUBLK = ublk.New(disks)
 	switch {
 	case errors.Is(d.noUBLK, content.ErrInvalid):
@@ -121,7 +121,7 @@ func (d doors) giveUpDisk(ctx context.Context, e entry, force bool) error {
 	case !e.Attached || e.Transport == transportNBD || e.Disk == nil:
 		return nil
 	case d.ublk != nil:
-		return d.ublk.Remove(ctx, *e.Disk, force)
+		return d.ublk.Remove(ctx, *e.Disk, e.diskMark(), force)
 	case force:
 		return nil
 	}
@@ -156,13 +156,17 @@ func (d doors) sweep(ctx context.Context, entries []entry) error {
 	if d.ublk == nil {
 		return nil
 	}
-	_, err := d.ublk.Sweep(ctx, func(number int) bool {
+	_, err := d.ublk.Sweep(ctx, func(number int, mark uint32) bool {
 		return slices.ContainsFunc(entries, func(e entry) bool {
-			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number
+			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number && e.diskMark() == mark
 		})
 	})
 	return err
 }
+
+// diskMark marks a volume's disk in the kernel, whose number may become another
+// volume's.
+func (e entry) diskMark() uint32 { return binary.LittleEndian.Uint32(e.ID[:]) }
 
 // openDisk makes a disk of an open volume, or takes its disk up where the last
 // start left it, if that is how the volume is served.
@@ -178,7 +182,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *attached) error {
 	if e.Disk != nil {
 		number = *e.Disk
 	}
-	if d.disk, err = v.doors.ublk.Add(ctx, number, d.front); err != nil || d.disk.Number() == number {
+	if d.disk, err = v.doors.ublk.Add(ctx, number, e.diskMark(), d.front); err != nil || d.disk.Number() == number {
 		return err
 	}
 	if number >= 0 {
