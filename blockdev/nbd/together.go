@@ -59,7 +59,7 @@ func (c *conn) writeTogether() {
 			continue
 		}
 		b := c.take(len(x.pieces[i]))
-		*b = append(*b, x.pieces[i]...)
+		*b = append((*b)[:dataAt], x.pieces[i]...)
 		c.start(req, b)
 	}
 	x.requests, x.writes, x.pieces = x.requests[:0], x.writes[:0], x.pieces[:0]
@@ -82,7 +82,7 @@ func (c *conn) tryWrites(ws []blockdev.Write) int {
 // writeAlone makes a write of which all is in a buffer of its own.
 func (c *conn) writeAlone(req request, b *[]byte) (written bool) {
 	x := &c.together
-	x.add(req, *b)
+	x.add(req, (*b)[dataAt:])
 	written = c.tryWrites(x.writes) == 1
 	x.requests, x.writes, x.pieces = x.requests[:0], x.writes[:0], x.pieces[:0]
 	if written {

@@ -76,7 +76,10 @@ func create(t testing.TB) string {
 	return dir
 }
 
-func testID() [16]byte { return [16]byte{1, 2} }
+func testID() content.VolumeID { return content.VolumeID{1, 2} }
+
+// segmentName is the file of a segment of tests.
+func segmentName(number uint64) string { return header{epoch: 1, number: number}.name() }
 
 // config is of a volume of tests without a source.
 func config(dir string) Config { return Config{Dir: dir, ID: testID(), Size: testSize, Epoch: 1} }
@@ -251,7 +254,7 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 func TestExtentMap(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		const sectors = 3000
-		m := extentMap{live: make([]int64, 1)}
+		var m extentMap
 		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
 		next := int64(1)
 		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
@@ -277,6 +280,7 @@ func TestExtentMap(t *testing.T) {
 func (e entry) encode(seed uint32, data []byte) []byte {
 	b := make([]byte, e.size())
 	copy(b[e.dataOffset():], data)
+	sumUnits(b[entryHeader:e.dataOffset()], data)
 	e.seal(seed, b)
 	return b
 }

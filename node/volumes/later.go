@@ -73,11 +73,6 @@ func later(what string) error {
 	return fmt.Errorf("%s: %w by this build", what, errors.ErrUnsupported)
 }
 
-// Move has another node of the farm, by its name or ID, attach a volume of this node.
-func (v *Volumes) Move(_ context.Context, name, _ string) (View, error) {
-	return View{}, later("move volume " + name)
-}
-
 // Snapshot names the volume's state of now. It is instant, and durable later.
 func (v *Volumes) Snapshot(_ context.Context, name string, _ SnapshotSpec) (SnapshotView, error) {
 	return SnapshotView{}, later("snapshot of volume " + name)
