@@ -211,7 +211,7 @@ func (x *heir) wanted(held wire.Held) (out []wire.HeldSegment, err error) {
 		return nil, fmt.Errorf("%w: it begins with entry %d, and the record that was read has all up to %d; read it again", content.ErrConflict, last.Seq, x.through.Seq)
 	}
 	for i, s := range held.Segments {
-		if i > 0 && s.After != last || i == 0 && s.After.Seq > last.Seq {
+		if i > 0 && s.After.Seq != last.Seq || i == 0 && s.After.Seq > last.Seq {
 			return nil, fmt.Errorf("%w: segment %x-%x follows entry %d, and the one before ends with %d", content.ErrCorrupt, s.Epoch, s.End.Number, s.After.Seq, last.Seq)
 		}
 		if last = s.End; last.Seq > x.through.Seq {

@@ -80,6 +80,9 @@ func (l *line) roll(epoch uint64) {
 }
 
 func (l *line) rollTo(epoch uint64) {
+	if n := len(l.segs); n > 0 && len(l.segs[n-1].says) == 0 {
+		l.segs = l.segs[:n-1] // nobody has read it
+	}
 	after := l.endLocked()
 	l.segs = append(l.segs, &lineSegment{epoch: epoch, number: after.Number + 1, after: after})
 }
