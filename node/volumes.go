@@ -102,3 +102,17 @@ func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, aw
 	}
 	return who.String(), who.State == membership.StateAway
 }
+
+// callMember asks a member about volumes.
+func (n *Node) callMember(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error) {
+	return n.exchange.Call(ctx, identity.PeerID(to), method, body)
+}
+
+// findMember returns a node of this farm by what people call it.
+func (n *Node) findMember(ctx context.Context, who string) (trust.PublicKey, string, error) {
+	m, err := n.Membership.Find(ctx, who)
+	if err == nil && m.Farm != n.Farm() {
+		err = fmt.Errorf("%w: %s is of farm %q, and a volume stays in its own", content.ErrForbidden, m, m.Farm)
+	}
+	return m.Key, m.String(), err
+}

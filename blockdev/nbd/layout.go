@@ -81,7 +81,7 @@ func (c *conn) blockStatus(t *task, off, n int64) error {
 	if t.req.flags&flagReqOne != 0 {
 		limit = 1
 	}
-	*t.buf = (*t.buf)[:0]
+	*t.buf = (*t.buf)[:c.lead]
 	for i, m := range c.contexts {
 		var err error
 		if t.extents, err = c.extents(t.extents[:0], m, blockdev.Range{Offset: off, Length: n}, limit); err != nil {

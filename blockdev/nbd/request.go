@@ -25,7 +25,7 @@ const (
 type task struct {
 	conn *conn
 	req  request
-	buf  *[]byte // a write's data, later the reply
+	buf  *[]byte // a write's data, from dataAt on, later the reply
 	gone bool    // a change that is not made: its client has hung up
 	run  func()  // conn.work on this task, bound once
 
@@ -166,12 +166,12 @@ func (c *conn) write(req request) error {
 		c.flush() // the rest of the data may be long in coming
 	}
 	b := c.take(n)
-	*b = (*b)[:n]
-	if err := c.in.full(*b); err != nil {
+	*b = (*b)[:dataAt+n]
+	if err := c.in.full((*b)[dataAt:]); err != nil {
 		c.budget.release(b)
 		return err
 	}
-	if c.prompt(req) && c.writeAlone(req, b) {
+	if c.prompt(req) && c.writeAlone(req, (*b)[dataAt:]) {
 		c.budget.release(b)
 		return nil
 	}
@@ -240,7 +240,7 @@ func (c *conn) work(t *task) {
 	code := blockdev.ErrnoOf(err)
 	cut := code == blockdev.ESHUTDOWN && c.reading.Err() != nil // the connection ends without an answer
 	if err != nil && !cut {
-		*b = c.appendReply((*b)[:0], req, code, err.Error())
+		*b = c.appendReply((*b)[:c.lead], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
@@ -265,11 +265,11 @@ func (c *conn) do(t *task) error {
 	var err error
 	switch req.command {
 	case cmdRead:
-		p := (*b)[:c.readHead()+int(n)]
-		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
+		p := (*b)[:dataAt+n]
+		if err := d.readBytes(c.reading, p[dataAt:], off); err != nil {
 			return err
 		}
-		*b = p[:c.layRead(p, req)]
+		*b = p[:c.lead+c.layRead(p[c.lead:], req)]
 		return nil
 	case cmdBlockStatus:
 		return c.blockStatus(t, from, to-from)
@@ -285,7 +285,7 @@ func (c *conn) do(t *task) error {
 	if err != nil {
 		return err
 	}
-	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
+	*b = c.appendReply((*b)[:c.lead], req, blockdev.OK, "")
 	return nil
 }
 
@@ -299,7 +299,7 @@ func (c *conn) change(t *task) error {
 	off, n, fua := int64(req.offset), int64(req.length), req.flags&flagFUA != 0
 	switch req.command {
 	case cmdWrite:
-		return d.WriteAt(c.ctx, *t.buf, off, fua)
+		return d.WriteAt(c.ctx, (*t.buf)[dataAt:], off, fua)
 	case cmdTrim: // a wish: what is no whole block stays
 		unit := int64(d.Geometry().BlockSize)
 		from, to := (off+unit-1)&^(unit-1), (off+n)&^(unit-1)

@@ -25,6 +25,15 @@ func (e extent) end() uint64  { return e.start + uint64(e.n) }
 func (e extent) zeros() bool  { return e.data == 0 && e.seg != segBad }
 func (e extent) stored() bool { return e.data != 0 }
 
+// cost is what the extent takes in a segment of its own.
+func (e extent) cost() int64 {
+	kind := byte(kindZero)
+	if e.stored() {
+		kind = kindData
+	}
+	return entry{kind: kind, sectors: e.n}.size()
+}
+
 func (e extent) state() blockdev.State {
 	switch {
 	case !e.zeros():
@@ -61,8 +70,36 @@ const pageMax = 256
 // locks.
 type extentMap struct {
 	pages [][]extent
+	count int
+	usage
+}
+
+// usage is what extents use.
+type usage struct {
 	dirty int64   // sectors with data
-	live  []int64 // by slot: sectors, of zeros too, that are newest in that segment
+	live  []int64 // by slot: bytes that extents have in that segment
+}
+
+// liveIn is how many bytes of a segment are in use.
+func (u *usage) liveIn(slot uint32) int64 {
+	if int(slot) >= len(u.live) {
+		return 0
+	}
+	return u.live[slot]
+}
+
+// account counts an extent that comes, or goes.
+func (u *usage) account(e extent, sign int64) {
+	if e.stored() {
+		u.dirty += sign * int64(e.n)
+	}
+	if e.seg == segBad {
+		return
+	}
+	if int(e.seg) >= len(u.live) {
+		u.live = append(u.live, make([]int64, int(e.seg)+1-len(u.live))...)
+	}
+	u.live[e.seg] += sign * e.cost()
 }
 
 // of returns the extents whose segment has a slot, at most limit and one.
@@ -125,6 +162,7 @@ func (m *extentMap) put(e extent) {
 				left = append(left, old.from(e.end()))
 			}
 			m.account(old, -1)
+			m.count--
 			hi++
 		}
 		if hi > lo {
@@ -154,18 +192,10 @@ func (m *extentMap) exact(e extent) (i int, page []extent, ok bool) {
 	return i, page, i < len(page) && page[i].start == e.start && page[i].n == e.n
 }
 
-func (m *extentMap) account(e extent, sign int64) {
-	if e.stored() {
-		m.dirty += sign * int64(e.n)
-	}
-	if e.seg != segBad {
-		m.live[e.seg] += sign * int64(e.n)
-	}
-}
-
 // add inserts an extent that overlaps nothing.
 func (m *extentMap) add(e extent) {
 	m.account(e, 1)
+	m.count++
 	if len(m.pages) == 0 {
 		m.pages = [][]extent{append(make([]extent, 0, pageMax), e)}
 		return
@@ -173,8 +203,12 @@ func (m *extentMap) add(e extent) {
 	p := m.page(e.start)
 	page := m.pages[p]
 	i := sort.Search(len(page), func(i int) bool { return page[i].start > e.start })
-	if len(page) < pageMax {
+	switch {
+	case len(page) < pageMax:
 		m.pages[p] = slices.Insert(page, i, e)
+		return
+	case i == pageMax && p == len(m.pages)-1: // in order
+		m.pages = append(m.pages, append(make([]extent, 0, pageMax), e))
 		return
 	}
 	half := append(make([]extent, 0, pageMax), page[pageMax/2:]...)

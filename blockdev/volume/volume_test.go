@@ -76,7 +76,10 @@ func create(t testing.TB) string {
 	return dir
 }
 
-func testID() [16]byte { return [16]byte{1, 2} }
+func testID() content.VolumeID { return content.VolumeID{1, 2} }
+
+// segmentName is the file of a segment of tests.
+func segmentName(number uint64) string { return header{epoch: 1, number: number}.name() }
 
 // config is of a volume of tests without a source.
 func config(dir string) Config { return Config{Dir: dir, ID: testID(), Size: testSize, Epoch: 1} }
@@ -169,6 +172,26 @@ func TestModel(t *testing.T) {
 				}
 				copy(want[off:], p)
 			},
+			"batch": func(r *rapid.T) {
+				var ws []blockdev.Write
+				for range rapid.IntRange(1, 70).Draw(r, "writes") {
+					off, n := span()
+					p := make([]byte, min(n, 40*sectorSize))
+					rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
+					ws = append(ws, blockdev.Write{Data: p, Offset: off})
+				}
+				for len(ws) > 0 {
+					n := v.TryWriteBatch(ws)
+					if n == 0 {
+						n = 1
+						must(r, v.WriteAt(t.Context(), ws[0].Data, ws[0].Offset, false))
+					}
+					for _, w := range ws[:n] {
+						copy(want[w.Offset:], w.Data)
+					}
+					ws = ws[n:]
+				}
+			},
 			"zero": func(r *rapid.T) {
 				off, n := span()
 				if err := v.Zero(t.Context(), off, n, rapid.Bool().Draw(r, "keep"), false); err != nil {
@@ -251,7 +274,7 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 func TestExtentMap(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		const sectors = 3000
-		m := extentMap{live: make([]int64, 1)}
+		var m extentMap
 		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
 		next := int64(1)
 		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
@@ -277,6 +300,7 @@ func TestExtentMap(t *testing.T) {
 func (e entry) encode(seed uint32, data []byte) []byte {
 	b := make([]byte, e.size())
 	copy(b[e.dataOffset():], data)
+	sumUnits(b[entryHeader:e.dataOffset()], data)
 	e.seal(seed, b)
 	return b
 }

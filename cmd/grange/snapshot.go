@@ -48,7 +48,7 @@ func (c *snapshotLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		for _, s := range all {
 			durable := "yes"
 			if !s.Durable {
-				durable = "no, " + units.Bytes(s.Bytes.Node) + " on its node alone"
+				durable = "no, the rest is on " + s.Node
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Label, units.Bytes(s.Size), moment(s.Created), durable, s.Parent)
 		}

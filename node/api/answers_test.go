@@ -12,12 +12,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -104,6 +106,30 @@ func TestProblems(t *testing.T) {
 		if !errors.As(got, &p) || fmt.Sprintf("%d %s", p.Status, p.Code) != want || !strings.HasSuffix(p.Detail, "do that") {
 			t.Errorf("%v: %+v, want %s", err, got, want)
 		}
+	}
+}
+
+// TestConflictOverAVolume says what whoever wants it has to know to decide.
+func TestConflictOverAVolume(t *testing.T) {
+	at := time.Date(2026, 11, 29, 5, 0, 0, 0, time.UTC)
+	for held, want := range map[*volumes.HeldError]string{
+		{Holder: "a1", Policy: "farm:2", FoldedAt: at, Text: "move it"}: `"status":409,"detail":"volume \"web\": conflict: move it","code":"held","holder":"a1","policy":"farm:2","folded_at":"2026-11-29T05:00:00Z"}`,
+		{Holder: "a1", Policy: "local"}:                                 `"code":"held","holder":"a1","policy":"local"}`,
+	} {
+		b, err := json.Marshal(problem(fmt.Errorf("volume %q: %w", "web", held)))
+		if err != nil || !strings.HasSuffix(string(b), want) {
+			t.Errorf("%s, %v, want %s", b, err, want)
+		}
+	}
+}
+
+// TestLinksKeepTheQuestion: the next page is of the same list.
+func TestLinksKeepTheQuestion(t *testing.T) {
+	if got, want := also(also(nextPage(2, "b c"), "all", "true"), "to", ""), `<?all=true&after=b+c&limit=2>; rel="next"`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := also("", "all", "true"); got != "" {
+		t.Errorf("of the last page: %s", got)
 	}
 }
 

@@ -1,10 +1,8 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"net/http"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -26,7 +24,7 @@ func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
 		if err != nil {
 			return nil, err
 		}
-		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, byNumber)
+		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, volumes.CompareSnapshots)
 		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume))
 	})
 	route(a, "GET "+snapshotsPath+"/{name}", "one snapshot", func(ctx context.Context, in *Named) (*Answer[Snapshot], error) {
@@ -91,11 +89,4 @@ func (s *Server) take(a huma.API, vols *volumes.Volumes) {
 		taken.Status, taken.Location, taken.Body.Operation = op.Status, op.Location, op.Body.ID
 		return taken, nil
 	}, http.StatusCreated, http.StatusAccepted)
-}
-
-// byNumber is the order of snapshots: by volume, and of one by number.
-func byNumber(a, b string) int {
-	va, na, _ := strings.Cut(a, "@")
-	vb, nb, _ := strings.Cut(b, "@")
-	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb))
 }

@@ -43,7 +43,7 @@ type MoveRequest struct {
 
 // SnapshotRequest is the body of POST /api/volumes/{name}/snapshots.
 type SnapshotRequest struct {
-	Label string `json:"label,omitempty" maxLength:"128" doc:"the caller's own"`
+	Label string `json:"label,omitempty" maxLength:"64" doc:"the caller's own"`
 }
 
 // Taken answers POST /api/volumes/{name}/snapshots.

@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // keepTrying writes the records of volumes that were created while the origin was
@@ -29,6 +28,17 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return v.keepOwned(ctx) })
+	group.Go(func() error { return v.watchPulse(ctx) })
+	group.Go(func() error {
+		for {
+			select {
+			case do := <-v.errands:
+				group.Go(func() error { do(ctx); return nil })
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
 	group.Go(func() error {
 		return every(ctx, func() {
 			var serving errgroup.Group
@@ -70,7 +80,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if errors.Is(d.err, content.ErrCorrupt) || errors.Is(d.err, content.ErrFenced) {
 		return // time does not mend that, and to read it all again takes long: who can attaches it
 	}
-	if v.attach(ctx, e) == nil { // else List shows it
+	if v.attach(ctx, e, Spec{}) == nil { // else List shows it
 		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)
 	}
 }
@@ -86,29 +96,49 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if !ok || e.Committed {
 		return nil
 	}
-	var base *fetch.Root
-	if len(e.Head) > 0 {
-		head, err := pack.DecodeHead(v.codec, e.Head)
-		if err != nil {
-			return err
-		}
-		base = &fetch.Root{Head: head}
-	}
-	_, err := v.register(ctx, e, base)
+	gone, body, err := v.record(ctx, name)
 	if err == nil {
-		e.Committed = true
-		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
-		return v.index.put(e)
+		return v.registered(e, gone, body)
 	}
-	var taken *catalog.TakenError
-	if !errors.As(err, &taken) {
+	if !errors.Is(err, content.ErrNotFound) {
 		return err
 	}
-	if body, derr := catalog.DecodeVolume(v.codec, taken.Current.Body); derr == nil && body.ID == e.ID {
-		e.Committed = true // our own commit, whose reply was lost in a crash
-		return v.index.put(e)
+	e, err = v.index.change(name, func(e *entry) {
+		e.Epoch, e.Incarnation = max(e.Epoch, gone.Version+1), v.incarnation
+		e.Tried = append(e.Tried, stampOf(e.Volume))
+	})
+	if err != nil {
+		return err
 	}
-	return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	r, err := v.register(ctx, e, gone)
+	var taken *catalog.TakenError
+	if errors.As(err, &taken) {
+		body, _ = catalog.DecodeVolume(v.codec, taken.Current.Body) // what can't be read is another's
+		return v.registered(e, taken.Current, body)
+	}
+	if err != nil {
+		return err
+	}
+	v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
+	return v.registered(e, r, e.Volume)
+}
+
+// registered notes that the name of an uncommitted volume has a record: its own, or
+// another's, and then it gets another name.
+func (v *Volumes) registered(e entry, r catalog.Record, body catalog.Volume) error {
+	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, stampOf(body)) {
+		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	}
+	_, err := v.index.change(e.Name, func(e *entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
+	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
+		a.mu.Lock()
+		a.right = state{self: v.cfg.Self, process: v.incarnation, stage: unconfirmed, here: true, stamp: stampOf(body)}
+		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
+			a.right.stage = serving
+		}
+		a.mu.Unlock()
+	}
+	return err
 }
 
 // freeName is a name that no volume here has, the given one if it is free.
@@ -133,6 +163,9 @@ func (v *Volumes) rename(e entry, name string) error {
 	e.Name = name
 	if d != nil {
 		v.setDevice(name, d) // it has both, so that it is never without one
+		d.mu.Lock()
+		d.name = name
+		d.mu.Unlock()
 	}
 	if err := v.index.rename(old, e); err != nil {
 		v.setDevice(name, nil)

@@ -80,7 +80,7 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 
 // missing says what is wrong with a volume that is this node's by its record alone.
 func (v *Volumes) missing(r catalog.Record, body catalog.Volume) string {
-	folder, wrong := v.index.path(entry{ID: body.ID}), "is not there: mount the disk that has it, or restore it from a backup"
+	folder, wrong := v.index.path(entry{Volume: body}), "is not there: mount the disk that has it, or restore it from a backup"
 	if v.index.has(body.ID) {
 		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
 	}

@@ -60,7 +60,7 @@ func TestFolderIsAway(t *testing.T) {
 	h := newHeld(t, w, w.cfg.Self)
 	said := func(what string, err error) {
 		t.Helper()
-		for _, text := range []string{w.index.path(entry{ID: content.VolumeID{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+		for _, text := range []string{w.index.path(entry{Volume: catalog.Volume{ID: content.VolumeID{1}}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
 			if err == nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q in it", what, err, text)
 			}
@@ -114,7 +114,7 @@ func TestKilledInACreate(t *testing.T) {
 	}
 	h := newHeld(t, w, w.cfg.Self)
 	e, _ := w.index.get("web1")
-	h.record.Body, _ = w.body(e, nil).Encode(w.codec)
+	h.record.Body, _ = e.Volume.Encode(w.codec)
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
 	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
 		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
@@ -129,12 +129,14 @@ func TestHearsayTakesNothingAway(t *testing.T) {
 	e, _ := w.index.get("web1")
 	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	h.hearsay = true
-	if why, err := w.takenAway(t.Context(), e); !errors.Is(err, content.ErrUnavailable) || why != "" {
-		t.Errorf("by hearsay: %q, %v", why, err)
+	a := w.device("web1")
+	a.right.stage, a.right.stamp, a.right.here = serving, stampOf(e.Volume), true // it was registered
+	if err := a.happen(t.Context(), due{}); err != nil || !a.gate.isOpen() {
+		t.Errorf("by hearsay: %v", err)
 	}
 	h.hearsay = false
-	if why, err := w.takenAway(t.Context(), e); err != nil || why == "" {
-		t.Errorf("by the origin: %q, %v", why, err)
+	if err := a.happen(t.Context(), due{}); !errors.Is(err, content.ErrFenced) || a.gate.isOpen() {
+		t.Errorf("by the origin: %v", err)
 	}
 }
 

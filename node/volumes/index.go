@@ -2,7 +2,7 @@ package volumes
 
 import (
 	"cmp"
-	"encoding/hex"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,36 +17,45 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 // entry is what this node knows of a volume: the file volume.json in the volume's own
 // folder, which is named after its ID. A second text in it is the CRC32C of all before.
 type entry struct {
-	Magic      string           `json:"magic"`
-	Name       string           `json:"name"`
-	ID         content.VolumeID `json:"id"`
-	Size       int64            `json:"size"`
-	From       content.Ref      `json:"from,omitzero"`
-	Head       []byte           `json:"head,omitempty"` // encoded pack.Head of the root
-	Transport  string           `json:"transport"`
-	Durability string           `json:"durability"`
+	Magic string `json:"magic"`
+	Name  string `json:"name"`
+	// Volume is the record as it was last known, or as it is going to be written; and
+	// Record is that encoded.
+	catalog.Volume `json:"-"`
+	Record         []byte `json:"record"`
+	// Tried are stamps that the record may have by now.
+	Tried []stamp `json:"tried,omitempty"`
+	// Made is the encoded head of what it was made from: more members have that than the
+	// volume's own, while it is the same root.
+	Made      []byte `json:"made,omitempty"`
+	Transport string `json:"transport"`
 	// Disk is N of the /dev/ublkbN that the volume had last.
-	Disk     *int      `json:"disk,omitempty"`
-	ReadOnly bool      `json:"readonly,omitempty"`
-	Epoch    uint64    `json:"epoch"`
-	Created  time.Time `json:"created"`
+	Disk    *int      `json:"disk,omitempty"`
+	Created time.Time `json:"created"`
 	// Committed says that the record is at the origin.
 	Committed bool `json:"committed"`
-	// Taken says why the volume is this node's no more; empty while it is.
-	Taken string `json:"taken,omitempty"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
+	// Empty says that what is here is in the bucket too: the volume was released.
+	Empty bool `json:"empty,omitempty"`
+	// Taken says why the volume is this node's no more; empty while it is. What is here
+	// and not in the bucket is an orphan then, and Orphan says that it has a record.
+	Taken  string `json:"taken,omitempty"`
+	Orphan bool   `json:"orphan,omitempty"`
 }
 
 const (
-	entryMagic = "grange-volume/2"
+	entryMagic = "grange-volume/3"
 	entryName  = "volume.json"
 	// A folder gets its own name when what is in it is whole, and another one before
 	// that is taken away; a start goes on with what it finds under these.
@@ -58,13 +67,24 @@ const (
 
 func (e entry) folder() string { return e.ID.String() }
 
+// state is what the entry says of this node's right to the volume, before it is attached.
+func (e entry) state(self trust.PublicKey, process uint64) state {
+	s := state{self: self, process: process, tried: e.Tried, here: e.Committed && !e.Empty && e.Taken == ""}
+	if e.Committed && e.Holder == self {
+		s.stamp = stampOf(e.Volume)
+	}
+	return s
+}
+
 // index is the durable list of this node's volumes. Safe for concurrent use, but for
 // changes of one volume, which come one at a time; nobody waits for another's.
 type index struct {
 	dir     string
-	mu      sync.RWMutex     // guards what follows; never held while anything waits
-	entries map[string]entry // by name
-	broken  map[string]error // folders that can't be read, and why
+	codec   *content.Codec
+	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
+	mu      sync.RWMutex                   // guards what follows; never held while anything waits
+	entries map[string]entry               // by name
+	broken  map[string]error               // folders that can't be read, and why
 }
 
 // Expected reports whether somebody waits for a volume in this folder: one was
@@ -80,16 +100,16 @@ func Expected(dir string) bool {
 // loadIndex reads what all folders say. One that can't be read is kept as broken: it is
 // a volume, whatever else it is.
 func loadIndex(dir string) (*index, error) {
-	x := &index{dir: dir, entries: map[string]entry{}, broken: map[string]error{}}
+	x := &index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]entry{}, broken: map[string]error{}}
 	found, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	for _, f := range found {
-		if !f.IsDir() || half(f.Name()) != "" {
+		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir {
 			continue
 		}
-		e, err := readEntry(filepath.Join(dir, f.Name()))
+		e, err := x.readEntry(filepath.Join(dir, f.Name()))
 		if other, taken := x.entries[e.Name]; err == nil && taken {
 			err = fmt.Errorf("%w: folder %s is a volume %q too; move one of them away", content.ErrConflict, other.folder(), e.Name)
 		}
@@ -106,14 +126,14 @@ func loadIndex(dir string) (*index, error) {
 // any other: people name copies as they like.
 func half(name string) string {
 	for _, suffix := range []string{halfMade, halfGone} {
-		if id, ok := strings.CutSuffix(name, suffix); ok && len(id) == hex.EncodedLen(len(entry{}.ID)) && strings.Trim(id, "0123456789abcdef") == "" {
+		if id, ok := strings.CutSuffix(name, suffix); ok && len(id) == len(content.VolumeID{}.String()) && strings.Trim(id, "0123456789abcdef") == "" {
 			return suffix
 		}
 	}
 	return ""
 }
 
-func readEntry(folder string) (e entry, err error) {
+func (x *index) readEntry(folder string) (e entry, err error) {
 	b, err := os.ReadFile(filepath.Join(folder, entryName))
 	body := b[:max(0, len(b)-len(entrySum(nil)))]
 	if err == nil && string(b[len(body):]) != entrySum(body) {
@@ -122,9 +142,13 @@ func readEntry(folder string) (e entry, err error) {
 	if err == nil {
 		err = json.Unmarshal(body, &e)
 	}
-	switch {
-	case err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil || e.Size <= 0):
+	if err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil) {
 		err = errors.New("it does not say which volume this is")
+	}
+	if err == nil {
+		e.Volume, err = catalog.DecodeVolume(x.codec, e.Record)
+	}
+	switch {
 	case err == nil && e.folder() != strings.TrimSuffix(filepath.Base(folder), halfMade):
 		err = fmt.Errorf("it is of the volume in folder %s, of which this is a copy: move it away", e.folder())
 	}
@@ -162,24 +186,23 @@ func (x *index) sweep() error {
 
 // complete makes a volume of a folder that has all of one but its name.
 func (x *index) complete(path string) error {
-	e, err := readEntry(path)
+	e, err := x.readEntry(path)
+	if old, here := x.get(e.Name); err == nil && here && old.ID == e.ID && e.Empty {
+		return x.replace(e)
+	}
 	if err == nil {
 		err = x.free(e.Name)
 	}
 	if err != nil {
 		return discard(path)
 	}
-	e.Committed = false
-	if err := writeEntry(path, e); err != nil {
-		return err
-	}
 	return x.add(e)
 }
 
 // discard removes a folder that was being made, which has nothing that was written.
 func discard(path string) error {
-	files, err := os.ReadDir(path)
-	if err == nil && slices.ContainsFunc(files, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }) {
+	written, err := hasJournal(path)
+	if err == nil && written {
 		err = fmt.Errorf("%s: %w: a volume was written to in it; move it away", path, content.ErrConflict)
 	}
 	if err != nil {
@@ -207,7 +230,7 @@ func (x *index) get(name string) (entry, bool) {
 
 // has reports whether there is a folder of the volume of that ID, readable or not.
 func (x *index) has(id content.VolumeID) bool {
-	_, err := os.Stat(x.path(entry{ID: id}))
+	_, err := os.Stat(filepath.Join(x.dir, id.String()))
 	return err == nil
 }
 
@@ -238,18 +261,37 @@ func (x *index) keep(e entry) {
 	x.entries[e.Name] = e
 }
 
-// put stores a change of a volume durably before it returns.
+// change stores a change of a volume durably before it returns.
+func (x *index) change(name string, change func(*entry)) (entry, error) {
+	e, ok := x.get(name)
+	if !ok {
+		return e, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	}
+	done, _ := x.writing.Take(context.Background(), e.ID, 1) // it fails with the context alone
+	defer done()
+	if e, ok = x.get(name); !ok {
+		return e, fmt.Errorf("volume %q: %w on this node any more", name, content.ErrNotFound)
+	}
+	change(&e)
+	return e, x.put(e)
+}
+
+// put stores a volume as it is from now on.
 func (x *index) put(e entry) error {
-	if err := writeEntry(x.path(e), e); err != nil {
+	if err := x.writeEntry(x.path(e), e); err != nil {
 		return err
 	}
 	x.keep(e)
 	return nil
 }
 
-func writeEntry(folder string, e entry) error {
+func (x *index) writeEntry(folder string, e entry) error {
 	e.Magic = entryMagic
-	b, err := json.MarshalIndent(e, "", " ")
+	var b []byte
+	var err error
+	if e.Record, err = e.Volume.Encode(x.codec); err == nil {
+		b, err = json.MarshalIndent(e, "", " ")
+	}
 	if err == nil {
 		b = append(b, '\n')
 		err = durable.WriteFile(filepath.Join(folder, entryName), append(b, entrySum(b)...), 0o600)
@@ -266,7 +308,7 @@ func (x *index) prepare(e entry) error {
 		err = volume.Create(path, e.ID)
 	}
 	if err == nil {
-		err = writeEntry(path, e)
+		err = x.writeEntry(path, e)
 	}
 	if err != nil {
 		return errors.Join(spaceError(err), os.RemoveAll(path))
@@ -291,6 +333,16 @@ func (x *index) add(e entry) error {
 	return nil
 }
 
+// replace is add of a volume of which this node has had a folder, which steps aside.
+func (x *index) replace(e entry) error {
+	if old, here := x.get(e.Name); here {
+		if err := x.setAside(old); err != nil {
+			return err
+		}
+	}
+	return x.add(e)
+}
+
 // remove takes a volume away, with its folder.
 func (x *index) remove(e entry) error {
 	path := x.path(e)
@@ -301,10 +353,15 @@ func (x *index) remove(e entry) error {
 	if err != nil {
 		return err
 	}
-	x.mu.Lock()
-	delete(x.entries, e.Name)
-	x.mu.Unlock()
+	x.forget(e)
 	return os.RemoveAll(path + halfGone)
+}
+
+// forget takes a volume away, not its folder.
+func (x *index) forget(e entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.entries, e.Name)
 }
 
 // rename gives a volume another name, which must be free.

@@ -24,9 +24,13 @@ func newIndex(t *testing.T) *index {
 	return x
 }
 
+func newEntry(id byte, name string) entry {
+	return entry{Name: name, Volume: catalog.Volume{ID: content.VolumeID{id}, Size: 512, Policy: catalog.PolicyLocal, State: catalog.Attached}}
+}
+
 func (x *index) make(t *testing.T, id byte, name string) entry {
 	t.Helper()
-	e := entry{Name: name, ID: content.VolumeID{id}, Size: 512}
+	e := newEntry(id, name)
 	if err := errors.Join(x.prepare(e), x.add(e)); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +47,7 @@ func names(x *index) (out []string) {
 func TestIndexIsReadBack(t *testing.T) {
 	x, number := newIndex(t), 7
 	b, a, c := x.make(t, 1, "b"), x.make(t, 2, "a"), x.make(t, 3, "c")
-	half := entry{Name: "half", ID: content.VolumeID{4}, Size: 512}
+	half := newEntry(4, "half")
 	b.Disk, a.Name = &number, "z"
 	if err := errors.Join(x.put(b), x.remove(c), x.rename("a", a), x.prepare(half)); err != nil {
 		t.Fatal(err)
@@ -112,7 +116,7 @@ func TestIndexKeepsWhatItCannotSave(t *testing.T) {
 	other.Size, other.Name = 1024, "b"
 	for what, change := range map[string]func() error{
 		"put":     func() error { e := a; e.Size = 1024; return x.put(e) },
-		"prepare": func() error { return x.prepare(entry{Name: "b", ID: content.VolumeID{2}, Size: 512}) },
+		"prepare": func() error { return x.prepare(newEntry(2, "b")) },
 		"remove":  func() error { return x.remove(a) },
 		"rename":  func() error { return x.rename("a", other) },
 	} {
@@ -189,7 +193,7 @@ func TestFlippedBits(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(folder, entryName), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if e, err := readEntry(folder); !errors.Is(err, content.ErrCorrupt) {
+		if e, err := x.readEntry(folder); !errors.Is(err, content.ErrCorrupt) {
 			t.Fatalf("bit %d: %+v, %v", i, e, err)
 		}
 	}

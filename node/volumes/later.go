@@ -37,6 +37,7 @@ type SnapshotView struct {
 	Orphan  bool          `json:"orphan" doc:"what a node had acknowledged and not folded when another took its volume over"`
 	Parent  content.Ref   `json:"parent,omitzero" doc:"what it comes behind"`
 	Root    content.CID   `json:"root"`
+	Node    string        `json:"node,omitempty" doc:"of one that is not durable: the peer that has the rest"`
 	FsUsed  int64         `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
 	Bytes   SnapshotBytes `json:"bytes"`
 }
@@ -44,7 +45,6 @@ type SnapshotView struct {
 // SnapshotBytes says where what a snapshot holds lies.
 type SnapshotBytes struct {
 	Bucket int64 `json:"bucket" doc:"in segments there, beside the root"`
-	Node   int64 `json:"node" doc:"on its node's disk alone"`
 }
 
 // Extent is a range of a disk.
@@ -73,11 +73,6 @@ func later(what string) error {
 	return fmt.Errorf("%s: %w by this build", what, errors.ErrUnsupported)
 }
 
-// Move has another node of the farm, by its name or ID, attach a volume of this node.
-func (v *Volumes) Move(_ context.Context, name, _ string) (View, error) {
-	return View{}, later("move volume " + name)
-}
-
 // Snapshot names the volume's state of now. It is instant, and durable later.
 func (v *Volumes) Snapshot(_ context.Context, name string, _ SnapshotSpec) (SnapshotView, error) {
 	return SnapshotView{}, later("snapshot of volume " + name)
@@ -86,16 +81,6 @@ func (v *Volumes) Snapshot(_ context.Context, name string, _ SnapshotSpec) (Snap
 // Settle returns when a snapshot is durable, and makes haste with it.
 func (v *Volumes) Settle(_ context.Context, id string, _ Progress) error {
 	return later("snapshot " + id)
-}
-
-// Snapshots returns the snapshots of a volume, or of all with "".
-func (v *Volumes) Snapshots(_ context.Context, _ string) ([]SnapshotView, error) {
-	return nil, later("snapshots")
-}
-
-// FindSnapshot returns one snapshot.
-func (v *Volumes) FindSnapshot(_ context.Context, id string) (SnapshotView, error) {
-	return SnapshotView{}, later("snapshot " + id)
 }
 
 // RemoveSnapshot deletes a snapshot; absent is success.
@@ -132,9 +117,4 @@ func (v *Volumes) Export(_ context.Context, ref content.Ref, _ *os.File, _ Progr
 // Promote publishes what a reference stands for as an image.
 func (v *Volumes) Promote(_ context.Context, ref content.Ref, _ PromoteSpec, _ Progress) error {
 	return later("promote " + ref.String())
-}
-
-// Everywhere returns the mesh's volumes, each with who holds it.
-func (v *Volumes) Everywhere(context.Context) ([]View, error) {
-	return nil, later("volumes of the mesh")
 }

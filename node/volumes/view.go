@@ -11,7 +11,6 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // State is how a volume stands on this node.
@@ -98,11 +97,16 @@ func (v *Volumes) viewBroken(folder string) View {
 
 func (v *Volumes) view(e entry) View {
 	out := View{
-		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
+		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Policy, ReadOnly: e.ReadOnly,
 		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID, Farm: v.cfg.Farm,
 	}
-	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
-		if root, err := head.Root.Encode(v.codec); err == nil {
+	out.FoldedAt, out.FsUsed, out.Generation = e.FoldedAt, e.FsUsed, e.Generation
+	out.Degrade, out.Degraded, out.Limits = e.Degrade, e.DegradedSince, Limits{e.IOPS, e.Rate}
+	for _, key := range e.Holders {
+		out.Holders = append(out.Holders, key.String())
+	}
+	if e.Head != nil {
+		if root, err := e.Head.Root.Encode(v.codec); err == nil {
 			out.Root = root.CID()
 		}
 	}
@@ -120,8 +124,10 @@ func (v *Volumes) view(e entry) View {
 }
 
 // viewServed says how a volume stands that is open.
-func (v *Volumes) viewServed(out *View, e entry, d *device) {
+func (v *Volumes) viewServed(out *View, e entry, d *attached) {
 	stats := d.vol.Stats()
+	_, _, right := d.record()
+	out.Confirmed = right.stage == serving
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
 	out.Transport, out.Device = v.doors.address(e.Name, d)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
@@ -136,6 +142,8 @@ func (v *Volumes) viewServed(out *View, e entry, d *device) {
 		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
 	case stats.Full:
 		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	case right.stage == lost:
+		out.State, out.Detail = StateFailed, content.Line(d.fenced())
 	case !e.Committed:
 		out.State = StateUncommitted
 		out.Detail = cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")

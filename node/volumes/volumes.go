@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,12 +19,10 @@ import (
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -68,12 +67,20 @@ type Config struct {
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
 	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Call asks another member, whose Answer answers; Member finds one by name or ID.
+	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
+	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
 	// Returned counts how often this node was cut off and is back; nil is never.
 	Returned func() int64
 	Library  Library
 	Registry Registry
-	Now      func() time.Time
-	Log      *slog.Logger
+	// Upload has all that was written to a volume in the bucket, and in the record, which
+	// it revises; nil is for who can't.
+	Upload func(context.Context, *attached) error
+	Now    func() time.Time
+	// Clock goes on while this host sleeps; nil is the system's.
+	Clock func() time.Duration
+	Log   *slog.Logger
 }
 
 const (
@@ -114,29 +121,23 @@ type Volumes struct {
 	codec *content.Codec
 	doors doors
 
-	opened atomic.Bool // those that were attached are
+	opening, opened atomic.Bool // those that were attached
 
 	changes *turns.Turns[string] // one Put, Detach or Remove of a volume at a time
 
 	index *index
 
-	mu   sync.RWMutex       // never held while anything waits
-	open map[string]*device // guarded by mu
-}
+	// incarnation is the random number of this start, pulse tells when it stood still, and
+	// losing has one when a volume was lost that is served still.
+	incarnation uint64
+	pulse       *pulse
+	losing      chan struct{}
+	errands     chan func(context.Context) // that Run does
+	moves       moves
+	away        atomic.Bool // the origin did not answer a start
 
-// device is a volume that is served, that failed to be, or that is on its way.
-type device struct {
-	opening chan struct{} // closed when another device stands for the volume
-
-	vol   *volume.Volume // nil unless it is served
-	front *limit.Device  // vol within its limits, as the doors serve it
-	image *fetch.Image
-	disk  *ublk.Disk     // nil over NBD
-	users sync.WaitGroup // NBD connections
-
-	err   error
-	after time.Duration // that it failed it is tried again,
-	again time.Time     // which is then
+	mu   sync.RWMutex         // never held while anything waits
+	open map[string]*attached // guarded by mu
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
@@ -148,6 +149,17 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	}
 	if cfg.Holder == nil {
 		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
+	}
+	if cfg.Call == nil {
+		cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+			return nil, content.ErrUnavailable
+		}
+	}
+	if cfg.Upload == nil {
+		cfg.Upload = uploadNothing
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = boottime
 	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
@@ -162,10 +174,10 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*device{}}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: newPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
 	for _, e := range index.sorted() {
 		if e.Attached {
-			v.open[e.Name] = &device{opening: make(chan struct{})}
+			v.open[e.Name] = &attached{opening: make(chan struct{})}
 		}
 	}
 	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
@@ -177,7 +189,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 // openAll opens the volumes that were attached. One that can't be opened is kept, and
 // shown as failed.
 func (v *Volumes) openAll(ctx context.Context) error {
+	v.opening.Store(true)
 	defer v.opened.Store(true)
+	defer v.opening.Store(false)
 	entries := v.index.sorted()
 	if err := v.doors.sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
@@ -205,7 +219,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		}
 		return v.keepTrying(ctx)
 	}, v.leaveDisks)
-	err = errors.Join(err, v.each(func(_ string, d *device) error {
+	err = errors.Join(err, v.each(func(_ string, d *attached) error {
 		if d.vol == nil {
 			return nil
 		}
@@ -234,14 +248,14 @@ func (v *Volumes) turn(name string) (end func()) {
 }
 
 // device returns what is open under a name, nil if nothing is.
-func (v *Volumes) device(name string) *device {
+func (v *Volumes) device(name string) *attached {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.open[name]
 }
 
 // setDevice keeps a device under a name; nil takes away what was there.
-func (v *Volumes) setDevice(name string, d *device) {
+func (v *Volumes) setDevice(name string, d *attached) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.open[name]; old != nil && old.opening != nil {
@@ -255,7 +269,7 @@ func (v *Volumes) setDevice(name string, d *device) {
 }
 
 // each calls f for all devices, some at once, and joins the errors.
-func (v *Volumes) each(f func(name string, d *device) error) error {
+func (v *Volumes) each(f func(name string, d *attached) error) error {
 	v.mu.RLock()
 	open := maps.Clone(v.open)
 	v.mu.RUnlock()
@@ -285,19 +299,20 @@ func (s Spec) withDefaults() (Spec, error) {
 	default:
 		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
-	if s.Durability != "" && s.Durability != catalog.PolicyLocal {
-		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, content.ErrInvalid)
+	if s.Durability != "" {
+		if _, err := catalog.PolicyHolders(s.Durability); err != nil {
+			return s, err
+		}
 	}
-	if s.Degrade != "" || s.Generation != 0 || s.Limits != (Limits{}) {
-		return s, later("degrade, generation and limits")
+	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
+		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
 	}
-	if s.Takeover {
-		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
+	if err := limit.Limits(s.Limits).Check(); err != nil {
+		return s, err
 	}
 	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
 		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
 	}
-	s.Durability = catalog.PolicyLocal
 	return s, nil
 }
 
@@ -315,27 +330,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
 	defer v.turn(name)()
-	e, here := v.index.get(name)
-	d := v.device(name)
-	switch {
-	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
-		err = v.elsewhere(ctx, name)
-	case !here:
-		created = true
-		err = v.create(ctx, name, spec)
-	default:
-		err = e.agrees(spec)
-		switch served := d != nil && d.vol != nil; {
-		case err != nil:
-		case !served:
-			created = true
-			err = v.reattach(ctx, e, spec)
-		case !v.doors.serves(d, spec.Transport):
-			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
-		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
-			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
-		}
-	}
+	created, err = v.put(ctx, name, spec)
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
@@ -343,13 +338,55 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	return view, created, err
 }
 
-// agrees fails when a spec asks for something else than the volume is.
-func (e entry) agrees(s Spec) error {
+// put is Put in the volume's turn.
+func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool, err error) {
+	e, here := v.index.get(name)
+	d := v.device(name)
+	if why := v.index.broken[name]; why != nil {
+		return false, why
+	}
+	if !here {
+		return true, v.putNew(ctx, name, spec)
+	}
+	if err := agrees(e.Volume, spec); err != nil {
+		return false, err
+	}
+	switch served := d != nil && d.vol != nil; {
+	case !served:
+		return true, v.reattach(ctx, e, spec)
+	case !v.doors.serves(d, spec.Transport):
+		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
+	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
+		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
+	}
+	return false, d.ask(ctx, spec)
+}
+
+// putNew creates a volume that no volume here is, or attaches it if the mesh has it.
+func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
+	creates := spec.Size != 0 || spec.From != (content.Ref{})
+	r, body, err := v.record(ctx, name)
 	switch {
-	case s.From != (content.Ref{}) && s.From != e.From:
-		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, e.From, s.From)
-	case s.Size != 0 && s.Size != e.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, e.Size, s.Size)
+	case err == nil:
+		if err := agrees(body, spec); err != nil {
+			return err
+		}
+		return v.attach(ctx, entry{Name: name, Committed: true, Empty: true}, spec)
+	case creates && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable)):
+		return v.create(ctx, name, spec, r)
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable):
+		return v.elsewhere(ctx, name)
+	}
+	return err
+}
+
+// agrees fails when a spec asks for something else than the volume is.
+func agrees(body catalog.Volume, s Spec) error {
+	switch {
+	case s.From != (content.Ref{}) && s.From != body.From:
+		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
+	case s.Size != 0 && s.Size != body.Size:
+		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
 	}
 	return nil
 }
@@ -362,15 +399,16 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 			return err
 		}
 	}
-	e.Attached = true
-	if spec.Transport != transportAuto {
-		e.Transport = spec.Transport
-	}
-	if err := v.index.put(e); err != nil {
+	e, err := v.index.change(e.Name, func(e *entry) {
+		e.Attached = true
+		if spec.Transport != transportAuto {
+			e.Transport = spec.Transport
+		}
+	})
+	if err != nil {
 		return err
 	}
-	e.ReadOnly = e.ReadOnly || spec.ReadOnly
-	return v.attach(ctx, e)
+	return v.attach(ctx, e, spec)
 }
 
 // openLater opens a volume of which a device says that it is opening, unless somebody
@@ -383,82 +421,47 @@ func (v *Volumes) openLater(ctx context.Context, name string) {
 	case !ok || ctx.Err() != nil:
 		v.setDevice(name, nil)
 	default:
-		_ = v.attach(ctx, e) // List shows it
+		_ = v.attach(ctx, e, Spec{}) // List shows it
 	}
 }
 
-// attach opens a volume and serves it. A failure is kept for List to show, and for
-// serveLater. Called in the volume's turn.
-func (v *Volumes) attach(ctx context.Context, e entry) error {
+// attach serves a volume that the mesh has: of this node, or released, or taken over if
+// that is asked for. A failure is kept for List to show, and for serveLater. Called in the
+// volume's turn.
+func (v *Volumes) attach(ctx context.Context, e entry, spec Spec) error {
 	before := v.device(e.Name)
 	if before == nil {
-		before = &device{opening: make(chan struct{})}
+		before = &attached{opening: make(chan struct{})}
 		v.setDevice(e.Name, before)
 	}
-	d := &device{}
-	d.err = v.openDevice(ctx, e, d)
-	if d.err == nil {
-		if d.err = v.openDisk(ctx, e, d); d.err != nil {
-			d.err, d.vol, d.disk = errors.Join(d.err, d.vol.Close()), nil, nil
-		}
+	a := v.newAttached(e, spec)
+	if a.err = a.bring(ctx, e); a.err != nil {
+		a.err = errors.Join(a.err, a.drop())
 	}
-	if d.err != nil {
-		d.after = tryInterval
+	if now, here := v.index.get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+		v.setDevice(e.Name, nil)
+		if here {
+			return errors.Join(a.err, v.detached(now))
+		}
+		return a.err
+	}
+	if a.err != nil {
+		a.after = tryInterval
 		if before.err != nil {
-			d.after = min(2*before.after, tryAfterMax)
+			a.after = min(2*before.after, tryAfterMax)
 		}
-		d.again = v.cfg.Now().Add(d.after)
-		if before.err == nil || before.err.Error() != d.err.Error() {
-			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
+		a.again = v.cfg.Now().Add(a.after)
+		if before.err == nil || before.err.Error() != a.err.Error() {
+			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
 		}
 	}
-	v.setDevice(e.Name, d)
-	return d.err
+	v.setDevice(e.Name, a)
+	return a.err
 }
 
-func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
-	if err := v.isOwned(e); err != nil {
-		return err
-	}
-	cfg := volume.Config{Dir: v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: v.cfg.Log}
-	if len(e.Head) > 0 {
-		head, err := pack.DecodeHead(v.codec, e.Head)
-		if err != nil {
-			return err
-		}
-		if d.image, err = v.cfg.Library.Image(ctx, fetch.Root{Head: head}); err != nil {
-			return err
-		}
-		cfg.Source, cfg.SourceSize, cfg.ChunkSize = d.image, head.Root.Size, head.Root.ChunkSize
-	}
-	var err error
-	if d.vol, err = volume.Open(cfg); err == nil {
-		d.front = limit.New(d.vol, limit.Limits{})
-	}
-	return err
-}
-
-// Detach stops serving a volume; its data stays on this node. One that is in use is
-// content.ErrConflict, unless forced.
-func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
-	defer v.turn(name)()
-	e, ok := v.index.get(name)
-	if !ok {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, v.elsewhere(ctx, name))
-	}
-	err := v.close(ctx, name, force)
-	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
-		err = errors.Join(err, v.detached(e))
-	}
-	if err != nil {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
-	}
-	return v.Get(name)
-}
-
-// close drains and closes a device, if it is open. One that is in use stays open,
-// unless forced.
-func (v *Volumes) close(ctx context.Context, name string, force bool) error {
+// close drains and closes a volume, if it is open; last is called when nobody uses it any
+// more, and may be nil. One that is in use stays open, unless forced.
+func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached)) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	d := v.device(name)
@@ -487,6 +490,9 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 		return err
 	}
 	d.users.Wait()
+	if last != nil {
+		last(d)
+	}
 	return errors.Join(err, d.vol.Close())
 }
 
@@ -505,7 +511,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	if !ok {
 		return v.removeElsewhere(ctx, name, spec.Force)
 	}
-	err := v.close(ctx, name, spec.Force)
+	err := v.close(ctx, name, spec.Force, nil)
 	if err == nil {
 		err = v.removeRecord(ctx, e)
 	}
@@ -521,16 +527,19 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 // removeRecord deletes the record of a volume of this node, if it has one.
 func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
 	r, body, err := v.record(ctx, e.Name)
-	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
-		err = v.cfg.Registry.Delete(ctx, r)
-	}
-	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
+	mine := e.Committed && e.Taken == "" && e.state(v.cfg.Self, v.incarnation).isMine(body) || !e.Committed && body.ID == e.ID
+	switch {
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
 		return nil
+	case err != nil:
+		return err
+	case mine || e.Empty && body.State == catalog.Released:
+		return v.cfg.Registry.Delete(ctx, r)
 	}
-	return err
+	return nil // it is of another volume that has the name, or of another's
 }
 
 func (v *Volumes) detached(e entry) error {
-	e.Attached = false
-	return v.index.put(e)
+	_, err := v.index.change(e.Name, func(e *entry) { e.Attached = false })
+	return err
 }

@@ -40,7 +40,7 @@ func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
 		return catalog.Record{}, content.ErrUnavailable
 	}
 	b, err := x.record.Encode(content.NewCodec())
-	return catalog.Record{Envelope: trust.Envelope{Body: b}}, err
+	return catalog.Record{Envelope: trust.Envelope{Farm: testFarm, Body: b}}, err
 }
 
 func (x *nothing) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
@@ -62,6 +62,8 @@ func (x *nothing) Commit(_ context.Context, _ content.Kind, name string, _ *cata
 }
 
 func (nothing) Delete(context.Context, catalog.Record) error { return content.ErrUnavailable }
+
+const testFarm = "lyon"
 
 // world is a node's volumes without the node, and the time that they have.
 type world struct {
@@ -90,7 +92,7 @@ func startWorld(t testing.TB, dir string) *world {
 		Dir: filepath.Join(dir, "volumes"), NBD: func(ctx context.Context) (nbd.Config, error) {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
-		}, NodeID: "node", Library: w.origin, Registry: w.origin,
+		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
 		Now: func() time.Time { return w.now },
 	})
 	if err != nil {
@@ -162,7 +164,7 @@ func TestNameTakenMeanwhile(t *testing.T) {
 	if _, err := w.Detach(t.Context(), "detached", false); err != nil {
 		t.Fatal(err)
 	}
-	w.origin.commit = &catalog.TakenError{}
+	w.origin.record = &catalog.Volume{ID: content.VolumeID{9}, Size: 512, Policy: catalog.PolicyLocal, State: catalog.Attached}
 	for _, name := range []string{"detached", "served"} {
 		if err := w.commitLater(t.Context(), name); err != nil {
 			t.Fatal(err)

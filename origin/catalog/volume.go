@@ -94,6 +94,9 @@ type Volume struct {
 	Holders []trust.PublicKey
 	// Snapshots is the number that was last given to one: none is used twice.
 	Snapshots uint64
+	// Shared is the seq up to which snapshots and forks may name its segments: those that
+	// begin before it stay in the bucket when the record does without them.
+	Shared uint64
 	// IOPS and Rate, in bytes a second, bound what its users may do; 0 is no bound.
 	IOPS, Rate int64
 	// FsUsed is what the file system on it says that it uses, in bytes; 0 is unknown.

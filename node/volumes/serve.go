@@ -1,0 +1,151 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/limit"
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// skipsOrigin reports whether a start goes on without the origin, which has not answered
+// for another of its volumes.
+func (v *Volumes) skipsOrigin() bool { return v.opening.Load() && v.away.Load() }
+
+func (v *Volumes) missOrigin() { v.away.Store(v.opening.Load()) }
+
+// patience is how long the origin may take to answer: guests wait for a start.
+func (v *Volumes) patience() time.Duration {
+	if v.opening.Load() {
+		return startTimeout
+	}
+	return recordTimeout
+}
+
+// bring has the volume served, if it is this node's or may become so.
+func (a *attached) bring(ctx context.Context, e entry) error {
+	readOnly := e.ReadOnly || a.spec.ReadOnly
+	switch {
+	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
+		return a.serve(ctx)
+	case e.Taken != "" && a.spec == (Spec{}): // nobody asks for it but a start
+		return a.v.takenError(e)
+	case !e.Committed:
+		a.admit()
+		return a.serve(ctx)
+	}
+	return a.happen(ctx, asked{wish{a.spec.Takeover, a.spec.Generation}})
+}
+
+// serve opens the volume, and the door that it is served through.
+func (a *attached) serve(ctx context.Context) error {
+	e, ok := a.v.index.get(a.Name())
+	if !ok {
+		return content.ErrNotFound
+	}
+	e.ReadOnly = e.ReadOnly || a.spec.ReadOnly
+	if err := a.open(ctx, e); err != nil {
+		return err
+	}
+	if err := a.v.openDisk(ctx, e, a); err != nil {
+		err = errors.Join(err, a.vol.Close())
+		a.vol, a.disk = nil, nil
+		return err
+	}
+	return nil
+}
+
+// open opens the volume as its record says that it is.
+func (a *attached) open(ctx context.Context, e entry) (err error) {
+	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: a.v.cfg.Log}
+	if e.Head != nil {
+		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
+		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
+			return err
+		}
+		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
+	}
+	if a.vol, err = volume.Open(cfg); err == nil {
+		a.front = limit.New(&gated{a.vol, a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
+	}
+	return err
+}
+
+// widest is the head by which most members send what the volume begins as: that of what
+// it was made from, while it has the same root.
+func (v *Volumes) widest(e entry) pack.Head {
+	if made, err := pack.DecodeHead(v.codec, e.Made); err == nil && made.Root == e.Head.Root {
+		return made
+	}
+	return *e.Head
+}
+
+// ask has a volume that is served follow what a Put asks for.
+func (a *attached) ask(ctx context.Context, spec Spec) error {
+	_, body, _ := a.record()
+	if spec.Generation != 0 && spec.Generation < body.Generation {
+		return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+	}
+	after := body
+	if spec.change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
+		return nil
+	}
+	err := a.revise(ctx, func(body *catalog.Volume) error {
+		if spec.Generation != 0 && spec.Generation < body.Generation {
+			return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+		}
+		spec.change(body)
+		return nil
+	})
+	if err == nil {
+		_, body, _ = a.record()
+		a.front.Set(limit.Limits{IOPS: body.IOPS, BytesPerSecond: body.Rate})
+	}
+	return err
+}
+
+// drop removes a folder that was made for nothing.
+func (a *attached) drop() error {
+	a.mu.Lock()
+	fresh := a.fresh
+	a.fresh = nil
+	a.mu.Unlock()
+	if fresh == nil {
+		return nil
+	}
+	return a.v.index.giveUp(*fresh)
+}
+
+// adopt makes a folder of what the record names.
+func (a *attached) adopt(ctx context.Context) error {
+	_, body, right := a.record()
+	name := a.Name()
+	e := entry{Name: name, Volume: body, Tried: right.tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
+	if err := a.drop(); err != nil {
+		return err
+	}
+	if old, here := a.v.index.get(name); here {
+		e.Transport, e.Created = old.Transport, old.Created
+	} else if err := a.v.index.free(name); err != nil {
+		return err
+	}
+	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
+		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
+	}
+	if err := a.v.index.prepare(e); err != nil {
+		return err
+	}
+	if len(body.Segments) > 0 {
+		return errors.Join(later("segments of "+name), a.v.index.giveUp(e))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fresh = &e
+	return nil
+}
