@@ -227,6 +227,9 @@ type place struct {
 // through is the position with which the segment ends by now.
 func (s *segment) through() content.Position { return content.Position{Number: s.number, Seq: s.last} }
 
+// empty reports whether it has no entry.
+func (s *segment) empty() bool { return s.last == s.after.Seq }
+
 // createSegment makes a segment file, without a slot; it is durable with the first sync of the
 // folder and of itself.
 func createSegment(dir string, h header) (*segment, error) {

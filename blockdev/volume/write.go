@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"syscall"
 
@@ -78,7 +79,7 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
-	if n > writeMax || v.turns.busy() || !v.admitted() { // one that waits is not overtaken
+	if n > writeMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
 		return false
 	}
 	c := v.lend(dataEntry(off, n), nil, true)
@@ -157,6 +158,7 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 			v.vector = append(v.vector, c.data)
 		}
 	}
+	v.step("append")
 	n, err := writeVector(s.file, v.vector, s.size)
 	end := s.size
 	for ; done < len(batch) && end+batch[done].bytes() <= s.size+n; done++ {
@@ -239,6 +241,7 @@ func (v *Volume) roll() error {
 	v.mu.Lock()
 	v.add(s)
 	v.tail, v.newNames = s, true
+	v.weigh()
 	v.mu.Unlock()
 	if full {
 		v.tendSoon()
@@ -249,7 +252,7 @@ func (v *Volume) roll() error {
 // endTail closes the open segment. Called with the turn.
 func (v *Volume) endTail() {
 	s := v.tail
-	if s == nil {
+	if s == nil || s.empty() {
 		return
 	}
 	size := s.size
@@ -314,6 +317,9 @@ func (v *Volume) Flush(ctx context.Context) error {
 	v.persisted = upTo.Seq
 	return nil
 }
+
+// everything is the target of a flush that has all in its files durable, tables too.
+const everything = math.MaxUint64
 
 // flush makes the entries up to target durable here.
 func (v *Volume) flush(target uint64) error {
