@@ -52,13 +52,30 @@ func (v *Volume) tend() {
 	}
 }
 
-// space is what the journal takes, and what of it is needed, in bytes.
+// space is what the journal takes, and what of it is needed at least, in bytes: of layers
+// that are to be joined the newer may hide all of the older. Called with mu.
 func (v *Volume) space() (taken, live int64) {
 	for _, s := range v.chain {
 		taken += s.size
-		live += v.liveOf(s)
 	}
-	return taken, live
+	group, above := v.open.usage().bytes, v.open
+	for _, l := range v.layers {
+		if v.holds(above.after) || v.based(above.after) {
+			live, group = live+group, 0
+		}
+		group, above = max(group, l.usage().bytes), l
+	}
+	return taken, live + group
+}
+
+// based reports whether a root has all up to just there. Called with mu.
+func (v *Volume) based(p content.Position) bool {
+	for g := v.ground; g != nil; g = g.older {
+		if g.base == p {
+			return true
+		}
+	}
+	return false
 }
 
 // absorb freezes the open layer, all of it synced, so that what it has overwritten shows.
@@ -105,12 +122,7 @@ func (v *Volume) joinLayers() error {
 // joint is the first layer that can be joined with the one under it, or -1. Called with mu.
 func (v *Volume) joint() int {
 	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], func(l *layer) bool {
-		for g := v.ground; g != nil; g = g.older {
-			if l.after == g.base {
-				return false
-			}
-		}
-		return !v.holds(l.after)
+		return !v.holds(l.after) && !v.based(l.after)
 	})
 }
 
@@ -173,14 +185,11 @@ func (v *Volume) wants() bool {
 	pressed := v.pressed()
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.weigh()
 	if v.closed || v.failed != nil {
 		return false
 	}
-	v.weigh()
 	taken, live := v.space()
-	if len(v.layers) > 0 && !v.holds(v.open.after) { // what the open layer may have overwritten in the one under it
-		live = max(0, live-v.open.usage().dirty*sectorSize)
-	}
 	many := int64(len(v.chain)) > smallMax+4*taken/v.cfg.SegmentSize
 	return many || v.open.bytes() > v.cfg.Memory/2 || taken > allowed(live, v.cfg.SegmentSize, pressed)+v.cfg.SegmentSize*slackSegments/4
 }

@@ -77,7 +77,8 @@ type extentMap struct {
 // usage is what extents use.
 type usage struct {
 	dirty int64   // sectors with data
-	live  []int64 // by slot: bytes that extents have in that segment
+	bytes int64   // what the extents have in segments
+	live  []int64 // the same by slot
 }
 
 // liveIn is how many bytes of a segment are in use.
@@ -100,6 +101,7 @@ func (u *usage) account(e extent, sign int64) {
 		u.live = append(u.live, make([]int64, int(e.seg)+1-len(u.live))...)
 	}
 	u.live[e.seg] += sign * e.cost()
+	u.bytes += sign * e.cost()
 }
 
 // of returns the extents whose segment has a slot, at most limit and one.

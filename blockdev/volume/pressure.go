@@ -67,6 +67,9 @@ func (v *Volume) admit(ctx context.Context, n int64) error {
 		if err := v.writable(); err != nil {
 			return err
 		}
+		v.mu.RLock()
+		eased := v.eased
+		v.mu.RUnlock()
 		if v.pressure.behind.Load() {
 			v.tendSoon()
 		} else if v.cfg.Free == nil || v.roomy() || v.cfg.Free() >= stopBelow && v.credit(n) {
@@ -74,6 +77,7 @@ func (v *Volume) admit(ctx context.Context, n int64) error {
 		}
 		select {
 		case <-look.C:
+		case <-eased:
 		case <-late.C:
 			if v.cfg.Free != nil && v.cfg.Free() < stopBelow {
 				return v.refused(syscall.ENOSPC)
@@ -99,9 +103,13 @@ func (v *Volume) credit(n int64) bool {
 }
 
 // weigh notes whether the journal or its map has outgrown its bounds, in spite of all
-// tending. Called with mu.
+// tending, and lets writes go on when it has not any more. Called with mu.
 func (v *Volume) weigh() {
 	taken, live := v.space()
-	tooLong := taken > 2*live+slackSegments*v.cfg.SegmentSize*5/8 // with room for what compaction copies
-	v.pressure.behind.Store(tooLong || v.open.bytes() > v.cfg.Memory)
+	tooLong := taken > 2*live+slackSegments*v.cfg.SegmentSize*11/16 // with room for what compaction copies
+	behind := tooLong || v.open.bytes() > v.cfg.Memory
+	if v.pressure.behind.Swap(behind) && !behind {
+		close(v.eased)
+		v.eased = make(chan struct{})
+	}
 }

@@ -32,9 +32,9 @@ func taken(t rapidT, dir string) (n int64) {
 
 // TestRewrittenDiskStaysSmall rewrites a disk 50 times with nobody folding, in order and at
 // random: what the journal takes is bounded all the time, and the bytes are the last ones.
-// At full size that is 1 GiB in 3 GiB; here the disk and the segments are 256 times smaller.
+// At full size that is 1 GiB in 3 GiB; here the disk and the segments are 1,024 times smaller.
 func TestRewrittenDiskStaysSmall(t *testing.T) {
-	const size, segment = 4 << 20, 256 << 10
+	const size, segment = 1 << 20, 64 << 10
 	for name, place := range map[string]func(i int) int64{
 		"in order": func(i int) int64 { return int64(i) % (size / unit) },
 		"random":   func(int) int64 { return rand.Int64N(size / unit) },
@@ -209,7 +209,7 @@ func TestCompactsWhereSpaceIsShort(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	for i := range 100 {
-		must(t, v.WriteAt(t.Context(), make([]byte, unit), int64(i%40)*unit, false))
+		must(t, v.WriteAt(t.Context(), make([]byte, unit), int64(i%70)*unit, false))
 	}
 	v.work.Wait()
 	v.tend()

@@ -117,6 +117,7 @@ type Volume struct {
 	noSpace  bool                // the last write found the disk full
 	settled  bool                // what was replayed is durable
 	closed   bool
+	eased    chan struct{} // closed when pressure.behind ends
 
 	pressure pressure
 	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
@@ -135,7 +136,7 @@ func Open(cfg Config) (*Volume, error) {
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
-	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, step: func(string) {}}
+	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
 	v.ground = &ground{Source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
 	v.readers = newReaders(nil)
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
