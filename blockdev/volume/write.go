@@ -47,7 +47,11 @@ func dataEntry(off int64, n int) entry {
 // TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
 // is left to WriteAt.
 func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
-	if v.turns.busy() || !v.admitted() { // one that waits is not overtaken
+	bytes := int64(0)
+	for _, w := range ws {
+		bytes += int64(len(w.Data))
+	}
+	if v.turns.busy() || !v.admitted(bytes) { // one that waits is not overtaken
 		return 0
 	}
 	var lent [batchMax]*change

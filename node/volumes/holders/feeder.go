@@ -260,7 +260,7 @@ func (f *feeder) settle(acks <-chan ack, fail context.CancelCauseFunc) {
 	}
 }
 
-// ack is bytes on their way, after which the holder has all up to seq.
+// ack is bytes on their way, after which the holder has all up to seq; 0 is nothing new.
 type ack struct {
 	finish func() (*wire.Held, []byte, error)
 	cancel context.CancelFunc
@@ -274,6 +274,7 @@ type sender struct {
 	claim wire.Claim
 	at    wire.Place // where the next bytes go, unless they begin a segment
 	seq   uint64     // of the last entry that is sent whole
+	needs uint64     // what is sent is not whole before the holder has this entry too
 	acks  chan ack
 	buf   []byte
 	begun bool // pieces of what is being written were sent
@@ -310,6 +311,7 @@ func (s *sender) send(seq uint64) error {
 			if h.Merged > 0 && h.After.Seq < s.seq {
 				return fmt.Errorf("%w: what the holder lacks of the journal has been merged with what it has", content.ErrNotFound)
 			}
+			s.needs = max(s.needs, h.Needs)
 			m.Before, m.At = s.at.Offset, wire.Place{Epoch: h.Epoch, Number: h.Number}
 		}
 		s.begun = true
@@ -323,6 +325,9 @@ func (s *sender) send(seq uint64) error {
 	s.at, s.seq = m.At, seq
 	s.at.Offset += int64(len(m.Bytes))
 	s.buf = s.buf[:0]
+	if seq < s.needs {
+		seq = 0
+	}
 	select {
 	case s.acks <- ack{finish, cancel, seq}:
 		return nil

@@ -40,7 +40,7 @@ func (s *lineSegment) bytes(id content.VolumeID, from int) []byte {
 	var b []byte
 	if from == 0 {
 		b = append(append(b, "GRSEG\x00\x00\x02"...), id[:]...)
-		for _, x := range [...]uint64{s.epoch, s.number, s.after.Number, s.after.Seq, 0} {
+		for _, x := range [...]uint64{s.epoch, s.number, s.after.Number, s.after.Seq, 0, 0} {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
 		b = binary.LittleEndian.AppendUint32(b, 0)
