@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -104,7 +105,7 @@ func (v *Volumes) hearTaken(ctx context.Context, name string) error {
 		return nil
 	}
 	v.errand(ctx, func(ctx context.Context) {
-		if err := a.happen(ctx, due{}); err != nil {
+		if err := a.happen(ctx, right.Due{}); err != nil {
 			v.cfg.Log.Debug("a volume may have been taken over", "volume", name, "err", err)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -105,7 +106,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	}
 	e, err = v.index.change(name, func(e *entry) {
 		e.Epoch, e.Incarnation = max(e.Epoch, gone.Version+1), v.incarnation
-		e.Tried = append(e.Tried, stampOf(e.Volume))
+		e.Tried = append(e.Tried, right.StampOf(e.Volume))
 	})
 	if err != nil {
 		return err
@@ -126,15 +127,15 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 // registered notes that the name of an uncommitted volume has a record: its own, or
 // another's, and then it gets another name.
 func (v *Volumes) registered(e entry, r catalog.Record, body catalog.Volume) error {
-	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, stampOf(body)) {
+	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, right.StampOf(body)) {
 		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 	}
 	_, err := v.index.change(e.Name, func(e *entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
 		a.mu.Lock()
-		a.right = state{self: v.cfg.Self, process: v.incarnation, stage: unconfirmed, here: true, stamp: stampOf(body)}
+		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
 		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
-			a.right.stage = serving
+			a.right.Stage = right.Serving
 		}
 		a.mu.Unlock()
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -25,7 +26,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 		return err
 	}
 	e.Epoch = gone.Version + 1 // no record of the name had a later one
-	e.Tried = []stamp{stampOf(e.Volume)}
+	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
 	if err := v.index.prepare(e); err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 func (v *Volumes) serveNew(ctx context.Context, e entry, spec Spec, r catalog.Record) error {
 	a := v.newAttached(e, spec)
 	if e.Committed {
-		a.right.stage, a.base, a.gaps = serving, &r, v.pulse.gaps.Load()
+		a.right.Stage, a.base, a.gaps = right.Serving, &r, v.pulse.Gaps()
 	}
 	a.admit()
 	if a.err = a.serve(ctx); a.err != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -130,12 +131,12 @@ func TestHearsayTakesNothingAway(t *testing.T) {
 	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	h.hearsay = true
 	a := w.device("web1")
-	a.right.stage, a.right.stamp, a.right.here = serving, stampOf(e.Volume), true // it was registered
-	if err := a.happen(t.Context(), due{}); err != nil || !a.gate.isOpen() {
+	a.right.Stage, a.right.Stamp, a.right.Here = right.Serving, right.StampOf(e.Volume), true // it was registered
+	if err := a.happen(t.Context(), right.Due{}); err != nil || !a.gate.IsOpen() {
 		t.Errorf("by hearsay: %v", err)
 	}
 	h.hearsay = false
-	if err := a.happen(t.Context(), due{}); !errors.Is(err, content.ErrFenced) || a.gate.isOpen() {
+	if err := a.happen(t.Context(), right.Due{}); !errors.Is(err, content.ErrFenced) || a.gate.IsOpen() {
 		t.Errorf("by the origin: %v", err)
 	}
 }

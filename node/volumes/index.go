@@ -18,6 +18,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -34,7 +35,7 @@ type entry struct {
 	catalog.Volume `json:"-"`
 	Record         []byte `json:"record"`
 	// Tried are stamps that the record may have by now.
-	Tried []stamp `json:"tried,omitempty"`
+	Tried []right.Stamp `json:"tried,omitempty"`
 	// Made is the encoded head of what it was made from: more members have that than the
 	// volume's own, while it is the same root.
 	Made      []byte `json:"made,omitempty"`
@@ -67,11 +68,11 @@ const (
 
 func (e entry) folder() string { return e.ID.String() }
 
-// state is what the entry says of this node's right to the volume, before it is attached.
-func (e entry) state(self trust.PublicKey, process uint64) state {
-	s := state{self: self, process: process, tried: e.Tried, here: e.Committed && !e.Empty && e.Taken == ""}
+// right is what the entry says of this node's right to the volume, before it is attached.
+func (e entry) right(self trust.PublicKey, process uint64) right.State {
+	s := right.State{Self: self, Process: process, Tried: e.Tried, Here: e.Committed && !e.Empty && e.Taken == ""}
 	if e.Committed && e.Holder == self {
-		s.stamp = stampOf(e.Volume)
+		s.Stamp = right.StampOf(e.Volume)
 	}
 	return s
 }

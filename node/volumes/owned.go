@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -59,12 +61,12 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
 			continue
 		}
-		if _, _, right := a.record(); right.stage == serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
+		if _, _, st := a.record(); st.Stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
 			continue
 		}
 		o.seen[e.ID] = v.cfg.Now()
 		looks.Go(func() error {
-			if err := a.happen(ctx, due{}); err != nil {
+			if err := a.happen(ctx, right.Due{}); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
 			}
 			return nil
@@ -82,7 +84,7 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
 			return nil
 		}
-		if _, _, right := a.record(); right.stage == lost {
+		if _, _, st := a.record(); st.Stage == right.Lost {
 			a.mu.Lock()
 			why := a.taken
 			a.mu.Unlock()
@@ -95,23 +97,23 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 // watchPulse has the records of all volumes read before anything is acknowledged, when
 // this process has stood still.
 func (v *Volumes) watchPulse(ctx context.Context) error {
-	tick := time.NewTicker(beatInterval)
+	tick := time.NewTicker(gate.BeatInterval)
 	defer tick.Stop()
 	var looks sync.WaitGroup
 	defer looks.Wait()
 	for {
 		select {
 		case <-tick.C:
-		case <-v.pulse.seen:
+		case <-v.pulse.Seen:
 		case <-ctx.Done():
 			return nil
 		}
-		v.pulse.look()
+		v.pulse.Look()
 		_ = v.each(func(_ string, a *attached) error { // none fails
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
 					defer a.looking.Store(false)
-					if err := a.happen(ctx, stoodStill{}); err != nil {
+					if err := a.happen(ctx, right.StoodStill{}); err != nil {
 						v.cfg.Log.Warn("this process stood still, and a volume may be another's by now", "volume", a.Name(), "err", err)
 					}
 				})
@@ -123,11 +125,11 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 
 // waits reports whether a volume acknowledges nothing until its record was read.
 func (a *attached) waits() bool {
-	if a.vol == nil || a.gate.isOpen() {
+	if a.vol == nil || a.gate.IsOpen() {
 		return false
 	}
-	_, body, right := a.record()
-	return right.stage == checking || right.mayAcknowledge(body.Policy == catalog.PolicyLocal)
+	_, body, st := a.record()
+	return st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal)
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.

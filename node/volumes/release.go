@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -40,7 +41,7 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 
 // release gives the volume up, if the bucket has all of it. Nobody writes to it any more.
 func (a *attached) release(ctx context.Context) error {
-	if _, _, right := a.record(); right.stage != serving {
+	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
 	if err := a.v.cfg.Upload(ctx, a); err != nil {
@@ -55,8 +56,8 @@ func (a *attached) release(ctx context.Context) error {
 
 // uploadNothing is for a volume that nothing was written to.
 func uploadNothing(_ context.Context, a *attached) error {
-	if n := a.vol.Stats().Disk; n > 0 {
-		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, n)
+	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
+		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
 	}
 	return nil
 }

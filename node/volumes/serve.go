@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -40,7 +44,7 @@ func (a *attached) bring(ctx context.Context, e entry) error {
 		a.admit()
 		return a.serve(ctx)
 	}
-	return a.happen(ctx, asked{wish{a.spec.Takeover, a.spec.Generation}})
+	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
 }
 
 // serve opens the volume, and the door that it is served through.
@@ -63,7 +67,10 @@ func (a *attached) serve(ctx context.Context) error {
 
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: a.v.cfg.Log}
+	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: ancestors(e.Volume), Log: a.v.cfg.Log}
+	if a.v.cfg.Persist != nil {
+		cfg.Persist = a.v.cfg.Persist(a)
+	}
 	if e.Head != nil {
 		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
@@ -72,7 +79,7 @@ func (a *attached) open(ctx context.Context, e entry) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
-		a.front = limit.New(&gated{a.vol, a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
+		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
 }
@@ -124,9 +131,9 @@ func (a *attached) drop() error {
 
 // adopt makes a folder of what the record names.
 func (a *attached) adopt(ctx context.Context) error {
-	_, body, right := a.record()
+	_, body, st := a.record()
 	name := a.Name()
-	e := entry{Name: name, Volume: body, Tried: right.tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
+	e := entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
 	if err := a.drop(); err != nil {
 		return err
 	}
@@ -141,11 +148,25 @@ func (a *attached) adopt(ctx context.Context) error {
 	if err := a.v.index.prepare(e); err != nil {
 		return err
 	}
-	if len(body.Segments) > 0 {
-		return errors.Join(later("segments of "+name), a.v.index.giveUp(e))
-	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.fresh = &e
-	return nil
+	a.mu.Unlock()
+	if len(body.Segments) == 0 {
+		return nil
+	}
+	segments := make([]volume.AdoptedSegment, len(body.Segments))
+	for i, ref := range body.Segments {
+		segments[i] = volume.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return a.v.cfg.Segment(ctx, ref) }}
+	}
+	return volume.Adopt(a.v.index.path(e)+halfMade, e.ID, segments)
+}
+
+// ancestors are the other volumes that wrote what a volume begins with.
+func ancestors(body catalog.Volume) (out []content.VolumeID) {
+	for _, x := range body.Segments {
+		if x.Volume != body.ID && !slices.Contains(out, x.Volume) {
+			out = append(out, x.Volume)
+		}
+	}
+	return out
 }

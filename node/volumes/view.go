@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -126,8 +127,8 @@ func (v *Volumes) view(e entry) View {
 // viewServed says how a volume stands that is open.
 func (v *Volumes) viewServed(out *View, e entry, d *attached) {
 	stats := d.vol.Stats()
-	_, _, right := d.record()
-	out.Confirmed = right.stage == serving
+	_, _, st := d.record()
+	out.Confirmed = st.Stage == right.Serving
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
 	out.Transport, out.Device = v.doors.address(e.Name, d)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
@@ -142,7 +143,7 @@ func (v *Volumes) viewServed(out *View, e entry, d *attached) {
 		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
 	case stats.Full:
 		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
-	case right.stage == lost:
+	case st.Stage == right.Lost:
 		out.State, out.Detail = StateFailed, content.Line(d.fenced())
 	case !e.Committed:
 		out.State = StateUncommitted

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -19,8 +20,10 @@ import (
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -74,6 +77,11 @@ type Config struct {
 	Returned func() int64
 	Library  Library
 	Registry Registry
+	// Segment reads a segment in the bucket.
+	Segment func(context.Context, content.SegmentRef) (io.ReadCloser, error)
+	// Persist makes durable elsewhere what a volume's policy wants there, before a flush of
+	// it is acknowledged; nil is for who can't.
+	Persist func(*attached) volume.Persister
 	// Upload has all that was written to a volume in the bucket, and in the record, which
 	// it revises; nil is for who can't.
 	Upload func(context.Context, *attached) error
@@ -130,7 +138,7 @@ type Volumes struct {
 	// incarnation is the random number of this start, pulse tells when it stood still, and
 	// losing has one when a volume was lost that is served still.
 	incarnation uint64
-	pulse       *pulse
+	pulse       *gate.Pulse
 	losing      chan struct{}
 	errands     chan func(context.Context) // that Run does
 	moves       moves
@@ -158,9 +166,6 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Upload == nil {
 		cfg.Upload = uploadNothing
 	}
-	if cfg.Clock == nil {
-		cfg.Clock = boottime
-	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
 	}
@@ -174,7 +179,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: newPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
 	for _, e := range index.sorted() {
 		if e.Attached {
 			v.open[e.Name] = &attached{opening: make(chan struct{})}
@@ -527,7 +532,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 // removeRecord deletes the record of a volume of this node, if it has one.
 func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
 	r, body, err := v.record(ctx, e.Name)
-	mine := e.Committed && e.Taken == "" && e.state(v.cfg.Self, v.incarnation).isMine(body) || !e.Committed && body.ID == e.ID
+	mine := e.Committed && e.Taken == "" && e.right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
 		return nil
