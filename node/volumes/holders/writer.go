@@ -349,6 +349,9 @@ func (w *Writer) wake() {
 func (w *Writer) Based(p content.Position) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if p.Seq <= w.through.Seq {
+		return
+	}
 	w.through = p
 	for _, f := range w.feeders {
 		f.wake()
