@@ -286,7 +286,6 @@ func TestProductShrinks(t *testing.T) {
 // alone are the interfaces that one type of the product implements, or none, each with
 // a test that puts another in its place.
 var alone = map[string]string{
-	"blockdev.BatchWriter":     "blockdev/nbd.TestWritesThatCameTogether",
 	"blockdev.History":         "blockdev/nbd.TestDirtyBitmaps",
 	"blockdev/nbd.Exports":     "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
 	"blockdev/volume.Source":   "blockdev/volume.TestModel",

@@ -4,6 +4,7 @@
 package blockdev
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"iter"
@@ -73,18 +74,17 @@ const (
 	Hole        // reads as zeros, without storage
 )
 
-// Write is one of a batch: Length bytes from Data, from its byte 0 on, to be at Offset.
+// Write is one of a batch: data to be at an offset.
 type Write struct {
-	Data   io.ReaderAt
-	Length int
+	Data   []byte
 	Offset int64
 }
 
 // BatchWriter is a Device to which writes that came together are dearer one by one.
 type BatchWriter interface {
 	// TryWriteBatch makes the first of ws that need no wait, each as TryWriteFrom
-	// would, and returns how many; WriteAt is for the others. Any order among those
-	// that overlap will do. It keeps nothing of ws.
+	// would, and returns how many; WriteAt is for the others. Among those that overlap
+	// the last one wins. It keeps nothing of ws.
 	TryWriteBatch(ws []Write) int
 }
 
@@ -93,8 +93,9 @@ func TryWriteBatch(d Device, ws []Write) int {
 	if b, ok := d.(BatchWriter); ok {
 		return b.TryWriteBatch(ws)
 	}
+	var r bytes.Reader
 	for i, w := range ws {
-		if !d.TryWriteFrom(w.Data, w.Length, w.Offset) {
+		if r.Reset(w.Data); !d.TryWriteFrom(&r, len(w.Data), w.Offset) {
 			return i
 		}
 	}

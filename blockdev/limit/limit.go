@@ -113,13 +113,15 @@ func (d *Device) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 
 // TryWriteBatch implements blockdev.BatchWriter.
 func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
-	if d.pace.Load() == nil {
+	x := d.pace.Load()
+	if x == nil {
 		return blockdev.TryWriteBatch(d.Device, ws)
 	}
 	for i, w := range ws {
-		if !d.TryWriteFrom(w.Data, w.Length, w.Offset) {
+		if !x.open(len(w.Data)) || blockdev.TryWriteBatch(d.Device, ws[i:i+1]) == 0 {
 			return i
 		}
+		x.spend(len(w.Data))
 	}
 	return len(ws)
 }

@@ -37,8 +37,16 @@ func (c *counted) TryReadAt(p []byte, _ int64) bool                           { 
 func (c *counted) TryReadTo(_ io.WriterAt, n int, _ int64) bool               { return c.try(n) }
 func (c *counted) WriteAt(_ context.Context, p []byte, _ int64, _ bool) error { return c.count(len(p)) }
 func (c *counted) TryWriteFrom(_ io.ReaderAt, n int, _ int64) bool            { return c.try(n) }
-func (c *counted) Zero(context.Context, int64, int64, bool, bool) error       { return c.count(0) }
-func (c *counted) Flush(context.Context) error                                { return nil }
+func (c *counted) TryWriteBatch(ws []blockdev.Write) int {
+	for i, w := range ws {
+		if !c.try(len(w.Data)) {
+			return i
+		}
+	}
+	return len(ws)
+}
+func (c *counted) Zero(context.Context, int64, int64, bool, bool) error { return c.count(0) }
+func (c *counted) Flush(context.Context) error                          { return nil }
 func (c *counted) Extents(context.Context, []blockdev.Extent, int64, int64, int) ([]blockdev.Extent, error) {
 	return nil, nil
 }
@@ -46,7 +54,7 @@ func (c *counted) Extents(context.Context, []blockdev.Extent, int64, int64, int)
 // ask is what a door does with a request.
 func ask(ctx context.Context, d *Device, write bool, p []byte) error {
 	switch {
-	case write && d.TryWriteBatch([]blockdev.Write{{Length: len(p)}}) == 1, !write && d.TryReadAt(p, 0):
+	case write && d.TryWriteBatch([]blockdev.Write{{Data: p}}) == 1, !write && d.TryReadAt(p, 0):
 		return nil
 	case write:
 		return d.WriteAt(ctx, p, 0, false)
@@ -155,7 +163,7 @@ func TestTryAllocatesNothing(t *testing.T) {
 	p := make([]byte, 512)
 	for _, l := range []Limits{{}, {IOPS: 1 << 40, BytesPerSecond: 1 << 50}} {
 		d := New(&counted{}, l)
-		ws := []blockdev.Write{{Length: 512}}
+		ws := []blockdev.Write{{Data: p}}
 		if n := testing.AllocsPerRun(100, func() {
 			if !d.TryReadAt(p, 0) || !d.TryReadTo(nil, 512, 0) || d.TryWriteBatch(ws) != 1 {
 				t.Fatal("it waits")

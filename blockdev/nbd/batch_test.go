@@ -24,7 +24,7 @@ func (b *batching) TryWriteBatch(ws []blockdev.Write) int {
 	defer b.mu.Unlock()
 	b.batches = append(b.batches, len(ws))
 	for i, w := range ws {
-		if i == b.takes || !b.memory.TryWriteFrom(w.Data, w.Length, w.Offset) {
+		if i == b.takes || !b.memory.write(w.Data, w.Offset) {
 			return i
 		}
 	}

@@ -171,7 +171,7 @@ func (c *conn) write(req request) error {
 		c.budget.release(b)
 		return err
 	}
-	if c.prompt(req) && c.writeAlone(req, b) {
+	if c.prompt(req) && c.writeAlone(req, (*b)[dataAt:]) {
 		c.budget.release(b)
 		return nil
 	}

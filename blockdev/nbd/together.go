@@ -1,10 +1,6 @@
 package nbd
 
-import (
-	"bytes"
-
-	"github.com/grangemesh/grange/blockdev"
-)
+import "github.com/grangemesh/grange/blockdev"
 
 // togetherMax is how many writes the device is given at once: what came with one read of
 // the socket, of a client with a deep queue of short ones.
@@ -14,9 +10,12 @@ const togetherMax = 32
 // data lies in the input, whose next fill they do not outlive.
 type together struct {
 	requests []request
-	writes   []blockdev.Write // of requests, whose data are
-	data     []bytes.Reader   // over
-	pieces   [][]byte
+	writes   []blockdev.Write // of requests
+}
+
+func (x *together) add(req request, p []byte) {
+	x.requests = append(x.requests, req)
+	x.writes = append(x.writes, blockdev.Write{Data: p, Offset: int64(req.offset)})
 }
 
 // prompt reports whether a write may be made at once, if the device can.
@@ -36,17 +35,7 @@ func (c *conn) gather(req request) bool {
 	return true
 }
 
-func (x *together) add(req request, p []byte) {
-	if x.data == nil {
-		x.data = make([]bytes.Reader, togetherMax)
-	}
-	r := &x.data[len(x.requests)]
-	r.Reset(p)
-	x.requests, x.pieces = append(x.requests, req), append(x.pieces, p)
-	x.writes = append(x.writes, blockdev.Write{Data: r, Length: len(p), Offset: int64(req.offset)})
-}
-
-// writeTogether gives the device what was gathered. It answers what is written at once.
+// writeTogether gives the device what was gathered, and answers what is written at once.
 func (c *conn) writeTogether() {
 	x := &c.together
 	if len(x.requests) == 0 {
@@ -58,11 +47,24 @@ func (c *conn) writeTogether() {
 			c.reply(req, blockdev.OK, "")
 			continue
 		}
-		b := c.take(len(x.pieces[i]))
-		*b = append((*b)[:dataAt], x.pieces[i]...)
+		p := x.writes[i].Data
+		b := c.take(len(p))
+		*b = append((*b)[:dataAt], p...)
 		c.start(req, b)
 	}
-	x.requests, x.writes, x.pieces = x.requests[:0], x.writes[:0], x.pieces[:0]
+	x.requests, x.writes = x.requests[:0], x.writes[:0]
+}
+
+// writeAlone makes a write whose data is in a buffer of its own, if the device does at
+// once, and answers it. Nothing is gathered.
+func (c *conn) writeAlone(req request, p []byte) (written bool) {
+	x := &c.together
+	x.add(req, p)
+	if written = c.tryWrites(x.writes) == 1; written {
+		c.reply(req, blockdev.OK, "")
+	}
+	x.requests, x.writes = x.requests[:0], x.writes[:0]
+	return written
 }
 
 // tryWrites makes the first of some writes that the device takes at once, and returns how
@@ -77,16 +79,4 @@ func (c *conn) tryWrites(ws []blockdev.Write) int {
 	}
 	defer c.export.edges.RUnlock()
 	return blockdev.TryWriteBatch(c.device.Device, ws)
-}
-
-// writeAlone makes a write of which all is in a buffer of its own.
-func (c *conn) writeAlone(req request, b *[]byte) (written bool) {
-	x := &c.together
-	x.add(req, (*b)[dataAt:])
-	written = c.tryWrites(x.writes) == 1
-	x.requests, x.writes, x.pieces = x.requests[:0], x.writes[:0], x.pieces[:0]
-	if written {
-		c.reply(req, blockdev.OK, "")
-	}
-	return written
 }

@@ -55,7 +55,7 @@ func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.V
 
 // served is a volume that this node serves now.
 func (v *Volumes) served(ctx context.Context, name string) (*attached, error) {
-	if _, here := v.index.get(name); !here {
+	if _, here := v.index.Get(name); !here {
 		return nil, v.elsewhere(ctx, name)
 	}
 	switch a := v.device(name); {

@@ -45,7 +45,7 @@
 //	17 Promise    >   claim, base, length of the volume's name (1), name, ids of ancestors (16 each); flag 1 = begin
 //	18 Extend     >   claim, place, length of the segment before or 0 (8), seq (8), bytes
 //	19 Read       >   claim, place, length (4)
-//	20 Cut        >   claim, place
+//	20 Cut        >   claim, place, seq (8)
 //	21 Drop       >   claim, base; flag 1 = all
 //	22 Status     >   claim
 //	23 Held        <  claim, base, for each segment: volume (16), epoch (8), after, end, bytes (8)

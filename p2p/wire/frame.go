@@ -91,7 +91,7 @@ func (t Type) limits() (l limits, ok bool) {
 		TypePromise:   {promiseSize, promiseSize + content.NameMax + AncestorsMax*idSize, promiseBegin},
 		TypeExtend:    {extendSize + 1, extendSize + PieceMax, 0},
 		TypeRead:      {claimSize + placeSize + 4, claimSize + placeSize + 4, 0},
-		TypeCut:       {claimSize + placeSize, claimSize + placeSize, 0},
+		TypeCut:       {claimSize + placeSize + 8, claimSize + placeSize + 8, 0},
 		TypeDrop:      {claimSize + positionSize, claimSize + positionSize, dropAll},
 		TypeStatus:    {claimSize, claimSize, 0},
 		TypeHeld:      {heldSize, heldSize + SegmentsMax*heldSegmentSize, 0},
@@ -210,8 +210,11 @@ func decodeJournal(h Header, p []byte) (Message, error) {
 	case TypeRead:
 		return decodeRead(p)
 	case TypeCut:
-		c, at, _, err := decodePlaced(p)
-		return Cut{c, at}, err
+		c, at, rest, err := decodePlaced(p)
+		if err != nil {
+			return nil, err
+		}
+		return Cut{c, at, binary.BigEndian.Uint64(rest)}, nil
 	case TypeDrop:
 		c, rest := decodeClaim(p)
 		return Drop{c, decodePosition(rest), h.Flags&dropAll != 0}, nil

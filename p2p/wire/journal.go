@@ -14,8 +14,8 @@ type Claim struct {
 	Epoch, Incarnation uint64
 }
 
-// String names the claim to people.
-func (c Claim) String() string {
+// Describe names the claim to people. It is no String, which messages would have too.
+func (c Claim) Describe() string {
 	return fmt.Sprintf("epoch %d of volume %s (%016x)", c.Epoch, c.Volume, c.Incarnation)
 }
 
@@ -178,13 +178,17 @@ func decodeRead(p []byte) (Message, error) {
 }
 
 // Cut takes away what a holder has behind a place, of earlier epochs: it was never
-// acknowledged, and does not count.
+// acknowledged, and does not count. The place is the end of the entry Seq, or number 0, which
+// is before all.
 type Cut struct {
 	Claim
-	At Place
+	At  Place
+	Seq uint64
 }
 
-func (m Cut) encode(b []byte) ([]byte, Type, uint8) { return m.At.append(m.append(b)), TypeCut, 0 }
+func (m Cut) encode(b []byte) ([]byte, Type, uint8) {
+	return binary.BigEndian.AppendUint64(m.At.append(m.append(b)), m.Seq), TypeCut, 0
+}
 
 // Drop says that the volume's record has all up to Base, or with All that this holder is
 // none of the volume's any more.

@@ -20,17 +20,14 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Journal is what a fold needs of a volume. *volume.Volume is one.
+// Journal is what a fold needs of a volume. *volume.Volume is one, and says what each does.
 type Journal interface {
-	// Seal ends the open segment and returns where that is.
 	Seal(ctx context.Context) (content.Position, error)
-	// Merge writes one segment that stands for all in (after, through].
+	Keep(p content.Position) error
+	Release(p content.Position)
 	Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error)
-	// Changed yields the chunks that have bytes in (after, through], and how many.
-	Changed(after, through content.Position) iter.Seq2[uint64, int64]
-	// Chunk reads a chunk as it was at through.
+	Changed(after, through content.Position) iter.Seq2[volume.ChunkBytes, error]
 	Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error
-	// Rebase puts a root that has all up to base under what was written later.
 	Rebase(src volume.Source, size int64, chunkSize int, base content.Position) error
 }
 
@@ -98,9 +95,14 @@ type Config struct {
 }
 
 // Fold folds one volume. Its methods are called in turn.
-type Fold struct{ cfg Config }
+type Fold struct {
+	cfg Config
+	// end is up to where the record has the journal: kept, so that the next segment
+	// begins just there. Zero is none.
+	end content.Position
+}
 
-// New builds a Fold.
+// New builds a Fold of a volume that is open.
 func New(cfg Config) *Fold {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -114,7 +116,21 @@ func New(cfg Config) *Fold {
 	if cfg.Pending == nil {
 		cfg.Pending = func() []content.Position { return nil }
 	}
-	return &Fold{cfg}
+	f := &Fold{cfg: cfg}
+	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
+		f.end = end
+	}
+	return f
+}
+
+// Loosen lets the journal forget where the record ends, so that it need not keep what was
+// written before and after: the next segment may have some of the last one's then. It is
+// for a volume that can't be folded for long.
+func (f *Fold) Loosen() {
+	if f.end != (content.Position{}) {
+		f.cfg.Journal.Release(f.end)
+		f.end = content.Position{}
+	}
 }
 
 // Run is the write protocol: it moves all that was written before the call to the bucket
@@ -126,9 +142,18 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 		return fmt.Errorf("fold: %w", err)
 	}
 	through, err := f.Seal(ctx)
-	if err == nil {
-		err = f.cfg.At(StepSealed)
+	if err != nil {
+		return fmt.Errorf("fold: %w", err)
 	}
+	defer func() {
+		if through != f.cfg.Record().Through() {
+			f.cfg.Journal.Release(through)
+			return
+		}
+		f.Loosen()
+		f.end = through
+	}()
+	err = f.cfg.At(StepSealed)
 	if err == nil {
 		err = f.settle(ctx, store)
 	}
@@ -142,7 +167,7 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 }
 
 // Seal ends the open segment of the journal and returns where that is: a place that a
-// snapshot may name. Under the policy `origin` all up to there is in the bucket then.
+// snapshot may name, which is kept until it is given to Release. Under the policy `origin` all up to there is in the bucket then.
 func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
 	if f.cfg.Tails != nil {
 		return f.cfg.Tails.seal(ctx, f.cfg.Journal)
@@ -173,22 +198,28 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	now := f.cfg.Record()
 	s := stands{segments: now.Segments, want: want}
 	if through.Seq > now.Through().Seq {
-		for _, n := range f.cfg.Journal.Changed(now.Through(), through) {
-			s.behind += n
+		for c, err := range f.cfg.Journal.Changed(now.Through(), through) {
+			if err != nil {
+				return err
+			}
+			s.behind += c.Bytes
 		}
 	} else if want == Safe || len(now.Segments) == 0 {
 		return nil
 	}
 	size := int64(chunkSize(now))
-	for range f.cfg.Journal.Changed(now.Base, through) {
+	for _, err := range f.cfg.Journal.Changed(now.Base, through) {
+		if err != nil {
+			return err
+		}
 		s.touched += size
 	}
 	for p := choose(s); !p.chunks; p.from-- {
 		err := f.upload(ctx, store, p.from, through)
-		if !errors.Is(err, content.ErrExists) {
+		if !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrInvalid) {
 			return err
 		}
-		if p.from == 0 { // keys with another beginning are tried before
+		if p.from == 0 || errors.Is(err, content.ErrInvalid) { // keys with another beginning are tried before
 			break
 		}
 	}
@@ -335,6 +366,7 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 	}
 	src, err := f.cfg.Root(ctx, head)
 	if err == nil {
+		f.Loosen()
 		err = f.cfg.Journal.Rebase(src, head.Root.Size, head.Root.ChunkSize, through)
 	}
 	if err == nil {
@@ -348,33 +380,32 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 
 // changes yields the chunks that the journal has touched, up to a place.
 func (f *Fold) changes(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	return f.read(ctx, was, through, func(yield func(uint64) bool) {
-		for index := range f.cfg.Journal.Changed(was.Base, through) {
-			if !yield(index) {
-				return
-			}
-		}
-	})
+	return f.read(ctx, was, through, f.cfg.Journal.Changed(was.Base, through))
 }
 
 // all yields all chunks of a volume.
 func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
 	size := int64(chunkSize(was))
-	return f.read(ctx, was, through, func(yield func(uint64) bool) {
+	return f.read(ctx, was, through, func(yield func(volume.ChunkBytes, error) bool) {
 		for index := range uint64((was.Size + size - 1) / size) {
-			if !yield(index) {
+			if !yield(volume.ChunkBytes{Index: index}, nil) {
 				return
 			}
 		}
 	})
 }
 
-func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, indexes iter.Seq[uint64]) iter.Seq2[build.Change, error] {
+// read reads chunks as they were at a place; what is past the end of the disk is zeros.
+func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[volume.ChunkBytes, error]) iter.Seq2[build.Change, error] {
 	return func(yield func(build.Change, error) bool) {
 		raw := make([]byte, chunkSize(was))
-		for index := range indexes {
-			err := f.cfg.Journal.Chunk(ctx, index, through, raw)
-			if !yield(build.Change{Index: index, Raw: raw}, err) || err != nil {
+		for c, err := range chunks {
+			if err == nil {
+				n := min(int64(len(raw)), was.Size-int64(c.Index)*int64(len(raw)))
+				clear(raw[n:])
+				err = f.cfg.Journal.Chunk(ctx, c.Index, through, raw[:n])
+			}
+			if !yield(build.Change{Index: c.Index, Raw: raw}, err) || err != nil {
 				return
 			}
 		}

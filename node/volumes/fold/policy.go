@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"math/bits"
 	"time"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -22,10 +23,13 @@ const (
 	retryMin = 5 * time.Second
 	retryMax = 5 * time.Minute
 
-	// freedMin is how many places of a full record a merge frees, at least: fewer would
-	// send the same bytes again and again. freedMax keeps it from being most of the journal.
-	freedMin = catalog.SegmentsMax / 8
-	freedMax = catalog.SegmentsMax / 2
+	// mergeMin is how many segments of like size are merged, at least: fewer would send the
+	// same bytes again and again. mergeMax bounds their bytes, and so what is read by who
+	// takes a volume over to have its last change.
+	mergeMin = 8
+	mergeMax = 2 << 30
+	// classBits is by how much sizes differ that are not alike: 16 times.
+	classBits = 4
 )
 
 // Want says what a fold is asked for.
@@ -42,6 +46,7 @@ const (
 // attached. It is pure: its owner says what time it is, and calls it in turn.
 type Clock struct {
 	begun  bool
+	folds  int
 	since  time.Time // when it was first seen that something is behind the record
 	failed time.Time
 	wait   time.Duration // after that
@@ -57,17 +62,18 @@ func (c *Clock) Due(id content.VolumeID, behind int64, now time.Time) bool {
 	if c.since.IsZero() {
 		c.since = now
 		if !c.begun { // those of a node begin together, and are spread over the whole time
-			c.begun, c.since = true, now.Add(-AfterTime*share(id)/shares)
+			c.begun, c.since = true, now.Add(-AfterTime*c.share(id)/shares)
 		}
 	}
-	if now.Sub(c.failed) < c.wait+c.wait*share(id)/shares {
+	if now.Sub(c.failed) < c.wait+c.wait*c.share(id)/shares {
 		return false
 	}
-	return c.wait > 0 || behind >= AfterBytes || now.Sub(c.since) >= AfterTime+Spread*share(id)/shares
+	return c.wait > 0 || behind >= AfterBytes || now.Sub(c.since) >= AfterTime+Spread*c.share(id)/shares
 }
 
 // Folded notes how a fold ended that began at a time.
 func (c *Clock) Folded(begun, now time.Time, err error) {
+	c.folds++
 	if err == nil {
 		c.since, c.wait = begun, 0
 		return
@@ -75,8 +81,10 @@ func (c *Clock) Folded(begun, now time.Time, err error) {
 	c.failed, c.wait = now, min(max(2*c.wait, retryMin), retryMax)
 }
 
-// share is the volume's own part of shares, by its ID, which is random.
-func share(id content.VolumeID) time.Duration { return time.Duration(id[0]) }
+// share is a part of shares, another one each time, of the volume's own: its ID is random.
+func (c *Clock) share(id content.VolumeID) time.Duration {
+	return time.Duration(id[c.folds%len(id)])
+}
 
 const shares = 256
 
@@ -108,21 +116,24 @@ func choose(s stands) plan {
 		return plan{from: len(s.segments)}
 	}
 	from := mergeFrom(s.segments)
-	return plan{chunks: s.touched <= bytesOf(s.segments[from:])+s.behind, from: from}
+	return plan{chunks: from == len(s.segments) || s.touched <= bytesOf(s.segments[from:])+s.behind, from: from}
 }
 
-// mergeFrom returns where those segments begin that are merged: the row at the end that
-// costs least for each place that it frees, and of equal ones the longest.
+// mergeFrom returns where those segments at the end begin that are merged: of the smallest
+// class of which there are enough, with the smaller ones behind. So a byte is sent once for
+// each class. It is the end where that would be too much.
 func mergeFrom(segments []content.SegmentRef) (from int) {
-	least := int64(-1)
-	for freed := freedMin; freed <= min(freedMax, len(segments)); freed++ {
-		at := len(segments) - freed
-		cost := bytesOf(segments[at:]) / int64(freed)
-		if least < 0 || cost <= least+least/shares {
-			least, from = cost, at
+	for class := 0; class*classBits < 64; class++ {
+		from, total := len(segments), int64(0)
+		for from > 0 && bits.Len64(uint64(segments[from-1].Bytes))/classBits <= class && total+segments[from-1].Bytes <= mergeMax {
+			from--
+			total += segments[from].Bytes
+		}
+		if len(segments)-from >= mergeMin {
+			return from
 		}
 	}
-	return from
+	return len(segments)
 }
 
 func bytesOf(segments []content.SegmentRef) (total int64) {

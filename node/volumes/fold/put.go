@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -94,4 +95,13 @@ func (s Stored) Open(ctx context.Context) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return bucket.Exactly(o.Body, s.Ref.Bytes), nil
+}
+
+// Adopted returns them for volume.Adopt, which reads them with ctx.
+func Adopted(ctx context.Context, stored []Stored) []volume.AdoptedSegment {
+	out := make([]volume.AdoptedSegment, len(stored))
+	for i, s := range stored {
+		out[i] = volume.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
+	}
+	return out
 }

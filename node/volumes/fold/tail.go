@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -89,6 +90,7 @@ type Tails struct {
 
 	mu   sync.Mutex // held while one is put: who waits shares the next
 	last content.Position
+	held bool                 // last is kept, so that the next one begins just there
 	next *tail                // whose fate is not known
 	put  []content.SegmentRef // that the record does not cover yet
 }
@@ -130,7 +132,7 @@ func (t *Tails) Through() content.Position {
 
 // Persist implements volume.Persister: it returns when the origin has all up to a place.
 // That another node has ended the epoch is content.ErrFenced.
-func (t *Tails) Persist(ctx context.Context, v Journal, upTo content.Position) error {
+func (t *Tails) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
 	return t.persist(ctx, v, upTo)
 }
 
@@ -138,40 +140,47 @@ func (t *Tails) persist(ctx context.Context, j Journal, upTo content.Position) e
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.last.Seq < upTo.Seq {
-		if _, err := t.putUp(ctx, j); err != nil {
+		through, err := t.putUp(ctx, j)
+		if err != nil {
 			return fmt.Errorf("flush to the origin: %w", err)
 		}
+		j.Release(through)
 	}
 	return nil
 }
 
-// seal ends the open segment of the journal where a tail ends: whoever walks the tails from
-// there on finds the next one.
+// seal ends the open segment of the journal where a tail ends, and keeps that place: whoever
+// walks the tails from there on finds the next one.
 func (t *Tails) seal(ctx context.Context, j Journal) (content.Position, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.next != nil {
-		if err := t.putNext(ctx); err != nil {
-			return content.Position{}, err
-		}
-	}
 	return t.putUp(ctx, j)
 }
 
-// putUp puts the tail whose fate is not known, else all that was written until now. It
-// returns where that ends.
-func (t *Tails) putUp(ctx context.Context, j Journal) (content.Position, error) {
-	if t.next == nil {
-		through, err := j.Seal(ctx)
-		if err != nil || through.Seq <= t.last.Seq {
-			return t.last, err
-		}
-		if err := t.prepare(ctx, j, through); err != nil {
-			return t.last, err
+// putUp puts the tail whose fate is not known, and all that was written until now. It
+// returns where that ends, which is kept.
+func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position, err error) {
+	if t.next != nil {
+		if err := t.putNext(ctx); err != nil {
+			return through, err
 		}
 	}
-	err := t.putNext(ctx)
-	return t.last, err
+	if through, err = j.Seal(ctx); err != nil {
+		return through, err
+	}
+	if was := t.last; through.Seq > was.Seq {
+		if err = t.prepare(ctx, j, through); err == nil {
+			err = t.putNext(ctx)
+		}
+		if t.held && t.last != was {
+			j.Release(was)
+		}
+		t.held = t.last != was && j.Keep(t.last) == nil || t.held && t.last == was
+	}
+	if err != nil {
+		j.Release(through)
+	}
+	return through, err
 }
 
 // prepare makes the next tail.

@@ -104,14 +104,24 @@ func (j *journal) Merge(_ context.Context, w io.Writer, after, through content.P
 	return content.SegmentRef{Volume: j.id, Epoch: j.epoch, After: after, Through: through, Bytes: int64(len(b)), Sum: [16]byte(sum[:])}, err
 }
 
-func (j *journal) Changed(after, through content.Position) iter.Seq2[uint64, int64] {
+func (j *journal) Keep(content.Position) error { return nil }
+
+func (j *journal) Release(content.Position) {}
+
+func (j *journal) Changed(after, through content.Position) iter.Seq2[volume.ChunkBytes, error] {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	out := map[uint64]int64{}
 	for at := range j.within(after, through) {
 		out[uint64(at*block/content.ChunkSizeDefault)] += block
 	}
-	return maps.All(out)
+	return func(yield func(volume.ChunkBytes, error) bool) {
+		for index, n := range out {
+			if !yield(volume.ChunkBytes{Index: index, Bytes: n}, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (j *journal) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
@@ -290,22 +300,28 @@ func (w *world) learn(r catalog.Record, body catalog.Volume) {
 	w.known, w.body = r, body
 }
 
-func (w *world) fold() *Fold {
-	return New(Config{
+func (w *world) fold() *Fold { return New(w.config()) }
+
+func (w *world) config() Config {
+	return Config{
 		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: w.tails,
 		Root: func(_ context.Context, head pack.Head) (volume.Source, error) {
 			return root{pack.NewReader(w.store), head}, nil
 		},
-		Pending: func() []content.Position { w.mu.Lock(); defer w.mu.Unlock(); return slices.Clone(w.pending) },
-		Settle:  w.settle,
-		Dir:     w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
+		Pending: func() []content.Position {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return slices.Clone(w.pending)
+		},
+		Settle: w.settle,
+		Dir:    w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
 		At: func(s Step) error {
 			if w.at == nil {
 				return nil
 			}
 			return w.at(s)
 		},
-	})
+	}
 }
 
 func (w *world) bucket() (bucket.Bucket, error) { return sized{w.store, w}, nil }

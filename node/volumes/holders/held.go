@@ -89,7 +89,7 @@ func (h *held) admits(c wire.Claim) error {
 	case h.broken != nil:
 		return h.broken
 	case !h.loaded || c.Epoch > h.note.claim.Epoch:
-		return fmt.Errorf("%w: %s was not promised here", content.ErrUnavailable, c)
+		return fmt.Errorf("%w: %s was not promised here", content.ErrUnavailable, c.Describe())
 	case c != h.note.claim:
 		return h.fenced(c)
 	}
@@ -97,7 +97,7 @@ func (h *held) admits(c wire.Claim) error {
 }
 
 func (h *held) fenced(c wire.Claim) error {
-	return fmt.Errorf("%w: %s is refused, as %s was promised since", content.ErrFenced, c, h.note.claim)
+	return fmt.Errorf("%w: %s is refused, as %s was promised since", content.ErrFenced, c.Describe(), h.note.claim.Describe())
 }
 
 // extend writes bytes that come next, and returns what waits until they are durable.

@@ -312,8 +312,8 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, seg
 			return fmt.Errorf("%w: no answer to a promise", content.ErrCorrupt)
 		}
 	}
-	same, at := common(*held, segments, x.through)
-	if _, _, err := x.ask(ctx, m, wire.Cut{Claim: x.claim, At: at}); err != nil {
+	same, at, seq := common(*held, segments, x.through)
+	if _, _, err := x.ask(ctx, m, wire.Cut{Claim: x.claim, At: at, Seq: seq}); err != nil {
 		return err
 	}
 	s := &sender{asked: asked{x.Lane, identity.PeerID(m)}, ctx: ctx, claim: x.claim, at: at, acks: make(chan ack, pieces)}
@@ -373,7 +373,7 @@ func (x *heir) send(s *sender, segments []volume.AdoptedSegment, same int) error
 
 // common says how many of the segments a holder has too, the last one in part perhaps, and
 // where what it has in common ends: at no place, where it is nothing.
-func common(held wire.Held, segments []volume.AdoptedSegment, through content.Position) (same int, at wire.Place) {
+func common(held wire.Held, segments []volume.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
 	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s wire.HeldSegment) bool { return s.End.Seq <= through.Seq })
 	for i, h := range have {
 		if i == len(segments) {
@@ -384,9 +384,10 @@ func common(held wire.Held, segments []volume.AdoptedSegment, through content.Po
 			break
 		}
 		same, at = i+1, wire.Place{Epoch: h.Epoch, Number: h.End.Number, Offset: min(h.Bytes, ref.Bytes)}
+		seq = min(h.End.Seq, ref.Through.Seq)
 		if h.Bytes != ref.Bytes {
 			break
 		}
 	}
-	return same, at
+	return same, at, seq
 }

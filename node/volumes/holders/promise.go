@@ -143,24 +143,20 @@ func (h *held) cut(m wire.Cut) error {
 			return err
 		}
 	}
-	if keep > 0 {
-		if err := h.reopen(h.chain[keep-1]); err != nil {
-			return err
-		}
-	}
-	if !shorter {
+	if keep == 0 || m.At.Offset == 0 {
 		return nil
 	}
 	s := h.chain[keep-1]
-	err := s.file.Truncate(m.At.Offset)
-	if err == nil {
-		err = h.store.cfg.sync(s.file)
-	}
-	if err == nil {
+	err := h.reopen(s)
+	if err == nil && shorter {
+		if err = s.file.Truncate(m.At.Offset); err == nil {
+			err = h.store.cfg.sync(s.file)
+		}
 		h.store.used.Add(m.At.Offset - s.bytes)
 		s.bytes, s.durable = m.At.Offset, min(s.durable, m.At.Offset)
-		s.ends = slices.DeleteFunc(s.ends, func(p place) bool { return p.off > s.bytes })
 	}
+	s.ends = nil
+	s.ended(m.Seq, m.At.Offset)
 	return err
 }
 
