@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
@@ -169,19 +170,19 @@ func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Positi
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
 // to through, which is kept: their offset and their length, in bytes. It may name more,
 // where after is not kept.
-func (v *Volume) Changes(after, through content.Position) iter.Seq2[Range, error] {
-	return func(yield func(Range, error) bool) {
+func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
 		_, next, done, err := v.span(after, through)
 		if err != nil {
-			yield(Range{}, err)
+			yield(blockdev.Range{}, err)
 			return
 		}
 		defer done()
-		var at Range
+		var at blockdev.Range
 		for {
 			e, ok, err := next()
 			if err != nil {
-				yield(Range{}, err)
+				yield(blockdev.Range{}, err)
 				return
 			}
 			start, n := int64(e.Start)*extents.SectorSize, int64(e.N)*extents.SectorSize
@@ -192,7 +193,7 @@ func (v *Volume) Changes(after, through content.Position) iter.Seq2[Range, error
 			if at.Length > 0 && !yield(at, nil) || !ok {
 				return
 			}
-			at = Range{Offset: start, Length: n}
+			at = blockdev.Range{Offset: start, Length: n}
 		}
 	}
 }
@@ -232,9 +233,6 @@ type chunkBytes struct {
 	index uint64
 	bytes int64
 }
-
-// Range is a part of the disk, in bytes.
-type Range struct{ Offset, Length int64 }
 
 // span returns what is newest behind after and up to through.
 func (v *Volume) span(after, through content.Position) (w view, next extents.Cursor, done func(), err error) {

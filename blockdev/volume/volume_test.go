@@ -175,6 +175,26 @@ func TestModel(t *testing.T) {
 				}
 				copy(want[off:], p)
 			},
+			"batch": func(r *rapid.T) {
+				var ws []blockdev.Write
+				for range rapid.IntRange(1, 70).Draw(r, "writes") {
+					off, n := span()
+					p := make([]byte, min(n, 40*extents.SectorSize))
+					rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
+					ws = append(ws, blockdev.Write{Data: p, Offset: off})
+				}
+				for len(ws) > 0 {
+					n := v.TryWriteBatch(ws)
+					if n == 0 {
+						n = 1
+						must(r, v.WriteAt(t.Context(), ws[0].Data, ws[0].Offset, false))
+					}
+					for _, w := range ws[:n] {
+						copy(want[w.Offset:], w.Data)
+					}
+					ws = ws[n:]
+				}
+			},
 			"zero": func(r *rapid.T) {
 				off, n := span()
 				if err := v.Zero(t.Context(), off, n, rapid.Bool().Draw(r, "keep"), false); err != nil {

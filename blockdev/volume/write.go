@@ -9,6 +9,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 
@@ -39,6 +40,42 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 		return v.Flush(ctx)
 	}
 	return nil
+}
+
+// TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
+// is left to WriteAt.
+func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
+	var bytes int64
+	for _, w := range ws[:min(len(ws), batchMax)] {
+		bytes += int64(len(w.Data))
+	}
+	if v.turns.busy() || !v.admitted(bytes) { // one that waits is not overtaken
+		return 0
+	}
+	var lent [batchMax]*change
+	n := 0
+	defer func() {
+		for _, c := range lent[:n] {
+			v.give(c)
+		}
+	}()
+	for ; n < min(len(ws), batchMax) && len(ws[n].Data) <= journal.WriteMax; n++ {
+		lent[n] = v.lend(journal.DataEntry(ws[n].Offset, len(ws[n].Data)), ws[n].Data, false)
+		journal.SumUnits(lent[n].head[extents.EntryHeader:], lent[n].data)
+	}
+	if !v.turns.try() {
+		return 0
+	}
+	defer v.turns.pass()
+	if v.full() {
+		return 0
+	}
+	v.batch = v.batch[:0]
+	for room := v.cfg.SegmentSize - v.tail.size; len(v.batch) < n && room > 0; room -= lent[len(v.batch)-1].bytes() {
+		v.batch = append(v.batch, lent[len(v.batch)])
+	}
+	done, _ := v.commit(v.batch)
+	return done
 }
 
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but

@@ -31,7 +31,7 @@ type job struct {
 	work    sync.WaitGroup        // the asks that are under way
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
-	came    atomic.Int64          // when an object last came from a member
+	came    atomic.Int64          // how many flights have ended
 	failure error                 // of the origin; set before the event that tells fly
 }
 
@@ -336,7 +336,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	ctx, cancel := context.WithCancel(ask.ctx)
 	defer cancel()
 	var mu sync.Mutex // guards o
-	var checks sync.WaitGroup
+	group := j.f.checks.Group(len(left), j.how.priority == exchange.PriorityGuest)
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -350,7 +350,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		if d, ok := r.(*exchange.Data); ok {
 			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
 				d.Take()
-				j.f.checks.Run(&checks, req.Priority == exchange.PriorityGuest, func() {
+				group.Run(func() {
 					lie, err := j.receive(ask, fl, source, d)
 					mu.Lock()
 					defer mu.Unlock()
@@ -382,7 +382,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			o.refer = r.Peer
 		}
 	})
-	checks.Wait()
+	group.Wait()
 	o.err = err
 	return o
 }
@@ -404,7 +404,6 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.came.Store(now.UnixNano())
 	j.f.bytes[from].Add(n)
 	j.f.mu.Lock()
 	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})

@@ -87,7 +87,7 @@ func TestGolden(t *testing.T) {
 	path := filepath.Join("testdata", "journal.golden")
 	want, err := os.ReadFile(path)
 	if err != nil {
-		t.Error(os.WriteFile(path, b.Bytes(), 0o644))
+		t.Fatal(err)
 	}
 	if !bytes.Equal(b.Bytes(), want) {
 		t.Errorf("the format has changed: %x", b.Bytes())
