@@ -374,7 +374,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	r, body, err := v.record(ctx, name)
 	switch {
 	case err == nil:
-		if err := agrees(body, spec); err != nil {
+		if err := agrees(body, spec); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
 			return err
 		}
 		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
