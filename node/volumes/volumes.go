@@ -351,6 +351,14 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 	if why := v.index.Broken[name]; why != nil {
 		return false, why
 	}
+	if here && e.Empty && d == nil {
+		if _, body, err := v.record(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
+			if err := v.index.Remove(e); err != nil {
+				return false, err
+			}
+			here = false
+		}
+	}
 	if !here {
 		return true, v.putNew(ctx, name, spec)
 	}
