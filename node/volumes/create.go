@@ -19,6 +19,9 @@ import (
 // gone is the record of the name's last deletion, zero if it had none.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
 	e, err := v.plan(ctx, name, spec)
+	if e.forked != nil {
+		defer e.forked()
+	}
 	if err == nil {
 		err = v.index.free(name)
 	}
@@ -78,6 +81,14 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (entry, erro
 			return e, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
 		}
 		return e, nil
+	}
+	if spec.From.Kind != content.KindImage {
+		p, err := v.parentOf(ctx, spec.From)
+		if err != nil {
+			return e, err
+		}
+		e.forked = p.done
+		return e, p.begins(&e)
 	}
 	b, err := v.cfg.Library.Base(ctx, spec.From)
 	if err != nil {

@@ -53,6 +53,13 @@ type entry struct {
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
+	// wrote what the folder began with.
+	Waiting   []waiting          `json:"waiting,omitempty"`
+	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
+
+	inherited []volume.AdoptedSegment // what a new folder begins with
+	forked    func()                  // gives back what was kept of the parent until then
 }
 
 const (
@@ -107,7 +114,7 @@ func loadIndex(dir string) (*index, error) {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	for _, f := range found {
-		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir {
+		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir || f.Name() == viewsDir {
 			continue
 		}
 		e, err := x.readEntry(filepath.Join(dir, f.Name()))
@@ -172,7 +179,7 @@ func (x *index) sweep() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var errs []error
+	errs := []error{os.RemoveAll(filepath.Join(x.dir, viewsDir))}
 	for _, f := range found {
 		path := filepath.Join(x.dir, f.Name())
 		switch half(f.Name()) {
@@ -307,6 +314,9 @@ func (x *index) prepare(e entry) error {
 	err := durable.MkdirAll(x.dir, 0o700)
 	if err == nil {
 		err = volume.Create(path, e.ID)
+	}
+	if err == nil && len(e.inherited) > 0 {
+		err = volume.Adopt(path, e.ID, e.inherited)
 	}
 	if err == nil {
 		err = x.writeEntry(path, e)

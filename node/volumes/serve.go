@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/limit"
@@ -67,9 +65,9 @@ func (a *attached) serve(ctx context.Context) error {
 
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: ancestors(e.Volume), Log: a.v.cfg.Log}
-	if a.v.cfg.Persist != nil {
-		cfg.Persist = a.v.cfg.Persist(a)
+	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Persist: a.persister(), Log: a.v.cfg.Log}
+	for _, w := range e.Waiting {
+		cfg.Kept = append(cfg.Kept, w.At)
 	}
 	if e.Head != nil {
 		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
@@ -79,6 +77,9 @@ func (a *attached) open(ctx context.Context, e entry) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
+		if !e.ReadOnly && a.v.cfg.Origin != nil {
+			a.folds = a.newFolding(e)
+		}
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
@@ -145,28 +146,14 @@ func (a *attached) adopt(ctx context.Context) error {
 	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
 	}
+	if err := a.inherit(ctx, &e); err != nil {
+		return err
+	}
 	if err := a.v.index.prepare(e); err != nil {
 		return err
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.fresh = &e
-	a.mu.Unlock()
-	if len(body.Segments) == 0 {
-		return nil
-	}
-	segments := make([]volume.AdoptedSegment, len(body.Segments))
-	for i, ref := range body.Segments {
-		segments[i] = volume.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return a.v.cfg.Segment(ctx, ref) }}
-	}
-	return volume.Adopt(a.v.index.path(e)+halfMade, e.ID, segments)
-}
-
-// ancestors are the other volumes that wrote what a volume begins with.
-func ancestors(body catalog.Volume) (out []content.VolumeID) {
-	for _, x := range body.Segments {
-		if x.Volume != body.ID && !slices.Contains(out, x.Volume) {
-			out = append(out, x.Volume)
-		}
-	}
-	return out
+	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -24,6 +23,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -77,8 +77,10 @@ type Config struct {
 	Returned func() int64
 	Library  Library
 	Registry Registry
-	// Segment reads a segment in the bucket.
-	Segment func(context.Context, content.SegmentRef) (io.ReadCloser, error)
+	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
+	// has none. Signer vouches for what is stored there.
+	Origin func() (bucket.Bucket, error)
+	Signer trust.Signer
 	// Persist makes durable elsewhere what a volume's policy wants there, before a flush of
 	// it is acknowledged; nil is for who can't.
 	Persist func(*attached) volume.Persister
@@ -164,7 +166,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 		}
 	}
 	if cfg.Upload == nil {
-		cfg.Upload = uploadNothing
+		cfg.Upload = upload
 	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }

@@ -304,7 +304,7 @@ func (w *world) fold() *Fold { return New(w.config()) }
 
 func (w *world) config() Config {
 	return Config{
-		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: w.tails,
+		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: func() *Tails { return w.tails },
 		Root: func(_ context.Context, head pack.Head) (volume.Source, error) {
 			return root{pack.NewReader(w.store), head}, nil
 		},
