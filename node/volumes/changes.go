@@ -66,7 +66,10 @@ func (v *Volumes) suspects(ctx context.Context, a, b moment) (out []volume.Range
 	}
 	both := [][2]content.Position{{a.base, a.at}, {b.base, b.at}}
 	vols := []*volume.Volume{a.vol, b.vol}
-	if a.vol == b.vol && a.at.Seq <= b.at.Seq { // one journal has all that is between them
+	if a.vol == b.vol { // one journal has all that is between them
+		if a.at.Seq > b.at.Seq {
+			a, b = b, a
+		}
 		both, vols = [][2]content.Position{{a.at, b.at}}, vols[:1]
 	} else if err := v.differing(ctx, a, b, add); err != nil {
 		return nil, err

@@ -26,19 +26,16 @@ type moment struct {
 	head    *pack.Head // what is under the journal behind base
 	lineage []content.CID
 	base    content.Position
+	whole   bool // it is all that vol has, which nobody writes
 	close   func() error
 }
 
 // read fills p from off.
 func (m moment) read(ctx context.Context, p []byte, off int64) error {
-	return m.vol.ReadAsOf(ctx, p, off, m.at)
-}
-
-// changed returns the parts of the disk that its journal has.
-func (m moment) changed(yield func(volume.Range, error) bool) {
-	if m.at.Seq > m.base.Seq {
-		m.vol.Changes(m.base, m.at)(yield)
+	if m.whole {
+		return m.vol.ReadAt(ctx, p, off)
 	}
+	return m.vol.ReadAsOf(ctx, p, off, m.at)
 }
 
 // moment opens what a reference stands for: of a volume that is attached here what it is
@@ -78,7 +75,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref) (moment, 
 		return moment{}, err
 	}
 	_, now, _ := a.record()
-	return moment{a.vol, at, now.Size, now.Head, now.Lineage, now.Base, func() error { a.vol.Release(at); return nil }}, nil
+	return moment{a.vol, at, now.Size, now.Head, now.Lineage, now.Base, false, func() error { a.vol.Release(at); return nil }}, nil
 }
 
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string) (moment, error) {
@@ -87,7 +84,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string) (moment, erro
 		return moment{}, err
 	}
 	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Durable && !body.Orphan && a.vol.Keep(body.At) == nil {
-		return moment{a.vol, body.At, body.Size, body.Head, body.Lineage, body.Base, func() error { a.vol.Release(body.At); return nil }}, nil
+		return moment{a.vol, body.At, body.Size, body.Head, body.Lineage, body.Base, false, func() error { a.vol.Release(body.At); return nil }}, nil
 	}
 	switch {
 	case body.Durable:
@@ -134,7 +131,7 @@ func (v *Volumes) lookInto(ctx context.Context, body catalog.Snapshot) (m moment
 
 // openFolder opens a folder to be read, of a snapshot or all that it has.
 func (v *Volumes) openFolder(ctx context.Context, body catalog.Snapshot, dir string, gone func() error) (moment, error) {
-	cfg := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Base: body.Base, ReadOnly: true, Log: v.cfg.Log}
+	cfg := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Base: body.Base, Kept: []content.Position{body.At}, ReadOnly: body.Orphan, Log: v.cfg.Log}
 	for _, s := range body.Segments {
 		if s.Volume != body.ID {
 			cfg.Ancestors = append(cfg.Ancestors, s.Volume)
@@ -153,7 +150,7 @@ func (v *Volumes) openFolder(ctx context.Context, body catalog.Snapshot, dir str
 	if err != nil {
 		return moment{}, errors.Join(err, gone())
 	}
-	return moment{vol, vol.End(), body.Size, body.Head, body.Lineage, body.Base, func() error { return errors.Join(vol.Close(), gone()) }}, nil
+	return moment{vol, body.At, body.Size, body.Head, body.Lineage, body.Base, true, func() error { return errors.Join(vol.Close(), gone()) }}, nil
 }
 
 // nodes reads a node of a map at the origin.
