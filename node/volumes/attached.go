@@ -15,6 +15,8 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -42,6 +44,7 @@ type attached struct {
 	spec Spec // of the attach
 
 	vol   *volume.Volume // nil unless it is served
+	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
 	disk  *ublk.Disk                 // nil over NBD
@@ -58,13 +61,14 @@ type attached struct {
 	right right.State
 	base  *catalog.Record // that body was read from or written to; nil: to be read
 	body  catalog.Volume
-	gaps  uint64 // of the pulse, before base was asked for
-	taken string // by whom, once it is lost
-	fresh *entry // of a folder that is being made
+	gaps  uint64               // of the pulse, before base was asked for
+	taken string               // by whom, once it is lost
+	fresh *index.Entry         // of a folder that is being made
+	heir  *holders.Inheritance // what was taken from holders for that
 }
 
-func (v *Volumes) newAttached(e entry, spec Spec) *attached {
-	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.right(v.cfg.Self, v.incarnation)}
+func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
+	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}
@@ -158,7 +162,7 @@ func (a *attached) commit(ctx context.Context, base *catalog.Record, body catalo
 // keep takes a record as this node's own.
 func (a *attached) keep(base *catalog.Record, body catalog.Volume) error {
 	a.set(base, body)
-	_, err := a.v.index.change(a.Name(), func(e *entry) { e.Volume = body })
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Volume = body })
 	return err
 }
 
@@ -257,7 +261,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 			body, err = catalog.DecodeVolume(a.v.codec, r.Body)
 		}
 	}
-	e, _ := a.v.index.get(name)
+	e, _ := a.v.index.Get(name)
 	holding := ""
 	if err == nil && !st.IsMine(body) {
 		holding = a.v.holding(ctx, r, body)
@@ -294,6 +298,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		}
 	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
+	a.inherits(&body)
 	a.spec.change(&body)
 	r, err := a.commit(ctx, base, body)
 	switch {
@@ -332,23 +337,23 @@ func (a *attached) keepRight() error {
 	fresh, body, st := a.fresh, a.body, a.right
 	a.mu.Unlock()
 	mine := st.Stage == right.Serving
-	note := func(e *entry) {
+	note := func(e *index.Entry) {
 		if e.Tried = slices.Clone(st.Tried); mine {
 			e.Volume, e.Committed, e.Attached, e.Empty, e.Taken, e.Orphan = body, true, true, false, "", false
 		}
 	}
 	if fresh == nil || !mine {
-		_, err := a.v.index.change(a.Name(), note)
+		_, err := a.v.index.Change(a.Name(), note)
 		return err
 	}
 	note(fresh)
 	a.mu.Lock()
 	a.fresh = nil
 	a.mu.Unlock()
-	if err := a.v.index.writeEntry(a.v.index.path(*fresh)+halfMade, *fresh); err != nil {
+	if err := a.v.index.Rewrite(*fresh); err != nil {
 		return err
 	}
-	return a.v.index.replace(*fresh)
+	return a.v.index.Replace(*fresh)
 }
 
 // admit opens the gate as far as the state allows.
@@ -368,7 +373,7 @@ func (a *attached) stop() error {
 	name, why := a.name, a.taken
 	a.mu.Unlock()
 	if a.vol == nil {
-		e, kept := a.v.index.change(name, func(e *entry) { e.Taken = why })
+		e, kept := a.v.index.Change(name, func(e *index.Entry) { e.Taken = why })
 		return errors.Join(a.v.takenError(e), kept)
 	}
 	select {

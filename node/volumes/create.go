@@ -6,8 +6,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"syscall"
 
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -18,42 +19,43 @@ import (
 // before that the next start makes it a volume, and writes the record if that is not.
 // gone is the record of the name's last deletion, zero if it had none.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
-	e, err := v.plan(ctx, name, spec)
-	if e.forked != nil {
-		defer e.forked()
-	}
+	e, from, err := v.plan(ctx, name, spec)
+	defer from.end()
 	if err == nil {
-		err = v.index.free(name)
+		err = v.index.Free(name)
 	}
 	if err != nil {
 		return err
 	}
 	e.Epoch = gone.Version + 1 // no record of the name had a later one
 	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
-	if err := v.index.prepare(e); err != nil {
+	if err := v.index.Prepare(e); err != nil {
 		return err
+	}
+	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.segments); err != nil {
+		return errors.Join(err, v.index.GiveUp(e))
 	}
 	r, err := v.register(ctx, e, gone)
 	switch {
 	case err == nil:
 		e.Committed, e.Tried = true, nil
-		err = v.index.writeEntry(v.index.path(e)+halfMade, e)
+		err = v.index.Rewrite(e)
 	case errors.Is(err, content.ErrUnavailable):
 		err = nil
 	default:
 		err = v.taken(ctx, err)
 	}
 	if err != nil {
-		return errors.Join(err, v.index.giveUp(e))
+		return errors.Join(err, v.index.GiveUp(e))
 	}
-	if err := v.index.add(e); err != nil {
+	if err := v.index.Add(e); err != nil {
 		return err
 	}
 	return v.serveNew(ctx, e, spec, r)
 }
 
 // serveNew serves a volume that was made just now, with its record if it has one.
-func (v *Volumes) serveNew(ctx context.Context, e entry, spec Spec, r catalog.Record) error {
+func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r catalog.Record) error {
 	a := v.newAttached(e, spec)
 	if e.Committed {
 		a.right.Stage, a.base, a.gaps = right.Serving, &r, v.pulse.Gaps()
@@ -68,9 +70,9 @@ func (v *Volumes) serveNew(ctx context.Context, e entry, spec Spec, r catalog.Re
 	return a.err
 }
 
-// plan works out what the volume will be; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (entry, error) {
-	e := entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
+// plan works out what the volume will be, and what it begins with; nothing is made yet.
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from parent, err error) {
+	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
@@ -78,37 +80,35 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (entry, erro
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {
-			return e, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
+			return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
 		}
-		return e, nil
+		return e, from, nil
 	}
 	if spec.From.Kind != content.KindImage {
-		p, err := v.parentOf(ctx, spec.From)
-		if err != nil {
-			return e, err
+		if from, err = v.parentOf(ctx, spec.From); err == nil {
+			err = from.begins(&e)
 		}
-		e.forked = p.done
-		return e, p.begins(&e)
+		return e, from, err
 	}
 	b, err := v.cfg.Library.Base(ctx, spec.From)
 	if err != nil {
-		return e, err
+		return e, from, err
 	}
 	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
 	if e.Size < b.Head.Root.Size {
-		return e, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
+		return e, from, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
 	}
 	if e.Made, err = b.Head.Encode(v.codec); err != nil {
-		return e, err
+		return e, from, err
 	}
 	e.Head, e.Lineage = &b.Head, b.Lineage
 	e.Head.Scope = content.Farm(v.cfg.Farm) // what it is made from may be for others too, the volume is its farm's
-	return e, nil
+	return e, from, nil
 }
 
 // register writes the record of a new volume, over that of the name's last deletion if it
 // had one.
-func (v *Volumes) register(ctx context.Context, e entry, gone catalog.Record) (catalog.Record, error) {
+func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
 	body, err := e.Volume.Encode(v.codec)
 	if err != nil {
 		return catalog.Record{}, err
@@ -118,12 +118,4 @@ func (v *Volumes) register(ctx context.Context, e entry, gone catalog.Record) (c
 		base = &gone
 	}
 	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, base, body)
-}
-
-// spaceError says what a full disk means to who makes something.
-func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
-	}
-	return err
 }

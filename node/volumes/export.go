@@ -22,7 +22,7 @@ func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progr
 		}
 	}()
 	if err := f.Truncate(m.size); err != nil {
-		return spaceError(err)
+		return err
 	}
 	p := make([]byte, readPiece)
 	for off := int64(0); off < m.size; {
@@ -36,12 +36,12 @@ func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progr
 				continue
 			}
 			if _, err := f.WriteAt(b, off+part); err != nil {
-				return spaceError(err)
+				return err
 			}
 		}
 		if off += n; progress != nil {
 			progress(off, m.size)
 		}
 	}
-	return spaceError(f.Sync())
+	return f.Sync()
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -23,12 +24,6 @@ import (
 // parallelFolds bounds the folds of a node that are under way: each reads the disk and
 // fills the uplink.
 const parallelFolds = 4
-
-// waiting is a snapshot of a volume of this node that is not durable yet.
-type waiting struct {
-	Number uint64           `json:"number"`
-	At     content.Position `json:"at"`
-}
 
 // folding is how what is written to a volume that is served moves to the bucket.
 type folding struct {
@@ -42,7 +37,7 @@ type folding struct {
 }
 
 // newFolding is for a volume that was just opened.
-func (a *attached) newFolding(e entry) *folding {
+func (a *attached) newFolding(e index.Entry) *folding {
 	f := &folding{a: a, turn: make(chan struct{}, 1)}
 	f.fold = fold.New(fold.Config{
 		Journal: a.vol, Bucket: a.v.cfg.Origin, Revise: a.revise, Settle: a.settle, Tails: a.theTails,
@@ -51,13 +46,13 @@ func (a *attached) newFolding(e entry) *folding {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
 		Pending: func() (out []content.Position) {
-			e, _ := a.v.index.get(a.Name())
+			e, _ := a.v.index.Get(a.Name())
 			for _, w := range e.Waiting {
 				out = append(out, w.At)
 			}
 			return out
 		},
-		Dir: a.v.index.path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 	})
 	return f
 }
@@ -149,7 +144,7 @@ func upload(ctx context.Context, a *attached) error {
 
 // settle makes those snapshots durable that the volume's record reaches.
 func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
-	e, _ := a.v.index.get(a.Name())
+	e, _ := a.v.index.Get(a.Name())
 	for _, w := range e.Waiting {
 		n := 1 + slices.IndexFunc(now.Segments, func(s content.SegmentRef) bool { return s.Through == w.At })
 		if n == 0 && now.Base != w.At {
@@ -158,8 +153,8 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 		if err := a.v.makeDurable(ctx, a.Name(), w, now, n); err != nil {
 			return err
 		}
-		if _, err := a.v.index.change(a.Name(), func(e *entry) {
-			e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x waiting) bool { return x == w })
+		if _, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
+			e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
 		}); err != nil {
 			return err
 		}
@@ -170,7 +165,7 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 
 // makeDurable has the record of a snapshot name what the volume's does up to there. One
 // that has no record was given up.
-func (v *Volumes) makeDurable(ctx context.Context, name string, w waiting, now catalog.Volume, segments int) error {
+func (v *Volumes) makeDurable(ctx context.Context, name string, w index.Waiting, now catalog.Volume, segments int) error {
 	ref := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: w.Number}
 	for range recordTries {
 		r, err := v.cfg.Registry.Snapshot(ctx, ref.RecordName())
@@ -204,32 +199,19 @@ func (v *Volumes) readable() (bucket.Bucket, error) {
 	return v.cfg.Origin()
 }
 
-// inherit has a new folder begin with segments, which others may have written.
-func (e *entry) inherit(segments []volume.AdoptedSegment) {
-	e.inherited = segments
-	for _, s := range segments {
-		if s.Ref.Volume != e.ID && !slices.Contains(e.Ancestors, s.Ref.Volume) {
-			e.Ancestors = append(e.Ancestors, s.Ref.Volume)
-		}
-	}
+// stored are segments of a record at the origin, and those behind them.
+func (v *Volumes) stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []volume.AdoptedSegment {
+	return fold.Adopted(ctx, append(fold.InBucket(v.readable, refs), tails...))
 }
 
-// inherit has a new folder begin with what the record names, and under the policy
-// `origin` with the tails behind that.
-func (a *attached) inherit(ctx context.Context, e *entry) error {
-	var stored []fold.Stored
-	if len(e.Segments) > 0 {
-		store, err := a.v.readable()
-		if err != nil {
-			return err
+// ancestorsIn are the other volumes that wrote segments of a volume of that ID.
+func ancestorsIn(segments []volume.AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
+	for _, s := range segments {
+		if s.Ref.Volume != id && !slices.Contains(out, s.Ref.Volume) {
+			out = append(out, s.Ref.Volume)
 		}
-		stored = fold.InBucket(store, e.Segments)
 	}
-	tails, err := a.endTails(ctx, e.Volume)
-	if err == nil {
-		e.inherit(fold.Adopted(ctx, append(stored, tails...)))
-	}
-	return err
+	return out
 }
 
 // endTails ends the epoch that a record has, if its flushes go to the origin, before the
@@ -255,7 +237,7 @@ func (a *attached) endTails(ctx context.Context, body catalog.Volume) ([]fold.St
 }
 
 func (a *attached) newTails(id content.VolumeID, after content.Position) *fold.Tails {
-	return fold.NewTails(fold.TailsConfig{Bucket: a.v.readable, Dir: a.v.index.path(entry{Volume: catalog.Volume{ID: id}}), After: after})
+	return fold.NewTails(fold.TailsConfig{Bucket: a.v.readable, Dir: a.v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}), After: after})
 }
 
 // theTails are those of a volume whose flushes go to the origin, nil for others. One that
@@ -271,32 +253,14 @@ func (a *attached) theTails() *fold.Tails {
 	return a.tails.Load()
 }
 
-// persister asks whom the volume's policy has keep what a flush acknowledges.
-func (a *attached) persister() volume.Persister {
-	p := persister{a: a}
-	if a.v.cfg.Persist != nil {
-		p.others = a.v.cfg.Persist(a)
-	}
-	return p
-}
-
-type persister struct {
-	a      *attached
-	others volume.Persister // for the policies of farms; nil for none
-}
+// tailed has what a volume writes at the origin before a flush is acknowledged.
+type tailed struct{ a *attached }
 
 // Persist implements volume.Persister.
-func (p persister) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	_, body, _ := p.a.record()
-	switch {
-	case body.Policy == catalog.PolicyOrigin:
-		tails := p.a.theTails()
-		if tails == nil {
-			return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
-		}
-		return tails.Persist(ctx, v, upTo)
-	case p.others != nil && body.Policy != catalog.PolicyLocal:
-		return p.others.Persist(ctx, v, upTo)
+func (p tailed) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+	tails := p.a.theTails()
+	if tails == nil {
+		return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
 	}
-	return nil
+	return tails.Persist(ctx, v, upTo)
 }

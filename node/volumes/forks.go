@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -17,18 +17,25 @@ type parent struct {
 	size     int64
 	known    catalog.Snapshot // what its record names of it
 	segments []volume.AdoptedSegment
-	done     func() // gives back what was kept of it
+	done     func() // gives back what was kept of it; nil for nothing
+}
+
+// end gives back what was kept of the parent.
+func (p parent) end() {
+	if p.done != nil {
+		p.done()
+	}
 }
 
 // begins has an entry be a fork. What it begins with is the parent's on this node's disk,
 // where that has it, by hard links.
-func (p parent) begins(e *entry) error {
+func (p parent) begins(e *index.Entry) error {
 	e.Size = cmp.Or(e.Size, p.size)
 	if e.Size < p.size {
 		return fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, e.From, p.size, e.Size)
 	}
 	e.Head, e.Lineage, e.Base, e.Segments, e.FsUsed = p.known.Head, p.known.Lineage, p.known.Base, p.known.Segments, p.known.FsUsed
-	e.inherit(p.segments)
+	e.Ancestors = ancestorsIn(p.segments, e.ID)
 	return nil
 }
 
@@ -93,16 +100,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (parent, error)
 
 // parentInBucket is what the bucket has.
 func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (parent, error) {
-	p := parent{size: known.Size, known: known, done: func() {}}
-	if len(known.Segments) == 0 {
-		return p, nil
-	}
-	store, err := v.readable()
-	if err != nil {
-		return p, err
-	}
-	p.segments = fold.Adopted(ctx, fold.InBucket(store, known.Segments))
-	return p, nil
+	return parent{known.Size, known, v.stored(ctx, known.Segments, nil), nil}, nil
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first

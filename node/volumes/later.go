@@ -76,16 +76,6 @@ func (v *Volumes) Rollback(_ context.Context, name, id string) (View, error) {
 	return View{}, later("roll volume " + name + " back to " + id)
 }
 
-// Resize makes a volume larger, while it is served.
-func (v *Volumes) Resize(_ context.Context, name string, _ int64) (View, error) {
-	return View{}, later("resize volume " + name)
-}
-
-// SetLimits replaces a volume's limits, while it is served.
-func (v *Volumes) SetLimits(_ context.Context, name string, _ Limits) (View, error) {
-	return View{}, later("limit volume " + name)
-}
-
 // Promote publishes what a reference stands for as an image.
 func (v *Volumes) Promote(_ context.Context, ref content.Ref, _ PromoteSpec, _ Progress) error {
 	return later("promote " + ref.String())

@@ -10,13 +10,11 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )
-
-// viewsDir holds the folders of snapshots that are looked at; a start removes them.
-const viewsDir = "views"
 
 // moment is a disk as it was at a place of its journal. It does not change.
 type moment struct {
@@ -107,10 +105,10 @@ func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (mo
 
 // lookInto opens what the bucket has of a snapshot, in a folder of its own.
 func (v *Volumes) lookInto(ctx context.Context, body catalog.Snapshot) (m moment, err error) {
-	if err := os.MkdirAll(filepath.Join(v.cfg.Dir, viewsDir), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(v.cfg.Dir, index.ViewsDir), 0o700); err != nil {
 		return m, err
 	}
-	dir, err := os.MkdirTemp(filepath.Join(v.cfg.Dir, viewsDir), "")
+	dir, err := os.MkdirTemp(filepath.Join(v.cfg.Dir, index.ViewsDir), "")
 	if err != nil {
 		return m, err
 	}

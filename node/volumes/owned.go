@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -56,7 +57,7 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	}
 	var looks errgroup.Group
 	looks.SetLimit(parallelOpens)
-	for _, e := range v.index.sorted() {
+	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
 		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
 			continue
@@ -135,13 +136,13 @@ func (a *attached) waits() bool {
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.
 func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok || !e.Attached {
 		return
 	}
 	v.cfg.Log.Warn("a volume is another's, and served here no more", "volume", name, "why", why)
 	err := v.close(ctx, name, true, nil)
-	e, kept := v.index.change(name, func(e *entry) { e.Taken = why })
+	e, kept := v.index.Change(name, func(e *index.Entry) { e.Taken = why })
 	if err := errors.Join(err, kept); err != nil {
 		v.cfg.Log.Error("a volume that was taken away is not closed as it should be", "volume", name, "err", err)
 	}
@@ -152,7 +153,7 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 }
 
 // takenError says why a volume is not served that was taken away.
-func (v *Volumes) takenError(e entry) error {
+func (v *Volumes) takenError(e index.Entry) error {
 	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
-		content.ErrFenced, e.Taken, v.index.path(e), e.Name)
+		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
 }

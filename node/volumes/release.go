@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -24,7 +25,7 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 
 // detach is Detach in the volume's turn.
 func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok {
 		return v.elsewhere(ctx, name)
 	}
@@ -50,7 +51,7 @@ func (a *attached) release(ctx context.Context) error {
 	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
 		return err
 	}
-	_, err := a.v.index.change(a.Name(), func(e *entry) { e.Empty = true })
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	return err
 }
 

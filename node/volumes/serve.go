@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -31,7 +33,7 @@ func (v *Volumes) patience() time.Duration {
 }
 
 // bring has the volume served, if it is this node's or may become so.
-func (a *attached) bring(ctx context.Context, e entry) error {
+func (a *attached) bring(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
 	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
@@ -47,7 +49,7 @@ func (a *attached) bring(ctx context.Context, e entry) error {
 
 // serve opens the volume, and the door that it is served through.
 func (a *attached) serve(ctx context.Context) error {
-	e, ok := a.v.index.get(a.Name())
+	e, ok := a.v.index.Get(a.Name())
 	if !ok {
 		return content.ErrNotFound
 	}
@@ -56,7 +58,7 @@ func (a *attached) serve(ctx context.Context) error {
 		return err
 	}
 	if err := a.v.openDisk(ctx, e, a); err != nil {
-		err = errors.Join(err, a.vol.Close())
+		err = errors.Join(err, a.shut())
 		a.vol, a.disk = nil, nil
 		return err
 	}
@@ -64,11 +66,13 @@ func (a *attached) serve(ctx context.Context) error {
 }
 
 // open opens the volume as its record says that it is.
-func (a *attached) open(ctx context.Context, e entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Persist: a.persister(), Log: a.v.cfg.Log}
+func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
+	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: a.v.cfg.Log}
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
+	a.guard = a.v.cfg.Holders.Guard(a.owner())
+	cfg.Persist = a.guard
 	if e.Head != nil {
 		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
@@ -80,6 +84,7 @@ func (a *attached) open(ctx context.Context, e entry) (err error) {
 		if !e.ReadOnly && a.v.cfg.Origin != nil {
 			a.folds = a.newFolding(e)
 		}
+		a.guard.Begin(a.vol)
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
@@ -87,7 +92,7 @@ func (a *attached) open(ctx context.Context, e entry) (err error) {
 
 // widest is the head by which most members send what the volume begins as: that of what
 // it was made from, while it has the same root.
-func (v *Volumes) widest(e entry) pack.Head {
+func (v *Volumes) widest(e index.Entry) pack.Head {
 	if made, err := pack.DecodeHead(v.codec, e.Made); err == nil && made.Root == e.Head.Root {
 		return made
 	}
@@ -127,33 +132,41 @@ func (a *attached) drop() error {
 	if fresh == nil {
 		return nil
 	}
-	return a.v.index.giveUp(*fresh)
+	return a.v.index.GiveUp(*fresh)
 }
 
 // adopt makes a folder of what the record names.
 func (a *attached) adopt(ctx context.Context) error {
 	_, body, st := a.record()
 	name := a.Name()
-	e := entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
+	e := index.Entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
 	if err := a.drop(); err != nil {
 		return err
 	}
-	if old, here := a.v.index.get(name); here {
+	if old, here := a.v.index.Get(name); here {
 		e.Transport, e.Created = old.Transport, old.Created
-	} else if err := a.v.index.free(name); err != nil {
+	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
 	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
 	}
-	if err := a.inherit(ctx, &e); err != nil {
+	tails, err := a.endTails(ctx, body)
+	if err != nil {
 		return err
 	}
-	if err := a.v.index.prepare(e); err != nil {
+	segments := a.v.stored(ctx, body.Segments, tails)
+	e.Ancestors = ancestorsIn(segments, e.ID)
+	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.fresh = &e
-	return nil
+	a.mu.Unlock()
+	inherited, err := a.inherit(ctx, body, st, e)
+	if err != nil || len(segments)+len(inherited) == 0 {
+		return err
+	}
+	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, append(segments, inherited...))
+	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }

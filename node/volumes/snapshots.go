@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -131,7 +132,7 @@ func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Sna
 	}
 	b, err := body.Encode(a.v.codec)
 	if err == nil && !body.Durable {
-		_, err = a.v.index.change(body.Volume, func(e *entry) { e.Waiting = append(slices.Clone(e.Waiting), waiting{body.Number, at}) })
+		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) { e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at}) })
 	}
 	if err != nil || body.Durable {
 		a.vol.Release(at)
@@ -193,13 +194,13 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 
 // forgetWaiting gives the place of a snapshot back that is not needed any more.
 func (v *Volumes) forgetWaiting(body catalog.Snapshot) error {
-	w := waiting{body.Number, body.At}
-	e, here := v.index.get(body.Volume)
+	w := index.Waiting{Number: body.Number, At: body.At}
+	e, here := v.index.Get(body.Volume)
 	if !here || e.ID != body.ID || !slices.Contains(e.Waiting, w) {
 		return nil
 	}
-	_, err := v.index.change(body.Volume, func(e *entry) {
-		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x waiting) bool { return x == w })
+	_, err := v.index.Change(body.Volume, func(e *index.Entry) {
+		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
 	})
 	if a := v.device(body.Volume); err == nil && a != nil && a.vol != nil {
 		a.vol.Release(w.At)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -185,7 +186,7 @@ func TestSnapshotsAreTheSameElsewhere(t *testing.T) {
 			t.Errorf("%s has other bytes elsewhere", s.ID)
 		}
 	}
-	if left, _ := os.ReadDir(filepath.Join(p.b.cfg.Dir, viewsDir)); len(left) > 0 {
+	if left, _ := os.ReadDir(filepath.Join(p.b.cfg.Dir, index.ViewsDir)); len(left) > 0 {
 		t.Errorf("views are left: %v", left)
 	}
 	for range 2 {
