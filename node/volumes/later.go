@@ -1,9 +1,6 @@
 package volumes
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -66,17 +63,3 @@ type PromoteSpec struct {
 
 // Progress is told how many bytes of long work are done, and of how many; 0 is unknown.
 type Progress func(done, total int64)
-
-func later(what string) error {
-	return fmt.Errorf("%s: %w by this build", what, errors.ErrUnsupported)
-}
-
-// Rollback makes a volume what it was at a snapshot of it. Nobody may have it open.
-func (v *Volumes) Rollback(_ context.Context, name, id string) (View, error) {
-	return View{}, later("roll volume " + name + " back to " + id)
-}
-
-// Promote publishes what a reference stands for as an image.
-func (v *Volumes) Promote(_ context.Context, ref content.Ref, _ PromoteSpec, _ Progress) error {
-	return later("promote " + ref.String())
-}

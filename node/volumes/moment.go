@@ -43,7 +43,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment, error) {
 	case content.KindSnapshot:
 		return v.momentOfSnapshot(ctx, ref.RecordName())
 	case content.KindVolume:
-		return v.momentOfVolume(ctx, ref)
+		return v.momentOfVolume(ctx, ref, v.device(ref.Name))
 	}
 	b, err := v.cfg.Library.Base(ctx, ref)
 	if err != nil {
@@ -52,8 +52,8 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment, error) {
 	return v.lookInto(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Head: &b.Head, Lineage: b.Lineage})
 }
 
-func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref) (moment, error) {
-	a := v.device(ref.Name)
+// momentOfVolume opens a volume, which a serves if it is here.
+func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment, error) {
 	switch {
 	case ref.Folded:
 		_, body, err := v.record(ctx, ref.Name)

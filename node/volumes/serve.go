@@ -57,7 +57,14 @@ func (a *attached) serve(ctx context.Context) error {
 	if err := a.open(ctx, e); err != nil {
 		return err
 	}
-	if err := a.v.openDisk(ctx, e, a); err != nil {
+	var err error
+	if e.Rolling != "" && a.folds != nil {
+		err = a.roll(ctx, e.Rolling)
+	}
+	if err == nil {
+		err = a.v.openDisk(ctx, e, a)
+	}
+	if err != nil {
 		err = errors.Join(err, a.shut())
 		a.vol, a.disk = nil, nil
 		return err

@@ -132,7 +132,9 @@ func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Sna
 	}
 	b, err := body.Encode(a.v.codec)
 	if err == nil && !body.Durable {
-		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) { e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at}) })
+		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
+			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
+		})
 	}
 	if err != nil || body.Durable {
 		a.vol.Release(at)

@@ -354,3 +354,113 @@ func TestFlushesOfAnOriginVolume(t *testing.T) {
 	third.put(t, "disk", Spec{Takeover: true})
 	third.is(t, "disk", shadow)
 }
+
+// TestRollback: the volume is what its snapshot is, here and in the bucket; those since
+// stay; what a crash has cut short is completed before anybody reads.
+func TestRollback(t *testing.T) {
+	p := newPair(t)
+	shadow := imageBytes()
+	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
+	var states [][]byte
+	for n := range uint64(3) {
+		p.a.fill(t, "disk", shadow, 10, n)
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: []string{waitDurable, ""}[n%2]}); err != nil {
+			t.Fatal(err)
+		}
+		states = append(states, bytes.Clone(shadow))
+	}
+	p.a.fill(t, "disk", shadow, 10, 9)
+	for _, n := range []int{1, 0, 2} {
+		if _, err := p.a.Rollback(t.Context(), "disk", fmt.Sprintf("disk@%d", n+1)); err != nil {
+			t.Fatal(err)
+		}
+		p.a.is(t, "disk", states[n])
+	}
+	if _, err := p.a.index.Change("disk", func(e *index.Entry) { e.Rolling = "disk@1" }); err != nil {
+		t.Fatal(err)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.is(t, "disk", states[0])
+	if e, _ := p.a.index.Get("disk"); e.Rolling != "" {
+		t.Error("it is rolled back again and again")
+	}
+	if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+	for n := range states {
+		if !bytes.Equal(p.b.exported(t, fmt.Sprintf("snapshot:disk@%d", n+1)), states[n]) {
+			t.Errorf("snapshot %d has other bytes", n+1)
+		}
+	}
+	if _, err := p.a.Rollback(t.Context(), "disk", "disk@9"); !errors.Is(err, content.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+// TestPromote publishes a volume and a snapshot; what the image may refer to is not sent
+// again. TestPurge's part: a volume goes with its snapshots, or keeps them.
+func TestPromote(t *testing.T) {
+	p := newPair(t)
+	images := map[string]catalog.Image{}
+	p.a.cfg.Publish = func(_ context.Context, name string, body catalog.Image, _ bool) error {
+		images[name] = body
+		return nil
+	}
+	shadow := imageBytes()
+	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
+	p.a.fill(t, "disk", shadow, 3, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: waitDurable}); err != nil {
+		t.Fatal(err)
+	}
+	was := bytes.Clone(shadow)
+	p.a.fill(t, "disk", shadow, 3, 2)
+	packs := func() int { return len(p.shelf.bucket.Keys("packs/")) }
+	before := packs()
+	for name, want := range map[string]struct {
+		ref   string
+		scope content.Scope
+		bytes []byte
+	}{"mesh": {"volume:disk", content.Scope{}, shadow}, "farm": {"volume:disk", content.Farm(testFarm), shadow}, "old": {"snapshot:disk@1", content.Mesh(), was}} {
+		if err := p.a.Promote(t.Context(), refOf(t, want.ref), PromoteSpec{Image: name, Scope: want.scope}, nil); err != nil {
+			t.Fatal(err)
+		}
+		body := images[name]
+		m, err := p.a.lookInto(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, testSize)
+		if err := errors.Join(m.read(t.Context(), got, 0), m.close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
+			t.Errorf("%s has other bytes: %v", name, err)
+		}
+	}
+	t.Logf("%d packs, %d before", packs(), before)
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := p.b.Snapshots(t.Context(), "disk"); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// TestSnapshotsOutliveTheirVolume: those that are only here get into the bucket before the
+// volume goes.
+func TestSnapshotsOutliveTheirVolume(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 5, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), shadow) {
+		t.Error("the snapshot has other bytes")
+	}
+}

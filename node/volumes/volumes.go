@@ -84,6 +84,9 @@ type Config struct {
 	Signer trust.Signer
 	// Holders are members of the farm that hold what volumes write; nil is none.
 	Holders *holders.Farm
+	// Publish writes the record of an image whose packs are in the bucket; nil is for who
+	// may not.
+	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
 	// Upload has all that was written to a volume in the bucket, and in the record, which
 	// it revises; nil is for who can't.
 	Upload func(context.Context, *attached) error
@@ -519,7 +522,14 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	}
 	e, ok := v.index.Get(name)
 	if !ok {
-		return v.removeElsewhere(ctx, name, spec.Force)
+		err := v.removeElsewhere(ctx, name, spec.Force)
+		if err == nil && spec.Purge {
+			err = v.purge(ctx, name)
+		}
+		return err
+	}
+	if err := v.letGo(ctx, e, spec); err != nil {
+		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	err := v.close(ctx, name, spec.Force, nil)
 	if err == nil {
