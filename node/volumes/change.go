@@ -12,8 +12,7 @@ import (
 
 // Resize makes a volume larger, while it is served: its record first, then the disk. One
 // that has the size already is left as it is. NBD clients see the new size when they
-// connect again; users of a block device at once where the kernel can tell them, else
-// once it was detached.
+// connect again.
 func (v *Volumes) Resize(ctx context.Context, name string, size int64) (View, error) {
 	if size <= 0 || size > content.SizeMax || size%content.SectorSize != 0 {
 		return View{}, fmt.Errorf("resize volume %q to %d bytes: %w: want a multiple of %d up to %d", name, size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
