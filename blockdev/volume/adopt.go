@@ -31,10 +31,7 @@ func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
 		return nil
 	}
 	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
-	b, first := make([]byte, noteSlot+noteSize), note{end.Through.Number, end.Bytes, end.Through.Seq}.encode(seed(id, 0))
-	copy(b, first)
-	copy(b[noteSlot:], first)
-	if err := durable.WriteFile(filepath.Join(dir, noteName), b, 0o600); err != nil {
+	if err := writeFirst(dir, id, note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	for i, s := range segments {

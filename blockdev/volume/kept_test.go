@@ -149,18 +149,6 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 	}
 }
 
-func FuzzDecodeTable(f *testing.F) {
-	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
-	f.Add(t.encode(5, 8192), int64(8192))
-	f.Add(t.encode(5, 8192), int64(8275)) // it is from another place
-	f.Fuzz(func(t *testing.T, b []byte, off int64) {
-		got, err := decodeTable(5, b, off)
-		if err == nil && !bytes.Equal(got.encode(5, off), b) {
-			t.Errorf("%x is read as %+v", b, got)
-		}
-	})
-}
-
 // BenchmarkOpen opens a volume of 256 MiB that was rewritten to 4 GiB in random order.
 func BenchmarkOpen(b *testing.B) {
 	const size, written = 256 << 20, 4 << 30

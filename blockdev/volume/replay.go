@@ -519,8 +519,6 @@ type pieces struct {
 }
 
 const (
-	// headMax is the most that the head of an entry takes, with its sums.
-	headMax = entryHeader + 4*(writeMax/unit)
 	// windowSize is what is in memory of a journal that is replayed: any entry, and
 	// more, so that small ones are read many at a time.
 	windowSize = headMax + 2*writeMax

@@ -126,6 +126,16 @@ type Volume struct {
 
 var _ blockdev.Device = (*Volume)(nil)
 
+// Create makes the folder of a volume that nothing was written to yet, durable but for
+// its name. It has a note from then on, so that a journal which is gone never looks like
+// one that has not begun.
+func Create(dir string, id [16]byte) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return writeFirst(dir, id, note{})
+}
+
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
 // lost fail. A folder that another process has open is ErrConflict: one that was killed

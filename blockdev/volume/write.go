@@ -40,15 +40,11 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return nil
 }
 
-func dataEntry(off int64, n int) entry {
-	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
-}
-
 // TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
 // is left to WriteAt.
 func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
-	bytes := int64(0)
-	for _, w := range ws {
+	var bytes int64
+	for _, w := range ws[:min(len(ws), batchMax)] {
 		bytes += int64(len(w.Data))
 	}
 	if v.turns.busy() || !v.admitted(bytes) { // one that waits is not overtaken
@@ -475,4 +471,27 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) er
 		return v.Flush(ctx)
 	}
 	return nil
+}
+
+// note writes down that the segments up to s are durable, that one up to length. It
+// may fail on a full disk, and is tried again by the next sync: what was flushed is
+// flushed all the same. Called with syncing, or before the volume is anybody's.
+func (v *Volume) note(n note) {
+	if v.cfg.ReadOnly || n.number == 0 {
+		return
+	}
+	if err := v.notes.write(v.cfg.Dir, n); err != nil {
+		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
+	}
+}
+
+// end is the note of all that the journal has. Called with mu, or before the volume is
+// anybody's.
+func (v *Volume) end() note {
+	n := len(v.chain)
+	if n == 0 {
+		return note{}
+	}
+	s := v.chain[n-1]
+	return note{s.number, s.size, v.seq}
 }

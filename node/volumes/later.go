@@ -93,16 +93,6 @@ func (v *Volumes) Rollback(_ context.Context, name, id string) (View, error) {
 	return View{}, later("roll volume " + name + " back to " + id)
 }
 
-// Resize makes a volume larger, while it is served.
-func (v *Volumes) Resize(_ context.Context, name string, _ int64) (View, error) {
-	return View{}, later("resize volume " + name)
-}
-
-// SetLimits replaces a volume's limits, while it is served.
-func (v *Volumes) SetLimits(_ context.Context, name string, _ Limits) (View, error) {
-	return View{}, later("limit volume " + name)
-}
-
 // Changes are the ranges in which two snapshots of a volume may differ, by offset; with
 // to 0 the volume itself is the second.
 func (v *Volumes) Changes(_ context.Context, name string, _, _ uint64) iter.Seq2[Extent, error] {

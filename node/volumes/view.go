@@ -98,20 +98,8 @@ func (v *Volumes) viewBroken(folder string) View {
 }
 
 func (v *Volumes) view(e index.Entry) View {
-	out := View{
-		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Policy, ReadOnly: e.ReadOnly,
-		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID, Farm: v.cfg.Farm,
-	}
-	out.FoldedAt, out.FsUsed, out.Generation = e.FoldedAt, e.FsUsed, e.Generation
-	out.Degrade, out.Degraded, out.Limits = e.Degrade, e.DegradedSince, Limits{e.IOPS, e.Rate}
-	for _, key := range e.Holders {
-		out.Holders = append(out.Holders, key.String())
-	}
-	if e.Head != nil {
-		if root, err := e.Head.Root.Encode(v.codec); err == nil {
-			out.Root = root.CID()
-		}
-	}
+	out := v.viewRecord(e.Name, v.cfg.Farm, e.Volume)
+	out.State, out.Transport, out.Node = StateDetached, e.Transport, v.cfg.NodeID
 	d := v.device(e.Name)
 	switch {
 	case d == nil:
