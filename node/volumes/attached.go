@@ -13,6 +13,10 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -35,10 +39,11 @@ type attached struct {
 	looking atomic.Bool   // since the process stood still
 	turn    chan struct{} // has one while somebody is at the record
 
-	gate *gate
+	gate *gate.Gate
 	spec Spec // of the attach
 
 	vol   *volume.Volume // nil unless it is served
+	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
@@ -50,18 +55,19 @@ type attached struct {
 
 	mu    sync.Mutex // guards what follows
 	name  string
-	right state
+	right right.State
 	base  *catalog.Record // that body was read from or written to; nil: to be read
 	body  catalog.Volume
-	gaps  uint64 // of the pulse, before base was asked for
-	taken string // by whom, once it is lost
-	fresh *entry // of a folder that is being made
+	gaps  uint64               // of the pulse, before base was asked for
+	taken string               // by whom, once it is lost
+	fresh *index.Entry         // of a folder that is being made
+	heir  *holders.Inheritance // what was taken from holders for that
 }
 
-func (v *Volumes) newAttached(e entry, spec Spec) *attached {
-	a := &attached{v: v, turn: make(chan struct{}, 1), gate: newGate(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.state(v.cfg.Self, v.incarnation)}
+func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
+	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	if !e.Committed { // nobody else can have it
-		a.right.stage = uncommitted
+		a.right.Stage = right.Uncommitted
 	}
 	return a
 }
@@ -74,7 +80,7 @@ func (a *attached) Name() string {
 }
 
 // record is what is known of the volume's record.
-func (a *attached) record() (base *catalog.Record, body catalog.Volume, right state) {
+func (a *attached) record() (base *catalog.Record, body catalog.Volume, st right.State) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.base, a.body, a.right
@@ -109,19 +115,20 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 	}
 	defer end()
 	for range recordTries {
-		base, body, right := a.record()
-		if base == nil || right.stage != serving {
-			if err := a.follow(ctx, due{}); err != nil {
+		base, body, st := a.record()
+		if base == nil || st.Stage != right.Serving {
+			if err := a.follow(ctx, right.Due{}); err != nil {
 				return err
 			}
-			base, body, right = a.record()
+			base, body, st = a.record()
 		}
 		switch {
-		case right.stage == lost:
+		case st.Stage == right.Lost:
 			return a.fenced()
-		case base == nil || right.stage != serving:
+		case base == nil || st.Stage != right.Serving:
 			return fmt.Errorf("volume %q: %w: its record can't be read or written now", a.Name(), content.ErrUnavailable)
 		}
+		body.Segments, body.Holders, body.Lineage = slices.Clone(body.Segments), slices.Clone(body.Holders), slices.Clone(body.Lineage)
 		if err := change(&body); err != nil {
 			return err
 		}
@@ -152,7 +159,7 @@ func (a *attached) commit(ctx context.Context, base *catalog.Record, body catalo
 // keep takes a record as this node's own.
 func (a *attached) keep(base *catalog.Record, body catalog.Volume) error {
 	a.set(base, body)
-	_, err := a.v.index.change(a.Name(), func(e *entry) { e.Volume = body })
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Volume = body })
 	return err
 }
 
@@ -164,25 +171,25 @@ func (a *attached) fenced() error {
 }
 
 // happen has an event change the state, and does what follows.
-func (a *attached) happen(ctx context.Context, e event) error {
+func (a *attached) happen(ctx context.Context, e right.Event) error {
 	end, err := a.have(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if _, ok := e.(stoodStill); ok {
+	if _, ok := e.(right.StoodStill); ok {
 		a.mu.Lock()
-		a.gaps = a.v.pulse.gaps.Load()
+		a.gaps = a.v.pulse.Gaps()
 		a.mu.Unlock()
 	}
 	return a.follow(ctx, e)
 }
 
 // follow is happen in the caller's turn.
-func (a *attached) follow(ctx context.Context, e event) error {
+func (a *attached) follow(ctx context.Context, e right.Event) error {
 	for range recordTries {
 		a.mu.Lock()
-		next, deeds := step(a.right, e)
+		next, deeds := right.Step(a.right, e)
 		a.right = next
 		a.mu.Unlock()
 		e = nil
@@ -200,35 +207,35 @@ func (a *attached) follow(ctx context.Context, e event) error {
 }
 
 // do does one deed, and returns the event that follows, if one does.
-func (a *attached) do(ctx context.Context, d deed) (event, error) {
+func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	switch d {
-	case doRead:
+	case right.Read:
 		return a.read(ctx)
-	case doKeep:
+	case right.Keep:
 		return nil, a.keepRight()
-	case doAdopt:
+	case right.Adopt:
 		return nil, a.adopt(ctx)
-	case doCommit:
+	case right.Commit:
 		return a.takeNext(ctx)
-	case doTell:
-		a.v.tell(ctx, a.right.seen.Holder, a.Name())
-	case doServe:
+	case right.Tell:
+		a.v.tell(ctx, a.right.Seen.Holder, a.Name())
+	case right.Serve:
 		a.admit()
 		return nil, a.serve(ctx)
-	case doShut:
-		a.gate.shut()
-	case doOpen:
+	case right.Shut:
+		a.gate.Shut()
+	case right.Open:
 		a.admit()
-	case doStop:
+	case right.Stop:
 		return nil, a.stop()
-	case doRefuse:
+	case right.Refuse:
 		base, body, _ := a.record()
 		return nil, a.v.held(ctx, *base, body)
-	case doStale:
-		return nil, fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, a.right.wish.generation, a.body.Generation)
-	case doAway:
+	case right.RefuseStale:
+		return nil, fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, a.right.Wish.Generation, a.body.Generation)
+	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
-	case doGone:
+	case right.RefuseGone:
 		return nil, fmt.Errorf("%w: its name was freed", content.ErrNotFound)
 	}
 	return nil, nil
@@ -236,24 +243,24 @@ func (a *attached) do(ctx context.Context, d deed) (event, error) {
 
 // read looks at the record. That a volume is not this node's any more is believed of the
 // origin, and of enough members: one alone may make it up.
-func (a *attached) read(ctx context.Context) (event, error) {
-	name, gaps := a.Name(), a.v.pulse.gaps.Load()
+func (a *attached) read(ctx context.Context) (right.Event, error) {
+	name, gaps := a.Name(), a.v.pulse.Gaps()
 	if a.v.skipsOrigin() {
-		return unreadable{}, nil
+		return right.Unreadable{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
 	defer cancel()
 	r, body, err := a.v.record(ctx, name)
-	_, _, right := a.record()
-	if (err == nil && !right.isMine(body) || r.Tombstone) && right.here {
+	_, _, st := a.record()
+	if (err == nil && !st.IsMine(body) || r.Tombstone) && st.Here {
 		r, err = a.v.cfg.Registry.SureVolume(ctx, name)
 		if err == nil {
 			body, err = catalog.DecodeVolume(a.v.codec, r.Body)
 		}
 	}
-	e, _ := a.v.index.get(name)
+	e, _ := a.v.index.Get(name)
 	holding := ""
-	if err == nil && !right.isMine(body) {
+	if err == nil && !st.IsMine(body) {
 		holding = a.v.holding(ctx, r, body)
 	}
 	a.mu.Lock()
@@ -261,28 +268,29 @@ func (a *attached) read(ctx context.Context) (event, error) {
 	switch {
 	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
-		return sighted{freed: true}, nil
+		return right.Sighted{Freed: true}, nil
 	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrCorrupt):
 		return nil, err
 	case err != nil: // that there is none at all says nothing: nobody has signed that
 		a.v.cfg.Log.Debug("a volume's record can't be read now", "volume", name, "err", err)
 		a.v.missOrigin()
-		return unreadable{}, nil
+		return right.Unreadable{}, nil
 	case r.Farm != a.v.cfg.Farm:
 		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
 	}
 	a.gaps, a.base, a.body, a.taken = gaps, &r, body, holding
-	return sighted{body: body}, nil
+	return right.Sighted{Body: body}, nil
 }
 
 // takeNext writes the next stamp over the record that was read.
-func (a *attached) takeNext(ctx context.Context) (event, error) {
+func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
 	defer cancel()
-	base, body, right := a.record()
-	gaps := a.v.pulse.gaps.Load()
-	next := right.next()
-	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, right.self, catalog.Attached
+	base, body, st := a.record()
+	gaps := a.v.pulse.Gaps()
+	next := st.Next()
+	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
+	a.inherits(&body)
 	a.spec.change(&body)
 	r, err := a.commit(ctx, base, body)
 	switch {
@@ -290,15 +298,15 @@ func (a *attached) takeNext(ctx context.Context) (event, error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.gaps, a.base, a.body = gaps, &r, body
-		return written{}, nil
+		return right.Written{}, nil
 	case isOvertaken(err):
-		return overtaken{}, nil
+		return right.Overtaken{}, nil
 	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid):
 		return nil, err
 	}
 	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)
 	a.set(nil, a.body)
-	return unwritten{}, nil
+	return right.Unwritten{}, nil
 }
 
 // change has the record say what an attach asks for.
@@ -318,46 +326,46 @@ func (s Spec) change(body *catalog.Volume) {
 // keepRight has on disk what the state is, before anything is done by it.
 func (a *attached) keepRight() error {
 	a.mu.Lock()
-	fresh, body, right := a.fresh, a.body, a.right
+	fresh, body, st := a.fresh, a.body, a.right
 	a.mu.Unlock()
-	mine := right.stage == serving
-	note := func(e *entry) {
-		if e.Tried = slices.Clone(right.tried); mine {
+	mine := st.Stage == right.Serving
+	note := func(e *index.Entry) {
+		if e.Tried = slices.Clone(st.Tried); mine {
 			e.Volume, e.Committed, e.Attached, e.Empty, e.Taken, e.Orphan = body, true, true, false, "", false
 		}
 	}
 	if fresh == nil || !mine {
-		_, err := a.v.index.change(a.Name(), note)
+		_, err := a.v.index.Change(a.Name(), note)
 		return err
 	}
 	note(fresh)
 	a.mu.Lock()
 	a.fresh = nil
 	a.mu.Unlock()
-	if err := a.v.index.writeEntry(a.v.index.path(*fresh)+halfMade, *fresh); err != nil {
+	if err := a.v.index.Rewrite(*fresh); err != nil {
 		return err
 	}
-	return a.v.index.replace(*fresh)
+	return a.v.index.Replace(*fresh)
 }
 
 // admit opens the gate as far as the state allows.
 func (a *attached) admit() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.right.mayAcknowledge(a.body.Policy == catalog.PolicyLocal) {
-		a.gate.admit(a.gaps)
+	if a.right.MayAcknowledge(a.body.Policy == catalog.PolicyLocal) {
+		a.gate.Admit(a.gaps)
 	}
 }
 
 // stop has the volume served no more, for good; who has its turn closes it.
 func (a *attached) stop() error {
 	err := a.fenced()
-	a.gate.end(err)
+	a.gate.End(err)
 	a.mu.Lock()
 	name, why := a.name, a.taken
 	a.mu.Unlock()
 	if a.vol == nil {
-		e, kept := a.v.index.change(name, func(e *entry) { e.Taken = why })
+		e, kept := a.v.index.Change(name, func(e *index.Entry) { e.Taken = why })
 		return errors.Join(a.v.takenError(e), kept)
 	}
 	select {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -104,7 +105,7 @@ func (v *Volumes) hearTaken(ctx context.Context, name string) error {
 		return nil
 	}
 	v.errand(ctx, func(ctx context.Context) {
-		if err := a.happen(ctx, due{}); err != nil {
+		if err := a.happen(ctx, right.Due{}); err != nil {
 			v.cfg.Log.Debug("a volume may have been taken over", "volume", name, "err", err)
 		}
 	})
@@ -169,7 +170,7 @@ func (v *Volumes) move(ctx context.Context, name, node string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	a := v.device(name)
 	switch {
 	case !ok:
@@ -185,7 +186,7 @@ func (v *Volumes) move(ctx context.Context, name, node string) (View, error) {
 	if err := v.detach(ctx, name, a.disk == nil); err != nil {
 		return View{}, err
 	}
-	if e, _ = v.index.get(name); !e.Empty {
+	if e, _ = v.index.Get(name); !e.Empty {
 		return View{}, v.takeBack(ctx, name, fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable))
 	}
 	view, err := v.askAttach(ctx, to, attachRequest{Name: name, Move: rand.Uint64(), Transport: e.Transport})
@@ -197,7 +198,7 @@ func (v *Volumes) move(ctx context.Context, name, node string) (View, error) {
 
 // takeBack attaches a volume again that could not be moved.
 func (v *Volumes) takeBack(ctx context.Context, name string, why error) error {
-	e, _ := v.index.get(name)
+	e, _ := v.index.Get(name)
 	if err := v.reattach(context.WithoutCancel(ctx), e, Spec{Transport: transportAuto}); err != nil {
 		return errors.Join(why, fmt.Errorf("nor did this node, where it is detached now: %w", err))
 	}

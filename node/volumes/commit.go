@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -20,7 +22,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return every(ctx, func() {
-			for _, e := range v.index.sorted() {
+			for _, e := range v.index.Sorted() {
 				if err := v.commitLater(ctx, e.Name); err != nil && !errors.Is(err, content.ErrUnavailable) {
 					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
 				}
@@ -43,7 +45,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 		return every(ctx, func() {
 			var serving errgroup.Group
 			serving.SetLimit(parallelOpens)
-			for _, e := range v.index.sorted() {
+			for _, e := range v.index.Sorted() {
 				serving.Go(func() error { v.serveLater(ctx, e.Name); return nil })
 			}
 			_ = serving.Wait() // none fails
@@ -72,7 +74,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 		return
 	}
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	d := v.device(name)
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
 		return
@@ -88,11 +90,11 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 // commitLater registers a volume. If its name was taken meanwhile it gets this
 // node's behind its own, and keeps its data and its clients.
 func (v *Volumes) commitLater(ctx context.Context, name string) error {
-	if e, ok := v.index.get(name); !ok || e.Committed {
+	if e, ok := v.index.Get(name); !ok || e.Committed {
 		return nil
 	}
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok || e.Committed {
 		return nil
 	}
@@ -103,9 +105,9 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if !errors.Is(err, content.ErrNotFound) {
 		return err
 	}
-	e, err = v.index.change(name, func(e *entry) {
+	e, err = v.index.Change(name, func(e *index.Entry) {
 		e.Epoch, e.Incarnation = max(e.Epoch, gone.Version+1), v.incarnation
-		e.Tried = append(e.Tried, stampOf(e.Volume))
+		e.Tried = append(e.Tried, right.StampOf(e.Volume))
 	})
 	if err != nil {
 		return err
@@ -125,16 +127,16 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 
 // registered notes that the name of an uncommitted volume has a record: its own, or
 // another's, and then it gets another name.
-func (v *Volumes) registered(e entry, r catalog.Record, body catalog.Volume) error {
-	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, stampOf(body)) {
+func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
+	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, right.StampOf(body)) {
 		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
 	}
-	_, err := v.index.change(e.Name, func(e *entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
+	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
 		a.mu.Lock()
-		a.right = state{self: v.cfg.Self, process: v.incarnation, stage: unconfirmed, here: true, stamp: stampOf(body)}
+		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
 		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
-			a.right.stage = serving
+			a.right.Stage = right.Serving
 		}
 		a.mu.Unlock()
 	}
@@ -145,7 +147,7 @@ func (v *Volumes) registered(e entry, r catalog.Record, body catalog.Volume) err
 func (v *Volumes) freeName(name string) string {
 	free := name
 	for n := 2; ; n++ {
-		if _, taken := v.index.get(free); !taken {
+		if _, taken := v.index.Get(free); !taken {
 			return free
 		}
 		free = fmt.Sprintf("%s-%d", name, n)
@@ -153,7 +155,7 @@ func (v *Volumes) freeName(name string) string {
 }
 
 // rename gives a volume a name that is free.
-func (v *Volumes) rename(e entry, name string) error {
+func (v *Volumes) rename(e index.Entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
@@ -167,7 +169,7 @@ func (v *Volumes) rename(e entry, name string) error {
 		d.name = name
 		d.mu.Unlock()
 	}
-	if err := v.index.rename(old, e); err != nil {
+	if err := v.index.Rename(old, e); err != nil {
 		v.setDevice(name, nil)
 		return err
 	}

@@ -6,8 +6,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"syscall"
 
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -19,40 +20,40 @@ import (
 func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
 	e, err := v.plan(ctx, name, spec)
 	if err == nil {
-		err = v.index.free(name)
+		err = v.index.Free(name)
 	}
 	if err != nil {
 		return err
 	}
 	e.Epoch = gone.Version + 1 // no record of the name had a later one
-	e.Tried = []stamp{stampOf(e.Volume)}
-	if err := v.index.prepare(e); err != nil {
+	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
+	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
 	r, err := v.register(ctx, e, gone)
 	switch {
 	case err == nil:
 		e.Committed, e.Tried = true, nil
-		err = v.index.writeEntry(v.index.path(e)+halfMade, e)
+		err = v.index.Rewrite(e)
 	case errors.Is(err, content.ErrUnavailable):
 		err = nil
 	default:
 		err = v.taken(ctx, err)
 	}
 	if err != nil {
-		return errors.Join(err, v.index.giveUp(e))
+		return errors.Join(err, v.index.GiveUp(e))
 	}
-	if err := v.index.add(e); err != nil {
+	if err := v.index.Add(e); err != nil {
 		return err
 	}
 	return v.serveNew(ctx, e, spec, r)
 }
 
 // serveNew serves a volume that was made just now, with its record if it has one.
-func (v *Volumes) serveNew(ctx context.Context, e entry, spec Spec, r catalog.Record) error {
+func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r catalog.Record) error {
 	a := v.newAttached(e, spec)
 	if e.Committed {
-		a.right.stage, a.base, a.gaps = serving, &r, v.pulse.gaps.Load()
+		a.right.Stage, a.base, a.gaps = right.Serving, &r, v.pulse.Gaps()
 	}
 	a.admit()
 	if a.err = a.serve(ctx); a.err != nil {
@@ -65,8 +66,8 @@ func (v *Volumes) serveNew(ctx context.Context, e entry, spec Spec, r catalog.Re
 }
 
 // plan works out what the volume will be; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (entry, error) {
-	e := entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (index.Entry, error) {
+	e := index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
@@ -96,7 +97,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (entry, erro
 
 // register writes the record of a new volume, over that of the name's last deletion if it
 // had one.
-func (v *Volumes) register(ctx context.Context, e entry, gone catalog.Record) (catalog.Record, error) {
+func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
 	body, err := e.Volume.Encode(v.codec)
 	if err != nil {
 		return catalog.Record{}, err
@@ -106,12 +107,4 @@ func (v *Volumes) register(ctx context.Context, e entry, gone catalog.Record) (c
 		base = &gone
 	}
 	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, base, body)
-}
-
-// spaceError says what a full disk means to who makes something.
-func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
-	}
-	return err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -102,7 +103,7 @@ func (d doors) choose(transport string) (string, error) {
 // noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may
 // be mounted and have writes to give out: they would come again after those of NBD's
 // clients.
-func (d doors) noDiskWaits(e entry) error {
+func (d doors) noDiskWaits(e index.Entry) error {
 	if e.Transport == transportNBD || e.Disk == nil {
 		return nil
 	}
@@ -116,12 +117,12 @@ func (d doors) noDiskWaits(e entry) error {
 // giveUpDisk removes the disk that the kernel keeps for a volume which could not be
 // served again. Its users wait there: with any that is content.ErrConflict, unless
 // forced.
-func (d doors) giveUpDisk(ctx context.Context, e entry, force bool) error {
+func (d doors) giveUpDisk(ctx context.Context, e index.Entry, force bool) error {
 	switch {
 	case !e.Attached || e.Transport == transportNBD || e.Disk == nil:
 		return nil
 	case d.ublk != nil:
-		return d.ublk.Remove(ctx, *e.Disk, e.diskMark(), force)
+		return d.ublk.Remove(ctx, *e.Disk, diskMark(e), force)
 	case force:
 		return nil
 	}
@@ -152,13 +153,13 @@ func (d doors) collectors() []prometheus.Collector {
 }
 
 // sweep removes this node's disks from the kernel that no volume has.
-func (d doors) sweep(ctx context.Context, entries []entry) error {
+func (d doors) sweep(ctx context.Context, entries []index.Entry) error {
 	if d.ublk == nil {
 		return nil
 	}
 	_, err := d.ublk.Sweep(ctx, func(number int, mark uint32) bool {
-		return slices.ContainsFunc(entries, func(e entry) bool {
-			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number && e.diskMark() == mark
+		return slices.ContainsFunc(entries, func(e index.Entry) bool {
+			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number && diskMark(e) == mark
 		})
 	})
 	return err
@@ -166,11 +167,11 @@ func (d doors) sweep(ctx context.Context, entries []entry) error {
 
 // diskMark marks a volume's disk in the kernel, whose number may become another
 // volume's.
-func (e entry) diskMark() uint32 { return binary.LittleEndian.Uint32(e.ID[:]) }
+func diskMark(e index.Entry) uint32 { return binary.LittleEndian.Uint32(e.ID[:]) }
 
 // openDisk makes a disk of an open volume, or takes its disk up where the last
 // start left it, if that is how the volume is served.
-func (v *Volumes) openDisk(ctx context.Context, e entry, d *attached) error {
+func (v *Volumes) openDisk(ctx context.Context, e index.Entry, d *attached) error {
 	transport, err := v.doors.choose(e.Transport)
 	switch {
 	case err != nil:
@@ -182,7 +183,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *attached) error {
 	if e.Disk != nil {
 		number = *e.Disk
 	}
-	if d.disk, err = v.doors.ublk.Add(ctx, number, e.diskMark(), d.front); err != nil || d.disk.Number() == number {
+	if d.disk, err = v.doors.ublk.Add(ctx, number, diskMark(e), d.front); err != nil || d.disk.Number() == number {
 		return err
 	}
 	if number >= 0 {
@@ -197,7 +198,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *attached) error {
 // numbered keeps the number of a volume's disk. A crash before it leaves a disk to
 // sweep.
 func (v *Volumes) numbered(name string, number int) error {
-	_, err := v.index.change(name, func(e *entry) { e.Disk = &number })
+	_, err := v.index.Change(name, func(e *index.Entry) { e.Disk = &number })
 	return err
 }
 

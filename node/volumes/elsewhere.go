@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -80,8 +81,8 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 
 // missing says what is wrong with a volume that is this node's by its record alone.
 func (v *Volumes) missing(r catalog.Record, body catalog.Volume) string {
-	folder, wrong := v.index.path(entry{Volume: body}), "is not there: mount the disk that has it, or restore it from a backup"
-	if v.index.has(body.ID) {
+	folder, wrong := v.index.Path(index.Entry{Volume: body}), "is not there: mount the disk that has it, or restore it from a backup"
+	if v.index.Has(body.ID) {
 		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
 	}
 	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -60,7 +62,7 @@ func TestFolderIsAway(t *testing.T) {
 	h := newHeld(t, w, w.cfg.Self)
 	said := func(what string, err error) {
 		t.Helper()
-		for _, text := range []string{w.index.path(entry{Volume: catalog.Volume{ID: content.VolumeID{1}}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+		for _, text := range []string{w.index.Path(index.Entry{Volume: catalog.Volume{ID: content.VolumeID{1}}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
 			if err == nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q in it", what, err, text)
 			}
@@ -109,11 +111,11 @@ func TestKilledInACreate(t *testing.T) {
 	if err := w.openAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], halfMade) {
+	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], ".new") {
 		t.Errorf("left as %s, it is %s", left, got)
 	}
 	h := newHeld(t, w, w.cfg.Self)
-	e, _ := w.index.get("web1")
+	e, _ := w.index.Get("web1")
 	h.record.Body, _ = e.Volume.Encode(w.codec)
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
 	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
@@ -126,16 +128,16 @@ func TestKilledInACreate(t *testing.T) {
 func TestHearsayTakesNothingAway(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "web1")
-	e, _ := w.index.get("web1")
+	e, _ := w.index.Get("web1")
 	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	h.hearsay = true
 	a := w.device("web1")
-	a.right.stage, a.right.stamp, a.right.here = serving, stampOf(e.Volume), true // it was registered
-	if err := a.happen(t.Context(), due{}); err != nil || !a.gate.isOpen() {
+	a.right.Stage, a.right.Stamp, a.right.Here = right.Serving, right.StampOf(e.Volume), true // it was registered
+	if err := a.happen(t.Context(), right.Due{}); err != nil || !a.gate.IsOpen() {
 		t.Errorf("by hearsay: %v", err)
 	}
 	h.hearsay = false
-	if err := a.happen(t.Context(), due{}); !errors.Is(err, content.ErrFenced) || a.gate.isOpen() {
+	if err := a.happen(t.Context(), right.Due{}); !errors.Is(err, content.ErrFenced) || a.gate.IsOpen() {
 		t.Errorf("by the origin: %v", err)
 	}
 }
@@ -144,8 +146,8 @@ func TestHearsayTakesNothingAway(t *testing.T) {
 func TestTakenAwayOnAFullDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "web1")
-	e, _ := w.index.get("web1")
-	d, file := w.device("web1"), filepath.Join(w.index.path(e), entryName)
+	e, _ := w.index.Get("web1")
+	d, file := w.device("web1"), filepath.Join(w.index.Path(e), index.FileName)
 	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // so that no file gets its name
 		t.Fatal(err)
 	}

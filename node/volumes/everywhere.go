@@ -26,17 +26,17 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
 	for _, r := range v.cfg.Registry.Volumes(ctx) {
 		body, err := catalog.DecodeVolume(v.codec, r.Body)
 		if err == nil && !own[r.Name] {
-			out = append(out, v.viewRecord(r, body))
+			out = append(out, v.viewRecord(r.Name, r.Farm, body))
 		}
 	}
 	slices.SortFunc(out, func(a, b View) int { return cmp.Compare(a.Name, b.Name) })
 	return out, ctx.Err()
 }
 
-// viewRecord is what a record says of a volume that is not here.
-func (v *Volumes) viewRecord(r catalog.Record, body catalog.Volume) View {
+// viewRecord is what a record says of a volume.
+func (v *Volumes) viewRecord(name, farm string, body catalog.Volume) View {
 	out := View{
-		Name: r.Name, Size: body.Size, From: body.From, Durability: body.Policy, ReadOnly: body.ReadOnly, Epoch: body.Epoch, State: State(body.State), Farm: r.Farm,
+		Name: name, Size: body.Size, From: body.From, Durability: body.Policy, ReadOnly: body.ReadOnly, Epoch: body.Epoch, State: State(body.State), Farm: farm,
 		Root: v.rootOf(body.Head), FoldedAt: body.FoldedAt, FsUsed: body.FsUsed, Degrade: body.Degrade, Degraded: body.DegradedSince, Generation: body.Generation,
 		Limits: Limits{body.IOPS, body.Rate},
 	}

@@ -9,6 +9,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -54,17 +57,17 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	}
 	var looks errgroup.Group
 	looks.SetLimit(parallelOpens)
-	for _, e := range v.index.sorted() {
+	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
 		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
 			continue
 		}
-		if _, _, right := a.record(); right.stage == serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
+		if _, _, st := a.record(); st.Stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
 			continue
 		}
 		o.seen[e.ID] = v.cfg.Now()
 		looks.Go(func() error {
-			if err := a.happen(ctx, due{}); err != nil {
+			if err := a.happen(ctx, right.Due{}); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
 			}
 			return nil
@@ -82,7 +85,7 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
 			return nil
 		}
-		if _, _, right := a.record(); right.stage == lost {
+		if _, _, st := a.record(); st.Stage == right.Lost {
 			a.mu.Lock()
 			why := a.taken
 			a.mu.Unlock()
@@ -95,23 +98,23 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 // watchPulse has the records of all volumes read before anything is acknowledged, when
 // this process has stood still.
 func (v *Volumes) watchPulse(ctx context.Context) error {
-	tick := time.NewTicker(beatInterval)
+	tick := time.NewTicker(gate.BeatInterval)
 	defer tick.Stop()
 	var looks sync.WaitGroup
 	defer looks.Wait()
 	for {
 		select {
 		case <-tick.C:
-		case <-v.pulse.seen:
+		case <-v.pulse.Seen:
 		case <-ctx.Done():
 			return nil
 		}
-		v.pulse.look()
+		v.pulse.Look()
 		_ = v.each(func(_ string, a *attached) error { // none fails
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
 					defer a.looking.Store(false)
-					if err := a.happen(ctx, stoodStill{}); err != nil {
+					if err := a.happen(ctx, right.StoodStill{}); err != nil {
 						v.cfg.Log.Warn("this process stood still, and a volume may be another's by now", "volume", a.Name(), "err", err)
 					}
 				})
@@ -123,23 +126,23 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 
 // waits reports whether a volume acknowledges nothing until its record was read.
 func (a *attached) waits() bool {
-	if a.vol == nil || a.gate.isOpen() {
+	if a.vol == nil || a.gate.IsOpen() {
 		return false
 	}
-	_, body, right := a.record()
-	return right.stage == checking || right.mayAcknowledge(body.Policy == catalog.PolicyLocal)
+	_, body, st := a.record()
+	return st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal)
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.
 func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok || !e.Attached {
 		return
 	}
 	v.cfg.Log.Warn("a volume is another's, and served here no more", "volume", name, "why", why)
 	err := v.close(ctx, name, true, nil)
-	e, kept := v.index.change(name, func(e *entry) { e.Taken = why })
+	e, kept := v.index.Change(name, func(e *index.Entry) { e.Taken = why })
 	if err := errors.Join(err, kept); err != nil {
 		v.cfg.Log.Error("a volume that was taken away is not closed as it should be", "volume", name, "err", err)
 	}
@@ -150,7 +153,7 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 }
 
 // takenError says why a volume is not served that was taken away.
-func (v *Volumes) takenError(e entry) error {
+func (v *Volumes) takenError(e index.Entry) error {
 	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
-		content.ErrFenced, e.Taken, v.index.path(e), e.Name)
+		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -23,7 +25,7 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 
 // detach is Detach in the volume's turn.
 func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok {
 		return v.elsewhere(ctx, name)
 	}
@@ -40,7 +42,7 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 
 // release gives the volume up, if the bucket has all of it. Nobody writes to it any more.
 func (a *attached) release(ctx context.Context) error {
-	if _, _, right := a.record(); right.stage != serving {
+	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
 	if err := a.v.cfg.Upload(ctx, a); err != nil {
@@ -49,14 +51,14 @@ func (a *attached) release(ctx context.Context) error {
 	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
 		return err
 	}
-	_, err := a.v.index.change(a.Name(), func(e *entry) { e.Empty = true })
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	return err
 }
 
 // uploadNothing is for a volume that nothing was written to.
 func uploadNothing(_ context.Context, a *attached) error {
-	if n := a.vol.Stats().Disk; n > 0 {
-		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, n)
+	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
+		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
 	}
 	return nil
 }

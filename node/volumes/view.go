@@ -10,6 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -59,10 +61,10 @@ type View struct {
 // List returns all volumes of this node, by name; folders that can't be read come last.
 func (v *Volumes) List() []View {
 	var out []View
-	for _, e := range v.index.sorted() {
+	for _, e := range v.index.Sorted() {
 		out = append(out, v.view(e))
 	}
-	for _, folder := range slices.Sorted(maps.Keys(v.index.broken)) {
+	for _, folder := range slices.Sorted(maps.Keys(v.index.Broken)) {
 		out = append(out, v.viewBroken(folder))
 	}
 	return out
@@ -82,34 +84,22 @@ func (v *Volumes) Failing() []string {
 
 // Get returns one volume of this node.
 func (v *Volumes) Get(name string) (View, error) {
-	if e, ok := v.index.get(name); ok {
+	if e, ok := v.index.Get(name); ok {
 		return v.view(e), nil
 	}
-	if v.index.broken[name] != nil {
+	if v.index.Broken[name] != nil {
 		return v.viewBroken(name), nil
 	}
 	return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 }
 
 func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
-func (v *Volumes) view(e entry) View {
-	out := View{
-		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Policy, ReadOnly: e.ReadOnly,
-		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID, Farm: v.cfg.Farm,
-	}
-	out.FoldedAt, out.FsUsed, out.Generation = e.FoldedAt, e.FsUsed, e.Generation
-	out.Degrade, out.Degraded, out.Limits = e.Degrade, e.DegradedSince, Limits{e.IOPS, e.Rate}
-	for _, key := range e.Holders {
-		out.Holders = append(out.Holders, key.String())
-	}
-	if e.Head != nil {
-		if root, err := e.Head.Root.Encode(v.codec); err == nil {
-			out.Root = root.CID()
-		}
-	}
+func (v *Volumes) view(e index.Entry) View {
+	out := v.viewRecord(e.Name, v.cfg.Farm, e.Volume)
+	out.State, out.Transport, out.Node = StateDetached, e.Transport, v.cfg.NodeID
 	d := v.device(e.Name)
 	switch {
 	case d == nil:
@@ -124,10 +114,10 @@ func (v *Volumes) view(e entry) View {
 }
 
 // viewServed says how a volume stands that is open.
-func (v *Volumes) viewServed(out *View, e entry, d *attached) {
+func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
-	_, _, right := d.record()
-	out.Confirmed = right.stage == serving
+	_, _, st := d.record()
+	out.Confirmed = st.Stage == right.Serving
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
 	out.Transport, out.Device = v.doors.address(e.Name, d)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
@@ -142,7 +132,7 @@ func (v *Volumes) viewServed(out *View, e entry, d *attached) {
 		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
 	case stats.Full:
 		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
-	case right.stage == lost:
+	case st.Stage == right.Lost:
 		out.State, out.Detail = StateFailed, content.Line(d.fenced())
 	case !e.Committed:
 		out.State = StateUncommitted

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -19,8 +20,12 @@ import (
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -74,6 +79,13 @@ type Config struct {
 	Returned func() int64
 	Library  Library
 	Registry Registry
+	// Segment reads a segment in the bucket.
+	Segment func(context.Context, content.SegmentRef) (io.ReadCloser, error)
+	// Holders are members of the farm that hold what volumes write; nil is none.
+	Holders *holders.Farm
+	// Persist has what a volume of the policy origin writes in the bucket before a flush of it
+	// is acknowledged; nil is for who can't.
+	Persist func(*attached) volume.Persister
 	// Upload has all that was written to a volume in the bucket, and in the record, which
 	// it revises; nil is for who can't.
 	Upload func(context.Context, *attached) error
@@ -125,12 +137,12 @@ type Volumes struct {
 
 	changes *turns.Turns[string] // one Put, Detach or Remove of a volume at a time
 
-	index *index
+	index *index.Index
 
 	// incarnation is the random number of this start, pulse tells when it stood still, and
 	// losing has one when a volume was lost that is served still.
 	incarnation uint64
-	pulse       *pulse
+	pulse       *gate.Pulse
 	losing      chan struct{}
 	errands     chan func(context.Context) // that Run does
 	moves       moves
@@ -158,24 +170,24 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Upload == nil {
 		cfg.Upload = uploadNothing
 	}
-	if cfg.Clock == nil {
-		cfg.Clock = boottime
+	if cfg.Holders == nil {
+		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
 	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
 	}
-	index, err := loadIndex(cfg.Dir)
+	index, err := index.Load(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := index.sweep(); err != nil {
+	if err := index.Sweep(); err != nil {
 		cfg.Log.Error("volumes that were half made or half removed are left as they are; the next start tries again", "err", err)
 	}
-	for folder, why := range index.broken {
+	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: newPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
-	for _, e := range index.sorted() {
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
+	for _, e := range index.Sorted() {
 		if e.Attached {
 			v.open[e.Name] = &attached{opening: make(chan struct{})}
 		}
@@ -192,7 +204,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 	v.opening.Store(true)
 	defer v.opened.Store(true)
 	defer v.opening.Store(false)
-	entries := v.index.sorted()
+	entries := v.index.Sorted()
 	if err := v.doors.sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
@@ -223,7 +235,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		if d.vol == nil {
 			return nil
 		}
-		return d.vol.Close()
+		return d.shut()
 	}))
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -340,9 +352,9 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 
 // put is Put in the volume's turn.
 func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool, err error) {
-	e, here := v.index.get(name)
+	e, here := v.index.Get(name)
 	d := v.device(name)
-	if why := v.index.broken[name]; why != nil {
+	if why := v.index.Broken[name]; why != nil {
 		return false, why
 	}
 	if !here {
@@ -371,7 +383,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 		if err := agrees(body, spec); err != nil {
 			return err
 		}
-		return v.attach(ctx, entry{Name: name, Committed: true, Empty: true}, spec)
+		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
 	case creates && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable)):
 		return v.create(ctx, name, spec, r)
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable):
@@ -393,13 +405,13 @@ func agrees(body catalog.Volume, s Spec) error {
 
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
-func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
+func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error {
 	if spec.Transport == transportNBD {
 		if err := v.doors.giveUpDisk(ctx, e, false); err != nil {
 			return err
 		}
 	}
-	e, err := v.index.change(e.Name, func(e *entry) {
+	e, err := v.index.Change(e.Name, func(e *index.Entry) {
 		e.Attached = true
 		if spec.Transport != transportAuto {
 			e.Transport = spec.Transport
@@ -415,7 +427,7 @@ func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
 // else has done so meanwhile.
 func (v *Volumes) openLater(ctx context.Context, name string) {
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	switch d := v.device(name); {
 	case d == nil || d.opening == nil:
 	case !ok || ctx.Err() != nil:
@@ -428,7 +440,7 @@ func (v *Volumes) openLater(ctx context.Context, name string) {
 // attach serves a volume that the mesh has: of this node, or released, or taken over if
 // that is asked for. A failure is kept for List to show, and for serveLater. Called in the
 // volume's turn.
-func (v *Volumes) attach(ctx context.Context, e entry, spec Spec) error {
+func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	before := v.device(e.Name)
 	if before == nil {
 		before = &attached{opening: make(chan struct{})}
@@ -438,7 +450,7 @@ func (v *Volumes) attach(ctx context.Context, e entry, spec Spec) error {
 	if a.err = a.bring(ctx, e); a.err != nil {
 		a.err = errors.Join(a.err, a.drop())
 	}
-	if now, here := v.index.get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
@@ -467,7 +479,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	d := v.device(name)
 	switch {
 	case d == nil || d.vol == nil:
-		e, _ := v.index.get(name)
+		e, _ := v.index.Get(name)
 		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
 			return err
 		}
@@ -486,14 +498,14 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	}
 	err := v.doors.nbd.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
-		go func() { d.users.Wait(); d.vol.Close() }()
+		go func() { d.users.Wait(); d.shut() }()
 		return err
 	}
 	d.users.Wait()
 	if last != nil {
 		last(d)
 	}
-	return errors.Join(err, d.vol.Close())
+	return errors.Join(err, d.shut())
 }
 
 // Remove deletes a volume and its record; one that the mesh does not have is success.
@@ -504,10 +516,10 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 		return err
 	}
 	defer v.turn(name)()
-	if why := v.index.broken[name]; why != nil {
+	if why := v.index.Broken[name]; why != nil {
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok {
 		return v.removeElsewhere(ctx, name, spec.Force)
 	}
@@ -517,7 +529,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	}
 	switch {
 	case err == nil:
-		return v.index.remove(e)
+		return v.index.Remove(e)
 	case v.device(name) != nil:
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
@@ -525,9 +537,9 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 }
 
 // removeRecord deletes the record of a volume of this node, if it has one.
-func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
+func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
 	r, body, err := v.record(ctx, e.Name)
-	mine := e.Committed && e.Taken == "" && e.state(v.cfg.Self, v.incarnation).isMine(body) || !e.Committed && body.ID == e.ID
+	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
 		return nil
@@ -539,7 +551,7 @@ func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
 	return nil // it is of another volume that has the name, or of another's
 }
 
-func (v *Volumes) detached(e entry) error {
-	_, err := v.index.change(e.Name, func(e *entry) { e.Attached = false })
+func (v *Volumes) detached(e index.Entry) error {
+	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
 	return err
 }

@@ -193,7 +193,7 @@ func TestRemoveThatFails(t *testing.T) {
 		w.openExport(t, "disk")
 		failed = w.Remove(ended, "disk", RemoveSpec{Force: true}) != nil
 	}
-	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
+	if e, ok := w.index.Get("disk"); !ok || e.Attached || w.device("disk") != nil {
 		t.Errorf("%+v, %v", e, ok)
 	}
 }
@@ -224,8 +224,8 @@ func TestServedLater(t *testing.T) {
 	if _, err := w.Detach(t.Context(), "disk", false); err != nil {
 		t.Fatal(err)
 	}
-	e, _ := w.index.get("disk")
-	other, err := durable.Lock(filepath.Join(w.index.path(e), "lock")) // another process has it
+	e, _ := w.index.Get("disk")
+	other, err := durable.Lock(filepath.Join(w.index.Path(e), "lock")) // another process has it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,13 +108,17 @@ func TestRetriedPutMovesNothing(t *testing.T) {
 	device := f.create(holder, "web", "--size", "1MiB")
 	w := newWriter(1<<20, 1)
 	c := f.dial(device)
-	for _, body := range []string{`{"size": 1048576}`, `{"size": 1048576, "transport": "nbd"}`, `{"size": 2097152}`} {
+	id := get[api.Status](t, holder, "/api/status").Self.ID
+	for _, body := range []string{`{"size": 1048576}`, `{}`, `{"size": 1048576, "transport": "nbd", "generation": 3}`} {
 		f.steps(w, c, 5)
 		p := f.problem(other, http.MethodPut, "/api/volumes/web", body)
-		if p.Status != http.StatusConflict || p.Code != "held" || p.Policy != "local" || !strings.Contains(p.Holder, get[api.Status](t, holder, "/api/status").Self.ID) {
+		if p.Status != http.StatusConflict || p.Code != "held" || p.Policy != "local" || !strings.Contains(p.Holder, id) {
 			t.Errorf("%s: %+v", body, p)
 		}
 		f.steps(w, c, 5)
+	}
+	if p := f.problem(other, http.MethodPut, "/api/volumes/web", `{"size": 2097152}`); p.Code != "differs" {
+		t.Errorf("of another size: %+v", p)
 	}
 	if got := f.contents(device); !bytes.Equal(got, w.disk()) {
 		t.Error("the volume has other bytes")

@@ -118,6 +118,41 @@ func (f *farm) steps(w *writer, c *client, n int) {
 	}
 }
 
+// writeUntil writes through a connection of its own until so many more flushes are
+// acknowledged, does what is to be done meanwhile, and waits for the end of the
+// connection.
+func (f *farm) writeUntil(w *writer, device string, flushes int, do func() error) {
+	f.Helper()
+	ended := f.write(w, device, flushes)
+	if err := do(); err != nil {
+		f.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		f.Fatal("the connection goes on")
+	}
+}
+
+// write has a writer write until its connection fails, and returns when so many more
+// flushes are acknowledged.
+func (f *farm) write(w *writer, device string, flushes int) (ended <-chan error) {
+	f.Helper()
+	c := f.dial(device)
+	enough, end, want := make(chan struct{}), make(chan error, 1), w.flush+flushes
+	go func() {
+		end <- w.run(c, func(flushes int) {
+			if flushes == want {
+				close(enough)
+			}
+		})
+	}()
+	select {
+	case <-enough:
+	case err := <-end:
+		f.Fatalf("after %d flushes: %v", w.flush, err)
+	}
+	return end
+}
+
 // contents reads all of a device.
 func (f *farm) contents(device string) []byte {
 	f.Helper()

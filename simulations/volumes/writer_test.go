@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 )
 
 const (
@@ -90,6 +91,18 @@ func (w *writer) lost(disk []byte) error {
 		}
 	}
 	return nil
+}
+
+// seen takes what a disk has for what is there from now on: a write that was not
+// acknowledged is, and stays then, or never will be.
+func (w *writer) seen(disk []byte) {
+	for at := range w.acked {
+		writes := make([]uint64, block/sector)
+		for s := range writes {
+			writes[s] = binary.LittleEndian.Uint64(disk[at*block+s*sector+8:])
+		}
+		w.acked[at], w.last[at] = slices.Min(writes), slices.Max(writes)
+	}
 }
 
 // disk is what the writer would read if all that it began was done.

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package volumes
+package gate
 
 import "time"
 

@@ -1,4 +1,6 @@
-package volumes
+// Package gate keeps a node from acknowledging what is written to a volume that may be
+// another's by now, because this process stood still or the record says so.
+package gate
 
 import (
 	"context"
@@ -17,44 +19,51 @@ const (
 	// gapMax is how long this process may not have run before it takes for possible that
 	// the mesh has given its volumes to others meanwhile.
 	gapMax = 5 * time.Second
-	// beatInterval is how often it looks.
-	beatInterval = time.Second
+	// BeatInterval is how often it looks.
+	BeatInterval = time.Second
 	// gateTimeout is how long a flush waits for a word on whose the volume is.
 	gateTimeout = 30 * time.Second
 )
 
-// pulse notices when the process has stood still: stopped, or its host asleep. Safe for
+// Pulse notices when the process has stood still: stopped, or its host asleep. Safe for
 // concurrent use.
-type pulse struct {
+type Pulse struct {
 	now  func() time.Duration // by a clock that goes on while the host sleeps
 	last atomic.Int64         // when it was last looked at
 	gaps atomic.Uint64        // how often it has stood still
-	seen chan struct{}        // has one when there was a gap
+	Seen chan struct{}        // has one when there was a gap
 }
 
-func newPulse(now func() time.Duration) *pulse {
-	p := &pulse{now: now, seen: make(chan struct{}, 1)}
+// NewPulse returns a Pulse by a clock, the system's when nil.
+func NewPulse(now func() time.Duration) *Pulse {
+	if now == nil {
+		now = boottime
+	}
+	p := &Pulse{now: now, Seen: make(chan struct{}, 1)}
 	p.last.Store(int64(now()))
 	return p
 }
 
-// look notes a gap before this moment.
-func (p *pulse) look() {
+// Gaps is how often it has stood still.
+func (p *Pulse) Gaps() uint64 { return p.gaps.Load() }
+
+// Look notes a gap before this moment.
+func (p *Pulse) Look() {
 	now, last := int64(p.now()), p.last.Load()
 	if now <= last || !p.last.CompareAndSwap(last, now) || now-last <= int64(gapMax) {
 		return
 	}
 	p.gaps.Add(1)
 	select {
-	case p.seen <- struct{}{}:
+	case p.Seen <- struct{}{}:
 	default:
 	}
 }
 
-// gate lets what a volume has done be acknowledged while the volume is known to be this
+// Gate lets what a volume has done be acknowledged while the volume is known to be this
 // node's. Safe for concurrent use.
-type gate struct {
-	pulse *pulse
+type Gate struct {
+	pulse *Pulse
 	open  atomic.Uint64 // one more than the gaps after which it was opened; 0 is shut
 
 	mu   sync.Mutex    // guards what follows
@@ -62,13 +71,14 @@ type gate struct {
 	dead error         // why it never opens again
 }
 
-func newGate(p *pulse) *gate { return &gate{pulse: p, wake: make(chan struct{})} }
+// New returns one that is shut.
+func New(p *Pulse) *Gate { return &Gate{pulse: p, wake: make(chan struct{})} }
 
-// isOpen reports whether something may be acknowledged, by what was noticed so far.
-func (g *gate) isOpen() bool { return g.open.Load() == g.pulse.gaps.Load()+1 }
+// IsOpen reports whether something may be acknowledged, by what was noticed so far.
+func (g *Gate) IsOpen() bool { return g.open.Load() == g.pulse.gaps.Load()+1 }
 
-// admit opens it, by what was learnt after so many gaps.
-func (g *gate) admit(gaps uint64) {
+// Admit opens it, by what was learnt after so many gaps.
+func (g *Gate) Admit(gaps uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.dead == nil {
@@ -78,24 +88,24 @@ func (g *gate) admit(gaps uint64) {
 	}
 }
 
-// shut has all wait for admit.
-func (g *gate) shut() { g.open.Store(0) }
+// Shut has all wait for Admit.
+func (g *Gate) Shut() { g.open.Store(0) }
 
-// end fails all who wait, and who come.
-func (g *gate) end(why error) {
+// End fails all who wait, and who come.
+func (g *Gate) End(why error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.shut()
+	g.Shut()
 	if g.dead == nil {
 		g.dead = why
 		close(g.wake)
 	}
 }
 
-// pass waits until what was done may be acknowledged. It looks at the clock, so that
+// Pass waits until what was done may be acknowledged. It looks at the clock, so that
 // nothing is between it and who is told but a moment.
-func (g *gate) pass(ctx context.Context) error {
-	if g.pulse.look(); g.isOpen() {
+func (g *Gate) Pass(ctx context.Context) error {
+	if g.pulse.Look(); g.IsOpen() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, gateTimeout)
@@ -107,7 +117,7 @@ func (g *gate) pass(ctx context.Context) error {
 		switch {
 		case dead != nil:
 			return dead
-		case g.isOpen():
+		case g.IsOpen():
 			return nil
 		}
 		select {
@@ -118,55 +128,55 @@ func (g *gate) pass(ctx context.Context) error {
 	}
 }
 
-// gated is a volume whose writes and flushes pass a gate.
-type gated struct {
+// Device is a volume whose writes and flushes pass a gate.
+type Device struct {
 	*volume.Volume
-	gate *gate
+	Gate *Gate
 }
 
-var _ blockdev.BatchWriter = (*gated)(nil)
+var _ blockdev.BatchWriter = (*Device)(nil)
 
 // WriteAt implements blockdev.Device.
-func (d *gated) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
 	return d.change(ctx, fua, func() error { return d.Volume.WriteAt(ctx, p, off, fua) })
 }
 
 // Zero implements blockdev.Device.
-func (d *gated) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
+func (d *Device) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
 	return d.change(ctx, fua, func() error { return d.Volume.Zero(ctx, off, length, keep, fua) })
 }
 
-func (d *gated) change(ctx context.Context, fua bool, do func() error) error {
-	if !d.gate.isOpen() {
-		if err := d.gate.pass(ctx); err != nil {
+func (d *Device) change(ctx context.Context, fua bool, do func() error) error {
+	if !d.Gate.IsOpen() {
+		if err := d.Gate.Pass(ctx); err != nil {
 			return err
 		}
 	}
 	err := do()
 	if err == nil && fua {
-		err = d.gate.pass(ctx)
+		err = d.Gate.Pass(ctx)
 	}
 	return err
 }
 
 // TryWriteFrom implements blockdev.Device.
-func (d *gated) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
-	return d.gate.isOpen() && d.Volume.TryWriteFrom(data, n, off)
+func (d *Device) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
+	return d.Gate.IsOpen() && d.Volume.TryWriteFrom(data, n, off)
 }
 
 // TryWriteBatch implements blockdev.BatchWriter.
-func (d *gated) TryWriteBatch(ws []blockdev.Write) int {
-	if !d.gate.isOpen() {
+func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
+	if !d.Gate.IsOpen() {
 		return 0
 	}
 	return blockdev.TryWriteBatch(d.Volume, ws)
 }
 
 // Flush implements blockdev.Device.
-func (d *gated) Flush(ctx context.Context) error {
+func (d *Device) Flush(ctx context.Context) error {
 	err := d.Volume.Flush(ctx)
 	if err == nil {
-		err = d.gate.pass(ctx)
+		err = d.Gate.Pass(ctx)
 	}
 	return err
 }
