@@ -49,8 +49,11 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.openHeld(); err != nil {
+		return err
+	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n}, Holder: n.journals(),
 		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
 	})
 	if err != nil {

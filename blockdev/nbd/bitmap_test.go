@@ -147,8 +147,16 @@ func TestMetaContextsAreChosen(t *testing.T) {
 	disk.fails = content.ErrUnavailable
 	c = greet(t, uri)
 	c.mustOption(optStructured)
-	if got := c.option(optSetMeta, meta("disk", "base:allocation")); len(got) != 1 || got[0].kind != errUnknown {
+	if got := c.option(optSetMeta, meta("disk", "base:allocation", "qemu:dirty-bitmap:1")); len(got) != 1 || got[0].kind != errUnknown {
 		t.Errorf("when the snapshots can't be told: %v", got)
+	}
+	for _, x := range []struct {
+		code    uint32
+		queries []string
+	}{{optListMeta, nil}, {optSetMeta, []string{"base:allocation"}}} {
+		if got := c.option(x.code, meta("disk", x.queries...)); len(got) != 2 || string(got[0].data[4:]) != "base:allocation" {
+			t.Errorf("without the snapshots, to option %d: %v", x.code, got)
+		}
 	}
 }
 

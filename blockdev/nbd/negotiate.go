@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -225,9 +226,9 @@ func (h *haggle) metaContexts(o option) error {
 	if err != nil {
 		return h.refuseError(o.code, err)
 	}
-	all, err := d.contexts(h.ctx)
+	all, err := d.contexts(h.ctx, len(queries) == 0 && o.code == optListMeta || slices.ContainsFunc(queries, isBitmap))
 	d.release()
-	if err != nil {
+	if err != nil && len(queries) > 0 {
 		return h.refuseError(o.code, fmt.Errorf("list the snapshots of %.140q: %w", name, err))
 	}
 	var b []byte
@@ -252,18 +253,22 @@ func (h *haggle) metaContexts(o option) error {
 	return h.write(appendAnswer(b, o.code, repAck))
 }
 
-// contexts returns the metadata contexts of a device, without ids.
-func (d *device) contexts(ctx context.Context) ([]metaContext, error) {
+// contexts returns the metadata contexts of a device, without ids. The bitmaps may be far
+// away: who does not want them does not ask.
+func (d *device) contexts(ctx context.Context, bitmaps bool) ([]metaContext, error) {
 	all := []metaContext{{name: contextBase}}
 	h, ok := d.Device.(blockdev.History)
-	if !ok {
+	if !ok || !bitmaps {
 		return all, nil
 	}
 	snapshots, err := h.Snapshots(ctx)
+	if err != nil {
+		return all, err
+	}
 	for _, from := range snapshots {
 		all = append(all, metaContext{name: contextBitmap + strconv.FormatUint(from, 10), from: from})
 	}
-	return all, err
+	return all, nil
 }
 
 func (h *haggle) write(b []byte) error {

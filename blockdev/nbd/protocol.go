@@ -113,6 +113,9 @@ type metaContext struct {
 	from uint64 // the snapshot, of a bitmap
 }
 
+// isBitmap reports whether a query asks for bitmaps.
+func isBitmap(query string) bool { return query == "qemu:" || strings.HasPrefix(query, contextBitmap) }
+
 // asked reports whether a client that gave the queries means the context. No query at all
 // asks for everything in a list, and for nothing in a set; only lists know prefixes.
 func (m metaContext) asked(code uint32, queries []string) bool {

@@ -71,7 +71,7 @@ func elsewhere() map[string]uint32 {
 // power has torn: they are not taken for what came later.
 func TestGuestsBytesAreNoEntry(t *testing.T) {
 	for whose, foreign := range elsewhere() {
-		forged := entry{kind: kindData, seq: 4, durable: 3, start: 0, sectors: unitSectors}.encode(foreign, bytes.Repeat([]byte{0xbb}, unit))
+		forged := encoded(entry{kind: kindData, seq: 4, durable: 3, start: 0, sectors: unitSectors}, foreign, bytes.Repeat([]byte{0xbb}, unit))
 		dir := create(t)
 		v := open(t, dir, nil)
 		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{0xaa}, unit), 0, true))

@@ -27,26 +27,23 @@ type AdoptedSegment struct {
 // where Sum is zero only against Bytes and its header. All of them are durable when it
 // returns. Without success the folder is of no use, and to be removed.
 func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
-	var end note
-	var last content.Position
+	if len(segments) == 0 {
+		return nil
+	}
+	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
+	if err := writeFirst(dir, id, note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
 	for i, s := range segments {
-		if i > 0 && s.Ref.After != last {
-			return fmt.Errorf("adopt segment %d: %w: it follows entry %d, and the one before ends with %d", s.Ref.Through.Number, content.ErrCorrupt, s.Ref.After.Seq, last.Seq)
+		ref := s.Ref
+		if i > 0 && ref.After != segments[i-1].Ref.Through {
+			return fmt.Errorf("adopt segment %d: %w: it follows entry %d, and the one before ends with another", ref.Through.Number, content.ErrCorrupt, ref.After.Seq)
 		}
-		last = s.Ref.Through
-		path := filepath.Join(dir, header{epoch: s.Ref.Epoch, number: last.Number}.name())
-		if err := s.place(path); err != nil {
-			return fmt.Errorf("adopt segment %d: %w", last.Number, err)
+		if err := s.place(filepath.Join(dir, header{epoch: ref.Epoch, number: ref.Through.Number}.name())); err != nil {
+			return fmt.Errorf("adopt segment %d: %w", ref.Through.Number, err)
 		}
-		end = note{last.Number, s.Ref.Bytes, last.Seq}
 	}
-	if err := durable.SyncDir(dir); err != nil || end.number == 0 {
-		return err
-	}
-	b := make([]byte, noteSlot+noteSize)
-	copy(b, end.encode(seed(id, 0)))
-	copy(b[noteSlot:], end.encode(seed(id, 0)))
-	return durable.WriteFile(filepath.Join(dir, noteName), b, 0o600)
+	return durable.SyncDir(dir)
 }
 
 // place puts the segment at path, whole and synced.

@@ -14,8 +14,7 @@ const (
 	// mergePrefix begins the names of merged segments until they are whole.
 	mergePrefix = ".merge-"
 	// slackSegments is how many full segments the journal may take beside twice what lives
-	// in it: 256 MiB. Compaction begins when there are half as many, so that it is done
-	// before.
+	// in it: 256 MiB. Compaction begins at half of that, so that it is done before.
 	slackSegments = 4
 	// smallMax is how many small segments a journal may have before they are joined.
 	smallMax = 16
@@ -36,13 +35,16 @@ func (v *Volume) tendSoon() {
 func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
-	err := v.joinLayers()
-	for err == nil && v.wants() {
+	err := v.letGo()
+	if err == nil {
+		err = v.joinLayers()
+	}
+	for gained := true; err == nil && gained && v.wants(); {
 		if err = v.absorb(); err == nil {
 			err = v.joinLayers()
 		}
 		if err == nil {
-			err = v.compact()
+			gained, err = v.compact()
 		}
 	}
 	if err != nil && !errors.Is(err, content.ErrClosed) {
@@ -50,13 +52,30 @@ func (v *Volume) tend() {
 	}
 }
 
-// space is what the journal takes, and what of it is needed, in bytes.
+// space is what the journal takes, and what of it is needed at least, in bytes: of layers
+// that are to be joined the newer may hide all of the older. Called with mu.
 func (v *Volume) space() (taken, live int64) {
 	for _, s := range v.chain {
 		taken += s.size
-		live += v.liveOf(s)
 	}
-	return taken, live
+	group, above := v.open.usage().bytes, v.open
+	for _, l := range v.layers {
+		if v.holds(above.after) || v.based(above.after) {
+			live, group = live+group, 0
+		}
+		group, above = max(group, l.usage().bytes), l
+	}
+	return taken, live + group
+}
+
+// based reports whether a root has all up to just there. Called with mu.
+func (v *Volume) based(p content.Position) bool {
+	for g := v.ground; g != nil; g = g.older {
+		if g.base == p {
+			return true
+		}
+	}
+	return false
 }
 
 // absorb freezes the open layer, all of it synced, so that what it has overwritten shows.
@@ -69,10 +88,9 @@ func (v *Volume) absorb() error {
 	v.endTail()
 	v.mu.Lock()
 	v.freezeAt(v.position())
-	target := v.seq
 	v.mu.Unlock()
 	v.turns.pass()
-	return v.flush(target)
+	return v.flush(everything)
 }
 
 // joinLayers makes one of neighbouring layers between which no position is kept, and
@@ -104,12 +122,7 @@ func (v *Volume) joinLayers() error {
 // joint is the first layer that can be joined with the one under it, or -1. Called with mu.
 func (v *Volume) joint() int {
 	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], func(l *layer) bool {
-		for g := v.ground; g != nil; g = g.older {
-			if l.after == g.base {
-				return false
-			}
-		}
-		return v.kept[l.after] == 0
+		return !v.holds(l.after) && !v.based(l.after)
 	})
 }
 
@@ -169,18 +182,27 @@ func (v *Volume) exchange(now *layer, before ...*layer) error {
 
 // wants reports whether the journal is to be made smaller.
 func (v *Volume) wants() bool {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
+	pressed := v.pressed()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.weigh()
 	if v.closed || v.failed != nil {
 		return false
 	}
 	taken, live := v.space()
-	hidden := int64(0) // at most what the open layer may have overwritten in the one under it
-	if len(v.layers) > 0 && v.kept[v.open.after] == 0 {
-		hidden = v.open.usage().dirty * sectorSize
-	}
-	return v.open.bytes() > memoryMax/2 || taken > 2*(live-hidden)+slackSegments/2*v.cfg.SegmentSize
+	many := int64(len(v.chain)) > smallMax+4*taken/v.cfg.SegmentSize
+	return many || v.open.bytes() > v.cfg.Memory/2 || taken > allowed(live, v.cfg.SegmentSize, pressed)+v.cfg.SegmentSize*slackSegments/4
 }
+
+// allowed is what a journal may take after compaction.
+func allowed(live, segment int64, pressed bool) int64 {
+	if pressed {
+		return live + live/8
+	}
+	return 2*live + segment
+}
+
+func (v *Volume) pressed() bool { return v.cfg.Free != nil && v.cfg.Free() < compactBelow }
 
 // run is neighbouring segments that become one.
 type run struct {
@@ -190,18 +212,15 @@ type run struct {
 	into     *segment
 }
 
-// choose picks the segments of a layer that are the deadest, until what is left takes no
-// more than 7/4 of what lives, and half the slack; and small ones, where they are many.
-func choose(segments []*segment, live map[*segment]int64, size int64) (runs []*run) {
-	var taken, needed int64
+// choose picks the segments of a layer that are the deadest, to free excess bytes, and small
+// ones, where they are many.
+func choose(segments []*segment, live map[*segment]int64, size, excess int64) (runs []*run) {
 	small := 0
 	for _, s := range segments {
-		taken, needed = taken+s.size, needed+live[s]
 		if s.size < size/2 {
 			small++
 		}
 	}
-	excess := taken - needed*7/4 - size
 	byDeath := slices.SortedFunc(slices.Values(segments), func(a, b *segment) int {
 		return cmp.Compare(live[a]*b.size>>10, live[b]*a.size>>10)
 	})
@@ -233,15 +252,19 @@ func choose(segments []*segment, live map[*segment]int64, size int64) (runs []*r
 	})
 }
 
-// compact rewrites the deadest segments of each layer.
-func (v *Volume) compact() error {
+// compact rewrites the deadest segments of each layer. What it writes meanwhile is a part of
+// what the journal takes, and so bounded; tend comes again, unless there was nothing to do.
+func (v *Volume) compact() (gained bool, err error) {
+	pressed := v.pressed()
 	v.mu.RLock()
 	layers, chain := v.layers, slices.Clone(v.chain)
 	live := map[*segment]int64{}
 	for _, s := range chain {
 		live[s] = v.liveOf(s)
 	}
+	taken, needed := v.space()
 	v.mu.RUnlock()
+	excess := taken - allowed(needed, v.cfg.SegmentSize, pressed)
 	for _, l := range layers {
 		var own []*segment
 		for _, s := range chain {
@@ -249,13 +272,20 @@ func (v *Volume) compact() error {
 				own = append(own, s)
 			}
 		}
-		if runs := choose(own, live, v.cfg.SegmentSize); len(runs) > 0 {
-			if err := v.rewrite(l, runs); err != nil {
-				return err
+		runs := choose(own, live, v.cfg.SegmentSize, excess)
+		room := max(v.cfg.SegmentSize, taken/32)
+		n := 0
+		for ; n < len(runs) && (n == 0 || room >= runs[n].live); n++ {
+			room -= runs[n].live
+		}
+		if n > 0 {
+			if err := v.rewrite(l, runs[:n]); err != nil {
+				return gained, err
 			}
+			gained = true
 		}
 	}
-	return nil
+	return gained, nil
 }
 
 // rewrite makes one segment of each run of a layer's, and the layer anew. The new one
@@ -357,6 +387,7 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 	for _, r := range runs {
 		i := slices.Index(v.chain, r.segments[0])
 		r.segments[len(r.segments)-1].replaced = true
+		v.pressure.freed.Add(-r.into.size)
 		v.chain = slices.Replace(slices.Clone(v.chain), i, i+len(r.segments), r.into)
 		dead = append(dead, r.segments...)
 	}

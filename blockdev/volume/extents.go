@@ -5,6 +5,17 @@ import (
 	"sort"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	sectorSize = content.SectorSize
+	// unit is how much data one sum covers: what guests mostly write and read.
+	unit        = 4096
+	unitSectors = unit / sectorSize
+	// entryHeader is what a range costs in a segment beside its data and 4 bytes for each
+	// unit of that.
+	entryHeader = 40
 )
 
 // extent is a range of the disk whose newest bytes are in one journal entry, or
@@ -27,11 +38,10 @@ func (e extent) stored() bool { return e.data != 0 }
 
 // cost is what the extent takes in a segment of its own.
 func (e extent) cost() int64 {
-	kind := byte(kindZero)
-	if e.stored() {
-		kind = kindData
+	if !e.stored() {
+		return entryHeader
 	}
-	return entry{kind: kind, sectors: e.n}.size()
+	return entryHeader + 4*int64((e.n+unitSectors-1)/unitSectors) + int64(e.n)*sectorSize
 }
 
 func (e extent) state() blockdev.State {
@@ -77,7 +87,8 @@ type extentMap struct {
 // usage is what extents use.
 type usage struct {
 	dirty int64   // sectors with data
-	live  []int64 // by slot: bytes that extents have in that segment
+	bytes int64   // what the extents have in segments
+	live  []int64 // the same by slot
 }
 
 // liveIn is how many bytes of a segment are in use.
@@ -100,6 +111,7 @@ func (u *usage) account(e extent, sign int64) {
 		u.live = append(u.live, make([]int64, int(e.seg)+1-len(u.live))...)
 	}
 	u.live[e.seg] += sign * e.cost()
+	u.bytes += sign * e.cost()
 }
 
 // of returns the extents whose segment has a slot, at most limit and one.

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -13,9 +12,9 @@ import (
 
 const (
 	// HeaderSize is how long the header of a segment is, in bytes.
-	HeaderSize = 72
+	HeaderSize = segmentHeader
 	// SegmentSuffix ends the name of a segment's file.
-	SegmentSuffix = ".seg"
+	SegmentSuffix = segmentSuffix
 )
 
 // Header is what a segment says of itself first.
@@ -25,31 +24,21 @@ type Header struct {
 	// After is the position that it follows.
 	After content.Position
 	// Merged is the seq of the last entry that it stands for, where entries were left out of
-	// it, so that it means nothing before it is whole; else 0.
-	Merged uint64
+	// it, so that it means nothing before it is whole; else 0. A journal that has it and does
+	// not reach the entry Needs is not whole.
+	Merged, Needs uint64
 }
 
 // Name is what the segment's file is called.
-func (h Header) Name() string { return fmt.Sprintf("%016x-%016x%s", h.Epoch, h.Number, SegmentSuffix) }
+func (h Header) Name() string { return header{epoch: h.Epoch, number: h.Number}.name() }
 
 // DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
-func DecodeHeader(b []byte) (h Header, err error) {
-	if len(b) < HeaderSize || !bytes.HasPrefix(b, []byte("GRSEG\x00\x00\x02")) || !whole(0, b[:HeaderSize], "GRSEG\x00\x00\x02") {
-		return h, fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
+func DecodeHeader(b []byte) (Header, error) {
+	h, ok := decodeHeader(b)
+	if !ok {
+		return Header{}, fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
 	}
-	h.Volume = content.VolumeID(b[8:24])
-	for i, x := range []*uint64{&h.Epoch, &h.Number, &h.After.Number, &h.After.Seq, &h.Merged} {
-		*x = binary.LittleEndian.Uint64(b[24+8*i:])
-	}
-	return h, nil
-}
-
-func (h Header) encode() []byte {
-	b := append(append(make([]byte, 0, HeaderSize), "GRSEG\x00\x00\x02"...), h.Volume[:]...)
-	for _, x := range [...]uint64{h.Epoch, h.Number, h.After.Number, h.After.Seq, h.Merged} {
-		b = binary.LittleEndian.AppendUint64(b, x)
-	}
-	return summed(0, binary.LittleEndian.AppendUint32(b, 0))
+	return Header{h.volume, h.epoch, h.number, h.after, h.merged, h.needs}, nil
 }
 
 // Inspect reads the first size bytes of a segment and returns the seq of the last entry
@@ -57,27 +46,27 @@ func (h Header) encode() []byte {
 // others. Of a merged segment of which anything is missing nothing is whole, and of one
 // without a whole header there is an ErrCorrupt.
 func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error) {
-	head := make([]byte, HeaderSize)
-	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
+	buf := make([]byte, headMax+writeMax)
+	if _, err := f.ReadAt(buf[:HeaderSize], 0); err != nil && err != io.EOF {
 		return h, 0, 0, err
 	}
-	if h, err = DecodeHeader(head); err != nil {
+	if h, err = DecodeHeader(buf[:HeaderSize]); err != nil {
 		return h, 0, 0, err
 	}
+	seed := seed(h.Volume, h.Number)
 	seq, end = h.After.Seq, HeaderSize
 	table := int64(-1)
 	if h.Merged > 0 {
-		if _, table, err = readTable(f, seed(h.Volume, h.Number), size); err != nil {
+		if _, table, err = readTable(f, seed, size); err != nil {
 			return h, seq, 0, nil
 		}
 	}
-	buf := make([]byte, entryHeader+4*writeMax/unit+writeMax)
 	for end < size && end != table {
 		n, err := f.ReadAt(buf[:min(int64(len(buf)), size-end)], end)
 		if err != nil && err != io.EOF {
 			return h, 0, 0, err
 		}
-		e, bad := decodeEntry(seed(h.Volume, h.Number), buf[:n])
+		e, bad := decodeEntry(seed, buf[:n])
 		if bad != nil || int64(n) < e.size() || e.seq != cmp.Or(h.Merged, seq+1) || !e.intact(buf[:e.size()]) {
 			break
 		}

@@ -3,7 +3,6 @@ package volume
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -82,30 +81,6 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 	}
 }
 
-// disks is a volume, what it has to read as, and what a loss of power may make of it.
-type disks struct {
-	t     *rapid.T
-	src   *image
-	dir   string
-	v     *Volume
-	want  []byte
-	since [][]byte          // want after each change since the last flush, that of the flush first
-	notes [][]byte          // what the note was
-	gone  map[string][]byte // segments that were removed and may come back
-	next  int
-}
-
-func (d *disks) open(dir string) {
-	d.dir = dir
-	v, err := Open(smallSegments(dir, d.src))
-	must(d.t, err)
-	d.v, d.gone, d.notes = v, map[string][]byte{}, nil
-	expectAny(d.t, v, d.since)
-	p := make([]byte, testSize)
-	must(d.t, v.ReadAt(d.t.Context(), p, 0))
-	d.want, d.since = p, [][]byte{slices.Clone(p)} // an open journal is a synced one
-}
-
 // expectAny reads the disk and wants it to be as it was at one time.
 func expectAny(t *rapid.T, v *Volume, states [][]byte) {
 	t.Helper()
@@ -114,127 +89,6 @@ func expectAny(t *rapid.T, v *Volume, states [][]byte) {
 	if !slices.ContainsFunc(states, func(s []byte) bool { return bytes.Equal(p, s) }) {
 		t.Fatalf("the disk is as it never was since the last flush (%d states)", len(states))
 	}
-}
-
-func (d *disks) changed() { d.since = append(d.since, slices.Clone(d.want)) }
-
-// watch keeps what a loss of power may bring back.
-func (d *disks) watch() {
-	for _, name := range segments(d.t, d.dir) {
-		if b, err := os.ReadFile(name); err == nil {
-			d.gone[filepath.Base(name)] = b
-		}
-	}
-	if b, err := os.ReadFile(filepath.Join(d.dir, noteName)); err == nil {
-		d.notes = append(d.notes, b)
-	}
-}
-
-// copy makes a folder as a kill leaves it, and lets go of the old one.
-func (d *disks) copy() string {
-	d.v.work.Wait()
-	d.next++
-	dir := fmt.Sprintf("%s.%d", d.dir, d.next)
-	must(d.t, os.CopyFS(dir, os.DirFS(d.dir)))
-	must(d.t, d.v.Close())
-	must(d.t, os.RemoveAll(d.dir))
-	return dir
-}
-
-// power takes from a copy what was not synced, in any order.
-func (d *disks) power(t *rapid.T) {
-	d.v.work.Wait()
-	synced := d.v.notes.last
-	dir := d.copy()
-	for _, name := range segments(t, dir) {
-		_, number, ok := numbered(filepath.Base(name))
-		if !ok {
-			t.Fatalf("a file %s", name)
-		}
-		b, err := os.ReadFile(name)
-		must(t, err)
-		from := int64(0)
-		h, _ := decodeHeader(b)
-		switch {
-		case number < synced.number || h.merged > 0: // which had no name before it was synced
-			continue
-		case number == synced.number:
-			from = synced.length
-		}
-		if from >= int64(len(b)) {
-			continue
-		}
-		a := rapid.Int64Range(from, int64(len(b))).Draw(t, "from")
-		switch rapid.IntRange(0, 3).Draw(t, "damage") {
-		case 0:
-			b = b[:a]
-		case 1:
-			clear(b[a:rapid.Int64Range(a, int64(len(b))).Draw(t, "to")])
-		case 2:
-			if number > synced.number {
-				must(t, os.Remove(name))
-				continue
-			}
-		}
-		must(t, os.WriteFile(name, b, 0o600))
-	}
-	for name, b := range d.gone { // to take a name away was not synced
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil && rapid.Bool().Draw(t, "back") {
-			must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
-		}
-	}
-	if len(d.notes) > 0 && rapid.Bool().Draw(t, "old note") {
-		must(t, os.WriteFile(filepath.Join(dir, noteName), rapid.SampledFrom(d.notes).Draw(t, "note"), 0o600))
-	}
-	d.open(dir)
-}
-
-// TestCrashes writes, zeroes and flushes a journal of small segments, ends it cleanly,
-// by kills and by losses of power that take what was not synced in any order: what was
-// flushed is there, and the rest is as at one moment since.
-func TestCrashes(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		src := newImage(sourceSize)
-		d := &disks{t: r, src: src, since: [][]byte{blank(src)}}
-		d.open(create(t))
-		defer func() { must(r, d.v.Close()) }()
-		r.Repeat(map[string]func(*rapid.T){
-			"write": func(r *rapid.T) {
-				d.watch()
-				for range rapid.IntRange(1, 12).Draw(r, "writes") {
-					off := rapid.Int64Range(0, 3).Draw(r, "place") * 8 * unit // few, so that much is overwritten
-					p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, rapid.IntRange(1, 64).Draw(r, "sectors")*sectorSize)
-					must(r, d.v.WriteAt(r.Context(), p, off, false))
-					copy(d.want[off:], p)
-					d.changed()
-				}
-			},
-			"zero": func(r *rapid.T) {
-				off, n := rapid.Int64Range(0, 3).Draw(r, "place")*8*unit, rapid.Int64Range(1, 100).Draw(r, "sectors")*sectorSize
-				must(r, d.v.Zero(r.Context(), off, n, false, false))
-				clear(d.want[off : off+n])
-				d.changed()
-			},
-			"flush": func(r *rapid.T) {
-				must(r, d.v.Flush(r.Context()))
-				d.since = [][]byte{slices.Clone(d.want)}
-			},
-			"tidy": func(*rapid.T) { d.watch(); d.v.tend() },
-			"busy": func(*rapid.T) { d.v.tended.Store(!d.v.tended.Load()) }, // what tidies is late
-			"stop": func(r *rapid.T) {
-				must(r, d.v.Close())
-				d.since = [][]byte{slices.Clone(d.want)}
-				d.open(d.dir)
-			},
-			"kill": func(r *rapid.T) {
-				want := [][]byte{slices.Clone(d.want)}
-				dir := d.copy()
-				d.since = want
-				d.open(dir)
-			},
-			"power": d.power, "power cut": d.power,
-		})
-	})
 }
 
 // TestRotInAFullSegment flips bits all over a segment whose table a start reads: the
@@ -293,18 +147,6 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 	if took := after.TotalAlloc - before.TotalAlloc; took > 2*windowSize {
 		t.Errorf("a journal of 48 MiB takes %d bytes to open", took)
 	}
-}
-
-func FuzzDecodeTable(f *testing.F) {
-	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
-	f.Add(t.encode(5, 8192), int64(8192))
-	f.Add(t.encode(5, 8192), int64(8275)) // it is from another place
-	f.Fuzz(func(t *testing.T, b []byte, off int64) {
-		got, err := decodeTable(5, b, off)
-		if err == nil && !bytes.Equal(got.encode(5, off), b) {
-			t.Errorf("%x is read as %+v", b, got)
-		}
-	})
 }
 
 // BenchmarkOpen opens a volume of 256 MiB that was rewritten to 4 GiB in random order.

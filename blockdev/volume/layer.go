@@ -14,6 +14,17 @@ type layer struct {
 	disk           *spilled
 }
 
+// memoryMax bounds the extents of a volume that are in memory; beyond it layers are
+// spilled. It is some 6 GiB of writes of 4 KiB.
+const memoryMax = 64 << 20
+
+// build makes a layer of extents: in memory, if it takes no more than room there.
+func (v *Volume) build(after, through content.Position, extents cursor, room int64) (l *layer, err error) {
+	l = &layer{after: after, through: through}
+	l.mem, l.disk, err = gathered(v.cfg.Dir, &v.buffers, extents, room)
+	return l, err
+}
+
 func newLayer(after content.Position) *layer { return &layer{after: after, mem: new(extentMap)} }
 
 func (l *layer) usage() *usage {
@@ -26,7 +37,7 @@ func (l *layer) usage() *usage {
 // bytes is what the layer takes in memory.
 func (l *layer) bytes() int64 {
 	if l.mem != nil {
-		return int64(len(l.mem.pages)) * pageMax * extentBytes
+		return l.mem.size()
 	}
 	return int64(len(l.disk.index)) * 8
 }
@@ -41,65 +52,11 @@ func (l *layer) at(s uint64, wait bool) (extent, bool, error) {
 	return l.disk.at(s, wait)
 }
 
-// cursor returns extents by where they start; ok is false behind the last one.
-type cursor func() (e extent, ok bool, err error)
-
 func (l *layer) all() cursor {
 	if l.mem == nil {
 		return l.disk.all()
 	}
-	page, i := 0, 0
-	return func() (extent, bool, error) {
-		for ; page < len(l.mem.pages); page, i = page+1, 0 {
-			if i < len(l.mem.pages[page]) {
-				i++
-				return l.mem.pages[page][i-1], true, nil
-			}
-		}
-		return extent{}, false, nil
-	}
-}
-
-// overlay lays newer extents over older ones.
-func overlay(newer, older cursor) cursor {
-	var a, b extent
-	var more, rest bool // a, b are there
-	begun := false
-	return func() (e extent, ok bool, err error) {
-		if !begun {
-			begun = true
-			if a, more, err = newer(); err != nil {
-				return e, false, err
-			}
-			if b, rest, err = older(); err != nil {
-				return e, false, err
-			}
-		}
-		switch {
-		case !more && !rest:
-			return extent{}, false, nil
-		case rest && (!more || b.start < a.start):
-			e = b
-			if more && b.end() > a.start { // what lies under a goes
-				e, b = b.until(a.start), b.from(a.start)
-				return e, true, nil
-			}
-			b, rest, err = older()
-			return e, true, err
-		}
-		e = a
-		for rest && b.start < e.end() && err == nil {
-			if b.end() > e.end() {
-				b = b.from(e.end())
-				break
-			}
-			b, rest, err = older()
-		}
-		if err == nil {
-			a, more, err = newer()
-		}
-		return e, true, err
-	}
+	return l.mem.all()
 }
 
 // flattened is what several layers show together, given with the newest first.

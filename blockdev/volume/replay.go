@@ -84,23 +84,29 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		lost = append(lost, c)
 	}
 	if len(lost) == 0 {
-		v.resume()
-		if !v.cfg.ReadOnly {
+		if err = v.resume(); err == nil && !v.cfg.ReadOnly {
 			err = v.clear(gone, r.torn)
 		}
 	}
 	return lost, err
 }
 
-// resume goes on with the last segment, if it is of this epoch and has no end yet.
-func (v *Volume) resume() {
-	if n := len(v.chain); n > 0 {
-		last := v.chain[n-1]
-		if mine := last.volume == v.cfg.ID && last.epoch == v.cfg.Epoch; mine && !last.sealed && !v.cfg.ReadOnly {
-			v.tail, last.synced = last, false
-		}
-		last.sealed = v.tail == nil
+// resume goes on with the last segment, if it is of this epoch and has no end yet. One
+// that nothing was written to goes.
+func (v *Volume) resume() error {
+	n := len(v.chain)
+	if n == 0 || v.cfg.ReadOnly {
+		return nil
 	}
+	last := v.chain[n-1]
+	if last.empty() {
+		return errors.Join(v.drop(last), v.resume())
+	}
+	if mine := last.volume == v.cfg.ID && last.epoch == v.cfg.Epoch; mine && !last.sealed {
+		v.tail, last.synced = last, false
+	}
+	last.sealed = v.tail == nil
+	return nil
 }
 
 // lose marks the range of a lost entry, so that reading it fails.
@@ -157,10 +163,15 @@ func (v *Volume) list() (chain []found, gone []string, err error) {
 	}
 	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.epoch, b.epoch)) })
 	next := uint64(math.MaxUint64) // what comes behind that is there already
+	before := false                // a snapshot needs what the root has, too
+	for p := range v.kept {
+		before = before || p.Seq < v.cfg.Base.Seq
+	}
 	for i, x := range slices.Backward(all) {
 		switch {
 		case i > 0 && all[i-1].number == x.number:
 			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].file, x.file, v.cfg.Dir, content.ErrCorrupt)
+		case x.number <= v.cfg.Base.Number && before:
 		case x.number <= v.cfg.Base.Number || x.number > next:
 			gone = append(gone, x.file)
 		default:
@@ -268,7 +279,7 @@ func (v *Volume) bound(s *segment) error {
 	if v.kept[s.through()] > 0 {
 		s.sealed = true
 	}
-	if !s.sealed || v.kept[s.through()] == 0 && v.open.bytes() <= memoryMax/2 {
+	if !s.sealed || v.kept[s.through()] == 0 && v.open.bytes() <= v.cfg.Memory/2 {
 		return nil
 	}
 	v.freezeAt(s.through())
@@ -468,26 +479,35 @@ func (v *Volume) cut(tail *badEntry) error {
 		last := v.chain[len(v.chain)-1]
 		if last == tail.file && tail.offset >= segmentHeader {
 			last.size, last.last, last.sealed = tail.offset, tail.entry.seq-1, false
+			last.body = last.size
 			if v.cfg.ReadOnly {
 				return nil
 			}
 			return last.file.Truncate(last.size)
 		}
-		v.chain = v.chain[:len(v.chain)-1]
-		v.number = last.after.Number
-		if err := last.file.Close(); err != nil {
+		if err := v.drop(last); err != nil { // as if its header never reached the disk
 			return err
-		}
-		if !v.cfg.ReadOnly { // as if its header never reached the disk
-			if err := os.Remove(v.path(last)); err != nil {
-				return err
-			}
 		}
 		if last == tail.file {
 			break
 		}
 	}
 	return nil
+}
+
+// drop removes the last segment, of which nothing is to be kept. A read-only volume leaves
+// the file.
+func (v *Volume) drop(last *segment) error {
+	v.chain = v.chain[:len(v.chain)-1]
+	v.number = v.cfg.Base.Number
+	if n := len(v.chain); n > 0 {
+		v.number = v.chain[n-1].number
+	}
+	err := last.file.Close()
+	if err == nil && !v.cfg.ReadOnly {
+		err = os.Remove(v.path(last))
+	}
+	return err
 }
 
 // pieces reads a file in pieces that are larger than what is asked of it.
@@ -499,8 +519,6 @@ type pieces struct {
 }
 
 const (
-	// headMax is the most that the head of an entry takes, with its sums.
-	headMax = entryHeader + 4*(writeMax/unit)
 	// windowSize is what is in memory of a journal that is replayed: any entry, and
 	// more, so that small ones are read many at a time.
 	windowSize = headMax + 2*writeMax

@@ -21,8 +21,9 @@ type Segment struct {
 }
 
 // Seal ends the open segment, if it has entries, and freezes its layer, and returns the
-// place once all up to it is durable here. It copies nothing. The place is kept for the
-// caller, as Keep does, who gives it back with Release.
+// place once all up to it is durable here. It copies nothing. The place stays readable
+// until a Rebase goes beyond it or there were two more of Seal; who needs it for longer
+// calls Keep.
 func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.take()
 	if err := v.writable(); err != nil {
@@ -32,12 +33,14 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.endTail()
 	v.mu.Lock()
 	p := v.position()
-	v.kept[p]++
+	if v.seals[0] != p {
+		v.seals[0], v.seals[1] = p, v.seals[0]
+	}
 	v.freezeAt(p)
 	v.mu.Unlock()
 	v.turns.pass()
-	if err := v.flush(p.Seq); err != nil {
-		v.Release(p)
+	v.step("ended")
+	if err := v.flush(everything); err != nil {
 		return content.Position{}, fmt.Errorf("seal: %w", err)
 	}
 	return p, nil
@@ -54,7 +57,12 @@ func (v *Volume) freezeAt(p content.Position) {
 }
 
 // position is where the journal ends. Called with mu, or the turn.
-func (v *Volume) position() content.Position { return content.Position{Number: v.number, Seq: v.seq} }
+func (v *Volume) position() content.Position {
+	if v.tail != nil && v.tail.empty() {
+		return v.tail.after
+	}
+	return content.Position{Number: v.number, Seq: v.seq}
+}
 
 // End returns the position of all that was written by now.
 func (v *Volume) End() content.Position {
@@ -77,13 +85,14 @@ func (v *Volume) Sealed() []Segment {
 	return out
 }
 
-// liveOf is how many bytes of a segment are in use. Called with mu.
+// liveOf is how many bytes of a segment are in use: at most all, though to take the parts
+// of its entries out may need more. Called with mu.
 func (v *Volume) liveOf(s *segment) int64 {
 	live := v.open.usage().liveIn(s.slot)
 	for _, l := range v.layers {
 		live += l.usage().liveIn(s.slot)
 	}
-	return live
+	return min(live, s.size)
 }
 
 // Keep has a position stay readable until as many calls of Release: layers are not joined
@@ -102,7 +111,12 @@ func (v *Volume) gone(p content.Position) error {
 	return fmt.Errorf("position %d of volume %s: %w: the journal has no such place, or did not keep it", p.Seq, v.cfg.ID, content.ErrNotFound)
 }
 
-// Release gives a position back that Seal or Keep has kept.
+// holds reports whether layers are not to be joined across a position. Called with mu.
+func (v *Volume) holds(p content.Position) bool {
+	return v.kept[p] > 0 || slices.Contains(v.seals[:], p)
+}
+
+// Release gives a position back that Keep has kept.
 func (v *Volume) Release(p content.Position) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -181,46 +195,44 @@ func (v *Volume) Changes(after, through content.Position) iter.Seq2[Range, error
 	}
 }
 
-// Changed tells chunks that were written or zeroed behind after and up to through, which
-// is kept, by their index, rising; and how many bytes of each.
-func (v *Volume) Changed(after, through content.Position) iter.Seq2[ChunkBytes, error] {
-	return func(yield func(ChunkBytes, error) bool) {
-		v.mu.RLock()
-		size := int64(v.ground.chunkSize)
-		v.mu.RUnlock()
-		var at ChunkBytes
-		for r, err := range v.Changes(after, through) {
-			if err != nil {
-				yield(ChunkBytes{}, err)
-				return
-			}
-			for r.Length > 0 {
-				index := uint64(r.Offset / size)
-				n := min(r.Length, int64(index+1)*size-r.Offset)
-				if index != at.Index && at.Bytes > 0 {
-					if !yield(at, nil) {
-						return
-					}
-					at.Bytes = 0
-				}
-				at = ChunkBytes{index, at.Bytes + n}
-				r.Offset, r.Length = r.Offset+n, r.Length-n
-			}
+// Changed returns the chunks that were written or zeroed behind after and up to through,
+// as Changes does: their index, rising, and how many bytes of each.
+func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
+	v.mu.RLock()
+	size := int64(v.ground.chunkSize)
+	v.mu.RUnlock()
+	var all []chunkBytes
+	for r, err := range v.Changes(after, through) {
+		if err != nil {
+			return nil, err
 		}
-		if at.Bytes > 0 {
-			yield(at, nil)
+		for r.Length > 0 {
+			index := uint64(r.Offset / size)
+			n := min(r.Length, int64(index+1)*size-r.Offset)
+			if last := len(all) - 1; last >= 0 && all[last].index == index {
+				all[last].bytes += n
+			} else {
+				all = append(all, chunkBytes{index, n})
+			}
+			r.Offset, r.Length = r.Offset+n, r.Length-n
 		}
 	}
+	return func(yield func(uint64, int64) bool) {
+		for _, c := range all {
+			if !yield(c.index, c.bytes) {
+				return
+			}
+		}
+	}, nil
+}
+
+type chunkBytes struct {
+	index uint64
+	bytes int64
 }
 
 // Range is a part of the disk, in bytes.
 type Range struct{ Offset, Length int64 }
-
-// ChunkBytes is how many bytes of a chunk are meant.
-type ChunkBytes struct {
-	Index uint64
-	Bytes int64
-}
 
 // span returns what is newest behind after and up to through.
 func (v *Volume) span(after, through content.Position) (w view, extents cursor, done func(), err error) {
@@ -249,7 +261,25 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 		v.mu.Unlock()
 		return fmt.Errorf("rebase: %w", v.gone(base))
 	}
+	for i, p := range v.seals {
+		if p.Seq < base.Seq {
+			v.seals[i] = content.Position{}
+		}
+	}
 	v.ground = &ground{Source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
+	return v.cutFront()
+}
+
+// letGo drops what was held for positions before the base that are released by now. Called
+// with tending.
+func (v *Volume) letGo() error {
+	v.syncing.Lock()
+	defer v.syncing.Unlock()
+	v.mu.Lock()
+	if v.closed || v.ground.older == nil {
+		v.mu.Unlock()
+		return nil
+	}
 	return v.cutFront()
 }
 
@@ -294,8 +324,10 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 	v.mu.Unlock()
 	var errs []error
 	for _, s := range segments {
+		v.pressure.freed.Add(s.size)
 		if !s.replaced {
 			errs = append(errs, os.Remove(v.path(s)))
+			v.step("removed")
 		}
 	}
 	v.work.Go(func() {

@@ -6,38 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"os"
-	"path/filepath"
 
 	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
-	sectorSize = content.SectorSize
-	// unit is how much data one sum covers: what guests mostly write and read.
-	unit        = 4096
-	unitSectors = unit / sectorSize
-
 	segmentMagic  = "GRSEG\x00\x00\x02"
 	segmentHeader = 80
 	entryMagic    = "GRE\x01"
-	entryHeader   = 40
 
 	kindData = 1
 	kindZero = 2
 	kindMark = 3
 	kindKeep = 4
 
-	// segmentMax is the size at which a segment is closed: what a fold or a holder
-	// takes at a time.
-	segmentMax = 64 << 20
 	// writeMax bounds the data of one entry; a larger write is several.
-	writeMax      = 1 << 20
+	writeMax = 1 << 20
+	// headMax is the most that the head of an entry takes, with its sums.
+	headMax       = entryHeader + 4*(writeMax/unit)
 	segmentSuffix = ".seg"
-	// entriesMax closes a segment of many small entries: its table is to be read at once.
-	entriesMax = tableMax/2 - batchMax
-	// zeroMax bounds the sectors of one entry of zeros.
-	zeroMax = 1 << 31
 )
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
@@ -70,6 +57,11 @@ type entry struct {
 	durable uint64
 	start   uint64 // sector
 	sectors uint32
+}
+
+// dataEntry is one of n bytes at off of the disk.
+func dataEntry(off int64, n int) entry {
+	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
 }
 
 // units is how many sums the entry has.
@@ -200,42 +192,4 @@ func numbered(name string) (epoch, number uint64, ok bool) {
 		return 0, 0, false
 	}
 	return epoch, number, name == header{epoch: epoch, number: number}.name()
-}
-
-// segment is one file of the journal.
-type segment struct {
-	header
-	slot     uint32 // where extents find it
-	seed     uint32 // of its sums
-	file     *os.File
-	size     int64
-	body     int64  // where its entries end: it may have a table behind them
-	last     uint64 // seq of its last entry
-	entries  int
-	sealed   bool    // nothing is added any more
-	synced   bool    // as it is and will be, once another one follows
-	flushed  []place // ends of entries that were synced, for ReadSegments
-	replaced bool    // another one has its name
-}
-
-// place is the end of an entry in a segment.
-type place struct {
-	seq uint64
-	off int64
-}
-
-// through is the position with which the segment ends by now.
-func (s *segment) through() content.Position { return content.Position{Number: s.number, Seq: s.last} }
-
-// createSegment makes a segment file, without a slot; it is durable with the first sync of the
-// folder and of itself.
-func createSegment(dir string, h header) (*segment, error) {
-	f, err := os.OpenFile(filepath.Join(dir, h.name()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := f.WriteAt(h.encode(), 0); err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
-	}
-	return &segment{header: h, seed: seed(h.volume, h.number), file: f, size: segmentHeader, body: segmentHeader, last: h.after.Seq}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,9 +16,6 @@ import (
 )
 
 const (
-	// memoryMax bounds the extents of a volume that are in memory; beyond it layers are
-	// spilled. It is some 7 GiB of writes of 4 KiB.
-	memoryMax   = 64 << 20
 	extentBytes = 40
 
 	// spillPrefix begins the names of files of spilled layers. They are of one run of the process
@@ -83,7 +81,7 @@ func (s *spiller) turn() error {
 	binary.LittleEndian.PutUint32(s.page, s.n)
 	page := s.page[:spillPage]
 	clear(page[len(s.page):])
-	binary.LittleEndian.PutUint32(page[spillPage-4:], sum(page[:spillPage-4]))
+	binary.LittleEndian.PutUint32(page[spillPage-4:], pageSum(page))
 	s.out = append(s.out, page...)
 	s.page, s.n = s.page[:4], 0
 	if len(s.out) < spillBuffer {
@@ -121,10 +119,14 @@ func (s *spilled) read(page int, b []byte, wait bool) (int, error) {
 		return 0, err
 	}
 	n := binary.LittleEndian.Uint32(b)
-	if sum(b[:spillPage-4]) != binary.LittleEndian.Uint32(b[spillPage-4:]) || n > perPage {
+	if pageSum(b) != binary.LittleEndian.Uint32(b[spillPage-4:]) || n > perPage {
 		return 0, s.rotten(page)
 	}
 	return int(n), nil
+}
+
+func pageSum(page []byte) uint32 {
+	return crc32.Checksum(page[:spillPage-4], crc32.MakeTable(crc32.Castagnoli))
 }
 
 func record(page []byte, i int) extent {
@@ -168,50 +170,60 @@ func (s *spilled) all() cursor {
 	}
 }
 
-// build makes a layer of extents: in memory, if it takes no more than room there.
-func (v *Volume) build(after, through content.Position, extents cursor, room int64) (*layer, error) {
-	l := &layer{after: after, through: through, mem: new(extentMap)}
+// gathered makes a list of extents: in memory, if it takes no more than room there, else
+// in a file in dir.
+func gathered(dir string, pages *scratch.Pool, extents cursor, room int64) (mem *extentMap, disk *spilled, err error) {
+	mem = new(extentMap)
 	var out *spiller
-	put := func(e extent) (err error) {
-		if out == nil {
-			l.mem.add(e)
-			if l.bytes() <= room {
-				return nil
-			}
-			if out, err = newSpiller(v.cfg.Dir, &v.buffers); err == nil {
-				for next, more := l.all(), true; more && err == nil; {
-					var old extent
-					if old, more, _ = next(); more {
-						err = out.add(old)
-					}
-				}
-			}
-			return err
-		}
-		return out.add(e)
-	}
 	for {
 		e, ok, err := extents()
-		if err == nil && ok {
-			err = put(e)
+		switch {
+		case err != nil || !ok:
+		case out == nil && mem.size() <= room:
+			mem.add(e)
+		case out == nil:
+			if out, err = mem.spill(dir, pages); err == nil {
+				err = out.add(e)
+			}
+		default:
+			err = out.add(e)
+		}
+		if err != nil && out != nil {
+			err = errors.Join(err, out.drop())
 		}
 		if err != nil {
-			if out != nil {
-				err = errors.Join(err, out.drop())
-			}
-			return nil, fmt.Errorf("list of what the volume has written: %w", err)
+			return nil, nil, fmt.Errorf("list of what the volume has written: %w", err)
 		}
 		if !ok {
 			break
 		}
 	}
-	if out == nil {
-		return l, nil
+	if out == nil && mem.size() > room {
+		if out, err = mem.spill(dir, pages); err != nil {
+			return nil, nil, err
+		}
 	}
-	var err error
-	l.mem = nil
-	l.disk, err = out.finish()
-	return l, err
+	if out == nil {
+		return mem, nil, nil
+	}
+	disk, err = out.finish()
+	return nil, disk, err
+}
+
+// spill begins a file with what the map has.
+func (m *extentMap) spill(dir string, pages *scratch.Pool) (*spiller, error) {
+	out, err := newSpiller(dir, pages)
+	if err != nil {
+		return nil, err
+	}
+	for _, page := range m.pages {
+		for _, e := range page {
+			if err := out.add(e); err != nil {
+				return nil, errors.Join(err, out.drop())
+			}
+		}
+	}
+	return out, nil
 }
 
 // errCold says that a read has to wait for the disk.

@@ -86,7 +86,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 			start: binary.LittleEndian.Uint64(r), data: int64(binary.LittleEndian.Uint64(r[8:])), n: binary.LittleEndian.Uint32(r[16:]),
 			before: binary.LittleEndian.Uint32(r[20:]), entry: binary.LittleEndian.Uint32(r[24:]), crc: binary.LittleEndian.Uint32(r[28:]),
 		}
-		if !e.sound(off) {
+		if !sound(e, off) {
 			return table{}, fmt.Errorf("extent %d of a table: %w", i, content.ErrCorrupt)
 		}
 		t.extents[i] = e
@@ -95,7 +95,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 }
 
 // sound reports whether an extent can be one of a segment whose entries end at end.
-func (e extent) sound(end int64) bool {
+func sound(e extent, end int64) bool {
 	const sectors = content.SizeMax / sectorSize
 	if e.n == 0 || e.start > sectors || uint64(e.n) > sectors-e.start {
 		return false

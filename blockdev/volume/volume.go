@@ -63,11 +63,14 @@ type Config struct {
 	Kept []content.Position
 	// Persist is asked by each Flush; nil has all durable that is durable here.
 	Persist Persister
-	// Space says which share of the disk under Dir is taken, from 0 to 1; nil is never full.
-	Space func() float64
+	// Free says which share of the disk under Dir is free, from 0 to 1; nil always has
+	// enough. Below a tenth writes slow down, and below a twentieth they fail.
+	Free func() float64
 	// SegmentSize is the size at which a segment of the journal is closed; segmentMax
 	// when 0. The journal takes up to four of them beside twice what lives in it.
 	SegmentSize int64
+	// Memory bounds what the map of a volume takes in memory, in bytes; memoryMax when 0.
+	Memory int64
 	// ReadOnly refuses writes and leaves the files as they are; a damaged journal
 	// can be opened only so.
 	ReadOnly bool
@@ -105,20 +108,33 @@ type Volume struct {
 	seq      uint64     // of the last entry
 	size     int64      // of the disk
 	kept     map[content.Position]int
-	written  uint64 // seq of the last entry that is not a mark
-	durable  uint64 // known to be synced
-	told     uint64 // what of that the journal itself says
-	newNames bool   // segments were made since the folder was synced
-	failed   error  // a failed write or sync: no more of either
-	noSpace  bool   // the last write found the disk full
-	settled  bool   // what was replayed is durable
+	seals    [2]content.Position // of the last calls of Seal, newest first
+	written  uint64              // seq of the last entry that is not a mark
+	durable  uint64              // known to be synced
+	told     uint64              // what of that the journal itself says
+	newNames bool                // segments were made since the folder was synced
+	failed   error               // a failed write or sync: no more of either
+	noSpace  bool                // the last write found the disk full
+	settled  bool                // what was replayed is durable
 	closed   bool
+	eased    chan struct{} // closed when pressure.behind ends
 
-	tended atomic.Bool       // somebody is about to tend the journal, and has not looked yet
-	step   func(name string) // told by what is done in steps; tests end the process there
+	pressure pressure
+	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
+	step     func(name string) // told by what is done in steps; tests end the process there
 }
 
 var _ blockdev.Device = (*Volume)(nil)
+
+// Create makes the folder of a volume that nothing was written to yet, durable but for
+// its name. It has a note from then on, so that a journal which is gone never looks like
+// one that has not begun.
+func Create(dir string, id [16]byte) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return writeFirst(dir, id, note{})
+}
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
@@ -128,8 +144,9 @@ var _ blockdev.Device = (*Volume)(nil)
 func Open(cfg Config) (*Volume, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
+	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
-	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, step: func(string) {}}
+	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
 	v.ground = &ground{Source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
 	v.readers = newReaders(nil)
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq

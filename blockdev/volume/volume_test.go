@@ -270,34 +270,8 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 	}
 }
 
-// TestExtentMap lays ranges over each other and compares with a sector array.
-func TestExtentMap(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		const sectors = 3000
-		var m extentMap
-		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
-		next := int64(1)
-		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
-			start := rapid.Uint64Range(0, sectors-1).Draw(r, "start")
-			n := rapid.Uint64Range(1, min(sectors-start, 9)).Draw(r, "n")
-			m.put(extent{start: start, n: uint32(n), data: next * sectorSize, entry: uint32(n)})
-			for i := range n {
-				want[start+i] = next + int64(i)
-			}
-			next += int64(n)
-		}
-		for s := uint64(0); s < sectors; s++ {
-			e, ok := m.at(s)
-			here := ok && e.start <= s
-			if here != (want[s] != 0) || here && e.from(s).data != want[s]*sectorSize {
-				r.Fatalf("sector %d: %+v, %v; want data of sector %d", s, e, ok, want[s])
-			}
-		}
-	})
-}
-
-// encode returns the entry with its data.
-func (e entry) encode(seed uint32, data []byte) []byte {
+// encoded returns an entry with its data.
+func encoded(e entry, seed uint32, data []byte) []byte {
 	b := make([]byte, e.size())
 	copy(b[e.dataOffset():], data)
 	sumUnits(b[entryHeader:e.dataOffset()], data)
@@ -305,9 +279,9 @@ func (e entry) encode(seed uint32, data []byte) []byte {
 	return b
 }
 
-// journal makes a volume with writes and flushes and returns the bytes that the
+// written makes a volume with writes and flushes and returns the bytes that the
 // disk has, and those that it had at each flush.
-func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
+func written(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
 	t.Helper()
 	src := newImage(sourceSize)
 	dir, want, flushed = create(t), blank(src), map[int][]byte{}
@@ -331,7 +305,7 @@ func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[in
 // that was closed cleanly: a start either refuses and says where, or gives every
 // byte as it was. Opened to read only, all but what is lost is there.
 func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
-	dir, want, _ := journal(t, 60)
+	dir, want, _ := written(t, 60)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -407,7 +381,7 @@ func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 // is left is the state after some entry, no older than the last flush before the
 // cut that a later entry tells of.
 func TestTornTailIsCutOff(t *testing.T) {
-	dir, _, _ := journal(t, 40)
+	dir, _, _ := written(t, 40)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -467,18 +441,6 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrReadOnly) {
 		t.Errorf("write: %v, want ErrReadOnly", err)
 	}
-}
-
-func FuzzDecodeEntry(f *testing.F) {
-	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(5, make([]byte, 9*sectorSize)))
-	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(5, nil))
-	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(5, nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := decodeEntry(5, b)
-		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
-			t.Errorf("accepted %+v from %d bytes", e, len(b))
-		}
-	})
 }
 
 func BenchmarkWrite4K(b *testing.B) {

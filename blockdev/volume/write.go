@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"syscall"
 
@@ -39,14 +40,14 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return nil
 }
 
-func dataEntry(off int64, n int) entry {
-	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
-}
-
 // TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
 // is left to WriteAt.
 func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
-	if v.turns.busy() || !v.admitted() { // one that waits is not overtaken
+	var bytes int64
+	for _, w := range ws[:min(len(ws), batchMax)] {
+		bytes += int64(len(w.Data))
+	}
+	if v.turns.busy() || !v.admitted(bytes) { // one that waits is not overtaken
 		return 0
 	}
 	var lent [batchMax]*change
@@ -78,7 +79,7 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
-	if n > writeMax || v.turns.busy() || !v.admitted() { // one that waits is not overtaken
+	if n > writeMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
 		return false
 	}
 	c := v.lend(dataEntry(off, n), nil, true)
@@ -157,6 +158,7 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 			v.vector = append(v.vector, c.data)
 		}
 	}
+	v.step("append")
 	n, err := writeVector(s.file, v.vector, s.size)
 	end := s.size
 	for ; done < len(batch) && end+batch[done].bytes() <= s.size+n; done++ {
@@ -239,6 +241,7 @@ func (v *Volume) roll() error {
 	v.mu.Lock()
 	v.add(s)
 	v.tail, v.newNames = s, true
+	v.weigh()
 	v.mu.Unlock()
 	if full {
 		v.tendSoon()
@@ -249,7 +252,7 @@ func (v *Volume) roll() error {
 // endTail closes the open segment. Called with the turn.
 func (v *Volume) endTail() {
 	s := v.tail
-	if s == nil {
+	if s == nil || s.empty() {
 		return
 	}
 	size := s.size
@@ -314,6 +317,9 @@ func (v *Volume) Flush(ctx context.Context) error {
 	v.persisted = upTo.Seq
 	return nil
 }
+
+// everything is the target of a flush that has all in its files durable, tables too.
+const everything = math.MaxUint64
 
 // flush makes the entries up to target durable here.
 func (v *Volume) flush(target uint64) error {
@@ -465,4 +471,27 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) er
 		return v.Flush(ctx)
 	}
 	return nil
+}
+
+// note writes down that the segments up to s are durable, that one up to length. It
+// may fail on a full disk, and is tried again by the next sync: what was flushed is
+// flushed all the same. Called with syncing, or before the volume is anybody's.
+func (v *Volume) note(n note) {
+	if v.cfg.ReadOnly || n.number == 0 {
+		return
+	}
+	if err := v.notes.write(v.cfg.Dir, n); err != nil {
+		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
+	}
+}
+
+// end is the note of all that the journal has. Called with mu, or before the volume is
+// anybody's.
+func (v *Volume) end() note {
+	n := len(v.chain)
+	if n == 0 {
+		return note{}
+	}
+	s := v.chain[n-1]
+	return note{s.number, s.size, v.seq}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -42,6 +43,7 @@ type attached struct {
 	spec Spec // of the attach
 
 	vol   *volume.Volume // nil unless it is served
+	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
@@ -56,9 +58,10 @@ type attached struct {
 	right right.State
 	base  *catalog.Record // that body was read from or written to; nil: to be read
 	body  catalog.Volume
-	gaps  uint64       // of the pulse, before base was asked for
-	taken string       // by whom, once it is lost
-	fresh *index.Entry // of a folder that is being made
+	gaps  uint64               // of the pulse, before base was asked for
+	taken string               // by whom, once it is lost
+	fresh *index.Entry         // of a folder that is being made
+	heir  *holders.Inheritance // what was taken from holders for that
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
@@ -287,6 +290,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
+	a.inherits(&body)
 	a.spec.change(&body)
 	r, err := a.commit(ctx, base, body)
 	switch {

@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/limit"
@@ -22,7 +23,17 @@ func (v *Volumes) Resize(ctx context.Context, name string, size int64) (View, er
 		}
 		body.Size = size
 		return nil
-	}, func(a *attached) error { return a.vol.Grow(size) })
+	}, func(a *attached) error {
+		if err := a.vol.Grow(size); err != nil || a.disk == nil {
+			return err
+		}
+		err := a.disk.Grow(ctx)
+		if errors.Is(err, errors.ErrUnsupported) {
+			v.cfg.Log.Warn("a volume has grown, and its disk has not", "volume", name, "why", err)
+			return nil
+		}
+		return err
+	})
 }
 
 // SetLimits replaces a volume's limits, while it is served.

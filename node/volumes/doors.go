@@ -264,7 +264,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return d.front, d.users.Done, nil
+			return remembered{d.front, x.v, name}, d.users.Done, nil
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -59,7 +60,7 @@ func (a *attached) serve(ctx context.Context) error {
 		return err
 	}
 	if err := a.v.openDisk(ctx, e, a); err != nil {
-		err = errors.Join(err, a.vol.Close())
+		err = errors.Join(err, a.shut())
 		a.vol, a.disk = nil, nil
 		return err
 	}
@@ -69,9 +70,8 @@ func (a *attached) serve(ctx context.Context) error {
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: ancestors(e.Volume), Log: a.v.cfg.Log}
-	if a.v.cfg.Persist != nil {
-		cfg.Persist = a.v.cfg.Persist(a)
-	}
+	a.guard = a.v.cfg.Holders.Guard(a.owner())
+	cfg.Persist = a.guard
 	if e.Head != nil {
 		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
@@ -80,6 +80,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
+		a.guard.Begin(a.vol)
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
@@ -152,14 +153,16 @@ func (a *attached) adopt(ctx context.Context) error {
 	a.mu.Lock()
 	a.fresh = &e
 	a.mu.Unlock()
-	if len(body.Segments) == 0 {
-		return nil
+	inherited, err := a.inherit(ctx, body, st, e)
+	if err != nil || len(body.Segments)+len(inherited) == 0 {
+		return err
 	}
 	segments := make([]volume.AdoptedSegment, len(body.Segments))
 	for i, ref := range body.Segments {
 		segments[i] = volume.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return a.v.cfg.Segment(ctx, ref) }}
 	}
-	return volume.Adopt(a.v.index.HalfMade(e), e.ID, segments)
+	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, append(segments, inherited...))
+	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }
 
 // ancestors are the other volumes that wrote what a volume begins with.

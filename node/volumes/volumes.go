@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -80,8 +81,10 @@ type Config struct {
 	Registry Registry
 	// Segment reads a segment in the bucket.
 	Segment func(context.Context, content.SegmentRef) (io.ReadCloser, error)
-	// Persist makes durable elsewhere what a volume's policy wants there, before a flush of
-	// it is acknowledged; nil is for who can't.
+	// Holders are members of the farm that hold what volumes write; nil is none.
+	Holders *holders.Farm
+	// Persist has what a volume of the policy origin writes in the bucket before a flush of it
+	// is acknowledged; nil is for who can't.
 	Persist func(*attached) volume.Persister
 	// Upload has all that was written to a volume in the bucket, and in the record, which
 	// it revises; nil is for who can't.
@@ -167,6 +170,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Upload == nil {
 		cfg.Upload = uploadNothing
 	}
+	if cfg.Holders == nil {
+		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
+	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
 	}
@@ -229,7 +235,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		if d.vol == nil {
 			return nil
 		}
-		return d.vol.Close()
+		return d.shut()
 	}))
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -492,14 +498,14 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	}
 	err := v.doors.nbd.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
-		go func() { d.users.Wait(); d.vol.Close() }()
+		go func() { d.users.Wait(); d.shut() }()
 		return err
 	}
 	d.users.Wait()
 	if last != nil {
 		last(d)
 	}
-	return errors.Join(err, d.vol.Close())
+	return errors.Join(err, d.shut())
 }
 
 // Remove deletes a volume and its record; one that the mesh does not have is success.

@@ -26,7 +26,7 @@ type Journal interface {
 	Keep(p content.Position) error
 	Release(p content.Position)
 	Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error)
-	Changed(after, through content.Position) iter.Seq2[volume.ChunkBytes, error]
+	Changed(after, through content.Position) (iter.Seq2[uint64, int64], error)
 	Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error
 	Rebase(src volume.Source, size int64, chunkSize int, base content.Position) error
 }
@@ -198,20 +198,22 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	now := f.cfg.Record()
 	s := stands{segments: now.Segments, want: want}
 	if through.Seq > now.Through().Seq {
-		for c, err := range f.cfg.Journal.Changed(now.Through(), through) {
-			if err != nil {
-				return err
-			}
-			s.behind += c.Bytes
+		changed, err := f.cfg.Journal.Changed(now.Through(), through)
+		if err != nil {
+			return err
+		}
+		for _, bytes := range changed {
+			s.behind += bytes
 		}
 	} else if want == Safe || len(now.Segments) == 0 {
 		return nil
 	}
 	size := int64(chunkSize(now))
-	for _, err := range f.cfg.Journal.Changed(now.Base, through) {
-		if err != nil {
-			return err
-		}
+	changed, err := f.cfg.Journal.Changed(now.Base, through)
+	if err != nil {
+		return err
+	}
+	for range changed {
 		s.touched += size
 	}
 	for p := choose(s); !p.chunks; p.from-- {
@@ -380,15 +382,19 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 
 // changes yields the chunks that the journal has touched, up to a place.
 func (f *Fold) changes(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	return f.read(ctx, was, through, f.cfg.Journal.Changed(was.Base, through))
+	chunks, err := f.cfg.Journal.Changed(was.Base, through)
+	if err != nil {
+		return func(yield func(build.Change, error) bool) { yield(build.Change{}, err) }
+	}
+	return f.read(ctx, was, through, chunks)
 }
 
 // all yields all chunks of a volume.
 func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
 	size := int64(chunkSize(was))
-	return f.read(ctx, was, through, func(yield func(volume.ChunkBytes, error) bool) {
+	return f.read(ctx, was, through, func(yield func(uint64, int64) bool) {
 		for index := range uint64((was.Size + size - 1) / size) {
-			if !yield(volume.ChunkBytes{Index: index}, nil) {
+			if !yield(index, size) {
 				return
 			}
 		}
@@ -396,16 +402,14 @@ func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Posi
 }
 
 // read reads chunks as they were at a place; what is past the end of the disk is zeros.
-func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[volume.ChunkBytes, error]) iter.Seq2[build.Change, error] {
+func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[uint64, int64]) iter.Seq2[build.Change, error] {
 	return func(yield func(build.Change, error) bool) {
 		raw := make([]byte, chunkSize(was))
-		for c, err := range chunks {
-			if err == nil {
-				n := min(int64(len(raw)), was.Size-int64(c.Index)*int64(len(raw)))
-				clear(raw[n:])
-				err = f.cfg.Journal.Chunk(ctx, c.Index, through, raw[:n])
-			}
-			if !yield(build.Change{Index: c.Index, Raw: raw}, err) || err != nil {
+		for index := range chunks {
+			n := min(int64(len(raw)), was.Size-int64(index)*int64(len(raw)))
+			clear(raw[n:])
+			err := f.cfg.Journal.Chunk(ctx, index, through, raw[:n])
+			if !yield(build.Change{Index: index, Raw: raw}, err) || err != nil {
 				return
 			}
 		}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -25,6 +27,9 @@ const (
 	// heldWithin is how long a holder may take to make bytes durable: a disk that needs
 	// longer makes every flush fail.
 	heldWithin = 10 * time.Second
+	// pulseAfter is how long nothing goes to a holder before it is asked whether it is one
+	// still: so that it is replaced, or has started again, before a flush waits for it.
+	pulseAfter = 15 * time.Second
 	// leaveWithin is how long it is tried to tell a member that it holds nothing.
 	leaveWithin = 3 * time.Second
 )
@@ -53,6 +58,7 @@ type feeder struct {
 	to     peer.ID
 	begin  bool          // it has nothing yet, and no record names it
 	more   chan struct{} // there may be more
+	claim  wire.Claim    // what the holder promises itself to
 
 	cancel context.CancelFunc // guarded by the writer's mu
 	left   bool               // so is this
@@ -102,16 +108,24 @@ func (f *feeder) run(ctx context.Context) {
 }
 
 // pledged waits for a holder that has promised itself to another epoch: the record tells
-// whether the volume is taken over.
+// whether the volume is taken over. If whoever was about to is gone, the record is written,
+// so that it is too late for that one, and the holder asked again, for a later epoch yet.
 func (f *feeder) pledged(ctx context.Context, why error) {
 	for begun := f.w.cfg.Now(); ctx.Err() == nil && f.w.cfg.Now().Sub(begun) < pledgedFor; wait(ctx, tickInterval) {
 		if err := f.w.cfg.Owned(ctx); errors.Is(err, content.ErrFenced) {
 			f.w.stop(fmt.Errorf("%w, and %w", err, why))
 			return
 		}
-		if f.begin { // no record names it, so that nothing waits for it
-			return
-		}
+	}
+	held, _, err := f.asked().ask(ctx, wire.Status{Claim: f.claim})
+	if err != nil || held == nil {
+		return
+	}
+	switch err := f.w.cfg.Revise(ctx, func(*catalog.Volume) error { return nil }); {
+	case errors.Is(err, content.ErrFenced):
+		f.w.stop(fmt.Errorf("%w, and %w", err, why))
+	case err == nil:
+		f.w.outbid(held.Epoch)
 	}
 }
 
@@ -125,16 +139,18 @@ func (f *feeder) leave(ctx context.Context) {
 	f.w.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, leaveWithin)
 	defer cancel()
-	_, _, _ = f.asked().ask(ctx, wire.Drop{Claim: f.w.cfg.Claim, All: true}) // else its sweep finds out
+	_, _, _ = f.asked().ask(ctx, wire.Drop{Claim: f.claim, All: true}) // else its sweep finds out
 }
 
 // follow brings the holder up to the end of the journal, and each flush from then on.
 func (f *feeder) follow(ctx context.Context) error {
+	filled := func() {}
 	if f.begin {
 		wait(ctx, jitter())
 		select {
 		case f.w.cfg.Fills <- struct{}{}:
-			defer func() { <-f.w.cfg.Fills }()
+			filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })
+			defer filled()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -148,7 +164,7 @@ func (f *feeder) follow(ctx context.Context) error {
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	s := &sender{asked: f.asked(), ctx: ctx, claim: f.w.cfg.Claim, seq: held.End().Seq, acks: make(chan ack, pieces)}
+	s := &sender{asked: f.asked(), ctx: ctx, claim: f.claim, seq: held.End().Seq, acks: make(chan ack, pieces)}
 	if n := len(held.Segments); n > 0 {
 		s.at = wire.Place{Epoch: held.Segments[n-1].Epoch, Number: held.End().Number, Offset: held.Segments[n-1].Bytes}
 	}
@@ -157,7 +173,7 @@ func (f *feeder) follow(ctx context.Context) error {
 		defer close(done)
 		f.settle(s.acks, fail)
 	}()
-	err = f.feed(ctx, s, held)
+	err = f.feed(ctx, s, held, filled)
 	close(s.acks)
 	<-done
 	return err
@@ -167,7 +183,7 @@ func (f *feeder) follow(ctx context.Context) error {
 func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 	w := f.w
 	w.mu.Lock()
-	m := wire.Promise{Claim: w.cfg.Claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin}
+	m := wire.Promise{Claim: f.claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin}
 	w.mu.Unlock()
 	held, _, err := f.asked().ask(ctx, m)
 	if err == nil && f.begin && len(held.Segments) > 0 {
@@ -181,10 +197,12 @@ func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 	return held, err
 }
 
-// feed sends what the journal has, again and again.
-func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held) error {
+// feed sends what the journal has, again and again; filled is called when that is all.
+func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled func()) error {
 	at, base := held.End(), held.Base
 	f.w.step(quorum.Had{Member: f.member, Seq: at.Seq})
+	pulse := time.NewTimer(pulseAfter)
+	defer pulse.Stop()
 	for ctx.Err() == nil {
 		f.w.mu.Lock()
 		through := f.w.through
@@ -208,8 +226,14 @@ func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held) error {
 		if at = next; n > 0 {
 			continue
 		}
+		filled()
+		pulse.Reset(pulseAfter)
 		select {
 		case <-f.more:
+		case <-pulse.C:
+			if _, _, err := f.asked().ask(ctx, wire.Promise{Claim: s.claim, Base: base, Name: f.w.cfg.Name, Ancestors: f.w.cfg.Ancestors}); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 		}
 	}
@@ -236,7 +260,7 @@ func (f *feeder) settle(acks <-chan ack, fail context.CancelCauseFunc) {
 	}
 }
 
-// ack is bytes on their way, after which the holder has all up to seq.
+// ack is bytes on their way, after which the holder has all up to seq; 0 is nothing new.
 type ack struct {
 	finish func() (*wire.Held, []byte, error)
 	cancel context.CancelFunc
@@ -250,6 +274,7 @@ type sender struct {
 	claim wire.Claim
 	at    wire.Place // where the next bytes go, unless they begin a segment
 	seq   uint64     // of the last entry that is sent whole
+	needs uint64     // what is sent is not whole before the holder has this entry too
 	acks  chan ack
 	buf   []byte
 	begun bool // pieces of what is being written were sent
@@ -286,6 +311,7 @@ func (s *sender) send(seq uint64) error {
 			if h.Merged > 0 && h.After.Seq < s.seq {
 				return fmt.Errorf("%w: what the holder lacks of the journal has been merged with what it has", content.ErrNotFound)
 			}
+			s.needs = max(s.needs, h.Needs)
 			m.Before, m.At = s.at.Offset, wire.Place{Epoch: h.Epoch, Number: h.Number}
 		}
 		s.begun = true
@@ -299,6 +325,9 @@ func (s *sender) send(seq uint64) error {
 	s.at, s.seq = m.At, seq
 	s.at.Offset += int64(len(m.Bytes))
 	s.buf = s.buf[:0]
+	if seq < s.needs {
+		seq = 0
+	}
 	select {
 	case s.acks <- ack{finish, cancel, seq}:
 		return nil

@@ -63,6 +63,14 @@ func (s *segment) end() place {
 	return place{s.After.Seq, 0}
 }
 
+// seq is the last entry of which all was written.
+func (s *segment) seq() uint64 {
+	if n := len(s.ends); n > 0 {
+		return s.ends[n-1].seq
+	}
+	return s.After.Seq
+}
+
 // ended notes that bytes up to off end with an entry.
 func (s *segment) ended(seq uint64, off int64) {
 	last := place{s.After.Seq, volume.HeaderSize}
@@ -242,7 +250,7 @@ func (h *held) follows(next volume.Header, m wire.Extend) error {
 		return fmt.Errorf("segment %s: %w: it is of a later epoch than its writer's", m.At, content.ErrInvalid)
 	}
 	if len(h.chain) == 0 {
-		if next.After.Seq > h.note.base.Seq || next.After.Number > h.note.base.Number {
+		if next.After.Seq > h.note.base.Seq {
 			return errGap
 		}
 		return nil
@@ -251,8 +259,8 @@ func (h *held) follows(next volume.Header, m wire.Extend) error {
 	switch {
 	case next.Number <= last.Number || next.Epoch < last.Epoch && next.Volume == last.Volume || last.Volume == h.id && !own:
 		return fmt.Errorf("segment %s: %w: %x-%x is held here in its place", m.At, content.ErrConflict, last.Epoch, last.Number)
-	case next.After.Number != last.Number || m.Before != last.bytes:
-		return errGap
+	case next.After.Seq != last.seq() || next.After.Number < last.Number || m.Before != last.bytes:
+		return errGap // numbers between may be of segments without entries
 	}
 	return nil
 }

@@ -211,7 +211,7 @@ func (x *heir) wanted(held wire.Held) (out []wire.HeldSegment, err error) {
 		return nil, fmt.Errorf("%w: it begins with entry %d, and the record that was read has all up to %d; read it again", content.ErrConflict, last.Seq, x.through.Seq)
 	}
 	for i, s := range held.Segments {
-		if i > 0 && s.After != last || i == 0 && s.After.Seq > last.Seq {
+		if i > 0 && s.After.Seq != last.Seq || i == 0 && s.After.Seq > last.Seq {
 			return nil, fmt.Errorf("%w: segment %x-%x follows entry %d, and the one before ends with %d", content.ErrCorrupt, s.Epoch, s.End.Number, s.After.Seq, last.Seq)
 		}
 		if last = s.End; last.Seq > x.through.Seq {
@@ -227,23 +227,29 @@ func (x *heir) fetch(ctx context.Context, from source) (out []volume.AdoptedSegm
 	if err != nil {
 		return nil, err
 	}
+	needs := uint64(0)
 	for _, s := range wanted {
 		path := filepath.Join(x.Dir, fmt.Sprintf("%s-%016x", s.Volume, s.End.Number))
-		if err := x.copy(ctx, from.member, s, path); err != nil {
+		head, err := x.copy(ctx, from.member, s, path)
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.End.Number, err), os.Remove(path))
 		}
+		needs = max(needs, head.Needs)
 		out = append(out, volume.AdoptedSegment{
 			Path: path, Ref: content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.End, Bytes: s.Bytes},
 		})
+	}
+	if n := len(wanted); n > 0 && wanted[n-1].End.Seq < needs {
+		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].End.Seq, needs)
 	}
 	return out, durable.SyncDir(x.Dir)
 }
 
 // copy copies one.
-func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) error {
+func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) (head volume.Header, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
-		return err
+		return head, err
 	}
 	defer f.Close()
 	for at := int64(0); at < s.Bytes; {
@@ -256,21 +262,21 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegmen
 			_, err = f.Write(b)
 		}
 		if err != nil {
-			return err
+			return head, err
 		}
 		at += int64(len(b))
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return head, err
 	}
 	head, seq, end, err := volume.Inspect(f, s.Bytes)
 	switch {
 	case err != nil:
-		return err
+		return head, err
 	case head.Volume != s.Volume || head.Epoch != s.Epoch || head.Number != s.End.Number || head.After != s.After || seq != s.End.Seq || end != s.Bytes:
-		return fmt.Errorf("%w: it is whole up to entry %d only, of %d", content.ErrCorrupt, seq, s.End.Seq)
+		return head, fmt.Errorf("%w: it is whole up to entry %d only, of %d", content.ErrCorrupt, seq, s.End.Seq)
 	}
-	return nil
+	return head, nil
 }
 
 // spread gives what was inherited to K members, those first that have most of it, and

@@ -40,7 +40,7 @@ func (s *lineSegment) bytes(id content.VolumeID, from int) []byte {
 	var b []byte
 	if from == 0 {
 		b = append(append(b, "GRSEG\x00\x00\x02"...), id[:]...)
-		for _, x := range [...]uint64{s.epoch, s.number, s.after.Number, s.after.Seq, 0} {
+		for _, x := range [...]uint64{s.epoch, s.number, s.after.Number, s.after.Seq, 0, 0} {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
 		b = binary.LittleEndian.AppendUint32(b, 0)
@@ -80,6 +80,9 @@ func (l *line) roll(epoch uint64) {
 }
 
 func (l *line) rollTo(epoch uint64) {
+	if n := len(l.segs); n > 0 && len(l.segs[n-1].says) == 0 {
+		l.segs = l.segs[:n-1] // nobody has read it
+	}
 	after := l.endLocked()
 	l.segs = append(l.segs, &lineSegment{epoch: epoch, number: after.Number + 1, after: after})
 }

@@ -336,17 +336,40 @@ func (h *held) loadChain() error {
 		}
 	}
 	for i, s := range h.chain {
-		if i == 0 && (s.After.Seq > h.note.base.Seq || s.After.Number > h.note.base.Number) || i > 0 && s.After.Number != h.chain[i-1].Number {
-			return fmt.Errorf("%s: %w: what comes before it is missing", s.path, content.ErrCorrupt)
-		}
-		if i > 0 { // the one before has ended where this one says
-			h.chain[i-1].ends = []place{{s.After.Seq, h.chain[i-1].bytes}}
+		if err := h.linked(i); err != nil {
+			return fmt.Errorf("%s: what comes before it is missing: %w", s.path, err)
 		}
 	}
 	for len(h.chain) > 0 {
 		if again, err := h.loadLast(h.chain[len(h.chain)-1]); !again || err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// linked fails unless a segment follows the one before it, which has then ended where
+// this one says. Called with mu.
+func (h *held) linked(i int) error {
+	s := h.chain[i]
+	if i == 0 {
+		if s.After.Seq > h.note.base.Seq {
+			return content.ErrCorrupt
+		}
+		return nil
+	}
+	before := h.chain[i-1]
+	before.ended(s.After.Seq, before.bytes)
+	if s.After.Number == before.Number {
+		return nil
+	}
+	f, err := os.Open(before.path) // those between may have had no entries
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, seq, _, err := volume.Inspect(f, before.bytes); err != nil || seq != s.After.Seq {
+		return errors.Join(content.ErrCorrupt, err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,7 +42,8 @@ func someone(farm string) exchange.Peer {
 type disk struct {
 	t      testing.TB
 	dir    string
-	synced map[string]int64 // by name, of the file
+	mu     sync.Mutex
+	synced map[string]int64 // by name, of the file; guarded by mu
 	fail   func(step) error
 	*Store
 }
@@ -58,6 +60,8 @@ func (d *disk) open() {
 		Dir: d.dir, Farm: "north",
 		sync: func(f *os.File) error {
 			info, err := f.Stat()
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			if err == nil {
 				d.synced[strings.TrimSuffix(f.Name(), newSuffix)] = info.Size()
 			}
@@ -87,6 +91,7 @@ func (d *disk) kill() {
 func (d *disk) cutPower(random *rand.Rand) {
 	d.t.Helper()
 	_ = d.Close()
+	d.mu.Lock()
 	err := filepath.WalkDir(d.dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() || e.Name() == noteName {
 			return err
@@ -108,6 +113,7 @@ func (d *disk) cutPower(random *rand.Rand) {
 		}
 		return os.WriteFile(path, b[:to], 0o600)
 	})
+	d.mu.Unlock()
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -38,6 +38,9 @@ const (
 	// that was cut off for a moment is asked again, and not at once for all its volumes.
 	fillAfter  = 3 * time.Second
 	fillJitter = 4 * time.Second
+	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
+	// it was taken over.
+	ownedAfter = 3 * time.Second
 	// recordAfter is how long a writer waits before it writes a record again.
 	recordAfter = time.Second
 	// pledgedFor is how long a holder that has promised itself to another epoch is waited
@@ -58,7 +61,8 @@ type Journal interface {
 
 // WriterConfig is what a Writer is built from.
 type WriterConfig struct {
-	// Claim is the volume, its epoch and the incarnation, which the record has by now.
+	// Claim is the volume, its epoch and the incarnation, which the record has by now. What
+	// holders promise may be a later epoch, where they had promised one to who did not come.
 	Claim wire.Claim
 	Name  string
 	// Ancestors are other volumes with whose segments the journal may begin.
@@ -72,8 +76,9 @@ type WriterConfig struct {
 	Lane    Lane
 	// Live are the members of the farm that are alive, but for this one.
 	Live func() []trust.PublicKey
-	// Revise writes the record over the one known last; ErrFenced means that the epoch is
-	// not this node's any more, another error that it may have been written.
+	// Revise writes the record over the one known last, also where nothing changes;
+	// ErrFenced means that the epoch is not this node's any more, another error that it may
+	// have been written.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
@@ -139,6 +144,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 	}()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
+	work.Go(func() { w.own(ctx) })
 	for {
 		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
 		w.mu.Lock()
@@ -152,6 +158,21 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		case <-ctx.Done():
 			w.stop(content.ErrClosed)
 			return nil
+		}
+	}
+}
+
+// own looks whose a degraded volume is, again and again.
+func (w *Writer) own(ctx context.Context) {
+	for ; ctx.Err() == nil; wait(ctx, ownedAfter) {
+		if !w.Status().Degraded {
+			continue
+		}
+		switch err := w.cfg.Owned(ctx); {
+		case err == nil:
+			w.step(quorum.Confirmed{})
+		case errors.Is(err, content.ErrFenced):
+			w.stop(err)
 		}
 	}
 }
@@ -194,7 +215,7 @@ func (w *Writer) step(e quorum.Event) {
 	for _, a := range w.state.Step(e) {
 		switch a := a.(type) {
 		case quorum.Follow:
-			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, more: make(chan struct{}, 1)}
+			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, more: make(chan struct{}, 1), claim: w.cfg.Claim}
 			w.feeders[a.Member] = f
 			w.begin(f.run)
 		case quorum.Leave:
@@ -233,6 +254,13 @@ func (w *Writer) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.stopped
+}
+
+// outbid has holders promise themselves to a later epoch than that from now on.
+func (w *Writer) outbid(epoch uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cfg.Claim.Epoch = max(w.cfg.Claim.Epoch, epoch+1)
 }
 
 // Want changes how many holders there are, and whether flushes go on without.
@@ -321,6 +349,9 @@ func (w *Writer) wake() {
 func (w *Writer) Based(p content.Position) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if p.Seq <= w.through.Seq {
+		return
+	}
 	w.through = p
 	for _, f := range w.feeders {
 		f.wake()

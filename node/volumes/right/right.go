@@ -224,7 +224,7 @@ func (s State) sighted(e Sighted) (State, []Deed) {
 func (s State) take(over catalog.Volume) State {
 	next, own := Stamp{max(over.Epoch, s.Stamp.Epoch) + 1, s.Process}, slices.Clone(s.Tried)
 	if slices.Contains(own, StampOf(over)) {
-		s.Stamp, own = StampOf(over), nil // the others were made from what this one has replaced
+		own = []Stamp{StampOf(over)} // the others were made from what this one has replaced
 	}
 	for _, t := range own {
 		next.Epoch = max(next.Epoch, t.Epoch+1)

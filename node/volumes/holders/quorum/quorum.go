@@ -28,6 +28,9 @@ const (
 	// names it: then returnAfter, for it may be restarting.
 	againAfter  = time.Minute
 	returnAfter = 2 * time.Second
+	// aloneFor is how long a volume that is degraded goes on alone after its record was last
+	// seen to be this node's: whoever took it over by then is told that it was degraded.
+	aloneFor = 10 * time.Second
 	// nearMax is how many entries a new holder may lack before a degraded volume waits for
 	// it: some milliseconds of writes.
 	nearMax = 1024
@@ -67,6 +70,8 @@ type (
 	Empty struct{ Member trust.PublicKey }
 	// Recorded says that the record was written, and nothing else was written since.
 	Recorded struct{ Record Record }
+	// Confirmed says that the record was read just now, and is this node's.
+	Confirmed struct{}
 	// Doubted says that the outcome of a Commit is not known.
 	Doubted struct{}
 	// Wanted says how many holders there are to be from now on; see New.
@@ -108,6 +113,7 @@ type State struct {
 	empty    map[trust.PublicKey]bool
 
 	now          time.Time
+	confirmed    time.Time // when the record was last known to be this node's
 	live         []trust.PublicKey
 	floor        uint64 // what may have been acknowledged
 	acknowledged uint64
@@ -190,7 +196,7 @@ func (e Empty) change(s *State) {
 }
 
 func (e Recorded) change(s *State) {
-	s.said, s.maybe, s.next, s.writing = e.Record, nil, nil, false
+	s.said, s.maybe, s.next, s.writing, s.confirmed = e.Record, nil, nil, false, s.now
 	for m := range s.lost {
 		if !slices.Contains(s.said.Holders, m) {
 			delete(s.lost, m)
@@ -202,6 +208,8 @@ func (e Recorded) change(s *State) {
 		}
 	}
 }
+
+func (Confirmed) change(s *State) { s.confirmed = s.now }
 
 func (Doubted) change(s *State) {
 	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
@@ -222,8 +230,8 @@ func (s *State) reach() uint64 {
 }
 
 func (s *State) reachOf(r Record) uint64 {
-	if r.Degraded {
-		return math.MaxUint64
+	if r.Degraded && s.now.Sub(s.confirmed) < aloneFor {
+		return s.flushing // which this node has
 	}
 	if len(r.Holders) < s.k {
 		return 0
@@ -317,11 +325,9 @@ func (s *State) write() []Action {
 
 // due is what the record should say, nil for what it says.
 func (s *State) due() *Record {
-	near := max(s.floor, s.acknowledged, s.flushing)
-	if s.said.Degraded && near > nearMax {
-		near -= nearMax
-	} else {
-		near = max(s.floor, s.acknowledged)
+	near := max(s.floor, s.acknowledged)
+	if s.said.Degraded {
+		near -= min(near, nearMax)
 	}
 	var full []trust.PublicKey
 	for _, h := range slices.Concat(s.said.Holders, s.live) {

@@ -92,8 +92,39 @@ func TestAlone(t *testing.T) {
 		t.Fatal("acknowledged alone before the record says so")
 	}
 	s.Step(Recorded{Record{keys(1), true}})
-	if s.Acknowledged() < 5 {
-		t.Fatal("not acknowledged alone")
+	if s.Acknowledged() != 5 {
+		t.Fatalf("acknowledged %d of 5 alone", s.Acknowledged())
+	}
+	s.Step(Flushing{6})
+	got = s.Step(Tick{now.Add(DegradeAfter + 2*aloneFor), keys(2)})
+	if fmt.Sprint(got) != fmt.Sprint([]Action{Follow{key(2), true}}) {
+		t.Fatalf("%v", got)
+	}
+	s.Step(Flushing{7})
+	if s.Acknowledged() != 6 {
+		t.Fatalf("acknowledged %d alone, and nobody has looked whose the volume is", s.Acknowledged())
+	}
+	s.Step(Confirmed{})
+	if s.Acknowledged() != 7 {
+		t.Fatalf("acknowledged %d of 7 alone", s.Acknowledged())
+	}
+	if got := s.Step(Had{key(2), 6}); len(got) != 0 {
+		t.Fatalf("%v before it has what was acknowledged", got)
+	}
+	s.Step(Flushing{8})
+	if s.Acknowledged() != 7 {
+		t.Fatalf("acknowledged %d alone, while another one is about to be named", s.Acknowledged())
+	}
+	if got := s.Step(Had{key(2), 7}); fmt.Sprint(got) != fmt.Sprint([]Action{Commit{Record{Holders: keys(2)}}}) {
+		t.Fatalf("%v", got)
+	}
+	s.Step(Recorded{Record{Holders: keys(2)}})
+	if s.Acknowledged() != 7 {
+		t.Fatalf("acknowledged %d, and the holder has 7", s.Acknowledged())
+	}
+	s.Step(Had{key(2), 8})
+	if s.Acknowledged() != 8 {
+		t.Fatalf("acknowledged %d of 8", s.Acknowledged())
 	}
 }
 
@@ -152,8 +183,9 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 			return func(t *rapid.T) { f(key(rapid.IntRange(1, 5).Draw(t, "member"))) }
 		}
 		t.Repeat(map[string]func(*rapid.T){
-			"write": func(t *rapid.T) { end += rapid.Uint64Range(1, 2000).Draw(t, "entries") },
-			"flush": func(*rapid.T) { step(Flushing{end}) },
+			"write":   func(t *rapid.T) { end += rapid.Uint64Range(1, 2000).Draw(t, "entries") },
+			"flush":   func(*rapid.T) { step(Flushing{end}) },
+			"confirm": func(*rapid.T) { step(Confirmed{}) },
 			"tick": func(t *rapid.T) {
 				now = now.Add(time.Duration(rapid.IntRange(0, 30).Draw(t, "s")) * time.Second)
 				step(Tick{now, keys(rapid.Permutation([]int{1, 2, 3, 4, 5}).Draw(t, "live")[:rapid.IntRange(0, 5).Draw(t, "alive")]...)})
