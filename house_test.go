@@ -286,6 +286,7 @@ func TestProductShrinks(t *testing.T) {
 // alone are the interfaces that one type of the product implements, or none, each with
 // a test that puts another in its place.
 var alone = map[string]string{
+	"blockdev.History":         "blockdev/nbd.TestDirtyBitmaps",
 	"blockdev/nbd.Exports":     "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
 	"blockdev/volume.Source":   "blockdev/volume.TestModel",
 	"node/fetch.Announcements": "node/fetch.TestGuestsWaitForAMember",

@@ -371,16 +371,16 @@ type watched struct {
 	o *origin
 }
 
-// ReadFrames implements fetch.Origin.
-func (w watched) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error) {
-	got, err := w.Reader.ReadFrames(ctx, frames)
+// Stream implements fetch.Origin.
+func (w watched) Stream(ctx context.Context, frames []pack.Extent, take func(int, content.Verified)) error {
+	err := w.Reader.Stream(ctx, frames, take)
 	if err != nil {
 		w.o.lost(err)
 	}
 	if errors.Is(err, content.ErrCorrupt) {
 		w.o.corrupt.Inc()
 	}
-	return got, err
+	return err
 }
 
 // Relocate implements fetch.Origin.

@@ -5,6 +5,17 @@ import (
 	"sort"
 
 	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	sectorSize = content.SectorSize
+	// unit is how much data one sum covers: what guests mostly write and read.
+	unit        = 4096
+	unitSectors = unit / sectorSize
+	// entryHeader is what a range costs in a segment beside its data and 4 bytes for each
+	// unit of that.
+	entryHeader = 40
 )
 
 // extent is a range of the disk whose newest bytes are in one journal entry, or
@@ -24,6 +35,14 @@ const segBad = 1<<32 - 1 // the range was lost to corruption
 func (e extent) end() uint64  { return e.start + uint64(e.n) }
 func (e extent) zeros() bool  { return e.data == 0 && e.seg != segBad }
 func (e extent) stored() bool { return e.data != 0 }
+
+// cost is what the extent takes in a segment of its own.
+func (e extent) cost() int64 {
+	if !e.stored() {
+		return entryHeader
+	}
+	return entryHeader + 4*int64((e.n+unitSectors-1)/unitSectors) + int64(e.n)*sectorSize
+}
 
 func (e extent) state() blockdev.State {
 	switch {
@@ -61,8 +80,38 @@ const pageMax = 256
 // locks.
 type extentMap struct {
 	pages [][]extent
+	count int
+	usage
+}
+
+// usage is what extents use.
+type usage struct {
 	dirty int64   // sectors with data
-	live  []int64 // by slot: sectors, of zeros too, that are newest in that segment
+	bytes int64   // what the extents have in segments
+	live  []int64 // the same by slot
+}
+
+// liveIn is how many bytes of a segment are in use.
+func (u *usage) liveIn(slot uint32) int64 {
+	if int(slot) >= len(u.live) {
+		return 0
+	}
+	return u.live[slot]
+}
+
+// account counts an extent that comes, or goes.
+func (u *usage) account(e extent, sign int64) {
+	if e.stored() {
+		u.dirty += sign * int64(e.n)
+	}
+	if e.seg == segBad {
+		return
+	}
+	if int(e.seg) >= len(u.live) {
+		u.live = append(u.live, make([]int64, int(e.seg)+1-len(u.live))...)
+	}
+	u.live[e.seg] += sign * e.cost()
+	u.bytes += sign * e.cost()
 }
 
 // of returns the extents whose segment has a slot, at most limit and one.
@@ -125,6 +174,7 @@ func (m *extentMap) put(e extent) {
 				left = append(left, old.from(e.end()))
 			}
 			m.account(old, -1)
+			m.count--
 			hi++
 		}
 		if hi > lo {
@@ -154,18 +204,10 @@ func (m *extentMap) exact(e extent) (i int, page []extent, ok bool) {
 	return i, page, i < len(page) && page[i].start == e.start && page[i].n == e.n
 }
 
-func (m *extentMap) account(e extent, sign int64) {
-	if e.stored() {
-		m.dirty += sign * int64(e.n)
-	}
-	if e.seg != segBad {
-		m.live[e.seg] += sign * int64(e.n)
-	}
-}
-
 // add inserts an extent that overlaps nothing.
 func (m *extentMap) add(e extent) {
 	m.account(e, 1)
+	m.count++
 	if len(m.pages) == 0 {
 		m.pages = [][]extent{append(make([]extent, 0, pageMax), e)}
 		return
@@ -173,8 +215,12 @@ func (m *extentMap) add(e extent) {
 	p := m.page(e.start)
 	page := m.pages[p]
 	i := sort.Search(len(page), func(i int) bool { return page[i].start > e.start })
-	if len(page) < pageMax {
+	switch {
+	case len(page) < pageMax:
 		m.pages[p] = slices.Insert(page, i, e)
+		return
+	case i == pageMax && p == len(m.pages)-1: // in order
+		m.pages = append(m.pages, append(make([]extent, 0, pageMax), e))
 		return
 	}
 	half := append(make([]extent, 0, pageMax), page[pageMax/2:]...)

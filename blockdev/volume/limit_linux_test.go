@@ -77,11 +77,11 @@ func TestStoppedVolumeSaysWhy(t *testing.T) {
 func TestPromptWriteWaitsItsTurn(t *testing.T) {
 	v := open(t, create(t), nil)
 	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
-	v.waiting.Add(1)
+	v.take()
 	if v.TryWriteFrom(bytes.NewReader(make([]byte, unit)), unit, 0) {
 		t.Error("it has overtaken one that waits")
 	}
-	v.waiting.Add(-1)
+	v.turns.pass()
 	if !v.TryWriteFrom(bytes.NewReader(make([]byte, unit)), unit, 0) {
 		t.Error("it is not taken though none waits")
 	}

@@ -57,17 +57,12 @@ func (n note) after(m note) bool {
 	return n.number > m.number || n.number == m.number && n.length > m.length
 }
 
-// Create makes the folder of a volume that nothing was written to yet, durable but for
-// its name. It has a note from then on, so that a journal which is gone never looks like
-// one that has not begun.
-func Create(dir string, id [16]byte) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	b := make([]byte, noteSlot+noteSize) // with room for both slots, which a full disk does not take away
-	first := note{}.encode(seed(id, 0))
-	copy(b, first)
-	copy(b[noteSlot:], first)
+// writeFirst writes the note of a folder that has none: both slots, so that a full disk does
+// not take their place away.
+func writeFirst(dir string, id [16]byte, first note) error {
+	b, at := make([]byte, noteSlot+noteSize), first.encode(seed(id, 0))
+	copy(b, at)
+	copy(b[noteSlot:], at)
 	return durable.WriteFile(filepath.Join(dir, noteName), b, 0o600)
 }
 
@@ -117,7 +112,7 @@ func (k *keeper) write(dir string, n note) error {
 	}
 	k.turn++
 	if k.last == (note{}) { // what comes before it is not true any more: the journal has begun
-		if err := dataSync(k.file); err != nil {
+		if err := k.file.Sync(); err != nil {
 			return err
 		}
 	}
@@ -130,27 +125,4 @@ func (k *keeper) close() error {
 		return nil
 	}
 	return errors.Join(k.file.Sync(), k.file.Close())
-}
-
-// note writes down that the segments up to s are durable, that one up to length. It
-// may fail on a full disk, and is tried again by the next sync: what was flushed is
-// flushed all the same. Called with syncing, or before the volume is anybody's.
-func (v *Volume) note(n note) {
-	if v.cfg.ReadOnly || n.number == 0 {
-		return
-	}
-	if err := v.notes.write(v.cfg.Dir, n); err != nil {
-		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
-	}
-}
-
-// end is the note of all that the journal has. Called with mu, or before the volume is
-// anybody's.
-func (v *Volume) end() note {
-	n := len(v.chain)
-	if n == 0 {
-		return note{}
-	}
-	s := v.chain[n-1]
-	return note{s.number, s.size, v.seq}
 }

@@ -184,15 +184,3 @@ func kill(t *testing.T, v *Volume) {
 	must(t, v.notes.file.Close())
 	must(t, v.lock.Close())
 }
-
-func FuzzDecodeNote(f *testing.F) {
-	b := note{1, segmentHeader, 7}.encode(5)
-	f.Add(b[:])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, ok := decodeNote(5, b); ok {
-			if again := n.encode(5); !bytes.Equal(again[:], b[:noteSize]) {
-				t.Errorf("%x is read as %+v, which is written as %x", b[:noteSize], n, again)
-			}
-		}
-	})
-}

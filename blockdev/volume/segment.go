@@ -6,35 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"os"
-	"path/filepath"
 
 	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
-	sectorSize = content.SectorSize
-	// unit is how much data one sum covers: what guests mostly write and read.
-	unit        = 4096
-	unitSectors = unit / sectorSize
-
-	segmentMagic  = "GRSEG\x00\x00\x01"
-	segmentHeader = 64
+	segmentMagic  = "GRSEG\x00\x00\x02"
+	segmentHeader = 80
 	entryMagic    = "GRE\x01"
-	entryHeader   = 40
 
 	kindData = 1
 	kindZero = 2
 	kindMark = 3
 	kindKeep = 4
 
-	// segmentMax is the size at which a segment is closed: what a fold or a holder
-	// takes at a time.
-	segmentMax = 64 << 20
 	// writeMax bounds the data of one entry; a larger write is several.
 	writeMax = 1 << 20
-	// zeroMax bounds the sectors of one entry of zeros.
-	zeroMax = 1 << 31
+	// headMax is the most that the head of an entry takes, with its sums.
+	headMax       = entryHeader + 4*(writeMax/unit)
+	segmentSuffix = ".seg"
 )
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
@@ -69,6 +59,11 @@ type entry struct {
 	sectors uint32
 }
 
+// dataEntry is one of n bytes at off of the disk.
+func dataEntry(off int64, n int) entry {
+	return entry{kind: kindData, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}
+}
+
 // units is how many sums the entry has.
 func (e entry) units() int {
 	if e.kind != kindData {
@@ -87,19 +82,38 @@ func (e entry) size() int64 {
 	return e.dataOffset() + int64(e.sectors)*sectorSize
 }
 
-// seal makes of b, which has room for the entry and its data in place, the entry.
+// extent is what an entry at off of the segment in a slot says of the disk; sums are
+// those of its data.
+func (e entry) extent(slot uint32, off int64, sums []byte) extent {
+	x := extent{start: e.start, n: e.sectors, seg: slot}
+	if e.kind == kindData {
+		x.data = off + e.dataOffset()
+	}
+	if e.kind != kindZero {
+		x.entry = e.sectors
+	}
+	if e.units() == 1 {
+		x.crc = binary.LittleEndian.Uint32(sums)
+	}
+	return x
+}
+
+// seal makes an entry's head: b has room for it, and the sums of the data behind that.
 func (e entry) seal(seed uint32, b []byte) {
-	head, sums, data := b[:entryHeader], b[entryHeader:e.dataOffset()], b[e.dataOffset():]
-	copy(head, entryMagic)
-	head[4], head[5], head[6], head[7] = e.kind, 0, 0, 0
-	binary.LittleEndian.PutUint64(head[8:], e.seq)
-	binary.LittleEndian.PutUint64(head[16:], e.durable)
-	binary.LittleEndian.PutUint64(head[24:], e.start)
-	binary.LittleEndian.PutUint32(head[32:], e.sectors)
-	for u := range e.units() {
+	copy(b, entryMagic)
+	b[4], b[5], b[6], b[7] = e.kind, 0, 0, 0
+	binary.LittleEndian.PutUint64(b[8:], e.seq)
+	binary.LittleEndian.PutUint64(b[16:], e.durable)
+	binary.LittleEndian.PutUint64(b[24:], e.start)
+	binary.LittleEndian.PutUint32(b[32:], e.sectors)
+	binary.LittleEndian.PutUint32(b[36:], headSum(seed, b, b[entryHeader:e.dataOffset()]))
+}
+
+// sumUnits puts the sum of each unit of data into sums.
+func sumUnits(sums, data []byte) {
+	for u := range (len(data) + unit - 1) / unit {
 		binary.LittleEndian.PutUint32(sums[4*u:], unitSum(data, u))
 	}
-	binary.LittleEndian.PutUint32(head[36:], headSum(seed, head, sums))
 }
 
 func headSum(seed uint32, head, sums []byte) uint32 {
@@ -133,50 +147,49 @@ func decodeEntry(seed uint32, b []byte) (entry, error) {
 	return e, nil
 }
 
-// segment is one file of the journal.
-type segment struct {
+// header is what a segment file says of itself first.
+type header struct {
+	volume content.VolumeID
+	epoch  uint64
 	number uint64
-	slot   uint32 // where extents find it
-	seed   uint32 // of its sums
-	first  uint64 // seq of its first entry, or of what follows it
-	file   *os.File
-	size   int64
-	sealed bool // it ends with its table, and nothing is added
-	synced bool // as it is and will be, once another one follows
+	after  content.Position // what it follows
+	// merged is the seq of the last entry that the segment stands for, where entries
+	// that are not needed any more were left out of it; else 0.
+	merged uint64
+	// needs is the seq of the last of those that made these needless: a journal that does
+	// not reach it is not whole.
+	needs uint64
 }
 
-func segmentName(number uint64) string { return fmt.Sprintf("%016x.seg", number) }
-
-func encodeSegment(id [16]byte, epoch, number, firstSeq uint64) []byte {
-	b := make([]byte, segmentHeader)
-	copy(b, segmentMagic)
-	copy(b[8:], id[:])
-	binary.LittleEndian.PutUint64(b[24:], epoch)
-	binary.LittleEndian.PutUint64(b[32:], number)
-	binary.LittleEndian.PutUint64(b[40:], firstSeq)
-	return summed(0, b[:60])
+func (h header) encode() []byte {
+	b := append(make([]byte, 0, segmentHeader), segmentMagic...)
+	b = append(b, h.volume[:]...)
+	for _, x := range [...]uint64{h.epoch, h.number, h.after.Number, h.after.Seq, h.merged, h.needs} {
+		b = binary.LittleEndian.AppendUint64(b, x)
+	}
+	return summed(0, binary.LittleEndian.AppendUint32(b, 0))
 }
 
-// decodeSegment checks a header and returns the seq of the first entry.
-func decodeSegment(b []byte, id [16]byte, number uint64) (firstSeq uint64, err error) {
-	switch {
-	case len(b) < segmentHeader || !whole(0, b, segmentMagic):
-		return 0, errors.New("no segment")
-	case [16]byte(b[8:24]) != id || binary.LittleEndian.Uint64(b[32:]) != number:
-		return 0, errors.New("it belongs to another volume or place")
+func decodeHeader(b []byte) (h header, ok bool) {
+	if len(b) < segmentHeader || !whole(0, b[:segmentHeader], segmentMagic) || binary.LittleEndian.Uint32(b[72:]) != 0 {
+		return h, false
 	}
-	return binary.LittleEndian.Uint64(b[40:]), nil
+	h.volume = content.VolumeID(b[8:24])
+	for i, x := range []*uint64{&h.epoch, &h.number, &h.after.Number, &h.after.Seq, &h.merged, &h.needs} {
+		*x = binary.LittleEndian.Uint64(b[24+8*i:])
+	}
+	if h.merged == 0 {
+		return h, h.after.Number+1 == h.number && h.needs == 0
+	}
+	return h, h.after.Number < h.number && h.merged > h.after.Seq && h.needs >= h.merged
 }
 
-// createSegment makes a segment file, without a slot; it is durable with the first sync of the
-// folder and of itself.
-func createSegment(dir string, id [16]byte, epoch, number, firstSeq uint64) (*segment, error) {
-	f, err := os.OpenFile(filepath.Join(dir, segmentName(number)), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
+func (h header) name() string { return fmt.Sprintf("%016x-%016x%s", h.epoch, h.number, segmentSuffix) }
+
+// numbered reads the name of a segment's file.
+func numbered(name string) (epoch, number uint64, ok bool) {
+	if _, err := fmt.Sscanf(name, "%x-%x", &epoch, &number); err != nil {
+		return 0, 0, false
 	}
-	if _, err := f.WriteAt(encodeSegment(id, epoch, number, firstSeq), 0); err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
-	}
-	return &segment{number: number, seed: seed(id, number), first: firstSeq, file: f, size: segmentHeader}, nil
+	return epoch, number, name == header{epoch: epoch, number: number}.name()
 }

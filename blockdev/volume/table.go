@@ -14,9 +14,11 @@ const (
 	tableHeader = 16
 	tableFooter = 16
 	recordSize  = 32
-	// tableMax bounds the extents of a table: 4 MiB, which a start holds in memory for
-	// each volume that it opens. A segment with more has none, and is read whole.
+	// tableMax bounds the extents of a segment's table: 4 MiB. One that was split more
+	// often has none, and is read whole.
 	tableMax = 1 << 17
+	// mergedMax bounds those of a merged segment: 32 MiB, which a start holds in memory.
+	mergedMax = 1 << 20
 )
 
 // table is what a segment that is full has changed: its extents that no later entry of
@@ -57,7 +59,7 @@ func readTable(f *os.File, seed uint32, size int64) (t table, off int64, err err
 	}
 	off = int64(binary.LittleEndian.Uint64(foot[:]))
 	if string(foot[8:12]) != tableMagic || off < segmentHeader || off > size-tableHeader-tableFooter ||
-		size-off > tableHeader+tableMax*recordSize+tableFooter {
+		size-off > tableHeader+mergedMax*recordSize+tableFooter {
 		return t, 0, errNoTable
 	}
 	b := make([]byte, size-off)
@@ -74,7 +76,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 		return table{}, errNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))
-	if n > tableMax || len(b) != tableHeader+n*recordSize+tableFooter || int64(binary.LittleEndian.Uint64(b[len(b)-tableFooter:])) != off {
+	if n > mergedMax || len(b) != tableHeader+n*recordSize+tableFooter || int64(binary.LittleEndian.Uint64(b[len(b)-tableFooter:])) != off {
 		return table{}, errNoTable
 	}
 	t = table{seq: binary.LittleEndian.Uint64(b[8:]), extents: make([]extent, n)}
@@ -84,7 +86,7 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 			start: binary.LittleEndian.Uint64(r), data: int64(binary.LittleEndian.Uint64(r[8:])), n: binary.LittleEndian.Uint32(r[16:]),
 			before: binary.LittleEndian.Uint32(r[20:]), entry: binary.LittleEndian.Uint32(r[24:]), crc: binary.LittleEndian.Uint32(r[28:]),
 		}
-		if !e.sound(off) {
+		if !sound(e, off) {
 			return table{}, fmt.Errorf("extent %d of a table: %w", i, content.ErrCorrupt)
 		}
 		t.extents[i] = e
@@ -93,26 +95,11 @@ func decodeTable(seed uint32, b []byte, off int64) (t table, err error) {
 }
 
 // sound reports whether an extent can be one of a segment whose entries end at end.
-func (e extent) sound(end int64) bool {
+func sound(e extent, end int64) bool {
 	const sectors = content.SizeMax / sectorSize
 	if e.n == 0 || e.start > sectors || uint64(e.n) > sectors-e.start {
 		return false
 	}
 	return e.data == 0 || e.entry <= writeMax/sectorSize && uint64(e.before)+uint64(e.n) <= uint64(e.entry) &&
 		e.data >= segmentHeader+entryHeader && e.data <= end && end-e.data >= int64(e.n)*sectorSize
-}
-
-// seal writes the table of a segment that is full behind its entries. Without room for
-// that it stays as it is, and is read whole at the next start. Called with mu.
-func (v *Volume) seal(s *segment) {
-	t := table{v.seq, v.extents.of(s.slot, tableMax)}
-	if len(t.extents) > tableMax {
-		return
-	}
-	b := t.encode(s.seed, s.size)
-	if _, err := s.file.WriteAt(b, s.size); err != nil {
-		v.cutBack(s)
-		return
-	}
-	s.size, s.sealed = s.size+int64(len(b)), true
 }

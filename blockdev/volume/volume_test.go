@@ -76,7 +76,10 @@ func create(t testing.TB) string {
 	return dir
 }
 
-func testID() [16]byte { return [16]byte{1, 2} }
+func testID() content.VolumeID { return content.VolumeID{1, 2} }
+
+// segmentName is the file of a segment of tests.
+func segmentName(number uint64) string { return header{epoch: 1, number: number}.name() }
 
 // config is of a volume of tests without a source.
 func config(dir string) Config { return Config{Dir: dir, ID: testID(), Size: testSize, Epoch: 1} }
@@ -169,6 +172,26 @@ func TestModel(t *testing.T) {
 				}
 				copy(want[off:], p)
 			},
+			"batch": func(r *rapid.T) {
+				var ws []blockdev.Write
+				for range rapid.IntRange(1, 70).Draw(r, "writes") {
+					off, n := span()
+					p := make([]byte, min(n, 40*sectorSize))
+					rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
+					ws = append(ws, blockdev.Write{Data: p, Offset: off})
+				}
+				for len(ws) > 0 {
+					n := v.TryWriteBatch(ws)
+					if n == 0 {
+						n = 1
+						must(r, v.WriteAt(t.Context(), ws[0].Data, ws[0].Offset, false))
+					}
+					for _, w := range ws[:n] {
+						copy(want[w.Offset:], w.Data)
+					}
+					ws = ws[n:]
+				}
+			},
 			"zero": func(r *rapid.T) {
 				off, n := span()
 				if err := v.Zero(t.Context(), off, n, rapid.Bool().Draw(r, "keep"), false); err != nil {
@@ -247,43 +270,18 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 	}
 }
 
-// TestExtentMap lays ranges over each other and compares with a sector array.
-func TestExtentMap(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		const sectors = 3000
-		m := extentMap{live: make([]int64, 1)}
-		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
-		next := int64(1)
-		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
-			start := rapid.Uint64Range(0, sectors-1).Draw(r, "start")
-			n := rapid.Uint64Range(1, min(sectors-start, 9)).Draw(r, "n")
-			m.put(extent{start: start, n: uint32(n), data: next * sectorSize, entry: uint32(n)})
-			for i := range n {
-				want[start+i] = next + int64(i)
-			}
-			next += int64(n)
-		}
-		for s := uint64(0); s < sectors; s++ {
-			e, ok := m.at(s)
-			here := ok && e.start <= s
-			if here != (want[s] != 0) || here && e.from(s).data != want[s]*sectorSize {
-				r.Fatalf("sector %d: %+v, %v; want data of sector %d", s, e, ok, want[s])
-			}
-		}
-	})
-}
-
-// encode returns the entry with its data.
-func (e entry) encode(seed uint32, data []byte) []byte {
+// encoded returns an entry with its data.
+func encoded(e entry, seed uint32, data []byte) []byte {
 	b := make([]byte, e.size())
 	copy(b[e.dataOffset():], data)
+	sumUnits(b[entryHeader:e.dataOffset()], data)
 	e.seal(seed, b)
 	return b
 }
 
-// journal makes a volume with writes and flushes and returns the bytes that the
+// written makes a volume with writes and flushes and returns the bytes that the
 // disk has, and those that it had at each flush.
-func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
+func written(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
 	t.Helper()
 	src := newImage(sourceSize)
 	dir, want, flushed = create(t), blank(src), map[int][]byte{}
@@ -307,7 +305,7 @@ func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[in
 // that was closed cleanly: a start either refuses and says where, or gives every
 // byte as it was. Opened to read only, all but what is lost is there.
 func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
-	dir, want, _ := journal(t, 60)
+	dir, want, _ := written(t, 60)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -383,7 +381,7 @@ func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 // is left is the state after some entry, no older than the last flush before the
 // cut that a later entry tells of.
 func TestTornTailIsCutOff(t *testing.T) {
-	dir, _, _ := journal(t, 40)
+	dir, _, _ := written(t, 40)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -443,18 +441,6 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrReadOnly) {
 		t.Errorf("write: %v, want ErrReadOnly", err)
 	}
-}
-
-func FuzzDecodeEntry(f *testing.F) {
-	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(5, make([]byte, 9*sectorSize)))
-	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(5, nil))
-	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(5, nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := decodeEntry(5, b)
-		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
-			t.Errorf("accepted %+v from %d bytes", e, len(b))
-		}
-	})
 }
 
 func BenchmarkWrite4K(b *testing.B) {

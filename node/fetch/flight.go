@@ -73,8 +73,8 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 	}
 }
 
-// aheadPatience is how long a guest waits for what was asked for ahead of it while no
-// bytes come: a few chunks' time on the slowest link of use to it.
+// aheadPatience is how long a guest waits for what was asked for ahead of it while nothing
+// of that comes: a few chunks' time on the slowest link of use to it.
 const aheadPatience = 300 * time.Millisecond
 
 // flows waits, for a guest, until a flight has ended; false when it is less urgent and
@@ -244,6 +244,7 @@ func (f *Fetcher) end(fl *flight, a arrival, err error) bool {
 	}
 	fl.data, fl.page, fl.from, fl.node, fl.err = a.data, a.page, a.from, a.node, err
 	fl.ended.Store(true)
+	fl.job.came.Add(1)
 	close(fl.done)
 	if last {
 		close(fl.job.landed)

@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // warmWindow bounds the bytes of a prefetch that are under way: enough for the
@@ -146,7 +147,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	}
 	r.looked = false
 	fl := m.f.join(rs, []object{o}, byGuest())[0]
-	if !r.missed && !fl.ended.Load() {
+	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
 			m.runAhead(run)
@@ -175,14 +176,26 @@ func (m *Image) count(fl *flight) {
 	}
 }
 
-// runAhead asks for the chunks of a run that are in the same map node. A full cache
-// would not keep them.
+// runAhead asks for the chunks of a run that are in one map node, which it brings in if
+// need be. A full cache would not keep them.
 func (m *Image) runAhead(run readahead.Run) {
 	rs := m.rs.Load()
-	leaf := rs.leaf(run.From)
-	if leaf == nil || m.f.cfg.Cache.Full() {
+	if run.From >= rs.shape.Chunks || m.f.cfg.Cache.Full() {
 		return
 	}
+	if leaf := rs.leaf(run.From); leaf != nil {
+		m.runIn(rs, leaf, run)
+		return
+	}
+	m.f.start(func() {
+		leaf, err := m.f.node(m.f.ctx, rs, content.Pos{Level: 1, Index: run.From / content.MapFanout}, byReadahead())
+		if err == nil && leaf != nil {
+			m.runIn(rs, leaf, run)
+		}
+	})
+}
+
+func (m *Image) runIn(rs *rootState, leaf *mapNode, run readahead.Run) {
 	end, ok := m.ahead.Begin(run, (run.From/content.MapFanout+1)*content.MapFanout)
 	if !ok {
 		return

@@ -31,7 +31,7 @@ type job struct {
 	work    sync.WaitGroup        // the asks that are under way
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
-	came    atomic.Int64          // when an object last came from a member
+	came    atomic.Int64          // how many flights have ended
 	failure error                 // of the origin; set before the event that tells fly
 }
 
@@ -404,7 +404,6 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.came.Store(now.UnixNano())
 	j.f.bytes[from].Add(n)
 	j.f.mu.Lock()
 	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})

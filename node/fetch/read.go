@@ -181,24 +181,33 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 // is longer was read by another, or is here, and comes once.
 const gapMax = content.ChunkSizeDefault / 2
 
-// readPart is readObjects of what one request brings.
+// readPart is readObjects of what one request brings. Each object lands as soon as it has
+// come: a guest waits for no others behind it, nor a line for a guest.
 func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, objects []object) error {
 	var extents []pack.Extent
-	for _, o := range objects {
-		extents = append(extents, o.frames()...)
+	var of []int // the object of each
+	for i, o := range objects {
+		for _, e := range o.frames() {
+			extents, of = append(extents, e), append(of, i)
+		}
 	}
-	got, err := pack.ReadMoved(ctx, origin, extents)
-	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
-	for _, o := range objects {
-		a := arrival{obj: o, from: FromOrigin, data: got[0]}
-		if got = got[1:]; o.pos.Level > 0 {
-			a.page, got = got[0], got[1:]
+	arrived := make([]arrival, len(objects))
+	var unfit error // a map node that can't be used
+	err := pack.StreamMoved(ctx, origin, extents, func(i int, v content.Verified) {
+		o, a := objects[of[i]], &arrived[of[i]]
+		a.obj, a.from = o, FromOrigin
+		if i > 0 && of[i-1] == of[i] {
+			a.page = v
+		} else {
+			a.data = v
 		}
 		if a.data.Bytes() == nil || o.pos.Level > 0 && a.page.Bytes() == nil {
-			continue
+			return
 		}
 		f.count(FromOrigin, o.stored())
-		err = errors.Join(err, f.land(rs, a, nil))
-	}
-	return err
+		unfit = errors.Join(unfit, f.land(rs, *a, nil))
+		*a = arrival{}
+	})
+	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
+	return errors.Join(err, unfit)
 }

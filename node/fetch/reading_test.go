@@ -151,16 +151,22 @@ type damaged struct {
 	times int
 }
 
-func (d *damaged) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error) {
-	got, err := d.Origin.ReadFrames(ctx, frames)
+func (d *damaged) Stream(ctx context.Context, frames []pack.Extent, take func(int, content.Verified)) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.times > 0 && err == nil {
+	bad := d.times > 0
+	if bad {
 		d.times--
-		got[0] = content.Verified{}
+	}
+	d.mu.Unlock()
+	err := d.Origin.Stream(ctx, frames, func(i int, v content.Verified) {
+		if !bad || i > 0 {
+			take(i, v)
+		}
+	})
+	if bad && err == nil {
 		err = fmt.Errorf("read %s: %w: it hashes to something else", frames[0].Location, content.ErrCorrupt)
 	}
-	return got, err
+	return err
 }
 
 // TestDamagedPack: a frame that came damaged is read once more; one that stays so
@@ -211,7 +217,7 @@ type moved struct {
 	found map[content.CID]bool
 }
 
-func (m *moved) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content.Verified, error) {
+func (m *moved) Stream(ctx context.Context, frames []pack.Extent, take func(int, content.Verified)) error {
 	m.mu.Lock()
 	known := true
 	for _, e := range frames {
@@ -219,9 +225,9 @@ func (m *moved) ReadFrames(ctx context.Context, frames []pack.Extent) ([]content
 	}
 	m.mu.Unlock()
 	if !known {
-		return nil, fmt.Errorf("read pack %s: %w", frames[0].Pack, content.ErrNotFound)
+		return fmt.Errorf("read pack %s: %w", frames[0].Pack, content.ErrNotFound)
 	}
-	return m.Reader.ReadFrames(ctx, frames)
+	return m.Reader.Stream(ctx, frames, take)
 }
 
 func (m *moved) Relocate(_ context.Context, e pack.Extent) (pack.Extent, error) {

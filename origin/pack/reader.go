@@ -2,10 +2,12 @@ package pack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -39,36 +41,58 @@ type Reader struct {
 // NewReader returns a Reader of b, which may be read-only.
 func NewReader(b bucket.Bucket) *Reader { return &Reader{b, content.NewCodec(), newDecoder()} }
 
-// ReadFrames reads frames of one pack with one ranged GET that covers them all,
-// gaps included; together they span at most a run and a frame. The result has
-// one element a frame, in the order asked. When some frames are bad, these are
-// the zero Verified, the others are there, and the error is ErrCorrupt.
+// ReadFrames is Stream that waits for all. The result has one element a frame, in the
+// order asked; of those that could not be had it is the zero Verified.
 func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Verified, error) {
 	if len(frames) == 0 {
 		return nil, nil
 	}
-	first, end := frames[0], frames[0].End()
-	for _, e := range frames {
+	out := make([]content.Verified, len(frames))
+	err := r.Stream(ctx, frames, func(i int, v content.Verified) { out[i] = v })
+	return out, err
+}
+
+// Stream reads frames of one pack with one ranged GET that covers them all, gaps
+// included; together they span at most a run and a frame. Each is handed to take as soon
+// as it has come, with its place among those asked for: over a slow line the first is of
+// use long before the last. Where some frames are bad the others are handed on, and the
+// error is ErrCorrupt.
+func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) (err error) {
+	if len(frames) == 0 {
+		return nil
+	}
+	first, end, order := frames[0], frames[0].End(), make([]int, len(frames))
+	for i, e := range frames {
 		if err := e.Check(); err != nil {
-			return nil, fmt.Errorf("read %s: %w", e.Location, err)
+			return fmt.Errorf("read %s: %w", e.Location, err)
 		}
 		if e.Pack != first.Pack || e.Raw > FrameSizeMax {
-			return nil, fmt.Errorf("read %s: %w: frame of %d raw bytes beside pack %s", e.Location, content.ErrInvalid, e.Raw, first.Pack)
+			return fmt.Errorf("read %s: %w: frame of %d raw bytes beside pack %s", e.Location, content.ErrInvalid, e.Raw, first.Pack)
 		}
-		first.Offset, end = min(first.Offset, e.Offset), max(end, e.End())
+		first.Offset, end, order[i] = min(first.Offset, e.Offset), max(end, e.End()), i
 	}
 	if end-first.Offset > spanMax {
-		return nil, fmt.Errorf("read pack %s: %w: frames from %d to %d, at most %d bytes are read at once", first.Pack, content.ErrInvalid, first.Offset, end, spanMax)
+		return fmt.Errorf("read pack %s: %w: frames from %d to %d, at most %d bytes are read at once", first.Pack, content.ErrInvalid, first.Offset, end, spanMax)
 	}
-	b, _, err := readRange(ctx, r.bucket, first.Pack, bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}, spanMax)
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(frames[a].End(), frames[b].End()) })
+	at := bucket.Range{Offset: int64(first.Offset), Length: int64(end - first.Offset)}
+	obj, err := open(ctx, r.bucket, first.Pack, at)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out, bad := make([]content.Verified, len(frames)), 0
-	for i, e := range frames {
-		var frameErr error
-		out[i], frameErr = decodeFrame(r.dec, e, b[e.Offset-first.Offset:e.End()-first.Offset])
+	defer func() { err = errors.Join(err, obj.Body.Close()) }()
+	b, came, bad := make([]byte, end-first.Offset), 0, 0
+	for _, i := range order {
+		e := frames[i]
+		if to := int(e.End() - first.Offset); to > came {
+			n, readErr := io.ReadFull(obj.Body, b[came:to])
+			if came += n; readErr != nil {
+				return cut(first.Pack, at, came, readErr)
+			}
+		}
+		v, frameErr := decodeFrame(r.dec, e, b[e.Offset-first.Offset:e.End()-first.Offset])
 		if frameErr == nil {
+			take(i, v)
 			continue
 		}
 		if bad++; err == nil {
@@ -78,34 +102,50 @@ func (r *Reader) ReadFrames(ctx context.Context, frames []Extent) ([]content.Ver
 	if bad > 1 {
 		err = fmt.Errorf("%w (first of %d bad frames of %d)", err, bad, len(frames))
 	}
-	return out, err
+	return err
+}
+
+// open opens a range of a pack.
+func open(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range) (*bucket.Object, error) {
+	obj, err := from.Get(ctx, id.Key(), at)
+	if errors.Is(err, content.ErrInvalid) { // the store has less than the hint says
+		err = fmt.Errorf("%w: %w", content.ErrCorrupt, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
+	}
+	return obj, nil
+}
+
+// cut says of a range why only n bytes of it came.
+func cut(id ID, at bucket.Range, n int, err error) error {
+	switch {
+	case errors.Is(err, content.ErrCorrupt):
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		err = fmt.Errorf("%w: only %d bytes are there", content.ErrCorrupt, n)
+	default:
+		err = fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+	}
+	return fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
 }
 
 // readRange reads a range of a pack, all of it; of a suffix, as much as there is.
 func readRange(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range, limit int64) (_ []byte, _ bucket.Info, err error) {
-	obj, err := from.Get(ctx, id.Key(), at)
-	if errors.Is(err, content.ErrInvalid) { // the store has less than the hint says
-		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w: %w", id, at.Offset, at.Length, content.ErrCorrupt, err)
-	}
+	obj, err := open(ctx, from, id, at)
 	if err != nil {
-		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
+		return nil, bucket.Info{}, err
 	}
 	defer func() { err = errors.Join(err, obj.Body.Close()) }()
 	var b []byte
 	if at.Length > 0 {
 		b = make([]byte, at.Length)
 		n, readErr := io.ReadFull(obj.Body, b)
-		if b, err = b[:n], readErr; err == io.EOF || err == io.ErrUnexpectedEOF {
-			err = fmt.Errorf("%w: only %d bytes are there", content.ErrCorrupt, n)
-		}
+		b, err = b[:n], readErr
 	} else if b, err = io.ReadAll(io.LimitReader(obj.Body, limit+1)); err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("%w: more than %d bytes", content.ErrCorrupt, limit)
 	}
-	if err != nil && !errors.Is(err, content.ErrCorrupt) {
-		err = fmt.Errorf("%w: %w", content.ErrUnavailable, err)
-	}
 	if err != nil {
-		return nil, bucket.Info{}, fmt.Errorf("read pack %s at %d+%d: %w", id, at.Offset, at.Length, err)
+		return nil, bucket.Info{}, cut(id, at, len(b), err)
 	}
 	return b, obj.Info, nil
 }
@@ -121,63 +161,66 @@ func twice[T any](read func() (T, error)) (T, error) {
 
 // Source reads packs: a Reader, or one that watches it.
 type Source interface {
-	ReadFrames(ctx context.Context, frames []Extent) ([]content.Verified, error)
+	Stream(ctx context.Context, frames []Extent, take func(i int, v content.Verified)) error
 	Relocate(ctx context.Context, e Extent) (Extent, error)
 }
 
-// ReadMoved reads frames of one run, those that came damaged once more, and then where
-// their pack says that they went. The result has an element for each frame, the zero
-// Verified for those that could not be had.
+// ReadMoved is StreamMoved that waits for all. The result has an element for each frame,
+// the zero Verified for those that could not be had.
 func ReadMoved(ctx context.Context, from Source, frames []Extent) ([]content.Verified, error) {
-	got, err := from.ReadFrames(ctx, frames)
-	if got == nil {
-		got = make([]content.Verified, len(frames))
-	}
-	lacks := func() (at []int, missing []Extent) {
-		for i, v := range got {
-			if v.Bytes() == nil {
-				at, missing = append(at, i), append(missing, frames[i])
-			}
-		}
-		return at, missing
-	}
-	if errors.Is(err, content.ErrCorrupt) {
-		at, missing := lacks()
-		var again []content.Verified
-		again, err = from.ReadFrames(ctx, missing)
-		for i, v := range again {
-			got[at[i]] = v
-		}
-	}
-	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
-		return got, err
-	}
-	at, missing := lacks()
-	for i, e := range missing {
-		v, lost := readMoved(ctx, from, e)
-		if lost != nil { // the others will be as lost; a reader asks for them again
-			return got, errors.Join(lost, err)
-		}
-		got[at[i]] = v
-	}
-	return got, nil
+	out := make([]content.Verified, len(frames))
+	err := StreamMoved(ctx, from, frames, func(i int, v content.Verified) { out[i] = v })
+	return out, err
 }
 
-// readMoved reads a frame where its pack's footer says that it went. Who may write
+// StreamMoved is Stream of frames of one run: those that came damaged are read once more,
+// and then where their pack says that they went.
+func StreamMoved(ctx context.Context, from Source, frames []Extent, take func(i int, v content.Verified)) error {
+	lacks := make([]int, len(frames))
+	for i := range lacks {
+		lacks[i] = i
+	}
+	stream := func() error {
+		asked := slices.Clone(lacks)
+		return from.Stream(ctx, pick(frames, asked), func(i int, v content.Verified) {
+			lacks = slices.DeleteFunc(lacks, func(at int) bool { return at == asked[i] })
+			take(asked[i], v)
+		})
+	}
+	err := stream()
+	if errors.Is(err, content.ErrCorrupt) {
+		err = stream()
+	}
+	if !errors.Is(err, content.ErrCorrupt) && !errors.Is(err, content.ErrNotFound) {
+		return err
+	}
+	for _, i := range lacks {
+		if lost := streamMoved(ctx, from, frames[i], func(_ int, v content.Verified) { take(i, v) }); lost != nil {
+			return errors.Join(lost, err) // the others will be as lost; a reader asks for them again
+		}
+	}
+	return nil
+}
+
+func pick(frames []Extent, at []int) []Extent {
+	out := make([]Extent, len(at))
+	for i, place := range at {
+		out[i] = frames[place]
+	}
+	return out
+}
+
+// streamMoved reads a frame where its pack's footer says that it went. Who may write
 // footers must not open the packs of a narrower scope so.
-func readMoved(ctx context.Context, from Source, e Extent) (content.Verified, error) {
+func streamMoved(ctx context.Context, from Source, e Extent, take func(int, content.Verified)) error {
 	moved, err := from.Relocate(ctx, e)
 	if err != nil {
-		return content.Verified{}, err
+		return err
 	}
 	if !moved.Pack.Scope().Covers(e.Pack.Scope()) {
-		return content.Verified{}, fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
+		return fmt.Errorf("%s was moved to %s: %w: fewer may read that", e.Pack, moved.Pack, content.ErrForbidden)
 	}
-	got, err := from.ReadFrames(ctx, []Extent{moved})
-	if err != nil {
-		return content.Verified{}, err
-	}
-	return got[0], nil
+	return from.Stream(ctx, []Extent{moved}, take)
 }
 
 // MapNode is a block map node with its locator page.

@@ -62,7 +62,8 @@ func (s *Store) Start(ctx context.Context) error {
 	}
 	defer log.Close()
 	address := fmt.Sprintf("%s:%d", s.host.Addr(), storePort)
-	cmd := s.host.Command(context.WithoutCancel(ctx), binary, "--port", address, "--quiet", "posix", s.dir)
+	// By itself it ends the connection with each answer, which S3 does not.
+	cmd := s.host.Command(context.WithoutCancel(ctx), binary, "--port", address, "--quiet", "--keep-alive", "posix", s.dir)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeUser, "ROOT_SECRET_KEY="+storePassword)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -79,6 +79,18 @@ func tap(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// sleep waits in the kernel, whose timer is precise where the runtime's is a millisecond
+// late.
+func sleep(d time.Duration) {
+	for d > 0 {
+		left := unix.NsecToTimespec(int64(d))
+		if unix.Nanosleep(&left, &left) == nil {
+			return
+		}
+		d = time.Duration(left.Nano())
+	}
+}
+
 // pump carries frames one way until the ends are closed. Those that would wait longer
 // than lineQueue are lost.
 func (s *shaper) pump(from, to *os.File, carried *atomic.Int64) {
@@ -110,7 +122,7 @@ func (s *shaper) pump(from, to *os.File, carried *atomic.Int64) {
 	})
 	s.pumps.Go(func() {
 		for f := range way {
-			<-time.After(time.Until(f.due))
+			sleep(time.Until(f.due))
 			_, _ = to.Write(f.bytes) // one that the other end can't take is lost
 		}
 	})

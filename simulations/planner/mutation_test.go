@@ -18,6 +18,8 @@ func TestMutations(t *testing.T) {
 		"a lead that never asks the ranks behind":       {"job.go", "if behind {", "if behind && false {", "views"},
 		"a guest that forgets the budget":               {"job.go", "|| !j.m.Has(j.now, j.need())", "", "faults"},
 		"a lead that fails, and nobody takes its place": {"job.go", "!ok || j.count >= leadsAsked", "!ok || j.count >= 1", "faults"},
+		"a breaker that forgets":                        {"breaker.go", "b.failed[p] = failure{now.Add(span), span, false}", "", "breaker"},
+		"a breaker that is as patient each time":        {"breaker.go", "2*f.span", "f.span", "breaker"},
 		"a name that one lead's word is enough for":     {"look.go", "agreeing = 2", "agreeing = 1", "names"},
 		"a lead of a name that nobody follows":          {"look.go", "order[:min(len(order), leadsAsked)]", "order[:min(len(order), agreeing)]", "names"},
 	} {

@@ -37,6 +37,7 @@ func TestScenarios(t *testing.T) {
 //	farms run=R of=(F,G)                which farm leads
 //	origin delay=50ms | origin down | origin up
 //	want nodes=(a,b) run=R [guest]      asks at once, and plays to the end; kill=(c) at=5ms
+//	                                    then=(S,T) every=3s: and for those, one after the other
 //	look nodes=(a,b) name=N version=V   the same for a name; kill=(c) or written=V2 at=5ms
 func (m *mesh) command(t *testing.T, d *datadriven.TestData) {
 	switch d.Cmd {
@@ -128,8 +129,17 @@ func (n *node) set(t *testing.T, d *datadriven.TestData) {
 
 func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 	m.now, m.reads = 0, map[string]int{}
-	run, guest := arg(t, d, "run"), d.HasArg("guest")
-	m.place(run)
+	runs, every := []plan.Peer{plan.Peer(arg(t, d, "run"))}, time.Duration(0)
+	if d.HasArg("then") {
+		var err error
+		if every, err = time.ParseDuration(arg(t, d, "every")); err != nil {
+			d.Fatalf(t, "%v", err)
+		}
+		runs = append(runs, peers(t, d, "then")...)
+	}
+	for _, run := range runs {
+		m.place(string(run))
+	}
 	m.meet()
 	if d.HasArg("kill") {
 		at, err := time.ParseDuration(arg(t, d, "at"))
@@ -142,14 +152,20 @@ func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 			}
 		})
 	}
-	for _, p := range peers(t, d, "nodes") {
-		m.nodes[p].want(run, plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
-			m.say("%s %s", p, map[bool]string{true: "has it", false: "has it not"}[ok])
-		})
+	for i, run := range runs {
+		m.after(time.Duration(i)*every, func() { m.wantRun(peers(t, d, "nodes"), string(run), d.HasArg("guest")) })
 	}
 	m.run()
 	for _, farm := range slices.Sorted(maps.Keys(m.reads)) {
 		fmt.Fprintf(m.trace, "reads of %s: %d\n", farm, m.reads[farm])
+	}
+}
+
+func (m *mesh) wantRun(nodes []plan.Peer, run string, guest bool) {
+	for _, p := range nodes {
+		m.nodes[p].want(run, plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+			m.say("%s %s", p, map[bool]string{true: "has it", false: "has it not"}[ok])
+		})
 	}
 }
 

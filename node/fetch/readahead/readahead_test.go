@@ -12,43 +12,50 @@ func TestWindowGrowsWhileTheGuestGoesOn(t *testing.T) {
 	if !ok {
 		t.Fatal("the guest goes on and is not run ahead of")
 	}
-	for _, want := range []uint64{4, 8, 16, 32, 32} {
-		if r.Size != want {
-			t.Fatalf("%+v, want %d chunks", r, want)
+	at := uint64(10)
+	for _, ahead := range []uint64{4, 8, 16, 32, 32, 32} {
+		if r.To-1-at != ahead || r.Ahead != ahead {
+			t.Fatalf("%+v at %d, want %d chunks ahead", r, at, ahead)
 		}
 		end, ok := w.Begin(r, 1000)
-		if !ok || end != r.From+want {
+		if !ok || end != r.To {
 			t.Fatalf("%+v ends at %d, %t", r, end, ok)
 		}
 		w.End()
-		if w.Marks(r.From) || !w.Marks(r.From+want/2) {
+		next := at + 1 + ahead/steps
+		if w.Marks(at+1) || !w.Marks(next) {
 			t.Errorf("the mark of %+v is elsewhere", r)
 		}
-		next, ok := w.Reached(r.From + want/2)
-		if !ok || next.From != end {
-			t.Fatalf("after %+v comes %+v, %t", r, next, ok)
+		if at = next; w.Marks(end) {
+			t.Fatal("the guest comes to the end before the mark")
 		}
-		if _, again := w.Reached(r.From + want/2); again {
+		if r, ok = w.Reached(at); !ok || r.From != end {
+			t.Fatalf("behind %d comes %+v, %t", end, r, ok)
+		}
+		if _, again := w.Reached(at); again {
 			t.Error("a mark is reached twice")
 		}
-		r = next
 	}
+	if end, ok := w.Begin(r, r.From+1); !ok || end != r.From+1 || !w.Marks(at+1+most/steps) && !w.Marks(end-1) {
+		t.Errorf("a run that is cut short ends at %d, %t", end, ok)
+	}
+	w.End()
 	for i := range uint64(recentMax) { // at so many places at once
 		if r, ok := w.Missed(500 + 100*i); ok {
 			t.Errorf("elsewhere: %+v", r)
 		}
 	}
 	for i := range uint64(recentMax) {
-		if r, ok := w.Missed(501 + 100*i); !ok || r != (Run{502 + 100*i, least}) {
+		if r, ok := w.Missed(501 + 100*i); !ok || r != (Run{502 + 100*i, 502 + 100*i + least, least}) {
 			t.Errorf("it goes on elsewhere: %+v, %t", r, ok)
 		}
 	}
 	for range runsMax {
-		if _, ok := w.Begin(Run{0, 4}, 2); !ok {
+		if _, ok := w.Begin(Run{0, 4, 4}, 2); !ok {
 			t.Error("too few runs at once")
 		}
 	}
-	if _, ok := w.Begin(Run{0, 4}, 2); ok {
+	if _, ok := w.Begin(Run{0, 4, 4}, 2); ok {
 		t.Error("too many runs at once")
 	}
 }

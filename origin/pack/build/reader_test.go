@@ -2,10 +2,15 @@ package build
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -55,6 +60,68 @@ func TestFramesOfARunAreReadAtOnce(t *testing.T) {
 	}
 	if got, err := pack.NewReader(to).ReadFrames(t.Context(), nil); got != nil || err != nil {
 		t.Fatalf("no frames: %v, %v", got, err)
+	}
+}
+
+// drip is a bucket whose answers end with an error once their reader asks for more than
+// reach has let through.
+type drip struct {
+	bucket.Bucket
+	reach *atomic.Int64 // an offset in the object
+}
+
+func (d drip) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	o, err := d.Bucket.Get(ctx, key, r)
+	if err == nil {
+		o.Body = &dripping{o.Body, r.Offset, d.reach}
+	}
+	return o, err
+}
+
+type dripping struct {
+	io.ReadCloser
+	at    int64
+	reach *atomic.Int64
+}
+
+func (d *dripping) Read(p []byte) (int, error) {
+	if d.at >= d.reach.Load() {
+		return 0, errKilled
+	}
+	n, err := d.ReadCloser.Read(p[:min(int64(len(p)), d.reach.Load()-d.at)])
+	d.at += int64(n)
+	return n, err
+}
+
+// TestFramesAreHandedOnAsTheyCome: none waits for the bytes of those behind it, in
+// whichever order they were asked for.
+func TestFramesAreHandedOnAsTheyCome(t *testing.T) {
+	to, h, im := onePack(t)
+	frames := chunkFrames(t, to, h)
+	asked := []uint64{5, 3, 4}
+	var extents []pack.Extent
+	for _, i := range asked {
+		extents = append(extents, frames[i])
+	}
+	var reach atomic.Int64
+	reach.Store(int64(frames[3].End()))
+	var came []uint64
+	err := pack.NewReader(drip{to, &reach}).Stream(t.Context(), extents, func(i int, v content.Verified) {
+		if !bytes.Equal(v.Bytes(), im.chunks[asked[i]]) {
+			t.Errorf("frame %d is not chunk %d", i, asked[i])
+		}
+		if came = append(came, asked[i]); len(came) < len(asked) {
+			reach.Store(int64(frames[3+len(came)].End())) // only now comes the next
+		}
+	})
+	if err != nil || !slices.Equal(came, []uint64{3, 4, 5}) {
+		t.Errorf("%v came: %v", came, err)
+	}
+	reach.Store(int64(frames[4].End()))
+	came = nil
+	err = pack.NewReader(drip{to, &reach}).Stream(t.Context(), extents, func(i int, _ content.Verified) { came = append(came, asked[i]) })
+	if !errors.Is(err, content.ErrUnavailable) || !slices.Equal(came, []uint64{3, 4}) {
+		t.Errorf("of a reply that is cut %v came: %v", came, err)
 	}
 }
 
