@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -12,6 +13,8 @@ import (
 type (
 	// Header is what a segment says of itself first.
 	Header = journal.Header
+	// Range is a part of the disk, in bytes.
+	Range = blockdev.Range
 	// AdoptedSegment is a sealed segment, and where its bytes are.
 	AdoptedSegment = journal.AdoptedSegment
 )

@@ -86,7 +86,7 @@ func between(layers []*layer, after, through content.Position) ([]*layer, bool) 
 
 // ground is what lies under the layers: a root.
 type ground struct {
-	Source
+	source    Source
 	size      int64
 	chunkSize int
 	base      content.Position // all up to it is in the source

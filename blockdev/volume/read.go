@@ -163,12 +163,12 @@ func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
 // try reads from the source what needs no wait.
 func (g *ground) try(p []byte, off int64) bool {
 	for len(p) > 0 {
-		if g.Source == nil || off >= g.size {
+		if g.source == nil || off >= g.size {
 			clear(p)
 			return true
 		}
 		index, at, n := g.chunk(off, len(p))
-		if !g.TryReadChunk(index, at, p[:n]) {
+		if !g.source.TryReadChunk(index, at, p[:n]) {
 			return false
 		}
 		p, off = p[n:], off+int64(n)
@@ -190,14 +190,14 @@ func (g *ground) read(ctx context.Context, pieces []piece) error {
 	group.SetLimit(parallelReads)
 	for _, m := range pieces {
 		for p, off := m.p, m.off; len(p) > 0; {
-			if g.Source == nil || off >= g.size {
+			if g.source == nil || off >= g.size {
 				clear(p)
 				break
 			}
 			index, at, n := g.chunk(off, len(p))
 			part := p[:n]
-			if !g.TryReadChunk(index, at, part) {
-				group.Go(func() error { return g.ReadChunk(ctx, index, at, part) })
+			if !g.source.TryReadChunk(index, at, part) {
+				group.Go(func() error { return g.source.ReadChunk(ctx, index, at, part) })
 			}
 			p, off = p[n:], off+int64(n)
 		}
@@ -269,10 +269,10 @@ func (g *ground) extents(ctx context.Context, off, length int64, add func(int64,
 	end := off + length
 	size := int64(g.chunkSize)
 	for off < end {
-		if g.Source == nil || off >= g.size {
+		if g.source == nil || off >= g.size {
 			return add(end-off, blockdev.Hole), nil
 		}
-		start, stop, err := g.NextData(ctx, uint64(off/size))
+		start, stop, err := g.source.NextData(ctx, uint64(off/size))
 		if errors.Is(err, io.EOF) {
 			return add(end-off, blockdev.Hole), nil
 		}

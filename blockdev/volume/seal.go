@@ -266,7 +266,7 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 			v.seals[i] = content.Position{}
 		}
 	}
-	v.ground = &ground{Source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
+	v.ground = &ground{source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
 	return v.cutFront()
 }
 

@@ -48,7 +48,7 @@ func (v *Volume) following(after content.Position) (s *segment, from, end place)
 	i := slices.IndexFunc(v.chain, func(s *segment) bool { return s.last > after.Seq })
 	switch {
 	case i < 0:
-		return nil, place{}, place{}
+		return nil, place{seq: v.ground.base.Seq}, place{}
 	case v.chain[i].After.Seq > after.Seq:
 		return nil, place{seq: v.chain[i].After.Seq}, place{}
 	}

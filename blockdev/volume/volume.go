@@ -150,7 +150,7 @@ func Open(cfg Config) (*Volume, error) {
 	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
 	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
-	v.ground = &ground{Source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
+	v.ground = &ground{source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
 	v.readers = newReaders(nil)
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
 	for _, p := range cfg.Kept {

@@ -311,7 +311,12 @@ func (v *Volume) Flush(ctx context.Context) error {
 		return nil
 	}
 	v.mu.RLock()
-	upTo := content.Position{Number: v.number, Seq: v.durable}
+	upTo := content.Position{Seq: v.durable}
+	for _, s := range v.chain {
+		if s.After.Seq < upTo.Seq {
+			upTo.Number = s.Number
+		}
+	}
 	v.mu.RUnlock()
 	if err := v.cfg.Persist.Persist(ctx, v, upTo); err != nil {
 		return fmt.Errorf("flush: %w", err)

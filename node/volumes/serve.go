@@ -9,6 +9,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -78,6 +79,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
+	cfg.Free = func() float64 { return freeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
 	if e.Head != nil {
@@ -95,6 +97,15 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
+}
+
+// freeShare is which share of the disk of a folder is free; all, where nobody can say.
+func freeShare(dir string) float64 {
+	free, total, err := cache.DiskFree(dir)
+	if err != nil || total == 0 {
+		return 1
+	}
+	return float64(free) / float64(total)
 }
 
 // widest is the head by which most members send what the volume begins as: that of what
