@@ -56,15 +56,16 @@ type attached struct {
 	after time.Duration // that it failed it is tried again,
 	again time.Time     // which is then
 
-	mu    sync.Mutex // guards what follows
-	name  string
-	right right.State
-	base  *catalog.Record // that body was read from or written to; nil: to be read
-	body  catalog.Volume
-	gaps  uint64               // of the pulse, before base was asked for
-	taken string               // by whom, once it is lost
-	fresh *index.Entry         // of a folder that is being made
-	heir  *holders.Inheritance // what was taken from holders for that
+	mu     sync.Mutex // guards what follows
+	name   string
+	right  right.State
+	base   *catalog.Record // that body was read from or written to; nil: to be read
+	body   catalog.Volume
+	gaps   uint64               // of the pulse, before base was asked for
+	taken  string               // by whom, once it is lost
+	behind string               // what stays with who had it before
+	fresh  *index.Entry         // of a folder that is being made
+	heir   *holders.Inheritance // what was taken from holders for that
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
@@ -221,7 +222,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	case right.Commit:
 		return a.takeNext(ctx)
 	case right.Tell:
-		a.v.tell(ctx, a.right.Seen.Holder, a.Name())
+		a.leave(ctx)
 	case right.Serve:
 		a.admit()
 		return nil, a.serve(ctx)
@@ -354,6 +355,24 @@ func (a *attached) keepRight() error {
 		return err
 	}
 	return a.v.index.Replace(*fresh)
+}
+
+// leave tells who had the volume that it is another's, and notes what stays behind there.
+func (a *attached) leave(ctx context.Context) {
+	seen := a.right.Seen
+	who, _ := a.v.cfg.Holder(ctx, seen.Holder)
+	a.v.tell(ctx, seen.Holder, a.Name())
+	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {
+		return
+	}
+	since := "it was made"
+	if !seen.FoldedAt.IsZero() {
+		since = seen.FoldedAt.UTC().Format(time.RFC3339)
+	}
+	orphan := content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: seen.Epoch, Orphan: true}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.behind = fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
 }
 
 // admit opens the gate as far as the state allows.

@@ -42,6 +42,11 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 
 // release gives the volume up, if the bucket has all of it. Nobody writes to it any more.
 func (a *attached) release(ctx context.Context) error {
+	if _, _, st := a.record(); st.Stage == right.Unconfirmed {
+		if err := a.happen(ctx, right.Due{}); err != nil {
+			return err
+		}
+	}
 	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}

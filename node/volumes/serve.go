@@ -90,6 +90,11 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
+		if err := a.isCurrent(e); err != nil {
+			err = errors.Join(err, a.vol.Close())
+			a.vol = nil
+			return err
+		}
 		if !e.ReadOnly && a.v.cfg.Origin != nil {
 			a.folds = a.newFolding(e)
 		}
@@ -106,6 +111,19 @@ func freeShare(dir string) float64 {
 		return 1
 	}
 	return float64(free) / float64(total)
+}
+
+// isCurrent fails where the bucket has what this disk has not: it is a copy of what it was
+// once, and what it says since is nothing.
+func (a *attached) isCurrent(e index.Entry) error {
+	end, through := a.vol.End(), e.Through()
+	if !e.Committed || e.ReadOnly || end.Seq >= through.Seq {
+		return nil
+	}
+	e, err := a.v.index.Change(e.Name, func(e *index.Entry) {
+		e.Taken = fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end.Seq, through.Seq, e.Name)
+	})
+	return errors.Join(a.v.takenError(e), err)
 }
 
 // widest is the head by which most members send what the volume begins as: that of what

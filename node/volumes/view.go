@@ -144,7 +144,9 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		out.State = StateUncommitted
 		out.Detail = cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	default:
-		out.State = StateAttached
+		d.mu.Lock()
+		out.State, out.Detail = StateAttached, cmp.Or(out.Detail, d.behind)
+		d.mu.Unlock()
 	}
 }
 

@@ -73,6 +73,9 @@ func TestTakeoverOfAStoppedNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.run(taker, "volume", "attach", "web", "--takeover", "--transport", "nbd")
+	if v := f.volume(taker, "web"); !strings.Contains(v.Detail, fmt.Sprintf("stays there, as snapshot:web@e%d-orphan", epoch)) {
+		t.Errorf("what stays behind is not said: %q", v.Detail)
+	}
 	taken := newWriter(1<<20, 3)
 	f.steps(taken, f.dial(f.volume(taker, "web").Device), 5)
 	flushes := w.flush

@@ -90,7 +90,7 @@ func (e Entry) Folder() string { return e.ID.String() }
 // Right is what the entry says of this node's right to the volume, before it is attached.
 func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
 	s := right.State{Self: self, Process: process, Tried: e.Tried, Here: e.Committed && !e.Empty && e.Taken == ""}
-	if e.Committed && e.Holder == self {
+	if e.Committed && e.Holder == self && e.Taken == "" {
 		s.Stamp = right.StampOf(e.Volume)
 	}
 	return s
