@@ -269,17 +269,18 @@ func TestChangesAreAByteComparison(t *testing.T) {
 		}
 	}
 	states = append(states, shadow)
+	const unit = 4096
 	check := func(w *world, from, to int) {
 		t.Helper()
 		var want, got []Extent
-		for off := int64(0); off < testSize; off += changeUnit {
-			if bytes.Equal(states[from][off:off+changeUnit], states[to%len(states)][off:off+changeUnit]) {
+		for off := int64(0); off < testSize; off += unit {
+			if bytes.Equal(states[from][off:off+unit], states[to%len(states)][off:off+unit]) {
 				continue
 			}
 			if n := len(want); n > 0 && want[n-1].Offset+want[n-1].Length == off {
-				want[n-1].Length += changeUnit
+				want[n-1].Length += unit
 			} else {
-				want = append(want, Extent{off, changeUnit})
+				want = append(want, Extent{off, unit})
 			}
 		}
 		number := uint64(to + 1)
@@ -434,7 +435,7 @@ func TestPromote(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := make([]byte, testSize)
-		if err := errors.Join(m.read(t.Context(), got, 0), m.close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
+		if err := errors.Join(m.Read(t.Context(), got, 0), m.Close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
 			t.Errorf("%s has other bytes: %v", name, err)
 		}
 	}
