@@ -358,6 +358,14 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 	if why := v.index.Broken[name]; why != nil {
 		return false, why
 	}
+	if here && e.Empty && d == nil {
+		if _, body, err := v.record(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
+			if err := v.index.Remove(e); err != nil {
+				return false, err
+			}
+			here = false
+		}
+	}
 	if !here {
 		return true, v.putNew(ctx, name, spec)
 	}
@@ -381,7 +389,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	r, body, err := v.record(ctx, name)
 	switch {
 	case err == nil:
-		if err := agrees(body, spec); err != nil {
+		if err := agrees(body, spec); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
 			return err
 		}
 		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)

@@ -57,6 +57,7 @@ type feeder struct {
 	member trust.PublicKey
 	to     peer.ID
 	begin  bool          // it has nothing yet, and no record names it
+	late   bool          // it comes in place of another, who may be back soon
 	more   chan struct{} // there may be more
 	claim  wire.Claim    // what the holder promises itself to
 
@@ -146,7 +147,9 @@ func (f *feeder) leave(ctx context.Context) {
 func (f *feeder) follow(ctx context.Context) error {
 	filled := func() {}
 	if f.begin {
-		wait(ctx, jitter())
+		if f.late {
+			wait(ctx, jitter())
+		}
 		select {
 		case f.w.cfg.Fills <- struct{}{}:
 			filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })

@@ -215,7 +215,7 @@ func (w *Writer) step(e quorum.Event) {
 	for _, a := range w.state.Step(e) {
 		switch a := a.(type) {
 		case quorum.Follow:
-			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, more: make(chan struct{}, 1), claim: w.cfg.Claim}
+			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K, more: make(chan struct{}, 1), claim: w.cfg.Claim}
 			w.feeders[a.Member] = f
 			w.begin(f.run)
 		case quorum.Leave:
