@@ -7,7 +7,7 @@ import (
 	"io"
 	"iter"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -40,7 +40,7 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 	defer func() { err = errors.Join(err, b.Close()) }()
 	ranges, err := moment.Suspects(ctx, v.nodes, a, b)
 	if err == nil {
-		err = moment.Compare(ctx, a, b, ranges, func(r volume.Range) bool { return yield(Extent(r)) })
+		err = moment.Compare(ctx, a, b, ranges, func(r blockdev.Range) bool { return yield(Extent(r)) })
 	}
 	if errors.Is(err, io.EOF) { // who asked has enough
 		return nil

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/origin/content"
@@ -66,7 +66,7 @@ func (a *attached) roll(ctx context.Context, id string) (err error) {
 	}
 	p := make([]byte, moment.Piece)
 	var failed error
-	err = moment.Compare(ctx, now, was, ranges, func(x volume.Range) bool {
+	err = moment.Compare(ctx, now, was, ranges, func(x blockdev.Range) bool {
 		for off := x.Offset; off < min(x.Offset+x.Length, now.Size) && failed == nil; off += moment.Piece {
 			b := p[:min(x.Offset+x.Length-off, now.Size-off, moment.Piece)]
 			if failed = was.Padded(ctx, b, off); failed != nil {

@@ -465,3 +465,30 @@ func TestSnapshotsOutliveTheirVolume(t *testing.T) {
 		t.Error("the snapshot has other bytes")
 	}
 }
+
+// TestDetachBringsAllToTheBucket: another node attaches what was released, and has it all.
+func TestDetachBringsAllToTheBucket(t *testing.T) {
+	p := newPair(t)
+	shadow := imageBytes()
+	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
+	p.a.fill(t, "disk", shadow, 20, 1)
+	if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{})
+	p.b.is(t, "disk", shadow)
+	if body, err := p.store.body("disk"); err != nil || len(body.Segments) > 0 || body.Holder != p.b.cfg.Self {
+		t.Errorf("%+v, %v", body, err)
+	}
+}
+
+// BenchmarkForks makes forks of one image.
+func BenchmarkForks(b *testing.B) {
+	w := newWorld(b)
+	w.cfg.Library, w.cfg.Registry = newShelf(b), newStore()
+	for i := 0; b.Loop(); i++ {
+		if _, _, err := w.Put(b.Context(), fmt.Sprintf("fork%d", i), Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: transportNBD}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

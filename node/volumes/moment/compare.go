@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/origin/content"
@@ -20,10 +21,10 @@ const (
 )
 
 // Suspects are the ranges in which two moments may differ, in order, in whole units.
-func Suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment) (out []volume.Range, err error) {
+func Suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment) (out []blockdev.Range, err error) {
 	add := func(off, end int64) {
 		off, end = off/changeUnit*changeUnit, (end+changeUnit-1)/changeUnit*changeUnit
-		out = append(out, volume.Range{Offset: off, Length: end - off})
+		out = append(out, blockdev.Range{Offset: off, Length: end - off})
 	}
 	both := [][2]content.Position{{a.Base, a.At}, {b.Base, b.At}}
 	vols := []*volume.Volume{a.Vol, b.Vol}
@@ -49,7 +50,7 @@ func Suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment
 	if a.Size != b.Size {
 		add(min(a.Size, b.Size), max(a.Size, b.Size))
 	}
-	slices.SortFunc(out, func(x, y volume.Range) int { return int(min(max(x.Offset-y.Offset, -1), 1)) })
+	slices.SortFunc(out, func(x, y blockdev.Range) int { return int(min(max(x.Offset-y.Offset, -1), 1)) })
 	return out, nil
 }
 
@@ -81,10 +82,10 @@ func differing(ctx context.Context, nodes func() (fold.Nodes, error), a, b Momen
 
 // Compare yields where two moments differ within sorted ranges, which may overlap. It ends
 // with io.EOF where yield wants no more.
-func Compare(ctx context.Context, a, b Moment, ranges []volume.Range, yield func(volume.Range) bool) error {
+func Compare(ctx context.Context, a, b Moment, ranges []blockdev.Range, yield func(blockdev.Range) bool) error {
 	one, two := make([]byte, Piece), make([]byte, Piece)
 	var at int64
-	var found volume.Range
+	var found blockdev.Range
 	for _, r := range ranges {
 		for off, end := max(r.Offset, at), r.Offset+r.Length; off < end; {
 			n := min(end-off, Piece)
@@ -102,7 +103,7 @@ func Compare(ctx context.Context, a, b Moment, ranges []volume.Range, yield func
 				if found.Length > 0 && !yield(found) {
 					return io.EOF
 				}
-				found = volume.Range{Offset: off + u, Length: changeUnit}
+				found = blockdev.Range{Offset: off + u, Length: changeUnit}
 			}
 			off += n
 			at = off
