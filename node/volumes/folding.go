@@ -134,12 +134,21 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// upload has all of a volume in the bucket, and in one root.
+// chunksWithin is how long a detach may take to bring all into one root, of which another
+// node reads what it needs. What takes longer goes as segments, which that one reads whole.
+const chunksWithin = 10 * time.Second
+
+// upload has all of a volume in the bucket, and if it can in one root.
 func upload(ctx context.Context, a *attached) error {
 	if a.folds == nil {
 		return uploadNothing(ctx, a)
 	}
-	return a.folds.run(ctx, fold.Chunks)
+	brief, cancel := context.WithTimeout(ctx, chunksWithin)
+	defer cancel()
+	if err := a.folds.run(brief, fold.Chunks); err == nil || errors.Is(err, content.ErrFenced) {
+		return err
+	}
+	return a.folds.run(ctx, fold.Safe)
 }
 
 // settle makes those snapshots durable that the volume's record reaches.

@@ -180,7 +180,7 @@ func (shelf) Live() []peer.ID { return nil }
 const imageSize = 2*content.ChunkSizeDefault + 8192
 
 // newShelf makes an image whose chunks are full of 1, 2 and 3, read without a network.
-func newShelf(t *testing.T) (s shelf) {
+func newShelf(t testing.TB) (s shelf) {
 	t.Helper()
 	bucket := mem.New(t, mem.Config{})
 	s.bucket = bucket

@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
 )
 
@@ -43,85 +39,15 @@ func (v *Volumes) promote(ctx context.Context, ref content.Ref, to PromoteSpec, 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
-	body, err := v.image(ctx, m, to.Scope, progress)
+	defer func() { err = errors.Join(err, m.Close()) }()
+	store, err := v.readable()
+	if err != nil {
+		return err
+	}
+	body, err := m.Image(ctx, build.Config{Bucket: store, Scope: to.Scope, Signer: v.cfg.Signer, Now: v.cfg.Now, Log: v.cfg.Log}, progress)
 	if err == nil {
 		body.Source = ref.String()
 		err = v.cfg.Publish(ctx, to.Image, body, to.Replace)
 	}
 	return err
-}
-
-// image builds the root of a moment in a scope, of the chunks that stand where that may
-// refer to, and of those that it reads.
-func (v *Volumes) image(ctx context.Context, m moment, scope content.Scope, progress Progress) (catalog.Image, error) {
-	store, err := v.readable()
-	if err != nil {
-		return catalog.Image{}, err
-	}
-	size := content.ChunkSizeDefault
-	if m.head != nil {
-		size = m.head.Root.ChunkSize
-	}
-	stand, err := v.standing(ctx, m, scope, pack.NewReader(store).ReadNode)
-	if err != nil {
-		return catalog.Image{}, err
-	}
-	b, err := build.New(ctx, build.Config{Bucket: store, Scope: scope, Size: m.size, ChunkSize: size, Signer: v.cfg.Signer, Lineage: m.lineage[:min(len(m.lineage), content.LineageMax)], Now: v.cfg.Now, Log: v.cfg.Log})
-	if err != nil {
-		return catalog.Image{}, err
-	}
-	defer b.Abort()
-	raw := make([]byte, size)
-	for _, index := range slices.Sorted(maps.Keys(stand)) {
-		off := int64(index) * int64(size)
-		if at := stand[index]; at != (pack.Extent{}) {
-			err = b.Keep(ctx, index, at)
-		} else if err = m.readPadded(ctx, raw, off); err == nil {
-			err = b.Add(ctx, index, raw)
-		}
-		if err != nil {
-			return catalog.Image{}, err
-		}
-		if progress != nil {
-			progress(min(off+int64(size), m.size), m.size)
-		}
-	}
-	head, stats, err := b.Finish(ctx)
-	if err != nil {
-		return catalog.Image{}, err
-	}
-	missing, err := pack.MissingPacks(ctx, store, b.Manifest(), nil)
-	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("%w: %d packs that it shares with the volume are gone; try again", content.ErrConflict, len(missing))
-	}
-	return catalog.Image{Head: head, Lineage: m.lineage, Chunks: stats.Chunks, Stored: stats.StoredBytes}, err
-}
-
-// standing are the chunks of a moment that may not be holes: where they lie, or nowhere for
-// those that are to be read.
-func (v *Volumes) standing(ctx context.Context, m moment, scope content.Scope, read fold.Nodes) (map[uint64]pack.Extent, error) {
-	out := map[uint64]pack.Extent{}
-	if m.head != nil {
-		if err := fold.Walk(ctx, read, m.head, func(index uint64, at pack.Extent) error {
-			if !at.Pack.Scope().Covers(scope) {
-				at = pack.Extent{}
-			}
-			out[index] = at
-			return nil
-		}); err != nil {
-			return nil, err
-		}
-	}
-	if m.at.Seq <= m.base.Seq {
-		return out, nil
-	}
-	changed, err := m.vol.Changed(m.base, m.at)
-	if err != nil {
-		return nil, err
-	}
-	for index := range changed {
-		out[index] = pack.Extent{}
-	}
-	return out, nil
 }

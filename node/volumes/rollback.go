@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -52,22 +54,22 @@ func (a *attached) roll(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, was.close()) }()
+	defer func() { err = errors.Join(err, was.Close()) }()
 	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, now.close()) }()
-	ranges, err := a.v.suspects(ctx, now, was)
+	defer func() { err = errors.Join(err, now.Close()) }()
+	ranges, err := moment.Suspects(ctx, a.v.nodes, now, was)
 	if err != nil {
 		return err
 	}
-	p := make([]byte, readPiece)
+	p := make([]byte, moment.Piece)
 	var failed error
-	err = compare(ctx, now, was, ranges, func(x Extent) bool {
-		for off := x.Offset; off < min(x.Offset+x.Length, now.size) && failed == nil; off += readPiece {
-			b := p[:min(x.Offset+x.Length-off, now.size-off, readPiece)]
-			if failed = was.readPadded(ctx, b, off); failed != nil {
+	err = moment.Compare(ctx, now, was, ranges, func(x blockdev.Range) bool {
+		for off := x.Offset; off < min(x.Offset+x.Length, now.Size) && failed == nil; off += moment.Piece {
+			b := p[:min(x.Offset+x.Length-off, now.Size-off, moment.Piece)]
+			if failed = was.Padded(ctx, b, off); failed != nil {
 				break
 			}
 			if content.IsZero(b) {

@@ -269,17 +269,18 @@ func TestChangesAreAByteComparison(t *testing.T) {
 		}
 	}
 	states = append(states, shadow)
+	const unit = 4096
 	check := func(w *world, from, to int) {
 		t.Helper()
 		var want, got []Extent
-		for off := int64(0); off < testSize; off += changeUnit {
-			if bytes.Equal(states[from][off:off+changeUnit], states[to%len(states)][off:off+changeUnit]) {
+		for off := int64(0); off < testSize; off += unit {
+			if bytes.Equal(states[from][off:off+unit], states[to%len(states)][off:off+unit]) {
 				continue
 			}
 			if n := len(want); n > 0 && want[n-1].Offset+want[n-1].Length == off {
-				want[n-1].Length += changeUnit
+				want[n-1].Length += unit
 			} else {
-				want = append(want, Extent{off, changeUnit})
+				want = append(want, Extent{off, unit})
 			}
 		}
 		number := uint64(to + 1)
@@ -434,7 +435,7 @@ func TestPromote(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := make([]byte, testSize)
-		if err := errors.Join(m.read(t.Context(), got, 0), m.close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
+		if err := errors.Join(m.Read(t.Context(), got, 0), m.Close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
 			t.Errorf("%s has other bytes: %v", name, err)
 		}
 	}
@@ -462,5 +463,32 @@ func TestSnapshotsOutliveTheirVolume(t *testing.T) {
 	}
 	if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), shadow) {
 		t.Error("the snapshot has other bytes")
+	}
+}
+
+// TestDetachBringsAllToTheBucket: another node attaches what was released, and has it all.
+func TestDetachBringsAllToTheBucket(t *testing.T) {
+	p := newPair(t)
+	shadow := imageBytes()
+	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
+	p.a.fill(t, "disk", shadow, 20, 1)
+	if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{})
+	p.b.is(t, "disk", shadow)
+	if body, err := p.store.body("disk"); err != nil || len(body.Segments) > 0 || body.Holder != p.b.cfg.Self {
+		t.Errorf("%+v, %v", body, err)
+	}
+}
+
+// BenchmarkForks makes forks of one image.
+func BenchmarkForks(b *testing.B) {
+	w := newWorld(b)
+	w.cfg.Library, w.cfg.Registry = newShelf(b), newStore()
+	for i := 0; b.Loop(); i++ {
+		if _, _, err := w.Put(b.Context(), fmt.Sprintf("fork%d", i), Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: transportNBD}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -20,7 +20,7 @@ func (w *world) attach(t *testing.T, dir string, v catalog.Volume, epoch uint64,
 	t.Helper()
 	cfg := volume.Config{Dir: dir, ID: v.ID, Epoch: epoch, Size: v.Size, Base: v.Base, Kept: kept}
 	if v.Head != nil {
-		cfg.Source, cfg.SourceSize, cfg.ChunkSize = root{pack.NewReader(w.store), *v.Head}, v.Head.Root.Size, v.Head.Root.ChunkSize
+		cfg.Source, cfg.SourceSize, cfg.ChunkSize = root{pack.NewReader(w.origin), *v.Head}, v.Head.Root.Size, v.Head.Root.ChunkSize
 	}
 	vol, err := volume.Open(cfg)
 	if err != nil {

@@ -179,6 +179,7 @@ func (s root) ReadChunk(ctx context.Context, index uint64, off int, p []byte) er
 type world struct {
 	t       testing.TB
 	store   *mem.Bucket
+	origin  bucket.Bucket // store, or another that is real
 	catalog *catalog.Catalog
 	signer  trust.Signer
 	journal *journal
@@ -207,13 +208,20 @@ func newWorld(t testing.TB) *world {
 		}
 		return w.fault(c)
 	}})
+	return w.foundAt(t, w.store)
+}
+
+// foundAt makes the volume at an origin.
+func (w *world) foundAt(t testing.TB, origin bucket.Bucket) *world {
+	t.Helper()
+	w.origin = origin
 	key := trust.NewPrivateKey()
 	mesh, chain, _, err := trust.FoundMesh(key.Public(), "a", w.clock)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.signer = trust.Signer{Key: key, Chain: chain}
-	if w.catalog, err = catalog.New(catalog.Config{Bucket: w.store, Verifier: trust.NewVerifier(mesh.Public()), Signer: w.signer, Now: w.now}); err != nil {
+	if w.catalog, err = catalog.New(catalog.Config{Bucket: w.origin, Verifier: trust.NewVerifier(mesh.Public()), Signer: w.signer, Now: w.now}); err != nil {
 		t.Fatal(err)
 	}
 	w.journal = &journal{id: content.VolumeID{7}, epoch: 1, size: diskSize}
@@ -300,7 +308,7 @@ func (w *world) config() Config {
 	return Config{
 		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: func() *Tails { return w.tails },
 		Root: func(_ context.Context, head pack.Head) (volume.Source, error) {
-			return root{pack.NewReader(w.store), head}, nil
+			return root{pack.NewReader(w.origin), head}, nil
 		},
 		Pending: func() []content.Position {
 			w.mu.Lock()
@@ -318,7 +326,7 @@ func (w *world) config() Config {
 	}
 }
 
-func (w *world) bucket() (bucket.Bucket, error) { return sized{w.store, w}, nil }
+func (w *world) bucket() (bucket.Bucket, error) { return sized{w.origin, w}, nil }
 
 // sized counts what is put.
 type sized struct {
@@ -376,7 +384,7 @@ func (w *world) elsewhere(v catalog.Volume) []byte {
 	w.t.Helper()
 	out := make([]byte, diskSize)
 	if v.Head != nil {
-		src := root{pack.NewReader(w.store), *v.Head}
+		src := root{pack.NewReader(w.origin), *v.Head}
 		for i := range uint64(diskSize / content.ChunkSizeDefault) {
 			if err := src.ReadChunk(w.t.Context(), i, 0, out[i*content.ChunkSizeDefault:(i+1)*content.ChunkSizeDefault]); err != nil {
 				w.t.Fatal(err)

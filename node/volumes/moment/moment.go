@@ -1,0 +1,106 @@
+// Package moment is what a volume was at a place of its journal: a snapshot, or the end.
+// Moments are read, compared, written to files, and made into images.
+package moment
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// Moment is a disk as it was at a place of its journal. It does not change.
+type Moment struct {
+	Vol  *volume.Volume
+	At   content.Position
+	Size int64
+	// Head is what is under the journal behind Base; nil is a blank disk.
+	Head    *pack.Head
+	Lineage []content.CID
+	Base    content.Position
+	// Whole says that it is all that Vol has, which nobody writes.
+	Whole bool
+	// Close gives back what keeps it.
+	Close func() error
+}
+
+// Read fills p from off.
+func (m Moment) Read(ctx context.Context, p []byte, off int64) error {
+	if m.Whole {
+		return m.Vol.ReadAt(ctx, p, off)
+	}
+	return m.Vol.ReadAsOf(ctx, p, off, m.At)
+}
+
+// Padded is Read, with zeros past the end.
+func (m Moment) Padded(ctx context.Context, p []byte, off int64) error {
+	n := min(max(m.Size-off, 0), int64(len(p)))
+	clear(p[n:])
+	if n == 0 {
+		return nil
+	}
+	return m.Read(ctx, p[:n], off)
+}
+
+// Config says how moments of the bucket are opened.
+type Config struct {
+	// Dir takes their folders.
+	Dir string
+	// Root makes a root readable.
+	Root func(ctx context.Context, head pack.Head, lineage []content.CID) (volume.Source, error)
+	Log  *slog.Logger
+}
+
+// Open opens what the bucket has of a snapshot, with the segments that it names, in a folder
+// of its own. The caller closes it.
+func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []volume.AdoptedSegment) (m Moment, err error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return m, err
+	}
+	dir, err := os.MkdirTemp(cfg.Dir, "")
+	if err != nil {
+		return m, err
+	}
+	gone := func() error { return os.RemoveAll(dir) }
+	folder := filepath.Join(dir, body.ID.String())
+	if err = volume.Create(folder, body.ID); err == nil {
+		err = volume.Adopt(folder, body.ID, segments)
+	}
+	if err != nil {
+		return m, errors.Join(err, gone())
+	}
+	if m, err = OpenFolder(ctx, cfg, body, folder); err != nil {
+		return m, errors.Join(err, gone())
+	}
+	closed := m.Close
+	m.Close = func() error { return errors.Join(closed(), gone()) }
+	return m, nil
+}
+
+// OpenFolder opens a volume's folder to be read: all that it has.
+func OpenFolder(ctx context.Context, cfg Config, body catalog.Snapshot, dir string) (Moment, error) {
+	c := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Base: body.Base, Kept: []content.Position{body.At}, ReadOnly: body.Orphan, Log: cfg.Log}
+	for _, s := range body.Segments {
+		if s.Volume != body.ID {
+			c.Ancestors = append(c.Ancestors, s.Volume)
+		}
+	}
+	if body.Head != nil {
+		src, err := cfg.Root(ctx, *body.Head, body.Lineage)
+		if err != nil {
+			return Moment{}, err
+		}
+		c.Source, c.SourceSize, c.ChunkSize = src, body.Head.Root.Size, body.Head.Root.ChunkSize
+	}
+	vol, err := volume.Open(c)
+	if err != nil {
+		return Moment{}, err
+	}
+	return Moment{vol, body.At, body.Size, body.Head, body.Lineage, body.Base, true, vol.Close}, nil
+}
