@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 const (
@@ -13,14 +15,14 @@ const (
 	// takes at a time.
 	segmentMax = 64 << 20
 	// entriesMax closes a segment of many small entries: its table is to be read at once.
-	entriesMax = tableMax/2 - batchMax
+	entriesMax = journal.TableMax/2 - batchMax
 	// zeroMax bounds the sectors of one entry of zeros.
 	zeroMax = 1 << 31
 )
 
 // segment is one file of the journal.
 type segment struct {
-	header
+	journal.Header
 	slot     uint32 // where extents find it
 	seed     uint32 // of its sums
 	file     *os.File
@@ -41,20 +43,20 @@ type place struct {
 }
 
 // through is the position with which the segment ends by now.
-func (s *segment) through() content.Position { return content.Position{Number: s.number, Seq: s.last} }
+func (s *segment) through() content.Position { return content.Position{Number: s.Number, Seq: s.last} }
 
 // empty reports whether it has no entry.
-func (s *segment) empty() bool { return s.last == s.after.Seq }
+func (s *segment) empty() bool { return s.last == s.After.Seq }
 
 // createSegment makes a segment file, without a slot; it is durable with the first sync of the
 // folder and of itself.
-func createSegment(dir string, h header) (*segment, error) {
-	f, err := os.OpenFile(filepath.Join(dir, h.name()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+func createSegment(dir string, h journal.Header) (*segment, error) {
+	f, err := os.OpenFile(filepath.Join(dir, h.Name()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.WriteAt(h.encode(), 0); err != nil {
+	if _, err := f.WriteAt(h.Encode(), 0); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return &segment{header: h, seed: seed(h.volume, h.number), file: f, size: segmentHeader, body: segmentHeader, last: h.after.Seq}, nil
+	return &segment{Header: h, seed: journal.Seed(h.Volume, h.Number), file: f, size: journal.HeaderSize, body: journal.HeaderSize, last: h.After.Seq}, nil
 }

@@ -8,6 +8,9 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 const (
@@ -58,12 +61,12 @@ func (v *Volume) space() (taken, live int64) {
 	for _, s := range v.chain {
 		taken += s.size
 	}
-	group, above := v.open.usage().bytes, v.open
+	group, above := v.open.usage().Bytes, v.open
 	for _, l := range v.layers {
 		if v.holds(above.after) || v.based(above.after) {
 			live, group = live+group, 0
 		}
-		group, above = max(group, l.usage().bytes), l
+		group, above = max(group, l.usage().Bytes), l
 	}
 	return taken, live + group
 }
@@ -108,7 +111,7 @@ func (v *Volume) joinLayers() error {
 			break
 		}
 		newer, older := layers[i], layers[i+1]
-		joined, err := v.build(older.after, newer.through, overlay(newer.all(), older.all()), v.memory(newer, older))
+		joined, err := v.build(older.after, newer.through, extents.Overlay(newer.all(), older.all()), v.memory(newer, older))
 		if err == nil {
 			err = v.exchange(joined, newer, older)
 		}
@@ -172,7 +175,7 @@ func (v *Volume) exchange(now *layer, before ...*layer) error {
 	if v.closed || len(before) > 1 && v.joint() != i {
 		v.mu.Unlock()
 		if now.disk != nil {
-			return now.disk.drop()
+			return now.disk.Drop()
 		}
 		return nil
 	}
@@ -208,7 +211,7 @@ func (v *Volume) pressed() bool { return v.cfg.Free != nil && v.cfg.Free() < com
 type run struct {
 	segments []*segment
 	live     int64
-	merger   *merger
+	merger   *journal.Merger
 	into     *segment
 }
 
@@ -226,7 +229,7 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 	})
 	chosen := map[*segment]bool{}
 	for _, s := range byDeath {
-		if gain := s.size - live[s] - segmentHeader; gain > 0 && (excess > 0 || live[s] == 0) {
+		if gain := s.size - live[s] - journal.HeaderSize; gain > 0 && (excess > 0 || live[s] == 0) {
 			chosen[s], excess = true, excess-gain
 		}
 	}
@@ -248,7 +251,7 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 		open.segments, open.live = append(open.segments, s), open.live+live[s]
 	}
 	return slices.DeleteFunc(runs, func(r *run) bool { // nothing would come of it
-		return len(r.segments) == 1 && r.segments[0].size-r.live < segmentHeader+tableHeader+tableFooter+r.live/8
+		return len(r.segments) == 1 && r.segments[0].size-r.live < journal.HeaderSize+journal.TableHeader+journal.TableFooter+r.live/8
 	})
 }
 
@@ -268,7 +271,7 @@ func (v *Volume) compact() (gained bool, err error) {
 	for _, l := range layers {
 		var own []*segment
 		for _, s := range chain {
-			if s.sealed && s.synced && s.after.Seq >= l.after.Seq && s.last <= l.through.Seq {
+			if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= l.through.Seq {
 				own = append(own, s)
 			}
 		}
@@ -309,13 +312,13 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 		return err
 	}
 	for _, r := range runs {
-		if err = r.merger.finish(); err == nil {
-			err = dataSync(r.into.file)
+		if err = r.merger.Finish(); err == nil {
+			err = journal.DataSync(r.into.file)
 		}
 		if err != nil {
 			return err
 		}
-		r.into.size = r.merger.off
+		r.into.size = r.merger.Off
 	}
 	v.step("copied")
 	return v.replace(l, moved, runs)
@@ -328,13 +331,13 @@ func (v *Volume) begin(r *run, needs uint64) error {
 	if err != nil {
 		return err
 	}
-	h := last.header
-	h.after, h.merged, h.needs = first.after, last.last, needs
-	r.into = &segment{header: h, seed: seed(h.volume, h.number), file: f, last: last.last}
+	h := last.Header
+	h.After, h.Merged, h.Needs = first.After, last.last, needs
+	r.into = &segment{Header: h, seed: journal.Seed(h.Volume, h.Number), file: f, last: last.last}
 	v.mu.Lock()
 	r.into.slot = v.place(r.into)
 	v.mu.Unlock()
-	r.merger, err = newMerger(h, f)
+	r.merger, err = journal.NewMerger(h, f)
 	return err
 }
 
@@ -351,11 +354,11 @@ func (v *Volume) copyLive(l *layer, runs []*run) (*layer, error) {
 	slots := v.slots
 	v.mu.RUnlock()
 	all := l.all()
-	return v.build(l.after, l.through, func() (extent, bool, error) {
+	return v.build(l.after, l.through, func() (extents.Extent, bool, error) {
 		e, ok, err := all()
-		if r := of[e.seg]; ok && err == nil && r != nil {
+		if r := of[e.Seg]; ok && err == nil && r != nil {
 			if e, err = v.move(r.merger, slots, e); err == nil {
-				e.seg = r.into.slot
+				e.Seg = r.into.slot
 			}
 		}
 		return e, ok, err

@@ -17,6 +17,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // smallSegments has a journal of many segments after few writes.
@@ -42,16 +45,16 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 		must(t, err)
 		want := make([]byte, testSize)
 		write := func(i int) {
-			p := bytes.Repeat([]byte{byte(i)}, unit)
-			off := int64(i%32) * unit
+			p := bytes.Repeat([]byte{byte(i)}, extents.Unit)
+			off := int64(i%32) * extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, flush && i%16 == 0))
 			copy(want[off:], p)
 		}
 		for i := range 2000 {
 			write(i)
 		}
-		must(t, v.Zero(t.Context(), 3*unit, 9*unit, false, false)) // zeros live as data do
-		clear(want[3*unit : 12*unit])
+		must(t, v.Zero(t.Context(), 3*extents.Unit, 9*extents.Unit, false, false)) // zeros live as data do
+		clear(want[3*extents.Unit : 12*extents.Unit])
 		for i := range 2000 {
 			if i%32 < 3 || i%32 > 11 {
 				write(i)
@@ -70,7 +73,7 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 			must(t, err)
 			disk += info.Size()
 		}
-		if stats.Disk != disk || stats.Dirty != 23*unit || disk > 2*stats.Dirty+slackSegments*v.cfg.SegmentSize {
+		if stats.Disk != disk || stats.Dirty != 23*extents.Unit || disk > 2*stats.Dirty+slackSegments*v.cfg.SegmentSize {
 			t.Errorf("flushed %v: %+v of %d bytes", flush, stats, disk)
 		}
 		must(t, v.Close())
@@ -99,19 +102,19 @@ func TestRotInAFullSegment(t *testing.T) {
 	must(t, err)
 	want := make([]byte, testSize)
 	for i := range int64(60) {
-		p := bytes.Repeat([]byte{byte(i + 1)}, unit)
-		must(t, v.WriteAt(t.Context(), p, i*unit, true))
-		copy(want[i*unit:], p)
+		p := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit)
+		must(t, v.WriteAt(t.Context(), p, i*extents.Unit, true))
+		copy(want[i*extents.Unit:], p)
 	}
 	must(t, v.Close())
 	path := filepath.Join(dir, segmentName(2))
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	_, entries, err := readTable(nil, 0, 0)
-	if !errors.Is(err, errNoTable) {
+	_, entries, err := journal.ReadTable(nil, 0, 0)
+	if !errors.Is(err, journal.ErrNoTable) {
 		t.Fatalf("a table in nothing: %d, %v", entries, err)
 	}
-	for at := segmentHeader; at < len(whole); at += 1 + len(whole)/150 {
+	for at := journal.HeaderSize; at < len(whole); at += 1 + len(whole)/150 {
 		b := bytes.Clone(whole)
 		b[at] ^= 16
 		must(t, os.WriteFile(path, b, 0o600))
@@ -119,9 +122,9 @@ func TestRotInAFullSegment(t *testing.T) {
 		if err != nil {
 			t.Fatalf("byte %d of %d: %v", at, len(whole), err)
 		}
-		p := make([]byte, sectorSize)
-		for off := int64(0); off < 60*unit; off += sectorSize {
-			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+sectorSize]) || err != nil && !errors.Is(err, content.ErrCorrupt) {
+		p := make([]byte, extents.SectorSize)
+		for off := int64(0); off < 60*extents.Unit; off += extents.SectorSize {
+			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+extents.SectorSize]) || err != nil && !errors.Is(err, content.ErrCorrupt) {
 				t.Fatalf("byte %d of %d: sector at %d: %v", at, len(whole), off, err)
 			}
 		}
@@ -134,7 +137,7 @@ func TestRotInAFullSegment(t *testing.T) {
 func TestReplayTakesLittleMemory(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, nil)
-	p := make([]byte, writeMax)
+	p := make([]byte, journal.WriteMax)
 	for range 48 {
 		must(t, v.WriteAt(t.Context(), p, 0, false))
 	}
@@ -144,7 +147,7 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 	v = open(t, dir, nil)
 	runtime.ReadMemStats(&after)
 	must(t, v.Close())
-	if took := after.TotalAlloc - before.TotalAlloc; took > 2*windowSize {
+	if took := after.TotalAlloc - before.TotalAlloc; took > 2*journal.WindowSize {
 		t.Errorf("a journal of 48 MiB takes %d bytes to open", took)
 	}
 }
@@ -156,9 +159,9 @@ func BenchmarkOpen(b *testing.B) {
 	cfg.Size = size
 	v, err := Open(cfg)
 	must(b, err)
-	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
-	for n := range written / unit {
-		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/unit))*unit, n%4096 == 0))
+	p, rng := make([]byte, extents.Unit), rand.New(rand.NewPCG(1, 1))
+	for n := range written / extents.Unit {
+		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/extents.Unit))*extents.Unit, n%4096 == 0))
 	}
 	must(b, v.Close())
 	before := processorTime(b)
@@ -183,7 +186,7 @@ func processorTime(b *testing.B) time.Duration {
 func BenchmarkStart(b *testing.B) {
 	const volumes, journal, atOnce = 32, 200 << 20, 16
 	folders := make([]string, volumes)
-	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
+	p, rng := make([]byte, extents.Unit), rand.New(rand.NewPCG(1, 1))
 	each := func(use func(v *Volume)) {
 		var group errgroup.Group
 		group.SetLimit(atOnce)
@@ -206,8 +209,8 @@ func BenchmarkStart(b *testing.B) {
 		folders[i] = create(b)
 	}
 	each(func(v *Volume) {
-		for n := range journal / unit {
-			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/unit))*unit, n%4096 == 0))
+		for n := range journal / extents.Unit {
+			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/extents.Unit))*extents.Unit, n%4096 == 0))
 		}
 	})
 	debug.FreeOSMemory()

@@ -4,14 +4,16 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // layer is the part of the map between two positions. All but the open one are frozen:
 // what changes them makes another layer.
 type layer struct {
 	after, through content.Position // the open layer has no end
-	mem            *extentMap       // nil when it is spilled
-	disk           *spilled
+	mem            *extents.Map     // nil when it is spilled
+	disk           *extents.Spilled
 }
 
 // memoryMax bounds the extents of a volume that are in memory; beyond it layers are
@@ -19,51 +21,51 @@ type layer struct {
 const memoryMax = 64 << 20
 
 // build makes a layer of extents: in memory, if it takes no more than room there.
-func (v *Volume) build(after, through content.Position, extents cursor, room int64) (l *layer, err error) {
+func (v *Volume) build(after, through content.Position, list extents.Cursor, room int64) (l *layer, err error) {
 	l = &layer{after: after, through: through}
-	l.mem, l.disk, err = gathered(v.cfg.Dir, &v.buffers, extents, room)
+	l.mem, l.disk, err = extents.Gather(v.cfg.Dir, &v.buffers, list, room)
 	return l, err
 }
 
-func newLayer(after content.Position) *layer { return &layer{after: after, mem: new(extentMap)} }
+func newLayer(after content.Position) *layer { return &layer{after: after, mem: new(extents.Map)} }
 
-func (l *layer) usage() *usage {
+func (l *layer) usage() *extents.Usage {
 	if l.mem != nil {
-		return &l.mem.usage
+		return &l.mem.Usage
 	}
-	return &l.disk.usage
+	return &l.disk.Usage
 }
 
 // bytes is what the layer takes in memory.
 func (l *layer) bytes() int64 {
 	if l.mem != nil {
-		return l.mem.size()
+		return l.mem.Size()
 	}
-	return int64(len(l.disk.index)) * 8
+	return int64(len(l.disk.Index)) * 8
 }
 
 // at returns the extent that covers sector s, or the next one behind it. errCold says
 // that this needs a wait which is not allowed.
-func (l *layer) at(s uint64, wait bool) (extent, bool, error) {
+func (l *layer) at(s uint64, wait bool) (extents.Extent, bool, error) {
 	if l.mem != nil {
-		e, ok := l.mem.at(s)
+		e, ok := l.mem.At(s)
 		return e, ok, nil
 	}
-	return l.disk.at(s, wait)
+	return l.disk.At(s, wait)
 }
 
-func (l *layer) all() cursor {
+func (l *layer) all() extents.Cursor {
 	if l.mem == nil {
-		return l.disk.all()
+		return l.disk.All()
 	}
-	return l.mem.all()
+	return l.mem.All()
 }
 
 // flattened is what several layers show together, given with the newest first.
-func flattened(layers []*layer) cursor {
-	out := cursor(func() (extent, bool, error) { return extent{}, false, nil })
+func flattened(layers []*layer) extents.Cursor {
+	out := extents.Cursor(func() (extents.Extent, bool, error) { return extents.Extent{}, false, nil })
 	for _, l := range slices.Backward(layers) {
-		out = overlay(l.all(), out)
+		out = extents.Overlay(l.all(), out)
 	}
 	return out
 }
@@ -101,33 +103,33 @@ type view struct {
 
 // locate says what covers the byte at off in the frozen layers, and how many bytes of
 // length it does; an extent without sectors is the ground.
-func (w *view) locate(off int64, length int, wait bool) (extent, int, error) {
-	s := uint64(off / sectorSize)
+func (w *view) locate(off int64, length int, wait bool) (extents.Extent, int, error) {
+	s := uint64(off / extents.SectorSize)
 	for _, l := range w.layers {
 		e, ok, err := l.at(s, wait)
 		if err != nil {
-			return extent{}, 0, err
+			return extents.Extent{}, 0, err
 		}
-		if e, n := covering(e, ok, s, length); e.n > 0 {
+		if e, n := covering(e, ok, s, length); e.N > 0 {
 			return e, n, nil
 		} else {
 			length = n
 		}
 	}
-	return extent{}, length, nil
+	return extents.Extent{}, length, nil
 }
 
 // covering cuts an extent found for sector s to what covers it; if it is the next one,
 // it has no sectors, and bounds the length.
-func covering(e extent, ok bool, s uint64, length int) (extent, int) {
+func covering(e extents.Extent, ok bool, s uint64, length int) (extents.Extent, int) {
 	switch {
-	case !ok || e.start >= s+uint64(length/sectorSize):
-		return extent{}, length
-	case e.start > s:
-		return extent{}, int(e.start-s) * sectorSize
+	case !ok || e.Start >= s+uint64(length/extents.SectorSize):
+		return extents.Extent{}, length
+	case e.Start > s:
+		return extents.Extent{}, int(e.Start-s) * extents.SectorSize
 	}
-	e = e.from(s)
-	return e, min(length, int(e.n)*sectorSize)
+	e = e.From(s)
+	return e, min(length, int(e.N)*extents.SectorSize)
 }
 
 // asOf is the view of a position at which a layer ends, or which is the base.

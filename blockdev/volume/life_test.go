@@ -15,6 +15,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // life is a volume through all that happens to one, what it has to read as, and what a loss
@@ -135,7 +138,7 @@ func (d *life) watch() {
 			d.gone[filepath.Base(name)] = b
 		}
 	}
-	if b, err := os.ReadFile(filepath.Join(d.cfg.Dir, noteName)); err == nil {
+	if b, err := os.ReadFile(filepath.Join(d.cfg.Dir, journal.NoteName)); err == nil {
 		d.notes = append(d.notes, b)
 	}
 }
@@ -154,19 +157,19 @@ func (d *life) move() {
 // power takes what was not synced, in any order.
 func (d *life) power(t *rapid.T) {
 	d.v.work.Wait()
-	synced := d.v.notes.last
+	synced := d.v.notes.Last
 	d.move()
 	for _, name := range segments(t, d.cfg.Dir) {
 		b, err := os.ReadFile(name)
 		must(t, err)
-		_, number, _ := numbered(filepath.Base(name))
-		h, _ := decodeHeader(b)
+		_, number, _ := journal.ParseName(filepath.Base(name))
+		h, _ := journal.DecodeHeader(b)
 		from := int64(0)
 		switch {
-		case number < synced.number || h.merged > 0: // which had no name before it was synced
+		case number < synced.Number || h.Merged > 0: // which had no name before it was synced
 			continue
-		case number == synced.number:
-			from = synced.length
+		case number == synced.Number:
+			from = synced.Length
 		}
 		if from >= int64(len(b)) {
 			continue
@@ -178,7 +181,7 @@ func (d *life) power(t *rapid.T) {
 		case 1:
 			clear(b[a:rapid.Int64Range(a, int64(len(b))).Draw(t, "to")])
 		case 2:
-			if number > synced.number {
+			if number > synced.Number {
 				must(t, os.Remove(name))
 				continue
 			}
@@ -187,13 +190,13 @@ func (d *life) power(t *rapid.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.gone)) { // to take a name away was not synced
 		path := filepath.Join(d.cfg.Dir, name)
-		_, number, _ := numbered(name)
+		_, number, _ := journal.ParseName(name)
 		if _, err := os.Stat(path); err != nil && number <= d.v.number && rapid.Bool().Draw(t, "back") {
 			must(t, os.WriteFile(path, d.gone[name], 0o600))
 		}
 	}
 	if len(d.notes) > 0 && rapid.Bool().Draw(t, "old note") {
-		must(t, os.WriteFile(filepath.Join(d.cfg.Dir, noteName), rapid.SampledFrom(d.notes).Draw(t, "note"), 0o600))
+		must(t, os.WriteFile(filepath.Join(d.cfg.Dir, journal.NoteName), rapid.SampledFrom(d.notes).Draw(t, "note"), 0o600))
 	}
 	d.open()
 }
@@ -216,8 +219,8 @@ func (d *life) place(t *rapid.T, from content.Position) (content.Position, bool)
 func (d *life) write(r *rapid.T) {
 	d.watch()
 	for range rapid.IntRange(1, 12).Draw(r, "writes") {
-		off := rapid.Int64Range(0, 3).Draw(r, "place") * 8 * unit // few, so that much is overwritten
-		p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, rapid.IntRange(1, 64).Draw(r, "sectors")*sectorSize)
+		off := rapid.Int64Range(0, 3).Draw(r, "place") * 8 * extents.Unit // few, so that much is overwritten
+		p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, rapid.IntRange(1, 64).Draw(r, "sectors")*extents.SectorSize)
 		must(r, d.v.WriteAt(r.Context(), p, off, false))
 		copy(d.want[off:], p)
 		d.changed()
@@ -229,8 +232,8 @@ func (d *life) scatter(r *rapid.T) {
 	d.watch()
 	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(r, "seed"), 0))
 	for range rapid.IntRange(100, 400).Draw(r, "writes") {
-		off := rng.Int64N(testSize/sectorSize) * sectorSize
-		p := bytes.Repeat([]byte{byte(rng.IntN(256))}, sectorSize)
+		off := rng.Int64N(testSize/extents.SectorSize) * extents.SectorSize
+		p := bytes.Repeat([]byte{byte(rng.IntN(256))}, extents.SectorSize)
 		must(r, d.v.WriteAt(r.Context(), p, off, false))
 		copy(d.want[off:], p)
 	}
@@ -239,7 +242,7 @@ func (d *life) scatter(r *rapid.T) {
 }
 
 func (d *life) zero(r *rapid.T) {
-	off, n := rapid.Int64Range(0, 3).Draw(r, "place")*8*unit, rapid.Int64Range(1, 100).Draw(r, "sectors")*sectorSize
+	off, n := rapid.Int64Range(0, 3).Draw(r, "place")*8*extents.Unit, rapid.Int64Range(1, 100).Draw(r, "sectors")*extents.SectorSize
 	must(r, d.v.Zero(r.Context(), off, n, rapid.Bool().Draw(r, "keep"), false))
 	clear(d.want[off : off+n])
 	d.changed()
@@ -255,7 +258,7 @@ func (d *life) seal(r *rapid.T) {
 		d.kept[p]++
 		return
 	}
-	must(r, d.v.ReadAsOf(r.Context(), make([]byte, unit), 0, p))
+	must(r, d.v.ReadAsOf(r.Context(), make([]byte, extents.Unit), 0, p))
 }
 
 func (d *life) release(r *rapid.T) {
@@ -319,10 +322,10 @@ func (d *life) check(t *rapid.T) {
 		info, err := os.Stat(v.path(s))
 		must(t, err)
 		if live := v.liveOf(s); info.Size() != s.size || live < 0 || live > s.size {
-			t.Fatalf("segment %d has %d bytes, %d live, and its file %d", s.number, s.size, live, info.Size())
+			t.Fatalf("segment %d has %d bytes, %d live, and its file %d", s.Number, s.size, live, info.Size())
 		}
-		if i > 0 && s.after != next[i-1].through() {
-			t.Fatalf("segment %d follows %v, and the one before ends with %v", s.number, s.after, next[i-1].through())
+		if i > 0 && s.After != next[i-1].through() {
+			t.Fatalf("segment %d follows %v, and the one before ends with %v", s.Number, s.After, next[i-1].through())
 		}
 		names[filepath.Base(v.path(s))] = true
 	}
@@ -332,14 +335,14 @@ func (d *life) check(t *rapid.T) {
 		}
 		d.checkLayer(t, l)
 		if l.disk != nil {
-			names[filepath.Base(l.disk.file.Name())] = true
+			names[filepath.Base(l.disk.File.Name())] = true
 		}
 	}
 	for name := range files(t, v.cfg.Dir) {
-		if _, number, _ := numbered(name); d.before && number <= d.cfg.Base.Number {
+		if _, number, _ := journal.ParseName(name); d.before && number <= d.cfg.Base.Number {
 			continue // for a snapshot whose root a start does not know
 		}
-		if (strings.HasSuffix(name, segmentSuffix) || strings.HasPrefix(name, ".")) && !names[name] {
+		if (strings.HasSuffix(name, journal.Suffix) || strings.HasPrefix(name, ".")) && !names[name] {
 			t.Fatalf("a file %s is left", name)
 		}
 	}
@@ -347,7 +350,7 @@ func (d *life) check(t *rapid.T) {
 
 // checkLayer counts what a layer uses.
 func (d *life) checkLayer(t *rapid.T, l *layer) {
-	var u usage
+	var u extents.Usage
 	end := uint64(0)
 	next := l.all()
 	for {
@@ -356,15 +359,15 @@ func (d *life) checkLayer(t *rapid.T, l *layer) {
 		if !ok {
 			break
 		}
-		if e.start < end || e.n == 0 {
-			t.Fatalf("extent at %d, behind one to %d", e.start, end)
+		if e.Start < end || e.N == 0 {
+			t.Fatalf("extent at %d, behind one to %d", e.Start, end)
 		}
-		end = e.end()
-		u.account(e, 1)
+		end = e.End()
+		u.Account(e, 1)
 	}
 	for slot := range d.v.slots {
-		if u.liveIn(uint32(slot)) != l.usage().liveIn(uint32(slot)) || u.dirty != l.usage().dirty {
-			t.Fatalf("slot %d has %d live, counted %d", slot, u.liveIn(uint32(slot)), l.usage().liveIn(uint32(slot)))
+		if u.LiveIn(uint32(slot)) != l.usage().LiveIn(uint32(slot)) || u.Dirty != l.usage().Dirty {
+			t.Fatalf("slot %d has %d live, counted %d", slot, u.LiveIn(uint32(slot)), l.usage().LiveIn(uint32(slot)))
 		}
 	}
 }
@@ -390,11 +393,11 @@ func (d *life) merge(r *rapid.T) {
 	cfg := sourced(dir, flat(d.states[after]))
 	cfg.SourceSize, cfg.Base, cfg.ID, cfg.Ancestors, cfg.Epoch = testSize, after, content.VolumeID{7}, []content.VolumeID{testID()}, 9
 	must(r, Create(dir, cfg.ID))
-	must(r, Adopt(dir, cfg.ID, []AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(&b), nil }}}))
+	must(r, journal.Adopt(dir, cfg.ID, []journal.AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(&b), nil }}}))
 	v, err := Open(cfg)
 	must(r, err)
 	expect(r, v, d.states[through], 0, testSize)
-	must(r, v.WriteAt(r.Context(), make([]byte, unit), 0, true))
+	must(r, v.WriteAt(r.Context(), make([]byte, extents.Unit), 0, true))
 	if end := v.End(); end.Number != through.Number+1 {
 		r.Fatalf("a fork goes on with segment %d behind %d", end.Number, through.Number)
 	}

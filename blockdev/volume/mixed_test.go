@@ -13,6 +13,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // files returns what a volume's folder holds, but for its lock.
@@ -50,7 +53,7 @@ func rewritten(t *testing.T) (dir string, want []byte) {
 	want = make([]byte, testSize)
 	write := func(n int, place func(i int) int64) {
 		for i := range n {
-			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), place(i)*unit
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit), place(i)*extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, false))
 			copy(want[off:], p)
 		}
@@ -85,26 +88,26 @@ func TestFolderWithPattern(t *testing.T) {
 	dir := filepath.Join(create(t), "data[1]*")
 	must(t, Create(dir, testID()))
 	v := open(t, dir, nil)
-	p := bytes.Repeat([]byte{7}, unit)
+	p := bytes.Repeat([]byte{7}, extents.Unit)
 	must(t, v.WriteAt(t.Context(), p, 0, false))
 	must(t, v.Close())
 	v = open(t, dir, nil)
-	expect(t, v, append(p, make([]byte, testSize-unit)...), 0, testSize)
+	expect(t, v, append(p, make([]byte, testSize-extents.Unit)...), 0, testSize)
 	must(t, v.Close())
 }
 
 // merged returns a segment of a folder that stands for others too.
-func merged(t rapidT, dir string) (path string, h header) {
+func merged(t rapidT, dir string) (path string, h journal.Header) {
 	t.Helper()
 	for _, path := range segments(t, dir) {
 		b, err := os.ReadFile(path)
 		must(t, err)
-		if h, ok := decodeHeader(b); ok && h.merged > 0 {
+		if h, ok := journal.DecodeHeader(b); ok && h.Merged > 0 {
 			return path, h
 		}
 	}
 	t.Fatalf("no merged segment")
-	return "", header{}
+	return "", journal.Header{}
 }
 
 // TestMergedSegmentIsCut cuts a segment that stands for others, anywhere, and takes it away.
@@ -132,7 +135,7 @@ func TestTornTable(t *testing.T) {
 	want := make([]byte, testSize)
 	write := func(n int, place int64) {
 		for i := range n {
-			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), (place+int64(i%7))*unit
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit), (place+int64(i%7))*extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, false))
 			copy(want[off:], p)
 		}
@@ -141,13 +144,13 @@ func TestTornTable(t *testing.T) {
 	write(7, 100)        // live on
 	write(3, 0)
 	must(t, v.Close())
-	must(t, os.WriteFile(filepath.Join(dir, noteName), note{}.encode(seed(testID(), 0)), 0o600)) // as the loss leaves it
+	must(t, os.WriteFile(filepath.Join(dir, journal.NoteName), journal.Note{}.Encode(journal.Seed(testID(), 0)), 0o600)) // as the loss leaves it
 	path := filepath.Join(dir, segmentName(1))
 	f, err := os.Open(path)
 	must(t, err)
 	info, err := f.Stat()
 	must(t, err)
-	_, at, err := readTable(f, seed(testID(), 1), info.Size())
+	_, at, err := journal.ReadTable(f, journal.Seed(testID(), 1), info.Size())
 	must(t, errors.Join(err, f.Close()))
 	must(t, os.Truncate(path, at+1))
 	v, err = Open(cfg)
@@ -170,17 +173,17 @@ func TestOlderSegmentsUnderANewerNote(t *testing.T) {
 	v, err := Open(smallSegments(dir, nil))
 	must(t, err)
 	for i := range int64(40) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), i*unit, false))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), i*extents.Unit, false))
 	}
 	must(t, v.Flush(t.Context()))
 	backup := files(t, dir)
 	for i := range int64(400) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, unit), i%40*unit, i%100 == 0))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, extents.Unit), i%40*extents.Unit, i%100 == 0))
 	}
 	v.work.Wait()
 	v.tend()
 	must(t, v.Close())
-	backup[noteName] = files(t, dir)[noteName]
+	backup[journal.NoteName] = files(t, dir)[journal.NoteName]
 	put(t, dir, backup)
 	refused(t, "a note of later", smallSegments(dir, nil))
 }
@@ -195,12 +198,12 @@ func TestNoteOfAnotherJournal(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	for i := range int64(100) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, sectorSize), i%90*unit, true))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.SectorSize), i%90*extents.Unit, true))
 	}
 	must(t, v.Close())
-	b, err := os.ReadFile(filepath.Join(dir, noteName))
+	b, err := os.ReadFile(filepath.Join(dir, journal.NoteName))
 	must(t, err)
-	must(t, os.WriteFile(filepath.Join(other, noteName), b, 0o600))
+	must(t, os.WriteFile(filepath.Join(other, journal.NoteName), b, 0o600))
 	refused(t, "the note of another", cfg)
 }
 
@@ -217,8 +220,8 @@ func TestMixedFolders(t *testing.T) {
 		var states [][]byte
 		write := func(n int) {
 			for range n {
-				off := rapid.Int64Range(0, 12).Draw(r, "place") * unit
-				p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, unit)
+				off := rapid.Int64Range(0, 12).Draw(r, "place") * extents.Unit
+				p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, extents.Unit)
 				must(r, v.WriteAt(r.Context(), p, off, false))
 				copy(want[off:], p)
 				states = append(states, slices.Clone(want))
@@ -238,7 +241,7 @@ func TestMixedFolders(t *testing.T) {
 		mix := map[string]string{}
 		for _, name := range slices.Sorted(maps.Keys(united(first, last))) {
 			from := []map[string]string{first, last}
-			if strings.HasSuffix(name, ".seg") || name == noteName {
+			if strings.HasSuffix(name, ".seg") || name == journal.NoteName {
 				from = append(from, nil) // it may be away
 			}
 			if b, there := rapid.SampledFrom(from).Draw(r, name)[name]; there {

@@ -2,17 +2,18 @@ package volume
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // parallelReads is how many chunks one read waits for at once.
@@ -27,9 +28,9 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	for len(p) > 0 {
 		e, n, err := v.locate(off, len(p), false)
 		switch {
-		case err != nil || v.closed || e.seg == segBad:
+		case err != nil || v.closed || e.Seg == extents.SegBad:
 			return false
-		case e.n == 0:
+		case e.N == 0:
 			if !v.ground.try(p[:n], off) {
 				return false
 			}
@@ -63,11 +64,11 @@ func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 const pieceMax = 128 << 10
 
 // locate says what covers the byte at off in all layers; see view. Called with mu.
-func (v *Volume) locate(off int64, length int, wait bool) (extent, int, error) {
-	s := uint64(off / sectorSize)
-	e, ok := v.open.mem.at(s)
+func (v *Volume) locate(off int64, length int, wait bool) (extents.Extent, int, error) {
+	s := uint64(off / extents.SectorSize)
+	e, ok := v.open.mem.At(s)
 	e, n := covering(e, ok, s, length)
-	if e.n > 0 {
+	if e.N > 0 {
 		return e, n, nil
 	}
 	return v.view.locate(off, n, wait)
@@ -103,7 +104,7 @@ func (v *Volume) pin() view {
 type piece struct {
 	p   []byte
 	off int64
-	extent
+	extents.Extent
 }
 
 // ReadAt implements blockdev.Device. Only to look into the open layer takes the lock.
@@ -116,8 +117,8 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	w := v.pin()
 	for len(p) > 0 {
-		s := uint64(off / sectorSize)
-		e, ok := v.open.mem.at(s)
+		s := uint64(off / extents.SectorSize)
+		e, ok := v.open.mem.At(s)
 		e, n := covering(e, ok, s, len(p))
 		pieces = append(pieces, piece{p[:n], off, e})
 		p, off = p[n:], off+int64(n)
@@ -137,16 +138,16 @@ func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
 	v.step("read")
 	for _, x := range pieces {
 		for p, off := x.p, x.off; len(p) > 0; {
-			e, n := x.extent, len(p)
-			if e.n == 0 {
+			e, n := x.Extent, len(p)
+			if e.N == 0 {
 				if e, n, err = w.locate(off, len(p), true); err != nil {
 					return nil, fmt.Errorf("read at %d: %w", off, err)
 				}
 			}
 			switch {
-			case e.n == 0:
+			case e.N == 0:
 				misses = append(misses, piece{p: p[:n], off: off})
-			case e.seg == segBad:
+			case e.Seg == extents.SegBad:
 				return nil, fmt.Errorf("read at %d: %w: the journal entry that held it is lost", off, content.ErrCorrupt)
 			default:
 				if err := v.readExtent(w.slots, e, p[:n], true); err != nil {
@@ -204,62 +205,14 @@ func (g *ground) read(ctx context.Context, pieces []piece) error {
 	return group.Wait()
 }
 
-// readExtent fills p, which begins where e does and is within it, and checks the
-// sums of the units that it touches. The segments are those of a view that is pinned.
-func (v *Volume) readExtent(slots []*segment, e extent, p []byte, wait bool) error {
-	if e.zeros() {
+// readExtent fills p, which begins where e does and is within it. The segments are those of
+// a view that is pinned.
+func (v *Volume) readExtent(slots []*segment, e extents.Extent, p []byte, wait bool) error {
+	if e.Zeros() {
 		clear(p)
 		return nil
 	}
-	f := slots[e.seg].file
-	head := int(e.before%unitSectors) * sectorSize // of the first unit, before p
-	first := int(e.before / unitSectors)
-	begin := e.data - int64(head) // of the first unit touched
-	entryBytes := int(e.entry) * sectorSize
-	units := (head + len(p) + unit - 1) / unit
-	span := min(units*unit, entryBytes-first*unit)
-	whole := p
-	if span > len(p) { // not whole units
-		buf := v.buffers.Get(span)
-		defer v.buffers.Put(buf)
-		whole = *buf
-	}
-	if err := readFile(f, whole, begin, wait); err != nil {
-		return err
-	}
-	if span > len(p) {
-		copy(p, whole[head:])
-	}
-	return v.check(f, e, whole, first, wait)
-}
-
-// check compares whole units with the sums of their entry, from unit first on.
-func (v *Volume) check(f *os.File, e extent, b []byte, first int, wait bool) error {
-	all := (int(e.entry) + unitSectors - 1) / unitSectors
-	if all == 1 {
-		if sum(b) != e.crc {
-			return e.rotten(f)
-		}
-		return nil
-	}
-	start := e.data - int64(e.before)*sectorSize // of the entry's data
-	units := (len(b) + unit - 1) / unit
-	sums := v.buffers.Get(4 * units)
-	defer v.buffers.Put(sums)
-	at := start - 4*int64(all) + 4*int64(first)
-	if err := readFile(f, *sums, at, wait); err != nil {
-		return err
-	}
-	for u := range units {
-		if unitSum(b, u) != binary.LittleEndian.Uint32((*sums)[4*u:]) {
-			return e.rotten(f)
-		}
-	}
-	return nil
-}
-
-func (e extent) rotten(f *os.File) error {
-	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
+	return journal.ReadExtent(&v.buffers, slots[e.Seg].file, e, p, wait)
 }
 
 // Extents implements blockdev.Device.
@@ -283,20 +236,20 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 			return dst, content.ErrClosed
 		}
 		w := v.pin()
-		s := uint64(off / sectorSize)
-		e, ok := v.open.mem.at(s)
+		s := uint64(off / extents.SectorSize)
+		e, ok := v.open.mem.At(s)
 		v.mu.RUnlock()
 		e, n := covering(e, ok, s, int(min(length, extentsStep)))
 		var err error
-		if e.n == 0 {
+		if e.N == 0 {
 			e, n, err = w.locate(off, n, true)
 		}
 		w.readers.Done()
 		if err != nil {
 			return dst, err
 		}
-		if e.n > 0 {
-			if !add(int64(n), e.state()) {
+		if e.N > 0 {
+			if !add(int64(n), e.State()) {
 				return dst, nil
 			}
 		} else if more, err := w.ground.extents(ctx, off, int64(n), add); err != nil || !more {

@@ -1,9 +1,7 @@
 package volume
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +12,9 @@ import (
 	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // CorruptError says what of a journal is lost. It wraps content.ErrCorrupt.
@@ -40,7 +41,7 @@ func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 // replay rebuilds the map from the segment files, cuts off a tail that was never synced,
 // and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
-	noted, slot, noNote := readNote(v.cfg.Dir, v.cfg.ID)
+	noted, slot, noNote := journal.ReadNote(v.cfg.Dir, v.cfg.ID)
 	found, gone, err := v.list()
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		}
 		v.cfg.Log.Error("what is left of a volume's journal may not be all", "why", noNote)
 	}
-	v.notes.seed, v.notes.last, v.notes.turn = seed(v.cfg.ID, 0), noted, slot
+	v.notes.Seed, v.notes.Last, v.notes.Turn = journal.Seed(v.cfg.ID, 0), noted, slot
 	r := replayer{v: v, noted: noted}
 	if err := r.pass(found); err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 		}
 	}
 	if tail != nil && len(lost) == 0 {
-		r.next = tail.entry.seq
+		r.next = tail.entry.Seq
 		if err := v.cut(tail); err != nil {
 			return nil, err
 		}
@@ -76,9 +77,9 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	for _, c := range lost {
 		v.lose(c)
 	}
-	if needed := max(noted.seq, r.needs); needed > v.seq && (len(lost) == 0 || v.number < noted.number) {
-		c := &CorruptError{File: filepath.Join(v.cfg.Dir, header{epoch: v.cfg.Epoch, number: noted.number}.name()), Seq: v.seq + 1}
-		if n := len(v.chain); n > 0 && v.chain[n-1].number == noted.number {
+	if needed := max(noted.Seq, r.needs); needed > v.seq && (len(lost) == 0 || v.number < noted.Number) {
+		c := &CorruptError{File: filepath.Join(v.cfg.Dir, journal.Header{Epoch: v.cfg.Epoch, Number: noted.Number}.Name()), Seq: v.seq + 1}
+		if n := len(v.chain); n > 0 && v.chain[n-1].Number == noted.Number {
 			c.File, c.Offset = v.path(v.chain[n-1]), v.chain[n-1].size
 		}
 		lost = append(lost, c)
@@ -102,7 +103,7 @@ func (v *Volume) resume() error {
 	if last.empty() {
 		return errors.Join(v.drop(last), v.resume())
 	}
-	if mine := last.volume == v.cfg.ID && last.epoch == v.cfg.Epoch; mine && !last.sealed {
+	if mine := last.Volume == v.cfg.ID && last.Epoch == v.cfg.Epoch; mine && !last.sealed {
 		v.tail, last.synced = last, false
 	}
 	last.sealed = v.tail == nil
@@ -112,7 +113,7 @@ func (v *Volume) resume() error {
 // lose marks the range of a lost entry, so that reading it fails.
 func (v *Volume) lose(c *CorruptError) {
 	if c.Length > 0 {
-		v.open.mem.put(extent{start: uint64(c.Start / sectorSize), n: uint32(c.Length / sectorSize), seg: segBad})
+		v.open.mem.Put(extents.Extent{Start: uint64(c.Start / extents.SectorSize), N: uint32(c.Length / extents.SectorSize), Seg: extents.SegBad})
 	}
 }
 
@@ -134,7 +135,7 @@ func (v *Volume) clear(gone []string, torn []*segment) error {
 
 // found is a segment file, and whether its header is whole.
 type found struct {
-	header
+	journal.Header
 	file string
 	good bool
 }
@@ -149,10 +150,10 @@ func (v *Volume) list() (chain []found, gone []string, err error) {
 	var all []found
 	for _, f := range files {
 		name := f.Name()
-		if strings.HasPrefix(name, spillPrefix) || strings.HasPrefix(name, mergePrefix) {
+		if strings.HasPrefix(name, extents.TempPrefix) || strings.HasPrefix(name, mergePrefix) {
 			gone = append(gone, name)
 		}
-		if !strings.HasSuffix(name, segmentSuffix) {
+		if !strings.HasSuffix(name, journal.Suffix) {
 			continue
 		}
 		x, err := v.find(name)
@@ -161,7 +162,7 @@ func (v *Volume) list() (chain []found, gone []string, err error) {
 		}
 		all = append(all, x)
 	}
-	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.epoch, b.epoch)) })
+	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Epoch, b.Epoch)) })
 	next := uint64(math.MaxUint64) // what comes behind that is there already
 	before := false                // a snapshot needs what the root has, too
 	for p := range v.kept {
@@ -169,13 +170,13 @@ func (v *Volume) list() (chain []found, gone []string, err error) {
 	}
 	for i, x := range slices.Backward(all) {
 		switch {
-		case i > 0 && all[i-1].number == x.number:
+		case i > 0 && all[i-1].Number == x.Number:
 			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].file, x.file, v.cfg.Dir, content.ErrCorrupt)
-		case x.number <= v.cfg.Base.Number && before:
-		case x.number <= v.cfg.Base.Number || x.number > next:
+		case x.Number <= v.cfg.Base.Number && before:
+		case x.Number <= v.cfg.Base.Number || x.Number > next:
 			gone = append(gone, x.file)
 		default:
-			chain, next = append(chain, x), x.after.Number
+			chain, next = append(chain, x), x.After.Number
 		}
 	}
 	slices.Reverse(chain)
@@ -184,39 +185,38 @@ func (v *Volume) list() (chain []found, gone []string, err error) {
 
 // find reads the name of a segment's file, and its header.
 func (v *Volume) find(name string) (found, error) {
-	epoch, number, ok := numbered(name)
+	epoch, number, ok := journal.ParseName(name)
 	if !ok {
 		return found{}, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(v.cfg.Dir, name), content.ErrCorrupt)
 	}
-	x := found{header{volume: v.cfg.ID, epoch: epoch, number: number, after: content.Position{Number: number - 1}}, name, false}
+	x := found{journal.Header{Volume: v.cfg.ID, Epoch: epoch, Number: number, After: content.Position{Number: number - 1}}, name, false}
 	f, err := os.Open(filepath.Join(v.cfg.Dir, name))
 	if err != nil {
 		return found{}, err
 	}
 	defer f.Close()
-	b := make([]byte, segmentHeader)
+	b := make([]byte, journal.HeaderSize)
 	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return found{}, err
 	}
-	h, whole := decodeHeader(b)
-	if whole && h.epoch == epoch && h.number == number && (h.volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.volume)) {
-		x.header, x.good = h, true
+	h, whole := journal.DecodeHeader(b)
+	if whole && h.Epoch == epoch && h.Number == number && (h.Volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.Volume)) {
+		x.Header, x.good = h, true
 	}
 	return x, nil
 }
 
 type replayer struct {
 	v       *Volume
-	noted   note
+	noted   journal.Note
 	salvage bool      // what comes behind bad entries counts
 	stop    *badEntry // nothing is read from there on
 
-	window  pieces
-	seed    uint32 // of the segment in it
-	last    uint64 // number of the segment before
-	next    uint64 // seq of the next entry
-	durable uint64 // highest that an entry carries
-	needs   uint64 // highest that a merged segment does
+	window  journal.Window // of the segment that is read
+	last    uint64         // number of the segment before
+	next    uint64         // seq of the next entry
+	durable uint64         // highest that an entry carries
+	needs   uint64         // highest that a merged segment does
 	bad     []badEntry
 	torn    []*segment // whose files are longer than they are
 }
@@ -225,15 +225,15 @@ type replayer struct {
 type badEntry struct {
 	file   *segment
 	offset int64
-	entry  entry // its head, if that is whole; else of the seq that was due
+	entry  journal.Entry // its head, if that is whole; else of the seq that was due
 	whole  bool
 	last   bool // nothing good follows in the segment
 }
 
 func (r *replayer) pass(all []found) error {
-	r.last, r.next, r.durable, r.bad, r.torn = r.v.cfg.Base.Number, r.v.cfg.Base.Seq+1, r.noted.seq, nil, nil
+	r.last, r.next, r.durable, r.bad, r.torn = r.v.cfg.Base.Number, r.v.cfg.Base.Seq+1, r.noted.Seq, nil, nil
 	for _, x := range all {
-		if r.stop != nil && (x.number > r.stop.file.number || x.number == r.stop.file.number && r.stop.offset < segmentHeader) {
+		if r.stop != nil && (x.Number > r.stop.file.Number || x.Number == r.stop.file.Number && r.stop.offset < journal.HeaderSize) {
 			break
 		}
 		s, err := r.open(x)
@@ -248,7 +248,7 @@ func (r *replayer) pass(all []found) error {
 				return err
 			}
 		}
-		r.last = s.number
+		r.last = s.Number
 	}
 	return nil
 }
@@ -262,13 +262,13 @@ func (r *replayer) open(x found) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &segment{header: x.header, seed: seed(x.volume, x.number), file: f}
+	s := &segment{Header: x.Header, seed: journal.Seed(x.Volume, x.Number), file: f}
 	r.v.add(s)
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if s.size = info.Size(); r.stop != nil && s.number == r.stop.file.number {
+	if s.size = info.Size(); r.stop != nil && s.Number == r.stop.file.Number {
 		s.size = min(s.size, r.stop.offset)
 	}
 	return s, nil
@@ -288,20 +288,19 @@ func (v *Volume) bound(s *segment) error {
 
 // segment replays one file: by its table, if all of it was synced, else entry by entry.
 func (r *replayer) segment(s *segment, good bool) error {
-	r.seed = s.seed
-	r.window.open(s.file, s.size)
+	r.window.Open(s.file, s.size, s.seed)
 	r.begin(s, good)
-	if s.merged > 0 { // it was synced before it had its name
-		r.durable, r.needs = max(r.durable, s.merged), max(r.needs, s.needs)
+	if s.Merged > 0 { // it was synced before it had its name
+		r.durable, r.needs = max(r.durable, s.Merged), max(r.needs, s.Needs)
 	}
-	if s.merged > 0 || r.noted.covers(s.number, s.size-1) {
-		t, body, err := readTable(s.file, s.seed, s.size)
-		if err == nil && t.seq+1 >= r.next {
-			for _, e := range t.extents {
-				e.seg = s.slot
+	if s.Merged > 0 || r.noted.Covers(s.Number, s.size-1) {
+		t, body, err := journal.ReadTable(s.file, s.seed, s.size)
+		if err == nil && t.Seq+1 >= r.next {
+			for _, e := range t.Extents {
+				e.Seg = s.slot
 				r.lay(e)
 			}
-			r.next, s.body, s.sealed, s.synced = t.seq+1, body, true, true
+			r.next, s.body, s.sealed, s.synced = t.Seq+1, body, true, true
 			return nil
 		}
 		s.synced = true
@@ -312,34 +311,34 @@ func (r *replayer) segment(s *segment, good bool) error {
 // applies reports whether what is replayed counts.
 func (r *replayer) applies() bool { return len(r.bad) == 0 || r.salvage }
 
-func (r *replayer) lay(e extent) {
+func (r *replayer) lay(e extents.Extent) {
 	if r.applies() {
-		r.v.open.mem.put(e)
+		r.v.open.mem.Put(e)
 	}
 }
 
 func (r *replayer) miss(s *segment, off int64) {
-	r.bad = append(r.bad, badEntry{file: s, offset: off, entry: entry{seq: r.next}})
+	r.bad = append(r.bad, badEntry{file: s, offset: off, entry: journal.Entry{Seq: r.next}})
 }
 
 // begin checks that a segment follows what was replayed so far.
 func (r *replayer) begin(s *segment, good bool) {
-	due, first := s.after.Seq+1, len(r.v.chain) == 1
+	due, first := s.After.Seq+1, len(r.v.chain) == 1
 	switch {
 	case !good:
 		r.miss(s, 0)
 		return
-	case first && s.after.Number <= r.last && due <= r.next: // the root has a part of it
+	case first && s.After.Number <= r.last && due <= r.next: // the root has a part of it
 		r.next = due
 		return
 	}
 	// The bytes at the end of the segment before were no entry, as a table that a loss of
 	// power has torn: none is missing.
-	if n := len(r.bad); due == r.next && n > 0 && r.bad[n-1].last && r.bad[n-1].file.number == r.last && r.bad[n-1].entry.seq == due {
+	if n := len(r.bad); due == r.next && n > 0 && r.bad[n-1].last && r.bad[n-1].file.Number == r.last && r.bad[n-1].entry.Seq == due {
 		before := r.bad[n-1].file
 		before.size, before.sealed, r.torn, r.bad = r.bad[n-1].offset, true, append(r.torn, before), r.bad[:n-1]
 	}
-	if (due != r.next || s.after.Number != r.last) && len(r.bad) == 0 {
+	if (due != r.next || s.After.Number != r.last) && len(r.bad) == 0 {
 		r.miss(s, 0)
 	}
 	r.next = max(r.next, due)
@@ -348,38 +347,38 @@ func (r *replayer) begin(s *segment, good bool) {
 // entries replays a segment entry by entry. Where one is bad it looks for the next good
 // one.
 func (r *replayer) entries(s *segment) error {
-	off := min(segmentHeader, s.size)
-	_, table, noTable := readTable(s.file, s.seed, s.size)
+	off := min(journal.HeaderSize, s.size)
+	_, table, noTable := journal.ReadTable(s.file, s.seed, s.size)
 	for off < s.size {
 		if noTable == nil && table == off {
 			s.sealed = true
 			break
 		}
-		e, b, err := r.entry(off)
-		if err != nil && !errors.Is(err, errNoEntry) {
+		e, b, err := r.window.Entry(off)
+		if err != nil && !errors.Is(err, journal.ErrNoEntry) {
 			return err
 		}
-		if err == nil && e.seq >= r.next {
-			if e.seq > r.next && s.merged == 0 && len(r.bad) == 0 {
+		if err == nil && e.Seq >= r.next {
+			if e.Seq > r.next && s.Merged == 0 && len(r.bad) == 0 {
 				r.miss(s, off)
 			}
 			if r.applies() {
-				r.v.apply(s.slot, off, e, b[entryHeader:])
+				r.v.apply(s.slot, off, e, b[extents.EntryHeader:])
 				s.entries++
 			}
-			if s.merged == 0 {
-				r.durable, r.next = max(r.durable, e.durable), e.seq+1
+			if s.Merged == 0 {
+				r.durable, r.next = max(r.durable, e.Durable), e.Seq+1
 			}
-			off += e.size()
+			off += e.Size()
 			s.body = off
 			continue
 		}
-		bad := badEntry{file: s, offset: off, entry: entry{seq: r.next}}
-		if e.seq == r.next || s.merged > 0 && e.seq == s.merged {
+		bad := badEntry{file: s, offset: off, entry: journal.Entry{Seq: r.next}}
+		if e.Seq == r.next || s.Merged > 0 && e.Seq == s.Merged {
 			bad.entry, bad.whole = e, true
-			r.durable = max(r.durable, e.durable)
+			r.durable = max(r.durable, e.Durable)
 		}
-		next, err := r.nextEntry(off+1, r.next)
+		next, err := r.window.Next(off+1, r.next)
 		if err != nil {
 			return err
 		}
@@ -390,76 +389,23 @@ func (r *replayer) entries(s *segment) error {
 		}
 		off = next
 	}
-	if s.merged > 0 {
+	if s.Merged > 0 {
 		if noTable != nil { // it is not known what is missing
 			r.miss(s, s.size)
 		}
-		r.next = max(r.next, s.merged+1)
+		r.next = max(r.next, s.Merged+1)
 	}
 	return nil
-}
-
-var errNoEntry = errors.New("no entry")
-
-// entry returns the entry at off with its bytes. Without all of those, as they were
-// summed, it is errNoEntry, with the head if that is whole.
-func (r *replayer) entry(off int64) (entry, []byte, error) {
-	b, err := r.window.at(off, headMax)
-	if err != nil {
-		return entry{}, nil, err
-	}
-	e, err := decodeEntry(r.seed, b)
-	if err != nil {
-		return entry{}, nil, errNoEntry
-	}
-	if b, err = r.window.at(off, int(e.size())); err != nil {
-		return e, nil, err
-	}
-	if int64(len(b)) < e.size() {
-		return e, nil, errNoEntry
-	}
-	for u := range e.units() {
-		if unitSum(b[e.dataOffset():e.size()], u) != binary.LittleEndian.Uint32(b[entryHeader+4*u:]) {
-			return e, nil, errNoEntry
-		}
-	}
-	return e, b, nil
-}
-
-// nextEntry returns the place of the next good head with a later seq, from off on, or
-// -1.
-func (r *replayer) nextEntry(off int64, after uint64) (int64, error) {
-	for off < r.window.size {
-		b, err := r.window.at(off, windowSize)
-		if err != nil {
-			return 0, err
-		}
-		i := bytes.Index(b, []byte(entryMagic))
-		if i < 0 {
-			off += max(int64(len(b)-len(entryMagic)+1), 1) // it may lie across the end
-			continue
-		}
-		off += int64(i)
-		head, err := r.window.at(off, headMax)
-		if err != nil {
-			return 0, err
-		}
-		if e, err := decodeEntry(r.seed, head); err == nil && e.seq > after {
-			return off, nil
-		}
-		off++
-	}
-	return -1, nil
 }
 
 // judge tells the tail from corruption.
 func (r *replayer) judge() (lost []*CorruptError, tail *badEntry) {
 	for i, bad := range r.bad {
 		switch {
-		case bad.entry.seq <= r.durable || r.noted.covers(bad.file.number, bad.offset):
-			c := &CorruptError{File: r.v.path(bad.file), Offset: bad.offset, Seq: bad.entry.seq}
-			if bad.whole && bad.entry.kind != kindMark {
-				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize
+		case bad.entry.Seq <= r.durable || r.noted.Covers(bad.file.Number, bad.offset):
+			c := &CorruptError{File: r.v.path(bad.file), Offset: bad.offset, Seq: bad.entry.Seq}
+			if bad.whole && bad.entry.Kind != journal.KindMark {
+				c.Start, c.Length = int64(bad.entry.Start)*extents.SectorSize, int64(bad.entry.Sectors)*extents.SectorSize
 			}
 			lost = append(lost, c)
 		case tail == nil:
@@ -469,7 +415,7 @@ func (r *replayer) judge() (lost []*CorruptError, tail *badEntry) {
 	return lost, tail
 }
 
-func (v *Volume) path(s *segment) string { return filepath.Join(v.cfg.Dir, s.name()) }
+func (v *Volume) path(s *segment) string { return filepath.Join(v.cfg.Dir, s.Name()) }
 
 // cut drops everything from a bad entry on: it was never synced. A read-only volume
 // leaves it in the files.
@@ -477,8 +423,8 @@ func (v *Volume) cut(tail *badEntry) error {
 	v.cfg.Log.Info("the unsynced end of a journal is cut off", "file", v.path(tail.file), "at", tail.offset)
 	for len(v.chain) > 0 { // the last first: a crash leaves a journal with an end
 		last := v.chain[len(v.chain)-1]
-		if last == tail.file && tail.offset >= segmentHeader {
-			last.size, last.last, last.sealed = tail.offset, tail.entry.seq-1, false
+		if last == tail.file && tail.offset >= journal.HeaderSize {
+			last.size, last.last, last.sealed = tail.offset, tail.entry.Seq-1, false
 			last.body = last.size
 			if v.cfg.ReadOnly {
 				return nil
@@ -501,44 +447,11 @@ func (v *Volume) drop(last *segment) error {
 	v.chain = v.chain[:len(v.chain)-1]
 	v.number = v.cfg.Base.Number
 	if n := len(v.chain); n > 0 {
-		v.number = v.chain[n-1].number
+		v.number = v.chain[n-1].Number
 	}
 	err := last.file.Close()
 	if err == nil && !v.cfg.ReadOnly {
 		err = os.Remove(v.path(last))
 	}
 	return err
-}
-
-// pieces reads a file in pieces that are larger than what is asked of it.
-type pieces struct {
-	file *os.File
-	size int64
-	buf  []byte // what is in memory, from off on
-	off  int64
-}
-
-const (
-	// windowSize is what is in memory of a journal that is replayed: any entry, and
-	// more, so that small ones are read many at a time.
-	windowSize = headMax + 2*writeMax
-)
-
-func (w *pieces) open(file *os.File, size int64) {
-	w.file, w.size, w.buf, w.off = file, size, w.buf[:0], 0
-}
-
-// at returns n bytes at off, fewer at the end of the file, until the next call.
-func (w *pieces) at(off int64, n int) ([]byte, error) {
-	n = int(min(int64(n), w.size-off))
-	if off < w.off || off+int64(n) > w.off+int64(len(w.buf)) {
-		if w.buf == nil {
-			w.buf = make([]byte, 0, windowSize)
-		}
-		w.buf, w.off = w.buf[:min(int64(windowSize), w.size-off)], off
-		if _, err := w.file.ReadAt(w.buf, off); err != nil {
-			return nil, err
-		}
-	}
-	return w.buf[off-w.off:][:n], nil
 }

@@ -10,34 +10,37 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // sparse makes a journal of full segments of writes of 4 KiB all over a disk. Their data and
 // heads are holes: a start reads the tables only.
 func sparse(t testing.TB, cfg Config, count int) {
 	t.Helper()
-	must(t, os.Remove(filepath.Join(cfg.Dir, noteName)))
+	must(t, os.Remove(filepath.Join(cfg.Dir, journal.NoteName)))
 	rng := rand.New(rand.NewPCG(1, 1))
-	const each = segmentMax / (unit + entryHeader + 4)
-	var last note
+	const each = segmentMax / (extents.Unit + extents.EntryHeader + 4)
+	var last journal.Note
 	for n := range uint64(count) {
-		h := header{volume: cfg.ID, epoch: cfg.Epoch, number: n + 1, after: content.Position{Number: n, Seq: n * each}}
+		h := journal.Header{Volume: cfg.ID, Epoch: cfg.Epoch, Number: n + 1, After: content.Position{Number: n, Seq: n * each}}
 		s, err := createSegment(cfg.Dir, h)
 		must(t, err)
-		var m extentMap
-		off := int64(segmentHeader)
+		var m extents.Map
+		off := int64(journal.HeaderSize)
 		for range each {
-			x := dataEntry(rng.Int64N(cfg.Size/unit)*unit, unit)
-			m.put(x.extent(0, off, binary.LittleEndian.AppendUint32(nil, 1)))
-			off += x.size()
+			x := journal.DataEntry(rng.Int64N(cfg.Size/extents.Unit)*extents.Unit, extents.Unit)
+			m.Put(x.Extent(0, off, binary.LittleEndian.AppendUint32(nil, 1)))
+			off += x.Size()
 		}
-		b := table{(n + 1) * each, m.of(0, tableMax)}.encode(s.seed, off)
+		b := journal.Table{Seq: (n + 1) * each, Extents: m.Of(0, journal.TableMax)}.Encode(s.seed, off)
 		_, err = s.file.WriteAt(b, off)
 		must(t, err)
 		must(t, s.file.Close())
-		last = note{n + 1, off + int64(len(b)), (n + 1) * each}
+		last = journal.Note{Number: n + 1, Length: off + int64(len(b)), Seq: (n + 1) * each}
 	}
-	must(t, os.WriteFile(filepath.Join(cfg.Dir, noteName), append(make([]byte, noteSlot), last.encode(seed(cfg.ID, 0))...), 0o600))
+	must(t, os.WriteFile(filepath.Join(cfg.Dir, journal.NoteName), append(make([]byte, journal.NoteSlot), last.Encode(journal.Seed(cfg.ID, 0))...), 0o600))
 }
 
 // TestReplayOfMoreThanMemory opens a journal whose map is larger than may be in memory: it

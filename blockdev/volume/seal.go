@@ -8,7 +8,10 @@ import (
 	"os"
 	"slices"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // Segment is a sealed part of a volume's journal.
@@ -59,7 +62,7 @@ func (v *Volume) freezeAt(p content.Position) {
 // position is where the journal ends. Called with mu, or the turn.
 func (v *Volume) position() content.Position {
 	if v.tail != nil && v.tail.empty() {
-		return v.tail.after
+		return v.tail.After
 	}
 	return content.Position{Number: v.number, Seq: v.seq}
 }
@@ -77,8 +80,8 @@ func (v *Volume) Sealed() []Segment {
 	defer v.mu.RUnlock()
 	var out []Segment
 	for _, s := range v.chain {
-		if s != v.tail && s.number > v.ground.base.Number {
-			ref := content.SegmentRef{Volume: s.volume, Epoch: s.epoch, After: s.after, Through: s.through(), Bytes: s.size}
+		if s != v.tail && s.Number > v.ground.base.Number {
+			ref := content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.through(), Bytes: s.size}
 			out = append(out, Segment{ref, v.path(s), v.liveOf(s)})
 		}
 	}
@@ -88,9 +91,9 @@ func (v *Volume) Sealed() []Segment {
 // liveOf is how many bytes of a segment are in use: at most all, though to take the parts
 // of its entries out may need more. Called with mu.
 func (v *Volume) liveOf(s *segment) int64 {
-	live := v.open.usage().liveIn(s.slot)
+	live := v.open.usage().LiveIn(s.slot)
 	for _, l := range v.layers {
-		live += l.usage().liveIn(s.slot)
+		live += l.usage().LiveIn(s.slot)
 	}
 	return min(live, s.size)
 }
@@ -167,22 +170,22 @@ func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Positi
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
 // to through, which is kept: their offset and their length, in bytes. It may name more,
 // where after is not kept.
-func (v *Volume) Changes(after, through content.Position) iter.Seq2[Range, error] {
-	return func(yield func(Range, error) bool) {
-		_, extents, done, err := v.span(after, through)
+func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		_, next, done, err := v.span(after, through)
 		if err != nil {
-			yield(Range{}, err)
+			yield(blockdev.Range{}, err)
 			return
 		}
 		defer done()
-		var at Range
+		var at blockdev.Range
 		for {
-			e, ok, err := extents()
+			e, ok, err := next()
 			if err != nil {
-				yield(Range{}, err)
+				yield(blockdev.Range{}, err)
 				return
 			}
-			start, n := int64(e.start)*sectorSize, int64(e.n)*sectorSize
+			start, n := int64(e.Start)*extents.SectorSize, int64(e.N)*extents.SectorSize
 			if ok && at.Length > 0 && start == at.Offset+at.Length {
 				at.Length += n
 				continue
@@ -190,7 +193,7 @@ func (v *Volume) Changes(after, through content.Position) iter.Seq2[Range, error
 			if at.Length > 0 && !yield(at, nil) || !ok {
 				return
 			}
-			at = Range{Offset: start, Length: n}
+			at = blockdev.Range{Offset: start, Length: n}
 		}
 	}
 }
@@ -231,11 +234,8 @@ type chunkBytes struct {
 	bytes int64
 }
 
-// Range is a part of the disk, in bytes.
-type Range struct{ Offset, Length int64 }
-
 // span returns what is newest behind after and up to through.
-func (v *Volume) span(after, through content.Position) (w view, extents cursor, done func(), err error) {
+func (v *Volume) span(after, through content.Position) (w view, next extents.Cursor, done func(), err error) {
 	if w, err = v.pinAsOf(through); err != nil {
 		return w, nil, nil, err
 	}
@@ -338,7 +338,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		}
 		for _, l := range layers {
 			if l.disk != nil {
-				errs = append(errs, l.disk.drop())
+				errs = append(errs, l.disk.Drop())
 			}
 		}
 		if err := errors.Join(errs...); err != nil {
@@ -354,8 +354,8 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 func (v *Volume) Grow(size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if size < v.size || size > content.SizeMax || size%sectorSize != 0 {
-		return fmt.Errorf("grow to %d bytes: %w: want a multiple of %d from %d to %d", size, content.ErrInvalid, sectorSize, v.size, int64(content.SizeMax))
+	if size < v.size || size > content.SizeMax || size%extents.SectorSize != 0 {
+		return fmt.Errorf("grow to %d bytes: %w: want a multiple of %d from %d to %d", size, content.ErrInvalid, extents.SectorSize, v.size, int64(content.SizeMax))
 	}
 	v.size = size
 	return nil

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // ReadSegments writes bytes of the journal that are durable here to w: those of one segment
@@ -36,7 +38,7 @@ func (v *Volume) ReadSegments(w io.Writer, after content.Position, most int64) (
 		return after, 0, fmt.Errorf("read journal: %w", err)
 	}
 	n, err := io.Copy(w, io.NewSectionReader(s.file, from.off, end.off-from.off))
-	return content.Position{Number: s.number, Seq: end.seq}, n, err
+	return content.Position{Number: s.Number, Seq: end.seq}, n, err
 }
 
 // following returns the segment that has what comes behind a position, a place in it at
@@ -47,12 +49,12 @@ func (v *Volume) following(after content.Position) (s *segment, from, end place)
 	switch {
 	case i < 0:
 		return nil, place{}, place{}
-	case v.chain[i].after.Seq > after.Seq:
-		return nil, place{seq: v.chain[i].after.Seq}, place{}
+	case v.chain[i].After.Seq > after.Seq:
+		return nil, place{seq: v.chain[i].After.Seq}, place{}
 	}
 	s = v.chain[i]
-	from, end = place{seq: s.after.Seq}, place{s.last, s.body}
-	if s.merged > 0 {
+	from, end = place{seq: s.After.Seq}, place{s.last, s.body}
+	if s.Merged > 0 {
 		return s, from, place{s.last, s.size}
 	}
 	if !s.synced {
@@ -60,8 +62,8 @@ func (v *Volume) following(after content.Position) (s *segment, from, end place)
 			end = s.flushed[len(s.flushed)-1]
 		}
 	}
-	if after.Number == s.number {
-		from.off = segmentHeader
+	if after.Number == s.Number {
+		from.off = journal.HeaderSize
 		n, _ := slices.BinarySearchFunc(s.flushed, after.Seq+1, func(p place, seq uint64) int { return int(int64(p.seq) - int64(seq)) })
 		if n > 0 {
 			from = s.flushed[n-1]
@@ -73,22 +75,22 @@ func (v *Volume) following(after content.Position) (s *segment, from, end place)
 // walk moves from on to the entry behind seq, and end back to where the bytes between are
 // no more than most, but at least one entry.
 func (s *segment) walk(from, end place, seq uint64, most int64) (place, place, error) {
-	if from.seq == seq && end.off-from.off <= most || s.merged > 0 {
+	if from.seq == seq && end.off-from.off <= most || s.Merged > 0 {
 		return from, end, nil
 	}
-	head := make([]byte, headMax)
-	for to := (place{from.seq, max(from.off, segmentHeader)}); to.seq < end.seq; {
+	head := make([]byte, journal.HeadMax)
+	for to := (place{from.seq, max(from.off, journal.HeaderSize)}); to.seq < end.seq; {
 		n, err := s.file.ReadAt(head, to.off)
 		if err != nil && err != io.EOF {
 			return from, end, err
 		}
-		e, err := decodeEntry(s.seed, head[:n])
+		e, err := journal.DecodeEntry(s.seed, head[:n])
 		if err != nil {
 			return from, end, fmt.Errorf("%s at %d: %w: %w", s.file.Name(), to.off, content.ErrCorrupt, err)
 		}
-		next := place{e.seq, to.off + e.size()}
+		next := place{e.Seq, to.off + e.Size()}
 		switch {
-		case e.seq <= seq:
+		case e.Seq <= seq:
 			from = next
 		case next.off-from.off > most && to.seq > seq:
 			return from, to, nil

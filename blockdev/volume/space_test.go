@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // taken is what the folder takes, in bytes.
@@ -36,18 +38,18 @@ func taken(t rapidT, dir string) (n int64) {
 func TestRewrittenDiskStaysSmall(t *testing.T) {
 	const size, segment = 1 << 20, 64 << 10
 	for name, place := range map[string]func(i int) int64{
-		"in order": func(i int) int64 { return int64(i) % (size / unit) },
-		"random":   func(int) int64 { return rand.Int64N(size / unit) },
+		"in order": func(i int) int64 { return int64(i) % (size / extents.Unit) },
+		"random":   func(int) int64 { return rand.Int64N(size / extents.Unit) },
 	} {
 		cfg := config(create(t))
 		cfg.Size, cfg.SegmentSize = size, segment
 		v, err := Open(cfg)
 		must(t, err)
 		want, most := make([]byte, size), int64(0)
-		p := make([]byte, unit)
-		for i := range 50 * size / unit {
-			off := place(i) * unit
-			p[0], p[unit-1] = byte(i), byte(i>>8)
+		p := make([]byte, extents.Unit)
+		for i := range 50 * size / extents.Unit {
+			off := place(i) * extents.Unit
+			p[0], p[extents.Unit-1] = byte(i), byte(i>>8)
 			must(t, v.WriteAt(t.Context(), p, off, false))
 			copy(want[off:], p)
 			if i%100 == 0 {
@@ -71,7 +73,7 @@ func TestRewrittenDiskStaysSmall(t *testing.T) {
 func TestNobodyWaitsForAReadOfTheDisk(t *testing.T) {
 	v, err := Open(smallSegments(create(t), newImage(sourceSize)))
 	must(t, err)
-	old := bytes.Repeat([]byte{1}, unit)
+	old := bytes.Repeat([]byte{1}, extents.Unit)
 	must(t, v.WriteAt(t.Context(), old, 0, true))
 	waits, goOn := make(chan struct{}), make(chan struct{})
 	var first atomic.Bool
@@ -82,12 +84,12 @@ func TestNobodyWaitsForAReadOfTheDisk(t *testing.T) {
 		}
 	}
 	var group errgroup.Group
-	got := make([]byte, unit)
+	got := make([]byte, extents.Unit)
 	group.Go(func() error { return v.ReadAt(context.Background(), got, 0) })
 	<-waits
-	now := bytes.Repeat([]byte{2}, unit)
+	now := bytes.Repeat([]byte{2}, extents.Unit)
 	for i := range 40 {
-		must(t, v.WriteAt(t.Context(), now, int64(i%2)*unit, i%10 == 0))
+		must(t, v.WriteAt(t.Context(), now, int64(i%2)*extents.Unit, i%10 == 0))
 	}
 	must(t, v.absorb())
 	v.tend()
@@ -109,7 +111,7 @@ func TestNobodyWaitsForAReadOfTheDisk(t *testing.T) {
 // TestWritesThatComeTogether wait behind one that is slow: they go in one write.
 func TestWritesThatComeTogether(t *testing.T) {
 	v := open(t, create(t), nil)
-	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
+	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false))
 	var appends atomic.Int32
 	v.step = func(name string) {
 		if name == "append" {
@@ -119,11 +121,11 @@ func TestWritesThatComeTogether(t *testing.T) {
 	v.take()
 	var group errgroup.Group
 	const writers = 32
-	want := make([]byte, writers*unit)
+	want := make([]byte, writers*extents.Unit)
 	for i := range int64(writers) {
-		p := bytes.Repeat([]byte{byte(i + 1)}, unit)
-		copy(want[i*unit:], p)
-		group.Go(func() error { return v.WriteAt(context.Background(), p, i*unit, false) })
+		p := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit)
+		copy(want[i*extents.Unit:], p)
+		group.Go(func() error { return v.WriteAt(context.Background(), p, i*extents.Unit, false) })
 	}
 	await(t, "writers that wait", func() bool {
 		v.turns.mu.Lock()
@@ -153,7 +155,7 @@ func TestLittleSpace(t *testing.T) {
 		cfg.Free = func() float64 { return float64(free.Load()) / 1000 }
 		v, err := Open(cfg)
 		must(t, err)
-		p := bytes.Repeat([]byte{1}, unit)
+		p := bytes.Repeat([]byte{1}, extents.Unit)
 		write := func() (time.Duration, error) {
 			begun := time.Now()
 			err := v.WriteAt(t.Context(), p, 0, false)
@@ -164,20 +166,20 @@ func TestLittleSpace(t *testing.T) {
 		}
 		v.pressure.allowance.Store(0)
 		free.Store(40)
-		if v.TryWriteFrom(bytes.NewReader(p), unit, 0) {
+		if v.TryWriteFrom(bytes.NewReader(p), extents.Unit, 0) {
 			t.Error("a write passes on a full disk")
 		}
 		if took, err := write(); !errors.Is(err, content.ErrNoSpace) || took != spaceWait || !v.Stats().Full {
 			t.Errorf("on a full disk: %v, %v", took, err)
 		}
 		must(t, v.Flush(t.Context()))
-		must(t, v.Zero(t.Context(), 0, unit, false, true))
-		expect(t, v, make([]byte, unit), 0, unit)
+		must(t, v.Zero(t.Context(), 0, extents.Unit, false, true))
+		expect(t, v, make([]byte, extents.Unit), 0, extents.Unit)
 		free.Store(70)
 		if took, err := write(); err != nil || took != spaceWait { // nothing comes free
 			t.Errorf("on a disk that is nearly full: %v, %v", took, err)
 		}
-		v.pressure.freed.Store(2 * unit)
+		v.pressure.freed.Store(2 * extents.Unit)
 		for range 2 {
 			if took, err := write(); err != nil || took > 0 {
 				t.Errorf("of what came free: %v, %v", took, err)
@@ -209,7 +211,7 @@ func TestCompactsWhereSpaceIsShort(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	for i := range 100 {
-		must(t, v.WriteAt(t.Context(), make([]byte, unit), int64(i%70)*unit, false))
+		must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), int64(i%70)*extents.Unit, false))
 	}
 	v.work.Wait()
 	v.tend()

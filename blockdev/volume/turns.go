@@ -4,11 +4,13 @@ import (
 	"errors"
 	"slices"
 	"sync"
+
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // change is an entry on its way into the journal, or nothing: who only wants the turn.
 type change struct {
-	entry
+	journal.Entry
 	buf  *[]byte // lent
 	head []byte  // the entry's head and the sums of its data
 	data []byte
@@ -64,7 +66,7 @@ func (t *turns) join(batch []*change, room int64) []*change {
 	n := 0
 	for ; n < len(t.waiting) && len(batch) < batchMax; n++ {
 		c := t.waiting[n]
-		if room -= c.bytes(); c.kind == 0 || room < 0 {
+		if room -= c.bytes(); c.Kind == 0 || room < 0 {
 			break
 		}
 		batch = append(batch, c)
@@ -87,19 +89,19 @@ func (t *turns) pass() {
 }
 
 // lend returns a change with room for an entry; give takes it back.
-func (v *Volume) lend(e entry, data []byte, copied bool) *change {
+func (v *Volume) lend(e journal.Entry, data []byte, copied bool) *change {
 	c, ok := v.changes.Get().(*change)
 	if !ok {
 		c = &change{done: make(chan error, 1)}
 	}
-	n := e.dataOffset()
+	n := e.DataOffset()
 	if copied {
-		n = e.size()
+		n = e.Size()
 	}
-	c.entry, c.buf = e, v.buffers.Get(int(n))
-	c.head, c.data = (*c.buf)[:e.dataOffset()], data
+	c.Entry, c.buf = e, v.buffers.Get(int(n))
+	c.head, c.data = (*c.buf)[:e.DataOffset()], data
 	if copied {
-		c.data = (*c.buf)[e.dataOffset():]
+		c.data = (*c.buf)[e.DataOffset():]
 	}
 	return c
 }

@@ -16,6 +16,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/content/scratch"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // Source reads the chunks of an immutable root. Holes read as zeros.
@@ -92,12 +95,12 @@ type Volume struct {
 	persisting sync.Mutex
 	persisted  uint64 // seq; guarded by persisting
 
-	tending sync.Mutex // one change of frozen layers and sealed segments at a time
-	syncing sync.Mutex // one sync at a time; those who wait share the next
-	notes   keeper     // guarded by syncing
-	turns   turns      // of those who append
-	batch   []*change  // the turn's own
-	vector  [][]byte   // the turn's own
+	tending sync.Mutex     // one change of frozen layers and sealed segments at a time
+	syncing sync.Mutex     // one sync at a time; those who wait share the next
+	notes   journal.Keeper // guarded by syncing
+	turns   turns          // of those who append
+	batch   []*change      // the turn's own
+	vector  [][]byte       // the turn's own
 
 	mu       sync.RWMutex // guards what follows; seq, number, tail and open change with the turn too
 	view                  // of the frozen layers
@@ -133,7 +136,7 @@ func Create(dir string, id [16]byte) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	return writeFirst(dir, id, note{})
+	return journal.WriteFirst(dir, id, journal.Note{})
 }
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
@@ -153,8 +156,8 @@ func Open(cfg Config) (*Volume, error) {
 	for _, p := range cfg.Kept {
 		v.kept[p]++
 	}
-	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {
-		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, sectorSize, int64(content.SizeMax))
+	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%extents.SectorSize != 0 {
+		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, extents.SectorSize, int64(content.SizeMax))
 	}
 	if _, err := os.Stat(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open volume: %w: %w", content.ErrNotFound, err)
@@ -204,7 +207,7 @@ func (v *Volume) forget() error {
 	}
 	for _, l := range v.layers {
 		if l.disk != nil {
-			errs = append(errs, l.disk.drop())
+			errs = append(errs, l.disk.Drop())
 		}
 	}
 	v.chain, v.tail, v.layers, v.slots, v.open = nil, nil, nil, nil, newLayer(v.cfg.Base)
@@ -234,7 +237,7 @@ func (v *Volume) Close() error {
 	v.readers.drain()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return errors.Join(err, v.notes.close(), v.forget(), v.lock.Close())
+	return errors.Join(err, v.notes.Close(), v.forget(), v.lock.Close())
 }
 
 // finish syncs the journal and marks its end, unless that takes another segment. Called
@@ -259,7 +262,7 @@ func (v *Volume) finish() error {
 func (v *Volume) Geometry() blockdev.Geometry {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return blockdev.Geometry{Size: v.size, BlockSize: sectorSize, PreferredSize: unit, ReadOnly: v.cfg.ReadOnly}
+	return blockdev.Geometry{Size: v.size, BlockSize: extents.SectorSize, PreferredSize: extents.Unit, ReadOnly: v.cfg.ReadOnly}
 }
 
 // Stats is how a volume stands.
@@ -277,9 +280,9 @@ type Stats struct {
 func (v *Volume) Stats() Stats {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	s := Stats{Dirty: v.open.usage().dirty * sectorSize, Full: v.noSpace, Failed: v.failed}
+	s := Stats{Dirty: v.open.usage().Dirty * extents.SectorSize, Full: v.noSpace, Failed: v.failed}
 	for _, l := range v.layers {
-		s.Dirty += l.usage().dirty * sectorSize
+		s.Dirty += l.usage().Dirty * extents.SectorSize
 	}
 	for _, x := range v.chain {
 		s.Disk += x.size

@@ -12,11 +12,13 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
-// batchMax is how many changes go in one write: each has two parts, and a system takes
-// 1,024 at a time.
-const batchMax = 64
+// batchMax is how many changes go in one write: each has two parts.
+const batchMax = journal.VectorMax / 2
 
 // WriteAt implements blockdev.Device.
 func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
@@ -24,9 +26,9 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 		return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
 	for at := 0; at < len(p); {
-		part := p[at:min(len(p), at+writeMax)]
-		c := v.lend(dataEntry(off+int64(at), len(part)), part, false)
-		sumUnits(c.head[entryHeader:], part)
+		part := p[at:min(len(p), at+journal.WriteMax)]
+		c := v.lend(journal.DataEntry(off+int64(at), len(part)), part, false)
+		journal.SumUnits(c.head[extents.EntryHeader:], part)
 		err := v.append(c)
 		v.give(c)
 		if err != nil {
@@ -57,9 +59,9 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 			v.give(c)
 		}
 	}()
-	for ; n < min(len(ws), batchMax) && len(ws[n].Data) <= writeMax; n++ {
-		lent[n] = v.lend(dataEntry(ws[n].Offset, len(ws[n].Data)), ws[n].Data, false)
-		sumUnits(lent[n].head[entryHeader:], lent[n].data)
+	for ; n < min(len(ws), batchMax) && len(ws[n].Data) <= journal.WriteMax; n++ {
+		lent[n] = v.lend(journal.DataEntry(ws[n].Offset, len(ws[n].Data)), ws[n].Data, false)
+		journal.SumUnits(lent[n].head[extents.EntryHeader:], lent[n].data)
 	}
 	if !v.turns.try() {
 		return 0
@@ -79,15 +81,15 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
-	if n > writeMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
+	if n > journal.WriteMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
 		return false
 	}
-	c := v.lend(dataEntry(off, n), nil, true)
+	c := v.lend(journal.DataEntry(off, n), nil, true)
 	defer v.give(c)
 	if read, _ := data.ReadAt(c.data, 0); read < n {
 		return false
 	}
-	sumUnits(c.head[entryHeader:], c.data)
+	journal.SumUnits(c.head[extents.EntryHeader:], c.data)
 	if !v.turns.try() {
 		return false
 	}
@@ -152,14 +154,14 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 	s := v.tail
 	v.vector = v.vector[:0]
 	for i, c := range batch {
-		c.entry.seq, c.entry.durable = v.seq+uint64(i)+1, synced
-		c.seal(s.seed, c.head)
+		c.Entry.Seq, c.Entry.Durable = v.seq+uint64(i)+1, synced
+		c.Seal(s.seed, c.head)
 		if v.vector = append(v.vector, c.head); len(c.data) > 0 {
 			v.vector = append(v.vector, c.data)
 		}
 	}
 	v.step("append")
-	n, err := writeVector(s.file, v.vector, s.size)
+	n, err := journal.WriteVector(s.file, v.vector, s.size)
 	end := s.size
 	for ; done < len(batch) && end+batch[done].bytes() <= s.size+n; done++ {
 		end += batch[done].bytes()
@@ -171,11 +173,11 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, c := range batch[:done] {
-		v.apply(s.slot, s.size, c.entry, c.head[entryHeader:])
-		v.seq, v.told = c.entry.seq, c.entry.durable
+		v.apply(s.slot, s.size, c.Entry, c.head[extents.EntryHeader:])
+		v.seq, v.told = c.Entry.Seq, c.Entry.Durable
 		s.size, s.last, s.entries = s.size+c.bytes(), v.seq, s.entries+1
 		s.body = s.size
-		if c.kind != kindMark {
+		if c.Kind != journal.KindMark {
 			v.written = v.seq
 		}
 	}
@@ -211,9 +213,9 @@ func (v *Volume) refused(err error) error {
 }
 
 // apply lays an entry of the segment in a slot over the map; sums follow its head.
-func (v *Volume) apply(slot uint32, off int64, e entry, sums []byte) {
-	if e.kind != kindMark && e.sectors > 0 {
-		v.open.mem.put(e.extent(slot, off, sums))
+func (v *Volume) apply(slot uint32, off int64, e journal.Entry, sums []byte) {
+	if e.Kind != journal.KindMark && e.Sectors > 0 {
+		v.open.mem.Put(e.Extent(slot, off, sums))
 	}
 }
 
@@ -233,7 +235,7 @@ func (v *Volume) roll() error {
 	}
 	full := v.tail != nil
 	v.endTail()
-	h := header{volume: v.cfg.ID, epoch: v.cfg.Epoch, number: v.number + 1, after: content.Position{Number: v.number, Seq: v.seq}}
+	h := journal.Header{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, Number: v.number + 1, After: content.Position{Number: v.number, Seq: v.seq}}
 	s, err := createSegment(v.cfg.Dir, h)
 	if err != nil {
 		return v.refused(err)
@@ -256,9 +258,9 @@ func (v *Volume) endTail() {
 		return
 	}
 	size := s.size
-	t := table{s.last, v.open.mem.of(s.slot, tableMax)}
-	if len(t.extents) <= tableMax {
-		b := t.encode(s.seed, s.size)
+	t := journal.Table{Seq: s.last, Extents: v.open.mem.Of(s.slot, journal.TableMax)}
+	if len(t.Extents) <= journal.TableMax {
+		b := t.Encode(s.seed, s.size)
 		if _, err := s.file.WriteAt(b, s.size); err == nil {
 			size += int64(len(b))
 		} else { // the next start reads all of it
@@ -273,7 +275,7 @@ func (v *Volume) endTail() {
 // add gives a segment a slot and makes it the last one. Called with mu.
 func (v *Volume) add(s *segment) {
 	s.slot = v.place(s)
-	v.chain, v.number = append(v.chain, s), s.number
+	v.chain, v.number = append(v.chain, s), s.Number
 }
 
 // place gives a segment a slot. Slots are not used again, so that a reader may keep to
@@ -342,7 +344,7 @@ type due struct {
 	segments []*segment
 	sealed   []*segment // of those
 	newNames bool
-	end      note
+	end      journal.Note
 	last     uint64 // seq of the last entry in it that is not a mark
 	err      error  // why nothing can be synced
 }
@@ -397,7 +399,7 @@ func (v *Volume) carried(d due) {
 	defer v.mu.Unlock()
 	v.durable = max(v.durable, d.last)
 	v.settle(d)
-	v.newNames = v.newNames && v.number != d.end.number
+	v.newNames = v.newNames && v.number != d.end.Number
 }
 
 // settle marks segments as synced that don't grow any more, and where the other one
@@ -408,7 +410,7 @@ func (v *Volume) settle(d due) {
 	}
 	if n := len(d.segments); n > len(d.sealed) {
 		s := d.segments[n-1]
-		s.flushed = append(s.flushed, place{d.end.seq, d.end.length})
+		s.flushed = append(s.flushed, place{d.end.Seq, d.end.Length})
 	}
 }
 
@@ -429,7 +431,7 @@ func (v *Volume) appendMark() {
 	if needless {
 		return
 	}
-	c := v.lend(entry{kind: kindMark}, nil, false)
+	c := v.lend(journal.Entry{Kind: journal.KindMark}, nil, false)
 	defer v.give(c)
 	if _, err := v.commit([]*change{c}); err != nil {
 		v.cfg.Log.Debug("no mark after a flush", "dir", v.cfg.Dir, "err", err)
@@ -438,7 +440,7 @@ func (v *Volume) appendMark() {
 
 func (v *Volume) sync(due []*segment, newNames bool) error {
 	for _, s := range due {
-		if err := dataSync(s.file); err != nil {
+		if err := journal.DataSync(s.file); err != nil {
 			return err
 		}
 	}
@@ -453,13 +455,13 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 // Zero implements blockdev.Device. The zeros take one entry however long they
 // are.
 func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
-	kind := byte(kindZero)
+	kind := byte(journal.KindZero)
 	if keep {
-		kind = kindKeep
+		kind = journal.KindKeep
 	}
 	for length > 0 {
-		n := min(length, zeroMax*sectorSize)
-		c := v.lend(entry{kind: kind, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil, false)
+		n := min(length, zeroMax*extents.SectorSize)
+		c := v.lend(journal.Entry{Kind: kind, Start: uint64(off / extents.SectorSize), Sectors: uint32(n / extents.SectorSize)}, nil, false)
 		err := v.append(c)
 		v.give(c)
 		if err != nil {
@@ -476,22 +478,22 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) er
 // note writes down that the segments up to s are durable, that one up to length. It
 // may fail on a full disk, and is tried again by the next sync: what was flushed is
 // flushed all the same. Called with syncing, or before the volume is anybody's.
-func (v *Volume) note(n note) {
-	if v.cfg.ReadOnly || n.number == 0 {
+func (v *Volume) note(n journal.Note) {
+	if v.cfg.ReadOnly || n.Number == 0 {
 		return
 	}
-	if err := v.notes.write(v.cfg.Dir, n); err != nil {
+	if err := v.notes.Write(v.cfg.Dir, n); err != nil {
 		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
 	}
 }
 
 // end is the note of all that the journal has. Called with mu, or before the volume is
 // anybody's.
-func (v *Volume) end() note {
+func (v *Volume) end() journal.Note {
 	n := len(v.chain)
 	if n == 0 {
-		return note{}
+		return journal.Note{}
 	}
 	s := v.chain[n-1]
-	return note{s.number, s.size, v.seq}
+	return journal.Note{Number: s.Number, Length: s.size, Seq: v.seq}
 }

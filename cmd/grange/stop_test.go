@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -13,22 +12,18 @@ import (
 	"github.com/grangemesh/grange/node/api"
 )
 
-// freeAddress is an address of this host that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+// ownAddress returns the i-th that only this process binds to: on 127.0.0.1 any connection
+// of any process may take a port between its choice and its use.
+func ownAddress(i int) string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d:%d", 1+pid>>16&63, pid>>8&255, pid&255, 7946+i)
 }
 
 // farmOf starts n nodes of one farm, the first of which founds the mesh, and waits until
 // each sees all.
 func farmOf(t *testing.T, n int) []*served {
 	t.Helper()
-	first := freeAddress(t)
+	first := ownAddress(0)
 	all := []*served{startNode(t, os.Args[0], t.TempDir(), "--farm-bind", first)}
 	all[0].await(t, "serving")
 	app := cli{Data: filepath.Join(all[0].dir, "data")}
@@ -39,7 +34,7 @@ func farmOf(t *testing.T, n int) []*served {
 		}
 		dir := t.TempDir()
 		all = append(all, startCommand(t, os.Args[0], dir, []string{"node", "--data", filepath.Join(dir, "data"), "--origin", "file://" + filepath.Join(all[0].dir, "origin"),
-			"--listen", "/ip4/127.0.0.1/tcp/0", "--farm-bind", freeAddress(t), "--farm-join", first, "--join", made.Token}))
+			"--listen", "/ip4/127.0.0.1/tcp/0", "--farm-bind", ownAddress(i), "--farm-join", first, "--join", made.Token}))
 	}
 	for _, s := range all[1:] {
 		s.await(t, "serving")

@@ -9,7 +9,10 @@ import (
 // Told takes a record that this node has read or written at the origin, by a request
 // that it began at asked.
 func (n *Names) Told(r catalog.Record, asked time.Time) error {
-	_, err := n.tell(r, asked)
+	k, err := n.describe(r)
+	if err == nil {
+		n.changeForGood(key(r.Kind, r.Name), n.telling(k, asked))
+	}
 	return err
 }
 
@@ -56,13 +59,24 @@ func (n *Names) gone(id string, asked time.Time) {
 }
 
 // change brings what is known of a name to another state, in memory, for those who read
-// by it, and on disk. It returns that state.
+// by it, and on disk. It returns that state. Nobody waits for the disk: what a read has
+// shown the origin shows again.
 func (n *Names) change(id string, step func(entry) entry) entry {
 	old, e := n.apply(id, step)
-	if !e.keeps(old) {
-		n.sync()
+	if !e.keeps(old) && !n.syncing.Swap(true) {
+		n.syncs.Go(func() {
+			n.syncing.Store(false) // what changes from now on has it done once more
+			n.sync()
+		})
 	}
 	return e
+}
+
+// changeForGood is change that waits for the disk.
+func (n *Names) changeForGood(id string, step func(entry) entry) {
+	if old, e := n.apply(id, step); !e.keeps(old) {
+		n.sync()
+	}
 }
 
 // sync has all changes on disk for good.
@@ -72,7 +86,7 @@ func (n *Names) sync() {
 	}
 }
 
-// apply is change that does not wait for the disk.
+// apply is change that leaves it to the caller to have the disk synced.
 func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
 	n.changing.Lock()
 	defer n.changing.Unlock()

@@ -67,7 +67,7 @@ func (n *Names) commitThroughMember(ctx context.Context, ch catalog.Change) (cat
 	}
 	id := key(ch.Kind, ch.Name)
 	w.known.over = s.ETag
-	n.change(id, func(e entry) entry { return e.handed(w.known, n.cfg.Now()) })
+	n.changeForGood(id, func(e entry) entry { return e.handed(w.known, n.cfg.Now()) })
 	if err := n.readBack(ctx, w); err != nil {
 		return catalog.Record{}, err
 	}

@@ -52,6 +52,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type index struct {
 	path  string
 	codec *content.Codec
+	flush func(*os.File) error // Sync
 
 	mu   sync.RWMutex // guards what follows
 	f    *os.File
@@ -87,7 +88,7 @@ func openIndex(path string, codec *content.Codec, seen func(piece)) (x *index, d
 	if err != nil {
 		return nil, 0, fmt.Errorf("records: %w", err)
 	}
-	x = &index{path: path, codec: codec, f: f, keys: btree.NewG(fanout, func(a, b place) bool { return a.key < b.key })}
+	x = &index{path: path, codec: codec, flush: (*os.File).Sync, f: f, keys: btree.NewG(fanout, func(a, b place) bool { return a.key < b.key })}
 	if damaged, err = x.load(seen); err == nil && damaged > 0 {
 		err = x.rewrite()
 	}
@@ -261,11 +262,20 @@ func (x *index) rewrite() error {
 	return errors.Join(old.Close(), durable.SyncDir(filepath.Dir(x.path)))
 }
 
-// sync has all that was put on disk for good.
+// sync has all that was put on disk for good. Nobody waits for that who puts or gets.
 func (x *index) sync() error {
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return x.f.Sync()
+	f := x.f
+	x.mu.RUnlock()
+	err := x.flush(f)
+	if errors.Is(err, os.ErrClosed) {
+		x.mu.RLock()
+		defer x.mu.RUnlock()
+		if f != x.f { // it was written anew meanwhile, and synced
+			return nil
+		}
+	}
+	return err
 }
 
 func (x *index) close() error {

@@ -22,6 +22,10 @@ const (
 	// asks reads for itself.
 	leadsRate  = rate.Limit(200)
 	leadsBurst = 2000
+	// anewAfter is how old this node's word on a name may be for one that has heard of a
+	// later version: who makes that up has it read once in so long, and one that is right
+	// reads for itself, where not another lead has it.
+	anewAfter = time.Second
 )
 
 // near looks for a name as some seconds old will do: the leads of the farm know it, else
@@ -185,7 +189,8 @@ func (n *Names) lead(ctx context.Context, from trust.Identity, q Question) (a An
 	since := n.cfg.Now().Add(-freshFor)
 	k, at, ok := n.ownWord(q.Kind, q.Name, since)
 	if ok && k.Version < q.Version {
-		since, ok = n.cfg.Now(), false
+		since = n.cfg.Now().Add(-anewAfter)
+		ok = at.After(since)
 	}
 	if c := n.cfg.Reader(); !ok && c != nil && n.leads.AllowN(n.cfg.Now(), 1) {
 		_, err := n.read(ctx, c, q.Kind, q.Name, since)

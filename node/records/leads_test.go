@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -335,5 +336,86 @@ func TestNobodyIsFarBehind(t *testing.T) {
 				}
 			},
 		})
+	})
+}
+
+// TestAHighVersionCostsLittle: whoever tells a lead of versions that there are not has it
+// read the name once in anewAfter, and one that was written a while ago is read.
+func TestAHighVersionCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		_, all := w.farmOf(t, t.TempDir(), 2)
+		publisher := w.signer(t, trust.RolePublisher, "b")
+		w.publish(t, publisher, w.image(t, "debian", content.Mesh(), 1))
+		lead, asker := all[0], all[1].self()
+		ask := func() Answer {
+			t.Helper()
+			a, err := lead.Answer(t.Context(), asker, Question{Kind: content.KindImage, Name: "debian", Lead: true, Version: 1 << 40})
+			if err != nil || len(a.Sealed) == 0 {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			return a
+		}
+		ask()
+		before := w.gets.Load()
+		for range 100 {
+			ask()
+		}
+		if n := w.gets.Load() - before; n > 0 {
+			t.Errorf("%d requests for a version that was made up", n)
+		}
+		w.publish(t, publisher, w.image(t, "debian", content.Mesh(), 2))
+		pause(t, anewAfter+time.Millisecond)
+		before = w.gets.Load()
+		if a := ask(); a.Age > anewAfter {
+			t.Errorf("the word is %s old", a.Age)
+		}
+		if n := w.gets.Load() - before; n != 1 {
+			t.Errorf("%d requests for a later version", n)
+		}
+	})
+}
+
+// TestStrangersSpendNoLeads: what strangers look for through one member costs the others
+// of its farm nothing of what they have for each other.
+func TestStrangersSpendNoLeads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		x, all := w.farmOf(t, t.TempDir(), 5)
+		asked := 0
+		for _, m := range all {
+			x.answers[m.peer()] = func(context.Context, Question) (Answer, error) { asked++; return Answer{}, nil }
+		}
+		for i := range strangersBurst {
+			if _, err := all[0].Resolve(t.Context(), fmt.Sprintf("none-%d", i), false); !errors.Is(err, content.ErrNotFound) {
+				t.Fatal(err)
+			}
+		}
+		if asked > 0 {
+			t.Errorf("leads were asked %d times", asked)
+		}
+	})
+}
+
+// TestALeadsWordWaitsForNoDisk: what a lead has read it says, while its disk is busy; when
+// it ends, all is there for good.
+func TestALeadsWordWaitsForNoDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		_, all := w.farmOf(t, t.TempDir(), 2)
+		w.publish(t, w.signer(t, trust.RolePublisher, "b"), w.image(t, "debian", content.Mesh(), 1))
+		busy, synced := make(chan struct{}), 0
+		all[0].index.flush = func(f *os.File) error { <-busy; synced++; return f.Sync() }
+		a, err := all[0].Answer(t.Context(), all[1].self(), Question{Kind: content.KindImage, Name: "debian", Lead: true})
+		if err != nil || len(a.Sealed) == 0 {
+			t.Errorf("%+v, %v", a, err)
+		}
+		if _, err := all[0].Resolve(t.Context(), "image:debian", true); err != nil {
+			t.Error(err)
+		}
+		close(busy)
+		if all[0].restart(t); synced == 0 {
+			t.Error("it never came to the disk")
+		}
 	})
 }

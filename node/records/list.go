@@ -71,7 +71,7 @@ func (n *Names) atOriginBehind(ctx context.Context, space content.Kind, after st
 	return last, false
 }
 
-// listed is tell without waiting for the disk.
+// listed is tell of one of many.
 func (n *Names) listed(r catalog.Record, asked time.Time) (Known, error) {
 	k, err := n.describe(r)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -125,6 +126,9 @@ type Names struct {
 
 	changing sync.Mutex // one change at a time, with what Learn and Forget are told of it; before mu
 
+	syncing atomic.Bool // the disk is about to be synced
+	syncs   sync.WaitGroup
+
 	index   *index
 	mu      sync.RWMutex // guards what follows
 	entries *recent[entry]
@@ -175,7 +179,10 @@ func New(cfg Config) (*Names, error) {
 }
 
 // Close closes what is on disk; Names is not used any more.
-func (n *Names) Close() error { return n.index.close() }
+func (n *Names) Close() error {
+	n.syncs.Wait()
+	return n.index.close()
+}
 
 // Collectors returns the metrics.
 func (n *Names) Collectors() []prometheus.Collector {

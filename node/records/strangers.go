@@ -102,7 +102,7 @@ func (n *Names) lookOpenly(ctx context.Context, kind content.Kind, name string) 
 	go func() {
 		k, fresh, _ := n.recent(kind, name)
 		if !fresh {
-			k, _ = n.near(ctx, kind, name, func(error) {})
+			k, _ = n.look(ctx, kind, name, n.cfg.Now().Add(-freshFor), func(error) {}) // no other member works for strangers
 		}
 		found <- k
 	}()

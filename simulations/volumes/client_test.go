@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// patience bounds one answer: a flush may wait until an origin is back.
-const patience = time.Minute
+// patience bounds one answer: a flush may wait until an origin is back, and all until a node
+// is.
+const patience = 3 * time.Minute
 
 // client is one connection to a volume over NBD, with one request at a time.
 type client struct {

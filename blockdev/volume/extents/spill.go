@@ -1,4 +1,4 @@
-package volume
+package extents
 
 import (
 	"encoding/binary"
@@ -18,30 +18,30 @@ import (
 const (
 	extentBytes = 40
 
-	// spillPrefix begins the names of files of spilled layers. They are of one run of the process
+	// TempPrefix begins the names of files of spilled layers. They are of one run of the process
 	// and made anew from the segments, so they are neither synced nor kept.
-	spillPrefix = ".layer-"
+	TempPrefix  = ".layer-"
 	spillPage   = 4096
 	spillRecord = 36
 	// perPage is how many extents a page has, beside their number and its sum.
 	perPage = (spillPage - 8) / spillRecord
 )
 
-// spilled is a sorted list of extents in a file, in pages:
+// Spilled is a sorted list of extents in a file, in pages:
 //
 //	0     4  number of extents
 //	4     36 each: first sector 8, offset 8, sectors 4, slot 4, before 4, entry 4, sum 4
 //	4092  4  CRC32C of the bytes before
-type spilled struct {
-	usage
-	file  *os.File
-	index []uint64 // where each page begins
+type Spilled struct {
+	Usage
+	File  *os.File
+	Index []uint64 // where each page begins
 	pages *scratch.Pool
 }
 
 // spiller writes a spilled layer.
 type spiller struct {
-	*spilled
+	*Spilled
 	page []byte // what of the last page there is
 	n    uint32
 	out  []byte // pages to be written
@@ -52,24 +52,24 @@ type spiller struct {
 const spillBuffer = 256 << 10
 
 func newSpiller(dir string, pages *scratch.Pool) (*spiller, error) {
-	f, err := os.CreateTemp(dir, spillPrefix+"*")
+	f, err := os.CreateTemp(dir, TempPrefix+"*")
 	if err != nil {
 		return nil, err
 	}
-	return &spiller{spilled: &spilled{file: f, pages: pages}, page: make([]byte, 4, spillPage)}, nil
+	return &spiller{Spilled: &Spilled{File: f, pages: pages}, page: make([]byte, 4, spillPage)}, nil
 }
 
-func (s *spiller) add(e extent) error {
+func (s *spiller) add(e Extent) error {
 	if s.n == 0 {
-		s.index = append(s.index, e.start)
+		s.Index = append(s.Index, e.Start)
 	}
-	b := binary.LittleEndian.AppendUint64(s.page, e.start)
-	b = binary.LittleEndian.AppendUint64(b, uint64(e.data))
-	for _, x := range [...]uint32{e.n, e.seg, e.before, e.entry, e.crc} {
+	b := binary.LittleEndian.AppendUint64(s.page, e.Start)
+	b = binary.LittleEndian.AppendUint64(b, uint64(e.Data))
+	for _, x := range [...]uint32{e.N, e.Seg, e.Before, e.Entry, e.Crc} {
 		b = binary.LittleEndian.AppendUint32(b, x)
 	}
 	s.page, s.n = b, s.n+1
-	s.account(e, 1)
+	s.Account(e, 1)
 	if s.n < perPage {
 		return nil
 	}
@@ -91,31 +91,31 @@ func (s *spiller) turn() error {
 }
 
 func (s *spiller) write() error {
-	_, err := s.file.WriteAt(s.out, s.off)
+	_, err := s.File.WriteAt(s.out, s.off)
 	s.off += int64(len(s.out))
 	s.out = s.out[:0]
 	return err
 }
 
-func (s *spiller) finish() (*spilled, error) {
+func (s *spiller) finish() (*Spilled, error) {
 	if s.n > 0 {
 		if err := s.turn(); err != nil {
 			return nil, err
 		}
 	}
-	return s.spilled, s.write()
+	return s.Spilled, s.write()
 }
 
-// drop closes and removes the file.
-func (s *spilled) drop() error { return errors.Join(s.file.Close(), os.Remove(s.file.Name())) }
+// Drop closes and removes the file.
+func (s *Spilled) Drop() error { return errors.Join(s.File.Close(), os.Remove(s.File.Name())) }
 
-func (s *spilled) rotten(page int) error {
-	return fmt.Errorf("%s, page %d: %w: the list of what a volume has written can't be read; restart the node, which makes it anew", s.file.Name(), page, content.ErrCorrupt)
+func (s *Spilled) rotten(page int) error {
+	return fmt.Errorf("%s, page %d: %w: the list of what a volume has written can't be read; restart the node, which makes it anew", s.File.Name(), page, content.ErrCorrupt)
 }
 
 // read fills b with a page and returns how many extents it has.
-func (s *spilled) read(page int, b []byte, wait bool) (int, error) {
-	if err := readFile(s.file, b, int64(page)*spillPage, wait); err != nil {
+func (s *Spilled) read(page int, b []byte, wait bool) (int, error) {
+	if err := ReadFile(s.File, b, int64(page)*spillPage, wait); err != nil {
 		return 0, err
 	}
 	n := binary.LittleEndian.Uint32(b)
@@ -129,39 +129,42 @@ func pageSum(page []byte) uint32 {
 	return crc32.Checksum(page[:spillPage-4], crc32.MakeTable(crc32.Castagnoli))
 }
 
-func record(page []byte, i int) extent {
+func record(page []byte, i int) Extent {
 	r := page[4+i*spillRecord:]
 	u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(r[at:]) }
-	return extent{start: binary.LittleEndian.Uint64(r), data: int64(binary.LittleEndian.Uint64(r[8:])), n: u32(16), seg: u32(20), before: u32(24), entry: u32(28), crc: u32(32)}
+	return Extent{Start: binary.LittleEndian.Uint64(r), Data: int64(binary.LittleEndian.Uint64(r[8:])), N: u32(16), Seg: u32(20), Before: u32(24), Entry: u32(28), Crc: u32(32)}
 }
 
-func (s *spilled) at(sector uint64, wait bool) (extent, bool, error) {
+// At returns the extent that covers a sector, or the next one behind it. Without wait it is
+// ErrCold where that takes a wait for the disk.
+func (s *Spilled) At(sector uint64, wait bool) (Extent, bool, error) {
 	b := s.pages.Get(spillPage)
 	defer s.pages.Put(b)
-	first := sort.Search(len(s.index), func(i int) bool { return s.index[i] > sector })
-	for page := max(first-1, 0); page < len(s.index); page++ {
+	first := sort.Search(len(s.Index), func(i int) bool { return s.Index[i] > sector })
+	for page := max(first-1, 0); page < len(s.Index); page++ {
 		n, err := s.read(page, *b, wait)
 		if err != nil {
-			return extent{}, false, err
+			return Extent{}, false, err
 		}
-		if i := sort.Search(n, func(i int) bool { return record(*b, i).end() > sector }); i < n {
+		if i := sort.Search(n, func(i int) bool { return record(*b, i).End() > sector }); i < n {
 			return record(*b, i), true, nil
 		}
 	}
-	return extent{}, false, nil
+	return Extent{}, false, nil
 }
 
-func (s *spilled) all() cursor {
+// All returns the extents of the list.
+func (s *Spilled) All() Cursor {
 	b := make([]byte, spillPage)
 	page, i, n := 0, 0, 0
-	return func() (extent, bool, error) {
+	return func() (Extent, bool, error) {
 		for i == n {
-			if page == len(s.index) {
-				return extent{}, false, nil
+			if page == len(s.Index) {
+				return Extent{}, false, nil
 			}
 			var err error
 			if n, err = s.read(page, b, true); err != nil {
-				return extent{}, false, err
+				return Extent{}, false, err
 			}
 			page, i = page+1, 0
 		}
@@ -170,16 +173,16 @@ func (s *spilled) all() cursor {
 	}
 }
 
-// gathered makes a list of extents: in memory, if it takes no more than room there, else
+// Gather makes a list of extents: in memory, if it takes no more than room there, else
 // in a file in dir.
-func gathered(dir string, pages *scratch.Pool, extents cursor, room int64) (mem *extentMap, disk *spilled, err error) {
-	mem = new(extentMap)
+func Gather(dir string, pages *scratch.Pool, extents Cursor, room int64) (mem *Map, disk *Spilled, err error) {
+	mem = new(Map)
 	var out *spiller
 	for {
 		e, ok, err := extents()
 		switch {
 		case err != nil || !ok:
-		case out == nil && mem.size() <= room:
+		case out == nil && mem.Size() <= room:
 			mem.add(e)
 		case out == nil:
 			if out, err = mem.spill(dir, pages); err == nil {
@@ -189,7 +192,7 @@ func gathered(dir string, pages *scratch.Pool, extents cursor, room int64) (mem 
 			err = out.add(e)
 		}
 		if err != nil && out != nil {
-			err = errors.Join(err, out.drop())
+			err = errors.Join(err, out.Drop())
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("list of what the volume has written: %w", err)
@@ -198,7 +201,7 @@ func gathered(dir string, pages *scratch.Pool, extents cursor, room int64) (mem 
 			break
 		}
 	}
-	if out == nil && mem.size() > room {
+	if out == nil && mem.Size() > room {
 		if out, err = mem.spill(dir, pages); err != nil {
 			return nil, nil, err
 		}
@@ -211,7 +214,7 @@ func gathered(dir string, pages *scratch.Pool, extents cursor, room int64) (mem 
 }
 
 // spill begins a file with what the map has.
-func (m *extentMap) spill(dir string, pages *scratch.Pool) (*spiller, error) {
+func (m *Map) spill(dir string, pages *scratch.Pool) (*spiller, error) {
 	out, err := newSpiller(dir, pages)
 	if err != nil {
 		return nil, err
@@ -219,21 +222,21 @@ func (m *extentMap) spill(dir string, pages *scratch.Pool) (*spiller, error) {
 	for _, page := range m.pages {
 		for _, e := range page {
 			if err := out.add(e); err != nil {
-				return nil, errors.Join(err, out.drop())
+				return nil, errors.Join(err, out.Drop())
 			}
 		}
 	}
 	return out, nil
 }
 
-// errCold says that a read has to wait for the disk.
-var errCold = errors.New("not in memory")
+// ErrCold says that a read has to wait for the disk.
+var ErrCold = errors.New("not in memory")
 
-// readFile fills p; without wait only from the memory of the kernel.
-func readFile(f *os.File, p []byte, off int64, wait bool) error {
+// ReadFile fills p; without wait only from the memory of the kernel.
+func ReadFile(f *os.File, p []byte, off int64, wait bool) error {
 	if !wait {
 		if !pagecache.Read(f, p, off) {
-			return errCold
+			return ErrCold
 		}
 		return nil
 	}

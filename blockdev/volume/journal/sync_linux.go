@@ -1,4 +1,4 @@
-package volume
+package journal
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dataSync makes the data of a file durable, and of its metadata the size.
-func dataSync(f *os.File) error {
+// DataSync makes the data of a file durable, and of its metadata the size.
+func DataSync(f *os.File) error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
 			return err
@@ -19,10 +19,10 @@ func dataSync(f *os.File) error {
 	}
 }
 
-// writeVector writes parts one after the other to off of a file, and returns how many
+// WriteVector writes parts one after the other to off of a file, and returns how many
 // bytes are there.
-func writeVector(f *os.File, parts [][]byte, off int64) (n int64, err error) {
-	var room [2 * batchMax]unix.Iovec
+func WriteVector(f *os.File, parts [][]byte, off int64) (n int64, err error) {
+	var room [VectorMax]unix.Iovec
 	for len(parts) > 0 {
 		vector := room[:0]
 		for _, p := range parts {
