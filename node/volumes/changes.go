@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"iter"
 	"slices"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/origin/content"
@@ -59,10 +61,10 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 }
 
 // suspects are the ranges in which two moments may differ, in order, in whole units.
-func (v *Volumes) suspects(ctx context.Context, a, b moment) (out []volume.Range, err error) {
+func (v *Volumes) suspects(ctx context.Context, a, b moment) (out []blockdev.Range, err error) {
 	add := func(off, end int64) {
 		off, end = off/changeUnit*changeUnit, (end+changeUnit-1)/changeUnit*changeUnit
-		out = append(out, volume.Range{Offset: off, Length: end - off})
+		out = append(out, blockdev.Range{Offset: off, Length: end - off})
 	}
 	both := [][2]content.Position{{a.base, a.at}, {b.base, b.at}}
 	vols := []*volume.Volume{a.vol, b.vol}
@@ -88,7 +90,7 @@ func (v *Volumes) suspects(ctx context.Context, a, b moment) (out []volume.Range
 	if a.size != b.size {
 		add(min(a.size, b.size), max(a.size, b.size))
 	}
-	slices.SortFunc(out, func(x, y volume.Range) int { return int(min(max(x.Offset-y.Offset, -1), 1)) })
+	slices.SortFunc(out, func(x, y blockdev.Range) int { return cmp.Compare(x.Offset, y.Offset) })
 	return out, nil
 }
 
@@ -120,7 +122,7 @@ func (v *Volumes) differing(ctx context.Context, a, b moment, add func(off, end 
 
 // compare yields where two moments differ within sorted ranges, which may overlap. It ends
 // with io.EOF where yield wants no more.
-func compare(ctx context.Context, a, b moment, ranges []volume.Range, yield func(Extent) bool) error {
+func compare(ctx context.Context, a, b moment, ranges []blockdev.Range, yield func(Extent) bool) error {
 	one, two := make([]byte, readPiece), make([]byte, readPiece)
 	var at int64
 	var found Extent
