@@ -74,7 +74,7 @@ func TestLimitsHold(t *testing.T) {
 		size := rapid.SampledFrom([]int{512, 4 << 10, 128 << 10, 4 << 20}).Draw(rt, "size")
 		clients := rapid.IntRange(1, 40).Draw(rt, "clients")
 		c := &counted{cold: rapid.Bool().Draw(rt, "cold")}
-		const seconds = 4
+		const seconds = 2
 		synctest.Test(t, func(t *testing.T) {
 			d := New(c, l)
 			ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)

@@ -2,7 +2,9 @@
 // sockets and TCP that any NBD client can open, qemu and the kernel among them.
 //
 // It speaks fixed newstyle with structured replies and the base:allocation
-// context, so holes stay holes on the way to the client. All connections may be
+// context, so holes stay holes on the way to the client. What was written since snapshot
+// N of a device ([blockdev.History]) is the context qemu:dirty-bitmap:N, as qemu and the
+// backup tools around it read it. All connections may be
 // used for one device at once (multi-conn): the device is shared and its Flush
 // covers every write that was answered, whichever connection it came by.
 //

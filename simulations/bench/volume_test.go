@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -33,6 +34,64 @@ var fioJobs = []struct {
 	{"128k reads, depth 8", []string{"--rw=read", "--bs=128k", "--iodepth=8"}, false, true},
 	{"4k random writes, depth 1", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1"}, true, false},
 	{"4k random writes, depth 32", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}, true, false},
+	{"128k writes, depth 8", []string{"--rw=write", "--bs=128k", "--iodepth=8"}, true, true},
+}
+
+// BenchmarkReadersBesideWriters measures how long the slowest of a hundred reads of a
+// volume takes while another client of it, and then one of another volume, writes and
+// syncs without pause; nbdkit on raw files in turns.
+func BenchmarkReadersBesideWriters(b *testing.B) {
+	dir := b.TempDir()
+	raw := random(b, dir, diskSize)
+	n := founder(b, newLab(b, dir), "")
+	run(b, n, "image", "import", "disk", raw)
+	kit := func(socket, file string) string {
+		return serve(b, dir, socket, "nbdkit", "-f", "-U", filepath.Join(dir, socket), "file", file)
+	}
+	other := filepath.Join(dir, "other.raw")
+	if out, err := exec.Command("cp", raw, other).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	servers := [][2]string{ // the disk that is read, and another one
+		{run(b, n, "volume", "create", "v", "--from", "image:disk", "--transport", "nbd"), run(b, n, "volume", "create", "w", "--from", "image:disk", "--transport", "nbd")},
+		{kit("a.sock", raw), kit("b.sock", other)},
+	}
+	for _, s := range servers { // warm all caches
+		for _, uri := range s {
+			if out, err := exec.Command("nbdcopy", uri, "null:").CombinedOutput(); err != nil {
+				b.Fatalf("%s: %v: %s", uri, err, out)
+			}
+		}
+	}
+	for b.Loop() {
+		for which, beside := range []string{"a writer of the same volume", "a writer of another volume"} {
+			var slowest [2][]float64
+			for range rounds {
+				for i, s := range servers {
+					slowest[i] = append(slowest[i], readBeside(b, s[0], s[which]))
+				}
+			}
+			atMost(b, "p99 of a 4 KiB read beside "+beside+", nbdkit's", "µs", median(slowest[0]), median(slowest[1]))
+		}
+	}
+}
+
+// readBeside returns the 99th percentile of the time of a read, in µs, while a client of
+// written writes and syncs.
+func readBeside(b *testing.B, read, written string) float64 {
+	b.Helper()
+	args := func(uri string, more ...string) []string {
+		return append([]string{"--name=job", "--ioengine=nbd", "--uri=" + uri, "--size=" + fmt.Sprint(diskSize), "--bs=4k", "--time_based", "--output-format=json", "--randrepeat=0"}, more...)
+	}
+	writer := exec.Command("fio", args(written, "--rw=randwrite", "--iodepth=8", "--fsync=8", fmt.Sprintf("--runtime=%d", 2*fioSeconds))...)
+	if err := writer.Start(); err != nil {
+		b.Fatal(err)
+	}
+	out, err := exec.Command("fio", args(read, "--rw=randread", "--iodepth=1", fmt.Sprintf("--runtime=%d", fioSeconds))...).Output()
+	if err := errors.Join(err, writer.Wait()); err != nil {
+		b.Fatalf("fio: %v: %s", err, out)
+	}
+	return parseFio(b, out).Read.Latency.Percentile["99.000000"] / 1e3
 }
 
 // BenchmarkVolume compares a hot volume of a real node, whose writes go through

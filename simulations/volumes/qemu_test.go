@@ -226,8 +226,8 @@ func TestQEMUGoesOn(t *testing.T) {
 // TestFioVerifiesOverKills has fio write and check what it wrote, while the node is killed.
 func TestFioVerifiesOverKills(t *testing.T) {
 	n := alone(t)
-	fio := exec.CommandContext(t.Context(), "fio", "--name=v", "--uri="+throughQEMU(t, n, "64MiB"), "--rw=randwrite", "--bsrange=4k-64k", "--size=64m",
-		"--verify=crc32c", "--verify_fatal=1", "--ioengine=nbd", "--iodepth=16", "--fsync=32", "--loops=1000")
+	fio := exec.CommandContext(t.Context(), "fio", "--name=v", "--ioengine=nbd", "--uri="+throughQEMU(t, n, "64MiB"), "--rw=randwrite", "--bsrange=4k-64k", "--size=64m",
+		"--verify=crc32c", "--verify_fatal=1", "--iodepth=16", "--fsync=32", "--loops=1000")
 	var said bytes.Buffer
 	fio.Dir, fio.Stdout, fio.Stderr = t.TempDir(), &said, &said
 	if err := fio.Start(); err != nil {
