@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -46,8 +47,10 @@ type attached struct {
 	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
-	disk  *ublk.Disk     // nil over NBD
-	users sync.WaitGroup // NBD connections
+	disk  *ublk.Disk                 // nil over NBD
+	folds *folding                   // nil where nothing is written, or no origin known
+	tails atomic.Pointer[fold.Tails] // nil but for the policy origin
+	users sync.WaitGroup             // NBD connections
 
 	err   error
 	after time.Duration // that it failed it is tried again,
@@ -289,6 +292,11 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	base, body, st := a.record()
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
+	if a.tails.Load() == nil {
+		if _, err := a.endTails(ctx, body); err != nil {
+			return right.Unwritten{}, nil
+		}
+	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
 	a.inherits(&body)
 	a.spec.change(&body)

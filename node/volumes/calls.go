@@ -70,6 +70,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	switch method {
 	case takenMethod:
 		return nil, v.hearTaken(ctx, string(body))
+	case snapshotMethod:
+		return v.snapshotFor(ctx, body)
 	case attachMethod:
 		var q attachRequest
 		if err := json.Unmarshal(body, &q); err != nil {

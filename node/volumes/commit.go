@@ -30,6 +30,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return v.keepOwned(ctx) })
+	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error {
 		for {

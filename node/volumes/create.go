@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -18,7 +19,8 @@ import (
 // before that the next start makes it a volume, and writes the record if that is not.
 // gone is the record of the name's last deletion, zero if it had none.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
-	e, err := v.plan(ctx, name, spec)
+	e, from, err := v.plan(ctx, name, spec)
+	defer from.end()
 	if err == nil {
 		err = v.index.Free(name)
 	}
@@ -29,6 +31,9 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
 	if err := v.index.Prepare(e); err != nil {
 		return err
+	}
+	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.segments); err != nil {
+		return errors.Join(err, v.index.GiveUp(e))
 	}
 	r, err := v.register(ctx, e, gone)
 	switch {
@@ -65,9 +70,9 @@ func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r cata
 	return a.err
 }
 
-// plan works out what the volume will be; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (index.Entry, error) {
-	e := index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
+// plan works out what the volume will be, and what it begins with; nothing is made yet.
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from parent, err error) {
+	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
@@ -75,24 +80,30 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (index.Entry
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {
-			return e, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
+			return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
 		}
-		return e, nil
+		return e, from, nil
+	}
+	if spec.From.Kind != content.KindImage {
+		if from, err = v.parentOf(ctx, spec.From); err == nil {
+			err = from.begins(&e)
+		}
+		return e, from, err
 	}
 	b, err := v.cfg.Library.Base(ctx, spec.From)
 	if err != nil {
-		return e, err
+		return e, from, err
 	}
 	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
 	if e.Size < b.Head.Root.Size {
-		return e, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
+		return e, from, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
 	}
 	if e.Made, err = b.Head.Encode(v.codec); err != nil {
-		return e, err
+		return e, from, err
 	}
 	e.Head, e.Lineage = &b.Head, b.Lineage
 	e.Head.Scope = content.Farm(v.cfg.Farm) // what it is made from may be for others too, the volume is its farm's
-	return e, nil
+	return e, from, nil
 }
 
 // register writes the record of a new volume, over that of the name's last deletion if it

@@ -24,9 +24,7 @@ func (a *attached) owner() holders.Owner {
 	if a.heir != nil {
 		o.Promised = a.heir.Epoch
 	}
-	if a.v.cfg.Persist != nil {
-		o.Origin = a.v.cfg.Persist(a)
-	}
+	o.Origin = tailed{a}
 	return o
 }
 

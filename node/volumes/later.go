@@ -1,11 +1,6 @@
 package volumes
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"iter"
-	"os"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -68,43 +63,3 @@ type PromoteSpec struct {
 
 // Progress is told how many bytes of long work are done, and of how many; 0 is unknown.
 type Progress func(done, total int64)
-
-func later(what string) error {
-	return fmt.Errorf("%s: %w by this build", what, errors.ErrUnsupported)
-}
-
-// Snapshot names the volume's state of now. It is instant, and durable later.
-func (v *Volumes) Snapshot(_ context.Context, name string, _ SnapshotSpec) (SnapshotView, error) {
-	return SnapshotView{}, later("snapshot of volume " + name)
-}
-
-// Settle returns when a snapshot is durable, and makes haste with it.
-func (v *Volumes) Settle(_ context.Context, id string, _ Progress) error {
-	return later("snapshot " + id)
-}
-
-// RemoveSnapshot deletes a snapshot; absent is success.
-func (v *Volumes) RemoveSnapshot(_ context.Context, id string) error {
-	return later("remove snapshot " + id)
-}
-
-// Rollback makes a volume what it was at a snapshot of it. Nobody may have it open.
-func (v *Volumes) Rollback(_ context.Context, name, id string) (View, error) {
-	return View{}, later("roll volume " + name + " back to " + id)
-}
-
-// Changes are the ranges in which two snapshots of a volume may differ, by offset; with
-// to 0 the volume itself is the second.
-func (v *Volumes) Changes(_ context.Context, name string, _, _ uint64) iter.Seq2[Extent, error] {
-	return func(yield func(Extent, error) bool) { yield(Extent{}, later("changes of volume "+name)) }
-}
-
-// Export writes what a reference stands for to a file, sparse.
-func (v *Volumes) Export(_ context.Context, ref content.Ref, _ *os.File, _ Progress) error {
-	return later("export " + ref.String())
-}
-
-// Promote publishes what a reference stands for as an image.
-func (v *Volumes) Promote(_ context.Context, ref content.Ref, _ PromoteSpec, _ Progress) error {
-	return later("promote " + ref.String())
-}

@@ -161,7 +161,8 @@ func TestAnySequenceOfCommands(t *testing.T) {
 // shelf is a library of one image, whose packs a bucket has.
 type shelf struct {
 	*fetch.Fetcher
-	head pack.Head
+	head   pack.Head
+	bucket *mem.Bucket
 }
 
 func (s shelf) Base(_ context.Context, ref content.Ref) (fetch.Root, error) {
@@ -182,6 +183,7 @@ const imageSize = 2*content.ChunkSizeDefault + 8192
 func newShelf(t *testing.T) (s shelf) {
 	t.Helper()
 	bucket := mem.New(t, mem.Config{})
+	s.bucket = bucket
 	b, err := build.New(t.Context(), build.Config{Bucket: bucket, Scope: content.Mesh(), Size: imageSize})
 	if err != nil {
 		t.Fatal(err)

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/limit"
@@ -59,7 +57,14 @@ func (a *attached) serve(ctx context.Context) error {
 	if err := a.open(ctx, e); err != nil {
 		return err
 	}
-	if err := a.v.openDisk(ctx, e, a); err != nil {
+	var err error
+	if e.Rolling != "" && a.folds != nil {
+		err = a.roll(ctx, e.Rolling)
+	}
+	if err == nil {
+		err = a.v.openDisk(ctx, e, a)
+	}
+	if err != nil {
 		err = errors.Join(err, a.shut())
 		a.vol, a.disk = nil, nil
 		return err
@@ -69,7 +74,10 @@ func (a *attached) serve(ctx context.Context) error {
 
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: ancestors(e.Volume), Log: a.v.cfg.Log}
+	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: a.v.cfg.Log}
+	for _, w := range e.Waiting {
+		cfg.Kept = append(cfg.Kept, w.At)
+	}
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
 	if e.Head != nil {
@@ -80,6 +88,9 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
 	}
 	if a.vol, err = volume.Open(cfg); err == nil {
+		if !e.ReadOnly && a.v.cfg.Origin != nil {
+			a.folds = a.newFolding(e)
+		}
 		a.guard.Begin(a.vol)
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
@@ -147,6 +158,12 @@ func (a *attached) adopt(ctx context.Context) error {
 	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
 	}
+	tails, err := a.endTails(ctx, body)
+	if err != nil {
+		return err
+	}
+	segments := a.v.stored(ctx, body.Segments, tails)
+	e.Ancestors = ancestorsIn(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
@@ -154,23 +171,9 @@ func (a *attached) adopt(ctx context.Context) error {
 	a.fresh = &e
 	a.mu.Unlock()
 	inherited, err := a.inherit(ctx, body, st, e)
-	if err != nil || len(body.Segments)+len(inherited) == 0 {
+	if err != nil || len(segments)+len(inherited) == 0 {
 		return err
-	}
-	segments := make([]volume.AdoptedSegment, len(body.Segments))
-	for i, ref := range body.Segments {
-		segments[i] = volume.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return a.v.cfg.Segment(ctx, ref) }}
 	}
 	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, append(segments, inherited...))
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
-}
-
-// ancestors are the other volumes that wrote what a volume begins with.
-func ancestors(body catalog.Volume) (out []content.VolumeID) {
-	for _, x := range body.Segments {
-		if x.Volume != body.ID && !slices.Contains(out, x.Volume) {
-			out = append(out, x.Volume)
-		}
-	}
-	return out
 }

@@ -121,6 +121,12 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
 	out.Transport, out.Device = v.doors.address(e.Name, d)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
+	if d.folds != nil {
+		var why error
+		if out.Lag, why = d.folds.lag(); why != nil {
+			out.Detail = "what was written since does not get into the bucket, and that is tried again: " + content.Line(why)
+		}
+	}
 	if d.image != nil {
 		out.Bytes = d.image.Bytes()
 		if w := d.image.Waiting(); w.Reads > 0 {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -20,12 +19,12 @@ import (
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -79,13 +78,15 @@ type Config struct {
 	Returned func() int64
 	Library  Library
 	Registry Registry
-	// Segment reads a segment in the bucket.
-	Segment func(context.Context, content.SegmentRef) (io.ReadCloser, error)
+	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
+	// has none. Signer vouches for what is stored there.
+	Origin func() (bucket.Bucket, error)
+	Signer trust.Signer
 	// Holders are members of the farm that hold what volumes write; nil is none.
 	Holders *holders.Farm
-	// Persist has what a volume of the policy origin writes in the bucket before a flush of it
-	// is acknowledged; nil is for who can't.
-	Persist func(*attached) volume.Persister
+	// Publish writes the record of an image whose packs are in the bucket; nil is for who
+	// may not.
+	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
 	// Upload has all that was written to a volume in the bucket, and in the record, which
 	// it revises; nil is for who can't.
 	Upload func(context.Context, *attached) error
@@ -168,7 +169,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 		}
 	}
 	if cfg.Upload == nil {
-		cfg.Upload = uploadNothing
+		cfg.Upload = upload
 	}
 	if cfg.Holders == nil {
 		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
@@ -521,7 +522,14 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	}
 	e, ok := v.index.Get(name)
 	if !ok {
-		return v.removeElsewhere(ctx, name, spec.Force)
+		err := v.removeElsewhere(ctx, name, spec.Force)
+		if err == nil && spec.Purge {
+			err = v.purge(ctx, name)
+		}
+		return err
+	}
+	if err := v.letGo(ctx, e, spec); err != nil {
+		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	err := v.close(ctx, name, spec.Force, nil)
 	if err == nil {

@@ -79,8 +79,8 @@ type Config struct {
 	// Settle makes those durable that the record reaches, given what it says.
 	Pending func() []content.Position
 	Settle  func(ctx context.Context, now catalog.Volume) error
-	// Tails are of a volume whose flushes go to the bucket; nil for others.
-	Tails *Tails
+	// Tails are those of a volume whose flushes go to the bucket, nil for others.
+	Tails func() *Tails
 	// Dir takes working files: those of a crash are removed by the system.
 	Dir string
 	// Scope and Signer are those of the packs.
@@ -169,8 +169,8 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 // Seal ends the open segment of the journal and returns where that is: a place that a
 // snapshot may name, which is kept until it is given to Release. Under the policy `origin` all up to there is in the bucket then.
 func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
-	if f.cfg.Tails != nil {
-		return f.cfg.Tails.seal(ctx, f.cfg.Journal)
+	if tails := f.cfg.Tails(); tails != nil {
+		return tails.seal(ctx, f.cfg.Journal)
 	}
 	return f.cfg.Journal.Seal(ctx)
 }
@@ -307,8 +307,8 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 			break
 		}
 	}
-	if f.cfg.Tails != nil {
-		f.cfg.Tails.cut(ctx, store, now.Through())
+	if tails := f.cfg.Tails(); tails != nil {
+		tails.cut(ctx, store, now.Through())
 	}
 	return f.cfg.At(StepRemoved)
 }

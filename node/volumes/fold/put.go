@@ -73,13 +73,13 @@ func holds(ctx context.Context, in bucket.Bucket, key string, body bucket.Body) 
 type Stored struct {
 	Ref content.SegmentRef
 
-	in  bucket.Bucket
+	in  func() (bucket.Bucket, error)
 	key string
 	off int64
 }
 
 // InBucket returns the segments that a record names, at the origin.
-func InBucket(store bucket.Bucket, refs []content.SegmentRef) []Stored {
+func InBucket(store func() (bucket.Bucket, error), refs []content.SegmentRef) []Stored {
 	out := make([]Stored, len(refs))
 	for i, ref := range refs {
 		out[i] = Stored{ref, store, ref.Key(), 0}
@@ -90,7 +90,11 @@ func InBucket(store bucket.Bucket, refs []content.SegmentRef) []Stored {
 // Open opens the segment's bytes, for who checks their sum. One that is gone is
 // content.ErrNotFound: read the record again.
 func (s Stored) Open(ctx context.Context) (io.ReadCloser, error) {
-	o, err := s.in.Get(ctx, s.key, bucket.Range{Offset: s.off, Length: s.Ref.Bytes})
+	in, err := s.in()
+	if err != nil {
+		return nil, err
+	}
+	o, err := in.Get(ctx, s.key, bucket.Range{Offset: s.off, Length: s.Ref.Bytes})
 	if err != nil {
 		return nil, err
 	}

@@ -256,7 +256,7 @@ func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epo
 		chain = chain[:0]
 		at := after
 		for ref, ok := follows(tails, at); ok; ref, ok = follows(tails, at) {
-			chain = append(chain, Stored{ref, store, tailKey(ref), tailHeader})
+			chain = append(chain, Stored{ref, func() (bucket.Bucket, error) { return store, nil }, tailKey(ref), tailHeader})
 			at = ref.Through
 		}
 		end := encodeTail(content.SegmentRef{Volume: id, Epoch: epoch, After: at, Through: at})

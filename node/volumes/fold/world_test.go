@@ -108,20 +108,14 @@ func (j *journal) Keep(content.Position) error { return nil }
 
 func (j *journal) Release(content.Position) {}
 
-func (j *journal) Changed(after, through content.Position) iter.Seq2[volume.ChunkBytes, error] {
+func (j *journal) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	out := map[uint64]int64{}
 	for at := range j.within(after, through) {
 		out[uint64(at*block/content.ChunkSizeDefault)] += block
 	}
-	return func(yield func(volume.ChunkBytes, error) bool) {
-		for index, n := range out {
-			if !yield(volume.ChunkBytes{Index: index, Bytes: n}, nil) {
-				return
-			}
-		}
-	}
+	return maps.All(out), nil
 }
 
 func (j *journal) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
@@ -304,7 +298,7 @@ func (w *world) fold() *Fold { return New(w.config()) }
 
 func (w *world) config() Config {
 	return Config{
-		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: w.tails,
+		Journal: w.journal, Bucket: w.bucket, Record: w.record, Revise: w.revise, Tails: func() *Tails { return w.tails },
 		Root: func(_ context.Context, head pack.Head) (volume.Source, error) {
 			return root{pack.NewReader(w.store), head}, nil
 		},
@@ -389,7 +383,7 @@ func (w *world) elsewhere(v catalog.Volume) []byte {
 			}
 		}
 	}
-	for _, s := range InBucket(w.store, v.Segments) {
+	for _, s := range InBucket(w.bucket, v.Segments) {
 		w.replay(s, out)
 	}
 	return out

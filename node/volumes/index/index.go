@@ -56,6 +56,21 @@ type Entry struct {
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
+	// wrote what the folder began with.
+	Waiting   []Waiting          `json:"waiting,omitempty"`
+	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
+	// Rolling is the snapshot that it is being rolled back to.
+	Rolling string `json:"rolling,omitempty"`
+}
+
+// ViewsDir holds the folders of snapshots that are looked at; a start removes them.
+const ViewsDir = "views"
+
+// Waiting is a snapshot of a volume of this node that is not durable yet.
+type Waiting struct {
+	Number uint64           `json:"number"`
+	At     content.Position `json:"at"`
 }
 
 const (
@@ -111,7 +126,7 @@ func Load(dir string) (*Index, error) {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	for _, f := range found {
-		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir {
+		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir || f.Name() == ViewsDir {
 			continue
 		}
 		e, err := x.read(filepath.Join(dir, f.Name()))
@@ -176,7 +191,7 @@ func (x *Index) Sweep() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var errs []error
+	errs := []error{os.RemoveAll(filepath.Join(x.dir, ViewsDir))}
 	for _, f := range found {
 		path := filepath.Join(x.dir, f.Name())
 		switch half(f.Name()) {
