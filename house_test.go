@@ -133,7 +133,7 @@ func TestWalls(t *testing.T) {
 
 // pure are the packages that decide and do nothing else, and what they do without.
 var (
-	pure    = []string{"node/fetch/plan", "node/fetch/roots"}
+	pure    = []string{"node/fetch/plan", "node/fetch/roots", "node/volumes/holders/quorum"}
 	without = []string{"sync", "context", "net", "os"}
 )
 
@@ -286,6 +286,7 @@ func TestProductShrinks(t *testing.T) {
 // alone are the interfaces that one type of the product implements, or none, each with
 // a test that puts another in its place.
 var alone = map[string]string{
+	"blockdev.History":         "blockdev/nbd.TestDirtyBitmaps",
 	"blockdev/nbd.Exports":     "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
 	"blockdev/volume.Source":   "blockdev/volume.TestModel",
 	"node/fetch.Announcements": "node/fetch.TestGuestsWaitForAMember",
@@ -294,6 +295,7 @@ var alone = map[string]string{
 	"node/volumes.Registry":    "node/volumes.TestNameTakenMeanwhile",
 	"origin/convert.Image":     "origin/convert.TestExportGivesTheSameSparseFile",
 	"origin/pack/build.Known":  "origin/pack/verify.TestEachDamageIsFound",
+	"p2p/exchange.Holder":      "p2p/exchange.TestJournalLane",
 	"p2p/exchange.Server":      "node/fetch.TestEachByteComesOnce",
 	"p2p/exchange.Responder":   "node/fetch.TestEachByteComesOnce",
 }

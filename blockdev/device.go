@@ -4,12 +4,14 @@
 package blockdev
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"iter"
 )
 
 // Geometry describes a device. It does not change while the device is served,
-// except that Size may grow.
+// except that Size may grow: whoever asks next is told.
 type Geometry struct {
 	// Size in bytes, a multiple of BlockSize.
 	Size int64
@@ -71,3 +73,47 @@ const (
 	Zeros       // reads as zeros, and keeps its space
 	Hole        // reads as zeros, without storage
 )
+
+// Write is one of a batch: data to be at an offset.
+type Write struct {
+	Data   []byte
+	Offset int64
+}
+
+// BatchWriter is a Device to which writes that came together are dearer one by one.
+type BatchWriter interface {
+	// TryWriteBatch makes the first of ws that need no wait, each as TryWriteFrom
+	// would, and returns how many; WriteAt is for the others. Among those that overlap
+	// the last one wins. It keeps nothing of ws.
+	TryWriteBatch(ws []Write) int
+}
+
+// TryWriteBatch is d's, or what comes to the same.
+func TryWriteBatch(d Device, ws []Write) int {
+	if b, ok := d.(BatchWriter); ok {
+		return b.TryWriteBatch(ws)
+	}
+	var r bytes.Reader
+	for i, w := range ws {
+		if r.Reset(w.Data); !d.TryWriteFrom(&r, len(w.Data), w.Offset) {
+			return i
+		}
+	}
+	return len(ws)
+}
+
+// Range is a part of a device, in bytes.
+type Range struct {
+	Offset, Length int64
+}
+
+// History is a Device that knows what was written to it since its snapshots, so that a
+// backup reads that alone.
+type History interface {
+	// Snapshots returns the numbers of those that Changes knows, ascending.
+	Snapshots(ctx context.Context) ([]uint64, error)
+	// Changes yields, ascending and apart from each other, the ranges of the length
+	// bytes at off of which some may differ from what they were at a snapshot.
+	// content.ErrNotFound: it knows no such snapshot.
+	Changes(ctx context.Context, from uint64, off, length int64) iter.Seq2[Range, error]
+}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/membership"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -27,7 +27,7 @@ func (n *Node) look(context.Context) (err error) {
 	if errors.Is(err, content.ErrNotFound) {
 		n.fresh, n.identity, err = true, trust.NewPrivateKey(), nil // for as long as it tries
 	}
-	if err == nil && volumes.Expected(n.volumesDir()) {
+	if err == nil && index.Expected(n.volumesDir()) {
 		if n.awaited = servicesOf(n.cfg.Role).volumes; !n.awaited {
 			err = fmt.Errorf("%s: %w: it has a node's volumes, which a %s does not serve; give it a folder of its own", n.cfg.Dir, content.ErrInvalid, n.cfg.Role)
 		}
@@ -75,7 +75,7 @@ func (n *Node) tryFirst(ctx context.Context) error {
 	if _, err := n.name(); err != nil {
 		return err
 	}
-	if err := content.CheckName(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
+	if err := content.CheckFarm(n.cfg.Farm); n.cfg.Farm != "" && err != nil {
 		return fmt.Errorf("--farm: %w", err)
 	}
 	if n.cfg.Role == trust.RoleSeed && n.cfg.Join == "" {

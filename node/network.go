@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -11,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -47,8 +49,11 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.openHeld(); err != nil {
+		return err
+	}
 	n.exchange, err = exchange.New(exchange.Config{
-		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n},
+		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n}, Holder: n.journals(),
 		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
 	})
 	if err != nil {
@@ -153,6 +158,9 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case twinMethod:
 		return x.n.answerTwin(body)
+	}
+	if x.n.Volumes != nil && strings.HasPrefix(method, volumes.CallPrefix) {
+		return x.n.Volumes.Answer(ctx, from.Identity, method, body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -54,26 +55,26 @@ type Node struct {
 	Images     *images.Images
 	Volumes    *volumes.Volumes // nil in a seed
 	Membership *membership.Membership
-
-	cfg      Config
-	codec    *content.Codec
-	unlock   func() error
-	undo     []func() error // what New has opened
-	identity trust.PrivateKey
-	signer   trust.Signer
-	verifier *trust.Verifier
-	cache    *cache.Cache
-	origin   *origin
-	swarm    *swarm.Swarm
-	farm     *farm.Farm // nil when the node stands alone
-	farmless error      // why it could not gossip, where volumes are served all the same
-	exchange *exchange.Exchange
-	peers    *identity.Ledger // who has proved to be whom, and who is shut out
-	fetch    *fetch.Fetcher
-	started  time.Time
-	fresh    bool         // the data folder was nobody's
-	returned atomic.Int64 // times that the origin, or the farm, was gone and is back
-	awaited  bool         // somebody waits for volumes that are on disk here
+	cfg        Config
+	codec      *content.Codec
+	unlock     func() error
+	undo       []func() error // what New has opened
+	identity   trust.PrivateKey
+	signer     trust.Signer
+	verifier   *trust.Verifier
+	cache      *cache.Cache
+	origin     *origin
+	swarm      *swarm.Swarm
+	farm       *farm.Farm // nil when the node stands alone
+	farmless   error      // why it could not gossip, where volumes are served all the same
+	exchange   *exchange.Exchange
+	peers      *identity.Ledger // who has proved to be whom, and who is shut out
+	fetch      *fetch.Fetcher
+	held       *holders.Store // for other members' volumes; nil in a seed
+	started    time.Time
+	fresh      bool         // the data folder was nobody's
+	returned   atomic.Int64 // times that the origin, or the farm, was gone and is back
+	awaited    bool         // somebody waits for volumes that are on disk here
 
 	incarnation incarnation
 	signed      []byte           // as it travels
@@ -158,7 +159,7 @@ func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), NBD: n.cfg.NBD, UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(),
-		Holder: n.holder, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.codec, n.Farm()}, Now: n.cfg.Now, Log: n.cfg.Log,
+		Holder: n.holder, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }
@@ -182,7 +183,7 @@ type part = func(context.Context) error
 func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
-	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch}
+	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld}
 	if n.farm != nil {
 		parts = append(parts, n.farm.Run, n.followFarm)
 	}
@@ -204,8 +205,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 		}
 	})
 	err := n.runVolumes(ctx, above)
-	if errors.Is(context.Cause(ctx), volumes.ErrHandover) {
-		// What is below is not waited for: disks wait. A cache that is closed is opened sooner.
+	if errors.Is(context.Cause(ctx), volumes.ErrHandover) { // disks wait: what is below is not waited for
 		return errors.Join(err, n.Membership.Save(), n.cache.Close())
 	}
 	stopBelow()

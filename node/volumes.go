@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -15,12 +16,14 @@ import (
 	"github.com/grangemesh/grange/p2p/identity"
 )
 
-// registry keeps the records of volumes.
+// registry keeps the records of volumes and snapshots.
 type registry struct {
 	names *records.Names
-	codec *content.Codec
 	farm  string
 }
+
+// listPage is how many records are taken at once where all are looked through.
+const listPage = 128
 
 // Volume implements volumes.Registry.
 func (x registry) Volume(ctx context.Context, name string) (catalog.Record, error) {
@@ -37,23 +40,50 @@ func (x registry) SureVolume(ctx context.Context, name string) (catalog.Record, 
 	return k.Record, err
 }
 
-// CommitVolume implements volumes.Registry.
-func (x registry) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
-	if body.Head != nil { // what a volume is made from may be for others too, the volume is its farm's
-		head := *body.Head
-		head.Scope = content.Farm(x.farm)
-		body.Head = &head
-	}
-	b, err := body.Encode(x.codec)
-	if err != nil {
-		return catalog.Record{}, err
-	}
-	return x.names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: name, Farm: x.farm, Body: b})
+// Snapshot implements volumes.Registry.
+func (x registry) Snapshot(ctx context.Context, name string) (catalog.Record, error) {
+	k, err := x.names.Lookup(ctx, content.KindSnapshot, name, true)
+	return k.Record, err
 }
 
-// DeleteVolume implements volumes.Registry.
-func (x registry) DeleteVolume(ctx context.Context, base catalog.Record) error {
-	_, err := x.names.Commit(ctx, catalog.Change{Kind: content.KindVolume, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
+// Snapshots implements volumes.Registry.
+func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record {
+	prefix := ""
+	if volume != "" {
+		prefix = volume + "@"
+	}
+	return x.list(ctx, content.KindSnapshot, volume, prefix)
+}
+
+// Volumes implements volumes.Registry.
+func (x registry) Volumes(ctx context.Context) []catalog.Record {
+	return x.list(ctx, content.KindVolume, "", "")
+}
+
+// list returns the records behind a name, as far as theirs have the prefix.
+func (x registry) list(ctx context.Context, kind content.Kind, after, prefix string) (out []catalog.Record) {
+	for more := true; more; {
+		var page []records.Known
+		page, more = x.names.List(ctx, kind, after, listPage)
+		for _, k := range page {
+			if !strings.HasPrefix(k.Name, prefix) {
+				return out
+			}
+			out, after = append(out, k.Record), k.Name
+		}
+		more = more && len(page) > 0
+	}
+	return out
+}
+
+// Commit implements volumes.Registry.
+func (x registry) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
+	return x.names.Commit(ctx, catalog.Change{Kind: kind, Name: name, Farm: x.farm, Base: base, Body: body})
+}
+
+// Delete implements volumes.Registry.
+func (x registry) Delete(ctx context.Context, base catalog.Record) error {
+	_, err := x.names.Commit(ctx, catalog.Change{Kind: base.Kind, Name: base.Name, Farm: base.Farm, Base: &base, Delete: true})
 	return err
 }
 
@@ -71,4 +101,18 @@ func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, aw
 		who.State = membership.StateConnected
 	}
 	return who.String(), who.State == membership.StateAway
+}
+
+// callMember asks a member about volumes.
+func (n *Node) callMember(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error) {
+	return n.exchange.Call(ctx, identity.PeerID(to), method, body)
+}
+
+// findMember returns a node of this farm by what people call it.
+func (n *Node) findMember(ctx context.Context, who string) (trust.PublicKey, string, error) {
+	m, err := n.Membership.Find(ctx, who)
+	if err == nil && m.Farm != n.Farm() {
+		err = fmt.Errorf("%w: %s is of farm %q, and a volume stays in its own", content.ErrForbidden, m, m.Farm)
+	}
+	return m.Key, m.String(), err
 }

@@ -74,14 +74,14 @@ func (c *conn) changeBytes(t *task) error {
 		case whole && zeroes:
 			err = c.zero(req, at, n, false)
 		case whole:
-			err = d.WriteAt(c.ctx, (*t.buf)[at-off:][:n], at, false)
+			err = d.WriteAt(c.ctx, (*t.buf)[dataAt:][at-off:][:n], at, false)
 		default:
 			if err = d.ReadAt(c.reading, block, at-lead); err != nil {
 				return err
 			}
 			part := block[lead : lead+n]
 			if clear(part); !zeroes {
-				copy(part, (*t.buf)[at-off:])
+				copy(part, (*t.buf)[dataAt:][at-off:])
 			}
 			err = d.WriteAt(c.ctx, block, at-lead, false)
 		}

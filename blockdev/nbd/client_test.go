@@ -50,13 +50,14 @@ type ask struct {
 
 // answer is one whole reply.
 type answer struct {
-	cookie uint64
-	code   uint32
-	words  string
-	data   []byte
-	holes  int      // bytes that came as holes
-	chunks int      // of data and holes
-	states []uint32 // length and state in turns
+	cookie   uint64
+	code     uint32
+	words    string
+	data     []byte
+	holes    int      // bytes that came as holes
+	chunks   int      // of data and holes
+	states   []uint32 // length and state in turns
+	contexts []uint32 // that they are of
 }
 
 // patience bounds each conversation of a test.
@@ -345,7 +346,8 @@ func (c *client) chunk(a *answer, q ask, kind uint16, payload []byte) uint64 {
 		}
 		return n
 	case 5:
-		if q.command != cmdBlockStatus || binary.BigEndian.Uint32(payload) != 1 {
+		a.contexts = append(a.contexts, binary.BigEndian.Uint32(payload))
+		if q.command != cmdBlockStatus {
 			c.Fatalf("a status %x in the reply to %v", payload, q)
 		}
 		for p := payload[4:]; len(p) > 0; p = p[4:] {

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,15 +71,16 @@ type conn struct {
 	gone       bool             // guarded by export.mu: what look found
 	look       func(fd uintptr) // c.lookNow, bound once
 	structured bool             // replies
-	status     bool             // the client may ask for block status
+	lead       int              // bytes at the beginning of each buffer that are not sent
+	contexts   []metaContext    // what a block status tells of; none: the client may not ask for it
 
-	data    bytes.Reader // of the write that is tried at once
-	replies *[]byte      // gathered, to be sent with the next flush; may be nil
-	tally   meter.Tally
-	idle    chan *task // tasks to use again
-	tasks   int        // how many were made
-	working sync.WaitGroup
-	loud    rate.Sometimes // guards the log against a device that fails often
+	together together
+	replies  *[]byte // gathered, to be sent with the next flush; may be nil
+	tally    meter.Tally
+	idle     chan *task // tasks to use again
+	tasks    int        // how many were made
+	working  sync.WaitGroup
+	loud     rate.Sometimes // guards the log against a device that fails often
 }
 
 type device struct {
@@ -234,6 +234,8 @@ const blockSizeMax = 64 << 10
 
 // transmit answers requests until the connection ends, and says why it did.
 func (c *conn) transmit() error {
+	c.lead = dataAt - c.readHead()
+	c.out.lead = c.lead
 	for {
 		if err := c.export.fence(c); err != nil {
 			return err
@@ -250,6 +252,7 @@ func (c *conn) transmit() error {
 				c.flush()
 			}
 		}
+		c.writeTogether()
 		c.flush()
 		if c.in.buffered() == 0 {
 			c.begun.Store(false)
@@ -267,7 +270,7 @@ func (c *conn) flush() {
 		return
 	}
 	c.replies = nil
-	if len(*b) == 0 {
+	if len(*b) == c.lead {
 		c.budget.release(b)
 		return
 	}
@@ -275,7 +278,7 @@ func (c *conn) flush() {
 }
 
 // room returns the gathering buffer with room for n more bytes, n at most
-// batchSize and dataHead.
+// batchSize and a head.
 func (c *conn) room(n int) *[]byte {
 	if b := c.replies; b != nil && cap(*b)-len(*b) >= n {
 		return b
@@ -288,16 +291,21 @@ func (c *conn) room(n int) *[]byte {
 // take returns an empty buffer for n bytes with their head, charged to the budget. Where
 // that must wait, what is gathered goes first: it is part of what is waited for.
 func (c *conn) take(n int) *[]byte {
-	b := c.server.buffers.Get(n + dataHead)
+	b := c.server.buffers.Get(dataAt + n)
 	if size := int64(cap(*b)); !c.budget.TryAcquire(size) {
 		c.flush()
 		_ = c.budget.Acquire(context.Background(), size) // others that hold some do not wait for this
 	}
-	*b = (*b)[:0]
+	*b = (*b)[:c.lead]
 	return b
 }
 
 const (
+	// dataAt is where the data of a request lies in a buffer of its own, and the first
+	// in those that are shared: at the beginning of a line of the processor's cache.
+	// Some processors take three times as long for a copy from a page to a place a few
+	// bytes farther than that is in its page, which a head in front of it makes of it.
+	dataAt = 64
 	// batchSize is the size of the buffers that requests are read into and
 	// replies are gathered in. Larger ones fall out of the processor's nearer
 	// cache and gain nothing.

@@ -40,9 +40,9 @@ func (in *input) next(n int) []byte {
 
 // fill waits for at least one more byte. What is unread moves to the front.
 func (in *input) fill() error {
-	if in.buf != nil && in.r > 0 {
-		in.w = copy(*in.buf, (*in.buf)[in.r:in.w])
-		in.r = 0
+	if in.buf != nil {
+		in.w = inputAt + copy((*in.buf)[inputAt:], (*in.buf)[in.r:in.w])
+		in.r = inputAt
 	}
 	if in.raw != nil {
 		if err := in.raw.Read(in.readable); err != nil {
@@ -59,9 +59,14 @@ func (in *input) fill() error {
 	return err
 }
 
+// inputAt is where requests begin that are read, so that the data of a first write is
+// at dataAt.
+const inputAt = dataAt - requestSize
+
 func (in *input) hold() {
 	if in.buf == nil {
-		in.buf = in.pool.Get(batchSize + requestSize) // a longest write that is tried inline is one read
+		in.buf = in.pool.Get(dataAt + batchSize) // a longest write that is tried inline is one read
+		in.r, in.w = inputAt, inputAt
 	}
 }
 

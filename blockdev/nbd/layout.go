@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/bits"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -18,6 +19,7 @@ const (
 	// extentsMax bounds the extents of one block status: what a reply buffer of
 	// the smallest class holds with its head.
 	extentsMax = 500
+	statusMax  = structuredSize + 4 + 8*extentsMax
 )
 
 // layChunks makes a structured reply, in place, of dataHead bytes of room and
@@ -73,29 +75,68 @@ func run(data []byte, at, unit int) (end int, hole bool) {
 	return end, hole
 }
 
-// blockStatus leaves in t.buf what the device says of the blocks of the request.
+// blockStatus leaves in t.buf what the client's contexts say of the blocks of the request.
 func (c *conn) blockStatus(t *task, off, n int64) error {
 	limit := extentsMax
 	if t.req.flags&flagReqOne != 0 {
 		limit = 1
 	}
-	var err error
-	if t.extents, err = c.device.Extents(c.reading, t.extents[:0], off, n, limit); err != nil {
-		return err
+	*t.buf = (*t.buf)[:c.lead]
+	for i, m := range c.contexts {
+		var err error
+		if t.extents, err = c.extents(t.extents[:0], m, blockdev.Range{Offset: off, Length: n}, limit); err != nil {
+			return err
+		}
+		if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
+			return err
+		}
+		last := i == len(c.contexts)-1
+		*t.buf = appendStatus(*t.buf, t.req.cookie, m, t.extents, last)
 	}
-	if t.extents, err = clip(t.extents, int64(t.req.offset)-off, int64(t.req.length)); err != nil {
-		return err
-	}
-	*t.buf = appendStatus((*t.buf)[:0], t.req.cookie, t.extents)
 	return nil
 }
 
-func appendStatus(b []byte, cookie uint64, extents []blockdev.Extent) []byte {
-	b = chunk{chunkDone, chunkStatus, cookie, uint32(4 + 8*len(extents))}.append(b)
-	b = binary.BigEndian.AppendUint32(b, contextID)
+// extents asks the device what a context says; in a bitmap what is not a hole is dirty.
+func (c *conn) extents(dst []blockdev.Extent, m metaContext, r blockdev.Range, limit int) ([]blockdev.Extent, error) {
+	if m.name == contextBase {
+		return c.device.Extents(c.reading, dst, r.Offset, r.Length, limit)
+	}
+	h, ok := c.device.Device.(blockdev.History)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	at, end := r.Offset, r.Offset+r.Length
+	add := func(to int64, state blockdev.State) (more bool) {
+		if to = min(to, end); to > at {
+			dst, at = append(dst, blockdev.Extent{Length: to - at, State: state}), to
+		}
+		return at < end && len(dst) < limit
+	}
+	for changed, err := range h.Changes(c.reading, m.from, r.Offset, r.Length) {
+		if err != nil {
+			return nil, err
+		}
+		if !add(changed.Offset, blockdev.Hole) || !add(changed.Offset+changed.Length, blockdev.Data) {
+			return dst, nil
+		}
+	}
+	add(end, blockdev.Hole)
+	return dst, nil
+}
+
+func appendStatus(b []byte, cookie uint64, m metaContext, extents []blockdev.Extent, last bool) []byte {
+	flags, states := uint16(0), [...]uint32{blockdev.Zeros: stateZero, blockdev.Hole: stateHole | stateZero}
+	if last {
+		flags = chunkDone
+	}
+	if m.name != contextBase {
+		states = [...]uint32{blockdev.Data: stateDirty, blockdev.Hole: 0}
+	}
+	b = chunk{flags, chunkStatus, cookie, uint32(4 + 8*len(extents))}.append(b)
+	b = binary.BigEndian.AppendUint32(b, m.id)
 	for _, e := range extents {
 		b = binary.BigEndian.AppendUint32(b, uint32(e.Length))
-		b = binary.BigEndian.AppendUint32(b, [...]uint32{blockdev.Zeros: stateZero, blockdev.Hole: stateHole | stateZero}[e.State])
+		b = binary.BigEndian.AppendUint32(b, states[e.State])
 	}
 	return b
 }

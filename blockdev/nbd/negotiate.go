@@ -1,11 +1,15 @@
 package nbd
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -39,6 +43,7 @@ type haggle struct {
 	until    time.Time // when the client's time is over
 	noZeroes bool
 	meta     *string // the export whose block status the client wants
+	chosen   []metaContext
 }
 
 func (h *haggle) greet() error {
@@ -191,7 +196,9 @@ func (h *haggle) find(code uint32, name string) (d *device, err error) {
 
 // settle fixes what may be asked of the opened export.
 func (h *haggle) settle(name string) {
-	h.status = h.structured && h.meta != nil && *h.meta == name
+	if h.structured && h.meta != nil && *h.meta == name {
+		h.contexts = h.chosen
+	}
 }
 
 // preferredSize is a power of two from the block size up to the payload's bound,
@@ -208,27 +215,60 @@ func (h *haggle) metaContexts(o option) error {
 	if !h.structured && o.code == optSetMeta {
 		return h.refuse(o.code, repErrInvalid, "structured replies come first")
 	}
-	name, wanted, err := parseMeta(o.code, o.data)
+	name, queries, err := parseMeta(o.data)
 	if err != nil {
 		return h.refuseError(o.code, err)
 	}
 	if o.code == optSetMeta {
-		h.meta = nil // whatever becomes of this one, it replaces the last
+		h.meta, h.chosen = nil, nil // whatever becomes of this one, it replaces the last
 	}
 	d, err := h.find(o.code, name)
 	if err != nil {
 		return h.refuseError(o.code, err)
 	}
+	all, err := d.contexts(h.ctx, len(queries) == 0 && o.code == optListMeta || slices.ContainsFunc(queries, isBitmap))
 	d.release()
+	if err != nil && len(queries) > 0 {
+		return h.refuseError(o.code, fmt.Errorf("list the snapshots of %.140q: %w", name, err))
+	}
 	var b []byte
-	if wanted {
-		id := uint32(0)
-		if o.code == optSetMeta {
-			h.meta, id = &name, contextID
+	var chosen []metaContext
+	for _, m := range all {
+		if !m.asked(o.code, queries) {
+			continue
 		}
-		b = appendAnswer(b, o.code, repMetaContext, binary.BigEndian.AppendUint32(nil, id), []byte(contextName))
+		m.id = 0 // in a list
+		if o.code == optSetMeta {
+			m.id = contextBaseID + uint32(len(chosen))
+		}
+		chosen = append(chosen, m)
+		b = appendAnswer(b, o.code, repMetaContext, binary.BigEndian.AppendUint32(nil, m.id), []byte(m.name))
+	}
+	if o.code == optSetMeta {
+		if len(chosen) > contextsMax {
+			return h.refuse(o.code, repErrTooBig, fmt.Sprintf("%d metadata contexts, at most %d at once", len(chosen), contextsMax))
+		}
+		h.meta, h.chosen = &name, chosen
 	}
 	return h.write(appendAnswer(b, o.code, repAck))
+}
+
+// contexts returns the metadata contexts of a device, without ids. The bitmaps may be far
+// away: who does not want them does not ask.
+func (d *device) contexts(ctx context.Context, bitmaps bool) ([]metaContext, error) {
+	all := []metaContext{{name: contextBase}}
+	h, ok := d.Device.(blockdev.History)
+	if !ok || !bitmaps {
+		return all, nil
+	}
+	snapshots, err := h.Snapshots(ctx)
+	if err != nil {
+		return all, err
+	}
+	for _, from := range snapshots {
+		all = append(all, metaContext{name: contextBitmap + strconv.FormatUint(from, 10), from: from})
+	}
+	return all, nil
 }
 
 func (h *haggle) write(b []byte) error {

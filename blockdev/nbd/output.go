@@ -16,6 +16,7 @@ type output struct {
 	raw  syscall.RawConn // nil: every write may block
 	// budget is what the buffers are released to.
 	budget *budget
+	lead   int // bytes at the beginning of each buffer that are not sent
 
 	mu    sync.Mutex
 	queue []*[]byte // guarded by mu
@@ -87,7 +88,7 @@ func (o *output) take() bool {
 	clear(o.vector)
 	o.vector = o.vector[:0]
 	for _, b := range o.taken {
-		o.vector = append(o.vector, *b)
+		o.vector = append(o.vector, (*b)[o.lead:])
 	}
 	o.rest = o.vector
 	return true

@@ -83,6 +83,8 @@ const (
 
 	stateHole = 1 << 0
 	stateZero = 1 << 1
+
+	stateDirty = 1 << 0 // of a bitmap
 )
 
 const (
@@ -94,10 +96,37 @@ const (
 	// dataHead are the bytes before the data of a data chunk.
 	dataHead = structuredSize + 8
 
-	// The one metadata context that is offered, and its id on the wire.
-	contextName = "base:allocation"
-	contextID   = 1
+	// The metadata contexts that are offered, and the id of the first: what the device
+	// has, and for each snapshot that it remembers what was written since, as qemu
+	// calls and tells it. The id of a bitmap is its place among those that the
+	// client has chosen.
+	contextBase   = "base:allocation"
+	contextBitmap = "qemu:dirty-bitmap:" // and the number of the snapshot
+	contextBaseID = 1
+	contextsMax   = 8 // for one client: a block status tells of all of them
 )
+
+// metaContext is one that a client may ask for.
+type metaContext struct {
+	id   uint32
+	name string
+	from uint64 // the snapshot, of a bitmap
+}
+
+// isBitmap reports whether a query asks for bitmaps.
+func isBitmap(query string) bool { return query == "qemu:" || strings.HasPrefix(query, contextBitmap) }
+
+// asked reports whether a client that gave the queries means the context. No query at all
+// asks for everything in a list, and for nothing in a set; only lists know prefixes.
+func (m metaContext) asked(code uint32, queries []string) bool {
+	for _, q := range queries {
+		space, _, _ := strings.Cut(m.name, ":")
+		if q == m.name || code == optListMeta && (q == space+":" || q == contextBitmap && strings.HasPrefix(m.name, q)) {
+			return true
+		}
+	}
+	return code == optListMeta && len(queries) == 0
+}
 
 type request struct {
 	flags   uint16
@@ -186,31 +215,29 @@ func parseInfo(data []byte) (name string, err error) {
 	return name, nil
 }
 
-// parseMeta reads the data of optListMeta and optSetMeta: the export's name, and
-// whether the queries ask for base:allocation. No query at all asks for
-// everything in a list, and for nothing in a set.
-func parseMeta(code uint32, data []byte) (name string, wanted bool, err error) {
+// parseMeta reads the data of optListMeta and optSetMeta: the export's name, and the
+// queries.
+func parseMeta(data []byte) (name string, queries []string, err error) {
 	name, data, err = cutString(data)
 	if err != nil {
-		return "", false, err
+		return "", nil, err
 	}
 	if len(data) < 4 {
-		return "", false, fmt.Errorf("%w: no count of queries", content.ErrInvalid)
+		return "", nil, fmt.Errorf("%w: no count of queries", content.ErrInvalid)
 	}
 	count := binary.BigEndian.Uint32(data)
 	data = data[4:]
-	wanted = count == 0 && code == optListMeta
 	for range count {
 		var query string
 		if query, data, err = cutString(data); err != nil {
-			return "", false, err
+			return "", nil, err
 		}
-		wanted = wanted || query == contextName || code == optListMeta && query == "base:"
+		queries = append(queries, query)
 	}
 	if len(data) > 0 {
-		return "", false, fmt.Errorf("%w: %d bytes behind the queries", content.ErrInvalid, len(data))
+		return "", nil, fmt.Errorf("%w: %d bytes behind the queries", content.ErrInvalid, len(data))
 	}
-	return name, wanted, nil
+	return name, queries, nil
 }
 
 func cutString(data []byte) (s string, rest []byte, err error) {

@@ -25,7 +25,7 @@ const (
 type task struct {
 	conn *conn
 	req  request
-	buf  *[]byte // a write's data, later the reply
+	buf  *[]byte // a write's data, from dataAt on, later the reply
 	gone bool    // a change that is not made: its client has hung up
 	run  func()  // conn.work on this task, bound once
 
@@ -36,10 +36,15 @@ type task struct {
 // connection.
 func (c *conn) dispatch(req request) error {
 	c.tally.Count(int(req.command), uint64(req.length))
+	code, words := c.check(req)
+	if code == blockdev.OK && req.command == cmdWrite && c.gather(req) {
+		return nil
+	}
+	c.writeTogether()
 	if req.command == cmdDisconnect {
 		return errLeave
 	}
-	if code, words := c.check(req); code != blockdev.OK {
+	if code != blockdev.OK {
 		c.reply(req, code, words)
 		if req.command == cmdWrite {
 			return c.in.skip(int64(req.length))
@@ -54,16 +59,19 @@ func (c *conn) dispatch(req request) error {
 	case cmdWrite:
 		return c.write(req)
 	default:
-		c.start(req, c.take(memory(req)))
+		c.start(req, c.take(c.memory(req)))
 	}
 	return nil
 }
 
 // memory is what a request without data takes: a reply, and the pieces of what is
 // read for the device's cache alone.
-func memory(req request) int {
-	if req.command == cmdCache {
+func (c *conn) memory(req request) int {
+	switch req.command {
+	case cmdCache:
 		return max(replyMax, int(min(req.length+2*blockSizeMax, pieceSize)))
+	case cmdBlockStatus:
+		return max(replyMax, len(c.contexts)*statusMax)
 	}
 	return replyMax
 }
@@ -83,7 +91,7 @@ func (c *conn) ruleOf(command uint16) (r rule, ok bool) {
 		cmdWriteZeroes: {flags: flagFUA | flagNoHole | flagFastZero, writes: true},
 		cmdBlockStatus: {flags: flagFUA | flagReqOne},
 	}
-	if int(command) >= len(rules) || command == cmdBlockStatus && !c.status {
+	if int(command) >= len(rules) || command == cmdBlockStatus && len(c.contexts) == 0 {
 		return rule{}, false
 	}
 	return rules[command], true
@@ -151,53 +159,24 @@ func (c *conn) layRead(p []byte, req request) int {
 	return len(p)
 }
 
-// write reads the data of a write and gives it to the device: from where it was
-// received, if all of it is there and the device takes it at once.
+// write reads the data of a write, and gives it to the device.
 func (c *conn) write(req request) error {
 	n := int(req.length)
-	prompt := req.flags&flagFUA == 0 && n <= inlineMax && !c.partial(req)
-	if n <= c.in.buffered() {
-		p := c.in.next(n)
-		if prompt && c.writeNow(p, req) {
-			return nil
-		}
-		b := c.take(n)
-		*b = append(*b, p...)
-		c.start(req, b)
-		return nil
+	if n > c.in.buffered() {
+		c.flush() // the rest of the data may be long in coming
 	}
-	c.flush() // the rest of the data may be long in coming
 	b := c.take(n)
-	*b = (*b)[:n]
-	if err := c.in.full(*b); err != nil {
+	*b = (*b)[:dataAt+n]
+	if err := c.in.full((*b)[dataAt:]); err != nil {
 		c.budget.release(b)
 		return err
 	}
-	if prompt && c.writeNow(*b, req) {
+	if c.prompt(req) && c.writeAlone(req, (*b)[dataAt:]) {
 		c.budget.release(b)
 		return nil
 	}
 	c.start(req, b)
 	return nil
-}
-
-// writeNow writes what the device takes at once, and answers.
-func (c *conn) writeNow(p []byte, req request) bool {
-	if !c.changes.begin() {
-		return false
-	}
-	defer c.changes.end()
-	if !c.export.edges.TryRLock() {
-		return false
-	}
-	c.data.Reset(p)
-	written := c.device.TryWriteFrom(&c.data, len(p), int64(req.offset))
-	c.export.edges.RUnlock()
-	if !written {
-		return false
-	}
-	c.reply(req, blockdev.OK, "")
-	return true
 }
 
 func (c *conn) reply(req request, code blockdev.Errno, words string) {
@@ -261,7 +240,7 @@ func (c *conn) work(t *task) {
 	code := blockdev.ErrnoOf(err)
 	cut := code == blockdev.ESHUTDOWN && c.reading.Err() != nil // the connection ends without an answer
 	if err != nil && !cut {
-		*b = c.appendReply((*b)[:0], req, code, err.Error())
+		*b = c.appendReply((*b)[:c.lead], req, code, err.Error())
 		if code == blockdev.EIO && c.ctx.Err() == nil {
 			c.loud.Do(func() {
 				c.server.cfg.Log.Warn("nbd: request failed", "client", c.client(), "export", c.name,
@@ -286,11 +265,11 @@ func (c *conn) do(t *task) error {
 	var err error
 	switch req.command {
 	case cmdRead:
-		p := (*b)[:c.readHead()+int(n)]
-		if err := d.readBytes(c.reading, p[c.readHead():], off); err != nil {
+		p := (*b)[:dataAt+n]
+		if err := d.readBytes(c.reading, p[dataAt:], off); err != nil {
 			return err
 		}
-		*b = p[:c.layRead(p, req)]
+		*b = p[:c.lead+c.layRead(p[c.lead:], req)]
 		return nil
 	case cmdBlockStatus:
 		return c.blockStatus(t, from, to-from)
@@ -306,7 +285,7 @@ func (c *conn) do(t *task) error {
 	if err != nil {
 		return err
 	}
-	*b = c.appendReply((*b)[:0], req, blockdev.OK, "")
+	*b = c.appendReply((*b)[:c.lead], req, blockdev.OK, "")
 	return nil
 }
 
@@ -320,7 +299,7 @@ func (c *conn) change(t *task) error {
 	off, n, fua := int64(req.offset), int64(req.length), req.flags&flagFUA != 0
 	switch req.command {
 	case cmdWrite:
-		return d.WriteAt(c.ctx, *t.buf, off, fua)
+		return d.WriteAt(c.ctx, (*t.buf)[dataAt:], off, fua)
 	case cmdTrim: // a wish: what is no whole block stays
 		unit := int64(d.Geometry().BlockSize)
 		from, to := (off+unit-1)&^(unit-1), (off+n)&^(unit-1)

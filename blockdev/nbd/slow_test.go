@@ -55,6 +55,15 @@ func (s *slow) TryReadAt(p []byte, off int64) bool {
 	return off < slowFrom && s.memory.TryReadAt(p, off)
 }
 
+func (s *slow) TryWriteBatch(ws []blockdev.Write) int {
+	for i, w := range ws {
+		if w.Offset >= slowFrom || s.memory.WriteAt(context.Background(), w.Data, w.Offset, false) != nil {
+			return i
+		}
+	}
+	return len(ws)
+}
+
 func (s *slow) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	return off < slowFrom && s.memory.TryWriteFrom(data, n, off)
 }

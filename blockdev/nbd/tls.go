@@ -64,7 +64,7 @@ func (h *haggle) startTLS(o option) error {
 		})
 		return fmt.Errorf("TLS: %w", err)
 	}
-	h.stream, h.structured, h.meta = s, false, nil
+	h.stream, h.structured, h.meta, h.chosen = s, false, nil, nil
 	h.in.close()
 	h.in.open(s, nil, &h.server.buffers)
 	h.out.open(s, nil, h.budget)

@@ -15,6 +15,7 @@ const (
 	ctrlStartRecovery = 3<<30 | 32<<16 | 'u'<<8 | 0x10
 	ctrlEndRecovery   = 3<<30 | 32<<16 | 'u'<<8 | 0x11
 	ctrlGetFeatures   = 2<<30 | 32<<16 | 'u'<<8 | 0x13
+	ctrlUpdateSize    = 3<<30 | 32<<16 | 'u'<<8 | 0x15
 
 	ioFetch          = 3<<30 | 16<<16 | 'u'<<8 | 0x20
 	ioCommitAndFetch = 3<<30 | 16<<16 | 'u'<<8 | 0x21
@@ -23,6 +24,7 @@ const (
 	featureReissue  = 1 << 4
 	featureIoctl    = 1 << 6
 	featureUserCopy = 1 << 7
+	featureResize   = 1 << 10 // from Linux 6.16 on
 	featuresNeeded  = featureRecovery | featureReissue | featureIoctl | featureUserCopy
 	// With these, requests are served in other ways.
 	featureZeroCopy   = 1 << 0
@@ -102,10 +104,11 @@ type params struct {
 	_ [52]byte // of special and zoned devices
 }
 
-// fits reports whether a device of these parameters can go on as one of other's.
+// fits reports whether a device of these parameters can go on as one of other's, which
+// may have grown.
 func (p params) fits(other params) bool {
 	a, b := p.basic, other.basic
-	return a.sectors == b.sectors && a.logicalShift == b.logicalShift && a.attrs&attrReadOnly == b.attrs&attrReadOnly
+	return a.sectors <= b.sectors && a.logicalShift == b.logicalShift && a.attrs&attrReadOnly == b.attrs&attrReadOnly
 }
 
 // ioCommand is struct ublksrv_io_cmd.

@@ -180,7 +180,7 @@ func newServed(b *testing.B, device blockdev.Device) string {
 		b.Fatal(err)
 	}
 	background(b, s.Run)
-	d, err := s.Add(b.Context(), -1, device)
+	d, err := s.Add(b.Context(), -1, 0, device)
 	if err != nil {
 		b.Fatal(err)
 	}

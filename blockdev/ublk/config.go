@@ -30,9 +30,10 @@ const (
 // Config is what a Server needs. Owner must be set; other zero values mean their
 // defaults.
 type Config struct {
-	// Owner marks this server's devices in the kernel: what has it is taken up
-	// and swept by the next server with the same Owner, all else is left alone.
-	Owner uint64
+	// Owner marks this server's disks in the kernel, beside the mark of the device
+	// that each was made for: what has both is taken up, and what has the first is
+	// swept, by the next server with the same Owner; all else is left alone.
+	Owner uint32
 	// Threads serve all queues. Half as many as the process may use processors, at
 	// least 1 and at most 4: a busy one keeps its processor to itself.
 	Threads int

@@ -18,8 +18,9 @@ import (
 // command that waits must not hold up another. Rings are used again, so that what was
 // begun can be ended by a process that has no file descriptor left.
 type control struct {
-	file  *os.File
-	rings chan *ring // those that are idle
+	file     *os.File
+	rings    chan *ring // those that are idle
+	features uint64     // the driver's
 }
 
 // ringsIdle is how many rings stay: commands are rare.
@@ -43,7 +44,7 @@ func openControl() (*control, error) {
 	case err != nil:
 		return nil, fmt.Errorf("ublk: %w: give the node's user access by a udev rule, or run the node as root", err)
 	}
-	c := &control{f, make(chan *ring, ringsIdle)}
+	c := &control{file: f, rings: make(chan *ring, ringsIdle)}
 	if err := c.probe(); err != nil {
 		return nil, errors.Join(fmt.Errorf("ublk: %w", err), c.close())
 	}
@@ -69,11 +70,13 @@ func (c *control) probe() error {
 	}
 	c.rings <- r
 	features := new(uint64)
-	switch err := call(c, ctrlGetFeatures, newID, features); {
+	err = call(c, ctrlGetFeatures, newID, features)
+	c.features = *features
+	switch {
 	case err != nil:
 		return fmt.Errorf("%w: the kernel does not say what its driver can do, and is older than 6.5: %w", errors.ErrUnsupported, err)
-	case *features&featuresNeeded != featuresNeeded:
-		return fmt.Errorf("%w: the kernel's driver lacks user recovery or user copy (features %#x): 6.5 and later have it", errors.ErrUnsupported, *features)
+	case c.features&featuresNeeded != featuresNeeded:
+		return fmt.Errorf("%w: the kernel's driver lacks user recovery or user copy (features %#x): 6.5 and later have it", errors.ErrUnsupported, c.features)
 	}
 	return nil
 }
@@ -121,6 +124,19 @@ func (c *control) params(id uint32) (params, error) {
 func (c *control) setParams(id uint32, p params) error {
 	p.length = uint32(unsafe.Sizeof(p))
 	return call(c, ctrlSetParams, id, &p)
+}
+
+// resize has the users of a device see that it has so many sectors.
+func (c *control) resize(ctx context.Context, id uint32, sectors uint64) error {
+	if c.features&featureResize == 0 {
+		return fmt.Errorf("%s keeps its size: %w: Linux changes that of a disk in use from 6.16 on; detach the volume, and attach it", devicePath(id), errors.ErrUnsupported)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := c.order(ctx, ctrlUpdateSize, id, int(sectors)); err != nil {
+		return fmt.Errorf("tell the kernel the size of %s: %w", devicePath(id), err)
+	}
+	return nil
 }
 
 const (

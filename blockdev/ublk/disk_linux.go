@@ -54,6 +54,7 @@ var errNotTakenUp = errors.New("its recovery was broken off")
 type Disk struct {
 	server   *Server
 	device   blockdev.Device
+	owner    uint64 // what marks it in the kernel
 	complain rate.Sometimes
 
 	ctx      context.Context // of requests
@@ -74,8 +75,8 @@ type Disk struct {
 	refuse context.CancelCauseFunc // ends the wait for the threads' first requests
 }
 
-func newDisk(s *Server, device blockdev.Device) *Disk {
-	d := &Disk{server: s, device: device, char: -1, complain: rate.Sometimes{First: 1, Interval: complainInterval}}
+func newDisk(s *Server, mark uint32, device blockdev.Device) *Disk {
+	d := &Disk{server: s, device: device, owner: s.owner(mark), char: -1, complain: rate.Sometimes{First: 1, Interval: complainInterval}}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	d.reads, d.cut = context.WithCancelCause(d.ctx)
 	return d
@@ -112,7 +113,7 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		return d.create(ctx, id)
 	case err != nil:
 		return fmt.Errorf("%s: %w", devicePath(id), err)
-	case i.owner != d.server.cfg.Owner:
+	case i.owner != d.owner:
 		return d.create(ctx, newID)
 	}
 	held := notHeld
@@ -122,7 +123,8 @@ func (d *Disk) start(ctx context.Context, number int) error {
 			return fmt.Errorf("%s: %w", devicePath(id), err)
 		}
 		ours := i.flags&(featuresNeeded|featuresOther) == featuresNeeded
-		if ours && p.fits(d.params(i)) {
+		fits := ours && p.fits(d.params(i))
+		if fits && (p.basic.sectors == d.sectors() || control.features&featureResize != 0) {
 			return d.takeUp(ctx, i)
 		}
 		if err := i.servedElsewhere(); err != nil {
@@ -130,6 +132,8 @@ func (d *Disk) start(ctx context.Context, number int) error {
 		}
 		held, err = hold(id)
 		switch {
+		case errors.Is(err, content.ErrConflict) && fits:
+			return d.takeUp(ctx, i)
 		case errors.Is(err, content.ErrConflict) && !ours:
 			return fmt.Errorf("%s: %w: it is in use, and another version of this program made it, which alone can serve it: start that one, end the use, then start this one again", devicePath(id), content.ErrConflict)
 		case err != nil:
@@ -151,7 +155,7 @@ func (d *Disk) create(ctx context.Context, id uint32) error {
 	c := d.server.cfg
 	i, err := d.server.control.add(info{
 		id: id, queues: uint16(c.Queues), depth: uint16(c.Depth), requestMax: requestMax,
-		flags: featuresNeeded, owner: c.Owner,
+		flags: featuresNeeded, owner: d.owner,
 	})
 	if errors.Is(err, unix.EEXIST) && id != newID { // since it was looked for
 		return d.create(ctx, newID)
@@ -223,8 +227,38 @@ func (d *Disk) takeUp(ctx context.Context, i info) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf(failed+": %w", errNotTakenUp, err), d.undo(ctx))
 	}
+	if err := d.grow(ctx); err != nil {
+		d.server.cfg.Log.Warn("ublk: a disk is smaller than its volume", "error", err)
+	}
 	return nil
 }
+
+// Grow has the users of the disk see the size that its device has grown to. Where the
+// kernel can't, before Linux 6.16, that is errors.ErrUnsupported, and they go on with the
+// old one.
+func (d *Disk) Grow(ctx context.Context) error {
+	d.stopping.Lock()
+	defer d.stopping.Unlock()
+	ctx, end, err := d.server.change(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := d.grow(ctx); err != nil {
+		return fmt.Errorf("ublk: %w", err)
+	}
+	return nil
+}
+
+func (d *Disk) grow(ctx context.Context) error {
+	p, err := d.server.control.params(d.id)
+	if err != nil || p.basic.sectors == d.sectors() {
+		return err
+	}
+	return d.server.control.resize(ctx, d.id, d.sectors())
+}
+
+func (d *Disk) sectors() uint64 { return uint64(d.device.Geometry().Size / sectorSize) }
 
 // undo removes a disk that no client has begun to use, or can go on with, unless no
 // thread runs any more: the next server sees to what is left.
@@ -245,7 +279,7 @@ func (d *Disk) params(i info) params {
 	p.basic.logicalShift, p.basic.physicalShift, p.basic.minShift = shift(g.BlockSize), physicalShift, physicalShift
 	p.basic.optShift = shift(cmp.Or(min(g.PreferredSize, int(i.requestMax)), g.BlockSize))
 	p.basic.maxSectors = i.requestMax / sectorSize
-	p.basic.sectors = uint64(g.Size / sectorSize)
+	p.basic.sectors = d.sectors()
 	if !g.ReadOnly {
 		p.types |= paramDiscard
 		p.discard.granularity = uint32(g.BlockSize)

@@ -324,7 +324,7 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 	old, leave := serve(t, ublk.Config{})
 	var disks []*ublk.Disk
 	for range 3 {
-		d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+		d, err := old.Add(t.Context(), -1, 0, newMemory(1<<20))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -333,14 +333,14 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 	leave()
 	s, _ := serve(t, ublk.Config{})
 	keep := disks[1].Number()
-	swept, err := s.Sweep(t.Context(), func(n int) bool { return n == keep })
+	swept, err := s.Sweep(t.Context(), func(n int, _ uint32) bool { return n == keep })
 	if err != nil || len(swept) != 2 {
 		t.Errorf("swept %v, %v, want %d and %d", swept, err, disks[0].Number(), disks[2].Number())
 	}
 	if _, err := read(foreign.Path(), 0); err != nil {
 		t.Errorf("another's disk: %v", err)
 	}
-	d, err := s.Add(t.Context(), keep, newMemory(1<<20))
+	d, err := s.Add(t.Context(), keep, 0, newMemory(1<<20))
 	if err != nil || d.Number() != keep {
 		t.Fatalf("the disk that was kept: %v", err)
 	}
@@ -351,7 +351,7 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 		t.Error(err)
 	}
 	// The number of another owner's disk is not taken from it.
-	d, err = s.Add(t.Context(), foreign.Number(), newMemory(1<<20))
+	d, err = s.Add(t.Context(), foreign.Number(), 0, newMemory(1<<20))
 	if err != nil || d.Number() == foreign.Number() {
 		t.Fatalf("a number that is taken: %v", err)
 	}
@@ -364,14 +364,14 @@ func TestSweepTakesOnlyOwn(t *testing.T) {
 func TestServerLeavesInTheMiddle(t *testing.T) {
 	for i := range soak.Rounds(50) {
 		s, leave := serve(t, ublk.Config{})
-		kept, err := s.Add(t.Context(), -1, newMemory(1<<20))
+		kept, err := s.Add(t.Context(), -1, 0, newMemory(1<<20))
 		if err != nil {
 			t.Fatal(err)
 		}
 		group := new(errgroup.Group)
 		for range 4 {
 			group.Go(func() error {
-				if d, err := s.Add(t.Context(), -1, newMemory(1<<20)); err == nil {
+				if d, err := s.Add(t.Context(), -1, 0, newMemory(1<<20)); err == nil {
 					_ = d.Stop(t.Context(), false) // with the server gone it stays, to be swept
 				}
 				return nil
@@ -388,11 +388,11 @@ func TestServerLeavesInTheMiddle(t *testing.T) {
 			t.Errorf("stopped by a server that has left: %v", err)
 		}
 		next, leave := serve(t, ublk.Config{})
-		swept, err := next.Sweep(t.Context(), func(n int) bool { return n == kept.Number() })
+		swept, err := next.Sweep(t.Context(), func(n int, _ uint32) bool { return n == kept.Number() })
 		if err != nil || len(swept) > 4 {
 			t.Errorf("swept %v, %v", swept, err)
 		}
-		again, err := next.Add(t.Context(), kept.Number(), newMemory(1<<20))
+		again, err := next.Add(t.Context(), kept.Number(), 0, newMemory(1<<20))
 		if err != nil || again.Number() != kept.Number() {
 			t.Fatal(err)
 		}
@@ -410,7 +410,7 @@ func TestServerLeavesInTheMiddle(t *testing.T) {
 func TestOneNumberTwice(t *testing.T) {
 	s, _ := serve(t, ublk.Config{})
 	first := add(t, s, newMemory(1<<20))
-	second, err := s.Add(t.Context(), first.Number(), newMemory(2<<20))
+	second, err := s.Add(t.Context(), first.Number(), 0, newMemory(2<<20))
 	if err != nil || second.Number() == first.Number() {
 		t.Fatalf("a second disk of number %d: %v", first.Number(), err)
 	}

@@ -29,14 +29,14 @@ import (
 func TestDiskOfALivingServerIsLeftAlone(t *testing.T) {
 	m := newMemory(1 << 20)
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, m)
+	d, err := old.Add(t.Context(), -1, 0, m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s, _ := serve(t, ublk.Config{})
 	brief, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := s.Add(brief, d.Number(), m); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+	if _, err := s.Add(brief, d.Number(), 0, m); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("the disk of a living server: %v", err)
 	}
 	if _, err := read(d.Path(), 0); err != nil {
@@ -45,9 +45,9 @@ func TestDiskOfALivingServerIsLeftAlone(t *testing.T) {
 	leave()
 	waited := make(chan error, 1)
 	go func() { _, err := read(d.Path(), 8192); waited <- err }()
-	again, err := s.Add(brief, d.Number(), m)
+	again, err := s.Add(brief, d.Number(), 0, m)
 	if errors.Is(err, context.DeadlineExceeded) { // else it was sooner done than given up
-		again, err = s.Add(t.Context(), d.Number(), m)
+		again, err = s.Add(t.Context(), d.Number(), 0, m)
 	}
 	if err != nil || again.Number() != d.Number() {
 		t.Fatal(err)
@@ -67,7 +67,7 @@ func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	const depth = 4
 	m := newMemory(1 << 20)
 	old, leave := serve(t, ublk.Config{Queues: 1, Depth: depth})
-	d, err := old.Add(t.Context(), -1, m)
+	d, err := old.Add(t.Context(), -1, 0, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestServerOfAFullQueueIsFollowed(t *testing.T) {
 	}
 	leave()
 	s, _ := serve(t, ublk.Config{})
-	again, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	again, err := s.Add(t.Context(), d.Number(), 0, newMemory(1<<20))
 	if err != nil || again.Number() != d.Number() {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestTakenUpWhileARequestWaits(t *testing.T) {
 	}
 	first := silent()
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, first)
+	d, err := old.Add(t.Context(), -1, 0, first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestTakenUpWhileARequestWaits(t *testing.T) {
 	<-first.waiting
 	leave()
 	s, _ := serve(t, ublk.Config{})
-	again, err := s.Add(t.Context(), d.Number(), silent())
+	again, err := s.Add(t.Context(), d.Number(), 0, silent())
 	if err != nil || again.Number() != d.Number() {
 		t.Fatalf("the next server: %v", err)
 	}
@@ -153,7 +153,7 @@ func TestLeftUnderLoad(t *testing.T) {
 	for i := range soak.Rounds(100) {
 		s, leave := serve(t, ublk.Config{})
 		var err error
-		if d, err = s.Add(t.Context(), number, m); err != nil || i > 0 && d.Number() != number {
+		if d, err = s.Add(t.Context(), number, 0, m); err != nil || i > 0 && d.Number() != number {
 			t.Fatalf("server %d: %v", i, err)
 		}
 		if i == 0 {
@@ -185,11 +185,12 @@ func TestLeftUnderLoad(t *testing.T) {
 	}
 }
 
-// TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has grown: not
-// while somebody has it open.
+// TestDeviceOfAnotherSizeIsMadeAnew takes up a disk for a device that has shrunk: not
+// while somebody has it open, who goes on with one that has grown, and sees that where
+// the kernel can tell.
 func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	d, err := old.Add(t.Context(), -1, 0, newMemory(1<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,14 +199,28 @@ func TestDeviceOfAnotherSizeIsMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	leave()
-	s, _ := serve(t, ublk.Config{})
-	if _, err := s.Add(t.Context(), d.Number(), newMemory(3<<20)); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "open in process") {
+	s, leave := serve(t, ublk.Config{})
+	if _, err := s.Add(t.Context(), d.Number(), 0, newMemory(1<<19)); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "open in process") {
 		t.Errorf("a disk that somebody has open: %v", err)
+	}
+	again, err := s.Add(t.Context(), d.Number(), 0, newMemory(2<<20))
+	if err != nil || again.Number() != d.Number() {
+		t.Fatalf("one that has grown: %v", err)
+	}
+	if _, err := user.ReadAt(make([]byte, 4096), 1<<20-4096); err != nil {
+		t.Error(err)
+	}
+	got := shell(t, again.Path(), "blockdev --getsize64 $DISK")
+	switch err := again.Grow(t.Context()); {
+	case err == nil && got != "2097152\n", err != nil && (!errors.Is(err, errors.ErrUnsupported) || got != "1048576\n"):
+		t.Errorf("the disk has %s: %v", got, err)
 	}
 	if err := user.Close(); err != nil {
 		t.Fatal(err)
 	}
-	grown, err := s.Add(t.Context(), d.Number(), newMemory(3<<20))
+	leave()
+	s, _ = serve(t, ublk.Config{})
+	grown, err := s.Add(t.Context(), d.Number(), 0, newMemory(3<<20))
 	if err != nil || grown.Number() != d.Number() {
 		t.Fatal(err)
 	}
@@ -223,7 +238,7 @@ func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
 	theirs, _ := serve(t, ublk.Config{Owner: another})
 	foreign := add(t, theirs, newMemory(1<<20))
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, newVolume(t, 64<<20))
+	d, err := old.Add(t.Context(), -1, 0, newVolume(t, 64<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +257,7 @@ func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
 		{d.Number(), true, nil},
 		{d.Number(), false, nil}, // again
 	} {
-		if err := s.Remove(t.Context(), x.number, x.force); !errors.Is(err, x.want) {
+		if err := s.Remove(t.Context(), x.number, 0, x.force); !errors.Is(err, x.want) {
 			t.Errorf("remove disk %d, force %t: %v, want %v", x.number, x.force, err, x.want)
 		}
 	}
@@ -258,13 +273,13 @@ func TestDiskThatNobodyServesIsRemoved(t *testing.T) {
 func TestDiskOfAnotherProcess(t *testing.T) {
 	p := startDaemon(t, filepath.Join(t.TempDir(), "volume"))
 	s, _ := serve(t, ublk.Config{})
-	if swept, err := s.Sweep(t.Context(), func(int) bool { return false }); !errors.Is(err, content.ErrConflict) || len(swept) != 0 {
+	if swept, err := s.Sweep(t.Context(), func(int, uint32) bool { return false }); !errors.Is(err, content.ErrConflict) || len(swept) != 0 {
 		t.Errorf("swept %v, %v", swept, err)
 	}
-	if err := s.Remove(t.Context(), 0, true); !errors.Is(err, content.ErrConflict) {
+	if err := s.Remove(t.Context(), 0, 0, true); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("removed by force: %v", err)
 	}
-	if _, err := s.Add(t.Context(), 0, newMemory(1<<20)); !errors.Is(err, content.ErrConflict) {
+	if _, err := s.Add(t.Context(), 0, 0, newMemory(1<<20)); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("taken for a smaller one: %v", err)
 	}
 	if _, err := read("/dev/ublkb0", 0); err != nil {
@@ -302,7 +317,7 @@ func TestStartsWithoutFiles(t *testing.T) {
 		}
 		var made []*ublk.Disk
 		for range 5 {
-			if d, err := s.Add(t.Context(), -1, m); err == nil {
+			if d, err := s.Add(t.Context(), -1, 0, m); err == nil {
 				made = append(made, d)
 			}
 		}
@@ -313,7 +328,7 @@ func TestStartsWithoutFiles(t *testing.T) {
 		if err != nil || len(devices) > len(made)+1 {
 			t.Errorf("with %d files to spare: %d disks, and %q are there, %v", spare, len(made), devices, err)
 		}
-		last, err := s.Add(t.Context(), -1, m)
+		last, err := s.Add(t.Context(), -1, 0, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -404,7 +419,7 @@ func TestDeviceIsToldWhatIsAsked(t *testing.T) {
 // moment of its own recovery that leaves no way on: it is made anew.
 func TestRecoveryBrokenOff(t *testing.T) {
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	d, err := old.Add(t.Context(), -1, 0, newMemory(1<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +430,7 @@ func TestRecoveryBrokenOff(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s, _ := serve(t, ublk.Config{})
-	fresh, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	fresh, err := s.Add(t.Context(), d.Number(), 0, newMemory(1<<20))
 	if err != nil || fresh.Number() != d.Number() {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func addMany(t *testing.T, s *ublk.Server) []*ublk.Disk {
 	device := newMemory(1 << 20)
 	for i := range disks {
 		group.Go(func() (err error) {
-			disks[i], err = s.Add(t.Context(), -1, device)
+			disks[i], err = s.Add(t.Context(), -1, 0, device)
 			return err
 		})
 	}

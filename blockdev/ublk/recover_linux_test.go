@@ -48,7 +48,7 @@ func serveFolder(dir string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	d, err := s.Add(ctx, 0, v)
+	d, err := s.Add(ctx, 0, 0, v)
 	if err != nil {
 		cancel()
 		return errors.Join(err, <-ended)
@@ -180,7 +180,7 @@ func restarts(t *testing.T, count int, end func(*process) error) {
 		t.Error(err)
 	}
 	s, _ := serve(t, ublk.Config{})
-	if swept, err := s.Sweep(t.Context(), func(int) bool { return false }); err != nil || len(swept) != 1 {
+	if swept, err := s.Sweep(t.Context(), func(int, uint32) bool { return false }); err != nil || len(swept) != 1 {
 		t.Errorf("swept %v, %v", swept, err)
 	}
 	if log := said(); strings.Contains(log, "error") {
@@ -203,7 +203,7 @@ func TestLeavingServerIsFollowed(t *testing.T) {
 // ended.
 func TestRecoveryThatWasBegun(t *testing.T) {
 	old, leave := serve(t, ublk.Config{})
-	d, err := old.Add(t.Context(), -1, newMemory(1<<20))
+	d, err := old.Add(t.Context(), -1, 0, newMemory(1<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestRecoveryThatWasBegun(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ := serve(t, ublk.Config{})
-	again, err := s.Add(t.Context(), d.Number(), newMemory(1<<20))
+	again, err := s.Add(t.Context(), d.Number(), 0, newMemory(1<<20))
 	if err != nil || again.Number() != d.Number() {
 		t.Fatalf("after half a recovery: %v", err)
 	}

@@ -144,20 +144,22 @@ func (s *Server) close() error {
 
 // Add serves a device. A number below zero lets the kernel choose; with another
 // one it is the disk of that number, taken up where the last server left it if it
-// is this owner's. When the number is somebody else's by now, the disk gets
-// another. A device whose beginning can't be read within startTimeout becomes a disk
+// was made for the device of that mark: with another one, who has it open would find
+// that one's bytes, between those that the kernel has cached. When the number is somebody else's by now, the disk gets
+// another. A device that has grown since is a disk of the old size where the kernel
+// knows no better and somebody has it open; see Disk.Grow. A device whose beginning can't be read within startTimeout becomes a disk
 // whose partitions the kernel does not see.
-func (s *Server) Add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
-	d, err := s.add(ctx, number, device)
+func (s *Server) Add(ctx context.Context, number int, mark uint32, device blockdev.Device) (*Disk, error) {
+	d, err := s.add(ctx, number, mark, device)
 	if errors.Is(err, errNotTakenUp) && ctx.Err() == nil {
 		s.cfg.Log.Error("ublk: a disk is made anew; who had it open gets errors", "error", err)
-		d, err = s.add(ctx, number, device)
+		d, err = s.add(ctx, number, mark, device)
 	}
 	return d, err
 }
 
-func (s *Server) add(ctx context.Context, number int, device blockdev.Device) (*Disk, error) {
-	d := newDisk(s, device)
+func (s *Server) add(ctx context.Context, number int, mark uint32, device blockdev.Device) (*Disk, error) {
+	d := newDisk(s, mark, device)
 	ctx, end, err := s.change(ctx, d)
 	if err != nil {
 		return nil, err
@@ -207,21 +209,24 @@ func (s *Server) place() *thread {
 	return s.threads[s.placed%len(s.threads)]
 }
 
-// Remove removes a disk of this owner that nobody serves any more, as Stop does one
-// that is served. Any other is left as it is, which is success.
-func (s *Server) Remove(ctx context.Context, number int, force bool) error {
-	_, err := s.remove(ctx, uint32(number), force)
+// owner is what marks the disk of a device in the kernel.
+func (s *Server) owner(mark uint32) uint64 { return uint64(s.cfg.Owner)<<32 | uint64(mark) }
+
+// Remove removes a disk of the device of that mark which nobody serves any more, as Stop
+// does one that is served. Any other is left as it is, which is success.
+func (s *Server) Remove(ctx context.Context, number int, mark uint32, force bool) error {
+	_, err := s.remove(ctx, uint32(number), force, func(i info) bool { return i.owner == s.owner(mark) })
 	return err
 }
 
-// remove is Remove, and says whether it was of this owner.
-func (s *Server) remove(ctx context.Context, id uint32, force bool) (ours bool, err error) {
+// remove is Remove of those that match, and says whether it was one.
+func (s *Server) remove(ctx context.Context, id uint32, force bool, match func(info) bool) (matched bool, err error) {
 	s.mu.Lock()
 	served := s.numbers[id] != nil
 	s.mu.Unlock()
 	i, err := s.control.info(id)
 	switch {
-	case served || errors.Is(err, content.ErrNotFound) || err == nil && i.owner != s.cfg.Owner:
+	case served || errors.Is(err, content.ErrNotFound) || err == nil && !match(i):
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("ublk: %s: %w", devicePath(id), err)
@@ -239,10 +244,10 @@ func (s *Server) remove(ctx context.Context, id uint32, force bool) (ours bool, 
 	return true, nil
 }
 
-// Sweep removes the disks of this owner that keep does not name, whoever uses
-// them: nobody will ever serve them again. It returns their numbers. A disk that
-// another process serves, which has the same Owner by mistake, stays.
-func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, error) {
+// Sweep removes the disks of this owner that keep does not name, by number and mark,
+// whoever uses them: nobody will ever serve them again. It returns their numbers. A disk
+// that another process serves, which has the same Owner by mistake, stays.
+func (s *Server) Sweep(ctx context.Context, keep func(number int, mark uint32) bool) ([]int, error) {
 	paths, err := filepath.Glob("/sys/class/ublk-char/ublkc*")
 	if err != nil {
 		return nil, err
@@ -251,10 +256,12 @@ func (s *Server) Sweep(ctx context.Context, keep func(number int) bool) ([]int, 
 	var errs []error
 	for _, path := range paths {
 		number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(path), "ublkc"))
-		if err != nil || keep(number) {
+		if err != nil {
 			continue
 		}
-		switch ours, err := s.remove(ctx, uint32(number), true); {
+		switch ours, err := s.remove(ctx, uint32(number), true, func(i info) bool {
+			return uint32(i.owner>>32) == s.cfg.Owner && !keep(number, uint32(i.owner))
+		}); {
 		case err != nil:
 			errs = append(errs, err)
 		case ours:

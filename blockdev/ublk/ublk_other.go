@@ -27,9 +27,14 @@ func (*Server) Collectors() []prometheus.Collector { return nil }
 func (*Disk) Path() string                         { return "" }
 func (*Disk) Number() int                          { return -1 }
 func (*Disk) Stop(context.Context, bool) error     { return errNotLinux }
+func (*Disk) Grow(context.Context) error           { return errNotLinux }
 
-func (*Server) Remove(context.Context, int, bool) error { return errNotLinux }
+func (*Server) Remove(context.Context, int, uint32, bool) error { return errNotLinux }
 
-func (*Server) Add(context.Context, int, blockdev.Device) (*Disk, error) { return nil, errNotLinux }
+func (*Server) Add(context.Context, int, uint32, blockdev.Device) (*Disk, error) {
+	return nil, errNotLinux
+}
 
-func (*Server) Sweep(context.Context, func(int) bool) ([]int, error) { return nil, errNotLinux }
+func (*Server) Sweep(context.Context, func(int, uint32) bool) ([]int, error) {
+	return nil, errNotLinux
+}

@@ -29,7 +29,7 @@ const (
 )
 
 const (
-	owner   = 0x6772616e6765
+	owner   = 0x6772616e
 	another = owner + 1
 )
 
@@ -136,7 +136,7 @@ func serve(t *testing.T, c ublk.Config) (s *ublk.Server, stop func()) {
 // add makes a disk that the end of the test removes, by force.
 func add(t *testing.T, s *ublk.Server, device blockdev.Device) *ublk.Disk {
 	t.Helper()
-	d, err := s.Add(t.Context(), -1, device)
+	d, err := s.Add(t.Context(), -1, 0, device)
 	if err != nil {
 		t.Fatal(err)
 	}

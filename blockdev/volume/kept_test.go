@@ -3,7 +3,6 @@ package volume
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -18,6 +17,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // smallSegments has a journal of many segments after few writes.
@@ -43,16 +45,16 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 		must(t, err)
 		want := make([]byte, testSize)
 		write := func(i int) {
-			p := bytes.Repeat([]byte{byte(i)}, unit)
-			off := int64(i%32) * unit
+			p := bytes.Repeat([]byte{byte(i)}, extents.Unit)
+			off := int64(i%32) * extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, flush && i%16 == 0))
 			copy(want[off:], p)
 		}
 		for i := range 2000 {
 			write(i)
 		}
-		must(t, v.Zero(t.Context(), 3*unit, 9*unit, false, false)) // zeros live as data do
-		clear(want[3*unit : 12*unit])
+		must(t, v.Zero(t.Context(), 3*extents.Unit, 9*extents.Unit, false, false)) // zeros live as data do
+		clear(want[3*extents.Unit : 12*extents.Unit])
 		for i := range 2000 {
 			if i%32 < 3 || i%32 > 11 {
 				write(i)
@@ -60,10 +62,10 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 		}
 		must(t, v.Flush(t.Context()))
 		v.work.Wait()
-		v.tidy()
-		if n := len(segments(t, dir)); n > 8 { // 32 units live, in six; one is open, one has the zeros
-			t.Errorf("flushed %v: the journal has %d segments", flush, n)
-		}
+		v.tend()
+		must(t, v.absorb())
+		v.tend()
+		v.work.Wait()
 		stats := v.Stats()
 		var disk int64
 		for _, name := range segments(t, dir) {
@@ -71,8 +73,8 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 			must(t, err)
 			disk += info.Size()
 		}
-		if stats.Disk != disk || stats.Dirty != 23*unit {
-			t.Errorf("%+v of %d bytes", stats, disk)
+		if stats.Disk != disk || stats.Dirty != 23*extents.Unit || disk > 2*stats.Dirty+slackSegments*v.cfg.SegmentSize {
+			t.Errorf("flushed %v: %+v of %d bytes", flush, stats, disk)
 		}
 		must(t, v.Close())
 		v, err = Open(smallSegments(dir, nil))
@@ -80,30 +82,6 @@ func TestOverwrittenSegmentsGo(t *testing.T) {
 		expect(t, v, want, 0, testSize)
 		must(t, v.Close())
 	}
-}
-
-// disks is a volume, what it has to read as, and what a loss of power may make of it.
-type disks struct {
-	t     *rapid.T
-	src   *image
-	dir   string
-	v     *Volume
-	want  []byte
-	since [][]byte          // want after each change since the last flush, that of the flush first
-	notes [][]byte          // what the note was
-	gone  map[string][]byte // segments that were removed and may come back
-	next  int
-}
-
-func (d *disks) open(dir string) {
-	d.dir = dir
-	v, err := Open(smallSegments(dir, d.src))
-	must(d.t, err)
-	d.v, d.gone, d.notes = v, map[string][]byte{}, nil
-	expectAny(d.t, v, d.since)
-	p := make([]byte, testSize)
-	must(d.t, v.ReadAt(d.t.Context(), p, 0))
-	d.want, d.since = p, [][]byte{slices.Clone(p)} // an open journal is a synced one
 }
 
 // expectAny reads the disk and wants it to be as it was at one time.
@@ -116,130 +94,6 @@ func expectAny(t *rapid.T, v *Volume, states [][]byte) {
 	}
 }
 
-func (d *disks) changed() { d.since = append(d.since, slices.Clone(d.want)) }
-
-// watch keeps what a loss of power may bring back.
-func (d *disks) watch() {
-	for _, name := range segments(d.t, d.dir) {
-		if b, err := os.ReadFile(name); err == nil {
-			d.gone[filepath.Base(name)] = b
-		}
-	}
-	if b, err := os.ReadFile(filepath.Join(d.dir, noteName)); err == nil {
-		d.notes = append(d.notes, b)
-	}
-}
-
-// copy makes a folder as a kill leaves it, and lets go of the old one.
-func (d *disks) copy() string {
-	d.v.work.Wait()
-	d.next++
-	dir := fmt.Sprintf("%s.%d", d.dir, d.next)
-	must(d.t, os.CopyFS(dir, os.DirFS(d.dir)))
-	must(d.t, d.v.Close())
-	must(d.t, os.RemoveAll(d.dir))
-	return dir
-}
-
-// power takes from a copy what was not synced, in any order.
-func (d *disks) power(t *rapid.T) {
-	d.v.work.Wait()
-	synced := d.v.notes.last
-	dir := d.copy()
-	for _, name := range segments(t, dir) {
-		var number uint64
-		_, err := fmt.Sscanf(filepath.Base(name), "%x.seg", &number)
-		must(t, err)
-		b, err := os.ReadFile(name)
-		must(t, err)
-		from := int64(0)
-		switch {
-		case number < synced.number:
-			continue
-		case number == synced.number:
-			from = synced.length
-		}
-		if from >= int64(len(b)) {
-			continue
-		}
-		a := rapid.Int64Range(from, int64(len(b))).Draw(t, "from")
-		switch rapid.IntRange(0, 3).Draw(t, "damage") {
-		case 0:
-			b = b[:a]
-		case 1:
-			clear(b[a:rapid.Int64Range(a, int64(len(b))).Draw(t, "to")])
-		case 2:
-			if number > synced.number {
-				must(t, os.Remove(name))
-				continue
-			}
-		}
-		must(t, os.WriteFile(name, b, 0o600))
-	}
-	left, err := readKept(dir, testID())
-	must(t, err)
-	for name, b := range d.gone { // to take a name away was not synced
-		var number uint64
-		_, err := fmt.Sscanf(name, "%x.seg", &number)
-		must(t, err)
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil && !left.has(number) && rapid.Bool().Draw(t, "back") {
-			must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
-		}
-	}
-	if len(d.notes) > 0 && rapid.Bool().Draw(t, "old note") {
-		must(t, os.WriteFile(filepath.Join(dir, noteName), rapid.SampledFrom(d.notes).Draw(t, "note"), 0o600))
-	}
-	d.open(dir)
-}
-
-// TestCrashes writes, zeroes and flushes a journal of small segments, ends it cleanly,
-// by kills and by losses of power that take what was not synced in any order: what was
-// flushed is there, and the rest is as at one moment since.
-func TestCrashes(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		src := newImage(sourceSize)
-		d := &disks{t: r, src: src, since: [][]byte{blank(src)}}
-		d.open(create(t))
-		defer func() { must(r, d.v.Close()) }()
-		r.Repeat(map[string]func(*rapid.T){
-			"write": func(r *rapid.T) {
-				d.watch()
-				for range rapid.IntRange(1, 12).Draw(r, "writes") {
-					off := rapid.Int64Range(0, 3).Draw(r, "place") * 8 * unit // few, so that much is overwritten
-					p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, rapid.IntRange(1, 64).Draw(r, "sectors")*sectorSize)
-					must(r, d.v.WriteAt(r.Context(), p, off, false))
-					copy(d.want[off:], p)
-					d.changed()
-				}
-			},
-			"zero": func(r *rapid.T) {
-				off, n := rapid.Int64Range(0, 3).Draw(r, "place")*8*unit, rapid.Int64Range(1, 100).Draw(r, "sectors")*sectorSize
-				must(r, d.v.Zero(r.Context(), off, n, false, false))
-				clear(d.want[off : off+n])
-				d.changed()
-			},
-			"flush": func(r *rapid.T) {
-				must(r, d.v.Flush(r.Context()))
-				d.since = [][]byte{slices.Clone(d.want)}
-			},
-			"tidy": func(*rapid.T) { d.watch(); d.v.tidy() },
-			"busy": func(*rapid.T) { d.v.tidying.Store(!d.v.tidying.Load()) }, // what tidies is late
-			"stop": func(r *rapid.T) {
-				must(r, d.v.Close())
-				d.since = [][]byte{slices.Clone(d.want)}
-				d.open(d.dir)
-			},
-			"kill": func(r *rapid.T) {
-				want := [][]byte{slices.Clone(d.want)}
-				dir := d.copy()
-				d.since = want
-				d.open(dir)
-			},
-			"power": d.power, "power cut": d.power,
-		})
-	})
-}
-
 // TestRotInAFullSegment flips bits all over a segment whose table a start reads: the
 // start goes on, and what is read is right or refused.
 func TestRotInAFullSegment(t *testing.T) {
@@ -248,19 +102,19 @@ func TestRotInAFullSegment(t *testing.T) {
 	must(t, err)
 	want := make([]byte, testSize)
 	for i := range int64(60) {
-		p := bytes.Repeat([]byte{byte(i + 1)}, unit)
-		must(t, v.WriteAt(t.Context(), p, i*unit, true))
-		copy(want[i*unit:], p)
+		p := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit)
+		must(t, v.WriteAt(t.Context(), p, i*extents.Unit, true))
+		copy(want[i*extents.Unit:], p)
 	}
 	must(t, v.Close())
 	path := filepath.Join(dir, segmentName(2))
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	_, entries, err := readTable(nil, 0, 0)
-	if !errors.Is(err, errNoTable) {
+	_, entries, err := journal.ReadTable(nil, 0, 0)
+	if !errors.Is(err, journal.ErrNoTable) {
 		t.Fatalf("a table in nothing: %d, %v", entries, err)
 	}
-	for at := segmentHeader; at < len(whole); at += 1 + len(whole)/150 {
+	for at := journal.HeaderSize; at < len(whole); at += 1 + len(whole)/150 {
 		b := bytes.Clone(whole)
 		b[at] ^= 16
 		must(t, os.WriteFile(path, b, 0o600))
@@ -268,9 +122,9 @@ func TestRotInAFullSegment(t *testing.T) {
 		if err != nil {
 			t.Fatalf("byte %d of %d: %v", at, len(whole), err)
 		}
-		p := make([]byte, sectorSize)
-		for off := int64(0); off < 60*unit; off += sectorSize {
-			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+sectorSize]) || err != nil && !errors.Is(err, content.ErrCorrupt) {
+		p := make([]byte, extents.SectorSize)
+		for off := int64(0); off < 60*extents.Unit; off += extents.SectorSize {
+			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+extents.SectorSize]) || err != nil && !errors.Is(err, content.ErrCorrupt) {
 				t.Fatalf("byte %d of %d: sector at %d: %v", at, len(whole), off, err)
 			}
 		}
@@ -278,63 +132,12 @@ func TestRotInAFullSegment(t *testing.T) {
 	}
 }
 
-// TestKeptSegmentIsMissed takes away a segment that lives, before, among and behind
-// those that went, and the list itself.
-func TestKeptSegmentIsMissed(t *testing.T) {
-	dir := create(t)
-	v, err := Open(smallSegments(dir, nil))
-	must(t, err)
-	write := func(n int, place func(i int) int64) {
-		for i := range n {
-			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, unit), place(i)*unit, false))
-		}
-	}
-	write(20, func(i int) int64 { return int64(100 + i) }) // lives on
-	write(200, func(i int) int64 { return int64(i % 10) })
-	write(40, func(i int) int64 { return int64(200 + i) })
-	must(t, v.Flush(t.Context()))
-	v.work.Wait()
-	v.tidy()
-	must(t, v.Close())
-	left, err := readKept(dir, testID())
-	must(t, err)
-	if len(left.left) < 2 || left.left[0].number != 1 || left.through < 10 {
-		t.Fatalf("it keeps %+v", left)
-	}
-	for _, name := range append(segments(t, dir), filepath.Join(dir, keptName)) {
-		must(t, os.Rename(name, name+".away"))
-		var lost *CorruptError
-		if _, err := Open(smallSegments(dir, nil)); !errors.As(err, &lost) {
-			t.Errorf("without %s: %v, want a CorruptError", filepath.Base(name), err)
-		}
-		must(t, os.Rename(name+".away", name))
-	}
-	b, err := os.ReadFile(filepath.Join(dir, keptName))
-	must(t, err)
-	before := segments(t, dir)
-	for at := range b {
-		rotten := bytes.Clone(b)
-		rotten[at] ^= 1
-		must(t, os.WriteFile(filepath.Join(dir, keptName), rotten, 0o600))
-		if _, err := Open(smallSegments(dir, nil)); !errors.Is(err, content.ErrCorrupt) {
-			t.Errorf("byte %d of the list: %v", at, err)
-		}
-	}
-	must(t, os.WriteFile(filepath.Join(dir, keptName), b, 0o600))
-	if after := segments(t, dir); !slices.Equal(before, after) {
-		t.Errorf("there were %q, and are %q", before, after)
-	}
-	v, err = Open(smallSegments(dir, nil))
-	must(t, err)
-	must(t, v.Close())
-}
-
 // TestReplayTakesLittleMemory opens a journal of one segment that is not full yet, and
 // counts what it allocates.
 func TestReplayTakesLittleMemory(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, nil)
-	p := make([]byte, writeMax)
+	p := make([]byte, journal.WriteMax)
 	for range 48 {
 		must(t, v.WriteAt(t.Context(), p, 0, false))
 	}
@@ -344,30 +147,9 @@ func TestReplayTakesLittleMemory(t *testing.T) {
 	v = open(t, dir, nil)
 	runtime.ReadMemStats(&after)
 	must(t, v.Close())
-	if took := after.TotalAlloc - before.TotalAlloc; took > 2*windowSize {
+	if took := after.TotalAlloc - before.TotalAlloc; took > 2*journal.WindowSize {
 		t.Errorf("a journal of 48 MiB takes %d bytes to open", took)
 	}
-}
-
-func FuzzDecodeTable(f *testing.F) {
-	t := table{9, []extent{{start: 8, n: 8, data: 200, entry: 8, crc: 5}, {start: 100, n: 1 << 20}}}
-	f.Add(t.encode(5, 8192), int64(8192))
-	f.Add(t.encode(5, 8192), int64(8275)) // it is from another place
-	f.Fuzz(func(t *testing.T, b []byte, off int64) {
-		got, err := decodeTable(5, b, off)
-		if err == nil && !bytes.Equal(got.encode(5, off), b) {
-			t.Errorf("%x is read as %+v", b, got)
-		}
-	})
-}
-
-func FuzzDecodeKept(f *testing.F) {
-	f.Add(kept{7, 900, []extant{{2, 640}, {5, 70}}}.encode(5))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if k, ok := decodeKept(5, b); ok && !bytes.Equal(k.encode(5), b) {
-			t.Errorf("%x is read as %+v", b, k)
-		}
-	})
 }
 
 // BenchmarkOpen opens a volume of 256 MiB that was rewritten to 4 GiB in random order.
@@ -377,9 +159,9 @@ func BenchmarkOpen(b *testing.B) {
 	cfg.Size = size
 	v, err := Open(cfg)
 	must(b, err)
-	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
-	for n := range written / unit {
-		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/unit))*unit, n%4096 == 0))
+	p, rng := make([]byte, extents.Unit), rand.New(rand.NewPCG(1, 1))
+	for n := range written / extents.Unit {
+		must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(size/extents.Unit))*extents.Unit, n%4096 == 0))
 	}
 	must(b, v.Close())
 	before := processorTime(b)
@@ -404,7 +186,7 @@ func processorTime(b *testing.B) time.Duration {
 func BenchmarkStart(b *testing.B) {
 	const volumes, journal, atOnce = 32, 200 << 20, 16
 	folders := make([]string, volumes)
-	p, rng := make([]byte, unit), rand.New(rand.NewPCG(1, 1))
+	p, rng := make([]byte, extents.Unit), rand.New(rand.NewPCG(1, 1))
 	each := func(use func(v *Volume)) {
 		var group errgroup.Group
 		group.SetLimit(atOnce)
@@ -427,8 +209,8 @@ func BenchmarkStart(b *testing.B) {
 		folders[i] = create(b)
 	}
 	each(func(v *Volume) {
-		for n := range journal / unit {
-			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/unit))*unit, n%4096 == 0))
+		for n := range journal / extents.Unit {
+			must(b, v.WriteAt(b.Context(), p, int64(rng.IntN(1<<30/extents.Unit))*extents.Unit, n%4096 == 0))
 		}
 	})
 	debug.FreeOSMemory()

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grangemesh/grange/origin/content/durable"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // writerVariable names the volume's folder to a process that does nothing but write.
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 
 func writeForever(dir string) error {
 	v, err := Open(config(dir))
-	p := bytes.Repeat([]byte{0xaa}, unit)
+	p := bytes.Repeat([]byte{0xaa}, extents.Unit)
 	for said := false; err == nil; said = true {
 		if err = v.WriteAt(context.Background(), p, 0, false); err == nil && !said {
 			fmt.Println("written")
@@ -72,10 +74,10 @@ func TestWriteOfAKilledProcess(t *testing.T) {
 	_ = writer.Wait() // it was killed
 	v, err := Open(config(dir))
 	must(t, err)
-	want := bytes.Repeat([]byte{0xbb}, unit)
+	want := bytes.Repeat([]byte{0xbb}, extents.Unit)
 	for range 2 {
 		must(t, v.WriteAt(t.Context(), want, 0, true))
-		got := make([]byte, unit)
+		got := make([]byte, extents.Unit)
 		if must(t, v.ReadAt(t.Context(), got, 0)); !bytes.Equal(got, want) {
 			t.Errorf("the newer write is not there: %x", got[:8])
 		}

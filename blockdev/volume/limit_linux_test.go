@@ -9,13 +9,15 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // TestFlushWithoutADescriptor has the process run out of file descriptors at the first
 // flush of a segment, which needs one: that flush fails, and the volume goes on.
 func TestFlushWithoutADescriptor(t *testing.T) {
 	v := open(t, create(t), newImage(sourceSize))
-	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, false))
+	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), 0, false))
 	var before syscall.Rlimit
 	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before))
 	must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(lowest(t)), Max: before.Max}))
@@ -24,7 +26,7 @@ func TestFlushWithoutADescriptor(t *testing.T) {
 	if !errors.Is(err, syscall.EMFILE) {
 		t.Errorf("flush without a descriptor: %v", err)
 	}
-	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, unit), unit, false))
+	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, extents.Unit), extents.Unit, false))
 	must(t, v.Flush(t.Context()))
 	must(t, v.Close())
 }
@@ -64,7 +66,7 @@ func TestFullDiskIsSaid(t *testing.T) {
 // TestStoppedVolumeSaysWhy takes the journal's file away under a volume.
 func TestStoppedVolumeSaysWhy(t *testing.T) {
 	v := open(t, create(t), nil)
-	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
+	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false))
 	must(t, v.chain[0].file.Close())
 	if err := v.Flush(t.Context()); err == nil || v.Stats().Failed == nil {
 		t.Errorf("flushed: %v, %+v", err, v.Stats())
@@ -76,13 +78,13 @@ func TestStoppedVolumeSaysWhy(t *testing.T) {
 // does.
 func TestPromptWriteWaitsItsTurn(t *testing.T) {
 	v := open(t, create(t), nil)
-	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, false))
-	v.waiting.Add(1)
-	if v.TryWriteFrom(bytes.NewReader(make([]byte, unit)), unit, 0) {
+	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false))
+	v.take()
+	if v.TryWriteFrom(bytes.NewReader(make([]byte, extents.Unit)), extents.Unit, 0) {
 		t.Error("it has overtaken one that waits")
 	}
-	v.waiting.Add(-1)
-	if !v.TryWriteFrom(bytes.NewReader(make([]byte, unit)), unit, 0) {
+	v.turns.pass()
+	if !v.TryWriteFrom(bytes.NewReader(make([]byte, extents.Unit)), extents.Unit, 0) {
 		t.Error("it is not taken though none waits")
 	}
 	must(t, v.Close())

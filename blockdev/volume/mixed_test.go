@@ -13,6 +13,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // files returns what a volume's folder holds, but for its lock.
@@ -50,16 +53,16 @@ func rewritten(t *testing.T) (dir string, want []byte) {
 	want = make([]byte, testSize)
 	write := func(n int, place func(i int) int64) {
 		for i := range n {
-			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), place(i)*unit
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit), place(i)*extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, false))
 			copy(want[off:], p)
 		}
 	}
 	write(20, func(i int) int64 { return int64(100 + i) }) // lives on
-	write(200, func(i int) int64 { return int64(i % 10) })
+	write(500, func(i int) int64 { return int64(i % 10) })
 	must(t, v.Flush(t.Context()))
 	v.work.Wait()
-	v.tidy()
+	v.tend()
 	must(t, v.Close())
 	return dir, want
 }
@@ -85,31 +88,41 @@ func TestFolderWithPattern(t *testing.T) {
 	dir := filepath.Join(create(t), "data[1]*")
 	must(t, Create(dir, testID()))
 	v := open(t, dir, nil)
-	p := bytes.Repeat([]byte{7}, unit)
+	p := bytes.Repeat([]byte{7}, extents.Unit)
 	must(t, v.WriteAt(t.Context(), p, 0, false))
 	must(t, v.Close())
 	v = open(t, dir, nil)
-	expect(t, v, append(p, make([]byte, testSize-unit)...), 0, testSize)
+	expect(t, v, append(p, make([]byte, testSize-extents.Unit)...), 0, testSize)
 	must(t, v.Close())
 }
 
-// TestKeptSegmentIsCut cuts a segment that lives on among those that went, at the end of
-// each of its entries and between them.
-func TestKeptSegmentIsCut(t *testing.T) {
+// merged returns a segment of a folder that stands for others too.
+func merged(t rapidT, dir string) (path string, h journal.Header) {
+	t.Helper()
+	for _, path := range segments(t, dir) {
+		b, err := os.ReadFile(path)
+		must(t, err)
+		if h, ok := journal.DecodeHeader(b); ok && h.Merged > 0 {
+			return path, h
+		}
+	}
+	t.Fatalf("no merged segment")
+	return "", journal.Header{}
+}
+
+// TestMergedSegmentIsCut cuts a segment that stands for others, anywhere, and takes it away.
+func TestMergedSegmentIsCut(t *testing.T) {
 	dir, _ := rewritten(t)
-	left, err := readKept(dir, testID())
-	must(t, err)
 	whole := files(t, dir)
-	path := filepath.Join(dir, segmentName(left.left[0].number))
-	entry := entry{kind: kindData, sectors: unitSectors}.size()
-	for cut := int64(segmentHeader); cut < left.left[0].size; cut += entry {
-		must(t, os.Truncate(path, cut))
-		refused(t, "cut at an entry", smallSegments(dir, nil))
-		put(t, dir, whole)
-		must(t, os.Truncate(path, cut+entry/2))
-		refused(t, "cut in an entry", smallSegments(dir, nil))
+	path, _ := merged(t, dir)
+	size := len(whole[filepath.Base(path)])
+	for cut := 0; cut < size; cut += size/50 + 1 {
+		must(t, os.Truncate(path, int64(cut)))
+		refused(t, "cut", smallSegments(dir, nil))
 		put(t, dir, whole)
 	}
+	must(t, os.Remove(path))
+	refused(t, "taken away", smallSegments(dir, nil))
 }
 
 // TestTornTable tears the table of a segment, as a loss of power does that leaves the
@@ -122,72 +135,61 @@ func TestTornTable(t *testing.T) {
 	want := make([]byte, testSize)
 	write := func(n int, place int64) {
 		for i := range n {
-			p, off := bytes.Repeat([]byte{byte(i + 1)}, unit), (place+int64(i%7))*unit
+			p, off := bytes.Repeat([]byte{byte(i + 1)}, extents.Unit), (place+int64(i%7))*extents.Unit
 			must(t, v.WriteAt(t.Context(), p, off, false))
 			copy(want[off:], p)
 		}
 	}
-	v.tidying.Store(true) // nothing is synced beside
-	write(7, 100)         // live on
+	v.tended.Store(true) // nothing is synced beside
+	write(7, 100)        // live on
 	write(3, 0)
 	must(t, v.Close())
-	must(t, os.WriteFile(filepath.Join(dir, noteName), note{}.encode(seed(testID(), 0)), 0o600)) // as the loss leaves it
+	must(t, os.WriteFile(filepath.Join(dir, journal.NoteName), journal.Note{}.Encode(journal.Seed(testID(), 0)), 0o600)) // as the loss leaves it
 	path := filepath.Join(dir, segmentName(1))
 	f, err := os.Open(path)
 	must(t, err)
 	info, err := f.Stat()
 	must(t, err)
-	_, at, err := readTable(f, seed(testID(), 1), info.Size())
+	_, at, err := journal.ReadTable(f, journal.Seed(testID(), 1), info.Size())
 	must(t, errors.Join(err, f.Close()))
 	must(t, os.Truncate(path, at+1))
 	v, err = Open(cfg)
 	must(t, err)
 	write(100, 0)
 	v.work.Wait()
-	v.tidy()
+	v.tend()
 	must(t, v.Close())
-	if left, err := readKept(dir, testID()); err != nil || len(left.left) == 0 || left.left[0].number != 1 || left.through < 4 {
-		t.Fatalf("it keeps %+v, %v", left, err)
-	}
+	merged(t, dir)
 	v, err = Open(cfg)
 	must(t, err)
 	expect(t, v, want, 0, testSize)
 	must(t, v.Close())
 }
 
-// TestOlderSegmentsUnderANewerList restores the segments of a backup beside the list, and
-// the note, of later: nothing of them goes.
-func TestOlderSegmentsUnderANewerList(t *testing.T) {
+// TestOlderSegmentsUnderANewerNote restores the segments of a backup beside the note of
+// later: nothing of them goes.
+func TestOlderSegmentsUnderANewerNote(t *testing.T) {
 	dir := create(t)
 	v, err := Open(smallSegments(dir, nil))
 	must(t, err)
 	for i := range int64(40) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), i*unit, false))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), i*extents.Unit, false))
 	}
 	must(t, v.Flush(t.Context()))
 	backup := files(t, dir)
 	for i := range int64(400) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, unit), i%40*unit, i%100 == 0))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, extents.Unit), i%40*extents.Unit, i%100 == 0))
 	}
 	v.work.Wait()
-	v.tidy()
+	v.tend()
 	must(t, v.Close())
-	now := files(t, dir)
-	for _, newer := range [][]string{{keptName}, {keptName, noteName}} {
-		mix := maps.Clone(backup)
-		for _, name := range newer {
-			mix[name] = now[name]
-		}
-		put(t, dir, mix)
-		refused(t, strings.Join(newer, " and ")+" of later", smallSegments(dir, nil))
-		mix[noteName] = string(note{}.encode(seed(testID(), 0)))
-		put(t, dir, mix)
-		refused(t, "and a note of nothing", smallSegments(dir, nil))
-	}
+	backup[journal.NoteName] = files(t, dir)[journal.NoteName]
+	put(t, dir, backup)
+	refused(t, "a note of later", smallSegments(dir, nil))
 }
 
-// TestListOfAnotherJournal has the list, or the note, of another volume.
-func TestListOfAnotherJournal(t *testing.T) {
+// TestNoteOfAnotherJournal has the note of another volume.
+func TestNoteOfAnotherJournal(t *testing.T) {
 	dir, _ := rewritten(t)
 	other := filepath.Join(t.TempDir(), "other")
 	cfg := smallSegments(other, nil)
@@ -196,17 +198,13 @@ func TestListOfAnotherJournal(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	for i := range int64(100) {
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, sectorSize), i%90*unit, true))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.SectorSize), i%90*extents.Unit, true))
 	}
 	must(t, v.Close())
-	whole := files(t, other)
-	for _, name := range []string{keptName, noteName} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		must(t, err)
-		must(t, os.WriteFile(filepath.Join(other, name), b, 0o600))
-		refused(t, name+" of another", cfg)
-		put(t, other, whole)
-	}
+	b, err := os.ReadFile(filepath.Join(dir, journal.NoteName))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(other, journal.NoteName), b, 0o600))
+	refused(t, "the note of another", cfg)
 }
 
 // TestMixedFolders has a folder of files from two moments of a volume, as restores leave
@@ -222,8 +220,8 @@ func TestMixedFolders(t *testing.T) {
 		var states [][]byte
 		write := func(n int) {
 			for range n {
-				off := rapid.Int64Range(0, 12).Draw(r, "place") * unit
-				p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, unit)
+				off := rapid.Int64Range(0, 12).Draw(r, "place") * extents.Unit
+				p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, extents.Unit)
 				must(r, v.WriteAt(r.Context(), p, off, false))
 				copy(want[off:], p)
 				states = append(states, slices.Clone(want))
@@ -231,7 +229,7 @@ func TestMixedFolders(t *testing.T) {
 			must(r, v.Flush(r.Context()))
 			v.work.Wait()
 			if rapid.Bool().Draw(r, "tidy") {
-				v.tidy()
+				v.tend()
 			}
 		}
 		write(rapid.IntRange(0, 30).Draw(r, "writes"))
@@ -241,9 +239,9 @@ func TestMixedFolders(t *testing.T) {
 		must(r, v.Close())
 		last := files(r, dir)
 		mix := map[string]string{}
-		for _, name := range slices.Sorted(maps.Keys(merged(first, last))) {
+		for _, name := range slices.Sorted(maps.Keys(united(first, last))) {
 			from := []map[string]string{first, last}
-			if strings.HasSuffix(name, ".seg") || name == noteName {
+			if strings.HasSuffix(name, ".seg") || name == journal.NoteName {
 				from = append(from, nil) // it may be away
 			}
 			if b, there := rapid.SampledFrom(from).Draw(r, name)[name]; there {
@@ -270,7 +268,7 @@ func TestMixedFolders(t *testing.T) {
 	}
 }
 
-func merged(a, b map[string]string) map[string]string {
+func united(a, b map[string]string) map[string]string {
 	out := maps.Clone(a)
 	maps.Copy(out, b)
 	return out

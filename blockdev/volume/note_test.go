@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // TestMissingSegments takes away segments that were flushed: in the middle, at the
@@ -19,8 +22,8 @@ func TestMissingSegments(t *testing.T) {
 	cfg.Size = size
 	v, err := Open(cfg)
 	must(t, err)
-	block := bytes.Repeat([]byte{1}, writeMax)
-	for off := int64(0); len(v.chain) < 3; off += writeMax {
+	block := bytes.Repeat([]byte{1}, journal.WriteMax)
+	for off := int64(0); len(v.chain) < 3; off += journal.WriteMax {
 		must(t, v.WriteAt(t.Context(), block, off, false))
 	}
 	must(t, v.Flush(t.Context()))
@@ -58,7 +61,7 @@ func TestMissingSegments(t *testing.T) {
 func TestSegmentThatWasNeverFlushed(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, newImage(sourceSize))
-	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, false))
+	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), 0, false))
 	must(t, os.Remove(filepath.Join(dir, segmentName(1))))
 	for _, s := range v.chain { // as a kill does, without a last sync
 		must(t, s.file.Close())
@@ -72,13 +75,13 @@ func TestSegmentThatWasNeverFlushed(t *testing.T) {
 func TestHeadOfAFlushedSegment(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, newImage(sourceSize))
-	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, false))
+	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), 0, false))
 	must(t, v.Flush(t.Context()))
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	must(t, err)
 	must(t, v.Close())
-	head := bytes.Clone(whole[:segmentHeader])
+	head := bytes.Clone(whole[:journal.HeaderSize])
 	head[9] ^= 1
 	must(t, os.WriteFile(path, head, 0o600))
 	if _, err := Open(config(dir)); !errors.Is(err, content.ErrCorrupt) {
@@ -94,10 +97,10 @@ func TestCutEndIsNoEnd(t *testing.T) {
 		dir := create(t)
 		v := open(t, dir, newImage(sourceSize))
 		for i := range int64(20) {
-			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, unit), i*unit, false))
+			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, extents.Unit), i*extents.Unit, false))
 		}
 		must(t, v.Flush(t.Context()))
-		flushed := v.chain[0].size - entryHeader // without the mark that the flush leaves
+		flushed := v.chain[0].size - extents.EntryHeader // without the mark that the flush leaves
 		if clean {
 			must(t, v.Close())
 		} else {
@@ -106,8 +109,8 @@ func TestCutEndIsNoEnd(t *testing.T) {
 		path := filepath.Join(dir, segmentName(1))
 		whole, err := os.ReadFile(path)
 		must(t, err)
-		entrySize := (flushed - segmentHeader) / 20
-		cuts := []int64{0, segmentHeader, flushed / 2, flushed - 1, flushed - entrySize, flushed - 10*entrySize}
+		entrySize := (flushed - journal.HeaderSize) / 20
+		cuts := []int64{0, journal.HeaderSize, flushed / 2, flushed - 1, flushed - entrySize, flushed - 10*entrySize}
 		for _, cut := range cuts {
 			must(t, os.WriteFile(path, whole[:cut], 0o600))
 			var lost *CorruptError
@@ -121,7 +124,7 @@ func TestCutEndIsNoEnd(t *testing.T) {
 		must(t, os.WriteFile(path, whole, 0o600))
 		v = open(t, dir, newImage(sourceSize))
 		for i := range int64(20) {
-			expect(t, v, bytes.Repeat([]byte{byte(i)}, int((i+1)*unit)), i*unit, unit)
+			expect(t, v, bytes.Repeat([]byte{byte(i)}, int((i+1)*extents.Unit)), i*extents.Unit, extents.Unit)
 		}
 		must(t, v.Close())
 	}
@@ -132,23 +135,23 @@ func TestTornNote(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, newImage(sourceSize))
 	for i := range int64(4) {
-		must(t, v.WriteAt(t.Context(), make([]byte, unit), i*unit, true))
+		must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), i*extents.Unit, true))
 	}
 	must(t, v.Close())
-	path := filepath.Join(dir, noteName)
+	path := filepath.Join(dir, journal.NoteName)
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	for _, slot := range []int{0, noteSlot} {
-		for at := range noteSize {
+	for _, slot := range []int{0, journal.NoteSlot} {
+		for at := range journal.NoteSize {
 			b := bytes.Clone(whole)
 			b[slot+at] ^= 0x80
 			must(t, os.WriteFile(path, b, 0o600))
-			if n, _, err := readNote(dir, testID()); err != nil || n.number != 1 {
+			if n, _, err := journal.ReadNote(dir, testID()); err != nil || n.Number != 1 {
 				t.Errorf("byte %d: %+v, %v", slot+at, n, err)
 			}
 		}
 	}
-	for _, b := range [][]byte{nil, make([]byte, noteSlot+noteSize), whole[1:]} {
+	for _, b := range [][]byte{nil, make([]byte, journal.NoteSlot+journal.NoteSize), whole[1:]} {
 		must(t, os.WriteFile(path, b, 0o600))
 		if _, err := Open(config(dir)); !errors.Is(err, content.ErrCorrupt) {
 			t.Errorf("a note of %d bytes that says nothing: %v", len(b), err)
@@ -161,16 +164,16 @@ func TestTornNoteOfAStart(t *testing.T) {
 	dir := create(t)
 	for i := range int64(3) {
 		v := open(t, dir, newImage(sourceSize))
-		b, err := os.ReadFile(filepath.Join(dir, noteName))
+		b, err := os.ReadFile(filepath.Join(dir, journal.NoteName))
 		must(t, err)
 		if i > 0 {
-			clear(b[v.notes.turn%2*noteSlot:][:noteSize]) // what this start has written
+			clear(b[v.notes.Turn%2*journal.NoteSlot:][:journal.NoteSize]) // what this start has written
 		}
-		must(t, os.WriteFile(filepath.Join(dir, noteName), b, 0o600))
-		if n, _, err := readNote(dir, testID()); err != nil || i > 0 && n.number != 1 {
+		must(t, os.WriteFile(filepath.Join(dir, journal.NoteName), b, 0o600))
+		if n, _, err := journal.ReadNote(dir, testID()); err != nil || i > 0 && n.Number != 1 {
 			t.Errorf("start %d: %+v, %v", i, n, err)
 		}
-		must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
+		must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, true))
 		kill(t, v)
 	}
 }
@@ -181,18 +184,6 @@ func kill(t *testing.T, v *Volume) {
 	for _, s := range v.chain {
 		must(t, s.file.Close())
 	}
-	must(t, v.notes.file.Close())
+	must(t, v.notes.File.Close())
 	must(t, v.lock.Close())
-}
-
-func FuzzDecodeNote(f *testing.F) {
-	b := note{1, segmentHeader, 7}.encode(5)
-	f.Add(b[:])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, ok := decodeNote(5, b); ok {
-			if again := n.encode(5); !bytes.Equal(again[:], b[:noteSize]) {
-				t.Errorf("%x is read as %+v, which is written as %x", b[:noteSize], n, again)
-			}
-		}
-	})
 }

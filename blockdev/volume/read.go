@@ -2,17 +2,18 @@ package volume
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/blockdev/pagecache"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // parallelReads is how many chunks one read waits for at once.
@@ -25,15 +26,15 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	}
 	defer v.mu.RUnlock()
 	for len(p) > 0 {
-		e, n := v.locate(off, len(p))
+		e, n, err := v.locate(off, len(p), false)
 		switch {
-		case e.seg == segBad:
+		case err != nil || v.closed || e.Seg == extents.SegBad:
 			return false
-		case e.n == 0:
-			if !v.trySource(p[:n], off) {
+		case e.N == 0:
+			if !v.ground.try(p[:n], off) {
 				return false
 			}
-		case v.readExtent(e, p[:n], false) != nil:
+		case v.readExtent(v.slots, e, p[:n], false) != nil:
 			return false
 		}
 		p, off = p[n:], off+int64(n)
@@ -62,32 +63,112 @@ func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 // close by.
 const pieceMax = 128 << 10
 
-// locate says what covers the byte at off, and how many bytes of length it does;
-// an extent without sectors is the source. Called with mu.
-func (v *Volume) locate(off int64, length int) (extent, int) {
-	if v.closed {
-		return extent{seg: segBad}, length
+// locate says what covers the byte at off in all layers; see view. Called with mu.
+func (v *Volume) locate(off int64, length int, wait bool) (extents.Extent, int, error) {
+	s := uint64(off / extents.SectorSize)
+	e, ok := v.open.mem.At(s)
+	e, n := covering(e, ok, s, length)
+	if e.N > 0 {
+		return e, n, nil
 	}
-	s := uint64(off / sectorSize)
-	e, ok := v.extents.at(s)
-	if !ok || e.start >= s+uint64(length/sectorSize) {
-		return extent{}, length
-	}
-	if e.start > s {
-		return extent{}, int(e.start-s) * sectorSize
-	}
-	e = e.from(s)
-	return e, min(length, int(e.n)*sectorSize)
+	return v.view.locate(off, n, wait)
 }
 
-func (v *Volume) trySource(p []byte, off int64) bool {
+// readers are the reads under way that don't hold mu and began between two changes of the
+// view, whose files are closed only after them.
+type readers struct {
+	sync.WaitGroup
+	before <-chan struct{} // closed when those of earlier ones are done
+	done   chan struct{}
+}
+
+func newReaders(before <-chan struct{}) *readers {
+	return &readers{before: before, done: make(chan struct{})}
+}
+
+// drain waits for these and all earlier ones. None may come any more.
+func (r *readers) drain() {
+	if r.before != nil {
+		<-r.before
+	}
+	r.Wait()
+}
+
+// pin returns the view of now, whose files stay until its readers are Done. Called with mu.
+func (v *Volume) pin() view {
+	v.readers.Add(1)
+	return v.view
+}
+
+// piece is a part of a read: of an extent, or of what lies under those seen so far.
+type piece struct {
+	p   []byte
+	off int64
+	extents.Extent
+}
+
+// ReadAt implements blockdev.Device. Only to look into the open layer takes the lock.
+func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
+	var pieces []piece
+	v.mu.RLock()
+	if v.closed {
+		v.mu.RUnlock()
+		return fmt.Errorf("read at %d: %w", off, content.ErrClosed)
+	}
+	w := v.pin()
 	for len(p) > 0 {
-		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
+		s := uint64(off / extents.SectorSize)
+		e, ok := v.open.mem.At(s)
+		e, n := covering(e, ok, s, len(p))
+		pieces = append(pieces, piece{p[:n], off, e})
+		p, off = p[n:], off+int64(n)
+	}
+	v.mu.RUnlock()
+	misses, err := v.fill(w, pieces)
+	w.readers.Done()
+	if err != nil || len(misses) == 0 {
+		return err
+	}
+	return w.ground.read(ctx, misses)
+}
+
+// fill reads what layers have of the pieces, and returns the rest. A write that comes
+// meanwhile is concurrent with the read, which may see either.
+func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
+	v.step("read")
+	for _, x := range pieces {
+		for p, off := x.p, x.off; len(p) > 0; {
+			e, n := x.Extent, len(p)
+			if e.N == 0 {
+				if e, n, err = w.locate(off, len(p), true); err != nil {
+					return nil, fmt.Errorf("read at %d: %w", off, err)
+				}
+			}
+			switch {
+			case e.N == 0:
+				misses = append(misses, piece{p: p[:n], off: off})
+			case e.Seg == extents.SegBad:
+				return nil, fmt.Errorf("read at %d: %w: the journal entry that held it is lost", off, content.ErrCorrupt)
+			default:
+				if err := v.readExtent(w.slots, e, p[:n], true); err != nil {
+					return nil, fmt.Errorf("read %d bytes at %d: %w", n, off, err)
+				}
+			}
+			p, off = p[n:], off+int64(n)
+		}
+	}
+	return misses, nil
+}
+
+// try reads from the source what needs no wait.
+func (g *ground) try(p []byte, off int64) bool {
+	for len(p) > 0 {
+		if g.Source == nil || off >= g.size {
 			clear(p)
 			return true
 		}
-		index, at, n := v.chunk(off, len(p))
-		if !v.cfg.Source.TryReadChunk(index, at, p[:n]) {
+		index, at, n := g.chunk(off, len(p))
+		if !g.TryReadChunk(index, at, p[:n]) {
 			return false
 		}
 		p, off = p[n:], off+int64(n)
@@ -97,63 +178,26 @@ func (v *Volume) trySource(p []byte, off int64) bool {
 
 // chunk says in which chunk of the source off lies, where, and how many bytes of
 // length it has.
-func (v *Volume) chunk(off int64, length int) (index uint64, at, n int) {
-	size := int64(v.cfg.ChunkSize)
+func (g *ground) chunk(off int64, length int) (index uint64, at, n int) {
+	size := int64(g.chunkSize)
 	at = int(off % size)
-	return uint64(off / size), at, min(length, v.cfg.ChunkSize-at, int(min(v.cfg.SourceSize-off, int64(length))))
+	return uint64(off / size), at, min(length, g.chunkSize-at, int(min(g.size-off, int64(length))))
 }
 
-// ReadAt implements blockdev.Device.
-func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
-	var misses []miss
-	v.mu.RLock()
-	for len(p) > 0 {
-		e, n := v.locate(off, len(p))
-		switch {
-		case v.closed:
-			v.mu.RUnlock()
-			return fmt.Errorf("read at %d: %w", off, content.ErrClosed)
-		case e.seg == segBad:
-			v.mu.RUnlock()
-			return fmt.Errorf("read at %d: %w: the journal entry that held it is lost", off, content.ErrCorrupt)
-		case e.n == 0:
-			misses = append(misses, miss{p[:n], off})
-		default:
-			if err := v.readExtent(e, p[:n], true); err != nil {
-				v.mu.RUnlock()
-				return fmt.Errorf("read %d bytes at %d: %w", n, off, err)
-			}
-		}
-		p, off = p[n:], off+int64(n)
-	}
-	v.mu.RUnlock()
-	if len(misses) == 0 {
-		return nil
-	}
-	return v.readSource(ctx, misses)
-}
-
-// miss is a part of a read that the source answers. A write that comes meanwhile
-// is concurrent with the read, which may see either.
-type miss struct {
-	p   []byte
-	off int64
-}
-
-// readSource reads all parts, several chunks at a time.
-func (v *Volume) readSource(ctx context.Context, misses []miss) error {
+// read reads all pieces from the source, several chunks at a time.
+func (g *ground) read(ctx context.Context, pieces []piece) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelReads)
-	for _, m := range misses {
+	for _, m := range pieces {
 		for p, off := m.p, m.off; len(p) > 0; {
-			if v.cfg.Source == nil || off >= v.cfg.SourceSize {
+			if g.Source == nil || off >= g.size {
 				clear(p)
 				break
 			}
-			index, at, n := v.chunk(off, len(p))
+			index, at, n := g.chunk(off, len(p))
 			part := p[:n]
-			if !v.cfg.Source.TryReadChunk(index, at, part) {
-				group.Go(func() error { return v.cfg.Source.ReadChunk(ctx, index, at, part) })
+			if !g.TryReadChunk(index, at, part) {
+				group.Go(func() error { return g.ReadChunk(ctx, index, at, part) })
 			}
 			p, off = p[n:], off+int64(n)
 		}
@@ -161,79 +205,14 @@ func (v *Volume) readSource(ctx context.Context, misses []miss) error {
 	return group.Wait()
 }
 
-// errCold says that a read has to wait for the disk.
-var errCold = errors.New("not in memory")
-
-func readFile(f *os.File, p []byte, off int64, wait bool) error {
-	if !wait {
-		if !pagecache.Read(f, p, off) {
-			return errCold
-		}
-		return nil
-	}
-	if _, err := f.ReadAt(p, off); err != nil {
-		return fmt.Errorf("journal %s at %d: %w: %w", f.Name(), off, content.ErrCorrupt, err)
-	}
-	return nil
-}
-
-// readExtent fills p, which begins where e does and is within it, and checks the
-// sums of the units that it touches. Called with mu.
-func (v *Volume) readExtent(e extent, p []byte, wait bool) error {
-	if e.zeros() {
+// readExtent fills p, which begins where e does and is within it. The segments are those of
+// a view that is pinned.
+func (v *Volume) readExtent(slots []*segment, e extents.Extent, p []byte, wait bool) error {
+	if e.Zeros() {
 		clear(p)
 		return nil
 	}
-	f := v.slots[e.seg].file
-	head := int(e.before%unitSectors) * sectorSize // of the first unit, before p
-	first := int(e.before / unitSectors)
-	begin := e.data - int64(head) // of the first unit touched
-	entryBytes := int(e.entry) * sectorSize
-	units := (head + len(p) + unit - 1) / unit
-	span := min(units*unit, entryBytes-first*unit)
-	whole := p
-	if span > len(p) { // not whole units
-		buf := v.buffers.Get(span)
-		defer v.buffers.Put(buf)
-		whole = *buf
-	}
-	if err := readFile(f, whole, begin, wait); err != nil {
-		return err
-	}
-	if span > len(p) {
-		copy(p, whole[head:])
-	}
-	return v.check(e, whole, first, wait)
-}
-
-// check compares whole units with the sums of their entry, from unit first on.
-func (v *Volume) check(e extent, b []byte, first int, wait bool) error {
-	f := v.slots[e.seg].file
-	all := (int(e.entry) + unitSectors - 1) / unitSectors
-	if all == 1 {
-		if sum(b) != e.crc {
-			return e.rotten(f)
-		}
-		return nil
-	}
-	start := e.data - int64(e.before)*sectorSize // of the entry's data
-	units := (len(b) + unit - 1) / unit
-	sums := v.buffers.Get(4 * units)
-	defer v.buffers.Put(sums)
-	at := start - 4*int64(all) + 4*int64(first)
-	if err := readFile(f, *sums, at, wait); err != nil {
-		return err
-	}
-	for u := range units {
-		if unitSum(b, u) != binary.LittleEndian.Uint32((*sums)[4*u:]) {
-			return e.rotten(f)
-		}
-	}
-	return nil
-}
-
-func (e extent) rotten(f *os.File) error {
-	return fmt.Errorf("journal %s near %d: %w: the checksum of the data does not match", f.Name(), e.data, content.ErrCorrupt)
+	return journal.ReadExtent(&v.buffers, slots[e.Seg].file, e, p, wait)
 }
 
 // Extents implements blockdev.Device.
@@ -252,13 +231,28 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 	}
 	for length > 0 {
 		v.mu.RLock()
-		e, n := v.locate(off, int(min(length, extentsStep)))
+		if v.closed {
+			v.mu.RUnlock()
+			return dst, content.ErrClosed
+		}
+		w := v.pin()
+		s := uint64(off / extents.SectorSize)
+		e, ok := v.open.mem.At(s)
 		v.mu.RUnlock()
-		if e.n > 0 || e.seg == segBad {
-			if !add(int64(n), e.state()) {
+		e, n := covering(e, ok, s, int(min(length, extentsStep)))
+		var err error
+		if e.N == 0 {
+			e, n, err = w.locate(off, n, true)
+		}
+		w.readers.Done()
+		if err != nil {
+			return dst, err
+		}
+		if e.N > 0 {
+			if !add(int64(n), e.State()) {
 				return dst, nil
 			}
-		} else if more, err := v.sourceExtents(ctx, off, int64(n), add); err != nil || !more {
+		} else if more, err := w.ground.extents(ctx, off, int64(n), add); err != nil || !more {
 			return dst, err
 		}
 		off, length = off+int64(n), length-int64(n)
@@ -269,16 +263,16 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 // extentsStep bounds how much is mapped under one lock.
 const extentsStep = 1 << 30
 
-// sourceExtents tells holes of the source from its data; more is false when there
+// extents tells holes of the source from its data; more is false when there
 // is no room for another extent.
-func (v *Volume) sourceExtents(ctx context.Context, off, length int64, add func(int64, blockdev.State) bool) (more bool, err error) {
+func (g *ground) extents(ctx context.Context, off, length int64, add func(int64, blockdev.State) bool) (more bool, err error) {
 	end := off + length
-	size := int64(v.cfg.ChunkSize)
+	size := int64(g.chunkSize)
 	for off < end {
-		if v.cfg.Source == nil || off >= v.cfg.SourceSize {
+		if g.Source == nil || off >= g.size {
 			return add(end-off, blockdev.Hole), nil
 		}
-		start, stop, err := v.cfg.Source.NextData(ctx, uint64(off/size))
+		start, stop, err := g.NextData(ctx, uint64(off/size))
 		if errors.Is(err, io.EOF) {
 			return add(end-off, blockdev.Hole), nil
 		}

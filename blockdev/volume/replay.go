@@ -1,17 +1,20 @@
 package volume
 
 import (
-	"bytes"
-	"encoding/binary"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // CorruptError says what of a journal is lost. It wraps content.ErrCorrupt.
@@ -35,39 +38,38 @@ func (e *CorruptError) Error() string {
 
 func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 
-// replay rebuilds the extent map from the segment files, cuts off a tail that was
-// never synced, and returns what is lost of what was.
+// replay rebuilds the map from the segment files, cuts off a tail that was never synced,
+// and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
-	noted, slot, noNote := readNote(v.cfg.Dir, v.cfg.ID)
-	left, noList := readKept(v.cfg.Dir, v.cfg.ID)
-	numbers, gone, err := v.list(left)
+	noted, slot, noNote := journal.ReadNote(v.cfg.Dir, v.cfg.ID)
+	found, gone, err := v.list()
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(noNote, noList); err != nil {
-		if !v.cfg.ReadOnly || len(numbers) == 0 { // then there is nothing to save
-			return nil, err
+	if noNote != nil {
+		if !v.cfg.ReadOnly || len(found) == 0 { // then there is nothing to save
+			return nil, noNote
 		}
-		v.cfg.Log.Error("what is left of a volume's journal may not be all", "why", err)
+		v.cfg.Log.Error("what is left of a volume's journal may not be all", "why", noNote)
 	}
-	v.notes.seed, v.notes.last, v.notes.turn, v.through = seed(v.cfg.ID, 0), noted, slot, left.through
-	if said := left.note(); said.after(noted) { // the note may be older
-		noted = said
-	}
-	r := replayer{v: v, noted: noted, kept: left}
-	if err := r.pass(numbers); err != nil {
+	v.notes.Seed, v.notes.Last, v.notes.Turn = journal.Seed(v.cfg.ID, 0), noted, slot
+	r := replayer{v: v, noted: noted}
+	if err := r.pass(found); err != nil {
 		return nil, err
 	}
 	lost, tail := r.judge()
-	if tail != nil { // what comes behind it is no part of the journal, though it may be whole
+	if len(lost) > 0 && v.cfg.ReadOnly { // what is behind the first bad entry is to be saved
 		if err := v.forget(); err != nil {
 			return nil, err
 		}
-		r.stop = tail
-		if err := r.pass(numbers); err != nil {
+		r.salvage, r.stop = true, tail
+		if err := r.pass(found); err != nil {
 			return nil, err
 		}
-		if err := v.cut(tail, numbers); err != nil {
+	}
+	if tail != nil && len(lost) == 0 {
+		r.next = tail.entry.Seq
+		if err := v.cut(tail); err != nil {
 			return nil, err
 		}
 	}
@@ -75,132 +77,230 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	for _, c := range lost {
 		v.lose(c)
 	}
-	if end := v.end(); noted.after(end) && (len(lost) == 0 || end.number < noted.number) {
-		c := &CorruptError{File: filepath.Join(v.cfg.Dir, segmentName(noted.number)), Seq: v.seq + 1}
-		if end.number == noted.number {
-			c.Offset = end.length
+	if needed := max(noted.Seq, r.needs); needed > v.seq && (len(lost) == 0 || v.number < noted.Number) {
+		c := &CorruptError{File: filepath.Join(v.cfg.Dir, journal.Header{Epoch: v.cfg.Epoch, Number: noted.Number}.Name()), Seq: v.seq + 1}
+		if n := len(v.chain); n > 0 && v.chain[n-1].Number == noted.Number {
+			c.File, c.Offset = v.path(v.chain[n-1]), v.chain[n-1].size
 		}
 		lost = append(lost, c)
 	}
-	if len(lost) == 0 && !v.cfg.ReadOnly {
-		err = v.clear(gone, r.torn)
+	if len(lost) == 0 {
+		if err = v.resume(); err == nil && !v.cfg.ReadOnly {
+			err = v.clear(gone, r.torn)
+		}
 	}
 	return lost, err
 }
 
-// clear removes segments that were given up before a crash, and torn ends, behind which
+// resume goes on with the last segment, if it is of this epoch and has no end yet. One
+// that nothing was written to goes.
+func (v *Volume) resume() error {
+	n := len(v.chain)
+	if n == 0 || v.cfg.ReadOnly {
+		return nil
+	}
+	last := v.chain[n-1]
+	if last.empty() {
+		return errors.Join(v.drop(last), v.resume())
+	}
+	if mine := last.Volume == v.cfg.ID && last.Epoch == v.cfg.Epoch; mine && !last.sealed {
+		v.tail, last.synced = last, false
+	}
+	last.sealed = v.tail == nil
+	return nil
+}
+
+// lose marks the range of a lost entry, so that reading it fails.
+func (v *Volume) lose(c *CorruptError) {
+	if c.Length > 0 {
+		v.open.mem.Put(extents.Extent{Start: uint64(c.Start / extents.SectorSize), N: uint32(c.Length / extents.SectorSize), Seg: extents.SegBad})
+	}
+}
+
+// clear removes files that were given up before a crash, and torn ends, behind which
 // the next segment will not always be to show that they are none of an entry.
-func (v *Volume) clear(gone []uint64, torn []*segment) error {
+func (v *Volume) clear(gone []string, torn []*segment) error {
 	for _, s := range torn {
 		if err := errors.Join(s.file.Truncate(s.size), s.file.Sync()); err != nil {
 			return err
 		}
 	}
-	for _, number := range gone {
-		if err := os.Remove(filepath.Join(v.cfg.Dir, segmentName(number))); err != nil {
+	for _, name := range gone {
+		if err := os.Remove(filepath.Join(v.cfg.Dir, name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// list returns the numbers of the segments that the journal has, rising, and of those
-// there that it has given up.
-func (v *Volume) list(left kept) (numbers, gone []uint64, err error) {
+// found is a segment file, and whether its header is whole.
+type found struct {
+	journal.Header
+	file string
+	good bool
+}
+
+// list returns the segments that the journal has, rising by number, and the files there
+// that it has given up.
+func (v *Volume) list() (chain []found, gone []string, err error) {
 	files, err := os.ReadDir(v.cfg.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, f := range files { // by name, and so by number
-		name, is := strings.CutSuffix(f.Name(), ".seg")
-		if !is {
+	var all []found
+	for _, f := range files {
+		name := f.Name()
+		if strings.HasPrefix(name, extents.TempPrefix) || strings.HasPrefix(name, mergePrefix) {
+			gone = append(gone, name)
+		}
+		if !strings.HasSuffix(name, journal.Suffix) {
 			continue
 		}
-		number, err := strconv.ParseUint(name, 16, 64)
+		x, err := v.find(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, x)
+	}
+	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Epoch, b.Epoch)) })
+	next := uint64(math.MaxUint64) // what comes behind that is there already
+	before := false                // a snapshot needs what the root has, too
+	for p := range v.kept {
+		before = before || p.Seq < v.cfg.Base.Seq
+	}
+	for i, x := range slices.Backward(all) {
 		switch {
-		case err != nil || f.Name() != segmentName(number):
-			return nil, nil, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(v.cfg.Dir, f.Name()), content.ErrCorrupt)
-		case left.has(number):
-			numbers = append(numbers, number)
+		case i > 0 && all[i-1].Number == x.Number:
+			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].file, x.file, v.cfg.Dir, content.ErrCorrupt)
+		case x.Number <= v.cfg.Base.Number && before:
+		case x.Number <= v.cfg.Base.Number || x.Number > next:
+			gone = append(gone, x.file)
 		default:
-			gone = append(gone, number)
+			chain, next = append(chain, x), x.After.Number
 		}
 	}
-	return numbers, gone, nil
+	slices.Reverse(chain)
+	return chain, gone, nil
+}
+
+// find reads the name of a segment's file, and its header.
+func (v *Volume) find(name string) (found, error) {
+	epoch, number, ok := journal.ParseName(name)
+	if !ok {
+		return found{}, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(v.cfg.Dir, name), content.ErrCorrupt)
+	}
+	x := found{journal.Header{Volume: v.cfg.ID, Epoch: epoch, Number: number, After: content.Position{Number: number - 1}}, name, false}
+	f, err := os.Open(filepath.Join(v.cfg.Dir, name))
+	if err != nil {
+		return found{}, err
+	}
+	defer f.Close()
+	b := make([]byte, journal.HeaderSize)
+	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return found{}, err
+	}
+	h, whole := journal.DecodeHeader(b)
+	if whole && h.Epoch == epoch && h.Number == number && (h.Volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.Volume)) {
+		x.Header, x.good = h, true
+	}
+	return x, nil
 }
 
 type replayer struct {
-	v     *Volume
-	noted note
-	kept  kept
-	stop  *badEntry // nothing is read from there on
+	v       *Volume
+	noted   journal.Note
+	salvage bool      // what comes behind bad entries counts
+	stop    *badEntry // nothing is read from there on
 
-	window  pieces
-	seed    uint32 // of the segment in it
-	last    uint64 // number of the segment before
-	next    uint64 // seq of the next entry
-	durable uint64 // highest that an entry carries
+	window  journal.Window // of the segment that is read
+	last    uint64         // number of the segment before
+	next    uint64         // seq of the next entry
+	durable uint64         // highest that an entry carries
+	needs   uint64         // highest that a merged segment does
 	bad     []badEntry
 	torn    []*segment // whose files are longer than they are
 }
 
 // badEntry is a place where an entry should be and is not.
 type badEntry struct {
-	segment uint64
-	offset  int64
-	entry   entry // its head, if that is whole; else of the seq that was due
-	whole   bool
-	last    bool // nothing good follows in the segment
+	file   *segment
+	offset int64
+	entry  journal.Entry // its head, if that is whole; else of the seq that was due
+	whole  bool
+	last   bool // nothing good follows in the segment
 }
 
-func (r *replayer) pass(numbers []uint64) error {
-	r.last, r.next, r.durable, r.bad, r.torn = 0, 1, r.noted.seq, nil, nil
-	for _, number := range numbers {
-		if r.stop != nil && (number > r.stop.segment || number == r.stop.segment && r.stop.offset < segmentHeader) {
+func (r *replayer) pass(all []found) error {
+	r.last, r.next, r.durable, r.bad, r.torn = r.v.cfg.Base.Number, r.v.cfg.Base.Seq+1, r.noted.Seq, nil, nil
+	for _, x := range all {
+		if r.stop != nil && (x.Number > r.stop.file.Number || x.Number == r.stop.file.Number && r.stop.offset < journal.HeaderSize) {
 			break
 		}
-		if err := r.segment(number); err != nil {
+		s, err := r.open(x)
+		if err != nil {
 			return err
 		}
-		r.last = number
+		if err := r.segment(s, x.good); err != nil {
+			return err
+		}
+		if s.last = r.next - 1; len(r.bad) == 0 {
+			if err := r.v.bound(s); err != nil {
+				return err
+			}
+		}
+		r.last = s.Number
 	}
-	r.next = max(r.next, r.kept.seq+1)
 	return nil
 }
 
-// segment replays one file: by its table, if all of it was synced, else entry by entry.
-func (r *replayer) segment(number uint64) error {
+func (r *replayer) open(x found) (*segment, error) {
 	mode := os.O_RDWR
 	if r.v.cfg.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	f, err := os.OpenFile(filepath.Join(r.v.cfg.Dir, segmentName(number)), mode, 0)
+	f, err := os.OpenFile(filepath.Join(r.v.cfg.Dir, x.file), mode, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s := &segment{number: number, seed: seed(r.v.cfg.ID, number), file: f}
-	r.seed = s.seed
+	s := &segment{Header: x.Header, seed: journal.Seed(x.Volume, x.Number), file: f}
 	r.v.add(s)
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.size = info.Size()
-	if r.stop != nil && number == r.stop.segment {
+	if s.size = info.Size(); r.stop != nil && s.Number == r.stop.file.Number {
 		s.size = min(s.size, r.stop.offset)
 	}
-	r.window.open(f, s.size)
-	if err := r.begin(s); err != nil {
-		return err
+	return s, nil
+}
+
+// bound freezes what was replayed so far where a snapshot wants it, or memory.
+func (v *Volume) bound(s *segment) error {
+	if v.kept[s.through()] > 0 {
+		s.sealed = true
 	}
-	if r.noted.covers(number, s.size-1) {
-		t, _, err := readTable(f, s.seed, s.size)
-		if err == nil && t.seq+1 >= r.next {
-			for _, e := range t.extents {
-				e.seg = s.slot
-				r.v.extents.put(e)
+	if !s.sealed || v.kept[s.through()] == 0 && v.open.bytes() <= v.cfg.Memory/2 {
+		return nil
+	}
+	v.freezeAt(s.through())
+	return v.joinLayers()
+}
+
+// segment replays one file: by its table, if all of it was synced, else entry by entry.
+func (r *replayer) segment(s *segment, good bool) error {
+	r.window.Open(s.file, s.size, s.seed)
+	r.begin(s, good)
+	if s.Merged > 0 { // it was synced before it had its name
+		r.durable, r.needs = max(r.durable, s.Merged), max(r.needs, s.Needs)
+	}
+	if s.Merged > 0 || r.noted.Covers(s.Number, s.size-1) {
+		t, body, err := journal.ReadTable(s.file, s.seed, s.size)
+		if err == nil && t.Seq+1 >= r.next {
+			for _, e := range t.Extents {
+				e.Seg = s.slot
+				r.lay(e)
 			}
-			r.next, s.sealed, s.synced = t.seq+1, true, true
+			r.next, s.body, s.sealed, s.synced = t.Seq+1, body, true, true
 			return nil
 		}
 		s.synced = true
@@ -208,211 +308,150 @@ func (r *replayer) segment(number uint64) error {
 	return r.entries(s)
 }
 
-func (r *replayer) begin(s *segment) error {
-	if s.number > r.kept.through {
-		r.next = max(r.next, r.kept.seq+1)
+// applies reports whether what is replayed counts.
+func (r *replayer) applies() bool { return len(r.bad) == 0 || r.salvage }
+
+func (r *replayer) lay(e extents.Extent) {
+	if r.applies() {
+		r.v.open.mem.Put(e)
 	}
-	head, err := r.window.at(0, segmentHeader)
-	if err != nil {
-		return err
-	}
-	s.first, err = decodeSegment(head, r.v.cfg.ID, s.number)
-	between := s.number <= r.kept.through && s.number > r.last+1  // there were segments, which have gone
-	foreign := r.kept.through > 0 && s.number == r.kept.through+1 // begins where the list ends, or is not of its journal
-	due := r.next
+}
+
+func (r *replayer) miss(s *segment, off int64) {
+	r.bad = append(r.bad, badEntry{file: s, offset: off, entry: journal.Entry{Seq: r.next}})
+}
+
+// begin checks that a segment follows what was replayed so far.
+func (r *replayer) begin(s *segment, good bool) {
+	due, first := s.After.Seq+1, len(r.v.chain) == 1
 	switch {
-	case err != nil:
-		s.first = due
-		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
-	case s.first > due && !between && len(r.bad) == 0, s.first < due && foreign:
-		r.bad = append(r.bad, badEntry{s.number, 0, entry{seq: due}, false, false})
-	case s.first > due:
-		r.next = s.first
+	case !good:
+		r.miss(s, 0)
+		return
+	case first && s.After.Number <= r.last && due <= r.next: // the root has a part of it
+		r.next = due
+		return
 	}
 	// The bytes at the end of the segment before were no entry, as a table that a loss of
 	// power has torn: none is missing.
-	if n := len(r.bad); err == nil && s.first == due && n > 0 && r.bad[n-1].last && r.bad[n-1].segment == r.last && r.bad[n-1].entry.seq == due {
-		before := r.v.chain[len(r.v.chain)-2]
-		before.size, r.torn, r.bad = r.bad[n-1].offset, append(r.torn, before), r.bad[:n-1]
+	if n := len(r.bad); due == r.next && n > 0 && r.bad[n-1].last && r.bad[n-1].file.Number == r.last && r.bad[n-1].entry.Seq == due {
+		before := r.bad[n-1].file
+		before.size, before.sealed, r.torn, r.bad = r.bad[n-1].offset, true, append(r.torn, before), r.bad[:n-1]
 	}
-	return nil
+	if (due != r.next || s.After.Number != r.last) && len(r.bad) == 0 {
+		r.miss(s, 0)
+	}
+	r.next = max(r.next, due)
 }
 
 // entries replays a segment entry by entry. Where one is bad it looks for the next good
 // one.
 func (r *replayer) entries(s *segment) error {
-	off := min(segmentHeader, s.size)
-	_, table, noTable := readTable(s.file, s.seed, s.size)
+	off := min(journal.HeaderSize, s.size)
+	_, table, noTable := journal.ReadTable(s.file, s.seed, s.size)
 	for off < s.size {
 		if noTable == nil && table == off {
 			s.sealed = true
-			return nil
+			break
 		}
-		e, b, err := r.entry(off)
-		if err != nil && !errors.Is(err, errNoEntry) {
+		e, b, err := r.window.Entry(off)
+		if err != nil && !errors.Is(err, journal.ErrNoEntry) {
 			return err
 		}
-		if err == nil && e.seq >= r.next {
-			if e.seq > r.next && len(r.bad) == 0 {
-				r.bad = append(r.bad, badEntry{s.number, off, entry{seq: r.next}, false, false})
+		if err == nil && e.Seq >= r.next {
+			if e.Seq > r.next && s.Merged == 0 && len(r.bad) == 0 {
+				r.miss(s, off)
 			}
-			r.durable, r.next = max(r.durable, e.durable), e.seq+1
-			r.v.apply(s.slot, off, e, b[entryHeader:])
-			off += e.size()
+			if r.applies() {
+				r.v.apply(s.slot, off, e, b[extents.EntryHeader:])
+				s.entries++
+			}
+			if s.Merged == 0 {
+				r.durable, r.next = max(r.durable, e.Durable), e.Seq+1
+			}
+			off += e.Size()
+			s.body = off
 			continue
 		}
-		bad := badEntry{s.number, off, entry{seq: r.next}, false, false}
-		if e.seq == r.next {
+		bad := badEntry{file: s, offset: off, entry: journal.Entry{Seq: r.next}}
+		if e.Seq == r.next || s.Merged > 0 && e.Seq == s.Merged {
 			bad.entry, bad.whole = e, true
-			r.durable = max(r.durable, e.durable)
+			r.durable = max(r.durable, e.Durable)
 		}
-		next, err := r.nextEntry(off+1, r.next)
+		next, err := r.window.Next(off+1, r.next)
 		if err != nil {
 			return err
 		}
 		bad.last = next < 0
 		r.bad = append(r.bad, bad)
 		if bad.last {
-			return nil
+			break
 		}
 		off = next
 	}
+	if s.Merged > 0 {
+		if noTable != nil { // it is not known what is missing
+			r.miss(s, s.size)
+		}
+		r.next = max(r.next, s.Merged+1)
+	}
 	return nil
-}
-
-var errNoEntry = errors.New("no entry")
-
-// entry returns the entry at off with its bytes. Without all of those, as they were
-// summed, it is errNoEntry, with the head if that is whole.
-func (r *replayer) entry(off int64) (entry, []byte, error) {
-	b, err := r.window.at(off, headMax)
-	if err != nil {
-		return entry{}, nil, err
-	}
-	e, err := decodeEntry(r.seed, b)
-	if err != nil {
-		return entry{}, nil, errNoEntry
-	}
-	if b, err = r.window.at(off, int(e.size())); err != nil {
-		return e, nil, err
-	}
-	if int64(len(b)) < e.size() {
-		return e, nil, errNoEntry
-	}
-	for u := range e.units() {
-		if unitSum(b[e.dataOffset():e.size()], u) != binary.LittleEndian.Uint32(b[entryHeader+4*u:]) {
-			return e, nil, errNoEntry
-		}
-	}
-	return e, b, nil
-}
-
-// nextEntry returns the place of the next good head with a later seq, from off on, or
-// -1.
-func (r *replayer) nextEntry(off int64, after uint64) (int64, error) {
-	for off < r.window.size {
-		b, err := r.window.at(off, windowSize)
-		if err != nil {
-			return 0, err
-		}
-		i := bytes.Index(b, []byte(entryMagic))
-		if i < 0 {
-			off += max(int64(len(b)-len(entryMagic)+1), 1) // it may lie across the end
-			continue
-		}
-		off += int64(i)
-		head, err := r.window.at(off, headMax)
-		if err != nil {
-			return 0, err
-		}
-		if e, err := decodeEntry(r.seed, head); err == nil && e.seq > after {
-			return off, nil
-		}
-		off++
-	}
-	return -1, nil
 }
 
 // judge tells the tail from corruption.
 func (r *replayer) judge() (lost []*CorruptError, tail *badEntry) {
-	for _, x := range r.kept.left {
-		size := int64(-1) // missing
-		for _, s := range r.v.chain {
-			if s.number == x.number {
-				size = s.size
-			}
-		}
-		if size != x.size {
-			lost = append(lost, &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(x.number)), Offset: max(size, 0), Seq: r.next})
-		}
-	}
 	for i, bad := range r.bad {
 		switch {
-		case bad.entry.seq <= r.durable || r.noted.covers(bad.segment, bad.offset):
-			c := &CorruptError{File: filepath.Join(r.v.cfg.Dir, segmentName(bad.segment)), Offset: bad.offset, Seq: bad.entry.seq}
-			if bad.whole && bad.entry.kind != kindMark {
-				c.Start, c.Length = int64(bad.entry.start)*sectorSize, int64(bad.entry.sectors)*sectorSize
+		case bad.entry.Seq <= r.durable || r.noted.Covers(bad.file.Number, bad.offset):
+			c := &CorruptError{File: r.v.path(bad.file), Offset: bad.offset, Seq: bad.entry.Seq}
+			if bad.whole && bad.entry.Kind != journal.KindMark {
+				c.Start, c.Length = int64(bad.entry.Start)*extents.SectorSize, int64(bad.entry.Sectors)*extents.SectorSize
 			}
 			lost = append(lost, c)
-		case len(lost) == 0:
-			return nil, &r.bad[i]
+		case tail == nil:
+			tail = &r.bad[i]
 		}
 	}
-	return lost, nil
+	return lost, tail
 }
+
+func (v *Volume) path(s *segment) string { return filepath.Join(v.cfg.Dir, s.Name()) }
 
 // cut drops everything from a bad entry on: it was never synced. A read-only volume
 // leaves it in the files.
-func (v *Volume) cut(tail *badEntry, numbers []uint64) error {
-	path := func(number uint64) string { return filepath.Join(v.cfg.Dir, segmentName(number)) }
-	v.cfg.Log.Info("the unsynced end of a journal is cut off", "file", path(tail.segment), "at", tail.offset)
-	if v.cfg.ReadOnly {
-		return nil
-	}
-	for _, number := range slices.Backward(numbers) { // the last first: a crash leaves a journal with an end
-		switch {
-		case number > tail.segment, number == tail.segment && tail.offset < segmentHeader: // its header never reached the disk
-			if err := os.Remove(path(number)); err != nil {
-				return err
+func (v *Volume) cut(tail *badEntry) error {
+	v.cfg.Log.Info("the unsynced end of a journal is cut off", "file", v.path(tail.file), "at", tail.offset)
+	for len(v.chain) > 0 { // the last first: a crash leaves a journal with an end
+		last := v.chain[len(v.chain)-1]
+		if last == tail.file && tail.offset >= journal.HeaderSize {
+			last.size, last.last, last.sealed = tail.offset, tail.entry.Seq-1, false
+			last.body = last.size
+			if v.cfg.ReadOnly {
+				return nil
 			}
-		case number == tail.segment:
-			return os.Truncate(path(number), tail.offset)
+			return last.file.Truncate(last.size)
+		}
+		if err := v.drop(last); err != nil { // as if its header never reached the disk
+			return err
+		}
+		if last == tail.file {
+			break
 		}
 	}
 	return nil
 }
 
-// pieces reads a file in pieces that are larger than what is asked of it.
-type pieces struct {
-	file *os.File
-	size int64
-	buf  []byte // what is in memory, from off on
-	off  int64
-}
-
-const (
-	// headMax is the most that the head of an entry takes, with its sums.
-	headMax = entryHeader + 4*(writeMax/unit)
-	// windowSize is what is in memory of a journal that is replayed: any entry, and
-	// more, so that small ones are read many at a time.
-	windowSize = headMax + 2*writeMax
-)
-
-func (w *pieces) open(file *os.File, size int64) {
-	w.file, w.size, w.buf, w.off = file, size, w.buf[:0], 0
-}
-
-// at returns n bytes at off, fewer at the end of the file, until the next call.
-func (w *pieces) at(off int64, n int) ([]byte, error) {
-	n = int(min(int64(n), w.size-off))
-	if off < w.off || off+int64(n) > w.off+int64(len(w.buf)) {
-		if w.buf == nil {
-			w.buf = make([]byte, 0, windowSize)
-		}
-		w.buf, w.off = w.buf[:min(int64(windowSize), w.size-off)], off
-		if _, err := w.file.ReadAt(w.buf, off); err != nil {
-			return nil, err
-		}
+// drop removes the last segment, of which nothing is to be kept. A read-only volume leaves
+// the file.
+func (v *Volume) drop(last *segment) error {
+	v.chain = v.chain[:len(v.chain)-1]
+	v.number = v.cfg.Base.Number
+	if n := len(v.chain); n > 0 {
+		v.number = v.chain[n-1].Number
 	}
-	return w.buf[off-w.off:][:n], nil
+	err := last.file.Close()
+	if err == nil && !v.cfg.ReadOnly {
+		err = os.Remove(v.path(last))
+	}
+	return err
 }

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -17,6 +16,9 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/content/scratch"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // Source reads the chunks of an immutable root. Holes read as zeros.
@@ -31,23 +33,47 @@ type Source interface {
 	NextData(ctx context.Context, index uint64) (start, end uint64, err error)
 }
 
+// Persister makes what a Flush is about to acknowledge durable elsewhere too.
+type Persister interface {
+	// Persist returns once all up to a position is durable elsewhere. It is asked one
+	// call at a time, for what is durable here; Flush fails with its error, and asks again
+	// with the next.
+	Persist(ctx context.Context, v *Volume, upTo content.Position) error
+}
+
 // Config says which volume to open.
 type Config struct {
 	// Dir is the volume's own folder, which Create has made.
 	Dir string
-	// ID and Epoch go into the journal; Size is the disk's, in bytes.
-	ID    [16]byte
+	// ID and Epoch go into the journal, in which another epoch begins another segment;
+	// Size is the disk's, in bytes.
+	ID    content.VolumeID
 	Epoch uint64
 	Size  int64
+	// Ancestors are other volumes whose segments the journal may begin with.
+	Ancestors []content.VolumeID
 	// Source is what lies under the journal; nil is a blank disk.
 	Source Source
 	// SourceSize and ChunkSize describe the source, in bytes. Behind SourceSize the
-	// disk is blank.
+	// disk is blank. ChunkSize is content.ChunkSizeDefault when 0.
 	SourceSize int64
 	ChunkSize  int
+	// Base is the position up to which Source has everything. Segments up to there are
+	// removed.
+	Base content.Position
+	// Kept are positions that snapshots name, as if Keep were called for each. One that
+	// the journal does not have is left out.
+	Kept []content.Position
+	// Persist is asked by each Flush; nil has all durable that is durable here.
+	Persist Persister
+	// Free says which share of the disk under Dir is free, from 0 to 1; nil always has
+	// enough. Below a tenth writes slow down, and below a twentieth they fail.
+	Free func() float64
 	// SegmentSize is the size at which a segment of the journal is closed; segmentMax
-	// when 0.
+	// when 0. The journal takes up to four of them beside twice what lives in it.
 	SegmentSize int64
+	// Memory bounds what the map of a volume takes in memory, in bytes; memoryMax when 0.
+	Memory int64
 	// ReadOnly refuses writes and leaves the files as they are; a damaged journal
 	// can be opened only so.
 	ReadOnly bool
@@ -56,36 +82,62 @@ type Config struct {
 }
 
 // Volume is an open disk. Safe for concurrent use.
+//
+// Locks are taken in the order of the fields here. Readers take but mu, under which nobody
+// waits for the disk.
 type Volume struct {
 	cfg     Config
 	lock    io.Closer
 	buffers scratch.Pool
-
-	waiting atomic.Int32 // changes that wait for mu
-
-	mu       sync.RWMutex // guards what follows; readers hold it while they read the journal
-	chain    []*segment   // the journal, by number; the last one is open
-	slots    []*segment   // the same where extents find them; nil is free
-	through  uint64       // no segment is numbered so low any more, but for those of chain
-	extents  extentMap
-	data     bytes.Reader // of the write that is being made
-	seq      uint64       // of the last entry
-	written  uint64       // of the last entry that is not a mark
-	durable  uint64       // known to be synced
-	told     uint64       // what of that the journal itself says
-	newNames bool         // segments were made since the folder was synced
-	failed   error        // a failed write or sync: no more of either
-	noSpace  bool         // the last write found the disk full
-	settled  bool         // what was replayed is durable
-	closed   bool
-
-	tidying atomic.Bool    // a tidy is due that has not looked yet
+	changes sync.Pool
 	work    sync.WaitGroup // what goes on beside
+
+	persisting sync.Mutex
+	persisted  uint64 // seq; guarded by persisting
+
+	tending sync.Mutex     // one change of frozen layers and sealed segments at a time
 	syncing sync.Mutex     // one sync at a time; those who wait share the next
-	notes   keeper         // guarded by syncing
+	notes   journal.Keeper // guarded by syncing
+	turns   turns          // of those who append
+	batch   []*change      // the turn's own
+	vector  [][]byte       // the turn's own
+
+	mu       sync.RWMutex // guards what follows; seq, number, tail and open change with the turn too
+	view                  // of the frozen layers
+	open     *layer
+	chain    []*segment // the journal, by number
+	tail     *segment   // the last one, while it is open
+	number   uint64     // of the last segment that there was
+	seq      uint64     // of the last entry
+	size     int64      // of the disk
+	kept     map[content.Position]int
+	seals    [2]content.Position // of the last calls of Seal, newest first
+	written  uint64              // seq of the last entry that is not a mark
+	durable  uint64              // known to be synced
+	told     uint64              // what of that the journal itself says
+	newNames bool                // segments were made since the folder was synced
+	failed   error               // a failed write or sync: no more of either
+	noSpace  bool                // the last write found the disk full
+	settled  bool                // what was replayed is durable
+	closed   bool
+	eased    chan struct{} // closed when pressure.behind ends
+
+	pressure pressure
+	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
+	step     func(name string) // told by what is done in steps; tests end the process there
 }
 
 var _ blockdev.Device = (*Volume)(nil)
+
+// Create makes the folder of a volume that nothing was written to yet, durable but for
+// its name. It has a note from then on, so that a journal which is gone never looks like
+// one that has not begun.
+func Create(dir string, id [16]byte) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return journal.WriteFirst(dir, id, journal.Note{})
+}
 
 // Open opens a volume and replays its journal. One whose journal is damaged fails
 // with a *CorruptError unless it is opened read-only: then only reads of what is
@@ -95,9 +147,17 @@ var _ blockdev.Device = (*Volume)(nil)
 func Open(cfg Config) (*Volume, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
-	v := &Volume{cfg: cfg}
-	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%sectorSize != 0 {
-		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, sectorSize, int64(content.SizeMax))
+	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
+	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
+	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
+	v.ground = &ground{Source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
+	v.readers = newReaders(nil)
+	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
+	for _, p := range cfg.Kept {
+		v.kept[p]++
+	}
+	if cfg.Size <= 0 || cfg.Size > content.SizeMax || cfg.Size%extents.SectorSize != 0 {
+		return nil, fmt.Errorf("open volume of %d bytes: %w: want a multiple of %d up to %d", cfg.Size, content.ErrInvalid, extents.SectorSize, int64(content.SizeMax))
 	}
 	if _, err := os.Stat(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open volume: %w: %w", content.ErrNotFound, err)
@@ -120,7 +180,7 @@ func Open(cfg Config) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("open volume %s: %w", cfg.Dir, err), v.Close())
 	}
 	if !cfg.ReadOnly {
-		v.tidy()
+		v.tend()
 	}
 	return v, nil
 }
@@ -128,25 +188,29 @@ func Open(cfg Config) (*Volume, error) {
 // secure syncs what was replayed: it may have been in the kernel's memory only, and
 // new entries are going to rest on it.
 func (v *Volume) secure() error {
-	if err := v.sync(v.due().segments, true); err != nil {
+	due := v.due()
+	if err := v.sync(due.segments, true); err != nil {
 		return err
 	}
-	v.settle(v.chain)
-	if n := len(v.chain); n > 0 {
-		v.chain[n-1].synced = false
-	}
+	v.settle(due)
 	v.written, v.durable = v.seq, v.seq
 	v.note(v.end())
 	v.settled = true
 	return nil
 }
 
+// forget closes all files.
 func (v *Volume) forget() error {
 	var errs []error
 	for _, s := range v.chain {
 		errs = append(errs, s.file.Close())
 	}
-	v.chain, v.slots, v.extents = nil, nil, extentMap{}
+	for _, l := range v.layers {
+		if l.disk != nil {
+			errs = append(errs, l.disk.Drop())
+		}
+	}
+	v.chain, v.tail, v.layers, v.slots, v.open = nil, nil, nil, nil, newLayer(v.cfg.Base)
 	return errors.Join(errs...)
 }
 
@@ -154,10 +218,12 @@ func (v *Volume) forget() error {
 // it fail with ErrClosed.
 func (v *Volume) Close() error {
 	defer v.work.Wait() // after the locks are free
-	v.syncing.Lock()    // a Flush has the files in hand
+	v.tending.Lock()
+	defer v.tending.Unlock()
+	v.syncing.Lock() // a Flush has the files in hand
 	defer v.syncing.Unlock()
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.take()
+	defer v.turns.pass()
 	if v.closed {
 		return nil
 	}
@@ -165,35 +231,44 @@ func (v *Volume) Close() error {
 	if len(v.chain) > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
 		err = v.finish()
 	}
+	v.mu.Lock()
 	v.closed = true
-	return errors.Join(err, v.notes.close(), v.forget(), v.lock.Close())
+	v.mu.Unlock()
+	v.readers.drain()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return errors.Join(err, v.notes.Close(), v.forget(), v.lock.Close())
 }
 
 // finish syncs the journal and marks its end, unless that takes another segment. Called
-// with mu.
+// with syncing and the turn.
 func (v *Volume) finish() error {
-	if err := v.sync(v.due().segments, true); err != nil {
+	due := v.due()
+	err := v.sync(due.segments, true)
+	if err != nil {
 		return err
 	}
-	if v.durable = v.written; !v.full() {
-		v.mark()
-		if err := v.sync(v.chain[len(v.chain)-1:], false); err != nil {
-			return err
-		}
+	v.carried(due)
+	if v.appendMark(); v.tail != nil {
+		err = v.sync([]*segment{v.tail}, false)
 	}
-	v.note(v.end())
-	return nil
+	if err == nil {
+		v.note(v.end())
+	}
+	return err
 }
 
 // Geometry implements blockdev.Device.
 func (v *Volume) Geometry() blockdev.Geometry {
-	return blockdev.Geometry{Size: v.cfg.Size, BlockSize: sectorSize, PreferredSize: unit, ReadOnly: v.cfg.ReadOnly}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return blockdev.Geometry{Size: v.size, BlockSize: extents.SectorSize, PreferredSize: extents.Unit, ReadOnly: v.cfg.ReadOnly}
 }
 
 // Stats is how a volume stands.
 type Stats struct {
-	// Dirty is how much of the disk lies in the journal only, and Disk what the journal
-	// takes, in bytes.
+	// Dirty is how much of the disk lies in the journal only, in bytes; what was written
+	// again since the last Seal counts twice. Disk is what the journal takes.
 	Dirty, Disk int64
 	// Full says that the last write found no room.
 	Full bool
@@ -205,7 +280,10 @@ type Stats struct {
 func (v *Volume) Stats() Stats {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	s := Stats{Dirty: v.extents.dirty * sectorSize, Full: v.noSpace, Failed: v.failed}
+	s := Stats{Dirty: v.open.usage().Dirty * extents.SectorSize, Full: v.noSpace, Failed: v.failed}
+	for _, l := range v.layers {
+		s.Dirty += l.usage().Dirty * extents.SectorSize
+	}
 	for _, x := range v.chain {
 		s.Disk += x.size
 	}

@@ -15,6 +15,9 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 const testChunk = 32 << 10
@@ -66,7 +69,7 @@ func (m *image) NextData(_ context.Context, index uint64) (start, end uint64, er
 // The disk of tests is larger than its source, whose end is inside a chunk.
 const (
 	testSize   = 40 * testChunk
-	sourceSize = 30*testChunk - 5*sectorSize
+	sourceSize = 30*testChunk - 5*extents.SectorSize
 )
 
 func create(t testing.TB) string {
@@ -76,7 +79,10 @@ func create(t testing.TB) string {
 	return dir
 }
 
-func testID() [16]byte { return [16]byte{1, 2} }
+func testID() content.VolumeID { return content.VolumeID{1, 2} }
+
+// segmentName is the file of a segment of tests.
+func segmentName(number uint64) string { return journal.Header{Epoch: 1, Number: number}.Name() }
 
 // config is of a volume of tests without a source.
 func config(dir string) Config { return Config{Dir: dir, ID: testID(), Size: testSize, Epoch: 1} }
@@ -152,9 +158,9 @@ func TestModel(t *testing.T) {
 		v := open(t, dir, src)
 		want := blank(src)
 		span := func() (off, n int64) {
-			start := rapid.Int64Range(0, testSize/sectorSize-1).Draw(r, "sector")
-			most := min(testSize/sectorSize-start, 3*(1<<20)/sectorSize)
-			return start * sectorSize, rapid.OneOf(rapid.Int64Range(1, min(most, 20)), rapid.Int64Range(1, most)).Draw(r, "sectors") * sectorSize
+			start := rapid.Int64Range(0, testSize/extents.SectorSize-1).Draw(r, "sector")
+			most := min(testSize/extents.SectorSize-start, 3*(1<<20)/extents.SectorSize)
+			return start * extents.SectorSize, rapid.OneOf(rapid.Int64Range(1, min(most, 20)), rapid.Int64Range(1, most)).Draw(r, "sectors") * extents.SectorSize
 		}
 		r.Repeat(map[string]func(*rapid.T){
 			"write": func(r *rapid.T) {
@@ -168,6 +174,26 @@ func TestModel(t *testing.T) {
 					}
 				}
 				copy(want[off:], p)
+			},
+			"batch": func(r *rapid.T) {
+				var ws []blockdev.Write
+				for range rapid.IntRange(1, 70).Draw(r, "writes") {
+					off, n := span()
+					p := make([]byte, min(n, 40*extents.SectorSize))
+					rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(r, "seed"))}).Read(p)
+					ws = append(ws, blockdev.Write{Data: p, Offset: off})
+				}
+				for len(ws) > 0 {
+					n := v.TryWriteBatch(ws)
+					if n == 0 {
+						n = 1
+						must(r, v.WriteAt(t.Context(), ws[0].Data, ws[0].Offset, false))
+					}
+					for _, w := range ws[:n] {
+						copy(want[w.Offset:], w.Data)
+					}
+					ws = ws[n:]
+				}
 			},
 			"zero": func(r *rapid.T) {
 				off, n := span()
@@ -224,15 +250,15 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 	for name, more := range map[string]int{"entry": 0, "table": 4} {
 		dir := create(t)
 		cfg := config(dir)
-		cfg.SegmentSize = 2 * unit
+		cfg.SegmentSize = 2 * extents.Unit
 		v, err := Open(cfg)
 		must(t, err)
-		want := []blockdev.Extent{{Length: unit, State: blockdev.Data}, {Length: 2 * unit, State: blockdev.Zeros}, {Length: testSize - 3*unit, State: blockdev.Hole}}
-		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 4*unit), 0, false))
-		must(t, v.Zero(t.Context(), unit, 2*unit, true, true))
-		must(t, v.Zero(t.Context(), 3*unit, unit, false, true))
+		want := []blockdev.Extent{{Length: extents.Unit, State: blockdev.Data}, {Length: 2 * extents.Unit, State: blockdev.Zeros}, {Length: testSize - 3*extents.Unit, State: blockdev.Hole}}
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 4*extents.Unit), 0, false))
+		must(t, v.Zero(t.Context(), extents.Unit, 2*extents.Unit, true, true))
+		must(t, v.Zero(t.Context(), 3*extents.Unit, extents.Unit, false, true))
 		for range more { // segments, so that those before are full
-			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, unit), 0, true))
+			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), 0, true))
 		}
 		for _, when := range []string{"at once", "after a restart"} {
 			got, err := v.Extents(t.Context(), nil, 0, testSize, 10)
@@ -247,51 +273,26 @@ func TestZerosThatKeepTheirSpace(t *testing.T) {
 	}
 }
 
-// TestExtentMap lays ranges over each other and compares with a sector array.
-func TestExtentMap(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		const sectors = 3000
-		m := extentMap{live: make([]int64, 1)}
-		var want [sectors]int64 // offset of the data of each sector, in sectors; 0 is none
-		next := int64(1)
-		for range rapid.IntRange(1, 1500).Draw(r, "puts") {
-			start := rapid.Uint64Range(0, sectors-1).Draw(r, "start")
-			n := rapid.Uint64Range(1, min(sectors-start, 9)).Draw(r, "n")
-			m.put(extent{start: start, n: uint32(n), data: next * sectorSize, entry: uint32(n)})
-			for i := range n {
-				want[start+i] = next + int64(i)
-			}
-			next += int64(n)
-		}
-		for s := uint64(0); s < sectors; s++ {
-			e, ok := m.at(s)
-			here := ok && e.start <= s
-			if here != (want[s] != 0) || here && e.from(s).data != want[s]*sectorSize {
-				r.Fatalf("sector %d: %+v, %v; want data of sector %d", s, e, ok, want[s])
-			}
-		}
-	})
-}
-
-// encode returns the entry with its data.
-func (e entry) encode(seed uint32, data []byte) []byte {
-	b := make([]byte, e.size())
-	copy(b[e.dataOffset():], data)
-	e.seal(seed, b)
+// encoded returns an entry with its data.
+func encoded(e journal.Entry, seed uint32, data []byte) []byte {
+	b := make([]byte, e.Size())
+	copy(b[e.DataOffset():], data)
+	journal.SumUnits(b[extents.EntryHeader:e.DataOffset()], data)
+	e.Seal(seed, b)
 	return b
 }
 
-// journal makes a volume with writes and flushes and returns the bytes that the
+// written makes a volume with writes and flushes and returns the bytes that the
 // disk has, and those that it had at each flush.
-func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
+func written(t *testing.T, entries int) (dir string, want []byte, flushed map[int][]byte) {
 	t.Helper()
 	src := newImage(sourceSize)
 	dir, want, flushed = create(t), blank(src), map[int][]byte{}
 	v := open(t, dir, src)
 	rng := rand.New(rand.NewPCG(3, 3))
 	for i := range entries {
-		off := int64(rng.IntN(testSize/sectorSize-40)) * sectorSize
-		p := bytes.Repeat([]byte{byte(i + 1)}, (1+rng.IntN(20))*sectorSize)
+		off := int64(rng.IntN(testSize/extents.SectorSize-40)) * extents.SectorSize
+		p := bytes.Repeat([]byte{byte(i + 1)}, (1+rng.IntN(20))*extents.SectorSize)
 		must(t, v.WriteAt(t.Context(), p, off, false))
 		copy(want[off:], p)
 		if i%10 == 9 {
@@ -307,13 +308,13 @@ func journal(t *testing.T, entries int) (dir string, want []byte, flushed map[in
 // that was closed cleanly: a start either refuses and says where, or gives every
 // byte as it was. Opened to read only, all but what is lost is there.
 func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
-	dir, want, _ := journal(t, 60)
+	dir, want, _ := written(t, 60)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mark := len(whole) - entryHeader
+	mark := len(whole) - extents.EntryHeader
 	rng := rand.New(rand.NewPCG(1, 2))
 	for at := 0; at < mark; at += 1 + rng.IntN(len(whole)/400) {
 		b := slices.Clone(whole)
@@ -331,13 +332,13 @@ func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
 			t.Fatalf("byte %d: read-only: %v", at, err)
 		}
 		wrong := 0
-		p := make([]byte, sectorSize)
-		for off := int64(0); off < testSize; off += sectorSize {
-			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+sectorSize]) {
+		p := make([]byte, extents.SectorSize)
+		for off := int64(0); off < testSize; off += extents.SectorSize {
+			if err := v.ReadAt(t.Context(), p, off); err == nil && !bytes.Equal(p, want[off:off+extents.SectorSize]) {
 				wrong++
 			}
 		}
-		if (lost.Length > 0 || at < segmentHeader) && wrong > 0 { // a head holds no data
+		if (lost.Length > 0 || at < journal.HeaderSize) && wrong > 0 { // a head holds no data
 			t.Fatalf("byte %d flipped: %d sectors have other bytes, and the lost range was known", at, wrong)
 		}
 		must(t, v.Close())
@@ -349,12 +350,12 @@ func TestFlippedBitIsNeverAShorterJournal(t *testing.T) {
 func TestFlippedBitBeforeAKill(t *testing.T) {
 	dir := create(t)
 	v := open(t, dir, newImage(sourceSize))
-	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 2*unit), 0, false))
+	must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 2*extents.Unit), 0, false))
 	must(t, v.Flush(t.Context()))
 	whole, err := os.ReadFile(filepath.Join(dir, segmentName(1)))
 	must(t, err)
 	must(t, v.Close())
-	for at := segmentHeader; at < len(whole)-entryHeader; at += 61 {
+	for at := journal.HeaderSize; at < len(whole)-extents.EntryHeader; at += 61 {
 		b := slices.Clone(whole)
 		b[at] ^= 4
 		must(t, os.WriteFile(filepath.Join(dir, segmentName(1)), b, 0o600))
@@ -368,7 +369,7 @@ func TestFlippedBitBeforeAKill(t *testing.T) {
 // TestFlushesWithoutWritesAddNothing: a guest may flush as often as it likes.
 func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 	v := open(t, create(t), newImage(sourceSize))
-	must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
+	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, true))
 	size := v.chain[0].size
 	for range 10 {
 		must(t, v.Flush(t.Context()))
@@ -383,31 +384,31 @@ func TestFlushesWithoutWritesAddNothing(t *testing.T) {
 // is left is the state after some entry, no older than the last flush before the
 // cut that a later entry tells of.
 func TestTornTailIsCutOff(t *testing.T) {
-	dir, _, _ := journal(t, 40)
+	dir, _, _ := written(t, 40)
 	path := filepath.Join(dir, segmentName(1))
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole = whole[:len(whole)-entryHeader] // without the mark of the clean end
+	whole = whole[:len(whole)-extents.EntryHeader] // without the mark of the clean end
 	last, seq := int64(0), uint64(0)
-	for off := int64(segmentHeader); off < int64(len(whole)); {
-		e, err := decodeEntry(seed(testID(), 1), whole[off:])
+	for off := int64(journal.HeaderSize); off < int64(len(whole)); {
+		e, err := journal.DecodeEntry(journal.Seed(testID(), 1), whole[off:])
 		if err != nil {
 			t.Fatal(err)
 		}
-		last, seq, off = off, e.seq, off+e.size()
+		last, seq, off = off, e.Seq, off+e.Size()
 	}
 	for cut := last; cut < int64(len(whole)); cut += 97 {
 		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		must(t, os.WriteFile(filepath.Join(dir, noteName), note{}.encode(seed(testID(), 0)), 0o600)) // nothing was ever synced
+		must(t, os.WriteFile(filepath.Join(dir, journal.NoteName), journal.Note{}.Encode(journal.Seed(testID(), 0)), 0o600)) // nothing was ever synced
 		v := open(t, dir, newImage(sourceSize))
 		if v.seq != seq-1 {
 			t.Fatalf("cut at %d: the last entry is %d, want %d", cut, v.seq, seq-1)
 		}
-		must(t, v.WriteAt(t.Context(), make([]byte, unit), 0, true))
+		must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, true))
 		must(t, v.Close())
 		os.Remove(filepath.Join(dir, segmentName(2)))
 	}
@@ -420,7 +421,7 @@ func TestOneProcessAVolume(t *testing.T) {
 		t.Errorf("second Open: %v, want ErrConflict", err)
 	}
 	must(t, v.Close())
-	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrClosed) {
+	if err := v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false); !errors.Is(err, content.ErrClosed) {
 		t.Errorf("write after Close: %v, want ErrClosed", err)
 	}
 	if _, err := Open(config(filepath.Join(dir, "absent"))); !errors.Is(err, content.ErrNotFound) {
@@ -440,31 +441,19 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	if err := v.WriteAt(t.Context(), make([]byte, unit), 0, false); !errors.Is(err, content.ErrReadOnly) {
+	if err := v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false); !errors.Is(err, content.ErrReadOnly) {
 		t.Errorf("write: %v, want ErrReadOnly", err)
 	}
-}
-
-func FuzzDecodeEntry(f *testing.F) {
-	f.Add(entry{kind: kindData, seq: 2, durable: 1, start: 8, sectors: 9}.encode(5, make([]byte, 9*sectorSize)))
-	f.Add(entry{kind: kindZero, seq: 1, start: 8, sectors: 1 << 30}.encode(5, nil))
-	f.Add(entry{kind: kindKeep, seq: 1, start: 8, sectors: 1}.encode(5, nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := decodeEntry(5, b)
-		if err == nil && (e.size() < entryHeader || e.dataOffset() > int64(len(b))) {
-			t.Errorf("accepted %+v from %d bytes", e, len(b))
-		}
-	})
 }
 
 func BenchmarkWrite4K(b *testing.B) {
 	v := open(b, create(b), newImage(sourceSize))
 	defer v.Close()
-	p := make([]byte, unit)
+	p := make([]byte, extents.Unit)
 	rng := rand.New(rand.NewPCG(1, 1))
-	b.SetBytes(unit)
+	b.SetBytes(extents.Unit)
 	for b.Loop() {
-		if err := v.WriteAt(b.Context(), p, int64(rng.IntN(testSize/unit))*unit, false); err != nil {
+		if err := v.WriteAt(b.Context(), p, int64(rng.IntN(testSize/extents.Unit))*extents.Unit, false); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -475,15 +464,15 @@ func BenchmarkWrite4K(b *testing.B) {
 func TestBrokenRequest(t *testing.T) {
 	v := open(t, create(t), nil)
 	defer v.Close()
-	old := bytes.Repeat([]byte{1}, 3*unit)
+	old := bytes.Repeat([]byte{1}, 3*extents.Unit)
 	must(t, v.WriteAt(t.Context(), old, 0, false))
-	if v.TryWriteFrom(bytes.NewReader(make([]byte, 2*unit)), 3*unit, 0) {
+	if v.TryWriteFrom(bytes.NewReader(make([]byte, 2*extents.Unit)), 3*extents.Unit, 0) {
 		t.Error("a write was taken of which a part is missing")
 	}
-	expect(t, v, old, 0, 3*unit)
-	if v.TryReadTo(make(window, 2*unit), 3*unit, 0) {
+	expect(t, v, old, 0, 3*extents.Unit)
+	if v.TryReadTo(make(window, 2*extents.Unit), 3*extents.Unit, 0) {
 		t.Error("a read was answered that nobody took")
 	}
-	must(t, v.WriteAt(t.Context(), old[:unit], unit, false))
-	expect(t, v, old, 0, 3*unit)
+	must(t, v.WriteAt(t.Context(), old[:extents.Unit], extents.Unit, false))
+	expect(t, v, old, 0, 3*extents.Unit)
 }

@@ -2,112 +2,209 @@ package volume
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"syscall"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
+
+// batchMax is how many changes go in one write: each has two parts.
+const batchMax = journal.VectorMax / 2
 
 // WriteAt implements blockdev.Device.
 func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
-	v.waiting.Add(1)
-	v.mu.Lock()
-	v.waiting.Add(-1)
-	v.data.Reset(p)
-	err := v.write(&v.data, len(p), off)
-	v.data.Reset(nil)
-	v.mu.Unlock()
-	if err == nil && fua {
-		err = v.Flush(ctx)
+	if err := v.admit(ctx, int64(len(p))); err != nil {
+		return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
-	return err
+	for at := 0; at < len(p); {
+		part := p[at:min(len(p), at+journal.WriteMax)]
+		c := v.lend(journal.DataEntry(off+int64(at), len(part)), part, false)
+		journal.SumUnits(c.head[extents.EntryHeader:], part)
+		err := v.append(c)
+		v.give(c)
+		if err != nil {
+			return fmt.Errorf("write %d bytes at %d: %w", len(part), off+int64(at), err)
+		}
+		at += len(part)
+	}
+	if fua {
+		return v.Flush(ctx)
+	}
+	return nil
+}
+
+// TryWriteBatch implements blockdev.BatchWriter, with one write of the file. A new segment
+// is left to WriteAt.
+func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
+	var bytes int64
+	for _, w := range ws[:min(len(ws), batchMax)] {
+		bytes += int64(len(w.Data))
+	}
+	if v.turns.busy() || !v.admitted(bytes) { // one that waits is not overtaken
+		return 0
+	}
+	var lent [batchMax]*change
+	n := 0
+	defer func() {
+		for _, c := range lent[:n] {
+			v.give(c)
+		}
+	}()
+	for ; n < min(len(ws), batchMax) && len(ws[n].Data) <= journal.WriteMax; n++ {
+		lent[n] = v.lend(journal.DataEntry(ws[n].Offset, len(ws[n].Data)), ws[n].Data, false)
+		journal.SumUnits(lent[n].head[extents.EntryHeader:], lent[n].data)
+	}
+	if !v.turns.try() {
+		return 0
+	}
+	defer v.turns.pass()
+	if v.full() {
+		return 0
+	}
+	v.batch = v.batch[:0]
+	for room := v.cfg.SegmentSize - v.tail.size; len(v.batch) < n && room > 0; room -= lent[len(v.batch)-1].bytes() {
+		v.batch = append(v.batch, lent[len(v.batch)])
+	}
+	done, _ := v.commit(v.batch)
+	return done
 }
 
 // TryWriteFrom implements blockdev.Device: an append to a file needs no wait but
 // the kernel's own. A new segment is left to WriteAt.
 func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
-	if v.waiting.Load() > 0 || !v.mu.TryLock() { // a write that waits is not overtaken
+	if n > journal.WriteMax || v.turns.busy() || !v.admitted(int64(n)) { // one that waits is not overtaken
 		return false
 	}
-	defer v.mu.Unlock()
-	return n <= writeMax && !v.full() && v.write(data, n, off) == nil
-}
-
-// write appends one entry for each writeMax of data. Called with mu.
-func (v *Volume) write(data io.ReaderAt, n int, off int64) error {
-	for at := 0; at < n; {
-		part := min(n-at, writeMax)
-		e := entry{kind: kindData, start: uint64((off + int64(at)) / sectorSize), sectors: uint32(part / sectorSize)}
-		if err := v.append(e, data, int64(at)); err != nil {
-			return fmt.Errorf("write %d bytes at %d: %w", part, off+int64(at), err)
-		}
-		at += part
+	c := v.lend(journal.DataEntry(off, n), nil, true)
+	defer v.give(c)
+	if read, _ := data.ReadAt(c.data, 0); read < n {
+		return false
 	}
-	return nil
+	journal.SumUnits(c.head[extents.EntryHeader:], c.data)
+	if !v.turns.try() {
+		return false
+	}
+	defer v.turns.pass()
+	if v.full() {
+		return false
+	}
+	v.batch = append(v.batch[:0], c)
+	done, _ := v.commit(v.batch)
+	return done == 1
 }
 
-// append writes an entry, whose data begins at byte at of data, to the open segment
-// and lays it over the map. A full disk leaves the journal as it was. Called with mu.
-func (v *Volume) append(e entry, data io.ReaderAt, at int64) error {
+// append writes a change, with those that wait behind it, to the open segment and lays
+// it over the map. A full disk leaves the journal as it was.
+func (v *Volume) append(c *change) error {
+	if !v.turns.take(c) {
+		if err := <-c.done; err != errTurn { //nolint:errorlint // it is no error, and never wrapped
+			return err
+		}
+	}
+	defer v.turns.pass()
+	if err := v.roll(); err != nil {
+		return err
+	}
+	v.batch = v.turns.join(append(v.batch[:0], c), v.cfg.SegmentSize-v.tail.size-c.bytes())
+	done, err := v.commit(v.batch)
+	for i, other := range v.batch[1:] {
+		if i+1 < done {
+			other.done <- nil
+		} else {
+			other.done <- err
+		}
+	}
+	if done > 0 {
+		return nil
+	}
+	return err
+}
+
+// writable says why the volume takes no change.
+func (v *Volume) writable() error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
 	switch {
 	case v.closed:
 		return content.ErrClosed
 	case v.cfg.ReadOnly:
 		return content.ErrReadOnly
-	case v.failed != nil:
-		return v.failed
 	}
-	if err := v.roll(); err != nil {
-		return err
+	return v.failed
+}
+
+// commit appends changes to the open segment, and returns how many it has; err is what
+// keeps the others from it. Called with the turn.
+func (v *Volume) commit(batch []*change) (done int, err error) {
+	if err := v.writable(); err != nil {
+		return 0, err
 	}
-	e.seq, e.durable = v.seq+1, v.durable
-	s := v.chain[len(v.chain)-1]
-	b := v.buffers.Get(int(e.size()))
-	defer v.buffers.Put(b)
-	if e.kind == kindData {
-		p := (*b)[e.dataOffset():]
-		if n, err := data.ReadAt(p, at); n < len(p) {
-			return err
+	v.mu.RLock()
+	synced := v.durable
+	v.mu.RUnlock()
+	s := v.tail
+	v.vector = v.vector[:0]
+	for i, c := range batch {
+		c.Entry.Seq, c.Entry.Durable = v.seq+uint64(i)+1, synced
+		c.Seal(s.seed, c.head)
+		if v.vector = append(v.vector, c.head); len(c.data) > 0 {
+			v.vector = append(v.vector, c.data)
 		}
 	}
-	e.seal(s.seed, *b)
-	if _, err := s.file.WriteAt(*b, s.size); err != nil {
-		v.cutBack(s)
-		return v.refused(err)
+	v.step("append")
+	n, err := journal.WriteVector(s.file, v.vector, s.size)
+	end := s.size
+	for ; done < len(batch) && end+batch[done].bytes() <= s.size+n; done++ {
+		end += batch[done].bytes()
 	}
-	v.seq++
-	if v.noSpace {
+	if err != nil {
+		v.cutBack(s, end)
+		err = v.refused(err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, c := range batch[:done] {
+		v.apply(s.slot, s.size, c.Entry, c.head[extents.EntryHeader:])
+		v.seq, v.told = c.Entry.Seq, c.Entry.Durable
+		s.size, s.last, s.entries = s.size+c.bytes(), v.seq, s.entries+1
+		s.body = s.size
+		if c.Kind != journal.KindMark {
+			v.written = v.seq
+		}
+	}
+	if done > 0 && err == nil && v.noSpace {
 		v.noSpace = false
 		v.cfg.Log.Info("there is room for a volume's writes again", "dir", v.cfg.Dir)
 	}
-	v.told = e.durable
-	if e.kind != kindMark {
-		v.written = v.seq
-	}
-	v.apply(s.slot, s.size, e, (*b)[entryHeader:])
-	s.size += e.size()
-	return nil
+	return done, err
 }
 
 // cutBack removes what a failed write may have left behind the end of a segment.
-// Called with mu.
-func (v *Volume) cutBack(s *segment) {
-	if err := s.file.Truncate(s.size); err != nil {
+func (v *Volume) cutBack(s *segment, end int64) {
+	if err := s.file.Truncate(end); err != nil {
+		v.mu.Lock()
+		defer v.mu.Unlock()
 		v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
 	}
 }
 
 // refused says what a failed write means to a guest, and of a full disk, once, to the
-// log. Called with mu.
+// log.
 func (v *Volume) refused(err error) error {
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if !v.noSpace {
 		v.noSpace = true
 		v.cfg.Log.Error("the disk is full, and a volume's writes fail until there is room", "dir", v.cfg.Dir, "err", err)
@@ -116,75 +213,76 @@ func (v *Volume) refused(err error) error {
 }
 
 // apply lays an entry of the segment in a slot over the map; sums follow its head.
-func (v *Volume) apply(slot uint32, off int64, e entry, sums []byte) {
-	x := extent{start: e.start, n: e.sectors, seg: slot}
-	if e.kind == kindMark || e.sectors == 0 {
-		return
-	}
-	if e.kind == kindData {
-		x.data = off + e.dataOffset()
-	}
-	if e.kind != kindZero {
-		x.entry = e.sectors
-	}
-	if e.units() == 1 {
-		x.crc = binary.LittleEndian.Uint32(sums)
-	}
-	v.extents.put(x)
-}
-
-// lose marks the range of a lost entry, so that reading it fails.
-func (v *Volume) lose(c *CorruptError) {
-	if c.Length > 0 {
-		v.extents.put(extent{start: uint64(c.Start / sectorSize), n: uint32(c.Length / sectorSize), seg: segBad})
+func (v *Volume) apply(slot uint32, off int64, e journal.Entry, sums []byte) {
+	if e.Kind != journal.KindMark && e.Sectors > 0 {
+		v.open.mem.Put(e.Extent(slot, off, sums))
 	}
 }
 
-// full reports whether the next entry needs a new segment. Called with mu.
+// full reports whether the next entry needs a new segment. Called with the turn.
 func (v *Volume) full() bool {
-	n := len(v.chain)
-	return n == 0 || v.chain[n-1].sealed || v.chain[n-1].size >= v.cfg.SegmentSize
+	return v.tail == nil || v.tail.size >= v.cfg.SegmentSize || v.tail.entries >= entriesMax
 }
 
 // roll opens a new segment when there is none or the last one is full, whose table it
-// writes. Nobody waits for the disk here: what is full by now is synced beside. Called
-// with mu.
+// writes. What is full by now is synced beside. Called with the turn.
 func (v *Volume) roll() error {
 	if !v.full() {
 		return nil
 	}
-	number := v.through + 1
-	if n := len(v.chain); n > 0 {
-		last := v.chain[n-1]
-		number = max(number, last.number+1)
-		if !last.sealed {
-			v.seal(last)
-		}
+	if err := v.writable(); err != nil {
+		return err
 	}
-	s, err := createSegment(v.cfg.Dir, v.cfg.ID, v.cfg.Epoch, number, v.seq+1)
+	full := v.tail != nil
+	v.endTail()
+	h := journal.Header{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, Number: v.number + 1, After: content.Position{Number: v.number, Seq: v.seq}}
+	s, err := createSegment(v.cfg.Dir, h)
 	if err != nil {
 		return v.refused(err)
 	}
+	v.mu.Lock()
 	v.add(s)
-	v.newNames = true
-	if len(v.chain) > 1 && v.tidying.CompareAndSwap(false, true) {
-		v.work.Go(func() {
-			v.tidying.Store(false) // who rolls from now on may find that this one has not seen it
-			v.tidy()
-		})
+	v.tail, v.newNames = s, true
+	v.weigh()
+	v.mu.Unlock()
+	if full {
+		v.tendSoon()
 	}
 	return nil
 }
 
-// add gives a segment a slot and makes it the last one.
-func (v *Volume) add(s *segment) {
-	slot := slices.Index(v.slots, nil)
-	if slot < 0 {
-		slot = len(v.slots)
-		v.slots, v.extents.live = append(v.slots, nil), append(v.extents.live, 0)
+// endTail closes the open segment. Called with the turn.
+func (v *Volume) endTail() {
+	s := v.tail
+	if s == nil || s.empty() {
+		return
 	}
-	s.slot = uint32(slot)
-	v.slots[slot], v.chain = s, append(v.chain, s)
+	size := s.size
+	t := journal.Table{Seq: s.last, Extents: v.open.mem.Of(s.slot, journal.TableMax)}
+	if len(t.Extents) <= journal.TableMax {
+		b := t.Encode(s.seed, s.size)
+		if _, err := s.file.WriteAt(b, s.size); err == nil {
+			size += int64(len(b))
+		} else { // the next start reads all of it
+			v.cutBack(s, s.size)
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s.size, s.sealed, v.tail = size, true, nil
+}
+
+// add gives a segment a slot and makes it the last one. Called with mu.
+func (v *Volume) add(s *segment) {
+	s.slot = v.place(s)
+	v.chain, v.number = append(v.chain, s), s.Number
+}
+
+// place gives a segment a slot. Slots are not used again, so that a reader may keep to
+// what it has seen. Called with mu.
+func (v *Volume) place(s *segment) uint32 {
+	v.slots = append(v.slots, s)
+	return uint32(len(v.slots) - 1)
 }
 
 // fail stops the volume: what a failed sync has dropped is not known, and trying
@@ -195,11 +293,38 @@ func (v *Volume) fail(err error) error {
 	return v.failed
 }
 
-// Flush implements blockdev.Device. Calls at once share a sync.
-func (v *Volume) Flush(context.Context) error {
+// Flush implements blockdev.Device. Calls at once share a sync, and a call of the
+// Persister.
+func (v *Volume) Flush(ctx context.Context) error {
 	v.mu.RLock()
 	target := v.written
 	v.mu.RUnlock()
+	if err := v.flush(target); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	if v.cfg.Persist == nil {
+		return nil
+	}
+	v.persisting.Lock()
+	defer v.persisting.Unlock()
+	if v.persisted >= target {
+		return nil
+	}
+	v.mu.RLock()
+	upTo := content.Position{Number: v.number, Seq: v.durable}
+	v.mu.RUnlock()
+	if err := v.cfg.Persist.Persist(ctx, v, upTo); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	v.persisted = upTo.Seq
+	return nil
+}
+
+// everything is the target of a flush that has all in its files durable, tables too.
+const everything = math.MaxUint64
+
+// flush makes the entries up to target durable here.
+func (v *Volume) flush(target uint64) error {
 	v.syncing.Lock()
 	defer v.syncing.Unlock()
 	v.mu.RLock()
@@ -207,23 +332,30 @@ func (v *Volume) Flush(context.Context) error {
 	v.mu.RUnlock()
 	switch {
 	case due.err != nil:
-		return fmt.Errorf("flush: %w", due.err)
+		return due.err
 	case done || len(due.segments) == 0:
 		return nil
 	}
-	if err := v.carry(due); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	return nil
+	return v.carry(due)
 }
 
 // due is what a sync has to make durable.
 type due struct {
 	segments []*segment
+	sealed   []*segment // of those
 	newNames bool
-	end      note
+	end      journal.Note
 	last     uint64 // seq of the last entry in it that is not a mark
 	err      error  // why nothing can be synced
+}
+
+// unsynced is where in the chain those begin that are to be synced. Called with mu.
+func (v *Volume) unsynced() int {
+	first := len(v.chain)
+	for first > 0 && !v.chain[first-1].synced {
+		first--
+	}
+	return first
 }
 
 // due returns what has to be synced by now. Called with mu.
@@ -234,12 +366,10 @@ func (v *Volume) due() due {
 	case v.failed != nil:
 		return due{err: v.failed}
 	}
-	d := due{newNames: v.newNames, end: v.end(), last: v.written}
-	first := len(v.chain)
-	for first > 0 && !v.chain[first-1].synced {
-		first--
+	d := due{segments: slices.Clone(v.chain[v.unsynced():]), newNames: v.newNames, end: v.end(), last: v.written}
+	if d.sealed = d.segments; v.tail != nil {
+		d.sealed = d.segments[:len(d.segments)-1]
 	}
-	d.segments = slices.Clone(v.chain[first:])
 	return d
 }
 
@@ -249,44 +379,68 @@ func (v *Volume) carry(d due) error {
 	if err == nil {
 		v.note(d.end)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	switch {
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+	if err == nil {
+		v.carried(d)
+		v.mark()
+		return nil
+	}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		// The folder could not even be opened, so no sync of it has failed.
 		return fmt.Errorf("this process has too many files open; the next flush tries again: %w", err)
-	case err != nil:
-		return v.fail(err)
 	}
-	v.durable = max(v.durable, d.last)
-	v.settle(d.segments)
-	v.newNames = v.newNames && v.chain[len(v.chain)-1].number != d.end.number
-	v.mark()
-	return nil
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.fail(err)
 }
 
-// settle marks segments as synced that don't grow any more. Called with mu.
-func (v *Volume) settle(synced []*segment) {
-	for _, s := range synced[:max(len(synced)-1, 0)] { // the last one goes on growing
+// carried says that what was due is durable now.
+func (v *Volume) carried(d due) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.durable = max(v.durable, d.last)
+	v.settle(d)
+	v.newNames = v.newNames && v.number != d.end.Number
+}
+
+// settle marks segments as synced that don't grow any more, and where the other one
+// ends. Called with mu.
+func (v *Volume) settle(d due) {
+	for _, s := range d.sealed {
 		s.synced = true
+	}
+	if n := len(d.segments); n > len(d.sealed) {
+		s := d.segments[n-1]
+		s.flushed = append(s.flushed, place{d.end.Seq, d.end.Length})
 	}
 }
 
 // mark notes in the journal how much of it is synced, unless it says so already.
 // Without that, damage to what was flushed just before a kill would look like a
-// tail. Called with mu.
+// tail. It makes no segment.
 func (v *Volume) mark() {
-	if v.told >= v.durable {
+	v.take()
+	defer v.turns.pass()
+	v.appendMark()
+}
+
+// appendMark is mark for who has the turn.
+func (v *Volume) appendMark() {
+	v.mu.RLock()
+	needless := v.told >= v.durable || v.full()
+	v.mu.RUnlock()
+	if needless {
 		return
 	}
-	if err := v.append(entry{kind: kindMark}, nil, 0); err != nil {
+	c := v.lend(journal.Entry{Kind: journal.KindMark}, nil, false)
+	defer v.give(c)
+	if _, err := v.commit([]*change{c}); err != nil {
 		v.cfg.Log.Debug("no mark after a flush", "dir", v.cfg.Dir, "err", err)
 	}
 }
 
 func (v *Volume) sync(due []*segment, newNames bool) error {
 	for _, s := range due {
-		if err := dataSync(s.file); err != nil {
+		if err := journal.DataSync(s.file); err != nil {
 			return err
 		}
 	}
@@ -301,25 +455,45 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 // Zero implements blockdev.Device. The zeros take one entry however long they
 // are.
 func (v *Volume) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
-	kind := byte(kindZero)
+	kind := byte(journal.KindZero)
 	if keep {
-		kind = kindKeep
+		kind = journal.KindKeep
 	}
-	v.waiting.Add(1)
-	v.mu.Lock()
-	v.waiting.Add(-1)
-	var err error
-	for length > 0 && err == nil {
-		n := min(length, zeroMax*sectorSize)
-		err = v.append(entry{kind: kind, start: uint64(off / sectorSize), sectors: uint32(n / sectorSize)}, nil, 0)
+	for length > 0 {
+		n := min(length, zeroMax*extents.SectorSize)
+		c := v.lend(journal.Entry{Kind: kind, Start: uint64(off / extents.SectorSize), Sectors: uint32(n / extents.SectorSize)}, nil, false)
+		err := v.append(c)
+		v.give(c)
+		if err != nil {
+			return fmt.Errorf("zero: %w", err)
+		}
 		off, length = off+n, length-n
-	}
-	v.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("zero: %w", err)
 	}
 	if fua {
 		return v.Flush(ctx)
 	}
 	return nil
+}
+
+// note writes down that the segments up to s are durable, that one up to length. It
+// may fail on a full disk, and is tried again by the next sync: what was flushed is
+// flushed all the same. Called with syncing, or before the volume is anybody's.
+func (v *Volume) note(n journal.Note) {
+	if v.cfg.ReadOnly || n.Number == 0 {
+		return
+	}
+	if err := v.notes.Write(v.cfg.Dir, n); err != nil {
+		v.cfg.Log.Debug("no note of the journal's end", "dir", v.cfg.Dir, "err", err)
+	}
+}
+
+// end is the note of all that the journal has. Called with mu, or before the volume is
+// anybody's.
+func (v *Volume) end() journal.Note {
+	n := len(v.chain)
+	if n == 0 {
+		return journal.Note{}
+	}
+	s := v.chain[n-1]
+	return journal.Note{Number: s.Number, Length: s.size, Seq: v.seq}
 }

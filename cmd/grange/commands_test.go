@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -46,11 +47,13 @@ func anyNode(t *testing.T) http.Handler {
 				t.Errorf("export: %+v, %v", req, err)
 			}
 			io.WriteString(w, op)
-		case last == "warm", last == "verify", r.Method == "PUT" && strings.HasPrefix(path, "/api/images/") && strings.Count(path, "/") == 3, last == "1":
+		case last == "snapshots" && r.Method == "POST":
+			io.WriteString(w, `{"snapshot_id": "x@1", "operation": "1"}`)
+		case last == "warm", last == "verify", last == "move", last == "promote", r.Method == "PUT" && strings.HasPrefix(path, "/api/images/") && strings.Count(path, "/") == 3, last == "1":
 			io.WriteString(w, op)
-		case r.Method == "GET" && slices.Contains([]string{"images", "volumes", "members", "tokens", "operations"}, last):
+		case r.Method == "GET" && slices.Contains([]string{"images", "volumes", "members", "tokens", "operations", "snapshots", "changes"}, last):
 			io.WriteString(w, `[{"name": "x"}]`)
-		case last == "pin", last == "detach", r.Method == "DELETE" && !strings.Contains(path, "images") && !strings.Contains(path, "members"), r.Method == "PUT" && last == "key":
+		case last == "pin", r.Method == "DELETE" && !strings.Contains(path, "images") && !strings.Contains(path, "members"), r.Method == "PUT" && last == "key":
 			w.WriteHeader(http.StatusNoContent)
 		default:
 			io.WriteString(w, `{"ready": true, "origin": {"state": "ok"}, "key": "k"}`)
@@ -62,7 +65,9 @@ func anyNode(t *testing.T) http.Handler {
 func arguments(t *testing.T, key string) map[string][]string {
 	return map[string][]string{
 		"image import": {"x", "/dev/null"}, "image show": {"x"}, "image tag": {"x", "y"}, "image warm": {"x"}, "image pin": {"x"}, "image unpin": {"x"}, "image verify": {"x"},
-		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x"},
+		"image export": {"x", filepath.Join(t.TempDir(), "file")}, "image rm": {"x"}, "volume create": {"x"}, "volume attach": {"x"}, "volume show": {"x"}, "volume detach": {"x"}, "volume rm": {"x", "--purge"},
+		"volume move": {"x", "n"}, "volume snapshot": {"x", "--wait", "durable"}, "volume rollback": {"x@1"}, "volume resize": {"x", "2G"}, "volume limit": {"x", "--iops", "100", "--rate", "1M/s"}, "volume changes": {"x@1", "x@2"},
+		"volume export": {"snapshot:x@1", filepath.Join(t.TempDir(), "file")}, "image promote": {"volume:x", "y"}, "snapshot rm": {"x@1"},
 		"cache evict": {"1G"}, "operation show": {"1"}, "operation cancel": {"2"}, "token create": {"--role", "node"}, "token revoke": {"x"}, "mesh revoke": {"x"},
 		"mesh export-key": {filepath.Join(t.TempDir(), "key")}, "mesh import-key": {key}, "resolve": {"x"},
 	}
@@ -204,7 +209,7 @@ func TestListThatIsNotWhole(t *testing.T) {
 // TestConfigOfTheDefaultPath is read, and need not be there.
 func TestConfigOfTheDefaultPath(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "grange.yaml")
-	quota := func() (size, error) {
+	quota := func() (units.Size, error) {
 		var c cli
 		parser, err := newParser(&c, stdio{strings.NewReader(""), io.Discard, io.Discard}, kong.Vars{"config": path})
 		if err != nil {
@@ -230,24 +235,27 @@ func TestConfigOfTheDefaultPath(t *testing.T) {
 	}
 }
 
-func TestWhatAVolumeBeginsAs(t *testing.T) {
-	for _, from := range []string{"debian", "volume:web1"} {
-		if code, _, complaint := command(t, "volume", "create", "web2", "--from", from, "--data", t.TempDir()); code != 2 || !strings.Contains(complaint, "--from "+from+": a volume begins as an image: image:NAME") {
-			t.Errorf("%s: code %d, %s", from, code, complaint)
-		}
-	}
-}
-
-func TestSize(t *testing.T) {
-	for text, want := range map[string]size{"10G": 10 << 30, "10GiB": 10 << 30, "10g": 10 << 30, "1.5T": 3 << 39, "500MB": 500e6, "64K": 64 << 10, "512": 512, "7M": 7 << 20} {
-		var s size
-		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
-			t.Errorf("%s: %d, %v, want %d", text, s, err, want)
-		}
-	}
-	for _, text := range []string{"", "G", "-1G", "10X", "1e30G"} {
-		if err := new(size).UnmarshalText([]byte(text)); err == nil {
-			t.Errorf("%q is taken", text)
+// TestWhatCommandsOnDisksRefuse before the node is asked.
+func TestWhatCommandsOnDisksRefuse(t *testing.T) {
+	for _, x := range []struct{ line, want string }{
+		{"volume create web2 --from debian", "want image:NAME, volume:NAME or snapshot:NAME@N"},
+		{"volume create web2 --from snapshot:web1", "want snapshot:NAME@N"},
+		{"volume create web2 --from volume:web1?at=noon", "name \"web1?at=noon\""},
+		{"volume create a/b --size 1M", "name \"a/b\""},
+		{"volume rollback web1", "want snapshot:NAME@N"},
+		{"volume changes web1@1 web2@2", "web1@1 and web2@2 are of two volumes"},
+		{"volume changes web1@0", "a number N from 1"},
+		{"volume snapshot web1 --wait forever", "--wait must be one of"},
+		{"volume resize web1 big", "is not a size"},
+		{"volume limit web1 --rate 0", "is not a rate"},
+		{"volume export image:debian file", "want volume:NAME or snapshot:NAME@N"},
+		{"image promote debian/12 debian", "want image:NAME, volume:NAME or snapshot:NAME@N"},
+		{"image promote web1 debian --scope everybody", "--scope"},
+		{"snapshot rm web1", "want snapshot:NAME@N"},
+	} {
+		code, _, complaint := command(t, append(strings.Fields(x.line), "--data", t.TempDir())...)
+		if code != 2 || !strings.Contains(complaint, x.want) {
+			t.Errorf("%s: code %d, %s", x.line, code, complaint)
 		}
 	}
 }

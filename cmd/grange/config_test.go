@@ -6,7 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/grangemesh/grange/cmd/grange/units"
 )
 
 // parse reads a command line beside a config file.
@@ -28,7 +29,7 @@ func parse(t *testing.T, config string, args ...string) (cli, error) {
 // TestPrecedence: flags come before the environment, that before the file, and that
 // before what is built in.
 func TestPrecedence(t *testing.T) {
-	quota := func(config string, args ...string) size {
+	quota := func(config string, args ...string) units.Size {
 		t.Helper()
 		c, err := parse(t, config, append([]string{"node"}, args...)...)
 		if err != nil {
@@ -124,34 +125,6 @@ func TestErrorsInACommandLine(t *testing.T) {
 		code, _, complaint := command(t, append(x.args, "--config", path)...)
 		if code != 2 || !strings.Contains(complaint, x.want) {
 			t.Errorf("%q, %s: code %d, %swant %s", x.config, x.args, code, complaint, x.want)
-		}
-	}
-}
-
-func TestSpan(t *testing.T) {
-	for text, want := range map[string]span{"30s": span(30 * time.Second), "7d": span(7 * day), "1h30m": span(90 * time.Minute)} {
-		var s span
-		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
-			t.Errorf("%q: %v, %v", text, s, err)
-		}
-	}
-	for _, text := range []string{"", "30", "d", "-1d", "1.5d", "0s", "-1h", "999999999d", "-999999999999d", "1y"} {
-		if err := new(span).UnmarshalText([]byte(text)); err == nil {
-			t.Errorf("%q is taken", text)
-		}
-	}
-}
-
-func TestFrequency(t *testing.T) {
-	for text, want := range map[string]frequency{"100/s": 100, "0.5/s": 0.5, "7": 7, "1e3/s": 1000} {
-		var f frequency
-		if err := f.UnmarshalText([]byte(text)); err != nil || f != want {
-			t.Errorf("%q: %v, %v", text, f, err)
-		}
-	}
-	for _, text := range []string{"", "0/s", "-1/s", "NaN", "Inf/s", "x", "5 /s", "5/s/s", "5/m"} {
-		if err := new(frequency).UnmarshalText([]byte(text)); err == nil {
-			t.Errorf("%q is taken", text)
 		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/cache"
@@ -113,7 +114,7 @@ func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
 		{"node", goodIf(s.Ready), cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")},
 		{"membership", goodIf(s.Self.Revoked.IsZero()), cmp.Or(revoked(s.Self), string(s.Self.Role))},
 		{"origin", goodIf(originGood(s.Origin)), s.Origin.State + prefixed(": ", s.Origin.Detail)},
-		{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota)) + beyond(s.Cache)},
+		{"cache", goodIf(!s.Cache.Full), fmt.Sprintf("%s of %s", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota)) + beyond(s.Cache)},
 		{"farm", goodIf(s.Neighbourhood.State != node.FarmCutOff), neighbours(s)},
 		volumesFinding(s),
 	}
@@ -132,7 +133,7 @@ func beyond(c api.Cache) string {
 	if c.Limit >= c.Quota {
 		return ""
 	}
-	return fmt.Sprintf(", of which the disk has room for %s", humanBytes(c.Limit))
+	return fmt.Sprintf(", of which the disk has room for %s", units.Bytes(c.Limit))
 }
 
 // prefixed is a text with a prefix, or nothing.
@@ -226,11 +227,11 @@ func diskFinding(dir string, quota, used int64) finding {
 	case err != nil:
 		return finding{"disk", bad, fmt.Sprintf("%s: %v", dir, err)}
 	case free < diskMin:
-		return finding{"disk", bad, fmt.Sprintf("%s free at %s: volumes and imports need room; make some", humanBytes(free), dir)}
+		return finding{"disk", bad, fmt.Sprintf("%s free at %s: volumes and imports need room; make some", units.Bytes(free), dir)}
 	case used+free < quota && quota != cache.QuotaDefault: // what nobody asked for adapts
-		return finding{"disk", bad, fmt.Sprintf("--quota %s is more than the cache could ever have: %s free at %s; lower it", humanBytes(quota), humanBytes(free), dir)}
+		return finding{"disk", bad, fmt.Sprintf("--quota %s is more than the cache could ever have: %s free at %s; lower it", units.Bytes(quota), units.Bytes(free), dir)}
 	}
-	return finding{"disk", good, fmt.Sprintf("%s free at %s", humanBytes(free), dir)}
+	return finding{"disk", good, fmt.Sprintf("%s free at %s", units.Bytes(free), dir)}
 }
 
 // toolsFinding looks for the programs that imports start, each with its Debian package.

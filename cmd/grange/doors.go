@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/index"
 )
 
 // doorFlags say where volumes are served over NBD, and to whom.
@@ -90,7 +91,7 @@ func (d *doors) listen(ctx context.Context, dir string, log *slog.Logger) (err e
 	if d.tcp, err = d.open(ctx, d.address); err == nil {
 		return nil
 	}
-	if volumes.Expected(filepath.Join(dir, "volumes")) {
+	if index.Expected(filepath.Join(dir, "volumes")) {
 		log.Error("this node's volumes are served without --nbd", "err", err)
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/origin/content"
@@ -19,16 +20,17 @@ import (
 )
 
 type imageCmd struct {
-	Import imageImportCmd `cmd:"" help:"Publish a disk image, a directory or a tar file under a name."`
-	Ls     imageLsCmd     `cmd:"" help:"List images and tags."`
-	Show   imageShowCmd   `cmd:"" help:"Show one image or tag."`
-	Tag    imageTagCmd    `cmd:"" help:"Let a tag stand for an image."`
-	Warm   imageWarmCmd   `cmd:"" help:"Fetch all of an image into this node's cache."`
-	Pin    imagePinCmd    `cmd:"" help:"Keep an image's chunks in this node's cache."`
-	Unpin  imageUnpinCmd  `cmd:"" help:"Let an image's chunks be evicted."`
-	Verify imageVerifyCmd `cmd:"" help:"Read all of an image at the origin and check it."`
-	Export imageExportCmd `cmd:"" help:"Write an image to a file, sparse."`
-	Rm     imageRmCmd     `cmd:"" help:"Delete an image or tag; absent is success."`
+	Import  imageImportCmd  `cmd:"" help:"Publish a disk image, a directory or a tar file under a name."`
+	Ls      imageLsCmd      `cmd:"" help:"List images and tags."`
+	Show    imageShowCmd    `cmd:"" help:"Show one image or tag."`
+	Tag     imageTagCmd     `cmd:"" help:"Let a tag stand for an image."`
+	Promote imagePromoteCmd `cmd:"" help:"Publish a volume or a snapshot as an image."`
+	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache."`
+	Pin     imagePinCmd     `cmd:"" help:"Keep an image's chunks in this node's cache."`
+	Unpin   imageUnpinCmd   `cmd:"" help:"Let an image's chunks be evicted."`
+	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image at the origin and check it."`
+	Export  imageExportCmd  `cmd:"" help:"Write an image to a file, sparse."`
+	Rm      imageRmCmd      `cmd:"" help:"Delete an image or tag; absent is success."`
 }
 
 func imagePath(name string) string { return "/api/images/" + content.Segment(name) }
@@ -39,16 +41,13 @@ type imageImportCmd struct {
 	Scope   string         `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
 	Format  convert.Format `help:"Format of the source, of which raw is any file as it is: ${formatlist}." enum:"${formats}" default:"auto"`
 	Replace bool           `help:"Publish a new version of an image that exists."`
-	Size    size           `help:"Size of the file system for a directory or tar file; fitted when not given."`
+	Size    units.Size     `help:"Size of the file system for a directory or tar file; fitted when not given."`
 }
 
 func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	scope, err := content.ParseScope(c.Scope)
+	scope, err := publishing(c.Name, c.Scope)
 	if err != nil {
-		return fmt.Errorf("%w: --scope: %w", errUsage, err)
-	}
-	if err := content.KindImage.CheckName(c.Name); err != nil {
-		return fmt.Errorf("%w: %w", errUsage, err)
+		return err
 	}
 	source := c.Source
 	if source == "-" && app.remote() != "" {
@@ -68,6 +67,18 @@ func (c *imageImportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		return err
 	}
 	return app.operate(ctx, std, "PUT", imagePath(c.Name), api.ImportRequest{Options: convert.Options{Path: source, Format: c.Format, Size: int64(c.Size)}, Scope: scope, Replace: c.Replace})
+}
+
+// publishing checks a name to publish under, and reads the scope.
+func publishing(name, scope string) (content.Scope, error) {
+	out, err := content.ParseScope(scope)
+	if err != nil {
+		return out, fmt.Errorf("%w: --scope: %w", errUsage, err)
+	}
+	if err := content.KindImage.CheckName(name); err != nil {
+		return out, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return out, nil
 }
 
 // watched shows how much was read.
@@ -119,18 +130,14 @@ type imageLsCmd struct{}
 
 // Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	raw, err := app.pages(ctx, "/api/images")
-	if err != nil {
-		return err
-	}
-	err = show(app, std, raw, func(w io.Writer, images []api.Image) {
+	err := list(ctx, app, std, "/api/images", func(w io.Writer, images []api.Image) {
 		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
 		for _, i := range images {
 			name := i.Name
 			if i.Target != "" {
 				name += " → " + i.Target
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
 		}
 	})
 	if err != nil {
@@ -167,7 +174,7 @@ type imageShowCmd struct{ imageArg }
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
-			i.Name, i.Kind, i.CID, humanBytes(i.Size), humanBytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
+			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
 	})
 }
 
@@ -206,22 +213,51 @@ func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/verify", nil)
 }
 
+type imagePromoteCmd struct {
+	Ref     string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, or the name of a volume."`
+	Name    string `arg:"" help:"The image."`
+	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
+	Replace bool   `help:"Publish a new version of an image that exists."`
+}
+
+func (c *imagePromoteCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	scope, err := publishing(c.Name, c.Scope)
+	if err != nil {
+		return err
+	}
+	path, err := diskPath(c.Ref, "/promote")
+	if err != nil {
+		return err
+	}
+	return app.operate(ctx, std, "POST", path, api.PromoteSpec{Image: c.Name, Scope: scope, Replace: c.Replace})
+}
+
 type imageExportCmd struct {
-	Name  string `arg:"" help:"The image or tag."`
+	imageArg
+	exportTo
+}
+
+func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return c.export(ctx, app, std, imagePath(c.Name)+"/export")
+}
+
+// exportTo is where commands write a disk.
+type exportTo struct {
 	File  string `arg:"" type:"path" help:"A file on the node's host, or - for standard output."`
 	Force bool   `env:"-" help:"Replace a file that is there."`
 }
 
-func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+// export asks for a file at a path of the API.
+func (c *exportTo) export(ctx context.Context, app *cli, std stdio, path string) error {
 	if c.File != "-" {
-		return c.export(ctx, app, std, c.File)
+		return app.operate(ctx, std, "POST", path, api.ExportRequest{File: c.File, Force: c.Force})
 	}
 	if app.remote() != "" {
 		return fmt.Errorf("%w: standard output is here, and the node of GRANGE_API may be on another host: give it a path there", errUsage)
 	}
 	spool := filepath.Join(app.Data, images.TempDir, "stdout-"+rand.Text()+".spool")
 	defer os.Remove(spool) // the node may have made it though this command was given up
-	if err := c.export(ctx, app, stdio{std.in, std.err, std.err}, spool); err != nil {
+	if err := app.operate(ctx, stdio{std.in, std.err, std.err}, "POST", path, api.ExportRequest{File: spool}); err != nil {
 		return err
 	}
 	f, err := os.Open(spool)
@@ -231,10 +267,6 @@ func (c *imageExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	defer f.Close()
 	_, err = io.Copy(terminal.Raw(std.out), f)
 	return err
-}
-
-func (c *imageExportCmd) export(ctx context.Context, app *cli, std stdio, file string) error {
-	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/export", api.ExportRequest{File: file, Force: c.Force})
 }
 
 type imageRmCmd struct{ imageArg }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
@@ -26,7 +27,7 @@ type tokenCmd struct {
 type tokenCreateCmd struct {
 	Role     trust.Role `enum:"node,seed,publisher,admin" required:"" help:"What the member may do: node volumes of its farm, publisher images too, admin tokens and revocations too, seed nothing but serve public content (${enum})."`
 	Farm     string     `help:"The farm that the member belongs to; this node's when not given."`
-	Lifetime span       `default:"24h" help:"How long the token is good."`
+	Lifetime units.Span `default:"24h" help:"How long the token is good."`
 }
 
 func (c *tokenCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -72,13 +73,13 @@ func (c *resolveCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		if !r.Confirmed {
 			confirmed = "unconfirmed: " + cmp.Or(r.Warning, "the origin does not answer")
 		}
-		fmt.Fprintf(w, "%s:%s\t%s\nsize\t%s\nversion\t%d, seen %.0f s ago, %s\nscope\t%s\n", r.Kind, r.Name, r.CID, humanBytes(r.Size), r.Version, r.Age, confirmed, r.Scope)
+		fmt.Fprintf(w, "%s:%s\t%s\nsize\t%s\nversion\t%d, seen %.0f s ago, %s\nscope\t%s\n", r.Kind, r.Name, r.CID, units.Bytes(r.Size), r.Version, r.Age, confirmed, r.Scope)
 	})
 }
 
 type statusCmd struct {
-	All  bool `help:"Say how all members of the mesh stand too." env:"-"`
-	Wait span `help:"Wait up to this long for the node to be ready."`
+	All  bool       `help:"Say how all members of the mesh stand too." env:"-"`
+	Wait units.Span `help:"Wait up to this long for the node to be ready."`
 }
 
 const (
@@ -145,8 +146,8 @@ func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, er
 
 func statusTable(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
-	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", humanBytes(s.Cache.Used), humanBytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
-	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", humanBytes(s.Bytes.Cache), humanBytes(s.Bytes.Farm), humanBytes(s.Bytes.Swarm), humanBytes(s.Bytes.Origin))
+	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
+	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", units.Bytes(s.Bytes.Cache), units.Bytes(s.Bytes.Farm), units.Bytes(s.Bytes.Swarm), units.Bytes(s.Bytes.Origin))
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
 	}

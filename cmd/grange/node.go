@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/node/membership"
@@ -29,26 +30,26 @@ import (
 )
 
 type nodeCmd struct {
-	Origin         []string  `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=… (and path-style=true), file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
-	Join           *string   `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
-	Name           string    `help:"What other members are shown of this one; the host's name when not given."`
-	Farm           string    `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
-	FarmBind       string    `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
-	FarmJoin       []string  `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
-	Listen         []string  `help:"Where members connect." placeholder:"MULTIADDR,…" default:"/ip4/0.0.0.0/tcp/4001"`
-	Announce       []string  `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
-	Bootstrap      []string  `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
-	API            string    `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
-	Quota          size      `help:"How much of the disk the cache may take." default:"20GiB"`
-	Memory         size      `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
-	UblkThreads    int       `help:"Threads that serve block devices; 0: one for two processors, at most 4."`
-	UblkQueues     int       `help:"Queues of a block device; 0: as many as threads, at most 2."`
-	UblkDepth      int       `help:"Requests in flight in each of them; 0: 64."`
-	OriginRate     rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
-	OriginRequests frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
-	IoTimeout      span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
-	Check          bool      `help:"Say whether a node would start so, and end." env:"-"`
-	LogFormat      string    `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
+	Origin         []string        `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=… (and path-style=true), file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
+	Join           *string         `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
+	Name           string          `help:"What other members are shown of this one; the host's name when not given."`
+	Farm           string          `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
+	FarmBind       string          `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
+	FarmJoin       []string        `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
+	Listen         []string        `help:"Where members connect." placeholder:"MULTIADDR,…" default:"/ip4/0.0.0.0/tcp/4001"`
+	Announce       []string        `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
+	Bootstrap      []string        `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
+	API            string          `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
+	Quota          units.Size      `help:"How much of the disk the cache may take." default:"20GiB"`
+	Memory         units.Size      `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
+	UblkThreads    int             `help:"Threads that serve block devices; 0: one for two processors, at most 4."`
+	UblkQueues     int             `help:"Queues of a block device; 0: as many as threads, at most 2."`
+	UblkDepth      int             `help:"Requests in flight in each of them; 0: 64."`
+	OriginRate     units.Rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
+	OriginRequests units.Frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
+	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
+	Check          bool            `help:"Say whether a node would start so, and end." env:"-"`
+	LogFormat      string          `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
 	doorFlags
 
 	handover <-chan os.Signal // asks for one
@@ -223,11 +224,11 @@ const (
 
 // limitMemory has the garbage collector keep the process within --memory, or else its
 // cgroup's limit, if there is one. GOMEMLIMIT in the environment comes before both.
-func limitMemory(limit size, log *slog.Logger) error {
+func limitMemory(limit units.Size, log *slog.Logger) error {
 	provider := memlimit.FromCgroup
 	switch {
 	case limit != 0 && limit < memoryMin:
-		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, humanBytes(int64(limit)), humanBytes(memoryMin))
+		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, units.Bytes(int64(limit)), units.Bytes(memoryMin))
 	case limit != 0:
 		provider = memlimit.Limit(uint64(limit))
 	}
@@ -237,7 +238,7 @@ func limitMemory(limit size, log *slog.Logger) error {
 	case err != nil:
 		log.Debug("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
 	default:
-		log.Info("memory is limited", "heap", humanBytes(got))
+		log.Info("memory is limited", "heap", units.Bytes(got))
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/api"
 )
 
@@ -74,9 +75,9 @@ func moment(t time.Time) string {
 // progress is "1.0 MiB of 2.0 MiB".
 func progress(op api.Operation) string {
 	if op.Total == 0 {
-		return humanBytes(op.Done)
+		return units.Bytes(op.Done)
 	}
-	return humanBytes(op.Done) + " of " + humanBytes(op.Total)
+	return units.Bytes(op.Done) + " of " + units.Bytes(op.Total)
 }
 
 type operationCancelCmd struct{ operationArg }
@@ -98,9 +99,13 @@ func showProgress(w io.Writer, op api.Operation) (each func(api.Operation), end 
 
 // follow shows an operation until it ends and returns its error; ctx's end cancels it.
 func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
+	to, err := c.client()
+	if err != nil {
+		return err
+	}
 	each, end := showProgress(std.err, op)
 	last := op
-	err := c.events(ctx, op.ID, func(now api.Operation) {
+	err = to.Events(ctx, op.ID, func(now api.Operation) {
 		last = now
 		each(now)
 	})
@@ -143,7 +148,7 @@ func (c *cli) outcome(std stdio, op api.Operation) error {
 func bySource(bytes map[string]int64) string {
 	var b strings.Builder
 	for _, source := range slices.Sorted(maps.Keys(bytes)) {
-		fmt.Fprintf(&b, ", %s %s", humanBytes(bytes[source]), source)
+		fmt.Fprintf(&b, ", %s %s", units.Bytes(bytes[source]), source)
 	}
 	return b.String()
 }

@@ -41,6 +41,7 @@ type cli struct {
 	Node      nodeCmd      `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
 	Image     imageCmd     `cmd:"" help:"Publish and handle images."`
 	Volume    volumeCmd    `cmd:"" help:"Create and handle volumes."`
+	Snapshot  snapshotCmd  `cmd:"" help:"Handle snapshots of volumes."`
 	Cache     cacheCmd     `cmd:"" help:"Show and shrink this node's cache."`
 	Operation operationCmd `cmd:"" help:"Show and cancel long work."`
 	Token     tokenCmd     `cmd:"" help:"Make and handle join tokens."`

@@ -1,42 +1,56 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"net/url"
+	"strings"
+	"time"
 
+	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node/api"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 type volumeCmd struct {
-	Create volumeCreateCmd `cmd:"" help:"Create a volume from an image, or blank, and serve it."`
-	Attach volumeAttachCmd `cmd:"" help:"Serve a volume that exists."`
-	Ls     volumeLsCmd     `cmd:"" help:"List this node's volumes."`
-	Show   volumeShowCmd   `cmd:"" help:"Show one volume."`
-	Detach volumeDetachCmd `cmd:"" help:"Stop serving a volume; its data stays."`
-	Rm     volumeRmCmd     `cmd:"" help:"Delete a volume; absent is success."`
+	Create   volumeCreateCmd   `cmd:"" help:"Create a volume from an image, a volume or a snapshot, or blank, and serve it."`
+	Attach   volumeAttachCmd   `cmd:"" help:"Serve a volume that exists, or change how."`
+	Ls       volumeLsCmd       `cmd:"" help:"List this node's volumes."`
+	Show     volumeShowCmd     `cmd:"" help:"Show one volume."`
+	Detach   volumeDetachCmd   `cmd:"" help:"Stop serving a volume, so that any node may attach it."`
+	Move     volumeMoveCmd     `cmd:"" help:"Let another node have a volume of this one."`
+	Snapshot volumeSnapshotCmd `cmd:"" help:"Name the state that a volume has now, at once."`
+	Rollback volumeRollbackCmd `cmd:"" help:"Make a volume what it was at a snapshot of it."`
+	Resize   volumeResizeCmd   `cmd:"" help:"Make a volume larger, while it is served."`
+	Limit    volumeLimitCmd    `cmd:"" help:"Say how much clients may get of a volume, while it is served."`
+	Changes  volumeChangesCmd  `cmd:"" help:"List where a volume differs from a snapshot of it, or one snapshot from another."`
+	Export   volumeExportCmd   `cmd:"" help:"Write a volume or a snapshot to a file, sparse."`
+	Rm       volumeRmCmd       `cmd:"" help:"Delete a volume; absent is success, and its snapshots stay."`
 }
 
 func volumePath(name string) string { return "/api/volumes/" + content.Segment(name) }
 
+// policy is what commands take that say what a flush means.
+type policy struct {
+	Durability string `help:"What a flush means: that what was written is on this node's disk (local), on those of K members of the farm (farm:K), or in the bucket (origin)." placeholder:"local|farm:K|origin"`
+	Degrade    string `help:"With farm:K: local lets flushes go on without the members, once the record says so." placeholder:"local"`
+}
+
 type volumeCreateCmd struct {
-	Name       string `arg:"" help:"The volume."`
-	From       string `help:"What it begins as: image:NAME, of an image or a tag; a blank disk when not given." placeholder:"REF"`
-	Size       size   `help:"Size; the image's when not given."`
-	Transport  string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}."`
-	Durability string `default:"local" help:"What a flush means: local."`
-	Readonly   bool   `help:"Refuse writes."`
+	Name      string     `arg:"" help:"The volume."`
+	From      string     `help:"What it begins as: image:NAME, of an image or a tag, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given." placeholder:"REF"`
+	Size      units.Size `help:"Size; that of what it begins as when not given."`
+	Transport string     `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}."`
+	policy
+	Readonly bool `help:"Refuse writes."`
 }
 
 func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	spec := api.VolumeSpec{Size: int64(c.Size), Transport: c.Transport, Durability: c.Durability, ReadOnly: c.Readonly}
-	if c.From != "" {
-		ref, err := content.ParseRef(c.From)
-		if err != nil || ref.Kind != content.KindImage {
-			return fmt.Errorf("%w: --from %s: a volume begins as an image: image:NAME, of an image or a tag", errUsage, c.From)
-		}
-		spec.From = ref
+	spec := api.VolumeSpec{Size: int64(c.Size), Transport: c.Transport, Durability: c.Durability, Degrade: c.Degrade, ReadOnly: c.Readonly}
+	if err := spec.From.UnmarshalText([]byte(c.From)); err != nil {
+		return fmt.Errorf("%w: --from: %w", errUsage, err)
 	}
 	return app.putVolume(ctx, std, c.Name, spec)
 }
@@ -44,11 +58,16 @@ func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
 type volumeAttachCmd struct {
 	Name      string `arg:"" help:"The volume."`
 	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
-	Readonly  bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
+	policy
+	Readonly   bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
+	Takeover   bool   `env:"-" help:"Although another node holds it: what that one has acknowledged and not passed on stays behind, as a snapshot."`
+	Generation uint64 `env:"-" help:"An orchestrator's own count: refused when the volume has seen a greater one." placeholder:"N"`
 }
 
 func (c *volumeAttachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{Transport: c.Transport, ReadOnly: c.Readonly})
+	return app.putVolume(ctx, std, c.Name, api.VolumeSpec{
+		Transport: c.Transport, Durability: c.Durability, Degrade: c.Degrade, ReadOnly: c.Readonly, Takeover: c.Takeover, Generation: c.Generation,
+	})
 }
 
 // putVolume prints the device alone, for scripts to open.
@@ -64,13 +83,19 @@ func (c *cli) putVolume(ctx context.Context, std stdio, name string, spec api.Vo
 	})
 }
 
-type volumeLsCmd struct{}
+type volumeLsCmd struct {
+	All bool `env:"-" help:"Those of the whole mesh, each with the node that has it."`
+}
 
 func (c *volumeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: "/api/volumes"}, func(w io.Writer, vols []api.Volume) {
-		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDIRTY\tDEVICE")
+	path, last, value := "/api/volumes", "DEVICE", func(v api.Volume) string { return v.Device }
+	if c.All {
+		path, last, value = path+"?all=true", "NODE", func(v api.Volume) string { return v.Node }
+	}
+	return list(ctx, app, std, path, func(w io.Writer, vols []api.Volume) {
+		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDURABILITY\tDIRTY\t"+last)
 		for _, v := range vols {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Farm, humanBytes(v.Size), v.From, v.State, known(v, v.DirtyBytes), v.Device)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Farm, units.Bytes(v.Size), v.From, v.State, v.Durability, known(v, v.DirtyBytes), value(v))
 		}
 	})
 }
@@ -80,12 +105,42 @@ type volumeShowCmd struct {
 }
 
 func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: volumePath(c.Name)}, func(w io.Writer, v api.Volume) {
-		fmt.Fprintf(w, "name\t%s\nfarm\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
-			v.Name, v.Farm, v.State, v.Detail, v.Device, humanBytes(v.Size), v.From, v.Root, v.Durability, v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
-		fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
-			humanBytes(v.Bytes.Cache), humanBytes(v.Bytes.Farm), humanBytes(v.Bytes.Swarm), humanBytes(v.Bytes.Origin))
-	})
+	return tell(ctx, app, std, request{method: "GET", path: volumePath(c.Name)}, volumeTable)
+}
+
+func volumeTable(w io.Writer, v api.Volume) {
+	fmt.Fprintf(w, "name\t%s\nfarm\t%s\nnode\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
+		v.Name, v.Farm, v.Node, v.State, v.Detail, v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
+	fmt.Fprintf(w, "not in bucket\t%s\n", known(v, v.Lag))
+	for _, x := range []struct{ name, value string }{
+		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", strings.Join(v.Holders, ", ")}, {"limits", limited(v.Limits)},
+	} {
+		if x.value != "" {
+			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)
+		}
+	}
+	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
+		units.Bytes(v.Bytes.Cache), units.Bytes(v.Bytes.Farm), units.Bytes(v.Bytes.Swarm), units.Bytes(v.Bytes.Origin))
+}
+
+// momentOr is a time for people, or what stands for none.
+func momentOr(t time.Time, never string) string {
+	if t.IsZero() {
+		return never
+	}
+	return t.Local().Format(time.DateTime)
+}
+
+// limited is "100 requests/s, 1.0 MiB/s".
+func limited(l api.Limits) string {
+	var out []string
+	if l.IOPS > 0 {
+		out = append(out, fmt.Sprintf("%d requests/s", l.IOPS))
+	}
+	if l.BytesPerSecond > 0 {
+		out = append(out, units.Bytes(l.BytesPerSecond)+"/s")
+	}
+	return strings.Join(out, ", ")
 }
 
 // volumeEnd is what commands take that end the use of a volume.
@@ -95,23 +150,101 @@ type volumeEnd struct {
 }
 
 // path is that of a deed, by its end behind the volume's.
-func (v volumeEnd) path(deed string) string {
+func (v volumeEnd) path(deed string, query url.Values) string {
 	if v.Force {
-		deed += "?force=true"
+		query.Set("force", "true")
 	}
-	return volumePath(v.Name) + deed
+	return volumePath(v.Name) + deed + prefixed("?", query.Encode())
 }
 
 type volumeDetachCmd struct{ volumeEnd }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "POST", path: c.path("/detach")}, said("volume %s is detached; its data stays here", c.Name))
+	return tell(ctx, app, std, request{method: "POST", path: c.path("/detach", url.Values{})}, func(w io.Writer, v api.Volume) {
+		if v.Detail != "" {
+			complain(std.err, fmt.Sprintf("volume %s is %s: %s", c.Name, v.State, v.Detail))
+		}
+		fmt.Fprintf(w, "volume %s is detached; `grange volume attach %s` serves it again\n", c.Name, c.Name)
+	})
 }
 
-type volumeRmCmd struct{ volumeEnd }
+type volumeRmCmd struct {
+	volumeEnd
+	Purge bool `env:"-" help:"Its snapshots too."`
+}
 
 func (c *volumeRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "DELETE", path: c.path("")}, said("there is no volume %s any more", c.Name))
+	query, snapshots := url.Values{}, ""
+	if c.Purge {
+		query.Set("purge", "true")
+		snapshots = " nor a snapshot of it"
+	}
+	return tell(ctx, app, std, request{method: "DELETE", path: c.path("", query)}, said("there is no volume %s%s any more", c.Name, snapshots))
+}
+
+type volumeMoveCmd struct {
+	Name string `arg:"" help:"The volume."`
+	Node string `arg:"" help:"Name or ID of the member that is to have it."`
+}
+
+func (c *volumeMoveCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return app.operate(ctx, std, "POST", volumePath(c.Name)+"/move", api.MoveRequest{Node: c.Node})
+}
+
+type volumeResizeCmd struct {
+	Name string     `arg:"" help:"The volume."`
+	Size units.Size `arg:"" help:"Its new size, no less than it has."`
+}
+
+func (c *volumeResizeCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	return tell(ctx, app, std, request{"POST", volumePath(c.Name) + "/resize", api.ResizeRequest{Size: int64(c.Size)}}, func(w io.Writer, v api.Volume) {
+		fmt.Fprintf(w, "volume %s has %s\n", v.Name, units.Bytes(v.Size))
+	})
+}
+
+type volumeLimitCmd struct {
+	Name string     `arg:"" help:"The volume."`
+	IOPS int64      `name:"iops" env:"-" help:"Requests a second; no limit when not given." placeholder:"N"`
+	Rate units.Rate `env:"-" help:"Bytes a second; no limit when not given." placeholder:"SIZE/s"`
+}
+
+func (c *volumeLimitCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	limits := api.Limits{IOPS: c.IOPS, BytesPerSecond: int64(c.Rate)}
+	return tell(ctx, app, std, request{"POST", volumePath(c.Name) + "/limits", limits}, func(w io.Writer, v api.Volume) {
+		fmt.Fprintf(w, "volume %s: %s\n", v.Name, cmp.Or(limited(v.Limits), "no limits"))
+	})
+}
+
+type volumeExportCmd struct {
+	Ref string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, or the name of a volume."`
+	exportTo
+}
+
+func (c *volumeExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
+	path, err := diskPath(c.Ref, "/export")
+	if err != nil {
+		return err
+	}
+	return c.export(ctx, app, std, path)
+}
+
+// diskPath is where a deed on a volume or a snapshot is asked for.
+func diskPath(text, deed string) (string, error) {
+	ref, err := content.ParseRef(text)
+	if err != nil && content.CheckName(text) == nil {
+		ref, err = content.Ref{Kind: content.KindVolume, Name: text}, nil
+	}
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%w: %w", errUsage, err)
+	case ref.Kind == content.KindSnapshot:
+		return snapshotPath(strings.TrimPrefix(text, string(content.KindSnapshot)+":")) + deed, nil
+	case ref.Kind != content.KindVolume:
+		return "", fmt.Errorf("%w: %s: want volume:NAME or snapshot:NAME@N", errUsage, text)
+	case ref.Folded:
+		deed += "?at=folded"
+	}
+	return volumePath(ref.Name) + deed, nil
 }
 
 // known is a figure that the node knows of volumes that are open.
@@ -119,5 +252,5 @@ func known(v api.Volume, bytes int64) string {
 	if v.Device == "" {
 		return "-"
 	}
-	return humanBytes(bytes)
+	return units.Bytes(bytes)
 }

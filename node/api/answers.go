@@ -92,18 +92,12 @@ type Listed[T any] struct {
 	Body   []T
 }
 
-// part cuts a page out of a list: pages go by key, the least first, or the greatest
-// where those are the newest. A list that is wanted whole keeps its own order.
-func part[T any](in Page, list []T, key func(T) string, newestFirst bool) (page []T, link string) {
+// part cuts a page out of a list: pages go by key, in an order of the keys. A list that
+// is wanted whole keeps its own.
+func part[T any](in Page, list []T, key func(T) string, order func(a, b string) int) (page []T, link string) {
 	page = append([]T{}, list...) // an empty list is [], never null
 	if in == (Page{}) {
 		return page, ""
-	}
-	order := func(a, b string) int {
-		if newestFirst {
-			a, b = b, a
-		}
-		return cmp.Compare(a, b)
 	}
 	slices.SortFunc(page, func(a, b T) int { return order(key(a), key(b)) })
 	if in.After != "" {
@@ -121,6 +115,14 @@ func nextPage(limit int, last string) string {
 	return "<?" + next.Encode() + `>; rel="next"`
 }
 
+// also keeps what else a list was asked for with in the link to its next page.
+func also(link, name, value string) string {
+	if link == "" || value == "" {
+		return link
+	}
+	return strings.Replace(link, "<?", "<?"+url.Values{name: {value}}.Encode()+"&", 1)
+}
+
 func listed[T any](in IfNoneMatch, page []T, link string) (*Listed[T], error) {
 	timeless := make([]T, len(page))
 	for i, v := range page {
@@ -129,6 +131,9 @@ func listed[T any](in IfNoneMatch, page []T, link string) (*Listed[T], error) {
 	etag, status, err := in.tag(timeless)
 	return &Listed[T]{status, etag, link, page}, err
 }
+
+// newestFirst is the order of IDs of which the greatest is the newest.
+func newestFirst(a, b string) int { return cmp.Compare(b, a) }
 
 // lists registers a route that lists by name or ID.
 func lists[T any](a huma.API, path, summary string, key func(T) string, list func(context.Context) ([]T, error)) {
@@ -140,7 +145,11 @@ func lists[T any](a huma.API, path, summary string, key func(T) string, list fun
 		if err != nil {
 			return nil, err
 		}
-		page, link := part(in.Page, all, key, path == operationsPath)
+		order := cmp.Compare[string]
+		if path == operationsPath {
+			order = newestFirst
+		}
+		page, link := part(in.Page, all, key, order)
 		return listed(in.IfNoneMatch, page, link)
 	})
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,12 +12,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -26,17 +29,18 @@ func TestPages(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		list := rapid.SliceOfDistinct(rapid.StringMatching(`[a-z]{1,3}`), rapid.ID[string]).Draw(t, "list")
 		newest := rapid.Bool().Draw(t, "newest first")
-		want := slices.Sorted(slices.Values(list))
+		want, order := slices.Sorted(slices.Values(list)), cmp.Compare[string]
 		if newest {
 			slices.Reverse(want)
+			order = newestFirst
 		}
-		page, link := part(Page{}, list, func(s string) string { return s }, newest)
+		page, link := part(Page{}, list, func(s string) string { return s }, order)
 		if !slices.Equal(page, list) || page == nil || link != "" {
 			t.Fatalf("the whole list: %q, link %q", page, link)
 		}
 		in := Page{Limit: rapid.IntRange(1, 5).Draw(t, "limit")}
 		for {
-			page, link = part(in, list, func(s string) string { return s }, newest)
+			page, link = part(in, list, func(s string) string { return s }, order)
 			if len(page) > in.Limit || !slices.Equal(page, want[:len(page)]) {
 				t.Fatalf("behind %q: %q, want the first of %q", in.After, page, want)
 			}
@@ -102,6 +106,30 @@ func TestProblems(t *testing.T) {
 		if !errors.As(got, &p) || fmt.Sprintf("%d %s", p.Status, p.Code) != want || !strings.HasSuffix(p.Detail, "do that") {
 			t.Errorf("%v: %+v, want %s", err, got, want)
 		}
+	}
+}
+
+// TestConflictOverAVolume says what whoever wants it has to know to decide.
+func TestConflictOverAVolume(t *testing.T) {
+	at := time.Date(2026, 11, 29, 5, 0, 0, 0, time.UTC)
+	for held, want := range map[*volumes.HeldError]string{
+		{Holder: "a1", Policy: "farm:2", FoldedAt: at, Text: "move it"}: `"status":409,"detail":"volume \"web\": conflict: move it","code":"held","holder":"a1","policy":"farm:2","folded_at":"2026-11-29T05:00:00Z"}`,
+		{Holder: "a1", Policy: "local"}:                                 `"code":"held","holder":"a1","policy":"local"}`,
+	} {
+		b, err := json.Marshal(problem(fmt.Errorf("volume %q: %w", "web", held)))
+		if err != nil || !strings.HasSuffix(string(b), want) {
+			t.Errorf("%s, %v, want %s", b, err, want)
+		}
+	}
+}
+
+// TestLinksKeepTheQuestion: the next page is of the same list.
+func TestLinksKeepTheQuestion(t *testing.T) {
+	if got, want := also(also(nextPage(2, "b c"), "all", "true"), "to", ""), `<?all=true&after=b+c&limit=2>; rel="next"`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := also("", "all", "true"); got != "" {
+		t.Errorf("of the last page: %s", got)
 	}
 }
 

@@ -26,6 +26,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Volume"
 	case reflect.TypeFor[VolumeSpec]():
 		return "VolumeSpec"
+	case reflect.TypeFor[Snapshot]():
+		return "Snapshot"
 	}
 	return huma.DefaultSchemaNamer(t, hint)
 }
@@ -45,7 +47,7 @@ func humaConfig(version string) huma.Config {
 	hc.CreateHooks = nil // no $schema links in answers
 	hc.Transformers = []huma.Transformer{func(_ huma.Context, _ string, v any) (any, error) {
 		if m, ok := v.(*huma.ErrorModel); ok {
-			return &Problem{*m, codeOf(m.Status, nil)}, nil
+			return &Problem{ErrorModel: *m, Code: codeOf(m.Status, nil)}, nil
 		}
 		return v, nil
 	}}

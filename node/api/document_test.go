@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -75,6 +76,50 @@ func TestGeneratorsTakeTheDocument(t *testing.T) {
 	})
 }
 
+// TestDocumentHasTheContract: all that the design says of volumes and snapshots.
+func TestDocumentHasTheContract(t *testing.T) {
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Parameters []struct{ Name string }
+		}
+		Components struct {
+			Schemas map[string]struct{ Properties map[string]any }
+		}
+	}
+	if err := json.Unmarshal(document(t), &doc); err != nil {
+		t.Fatal(err)
+	}
+	const volume, snapshot = "/api/volumes/{name}", "/api/snapshots/{name}"
+	for _, x := range []struct{ method, path, parameters string }{
+		{"get", "/api/volumes", "all limit after"}, {"get", volume, "name"}, {"put", volume, "name"}, {"delete", volume, "name purge force"},
+		{"post", volume + "/snapshots", "wait"}, {"post", volume + "/promote", "at"}, {"post", volume + "/export", "at"}, {"post", volume + "/resize", ""}, {"post", volume + "/detach", "force"},
+		{"post", volume + "/move", ""}, {"post", volume + "/rollback", ""}, {"post", volume + "/limits", ""}, {"get", volume + "/changes", "from to limit after"},
+		{"get", "/api/snapshots", "volume limit after"}, {"get", snapshot, "name"}, {"delete", snapshot, "name"}, {"post", snapshot + "/promote", ""}, {"post", snapshot + "/export", ""},
+	} {
+		op, there := doc.Paths[x.path][x.method]
+		if !there {
+			t.Errorf("%s %s is not there", x.method, x.path)
+		}
+		for _, want := range strings.Fields(x.parameters) {
+			if !slices.ContainsFunc(op.Parameters, func(p struct{ Name string }) bool { return p.Name == want }) {
+				t.Errorf("%s %s has no parameter %s", x.method, x.path, want)
+			}
+		}
+	}
+	for schema, members := range map[string]string{
+		"VolumeSpec": "size from transport durability degrade readonly takeover generation limits",
+		"Volume":     "name size from transport device durability degrade degraded_since readonly epoch state root dirty_bytes lag_bytes folded_at fs_used_bytes holders generation confirmed limits bytes",
+		"Snapshot":   "snapshot_id volume number label size created durable orphan parent root bytes",
+		"Problem":    "code holder policy folded_at detail status",
+	} {
+		for _, want := range strings.Fields(members) {
+			if doc.Components.Schemas[schema].Properties[want] == nil {
+				t.Errorf("%s has no member %s", schema, want)
+			}
+		}
+	}
+}
+
 // TestDocumentIsTrue: the statuses that are answered, who may ask, and text as text.
 func TestDocumentIsTrue(t *testing.T) {
 	b := document(t)
@@ -109,6 +154,10 @@ func TestDocumentIsTrue(t *testing.T) {
 		{"/api/images/{name}", "put", "202", "application/json", "Location"},
 		{"/api/volumes/{name}", "put", "201", "application/json", "Location"},
 		{"/api/volumes/{name}", "put", "200", "application/json", ""},
+		{"/api/volumes/{name}/snapshots", "post", "201", "application/json", "Location"},
+		{"/api/volumes/{name}/snapshots", "post", "202", "application/json", "Location"},
+		{"/api/volumes/{name}/changes", "get", "200", "application/json", "Link"},
+		{"/api/volumes/{name}/move", "post", "202", "application/json", "Location"},
 		{"/api/tokens", "post", "201", "application/json", ""},
 		{"/api/images", "get", "200", "application/json", "Link"},
 		{"/api/resolve/{name}", "get", "200", "application/json", "ETag"},

@@ -6,16 +6,21 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
 
 // Problem is an RFC 9457 problem document, with a code for programs.
 type Problem struct {
 	huma.ErrorModel
-	Code string `json:"code" doc:"what kind of problem it is: of a conflict which, else the status in words" example:"in_use"`
+	Code     string    `json:"code" doc:"what kind of problem it is: of a conflict which, else the status in words" example:"in_use"`
+	Holder   string    `json:"holder,omitempty" doc:"of a volume that another has: which node that is"`
+	Policy   string    `json:"policy,omitempty" doc:"and what a flush of it means there"`
+	FoldedAt time.Time `json:"folded_at,omitzero" doc:"and when the bucket last got all that was written; absent when it never has"`
 }
 
 // codeOf is the code of a problem.
@@ -44,11 +49,16 @@ func problem(err error) error {
 		return already
 	}
 	status := statusOf(err)
-	return newProblem(status, content.Line(err), codeOf(status, err))
+	p := newProblem(status, content.Line(err), codeOf(status, err))
+	var held *volumes.HeldError
+	if errors.As(err, &held) {
+		p.Holder, p.Policy, p.FoldedAt = held.Holder, held.Policy, held.FoldedAt
+	}
+	return p
 }
 
 func newProblem(status int, detail, code string) *Problem {
-	return &Problem{huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail}, code}
+	return &Problem{ErrorModel: huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail}, Code: code}
 }
 
 func statusOf(err error) int {

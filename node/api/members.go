@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -14,7 +15,7 @@ import (
 func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
 	route(a, "GET /api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
-		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, false)
+		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, cmp.Compare[string])
 		return ok(Peers{n.Self(), page}), nil
 	})
 	route(a, "GET /api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {

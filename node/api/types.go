@@ -27,12 +27,42 @@ type (
 	Resolved      = records.Resolved
 	VolumeSpec    = volumes.Spec
 	Volume        = volumes.View
+	Limits        = volumes.Limits
+	Snapshot      = volumes.SnapshotView
+	Extent        = volumes.Extent
+	PromoteSpec   = volumes.PromoteSpec
 	Operation     = operations.View
 	Member        = membership.Member
 	Revoked       = membership.Revocation
 )
 
-// ExportRequest is the body of POST /api/images/{name}/export.
+// MoveRequest is the body of POST /api/volumes/{name}/move.
+type MoveRequest struct {
+	Node string `json:"node" maxLength:"255" doc:"the member that is to have it, by its name or ID"`
+}
+
+// SnapshotRequest is the body of POST /api/volumes/{name}/snapshots.
+type SnapshotRequest struct {
+	Label string `json:"label,omitempty" maxLength:"64" doc:"the caller's own"`
+}
+
+// Taken answers POST /api/volumes/{name}/snapshots.
+type Taken struct {
+	Snapshot
+	Operation string `json:"operation,omitempty" doc:"that ends when the snapshot is durable, where that was asked for"`
+}
+
+// RollbackRequest is the body of POST /api/volumes/{name}/rollback.
+type RollbackRequest struct {
+	Snapshot string `json:"snapshot_id" maxLength:"255" doc:"NAME@N, of this volume"`
+}
+
+// ResizeRequest is the body of POST /api/volumes/{name}/resize.
+type ResizeRequest struct {
+	Size int64 `json:"size" minimum:"1" doc:"bytes; no less than it has"`
+}
+
+// ExportRequest is the body of POST …/export.
 type ExportRequest struct {
 	File  string `json:"file" doc:"absolute path on the node's host"`
 	Force bool   `json:"force,omitempty" doc:"replace a file that is there"`

@@ -1,28 +1,50 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/origin/content"
 )
+
+const volumesPath = "/api/volumes"
 
 func (s *Server) volumes(a huma.API) {
 	vols := s.cfg.Node.Volumes
 	if vols == nil {
 		a = refusing(a, node.ErrNoVolumes)
 	}
-	lists(a, "/api/volumes", "the volumes of this node", func(v Volume) string { return v.Name }, func(context.Context) ([]Volume, error) {
-		return vols.List(), nil
+	route(a, "GET "+volumesPath, "the volumes of this node, or of the mesh", func(ctx context.Context, in *struct {
+		Page
+		IfNoneMatch
+		All bool `query:"all" doc:"those of the whole mesh, each with the node that has it"`
+	}) (*Listed[Volume], error) {
+		list, everywhere := func(context.Context) ([]Volume, error) { return vols.List(), nil }, ""
+		if in.All {
+			list, everywhere = vols.Everywhere, "true"
+		}
+		all, err := list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		page, link := part(in.Page, all, func(v Volume) string { return v.Name }, cmp.Compare[string])
+		return listed(in.IfNoneMatch, page, also(link, "all", everywhere))
 	})
-	route(a, "GET /api/volumes/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
+	route(a, "GET "+volumesPath+"/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
 		v, err := vols.Find(ctx, in.Name)
 		return ok(v), err
 	})
-	route(a, "PUT /api/volumes/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
+	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
 		Named
 		Body VolumeSpec
 	}) (*Made[Volume], error) {
@@ -30,21 +52,163 @@ func (s *Server) volumes(a huma.API) {
 		if !created {
 			return &Made[Volume]{http.StatusOK, "", v}, err
 		}
-		return made(http.StatusCreated, "/api/volumes/", v.Name, v), err
+		return made(http.StatusCreated, volumesPath+"/", v.Name, v), err
 	}, http.StatusCreated, http.StatusOK)
-	route(a, "POST /api/volumes/{name}/detach", "stop serving a volume; its data stays on this node", func(ctx context.Context, in *struct {
+	route(a, "POST "+volumesPath+"/{name}/detach", "stop serving a volume, so that any node may attach it", func(ctx context.Context, in *struct {
 		Named
 		Forced
 	}) (*Answer[Volume], error) {
 		v, err := vols.Detach(ctx, in.Name, in.Force)
 		return ok(v), err
 	})
-	route(a, "DELETE /api/volumes/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
+	route(a, "DELETE "+volumesPath+"/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
 		Forced
-		Purge bool `query:"purge" doc:"its snapshots too, of which this version makes none"`
+		Purge bool `query:"purge" doc:"its snapshots too"`
 	}) (*struct{}, error) {
-		return nil, vols.Remove(ctx, in.Name, in.Force)
+		return nil, vols.Remove(ctx, in.Name, volumes.RemoveSpec{Force: in.Force, Purge: in.Purge})
+	})
+	s.volumeChanges(a, vols)
+	s.volumeWork(a, vols)
+	s.snapshots(a, vols)
+}
+
+// volumeChanges registers what makes another thing of a volume at once.
+func (s *Server) volumeChanges(a huma.API, vols *volumes.Volumes) {
+	route(a, "POST "+volumesPath+"/{name}/rollback", "make a volume what it was at a snapshot of it", func(ctx context.Context, in *struct {
+		Named
+		Body RollbackRequest
+	}) (*Answer[Volume], error) {
+		v, err := vols.Rollback(ctx, in.Name, in.Body.Snapshot)
+		return ok(v), err
+	})
+	route(a, "POST "+volumesPath+"/{name}/resize", "make a volume larger, while it is served", func(ctx context.Context, in *struct {
+		Named
+		Body ResizeRequest
+	}) (*Answer[Volume], error) {
+		v, err := vols.Resize(ctx, in.Name, in.Body.Size)
+		return ok(v), err
+	})
+	route(a, "POST "+volumesPath+"/{name}/limits", "say how much clients may get of a volume, while it is served", func(ctx context.Context, in *struct {
+		Named
+		Body Limits
+	}) (*Answer[Volume], error) {
+		v, err := vols.SetLimits(ctx, in.Name, in.Body)
+		return ok(v), err
+	})
+}
+
+// Folded is the input of routes that may take a volume as the bucket has it.
+type Folded struct {
+	At string `query:"at" enum:"folded" doc:"folded: as the bucket has it, whoever holds it now"`
+}
+
+// ref is the volume of that name.
+func (f Folded) ref(name string) (content.Ref, error) {
+	if f.At != "" {
+		name += "?at=" + f.At
+	}
+	return content.ParseRef(string(content.KindVolume) + ":" + name)
+}
+
+// volumeWork registers what takes long.
+func (s *Server) volumeWork(a huma.API, vols *volumes.Volumes) {
+	route(a, "POST "+volumesPath+"/{name}/move", "let another node have a volume of this one", func(_ context.Context, in *struct {
+		Named
+		Body MoveRequest
+	}) (*Made[Operation], error) {
+		if err := content.CheckName(in.Name); err != nil {
+			return nil, err
+		}
+		return s.work("move", in.Name, func(ctx context.Context, _ volumes.Progress) (string, error) {
+			v, err := vols.Move(ctx, in.Name, in.Body.Node)
+			return v.Device, err
+		})
+	}, http.StatusAccepted)
+	route(a, "POST "+volumesPath+"/{name}/export", "write a volume to a file on the node's host", func(_ context.Context, in *struct {
+		Named
+		Folded
+		Body ExportRequest
+	}) (*Made[Operation], error) {
+		ref, err := in.ref(in.Name)
+		if err != nil {
+			return nil, err
+		}
+		return s.export(vols, ref, in.Body)
+	}, http.StatusAccepted)
+	route(a, "POST "+volumesPath+"/{name}/promote", "publish a volume as an image", func(_ context.Context, in *struct {
+		Named
+		Folded
+		Body PromoteSpec
+	}) (*Made[Operation], error) {
+		ref, err := in.ref(in.Name)
+		if err != nil {
+			return nil, err
+		}
+		return s.promote(vols, ref, in.Body)
+	}, http.StatusAccepted)
+}
+
+// work starts long work on what a volume or snapshot is; do returns what came of it.
+func (s *Server) work(kind, target string, do func(context.Context, volumes.Progress) (note string, err error)) (*Made[Operation], error) {
+	return accepted(s.cfg.Node.Operations.Start(kind, target, func(ctx context.Context, op *operations.Operation) error {
+		note, err := do(ctx, func(done, total int64) {
+			op.Update(func(v *Operation) { v.Done, v.Total = done, total })
+		})
+		op.Update(func(v *Operation) { v.Note = note })
+		return err
+	}))
+}
+
+func (s *Server) export(vols *volumes.Volumes, ref content.Ref, to ExportRequest) (*Made[Operation], error) {
+	if err := images.MayWrite(to.File, to.Force); err != nil {
+		return nil, fmt.Errorf("export %s to %q: %w", ref, to.File, err)
+	}
+	return s.work("export", ref.String(), func(ctx context.Context, progress volumes.Progress) (string, error) {
+		err := images.Beside(to.File, to.Force, func(f *os.File) error { return vols.Export(ctx, ref, f, progress) })
+		if err != nil {
+			err = fmt.Errorf("export %s to %s: %w", ref, to.File, err)
+		}
+		return "", err
+	})
+}
+
+func (s *Server) promote(vols *volumes.Volumes, ref content.Ref, to PromoteSpec) (*Made[Operation], error) {
+	if err := content.KindImage.CheckName(to.Image); err != nil {
+		return nil, fmt.Errorf("promote %s: %w", ref, err)
+	}
+	return s.work("promote", ref.String(), func(ctx context.Context, progress volumes.Progress) (string, error) {
+		return "image:" + to.Image, vols.Promote(ctx, ref, to, progress)
+	})
+}
+
+// changes registers the list of extents, a page of which is read off as it comes.
+func (s *Server) changes(a huma.API, vols *volumes.Volumes) {
+	route(a, "GET "+volumesPath+"/{name}/changes", "where two snapshots of a volume may differ, by offset", func(ctx context.Context, in *struct {
+		Named
+		IfNoneMatch
+		From  uint64 `query:"from" required:"true" minimum:"1" doc:"number of the older snapshot"`
+		To    uint64 `query:"to" doc:"number of the newer one; the volume as it is now when not given"`
+		Limit int    `query:"limit" minimum:"1" maximum:"10000" default:"10000" doc:"at most so many"`
+		After int64  `query:"after" minimum:"0" doc:"end of the extent that they come behind"`
+	}) (*Listed[Extent], error) {
+		page, link := []Extent{}, ""
+		for x, err := range vols.Changes(ctx, in.Name, in.From, in.To) {
+			if err != nil {
+				return nil, err
+			}
+			if x.Offset < in.After {
+				continue
+			}
+			if len(page) == in.Limit {
+				last := page[len(page)-1]
+				link = nextPage(in.Limit, strconv.FormatInt(last.Offset+last.Length, 10))
+				link = also(also(link, "from", strconv.FormatUint(in.From, 10)), "to", strconv.FormatUint(in.To, 10))
+				break
+			}
+			page = append(page, x)
+		}
+		return listed(in.IfNoneMatch, page, link)
 	})
 }
 

@@ -190,6 +190,15 @@ func (c *Cache) openFile(number int) error {
 	return nil
 }
 
+// extend makes a file at least that long.
+func extend(f *os.File, size int64) error {
+	info, err := f.Stat()
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	return f.Truncate(size)
+}
+
 // file returns the file and the offset of a place in a slab of class cl.
 func (c *Cache) file(at place, cl class) (*os.File, int64, bool) {
 	n, off := offset(at, cl)

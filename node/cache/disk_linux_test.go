@@ -38,7 +38,7 @@ func TestFullDisk(t *testing.T) {
 	filler := filepath.Join(dir, "filler")
 	first := object(0, 128<<10)
 	put(t, c, first)
-	if err := os.WriteFile(filler, make([]byte, 56<<20), 0o600); err != nil {
+	if err := os.WriteFile(filler, make([]byte, 46<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var full error

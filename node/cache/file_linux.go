@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func allocate(f *os.File, size int64) error {
-	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+// allocate gets disk for a part of a file, which is as long then.
+func allocate(f *os.File, off, length int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, off, length)
 	if err == unix.EOPNOTSUPP {
-		return f.Truncate(size)
+		return extend(f, off+length)
 	}
 	return err
 }

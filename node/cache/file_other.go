@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-func allocate(f *os.File, size int64) error { return f.Truncate(size) }
+func allocate(f *os.File, off, length int64) error { return extend(f, off+length) }
 
 func punchHole(*os.File, int64, int64) error { return errors.ErrUnsupported }
 

@@ -36,7 +36,7 @@ func createTable(path string, size shape, s secret) (*table, error) {
 	defer f.Close()
 	header := make([]byte, headerSize)
 	fillHeader(header, size, s)
-	if err = allocate(f, int64(size.bytes())); err == nil {
+	if err = allocate(f, 0, int64(size.bytes())); err == nil {
 		_, err = f.WriteAt(header, 0)
 	}
 	if err != nil {

@@ -76,7 +76,15 @@ func (c *Cache) addSlab(cl class) error {
 		return fmt.Errorf("%d slabs is the most there can be", len(t.classes))
 	}
 	t.setClass(number, uint32(cl)+1)
-	return c.openFile(number / slabsPerFile)
+	if err := c.openFile(number / slabsPerFile); err != nil {
+		return err
+	}
+	// In one piece a write costs less than where each finds disk of its own. Without it
+	// a write fails by itself, if there is no room.
+	if f, off, ok := c.file(newPlace(number, 0), cl); ok {
+		_ = allocate(f, off, slabSize)
+	}
+	return nil
 }
 
 func (c *Cache) write(at place, v content.Verified, reach Reach) error {

@@ -336,7 +336,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	ctx, cancel := context.WithCancel(ask.ctx)
 	defer cancel()
 	var mu sync.Mutex // guards o
-	var checks sync.WaitGroup
+	group := j.f.checks.Group(len(left), j.how.priority == exchange.PriorityGuest)
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -350,7 +350,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		if d, ok := r.(*exchange.Data); ok {
 			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
 				d.Take()
-				j.f.checks.Run(&checks, req.Priority == exchange.PriorityGuest, func() {
+				group.Run(func() {
 					lie, err := j.receive(ask, fl, source, d)
 					mu.Lock()
 					defer mu.Unlock()
@@ -382,7 +382,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			o.refer = r.Peer
 		}
 	})
-	checks.Wait()
+	group.Wait()
 	o.err = err
 	return o
 }

@@ -145,6 +145,7 @@ func (a *answers) Data(ctx context.Context, _ uint64, _, _ []byte) error {
 	}
 }
 
+func (a *answers) Room(size int) []byte    { return make([]byte, 0, size) }
 func (a *answers) Absent(...uint64) error  { return nil }
 func (a *answers) Nowhere(...uint64) error { return nil }
 func (a *answers) Queued(int) error        { return nil }

@@ -129,9 +129,8 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 // fromCache answers what is here and returns the rest. An error means that the
 // asker is gone.
 func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
-	var buf []byte
 	for _, index := range s.req.Indexes {
-		body, page, ok := s.held(ctx, index, buf)
+		body, page, ok := s.held(ctx, index)
 		if !ok {
 			missing = append(missing, index)
 			continue
@@ -139,7 +138,6 @@ func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 		if err := s.send(ctx, index, body, page); err != nil {
 			return nil, err
 		}
-		buf = body[:0]
 	}
 	return missing, nil
 }
@@ -154,9 +152,9 @@ func (s *serving) here() request {
 // held returns an object that the cache holds and that goes as far as the root. Its
 // name is looked up in what this node has of the map; nobody else is asked. A map node
 // has been decoded as the root's, with its page.
-func (s *serving) held(ctx context.Context, index uint64, buf []byte) (body, page []byte, ok bool) {
+func (s *serving) held(ctx context.Context, index uint64) (body, page []byte, ok bool) {
 	o, ok, err := s.locate(ctx, index, s.here())
-	if err != nil || !ok {
+	if err != nil || !ok || !s.f.cfg.Cache.HasFor(o.id, s.how.reach) {
 		return nil, nil, false
 	}
 	if s.req.Level > 0 {
@@ -165,7 +163,11 @@ func (s *serving) held(ctx context.Context, index uint64, buf []byte) (body, pag
 			return nil, nil, false
 		}
 	}
-	if body, err = s.f.cfg.Cache.ReadFor(o.id, s.how.reach, buf); err != nil || s.req.Level == 0 {
+	var room []byte
+	if s.req.Level == 0 {
+		room = s.w.Room(s.rs.shape.ChunkMax)
+	}
+	if body, err = s.f.cfg.Cache.ReadFor(o.id, s.how.reach, room); err != nil || s.req.Level == 0 {
 		return body, nil, err == nil
 	}
 	page, err = s.f.cfg.Cache.ReadFor(o.page, s.how.reach, nil)

@@ -21,18 +21,15 @@ import (
 // file first, so that a cut export leaves none. A file that is there is ErrExists
 // unless it is to be replaced.
 func (im *Images) Export(name, file string, replace bool) (operations.View, error) {
-	if !filepath.IsAbs(file) {
-		return operations.View{}, fmt.Errorf("export to %q: %w: want an absolute path", file, content.ErrInvalid)
-	}
-	if err := mayWrite(file, replace); err != nil {
-		return operations.View{}, fmt.Errorf("export %q to %s: %w", name, file, err)
+	if err := MayWrite(file, replace); err != nil {
+		return operations.View{}, fmt.Errorf("export %q to %q: %w", name, file, err)
 	}
 	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
 		k, err := im.target(ctx, op, name, true, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
 		if err != nil {
 			return err
 		}
-		err = beside(file, replace, func(f *os.File) error {
+		err = Beside(file, replace, func(f *os.File) error {
 			return im.exportTo(ctx, *k.Head, f, func(n int64) { op.Update(func(v *operations.View) { v.Done = n }) })
 		})
 		if err != nil {
@@ -42,8 +39,12 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 	})
 }
 
-// mayWrite refuses a target that must stay as it is.
-func mayWrite(file string, replace bool) error {
+// MayWrite fails for a file of this host that an export must leave as it is: ErrExists
+// unless it is to be replaced.
+func MayWrite(file string, replace bool) error {
+	if !filepath.IsAbs(file) {
+		return fmt.Errorf("%w: want an absolute path", content.ErrInvalid)
+	}
 	info, err := os.Lstat(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -58,16 +59,16 @@ func mayWrite(file string, replace bool) error {
 	return nil
 }
 
-// beside lets fill write a file that then takes the place of the one that is meant.
-// Errors don't name the first, which nobody knows.
-func beside(file string, replace bool, fill func(*os.File) error) error {
+// Beside lets fill write a file that then takes the place of the one that is meant, if
+// MayWrite allows. Errors don't name the first, which nobody knows.
+func Beside(file string, replace bool, fill func(*os.File) error) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".export-*")
 	if err != nil {
 		return bare(err)
 	}
 	err = errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
 	if err == nil {
-		err = mayWrite(file, replace) // it may have come meanwhile
+		err = MayWrite(file, replace) // it may have come meanwhile
 	}
 	if err == nil {
 		err = bare(os.Rename(tmp.Name(), file))

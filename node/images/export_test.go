@@ -23,7 +23,7 @@ func TestExportLeavesFilesAlone(t *testing.T) {
 		replace bool
 		want    error
 	}{{free, false, nil}, {free, true, nil}, {taken, false, content.ErrExists}, {taken, true, nil}, {dir, false, content.ErrInvalid}, {dir, true, content.ErrInvalid}, {os.DevNull, true, content.ErrInvalid}} {
-		if err := mayWrite(x.file, x.replace); !errors.Is(err, x.want) {
+		if err := MayWrite(x.file, x.replace); !errors.Is(err, x.want) {
 			t.Errorf("%s, replace %t: %v, want %v", x.file, x.replace, err, x.want)
 		}
 	}
@@ -48,7 +48,7 @@ func TestBeside(t *testing.T) {
 		err     error
 		want    string
 	}{{"first", false, nil, "first"}, {"second", false, nil, "first"}, {"third", true, content.ErrCorrupt, "first"}, {"fourth", true, nil, "fourth"}} {
-		err := beside(file, x.replace, write(x.text, x.err))
+		err := Beside(file, x.replace, write(x.text, x.err))
 		if got, rerr := os.ReadFile(file); string(got) != x.want || rerr != nil || (err == nil) != (x.text == x.want) {
 			t.Errorf("%s: %v; the file has %q, %v", x.text, err, got, rerr)
 		}
@@ -56,11 +56,11 @@ func TestBeside(t *testing.T) {
 			t.Errorf("%s: %s are left", x.text, left)
 		}
 	}
-	err := beside(file, true, func(f *os.File) error { return errors.Join(f.Close(), f.Sync()) })
+	err := Beside(file, true, func(f *os.File) error { return errors.Join(f.Close(), f.Sync()) })
 	if err == nil || strings.Contains(err.Error(), ".export-") {
 		t.Errorf("a file that can't be written: %v", err)
 	}
-	err = beside(filepath.Join(filepath.Dir(file), "nowhere", "disk"), false, write("", nil))
+	err = Beside(filepath.Join(filepath.Dir(file), "nowhere", "disk"), false, write("", nil))
 	if err == nil || strings.Contains(err.Error(), ".export-") {
 		t.Errorf("without a folder: %v", err)
 	}

@@ -160,6 +160,24 @@ func (im *Images) hold(ctx context.Context, name string) {
 	}
 }
 
+// Publish gives a name to an image whose packs are in the bucket.
+func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, replace bool) error {
+	old, err := im.previous(ctx, name, replace)
+	if err != nil {
+		return err
+	}
+	var base *catalog.Record
+	if old != nil {
+		all := append([]content.CID{old.Root}, old.Lineage...)
+		base, body.Lineage = &old.Record, all[:min(len(all), content.LineageMax)]
+	}
+	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
+		return err
+	}
+	im.hold(ctx, name)
+	return nil
+}
+
 // version is what a name stands for before it is published anew.
 type version struct {
 	records.Known

@@ -86,6 +86,11 @@ func (m *Membership) Who(key trust.PublicKey) Member {
 	return m.view(e, m.here())
 }
 
+// Find returns whom a text names: a key, an ID, a name, or what either begins with.
+func (m *Membership) Find(ctx context.Context, who string) (Member, error) {
+	return findMember(m.Members(ctx), who)
+}
+
 // unmet is a member of which only the key is known.
 func unmet(key trust.PublicKey, state MemberState) Member {
 	return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: state}

@@ -122,7 +122,7 @@ func (m *Membership) CreateToken(role trust.Role, farm string, lifetime time.Dur
 		farm = m.Identity().Farm
 	}
 	if role != trust.RoleSeed {
-		if err := content.CheckName(farm); err != nil {
+		if err := content.CheckFarm(farm); err != nil {
 			return t, st, fmt.Errorf("farm: %w", err)
 		}
 	}

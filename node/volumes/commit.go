@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // keepTrying writes the records of volumes that were created while the origin was
@@ -21,7 +22,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return every(ctx, func() {
-			for _, e := range v.index.sorted() {
+			for _, e := range v.index.Sorted() {
 				if err := v.commitLater(ctx, e.Name); err != nil && !errors.Is(err, content.ErrUnavailable) {
 					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
 				}
@@ -29,11 +30,23 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return v.keepOwned(ctx) })
+	group.Go(func() error { return v.keepFolding(ctx) })
+	group.Go(func() error { return v.watchPulse(ctx) })
+	group.Go(func() error {
+		for {
+			select {
+			case do := <-v.errands:
+				group.Go(func() error { do(ctx); return nil })
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
 	group.Go(func() error {
 		return every(ctx, func() {
 			var serving errgroup.Group
 			serving.SetLimit(parallelOpens)
-			for _, e := range v.index.sorted() {
+			for _, e := range v.index.Sorted() {
 				serving.Go(func() error { v.serveLater(ctx, e.Name); return nil })
 			}
 			_ = serving.Wait() // none fails
@@ -62,7 +75,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 		return
 	}
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	d := v.device(name)
 	if !ok || !e.Attached || d == nil || d.err == nil || v.cfg.Now().Before(d.again) || ctx.Err() != nil {
 		return
@@ -70,7 +83,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if errors.Is(d.err, content.ErrCorrupt) || errors.Is(d.err, content.ErrFenced) {
 		return // time does not mend that, and to read it all again takes long: who can attaches it
 	}
-	if v.attach(ctx, e) == nil { // else List shows it
+	if v.attach(ctx, e, Spec{}) == nil { // else List shows it
 		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)
 	}
 }
@@ -78,44 +91,64 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 // commitLater registers a volume. If its name was taken meanwhile it gets this
 // node's behind its own, and keeps its data and its clients.
 func (v *Volumes) commitLater(ctx context.Context, name string) error {
-	if e, ok := v.index.get(name); !ok || e.Committed {
+	if e, ok := v.index.Get(name); !ok || e.Committed {
 		return nil
 	}
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok || e.Committed {
 		return nil
 	}
-	var base *fetch.Root
-	if len(e.Head) > 0 {
-		head, err := pack.DecodeHead(v.codec, e.Head)
-		if err != nil {
-			return err
-		}
-		base = &fetch.Root{Head: head}
-	}
-	_, err := v.cfg.Registry.CommitVolume(ctx, e.Name, v.body(e, base))
+	gone, body, err := v.record(ctx, name)
 	if err == nil {
-		e.Committed = true
-		v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
-		return v.index.put(e)
+		return v.registered(e, gone, body)
 	}
-	var taken *catalog.TakenError
-	if !errors.As(err, &taken) {
+	if !errors.Is(err, content.ErrNotFound) {
 		return err
 	}
-	if body, derr := catalog.DecodeVolume(v.codec, taken.Current.Body); derr == nil && body.ID == e.ID {
-		e.Committed = true // our own commit, whose reply was lost in a crash
-		return v.index.put(e)
+	e, err = v.index.Change(name, func(e *index.Entry) {
+		e.Epoch, e.Incarnation = max(e.Epoch, gone.Version+1), v.incarnation
+		e.Tried = append(e.Tried, right.StampOf(e.Volume))
+	})
+	if err != nil {
+		return err
 	}
-	return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	r, err := v.register(ctx, e, gone)
+	var taken *catalog.TakenError
+	if errors.As(err, &taken) {
+		body, _ = catalog.DecodeVolume(v.codec, taken.Current.Body) // what can't be read is another's
+		return v.registered(e, taken.Current, body)
+	}
+	if err != nil {
+		return err
+	}
+	v.cfg.Log.Info("a volume made while the origin was away is registered", "volume", e.Name)
+	return v.registered(e, r, e.Volume)
+}
+
+// registered notes that the name of an uncommitted volume has a record: its own, or
+// another's, and then it gets another name.
+func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
+	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, right.StampOf(body)) {
+		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	}
+	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
+	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
+		a.mu.Lock()
+		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
+		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
+			a.right.Stage = right.Serving
+		}
+		a.mu.Unlock()
+	}
+	return err
 }
 
 // freeName is a name that no volume here has, the given one if it is free.
 func (v *Volumes) freeName(name string) string {
 	free := name
 	for n := 2; ; n++ {
-		if _, taken := v.index.get(free); !taken {
+		if _, taken := v.index.Get(free); !taken {
 			return free
 		}
 		free = fmt.Sprintf("%s-%d", name, n)
@@ -123,7 +156,7 @@ func (v *Volumes) freeName(name string) string {
 }
 
 // rename gives a volume a name that is free.
-func (v *Volumes) rename(e entry, name string) error {
+func (v *Volumes) rename(e index.Entry, name string) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
@@ -133,8 +166,11 @@ func (v *Volumes) rename(e entry, name string) error {
 	e.Name = name
 	if d != nil {
 		v.setDevice(name, d) // it has both, so that it is never without one
+		d.mu.Lock()
+		d.name = name
+		d.mu.Unlock()
 	}
-	if err := v.index.rename(old, e); err != nil {
+	if err := v.index.Rename(old, e); err != nil {
 		v.setDevice(name, nil)
 		return err
 	}

@@ -6,9 +6,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"syscall"
 
-	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -16,84 +17,105 @@ import (
 // create makes a volume. The record is committed before its folder gets its name and
 // it is served, so that of two nodes that create one name one is told. After a crash
 // before that the next start makes it a volume, and writes the record if that is not.
-func (v *Volumes) create(ctx context.Context, name string, spec Spec) error {
-	e, base, err := v.plan(ctx, name, spec)
+// gone is the record of the name's last deletion, zero if it had none.
+func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
+	e, from, err := v.plan(ctx, name, spec)
+	defer from.end()
 	if err == nil {
-		err = v.index.free(name)
+		err = v.index.Free(name)
 	}
 	if err != nil {
 		return err
 	}
-	if err := v.nameIsFree(ctx, name); err != nil {
+	e.Epoch = gone.Version + 1 // no record of the name had a later one
+	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
+	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
-	e.Committed, e.Attached = true, true
-	if err := v.index.prepare(e); err != nil {
-		return err
+	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.segments); err != nil {
+		return errors.Join(err, v.index.GiveUp(e))
 	}
-	_, err = v.cfg.Registry.CommitVolume(ctx, name, v.body(e, base))
-	if errors.Is(err, content.ErrUnavailable) {
-		e.Committed = false
-		err = writeEntry(v.index.path(e)+halfMade, e)
-	} else if err != nil {
+	r, err := v.register(ctx, e, gone)
+	switch {
+	case err == nil:
+		e.Committed, e.Tried = true, nil
+		err = v.index.Rewrite(e)
+	case errors.Is(err, content.ErrUnavailable):
+		err = nil
+	default:
 		err = v.taken(ctx, err)
 	}
 	if err != nil {
-		return errors.Join(err, v.index.giveUp(e))
+		return errors.Join(err, v.index.GiveUp(e))
 	}
-	if err := v.index.add(e); err != nil {
+	if err := v.index.Add(e); err != nil {
 		return err
 	}
-	return v.attach(ctx, e)
+	return v.serveNew(ctx, e, spec, r)
 }
 
-// plan works out what the volume will be; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e entry, base *fetch.Root, err error) {
-	e = entry{Name: name, Size: spec.Size, From: spec.From, Transport: spec.Transport, Durability: spec.Durability,
-		ReadOnly: spec.ReadOnly, Epoch: 1, Created: v.cfg.Now()}
+// serveNew serves a volume that was made just now, with its record if it has one.
+func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r catalog.Record) error {
+	a := v.newAttached(e, spec)
+	if e.Committed {
+		a.right.Stage, a.base, a.gaps = right.Serving, &r, v.pulse.Gaps()
+	}
+	a.admit()
+	if a.err = a.serve(ctx); a.err != nil {
+		a.after = tryInterval
+		a.again = v.cfg.Now().Add(a.after)
+		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
+	}
+	v.setDevice(e.Name, a)
+	return a.err
+}
+
+// plan works out what the volume will be, and what it begins with; nothing is made yet.
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from parent, err error) {
+	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
+		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
+		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
+	}}
+	spec.change(&e.Volume)
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {
-			return e, nil, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
+			return e, from, fmt.Errorf("%w: a blank volume needs a size", content.ErrInvalid)
 		}
-		return e, nil, nil
+		return e, from, nil
+	}
+	if spec.From.Kind != content.KindImage {
+		if from, err = v.parentOf(ctx, spec.From); err == nil {
+			err = from.begins(&e)
+		}
+		return e, from, err
 	}
 	b, err := v.cfg.Library.Base(ctx, spec.From)
 	if err != nil {
-		return e, nil, err
+		return e, from, err
 	}
 	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
 	if e.Size < b.Head.Root.Size {
-		return e, nil, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
+		return e, from, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
 	}
-	e.Head, err = b.Head.Encode(v.codec)
-	return e, &b, err
+	if e.Made, err = b.Head.Encode(v.codec); err != nil {
+		return e, from, err
+	}
+	e.Head, e.Lineage = &b.Head, b.Lineage
+	e.Head.Scope = content.Farm(v.cfg.Farm) // what it is made from may be for others too, the volume is its farm's
+	return e, from, nil
 }
 
-// nameIsFree looks at the record first, so that a name that is taken costs nothing.
-func (v *Volumes) nameIsFree(ctx context.Context, name string) error {
-	r, body, err := v.record(ctx, name)
-	switch {
-	case errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrUnavailable):
-		return nil
-	case err != nil:
-		return err
+// register writes the record of a new volume, over that of the name's last deletion if it
+// had one.
+func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
+	body, err := e.Volume.Encode(v.codec)
+	if err != nil {
+		return catalog.Record{}, err
 	}
-	return fmt.Errorf("%w: %s", content.Held, v.holding(ctx, r, body))
-}
-
-func (v *Volumes) body(e entry, base *fetch.Root) catalog.Volume {
-	b := catalog.Volume{ID: e.ID, Size: e.Size, From: e.From, Durability: e.Durability, Epoch: e.Epoch, Holder: v.cfg.Self, State: catalog.Attached, ReadOnly: e.ReadOnly}
-	if base != nil {
-		b.Head = &base.Head
+	var base *catalog.Record
+	if gone.Tombstone && gone.ETag != "" {
+		base = &gone
 	}
-	return b
-}
-
-// spaceError says what a full disk means to who makes something.
-func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
-	}
-	return err
+	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, base, body)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -55,7 +56,7 @@ func openDoors(ctx context.Context, cfg Config, x exports) (doors, error) {
 		return closeAll(err)
 	}
 	disks := cfg.UBLK
-	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint64(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
+	disks.Owner, disks.Log = cmp.Or(binary.LittleEndian.Uint32(cfg.Self[:]), 1), cfg.Log // 0 would be nobody
 	d.ublk, d.noUBLK = ublk.New(disks)
 	switch {
 	case errors.Is(d.noUBLK, content.ErrInvalid):
@@ -102,7 +103,7 @@ func (d doors) choose(transport string) (string, error) {
 // noDiskWaits fails if a volume that NBD is to serve has a disk in the kernel, which may
 // be mounted and have writes to give out: they would come again after those of NBD's
 // clients.
-func (d doors) noDiskWaits(e entry) error {
+func (d doors) noDiskWaits(e index.Entry) error {
 	if e.Transport == transportNBD || e.Disk == nil {
 		return nil
 	}
@@ -116,12 +117,12 @@ func (d doors) noDiskWaits(e entry) error {
 // giveUpDisk removes the disk that the kernel keeps for a volume which could not be
 // served again. Its users wait there: with any that is content.ErrConflict, unless
 // forced.
-func (d doors) giveUpDisk(ctx context.Context, e entry, force bool) error {
+func (d doors) giveUpDisk(ctx context.Context, e index.Entry, force bool) error {
 	switch {
 	case !e.Attached || e.Transport == transportNBD || e.Disk == nil:
 		return nil
 	case d.ublk != nil:
-		return d.ublk.Remove(ctx, *e.Disk, force)
+		return d.ublk.Remove(ctx, *e.Disk, diskMark(e), force)
 	case force:
 		return nil
 	}
@@ -129,12 +130,12 @@ func (d doors) giveUpDisk(ctx context.Context, e entry, force bool) error {
 }
 
 // serves reports whether a device is served as asked.
-func (d doors) serves(x *device, transport string) bool {
+func (d doors) serves(x *attached, transport string) bool {
 	return transport == transportAuto || (transport == transportUBLK) == (x.disk != nil)
 }
 
 // address is how a device is served, and what clients open.
-func (d doors) address(name string, x *device) (transport, path string) {
+func (d doors) address(name string, x *attached) (transport, path string) {
 	if x.disk != nil {
 		return transportUBLK, x.disk.Path()
 	}
@@ -152,21 +153,25 @@ func (d doors) collectors() []prometheus.Collector {
 }
 
 // sweep removes this node's disks from the kernel that no volume has.
-func (d doors) sweep(ctx context.Context, entries []entry) error {
+func (d doors) sweep(ctx context.Context, entries []index.Entry) error {
 	if d.ublk == nil {
 		return nil
 	}
-	_, err := d.ublk.Sweep(ctx, func(number int) bool {
-		return slices.ContainsFunc(entries, func(e entry) bool {
-			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number
+	_, err := d.ublk.Sweep(ctx, func(number int, mark uint32) bool {
+		return slices.ContainsFunc(entries, func(e index.Entry) bool {
+			return e.Attached && e.Transport != transportNBD && e.Disk != nil && *e.Disk == number && diskMark(e) == mark
 		})
 	})
 	return err
 }
 
+// diskMark marks a volume's disk in the kernel, whose number may become another
+// volume's.
+func diskMark(e index.Entry) uint32 { return binary.LittleEndian.Uint32(e.ID[:]) }
+
 // openDisk makes a disk of an open volume, or takes its disk up where the last
 // start left it, if that is how the volume is served.
-func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
+func (v *Volumes) openDisk(ctx context.Context, e index.Entry, d *attached) error {
 	transport, err := v.doors.choose(e.Transport)
 	switch {
 	case err != nil:
@@ -178,7 +183,7 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 	if e.Disk != nil {
 		number = *e.Disk
 	}
-	if d.disk, err = v.doors.ublk.Add(ctx, number, d.vol); err != nil || d.disk.Number() == number {
+	if d.disk, err = v.doors.ublk.Add(ctx, number, diskMark(e), d.front); err != nil || d.disk.Number() == number {
 		return err
 	}
 	if number >= 0 {
@@ -193,9 +198,8 @@ func (v *Volumes) openDisk(ctx context.Context, e entry, d *device) error {
 // numbered keeps the number of a volume's disk. A crash before it leaves a disk to
 // sweep.
 func (v *Volumes) numbered(name string, number int) error {
-	e, _ := v.index.get(name)
-	e.Disk = &number
-	return v.index.put(e)
+	_, err := v.index.Change(name, func(e *index.Entry) { e.Disk = &number })
+	return err
 }
 
 // unused fails with content.ErrConflict while NBD clients have a volume open. Those
@@ -225,7 +229,7 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 	handover := errors.Is(context.Cause(ctx), ErrHandover)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
-	_ = v.each(func(name string, d *device) error { // none fails
+	_ = v.each(func(name string, d *attached) error { // none fails
 		switch {
 		case d.disk == nil: // over NBD, or not served
 		case handover:
@@ -260,14 +264,14 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return d.vol, d.users.Done, nil
+			return remembered{d.front, x.v, name}, d.users.Done, nil
 		}
 	}
 }
 
 // use returns what is under a name, counted as used where NBD serves it: who closes a
 // device takes it away first.
-func (x exports) use(name string) *device {
+func (x exports) use(name string) *attached {
 	x.v.mu.RLock()
 	defer x.v.mu.RUnlock()
 	d := x.v.open[name]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -56,9 +57,9 @@ func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) 
 	}
 	_, away := v.cfg.Holder(ctx, body.Holder)
 	if !force || !away && body.Holder != v.cfg.Self {
-		return fmt.Errorf("remove volume %q: %w: %s", name, content.ErrConflict, v.holding(ctx, r, body))
+		return fmt.Errorf("remove volume %q: %w", name, v.held(ctx, r, body))
 	}
-	if err := v.cfg.Registry.DeleteVolume(ctx, r); err != nil {
+	if err := v.cfg.Registry.Delete(ctx, r); err != nil {
 		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
 	}
 	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.holding(ctx, r, body))
@@ -71,7 +72,7 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 		return v.missing(r, body)
 	}
 	who, away := v.cfg.Holder(ctx, body.Holder)
-	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Durability, r.SignedAt.UTC().Format(time.RFC3339))
+	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Policy, r.SignedAt.UTC().Format(time.RFC3339))
 	if !away {
 		return text + "use, detach or remove it there; a new volume needs another name"
 	}
@@ -80,8 +81,8 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 
 // missing says what is wrong with a volume that is this node's by its record alone.
 func (v *Volumes) missing(r catalog.Record, body catalog.Volume) string {
-	folder, wrong := v.index.path(entry{ID: body.ID}), "is not there: mount the disk that has it, or restore it from a backup"
-	if v.index.has(body.ID) {
+	folder, wrong := v.index.Path(index.Entry{Volume: body}), "is not there: mount the disk that has it, or restore it from a backup"
+	if v.index.Has(body.ID) {
 		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
 	}
 	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",
@@ -98,5 +99,5 @@ func (v *Volumes) taken(ctx context.Context, err error) error {
 	if derr != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %s", content.ErrConflict, v.holding(ctx, by.Current, body))
+	return v.held(ctx, by.Current, body)
 }

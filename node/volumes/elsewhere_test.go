@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -36,14 +38,14 @@ func (h *held) SureVolume(context.Context, string) (catalog.Record, error) {
 	return h.record, nil
 }
 
-func (h *held) DeleteVolume(context.Context, catalog.Record) error {
+func (h *held) Delete(context.Context, catalog.Record) error {
 	h.deleted = true
 	return nil
 }
 
 func newHeld(t *testing.T, w *world, holder trust.PublicKey) *held {
 	t.Helper()
-	body, err := catalog.Volume{ID: [16]byte{1}, Size: 1 << 20, Durability: durabilityLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
+	body, err := catalog.Volume{ID: content.VolumeID{1}, Size: 1 << 20, Policy: catalog.PolicyLocal, Epoch: 1, Holder: holder, State: catalog.Attached}.Encode(w.codec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,7 @@ func TestFolderIsAway(t *testing.T) {
 	h := newHeld(t, w, w.cfg.Self)
 	said := func(what string, err error) {
 		t.Helper()
-		for _, text := range []string{w.index.path(entry{ID: [16]byte{1}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
+		for _, text := range []string{w.index.Path(index.Entry{Volume: catalog.Volume{ID: content.VolumeID{1}}}), "this node has had it since 2001-09-09T01:46:40Z", "mount", "volume rm web1 --force"} {
 			if err == nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q in it", what, err, text)
 			}
@@ -74,11 +76,11 @@ func TestFolderIsAway(t *testing.T) {
 		t.Errorf("create: %v", err)
 	}
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) || h.deleted {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) || h.deleted {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
 	w.create(t, "web1")
@@ -109,12 +111,12 @@ func TestKilledInACreate(t *testing.T) {
 	if err := w.openAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], halfMade) {
+	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], ".new") {
 		t.Errorf("left as %s, it is %s", left, got)
 	}
 	h := newHeld(t, w, w.cfg.Self)
-	e, _ := w.index.get("web1")
-	h.record.Body, _ = w.body(e, nil).Encode(w.codec)
+	e, _ := w.index.Get("web1")
+	h.record.Body, _ = e.Volume.Encode(w.codec)
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
 	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
 		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
@@ -126,15 +128,17 @@ func TestKilledInACreate(t *testing.T) {
 func TestHearsayTakesNothingAway(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "web1")
-	e, _ := w.index.get("web1")
+	e, _ := w.index.Get("web1")
 	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	h.hearsay = true
-	if why, err := w.takenAway(t.Context(), e); !errors.Is(err, content.ErrUnavailable) || why != "" {
-		t.Errorf("by hearsay: %q, %v", why, err)
+	a := w.device("web1")
+	a.right.Stage, a.right.Stamp, a.right.Here = right.Serving, right.StampOf(e.Volume), true // it was registered
+	if err := a.happen(t.Context(), right.Due{}); err != nil || !a.gate.IsOpen() {
+		t.Errorf("by hearsay: %v", err)
 	}
 	h.hearsay = false
-	if why, err := w.takenAway(t.Context(), e); err != nil || why == "" {
-		t.Errorf("by the origin: %q, %v", why, err)
+	if err := a.happen(t.Context(), right.Due{}); !errors.Is(err, content.ErrFenced) || a.gate.IsOpen() {
+		t.Errorf("by the origin: %v", err)
 	}
 }
 
@@ -142,8 +146,8 @@ func TestHearsayTakesNothingAway(t *testing.T) {
 func TestTakenAwayOnAFullDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "web1")
-	e, _ := w.index.get("web1")
-	d, file := w.device("web1"), filepath.Join(w.index.path(e), entryName)
+	e, _ := w.index.Get("web1")
+	d, file := w.device("web1"), filepath.Join(w.index.Path(e), index.FileName)
 	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // so that no file gets its name
 		t.Fatal(err)
 	}
@@ -180,26 +184,26 @@ func TestNameHeldElsewhere(t *testing.T) {
 	said("attach", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD})
 	said("create", err)
-	if err = w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrConflict) {
+	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("rm: %v", err)
 	}
 	said("rm", err)
 	away = false
-	said("rm by force of one that is here", w.Remove(t.Context(), "web1", true), "there")
+	said("rm by force of one that is here", w.Remove(t.Context(), "web1", RemoveSpec{Force: true}), "there")
 	if away = true; h.deleted {
 		t.Fatal("the name is gone")
 	}
-	if err := w.Remove(t.Context(), "web1", true); err != nil || !h.deleted {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{Force: true}); err != nil || !h.deleted {
 		t.Errorf("rm by force: %v, deleted %v", err, h.deleted)
 	}
-	if err := w.Remove(t.Context(), "web1", false); err != nil {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); err != nil {
 		t.Errorf("rm of an absent one: %v", err)
 	}
 	if _, err = w.Find(t.Context(), "web1"); !errors.Is(err, content.ErrNotFound) || !strings.Contains(err.Error(), "of the mesh") {
 		t.Errorf("show of an absent one: %v", err)
 	}
 	w.cfg.Registry = w.origin
-	if err := w.Remove(t.Context(), "web1", false); !errors.Is(err, content.ErrUnavailable) {
+	if err := w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) {
 		t.Errorf("rm while nobody can be asked: %v", err)
 	}
 }

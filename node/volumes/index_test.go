@@ -4,126 +4,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-func newIndex(t *testing.T) *index {
-	t.Helper()
-	x, err := loadIndex(filepath.Join(t.TempDir(), "volumes"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return x
-}
-
-func (x *index) make(t *testing.T, id byte, name string) entry {
-	t.Helper()
-	e := entry{Name: name, ID: [16]byte{id}, Size: 512}
-	if err := errors.Join(x.prepare(e), x.add(e)); err != nil {
-		t.Fatal(err)
-	}
-	return e
-}
-
-func names(x *index) (out []string) {
-	for _, e := range x.sorted() {
-		out = append(out, e.Name)
-	}
-	return out
-}
-
-func TestIndexIsReadBack(t *testing.T) {
-	x, number := newIndex(t), 7
-	b, a, c := x.make(t, 1, "b"), x.make(t, 2, "a"), x.make(t, 3, "c")
-	half := entry{Name: "half", ID: [16]byte{4}, Size: 512}
-	b.Disk, a.Name = &number, "z"
-	if err := errors.Join(x.put(b), x.remove(c), x.rename("a", a), x.prepare(half)); err != nil {
-		t.Fatal(err)
-	}
-	again, err := loadIndex(x.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	read, _ := again.get("b")
-	if got := fmt.Sprint(names(again)); got != "[b z]" || *read.Disk != number || len(again.broken) > 0 {
-		t.Errorf("%s, %+v, %v", got, read, again.broken)
-	}
-	if err := os.Mkdir(x.path(entry{})+halfMade, 0o700); err != nil { // nothing is in it yet
-		t.Fatal(err)
-	}
-	if err := again.sweep(); err != nil {
-		t.Fatal(err)
-	}
-	left, err := os.ReadDir(x.dir)
-	if got := fmt.Sprint(names(again)); err != nil || len(left) != 3 || got != "[b half z]" {
-		t.Errorf("after the sweep: %v, %v; %s", left, err, got)
-	}
-	if err := x.free("z"); !errors.Is(err, content.ErrConflict) {
-		t.Errorf("a name that is taken: %v", err)
-	}
-	for i := range volumesMax {
-		x.keep(entry{Name: fmt.Sprint(i)})
-	}
-	if err := x.free("one more"); !errors.Is(err, content.ErrNoSpace) {
-		t.Errorf("one more than the limit: %v", err)
-	}
-}
-
-// TestSweepInAFolderWithPattern: the data folder's name is no pattern.
-func TestSweepInAFolderWithPattern(t *testing.T) {
-	root := t.TempDir()
-	other, dir := filepath.Join(root, "da"), filepath.Join(root, "d[a]")
-	for _, path := range []string{filepath.Join(other, entry{}.folder()+halfMade), filepath.Join(dir, entry{}.folder()+halfGone)} {
-		if err := os.MkdirAll(path, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	x, err := loadIndex(dir)
-	if err == nil {
-		err = x.sweep()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		t.Errorf("left: %v, %v", left, err)
-	}
-	if left, err := os.ReadDir(other); err != nil || len(left) != 1 {
-		t.Errorf("in another folder: %v, %v", left, err)
-	}
-}
-
-// TestIndexKeepsWhatItCannotSave changes volumes whose folders take no file.
-func TestIndexKeepsWhatItCannotSave(t *testing.T) {
-	x := newIndex(t)
-	a := x.make(t, 1, "a")
-	if err := errors.Join(os.RemoveAll(x.dir), os.WriteFile(x.dir, nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	other := a
-	other.Size, other.Name = 1024, "b"
-	for what, change := range map[string]func() error{
-		"put":     func() error { e := a; e.Size = 1024; return x.put(e) },
-		"prepare": func() error { return x.prepare(entry{Name: "b", ID: [16]byte{2}, Size: 512}) },
-		"remove":  func() error { return x.remove(a) },
-		"rename":  func() error { return x.rename("a", other) },
-	} {
-		if err := change(); err == nil {
-			t.Errorf("%s: no error", what)
-		}
-		if e, ok := x.get("a"); !ok || e.Size != 512 || len(names(x)) != 1 {
-			t.Errorf("%s: the volumes are %v", what, names(x))
-		}
-	}
-}
 
 // TestFolderThatCannotBeRead damages what folders say of their volumes: the others are
 // served, these are shown as failed and kept byte for byte, and their names are not
@@ -143,14 +33,14 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 			if err := w.device("bad").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
 				t.Fatal(err)
 			}
-			e, _ := w.index.get("bad")
-			folder := w.index.path(e)
+			e, _ := w.index.Get("bad")
+			folder := w.index.Path(e)
 			w.stop(t)
-			if err := damage(filepath.Join(folder, entryName)); err != nil {
+			if err := damage(filepath.Join(folder, index.FileName)); err != nil {
 				t.Fatal(err)
 			}
 			before := files(t, folder)
-			if !Expected(filepath.Dir(folder)) {
+			if !index.Expected(filepath.Dir(folder)) {
 				t.Error("nobody is said to wait")
 			}
 			w = w.again(t)
@@ -158,40 +48,20 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			list := w.List()
-			if len(list) != 2 || list[0].Name != "good" || list[0].State != StateUncommitted || list[1].State != StateFailed || list[1].Name != e.folder() {
+			if len(list) != 2 || list[0].Name != "good" || list[0].State != StateUncommitted || list[1].State != StateFailed || list[1].Name != e.Folder() {
 				t.Errorf("listed: %+v", list)
 			}
-			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Durability: durabilityLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
+			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Policy: catalog.PolicyLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
 			if _, _, err := w.Put(t.Context(), "bad", Spec{Size: 1 << 20}); !errors.Is(err, content.ErrConflict) {
 				t.Errorf("a new one over it: %v", err)
 			}
-			if err := w.Remove(t.Context(), e.folder(), true); !errors.Is(err, content.ErrCorrupt) {
+			if err := w.Remove(t.Context(), e.Folder(), RemoveSpec{Force: true}); !errors.Is(err, content.ErrCorrupt) {
 				t.Errorf("removed: %v", err)
 			}
 			if after := files(t, folder); !slices.Equal(before, after) {
 				t.Errorf("the folder had %q and has %q", before, after)
 			}
 		})
-	}
-}
-
-// TestFlippedBits: no bit of volume.json may flip, as one of a name or size, and go unseen.
-func TestFlippedBits(t *testing.T) {
-	x := newIndex(t)
-	folder := x.path(x.make(t, 1, "web1"))
-	whole, err := os.ReadFile(filepath.Join(folder, entryName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 8 * len(whole) {
-		b := bytes.Clone(whole)
-		b[i/8] ^= 1 << (i % 8)
-		if err := os.WriteFile(filepath.Join(folder, entryName), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if e, err := readEntry(folder); !errors.Is(err, content.ErrCorrupt) {
-			t.Fatalf("bit %d: %+v, %v", i, e, err)
-		}
 	}
 }
 
@@ -219,10 +89,10 @@ func TestCopiesAreLeft(t *testing.T) {
 	if err := w.device("disk").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
 		t.Fatal(err)
 	}
-	e, _ := w.index.get("disk")
-	path := w.index.path(e)
+	e, _ := w.index.Get("disk")
+	path := w.index.Path(e)
 	w.stop(t)
-	copies := []string{path + halfMade, path + halfGone, filepath.Join(w.cfg.Dir, "disk"+halfMade), filepath.Join(w.cfg.Dir, "disk"+halfGone)}
+	copies := []string{path + ".new", path + ".gone", filepath.Join(w.cfg.Dir, "disk.new"), filepath.Join(w.cfg.Dir, "disk.gone")}
 	for _, name := range copies {
 		if err := os.CopyFS(name, os.DirFS(path)); err != nil {
 			t.Fatal(err)
@@ -244,8 +114,8 @@ func TestCopiesAreLeft(t *testing.T) {
 func TestCopiedFolder(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "disk")
-	e, _ := w.index.get("disk")
-	path := w.index.path(e)
+	e, _ := w.index.Get("disk")
+	path := w.index.Path(e)
 	w.stop(t)
 	if err := os.CopyFS(path+".bak", os.DirFS(path)); err != nil {
 		t.Fatal(err)
@@ -331,15 +201,15 @@ func TestJournalThatIsGone(t *testing.T) {
 	if err := w.device("lost").vol.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 512), 0, true); err != nil {
 		t.Fatal(err)
 	}
-	e, _ := w.index.get("lost")
-	folder := w.index.path(e)
+	e, _ := w.index.Get("lost")
+	folder := w.index.Path(e)
 	w.stop(t)
 	list, err := os.ReadDir(folder)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range list {
-		if f.Name() != entryName {
+		if f.Name() != index.FileName {
 			if err := os.Remove(filepath.Join(folder, f.Name())); err != nil {
 				t.Fatal(err)
 			}
@@ -358,7 +228,7 @@ func TestJournalThatIsGone(t *testing.T) {
 	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("to be read: %v", err)
 	}
-	if err := w.Remove(t.Context(), "lost", false); err != nil {
+	if err := w.Remove(t.Context(), "lost", RemoveSpec{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/bucket/mem"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
@@ -22,47 +21,10 @@ import (
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
-// mesh is one that keeps records of volumes, while it is up.
-type mesh struct {
-	down   bool
-	bodies map[string]catalog.Volume
-}
-
-func (x *mesh) Volume(_ context.Context, name string) (r catalog.Record, err error) {
-	body, ok := x.bodies[name]
-	switch {
-	case x.down:
-		return r, content.ErrUnavailable
-	case !ok:
-		return r, content.ErrNotFound
-	}
-	b, err := body.Encode(content.NewCodec())
-	return catalog.Record{Envelope: trust.Envelope{Kind: content.KindVolume, Name: name, Body: b}}, err
-}
-
-func (x *mesh) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
-	return x.Volume(ctx, name)
-}
-
-func (x *mesh) CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error) {
-	if x.down {
-		return catalog.Record{}, content.ErrUnavailable
-	}
-	x.bodies[name] = body
-	return x.Volume(ctx, name)
-}
-
-func (x *mesh) DeleteVolume(_ context.Context, base catalog.Record) error {
-	if x.down {
-		return content.ErrUnavailable
-	}
-	delete(x.bodies, base.Name)
-	return nil
-}
-
 // modelled is what a volume has to be.
 type modelled struct {
 	attached, committed bool
+	written, released   bool
 	first               byte // what its first block is full of
 }
 
@@ -86,7 +48,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 	}
 	defer flag.Set("rapid.checks", before)
 	rapid.Check(t, func(rt *rapid.T) {
-		home := &mesh{bodies: map[string]catalog.Volume{}}
+		home := newStore()
 		w := newWorld(t)
 		w.cfg.Registry = home
 		defer func() { w.stop(t) }()
@@ -102,13 +64,17 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
 				_, created, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD})
+				if m.released && home.down { // another may have it by now
+					do("put", err, content.ErrUnavailable)
+					return
+				}
 				if do("put", err, nil); created == m.attached {
 					rt.Fatalf("created is %t of %+v", created, m)
 				}
 				if !here {
 					m.committed = !home.down
 				}
-				m.attached = true
+				m.attached, m.released = true, false
 				all[name] = m
 			},
 			"put of another size": func(rt *rapid.T) {
@@ -127,13 +93,14 @@ func TestAnySequenceOfCommands(t *testing.T) {
 					return
 				}
 				do("detach", err, nil)
+				m.released = m.released || m.attached && m.committed && !m.written && !home.down
 				m.attached = false
 				all[name] = m
 			},
 			"remove": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
-				err := w.Remove(t.Context(), name, false)
+				err := w.Remove(t.Context(), name, RemoveSpec{})
 				if home.down && (!here || m.committed) { // whose the name is can't be told
 					do("remove", err, content.ErrUnavailable)
 					if m.attached = false; here {
@@ -147,7 +114,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 			"write": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				if m := all[name]; m.attached {
-					m.first = rapid.Byte().Draw(rt, "byte")
+					m.first, m.written = rapid.Byte().Draw(rt, "byte"), true
 					do("write", w.device(name).vol.WriteAt(t.Context(), bytes.Repeat([]byte{m.first}, 4096), 0, true), nil)
 					all[name] = m
 				}
@@ -175,7 +142,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				}
 				for name, m := range all {
 					view, err := w.Get(name)
-					if _, kept := home.bodies[name]; err != nil || view.State != m.state() || kept != m.committed {
+					if kept := home.has(content.KindVolume, name); err != nil || view.State != m.state() || kept != m.committed {
 						rt.Fatalf("%s is %s (%s), has a record: %t, want %+v; %v", name, view.State, view.Detail, kept, m, err)
 					}
 					if !m.attached {
@@ -194,7 +161,8 @@ func TestAnySequenceOfCommands(t *testing.T) {
 // shelf is a library of one image, whose packs a bucket has.
 type shelf struct {
 	*fetch.Fetcher
-	head pack.Head
+	head   pack.Head
+	bucket *mem.Bucket
 }
 
 func (s shelf) Base(_ context.Context, ref content.Ref) (fetch.Root, error) {
@@ -215,6 +183,7 @@ const imageSize = 2*content.ChunkSizeDefault + 8192
 func newShelf(t *testing.T) (s shelf) {
 	t.Helper()
 	bucket := mem.New(t, mem.Config{})
+	s.bucket = bucket
 	b, err := build.New(t.Context(), build.Config{Bucket: bucket, Scope: content.Mesh(), Size: imageSize})
 	if err != nil {
 		t.Fatal(err)
@@ -309,7 +278,7 @@ func TestVolumeOverAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("after a restart")
-	if err := w.Remove(t.Context(), "disk", false); err != nil || len(w.List()) != 0 {
+	if err := w.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || len(w.List()) != 0 {
 		t.Errorf("it is not removed: %v", err)
 	}
 }

@@ -4,8 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -14,82 +20,140 @@ const (
 	// ownedFor is how long a record that says that a volume is this node's is taken to
 	// say so still, while the node is not cut off: with 1,000 volumes one look in 0.6 s.
 	ownedFor = 10 * time.Minute
-	// stoodStill is how long nothing was looked at where the process stood still, and
+	// stoodFor is how long nothing was looked at where the process stood still, and
 	// the mesh went on without it.
-	stoodStill = 3 * tryInterval
+	stoodFor = 3 * tryInterval
 )
 
-// owned is when the record of each volume was last seen to be this node's.
+// owned is when the record of each volume was last looked at.
 type owned struct {
-	seen     map[[16]byte]time.Time
+	seen     map[content.VolumeID]time.Time
 	returned int64 // Config's, then
 	last     time.Time
 }
 
-// keepOwned stops serving volumes that this node does not hold any more, by their
-// records: those are looked at after a start, when the node was cut off, and now and then.
+// keepOwned looks whether this node's volumes are its own still, by their records: after
+// a start, when the node was cut off, and now and then; and stops those that are not.
 func (v *Volumes) keepOwned(ctx context.Context) error {
-	o := owned{seen: map[[16]byte]time.Time{}}
-	return every(ctx, func() {
-		if n := v.cfg.Returned(); n != o.returned || v.cfg.Now().Sub(o.last) > stoodStill {
-			o.returned = n
-			clear(o.seen)
+	o := owned{seen: map[content.VolumeID]time.Time{}}
+	tick := time.NewTicker(tryInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			v.lookAtOwned(ctx, &o)
+		case <-v.losing:
+			v.giveUpLost(ctx)
+		case <-ctx.Done():
+			return nil
 		}
-		for _, e := range v.index.sorted() {
-			if d := v.device(e.Name); e.Taken != "" && d != nil && d.vol != nil && !d.vol.Geometry().ReadOnly { // it could not be closed
-				v.giveUp(ctx, e.Name, e.Taken)
-			}
-			if !e.Attached || !e.Committed || e.Taken != "" || v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor || ctx.Err() != nil {
-				continue
-			}
-			if why, err := v.takenAway(ctx, e); err != nil {
+	}
+}
+
+func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
+	if n := v.cfg.Returned(); n != o.returned || v.cfg.Now().Sub(o.last) > stoodFor {
+		o.returned = n
+		clear(o.seen)
+	}
+	var looks errgroup.Group
+	looks.SetLimit(parallelOpens)
+	for _, e := range v.index.Sorted() {
+		a := v.device(e.Name)
+		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
+			continue
+		}
+		if _, _, st := a.record(); st.Stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
+			continue
+		}
+		o.seen[e.ID] = v.cfg.Now()
+		looks.Go(func() error {
+			if err := a.happen(ctx, right.Due{}); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
-			} else if o.seen[e.ID] = v.cfg.Now(); why != "" {
-				v.giveUp(ctx, e.Name, why)
 			}
+			return nil
+		})
+	}
+	_ = looks.Wait() // none fails
+	v.giveUpLost(ctx)
+	v.keepOrphans(ctx)
+	o.last = v.cfg.Now()
+}
+
+// giveUpLost stops serving the volumes that are another's, each for itself.
+func (v *Volumes) giveUpLost(ctx context.Context) {
+	_ = v.each(func(name string, a *attached) error { // none fails
+		if a.vol == nil || a.vol.Geometry().ReadOnly {
+			return nil
 		}
-		o.last = v.cfg.Now()
+		if _, _, st := a.record(); st.Stage == right.Lost {
+			a.mu.Lock()
+			why := a.taken
+			a.mu.Unlock()
+			v.giveUp(ctx, name, why)
+		}
+		return nil
 	})
 }
 
-// takenAway says by whom, or how, a volume's name was taken from this node; "" if it was
-// not. That there is no record at all says nothing: nobody has signed that.
-func (v *Volumes) takenAway(ctx context.Context, e entry) (why string, err error) {
-	var body catalog.Volume
-	r, err := v.cfg.Registry.SureVolume(ctx, e.Name)
-	if err == nil {
-		body, err = catalog.DecodeVolume(v.codec, r.Body)
+// watchPulse has the records of all volumes read before anything is acknowledged, when
+// this process has stood still.
+func (v *Volumes) watchPulse(ctx context.Context) error {
+	tick := time.NewTicker(gate.BeatInterval)
+	defer tick.Stop()
+	var looks sync.WaitGroup
+	defer looks.Wait()
+	for {
+		select {
+		case <-tick.C:
+		case <-v.pulse.Seen:
+		case <-ctx.Done():
+			return nil
+		}
+		v.pulse.Look()
+		_ = v.each(func(_ string, a *attached) error { // none fails
+			if a.waits() && a.looking.CompareAndSwap(false, true) {
+				looks.Go(func() {
+					defer a.looking.Store(false)
+					if err := a.happen(ctx, right.StoodStill{}); err != nil {
+						v.cfg.Log.Warn("this process stood still, and a volume may be another's by now", "volume", a.Name(), "err", err)
+					}
+				})
+			}
+			return nil
+		})
 	}
-	switch {
-	case r.Tombstone && r.SignedAt.After(e.Created):
-		return "its name was freed on " + r.SignedAt.UTC().Format(time.RFC3339), nil
-	case err != nil || body.ID == e.ID && body.Holder == v.cfg.Self && body.Epoch <= e.Epoch:
-		return "", err
+}
+
+// waits reports whether a volume acknowledges nothing until its record was read.
+func (a *attached) waits() bool {
+	if a.vol == nil || a.gate.IsOpen() {
+		return false
 	}
-	return v.holding(ctx, r, body), nil
+	_, body, st := a.record()
+	return st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal)
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.
 func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok || !e.Attached {
 		return
 	}
-	e.Taken = why
-	if err := errors.Join(v.close(ctx, name, true), v.index.put(e)); err != nil {
+	v.cfg.Log.Warn("a volume is another's, and served here no more", "volume", name, "why", why)
+	err := v.close(ctx, name, true, nil)
+	e, kept := v.index.Change(name, func(e *index.Entry) { e.Taken = why })
+	if err := errors.Join(err, kept); err != nil {
 		v.cfg.Log.Error("a volume that was taken away is not closed as it should be", "volume", name, "err", err)
 	}
 	if d := v.device(name); d == nil || d.vol == nil { // else it is tried again
-		_ = v.attach(ctx, e) // which it refuses: List and the log say why
+		e.Taken = why
+		_ = v.attach(ctx, e, Spec{}) // which it refuses: List and the log say why
 	}
 }
 
-// isOwned fails if the volume was taken away, unless it is only to be read.
-func (v *Volumes) isOwned(e entry) error {
-	if e.Taken == "" || e.ReadOnly {
-		return nil
-	}
+// takenError says why a volume is not served that was taken away.
+func (v *Volumes) takenError(e index.Entry) error {
 	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
-		content.ErrFenced, e.Taken, v.index.path(e), e.Name)
+		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // State is how a volume stands on this node.
@@ -45,16 +46,25 @@ type View struct {
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
 	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
+	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
+	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
+	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
+	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
+	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
+	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
+	Generation uint64      `json:"generation,omitempty"`
+	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
+	Limits     Limits      `json:"limits,omitzero"`
 	Bytes      fetch.Bytes `json:"bytes"`
 }
 
 // List returns all volumes of this node, by name; folders that can't be read come last.
 func (v *Volumes) List() []View {
 	var out []View
-	for _, e := range v.index.sorted() {
+	for _, e := range v.index.Sorted() {
 		out = append(out, v.view(e))
 	}
-	for _, folder := range slices.Sorted(maps.Keys(v.index.broken)) {
+	for _, folder := range slices.Sorted(maps.Keys(v.index.Broken)) {
 		out = append(out, v.viewBroken(folder))
 	}
 	return out
@@ -74,29 +84,22 @@ func (v *Volumes) Failing() []string {
 
 // Get returns one volume of this node.
 func (v *Volumes) Get(name string) (View, error) {
-	if e, ok := v.index.get(name); ok {
+	if e, ok := v.index.Get(name); ok {
 		return v.view(e), nil
 	}
-	if v.index.broken[name] != nil {
+	if v.index.Broken[name] != nil {
 		return v.viewBroken(name), nil
 	}
 	return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 }
 
 func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
-func (v *Volumes) view(e entry) View {
-	out := View{
-		Name: e.Name, Size: e.Size, From: e.From, Transport: e.Transport, Durability: e.Durability, ReadOnly: e.ReadOnly,
-		Epoch: e.Epoch, State: StateDetached, Node: v.cfg.NodeID, Farm: v.cfg.Farm,
-	}
-	if head, err := pack.DecodeHead(v.codec, e.Head); err == nil {
-		if root, err := head.Root.Encode(v.codec); err == nil {
-			out.Root = root.CID()
-		}
-	}
+func (v *Volumes) view(e index.Entry) View {
+	out := v.viewRecord(e.Name, v.cfg.Farm, e.Volume)
+	out.State, out.Transport, out.Node = StateDetached, e.Transport, v.cfg.NodeID
 	d := v.device(e.Name)
 	switch {
 	case d == nil:
@@ -111,11 +114,19 @@ func (v *Volumes) view(e entry) View {
 }
 
 // viewServed says how a volume stands that is open.
-func (v *Volumes) viewServed(out *View, e entry, d *device) {
+func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
+	_, _, st := d.record()
+	out.Confirmed = st.Stage == right.Serving
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
 	out.Transport, out.Device = v.doors.address(e.Name, d)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
+	if d.folds != nil {
+		var why error
+		if out.Lag, why = d.folds.lag(); why != nil {
+			out.Detail = "what was written since does not get into the bucket, and that is tried again: " + content.Line(why)
+		}
+	}
 	if d.image != nil {
 		out.Bytes = d.image.Bytes()
 		if w := d.image.Waiting(); w.Reads > 0 {
@@ -127,6 +138,8 @@ func (v *Volumes) viewServed(out *View, e entry, d *device) {
 		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
 	case stats.Full:
 		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	case st.Stage == right.Lost:
+		out.State, out.Detail = StateFailed, content.Line(d.fenced())
 	case !e.Committed:
 		out.State = StateUncommitted
 		out.Detail = cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")

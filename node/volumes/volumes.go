@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,14 +16,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -34,14 +38,23 @@ type Library interface {
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
 }
 
-// Registry keeps the records of volumes. ErrUnavailable means that no origin
-// could be asked, by this node or a member for it.
+// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
+// origin could be asked, by this node or a member for it.
 type Registry interface {
 	Volume(ctx context.Context, name string) (catalog.Record, error)
 	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
 	SureVolume(ctx context.Context, name string) (catalog.Record, error)
-	CommitVolume(ctx context.Context, name string, body catalog.Volume) (catalog.Record, error)
-	DeleteVolume(ctx context.Context, base catalog.Record) error
+	// Snapshot returns the record of NAME@N.
+	Snapshot(ctx context.Context, name string) (catalog.Record, error)
+	// Volumes returns the records of all volumes that this node may know, by name, and
+	// Snapshots those of a volume's snapshots, "" for all.
+	Volumes(ctx context.Context) []catalog.Record
+	Snapshots(ctx context.Context, volume string) []catalog.Record
+	// Commit writes a record over the one that it was made from, nil for a name that is
+	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
+	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
+	// Delete writes that the name of a record is free.
+	Delete(ctx context.Context, base catalog.Record) error
 }
 
 // Config is what Volumes is built from.
@@ -58,12 +71,29 @@ type Config struct {
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
 	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Call asks another member, whose Answer answers; Member finds one by name or ID.
+	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
+	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
 	// Returned counts how often this node was cut off and is back; nil is never.
 	Returned func() int64
 	Library  Library
 	Registry Registry
-	Now      func() time.Time
-	Log      *slog.Logger
+	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
+	// has none. Signer vouches for what is stored there.
+	Origin func() (bucket.Bucket, error)
+	Signer trust.Signer
+	// Holders are members of the farm that hold what volumes write; nil is none.
+	Holders *holders.Farm
+	// Publish writes the record of an image whose packs are in the bucket; nil is for who
+	// may not.
+	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
+	// Upload has all that was written to a volume in the bucket, and in the record, which
+	// it revises; nil is for who can't.
+	Upload func(context.Context, *attached) error
+	Now    func() time.Time
+	// Clock goes on while this host sleeps; nil is the system's.
+	Clock func() time.Duration
+	Log   *slog.Logger
 }
 
 const (
@@ -80,20 +110,22 @@ const (
 	// waits for the disk, or for the kernel.
 	parallelOpens = 16
 
-	durabilityLocal = "local"
-	transportNBD    = "nbd"
-	transportUBLK   = "ublk"
-	transportAuto   = "auto"
+	transportNBD  = "nbd"
+	transportUBLK = "ublk"
+	transportAuto = "auto"
 )
 
 // Spec is what a Put asks for; zero fields ask for nothing.
 type Spec struct {
 	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME; a blank disk when not given"`
+	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
 	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"local"`
+	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
+	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
 	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
+	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
+	Limits     Limits      `json:"limits,omitzero"`
 }
 
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
@@ -102,28 +134,23 @@ type Volumes struct {
 	codec *content.Codec
 	doors doors
 
-	opened atomic.Bool // those that were attached are
+	opening, opened atomic.Bool // those that were attached
 
 	changes *turns.Turns[string] // one Put, Detach or Remove of a volume at a time
 
-	index *index
+	index *index.Index
 
-	mu   sync.RWMutex       // never held while anything waits
-	open map[string]*device // guarded by mu
-}
+	// incarnation is the random number of this start, pulse tells when it stood still, and
+	// losing has one when a volume was lost that is served still.
+	incarnation uint64
+	pulse       *gate.Pulse
+	losing      chan struct{}
+	errands     chan func(context.Context) // that Run does
+	moves       moves
+	away        atomic.Bool // the origin did not answer a start
 
-// device is a volume that is served, that failed to be, or that is on its way.
-type device struct {
-	opening chan struct{} // closed when another device stands for the volume
-
-	vol   *volume.Volume // nil unless it is served
-	image *fetch.Image
-	disk  *ublk.Disk     // nil over NBD
-	users sync.WaitGroup // NBD connections
-
-	err   error
-	after time.Duration // that it failed it is tried again,
-	again time.Time     // which is then
+	mu   sync.RWMutex         // never held while anything waits
+	open map[string]*attached // guarded by mu
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
@@ -136,23 +163,34 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Holder == nil {
 		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
 	}
+	if cfg.Call == nil {
+		cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+			return nil, content.ErrUnavailable
+		}
+	}
+	if cfg.Upload == nil {
+		cfg.Upload = upload
+	}
+	if cfg.Holders == nil {
+		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
+	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
 	}
-	index, err := loadIndex(cfg.Dir)
+	index, err := index.Load(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := index.sweep(); err != nil {
+	if err := index.Sweep(); err != nil {
 		cfg.Log.Error("volumes that were half made or half removed are left as they are; the next start tries again", "err", err)
 	}
-	for folder, why := range index.broken {
+	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*device{}}
-	for _, e := range index.sorted() {
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
+	for _, e := range index.Sorted() {
 		if e.Attached {
-			v.open[e.Name] = &device{opening: make(chan struct{})}
+			v.open[e.Name] = &attached{opening: make(chan struct{})}
 		}
 	}
 	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
@@ -164,8 +202,10 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 // openAll opens the volumes that were attached. One that can't be opened is kept, and
 // shown as failed.
 func (v *Volumes) openAll(ctx context.Context) error {
+	v.opening.Store(true)
 	defer v.opened.Store(true)
-	entries := v.index.sorted()
+	defer v.opening.Store(false)
+	entries := v.index.Sorted()
 	if err := v.doors.sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
@@ -192,11 +232,11 @@ func (v *Volumes) Run(ctx context.Context) error {
 		}
 		return v.keepTrying(ctx)
 	}, v.leaveDisks)
-	err = errors.Join(err, v.each(func(_ string, d *device) error {
+	err = errors.Join(err, v.each(func(_ string, d *attached) error {
 		if d.vol == nil {
 			return nil
 		}
-		return d.vol.Close()
+		return d.shut()
 	}))
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -221,14 +261,14 @@ func (v *Volumes) turn(name string) (end func()) {
 }
 
 // device returns what is open under a name, nil if nothing is.
-func (v *Volumes) device(name string) *device {
+func (v *Volumes) device(name string) *attached {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.open[name]
 }
 
 // setDevice keeps a device under a name; nil takes away what was there.
-func (v *Volumes) setDevice(name string, d *device) {
+func (v *Volumes) setDevice(name string, d *attached) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.open[name]; old != nil && old.opening != nil {
@@ -242,7 +282,7 @@ func (v *Volumes) setDevice(name string, d *device) {
 }
 
 // each calls f for all devices, some at once, and joins the errors.
-func (v *Volumes) each(f func(name string, d *device) error) error {
+func (v *Volumes) each(f func(name string, d *attached) error) error {
 	v.mu.RLock()
 	open := maps.Clone(v.open)
 	v.mu.RUnlock()
@@ -272,16 +312,20 @@ func (s Spec) withDefaults() (Spec, error) {
 	default:
 		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
 	}
-	if s.Durability != "" && s.Durability != durabilityLocal {
-		return s, fmt.Errorf("durability %.20q: %w: this version knows local", s.Durability, content.ErrInvalid)
+	if s.Durability != "" {
+		if _, err := catalog.PolicyHolders(s.Durability); err != nil {
+			return s, err
+		}
 	}
-	if s.Takeover {
-		return s, fmt.Errorf("takeover: %w in this version: detach the volume on the node that holds it", errors.ErrUnsupported)
+	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
+		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
+	}
+	if err := limit.Limits(s.Limits).Check(); err != nil {
+		return s, err
 	}
 	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
 		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
 	}
-	s.Durability = durabilityLocal
 	return s, nil
 }
 
@@ -299,27 +343,7 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
 	defer v.turn(name)()
-	e, here := v.index.get(name)
-	d := v.device(name)
-	switch {
-	case !here && spec.Size == 0 && spec.From == (content.Ref{}):
-		err = v.elsewhere(ctx, name)
-	case !here:
-		created = true
-		err = v.create(ctx, name, spec)
-	default:
-		err = e.agrees(spec)
-		switch served := d != nil && d.vol != nil; {
-		case err != nil:
-		case !served:
-			created = true
-			err = v.reattach(ctx, e, spec)
-		case !v.doors.serves(d, spec.Transport):
-			err = fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
-		case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
-			err = fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
-		}
-	}
+	created, err = v.put(ctx, name, spec)
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
 	}
@@ -327,126 +351,144 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	return view, created, err
 }
 
-// agrees fails when a spec asks for something else than the volume is.
-func (e entry) agrees(s Spec) error {
+// put is Put in the volume's turn.
+func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool, err error) {
+	e, here := v.index.Get(name)
+	d := v.device(name)
+	if why := v.index.Broken[name]; why != nil {
+		return false, why
+	}
+	if here && e.Empty && d == nil {
+		if _, body, err := v.record(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
+			if err := v.index.Remove(e); err != nil {
+				return false, err
+			}
+			here = false
+		}
+	}
+	if !here {
+		return true, v.putNew(ctx, name, spec)
+	}
+	if err := agrees(e.Volume, spec); err != nil {
+		return false, err
+	}
+	switch served := d != nil && d.vol != nil; {
+	case !served:
+		return true, v.reattach(ctx, e, spec)
+	case !v.doors.serves(d, spec.Transport):
+		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
+	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
+		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
+	}
+	return false, d.ask(ctx, spec)
+}
+
+// putNew creates a volume that no volume here is, or attaches it if the mesh has it.
+func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
+	creates := spec.Size != 0 || spec.From != (content.Ref{})
+	r, body, err := v.record(ctx, name)
 	switch {
-	case s.From != (content.Ref{}) && s.From != e.From:
-		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, e.From, s.From)
-	case s.Size != 0 && s.Size != e.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, e.Size, s.Size)
+	case err == nil:
+		if err := agrees(body, spec); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
+			return err
+		}
+		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
+	case creates && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable)):
+		return v.create(ctx, name, spec, r)
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable):
+		return v.elsewhere(ctx, name)
+	}
+	return err
+}
+
+// agrees fails when a spec asks for something else than the volume is.
+func agrees(body catalog.Volume, s Spec) error {
+	switch {
+	case s.From != (content.Ref{}) && s.From != body.From:
+		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
+	case s.Size != 0 && s.Size != body.Size:
+		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
 	}
 	return nil
 }
 
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
-func (v *Volumes) reattach(ctx context.Context, e entry, spec Spec) error {
+func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error {
 	if spec.Transport == transportNBD {
 		if err := v.doors.giveUpDisk(ctx, e, false); err != nil {
 			return err
 		}
 	}
-	e.Attached = true
-	if spec.Transport != transportAuto {
-		e.Transport = spec.Transport
-	}
-	if err := v.index.put(e); err != nil {
+	e, err := v.index.Change(e.Name, func(e *index.Entry) {
+		e.Attached = true
+		if spec.Transport != transportAuto {
+			e.Transport = spec.Transport
+		}
+	})
+	if err != nil {
 		return err
 	}
-	e.ReadOnly = e.ReadOnly || spec.ReadOnly
-	return v.attach(ctx, e)
+	return v.attach(ctx, e, spec)
 }
 
 // openLater opens a volume of which a device says that it is opening, unless somebody
 // else has done so meanwhile.
 func (v *Volumes) openLater(ctx context.Context, name string) {
 	defer v.turn(name)()
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	switch d := v.device(name); {
 	case d == nil || d.opening == nil:
 	case !ok || ctx.Err() != nil:
 		v.setDevice(name, nil)
 	default:
-		_ = v.attach(ctx, e) // List shows it
+		_ = v.attach(ctx, e, Spec{}) // List shows it
 	}
 }
 
-// attach opens a volume and serves it. A failure is kept for List to show, and for
-// serveLater. Called in the volume's turn.
-func (v *Volumes) attach(ctx context.Context, e entry) error {
+// attach serves a volume that the mesh has: of this node, or released, or taken over if
+// that is asked for. A failure is kept for List to show, and for serveLater. Called in the
+// volume's turn.
+func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	before := v.device(e.Name)
 	if before == nil {
-		before = &device{opening: make(chan struct{})}
+		before = &attached{opening: make(chan struct{})}
 		v.setDevice(e.Name, before)
 	}
-	d := &device{}
-	d.err = v.openDevice(ctx, e, d)
-	if d.err == nil {
-		if d.err = v.openDisk(ctx, e, d); d.err != nil {
-			d.err, d.vol, d.disk = errors.Join(d.err, d.vol.Close()), nil, nil
-		}
+	a := v.newAttached(e, spec)
+	if a.err = a.bring(ctx, e); a.err != nil {
+		a.err = errors.Join(a.err, a.drop())
 	}
-	if d.err != nil {
-		d.after = tryInterval
+	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+		v.setDevice(e.Name, nil)
+		if here {
+			return errors.Join(a.err, v.detached(now))
+		}
+		return a.err
+	}
+	if a.err != nil {
+		a.after = tryInterval
 		if before.err != nil {
-			d.after = min(2*before.after, tryAfterMax)
+			a.after = min(2*before.after, tryAfterMax)
 		}
-		d.again = v.cfg.Now().Add(d.after)
-		if before.err == nil || before.err.Error() != d.err.Error() {
-			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", d.err)
+		a.again = v.cfg.Now().Add(a.after)
+		if before.err == nil || before.err.Error() != a.err.Error() {
+			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
 		}
 	}
-	v.setDevice(e.Name, d)
-	return d.err
+	v.setDevice(e.Name, a)
+	return a.err
 }
 
-func (v *Volumes) openDevice(ctx context.Context, e entry, d *device) error {
-	if err := v.isOwned(e); err != nil {
-		return err
-	}
-	cfg := volume.Config{Dir: v.index.path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Log: v.cfg.Log}
-	if len(e.Head) > 0 {
-		head, err := pack.DecodeHead(v.codec, e.Head)
-		if err != nil {
-			return err
-		}
-		if d.image, err = v.cfg.Library.Image(ctx, fetch.Root{Head: head}); err != nil {
-			return err
-		}
-		cfg.Source, cfg.SourceSize, cfg.ChunkSize = d.image, head.Root.Size, head.Root.ChunkSize
-	}
-	var err error
-	d.vol, err = volume.Open(cfg)
-	return err
-}
-
-// Detach stops serving a volume; its data stays on this node. One that is in use is
-// content.ErrConflict, unless forced.
-func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
-	defer v.turn(name)()
-	e, ok := v.index.get(name)
-	if !ok {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, v.elsewhere(ctx, name))
-	}
-	err := v.close(ctx, name, force)
-	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
-		err = errors.Join(err, v.detached(e))
-	}
-	if err != nil {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
-	}
-	return v.Get(name)
-}
-
-// close drains and closes a device, if it is open. One that is in use stays open,
-// unless forced.
-func (v *Volumes) close(ctx context.Context, name string, force bool) error {
+// close drains and closes a volume, if it is open; last is called when nobody uses it any
+// more, and may be nil. One that is in use stays open, unless forced.
+func (v *Volumes) close(ctx context.Context, name string, force bool, last func(*attached)) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	d := v.device(name)
 	switch {
 	case d == nil || d.vol == nil:
-		e, _ := v.index.get(name)
+		e, _ := v.index.Get(name)
 		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
 			return err
 		}
@@ -465,35 +507,45 @@ func (v *Volumes) close(ctx context.Context, name string, force bool) error {
 	}
 	err := v.doors.nbd.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
-		go func() { d.users.Wait(); d.vol.Close() }()
+		go func() { d.users.Wait(); d.shut() }()
 		return err
 	}
 	d.users.Wait()
-	return errors.Join(err, d.vol.Close())
+	if last != nil {
+		last(d)
+	}
+	return errors.Join(err, d.shut())
 }
 
 // Remove deletes a volume and its record; one that the mesh does not have is success.
 // One that is in use, or that another node holds, is content.ErrConflict; to force it
 // is of use where it is in use, and where that node, or its folder, is away.
-func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
+func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) error {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
 	defer v.turn(name)()
-	if why := v.index.broken[name]; why != nil {
+	if why := v.index.Broken[name]; why != nil {
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
-	e, ok := v.index.get(name)
+	e, ok := v.index.Get(name)
 	if !ok {
-		return v.removeElsewhere(ctx, name, force)
+		err := v.removeElsewhere(ctx, name, spec.Force)
+		if err == nil && spec.Purge {
+			err = v.purge(ctx, name)
+		}
+		return err
 	}
-	err := v.close(ctx, name, force)
+	if err := v.letGo(ctx, e, spec); err != nil {
+		return fmt.Errorf("remove volume %q: %w", name, err)
+	}
+	err := v.close(ctx, name, spec.Force, nil)
 	if err == nil {
 		err = v.removeRecord(ctx, e)
 	}
 	switch {
 	case err == nil:
-		return v.index.remove(e)
+		return v.index.Remove(e)
 	case v.device(name) != nil:
 		return fmt.Errorf("remove volume %q: %w", name, err)
 	}
@@ -501,18 +553,21 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 }
 
 // removeRecord deletes the record of a volume of this node, if it has one.
-func (v *Volumes) removeRecord(ctx context.Context, e entry) error {
+func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
 	r, body, err := v.record(ctx, e.Name)
-	if err == nil && body.ID == e.ID { // else it is of another volume that has the name
-		err = v.cfg.Registry.DeleteVolume(ctx, r)
-	}
-	if errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed {
+	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
+	switch {
+	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
 		return nil
+	case err != nil:
+		return err
+	case mine || e.Empty && body.State == catalog.Released:
+		return v.cfg.Registry.Delete(ctx, r)
 	}
-	return err
+	return nil // it is of another volume that has the name, or of another's
 }
 
-func (v *Volumes) detached(e entry) error {
-	e.Attached = false
-	return v.index.put(e)
+func (v *Volumes) detached(e index.Entry) error {
+	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
+	return err
 }

@@ -40,21 +40,30 @@ func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
 		return catalog.Record{}, content.ErrUnavailable
 	}
 	b, err := x.record.Encode(content.NewCodec())
-	return catalog.Record{Envelope: trust.Envelope{Body: b}}, err
+	return catalog.Record{Envelope: trust.Envelope{Farm: testFarm, Body: b}}, err
 }
 
 func (x *nothing) SureVolume(ctx context.Context, name string) (catalog.Record, error) {
 	return x.Volume(ctx, name)
 }
 
-func (x *nothing) CommitVolume(_ context.Context, name string, _ catalog.Volume) (catalog.Record, error) {
+func (*nothing) Snapshot(context.Context, string) (catalog.Record, error) {
+	return catalog.Record{}, content.ErrUnavailable
+}
+
+func (*nothing) Snapshots(context.Context, string) []catalog.Record { return nil }
+func (*nothing) Volumes(context.Context) []catalog.Record           { return nil }
+
+func (x *nothing) Commit(_ context.Context, _ content.Kind, name string, _ *catalog.Record, _ []byte) (catalog.Record, error) {
 	if x.hold != nil {
 		x.hold(name)
 	}
 	return catalog.Record{}, x.commit
 }
 
-func (nothing) DeleteVolume(context.Context, catalog.Record) error { return content.ErrUnavailable }
+func (nothing) Delete(context.Context, catalog.Record) error { return content.ErrUnavailable }
+
+const testFarm = "lyon"
 
 // world is a node's volumes without the node, and the time that they have.
 type world struct {
@@ -83,7 +92,7 @@ func startWorld(t testing.TB, dir string) *world {
 		Dir: filepath.Join(dir, "volumes"), NBD: func(ctx context.Context) (nbd.Config, error) {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
-		}, NodeID: "node", Library: w.origin, Registry: w.origin,
+		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
 		Now: func() time.Time { return w.now },
 	})
 	if err != nil {
@@ -155,7 +164,7 @@ func TestNameTakenMeanwhile(t *testing.T) {
 	if _, err := w.Detach(t.Context(), "detached", false); err != nil {
 		t.Fatal(err)
 	}
-	w.origin.commit = &catalog.TakenError{}
+	w.origin.record = &catalog.Volume{ID: content.VolumeID{9}, Size: 512, Policy: catalog.PolicyLocal, State: catalog.Attached}
 	for _, name := range []string{"detached", "served"} {
 		if err := w.commitLater(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -182,9 +191,9 @@ func TestRemoveThatFails(t *testing.T) {
 	for failed := false; !failed; { // it may end in time
 		w.create(t, "disk")
 		w.openExport(t, "disk")
-		failed = w.Remove(ended, "disk", true) != nil
+		failed = w.Remove(ended, "disk", RemoveSpec{Force: true}) != nil
 	}
-	if e, ok := w.index.get("disk"); !ok || e.Attached || w.device("disk") != nil {
+	if e, ok := w.index.Get("disk"); !ok || e.Attached || w.device("disk") != nil {
 		t.Errorf("%+v, %v", e, ok)
 	}
 }
@@ -215,8 +224,8 @@ func TestServedLater(t *testing.T) {
 	if _, err := w.Detach(t.Context(), "disk", false); err != nil {
 		t.Fatal(err)
 	}
-	e, _ := w.index.get("disk")
-	other, err := durable.Lock(filepath.Join(w.index.path(e), "lock")) // another process has it
+	e, _ := w.index.Get("disk")
+	other, err := durable.Lock(filepath.Join(w.index.Path(e), "lock")) // another process has it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
@@ -37,11 +38,32 @@ func goldenImage(t testing.TB) Image {
 	return Image{Head: head(t, content.Mesh()), Lineage: []content.CID{cid(4), cid(5)}, Source: "debian.qcow2", Chunks: 3721, Stored: 161 << 20}
 }
 
+// chain returns segments behind a place, of those epochs and volumes.
+func chain(base content.Position, epochs []uint64, volumes []content.VolumeID) (out []content.SegmentRef) {
+	at := base
+	for i, epoch := range epochs {
+		x := content.SegmentRef{Volume: volumes[i], Epoch: epoch, After: at, Through: content.Position{Number: at.Number + 1 + uint64(i%2), Seq: at.Seq + uint64(i)*90_000}, Bytes: 256 << 20, Sum: [16]byte(bytes.Repeat([]byte{byte(i)}, 16))}
+		out, at = append(out, x), x.Through
+	}
+	return out
+}
+
 func goldenVolume(t testing.TB) Volume {
 	h := head(t, content.Farm("a"))
+	own, parent, base := content.VolumeID{0: 1, 15: 2}, content.VolumeID{9}, content.Position{Number: 12, Seq: 3456}
 	return Volume{
-		ID: [16]byte{0: 1, 15: 2}, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Head: &h, Durability: "local", Epoch: 7,
-		Holder: trust.PublicKey{31: 9}, State: Attached, ReadOnly: true, FoldedAt: time.UnixMilli(1_795_000_000_123),
+		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
+		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Head: &h, Lineage: []content.CID{cid(4), cid(5)},
+		Base: base, Segments: chain(base, []uint64{9, 3, 7}, []content.VolumeID{parent, own, own}), Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Shared: 3460,
+		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
+	}
+}
+
+func goldenSnapshot(t testing.TB) Snapshot {
+	v := goldenVolume(t)
+	return Snapshot{
+		Volume: "web1", Number: 4, ID: v.ID, Label: "before the upgrade", Size: v.Size, Epoch: 7, Head: v.Head, Lineage: v.Lineage, Base: v.Base, Segments: v.Segments,
+		At: v.Through(), Durable: true, Parent: v.From, Holder: v.Holder, Created: time.UnixMilli(1_795_000_000_456), FsUsed: 1 << 30,
 	}
 }
 
@@ -59,7 +81,7 @@ func TestGoldenBodies(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %+v", name, back, err, i)
 		}
 	}
-	blank := Volume{ID: [16]byte{1}, Size: 512, Durability: "local", State: Released}
+	blank := Volume{ID: content.VolumeID{1}, Size: 512, Policy: PolicyLocal, State: Released}
 	for name, v := range map[string]Volume{"volume": goldenVolume(t), "volume.blank": blank} {
 		b, err := v.Encode(c)
 		if err != nil {
@@ -70,20 +92,34 @@ func TestGoldenBodies(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %+v", name, back, err, v)
 		}
 	}
+	orphan := Snapshot{Volume: "web1", Orphan: true, Epoch: 7, Size: 512, At: content.Position{Number: 3, Seq: 9}}
+	for name, x := range map[string]Snapshot{"snapshot": goldenSnapshot(t), "snapshot.orphan": orphan} {
+		b, err := x.Encode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden.Check(t, name, b)
+		if back, err := DecodeSnapshot(c, x.Ref().RecordName(), b); err != nil || !reflect.DeepEqual(back, x) {
+			t.Errorf("%s: %+v, %v, want %+v", name, back, err, x)
+		}
+	}
+	if name := orphan.Ref().String(); name != "snapshot:web1@e7-orphan" {
+		t.Errorf("an orphan is called %s", name)
+	}
 }
 
 // TestTheLargestRecordsFit seals the largest bodies with the longest chain, and a
 // farm whose name is as long as a name may be.
 func TestTheLargestRecordsFit(t *testing.T) {
-	long := strings.Repeat("x", content.NameMax)
+	long, farm := strings.Repeat("x", content.NameMax), strings.Repeat("x", content.FarmMax)
 	now := time.Now()
 	first, admin, node := trust.NewPrivateKey(), trust.NewPrivateKey(), trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(first.Public(), long, now)
+	mesh, chain, _, err := trust.FoundMesh(first.Public(), farm, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	issue := func(by trust.Signer, to trust.PublicKey, role trust.Role) trust.Chain {
-		chain, err := by.Issue(trust.Grant{Subject: to, Role: role, Farm: long}, now)
+		chain, err := by.Issue(trust.Grant{Subject: to, Role: role, Farm: farm}, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,17 +131,38 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := head(t, content.Farm(long))
+	h := head(t, content.Farm(farm))
 	codec := content.NewCodec()
 	image, err := Image{h, []content.CID{cid(1), cid(2), cid(3), cid(4), cid(5)}, strings.Repeat("ü", 1000), 1 << 62, 1 << 62, long, true}.Encode(codec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	volume, err := Volume{[16]byte{1}, content.SizeMax, content.Ref{Kind: content.KindVolume, Name: long, Folded: true}, &h, "farm:65536", 1 << 62, node.Public(), Released, true, now}.Encode(codec)
+	v := Volume{
+		ID: content.VolumeID{1}, Size: content.SizeMax, From: content.Ref{Kind: content.KindSnapshot, Name: long, Seq: 1 << 62}, Epoch: 1 << 62, Incarnation: 1 << 63, Holder: node.Public(),
+		State: Released, Policy: "farm:4", Degrade: PolicyLocal, DegradedSince: now, Generation: 1 << 63, Head: &h, Lineage: []content.CID{cid(1), cid(2), cid(3), cid(4)},
+		Base: content.Position{Number: 1 << 62, Seq: 1 << 62}, Holders: make([]trust.PublicKey, HoldersMax), Snapshots: 1 << 62, Shared: 1 << 62, IOPS: 1 << 62, Rate: 1 << 62, FsUsed: 1 << 62, FoldedAt: now,
+	}
+	at := v.Base
+	for i := range SegmentsMax { // the first ones of other volumes; all of the most bytes, with as many entries as those have room for
+		x := content.SegmentRef{Volume: v.ID, Epoch: 1<<40 + uint64(i), After: at, Through: content.Position{Number: at.Number + 100, Seq: at.Seq + 1<<20}, Bytes: 1 << 29}
+		if i < AncestorsMax {
+			x.Volume = content.VolumeID{9, byte(i)}
+		}
+		v.Segments, at = append(v.Segments, x), x.Through
+	}
+	volume, err := v.Encode(codec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: long, Body: image}, {Kind: content.KindVolume, Name: long, Farm: long, Body: volume}} {
+	snapshot, err := Snapshot{
+		Volume: long, Number: 1 << 62, ID: v.ID, Label: strings.Repeat("x", LabelMax), Size: v.Size, Epoch: v.Epoch, Head: &h, Lineage: v.Lineage, Base: v.Base, Segments: v.Segments,
+		At: at, Durable: true, Parent: v.From, Holder: v.Holder, Created: now, FsUsed: 1 << 62,
+	}.Encode(codec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	numbered := content.Ref{Kind: content.KindSnapshot, Name: long, Seq: 1 << 62}.RecordName()
+	for _, ch := range []Change{{Kind: content.KindTag, Name: long, Farm: farm, Body: image}, {Kind: content.KindVolume, Name: long, Farm: farm, Body: volume}, {Kind: content.KindSnapshot, Name: numbered, Farm: farm, Body: snapshot}} {
 		r := commit(t, c, ch)
 		t.Logf("the largest %s takes %d bytes", ch.Kind, len(r.Sealed))
 	}
@@ -165,17 +222,58 @@ func TestBadBodies(t *testing.T) {
 		}
 	}
 	for name, spoil := range map[string]func(*Volume){
-		"no size":        func(v *Volume) { v.Size = 0 },
-		"a larger root":  func(v *Volume) { v.Size = v.Head.Root.Size - content.SectorSize },
-		"a tree's root":  func(v *Volume) { v.Head.Root.Kind, v.Head.Root.Count = content.RootTree, 1<<13 },
-		"too large":      func(v *Volume) { v.Size = content.SizeMax + 1 },
-		"a state unsaid": func(v *Volume) { v.State = "" },
-		"a long policy":  func(v *Volume) { v.Durability = strings.Repeat("x", 100) },
+		"no size":          func(v *Volume) { v.Size = 0 },
+		"half a sector":    func(v *Volume) { v.Size -= 256 },
+		"a larger root":    func(v *Volume) { v.Size = v.Head.Root.Size - content.SectorSize },
+		"a tree's root":    func(v *Volume) { v.Head.Root.Kind, v.Head.Root.Count = content.RootTree, 1<<13 },
+		"too large":        func(v *Volume) { v.Size = content.SizeMax + 1 },
+		"a state unsaid":   func(v *Volume) { v.State = "" },
+		"no policy":        func(v *Volume) { v.Policy = "" },
+		"many holders":     func(v *Volume) { v.Holders = make([]trust.PublicKey, HoldersMax+1) },
+		"another degrade":  func(v *Volume) { v.Degrade = "origin" },
+		"a gap":            func(v *Volume) { v.Segments = v.Segments[1:] },
+		"no root":          func(v *Volume) { v.Head = nil },
+		"an empty segment": func(v *Volume) { v.Segments[2].Bytes = 0 },
+		"a number twice":   func(v *Volume) { v.Segments[2].Through.Number = v.Segments[1].Through.Number },
+		"many segments": func(v *Volume) {
+			v.Segments = chain(v.Base, make([]uint64, SegmentsMax+1), make([]content.VolumeID, SegmentsMax+1))
+		},
+		"many other forks": func(v *Volume) {
+			v.Segments = chain(v.Base, make([]uint64, 5), []content.VolumeID{{1}, {2}, {3}, {4}, {5}})
+		},
+		"a hole of a root":  func(v *Volume) { v.Lineage[0] = content.CID{} },
+		"a negative limit":  func(v *Volume) { v.IOPS = -1 },
+		"a time before all": func(v *Volume) { v.FoldedAt = time.UnixMilli(-1) },
 	} {
 		v := goldenVolume(t)
 		spoil(&v)
 		if _, err := v.Encode(c); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("volume with %s: %v, want ErrInvalid", name, err)
+		}
+	}
+	for name, spoil := range map[string]func(*Snapshot){
+		"more than there was": func(x *Snapshot) { x.At.Seq-- },
+		"less than it says":   func(x *Snapshot) { x.At.Seq++ },
+		"a long label":        func(x *Snapshot) { x.Label = strings.Repeat("x", LabelMax+1) },
+		"no number":           func(x *Snapshot) { x.Number = 0 },
+	} {
+		x := goldenSnapshot(t)
+		spoil(&x)
+		if _, err := x.Encode(c); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("snapshot with %s: %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+func TestPolicies(t *testing.T) {
+	for policy, want := range map[string]int{PolicyLocal: 0, PolicyOrigin: 0, "farm:1": 1, "farm:4": 4} {
+		if k, err := PolicyHolders(policy); err != nil || k != want {
+			t.Errorf("%s: %d, %v", policy, k, err)
+		}
+	}
+	for _, policy := range []string{"", "farm", "farm:", "farm:0", "farm:5", "farm:02", "farm:+2", "farm:-1", "S3"} {
+		if _, err := PolicyHolders(policy); !errors.Is(err, content.ErrInvalid) {
+			t.Errorf("%q: %v, want ErrInvalid", policy, err)
 		}
 	}
 }
@@ -212,12 +310,27 @@ func FuzzDecodeVolume(f *testing.F) {
 			}
 			return
 		}
-		again, err := v.Encode(c)
-		if err != nil {
-			t.Fatal(err)
+		if again, err := v.Encode(c); err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("%+v came back as %x, %v", v, again, err)
 		}
-		if back, err := DecodeVolume(c, again); err != nil || !reflect.DeepEqual(back, v) {
-			t.Fatalf("%+v came back as %+v, %v", v, back, err)
+	})
+}
+
+func FuzzDecodeSnapshot(f *testing.F) {
+	golden.Seeds(f, "snapshot", "snapshot.orphan")
+	c := content.NewCodec()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, name := range []string{"web1@4", "web1@e7-orphan"} {
+			s, err := DecodeSnapshot(c, name, b)
+			if err != nil {
+				if !errors.Is(err, content.ErrCorrupt) {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if again, err := s.Encode(c); err != nil || !bytes.Equal(again, b) {
+				t.Fatalf("%+v came back as %x, %v", s, again, err)
+			}
 		}
 	})
 }

@@ -14,7 +14,7 @@ const VersionMax = 1 << 62
 
 // Content is what a record stands for.
 type Content struct {
-	// Head is nil for a blank volume, for a deleted name, and for kinds without one.
+	// Head is nil for a blank volume that was never folded, for a deleted name, and for kinds without one.
 	Head *pack.Head
 	// Root is the CID of the head's root; zero without a head.
 	Root content.CID
@@ -67,7 +67,13 @@ func describe(c *content.Codec, e trust.Envelope) (Content, error) {
 		if err != nil {
 			return d, err
 		}
-		d.Head = body.Head
+		d.Head, d.Lineage = body.Head, body.Lineage
+	case content.KindSnapshot:
+		body, err := DecodeSnapshot(c, e.Name, e.Body)
+		if err != nil {
+			return d, err
+		}
+		d.Head, d.Lineage = body.Head, body.Lineage
 	}
 	if d.Head == nil {
 		return d, nil

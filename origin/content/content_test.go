@@ -329,7 +329,7 @@ func TestReferences(t *testing.T) {
 }
 
 func TestRefs(t *testing.T) {
-	for _, s := range []string{"image:debian", "image:ghcr.io/org/debian:12", "volume:web-1", "volume:web-1?at=folded", "snapshot:web-1@12"} {
+	for _, s := range []string{"image:debian", "image:ghcr.io/org/debian:12", "volume:web-1", "volume:web-1?at=folded", "snapshot:web-1@12", "snapshot:web-1@e7-orphan"} {
 		ref := must(ParseRef(s))(t)
 		if ref.String() != s {
 			t.Errorf("%s came back as %s", s, ref)
@@ -345,6 +345,7 @@ func TestRefs(t *testing.T) {
 	for _, s := range []string{
 		"", "debian", "image:", "image:a//b", "volume:a/b", "image:debian?at=folded", "tag:a", "volume:?at=folded", "/dev/sda",
 		"snapshot:a", "snapshot:a@", "snapshot:a@0", "snapshot:a@01", "snapshot:a@-1", "snapshot:a@+1", "snapshot:@1", "snapshot:a@1@2",
+		"snapshot:a@e1", "snapshot:a@1-orphan", "snapshot:a@e0-orphan", "snapshot:a@e01-orphan", "snapshot:a@e-orphan", "snapshot:a@ee1-orphan",
 	} {
 		_, err := ParseRef(s)
 		wantErr(t, err, ErrInvalid)

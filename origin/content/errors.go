@@ -53,6 +53,8 @@ const (
 	Used Conflict = "used"
 	// Ambiguous: several are called so.
 	Ambiguous Conflict = "ambiguous"
+	// Stale: a later request was there before.
+	Stale Conflict = "stale"
 	// OtherMesh: it belongs to another mesh.
 	OtherMesh Conflict = "other_mesh"
 )

@@ -79,7 +79,7 @@ func FuzzBitmap(f *testing.F) {
 }
 
 func FuzzText(f *testing.F) {
-	for _, s := range []string{"", "image:a", "volume:a?at=folded", "snapshot:a@7", "public", "farm/x", Sum(nil).String()} {
+	for _, s := range []string{"", "image:a", "volume:a?at=folded", "snapshot:a@7", "snapshot:a@e7-orphan", "public", "farm/x", Sum(nil).String()} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

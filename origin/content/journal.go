@@ -35,7 +35,8 @@ type SegmentRef struct {
 	Sum   [16]byte
 }
 
-// Key returns the segment's key at an origin.
+// Key returns the segment's key at an origin. No two segments of a volume that differ in
+// where they begin or end share one.
 func (s SegmentRef) Key() string {
-	return fmt.Sprintf("%s%s/%016x-%016x", KeyJournals, s.Volume, s.Epoch, s.Through.Number)
+	return fmt.Sprintf("%s%s/%016x-%016x-%016x", KeyJournals, s.Volume, s.Epoch, s.After.Number, s.Through.Number)
 }

@@ -27,6 +27,10 @@ const (
 	// NameMax bounds a name, in bytes.
 	NameMax = 128
 
+	// FarmMax bounds the name of a farm, in bytes, as that of a label in DNS: it is in each
+	// certificate of a chain, and so five times in a record.
+	FarmMax = 63
+
 	// SegmentMax bounds the Segment of a name, in bytes: file systems take no more.
 	SegmentMax = 255
 

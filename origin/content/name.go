@@ -34,7 +34,7 @@ func (k Kind) Space() Kind {
 
 // CheckName fails with ErrInvalid unless name is one that records of this kind
 // have: a plain name, for what stands in the space of images an OCI reference too, and
-// NAME@N for snapshots. An unknown kind has none. In a path or key it is a Segment.
+// NAME@N or NAME@eN-orphan for snapshots. An unknown kind has none. In a path or key it is a Segment.
 func (k Kind) CheckName(name string) error {
 	switch k {
 	case KindImage, KindTag, KindTree:
@@ -113,18 +113,33 @@ func CheckName(name string) error {
 	return nil
 }
 
-// Ref names content to start from: "image:NAME", "volume:NAME" or
-// "snapshot:NAME@N". A path is never a reference.
+// CheckFarm fails with ErrInvalid unless name is a plain one of up to FarmMax bytes.
+func CheckFarm(name string) error {
+	if len(name) > FarmMax {
+		return fmt.Errorf("farm %.140q: %w: want up to %d characters, got %d", name, ErrInvalid, FarmMax, len(name))
+	}
+	return CheckName(name)
+}
+
+// Ref names content to start from: "image:NAME", "volume:NAME", "snapshot:NAME@N" or
+// "snapshot:NAME@eN-orphan". A path is never a reference.
 type Ref struct {
 	Kind Kind
+	// Name is that of the volume, for a snapshot.
 	Name string
-	// Seq is the position N of a snapshot, else 0.
+	// Seq is the number N of a snapshot; of an orphan the epoch that it was written
+	// under. Else it is 0.
 	Seq uint64
+	// Orphan says that it is what a holder had of a volume that was taken from it.
+	Orphan bool
 	// Folded asks for the last folded state of a volume: "volume:NAME?at=folded".
 	Folded bool
 }
 
-const foldedSuffix = "?at=folded"
+const (
+	foldedSuffix               = "?at=folded"
+	orphanPrefix, orphanSuffix = "e", "-orphan"
+)
 
 // ParseRef reads the text form of a reference.
 func ParseRef(s string) (Ref, error) {
@@ -137,13 +152,9 @@ func ParseRef(s string) (Ref, error) {
 	case ref.Kind == KindVolume:
 		ref.Name, ref.Folded = strings.CutSuffix(name, foldedSuffix)
 	case ref.Kind == KindSnapshot:
-		var seq string
-		ref.Name, seq, _ = strings.Cut(name, "@")
-		n, err := strconv.ParseUint(seq, 10, 64)
-		if err != nil || n == 0 || strconv.FormatUint(n, 10) != seq {
+		if ref.cutSnapshot(name); ref.Seq == 0 {
 			return Ref{}, fmt.Errorf("reference %.160q: %w: want snapshot:NAME@N with a number N from 1", s, ErrInvalid)
 		}
-		ref.Seq = n
 	default:
 		return Ref{}, fmt.Errorf("reference %.160q: %w: unknown kind %.40q; want image, volume or snapshot", s, ErrInvalid, kind)
 	}
@@ -157,17 +168,42 @@ func ParseRef(s string) (Ref, error) {
 	return ref, nil
 }
 
+// cutSnapshot sets what follows the @ of a snapshot's name, and leaves Seq 0 if that is
+// none.
+func (r *Ref) cutSnapshot(name string) {
+	var which string
+	r.Name, which, _ = strings.Cut(name, "@")
+	if epoch, ok := strings.CutSuffix(which, orphanSuffix); ok {
+		which, r.Orphan = strings.CutPrefix(epoch, orphanPrefix)
+		if !r.Orphan {
+			return
+		}
+	}
+	if n, err := strconv.ParseUint(which, 10, 64); err == nil && strconv.FormatUint(n, 10) == which {
+		r.Seq = n
+	}
+}
+
+// RecordName is what the record of it is called: the name alone, but for a snapshot.
+func (r Ref) RecordName() string {
+	switch {
+	case r.Kind != KindSnapshot:
+		return r.Name
+	case r.Orphan:
+		return fmt.Sprintf("%s@%s%d%s", r.Name, orphanPrefix, r.Seq, orphanSuffix)
+	}
+	return fmt.Sprintf("%s@%d", r.Name, r.Seq)
+}
+
 // String returns the text form, or "" for the zero Ref.
 func (r Ref) String() string {
 	switch {
 	case r.Kind == "":
 		return ""
-	case r.Kind == KindSnapshot:
-		return fmt.Sprintf("%s:%s@%d", r.Kind, r.Name, r.Seq)
 	case r.Folded:
 		return string(r.Kind) + ":" + r.Name + foldedSuffix
 	}
-	return string(r.Kind) + ":" + r.Name
+	return string(r.Kind) + ":" + r.RecordName()
 }
 
 // MarshalText returns the text form.

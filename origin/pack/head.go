@@ -1,9 +1,9 @@
 package pack
 
 import (
+	"bytes"
 	"fmt"
-
-	"github.com/fxamacker/cbor/v2"
+	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -11,66 +11,98 @@ import (
 // Head is what a record holds of an image: enough to read its first block with
 // three reads. The locations are hints; root and page CIDs make them checkable.
 //
-// Encoded as a dag-cbor map: {"magic": text, "root": encoded root as bytes,
-// "scope": text, "node", "page", "manifest": extent or null}. An extent is
-// [link, pack, offset, length, raw, codec, key].
+// Encoded as a dag-cbor array: magic "grange-head/2", root (its encoding), scope, then
+// node, page and manifest as frames: [link, pack, offset, length, raw, codec, key], and
+// null for node and page where the image is all holes. What follows from the rest is not
+// there: the node's link, the page's pack and offset, the manifest's pack where it is the
+// node's, and the scope of packs that are of the head's own.
 type Head struct {
-	Root content.Root `cbor:"root"`
+	Root content.Root
 	// Scope of the root: who may read it, and which packs it may refer to.
-	Scope content.Scope `cbor:"scope"`
+	Scope content.Scope
 	// Node is the top map node and Page its locator page, directly behind it;
 	// both zero when the image is all holes.
-	Node Extent `cbor:"node"`
-	Page Extent `cbor:"page"`
+	Node Extent
+	Page Extent
 	// Manifest says which packs the root refers to.
-	Manifest Extent `cbor:"manifest"`
+	Manifest Extent
 }
 
 const (
-	headMagic = "grange-head/1"
+	headMagic = "grange-head/2"
 
 	// HeadSizeMax bounds an encoded head, so that a record has room for it.
 	HeadSizeMax = 1 << 10
 )
 
 type headWire struct {
-	Magic   string `cbor:"magic"`
-	Encoded []byte `cbor:"root"` // in place of Root
-	Head
+	_                    struct{} `cbor:",toarray"`
+	Magic                string
+	Root                 []byte
+	Scope                content.Scope
+	Node, Page, Manifest *frameWire
 }
 
-type extentWire struct {
-	_   struct{} `cbor:",toarray"`
-	CID content.CID
+type frameWire struct {
+	_    struct{} `cbor:",toarray"`
+	Link content.CID
 	Location
 }
 
-// MarshalCBOR writes an array, or null for the zero Extent.
-func (e Extent) MarshalCBOR() ([]byte, error) {
-	if e == (Extent{}) {
-		return []byte{0xf6}, nil
+// wire returns what can't be told from the rest of h.
+func (h Head) wire() headWire {
+	short := func(e Extent) *frameWire {
+		if e == (Extent{}) {
+			return nil
+		}
+		tail, _ := strings.CutPrefix(string(e.Pack), h.Scope.String()+"/")
+		e.Pack = ID(tail)
+		return &frameWire{Link: e.CID, Location: e.Location}
 	}
-	return cbor.Marshal(extentWire{CID: e.CID, Location: e.Location})
+	w := headWire{Magic: headMagic, Scope: h.Scope, Node: short(h.Node), Page: short(h.Page), Manifest: short(h.Manifest)}
+	if w.Node != nil {
+		w.Node.Link, w.Page.Pack, w.Page.Offset = content.CID{}, "", 0
+		if h.Manifest.Pack == h.Node.Pack {
+			w.Manifest.Pack = ""
+		}
+	}
+	return w
 }
 
-// UnmarshalCBOR reads what MarshalCBOR wrote, and checks it.
-func (e *Extent) UnmarshalCBOR(b []byte) error {
-	*e = Extent{}
-	if len(b) == 1 && b[0] == 0xf6 {
-		return nil
+// head completes what wire left out. It checks the frames alone.
+func (w headWire) head(root content.Root) (Head, error) {
+	h := Head{Root: root, Scope: w.Scope}
+	if w.Node != nil && w.Page != nil {
+		w.Node.Link = root.Map
+		w.Node.Pack = w.packID(w.Node.Pack)
+		w.Page.Pack, w.Page.Offset = w.Node.Pack, w.Node.End()
 	}
-	var w extentWire
-	if err := cbor.Unmarshal(b, &w); err != nil {
-		return fmt.Errorf("%w: %w", content.ErrCorrupt, err)
+	switch {
+	case w.Manifest != nil && w.Manifest.Pack != "":
+		w.Manifest.Pack = w.packID(w.Manifest.Pack)
+	case w.Manifest != nil && w.Node != nil:
+		w.Manifest.Pack = w.Node.Pack
 	}
-	if _, err := ParseID(string(w.Pack)); err != nil {
-		return fmt.Errorf("%w: %w", content.ErrCorrupt, err)
+	for f, e := range map[*frameWire]*Extent{w.Node: &h.Node, w.Page: &h.Page, w.Manifest: &h.Manifest} {
+		if f == nil {
+			continue
+		}
+		*e = Extent{f.Link, f.Location}
+		if _, err := ParseID(string(e.Pack)); err != nil || e.CID.IsHole() {
+			return Head{}, fmt.Errorf("%w: a frame of object %s in pack %.200q", content.ErrCorrupt, e.CID, e.Pack)
+		}
+		if err := e.Check(); err != nil {
+			return Head{}, err
+		}
 	}
-	if w.CID.IsHole() {
-		return fmt.Errorf("%w: extent of a hole", content.ErrCorrupt)
+	return h, nil
+}
+
+func (w headWire) packID(id ID) ID {
+	if strings.Contains(string(id), "/") {
+		return id
 	}
-	*e = Extent{w.CID, w.Location}
-	return e.Check()
+	return ID(w.Scope.String() + "/" + string(id))
 }
 
 // Top returns the top map node with its page; zero when the image is all holes.
@@ -110,7 +142,9 @@ func (h Head) Encode(c *content.Codec) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
-	b, err := c.Marshal(headWire{headMagic, root.Bytes(), h})
+	w := h.wire()
+	w.Root = root.Bytes()
+	b, err := c.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
@@ -132,12 +166,19 @@ func DecodeHead(c *content.Codec, b []byte) (Head, error) {
 	if w.Magic != headMagic {
 		return Head{}, fmt.Errorf("head: %w: magic %.20q, want %q", content.ErrCorrupt, w.Magic, headMagic)
 	}
-	var err error
-	if w.Root, err = content.DecodeRoot(c, w.Encoded); err != nil {
+	root, err := content.DecodeRoot(c, w.Root)
+	if err != nil {
 		return Head{}, fmt.Errorf("head: %w", err)
 	}
-	if err := w.Validate(); err != nil {
-		return Head{}, fmt.Errorf("%w: %w", content.ErrCorrupt, err)
+	h, err := w.head(root)
+	if err == nil {
+		err = h.Validate()
 	}
-	return w.Head, nil
+	if err != nil {
+		return Head{}, fmt.Errorf("head: %w: %w", content.ErrCorrupt, err)
+	}
+	if again, err := h.Encode(c); err != nil || !bytes.Equal(again, b) {
+		return Head{}, fmt.Errorf("head: %w: not the canonical encoding", content.ErrCorrupt)
+	}
+	return h, nil
 }

@@ -185,7 +185,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 		return nil, fmt.Errorf("issue certificate: role %.40q: %w", g.Role, content.ErrInvalid)
 	}
 	if g.Role != RoleSeed {
-		if err := content.CheckName(g.Farm); err != nil {
+		if err := content.CheckFarm(g.Farm); err != nil {
 			return nil, fmt.Errorf("issue certificate: farm: %w", err)
 		}
 	}

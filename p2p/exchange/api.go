@@ -114,6 +114,10 @@ type Responder interface {
 	// The asker verifies both and blames this node: they were verified here before,
 	// though perhaps not for this answer.
 	Data(ctx context.Context, index uint64, body, page []byte) error
+	// Room lends memory, empty, for an object of up to size bytes. A body that begins where
+	// it does goes out in one piece with what its frame begins with. It is lent until Queued
+	// or the end of Want; the next Room may lend the same again.
+	Room(size int) []byte
 	// Absent answers indexes that the server has not and will not bring in.
 	Absent(indexes ...uint64) error
 	// Nowhere is Absent by the word of the origin.

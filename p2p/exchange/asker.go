@@ -209,6 +209,9 @@ const (
 	// several an image; bodiesMax is how many bytes they may bring, four of the largest.
 	smallMax  = 128
 	bodiesMax = 4 * (wire.CallSizeMax + wire.MethodMax)
+	// journalMax is how many requests of the journal lane are open, of 64 MiB at most: of
+	// 200 volumes that are flushed at once each has one, and it bounds what waits for a disk.
+	journalMax = 256
 	// streamsMax is how many streams a peer may have: its lanes, and as many ending.
 	streamsMax = 8
 	// introductions is how many records of a member are checked a second, each for
@@ -248,15 +251,16 @@ const (
 	openSmall
 	openCalls
 	openBytes // of the small ones
+	openJournal
 	costs
 )
 
 // limitOf is what a peer may have open.
 func limitOf(stranger bool) budget {
 	if stranger {
-		return budget{strangerWantsMax, strangerWantsMax, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax}
+		return budget{strangerWantsMax, strangerWantsMax, strangerIndexesMax, strangerSmallMax, strangerSmallMax, strangerSmallMax * strangerFrameMax, 0}
 	}
-	return budget{wantsMax, wantsMax, indexesMax, smallMax, smallMax, bodiesMax}
+	return budget{wantsMax, wantsMax, indexesMax, smallMax, smallMax, bodiesMax, journalMax}
 }
 
 // costOf returns what a request has open.
@@ -268,6 +272,8 @@ func costOf(m wire.Message, c link.Class) (b budget) {
 		b[openSmall], b[openCalls], b[openBytes] = 1, 1, len(m.Body)
 	case wire.Introduce:
 		b[openSmall], b[openBytes] = 1, len(m.Envelope)
+	case wire.Promise, wire.Extend, wire.Read, wire.Cut, wire.Drop, wire.Status:
+		b[openJournal] = 1
 	default:
 		b[openSmall] = 1
 	}

@@ -39,7 +39,7 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 		l = wire.LaneUrgent
 	}
 	p := newPending()
-	p.level, p.priority, p.place = req.Level, req.Priority, place
+	p.level, p.priority, p.give = req.Level, req.Priority, func() { s.places.give(place) }
 	p.wants, p.left, p.each = true, newOutstanding(req.Indexes), each
 	o, id, err := s.begin(ctx, l, p, req)
 	if err != nil {

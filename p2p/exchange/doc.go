@@ -7,9 +7,9 @@
 //
 // # What waits for what
 //
-// A member keeps three streams open to each peer that it asks: control for calls
-// and bitmaps, urgent for what a guest is blocked on, bulk for the rest. So a
-// fault never waits in a stream behind a prefetch. It still shares the connection,
+// A member keeps a stream a lane open to each peer that it asks: control for calls
+// and bitmaps, urgent for what a guest is blocked on, journal for what its volumes have
+// written, bulk for the rest. So a fault or a flush never waits in a stream behind a prefetch. It still shares the connection,
 // therefore the sender bounds the bulk under way by what it measures: as much as
 // the link carries in its round trip and 5 ms, two chunks at least. The receiver
 // acknowledges data when the sender asks for that; from it the sender knows rate

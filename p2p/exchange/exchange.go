@@ -47,6 +47,8 @@ type Config struct {
 	Server Server
 	// Answerer answers calls; nil answers none.
 	Answerer Answerer
+	// Holder keeps what others' volumes have written; nil keeps nothing.
+	Holder Holder
 	// OnViolation is told of a peer that broke the protocol. It must not block.
 	OnViolation func(peer.ID, error)
 	// OnProved is told of a peer that has proved who it is, in either direction, and

@@ -65,7 +65,7 @@ func (m mesh) hello(h host.Host, l wire.Lane) wire.Hello {
 // data sends an object, whatever it is.
 func data(f *framed, id uint32, d wire.Data, body []byte) {
 	d.Raw, d.Stored = len(body), len(body)
-	_ = f.sendData(id, d, body, make([]byte, d.Page), func(int) bool { return false })
+	_ = f.sendData(id, d, object{body: body, page: make([]byte, d.Page)}, func(int) bool { return false })
 }
 
 func TestLyingPeerIsReported(t *testing.T) {
@@ -114,7 +114,7 @@ func bomb(f *framed, id uint32) {
 	}
 	b := c.compress(make([]byte, 1<<20))
 	d := wire.Data{Raw: 8192, Stored: len(*b), Codec: wire.CodecZstd}
-	_ = f.sendData(id, d, *b, nil, func(int) bool { return true })
+	_ = f.sendData(id, d, object{body: *b}, func(int) bool { return true })
 }
 
 func TestLostConnectionFailsRequestsAtOnce(t *testing.T) {

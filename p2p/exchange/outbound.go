@@ -54,7 +54,7 @@ type pending struct {
 	priority Priority
 	done     chan error // gets one value
 	sign     atomic.Int64
-	place    *ticket // given back when it ends; nil for small requests
+	give     func() // gives its place back when it ends; nil for small requests
 
 	// What it is: a Want with indexes left, a subscription with an inbox, or a
 	// small request with an answer. They are the stream's reader's.
@@ -62,6 +62,7 @@ type pending struct {
 	left   outstanding
 	bitmap *inbox
 	answer []byte
+	held   *wire.Held
 
 	// canceled is when its asker lost interest; the outbound's mu guards it.
 	canceled time.Time
@@ -151,8 +152,8 @@ func (o *outbound) finish(id uint32, p *pending, err error) {
 
 // settle tells the asker how its request ended. It is called once a request.
 func (o *outbound) settle(p *pending, err error) {
-	if p.place != nil {
-		o.session.places.give(p.place)
+	if p.give != nil {
+		p.give()
 	}
 	select {
 	case p.done <- err:
@@ -317,6 +318,11 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 			return misplaced
 		}
 		p.answer = m.Body
+	case wire.Held:
+		if o.lane != wire.LaneJournal {
+			return misplaced
+		}
+		p.held = &m
 	case wire.Error:
 		o.finish(id, p, remoteError(m))
 		return nil

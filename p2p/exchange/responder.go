@@ -20,9 +20,10 @@ type responder struct {
 	ticket ticket
 
 	// turn is held by whoever answers with data or waits for the right to; it
-	// guards holds, whether the ticket has its turn. It is taken before mu.
+	// guards holds, whether the ticket has its turn, and room. It is taken before mu.
 	turn  sync.Mutex
 	holds bool
+	room  *[]byte // what Room lent
 
 	// mu guards what follows, and is held while a frame without data is written:
 	// none may come after the one that ends the request.
@@ -150,6 +151,33 @@ func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) e
 	return r.takeTurn(ctx)
 }
 
+// Room lends memory for one object; see Responder.
+func (r *responder) Room(size int) []byte {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if r.room == nil || cap(*r.room) < bodyOffset+size {
+		r.leaveRoom()
+		r.room = r.in.x.codec.pool.Get(bodyOffset + size)
+	}
+	return (*r.room)[bodyOffset : bodyOffset : bodyOffset+size]
+}
+
+// leaveRoom gives back what Room lent. The caller holds turn.
+func (r *responder) leaveRoom() {
+	if r.room != nil {
+		r.in.x.codec.pool.Put(r.room)
+		r.room = nil
+	}
+}
+
+// around returns the room that a body lies in, nil if it lies elsewhere. The caller holds turn.
+func (r *responder) around(body []byte) []byte {
+	if r.room == nil || len(body) == 0 || &(*r.room)[bodyOffset] != &body[0] {
+		return nil
+	}
+	return (*r.room)[bodyOffset-headSize : bodyOffset+len(body)]
+}
+
 // strike marks indexes as answered, and returns how many are left. The caller holds mu.
 func (r *responder) strike(indexes ...uint64) (left int, err error) {
 	if r.ended {
@@ -172,10 +200,11 @@ func (r *responder) strike(indexes ...uint64) (left int, err error) {
 func (r *responder) write(index uint64, body, page []byte) error {
 	x, l := r.in.x, r.in.asker.link
 	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page)}
+	o := object{body, page, r.around(body)}
 	if l.MayCompress(len(body)) {
 		if b := x.codec.compress(body); b != nil {
 			defer x.codec.pool.Put(b)
-			body, d.Codec, d.Stored = *b, wire.CodecZstd, len(*b)
+			o.body, o.room, d.Codec, d.Stored = *b, nil, wire.CodecZstd, len(*b)
 		} else {
 			l.Incompressible()
 		}
@@ -184,7 +213,7 @@ func (r *responder) write(index uint64, body, page []byte) error {
 	r.ticket.size, r.holds = d.Size(), false
 	x.turns.give(&r.ticket)
 	at := time.Now()
-	err := r.in.sendData(r.id, d, body, page, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
+	err := r.in.sendData(r.id, d, o, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
 	if err == nil {
 		x.metrics.sent.WithLabelValues(r.ticket.priority.String()).Add(float64(d.Size()))
 	}
@@ -215,6 +244,7 @@ func (r *responder) absent(m wire.Absent) error {
 func (r *responder) Queued(position int) error {
 	r.turn.Lock()
 	r.yield()
+	r.leaveRoom()
 	r.turn.Unlock()
 	return r.tell(wire.Queued{Position: uint32(max(0, position))})
 }
@@ -263,6 +293,7 @@ func (r *responder) finish(ctx context.Context) {
 	}
 	r.turn.Lock()
 	r.yield()
+	r.leaveRoom()
 	r.turn.Unlock()
 	r.mu.Lock()
 	rest := r.pending.rest()

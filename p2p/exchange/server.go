@@ -136,6 +136,8 @@ func (in *inbound) next(ctx context.Context) error {
 		return in.want(ctx, h.ID, m)
 	case wire.Introduce, wire.Subscribe, wire.Call:
 		return in.small(ctx, h.ID, m)
+	case wire.Promise, wire.Extend, wire.Read, wire.Cut, wire.Drop, wire.Status:
+		return in.journal(ctx, h.ID, m)
 	}
 	return fmt.Errorf("%w: frame of type %d from an asker", ErrViolation, h.Type)
 }
@@ -236,9 +238,15 @@ func (in *inbound) small(ctx context.Context, id uint32, m wire.Message) error {
 	if !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}
+	in.work(ctx, id, m, cost, func() wire.Message { return in.answer(ctx, p, id, m) })
+	return nil
+}
+
+// work sends what do answers, and gives back the cost then.
+func (in *inbound) work(ctx context.Context, id uint32, m wire.Message, cost budget, do func() wire.Message) {
 	answered, told := make(chan wire.Message, 1), make(chan struct{})
 	in.x.work.Go(func() {
-		answered <- in.answer(ctx, p, id, m)
+		answered <- do()
 		<-told // an answer that is not read keeps its place
 		in.asker.refund(cost)
 	})
@@ -246,7 +254,6 @@ func (in *inbound) small(ctx context.Context, id uint32, m wire.Message) error {
 		in.reassure(ctx, id, m, answered)
 		close(told)
 	})
-	return nil
 }
 
 // reassure tells the asker that we are at it until there is an answer to send. A

@@ -29,6 +29,8 @@ type session struct {
 	excused atomic.Int64
 	// places keeps our Wants within the peer's budget, the urgent ones first.
 	places turns
+	// journal keeps our requests of the journal lane within it.
+	journal turns
 
 	// mu guards what follows. Lock order: session, then outbound.
 	mu      sync.Mutex
@@ -50,7 +52,7 @@ func newSession(x *Exchange, id peer.ID) *session {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
-	return &session{x: x, peer: id, places: turns{max: budget / 2}}
+	return &session{x: x, peer: id, places: turns{max: budget / 2}, journal: turns{max: journalMax / 2}}
 }
 
 var errOpening = fmt.Errorf("open stream: %w", ErrStalled)

@@ -32,8 +32,9 @@ func TestForgottenSessionOpensNothing(t *testing.T) {
 func TestRequestEndsOnce(t *testing.T) {
 	s := &session{places: turns{max: 1}}
 	p := newPending()
-	p.place = &ticket{ready: make(chan struct{}, 1)}
-	if err := s.places.wait(within(t), p.place); err != nil {
+	place := &ticket{ready: make(chan struct{}, 1)}
+	p.give = func() { s.places.give(place) }
+	if err := s.places.wait(within(t), place); err != nil {
 		t.Fatal(err)
 	}
 	o := &outbound{session: s, live: map[uint32]*pending{1: p}}

@@ -20,6 +20,11 @@ const (
 	windowInitial = 4 << 20
 	windowMax     = 32 << 20
 
+	// frameMax takes a chunk with its head in one frame of the muxer, so in one write of
+	// the socket and one wake-up at either end; the library would make three. It delays
+	// others no more: what is under way is bounded elsewhere.
+	frameMax = 256 << 10
+
 	connsMax     = 4096 // of this member; a mesh of a thousand nodes meshes nearly fully
 	connsPerPeer = 16
 	streamsMax   = 16384 // four for each connection; who asks has three, and the DHT one now and then
@@ -97,6 +102,7 @@ func muxer() libp2p.Option {
 	c := *yamux.DefaultTransport.Config()
 	c.InitialStreamWindowSize = windowInitial
 	c.MaxStreamWindowSize = windowMax
+	c.MaxMessageSize = frameMax
 	t := yamux.Transport(c)
 	return libp2p.Muxer(yamux.ID, &t)
 }

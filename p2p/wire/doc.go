@@ -6,7 +6,8 @@
 // A stream belongs to who opened it: the asker sends requests, the other end
 // answers them on the same stream, in any order. Its protocol id carries the mesh
 // and the version, see [ProtocolID]. The first frame of each direction is a
-// [Hello]; the asker need not wait for the other's before it asks.
+// [Hello]; the asker need not wait for the other's before it asks. The lane that it
+// names says which requests the stream takes: those of journals have their own.
 //
 // A request lives from its first frame until it has ended: a Want when each index
 // was answered by Data or Absent, any request by Answer, Refer, Unknown or Error.
@@ -41,10 +42,24 @@
 //	14 Answer      <  body
 //	15 Error       <  kind (1), text
 //	16 Ack        >   bytes of Data frames received on this stream since the last (4)
+//	17 Promise    >   claim, base, length of the volume's name (1), name, ids of ancestors (16 each); flag 1 = begin
+//	18 Extend     >   claim, place, length of the segment before or 0 (8), seq (8), bytes
+//	19 Read       >   claim, place, length (4)
+//	20 Cut        >   claim, place, seq (8)
+//	21 Drop       >   claim, base; flag 1 = all
+//	22 Status     >   claim
+//	23 Held        <  claim, base, for each segment: volume (16), epoch (8), after, end, bytes (8)
 //
 // Indexes are ranges: their number (2), then for each the distance from the end
 // of the one before and its length, both as unsigned varints; ranges don't touch,
 // so a set of indexes has one encoding. The chain is CBOR, see package trust.
+//
+// The journal lane carries 17 to 23. A claim is a volume's id (16), epoch (8) and
+// incarnation (8): each message names them, so that none is taken for another volume's,
+// or for that of an earlier writer. A place is a segment's epoch (8) and number (8), and
+// an offset in it (8); base, after and end are positions: a segment's number (8) and a seq (8).
+// An Extend ends by an Answer once its bytes, and all before them, are durable, or by a
+// Held, if something before them is missing: then nothing was taken.
 //
 // A body is as long as the payload leaves: with codec 0 it is the raw bytes, with
 // codec 1 one zstd frame that holds them.

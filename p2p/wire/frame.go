@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the version of the protocol described in the package comment.
-const Version = 1
+const Version = 2
 
 // ProtocolID returns the name under which members of a mesh open streams.
 func ProtocolID(mesh trust.PublicKey) string {
@@ -39,6 +39,13 @@ const (
 	TypeAnswer
 	TypeError
 	TypeAck
+	TypePromise
+	TypeExtend
+	TypeRead
+	TypeCut
+	TypeDrop
+	TypeStatus
+	TypeHeld
 
 	typeEnd
 )
@@ -81,6 +88,13 @@ func (t Type) limits() (l limits, ok bool) {
 		TypeAnswer:    {0, CallSizeMax, 0},
 		TypeError:     {1, 1 + TextMax, 0},
 		TypeAck:       {4, 4, 0},
+		TypePromise:   {promiseSize, promiseSize + content.NameMax + AncestorsMax*idSize, promiseBegin},
+		TypeExtend:    {extendSize + 1, extendSize + PieceMax, 0},
+		TypeRead:      {claimSize + placeSize + 4, claimSize + placeSize + 4, 0},
+		TypeCut:       {claimSize + placeSize + 8, claimSize + placeSize + 8, 0},
+		TypeDrop:      {claimSize + positionSize, claimSize + positionSize, dropAll},
+		TypeStatus:    {claimSize, claimSize, 0},
+		TypeHeld:      {heldSize, heldSize + SegmentsMax*heldSegmentSize, 0},
 	}
 	if t < TypeHello || t >= typeEnd {
 		return l, false
@@ -182,6 +196,33 @@ func decode(h Header, p []byte) (Message, error) {
 		return decodeError(p)
 	case TypeAck:
 		return Ack{binary.BigEndian.Uint32(p)}, nil
+	}
+	return decodeJournal(h, p)
+}
+
+// decodeJournal decodes what goes over the journal lane.
+func decodeJournal(h Header, p []byte) (Message, error) {
+	switch h.Type {
+	case TypePromise:
+		return decodePromise(h.Flags, p)
+	case TypeExtend:
+		return decodeExtend(p)
+	case TypeRead:
+		return decodeRead(p)
+	case TypeCut:
+		c, at, rest, err := decodePlaced(p)
+		if err != nil {
+			return nil, err
+		}
+		return Cut{c, at, binary.BigEndian.Uint64(rest)}, nil
+	case TypeDrop:
+		c, rest := decodeClaim(p)
+		return Drop{c, decodePosition(rest), h.Flags&dropAll != 0}, nil
+	case TypeStatus:
+		c, _ := decodeClaim(p)
+		return Status{c}, nil
+	case TypeHeld:
+		return decodeHeld(p)
 	}
 	return nil, fmt.Errorf("%w: not a message", content.ErrCorrupt)
 }

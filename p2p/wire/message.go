@@ -23,9 +23,12 @@ const (
 	LaneUrgent
 	// LaneBulk carries the rest; a member may open several.
 	LaneBulk
+	// LaneJournal carries what volumes have written to its holders: a flush waits behind
+	// nothing else.
+	LaneJournal
 
 	// Lanes is their number.
-	Lanes = int(LaneBulk) + 1
+	Lanes = int(LaneJournal) + 1
 )
 
 const helloMagic = "grange-x"

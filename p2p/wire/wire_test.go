@@ -31,6 +31,7 @@ func frame(b []byte) (Header, Message, error) {
 
 func messages() []Message {
 	root := content.Sum([]byte("root"))
+	claim, at := Claim{content.VolumeID{1, 2, 15: 16}, 7, 0x1122334455667788}, Place{7, 5, 4096}
 	return []Message{
 		Hello{LaneBulk, []byte("chain")},
 		Want{Root: root, Level: 0, Priority: 3, Fetch: true, Passed: true, Indexes: []uint64{0, 1, 2, 9, 300, 301, IndexMax}},
@@ -50,6 +51,16 @@ func messages() []Message {
 		Answer{[]byte("answer")},
 		ErrorOf(fmt.Errorf("read x: %w", content.ErrNotFound)),
 		Ack{1 << 20},
+		Promise{Claim: claim, Base: content.Position{Number: 3, Seq: 900}, Name: "web1", Ancestors: []content.VolumeID{{7}, {8}}, Begin: true},
+		Promise{Claim: claim},
+		Extend{claim, at, 1 << 26, 1001, []byte("bytes")},
+		Read{claim, at, PieceMax},
+		Cut{claim, at, 1001},
+		Drop{claim, content.Position{Number: 9, Seq: 1 << 40}, false},
+		Drop{Claim: claim, All: true},
+		Status{claim},
+		Held{claim, content.Position{Number: 3, Seq: 900}, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, content.Position{Number: 4, Seq: 1000}, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, content.Position{Number: 5, Seq: 1000}, 64}}},
+		Held{Claim: claim},
 	}
 }
 
@@ -134,12 +145,20 @@ func TestRefused(t *testing.T) {
 		"more ranges than bytes":  change(HeaderSize+35, 2),
 		"range of length 0":       change(HeaderSize+37, 0),
 		"varint without end":      change(HeaderSize+37, 0x80),
-		"foreign magic":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-y\x01\x00\x00\x00\x00\x00"...),
-		"other version":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x02\x00\x00\x00\x00\x00"...),
-		"unknown lane":            append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x01\x03\x00\x00\x00\x00"...),
+		"foreign magic":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-y\x02\x00\x00\x00\x00\x00"...),
+		"other version":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x01\x00\x00\x00\x00\x00"...),
+		"unknown lane":            append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x02\x04\x00\x00\x00\x00"...),
 		"method past the end":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x05ab"...),
 		"method without name":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x00ab"...),
 		"kind out of range":       append(Header{Type: TypeError, Length: 1}.Append(nil), byte(kindEnd)),
+		"name over its bytes":     append(Header{Type: TypePromise, Length: promiseSize + 2}.Append(nil), append(make([]byte, promiseSize-1), 3, 'a', 'b')...),
+		"half an ancestor":        append(Header{Type: TypePromise, Length: promiseSize + 9}.Append(nil), append(make([]byte, promiseSize-1), 1, 'a', 1, 2, 3, 4, 5, 6, 7, 8)...),
+		"extended by nothing":     append(Header{Type: TypeExtend, Length: extendSize}.Append(nil), make([]byte, extendSize)...),
+		"piece too large":         Header{Type: TypeExtend, Length: extendSize + PieceMax + 1}.Append(nil),
+		"offset below zero":       append(Header{Type: TypeCut, Length: claimSize + placeSize + 8}.Append(nil), bytes.Repeat([]byte{255}, claimSize+placeSize+8)...),
+		"read of nothing":         append(Header{Type: TypeRead, Length: claimSize + placeSize + 4}.Append(nil), make([]byte, claimSize+placeSize+4)...),
+		"half a segment":          append(Header{Type: TypeHeld, Length: heldSize + 5}.Append(nil), make([]byte, heldSize+5)...),
+		"segment below zero":      append(Header{Type: TypeHeld, Length: heldSize + heldSegmentSize}.Append(nil), bytes.Repeat([]byte{255}, heldSize+heldSegmentSize)...),
 		"error not in UTF-8":      append(Header{Type: TypeError, Length: 2}.Append(nil), 0, 0xff),
 	} {
 		if _, m, err := frame(b); !errors.Is(err, content.ErrCorrupt) {
@@ -175,7 +194,7 @@ func TestErrorKeepsItsCategory(t *testing.T) {
 
 func TestProtocolIDCarriesTheMesh(t *testing.T) {
 	a, b := trust.NewPrivateKey().Public(), trust.NewPrivateKey().Public()
-	if got, want := ProtocolID(a), "/grange/"+a.String()+"/exchange/1"; got != want || got == ProtocolID(b) {
+	if got, want := ProtocolID(a), "/grange/"+a.String()+"/exchange/2"; got != want || got == ProtocolID(b) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

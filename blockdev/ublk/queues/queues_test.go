@@ -39,7 +39,7 @@ func TestEightQueues(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	d, err := s.Add(t.Context(), -1, v)
+	d, err := s.Add(t.Context(), -1, 0, v)
 	if err != nil {
 		t.Fatal(err)
 	}

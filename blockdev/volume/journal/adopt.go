@@ -1,0 +1,108 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+)
+
+// AdoptedSegment is a sealed segment, and where its bytes are: a file, which gets another
+// name if it lies on the same file system and nobody writes to it any more, or Open.
+type AdoptedSegment struct {
+	Ref  content.SegmentRef
+	Path string
+	Open func() (io.ReadCloser, error)
+}
+
+// Adopt fills the folder of a volume that Create has made, and nobody has opened, with
+// segments that a record names, oldest first, each of which it checks against its Ref;
+// where Sum is zero only against Bytes and its header. All of them are durable when it
+// returns. Without success the folder is of no use, and to be removed.
+func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
+	if len(segments) == 0 {
+		return nil
+	}
+	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
+	if err := WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	for i, s := range segments {
+		ref := s.Ref
+		if i > 0 && ref.After != segments[i-1].Ref.Through {
+			return fmt.Errorf("adopt segment %d: %w: it follows entry %d, and the one before ends with another", ref.Through.Number, content.ErrCorrupt, ref.After.Seq)
+		}
+		if err := s.place(filepath.Join(dir, Header{Epoch: ref.Epoch, Number: ref.Through.Number}.Name())); err != nil {
+			return fmt.Errorf("adopt segment %d: %w", ref.Through.Number, err)
+		}
+	}
+	return durable.SyncDir(dir)
+}
+
+// place puts the segment at path, whole and synced.
+func (s AdoptedSegment) place(path string) error {
+	if s.Path == "" || os.Link(s.Path, path) != nil {
+		if err := s.copy(path); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.check(f), f.Sync(), f.Close())
+}
+
+func (s AdoptedSegment) copy(path string) error {
+	open := s.Open
+	if s.Path != "" {
+		open = func() (io.ReadCloser, error) { return os.Open(s.Path) }
+	}
+	in, err := open()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return errors.Join(err, in.Close())
+	}
+	_, err = io.Copy(out, io.LimitReader(in, s.Ref.Bytes+1))
+	return errors.Join(err, out.Close(), in.Close())
+}
+
+// check compares a file with what the Ref says of it.
+func (s AdoptedSegment) check(f *os.File) error {
+	sum := blake3.New()
+	var head bytes.Buffer
+	n, err := io.Copy(io.MultiWriter(sum, &prefix{&head, HeaderSize}), f)
+	if err != nil {
+		return err
+	}
+	h, ok := DecodeHeader(head.Bytes())
+	merged := h.Merged == 0 || h.Merged == s.Ref.Through.Seq
+	switch {
+	case n != s.Ref.Bytes, s.Ref.Sum != [16]byte{} && s.Ref.Sum != [16]byte(sum.Sum(nil)):
+		return fmt.Errorf("%s: %w: it has %d bytes, or others than its record says, of %d", f.Name(), content.ErrCorrupt, n, s.Ref.Bytes)
+	case !ok || !merged || h.Volume != s.Ref.Volume || h.Epoch != s.Ref.Epoch || h.Number != s.Ref.Through.Number || h.After != s.Ref.After:
+		return fmt.Errorf("%s: %w: its header is not what its record says", f.Name(), content.ErrCorrupt)
+	}
+	return nil
+}
+
+// prefix keeps the first bytes of what is written to it.
+type prefix struct {
+	out  *bytes.Buffer
+	size int
+}
+
+func (p *prefix) Write(b []byte) (int, error) {
+	p.out.Write(b[:min(len(b), p.size-p.out.Len())])
+	return len(b), nil
+}

@@ -1,0 +1,64 @@
+package journal
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Inspect reads the first size bytes of a segment and returns the seq of the last entry
+// that is whole, with its data, and where it ends: behind it lies what a crash has left of
+// others. Of a merged segment of which anything is missing nothing is whole, and of one
+// without a whole header there is an ErrCorrupt.
+func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error) {
+	buf := make([]byte, HeadMax+WriteMax)
+	if _, err := f.ReadAt(buf[:HeaderSize], 0); err != nil && err != io.EOF {
+		return h, 0, 0, err
+	}
+	var ok bool
+	if h, ok = DecodeHeader(buf[:HeaderSize]); !ok {
+		return h, 0, 0, fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
+	}
+	seed := Seed(h.Volume, h.Number)
+	seq, end = h.After.Seq, HeaderSize
+	table := int64(-1)
+	if h.Merged > 0 {
+		if _, table, err = ReadTable(f, seed, size); err != nil {
+			return h, seq, 0, nil
+		}
+	}
+	for end < size && end != table {
+		n, err := f.ReadAt(buf[:min(int64(len(buf)), size-end)], end)
+		if err != nil && err != io.EOF {
+			return h, 0, 0, err
+		}
+		e, bad := DecodeEntry(seed, buf[:n])
+		if bad != nil || int64(n) < e.Size() || e.Seq != cmp.Or(h.Merged, seq+1) || !e.intact(buf[:e.Size()]) {
+			break
+		}
+		seq, end = e.Seq, end+e.Size()
+	}
+	switch {
+	case h.Merged == 0:
+		return h, seq, end, nil
+	case end == table:
+		return h, h.Merged, size, nil
+	}
+	return h, h.After.Seq, 0, nil
+}
+
+// intact reports whether the data of an entry, which b has whole, are those that it was made of.
+func (e Entry) intact(b []byte) bool {
+	data := b[e.DataOffset():]
+	for u := range e.Units() {
+		if binary.LittleEndian.Uint32(b[extents.EntryHeader+4*u:]) != UnitSum(data, u) {
+			return false
+		}
+	}
+	return true
+}

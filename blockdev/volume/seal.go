@@ -1,0 +1,362 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+
+	"github.com/grangemesh/grange/blockdev"
+	"github.com/grangemesh/grange/origin/content"
+
+	"github.com/grangemesh/grange/blockdev/volume/extents"
+)
+
+// Segment is a sealed part of a volume's journal.
+type Segment struct {
+	content.SegmentRef // without its Sum
+	// Path is its file, which may go unless a position behind it is kept.
+	Path string
+	// Live is how many of its bytes are still needed.
+	Live int64
+}
+
+// Seal ends the open segment, if it has entries, and freezes its layer, and returns the
+// place once all up to it is durable here. It copies nothing. The place stays readable
+// until a Rebase goes beyond it or there were two more of Seal; who needs it for longer
+// calls Keep.
+func (v *Volume) Seal(context.Context) (content.Position, error) {
+	v.take()
+	if err := v.writable(); err != nil {
+		v.turns.pass()
+		return content.Position{}, fmt.Errorf("seal: %w", err)
+	}
+	v.endTail()
+	v.mu.Lock()
+	p := v.position()
+	if v.seals[0] != p {
+		v.seals[0], v.seals[1] = p, v.seals[0]
+	}
+	v.freezeAt(p)
+	v.mu.Unlock()
+	v.turns.pass()
+	v.step("ended")
+	if err := v.flush(everything); err != nil {
+		return content.Position{}, fmt.Errorf("seal: %w", err)
+	}
+	return p, nil
+}
+
+// freezeAt ends the open layer where the journal ends. Called with mu and the turn.
+func (v *Volume) freezeAt(p content.Position) {
+	if v.open.after == p {
+		return
+	}
+	v.open.through = p
+	v.layers = append([]*layer{v.open}, v.layers...)
+	v.open = newLayer(p)
+}
+
+// position is where the journal ends. Called with mu, or the turn.
+func (v *Volume) position() content.Position {
+	if v.tail != nil && v.tail.empty() {
+		return v.tail.After
+	}
+	return content.Position{Number: v.number, Seq: v.seq}
+}
+
+// End returns the position of all that was written by now.
+func (v *Volume) End() content.Position {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.position()
+}
+
+// Sealed returns the segments behind the base that nothing is added to, oldest first.
+func (v *Volume) Sealed() []Segment {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []Segment
+	for _, s := range v.chain {
+		if s != v.tail && s.Number > v.ground.base.Number {
+			ref := content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.through(), Bytes: s.size}
+			out = append(out, Segment{ref, v.path(s), v.liveOf(s)})
+		}
+	}
+	return out
+}
+
+// liveOf is how many bytes of a segment are in use: at most all, though to take the parts
+// of its entries out may need more. Called with mu.
+func (v *Volume) liveOf(s *segment) int64 {
+	live := v.open.usage().LiveIn(s.slot)
+	for _, l := range v.layers {
+		live += l.usage().LiveIn(s.slot)
+	}
+	return min(live, s.size)
+}
+
+// Keep has a position stay readable until as many calls of Release: layers are not joined
+// across it, and its segments stay. ErrNotFound means that no layer ends there any more.
+func (v *Volume) Keep(p content.Position) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, ok := v.asOf(p); !ok {
+		return v.gone(p)
+	}
+	v.kept[p]++
+	return nil
+}
+
+func (v *Volume) gone(p content.Position) error {
+	return fmt.Errorf("position %d of volume %s: %w: the journal has no such place, or did not keep it", p.Seq, v.cfg.ID, content.ErrNotFound)
+}
+
+// holds reports whether layers are not to be joined across a position. Called with mu.
+func (v *Volume) holds(p content.Position) bool {
+	return v.kept[p] > 0 || slices.Contains(v.seals[:], p)
+}
+
+// Release gives a position back that Keep has kept.
+func (v *Volume) Release(p content.Position) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.kept[p]--; v.kept[p] <= 0 {
+		delete(v.kept, p)
+		v.tendSoon()
+	}
+}
+
+// pinAsOf returns the view of a position, to be unpinned.
+func (v *Volume) pinAsOf(p content.Position) (view, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.closed {
+		return view{}, content.ErrClosed
+	}
+	w, ok := v.asOf(p)
+	if !ok {
+		return view{}, v.gone(p)
+	}
+	w.readers.Add(1)
+	return w, nil
+}
+
+// ReadAsOf fills p from off of the disk as it was at a position that is kept, or the base.
+func (v *Volume) ReadAsOf(ctx context.Context, p []byte, off int64, through content.Position) error {
+	w, err := v.pinAsOf(through)
+	if err != nil {
+		return fmt.Errorf("read at %d: %w", off, err)
+	}
+	misses, err := v.fill(w, []piece{{p: p, off: off}})
+	w.readers.Done()
+	if err != nil || len(misses) == 0 {
+		return err
+	}
+	return w.ground.read(ctx, misses)
+}
+
+// Chunk fills p, which has the size of the root's chunks or what is left of the disk, with
+// a chunk as it was at a kept position.
+func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
+	v.mu.RLock()
+	size := int64(v.ground.chunkSize)
+	v.mu.RUnlock()
+	return v.ReadAsOf(ctx, p, int64(index)*size, through)
+}
+
+// Changes returns the ranges of the disk that were written or zeroed behind after and up
+// to through, which is kept: their offset and their length, in bytes. It may name more,
+// where after is not kept.
+func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		_, next, done, err := v.span(after, through)
+		if err != nil {
+			yield(blockdev.Range{}, err)
+			return
+		}
+		defer done()
+		var at blockdev.Range
+		for {
+			e, ok, err := next()
+			if err != nil {
+				yield(blockdev.Range{}, err)
+				return
+			}
+			start, n := int64(e.Start)*extents.SectorSize, int64(e.N)*extents.SectorSize
+			if ok && at.Length > 0 && start == at.Offset+at.Length {
+				at.Length += n
+				continue
+			}
+			if at.Length > 0 && !yield(at, nil) || !ok {
+				return
+			}
+			at = blockdev.Range{Offset: start, Length: n}
+		}
+	}
+}
+
+// Changed returns the chunks that were written or zeroed behind after and up to through,
+// as Changes does: their index, rising, and how many bytes of each.
+func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
+	v.mu.RLock()
+	size := int64(v.ground.chunkSize)
+	v.mu.RUnlock()
+	var all []chunkBytes
+	for r, err := range v.Changes(after, through) {
+		if err != nil {
+			return nil, err
+		}
+		for r.Length > 0 {
+			index := uint64(r.Offset / size)
+			n := min(r.Length, int64(index+1)*size-r.Offset)
+			if last := len(all) - 1; last >= 0 && all[last].index == index {
+				all[last].bytes += n
+			} else {
+				all = append(all, chunkBytes{index, n})
+			}
+			r.Offset, r.Length = r.Offset+n, r.Length-n
+		}
+	}
+	return func(yield func(uint64, int64) bool) {
+		for _, c := range all {
+			if !yield(c.index, c.bytes) {
+				return
+			}
+		}
+	}, nil
+}
+
+type chunkBytes struct {
+	index uint64
+	bytes int64
+}
+
+// span returns what is newest behind after and up to through.
+func (v *Volume) span(after, through content.Position) (w view, next extents.Cursor, done func(), err error) {
+	if w, err = v.pinAsOf(through); err != nil {
+		return w, nil, nil, err
+	}
+	layers, ok := between(w.layers, after, through)
+	if !ok {
+		layers = nil // it is the base
+	}
+	return w, flattened(layers), func() { w.readers.Done() }, nil
+}
+
+// Rebase lays the volume on another root, which has all up to base, a position that is
+// kept: readers go there, and what the journal has up to base goes, but for what a kept
+// position before it needs. Config.Base is to be base from the next Open on; the caller has
+// made that durable before. The old source may be read until what was asked of it has
+// ended.
+func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Position) error {
+	v.tending.Lock()
+	defer v.tending.Unlock()
+	v.syncing.Lock() // no sync has the files in hand that go
+	defer v.syncing.Unlock()
+	v.mu.Lock()
+	if _, ok := v.asOf(base); !ok || v.closed || base.Seq < v.ground.base.Seq {
+		v.mu.Unlock()
+		return fmt.Errorf("rebase: %w", v.gone(base))
+	}
+	for i, p := range v.seals {
+		if p.Seq < base.Seq {
+			v.seals[i] = content.Position{}
+		}
+	}
+	v.ground = &ground{Source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
+	return v.cutFront()
+}
+
+// letGo drops what was held for positions before the base that are released by now. Called
+// with tending.
+func (v *Volume) letGo() error {
+	v.syncing.Lock()
+	defer v.syncing.Unlock()
+	v.mu.Lock()
+	if v.closed || v.ground.older == nil {
+		v.mu.Unlock()
+		return nil
+	}
+	return v.cutFront()
+}
+
+// cutFront drops what lies before the base and before all kept positions. Called with
+// tending, syncing and mu, which it unlocks.
+func (v *Volume) cutFront() error {
+	oldest := v.ground.base
+	for p := range v.kept {
+		if p.Seq < oldest.Seq {
+			oldest = p
+		}
+	}
+	g := v.ground
+	for ; g.older != nil && g.base.Seq > oldest.Seq; g = g.older {
+	}
+	g.older = nil
+	layers, went := []*layer(nil), []*layer(nil)
+	for _, l := range v.layers {
+		if l.through.Seq <= g.base.Seq {
+			went = append(went, l)
+		} else {
+			layers = append(layers, l)
+		}
+	}
+	n := slices.IndexFunc(v.chain, func(s *segment) bool { return s == v.tail || s.through().Seq > g.base.Seq })
+	if n < 0 {
+		n = len(v.chain)
+	}
+	dead := slices.Clone(v.chain[:n])
+	v.layers, v.chain = layers, slices.Clone(v.chain[n:])
+	if v.open.after.Seq < g.base.Seq {
+		v.open.after = g.base
+	}
+	return v.retire(dead, went)
+}
+
+// retire removes files that nobody looks into from now on; they are closed beside, once
+// those who still do are done. Called with mu, which it unlocks.
+func (v *Volume) retire(segments []*segment, layers []*layer) error {
+	old := v.readers
+	v.readers = newReaders(old.done)
+	v.mu.Unlock()
+	var errs []error
+	for _, s := range segments {
+		v.pressure.freed.Add(s.size)
+		if !s.replaced {
+			errs = append(errs, os.Remove(v.path(s)))
+			v.step("removed")
+		}
+	}
+	v.work.Go(func() {
+		var errs []error
+		old.drain()
+		for _, s := range segments {
+			errs = append(errs, s.file.Close())
+		}
+		for _, l := range layers {
+			if l.disk != nil {
+				errs = append(errs, l.disk.Drop())
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
+		}
+		close(old.done)
+	})
+	return errors.Join(errs...)
+}
+
+// Grow makes the disk larger; what is new reads as zeros. The caller has made the size
+// durable before.
+func (v *Volume) Grow(size int64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if size < v.size || size > content.SizeMax || size%extents.SectorSize != 0 {
+		return fmt.Errorf("grow to %d bytes: %w: want a multiple of %d from %d to %d", size, content.ErrInvalid, extents.SectorSize, v.size, int64(content.SizeMax))
+	}
+	v.size = size
+	return nil
+}

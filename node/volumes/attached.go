@@ -1,0 +1,384 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/limit"
+	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// recordTimeout bounds what one event may take at the origin; of a start, for which
+	// guests wait, startTimeout does.
+	recordTimeout = 30 * time.Second
+	startTimeout  = 3 * time.Second
+	// recordTries bounds how often a record is read again that others write meanwhile.
+	recordTries = 8
+)
+
+// attached is a volume that this node serves, that failed to be served, or that is on its
+// way. Its record is changed by revise and by follow alone, one at a time; nobody waits
+// for another volume's.
+type attached struct {
+	v       *Volumes
+	opening chan struct{} // closed when another stands for the volume
+	looking atomic.Bool   // since the process stood still
+	turn    chan struct{} // has one while somebody is at the record
+
+	gate *gate.Gate
+	spec Spec // of the attach
+
+	vol   *volume.Volume // nil unless it is served
+	guard *holders.Guard // of its flushes
+	front *limit.Device  // vol within its limits, as the doors serve it
+	image *fetch.Image
+	disk  *ublk.Disk                 // nil over NBD
+	folds *folding                   // nil where nothing is written, or no origin known
+	tails atomic.Pointer[fold.Tails] // nil but for the policy origin
+	users sync.WaitGroup             // NBD connections
+
+	err   error
+	after time.Duration // that it failed it is tried again,
+	again time.Time     // which is then
+
+	mu    sync.Mutex // guards what follows
+	name  string
+	right right.State
+	base  *catalog.Record // that body was read from or written to; nil: to be read
+	body  catalog.Volume
+	gaps  uint64               // of the pulse, before base was asked for
+	taken string               // by whom, once it is lost
+	fresh *index.Entry         // of a folder that is being made
+	heir  *holders.Inheritance // what was taken from holders for that
+}
+
+func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
+	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	if !e.Committed { // nobody else can have it
+		a.right.Stage = right.Uncommitted
+	}
+	return a
+}
+
+// Name is what the volume is called now.
+func (a *attached) Name() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.name
+}
+
+// record is what is known of the volume's record.
+func (a *attached) record() (base *catalog.Record, body catalog.Volume, st right.State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.base, a.body, a.right
+}
+
+func (a *attached) set(base *catalog.Record, body catalog.Volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.base, a.body = base, body
+}
+
+// have waits for the caller's turn at the record, and returns what ends it.
+func (a *attached) have(ctx context.Context) (end func(), err error) {
+	select {
+	case a.turn <- struct{}{}:
+		return func() { <-a.turn }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("volume %q: %w: its record is being written: %w", a.Name(), content.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// revise changes the volume's record, which must be this node's: over the one that is
+// known, and again over the one that is there where that is another of this node.
+// ErrFenced means that it is another's by now, and the volume stops; ErrUnavailable and
+// bucket.ErrUnknown that the change may be there or not, and the next revise finds out.
+// change is called with what the record says, maybe more than once, also with what an
+// earlier call has made of it. It must not keep what it is given.
+func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) error) error {
+	end, err := a.have(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	for range recordTries {
+		base, body, st := a.record()
+		if base == nil || st.Stage != right.Serving {
+			if err := a.follow(ctx, right.Due{}); err != nil {
+				return err
+			}
+			base, body, st = a.record()
+		}
+		switch {
+		case st.Stage == right.Lost:
+			return a.fenced()
+		case base == nil || st.Stage != right.Serving:
+			return fmt.Errorf("volume %q: %w: its record can't be read or written now", a.Name(), content.ErrUnavailable)
+		}
+		body.Segments, body.Holders, body.Lineage = slices.Clone(body.Segments), slices.Clone(body.Holders), slices.Clone(body.Lineage)
+		if err := change(&body); err != nil {
+			return err
+		}
+		r, err := a.commit(ctx, base, body)
+		if err == nil {
+			return a.keep(&r, body)
+		}
+		a.set(nil, a.body)
+		if !isOvertaken(err) {
+			return fmt.Errorf("volume %q: %w", a.Name(), err)
+		}
+	}
+	return fmt.Errorf("volume %q: %w: others write its record all the time", a.Name(), content.ErrUnavailable)
+}
+
+func isOvertaken(err error) bool {
+	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
+}
+
+func (a *attached) commit(ctx context.Context, base *catalog.Record, body catalog.Volume) (catalog.Record, error) {
+	b, err := body.Encode(a.v.codec)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	return a.v.cfg.Registry.Commit(ctx, content.KindVolume, a.Name(), base, b)
+}
+
+// keep takes a record as this node's own.
+func (a *attached) keep(base *catalog.Record, body catalog.Volume) error {
+	a.set(base, body)
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Volume = body })
+	return err
+}
+
+// fenced says that the volume is another's.
+func (a *attached) fenced() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return fmt.Errorf("volume %q: %w: %s", a.name, content.ErrFenced, a.taken)
+}
+
+// happen has an event change the state, and does what follows.
+func (a *attached) happen(ctx context.Context, e right.Event) error {
+	end, err := a.have(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if _, ok := e.(right.StoodStill); ok {
+		a.mu.Lock()
+		a.gaps = a.v.pulse.Gaps()
+		a.mu.Unlock()
+	}
+	return a.follow(ctx, e)
+}
+
+// follow is happen in the caller's turn.
+func (a *attached) follow(ctx context.Context, e right.Event) error {
+	for range recordTries {
+		a.mu.Lock()
+		next, deeds := right.Step(a.right, e)
+		a.right = next
+		a.mu.Unlock()
+		e = nil
+		for _, d := range deeds {
+			var err error
+			if e, err = a.do(ctx, d); err != nil {
+				return err
+			}
+		}
+		if e == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)
+}
+
+// do does one deed, and returns the event that follows, if one does.
+func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
+	switch d {
+	case right.Read:
+		return a.read(ctx)
+	case right.Keep:
+		return nil, a.keepRight()
+	case right.Adopt:
+		return nil, a.adopt(ctx)
+	case right.Commit:
+		return a.takeNext(ctx)
+	case right.Tell:
+		a.v.tell(ctx, a.right.Seen.Holder, a.Name())
+	case right.Serve:
+		a.admit()
+		return nil, a.serve(ctx)
+	case right.Shut:
+		a.gate.Shut()
+	case right.Open:
+		a.admit()
+	case right.Stop:
+		return nil, a.stop()
+	case right.Refuse:
+		base, body, _ := a.record()
+		return nil, a.v.held(ctx, *base, body)
+	case right.RefuseStale:
+		return nil, fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, a.right.Wish.Generation, a.body.Generation)
+	case right.RefuseAway:
+		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
+	case right.RefuseGone:
+		return nil, fmt.Errorf("%w: its name was freed", content.ErrNotFound)
+	}
+	return nil, nil
+}
+
+// read looks at the record. That a volume is not this node's any more is believed of the
+// origin, and of enough members: one alone may make it up.
+func (a *attached) read(ctx context.Context) (right.Event, error) {
+	name, gaps := a.Name(), a.v.pulse.Gaps()
+	if a.v.skipsOrigin() {
+		return right.Unreadable{}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
+	defer cancel()
+	r, body, err := a.v.record(ctx, name)
+	_, _, st := a.record()
+	if (err == nil && !st.IsMine(body) || r.Tombstone) && st.Here {
+		r, err = a.v.cfg.Registry.SureVolume(ctx, name)
+		if err == nil {
+			body, err = catalog.DecodeVolume(a.v.codec, r.Body)
+		}
+	}
+	e, _ := a.v.index.Get(name)
+	holding := ""
+	if err == nil && !st.IsMine(body) {
+		holding = a.v.holding(ctx, r, body)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
+		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
+		return right.Sighted{Freed: true}, nil
+	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrCorrupt):
+		return nil, err
+	case err != nil: // that there is none at all says nothing: nobody has signed that
+		a.v.cfg.Log.Debug("a volume's record can't be read now", "volume", name, "err", err)
+		a.v.missOrigin()
+		return right.Unreadable{}, nil
+	case r.Farm != a.v.cfg.Farm:
+		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
+	}
+	a.gaps, a.base, a.body, a.taken = gaps, &r, body, holding
+	return right.Sighted{Body: body}, nil
+}
+
+// takeNext writes the next stamp over the record that was read.
+func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
+	defer cancel()
+	base, body, st := a.record()
+	gaps := a.v.pulse.Gaps()
+	next := st.Next()
+	if a.tails.Load() == nil {
+		if _, err := a.endTails(ctx, body); err != nil {
+			return right.Unwritten{}, nil
+		}
+	}
+	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
+	a.inherits(&body)
+	a.spec.change(&body)
+	r, err := a.commit(ctx, base, body)
+	switch {
+	case err == nil:
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.gaps, a.base, a.body = gaps, &r, body
+		return right.Written{}, nil
+	case isOvertaken(err):
+		return right.Overtaken{}, nil
+	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid):
+		return nil, err
+	}
+	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)
+	a.set(nil, a.body)
+	return right.Unwritten{}, nil
+}
+
+// change has the record say what an attach asks for.
+func (s Spec) change(body *catalog.Volume) {
+	if s.Durability != "" {
+		body.Policy = s.Durability
+	}
+	if s.Degrade != "" {
+		body.Degrade = s.Degrade
+	}
+	if s.Limits != (Limits{}) {
+		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond
+	}
+	body.Generation = max(body.Generation, s.Generation)
+}
+
+// keepRight has on disk what the state is, before anything is done by it.
+func (a *attached) keepRight() error {
+	a.mu.Lock()
+	fresh, body, st := a.fresh, a.body, a.right
+	a.mu.Unlock()
+	mine := st.Stage == right.Serving
+	note := func(e *index.Entry) {
+		if e.Tried = slices.Clone(st.Tried); mine {
+			e.Volume, e.Committed, e.Attached, e.Empty, e.Taken, e.Orphan = body, true, true, false, "", false
+		}
+	}
+	if fresh == nil || !mine {
+		_, err := a.v.index.Change(a.Name(), note)
+		return err
+	}
+	note(fresh)
+	a.mu.Lock()
+	a.fresh = nil
+	a.mu.Unlock()
+	if err := a.v.index.Rewrite(*fresh); err != nil {
+		return err
+	}
+	return a.v.index.Replace(*fresh)
+}
+
+// admit opens the gate as far as the state allows.
+func (a *attached) admit() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.right.MayAcknowledge(a.body.Policy == catalog.PolicyLocal) {
+		a.gate.Admit(a.gaps)
+	}
+}
+
+// stop has the volume served no more, for good; who has its turn closes it.
+func (a *attached) stop() error {
+	err := a.fenced()
+	a.gate.End(err)
+	a.mu.Lock()
+	name, why := a.name, a.taken
+	a.mu.Unlock()
+	if a.vol == nil {
+		e, kept := a.v.index.Change(name, func(e *index.Entry) { e.Taken = why })
+		return errors.Join(a.v.takenError(e), kept)
+	}
+	select {
+	case a.v.losing <- struct{}{}:
+	default:
+	}
+	return err
+}

@@ -1,0 +1,86 @@
+package volumes
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// owner is the volume as those know it who have its flushes held.
+func (a *attached) owner() holders.Owner {
+	o := holders.Owner{
+		Name: a.Name(), Revise: a.revise, Owned: a.owned,
+		Record: func() catalog.Volume { _, body, _ := a.record(); return body },
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.heir != nil {
+		o.Promised = a.heir.Epoch
+	}
+	o.Origin = tailed{a}
+	return o
+}
+
+// owned reads the record: ErrFenced when it is not this node's any more.
+func (a *attached) owned(ctx context.Context) error {
+	r, err := a.v.cfg.Registry.SureVolume(ctx, a.Name())
+	if err != nil {
+		return err
+	}
+	body, err := catalog.DecodeVolume(a.v.codec, r.Body)
+	if err != nil {
+		return err
+	}
+	if _, _, st := a.record(); st.IsMine(body) {
+		return nil
+	}
+	_ = a.happen(ctx, right.Due{}) // which finds the same, and stops it
+	return fmt.Errorf("volume %q: %w: epoch %d has it", a.Name(), content.ErrFenced, body.Epoch)
+}
+
+// shut closes the volume, and has nobody hold anything more of it.
+func (a *attached) shut() error {
+	a.guard.Close()
+	return a.vol.Close()
+}
+
+// inheritedFolder has what is being taken over, in the folder that is being made.
+const inheritedFolder = "/inherited"
+
+// inherit takes over what the holders have of a volume, into the folder that is being made.
+func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.State, e index.Entry) ([]volume.AdoptedSegment, error) {
+	a.mu.Lock()
+	a.heir = nil
+	a.mu.Unlock()
+	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 || len(body.Holders) == 0 || body.State == catalog.Released {
+		return nil, nil
+	}
+	in, err := a.v.cfg.Holders.Inherit(ctx, e.Name, body, st.Process, a.v.index.HalfMade(e)+inheritedFolder)
+	if err != nil {
+		return nil, err
+	}
+	if !in.DegradedSince.IsZero() {
+		a.v.cfg.Log.Warn("the node that had a volume has acknowledged flushes alone since then; they are on its disk only, if it wrote anything, and become an orphan snapshot when it is back",
+			"volume", e.Name, "since", in.DegradedSince.UTC().Format(time.RFC3339))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.heir = &in
+	return in.Segments, nil
+}
+
+// inherits has the record name who holds what was inherited.
+func (a *attached) inherits(body *catalog.Volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.heir != nil {
+		body.Holders, body.DegradedSince = a.heir.Holders, time.Time{}
+	}
+}

@@ -1,0 +1,445 @@
+package fold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Journal is what a fold needs of a volume. *volume.Volume is one, and says what each does.
+type Journal interface {
+	Seal(ctx context.Context) (content.Position, error)
+	Keep(p content.Position) error
+	Release(p content.Position)
+	Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error)
+	Changed(after, through content.Position) (iter.Seq2[uint64, int64], error)
+	Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error
+	Rebase(src volume.Source, size int64, chunkSize int, base content.Position) error
+}
+
+// Step is a place of the protocol at which a crash leaves something behind that the next
+// start has to understand.
+type Step string
+
+// The steps, in their order.
+const (
+	// StepSealed: the journal has a sealed end, nothing else happened.
+	StepSealed Step = "sealed"
+	// StepMerged: a segment lies in a working file.
+	StepMerged Step = "merged"
+	// StepStored: it is in the bucket, and no record names it.
+	StepStored Step = "stored"
+	// StepRecorded: the record names it.
+	StepRecorded Step = "recorded"
+	// StepSettled: the snapshots up to there are durable.
+	StepSettled Step = "settled"
+	// StepPacked: the chunks of a new root are in the bucket, and no record names it.
+	StepPacked Step = "packed"
+	// StepFolded: the record names the root, and no segments.
+	StepFolded Step = "folded"
+	// StepChecked: all packs of the root were seen in the bucket.
+	StepChecked Step = "checked"
+	// StepRebased: the journal here is cut.
+	StepRebased Step = "rebased"
+	// StepRemoved: objects went that the record does without.
+	StepRemoved Step = "removed"
+)
+
+// checkAfter is how long what was stored is taken to be there, unseen, when a record names
+// it: far less than the grace of what no record names.
+const checkAfter = time.Minute
+
+// Config is what a Fold is built from.
+type Config struct {
+	Journal Journal
+	// Bucket returns the origin, or says why nothing can be written to it.
+	Bucket func() (bucket.Bucket, error)
+	// Record returns the body of the record as it was last known, and Revise changes it as
+	// the one who holds the volume: change is called with what stands, again if another
+	// has written meanwhile. Who lost the volume gets content.ErrFenced.
+	Record func() catalog.Volume
+	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	// Root makes a root readable.
+	Root func(ctx context.Context, head pack.Head) (volume.Source, error)
+	// Pending are the places of snapshots that are not durable yet, rising; nil is none.
+	// Settle makes those durable that the record reaches, given what it says.
+	Pending func() []content.Position
+	Settle  func(ctx context.Context, now catalog.Volume) error
+	// Tails are those of a volume whose flushes go to the bucket, nil for others.
+	Tails func() *Tails
+	// Dir takes working files: those of a crash are removed by the system.
+	Dir string
+	// Scope and Signer are those of the packs.
+	Scope  content.Scope
+	Signer trust.Signer
+	// Now is the clock, nil is time.Now; Log may be nil.
+	Now func() time.Time
+	Log *slog.Logger
+	// At is called at each step; an error ends the fold there. For tests; nil in the
+	// product.
+	At func(Step) error
+}
+
+// Fold folds one volume. Its methods are called in turn.
+type Fold struct {
+	cfg Config
+	// end is up to where the record has the journal: kept, so that the next segment
+	// begins just there. Zero is none.
+	end content.Position
+}
+
+// New builds a Fold of a volume that is open.
+func New(cfg Config) *Fold {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.At == nil {
+		cfg.At = func(Step) error { return nil }
+	}
+	if cfg.Pending == nil {
+		cfg.Pending = func() []content.Position { return nil }
+	}
+	f := &Fold{cfg: cfg}
+	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
+		f.end = end
+	}
+	return f
+}
+
+// Loosen lets the journal forget where the record ends, so that it need not keep what was
+// written before and after: the next segment may have some of the last one's then. It is
+// for a volume that can't be folded for long.
+func (f *Fold) Loosen() {
+	if f.end != (content.Position{}) {
+		f.cfg.Journal.Release(f.end)
+		f.end = content.Position{}
+	}
+}
+
+// Run is the write protocol: it moves all that was written before the call to the bucket
+// and into the record, and cuts the journal as far as that went. What fails leaves the
+// volume as it was, or further on; whoever calls again goes on from there.
+func (f *Fold) Run(ctx context.Context, want Want) error {
+	store, err := f.cfg.Bucket()
+	if err != nil {
+		return fmt.Errorf("fold: %w", err)
+	}
+	through, err := f.Seal(ctx)
+	if err != nil {
+		return fmt.Errorf("fold: %w", err)
+	}
+	defer func() {
+		if through != f.cfg.Record().Through() {
+			f.cfg.Journal.Release(through)
+			return
+		}
+		f.Loosen()
+		f.end = through
+	}()
+	err = f.cfg.At(StepSealed)
+	if err == nil {
+		err = f.settle(ctx, store)
+	}
+	if err == nil {
+		err = f.move(ctx, store, through, want)
+	}
+	if err != nil {
+		return fmt.Errorf("fold: %w", err)
+	}
+	return nil
+}
+
+// Seal ends the open segment of the journal and returns where that is: a place that a
+// snapshot may name, which is kept until it is given to Release. Under the policy `origin` all up to there is in the bucket then.
+func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
+	if tails := f.cfg.Tails(); tails != nil {
+		return tails.seal(ctx, f.cfg.Journal)
+	}
+	return f.cfg.Journal.Seal(ctx)
+}
+
+// settle brings the record to the place of each snapshot that is not durable, for a
+// snapshot's record names what the volume's does up to there.
+func (f *Fold) settle(ctx context.Context, store bucket.Bucket) error {
+	for _, at := range f.cfg.Pending() {
+		err := f.move(ctx, store, at, Safe)
+		if err == nil {
+			err = f.cfg.Settle(ctx, f.cfg.Record())
+		}
+		if err == nil {
+			err = f.cfg.At(StepSettled)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move brings the record to a place of the journal.
+func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Position, want Want) error {
+	now := f.cfg.Record()
+	s := stands{segments: now.Segments, want: want}
+	if through.Seq > now.Through().Seq {
+		changed, err := f.cfg.Journal.Changed(now.Through(), through)
+		if err != nil {
+			return err
+		}
+		for _, bytes := range changed {
+			s.behind += bytes
+		}
+	} else if want == Safe || len(now.Segments) == 0 {
+		return nil
+	}
+	size := int64(chunkSize(now))
+	changed, err := f.cfg.Journal.Changed(now.Base, through)
+	if err != nil {
+		return err
+	}
+	for range changed {
+		s.touched += size
+	}
+	for p := choose(s); !p.chunks; p.from-- {
+		err := f.upload(ctx, store, p.from, through)
+		if !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrInvalid) {
+			return err
+		}
+		if p.from == 0 || errors.Is(err, content.ErrInvalid) { // keys with another beginning are tried before
+			break
+		}
+	}
+	return f.chunks(ctx, store, through)
+}
+
+// upload has one segment in the bucket and in the record, in place of those of the record
+// from index from on, and of the journal behind them up to a place.
+func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, through content.Position) error {
+	was := f.cfg.Record()
+	after := was.Base
+	if from > 0 {
+		after = was.Segments[from-1].Through
+	}
+	file, err := newWorking(f.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	defer file.close()
+	ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
+	if err == nil {
+		err = f.cfg.At(StepMerged)
+	}
+	if err != nil {
+		return err
+	}
+	begun := f.cfg.Now()
+	if err = putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err == nil {
+		err = f.cfg.At(StepStored)
+	}
+	if err != nil {
+		return err
+	}
+	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) {
+		v.Segments = append(slices.Clone(v.Segments[:from]), ref)
+	}); err != nil {
+		return err
+	}
+	if f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
+		if err := f.isThere(ctx, store, ref, file); err != nil {
+			return err
+		}
+	}
+	return f.remove(ctx, store, was)
+}
+
+// isThere puts a segment back that went before the record named it.
+func (f *Fold) isThere(ctx context.Context, store bucket.Bucket, ref content.SegmentRef, file *working) error {
+	err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes))
+	if err != nil {
+		return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
+	}
+	return nil
+}
+
+// revise changes the record that was built on, says when, and goes past a step.
+func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change func(*catalog.Volume)) error {
+	err := f.cfg.Revise(ctx, func(v *catalog.Volume) error {
+		if v.Base != was.Base || !slices.Equal(v.Segments, was.Segments) {
+			return fmt.Errorf("the record, which has all up to %v now, %w meanwhile", v.Through(), content.ErrConflict)
+		}
+		change(v)
+		v.FoldedAt = f.cfg.Now()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return f.cfg.At(step)
+}
+
+// remove deletes the segments that the record names no more, but for those that a
+// snapshot or a fork may name: those begin before Shared, or are another volume's. What
+// is left by an error is garbage.
+func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
+	now := f.cfg.Record()
+	for _, s := range was.Segments {
+		if slices.Contains(now.Segments, s) || s.Volume != now.ID || s.After.Seq < now.Shared {
+			continue
+		}
+		if err := store.Delete(ctx, s.Key()); err != nil {
+			f.cfg.Log.Info("a segment that no record names is left to the collection of garbage", "key", s.Key(), "err", err)
+			break
+		}
+	}
+	if tails := f.cfg.Tails(); tails != nil {
+		tails.cut(ctx, store, now.Through())
+	}
+	return f.cfg.At(StepRemoved)
+}
+
+// chunks has all up to a place in a new root, and cuts the journal there.
+func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position) error {
+	was := f.cfg.Record()
+	reader := pack.NewReader(store)
+	var base build.Base
+	if was.Head != nil {
+		var err error
+		if base, err = build.ReadBase(ctx, reader, *was.Head); err != nil {
+			return err
+		}
+	}
+	changes := f.changes(ctx, was, through)
+	for {
+		now, err := f.commitRoot(ctx, store, base, changes, through)
+		if err != nil {
+			return err
+		}
+		missing, err := pack.MissingPacks(ctx, store, now.Manifest, nil)
+		if err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			return f.cut(ctx, store, was, now.Head, through)
+		}
+		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "packs", missing)
+		if slices.ContainsFunc(missing, func(id pack.ID) bool { _, old := base.Manifest.Pack(id); return old }) {
+			base, changes = build.Base{}, f.all(ctx, was, through)
+		}
+	}
+}
+
+// commitRoot builds a root and has it in the record.
+func (f *Fold) commitRoot(ctx context.Context, store bucket.Bucket, base build.Base, changes iter.Seq2[build.Change, error], through content.Position) (build.Base, error) {
+	was := f.cfg.Record()
+	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log}
+	now, stats, err := build.Fold(ctx, cfg, base, pack.NewReader(store).ReadNode, changes)
+	if err == nil {
+		err = f.cfg.At(StepPacked)
+	}
+	if err != nil {
+		return now, err
+	}
+	f.cfg.Log.Debug("a volume was folded", "volume", was.ID, "chunks", stats.NewChunks, "bytes", stats.UploadedBytes)
+	return now, f.revise(ctx, was, StepFolded, func(v *catalog.Volume) {
+		v.Head, v.Lineage, v.Base, v.Segments = &now.Head, now.Manifest.Lineage, through, nil
+	})
+}
+
+// cut does without what the root has: here, then in the bucket.
+func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume, head pack.Head, through content.Position) error {
+	if err := f.cfg.At(StepChecked); err != nil {
+		return err
+	}
+	src, err := f.cfg.Root(ctx, head)
+	if err == nil {
+		f.Loosen()
+		err = f.cfg.Journal.Rebase(src, head.Root.Size, head.Root.ChunkSize, through)
+	}
+	if err == nil {
+		err = f.cfg.At(StepRebased)
+	}
+	if err != nil {
+		return err
+	}
+	return f.remove(ctx, store, was)
+}
+
+// changes yields the chunks that the journal has touched, up to a place.
+func (f *Fold) changes(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
+	chunks, err := f.cfg.Journal.Changed(was.Base, through)
+	if err != nil {
+		return func(yield func(build.Change, error) bool) { yield(build.Change{}, err) }
+	}
+	return f.read(ctx, was, through, chunks)
+}
+
+// all yields all chunks of a volume.
+func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
+	size := int64(chunkSize(was))
+	return f.read(ctx, was, through, func(yield func(uint64, int64) bool) {
+		for index := range uint64((was.Size + size - 1) / size) {
+			if !yield(index, size) {
+				return
+			}
+		}
+	})
+}
+
+// read reads chunks as they were at a place; what is past the end of the disk is zeros.
+func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[uint64, int64]) iter.Seq2[build.Change, error] {
+	return func(yield func(build.Change, error) bool) {
+		raw := make([]byte, chunkSize(was))
+		for index := range chunks {
+			n := min(int64(len(raw)), was.Size-int64(index)*int64(len(raw)))
+			clear(raw[n:])
+			err := f.cfg.Journal.Chunk(ctx, index, through, raw[:n])
+			if !yield(build.Change{Index: index, Raw: raw}, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func chunkSize(v catalog.Volume) int {
+	if v.Head != nil {
+		return v.Head.Root.ChunkSize
+	}
+	return content.ChunkSizeDefault
+}
+
+// working is a file that goes with its process.
+type working struct {
+	*os.File
+}
+
+func newWorking(dir string) (*working, error) {
+	file, err := os.CreateTemp(dir, "fold-*")
+	if err != nil {
+		return nil, fmt.Errorf("a working file: %w", err)
+	}
+	_ = os.Remove(file.Name()) // where that is not allowed yet, close does it
+	return &working{file}, nil
+}
+
+// body is a part of the file.
+func (w *working) body(off, length int64) bucket.Body { return io.NewSectionReader(w, off, length) }
+
+func (w *working) close() {
+	_ = errors.Join(w.Close(), os.Remove(w.Name())) // it holds nothing that is needed
+}

@@ -1,0 +1,191 @@
+package fold
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// entrySize is what 4 KiB take in a journal, with head and sum.
+const entrySize = block + 44
+
+// books count what a volume costs that is written at random, by the decisions of a fold.
+type books struct {
+	stands
+	pending       []uint32 // by block: in which segment, from 1, it was last counted
+	touchedIn     []uint32 // by chunk: behind which base
+	now, base     uint32
+	guest, bucket int64
+	requests      int
+}
+
+func newBooks(disk int64) *books {
+	return &books{pending: make([]uint32, disk/block), touchedIn: make([]uint32, disk/content.ChunkSizeDefault), now: 1, base: 1}
+}
+
+func (b *books) write(at uint64) {
+	if b.pending[at] != b.now {
+		b.pending[at] = b.now
+		b.behind += entrySize
+	}
+	if chunk := at * block / content.ChunkSizeDefault; b.touchedIn[chunk] != b.base {
+		b.touchedIn[chunk] = b.base
+		b.touched += content.ChunkSizeDefault
+	}
+	b.guest += block
+}
+
+func (b *books) fold() {
+	if b.behind == 0 {
+		return
+	}
+	p := choose(b.stands)
+	b.requests += 2
+	if p.chunks {
+		b.bucket += b.touched
+		b.requests += 2 + len(b.segments) // two lists; the map's nodes are in the cache
+		b.segments, b.touched = nil, 0
+		b.base++
+	} else {
+		merged := bytesOf(b.segments[p.from:]) + b.behind
+		b.bucket += merged
+		b.requests += len(b.segments) - p.from
+		b.segments = append(b.segments[:p.from:p.from], content.SegmentRef{Bytes: merged})
+	}
+	b.behind = 0
+	b.now++
+}
+
+// TestBytesOfRandomWrites: over an hour of random writes of 4 KiB the bucket is sent at
+// most twice what the guest wrote, at any speed. The clock is compressed: what is counted
+// is what the decisions of a fold say, with the real sizes. Flushes are not in it: under
+// local they send nothing.
+func TestBytesOfRandomWrites(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		disk   int64
+		second int // writes
+	}{
+		{"20 a second to 10 GiB", 10 << 30, 20}, {"500 a second to 10 GiB", 10 << 30, 500}, {"500 a second to 1 GiB", 1 << 30, 500},
+		{"700 a second to 100 GiB", 100 << 30, 700}, {"1 a second to 100 GiB", 100 << 30, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBooks(tt.disk)
+			random := rand.New(rand.NewPCG(1, 2))
+			var clock Clock
+			now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+			for range 3600 {
+				for range tt.second {
+					b.write(random.Uint64N(uint64(tt.disk / block)))
+				}
+				now = now.Add(time.Second)
+				if clock.Due(content.VolumeID{90}, b.behind, now) {
+					b.fold()
+					clock.Folded(now, now, nil)
+				}
+			}
+			b.fold()
+			ratio := float64(b.bucket) / float64(b.guest)
+			t.Logf("%d MiB written, %.2f times that sent, %d segments left, %d requests", b.guest>>20, ratio, len(b.segments), b.requests)
+			if ratio > 2 {
+				t.Errorf("%.2f", ratio)
+			}
+		})
+	}
+}
+
+// TestAFullRecordIsMergedCheaply: 1,600 segments one after the other are sent three times
+// at most, and the record never has more than it may.
+func TestAFullRecordIsMergedCheaply(t *testing.T) {
+	var s stands
+	s.touched = 1 << 60 // chunks never pay
+	var sent, written int64
+	for range 1600 {
+		s.behind = 1 << 20
+		p := choose(s)
+		if p.chunks {
+			t.Fatal("chunks were made")
+		}
+		merged := bytesOf(s.segments[p.from:]) + s.behind
+		s.segments = append(s.segments[:p.from:p.from], content.SegmentRef{Bytes: merged})
+		written, sent = written+s.behind, sent+merged
+		if len(s.segments) > catalog.SegmentsMax {
+			t.Fatalf("%d segments", len(s.segments))
+		}
+	}
+	t.Logf("%.2f times what was written was sent", float64(sent)/float64(written))
+	if sent > 3*written {
+		t.Errorf("%d of %d", sent, written)
+	}
+}
+
+// TestRequestsOfAThousandVolumes that are written all the time, counted with the deletions
+// of segments and a fold into chunks now and then: in no minute of two hours more than 200.
+func TestRequestsOfAThousandVolumes(t *testing.T) {
+	const volumes, most = 1000, 200
+	random := rand.New(rand.NewPCG(3, 4))
+	clocks, segments, ids := make([]Clock, volumes), make([]int, volumes), make([]content.VolumeID, volumes)
+	for i := range ids {
+		for j := range ids[i] {
+			ids[i][j] = byte(random.Uint32())
+		}
+		segments[i] = random.IntN(catalog.SegmentsMax)
+	}
+	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	total, worst, minute := 0, 0, 0
+	for second := range 2 * 3600 {
+		if second%60 == 0 {
+			worst, minute = max(worst, minute), 0
+		}
+		now = now.Add(time.Second)
+		for i := range clocks {
+			if !clocks[i].Due(ids[i], 1<<20, now) {
+				continue
+			}
+			clocks[i].Folded(now, now, nil)
+			n := 2 // a segment and the record
+			if segments[i]++; segments[i] == catalog.SegmentsMax {
+				n += 2 + segments[i] // two lists, and the segments that go
+				segments[i] = 0
+			}
+			minute, total = minute+n, total+n
+		}
+	}
+	t.Logf("%d a minute, %d at most", total/120, worst)
+	if total/120 > most {
+		t.Errorf("%d requests a minute", total/120)
+	}
+}
+
+// TestWhenAFoldIsDue: by bytes, by time, after failures less and less often; and never for
+// who has written nothing.
+func TestWhenAFoldIsDue(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		var c Clock
+		id := content.VolumeID{rapid.Byte().Draw(r, "id")}
+		now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+		if c.Due(id, 0, now) || c.Due(id, 0, now.Add(time.Hour)) {
+			r.Fatal("nothing is behind")
+		}
+		if !c.Due(id, AfterBytes, now) {
+			r.Fatal("so much is behind")
+		}
+		c.Folded(now, now, nil)
+		if c.Due(id, 1, now.Add(AfterTime-1)) || !c.Due(id, 1, now.Add(AfterTime+Spread)) {
+			r.Fatal("the time")
+		}
+		for wait := retryMin; wait <= retryMax; wait *= 2 {
+			c.Folded(now, now, errors.New("no"))
+			if c.Due(id, AfterBytes, now.Add(wait-1)) || !c.Due(id, 1, now.Add(2*wait)) {
+				r.Fatalf("after %v", wait)
+			}
+			now = now.Add(2 * wait)
+		}
+	})
+}

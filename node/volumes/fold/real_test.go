@@ -1,0 +1,141 @@
+package fold
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// attach opens a volume of this node, as its record says.
+func (w *world) attach(t *testing.T, dir string, v catalog.Volume, epoch uint64, kept ...content.Position) *volume.Volume {
+	t.Helper()
+	cfg := volume.Config{Dir: dir, ID: v.ID, Epoch: epoch, Size: v.Size, Base: v.Base, Kept: kept}
+	if v.Head != nil {
+		cfg.Source, cfg.SourceSize, cfg.ChunkSize = root{pack.NewReader(w.store), *v.Head}, v.Head.Root.Size, v.Head.Root.ChunkSize
+	}
+	vol, err := volume.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vol
+}
+
+// readElsewhere has another node attach what a record says, and reads all of it.
+func (w *world) readElsewhere(t *testing.T, v catalog.Volume, more ...Stored) []byte {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "elsewhere")
+	if err := volume.Create(dir, v.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := volume.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(w.bucket, v.Segments), more...))); err != nil {
+		t.Fatal(err)
+	}
+	vol := w.attach(t, dir, v, v.Epoch+1)
+	defer vol.Close()
+	out := make([]byte, v.Size)
+	if err := vol.ReadAt(t.Context(), out, 0); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestAVolumeIsTheSameElsewhere: a volume is written all the time, folded, snapshotted,
+// closed and opened again; what is durable is read back by another node, byte by byte.
+func TestAVolumeIsTheSameElsewhere(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	shadow := make([]byte, diskSize)
+	var writing sync.Mutex // of the shadow, and so of what a snapshot is of
+	snapshots := map[content.Position][]byte{}
+	for round := range 5 {
+		vol := w.attach(t, dir, w.record(), 1, w.pending...)
+		ctx, stop := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(round), 1))
+			for ctx.Err() == nil {
+				off := random.Int64N(diskSize/block) * block
+				data := bytes.Repeat([]byte{byte(random.Uint32())}, block)
+				writing.Lock()
+				err := vol.WriteAt(t.Context(), data, off, false)
+				if random.IntN(8) == 0 {
+					err = vol.Zero(t.Context(), off, block, false, false)
+					clear(data)
+				}
+				copy(shadow[off:], data)
+				writing.Unlock()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		cfg := w.config()
+		cfg.Journal = vol
+		f := New(cfg)
+		for i, want := range []Want{Safe, Safe, Chunks, Safe} {
+			if i != 1 {
+				writing.Lock()
+				at, err := f.Seal(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				snapshots[at] = bytes.Clone(shadow)
+				writing.Unlock()
+				w.mu.Lock()
+				w.pending = append(w.pending, at)
+				w.mu.Unlock()
+				if err := w.revise(t.Context(), func(v *catalog.Volume) error { v.Shared = at.Seq; return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if round == 2 && i == 3 {
+				break // its snapshot waits over a restart
+			}
+			if err := f.Run(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stop()
+		group.Wait()
+		if err := vol.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vol := w.attach(t, dir, w.record(), 1, w.pending...)
+	cfg := w.config()
+	cfg.Journal = vol
+	if err := New(cfg).Run(t.Context(), Safe); err != nil {
+		t.Fatal(err)
+	}
+	if err := vol.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(w.readElsewhere(t, w.record()), shadow) {
+		t.Error("another node reads other bytes")
+	}
+	if len(w.settled) != len(snapshots) {
+		t.Errorf("%d of %d snapshots are durable", len(w.settled), len(snapshots))
+	}
+	for at, v := range w.settled {
+		if !bytes.Equal(w.readElsewhere(t, v), snapshots[at]) {
+			t.Errorf("the snapshot of %v has other bytes", at)
+		}
+	}
+	left, err := os.ReadDir(w.config().Dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("working files are left: %v, %v", left, err)
+	}
+}

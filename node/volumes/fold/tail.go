@@ -1,0 +1,322 @@
+package fold
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// A tail is what a flush under the policy `origin` has put into the bucket: a header, and
+// a segment that follows the one before. Its key says after which place of the journal it
+// comes, and under which epoch, and nothing of where it ends: so one alone can come there.
+// Whoever takes the volume over puts one without a segment at the end of the epoch, and
+// the old writer's next flush finds the key taken. That one stays while the volume
+// exists.
+//
+// The header, all integers little-endian:
+//
+//	0   8  magic "GRTAIL\x00\x01"
+//	8   16 volume
+//	24  8  epoch
+//	32  16 number and seq that it comes after
+//	48  16 number and seq that it goes through; the same in one that ends an epoch
+//	64  8  bytes of the segment, 0 in one that ends an epoch
+//	72  16 sum of the segment
+//	88  4  zeros
+//	92  4  CRC32C of the bytes before
+const (
+	tailMagic  = "GRTAIL\x00\x01"
+	tailHeader = 96
+	tailSuffix = "-tail"
+
+	// tailReads is how many headers of tails are read at once by who takes a volume over.
+	tailReads = 16
+)
+
+func tailKey(ref content.SegmentRef) string {
+	return fmt.Sprintf("%s%s/%016x-%016x%s", content.KeyJournals, ref.Volume, ref.Epoch, ref.After.Number, tailSuffix)
+}
+
+// ends reports whether a tail ends its epoch.
+func ends(ref content.SegmentRef) bool { return ref.Bytes == 0 }
+
+func encodeTail(ref content.SegmentRef) []byte {
+	b := make([]byte, tailHeader)
+	copy(b, tailMagic)
+	copy(b[8:], ref.Volume[:])
+	for i, x := range []uint64{ref.Epoch, ref.After.Number, ref.After.Seq, ref.Through.Number, ref.Through.Seq, uint64(ref.Bytes)} {
+		binary.LittleEndian.PutUint64(b[24+8*i:], x)
+	}
+	copy(b[72:], ref.Sum[:])
+	binary.LittleEndian.PutUint32(b[92:], checksum(b[:92]))
+	return b
+}
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+// decodeTail reads the header of a tail; anything but a valid one is ErrCorrupt.
+func decodeTail(b []byte) (ref content.SegmentRef, err error) {
+	if len(b) != tailHeader || string(b[:8]) != tailMagic || binary.LittleEndian.Uint32(b[92:]) != checksum(b[:92]) || binary.LittleEndian.Uint32(b[88:]) != 0 {
+		return ref, fmt.Errorf("tail of a journal: %w: no header", content.ErrCorrupt)
+	}
+	at := func(i int) uint64 { return binary.LittleEndian.Uint64(b[24+8*i:]) }
+	ref = content.SegmentRef{
+		Volume: content.VolumeID(b[8:24]), Epoch: at(0), After: content.Position{Number: at(1), Seq: at(2)},
+		Through: content.Position{Number: at(3), Seq: at(4)}, Bytes: int64(at(5)), Sum: [16]byte(b[72:88]),
+	}
+	empty := ends(ref) && ref.Through == ref.After && ref.Sum == [16]byte{}
+	if !empty && (ref.Bytes <= 0 || ref.Through.Number <= ref.After.Number || ref.Through.Seq < ref.After.Seq) {
+		return ref, fmt.Errorf("tail of a journal: %w: %d bytes after %v through %v", content.ErrCorrupt, ref.Bytes, ref.After, ref.Through)
+	}
+	return ref, nil
+}
+
+// Tails make durable at the origin what flushes of a volume acknowledge: what came since
+// the last one, in one put, in the order of the journal. It is a volume.Persister of the
+// policy `origin`. Safe for concurrent use.
+type Tails struct {
+	cfg TailsConfig
+
+	mu   sync.Mutex // held while one is put: who waits shares the next
+	last content.Position
+	held bool                 // last is kept, so that the next one begins just there
+	next *tail                // whose fate is not known
+	put  []content.SegmentRef // that the record does not cover yet
+}
+
+// TailsConfig is what Tails are built from.
+type TailsConfig struct {
+	Bucket func() (bucket.Bucket, error)
+	// Dir takes working files.
+	Dir string
+	// After is where the tails of the epochs before end, as EndEpoch has said.
+	After content.Position
+}
+
+// tail is one that is being put.
+type tail struct {
+	ref  content.SegmentRef
+	file *working
+}
+
+// NewTails builds Tails. The caller closes it.
+func NewTails(cfg TailsConfig) *Tails { return &Tails{cfg: cfg, last: cfg.After} }
+
+// Close gives up what is not put; calls of Persist have ended.
+func (t *Tails) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next != nil {
+		t.next.file.close()
+		t.next = nil
+	}
+}
+
+// Through is up to where the origin has the journal, which is a volume's lag.
+func (t *Tails) Through() content.Position {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last
+}
+
+// Persist implements volume.Persister: it returns when the origin has all up to a place.
+// That another node has ended the epoch is content.ErrFenced.
+func (t *Tails) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+	return t.persist(ctx, v, upTo)
+}
+
+func (t *Tails) persist(ctx context.Context, j Journal, upTo content.Position) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.last.Seq < upTo.Seq {
+		through, err := t.putUp(ctx, j)
+		if err != nil {
+			return fmt.Errorf("flush to the origin: %w", err)
+		}
+		j.Release(through)
+	}
+	return nil
+}
+
+// seal ends the open segment of the journal where a tail ends, and keeps that place: whoever
+// walks the tails from there on finds the next one.
+func (t *Tails) seal(ctx context.Context, j Journal) (content.Position, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.putUp(ctx, j)
+}
+
+// putUp puts the tail whose fate is not known, and all that was written until now. It
+// returns where that ends, which is kept.
+func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position, err error) {
+	if t.next != nil {
+		if err := t.putNext(ctx); err != nil {
+			return through, err
+		}
+	}
+	if through, err = j.Seal(ctx); err != nil {
+		return through, err
+	}
+	if was := t.last; through.Seq > was.Seq {
+		if err = t.prepare(ctx, j, through); err == nil {
+			err = t.putNext(ctx)
+		}
+		if t.held && t.last != was {
+			j.Release(was)
+		}
+		t.held = t.last != was && j.Keep(t.last) == nil || t.held && t.last == was
+	}
+	if err != nil {
+		j.Release(through)
+	}
+	return through, err
+}
+
+// prepare makes the next tail.
+func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position) error {
+	file, err := newWorking(t.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(make([]byte, tailHeader))
+	var ref content.SegmentRef
+	if err == nil {
+		ref, err = j.Merge(ctx, file, t.last, through)
+	}
+	if err == nil {
+		_, err = file.WriteAt(encodeTail(ref), 0)
+	}
+	if err != nil {
+		file.close()
+		return err
+	}
+	t.next = &tail{ref, file}
+	return nil
+}
+
+// putNext puts the tail that is next. One whose fate is unknown is put again as it is,
+// by the next flush: others can't come before it is settled.
+func (t *Tails) putNext(ctx context.Context) error {
+	store, err := t.cfg.Bucket()
+	if err != nil {
+		return err
+	}
+	ref := t.next.ref
+	err = putOnce(ctx, store, tailKey(ref), t.next.file.body(0, tailHeader+ref.Bytes))
+	if errors.Is(err, content.ErrExists) {
+		return fmt.Errorf("%w: another node has ended epoch %d at %v", content.ErrFenced, ref.Epoch, ref.After)
+	}
+	if err != nil {
+		return err
+	}
+	t.next.file.close()
+	t.last, t.next, t.put = ref.Through, nil, append(t.put, ref)
+	return nil
+}
+
+// cut deletes tails that the record covers. Their keys can't serve again: this epoch's
+// tails come after a later one, and older epochs were ended behind them.
+func (t *Tails) cut(ctx context.Context, store bucket.Bucket, through content.Position) {
+	t.mu.Lock()
+	put := t.put
+	n := 0
+	for n < len(put) && put[n].Through.Seq <= through.Seq {
+		n++
+	}
+	t.put = put[n:]
+	t.mu.Unlock()
+	for _, ref := range put[:n] {
+		if err := store.Delete(ctx, tailKey(ref)); err != nil {
+			return // it is garbage
+		}
+	}
+}
+
+// EndEpoch makes sure that nobody can acknowledge a flush of a volume under an epoch any
+// more, and returns the tails behind a place, which are a chain, with where they lie. It
+// begins at the place that the record was just read to have; where the record changes
+// meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
+func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epoch uint64, after content.Position) (chain []Stored, err error) {
+	for {
+		tails, err := readTails(ctx, store, id)
+		if err != nil {
+			return nil, fmt.Errorf("tails of volume %s: %w", id, err)
+		}
+		chain = chain[:0]
+		at := after
+		for ref, ok := follows(tails, at); ok; ref, ok = follows(tails, at) {
+			chain = append(chain, Stored{ref, func() (bucket.Bucket, error) { return store, nil }, tailKey(ref), tailHeader})
+			at = ref.Through
+		}
+		end := encodeTail(content.SegmentRef{Volume: id, Epoch: epoch, After: at, Through: at})
+		err = putOnce(ctx, store, tailKey(content.SegmentRef{Volume: id, Epoch: epoch, After: at}), bucket.Bytes(end))
+		if !errors.Is(err, content.ErrExists) { // else the writer was quicker once more
+			return chain, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// follows finds the tail with a segment that comes after a place: there is one at most,
+// whatever the epoch.
+func follows(tails []content.SegmentRef, at content.Position) (content.SegmentRef, bool) {
+	for _, ref := range tails {
+		if ref.After == at && !ends(ref) {
+			return ref, true
+		}
+	}
+	return content.SegmentRef{}, false
+}
+
+// readTails reads the headers of all tails of a volume.
+func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID) ([]content.SegmentRef, error) {
+	var keys []string
+	for info, err := range store.List(ctx, fmt.Sprintf("%s%s/", content.KeyJournals, id), "") {
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasSuffix(info.Key, tailSuffix) {
+			keys = append(keys, info.Key)
+		}
+	}
+	refs := make([]content.SegmentRef, len(keys))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(tailReads)
+	for i, key := range keys {
+		group.Go(func() error {
+			ref, err := readTail(ctx, store, key)
+			if err == nil && (tailKey(ref) != key || ref.Volume != id) {
+				err = fmt.Errorf("%s: %w: it is of another place", key, content.ErrCorrupt)
+			}
+			refs[i] = ref
+			return err
+		})
+	}
+	return refs, group.Wait()
+}
+
+func readTail(ctx context.Context, store bucket.Bucket, key string) (content.SegmentRef, error) {
+	o, err := store.Get(ctx, key, bucket.Range{Length: tailHeader})
+	if err != nil {
+		return content.SegmentRef{}, err
+	}
+	defer o.Body.Close()
+	b := make([]byte, tailHeader)
+	if _, err := io.ReadFull(o.Body, b); err != nil {
+		return content.SegmentRef{}, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
+	}
+	return decodeTail(b)
+}

@@ -1,0 +1,174 @@
+package holders
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/holders/quorum"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// Farm is a node's way to those who hold what its volumes write, for all of them.
+type Farm struct {
+	Lane Lane // this node's own store too: see Near
+	Self trust.PublicKey
+	// Live are the members of the farm that are alive, but for this one.
+	Live func() []trust.PublicKey
+	// Fills has room for FillsMax.
+	Fills chan struct{}
+	Log   *slog.Logger
+}
+
+// Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
+// caller's to remove.
+func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, incarnation uint64, dir string) (Inheritance, error) {
+	k, err := catalog.PolicyHolders(record.Policy)
+	if err != nil {
+		return Inheritance{}, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return Inheritance{}, err
+	}
+	return Inherit(ctx, Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log})
+}
+
+// Owner is one volume that this node writes.
+type Owner struct {
+	Name string
+	// Record is what is known of the record; its epoch is this node's.
+	Record func() catalog.Volume
+	// Promised is an epoch that holders may have promised this process already; 0 if none.
+	Promised uint64
+	// Revise and Owned are as in WriterConfig.
+	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	Owned  func(context.Context) error
+	// Origin is what flushes wait for under the policy origin; nil is nothing.
+	Origin volume.Persister
+}
+
+// Guard has the flushes of a volume wait for whom the policy in its record says: for
+// holders, as long as it is that. Use: Farm.Guard, Begin, Close. It implements
+// volume.Persister.
+type Guard struct {
+	farm  *Farm
+	owner Owner
+
+	mu     sync.Mutex // guards what follows
+	vol    *volume.Volume
+	writer *Writer // nil while no holder is asked for
+	stop   func()  // ends it
+	k      int
+	alone  bool
+	closed bool
+}
+
+var _ volume.Persister = (*Guard)(nil)
+
+// Guard returns that of a volume, which does nothing before Begin.
+func (f *Farm) Guard(o Owner) *Guard { return &Guard{farm: f, owner: o} }
+
+// Begin has holders follow a volume that was opened, if its policy asks for them.
+func (g *Guard) Begin(v *volume.Volume) {
+	g.mu.Lock()
+	g.vol = v
+	g.mu.Unlock()
+	_, _ = g.follow() // a policy that is none fails each flush
+}
+
+// Persist implements volume.Persister.
+func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+	w, err := g.follow()
+	switch {
+	case err != nil:
+		return err
+	case w != nil:
+		return w.Persist(ctx, v, upTo)
+	case g.owner.Origin != nil && g.owner.Record().Policy == catalog.PolicyOrigin:
+		return g.owner.Origin.Persist(ctx, v, upTo)
+	}
+	return nil
+}
+
+// Status is how the holders stand; false where none are asked for.
+func (g *Guard) Status() (Status, bool) {
+	g.mu.Lock()
+	w := g.writer
+	g.mu.Unlock()
+	if w == nil {
+		return Status{}, false
+	}
+	return w.Status(), true
+}
+
+// Close ends the following; the volume is not written any more.
+func (g *Guard) Close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	g.end()
+}
+
+// end ends the writer. Called with mu.
+func (g *Guard) end() {
+	if g.writer != nil {
+		g.stop()
+		g.writer, g.stop = nil, nil
+	}
+}
+
+// follow has the writer that the policy asks for, nil for none.
+func (g *Guard) follow() (*Writer, error) {
+	body := g.owner.Record()
+	k, err := catalog.PolicyHolders(body.Policy)
+	if err != nil {
+		return nil, err
+	}
+	alone := body.Degrade == catalog.PolicyLocal
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.closed || g.vol == nil && k > 0:
+		return nil, content.ErrClosed
+	case k == 0:
+		g.end()
+		return nil, nil
+	case g.writer == nil:
+		g.start(body, k, alone)
+	case k != g.k || alone != g.alone:
+		g.writer.Want(k, alone)
+	}
+	g.k, g.alone = k, alone
+	g.writer.Based(body.Through())
+	return g.writer, nil
+}
+
+// start starts a writer. Called with mu.
+func (g *Guard) start(body catalog.Volume, k int, alone bool) {
+	var ancestors []content.VolumeID
+	for _, s := range g.vol.Sealed() {
+		if s.Volume != body.ID && (len(ancestors) == 0 || ancestors[len(ancestors)-1] != s.Volume) {
+			ancestors = append(ancestors, s.Volume)
+		}
+	}
+	g.writer = NewWriter(WriterConfig{
+		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: alone,
+		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
+		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
+	}, g.vol.End())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	w, v, log := g.writer, g.vol, g.farm.Log
+	go func() {
+		defer close(done)
+		if err := w.Run(ctx, v); err != nil {
+			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", g.owner.Name, "err", err)
+		}
+	}()
+	g.stop = func() { cancel(); <-done }
+}

@@ -1,0 +1,399 @@
+package holders
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// Near is a Lane on which this node's own store is asked where it is the holder itself.
+type Near struct {
+	Lane
+	Store *Store
+	Self  exchange.Peer
+}
+
+// Ask implements Lane.
+func (n Near) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	if to != n.Self.ID {
+		return n.Lane.Ask(ctx, to, m)
+	}
+	finish := n.Store.Take(n.Self, m)
+	return func() (*wire.Held, []byte, error) { return finish(ctx) }, nil
+}
+
+// Heir is who takes a volume over.
+type Heir struct {
+	Name string
+	// Record is the volume's, over which the heir writes its own: if another has come
+	// meanwhile, it inherits again.
+	Record catalog.Volume
+	// Incarnation is that of this start of the process.
+	Incarnation uint64
+	// K is how many holders there are to be.
+	K int
+	// Self is this node, which is no holder of its own volume any more.
+	Self trust.PublicKey
+	// Lane asks holders, this node too: see Near. Live is as in WriterConfig.
+	Lane Lane
+	Live func() []trust.PublicKey
+	// Dir takes the segments; it is there and empty.
+	Dir string
+	Log *slog.Logger
+}
+
+// Inheritance is what the holders of a volume had.
+type Inheritance struct {
+	// Epoch is the heir's: higher than the record's, and than any that was promised.
+	Epoch uint64
+	// Segments lie behind what the record has, oldest first, durable in Heir.Dir; End is
+	// where they end.
+	Segments []volume.AdoptedSegment
+	End      content.Position
+	// Holders have all of that, and have promised themselves to the heir's epoch: the record
+	// has to name them. They are fewer than K where no more could be reached.
+	Holders []trust.PublicKey
+	// DegradedSince is since when the writer has acknowledged what no holder may have; zero
+	// if it has not.
+	DegradedSince time.Time
+}
+
+// Inherit takes over what a volume's holders have. One of them at least, of those that the
+// record names, promises to take nothing of an earlier epoch any more; so nothing that is
+// acknowledged later is missed, as each has all that was acknowledged. What the one has whose
+// last entry is the latest is copied to K members, and nothing else that any has counts
+// from then on. The caller writes {epoch, incarnation, holders} over Heir.Record, and only
+// then serves the volume. ErrUnavailable: no holder could be reached. ErrConflict:
+// another is taking the volume over.
+func Inherit(ctx context.Context, h Heir) (Inheritance, error) {
+	h.Log = cmp.Or(h.Log, slog.New(slog.DiscardHandler))
+	in := Inheritance{Epoch: h.Record.Epoch + 1, End: h.Record.Through(), DegradedSince: h.Record.DegradedSince}
+	if len(h.Record.Holders) == 0 {
+		return in, fmt.Errorf("inherit volume %s: %w: its record names no holder", h.Name, content.ErrUnavailable)
+	}
+	x := &heir{Heir: h, through: in.End}
+	epoch, err := x.epoch(ctx)
+	if err != nil {
+		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
+	}
+	in.Epoch = epoch
+	x.claim = wire.Claim{Volume: h.Record.ID, Epoch: epoch, Incarnation: h.Incarnation}
+	if err := x.promise(ctx); err != nil {
+		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
+	}
+	var errs []error
+	for _, source := range x.promised {
+		if in.Segments, err = x.fetch(ctx, source); err == nil {
+			break
+		}
+		errs = append(errs, fmt.Errorf("holder %s: %w", source.member, err))
+		h.Log.Warn("a holder of a volume can't be inherited from", "volume", h.Name, "holder", source.member, "err", err)
+	}
+	if err != nil {
+		return in, fmt.Errorf("inherit volume %s: %w", h.Name, errors.Join(errs...))
+	}
+	if n := len(in.Segments); n > 0 {
+		in.End = in.Segments[n-1].Ref.Through
+	}
+	in.Holders, err = x.spread(ctx, in.Segments)
+	if err != nil {
+		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
+	}
+	return in, nil
+}
+
+// heir is an Inherit under way.
+type heir struct {
+	Heir
+	claim    wire.Claim
+	through  content.Position // up to where the record has all
+	promised []source         // the latest first
+}
+
+// source is a holder that has promised itself to the heir, and what it has.
+type source struct {
+	member trust.PublicKey
+	held   wire.Held
+}
+
+func (x *heir) ask(ctx context.Context, m trust.PublicKey, q wire.Message) (*wire.Held, []byte, error) {
+	return asked{x.Lane, identity.PeerID(m)}.ask(ctx, q)
+}
+
+// holders asks all that the record names at once.
+func (x *heir) holders(ctx context.Context, q wire.Message) (all []source, errs []error) {
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	for _, m := range x.Record.Holders {
+		work.Go(func() {
+			held, _, err := x.ask(ctx, m, q)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				errs = append(errs, fmt.Errorf("holder %s: %w", m, err))
+			case held != nil:
+				all = append(all, source{m, *held})
+			}
+		})
+	}
+	work.Wait()
+	return all, errs
+}
+
+// epoch returns one that is later than the record's, and than any that a holder has
+// promised: to another that did not come to write the record, perhaps.
+func (x *heir) epoch(ctx context.Context) (uint64, error) {
+	epoch := x.Record.Epoch + 1
+	all, errs := x.holders(ctx, wire.Status{Claim: wire.Claim{Volume: x.Record.ID, Epoch: epoch, Incarnation: x.Incarnation}})
+	if len(all) == 0 {
+		return 0, fmt.Errorf("%w: none of its holders answers: %w", content.ErrUnavailable, errors.Join(errs...))
+	}
+	for _, s := range all {
+		switch c := s.held.Claim; {
+		case c.Epoch >= epoch && c.Incarnation == x.Incarnation:
+			epoch = c.Epoch
+		case c.Epoch >= epoch:
+			epoch = c.Epoch + 1
+		}
+	}
+	return epoch, nil
+}
+
+// promise has the holders promise themselves.
+func (x *heir) promise(ctx context.Context) error {
+	all, errs := x.holders(ctx, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name})
+	if len(all) == 0 {
+		err := errors.Join(errs...)
+		if errors.Is(err, content.ErrFenced) {
+			return fmt.Errorf("%w: another node is taking it over: %w", content.ErrConflict, err)
+		}
+		return fmt.Errorf("%w: none of its holders is in reach, or has what it should: %w", content.ErrUnavailable, err)
+	}
+	latest := func(s source) (epoch, seq uint64) {
+		if n := len(s.held.Segments); n > 0 {
+			epoch = s.held.Segments[n-1].Epoch
+		}
+		return epoch, s.held.End().Seq
+	}
+	slices.SortStableFunc(all, func(a, b source) int {
+		epochA, seqA := latest(a)
+		epochB, seqB := latest(b)
+		return cmp.Or(cmp.Compare(epochB, epochA), cmp.Compare(seqB, seqA))
+	})
+	x.promised = all
+	return nil
+}
+
+// wanted are the segments of a holder that the record has not, if they are a chain from
+// there on.
+func (x *heir) wanted(held wire.Held) (out []wire.HeldSegment, err error) {
+	last := held.Base
+	if last.Seq > x.through.Seq {
+		return nil, fmt.Errorf("%w: it begins with entry %d, and the record that was read has all up to %d; read it again", content.ErrConflict, last.Seq, x.through.Seq)
+	}
+	for i, s := range held.Segments {
+		if i > 0 && s.After.Seq != last.Seq || i == 0 && s.After.Seq > last.Seq {
+			return nil, fmt.Errorf("%w: segment %x-%x follows entry %d, and the one before ends with %d", content.ErrCorrupt, s.Epoch, s.End.Number, s.After.Seq, last.Seq)
+		}
+		if last = s.End; last.Seq > x.through.Seq {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// fetch copies the segments of a holder to this disk, and looks at each entry of them.
+func (x *heir) fetch(ctx context.Context, from source) (out []volume.AdoptedSegment, err error) {
+	wanted, err := x.wanted(from.held)
+	if err != nil {
+		return nil, err
+	}
+	needs := uint64(0)
+	for _, s := range wanted {
+		path := filepath.Join(x.Dir, fmt.Sprintf("%s-%016x", s.Volume, s.End.Number))
+		head, err := x.copy(ctx, from.member, s, path)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.End.Number, err), os.Remove(path))
+		}
+		needs = max(needs, head.Needs)
+		out = append(out, volume.AdoptedSegment{
+			Path: path, Ref: content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.End, Bytes: s.Bytes},
+		})
+	}
+	if n := len(wanted); n > 0 && wanted[n-1].End.Seq < needs {
+		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].End.Seq, needs)
+	}
+	return out, durable.SyncDir(x.Dir)
+}
+
+// copy copies one.
+func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) (head volume.Header, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return head, err
+	}
+	defer f.Close()
+	for at := int64(0); at < s.Bytes; {
+		place := wire.Place{Epoch: s.Epoch, Number: s.End.Number, Offset: at}
+		_, b, err := x.ask(ctx, from, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
+		if err == nil && len(b) == 0 {
+			err = fmt.Errorf("%w: it ends at %d of %d bytes", content.ErrCorrupt, at, s.Bytes)
+		}
+		if err == nil {
+			_, err = f.Write(b)
+		}
+		if err != nil {
+			return head, err
+		}
+		at += int64(len(b))
+	}
+	if err := f.Sync(); err != nil {
+		return head, err
+	}
+	head, seq, end, err := volume.Inspect(f, s.Bytes)
+	switch {
+	case err != nil:
+		return head, err
+	case head.Volume != s.Volume || head.Epoch != s.Epoch || head.Number != s.End.Number || head.After != s.After || seq != s.End.Seq || end != s.Bytes:
+		return head, fmt.Errorf("%w: it is whole up to entry %d only, of %d", content.ErrCorrupt, seq, s.End.Seq)
+	}
+	return head, nil
+}
+
+// spread gives what was inherited to K members, those first that have most of it, and
+// returns those that have all.
+func (x *heir) spread(ctx context.Context, segments []volume.AdoptedSegment) (out []trust.PublicKey, err error) {
+	var errs []error
+	var tried []trust.PublicKey
+	give := func(m trust.PublicKey, held *wire.Held) {
+		if len(out) == x.K || m == x.Self || slices.Contains(tried, m) {
+			return
+		}
+		tried = append(tried, m)
+		if err := x.give(ctx, m, held, segments); err != nil {
+			errs = append(errs, fmt.Errorf("member %s: %w", m, err))
+			return
+		}
+		out = append(out, m)
+	}
+	for _, s := range x.promised {
+		give(s.member, &s.held)
+	}
+	for _, m := range rank(x.Record.ID, x.Live()) {
+		give(m, nil)
+	}
+	if len(out) == 0 { // what is on this disk alone is not held
+		return nil, fmt.Errorf("%w: no member of the farm takes what was inherited: %w", content.ErrUnavailable, errors.Join(errs...))
+	}
+	return out, nil
+}
+
+// give has a member have these segments, and nothing else; held is nil for one that the
+// record does not name.
+func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []volume.AdoptedSegment) (err error) {
+	if held == nil {
+		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: x.ancestors(segments), Begin: true}); err != nil {
+			return err
+		}
+		if held == nil {
+			return fmt.Errorf("%w: no answer to a promise", content.ErrCorrupt)
+		}
+	}
+	same, at, seq := common(*held, segments, x.through)
+	if _, _, err := x.ask(ctx, m, wire.Cut{Claim: x.claim, At: at, Seq: seq}); err != nil {
+		return err
+	}
+	s := &sender{asked: asked{x.Lane, identity.PeerID(m)}, ctx: ctx, claim: x.claim, at: at, acks: make(chan ack, pieces)}
+	failed := make(chan error, 1)
+	go func() {
+		var errs []error
+		for a := range s.acks {
+			held, _, err := a.finish()
+			a.cancel()
+			if err == nil && held != nil {
+				err = fmt.Errorf("%w: it has all up to entry %d only", content.ErrUnavailable, held.End().Seq)
+			}
+			errs = append(errs, err)
+		}
+		failed <- errors.Join(errs...)
+	}()
+	err = x.send(s, segments, same)
+	close(s.acks)
+	return errors.Join(err, <-failed)
+}
+
+// ancestors are other volumes that segments are of.
+func (x *heir) ancestors(segments []volume.AdoptedSegment) (out []content.VolumeID) {
+	for _, s := range segments {
+		if id := s.Ref.Volume; id != x.Record.ID && !slices.Contains(out, id) {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// send sends what comes behind the first segments, of which the last may be had in part.
+func (x *heir) send(s *sender, segments []volume.AdoptedSegment, same int) error {
+	for i, segment := range segments {
+		off := int64(0)
+		if i < same {
+			if i < same-1 || s.at.Offset == segment.Ref.Bytes {
+				continue
+			}
+			off = s.at.Offset
+		}
+		f, err := os.Open(segment.Path)
+		if err != nil {
+			return err
+		}
+		s.seq = segment.Ref.After.Seq
+		_, err = sectionTo(s, f, off, segment.Ref.Bytes)
+		if err == nil {
+			err = s.flush(segment.Ref.Through.Seq)
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// common says how many of the segments a holder has too, the last one in part perhaps, and
+// where what it has in common ends: at no place, where it is nothing.
+func common(held wire.Held, segments []volume.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
+	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s wire.HeldSegment) bool { return s.End.Seq <= through.Seq })
+	for i, h := range have {
+		if i == len(segments) {
+			break
+		}
+		ref := segments[i].Ref
+		if h.Volume != ref.Volume || h.Epoch != ref.Epoch || h.End.Number != ref.Through.Number || h.After != ref.After {
+			break
+		}
+		same, at = i+1, wire.Place{Epoch: h.Epoch, Number: h.End.Number, Offset: min(h.Bytes, ref.Bytes)}
+		seq = min(h.End.Seq, ref.Through.Seq)
+		if h.Bytes != ref.Bytes {
+			break
+		}
+	}
+	return same, at, seq
+}

@@ -1,0 +1,407 @@
+package holders
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"pgregory.net/rapid"
+
+	"github.com/grangemesh/grange/node/volumes/holders/quorum"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// world is a farm with one volume: members with a store each on storage that forgets, a
+// network between them that cuts and loses, an origin that not all reach, and writers of
+// which all but the last have been taken over and don't know it.
+type world struct {
+	t       *testing.T
+	random  *rand.Rand
+	members []*modelMember
+	alone   bool
+	k       int
+
+	mu      sync.Mutex // guards what follows
+	cut     map[[2]int]bool
+	away    map[int]bool // from the origin
+	lossy   bool         // requests, replies and commits get lost
+	record  catalog.Volume
+	version int
+	bucket  []uint64            // what the record has up to its base
+	began   map[uint64][]uint64 // all that an epoch began with
+	lonely  map[uint64]bool     // epochs that ended degraded
+	ended   map[uint64]time.Time
+	acked   []uint64 // the longest that was acknowledged
+	failed  string
+	flushes int
+}
+
+type modelMember struct {
+	exchange.Peer
+	*disk
+}
+
+// modelWriter is one start of a process that wrote the volume.
+type modelWriter struct {
+	at     int
+	epoch  uint64
+	line   *line
+	before []uint64 // what lies before its line
+	w      *Writer
+	stop   func()
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.failed == "" {
+		w.failed = fmt.Sprintf(format, args...)
+	}
+}
+
+func (w *world) keys(but int) (out []trust.PublicKey) {
+	for i, m := range w.members {
+		if i != but {
+			out = append(out, m.Identity.Key)
+		}
+	}
+	return out
+}
+
+// modelLane is a member's way to the others.
+type modelLane struct {
+	w  *world
+	at int
+}
+
+func (l modelLane) Ask(_ context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	i := slices.IndexFunc(l.w.members, func(m *modelMember) bool { return m.ID == to })
+	l.w.mu.Lock()
+	cut, lost, unheard := l.w.cut[[2]int{l.at, i}], l.w.lossy && l.w.random.IntN(40) == 0, l.w.lossy && l.w.random.IntN(40) == 0
+	member := l.w.members[i]
+	store := member.Store
+	l.w.mu.Unlock()
+	if cut || lost {
+		return nil, fmt.Errorf("%w: cut off", content.ErrUnavailable)
+	}
+	if e, ok := m.(wire.Extend); ok {
+		e.Bytes = bytes.Clone(e.Bytes)
+		m = e
+	}
+	finish := store.Take(l.w.members[l.at].Peer, m)
+	return func() (*wire.Held, []byte, error) {
+		held, b, err := finish(context.Background())
+		if err == nil && unheard {
+			return nil, nil, fmt.Errorf("%w: the reply is lost", content.ErrUnavailable)
+		}
+		return held, b, err
+	}, nil
+}
+
+// revise is a conditional write of the record by a member, for its epoch.
+func (w *world) revise(at int, mine func(catalog.Volume) error, change func(*catalog.Volume) error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away[at] || w.lossy && w.random.IntN(8) == 0 {
+		return fmt.Errorf("%w: the origin", content.ErrUnavailable)
+	}
+	if err := mine(w.record); err != nil {
+		return err
+	}
+	next := w.record
+	if err := change(&next); err != nil {
+		return err
+	}
+	w.record = next
+	w.version++
+	if w.lossy && w.random.IntN(8) == 0 {
+		return fmt.Errorf("%w: the origin's reply is lost", content.ErrUnavailable)
+	}
+	return nil
+}
+
+func (m *modelWriter) owns(v catalog.Volume) error {
+	if v.Epoch != m.epoch {
+		return fmt.Errorf("%w: epoch %d has it", content.ErrFenced, v.Epoch)
+	}
+	return nil
+}
+
+// start starts the writer of an epoch, on a journal that lies behind the record's base.
+func (w *world) start(at int, epoch uint64, l *line) *modelWriter {
+	w.mu.Lock()
+	r := w.record
+	m := &modelWriter{at: at, epoch: epoch, line: l, before: slices.Clone(w.bucket)}
+	w.mu.Unlock()
+	m.w = NewWriter(WriterConfig{
+		Claim: wire.Claim{Volume: theVolume, Epoch: epoch, Incarnation: r.Incarnation}, Name: "web1", K: w.k, Alone: w.alone,
+		Said: quorum.Record{Holders: r.Holders, Degraded: !r.DegradedSince.IsZero()}, Through: r.Base,
+		Lane: modelLane{w, at}, Live: func() []trust.PublicKey { return w.keys(at) }, Fills: make(chan struct{}, FillsMax),
+		Revise: func(_ context.Context, change func(*catalog.Volume) error) error { return w.revise(at, m.owns, change) },
+		Owned: func(context.Context) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.away[at] {
+				return content.ErrUnavailable
+			}
+			return m.owns(w.record)
+		},
+	}, l.End())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { _ = m.w.Run(ctx, l); close(done) }()
+	m.stop = sync.OnceFunc(func() { cancel(); <-done })
+	return m
+}
+
+// flush flushes, and holds that what is acknowledged was not lost before or after.
+func (w *world) flush(m *modelWriter) {
+	upTo := m.line.End()
+	said := slices.Concat(m.before, m.line.all())[:upTo.Seq]
+	err := m.w.Persist(context.Background(), nil, upTo)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		return
+	}
+	w.flushes++
+	if w.record.Epoch == m.epoch {
+		if len(said) > len(w.acked) {
+			w.acked = said
+		}
+		return
+	}
+	for e := m.epoch + 1; e <= w.record.Epoch; e++ {
+		if began, ok := w.began[e]; ok {
+			lonely := w.lonely[m.epoch] && time.Since(w.ended[m.epoch]) < 20*time.Second
+			if !lonely && (len(began) < len(said) || !slices.Equal(began[:len(said)], said)) {
+				w.fail("epoch %d acknowledged entry %d, and epoch %d began with %d entries", m.epoch, len(said), e, len(began))
+			}
+			return
+		}
+	}
+}
+
+// takeover has a member inherit the volume; nil if it could not.
+func (w *world) takeover(t *rapid.T, at int, dir string) *modelWriter {
+	w.mu.Lock()
+	r, version, away, incarnation := w.record, w.version, w.away[at], w.random.Uint64()
+	before := slices.Clone(w.bucket)
+	w.mu.Unlock()
+	if away {
+		return nil
+	}
+	in, err := Inherit(context.Background(), Heir{
+		Name: "web1", Record: r, Incarnation: incarnation, K: w.k, Self: w.members[at].Identity.Key, Dir: dir,
+		Lane: Near{modelLane{w, at}, w.members[at].Store, w.members[at].Peer}, Live: func() []trust.PublicKey { return w.keys(at) },
+	})
+	if err != nil {
+		return nil
+	}
+	var segments [][]byte
+	for _, s := range in.Segments {
+		b, err := os.ReadFile(s.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		segments = append(segments, b)
+	}
+	l, err := lineOf(theVolume, r.Base, segments)
+	if err != nil {
+		t.Fatalf("inherited: %v", err)
+	}
+	began := slices.Concat(before, l.all())
+	mine := func(v catalog.Volume) error {
+		if w.version != version {
+			return content.ErrConflict
+		}
+		return nil
+	}
+	commit := func(v *catalog.Volume) error {
+		v.Epoch, v.Incarnation, v.Holders, v.DegradedSince = in.Epoch, incarnation, in.Holders, time.Time{}
+		w.began[in.Epoch], w.lonely[r.Epoch], w.ended[r.Epoch] = began, !in.DegradedSince.IsZero(), time.Now()
+		if lost := len(w.acked) > len(began) || !slices.Equal(began[:len(w.acked)], w.acked); lost && in.DegradedSince.IsZero() {
+			w.fail("epoch %d inherited %d entries of %d that were acknowledged", in.Epoch, len(began), len(w.acked))
+		}
+		w.acked = w.acked[:min(len(w.acked), len(began))]
+		return nil
+	}
+	err = w.revise(at, mine, commit)
+	w.mu.Lock()
+	won := w.record.Epoch == in.Epoch && w.record.Incarnation == incarnation // as who reads it finds
+	w.mu.Unlock()
+	if err != nil && !won {
+		return nil
+	}
+	return w.start(at, in.Epoch, l)
+}
+
+// fold moves what a writer has sealed to the bucket.
+func (w *world) fold(m *modelWriter) {
+	m.line.roll(m.epoch)
+	end := m.line.segs[len(m.line.segs)-1].after
+	err := w.revise(m.at, m.owns, func(v *catalog.Volume) error {
+		all := slices.Concat(m.before, m.line.all())
+		v.Base, w.bucket = end, all[:end.Seq]
+		return nil
+	})
+	w.mu.Lock()
+	done := w.record.Epoch == m.epoch && w.record.Base == end
+	bucket := slices.Clone(w.bucket)
+	w.mu.Unlock()
+	if err == nil && done {
+		m.before = bucket
+		m.line.rebase(end)
+		m.w.Based(end)
+	}
+}
+
+// TestNoAcknowledgedFlushIsLost drives a volume of k holders through crashes of holders by
+// kill -9 and loss of power, partitions, lost requests, replies and commits, folds,
+// takeovers from writers that go on, and holds after each step that what was acknowledged
+// is where the next one takes it from, and that nobody acknowledges behind it.
+func TestNoAcknowledgedFlushIsLost(t *testing.T) {
+	flushes, takeovers := 0, 0
+	synctest.Test(t, func(t *testing.T) {
+		rapid.Check(struct{ rapid.TB }{t}, func(r *rapid.T) { // a bubble has no deadline
+			f, o := simulate(t, r)
+			flushes, takeovers = flushes+f, takeovers+o
+		})
+	})
+	if flushes < 100 || takeovers < 20 {
+		t.Errorf("only %d flushes were acknowledged, and %d takeovers succeeded", flushes, takeovers)
+	}
+}
+
+func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
+	w := &world{
+		t: t, random: rand.New(rand.NewPCG(rapid.Uint64().Draw(r, "seed"), 1)), k: rapid.IntRange(1, 2).Draw(r, "k"), alone: rapid.Bool().Draw(r, "alone"),
+		cut: map[[2]int]bool{}, away: map[int]bool{}, began: map[uint64][]uint64{}, lonely: map[uint64]bool{}, ended: map[uint64]time.Time{},
+		record: catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7},
+	}
+	for range 4 {
+		w.members = append(w.members, &modelMember{someone("north"), newDisk(t)})
+	}
+	writers := []*modelWriter{w.start(0, 1, newLine(theVolume))}
+	var work sync.WaitGroup
+	defer func() {
+		for _, m := range writers {
+			m.stop()
+		}
+		work.Wait()
+		for _, m := range w.members {
+			_ = m.Close()
+		}
+	}()
+	says := uint64(0)
+	member := func(r *rapid.T) int { return rapid.IntRange(0, len(w.members)-1).Draw(r, "member") }
+	writer := func(r *rapid.T) *modelWriter {
+		return writers[rapid.IntRange(max(0, len(writers)-2), len(writers)-1).Draw(r, "writer")]
+	}
+	pass := func(d time.Duration) { wait(context.Background(), d) }
+	heal := func() {
+		w.mu.Lock()
+		clear(w.cut)
+		clear(w.away)
+		w.lossy = false
+		w.mu.Unlock()
+	}
+	pass(10 * time.Second) // the first holders are filled
+	r.Repeat(map[string]func(*rapid.T){
+		"write and flush": func(r *rapid.T) {
+			m := writer(r)
+			for range rapid.IntRange(1, 20).Draw(r, "entries") {
+				says++
+				m.line.write(m.epoch, says)
+			}
+			work.Go(func() { w.flush(m) })
+			pass(time.Duration(rapid.IntRange(0, 3000).Draw(r, "ms")) * time.Millisecond)
+		},
+		"partition": func(r *rapid.T) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			a, b := member(r), member(r)
+			w.cut[[2]int{a, b}], w.cut[[2]int{b, a}] = true, true
+		},
+		"leave the origin": func(r *rapid.T) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.away[member(r)] = true
+		},
+		"lose":  func(*rapid.T) { w.mu.Lock(); defer w.mu.Unlock(); w.lossy = true },
+		"heal":  func(*rapid.T) { heal(); pass(5 * time.Second) },
+		"pass":  func(*rapid.T) { pass(40 * time.Second) },
+		"fold":  func(r *rapid.T) { w.fold(writer(r)) },
+		"sweep": func(r *rapid.T) { w.sweep(member(r)) },
+		"crash": func(r *rapid.T) {
+			m, power := w.members[member(r)], rapid.Bool().Draw(r, "power")
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if power {
+				m.cutPower(w.random)
+			} else {
+				m.kill()
+			}
+		},
+		"take over": func(r *rapid.T) {
+			dir, err := os.MkdirTemp(t.TempDir(), "")
+			if err != nil {
+				r.Fatal(err)
+			}
+			if m := w.takeover(r, member(r), dir); m != nil {
+				writers = append(writers, m)
+				takeovers++
+			}
+		},
+		"": func(r *rapid.T) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.failed != "" {
+				r.Fatal(w.failed)
+			}
+		},
+	})
+	heal() // and once all is well, it goes on
+	last := writers[len(writers)-1]
+	pass(3 * time.Minute)
+	says++
+	last.line.write(last.epoch, says)
+	err := content.ErrUnavailable
+	for i := 0; i < 5 && errors.Is(err, content.ErrUnavailable); i++ { // a holder may have promised itself to who did not come
+		err = last.w.Persist(context.Background(), nil, last.line.End())
+	}
+	if err != nil {
+		w.mu.Lock()
+		owned := w.record.Epoch == last.epoch
+		w.mu.Unlock()
+		if owned && !errors.Is(err, content.ErrFenced) {
+			r.Errorf("when all is well: %v", err)
+		}
+	}
+	work.Wait()
+	return w.flushes, takeovers
+}
+
+// sweep has a holder look at the record, as it does of what nobody has spoken of for long.
+func (w *world) sweep(at int) {
+	w.mu.Lock()
+	r, away, store := w.record, w.away[at], w.members[at].Store
+	w.mu.Unlock()
+	store.Sweep(context.Background(), time.Now().Add(2*sweepAfter), func(context.Context, string) (Said, error) {
+		if away {
+			return Said{}, content.ErrUnavailable
+		}
+		return Said{ID: r.ID, Epoch: r.Epoch, Base: r.Base, Holder: slices.Contains(r.Holders, w.members[at].Identity.Key)}, nil
+	})
+}

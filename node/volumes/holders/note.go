@@ -1,0 +1,59 @@
+package holders
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+const (
+	noteName  = "promise"
+	noteMagic = "GRHOLD\x00\x01"
+	noteHead  = 90
+)
+
+// note is what a holder has said about a volume, and keeps to.
+type note struct {
+	claim     wire.Claim
+	base      content.Position
+	writer    trust.PublicKey
+	name      string
+	ancestors []content.VolumeID
+}
+
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
+
+func (n note) encode() []byte {
+	b := append(append(make([]byte, 0, noteHead), noteMagic...), n.claim.Volume[:]...)
+	for _, x := range [...]uint64{n.claim.Epoch, n.claim.Incarnation, n.base.Number, n.base.Seq} {
+		b = binary.LittleEndian.AppendUint64(b, x)
+	}
+	b = append(append(b, n.writer[:]...), byte(len(n.name)), byte(len(n.ancestors)))
+	b = append(b, n.name...)
+	for _, id := range n.ancestors {
+		b = append(b, id[:]...)
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+}
+
+// decodeNote reads a note; anything else is ErrCorrupt.
+func decodeNote(b []byte) (n note, err error) {
+	end := len(b) - 4
+	if end < noteHead || string(b[:8]) != noteMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
+		end != noteHead+int(b[88])+16*int(b[89]) || int(b[88]) > content.NameMax || int(b[89]) > wire.AncestorsMax {
+		return note{}, fmt.Errorf("%w: %d bytes, not what a holder has promised", content.ErrCorrupt, len(b))
+	}
+	at := func(i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+	n.claim = wire.Claim{Volume: content.VolumeID(b[8:24]), Epoch: at(24), Incarnation: at(32)}
+	n.base, n.writer = content.Position{Number: at(40), Seq: at(48)}, trust.PublicKey(b[56:88])
+	rest := b[noteHead:end]
+	n.name = string(rest[:b[88]])
+	for rest = rest[b[88]:]; len(rest) > 0; rest = rest[16:] {
+		n.ancestors = append(n.ancestors, content.VolumeID(rest[:16]))
+	}
+	return n, nil
+}

@@ -1,0 +1,397 @@
+package holders
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/volumes/holders/quorum"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+const (
+	// FlushWait is how long a flush waits for holders before it fails: what a guest's
+	// kernel bears, and longer than a holder takes to be replaced.
+	FlushWait = 30 * time.Second
+	// FillsMax is how many new holders a node fills at once, for all of its volumes: so
+	// that guests keep the links when one member held for many.
+	FillsMax = 4
+
+	// tickInterval is how often a writer looks at the time and at who is alive.
+	tickInterval = time.Second
+	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one
+	// that was cut off for a moment is asked again, and not at once for all its volumes.
+	fillAfter  = 3 * time.Second
+	fillJitter = 4 * time.Second
+	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
+	// it was taken over.
+	ownedAfter = 3 * time.Second
+	// recordAfter is how long a writer waits before it writes a record again.
+	recordAfter = time.Second
+	// pledgedFor is how long a holder that has promised itself to another epoch is waited
+	// for: whoever is taking the volume over has written the record by then, or has died.
+	pledgedFor = 30 * time.Second
+)
+
+// Lane carries requests to holders: *exchange.Exchange.
+type Lane interface {
+	Ask(ctx context.Context, to peer.ID, m wire.Message) (finish func() (*wire.Held, []byte, error), err error)
+}
+
+// Journal is what a volume has written, durable on this node: *volume.Volume.
+type Journal interface {
+	ReadSegments(w io.Writer, after content.Position, most int64) (content.Position, int64, error)
+	End() content.Position
+}
+
+// WriterConfig is what a Writer is built from.
+type WriterConfig struct {
+	// Claim is the volume, its epoch and the incarnation, which the record has by now. What
+	// holders promise may be a later epoch, where they had promised one to who did not come.
+	Claim wire.Claim
+	Name  string
+	// Ancestors are other volumes with whose segments the journal may begin.
+	Ancestors []content.VolumeID
+	// Policy says how many holders there are, and Alone whether flushes go on without.
+	K     int
+	Alone bool
+	// Said is what the record says of holders, and Through up to where the bucket has all.
+	Said    quorum.Record
+	Through content.Position
+	Lane    Lane
+	// Live are the members of the farm that are alive, but for this one.
+	Live func() []trust.PublicKey
+	// Revise writes the record over the one known last, also where nothing changes;
+	// ErrFenced means that the epoch is not this node's any more, another error that it may
+	// have been written.
+	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	// Owned reads the record, for sure: ErrFenced as for Revise.
+	Owned func(context.Context) error
+	// Fills has room for FillsMax, and is shared by the writers of a node.
+	Fills chan struct{}
+	// Now may be nil.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Writer has others hold what a volume writes. Use: NewWriter, Run. It implements
+// volume.Persister: a flush waits until all holders that the record names have it.
+type Writer struct {
+	cfg WriterConfig
+
+	mu      sync.Mutex // guards what follows
+	state   *quorum.State
+	feeders map[trust.PublicKey]*feeder
+	changed chan struct{} // closed when something is acknowledged, or the writer stops
+	halted  chan struct{} // closed when it stops
+	stopped error
+	through content.Position
+	begin   func(job func(context.Context)) // nil while Run does not run
+	journal Journal
+	target  uint64 // seq that a flush waits for, or did
+	live    []trust.PublicKey
+	rank    []trust.PublicKey // of those
+}
+
+var _ volume.Persister = (*Writer)(nil)
+
+// NewWriter returns the writer of a volume whose journal ends at end.
+func NewWriter(cfg WriterConfig, end content.Position) *Writer {
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Writer{
+		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, end.Seq), feeders: map[trust.PublicKey]*feeder{},
+		changed: make(chan struct{}), halted: make(chan struct{}), through: cfg.Through,
+	}
+}
+
+// Run follows the holders until ctx ends, or the volume was taken over: then it fails
+// with ErrFenced, as all flushes do from then on.
+func (w *Writer) Run(ctx context.Context, j Journal) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel(nil)
+	w.mu.Lock()
+	w.journal = j
+	w.begin = func(job func(context.Context)) {
+		if ctx.Err() == nil {
+			work.Go(func() { job(ctx) })
+		}
+	}
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.begin = nil
+	}()
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	work.Go(func() { w.own(ctx) })
+	for {
+		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
+		w.mu.Lock()
+		target := w.target
+		w.mu.Unlock()
+		w.step(quorum.Flushing{Seq: target}) // one may have begun before
+		select {
+		case <-tick.C:
+		case <-w.halted:
+			return w.Err()
+		case <-ctx.Done():
+			w.stop(content.ErrClosed)
+			return nil
+		}
+	}
+}
+
+// own looks whose a degraded volume is, again and again.
+func (w *Writer) own(ctx context.Context) {
+	for ; ctx.Err() == nil; wait(ctx, ownedAfter) {
+		if !w.Status().Degraded {
+			continue
+		}
+		switch err := w.cfg.Owned(ctx); {
+		case err == nil:
+			w.step(quorum.Confirmed{})
+		case errors.Is(err, content.ErrFenced):
+			w.stop(err)
+		}
+	}
+}
+
+// ranked are the members in the order in which they are asked to hold this volume: each
+// volume has another, so that what one member held is spread when it goes.
+func (w *Writer) ranked() []trust.PublicKey {
+	live := w.cfg.Live()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(live, w.live) {
+		w.live, w.rank = live, rank(w.cfg.Claim.Volume, live)
+	}
+	return w.rank
+}
+
+func rank(id content.VolumeID, live []trust.PublicKey) []trust.PublicKey {
+	byPeer := map[plan.Peer]trust.PublicKey{}
+	var peers []plan.Peer
+	for _, k := range live {
+		p := plan.Peer(identity.PeerID(k))
+		byPeer[p] = k
+		peers = append(peers, p)
+	}
+	out := make([]trust.PublicKey, 0, len(peers))
+	for _, p := range plan.Rank(id.String(), peers) {
+		out = append(out, byPeer[p])
+	}
+	return out
+}
+
+// step tells the state what has happened, and begins what it says.
+func (w *Writer) step(e quorum.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begin == nil || w.stopped != nil {
+		return
+	}
+	before := w.state.Acknowledged()
+	for _, a := range w.state.Step(e) {
+		switch a := a.(type) {
+		case quorum.Follow:
+			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K, more: make(chan struct{}, 1), claim: w.cfg.Claim}
+			w.feeders[a.Member] = f
+			w.begin(f.run)
+		case quorum.Leave:
+			if f := w.feeders[a.Member]; f != nil {
+				delete(w.feeders, a.Member)
+				w.begin(f.leave)
+			}
+		case quorum.Commit:
+			w.begin(func(ctx context.Context) { w.commit(ctx, a.Record) })
+		}
+	}
+	if w.state.Acknowledged() > before {
+		w.tell()
+	}
+}
+
+// tell wakes who waits. Called with mu.
+func (w *Writer) tell() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// stop ends the writer for good.
+func (w *Writer) stop(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped == nil {
+		w.stopped = err
+		close(w.halted)
+		w.tell()
+	}
+}
+
+// Err is why the writer has stopped for good, nil if it has not.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stopped
+}
+
+// outbid has holders promise themselves to a later epoch than that from now on.
+func (w *Writer) outbid(epoch uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cfg.Claim.Epoch = max(w.cfg.Claim.Epoch, epoch+1)
+}
+
+// Want changes how many holders there are, and whether flushes go on without.
+func (w *Writer) Want(k int, alone bool) {
+	w.mu.Lock()
+	w.cfg.K, w.cfg.Alone = k, alone
+	w.mu.Unlock()
+	w.step(quorum.Wanted{K: k, Lone: alone})
+}
+
+// commit writes who the holders are.
+func (w *Writer) commit(ctx context.Context, r quorum.Record) {
+	now := w.cfg.Now()
+	err := w.cfg.Revise(ctx, func(v *catalog.Volume) error {
+		v.Holders = slices.Clone(r.Holders)
+		switch {
+		case !r.Degraded:
+			v.DegradedSince = time.Time{}
+		case v.DegradedSince.IsZero():
+			v.DegradedSince = now
+		}
+		return nil
+	})
+	switch {
+	case err == nil:
+		w.cfg.Log.Info("a volume has other holders", "volume", w.cfg.Name, "holders", len(r.Holders), "degraded", r.Degraded)
+		w.step(quorum.Recorded{Record: r})
+	case errors.Is(err, content.ErrFenced):
+		w.stop(err)
+	default:
+		w.cfg.Log.Warn("the holders of a volume can't be written to its record", "volume", w.cfg.Name, "err", err)
+		wait(ctx, recordAfter)
+		w.step(quorum.Doubted{})
+	}
+}
+
+// wait waits for d, or less if ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// Persist implements volume.Persister. ErrUnavailable means that too few holders could be
+// reached for FlushWait, ErrFenced that the volume was taken over.
+func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Position) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
+	defer cancel()
+	w.mu.Lock()
+	w.target = max(w.target, upTo.Seq)
+	w.mu.Unlock()
+	w.step(quorum.Flushing{Seq: upTo.Seq})
+	w.wake()
+	for {
+		w.mu.Lock()
+		done, stopped, changed, holders := w.state.Acknowledged() >= upTo.Seq, w.stopped, w.changed, len(w.state.Holders())
+		w.mu.Unlock()
+		switch {
+		case stopped != nil:
+			return stopped
+		case done:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the %d holders of volume %s have not all of it, and %d are asked for; is enough of the farm running?",
+				content.ErrUnavailable, holders, w.cfg.Name, w.cfg.K)
+		}
+	}
+}
+
+// wake has the feeders look for more.
+func (w *Writer) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.feeders {
+		f.wake()
+	}
+}
+
+// Based says that the record has all up to a position: holders need not.
+func (w *Writer) Based(p content.Position) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.Seq <= w.through.Seq {
+		return
+	}
+	w.through = p
+	for _, f := range w.feeders {
+		f.wake()
+	}
+}
+
+// Ready waits until the record names all holders that are asked for.
+func (w *Writer) Ready(ctx context.Context) error {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	for {
+		w.mu.Lock()
+		ready, stopped := len(w.state.Holders()) >= w.cfg.K && !w.state.Degraded(), w.stopped
+		w.mu.Unlock()
+		if ready || stopped != nil {
+			return stopped
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: too few members of the farm take what is written: %w", content.ErrUnavailable, context.Cause(ctx))
+		}
+	}
+}
+
+// Status is how the holders of a volume stand.
+type Status struct {
+	// Holders are those that the record names.
+	Holders []trust.PublicKey
+	// Degraded says that the record says so, and Short that a flush failed for want of
+	// holders, or is about to.
+	Degraded, Short bool
+}
+
+// Status returns how the holders stand.
+func (w *Writer) Status() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Status{slices.Clone(w.state.Holders()), w.state.Degraded(), w.state.Short(FlushWait)}
+}
+
+// jitter is how long after its loss a holder is replaced.
+func jitter() time.Duration { return fillAfter + rand.N(fillJitter) }

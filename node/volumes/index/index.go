@@ -1,0 +1,448 @@
+// Package index keeps which volumes a node has, over a restart too: each is a folder, with
+// all that the node knows of it beside its journal.
+package index
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Entry is what this node knows of a volume: the file volume.json in the volume's own
+// folder, which is named after its ID. A second text in it is the CRC32C of all before.
+type Entry struct {
+	Magic string `json:"magic"`
+	Name  string `json:"name"`
+	// Volume is the record as it was last known, or as it is going to be written; and
+	// Record is that encoded.
+	catalog.Volume `json:"-"`
+	Record         []byte `json:"record"`
+	// Tried are stamps that the record may have by now.
+	Tried []right.Stamp `json:"tried,omitempty"`
+	// Made is the encoded head of what it was made from: more members have that than the
+	// volume's own, while it is the same root.
+	Made      []byte `json:"made,omitempty"`
+	Transport string `json:"transport"`
+	// Disk is N of the /dev/ublkbN that the volume had last.
+	Disk    *int      `json:"disk,omitempty"`
+	Created time.Time `json:"created"`
+	// Committed says that the record is at the origin.
+	Committed bool `json:"committed"`
+	// Attached says that the volume is to be served.
+	Attached bool `json:"attached"`
+	// Empty says that what is here is in the bucket too: the volume was released.
+	Empty bool `json:"empty,omitempty"`
+	// Taken says why the volume is this node's no more; empty while it is. What is here
+	// and not in the bucket is an orphan then, and Orphan says that it has a record.
+	Taken  string `json:"taken,omitempty"`
+	Orphan bool   `json:"orphan,omitempty"`
+	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
+	// wrote what the folder began with.
+	Waiting   []Waiting          `json:"waiting,omitempty"`
+	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
+	// Rolling is the snapshot that it is being rolled back to.
+	Rolling string `json:"rolling,omitempty"`
+}
+
+// ViewsDir holds the folders of snapshots that are looked at; a start removes them.
+const ViewsDir = "views"
+
+// Waiting is a snapshot of a volume of this node that is not durable yet.
+type Waiting struct {
+	Number uint64           `json:"number"`
+	At     content.Position `json:"at"`
+}
+
+const (
+	entryMagic = "grange-volume/3"
+	FileName   = "volume.json"
+	// A folder gets its own name when what is in it is whole, and another one before
+	// that is taken away; a start goes on with what it finds under these.
+	halfMade, halfGone = ".new", ".gone"
+	// volumesMax bounds the volumes of a node; each costs a folder, an index and
+	// an open file or two.
+	volumesMax = 4096
+)
+
+// Folder is what its folder is called.
+func (e Entry) Folder() string { return e.ID.String() }
+
+// Right is what the entry says of this node's right to the volume, before it is attached.
+func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
+	s := right.State{Self: self, Process: process, Tried: e.Tried, Here: e.Committed && !e.Empty && e.Taken == ""}
+	if e.Committed && e.Holder == self {
+		s.Stamp = right.StampOf(e.Volume)
+	}
+	return s
+}
+
+// Index is the durable list of this node's volumes. Safe for concurrent use, but for
+// changes of one volume, which come one at a time; nobody waits for another's.
+type Index struct {
+	dir     string
+	codec   *content.Codec
+	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
+	mu      sync.RWMutex                   // guards what follows; never held while anything waits
+	entries map[string]Entry               // by name
+	Broken  map[string]error               // folders that can't be read, and why
+}
+
+// Expected reports whether somebody waits for a volume in this folder: one was
+// attached when the node ended.
+func Expected(dir string) bool {
+	x, err := Load(dir)
+	if err != nil || len(x.Broken) > 0 {
+		return true // New will say
+	}
+	return slices.ContainsFunc(x.Sorted(), func(e Entry) bool { return e.Attached })
+}
+
+// Load reads what all folders say. One that can't be read is kept as broken: it is
+// a volume, whatever else it is.
+func Load(dir string) (*Index, error) {
+	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, Broken: map[string]error{}}
+	found, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("volumes: %w", err)
+	}
+	for _, f := range found {
+		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir || f.Name() == ViewsDir {
+			continue
+		}
+		e, err := x.read(filepath.Join(dir, f.Name()))
+		if other, taken := x.entries[e.Name]; err == nil && taken {
+			err = fmt.Errorf("%w: folder %s is a volume %q too; move one of them away", content.ErrConflict, other.Folder(), e.Name)
+		}
+		if err != nil {
+			x.Broken[f.Name()] = err
+			continue
+		}
+		x.entries[e.Name] = e
+	}
+	return x, nil
+}
+
+// half is which suffix the folder of a volume has that is being made or removed, "" for
+// any other: people name copies as they like.
+func half(name string) string {
+	for _, suffix := range []string{halfMade, halfGone} {
+		if id, ok := strings.CutSuffix(name, suffix); ok && len(id) == len(content.VolumeID{}.String()) && strings.Trim(id, "0123456789abcdef") == "" {
+			return suffix
+		}
+	}
+	return ""
+}
+
+func (x *Index) read(folder string) (e Entry, err error) {
+	b, err := os.ReadFile(filepath.Join(folder, FileName))
+	body := b[:max(0, len(b)-len(entrySum(nil)))]
+	if err == nil && string(b[len(body):]) != entrySum(body) {
+		err = errors.New("its checksum does not match")
+	}
+	if err == nil {
+		err = json.Unmarshal(body, &e)
+	}
+	if err == nil && (e.Magic != entryMagic || content.CheckName(e.Name) != nil) {
+		err = errors.New("it does not say which volume this is")
+	}
+	if err == nil {
+		e.Volume, err = catalog.DecodeVolume(x.codec, e.Record)
+	}
+	switch {
+	case err == nil && e.Folder() != strings.TrimSuffix(filepath.Base(folder), halfMade):
+		err = fmt.Errorf("it is of the volume in folder %s, of which this is a copy: move it away", e.Folder())
+	}
+	if err != nil {
+		return Entry{}, fmt.Errorf("%s: %w: %w; the volume's data beside it are left as they are: restore the file from a backup, or move the folder away",
+			filepath.Join(folder, FileName), content.ErrCorrupt, err)
+	}
+	return e, nil
+}
+
+func entrySum(b []byte) string {
+	return fmt.Sprintf("\"%08x\"\n", crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// Sweep completes what a crash has cut short. A volume that was being made is one, for its
+// record may be written; if it is not, that is done as for those made while the origin is
+// away. One that was being removed is gone.
+func (x *Index) Sweep() error {
+	found, err := os.ReadDir(x.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	errs := []error{os.RemoveAll(filepath.Join(x.dir, ViewsDir))}
+	for _, f := range found {
+		path := filepath.Join(x.dir, f.Name())
+		switch half(f.Name()) {
+		case halfMade:
+			errs = append(errs, x.complete(path))
+		case halfGone:
+			errs = append(errs, finish(path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// complete makes a volume of a folder that has all of one but its name.
+func (x *Index) complete(path string) error {
+	e, err := x.read(path)
+	if old, here := x.Get(e.Name); err == nil && here && old.ID == e.ID && e.Empty {
+		return x.Replace(e)
+	}
+	if err == nil {
+		err = x.Free(e.Name)
+	}
+	if err != nil {
+		return discard(path)
+	}
+	return x.Add(e)
+}
+
+// discard removes a folder that was being made, which has nothing that was written.
+func discard(path string) error {
+	written, err := HasJournal(path)
+	if err == nil && written {
+		err = fmt.Errorf("%s: %w: a volume was written to in it; move it away", path, content.ErrConflict)
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
+
+// finish removes a folder that was being removed, unless the volume is there all the same.
+func finish(path string) error {
+	if _, err := os.Lstat(strings.TrimSuffix(path, halfGone)); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w: its volume is there too; move it away", path, cmp.Or(err, content.ErrConflict))
+	}
+	return os.RemoveAll(path)
+}
+
+func (x *Index) Path(e Entry) string { return filepath.Join(x.dir, e.Folder()) }
+
+func (x *Index) Get(name string) (Entry, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	e, ok := x.entries[name]
+	return e, ok
+}
+
+// Has reports whether there is a folder of the volume of that ID, readable or not.
+func (x *Index) Has(id content.VolumeID) bool {
+	_, err := os.Stat(filepath.Join(x.dir, id.String()))
+	return err == nil
+}
+
+// Sorted returns the entries by name.
+func (x *Index) Sorted() []Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(x.entries), func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Free fails when a volume can't have a name, or there are too many.
+func (x *Index) Free(name string) error {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if _, taken := x.entries[name]; taken {
+		return fmt.Errorf("volume %q: %w: this node has it already", name, content.ErrConflict)
+	}
+	if len(x.entries) >= volumesMax {
+		return fmt.Errorf("volume %q: %w: this node has %d volumes, the limit", name, content.ErrNoSpace, volumesMax)
+	}
+	return nil
+}
+
+// keep notes an entry in memory.
+func (x *Index) keep(e Entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.entries[e.Name] = e
+}
+
+// Change stores a change of a volume durably before it returns.
+func (x *Index) Change(name string, change func(*Entry)) (Entry, error) {
+	e, ok := x.Get(name)
+	if !ok {
+		return e, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	}
+	done, _ := x.writing.Take(context.Background(), e.ID, 1) // it fails with the context alone
+	defer done()
+	if e, ok = x.Get(name); !ok {
+		return e, fmt.Errorf("volume %q: %w on this node any more", name, content.ErrNotFound)
+	}
+	change(&e)
+	return e, x.put(e)
+}
+
+// put stores a volume as it is from now on.
+func (x *Index) put(e Entry) error {
+	if err := x.write(x.Path(e), e); err != nil {
+		return err
+	}
+	x.keep(e)
+	return nil
+}
+
+func (x *Index) write(folder string, e Entry) error {
+	e.Magic = entryMagic
+	var b []byte
+	var err error
+	if e.Record, err = e.Volume.Encode(x.codec); err == nil {
+		b, err = json.MarshalIndent(e, "", " ")
+	}
+	if err == nil {
+		b = append(b, '\n')
+		err = durable.WriteFile(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
+	}
+	return spaceError(err)
+}
+
+// Prepare makes the folder of a new volume, under another name than its own: it costs
+// nothing yet to give it up.
+func (x *Index) Prepare(e Entry) error {
+	path := x.Path(e) + halfMade
+	err := durable.MkdirAll(x.dir, 0o700)
+	if err == nil {
+		err = volume.Create(path, e.ID)
+	}
+	if err == nil {
+		err = x.write(path, e)
+	}
+	if err != nil {
+		return errors.Join(spaceError(err), os.RemoveAll(path))
+	}
+	return nil
+}
+
+// HalfMade is the folder of a volume until Add.
+func (x *Index) HalfMade(e Entry) string { return x.Path(e) + halfMade }
+
+// Rewrite stores what is known by now of a volume that was prepared.
+func (x *Index) Rewrite(e Entry) error { return x.write(x.HalfMade(e), e) }
+
+// GiveUp removes what prepare has made.
+func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.Path(e) + halfMade) }
+
+// Add gives a folder that was prepared its name; from then on the volume exists.
+func (x *Index) Add(e Entry) error {
+	path := x.Path(e)
+	err := os.Rename(path+halfMade, path)
+	if err == nil {
+		err = durable.SyncDir(x.dir)
+	}
+	if err != nil {
+		return errors.Join(spaceError(err), x.GiveUp(e))
+	}
+	x.keep(e)
+	return nil
+}
+
+// Replace is add of a volume of which this node has had a folder, which steps aside.
+func (x *Index) Replace(e Entry) error {
+	if old, here := x.Get(e.Name); here {
+		if err := x.setAside(old); err != nil {
+			return err
+		}
+	}
+	return x.Add(e)
+}
+
+// Remove takes a volume away, with its folder.
+func (x *Index) Remove(e Entry) error {
+	path := x.Path(e)
+	err := os.Rename(path, path+halfGone)
+	if err == nil {
+		err = durable.SyncDir(x.dir)
+	}
+	if err != nil {
+		return err
+	}
+	x.forget(e)
+	return os.RemoveAll(path + halfGone)
+}
+
+// forget takes a volume away, not its folder.
+func (x *Index) forget(e Entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.entries, e.Name)
+}
+
+// Rename gives a volume another name, which must be free.
+func (x *Index) Rename(old string, e Entry) error {
+	if err := x.Free(e.Name); err != nil && !errors.Is(err, content.ErrNoSpace) {
+		return err
+	}
+	if err := x.put(e); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.entries, old)
+	return nil
+}
+
+// orphansDir holds the folders of orphans whose volume is here again, and nothing else.
+const orphansDir = "orphans"
+
+// HasJournal reports whether anything was written in a volume's folder.
+func HasJournal(folder string) (bool, error) {
+	found, err := os.ReadDir(folder)
+	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }), err
+}
+
+// setAside takes the folder of a volume out of the way that comes back to this node: it is
+// removed if all of it is in the bucket, else it gets another name, for its orphan.
+func (x *Index) setAside(e Entry) error {
+	dirty, err := HasJournal(x.Path(e))
+	if err != nil {
+		return err
+	}
+	if e.Empty || !dirty {
+		return x.Remove(e)
+	}
+	aside := x.Aside(e.ID, e.Epoch)
+	err = durable.MkdirAll(filepath.Dir(aside), 0o700)
+	if err == nil {
+		err = os.Rename(x.Path(e), aside)
+	}
+	if err != nil {
+		return err
+	}
+	x.forget(e)
+	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
+}
+
+func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
+	return filepath.Join(x.dir, orphansDir, fmt.Sprintf("%s-%d", id, epoch))
+}
+
+// spaceError says what a full disk means to who makes something.
+func spaceError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
+	}
+	return err
+}

@@ -1,0 +1,45 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// letGo is what happens to the snapshots of a volume before its folder goes: they go too,
+// or get into the bucket, if this node has some that are not there.
+func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
+	a := v.device(e.Name)
+	switch {
+	case spec.Purge:
+		return v.purge(ctx, e.Name)
+	case len(e.Waiting) == 0:
+		return nil
+	case a == nil || a.folds == nil:
+		if spec.Force {
+			return nil
+		}
+		return fmt.Errorf("%w: %d snapshots of it are on this disk alone: attach it first, or use --purge", content.ErrConflict, len(e.Waiting))
+	}
+	err := a.folds.run(ctx, fold.Safe)
+	if err != nil && !spec.Force {
+		return fmt.Errorf("%d snapshots of it are on this disk alone: %w", len(e.Waiting), err)
+	}
+	return nil
+}
+
+// purge deletes all snapshots of a name: what they hold goes with the next collection of
+// garbage, but for what forks have of it.
+func (v *Volumes) purge(ctx context.Context, name string) error {
+	var errs []error
+	for _, r := range v.cfg.Registry.Snapshots(ctx, name) {
+		if err := v.cfg.Registry.Delete(ctx, r); err != nil {
+			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", r.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,64 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Detach stops serving a volume. What was written goes to the bucket, and the record is
+// released, so that any node of the farm may attach it; where that can't be done the data
+// stay on this node, and the volume this node's. One that is in use is content.ErrConflict,
+// unless forced.
+func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
+	defer v.turn(name)()
+	if err := v.detach(ctx, name, force); err != nil {
+		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
+	}
+	return v.Get(name)
+}
+
+// detach is Detach in the volume's turn.
+func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
+	e, ok := v.index.Get(name)
+	if !ok {
+		return v.elsewhere(ctx, name)
+	}
+	err := v.close(ctx, name, force, func(a *attached) {
+		if err := a.release(ctx); err != nil {
+			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
+		}
+	})
+	if v.device(name) == nil { // whatever went wrong: a restart must not serve it again
+		err = errors.Join(err, v.detached(e))
+	}
+	return err
+}
+
+// release gives the volume up, if the bucket has all of it. Nobody writes to it any more.
+func (a *attached) release(ctx context.Context) error {
+	if _, _, st := a.record(); st.Stage != right.Serving {
+		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
+	}
+	if err := a.v.cfg.Upload(ctx, a); err != nil {
+		return err
+	}
+	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
+		return err
+	}
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
+	return err
+}
+
+// uploadNothing is for a volume that nothing was written to.
+func uploadNothing(_ context.Context, a *attached) error {
+	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
+		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
+	}
+	return nil
+}

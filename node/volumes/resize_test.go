@@ -1,0 +1,49 @@
+package volumes
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// TestResizeAndLimits changes both of a volume that is served, and starts it anew.
+func TestResizeAndLimits(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Registry = newStore()
+	w.create(t, "disk")
+	for name, err := range map[string]error{"disk": nil, "other": content.ErrNotFound} {
+		if _, got := w.SetLimits(t.Context(), name, Limits{IOPS: 7, BytesPerSecond: 8 << 20}); !errors.Is(got, err) {
+			t.Errorf("limits of %s: %v, want %v", name, got, err)
+		}
+	}
+	for size, want := range map[int64]error{4 << 20: nil, 1 << 19: content.ErrConflict, 8<<20 + 1: content.ErrInvalid} {
+		if _, err := w.Resize(t.Context(), "disk", size); !errors.Is(err, want) {
+			t.Errorf("resized to %d: %v, want %v", size, err, want)
+		}
+	}
+	if _, err := w.SetLimits(t.Context(), "disk", Limits{IOPS: -1}); !errors.Is(err, content.ErrInvalid) {
+		t.Errorf("limits below zero: %v", err)
+	}
+	check := func(w *world) {
+		t.Helper()
+		d := w.device("disk")
+		if l := d.front.Limits(); l.IOPS != 7 || l.BytesPerSecond != 8<<20 || d.front.Geometry().Size != 4<<20 {
+			t.Errorf("it is served with %+v, of %d bytes", l, d.front.Geometry().Size)
+		}
+		if view, err := w.Get("disk"); err != nil || view.Size != 4<<20 {
+			t.Errorf("it has %d bytes: %v", view.Size, err)
+		}
+	}
+	check(w)
+	if _, err := w.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Resize(t.Context(), "disk", 8<<20); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("resized while it is detached: %v", err)
+	}
+	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err != nil {
+		t.Fatal(err)
+	}
+	check(w)
+}

@@ -1,0 +1,285 @@
+// Package right says who may write a volume: a state machine without I/O and without a
+// clock, which the node's volumes and their model drive.
+package right
+
+import (
+	"slices"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Stamp is under what a node writes a volume: the epoch that it has taken, and the random
+// number of the start of the process that took it. No two processes ever have the same.
+type Stamp struct {
+	Epoch       uint64 `json:"epoch"`
+	Incarnation uint64 `json:"incarnation"`
+}
+
+// StampOf is under what a record says that the volume is written.
+func StampOf(body catalog.Volume) Stamp { return Stamp{body.Epoch, body.Incarnation} }
+
+// triedMax bounds the stamps that are kept of commits whose end is not known: one of each
+// start.
+const triedMax = 16
+
+// Stage is how far a node is with its right to a volume.
+type Stage string
+
+// The stages.
+const (
+	// Idle: it is not served.
+	Idle Stage = ""
+	// Asking: the record is being read, before anything is served.
+	Asking Stage = "asking"
+	// Taking: the next epoch is being written to the record. Who was unconfirmed serves
+	// meanwhile.
+	Taking, Confirming Stage = "taking", "confirming"
+	// Serving: the record has said that the volume is this node's since it last stood still.
+	Serving Stage = "serving"
+	// Checking: it has stood still, so another may have it; it acknowledges nothing until
+	// the record was read.
+	Checking Stage = "checking"
+	// Unconfirmed: it is this node's as far as is known here, and the record can't be read.
+	// What needs nobody else is acknowledged.
+	Unconfirmed Stage = "unconfirmed"
+	// Uncommitted: nobody else knows of it; it was made while the origin was away.
+	Uncommitted Stage = "uncommitted"
+	// Lost: it is another's. What is here stays.
+	Lost Stage = "lost"
+)
+
+// State is what a node knows of its right to a volume. It changes by Step alone.
+type State struct {
+	Self    trust.PublicKey
+	Process uint64 // the incarnation of this start
+
+	Stage Stage
+	// Here says that this node's disk has what no record tells of: it held the volume when
+	// it last knew.
+	Here bool
+	// Stamp is the last that the record was known to have from this node, and Tried are
+	// those of commits since that may have arrived.
+	Stamp Stamp
+	Tried []Stamp
+	// Wish is what the attach that is under way asks for.
+	Wish Wish
+	// Seen is the record by which the next epoch is taken.
+	Seen catalog.Volume
+}
+
+// Wish is what an attach asks for.
+type Wish struct {
+	Takeover   bool
+	Generation uint64 // 0 asks nothing
+}
+
+// Event is what happens to a volume's state.
+type Event interface{ event() }
+
+type (
+	// Asked: it is to be attached.
+	Asked struct{ Wish }
+	// Sighted: this is the record, or the name was freed since it was this node's.
+	Sighted struct {
+		Body  catalog.Volume
+		Freed bool
+	}
+	// Unreadable: the record can't be read now.
+	Unreadable struct{}
+	// Written: the commit is at the origin.
+	Written struct{}
+	// Overtaken: another record is there than the commit was made from.
+	Overtaken struct{}
+	// Unwritten: the commit may have arrived, or not.
+	Unwritten struct{}
+	// StoodStill: this process did not run for a while, and the mesh went on without it.
+	StoodStill struct{}
+	// Due: it is time to look at the record.
+	Due struct{}
+)
+
+func (Asked) event()      {}
+func (Sighted) event()    {}
+func (Unreadable) event() {}
+func (Written) event()    {}
+func (Overtaken) event()  {}
+func (Unwritten) event()  {}
+func (StoodStill) event() {}
+func (Due) event()        {}
+
+// Deed is what is to be done about a volume.
+type Deed string
+
+// The deeds.
+const (
+	Read        Deed = "read"   // the record; sighted or unreadable follows
+	Keep        Deed = "keep"   // the state on disk, before anything else is done
+	Adopt       Deed = "adopt"  // what the record names, in a folder of its own
+	Commit      Deed = "commit" // the next stamp; written, overtaken or unwritten follows
+	Tell        Deed = "tell"   // who held it, that it does not any more
+	Serve       Deed = "serve"  // it, to clients
+	Shut        Deed = "shut"   // acknowledge nothing
+	Open        Deed = "open"   // acknowledge what the stage allows
+	Stop        Deed = "stop"   // serving, for good; what is not in the bucket becomes an orphan
+	Refuse      Deed = "refuse" // the attach: another has it
+	RefuseStale Deed = "stale"  // refuse: a later generation was here
+	RefuseAway  Deed = "away"   // refuse: nobody can tell whose it is
+	RefuseGone  Deed = "gone"   // refuse: there is no such volume
+)
+
+// MayAcknowledge reports whether what was written may be called durable, by this
+// volume's policy: alone where nobody but this disk has to have it.
+func (s State) MayAcknowledge(alone bool) bool {
+	return s.Stage == Serving || alone && slices.Contains([]Stage{Unconfirmed, Confirming, Uncommitted}, s.Stage)
+}
+
+// IsMine reports whether a record is as this node wrote it.
+func (s State) IsMine(body catalog.Volume) bool {
+	return body.Holder == s.Self && (StampOf(body) == s.Stamp || slices.Contains(s.Tried, StampOf(body)))
+}
+
+// Next is the stamp that is being committed.
+func (s State) Next() Stamp { return s.Tried[len(s.Tried)-1] }
+
+// Step returns what becomes of a state by an event, and what is to be done, in turn. Of
+// deeds that are followed by an event there is at most one, the last.
+func Step(s State, e Event) (State, []Deed) {
+	switch e := e.(type) {
+	case Asked:
+		s.Wish, s.Stage = e.Wish, Asking
+		return s, []Deed{Read}
+	case Sighted:
+		return s.sighted(e)
+	case Unreadable:
+		return s.unreadable()
+	case Written:
+		return s.written()
+	case Overtaken:
+		if s.Stage == Confirming {
+			s.Stage = Unconfirmed
+		} else if s.Stage == Taking {
+			s.Stage = Asking
+		}
+		return s, []Deed{Read}
+	case Unwritten:
+		if s.Stage == Confirming {
+			s.Stage = Unconfirmed
+			return s, nil
+		}
+		return s.unreadable()
+	case StoodStill:
+		switch s.Stage {
+		case Serving:
+			s.Stage = Checking
+			return s, []Deed{Shut, Read}
+		case Checking, Unconfirmed:
+			return s, []Deed{Shut, Read}
+		case Uncommitted:
+			return s, []Deed{Open}
+		}
+	case Due:
+		switch s.Stage {
+		case Serving, Checking, Unconfirmed:
+			return s, []Deed{Read}
+		}
+	}
+	return s, nil
+}
+
+// sighted goes by what the record says.
+func (s State) sighted(e Sighted) (State, []Deed) {
+	mine := !e.Freed && s.IsMine(e.Body)
+	switch s.Stage {
+	case Serving, Checking, Unconfirmed:
+		return s.confirmed(e, mine)
+	case Asking:
+	default:
+		return s, nil
+	}
+	switch {
+	case e.Freed && s.Here, !mine && s.Here && !s.Wish.Takeover:
+		s.Stage = Lost
+		return s, []Deed{Stop}
+	case e.Freed:
+		s.Stage = Idle
+		return s, []Deed{RefuseGone}
+	case s.Wish.Generation != 0 && s.Wish.Generation < e.Body.Generation:
+		s.Stage = Idle
+		return s, []Deed{RefuseStale}
+	case !mine && !s.Wish.Takeover && e.Body.State != catalog.Released:
+		s.Stage = Idle
+		return s, []Deed{Refuse}
+	}
+	s.Stage = Taking
+	s = s.take(e.Body)
+	if mine {
+		return s, []Deed{Keep, Commit}
+	}
+	return s, []Deed{Adopt, Commit}
+}
+
+// take notes the stamp that is going to be committed over a record. It is tried before
+// it is sent: if this process ends before the answer, the next knows it.
+func (s State) take(over catalog.Volume) State {
+	next, own := Stamp{max(over.Epoch, s.Stamp.Epoch) + 1, s.Process}, slices.Clone(s.Tried)
+	if slices.Contains(own, StampOf(over)) {
+		own = []Stamp{StampOf(over)} // the others were made from what this one has replaced
+	}
+	for _, t := range own {
+		next.Epoch = max(next.Epoch, t.Epoch+1)
+	}
+	if i := slices.IndexFunc(own, func(t Stamp) bool { return t.Incarnation == s.Process && t.Epoch > over.Epoch }); i >= 0 {
+		next = own[i] // it is sent again
+	}
+	own = append(slices.DeleteFunc(own, func(t Stamp) bool { return t == next }), next)
+	s.Seen, s.Tried = over, own[max(0, len(own)-triedMax):]
+	return s
+}
+
+// confirmed goes by what the record says of a volume that is served.
+func (s State) confirmed(e Sighted, mine bool) (State, []Deed) {
+	switch {
+	case !mine || e.Body.State == catalog.Released:
+		s.Stage = Lost
+		return s, []Deed{Shut, Stop}
+	case s.Stage == Unconfirmed:
+		s.Stage = Confirming
+		return s.take(e.Body), []Deed{Keep, Open, Commit}
+	case s.Stage == Checking:
+		s.Stage = Serving
+		return s, []Deed{Open}
+	}
+	return s, nil
+}
+
+// Unreadable goes on without the record, where this node had the volume.
+func (s State) unreadable() (State, []Deed) {
+	switch {
+	case s.Stage == Checking, s.Stage == Unconfirmed:
+		s.Stage = Unconfirmed
+		return s, []Deed{Open}
+	case (s.Stage == Asking || s.Stage == Taking) && s.Here && !s.Wish.Takeover:
+		s.Stage = Unconfirmed
+		return s, []Deed{Serve}
+	case s.Stage == Asking || s.Stage == Taking:
+		s.Stage = Idle
+		return s, []Deed{RefuseAway}
+	}
+	return s, nil
+}
+
+// written has the next stamp.
+func (s State) written() (State, []Deed) {
+	before, mine := s.Stage, s.IsMine(s.Seen)
+	s.Stamp, s.Tried, s.Stage, s.Here = s.Next(), nil, Serving, true
+	switch {
+	case before == Confirming:
+		return s, []Deed{Keep, Open}
+	case before == Taking && !mine && s.Seen.State != catalog.Released:
+		return s, []Deed{Keep, Tell, Serve}
+	case before == Taking:
+		return s, []Deed{Keep, Serve}
+	}
+	return s, nil
+}

@@ -1,0 +1,91 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Rollback makes a volume what it was at a snapshot of it: what differs is written anew,
+// so that its journal only ever goes on, and the snapshots since stay. Nobody may have it
+// open. What a crash cuts short the next attach completes, before anybody reads it.
+func (v *Volumes) Rollback(ctx context.Context, name, id string) (View, error) {
+	defer v.turn(name)()
+	a, err := v.served(ctx, name)
+	if err == nil {
+		err = v.mayRoll(ctx, a, id)
+	}
+	if err == nil {
+		_, err = v.index.Change(name, func(e *index.Entry) { e.Rolling = id })
+	}
+	if err == nil {
+		err = a.roll(ctx, id)
+	}
+	if err != nil {
+		return View{}, fmt.Errorf("roll volume %q back to %s: %w", name, id, err)
+	}
+	return v.Get(name)
+}
+
+func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
+	body, _, err := v.snapshotRecord(ctx, id)
+	_, now, _ := a.record()
+	switch {
+	case err != nil:
+		return err
+	case body.ID != now.ID:
+		return fmt.Errorf("%w: it is a snapshot of another volume: make a new one, --from %s", content.ErrConflict, body.Ref())
+	case a.folds == nil:
+		return fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+	case a.disk != nil:
+		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
+	}
+	return v.doors.unused(ctx, a.Name())
+}
+
+// roll writes what differs from a snapshot, and is done when it has all of that.
+func (a *attached) roll(ctx context.Context, id string) (err error) {
+	was, err := a.v.momentOfSnapshot(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, was.close()) }()
+	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, now.close()) }()
+	ranges, err := a.v.suspects(ctx, now, was)
+	if err != nil {
+		return err
+	}
+	p := make([]byte, readPiece)
+	var failed error
+	err = compare(ctx, now, was, ranges, func(x Extent) bool {
+		for off := x.Offset; off < min(x.Offset+x.Length, now.size) && failed == nil; off += readPiece {
+			b := p[:min(x.Offset+x.Length-off, now.size-off, readPiece)]
+			if failed = was.readPadded(ctx, b, off); failed != nil {
+				break
+			}
+			if content.IsZero(b) {
+				failed = a.vol.Zero(ctx, off, int64(len(b)), false, false)
+			} else {
+				failed = a.vol.WriteAt(ctx, b, off, false)
+			}
+		}
+		return failed == nil
+	})
+	if failed != nil {
+		return failed
+	}
+	if err == nil {
+		err = a.vol.Flush(ctx)
+	}
+	if err == nil {
+		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = "" })
+	}
+	return err
+}

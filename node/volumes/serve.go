@@ -1,0 +1,179 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/limit"
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/gate"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// skipsOrigin reports whether a start goes on without the origin, which has not answered
+// for another of its volumes.
+func (v *Volumes) skipsOrigin() bool { return v.opening.Load() && v.away.Load() }
+
+func (v *Volumes) missOrigin() { v.away.Store(v.opening.Load()) }
+
+// patience is how long the origin may take to answer: guests wait for a start.
+func (v *Volumes) patience() time.Duration {
+	if v.opening.Load() {
+		return startTimeout
+	}
+	return recordTimeout
+}
+
+// bring has the volume served, if it is this node's or may become so.
+func (a *attached) bring(ctx context.Context, e index.Entry) error {
+	readOnly := e.ReadOnly || a.spec.ReadOnly
+	switch {
+	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
+		return a.serve(ctx)
+	case e.Taken != "" && a.spec == (Spec{}): // nobody asks for it but a start
+		return a.v.takenError(e)
+	case !e.Committed:
+		a.admit()
+		return a.serve(ctx)
+	}
+	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
+}
+
+// serve opens the volume, and the door that it is served through.
+func (a *attached) serve(ctx context.Context) error {
+	e, ok := a.v.index.Get(a.Name())
+	if !ok {
+		return content.ErrNotFound
+	}
+	e.ReadOnly = e.ReadOnly || a.spec.ReadOnly
+	if err := a.open(ctx, e); err != nil {
+		return err
+	}
+	var err error
+	if e.Rolling != "" && a.folds != nil {
+		err = a.roll(ctx, e.Rolling)
+	}
+	if err == nil {
+		err = a.v.openDisk(ctx, e, a)
+	}
+	if err != nil {
+		err = errors.Join(err, a.shut())
+		a.vol, a.disk = nil, nil
+		return err
+	}
+	return nil
+}
+
+// open opens the volume as its record says that it is.
+func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
+	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: a.v.cfg.Log}
+	for _, w := range e.Waiting {
+		cfg.Kept = append(cfg.Kept, w.At)
+	}
+	a.guard = a.v.cfg.Holders.Guard(a.owner())
+	cfg.Persist = a.guard
+	if e.Head != nil {
+		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
+		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
+			return err
+		}
+		cfg.Source, cfg.SourceSize, cfg.ChunkSize = a.image, e.Head.Root.Size, e.Head.Root.ChunkSize
+	}
+	if a.vol, err = volume.Open(cfg); err == nil {
+		if !e.ReadOnly && a.v.cfg.Origin != nil {
+			a.folds = a.newFolding(e)
+		}
+		a.guard.Begin(a.vol)
+		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
+	}
+	return err
+}
+
+// widest is the head by which most members send what the volume begins as: that of what
+// it was made from, while it has the same root.
+func (v *Volumes) widest(e index.Entry) pack.Head {
+	if made, err := pack.DecodeHead(v.codec, e.Made); err == nil && made.Root == e.Head.Root {
+		return made
+	}
+	return *e.Head
+}
+
+// ask has a volume that is served follow what a Put asks for.
+func (a *attached) ask(ctx context.Context, spec Spec) error {
+	_, body, _ := a.record()
+	if spec.Generation != 0 && spec.Generation < body.Generation {
+		return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+	}
+	after := body
+	if spec.change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
+		return nil
+	}
+	err := a.revise(ctx, func(body *catalog.Volume) error {
+		if spec.Generation != 0 && spec.Generation < body.Generation {
+			return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+		}
+		spec.change(body)
+		return nil
+	})
+	if err == nil {
+		_, body, _ = a.record()
+		a.front.Set(limit.Limits{IOPS: body.IOPS, BytesPerSecond: body.Rate})
+	}
+	return err
+}
+
+// drop removes a folder that was made for nothing.
+func (a *attached) drop() error {
+	a.mu.Lock()
+	fresh := a.fresh
+	a.fresh = nil
+	a.mu.Unlock()
+	if fresh == nil {
+		return nil
+	}
+	return a.v.index.GiveUp(*fresh)
+}
+
+// adopt makes a folder of what the record names.
+func (a *attached) adopt(ctx context.Context) error {
+	_, body, st := a.record()
+	name := a.Name()
+	e := index.Entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
+	if err := a.drop(); err != nil {
+		return err
+	}
+	if old, here := a.v.index.Get(name); here {
+		e.Transport, e.Created = old.Transport, old.Created
+	} else if err := a.v.index.Free(name); err != nil {
+		return err
+	}
+	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
+		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
+	}
+	tails, err := a.endTails(ctx, body)
+	if err != nil {
+		return err
+	}
+	segments := a.v.stored(ctx, body.Segments, tails)
+	e.Ancestors = ancestorsIn(segments, e.ID)
+	if err := a.v.index.Prepare(e); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.fresh = &e
+	a.mu.Unlock()
+	inherited, err := a.inherit(ctx, body, st, e)
+	if err != nil || len(segments)+len(inherited) == 0 {
+		return err
+	}
+	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, append(segments, inherited...))
+	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
+}

@@ -1,0 +1,211 @@
+package volumes
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// waitDurable is what SnapshotSpec.Wait may say.
+const waitDurable = "durable"
+
+// snapshotMethod has the node that a volume is attached to make a snapshot of it.
+const snapshotMethod = CallPrefix + "snapshot"
+
+type snapshotRequest struct {
+	Name string       `json:"name"`
+	Spec SnapshotSpec `json:"spec"`
+}
+
+// Snapshot names the volume's state of now. It is instant, and durable later, or before
+// it returns where the spec says so. The volume has to be attached to a node that answers.
+func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
+	view, err := v.snapshot(ctx, name, spec)
+	if err != nil {
+		return SnapshotView{}, fmt.Errorf("snapshot of volume %q: %w", name, err)
+	}
+	return view, nil
+}
+
+func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
+	if spec.Wait != "" && spec.Wait != waitDurable {
+		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, waitDurable)
+	}
+	a := v.device(name)
+	if a == nil {
+		return v.snapshotElsewhere(ctx, name, spec)
+	}
+	if a.folds == nil {
+		return SnapshotView{}, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+	}
+	body, err := a.snapshot(ctx, spec.Label)
+	if err != nil {
+		return SnapshotView{}, err
+	}
+	if spec.Wait == waitDurable && !body.Durable {
+		if err := v.Settle(ctx, body.Ref().RecordName(), nil); err != nil {
+			return SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
+		}
+		return v.FindSnapshot(ctx, body.Ref().RecordName())
+	}
+	return v.viewSnapshot(body), nil
+}
+
+// snapshotElsewhere asks the node that has the volume.
+func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
+	r, body, err := v.record(ctx, name)
+	switch {
+	case err != nil:
+		return view, v.elsewhere(ctx, name)
+	case body.Holder == v.cfg.Self || body.State == catalog.Released || r.Farm != v.cfg.Farm:
+		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
+	}
+	q, err := json.Marshal(snapshotRequest{name, spec})
+	if err != nil {
+		return view, err
+	}
+	b, err := v.cfg.Call(ctx, body.Holder, snapshotMethod, q)
+	if errors.Is(err, content.ErrUnavailable) {
+		who, _ := v.cfg.Holder(ctx, body.Holder)
+		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, who, name, body.FoldedAt.UTC().Format(time.RFC3339))
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &view)
+	}
+	return view, err
+}
+
+// snapshotFor is Snapshot for another node of the farm.
+func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) {
+	var q snapshotRequest
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, fmt.Errorf("call %s: %w: %w", snapshotMethod, content.ErrInvalid, err)
+	}
+	if v.device(q.Name) == nil {
+		return nil, fmt.Errorf("volume %q: %w here", q.Name, content.ErrNotFound)
+	}
+	view, err := v.Snapshot(ctx, q.Name, q.Spec)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(view)
+}
+
+// share seals the volume and has its record say that others may name what is up to there.
+// The place is kept.
+func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
+	at, err := a.folds.fold.Seal(ctx)
+	if err != nil {
+		return at, catalog.Volume{}, err
+	}
+	var now catalog.Volume
+	if err := a.revise(ctx, func(body *catalog.Volume) error {
+		change(body)
+		body.Shared = max(body.Shared, at.Seq)
+		now = *body
+		return nil
+	}); err != nil {
+		a.vol.Release(at)
+		return at, now, err
+	}
+	return at, now, nil
+}
+
+// snapshot makes one. Its place is noted on this disk before its record says that it is
+// there; one without a record is given up by the next fold.
+func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Snapshot, err error) {
+	at, now, err := a.share(ctx, func(body *catalog.Volume) { body.Snapshots++ })
+	if err != nil {
+		return body, err
+	}
+	body = catalog.Snapshot{
+		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
+		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
+	}
+	b, err := body.Encode(a.v.codec)
+	if err == nil && !body.Durable {
+		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
+			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
+		})
+	}
+	if err != nil || body.Durable {
+		a.vol.Release(at)
+	}
+	if err == nil {
+		_, err = a.v.cfg.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), nil, b)
+	}
+	return body, err
+}
+
+// Settle returns when a snapshot is durable, and makes haste with it.
+func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
+	body, _, err := v.snapshotRecord(ctx, id)
+	if err != nil || body.Durable {
+		return err
+	}
+	a := v.device(body.Volume)
+	if body.Holder != v.cfg.Self || a == nil || a.folds == nil {
+		who, _ := v.cfg.Holder(ctx, body.Holder)
+		return fmt.Errorf("snapshot %s: %w: %s has what the bucket lacks of it: attach the volume there", id, content.ErrConflict, who)
+	}
+	if err := a.folds.run(ctx, fold.Safe); err != nil {
+		return fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	if body, _, err = v.snapshotRecord(ctx, id); err == nil && !body.Durable {
+		err = fmt.Errorf("snapshot %s: %w: the node does not know its place in the journal any more", id, content.ErrConflict)
+	}
+	return err
+}
+
+// snapshotRecord reads what the mesh knows of a snapshot.
+func (v *Volumes) snapshotRecord(ctx context.Context, id string) (body catalog.Snapshot, r catalog.Record, err error) {
+	if err := content.KindSnapshot.CheckName(id); err != nil {
+		return body, r, err
+	}
+	if r, err = v.cfg.Registry.Snapshot(ctx, id); err == nil {
+		body, err = catalog.DecodeSnapshot(v.codec, id, r.Body)
+	}
+	if err != nil {
+		err = fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	return body, r, err
+}
+
+// RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays.
+func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
+	body, r, err := v.snapshotRecord(ctx, id)
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = v.cfg.Registry.Delete(ctx, r)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %w", err)
+	}
+	return v.forgetWaiting(body)
+}
+
+// forgetWaiting gives the place of a snapshot back that is not needed any more.
+func (v *Volumes) forgetWaiting(body catalog.Snapshot) error {
+	w := index.Waiting{Number: body.Number, At: body.At}
+	e, here := v.index.Get(body.Volume)
+	if !here || e.ID != body.ID || !slices.Contains(e.Waiting, w) {
+		return nil
+	}
+	_, err := v.index.Change(body.Volume, func(e *index.Entry) {
+		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
+	})
+	if a := v.device(body.Volume); err == nil && a != nil && a.vol != nil {
+		a.vol.Release(w.At)
+	}
+	return err
+}

@@ -1,0 +1,174 @@
+package catalog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// SegmentsMax bounds the segments of a record: those that are more become chunks.
+	SegmentsMax = 64
+	// AncestorsMax bounds the other volumes that wrote some of them: what a fork was made
+	// from, and what that was.
+	AncestorsMax = 4
+
+	// epochMax bounds an epoch: it rises by one with each attach.
+	epochMax  = 1 << 60
+	whichBits = 3 // room for 1+AncestorsMax
+)
+
+// saved is what the bucket has of a volume or a snapshot.
+//
+// Its journal is encoded as follows, u being an unsigned and i a signed varint:
+//
+//	u  number, u seq       of the base
+//	u  n, n times 16       the IDs of other volumes, by their first segment
+//	u  m, and of each of m segments
+//	   i  its epoch, less the one of the segment before, times 8, and which volume it is
+//	      of: 0 the record's own, else the n-th other
+//	   u  numbers, u entries that it stands for, and u bytes that it has
+//	   16 its sum
+type saved struct {
+	head     *pack.Head
+	lineage  []content.CID
+	base     content.Position
+	segments []content.SegmentRef
+}
+
+// encode returns head, lineage and journal of a volume of that ID and size.
+func (s saved) encode(c *content.Codec, id content.VolumeID, size int64) (head, lineage, journal []byte, err error) {
+	if s.head != nil {
+		if head, err = s.head.Encode(c); err == nil {
+			err = isDisk(*s.head)
+		}
+		if err == nil && s.head.Root.Size > size {
+			err = fmt.Errorf("size %d, and its root has %d bytes", size, s.head.Root.Size)
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if s.head == nil && s.base != (content.Position{}) {
+		return nil, nil, nil, fmt.Errorf("all up to %v is in no root", s.base)
+	}
+	if len(s.lineage) > content.LineageMax || len(s.segments) > SegmentsMax {
+		return nil, nil, nil, fmt.Errorf("%d ancestors, %d segments; the limits are %d and %d", len(s.lineage), len(s.segments), content.LineageMax, SegmentsMax)
+	}
+	for _, root := range s.lineage {
+		if root.IsHole() {
+			return nil, nil, nil, errors.New("an ancestor is a hole")
+		}
+		lineage = append(lineage, root[:]...)
+	}
+	journal, err = s.encodeJournal(id)
+	return head, lineage, journal, err
+}
+
+func (s saved) encodeJournal(id content.VolumeID) ([]byte, error) {
+	volumes := []content.VolumeID{id}
+	for _, x := range s.segments {
+		if !slices.Contains(volumes, x.Volume) {
+			volumes = append(volumes, x.Volume)
+		}
+	}
+	if len(volumes) > 1+AncestorsMax {
+		return nil, fmt.Errorf("its segments are of %d other volumes, the limit is %d", len(volumes)-1, AncestorsMax)
+	}
+	b := binary.AppendUvarint(binary.AppendUvarint(nil, s.base.Number), s.base.Seq)
+	b = binary.AppendUvarint(b, uint64(len(volumes)-1))
+	for _, v := range volumes[1:] {
+		b = append(b, v[:]...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(s.segments)))
+	at, epoch := s.base, uint64(0)
+	for _, x := range s.segments {
+		if x.After != at || x.Through.Number <= at.Number || x.Through.Seq < at.Seq || x.Bytes <= 0 || x.Epoch > epochMax {
+			return nil, fmt.Errorf("a segment of epoch %d and %d bytes from %v to %v follows %v", x.Epoch, x.Bytes, x.After, x.Through, at)
+		}
+		b = binary.AppendVarint(b, int64(x.Epoch-epoch)<<whichBits|int64(slices.Index(volumes, x.Volume)))
+		b = binary.AppendUvarint(b, x.Through.Number-at.Number)
+		b = binary.AppendUvarint(b, x.Through.Seq-at.Seq)
+		b = binary.AppendUvarint(b, uint64(x.Bytes))
+		b = append(b, x.Sum[:]...)
+		at, epoch = x.Through, x.Epoch
+	}
+	return b, nil
+}
+
+// decodeSaved reads what encode wrote, and leaves the checks to it.
+func decodeSaved(c *content.Codec, id content.VolumeID, head, lineage, journal []byte) (s saved, err error) {
+	if head != nil {
+		h, err := pack.DecodeHead(c, head)
+		if err != nil {
+			return s, err
+		}
+		s.head = &h
+	}
+	for root := range slices.Chunk(lineage, content.CIDSize) {
+		if len(root) == content.CIDSize {
+			s.lineage = append(s.lineage, content.CID(root))
+		}
+	}
+	r := varints{rest: journal}
+	s.base = content.Position{Number: r.next(), Seq: r.next()}
+	volumes := []content.VolumeID{id}
+	for n := r.next(); n > 0 && r.err == nil; n-- {
+		volumes = append(volumes, r.bytes16())
+	}
+	at, epoch := s.base, uint64(0)
+	for n := r.next(); n > 0 && r.err == nil; n-- {
+		x := content.SegmentRef{After: at}
+		step := r.nextSigned()
+		which := step & (1<<whichBits - 1)
+		if which >= int64(len(volumes)) {
+			return s, fmt.Errorf("a segment is of volume %d of %d", which, len(volumes))
+		}
+		x.Volume, x.Epoch = volumes[which], epoch+uint64(step>>whichBits)
+		x.Through = content.Position{Number: at.Number + r.next(), Seq: at.Seq + r.next()}
+		x.Bytes, x.Sum = int64(r.next()), r.bytes16()
+		s.segments = append(s.segments, x)
+		at, epoch = x.Through, x.Epoch
+	}
+	return s, r.err
+}
+
+// varints reads a row of numbers; at the first that is not there it says so, and reads no
+// more.
+type varints struct {
+	rest []byte
+	err  error
+}
+
+func (r *varints) next() uint64 {
+	x, n := binary.Uvarint(r.rest)
+	r.cut(n)
+	return x
+}
+
+func (r *varints) nextSigned() int64 {
+	x, n := binary.Varint(r.rest)
+	r.cut(n)
+	return x
+}
+
+func (r *varints) bytes16() (b [16]byte) {
+	n := copy(b[:], r.rest)
+	if n < len(b) {
+		n = 0
+	}
+	r.cut(n)
+	return b
+}
+
+func (r *varints) cut(n int) {
+	if n <= 0 {
+		r.rest, r.err = nil, errors.New("it ends too early")
+		return
+	}
+	r.rest = r.rest[n:]
+}
