@@ -254,6 +254,9 @@ func (c *client) do(command, flags uint16, off uint64, n uint32, payload ...byte
 // answer reads the next reply.
 func (c *client) answer() answer {
 	c.Helper()
+	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil { // for each, of however many
+		c.Fatal(err)
+	}
 	switch magic := binary.BigEndian.Uint32(c.bytes(4)); magic {
 	case 0x67446698:
 		return c.simple()

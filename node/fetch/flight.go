@@ -73,8 +73,7 @@ func (fl *flight) wait(ctx context.Context) (content.Verified, error) {
 	}
 }
 
-// aheadPatience is how long a guest waits for what was asked for ahead of it while nothing
-// of that comes: a few chunks' time on the slowest link of use to it.
+// aheadPatience is how long a guest waits for readahead that brings nothing: a few chunks' time.
 const aheadPatience = 300 * time.Millisecond
 
 // flows waits, for a guest, until a flight has ended; false when it is less urgent and

@@ -176,8 +176,7 @@ func (m *Image) count(fl *flight) {
 	}
 }
 
-// runAhead asks for the chunks of a run that are in one map node, which it brings in if
-// need be. A full cache would not keep them.
+// runAhead asks for a run, in one map node. A full cache would not keep it.
 func (m *Image) runAhead(run readahead.Run) {
 	rs := m.rs.Load()
 	if run.From >= rs.shape.Chunks || m.f.cfg.Cache.Full() {

@@ -61,16 +61,18 @@ func TestSecondFarmReadsTheFirst(t *testing.T) {
 // TestColdMeshSharesTheOrigin: farms that announce the root and begin together
 // share their reads of the origin.
 func TestColdMeshSharesTheOrigin(t *testing.T) {
-	w := newWorld(t)
-	im := w.publish(imageConfig{chunks: imageChunks})
-	members := slices.Concat(w.farm("north", 2), w.farm("south", 2), w.farm("west", 2))
-	for _, m := range members { // what a first read and ten seconds of DHT would bring about
-		m.open(im)
-		w.check(m.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
-	}
-	w.forget()
-	w.warmAll(im, members...)
-	w.copies(im, 1.1)
+	calmly(t, func() error {
+		w := newWorld(t)
+		im := w.publish(imageConfig{chunks: imageChunks})
+		members := slices.Concat(w.farm("north", 2), w.farm("south", 2), w.farm("west", 2))
+		for _, m := range members { // what a first read and ten seconds of DHT would bring about
+			m.open(im)
+			w.check(m.Announce(swarm.KeyFor(im.Head.Scope, im.id, w.secret)))
+		}
+		w.forget()
+		w.warmAll(im, members...)
+		return w.copied(im, 1.1)
+	})
 }
 
 // TestWhoIsGoneIsNotFound: an announcement outlives its member. Whoever has met that

@@ -181,18 +181,15 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 // is longer was read by another, or is here, and comes once.
 const gapMax = content.ChunkSizeDefault / 2
 
-// readPart is readObjects of what one request brings. Each object lands as soon as it has
-// come: a guest waits for no others behind it, nor a line for a guest.
+// readPart is readObjects of one request. What has come lands: no guest waits for the rest.
 func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, objects []object) error {
-	var extents []pack.Extent
-	var of []int // the object of each
+	extents, of := []pack.Extent{}, []int{} // of which object each is
 	for i, o := range objects {
 		for _, e := range o.frames() {
 			extents, of = append(extents, e), append(of, i)
 		}
 	}
-	arrived := make([]arrival, len(objects))
-	var unfit error // a map node that can't be used
+	arrived, unfit := make([]arrival, len(objects)), error(nil) // a map node that can't be used
 	err := pack.StreamMoved(ctx, origin, extents, func(i int, v content.Verified) {
 		o, a := objects[of[i]], &arrived[of[i]]
 		a.obj, a.from = o, FromOrigin

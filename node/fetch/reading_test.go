@@ -270,6 +270,7 @@ func TestReadaheadFollowsAGuest(t *testing.T) {
 	im := w.publish(imageConfig{chunks: imageChunks})
 	w.warmAll(im, w.farm("north", 1)...)
 	m := w.join("north", nil)
+	m.origin.Store(false) // which a guest turns to when the machine is late
 	g := m.open(im)
 	p := make([]byte, content.ChunkSizeDefault)
 	for i := range im.chunks {

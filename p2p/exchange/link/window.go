@@ -111,7 +111,7 @@ func (w *window) endRound(now time.Duration) {
 		return
 	}
 	limit := float64(w.limit())
-	want := rate * (w.base + queueTarget).Seconds()
+	want := max(rate, w.rate) * (w.base + queueTarget).Seconds() // one round in which an end was busy says little
 	if want < limit {
 		w.steady = true
 	}

@@ -201,3 +201,26 @@ func TestBodiesAreCompressedForSlowLinks(t *testing.T) {
 		t.Error("a fast link gets compressed bodies")
 	}
 }
+
+// TestWindowForgivesARound in which an end was busy, and not a link that got slower.
+func TestWindowForgivesARound(t *testing.T) {
+	const rate = 12e6
+	w := window{base: 30 * time.Millisecond, steady: true, rate: rate}
+	w.size = int(rate * (w.base + queueTarget).Seconds())
+	before, now := w.size, time.Second
+	half := func() {
+		now += 60 * time.Millisecond
+		w.settled = true
+		w.round.begun, w.round.bytes, w.round.shortest, w.round.full = now-60*time.Millisecond, int(rate*0.06/2), 60*time.Millisecond, true
+		w.endRound(now)
+	}
+	if half(); w.size < before*4/5 {
+		t.Errorf("one round took the window from %d to %d", before, w.size)
+	}
+	for range 12 {
+		half()
+	}
+	if w.size > before*2/3 {
+		t.Errorf("at half the rate the window is %d still, of %d", w.size, before)
+	}
+}
