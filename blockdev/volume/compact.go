@@ -133,7 +133,7 @@ func (v *Volume) joint() int {
 func (v *Volume) memory(replaced ...*layer) int64 {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	room := int64(memoryMax / 2)
+	room := v.cfg.Memory / 2
 	for _, l := range v.layers {
 		if !slices.Contains(replaced, l) {
 			room -= l.bytes()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -49,14 +50,10 @@ func TestReplayOfMoreThanMemory(t *testing.T) {
 	cfg := config(create(t))
 	cfg.Size, cfg.ReadOnly = 8<<30, true // nobody compacts it
 	sparse(t, cfg, 8)
-	whole, err := Open(cfg)
-	must(t, err)
-	cfg.Memory, cfg.ReadOnly = 1<<20, false
-	must(t, whole.Close())
+	want := ranges(t, cfg)
+	cfg.Memory = 1 << 20
 	v, err := Open(cfg)
 	must(t, err)
-	whole.mu.Lock()
-	whole.mu.Unlock()
 	memory := v.open.bytes()
 	for _, l := range v.layers {
 		memory += l.bytes()
@@ -65,6 +62,26 @@ func TestReplayOfMoreThanMemory(t *testing.T) {
 		t.Errorf("the map takes %d bytes of memory, and may take %d", memory, cfg.Memory)
 	}
 	must(t, v.Close())
+	if got := ranges(t, cfg); !slices.Equal(got, want) {
+		t.Errorf("%d ranges, and in memory %d", len(got), len(want))
+	}
+}
+
+// ranges opens a volume and returns where its newest bytes lie.
+func ranges(t *testing.T, cfg Config) (out []extents.Extent) {
+	t.Helper()
+	v, err := Open(cfg)
+	must(t, err)
+	next := flattened(append([]*layer{v.open}, v.layers...))
+	for {
+		e, ok, err := next()
+		must(t, err)
+		if !ok {
+			must(t, v.Close())
+			return out
+		}
+		out = append(out, e)
+	}
 }
 
 // BenchmarkReplay opens a journal of 10 GiB of writes of 4 KiB all over a disk of 64 GiB,
