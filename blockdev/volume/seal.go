@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
@@ -340,6 +341,29 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		close(old.done)
 	})
 	return errors.Join(errs...)
+}
+
+// Advance has all that is written from now on be of a later epoch, in a segment of its own.
+func (v *Volume) Advance(epoch uint64) error {
+	v.syncing.Lock() // no sync has the file in hand that may go
+	defer v.syncing.Unlock()
+	v.take()
+	defer v.turns.pass()
+	if err := v.writable(); err != nil || epoch == v.cfg.Epoch {
+		return err
+	}
+	v.endTail()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.cfg.Epoch = epoch
+	if v.tail == nil {
+		return nil
+	}
+	empty := v.tail
+	v.tail = nil
+	err := v.drop(empty)
+	v.number = empty.After.Number
+	return errors.Join(err, durable.SyncDir(v.cfg.Dir)) // else there may be two of its number
 }
 
 // Grow makes the disk larger; what is new reads as zeros. The caller has made the size

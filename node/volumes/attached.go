@@ -52,6 +52,8 @@ type attached struct {
 	tails atomic.Pointer[fold.Tails] // nil but for the policy origin
 	users sync.WaitGroup             // NBD connections
 
+	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
+
 	err   error
 	after time.Duration // that it failed it is tried again,
 	again time.Time     // which is then
@@ -302,6 +304,9 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	a.inherits(&body)
 	a.spec.change(&body)
 	r, err := a.commit(ctx, base, body)
+	if err == nil && a.vol != nil { // it was served meanwhile
+		err = a.vol.Advance(next.Epoch)
+	}
 	switch {
 	case err == nil:
 		a.mu.Lock()

@@ -67,7 +67,7 @@ func (a *attached) serve(ctx context.Context) error {
 	}
 	if err != nil {
 		err = errors.Join(err, a.shut())
-		a.vol, a.disk = nil, nil
+		a.vol, a.disk, a.folds = nil, nil, nil
 		return err
 	}
 	return nil
@@ -117,6 +117,9 @@ func freeShare(dir string) float64 {
 // once, and what it says since is nothing.
 func (a *attached) isCurrent(e index.Entry) error {
 	end, through := a.vol.End(), e.Through()
+	if tails := a.tails.Load(); tails != nil && tails.Through().Seq > through.Seq { // acknowledged, and not in the record yet
+		through = tails.Through()
+	}
 	if !e.Committed || e.ReadOnly || end.Seq >= through.Seq {
 		return nil
 	}
@@ -203,6 +206,8 @@ func (a *attached) adopt(ctx context.Context) error {
 	if err != nil || len(segments)+len(inherited) == 0 {
 		return err
 	}
-	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, append(segments, inherited...))
+	segments = append(segments, inherited...)
+	e.Ancestors = ancestorsIn(segments, e.ID)
+	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }
