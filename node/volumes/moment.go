@@ -20,7 +20,7 @@ import (
 func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, error) {
 	switch ref.Kind {
 	case content.KindSnapshot:
-		return v.momentOfSnapshot(ctx, ref.RecordName())
+		return v.momentOfSnapshot(ctx, ref.RecordName(), v.device(ref.Name))
 	case content.KindVolume:
 		return v.momentOfVolume(ctx, ref, v.device(ref.Name))
 	}
@@ -45,7 +45,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		if err != nil {
 			return moment.Moment{}, err
 		}
-		return v.momentOfSnapshot(ctx, made.ID)
+		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
 	}
 	at, err := a.folds.fold.Seal(ctx)
 	if err != nil {
@@ -55,12 +55,13 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 	return moment.Moment{Vol: a.vol, At: at, Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Close: func() error { a.vol.Release(at); return nil }}, nil
 }
 
-func (v *Volumes) momentOfSnapshot(ctx context.Context, id string) (moment.Moment, error) {
+// momentOfSnapshot opens a snapshot; a is its volume, if that is here.
+func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) (moment.Moment, error) {
 	body, _, err := v.snapshotRecord(ctx, id)
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Durable && !body.Orphan && a.vol.Keep(body.At) == nil {
+	if a != nil && a.folds != nil && !body.Durable && !body.Orphan && a.vol.Keep(body.At) == nil {
 		return moment.Moment{Vol: a.vol, At: body.At, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Close: func() error { a.vol.Release(body.At); return nil }}, nil
 	}
 	switch {

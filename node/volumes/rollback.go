@@ -50,7 +50,7 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
 
 // roll writes what differs from a snapshot, and is done when it has all of that.
 func (a *attached) roll(ctx context.Context, id string) (err error) {
-	was, err := a.v.momentOfSnapshot(ctx, id)
+	was, err := a.v.momentOfSnapshot(ctx, id, a)
 	if err != nil {
 		return err
 	}
