@@ -46,6 +46,8 @@ func (a *attached) newFolding(e index.Entry) *folding {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
 		Pending: func() (out []content.Position) {
+			a.placing.Lock() // those that have a place already are noted then
+			a.placing.Unlock()
 			e, _ := a.v.index.Get(a.Name())
 			for _, w := range e.Waiting {
 				out = append(out, w.At)

@@ -55,7 +55,9 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (parent, error)
 		}
 		return v.parentSnapshot(ctx, made.ID)
 	}
+	a.placing.Lock()
 	at, now, err := a.share(ctx, func(*catalog.Volume) {})
+	a.placing.Unlock()
 	if err != nil {
 		return parent{}, err
 	}

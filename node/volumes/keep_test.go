@@ -2,11 +2,28 @@ package volumes
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
+
+// flush is a flush without the gate.
+func (w *world) flush(t *testing.T, name string) {
+	t.Helper()
+	if err := w.device(name).vol.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // TestSnapshotsOnThisDiskAreKept makes more of them than anything else remembers, while the
 // bucket is away and without a start in between: each reads as the volume was, and gets there.
@@ -44,4 +61,142 @@ func TestSnapshotsOnThisDiskAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("in the bucket")
+}
+
+// TestServedUnconfirmedThenConfirmed: what an origin volume writes after it was served without
+// the origin is of the epoch that the record says, so that its flushes pass, and a takeover
+// ends them.
+func TestServedUnconfirmedThenConfirmed(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: catalog.PolicyOrigin})
+	p.a.fill(t, "disk", shadow, 3, 1)
+	p.a.flush(t, "disk")
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.store.down = true
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", shadow, 3, 2)
+	p.store.down = false
+	if err := p.a.device("disk").happen(t.Context(), right.Due{}); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", shadow, 3, 3)
+	p.a.flush(t, "disk")
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", shadow)
+	if a := p.a.device("disk"); a != nil && a.vol != nil && a.vol.WriteAt(t.Context(), make([]byte, 512), 0, true) == nil {
+		t.Error("a flush was acknowledged after the takeover")
+	}
+}
+
+// TestDiskThatIsOlderThanItsTails: a disk that lacks what the origin has acknowledged flushes
+// of is an older copy, though the record says nothing of them yet.
+func TestDiskThatIsOlderThanItsTails(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: catalog.PolicyOrigin})
+	p.a.fill(t, "disk", shadow, 3, 1)
+	p.a.flush(t, "disk")
+	older := filepath.Join(t.TempDir(), "older")
+	if err := os.CopyFS(older, os.DirFS(p.a.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", shadow, 3, 2)
+	p.a.flush(t, "disk")
+	p.a.stop(t)
+	if err := errors.Join(os.RemoveAll(p.a.cfg.Dir), os.CopyFS(p.a.cfg.Dir, os.DirFS(older))); err != nil {
+		t.Fatal(err)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a := p.a.device("disk"); a != nil && !errors.Is(a.err, content.ErrFenced) {
+		t.Errorf("it is served: %v", a.err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", shadow)
+}
+
+// TestRollbackToWhatIsHereAlone is cut short by a crash, and completed by a later start,
+// after one that failed.
+func TestRollbackToWhatIsHereAlone(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 10, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", bytes.Clone(shadow), 10, 2)
+	if _, err := p.a.index.Change("disk", func(e *index.Entry) { e.Rolling = "disk@1" }); err != nil {
+		t.Fatal(err)
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.store.down = true
+	_ = p.a.openAll(t.Context())
+	if a := p.a.device("disk"); a.err == nil {
+		t.Fatal("it was rolled back to a snapshot of which nothing can be read")
+	}
+	p.store.down = false
+	p.a.now = p.a.now.Add(tryAfterMax)
+	p.a.serveLater(t.Context(), "disk")
+	if a := p.a.device("disk"); a.err != nil {
+		t.Fatal(a.err)
+	}
+	p.a.is(t, "disk", shadow)
+}
+
+// during is a registry that does something within the next commit of a volume's record.
+type during struct {
+	*store
+	do func()
+}
+
+func (d *during) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
+	if do := d.do; do != nil && kind == content.KindVolume {
+		d.do = nil
+		do()
+	}
+	return d.store.Commit(ctx, kind, name, base, body)
+}
+
+// TestSnapshotBesideAFold: a fold that begins while a snapshot has a place, and its record
+// does not say so yet, makes that durable as well.
+func TestSnapshotBesideAFold(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 10, 1)
+	want := bytes.Clone(shadow)
+	a, folded := p.a.device("disk"), make(chan error, 1)
+	p.a.cfg.Registry = &during{store: p.store, do: func() {
+		p.a.fill(t, "disk", shadow, 10, 2)
+		go func() { folded <- a.folds.run(t.Context(), fold.Safe) }()
+		for a.placing.TryLock() { // else the fold waits for it
+			a.placing.Unlock()
+			for x := range p.shelf.bucket.List(t.Context(), string(content.KeyJournals), "") {
+				if x != (bucket.Info{}) {
+					return
+				}
+			}
+		}
+	}}
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-folded; err != nil {
+		t.Fatal(err)
+	}
+	if err := a.folds.run(t.Context(), fold.Chunks); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), want) {
+		t.Error("it has other bytes")
+	}
 }

@@ -122,15 +122,26 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 // snapshot makes one. Its place is noted on this disk before its record says that it is
 // there; one without a record is given up by the next fold.
 func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Snapshot, err error) {
+	body, b, err := a.place(ctx, label)
+	if err == nil {
+		_, err = a.v.cfg.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), nil, b)
+	}
+	return body, err
+}
+
+// place gives a snapshot its place, and returns its record, encoded too.
+func (a *attached) place(ctx context.Context, label string) (body catalog.Snapshot, b []byte, err error) {
+	a.placing.Lock()
+	defer a.placing.Unlock()
 	at, now, err := a.share(ctx, func(body *catalog.Volume) { body.Snapshots++ })
 	if err != nil {
-		return body, err
+		return body, nil, err
 	}
 	body = catalog.Snapshot{
 		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
 		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
-	b, err := body.Encode(a.v.codec)
+	b, err = body.Encode(a.v.codec)
 	if err == nil && !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
 			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
@@ -139,10 +150,7 @@ func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Sna
 	if err != nil || body.Durable {
 		a.vol.Release(at)
 	}
-	if err == nil {
-		_, err = a.v.cfg.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), nil, b)
-	}
-	return body, err
+	return body, b, err
 }
 
 // Settle returns when a snapshot is durable, and makes haste with it.
