@@ -18,6 +18,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -236,7 +237,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		base, body, _ := a.record()
 		return nil, a.v.held(ctx, *base, body)
 	case right.RefuseStale:
-		return nil, fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, a.right.Wish.Generation, a.body.Generation)
+		return nil, terms.Stale(a.right.Wish.Generation, a.body.Generation)
 	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:
@@ -300,7 +301,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
 	a.inherits(&body)
-	a.spec.change(&body)
+	a.spec.Change(&body)
 	r, err := a.commit(ctx, base, body)
 	switch {
 	case err == nil:
@@ -316,20 +317,6 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)
 	a.set(nil, a.body)
 	return right.Unwritten{}, nil
-}
-
-// change has the record say what an attach asks for.
-func (s Spec) change(body *catalog.Volume) {
-	if s.Durability != "" {
-		body.Policy = s.Durability
-	}
-	if s.Degrade != "" {
-		body.Degrade = s.Degrade
-	}
-	if s.Limits != (Limits{}) {
-		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond
-	}
-	body.Generation = max(body.Generation, s.Generation)
 }
 
 // keepRight has on disk what the state is, before anything is done by it.

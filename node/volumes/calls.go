@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -201,7 +202,7 @@ func (v *Volumes) move(ctx context.Context, name, node string) (View, error) {
 // takeBack attaches a volume again that could not be moved.
 func (v *Volumes) takeBack(ctx context.Context, name string, why error) error {
 	e, _ := v.index.Get(name)
-	if err := v.reattach(context.WithoutCancel(ctx), e, Spec{Transport: transportAuto}); err != nil {
+	if err := v.reattach(context.WithoutCancel(ctx), e, Spec{Transport: terms.Auto}); err != nil {
 		return errors.Join(why, fmt.Errorf("nor did this node, where it is detached now: %w", err))
 	}
 	return fmt.Errorf("%w; it is attached here again", why)

@@ -76,7 +76,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Ent
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
-	spec.change(&e.Volume)
+	spec.Change(&e.Volume)
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -49,7 +50,7 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (parent, error)
 	}
 	a := v.device(ref.Name)
 	if a == nil || a.folds == nil {
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Label: "fork", Wait: waitDurable})
+		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Label: "fork", Wait: terms.Durable})
 		if err != nil {
 			return parent{}, err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -41,7 +42,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		}
 		return v.lookInto(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
 	case a == nil || a.folds == nil:
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: waitDurable})
+		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: terms.Durable})
 		if err != nil {
 			return moment.Moment{}, err
 		}

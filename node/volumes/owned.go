@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -154,6 +154,5 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 
 // takenError says why a volume is not served that was taken away.
 func (v *Volumes) takenError(e index.Entry) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
-		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
+	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
 }

@@ -45,7 +45,7 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
 	case a.disk != nil:
 		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	}
-	return v.doors.unused(ctx, a.Name())
+	return v.doors.Unused(ctx, a.Name())
 }
 
 // roll writes what differs from a snapshot, and is done when it has all of that.

@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -63,7 +64,10 @@ func (a *attached) serve(ctx context.Context) error {
 		err = a.roll(ctx, e.Rolling)
 	}
 	if err == nil {
-		err = a.v.openDisk(ctx, e, a)
+		a.disk, err = a.v.doors.OpenDisk(ctx, e, a.front, func(number int) error {
+			_, err := a.v.index.Change(e.Name, func(e *index.Entry) { e.Disk = &number })
+			return err
+		})
 	}
 	if err != nil {
 		err = errors.Join(err, a.shut())
@@ -139,17 +143,17 @@ func (v *Volumes) widest(e index.Entry) pack.Head {
 func (a *attached) ask(ctx context.Context, spec Spec) error {
 	_, body, _ := a.record()
 	if spec.Generation != 0 && spec.Generation < body.Generation {
-		return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+		return terms.Stale(body.Generation, spec.Generation)
 	}
 	after := body
-	if spec.change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
+	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return nil
 	}
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		if spec.Generation != 0 && spec.Generation < body.Generation {
-			return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+			return terms.Stale(body.Generation, spec.Generation)
 		}
-		spec.change(body)
+		spec.Change(body)
 		return nil
 	})
 	if err == nil {

@@ -10,12 +10,10 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// waitDurable is what SnapshotSpec.Wait may say.
-const waitDurable = "durable"
 
 // snapshotMethod has the node that a volume is attached to make a snapshot of it.
 const snapshotMethod = CallPrefix + "snapshot"
@@ -36,8 +34,8 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 }
 
 func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
-	if spec.Wait != "" && spec.Wait != waitDurable {
-		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, waitDurable)
+	if spec.Wait != "" && spec.Wait != terms.Durable {
+		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
 	if a == nil {
@@ -50,13 +48,13 @@ func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 	if err != nil {
 		return SnapshotView{}, err
 	}
-	if spec.Wait == waitDurable && !body.Durable {
+	if spec.Wait == terms.Durable && !body.Durable {
 		if err := v.Settle(ctx, body.Ref().RecordName(), nil); err != nil {
 			return SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
 		}
 		return v.FindSnapshot(ctx, body.Ref().RecordName())
 	}
-	return v.viewSnapshot(body), nil
+	return terms.OfSnapshot(v.codec, body), nil
 }
 
 // snapshotElsewhere asks the node that has the volume.

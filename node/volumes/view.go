@@ -7,56 +7,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// State is how a volume stands on this node.
-type State string
-
-// The states.
-const (
-	StateOpening     State = "opening"
-	StateAttached    State = "attached"
-	StateUncommitted State = "uncommitted"
-	StateDetached    State = "detached"
-	// StateFull is served, and its writes fail: the disk of the data folder is full.
-	StateFull   State = "full"
-	StateFailed State = "failed"
-)
-
-// View describes a volume.
-type View struct {
-	Name       string      `json:"name"`
-	Size       int64       `json:"size"`
-	From       content.Ref `json:"from,omitzero"`
-	Transport  string      `json:"transport"`
-	Device     string      `json:"device" doc:"what a client opens"`
-	Durability string      `json:"durability"`
-	ReadOnly   bool        `json:"readonly"`
-	Epoch      uint64      `json:"epoch"`
-	State      State       `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
-	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
-	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
-	Farm       string      `json:"farm" doc:"the farm that it belongs to"`
-	Root       content.CID `json:"root"`
-	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
-	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
-	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
-	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
-	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
-	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
-	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
-	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
-	Generation uint64      `json:"generation,omitempty"`
-	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
-	Limits     Limits      `json:"limits,omitzero"`
-	Bytes      fetch.Bytes `json:"bytes"`
-}
 
 // List returns all volumes of this node, by name; folders that can't be read come last.
 func (v *Volumes) List() []View {
@@ -98,7 +53,7 @@ func (v *Volumes) viewBroken(folder string) View {
 }
 
 func (v *Volumes) view(e index.Entry) View {
-	out := v.viewRecord(e.Name, v.cfg.Farm, e.Volume)
+	out := terms.OfRecord(v.codec, e.Name, v.cfg.Farm, e.Volume)
 	out.State, out.Transport, out.Node = StateDetached, e.Transport, v.cfg.NodeID
 	d := v.device(e.Name)
 	switch {
@@ -119,7 +74,7 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	_, _, st := d.record()
 	out.Confirmed = st.Stage == right.Serving
 	out.DirtyBytes, out.DiskBytes = stats.Dirty, stats.Disk
-	out.Transport, out.Device = v.doors.address(e.Name, d)
+	out.Transport, out.Device = v.doors.Address(e.Name, d.disk)
 	out.ReadOnly = d.vol.Geometry().ReadOnly
 	if d.folds != nil {
 		var why error
@@ -147,25 +102,5 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		d.mu.Lock()
 		out.State, out.Detail = StateAttached, cmp.Or(out.Detail, d.behind)
 		d.mu.Unlock()
-	}
-}
-
-// states counts the volumes of each state, when the metrics are asked for.
-type states struct {
-	v    *Volumes
-	desc *prometheus.Desc
-}
-
-// Describe implements prometheus.Collector.
-func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
-
-// Collect implements prometheus.Collector.
-func (s states) Collect(out chan<- prometheus.Metric) {
-	count := map[State]int{}
-	for _, view := range s.v.List() {
-		count[view.State]++
-	}
-	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
-		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}
 }

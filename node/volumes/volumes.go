@@ -16,14 +16,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -109,30 +110,13 @@ const (
 	// parallelOpens is how many volumes are opened at once after a start: each
 	// waits for the disk, or for the kernel.
 	parallelOpens = 16
-
-	transportNBD  = "nbd"
-	transportUBLK = "ublk"
-	transportAuto = "auto"
 )
-
-// Spec is what a Put asks for; zero fields ask for nothing.
-type Spec struct {
-	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
-	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
-	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
-	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
-	Limits     Limits      `json:"limits,omitzero"`
-}
 
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
 type Volumes struct {
 	cfg   Config
 	codec *content.Codec
-	doors doors
+	doors doors.Doors
 
 	opening, opened atomic.Bool // those that were attached
 
@@ -193,7 +177,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 			v.open[e.Name] = &attached{opening: make(chan struct{})}
 		}
 	}
-	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
+	if v.doors, err = doors.Open(ctx, doors.Config{NBD: cfg.NBD, UBLK: cfg.UBLK, Self: cfg.Self, Exports: exports{v}, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	return v, nil
@@ -206,7 +190,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 	defer v.opened.Store(true)
 	defer v.opening.Store(false)
 	entries := v.index.Sorted()
-	if err := v.doors.sweep(ctx, entries); err != nil {
+	if err := v.doors.Sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
 	group := new(errgroup.Group)
@@ -226,7 +210,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 // them. Disks that are in use stay with the kernel for the next start, and so do
 // all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
-	err := v.doors.run(ctx, func(ctx context.Context) error {
+	err := v.doors.Run(ctx, func(ctx context.Context) error {
 		if err := v.openAll(ctx); err != nil {
 			return err
 		}
@@ -249,8 +233,7 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the volumes and the doors.
 func (v *Volumes) Collectors() []prometheus.Collector {
-	return append(v.doors.collectors(),
-		states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)})
+	return append(v.doors.Collectors(), terms.Metrics(v.List))
 }
 
 // turn waits until nobody else changes the volume of that name, and returns what ends the
@@ -305,30 +288,6 @@ func (v *Volumes) Count() int {
 	return len(v.open)
 }
 
-func (s Spec) withDefaults() (Spec, error) {
-	switch s.Transport {
-	case "", transportAuto, transportNBD, transportUBLK:
-		s.Transport = cmp.Or(s.Transport, transportAuto)
-	default:
-		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
-	}
-	if s.Durability != "" {
-		if _, err := catalog.PolicyHolders(s.Durability); err != nil {
-			return s, err
-		}
-	}
-	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
-		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
-	}
-	if err := limit.Limits(s.Limits).Check(); err != nil {
-		return s, err
-	}
-	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
-		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
-	}
-	return s, nil
-}
-
 // Put creates a volume, or attaches one that this node has. created is false when
 // it was here and attached already. What contradicts a volume that exists is
 // ErrConflict.
@@ -336,8 +295,8 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err := content.CheckName(name); err != nil {
 		return View{}, false, err
 	}
-	if spec, err = spec.withDefaults(); err == nil {
-		_, err = v.doors.choose(spec.Transport)
+	if spec, err = spec.WithDefaults(); err == nil {
+		_, err = v.doors.Choose(spec.Transport)
 	}
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
@@ -369,13 +328,13 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 	if !here {
 		return true, v.putNew(ctx, name, spec)
 	}
-	if err := agrees(e.Volume, spec); err != nil {
+	if err := spec.Agrees(e.Volume); err != nil {
 		return false, err
 	}
 	switch served := d != nil && d.vol != nil; {
 	case !served:
 		return true, v.reattach(ctx, e, spec)
-	case !v.doors.serves(d, spec.Transport):
+	case spec.Transport != terms.Auto && (spec.Transport == terms.UBLK) != (d.disk != nil):
 		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
 	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
 		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
@@ -389,7 +348,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	r, body, err := v.record(ctx, name)
 	switch {
 	case err == nil:
-		if err := agrees(body, spec); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
+		if err := spec.Agrees(body); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
 			return err
 		}
 		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
@@ -401,28 +360,17 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	return err
 }
 
-// agrees fails when a spec asks for something else than the volume is.
-func agrees(body catalog.Volume, s Spec) error {
-	switch {
-	case s.From != (content.Ref{}) && s.From != body.From:
-		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
-	case s.Size != 0 && s.Size != body.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
-	}
-	return nil
-}
-
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
 func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error {
-	if spec.Transport == transportNBD {
-		if err := v.doors.giveUpDisk(ctx, e, false); err != nil {
+	if spec.Transport == terms.NBD {
+		if err := v.doors.GiveUpDisk(ctx, e, false); err != nil {
 			return err
 		}
 	}
 	e, err := v.index.Change(e.Name, func(e *index.Entry) {
 		e.Attached = true
-		if spec.Transport != transportAuto {
+		if spec.Transport != terms.Auto {
 			e.Transport = spec.Transport
 		}
 	})
@@ -489,7 +437,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	switch {
 	case d == nil || d.vol == nil:
 		e, _ := v.index.Get(name)
-		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
+		if err := v.doors.GiveUpDisk(ctx, e, force); err != nil {
 			return err
 		}
 	case d.disk != nil:
@@ -497,7 +445,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 			return err
 		}
 	case !force:
-		if err := v.doors.unused(ctx, name); err != nil {
+		if err := v.doors.Unused(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -505,7 +453,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	if d == nil || d.vol == nil {
 		return nil
 	}
-	err := v.doors.nbd.Detach(ctx, name)
+	err := v.doors.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
 		go func() { d.users.Wait(); d.shut() }()
 		return err
