@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -28,8 +29,6 @@ const (
 	// guests wait, startTimeout does.
 	recordTimeout = 30 * time.Second
 	startTimeout  = 3 * time.Second
-	// recordTries bounds how often a record is read again that others write meanwhile.
-	recordTries = 8
 )
 
 // attached is a volume that this node serves, that failed to be served, or that is on its
@@ -119,7 +118,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		return err
 	}
 	defer end()
-	for range recordTries {
+	for range records.Tries {
 		base, body, st := a.record()
 		if base == nil || st.Stage != right.Serving {
 			if err := a.follow(ctx, right.Due{}); err != nil {
@@ -137,28 +136,16 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		if err := change(&body); err != nil {
 			return err
 		}
-		r, err := a.commit(ctx, base, body)
+		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)
 		}
 		a.set(nil, a.body)
-		if !isOvertaken(err) {
+		if !records.IsOvertaken(err) {
 			return fmt.Errorf("volume %q: %w", a.Name(), err)
 		}
 	}
-	return fmt.Errorf("volume %q: %w: others write its record all the time", a.Name(), content.ErrUnavailable)
-}
-
-func isOvertaken(err error) bool {
-	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
-}
-
-func (a *attached) commit(ctx context.Context, base *catalog.Record, body catalog.Volume) (catalog.Record, error) {
-	b, err := body.Encode(a.v.codec)
-	if err != nil {
-		return catalog.Record{}, err
-	}
-	return a.v.cfg.Registry.Commit(ctx, content.KindVolume, a.Name(), base, b)
+	return fmt.Errorf("volume %q: %w", a.Name(), records.Busy())
 }
 
 // keep takes a record as this node's own.
@@ -192,7 +179,7 @@ func (a *attached) happen(ctx context.Context, e right.Event) error {
 
 // follow is happen in the caller's turn.
 func (a *attached) follow(ctx context.Context, e right.Event) error {
-	for range recordTries {
+	for range records.Tries {
 		a.mu.Lock()
 		next, deeds := right.Step(a.right, e)
 		a.right = next
@@ -208,7 +195,7 @@ func (a *attached) follow(ctx context.Context, e right.Event) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)
+	return records.Busy()
 }
 
 // do does one deed, and returns the event that follows, if one does.
@@ -255,13 +242,10 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
 	defer cancel()
-	r, body, err := a.v.record(ctx, name)
+	r, body, err := a.v.records().Volume(ctx, name)
 	_, _, st := a.record()
 	if (err == nil && !st.IsMine(body) || r.Tombstone) && st.Here {
-		r, err = a.v.cfg.Registry.SureVolume(ctx, name)
-		if err == nil {
-			body, err = catalog.DecodeVolume(a.v.codec, r.Body)
-		}
+		r, body, err = a.v.records().SureVolume(ctx, name)
 	}
 	e, _ := a.v.index.Get(name)
 	holding := ""
@@ -302,14 +286,14 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
 	a.inherits(&body)
 	a.spec.Change(&body)
-	r, err := a.commit(ctx, base, body)
+	r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 	switch {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.gaps, a.base, a.body = gaps, &r, body
 		return right.Written{}, nil
-	case isOvertaken(err):
+	case records.IsOvertaken(err):
 		return right.Overtaken{}, nil
 	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid):
 		return nil, err

@@ -99,7 +99,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if !ok || e.Committed {
 		return nil
 	}
-	gone, body, err := v.record(ctx, name)
+	gone, body, err := v.records().Volume(ctx, name)
 	if err == nil {
 		return v.registered(e, gone, body)
 	}

@@ -109,13 +109,9 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Ent
 // register writes the record of a new volume, over that of the name's last deletion if it
 // had one.
 func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
-	body, err := e.Volume.Encode(v.codec)
-	if err != nil {
-		return catalog.Record{}, err
-	}
 	var base *catalog.Record
 	if gone.Tombstone && gone.ETag != "" {
 		base = &gone
 	}
-	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, base, body)
+	return v.records().PutVolume(ctx, e.Name, base, e.Volume)
 }

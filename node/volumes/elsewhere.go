@@ -23,18 +23,10 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	return view, err
 }
 
-// record returns what the mesh knows of a name.
-func (v *Volumes) record(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
-	if r, err = v.cfg.Registry.Volume(ctx, name); err == nil {
-		body, err = catalog.DecodeVolume(v.codec, r.Body)
-	}
-	return r, body, err
-}
-
 // elsewhere says what became of a name that no volume here has: ErrNotFound, with who
 // has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
 func (v *Volumes) elsewhere(ctx context.Context, name string) error {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return fmt.Errorf("%w: no volume of the mesh has this name; `grange volume create` makes one, with --from or --size", content.ErrNotFound)
@@ -48,7 +40,7 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 // unless it is away, or the volume's folder is away from here, and this is forced: its
 // data stay on their disk, under a name that is free.
 func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return nil

@@ -3,11 +3,9 @@ package volumes
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/terms"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -20,9 +18,8 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
 	for _, view := range out {
 		own[view.Name] = true
 	}
-	for _, r := range v.cfg.Registry.Volumes(ctx) {
-		body, err := catalog.DecodeVolume(v.codec, r.Body)
-		if err == nil && !own[r.Name] {
+	for r, body := range v.records().Volumes(ctx) {
+		if !own[r.Name] {
 			out = append(out, terms.OfRecord(v.codec, r.Name, r.Farm, body))
 		}
 	}
@@ -39,10 +36,8 @@ func (v *Volumes) Snapshots(ctx context.Context, volume string) ([]SnapshotView,
 		}
 	}
 	out := []SnapshotView{}
-	for _, r := range v.cfg.Registry.Snapshots(ctx, volume) {
-		if body, err := catalog.DecodeSnapshot(v.codec, r.Name, r.Body); err == nil {
-			out = append(out, terms.OfSnapshot(v.codec, body))
-		}
+	for _, body := range v.records().Snapshots(ctx, volume) {
+		out = append(out, terms.OfSnapshot(v.codec, body))
 	}
 	slices.SortFunc(out, func(a, b SnapshotView) int { return terms.CompareSnapshots(a.ID, b.ID) })
 	return out, ctx.Err()
@@ -50,13 +45,6 @@ func (v *Volumes) Snapshots(ctx context.Context, volume string) ([]SnapshotView,
 
 // FindSnapshot returns one snapshot of the mesh.
 func (v *Volumes) FindSnapshot(ctx context.Context, id string) (SnapshotView, error) {
-	if err := content.KindSnapshot.CheckName(id); err != nil {
-		return SnapshotView{}, err
-	}
-	r, err := v.cfg.Registry.Snapshot(ctx, id)
-	if err != nil {
-		return SnapshotView{}, fmt.Errorf("snapshot %s: %w", id, err)
-	}
-	body, err := catalog.DecodeSnapshot(v.codec, r.Name, r.Body)
+	_, body, err := v.records().Snapshot(ctx, id)
 	return terms.OfSnapshot(v.codec, body), err
 }

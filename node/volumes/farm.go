@@ -30,11 +30,7 @@ func (a *attached) owner() holders.Owner {
 
 // owned reads the record: ErrFenced when it is not this node's any more.
 func (a *attached) owned(ctx context.Context) error {
-	r, err := a.v.cfg.Registry.SureVolume(ctx, a.Name())
-	if err != nil {
-		return err
-	}
-	body, err := catalog.DecodeVolume(a.v.codec, r.Body)
+	_, body, err := a.v.records().SureVolume(ctx, a.Name())
 	if err != nil {
 		return err
 	}

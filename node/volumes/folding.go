@@ -176,28 +176,17 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 // that has no record was given up.
 func (v *Volumes) makeDurable(ctx context.Context, name string, w index.Waiting, now catalog.Volume, segments int) error {
 	ref := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: w.Number}
-	for range recordTries {
-		r, err := v.cfg.Registry.Snapshot(ctx, ref.RecordName())
-		if errors.Is(err, content.ErrNotFound) {
-			return nil
-		}
-		var body catalog.Snapshot
-		if err == nil {
-			body, err = catalog.DecodeSnapshot(v.codec, ref.RecordName(), r.Body)
-		}
-		if err != nil || body.Durable || body.ID != now.ID {
-			return err
+	_, err := v.records().ChangeSnapshot(ctx, ref.RecordName(), func(body *catalog.Snapshot) bool {
+		if body.Durable || body.ID != now.ID {
+			return false
 		}
 		body.Head, body.Lineage, body.Base, body.Segments, body.Durable = now.Head, now.Lineage, now.Base, now.Segments[:segments], true
-		b, err := body.Encode(v.codec)
-		if err == nil {
-			_, err = v.cfg.Registry.Commit(ctx, content.KindSnapshot, ref.RecordName(), &r, b)
-		}
-		if !isOvertaken(err) {
-			return err
-		}
+		return true
+	})
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
 	}
-	return fmt.Errorf("%s: %w: others write its record all the time", ref, content.ErrUnavailable)
+	return err
 }
 
 // readable returns the bucket, for segments that others have put there.

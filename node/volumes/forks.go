@@ -3,7 +3,6 @@ package volumes
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -83,7 +82,7 @@ func (a *attached) parentAt(known catalog.Snapshot, done func()) (parent, error)
 
 // parentSnapshot is a snapshot that is durable, or of this node.
 func (v *Volumes) parentSnapshot(ctx context.Context, id string) (parent, error) {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil {
 		return parent{}, err
 	}
@@ -107,24 +106,14 @@ func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (p
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first
 // that others name what is there, so that its node leaves that alone.
 func (v *Volumes) parentFolded(ctx context.Context, name string) (parent, error) {
-	for range recordTries {
-		r, body, err := v.record(ctx, name)
-		if err != nil {
-			return parent{}, fmt.Errorf("volume %q: %w", name, err)
-		}
-		if through := body.Through().Seq; through > body.Shared {
-			body.Shared = through
-			var b []byte
-			if b, err = body.Encode(v.codec); err == nil {
-				_, err = v.cfg.Registry.Commit(ctx, content.KindVolume, name, &r, b)
-			}
-		}
-		switch {
-		case err == nil:
-			return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed})
-		case !isOvertaken(err):
-			return parent{}, err
-		}
+	body, err := v.records().ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
+		through := body.Through().Seq
+		shares := through > body.Shared
+		body.Shared = max(through, body.Shared)
+		return shares
+	})
+	if err != nil {
+		return parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	return parent{}, fmt.Errorf("volume %q: %w", name, errors.Join(content.ErrUnavailable, errors.New("others write its record all the time")))
+	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed})
 }

@@ -36,7 +36,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment.Moment, error) {
 	switch {
 	case ref.Folded:
-		_, body, err := v.record(ctx, ref.Name)
+		_, body, err := v.records().Volume(ctx, ref.Name)
 		if err != nil {
 			return moment.Moment{}, err
 		}
@@ -57,7 +57,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 }
 
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string) (moment.Moment, error) {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil {
 		return moment.Moment{}, err
 	}

@@ -14,11 +14,6 @@ import (
 // snapshot NAME@eN-orphan. Its data are the volume's folder, as it was; when the volume
 // itself comes back to this node, the folder steps aside.
 
-// orphanName is what the record of an entry's orphan is called.
-func orphanName(e index.Entry) string {
-	return content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Epoch, Orphan: true}.RecordName()
-}
-
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
 	for _, e := range v.index.Sorted() {
@@ -35,14 +30,10 @@ func (v *Volumes) keepOrphans(ctx context.Context) {
 func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	dirty, err := index.HasJournal(v.index.Path(e))
 	if err == nil && dirty {
-		var body []byte
-		body, err = catalog.Snapshot{
+		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
 			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
 			At: e.Through(), Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
-		}.Encode(v.codec)
-		if err == nil {
-			_, err = v.cfg.Registry.Commit(ctx, content.KindSnapshot, orphanName(e), nil, body)
-		}
+		})
 	}
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
 		return err

@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
@@ -16,7 +15,7 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 	a := v.device(e.Name)
 	switch {
 	case spec.Purge:
-		return v.purge(ctx, e.Name)
+		return v.records().Purge(ctx, e.Name)
 	case len(e.Waiting) == 0:
 		return nil
 	case a == nil || a.folds == nil:
@@ -30,16 +29,4 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 		return fmt.Errorf("%d snapshots of it are on this disk alone: %w", len(e.Waiting), err)
 	}
 	return nil
-}
-
-// purge deletes all snapshots of a name: what they hold goes with the next collection of
-// garbage, but for what forks have of it.
-func (v *Volumes) purge(ctx context.Context, name string) error {
-	var errs []error
-	for _, r := range v.cfg.Registry.Snapshots(ctx, name) {
-		if err := v.cfg.Registry.Delete(ctx, r); err != nil {
-			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", r.Name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

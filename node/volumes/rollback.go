@@ -33,7 +33,7 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (View, error) {
 }
 
 func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	_, now, _ := a.record()
 	switch {
 	case err != nil:

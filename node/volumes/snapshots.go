@@ -59,7 +59,7 @@ func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 
 // snapshotElsewhere asks the node that has the volume.
 func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err != nil:
 		return view, v.elsewhere(ctx, name)
@@ -128,8 +128,7 @@ func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Sna
 		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
 		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
-	b, err := body.Encode(a.v.codec)
-	if err == nil && !body.Durable {
+	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
 			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
 		})
@@ -138,14 +137,14 @@ func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Sna
 		a.vol.Release(at)
 	}
 	if err == nil {
-		_, err = a.v.cfg.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), nil, b)
+		err = a.v.records().PutSnapshot(ctx, nil, body)
 	}
 	return body, err
 }
 
 // Settle returns when a snapshot is durable, and makes haste with it.
 func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil || body.Durable {
 		return err
 	}
@@ -157,29 +156,15 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 	if err := a.folds.run(ctx, fold.Safe); err != nil {
 		return fmt.Errorf("snapshot %s: %w", id, err)
 	}
-	if body, _, err = v.snapshotRecord(ctx, id); err == nil && !body.Durable {
+	if _, body, err = v.records().Snapshot(ctx, id); err == nil && !body.Durable {
 		err = fmt.Errorf("snapshot %s: %w: the node does not know its place in the journal any more", id, content.ErrConflict)
 	}
 	return err
 }
 
-// snapshotRecord reads what the mesh knows of a snapshot.
-func (v *Volumes) snapshotRecord(ctx context.Context, id string) (body catalog.Snapshot, r catalog.Record, err error) {
-	if err := content.KindSnapshot.CheckName(id); err != nil {
-		return body, r, err
-	}
-	if r, err = v.cfg.Registry.Snapshot(ctx, id); err == nil {
-		body, err = catalog.DecodeSnapshot(v.codec, id, r.Body)
-	}
-	if err != nil {
-		err = fmt.Errorf("snapshot %s: %w", id, err)
-	}
-	return body, r, err
-}
-
 // RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays.
 func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
-	body, r, err := v.snapshotRecord(ctx, id)
+	r, body, err := v.records().Snapshot(ctx, id)
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -37,25 +38,6 @@ type Library interface {
 	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	// Image makes a root readable.
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
-}
-
-// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
-// origin could be asked, by this node or a member for it.
-type Registry interface {
-	Volume(ctx context.Context, name string) (catalog.Record, error)
-	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
-	SureVolume(ctx context.Context, name string) (catalog.Record, error)
-	// Snapshot returns the record of NAME@N.
-	Snapshot(ctx context.Context, name string) (catalog.Record, error)
-	// Volumes returns the records of all volumes that this node may know, by name, and
-	// Snapshots those of a volume's snapshots, "" for all.
-	Volumes(ctx context.Context) []catalog.Record
-	Snapshots(ctx context.Context, volume string) []catalog.Record
-	// Commit writes a record over the one that it was made from, nil for a name that is
-	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
-	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
-	// Delete writes that the name of a record is free.
-	Delete(ctx context.Context, base catalog.Record) error
 }
 
 // Config is what Volumes is built from.
@@ -78,7 +60,7 @@ type Config struct {
 	// Returned counts how often this node was cut off and is back; nil is never.
 	Returned func() int64
 	Library  Library
-	Registry Registry
+	Registry records.Registry
 	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
 	// has none. Signer vouches for what is stored there.
 	Origin func() (bucket.Bucket, error)
@@ -243,6 +225,11 @@ func (v *Volumes) turn(name string) (end func()) {
 	return end
 }
 
+// records are those of the mesh.
+func (v *Volumes) records() records.Records {
+	return records.Records{Registry: v.cfg.Registry, Codec: v.codec}
+}
+
 // device returns what is open under a name, nil if nothing is.
 func (v *Volumes) device(name string) *attached {
 	v.mu.RLock()
@@ -318,7 +305,7 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 		return false, why
 	}
 	if here && e.Empty && d == nil {
-		if _, body, err := v.record(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
+		if _, body, err := v.records().Volume(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
 			if err := v.index.Remove(e); err != nil {
 				return false, err
 			}
@@ -345,7 +332,7 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 // putNew creates a volume that no volume here is, or attaches it if the mesh has it.
 func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	creates := spec.Size != 0 || spec.From != (content.Ref{})
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err == nil:
 		if err := spec.Agrees(body); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
@@ -480,7 +467,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	if !ok {
 		err := v.removeElsewhere(ctx, name, spec.Force)
 		if err == nil && spec.Purge {
-			err = v.purge(ctx, name)
+			err = v.records().Purge(ctx, name)
 		}
 		return err
 	}
@@ -502,7 +489,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 
 // removeRecord deletes the record of a volume of this node, if it has one.
 func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
-	r, body, err := v.record(ctx, e.Name)
+	r, body, err := v.records().Volume(ctx, e.Name)
 	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
