@@ -47,10 +47,10 @@ type attached struct {
 	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
-	disk  *ublk.Disk                 // nil over NBD
-	folds *folding                   // nil where nothing is written, or no origin known
-	tails atomic.Pointer[fold.Tails] // nil but for the policy origin
-	users sync.WaitGroup             // NBD connections
+	disk  *ublk.Disk     // nil over NBD
+	folds *fold.Paced    // nil where nothing is written, or no origin known
+	line  *fold.Line     // of its tails
+	users sync.WaitGroup // NBD connections
 
 	err   error
 	after time.Duration // that it failed it is tried again,
@@ -69,7 +69,8 @@ type attached struct {
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
-	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
+	a := &attached{v: v, line: &fold.Line{Bucket: v.readable, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}
@@ -278,8 +279,8 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	base, body, st := a.record()
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
-	if a.tails.Load() == nil {
-		if _, err := a.endTails(ctx, body); err != nil {
+	if !a.line.HasEnded() {
+		if _, err := a.line.EndEpoch(ctx, body); err != nil {
 			return right.Unwritten{}, nil
 		}
 	}

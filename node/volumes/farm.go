@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -24,7 +25,7 @@ func (a *attached) owner() holders.Owner {
 	if a.heir != nil {
 		o.Promised = a.heir.Epoch
 	}
-	o.Origin = tailed{a}
+	o.Origin = fold.Tailed(a.tails)
 	return o
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -35,7 +36,7 @@ func (p parent) begins(e *index.Entry) error {
 		return fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, e.From, p.size, e.Size)
 	}
 	e.Head, e.Lineage, e.Base, e.Segments, e.FsUsed = p.known.Head, p.known.Lineage, p.known.Base, p.known.Segments, p.known.FsUsed
-	e.Ancestors = ancestorsIn(p.segments, e.ID)
+	e.Ancestors = fold.Ancestors(p.segments, e.ID)
 	return nil
 }
 

@@ -48,7 +48,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		}
 		return v.momentOfSnapshot(ctx, made.ID)
 	}
-	at, err := a.folds.fold.Seal(ctx)
+	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
 	}

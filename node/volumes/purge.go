@@ -24,7 +24,7 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 		}
 		return fmt.Errorf("%w: %d snapshots of it are on this disk alone: attach it first, or use --purge", content.ErrConflict, len(e.Waiting))
 	}
-	err := a.folds.run(ctx, fold.Safe)
+	err := a.folds.Run(ctx, fold.Safe)
 	if err != nil && !spec.Force {
 		return fmt.Errorf("%d snapshots of it are on this disk alone: %w", len(e.Waiting), err)
 	}

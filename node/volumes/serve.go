@@ -11,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -100,7 +101,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 			return err
 		}
 		if !e.ReadOnly && a.v.cfg.Origin != nil {
-			a.folds = a.newFolding(e)
+			a.folds = a.newFolds(e)
 		}
 		a.guard.Begin(a.vol)
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
@@ -191,12 +192,12 @@ func (a *attached) adopt(ctx context.Context) error {
 	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
 	}
-	tails, err := a.endTails(ctx, body)
+	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err
 	}
 	segments := a.v.stored(ctx, body.Segments, tails)
-	e.Ancestors = ancestorsIn(segments, e.ID)
+	e.Ancestors = fold.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}

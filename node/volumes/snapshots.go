@@ -100,7 +100,7 @@ func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) 
 // share seals the volume and has its record say that others may name what is up to there.
 // The place is kept.
 func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
-	at, err := a.folds.fold.Seal(ctx)
+	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return at, catalog.Volume{}, err
 	}
@@ -153,7 +153,7 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 		who, _ := v.cfg.Holder(ctx, body.Holder)
 		return fmt.Errorf("snapshot %s: %w: %s has what the bucket lacks of it: attach the volume there", id, content.ErrConflict, who)
 	}
-	if err := a.folds.run(ctx, fold.Safe); err != nil {
+	if err := a.folds.Run(ctx, fold.Safe); err != nil {
 		return fmt.Errorf("snapshot %s: %w", id, err)
 	}
 	if _, body, err = v.records().Snapshot(ctx, id); err == nil && !body.Durable {

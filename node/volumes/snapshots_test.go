@@ -147,7 +147,7 @@ func TestSnapshotsAreTheSameElsewhere(t *testing.T) {
 		states[view.Number] = bytes.Clone(shadow)
 		p.a.fill(t, "disk", shadow, 3, n+100)
 		if n%2 == 1 {
-			if err := p.a.device("disk").folds.run(t.Context(), []fold.Want{fold.Safe, fold.Chunks}[n/2%2]); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), []fold.Want{fold.Safe, fold.Chunks}[n/2%2]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -234,11 +234,11 @@ func TestForks(t *testing.T) {
 	shadow = forks["fork1"]
 	fork(p.a, "volume:fork1")
 	for name, w := range at {
-		if err := w.device(name).folds.run(t.Context(), fold.Chunks); err != nil {
+		if err := w.device(name).folds.Run(t.Context(), fold.Chunks); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Chunks); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
@@ -265,7 +265,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 		}
 		states = append(states, bytes.Clone(shadow))
 		if n == 2 {
-			if err := p.a.device("disk").folds.run(t.Context(), fold.Chunks); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -304,7 +304,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 			check(p.a, from, to)
 		}
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 		t.Fatal(err)
 	}
 	for from := range 5 {
@@ -324,7 +324,7 @@ func TestFlushesOfAnOriginVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n == 2 {
-			if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -391,7 +391,7 @@ func TestRollback(t *testing.T) {
 	if e, _ := p.a.index.Get("disk"); e.Rolling != "" {
 		t.Error("it is rolled back again and again")
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 		t.Fatal(err)
 	}
 	for n := range states {

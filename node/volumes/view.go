@@ -78,7 +78,7 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	out.ReadOnly = d.vol.Geometry().ReadOnly
 	if d.folds != nil {
 		var why error
-		if out.Lag, why = d.folds.lag(); why != nil {
+		if out.Lag, why = d.folds.Lag(); why != nil {
 			out.Detail = "what was written since does not get into the bucket, and that is tried again: " + content.Line(why)
 		}
 	}
