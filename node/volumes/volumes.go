@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -111,8 +112,8 @@ type Volumes struct {
 	incarnation uint64
 	pulse       *gate.Pulse
 	losing      chan struct{}
-	errands     chan func(context.Context) // that Run does
-	moves       moves
+	errands     moves.Errands // that Run does
+	moves       *moves.Moves
 	away        atomic.Bool // the origin did not answer a start
 
 	mu   sync.RWMutex         // never held while anything waits
@@ -153,7 +154,8 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
+	v.moves = moves.New(v.errands)
 	for _, e := range index.Sorted() {
 		if e.Attached {
 			v.open[e.Name] = &attached{opening: make(chan struct{})}
