@@ -337,14 +337,9 @@ func (a *attached) leave(ctx context.Context) {
 	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {
 		return
 	}
-	since := "it was made"
-	if !seen.FoldedAt.IsZero() {
-		since = seen.FoldedAt.UTC().Format(time.RFC3339)
-	}
-	orphan := content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: seen.Epoch, Orphan: true}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.behind = fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
+	a.behind = terms.Behind(who, a.name, seen)
 }
 
 // admit opens the gate as far as the state allows.

@@ -38,11 +38,7 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	ranges, err := moment.Suspects(ctx, v.nodes, a, b)
-	if err == nil {
-		err = moment.Compare(ctx, a, b, ranges, yield)
-	}
-	if errors.Is(err, io.EOF) { // who asked has enough
+	if err = moment.Differ(ctx, v.nodes, a, b, yield); errors.Is(err, io.EOF) { // who asked has enough
 		return nil
 	}
 	return err

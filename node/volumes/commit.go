@@ -32,16 +32,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 	group.Go(func() error { return v.keepOwned(ctx) })
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
-	group.Go(func() error {
-		for {
-			select {
-			case do := <-v.errands:
-				group.Go(func() error { do(ctx); return nil })
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
+	group.Go(func() error { return v.errands.Run(ctx) })
 	group.Go(func() error {
 		return every(ctx, func() {
 			var serving errgroup.Group

@@ -68,21 +68,17 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 // use returns what is under a name, counted as used where NBD serves it: who closes a
 // device takes it away first.
 func (x exports) use(name string) *attached {
-	x.v.mu.RLock()
-	defer x.v.mu.RUnlock()
-	d := x.v.open[name]
-	if d != nil && d.vol != nil && d.disk == nil {
-		d.users.Add(1)
-	}
-	return d
+	return x.v.open.Use(name, func(d *attached) {
+		if d != nil && d.vol != nil && d.disk == nil {
+			d.users.Add(1)
+		}
+	})
 }
 
 // List implements nbd.Exports: those that a client can open, if it waits.
 func (x exports) List(context.Context) ([]string, error) {
-	x.v.mu.RLock()
-	defer x.v.mu.RUnlock()
 	var out []string
-	for name, d := range x.v.open {
+	for name, d := range x.v.open.All() {
 		if d.err == nil && d.disk == nil {
 			out = append(out, name)
 		}

@@ -64,14 +64,6 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// upload has all of a volume in the bucket, and if it can in one root.
-func upload(ctx context.Context, a *attached) error {
-	if a.folds == nil {
-		return uploadNothing(ctx, a)
-	}
-	return a.folds.Upload(ctx)
-}
-
 // settle makes those snapshots durable that the volume's record reaches.
 func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 	e, _ := a.v.index.Get(a.Name())
@@ -83,9 +75,7 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 		if err := a.v.makeDurable(ctx, a.Name(), w, now, n); err != nil {
 			return err
 		}
-		if _, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
-			e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
-		}); err != nil {
+		if err := a.v.index.Reached(a.Name(), w); err != nil {
 			return err
 		}
 		a.vol.Release(w.At)

@@ -76,7 +76,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string) (moment.Momen
 
 // momentOfOrphan opens the folder that an orphan was left in.
 func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (moment.Moment, error) {
-	dir, err := v.orphanDir(body)
+	dir, err := v.index.OrphanDir(body)
 	if err != nil {
 		return moment.Moment{}, fmt.Errorf("snapshot %s: %w", body.Ref(), err)
 	}

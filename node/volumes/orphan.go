@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -40,14 +39,4 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	}
 	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
 	return err
-}
-
-// orphanDir is the folder that has the data of an orphan of this node.
-func (v *Volumes) orphanDir(s catalog.Snapshot) (string, error) {
-	if e, ok := v.index.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
-		return v.index.Path(e), nil
-	}
-	dir := v.index.Aside(s.ID, s.Epoch)
-	_, err := os.Stat(dir)
-	return dir, err
 }

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -98,18 +97,9 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 // watchPulse has the records of all volumes read before anything is acknowledged, when
 // this process has stood still.
 func (v *Volumes) watchPulse(ctx context.Context) error {
-	tick := time.NewTicker(gate.BeatInterval)
-	defer tick.Stop()
 	var looks sync.WaitGroup
 	defer looks.Wait()
-	for {
-		select {
-		case <-tick.C:
-		case <-v.pulse.Seen:
-		case <-ctx.Done():
-			return nil
-		}
-		v.pulse.Look()
+	return v.pulse.Watch(ctx, func() {
 		_ = v.each(func(_ string, a *attached) error { // none fails
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
@@ -121,7 +111,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 			}
 			return nil
 		})
-	}
+	})
 }
 
 // waits reports whether a volume acknowledges nothing until its record was read.

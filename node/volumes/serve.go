@@ -9,7 +9,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
@@ -84,7 +83,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
-	cfg.Free = func() float64 { return freeShare(cfg.Dir) }
+	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
 	if e.Head != nil {
@@ -107,15 +106,6 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
-}
-
-// freeShare is which share of the disk of a folder is free; all, where nobody can say.
-func freeShare(dir string) float64 {
-	free, total, err := cache.DiskFree(dir)
-	if err != nil || total == 0 {
-		return 1
-	}
-	return float64(free) / float64(total)
 }
 
 // isCurrent fails where the bucket has what this disk has not: it is a copy of what it was

@@ -184,9 +184,7 @@ func (v *Volumes) forgetWaiting(body catalog.Snapshot) error {
 	if !here || e.ID != body.ID || !slices.Contains(e.Waiting, w) {
 		return nil
 	}
-	_, err := v.index.Change(body.Volume, func(e *index.Entry) {
-		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
-	})
+	err := v.index.Reached(body.Volume, w)
 	if a := v.device(body.Volume); err == nil && a != nil && a.vol != nil {
 		a.vol.Release(w.At)
 	}

@@ -89,15 +89,12 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		}
 	}
 	switch {
-	case stats.Failed != nil:
-		out.State, out.Detail = StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", stats.Failed)
-	case stats.Full:
-		out.State, out.Detail = StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	case stats.Failed != nil || stats.Full:
+		out.State, out.Detail = terms.OfDisk(stats.Failed)
 	case st.Stage == right.Lost:
 		out.State, out.Detail = StateFailed, content.Line(d.fenced())
 	case !e.Committed:
-		out.State = StateUncommitted
-		out.Detail = cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
+		out.State, out.Detail = StateUncommitted, cmp.Or(out.Detail, terms.Uncommitted)
 	default:
 		d.mu.Lock()
 		out.State, out.Detail = StateAttached, cmp.Or(out.Detail, d.behind)

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +23,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/records"
+	"github.com/grangemesh/grange/node/volumes/table"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -71,10 +69,7 @@ type Config struct {
 	// Publish writes the record of an image whose packs are in the bucket; nil is for who
 	// may not.
 	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
-	// Upload has all that was written to a volume in the bucket, and in the record, which
-	// it revises; nil is for who can't.
-	Upload func(context.Context, *attached) error
-	Now    func() time.Time
+	Now     func() time.Time
 	// Clock goes on while this host sleeps; nil is the system's.
 	Clock func() time.Duration
 	Log   *slog.Logger
@@ -116,8 +111,7 @@ type Volumes struct {
 	moves       *moves.Moves
 	away        atomic.Bool // the origin did not answer a start
 
-	mu   sync.RWMutex         // never held while anything waits
-	open map[string]*attached // guarded by mu
+	open table.Table[*attached]
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
@@ -135,9 +129,6 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 			return nil, content.ErrUnavailable
 		}
 	}
-	if cfg.Upload == nil {
-		cfg.Upload = upload
-	}
 	if cfg.Holders == nil {
 		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
 	}
@@ -154,11 +145,11 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
 	v.moves = moves.New(v.errands)
 	for _, e := range index.Sorted() {
 		if e.Attached {
-			v.open[e.Name] = &attached{opening: make(chan struct{})}
+			v.open.Set(e.Name, &attached{opening: make(chan struct{})})
 		}
 	}
 	if v.doors, err = doors.Open(ctx, doors.Config{NBD: cfg.NBD, UBLK: cfg.UBLK, Self: cfg.Self, Exports: exports{v}, Log: cfg.Log}); err != nil {
@@ -206,9 +197,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		}
 		return d.shut()
 	}))
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	clear(v.open)
+	v.open.Clear()
 	return err
 }
 
@@ -233,49 +222,22 @@ func (v *Volumes) records() records.Records {
 }
 
 // device returns what is open under a name, nil if nothing is.
-func (v *Volumes) device(name string) *attached {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.open[name]
-}
+func (v *Volumes) device(name string) *attached { return v.open.Get(name) }
 
 // setDevice keeps a device under a name; nil takes away what was there.
 func (v *Volumes) setDevice(name string, d *attached) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if old := v.open[name]; old != nil && old.opening != nil {
-		defer close(old.opening)
+	if old := v.open.Set(name, d); old != nil && old.opening != nil {
+		close(old.opening)
 	}
-	if d == nil {
-		delete(v.open, name)
-		return
-	}
-	v.open[name] = d
 }
 
 // each calls f for all devices, some at once, and joins the errors.
 func (v *Volumes) each(f func(name string, d *attached) error) error {
-	v.mu.RLock()
-	open := maps.Clone(v.open)
-	v.mu.RUnlock()
-	var group errgroup.Group
-	group.SetLimit(parallelOpens)
-	errs := make([]error, len(open))
-	for i, name := range slices.Sorted(maps.Keys(open)) {
-		group.Go(func() error {
-			errs[i] = f(name, open[name])
-			return nil
-		})
-	}
-	return errors.Join(append(errs, group.Wait())...)
+	return v.open.Each(parallelOpens, f)
 }
 
 // Count returns how many volumes are attached.
-func (v *Volumes) Count() int {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return len(v.open)
-}
+func (v *Volumes) Count() int { return v.open.Len() }
 
 // Put creates a volume, or attaches one that this node has. created is false when
 // it was here and attached already. What contradicts a volume that exists is

@@ -141,3 +141,17 @@ func Ask(ctx context.Context, call func(context.Context, []byte) ([]byte, error)
 		}
 	}
 }
+
+// Run does errands, each as it comes, until ctx ends.
+func (e Errands) Run(ctx context.Context) error {
+	var under sync.WaitGroup
+	defer under.Wait()
+	for {
+		select {
+		case do := <-e:
+			under.Go(func() { do(ctx) })
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -57,3 +57,13 @@ func Taken(name, folder, why string) error {
 func Stale(seen, asked uint64) error {
 	return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, seen, asked)
 }
+
+// Behind says what stays with who had a volume that was taken over.
+func Behind(who, name string, seen catalog.Volume) string {
+	since := "it was made"
+	if !seen.FoldedAt.IsZero() {
+		since = seen.FoldedAt.UTC().Format(time.RFC3339)
+	}
+	orphan := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: seen.Epoch, Orphan: true}
+	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
+}

@@ -2,6 +2,7 @@ package terms
 
 import (
 	"cmp"
+	"fmt"
 	"strings"
 	"time"
 
@@ -128,4 +129,15 @@ func CompareSnapshots(a, b string) int {
 	va, na, _ := strings.Cut(a, "@")
 	vb, nb, _ := strings.Cut(b, "@")
 	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb))
+}
+
+// Uncommitted is why a volume is in that state.
+const Uncommitted = "the origin does not answer; the volume works, and its name is registered when the origin is back"
+
+// OfDisk is how a volume stands whose disk has failed, or is full when nothing did.
+func OfDisk(failed error) (State, string) {
+	if failed == nil {
+		return StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	}
+	return StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", failed)
 }
