@@ -1,6 +1,9 @@
 package volumes
 
 import (
+	"errors"
+	"os"
+
 	"context"
 	"fmt"
 	"path/filepath"
@@ -101,4 +104,17 @@ func (v *Volumes) nodes() (fold.Nodes, error) {
 		return nil, err
 	}
 	return pack.NewReader(store).ReadNode, nil
+}
+
+// Export writes what a reference stands for to a file, which is empty: holes and zeros
+// stay holes. What was written is synced when it returns.
+func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) error {
+	m, err := v.moment(ctx, ref)
+	if err == nil {
+		err = errors.Join(m.Export(ctx, f, progress), m.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("export %s: %w", ref, err)
+	}
+	return nil
 }
