@@ -60,7 +60,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return doors.Remember(d.front, x.v, name), d.users.Done, nil
+			return doors.Remember(d.front, doors.Past{Snapshots: x.v.Snapshots, Changes: x.v.Changes}, name), d.users.Done, nil
 		}
 	}
 }

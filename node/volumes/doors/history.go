@@ -10,12 +10,12 @@ import (
 )
 
 // Past knows the snapshots of volumes, and what was written since.
-type Past interface {
+type Past struct {
 	// Snapshots returns those of a volume.
-	Snapshots(ctx context.Context, volume string) ([]terms.SnapshotView, error)
+	Snapshots func(ctx context.Context, volume string) ([]terms.SnapshotView, error)
 	// Changes yields the ranges in which two differ, by offset; with to 0 the second is the
 	// volume as it is now.
-	Changes(ctx context.Context, volume string, from, to uint64) iter.Seq2[blockdev.Range, error]
+	Changes func(ctx context.Context, volume string, from, to uint64) iter.Seq2[blockdev.Range, error]
 }
 
 // remembered is a volume as NBD serves it, with what was written since its snapshots.
