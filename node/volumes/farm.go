@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -24,17 +25,13 @@ func (a *attached) owner() holders.Owner {
 	if a.heir != nil {
 		o.Promised = a.heir.Epoch
 	}
-	o.Origin = tailed{a}
+	o.Origin = fold.Tailed(a.tails)
 	return o
 }
 
 // owned reads the record: ErrFenced when it is not this node's any more.
 func (a *attached) owned(ctx context.Context) error {
-	r, err := a.v.cfg.Registry.SureVolume(ctx, a.Name())
-	if err != nil {
-		return err
-	}
-	body, err := catalog.DecodeVolume(a.v.codec, r.Body)
+	_, body, err := a.v.records().SureVolume(ctx, a.Name())
 	if err != nil {
 		return err
 	}

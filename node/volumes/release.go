@@ -50,7 +50,7 @@ func (a *attached) release(ctx context.Context) error {
 	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
-	if err := a.v.cfg.Upload(ctx, a); err != nil {
+	if err := a.upload(ctx); err != nil {
 		return err
 	}
 	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
@@ -60,8 +60,11 @@ func (a *attached) release(ctx context.Context) error {
 	return err
 }
 
-// uploadNothing is for a volume that nothing was written to.
-func uploadNothing(_ context.Context, a *attached) error {
+// upload has all of the volume in the bucket, and if it can in one root.
+func (a *attached) upload(ctx context.Context) error {
+	if a.folds != nil {
+		return a.folds.Upload(ctx)
+	}
 	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
 		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
 	}

@@ -180,3 +180,20 @@ func (d *Device) Flush(ctx context.Context) error {
 	}
 	return err
 }
+
+// Watch looks now and again until ctx ends, and at once when somebody has seen a gap; look
+// is called each time.
+func (p *Pulse) Watch(ctx context.Context, look func()) error {
+	tick := time.NewTicker(BeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-p.Seen:
+		case <-ctx.Done():
+			return nil
+		}
+		p.Look()
+		look()
+	}
+}
