@@ -99,6 +99,9 @@ func (v *Volume) resume() error {
 	if n == 0 || v.cfg.ReadOnly {
 		return nil
 	}
+	for _, s := range v.chain[:n-1] { // a kill may have kept its table from it
+		s.sealed = true
+	}
 	last := v.chain[n-1]
 	if last.empty() {
 		return errors.Join(v.drop(last), v.resume())
