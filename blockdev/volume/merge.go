@@ -18,7 +18,9 @@ import (
 // kept: the newest bytes within that range only. It is of this volume and epoch. ErrInvalid
 // means that the range is too much for one segment.
 func (v *Volume) Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error) {
+	v.mu.RLock()
 	ref := content.SegmentRef{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, After: after, Through: through}
+	v.mu.RUnlock()
 	at, next, done, err := v.span(after, through)
 	if err != nil {
 		return ref, fmt.Errorf("merge: %w", err)

@@ -49,6 +49,16 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	return p, nil
 }
 
+// Enter has what is written from now on be of a later epoch, which begins a segment.
+func (v *Volume) Enter(epoch uint64) {
+	v.take()
+	defer v.turns.pass()
+	v.endTail()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
+}
+
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.
 func (v *Volume) freezeAt(p content.Position) {
 	if v.open.after == p {

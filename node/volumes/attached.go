@@ -293,7 +293,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	base, body, st := a.record()
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
-	if a.tails.Load() == nil {
+	if a.tails.Load() == nil && body.Policy == catalog.PolicyOrigin {
 		if _, err := a.endTails(ctx, body); err != nil {
 			return right.Unwritten{}, nil
 		}
@@ -307,6 +307,9 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.gaps, a.base, a.body = gaps, &r, body
+		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
+			a.vol.Enter(body.Epoch)
+		}
 		return right.Written{}, nil
 	case isOvertaken(err):
 		return right.Overtaken{}, nil

@@ -66,7 +66,11 @@ func (f *folding) run(ctx context.Context, want fold.Want) error {
 		return fmt.Errorf("fold: %w: another is under way: %w", content.ErrUnavailable, context.Cause(ctx))
 	}
 	begun := f.a.v.cfg.Now()
+	_, was, _ := f.a.record()
 	err := f.fold.Run(ctx, want)
+	if err == nil {
+		err = f.a.dismiss(ctx, was)
+	}
 	if err != nil && f.behind() > 2*fold.AfterBytes {
 		f.fold.Loosen()
 	}
@@ -75,6 +79,21 @@ func (f *folding) run(ctx context.Context, want fold.Want) error {
 	f.clock.Folded(begun, f.a.v.cfg.Now(), err)
 	f.why = err
 	return err
+}
+
+// dismiss has the record name no holders any more, once the bucket has all that was
+// acknowledged by the time when flushes did not wait for them any more: was is from before it
+// was brought there.
+func (a *attached) dismiss(ctx context.Context, was catalog.Volume) error {
+	if k, _ := catalog.PolicyHolders(was.Policy); k > 0 || len(was.Holders) == 0 {
+		return nil
+	}
+	return a.revise(ctx, func(body *catalog.Volume) error {
+		if k, _ := catalog.PolicyHolders(body.Policy); k == 0 {
+			body.Holders, body.DegradedSince = nil, time.Time{}
+		}
+		return nil
+	})
 }
 
 // behind is how many bytes of the journal the record does not name, about.
@@ -226,10 +245,10 @@ func ancestorsIn(segments []volume.AdoptedSegment, id content.VolumeID) (out []c
 // endTails ends the epoch that a record has, if its flushes go to the origin, before the
 // next one is taken. This process's go on behind what was found.
 func (a *attached) endTails(ctx context.Context, body catalog.Volume) ([]fold.Stored, error) {
-	if body.Policy != catalog.PolicyOrigin {
+	store, err := a.v.readable()
+	if err != nil && body.Policy != catalog.PolicyOrigin {
 		return nil, nil
 	}
-	store, err := a.v.readable()
 	if err != nil {
 		return nil, err
 	}
@@ -256,8 +275,8 @@ func (a *attached) theTails() *fold.Tails {
 	if body.Policy != catalog.PolicyOrigin || st.Stage != right.Serving {
 		return nil
 	}
-	if a.tails.Load() == nil {
-		a.tails.CompareAndSwap(nil, a.newTails(body.ID, body.Through()))
+	if t := a.tails.Load(); t == nil || t.Through().Seq < body.Through().Seq { // it was folded under another policy since
+		a.tails.CompareAndSwap(t, a.newTails(body.ID, body.Through()))
 	}
 	return a.tails.Load()
 }

@@ -35,6 +35,9 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return Inheritance{}, err
 	}
+	if k == 0 { // they are its holders until all is in the bucket
+		k = len(record.Holders)
+	}
 	return Inherit(ctx, Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log})
 }
 
