@@ -49,14 +49,14 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	return p, nil
 }
 
-// Enter has what is written from now on be of a later epoch, which begins a segment.
+// Enter has what is written from now on be of a later epoch, in a segment of its own.
 func (v *Volume) Enter(epoch uint64) {
 	v.take()
-	defer v.turns.pass()
 	v.endTail()
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
+	v.mu.Unlock()
+	v.turns.pass()
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.

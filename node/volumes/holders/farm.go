@@ -81,12 +81,12 @@ func (g *Guard) Begin(v *volume.Volume) {
 	g.mu.Lock()
 	g.vol = v
 	g.mu.Unlock()
-	_, _ = g.follow() // a policy that is none fails each flush
+	_, _ = g.follow(v.End().Seq) // a policy that is none fails each flush
 }
 
 // Persist implements volume.Persister.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	w, err := g.follow()
+	w, err := g.follow(upTo.Seq)
 	switch {
 	case err != nil:
 		return err
@@ -125,8 +125,9 @@ func (g *Guard) end() {
 	}
 }
 
-// follow has the writer that the policy asks for, nil for none.
-func (g *Guard) follow() (*Writer, error) {
+// follow has the writer that the policy asks for, nil for none. Entries up to floor are
+// durable here.
+func (g *Guard) follow(floor uint64) (*Writer, error) {
 	body := g.owner.Record()
 	k, err := catalog.PolicyHolders(body.Policy)
 	if err != nil {
@@ -142,7 +143,7 @@ func (g *Guard) follow() (*Writer, error) {
 		g.end()
 		return nil, nil
 	case g.writer == nil:
-		g.start(body, k, alone)
+		g.start(body, k, floor)
 	case k != g.k || alone != g.alone:
 		g.writer.Want(k, alone)
 	}
@@ -152,7 +153,7 @@ func (g *Guard) follow() (*Writer, error) {
 }
 
 // start starts a writer. Called with mu.
-func (g *Guard) start(body catalog.Volume, k int, alone bool) {
+func (g *Guard) start(body catalog.Volume, k int, floor uint64) {
 	var ancestors []content.VolumeID
 	for _, s := range g.vol.Sealed() {
 		if s.Volume != body.ID && (len(ancestors) == 0 || ancestors[len(ancestors)-1] != s.Volume) {
@@ -160,10 +161,10 @@ func (g *Guard) start(body catalog.Volume, k int, alone bool) {
 		}
 	}
 	g.writer = NewWriter(WriterConfig{
-		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: alone,
+		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
 		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
-	}, g.vol.End())
+	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	w, v, log := g.writer, g.vol, g.farm.Log
