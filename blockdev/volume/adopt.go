@@ -19,12 +19,8 @@ type (
 	AdoptedSegment = journal.AdoptedSegment
 )
 
-const (
-	// HeaderSize is how long the header of a segment is, in bytes.
-	HeaderSize = journal.HeaderSize
-	// SegmentSuffix ends the name of a segment's file.
-	SegmentSuffix = journal.Suffix
-)
+// HeaderSize and SegmentSuffix are how long a segment's header is, and what its name ends with.
+const HeaderSize, SegmentSuffix = journal.HeaderSize, journal.Suffix
 
 // DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
 func DecodeHeader(b []byte) (Header, error) {
