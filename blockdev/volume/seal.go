@@ -9,9 +9,8 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Segment is a sealed part of a volume's journal.

@@ -2,6 +2,7 @@ package holders
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -91,7 +92,10 @@ func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Posi
 	case err != nil:
 		return err
 	case w != nil:
-		return w.Persist(ctx, v, upTo)
+		if err = w.Persist(ctx, v, upTo); errors.Is(err, content.ErrClosed) { // the policy is another by now, or the volume is closed
+			return g.Persist(ctx, v, upTo)
+		}
+		return err
 	case g.owner.Origin != nil && g.owner.Record().Policy == catalog.PolicyOrigin:
 		return g.owner.Origin.Persist(ctx, v, upTo)
 	}
