@@ -9,9 +9,8 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Segment is a sealed part of a volume's journal.
@@ -45,6 +44,16 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 		return content.Position{}, fmt.Errorf("seal: %w", err)
 	}
 	return p, nil
+}
+
+// Enter has what is written from now on be of a later epoch, in a segment of its own.
+func (v *Volume) Enter(epoch uint64) {
+	v.take()
+	v.endTail()
+	v.mu.Lock()
+	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
+	v.mu.Unlock()
+	v.turns.pass()
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.

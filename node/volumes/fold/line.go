@@ -24,13 +24,13 @@ type Line struct {
 // HasEnded reports whether EndEpoch has.
 func (l *Line) HasEnded() bool { return l.tails.Load() != nil }
 
-// EndEpoch ends the epoch that a record has, if its flushes go to the origin, before the
-// next one is taken. This process's go on behind what was found, which it returns.
+// EndEpoch ends the epoch that a record has, before the next one is taken: its flushes may
+// have gone to the origin under an earlier policy. This process's go on behind what was found, which it returns.
 func (l *Line) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, error) {
-	if body.Policy != catalog.PolicyOrigin {
+	store, err := l.Bucket()
+	if err != nil && body.Policy != catalog.PolicyOrigin {
 		return nil, nil
 	}
-	store, err := l.Bucket()
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +46,9 @@ func (l *Line) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, err
 	return found, nil
 }
 
+// Begin has tails go on behind what a record names.
+func (l *Line) Begin(body catalog.Volume) { l.tails.Store(l.behind(body.ID, body.Through())) }
+
 func (l *Line) behind(id content.VolumeID, after content.Position) *Tails {
 	return NewTails(TailsConfig{Bucket: l.Bucket, Dir: l.Dir(id), After: after})
 }
@@ -56,8 +59,8 @@ func (l *Line) Of(body catalog.Volume) *Tails {
 	if body.Policy != catalog.PolicyOrigin {
 		return nil
 	}
-	if l.tails.Load() == nil {
-		l.tails.CompareAndSwap(nil, l.behind(body.ID, body.Through()))
+	if t := l.tails.Load(); t == nil || t.Through().Seq < body.Through().Seq { // it was folded under another policy since
+		l.tails.CompareAndSwap(t, l.behind(body.ID, body.Through()))
 	}
 	return l.tails.Load()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -33,16 +34,29 @@ func NewPaced(vol *volume.Volume, cfg Config) *Paced {
 	return &Paced{Fold: New(cfg), vol: vol, turn: make(chan struct{}, 1)}
 }
 
-// Run folds the volume, when no other fold of it is under way.
-func (p *Paced) Run(ctx context.Context, want Want) error {
+// Hold keeps folds from beginning, once the one that is under way has ended, until end is
+// called.
+func (p *Paced) Hold(ctx context.Context) (end func(), err error) {
 	select {
 	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
+		return func() { <-p.turn }, nil
 	case <-ctx.Done():
-		return fmt.Errorf("fold: %w: another is under way: %w", content.ErrUnavailable, context.Cause(ctx))
+		return nil, fmt.Errorf("fold: %w: another is under way: %w", content.ErrUnavailable, context.Cause(ctx))
 	}
-	begun := p.cfg.Now()
-	err := p.Fold.Run(ctx, want)
+}
+
+// Run folds the volume, when no other fold of it is under way.
+func (p *Paced) Run(ctx context.Context, want Want) error {
+	end, err := p.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	begun, was := p.cfg.Now(), p.cfg.Record()
+	err = p.Fold.Run(ctx, want)
+	if err == nil {
+		err = p.dismiss(ctx, was)
+	}
 	if err != nil && p.behind() > 2*AfterBytes {
 		p.Loosen()
 	}
@@ -51,6 +65,21 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	p.clock.Folded(begun, p.cfg.Now(), err)
 	p.why = err
 	return err
+}
+
+// dismiss has the record name no holders any more, once the bucket has all that was
+// acknowledged by the time when flushes did not wait for them any more: was is from before it
+// was brought there.
+func (p *Paced) dismiss(ctx context.Context, was catalog.Volume) error {
+	if k, _ := catalog.PolicyHolders(was.Policy); k > 0 || len(was.Holders) == 0 {
+		return nil
+	}
+	return p.cfg.Revise(ctx, func(body *catalog.Volume) error {
+		if k, _ := catalog.PolicyHolders(body.Policy); k == 0 {
+			body.Holders, body.DegradedSince = nil, time.Time{}
+		}
+		return nil
+	})
 }
 
 // Upload has all of the volume in the bucket, and if it can in one root.
