@@ -221,10 +221,17 @@ func (d *life) write(r *rapid.T) {
 	for range rapid.IntRange(1, 12).Draw(r, "writes") {
 		off := rapid.Int64Range(0, 3).Draw(r, "place") * 8 * extents.Unit // few, so that much is overwritten
 		p := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(r, "byte"))}, rapid.IntRange(1, 64).Draw(r, "sectors")*extents.SectorSize)
-		must(r, d.v.WriteAt(r.Context(), p, off, false))
-		copy(d.want[off:], p)
+		d.put(r, p, off)
 		d.changed()
 	}
+}
+
+func (d *life) put(r *rapid.T, p []byte, off int64) {
+	if d.v.pressure.behind.Load() { // who tends may be late, but not for ever
+		d.v.tended.Store(false)
+	}
+	must(r, d.v.WriteAt(r.Context(), p, off, false))
+	copy(d.want[off:], p)
 }
 
 // scatter writes sectors all over the disk, so that the map is large.
@@ -234,8 +241,7 @@ func (d *life) scatter(r *rapid.T) {
 	for range rapid.IntRange(100, 400).Draw(r, "writes") {
 		off := rng.Int64N(testSize/extents.SectorSize) * extents.SectorSize
 		p := bytes.Repeat([]byte{byte(rng.IntN(256))}, extents.SectorSize)
-		must(r, d.v.WriteAt(r.Context(), p, off, false))
-		copy(d.want[off:], p)
+		d.put(r, p, off)
 	}
 	must(r, d.v.Flush(r.Context()))
 	d.since = [][]byte{slices.Clone(d.want)}

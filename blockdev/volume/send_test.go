@@ -60,6 +60,7 @@ func TestHolderFollows(t *testing.T) {
 		}
 	}
 	must(t, v.Flush(t.Context()))
+	v.work.Wait() // what is compacted is synced too
 	at = follow(t, v, dir, at)
 	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false)) // never flushed
 	if again := follow(t, v, dir, at); again != at {

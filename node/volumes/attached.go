@@ -259,9 +259,9 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
 		return right.Sighted{Freed: true}, nil
-	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrCorrupt):
+	case !st.Here && (errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt)):
 		return nil, err
-	case err != nil: // that there is none at all says nothing: nobody has signed that
+	case err != nil: // that there is none at all says nothing: nobody has signed that; nor does what a wrong clock makes of it
 		a.v.cfg.Log.Debug("a volume's record can't be read now", "volume", name, "err", err)
 		a.v.missOrigin()
 		return right.Unreadable{}, nil
@@ -296,7 +296,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		return right.Written{}, nil
 	case records.IsOvertaken(err):
 		return right.Overtaken{}, nil
-	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid):
+	case !st.Here && errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid): // what is here is served by any clock
 		return nil, err
 	}
 	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)

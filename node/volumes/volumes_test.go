@@ -94,7 +94,7 @@ func startWorld(t testing.TB, dir string) *world {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
 		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
-		Now: func() time.Time { return w.now },
+		Now: func() time.Time { return w.now }, Clock: func() time.Duration { return 0 }, // a slow test is no standstill
 	})
 	if err != nil {
 		t.Fatal(err)

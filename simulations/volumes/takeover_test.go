@@ -36,7 +36,7 @@ func losses() []loss {
 // (local). The old node, back, acknowledges nothing any more.
 func TestTakeover(t *testing.T) {
 	table := []string{"policy    loss      rounds  flushes acknowledged  taken over in  lost"}
-	for _, policy := range []string{"local"} {
+	for _, policy := range []string{"local", "farm:2", "origin"} {
 		t.Run(policy, func(t *testing.T) {
 			f := newFarm(t, 4)
 			for _, how := range losses() {
