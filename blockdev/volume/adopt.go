@@ -15,10 +15,8 @@ type (
 	AdoptedSegment = journal.AdoptedSegment
 )
 
-const (
-	// HeaderSize is how long the header of a segment is, in bytes.
-	HeaderSize = journal.HeaderSize
-)
+// HeaderSize is how long the header of a segment is, in bytes.
+const HeaderSize = journal.HeaderSize
 
 // DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
 func DecodeHeader(b []byte) (Header, error) {
