@@ -2,9 +2,7 @@ package volume
 
 import (
 	"fmt"
-	"os"
 
-	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -13,18 +11,12 @@ import (
 type (
 	// Header is what a segment says of itself first.
 	Header = journal.Header
-	// Range is a part of the disk, in bytes.
-	Range = blockdev.Range
 	// AdoptedSegment is a sealed segment, and where its bytes are.
 	AdoptedSegment = journal.AdoptedSegment
 )
 
-const (
-	// HeaderSize is how long the header of a segment is, in bytes.
-	HeaderSize = journal.HeaderSize
-	// SegmentSuffix ends the name of a segment's file.
-	SegmentSuffix = journal.Suffix
-)
+// HeaderSize is how long the header of a segment is, in bytes.
+const HeaderSize = journal.HeaderSize
 
 // DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
 func DecodeHeader(b []byte) (Header, error) {
@@ -33,11 +25,6 @@ func DecodeHeader(b []byte) (Header, error) {
 		return Header{}, fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
 	}
 	return h, nil
-}
-
-// Inspect is journal.Inspect.
-func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error) {
-	return journal.Inspect(f, size)
 }
 
 // Adopt fills the folder of a volume that Create has made, and nobody has opened, with

@@ -20,9 +20,8 @@
 // Rewriting the disk leaves dead entries. When the journal takes more than twice what lives
 // in it, and a slack, the deadest segments of a layer are rewritten: neighbours become one
 // merged segment, which is synced, and takes the name of the last of them. That is one step:
-// its header says which others it stands for, and those are removed, here or by the next
-// start once it has found the rest whole. What made their entries dead was synced first.
-// Nothing is merged across a kept position.
+// its header names the others, which are removed, here or by the next start once it has found
+// the rest whole. What made entries dead is synced first. No kept position is merged across.
 //
 // # Replay
 //

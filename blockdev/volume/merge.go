@@ -8,10 +8,9 @@ import (
 
 	"github.com/zeebo/blake3"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Merge writes one segment that stands for those behind after and up to through, which is

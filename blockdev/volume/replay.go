@@ -11,10 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // CorruptError says what of a journal is lost. It wraps content.ErrCorrupt.

@@ -9,10 +9,8 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Segment is a sealed part of a volume's journal.
@@ -46,6 +44,16 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 		return content.Position{}, fmt.Errorf("seal: %w", err)
 	}
 	return p, nil
+}
+
+// Enter has what is written from now on be of a later epoch, in a segment of its own.
+func (v *Volume) Enter(epoch uint64) {
+	v.take()
+	v.endTail()
+	v.mu.Lock()
+	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
+	v.mu.Unlock()
+	v.turns.pass()
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.
@@ -341,29 +349,6 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		close(old.done)
 	})
 	return errors.Join(errs...)
-}
-
-// Advance has all that is written from now on be of a later epoch, in a segment of its own.
-func (v *Volume) Advance(epoch uint64) error {
-	v.syncing.Lock() // no sync has the file in hand that may go
-	defer v.syncing.Unlock()
-	v.take()
-	defer v.turns.pass()
-	if err := v.writable(); err != nil || epoch == v.cfg.Epoch {
-		return err
-	}
-	v.endTail()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.cfg.Epoch = epoch
-	if v.tail == nil {
-		return nil
-	}
-	empty := v.tail
-	v.tail = nil
-	err := v.drop(empty)
-	v.number = empty.After.Number
-	return errors.Join(err, durable.SyncDir(v.cfg.Dir)) // else there may be two of its number
 }
 
 // Grow makes the disk larger; what is new reads as zeros. The caller has made the size

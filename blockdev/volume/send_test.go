@@ -60,6 +60,7 @@ func TestHolderFollows(t *testing.T) {
 		}
 	}
 	must(t, v.Flush(t.Context()))
+	v.work.Wait() // what is compacted is synced too
 	at = follow(t, v, dir, at)
 	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false)) // never flushed
 	if again := follow(t, v, dir, at); again != at {
@@ -74,7 +75,7 @@ func TestHolderFollows(t *testing.T) {
 		must(t, err)
 		info, err := f.Stat()
 		must(t, err)
-		h, seq, end, err := Inspect(f, info.Size())
+		h, seq, end, err := journal.Inspect(f, info.Size())
 		must(t, errors.Join(err, f.Close()))
 		if end != info.Size() {
 			t.Fatalf("%s has %d whole bytes of %d", path, end, info.Size())

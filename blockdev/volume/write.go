@@ -383,8 +383,6 @@ func (v *Volume) carry(d due) error {
 	err := v.sync(d.segments, d.newNames)
 	if err == nil {
 		v.note(d.end)
-	}
-	if err == nil {
 		v.carried(d)
 		v.mark()
 		return nil

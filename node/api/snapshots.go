@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -24,7 +25,7 @@ func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
 		if err != nil {
 			return nil, err
 		}
-		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, volumes.CompareSnapshots)
+		page, link := part(in.Page, all, func(v Snapshot) string { return v.ID }, terms.CompareSnapshots)
 		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume))
 	})
 	route(a, "GET "+snapshotsPath+"/{name}", "one snapshot", func(ctx context.Context, in *Named) (*Answer[Snapshot], error) {

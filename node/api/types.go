@@ -29,7 +29,6 @@ type (
 	Volume        = volumes.View
 	Limits        = volumes.Limits
 	Snapshot      = volumes.SnapshotView
-	Extent        = volumes.Extent
 	PromoteSpec   = volumes.PromoteSpec
 	Operation     = operations.View
 	Member        = membership.Member
@@ -93,4 +92,10 @@ type Rotated struct {
 // MeshKey is the mesh key, the most secret thing that there is; over the socket alone.
 type MeshKey struct {
 	Key string `json:"key" maxLength:"200" doc:"as in the file mesh.key"`
+}
+
+// Extent is a range of a disk.
+type Extent struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
 }

@@ -206,7 +206,7 @@ func (s *Server) changes(a huma.API, vols *volumes.Volumes) {
 				link = also(also(link, "from", strconv.FormatUint(in.From, 10)), "to", strconv.FormatUint(in.To, 10))
 				break
 			}
-			page = append(page, x)
+			page = append(page, Extent(x))
 		}
 		return listed(in.IfNoneMatch, page, link)
 	})

@@ -17,7 +17,9 @@ import (
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -27,8 +29,6 @@ const (
 	// guests wait, startTimeout does.
 	recordTimeout = 30 * time.Second
 	startTimeout  = 3 * time.Second
-	// recordTries bounds how often a record is read again that others write meanwhile.
-	recordTries = 8
 )
 
 // attached is a volume that this node serves, that failed to be served, or that is on its
@@ -47,10 +47,10 @@ type attached struct {
 	guard *holders.Guard // of its flushes
 	front *limit.Device  // vol within its limits, as the doors serve it
 	image *fetch.Image
-	disk  *ublk.Disk                 // nil over NBD
-	folds *folding                   // nil where nothing is written, or no origin known
-	tails atomic.Pointer[fold.Tails] // nil but for the policy origin
-	users sync.WaitGroup             // NBD connections
+	disk  *ublk.Disk     // nil over NBD
+	folds *fold.Paced    // nil where nothing is written, or no origin known
+	line  *fold.Line     // of its tails
+	users sync.WaitGroup // NBD connections
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
 
@@ -71,7 +71,8 @@ type attached struct {
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
-	a := &attached{v: v, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
+	a := &attached{v: v, line: &fold.Line{Bucket: v.readable, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}
@@ -120,7 +121,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		return err
 	}
 	defer end()
-	for range recordTries {
+	for range records.Tries {
 		base, body, st := a.record()
 		if base == nil || st.Stage != right.Serving {
 			if err := a.follow(ctx, right.Due{}); err != nil {
@@ -138,28 +139,16 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		if err := change(&body); err != nil {
 			return err
 		}
-		r, err := a.commit(ctx, base, body)
+		r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 		if err == nil {
 			return a.keep(&r, body)
 		}
 		a.set(nil, a.body)
-		if !isOvertaken(err) {
+		if !records.IsOvertaken(err) {
 			return fmt.Errorf("volume %q: %w", a.Name(), err)
 		}
 	}
-	return fmt.Errorf("volume %q: %w: others write its record all the time", a.Name(), content.ErrUnavailable)
-}
-
-func isOvertaken(err error) bool {
-	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
-}
-
-func (a *attached) commit(ctx context.Context, base *catalog.Record, body catalog.Volume) (catalog.Record, error) {
-	b, err := body.Encode(a.v.codec)
-	if err != nil {
-		return catalog.Record{}, err
-	}
-	return a.v.cfg.Registry.Commit(ctx, content.KindVolume, a.Name(), base, b)
+	return fmt.Errorf("volume %q: %w", a.Name(), records.Busy())
 }
 
 // keep takes a record as this node's own.
@@ -193,7 +182,7 @@ func (a *attached) happen(ctx context.Context, e right.Event) error {
 
 // follow is happen in the caller's turn.
 func (a *attached) follow(ctx context.Context, e right.Event) error {
-	for range recordTries {
+	for range records.Tries {
 		a.mu.Lock()
 		next, deeds := right.Step(a.right, e)
 		a.right = next
@@ -209,7 +198,7 @@ func (a *attached) follow(ctx context.Context, e right.Event) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)
+	return records.Busy()
 }
 
 // do does one deed, and returns the event that follows, if one does.
@@ -238,7 +227,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		base, body, _ := a.record()
 		return nil, a.v.held(ctx, *base, body)
 	case right.RefuseStale:
-		return nil, fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, a.right.Wish.Generation, a.body.Generation)
+		return nil, terms.Stale(a.right.Wish.Generation, a.body.Generation)
 	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:
@@ -256,13 +245,10 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.v.patience())
 	defer cancel()
-	r, body, err := a.v.record(ctx, name)
+	r, body, err := a.v.records().Volume(ctx, name)
 	_, _, st := a.record()
 	if (err == nil && !st.IsMine(body) || r.Tombstone) && st.Here {
-		r, err = a.v.cfg.Registry.SureVolume(ctx, name)
-		if err == nil {
-			body, err = catalog.DecodeVolume(a.v.codec, r.Body)
-		}
+		r, body, err = a.v.records().SureVolume(ctx, name)
 	}
 	e, _ := a.v.index.Get(name)
 	holding := ""
@@ -275,9 +261,9 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
 		return right.Sighted{Freed: true}, nil
-	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrCorrupt):
+	case !st.Here && (errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt)):
 		return nil, err
-	case err != nil: // that there is none at all says nothing: nobody has signed that
+	case err != nil: // that there is none at all says nothing: nobody has signed that; nor does what a wrong clock makes of it
 		a.v.cfg.Log.Debug("a volume's record can't be read now", "volume", name, "err", err)
 		a.v.missOrigin()
 		return right.Unreadable{}, nil
@@ -295,46 +281,32 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	base, body, st := a.record()
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
-	if a.tails.Load() == nil {
-		if _, err := a.endTails(ctx, body); err != nil {
+	if !a.line.HasEnded() && body.Policy == catalog.PolicyOrigin {
+		if _, err := a.line.EndEpoch(ctx, body); err != nil {
 			return right.Unwritten{}, nil
 		}
 	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
 	a.inherits(&body)
-	a.spec.change(&body)
-	r, err := a.commit(ctx, base, body)
-	if err == nil && a.vol != nil { // it was served meanwhile
-		err = a.vol.Advance(next.Epoch)
-	}
+	a.spec.Change(&body)
+	r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 	switch {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.gaps, a.base, a.body = gaps, &r, body
+		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
+			a.vol.Enter(body.Epoch)
+		}
 		return right.Written{}, nil
-	case isOvertaken(err):
+	case records.IsOvertaken(err):
 		return right.Overtaken{}, nil
-	case errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid):
+	case !st.Here && errors.Is(err, content.ErrForbidden), errors.Is(err, content.ErrInvalid): // what is here is served by any clock
 		return nil, err
 	}
 	a.v.cfg.Log.Debug("a volume's epoch can't be taken now", "volume", a.Name(), "err", err)
 	a.set(nil, a.body)
 	return right.Unwritten{}, nil
-}
-
-// change has the record say what an attach asks for.
-func (s Spec) change(body *catalog.Volume) {
-	if s.Durability != "" {
-		body.Policy = s.Durability
-	}
-	if s.Degrade != "" {
-		body.Degrade = s.Degrade
-	}
-	if s.Limits != (Limits{}) {
-		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond
-	}
-	body.Generation = max(body.Generation, s.Generation)
 }
 
 // keepRight has on disk what the state is, before anything is done by it.
@@ -370,14 +342,9 @@ func (a *attached) leave(ctx context.Context) {
 	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {
 		return
 	}
-	since := "it was made"
-	if !seen.FoldedAt.IsZero() {
-		since = seen.FoldedAt.UTC().Format(time.RFC3339)
-	}
-	orphan := content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: seen.Epoch, Orphan: true}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.behind = fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
+	a.behind = terms.Behind(who, a.name, seen)
 }
 
 // admit opens the gate as far as the state allows.

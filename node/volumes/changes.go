@@ -15,15 +15,15 @@ import (
 // Changes yields the ranges in which two snapshots of a volume differ, by offset, in whole
 // units of 4 KiB; with to 0 the volume itself, as it is now, is the second. Only what was
 // written between them, or lies in chunks that their maps have not alike, is read.
-func (v *Volumes) Changes(ctx context.Context, name string, from, to uint64) iter.Seq2[Extent, error] {
-	return func(yield func(Extent, error) bool) {
-		if err := v.changesOf(ctx, name, from, to, func(x Extent) bool { return yield(x, nil) }); err != nil {
-			yield(Extent{}, fmt.Errorf("changes of volume %q: %w", name, err))
+func (v *Volumes) Changes(ctx context.Context, name string, from, to uint64) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		if err := v.changesOf(ctx, name, from, to, func(x blockdev.Range) bool { return yield(x, nil) }); err != nil {
+			yield(blockdev.Range{}, fmt.Errorf("changes of volume %q: %w", name, err))
 		}
 	}
 }
 
-func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, yield func(Extent) bool) (err error) {
+func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, yield func(blockdev.Range) bool) (err error) {
 	first, second := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: from}, content.Ref{Kind: content.KindVolume, Name: name}
 	if to != 0 {
 		second = content.Ref{Kind: content.KindSnapshot, Name: name, Seq: to}
@@ -38,11 +38,7 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	ranges, err := moment.Suspects(ctx, v.nodes, a, b)
-	if err == nil {
-		err = moment.Compare(ctx, a, b, ranges, func(r blockdev.Range) bool { return yield(Extent(r)) })
-	}
-	if errors.Is(err, io.EOF) { // who asked has enough
+	if err = moment.Differ(ctx, v.nodes, a, b, yield); errors.Is(err, io.EOF) { // who asked has enough
 		return nil
 	}
 	return err

@@ -32,16 +32,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 	group.Go(func() error { return v.keepOwned(ctx) })
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
-	group.Go(func() error {
-		for {
-			select {
-			case do := <-v.errands:
-				group.Go(func() error { do(ctx); return nil })
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
+	group.Go(func() error { return v.errands.Run(ctx) })
 	group.Go(func() error {
 		return every(ctx, func() {
 			var serving errgroup.Group
@@ -99,7 +90,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if !ok || e.Committed {
 		return nil
 	}
-	gone, body, err := v.record(ctx, name)
+	gone, body, err := v.records().Volume(ctx, name)
 	if err == nil {
 		return v.registered(e, gone, body)
 	}
@@ -134,6 +125,7 @@ func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volum
 	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
+		a.vol.Enter(body.Epoch)
 		a.mu.Lock()
 		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
 		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {

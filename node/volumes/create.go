@@ -1,7 +1,6 @@
 package volumes
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -20,7 +20,7 @@ import (
 // gone is the record of the name's last deletion, zero if it had none.
 func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
 	e, from, err := v.plan(ctx, name, spec)
-	defer from.end()
+	defer from.End()
 	if err == nil {
 		err = v.index.Free(name)
 	}
@@ -32,7 +32,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
-	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.segments); err != nil {
+	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.Segments); err != nil {
 		return errors.Join(err, v.index.GiveUp(e))
 	}
 	r, err := v.register(ctx, e, gone)
@@ -71,12 +71,12 @@ func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r cata
 }
 
 // plan works out what the volume will be, and what it begins with; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from parent, err error) {
+func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from moment.Parent, err error) {
 	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
-	spec.change(&e.Volume)
+	spec.Change(&e.Volume)
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {
@@ -86,7 +86,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Ent
 	}
 	if spec.From.Kind != content.KindImage {
 		if from, err = v.parentOf(ctx, spec.From); err == nil {
-			err = from.begins(&e)
+			err = from.Begins(&e)
 		}
 		return e, from, err
 	}
@@ -94,9 +94,8 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Ent
 	if err != nil {
 		return e, from, err
 	}
-	e.Size = cmp.Or(e.Size, b.Head.Root.Size)
-	if e.Size < b.Head.Root.Size {
-		return e, from, fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, spec.From, b.Head.Root.Size, e.Size)
+	if err := moment.Fits(&e, b.Head.Root.Size); err != nil {
+		return e, from, err
 	}
 	if e.Made, err = b.Head.Encode(v.codec); err != nil {
 		return e, from, err
@@ -109,13 +108,9 @@ func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Ent
 // register writes the record of a new volume, over that of the name's last deletion if it
 // had one.
 func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
-	body, err := e.Volume.Encode(v.codec)
-	if err != nil {
-		return catalog.Record{}, err
-	}
 	var base *catalog.Record
 	if gone.Tombstone && gone.ETag != "" {
 		base = &gone
 	}
-	return v.cfg.Registry.Commit(ctx, content.KindVolume, e.Name, base, body)
+	return v.records().PutVolume(ctx, e.Name, base, e.Volume)
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -23,18 +23,10 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	return view, err
 }
 
-// record returns what the mesh knows of a name.
-func (v *Volumes) record(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
-	if r, err = v.cfg.Registry.Volume(ctx, name); err == nil {
-		body, err = catalog.DecodeVolume(v.codec, r.Body)
-	}
-	return r, body, err
-}
-
 // elsewhere says what became of a name that no volume here has: ErrNotFound, with who
 // has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
 func (v *Volumes) elsewhere(ctx context.Context, name string) error {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return fmt.Errorf("%w: no volume of the mesh has this name; `grange volume create` makes one, with --from or --size", content.ErrNotFound)
@@ -48,7 +40,7 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 // unless it is away, or the volume's folder is away from here, and this is forced: its
 // data stay on their disk, under a name that is free.
 func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 		return nil
@@ -69,24 +61,16 @@ func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) 
 // holding says who holds a name, since when, and the ways out.
 func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
 	if body.Holder == v.cfg.Self {
-		return v.missing(r, body)
+		return terms.Missing(v.index.Path(index.Entry{Volume: body}), v.index.Has(body.ID), r)
 	}
 	who, away := v.cfg.Holder(ctx, body.Holder)
-	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Policy, r.SignedAt.UTC().Format(time.RFC3339))
-	if !away {
-		return text + "use, detach or remove it there; a new volume needs another name"
-	}
-	return text + fmt.Sprintf("start that node; a new volume needs another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+	return terms.Holding(who, away, r, body)
 }
 
-// missing says what is wrong with a volume that is this node's by its record alone.
-func (v *Volumes) missing(r catalog.Record, body catalog.Volume) string {
-	folder, wrong := v.index.Path(index.Entry{Volume: body}), "is not there: mount the disk that has it, or restore it from a backup"
-	if v.index.Has(body.ID) {
-		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
-	}
-	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",
-		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
+// held is the conflict with who holds a name by its record.
+func (v *Volumes) held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
+	who, _ := v.cfg.Holder(ctx, body.Holder)
+	return &HeldError{Holder: who, Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
 }
 
 // taken says who has a name, where another was quicker to take it.

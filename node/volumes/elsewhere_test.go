@@ -11,6 +11,7 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -72,7 +73,7 @@ func TestFolderIsAway(t *testing.T) {
 	said("show", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{})
 	said("attach", err)
-	if _, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD}); !errors.Is(err, content.ErrConflict) || w.Count() > 0 {
+	if _, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: terms.NBD}); !errors.Is(err, content.ErrConflict) || w.Count() > 0 {
 		t.Errorf("create: %v", err)
 	}
 	said("create", err)
@@ -182,7 +183,7 @@ func TestNameHeldElsewhere(t *testing.T) {
 	said("detach", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{})
 	said("attach", err)
-	_, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: transportNBD})
+	_, _, err = w.Put(t.Context(), "web1", Spec{Size: 1 << 20, Transport: terms.NBD})
 	said("create", err)
 	if err = w.Remove(t.Context(), "web1", RemoveSpec{}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("rm: %v", err)

@@ -7,9 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // told is a mesh whose members tell of some records.
@@ -56,7 +58,7 @@ func TestVolumesOfTheMesh(t *testing.T) {
 	if free.Name != "free" || free.State != "released" || free.Node != "" || free.Farm != "lyon" {
 		t.Errorf("%+v", free)
 	}
-	if held.Name != "held" || held.State != StateAttached || held.Node != idOf(other) || held.Durability != "farm:1" || !slices.Equal(held.Holders, []string{idOf(other)}) || held.Limits.IOPS != 7 {
+	if held.Name != "held" || held.State != StateAttached || held.Node != identity.PeerID(other).String() || held.Durability != "farm:1" || !slices.Equal(held.Holders, []string{identity.PeerID(other).String()}) || held.Limits.IOPS != 7 {
 		t.Errorf("%+v", held)
 	}
 	if own.Name != "own" || own.Device == "" || own.Node != w.cfg.NodeID {
@@ -87,7 +89,7 @@ func TestSnapshotsOfTheMesh(t *testing.T) {
 	if err != nil || !slices.Equal(ids, []string{"web@2", "web@10", "web@e3-orphan"}) {
 		t.Fatalf("%q, %v", ids, err)
 	}
-	if one, err := w.FindSnapshot(t.Context(), "web@2"); err != nil || one != all[0] || one.Label != "before" || one.Durable || one.Node != idOf(other) {
+	if one, err := w.FindSnapshot(t.Context(), "web@2"); err != nil || one != all[0] || one.Label != "before" || one.Durable || one.Node != identity.PeerID(other).String() {
 		t.Errorf("%+v, %v", one, err)
 	}
 	for id, want := range map[string]error{"web@7": content.ErrNotFound, "web": content.ErrInvalid} {
@@ -102,7 +104,7 @@ func TestSnapshotsGoByNumber(t *testing.T) {
 	want := []string{"a@2", "a@10", "a@e3-orphan", "a.b@1", "b@1"}
 	got := slices.Clone(want)
 	slices.Sort(got)
-	if slices.SortFunc(got, CompareSnapshots); !slices.Equal(got, want) {
+	if slices.SortFunc(got, terms.CompareSnapshots); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -2,10 +2,13 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -24,17 +27,13 @@ func (a *attached) owner() holders.Owner {
 	if a.heir != nil {
 		o.Promised = a.heir.Epoch
 	}
-	o.Origin = tailed{a}
+	o.Origin = fold.Tailed(a.tails)
 	return o
 }
 
 // owned reads the record: ErrFenced when it is not this node's any more.
 func (a *attached) owned(ctx context.Context) error {
-	r, err := a.v.cfg.Registry.SureVolume(ctx, a.Name())
-	if err != nil {
-		return err
-	}
-	body, err := catalog.DecodeVolume(a.v.codec, r.Body)
+	_, body, err := a.v.records().SureVolume(ctx, a.Name())
 	if err != nil {
 		return err
 	}
@@ -59,10 +58,14 @@ func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.St
 	a.mu.Lock()
 	a.heir = nil
 	a.mu.Unlock()
-	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 || len(body.Holders) == 0 || body.State == catalog.Released {
+	if len(body.Holders) == 0 || body.State == catalog.Released { // else they may have what another policy had acknowledged
 		return nil, nil
 	}
 	in, err := a.v.cfg.Holders.Inherit(ctx, e.Name, body, st.Process, a.v.index.HalfMade(e)+inheritedFolder)
+	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 && errors.Is(err, content.ErrUnavailable) {
+		a.v.cfg.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", e.Name, "err", err)
+		return nil, os.RemoveAll(a.v.index.HalfMade(e) + inheritedFolder)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -142,7 +143,7 @@ func TestOneVolumeWaitsForNoOther(t *testing.T) {
 	}
 	slow := make(chan error, 1)
 	go func() {
-		_, _, err := w.Put(context.Background(), "slow", Spec{Size: 1 << 20, Transport: transportNBD})
+		_, _, err := w.Put(context.Background(), "slow", Spec{Size: 1 << 20, Transport: terms.NBD})
 		slow <- err
 	}()
 	<-held

@@ -177,7 +177,7 @@ func TestSnapshotBesideAFold(t *testing.T) {
 	a, folded := p.a.device("disk"), make(chan error, 1)
 	p.a.cfg.Registry = &during{store: p.store, do: func() {
 		p.a.fill(t, "disk", shadow, 10, 2)
-		go func() { folded <- a.folds.run(t.Context(), fold.Safe) }()
+		go func() { folded <- a.folds.Run(t.Context(), fold.Safe) }()
 		for a.placing.TryLock() { // else the fold waits for it
 			a.placing.Unlock()
 			for x := range p.shelf.bucket.List(t.Context(), string(content.KeyJournals), "") {
@@ -193,7 +193,7 @@ func TestSnapshotBesideAFold(t *testing.T) {
 	if err := <-folded; err != nil {
 		t.Fatal(err)
 	}
-	if err := a.folds.run(t.Context(), fold.Chunks); err != nil {
+	if err := a.folds.Run(t.Context(), fold.Chunks); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), want) {

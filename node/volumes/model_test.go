@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -28,7 +29,7 @@ type modelled struct {
 	first               byte // what its first block is full of
 }
 
-func (m modelled) state() State {
+func (m modelled) state() terms.State {
 	switch {
 	case !m.attached:
 		return StateDetached
@@ -63,7 +64,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 			"put": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
-				_, created, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD})
+				_, created, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: terms.NBD})
 				if m.released && home.down { // another may have it by now
 					do("put", err, content.ErrUnavailable)
 					return
@@ -232,7 +233,7 @@ func TestVolumeOverAnImage(t *testing.T) {
 	w.cfg.Library = library
 	from := func(name string) content.Ref { return content.Ref{Kind: content.KindImage, Name: name} }
 	put := func(spec Spec) error {
-		spec.Transport = transportNBD
+		spec.Transport = terms.NBD
 		_, _, err := w.Put(t.Context(), "disk", spec)
 		return err
 	}
@@ -288,7 +289,7 @@ func TestImageThatCantBeOpened(t *testing.T) {
 	w := newWorld(t)
 	library := newShelf(t)
 	w.cfg.Library = library
-	if _, _, err := w.Put(t.Context(), "disk", Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: transportNBD}); err != nil {
+	if _, _, err := w.Put(t.Context(), "disk", Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: terms.NBD}); err != nil {
 		t.Fatal(err)
 	}
 	w = w.again(t) // its library has nothing

@@ -1,6 +1,9 @@
 package volumes
 
 import (
+	"errors"
+	"os"
+
 	"context"
 	"fmt"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -35,19 +39,19 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment.Moment, error) {
 	switch {
 	case ref.Folded:
-		_, body, err := v.record(ctx, ref.Name)
+		_, body, err := v.records().Volume(ctx, ref.Name)
 		if err != nil {
 			return moment.Moment{}, err
 		}
 		return v.lookInto(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
 	case a == nil || a.folds == nil:
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: waitDurable})
+		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: terms.Durable})
 		if err != nil {
 			return moment.Moment{}, err
 		}
 		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
 	}
-	at, err := a.folds.fold.Seal(ctx)
+	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
 	}
@@ -57,7 +61,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 
 // momentOfSnapshot opens a snapshot; a is its volume, if that is here.
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) (moment.Moment, error) {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil {
 		return moment.Moment{}, err
 	}
@@ -76,7 +80,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 
 // momentOfOrphan opens the folder that an orphan was left in.
 func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (moment.Moment, error) {
-	dir, err := v.orphanDir(body)
+	dir, err := v.index.OrphanDir(body)
 	if err != nil {
 		return moment.Moment{}, fmt.Errorf("snapshot %s: %w", body.Ref(), err)
 	}
@@ -101,4 +105,17 @@ func (v *Volumes) nodes() (fold.Nodes, error) {
 		return nil, err
 	}
 	return pack.NewReader(store).ReadNode, nil
+}
+
+// Export writes what a reference stands for to a file, which is empty: holes and zeros
+// stay holes. What was written is synced when it returns.
+func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) error {
+	m, err := v.moment(ctx, ref)
+	if err == nil {
+		err = errors.Join(m.Export(ctx, f, progress), m.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("export %s: %w", ref, err)
+	}
+	return nil
 }

@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -13,11 +12,6 @@ import (
 // An orphan is what a node had of a volume that another took, and the bucket had not: the
 // snapshot NAME@eN-orphan. Its data are the volume's folder, as it was; when the volume
 // itself comes back to this node, the folder steps aside.
-
-// orphanName is what the record of an entry's orphan is called.
-func orphanName(e index.Entry) string {
-	return content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Epoch, Orphan: true}.RecordName()
-}
 
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
@@ -35,28 +29,14 @@ func (v *Volumes) keepOrphans(ctx context.Context) {
 func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	dirty, err := index.HasJournal(v.index.Path(e))
 	if err == nil && dirty {
-		var body []byte
-		body, err = catalog.Snapshot{
+		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
 			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
 			At: e.Through(), Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
-		}.Encode(v.codec)
-		if err == nil {
-			_, err = v.cfg.Registry.Commit(ctx, content.KindSnapshot, orphanName(e), nil, body)
-		}
+		})
 	}
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
 		return err
 	}
 	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
 	return err
-}
-
-// orphanDir is the folder that has the data of an orphan of this node.
-func (v *Volumes) orphanDir(s catalog.Snapshot) (string, error) {
-	if e, ok := v.index.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
-		return v.index.Path(e), nil
-	}
-	dir := v.index.Aside(s.ID, s.Epoch)
-	_, err := os.Stat(dir)
-	return dir, err
 }

@@ -3,15 +3,14 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -98,18 +97,9 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 // watchPulse has the records of all volumes read before anything is acknowledged, when
 // this process has stood still.
 func (v *Volumes) watchPulse(ctx context.Context) error {
-	tick := time.NewTicker(gate.BeatInterval)
-	defer tick.Stop()
 	var looks sync.WaitGroup
 	defer looks.Wait()
-	for {
-		select {
-		case <-tick.C:
-		case <-v.pulse.Seen:
-		case <-ctx.Done():
-			return nil
-		}
-		v.pulse.Look()
+	return v.pulse.Watch(ctx, func() {
 		_ = v.each(func(_ string, a *attached) error { // none fails
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
@@ -121,7 +111,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 			}
 			return nil
 		})
-	}
+	})
 }
 
 // waits reports whether a volume acknowledges nothing until its record was read.
@@ -154,6 +144,5 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 
 // takenError says why a volume is not served that was taken away.
 func (v *Volumes) takenError(e index.Entry) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
-		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
+	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
 }

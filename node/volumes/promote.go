@@ -31,7 +31,7 @@ func (v *Volumes) promote(ctx context.Context, ref content.Ref, to PromoteSpec, 
 		to.Scope = content.Mesh()
 	}
 	if a := v.device(ref.Name); ref.Kind == content.KindVolume && !ref.Folded && a != nil && a.folds != nil {
-		if err := a.folds.run(ctx, fold.Chunks); err != nil {
+		if err := a.folds.Run(ctx, fold.Chunks); err != nil {
 			return err
 		}
 	}

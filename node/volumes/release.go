@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -50,18 +51,24 @@ func (a *attached) release(ctx context.Context) error {
 	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
-	if err := a.v.cfg.Upload(ctx, a); err != nil {
+	if err := a.upload(ctx); err != nil {
 		return err
 	}
-	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
+	if err := a.revise(ctx, func(body *catalog.Volume) error {
+		body.State, body.Holders, body.DegradedSince = catalog.Released, nil, time.Time{} // the bucket has all
+		return nil
+	}); err != nil {
 		return err
 	}
 	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	return err
 }
 
-// uploadNothing is for a volume that nothing was written to.
-func uploadNothing(_ context.Context, a *attached) error {
+// upload has all of the volume in the bucket, and if it can in one root.
+func (a *attached) upload(ctx context.Context) error {
+	if a.folds != nil {
+		return a.folds.Upload(ctx)
+	}
 	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
 		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/origin/content"
@@ -33,7 +32,7 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (View, error) {
 }
 
 func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	_, now, _ := a.record()
 	switch {
 	case err != nil:
@@ -45,7 +44,7 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
 	case a.disk != nil:
 		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	}
-	return v.doors.unused(ctx, a.Name())
+	return v.doors.Unused(ctx, a.Name())
 }
 
 // roll writes what differs from a snapshot, and is done when it has all of that.
@@ -60,33 +59,7 @@ func (a *attached) roll(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
-	ranges, err := moment.Suspects(ctx, a.v.nodes, now, was)
-	if err != nil {
-		return err
-	}
-	p := make([]byte, moment.Piece)
-	var failed error
-	err = moment.Compare(ctx, now, was, ranges, func(x blockdev.Range) bool {
-		for off := x.Offset; off < min(x.Offset+x.Length, now.Size) && failed == nil; off += moment.Piece {
-			b := p[:min(x.Offset+x.Length-off, now.Size-off, moment.Piece)]
-			if failed = was.Padded(ctx, b, off); failed != nil {
-				break
-			}
-			if content.IsZero(b) {
-				failed = a.vol.Zero(ctx, off, int64(len(b)), false, false)
-			} else {
-				failed = a.vol.WriteAt(ctx, b, off, false)
-			}
-		}
-		return failed == nil
-	})
-	if failed != nil {
-		return failed
-	}
-	if err == nil {
-		err = a.vol.Flush(ctx)
-	}
-	if err == nil {
+	if err = moment.Restore(ctx, a.v.nodes, now, was); err == nil {
 		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = "" })
 	}
 	return err

@@ -9,11 +9,12 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -63,7 +64,10 @@ func (a *attached) serve(ctx context.Context) error {
 		err = a.roll(ctx, e.Rolling)
 	}
 	if err == nil {
-		err = a.v.openDisk(ctx, e, a)
+		a.disk, err = a.v.doors.OpenDisk(ctx, e, a.front, func(number int) error {
+			_, err := a.v.index.Change(e.Name, func(e *index.Entry) { e.Disk = &number })
+			return err
+		})
 	}
 	if err != nil {
 		err = errors.Join(err, a.shut())
@@ -79,7 +83,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
-	cfg.Free = func() float64 { return freeShare(cfg.Dir) }
+	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
 	if e.Head != nil {
@@ -96,7 +100,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 			return err
 		}
 		if !e.ReadOnly && a.v.cfg.Origin != nil {
-			a.folds = a.newFolding(e)
+			a.folds = a.newFolds(e)
 		}
 		a.guard.Begin(a.vol)
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
@@ -104,21 +108,12 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	return err
 }
 
-// freeShare is which share of the disk of a folder is free; all, where nobody can say.
-func freeShare(dir string) float64 {
-	free, total, err := cache.DiskFree(dir)
-	if err != nil || total == 0 {
-		return 1
-	}
-	return float64(free) / float64(total)
-}
-
 // isCurrent fails where the bucket has what this disk has not: it is a copy of what it was
 // once, and what it says since is nothing.
 func (a *attached) isCurrent(e index.Entry) error {
 	end, through := a.vol.End(), e.Through()
-	if tails := a.tails.Load(); tails != nil && tails.Through().Seq > through.Seq { // acknowledged, and not in the record yet
-		through = tails.Through()
+	if tails := a.line.Through(); tails.Seq > through.Seq { // acknowledged, and not in the record yet
+		through = tails
 	}
 	if !e.Committed || e.ReadOnly || end.Seq >= through.Seq {
 		return nil
@@ -142,17 +137,24 @@ func (v *Volumes) widest(e index.Entry) pack.Head {
 func (a *attached) ask(ctx context.Context, spec Spec) error {
 	_, body, _ := a.record()
 	if spec.Generation != 0 && spec.Generation < body.Generation {
-		return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+		return terms.Stale(body.Generation, spec.Generation)
 	}
 	after := body
-	if spec.change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
+	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return nil
+	}
+	if a.folds != nil && after.Policy != body.Policy { // a fold that is under way ends where no tail would begin
+		end, err := a.folds.Hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
 	}
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		if spec.Generation != 0 && spec.Generation < body.Generation {
-			return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, body.Generation, spec.Generation)
+			return terms.Stale(body.Generation, spec.Generation)
 		}
-		spec.change(body)
+		spec.Change(body)
 		return nil
 	})
 	if err == nil {
@@ -190,12 +192,12 @@ func (a *attached) adopt(ctx context.Context) error {
 	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
 	}
-	tails, err := a.endTails(ctx, body)
+	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err
 	}
 	segments := a.v.stored(ctx, body.Segments, tails)
-	e.Ancestors = ancestorsIn(segments, e.ID)
+	e.Ancestors = fold.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
@@ -203,11 +205,17 @@ func (a *attached) adopt(ctx context.Context) error {
 	a.fresh = &e
 	a.mu.Unlock()
 	inherited, err := a.inherit(ctx, body, st, e)
+	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {
+		inherited = nil // the tails have more
+	} else if n > 0 && len(tails) > 0 {
+		segments = a.v.stored(ctx, body.Segments, nil)
+		a.line.Begin(body)
+	}
 	if err != nil || len(segments)+len(inherited) == 0 {
 		return err
 	}
 	segments = append(segments, inherited...)
-	e.Ancestors = ancestorsIn(segments, e.ID)
+	e.Ancestors = fold.Ancestors(segments, e.ID)
 	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }

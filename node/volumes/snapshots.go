@@ -10,12 +10,10 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// waitDurable is what SnapshotSpec.Wait may say.
-const waitDurable = "durable"
 
 // snapshotMethod has the node that a volume is attached to make a snapshot of it.
 const snapshotMethod = CallPrefix + "snapshot"
@@ -36,8 +34,8 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 }
 
 func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
-	if spec.Wait != "" && spec.Wait != waitDurable {
-		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, waitDurable)
+	if spec.Wait != "" && spec.Wait != terms.Durable {
+		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
 	if a == nil {
@@ -50,18 +48,18 @@ func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 	if err != nil {
 		return SnapshotView{}, err
 	}
-	if spec.Wait == waitDurable && !body.Durable {
+	if spec.Wait == terms.Durable && !body.Durable {
 		if err := v.Settle(ctx, body.Ref().RecordName(), nil); err != nil {
 			return SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
 		}
 		return v.FindSnapshot(ctx, body.Ref().RecordName())
 	}
-	return v.viewSnapshot(body), nil
+	return terms.OfSnapshot(v.codec, body), nil
 }
 
 // snapshotElsewhere asks the node that has the volume.
 func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err != nil:
 		return view, v.elsewhere(ctx, name)
@@ -102,7 +100,7 @@ func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) 
 // share seals the volume and has its record say that others may name what is up to there.
 // The place is kept.
 func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
-	at, err := a.folds.fold.Seal(ctx)
+	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return at, catalog.Volume{}, err
 	}
@@ -122,27 +120,25 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 // snapshot makes one. Its place is noted on this disk before its record says that it is
 // there; one without a record is given up by the next fold.
 func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Snapshot, err error) {
-	body, b, err := a.place(ctx, label)
-	if err == nil {
-		_, err = a.v.cfg.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), nil, b)
+	if body, err = a.place(ctx, label); err == nil {
+		err = a.v.records().PutSnapshot(ctx, nil, body)
 	}
 	return body, err
 }
 
-// place gives a snapshot its place, and returns its record, encoded too.
-func (a *attached) place(ctx context.Context, label string) (body catalog.Snapshot, b []byte, err error) {
+// place gives a snapshot its place, and returns what its record is to say.
+func (a *attached) place(ctx context.Context, label string) (body catalog.Snapshot, err error) {
 	a.placing.Lock()
 	defer a.placing.Unlock()
 	at, now, err := a.share(ctx, func(body *catalog.Volume) { body.Snapshots++ })
 	if err != nil {
-		return body, nil, err
+		return body, err
 	}
 	body = catalog.Snapshot{
 		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
 		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
-	b, err = body.Encode(a.v.codec)
-	if err == nil && !body.Durable {
+	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
 			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
 		})
@@ -150,12 +146,12 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 	if err != nil || body.Durable {
 		a.vol.Release(at)
 	}
-	return body, b, err
+	return body, err
 }
 
 // Settle returns when a snapshot is durable, and makes haste with it.
 func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
-	body, _, err := v.snapshotRecord(ctx, id)
+	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil || body.Durable {
 		return err
 	}
@@ -164,32 +160,18 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 		who, _ := v.cfg.Holder(ctx, body.Holder)
 		return fmt.Errorf("snapshot %s: %w: %s has what the bucket lacks of it: attach the volume there", id, content.ErrConflict, who)
 	}
-	if err := a.folds.run(ctx, fold.Safe); err != nil {
+	if err := a.folds.Run(ctx, fold.Safe); err != nil {
 		return fmt.Errorf("snapshot %s: %w", id, err)
 	}
-	if body, _, err = v.snapshotRecord(ctx, id); err == nil && !body.Durable {
+	if _, body, err = v.records().Snapshot(ctx, id); err == nil && !body.Durable {
 		err = fmt.Errorf("snapshot %s: %w: the node does not know its place in the journal any more", id, content.ErrConflict)
 	}
 	return err
 }
 
-// snapshotRecord reads what the mesh knows of a snapshot.
-func (v *Volumes) snapshotRecord(ctx context.Context, id string) (body catalog.Snapshot, r catalog.Record, err error) {
-	if err := content.KindSnapshot.CheckName(id); err != nil {
-		return body, r, err
-	}
-	if r, err = v.cfg.Registry.Snapshot(ctx, id); err == nil {
-		body, err = catalog.DecodeSnapshot(v.codec, id, r.Body)
-	}
-	if err != nil {
-		err = fmt.Errorf("snapshot %s: %w", id, err)
-	}
-	return body, r, err
-}
-
 // RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays.
 func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
-	body, r, err := v.snapshotRecord(ctx, id)
+	r, body, err := v.records().Snapshot(ctx, id)
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
 	}
@@ -209,9 +191,7 @@ func (v *Volumes) forgetWaiting(body catalog.Snapshot) error {
 	if !here || e.ID != body.ID || !slices.Contains(e.Waiting, w) {
 		return nil
 	}
-	_, err := v.index.Change(body.Volume, func(e *index.Entry) {
-		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(x index.Waiting) bool { return x == w })
-	})
+	err := v.index.Reached(body.Volume, w)
 	if a := v.device(body.Volume); err == nil && a != nil && a.vol != nil {
 		a.vol.Release(w.At)
 	}

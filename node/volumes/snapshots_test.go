@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -51,7 +53,7 @@ const testSize = 1 << 20
 // put makes or attaches a volume.
 func (w *world) put(t *testing.T, name string, spec Spec) View {
 	t.Helper()
-	spec.Transport = transportNBD
+	spec.Transport = terms.NBD
 	view, _, err := w.Put(t.Context(), name, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -138,14 +140,14 @@ func TestSnapshotsAreTheSameElsewhere(t *testing.T) {
 	states := map[uint64][]byte{}
 	for n := range uint64(6) {
 		p.a.fill(t, "disk", shadow, 12, n)
-		view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Label: "l", Wait: []string{"", waitDurable}[n%2]})
+		view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Label: "l", Wait: []string{"", terms.Durable}[n%2]})
 		if err != nil || view.Number != n+1 || view.Durable != (n%2 == 1) {
 			t.Fatalf("%+v, %v", view, err)
 		}
 		states[view.Number] = bytes.Clone(shadow)
 		p.a.fill(t, "disk", shadow, 3, n+100)
 		if n%2 == 1 {
-			if err := p.a.device("disk").folds.run(t.Context(), []fold.Want{fold.Safe, fold.Chunks}[n/2%2]); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), []fold.Want{fold.Safe, fold.Chunks}[n/2%2]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -223,7 +225,7 @@ func TestForks(t *testing.T) {
 		t.Fatal(err)
 	}
 	fork(p.a, "snapshot:disk@1")
-	if _, _, err := p.b.Put(t.Context(), "no", Spec{From: refOf(t, "snapshot:disk@1"), Transport: transportNBD}); !errors.Is(err, content.ErrConflict) {
+	if _, _, err := p.b.Put(t.Context(), "no", Spec{From: refOf(t, "snapshot:disk@1"), Transport: terms.NBD}); !errors.Is(err, content.ErrConflict) {
 		t.Errorf("not durable, elsewhere: %v", err)
 	}
 	fork(p.b, "volume:disk") // its node makes a snapshot
@@ -232,11 +234,11 @@ func TestForks(t *testing.T) {
 	shadow = forks["fork1"]
 	fork(p.a, "volume:fork1")
 	for name, w := range at {
-		if err := w.device(name).folds.run(t.Context(), fold.Chunks); err != nil {
+		if err := w.device(name).folds.Run(t.Context(), fold.Chunks); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Chunks); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
@@ -263,7 +265,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 		}
 		states = append(states, bytes.Clone(shadow))
 		if n == 2 {
-			if err := p.a.device("disk").folds.run(t.Context(), fold.Chunks); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), fold.Chunks); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -272,7 +274,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 	const unit = 4096
 	check := func(w *world, from, to int) {
 		t.Helper()
-		var want, got []Extent
+		var want, got []blockdev.Range
 		for off := int64(0); off < testSize; off += unit {
 			if bytes.Equal(states[from][off:off+unit], states[to%len(states)][off:off+unit]) {
 				continue
@@ -280,7 +282,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 			if n := len(want); n > 0 && want[n-1].Offset+want[n-1].Length == off {
 				want[n-1].Length += unit
 			} else {
-				want = append(want, Extent{off, unit})
+				want = append(want, blockdev.Range{Offset: off, Length: unit})
 			}
 		}
 		number := uint64(to + 1)
@@ -302,7 +304,7 @@ func TestChangesAreAByteComparison(t *testing.T) {
 			check(p.a, from, to)
 		}
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 		t.Fatal(err)
 	}
 	for from := range 5 {
@@ -322,7 +324,7 @@ func TestFlushesOfAnOriginVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n == 2 {
-			if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+			if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -365,7 +367,7 @@ func TestRollback(t *testing.T) {
 	var states [][]byte
 	for n := range uint64(3) {
 		p.a.fill(t, "disk", shadow, 10, n)
-		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: []string{waitDurable, ""}[n%2]}); err != nil {
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: []string{terms.Durable, ""}[n%2]}); err != nil {
 			t.Fatal(err)
 		}
 		states = append(states, bytes.Clone(shadow))
@@ -389,7 +391,7 @@ func TestRollback(t *testing.T) {
 	if e, _ := p.a.index.Get("disk"); e.Rolling != "" {
 		t.Error("it is rolled back again and again")
 	}
-	if err := p.a.device("disk").folds.run(t.Context(), fold.Safe); err != nil {
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
 		t.Fatal(err)
 	}
 	for n := range states {
@@ -414,7 +416,7 @@ func TestPromote(t *testing.T) {
 	shadow := imageBytes()
 	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
 	p.a.fill(t, "disk", shadow, 3, 1)
-	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: waitDurable}); err != nil {
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: terms.Durable}); err != nil {
 		t.Fatal(err)
 	}
 	was := bytes.Clone(shadow)
@@ -487,7 +489,7 @@ func BenchmarkForks(b *testing.B) {
 	w := newWorld(b)
 	w.cfg.Library, w.cfg.Registry = newShelf(b), newStore()
 	for i := 0; b.Loop(); i++ {
-		if _, _, err := w.Put(b.Context(), fmt.Sprintf("fork%d", i), Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: transportNBD}); err != nil {
+		if _, _, err := w.Put(b.Context(), fmt.Sprintf("fork%d", i), Spec{From: content.Ref{Kind: content.KindImage, Name: "debian"}, Transport: terms.NBD}); err != nil {
 			b.Fatal(err)
 		}
 	}

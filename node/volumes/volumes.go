@@ -1,29 +1,32 @@
 package volumes
 
 import (
+	"github.com/grangemesh/grange/node/volumes/fold"
+
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
+	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/records"
+	"github.com/grangemesh/grange/node/volumes/table"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -36,25 +39,6 @@ type Library interface {
 	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 	// Image makes a root readable.
 	Image(ctx context.Context, r fetch.Root) (*fetch.Image, error)
-}
-
-// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
-// origin could be asked, by this node or a member for it.
-type Registry interface {
-	Volume(ctx context.Context, name string) (catalog.Record, error)
-	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
-	SureVolume(ctx context.Context, name string) (catalog.Record, error)
-	// Snapshot returns the record of NAME@N.
-	Snapshot(ctx context.Context, name string) (catalog.Record, error)
-	// Volumes returns the records of all volumes that this node may know, by name, and
-	// Snapshots those of a volume's snapshots, "" for all.
-	Volumes(ctx context.Context) []catalog.Record
-	Snapshots(ctx context.Context, volume string) []catalog.Record
-	// Commit writes a record over the one that it was made from, nil for a name that is
-	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
-	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
-	// Delete writes that the name of a record is free.
-	Delete(ctx context.Context, base catalog.Record) error
 }
 
 // Config is what Volumes is built from.
@@ -77,7 +61,7 @@ type Config struct {
 	// Returned counts how often this node was cut off and is back; nil is never.
 	Returned func() int64
 	Library  Library
-	Registry Registry
+	Registry records.Registry
 	// Origin returns the bucket, or says why nothing can be written to it; nil is for who
 	// has none. Signer vouches for what is stored there.
 	Origin func() (bucket.Bucket, error)
@@ -87,10 +71,7 @@ type Config struct {
 	// Publish writes the record of an image whose packs are in the bucket; nil is for who
 	// may not.
 	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
-	// Upload has all that was written to a volume in the bucket, and in the record, which
-	// it revises; nil is for who can't.
-	Upload func(context.Context, *attached) error
-	Now    func() time.Time
+	Now     func() time.Time
 	// Clock goes on while this host sleeps; nil is the system's.
 	Clock func() time.Duration
 	Log   *slog.Logger
@@ -109,30 +90,13 @@ const (
 	// parallelOpens is how many volumes are opened at once after a start: each
 	// waits for the disk, or for the kernel.
 	parallelOpens = 16
-
-	transportNBD  = "nbd"
-	transportUBLK = "ublk"
-	transportAuto = "auto"
 )
-
-// Spec is what a Put asks for; zero fields ask for nothing.
-type Spec struct {
-	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
-	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
-	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
-	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
-	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
-	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
-	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
-	Limits     Limits      `json:"limits,omitzero"`
-}
 
 // Volumes are this node's volumes. Use: New, Run. Safe for concurrent use.
 type Volumes struct {
 	cfg   Config
 	codec *content.Codec
-	doors doors
+	doors doors.Doors
 
 	opening, opened atomic.Bool // those that were attached
 
@@ -145,12 +109,11 @@ type Volumes struct {
 	incarnation uint64
 	pulse       *gate.Pulse
 	losing      chan struct{}
-	errands     chan func(context.Context) // that Run does
-	moves       moves
+	errands     moves.Errands // that Run does
+	moves       *moves.Moves
 	away        atomic.Bool // the origin did not answer a start
 
-	mu   sync.RWMutex         // never held while anything waits
-	open map[string]*attached // guarded by mu
+	open table.Table[*attached]
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
@@ -168,9 +131,6 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 			return nil, content.ErrUnavailable
 		}
 	}
-	if cfg.Upload == nil {
-		cfg.Upload = upload
-	}
 	if cfg.Holders == nil {
 		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
 	}
@@ -187,13 +147,14 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), open: map[string]*attached{}, pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(chan func(context.Context)), moves: moves{of: map[string]*move{}}, incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
+	v.moves = moves.New(v.errands)
 	for _, e := range index.Sorted() {
 		if e.Attached {
-			v.open[e.Name] = &attached{opening: make(chan struct{})}
+			v.open.Set(e.Name, &attached{opening: make(chan struct{})})
 		}
 	}
-	if v.doors, err = openDoors(ctx, cfg, exports{v}); err != nil {
+	if v.doors, err = doors.Open(ctx, doors.Config{NBD: cfg.NBD, UBLK: cfg.UBLK, Self: cfg.Self, Exports: exports{v}, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	return v, nil
@@ -206,7 +167,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 	defer v.opened.Store(true)
 	defer v.opening.Store(false)
 	entries := v.index.Sorted()
-	if err := v.doors.sweep(ctx, entries); err != nil {
+	if err := v.doors.Sweep(ctx, entries); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
 	group := new(errgroup.Group)
@@ -226,7 +187,7 @@ func (v *Volumes) openAll(ctx context.Context) error {
 // them. Disks that are in use stay with the kernel for the next start, and so do
 // all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
-	err := v.doors.run(ctx, func(ctx context.Context) error {
+	err := v.doors.Run(ctx, func(ctx context.Context) error {
 		if err := v.openAll(ctx); err != nil {
 			return err
 		}
@@ -238,9 +199,7 @@ func (v *Volumes) Run(ctx context.Context) error {
 		}
 		return d.shut()
 	}))
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	clear(v.open)
+	v.open.Clear()
 	return err
 }
 
@@ -249,8 +208,7 @@ func (v *Volumes) Opened() bool { return v.opened.Load() }
 
 // Collectors returns the metrics of the volumes and the doors.
 func (v *Volumes) Collectors() []prometheus.Collector {
-	return append(v.doors.collectors(),
-		states{v, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)})
+	return append(v.doors.Collectors(), terms.Metrics(v.List))
 }
 
 // turn waits until nobody else changes the volume of that name, and returns what ends the
@@ -260,74 +218,28 @@ func (v *Volumes) turn(name string) (end func()) {
 	return end
 }
 
-// device returns what is open under a name, nil if nothing is.
-func (v *Volumes) device(name string) *attached {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.open[name]
+// records are those of the mesh.
+func (v *Volumes) records() records.Records {
+	return records.Records{Registry: v.cfg.Registry, Codec: v.codec}
 }
+
+// device returns what is open under a name, nil if nothing is.
+func (v *Volumes) device(name string) *attached { return v.open.Get(name) }
 
 // setDevice keeps a device under a name; nil takes away what was there.
 func (v *Volumes) setDevice(name string, d *attached) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if old := v.open[name]; old != nil && old.opening != nil {
-		defer close(old.opening)
+	if old := v.open.Set(name, d); old != nil && old.opening != nil {
+		close(old.opening)
 	}
-	if d == nil {
-		delete(v.open, name)
-		return
-	}
-	v.open[name] = d
 }
 
 // each calls f for all devices, some at once, and joins the errors.
 func (v *Volumes) each(f func(name string, d *attached) error) error {
-	v.mu.RLock()
-	open := maps.Clone(v.open)
-	v.mu.RUnlock()
-	var group errgroup.Group
-	group.SetLimit(parallelOpens)
-	errs := make([]error, len(open))
-	for i, name := range slices.Sorted(maps.Keys(open)) {
-		group.Go(func() error {
-			errs[i] = f(name, open[name])
-			return nil
-		})
-	}
-	return errors.Join(append(errs, group.Wait())...)
+	return v.open.Each(parallelOpens, f)
 }
 
 // Count returns how many volumes are attached.
-func (v *Volumes) Count() int {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return len(v.open)
-}
-
-func (s Spec) withDefaults() (Spec, error) {
-	switch s.Transport {
-	case "", transportAuto, transportNBD, transportUBLK:
-		s.Transport = cmp.Or(s.Transport, transportAuto)
-	default:
-		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
-	}
-	if s.Durability != "" {
-		if _, err := catalog.PolicyHolders(s.Durability); err != nil {
-			return s, err
-		}
-	}
-	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
-		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
-	}
-	if err := limit.Limits(s.Limits).Check(); err != nil {
-		return s, err
-	}
-	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
-		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
-	}
-	return s, nil
-}
+func (v *Volumes) Count() int { return v.open.Len() }
 
 // Put creates a volume, or attaches one that this node has. created is false when
 // it was here and attached already. What contradicts a volume that exists is
@@ -336,8 +248,8 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err := content.CheckName(name); err != nil {
 		return View{}, false, err
 	}
-	if spec, err = spec.withDefaults(); err == nil {
-		_, err = v.doors.choose(spec.Transport)
+	if spec, err = spec.WithDefaults(); err == nil {
+		_, err = v.doors.Choose(spec.Transport)
 	}
 	if err != nil {
 		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
@@ -359,7 +271,7 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 		return false, why
 	}
 	if here && e.Empty && d == nil {
-		if _, body, err := v.record(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
+		if _, body, err := v.records().Volume(ctx, name); errors.Is(err, content.ErrNotFound) || err == nil && body.ID != e.ID { // what it was is no more
 			if err := v.index.Remove(e); err != nil {
 				return false, err
 			}
@@ -369,13 +281,13 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 	if !here {
 		return true, v.putNew(ctx, name, spec)
 	}
-	if err := agrees(e.Volume, spec); err != nil {
+	if err := spec.Agrees(e.Volume); err != nil {
 		return false, err
 	}
 	switch served := d != nil && d.vol != nil; {
 	case !served:
 		return true, v.reattach(ctx, e, spec)
-	case !v.doors.serves(d, spec.Transport):
+	case spec.Transport != terms.Auto && (spec.Transport == terms.UBLK) != (d.disk != nil):
 		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
 	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
 		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
@@ -386,10 +298,10 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 // putNew creates a volume that no volume here is, or attaches it if the mesh has it.
 func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	creates := spec.Size != 0 || spec.From != (content.Ref{})
-	r, body, err := v.record(ctx, name)
+	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err == nil:
-		if err := agrees(body, spec); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
+		if err := spec.Agrees(body); err != nil && (spec.Takeover || body.State == catalog.Released) { // else it is held
 			return err
 		}
 		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
@@ -401,28 +313,17 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	return err
 }
 
-// agrees fails when a spec asks for something else than the volume is.
-func agrees(body catalog.Volume, s Spec) error {
-	switch {
-	case s.From != (content.Ref{}) && s.From != body.From:
-		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
-	case s.Size != 0 && s.Size != body.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
-	}
-	return nil
-}
-
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
 func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error {
-	if spec.Transport == transportNBD {
-		if err := v.doors.giveUpDisk(ctx, e, false); err != nil {
+	if spec.Transport == terms.NBD {
+		if err := v.doors.GiveUpDisk(ctx, e, false); err != nil {
 			return err
 		}
 	}
 	e, err := v.index.Change(e.Name, func(e *index.Entry) {
 		e.Attached = true
-		if spec.Transport != transportAuto {
+		if spec.Transport != terms.Auto {
 			e.Transport = spec.Transport
 		}
 	})
@@ -489,7 +390,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	switch {
 	case d == nil || d.vol == nil:
 		e, _ := v.index.Get(name)
-		if err := v.doors.giveUpDisk(ctx, e, force); err != nil {
+		if err := v.doors.GiveUpDisk(ctx, e, force); err != nil {
 			return err
 		}
 	case d.disk != nil:
@@ -497,7 +398,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 			return err
 		}
 	case !force:
-		if err := v.doors.unused(ctx, name); err != nil {
+		if err := v.doors.Unused(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -505,7 +406,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	if d == nil || d.vol == nil {
 		return nil
 	}
-	err := v.doors.nbd.Detach(ctx, name)
+	err := v.doors.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
 		go func() { d.users.Wait(); d.shut() }()
 		return err
@@ -532,7 +433,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	if !ok {
 		err := v.removeElsewhere(ctx, name, spec.Force)
 		if err == nil && spec.Purge {
-			err = v.purge(ctx, name)
+			err = v.records().Purge(ctx, name)
 		}
 		return err
 	}
@@ -554,7 +455,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 
 // removeRecord deletes the record of a volume of this node, if it has one.
 func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
-	r, body, err := v.record(ctx, e.Name)
+	r, body, err := v.records().Volume(ctx, e.Name)
 	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
@@ -570,4 +471,26 @@ func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
 func (v *Volumes) detached(e index.Entry) error {
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
 	return err
+}
+
+// letGo is what happens to the snapshots of a volume before its folder goes: they go too,
+// or get into the bucket, if this node has some that are not there.
+func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
+	a := v.device(e.Name)
+	switch {
+	case spec.Purge:
+		return v.records().Purge(ctx, e.Name)
+	case len(e.Waiting) == 0:
+		return nil
+	case a == nil || a.folds == nil:
+		if spec.Force {
+			return nil
+		}
+		return fmt.Errorf("%w: %d snapshots of it are on this disk alone: attach it first, or use --purge", content.ErrConflict, len(e.Waiting))
+	}
+	err := a.folds.Run(ctx, fold.Safe)
+	if err != nil && !spec.Force {
+		return fmt.Errorf("%d snapshots of it are on this disk alone: %w", len(e.Waiting), err)
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -93,7 +94,7 @@ func startWorld(t testing.TB, dir string) *world {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
 		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
-		Now: func() time.Time { return w.now },
+		Now: func() time.Time { return w.now }, Clock: func() time.Duration { return 0 }, // a slow test is no standstill
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -140,12 +141,12 @@ func (w *world) again(t testing.TB) *world {
 
 func (w *world) create(t testing.TB, name string) {
 	t.Helper()
-	if _, _, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: transportNBD}); err != nil {
+	if _, _, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: terms.NBD}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) state(t testing.TB, name string) State {
+func (w *world) state(t testing.TB, name string) terms.State {
 	t.Helper()
 	view, err := w.Get(name)
 	if err != nil {
@@ -170,7 +171,7 @@ func TestNameTakenMeanwhile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, want := range map[string]State{"served.node": StateUncommitted, "served.node-2": StateUncommitted, "detached.node": StateDetached} {
+	for name, want := range map[string]terms.State{"served.node": StateUncommitted, "served.node-2": StateUncommitted, "detached.node": StateDetached} {
 		if got := w.state(t, name); got != want {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
@@ -232,7 +233,7 @@ func TestServedLater(t *testing.T) {
 	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err == nil || w.state(t, "disk") != StateFailed {
 		t.Fatalf("while another has it: %v", err)
 	}
-	try := func(after time.Duration) State {
+	try := func(after time.Duration) terms.State {
 		w.now = w.now.Add(after)
 		w.serveLater(t.Context(), "disk")
 		return w.state(t, "disk")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -106,6 +107,16 @@ func Adopted(ctx context.Context, stored []Stored) []volume.AdoptedSegment {
 	out := make([]volume.AdoptedSegment, len(stored))
 	for i, s := range stored {
 		out[i] = volume.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
+	}
+	return out
+}
+
+// Ancestors are the other volumes that wrote segments of a volume of that ID.
+func Ancestors(segments []volume.AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
+	for _, s := range segments {
+		if s.Ref.Volume != id && !slices.Contains(out, s.Ref.Volume) {
+			out = append(out, s.Ref.Volume)
+		}
 	}
 	return out
 }

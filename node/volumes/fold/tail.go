@@ -270,15 +270,15 @@ func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epo
 	}
 }
 
-// follows finds the tail with a segment that comes after a place: there is one at most,
-// whatever the epoch.
-func follows(tails []content.SegmentRef, at content.Position) (content.SegmentRef, bool) {
+// follows finds the tail with a segment that comes after a place. There is one at most,
+// but where a later epoch went on from holders, who had more than the tails: its own counts.
+func follows(tails []content.SegmentRef, at content.Position) (next content.SegmentRef, ok bool) {
 	for _, ref := range tails {
-		if ref.After == at && !ends(ref) {
-			return ref, true
+		if ref.After == at && !ends(ref) && (!ok || ref.Epoch > next.Epoch) {
+			next, ok = ref, true
 		}
 	}
-	return content.SegmentRef{}, false
+	return next, ok
 }
 
 // readTails reads the headers of all tails of a volume.

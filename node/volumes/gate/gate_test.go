@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,18 +15,18 @@ import (
 // acknowledged after it only when the gate was opened by what was learnt since.
 func TestNothingPassesOverAStandstill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		p := NewPulse(func() time.Duration { return time.Since(began) })
+		var clock atomic.Int64
+		p := NewPulse(func() time.Duration { return time.Duration(clock.Load()) })
 		g := New(p)
 		g.Admit(p.Gaps())
 		for _, wait := range []time.Duration{0, gapMax, gapMax} { // as long as it goes on
-			time.Sleep(wait)
+			clock.Add(int64(wait))
 			if err := g.Pass(t.Context()); err != nil || !g.IsOpen() {
 				t.Fatalf("after %s: %v", wait, err)
 			}
 		}
 		before := p.Gaps()
-		time.Sleep(gapMax + 1)
+		clock.Add(int64(gapMax) + 1)
 		done := make(chan error, 1)
 		go func() { done <- g.Pass(context.Background()) }()
 		synctest.Wait()
@@ -41,7 +42,7 @@ func TestNothingPassesOverAStandstill(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		time.Sleep(gapMax + 1)
+		clock.Add(int64(gapMax) + 1)
 		if err := g.Pass(t.Context()); !errors.Is(err, content.ErrUnavailable) {
 			t.Errorf("it waits for ever: %v", err)
 		}

@@ -1,6 +1,8 @@
 package holders
 
 import (
+	"github.com/grangemesh/grange/blockdev/volume/journal"
+
 	"cmp"
 	"context"
 	"errors"
@@ -269,7 +271,7 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegmen
 	if err := f.Sync(); err != nil {
 		return head, err
 	}
-	head, seq, end, err := volume.Inspect(f, s.Bytes)
+	head, seq, end, err := journal.Inspect(f, s.Bytes)
 	switch {
 	case err != nil:
 		return head, err

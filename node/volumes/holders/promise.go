@@ -1,6 +1,8 @@
 package holders
 
 import (
+	"github.com/grangemesh/grange/blockdev/volume/journal"
+
 	"cmp"
 	"errors"
 	"fmt"
@@ -301,7 +303,7 @@ func (h *held) load() error {
 func (h *held) names() (out []string) {
 	files, _ := os.ReadDir(h.dir)
 	for _, f := range files {
-		if strings.HasSuffix(f.Name(), volume.SegmentSuffix) || strings.HasSuffix(f.Name(), newSuffix) {
+		if strings.HasSuffix(f.Name(), journal.Suffix) || strings.HasSuffix(f.Name(), newSuffix) {
 			out = append(out, f.Name())
 		}
 	}
@@ -368,7 +370,7 @@ func (h *held) linked(i int) error {
 		return err
 	}
 	defer f.Close()
-	if _, seq, _, err := volume.Inspect(f, before.bytes); err != nil || seq != s.After.Seq {
+	if _, seq, _, err := journal.Inspect(f, before.bytes); err != nil || seq != s.After.Seq {
 		return errors.Join(content.ErrCorrupt, err)
 	}
 	return nil
@@ -381,7 +383,7 @@ func (h *held) loadLast(s *segment) (again bool, err error) {
 	if err := h.reopen(s); err != nil {
 		return false, err
 	}
-	_, seq, whole, err := volume.Inspect(s.file, s.bytes)
+	_, seq, whole, err := journal.Inspect(s.file, s.bytes)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", s.path, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -445,4 +446,31 @@ func spaceError(err error) error {
 		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
 	}
 	return err
+}
+
+// OrphanDir is the folder that has the data of an orphan of this node.
+func (x *Index) OrphanDir(s catalog.Snapshot) (string, error) {
+	if e, ok := x.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
+		return x.Path(e), nil
+	}
+	dir := x.Aside(s.ID, s.Epoch)
+	_, err := os.Stat(dir)
+	return dir, err
+}
+
+// Reached notes that a snapshot is waited for no more.
+func (x *Index) Reached(name string, w Waiting) error {
+	_, err := x.Change(name, func(e *Entry) {
+		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(other Waiting) bool { return other == w })
+	})
+	return err
+}
+
+// FreeShare is which share of the disk of a folder is free; all, where nobody can say.
+func FreeShare(dir string) float64 {
+	free, total, err := cache.DiskFree(dir)
+	if err != nil || total == 0 {
+		return 1
+	}
+	return float64(free) / float64(total)
 }

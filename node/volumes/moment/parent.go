@@ -1,0 +1,64 @@
+package moment
+
+import (
+	"fmt"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Parent is what a fork begins as.
+type Parent struct {
+	Known    catalog.Snapshot // what its record names of it
+	Segments []volume.AdoptedSegment
+	Done     func() // gives back what was kept of it; nil for nothing
+}
+
+// End gives back what was kept of the parent.
+func (p Parent) End() {
+	if p.Done != nil {
+		p.Done()
+	}
+}
+
+// Begins has an entry be a fork. What it begins with is the parent's on this node's disk,
+// where that has it, by hard links.
+func (p Parent) Begins(e *index.Entry) error {
+	if err := Fits(e, p.Known.Size); err != nil {
+		return err
+	}
+	e.Head, e.Lineage, e.Base, e.Segments, e.FsUsed = p.Known.Head, p.Known.Lineage, p.Known.Base, p.Known.Segments, p.Known.FsUsed
+	e.Ancestors = fold.Ancestors(p.Segments, e.ID)
+	return nil
+}
+
+// Fits gives a new volume the size of what it is made from, unless it has a larger one.
+func Fits(e *index.Entry, size int64) error {
+	if e.Size == 0 {
+		e.Size = size
+	}
+	if e.Size < size {
+		return fmt.Errorf("%w: %s has %d bytes, and a volume of %d can't hold it", content.ErrInvalid, e.From, size, e.Size)
+	}
+	return nil
+}
+
+// ParentAt is a place of an open volume, which is kept until done.
+func ParentAt(vol *volume.Volume, known catalog.Snapshot) (Parent, error) {
+	p := Parent{Known: known, Done: func() { vol.Release(known.At) }}
+	last := known.Base
+	for _, s := range vol.Sealed() {
+		if s.Through.Seq > known.Base.Seq && s.Through.Seq <= known.At.Seq {
+			p.Segments = append(p.Segments, volume.AdoptedSegment{Ref: s.SegmentRef, Path: s.Path})
+			last = s.Through
+		}
+	}
+	if last.Seq != known.At.Seq {
+		p.Done()
+		return Parent{}, fmt.Errorf("%w: its journal was rewritten meanwhile; try again", content.ErrUnavailable)
+	}
+	return p, nil
+}

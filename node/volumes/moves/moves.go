@@ -1,0 +1,157 @@
+// Package moves has a volume move to another node: who gives it up asks until it is told how
+// that went, and who gets it attaches it once, however often it is asked.
+package moves
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	// answerWait is how long a call is kept waiting for what it has begun: longer, and its
+	// asker takes it for lost.
+	answerWait = time.Second
+	// moveTimeout bounds how long the other node may take to attach a volume, and
+	// moveAgain how soon it is asked again that did not answer.
+	moveTimeout = 2 * time.Minute
+	moveAgain   = 200 * time.Millisecond
+)
+
+// Request has a node attach a volume that was released for it. It is asked again until it
+// says that it is done.
+type Request struct {
+	Name string `json:"name"`
+	// Move is of the asker's making, so that a request that is sent again is known.
+	Move      uint64 `json:"move"`
+	Transport string `json:"transport"`
+}
+
+// Answer says how that went, when it is done.
+type Answer struct {
+	Done bool       `json:"done"`
+	View terms.View `json:"view"`
+	Err  string     `json:"error,omitempty"`
+}
+
+// Errands are what a node does for who waits for an answer; who receives them does them.
+type Errands chan func(context.Context)
+
+// Do has something done by Run, and waits for it a little. It reports whether that has
+// begun.
+func (e Errands) Do(ctx context.Context, do func(context.Context)) bool {
+	done := make(chan struct{})
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	select {
+	case e <- func(ctx context.Context) { defer close(done); do(ctx) }:
+	case <-ctx.Done():
+		return false
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// Moves are the volumes that other nodes have moved here. Safe for concurrent use.
+type Moves struct {
+	errands Errands
+
+	mu sync.Mutex
+	of map[string]*move // by name, the last one
+}
+
+type move struct {
+	id     uint64
+	done   chan struct{} // closed when answer is final
+	answer Answer
+}
+
+// New returns Moves that are done as errands.
+func New(e Errands) *Moves { return &Moves{errands: e, of: map[string]*move{}} }
+
+// Attach answers who moves a volume here: attach is called once for each move.
+func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Context) (terms.View, error)) Answer {
+	m.mu.Lock()
+	x := m.of[q.Name]
+	begun := x != nil && x.id == q.Move
+	if !begun {
+		x = &move{id: q.Move, done: make(chan struct{})}
+		m.of[q.Name] = x
+	}
+	m.mu.Unlock()
+	if !begun && !m.errands.Do(ctx, func(ctx context.Context) {
+		defer close(x.done)
+		view, err := attach(ctx)
+		if x.answer = (Answer{Done: true, View: view}); err != nil {
+			x.answer.Err = content.Line(err)
+		}
+	}) {
+		m.mu.Lock()
+		delete(m.of, q.Name)
+		m.mu.Unlock()
+	}
+	wait, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	select {
+	case <-x.done:
+		return x.answer
+	case <-wait.Done():
+		return Answer{}
+	}
+}
+
+// Ask asks a node to attach a volume until that says how it went.
+func Ask(ctx context.Context, call func(context.Context, []byte) ([]byte, error), q Request) (terms.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, moveTimeout)
+	defer cancel()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return terms.View{}, err
+	}
+	again := time.NewTicker(moveAgain)
+	defer again.Stop()
+	for {
+		var a Answer
+		b, err := call(ctx, body)
+		if err == nil {
+			err = json.Unmarshal(b, &a)
+		}
+		switch {
+		case err == nil && a.Done && a.Err == "":
+			return a.View, nil
+		case err == nil && a.Done:
+			return terms.View{}, errors.New(strings.TrimSpace(a.Err))
+		case err != nil && !errors.Is(err, content.ErrUnavailable) && ctx.Err() == nil:
+			return terms.View{}, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return terms.View{}, cmp.Or(err, context.Cause(ctx))
+		}
+	}
+}
+
+// Run does errands, each as it comes, until ctx ends.
+func (e Errands) Run(ctx context.Context) error {
+	var under sync.WaitGroup
+	defer under.Wait()
+	for {
+		select {
+		case do := <-e:
+			under.Go(func() { do(ctx) })
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

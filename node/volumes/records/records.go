@@ -1,0 +1,163 @@
+// Package records reads and writes what the mesh has of volumes and snapshots, as what the
+// records say.
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Registry keeps the records of volumes and snapshots. ErrUnavailable means that no
+// origin could be asked, by this node or a member for it.
+type Registry interface {
+	Volume(ctx context.Context, name string) (catalog.Record, error)
+	// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
+	SureVolume(ctx context.Context, name string) (catalog.Record, error)
+	// Snapshot returns the record of NAME@N.
+	Snapshot(ctx context.Context, name string) (catalog.Record, error)
+	// Volumes returns the records of all volumes that this node may know, by name, and
+	// Snapshots those of a volume's snapshots, "" for all.
+	Volumes(ctx context.Context) []catalog.Record
+	Snapshots(ctx context.Context, volume string) []catalog.Record
+	// Commit writes a record over the one that it was made from, nil for a name that is
+	// free: it is a *catalog.TakenError, ErrConflict or ErrExists if another is there.
+	Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error)
+	// Delete writes that the name of a record is free.
+	Delete(ctx context.Context, base catalog.Record) error
+}
+
+// Tries bounds how often a record is read again that others write meanwhile.
+const Tries = 8
+
+// Records are those of a registry.
+type Records struct {
+	Registry Registry
+	Codec    *content.Codec
+}
+
+// Volume returns what the mesh knows of a name. Of one that is free r is its last deletion.
+func (x Records) Volume(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
+	if r, err = x.Registry.Volume(ctx, name); err == nil {
+		body, err = catalog.DecodeVolume(x.Codec, r.Body)
+	}
+	return r, body, err
+}
+
+// SureVolume is Volume, and ErrUnavailable where a single member may have made it up.
+func (x Records) SureVolume(ctx context.Context, name string) (r catalog.Record, body catalog.Volume, err error) {
+	if r, err = x.Registry.SureVolume(ctx, name); err == nil {
+		body, err = catalog.DecodeVolume(x.Codec, r.Body)
+	}
+	return r, body, err
+}
+
+// Snapshot returns what the mesh knows of a snapshot; its name is checked.
+func (x Records) Snapshot(ctx context.Context, id string) (r catalog.Record, body catalog.Snapshot, err error) {
+	if err := content.KindSnapshot.CheckName(id); err != nil {
+		return r, body, err
+	}
+	if r, err = x.Registry.Snapshot(ctx, id); err == nil {
+		body, err = catalog.DecodeSnapshot(x.Codec, id, r.Body)
+	}
+	if err != nil {
+		err = fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	return r, body, err
+}
+
+// Volumes yields all that can be read, by name.
+func (x Records) Volumes(ctx context.Context) iter.Seq2[catalog.Record, catalog.Volume] {
+	return func(yield func(catalog.Record, catalog.Volume) bool) {
+		for _, r := range x.Registry.Volumes(ctx) {
+			if body, err := catalog.DecodeVolume(x.Codec, r.Body); err == nil && !yield(r, body) {
+				return
+			}
+		}
+	}
+}
+
+// Snapshots yields those of a volume, of all with "", that can be read.
+func (x Records) Snapshots(ctx context.Context, volume string) iter.Seq2[catalog.Record, catalog.Snapshot] {
+	return func(yield func(catalog.Record, catalog.Snapshot) bool) {
+		for _, r := range x.Registry.Snapshots(ctx, volume) {
+			if body, err := catalog.DecodeSnapshot(x.Codec, r.Name, r.Body); err == nil && !yield(r, body) {
+				return
+			}
+		}
+	}
+}
+
+// PutVolume writes a volume's record; see Registry's Commit.
+func (x Records) PutVolume(ctx context.Context, name string, base *catalog.Record, body catalog.Volume) (catalog.Record, error) {
+	b, err := body.Encode(x.Codec)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	return x.Registry.Commit(ctx, content.KindVolume, name, base, b)
+}
+
+// PutSnapshot writes a snapshot's record; see Registry's Commit.
+func (x Records) PutSnapshot(ctx context.Context, base *catalog.Record, body catalog.Snapshot) error {
+	b, err := body.Encode(x.Codec)
+	if err == nil {
+		_, err = x.Registry.Commit(ctx, content.KindSnapshot, body.Ref().RecordName(), base, b)
+	}
+	return err
+}
+
+// ChangeVolume writes what change makes of a record, whoever holds the volume, and returns
+// what stands then. change reports whether it has changed anything.
+func (x Records) ChangeVolume(ctx context.Context, name string, change func(*catalog.Volume) bool) (catalog.Volume, error) {
+	return again(func() (catalog.Record, catalog.Volume, error) { return x.Volume(ctx, name) }, change, func(base *catalog.Record, body catalog.Volume) error {
+		_, err := x.PutVolume(ctx, name, base, body)
+		return err
+	})
+}
+
+// ChangeSnapshot is ChangeVolume for a snapshot.
+func (x Records) ChangeSnapshot(ctx context.Context, id string, change func(*catalog.Snapshot) bool) (catalog.Snapshot, error) {
+	return again(func() (catalog.Record, catalog.Snapshot, error) { return x.Snapshot(ctx, id) }, change, func(base *catalog.Record, body catalog.Snapshot) error {
+		return x.PutSnapshot(ctx, base, body)
+	})
+}
+
+func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, write func(*catalog.Record, B) error) (B, error) {
+	for range Tries {
+		r, body, err := read()
+		if err != nil || !change(&body) {
+			return body, err
+		}
+		if err = write(&r, body); !IsOvertaken(err) {
+			return body, err
+		}
+	}
+	var none B
+	return none, Busy()
+}
+
+// Busy says that Tries were not enough.
+func Busy() error {
+	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)
+}
+
+// IsOvertaken reports whether another record was written first.
+func IsOvertaken(err error) bool {
+	return errors.Is(err, content.ErrConflict) || errors.Is(err, content.ErrExists)
+}
+
+// Purge deletes all snapshots of a name: what they hold goes with the next collection of
+// garbage, but for what forks have of it.
+func (x Records) Purge(ctx context.Context, volume string) error {
+	var errs []error
+	for _, r := range x.Registry.Snapshots(ctx, volume) {
+		if err := x.Registry.Delete(ctx, r); err != nil {
+			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", r.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,26 @@
+package volumes
+
+import "github.com/grangemesh/grange/node/volumes/terms"
+
+// What volumes are asked for with, and what is told of them: see package terms.
+type (
+	Spec         = terms.Spec
+	Limits       = terms.Limits
+	SnapshotSpec = terms.SnapshotSpec
+	RemoveSpec   = terms.RemoveSpec
+	PromoteSpec  = terms.PromoteSpec
+	Progress     = terms.Progress
+	View         = terms.View
+	SnapshotView = terms.SnapshotView
+	HeldError    = terms.HeldError
+)
+
+// The states of a volume.
+const (
+	StateOpening     = terms.StateOpening
+	StateAttached    = terms.StateAttached
+	StateUncommitted = terms.StateUncommitted
+	StateDetached    = terms.StateDetached
+	StateFull        = terms.StateFull
+	StateFailed      = terms.StateFailed
+)

@@ -1,0 +1,69 @@
+package terms
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// HeldError says that another has a volume, and what whoever wants it has to know to
+// decide. It is [content.Held].
+type HeldError struct {
+	// Holder is the node that has it, as people call it, with its ID.
+	Holder string
+	// Policy is what a flush of the volume means there.
+	Policy string
+	// FoldedAt is when the bucket last got all that was written; zero when it never has.
+	FoldedAt time.Time
+	// Text is what to do.
+	Text string
+}
+
+// Error implements error.
+func (e *HeldError) Error() string { return content.Held.Error() + ": " + e.Text }
+
+// Unwrap says what kind of error it is.
+func (e *HeldError) Unwrap() error { return content.Held }
+
+// Holding says that a node has a name, since when, and the ways out.
+func Holding(who string, away bool, r catalog.Record, body catalog.Volume) string {
+	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Policy, r.SignedAt.UTC().Format(time.RFC3339))
+	if !away {
+		return text + "use, detach or remove it there; a new volume needs another name"
+	}
+	return text + fmt.Sprintf("start that node; a new volume needs another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+}
+
+// Missing says what is wrong with a volume that is this node's by its record alone. Its
+// folder can't be read, where it is there at all.
+func Missing(folder string, there bool, r catalog.Record) string {
+	wrong := "is not there: mount the disk that has it, or restore it from a backup"
+	if there {
+		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
+	}
+	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",
+		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
+}
+
+// Taken says why a volume is not served that was taken away, of what is left in folder.
+func Taken(name, folder, why string) error {
+	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
+		content.ErrFenced, why, folder, name)
+}
+
+// Stale says that a request comes too late.
+func Stale(seen, asked uint64) error {
+	return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, seen, asked)
+}
+
+// Behind says what stays with who had a volume that was taken over.
+func Behind(who, name string, seen catalog.Volume) string {
+	since := "it was made"
+	if !seen.FoldedAt.IsZero() {
+		since = seen.FoldedAt.UTC().Format(time.RFC3339)
+	}
+	orphan := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: seen.Epoch, Orphan: true}
+	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
+}

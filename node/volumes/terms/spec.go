@@ -1,0 +1,113 @@
+package terms
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/grangemesh/grange/blockdev/limit"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// The transports that a volume may be served over. Auto is UBLK where the kernel has it.
+const (
+	NBD  = "nbd"
+	UBLK = "ublk"
+	Auto = "auto"
+)
+
+// Durable is what SnapshotSpec.Wait may say.
+const Durable = "durable"
+
+// Limits bound what clients get of a volume, all of them together; 0 is no limit.
+type Limits struct {
+	IOPS           int64 `json:"iops" minimum:"0" doc:"requests a second; 0: no limit"`
+	BytesPerSecond int64 `json:"bytes_per_second" minimum:"0" doc:"0: no limit"`
+}
+
+// Spec is what a Put asks for; zero fields ask for nothing.
+type Spec struct {
+	Size       int64       `json:"size,omitempty" doc:"bytes; the image's when not given"`
+	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
+	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
+	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
+	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
+	ReadOnly   bool        `json:"readonly,omitempty"`
+	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
+	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
+	Limits     Limits      `json:"limits,omitzero"`
+}
+
+// WithDefaults checks what is asked for; ErrInvalid says what is wrong.
+func (s Spec) WithDefaults() (Spec, error) {
+	switch s.Transport {
+	case "", Auto, NBD, UBLK:
+		s.Transport = cmp.Or(s.Transport, Auto)
+	default:
+		return s, fmt.Errorf("transport %.20q: %w: want auto, ublk or nbd", s.Transport, content.ErrInvalid)
+	}
+	if s.Durability != "" {
+		if _, err := catalog.PolicyHolders(s.Durability); err != nil {
+			return s, err
+		}
+	}
+	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
+		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
+	}
+	if err := limit.Limits(s.Limits).Check(); err != nil {
+		return s, err
+	}
+	if s.Size < 0 || s.Size > content.SizeMax || s.Size%content.SectorSize != 0 {
+		return s, fmt.Errorf("size %d: %w: want a multiple of %d up to %d", s.Size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
+	}
+	return s, nil
+}
+
+// Agrees fails with content.Differs when it asks for something else than the volume is.
+func (s Spec) Agrees(body catalog.Volume) error {
+	switch {
+	case s.From != (content.Ref{}) && s.From != body.From:
+		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
+	case s.Size != 0 && s.Size != body.Size:
+		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
+	}
+	return nil
+}
+
+// Change has the record say what an attach asks for.
+func (s Spec) Change(body *catalog.Volume) {
+	if s.Durability != "" {
+		body.Policy = s.Durability
+	}
+	if s.Degrade != "" {
+		body.Degrade = s.Degrade
+	}
+	if s.Limits != (Limits{}) {
+		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond
+	}
+	body.Generation = max(body.Generation, s.Generation)
+}
+
+// SnapshotSpec is what a snapshot is asked for with.
+type SnapshotSpec struct {
+	// Label is the caller's own.
+	Label string
+	// Wait is "durable" for a call that returns when the snapshot is, else "".
+	Wait string
+}
+
+// RemoveSpec is how a volume is removed.
+type RemoveSpec struct {
+	Force bool // although it is in use, or its node is away
+	Purge bool // its snapshots too
+}
+
+// PromoteSpec is what a volume or a snapshot becomes.
+type PromoteSpec struct {
+	Image   string        `json:"image" maxLength:"255" doc:"the image's name"`
+	Scope   content.Scope `json:"scope,omitzero" doc:"who may read it: public, mesh, which it is when not given, or farm/NAME"`
+	Replace bool          `json:"replace,omitempty" doc:"publish a new version of an image that exists"`
+}
+
+// Progress is told how many bytes of long work are done, and of how many; 0 is unknown.
+type Progress func(done, total int64)

@@ -1,0 +1,143 @@
+package terms
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
+)
+
+// State is how a volume stands on this node.
+type State string
+
+// The states.
+const (
+	StateOpening     State = "opening"
+	StateAttached    State = "attached"
+	StateUncommitted State = "uncommitted"
+	StateDetached    State = "detached"
+	// StateFull is served, and its writes fail: the disk of the data folder is full.
+	StateFull   State = "full"
+	StateFailed State = "failed"
+)
+
+// View describes a volume.
+type View struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	From       content.Ref `json:"from,omitzero"`
+	Transport  string      `json:"transport"`
+	Device     string      `json:"device" doc:"what a client opens"`
+	Durability string      `json:"durability"`
+	ReadOnly   bool        `json:"readonly"`
+	Epoch      uint64      `json:"epoch"`
+	State      State       `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
+	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
+	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	Farm       string      `json:"farm" doc:"the farm that it belongs to"`
+	Root       content.CID `json:"root"`
+	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
+	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
+	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
+	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
+	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
+	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
+	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
+	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
+	Generation uint64      `json:"generation,omitempty"`
+	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
+	Limits     Limits      `json:"limits,omitzero"`
+	Bytes      fetch.Bytes `json:"bytes"`
+}
+
+// SnapshotView describes a snapshot.
+type SnapshotView struct {
+	ID      string        `json:"snapshot_id" doc:"NAME@N"`
+	Volume  string        `json:"volume"`
+	Number  uint64        `json:"number" doc:"N; 0 of an orphan"`
+	Label   string        `json:"label,omitempty"`
+	Size    int64         `json:"size" doc:"bytes of the disk"`
+	Created time.Time     `json:"created"`
+	Durable bool          `json:"durable" doc:"all of it is in the bucket"`
+	Orphan  bool          `json:"orphan" doc:"what a node had acknowledged and not folded when another took its volume over"`
+	Parent  content.Ref   `json:"parent,omitzero" doc:"what it comes behind"`
+	Root    content.CID   `json:"root"`
+	Node    string        `json:"node,omitempty" doc:"of one that is not durable: the peer that has the rest"`
+	FsUsed  int64         `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
+	Bytes   SnapshotBytes `json:"bytes"`
+}
+
+// SnapshotBytes says where what a snapshot holds lies.
+type SnapshotBytes struct {
+	Bucket int64 `json:"bucket" doc:"in segments there, beside the root"`
+}
+
+// OfRecord is what a record says of a volume.
+func OfRecord(c *content.Codec, name, farm string, body catalog.Volume) View {
+	out := View{
+		Name: name, Size: body.Size, From: body.From, Durability: body.Policy, ReadOnly: body.ReadOnly, Epoch: body.Epoch, State: State(body.State), Farm: farm,
+		Root: rootOf(c, body.Head), FoldedAt: body.FoldedAt, FsUsed: body.FsUsed, Degrade: body.Degrade, Degraded: body.DegradedSince, Generation: body.Generation,
+		Limits: Limits{body.IOPS, body.Rate},
+	}
+	if body.State == catalog.Attached {
+		out.Node = idOf(body.Holder)
+	}
+	for _, holder := range body.Holders {
+		out.Holders = append(out.Holders, idOf(holder))
+	}
+	return out
+}
+
+func idOf(key trust.PublicKey) string { return identity.PeerID(key).String() }
+
+// rootOf is the name of a root, zero for that of a blank disk.
+func rootOf(c *content.Codec, head *pack.Head) content.CID {
+	if head == nil {
+		return content.CID{}
+	}
+	root, err := head.Root.Encode(c)
+	if err != nil { // it was decoded
+		return content.CID{}
+	}
+	return root.CID()
+}
+
+// OfSnapshot is what a record says of a snapshot.
+func OfSnapshot(c *content.Codec, s catalog.Snapshot) SnapshotView {
+	out := SnapshotView{
+		ID: s.Ref().RecordName(), Volume: s.Volume, Number: s.Number, Label: s.Label, Size: s.Size, Created: s.Created, Durable: s.Durable, Orphan: s.Orphan,
+		Parent: s.Parent, Root: rootOf(c, s.Head), FsUsed: s.FsUsed,
+	}
+	for _, segment := range s.Segments {
+		out.Bytes.Bucket += segment.Bytes
+	}
+	if !s.Durable {
+		out.Node = idOf(s.Holder)
+	}
+	return out
+}
+
+// CompareSnapshots orders the names of snapshots: by volume, and of one by number.
+func CompareSnapshots(a, b string) int {
+	va, na, _ := strings.Cut(a, "@")
+	vb, nb, _ := strings.Cut(b, "@")
+	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb))
+}
+
+// Uncommitted is why a volume is in that state.
+const Uncommitted = "the origin does not answer; the volume works, and its name is registered when the origin is back"
+
+// OfDisk is how a volume stands whose disk has failed, or is full when nothing did.
+func OfDisk(failed error) (State, string) {
+	if failed == nil {
+		return StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
+	}
+	return StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", failed)
+}
