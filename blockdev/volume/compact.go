@@ -244,7 +244,7 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 			open = nil
 			continue
 		}
-		if open == nil || open.live+live[s] > size {
+		if open == nil || open.live+live[s] > size || s.After.Number != open.segments[len(open.segments)-1].Number { // neighbours alone: what lies between would be lost
 			open = new(run)
 			runs = append(runs, open)
 		}
@@ -270,6 +270,9 @@ func (v *Volume) compact() (gained bool, err error) {
 	excess := taken - allowed(needed, v.cfg.SegmentSize, pressed)
 	for _, l := range layers {
 		var own []*segment
+		if slices.ContainsFunc(chain, func(s *segment) bool { return !s.synced && s.After.Seq < l.through.Seq }) {
+			continue // what makes its entries dead may be lost yet
+		}
 		for _, s := range chain {
 			if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= l.through.Seq {
 				own = append(own, s)

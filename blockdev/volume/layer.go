@@ -3,9 +3,8 @@ package volume
 import (
 	"slices"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // layer is the part of the map between two positions. All but the open one are frozen:

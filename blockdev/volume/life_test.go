@@ -259,12 +259,19 @@ func (d *life) seal(r *rapid.T) {
 	must(r, err)
 	d.since = [][]byte{slices.Clone(d.want)}
 	d.states[p] = slices.Clone(d.want)
+	must(r, d.v.ReadAsOf(r.Context(), make([]byte, extents.Unit), 0, p))
 	if rapid.Bool().Draw(r, "keep") {
-		must(r, d.v.Keep(p))
 		d.kept[p]++
 		return
 	}
-	must(r, d.v.ReadAsOf(r.Context(), make([]byte, extents.Unit), 0, p))
+	d.letGo(p)
+}
+
+// letGo gives a place back that Seal has kept.
+func (d *life) letGo(p content.Position) {
+	if d.v.Release(p); d.kept[p] == 0 && p != d.cfg.Base {
+		delete(d.states, p)
+	}
 }
 
 func (d *life) release(r *rapid.T) {
@@ -286,6 +293,7 @@ func (d *life) release(r *rapid.T) {
 func (d *life) fold(r *rapid.T) {
 	p, err := d.v.Seal(r.Context())
 	must(r, err)
+	defer d.letGo(p)
 	d.states[p] = slices.Clone(d.want)
 	root := newImage(sourceSize)
 	old := d.cfg.Source.(*image)

@@ -8,17 +8,18 @@ import (
 
 	"github.com/zeebo/blake3"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Merge writes one segment that stands for those behind after and up to through, which is
 // kept: the newest bytes within that range only. It is of this volume and epoch. ErrInvalid
 // means that the range is too much for one segment.
 func (v *Volume) Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error) {
+	v.mu.RLock()
 	ref := content.SegmentRef{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, After: after, Through: through}
+	v.mu.RUnlock()
 	at, next, done, err := v.span(after, through)
 	if err != nil {
 		return ref, fmt.Errorf("merge: %w", err)

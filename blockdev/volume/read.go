@@ -10,10 +10,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // parallelReads is how many chunks one read waits for at once.

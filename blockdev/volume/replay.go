@@ -11,10 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // CorruptError says what of a journal is lost. It wraps content.ErrCorrupt.
@@ -98,6 +97,9 @@ func (v *Volume) resume() error {
 	n := len(v.chain)
 	if n == 0 || v.cfg.ReadOnly {
 		return nil
+	}
+	for _, s := range v.chain[:n-1] { // a kill may have kept its table from it
+		s.sealed = true
 	}
 	last := v.chain[n-1]
 	if last.empty() {

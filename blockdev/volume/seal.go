@@ -9,9 +9,8 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Segment is a sealed part of a volume's journal.
@@ -24,9 +23,8 @@ type Segment struct {
 }
 
 // Seal ends the open segment, if it has entries, and freezes its layer, and returns the
-// place once all up to it is durable here. It copies nothing. The place stays readable
-// until a Rebase goes beyond it or there were two more of Seal; who needs it for longer
-// calls Keep.
+// place once all up to it is durable here. It copies nothing. The place is kept, as if by a
+// call of Keep: who does not need it any more calls Release.
 func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.take()
 	if err := v.writable(); err != nil {
@@ -36,17 +34,26 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.endTail()
 	v.mu.Lock()
 	p := v.position()
-	if v.seals[0] != p {
-		v.seals[0], v.seals[1] = p, v.seals[0]
-	}
+	v.kept[p]++
 	v.freezeAt(p)
 	v.mu.Unlock()
 	v.turns.pass()
 	v.step("ended")
 	if err := v.flush(everything); err != nil {
+		v.Release(p)
 		return content.Position{}, fmt.Errorf("seal: %w", err)
 	}
 	return p, nil
+}
+
+// Enter has what is written from now on be of a later epoch, in a segment of its own.
+func (v *Volume) Enter(epoch uint64) {
+	v.take()
+	v.endTail()
+	v.mu.Lock()
+	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
+	v.mu.Unlock()
+	v.turns.pass()
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.
@@ -98,7 +105,7 @@ func (v *Volume) liveOf(s *segment) int64 {
 	return min(live, s.size)
 }
 
-// Keep has a position stay readable until as many calls of Release: layers are not joined
+// Keep has a position stay readable until as many calls of Release as of Keep and Seal: layers are not joined
 // across it, and its segments stay. ErrNotFound means that no layer ends there any more.
 func (v *Volume) Keep(p content.Position) error {
 	v.mu.Lock()
@@ -116,10 +123,10 @@ func (v *Volume) gone(p content.Position) error {
 
 // holds reports whether layers are not to be joined across a position. Called with mu.
 func (v *Volume) holds(p content.Position) bool {
-	return v.kept[p] > 0 || slices.Contains(v.seals[:], p)
+	return v.kept[p] > 0
 }
 
-// Release gives a position back that Keep has kept.
+// Release gives a position back that Keep or Seal has kept.
 func (v *Volume) Release(p content.Position) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -260,11 +267,6 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 	if _, ok := v.asOf(base); !ok || v.closed || base.Seq < v.ground.base.Seq {
 		v.mu.Unlock()
 		return fmt.Errorf("rebase: %w", v.gone(base))
-	}
-	for i, p := range v.seals {
-		if p.Seq < base.Seq {
-			v.seals[i] = content.Position{}
-		}
 	}
 	v.ground = &ground{source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
 	return v.cutFront()

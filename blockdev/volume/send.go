@@ -5,9 +5,8 @@ import (
 	"io"
 	"slices"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // ReadSegments writes bytes of the journal that are durable here to w: those of one segment

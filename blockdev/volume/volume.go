@@ -111,14 +111,13 @@ type Volume struct {
 	seq      uint64     // of the last entry
 	size     int64      // of the disk
 	kept     map[content.Position]int
-	seals    [2]content.Position // of the last calls of Seal, newest first
-	written  uint64              // seq of the last entry that is not a mark
-	durable  uint64              // known to be synced
-	told     uint64              // what of that the journal itself says
-	newNames bool                // segments were made since the folder was synced
-	failed   error               // a failed write or sync: no more of either
-	noSpace  bool                // the last write found the disk full
-	settled  bool                // what was replayed is durable
+	written  uint64 // seq of the last entry that is not a mark
+	durable  uint64 // known to be synced
+	told     uint64 // what of that the journal itself says
+	newNames bool   // segments were made since the folder was synced
+	failed   error  // a failed write or sync: no more of either
+	noSpace  bool   // the last write found the disk full
+	settled  bool   // what was replayed is durable
 	closed   bool
 	eased    chan struct{} // closed when pressure.behind ends
 

@@ -166,11 +166,9 @@ func (m *Image) Hold(ctx context.Context) error {
 // guest's first read then knows whom to ask.
 func (m *Image) Prepare(ctx context.Context) {
 	peers := m.rs.Load().peers
-	if peers.Want(); peers.Settled() {
-		return
-	}
+	peers.Want()
 	select {
-	case <-time.After(plan.SwarmWait):
+	case <-time.After(peers.SettlesIn()):
 	case <-ctx.Done():
 	}
 }

@@ -182,25 +182,26 @@ func (m *Image) runAhead(run readahead.Run) {
 	if run.From >= rs.shape.Chunks || m.f.cfg.Cache.Full() {
 		return
 	}
-	if leaf := rs.leaf(run.From); leaf != nil {
-		m.runIn(rs, leaf, run)
-		return
-	}
-	m.f.start(func() {
-		leaf, err := m.f.node(m.f.ctx, rs, content.Pos{Level: 1, Index: run.From / content.MapFanout}, byReadahead())
-		if err == nil && leaf != nil {
-			m.runIn(rs, leaf, run)
-		}
-	})
-}
-
-func (m *Image) runIn(rs *rootState, leaf *mapNode, run readahead.Run) {
-	end, ok := m.ahead.Begin(run, (run.From/content.MapFanout+1)*content.MapFanout)
+	node := run.From / content.MapFanout
+	end, ok := m.ahead.Begin(run, (node+1)*content.MapFanout) // now: once its map node is here the guest may be past it
 	if !ok {
 		return
 	}
+	if leaf := rs.leaf(run.From); leaf != nil {
+		m.runIn(rs, leaf, run.From, end)
+	} else if !m.f.start(func() {
+		leaf, _ := m.f.node(m.f.ctx, rs, content.Pos{Level: 1, Index: node}, byReadahead())
+		m.runIn(rs, leaf, run.From, end)
+	}) {
+		m.ahead.End()
+	}
+}
+
+// runIn asks for the chunks from one on to before another that a map node names, nil for
+// none.
+func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
 	var objects []object
-	for i := run.From; i < end; i++ {
+	for i := from; i < end && leaf != nil; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)

@@ -138,7 +138,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.WaitFarm:
 			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
-			j.work.Go(func() { j.wait(plan.SwarmWait, nil) })
+			j.work.Go(func() { j.wait(j.rs.peers.SettlesIn(), late) })
 		case plan.WaitReads:
 			j.work.Go(j.awaitOthers)
 		case plan.Try:
@@ -161,29 +161,21 @@ func (j *job) tell(e plan.Event) {
 	}
 }
 
-// wait waits for a while, or until settled, which may be nil and else says when to
-// ask it again.
+// wait waits for a while, or until settled, which else says when to ask it again.
 func (j *job) wait(most time.Duration, settled func() (<-chan struct{}, bool)) {
-	late := time.After(most)
-	for waiting := true; waiting; {
-		var again <-chan struct{}
-		if settled != nil {
-			if at, ok := settled(); ok {
-				break
-			} else {
-				again = at
-			}
-		}
+	ctx, cancel := context.WithTimeout(j.ctx, most)
+	defer cancel()
+	for again, ok := settled(); !ok && ctx.Err() == nil; again, ok = settled() {
 		select {
 		case <-again:
-			continue
-		case <-late:
-		case <-j.ctx.Done():
+		case <-ctx.Done():
 		}
-		waiting = false
 	}
 	j.tell(plan.Event{Kind: plan.Waited})
 }
+
+// late is never settled.
+func late() (<-chan struct{}, bool) { return nil, false }
 
 // fail ends the flights that have not landed.
 func (j *job) fail(err error) {

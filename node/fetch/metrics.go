@@ -3,15 +3,9 @@ package fetch
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	bytes       []prometheus.Collector // a counter a source
-	failures    prometheus.Counter
-	lies        prometheus.Counter
-	banned      prometheus.Counter
-	hedges      prometheus.Counter
-	referrals   prometheus.Counter
-	servedBytes prometheus.Counter
-	waiting     prometheus.Gauge
-	waits       prometheus.Counter
+	bytes                                                         []prometheus.Collector // a counter a source
+	failures, lies, banned, hedges, referrals, servedBytes, waits prometheus.Counter
+	waiting                                                       prometheus.Gauge
 }
 
 // newMetrics returns the collectors; bytes are counted elsewhere, where guests
@@ -41,5 +35,3 @@ func newMetrics(bytes *counters) metrics {
 func (m metrics) all() []prometheus.Collector {
 	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes, m.waiting, m.waits}, m.bytes...)
 }
-
-func (m metrics) served(n int) { m.servedBytes.Add(float64(n)) }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/grangemesh/grange/node/cache"
@@ -284,4 +285,47 @@ func TestReadaheadFollowsAGuest(t *testing.T) {
 	if b.Farm != int64(im.stats.RawBytes) {
 		t.Errorf("%d bytes came from the farm, want each once: %d", b.Farm, im.stats.RawBytes)
 	}
+}
+
+// lateMap is an Origin that holds requests for the map back once armed.
+type lateMap struct {
+	fetch.Origin
+	armed, asked atomic.Bool
+	free         chan struct{} // closed when they are let go
+}
+
+func (l *lateMap) Stream(ctx context.Context, frames []pack.Extent, take func(int, content.Verified)) error {
+	if l.armed.Load() && frames[0].Raw != content.ChunkSizeDefault {
+		l.asked.Store(true)
+		select {
+		case <-l.free:
+		case <-ctx.Done():
+		}
+	}
+	return l.Origin.Stream(ctx, frames, take)
+}
+
+// TestReadaheadCrossesALateMapNode: a guest that goes on while the next node of the map is
+// under way is run ahead of behind it by all that it has gone on meanwhile.
+func TestReadaheadCrossesALateMapNode(t *testing.T) {
+	w := newWorld(t)
+	im := w.publish(imageConfig{chunks: imageChunks, hole: twoLeaves})
+	late := &lateMap{Origin: w.reader, free: make(chan struct{})}
+	m := w.join("north", func(cfg *fetch.Config) {
+		cfg.Origin, cfg.Swarm = func() fetch.Origin { return late }, nil
+	})
+	g := m.open(im)
+	p := make([]byte, content.ChunkSizeDefault)
+	for i := range content.MapFanout {
+		if i == twoLeaves+1 { // the first leaf is here
+			late.armed.Store(true)
+		}
+		w.check(readOne(t.Context(), g, im, i, p))
+	}
+	w.eventually("the next map node is asked for", late.asked.Load)
+	close(late.free)
+	// The first step behind the border, of eight chunks, brings the rest of their run,
+	// eleven, with it; what is behind that, the second.
+	far := content.Sum(im.chunks[content.MapFanout+13])
+	w.eventually("it is run ahead of by two steps", func() bool { return m.cache.Has(far) })
 }

@@ -245,10 +245,7 @@ func (f *Fetcher) best(id content.CID, asker peer.ID, may func(*rootState) bool)
 	return rs
 }
 
-// knows reports whether others may still ask by a state.
-func (f *Fetcher) knows(rs *rootState) bool { return slices.Contains(f.heads(rs.id), rs) }
-
-// heads returns what is known of a root, by each of its heads.
+// heads returns what is known of a root, by each of its heads that others may still ask by.
 func (f *Fetcher) heads(id content.CID) []*rootState {
 	f.mu.Lock()
 	defer f.mu.Unlock()

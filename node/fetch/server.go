@@ -122,7 +122,7 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 		return err
 	}
 	s.left--
-	s.f.metrics.served(len(body) + len(page))
+	s.f.metrics.servedBytes.Add(float64(len(body) + len(page)))
 	return nil
 }
 
@@ -275,7 +275,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 	f.bringMap(ctx, rs)
 	f.refresh(ctx, rs)
 	var fo have.Follower
-	for rs.reach() == reach && f.knows(rs) {
+	for rs.reach() == reach && slices.Contains(f.heads(root), rs) {
 		b, changed := rs.here.Next(&fo)
 		if b != nil {
 			if err := send(b); err != nil {

@@ -279,7 +279,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	base, body, st := a.record()
 	gaps := a.v.pulse.Gaps()
 	next := st.Next()
-	if !a.line.HasEnded() {
+	if !a.line.HasEnded() && body.Policy == catalog.PolicyOrigin {
 		if _, err := a.line.EndEpoch(ctx, body); err != nil {
 			return right.Unwritten{}, nil
 		}
@@ -293,6 +293,9 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.gaps, a.base, a.body = gaps, &r, body
+		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
+			a.vol.Enter(body.Epoch)
+		}
 		return right.Written{}, nil
 	case records.IsOvertaken(err):
 		return right.Overtaken{}, nil

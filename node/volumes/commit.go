@@ -125,6 +125,7 @@ func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volum
 	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
+		a.vol.Enter(body.Epoch)
 		a.mu.Lock()
 		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
 		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {

@@ -2,7 +2,9 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -56,10 +58,14 @@ func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.St
 	a.mu.Lock()
 	a.heir = nil
 	a.mu.Unlock()
-	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 || len(body.Holders) == 0 || body.State == catalog.Released {
+	if len(body.Holders) == 0 || body.State == catalog.Released { // else they may have what another policy had acknowledged
 		return nil, nil
 	}
 	in, err := a.v.cfg.Holders.Inherit(ctx, e.Name, body, st.Process, a.v.index.HalfMade(e)+inheritedFolder)
+	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 && errors.Is(err, content.ErrUnavailable) {
+		a.v.cfg.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", e.Name, "err", err)
+		return nil, os.RemoveAll(a.v.index.HalfMade(e) + inheritedFolder)
+	}
 	if err != nil {
 		return nil, err
 	}

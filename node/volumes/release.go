@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -53,7 +54,10 @@ func (a *attached) release(ctx context.Context) error {
 	if err := a.upload(ctx); err != nil {
 		return err
 	}
-	if err := a.revise(ctx, func(body *catalog.Volume) error { body.State = catalog.Released; return nil }); err != nil {
+	if err := a.revise(ctx, func(body *catalog.Volume) error {
+		body.State, body.Holders, body.DegradedSince = catalog.Released, nil, time.Time{} // the bucket has all
+		return nil
+	}); err != nil {
 		return err
 	}
 	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })

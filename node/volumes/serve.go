@@ -140,6 +140,13 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return nil
 	}
+	if a.folds != nil && after.Policy != body.Policy { // a fold that is under way ends where no tail would begin
+		end, err := a.folds.Hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		if spec.Generation != 0 && spec.Generation < body.Generation {
 			return terms.Stale(body.Generation, spec.Generation)
@@ -195,6 +202,12 @@ func (a *attached) adopt(ctx context.Context) error {
 	a.fresh = &e
 	a.mu.Unlock()
 	inherited, err := a.inherit(ctx, body, st, e)
+	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {
+		inherited = nil // the tails have more
+	} else if n > 0 && len(tails) > 0 {
+		segments = a.v.stored(ctx, body.Segments, nil)
+		a.line.Begin(body)
+	}
 	if err != nil || len(segments)+len(inherited) == 0 {
 		return err
 	}

@@ -229,7 +229,7 @@ func (j *Job) stand() (acts []Action, stay bool) {
 	case askHolders:
 		return j.askHolder(false, holdersAsked), false
 	case waitSwarm:
-		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.Settled(j.now)), false
+		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.SettlesIn(j.now) == 0), false
 	case askSwarmHolders:
 		return j.askHolder(true, swarmHoldersAsked), false
 	case askSwarmLead:
@@ -244,7 +244,7 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		j.count++
 		return j.read(false), false
 	case waitLast: // nobody else is left to ask: now a guest waits too
-		return j.wait(WaitSwarm, j.cfg.Root.Settled(j.now)), false
+		return j.wait(WaitSwarm, j.cfg.Root.SettlesIn(j.now) == 0), false
 	case askAnyone:
 		return j.askAnyone(), false
 	}

@@ -184,7 +184,7 @@ const (
 	ReadOrigin
 	// WaitFarm waits until FarmSettled, at most FarmWait; answered by Waited.
 	WaitFarm
-	// WaitSwarm waits SwarmWait for announcements; answered by Waited.
+	// WaitSwarm waits for announcements, as long as Root.SettlesIn; answered by Waited.
 	WaitSwarm
 	// WaitReads waits for the reads of the origin that bring in what is missing, at most
 	// ReadingWait; answered by Waited.

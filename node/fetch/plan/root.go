@@ -92,9 +92,15 @@ func (r *Root) Wanted(now time.Time) bool {
 	return !r.wanted.IsZero() && now.Sub(r.wanted) < followIdle
 }
 
-// Settled reports whether the first search has had its time.
-func (r *Root) Settled(now time.Time) bool {
-	return !r.m.Searches || !r.m.Asks || !r.began.IsZero() && now.Sub(r.began) >= SwarmWait
+// SettlesIn is how long until the first search has had its time, from the first Want on.
+func (r *Root) SettlesIn(now time.Time) time.Duration {
+	switch {
+	case !r.m.Searches || !r.m.Asks:
+		return 0
+	case r.began.IsZero():
+		return SwarmWait
+	}
+	return max(0, SwarmWait-now.Sub(r.began))
 }
 
 // NearSettled reports whether the bitmaps of all live members of the farm, or of as many

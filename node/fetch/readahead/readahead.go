@@ -49,8 +49,12 @@ func (w *Window) Reached(index uint64) (Run, bool) {
 }
 
 // Missed returns the run behind a chunk that was neither here nor asked for, if the guest
-// goes on there: far if that is where it was expected.
+// goes on there: far if that is where it was expected. One that is about to come to the
+// mark has given up what was asked for, which is slow: it is run ahead of as it is.
 func (w *Window) Missed(index uint64) (Run, bool) {
+	if mark := w.mark.Load(); index < mark && mark-index <= most/steps+1 {
+		return Run{}, false
+	}
 	ahead := uint64(least)
 	on := w.size.Load() > 0 && w.end.Load() == index
 	if on {

@@ -36,6 +36,9 @@ func TestWindowGrowsWhileTheGuestGoesOn(t *testing.T) {
 			t.Error("a mark is reached twice")
 		}
 	}
+	if r, ok := w.Missed(at + 2); ok { // it has given up what is slow
+		t.Errorf("a guest on its way to the mark is run ahead of anew: %+v", r)
+	}
 	if end, ok := w.Begin(r, r.From+1); !ok || end != r.From+1 || !w.Marks(at+1+most/steps) && !w.Marks(end-1) {
 		t.Errorf("a run that is cut short ends at %d, %t", end, ok)
 	}

@@ -144,9 +144,9 @@ func (p *Peers) Want() {
 	}
 }
 
-// Settled reports whether the first search has had its time.
-func (p *Peers) Settled() bool {
-	return ask(p, func(r *plan.Root) bool { return r.Settled(p.cfg.Now()) })
+// SettlesIn is how long until the first search has had its time.
+func (p *Peers) SettlesIn() time.Duration {
+	return ask(p, func(r *plan.Root) time.Duration { return r.SettlesIn(p.cfg.Now()) })
 }
 
 // follow searches for members and watches their bitmaps until the root has not

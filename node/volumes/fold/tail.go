@@ -9,13 +9,11 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -272,15 +270,15 @@ func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epo
 	}
 }
 
-// follows finds the tail with a segment that comes after a place: there is one at most,
-// whatever the epoch.
-func follows(tails []content.SegmentRef, at content.Position) (content.SegmentRef, bool) {
+// follows finds the tail with a segment that comes after a place. There is one at most,
+// but where a later epoch went on from holders, who had more than the tails: its own counts.
+func follows(tails []content.SegmentRef, at content.Position) (next content.SegmentRef, ok bool) {
 	for _, ref := range tails {
-		if ref.After == at && !ends(ref) {
-			return ref, true
+		if ref.After == at && !ends(ref) && (!ok || ref.Epoch > next.Epoch) {
+			next, ok = ref, true
 		}
 	}
-	return content.SegmentRef{}, false
+	return next, ok
 }
 
 // readTails reads the headers of all tails of a volume.
@@ -321,68 +319,4 @@ func readTail(ctx context.Context, store bucket.Bucket, key string) (content.Seg
 		return content.SegmentRef{}, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
 	}
 	return decodeTail(b)
-}
-
-// Line is the tails of one volume over its epochs, those of this process behind those that
-// were found. Safe for concurrent use.
-type Line struct {
-	// Bucket is where they go, and Dir says where working files of a volume do.
-	Bucket func() (bucket.Bucket, error)
-	Dir    func(content.VolumeID) string
-
-	tails atomic.Pointer[Tails] // nil but for the policy origin
-}
-
-// HasEnded reports whether EndEpoch has.
-func (l *Line) HasEnded() bool { return l.tails.Load() != nil }
-
-// EndEpoch ends the epoch that a record has, if its flushes go to the origin, before the
-// next one is taken. This process's go on behind what was found, which it returns.
-func (l *Line) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, error) {
-	if body.Policy != catalog.PolicyOrigin {
-		return nil, nil
-	}
-	store, err := l.Bucket()
-	if err != nil {
-		return nil, err
-	}
-	found, err := EndEpoch(ctx, store, body.ID, body.Epoch, body.Through())
-	if err != nil {
-		return nil, err
-	}
-	after := body.Through()
-	if n := len(found); n > 0 {
-		after = found[n-1].Ref.Through
-	}
-	l.tails.Store(l.behind(body.ID, after))
-	return found, nil
-}
-
-func (l *Line) behind(id content.VolumeID, after content.Position) *Tails {
-	return NewTails(TailsConfig{Bucket: l.Bucket, Dir: l.Dir(id), After: after})
-}
-
-// Of returns the tails of a volume whose record is this node's, nil where its flushes don't
-// go to the origin. One that got this policy while it is served begins behind its record.
-func (l *Line) Of(body catalog.Volume) *Tails {
-	if body.Policy != catalog.PolicyOrigin {
-		return nil
-	}
-	if l.tails.Load() == nil {
-		l.tails.CompareAndSwap(nil, l.behind(body.ID, body.Through()))
-	}
-	return l.tails.Load()
-}
-
-// Tailed has what a volume writes at the origin before a flush is acknowledged, by the tails
-// that it has then.
-type Tailed func() *Tails
-
-// Persist implements volume.Persister.
-func (p Tailed) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	tails := p()
-	if tails == nil {
-		return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
-	}
-	return tails.Persist(ctx, v, upTo)
 }

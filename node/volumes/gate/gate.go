@@ -50,10 +50,13 @@ func (p *Pulse) Gaps() uint64 { return p.gaps.Load() }
 // Look notes a gap before this moment.
 func (p *Pulse) Look() {
 	now, last := int64(p.now()), p.last.Load()
-	if now <= last || !p.last.CompareAndSwap(last, now) || now-last <= int64(gapMax) {
+	gap := now-last > int64(gapMax)
+	if gap { // before anybody else finds that this moment was looked at; two may count it
+		p.gaps.Add(1)
+	}
+	if now <= last || !p.last.CompareAndSwap(last, now) || !gap {
 		return
 	}
-	p.gaps.Add(1)
 	select {
 	case p.Seen <- struct{}{}:
 	default:

@@ -2,6 +2,7 @@ package holders
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -34,6 +35,9 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return Inheritance{}, err
+	}
+	if k == 0 { // they are its holders until all is in the bucket
+		k = len(record.Holders)
 	}
 	return Inherit(ctx, Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log})
 }
@@ -78,17 +82,20 @@ func (g *Guard) Begin(v *volume.Volume) {
 	g.mu.Lock()
 	g.vol = v
 	g.mu.Unlock()
-	_, _ = g.follow() // a policy that is none fails each flush
+	_, _ = g.follow(v.End().Seq) // a policy that is none fails each flush
 }
 
 // Persist implements volume.Persister.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	w, err := g.follow()
+	w, err := g.follow(upTo.Seq)
 	switch {
 	case err != nil:
 		return err
 	case w != nil:
-		return w.Persist(ctx, v, upTo)
+		if err = w.Persist(ctx, v, upTo); errors.Is(err, content.ErrClosed) { // the policy is another by now, or the volume is closed
+			return g.Persist(ctx, v, upTo)
+		}
+		return err
 	case g.owner.Origin != nil && g.owner.Record().Policy == catalog.PolicyOrigin:
 		return g.owner.Origin.Persist(ctx, v, upTo)
 	}
@@ -122,8 +129,9 @@ func (g *Guard) end() {
 	}
 }
 
-// follow has the writer that the policy asks for, nil for none.
-func (g *Guard) follow() (*Writer, error) {
+// follow has the writer that the policy asks for, nil for none. Entries up to floor are
+// durable here.
+func (g *Guard) follow(floor uint64) (*Writer, error) {
 	body := g.owner.Record()
 	k, err := catalog.PolicyHolders(body.Policy)
 	if err != nil {
@@ -139,7 +147,7 @@ func (g *Guard) follow() (*Writer, error) {
 		g.end()
 		return nil, nil
 	case g.writer == nil:
-		g.start(body, k, alone)
+		g.start(body, k, floor)
 	case k != g.k || alone != g.alone:
 		g.writer.Want(k, alone)
 	}
@@ -149,7 +157,7 @@ func (g *Guard) follow() (*Writer, error) {
 }
 
 // start starts a writer. Called with mu.
-func (g *Guard) start(body catalog.Volume, k int, alone bool) {
+func (g *Guard) start(body catalog.Volume, k int, floor uint64) {
 	var ancestors []content.VolumeID
 	for _, s := range g.vol.Sealed() {
 		if s.Volume != body.ID && (len(ancestors) == 0 || ancestors[len(ancestors)-1] != s.Volume) {
@@ -157,10 +165,10 @@ func (g *Guard) start(body catalog.Volume, k int, alone bool) {
 		}
 	}
 	g.writer = NewWriter(WriterConfig{
-		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: alone,
+		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
 		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
-	}, g.vol.End())
+	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	w, v, log := g.writer, g.vol, g.farm.Log

@@ -162,8 +162,12 @@ func (f *feeder) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if end := f.w.journal.End(); held.End().Seq > end.Seq {
-		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end.Seq)
+	end := f.w.journal.End().Seq
+	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.claim.Epoch { // what this writer has written since it began is not what that is
+		end = f.w.floor
+	}
+	if held.End().Seq > end {
+		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end)
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

@@ -3,8 +3,10 @@ package holders
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -23,6 +25,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // node is a member on a real host, with a store.
@@ -219,5 +222,62 @@ func BenchmarkFlush(b *testing.B) {
 			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 		})
+	}
+}
+
+// gatedLane lets nothing pass until it is open.
+type gatedLane struct {
+	Lane
+	open chan struct{}
+}
+
+func (l gatedLane) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	<-l.open
+	return l.Lane.Ask(ctx, to, m)
+}
+
+// TestDiskThatWasRolledBack: a disk that is an older copy, and is written to before its
+// holders are asked, is found out all the same: its flushes fail, and nobody comes in the
+// place of those who have more.
+func TestDiskThatWasRolledBack(t *testing.T) {
+	all := newNodes(t, 4)
+	r := &record{body: catalog.Volume{ID: theVolume, Size: 8 << 20, Epoch: 1, Incarnation: 11, Policy: "farm:2"}}
+	dir, old := created(t), filepath.Join(t.TempDir(), "volume")
+	if err := os.CopyFS(old, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	v, g := all[0].serve(t, dir, r)
+	write := func(v *volume.Volume, with byte, flush bool) error {
+		return v.WriteAt(t.Context(), bytes.Repeat([]byte{with}, 4096), 0, flush)
+	}
+	for range 5 {
+		if err := write(v, 1, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.Close()
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.body.Epoch, r.body.Incarnation = 2, 12
+	before := r.get().Holders
+	lane := gatedLane{all[0].farm.Lane, make(chan struct{})}
+	all[0].farm.Lane = lane
+	v, g = all[0].serve(t, old, r)
+	for range 50 {
+		if err := write(v, 2, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(lane.open)
+	if err := v.Flush(t.Context()); !errors.Is(err, content.ErrFenced) {
+		t.Errorf("a flush of a disk that was rolled back: %v", err)
+	}
+	if now := r.get().Holders; !slices.Equal(now, before) {
+		t.Errorf("its holders are %v now, and were %v", now, before)
+	}
+	g.Close()
+	if err := v.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -157,7 +157,7 @@ func (w *world) start(at int, epoch uint64, l *line) *modelWriter {
 			}
 			return m.owns(w.record)
 		},
-	}, l.End())
+	}, l.End().Seq)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { _ = m.w.Run(ctx, l); close(done) }()

@@ -92,7 +92,8 @@ type WriterConfig struct {
 // Writer has others hold what a volume writes. Use: NewWriter, Run. It implements
 // volume.Persister: a flush waits until all holders that the record names have it.
 type Writer struct {
-	cfg WriterConfig
+	cfg   WriterConfig
+	floor uint64 // what this disk began with
 
 	mu      sync.Mutex // guards what follows
 	state   *quorum.State
@@ -110,14 +111,15 @@ type Writer struct {
 
 var _ volume.Persister = (*Writer)(nil)
 
-// NewWriter returns the writer of a volume whose journal ends at end.
-func NewWriter(cfg WriterConfig, end content.Position) *Writer {
+// NewWriter returns the writer of a volume of which entries up to floor are durable here,
+// and so may have been acknowledged.
+func NewWriter(cfg WriterConfig, floor uint64) *Writer {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	return &Writer{
-		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, end.Seq), feeders: map[trust.PublicKey]*feeder{},
+		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, floor), floor: floor, feeders: map[trust.PublicKey]*feeder{},
 		changed: make(chan struct{}), halted: make(chan struct{}), through: cfg.Through,
 	}
 }

@@ -1,0 +1,127 @@
+package fold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// chunksWithin is how long an Upload may take to bring all into one root, of which another
+// node reads what it needs. What takes longer goes as segments, which that one reads whole.
+const chunksWithin = 10 * time.Second
+
+// Paced is how what is written to a volume that is served moves to the bucket: one fold at
+// a time, when it is due. Safe for concurrent use.
+type Paced struct {
+	*Fold
+	vol  *volume.Volume
+	turn chan struct{} // has one while a fold is under way
+
+	mu    sync.Mutex // guards what follows
+	clock Clock
+	why   error // of the last fold, nil if it went well
+}
+
+// NewPaced is for a volume that was just opened, which is the Journal.
+func NewPaced(vol *volume.Volume, cfg Config) *Paced {
+	cfg.Journal = vol
+	return &Paced{Fold: New(cfg), vol: vol, turn: make(chan struct{}, 1)}
+}
+
+// Hold keeps folds from beginning, once the one that is under way has ended, until end is
+// called.
+func (p *Paced) Hold(ctx context.Context) (end func(), err error) {
+	select {
+	case p.turn <- struct{}{}:
+		return func() { <-p.turn }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("fold: %w: another is under way: %w", content.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// Run folds the volume, when no other fold of it is under way.
+func (p *Paced) Run(ctx context.Context, want Want) error {
+	end, err := p.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	begun, was := p.cfg.Now(), p.cfg.Record()
+	err = p.Fold.Run(ctx, want)
+	if err == nil {
+		err = p.dismiss(ctx, was)
+	}
+	if err != nil && p.behind() > 2*AfterBytes {
+		p.Loosen()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clock.Folded(begun, p.cfg.Now(), err)
+	p.why = err
+	return err
+}
+
+// dismiss has the record name no holders any more, once the bucket has all that was
+// acknowledged by the time when flushes did not wait for them any more: was is from before it
+// was brought there.
+func (p *Paced) dismiss(ctx context.Context, was catalog.Volume) error {
+	if k, _ := catalog.PolicyHolders(was.Policy); k > 0 || len(was.Holders) == 0 {
+		return nil
+	}
+	return p.cfg.Revise(ctx, func(body *catalog.Volume) error {
+		if k, _ := catalog.PolicyHolders(body.Policy); k == 0 {
+			body.Holders, body.DegradedSince = nil, time.Time{}
+		}
+		return nil
+	})
+}
+
+// Upload has all of the volume in the bucket, and if it can in one root.
+func (p *Paced) Upload(ctx context.Context) error {
+	brief, cancel := context.WithTimeout(ctx, chunksWithin)
+	defer cancel()
+	if err := p.Run(brief, Chunks); err == nil || errors.Is(err, content.ErrFenced) {
+		return err
+	}
+	return p.Run(ctx, Safe)
+}
+
+// behind is how many bytes of the journal the record does not name, about.
+func (p *Paced) behind() int64 {
+	end := p.cfg.Record().Through()
+	if p.vol.End().Seq <= end.Seq {
+		return 0
+	}
+	total := int64(1)
+	for _, s := range p.vol.Sealed() {
+		if s.Through.Seq > end.Seq {
+			total += s.Bytes
+		}
+	}
+	return total
+}
+
+// IsDue reports whether the volume, whose record can be written, is to be folded now.
+func (p *Paced) IsDue() bool {
+	if len(p.turn) > 0 {
+		return false
+	}
+	behind := p.behind()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now())
+}
+
+// Lag is how much the bucket lacks, about, and why the last fold failed.
+func (p *Paced) Lag() (int64, error) {
+	behind := p.behind()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return behind, p.why
+}

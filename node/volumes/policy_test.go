@@ -1,0 +1,184 @@
+package volumes
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// stores are those of the members of a farm, who reach each other.
+type stores struct {
+	of   map[peer.ID]*holders.Store
+	from exchange.Peer
+}
+
+func (s stores) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	if e, ok := m.(wire.Extend); ok {
+		e.Bytes = bytes.Clone(e.Bytes)
+		m = e
+	}
+	finish := s.of[to].Take(s.from, m)
+	return func() (*wire.Held, []byte, error) { return finish(ctx) }, nil
+}
+
+// newHoldingPair is a pair with two more members, all of whom hold for each other.
+func newHoldingPair(t *testing.T) *pair {
+	p := newPair(t)
+	all, of := []trust.PublicKey{}, map[peer.ID]*holders.Store{}
+	for range 4 {
+		key := trust.NewPrivateKey().Public()
+		s, err := holders.Open(holders.StoreConfig{Dir: filepath.Join(t.TempDir(), "held"), Farm: testFarm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		all, of[identity.PeerID(key)] = append(all, key), s
+	}
+	for i, w := range []*world{p.a, p.b} {
+		w.cfg.Self = all[i]
+		self := exchange.Peer{ID: identity.PeerID(all[i]), Identity: trust.Identity{Key: all[i], Role: trust.RoleNode, Farm: testFarm}}
+		w.cfg.Holders = &holders.Farm{
+			Self: all[i], Lane: stores{of, self}, Fills: make(chan struct{}, holders.FillsMax), Log: w.cfg.Log,
+			Live: func() []trust.PublicKey {
+				return slices.DeleteFunc(slices.Clone(all), func(k trust.PublicKey) bool { return k == self.Identity.Key })
+			},
+		}
+	}
+	return p
+}
+
+// flushed writes to a volume, and has it acknowledged.
+func (w *world) flushed(t *testing.T, name string, shadow []byte, seed uint64) {
+	t.Helper()
+	w.fill(t, name, shadow, 20, seed)
+	if err := w.device(name).front.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPolicyIsChanged: what was acknowledged under one policy is not lost when the volume
+// has another since, its node goes, and another takes it over: not what the bucket has,
+// nor what holders have.
+func TestPolicyIsChanged(t *testing.T) {
+	for _, change := range [][]string{
+		{"farm:2", "origin"}, {"farm:2", "local"}, {"origin", "farm:2"}, {"origin", "local"}, {"farm:2", "farm:1"},
+		{"farm:2", "origin", "farm:1"}, {"origin", "farm:1", "local"},
+	} {
+		t.Run(change[0]+" to "+change[len(change)-1], func(t *testing.T) {
+			p := newHoldingPair(t)
+			want := make([]byte, testSize)
+			p.a.put(t, "disk", Spec{Size: testSize, Durability: change[0]})
+			p.a.flushed(t, "disk", want, 1)
+			for i, policy := range change[1:] {
+				p.a.put(t, "disk", Spec{Durability: policy})
+				if i < len(change)-2 {
+					p.a.flushed(t, "disk", want, uint64(2+i))
+				}
+			}
+			p.b.put(t, "disk", Spec{Takeover: true})
+			p.b.is(t, "disk", want)
+		})
+	}
+}
+
+// TestPolicyIsOriginAgain: flushes go on where the record is, when the volume was folded
+// while they went elsewhere.
+func TestPolicyIsOriginAgain(t *testing.T) {
+	p := newPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "origin"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a.put(t, "disk", Spec{Durability: "local"})
+	p.a.flushed(t, "disk", want, 2)
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+	p.a.put(t, "disk", Spec{Durability: "origin"})
+	p.a.flushed(t, "disk", want, 3)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
+// TestConfirmedLater: a volume whose flushes go to the origin, started while that was away,
+// writes under the epoch that it has from the moment on that the origin is back, and who
+// takes it over ends that one.
+func TestConfirmedLater(t *testing.T) {
+	p := newPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "origin"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a = p.a.again(t)
+	p.join(p.a)
+	p.store.down = true
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", want, 5, 2)
+	p.store.down = false
+	p.a.lookAtOwned(t.Context(), &owned{seen: map[content.VolumeID]time.Time{}})
+	p.a.flushed(t, "disk", want, 3)
+	old := p.a.device("disk")
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+	if err := old.vol.WriteAt(t.Context(), make([]byte, 512), 0, true); err == nil {
+		t.Error("a flush is acknowledged after a takeover")
+	}
+}
+
+// TestUncommittedUnderOrigin: so does one that was made while the origin was away, under a
+// name of which others had epochs before.
+func TestUncommittedUnderOrigin(t *testing.T) {
+	p := newPair(t)
+	for range 3 {
+		p.b.put(t, "disk", Spec{Size: testSize})
+		if err := p.b.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.store.down = true
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "origin"})
+	p.store.down = false
+	if err := p.a.commitLater(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	old := p.a.device("disk")
+	p.b.put(t, "disk", Spec{Takeover: true})
+	if err := old.vol.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 512), 0, true); err == nil {
+		t.Error("a flush is acknowledged after a takeover")
+	}
+}
+
+// TestReleasedNamesNobody: a volume that was given up has all in the bucket, and who
+// attaches it is never a holder of its own.
+func TestReleasedNamesNobody(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:3"})
+	p.a.flushed(t, "disk", want, 1)
+	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	if body, err := p.store.body("disk"); err != nil || body.State != catalog.Released || len(body.Holders) > 0 {
+		t.Errorf("%+v, %v", body, err)
+	}
+	p.b.put(t, "disk", Spec{})
+	p.b.flushed(t, "disk", want, 2)
+	if body, err := p.store.body("disk"); err != nil || len(body.Holders) != 3 || slices.Contains(body.Holders, p.b.cfg.Self) {
+		t.Errorf("%+v, %v", body, err)
+	}
+	p.b.is(t, "disk", want)
+}
