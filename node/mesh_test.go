@@ -16,6 +16,7 @@ import (
 
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -243,7 +244,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 		m.await(fmt.Sprintf("volumes by a clock that is %s off", off), func() bool {
 			all := m.first.Volumes.List()
 			return len(all) == 2 && !slices.ContainsFunc(all, func(v volumes.View) bool {
-				return v.State != volumes.StateAttached && v.State != volumes.StateUncommitted
+				return v.State != terms.StateAttached && v.State != terms.StateUncommitted
 			})
 		})
 	}

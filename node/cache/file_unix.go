@@ -80,12 +80,12 @@ func mapFile(path string, write bool) (b []byte, unmap func() error, err error) 
 	return b, func() error { return unix.Munmap(b) }, nil
 }
 
-// DiskFree returns what may be written to the disk of a folder, and its size, in bytes.
+// DiskFree returns what may be written to the disk of a folder, and its size without what the
+// file system keeps back, in bytes.
 func DiskFree(dir string) (free, total uint64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, 0, err
 	}
-	// What is kept for root, or by a quota, is neither free nor taken, as df has it.
 	return st.Bavail * uint64(st.Bsize), (st.Blocks - st.Bfree + st.Bavail) * uint64(st.Bsize), nil
 }

@@ -79,16 +79,9 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 // What was written goes to the bucket first; NBD clients that connect anew go on there, a
 // disk must not be in use. Where the other does not attach it, this node
 // has it again.
-func (v *Volumes) Move(ctx context.Context, name, node string) (View, error) {
+func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err error) {
 	defer v.turn(name)()
-	view, err := v.move(ctx, name, node)
-	if err != nil {
-		return View{}, fmt.Errorf("move volume %q: %w", name, err)
-	}
-	return view, nil
-}
-
-func (v *Volumes) move(ctx context.Context, name, node string) (View, error) {
+	defer during(&err, "move volume %q", name)
 	to, who, err := v.cfg.Member(ctx, node)
 	if err != nil {
 		return View{}, err

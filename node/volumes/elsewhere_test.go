@@ -112,14 +112,14 @@ func TestKilledInACreate(t *testing.T) {
 	if err := w.openAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.state(t, "web1"); got != StateUncommitted || !strings.HasSuffix(left[0], ".new") {
+	if got := w.state(t, "web1"); got != terms.StateUncommitted || !strings.HasSuffix(left[0], ".new") {
 		t.Errorf("left as %s, it is %s", left, got)
 	}
 	h := newHeld(t, w, w.cfg.Self)
 	e, _ := w.index.Get("web1")
 	h.record.Body, _ = e.Volume.Encode(w.codec)
 	w.origin.commit = &catalog.TakenError{Current: h.record} // by itself, before
-	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != StateAttached {
+	if err := w.commitLater(t.Context(), "web1"); err != nil || w.state(t, "web1") != terms.StateAttached {
 		t.Errorf("%v, it is %s", err, w.state(t, "web1"))
 	}
 }
@@ -156,7 +156,7 @@ func TestTakenAwayOnAFullDisk(t *testing.T) {
 	if err := d.vol.WriteAt(t.Context(), make([]byte, 512), 0, false); !errors.Is(err, content.ErrClosed) {
 		t.Errorf("a write: %v, want ErrClosed", err)
 	}
-	if got := w.state(t, "web1"); got != StateFailed {
+	if got := w.state(t, "web1"); got != terms.StateFailed {
 		t.Errorf("it is %s", got)
 	}
 }

@@ -58,7 +58,7 @@ func TestVolumesOfTheMesh(t *testing.T) {
 	if free.Name != "free" || free.State != "released" || free.Node != "" || free.Farm != "lyon" {
 		t.Errorf("%+v", free)
 	}
-	if held.Name != "held" || held.State != StateAttached || held.Node != identity.PeerID(other).String() || held.Durability != "farm:1" || !slices.Equal(held.Holders, []string{identity.PeerID(other).String()}) || held.Limits.IOPS != 7 {
+	if held.Name != "held" || held.State != terms.StateAttached || held.Node != identity.PeerID(other).String() || held.Durability != "farm:1" || !slices.Equal(held.Holders, []string{identity.PeerID(other).String()}) || held.Limits.IOPS != 7 {
 		t.Errorf("%+v", held)
 	}
 	if own.Name != "own" || own.Device == "" || own.Node != w.cfg.NodeID {

@@ -49,7 +49,7 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			list := w.List()
-			if len(list) != 2 || list[0].Name != "good" || list[0].State != StateUncommitted || list[1].State != StateFailed || list[1].Name != e.Folder() {
+			if len(list) != 2 || list[0].Name != "good" || list[0].State != terms.StateUncommitted || list[1].State != terms.StateFailed || list[1].Name != e.Folder() {
 				t.Errorf("listed: %+v", list)
 			}
 			w.origin.record = &catalog.Volume{ID: e.ID, Size: e.Size, Policy: catalog.PolicyLocal, Epoch: 1, Holder: w.cfg.Self, State: catalog.Attached}
@@ -106,7 +106,7 @@ func TestCopiesAreLeft(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
-	if got := w.state(t, "disk"); len(w.List()) != 3 || got != StateOpening {
+	if got := w.state(t, "disk"); len(w.List()) != 3 || got != terms.StateOpening {
 		t.Errorf("%+v", w.List())
 	}
 }
@@ -125,7 +125,7 @@ func TestCopiedFolder(t *testing.T) {
 	if err := w.openAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if list := w.List(); len(list) != 2 || list[0].State != StateUncommitted || list[1].State != StateFailed {
+	if list := w.List(); len(list) != 2 || list[0].State != terms.StateUncommitted || list[1].State != terms.StateFailed {
 		t.Errorf("%+v", list)
 	}
 }
@@ -165,7 +165,7 @@ func TestOpening(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "disk")
 	w = w.again(t)
-	if w.state(t, "disk") != StateOpening {
+	if w.state(t, "disk") != terms.StateOpening {
 		t.Errorf("it is %s", w.state(t, "disk"))
 	}
 	x := exports{w.Volumes}
@@ -186,7 +186,7 @@ func TestOpening(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("asked while it was opening: %v", err)
 	}
-	if w.state(t, "disk") != StateUncommitted {
+	if w.state(t, "disk") != terms.StateUncommitted {
 		t.Errorf("it is %s", w.state(t, "disk"))
 	}
 }
@@ -220,10 +220,10 @@ func TestJournalThatIsGone(t *testing.T) {
 	if err := w.openAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if lost, err := w.Get("lost"); err != nil || lost.State != StateFailed || !strings.Contains(lost.Detail, "backup") || !strings.Contains(lost.Detail, folder) {
+	if lost, err := w.Get("lost"); err != nil || lost.State != terms.StateFailed || !strings.Contains(lost.Detail, "backup") || !strings.Contains(lost.Detail, folder) {
 		t.Errorf("without a journal: %+v, %v", lost, err)
 	}
-	if w.state(t, "new") != StateUncommitted {
+	if w.state(t, "new") != terms.StateUncommitted {
 		t.Errorf("never written: %s", w.state(t, "new"))
 	}
 	if _, _, err := w.Put(t.Context(), "lost", Spec{ReadOnly: true}); !errors.Is(err, content.ErrCorrupt) {

@@ -32,11 +32,11 @@ type modelled struct {
 func (m modelled) state() terms.State {
 	switch {
 	case !m.attached:
-		return StateDetached
+		return terms.StateDetached
 	case !m.committed:
-		return StateUncommitted
+		return terms.StateUncommitted
 	}
-	return StateAttached
+	return terms.StateAttached
 }
 
 // TestAnySequenceOfCommands: whatever is asked for while the mesh answers or does not,
@@ -293,13 +293,13 @@ func TestImageThatCantBeOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = w.again(t) // its library has nothing
-	if err := w.openAll(t.Context()); err != nil || w.state(t, "disk") != StateFailed {
+	if err := w.openAll(t.Context()); err != nil || w.state(t, "disk") != terms.StateFailed {
 		t.Errorf("it is %s, %v", w.state(t, "disk"), err)
 	}
 	w.cfg.Library = library
 	w.now = w.now.Add(tryAfterMax)
 	w.serveLater(t.Context(), "disk")
-	if got := w.state(t, "disk"); got != StateUncommitted {
+	if got := w.state(t, "disk"); got != terms.StateUncommitted {
 		t.Errorf("it is %s, and its image is there", got)
 	}
 }

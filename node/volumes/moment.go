@@ -1,13 +1,15 @@
 package volumes
 
 import (
-	"errors"
-	"os"
-
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
+	"os"
 	"path/filepath"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
@@ -17,6 +19,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
 )
 
 // moment opens what a reference stands for: of a volume that is attached here what it is
@@ -109,13 +112,135 @@ func (v *Volumes) nodes() (fold.Nodes, error) {
 
 // Export writes what a reference stands for to a file, which is empty: holes and zeros
 // stay holes. What was written is synced when it returns.
-func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) error {
+func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) (err error) {
+	defer during(&err, "export %s", ref)
 	m, err := v.moment(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.Export(ctx, f, progress), m.Close())
+}
+
+// Changes yields the ranges in which two snapshots of a volume differ, by offset, in whole
+// units of 4 KiB; with to 0 the volume itself, as it is now, is the second. Only what was
+// written between them, or lies in chunks that their maps have not alike, is read.
+func (v *Volumes) Changes(ctx context.Context, name string, from, to uint64) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		if err := v.changesOf(ctx, name, from, to, func(x blockdev.Range) bool { return yield(x, nil) }); err != nil {
+			yield(blockdev.Range{}, fmt.Errorf("changes of volume %q: %w", name, err))
+		}
+	}
+}
+
+func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, yield func(blockdev.Range) bool) (err error) {
+	first, second := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: from}, content.Ref{Kind: content.KindVolume, Name: name}
+	if to != 0 {
+		second = content.Ref{Kind: content.KindSnapshot, Name: name, Seq: to}
+	}
+	a, err := v.moment(ctx, first)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	b, err := v.moment(ctx, second)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	if err = moment.Differ(ctx, v.nodes, a, b, yield); errors.Is(err, io.EOF) { // who asked has enough
+		return nil
+	}
+	return err
+}
+
+// Promote publishes what a reference stands for as an image. Of a volume that is attached
+// here all goes into chunks first. What the image's scope may refer to is not sent again:
+// for one of the volume's own farm that is everything.
+func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, progress Progress) (err error) {
+	defer during(&err, "promote %s to image %q", ref, to.Image)
+	if err := content.KindImage.CheckName(to.Image); err != nil {
+		return err
+	}
+	if v.cfg.Publish == nil {
+		return fmt.Errorf("%w: this node publishes no images", content.ErrForbidden)
+	}
+	if to.Scope.IsZero() {
+		to.Scope = content.Mesh()
+	}
+	if a := v.device(ref.Name); ref.Kind == content.KindVolume && !ref.Folded && a != nil && a.folds != nil {
+		if err := a.folds.Run(ctx, fold.Chunks); err != nil {
+			return err
+		}
+	}
+	m, err := v.moment(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	store, err := v.readable()
+	if err != nil {
+		return err
+	}
+	body, err := m.Image(ctx, build.Config{Bucket: store, Scope: to.Scope, Signer: v.cfg.Signer, Now: v.cfg.Now, Log: v.cfg.Log}, progress)
 	if err == nil {
-		err = errors.Join(m.Export(ctx, f, progress), m.Close())
+		body.Source = ref.String()
+		err = v.cfg.Publish(ctx, to.Image, body, to.Replace)
+	}
+	return err
+}
+
+// Rollback makes a volume what it was at a snapshot of it: what differs is written anew,
+// so that its journal only ever goes on, and the snapshots since stay. Nobody may have it
+// open. What a crash cuts short the next attach completes, before anybody reads it.
+func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
+	defer v.turn(name)()
+	defer during(&err, "roll volume %q back to %s", name, id)
+	a, err := v.served(ctx, name)
+	if err == nil {
+		err = v.mayRoll(ctx, a, id)
+	}
+	if err == nil {
+		_, err = v.index.Change(name, func(e *index.Entry) { e.Rolling = id })
+	}
+	if err == nil {
+		err = a.roll(ctx, id)
 	}
 	if err != nil {
-		return fmt.Errorf("export %s: %w", ref, err)
+		return View{}, err
 	}
-	return nil
+	return v.Get(name)
+}
+
+func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
+	_, body, err := v.records().Snapshot(ctx, id)
+	_, now, _ := a.record()
+	switch {
+	case err != nil:
+		return err
+	case body.ID != now.ID:
+		return fmt.Errorf("%w: it is a snapshot of another volume: make a new one, --from %s", content.ErrConflict, body.Ref())
+	case a.folds == nil:
+		return fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+	case a.disk != nil:
+		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
+	}
+	return v.doors.Unused(ctx, a.Name())
+}
+
+// roll writes what differs from a snapshot, and is done when it has all of that.
+func (a *attached) roll(ctx context.Context, id string) (err error) {
+	was, err := a.v.momentOfSnapshot(ctx, id, a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, was.Close()) }()
+	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, now.Close()) }()
+	if err = moment.Restore(ctx, a.v.nodes, now, was); err == nil {
+		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = "" })
+	}
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -34,7 +35,7 @@ func TestLostRepliesFenceNobody(t *testing.T) {
 			t.Fatalf("write %d is said to be there: %+v, %v", want, body, err)
 		}
 	}
-	if !a.gate.IsOpen() || w.state(t, "web1") != StateAttached {
+	if !a.gate.IsOpen() || w.state(t, "web1") != terms.StateAttached {
 		t.Errorf("it is %s", w.state(t, "web1"))
 	}
 }
@@ -85,7 +86,7 @@ func TestDiskThatIsOlderThanTheBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	view, err := w.Get("web1")
-	if err != nil || view.State != StateFailed || !strings.Contains(view.Detail, "older copy") || w.device("web1").vol != nil {
+	if err != nil || view.State != terms.StateFailed || !strings.Contains(view.Detail, "older copy") || w.device("web1").vol != nil {
 		t.Errorf("%+v, %v", view, err)
 	}
 }

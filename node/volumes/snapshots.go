@@ -25,15 +25,8 @@ type snapshotRequest struct {
 
 // Snapshot names the volume's state of now. It is instant, and durable later, or before
 // it returns where the spec says so. The volume has to be attached to a node that answers.
-func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
-	view, err := v.snapshot(ctx, name, spec)
-	if err != nil {
-		return SnapshotView{}, fmt.Errorf("snapshot of volume %q: %w", name, err)
-	}
-	return view, nil
-}
-
-func (v *Volumes) snapshot(ctx context.Context, name string, spec SnapshotSpec) (SnapshotView, error) {
+func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) (_ SnapshotView, err error) {
+	defer during(&err, "snapshot of volume %q", name)
 	if spec.Wait != "" && spec.Wait != terms.Durable {
 		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}

@@ -14,13 +14,3 @@ type (
 	SnapshotView = terms.SnapshotView
 	HeldError    = terms.HeldError
 )
-
-// The states of a volume.
-const (
-	StateOpening     = terms.StateOpening
-	StateAttached    = terms.StateAttached
-	StateUncommitted = terms.StateUncommitted
-	StateDetached    = terms.StateDetached
-	StateFull        = terms.StateFull
-	StateFailed      = terms.StateFailed
-)

@@ -30,7 +30,7 @@ func (v *Volumes) List() []View {
 func (v *Volumes) Failing() []string {
 	var out []string
 	for _, view := range v.List() {
-		if view.State == StateFailed || view.State == StateFull {
+		if view.State == terms.StateFailed || view.State == terms.StateFull {
 			out = append(out, view.Name)
 		}
 	}
@@ -49,19 +49,19 @@ func (v *Volumes) Get(name string) (View, error) {
 }
 
 func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+	return View{Name: folder, State: terms.StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
 func (v *Volumes) view(e index.Entry) View {
 	out := terms.OfRecord(v.codec, e.Name, v.cfg.Farm, e.Volume)
-	out.State, out.Transport, out.Node = StateDetached, e.Transport, v.cfg.NodeID
+	out.State, out.Transport, out.Node = terms.StateDetached, e.Transport, v.cfg.NodeID
 	d := v.device(e.Name)
 	switch {
 	case d == nil:
 	case d.opening != nil:
-		out.State = StateOpening
+		out.State = terms.StateOpening
 	case d.err != nil:
-		out.State, out.Detail = StateFailed, content.Line(d.err)
+		out.State, out.Detail = terms.StateFailed, content.Line(d.err)
 	default:
 		v.viewServed(&out, e, d)
 	}
@@ -92,12 +92,12 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 	case stats.Failed != nil || stats.Full:
 		out.State, out.Detail = terms.OfDisk(stats.Failed)
 	case st.Stage == right.Lost:
-		out.State, out.Detail = StateFailed, content.Line(d.fenced())
+		out.State, out.Detail = terms.StateFailed, content.Line(d.fenced())
 	case !e.Committed:
-		out.State, out.Detail = StateUncommitted, cmp.Or(out.Detail, terms.Uncommitted)
+		out.State, out.Detail = terms.StateUncommitted, cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	default:
 		d.mu.Lock()
-		out.State, out.Detail = StateAttached, cmp.Or(out.Detail, d.behind)
+		out.State, out.Detail = terms.StateAttached, cmp.Or(out.Detail, d.behind)
 		d.mu.Unlock()
 	}
 }

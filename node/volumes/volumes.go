@@ -239,7 +239,14 @@ func (v *Volumes) each(f func(name string, d *attached) error) error {
 }
 
 // Count returns how many volumes are attached.
-func (v *Volumes) Count() int { return v.open.Len() }
+func (v *Volumes) Count() int { return len(v.open.All()) }
+
+// during says of an error what it kept from being done.
+func during(err *error, what string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(what+": %w", append(args, *err)...)
+	}
+}
 
 // Put creates a volume, or attaches one that this node has. created is false when
 // it was here and attached already. What contradicts a volume that exists is
@@ -248,16 +255,16 @@ func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, crea
 	if err := content.CheckName(name); err != nil {
 		return View{}, false, err
 	}
+	defer during(&err, "volume %q", name)
 	if spec, err = spec.WithDefaults(); err == nil {
 		_, err = v.doors.Choose(spec.Transport)
 	}
 	if err != nil {
-		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
+		return View{}, false, err
 	}
 	defer v.turn(name)()
-	created, err = v.put(ctx, name, spec)
-	if err != nil {
-		return View{}, false, fmt.Errorf("volume %q: %w", name, err)
+	if created, err = v.put(ctx, name, spec); err != nil {
+		return View{}, false, err
 	}
 	view, err := v.Get(name)
 	return view, created, err

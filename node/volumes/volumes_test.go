@@ -171,7 +171,7 @@ func TestNameTakenMeanwhile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, want := range map[string]terms.State{"served.node": StateUncommitted, "served.node-2": StateUncommitted, "detached.node": StateDetached} {
+	for name, want := range map[string]terms.State{"served.node": terms.StateUncommitted, "served.node-2": terms.StateUncommitted, "detached.node": terms.StateDetached} {
 		if got := w.state(t, name); got != want {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
@@ -230,7 +230,7 @@ func TestServedLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err == nil || w.state(t, "disk") != StateFailed {
+	if _, _, err := w.Put(t.Context(), "disk", Spec{}); err == nil || w.state(t, "disk") != terms.StateFailed {
 		t.Fatalf("while another has it: %v", err)
 	}
 	try := func(after time.Duration) terms.State {
@@ -239,14 +239,14 @@ func TestServedLater(t *testing.T) {
 		return w.state(t, "disk")
 	}
 	for range 10 {
-		if try(tryAfterMax) != StateFailed {
+		if try(tryAfterMax) != terms.StateFailed {
 			t.Fatal("it is served while another has it")
 		}
 	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if early, late := try(tryAfterMax-1), try(1); early != StateFailed || late != StateUncommitted {
+	if early, late := try(tryAfterMax-1), try(1); early != terms.StateFailed || late != terms.StateUncommitted {
 		t.Errorf("early it is %s, late it is %s", early, late)
 	}
 }

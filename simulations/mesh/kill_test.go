@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/api"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/soak"
@@ -324,7 +324,7 @@ func TestKilledVolumeChange(t *testing.T) {
 		readAll(t, []*lab.Node{n}, "v", "disk", sum) // which makes it, unless the start has
 		await(t, "its name is the mesh's", func() bool {
 			made := get[[]api.Volume](t, n, "/api/volumes")
-			return len(made) == 1 && made[0].Name == "v-a1" && made[0].State != volumes.StateUncommitted
+			return len(made) == 1 && made[0].Name == "v-a1" && made[0].State != terms.StateUncommitted
 		})
 		killDuring(t, n, store, m, "volume", "rm", "v-a1")
 		restart(t, n)

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/api"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 )
 
 // TestTakenVolumesAreServedNoMore: the names of volumes are freed by force while their
@@ -36,7 +36,7 @@ func TestTakenVolumesAreServedNoMore(t *testing.T) {
 		t.Helper()
 		until(t, name+" is served no more", func(context.Context) bool {
 			v := volume(t, back, name)
-			return v.State == volumes.StateFailed && strings.Contains(v.Detail, "taken away")
+			return v.State == terms.StateFailed && strings.Contains(v.Detail, "taken away")
 		})
 		if err := readRange(t.Context(), device[name], 0, 4096); err == nil {
 			t.Errorf("%s is read", name)

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/api"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/soak"
 )
@@ -32,7 +32,7 @@ func TestReleasedVolumeChangesHands(t *testing.T) {
 		f.run(from, "volume", "detach", "web")
 		f.run(to, "volume", "attach", "web", "--transport", "nbd")
 		v := f.volume(to, "web")
-		if v.Epoch <= last || v.Size != 1<<20 || !v.Confirmed || v.State != volumes.StateAttached {
+		if v.Epoch <= last || v.Size != 1<<20 || !v.Confirmed || v.State != terms.StateAttached {
 			t.Fatalf("after epoch %d: %+v", last, v)
 		}
 		if p := f.problem(from, http.MethodPut, "/api/volumes/web", "{}"); p.Code != "held" {
@@ -88,11 +88,11 @@ func TestTakeoverOfAStoppedNode(t *testing.T) {
 	t.Logf("%d flushes, %d of them of the moment in which it was stopped", w.flush, w.flush-flushes)
 	until(t, "the volume is served no more", func(context.Context) bool {
 		v := f.volume(writer, "web")
-		return v.State == volumes.StateFailed && strings.Contains(v.Detail, "taken away")
+		return v.State == terms.StateFailed && strings.Contains(v.Detail, "taken away")
 	})
 	f.steps(other, kept, 5)
 	for _, v := range get[[]api.Volume](t, writer, "/api/volumes") {
-		if v.Name != "web" && v.State != volumes.StateAttached {
+		if v.Name != "web" && v.State != terms.StateAttached {
 			t.Errorf("%s is %s: %s", v.Name, v.State, v.Detail)
 		}
 	}
@@ -104,7 +104,7 @@ func TestTakeoverOfAStoppedNode(t *testing.T) {
 		files, err := f.store.Files("records/snapshot/")
 		return err == nil && strings.Contains(strings.Join(files, " "), fmt.Sprintf("web%%40e%d-orphan", epoch))
 	})
-	if v := f.volume(taker, "web"); v.Epoch <= epoch || v.State != volumes.StateAttached {
+	if v := f.volume(taker, "web"); v.Epoch <= epoch || v.State != terms.StateAttached {
 		t.Errorf("the taker has %+v", v)
 	}
 }

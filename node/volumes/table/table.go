@@ -60,13 +60,6 @@ func (t *Table[T]) All() map[string]T {
 	return maps.Clone(t.of)
 }
 
-// Len is how many there are.
-func (t *Table[T]) Len() int {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return len(t.of)
-}
-
 // Each calls f for all, so many at once, and joins the errors.
 func (t *Table[T]) Each(parallel int, f func(name string, x T) error) error {
 	all := t.All()

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -131,13 +133,35 @@ func CompareSnapshots(a, b string) int {
 	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb))
 }
 
-// Uncommitted is why a volume is in that state.
-const Uncommitted = "the origin does not answer; the volume works, and its name is registered when the origin is back"
-
 // OfDisk is how a volume stands whose disk has failed, or is full when nothing did.
 func OfDisk(failed error) (State, string) {
 	if failed == nil {
 		return StateFull, "the disk of the data folder is full, and the guest's writes fail with ENOSPC until there is room"
 	}
 	return StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", failed)
+}
+
+// states counts the volumes of each state, when the metrics are asked for.
+type states struct {
+	list func() []View
+	desc *prometheus.Desc
+}
+
+// Metrics counts what list returns, whenever it is collected.
+func Metrics(list func() []View) prometheus.Collector {
+	return states{list, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
+
+// Collect implements prometheus.Collector.
+func (s states) Collect(out chan<- prometheus.Metric) {
+	count := map[State]int{}
+	for _, view := range s.list() {
+		count[view.State]++
+	}
+	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
+		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
+	}
 }
