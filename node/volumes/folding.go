@@ -33,8 +33,8 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		},
 		Pending: func() (out []content.Position) {
 			a.placing.Lock() // those that have a place already are noted then
-			a.placing.Unlock()
 			e, _ := a.v.index.Get(a.Name())
+			a.placing.Unlock()
 			for _, w := range e.Waiting {
 				out = append(out, w.At)
 			}
