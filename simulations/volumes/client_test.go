@@ -118,7 +118,6 @@ func (c *client) ask(command uint16, p []byte, off int64, n int) error {
 
 func (c *client) write(p []byte, off int64) error { return c.ask(nbdWrite, p, off, len(p)) }
 func (c *client) read(p []byte, off int64) error  { return c.ask(nbdRead, p, off, len(p)) }
-func (c *client) trim(off int64, n int) error     { return c.ask(nbdTrim, nil, off, n) }
 func (c *client) flush() error                    { return c.ask(nbdFlush, nil, 0, 0) }
 
 // close ends the connection as a client does that has done its work.

@@ -70,8 +70,10 @@ func TestAFlushIsInTheBucket(t *testing.T) {
 			t.Errorf("%d tails are left that the record covers", tails)
 		}
 	}
-	if !bytes.Equal(w.taken(1), w.disk) || !bytes.Equal(w.taken(1), w.disk) {
-		t.Error("a taker lacks what was flushed")
+	for range 2 { // one that dies, and the next
+		if !bytes.Equal(w.taken(1), w.disk) {
+			t.Error("a taker lacks what was flushed")
+		}
 	}
 	was := bytes.Clone(w.disk)
 	w.write(1, 200)

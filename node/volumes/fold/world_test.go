@@ -49,7 +49,6 @@ type journal struct {
 
 	mu     sync.Mutex
 	writes []write // behind base
-	kept   []write // before it
 	end    content.Position
 	open   uint64 // entries since the last seal
 	base   content.Position
