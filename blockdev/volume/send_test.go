@@ -178,6 +178,12 @@ func TestFlushAsksThePersister(t *testing.T) {
 	if more := f.calls.Load() - calls; more != 1 {
 		t.Errorf("16 flushes of one write made %d calls", more)
 	}
+	v.Distrust()
+	f.fails.Store(true)
+	if err := v.Flush(t.Context()); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("another place has not what was flushed before, and says so: %v", err)
+	}
+	f.fails.Store(false)
 	must(t, v.Close())
 }
 

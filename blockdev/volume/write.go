@@ -325,6 +325,14 @@ func (v *Volume) Flush(ctx context.Context) error {
 	return nil
 }
 
+// Distrust has the next flush ask the Persister anew, whatever was flushed before: it
+// stands for another place by now.
+func (v *Volume) Distrust() {
+	v.persisting.Lock()
+	defer v.persisting.Unlock()
+	v.persisted = 0
+}
+
 // everything is the target of a flush that has all in its files durable, tables too.
 const everything = math.MaxUint64
 

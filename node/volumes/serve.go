@@ -157,6 +157,9 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 		spec.Change(body)
 		return nil
 	})
+	if a.vol != nil && after.Policy != body.Policy { // also where the reply was lost
+		a.vol.Distrust()
+	}
 	if err == nil {
 		_, body, _ = a.record()
 		a.front.Set(limit.Limits{IOPS: body.IOPS, BytesPerSecond: body.Rate})
