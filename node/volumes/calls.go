@@ -66,13 +66,35 @@ func (v *Volumes) hearTaken(ctx context.Context, name string) error {
 	return nil
 }
 
-// tell says to who held a volume that it does not any more. It may be away.
+// tell says to who held a volume that it does not any more. Who can't be reached now is
+// told later, until it has looked at the record by itself.
 func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
-	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
-	defer cancel()
-	if _, err := v.cfg.Call(ctx, who, takenMethod, []byte(name)); err != nil {
-		v.cfg.Log.Warn("the node that a volume was taken over from can't be told; it stops when it sees the record", "volume", name, "node", who, "err", err)
+	say := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+		defer cancel()
+		_, err := v.cfg.Call(ctx, who, takenMethod, []byte(name))
+		return err
 	}
+	err := say(ctx)
+	if err == nil {
+		return
+	}
+	v.cfg.Log.Warn("the node that a volume was taken over from can't be told yet; it stops when it is, or sees the record", "volume", name, "node", who, "err", err)
+	brief, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	v.errands.Begin(brief, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, ownedFor)
+		defer cancel()
+		again := time.NewTicker(tryInterval)
+		defer again.Stop()
+		for say(ctx) != nil {
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 }
 
 // Move has another node of the farm, by its name or ID, attach a volume of this node.

@@ -117,7 +117,7 @@ func TestRetriedPutMovesNothing(t *testing.T) {
 		}
 		f.steps(w, c, 5)
 	}
-	if p := f.problem(other, http.MethodPut, "/api/volumes/web", `{"size": 2097152}`); p.Code != "differs" {
+	if p := f.problem(other, http.MethodPut, "/api/volumes/web", `{"size": 2097152}`); p.Status != http.StatusConflict || p.Code != "held" {
 		t.Errorf("of another size: %+v", p)
 	}
 	if got := f.contents(device); !bytes.Equal(got, w.disk()) {

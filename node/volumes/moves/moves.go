@@ -50,9 +50,7 @@ func (e Errands) Do(ctx context.Context, do func(context.Context)) bool {
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
-	select {
-	case e <- func(ctx context.Context) { defer close(done); do(ctx) }:
-	case <-ctx.Done():
+	if !e.Begin(ctx, func(ctx context.Context) { defer close(done); do(ctx) }) {
 		return false
 	}
 	select {
@@ -60,6 +58,17 @@ func (e Errands) Do(ctx context.Context, do func(context.Context)) bool {
 	case <-ctx.Done():
 	}
 	return true
+}
+
+// Begin has it done, and does not wait for that; false where nobody does errands by the end
+// of ctx.
+func (e Errands) Begin(ctx context.Context, do func(context.Context)) bool {
+	select {
+	case e <- do:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Moves are the volumes that other nodes have moved here. Safe for concurrent use.
