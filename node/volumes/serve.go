@@ -46,7 +46,13 @@ func (a *attached) bring(ctx context.Context, e index.Entry) error {
 		a.admit()
 		return a.serve(ctx)
 	}
-	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
+	err := a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
+	if errors.Is(err, content.ErrNoSpace) { // its next epoch can't be noted: what is here is served without
+		if other := a.happen(ctx, right.Unreadable{}); other == nil && a.vol != nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // serve opens the volume, and the door that it is served through.

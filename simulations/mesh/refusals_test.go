@@ -85,7 +85,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		{what: "unknown volume", args: []string{"volume", "show", "never"}, says: []string{"never", "not found"}},
 		{what: "bad name of an image", args: []string{"image", "import", "../up", path}, says: []string{"../up", "letters, digits"}},
 		{what: "bad name of a volume", args: []string{"volume", "create", "a b", "--size", "1MiB"}, says: []string{"a b", "letters, digits"}},
-		{what: "bad reference", args: []string{"volume", "create", "v", "--from", "disk:taken"}, says: []string{"disk:taken", "a volume begins as an image"}},
+		{what: "bad reference", args: []string{"volume", "create", "v", "--from", "disk:taken"}, says: []string{"disk:taken", "want image, volume or snapshot"}},
 		{what: "no such source", args: []string{"image", "import", "v", "/no/such/file"}, says: []string{"/no/such/file", "no such file"}},
 		{what: "truncated qcow2", args: []string{"image", "import", "v", cut}, says: []string{"cut.qcow2", "cut short"}},
 		{what: "image over the limit", args: []string{"image", "import", "v", huge}, says: []string{"huge.qcow2", "the limit is 17592186044416"}},
