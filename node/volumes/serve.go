@@ -47,7 +47,7 @@ func (a *attached) bring(ctx context.Context, e index.Entry) error {
 		return a.serve(ctx)
 	}
 	err := a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
-	if errors.Is(err, content.ErrNoSpace) { // its next epoch can't be noted: what is here is served without
+	if _, body, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.IsMine(body) { // its next epoch can't be noted: what is here is served without
 		if other := a.happen(ctx, right.Unreadable{}); other == nil && a.vol != nil {
 			return nil
 		}
