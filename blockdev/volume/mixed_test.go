@@ -102,7 +102,7 @@ func merged(t rapidT, dir string) (path string, h journal.Header) {
 	for _, path := range segments(t, dir) {
 		b, err := os.ReadFile(path)
 		must(t, err)
-		if h, ok := journal.DecodeHeader(b); ok && h.Merged > 0 {
+		if h, err := journal.DecodeHeader(b); err == nil && h.Merged > 0 {
 			return path, h
 		}
 	}

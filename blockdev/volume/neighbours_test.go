@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // killed is a folder as a kill leaves it.
@@ -91,7 +92,7 @@ func TestNothingDiesOfWhatIsNotSynced(t *testing.T) {
 		}
 		all := files(t, cfg.Dir)
 		for name, b := range all { // what came since the last sync is lost, but for what has been merged
-			if h, err := DecodeHeader([]byte(b)); err == nil && h.Number >= synced.Number && h.Merged == 0 {
+			if h, err := journal.DecodeHeader([]byte(b)); err == nil && h.Number >= synced.Number && h.Merged == 0 {
 				if delete(all, name); before[name] != "" {
 					all[name] = before[name]
 				}

@@ -68,27 +68,39 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	}
 	if tail != nil && len(lost) == 0 {
 		r.next = tail.entry.Seq
-		if err := v.cut(tail); err != nil {
-			return nil, err
-		}
 	}
 	v.seq, v.told = r.next-1, r.durable
 	for _, c := range lost {
 		v.lose(c)
 	}
-	if needed := max(noted.Seq, r.needs); needed > v.seq && (len(lost) == 0 || v.number < noted.Number) {
-		c := &CorruptError{File: filepath.Join(v.cfg.Dir, journal.Header{Epoch: v.cfg.Epoch, Number: noted.Number}.Name()), Seq: v.seq + 1}
-		if n := len(v.chain); n > 0 && v.chain[n-1].Number == noted.Number {
-			c.File, c.Offset = v.path(v.chain[n-1]), v.chain[n-1].size
-		}
-		lost = append(lost, c)
-	}
-	if len(lost) == 0 {
-		if err = v.resume(); err == nil && !v.cfg.ReadOnly {
-			err = v.clear(gone, r.torn)
+	short := r.short(lost, tail)
+	if tail != nil && len(lost) == 0 && (short == nil || v.cfg.ReadOnly) { // else each byte is left as it is
+		if err := v.cut(tail); err != nil {
+			return nil, err
 		}
 	}
-	return lost, err
+	if lost = append(lost, short...); len(lost) > 0 {
+		return lost, nil
+	}
+	if err = v.resume(); err == nil && !v.cfg.ReadOnly {
+		err = v.clear(gone, r.torn)
+	}
+	return nil, err
+}
+
+// short returns what is said to be synced and is behind the end of what there is.
+func (r *replayer) short(lost []*CorruptError, tail *badEntry) []*CorruptError {
+	v := r.v
+	if max(r.noted.Seq, r.needs) <= v.seq || len(lost) > 0 && v.number >= r.noted.Number {
+		return nil
+	}
+	c := &CorruptError{File: filepath.Join(v.cfg.Dir, journal.Header{Epoch: v.cfg.Epoch, Number: r.noted.Number}.Name()), Seq: v.seq + 1}
+	if n := len(v.chain); tail != nil && len(lost) == 0 {
+		c.File, c.Offset = v.path(tail.file), tail.offset
+	} else if n > 0 && v.chain[n-1].Number == r.noted.Number {
+		c.File, c.Offset = v.path(v.chain[n-1]), v.chain[n-1].size
+	}
+	return []*CorruptError{c}
 }
 
 // resume goes on with the last segment, if it is of this epoch and has no end yet. One
@@ -201,8 +213,8 @@ func (v *Volume) find(name string) (found, error) {
 	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return found{}, err
 	}
-	h, whole := journal.DecodeHeader(b)
-	if whole && h.Epoch == epoch && h.Number == number && (h.Volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.Volume)) {
+	h, err := journal.DecodeHeader(b)
+	if err == nil && h.Epoch == epoch && h.Number == number && (h.Volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.Volume)) {
 		x.Header, x.good = h, true
 	}
 	return x, nil

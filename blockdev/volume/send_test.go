@@ -69,7 +69,7 @@ func TestHolderFollows(t *testing.T) {
 	other := t.TempDir()
 	must(t, os.RemoveAll(other))
 	must(t, Create(other, testID()))
-	var all []AdoptedSegment
+	var all []journal.AdoptedSegment
 	for _, path := range segments(t, dir) {
 		f, err := os.Open(path)
 		must(t, err)
@@ -81,9 +81,9 @@ func TestHolderFollows(t *testing.T) {
 			t.Fatalf("%s has %d whole bytes of %d", path, end, info.Size())
 		}
 		ref := content.SegmentRef{Volume: h.Volume, Epoch: h.Epoch, After: h.After, Through: content.Position{Number: h.Number, Seq: seq}, Bytes: end}
-		all = append(all, AdoptedSegment{Ref: ref, Path: path})
+		all = append(all, journal.AdoptedSegment{Ref: ref, Path: path})
 	}
-	must(t, Adopt(other, testID(), all))
+	must(t, journal.Adopt(other, testID(), all))
 	taken, err := Open(smallSegments(other, nil))
 	must(t, err)
 	expect(t, taken, want, 0, testSize)
@@ -108,19 +108,19 @@ func TestAdoptRefuses(t *testing.T) {
 	var b bytes.Buffer
 	ref, err := v.Merge(t.Context(), &b, content.Position{}, through)
 	must(t, err)
-	for name, change := range map[string]func(*AdoptedSegment){
-		"sum":     func(s *AdoptedSegment) { s.Ref.Sum[3] ^= 1 },
-		"length":  func(s *AdoptedSegment) { s.Ref.Bytes++ },
-		"number":  func(s *AdoptedSegment) { s.Ref.Through.Number++ },
-		"after":   func(s *AdoptedSegment) { s.Ref.After.Seq++ },
-		"volume":  func(s *AdoptedSegment) { s.Ref.Volume[0]++ },
-		"nothing": func(s *AdoptedSegment) {},
+	for name, change := range map[string]func(*journal.AdoptedSegment){
+		"sum":     func(s *journal.AdoptedSegment) { s.Ref.Sum[3] ^= 1 },
+		"length":  func(s *journal.AdoptedSegment) { s.Ref.Bytes++ },
+		"number":  func(s *journal.AdoptedSegment) { s.Ref.Through.Number++ },
+		"after":   func(s *journal.AdoptedSegment) { s.Ref.After.Seq++ },
+		"volume":  func(s *journal.AdoptedSegment) { s.Ref.Volume[0]++ },
+		"nothing": func(s *journal.AdoptedSegment) {},
 	} {
 		dir := filepath.Join(t.TempDir(), "v")
 		must(t, Create(dir, testID()))
-		s := AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }}
+		s := journal.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }}
 		change(&s)
-		err := Adopt(dir, testID(), []AdoptedSegment{s})
+		err := journal.Adopt(dir, testID(), []journal.AdoptedSegment{s})
 		if name == "nothing" {
 			must(t, err)
 			continue

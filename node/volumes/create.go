@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -32,7 +32,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
-	if err := volume.Adopt(v.index.HalfMade(e), e.ID, from.Segments); err != nil {
+	if err := journal.Adopt(v.index.HalfMade(e), e.ID, from.Segments); err != nil {
 		return errors.Join(err, v.index.GiveUp(e))
 	}
 	r, err := v.register(ctx, e, gone)

@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -54,7 +54,7 @@ func (a *attached) shut() error {
 const inheritedFolder = "/inherited"
 
 // inherit takes over what the holders have of a volume, into the folder that is being made.
-func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.State, e index.Entry) ([]volume.AdoptedSegment, error) {
+func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.State, e index.Entry) ([]journal.AdoptedSegment, error) {
 	a.mu.Lock()
 	a.heir = nil
 	a.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -111,7 +112,7 @@ func (v *Volumes) readable() (bucket.Bucket, error) {
 }
 
 // stored are segments of a record at the origin, and those behind them.
-func (v *Volumes) stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []volume.AdoptedSegment {
+func (v *Volumes) stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
 	return fold.Adopted(ctx, append(fold.InBucket(v.readable, refs), tails...))
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
@@ -225,6 +226,6 @@ func (a *attached) adopt(ctx context.Context) error {
 	}
 	segments = append(segments, inherited...)
 	e.Ancestors = fold.Ancestors(segments, e.ID)
-	err = volume.Adopt(a.v.index.HalfMade(e), e.ID, segments)
+	err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }

@@ -85,12 +85,12 @@ func (s AdoptedSegment) check(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	h, ok := DecodeHeader(head.Bytes())
+	h, bad := DecodeHeader(head.Bytes())
 	merged := h.Merged == 0 || h.Merged == s.Ref.Through.Seq
 	switch {
 	case n != s.Ref.Bytes, s.Ref.Sum != [16]byte{} && s.Ref.Sum != [16]byte(sum.Sum(nil)):
 		return fmt.Errorf("%s: %w: it has %d bytes, or others than its record says, of %d", f.Name(), content.ErrCorrupt, n, s.Ref.Bytes)
-	case !ok || !merged || h.Volume != s.Ref.Volume || h.Epoch != s.Ref.Epoch || h.Number != s.Ref.Through.Number || h.After != s.Ref.After:
+	case bad != nil || !merged || h.Volume != s.Ref.Volume || h.Epoch != s.Ref.Epoch || h.Number != s.Ref.Through.Number || h.After != s.Ref.After:
 		return fmt.Errorf("%s: %w: its header is not what its record says", f.Name(), content.ErrCorrupt)
 	}
 	return nil

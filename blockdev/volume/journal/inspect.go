@@ -3,12 +3,10 @@ package journal
 import (
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"os"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // Inspect reads the first size bytes of a segment and returns the seq of the last entry
@@ -20,9 +18,8 @@ func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error
 	if _, err := f.ReadAt(buf[:HeaderSize], 0); err != nil && err != io.EOF {
 		return h, 0, 0, err
 	}
-	var ok bool
-	if h, ok = DecodeHeader(buf[:HeaderSize]); !ok {
-		return h, 0, 0, fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
+	if h, err = DecodeHeader(buf[:HeaderSize]); err != nil {
+		return h, 0, 0, err
 	}
 	seed := Seed(h.Volume, h.Number)
 	seq, end = h.After.Seq, HeaderSize

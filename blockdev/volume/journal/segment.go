@@ -180,19 +180,24 @@ func (h Header) Encode() []byte {
 	return summed(0, binary.LittleEndian.AppendUint32(b, 0))
 }
 
-// DecodeHeader reads what a segment begins with.
-func DecodeHeader(b []byte) (h Header, ok bool) {
+// DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
+func DecodeHeader(b []byte) (h Header, err error) {
+	none := fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
 	if len(b) < HeaderSize || !whole(0, b[:HeaderSize], segmentMagic) || binary.LittleEndian.Uint32(b[72:]) != 0 {
-		return h, false
+		return h, none
 	}
 	h.Volume = content.VolumeID(b[8:24])
 	for i, x := range []*uint64{&h.Epoch, &h.Number, &h.After.Number, &h.After.Seq, &h.Merged, &h.Needs} {
 		*x = binary.LittleEndian.Uint64(b[24+8*i:])
 	}
-	if h.Merged == 0 {
-		return h, h.After.Number+1 == h.Number && h.Needs == 0
+	follows := h.After.Number+1 == h.Number && h.Needs == 0
+	if h.Merged > 0 {
+		follows = h.After.Number < h.Number && h.Merged > h.After.Seq && h.Needs >= h.Merged
 	}
-	return h, h.After.Number < h.Number && h.Merged > h.After.Seq && h.Needs >= h.Merged
+	if !follows {
+		return h, none
+	}
+	return h, nil
 }
 
 // Name is what its file is called.

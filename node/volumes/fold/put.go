@@ -8,7 +8,7 @@ import (
 	"io"
 	"slices"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -102,17 +102,17 @@ func (s Stored) Open(ctx context.Context) (io.ReadCloser, error) {
 	return bucket.Exactly(o.Body, s.Ref.Bytes), nil
 }
 
-// Adopted returns them for volume.Adopt, which reads them with ctx.
-func Adopted(ctx context.Context, stored []Stored) []volume.AdoptedSegment {
-	out := make([]volume.AdoptedSegment, len(stored))
+// Adopted returns them for journal.Adopt, which reads them with ctx.
+func Adopted(ctx context.Context, stored []Stored) []journal.AdoptedSegment {
+	out := make([]journal.AdoptedSegment, len(stored))
 	for i, s := range stored {
-		out[i] = volume.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
+		out[i] = journal.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
 	}
 	return out
 }
 
 // Ancestors are the other volumes that wrote segments of a volume of that ID.
-func Ancestors(segments []volume.AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
+func Ancestors(segments []journal.AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
 	for _, s := range segments {
 		if s.Ref.Volume != id && !slices.Contains(out, s.Ref.Volume) {
 			out = append(out, s.Ref.Volume)

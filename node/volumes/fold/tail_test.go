@@ -92,7 +92,7 @@ func TestAFlushIsInTheBucket(t *testing.T) {
 	if len(chain) != 0 {
 		t.Errorf("the record has all, and %d tails", len(chain))
 	}
-	w.journal = &journal{id: now.ID, epoch: 2, end: now.Through()}
+	w.journal = &memory{id: now.ID, epoch: 2, end: now.Through()}
 	w.newTails(w.journal.end)
 	w.write(2, 201)
 	if err := w.flush(); err != nil || !bytes.Equal(w.taken(2), w.disk) {

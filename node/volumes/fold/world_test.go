@@ -41,8 +41,8 @@ type write struct {
 	Data  []byte
 }
 
-// journal is a Journal in memory, which outlives its process.
-type journal struct {
+// memory is a Journal in memory, which outlives its process.
+type memory struct {
 	id    content.VolumeID
 	epoch uint64
 	size  int64
@@ -56,7 +56,7 @@ type journal struct {
 	chunk  int
 }
 
-func (j *journal) write(at int64, data []byte) {
+func (j *memory) write(at int64, data []byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.end.Seq++
@@ -64,7 +64,7 @@ func (j *journal) write(at int64, data []byte) {
 	j.writes = append(j.writes, write{j.end.Seq, at, bytes.Clone(data)})
 }
 
-func (j *journal) Seal(context.Context) (content.Position, error) {
+func (j *memory) Seal(context.Context) (content.Position, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.open > 0 {
@@ -74,7 +74,7 @@ func (j *journal) Seal(context.Context) (content.Position, error) {
 	return j.end, nil
 }
 
-func (j *journal) within(after, through content.Position) map[int64]write {
+func (j *memory) within(after, through content.Position) map[int64]write {
 	out := map[int64]write{}
 	for _, w := range j.writes {
 		if w.Seq > after.Seq && w.Seq <= through.Seq {
@@ -84,7 +84,7 @@ func (j *journal) within(after, through content.Position) map[int64]write {
 	return out
 }
 
-func (j *journal) Merge(_ context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error) {
+func (j *memory) Merge(_ context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if after.Seq < j.base.Seq {
@@ -103,11 +103,11 @@ func (j *journal) Merge(_ context.Context, w io.Writer, after, through content.P
 	return content.SegmentRef{Volume: j.id, Epoch: j.epoch, After: after, Through: through, Bytes: int64(len(b)), Sum: [16]byte(sum[:])}, err
 }
 
-func (j *journal) Keep(content.Position) error { return nil }
+func (j *memory) Keep(content.Position) error { return nil }
 
-func (j *journal) Release(content.Position) {}
+func (j *memory) Release(content.Position) {}
 
-func (j *journal) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
+func (j *memory) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	out := map[uint64]int64{}
@@ -117,7 +117,7 @@ func (j *journal) Changed(after, through content.Position) (iter.Seq2[uint64, in
 	return maps.All(out), nil
 }
 
-func (j *journal) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
+func (j *memory) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	clear(p)
@@ -135,7 +135,7 @@ func (j *journal) Chunk(ctx context.Context, index uint64, through content.Posit
 	return nil
 }
 
-func (j *journal) Rebase(src volume.Source, _ int64, chunkSize int, base content.Position) error {
+func (j *memory) Rebase(src volume.Source, _ int64, chunkSize int, base content.Position) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.source, j.chunk, j.base = src, chunkSize, base
@@ -181,7 +181,7 @@ type world struct {
 	origin  bucket.Bucket // store, or another that is real
 	catalog *catalog.Catalog
 	signer  trust.Signer
-	journal *journal
+	journal *memory
 	disk    []byte // what the guest wrote
 
 	mu       sync.Mutex // guards what follows
@@ -223,7 +223,7 @@ func (w *world) foundAt(t testing.TB, origin bucket.Bucket) *world {
 	if w.catalog, err = catalog.New(catalog.Config{Bucket: w.origin, Verifier: trust.NewVerifier(mesh.Public()), Signer: w.signer, Now: w.now}); err != nil {
 		t.Fatal(err)
 	}
-	w.journal = &journal{id: content.VolumeID{7}, epoch: 1, size: diskSize}
+	w.journal = &memory{id: content.VolumeID{7}, epoch: 1, size: diskSize}
 	w.body = catalog.Volume{ID: w.journal.id, Size: diskSize, Epoch: 1, Incarnation: 1, Holder: key.Public(), State: catalog.Attached, Policy: catalog.PolicyLocal}
 	b, err := w.body.Encode(content.NewCodec())
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -314,7 +314,7 @@ func (s *sender) flush(seq uint64) error {
 func (s *sender) send(seq uint64) error {
 	m := wire.Extend{Claim: s.claim, At: s.at, Seq: seq, Bytes: s.buf}
 	if !s.begun {
-		if h, err := volume.DecodeHeader(s.buf); err == nil { // an entry does not begin like one
+		if h, err := journal.DecodeHeader(s.buf); err == nil { // an entry does not begin like one
 			if h.Merged > 0 && h.After.Seq < s.seq {
 				return fmt.Errorf("%w: what the holder lacks of the journal has been merged with what it has", content.ErrNotFound)
 			}

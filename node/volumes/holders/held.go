@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -39,7 +39,7 @@ type held struct {
 
 // segment is one of a volume's, of which the holder has the first bytes.
 type segment struct {
-	volume.Header
+	journal.Header
 	path           string
 	file           *os.File // nil for one that is whole, unless it is being read
 	bytes, durable int64
@@ -73,7 +73,7 @@ func (s *segment) seq() uint64 {
 
 // ended notes that bytes up to off end with an entry.
 func (s *segment) ended(seq uint64, off int64) {
-	last := place{s.After.Seq, volume.HeaderSize}
+	last := place{s.After.Seq, journal.HeaderSize}
 	if n := len(s.ends); n > 0 {
 		last = s.ends[n-1]
 	}
@@ -208,7 +208,7 @@ func (h *held) beginSegment(m wire.Extend) error {
 	if m.At.Offset != 0 {
 		return errGap
 	}
-	head, err := volume.DecodeHeader(m.Bytes)
+	head, err := journal.DecodeHeader(m.Bytes)
 	if err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ const newSuffix = ".new"
 
 // follows fails unless a segment is the next one: errGap when something is missing
 // before it. Called with mu.
-func (h *held) follows(next volume.Header, m wire.Extend) error {
+func (h *held) follows(next journal.Header, m wire.Extend) error {
 	own := next.Volume == h.id
 	if !own && !slices.Contains(h.note.ancestors, next.Volume) || next.Epoch == m.Epoch && !own {
 		return fmt.Errorf("segment %s: %w: it is of volume %s, not of %s", m.At, content.ErrInvalid, next.Volume, h.id)

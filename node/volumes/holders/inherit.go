@@ -16,7 +16,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -68,7 +67,7 @@ type Inheritance struct {
 	Epoch uint64
 	// Segments lie behind what the record has, oldest first, durable in Heir.Dir; End is
 	// where they end.
-	Segments []volume.AdoptedSegment
+	Segments []journal.AdoptedSegment
 	End      content.Position
 	// Holders have all of that, and have promised themselves to the heir's epoch: the record
 	// has to name them. They are fewer than K where no more could be reached.
@@ -224,7 +223,7 @@ func (x *heir) wanted(held wire.Held) (out []wire.HeldSegment, err error) {
 }
 
 // fetch copies the segments of a holder to this disk, and looks at each entry of them.
-func (x *heir) fetch(ctx context.Context, from source) (out []volume.AdoptedSegment, err error) {
+func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSegment, err error) {
 	wanted, err := x.wanted(from.held)
 	if err != nil {
 		return nil, err
@@ -237,7 +236,7 @@ func (x *heir) fetch(ctx context.Context, from source) (out []volume.AdoptedSegm
 			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.End.Number, err), os.Remove(path))
 		}
 		needs = max(needs, head.Needs)
-		out = append(out, volume.AdoptedSegment{
+		out = append(out, journal.AdoptedSegment{
 			Path: path, Ref: content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.End, Bytes: s.Bytes},
 		})
 	}
@@ -248,7 +247,7 @@ func (x *heir) fetch(ctx context.Context, from source) (out []volume.AdoptedSegm
 }
 
 // copy copies one.
-func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) (head volume.Header, err error) {
+func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) (head journal.Header, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return head, err
@@ -283,7 +282,7 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegmen
 
 // spread gives what was inherited to K members, those first that have most of it, and
 // returns those that have all.
-func (x *heir) spread(ctx context.Context, segments []volume.AdoptedSegment) (out []trust.PublicKey, err error) {
+func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (out []trust.PublicKey, err error) {
 	var errs []error
 	var tried []trust.PublicKey
 	give := func(m trust.PublicKey, held *wire.Held) {
@@ -311,7 +310,7 @@ func (x *heir) spread(ctx context.Context, segments []volume.AdoptedSegment) (ou
 
 // give has a member have these segments, and nothing else; held is nil for one that the
 // record does not name.
-func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []volume.AdoptedSegment) (err error) {
+func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []journal.AdoptedSegment) (err error) {
 	if held == nil {
 		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: x.ancestors(segments), Begin: true}); err != nil {
 			return err
@@ -344,7 +343,7 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, seg
 }
 
 // ancestors are other volumes that segments are of.
-func (x *heir) ancestors(segments []volume.AdoptedSegment) (out []content.VolumeID) {
+func (x *heir) ancestors(segments []journal.AdoptedSegment) (out []content.VolumeID) {
 	for _, s := range segments {
 		if id := s.Ref.Volume; id != x.Record.ID && !slices.Contains(out, id) {
 			out = append(out, id)
@@ -354,7 +353,7 @@ func (x *heir) ancestors(segments []volume.AdoptedSegment) (out []content.Volume
 }
 
 // send sends what comes behind the first segments, of which the last may be had in part.
-func (x *heir) send(s *sender, segments []volume.AdoptedSegment, same int) error {
+func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) error {
 	for i, segment := range segments {
 		off := int64(0)
 		if i < same {
@@ -381,7 +380,7 @@ func (x *heir) send(s *sender, segments []volume.AdoptedSegment, same int) error
 
 // common says how many of the segments a holder has too, the last one in part perhaps, and
 // where what it has in common ends: at no place, where it is nothing.
-func common(held wire.Held, segments []volume.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
+func common(held wire.Held, segments []journal.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
 	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s wire.HeldSegment) bool { return s.End.Seq <= through.Seq })
 	for i, h := range have {
 		if i == len(segments) {

@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -183,7 +184,7 @@ func inherit(t *testing.T, m *node, r *record) string {
 		t.Fatalf("inherited %+v", in)
 	}
 	dir := created(t)
-	if err := volume.Adopt(dir, theVolume, in.Segments); err != nil {
+	if err := journal.Adopt(dir, theVolume, in.Segments); err != nil {
 		t.Fatal(err)
 	}
 	err = r.revise(t.Context(), func(v *catalog.Volume) error {

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -143,7 +143,7 @@ func (l *line) ReadSegments(w io.Writer, after content.Position, _ int64) (conte
 func lineOf(id content.VolumeID, base content.Position, segments [][]byte) (*line, error) {
 	l := &line{id: id, base: base}
 	for _, b := range segments {
-		h, err := volume.DecodeHeader(b)
+		h, err := journal.DecodeHeader(b)
 		if err != nil {
 			return nil, err
 		}
@@ -151,7 +151,7 @@ func lineOf(id content.VolumeID, base content.Position, segments [][]byte) (*lin
 			return nil, fmt.Errorf("segment %d follows %v, not %v", h.Number, l.endLocked(), h.After)
 		}
 		s := &lineSegment{epoch: h.Epoch, number: h.Number, after: h.After}
-		for at := volume.HeaderSize; at < len(b); at += entrySize {
+		for at := journal.HeaderSize; at < len(b); at += entrySize {
 			s.says = append(s.says, binary.LittleEndian.Uint64(b[at+24:]))
 		}
 		if !bytes.Equal(s.bytes(id, 0), b) {
@@ -167,9 +167,9 @@ func (l *line) pieceOf(c wire.Claim, segment, from int) wire.Extend {
 	s := l.segs[segment]
 	m := wire.Extend{Claim: c, At: wire.Place{Epoch: s.epoch, Number: s.number}, Seq: s.end().Seq, Bytes: s.bytes(l.id, from)}
 	if from > 0 {
-		m.At.Offset = volume.HeaderSize + int64(from)*entrySize
+		m.At.Offset = journal.HeaderSize + int64(from)*entrySize
 	} else if segment > 0 {
-		m.Before = volume.HeaderSize + int64(len(l.segs[segment-1].says))*entrySize
+		m.Before = journal.HeaderSize + int64(len(l.segs[segment-1].says))*entrySize
 	}
 	return m
 }

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/trust"
@@ -411,12 +410,12 @@ func openSegment(path string) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, volume.HeaderSize)
+	b := make([]byte, journal.HeaderSize)
 	_, err = f.ReadAt(b, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: it has no header: %w", path, content.ErrCorrupt, err)
 	}
-	head, err := volume.DecodeHeader(b)
+	head, err := journal.DecodeHeader(b)
 	if err == nil && head.Name() != filepath.Base(path) {
 		err = fmt.Errorf("%w: it is %s", content.ErrCorrupt, head.Name())
 	}

@@ -19,7 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/trust"
@@ -172,7 +172,7 @@ func TestPrefixOnly(t *testing.T) {
 	}
 	whole := l.pieceOf(claim(2), 0, 0)
 	part := whole
-	part.Bytes, part.Seq = whole.Bytes[:volume.HeaderSize+entrySize+7], 0
+	part.Bytes, part.Seq = whole.Bytes[:journal.HeaderSize+entrySize+7], 0
 	if held := d.must(w, part); held != nil {
 		t.Fatalf("the first part: %+v", held)
 	}
@@ -287,7 +287,7 @@ func TestCut(t *testing.T) {
 	for i := range 3 {
 		d.must(w, l.pieceOf(claim(2), i, 0))
 	}
-	at := wire.Place{Epoch: 1, Number: 2, Offset: volume.HeaderSize + entrySize}
+	at := wire.Place{Epoch: 1, Number: 2, Offset: journal.HeaderSize + entrySize}
 	d.must(w, wire.Promise{Claim: claim(3)})
 	for range 2 {
 		d.must(w, wire.Cut{Claim: claim(3), At: at, Seq: 5})
@@ -343,7 +343,7 @@ func TestDrop(t *testing.T) {
 func TestRoom(t *testing.T) {
 	l, w := threeSegments(), someone("north")
 	d := newDisk(t)
-	d.cfg.Quota = volume.HeaderSize + 5*entrySize
+	d.cfg.Quota = journal.HeaderSize + 5*entrySize
 	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
 	d.must(w, l.pieceOf(claim(2), 0, 0))
 	if _, _, err := d.tell(w, l.pieceOf(claim(2), 1, 0)); !errors.Is(err, content.ErrNoSpace) {
@@ -488,7 +488,7 @@ func crashAt(t *testing.T, at step, nth int, power bool, random *rand.Rand, reac
 		{l.pieceOf(claim(2), 2, 0), func() { answered = l.segs[2].end() }},
 		{wire.Drop{Claim: claim(2), Base: l.segs[0].end()}, func() { base = l.segs[0].end() }},
 		{wire.Promise{Claim: claim(3)}, func() { epoch = 3 }},
-		{wire.Cut{Claim: claim(3), At: wire.Place{Epoch: 1, Number: 2, Offset: volume.HeaderSize + entrySize}, Seq: 5}, func() {}},
+		{wire.Cut{Claim: claim(3), At: wire.Place{Epoch: 1, Number: 2, Offset: journal.HeaderSize + entrySize}, Seq: 5}, func() {}},
 		{wire.Drop{Claim: claim(3), All: true}, func() { dropped = true }},
 	}
 	for i, s := range script {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -59,7 +60,7 @@ type Config struct {
 
 // Open opens what the bucket has of a snapshot, with the segments that it names, in a folder
 // of its own. The caller closes it.
-func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []volume.AdoptedSegment) (m Moment, err error) {
+func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []journal.AdoptedSegment) (m Moment, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return m, err
 	}
@@ -70,7 +71,7 @@ func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []vol
 	gone := func() error { return os.RemoveAll(dir) }
 	folder := filepath.Join(dir, body.ID.String())
 	if err = volume.Create(folder, body.ID); err == nil {
-		err = volume.Adopt(folder, body.ID, segments)
+		err = journal.Adopt(folder, body.ID, segments)
 	}
 	if err != nil {
 		return m, errors.Join(err, gone())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -13,7 +14,7 @@ import (
 // Parent is what a fork begins as.
 type Parent struct {
 	Known    catalog.Snapshot // what its record names of it
-	Segments []volume.AdoptedSegment
+	Segments []journal.AdoptedSegment
 	Done     func() // gives back what was kept of it; nil for nothing
 }
 
@@ -52,7 +53,7 @@ func ParentAt(vol *volume.Volume, known catalog.Snapshot) (Parent, error) {
 	last := known.Base
 	for _, s := range vol.Sealed() {
 		if s.Through.Seq > known.Base.Seq && s.Through.Seq <= known.At.Seq {
-			p.Segments = append(p.Segments, volume.AdoptedSegment{Ref: s.SegmentRef, Path: s.Path})
+			p.Segments = append(p.Segments, journal.AdoptedSegment{Ref: s.SegmentRef, Path: s.Path})
 			last = s.Through
 		}
 	}
