@@ -67,6 +67,7 @@ type attached struct {
 	taken  string               // by whom, once it is lost
 	behind string               // what stays with who had it before
 	fresh  *index.Entry         // of a folder that is being made
+	made   string               // by which version of the record
 	heir   *holders.Inheritance // what was taken from holders for that
 }
 
@@ -193,6 +194,9 @@ func (a *attached) follow(ctx context.Context, e right.Event) error {
 			if e, err = a.do(ctx, d); err != nil {
 				return err
 			}
+			if e != nil {
+				break
+			}
 		}
 		if e == nil {
 			return nil
@@ -207,7 +211,11 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	case right.Read:
 		return a.read(ctx)
 	case right.Keep:
-		return nil, a.keepRight()
+		err := a.keepRight()
+		if _, _, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.Stage != right.Serving {
+			return right.Unkept{}, nil
+		}
+		return nil, err
 	case right.Adopt:
 		return nil, a.adopt(ctx)
 	case right.Commit:
@@ -232,6 +240,8 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:
 		return nil, fmt.Errorf("%w: its name was freed", content.ErrNotFound)
+	case right.RefuseFull:
+		return nil, fmt.Errorf("%w: the disk of the data folder has no room to note that the volume is this node's", content.ErrNoSpace)
 	}
 	return nil, nil
 }
@@ -313,30 +323,36 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 func (a *attached) keepRight() error {
 	a.mu.Lock()
 	fresh, body, st := a.fresh, a.body, a.right
-	a.mu.Unlock()
 	mine := st.Stage == right.Serving
-	note := func(e *index.Entry) {
-		if e.Tried = slices.Clone(st.Tried); mine {
-			e.Volume, e.Committed, e.Attached, e.Empty, e.Taken, e.Orphan = body, true, true, false, "", false
+	if mine {
+		a.fresh = nil
+	}
+	a.mu.Unlock()
+	switch {
+	case fresh != nil && !mine:
+		whole := *fresh
+		whole.Tried = slices.Clone(st.Tried)
+		err := a.v.index.Rewrite(whole)
+		if err == nil {
+			*fresh = whole
+		}
+		return err
+	case fresh != nil:
+		if err := a.v.index.Replace(*fresh); err != nil {
+			return err
 		}
 	}
-	if fresh == nil || !mine {
-		_, err := a.v.index.Change(a.Name(), note)
-		return err
-	}
-	note(fresh)
-	a.mu.Lock()
-	a.fresh = nil
-	a.mu.Unlock()
-	if err := a.v.index.Rewrite(*fresh); err != nil {
-		return err
-	}
-	return a.v.index.Replace(*fresh)
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
+		if e.Tried = slices.Clone(st.Tried); mine {
+			e.Volume, e.Committed, e.Attached, e.Empty, e.Adopted, e.Taken, e.Orphan = body, true, true, false, false, "", false
+		}
+	})
+	return err
 }
 
 // leave tells who had the volume that it is another's, and notes what stays behind there.
 func (a *attached) leave(ctx context.Context) {
-	seen := a.right.Seen
+	seen := a.right.From
 	who, _ := a.v.cfg.Holder(ctx, seen.Holder)
 	a.v.tell(ctx, seen.Holder, a.Name())
 	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {

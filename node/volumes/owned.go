@@ -153,19 +153,19 @@ func (v *Volumes) takenError(e index.Entry) error {
 
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
-	for _, e := range v.index.Sorted() {
-		if e.Taken == "" || e.Orphan || e.Empty || ctx.Err() != nil {
-			continue
+	for folder, e := range v.index.Orphans() {
+		if ctx.Err() != nil {
+			return
 		}
-		if err := v.keepOrphan(ctx, e); err != nil {
+		if err := v.keepOrphan(ctx, folder, e); err != nil {
 			v.cfg.Log.Warn("what was taken from this node, and is on its disk alone, is no snapshot yet", "volume", e.Name, "err", err)
 		}
 	}
 }
 
 // keepOrphan makes a snapshot of what is left here of a volume that was taken away.
-func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
-	dirty, err := index.HasJournal(v.index.Path(e))
+func (v *Volumes) keepOrphan(ctx context.Context, folder string, e index.Entry) error {
+	dirty, err := index.HasJournal(folder)
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
 			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
@@ -175,6 +175,5 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
 		return err
 	}
-	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
-	return err
+	return v.index.Named(folder, e)
 }

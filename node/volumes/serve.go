@@ -47,13 +47,7 @@ func (a *attached) bring(ctx context.Context, e index.Entry) error {
 		a.admit()
 		return a.serve(ctx)
 	}
-	err := a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
-	if _, body, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.IsMine(body) { // its next epoch can't be noted: what is here is served without
-		if other := a.happen(ctx, right.Unreadable{}); other == nil && a.vol != nil {
-			return nil
-		}
-	}
-	return err
+	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
 }
 
 // serve opens the volume, and the door that it is served through.
@@ -174,24 +168,31 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 	return err
 }
 
-// drop removes a folder that was made for nothing.
-func (a *attached) drop() error {
+// drop ends with a folder that was made for an attach that fails by why, if one was. Where the record
+// may name this node by now the folder gets its name, as a start would have it.
+func (a *attached) drop(why error) error {
 	a.mu.Lock()
 	fresh := a.fresh
 	a.fresh = nil
 	a.mu.Unlock()
-	if fresh == nil {
+	switch {
+	case fresh == nil:
 		return nil
+	case len(fresh.Tried) > 0 && errors.Is(why, content.ErrUnavailable):
+		return a.v.index.Replace(*fresh)
 	}
 	return a.v.index.GiveUp(*fresh)
 }
 
-// adopt makes a folder of what the record names.
+// adopt makes a folder of what the record names, if there is none yet.
 func (a *attached) adopt(ctx context.Context) error {
-	_, body, st := a.record()
+	base, body, st := a.record()
 	name := a.Name()
-	e := index.Entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
-	if err := a.drop(); err != nil {
+	e := index.Entry{Name: name, Volume: body, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Adopted: true, Attached: true}
+	if a.fresh != nil && len(a.fresh.Tried) > 0 && a.made == base.ETag {
+		return nil
+	}
+	if err := a.drop(nil); err != nil {
 		return err
 	}
 	if old, here := a.v.index.Get(name); here {
@@ -212,7 +213,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		return err
 	}
 	a.mu.Lock()
-	a.fresh = &e
+	a.fresh, a.made = &e, base.ETag
 	a.mu.Unlock()
 	inherited, err := a.inherit(ctx, body, st, e)
 	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {

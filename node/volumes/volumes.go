@@ -365,9 +365,11 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	a := v.newAttached(e, spec)
 	if a.err = a.bring(ctx, e); a.err != nil {
-		a.err = errors.Join(a.err, a.drop())
+		a.err = errors.Join(a.err, a.drop(a.err))
 	}
-	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+	now, here := v.index.Get(e.Name)
+	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
+	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
