@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
@@ -50,7 +51,7 @@ type attached struct {
 	disk  *ublk.Disk     // nil over NBD
 	folds *fold.Paced    // nil where nothing is written, or no origin known
 	line  *fold.Line     // of its tails
-	users sync.WaitGroup // NBD connections
+	users doors.Entrance // NBD connections
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
 

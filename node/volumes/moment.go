@@ -54,6 +54,22 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		}
 		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
 	}
+	if err := a.isWhole(); err != nil {
+		return moment.Moment{}, err
+	}
+	return a.now(ctx)
+}
+
+// isWhole fails while the volume is being made what it was once.
+func (a *attached) isWhole() error {
+	if e, _ := a.v.index.Get(a.Name()); e.Rolling != "" {
+		return fmt.Errorf("%w: it is being rolled back to %s", content.ErrConflict, e.Rolling)
+	}
+	return nil
+}
+
+// now is what the volume is; the caller closes it.
+func (a *attached) now(ctx context.Context) (moment.Moment, error) {
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
@@ -191,7 +207,7 @@ func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, 
 
 // Rollback makes a volume what it was at a snapshot of it: what differs is written anew,
 // so that its journal only ever goes on, and the snapshots since stay. Nobody may have it
-// open. What a crash cuts short the next attach completes, before anybody reads it.
+// open. What a crash or an error cuts short the next attach completes, before anybody reads it.
 func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
@@ -199,11 +215,20 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err er
 	if err == nil {
 		err = v.mayRoll(ctx, a, id)
 	}
-	if err == nil {
-		_, err = v.index.Change(name, func(e *index.Entry) { e.Rolling = id })
+	if err != nil {
+		return View{}, err
 	}
-	if err == nil {
-		err = a.roll(ctx, id)
+	open, err := a.users.Shut(ctx, false)
+	if err != nil {
+		return View{}, err
+	}
+	defer open()
+	err = a.roll(ctx, id)
+	if e, _ := v.index.Get(name); e.Rolling != "" { // who is served next gets it whole
+		ctx := context.WithoutCancel(ctx)
+		if closed := v.close(ctx, name, true, nil); closed == nil && v.attach(ctx, e, Spec{}) == nil {
+			err = nil
+		}
 	}
 	if err != nil {
 		return View{}, err
@@ -224,23 +249,33 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
 	case a.disk != nil:
 		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	}
-	return v.doors.Unused(ctx, a.Name())
+	return nil
 }
 
-// roll writes what differs from a snapshot, and is done when it has all of that.
+// roll writes what differs from a snapshot, and is done when it has all of that. It is noted
+// from before the first write on until then.
 func (a *attached) roll(ctx context.Context, id string) (err error) {
 	was, err := a.v.momentOfSnapshot(ctx, id, a)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, was.Close()) }()
-	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
+	rolling := func(id string) error {
+		a.placing.Lock() // no snapshot is of what it is in between
+		defer a.placing.Unlock()
+		_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = id })
+		return err
+	}
+	if err := rolling(id); err != nil {
+		return err
+	}
+	now, err := a.now(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
 	if err = moment.Restore(ctx, a.v.nodes, now, was); err == nil {
-		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = "" })
+		err = rolling("")
 	}
 	return err
 }

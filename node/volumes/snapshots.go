@@ -93,6 +93,9 @@ func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) 
 // share seals the volume and has its record say that others may name what is up to there.
 // The place is kept.
 func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
+	if err := a.isWhole(); err != nil {
+		return content.Position{}, catalog.Volume{}, err
+	}
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return at, catalog.Volume{}, err

@@ -406,10 +406,12 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 		if err := d.disk.Stop(ctx, force); err != nil {
 			return err
 		}
-	case !force:
-		if err := v.doors.Unused(ctx, name); err != nil {
+	default:
+		open, err := d.users.Shut(ctx, force)
+		if err != nil {
 			return err
 		}
+		defer open()
 	}
 	v.setDevice(name, nil)
 	if d == nil || d.vol == nil {
