@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -162,14 +163,14 @@ func (v *Volume) ReadAsOf(ctx context.Context, p []byte, off int64, through cont
 	if err != nil || len(misses) == 0 {
 		return err
 	}
-	return w.ground.read(ctx, misses)
+	return w.ground.Read(ctx, misses)
 }
 
 // Chunk fills p, which has the size of the root's chunks or what is left of the disk, with
 // a chunk as it was at a kept position.
 func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
 	v.mu.RLock()
-	size := int64(v.ground.chunkSize)
+	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	return v.ReadAsOf(ctx, p, int64(index)*size, through)
 }
@@ -209,7 +210,7 @@ func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Ran
 // as Changes does: their index, rising, and how many bytes of each.
 func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
 	v.mu.RLock()
-	size := int64(v.ground.chunkSize)
+	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	var all []chunkBytes
 	for r, err := range v.Changes(after, through) {
@@ -268,7 +269,7 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 		v.mu.Unlock()
 		return fmt.Errorf("rebase: %w", v.gone(base))
 	}
-	v.ground = &ground{source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
+	v.ground = &ground{Root: root.Root{Source: src, Size: size, ChunkSize: chunkSize}, base: base, older: v.ground}
 	return v.cutFront()
 }
 
