@@ -49,12 +49,20 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 
 // Enter has what is written from now on be of a later epoch, in a segment of its own.
 func (v *Volume) Enter(epoch uint64) {
+	v.syncing.Lock() // no sync has the file in hand that may go
+	defer v.syncing.Unlock()
 	v.take()
+	defer v.turns.pass()
 	v.endTail()
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
-	v.mu.Unlock()
-	v.turns.pass()
+	if s := v.tail; s != nil && s.Epoch < v.cfg.Epoch && !v.closed { // it has no entry yet
+		if err := v.drop(s); err != nil {
+			v.failed = fmt.Errorf("the journal has a segment of an epoch that is over, and it can't be removed: %w", err)
+		}
+		v.tail, v.number = nil, s.After.Number
+	}
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.
