@@ -83,11 +83,11 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 
 // momentOfOrphan opens the folder that an orphan was left in.
 func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (moment.Moment, error) {
-	dir, err := v.index.OrphanDir(body)
+	dir, e, err := v.index.Orphan(body)
 	if err != nil {
 		return moment.Moment{}, fmt.Errorf("snapshot %s: %w", body.Ref(), err)
 	}
-	return moment.OpenFolder(ctx, v.views(), body, dir)
+	return moment.OpenFolder(ctx, v.views(), body, e.Ancestors, dir)
 }
 
 // lookInto opens what the bucket has of a snapshot.

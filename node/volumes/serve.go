@@ -84,9 +84,14 @@ func (a *attached) serve(ctx context.Context) error {
 	return nil
 }
 
+// journalOf says how a volume's folder is opened, without the root under it.
+func (v *Volumes) journalOf(e index.Entry) volume.Config {
+	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: v.cfg.Log}
+}
+
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: a.v.cfg.Log}
+	cfg := a.v.journalOf(e)
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
