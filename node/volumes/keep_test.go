@@ -152,14 +152,15 @@ func TestRollbackToWhatIsHereAlone(t *testing.T) {
 	p.a.is(t, "disk", shadow)
 }
 
-// meanwhile is a registry that does something within the next commit of a volume's record.
+// racing is a registry that does something before the next commit of a record of a kind.
 type racing struct {
 	*store
-	do func()
+	kind content.Kind
+	do   func()
 }
 
 func (d *racing) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	if do := d.do; do != nil && kind == content.KindVolume {
+	if do := d.do; do != nil && kind == d.kind {
 		d.do = nil
 		do()
 	}
@@ -175,7 +176,7 @@ func TestSnapshotBesideAFold(t *testing.T) {
 	p.a.fill(t, "disk", shadow, 10, 1)
 	want := bytes.Clone(shadow)
 	a, folded := p.a.device("disk"), make(chan error, 1)
-	p.a.cfg.Registry = &racing{store: p.store, do: func() {
+	p.a.cfg.Registry = &racing{store: p.store, kind: content.KindVolume, do: func() {
 		p.a.fill(t, "disk", shadow, 10, 2)
 		go func() { folded <- a.folds.Run(t.Context(), fold.Safe) }()
 		for a.placing.TryLock() { // else the fold waits for it
