@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
-	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -133,7 +132,7 @@ func TestRollbackToWhatIsHereAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.a.fill(t, "disk", bytes.Clone(shadow), 10, 2)
-	if _, err := p.a.index.Change("disk", func(e *index.Entry) { e.Rolling = "disk@1" }); err != nil {
+	if err := p.a.device("disk").revise(t.Context(), func(body *catalog.Volume) error { body.Rolling = 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	p.a = p.a.again(t)

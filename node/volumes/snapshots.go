@@ -163,14 +163,12 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 	return err
 }
 
-// RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays.
+// RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays. One
+// that its volume is being rolled back to is content.ErrConflict.
 func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
-	r, body, err := v.records().Snapshot(ctx, id)
+	body, err := v.records().RemoveSnapshot(ctx, id)
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
-	}
-	if err == nil {
-		err = v.cfg.Registry.Delete(ctx, r)
 	}
 	if err != nil {
 		return fmt.Errorf("remove %w", err)

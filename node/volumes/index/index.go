@@ -61,8 +61,6 @@ type Entry struct {
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
 	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
-	// Rolling is the snapshot that it is being rolled back to.
-	Rolling string `json:"rolling,omitempty"`
 }
 
 // ViewsDir holds the folders of snapshots that are looked at; a start removes them.
