@@ -52,7 +52,7 @@ type attached struct {
 	line  *fold.Line     // of its tails
 	users sync.WaitGroup // NBD connections
 
-	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
+	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
 
 	err   error
 	after time.Duration // that it failed it is tried again,
