@@ -294,7 +294,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.gaps, a.base, a.body = gaps, &r, body
+		a.gaps, a.base, a.body, a.heir = gaps, &r, body, nil
 		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
 			a.vol.Enter(body.Epoch)
 		}
