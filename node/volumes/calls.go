@@ -83,7 +83,7 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 	brief, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
 	v.errands.Begin(brief, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, ownedFor)
+		ctx, cancel := context.WithTimeout(ctx, right.SaidFor)
 		defer cancel()
 		again := time.NewTicker(tryInterval)
 		defer again.Stop()
