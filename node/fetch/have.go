@@ -150,7 +150,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
-	f.think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
 	return yes
 }
 
@@ -181,7 +181,7 @@ func (m *Image) Prepare(ctx context.Context) {
 // newBook returns who shows what to this node.
 func newBook(f *Fetcher) *shown.Book {
 	cfg := shown.Config{
-		Think: f.think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live,
+		Think: f.Think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live,
 		Farm: f.cfg.Identity.Farm, Announce: f.cfg.Announce,
 		Start:  func(job func(context.Context)) bool { return f.start(func() { job(f.ctx) }) },
 		Wanted: f.announceSoon, Unmet: f.unmet, Lied: f.lied, Now: f.cfg.Now, Log: f.cfg.Log,
@@ -192,24 +192,20 @@ func newBook(f *Fetcher) *shown.Book {
 	return shown.New(cfg)
 }
 
-// peersOf returns who shows what of a root.
-func (f *Fetcher) peersOf(rs *rootState) *shown.Peers {
-	return f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
-}
-
 // unmet has a member passed over that could not be asked who it is, or that is not
 // to be asked for anything.
 func (f *Fetcher) unmet(id peer.ID, err error) {
 	if !errors.Is(err, content.ErrForbidden) {
-		f.failed(id)
+		f.metrics.failures.Inc()
+		f.Think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
 		return
 	}
 	f.cfg.Log.Debug("a peer is not asked", "peer", id, "err", err)
-	f.think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
 }
 
 // stalled notes that a member was asked for that long and brought nothing.
 func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
 	f.metrics.failures.Inc()
-	f.think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
+	f.Think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

@@ -110,7 +110,9 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 		return nil
 	}
 	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, r.climb)
+	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
+	})
 }
 
 // readHere is ReadChunk of what is on this disk.
@@ -134,11 +136,6 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
-}
-
-// climb tries the sources once.
-func (r *guestRead) climb(ctx context.Context) error {
-	return r.m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
@@ -421,7 +418,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 	}
 	var others [][]object
 	for _, run := range order {
-		m.f.think(func(mind *plan.Member) { // each by itself: guests wait for no long list
+		m.f.Think(func(mind *plan.Member) { // each by itself: guests wait for no long list
 			if mind.Leads(runKey(run)) {
 				runs = append(runs, byRun[run])
 			} else {

@@ -118,7 +118,7 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 		id: root.CID(), head: r.Head, shape: r.Head.Root.Shape(),
 		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope,
 	}
-	rs.peers = f.peersOf(rs)
+	rs.peers = f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
 	rs.limit.Store(uint32(reach))
 	return rs, nil
 }
@@ -203,11 +203,6 @@ func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []by
 	rs = f.roots.Introduce(rs, f.cfg.Now())
 	told(&rs.toldBy, from.ID)
 	return nil
-}
-
-// root returns what is known of a root that this node itself asks for, or nil.
-func (f *Fetcher) root(id content.CID) *rootState {
-	return f.best(id, "", func(*rootState) bool { return true })
 }
 
 // served returns the state of a root for a member that asks for it, and how far what

@@ -164,19 +164,14 @@ const (
 	servedMax = 16
 )
 
-// Crowd is the members that one run is being sent to: it spreads the load of a
-// run that everybody wants at once. The zero value is nobody. Not safe for
-// concurrent use.
-type Crowd struct {
+// crowd is the members that one run is being sent to.
+type crowd struct {
 	now      map[Peer]int // requests being answered
 	served   []Peer       // have the run whole, the one referred to longest ago first
 	referred map[Peer]bool
 }
 
-// Begin takes a request. ok is true when the asker is to be referred to a member
-// instead: once only, so that it gets the run here if the referral was in vain.
-// Otherwise End follows.
-func (c *Crowd) Begin(asker Peer) (to Peer, ok bool) {
+func (c *crowd) begin(asker Peer) (to Peer, ok bool) {
 	if len(c.now) >= crowdMax && c.now[asker] == 0 && !c.referred[asker] {
 		for i, p := range c.served {
 			if p != asker {
@@ -196,8 +191,7 @@ func (c *Crowd) Begin(asker Peer) (to Peer, ok bool) {
 	return "", false
 }
 
-// End notes that a request was answered, and whether the asker has the run now.
-func (c *Crowd) End(asker Peer, whole bool) {
+func (c *crowd) end(asker Peer, whole bool) {
 	if c.now[asker]--; c.now[asker] <= 0 {
 		delete(c.now, asker)
 	}
@@ -209,5 +203,23 @@ func (c *Crowd) End(asker Peer, whole bool) {
 	}
 }
 
-// Idle reports whether nobody is being sent the run: the crowd may be forgotten.
-func (c *Crowd) Idle() bool { return len(c.now) == 0 }
+// Crowds spread the load of runs that everybody wants at once, each by its key. Not safe
+// for concurrent use.
+type Crowds[K comparable] map[K]*crowd
+
+// Begin takes a request. ok is true when the asker is to be referred to a member
+// instead: once only, so that it gets the run here if the referral was in vain.
+// Otherwise End follows.
+func (b Crowds[K]) Begin(key K, asker Peer) (to Peer, ok bool) {
+	if b[key] == nil {
+		b[key] = new(crowd)
+	}
+	return b[key].begin(asker)
+}
+
+// End notes that a request was answered, and whether the asker has the run now.
+func (b Crowds[K]) End(key K, asker Peer, whole bool) {
+	if b[key].end(asker, whole); len(b[key].now) == 0 {
+		delete(b, key)
+	}
+}
