@@ -54,22 +54,6 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		}
 		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
 	}
-	if err := a.isWhole(); err != nil {
-		return moment.Moment{}, err
-	}
-	return a.now(ctx)
-}
-
-// isWhole fails while the volume is being made what it was once.
-func (a *attached) isWhole() error {
-	if e, _ := a.v.index.Get(a.Name()); e.Rolling != "" {
-		return fmt.Errorf("%w: it is being rolled back to %s", content.ErrConflict, e.Rolling)
-	}
-	return nil
-}
-
-// now is what the volume is; the caller closes it.
-func (a *attached) now(ctx context.Context) (moment.Moment, error) {
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
@@ -99,11 +83,11 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 
 // momentOfOrphan opens the folder that an orphan was left in.
 func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (moment.Moment, error) {
-	dir, err := v.index.OrphanDir(body)
+	dir, e, err := v.index.Orphan(body)
 	if err != nil {
 		return moment.Moment{}, fmt.Errorf("snapshot %s: %w", body.Ref(), err)
 	}
-	return moment.OpenFolder(ctx, v.views(), body, dir)
+	return moment.OpenFolder(ctx, v.views(), body, e.Ancestors, dir)
 }
 
 // lookInto opens what the bucket has of a snapshot.
@@ -201,81 +185,6 @@ func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, 
 	if err == nil {
 		body.Source = ref.String()
 		err = v.cfg.Publish(ctx, to.Image, body, to.Replace)
-	}
-	return err
-}
-
-// Rollback makes a volume what it was at a snapshot of it: what differs is written anew,
-// so that its journal only ever goes on, and the snapshots since stay. Nobody may have it
-// open. What a crash or an error cuts short the next attach completes, before anybody reads it.
-func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
-	defer v.turn(name)()
-	defer during(&err, "roll volume %q back to %s", name, id)
-	a, err := v.served(ctx, name)
-	if err == nil {
-		err = v.mayRoll(ctx, a, id)
-	}
-	if err != nil {
-		return View{}, err
-	}
-	open, err := a.users.Shut(ctx, false)
-	if err != nil {
-		return View{}, err
-	}
-	defer open()
-	err = a.roll(ctx, id)
-	if e, _ := v.index.Get(name); e.Rolling != "" { // who is served next gets it whole
-		ctx := context.WithoutCancel(ctx)
-		if closed := v.close(ctx, name, true, nil); closed == nil && v.attach(ctx, e, Spec{}) == nil {
-			err = nil
-		}
-	}
-	if err != nil {
-		return View{}, err
-	}
-	return v.Get(name)
-}
-
-func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) error {
-	_, body, err := v.records().Snapshot(ctx, id)
-	_, now, _ := a.record()
-	switch {
-	case err != nil:
-		return err
-	case body.ID != now.ID:
-		return fmt.Errorf("%w: it is a snapshot of another volume: make a new one, --from %s", content.ErrConflict, body.Ref())
-	case a.folds == nil:
-		return fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
-	case a.disk != nil:
-		return fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
-	}
-	return nil
-}
-
-// roll writes what differs from a snapshot, and is done when it has all of that. It is noted
-// from before the first write on until then.
-func (a *attached) roll(ctx context.Context, id string) (err error) {
-	was, err := a.v.momentOfSnapshot(ctx, id, a)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, was.Close()) }()
-	rolling := func(id string) error {
-		a.placing.Lock() // no snapshot is of what it is in between
-		defer a.placing.Unlock()
-		_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = id })
-		return err
-	}
-	if err := rolling(id); err != nil {
-		return err
-	}
-	now, err := a.now(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = moment.Restore(ctx, a.v.nodes, now, was); err == nil {
-		err = rolling("")
 	}
 	return err
 }
