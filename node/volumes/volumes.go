@@ -56,6 +56,9 @@ type Config struct {
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
 	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Called is what people call a node, empty where that is not known; nil is for who
+	// knows none.
+	Called func(trust.PublicKey) string
 	// Call asks another member, whose Answer answers; Member finds one by name or ID.
 	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
 	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
@@ -134,6 +137,9 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	}
 	if cfg.Holders == nil {
 		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
+	}
+	if cfg.Called == nil {
+		cfg.Called = func(trust.PublicKey) string { return "" }
 	}
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }

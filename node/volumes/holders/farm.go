@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
@@ -25,7 +26,9 @@ type Farm struct {
 	Live func() []trust.PublicKey
 	// Fills has room for FillsMax.
 	Fills chan struct{}
-	Log   *slog.Logger
+	// Now may be nil.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
@@ -189,7 +192,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	g.writer = NewWriter(WriterConfig{
 		Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
-		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
+		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Now: g.farm.Now, Log: g.farm.Log,
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

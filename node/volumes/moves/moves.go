@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,9 @@ const (
 	// moveAgain how soon it is asked again that did not answer.
 	moveTimeout = 2 * time.Minute
 	moveAgain   = 200 * time.Millisecond
+	// keptMax is how many moves are remembered that are over: each is asked about for a
+	// moment more, and one that is forgotten and asked for again finds the volume attached.
+	keptMax = 256
 )
 
 // Request has a node attach a volume that was released for it. It is asked again until it
@@ -75,11 +79,13 @@ func (e Errands) Begin(ctx context.Context, do func(context.Context)) bool {
 type Moves struct {
 	errands Errands
 
-	mu sync.Mutex
-	of map[string]*move // by name, the last one
+	mu   sync.Mutex
+	of   map[string]*move // by name, the last one
+	over []*move          // those that are, in turn
 }
 
 type move struct {
+	name   string
 	id     uint64
 	done   chan struct{} // closed when answer is final
 	answer Answer
@@ -94,12 +100,12 @@ func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Conte
 	x := m.of[q.Name]
 	begun := x != nil && x.id == q.Move
 	if !begun {
-		x = &move{id: q.Move, done: make(chan struct{})}
+		x = &move{name: q.Name, id: q.Move, done: make(chan struct{})}
 		m.of[q.Name] = x
 	}
 	m.mu.Unlock()
 	if !begun && !m.errands.Do(ctx, func(ctx context.Context) {
-		defer close(x.done)
+		defer m.end(x)
 		view, err := attach(ctx)
 		if x.answer = (Answer{Done: true, View: view}); err != nil {
 			x.answer.Err = content.Line(err)
@@ -117,6 +123,20 @@ func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Conte
 	case <-wait.Done():
 		return Answer{}
 	}
+}
+
+// end has a move be over, and forgets the one that was so first if there are many.
+func (m *Moves) end(x *move) {
+	close(x.done)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over = append(m.over, x); len(m.over) <= keptMax {
+		return
+	}
+	if first := m.over[0]; m.of[first.name] == first {
+		delete(m.of, first.name)
+	}
+	m.over = slices.Delete(m.over, 0, 1)
 }
 
 // Ask asks a node to attach a volume until that says how it went.
