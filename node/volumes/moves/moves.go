@@ -20,6 +20,9 @@ const (
 	// answerWait is how long a call is kept waiting for what it has begun: longer, and its
 	// asker takes it for lost.
 	answerWait = time.Second
+	// sayWait is what a taker's clients wait for who held the volume, which may be gone;
+	// it is told beside each sayAgain then, which sayTimeout bounds.
+	sayWait, sayAgain, sayTimeout = 500 * time.Millisecond, 5 * time.Second, 3 * time.Second
 	// moveTimeout bounds how long the other node may take to attach a volume, and
 	// moveAgain how soon it is asked again that did not answer.
 	moveTimeout = 2 * time.Minute
@@ -73,6 +76,36 @@ func (e Errands) Begin(ctx context.Context, do func(context.Context)) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// Insist has something said: now, and where that fails later again and again for so long, as
+// an errand. It returns how the first time went.
+func (e Errands) Insist(ctx context.Context, most time.Duration, say func(context.Context) error) error {
+	try := func(ctx context.Context, within time.Duration) error {
+		ctx, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
+		return say(ctx)
+	}
+	err := try(ctx, sayWait)
+	if err == nil {
+		return nil
+	}
+	brief, cancel := context.WithTimeout(ctx, sayWait)
+	defer cancel()
+	e.Begin(brief, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		again := time.NewTicker(sayAgain)
+		defer again.Stop()
+		for try(ctx, sayTimeout) != nil {
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return err
 }
 
 // Moves are the volumes that other nodes have moved here. Safe for concurrent use.
