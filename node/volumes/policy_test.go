@@ -6,14 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -146,7 +145,7 @@ func TestConfirmedLater(t *testing.T) {
 	}
 	p.a.fill(t, "disk", want, 5, 2)
 	p.store.down = false
-	p.a.lookAtOwned(t.Context(), &owned{seen: map[content.VolumeID]time.Time{}})
+	p.a.lookAtOwned(t.Context(), right.NewLooks(0, p.a.now))
 	p.a.flushed(t, "disk", want, 3)
 	old := p.a.device("disk")
 	p.b.put(t, "disk", Spec{Takeover: true})
