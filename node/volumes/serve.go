@@ -101,6 +101,8 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
+	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
+	cfg.Followed = k > 0
 	if e.Head != nil {
 		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -62,6 +63,7 @@ type Journal interface {
 	ReadSegments(w io.Writer, after content.Position, most int64) (content.Position, int64, error)
 	End() content.Position
 	Sealed() []volume.Segment
+	Held(seq uint64)
 }
 
 // WriterConfig is what a Writer is built from.
@@ -154,6 +156,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.begin = nil
+		j.Held(math.MaxUint64)
 	}()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
@@ -240,6 +243,7 @@ func (w *Writer) step(e quorum.Event) {
 			w.begin(func(ctx context.Context) { w.commit(ctx, a.Record) })
 		}
 	}
+	w.journal.Held(w.state.Lowest())
 	if w.state.Acknowledged() > before {
 		w.tell()
 	}
