@@ -90,7 +90,7 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 	}
 	view := &counting{Bucket: c.store, c: c}
 	n := &Node{cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain}}
-	n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, membership.State{Mesh: mesh, Chain: chain})
+	n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key, Now: time.Now, Log: n.cfg.Log}, membership.State{Mesh: mesh, Chain: chain})
 	if err != nil {
 		t.Fatal(err)
 	}

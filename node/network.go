@@ -99,7 +99,6 @@ func (n *Node) openFarm(context.Context) error {
 // neighbours tells the fetcher who is in the farm.
 type neighbours struct{ n *Node }
 
-// Live implements fetch.Members.
 func (x neighbours) Live() []peer.ID {
 	if x.n.farm == nil {
 		return []peer.ID{x.n.swarm.ID()}
@@ -152,7 +151,6 @@ func (n *Node) followFarm(ctx context.Context) error {
 // answerer answers the calls of other members.
 type answerer struct{ n *Node }
 
-// Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
 	case resolveMethod: // a record that this node knows, as far as the asker may read it

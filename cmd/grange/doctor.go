@@ -120,7 +120,6 @@ func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
 	}
 }
 
-// volumesFinding names the volumes that want a look.
 func volumesFinding(s api.Status) finding {
 	if len(s.Failing) > 0 {
 		return finding{"volumes", bad, fmt.Sprintf("%s can't be served, or can't be written to; `grange volume show NAME` says why", strings.Join(s.Failing, ", "))}
@@ -170,7 +169,6 @@ func disksOfMine() api.Disks {
 	return d
 }
 
-// disksFinding says which door volumes are served through here.
 func disksFinding(d api.Disks) finding {
 	switch {
 	case !d.Served:
@@ -216,7 +214,6 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
 	return append(out, farmFinding(settings, s, away)...)
 }
 
-// diskFinding says whether the disk holds what the cache may grow to.
 func diskFinding(dir string, quota, used int64) finding {
 	for !fileExists(dir) && filepath.Dir(dir) != dir { // a node makes it
 		dir = filepath.Dir(dir)
@@ -252,7 +249,6 @@ func toolsFinding() finding {
 	return finding{"tools", good, "imports have what they need"}
 }
 
-// portsFinding says whether the node listens where it should, or could.
 func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) finding {
 	look, listen := couldListen, c.Listen
 	if away == nil {
@@ -287,7 +283,6 @@ func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) fin
 	return finding{"ports", good, strings.Join(fine, ", ")}
 }
 
-// couldListen reports why nobody could listen at an address.
 func couldListen(ctx context.Context, network, address string) error {
 	var config net.ListenConfig
 	var closer io.Closer

@@ -150,7 +150,6 @@ func (d *doors) open(ctx context.Context, address string) (net.Listener, error) 
 	return l, nil
 }
 
-// nbd opens the socket, and says how NBD is served.
 func (d *doors) nbd(ctx context.Context) (nbd.Config, error) {
 	l, err := d.open(ctx, "unix:"+d.socket)
 	if err != nil {

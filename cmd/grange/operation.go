@@ -125,7 +125,6 @@ func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
 	return c.outcome(std, last)
 }
 
-// outcome says how an operation ended; a failure is its error.
 func (c *cli) outcome(std stdio, op api.Operation) error {
 	switch {
 	case op.State == "running": // the stream ended early, as when the node stopped

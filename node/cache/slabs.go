@@ -108,7 +108,6 @@ func (s *slabs) collect() {
 	}
 }
 
-// take returns a free slot of a class in the slabs that there are.
 func (s *slabs) take(c class) (place, bool) {
 	for list := s.free[c]; len(list) > 0; list = s.free[c] {
 		number := list[len(list)-1]

@@ -197,7 +197,6 @@ func (j *job) what() string {
 
 func (j *job) level() int { return j.flights[0].obj.pos.Level }
 
-// left are the flights that have not landed.
 func (j *job) left() []*flight {
 	var out []*flight
 	for _, fl := range j.flights {
@@ -218,7 +217,6 @@ func indexes(flights []*flight) []uint64 {
 	return slices.Compact(out)
 }
 
-// fromCache lands what the cache holds.
 func (j *job) fromCache() {
 	for _, fl := range j.left() {
 		if !j.f.cached(fl.obj) {

@@ -207,7 +207,6 @@ func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swar
 	return errors.Join(err, <-ended)
 }
 
-// accept checks what came for a token: certificate, and secrets signed for.
 func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (State, error) {
 	id, err := verifier.Verify(got.Chain, e.Now())
 	if err != nil || id.Key != e.identity.Public() {
@@ -328,7 +327,6 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 	return s, key, err
 }
 
-// mixed is for a folder whose files are of two members.
 func mixed(dir, file, of, want string) error {
 	return fmt.Errorf("data folder %s: %w: its %s is of %s, and its %s of %s; restore both from one backup; it was left as it is",
 		dir, content.ErrCorrupt, file, of, membershipFile, want)

@@ -78,7 +78,6 @@ func toldBy(list []revoked) []claim {
 	return out
 }
 
-// loadRevoked reads what was learnt before.
 func (m *Membership) loadRevoked() error {
 	dir := filepath.Join(m.cfg.Dir, revokedDir)
 	files, err := os.ReadDir(dir)

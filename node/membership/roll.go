@@ -96,7 +96,6 @@ func openRoll(path string, log *slog.Logger) (*roll, error) {
 	return r, nil
 }
 
-// save writes the roll.
 func (r *roll) save() error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -212,7 +211,6 @@ func (r *roll) caughtUp() time.Time {
 	return r.caught
 }
 
-// knownSince returns since when this member has known a certificate.
 func (r *roll) knownSince(c trust.Certificate) (time.Time, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,7 +242,6 @@ func (r *roll) of(key trust.PublicKey) (enrolled, bool) {
 	return e, ok
 }
 
-// list returns all, by key.
 func (r *roll) list() []enrolled {
 	r.mu.Lock()
 	defer r.mu.Unlock()

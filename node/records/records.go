@@ -341,7 +341,6 @@ func (n *Names) Introduced(sealed []byte) (Known, error) {
 	return k, err
 }
 
-// describe checks what a record says.
 func (n *Names) describe(r catalog.Record) (Known, error) {
 	d, err := catalog.Describe(n.cfg.Codec, r.Envelope)
 	return Known{Record: r, Content: d}, err

@@ -145,7 +145,6 @@ func (b beside) ask(ctx, asking context.Context, key string, at Range) (*request
 	return nil, err
 }
 
-// end ends the rival and returns the request that has won.
 func (v *rival) end() *request {
 	v.timer.Stop()
 	v.stop()

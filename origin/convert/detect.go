@@ -83,7 +83,6 @@ const (
 	headSize = 512
 )
 
-// head returns the first bytes of a source.
 func head(r io.ReaderAt) ([]byte, error) {
 	b := make([]byte, headSize)
 	n, err := r.ReadAt(b, 0)
@@ -233,7 +232,6 @@ func hasHoles(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeGNUSparse
 }
 
-// disk returns the only disk of an appliance.
 func disk(appliance []member) (member, error) {
 	var found []string
 	var it member

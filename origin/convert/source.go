@@ -64,7 +64,6 @@ func mayRead(info fs.FileInfo) error {
 	return nil
 }
 
-// part narrows s to n bytes from off on.
 func (s *source) part(off, n int64) {
 	s.base, s.SectionReader = s.base+off, io.NewSectionReader(s.file, s.base+off, n)
 }

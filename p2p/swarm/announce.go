@@ -381,7 +381,6 @@ func (p *providers) remove(key, member string) {
 	}
 }
 
-// Delete implements ds.Datastore.
 func (p *providers) Delete(_ context.Context, k ds.Key) error {
 	key, member, _ := split(k)
 	p.mu.Lock()

@@ -71,7 +71,6 @@ func (d Data) validate() error {
 	return nil
 }
 
-// appendIndexes encodes rising indexes as ranges.
 func appendIndexes(b []byte, indexes []uint64) []byte {
 	at, ranges, end := len(b), 0, uint64(0)
 	b = append(b, 0, 0)

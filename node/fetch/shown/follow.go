@@ -131,7 +131,6 @@ func (c *Config) meet(ctx context.Context, scope content.Scope, id peer.ID) (tru
 	return who, err
 }
 
-// isOurs reports whether a certificate is one of this farm.
 func (c *Config) isOurs(who trust.Identity) bool { return who.Role.IsMember() && who.Farm == c.Farm }
 
 // isLive reports whether gossip lists a member as one of this farm.

@@ -92,7 +92,6 @@ type stored struct {
 	first, isNew bool
 }
 
-// count counts what was stored.
 func (p stored) count(s *Stats) {
 	if p.first {
 		s.StoredBytes += uint64(p.at.Length)
@@ -379,7 +378,6 @@ func (a *assembler) placeManifest(ctx context.Context, root pack.ID) (pack.Exten
 // manifestMore is what one more pack adds to a manifest, at most, in bytes.
 const manifestMore = pack.IDSizeMax + 8
 
-// encodeManifest counts the packs of the map, and the others.
 func (a *assembler) encodeManifest(others ...pack.ID) (v content.Verified, err error) {
 	if a.manifest.Packs, err = a.refs.sorted(a.packs.IDs(), others); err != nil {
 		return v, err
