@@ -124,6 +124,7 @@ func (n *Node) violated(id peer.ID, err error) {
 // followFarm tells the swarm where the farm's members are to be found, until ctx ends.
 func (n *Node) followFarm(ctx context.Context) error {
 	var before []peer.ID
+	met := false // any other, since the start, which is no return
 	for {
 		select {
 		case <-n.farm.Changed():
@@ -136,10 +137,10 @@ func (n *Node) followFarm(ctx context.Context) error {
 				n.swarm.Forget(id)
 			}
 		}
-		if len(before) == 1 && len(live) > 1 {
+		if met && len(before) == 1 && len(live) > 1 {
 			n.returned.Add(1)
 		}
-		before = live
+		before, met = live, met || len(live) > 1
 		for _, m := range n.farm.Members() {
 			if m.ID != n.swarm.ID() {
 				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
