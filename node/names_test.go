@@ -26,12 +26,12 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 const (

@@ -67,7 +67,6 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
 }
 
-// openFarm begins to gossip, if this node has neighbours at all.
 func (n *Node) openFarm(context.Context) error {
 	if n.cfg.FarmBind == "" {
 		return nil
@@ -167,7 +166,6 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	return x.n.Membership.Call(ctx, from, method, body)
 }
 
-// learn makes the root of a record readable.
 func (n *Node) learn(k records.Known) {
 	if k.Head == nil {
 		return

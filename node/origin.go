@@ -188,7 +188,6 @@ func (o *origin) remember() {
 	}
 }
 
-// unclaimed says what is wrong with an empty bucket that the mesh has.
 func (o *origin) unclaimed() error {
 	if o.member.State().Seen {
 		return fmt.Errorf("%w: it was this mesh's, and nothing of the mesh is in it any more; restore it from a backup, or give --origin another bucket or folder to begin an empty one", content.ErrCorrupt)
@@ -322,7 +321,6 @@ func (o *origin) reader() fetch.Origin {
 	return nil
 }
 
-// records returns the catalog while the origin answers.
 func (o *origin) records() *catalog.Catalog {
 	if s := o.now(); s.answers {
 		return s.catalog

@@ -107,7 +107,6 @@ func report(app *cli, std stdio, findings []finding) error {
 	return nil
 }
 
-// examineNode looks at a node that answers.
 func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
 	return []finding{
 		disksFinding(s.Disks),
@@ -127,7 +126,6 @@ func volumesFinding(s api.Status) finding {
 	return finding{"volumes", good, fmt.Sprintf("%d here", s.Volumes)}
 }
 
-// beyond says that the disk has no room for a cache's quota.
 func beyond(c api.Cache) string {
 	if c.Limit >= c.Quota {
 		return ""
@@ -135,7 +133,6 @@ func beyond(c api.Cache) string {
 	return fmt.Sprintf(", of which the disk has room for %s", units.Bytes(c.Limit))
 }
 
-// prefixed is a text with a prefix, or nothing.
 func prefixed(prefix, text string) string {
 	if text == "" {
 		return ""

@@ -163,7 +163,6 @@ func seen(i api.Image) string {
 	return fmt.Sprintf("%s ago", age)
 }
 
-// imageArg is the argument of commands on one image.
 type imageArg struct {
 	Name string `arg:"" help:"The image or tag."`
 }

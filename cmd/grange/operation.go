@@ -38,7 +38,6 @@ func (c *operationLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-// operationArg is the argument of commands on one operation.
 type operationArg struct {
 	ID string `arg:"" help:"As operation ls has it."`
 }

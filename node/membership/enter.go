@@ -248,9 +248,6 @@ func traces() []string {
 	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/" + content.KeyMesh}
 }
 
-// entered are the files that a first start makes before the last, the membership.
-func entered() []string { return []string{enteringFile, identityFile, meshKeyFile, rollFile} }
-
 // classify says what a folder with those of needed and traces is, and lacks. Pure.
 func classify(has []string) (k stage, missing []string) {
 	for _, name := range needed() {
@@ -258,7 +255,8 @@ func classify(has []string) (k stage, missing []string) {
 			missing = append(missing, name)
 		}
 	}
-	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) })
+	entered := []string{enteringFile, identityFile, meshKeyFile, rollFile} // what a first start makes before the last, the membership
+	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered, name) })
 	switch {
 	case len(missing) == 0:
 		return stageWhole, nil

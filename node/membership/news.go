@@ -145,7 +145,6 @@ func (m *Membership) catchUp() {
 	m.compared = now
 }
 
-// contact is a connection with a member.
 type contact struct {
 	who    trust.Identity // zero until it was greeted
 	trying bool

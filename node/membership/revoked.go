@@ -299,7 +299,6 @@ func digestOf(all map[trust.PublicKey]revoked) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// revokedRequest says whom the asker knows to be revoked.
 type revokedRequest struct {
 	Have []trust.PublicKey `cbor:"have"`
 }

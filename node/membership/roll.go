@@ -35,7 +35,6 @@ type sighting struct {
 	Since int64 `cbor:"since"`
 }
 
-// enrolled is a member of the roll.
 type enrolled struct {
 	Chain trust.Chain `cbor:"chain"`
 	// Met has the first of Chain as its last, but where only its issuer told of it: that

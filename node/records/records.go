@@ -145,7 +145,6 @@ type Names struct {
 	unseen  lately // what leads say that it does not have
 }
 
-// rootKey is a root under one scope.
 type rootKey struct {
 	root  content.CID
 	scope content.Scope

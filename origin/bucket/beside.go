@@ -63,7 +63,6 @@ func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	return &Object{info, c}, nil
 }
 
-// request is one that was answered.
 type request struct {
 	object *Object
 	cancel context.CancelCauseFunc

@@ -22,7 +22,6 @@ type mark[T any] struct {
 	kind  T
 }
 
-// kindOf returns the kind whose mark a file begins with.
 func kindOf[T any](head []byte, marks []mark[T]) (kind T, ok bool) {
 	for _, m := range marks {
 		if bytes.HasPrefix(head[min(m.at, len(head)):], []byte(m.magic)) {
@@ -160,7 +159,6 @@ func fixedSize(s *source) (int64, error) {
 	return size, nil
 }
 
-// member is a file in a tar.
 type member struct {
 	name      string
 	off, size int64

@@ -91,7 +91,6 @@ func (s *source) atEnd(err error) error {
 	return io.EOF
 }
 
-// Close removes a working file.
 func (s *source) Close() error {
 	err := s.file.Close()
 	if s.temp {

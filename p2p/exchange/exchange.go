@@ -313,7 +313,6 @@ func (x *Exchange) Recheck() {
 	}
 }
 
-// connected reports whether there is a connection with a peer.
 func (x *Exchange) connected(id peer.ID) bool {
 	return x.cfg.Host.Network().Connectedness(id) != network.NotConnected
 }

@@ -217,7 +217,6 @@ func (h relayedHost) NewStream(ctx context.Context, id peer.ID, protocols ...pro
 	return h.Host.NewStream(network.WithAllowLimitedConn(ctx, "content"), id, protocols...)
 }
 
-// relayGate relays between members.
 type relayGate struct{ proofs *proofs }
 
 func (g relayGate) AllowReserve(id peer.ID, _ ma.Multiaddr) bool {

@@ -94,7 +94,6 @@ func appendIndexes(b []byte, indexes []uint64) []byte {
 	return b
 }
 
-// decodeIndexes reads all of b.
 func decodeIndexes(b []byte) ([]uint64, error) {
 	ranges, rest := int(binary.BigEndian.Uint16(b)), b[2:]
 	if ranges == 0 || ranges > IndexesMax {

@@ -102,7 +102,6 @@ func (p stored) count(s *Stats) {
 	}
 }
 
-// name counts it as a chunk of the image, too.
 func (p stored) name(s *Stats) {
 	p.count(s)
 	s.Chunks++
@@ -136,7 +135,6 @@ func (a *assembler) store(ctx context.Context, j *job) (stored, error) {
 	return stored{at, true, isNew}, nil
 }
 
-// name puts a chunk into the map.
 func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error {
 	a.refs.count(c, 1)
 	m, ok := a.mappers[1].add(&a.packs, index, c)
@@ -161,7 +159,6 @@ func (a *assembler) ahead(index uint64, c named) error {
 	return nil
 }
 
-// turn names a chunk that was stored before its turn.
 func (a *assembler) turn(ctx context.Context, index uint64) error {
 	c, ok := a.waiting[index]
 	if delete(a.waiting, index); !ok {
@@ -307,7 +304,6 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 	return c, nil
 }
 
-// finish places the map, root and manifest and ships the last pack.
 func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, error) {
 	a.depth = root.Shape().Depth()
 	for level := 1; level <= a.depth; level++ {

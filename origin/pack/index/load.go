@@ -62,7 +62,6 @@ func (p *gathered) decode(id pack.ID) iter.Seq[pack.Entry] {
 	}
 }
 
-// list learns which packs there are.
 func (l *loader) list(ctx context.Context) error {
 	for _, scope := range l.cfg.Scopes {
 		for info, err := range l.cfg.Bucket.List(ctx, content.KeyPacks.Of(scope), "") {
