@@ -32,13 +32,8 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		Root: func(ctx context.Context, head pack.Head) (volume.Source, error) {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
-		Pending: func() (out []content.Position) {
-			for _, w := range a.waiting() {
-				out = append(out, w.At)
-			}
-			return out
-		},
-		Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Pending: func() []content.Position { return a.waiting().Places() },
+		Dir:     a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 	})
 }
 
@@ -64,18 +59,18 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// waiting are the snapshots that are not durable yet. Those that have a place already are
+// waiting says which snapshots are not durable yet. Those that have a place already are
 // noted, and have their records, once nobody is placing one.
-func (a *attached) waiting() []index.Waiting {
+func (a *attached) waiting() index.Entry {
 	a.placing.Lock()
 	defer a.placing.Unlock()
 	e, _ := a.v.index.Get(a.Name())
-	return e.Waiting
+	return e
 }
 
 // settle makes those snapshots durable that the volume's record reaches.
 func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
-	for _, w := range a.waiting() {
+	for _, w := range a.waiting().Waiting {
 		n := 1 + slices.IndexFunc(now.Segments, func(s content.SegmentRef) bool { return s.Through == w.At })
 		if n == 0 && now.Base != w.At {
 			continue
