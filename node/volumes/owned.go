@@ -16,32 +16,16 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-const (
-	// ownedFor is how long a record that says that a volume is this node's is taken to
-	// say so still, while the node is not cut off: with 1,000 volumes one look in 0.6 s.
-	ownedFor = 10 * time.Minute
-	// stoodFor is how long nothing was looked at where the process stood still, and
-	// the mesh went on without it.
-	stoodFor = 3 * tryInterval
-)
-
-// owned is when the record of each volume was last looked at.
-type owned struct {
-	seen     map[content.VolumeID]time.Time
-	returned int64 // Config's, then
-	last     time.Time
-}
-
-// keepOwned looks whether this node's volumes are its own still, by their records: after
-// a start, when the node was cut off, and now and then; and stops those that are not.
-func (v *Volumes) keepOwned(ctx context.Context) error {
-	o := owned{seen: map[content.VolumeID]time.Time{}}
+// keepOwned looks whether this node's volumes are its own still, by their records: when the
+// node was cut off, and now and then; and stops those that are not.
+func (v *Volumes) keepOwned(ctx context.Context, due *right.Looks) error {
+	due.End(v.cfg.Now()) // volumes were opened so far
 	tick := time.NewTicker(tryInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			v.lookAtOwned(ctx, &o)
+			v.lookAtOwned(ctx, due)
 		case <-v.losing:
 			v.giveUpLost(ctx)
 		case <-ctx.Done():
@@ -50,22 +34,15 @@ func (v *Volumes) keepOwned(ctx context.Context) error {
 	}
 }
 
-func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
-	if n := v.cfg.Returned(); n != o.returned || v.cfg.Now().Sub(o.last) > stoodFor {
-		o.returned = n
-		clear(o.seen)
-	}
+func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
+	due.Begin(v.cfg.Returned(), v.cfg.Now())
 	var looks errgroup.Group
 	looks.SetLimit(parallelOpens)
 	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
-		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
+		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" || !due.IsDue(e.ID, a.said(), v.cfg.Now()) {
 			continue
 		}
-		if _, _, st := a.record(); st.Stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
-			continue
-		}
-		o.seen[e.ID] = v.cfg.Now()
 		looks.Go(func() error {
 			if err := a.happen(ctx, right.Due{}); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
@@ -76,7 +53,7 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	_ = looks.Wait() // none fails
 	v.giveUpLost(ctx)
 	v.keepOrphans(ctx)
-	o.last = v.cfg.Now()
+	due.End(v.cfg.Now())
 }
 
 // giveUpLost stops serving the volumes that are another's, each for itself.

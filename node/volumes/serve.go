@@ -230,11 +230,15 @@ func (a *attached) adopt(ctx context.Context) error {
 		segments = a.v.stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
-	if err != nil || len(segments)+len(inherited) == 0 {
+	if err != nil {
 		return err
 	}
 	segments = append(segments, inherited...)
-	e.Ancestors = fold.Ancestors(segments, e.ID)
+	_, _, st = a.record()
+	e.Ancestors, e.Tried = fold.Ancestors(segments, e.ID), st.Tried
+	if err := a.v.index.Rewrite(e); err != nil || len(segments) == 0 { // before the epoch is taken that the holders have promised
+		return err
+	}
 	err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }

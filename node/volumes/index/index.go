@@ -265,7 +265,11 @@ func (x *Index) Has(id content.VolumeID) bool {
 func (x *Index) Sorted() []Entry {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return slices.SortedFunc(maps.Values(x.entries), func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+	out := make([]Entry, 0, len(x.entries))
+	for _, name := range slices.Sorted(maps.Keys(x.entries)) { // names alone are moved by that
+		out = append(out, x.entries[name])
+	}
+	return out
 }
 
 // Free fails when a volume can't have a name, or there are too many.
