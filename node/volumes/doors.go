@@ -60,7 +60,13 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return doors.Remember(d.front, doors.Past{Snapshots: x.v.Snapshots, Changes: x.v.Changes}, name), d.users.Done, nil
+			past := doors.Past{Snapshots: func(ctx context.Context) ([]SnapshotView, error) { return x.v.Snapshots(ctx, name) }, Past: x.v.past(d)}
+			return doors.Remember(d.front, past), func() {
+				if err := past.Close(); err != nil {
+					x.v.cfg.Log.Warn("what a client compared a volume with is not closed as it should be", "volume", name, "err", err)
+				}
+				d.users.Done()
+			}, nil
 		}
 	}
 }

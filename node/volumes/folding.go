@@ -3,18 +3,15 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
-	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -75,7 +72,7 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 		if n == 0 && now.Base != w.At {
 			continue
 		}
-		if err := a.v.makeDurable(ctx, a.Name(), w, now, n); err != nil {
+		if err := a.v.records().MakeDurable(ctx, content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: w.Number}, now, n); err != nil {
 			return err
 		}
 		if err := a.v.index.Reached(a.Name(), w); err != nil {
@@ -84,36 +81,6 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 		a.vol.Release(w.At)
 	}
 	return nil
-}
-
-// makeDurable has the record of a snapshot name what the volume's does up to there. One
-// that has no record was given up.
-func (v *Volumes) makeDurable(ctx context.Context, name string, w index.Waiting, now catalog.Volume, segments int) error {
-	ref := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: w.Number}
-	_, err := v.records().ChangeSnapshot(ctx, ref.RecordName(), func(body *catalog.Snapshot) bool {
-		if body.Durable || body.ID != now.ID {
-			return false
-		}
-		body.Head, body.Lineage, body.Base, body.Segments, body.Durable = now.Head, now.Lineage, now.Base, now.Segments[:segments], true
-		return true
-	})
-	if errors.Is(err, content.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-// readable returns the bucket, for segments that others have put there.
-func (v *Volumes) readable() (bucket.Bucket, error) {
-	if v.cfg.Origin == nil {
-		return nil, fmt.Errorf("%w: this node has no origin to read segments from", content.ErrUnavailable)
-	}
-	return v.cfg.Origin()
-}
-
-// stored are segments of a record at the origin, and those behind them.
-func (v *Volumes) stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
-	return fold.Adopted(ctx, append(fold.InBucket(v.readable, refs), tails...))
 }
 
 // tails are those of a volume whose flushes go to the origin, nil for others.

@@ -69,7 +69,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 
 // parentInBucket is what the bucket has.
 func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (moment.Parent, error) {
-	return moment.Parent{Known: known, Segments: v.stored(ctx, known.Segments, nil)}, nil
+	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}, nil
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first

@@ -215,7 +215,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	segments := a.v.stored(ctx, body.Segments, tails)
+	segments := a.v.bucket().Stored(ctx, body.Segments, tails)
 	e.Ancestors = fold.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
@@ -227,7 +227,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {
 		inherited = nil // the tails have more
 	} else if n > 0 && len(tails) > 0 {
-		segments = a.v.stored(ctx, body.Segments, nil)
+		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
 	if err != nil {
