@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -146,7 +146,11 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	dirty, err := index.HasJournal(v.index.Path(e))
 	var end content.Position
 	if err == nil && dirty {
-		end, err = v.endOf(e)
+		if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
+			end = a.vol.End()
+		} else {
+			end, err = moment.End(v.journalOf(e))
+		}
 	}
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
@@ -159,18 +163,4 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	}
 	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
 	return err
-}
-
-// endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(e index.Entry) (content.Position, error) {
-	if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
-		return a.vol.End(), nil
-	}
-	c := v.journalOf(e)
-	c.ReadOnly = true
-	vol, err := volume.Open(c)
-	if err != nil {
-		return content.Position{}, err
-	}
-	return vol.End(), vol.Close()
 }

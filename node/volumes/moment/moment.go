@@ -156,3 +156,13 @@ func (m Moment) Export(ctx context.Context, f *os.File, progress func(done, tota
 	}
 	return f.Sync()
 }
+
+// End is where the journal in a folder ends, which nobody writes any more.
+func End(c volume.Config) (content.Position, error) {
+	c.ReadOnly = true
+	vol, err := volume.Open(c)
+	if err != nil {
+		return content.Position{}, err
+	}
+	return vol.End(), vol.Close()
+}

@@ -140,6 +140,16 @@ func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, 
 	return none, Busy()
 }
 
+// Share has the record of a volume say that others name all that is in the bucket of it.
+func (x Records) Share(ctx context.Context, name string) (catalog.Volume, error) {
+	return x.ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
+		through := body.Through().Seq
+		shares := through > body.Shared
+		body.Shared = max(through, body.Shared)
+		return shares
+	})
+}
+
 // MakeDurable has the record of a snapshot name what its volume's does, up to a number of
 // segments. One that has no record was given up.
 func (x Records) MakeDurable(ctx context.Context, ref content.Ref, now catalog.Volume, segments int) error {
