@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -146,7 +146,13 @@ func (v *Volumes) keepOrphan(ctx context.Context, folder string, e index.Entry) 
 	dirty, err := index.HasJournal(folder)
 	var end content.Position
 	if err == nil && dirty {
-		end, err = v.endOf(folder, e)
+		c := v.journalOf(e)
+		if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
+			end = a.vol.End()
+		} else {
+			c.Dir = folder
+			end, err = moment.End(c)
+		}
 	}
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
@@ -158,18 +164,4 @@ func (v *Volumes) keepOrphan(ctx context.Context, folder string, e index.Entry) 
 		return err
 	}
 	return v.index.Named(folder, e)
-}
-
-// endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(folder string, e index.Entry) (content.Position, error) {
-	c := v.journalOf(e)
-	if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
-		return a.vol.End(), nil
-	}
-	c.Dir, c.ReadOnly = folder, true
-	vol, err := volume.Open(c)
-	if err != nil {
-		return content.Position{}, err
-	}
-	return vol.End(), vol.Close()
 }
