@@ -52,7 +52,7 @@ type attached struct {
 	line  *fold.Line     // of its tails
 	users sync.WaitGroup // NBD connections
 
-	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
+	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
 
 	err   error
 	after time.Duration // that it failed it is tried again,
@@ -306,7 +306,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.gaps, a.base, a.body = gaps, &r, body
+		a.gaps, a.base, a.body, a.heir = gaps, &r, body, nil
 		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
 			a.vol.Enter(body.Epoch)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -143,10 +144,14 @@ func (v *Volumes) keepOrphans(ctx context.Context) {
 // keepOrphan makes a snapshot of what is left here of a volume that was taken away.
 func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	dirty, err := index.HasJournal(v.index.Path(e))
+	var end content.Position
+	if err == nil && dirty {
+		end, err = v.endOf(e)
+	}
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
 			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
-			At: e.Through(), Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
+			At: end, Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
 		})
 	}
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
@@ -154,4 +159,18 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	}
 	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
 	return err
+}
+
+// endOf is where the journal of a volume ends that is not written any more.
+func (v *Volumes) endOf(e index.Entry) (content.Position, error) {
+	if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
+		return a.vol.End(), nil
+	}
+	c := v.journalOf(e)
+	c.ReadOnly = true
+	vol, err := volume.Open(c)
+	if err != nil {
+		return content.Position{}, err
+	}
+	return vol.End(), vol.Close()
 }
