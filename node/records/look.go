@@ -204,7 +204,7 @@ func (n *Names) List(ctx context.Context, space content.Kind, begin, after strin
 			switch {
 			case more && segment > content.Segment(last):
 				return page, true
-			case err != nil || !ok || k.Tombstone:
+			case err != nil || !ok || k.Tombstone || name == after:
 				continue
 			case len(page) == limit:
 				return page, true
