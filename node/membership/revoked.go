@@ -398,7 +398,7 @@ func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writa
 	there := map[string]bool{}
 	var errs []error
 	asked := m.cfg.Now()
-	for r, err := range c.List(ctx, content.KindRevocation, "") {
+	for r, err := range c.List(ctx, content.KindRevocation, "", "") {
 		there[r.Name] = true
 		if err == nil {
 			m.cfg.Told(r, asked)
