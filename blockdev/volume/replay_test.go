@@ -72,7 +72,7 @@ func ranges(t *testing.T, cfg Config) (out []extents.Extent) {
 	t.Helper()
 	v, err := Open(cfg)
 	must(t, err)
-	next := flattened(append([]*layer{v.open}, v.layers...))
+	next := flattened(append([]*layer{v.open}, v.layers...), 0)
 	for {
 		e, ok, err := next()
 		must(t, err)

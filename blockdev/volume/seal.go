@@ -184,11 +184,12 @@ func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Positi
 }
 
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
-// to through, which is kept: their offset and their length, in bytes. It may name more,
-// where after is not kept.
-func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Range, error] {
+// to through, which is kept, and reach beyond off: their offset and their length, in bytes,
+// rising. It may name more, where after is not kept; ErrNotFound says that the journal does
+// not go back as far. What is not asked for any more is not looked at.
+func (v *Volume) Changes(after, through content.Position, off int64) iter.Seq2[blockdev.Range, error] {
 	return func(yield func(blockdev.Range, error) bool) {
-		_, next, done, err := v.span(after, through)
+		_, next, done, err := v.span(after, through, uint64(off/extents.SectorSize))
 		if err != nil {
 			yield(blockdev.Range{}, err)
 			return
@@ -221,7 +222,7 @@ func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int
 	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	var all []chunkBytes
-	for r, err := range v.Changes(after, through) {
+	for r, err := range v.Changes(after, through, 0) {
 		if err != nil {
 			return nil, err
 		}
@@ -250,16 +251,23 @@ type chunkBytes struct {
 	bytes int64
 }
 
-// span returns what is newest behind after and up to through.
-func (v *Volume) span(after, through content.Position) (w view, next extents.Cursor, done func(), err error) {
-	if w, err = v.pinAsOf(through); err != nil {
-		return w, nil, nil, err
+// span returns what is newest behind after and up to through, from a sector on.
+func (v *Volume) span(after, through content.Position, s uint64) (w view, next extents.Cursor, done func(), err error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	w, ok := v.asOf(through)
+	layers, _ := between(v.layers, after, through) // also of what lies before the base by now
+	n := len(layers)
+	switch {
+	case v.closed:
+		return w, nil, nil, content.ErrClosed
+	case !ok:
+		return w, nil, nil, v.gone(through)
+	case n == 0 && after.Seq < through.Seq, n > 0 && layers[n-1].after.Seq > after.Seq:
+		return w, nil, nil, v.gone(after)
 	}
-	layers, ok := between(w.layers, after, through)
-	if !ok {
-		layers = nil // it is the base
-	}
-	return w, flattened(layers), func() { w.readers.Done() }, nil
+	w.readers.Add(1)
+	return w, flattened(layers, s), func() { w.readers.Done() }, nil
 }
 
 // Rebase lays the volume on another root, which has all up to base, a position that is

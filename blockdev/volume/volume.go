@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -58,6 +59,9 @@ type Config struct {
 	Kept []content.Position
 	// Persist is asked by each Flush; nil has all durable that is durable here.
 	Persist Persister
+	// Followed says that others read the journal: it is not made smaller before Held says up
+	// to where they have it.
+	Followed bool
 	// Free says which share of the disk under Dir is free, from 0 to 1; nil always has
 	// enough. Below a tenth writes slow down, and below a twentieth they fail.
 	Free func() float64
@@ -114,6 +118,7 @@ type Volume struct {
 	eased    chan struct{} // closed when pressure.behind ends
 
 	pressure pressure
+	held     atomic.Uint64     // seq up to which readers of the journal have it
 	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
 	step     func(name string) // told by what is done in steps; tests end the process there
 }
@@ -143,6 +148,9 @@ func Open(cfg Config) (*Volume, error) {
 	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
 	v.ground = &ground{Root: root.Root{Source: cfg.Source, Size: cfg.SourceSize, ChunkSize: cfg.ChunkSize}, base: cfg.Base}
 	v.readers = newReaders(nil)
+	if !cfg.Followed {
+		v.held.Store(math.MaxUint64)
+	}
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
 	for _, p := range cfg.Kept {
 		v.kept[p]++

@@ -75,7 +75,8 @@ type attached struct {
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
 	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
-	a := &attached{v: v, line: &fold.Line{Bucket: v.readable, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a.line.Ends = func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() }
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -137,10 +137,6 @@ func (v *Volumes) endOf(folder string, e index.Entry) (content.Position, error) 
 	if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
 		return a.vol.End(), nil
 	}
-	c.Dir, c.ReadOnly = folder, true
-	vol, err := volume.Open(c)
-	if err != nil {
-		return content.Position{}, err
-	}
-	return vol.End(), vol.Close()
+	c.Dir = folder
+	return moment.End(c)
 }

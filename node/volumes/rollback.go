@@ -95,7 +95,7 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = moment.Restore(ctx, a.v.nodes, now, was); err != nil {
+	if err = moment.Restore(ctx, a.v.bucket().Nodes, now, was); err != nil {
 		return err
 	}
 	return a.rolled(ctx)

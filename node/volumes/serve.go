@@ -94,12 +94,12 @@ func (v *Volumes) journalOf(e index.Entry) volume.Config {
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	cfg := a.v.journalOf(e)
-	for _, w := range e.Waiting {
-		cfg.Kept = append(cfg.Kept, w.At)
-	}
+	cfg.Kept = e.Places()
 	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
+	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
+	cfg.Followed = k > 0
 	if e.Head != nil {
 		root := fetch.Root{Head: e.Widest(a.v.codec), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
@@ -148,12 +148,9 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return nil
 	}
-	if a.folds != nil && after.Policy != body.Policy { // a fold that is under way ends where no tail would begin
-		end, err := a.folds.Hold(ctx)
-		if err != nil {
-			return err
-		}
-		defer end()
+	if after.Policy != body.Policy { // no tail comes by the place of a snapshot that it does not know
+		a.placing.Lock()
+		defer a.placing.Unlock()
 	}
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		if spec.Generation != 0 && spec.Generation < body.Generation {
@@ -211,7 +208,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	segments := a.v.stored(ctx, body.Segments, tails)
+	segments := a.v.bucket().Stored(ctx, body.Segments, tails)
 	e.Ancestors = fold.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
@@ -223,7 +220,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {
 		inherited = nil // the tails have more
 	} else if n > 0 && len(tails) > 0 {
-		segments = a.v.stored(ctx, body.Segments, nil)
+		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
 	if err != nil || len(segments)+len(inherited) == 0 {

@@ -120,6 +120,14 @@ func (e Entry) last() uint64 {
 	return last
 }
 
+// Places are those of the snapshots that are not durable yet.
+func (e Entry) Places() (out []content.Position) {
+	for _, w := range e.Waiting {
+		out = append(out, w.At)
+	}
+	return out
+}
+
 // Index is the durable list of this node's volumes. Safe for concurrent use, but for
 // changes of one volume, which come one at a time; nobody waits for another's.
 type Index struct {
