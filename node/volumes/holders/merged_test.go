@@ -39,7 +39,7 @@ func TestHoldersOutliveCompaction(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := v.Flush(t.Context()); err != nil {
+	if err := v.WriteAt(t.Context(), make([]byte, 4096), 0, true); err != nil { // it has holders by then
 		t.Fatal(err)
 	}
 	before := r.get().Holders
