@@ -41,6 +41,9 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	err := every(ctx, func() {
 		_ = v.each(func(name string, a *attached) error {
 			_, _, st := a.record()
+			if a.vol != nil {
+				a.vol.Yield()
+			}
 			if a.vol == nil || a.folds == nil || st.Stage != right.Serving || !a.folds.IsDue() {
 				return nil
 			}
