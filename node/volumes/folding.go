@@ -49,7 +49,11 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	err := every(ctx, func() {
 		_ = v.each(func(name string, a *attached) error {
 			_, _, st := a.record()
-			if a.vol == nil || a.folds == nil || st.Stage != right.Serving || !a.folds.IsDue() {
+			if a.vol == nil || a.folds == nil {
+				return nil
+			}
+			a.folds.GiveWay()
+			if st.Stage != right.Serving || !a.folds.IsDue() {
 				return nil
 			}
 			group.TryGo(func() error {
