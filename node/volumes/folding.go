@@ -44,7 +44,11 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 			if a.vol != nil {
 				a.vol.Yield()
 			}
-			if a.vol == nil || a.folds == nil || st.Stage != right.Serving || !a.folds.IsDue() {
+			if a.vol == nil || a.folds == nil {
+				return nil
+			}
+			a.folds.GiveWay()
+			if st.Stage != right.Serving || !a.folds.IsDue() {
 				return nil
 			}
 			group.TryGo(func() error {
