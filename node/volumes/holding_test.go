@@ -21,7 +21,8 @@ import (
 
 // confirm has a node look at the records of its volumes.
 func (w *world) confirm(t *testing.T) {
-	w.lookAtOwned(t.Context(), &owned{seen: map[content.VolumeID]time.Time{}})
+	w.now = w.now.Add(right.SaidFor)
+	w.lookAtOwned(t.Context(), right.NewLooks(0, w.now))
 }
 
 // TestTakerThatDied: holders have promised themselves to who was about to take a volume

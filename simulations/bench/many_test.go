@@ -98,6 +98,11 @@ func BenchmarkManyVolumes(b *testing.B) {
 		}
 		served(b, many)
 		b.Logf("a list of 1,000 volumes: %.1f ms", msOf(b, func() error { return many.call(b, http.MethodGet, "/api/volumes", "") }))
+		for _, what := range []string{"cold", "warm"} {
+			before := empty.requests.n.Load()
+			took := msOf(b, func() error { return empty.call(b, http.MethodGet, "/api/volumes?all=true", "") })
+			b.Logf("a list of them by another node, %s: %.1f ms, %d requests to the origin", what, took, empty.requests.n.Load()-before)
+		}
 		idleMany(b, empty, many)
 	}
 }

@@ -27,7 +27,7 @@ const (
 	// againAfter is how long a member that was lost is not asked again, unless the record
 	// names it: then returnAfter, for it may be restarting.
 	againAfter  = time.Minute
-	returnAfter = 2 * time.Second
+	returnAfter = time.Second
 	// aloneFor is how long a volume that is degraded goes on alone after its record was last
 	// seen to be this node's: whoever took it over by then is told that it was degraded.
 	aloneFor = 10 * time.Second
