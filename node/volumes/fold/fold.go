@@ -102,6 +102,10 @@ type Fold struct {
 	// end is up to where the record has the journal: kept, so that the next segment
 	// begins just there. Zero is none.
 	end content.Position
+	// last says that no other may follow the one under way, and garbage are keys of segments
+	// that no record names.
+	last    bool
+	garbage []string
 	// root is what the last one has made.
 	root build.Base
 	// tailed says that the one under way began where a tail ends.
@@ -148,7 +152,7 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 		return fmt.Errorf("fold: %w", err)
 	}
 	tails := f.cfg.Tails()
-	f.tailed = tails != nil
+	f.tailed, f.last = tails != nil, want == Chunks
 	through, err := f.seal(ctx, tails)
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
@@ -327,11 +331,15 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
-		if slices.Contains(now.Segments, s) || s.Volume != now.ID || s.After.Seq < now.Shared {
-			continue
+		if !slices.Contains(now.Segments, s) && s.Volume == now.ID && s.After.Seq >= now.Shared {
+			f.garbage = append(f.garbage, s.Key())
 		}
-		if err := store.Delete(ctx, s.Key()); err != nil {
-			f.cfg.Log.Info("a segment that no record names is left to the collection of garbage", "key", s.Key(), "err", err)
+	}
+	for n := 0; len(f.garbage) > 0 && (f.last || n < removeMax); n++ {
+		key := f.garbage[0]
+		f.garbage = f.garbage[1:]
+		if err := store.Delete(ctx, key); err != nil {
+			f.cfg.Log.Info("a segment that no record names is left to the collection of garbage", "key", key, "err", err)
 			break
 		}
 	}
