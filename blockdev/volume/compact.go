@@ -36,6 +36,7 @@ func (v *Volume) tendSoon() {
 func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
+	v.Yield()
 	err := v.letGo()
 	if err == nil {
 		err = v.joinLayers()

@@ -31,6 +31,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -116,7 +117,8 @@ type Volumes struct {
 	moves       *moves.Moves
 	away        atomic.Bool // the origin did not answer a start
 
-	open table.Table[*attached]
+	open  table.Table[*attached]
+	packs *build.Shared // of folds
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
@@ -133,7 +135,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, packs: new(build.Shared), codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
 	v.moves = moves.New(v.errands)
 	for _, e := range index.Sorted() {
 		if e.Attached {

@@ -111,27 +111,26 @@ func (g *Guard) Begin(j Journal) {
 // Persist implements volume.Persister. ErrUnavailable means that the holders have not all
 // within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
-	defer cancel()
-	for {
-		w, err := g.follow(upTo.Seq)
-		switch body, _ := g.owner.Record(); {
-		case errors.Is(err, content.ErrUnavailable):
-		case err != nil:
-			return err
-		case w != nil:
+	w, err := g.follow(upTo.Seq)
+	if w != nil || err != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
+		defer cancel()
+	}
+	for ; w != nil || errors.Is(err, content.ErrUnavailable); w, err = g.follow(upTo.Seq) {
+		if w != nil {
 			if err = w.Persist(ctx, v, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
 				return err
 			}
-		case g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin:
-			return g.owner.Origin.Persist(ctx, v, upTo)
-		default:
-			return nil
 		}
 		if wait(ctx, nextAfter); ctx.Err() != nil {
 			return err
 		}
 	}
+	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
+		return g.owner.Origin.Persist(ctx, v, upTo)
+	}
+	return err
 }
 
 // Status is how the holders stand; false where none are asked for.
@@ -216,8 +215,12 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	done := make(chan struct{})
 	w, j, log, name := g.writer, g.journal, g.farm.Log, g.owner.Name()
 	go func() {
-		defer close(done)
-		if err := w.Run(ctx, j); err != nil && !errors.Is(err, content.ErrClosed) {
+		err := w.Run(ctx, j)
+		close(done)
+		switch {
+		case errors.Is(err, content.ErrClosed): // another comes in its place
+			_, _ = g.follow(w.flushed())
+		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 		}
 	}()
