@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -340,14 +340,23 @@ func (v *Volume) cutFront() error {
 func (v *Volume) retire(segments []*segment, layers []*layer) error {
 	old := v.readers
 	v.readers = newReaders(old.done)
+	room := v.spareRoom()
 	v.mu.Unlock()
+	if v.pressed() {
+		room = 0
+	}
 	var errs []error
+	var spares []journal.Spare
 	for _, s := range segments {
-		v.pressure.freed.Add(s.size)
-		if !s.replaced {
-			errs = append(errs, os.Remove(v.path(s)))
-			v.step("removed")
+		if s.replaced {
+			v.pressure.freed.Add(s.size)
+			continue
 		}
+		kept, err := v.discard(s, room)
+		if errs = append(errs, err); err == nil {
+			spares = append(spares, kept...)
+		}
+		v.step("removed")
 	}
 	v.work.Go(func() {
 		var errs []error
@@ -360,6 +369,8 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 				errs = append(errs, l.disk.Drop())
 			}
 		}
+		errs = append(errs, v.spares.Keep(spares))
+		v.spares.Warm()
 		if err := errors.Join(errs...); err != nil {
 			v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
 		}

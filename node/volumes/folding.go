@@ -43,7 +43,14 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 		pace.Begin(v.Count(), v.cfg.Now())
 		for name, a := range v.open.All() { // in no order, so that the pace favours none
 			_, _, st := a.record()
-			if a.vol == nil || a.folds == nil || st.Stage != right.Serving || !a.folds.IsDue(&pace) {
+			if a.vol != nil {
+				a.vol.Yield()
+			}
+			if a.vol == nil || a.folds == nil {
+				continue
+			}
+			a.folds.GiveWay()
+			if st.Stage != right.Serving || !a.folds.IsDue(&pace) {
 				continue
 			}
 			group.TryGo(func() error {

@@ -54,9 +54,6 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 	case !body.Durable:
 		err = v.Settle(ctx, id, nil)
 	}
-	if err == nil {
-		err = v.doors.Unused(ctx, a.Name())
-	}
 	return body.Number, err
 }
 

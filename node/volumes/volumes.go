@@ -57,10 +57,12 @@ type Config struct {
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
 	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Called is what people call a node, empty where that is not known.
+	Called func(trust.PublicKey) string
 	// Call asks another member, whose Answer answers; Member finds one by name or ID.
 	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
 	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
-	// Returned counts how often this node was cut off and is back; nil is never.
+	// Returned counts how often this node was cut off and is back.
 	Returned func() int64
 	Library  Library
 	Registry records.Registry
@@ -68,7 +70,7 @@ type Config struct {
 	// has none. Signer vouches for what is stored there.
 	Origin func() (bucket.Bucket, error)
 	Signer trust.Signer
-	// Holders are members of the farm that hold what volumes write; nil is none.
+	// Holders are members of the farm that hold what volumes write.
 	Holders *holders.Farm
 	// Publish writes the record of an image whose packs are in the bucket; nil is for who
 	// may not.
@@ -123,23 +125,6 @@ type Volumes struct {
 // read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Holder == nil {
-		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
-	}
-	if cfg.Call == nil {
-		cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
-			return nil, content.ErrUnavailable
-		}
-	}
-	if cfg.Holders == nil {
-		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
-	}
-	if cfg.Returned == nil {
-		cfg.Returned = func() int64 { return 0 }
-	}
 	index, err := index.Load(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -369,26 +354,33 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	a := v.newAttached(e, spec)
 	if a.err = a.bring(ctx, e); a.err != nil {
-		a.err = errors.Join(a.err, a.drop())
+		a.err = errors.Join(a.err, a.drop(a.err))
 	}
-	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+	now, here := v.index.Get(e.Name)
+	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
+	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
 		}
 		return a.err
 	}
+	return a.settled(before)
+}
+
+// settled has the volume be as an attach has left it; before is how it was.
+func (a *attached) settled(before *attached) error {
 	if a.err != nil {
 		a.after = tryInterval
 		if before.err != nil {
 			a.after = min(2*before.after, tryAfterMax)
 		}
-		a.again = v.cfg.Now().Add(a.after)
+		a.again = a.v.cfg.Now().Add(a.after)
 		if before.err == nil || before.err.Error() != a.err.Error() {
-			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
+			a.v.cfg.Log.Error("a volume can't be served", "volume", a.Name(), "err", a.err)
 		}
 	}
-	v.setDevice(e.Name, a)
+	a.v.setDevice(a.Name(), a)
 	return a.err
 }
 
@@ -408,10 +400,12 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 		if err := d.disk.Stop(ctx, force); err != nil {
 			return err
 		}
-	case !force:
-		if err := v.doors.Unused(ctx, name); err != nil {
+	default:
+		open, err := d.users.Shut(ctx, force)
+		if err != nil {
 			return err
 		}
+		defer open()
 	}
 	v.setDevice(name, nil)
 	if d == nil || d.vol == nil {

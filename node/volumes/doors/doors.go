@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -26,12 +25,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-)
-
-const (
-	// leaveTimeout is how long a connection may take to end whose client has.
-	leaveTimeout = time.Second
-	leavePause   = 10 * time.Millisecond
 )
 
 // Config is what Doors are opened with.
@@ -212,26 +205,6 @@ func (d Doors) OpenDisk(ctx context.Context, e index.Entry, dev blockdev.Device,
 
 // Detach ends the NBD connections to a volume; see nbd.Server.
 func (d Doors) Detach(ctx context.Context, name string) error { return d.nbd.Detach(ctx, name) }
-
-// Unused fails with content.ErrConflict while NBD clients have a volume open. Those
-// that have just ended may be a moment about it.
-func (d Doors) Unused(ctx context.Context, name string) error {
-	tick := time.NewTicker(leavePause)
-	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
-	defer cancel()
-	for {
-		n := d.nbd.Clients(name)
-		if n == 0 {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.InUse, n)
-		}
-	}
-}
 
 // Past knows the snapshots of a volume, and what was written since.
 type Past struct {

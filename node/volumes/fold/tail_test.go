@@ -10,10 +10,10 @@ import (
 	"testing/synctest"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // taken is what a taker inherits: what the record names, and the tails behind it.
