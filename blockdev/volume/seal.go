@@ -38,7 +38,7 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.freezeAt(p)
 	v.mu.Unlock()
 	v.turns.pass()
-	v.step("ended")
+	v.cfg.Step("ended")
 	if err := v.flush(everything); err != nil {
 		v.Release(p)
 		return content.Position{}, fmt.Errorf("seal: %w", err)
@@ -329,7 +329,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		v.pressure.freed.Add(s.size)
 		if !s.replaced {
 			errs = append(errs, os.Remove(v.path(s)))
-			v.step("removed")
+			v.cfg.Step("removed")
 		}
 	}
 	v.work.Go(func() {

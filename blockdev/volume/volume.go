@@ -79,6 +79,8 @@ type Config struct {
 	ReadOnly bool
 	// Log may be nil.
 	Log *slog.Logger
+	// Step is told by what is done in steps, at each; for tests, which end the process there.
+	Step func(name string)
 }
 
 // Volume is an open disk. Safe for concurrent use.
@@ -122,8 +124,7 @@ type Volume struct {
 	eased    chan struct{} // closed when pressure.behind ends
 
 	pressure pressure
-	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
-	step     func(name string) // told by what is done in steps; tests end the process there
+	tended   atomic.Bool // somebody is about to tend the journal, and has not looked yet
 }
 
 var _ blockdev.Device = (*Volume)(nil)
@@ -148,7 +149,10 @@ func Open(cfg Config) (*Volume, error) {
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
-	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
+	if cfg.Step == nil {
+		cfg.Step = func(string) {}
+	}
+	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{})}
 	v.ground = &ground{source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
 	v.readers = newReaders(nil)
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq

@@ -42,6 +42,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 			return out
 		},
 		Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		At: func(s fold.Step) error { a.v.cfg.At("fold " + string(s)); return nil },
 	})
 }
 

@@ -75,6 +75,9 @@ type Config struct {
 	// Clock goes on while this host sleeps; nil is the system's.
 	Clock func() time.Duration
 	Log   *slog.Logger
+	// At is told of each step after which a crash leaves what the next start has to
+	// understand; for tests, nil in the product.
+	At func(step string)
 }
 
 const (
@@ -137,7 +140,10 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	if cfg.Returned == nil {
 		cfg.Returned = func() int64 { return 0 }
 	}
-	index, err := index.Load(cfg.Dir)
+	if cfg.At == nil {
+		cfg.At = func(string) {}
+	}
+	index, err := index.Load(cfg.Dir, cfg.At)
 	if err != nil {
 		return nil, err
 	}
