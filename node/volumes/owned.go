@@ -58,15 +58,20 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	looks.SetLimit(parallelOpens)
 	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
-		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" {
+		if !e.Committed || e.Taken != "" || e.Empty || a != nil && a.vol == nil {
 			continue
 		}
-		if _, _, st := a.record(); st.Stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
+		look, stage := func() error { return v.lookAtDetached(ctx, e.Name) }, right.Serving
+		if a != nil {
+			_, _, st := a.record()
+			look, stage = func() error { return a.happen(ctx, right.Due{}) }, st.Stage
+		}
+		if stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
 			continue
 		}
 		o.seen[e.ID] = v.cfg.Now()
 		looks.Go(func() error {
-			if err := a.happen(ctx, right.Due{}); err != nil {
+			if err := look(); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
 			}
 			return nil
@@ -76,6 +81,25 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	v.giveUpLost(ctx)
 	v.keepOrphans(ctx)
 	o.last = v.cfg.Now()
+}
+
+// lookAtDetached looks at the record of a volume that nobody has attached, and whose journal
+// is on this disk alone: if another took it over, that is an orphan.
+func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
+	brief, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	end, err := v.changes.Take(brief, name, 1)
+	if err != nil {
+		return err
+	}
+	defer end()
+	e, here := v.index.Get(name)
+	if !here || e.Empty || e.Taken != "" || v.device(name) != nil {
+		return nil
+	}
+	a := v.newAttached(e, Spec{})
+	a.right.Stage = right.Checking
+	return a.happen(ctx, right.Due{})
 }
 
 // giveUpLost stops serving the volumes that are another's, each for itself.
@@ -154,7 +178,7 @@ func (v *Volumes) takenError(e index.Entry) error {
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
 	for _, e := range v.index.Sorted() {
-		if e.Taken == "" || e.Orphan || e.Empty || ctx.Err() != nil {
+		if e.Taken == "" || ctx.Err() != nil {
 			continue
 		}
 		if err := v.keepOrphan(ctx, e); err != nil {
@@ -165,6 +189,9 @@ func (v *Volumes) keepOrphans(ctx context.Context) {
 
 // keepOrphan makes a snapshot of what is left here of a volume that was taken away.
 func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
+	if e.Orphan || e.Empty {
+		return nil
+	}
 	dirty, err := index.HasJournal(v.index.Path(e))
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{

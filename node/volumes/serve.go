@@ -196,6 +196,9 @@ func (a *attached) adopt(ctx context.Context) error {
 	}
 	if old, here := a.v.index.Get(name); here {
 		e.Transport, e.Created = old.Transport, old.Created
+		if err := a.v.keepOrphan(ctx, old); err != nil { // its folder steps aside
+			return err
+		}
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
@@ -221,11 +224,9 @@ func (a *attached) adopt(ctx context.Context) error {
 		segments = a.v.stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
-	if err != nil || len(segments)+len(inherited) == 0 {
-		return err
+	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
+		e.Ancestors = fold.Ancestors(segments, e.ID)
+		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
-	segments = append(segments, inherited...)
-	e.Ancestors = fold.Ancestors(segments, e.ID)
-	err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }
