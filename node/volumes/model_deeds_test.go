@@ -307,9 +307,13 @@ func (w *model) parent(r *rapid.T, m *member, spec *Spec, v *modelVolume) {
 		}
 	case kind == "volume":
 		spec.From, spec.Size, v.size, v.promised, v.born = ref(r, "volume:"+of.name), 0, 0, of.folded, of.owner.may()
+		body, _ := w.farm.said(of.name)
 		for _, other := range w.farm.nodes() { // one that lost it, and does not know, has another
 			if p := of.places[other]; p != nil {
 				v.born = append(v.born, p.may()...)
+				if other.key == body.Holder { // which makes a snapshot of it, for another
+					of.naming = p.now
+				}
 			}
 		}
 	case kind == "folded":
