@@ -289,7 +289,7 @@ func TestProductShrinks(t *testing.T) {
 var alone = map[string]string{
 	"blockdev.History":              "blockdev/nbd.TestDirtyBitmaps",
 	"blockdev/nbd.Exports":          "blockdev/nbd.TestAnySequenceOfRequestsMatchesAShadow",
-	"blockdev/volume.Source":        "blockdev/volume.TestModel",
+	"blockdev/volume/root.Source":   "blockdev/volume.TestModel",
 	"node/fetch.Announcements":      "node/fetch.TestGuestsWaitForAMember",
 	"node/membership.Network":       "node/membership.TestFarmOfAnotherMember",
 	"node/volumes.Library":          "node/volumes.TestServedLater",

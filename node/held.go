@@ -59,13 +59,13 @@ func (n *Node) keepHeld(ctx context.Context) error {
 func (n *Node) saidOf(ctx context.Context, name string) (holders.Said, error) {
 	r, err := registry{n.Names, n.Farm()}.SureVolume(ctx, name)
 	if r.Tombstone && errors.Is(err, content.ErrNotFound) {
-		return holders.Said{Gone: true}, nil
+		return holders.Said{Version: r.Version}, nil
 	}
 	if err != nil {
 		return holders.Said{}, err
 	}
 	body, err := catalog.DecodeVolume(n.codec, r.Body)
-	return holders.Said{ID: body.ID, Epoch: body.Epoch, Base: body.Through(), Holder: slices.Contains(body.Holders, n.identity.Public())}, err
+	return holders.Said{Version: r.Version, ID: body.ID, Epoch: body.Epoch, Base: body.Through(), Holder: slices.Contains(body.Holders, n.identity.Public())}, err
 }
 
 // farmHolders are the members of this farm, as those who may hold what volumes write.

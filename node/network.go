@@ -10,9 +10,12 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/farm"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -122,6 +125,7 @@ func (n *Node) violated(id peer.ID, err error) {
 // followFarm tells the swarm where the farm's members are to be found, until ctx ends.
 func (n *Node) followFarm(ctx context.Context) error {
 	var before []peer.ID
+	met := false // any other, since the start, which is no return
 	for {
 		select {
 		case <-n.farm.Changed():
@@ -134,10 +138,10 @@ func (n *Node) followFarm(ctx context.Context) error {
 				n.swarm.Forget(id)
 			}
 		}
-		if len(before) == 1 && len(live) > 1 {
+		if met && len(before) == 1 && len(live) > 1 {
 			n.returned.Add(1)
 		}
-		before = live
+		before, met = live, met || len(live) > 1
 		for _, m := range n.farm.Members() {
 			if m.ID != n.swarm.ID() {
 				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
@@ -163,4 +167,33 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return x.n.Volumes.Answer(ctx, from.Identity, method, body)
 	}
 	return x.n.Membership.Call(ctx, from, method, body)
+}
+
+// learn makes the root of a record readable.
+func (n *Node) learn(k records.Known) {
+	if k.Head == nil {
+		return
+	}
+	if _, err := n.fetch.Learn(images.RootOf(k)); err != nil {
+		n.cfg.Log.Warn("a root can't be learned", "name", k.Name, "err", err)
+	}
+}
+
+// introduced reads a record that a member sent because it is going to ask for the
+// root in it.
+func (n *Node) introduced(envelope []byte) (fetch.Root, error) {
+	k, err := n.Names.Introduced(envelope)
+	if err != nil {
+		return fetch.Root{}, err
+	}
+	return images.RootOf(k), nil
+}
+
+// recall returns what is known of a record for the catalog, which is opened before the
+// names are.
+func (n *Node) recall(kind content.Kind, name string) (catalog.Record, bool) {
+	if n.Names == nil {
+		return catalog.Record{}, false
+	}
+	return n.Names.Recall(kind, name)
 }

@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// mergePrefix begins the names of merged segments until they are whole.
-	mergePrefix = ".merge-"
 	// slackSegments is how many full segments the journal may take beside twice what lives
 	// in it: 256 MiB. Compaction begins at half of that, so that it is done before.
 	slackSegments = 4
@@ -330,7 +328,7 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 // begin makes the file of a run's segment.
 func (v *Volume) begin(r *run, needs uint64) error {
 	first, last := r.segments[0], r.segments[len(r.segments)-1]
-	f, err := os.CreateTemp(v.cfg.Dir, mergePrefix+"*")
+	f, err := os.CreateTemp(v.cfg.Dir, journal.MergePrefix+"*")
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -85,11 +86,9 @@ func between(layers []*layer, after, through content.Position) ([]*layer, bool) 
 
 // ground is what lies under the layers: a root.
 type ground struct {
-	source    Source
-	size      int64
-	chunkSize int
-	base      content.Position // all up to it is in the source
-	older     *ground          // for kept positions before that
+	root.Root
+	base  content.Position // all up to it is in the source
+	older *ground          // for kept positions before that
 }
 
 // view is all that a read of frozen layers needs; it does not change.

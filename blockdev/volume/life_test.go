@@ -459,6 +459,12 @@ func TestLife(t *testing.T) {
 				d.since = [][]byte{slices.Clone(d.want)}
 			},
 			"tend": func(*rapid.T) { d.watch(); d.steps(d.v.tend) },
+			"enter": func(*rapid.T) { d.cfg.Epoch++; d.v.Enter(d.cfg.Epoch) },
+			"refused": func(r *rapid.T) { // a write that finds the disk full leaves a segment without an entry
+				d.v.take()
+				defer d.v.turns.pass()
+				must(r, d.v.roll())
+			},
 			"busy": func(*rapid.T) { d.v.tended.Store(!d.v.tended.Load()) }, // what tends is late
 			"stop": func(r *rapid.T) {
 				must(r, d.v.Close())

@@ -2,21 +2,16 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
-
-// parallelReads is how many chunks one read waits for at once.
-const parallelReads = 16
 
 // TryReadAt implements blockdev.Device.
 func (v *Volume) TryReadAt(p []byte, off int64) bool {
@@ -30,7 +25,7 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 		case err != nil || v.closed || e.Seg == extents.SegBad:
 			return false
 		case e.N == 0:
-			if !v.ground.try(p[:n], off) {
+			if !v.ground.Try(p[:n], off) {
 				return false
 			}
 		case v.readExtent(v.slots, e, p[:n], false) != nil:
@@ -128,12 +123,12 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err != nil || len(misses) == 0 {
 		return err
 	}
-	return w.ground.read(ctx, misses)
+	return w.ground.Read(ctx, misses)
 }
 
 // fill reads what layers have of the pieces, and returns the rest. A write that comes
 // meanwhile is concurrent with the read, which may see either.
-func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
+func (v *Volume) fill(w view, pieces []piece) (misses []root.Piece, err error) {
 	v.cfg.Step("read")
 	for _, x := range pieces {
 		for p, off := x.p, x.off; len(p) > 0; {
@@ -145,7 +140,7 @@ func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
 			}
 			switch {
 			case e.N == 0:
-				misses = append(misses, piece{p: p[:n], off: off})
+				misses = append(misses, root.Piece{P: p[:n], Off: off})
 			case e.Seg == extents.SegBad:
 				return nil, fmt.Errorf("read at %d: %w: the journal entry that held it is lost", off, content.ErrCorrupt)
 			default:
@@ -157,51 +152,6 @@ func (v *Volume) fill(w view, pieces []piece) (misses []piece, err error) {
 		}
 	}
 	return misses, nil
-}
-
-// try reads from the source what needs no wait.
-func (g *ground) try(p []byte, off int64) bool {
-	for len(p) > 0 {
-		if g.source == nil || off >= g.size {
-			clear(p)
-			return true
-		}
-		index, at, n := g.chunk(off, len(p))
-		if !g.source.TryReadChunk(index, at, p[:n]) {
-			return false
-		}
-		p, off = p[n:], off+int64(n)
-	}
-	return true
-}
-
-// chunk says in which chunk of the source off lies, where, and how many bytes of
-// length it has.
-func (g *ground) chunk(off int64, length int) (index uint64, at, n int) {
-	size := int64(g.chunkSize)
-	at = int(off % size)
-	return uint64(off / size), at, min(length, g.chunkSize-at, int(min(g.size-off, int64(length))))
-}
-
-// read reads all pieces from the source, several chunks at a time.
-func (g *ground) read(ctx context.Context, pieces []piece) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(parallelReads)
-	for _, m := range pieces {
-		for p, off := m.p, m.off; len(p) > 0; {
-			if g.source == nil || off >= g.size {
-				clear(p)
-				break
-			}
-			index, at, n := g.chunk(off, len(p))
-			part := p[:n]
-			if !g.source.TryReadChunk(index, at, part) {
-				group.Go(func() error { return g.source.ReadChunk(ctx, index, at, part) })
-			}
-			p, off = p[n:], off+int64(n)
-		}
-	}
-	return group.Wait()
 }
 
 // readExtent fills p, which begins where e does and is within it. The segments are those of
@@ -251,7 +201,7 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 			if !add(int64(n), e.State()) {
 				return dst, nil
 			}
-		} else if more, err := w.ground.extents(ctx, off, int64(n), add); err != nil || !more {
+		} else if more, err := w.ground.Extents(ctx, off, int64(n), add); err != nil || !more {
 			return dst, err
 		}
 		off, length = off+int64(n), length-int64(n)
@@ -261,35 +211,3 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 
 // extentsStep bounds how much is mapped under one lock.
 const extentsStep = 1 << 30
-
-// extents tells holes of the source from its data; more is false when there
-// is no room for another extent.
-func (g *ground) extents(ctx context.Context, off, length int64, add func(int64, blockdev.State) bool) (more bool, err error) {
-	end := off + length
-	size := int64(g.chunkSize)
-	for off < end {
-		if g.source == nil || off >= g.size {
-			return add(end-off, blockdev.Hole), nil
-		}
-		start, stop, err := g.source.NextData(ctx, uint64(off/size))
-		if errors.Is(err, io.EOF) {
-			return add(end-off, blockdev.Hole), nil
-		}
-		if err != nil {
-			return false, err
-		}
-		if hole := min(int64(start)*size, end); hole > off {
-			if !add(hole-off, blockdev.Hole) {
-				return false, nil
-			}
-			off = hole
-			continue
-		}
-		data := min(int64(stop)*size, end)
-		if !add(data-off, blockdev.Data) {
-			return false, nil
-		}
-		off = data
-	}
-	return true, nil
-}

@@ -1,15 +1,10 @@
 package volume
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"io"
-	"math"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -41,7 +36,11 @@ func (e *CorruptError) Unwrap() error { return content.ErrCorrupt }
 // and returns what is lost of what was.
 func (v *Volume) replay() (lost []*CorruptError, err error) {
 	noted, slot, noNote := journal.ReadNote(v.cfg.Dir, v.cfg.ID)
-	found, gone, err := v.list()
+	before := false // a snapshot needs what the root has, too
+	for p := range v.kept {
+		before = before || p.Seq < v.cfg.Base.Seq
+	}
+	found, gone, err := journal.Folder{Dir: v.cfg.Dir, ID: v.cfg.ID, Ancestors: v.cfg.Ancestors}.List(v.cfg.Base, before)
 	if err != nil {
 		return nil, err
 	}
@@ -147,79 +146,6 @@ func (v *Volume) clear(gone []string, torn []*segment) error {
 	return nil
 }
 
-// found is a segment file, and whether its header is whole.
-type found struct {
-	journal.Header
-	file string
-	good bool
-}
-
-// list returns the segments that the journal has, rising by number, and the files there
-// that it has given up.
-func (v *Volume) list() (chain []found, gone []string, err error) {
-	files, err := os.ReadDir(v.cfg.Dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	var all []found
-	for _, f := range files {
-		name := f.Name()
-		if strings.HasPrefix(name, extents.TempPrefix) || strings.HasPrefix(name, mergePrefix) {
-			gone = append(gone, name)
-		}
-		if !strings.HasSuffix(name, journal.Suffix) {
-			continue
-		}
-		x, err := v.find(name)
-		if err != nil {
-			return nil, nil, err
-		}
-		all = append(all, x)
-	}
-	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Epoch, b.Epoch)) })
-	next := uint64(math.MaxUint64) // what comes behind that is there already
-	before := false                // a snapshot needs what the root has, too
-	for p := range v.kept {
-		before = before || p.Seq < v.cfg.Base.Seq
-	}
-	for i, x := range slices.Backward(all) {
-		switch {
-		case i > 0 && all[i-1].Number == x.Number:
-			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].file, x.file, v.cfg.Dir, content.ErrCorrupt)
-		case x.Number <= v.cfg.Base.Number && before:
-		case x.Number <= v.cfg.Base.Number || x.Number > next:
-			gone = append(gone, x.file)
-		default:
-			chain, next = append(chain, x), x.After.Number
-		}
-	}
-	slices.Reverse(chain)
-	return chain, gone, nil
-}
-
-// find reads the name of a segment's file, and its header.
-func (v *Volume) find(name string) (found, error) {
-	epoch, number, ok := journal.ParseName(name)
-	if !ok {
-		return found{}, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(v.cfg.Dir, name), content.ErrCorrupt)
-	}
-	x := found{journal.Header{Volume: v.cfg.ID, Epoch: epoch, Number: number, After: content.Position{Number: number - 1}}, name, false}
-	f, err := os.Open(filepath.Join(v.cfg.Dir, name))
-	if err != nil {
-		return found{}, err
-	}
-	defer f.Close()
-	b := make([]byte, journal.HeaderSize)
-	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return found{}, err
-	}
-	h, err := journal.DecodeHeader(b)
-	if err == nil && h.Epoch == epoch && h.Number == number && (h.Volume == v.cfg.ID || slices.Contains(v.cfg.Ancestors, h.Volume)) {
-		x.Header, x.good = h, true
-	}
-	return x, nil
-}
-
 type replayer struct {
 	v       *Volume
 	noted   journal.Note
@@ -244,7 +170,7 @@ type badEntry struct {
 	last   bool // nothing good follows in the segment
 }
 
-func (r *replayer) pass(all []found) error {
+func (r *replayer) pass(all []journal.Found) error {
 	r.last, r.next, r.durable, r.bad, r.torn = r.v.cfg.Base.Number, r.v.cfg.Base.Seq+1, r.noted.Seq, nil, nil
 	for _, x := range all {
 		if r.stop != nil && (x.Number > r.stop.file.Number || x.Number == r.stop.file.Number && r.stop.offset < journal.HeaderSize) {
@@ -254,7 +180,7 @@ func (r *replayer) pass(all []found) error {
 		if err != nil {
 			return err
 		}
-		if err := r.segment(s, x.good); err != nil {
+		if err := r.segment(s, x.Good); err != nil {
 			return err
 		}
 		if s.last = r.next - 1; len(r.bad) == 0 {
@@ -267,12 +193,12 @@ func (r *replayer) pass(all []found) error {
 	return nil
 }
 
-func (r *replayer) open(x found) (*segment, error) {
+func (r *replayer) open(x journal.Found) (*segment, error) {
 	mode := os.O_RDWR
 	if r.v.cfg.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	f, err := os.OpenFile(filepath.Join(r.v.cfg.Dir, x.file), mode, 0)
+	f, err := os.OpenFile(filepath.Join(r.v.cfg.Dir, x.File), mode, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -48,12 +49,20 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 
 // Enter has what is written from now on be of a later epoch, in a segment of its own.
 func (v *Volume) Enter(epoch uint64) {
+	v.syncing.Lock() // no sync has the file in hand that may go
+	defer v.syncing.Unlock()
 	v.take()
+	defer v.turns.pass()
 	v.endTail()
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
-	v.mu.Unlock()
-	v.turns.pass()
+	if s := v.tail; s != nil && s.Epoch < v.cfg.Epoch && !v.closed { // it has no entry yet
+		if err := v.drop(s); err != nil {
+			v.failed = fmt.Errorf("the journal has a segment of an epoch that is over, and it can't be removed: %w", err)
+		}
+		v.tail, v.number = nil, s.After.Number
+	}
 }
 
 // freezeAt ends the open layer where the journal ends. Called with mu and the turn.
@@ -162,14 +171,14 @@ func (v *Volume) ReadAsOf(ctx context.Context, p []byte, off int64, through cont
 	if err != nil || len(misses) == 0 {
 		return err
 	}
-	return w.ground.read(ctx, misses)
+	return w.ground.Read(ctx, misses)
 }
 
 // Chunk fills p, which has the size of the root's chunks or what is left of the disk, with
 // a chunk as it was at a kept position.
 func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
 	v.mu.RLock()
-	size := int64(v.ground.chunkSize)
+	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	return v.ReadAsOf(ctx, p, int64(index)*size, through)
 }
@@ -209,7 +218,7 @@ func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Ran
 // as Changes does: their index, rising, and how many bytes of each.
 func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
 	v.mu.RLock()
-	size := int64(v.ground.chunkSize)
+	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	var all []chunkBytes
 	for r, err := range v.Changes(after, through) {
@@ -268,7 +277,7 @@ func (v *Volume) Rebase(src Source, size int64, chunkSize int, base content.Posi
 		v.mu.Unlock()
 		return fmt.Errorf("rebase: %w", v.gone(base))
 	}
-	v.ground = &ground{source: src, size: size, chunkSize: chunkSize, base: base, older: v.ground}
+	v.ground = &ground{Root: root.Root{Source: src, Size: size, ChunkSize: chunkSize}, base: base, older: v.ground}
 	return v.cutFront()
 }
 

@@ -19,19 +19,11 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/blockdev/volume/root"
 )
 
-// Source reads the chunks of an immutable root. Holes read as zeros.
-type Source interface {
-	// TryReadChunk fills p from byte off of a chunk if that needs no wait; it does
-	// not allocate. false means to use ReadChunk.
-	TryReadChunk(index uint64, off int, p []byte) bool
-	// ReadChunk fills p from byte off of a chunk, wherever that comes from.
-	ReadChunk(ctx context.Context, index uint64, off int, p []byte) error
-	// NextData returns the first run of chunks from index on that are not holes;
-	// io.EOF when there is none.
-	NextData(ctx context.Context, index uint64) (start, end uint64, err error)
-}
+// Source reads the chunks of an immutable root.
+type Source = root.Source
 
 // Persister makes what a Flush is about to acknowledge durable elsewhere too.
 type Persister interface {
@@ -153,7 +145,7 @@ func Open(cfg Config) (*Volume, error) {
 		cfg.Step = func(string) {}
 	}
 	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{})}
-	v.ground = &ground{source: cfg.Source, size: cfg.SourceSize, chunkSize: cfg.ChunkSize, base: cfg.Base}
+	v.ground = &ground{Root: root.Root{Source: cfg.Source, Size: cfg.SourceSize, ChunkSize: cfg.ChunkSize}, base: cfg.Base}
 	v.readers = newReaders(nil)
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
 	for _, p := range cfg.Kept {

@@ -419,7 +419,7 @@ func (v *Volume) settle(d due) {
 	for _, s := range d.sealed {
 		s.synced = true
 	}
-	if n := len(d.segments); n > len(d.sealed) {
+	if n := len(d.segments); n > len(d.sealed) && d.segments[n-1].Number == d.end.Number {
 		s := d.segments[n-1]
 		s.flushed = append(s.flushed, place{d.end.Seq, d.end.Length})
 	}
@@ -498,10 +498,13 @@ func (v *Volume) note(n journal.Note) {
 	}
 }
 
-// end is the note of all that the journal has. Called with mu, or before the volume is
-// anybody's.
+// end is the note of all that the journal has. It does not speak of an open segment without
+// an entry, which may yet go. Called with mu, or before the volume is anybody's.
 func (v *Volume) end() journal.Note {
 	n := len(v.chain)
+	if n > 0 && v.chain[n-1].empty() {
+		n--
+	}
 	if n == 0 {
 		return journal.Note{}
 	}

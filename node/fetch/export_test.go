@@ -13,8 +13,8 @@ import (
 // Shown returns how many chunks of a root the bitmaps of other members show here.
 func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
 	out := map[peer.ID]uint64{}
-	mind := f.root(root).peers.Mind
-	f.think(func(*plan.Member) {
+	mind := f.best(root, "", func(*rootState) bool { return true }).peers.Mind
+	f.Think(func(*plan.Member) {
 		for id, n := range mind.Counts() {
 			out[peer.ID(id)] = n
 		}
@@ -24,13 +24,13 @@ func (f *Fetcher) Shown(root content.CID) map[peer.ID]uint64 {
 
 // ShownBytes returns how much memory the bitmaps of other members take.
 func (f *Fetcher) ShownBytes() (n int) {
-	f.think(func(m *plan.Member) { n = m.Bytes() })
+	f.Think(func(m *plan.Member) { n = m.Bytes() })
 	return n
 }
 
 // Locate says where a chunk lies at the origin.
 func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {
-	o, _, err := f.chunk(ctx, f.root(root), index, byGuest())
+	o, _, err := f.chunk(ctx, f.best(root, "", func(*rootState) bool { return true }), index, byGuest())
 	return o.at, err
 }
 
@@ -50,7 +50,7 @@ func (f *Fetcher) Flights() (n int) {
 }
 
 // Failed has a member passed over.
-func (f *Fetcher) Failed(id peer.ID) { f.failed(id) }
+func (f *Fetcher) Failed(id peer.ID) { f.unmet(id, content.ErrUnavailable) }
 
 // Lied is told that a member lied.
 func (f *Fetcher) Lied(id peer.ID) { f.lied(id, "a lie") }

@@ -1,3 +1,16 @@
+// Package fetch brings chunks to this node: from its cache, its farm, the swarm,
+// or the origin, in the order that package plan decides. It also serves other
+// members from the cache, and brings in for them what this node leads.
+//
+// A chunk has one flight at a time, which everyone who wants it waits for and
+// which nobody's cancellation ends. Bytes are checked as they arrive, kept in the
+// cache, and only then handed on.
+//
+// Knowing a name for something is no right to it. What is here carries how far it may
+// go, its reach: as far as the widest scope under which its bytes were obtained.
+// Under a root others are sent, shown, and fetched what goes as far as the root; what
+// is here for less is absent for them until it was fetched for that. Flights and reads
+// of the origin are apart by reach. This node's own guests read all that is here.
 package fetch
 
 import (
@@ -18,7 +31,6 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
-	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -133,7 +145,6 @@ type Fetcher struct {
 	checks  checks.Places
 	nodes   *resident.Clock[mapNode]
 	pace    have.Pace
-	crowds  crowds.Book[crowdKey]
 	shown   *shown.Book
 	wake    chan struct{}   // decide anew who announces what
 	ctx     context.Context // ends with Run; flights run on it
@@ -148,6 +159,7 @@ type Fetcher struct {
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
 	objects map[objectKey]*onItsWay
+	crowds  plan.Crowds[crowdKey]
 	running sync.WaitGroup
 }
 
@@ -169,7 +181,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.metrics = newMetrics(&f.bytes)
@@ -220,18 +232,15 @@ func (f *Fetcher) start(job func()) bool {
 	return true
 }
 
-// think tells the planner of something, with who and what is here now. Nothing that
-// locks is done within.
-func (f *Fetcher) think(do func(*plan.Member)) {
+// Think tells the planner of something, with who and what is here now: for others of the
+// node, too, whose decisions are the planner's. Nothing that locks is done within.
+func (f *Fetcher) Think(do func(*plan.Member)) {
 	live, origin := f.cfg.Members.Live(), f.cfg.Origin() != nil
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.look(live, origin)
 	do(f.mind)
 }
-
-// Think is for others of the node whose decisions are the planner's too.
-func (f *Fetcher) Think(do func(*plan.Member)) { f.think(do) }
 
 // look tells the planner who and what is here now. It is called with mu.
 func (f *Fetcher) look(live []peer.ID, origin bool) {
@@ -250,16 +259,10 @@ func (f *Fetcher) look(live []peer.ID, origin bool) {
 	f.mind.Farm(members)
 }
 
-// failed notes that a member did not answer; it is passed over for a while.
-func (f *Fetcher) failed(id peer.ID) {
-	f.metrics.failures.Inc()
-	f.think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
-}
-
 // lied deals with a member whose bytes were not what it was asked for.
 func (f *Fetcher) lied(id peer.ID, what string) {
 	var ban, first bool
-	f.think(func(m *plan.Member) { ban, first = m.Lied(plan.Peer(id), f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { ban, first = m.Lied(plan.Peer(id), f.cfg.Now()) })
 	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", !ban, "what", what)
 	f.metrics.lies.Inc()
 	if ban && f.cfg.Swarm != nil { // also one that is passed over for something less
@@ -270,13 +273,10 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 	}
 }
 
-// isNear reports whether a peer is a live member of this farm.
-func (f *Fetcher) isNear(id peer.ID) bool { return slices.Contains(f.cfg.Members.Live(), id) }
-
 // Aside returns the members that are passed over now.
 func (f *Fetcher) Aside() map[peer.ID]time.Time {
 	out := map[peer.ID]time.Time{}
-	f.think(func(m *plan.Member) {
+	f.Think(func(m *plan.Member) {
 		for p, until := range m.Passed(f.cfg.Now(), false) {
 			out[peer.ID(p)] = until
 		}
@@ -297,7 +297,7 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		f.unmet(id, err)
 		return
 	}
-	f.think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
 }
 
 // triedError says which sources were asked in vain. What they failed with is of one of
@@ -312,7 +312,7 @@ func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
 		case i > triedMax:
 		case t.Peer == "":
 			sources = append(sources, "origin: "+t.Why)
-		case f.isNear(id):
+		case slices.Contains(f.cfg.Members.Live(), id):
 			sources = append(sources, fmt.Sprintf("farm %s: %s", id, t.Why))
 		default:
 			sources = append(sources, fmt.Sprintf("swarm %s: %s", id, t.Why))
@@ -331,3 +331,37 @@ func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
 
 // triedMax bounds how many sources an error names.
 const triedMax = 8
+
+type metrics struct {
+	bytes                                                         []prometheus.Collector // a counter a source
+	failures, lies, banned, hedges, referrals, servedBytes, waits prometheus.Counter
+	waiting                                                       prometheus.Gauge
+}
+
+// newMetrics returns the collectors; bytes are counted elsewhere, where guests
+// read, and only shown here.
+func newMetrics(bytes *counters) metrics {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
+	}
+	m := metrics{
+		failures:    prometheus.NewCounter(opts("peer_failures_total", "Requests that a member failed or left unanswered.")),
+		lies:        prometheus.NewCounter(opts("peer_lies_total", "Answers of members that did not match their hash.")),
+		banned:      prometheus.NewCounter(opts("banned_peers_total", "Strangers that were banned for wrong bytes.")),
+		hedges:      prometheus.NewCounter(opts("hedges_total", "Reads of the origin beside a member that was slow.")),
+		referrals:   prometheus.NewCounter(opts("referrals_total", "Requests that were referred to another member.")),
+		servedBytes: prometheus.NewCounter(opts("served_bytes_total", "Bytes sent to other members.")),
+		waiting:     prometheus.NewGauge(prometheus.GaugeOpts(opts("waiting_reads", "Reads of guests that every source has failed for now."))),
+		waits:       prometheus.NewCounter(opts("waits_total", "Reads of guests that had to wait for a source to come back.")),
+	}
+	for s := range bytes {
+		o := opts("bytes_total", "Bytes read, by source.")
+		o.ConstLabels = prometheus.Labels{"source": Source(s).String()}
+		m.bytes = append(m.bytes, prometheus.NewCounterFunc(o, func() float64 { return float64(bytes[s].Load()) }))
+	}
+	return m
+}
+
+func (m metrics) all() []prometheus.Collector {
+	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes, m.waiting, m.waits}, m.bytes...)
+}

@@ -82,7 +82,7 @@ func (fl *flight) flows(ctx context.Context) bool {
 	for seen := int64(-1); fl.job.how.priority < exchange.PriorityGuest && !fl.ended.Load() && ctx.Err() == nil; {
 		came := fl.job.came.Load()
 		if came == seen {
-			fl.job.f.think(func(*plan.Member) { fl.job.climb.Slow = true })
+			fl.job.f.Think(func(*plan.Member) { fl.job.climb.Slow = true })
 			return false
 		}
 		seen = came
@@ -132,7 +132,7 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 	}
 	var begun []*job
 	stopped := false
-	f.think(func(m *plan.Member) {
+	f.Think(func(m *plan.Member) {
 		stopped = f.ctx.Err() != nil
 		for run, places := range byRun {
 			wanted := make([]plan.Wanted, len(places))

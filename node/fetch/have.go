@@ -2,10 +2,15 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -145,7 +150,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
-	f.think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
 	return yes
 }
 
@@ -171,4 +176,36 @@ func (m *Image) Prepare(ctx context.Context) {
 	case <-time.After(peers.SettlesIn()):
 	case <-ctx.Done():
 	}
+}
+
+// newBook returns who shows what to this node.
+func newBook(f *Fetcher) *shown.Book {
+	cfg := shown.Config{
+		Think: f.Think, Exchange: func() *exchange.Exchange { return f.cfg.Exchange }, Live: f.cfg.Members.Live,
+		Farm: f.cfg.Identity.Farm, Announce: f.cfg.Announce,
+		Start:  func(job func(context.Context)) bool { return f.start(func() { job(f.ctx) }) },
+		Wanted: f.announceSoon, Unmet: f.unmet, Lied: f.lied, Now: f.cfg.Now, Log: f.cfg.Log,
+	}
+	if f.cfg.Swarm != nil {
+		cfg.Find = f.cfg.Swarm.Find
+	}
+	return shown.New(cfg)
+}
+
+// unmet has a member passed over that could not be asked who it is, or that is not
+// to be asked for anything.
+func (f *Fetcher) unmet(id peer.ID, err error) {
+	if !errors.Is(err, content.ErrForbidden) {
+		f.metrics.failures.Inc()
+		f.Think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
+		return
+	}
+	f.cfg.Log.Debug("a peer is not asked", "peer", id, "err", err)
+	f.Think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
+}
+
+// stalled notes that a member was asked for that long and brought nothing.
+func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
+	f.metrics.failures.Inc()
+	f.Think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

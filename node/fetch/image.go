@@ -2,11 +2,13 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -108,7 +110,9 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 		return nil
 	}
 	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, r.climb)
+	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
+	})
 }
 
 // readHere is ReadChunk of what is on this disk.
@@ -132,11 +136,6 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
-}
-
-// climb tries the sources once.
-func (r *guestRead) climb(ctx context.Context) error {
-	return r.m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
@@ -419,7 +418,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 	}
 	var others [][]object
 	for _, run := range order {
-		m.f.think(func(mind *plan.Member) { // each by itself: guests wait for no long list
+		m.f.Think(func(mind *plan.Member) { // each by itself: guests wait for no long list
 			if mind.Leads(runKey(run)) {
 				runs = append(runs, byRun[run])
 			} else {
@@ -432,3 +431,64 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 
 // runKey is what a run's lead is chosen by.
 func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
+
+// IOTimeoutDefault is how long a guest's read waits for its bytes: longer than a store
+// is away that is restarted, shorter than the patience of who looks at a machine that
+// stands still.
+const IOTimeoutDefault = 5 * time.Minute
+
+// OriginBack has the reads that wait ask again at once: the origin answers again.
+func (f *Fetcher) OriginBack() { f.back.Ring() }
+
+// Waiting says what guests of an image wait for.
+type Waiting = patience.Waiting
+
+// Waiting returns the reads of this handle that wait for a source to come back.
+func (m *Image) Waiting() Waiting {
+	w := m.waits.Now()
+	w.Timeout = m.f.cfg.IOTimeout
+	return w
+}
+
+// mayCome reports whether what failed so may come right. A climb that was final is
+// content.ErrCorrupt or content.ErrNotFound instead.
+func mayCome(err error) bool { return errors.Is(err, content.ErrUnavailable) }
+
+// patiently has what a guest waits for tried again until it comes, until the sources
+// have said that it is nowhere, or until the guest has waited for as long as it may.
+// When what the guest reads from ends, or the node, that is over at once.
+func (m *Image) patiently(ctx context.Context, try func(context.Context) error) error {
+	within, cancel := context.WithTimeout(ctx, m.f.cfg.IOTimeout)
+	defer cancel()
+	last := error(content.ErrUnavailable)
+	for n := 0; ; n++ {
+		back := m.f.back.Wait()
+		err := try(within)
+		if err == nil || !mayCome(err) && within.Err() == nil {
+			return err
+		}
+		if mayCome(err) {
+			last = err
+		}
+		if n == 0 {
+			m.f.metrics.waits.Inc()
+			m.f.metrics.waiting.Inc()
+			m.waits.Note(1, last)
+			defer func() { m.f.metrics.waiting.Dec(); m.waits.Note(-1, nil) }()
+		} else {
+			m.waits.Note(0, last)
+		}
+		select {
+		case <-back:
+			n = 0
+		case <-time.After(plan.Again(n)):
+		case <-m.f.ctx.Done():
+			return errStopped
+		case <-within.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", m.f.cfg.IOTimeout, last)
+		}
+	}
+}

@@ -119,7 +119,7 @@ func (j *job) linger() plan.Event {
 func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	var acts []plan.Action
 	e.Job = j.climb
-	j.f.think(func(m *plan.Member) {
+	j.f.Think(func(m *plan.Member) {
 		acts, wake = m.Step(time.Now(), e), j.climb.Wake()
 	})
 	for _, a := range acts {
@@ -290,7 +290,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	case o.unknown:
 		e.Why, e.Never = "does not know the root", true
 	default:
-		j.f.think(func(m *plan.Member) {
+		j.f.Think(func(m *plan.Member) {
 			m.Work(a.Peer, j.f.cfg.Now())
 			if o.some && a.Fetch && a.Passed && !m.Origin {
 				m.Provided(a.Peer)
@@ -366,7 +366,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		case exchange.Absent:
 			o.absent, o.nowhere = true, o.nowhere || r.Nowhere && near
 			if j.level() == 0 {
-				j.f.think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
+				j.f.Think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
 			}
 		case exchange.Unknown:
 			o.unknown = true

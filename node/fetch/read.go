@@ -50,7 +50,7 @@ func (j *job) readMissing(hedge bool) error {
 			for _, o := range mine {
 				n += o.stored()
 			}
-			j.f.think(func(m *plan.Member) { m.Spend(j.f.cfg.Now(), int64(n)) })
+			j.f.Think(func(m *plan.Member) { m.Spend(j.f.cfg.Now(), int64(n)) })
 		}
 		if !j.f.start(func() { j.f.readObjects(j.rs, origin, mine, r) }) {
 			j.f.readObjects(j.rs, origin, mine, r) // ends at once: the Fetcher's context has

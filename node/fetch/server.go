@@ -107,13 +107,19 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	key := crowdKey{s.rs.id, o.at.Run(), s.how.reach, near}
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
 	to, referred := s.f.crowds.Begin(key, s.how.from)
 	if referred {
 		s.f.metrics.referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
 	}
-	return func(whole bool) { s.f.crowds.End(key, s.how.from, whole) }, false
+	return func(whole bool) {
+		s.f.mu.Lock()
+		defer s.f.mu.Unlock()
+		s.f.crowds.End(key, s.how.from, whole)
+	}, false
 }
 
 // send answers one index.
@@ -305,7 +311,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
 	held := false
 	for _, id := range rs.lineage {
-		older := f.root(id)
+		older := f.best(id, "", func(*rootState) bool { return true })
 		held = held || older != nil && f.holds(ctx, older) > 0
 	}
 	rs.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -184,4 +185,102 @@ func (n *Names) away(ctx context.Context, kind content.Kind, name string, cause 
 		return Known{}, fmt.Errorf("%s %q: %w: no member that was asked knows it, and the origin did not answer: %w", kind, name, content.ErrUnavailable, cause)
 	}
 	return e.answer(), nil
+}
+
+// List returns up to limit records of a namespace whose names come behind after, in the
+// order of their Segments, deleted ones left out, and whether there are more: those that the origin
+// lists, and unconfirmed those that this node knows and the origin does not tell of,
+// all of them while it is away. Records that have not changed are not read again.
+func (n *Names) List(ctx context.Context, space content.Kind, after string, limit int) (page []Known, more bool) {
+	there := map[string]bool{} // what the origin lists, and whether it can be read
+	last, more := n.atOriginBehind(ctx, space, after, limit, there)
+	prefix := string(space.Space()) + "/"
+	for behind := content.Segment(after); ; {
+		segments := n.index.after(prefix, behind, namesAtOnce)
+		for _, segment := range segments {
+			name, err := content.NameOf(segment)
+			k, ok := n.Held(space, name)
+			switch {
+			case more && segment > content.Segment(last):
+				return page, true
+			case err != nil || !ok || k.Tombstone:
+				continue
+			case len(page) == limit:
+				return page, true
+			}
+			k.Confirmed = k.Confirmed && there[name]
+			page = append(page, k)
+		}
+		if len(segments) < namesAtOnce {
+			return page, more
+		}
+		behind = segments[len(segments)-1]
+	}
+}
+
+// atOriginBehind takes what the origin lists behind a name until limit records are
+// there. It returns the last name that it came to, and whether the origin has more.
+func (n *Names) atOriginBehind(ctx context.Context, space content.Kind, after string, limit int, there map[string]bool) (last string, more bool) {
+	c := n.cfg.Reader()
+	if c == nil {
+		return "", false
+	}
+	asked, live := n.cfg.Now(), 0
+	defer n.sync()
+	for r, err := range c.List(ctx, space, after) {
+		if live == limit {
+			return last, true
+		}
+		var k Known
+		if err == nil {
+			k, err = n.listed(r, asked)
+		}
+		if r.Name != "" {
+			there[r.Name], last = err == nil, r.Name
+		}
+		if err != nil {
+			n.cfg.Lost(err)
+			n.cfg.Log.Warn("names can't be listed in full", "space", space, "name", r.Name, "err", err)
+		}
+		if err == nil && !k.Tombstone {
+			live++
+		}
+	}
+	return last, false
+}
+
+// listed is tell of one of many.
+func (n *Names) listed(r catalog.Record, asked time.Time) (Known, error) {
+	k, err := n.describe(r)
+	if err != nil {
+		return Known{}, err
+	}
+	_, e := n.apply(key(r.Kind, r.Name), n.telling(k, asked))
+	return e.answer(), nil
+}
+
+// TagsOf returns the tags that were set on an image, as far as this node knows them, at
+// most namesAtOnce.
+func (n *Names) TagsOf(image string) (out []string) {
+	for _, id := range n.index.linked(targetLink(image), namesAtOnce) {
+		if name, err := content.NameOf(strings.TrimPrefix(id, string(content.KindImage.Space())+"/")); err == nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// OfRoot returns a record that stands for a root under a scope now.
+func (n *Names) OfRoot(root content.CID, scope content.Scope) (Known, bool) {
+	for _, id := range n.index.linked(rootKey{root, scope}.link(), 1) {
+		n.mu.Lock()
+		e := n.entry(id)
+		n.mu.Unlock()
+		for _, k := range []*Known{e.said, e.heard} {
+			if k != nil && k.Head != nil && k.Root == root && k.Scope == scope {
+				return *k, true
+			}
+		}
+	}
+	return Known{}, false
 }

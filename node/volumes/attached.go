@@ -52,7 +52,7 @@ type attached struct {
 	line  *fold.Line     // of its tails
 	users sync.WaitGroup // NBD connections
 
-	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted
+	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
 
 	err   error
 	after time.Duration // that it failed it is tried again,
@@ -64,6 +64,7 @@ type attached struct {
 	base   *catalog.Record // that body was read from or written to; nil: to be read
 	body   catalog.Volume
 	gaps   uint64               // of the pulse, before base was asked for
+	asked  time.Time            // which was then, of what the right goes by
 	taken  string               // by whom, once it is lost
 	behind string               // what stays with who had it before
 	fresh  *index.Entry         // of a folder that is being made
@@ -91,6 +92,17 @@ func (a *attached) record() (base *catalog.Record, body catalog.Volume, st right
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.base, a.body, a.right
+}
+
+// said is when the record was asked for that says that the volume is this node's, zero while
+// that is not known.
+func (a *attached) said() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.right.Stage != right.Serving {
+		return time.Time{}
+	}
+	return a.asked
 }
 
 func (a *attached) set(base *catalog.Record, body catalog.Volume) {
@@ -239,7 +251,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 // read looks at the record. That a volume is not this node's any more is believed of the
 // origin, and of enough members: one alone may make it up.
 func (a *attached) read(ctx context.Context) (right.Event, error) {
-	name, gaps := a.Name(), a.v.pulse.Gaps()
+	name, gaps, asked := a.Name(), a.v.pulse.Gaps(), a.v.cfg.Now()
 	if a.v.skipsOrigin() {
 		return right.Unreadable{}, nil
 	}
@@ -270,7 +282,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	case r.Farm != a.v.cfg.Farm:
 		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
 	}
-	a.gaps, a.base, a.body, a.taken = gaps, &r, body, holding
+	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, holding
 	return right.Sighted{Body: body}, nil
 }
 
@@ -294,7 +306,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.gaps, a.base, a.body = gaps, &r, body
+		a.gaps, a.base, a.body, a.heir = gaps, &r, body, nil
 		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
 			a.vol.Enter(body.Epoch)
 		}

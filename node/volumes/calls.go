@@ -25,8 +25,9 @@ const (
 	// until it says that it is done.
 	attachMethod = CallPrefix + "attach"
 
-	// tellTimeout bounds what a taker waits for who held the volume: it may be gone.
-	tellTimeout = 3 * time.Second
+	// tellWait is what a taker's clients wait for who held the volume, which may be gone, and
+	// tellTimeout bounds each time that it is told beside.
+	tellWait, tellTimeout = 500 * time.Millisecond, 3 * time.Second
 )
 
 // Answer answers another node of this farm.
@@ -69,25 +70,25 @@ func (v *Volumes) hearTaken(ctx context.Context, name string) error {
 // tell says to who held a volume that it does not any more. Who can't be reached now is
 // told later, until it has looked at the record by itself.
 func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
-	say := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	say := func(ctx context.Context, within time.Duration) error {
+		ctx, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		_, err := v.cfg.Call(ctx, who, takenMethod, []byte(name))
 		return err
 	}
-	err := say(ctx)
+	err := say(ctx, tellWait)
 	if err == nil {
 		return
 	}
 	v.cfg.Log.Warn("the node that a volume was taken over from can't be told yet; it stops when it is, or sees the record", "volume", name, "node", who, "err", err)
-	brief, cancel := context.WithTimeout(ctx, tellTimeout)
+	brief, cancel := context.WithTimeout(ctx, tellWait)
 	defer cancel()
 	v.errands.Begin(brief, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, ownedFor)
+		ctx, cancel := context.WithTimeout(ctx, right.SaidFor)
 		defer cancel()
 		again := time.NewTicker(tryInterval)
 		defer again.Stop()
-		for say(ctx) != nil {
+		for say(ctx, tellTimeout) != nil {
 			select {
 			case <-again.C:
 			case <-ctx.Done():

@@ -18,7 +18,7 @@ import (
 // keepTrying writes the records of volumes that were created while the origin was
 // away, serves those that could not be served, and stops those that were taken away. An origin that is slow keeps no
 // volume from being served, nor one volume another.
-func (v *Volumes) keepTrying(ctx context.Context) error {
+func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return every(ctx, func() {
@@ -29,7 +29,7 @@ func (v *Volumes) keepTrying(ctx context.Context) error {
 			}
 		})
 	})
-	group.Go(func() error { return v.keepOwned(ctx) })
+	group.Go(func() error { return v.keepOwned(ctx, due) })
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })

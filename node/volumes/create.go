@@ -58,10 +58,13 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r catalog.Record) error {
 	a := v.newAttached(e, spec)
 	if e.Committed {
-		a.right.Stage, a.base, a.gaps = right.Serving, &r, v.pulse.Gaps()
+		a.right.Stage, a.base, a.gaps, a.asked = right.Serving, &r, v.pulse.Gaps(), e.Created
 	}
 	a.admit()
-	if a.err = a.serve(ctx); a.err != nil {
+	if a.err = a.serve(ctx); a.err == nil {
+		a.err = a.present(ctx)
+	}
+	if a.err != nil {
 		a.after = tryInterval
 		a.again = v.cfg.Now().Add(a.after)
 		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)

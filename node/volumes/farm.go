@@ -18,17 +18,20 @@ import (
 
 // owner is the volume as those know it who have its flushes held.
 func (a *attached) owner() holders.Owner {
-	o := holders.Owner{
-		Name: a.Name(), Revise: a.revise, Owned: a.owned,
-		Record: func() catalog.Volume { _, body, _ := a.record(); return body },
+	return holders.Owner{
+		Name: a.Name, Revise: a.revise, Outbid: a.outbid, Owned: a.owned, Origin: fold.Tailed(a.tails),
+		Record: func() (catalog.Volume, bool) { _, body, st := a.record(); return body, st.IsSure() },
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.heir != nil {
-		o.Promised = a.heir.Epoch
+}
+
+// outbid takes an epoch later than the given one.
+func (a *attached) outbid(ctx context.Context, epoch uint64) (uint64, error) {
+	err := a.happen(ctx, right.Outbid{Epoch: epoch})
+	_, body, st := a.record()
+	if !st.IsSure() {
+		return 0, err
 	}
-	o.Origin = fold.Tailed(a.tails)
-	return o
+	return body.Epoch, err
 }
 
 // owned reads the record: ErrFenced when it is not this node's any more.
@@ -74,12 +77,13 @@ func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.St
 			"volume", e.Name, "since", in.DegradedSince.UTC().Format(time.RFC3339))
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.heir = &in
+	a.right, _ = right.Step(a.right, right.Outbid{Epoch: in.Epoch - 1})
+	a.mu.Unlock()
 	return in.Segments, nil
 }
 
-// inherits has the record name who holds what was inherited.
+// inherits has the record name who holds what was inherited, until it does.
 func (a *attached) inherits(body *catalog.Volume) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

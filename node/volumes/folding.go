@@ -33,10 +33,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
 		Pending: func() (out []content.Position) {
-			a.placing.Lock() // those that have a place already are noted then
-			e, _ := a.v.index.Get(a.Name())
-			a.placing.Unlock()
-			for _, w := range e.Waiting {
+			for _, w := range a.waiting() {
 				out = append(out, w.At)
 			}
 			return out
@@ -68,10 +65,18 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
+// waiting are the snapshots that are not durable yet. Those that have a place already are
+// noted, and have their records, once nobody is placing one.
+func (a *attached) waiting() []index.Waiting {
+	a.placing.Lock()
+	defer a.placing.Unlock()
+	e, _ := a.v.index.Get(a.Name())
+	return e.Waiting
+}
+
 // settle makes those snapshots durable that the volume's record reaches.
 func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
-	e, _ := a.v.index.Get(a.Name())
-	for _, w := range e.Waiting {
+	for _, w := range a.waiting() {
 		n := 1 + slices.IndexFunc(now.Segments, func(s content.SegmentRef) bool { return s.Through == w.At })
 		if n == 0 && now.Base != w.At {
 			continue

@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/moment"
@@ -46,6 +47,18 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		if p, err := moment.ParentAt(a.vol, body); err == nil || !body.Durable {
 			return p, err
 		}
+	}
+	if body.Orphan && body.Holder == v.cfg.Self {
+		m, err := v.momentOfOrphan(ctx, body)
+		if err != nil {
+			return moment.Parent{}, err
+		}
+		p, err := moment.ParentAt(m.Vol, body)
+		if err != nil {
+			return p, errors.Join(err, m.Close())
+		}
+		p.Done = func() { _ = m.Close() } // it was read only
+		return p, nil
 	}
 	if !body.Durable {
 		who, _ := v.cfg.Holder(ctx, body.Holder)

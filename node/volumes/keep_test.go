@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
-	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -133,7 +132,7 @@ func TestRollbackToWhatIsHereAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.a.fill(t, "disk", bytes.Clone(shadow), 10, 2)
-	if _, err := p.a.index.Change("disk", func(e *index.Entry) { e.Rolling = "disk@1" }); err != nil {
+	if err := p.a.device("disk").revise(t.Context(), func(body *catalog.Volume) error { body.Rolling = 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	p.a = p.a.again(t)
@@ -152,14 +151,15 @@ func TestRollbackToWhatIsHereAlone(t *testing.T) {
 	p.a.is(t, "disk", shadow)
 }
 
-// meanwhile is a registry that does something within the next commit of a volume's record.
+// racing is a registry that does something before the next commit of a record of a kind.
 type racing struct {
 	*store
-	do func()
+	kind content.Kind
+	do   func()
 }
 
 func (d *racing) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
-	if do := d.do; do != nil && kind == content.KindVolume {
+	if do := d.do; do != nil && kind == d.kind {
 		d.do = nil
 		do()
 	}
@@ -175,7 +175,7 @@ func TestSnapshotBesideAFold(t *testing.T) {
 	p.a.fill(t, "disk", shadow, 10, 1)
 	want := bytes.Clone(shadow)
 	a, folded := p.a.device("disk"), make(chan error, 1)
-	p.a.cfg.Registry = &racing{store: p.store, do: func() {
+	p.a.cfg.Registry = &racing{store: p.store, kind: content.KindVolume, do: func() {
 		p.a.fill(t, "disk", shadow, 10, 2)
 		go func() { folded <- a.folds.Run(t.Context(), fold.Safe) }()
 		for a.placing.TryLock() { // else the fold waits for it

@@ -494,7 +494,7 @@ func (w *model) tendTo(m *member) {
 	for _, e := range m.index.Sorted() {
 		_ = m.commitLater(context.Background(), e.Name)
 	}
-	m.lookAtOwned(context.Background(), &owned{seen: map[content.VolumeID]time.Time{}})
+	m.lookAtOwned(context.Background(), right.NewLooks(0, time.Now().Add(-time.Hour)))
 	for _, e := range m.index.Sorted() {
 		m.serveLater(context.Background(), e.Name)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -15,32 +16,16 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-const (
-	// ownedFor is how long a record that says that a volume is this node's is taken to
-	// say so still, while the node is not cut off: with 1,000 volumes one look in 0.6 s.
-	ownedFor = 10 * time.Minute
-	// stoodFor is how long nothing was looked at where the process stood still, and
-	// the mesh went on without it.
-	stoodFor = 3 * tryInterval
-)
-
-// owned is when the record of each volume was last looked at.
-type owned struct {
-	seen     map[content.VolumeID]time.Time
-	returned int64 // Config's, then
-	last     time.Time
-}
-
-// keepOwned looks whether this node's volumes are its own still, by their records: after
-// a start, when the node was cut off, and now and then; and stops those that are not.
-func (v *Volumes) keepOwned(ctx context.Context) error {
-	o := owned{seen: map[content.VolumeID]time.Time{}}
+// keepOwned looks whether this node's volumes are its own still, by their records: when the
+// node was cut off, and now and then; and stops those that are not.
+func (v *Volumes) keepOwned(ctx context.Context, due *right.Looks) error {
+	due.End(v.cfg.Now()) // volumes were opened so far
 	tick := time.NewTicker(tryInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			v.lookAtOwned(ctx, &o)
+			v.lookAtOwned(ctx, due)
 		case <-v.losing:
 			v.giveUpLost(ctx)
 		case <-ctx.Done():
@@ -49,27 +34,19 @@ func (v *Volumes) keepOwned(ctx context.Context) error {
 	}
 }
 
-func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
-	if n := v.cfg.Returned(); n != o.returned || v.cfg.Now().Sub(o.last) > stoodFor {
-		o.returned = n
-		clear(o.seen)
-	}
+func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
+	due.Begin(v.cfg.Returned(), v.cfg.Now())
 	var looks errgroup.Group
 	looks.SetLimit(parallelOpens)
 	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
-		if !e.Committed || e.Taken != "" || e.Empty || a != nil && a.vol == nil {
-			continue
-		}
-		look, stage := func() error { return v.lookAtDetached(ctx, e.Name) }, right.Serving
+		look, said := func() error { return v.lookAtDetached(ctx, e.Name) }, e.Created
 		if a != nil {
-			_, _, st := a.record()
-			look, stage = func() error { return a.happen(ctx, right.Due{}) }, st.Stage
+			look, said = func() error { return a.happen(ctx, right.Due{}) }, a.said()
 		}
-		if stage == right.Serving && v.cfg.Now().Sub(o.seen[e.ID]) < ownedFor {
+		if !e.Committed || e.Taken != "" || e.Empty || a != nil && a.vol == nil || !due.IsDue(e.ID, said, v.cfg.Now()) {
 			continue
 		}
-		o.seen[e.ID] = v.cfg.Now()
 		looks.Go(func() error {
 			if err := look(); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
@@ -80,7 +57,7 @@ func (v *Volumes) lookAtOwned(ctx context.Context, o *owned) {
 	_ = looks.Wait() // none fails
 	v.giveUpLost(ctx)
 	v.keepOrphans(ctx)
-	o.last = v.cfg.Now()
+	due.End(v.cfg.Now())
 }
 
 // lookAtDetached looks at the record of a volume that nobody has attached, and whose journal
@@ -193,10 +170,14 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 		return nil
 	}
 	dirty, err := index.HasJournal(v.index.Path(e))
+	var end content.Position
+	if err == nil && dirty {
+		end, err = v.endOf(e)
+	}
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
 			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
-			At: e.Through(), Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
+			At: end, Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
 		})
 	}
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
@@ -204,4 +185,18 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	}
 	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
 	return err
+}
+
+// endOf is where the journal of a volume ends that is not written any more.
+func (v *Volumes) endOf(e index.Entry) (content.Position, error) {
+	if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
+		return a.vol.End(), nil
+	}
+	c := v.journalOf(e)
+	c.ReadOnly = true
+	vol, err := volume.Open(c)
+	if err != nil {
+		return content.Position{}, err
+	}
+	return vol.End(), vol.Close()
 }

@@ -6,14 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -35,10 +34,15 @@ func (s stores) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*w
 	return func() (*wire.Held, []byte, error) { return finish(ctx) }, nil
 }
 
-// newHoldingPair is a pair with two more members, all of whom hold for each other.
-func newHoldingPair(t *testing.T) *pair {
-	p := newPair(t)
-	all, of := []trust.PublicKey{}, map[peer.ID]*holders.Store{}
+// holdingPair is a pair with two more members, all of whom hold for each other.
+type holdingPair struct {
+	*pair
+	all []trust.PublicKey // those of a and b first
+	stores
+}
+
+func newHoldingPair(t *testing.T) *holdingPair {
+	p := &holdingPair{pair: newPair(t), stores: stores{of: map[peer.ID]*holders.Store{}}}
 	for range 4 {
 		key := trust.NewPrivateKey().Public()
 		s, err := holders.Open(holders.StoreConfig{Dir: filepath.Join(t.TempDir(), "held"), Farm: testFarm})
@@ -46,19 +50,31 @@ func newHoldingPair(t *testing.T) *pair {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.Close() })
-		all, of[identity.PeerID(key)] = append(all, key), s
+		p.all, p.of[identity.PeerID(key)] = append(p.all, key), s
 	}
-	for i, w := range []*world{p.a, p.b} {
-		w.cfg.Self = all[i]
-		self := exchange.Peer{ID: identity.PeerID(all[i]), Identity: trust.Identity{Key: all[i], Role: trust.RoleNode, Farm: testFarm}}
-		w.cfg.Holders = &holders.Farm{
-			Self: all[i], Lane: stores{of, self}, Fills: make(chan struct{}, holders.FillsMax), Log: w.cfg.Log,
-			Live: func() []trust.PublicKey {
-				return slices.DeleteFunc(slices.Clone(all), func(k trust.PublicKey) bool { return k == self.Identity.Key })
-			},
-		}
-	}
+	p.holds(p.a, 0)
+	p.holds(p.b, 1)
 	return p
+}
+
+// holds has a node be one of the members.
+func (p *holdingPair) holds(w *world, i int) {
+	w.cfg.Self = p.all[i]
+	self := exchange.Peer{ID: identity.PeerID(p.all[i]), Identity: trust.Identity{Key: p.all[i], Role: trust.RoleNode, Farm: testFarm}}
+	w.cfg.Holders = &holders.Farm{
+		Self: p.all[i], Lane: stores{p.of, self}, Fills: make(chan struct{}, holders.FillsMax), Log: w.cfg.Log,
+		Live: func() []trust.PublicKey {
+			return slices.DeleteFunc(slices.Clone(p.all), func(k trust.PublicKey) bool { return k == self.Identity.Key })
+		},
+	}
+}
+
+// again starts a node anew, with its folder as it is.
+func (p *holdingPair) again(t *testing.T, w *world, i int) *world {
+	w = w.again(t)
+	p.join(w)
+	p.holds(w, i)
+	return w
 }
 
 // flushed writes to a volume, and has it acknowledged.
@@ -129,7 +145,7 @@ func TestConfirmedLater(t *testing.T) {
 	}
 	p.a.fill(t, "disk", want, 5, 2)
 	p.store.down = false
-	p.a.lookAtOwned(t.Context(), &owned{seen: map[content.VolumeID]time.Time{}})
+	p.a.lookAtOwned(t.Context(), right.NewLooks(0, p.a.now))
 	p.a.flushed(t, "disk", want, 3)
 	old := p.a.device("disk")
 	p.b.put(t, "disk", Spec{Takeover: true})

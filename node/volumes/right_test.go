@@ -5,7 +5,9 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -88,5 +90,49 @@ func TestDiskThatIsOlderThanTheBucket(t *testing.T) {
 	view, err := w.Get("web1")
 	if err != nil || view.State != terms.StateFailed || !strings.Contains(view.Detail, "older copy") || w.device("web1").vol != nil {
 		t.Errorf("%+v, %v", view, err)
+	}
+}
+
+// TestRecordsAreLookedAtWhenDue: the record of a volume that was made or attached just now
+// says whose it is; all are read when the node was cut off, and one that could not be then
+// before long.
+func TestRecordsAreLookedAtWhenDue(t *testing.T) {
+	p := newPair(t)
+	var returned int64
+	p.a.cfg.Returned = func() int64 { return returned }
+	p.a.put(t, "made", Spec{Size: testSize})
+	p.b.put(t, "attached", Spec{Size: testSize})
+	if _, err := p.b.Detach(t.Context(), "attached", false); err != nil {
+		t.Fatal(err)
+	}
+	p.a.put(t, "attached", Spec{})
+	due := right.NewLooks(0, p.a.now)
+	looks := func(within time.Duration) int {
+		before := p.store.reads
+		for range within / tryInterval {
+			p.a.now = p.a.now.Add(tryInterval)
+			p.a.lookAtOwned(t.Context(), due)
+		}
+		return p.store.reads - before
+	}
+	for _, step := range []struct {
+		what   string
+		do     func()
+		within time.Duration
+		want   int
+	}{
+		{"at first", func() {}, right.SaidFor - tryInterval, 0},
+		{"in the end", func() {}, right.SaidFor, 2},
+		{"cut off", func() { returned++ }, tryInterval, 2},
+		{"once", func() {}, time.Minute, 0},
+		{"cut off again, and in vain", func() { returned++; p.store.down = true }, tryInterval, 2},
+		{"for now", func() {}, time.Minute - tryInterval, 0},
+		{"back", func() { p.store.down = false }, tryInterval, 2},
+		{"at last", func() {}, right.SaidFor - tryInterval, 0},
+	} {
+		step.do()
+		if got := looks(step.within); got != step.want {
+			t.Errorf("%s: %d records were read, want %d", step.what, got, step.want)
+		}
 	}
 }

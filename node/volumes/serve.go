@@ -37,6 +37,14 @@ func (v *Volumes) patience() time.Duration {
 
 // bring has the volume served, if it is this node's or may become so.
 func (a *attached) bring(ctx context.Context, e index.Entry) error {
+	if err := a.claim(ctx, e); err != nil {
+		return err
+	}
+	return a.present(ctx)
+}
+
+// claim has it opened.
+func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
 	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
@@ -56,19 +64,21 @@ func (a *attached) bring(ctx context.Context, e index.Entry) error {
 	return err
 }
 
-// serve opens the volume, and the door that it is served through.
+// serve opens the volume; to nobody yet.
 func (a *attached) serve(ctx context.Context) error {
 	e, ok := a.v.index.Get(a.Name())
 	if !ok {
 		return content.ErrNotFound
 	}
 	e.ReadOnly = e.ReadOnly || a.spec.ReadOnly
-	if err := a.open(ctx, e); err != nil {
-		return err
-	}
-	var err error
-	if e.Rolling != "" && a.folds != nil {
-		err = a.roll(ctx, e.Rolling)
+	return a.open(ctx, e)
+}
+
+// present opens the door that the volume is served through, once it is what it is to be.
+func (a *attached) present(ctx context.Context) (err error) {
+	e, _ := a.v.index.Get(a.Name())
+	if e.Rolling != 0 && e.Taken == "" { // else it is looked at as it was left
+		err = a.roll(ctx, e)
 	}
 	if err == nil {
 		a.disk, err = a.v.doors.OpenDisk(ctx, e, a.front, func(number int) error {
@@ -79,14 +89,18 @@ func (a *attached) serve(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, a.shut())
 		a.vol, a.disk, a.folds = nil, nil, nil
-		return err
 	}
-	return nil
+	return err
+}
+
+// journalOf says how a volume's folder is opened, without the root under it.
+func (v *Volumes) journalOf(e index.Entry) volume.Config {
+	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: v.cfg.At, Log: v.cfg.Log}
 }
 
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
-	cfg := volume.Config{Dir: a.v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: a.v.cfg.At, Log: a.v.cfg.Log}
+	cfg := a.v.journalOf(e)
 	for _, w := range e.Waiting {
 		cfg.Kept = append(cfg.Kept, w.At)
 	}
@@ -224,8 +238,13 @@ func (a *attached) adopt(ctx context.Context) error {
 		segments = a.v.stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
-	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
-		e.Ancestors = fold.Ancestors(segments, e.ID)
+	if err == nil {
+		segments = append(segments, inherited...)
+		_, _, st = a.record()
+		e.Ancestors, e.Tried = fold.Ancestors(segments, e.ID), st.Tried
+		err = a.v.index.Rewrite(e) // before the epoch is taken that the holders have promised
+	}
+	if err == nil {
 		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names

@@ -111,18 +111,19 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 }
 
 // snapshot makes one. Its place is noted on this disk before its record says that it is
-// there; one without a record is given up by the next fold.
+// there; one without a record is given up by the next fold, which waits until this is done.
 func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Snapshot, err error) {
+	a.placing.Lock()
+	defer a.placing.Unlock()
 	if body, err = a.place(ctx, label); err == nil {
 		err = a.v.records().PutSnapshot(ctx, nil, body)
 	}
 	return body, err
 }
 
-// place gives a snapshot its place, and returns what its record is to say.
+// place gives a snapshot its place, and returns what its record is to say. Called with
+// placing.
 func (a *attached) place(ctx context.Context, label string) (body catalog.Snapshot, err error) {
-	a.placing.Lock()
-	defer a.placing.Unlock()
 	at, now, err := a.share(ctx, func(body *catalog.Volume) { body.Snapshots++ })
 	if err != nil {
 		return body, err
@@ -162,14 +163,12 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 	return err
 }
 
-// RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays.
+// RemoveSnapshot deletes a snapshot; absent is success. What forks have of it stays. One
+// that its volume is being rolled back to is content.ErrConflict.
 func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
-	r, body, err := v.records().Snapshot(ctx, id)
+	body, err := v.records().RemoveSnapshot(ctx, id)
 	if errors.Is(err, content.ErrNotFound) {
 		return nil
-	}
-	if err == nil {
-		err = v.cfg.Registry.Delete(ctx, r)
 	}
 	if err != nil {
 		return fmt.Errorf("remove %w", err)

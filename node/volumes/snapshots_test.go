@@ -379,7 +379,7 @@ func TestRollback(t *testing.T) {
 		}
 		p.a.is(t, "disk", states[n])
 	}
-	if _, err := p.a.index.Change("disk", func(e *index.Entry) { e.Rolling = "disk@1" }); err != nil {
+	if err := p.a.device("disk").revise(t.Context(), func(body *catalog.Volume) error { body.Rolling = 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	p.a = p.a.again(t)
@@ -388,7 +388,7 @@ func TestRollback(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.a.is(t, "disk", states[0])
-	if e, _ := p.a.index.Get("disk"); e.Rolling != "" {
+	if e, _ := p.a.index.Get("disk"); e.Rolling != 0 {
 		t.Error("it is rolled back again and again")
 	}
 	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {

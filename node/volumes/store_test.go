@@ -18,6 +18,7 @@ import (
 type store struct {
 	mu      sync.Mutex
 	down    bool
+	reads   int                         // also while it is down
 	fault   func() (before, after bool) // of a commit: it fails, not applied or applied
 	records map[string]catalog.Record
 }
@@ -27,6 +28,7 @@ func newStore() *store { return &store{records: map[string]catalog.Record{}} }
 func (x *store) get(kind content.Kind, name string) (r catalog.Record, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.reads++
 	r, ok := x.records[string(kind)+":"+name]
 	switch {
 	case x.down:

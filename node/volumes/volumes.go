@@ -25,6 +25,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/records"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/table"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -194,10 +195,11 @@ func (v *Volumes) openAll(ctx context.Context) error {
 // all when the cause is ErrHandover.
 func (v *Volumes) Run(ctx context.Context) error {
 	err := v.doors.Run(ctx, func(ctx context.Context) error {
+		due := right.NewLooks(v.cfg.Returned(), v.cfg.Now())
 		if err := v.openAll(ctx); err != nil {
 			return err
 		}
-		return v.keepTrying(ctx)
+		return v.keepTrying(ctx, due)
 	}, v.leaveDisks)
 	err = errors.Join(err, v.each(func(_ string, d *attached) error {
 		if d.vol == nil {

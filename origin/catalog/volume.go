@@ -94,6 +94,9 @@ type Volume struct {
 	Holders []trust.PublicKey
 	// Snapshots is the number that was last given to one: none is used twice.
 	Snapshots uint64
+	// Rolling is the number of the snapshot that the volume is being rolled back to, which
+	// is there until that is done, before anybody reads the volume; 0 is none.
+	Rolling uint64
 	// Shared is the seq up to which snapshots and forks may name its segments: those that
 	// begin before it stay in the bucket when the record does without them.
 	Shared uint64

@@ -1,6 +1,10 @@
 package content
 
-import "strings"
+import (
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
 
 // KeySpace is what the keys of one sort of object at an origin begin with:
 //
@@ -38,4 +42,40 @@ func IsImmutableKey(key string) bool {
 		return true
 	}
 	return false
+}
+
+// VolumeID names a volume through deletions and creations of its name. It is random.
+type VolumeID [16]byte
+
+// String returns the ID in hexadecimal, as folders and keys have it.
+func (id VolumeID) String() string { return hex.EncodeToString(id[:]) }
+
+// Position is a place in the journal of a volume: behind the entry Seq, with which
+// segment Number ended. The zero Position is the beginning. Numbers and seqs rise through
+// the whole life of a volume, whoever writes it, so that a later position has the larger
+// Seq.
+type Position struct {
+	Number uint64 `cbor:"number" json:"number"`
+	Seq    uint64 `cbor:"seq" json:"seq"`
+}
+
+// SegmentRef names a sealed segment of a journal in the one form that it has on a disk,
+// at a holder and in the bucket. It covers all entries behind After up to Through, those
+// that nothing reads any more left out; so the refs of a volume are a chain without gaps,
+// in which one's Through is the next one's After.
+type SegmentRef struct {
+	// Volume wrote it: a fork's chain begins with segments of what it was made from.
+	Volume VolumeID
+	// Epoch under which it was written.
+	Epoch          uint64
+	After, Through Position
+	// Bytes is its length, and Sum the first half of the BLAKE3 of all of them.
+	Bytes int64
+	Sum   [16]byte
+}
+
+// Key returns the segment's key at an origin. No two segments of a volume that differ in
+// where they begin or end share one.
+func (s SegmentRef) Key() string {
+	return fmt.Sprintf("%s%s/%016x-%016x-%016x", KeyJournals, s.Volume, s.Epoch, s.After.Number, s.Through.Number)
 }

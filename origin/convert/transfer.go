@@ -1,3 +1,18 @@
+// Package convert turns what operators have (raw and virtual disk files,
+// directories, tar files) into a disk to be published, and images back into
+// files.
+//
+// Raw disks are read in place. Those of other formats are read by a child in a
+// fence, and what is compressed is inflated by one: see foreign. A disk stands
+// alone: none may name another file of the host. What was cut, or is written to
+// while it is read, is refused: an end and a cut never look alike.
+//
+// A directory or tar file becomes an ext4 file system. A newer version of one is
+// written into a copy of the previous disk, by the same code that fills a new one
+// (it compares with what is there), so that only what changed is new: a file system
+// made afresh shares almost nothing with the one before. As root the kernel writes
+// it, elsewhere debugfs does, afresh; the kernel is given no file system but those that
+// were made here. What can't be had of a tree is said.
 package convert
 
 import (
@@ -6,7 +21,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -174,4 +192,33 @@ func eachChunk(ctx context.Context, image Image, do func(index uint64)) error {
 			do(next)
 		}
 	}
+}
+
+// saidMax bounds how much of a tool's output an error repeats, in bytes.
+const saidMax = 1 << 10
+
+// run executes a tool; its error carries the end of what the tool said.
+func run(ctx context.Context, name string, args ...string) error {
+	out, err := tool(ctx, name, args...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	said := strings.TrimSpace(string(out))
+	if len(said) > saidMax {
+		said = "…" + said[len(said)-saidMax:]
+	}
+	return fmt.Errorf("%s: %w: %s", name, err, said)
+}
+
+// tool is a command that speaks English and is found where only root looks, too.
+func tool(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if path, err := exec.LookPath(filepath.Join("/usr/sbin", name)); err == nil {
+		cmd.Path, cmd.Err = path, nil
+	}
+	return cmd
 }

@@ -1,7 +1,17 @@
 package farm
 
 import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode"
+
 	"github.com/hashicorp/memberlist"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/time/rate"
 )
 
 // face is what memberlist sees of a farm: who may be heard, who lives, and what words and
@@ -89,4 +99,69 @@ func (f face) MergeRemoteState(b []byte, _ bool) {
 		return
 	}
 	f.believeAll(proofs)
+}
+
+type metrics struct {
+	all                       *prometheus.Registry
+	lost, complaints, refused prometheus.Counter
+}
+
+func newMetrics(f *Farm) metrics {
+	all := prometheus.NewRegistry()
+	to := promauto.With(all)
+	opts := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: "grange", Subsystem: "farm", Name: name, Help: help}
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return to.NewCounter(prometheus.CounterOpts(opts(name, help)))
+	}
+	to.NewGaugeFunc(prometheus.GaugeOpts(opts("live_members", "Live members, this one included.")), func() float64 { return float64(len(f.Live())) })
+	return metrics{
+		all:        all,
+		lost:       counter("lost_members_total", "Members that left or died."),
+		complaints: counter("complaints_total", "Warnings and errors of the gossip."),
+		refused:    counter("refused_proofs_total", "Words and certificates in gossip that did not hold."),
+	}
+}
+
+// Collectors returns the metrics of this farm.
+func (f *Farm) Collectors() []prometheus.Collector { return []prometheus.Collector{f.metrics.all} }
+
+// A dead neighbour or a port scanner has memberlist complain at every contact. A
+// few complaints tell the operator; all of them are counted.
+const (
+	complaintEvery = time.Minute
+	complaintBurst = 3
+)
+
+// complaints is where memberlist writes its log, a line a call: all of it goes to
+// ours for debugging, and some complaints where they are seen.
+type complaints struct {
+	log     *slog.Logger
+	counted prometheus.Counter
+	shown   *rate.Limiter
+}
+
+// Write implements io.Writer.
+func (c complaints) Write(b []byte) (int, error) {
+	level := slog.LevelDebug
+	known := bytes.Contains(b, []byte("Refuting an alive message")) // of its earlier start: each restart has it
+	if !known && (bytes.HasPrefix(b, []byte("[ERR]")) || bytes.HasPrefix(b, []byte("[WARN]"))) {
+		c.counted.Inc()
+		if c.shown.Allow() {
+			level = slog.LevelInfo
+		}
+	}
+	c.log.Log(context.Background(), level, "gossip", "said", printable(bytes.TrimSpace(b)))
+	return len(b), nil
+}
+
+// printable takes out of a text what would steer a terminal: others chose its names.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, string(b))
 }

@@ -48,7 +48,7 @@
 //	20 Cut        >   claim, place, seq (8)
 //	21 Drop       >   claim, base; flag 1 = all
 //	22 Status     >   claim
-//	23 Held        <  claim, base, for each segment: volume (16), epoch (8), after, end, bytes (8)
+//	23 Held        <  claim, base, quiet in ms (8), for each segment: volume (16), epoch (8), after, end, bytes (8)
 //
 // Indexes are ranges: their number (2), then for each the distance from the end
 // of the one before and its length, both as unsigned varints; ranges don't touch,

@@ -3,6 +3,8 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -35,7 +37,7 @@ const (
 	positionSize    = 16
 	promiseSize     = claimSize + positionSize + 1
 	extendSize      = claimSize + placeSize + 16
-	heldSize        = claimSize + positionSize
+	heldSize        = claimSize + positionSize + 8
 	heldSegmentSize = idSize + 8 + positionSize + positionSize + 8
 
 	// PieceMax bounds the bytes of one Extend or Read: a gigabit carries them in 2 ms,
@@ -46,6 +48,8 @@ const (
 	SegmentsMax = 4096
 	// AncestorsMax bounds the volumes whose segments a fork's journal begins with.
 	AncestorsMax = 16
+	// quietMax bounds what a duration can say, in milliseconds.
+	quietMax = uint64(math.MaxInt64 / time.Millisecond)
 )
 
 const (
@@ -220,11 +224,12 @@ type HeldSegment struct {
 	Bytes  int64
 }
 
-// Held says to whom a holder has promised itself, and what it has: all from Base on, in
-// order.
+// Held says to whom a holder has promised itself, for how long that one has said nothing
+// to it, to the millisecond, and what it has: all from Base on, in order.
 type Held struct {
 	Claim
 	Base     content.Position
+	Quiet    time.Duration
 	Segments []HeldSegment
 }
 
@@ -237,7 +242,7 @@ func (m Held) End() content.Position {
 }
 
 func (m Held) encode(b []byte) ([]byte, Type, uint8) {
-	b = appendPosition(m.append(b), m.Base)
+	b = binary.BigEndian.AppendUint64(appendPosition(m.append(b), m.Base), uint64(m.Quiet.Milliseconds()))
 	for _, s := range m.Segments {
 		b = appendPosition(binary.BigEndian.AppendUint64(append(b, s.Volume[:]...), s.Epoch), s.After)
 		b = binary.BigEndian.AppendUint64(appendPosition(b, s.End), uint64(s.Bytes))
@@ -248,9 +253,11 @@ func (m Held) encode(b []byte) ([]byte, Type, uint8) {
 func decodeHeld(p []byte) (Message, error) {
 	c, p := decodeClaim(p)
 	m := Held{Claim: c, Base: decodePosition(p)}
-	if p = p[positionSize:]; len(p)%heldSegmentSize != 0 {
-		return nil, fmt.Errorf("%w: %d bytes of segments", content.ErrCorrupt, len(p))
+	quiet := binary.BigEndian.Uint64(p[positionSize:])
+	if p = p[positionSize+8:]; len(p)%heldSegmentSize != 0 || quiet > quietMax {
+		return nil, fmt.Errorf("%w: %d bytes of segments, and quiet for %d ms", content.ErrCorrupt, len(p), quiet)
 	}
+	m.Quiet = time.Duration(quiet) * time.Millisecond
 	for ; len(p) > 0; p = p[heldSegmentSize:] {
 		s := HeldSegment{Volume: content.VolumeID(p[:idSize]), Epoch: binary.BigEndian.Uint64(p[idSize:]), After: decodePosition(p[idSize+8:])}
 		rest := p[idSize+8+positionSize:]

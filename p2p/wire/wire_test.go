@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -59,7 +60,7 @@ func messages() []Message {
 		Drop{claim, content.Position{Number: 9, Seq: 1 << 40}, false},
 		Drop{Claim: claim, All: true},
 		Status{claim},
-		Held{claim, content.Position{Number: 3, Seq: 900}, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, content.Position{Number: 4, Seq: 1000}, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, content.Position{Number: 5, Seq: 1000}, 64}}},
+		Held{claim, content.Position{Number: 3, Seq: 900}, 1500 * time.Millisecond, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, content.Position{Number: 4, Seq: 1000}, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, content.Position{Number: 5, Seq: 1000}, 64}}},
 		Held{Claim: claim},
 	}
 }

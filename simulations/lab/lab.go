@@ -258,21 +258,30 @@ func (l *Lab) Exec(ctx context.Context, host *netns.Host, env []string, args ...
 	return string(out), 0, err
 }
 
-// get returns what is at a path of the node's HTTP server.
-func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node"+path, nil)
+// Ask asks the node's API as any client does, over a connection of its own.
+func (n *Node) Ask(ctx context.Context, method, path, body string) (status int, answer []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, strings.NewReader(body))
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	resp, err := n.http.Do(req)
+	req.Close = true
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := n.http.Transport.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s on %s: %s", path, n.Name, resp.Status)
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
+}
+
+// get returns what is at a path of the node's HTTP server.
+func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
+	status, answer, err := n.Ask(ctx, http.MethodGet, path, "")
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("GET %s on %s: %s", path, n.Name, http.StatusText(status))
 	}
-	return io.ReadAll(resp.Body)
+	return answer, err
 }
 
 // Get asks the node's API.

@@ -23,7 +23,7 @@ type client struct {
 
 // The commands of NBD that are used here.
 const (
-	nbdRead, nbdWrite, nbdDisconnect, nbdFlush = 0, 1, 2, 3
+	nbdRead, nbdWrite, nbdDisconnect, nbdFlush, nbdTrim, nbdWriteZeroes = 0, 1, 2, 3, 4, 6
 )
 
 // dial opens a device as the command line names it: nbd+unix:///NAME?socket=PATH.

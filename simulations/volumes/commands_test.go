@@ -148,7 +148,7 @@ func TestWhatDisksRefuse(t *testing.T) {
 		f.steps(w, c, 1)
 	}
 	for _, path := range []string{"/api/snapshots/web@9", "/api/volumes/none?purge=true"} {
-		if status, answer, err := request(t.Context(), n, http.MethodDelete, path, ""); err != nil || status >= 300 {
+		if status, answer, err := n.Ask(t.Context(), http.MethodDelete, path, ""); err != nil || status >= 300 {
 			t.Errorf("DELETE %s: %d %s, %v", path, status, answer, err)
 		}
 	}

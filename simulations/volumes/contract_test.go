@@ -38,7 +38,7 @@ func TestNonsenseLosesNothing(t *testing.T) {
 			method = strings.ToUpper(method)
 			for _, x := range nonsense(method, path, len(op.RequestBody.Content) > 0) {
 				asked++
-				status, answer, err := request(t.Context(), n, method, x.path, x.body)
+				status, answer, err := n.Ask(t.Context(), method, x.path, x.body)
 				var p api.Problem
 				if err == nil {
 					err = json.Unmarshal(answer, &p)

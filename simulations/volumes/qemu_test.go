@@ -2,7 +2,7 @@ package volumes
 
 import (
 	"bytes"
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/simulations/guest"
 	"github.com/grangemesh/grange/simulations/lab"
 	"github.com/grangemesh/grange/simulations/soak"
 )
@@ -100,15 +101,17 @@ func throughQEMU(t *testing.T, n *lab.Node, size string) string {
 	return "nbd+unix:///disk?socket=" + socket
 }
 
-// shadowed is a disk beside what it should hold, of which each change must go through, and
-// each read agree.
-type shadowed struct {
-	*client
-	want, page []byte
-	rng        *rand.Rand
-}
+// nbdDisk is what a client has connected to, as a guest's disk.
+type nbdDisk struct{ *client }
 
-func openShadowed(t *testing.T, uri string, size int) *shadowed {
+func (d nbdDisk) ReadAt(p []byte, off int64) (int, error)  { return len(p), d.read(p, off) }
+func (d nbdDisk) WriteAt(p []byte, off int64) (int, error) { return len(p), d.write(p, off) }
+func (d nbdDisk) Trim(off, n int64) error                  { return d.ask(nbdTrim, nil, off, int(n)) }
+func (d nbdDisk) Zero(off, n int64) error                  { return d.ask(nbdWriteZeroes, nil, off, int(n)) }
+func (d nbdDisk) Sync() error                              { return d.flush() }
+
+// openShadow opens a disk of zeros beside what it should hold.
+func openShadow(t *testing.T, uri string) *guest.Shadow {
 	t.Helper()
 	c, err := dial(uri)
 	if err != nil {
@@ -117,68 +120,23 @@ func openShadowed(t *testing.T, uri string, size int) *shadowed {
 	t.Cleanup(func() { c.conn.Close() })
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	return &shadowed{c, make([]byte, size), make([]byte, size), rand.New(rand.NewPCG(seed, 0))}
+	return guest.NewShadow(nbdDisk{c}, int(c.size), seed)
 }
 
-// span is any range of whole sectors, mostly a short one.
-func (s *shadowed) span() (off int64, n int) {
-	const sector = 512
-	sectors := len(s.want) / sector
-	at := s.rng.IntN(sectors)
-	return int64(at) * sector, min(sectors-at, 1+s.rng.IntN(1<<s.rng.IntN(9))) * sector
+// begun begins work that the end of the test stops, if nothing else has.
+func begun(t *testing.T, name string, step func() error) *guest.Work {
+	w := guest.Begin(name, step)
+	t.Cleanup(func() { _ = w.Stop() }) // the test has looked at it, or failed before
+	return w
 }
 
-// step makes one change, or reads: what fsx does with a file, on a disk, which has no end
-// that moves.
-func (s *shadowed) step(number uint64) error {
-	const nbdWriteZeroes = 6
-	off, n := s.span()
-	var err error
-	switch kind := s.rng.IntN(16); {
-	case kind < 8:
-		for i := 0; i < n; i += 8 {
-			binary.LittleEndian.PutUint64(s.page[i:], number<<20|uint64(i))
-		}
-		err = s.write(s.page[:n], off)
-		copy(s.want[off:], s.page[:n])
-	case kind == 8:
-		err = s.ask(nbdWriteZeroes, nil, off, n)
-		clear(s.want[off:][:n])
-	case kind == 9:
-		err = s.flush()
-	default:
-		return s.check(off, n)
-	}
-	if err != nil {
-		return fmt.Errorf("a change of %d bytes at %d: %w", n, off, err)
-	}
-	return nil
-}
-
-func (s *shadowed) check(off int64, n int) error {
-	if err := s.read(s.page[:n], off); err != nil {
-		return fmt.Errorf("read %d bytes at %d: %w", n, off, err)
-	}
-	for i, b := range s.want[off:][:n] {
-		if s.page[i] != b {
-			return fmt.Errorf("byte %d is %#x, and %#x was written last: a change was lost or reverted", off+int64(i), s.page[i], b)
-		}
-	}
-	return nil
-}
-
-// work goes on until stop is closed, and tells of its steps.
-func (s *shadowed) work(stop <-chan struct{}, steps chan<- uint64) error {
-	for number := uint64(1); ; number++ {
-		if err := s.step(number); err != nil {
-			return err
-		}
-		select {
-		case <-stop:
-			return s.check(0, len(s.want))
-		case steps <- number:
-		default:
-		}
+// goesOn waits until work has done some steps more.
+func goesOn(t *testing.T, w *guest.Work, steps int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := w.Progress(ctx, steps); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -187,27 +145,14 @@ func (s *shadowed) work(stop <-chan struct{}, steps chan<- uint64) error {
 // nothing that was acknowledged is lost or comes back.
 func TestQEMUGoesOn(t *testing.T) {
 	n := alone(t)
-	s := openShadowed(t, throughQEMU(t, n, "8MiB"), 8<<20)
-	stop, steps, worked := make(chan struct{}), make(chan uint64), make(chan error, 1)
-	go func() { worked <- s.work(stop, steps) }()
-	progress := func(count int) {
-		t.Helper()
-		for range count {
-			select {
-			case <-steps:
-			case err := <-worked:
-				t.Fatalf("the work has ended: %v", err)
-			case <-t.Context().Done():
-				t.Fatal(t.Context().Err())
-			}
-		}
-	}
+	s := openShadow(t, throughQEMU(t, n, "8MiB"))
+	w := begun(t, "the work", s.Step)
 	outages := soak.Of([]time.Duration{5 * time.Second}, []time.Duration{5 * time.Second, 30 * time.Second, 120 * time.Second})
 	for range soak.Rounds(20) - 1 {
 		outages = append(outages, 0)
 	}
 	for _, outage := range outages {
-		progress(100)
+		goesOn(t, w, 100)
 		if err := n.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -216,23 +161,46 @@ func TestQEMUGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	progress(100)
-	close(stop)
-	if err := <-worked; err != nil {
+	goesOn(t, w, 100)
+	if err := errors.Join(w.Stop(), s.Check()); err != nil {
 		t.Error(err)
 	}
+}
+
+// verifying is fio that writes to a disk and checks what it wrote.
+type verifying struct {
+	cmd  *exec.Cmd
+	said bytes.Buffer
+}
+
+func verifies(t *testing.T, uri, size string, options ...string) *verifying {
+	t.Helper()
+	v := &verifying{cmd: exec.CommandContext(t.Context(), "fio", append(options, "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=4k-64k", "--size="+size,
+		"--verify=crc32c", "--verify_fatal=1", "--iodepth=16", "--fsync=32", "--loops=100000")...)}
+	v.cmd.Dir, v.cmd.Stdout, v.cmd.Stderr = t.TempDir(), &v.said, &v.said
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// end says what went wrong until now, if anything did.
+func (v *verifying) end() error {
+	err := v.cmd.Process.Signal(os.Interrupt)
+	var exit *exec.ExitError
+	if end := v.cmd.Wait(); end != nil && !(errors.As(end, &exit) && exit.ExitCode() == 128) {
+		err = errors.Join(err, end)
+	}
+	if out := v.said.String(); err != nil || strings.Contains(out, "verify:") || strings.Contains(out, "error") {
+		return fmt.Errorf("fio: %v: %s", err, out)
+	}
+	return nil
 }
 
 // TestFioVerifiesOverKills has fio write and check what it wrote, while the node is killed.
 func TestFioVerifiesOverKills(t *testing.T) {
 	n := alone(t)
-	fio := exec.CommandContext(t.Context(), "fio", "--name=v", "--ioengine=nbd", "--uri="+throughQEMU(t, n, "64MiB"), "--rw=randwrite", "--bsrange=4k-64k", "--size=64m",
-		"--verify=crc32c", "--verify_fatal=1", "--iodepth=16", "--fsync=32", "--loops=1000")
-	var said bytes.Buffer
-	fio.Dir, fio.Stdout, fio.Stderr = t.TempDir(), &said, &said
-	if err := fio.Start(); err != nil {
-		t.Fatal(err)
-	}
+	fio := verifies(t, throughQEMU(t, n, "64MiB"), "64m")
 	for range soak.Rounds(20) {
 		if err := n.Kill(); err != nil {
 			t.Fatal(err)
@@ -242,12 +210,8 @@ func TestFioVerifiesOverKills(t *testing.T) {
 		}
 		<-time.After(2 * time.Second) // of work
 	}
-	if err := fio.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	var exit *exec.ExitError
-	if err := fio.Wait(); err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 128) || strings.Contains(said.String(), "verify:") || strings.Contains(said.String(), "error") {
-		t.Errorf("fio: %v: %s", err, said.String())
+	if err := fio.end(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -7,9 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -190,31 +187,10 @@ func get[T any](t *testing.T, n *lab.Node, path string) (v T) {
 	return v
 }
 
-// request asks the node's API as any client does; the answer is read into out, or is a
-// problem.
-func request(ctx context.Context, n *lab.Node, method, path, body string) (status int, answer []byte, err error) {
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", filepath.Join(n.Data, api.SocketName))
-	}, DisableKeepAlives: true}
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, strings.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, err
-}
-
 // problem asks for what must be refused, and returns why it was.
 func (f *farm) problem(n *lab.Node, method, path, body string) (p api.Problem) {
 	f.Helper()
-	status, answer, err := request(f.Context(), n, method, path, body)
+	status, answer, err := n.Ask(f.Context(), method, path, body)
 	if err == nil {
 		err = json.NewDecoder(bytes.NewReader(answer)).Decode(&p)
 	}

@@ -19,6 +19,7 @@ const (
 // nothing that is read later can be taken for something else.
 type writer struct {
 	acked []uint64 // by block: the write that a flush has acknowledged
+	done  []uint64 // the latest write that was not refused
 	last  []uint64 // the latest write that was begun
 	count uint64
 	rng   *rand.Rand
@@ -26,7 +27,7 @@ type writer struct {
 }
 
 func newWriter(size int64, seed uint64) *writer {
-	return &writer{acked: make([]uint64, size/block), last: make([]uint64, size/block), rng: rand.New(rand.NewPCG(seed, 0))}
+	return &writer{acked: make([]uint64, size/block), done: make([]uint64, size/block), last: make([]uint64, size/block), rng: rand.New(rand.NewPCG(seed, 0))}
 }
 
 // fill makes the bytes of a write of a block.
@@ -50,12 +51,13 @@ func (w *writer) step(c *client) error {
 		if err := c.write(p, int64(at)*block); err != nil {
 			return err
 		}
+		w.done[at] = w.count
 	}
 	if err := c.flush(); err != nil {
 		return err
 	}
 	w.flush++
-	copy(w.acked, w.last)
+	copy(w.acked, w.done)
 	return nil
 }
 
@@ -103,6 +105,7 @@ func (w *writer) seen(disk []byte) {
 		}
 		w.acked[at], w.last[at] = slices.Min(writes), slices.Max(writes)
 	}
+	copy(w.done, w.acked)
 }
 
 // disk is what the writer would read if all that it began was done.

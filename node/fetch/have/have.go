@@ -5,7 +5,9 @@ package have
 
 import (
 	"sync"
+	"time"
 
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -23,7 +25,7 @@ type Set struct {
 	// edition is how often it was made.
 	news    []uint64
 	edition uint64
-	changed chan struct{} // closed at the next addition; nil while nobody waits
+	changed patience.Bell
 }
 
 // Len returns how many chunks are here.
@@ -49,22 +51,11 @@ func (s *Set) Add(index uint64) {
 		s.edition++
 	}
 	s.news = append(s.news, index)
-	s.tell()
+	s.changed.Ring()
 }
 
 // Tell wakes those who wait for something to follow.
-func (s *Set) Tell() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.tell()
-}
-
-func (s *Set) tell() {
-	if s.changed != nil {
-		close(s.changed)
-		s.changed = nil
-	}
-}
+func (s *Set) Tell() { s.changed.Ring() }
 
 // Begin begins a scan of the cache; one at a time.
 func (s *Set) Begin() {
@@ -85,7 +76,7 @@ func (s *Set) Found(set *content.Bitmap) {
 	s.set = *set
 	s.news = nil
 	s.edition++
-	s.tell()
+	s.changed.Ring()
 }
 
 // Follower has been told of a set up to some point.
@@ -104,10 +95,7 @@ func (s *Set) Next(fo *Follower) (*content.Bitmap, <-chan struct{}) {
 		return s.set.Clone(), nil
 	}
 	if fo.told == len(s.news) {
-		if s.changed == nil {
-			s.changed = make(chan struct{})
-		}
-		return nil, s.changed
+		return nil, s.changed.Wait()
 	}
 	var fresh content.Bitmap
 	for _, index := range s.news[fo.told:] {
@@ -115,4 +103,31 @@ func (s *Set) Next(fo *Follower) (*content.Bitmap, <-chan struct{}) {
 	}
 	fo.told = len(s.news)
 	return &fresh, nil
+}
+
+// paceShare is how much of the time scans may take, of all roots together: one part
+// in so many.
+const paceShare = 50
+
+// Pace is when the cache may be looked at again. Safe for concurrent use.
+type Pace struct {
+	mu   sync.Mutex // guards next
+	next time.Time
+}
+
+// Due reports whether it may.
+func (p *Pace) Due(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !now.Before(p.next)
+}
+
+// Spent has the next look wait for its share of what this one took.
+func (p *Pace) Spent(now time.Time, cost time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	p.next = p.next.Add(paceShare * cost)
 }

@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// Bell is what those wait for who wait for a source. Safe for concurrent use.
+// Bell is what many wait for, as for a source to be back. The zero value is ready; safe
+// for concurrent use, and locks nothing.
 type Bell struct {
 	mu sync.Mutex    // guards ch
-	ch chan struct{} // closed when one is back; nil while nobody waits
+	ch chan struct{} // closed when it rings; nil while nobody waits
 }
 
 // Wait returns what is closed when the bell rings next.

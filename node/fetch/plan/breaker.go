@@ -2,6 +2,7 @@ package plan
 
 import (
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -109,4 +110,116 @@ func (b *Breaker) Passed(now time.Time, hurry bool) map[Peer]time.Time {
 		}
 	}
 	return out
+}
+
+const (
+	// hedgeShare: a hundredth of the bytes of the last minute may be read from the
+	// origin beside a member that is slow.
+	hedgeShare = 100
+	// budgetSlots of a second each make the minute.
+	budgetSlots = 60
+)
+
+// Budget is what hedging may cost: a share of the bytes of the last minute. The
+// zero value is an idle minute. Not safe for concurrent use.
+type Budget struct {
+	slots  [budgetSlots]struct{ bytes, spent int64 }
+	newest int64 // second of the newest slot
+}
+
+// Count notes bytes that came from anywhere.
+func (b *Budget) Count(now time.Time, n int64) { b.slot(now).bytes += n }
+
+// Spend notes n bytes of a hedge.
+func (b *Budget) Spend(now time.Time, n int64) { b.slot(now).spent += n }
+
+// Has reports whether there is room for a hedge of n bytes.
+func (b *Budget) Has(now time.Time, n int64) bool {
+	b.slot(now)
+	var bytes, spent int64
+	for _, s := range b.slots {
+		bytes += s.bytes
+		spent += s.spent
+	}
+	return spent+n <= bytes/hedgeShare
+}
+
+// slot returns the one of now, and clears those that a minute has passed over. A
+// clock that goes back counts into the newest.
+func (b *Budget) slot(now time.Time) *struct{ bytes, spent int64 } {
+	second := now.Unix()
+	for range min(second-b.newest, budgetSlots) {
+		b.newest++
+		b.slots[b.newest%budgetSlots] = struct{ bytes, spent int64 }{}
+	}
+	b.newest = max(b.newest, second)
+	return &b.slots[b.newest%budgetSlots]
+}
+
+const (
+	// crowdMax is to how many members a run is sent at once before the next is
+	// referred to one that has it already.
+	crowdMax = 4
+	// servedMax bounds how many members that have a run are remembered.
+	servedMax = 16
+)
+
+// crowd is the members that one run is being sent to.
+type crowd struct {
+	now      map[Peer]int // requests being answered
+	served   []Peer       // have the run whole, the one referred to longest ago first
+	referred map[Peer]bool
+}
+
+func (c *crowd) begin(asker Peer) (to Peer, ok bool) {
+	if len(c.now) >= crowdMax && c.now[asker] == 0 && !c.referred[asker] {
+		for i, p := range c.served {
+			if p != asker {
+				c.served = append(slices.Delete(c.served, i, i+1), p)
+				if c.referred == nil {
+					c.referred = map[Peer]bool{}
+				}
+				c.referred[asker] = true
+				return p, true
+			}
+		}
+	}
+	if c.now == nil {
+		c.now = map[Peer]int{}
+	}
+	c.now[asker]++
+	return "", false
+}
+
+func (c *crowd) end(asker Peer, whole bool) {
+	if c.now[asker]--; c.now[asker] <= 0 {
+		delete(c.now, asker)
+	}
+	if whole && !slices.Contains(c.served, asker) {
+		c.served = append(c.served, asker)
+		if len(c.served) > servedMax {
+			c.served = c.served[1:]
+		}
+	}
+}
+
+// Crowds spread the load of runs that everybody wants at once, each by its key. Not safe
+// for concurrent use.
+type Crowds[K comparable] map[K]*crowd
+
+// Begin takes a request. ok is true when the asker is to be referred to a member
+// instead: once only, so that it gets the run here if the referral was in vain.
+// Otherwise End follows.
+func (b Crowds[K]) Begin(key K, asker Peer) (to Peer, ok bool) {
+	if b[key] == nil {
+		b[key] = new(crowd)
+	}
+	return b[key].begin(asker)
+}
+
+// End notes that a request was answered, and whether the asker has the run now.
+func (b Crowds[K]) End(key K, asker Peer, whole bool) {
+	if b[key].end(asker, whole); len(b[key].now) == 0 {
+		delete(b, key)
+	}
 }

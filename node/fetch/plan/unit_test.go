@@ -202,29 +202,29 @@ func TestBudgetOfAnIdleMinuteIsNothing(t *testing.T) {
 }
 
 func TestCrowdRefersOnce(t *testing.T) {
-	var c plan.Crowd
+	c := plan.Crowds[string]{}
 	for _, p := range []plan.Peer{"a", "b", "c", "d", "e"} {
-		if to, ok := c.Begin(p); ok {
+		if to, ok := c.Begin("run", p); ok {
 			t.Fatalf("%s is referred to %s, who has nothing yet", p, to)
 		}
 	}
-	c.End("a", true)
-	if to, ok := c.Begin("f"); !ok || to != "a" {
+	c.End("run", "a", true)
+	if to, ok := c.Begin("run", "f"); !ok || to != "a" {
 		t.Fatalf("the asker beyond four is referred to %q", to)
 	}
-	if _, ok := c.Begin("f"); ok {
+	if _, ok := c.Begin("run", "f"); ok {
 		t.Fatal("an asker is referred twice")
 	}
-	c.End("b", true)
+	c.End("run", "b", true)
 	for _, p := range []plan.Peer{"c", "d", "e", "f"} {
-		c.End(p, false)
+		c.End("run", p, false)
 	}
-	if _, ok := c.Begin("g"); ok {
+	if _, ok := c.Begin("run", "g"); ok {
 		t.Fatal("an asker is referred though nobody else asks")
 	}
-	c.End("g", true)
-	if !c.Idle() {
-		t.Fatal("the crowd is not idle")
+	c.End("run", "g", true)
+	if len(c) > 0 {
+		t.Fatal("a crowd of nobody is remembered")
 	}
 }
 

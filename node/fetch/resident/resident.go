@@ -3,7 +3,7 @@
 package resident
 
 import (
-	"math/bits"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,7 +12,7 @@ import (
 // Table is the values of one root, by a key. The zero value is empty. A value may
 // vanish at any time. Reads take no lock and allocate nothing.
 type Table[T any] struct {
-	slots atomic.Pointer[[]*entry[T]] // a hash table, never changed once it is here
+	entries atomic.Pointer[map[uint64]*entry[T]] // never changed once it is here
 }
 
 type entry[T any] struct {
@@ -22,21 +22,9 @@ type entry[T any] struct {
 	used  atomic.Bool // since the clock's hand passed
 }
 
-// first is where a key lies in a table of n slots, a power of two, or behind.
-func first(key uint64, n int) int {
-	return int(key * 0x9e3779b97f4a7c15 >> (64 - bits.Len(uint(n-1))))
-}
-
 func (t *Table[T]) find(key uint64) *entry[T] {
-	p := t.slots.Load()
-	if p == nil {
-		return nil
-	}
-	slots := *p
-	for i := first(key, len(slots)); slots[i] != nil; i = (i + 1) & (len(slots) - 1) {
-		if slots[i].key == key {
-			return slots[i]
-		}
+	if all := t.entries.Load(); all != nil {
+		return (*all)[key]
 	}
 	return nil
 }
@@ -64,30 +52,17 @@ func (t *Table[T]) Get(key uint64) *T {
 // replace makes the table anew without one entry and with another; either may be
 // nil. Called with the clock's lock.
 func (t *Table[T]) replace(gone, come *entry[T]) {
-	var all []*entry[T]
-	if p := t.slots.Load(); p != nil {
-		for _, e := range *p {
-			if e != nil && e != gone {
-				all = append(all, e)
-			}
-		}
+	next := map[uint64]*entry[T]{}
+	if all := t.entries.Load(); all != nil {
+		next = maps.Clone(*all)
+	}
+	if gone != nil {
+		delete(next, gone.key)
 	}
 	if come != nil {
-		all = append(all, come)
+		next[come.key] = come
 	}
-	if len(all) == 0 {
-		t.slots.Store(nil)
-		return
-	}
-	slots := make([]*entry[T], 1<<bits.Len(uint(2*len(all)-1)))
-	for _, e := range all {
-		i := first(e.key, len(slots))
-		for slots[i] != nil {
-			i = (i + 1) & (len(slots) - 1)
-		}
-		slots[i] = e
-	}
-	t.slots.Store(&slots)
+	t.entries.Store(&next)
 }
 
 // Clock bounds the values of many tables: one that was used since the hand passed

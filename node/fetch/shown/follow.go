@@ -15,6 +15,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -85,8 +86,8 @@ type Peers struct {
 	// Mind is what the planner knows of it. It is for use within Think.
 	Mind *plan.Root
 
-	look    chan struct{} // a member of the farm may be new
-	meeting chan struct{} // closed when another member was met; nil while nobody waits; used within Think
+	look chan struct{} // a member of the farm may be new
+	met  patience.Bell // another member was met
 }
 
 // Peers returns who holds what of a root: nobody, until it is wanted.
@@ -262,7 +263,7 @@ func (p *Peers) watch(ctx context.Context, id peer.ID, far bool) {
 		var on bool
 		p.cfg.Think(func(*plan.Member) {
 			pause, on = p.Mind.Watch(plan.Peer(id), w)
-			p.tell()
+			p.met.Ring()
 		})
 		if !on {
 			return
@@ -283,15 +284,6 @@ func (p *Peers) introduce(ctx context.Context, id peer.ID, envelope []byte) {
 	_ = p.cfg.Exchange().Introduce(ctx, id, envelope)
 }
 
-// tell has those who wait look again: another member may have been met. It is called
-// within Think.
-func (p *Peers) tell() {
-	if p.meeting != nil {
-		close(p.meeting)
-		p.meeting = nil
-	}
-}
-
 // NearSettled reports whether the bitmaps of all live members of the farm, or of
 // as many as are followed, have been seen; if not, at is closed when it may be so.
 func (p *Peers) NearSettled() (at <-chan struct{}, settled bool) {
@@ -303,10 +295,7 @@ func (p *Peers) NearSettled() (at <-chan struct{}, settled bool) {
 			default: // it is about to look anyway
 			}
 		}
-		if !settled && p.meeting == nil {
-			p.meeting = make(chan struct{})
-		}
-		at = p.meeting
+		at = p.met.Wait()
 	})
 	return at, settled
 }
@@ -332,7 +321,7 @@ func (p *Peers) take(ctx context.Context, id peer.ID, who trust.Identity, far bo
 			}
 			if err == nil && !heard {
 				p.Mind.Met(plan.Peer(id), far)
-				p.tell()
+				p.met.Ring()
 			}
 		})
 		if err != nil {

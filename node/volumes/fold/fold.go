@@ -179,18 +179,24 @@ func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
 // snapshot's record names what the volume's does up to there.
 func (f *Fold) settle(ctx context.Context, store bucket.Bucket) error {
 	for _, at := range f.cfg.Pending() {
-		err := f.move(ctx, store, at, Safe)
-		if err == nil {
-			err = f.cfg.Settle(ctx, f.cfg.Record())
-		}
-		if err == nil {
-			err = f.cfg.At(StepSettled)
-		}
-		if err != nil {
+		if err := f.move(ctx, store, at, Safe); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// reached makes those snapshots durable that the record reaches, whose objects were seen to
+// be there: also those that named its place while it was on its way there.
+func (f *Fold) reached(ctx context.Context) error {
+	now := f.cfg.Record()
+	if !slices.ContainsFunc(f.cfg.Pending(), func(at content.Position) bool { return at.Seq <= now.Through().Seq }) {
+		return nil
+	}
+	if err := f.cfg.Settle(ctx, now); err != nil {
+		return err
+	}
+	return f.cfg.At(StepSettled)
 }
 
 // move brings the record to a place of the journal.
@@ -206,7 +212,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 			s.behind += bytes
 		}
 	} else if want == Safe || len(now.Segments) == 0 {
-		return nil
+		return f.reached(ctx)
 	}
 	size := int64(chunkSize(now))
 	changed, err := f.cfg.Journal.Changed(now.Base, through)
@@ -264,6 +270,9 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, throug
 		if err := f.isThere(ctx, store, ref, file); err != nil {
 			return err
 		}
+	}
+	if err := f.reached(ctx); err != nil {
+		return err
 	}
 	return f.remove(ctx, store, was)
 }
@@ -363,7 +372,11 @@ func (f *Fold) commitRoot(ctx context.Context, store bucket.Bucket, base build.B
 
 // cut does without what the root has: here, then in the bucket.
 func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume, head pack.Head, through content.Position) error {
-	if err := f.cfg.At(StepChecked); err != nil {
+	err := f.cfg.At(StepChecked)
+	if err == nil {
+		err = f.reached(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	src, err := f.cfg.Root(ctx, head)

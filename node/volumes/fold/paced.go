@@ -31,7 +31,11 @@ type Paced struct {
 // NewPaced is for a volume that was just opened, which is the Journal.
 func NewPaced(vol *volume.Volume, cfg Config) *Paced {
 	cfg.Journal = vol
-	return &Paced{Fold: New(cfg), vol: vol, turn: make(chan struct{}, 1)}
+	p := &Paced{Fold: New(cfg), vol: vol, turn: make(chan struct{}, 1)}
+	if len(cfg.Pending()) > 0 { // a crash may have kept the record, which has them, from saying so
+		p.clock.wait = retryMin
+	}
+	return p
 }
 
 // Hold keeps folds from beginning, once the one that is under way has ended, until end is

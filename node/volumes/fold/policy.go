@@ -55,8 +55,8 @@ type Clock struct {
 // Due reports whether a volume of that ID is to be folded, of whose journal the record
 // lacks so many bytes.
 func (c *Clock) Due(id content.VolumeID, behind int64, now time.Time) bool {
-	if behind == 0 {
-		c.since, c.wait = time.Time{}, 0
+	if behind == 0 && c.wait == 0 { // what failed is tried again: it may have gone half its way
+		c.since = time.Time{}
 		return false
 	}
 	if c.since.IsZero() {

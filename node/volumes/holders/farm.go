@@ -1,8 +1,10 @@
 package holders
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -44,32 +46,35 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 
 // Owner is one volume that this node writes.
 type Owner struct {
-	Name string
-	// Record is what is known of the record; its epoch is this node's.
-	Record func() catalog.Volume
-	// Promised is an epoch that holders may have promised this process already; 0 if none.
-	Promised uint64
-	// Revise and Owned are as in WriterConfig.
+	// Name is what it is called now.
+	Name func() string
+	// Record is what is known of the record; sure says that its epoch is this node's, as
+	// far as anybody could tell before this node last stood still.
+	Record func() (body catalog.Volume, sure bool)
+	// Revise, Outbid and Owned are as in WriterConfig.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	Owned  func(context.Context) error
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
 	Origin volume.Persister
 }
 
 // Guard has the flushes of a volume wait for whom the policy in its record says: for
-// holders, as long as it is that. Use: Farm.Guard, Begin, Close. It implements
-// volume.Persister.
+// holders, as long as it is that, under the epoch that the record has. Use: Farm.Guard,
+// Begin, Close. It implements volume.Persister.
 type Guard struct {
 	farm  *Farm
 	owner Owner
 
-	mu     sync.Mutex // guards what follows
-	vol    *volume.Volume
-	writer *Writer // nil while no holder is asked for
-	stop   func()  // ends it
-	k      int
-	alone  bool
-	closed bool
+	mu      sync.Mutex // guards what follows
+	journal Journal
+	began   uint64  // the journal's end when it was opened
+	since   uint64  // epoch of the first writer
+	writer  *Writer // nil while no holder is asked for
+	stop    func()  // ends it
+	k       int
+	alone   bool
+	closed  bool
 }
 
 var _ volume.Persister = (*Guard)(nil)
@@ -77,29 +82,38 @@ var _ volume.Persister = (*Guard)(nil)
 // Guard returns that of a volume, which does nothing before Begin.
 func (f *Farm) Guard(o Owner) *Guard { return &Guard{farm: f, owner: o} }
 
-// Begin has holders follow a volume that was opened, if its policy asks for them.
-func (g *Guard) Begin(v *volume.Volume) {
+// Begin has holders follow a volume that was opened just now, if its policy asks for them.
+func (g *Guard) Begin(j Journal) {
 	g.mu.Lock()
-	g.vol = v
+	g.journal, g.began = j, j.End().Seq
 	g.mu.Unlock()
-	_, _ = g.follow(v.End().Seq) // a policy that is none fails each flush
+	_, _ = g.follow(g.began) // a policy that is none fails each flush
 }
 
-// Persist implements volume.Persister.
+// Persist implements volume.Persister. ErrUnavailable means that the holders have not all
+// within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	w, err := g.follow(upTo.Seq)
-	switch {
-	case err != nil:
-		return err
-	case w != nil:
-		if err = w.Persist(ctx, v, upTo); errors.Is(err, content.ErrClosed) { // the policy is another by now, or the volume is closed
-			return g.Persist(ctx, v, upTo)
+	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
+	defer cancel()
+	for {
+		w, err := g.follow(upTo.Seq)
+		switch body, _ := g.owner.Record(); {
+		case errors.Is(err, content.ErrUnavailable):
+		case err != nil:
+			return err
+		case w != nil:
+			if err = w.Persist(ctx, v, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
+				return err
+			}
+		case g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin:
+			return g.owner.Origin.Persist(ctx, v, upTo)
+		default:
+			return nil
 		}
-		return err
-	case g.owner.Origin != nil && g.owner.Record().Policy == catalog.PolicyOrigin:
-		return g.owner.Origin.Persist(ctx, v, upTo)
+		if wait(ctx, nextAfter); ctx.Err() != nil {
+			return err
+		}
 	}
-	return nil
 }
 
 // Status is how the holders stand; false where none are asked for.
@@ -129,25 +143,31 @@ func (g *Guard) end() {
 	}
 }
 
-// follow has the writer that the policy asks for, nil for none. Entries up to floor are
-// durable here.
+// follow has the writer that policy and epoch ask for, nil for none. Entries up to floor are
+// durable here. ErrUnavailable says that it is not known whose the volume is: what it has
+// here may be an older copy, of which holders must not hear.
 func (g *Guard) follow(floor uint64) (*Writer, error) {
-	body := g.owner.Record()
+	body, sure := g.owner.Record()
 	k, err := catalog.PolicyHolders(body.Policy)
 	if err != nil {
 		return nil, err
 	}
+	claim := wire.Claim{Volume: body.ID, Epoch: body.Epoch, Incarnation: body.Incarnation}
 	alone := body.Degrade == catalog.PolicyLocal
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.writer != nil && (k == 0 || sure && g.writer.cfg.Claim != claim) {
+		g.end()
+	}
 	switch {
-	case g.closed || g.vol == nil && k > 0:
+	case g.closed || g.journal == nil && k > 0:
 		return nil, content.ErrClosed
 	case k == 0:
-		g.end()
 		return nil, nil
+	case g.writer == nil && !sure:
+		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())
 	case g.writer == nil:
-		g.start(body, k, floor)
+		g.start(body, claim, floor)
 	case k != g.k || alone != g.alone:
 		g.writer.Want(k, alone)
 	}
@@ -157,25 +177,27 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 }
 
 // start starts a writer. Called with mu.
-func (g *Guard) start(body catalog.Volume, k int, floor uint64) {
+func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	var ancestors []content.VolumeID
-	for _, s := range g.vol.Sealed() {
+	for _, s := range g.journal.Sealed() {
 		if s.Volume != body.ID && (len(ancestors) == 0 || ancestors[len(ancestors)-1] != s.Volume) {
 			ancestors = append(ancestors, s.Volume)
 		}
 	}
+	g.since = cmp.Or(g.since, claim.Epoch)
+	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
-		Claim: wire.Claim{Volume: body.ID, Epoch: max(body.Epoch, g.owner.Promised), Incarnation: body.Incarnation}, Name: g.owner.Name, Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
+		Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
-		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
+		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	w, v, log := g.writer, g.vol, g.farm.Log
+	w, j, log, name := g.writer, g.journal, g.farm.Log, g.owner.Name()
 	go func() {
 		defer close(done)
-		if err := w.Run(ctx, v); err != nil {
-			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", g.owner.Name, "err", err)
+		if err := w.Run(ctx, j); err != nil && !errors.Is(err, content.ErrClosed) {
+			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 		}
 	}()
 	g.stop = func() { cancel(); <-done }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -59,7 +58,6 @@ type feeder struct {
 	begin  bool          // it has nothing yet, and no record names it
 	late   bool          // it comes in place of another, who may be back soon
 	more   chan struct{} // there may be more
-	claim  wire.Claim    // what the holder promises itself to
 
 	cancel context.CancelFunc // guarded by the writer's mu
 	left   bool               // so is this
@@ -109,24 +107,29 @@ func (f *feeder) run(ctx context.Context) {
 }
 
 // pledged waits for a holder that has promised itself to another epoch: the record tells
-// whether the volume is taken over. If whoever was about to is gone, the record is written,
-// so that it is too late for that one, and the holder asked again, for a later epoch yet.
+// whether the volume is taken over. If whoever was about to is gone, it is too late for that
+// one once the record has a later epoch yet, for which the next writer asks the holders.
 func (f *feeder) pledged(ctx context.Context, why error) {
-	for begun := f.w.cfg.Now(); ctx.Err() == nil && f.w.cfg.Now().Sub(begun) < pledgedFor; wait(ctx, tickInterval) {
-		if err := f.w.cfg.Owned(ctx); errors.Is(err, content.ErrFenced) {
-			f.w.stop(fmt.Errorf("%w, and %w", err, why))
+	for ; ctx.Err() == nil; wait(ctx, tickInterval) {
+		held, _, err := f.asked().ask(ctx, wire.Status{Claim: f.w.cfg.Claim})
+		if err != nil || held == nil || held.Claim == f.w.cfg.Claim || held.Epoch < f.w.cfg.Claim.Epoch { // it is asked again
 			return
 		}
-	}
-	held, _, err := f.asked().ask(ctx, wire.Status{Claim: f.claim})
-	if err != nil || held == nil {
-		return
-	}
-	switch err := f.w.cfg.Revise(ctx, func(*catalog.Volume) error { return nil }); {
-	case errors.Is(err, content.ErrFenced):
-		f.w.stop(fmt.Errorf("%w, and %w", err, why))
-	case err == nil:
-		f.w.outbid(held.Epoch)
+		epoch, act := f.w.cfg.Claim.Epoch, f.w.cfg.Owned
+		if held.Quiet >= goneAfter {
+			act = func(ctx context.Context) error {
+				epoch, err = f.w.cfg.Outbid(ctx, held.Epoch)
+				return err
+			}
+		}
+		switch err := act(ctx); {
+		case errors.Is(err, content.ErrFenced):
+			f.w.stop(fmt.Errorf("%w, and %w", err, why))
+			return
+		case epoch > f.w.cfg.Claim.Epoch:
+			f.w.stop(content.ErrClosed)
+			return
+		}
 	}
 }
 
@@ -140,7 +143,7 @@ func (f *feeder) leave(ctx context.Context) {
 	f.w.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, leaveWithin)
 	defer cancel()
-	_, _, _ = f.asked().ask(ctx, wire.Drop{Claim: f.claim, All: true}) // else its sweep finds out
+	_, _, _ = f.asked().ask(ctx, wire.Drop{Claim: f.w.cfg.Claim, All: true}) // else its sweep finds out
 }
 
 // follow brings the holder up to the end of the journal, and each flush from then on.
@@ -163,15 +166,15 @@ func (f *feeder) follow(ctx context.Context) error {
 		return err
 	}
 	end := f.w.journal.End().Seq
-	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.claim.Epoch { // what this writer has written since it began is not what that is
-		end = f.w.floor
+	if n := len(held.Segments); n > 0 && held.Segments[n-1].Epoch < f.w.cfg.Since { // what this process has written is not what that is
+		end = f.w.cfg.Began
 	}
 	if held.End().Seq > end {
 		return fmt.Errorf("%w: it has entry %d, and the journal ends with %d", content.ErrConflict, held.End().Seq, end)
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	s := &sender{asked: f.asked(), ctx: ctx, claim: f.claim, seq: held.End().Seq, acks: make(chan ack, pieces)}
+	s := &sender{asked: f.asked(), ctx: ctx, claim: f.w.cfg.Claim, seq: held.End().Seq, acks: make(chan ack, pieces)}
 	if n := len(held.Segments); n > 0 {
 		s.at = wire.Place{Epoch: held.Segments[n-1].Epoch, Number: held.End().Number, Offset: held.Segments[n-1].Bytes}
 	}
@@ -190,7 +193,7 @@ func (f *feeder) follow(ctx context.Context) error {
 func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 	w := f.w
 	w.mu.Lock()
-	m := wire.Promise{Claim: f.claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin}
+	m := wire.Promise{Claim: f.w.cfg.Claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin}
 	w.mu.Unlock()
 	held, _, err := f.asked().ask(ctx, m)
 	if err == nil && f.begin && len(held.Segments) > 0 {

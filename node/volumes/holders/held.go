@@ -32,7 +32,7 @@ type held struct {
 	noted   bool // a promise was made
 	note    note
 	chain   []*segment
-	spoken  time.Time // when a message came last, since the start
+	spoken  time.Time // when one of whom it promised itself to came last, since the start
 	broken  error     // why nothing of it is taken or shown any more
 	gone    bool      // it was dropped
 }
@@ -90,7 +90,6 @@ var errGap = fmt.Errorf("%w: bytes before these are missing", content.ErrUnavail
 
 // admits fails unless it is this claim that was promised. Called with mu.
 func (h *held) admits(c wire.Claim) error {
-	h.spoken = time.Now()
 	switch {
 	case h.gone:
 		return fmt.Errorf("%w: what was held of volume %s was dropped", content.ErrNotFound, h.id)
@@ -101,6 +100,7 @@ func (h *held) admits(c wire.Claim) error {
 	case c != h.note.claim:
 		return h.fenced(c)
 	}
+	h.spoken = time.Now()
 	return nil
 }
 
@@ -345,7 +345,11 @@ func (h *held) status() (*wire.Held, []byte, error) {
 
 // said is what a holder says of itself. Called with mu.
 func (h *held) said() *wire.Held {
-	out := &wire.Held{Claim: h.note.claim, Base: h.note.base}
+	heard := h.spoken
+	if heard.IsZero() {
+		heard = h.store.opened
+	}
+	out := &wire.Held{Claim: h.note.claim, Base: h.note.base, Quiet: time.Since(heard).Truncate(time.Millisecond)}
 	for _, s := range h.chain {
 		if end := s.end(); end.off > 0 {
 			out.Segments = append(out.Segments, wire.HeldSegment{

@@ -114,7 +114,9 @@ func (r *record) revise(_ context.Context, change func(*catalog.Volume) error) e
 // serve opens a volume of a node, with its flushes held.
 func (m *node) serve(t testing.TB, dir string, r *record) (*volume.Volume, *Guard) {
 	body := r.get()
-	g := m.farm.Guard(Owner{Name: "web1", Record: r.get, Revise: r.revise, Owned: func(context.Context) error { return nil }})
+	g := m.farm.Guard(Owner{
+		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return r.get(), true }, Revise: r.revise, Owned: func(context.Context) error { return nil },
+	})
 	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g, SegmentSize: 1 << 20})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -117,6 +118,8 @@ func (l *line) rebase(p content.Position) {
 	l.base = p
 	l.segs = slices.DeleteFunc(l.segs, func(s *lineSegment) bool { return s.number <= p.Number })
 }
+
+func (l *line) Sealed() []volume.Segment { return nil }
 
 func (l *line) ReadSegments(w io.Writer, after content.Position, _ int64) (content.Position, int64, error) {
 	l.mu.Lock()

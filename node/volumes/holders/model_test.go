@@ -2,13 +2,16 @@ package holders
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +19,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
 
-	"github.com/grangemesh/grange/node/volumes/holders/quorum"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -42,7 +44,7 @@ type world struct {
 	version int
 	bucket  []uint64            // what the record has up to its base
 	began   map[uint64][]uint64 // all that an epoch began with
-	lonely  map[uint64]bool     // epochs that ended degraded
+	lonely  map[uint64]bool     // incarnations that ended degraded
 	ended   map[uint64]time.Time
 	acked   []uint64 // the longest that was acknowledged
 	failed  string
@@ -57,11 +59,10 @@ type modelMember struct {
 // modelWriter is one start of a process that wrote the volume.
 type modelWriter struct {
 	at     int
-	epoch  uint64
 	line   *line
 	before []uint64 // what lies before its line
-	w      *Writer
-	stop   func()
+	g      *Guard
+	body   catalog.Volume // as it knows the record; guarded by the world's mu
 }
 
 func (w *world) fail(format string, args ...any) {
@@ -109,7 +110,7 @@ func (l modelLane) Ask(_ context.Context, to peer.ID, m wire.Message) (func() (*
 	}, nil
 }
 
-// revise is a conditional write of the record by a member, for its epoch.
+// revise is a conditional write of the record by a member.
 func (w *world) revise(at int, mine func(catalog.Volume) error, change func(*catalog.Volume) error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,23 +133,45 @@ func (w *world) revise(at int, mine func(catalog.Volume) error, change func(*cat
 }
 
 func (m *modelWriter) owns(v catalog.Volume) error {
-	if v.Epoch != m.epoch {
+	if v.Incarnation != m.body.Incarnation {
 		return fmt.Errorf("%w: epoch %d has it", content.ErrFenced, v.Epoch)
 	}
 	return nil
 }
 
-// start starts the writer of an epoch, on a journal that lies behind the record's base.
-func (w *world) start(at int, epoch uint64, l *line) *modelWriter {
+// change is revise for a writer, which knows then what the record says.
+func (w *world) change(m *modelWriter, change func(*catalog.Volume) error) error {
+	err := w.revise(m.at, m.owns, change)
 	w.mu.Lock()
-	r := w.record
-	m := &modelWriter{at: at, epoch: epoch, line: l, before: slices.Clone(w.bucket)}
+	defer w.mu.Unlock()
+	if err == nil && m.owns(w.record) == nil {
+		m.body = w.record
+	}
+	return err
+}
+
+func (w *world) known(m *modelWriter) catalog.Volume {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return m.body
+}
+
+// start starts a writer by the record, on a journal that lies behind the record's base.
+func (w *world) start(at int, l *line) *modelWriter {
+	w.mu.Lock()
+	m := &modelWriter{at: at, line: l, before: slices.Clone(w.bucket), body: w.record}
 	w.mu.Unlock()
-	m.w = NewWriter(WriterConfig{
-		Claim: wire.Claim{Volume: theVolume, Epoch: epoch, Incarnation: r.Incarnation}, Name: "web1", K: w.k, Alone: w.alone,
-		Said: quorum.Record{Holders: r.Holders, Degraded: !r.DegradedSince.IsZero()}, Through: r.Base,
-		Lane: modelLane{w, at}, Live: func() []trust.PublicKey { return w.keys(at) }, Fills: make(chan struct{}, FillsMax),
-		Revise: func(_ context.Context, change func(*catalog.Volume) error) error { return w.revise(at, m.owns, change) },
+	farm := &Farm{
+		Lane: modelLane{w, at}, Self: w.members[at].Identity.Key, Live: func() []trust.PublicKey { return w.keys(at) },
+		Fills: make(chan struct{}, FillsMax), Log: slog.New(slog.DiscardHandler),
+	}
+	m.g = farm.Guard(Owner{
+		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return w.known(m), true },
+		Revise: func(_ context.Context, change func(*catalog.Volume) error) error { return w.change(m, change) },
+		Outbid: func(_ context.Context, epoch uint64) (uint64, error) {
+			err := w.change(m, func(v *catalog.Volume) error { v.Epoch = max(v.Epoch, epoch) + 1; return nil })
+			return w.known(m).Epoch, err
+		},
 		Owned: func(context.Context) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -157,11 +180,8 @@ func (w *world) start(at int, epoch uint64, l *line) *modelWriter {
 			}
 			return m.owns(w.record)
 		},
-	}, l.End().Seq)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { _ = m.w.Run(ctx, l); close(done) }()
-	m.stop = sync.OnceFunc(func() { cancel(); <-done })
+	})
+	m.g.Begin(l)
 	return m
 }
 
@@ -169,32 +189,46 @@ func (w *world) start(at int, epoch uint64, l *line) *modelWriter {
 func (w *world) flush(m *modelWriter) {
 	upTo := m.line.End()
 	said := slices.Concat(m.before, m.line.all())[:upTo.Seq]
-	err := m.w.Persist(context.Background(), nil, upTo)
+	err := m.g.Persist(context.Background(), nil, upTo)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
 		return
 	}
 	w.flushes++
-	if w.record.Epoch == m.epoch {
+	if m.owns(w.record) == nil {
 		if len(said) > len(w.acked) {
 			w.acked = said
 		}
 		return
 	}
-	for e := m.epoch + 1; e <= w.record.Epoch; e++ {
+	for e := m.body.Epoch + 1; e <= w.record.Epoch; e++ {
 		if began, ok := w.began[e]; ok {
-			lonely := w.lonely[m.epoch] && time.Since(w.ended[m.epoch]) < 20*time.Second
+			lonely := w.lonely[m.body.Incarnation] && time.Since(w.ended[m.body.Incarnation]) < 20*time.Second
 			if !lonely && (len(began) < len(said) || !slices.Equal(began[:len(said)], said)) {
-				w.fail("epoch %d acknowledged entry %d, and epoch %d began with %d entries", m.epoch, len(said), e, len(began))
+				w.fail("epoch %d acknowledged entry %d, and epoch %d began with %d entries", m.body.Epoch, len(said), e, len(began))
 			}
 			return
 		}
 	}
 }
 
-// takeover has a member inherit the volume; nil if it could not.
-func (w *world) takeover(t *rapid.T, at int, dir string) *modelWriter {
+// mortalLane is that of a process that dies after so many requests.
+type mortalLane struct {
+	Lane
+	left *atomic.Int64
+}
+
+func (l mortalLane) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	if l.left.Add(-1) < 0 {
+		return nil, fmt.Errorf("%w: this process is dead", content.ErrClosed)
+	}
+	return l.Lane.Ask(ctx, to, m)
+}
+
+// takeover has a member inherit the volume, and commit that after a while; nil if it could
+// not. Who dies does so after some requests, and before it commits.
+func (w *world) takeover(t *rapid.T, at int, dir string, dies int64, after time.Duration) *modelWriter {
 	w.mu.Lock()
 	r, version, away, incarnation := w.record, w.version, w.away[at], w.random.Uint64()
 	before := slices.Clone(w.bucket)
@@ -202,13 +236,16 @@ func (w *world) takeover(t *rapid.T, at int, dir string) *modelWriter {
 	if away {
 		return nil
 	}
+	left := new(atomic.Int64)
+	left.Store(cmp.Or(dies, int64(math.MaxInt64)))
 	in, err := Inherit(context.Background(), Heir{
 		Name: "web1", Record: r, Incarnation: incarnation, K: w.k, Self: w.members[at].Identity.Key, Dir: dir,
-		Lane: Near{modelLane{w, at}, w.members[at].Store, w.members[at].Peer}, Live: func() []trust.PublicKey { return w.keys(at) },
+		Lane: mortalLane{Near{modelLane{w, at}, w.members[at].Store, w.members[at].Peer}, left}, Live: func() []trust.PublicKey { return w.keys(at) },
 	})
-	if err != nil {
+	if err != nil || dies > 0 {
 		return nil
 	}
+	wait(context.Background(), after)
 	var segments [][]byte
 	for _, s := range in.Segments {
 		b, err := os.ReadFile(s.Path)
@@ -230,7 +267,7 @@ func (w *world) takeover(t *rapid.T, at int, dir string) *modelWriter {
 	}
 	commit := func(v *catalog.Volume) error {
 		v.Epoch, v.Incarnation, v.Holders, v.DegradedSince = in.Epoch, incarnation, in.Holders, time.Time{}
-		w.began[in.Epoch], w.lonely[r.Epoch], w.ended[r.Epoch] = began, !in.DegradedSince.IsZero(), time.Now()
+		w.began[in.Epoch], w.lonely[r.Incarnation], w.ended[r.Incarnation] = began, !in.DegradedSince.IsZero(), time.Now()
 		if lost := len(w.acked) > len(began) || !slices.Equal(began[:len(w.acked)], w.acked); lost && in.DegradedSince.IsZero() {
 			w.fail("epoch %d inherited %d entries of %d that were acknowledged", in.Epoch, len(began), len(w.acked))
 		}
@@ -244,26 +281,25 @@ func (w *world) takeover(t *rapid.T, at int, dir string) *modelWriter {
 	if err != nil && !won {
 		return nil
 	}
-	return w.start(at, in.Epoch, l)
+	return w.start(at, l)
 }
 
 // fold moves what a writer has sealed to the bucket.
 func (w *world) fold(m *modelWriter) {
-	m.line.roll(m.epoch)
+	m.line.roll(w.known(m).Epoch)
 	end := m.line.segs[len(m.line.segs)-1].after
-	err := w.revise(m.at, m.owns, func(v *catalog.Volume) error {
+	err := w.change(m, func(v *catalog.Volume) error {
 		all := slices.Concat(m.before, m.line.all())
 		v.Base, w.bucket = end, all[:end.Seq]
 		return nil
 	})
 	w.mu.Lock()
-	done := w.record.Epoch == m.epoch && w.record.Base == end
+	done := m.owns(w.record) == nil && w.record.Base == end
 	bucket := slices.Clone(w.bucket)
 	w.mu.Unlock()
 	if err == nil && done {
 		m.before = bucket
 		m.line.rebase(end)
-		m.w.Based(end)
 	}
 }
 
@@ -288,16 +324,19 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 	w := &world{
 		t: t, random: rand.New(rand.NewPCG(rapid.Uint64().Draw(r, "seed"), 1)), k: rapid.IntRange(1, 2).Draw(r, "k"), alone: rapid.Bool().Draw(r, "alone"),
 		cut: map[[2]int]bool{}, away: map[int]bool{}, began: map[uint64][]uint64{}, lonely: map[uint64]bool{}, ended: map[uint64]time.Time{},
-		record: catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7},
+	}
+	w.record = catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7, Policy: fmt.Sprintf("farm:%d", w.k)}
+	if w.alone {
+		w.record.Degrade = catalog.PolicyLocal
 	}
 	for range 4 {
 		w.members = append(w.members, &modelMember{someone("north"), newDisk(t)})
 	}
-	writers := []*modelWriter{w.start(0, 1, newLine(theVolume))}
+	writers := []*modelWriter{w.start(0, newLine(theVolume))}
 	var work sync.WaitGroup
 	defer func() {
 		for _, m := range writers {
-			m.stop()
+			m.g.Close()
 		}
 		work.Wait()
 		for _, m := range w.members {
@@ -323,7 +362,7 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 			m := writer(r)
 			for range rapid.IntRange(1, 20).Draw(r, "entries") {
 				says++
-				m.line.write(m.epoch, says)
+				m.line.write(w.known(m).Epoch, says)
 			}
 			work.Go(func() { w.flush(m) })
 			pass(time.Duration(rapid.IntRange(0, 3000).Draw(r, "ms")) * time.Millisecond)
@@ -355,14 +394,14 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 			}
 		},
 		"take over": func(r *rapid.T) {
-			dir, err := os.MkdirTemp(t.TempDir(), "")
-			if err != nil {
-				r.Fatal(err)
-			}
-			if m := w.takeover(r, member(r), dir); m != nil {
+			after := time.Duration(rapid.SampledFrom([]int{0, 0, 3, 20}).Draw(r, "s")) * time.Second
+			if m := w.takeover(r, member(r), t.TempDir(), 0, after); m != nil {
 				writers = append(writers, m)
 				takeovers++
 			}
+		},
+		"take over, and die": func(r *rapid.T) {
+			w.takeover(r, member(r), t.TempDir(), rapid.Int64Range(1, 20).Draw(r, "requests"), 0)
 		},
 		"": func(r *rapid.T) {
 			w.mu.Lock()
@@ -375,19 +414,17 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 	heal() // and once all is well, it goes on
 	last := writers[len(writers)-1]
 	pass(3 * time.Minute)
-	says++
-	last.line.write(last.epoch, says)
-	err := content.ErrUnavailable
-	for i := 0; i < 5 && errors.Is(err, content.ErrUnavailable); i++ { // a holder may have promised itself to who did not come
-		err = last.w.Persist(context.Background(), nil, last.line.End())
+	if requests := rapid.Int64Range(0, 20).Draw(r, "requests"); requests > 0 {
+		w.takeover(r, (last.at+1)%len(w.members), t.TempDir(), requests, 0)
 	}
-	if err != nil {
-		w.mu.Lock()
-		owned := w.record.Epoch == last.epoch
-		w.mu.Unlock()
-		if owned && !errors.Is(err, content.ErrFenced) {
-			r.Errorf("when all is well: %v", err)
-		}
+	says++
+	last.line.write(w.known(last).Epoch, says)
+	err := last.g.Persist(context.Background(), nil, last.line.End())
+	w.mu.Lock()
+	owned := last.owns(w.record) == nil
+	w.mu.Unlock()
+	if err != nil && owned {
+		r.Errorf("when all is well: %v", err)
 	}
 	work.Wait()
 	return w.flushes, takeovers
@@ -396,12 +433,12 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 // sweep has a holder look at the record, as it does of what nobody has spoken of for long.
 func (w *world) sweep(at int) {
 	w.mu.Lock()
-	r, away, store := w.record, w.away[at], w.members[at].Store
+	r, version, away, store := w.record, w.version, w.away[at], w.members[at].Store
 	w.mu.Unlock()
 	store.Sweep(context.Background(), time.Now().Add(2*sweepAfter), func(context.Context, string) (Said, error) {
 		if away {
 			return Said{}, content.ErrUnavailable
 		}
-		return Said{ID: r.ID, Epoch: r.Epoch, Base: r.Base, Holder: slices.Contains(r.Holders, w.members[at].Identity.Key)}, nil
+		return Said{Version: uint64(version), ID: r.ID, Epoch: r.Epoch, Base: r.Base, Holder: slices.Contains(r.Holders, w.members[at].Identity.Key)}, nil
 	})
 }

@@ -50,11 +50,14 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	if err := h.sync(); err != nil { // so that the answer has all that was acknowledged, and nothing else
 		return nil, nil, err
 	}
-	if !noted || n.claim != m.Claim || n.base.Seq < m.Base.Seq {
-		next := note{m.Claim, n.base, to, m.Name, slices.Clone(m.Ancestors)}
-		if !noted || m.Base.Seq > n.base.Seq {
-			next.base = m.Base
-		}
+	next := note{m.Claim, n.base, to, m.Name, slices.Clone(m.Ancestors)}
+	if len(m.Ancestors) == 0 { // who inherits does not know of them yet
+		next.ancestors = n.ancestors
+	}
+	if !noted || m.Base.Seq > n.base.Seq {
+		next.base = m.Base
+	}
+	if !noted || n.claim != m.Claim || n.base != next.base || n.name != next.name || !slices.Equal(n.ancestors, next.ancestors) {
 		if err := h.rebase(next); err != nil {
 			return nil, nil, err
 		}
@@ -192,7 +195,7 @@ func (h *held) drop(m wire.Drop) error {
 func (h *held) sweep(c wire.Claim) error {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
-	if err := h.load(); err != nil {
+	if err := h.load(); err != nil && !errors.Is(err, content.ErrCorrupt) { // what is damaged goes, too
 		return err
 	}
 	h.mu.Lock()

@@ -63,8 +63,9 @@ const (
 // Store keeps what this node holds for the volumes of other members. Safe for concurrent
 // use. It implements exchange.Holder.
 type Store struct {
-	cfg  StoreConfig
-	used atomic.Int64
+	cfg    StoreConfig
+	opened time.Time
+	used   atomic.Int64
 
 	mu      sync.Mutex // guards volumes; a held's is never taken under it
 	volumes map[content.VolumeID]*held
@@ -83,7 +84,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 	if cfg.fail == nil {
 		cfg.fail = func(step) error { return nil }
 	}
-	s := &Store{cfg: cfg, volumes: map[content.VolumeID]*held{}}
+	s := &Store{cfg: cfg, opened: time.Now(), volumes: map[content.VolumeID]*held{}}
 	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("holders: %w", err)
 	}
@@ -238,13 +239,26 @@ func (s *Store) forget(h *held) {
 // looked at: longer than a new holder takes to be filled, before its record names it.
 const sweepAfter = time.Hour
 
-// Said is what a volume's record says, to a holder of it.
+// Said is what the record of a volume's name says, to a holder of it.
 type Said struct {
-	ID     content.VolumeID
-	Epoch  uint64
-	Base   content.Position // the record has everything up to there
-	Holder bool             // names this node as one
-	Gone   bool             // it says that the name was freed, or is another volume's
+	// Version is the record's; ID is none where it says that the name was freed.
+	Version uint64
+	ID      content.VolumeID
+	Epoch   uint64
+	Base    content.Position // the record has everything up to there
+	Holder  bool             // names this node as one
+}
+
+// frees reports whether nobody can need any more what is held of a volume for a claim. A
+// volume whose name was freed, or given to another since, is no more; epochs of a name begin
+// behind the versions that its record had before, so that an old one is not taken for that.
+// Who is taking a volume over may be about to name this node, until the record has an epoch
+// as late.
+func (s Said) frees(id content.VolumeID, c wire.Claim) bool {
+	if s.ID != id {
+		return s.Version >= c.Epoch
+	}
+	return !s.Holder && s.Epoch >= c.Epoch
 }
 
 // Sweep lets go of what records say is not needed any more, of volumes that nobody has
@@ -264,12 +278,12 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Co
 		}
 		said, err := record(ctx, n.name)
 		switch {
-		case err != nil || said.ID != h.id && !said.Gone || said.Epoch < n.claim.Epoch && !said.Gone:
-		case said.Gone, !said.Holder:
+		case err != nil:
+		case said.frees(h.id, n.claim):
 			if err := h.sweep(n.claim); err == nil {
 				went++
 			}
-		case said.Base.Seq > n.base.Seq:
+		case said.ID == h.id && said.Epoch >= n.claim.Epoch && said.Base.Seq > n.base.Seq:
 			if err := h.drop(wire.Drop{Claim: n.claim, Base: said.Base}); err != nil {
 				s.cfg.Log.Warn("what a volume's record has can't be dropped", "volume", n.name, "err", err)
 			}

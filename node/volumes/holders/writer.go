@@ -41,11 +41,14 @@ const (
 	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
 	// it was taken over.
 	ownedAfter = 3 * time.Second
+	// nextAfter is how often a flush looks for whom to ask, where there is nobody yet.
+	nextAfter = 50 * time.Millisecond
 	// recordAfter is how long a writer waits before it writes a record again.
 	recordAfter = time.Second
-	// pledgedFor is how long a holder that has promised itself to another epoch is waited
-	// for: whoever is taking the volume over has written the record by then, or has died.
-	pledgedFor = 30 * time.Second
+	// goneAfter is for how long who is taking a volume over says nothing to a holder before
+	// it is taken to be gone, and who has the volume by the record goes on: more than a round
+	// at the origin takes, much less than FlushWait.
+	goneAfter = 5 * time.Second
 )
 
 // Lane carries requests to holders: *exchange.Exchange.
@@ -57,13 +60,17 @@ type Lane interface {
 type Journal interface {
 	ReadSegments(w io.Writer, after content.Position, most int64) (content.Position, int64, error)
 	End() content.Position
+	Sealed() []volume.Segment
 }
 
 // WriterConfig is what a Writer is built from.
 type WriterConfig struct {
-	// Claim is the volume, its epoch and the incarnation, which the record has by now. What
-	// holders promise may be a later epoch, where they had promised one to who did not come.
+	// Claim is the volume, its epoch and the incarnation, as the record has them. This
+	// process has written the volume from the epoch Since on, when its journal ended with
+	// the entry Began.
 	Claim wire.Claim
+	Since uint64
+	Began uint64
 	Name  string
 	// Ancestors are other volumes with whose segments the journal may begin.
 	Ancestors []content.VolumeID
@@ -76,10 +83,13 @@ type WriterConfig struct {
 	Lane    Lane
 	// Live are the members of the farm that are alive, but for this one.
 	Live func() []trust.PublicKey
-	// Revise writes the record over the one known last, also where nothing changes;
-	// ErrFenced means that the epoch is not this node's any more, another error that it may
-	// have been written.
+	// Revise writes the record over the one known last; ErrFenced means that the epoch is
+	// not this node's any more, another error that it may have been written.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	// Outbid writes to the record that its node has an epoch later than the given one, and
+	// returns which it has; with an error it may have been written, ErrFenced as for Revise.
+	// A writer under that epoch follows this one.
+	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
 	// Fills has room for FillsMax, and is shared by the writers of a node.
@@ -92,8 +102,7 @@ type WriterConfig struct {
 // Writer has others hold what a volume writes. Use: NewWriter, Run. It implements
 // volume.Persister: a flush waits until all holders that the record names have it.
 type Writer struct {
-	cfg   WriterConfig
-	floor uint64 // what this disk began with
+	cfg WriterConfig
 
 	mu      sync.Mutex // guards what follows
 	state   *quorum.State
@@ -119,13 +128,14 @@ func NewWriter(cfg WriterConfig, floor uint64) *Writer {
 		cfg.Now = time.Now
 	}
 	return &Writer{
-		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, floor), floor: floor, feeders: map[trust.PublicKey]*feeder{},
+		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, floor), feeders: map[trust.PublicKey]*feeder{},
 		changed: make(chan struct{}), halted: make(chan struct{}), through: cfg.Through,
 	}
 }
 
 // Run follows the holders until ctx ends, or the volume was taken over: then it fails
-// with ErrFenced, as all flushes do from then on.
+// with ErrFenced, as all flushes do from then on; with ErrClosed where it is this node's
+// under a later epoch.
 func (w *Writer) Run(ctx context.Context, j Journal) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -217,7 +227,7 @@ func (w *Writer) step(e quorum.Event) {
 	for _, a := range w.state.Step(e) {
 		switch a := a.(type) {
 		case quorum.Follow:
-			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K, more: make(chan struct{}, 1), claim: w.cfg.Claim}
+			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K, more: make(chan struct{}, 1)}
 			w.feeders[a.Member] = f
 			w.begin(f.run)
 		case quorum.Leave:
@@ -256,13 +266,6 @@ func (w *Writer) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.stopped
-}
-
-// outbid has holders promise themselves to a later epoch than that from now on.
-func (w *Writer) outbid(epoch uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.cfg.Claim.Epoch = max(w.cfg.Claim.Epoch, epoch+1)
 }
 
 // Want changes how many holders there are, and whether flushes go on without.
@@ -310,7 +313,8 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // Persist implements volume.Persister. ErrUnavailable means that too few holders could be
-// reached for FlushWait, ErrFenced that the volume was taken over.
+// reached for FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
+// not whom to ask any more.
 func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Position) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
 	defer cancel()

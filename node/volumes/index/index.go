@@ -61,8 +61,6 @@ type Entry struct {
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
 	Ancestors []content.VolumeID `json:"ancestors,omitempty"`
-	// Rolling is the snapshot that it is being rolled back to.
-	Rolling string `json:"rolling,omitempty"`
 }
 
 // ViewsDir holds the folders of snapshots that are looked at; a start removes them.
@@ -146,7 +144,7 @@ func Load(dir string, at func(step string)) (*Index, error) {
 		if !f.IsDir() || half(f.Name()) != "" || f.Name() == orphansDir || f.Name() == ViewsDir {
 			continue
 		}
-		e, err := x.read(filepath.Join(dir, f.Name()))
+		e, err := x.read(filepath.Join(dir, f.Name()), f.Name())
 		if other, taken := x.entries[e.Name]; err == nil && taken {
 			err = fmt.Errorf("%w: folder %s is a volume %q too; move one of them away", content.ErrConflict, other.Folder(), e.Name)
 		}
@@ -170,7 +168,8 @@ func half(name string) string {
 	return ""
 }
 
-func (x *Index) read(folder string) (e Entry, err error) {
+// read reads what a folder says that is to be called after its volume.
+func (x *Index) read(folder, called string) (e Entry, err error) {
 	b, err := os.ReadFile(filepath.Join(folder, FileName))
 	body := b[:max(0, len(b)-len(entrySum(nil)))]
 	if err == nil && string(b[len(body):]) != entrySum(body) {
@@ -185,8 +184,7 @@ func (x *Index) read(folder string) (e Entry, err error) {
 	if err == nil {
 		e.Volume, err = catalog.DecodeVolume(x.codec, e.Record)
 	}
-	switch {
-	case err == nil && e.Folder() != strings.TrimSuffix(filepath.Base(folder), halfMade):
+	if err == nil && e.Folder() != called {
 		err = fmt.Errorf("it is of the volume in folder %s, of which this is a copy: move it away", e.Folder())
 	}
 	if err != nil {
@@ -223,7 +221,7 @@ func (x *Index) Sweep() error {
 
 // complete makes a volume of a folder that has all of one but its name.
 func (x *Index) complete(path string) error {
-	e, err := x.read(path)
+	e, err := x.read(path, strings.TrimSuffix(filepath.Base(path), halfMade))
 	if old, here := x.Get(e.Name); err == nil && here && old.ID == e.ID && e.Empty {
 		return x.Replace(e)
 	}
@@ -275,7 +273,11 @@ func (x *Index) Has(id content.VolumeID) bool {
 func (x *Index) Sorted() []Entry {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return slices.SortedFunc(maps.Values(x.entries), func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+	out := make([]Entry, 0, len(x.entries))
+	for _, name := range slices.Sorted(maps.Keys(x.entries)) { // names alone are moved by that
+		out = append(out, x.entries[name])
+	}
+	return out
 }
 
 // Free fails when a volume can't have a name, or there are too many.
@@ -470,14 +472,14 @@ func spaceError(err error) error {
 	return err
 }
 
-// OrphanDir is the folder that has the data of an orphan of this node.
-func (x *Index) OrphanDir(s catalog.Snapshot) (string, error) {
+// Orphan returns the folder that has the data of an orphan of this node, and what it says.
+func (x *Index) Orphan(s catalog.Snapshot) (dir string, e Entry, err error) {
 	if e, ok := x.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
-		return x.Path(e), nil
+		return x.Path(e), e, nil
 	}
-	dir := x.Aside(s.ID, s.Epoch)
-	_, err := os.Stat(dir)
-	return dir, err
+	dir = x.Aside(s.ID, s.Epoch)
+	e, err = x.read(dir, s.ID.String())
+	return dir, e, err
 }
 
 // Reached notes that a snapshot is waited for no more.

@@ -140,7 +140,7 @@ func TestFlippedBits(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(folder, FileName), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if e, err := x.read(folder); !errors.Is(err, content.ErrCorrupt) {
+		if e, err := x.read(folder, filepath.Base(folder)); !errors.Is(err, content.ErrCorrupt) {
 			t.Fatalf("bit %d: %+v, %v", i, e, err)
 		}
 	}

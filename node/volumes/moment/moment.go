@@ -11,6 +11,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -76,7 +77,7 @@ func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []jou
 	if err != nil {
 		return m, errors.Join(err, gone())
 	}
-	if m, err = OpenFolder(ctx, cfg, body, folder); err != nil {
+	if m, err = OpenFolder(ctx, cfg, body, fold.Ancestors(segments, body.ID), folder); err != nil {
 		return m, errors.Join(err, gone())
 	}
 	closed := m.Close
@@ -84,14 +85,10 @@ func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []jou
 	return m, nil
 }
 
-// OpenFolder opens a volume's folder to be read: all that it has.
-func OpenFolder(ctx context.Context, cfg Config, body catalog.Snapshot, dir string) (Moment, error) {
-	c := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Base: body.Base, Kept: []content.Position{body.At}, ReadOnly: body.Orphan, Log: cfg.Log}
-	for _, s := range body.Segments {
-		if s.Volume != body.ID {
-			c.Ancestors = append(c.Ancestors, s.Volume)
-		}
-	}
+// OpenFolder opens a volume's folder, which begins with segments of its ancestors, to be
+// read: all that it has.
+func OpenFolder(ctx context.Context, cfg Config, body catalog.Snapshot, ancestors []content.VolumeID, dir string) (Moment, error) {
+	c := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Ancestors: ancestors, Base: body.Base, Kept: []content.Position{body.At}, ReadOnly: body.Orphan, Log: cfg.Log}
 	if body.Head != nil {
 		src, err := cfg.Root(ctx, *body.Head, body.Lineage)
 		if err != nil {

@@ -140,6 +140,29 @@ func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, 
 	return none, Busy()
 }
 
+// RemoveSnapshot deletes a snapshot that its volume is not being rolled back to, and returns
+// what it was. Who rolls a volume back writes the snapshot's record after the volume's: so one
+// of the two is seen here.
+func (x Records) RemoveSnapshot(ctx context.Context, id string) (catalog.Snapshot, error) {
+	for range Tries {
+		r, body, err := x.Snapshot(ctx, id)
+		if err != nil {
+			return body, err
+		}
+		_, now, err := x.SureVolume(ctx, body.Volume)
+		switch {
+		case err != nil && !errors.Is(err, content.ErrNotFound):
+			return body, fmt.Errorf("snapshot %s: whether its volume needs it can't be told: %w", id, err)
+		case err == nil && now.ID == body.ID && now.Rolling == body.Number && !body.Orphan:
+			return body, fmt.Errorf("snapshot %s: %w: volume %s is being rolled back to it; attach that, and it is completed", id, content.ErrConflict, body.Volume)
+		}
+		if err = x.Registry.Delete(ctx, r); !IsOvertaken(err) {
+			return body, err
+		}
+	}
+	return catalog.Snapshot{}, Busy()
+}
+
 // Busy says that Tries were not enough.
 func Busy() error {
 	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)

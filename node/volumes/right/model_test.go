@@ -254,6 +254,9 @@ func TestNobodyWritesWhatIsAnothers(t *testing.T) {
 				}
 			},
 			"look": func(rt *rapid.T) { w.happen(any(rt), Due{}) },
+			"outbid": func(rt *rapid.T) {
+				w.happen(any(rt), Outbid{Epoch: w.body.Epoch + rapid.Uint64Range(0, 3).Draw(rt, "more")})
+			},
 			"stand still": func(rt *rapid.T) {
 				n := any(rt)
 				n.gaps, n.gapAt = n.gaps+1, w.now
@@ -304,5 +307,32 @@ func TestADiskThatIsOld(t *testing.T) {
 	after, deeds := Step(s, Sighted{Body: catalog.Volume{Holder: self, Epoch: 5, Incarnation: 3, State: catalog.Attached}})
 	if after.Stage != Lost || fmt.Sprint(deeds) != "[stop]" {
 		t.Errorf("it is %s, %v", after.Stage, deeds)
+	}
+}
+
+// TestOutbid: an epoch that holders have promised to who did not come is passed over, by
+// who has the volume, once, and by who takes it.
+func TestOutbid(t *testing.T) {
+	self := trust.PublicKey{1}
+	mine := catalog.Volume{Holder: self, Epoch: 3, Incarnation: 2, State: catalog.Attached}
+	s := State{Self: self, Process: 2, Stamp: Stamp{3, 2}, Here: true, Stage: Serving}
+	s, deeds := Step(s, Outbid{7})
+	if s, deeds = Step(s, Sighted{Body: mine}); fmt.Sprint(deeds) != "[keep open commit]" || s.Next() != (Stamp{8, 2}) || s.IsSure() {
+		t.Errorf("%v, %v", deeds, s.Next())
+	}
+	s, _ = Step(s, Written{})
+	mine.Epoch = 8
+	if _, deeds = Step(s, Outbid{5}); fmt.Sprint(deeds) != "[read]" || !s.IsSure() {
+		t.Errorf("%v, %+v", deeds, s)
+	}
+	if _, deeds = Step(s, Sighted{Body: mine}); len(deeds) > 0 {
+		t.Errorf("%v, and epoch 8 is later than all that was promised", deeds)
+	}
+	heir := State{Self: trust.PublicKey{2}, Process: 5}
+	heir, _ = Step(heir, Asked{Wish{Takeover: true}})
+	heir, _ = Step(heir, Sighted{Body: mine})
+	heir, _ = Step(heir, Outbid{11})
+	if heir, _ = Step(heir, Written{}); heir.Stamp != (Stamp{12, 5}) {
+		t.Errorf("%+v", heir.Stamp)
 	}
 }

@@ -62,6 +62,9 @@ type State struct {
 	// those of commits since that may have arrived.
 	Stamp Stamp
 	Tried []Stamp
+	// Past is an epoch after which the next one comes: somebody has promised it to who did
+	// not take it.
+	Past uint64
 	// Wish is what the attach that is under way asks for.
 	Wish Wish
 	// Seen is the record by which the next epoch is taken.
@@ -97,6 +100,8 @@ type (
 	StoodStill struct{}
 	// Due: it is time to look at the record.
 	Due struct{}
+	// Outbid: the next epoch is to be taken, and to be later than this.
+	Outbid struct{ Epoch uint64 }
 )
 
 func (Asked) event()      {}
@@ -107,6 +112,7 @@ func (Overtaken) event()  {}
 func (Unwritten) event()  {}
 func (StoodStill) event() {}
 func (Due) event()        {}
+func (Outbid) event()     {}
 
 // Deed is what is to be done about a volume.
 type Deed string
@@ -133,6 +139,10 @@ const (
 func (s State) MayAcknowledge(alone bool) bool {
 	return s.Stage == Serving || alone && slices.Contains([]Stage{Unconfirmed, Confirming, Uncommitted}, s.Stage)
 }
+
+// IsSure reports whether the last record that was seen is this node's, under the stamp that
+// it has.
+func (s State) IsSure() bool { return s.Stage == Serving || s.Stage == Checking }
 
 // IsMine reports whether a record is as this node wrote it.
 func (s State) IsMine(body catalog.Volume) bool {
@@ -183,6 +193,11 @@ func Step(s State, e Event) (State, []Deed) {
 		case Serving, Checking, Unconfirmed:
 			return s, []Deed{Read}
 		}
+	case Outbid:
+		if s.Past = max(s.Past, e.Epoch); s.Stage == Taking {
+			return s.take(s.Seen), nil
+		}
+		return Step(s, Due{})
 	}
 	return s, nil
 }
@@ -222,14 +237,14 @@ func (s State) sighted(e Sighted) (State, []Deed) {
 // take notes the stamp that is going to be committed over a record. It is tried before
 // it is sent: if this process ends before the answer, the next knows it.
 func (s State) take(over catalog.Volume) State {
-	next, own := Stamp{max(over.Epoch, s.Stamp.Epoch) + 1, s.Process}, slices.Clone(s.Tried)
+	next, own := Stamp{max(over.Epoch, s.Stamp.Epoch, s.Past) + 1, s.Process}, slices.Clone(s.Tried)
 	if slices.Contains(own, StampOf(over)) {
 		own = []Stamp{StampOf(over)} // the others were made from what this one has replaced
 	}
 	for _, t := range own {
 		next.Epoch = max(next.Epoch, t.Epoch+1)
 	}
-	if i := slices.IndexFunc(own, func(t Stamp) bool { return t.Incarnation == s.Process && t.Epoch > over.Epoch }); i >= 0 {
+	if i := slices.IndexFunc(own, func(t Stamp) bool { return t.Incarnation == s.Process && t.Epoch > max(over.Epoch, s.Past) }); i >= 0 {
 		next = own[i] // it is sent again
 	}
 	own = append(slices.DeleteFunc(own, func(t Stamp) bool { return t == next }), next)
@@ -243,7 +258,7 @@ func (s State) confirmed(e Sighted, mine bool) (State, []Deed) {
 	case !mine || e.Body.State == catalog.Released:
 		s.Stage = Lost
 		return s, []Deed{Shut, Stop}
-	case s.Stage == Unconfirmed:
+	case s.Stage == Unconfirmed, s.Stage == Serving && s.Past >= s.Stamp.Epoch:
 		s.Stage = Confirming
 		return s.take(e.Body), []Deed{Keep, Open, Commit}
 	case s.Stage == Checking:

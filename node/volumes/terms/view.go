@@ -141,26 +141,32 @@ func OfDisk(failed error) (State, string) {
 	return StateFailed, fmt.Sprintf("%v; what was flushed before is safe: mend the disk, then detach and attach the volume", failed)
 }
 
-// states counts the volumes of each state, when the metrics are asked for.
+// states counts the volumes of each state, and what of them is on this node's disk alone or
+// its holders', when the metrics are asked for.
 type states struct {
-	list func() []View
-	desc *prometheus.Desc
+	list      func() []View
+	desc, lag *prometheus.Desc
 }
 
 // Metrics counts what list returns, whenever it is collected.
 func Metrics(list func() []View) prometheus.Collector {
-	return states{list, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil)}
+	return states{
+		list, prometheus.NewDesc("grange_volumes", "Volumes of this node by state.", []string{"state"}, nil),
+		prometheus.NewDesc("grange_volumes_lag_bytes", "Bytes of this node's volumes that are not in the bucket.", nil, nil),
+	}
 }
 
 // Describe implements prometheus.Collector.
-func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
+func (s states) Describe(out chan<- *prometheus.Desc) { out <- s.desc; out <- s.lag }
 
 // Collect implements prometheus.Collector.
 func (s states) Collect(out chan<- prometheus.Metric) {
-	count := map[State]int{}
+	count, lag := map[State]int{}, int64(0)
 	for _, view := range s.list() {
 		count[view.State]++
+		lag += view.Lag
 	}
+	out <- prometheus.MustNewConstMetric(s.lag, prometheus.GaugeValue, float64(lag))
 	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
 		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}

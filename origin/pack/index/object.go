@@ -3,9 +3,14 @@ package index
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
@@ -105,4 +110,68 @@ func putOnce(ctx context.Context, to bucket.Bucket, key string, b []byte) error 
 		return nil
 	}
 	return err
+}
+
+func cachePath(cfg Config) string {
+	var names []string
+	for _, s := range cfg.Scopes {
+		names = append(names, s.String())
+	}
+	slices.Sort(names)
+	sum := content.Sum([]byte(strings.Join(names, "\n")))
+	return filepath.Join(cfg.Dir, "packs-"+hex.EncodeToString(sum[:8])+indexSuffix)
+}
+
+// readCacheFile reads the cache; one that is absent, or not kept, is fs.ErrNotExist.
+func readCacheFile(cfg Config) (packs []Pack, sources []string, err error) {
+	if cfg.Dir == "" {
+		return nil, nil, fs.ErrNotExist
+	}
+	b, err := os.ReadFile(cachePath(cfg))
+	if err != nil {
+		return nil, nil, err
+	}
+	return decodeIndex(b)
+}
+
+// replaceCacheFile replaces the cache. It is not synced: a torn file is seen by its
+// checksum and read anew.
+func replaceCacheFile(cfg Config, packs []Pack, sources []string) error {
+	b, err := encodeIndex(packs, sources)
+	if err == nil {
+		err = os.MkdirAll(cfg.Dir, 0o700)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(cfg.Dir, ".packs-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), cachePath(cfg))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// A mark lies beside the index objects, so that importers list both at once.
+const (
+	suspectSuffix = ".suspect"
+	suspectMagic  = "grange-suspect/1\n"
+)
+
+// Suspect marks a pack, of which a frame was read that is not what the pack's own
+// directory says. From then on no member's word for the pack counts, and importers read
+// what they reuse of it first: content that is imported again is stored anew where it is
+// damaged. A false mark costs them those reads and nothing else, so whoever may write to
+// the bucket may set one. It stays when there is one.
+func Suspect(ctx context.Context, to bucket.Bucket, id pack.ID) error {
+	if err := putOnce(ctx, to, string(content.KeyIndexes)+string(id)+suspectSuffix, []byte(suspectMagic)); err != nil {
+		return fmt.Errorf("mark pack %s as suspect: %w", id, err)
+	}
+	return nil
 }

@@ -1,0 +1,188 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// confirm has a node look at the records of its volumes.
+func (w *world) confirm(t *testing.T) {
+	w.lookAtOwned(t.Context(), right.NewLooks(0, w.now))
+}
+
+// TestTakerThatDied: holders have promised themselves to who was about to take a volume
+// over, and is gone. Who has it by the record goes on with its flushes, no disk is
+// fenced, and who takes the volume over after that has all of it.
+func TestTakerThatDied(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	for i := range uint64(2) {
+		body, err := p.store.body("disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.b.cfg.Holders.Inherit(t.Context(), "disk", body, 77+i, filepath.Join(t.TempDir(), "inherited")); err != nil {
+			t.Fatal(err)
+		}
+		p.a.flushed(t, "disk", want, 2+i)
+		if after, err := p.store.body("disk"); err != nil || after.Epoch <= body.Epoch+1 || after.Incarnation != body.Incarnation {
+			t.Errorf("the record says epoch %d of %x, and holders were promised to %d; %v", after.Epoch, after.Incarnation, body.Epoch+1, err)
+		}
+	}
+	old := p.a.device("disk")
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+	if err := old.front.WriteAt(t.Context(), make([]byte, 512), 0, true); err == nil {
+		t.Error("a flush is acknowledged after a takeover")
+	}
+}
+
+// TestHoldersConfirmedLater: a volume that others hold, started while the origin was away,
+// is held under the epoch that it has once the origin is back.
+func TestHoldersConfirmedLater(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a = p.again(t, p.a, 0)
+	p.store.down = true
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", want, 5, 2)
+	p.store.down = false
+	p.a.confirm(t)
+	p.a.flushed(t, "disk", want, 3)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
+// gated lets nothing pass until it is open.
+type gated struct {
+	holders.Lane
+	open chan struct{}
+}
+
+func (l gated) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	<-l.open
+	return l.Lane.Ask(ctx, to, m)
+}
+
+// TestRolledBackDiskIsNotHeld: a disk that is an older copy, served while the origin is
+// away and written to until it has as many entries as its holders have, brings them none
+// of those, and takes no flush once the origin is back.
+func TestRolledBackDiskIsNotHeld(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	e, _ := p.a.index.Get("disk")
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.CopyFS(old, os.DirFS(p.a.index.Path(e))); err != nil {
+		t.Fatal(err)
+	}
+	p.a.flushed(t, "disk", want, 2)
+	p.a.stop(t)
+	if err := errors.Join(os.RemoveAll(p.a.index.Path(e)), os.CopyFS(p.a.index.Path(e), os.DirFS(old))); err != nil {
+		t.Fatal(err)
+	}
+	p.a = p.again(t, p.a, 0)
+	lane := gated{p.a.cfg.Holders.Lane, make(chan struct{})}
+	p.a.cfg.Holders.Lane = lane
+	p.store.down = true
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", make([]byte, testSize), 60, 9) // more than it lacks
+	close(lane.open)
+	brief, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := p.a.device("disk").front.Flush(brief); err == nil {
+		t.Error("a flush is acknowledged before anybody knows whose the volume is")
+	}
+	p.store.down = false
+	p.a.confirm(t)
+	if err := p.a.device("disk").front.Flush(t.Context()); !errors.Is(err, content.ErrFenced) {
+		t.Errorf("a flush of a disk that was rolled back: %v", err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
+// TestHoldersOfBefore: who has taken a volume over, and takes another epoch later, names
+// those who hold it by then, not those who did at first.
+func TestHoldersOfBefore(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:1"})
+	p.a.flushed(t, "disk", want, 1)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	a := p.b.device("disk")
+	var named []byte
+	if err := a.revise(t.Context(), func(body *catalog.Volume) error {
+		i := slices.IndexFunc(p.all, func(k trust.PublicKey) bool { return k != p.b.cfg.Self && !slices.Contains(body.Holders, k) })
+		body.Holders[0] = p.all[i]
+		named = p.all[i][:]
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p.store.down = true
+	if err := a.happen(t.Context(), right.StoodStill{}); err != nil {
+		t.Fatal(err)
+	}
+	p.store.down = false
+	p.b.confirm(t)
+	if body, err := p.store.body("disk"); err != nil || !slices.Equal(body.Holders[0][:], named) {
+		t.Errorf("it names %x, want %x; %v", body.Holders, named, err)
+	}
+}
+
+// TestHoldersKnowTheName: what holders have of a volume that was made while the origin was
+// away, and whose name was taken meanwhile, is under the name that it has got.
+func TestHoldersKnowTheName(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.store.down = true
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.fill(t, "disk", want, 5, 1)
+	p.store.down = false
+	p.b.put(t, "disk", Spec{Size: testSize})
+	for _, name := range []string{"disk", "disk.node"} {
+		if err := p.a.commitLater(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.a.device("disk.node").happen(t.Context(), right.StoodStill{}); err != nil { // as the pulse finds its gate shut
+		t.Fatal(err)
+	}
+	p.a.flushed(t, "disk.node", want, 2)
+	asked := 0
+	for _, s := range p.of {
+		s.Sweep(t.Context(), time.Now().Add(24*time.Hour), func(_ context.Context, name string) (holders.Said, error) {
+			if asked++; name != "disk.node" {
+				t.Errorf("a holder asks for the record of %q", name)
+			}
+			return holders.Said{}, content.ErrUnavailable
+		})
+	}
+	if asked < 2 {
+		t.Errorf("%d holders have something", asked)
+	}
+}

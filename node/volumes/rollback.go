@@ -1,0 +1,105 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Rollback makes a volume what it was at a snapshot of it, which becomes durable before:
+// what differs is written anew, so that its journal only ever goes on, and the snapshots
+// since stay. Nobody may have it open. Its record says so until that is done, and whoever
+// serves the volume completes it before anybody reads: after a failure, a crash, or a
+// takeover by another node.
+func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
+	defer v.turn(name)()
+	defer during(&err, "roll volume %q back to %s", name, id)
+	a, err := v.served(ctx, name)
+	if err != nil {
+		return View{}, err
+	}
+	number, err := v.mayRoll(ctx, a, id)
+	if err != nil {
+		return View{}, err
+	}
+	var noted error
+	err = v.close(ctx, name, false, func(a *attached) { noted = a.rollTo(ctx, id, number) })
+	e, here := v.index.Get(name)
+	if d := v.device(name); here && d == nil {
+		err = errors.Join(err, v.attach(ctx, e, Spec{}))
+	}
+	if err = errors.Join(noted, err); err != nil {
+		return View{}, err
+	}
+	return v.Get(name)
+}
+
+// mayRoll returns the number of a snapshot that a volume can be rolled back to.
+func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, error) {
+	_, body, err := v.records().Snapshot(ctx, id)
+	_, now, _ := a.record()
+	switch {
+	case err != nil:
+		return 0, err
+	case body.ID != now.ID || body.Orphan:
+		return 0, fmt.Errorf("%w: it is a snapshot of another volume, or an orphan: make a new one, --from %s", content.ErrConflict, body.Ref())
+	case a.folds == nil:
+		return 0, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+	case a.disk != nil:
+		return 0, fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
+	case !body.Durable:
+		err = v.Settle(ctx, id, nil)
+	}
+	if err == nil {
+		err = v.doors.Unused(ctx, a.Name())
+	}
+	return body.Number, err
+}
+
+// rollTo has the record of a volume that nobody uses say that it is being rolled back. The
+// snapshot's record is written once more then: who removes one looks at the volume's
+// before, and at what it has read of the snapshot's when it does so.
+func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
+	err := a.revise(ctx, func(body *catalog.Volume) error { body.Rolling = number; return nil })
+	if err != nil {
+		return err
+	}
+	_, err = a.v.records().ChangeSnapshot(ctx, id, func(*catalog.Snapshot) bool { return true })
+	if errors.Is(err, content.ErrNotFound) {
+		err = errors.Join(err, a.rolled(ctx))
+	}
+	return err
+}
+
+func (a *attached) rolled(ctx context.Context) error {
+	return a.revise(ctx, func(body *catalog.Volume) error { body.Rolling = 0; return nil })
+}
+
+// roll writes what differs from the snapshot that the volume is being rolled back to, and is
+// done when the record says no more that it is.
+func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
+	if a.folds == nil {
+		return fmt.Errorf("%w: it is being rolled back to %s@%d: attach it for writing", content.ErrUnavailable, e.Name, e.Rolling)
+	}
+	ref := content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Rolling}
+	defer during(&err, "roll it back to %s, as was asked for", ref)
+	was, err := a.v.momentOfSnapshot(ctx, ref.RecordName(), a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, was.Close()) }()
+	now, err := a.v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: e.Name}, a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, now.Close()) }()
+	if err = moment.Restore(ctx, a.v.nodes, now, was); err != nil {
+		return err
+	}
+	return a.rolled(ctx)
+}

@@ -1,0 +1,168 @@
+package volumes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// newRolled has a volume with a snapshot, and returns what that is, and what is now.
+func newRolled(t *testing.T, p *pair) (was, now []byte) {
+	was = imageBytes()
+	p.a.put(t, "disk", Spec{From: refOf(t, "image:debian"), Size: testSize})
+	p.a.fill(t, "disk", was, 10, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	now = bytes.Clone(was)
+	p.a.fill(t, "disk", now, 10, 2)
+	return was, now
+}
+
+// halfRolled leaves the volume as a crash in the middle of a rollback does, with what that
+// has written in the bucket.
+func (p *pair) halfRolled(t *testing.T, was []byte) {
+	t.Helper()
+	a := p.a.device("disk")
+	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.rollTo(t.Context(), "disk@1", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.vol.WriteAt(t.Context(), was[:testSize/2], 0, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.folds.Run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSnapshotOfARollbackStays: while a volume is being rolled back to it nobody removes it,
+// here or elsewhere; the next start completes that, and then it may go.
+func TestSnapshotOfARollbackStays(t *testing.T) {
+	p := newPair(t)
+	was, _ := newRolled(t, p)
+	p.halfRolled(t, was)
+	for _, w := range []*world{p.a, p.b} {
+		if err := w.RemoveSnapshot(t.Context(), "disk@1"); !errors.Is(err, content.ErrConflict) {
+			t.Errorf("removed while it is needed: %v", err)
+		}
+	}
+	p.a = p.a.again(t)
+	p.join(p.a)
+	if err := p.a.RemoveSnapshot(t.Context(), "disk@1"); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("removed before the start has completed it: %v", err)
+	}
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.is(t, "disk", was)
+	if err := p.b.RemoveSnapshot(t.Context(), "disk@1"); err != nil {
+		t.Error(err)
+	}
+	p.a.is(t, "disk", was)
+}
+
+// TestTakeoverOfARollback: whoever takes the volume over completes it before anybody reads.
+func TestTakeoverOfARollback(t *testing.T) {
+	p := newPair(t)
+	was, _ := newRolled(t, p)
+	p.halfRolled(t, was)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", was)
+	if body, err := p.store.body("disk"); err != nil || body.Rolling != 0 {
+		t.Errorf("%+v, %v", body, err)
+	}
+}
+
+// TestRollbackThatFails in its middle: nobody reads a mixture; what is tried again completes
+// it, and what the guest writes from then on stays.
+func TestRollbackThatFails(t *testing.T) {
+	p := newPair(t)
+	away := false
+	p.a.cfg.Origin = func() (bucket.Bucket, error) {
+		if away {
+			return nil, content.ErrUnavailable
+		}
+		return p.shelf.bucket, nil
+	}
+	was, _ := newRolled(t, p)
+	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+		t.Fatal(err)
+	}
+	away = true
+	if _, err := p.a.Rollback(t.Context(), "disk", "disk@1"); err == nil {
+		t.Fatal("it was rolled back to what can't be read")
+	}
+	if _, _, err := (exports{p.a.Volumes}).Lookup(t.Context(), "disk"); err == nil || p.a.state(t, "disk") != terms.StateFailed {
+		t.Errorf("it is served half rolled back: %v", err)
+	}
+	away = false
+	p.a.now = p.a.now.Add(tryAfterMax)
+	p.a.serveLater(t.Context(), "disk")
+	p.a.is(t, "disk", was)
+	p.a.fill(t, "disk", was, 3, 9)
+	p.a = p.a.again(t)
+	p.join(p.a)
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.is(t, "disk", was)
+}
+
+// TestRollbackBesideItsRemoval: of the two one is told that the other was first, whenever
+// they meet.
+func TestRollbackBesideItsRemoval(t *testing.T) {
+	for _, kind := range []content.Kind{content.KindVolume, content.KindSnapshot} {
+		p := newPair(t)
+		was, now := newRolled(t, p)
+		if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+			t.Fatal(err)
+		}
+		var removed error
+		x := &racing{store: p.store, kind: kind, do: func() { removed = p.b.RemoveSnapshot(t.Context(), "disk@1") }}
+		p.a.cfg.Registry = x
+		_, err := p.a.Rollback(t.Context(), "disk", "disk@1")
+		switch {
+		case removed == nil && errors.Is(err, content.ErrNotFound):
+			p.a.is(t, "disk", now)
+		case errors.Is(removed, content.ErrConflict) && err == nil:
+			p.a.is(t, "disk", was)
+		default:
+			t.Errorf("%s: rolled back: %v; removed: %v", kind, err, removed)
+		}
+		if body, err := p.store.body("disk"); err != nil || body.Rolling != 0 {
+			t.Errorf("%+v, %v", body, err)
+		}
+	}
+	p := newPair(t) // who removes it has looked at the volume already
+	was, _ := newRolled(t, p)
+	var rolled error
+	p.b.cfg.Registry = &deleting{p.store, func() { _, rolled = p.a.Rollback(t.Context(), "disk", "disk@1") }}
+	if err := p.b.RemoveSnapshot(t.Context(), "disk@1"); err != nil || rolled != nil {
+		t.Errorf("removed: %v; rolled back: %v", err, rolled)
+	}
+	p.a.is(t, "disk", was)
+}
+
+// deleting is a registry in which something happens before the next deletion.
+type deleting struct {
+	*store
+	do func()
+}
+
+func (d *deleting) Delete(ctx context.Context, base catalog.Record) error {
+	if do := d.do; do != nil {
+		d.do = nil
+		do()
+	}
+	return d.store.Delete(ctx, base)
+}
