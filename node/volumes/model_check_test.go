@@ -128,7 +128,7 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	if body.Size < v.size {
 		return fmt.Errorf("it has %d bytes, and was grown to %d", body.Size, v.size)
 	}
-	if v.owner == nil { // nobody has served it yet
+	if v.owner == nil || body.Rolling != 0 { // nobody has served it yet, or it is on its way
 		return nil
 	}
 	found, err := b.observe(catalog.Snapshot{ID: body.ID, Size: body.Size, Epoch: body.Epoch, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
@@ -291,7 +291,7 @@ func (b *book) checkOrphan(r catalog.Record, v *modelVolume, body catalog.Snapsh
 		}
 	}
 	switch {
-	case v.removed:
+	case v.removed || p != nil && p.mixed:
 		return nil
 	case p == nil:
 		return fmt.Errorf("%s had no epoch %d of it", m, body.Epoch)

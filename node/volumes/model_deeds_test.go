@@ -231,6 +231,16 @@ func (w *model) acknowledged(r *rapid.T, v *modelVolume, m *member, a *attached)
 	}
 }
 
+// acknowledgedAfter is of a call that had the volume be something else, and flushed.
+func (w *model) acknowledgedAfter(r *rapid.T, v *modelVolume, m *member, now *state) {
+	a := m.device(v.name)
+	if a == nil || a.vol == nil {
+		w.fatal(r, "%s does not serve %q any more", m, v.name)
+	}
+	v.places[m].now, v.places[m].device, v.places[m].maybe, v.rolling = now, a.vol, nil, nil
+	w.acknowledged(r, v, m, a)
+}
+
 // churn makes a journal of many segments, which are joined.
 func (w *model) churn(r *rapid.T) {
 	m, v, a := w.served(r)
@@ -417,12 +427,9 @@ func (w *model) rollback(r *rapid.T) {
 		_, err := m.Rollback(context.Background(), v.name, fmt.Sprintf("%s@%d", v.name, number))
 		return err
 	}, func(how how) {
-		if how != done {
-			p.maybe = append(p.maybe, next)
-			return
+		if v.rolling = next; how == done {
+			w.acknowledgedAfter(r, v, m, next)
 		}
-		p.now = next
-		w.acknowledged(r, v, m, a)
 	})
 }
 
@@ -479,7 +486,11 @@ func (w *model) remove(r *rapid.T) {
 	if v == nil {
 		return
 	}
-	v.purged = v.purged || spec.Purge
+	if body, err := w.farm.said(name); spec.Purge && (err != nil || body.ID == v.id && (body.Holder == m.key || body.State == catalog.Released)) {
+		for _, other := range w.byID { // else they are of another's
+			other.purged = other.purged || other.name == name
+		}
+	}
 	w.deed(r, m, "remove "+name, false, func() error { return m.Remove(context.Background(), name, spec) }, func(how) {})
 }
 
@@ -544,7 +555,11 @@ func (w *model) after(r *rapid.T) {
 	}
 	clear(w.making) // what is to be there is by now
 	for _, v := range w.byID {
-		v.naming = nil
+		if v.naming = nil; v.rolling != nil {
+			if body, err := w.farm.said(v.name); err != nil || body.Rolling == 0 {
+				v.rolling = nil
+			}
+		}
 	}
 }
 
@@ -588,7 +603,7 @@ func (w *model) leftBehind(r *rapid.T) {
 	for _, v := range w.byID {
 		for _, p := range v.behind {
 			name := fmt.Sprintf("%s@e%d-orphan", v.name, p.epoch)
-			if v.removed || v.purged || v.owner.now.has(p.now) {
+			if v.removed || v.purged || p.mixed || v.owner.now.has(p.now) {
 				continue
 			}
 			_, body, err := p.m.records().Snapshot(context.Background(), name)

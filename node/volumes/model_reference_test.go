@@ -112,6 +112,7 @@ type modelVolume struct {
 	behind   []*place // what stayed with those that it was taken from
 	snaps    map[uint64]*modelSnap
 	naming   *state // what a snapshot is of whose number was not told
+	rolling  *state // that whoever serves it next may bring it back to
 	removed  bool   // its name is free, or another's
 	purged   bool   // its snapshots go, or went
 }
@@ -125,6 +126,7 @@ type place struct {
 	maybe  []*state // that it may be as well
 	synced *state   // what a loss of power leaves at least
 	torn   bool     // it had one since
+	mixed  bool     // it was left in the middle of a rollback
 }
 
 // may are the states that it may have been left with.
@@ -185,6 +187,8 @@ func (b *book) settle(m *member, a *attached) error {
 		err = b.settleBorn(v, m, found)
 	case p != nil && p.device == a.vol:
 		err = p.settleSame(found)
+	case v.rolling != nil && slices.Equal(found, v.rolling.disk) && body.Holder == m.key && body.Rolling == 0:
+		b.settleRolled(v, m)
 	case p == v.owner && v.passed && body.Holder == m.key: // it may have been another's in between, of which nobody has seen anything
 		if err = p.settleAgain(found); err != nil {
 			err = b.settleTaken(v, m, found)
@@ -268,6 +272,18 @@ func (p *place) settleAgain(d disk) error {
 	return nil
 }
 
+// settleRolled is of a member that has brought the volume back to a snapshot.
+func (b *book) settleRolled(v *modelVolume, m *member) {
+	s := &state{v.owner.now, v.rolling.disk}
+	if v.owner.m != m {
+		v.owner.mixed = true
+		v.behind = append(v.behind, v.owner)
+		v.owner = &place{m: m}
+		v.places[m], v.released, v.passed = v.owner, false, false
+	}
+	v.owner.now, v.owner.synced, v.owner.maybe, v.owner.torn, v.rolling = s, s, nil, false, nil
+}
+
 // settleTaken is of a member that has the volume from another.
 func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	var s *state
@@ -299,12 +315,15 @@ func (b *book) acknowledge(v *modelVolume, m *member, a *attached) error {
 	}
 	b.acks[epoch] = m
 	b.flushes++
+	if a != m.device(v.name) {
+		return fmt.Errorf("%s has acknowledged a flush of %q by a device that it serves no more", m, v.name)
+	}
 	p.synced = p.now
-	if body.Policy == "local" {
+	if body.Policy == catalog.PolicyLocal || v.promised.has(p.now) { // nothing is new
 		return nil
 	}
 	if now, err := b.farm.said(v.name); err != nil || stampText(now) != stampText(body) || now.ID != v.id {
-		return fmt.Errorf("%s has acknowledged a flush of %q as %s (%s), and the record says %s, %w", m, v.name, stampText(body), body.Policy, stampText(now), err)
+		return fmt.Errorf("%s has acknowledged a flush of %q as %s (%s), and the record says %s, %v", m, v.name, stampText(body), body.Policy, stampText(now), err)
 	}
 	v.promised = p.now
 	return nil
