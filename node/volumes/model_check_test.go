@@ -124,7 +124,7 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	if v == nil {
 		return errors.New("nobody has made it")
 	}
-	b.farm.log = append(b.farm.log, fmt.Sprintf("  %s: epoch %d of %s, %s, %s, %d holders, from %d through %d", name, body.Epoch, b.farm.member(body.Holder), body.State, body.Policy, len(body.Holders), body.Base.Seq, body.Through().Seq))
+	b.farm.note("  %s: epoch %d of %s, %s, %s, %d holders, from %d through %d", name, body.Epoch, b.farm.member(body.Holder), body.State, body.Policy, len(body.Holders), body.Base.Seq, body.Through().Seq)
 	if body.Size < v.size {
 		return fmt.Errorf("it has %d bytes, and was grown to %d", body.Size, v.size)
 	}
@@ -242,7 +242,7 @@ func (b *book) checkSnapshot(r catalog.Record, body catalog.Snapshot) error {
 	case v.snaps[body.Number] == nil && v.naming == nil:
 		return errors.New("nobody has made it")
 	case v.snaps[body.Number] == nil:
-		v.snaps[body.Number] = &modelSnap{state: v.naming}
+		v.snaps[body.Number] = &modelSnap{state: v.naming, at: v.places[b.farm.member(body.Holder)]}
 	}
 	s := v.snaps[body.Number]
 	if s.durable && !body.Durable {
@@ -258,7 +258,7 @@ func (b *book) checkSnapshot(r catalog.Record, body catalog.Snapshot) error {
 	} else {
 		m := b.farm.member(body.Holder)
 		a := m.device(v.name)
-		if a == nil || a.folds == nil || a.err != nil {
+		if a == nil || a.folds == nil || a.err != nil || v.places[m] != s.at {
 			return nil
 		}
 		if found, err = b.visit(m, body); errors.Is(err, content.ErrUnavailable) {

@@ -43,10 +43,7 @@ func (w *model) fatal(r *rapid.T, format string, args ...any) {
 	r.Fatal(regexp.MustCompile(`[0-9a-zA-Z]{16,}|/dev/shm/[^ ]*`).ReplaceAllString(text, "..."))
 }
 
-// note keeps what was done, for who reads of a failure.
-func (w *model) note(format string, args ...any) {
-	w.farm.log = append(w.farm.log, fmt.Sprintf(format, args...))
-}
+func (w *model) note(format string, args ...any) { w.farm.note(format, args...) }
 
 // settled reports whether nothing keeps a member from doing what it is asked for.
 func (w *model) settled() bool {
@@ -398,7 +395,7 @@ func (w *model) snapshot(r *rapid.T) {
 	w.deed(r, m, "snapshot "+wait+v.name, w.fit(m, v, a), func() error {
 		view, err := m.Snapshot(context.Background(), v.name, SnapshotSpec{Wait: wait})
 		if err == nil && !m.cable.isDead() {
-			v.snaps[view.Number] = &modelSnap{state: p.now, durable: view.Durable}
+			v.snaps[view.Number] = &modelSnap{state: p.now, at: p, durable: view.Durable}
 		}
 		return err
 	}, func(how) {})
@@ -490,6 +487,9 @@ func (w *model) remove(r *rapid.T) {
 		for _, other := range w.byID { // else they are of another's
 			other.purged = other.purged || other.name == name
 		}
+	}
+	for _, p := range v.behind { // its folder is what is removed
+		p.mixed = p.mixed || p.m == m
 	}
 	w.deed(r, m, "remove "+name, false, func() error { return m.Remove(context.Background(), name, spec) }, func(how) {})
 }

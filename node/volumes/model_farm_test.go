@@ -160,6 +160,24 @@ type member struct {
 
 func (m *member) String() string { return fmt.Sprintf("node%d", m.at) }
 
+// log has what a member says of trouble be beside what is done.
+func (m *member) log() *slog.Logger {
+	return slog.New(slog.NewTextHandler(m, &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
+// Write is for the log.
+func (m *member) Write(b []byte) (int, error) {
+	m.farm.note("    %s says: %s", m, bytes.TrimSpace(b))
+	return len(b), nil
+}
+
+// note keeps what was done, for who reads of a failure.
+func (f *farm) note(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log = append(f.log, fmt.Sprintf(format, args...))
+}
+
 // begin starts the processes of a member in its folder.
 func (m *member) begin() {
 	f := m.farm
@@ -193,8 +211,8 @@ func (m *member) begin() {
 			}
 			return trust.PublicKey{}, "", content.ErrNotFound
 		},
-		Call: c.call, Holders: &holders.Farm{Self: m.key, Lane: c, Live: c.live, Fills: make(chan struct{}, holders.FillsMax), Log: slog.New(slog.DiscardHandler)},
-		Clock: func() time.Duration { return m.slept }, At: c.at,
+		Call: c.call, Holders: &holders.Farm{Self: m.key, Lane: c, Live: c.live, Fills: make(chan struct{}, holders.FillsMax), Log: m.log()},
+		Clock: func() time.Duration { return m.slept }, At: c.at, Log: m.log(),
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -126,7 +126,7 @@ type place struct {
 	maybe  []*state // that it may be as well
 	synced *state   // what a loss of power leaves at least
 	torn   bool     // it had one since
-	mixed  bool     // it was left in the middle of a rollback
+	mixed  bool     // it was left in the middle of a rollback, or removed
 }
 
 // may are the states that it may have been left with.
@@ -135,6 +135,7 @@ func (p *place) may() []*state { return append([]*state{p.now}, p.maybe...) }
 // modelSnap is a snapshot.
 type modelSnap struct {
 	state   *state
+	at      *place // that has it, while it is not durable
 	durable bool
 	going   bool // it may be gone
 }

@@ -474,7 +474,7 @@ func spaceError(err error) error {
 
 // Orphan returns the folder that has the data of an orphan of this node, and what it says.
 func (x *Index) Orphan(s catalog.Snapshot) (dir string, e Entry, err error) {
-	if e, ok := x.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
+	if e, ok := x.Get(s.Volume); ok && (e.Taken != "" || e.Orphan) && e.ID == s.ID && e.Epoch == s.Epoch {
 		return x.Path(e), e, nil
 	}
 	dir = x.Aside(s.ID, s.Epoch)
