@@ -590,6 +590,10 @@ func (w *model) last(r *rapid.T) {
 		}
 		w.after(r)
 		a := m.device(name)
+		if err := a.folds.Run(context.Background(), fold.Safe); err != nil { // holders that lack what was compacted begin there
+			w.fatal(r, "when all is well, a fold of %q: %v", name, err)
+		}
+		time.Sleep(calm)
 		if err := a.front.Flush(context.Background()); err != nil {
 			w.fatal(r, "when all is well, a flush of %q: %v", name, err)
 		}
