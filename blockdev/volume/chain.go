@@ -60,8 +60,8 @@ func (v *Volume) createSegment(h journal.Header) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.step("file"); room > 0 {
-		v.step("reused")
+	if v.cfg.Step("file"); room > 0 {
+		v.cfg.Step("reused")
 	}
 	if _, err := f.WriteAt(h.Encode(), 0); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))

@@ -67,7 +67,7 @@ func (d *life) open() {
 	}
 	v, err := Open(d.config())
 	must(d.t, err)
-	v.step = d.step
+	v.cfg.Step = d.step
 	d.v, d.gone, d.older, d.notes = v, map[string][]byte{}, map[string][]byte{}, nil
 	expectAny(d.t, v, d.since)
 	p := make([]byte, testSize)

@@ -41,7 +41,7 @@ func (v *Volume) Seal(context.Context) (content.Position, error) {
 	v.freezeAt(p)
 	v.mu.Unlock()
 	v.turns.pass()
-	v.step("ended")
+	v.cfg.Step("ended")
 	if err := v.flush(everything); err != nil {
 		v.Release(p)
 		return content.Position{}, fmt.Errorf("seal: %w", err)
@@ -364,7 +364,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 		if errs = append(errs, err); err == nil {
 			spares = append(spares, kept...)
 		}
-		v.step("removed")
+		v.cfg.Step("removed")
 	}
 	v.work.Go(func() {
 		var errs []error

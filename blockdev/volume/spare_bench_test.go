@@ -21,7 +21,7 @@ func BenchmarkSyncedWrites(b *testing.B) {
 			v, err := Open(cfg)
 			must(b, err)
 			reused, segments := 0, 0
-			v.step = func(name string) {
+			v.cfg.Step = func(name string) {
 				switch name {
 				case "file":
 					segments++

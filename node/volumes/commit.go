@@ -133,15 +133,19 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 // registered notes that the name of an uncommitted volume has a record: its own, or
 // another's, and then it gets another name.
 func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
-	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, right.StampOf(body)) {
+	if body.ID != e.ID {
 		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	}
+	mine := body.Holder == v.cfg.Self && slices.Contains(e.Tried, right.StampOf(body))
+	if !mine { // it was registered, and is another's by now: the next look at its record finds that
+		body = e.Volume
 	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
 		a.vol.Enter(body.Epoch)
 		a.mu.Lock()
 		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
-		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
+		if a.base, a.body = &r, body; mine && body.Incarnation == v.incarnation {
 			a.right.Stage = right.Serving
 		}
 		a.mu.Unlock()
