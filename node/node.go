@@ -95,7 +95,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	steps := []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork}
 	serves := servicesOf(cfg.Role)
 	if serves.origin {
-		steps = append(steps, n.openOrigin)
+		steps = append(steps, func(ctx context.Context) error { return n.unlessAwaited("its origin", n.origin.open(ctx)) })
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openNames)
 	if serves.volumes {
@@ -119,10 +119,6 @@ func (n *Node) openCache(context.Context) (err error) {
 		n.cfg.Log.Warn("the disk has no room for all of the cache's quota", "quota", s.Quota, "room", s.Limit)
 	}
 	return nil
-}
-
-func (n *Node) openOrigin(ctx context.Context) error {
-	return n.unlessAwaited("its origin", n.origin.open(ctx))
 }
 
 // unlessAwaited drops the error of a part that volumes can be served without, if

@@ -74,7 +74,6 @@ func RootOf(k records.Known) fetch.Root {
 	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
 }
 
-// begin starts long work on an image.
 func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
 	if err := content.KindImage.CheckName(name); err != nil {
 		return operations.View{}, err

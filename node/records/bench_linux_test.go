@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 const benchNames = 100_000

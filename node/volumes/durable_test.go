@@ -3,11 +3,13 @@ package volumes
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -115,4 +117,39 @@ func TestSnapshotOfAFoldThatFails(t *testing.T) {
 			t.Errorf("restart %t: %+v, %v", restart, view, err)
 		}
 	}
+}
+
+// TestPolicyChangesBesideAFold, to `origin`, and a snapshot waits: what is flushed from then
+// on is found by who takes the volume over, whatever becomes of the fold.
+func TestPolicyChangesBesideAFold(t *testing.T) {
+	p := newPair(t)
+	at := &busy{Bucket: p.shelf.bucket, space: content.KeyJournals}
+	p.a.cfg.Origin = func() (bucket.Bucket, error) { return at, nil }
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 10, 1)
+	at.do = func() {
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Error(err)
+		}
+		p.a.fill(t, "disk", shadow, 3, 2)
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Error(err)
+		}
+		p.a.put(t, "disk", Spec{Durability: catalog.PolicyOrigin})
+		p.a.fill(t, "disk", shadow, 3, 3)
+		p.a.flush(t, "disk")
+	}
+	a := p.a.device("disk")
+	if err := a.folds.Run(t.Context(), fold.Safe); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("a fold that is behind the flushes: %v", err)
+	}
+	snapshots := 0
+	p.store.fault = func() (before, after bool) { snapshots++; return false, snapshots == 2 } // it ends behind the place of the first
+	if err := a.folds.Run(t.Context(), fold.Safe); err == nil {
+		t.Error("it did not end there")
+	}
+	p.store.fault = nil
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", shadow)
 }

@@ -3,18 +3,15 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
-	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -32,13 +29,8 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		Root: func(ctx context.Context, head pack.Head) (volume.Source, error) {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
-		Pending: func() (out []content.Position) {
-			for _, w := range a.waiting() {
-				out = append(out, w.At)
-			}
-			return out
-		},
-		Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Pending: func() []content.Position { return a.waiting().Places() },
+		Dir:     a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 	})
 }
 
@@ -49,7 +41,11 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	err := every(ctx, func() {
 		_ = v.each(func(name string, a *attached) error {
 			_, _, st := a.record()
-			if a.vol == nil || a.folds == nil {
+			if a.vol == nil {
+				return nil
+			}
+			a.vol.Yield()
+			if a.folds == nil {
 				return nil
 			}
 			a.folds.GiveWay()
@@ -68,23 +64,23 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// waiting are the snapshots that are not durable yet. Those that have a place already are
+// waiting says which snapshots are not durable yet. Those that have a place already are
 // noted, and have their records, once nobody is placing one.
-func (a *attached) waiting() []index.Waiting {
+func (a *attached) waiting() index.Entry {
 	a.placing.Lock()
 	defer a.placing.Unlock()
 	e, _ := a.v.index.Get(a.Name())
-	return e.Waiting
+	return e
 }
 
 // settle makes those snapshots durable that the volume's record reaches.
 func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
-	for _, w := range a.waiting() {
+	for _, w := range a.waiting().Waiting {
 		n := 1 + slices.IndexFunc(now.Segments, func(s content.SegmentRef) bool { return s.Through == w.At })
 		if n == 0 && now.Base != w.At {
 			continue
 		}
-		if err := a.v.makeDurable(ctx, a.Name(), w, now, n); err != nil {
+		if err := a.v.records().MakeDurable(ctx, content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: w.Number}, now, n); err != nil {
 			return err
 		}
 		if err := a.v.index.Reached(a.Name(), w); err != nil {
@@ -93,36 +89,6 @@ func (a *attached) settle(ctx context.Context, now catalog.Volume) error {
 		a.vol.Release(w.At)
 	}
 	return nil
-}
-
-// makeDurable has the record of a snapshot name what the volume's does up to there. One
-// that has no record was given up.
-func (v *Volumes) makeDurable(ctx context.Context, name string, w index.Waiting, now catalog.Volume, segments int) error {
-	ref := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: w.Number}
-	_, err := v.records().ChangeSnapshot(ctx, ref.RecordName(), func(body *catalog.Snapshot) bool {
-		if body.Durable || body.ID != now.ID {
-			return false
-		}
-		body.Head, body.Lineage, body.Base, body.Segments, body.Durable = now.Head, now.Lineage, now.Base, now.Segments[:segments], true
-		return true
-	})
-	if errors.Is(err, content.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-// readable returns the bucket, for segments that others have put there.
-func (v *Volumes) readable() (bucket.Bucket, error) {
-	if v.cfg.Origin == nil {
-		return nil, fmt.Errorf("%w: this node has no origin to read segments from", content.ErrUnavailable)
-	}
-	return v.cfg.Origin()
-}
-
-// stored are segments of a record at the origin, and those behind them.
-func (v *Volumes) stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
-	return fold.Adopted(ctx, append(fold.InBucket(v.readable, refs), tails...))
 }
 
 // tails are those of a volume whose flushes go to the origin, nil for others.

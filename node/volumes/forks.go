@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/moment"
@@ -53,12 +52,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		if err != nil {
 			return moment.Parent{}, err
 		}
-		p, err := moment.ParentAt(m.Vol, body)
-		if err != nil {
-			return p, errors.Join(err, m.Close())
-		}
-		p.Done = func() { _ = m.Close() } // it was read only
-		return p, nil
+		return m.Parent(body)
 	}
 	if !body.Durable {
 		who, _ := v.cfg.Holder(ctx, body.Holder)
@@ -69,18 +63,13 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 
 // parentInBucket is what the bucket has.
 func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (moment.Parent, error) {
-	return moment.Parent{Known: known, Segments: v.stored(ctx, known.Segments, nil)}, nil
+	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}, nil
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first
 // that others name what is there, so that its node leaves that alone.
 func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent, error) {
-	body, err := v.records().ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
-		through := body.Through().Seq
-		shares := through > body.Shared
-		body.Shared = max(through, body.Shared)
-		return shares
-	})
+	body, err := v.records().Share(ctx, name)
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -131,22 +131,28 @@ func (v *Volumes) takenError(e index.Entry) error {
 
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
-	for _, e := range v.index.Sorted() {
-		if e.Taken == "" || e.Orphan || e.Empty || ctx.Err() != nil {
-			continue
+	for folder, e := range v.index.Orphans() {
+		if ctx.Err() != nil {
+			return
 		}
-		if err := v.keepOrphan(ctx, e); err != nil {
+		if err := v.keepOrphan(ctx, folder, e); err != nil {
 			v.cfg.Log.Warn("what was taken from this node, and is on its disk alone, is no snapshot yet", "volume", e.Name, "err", err)
 		}
 	}
 }
 
 // keepOrphan makes a snapshot of what is left here of a volume that was taken away.
-func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
-	dirty, err := index.HasJournal(v.index.Path(e))
+func (v *Volumes) keepOrphan(ctx context.Context, folder string, e index.Entry) error {
+	dirty, err := index.HasJournal(folder)
 	var end content.Position
 	if err == nil && dirty {
-		end, err = v.endOf(e)
+		c := v.journalOf(e)
+		if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
+			end = a.vol.End()
+		} else {
+			c.Dir = folder
+			end, err = moment.End(c)
+		}
 	}
 	if err == nil && dirty {
 		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
@@ -157,20 +163,5 @@ func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
 	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
 		return err
 	}
-	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
-	return err
-}
-
-// endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(e index.Entry) (content.Position, error) {
-	if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
-		return a.vol.End(), nil
-	}
-	c := v.journalOf(e)
-	c.ReadOnly = true
-	vol, err := volume.Open(c)
-	if err != nil {
-		return content.Position{}, err
-	}
-	return vol.End(), vol.Close()
+	return v.index.Named(folder, e)
 }

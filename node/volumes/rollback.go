@@ -55,9 +55,6 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 	case !body.Durable:
 		err = v.Settle(ctx, id, nil)
 	}
-	if err == nil {
-		err = v.doors.Unused(ctx, a.Name())
-	}
 	return body.Number, err
 }
 
@@ -98,7 +95,7 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = moment.Restore(ctx, a.v.nodes, now, was); err != nil {
+	if err = moment.Restore(ctx, a.v.bucket().Nodes, now, was); err != nil {
 		return err
 	}
 	return a.rolled(ctx)

@@ -367,9 +367,11 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	a := v.newAttached(e, spec)
 	if a.err = a.bring(ctx, e); a.err != nil {
-		a.err = errors.Join(a.err, a.drop())
+		a.err = errors.Join(a.err, a.drop(a.err))
 	}
-	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+	now, here := v.index.Get(e.Name)
+	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
+	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
@@ -406,10 +408,12 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 		if err := d.disk.Stop(ctx, force); err != nil {
 			return err
 		}
-	case !force:
-		if err := v.doors.Unused(ctx, name); err != nil {
+	default:
+		open, err := d.users.Shut(ctx, force)
+		if err != nil {
 			return err
 		}
+		defer open()
 	}
 	v.setDevice(name, nil)
 	if d == nil || d.vol == nil {

@@ -87,7 +87,6 @@ func (r Record) FirstSeen() time.Time {
 	return r.Modified
 }
 
-// prefix begins the keys of a namespace; the name follows.
 func prefix(space content.Kind) string {
 	return string(content.KeyRecords) + string(space.Space()) + "/"
 }
@@ -249,7 +248,6 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	return c.commit(ctx, ch, current)
 }
 
-// commit seals the change and writes it over the base.
 func (c *Catalog) commit(ctx context.Context, ch Change, base Record) (Record, error) {
 	e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Version: base.Version + 1, SignedAt: c.cfg.Now(), Farm: ch.Farm, Tombstone: ch.Delete, Body: ch.Body}
 	e.Commit = trust.NewCommit()

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // losing returns a store that loses the reply of each every-th write, of none with

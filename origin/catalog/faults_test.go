@@ -12,11 +12,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/buckettest"
+	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 

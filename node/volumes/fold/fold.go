@@ -100,6 +100,8 @@ type Fold struct {
 	// end is up to where the record has the journal: kept, so that the next segment
 	// begins just there. Zero is none.
 	end content.Position
+	// tailed says that the one under way began where a tail ends.
+	tailed bool
 }
 
 // New builds a Fold of a volume that is open.
@@ -141,7 +143,9 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
 	}
-	through, err := f.Seal(ctx)
+	tails := f.cfg.Tails()
+	f.tailed = tails != nil
+	through, err := f.seal(ctx, tails)
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
 	}
@@ -167,9 +171,12 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 }
 
 // Seal ends the open segment of the journal and returns where that is: a place that a
-// snapshot may name, which is kept until it is given to Release. Under the policy `origin` all up to there is in the bucket then.
-func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
-	if tails := f.cfg.Tails(); tails != nil {
+// snapshot may name, which is kept until it is given to Release. Under the policy `origin`
+// all up to there is in the bucket then, where a tail ends.
+func (f *Fold) Seal(ctx context.Context) (content.Position, error) { return f.seal(ctx, f.cfg.Tails()) }
+
+func (f *Fold) seal(ctx context.Context, tails *Tails) (content.Position, error) {
+	if tails != nil {
 		return tails.seal(ctx, f.cfg.Journal)
 	}
 	return f.cfg.Journal.Seal(ctx)
@@ -179,6 +186,9 @@ func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
 // snapshot's record names what the volume's does up to there.
 func (f *Fold) settle(ctx context.Context, store bucket.Bucket) error {
 	for _, at := range f.cfg.Pending() {
+		if f.cfg.Journal.Keep(at) == nil { // also once its snapshot needs it no more
+			defer f.cfg.Journal.Release(at)
+		}
 		if err := f.move(ctx, store, at, Safe); err != nil {
 			return err
 		}
@@ -286,11 +296,16 @@ func (f *Fold) isThere(ctx context.Context, store bucket.Bucket, ref content.Seg
 	return nil
 }
 
-// revise changes the record that was built on, says when, and goes past a step.
+// revise changes the record that was built on, says when, and goes past a step. Where
+// flushes went to the origin since the fold began, their tails may come by the place where
+// that ends, and nobody would find them from there.
 func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change func(*catalog.Volume)) error {
 	err := f.cfg.Revise(ctx, func(v *catalog.Volume) error {
 		if v.Base != was.Base || !slices.Equal(v.Segments, was.Segments) {
 			return fmt.Errorf("the record, which has all up to %v now, %w meanwhile", v.Through(), content.ErrConflict)
+		}
+		if v.Policy == catalog.PolicyOrigin && !f.tailed {
+			return fmt.Errorf("flushes go to the origin by now, as they did not when it began: %w; the next one takes them along", content.ErrConflict)
 		}
 		change(v)
 		v.FoldedAt = f.cfg.Now()

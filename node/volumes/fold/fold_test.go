@@ -17,9 +17,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestSegmentsThenChunks: what is written goes to the bucket as a segment, and as chunks

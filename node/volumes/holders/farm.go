@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 
@@ -163,6 +164,9 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	case g.closed || g.journal == nil && k > 0:
 		return nil, content.ErrClosed
 	case k == 0:
+		if g.journal != nil {
+			g.journal.Held(math.MaxUint64)
+		}
 		return nil, nil
 	case g.writer == nil && !sure:
 		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())

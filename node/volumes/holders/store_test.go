@@ -21,11 +21,11 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

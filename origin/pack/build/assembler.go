@@ -92,7 +92,6 @@ type stored struct {
 	first, isNew bool
 }
 
-// count counts what was stored.
 func (p stored) count(s *Stats) {
 	if p.first {
 		s.StoredBytes += uint64(p.at.Length)
@@ -103,7 +102,6 @@ func (p stored) count(s *Stats) {
 	}
 }
 
-// name counts it as a chunk of the image, too.
 func (p stored) name(s *Stats) {
 	p.count(s)
 	s.Chunks++
@@ -137,7 +135,6 @@ func (a *assembler) store(ctx context.Context, j *job) (stored, error) {
 	return stored{at, true, isNew}, nil
 }
 
-// name puts a chunk into the map.
 func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error {
 	a.refs.count(c, 1)
 	m, ok := a.mappers[1].add(&a.packs, index, c)
@@ -162,7 +159,6 @@ func (a *assembler) ahead(index uint64, c named) error {
 	return nil
 }
 
-// turn names a chunk that was stored before its turn.
 func (a *assembler) turn(ctx context.Context, index uint64) error {
 	c, ok := a.waiting[index]
 	if delete(a.waiting, index); !ok {
@@ -308,7 +304,6 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 	return c, nil
 }
 
-// finish places the map, root and manifest and ships the last pack.
 func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, error) {
 	a.depth = root.Shape().Depth()
 	for level := 1; level <= a.depth; level++ {
@@ -379,7 +374,6 @@ func (a *assembler) placeManifest(ctx context.Context, root pack.ID) (pack.Exten
 // manifestMore is what one more pack adds to a manifest, at most, in bytes.
 const manifestMore = pack.IDSizeMax + 8
 
-// encodeManifest counts the packs of the map, and the others.
 func (a *assembler) encodeManifest(others ...pack.ID) (v content.Verified, err error) {
 	if a.manifest.Packs, err = a.refs.sorted(a.packs.IDs(), others); err != nil {
 		return v, err

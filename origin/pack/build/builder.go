@@ -330,7 +330,6 @@ func (b *Builder) may(at content.Pos) error {
 	return nil
 }
 
-// begin returns a free job, as soon as there is one.
 func (b *Builder) begin(ctx context.Context) (*job, error) {
 	select {
 	case j := <-b.free:
@@ -449,7 +448,6 @@ func (b *Builder) Abort() {
 	_ = b.group.Wait() // the caller gave up: nobody is left to tell
 }
 
-// counter keeps the Stats of a Builder.
 type counter struct {
 	report func(Stats)
 	mu     sync.Mutex // guards stats and serializes report

@@ -74,7 +74,6 @@ func (f *fold) run(ctx context.Context, changes iter.Seq2[Change, error]) error 
 	return f.name(ctx, math.MaxUint64)
 }
 
-// before reports whether the next change is below that index.
 func (f *fold) before(end uint64) bool { return len(f.changed) > 0 && f.changed[0] < end }
 
 // name puts the changes below an index into the map.
