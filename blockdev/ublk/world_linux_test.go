@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	if number := os.Getenv(breakVariable); number != "" {
 		exit(breakRecovery(number))
 	}
-	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048, Newest: os.Getenv("NEWEST") != ""}))
+	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 2048}))
 }
 
 // memory is a device in memory that can be told to misbehave by range.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
@@ -17,13 +19,23 @@ import (
 type busy struct {
 	bucket.Bucket
 	space content.KeySpace
+	mu    sync.Mutex // guards what follows
 	do    func()
+	fail  bool // the next one is not stored
 }
 
 func (b *busy) Put(ctx context.Context, key string, body bucket.Body, cond bucket.Condition) (bucket.Info, error) {
-	if do := b.do; do != nil && strings.HasPrefix(key, string(b.space)) {
-		b.do = nil
-		do()
+	if strings.HasPrefix(key, string(b.space)) {
+		b.mu.Lock()
+		do, fail := b.do, b.fail
+		b.do, b.fail = nil, false
+		b.mu.Unlock()
+		if do != nil {
+			do()
+		}
+		if fail {
+			return bucket.Info{}, content.ErrForbidden
+		}
 	}
 	return b.Bucket.Put(ctx, key, body, cond)
 }
@@ -107,13 +119,13 @@ func TestSnapshotOfAFoldThatFails(t *testing.T) {
 		}
 		p.a.now = p.a.now.Add(tryAfterMax)
 		a := p.a.device("disk")
-		if !a.folds.IsDue() {
+		if !a.folds.IsDue(new(fold.Pace)) {
 			t.Fatalf("restart %t: a snapshot waits, and nothing is due", restart)
 		}
 		if err := a.folds.Run(t.Context(), fold.Safe); err != nil {
 			t.Fatal(err)
 		}
-		if view, err := p.a.FindSnapshot(t.Context(), "disk@1"); err != nil || !view.Durable || a.folds.IsDue() {
+		if view, err := p.a.FindSnapshot(t.Context(), "disk@1"); err != nil || !view.Durable || a.folds.IsDue(new(fold.Pace)) {
 			t.Errorf("restart %t: %+v, %v", restart, view, err)
 		}
 	}
@@ -152,4 +164,43 @@ func TestPolicyChangesBesideAFold(t *testing.T) {
 	p.store.fault = nil
 	p.b.put(t, "disk", Spec{Takeover: true})
 	p.b.is(t, "disk", shadow)
+}
+
+// TestVolumesShareTheirPacks: many small volumes that are folded together, one of which is
+// another's by now, and a pack that can't be stored: all others are in the bucket.
+func TestVolumesShareTheirPacks(t *testing.T) {
+	const volumes = 8
+	p := newPair(t)
+	at := &busy{Bucket: p.shelf.bucket, space: content.KeyPacks}
+	p.a.cfg.Origin = func() (bucket.Bucket, error) { return at, nil }
+	shadows := map[string][]byte{}
+	for i := range uint64(volumes) {
+		name := fmt.Sprintf("disk%d", i)
+		shadows[name] = make([]byte, testSize)
+		p.a.put(t, name, Spec{Size: testSize})
+		p.a.fill(t, name, shadows[name], 5, i)
+	}
+	before := len(p.shelf.bucket.Keys("packs/"))
+	p.b.put(t, "disk0", Spec{Takeover: true})
+	for round := range uint64(3) {
+		at.mu.Lock()
+		at.fail = round == 1
+		at.mu.Unlock()
+		var folds sync.WaitGroup
+		for name, shadow := range shadows {
+			p.a.fill(t, name, shadow, 3, round*100)
+			folds.Go(func() {
+				if err := p.a.device(name).folds.Run(t.Context(), fold.Chunks); (err != nil) != (name == "disk0") {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		folds.Wait()
+		for name, shadow := range shadows {
+			if name != "disk0" && !bytes.Equal(p.b.exported(t, "volume:"+name+"?at=folded"), shadow) {
+				t.Errorf("round %d: %s has other bytes in the bucket", round, name)
+			}
+		}
+	}
+	t.Logf("%d packs for %d folds", len(p.shelf.bucket.Keys("packs/"))-before, 3*volumes)
 }

@@ -18,8 +18,8 @@ import (
 )
 
 // parallelFolds bounds the folds of a node that are under way: each reads the disk and
-// fills the uplink.
-const parallelFolds = 4
+// fills the uplink; those that are small share packs.
+const parallelFolds = 8
 
 // newFolds is for a volume that was just opened.
 func (a *attached) newFolds(e index.Entry) *fold.Paced {
@@ -30,7 +30,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
 		},
 		Pending: func() []content.Position { return a.waiting().Places() },
-		Dir:     a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Packs:   a.v.packs, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 	})
 }
 
@@ -38,19 +38,20 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 func (v *Volumes) keepFolding(ctx context.Context) error {
 	var group errgroup.Group
 	group.SetLimit(parallelFolds)
+	var pace fold.Pace
 	err := every(ctx, func() {
-		_ = v.each(func(name string, a *attached) error {
+		pace.Begin(v.Count(), v.cfg.Now())
+		for name, a := range v.open.All() { // in no order, so that the pace favours none
 			_, _, st := a.record()
-			if a.vol == nil {
-				return nil
+			if a.vol != nil {
+				a.vol.Yield()
 			}
-			a.vol.Yield()
-			if a.folds == nil {
-				return nil
+			if a.vol == nil || a.folds == nil {
+				continue
 			}
 			a.folds.GiveWay()
-			if st.Stage != right.Serving || !a.folds.IsDue() {
-				return nil
+			if st.Stage != right.Serving || !a.folds.IsDue(&pace) {
+				continue
 			}
 			group.TryGo(func() error {
 				if err := a.folds.Run(ctx, fold.Safe); err != nil && ctx.Err() == nil {
@@ -58,8 +59,7 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 				}
 				return nil
 			})
-			return nil
-		})
+		}
 	})
 	return errors.Join(err, group.Wait())
 }

@@ -58,12 +58,12 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		who, _ := v.cfg.Holder(ctx, body.Holder)
 		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, who)
 	}
-	return v.parentInBucket(ctx, body)
+	return v.parentInBucket(ctx, body), nil
 }
 
 // parentInBucket is what the bucket has.
-func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (moment.Parent, error) {
-	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}, nil
+func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) moment.Parent {
+	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first
@@ -73,5 +73,5 @@ func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed})
+	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed}), nil
 }

@@ -31,6 +31,8 @@ type modelled struct {
 
 func (m modelled) state() terms.State {
 	switch {
+	case m.released:
+		return terms.StateReleased
 	case !m.attached:
 		return terms.StateDetached
 	case !m.committed:

@@ -20,17 +20,16 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err er
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
 	a, err := v.served(ctx, name)
-	if err != nil {
-		return View{}, err
+	var number uint64
+	if err == nil {
+		number, err = v.mayRoll(ctx, a, id)
 	}
-	number, err := v.mayRoll(ctx, a, id)
 	if err != nil {
 		return View{}, err
 	}
 	var noted error
 	err = v.close(ctx, name, false, func(a *attached) { noted = a.rollTo(ctx, id, number) })
-	e, here := v.index.Get(name)
-	if d := v.device(name); here && d == nil {
+	if e, here := v.index.Get(name); here && v.device(name) == nil {
 		err = errors.Join(err, v.attach(ctx, e, Spec{}))
 	}
 	if err = errors.Join(noted, err); err != nil {

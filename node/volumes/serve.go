@@ -18,7 +18,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // skipsOrigin reports whether a start goes on without the origin, which has not answered
@@ -102,7 +101,7 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
 	cfg.Followed = k > 0
 	if e.Head != nil {
-		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
+		root := fetch.Root{Head: e.Widest(a.v.codec), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
 			return err
 		}
@@ -137,15 +136,6 @@ func (a *attached) isCurrent(e index.Entry) error {
 		e.Taken = fmt.Sprintf("its disk ends with entry %d, and the bucket has it up to %d: the disk is an older copy, and `grange volume attach %s --takeover` goes on with what the bucket has", end.Seq, through.Seq, e.Name)
 	})
 	return errors.Join(a.v.takenError(e), err)
-}
-
-// widest is the head by which most members send what the volume begins as: that of what
-// it was made from, while it has the same root.
-func (v *Volumes) widest(e index.Entry) pack.Head {
-	if made, err := pack.DecodeHead(v.codec, e.Made); err == nil && made.Root == e.Head.Root {
-		return made
-	}
-	return *e.Head
 }
 
 // ask has a volume that is served follow what a Put asks for.

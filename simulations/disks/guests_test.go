@@ -48,7 +48,7 @@ type working struct {
 // begun begins work that the end of the test stops, if nothing else has. It leaves some of
 // an emulated processor to others.
 func begun(t *testing.T, name string, step func() error) *guest.Work {
-	const pause = 10 * time.Millisecond
+	const pause = 50 * time.Millisecond
 	w := guest.Begin(name, func() error {
 		<-time.After(pause)
 		return step()
@@ -109,7 +109,7 @@ func verifies(t *testing.T, device string) working {
 	said := new(log)
 	// Not without pause: the journal is in memory here.
 	fio := exec.Command("fio", "--name=v", "--filename="+device, "--ioengine=io_uring", "--direct=1", "--thread", "--rw=randwrite", "--bsrange=4k-64k", "--size=4m",
-		"--verify=crc32c", "--verify_fatal=1", "--iodepth=16", "--fsync=32", "--loops=100000", "--rate_iops=100,100")
+		"--verify=crc32c", "--verify_fatal=1", "--iodepth=16", "--fsync=32", "--loops=100000", "--rate_iops=20,20")
 	fio.Dir, fio.Stdout, fio.Stderr = t.TempDir(), said, said
 	if err := fio.Start(); err != nil {
 		t.Fatal(err)

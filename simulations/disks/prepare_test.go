@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 3072, Newest: true, Prepare: prepare}))
+	os.Exit(vm.Main(m, vm.Config{MemoryMiB: 3072, Prepare: prepare}))
 }
 
 // prepare builds the command, and a mesh with a Debian image that a node in the

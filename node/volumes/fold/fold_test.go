@@ -238,6 +238,7 @@ func TestPacksThatAreGoneAreWrittenAgain(t *testing.T) {
 					return nil
 				}
 				done = true
+				w.pass(48 * time.Hour)
 				gone := w.store.Keys("packs/")
 				if !old {
 					gone = slices.DeleteFunc(gone, func(k string) bool { return slices.Contains(before, k) })

@@ -134,15 +134,16 @@ func (p *Paced) behind() int64 {
 	return total
 }
 
-// IsDue reports whether the volume, whose record can be written, is to be folded now.
-func (p *Paced) IsDue() bool {
+// IsDue reports whether the volume, whose record can be written, is to be folded now, at the
+// pace of its node.
+func (p *Paced) IsDue(pace *Pace) bool {
 	if len(p.turn) > 0 {
 		return false
 	}
 	behind := p.behind()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now())
+	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now()) && (p.clock.presses(behind) || pace.Take())
 }
 
 // Lag is how much the bucket lacks, about, and why the last fold failed.

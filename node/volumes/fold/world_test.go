@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
 )
@@ -314,8 +315,8 @@ func (w *world) config() Config {
 			defer w.mu.Unlock()
 			return slices.Clone(w.pending)
 		},
-		Settle: w.settle,
-		Dir:    w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
+		Settle: w.settle, Packs: new(build.Shared),
+		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
 		At: func(s Step) error {
 			if w.at == nil {
 				return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -30,7 +31,7 @@ func (l slowLane) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (
 // stay, and each flush has them.
 func TestHoldersOutliveCompaction(t *testing.T) {
 	all := newNodes(t, 3)
-	all[0].farm.Lane = slowLane{all[0].farm.Lane}
+	all[0].farm.Lane, all[0].farm.Log = slowLane{all[0].farm.Lane}, slog.New(slog.NewTextHandler(t.Output(), nil))
 	r := &record{body: catalog.Volume{ID: theVolume, Size: 8 << 20, Epoch: 1, Incarnation: 11, Policy: "farm:2"}}
 	v, g := all[0].serve(t, created(t), r)
 	defer func() {
@@ -39,21 +40,23 @@ func TestHoldersOutliveCompaction(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := v.Flush(t.Context()); err != nil {
+	data := bytes.Repeat([]byte{1}, 64<<10)
+	if err := v.WriteAt(t.Context(), data, 0, true); err != nil { // it has holders by then
 		t.Fatal(err)
 	}
 	before := r.get().Holders
 	r.away(true)
-	data := bytes.Repeat([]byte{1}, 64<<10)
 	for round := range 40 { // 80 segments, most of them dead
 		for i := range int64(32) {
 			if err := v.WriteAt(t.Context(), data, i*64<<10, false); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := v.Seal(t.Context()); err != nil {
+		p, err := v.Seal(t.Context())
+		if err != nil {
 			t.Fatal(err)
 		}
+		v.Release(p)
 		if round%4 == 3 {
 			if err := v.Flush(t.Context()); err != nil {
 				t.Fatalf("round %d: %v", round, err)

@@ -163,10 +163,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 	work.Go(func() { w.own(ctx) })
 	for {
 		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
-		w.mu.Lock()
-		target := w.target
-		w.mu.Unlock()
-		w.step(quorum.Flushing{Seq: target}) // one may have begun before
+		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
 		select {
 		case <-tick.C:
 		case <-w.halted:
@@ -264,6 +261,13 @@ func (w *Writer) stop(err error) {
 		close(w.halted)
 		w.tell()
 	}
+}
+
+// flushed is up to where a flush was asked for.
+func (w *Writer) flushed() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.target
 }
 
 // Err is why the writer has stopped for good, nil if it has not.

@@ -26,6 +26,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -99,6 +100,15 @@ func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
 		s.Stamp = right.StampOf(e.Volume)
 	}
 	return s
+}
+
+// Widest is the head by which most members send what the volume begins as: that of what
+// it was made from, while it has the same root. It must have one.
+func (e Entry) Widest(c *content.Codec) pack.Head {
+	if made, err := pack.DecodeHead(c, e.Made); err == nil && made.Root == e.Head.Root {
+		return made
+	}
+	return *e.Head
 }
 
 // last is the latest epoch that the entry knows of.

@@ -49,6 +49,7 @@ func newAssembler(cfg Config, shape content.Shape, enc *zstd.Encoder, stats *cou
 		held:    make([][]made, shape.Depth()+1),
 		stats:   stats,
 		waiting: make(map[uint64]named),
+		w:       cfg.into,
 	}
 	for level := range a.mappers {
 		a.mappers[level].level = level
@@ -221,6 +222,9 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 		total += n
 	}
 	if a.w != nil && a.w.Size(len(lengths), total) > limit && !a.w.Empty() {
+		if a.w == a.cfg.into {
+			return fmt.Errorf("%w: a pack that is shared has no room for all of the root", content.ErrNoSpace)
+		}
 		if err := a.shipPack(); err != nil {
 			return err
 		}
@@ -329,7 +333,7 @@ func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, e
 	if head.Manifest, err = a.placeManifest(ctx, rootAt.Pack); err != nil {
 		return pack.Head{}, err
 	}
-	if a.w != nil {
+	if a.w != nil && a.w != a.cfg.into {
 		if err := a.shipPack(); err != nil {
 			return pack.Head{}, err
 		}

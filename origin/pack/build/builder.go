@@ -71,6 +71,11 @@ type Config struct {
 	// Log receives what is worth telling an operator; nil discards it.
 	Log *slog.Logger
 
+	// Shared has Fold put what is new into a pack that other roots share; nil is into its
+	// own. It is for roots with up to SharedMax of new chunks.
+	Shared *Shared
+
+	into *pack.Writer // the pack that is shared; nil for none
 	// fold writes no index object: folds dedupe against their lineage, importers
 	// alone look up chunks by name.
 	fold bool
