@@ -322,7 +322,7 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 		}
 		r.into.size = r.merger.Off
 	}
-	v.step("copied")
+	v.cfg.Step("copied")
 	return v.replace(l, moved, runs)
 }
 
@@ -380,13 +380,13 @@ func (v *Volume) replace(l, moved *layer, runs []*run) error {
 		}
 		r.into.sealed, r.into.synced = true, true
 	}
-	v.step("renamed")
+	v.cfg.Step("renamed")
 	if err := durable.SyncDir(v.cfg.Dir); err != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		return v.fail(err)
 	}
-	v.step("synced")
+	v.cfg.Step("synced")
 	v.mu.Lock()
 	var dead []*segment
 	for _, r := range runs {

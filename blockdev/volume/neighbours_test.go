@@ -80,11 +80,11 @@ func TestNothingDiesOfWhatIsNotSynced(t *testing.T) {
 	}
 	v.work.Wait()
 	after := ""
-	v.step = func(name string) {
+	v.cfg.Step = func(name string) {
 		if name != "ended" {
 			return
 		}
-		v.step = func(string) {}
+		v.cfg.Step = func(string) {}
 		v.tending.Lock()
 		defer v.tending.Unlock()
 		if _, err := v.compact(); err != nil {

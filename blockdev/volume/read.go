@@ -129,7 +129,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 // fill reads what layers have of the pieces, and returns the rest. A write that comes
 // meanwhile is concurrent with the read, which may see either.
 func (v *Volume) fill(w view, pieces []piece) (misses []root.Piece, err error) {
-	v.step("read")
+	v.cfg.Step("read")
 	for _, x := range pieces {
 		for p, off := x.p, x.off; len(p) > 0; {
 			e, n := x.Extent, len(p)

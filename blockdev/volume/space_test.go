@@ -77,7 +77,7 @@ func TestNobodyWaitsForAReadOfTheDisk(t *testing.T) {
 	must(t, v.WriteAt(t.Context(), old, 0, true))
 	waits, goOn := make(chan struct{}), make(chan struct{})
 	var first atomic.Bool
-	v.step = func(name string) {
+	v.cfg.Step = func(name string) {
 		if name == "read" && first.CompareAndSwap(false, true) {
 			close(waits)
 			<-goOn
@@ -113,7 +113,7 @@ func TestWritesThatComeTogether(t *testing.T) {
 	v := open(t, create(t), nil)
 	must(t, v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false))
 	var appends atomic.Int32
-	v.step = func(name string) {
+	v.cfg.Step = func(name string) {
 		if name == "append" {
 			appends.Add(1)
 		}

@@ -64,7 +64,7 @@ func TestSegmentFilesAreUsedAgain(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	again := 0
-	v.step = func(name string) { // but one goroutine writes
+	v.cfg.Step = func(name string) { // but one goroutine writes
 		if name == "reused" {
 			again++
 		}

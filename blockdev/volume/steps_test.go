@@ -107,7 +107,7 @@ func TestKillAtEachStep(t *testing.T) {
 	k.v, err = Open(k.cfg)
 	must(t, err)
 	k.v.tended.Store(true) // what tends is called here
-	k.v.step = k.kill
+	k.v.cfg.Step = k.kill
 	for range 2 {
 		k.write(16)
 		k.seal()
@@ -126,7 +126,7 @@ func TestKillAtEachStep(t *testing.T) {
 		k.cfg.Epoch++
 		k.do(func() error { k.v.Enter(k.cfg.Epoch); return nil })
 	}
-	k.v.step = func(string) {}
+	k.v.cfg.Step = func(string) {}
 	must(t, k.v.Close())
 	for _, step := range stepsOf(t) {
 		if k.at[step] == 0 {

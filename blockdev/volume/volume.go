@@ -75,6 +75,8 @@ type Config struct {
 	ReadOnly bool
 	// Log may be nil.
 	Log *slog.Logger
+	// Step is told by what is done in steps, at each; for tests, which end the process there.
+	Step func(name string)
 }
 
 // Volume is an open disk. Safe for concurrent use.
@@ -119,9 +121,8 @@ type Volume struct {
 
 	spares   journal.Spares
 	pressure pressure
-	held     atomic.Uint64     // seq up to which readers of the journal have it
-	tended   atomic.Bool       // somebody is about to tend the journal, and has not looked yet
-	step     func(name string) // told by what is done in steps; tests end the process there
+	held     atomic.Uint64 // seq up to which readers of the journal have it
+	tended   atomic.Bool   // somebody is about to tend the journal, and has not looked yet
 }
 
 var _ blockdev.Device = (*Volume)(nil)
@@ -146,7 +147,10 @@ func Open(cfg Config) (*Volume, error) {
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
-	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{}), step: func(string) {}}
+	if cfg.Step == nil {
+		cfg.Step = func(string) {}
+	}
+	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{})}
 	v.ground = &ground{Root: root.Root{Source: cfg.Source, Size: cfg.SourceSize, ChunkSize: cfg.ChunkSize}, base: cfg.Base}
 	v.readers, v.spares.Dir = newReaders(nil), cfg.Dir
 	if !cfg.Followed {

@@ -160,7 +160,7 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 			v.vector = append(v.vector, c.data)
 		}
 	}
-	v.step("append")
+	v.cfg.Step("append")
 	n, err := journal.WriteVector(s.file, v.vector, s.size)
 	end := s.size
 	for ; done < len(batch) && end+batch[done].bytes() <= s.size+n; done++ {
@@ -269,7 +269,7 @@ func (v *Volume) endTail() {
 			v.cutBack(s, s.size)
 		}
 	}
-	if v.step("table"); s.room > size {
+	if v.cfg.Step("table"); s.room > size {
 		v.cutBack(s, size)
 	}
 	v.mu.Lock()

@@ -33,17 +33,30 @@ func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })
-	group.Go(func() error {
-		return every(ctx, func() {
-			var serving errgroup.Group
-			serving.SetLimit(parallelOpens)
-			for _, e := range v.index.Sorted() {
-				serving.Go(func() error { v.serveLater(ctx, e.Name); return nil })
-			}
-			_ = serving.Wait() // none fails
-		})
-	})
+	group.Go(func() error { return v.keepServing(ctx) })
 	return group.Wait()
+}
+
+// keepServing tries those again that could not be served, each for itself: one that is stuck
+// keeps none of the others waiting.
+func (v *Volumes) keepServing(ctx context.Context) error {
+	var serving errgroup.Group
+	serving.SetLimit(parallelOpens)
+	err := every(ctx, func() {
+		for name, d := range v.open.All() {
+			if d.err == nil || !d.trying.CompareAndSwap(false, true) {
+				continue
+			}
+			if !serving.TryGo(func() error {
+				defer d.trying.Store(false)
+				v.serveLater(ctx, name)
+				return nil
+			}) {
+				d.trying.Store(false)
+			}
+		}
+	})
+	return errors.Join(err, serving.Wait())
 }
 
 // every calls do now and again until ctx ends.
@@ -120,15 +133,19 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 // registered notes that the name of an uncommitted volume has a record: its own, or
 // another's, and then it gets another name.
 func (v *Volumes) registered(e index.Entry, r catalog.Record, body catalog.Volume) error {
-	if body.ID != e.ID || body.Holder != v.cfg.Self || !slices.Contains(e.Tried, right.StampOf(body)) {
+	if body.ID != e.ID {
 		return v.rename(e, v.freeName(e.Name+"."+v.cfg.NodeID[max(0, len(v.cfg.NodeID)-8):]))
+	}
+	mine := body.Holder == v.cfg.Self && slices.Contains(e.Tried, right.StampOf(body))
+	if !mine { // it was registered, and is another's by now: the next look at its record finds that
+		body = e.Volume
 	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Volume, e.Committed, e.Tried = body, true, nil })
 	if a := v.device(e.Name); err == nil && a != nil && a.vol != nil {
 		a.vol.Enter(body.Epoch)
 		a.mu.Lock()
 		a.right = right.State{Self: v.cfg.Self, Process: v.incarnation, Stage: right.Unconfirmed, Here: true, Stamp: right.StampOf(body)}
-		if a.base, a.body = &r, body; body.Incarnation == v.incarnation {
+		if a.base, a.body = &r, body; mine && body.Incarnation == v.incarnation {
 			a.right.Stage = right.Serving
 		}
 		a.mu.Unlock()

@@ -42,11 +42,15 @@ func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
 	looks.SetLimit(parallelOpens)
 	for _, e := range v.index.Sorted() {
 		a := v.device(e.Name)
-		if a == nil || a.vol == nil || !e.Committed || e.Taken != "" || !due.IsDue(e.ID, a.said(), v.cfg.Now()) {
+		look, said := func() error { return v.lookAtDetached(ctx, e.Name) }, e.Created
+		if a != nil {
+			look, said = func() error { return a.happen(ctx, right.Due{}) }, a.said()
+		}
+		if !e.Committed || e.Taken != "" || e.Empty || a != nil && a.vol == nil || !due.IsDue(e.ID, said, v.cfg.Now()) {
 			continue
 		}
 		looks.Go(func() error {
-			if err := a.happen(ctx, right.Due{}); err != nil {
+			if err := look(); err != nil {
 				v.cfg.Log.Debug("whose a volume is can't be told", "volume", e.Name, "err", err)
 			}
 			return nil
@@ -56,6 +60,25 @@ func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
 	v.giveUpLost(ctx)
 	v.keepOrphans(ctx)
 	due.End(v.cfg.Now())
+}
+
+// lookAtDetached looks at the record of a volume that nobody has attached, and whose journal
+// is on this disk alone: if another took it over, that is an orphan.
+func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
+	brief, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	end, err := v.changes.Take(brief, name, 1)
+	if err != nil {
+		return err
+	}
+	defer end()
+	e, here := v.index.Get(name)
+	if !here || e.Empty || e.Taken != "" || v.device(name) != nil {
+		return nil
+	}
+	a := v.newAttached(e, Spec{})
+	a.right.Stage = right.Checking
+	return a.happen(ctx, right.Due{})
 }
 
 // giveUpLost stops serving the volumes that are another's, each for itself.

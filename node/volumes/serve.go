@@ -88,7 +88,7 @@ func (a *attached) present(ctx context.Context) (err error) {
 
 // journalOf says how a volume's folder is opened, without the root under it.
 func (v *Volumes) journalOf(e index.Entry) volume.Config {
-	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Log: v.cfg.Log}
+	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: v.cfg.At, Log: v.cfg.Log}
 }
 
 // open opens the volume as its record says that it is.

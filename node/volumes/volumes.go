@@ -79,6 +79,9 @@ type Config struct {
 	// Clock goes on while this host sleeps; nil is the system's.
 	Clock func() time.Duration
 	Log   *slog.Logger
+	// At is told of each step after which a crash leaves what the next start has to
+	// understand; for tests, nil in the product.
+	At func(step string)
 }
 
 const (
@@ -125,7 +128,10 @@ type Volumes struct {
 // read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	index, err := index.Load(cfg.Dir)
+	if cfg.At == nil {
+		cfg.At = func(string) {}
+	}
+	index, err := index.Load(cfg.Dir, cfg.At)
 	if err != nil {
 		return nil, err
 	}
@@ -447,7 +453,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	}
 	err := v.close(ctx, name, spec.Force, nil)
 	if err == nil {
-		err = v.removeRecord(ctx, e)
+		err = v.removeRecord(ctx, e, spec.Purge)
 	}
 	switch {
 	case err == nil:
@@ -458,19 +464,28 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 	return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
 }
 
-// removeRecord deletes the record of a volume of this node, if it has one.
-func (v *Volumes) removeRecord(ctx context.Context, e index.Entry) error {
+// removeRecord deletes the record of a volume of this node, if it has one, and with purge the
+// snapshots of that name.
+func (v *Volumes) removeRecord(ctx context.Context, e index.Entry, purge bool) error {
 	r, body, err := v.records().Volume(ctx, e.Name)
 	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
-	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable) && !e.Committed:
+	case errors.Is(err, content.ErrNotFound):
+	case err != nil && !e.Committed && errors.Is(err, content.ErrUnavailable):
 		return nil
 	case err != nil:
 		return err
-	case mine || e.Empty && body.State == catalog.Released:
-		return v.cfg.Registry.Delete(ctx, r)
+	case !mine && (!e.Empty || body.State != catalog.Released || body.ID != e.ID):
+		return nil // it is of another volume that has the name, or of another's, with its snapshots
+	default:
+		if err := v.cfg.Registry.Delete(ctx, r); err != nil {
+			return err
+		}
 	}
-	return nil // it is of another volume that has the name, or of another's
+	if purge {
+		return v.records().Purge(ctx, e.Name)
+	}
+	return nil
 }
 
 func (v *Volumes) detached(e index.Entry) error {
@@ -483,9 +498,7 @@ func (v *Volumes) detached(e index.Entry) error {
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
 	switch {
-	case spec.Purge:
-		return v.records().Purge(ctx, e.Name)
-	case len(e.Waiting) == 0:
+	case spec.Purge || len(e.Waiting) == 0:
 		return nil
 	case a == nil || a.folds == nil:
 		if spec.Force {

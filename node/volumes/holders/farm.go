@@ -208,7 +208,7 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
 		Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
-		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
+		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(), Based: func() content.Position { now, _ := g.owner.Record(); return now.Through() },
 		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Now: g.farm.Now, Log: g.farm.Log,
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())

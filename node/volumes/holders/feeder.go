@@ -99,6 +99,8 @@ func (f *feeder) run(ctx context.Context) {
 	switch {
 	case !f.begin && errors.Is(err, content.ErrConflict): // nobody but a clone of this disk, or one that it was before, has written that
 		f.w.stop(fmt.Errorf("%w: a holder has what this disk has not, so that it was rolled back, or cloned: %w", content.ErrFenced, err))
+	case !f.begin && errors.Is(err, errMerged):
+		f.w.step(quorum.Behind{Member: f.member})
 	case !f.begin && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt)):
 		f.w.step(quorum.Empty{Member: f.member})
 	default:
@@ -270,6 +272,9 @@ func (f *feeder) settle(acks <-chan ack, fail context.CancelCauseFunc) {
 	}
 }
 
+// errMerged says that the journal can't be gone on with where a holder's copy ends.
+var errMerged = fmt.Errorf("%w: what the holder lacks of the journal has been merged with what it has", content.ErrNotFound)
+
 // ack is bytes on their way, after which the holder has all up to seq; 0 is nothing new.
 type ack struct {
 	finish func() (*wire.Held, []byte, error)
@@ -319,7 +324,7 @@ func (s *sender) send(seq uint64) error {
 	if !s.begun {
 		if h, err := journal.DecodeHeader(s.buf); err == nil { // an entry does not begin like one
 			if h.Merged > 0 && h.After.Seq < s.seq {
-				return fmt.Errorf("%w: what the holder lacks of the journal has been merged with what it has", content.ErrNotFound)
+				return errMerged
 			}
 			s.needs = max(s.needs, h.Needs)
 			m.Before, m.At = s.at.Offset, wire.Place{Epoch: h.Epoch, Number: h.Number}

@@ -83,7 +83,9 @@ type WriterConfig struct {
 	// Said is what the record says of holders, and Through up to where the bucket has all.
 	Said    quorum.Record
 	Through content.Position
-	Lane    Lane
+	// Based is up to where it has all by now; nil where that does not change.
+	Based func() content.Position
+	Lane  Lane
 	// Live are the members of the farm that are alive, but for this one.
 	Live func() []trust.PublicKey
 	// Revise writes the record over the one known last; ErrFenced means that the epoch is
@@ -162,6 +164,9 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 	defer tick.Stop()
 	work.Go(func() { w.own(ctx) })
 	for {
+		if w.cfg.Based != nil { // a fold tells nobody
+			w.Based(w.cfg.Based())
+		}
 		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
 		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
 		select {
@@ -363,13 +368,14 @@ func (w *Writer) wake() {
 // Based says that the record has all up to a position: holders need not.
 func (w *Writer) Based(p content.Position) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if p.Seq <= w.through.Seq {
-		return
+	old := p.Seq <= w.through.Seq
+	if !old {
+		w.through = p
 	}
-	w.through = p
-	for _, f := range w.feeders {
-		f.wake()
+	w.mu.Unlock()
+	if !old {
+		w.step(quorum.Based{})
+		w.wake()
 	}
 }
 

@@ -138,22 +138,38 @@ type Index struct {
 	entries map[string]Entry               // by name
 	aside   []Entry                        // of folders that have stepped aside, and are no snapshots yet
 	Broken  map[string]error               // folders that can't be read, and why
+	at      func(Step)                     // told of each, for tests
 }
+
+// Step is a place at which a crash leaves something behind.
+type Step string
+
+// The steps.
+const (
+	// StepNoted: the file of a volume says something new.
+	StepNoted Step = "noted"
+	// StepNamed: a folder that was made has its name.
+	StepNamed Step = "named"
+	// StepAside: the folder of an orphan has stepped aside.
+	StepAside Step = "aside"
+	// StepGone: a folder has another name, under which it is removed.
+	StepGone Step = "gone"
+)
 
 // Expected reports whether somebody waits for a volume in this folder: one was
 // attached when the node ended.
 func Expected(dir string) bool {
-	x, err := Load(dir)
+	x, err := Load(dir, func(string) {})
 	if err != nil || len(x.Broken) > 0 {
 		return true // New will say
 	}
 	return slices.ContainsFunc(x.Sorted(), func(e Entry) bool { return e.Attached })
 }
 
-// Load reads what all folders say. One that can't be read is kept as broken: it is
+// Load reads what all folders say; at is told of each Step. One that can't be read is kept as broken: it is
 // a volume, whatever else it is.
-func Load(dir string) (*Index, error) {
-	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, Broken: map[string]error{}}
+func Load(dir string, at func(step string)) (*Index, error) {
+	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, Broken: map[string]error{}, at: func(s Step) { at("index " + string(s)) }}
 	found, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("volumes: %w", err)
@@ -360,6 +376,9 @@ func (x *Index) write(folder string, e Entry) error {
 		b = append(b, '\n')
 		err = durable.WriteFile(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
 	}
+	if err == nil {
+		x.at(StepNoted)
+	}
 	return spaceError(err)
 }
 
@@ -397,6 +416,7 @@ func (x *Index) Add(e Entry) error {
 	if err := os.Rename(x.HalfMade(e), x.Path(e)); err != nil {
 		return spaceError(err)
 	}
+	x.at(StepNamed)
 	x.keep(e)
 	return spaceError(durable.SyncDir(x.dir))
 }
@@ -421,6 +441,7 @@ func (x *Index) Remove(e Entry) error {
 	if err != nil {
 		return err
 	}
+	x.at(StepGone)
 	x.forget(e)
 	return os.RemoveAll(path + halfGone)
 }
@@ -473,6 +494,7 @@ func (x *Index) setAside(e Entry) error {
 	if err != nil {
 		return err
 	}
+	x.at(StepAside)
 	x.forget(e)
 	if x.mu.Lock(); !e.Orphan {
 		x.aside = append(x.aside, e)
@@ -526,7 +548,7 @@ func spaceError(err error) error {
 
 // Orphan returns the folder that has the data of an orphan of this node, and what it says.
 func (x *Index) Orphan(s catalog.Snapshot) (dir string, e Entry, err error) {
-	if e, ok := x.Get(s.Volume); ok && e.Taken != "" && e.ID == s.ID && e.Epoch == s.Epoch {
+	if e, ok := x.Get(s.Volume); ok && (e.Taken != "" || e.Orphan) && e.ID == s.ID && e.Epoch == s.Epoch {
 		return x.Path(e), e, nil
 	}
 	dir = x.Aside(s.ID, s.Epoch)

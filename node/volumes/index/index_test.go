@@ -14,7 +14,7 @@ import (
 
 func newIndex(t *testing.T) *Index {
 	t.Helper()
-	x, err := Load(filepath.Join(t.TempDir(), "volumes"))
+	x, err := Load(filepath.Join(t.TempDir(), "volumes"), func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestIndexIsReadBack(t *testing.T) {
 	if err := errors.Join(x.put(b), x.Remove(c), x.Rename("a", a), x.Prepare(half)); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Load(x.dir)
+	again, err := Load(x.dir, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestSweepInAFolderWithPattern(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	x, err := Load(dir)
+	x, err := Load(dir, func(string) {})
 	if err == nil {
 		err = x.Sweep()
 	}

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/grangemesh/grange/origin/bucket/mem"
+	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 )

@@ -13,6 +13,7 @@
 package quorum
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -68,6 +69,11 @@ type (
 	// Empty says that a member which the record names has nothing of the volume, or not
 	// all that it had.
 	Empty struct{ Member trust.PublicKey }
+	// Behind says that a member which the record names has what was acknowledged, and can't
+	// have what came since: it is named until others have all, or Based.
+	Behind struct{ Member trust.PublicKey }
+	// Based says that the record has more of the journal, which holders need not.
+	Based struct{}
 	// Recorded says that the record was written, and nothing else was written since.
 	Recorded struct{ Record Record }
 	// Confirmed says that the record was read just now, and is this node's.
@@ -111,6 +117,7 @@ type State struct {
 	resting  map[trust.PublicKey]time.Time // until when they are not asked again
 	lost     map[trust.PublicKey]bool      // of those named, until they are back
 	empty    map[trust.PublicKey]bool
+	behind   map[trust.PublicKey]bool
 
 	now          time.Time
 	confirmed    time.Time // when the record was last known to be this node's
@@ -131,7 +138,7 @@ type member struct {
 func New(k int, lone bool, said Record, floor uint64) *State {
 	return &State{
 		k: k, lone: lone, said: said, floor: floor,
-		followed: map[trust.PublicKey]*member{}, resting: map[trust.PublicKey]time.Time{}, lost: map[trust.PublicKey]bool{}, empty: map[trust.PublicKey]bool{},
+		followed: map[trust.PublicKey]*member{}, resting: map[trust.PublicKey]time.Time{}, lost: map[trust.PublicKey]bool{}, empty: map[trust.PublicKey]bool{}, behind: map[trust.PublicKey]bool{},
 	}
 }
 
@@ -210,6 +217,16 @@ func (e Empty) change(s *State) {
 	s.empty[e.Member] = true
 }
 
+func (e Behind) change(s *State) {
+	delete(s.followed, e.Member)
+	s.behind[e.Member] = true
+}
+
+func (Based) change(s *State) { // what members lacked, the record has
+	clear(s.behind)
+	clear(s.resting)
+}
+
 func (e Recorded) change(s *State) {
 	s.said, s.maybe, s.next, s.writing, s.confirmed = e.Record, nil, nil, false, s.now
 	for m := range s.lost {
@@ -222,6 +239,7 @@ func (e Recorded) change(s *State) {
 			delete(s.empty, m)
 		}
 	}
+	maps.DeleteFunc(s.behind, func(m trust.PublicKey, _ bool) bool { return !slices.Contains(s.said.Holders, m) })
 }
 
 func (Confirmed) change(s *State) { s.confirmed = s.now }
@@ -275,7 +293,7 @@ func (s *State) follow() (out []Action) {
 	var wanted []trust.PublicKey
 	good := 0
 	for _, m := range named {
-		if slices.Contains(wanted, m) || s.empty[m] {
+		if slices.Contains(wanted, m) || s.empty[m] || s.behind[m] {
 			continue
 		}
 		if !s.lost[m] && good < s.k {
@@ -285,7 +303,7 @@ func (s *State) follow() (out []Action) {
 	}
 	for _, followed := range []bool{true, false} { // those that are being filled are kept
 		for _, m := range s.live {
-			if good < s.k && (s.followed[m] != nil) == followed && !s.rests(m) && !s.empty[m] && !slices.Contains(wanted, m) {
+			if good < s.k && (s.followed[m] != nil) == followed && !s.rests(m) && !s.empty[m] && !s.behind[m] && !slices.Contains(wanted, m) {
 				good++
 				wanted = append(wanted, m)
 			}

@@ -1,0 +1,144 @@
+package volumes
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// look has a node look at the records of what it has, as it does now and then.
+func (w *world) look(t *testing.T) {
+	w.now = w.now.Add(right.SaidFor)
+	w.lookAtOwned(t.Context(), right.NewLooks(0, w.now.Add(-time.Hour)))
+}
+
+// TestTakenWhileDetached: what a node had detached, and could not bring to the bucket, is an
+// orphan when another has taken the volume over: nobody has to attach it to find that.
+func TestTakenWhileDetached(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 5, 1)
+	p.store.down = true
+	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	p.store.down = false
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.a.look(t)
+	if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), shadow) {
+		t.Error("the orphan has other bytes")
+	}
+	if view, err := p.a.Get("disk"); err != nil || view.State == terms.StateAttached {
+		t.Errorf("%+v, %v", view, err)
+	}
+}
+
+// TestTakenBackAtOnce: who takes back what was taken from it, before it has noticed, still
+// has what it had before under a name of its own; also where the takeover fails.
+func TestTakenBackAtOnce(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 5, 1)
+	p.store.down = true
+	if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+		t.Fatal(err)
+	}
+	p.store.down = false
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.store.fault = func() func() (bool, bool) {
+		n := 0
+		return func() (bool, bool) { n++; return n == 2, false } // the orphan's record is written, the volume's not
+	}()
+	if _, _, err := p.a.Put(t.Context(), "disk", Spec{Takeover: true, Transport: terms.NBD}); !errors.Is(err, content.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	p.store.fault = nil
+	if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), shadow) {
+		t.Error("after a takeover that failed the orphan has other bytes")
+	}
+	p.a.put(t, "disk", Spec{Takeover: true})
+	p.a.is(t, "disk", make([]byte, testSize))
+	if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), shadow) {
+		t.Error("beside the volume the orphan has other bytes")
+	}
+}
+
+// TestTakenBeforeItWasKnownToBeRegistered: a volume whose first commit arrived, and whose
+// node did not hear of it, is that volume still when another has taken it: no second name
+// has its ID, and what was written is an orphan.
+func TestTakenBeforeItWasKnownToBeRegistered(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	_, err := p.a.index.Change("disk", func(e *index.Entry) { // as if it had not heard
+		e.Committed, e.Tried = false, []right.Stamp{right.StampOf(e.Volume)}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := p.a.device("disk")
+	a.mu.Lock()
+	a.right.Stage = right.Uncommitted
+	a.mu.Unlock()
+	p.a.fill(t, "disk", shadow, 5, 1)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	if err := p.a.commitLater(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	if list := p.a.List(); len(list) != 1 || list[0].Name != "disk" {
+		t.Fatalf("it has another name: %+v", list)
+	}
+	p.a.look(t)
+	if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), shadow) {
+		t.Error("the orphan has other bytes")
+	}
+}
+
+// TestPurgeOfWhatIsLeft: who removes what is left here of a volume that had a name, with its
+// snapshots, leaves those of the volume that has the name now, and its record.
+func TestPurgeOfWhatIsLeft(t *testing.T) {
+	for _, released := range []bool{false, true} {
+		p := newPair(t)
+		p.a.put(t, "disk", Spec{Size: testSize})
+		p.a.fill(t, "disk", make([]byte, testSize), 5, 1)
+		if _, err := p.a.Detach(t.Context(), "disk", true); err != nil {
+			t.Fatal(err)
+		}
+		p.b.put(t, "disk", Spec{})
+		if err := p.b.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		shadow := make([]byte, testSize)
+		p.b.put(t, "disk", Spec{Size: testSize})
+		p.b.fill(t, "disk", shadow, 5, 2)
+		if _, err := p.b.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: terms.Durable}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.b.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+			t.Fatal(err)
+		}
+		if released {
+			if _, err := p.b.Detach(t.Context(), "disk", true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(p.b.exported(t, "snapshot:disk@1"), shadow) {
+			t.Error("the snapshot has other bytes")
+		}
+		if _, err := p.b.Find(t.Context(), "disk"); err != nil {
+			t.Error(err)
+		}
+	}
+}
