@@ -18,7 +18,6 @@ import (
 // something of, need it still: each that nobody has spoken of costs the read of a record.
 const sweepHeldAfter = 10 * time.Minute
 
-// openHeld opens what this node holds for others' volumes.
 func (n *Node) openHeld() (err error) {
 	if !servicesOf(n.cfg.Role).volumes {
 		return nil

@@ -72,7 +72,6 @@ func (n *Node) catalog() (*catalog.Catalog, bool) {
 	return n.origin.records(), false
 }
 
-// told takes a revocation that was read at the origin.
 func (n *Node) told(r catalog.Record, asked time.Time) {
 	if err := n.Names.Told(r, asked); err != nil {
 		n.cfg.Log.Debug("a revocation at the origin", "name", r.Name, "err", err)
@@ -115,7 +114,6 @@ type reach struct {
 	swarm *swarm.Swarm
 }
 
-// Peers implements membership.Network.
 func (r reach) Peers() []peer.ID {
 	var out []peer.ID
 	for _, p := range r.swarm.Peers() {

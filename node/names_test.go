@@ -26,12 +26,12 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 const (
@@ -90,7 +90,7 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 	}
 	view := &counting{Bucket: c.store, c: c}
 	n := &Node{cfg: Config{Now: time.Now, Log: slog.New(slog.DiscardHandler)}, codec: content.NewCodec(), signer: trust.Signer{Key: key, Chain: chain}}
-	n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key}, membership.State{Mesh: mesh, Chain: chain})
+	n.Membership, err = membership.Open(membership.Config{Dir: t.TempDir(), Identity: key, Now: time.Now, Log: n.cfg.Log}, membership.State{Mesh: mesh, Chain: chain})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,6 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	return n.unlessAwaited("an address to listen on", n.swarm.Listen())
 }
 
-// openFarm begins to gossip, if this node has neighbours at all.
 func (n *Node) openFarm(context.Context) error {
 	if n.cfg.FarmBind == "" {
 		return nil
@@ -99,7 +98,6 @@ func (n *Node) openFarm(context.Context) error {
 // neighbours tells the fetcher who is in the farm.
 type neighbours struct{ n *Node }
 
-// Live implements fetch.Members.
 func (x neighbours) Live() []peer.ID {
 	if x.n.farm == nil {
 		return []peer.ID{x.n.swarm.ID()}
@@ -153,7 +151,6 @@ func (n *Node) followFarm(ctx context.Context) error {
 // answerer answers the calls of other members.
 type answerer struct{ n *Node }
 
-// Call implements exchange.Answerer.
 func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, body []byte) ([]byte, error) {
 	switch method {
 	case resolveMethod: // a record that this node knows, as far as the asker may read it
@@ -169,7 +166,6 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	return x.n.Membership.Call(ctx, from, method, body)
 }
 
-// learn makes the root of a record readable.
 func (n *Node) learn(k records.Known) {
 	if k.Head == nil {
 		return

@@ -95,7 +95,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	steps := []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork}
 	serves := servicesOf(cfg.Role)
 	if serves.origin {
-		steps = append(steps, n.openOrigin)
+		steps = append(steps, func(ctx context.Context) error { return n.unlessAwaited("its origin", n.origin.open(ctx)) })
 	}
 	steps = append(steps, n.begin, n.openFarm, n.openNames)
 	if serves.volumes {
@@ -119,10 +119,6 @@ func (n *Node) openCache(context.Context) (err error) {
 		n.cfg.Log.Warn("the disk has no room for all of the cache's quota", "quota", s.Quota, "room", s.Limit)
 	}
 	return nil
-}
-
-func (n *Node) openOrigin(ctx context.Context) error {
-	return n.unlessAwaited("its origin", n.origin.open(ctx))
 }
 
 // unlessAwaited drops the error of a part that volumes can be served without, if
@@ -159,7 +155,7 @@ func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), NBD: n.cfg.NBD, UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(),
-		Holder: n.holder, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
+		Holder: n.holder, Called: func(k trust.PublicKey) string { return n.Membership.Who(k).Name }, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

@@ -128,7 +128,6 @@ func (o *origin) open(ctx context.Context) error {
 	return fmt.Errorf("%s%s: %w", said, o.url, err)
 }
 
-// connect opens the bucket and its mirrors.
 func (o *origin) connect(ctx context.Context) (s store, err error) {
 	if s.bucket, s.counted, err = o.cfg.OpenOrigin(ctx, o.url); err != nil {
 		return s, err
@@ -189,7 +188,6 @@ func (o *origin) remember() {
 	}
 }
 
-// unclaimed says what is wrong with an empty bucket that the mesh has.
 func (o *origin) unclaimed() error {
 	if o.member.State().Seen {
 		return fmt.Errorf("%w: it was this mesh's, and nothing of the mesh is in it any more; restore it from a backup, or give --origin another bucket or folder to begin an empty one", content.ErrCorrupt)
@@ -323,7 +321,6 @@ func (o *origin) reader() fetch.Origin {
 	return nil
 }
 
-// records returns the catalog while the origin answers.
 func (o *origin) records() *catalog.Catalog {
 	if s := o.now(); s.answers {
 		return s.catalog
@@ -345,7 +342,6 @@ func (o *origin) writable() (bucket.Bucket, error) {
 	return nil, fmt.Errorf("the origin %s: %w: %s", o.url, content.ErrUnavailable, s.detail)
 }
 
-// writer returns the catalog while the origin takes writes.
 func (o *origin) writer() *catalog.Catalog {
 	if _, err := o.writable(); err != nil {
 		return nil
@@ -371,7 +367,6 @@ type watched struct {
 	o *origin
 }
 
-// Stream implements fetch.Origin.
 func (w watched) Stream(ctx context.Context, frames []pack.Extent, take func(int, content.Verified)) error {
 	err := w.Reader.Stream(ctx, frames, take)
 	if err != nil {
@@ -383,7 +378,6 @@ func (w watched) Stream(ctx context.Context, frames []pack.Extent, take func(int
 	return err
 }
 
-// Relocate implements fetch.Origin.
 func (w watched) Relocate(ctx context.Context, e pack.Extent) (pack.Extent, error) {
 	now, err := w.Reader.Relocate(ctx, e)
 	if errors.Is(err, content.ErrCorrupt) {
@@ -419,7 +413,6 @@ func (o *origin) collectors() []prometheus.Collector {
 	return []prometheus.Collector{o.corrupt}
 }
 
-// view returns how the origin stands.
 func (o *origin) view() Origin {
 	s := o.now()
 	i := Origin{URL: o.url, State: s.state, Detail: s.detail}

@@ -80,7 +80,6 @@ func (n *Node) begin(ctx context.Context) error {
 	return nil
 }
 
-// ownIncarnation reads what this node's key has signed.
 func (n *Node) ownIncarnation(b []byte) (i incarnation, err error) {
 	var s signedIncarnation
 	if err = n.codec.Unmarshal(b, &s); err == nil {
@@ -131,7 +130,6 @@ func (n *Node) heardOf(b []byte) {
 	}
 }
 
-// answerTwin answers one that may be a copy of this node.
 func (n *Node) answerTwin(b []byte) ([]byte, error) {
 	other, err := n.ownIncarnation(b)
 	if err != nil {

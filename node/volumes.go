@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -22,8 +21,9 @@ type registry struct {
 	farm  string
 }
 
-// listPage is how many records are taken at once where all are looked through.
-const listPage = 128
+// listPage is how many records are taken at once where all are looked through: what the
+// origin lists is asked for anew for each page, 1,000 names at a time.
+const listPage = 10_000
 
 // Volume implements volumes.Registry.
 func (x registry) Volume(ctx context.Context, name string) (catalog.Record, error) {
@@ -48,27 +48,25 @@ func (x registry) Snapshot(ctx context.Context, name string) (catalog.Record, er
 
 // Snapshots implements volumes.Registry.
 func (x registry) Snapshots(ctx context.Context, volume string) []catalog.Record {
-	prefix := ""
+	begin := ""
 	if volume != "" {
-		prefix = volume + "@"
+		begin = volume + "@"
 	}
-	return x.list(ctx, content.KindSnapshot, volume, prefix)
+	return x.list(ctx, content.KindSnapshot, begin)
 }
 
 // Volumes implements volumes.Registry.
 func (x registry) Volumes(ctx context.Context) []catalog.Record {
-	return x.list(ctx, content.KindVolume, "", "")
+	return x.list(ctx, content.KindVolume, "")
 }
 
-// list returns the records behind a name, as far as theirs have the prefix.
-func (x registry) list(ctx context.Context, kind content.Kind, after, prefix string) (out []catalog.Record) {
+// list returns the records whose names begin with a prefix.
+func (x registry) list(ctx context.Context, kind content.Kind, begin string) (out []catalog.Record) {
+	after := ""
 	for more := true; more; {
 		var page []records.Known
-		page, more = x.names.List(ctx, kind, after, listPage)
+		page, more = x.names.List(ctx, kind, begin, after, listPage)
 		for _, k := range page {
-			if !strings.HasPrefix(k.Name, prefix) {
-				return out
-			}
 			out, after = append(out, k.Record), k.Name
 		}
 		more = more && len(page) > 0

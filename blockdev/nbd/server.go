@@ -160,19 +160,6 @@ func (s *Server) leave(c *conn) {
 	}
 }
 
-// Clients returns how many connections to the export of that name are open.
-func (s *Server) Clients(name string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for c := range s.conns {
-		if c.opened && c.name == name {
-			n++
-		}
-	}
-	return n
-}
-
 // Detach ends the connections to the export of that name: changes in flight finish and
 // are answered, reads that wait are not, no more are read. It returns once the devices are
 // released. When ctx ends first, it cancels what is in flight and says so. Take

@@ -51,8 +51,11 @@ func TestFioVerifies(t *testing.T) {
 				for _, size := range []string{"512", "4k", "60k", "1m"} {
 					for _, depth := range []int{1, 16, 128} {
 						amount := "8m"
-						if size == "512" {
-							amount = "512k"
+						switch size { // of small ones an emulated processor does not do many
+						case "512":
+							amount = soak.Of("256k", "512k")
+						case "4k":
+							amount = soak.Of("2m", "8m")
 						}
 						fmt.Fprintf(&jobs, "[%s-%s-%d]\nstonewall\nrw=%[1]s\nbs=%[2]s\niodepth=%[3]d\nsize=%s\noffset=%dk\n", kind, size, depth, amount, 4*depth)
 					}

@@ -2,8 +2,15 @@ package ublk_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"runtime"
+	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/simulations/soak"
@@ -36,6 +43,69 @@ func open(t *testing.T, path string) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// TestNumberUsedAgain gives the number of a disk to another device again and again, while
+// others read whatever disk has it, by the page cache: who has opened one reads bytes of one
+// device alone, and none of one that was removed before.
+func TestNumberUsedAgain(t *testing.T) {
+	s, _ := serve(t, ublk.Config{})
+	d, err := s.Add(t.Context(), -1, 'a', full('a'))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, number := d.Path(), d.Number()
+	var oldest atomic.Int32 // the letter of the device that has the number, or had it last
+	oldest.Store('a')
+	ctx, enough := context.WithCancel(t.Context())
+	var group errgroup.Group
+	var read atomic.Int64
+	for range 3 {
+		group.Go(func() error {
+			for p := make([]byte, 1<<20); ctx.Err() == nil; {
+				before := byte(oldest.Load())
+				f, err := os.Open(path)
+				if err != nil { // between two of them
+					continue
+				}
+				for off := 0; off < len(p); off += 64 << 10 {
+					n, err := f.ReadAt(p[off:][:64<<10], int64(off))
+					if err != nil {
+						n = 0 // it was removed
+					}
+					if first := p[0]; off == 0 && n > 0 && first < before || len(bytes.Trim(p[off:][:n], string(first))) > 0 {
+						return errors.Join(fmt.Errorf("opened when %c had the number: it reads %c and then %c", before, first, p[off]), f.Close())
+					}
+					read.Add(int64(n))
+				}
+				if err := f.Close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for letter := 'b'; letter < 'b'+rune(soak.Of(4, 25)); letter++ {
+		for before := read.Load(); read.Load() < before+3<<20; { // all have
+			runtime.Gosched()
+		}
+		if err := d.Stop(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		oldest.Store(letter)
+		for d, err = s.Add(t.Context(), number, uint32(letter), full(byte(letter))); err == nil && d.Number() != number; { // it is not free yet
+			if err = d.Stop(t.Context(), true); err == nil {
+				d, err = s.Add(t.Context(), number, uint32(letter), full(byte(letter)))
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	enough()
+	if err := errors.Join(group.Wait(), d.Stop(t.Context(), true)); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNumberOfAnotherDevice gives the number of a disk, which the kernel has cached, to

@@ -3,7 +3,6 @@ package volume
 import (
 	"errors"
 	"os"
-	"path/filepath"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
@@ -15,6 +14,9 @@ const (
 	segmentMax = 64 << 20
 	// entriesMax closes a segment of many small entries: its table is to be read at once.
 	entriesMax = journal.TableMax/2 - batchMax
+	// sparesMax bounds the files that are kept for segments to come, in full segments: a half
+	// of slackSegments, as the other is for what compaction copies and comes meanwhile.
+	sparesMax = slackSegments / 2
 	// zeroMax bounds the sectors of one entry of zeros.
 	zeroMax = 1 << 31
 )
@@ -31,6 +33,7 @@ type segment struct {
 	entries  int
 	sealed   bool    // nothing is added any more
 	synced   bool    // as it is and will be, once another one follows
+	room     int64   // length of its file while that is longer: one that is used again
 	flushed  []place // ends of entries that were synced, for ReadSegments
 	replaced bool    // another one has its name
 }
@@ -49,13 +52,61 @@ func (s *segment) empty() bool { return s.last == s.After.Seq }
 
 // createSegment makes a segment file, without a slot; it is durable with the first sync of the
 // folder and of itself.
-func createSegment(dir string, h journal.Header) (*segment, error) {
-	f, err := os.OpenFile(filepath.Join(dir, h.Name()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+func (v *Volume) createSegment(h journal.Header) (*segment, error) {
+	f, room, err := v.spares.Open(h)
 	if err != nil {
 		return nil, err
+	}
+	if v.cfg.Step("file"); room > 0 {
+		v.cfg.Step("reused")
 	}
 	if _, err := f.WriteAt(h.Encode(), 0); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return &segment{Header: h, seed: journal.Seed(h.Volume, h.Number), file: f, size: journal.HeaderSize, body: journal.HeaderSize, last: h.After.Seq}, nil
+	return &segment{Header: h, seed: journal.Seed(h.Volume, h.Number), file: f, room: room, size: journal.HeaderSize, body: journal.HeaderSize, last: h.After.Seq}, nil
+}
+
+// spareRoom is how many bytes of files may be kept for segments to come: they are a part of
+// what the journal may take. Called with mu.
+func (v *Volume) spareRoom() int64 {
+	taken, live := v.space()
+	most := sparesMax * v.cfg.SegmentSize
+	return min(most, 2*live+most-taken-v.tail.spare())
+}
+
+// spare is what of the segment's file has no entries yet.
+func (s *segment) spare() int64 {
+	if s == nil {
+		return 0
+	}
+	return max(s.room-s.size, 0)
+}
+
+// discard takes a segment's name away, and returns its file if it is to be used again, once
+// nobody reads it any more. All those files may take room. A small one is of no use, and the
+// bytes of other volumes are none under a name of this one.
+func (v *Volume) discard(s *segment, room int64) (kept []journal.Spare, err error) {
+	if s.Volume == v.cfg.ID && s.size >= v.cfg.SegmentSize/2 {
+		if spare, ok := v.spares.Claim(s.size, room); ok {
+			return []journal.Spare{spare}, v.spares.Rename(v.path(s), spare)
+		}
+	}
+	v.pressure.freed.Add(s.size)
+	return nil, os.Remove(v.path(s))
+}
+
+// Yield gives back what files the volume keeps for segments to come where they are too many,
+// or the disk is short of space. A volume that is written to does that by itself.
+func (v *Volume) Yield() {
+	v.mu.RLock()
+	room := v.spareRoom()
+	v.mu.RUnlock()
+	if v.pressed() {
+		room = 0
+	}
+	freed, err := v.spares.Shed(max(room, 0))
+	if v.pressure.freed.Add(freed); err != nil {
+		v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
+	}
+	v.spares.Warm()
 }

@@ -36,6 +36,7 @@ func (v *Volume) tendSoon() {
 func (v *Volume) tend() {
 	v.tending.Lock()
 	defer v.tending.Unlock()
+	v.Yield()
 	err := v.letGo()
 	if err == nil {
 		err = v.joinLayers()
@@ -265,14 +266,14 @@ func (v *Volume) compact() (gained bool, err error) {
 	}
 	taken, needed := v.space()
 	v.mu.RUnlock()
-	excess := taken - allowed(needed, v.cfg.SegmentSize, pressed)
+	excess, held := taken-allowed(needed, v.cfg.SegmentSize, pressed), v.held.Load()
 	for _, l := range layers {
 		var own []*segment
 		if slices.ContainsFunc(chain, func(s *segment) bool { return !s.synced && s.After.Seq < l.through.Seq }) {
 			continue // what makes its entries dead may be lost yet
 		}
 		for _, s := range chain {
-			if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= l.through.Seq {
+			if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= min(l.through.Seq, held) {
 				own = append(own, s)
 			}
 		}

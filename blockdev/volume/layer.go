@@ -54,18 +54,21 @@ func (l *layer) at(s uint64, wait bool) (extents.Extent, bool, error) {
 	return l.disk.At(s, wait)
 }
 
-func (l *layer) all() extents.Cursor {
+func (l *layer) all() extents.Cursor { return l.from(0) }
+
+// from is what covers sector s, and all that is behind.
+func (l *layer) from(s uint64) extents.Cursor {
 	if l.mem == nil {
-		return l.disk.All()
+		return l.disk.From(s)
 	}
-	return l.mem.All()
+	return l.mem.From(s)
 }
 
-// flattened is what several layers show together, given with the newest first.
-func flattened(layers []*layer) extents.Cursor {
+// flattened is what several layers show together from a sector on, given with the newest first.
+func flattened(layers []*layer, s uint64) extents.Cursor {
 	out := extents.Cursor(func() (extents.Extent, bool, error) { return extents.Extent{}, false, nil })
 	for _, l := range slices.Backward(layers) {
-		out = extents.Overlay(l.all(), out)
+		out = extents.Overlay(l.from(s), out)
 	}
 	return out
 }

@@ -32,7 +32,8 @@ type life struct {
 	kept   map[content.Position]int
 	notes  [][]byte          // what the note was
 	gone   map[string][]byte // segments that were removed and may come back
-	killed []string          // folders as a kill would have left them
+	older  map[string][]byte // what the files of segments were before they were used again
+	killed []Config          // of folders as a kill would have left them
 	next   int
 	before bool // there was a snapshot from before the base when the volume was opened
 	alone  bool // nothing goes on beside, so that a step is one moment
@@ -67,7 +68,7 @@ func (d *life) open() {
 	v, err := Open(d.config())
 	must(d.t, err)
 	v.cfg.Step = d.step
-	d.v, d.gone, d.notes = v, map[string][]byte{}, nil
+	d.v, d.gone, d.older, d.notes = v, map[string][]byte{}, map[string][]byte{}, nil
 	expectAny(d.t, v, d.since)
 	p := make([]byte, testSize)
 	must(d.t, v.ReadAt(d.t.Context(), p, 0))
@@ -77,6 +78,12 @@ func (d *life) open() {
 
 // step copies the folder as a kill leaves it there.
 func (d *life) step(name string) {
+	if name == "reused" { // whoever is here has the turn
+		file := journal.Header{Epoch: d.v.cfg.Epoch, Number: d.v.number + 1}.Name()
+		b, err := os.ReadFile(filepath.Join(d.cfg.Dir, file))
+		must(d.t, err)
+		d.older[file] = b
+	}
 	if !d.alone || name == "append" || name == "read" {
 		return
 	}
@@ -86,20 +93,20 @@ func (d *life) step(name string) {
 	for name, b := range files(d.t, d.cfg.Dir) {
 		must(d.t, os.WriteFile(filepath.Join(dir, name), []byte(b), 0o600))
 	}
-	d.killed = append(d.killed, dir)
+	cfg := d.config()
+	cfg.Dir = dir
+	d.killed = append(d.killed, cfg)
 }
 
 // afterKills opens what kills have left: nothing is lost.
 func (d *life) afterKills() {
-	for _, dir := range d.killed {
-		cfg := d.config()
-		cfg.Dir = dir
+	for _, cfg := range d.killed {
 		v, err := Open(cfg)
 		must(d.t, err)
 		expect(d.t, v, d.want, 0, testSize)
-		d.expectKept(v)
+		d.expectKept(v, cfg)
 		must(d.t, v.Close())
-		must(d.t, os.RemoveAll(dir))
+		must(d.t, os.RemoveAll(cfg.Dir))
 	}
 	d.killed = nil
 }
@@ -112,9 +119,9 @@ func (d *life) expectAsOf(v *Volume, p content.Position) {
 	}
 }
 
-func (d *life) expectKept(v *Volume) {
-	for p := range d.kept {
-		if p.Seq >= d.cfg.Base.Seq {
+func (d *life) expectKept(v *Volume, cfg Config) {
+	for _, p := range cfg.Kept {
+		if p.Seq >= cfg.Base.Seq {
 			d.expectAsOf(v, p)
 		}
 	}
@@ -174,8 +181,11 @@ func (d *life) power(t *rapid.T) {
 		if from >= int64(len(b)) {
 			continue
 		}
+		if old := d.older[filepath.Base(name)]; len(old) > len(b) && rapid.Bool().Draw(t, "not cut yet") {
+			b = append(b, old[len(b):]...)
+		}
 		a := rapid.Int64Range(from, int64(len(b))).Draw(t, "from")
-		switch rapid.IntRange(0, 3).Draw(t, "damage") {
+		switch rapid.IntRange(0, 4).Draw(t, "damage") {
 		case 0:
 			b = b[:a]
 		case 1:
@@ -185,6 +195,8 @@ func (d *life) power(t *rapid.T) {
 				must(t, os.Remove(name))
 				continue
 			}
+		case 3:
+			copy(b[a:rapid.Int64Range(a, int64(len(b))).Draw(t, "to")], d.older[filepath.Base(name)][min(a, int64(len(d.older[filepath.Base(name)]))):])
 		}
 		must(t, os.WriteFile(name, b, 0o600))
 	}
@@ -326,7 +338,7 @@ func (d *life) check(t *rapid.T) {
 	d.v.work.Wait()
 	expect(t, d.v, d.want, 0, testSize)
 	d.afterKills()
-	d.expectKept(d.v)
+	d.expectKept(d.v, d.config())
 	v := d.v
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -335,7 +347,7 @@ func (d *life) check(t *rapid.T) {
 	for i, s := range next {
 		info, err := os.Stat(v.path(s))
 		must(t, err)
-		if live := v.liveOf(s); info.Size() != s.size || live < 0 || live > s.size {
+		if live := v.liveOf(s); info.Size() != s.size+s.spare() || live < 0 || live > s.size {
 			t.Fatalf("segment %d has %d bytes, %d live, and its file %d", s.Number, s.size, live, info.Size())
 		}
 		if i > 0 && s.After != next[i-1].through() {
@@ -352,13 +364,21 @@ func (d *life) check(t *rapid.T) {
 			names[filepath.Base(l.disk.File.Name())] = true
 		}
 	}
-	for name := range files(t, v.cfg.Dir) {
+	spares := int64(0)
+	for name, b := range files(t, v.cfg.Dir) {
+		if strings.HasPrefix(name, journal.SparePrefix) {
+			spares += int64(len(b))
+			continue
+		}
 		if _, number, _ := journal.ParseName(name); d.before && number <= d.cfg.Base.Number {
 			continue // for a snapshot whose root a start does not know
 		}
 		if (strings.HasSuffix(name, journal.Suffix) || strings.HasPrefix(name, ".")) && !names[name] {
 			t.Fatalf("a file %s is left", name)
 		}
+	}
+	if spares != v.spares.Bytes() || spares > sparesMax*v.cfg.SegmentSize {
+		t.Fatalf("there are spares of %d bytes, counted %d", spares, v.spares.Bytes())
 	}
 }
 
@@ -458,7 +478,7 @@ func TestLife(t *testing.T) {
 				must(r, d.v.absorb())
 				d.since = [][]byte{slices.Clone(d.want)}
 			},
-			"tend": func(*rapid.T) { d.watch(); d.steps(d.v.tend) },
+			"tend":  func(*rapid.T) { d.watch(); d.steps(d.v.tend) },
 			"enter": func(*rapid.T) { d.cfg.Epoch++; d.v.Enter(d.cfg.Epoch) },
 			"refused": func(r *rapid.T) { // a write that finds the disk full leaves a segment without an entry
 				d.v.take()

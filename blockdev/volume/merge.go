@@ -20,7 +20,7 @@ func (v *Volume) Merge(ctx context.Context, w io.Writer, after, through content.
 	v.mu.RLock()
 	ref := content.SegmentRef{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, After: after, Through: through}
 	v.mu.RUnlock()
-	at, next, done, err := v.span(after, through)
+	at, next, done, err := v.span(after, through, 0)
 	if err != nil {
 		return ref, fmt.Errorf("merge: %w", err)
 	}

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -184,11 +184,12 @@ func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Positi
 }
 
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
-// to through, which is kept: their offset and their length, in bytes. It may name more,
-// where after is not kept.
-func (v *Volume) Changes(after, through content.Position) iter.Seq2[blockdev.Range, error] {
+// to through, which is kept, and reach beyond off: their offset and their length, in bytes,
+// rising. It may name more, where after is not kept; ErrNotFound says that the journal does
+// not go back as far. What is not asked for any more is not looked at.
+func (v *Volume) Changes(after, through content.Position, off int64) iter.Seq2[blockdev.Range, error] {
 	return func(yield func(blockdev.Range, error) bool) {
-		_, next, done, err := v.span(after, through)
+		_, next, done, err := v.span(after, through, uint64(off/extents.SectorSize))
 		if err != nil {
 			yield(blockdev.Range{}, err)
 			return
@@ -221,7 +222,7 @@ func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int
 	size := int64(v.ground.ChunkSize)
 	v.mu.RUnlock()
 	var all []chunkBytes
-	for r, err := range v.Changes(after, through) {
+	for r, err := range v.Changes(after, through, 0) {
 		if err != nil {
 			return nil, err
 		}
@@ -250,16 +251,23 @@ type chunkBytes struct {
 	bytes int64
 }
 
-// span returns what is newest behind after and up to through.
-func (v *Volume) span(after, through content.Position) (w view, next extents.Cursor, done func(), err error) {
-	if w, err = v.pinAsOf(through); err != nil {
-		return w, nil, nil, err
+// span returns what is newest behind after and up to through, from a sector on.
+func (v *Volume) span(after, through content.Position, s uint64) (w view, next extents.Cursor, done func(), err error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	w, ok := v.asOf(through)
+	layers, _ := between(v.layers, after, through) // also of what lies before the base by now
+	n := len(layers)
+	switch {
+	case v.closed:
+		return w, nil, nil, content.ErrClosed
+	case !ok:
+		return w, nil, nil, v.gone(through)
+	case n == 0 && after.Seq < through.Seq, n > 0 && layers[n-1].after.Seq > after.Seq:
+		return w, nil, nil, v.gone(after)
 	}
-	layers, ok := between(w.layers, after, through)
-	if !ok {
-		layers = nil // it is the base
-	}
-	return w, flattened(layers), func() { w.readers.Done() }, nil
+	w.readers.Add(1)
+	return w, flattened(layers, s), func() { w.readers.Done() }, nil
 }
 
 // Rebase lays the volume on another root, which has all up to base, a position that is
@@ -332,14 +340,23 @@ func (v *Volume) cutFront() error {
 func (v *Volume) retire(segments []*segment, layers []*layer) error {
 	old := v.readers
 	v.readers = newReaders(old.done)
+	room := v.spareRoom()
 	v.mu.Unlock()
+	if v.pressed() {
+		room = 0
+	}
 	var errs []error
+	var spares []journal.Spare
 	for _, s := range segments {
-		v.pressure.freed.Add(s.size)
-		if !s.replaced {
-			errs = append(errs, os.Remove(v.path(s)))
-			v.cfg.Step("removed")
+		if s.replaced {
+			v.pressure.freed.Add(s.size)
+			continue
 		}
+		kept, err := v.discard(s, room)
+		if errs = append(errs, err); err == nil {
+			spares = append(spares, kept...)
+		}
+		v.cfg.Step("removed")
 	}
 	v.work.Go(func() {
 		var errs []error
@@ -352,6 +369,8 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 				errs = append(errs, l.disk.Drop())
 			}
 		}
+		errs = append(errs, v.spares.Keep(spares))
+		v.spares.Warm()
 		if err := errors.Join(errs...); err != nil {
 			v.cfg.Log.Warn("files of a journal that nothing needs any more are left", "dir", v.cfg.Dir, "err", err)
 		}

@@ -40,6 +40,10 @@ func (v *Volume) ReadSegments(w io.Writer, after content.Position, most int64) (
 	return content.Position{Number: s.Number, Seq: end.seq}, n, err
 }
 
+// Held says that all who read the journal have it up to seq: what is merged is sent whole,
+// and so nothing is that one of them has in part. MaxUint64: there is nobody.
+func (v *Volume) Held(seq uint64) { v.held.Store(seq) }
+
 // following returns the segment that has what comes behind a position, a place in it at
 // or before that, and the end of what is durable; without one, where the journal begins.
 // Called with mu.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -58,6 +59,9 @@ type Config struct {
 	Kept []content.Position
 	// Persist is asked by each Flush; nil has all durable that is durable here.
 	Persist Persister
+	// Followed says that others read the journal: it is not made smaller before Held says up
+	// to where they have it.
+	Followed bool
 	// Free says which share of the disk under Dir is free, from 0 to 1; nil always has
 	// enough. Below a tenth writes slow down, and below a twentieth they fail.
 	Free func() float64
@@ -115,8 +119,10 @@ type Volume struct {
 	closed   bool
 	eased    chan struct{} // closed when pressure.behind ends
 
+	spares   journal.Spares
 	pressure pressure
-	tended   atomic.Bool // somebody is about to tend the journal, and has not looked yet
+	held     atomic.Uint64 // seq up to which readers of the journal have it
+	tended   atomic.Bool   // somebody is about to tend the journal, and has not looked yet
 }
 
 var _ blockdev.Device = (*Volume)(nil)
@@ -146,7 +152,10 @@ func Open(cfg Config) (*Volume, error) {
 	}
 	v := &Volume{cfg: cfg, size: cfg.Size, kept: map[content.Position]int{}, eased: make(chan struct{})}
 	v.ground = &ground{Root: root.Root{Source: cfg.Source, Size: cfg.SourceSize, ChunkSize: cfg.ChunkSize}, base: cfg.Base}
-	v.readers = newReaders(nil)
+	v.readers, v.spares.Dir = newReaders(nil), cfg.Dir
+	if !cfg.Followed {
+		v.held.Store(math.MaxUint64)
+	}
 	v.open, v.number, v.seq = newLayer(cfg.Base), cfg.Base.Number, cfg.Base.Seq
 	for _, p := range cfg.Kept {
 		v.kept[p]++
@@ -230,14 +239,18 @@ func (v *Volume) Close() error {
 	v.closed = true
 	v.mu.Unlock()
 	v.readers.drain()
+	_, left := v.spares.Shed(0)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return errors.Join(err, v.notes.Close(), v.forget(), v.lock.Close())
+	return errors.Join(err, left, v.notes.Close(), v.forget(), v.lock.Close())
 }
 
 // finish syncs the journal and marks its end, unless that takes another segment. Called
 // with syncing and the turn.
 func (v *Volume) finish() error {
+	if v.tail.spare() > 0 {
+		v.cutBack(v.tail, v.tail.size)
+	}
 	due := v.due()
 	err := v.sync(due.segments, true)
 	if err != nil {
@@ -263,7 +276,8 @@ func (v *Volume) Geometry() blockdev.Geometry {
 // Stats is how a volume stands.
 type Stats struct {
 	// Dirty is how much of the disk lies in the journal only, in bytes; what was written
-	// again since the last Seal counts twice. Disk is what the journal takes.
+	// again since the last Seal counts twice. Disk is what the journal takes, with the files
+	// that it keeps for what comes.
 	Dirty, Disk int64
 	// Full says that the last write found no room.
 	Full bool
@@ -282,5 +296,6 @@ func (v *Volume) Stats() Stats {
 	for _, x := range v.chain {
 		s.Disk += x.size
 	}
+	s.Disk += v.tail.spare() + v.spares.Bytes()
 	return s
 }

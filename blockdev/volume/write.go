@@ -188,12 +188,14 @@ func (v *Volume) commit(batch []*change) (done int, err error) {
 	return done, err
 }
 
-// cutBack removes what a failed write may have left behind the end of a segment.
+// cutBack removes what is left behind the end of a segment, of a failed write or of what its
+// file was before.
 func (v *Volume) cutBack(s *segment, end int64) {
-	if err := s.file.Truncate(end); err != nil {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		v.failed = fmt.Errorf("the journal took a part of an entry and can't be cut back: %w", err)
+	err := s.file.Truncate(end)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if s.room = 0; err != nil {
+		v.failed = fmt.Errorf("the journal has more than its entries and can't be cut back: %w", err)
 	}
 }
 
@@ -236,7 +238,7 @@ func (v *Volume) roll() error {
 	full := v.tail != nil
 	v.endTail()
 	h := journal.Header{Volume: v.cfg.ID, Epoch: v.cfg.Epoch, Number: v.number + 1, After: content.Position{Number: v.number, Seq: v.seq}}
-	s, err := createSegment(v.cfg.Dir, h)
+	s, err := v.createSegment(h)
 	if err != nil {
 		return v.refused(err)
 	}
@@ -266,6 +268,9 @@ func (v *Volume) endTail() {
 		} else { // the next start reads all of it
 			v.cutBack(s, s.size)
 		}
+	}
+	if v.cfg.Step("table"); s.room > size {
+		v.cutBack(s, size)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()

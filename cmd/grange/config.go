@@ -22,7 +22,6 @@ import (
 // setting is an error, so that a mistyped one is not silently without effect.
 type configFile string
 
-// BeforeResolve reads the file while the command line is parsed.
 func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.Path) error {
 	path := string(ctx.FlagValue(trace.Flag).(configFile))
 	settings, err := readConfig(path, path == trace.Flag.Default)

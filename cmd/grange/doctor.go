@@ -107,7 +107,6 @@ func report(app *cli, std stdio, findings []finding) error {
 	return nil
 }
 
-// examineNode looks at a node that answers.
 func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
 	return []finding{
 		disksFinding(s.Disks),
@@ -120,7 +119,6 @@ func (c *cli) examineNode(ctx context.Context, s api.Status) []finding {
 	}
 }
 
-// volumesFinding names the volumes that want a look.
 func volumesFinding(s api.Status) finding {
 	if len(s.Failing) > 0 {
 		return finding{"volumes", bad, fmt.Sprintf("%s can't be served, or can't be written to; `grange volume show NAME` says why", strings.Join(s.Failing, ", "))}
@@ -128,7 +126,6 @@ func volumesFinding(s api.Status) finding {
 	return finding{"volumes", good, fmt.Sprintf("%d here", s.Volumes)}
 }
 
-// beyond says that the disk has no room for a cache's quota.
 func beyond(c api.Cache) string {
 	if c.Limit >= c.Quota {
 		return ""
@@ -136,7 +133,6 @@ func beyond(c api.Cache) string {
 	return fmt.Sprintf(", of which the disk has room for %s", units.Bytes(c.Limit))
 }
 
-// prefixed is a text with a prefix, or nothing.
 func prefixed(prefix, text string) string {
 	if text == "" {
 		return ""
@@ -170,7 +166,6 @@ func disksOfMine() api.Disks {
 	return d
 }
 
-// disksFinding says which door volumes are served through here.
 func disksFinding(d api.Disks) finding {
 	switch {
 	case !d.Served:
@@ -216,7 +211,6 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []finding {
 	return append(out, farmFinding(settings, s, away)...)
 }
 
-// diskFinding says whether the disk holds what the cache may grow to.
 func diskFinding(dir string, quota, used int64) finding {
 	for !fileExists(dir) && filepath.Dir(dir) != dir { // a node makes it
 		dir = filepath.Dir(dir)
@@ -252,7 +246,6 @@ func toolsFinding() finding {
 	return finding{"tools", good, "imports have what they need"}
 }
 
-// portsFinding says whether the node listens where it should, or could.
 func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) finding {
 	look, listen := couldListen, c.Listen
 	if away == nil {
@@ -287,7 +280,6 @@ func portsFinding(ctx context.Context, c *nodeCmd, s api.Status, away error) fin
 	return finding{"ports", good, strings.Join(fine, ", ")}
 }
 
-// couldListen reports why nobody could listen at an address.
 func couldListen(ctx context.Context, network, address string) error {
 	var config net.ListenConfig
 	var closer io.Closer

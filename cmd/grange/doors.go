@@ -21,7 +21,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 )
 
-// doorFlags say where volumes are served over NBD, and to whom.
 type doorFlags struct {
 	NBD       string   `name:"nbd" help:"Serve volumes over NBD on an address too; with --nbd-tls unless it is of loopback, where every user of this host reaches them." placeholder:"HOST:PORT"`
 	NBDTLS    string   `name:"nbd-tls" type:"path" help:"Folder with server-cert.pem, server-key.pem, and the ca-cert.pem of clients that may use --nbd, as qemu's tls-creds-x509 has them." placeholder:"DIR"`
@@ -33,7 +32,6 @@ type doorFlags struct {
 // fileMode is the mode of a file in octal digits, as 0660.
 type fileMode fs.FileMode
 
-// UnmarshalText reads the text form.
 func (m *fileMode) UnmarshalText(b []byte) error {
 	n, err := strconv.ParseUint(string(b), 8, 9)
 	if err != nil || n == 0 {
@@ -150,7 +148,6 @@ func (d *doors) open(ctx context.Context, address string) (net.Listener, error) 
 	return l, nil
 }
 
-// nbd opens the socket, and says how NBD is served.
 func (d *doors) nbd(ctx context.Context) (nbd.Config, error) {
 	l, err := d.open(ctx, "unix:"+d.socket)
 	if err != nil {

@@ -149,7 +149,6 @@ func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return nil
 }
 
-// originGood reports whether an origin can be read.
 func originGood(o api.Origin) bool { return o.State == "ok" || o.State == "read-only" }
 
 // seen is when the origin told of an image: "now", or how old what members know is.
@@ -164,7 +163,6 @@ func seen(i api.Image) string {
 	return fmt.Sprintf("%s ago", age)
 }
 
-// imageArg is the argument of commands on one image.
 type imageArg struct {
 	Name string `arg:"" help:"The image or tag."`
 }
@@ -247,7 +245,6 @@ type exportTo struct {
 	Force bool   `env:"-" help:"Replace a file that is there."`
 }
 
-// export asks for a file at a path of the API.
 func (c *exportTo) export(ctx context.Context, app *cli, std stdio, path string) error {
 	if c.File != "-" {
 		return app.operate(ctx, std, "POST", path, api.ExportRequest{File: c.File, Force: c.Force})

@@ -149,7 +149,6 @@ const description = `Peer-to-peer content distribution for server farms.
 
 Commands ask the node of --data over its socket, or the one that GRANGE_API names, HOST:PORT or the path of a socket, with GRANGE_TOKEN, or the api.token of --data, and GRANGE_CERT, a copy of its api.crt. They exit with 0 when done, 1 when not, and 2 for a command line that makes no sense.`
 
-// newParser returns a parser of command lines into c.
 func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append([]kong.Option{
 		kong.Name("grange"), kong.Description(description), kong.Writers(std.out, std.err),

@@ -175,7 +175,6 @@ const (
 	ageMagic  = "age-encryption.org/"
 )
 
-// sealKey encrypts a key with a passphrase, if there is one.
 func sealKey(text, phrase string) ([]byte, error) {
 	if phrase == "" {
 		return []byte(text), nil
@@ -368,7 +367,6 @@ func (c *statusCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return err
 }
 
-// show prints a status, with --all beside the members.
 func (c *statusCmd) show(ctx context.Context, app *cli, std stdio, status json.RawMessage) error {
 	if !c.All {
 		return show(app, std, status, statusTable)

@@ -113,7 +113,6 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 	return c.serve(ctx, last, cfg, doors)
 }
 
-// serve runs the node until ctx ends.
 func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
 	log := cfg.Log
 	n, err := node.New(ctx, cfg)

@@ -38,7 +38,6 @@ func (c *operationLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-// operationArg is the argument of commands on one operation.
 type operationArg struct {
 	ID string `arg:"" help:"As operation ls has it."`
 }
@@ -125,7 +124,6 @@ func (c *cli) follow(ctx context.Context, std stdio, op api.Operation) error {
 	return c.outcome(std, last)
 }
 
-// outcome says how an operation ended; a failure is its error.
 func (c *cli) outcome(std stdio, op api.Operation) error {
 	switch {
 	case op.State == "running": // the stream ended early, as when the node stopped

@@ -90,7 +90,7 @@ type volumeLsCmd struct {
 func (c *volumeLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	path, last, value := "/api/volumes", "DEVICE", func(v api.Volume) string { return v.Device }
 	if c.All {
-		path, last, value = path+"?all=true", "NODE", func(v api.Volume) string { return v.Node }
+		path, last, value = path+"?all=true", "NODE", func(v api.Volume) string { return cmp.Or(v.NodeName, v.Node) }
 	}
 	return list(ctx, app, std, path, func(w io.Writer, vols []api.Volume) {
 		fmt.Fprintln(w, "NAME\tFARM\tSIZE\tFROM\tSTATE\tDURABILITY\tDIRTY\t"+last)
@@ -110,10 +110,10 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 
 func volumeTable(w io.Writer, v api.Volume) {
 	fmt.Fprintf(w, "name\t%s\nfarm\t%s\nnode\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
-		v.Name, v.Farm, v.Node, v.State, v.Detail, v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
+		v.Name, v.Farm, strings.TrimSpace(v.NodeName+" "+v.Node), v.State, v.Detail, v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 	fmt.Fprintf(w, "not in bucket\t%s\n", known(v, v.Lag))
 	for _, x := range []struct{ name, value string }{
-		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", strings.Join(v.Holders, ", ")}, {"limits", limited(v.Limits)},
+		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", strings.Join(v.Holders, ", ") + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
 	} {
 		if x.value != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)

@@ -139,7 +139,6 @@ func listed[T any](in IfNoneMatch, page []T, link string) (*Listed[T], error) {
 	return &Listed[T]{status, etag, link, page}, err
 }
 
-// newestFirst is the order of IDs of which the greatest is the newest.
 func newestFirst(a, b string) int { return cmp.Compare(b, a) }
 
 // lists registers a route that lists by name or ID.

@@ -68,7 +68,6 @@ func operationID(pattern string, answer any) string {
 	return huma.GenerateOperationID(method, strings.TrimPrefix(path, "/api"), answer)
 }
 
-// described begins the description of an operation.
 func described(pattern, summary string) huma.Operation {
 	method, path, _ := strings.Cut(pattern, " ")
 	op := huma.Operation{
@@ -111,7 +110,6 @@ func finish(doc *huma.OpenAPI) {
 	}
 }
 
-// neverNull says of the arrays in a schema that they are never null.
 func neverNull(s *huma.Schema) {
 	if s == nil {
 		return
@@ -132,7 +130,6 @@ type Problem struct {
 	FoldedAt time.Time `json:"folded_at,omitzero" doc:"and when the bucket last got all that was written; absent when it never has"`
 }
 
-// codeOf is the code of a problem.
 func codeOf(status int, err error) string {
 	var conflict content.Conflict
 	switch {
@@ -221,8 +218,6 @@ type discard struct {
 	status int
 }
 
-// WriteHeader implements http.ResponseWriter.
 func (d *discard) WriteHeader(status int) { d.status = status }
 
-// Write implements http.ResponseWriter.
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }

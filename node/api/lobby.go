@@ -48,7 +48,6 @@ type guest struct {
 	busy  int       // requests of the operator's that are being served
 }
 
-// Accept implements net.Listener.
 func (l *lobby) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -112,7 +111,6 @@ func (l *lobby) longest(host string) (out *guest) {
 	return out
 }
 
-// Close implements net.Conn.
 func (g *guest) Close() error {
 	g.lobby.mu.Lock()
 	delete(g.lobby.guests, g)
@@ -273,7 +271,6 @@ func (p paced) extend() {
 	http.NewResponseController(p.ResponseWriter).SetWriteDeadline(time.Now().Add(p.within))
 }
 
-// Write implements http.ResponseWriter.
 func (p paced) Write(b []byte) (int, error) {
 	p.extend()
 	return p.ResponseWriter.Write(b)

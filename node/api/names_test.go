@@ -12,11 +12,11 @@ import (
 
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestResolveWithoutAToken: to whoever has none, what is private or deleted and what

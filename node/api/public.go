@@ -89,7 +89,7 @@ func (s *Server) block(w http.ResponseWriter, r *http.Request) {
 	case len(name) > blockNameMax:
 		err = fmt.Errorf("CID of %d characters: %w: at most %d", len(name), content.ErrInvalid, blockNameMax)
 	default:
-		b, err = s.blockOf(r, name)
+		b, err = s.blockOf(name)
 	}
 	if err != nil {
 		writeProblem(w, statusOf(err), content.Line(err))
@@ -107,7 +107,7 @@ func (s *Server) block(w http.ResponseWriter, r *http.Request) {
 }
 
 // blockOf returns the block of a name: out of the name itself, or of what is public here.
-func (s *Server) blockOf(r *http.Request, name string) ([]byte, error) {
+func (s *Server) blockOf(name string) ([]byte, error) {
 	b, absent := content.Inline(name)
 	if !errors.Is(absent, content.ErrNotFound) {
 		return b, absent

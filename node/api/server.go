@@ -4,6 +4,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -53,9 +54,7 @@ const bodyMax = 64 << 10
 
 // New builds the routes.
 func New(cfg Config) *Server {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	s := newServer(cfg, http.NewServeMux(), defaultLimits())
 	a := humago.New(s.mux, humaConfig(cfg.Node.Version()))
 	s.images(a)

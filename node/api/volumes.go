@@ -103,7 +103,6 @@ type Folded struct {
 	At string `query:"at" enum:"folded" doc:"folded: as the bucket has it, whoever holds it now"`
 }
 
-// ref is the volume of that name.
 func (f Folded) ref(name string) (content.Ref, error) {
 	if f.At != "" {
 		name += "?at=" + f.At

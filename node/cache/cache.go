@@ -199,7 +199,6 @@ func extend(f *os.File, size int64) error {
 	return f.Truncate(size)
 }
 
-// file returns the file and the offset of a place in a slab of class cl.
 func (c *Cache) file(at place, cl class) (*os.File, int64, bool) {
 	n, off := offset(at, cl)
 	files := *c.files.Load()

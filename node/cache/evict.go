@@ -53,11 +53,6 @@ func (c *Cache) limit() int64 {
 	return min(c.cfg.Quota, int64(c.slabs.live)*slabSize+room)
 }
 
-func (c *Cache) mayGrow() bool {
-	more := int64(c.slabs.live+1) * slabSize
-	return more <= c.cfg.Quota && more <= c.limit()
-}
-
 func (c *Cache) overLimit() bool { return int64(c.slabs.live)*slabSize > c.limit() }
 
 // makeRoom frees slots of a class, or a slab of another. A class pays for its growth as
@@ -329,7 +324,6 @@ func (c *Cache) maintain(ctx context.Context) {
 	}
 }
 
-// giveBack returns slabs while the cache has more than it may.
 func (c *Cache) giveBack(ctx context.Context) {
 	for more := true; more && ctx.Err() == nil; {
 		c.mu.Lock()

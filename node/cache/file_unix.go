@@ -55,7 +55,6 @@ func installTable(path string) error {
 
 func syncHeader(raw []byte) error { return unix.Msync(raw[:headerSize], unix.MS_SYNC) }
 
-// mapFile maps a file, to be read only or written too.
 func mapFile(path string, write bool) (b []byte, unmap func() error, err error) {
 	mode, protection := os.O_RDONLY, unix.PROT_READ
 	if write {

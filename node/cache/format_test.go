@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 func TestFormats(t *testing.T) {

@@ -305,7 +305,7 @@ func (c *Cache) reserve(cl class) (place, error) {
 		if at, ok := c.slabs.take(cl); ok {
 			return at, nil
 		}
-		if c.mayGrow() {
+		if more := int64(c.slabs.live+1) * slabSize; more <= c.cfg.Quota && more <= c.limit() {
 			if err := c.addSlab(cl); err != nil {
 				return 0, err
 			}

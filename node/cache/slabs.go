@@ -108,7 +108,6 @@ func (s *slabs) collect() {
 	}
 }
 
-// take returns a free slot of a class in the slabs that there are.
 func (s *slabs) take(c class) (place, bool) {
 	for list := s.free[c]; len(list) > 0; list = s.free[c] {
 		number := list[len(list)-1]
@@ -233,7 +232,6 @@ func (c *Cache) adopt(t *table) error {
 	return nil
 }
 
-// recollect makes an index from the names of the slots.
 func (c *Cache) recollect(why string) error {
 	c.secret = secret{rand.Uint64(), rand.Uint64()}
 	size := c.cfg.shape()
@@ -272,7 +270,6 @@ func (c *Cache) recall(t *table, at place, n name) {
 	c.counted(at, w, 1)
 }
 
-// eachName calls f with each valid name among a slab's first slots.
 func (c *Cache) eachName(number, slots int, f func(place, name)) {
 	records := c.names.slab(number, slots, c.slabName)
 	for slot := range slots {

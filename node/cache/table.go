@@ -115,7 +115,6 @@ type shape struct{ slabs, entries int }
 
 func (s shape) bytes() int { return headerSize + s.slabs*classSize + s.entries*entrySize }
 
-// newTable lays a table over mapped bytes, which begin with a header.
 func newTable(raw []byte) (*table, error) {
 	if len(raw) < headerSize || string(raw[:8]) != indexMagic {
 		return nil, fmt.Errorf("index: %w: no magic", content.ErrCorrupt)
@@ -236,7 +235,6 @@ func (t *table) setClass(slab int, c uint32) {
 	runtime.KeepAlive(t)
 }
 
-// starts returns where the two buckets of a key begin.
 func (t *table) starts(k key) [2]int {
 	buckets := uint32(len(t.words) / bucketSize)
 	a, _ := bits.Mul32(k.choice[0], buckets)

@@ -115,7 +115,6 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	})
 }
 
-// readHere is ReadChunk of what is on this disk.
 func (m *Image) readHere(id content.CID, off int, p []byte) bool {
 	if id.IsHole() {
 		clear(p)
@@ -429,7 +428,6 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 	return append(runs, others...), here, nil
 }
 
-// runKey is what a run's lead is chosen by.
 func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
 
 // IOTimeoutDefault is how long a guest's read waits for its bytes: longer than a store

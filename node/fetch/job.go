@@ -138,7 +138,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.WaitFarm:
 			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
-			j.work.Go(func() { j.wait(j.rs.peers.SettlesIn(), late) })
+			j.work.Go(func() { j.wait(j.rs.peers.SettlesIn(), func() (<-chan struct{}, bool) { return nil, false }) })
 		case plan.WaitReads:
 			j.work.Go(j.awaitOthers)
 		case plan.Try:
@@ -174,10 +174,6 @@ func (j *job) wait(most time.Duration, settled func() (<-chan struct{}, bool)) {
 	j.tell(plan.Event{Kind: plan.Waited})
 }
 
-// late is never settled.
-func late() (<-chan struct{}, bool) { return nil, false }
-
-// fail ends the flights that have not landed.
 func (j *job) fail(err error) {
 	j.f.mu.Lock()
 	defer j.f.mu.Unlock()
@@ -197,7 +193,6 @@ func (j *job) what() string {
 
 func (j *job) level() int { return j.flights[0].obj.pos.Level }
 
-// left are the flights that have not landed.
 func (j *job) left() []*flight {
 	var out []*flight
 	for _, fl := range j.flights {
@@ -218,7 +213,6 @@ func indexes(flights []*flight) []uint64 {
 	return slices.Compact(out)
 }
 
-// fromCache lands what the cache holds.
 func (j *job) fromCache() {
 	for _, fl := range j.left() {
 		if !j.f.cached(fl.obj) {

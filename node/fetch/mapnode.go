@@ -22,7 +22,6 @@ type mapNode struct {
 	reach    cache.Reach
 }
 
-// nodeKey is what a node is kept by in memory.
 func nodeKey(p content.Pos) uint64 { return uint64(p.Level)<<48 | p.Index }
 
 // leaf returns the map node that names a chunk, if it is in memory.
@@ -123,7 +122,6 @@ func (f *Fetcher) cachedNode(rs *rootState, p content.Pos, pair pack.Pair, reach
 	return f.decodeNode(rs, p, arrival{data: node, page: page, obj: object{reach: max(reach, min(goes, paged))}})
 }
 
-// decodeNode decodes a checked node and its page as those of the root at p.
 func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode, error) {
 	n, err := pack.DecodeMapNode(f.codec, rs.head.Scope, p.Level, a.data, a.page)
 	if err != nil {

@@ -152,7 +152,6 @@ func (j *job) neighbours() []object {
 	return out
 }
 
-// readObjects reads objects of one run and lands them.
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
 	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
 	defer cancel()

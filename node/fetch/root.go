@@ -86,7 +86,6 @@ func (rs *rootState) tellOnce(id peer.ID) []byte {
 	return rs.envelope
 }
 
-// Name implements roots.Root.
 func (rs *rootState) Name() roots.Name {
 	return roots.Name{ID: rs.id, Head: rs.head, Introducer: rs.introducer}
 }
@@ -108,7 +107,6 @@ func (rs *rootState) seal(envelope []byte) {
 	}
 }
 
-// newRoot makes the state of a root.
 func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 	root, err := r.Head.Root.Encode(f.codec)
 	if err != nil {
@@ -268,13 +266,11 @@ type request struct {
 	local, passing bool
 }
 
-// byGuest is the request of a guest of this node that waits.
 func byGuest() request { return request{priority: exchange.PriorityGuest} }
 
 // byReadahead is for what a guest will probably want next.
 func byReadahead() request { return request{priority: exchange.PriorityReadahead} }
 
-// byPrefetch is for what nobody waits for.
 func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
 
 // byWalk is for a look at what is here and goes so far.
@@ -322,7 +318,6 @@ func (o object) stored() (n int) {
 	return n
 }
 
-// nodeObject is the object of a map node.
 func nodeObject(p content.Pos, pair pack.Pair, reach cache.Reach) object {
 	return object{pos: p, id: pair.Node.CID, page: pair.Page.CID, at: pair.Node.Location, pair: pair, reach: reach}
 }

@@ -122,7 +122,6 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	}, false
 }
 
-// send answers one index.
 func (s *serving) send(ctx context.Context, index uint64, body, page []byte) error {
 	if err := s.w.Data(ctx, index, body, page); err != nil {
 		return err

@@ -74,7 +74,6 @@ func RootOf(k records.Known) fetch.Root {
 	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
 }
 
-// begin starts long work on an image.
 func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
 	if err := content.KindImage.CheckName(name); err != nil {
 		return operations.View{}, err
@@ -98,7 +97,7 @@ func (im *Images) info(k records.Known) (Image, error) {
 // whether there are more: those of the origin, and unconfirmed those that this node has
 // met and the origin does not tell of, all of them while it is away.
 func (im *Images) List(ctx context.Context, after string, limit int) (page []Image, more bool, err error) {
-	known, more := im.cfg.Names.List(ctx, content.KindImage, after, limit)
+	known, more := im.cfg.Names.List(ctx, content.KindImage, "", after, limit)
 	page = []Image{}
 	for _, k := range known {
 		if i, err := im.info(k); err == nil {

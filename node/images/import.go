@@ -89,7 +89,6 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 	work, said := workingIn(filepath.Join(im.cfg.Dir, TempDir)), []string{}
 	req.Temp, req.Except, req.Room, req.Note = work.dir, im.cfg.Dir, work.room, note
 	req.Warn = func(text string) { said = append(said, text) }
-	var lineage []content.CID
 	if im.made(old) {
 		req.Previous = func(ctx context.Context, f *os.File) error {
 			if err := work.room(int64(old.body.Chunks) * content.ChunkSizeDefault); err != nil {
@@ -97,11 +96,6 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 			}
 			return im.exportTo(ctx, *old.Head, f, nil)
 		}
-	}
-	var base *catalog.Record
-	if old != nil {
-		all := append([]content.CID{old.Root}, old.Lineage...)
-		base, lineage = &old.Record, all[:min(len(all), content.LineageMax)]
 	}
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -123,7 +117,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		said = append(said, "made afresh, so that more is sent than has changed: only a version that this node has made of files itself is mounted here")
 	}
 	note(strings.Join(said, "\n"))
-	body, err := im.store(ctx, op, disk, req.Scope, lineage)
+	body, err := im.store(ctx, op, disk, req.Scope, old.lineage())
 	if err != nil {
 		return fmt.Errorf("import %q from %s: %w", name, req.Path, err)
 	}
@@ -131,11 +125,7 @@ func (im *Images) publish(ctx context.Context, op *operations.Operation, name st
 		body.Source = "standard input" // which the command line has kept there
 	}
 	body.Tree = tree
-	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
-		return err
-	}
-	im.hold(ctx, name)
-	return nil
+	return im.replace(ctx, name, body, old)
 }
 
 // made tells whether this node has itself made the image's file system, of files. The
@@ -145,11 +135,19 @@ func (im *Images) made(old *version) bool {
 	return old != nil && old.body.Tree && old.Signer.Key == im.cfg.Signer.Key.Public()
 }
 
-// hold lets others know at once that this node has what it has just published.
-func (im *Images) hold(ctx context.Context, name string) {
+// replace commits the record, and lets others know at once that this node has what it
+// has just published.
+func (im *Images) replace(ctx context.Context, name string, body catalog.Image, old *version) error {
+	var base *catalog.Record
+	if old != nil {
+		base = &old.Record
+	}
+	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
+		return err
+	}
 	k, _ := im.cfg.Names.Held(content.KindImage, name)
 	if k.Head == nil { // another has deleted it since
-		return
+		return nil
 	}
 	m, err := im.cfg.Fetcher.Learn(RootOf(k))
 	if err == nil {
@@ -158,6 +156,7 @@ func (im *Images) hold(ctx context.Context, name string) {
 	if err != nil {
 		im.cfg.Log.Warn("a new image is not announced yet", "name", name, "err", err)
 	}
+	return nil
 }
 
 // Publish gives a name to an image whose packs are in the bucket.
@@ -166,22 +165,25 @@ func (im *Images) Publish(ctx context.Context, name string, body catalog.Image, 
 	if err != nil {
 		return err
 	}
-	var base *catalog.Record
 	if old != nil {
-		all := append([]content.CID{old.Root}, old.Lineage...)
-		base, body.Lineage = &old.Record, all[:min(len(all), content.LineageMax)]
+		body.Lineage = old.lineage()
 	}
-	if err := im.record(ctx, content.KindImage, name, body, base); err != nil {
-		return err
-	}
-	im.hold(ctx, name)
-	return nil
+	return im.replace(ctx, name, body, old)
 }
 
 // version is what a name stands for before it is published anew.
 type version struct {
 	records.Known
 	body catalog.Image
+}
+
+// lineage is that of the version after it, which may be the first.
+func (v *version) lineage() []content.CID {
+	if v == nil {
+		return nil
+	}
+	all := append([]content.CID{v.Root}, v.Lineage...)
+	return all[:min(len(all), content.LineageMax)]
 }
 
 // previous returns the image that the name stands for, nil when it is free.

@@ -207,7 +207,6 @@ func (v Visitor) Visit(ctx context.Context, fn func(context.Context, *swarm.Swar
 	return errors.Join(err, <-ended)
 }
 
-// accept checks what came for a token: certificate, and secrets signed for.
 func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (State, error) {
 	id, err := verifier.Verify(got.Chain, e.Now())
 	if err != nil || id.Key != e.identity.Public() {
@@ -249,9 +248,6 @@ func traces() []string {
 	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/" + content.KeyMesh}
 }
 
-// entered are the files that a first start makes before the last, the membership.
-func entered() []string { return []string{enteringFile, identityFile, meshKeyFile, rollFile} }
-
 // classify says what a folder with those of needed and traces is, and lacks. Pure.
 func classify(has []string) (k stage, missing []string) {
 	for _, name := range needed() {
@@ -259,7 +255,8 @@ func classify(has []string) (k stage, missing []string) {
 			missing = append(missing, name)
 		}
 	}
-	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered(), name) })
+	entered := []string{enteringFile, identityFile, meshKeyFile, rollFile} // what a first start makes before the last, the membership
+	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered, name) })
 	switch {
 	case len(missing) == 0:
 		return stageWhole, nil
@@ -328,7 +325,6 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 	return s, key, err
 }
 
-// mixed is for a folder whose files are of two members.
 func mixed(dir, file, of, want string) error {
 	return fmt.Errorf("data folder %s: %w: its %s is of %s, and its %s of %s; restore both from one backup; it was left as it is",
 		dir, content.ErrCorrupt, file, of, membershipFile, want)

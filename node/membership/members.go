@@ -91,7 +91,6 @@ func (m *Membership) Find(ctx context.Context, who string) (Member, error) {
 	return findMember(m.Members(ctx), who)
 }
 
-// unmet is a member of which only the key is known.
 func unmet(key trust.PublicKey, state MemberState) Member {
 	return Member{Identity: trust.Identity{Key: key}, ID: identity.PeerID(key).String(), State: state}
 }
@@ -308,7 +307,6 @@ func (m *Membership) revoker() (trust.Signer, error) {
 	return signer, err
 }
 
-// tokenToRevoke looks for a token of that ID, and makes it useless if it is unused.
 func (m *Membership) tokenToRevoke(id string) (Revocation, error) {
 	st, err := m.invites.Revoke(id)
 	switch {

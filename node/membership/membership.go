@@ -54,7 +54,8 @@ type Network interface {
 	Call(ctx context.Context, id peer.ID, method string, body []byte) ([]byte, error)
 }
 
-// Config is what a Membership is built from; functions may be nil.
+// Config is what a Membership is built from; of the functions only Now is needed before
+// it runs.
 type Config struct {
 	Dir      string
 	Identity trust.PrivateKey
@@ -77,37 +78,6 @@ type Config struct {
 	OnIncarnation func([]byte)
 	Now           func() time.Time
 	Log           *slog.Logger
-}
-
-func (c Config) withDefaults() Config {
-	if c.Catalog == nil {
-		c.Catalog = func() (*catalog.Catalog, bool) { return nil, false }
-	}
-	if c.Told == nil {
-		c.Told = func(catalog.Record, time.Time) {}
-	}
-	if c.OnRevoked == nil {
-		c.OnRevoked = func([]trust.PublicKey) {}
-	}
-	if c.OnRotated == nil {
-		c.OnRotated = func(trust.Secrets) {}
-	}
-	if c.OnRenewed == nil {
-		c.OnRenewed = func(trust.Chain) {}
-	}
-	if c.Incarnation == nil {
-		c.Incarnation = func() []byte { return nil }
-	}
-	if c.OnIncarnation == nil {
-		c.OnIncarnation = func([]byte) {}
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	return c
 }
 
 // Membership is this member's place in its mesh: Open, Connect, Run. Concurrently safe.
@@ -138,7 +108,6 @@ type Membership struct {
 
 // Open reads the data folder; one whose own key was revoked is opened, and says so.
 func Open(cfg Config, s State) (*Membership, error) {
-	cfg = cfg.withDefaults()
 	m := &Membership{
 		cfg: cfg, codec: content.NewCodec(), verifier: trust.NewVerifier(s.Mesh), state: s, revoked: map[trust.PublicKey]revoked{}, spent: map[trust.PublicKey]int{}, starts: map[trust.PublicKey][]byte{},
 		wake: make(chan struct{}, 1), seek: make(chan struct{}, 1), notice: s.Rotation, newest: s.Secrets.Generation,

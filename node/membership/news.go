@@ -58,7 +58,6 @@ func (m *Membership) greeting(news []revoked) greeting {
 	return greeting{m.state.Chain, m.cfg.Name, m.digest, m.notice, news, m.cfg.Incarnation(), nil}
 }
 
-// greeted answers a greeting.
 func (m *Membership) greeted(who trust.Identity, g greeting) (greeting, error) {
 	if err := m.hear(who, g); err != nil {
 		return greeting{}, err
@@ -146,7 +145,6 @@ func (m *Membership) catchUp() {
 	m.compared = now
 }
 
-// contact is a connection with a member.
 type contact struct {
 	who    trust.Identity // zero until it was greeted
 	trying bool

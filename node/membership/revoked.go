@@ -78,7 +78,6 @@ func toldBy(list []revoked) []claim {
 	return out
 }
 
-// loadRevoked reads what was learnt before.
 func (m *Membership) loadRevoked() error {
 	dir := filepath.Join(m.cfg.Dir, revokedDir)
 	files, err := os.ReadDir(dir)
@@ -300,7 +299,6 @@ func digestOf(all map[trust.PublicKey]revoked) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// revokedRequest says whom the asker knows to be revoked.
 type revokedRequest struct {
 	Have []trust.PublicKey `cbor:"have"`
 }
@@ -400,7 +398,7 @@ func (m *Membership) compareStore(ctx context.Context, c *catalog.Catalog, writa
 	there := map[string]bool{}
 	var errs []error
 	asked := m.cfg.Now()
-	for r, err := range c.List(ctx, content.KindRevocation, "") {
+	for r, err := range c.List(ctx, content.KindRevocation, "", "") {
 		there[r.Name] = true
 		if err == nil {
 			m.cfg.Told(r, asked)

@@ -35,7 +35,6 @@ type sighting struct {
 	Since int64 `cbor:"since"`
 }
 
-// enrolled is a member of the roll.
 type enrolled struct {
 	Chain trust.Chain `cbor:"chain"`
 	// Met has the first of Chain as its last, but where only its issuer told of it: that
@@ -96,7 +95,6 @@ func openRoll(path string, log *slog.Logger) (*roll, error) {
 	return r, nil
 }
 
-// save writes the roll.
 func (r *roll) save() error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -212,7 +210,6 @@ func (r *roll) caughtUp() time.Time {
 	return r.caught
 }
 
-// knownSince returns since when this member has known a certificate.
 func (r *roll) knownSince(c trust.Certificate) (time.Time, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,7 +241,6 @@ func (r *roll) of(key trust.PublicKey) (enrolled, bool) {
 	return e, ok
 }
 
-// list returns all, by key.
 func (r *roll) list() []enrolled {
 	r.mu.Lock()
 	defer r.mu.Unlock()

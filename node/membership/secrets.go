@@ -67,7 +67,6 @@ func (m *Membership) Rotate(ctx context.Context) (trust.Generation, error) {
 	return secrets.Generation, nil
 }
 
-// adopt makes newer secrets this member's.
 func (m *Membership) adopt(secrets trust.Secrets, rotation []byte) error {
 	err := m.change(func(s *State) error {
 		if !secrets.Generation.After(s.Secrets.Generation) {

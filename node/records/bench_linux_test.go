@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 const benchNames = 100_000
@@ -127,7 +127,7 @@ func BenchmarkNames(b *testing.B) {
 		after, more := "", true
 		for more {
 			var page []Known
-			if page, more = n.List(b.Context(), content.KindImage, after, 1000); len(page) > 0 {
+			if page, more = n.List(b.Context(), content.KindImage, "", after, 1000); len(page) > 0 {
 				count, after = count+len(page), page[len(page)-1].Name
 			}
 		}
@@ -150,7 +150,7 @@ func BenchmarkNames(b *testing.B) {
 	}
 	before := heap()
 	n := open()
-	took("first page of 100, nothing known", func() { n.List(b.Context(), content.KindImage, "", 100) })
+	took("first page of 100, nothing known", func() { n.List(b.Context(), content.KindImage, "", "", 100) })
 	took("first whole list", func() {
 		if count := list(n); count != benchNames {
 			b.Fatalf("%d names", count)
@@ -159,8 +159,8 @@ func BenchmarkNames(b *testing.B) {
 	b.Logf("heap: %d bytes a name", (heap()-before)/benchNames)
 	b.Logf("resolves a second of CPU, all fresh: %.0f", resolve(n, 3*time.Second))
 	took("second whole list", func() { list(n) })
-	took("first page of 100", func() { n.List(b.Context(), content.KindImage, "", 100) })
-	took("page of 100 in the middle", func() { n.List(b.Context(), content.KindImage, "name-050000", 100) })
+	took("first page of 100", func() { n.List(b.Context(), content.KindImage, "", "", 100) })
+	took("page of 100 in the middle", func() { n.List(b.Context(), content.KindImage, "", "name-050000", 100) })
 	now = now.Add(freshFor + time.Second)
 	b.Logf("resolves a second of CPU, fresh where they were asked for before: %.0f", resolve(n, 4*time.Second))
 	b.Logf("heap: %d bytes a name", (heap()-before)/benchNames)
@@ -178,6 +178,6 @@ func BenchmarkNames(b *testing.B) {
 	b.Logf("rm: %d requests", store.requests.Load()-requests)
 	n.Close()
 	took("start", func() { n = open() })
-	took("first page of 100 after it", func() { n.List(b.Context(), content.KindImage, "", 100) })
+	took("first page of 100 after it", func() { n.List(b.Context(), content.KindImage, "", "", 100) })
 	n.Close()
 }

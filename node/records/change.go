@@ -22,7 +22,6 @@ func (n *Names) Told(r catalog.Record, asked time.Time) error {
 	return err
 }
 
-// tell returns what the name stands for then.
 func (n *Names) tell(r catalog.Record, asked time.Time) (Known, error) {
 	k, err := n.describe(r)
 	if err != nil {
@@ -145,7 +144,6 @@ func (n *Names) enter(id string, e entry) {
 	}
 }
 
-// stand returns the roots that the name stands for.
 func (e entry) stand() (out []rootKey) {
 	for _, k := range []*Known{e.said, e.heard} {
 		if k != nil && k.Head != nil {

@@ -16,7 +16,6 @@ type entryFile struct {
 	Taken *recordFile `cbor:"taken"`
 }
 
-// recordFile is a record on disk.
 type recordFile struct {
 	Sealed []byte `cbor:"record"`
 	ETag   string `cbor:"etag"`

@@ -25,10 +25,8 @@ type entry struct {
 	checked time.Time
 }
 
-// isEmpty reports whether nothing stands for the name.
 func (e entry) isEmpty() bool { return e.said == nil && e.heard == nil }
 
-// isVoid reports whether nothing is known of it at all.
 func (e entry) isVoid() bool { return e.isEmpty() && e.taken == nil }
 
 // answer is what counts; e is not empty.

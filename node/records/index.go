@@ -139,7 +139,6 @@ func (x *index) load(seen func(piece)) (damaged int, err error) {
 	return damaged, x.f.Truncate(x.end)
 }
 
-// decode checks a piece with its head.
 func (x *index) decode(whole []byte) (p piece, err error) {
 	if sum := crc32.Checksum(whole[4:], castagnoli); sum != binary.LittleEndian.Uint32(whole) {
 		return p, fmt.Errorf("%w: the checksum does not match", content.ErrCorrupt)
@@ -148,7 +147,6 @@ func (x *index) decode(whole []byte) (p piece, err error) {
 	return p, err
 }
 
-// enter makes a piece the one that counts.
 func (x *index) enter(p piece, at int64, size int) {
 	old, ok := x.keys.Get(place{key: p.ID})
 	if ok {
@@ -321,7 +319,6 @@ const (
 
 func (r rootKey) link() string { return rootLinks + string(r.root[:]) + r.scope.String() }
 
-// linkedRoot returns the root of a link, if it is one.
 func linkedRoot(link string) (r rootKey, ok bool) {
 	if !strings.HasPrefix(link, rootLinks) || len(link) < 1+len(r.root) {
 		return r, false

@@ -17,10 +17,13 @@ import (
 )
 
 // pages lists all images, some at a time, as "name" or "name?" if unconfirmed.
-func (m *member) pages(t fataler, limit int) (out []string) {
+func (m *member) pages(t fataler, limit int) []string { return m.pagesOf(t, "", limit) }
+
+// pagesOf lists those images whose names have a prefix.
+func (m *member) pagesOf(t fataler, begin string, limit int) (out []string) {
 	t.Helper()
 	for after := ""; ; {
-		page, more := m.List(t.Context(), content.KindImage, after, limit)
+		page, more := m.List(t.Context(), content.KindImage, begin, after, limit)
 		for _, k := range page {
 			after = k.Name
 			if out = append(out, k.Name); !k.Confirmed {
@@ -83,6 +86,14 @@ func TestPages(t *testing.T) {
 	for _, limit := range []int{1, 2, 7, 24, 100} {
 		if got := m.pages(t, limit); !slices.Equal(got, all) {
 			t.Errorf("by %d: %q, want %q", limit, got, all)
+		}
+	}
+	for _, begin := range []string{"n", "n1", "n15", "n15x", "z"} {
+		want := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !strings.HasPrefix(name, begin) })
+		for _, limit := range []int{1, 7, 100} {
+			if got := m.pagesOf(t, begin, limit); !slices.Equal(got, want) {
+				t.Errorf("%s by %d: %q, want %q", begin, limit, got, want)
+			}
 		}
 	}
 	before := w.gets.Load()

@@ -187,23 +187,24 @@ func (n *Names) away(ctx context.Context, kind content.Kind, name string, cause 
 	return e.answer(), nil
 }
 
-// List returns up to limit records of a namespace whose names come behind after, in the
-// order of their Segments, deleted ones left out, and whether there are more: those that the origin
+// List returns up to limit records of a namespace whose names begin with a prefix and come
+// behind after, which is one of them or "", in the order of their Segments, deleted ones left out, and whether there are more: those that the origin
 // lists, and unconfirmed those that this node knows and the origin does not tell of,
 // all of them while it is away. Records that have not changed are not read again.
-func (n *Names) List(ctx context.Context, space content.Kind, after string, limit int) (page []Known, more bool) {
+func (n *Names) List(ctx context.Context, space content.Kind, begin, after string, limit int) (page []Known, more bool) {
 	there := map[string]bool{} // what the origin lists, and whether it can be read
-	last, more := n.atOriginBehind(ctx, space, after, limit, there)
-	prefix := string(space.Space()) + "/"
-	for behind := content.Segment(after); ; {
-		segments := n.index.after(prefix, behind, namesAtOnce)
-		for _, segment := range segments {
+	last, more := n.listAtOrigin(ctx, listing{space, begin, after, limit}, there)
+	start := content.Segment(begin)
+	for behind := strings.TrimPrefix(content.Segment(after), start); ; {
+		rests := n.index.after(string(space.Space())+"/"+start, behind, namesAtOnce)
+		for _, rest := range rests {
+			segment := start + rest
 			name, err := content.NameOf(segment)
 			k, ok := n.Held(space, name)
 			switch {
 			case more && segment > content.Segment(last):
 				return page, true
-			case err != nil || !ok || k.Tombstone:
+			case err != nil || !ok || k.Tombstone || name == after:
 				continue
 			case len(page) == limit:
 				return page, true
@@ -211,24 +212,31 @@ func (n *Names) List(ctx context.Context, space content.Kind, after string, limi
 			k.Confirmed = k.Confirmed && there[name]
 			page = append(page, k)
 		}
-		if len(segments) < namesAtOnce {
+		if len(rests) < namesAtOnce {
 			return page, more
 		}
-		behind = segments[len(segments)-1]
+		behind = rests[len(rests)-1]
 	}
 }
 
-// atOriginBehind takes what the origin lists behind a name until limit records are
-// there. It returns the last name that it came to, and whether the origin has more.
-func (n *Names) atOriginBehind(ctx context.Context, space content.Kind, after string, limit int, there map[string]bool) (last string, more bool) {
+// listing is what List is asked for.
+type listing struct {
+	space        content.Kind
+	begin, after string
+	limit        int
+}
+
+// listAtOrigin takes what the origin lists until as many records are there as are asked for. It
+// returns the last name that it came to, and whether the origin has more.
+func (n *Names) listAtOrigin(ctx context.Context, l listing, there map[string]bool) (last string, more bool) {
 	c := n.cfg.Reader()
 	if c == nil {
 		return "", false
 	}
 	asked, live := n.cfg.Now(), 0
 	defer n.sync()
-	for r, err := range c.List(ctx, space, after) {
-		if live == limit {
+	for r, err := range c.List(ctx, l.space, l.begin, l.after) {
+		if live == l.limit {
 			return last, true
 		}
 		var k Known
@@ -240,7 +248,7 @@ func (n *Names) atOriginBehind(ctx context.Context, space content.Kind, after st
 		}
 		if err != nil {
 			n.cfg.Lost(err)
-			n.cfg.Log.Warn("names can't be listed in full", "space", space, "name", r.Name, "err", err)
+			n.cfg.Log.Warn("names can't be listed in full", "space", l.space, "name", r.Name, "err", err)
 		}
 		if err == nil && !k.Tombstone {
 			live++

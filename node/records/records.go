@@ -145,7 +145,6 @@ type Names struct {
 	unseen  lately // what leads say that it does not have
 }
 
-// rootKey is a root under one scope.
 type rootKey struct {
 	root  content.CID
 	scope content.Scope
@@ -341,7 +340,6 @@ func (n *Names) Introduced(sealed []byte) (Known, error) {
 	return k, err
 }
 
-// describe checks what a record says.
 func (n *Names) describe(r catalog.Record) (Known, error) {
 	d, err := catalog.Describe(n.cfg.Codec, r.Envelope)
 	return Known{Record: r, Content: d}, err

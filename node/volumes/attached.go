@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/doors"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
@@ -50,7 +51,7 @@ type attached struct {
 	disk  *ublk.Disk     // nil over NBD
 	folds *fold.Paced    // nil where nothing is written, or no origin known
 	line  *fold.Line     // of its tails
-	users sync.WaitGroup // NBD connections
+	users doors.Entrance // NBD connections
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
 
@@ -68,12 +69,14 @@ type attached struct {
 	taken  string               // by whom, once it is lost
 	behind string               // what stays with who had it before
 	fresh  *index.Entry         // of a folder that is being made
+	made   string               // by which version of the record
 	heir   *holders.Inheritance // what was taken from holders for that
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
 	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
-	a := &attached{v: v, line: &fold.Line{Bucket: v.readable, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a.line.Ends = func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() }
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}
@@ -205,6 +208,9 @@ func (a *attached) follow(ctx context.Context, e right.Event) error {
 			if e, err = a.do(ctx, d); err != nil {
 				return err
 			}
+			if e != nil {
+				break
+			}
 		}
 		if e == nil {
 			return nil
@@ -219,7 +225,11 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	case right.Read:
 		return a.read(ctx)
 	case right.Keep:
-		return nil, a.keepRight()
+		err := a.keepRight()
+		if _, _, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.Stage != right.Serving {
+			return right.Unkept{}, nil
+		}
+		return nil, err
 	case right.Adopt:
 		return nil, a.adopt(ctx)
 	case right.Commit:
@@ -244,6 +254,8 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:
 		return nil, fmt.Errorf("%w: its name was freed", content.ErrNotFound)
+	case right.RefuseFull:
+		return nil, fmt.Errorf("%w: the disk of the data folder has no room to note that the volume is this node's", content.ErrNoSpace)
 	}
 	return nil, nil
 }
@@ -306,7 +318,7 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 	case err == nil:
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.gaps, a.base, a.body, a.heir = gaps, &r, body, nil
+		a.gaps, a.base, a.body = gaps, &r, body
 		if a.vol != nil { // it was served unconfirmed, under an epoch that is over
 			a.vol.Enter(body.Epoch)
 		}
@@ -325,30 +337,36 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 func (a *attached) keepRight() error {
 	a.mu.Lock()
 	fresh, body, st := a.fresh, a.body, a.right
-	a.mu.Unlock()
 	mine := st.Stage == right.Serving
-	note := func(e *index.Entry) {
-		if e.Tried = slices.Clone(st.Tried); mine {
-			e.Volume, e.Committed, e.Attached, e.Empty, e.Taken, e.Orphan = body, true, true, false, "", false
+	if mine {
+		a.fresh, a.heir = nil, nil
+	}
+	a.mu.Unlock()
+	switch {
+	case fresh != nil && !mine:
+		whole := *fresh
+		whole.Tried = slices.Clone(st.Tried)
+		err := a.v.index.Rewrite(whole)
+		if err == nil {
+			*fresh = whole
+		}
+		return err
+	case fresh != nil:
+		if err := a.v.index.Replace(*fresh); err != nil {
+			return err
 		}
 	}
-	if fresh == nil || !mine {
-		_, err := a.v.index.Change(a.Name(), note)
-		return err
-	}
-	note(fresh)
-	a.mu.Lock()
-	a.fresh = nil
-	a.mu.Unlock()
-	if err := a.v.index.Rewrite(*fresh); err != nil {
-		return err
-	}
-	return a.v.index.Replace(*fresh)
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
+		if e.Tried = slices.Clone(st.Tried); mine {
+			e.Volume, e.Committed, e.Attached, e.Empty, e.Adopted, e.Taken, e.Orphan = body, true, true, false, false, "", false
+		}
+	})
+	return err
 }
 
 // leave tells who had the volume that it is another's, and notes what stays behind there.
 func (a *attached) leave(ctx context.Context) {
-	seen := a.right.Seen
+	seen := a.right.From
 	who, _ := a.v.cfg.Holder(ctx, seen.Holder)
 	a.v.tell(ctx, seen.Holder, a.Name())
 	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"time"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -24,10 +23,6 @@ const (
 	// attachMethod has a node attach a volume that was released for it. It is asked again
 	// until it says that it is done.
 	attachMethod = CallPrefix + "attach"
-
-	// tellWait is what a taker's clients wait for who held the volume, which may be gone, and
-	// tellTimeout bounds each time that it is told beside.
-	tellWait, tellTimeout = 500 * time.Millisecond, 3 * time.Second
 )
 
 // Answer answers another node of this farm.
@@ -70,32 +65,13 @@ func (v *Volumes) hearTaken(ctx context.Context, name string) error {
 // tell says to who held a volume that it does not any more. Who can't be reached now is
 // told later, until it has looked at the record by itself.
 func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
-	say := func(ctx context.Context, within time.Duration) error {
-		ctx, cancel := context.WithTimeout(ctx, within)
-		defer cancel()
+	err := v.errands.Insist(ctx, right.SaidFor, func(ctx context.Context) error {
 		_, err := v.cfg.Call(ctx, who, takenMethod, []byte(name))
 		return err
-	}
-	err := say(ctx, tellWait)
-	if err == nil {
-		return
-	}
-	v.cfg.Log.Warn("the node that a volume was taken over from can't be told yet; it stops when it is, or sees the record", "volume", name, "node", who, "err", err)
-	brief, cancel := context.WithTimeout(ctx, tellWait)
-	defer cancel()
-	v.errands.Begin(brief, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, right.SaidFor)
-		defer cancel()
-		again := time.NewTicker(tryInterval)
-		defer again.Stop()
-		for say(ctx, tellTimeout) != nil {
-			select {
-			case <-again.C:
-			case <-ctx.Done():
-				return
-			}
-		}
 	})
+	if err != nil {
+		v.cfg.Log.Warn("the node that a volume was taken over from can't be told yet; it stops when it is, or sees the record", "volume", name, "node", who, "err", err)
+	}
 }
 
 // Move has another node of the farm, by its name or ID, attach a volume of this node.

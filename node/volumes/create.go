@@ -64,13 +64,7 @@ func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r cata
 	if a.err = a.serve(ctx); a.err == nil {
 		a.err = a.present(ctx)
 	}
-	if a.err != nil {
-		a.after = tryInterval
-		a.again = v.cfg.Now().Add(a.after)
-		v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
-	}
-	v.setDevice(e.Name, a)
-	return a.err
+	return a.settled(&attached{})
 }
 
 // plan works out what the volume will be, and what it begins with; nothing is made yet.

@@ -42,37 +42,41 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 // exports is the door's view of the volumes.
 type exports struct{ v *Volumes }
 
-// Lookup implements nbd.Exports. It waits for a volume that is opening.
+// Lookup implements nbd.Exports. It waits for a volume that is opening, or rolled back.
 func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func(), error) {
 	for {
-		d := x.use(name)
+		d := x.v.device(name)
+		var wait <-chan struct{}
 		switch {
 		case d == nil:
 			return nil, nil, fmt.Errorf("volume %q: %w; `grange volume ls` shows those of this node", name, content.ErrNotFound)
 		case d.opening != nil:
-			select {
-			case <-d.opening:
-			case <-ctx.Done():
-				return nil, nil, fmt.Errorf("volume %q: opening: %w", name, context.Cause(ctx))
-			}
+			wait = d.opening
 		case d.err != nil:
 			return nil, nil, fmt.Errorf("volume %q can't be served: %w", name, d.err)
 		case d.disk != nil:
 			return nil, nil, fmt.Errorf("volume %q: %w: it is served as %s, not over NBD", name, content.ErrConflict, d.disk.Path())
 		default:
-			return doors.Remember(d.front, doors.Past{Snapshots: x.v.Snapshots, Changes: x.v.Changes}, name), d.users.Done, nil
+			leave, opened := d.users.Enter()
+			if wait = opened; leave != nil && x.v.device(name) == d { // who closes it shuts it before that takes it away
+				past := doors.Past{Snapshots: func(ctx context.Context) ([]SnapshotView, error) { return x.v.Snapshots(ctx, name) }, Past: x.v.past(d)}
+				return doors.Remember(d.front, past), func() {
+					if err := past.Close(); err != nil {
+						x.v.cfg.Log.Warn("what a client compared a volume with is not closed as it should be", "volume", name, "err", err)
+					}
+					leave()
+				}, nil
+			} else if leave != nil {
+				leave()
+				continue
+			}
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("volume %q: opening: %w", name, context.Cause(ctx))
 		}
 	}
-}
-
-// use returns what is under a name, counted as used where NBD serves it: who closes a
-// device takes it away first.
-func (x exports) use(name string) *attached {
-	return x.v.open.Use(name, func(d *attached) {
-		if d != nil && d.vol != nil && d.disk == nil {
-			d.users.Add(1)
-		}
-	})
 }
 
 // List implements nbd.Exports: those that a client can open, if it waits.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -16,9 +17,16 @@ import (
 // Names of volumes are the mesh's: what is not here may be elsewhere.
 
 // Find returns one volume of this node; ErrNotFound says which node has the name, if
-// one has.
+// one has, also of a volume that this node has released.
 func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	view, err := v.Get(name)
+	if view.State == terms.StateReleased {
+		_, body, unknown := v.records().Volume(ctx, name)
+		if unknown != nil || body.State == catalog.Released {
+			return view, nil
+		}
+		err = content.ErrNotFound
+	}
 	if err != nil {
 		err = fmt.Errorf("volume %q: %w", name, v.elsewhere(ctx, name))
 	}
@@ -89,21 +97,23 @@ func (v *Volumes) taken(ctx context.Context, err error) error {
 }
 
 // Everywhere returns the volumes of the mesh that this node may know, by name: its own as
-// it sees them, the others as their records say. Who holds one is its Node; a released one
-// has none.
+// it sees them, the others, and what it has released, as their records say. Who holds one
+// is its Node; a released one has none.
 func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
-	out := v.List()
-	own := map[string]bool{}
-	for _, view := range out {
-		own[view.Name] = true
+	all := map[string]View{}
+	for _, view := range v.List() {
+		all[view.Name] = view
 	}
 	for r, body := range v.records().Volumes(ctx) {
-		if !own[r.Name] {
-			out = append(out, terms.OfRecord(v.codec, r.Name, r.Farm, body))
+		if own, here := all[r.Name]; !here || own.State == terms.StateReleased {
+			view := terms.OfRecord(v.codec, r.Name, r.Farm, body)
+			if view.Node != "" {
+				view.NodeName = v.cfg.Called(body.Holder)
+			}
+			all[r.Name] = view
 		}
 	}
-	slices.SortFunc(out, func(a, b View) int { return cmp.Compare(a.Name, b.Name) })
-	return out, ctx.Err()
+	return slices.SortedFunc(maps.Values(all), func(a, b View) int { return cmp.Compare(a.Name, b.Name) }), ctx.Err()
 }
 
 // Snapshots returns the snapshots of a volume, or of all with "", in the order of

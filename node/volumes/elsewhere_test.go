@@ -178,7 +178,7 @@ func TestNameHeldElsewhere(t *testing.T) {
 		}
 	}
 	_, err := w.Find(t.Context(), "web1")
-	said("show", err, "volume rm web1 --force", "lyon")
+	said("show", err, "volume rm web1 --force", "lyon", "volume attach web1 --takeover", "durability local", "until it was made")
 	_, err = w.Detach(t.Context(), "web1", false)
 	said("detach", err)
 	_, _, err = w.Put(t.Context(), "web1", Spec{})
@@ -190,7 +190,11 @@ func TestNameHeldElsewhere(t *testing.T) {
 	}
 	said("rm", err)
 	away = false
-	said("rm by force of one that is here", w.Remove(t.Context(), "web1", RemoveSpec{Force: true}), "there")
+	said("rm by force of one that is here", w.Remove(t.Context(), "web1", RemoveSpec{Force: true}), "volume move web1 NODE` there")
+	_, _, err = w.Put(t.Context(), "web1", Spec{})
+	if said("attach of one that is here", err, "volume move web1 NODE` there"); strings.Contains(err.Error(), "--takeover") || strings.Contains(err.Error(), "--force") {
+		t.Errorf("it is told to take what another serves: %v", err)
+	}
 	if away = true; h.deleted {
 		t.Fatal("the name is gone")
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -36,6 +37,16 @@ func TestVolumesOfTheMesh(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "own")
 	other := trust.NewPrivateKey().Public()
+	w.cfg.Called = func(k trust.PublicKey) string { return map[trust.PublicKey]string{other: "db1", w.cfg.Self: "here"}[k] }
+	for _, name := range []string{"gave", "left"} {
+		w.create(t, name)
+		if _, err := w.Detach(t.Context(), name, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.index.Change(name, func(e *index.Entry) { e.Committed, e.Empty = true, true }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	record := func(name string, v catalog.Volume) catalog.Record {
 		v.Size, v.Policy = 1<<20, "farm:1"
 		b, err := v.Encode(w.codec)
@@ -47,21 +58,31 @@ func TestVolumesOfTheMesh(t *testing.T) {
 	w.cfg.Registry = told{nothing: w.origin, volumes: []catalog.Record{
 		record("free", catalog.Volume{ID: content.VolumeID{1}, Holder: other, State: catalog.Released}),
 		record("held", catalog.Volume{ID: content.VolumeID{2}, Holder: other, State: catalog.Attached, Holders: []trust.PublicKey{other}, IOPS: 7}),
+		record("left", catalog.Volume{ID: content.VolumeID{4}, Holder: other, State: catalog.Attached}),
 		record("own", catalog.Volume{ID: content.VolumeID{3}, Holder: w.cfg.Self, State: catalog.Attached}),
 		{Envelope: trust.Envelope{Name: "spoilt", Body: []byte("x")}},
 	}}
 	all, err := w.Everywhere(t.Context())
-	if err != nil || len(all) != 3 {
+	if err != nil || len(all) != 5 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	free, held, own := all[0], all[1], all[2]
+	free, gave, held, left, own := all[0], all[1], all[2], all[3], all[4]
+	if gave.Name != "gave" || gave.State != terms.StateReleased || gave.Node != "" { // as far as is known here
+		t.Errorf("%+v", gave)
+	}
+	if left.Name != "left" || left.State != terms.StateAttached || left.Node != identity.PeerID(other).String() || left.NodeName != "db1" { // another has it by now
+		t.Errorf("%+v", left)
+	}
+	if here, err := w.Get("left"); err != nil || here.State != terms.StateReleased || here.Node != "" {
+		t.Errorf("%+v, %v", here, err)
+	}
 	if free.Name != "free" || free.State != "released" || free.Node != "" || free.Farm != "lyon" {
 		t.Errorf("%+v", free)
 	}
 	if held.Name != "held" || held.State != terms.StateAttached || held.Node != identity.PeerID(other).String() || held.Durability != "farm:1" || !slices.Equal(held.Holders, []string{identity.PeerID(other).String()}) || held.Limits.IOPS != 7 {
 		t.Errorf("%+v", held)
 	}
-	if own.Name != "own" || own.Device == "" || own.Node != w.cfg.NodeID {
+	if own.Name != "own" || own.Device == "" || own.Node != w.cfg.NodeID || own.NodeName != "here" {
 		t.Errorf("%+v", own)
 	}
 }

@@ -2,9 +2,7 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -58,29 +56,14 @@ const inheritedFolder = "/inherited"
 
 // inherit takes over what the holders have of a volume, into the folder that is being made.
 func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.State, e index.Entry) ([]journal.AdoptedSegment, error) {
-	a.mu.Lock()
-	a.heir = nil
-	a.mu.Unlock()
-	if len(body.Holders) == 0 || body.State == catalog.Released { // else they may have what another policy had acknowledged
-		return nil, nil
-	}
 	in, err := a.v.cfg.Holders.Inherit(ctx, e.Name, body, st.Process, a.v.index.HalfMade(e)+inheritedFolder)
-	if k, _ := catalog.PolicyHolders(body.Policy); k == 0 && errors.Is(err, content.ErrUnavailable) {
-		a.v.cfg.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", e.Name, "err", err)
-		return nil, os.RemoveAll(a.v.index.HalfMade(e) + inheritedFolder)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if !in.DegradedSince.IsZero() {
-		a.v.cfg.Log.Warn("the node that had a volume has acknowledged flushes alone since then; they are on its disk only, if it wrote anything, and become an orphan snapshot when it is back",
-			"volume", e.Name, "since", in.DegradedSince.UTC().Format(time.RFC3339))
-	}
 	a.mu.Lock()
-	a.heir = &in
-	a.right, _ = right.Step(a.right, right.Outbid{Epoch: in.Epoch - 1})
-	a.mu.Unlock()
-	return in.Segments, nil
+	defer a.mu.Unlock()
+	if a.heir = nil; err == nil && in.Epoch > 0 {
+		a.heir = &in
+		a.right, _ = right.Step(a.right, right.Outbid{Epoch: in.Epoch - 1})
+	}
+	return in.Segments, err
 }
 
 // inherits has the record name who holds what was inherited, until it does.

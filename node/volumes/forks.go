@@ -2,7 +2,6 @@ package volumes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/moment"
@@ -53,36 +52,26 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		if err != nil {
 			return moment.Parent{}, err
 		}
-		p, err := moment.ParentAt(m.Vol, body)
-		if err != nil {
-			return p, errors.Join(err, m.Close())
-		}
-		p.Done = func() { _ = m.Close() } // it was read only
-		return p, nil
+		return m.Parent(body)
 	}
 	if !body.Durable {
 		who, _ := v.cfg.Holder(ctx, body.Holder)
 		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, who)
 	}
-	return v.parentInBucket(ctx, body)
+	return v.parentInBucket(ctx, body), nil
 }
 
 // parentInBucket is what the bucket has.
-func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) (moment.Parent, error) {
-	return moment.Parent{Known: known, Segments: v.stored(ctx, known.Segments, nil)}, nil
+func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) moment.Parent {
+	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first
 // that others name what is there, so that its node leaves that alone.
 func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent, error) {
-	body, err := v.records().ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
-		through := body.Through().Seq
-		shares := through > body.Shared
-		body.Shared = max(through, body.Shared)
-		return shares
-	})
+	body, err := v.records().Share(ctx, name)
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed})
+	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed}), nil
 }

@@ -21,6 +21,7 @@ import (
 
 // confirm has a node look at the records of its volumes.
 func (w *world) confirm(t *testing.T) {
+	w.now = w.now.Add(right.SaidFor)
 	w.lookAtOwned(t.Context(), right.NewLooks(0, w.now))
 }
 

@@ -14,7 +14,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
-	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -75,7 +74,7 @@ func (b *book) changed(r catalog.Record) bool {
 
 func (b *book) checkRecords() error {
 	there := map[content.VolumeID]bool{}
-	for r, err := range b.farm.catalog.List(context.Background(), content.KindVolume, "") {
+	for r, err := range b.farm.catalog.List(context.Background(), content.KindVolume, "", "") {
 		if err != nil {
 			return err
 		}
@@ -160,11 +159,10 @@ func (b *book) observe(body catalog.Snapshot) (d disk, err error) {
 			return nil, fmt.Errorf("packs of its root are missing: %v, %w", missing, err)
 		}
 	}
-	segments := fold.Adopted(context.Background(), fold.InBucket(func() (bucket.Bucket, error) { return store, nil }, body.Segments))
-	cfg := moment.Config{Dir: filepath.Join(b.farm.root, "observer"), Root: func(_ context.Context, head pack.Head, _ []content.CID) (volume.Source, error) {
+	cfg := moment.Config{Dir: filepath.Join(b.farm.root, "observer"), Origin: func() (bucket.Bucket, error) { return store, nil }, Root: func(_ context.Context, head pack.Head, _ []content.CID) (volume.Source, error) {
 		return packed{pack.NewReader(store), head}, nil
 	}}
-	m, err := moment.Open(context.Background(), cfg, body, segments)
+	m, err := cfg.Open(context.Background(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -336,7 +334,9 @@ func (b *book) checkFiles(m *member) error {
 			_, _, segment := journal.ParseName(file.Name())
 			switch known := segment || slices.Contains([]string{index.FileName, journal.NoteName, "lock"}, file.Name()); {
 			case folder.Name() == "orphans":
-				err = b.checkAside(m, file.Name())
+				if b.well { // else it gets its name later
+					err = b.checkAside(m, file.Name())
+				}
 			case folder.Name() == index.ViewsDir || !known && !strings.HasPrefix(file.Name(), "."):
 				err = fmt.Errorf("%s has %s/%s that nobody needs", m, folder.Name(), file.Name())
 			}
@@ -350,7 +350,7 @@ func (b *book) checkFiles(m *member) error {
 
 // checkAside has a folder that has stepped aside be an orphan by its record, or have been one.
 func (b *book) checkAside(m *member, name string) error {
-	for r, err := range b.farm.catalog.List(context.Background(), content.KindSnapshot, "") {
+	for r, err := range b.farm.catalog.List(context.Background(), content.KindSnapshot, "", "") {
 		if err != nil {
 			return err
 		}

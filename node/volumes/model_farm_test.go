@@ -25,13 +25,13 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // bench is a testing.TB for one run of a model: what it has to clean up goes with that.
@@ -467,7 +467,7 @@ func (l ledger) Snapshot(ctx context.Context, name string) (catalog.Record, erro
 }
 
 func (l ledger) list(ctx context.Context, kind content.Kind, prefix string) (out []catalog.Record) {
-	for r, err := range l.List(ctx, kind, "") {
+	for r, err := range l.List(ctx, kind, "", "") {
 		if err == nil && !r.Tombstone && strings.HasPrefix(r.Name, prefix) {
 			out = append(out, r)
 		}

@@ -14,11 +14,11 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/terms"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
@@ -31,6 +31,8 @@ type modelled struct {
 
 func (m modelled) state() terms.State {
 	switch {
+	case m.released:
+		return terms.StateReleased
 	case !m.attached:
 		return terms.StateDetached
 	case !m.committed:

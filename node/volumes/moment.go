@@ -35,7 +35,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	return v.lookInto(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Head: &b.Head, Lineage: b.Lineage})
+	return v.bucket().Open(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Head: &b.Head, Lineage: b.Lineage})
 }
 
 // momentOfVolume opens a volume, which a serves if it is here.
@@ -46,7 +46,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		if err != nil {
 			return moment.Moment{}, err
 		}
-		return v.lookInto(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
+		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
 	case a == nil || a.folds == nil:
 		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: terms.Durable})
 		if err != nil {
@@ -73,7 +73,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 	}
 	switch {
 	case body.Durable:
-		return v.lookInto(ctx, body)
+		return v.bucket().Open(ctx, body)
 	case body.Orphan && body.Holder == v.cfg.Self:
 		return v.momentOfOrphan(ctx, body)
 	}
@@ -87,27 +87,14 @@ func (v *Volumes) momentOfOrphan(ctx context.Context, body catalog.Snapshot) (mo
 	if err != nil {
 		return moment.Moment{}, fmt.Errorf("snapshot %s: %w", body.Ref(), err)
 	}
-	return moment.OpenFolder(ctx, v.views(), body, e.Ancestors, dir)
+	return v.bucket().OpenFolder(ctx, body, e.Ancestors, dir)
 }
 
-// lookInto opens what the bucket has of a snapshot.
-func (v *Volumes) lookInto(ctx context.Context, body catalog.Snapshot) (moment.Moment, error) {
-	return moment.Open(ctx, v.views(), body, v.stored(ctx, body.Segments, nil))
-}
-
-func (v *Volumes) views() moment.Config {
-	return moment.Config{Dir: filepath.Join(v.cfg.Dir, index.ViewsDir), Log: v.cfg.Log, Root: func(ctx context.Context, head pack.Head, lineage []content.CID) (volume.Source, error) {
+// bucket is how what the bucket has is looked at.
+func (v *Volumes) bucket() moment.Config {
+	return moment.Config{Dir: filepath.Join(v.cfg.Dir, index.ViewsDir), Origin: v.cfg.Origin, Log: v.cfg.Log, Root: func(ctx context.Context, head pack.Head, lineage []content.CID) (volume.Source, error) {
 		return v.cfg.Library.Image(ctx, fetch.Root{Head: head, Lineage: lineage})
 	}}
-}
-
-// nodes reads a node of a map at the origin.
-func (v *Volumes) nodes() (fold.Nodes, error) {
-	store, err := v.readable()
-	if err != nil {
-		return nil, err
-	}
-	return pack.NewReader(store).ReadNode, nil
 }
 
 // Export writes what a reference stands for to a file, which is empty: holes and zeros
@@ -147,10 +134,20 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if err = moment.Differ(ctx, v.nodes, a, b, yield); errors.Is(err, io.EOF) { // who asked has enough
+	if err = moment.Differ(ctx, v.bucket().Nodes, a, b, moment.Whole(), yield); errors.Is(err, io.EOF) { // who asked has enough
 		return nil
 	}
 	return err
+}
+
+// past is for one who asks for parts of that again and again, of a volume that is served here.
+func (v *Volumes) past(a *attached) *moment.Past {
+	return &moment.Past{Nodes: v.bucket().Nodes, IsNow: func(m moment.Moment) bool { return m.At == a.vol.End() }, Open: func(ctx context.Context, number uint64) (moment.Moment, error) {
+		if number == 0 {
+			return v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
+		}
+		return v.momentOfSnapshot(ctx, content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: number}.RecordName(), a)
+	}}
 }
 
 // Promote publishes what a reference stands for as an image. Of a volume that is attached
@@ -177,7 +174,7 @@ func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, 
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	store, err := v.readable()
+	store, err := v.bucket().Bucket()
 	if err != nil {
 		return err
 	}

@@ -8,8 +8,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -148,55 +149,17 @@ func (v *Volumes) takenError(e index.Entry) error {
 	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
 }
 
-// An orphan is what a node had of a volume that another took, and the bucket had not: the
-// snapshot NAME@eN-orphan. Its data are the volume's folder, as it was; when the volume
-// itself comes back to this node, the folder steps aside.
-
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
-	for _, e := range v.index.Sorted() {
-		if e.Taken == "" || ctx.Err() != nil {
-			continue
-		}
-		if err := v.keepOrphan(ctx, e); err != nil {
-			v.cfg.Log.Warn("what was taken from this node, and is on its disk alone, is no snapshot yet", "volume", e.Name, "err", err)
-		}
-	}
-}
-
-// keepOrphan makes a snapshot of what is left here of a volume that was taken away.
-func (v *Volumes) keepOrphan(ctx context.Context, e index.Entry) error {
-	if e.Orphan || e.Empty {
-		return nil
-	}
-	dirty, err := index.HasJournal(v.index.Path(e))
-	var end content.Position
-	if err == nil && dirty {
-		end, err = v.endOf(e)
-	}
-	if err == nil && dirty {
-		err = v.records().PutSnapshot(ctx, nil, catalog.Snapshot{
-			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
-			At: end, Parent: e.From, Holder: v.cfg.Self, Created: v.cfg.Now(), FsUsed: e.FsUsed,
-		})
-	}
-	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
-		return err
-	}
-	_, err = v.index.Change(e.Name, func(e *index.Entry) { e.Orphan = true })
-	return err
+	orphans.Keeper{Index: v.index, Records: v.records(), Self: v.cfg.Self, Now: v.cfg.Now, End: v.endOf, Log: v.cfg.Log}.Keep(ctx)
 }
 
 // endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(e index.Entry) (content.Position, error) {
-	if a := v.device(e.Name); a != nil && a.vol != nil { // it is looked at
+func (v *Volumes) endOf(folder string, e index.Entry) (content.Position, error) {
+	c := v.journalOf(e)
+	if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
 		return a.vol.End(), nil
 	}
-	c := v.journalOf(e)
-	c.ReadOnly = true
-	vol, err := volume.Open(c)
-	if err != nil {
-		return content.Position{}, err
-	}
-	return vol.End(), vol.Close()
+	c.Dir = folder
+	return moment.End(c)
 }

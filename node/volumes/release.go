@@ -70,7 +70,7 @@ func (a *attached) upload(ctx context.Context) error {
 		return a.folds.Upload(ctx)
 	}
 	if _, body, _ := a.record(); a.vol.End().Seq > body.Through().Seq {
-		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Disk)
+		return fmt.Errorf("%w: %d bytes of its journal are on this disk alone", content.ErrUnavailable, a.vol.Stats().Dirty)
 	}
 	return nil
 }

@@ -20,17 +20,16 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err er
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
 	a, err := v.served(ctx, name)
-	if err != nil {
-		return View{}, err
+	var number uint64
+	if err == nil {
+		number, err = v.mayRoll(ctx, a, id)
 	}
-	number, err := v.mayRoll(ctx, a, id)
 	if err != nil {
 		return View{}, err
 	}
 	var noted error
 	err = v.close(ctx, name, false, func(a *attached) { noted = a.rollTo(ctx, id, number) })
-	e, here := v.index.Get(name)
-	if d := v.device(name); here && d == nil {
+	if e, here := v.index.Get(name); here && v.device(name) == nil {
 		err = errors.Join(err, v.attach(ctx, e, Spec{}))
 	}
 	if err = errors.Join(noted, err); err != nil {
@@ -54,9 +53,6 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 		return 0, fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	case !body.Durable:
 		err = v.Settle(ctx, id, nil)
-	}
-	if err == nil {
-		err = v.doors.Unused(ctx, a.Name())
 	}
 	return body.Number, err
 }
@@ -98,7 +94,7 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = moment.Restore(ctx, a.v.nodes, now, was); err != nil {
+	if err = moment.Restore(ctx, a.v.bucket().Nodes, now, was); err != nil {
 		return err
 	}
 	return a.rolled(ctx)

@@ -18,7 +18,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 )
 
 // skipsOrigin reports whether a start goes on without the origin, which has not answered
@@ -55,13 +54,7 @@ func (a *attached) claim(ctx context.Context, e index.Entry) error {
 		a.admit()
 		return a.serve(ctx)
 	}
-	err := a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
-	if _, body, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.IsMine(body) { // its next epoch can't be noted: what is here is served without
-		if other := a.happen(ctx, right.Unreadable{}); other == nil && a.vol != nil {
-			return nil
-		}
-	}
-	return err
+	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
 }
 
 // serve opens the volume; to nobody yet.
@@ -101,14 +94,14 @@ func (v *Volumes) journalOf(e index.Entry) volume.Config {
 // open opens the volume as its record says that it is.
 func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	cfg := a.v.journalOf(e)
-	for _, w := range e.Waiting {
-		cfg.Kept = append(cfg.Kept, w.At)
-	}
+	cfg.Kept = e.Places()
 	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
 	cfg.Persist = a.guard
+	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
+	cfg.Followed = k > 0
 	if e.Head != nil {
-		root := fetch.Root{Head: a.v.widest(e), Lineage: e.Lineage}
+		root := fetch.Root{Head: e.Widest(a.v.codec), Lineage: e.Lineage}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
 			return err
 		}
@@ -145,15 +138,6 @@ func (a *attached) isCurrent(e index.Entry) error {
 	return errors.Join(a.v.takenError(e), err)
 }
 
-// widest is the head by which most members send what the volume begins as: that of what
-// it was made from, while it has the same root.
-func (v *Volumes) widest(e index.Entry) pack.Head {
-	if made, err := pack.DecodeHead(v.codec, e.Made); err == nil && made.Root == e.Head.Root {
-		return made
-	}
-	return *e.Head
-}
-
 // ask has a volume that is served follow what a Put asks for.
 func (a *attached) ask(ctx context.Context, spec Spec) error {
 	_, body, _ := a.record()
@@ -164,12 +148,9 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
 		return nil
 	}
-	if a.folds != nil && after.Policy != body.Policy { // a fold that is under way ends where no tail would begin
-		end, err := a.folds.Hold(ctx)
-		if err != nil {
-			return err
-		}
-		defer end()
+	if after.Policy != body.Policy { // no tail comes by the place of a snapshot that it does not know
+		a.placing.Lock()
+		defer a.placing.Unlock()
 	}
 	err := a.revise(ctx, func(body *catalog.Volume) error {
 		if spec.Generation != 0 && spec.Generation < body.Generation {
@@ -188,31 +169,35 @@ func (a *attached) ask(ctx context.Context, spec Spec) error {
 	return err
 }
 
-// drop removes a folder that was made for nothing.
-func (a *attached) drop() error {
+// drop ends with a folder that was made for an attach that fails by why, if one was. Where the record
+// may name this node by now the folder gets its name, as a start would have it.
+func (a *attached) drop(why error) error {
 	a.mu.Lock()
 	fresh := a.fresh
 	a.fresh = nil
 	a.mu.Unlock()
-	if fresh == nil {
+	switch {
+	case fresh == nil:
 		return nil
+	case len(fresh.Tried) > 0 && errors.Is(why, content.ErrUnavailable):
+		return a.v.index.Replace(*fresh)
 	}
 	return a.v.index.GiveUp(*fresh)
 }
 
-// adopt makes a folder of what the record names.
+// adopt makes a folder of what the record names, if there is none yet.
 func (a *attached) adopt(ctx context.Context) error {
-	_, body, st := a.record()
+	base, body, st := a.record()
 	name := a.Name()
-	e := index.Entry{Name: name, Volume: body, Tried: st.Tried, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Attached: true}
-	if err := a.drop(); err != nil {
+	e := index.Entry{Name: name, Volume: body, Transport: a.spec.Transport, Created: a.v.cfg.Now(), Committed: true, Empty: true, Adopted: true, Attached: true}
+	if a.fresh != nil && len(a.fresh.Tried) > 0 && a.made == base.ETag {
+		return nil
+	}
+	if err := a.drop(nil); err != nil {
 		return err
 	}
 	if old, here := a.v.index.Get(name); here {
 		e.Transport, e.Created = old.Transport, old.Created
-		if err := a.v.keepOrphan(ctx, old); err != nil { // its folder steps aside
-			return err
-		}
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
@@ -223,28 +208,23 @@ func (a *attached) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	segments := a.v.stored(ctx, body.Segments, tails)
+	segments := a.v.bucket().Stored(ctx, body.Segments, tails)
 	e.Ancestors = fold.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
 	a.mu.Lock()
-	a.fresh = &e
+	a.fresh, a.made = &e, base.ETag
 	a.mu.Unlock()
 	inherited, err := a.inherit(ctx, body, st, e)
 	if n, m := len(inherited), len(segments); n > 0 && m > 0 && segments[m-1].Ref.Through.Seq >= inherited[n-1].Ref.Through.Seq {
 		inherited = nil // the tails have more
 	} else if n > 0 && len(tails) > 0 {
-		segments = a.v.stored(ctx, body.Segments, nil)
+		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
-	if err == nil {
-		segments = append(segments, inherited...)
-		_, _, st = a.record()
-		e.Ancestors, e.Tried = fold.Ancestors(segments, e.ID), st.Tried
-		err = a.v.index.Rewrite(e) // before the epoch is taken that the holders have promised
-	}
-	if err == nil {
+	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
+		e.Ancestors = fold.Ancestors(segments, e.ID)
 		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names

@@ -93,12 +93,16 @@ func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) 
 // share seals the volume and has its record say that others may name what is up to there.
 // The place is kept.
 func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (content.Position, catalog.Volume, error) {
+	tailed := a.tails() != nil
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return at, catalog.Volume{}, err
 	}
 	var now catalog.Volume
 	if err := a.revise(ctx, func(body *catalog.Volume) error {
+		if body.Policy == catalog.PolicyOrigin && !tailed {
+			return fmt.Errorf("%w: its record could not be read until now; try again", content.ErrUnavailable)
+		}
 		change(body)
 		body.Shared = max(body.Shared, at.Seq)
 		now = *body

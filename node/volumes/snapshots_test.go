@@ -432,7 +432,7 @@ func TestPromote(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := images[name]
-		m, err := p.a.lookInto(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
+		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -477,8 +477,14 @@ func TestDetachBringsAllToTheBucket(t *testing.T) {
 	if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
 		t.Fatal(err)
 	}
+	if view, err := p.a.Find(t.Context(), "disk"); err != nil || view.State != terms.StateReleased {
+		t.Errorf("%+v, %v", view, err)
+	}
 	p.b.put(t, "disk", Spec{})
 	p.b.is(t, "disk", shadow)
+	if _, err := p.a.Find(t.Context(), "disk"); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("who released it says: %v", err)
+	}
 	if body, err := p.store.body("disk"); err != nil || len(body.Segments) > 0 || body.Holder != p.b.cfg.Self {
 		t.Errorf("%+v, %v", body, err)
 	}

@@ -26,11 +26,11 @@ func (v *Volumes) List() []View {
 }
 
 // Failing returns the names of the volumes that want a look: they can't be served, have
-// stopped, or find no room for what is written.
+// stopped, or find no room for what is written, here or with their holders.
 func (v *Volumes) Failing() []string {
 	var out []string
 	for _, view := range v.List() {
-		if view.State == terms.StateFailed || view.State == terms.StateFull {
+		if view.State == terms.StateFailed || view.State == terms.StateFull || view.Short {
 			out = append(out, view.Name)
 		}
 	}
@@ -54,9 +54,11 @@ func (v *Volumes) viewBroken(folder string) View {
 
 func (v *Volumes) view(e index.Entry) View {
 	out := terms.OfRecord(v.codec, e.Name, v.cfg.Farm, e.Volume)
-	out.State, out.Transport, out.Node = terms.StateDetached, e.Transport, v.cfg.NodeID
+	out.State, out.Transport, out.Node, out.NodeName = terms.StateDetached, e.Transport, v.cfg.NodeID, v.cfg.Called(v.cfg.Self)
 	d := v.device(e.Name)
 	switch {
+	case d == nil && e.Empty:
+		out.State, out.Node, out.NodeName = terms.StateReleased, "", ""
 	case d == nil:
 	case d.opening != nil:
 		out.State = terms.StateOpening
@@ -81,6 +83,9 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		if out.Lag, why = d.folds.Lag(); why != nil {
 			out.Detail = "what was written since does not get into the bucket, and that is tried again: " + content.Line(why)
 		}
+	}
+	if s, _ := d.guard.Status(); s.Short {
+		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for its durability: flushes wait for more, and fail", len(s.Holders))
 	}
 	if d.image != nil {
 		out.Bytes = d.image.Bytes()

@@ -31,6 +31,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -56,10 +57,12 @@ type Config struct {
 	Farm   string
 	// Holder names the node that holds a volume to people, and says whether it is away.
 	Holder func(context.Context, trust.PublicKey) (name string, away bool)
+	// Called is what people call a node, empty where that is not known.
+	Called func(trust.PublicKey) string
 	// Call asks another member, whose Answer answers; Member finds one by name or ID.
 	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
 	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
-	// Returned counts how often this node was cut off and is back; nil is never.
+	// Returned counts how often this node was cut off and is back.
 	Returned func() int64
 	Library  Library
 	Registry records.Registry
@@ -67,7 +70,7 @@ type Config struct {
 	// has none. Signer vouches for what is stored there.
 	Origin func() (bucket.Bucket, error)
 	Signer trust.Signer
-	// Holders are members of the farm that hold what volumes write; nil is none.
+	// Holders are members of the farm that hold what volumes write.
 	Holders *holders.Farm
 	// Publish writes the record of an image whose packs are in the bucket; nil is for who
 	// may not.
@@ -117,30 +120,14 @@ type Volumes struct {
 	moves       *moves.Moves
 	away        atomic.Bool // the origin did not answer a start
 
-	open table.Table[*attached]
+	open  table.Table[*attached]
+	packs *build.Shared // of folds
 }
 
 // New reads what the volumes' folders say and opens the doors. A folder that can't be
 // read is logged, and listed as failed under the folder's name.
 func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Holder == nil {
-		cfg.Holder = func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true }
-	}
-	if cfg.Call == nil {
-		cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
-			return nil, content.ErrUnavailable
-		}
-	}
-	if cfg.Holders == nil {
-		cfg.Holders = &holders.Farm{Self: cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: cfg.Log}
-	}
-	if cfg.Returned == nil {
-		cfg.Returned = func() int64 { return 0 }
-	}
 	if cfg.At == nil {
 		cfg.At = func(string) {}
 	}
@@ -154,7 +141,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 	for folder, why := range index.Broken {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
-	v := &Volumes{cfg: cfg, codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
+	v := &Volumes{cfg: cfg, packs: new(build.Shared), codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
 	v.moves = moves.New(v.errands)
 	for _, e := range index.Sorted() {
 		if e.Attached {
@@ -373,26 +360,33 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	a := v.newAttached(e, spec)
 	if a.err = a.bring(ctx, e); a.err != nil {
-		a.err = errors.Join(a.err, a.drop())
+		a.err = errors.Join(a.err, a.drop(a.err))
 	}
-	if now, here := v.index.Get(e.Name); a.err != nil && (!here || now.Empty) { // it is not this node's, and will not be
+	now, here := v.index.Get(e.Name)
+	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
+	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
 		}
 		return a.err
 	}
+	return a.settled(before)
+}
+
+// settled has the volume be as an attach has left it; before is how it was.
+func (a *attached) settled(before *attached) error {
 	if a.err != nil {
 		a.after = tryInterval
 		if before.err != nil {
 			a.after = min(2*before.after, tryAfterMax)
 		}
-		a.again = v.cfg.Now().Add(a.after)
+		a.again = a.v.cfg.Now().Add(a.after)
 		if before.err == nil || before.err.Error() != a.err.Error() {
-			v.cfg.Log.Error("a volume can't be served", "volume", e.Name, "err", a.err)
+			a.v.cfg.Log.Error("a volume can't be served", "volume", a.Name(), "err", a.err)
 		}
 	}
-	v.setDevice(e.Name, a)
+	a.v.setDevice(a.Name(), a)
 	return a.err
 }
 
@@ -412,10 +406,12 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 		if err := d.disk.Stop(ctx, force); err != nil {
 			return err
 		}
-	case !force:
-		if err := v.doors.Unused(ctx, name); err != nil {
+	default:
+		open, err := d.users.Shut(ctx, force)
+		if err != nil {
 			return err
 		}
+		defer open()
 	}
 	v.setDevice(name, nil)
 	if d == nil || d.vol == nil {

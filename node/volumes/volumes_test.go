@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -94,7 +96,13 @@ func startWorld(t testing.TB, dir string) *world {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
 		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
-		Now: func() time.Time { return w.now }, Clock: func() time.Duration { return 0 }, // a slow test is no standstill
+		Holder: func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true },
+		Called: func(trust.PublicKey) string { return "" }, Returned: func() int64 { return 0 },
+		Call: func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+			return nil, content.ErrUnavailable
+		},
+		Holders: &holders.Farm{Self: trust.PublicKey{1}, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: slog.New(slog.DiscardHandler)},
+		Now:     func() time.Time { return w.now }, Clock: func() time.Duration { return 0 }, // a slow test is no standstill
 	})
 	if err != nil {
 		t.Fatal(err)

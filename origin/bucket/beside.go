@@ -63,7 +63,6 @@ func (b beside) Get(ctx context.Context, key string, r Range) (*Object, error) {
 	return &Object{info, c}, nil
 }
 
-// request is one that was answered.
 type request struct {
 	object *Object
 	cancel context.CancelCauseFunc
@@ -145,7 +144,6 @@ func (b beside) ask(ctx, asking context.Context, key string, at Range) (*request
 	return nil, err
 }
 
-// end ends the rival and returns the request that has won.
 func (v *rival) end() *request {
 	v.timer.Stop()
 	v.stop()

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // patchy is a store whose answers a test makes worse, by the number of the request.

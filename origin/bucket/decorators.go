@@ -69,7 +69,6 @@ func (b *breaker) learn(ctx context.Context, err error) {
 	}
 }
 
-// guarded sends a request if it may.
 func guarded[T any](ctx context.Context, b *breaker, what string, send func() (T, error)) (out T, err error) {
 	if !b.allow() {
 		return out, fmt.Errorf("%s: %w", what, ErrOpen)

@@ -55,7 +55,6 @@ func (m *Metrics) Collectors() []prometheus.Collector {
 // Counts returns the sums.
 func (m *Metrics) Counts() Counts { return Counts{m.sent.Load(), m.in.Load(), m.out.Load()} }
 
-// asked counts n requests that were answered, or failed, with err.
 func (m *Metrics) asked(op string, n int, start time.Time, err error) {
 	m.sent.Add(int64(n))
 	m.requests.WithLabelValues(op, outcome(err)).Add(float64(n))

@@ -8,11 +8,11 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/bucket/web"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/buckettest"
 )
 
 // TestSegmentsAreKeys: what a name is in a key is one object in a folder, in S3, and for

@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/bucket/dir"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/bucket/web"
+	"github.com/grangemesh/grange/simulations/buckettest"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 func openDir(t testing.TB, root string) bucket.Bucket {

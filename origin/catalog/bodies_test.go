@@ -9,11 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/golden"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 func cid(n byte) content.CID { return content.Sum([]byte{n}) }

@@ -87,7 +87,6 @@ func (r Record) FirstSeen() time.Time {
 	return r.Modified
 }
 
-// prefix begins the keys of a namespace; the name follows.
 func prefix(space content.Kind) string {
 	return string(content.KeyRecords) + string(space.Space()) + "/"
 }
@@ -130,17 +129,17 @@ const (
 	listAtOnce = 32
 )
 
-// List yields the records of a namespace whose names come behind after, tombstones
-// included, in order of the names' Segments. It asks the store for one list, as far as it is consumed,
+// List yields the records of a namespace whose names begin with a prefix and come behind
+// after, tombstones included, in order of the names' Segments. It asks the store for one list, as far as it is consumed,
 // and for the records that changed since they were seen. A record that can't be read or
 // checked is yielded as an error with its name in Record.Name, and the list goes on.
-func (c *Catalog) List(ctx context.Context, space content.Kind, after string) iter.Seq2[Record, error] {
+func (c *Catalog) List(ctx context.Context, space content.Kind, begin, after string) iter.Seq2[Record, error] {
 	if after != "" {
 		after = key(space, after)
 	}
 	return func(yield func(Record, error) bool) {
 		batch := make([]bucket.Info, 0, listBatch)
-		for info, err := range c.cfg.Bucket.List(ctx, prefix(space), after) {
+		for info, err := range c.cfg.Bucket.List(ctx, key(space, begin), after) {
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list %ss: %w", space, err))
 				return
@@ -249,7 +248,6 @@ func (c *Catalog) Commit(ctx context.Context, ch Change) (Record, error) {
 	return c.commit(ctx, ch, current)
 }
 
-// commit seals the change and writes it over the base.
 func (c *Catalog) commit(ctx context.Context, ch Change, base Record) (Record, error) {
 	e := trust.Envelope{Kind: ch.Kind, Name: ch.Name, Version: base.Version + 1, SignedAt: c.cfg.Now(), Farm: ch.Farm, Tombstone: ch.Delete, Body: ch.Body}
 	e.Commit = trust.NewCommit()

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // losing returns a store that loses the reply of each every-th write, of none with
@@ -135,7 +135,7 @@ func TestListReadsWhatChanged(t *testing.T) {
 	other, known := m.open(t), map[string]Record{}
 	other.cfg.Recall = func(_ content.Kind, name string) (Record, bool) { r, ok := known[name]; return r, ok }
 	count := func() (n int) {
-		for r, err := range other.List(t.Context(), content.KindVolume, "") {
+		for r, err := range other.List(t.Context(), content.KindVolume, "", "") {
 			if err != nil || r.Name != fmt.Sprintf("v%02d", n) {
 				t.Fatalf("%q, %v", r.Name, err)
 			}

@@ -12,11 +12,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/buckettest"
+	"github.com/grangemesh/grange/simulations/mem"
 	"github.com/grangemesh/grange/simulations/soak"
 )
 
@@ -277,7 +277,7 @@ func TestAListOfTenThousandNames(t *testing.T) {
 	c.cfg.Recall = func(_ content.Kind, name string) (Record, bool) { r, ok := known[name]; return r, ok }
 	gets, lists := store.Count(mem.Get), store.Count(mem.List)
 	listed := 0
-	for r, err := range c.List(t.Context(), content.KindVolume, "") {
+	for r, err := range c.List(t.Context(), content.KindVolume, "", "") {
 		if err != nil || r.Name != fmt.Sprintf("v%05d", listed) {
 			t.Fatalf("%d: %q, %v", listed, r.Name, err)
 		}
@@ -300,7 +300,7 @@ func TestAListGoesOnPastABadRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for r, err := range c.List(t.Context(), content.KindVolume, "") {
+	for r, err := range c.List(t.Context(), content.KindVolume, "", "") {
 		got = append(got, fmt.Sprintf("%s:%t", r.Name, errors.Is(err, content.ErrCorrupt)))
 	}
 	if text := strings.Join(got, " "); text != "a:false b:true c:false" {
@@ -426,7 +426,7 @@ func TestOnARealStore(t *testing.T) {
 		}
 	}
 	n := 0
-	for r, err := range m.open(t).List(t.Context(), content.KindVolume, "") {
+	for r, err := range m.open(t).List(t.Context(), content.KindVolume, "", "") {
 		if n++; err != nil || r.Version != 4 {
 			t.Errorf("%+v, %v", r, err)
 		}

@@ -44,7 +44,6 @@ type saved struct {
 	segments []content.SegmentRef
 }
 
-// encode returns head, lineage and journal of a volume of that ID and size.
 func (s saved) encode(c *content.Codec, id content.VolumeID, size int64) (head, lineage, journal []byte, err error) {
 	if s.head != nil {
 		if head, err = s.head.Encode(c); err == nil {

@@ -114,7 +114,6 @@ const linkHead = "\xd8\x2a\x58\x25\x00"
 // linkSize is the length of a link, in bytes.
 const linkSize = len(linkHead) + len(cidPrefix) + CIDSize
 
-// appendLink appends a dag-cbor link, or null for a hole.
 func appendLink(b []byte, id CID) []byte {
 	if id.IsHole() {
 		return append(b, 0xf6)

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"net/url"
@@ -219,30 +220,17 @@ func (r *Ref) UnmarshalText(b []byte) (err error) {
 }
 
 // MarshalCBOR writes the text form.
-func (r Ref) MarshalCBOR() ([]byte, error) { return marshalTextString(r.String()), nil }
+func (r Ref) MarshalCBOR() ([]byte, error) { return cbor.Marshal(r.String()) }
 
 // UnmarshalCBOR reads the text form.
-func (r *Ref) UnmarshalCBOR(b []byte) error {
-	text, err := unmarshalTextString(b)
-	if err != nil {
-		return err
-	}
-	return r.UnmarshalText([]byte(text))
-}
+func (r *Ref) UnmarshalCBOR(b []byte) error { return unmarshalTextString(b, r) }
 
-func marshalTextString(s string) []byte {
-	b, err := cbor.Marshal(s)
-	if err != nil { // a string can always be encoded
-		panic(fmt.Sprintf("content: encode %q: %v", s, err))
-	}
-	return b
-}
-
-func unmarshalTextString(b []byte) (s string, err error) {
+func unmarshalTextString(b []byte, to encoding.TextUnmarshaler) error {
+	var s string
 	if err := cbor.Unmarshal(b, &s); err != nil {
-		return "", fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	return s, nil
+	return to.UnmarshalText([]byte(s))
 }
 
 // Scope says who may read a root: everybody, the members of the mesh, or the
@@ -327,13 +315,7 @@ func (s *Scope) UnmarshalText(b []byte) (err error) {
 }
 
 // MarshalCBOR writes the text form.
-func (s Scope) MarshalCBOR() ([]byte, error) { return marshalTextString(s.String()), nil }
+func (s Scope) MarshalCBOR() ([]byte, error) { return cbor.Marshal(s.String()) }
 
 // UnmarshalCBOR reads the text form.
-func (s *Scope) UnmarshalCBOR(b []byte) error {
-	text, err := unmarshalTextString(b)
-	if err != nil {
-		return err
-	}
-	return s.UnmarshalText([]byte(text))
-}
+func (s *Scope) UnmarshalCBOR(b []byte) error { return unmarshalTextString(b, s) }

@@ -93,7 +93,6 @@ func (d *debugfs) do(commands ...string) (ino string, err error) {
 	}
 }
 
-// quoted is a word of a command.
 func quoted(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
 func (d *debugfs) prune(map[string]fact) error { return nil } // it is new

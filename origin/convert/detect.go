@@ -22,7 +22,6 @@ type mark[T any] struct {
 	kind  T
 }
 
-// kindOf returns the kind whose mark a file begins with.
 func kindOf[T any](head []byte, marks []mark[T]) (kind T, ok bool) {
 	for _, m := range marks {
 		if bytes.HasPrefix(head[min(m.at, len(head)):], []byte(m.magic)) {
@@ -83,7 +82,6 @@ const (
 	headSize = 512
 )
 
-// head returns the first bytes of a source.
 func head(r io.ReaderAt) ([]byte, error) {
 	b := make([]byte, headSize)
 	n, err := r.ReadAt(b, 0)
@@ -161,7 +159,6 @@ func fixedSize(s *source) (int64, error) {
 	return size, nil
 }
 
-// member is a file in a tar.
 type member struct {
 	name      string
 	off, size int64
@@ -233,7 +230,6 @@ func hasHoles(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeGNUSparse
 }
 
-// disk returns the only disk of an appliance.
 func disk(appliance []member) (member, error) {
 	var found []string
 	var it member

@@ -215,7 +215,6 @@ func checkSize(size int64) error {
 // Tree is a disk that was made of a directory or tar file.
 type Tree struct{ rawDisk }
 
-// rawDisk is a source whose bytes are the disk's.
 type rawDisk struct{ *source }
 
 // Size is rounded up to a whole sector; what is beyond the file reads as zeros.

@@ -16,7 +16,6 @@ import (
 // readAtOnce is how much of a file is read at a time: enough that the calls cost nothing.
 const readAtOnce = 1 << 20
 
-// entry is one name of a tree.
 type entry struct {
 	path     string // clean and relative; "." is the tree's own folder
 	mode     uint32 // type and permissions, as in stat

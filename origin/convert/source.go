@@ -64,7 +64,6 @@ func mayRead(info fs.FileInfo) error {
 	return nil
 }
 
-// part narrows s to n bytes from off on.
 func (s *source) part(off, n int64) {
 	s.base, s.SectionReader = s.base+off, io.NewSectionReader(s.file, s.base+off, n)
 }
@@ -92,7 +91,6 @@ func (s *source) atEnd(err error) error {
 	return io.EOF
 }
 
-// Close removes a working file.
 func (s *source) Close() error {
 	err := s.file.Close()
 	if s.temp {

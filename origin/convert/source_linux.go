@@ -43,7 +43,6 @@ func sameMoment(a, b fs.FileInfo) bool {
 	return x.Size == y.Size && x.Mtim == y.Mtim && x.Ctim == y.Ctim
 }
 
-// nextData asks the file system for the next range that is not a hole.
 func nextData(f *os.File, off, size int64) (start, end int64, err error) {
 	start, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	switch {

@@ -212,7 +212,6 @@ func measure(ctx context.Context, src listing) (needs, error) {
 	return n, err
 }
 
-// bounded returns the time that an inode can have.
 func bounded(t unix.Timespec) (unix.Timespec, bool) {
 	if t.Sec >= timeMin && t.Sec <= timeMax {
 		return t, true
@@ -230,7 +229,6 @@ func (n needs) fitted() int64 {
 	return (size + fittedRound - 1) / fittedRound * fittedRound
 }
 
-// fits tells whether the tree goes into a file system of that size.
 func (n needs) fits(size int64) bool {
 	return n.bytes+int64(len(n.facts))*inodeSize+max(min(size/8, overheadMax), size/overheadShare) <= size
 }

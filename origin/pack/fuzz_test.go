@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 // refused fails unless err is one of those that a decoder may give.

@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 const (

@@ -113,7 +113,6 @@ func (f Footer) append(b []byte) []byte {
 	return append(b, buf[:]...)
 }
 
-// checksum is CRC32C.
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // decodeFooter reads the last footerSize bytes of a pack; anything but a valid

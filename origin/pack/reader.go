@@ -105,7 +105,6 @@ func (r *Reader) Stream(ctx context.Context, frames []Extent, take func(i int, v
 	return err
 }
 
-// open opens a range of a pack.
 func open(ctx context.Context, from bucket.Bucket, id ID, at bucket.Range) (*bucket.Object, error) {
 	obj, err := from.Get(ctx, id.Key(), at)
 	if errors.Is(err, content.ErrInvalid) { // the store has less than the hint says

@@ -39,6 +39,12 @@ func (w *Writer) ID() ID { return w.id }
 // Empty reports whether no frame was added.
 func (w *Writer) Empty() bool { return len(w.directory) == 0 }
 
+// Mark returns what the pack has by now, for Cut.
+func (w *Writer) Mark() (bytes, entries int) { return len(w.buf), len(w.directory) }
+
+// Cut takes away what was added since a Mark.
+func (w *Writer) Cut(bytes, entries int) { w.buf, w.directory = w.buf[:bytes], w.directory[:entries] }
+
 // Size returns the most that the pack would take with n more frames of total
 // length more.
 func (w *Writer) Size(n, more int) int {

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 func epoch() time.Time { return time.Unix(1_800_000_000, 0) }

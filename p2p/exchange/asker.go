@@ -280,7 +280,6 @@ func costOf(m wire.Message, c link.Class) (b budget) {
 	return b
 }
 
-// plus returns the sum of b and n times c.
 func (b budget) plus(c budget, n int) budget {
 	for i := range b {
 		b[i] += n * c[i]

@@ -231,7 +231,6 @@ func (x *Exchange) streams() (all []*outbound) {
 	return all
 }
 
-// session returns what we have with a peer.
 func (x *Exchange) session(id peer.ID) *session {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -285,7 +284,6 @@ func (o *outbound) proved(ctx context.Context) error {
 	}
 }
 
-// present takes the chain that a peer shows. See identity.Ledger.Present.
 func (x *Exchange) present(id peer.ID, chain []byte) error {
 	fresh, err := x.ledger.Present(id, chain)
 	if err != nil && len(chain) > 0 {
@@ -315,7 +313,6 @@ func (x *Exchange) Recheck() {
 	}
 }
 
-// connected reports whether there is a connection with a peer.
 func (x *Exchange) connected(id peer.ID) bool {
 	return x.cfg.Host.Network().Connectedness(id) != network.NotConnected
 }

@@ -129,7 +129,6 @@ func (r *responder) yield() {
 	}
 }
 
-// Data answers one index; see Responder.
 func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
@@ -223,7 +222,6 @@ func (r *responder) write(index uint64, body, page []byte) error {
 // Absent answers indexes that are not here.
 func (r *responder) Absent(indexes ...uint64) error { return r.absent(wire.Absent{Indexes: indexes}) }
 
-// Nowhere answers indexes that are nowhere.
 func (r *responder) Nowhere(indexes ...uint64) error {
 	return r.absent(wire.Absent{Indexes: indexes, Nowhere: true})
 }
@@ -261,13 +259,10 @@ func (r *responder) tell(m wire.Message) error {
 	return r.in.send(r.id, m)
 }
 
-// Refer ends the request.
 func (r *responder) Refer(to peer.ID) error { return r.endWith(wire.Refer{Peer: to}) }
 
-// Unknown ends the request.
 func (r *responder) Unknown() error { return r.endWith(wire.Unknown{}) }
 
-// drop ends the request, whose asker canceled it.
 func (r *responder) drop() { _ = r.endWith(wire.Error{Kind: wire.KindCanceled}) }
 
 // endWith ends the request, once data on its way has been written.

@@ -42,7 +42,6 @@ type open struct {
 // errCanceled is the cause of a request's context when its asker canceled it.
 var errCanceled = errors.New("canceled by the asker")
 
-// accept serves a stream until it ends.
 func (x *Exchange) accept(ctx context.Context, s network.Stream) {
 	defer s.Reset()
 	in := &inbound{framed: newFramed(s, serveTimeout, new(atomic.Int64)), x: x, live: map[uint32]open{}}

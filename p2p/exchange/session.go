@@ -134,7 +134,6 @@ func (s *session) lost(o *outbound) {
 	}
 }
 
-// streams returns the open streams.
 func (s *session) streams() (open []*outbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

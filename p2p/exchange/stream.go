@@ -55,7 +55,6 @@ func newFramed(s network.Stream, timeout time.Duration, excused *atomic.Int64) *
 	return &framed{stream: s, in: bufio.NewReaderSize(s, readBuffer), timeout: timeout, excused: excused}
 }
 
-// send writes a small frame.
 func (f *framed) send(id uint32, m wire.Message) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -173,7 +172,6 @@ func (f *framed) fill(b []byte) error {
 	return nil
 }
 
-// skip reads n bytes and drops them.
 func (f *framed) skip(n int) error {
 	if _, err := f.in.Discard(n); err != nil {
 		return fmt.Errorf("read: %w: %w", ErrDisconnected, err)
@@ -181,7 +179,6 @@ func (f *framed) skip(n int) error {
 	return nil
 }
 
-// hello reads the first frame.
 func (f *framed) hello() (wire.Hello, error) {
 	if err := f.stream.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return wire.Hello{}, fmt.Errorf("read: %w: %w", ErrDisconnected, err)

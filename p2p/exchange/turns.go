@@ -67,7 +67,6 @@ func (s *turns) leave(t *ticket) {
 	}
 }
 
-// give takes the turn of t back.
 func (s *turns) give(t *ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

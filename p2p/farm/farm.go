@@ -317,7 +317,6 @@ func (f *Farm) Recheck() {
 	}
 }
 
-// note publishes the list if it has changed.
 func (f *Farm) note(changed bool) {
 	if !changed {
 		return

@@ -35,10 +35,8 @@ func (f face) NotifyAlive(n *memberlist.Node) error {
 	return nil
 }
 
-// NotifyJoin implements memberlist.EventDelegate.
 func (f face) NotifyJoin(n *memberlist.Node) { f.NotifyUpdate(n) }
 
-// NotifyUpdate implements memberlist.EventDelegate.
 func (f face) NotifyUpdate(n *memberlist.Node) {
 	id, err := parseName(n.Name)
 	if err != nil || id == f.self.ID {
@@ -52,7 +50,6 @@ func (f face) NotifyUpdate(n *memberlist.Node) {
 	}
 }
 
-// NotifyLeave implements memberlist.EventDelegate.
 func (f face) NotifyLeave(n *memberlist.Node) {
 	id, err := parseName(n.Name)
 	if err != nil || id == f.self.ID {
@@ -67,7 +64,6 @@ func (f face) NotifyLeave(n *memberlist.Node) {
 	}
 }
 
-// NodeMeta implements memberlist.Delegate.
 func (f face) NodeMeta(int) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -77,12 +73,10 @@ func (f face) NodeMeta(int) []byte {
 // NotifyMsg implements memberlist.Delegate: what a member passes on.
 func (f face) NotifyMsg(b []byte) { f.MergeRemoteState(b, false) }
 
-// GetBroadcasts implements memberlist.Delegate.
 func (f face) GetBroadcasts(overhead, limit int) [][]byte {
 	return f.news.GetBroadcasts(overhead, limit)
 }
 
-// LocalState implements memberlist.Delegate.
 func (f face) LocalState(join bool) []byte {
 	b, err := f.codec.Marshal(f.proofs(join))
 	if err != nil { // texts can always be encoded
@@ -91,7 +85,6 @@ func (f face) LocalState(join bool) []byte {
 	return b
 }
 
-// MergeRemoteState implements memberlist.Delegate.
 func (f face) MergeRemoteState(b []byte, _ bool) {
 	var proofs []proof
 	if err := f.codec.Unmarshal(b, &proofs); err != nil {
@@ -142,7 +135,6 @@ type complaints struct {
 	shown   *rate.Limiter
 }
 
-// Write implements io.Writer.
 func (c complaints) Write(b []byte) (int, error) {
 	level := slog.LevelDebug
 	known := bytes.Contains(b, []byte("Refuting an alive message")) // of its earlier start: each restart has it

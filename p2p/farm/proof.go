@@ -152,7 +152,6 @@ func (f *Farm) proofs(join bool) []proof {
 	return out
 }
 
-// refuse counts a proof that does not hold.
 func (f *Farm) refuse(err error) {
 	f.metrics.refused.Inc()
 	f.cfg.Log.Debug("gossip: a proof does not hold", "err", err)
@@ -195,13 +194,10 @@ func (b passedOn) Invalidates(other memberlist.Broadcast) bool {
 	return ok && o.node == b.node
 }
 
-// Name implements memberlist.NamedBroadcast.
 func (b passedOn) Name() string { return b.node }
 
-// Message implements memberlist.Broadcast.
 func (b passedOn) Message() []byte { return b.msg }
 
-// Finished implements memberlist.Broadcast.
 func (passedOn) Finished() {}
 
 // word is what a member says of itself in gossip, signed with the key that its name,

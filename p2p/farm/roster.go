@@ -27,7 +27,6 @@ type known struct {
 	at string
 }
 
-// certificate is a chain that was verified, and what it says.
 type certificate struct {
 	sealed string // as it travels; "" when there is none
 	chain  trust.Chain

@@ -10,8 +10,8 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 // wordOf is a word of the member n0 of farm a.

@@ -53,7 +53,6 @@ type Ledger struct {
 	bans     map[peer.ID]time.Time // until when
 }
 
-// proof is a chain that was verified.
 type proof struct {
 	encoded []byte
 	chain   trust.Chain

@@ -106,7 +106,6 @@ func (a *announcements) due(now time.Time, known int) []Key {
 	return out
 }
 
-// done notes how an announcement of the key went.
 func (a *announcements) done(k Key, now time.Time, known int, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -139,7 +138,6 @@ func (s *Swarm) Announce(k Key) error {
 // nothing is here, or reaches nobody, and goes on to the next.
 func (s *Swarm) Withdraw(k Key) { s.announced.remove(k) }
 
-// keepAnnounced announces what is due until ctx ends.
 func (s *Swarm) keepAnnounced(ctx context.Context) {
 	tick := time.NewTicker(announceCheck)
 	defer tick.Stop()
@@ -322,7 +320,6 @@ func newProviders(perMember, total int) *providers {
 	return &providers{NullDatastore: ds.NewNullDatastore(), perMember: perMember, total: total, of: map[string]map[string][]byte{}}
 }
 
-// split returns the parts of a key of the DHT.
 func split(k ds.Key) (key, member string, ok bool) {
 	rest, ok := strings.CutPrefix(k.String(), records.ProvidersKeyPrefix)
 	key, member, cut := strings.Cut(rest, "/")
@@ -381,7 +378,6 @@ func (p *providers) remove(key, member string) {
 	}
 }
 
-// Delete implements ds.Datastore.
 func (p *providers) Delete(_ context.Context, k ds.Key) error {
 	key, member, _ := split(k)
 	p.mu.Lock()

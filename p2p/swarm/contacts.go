@@ -307,7 +307,6 @@ func AddPeer(peers []peer.AddrInfo, p peer.AddrInfo) []peer.AddrInfo {
 	return peers
 }
 
-// loadPeers reads the file; an absent one holds nobody.
 func loadPeers(path string) ([]peer.AddrInfo, error) {
 	b, err := os.ReadFile(path)
 	if path == "" || errors.Is(err, fs.ErrNotExist) {

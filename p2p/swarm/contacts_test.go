@@ -9,7 +9,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 func peersSample(t testing.TB) []peer.AddrInfo {

@@ -191,7 +191,6 @@ type gatedHost struct {
 // errStranger is for who has not proved that it is a member.
 var errStranger = fmt.Errorf("%w: the peer has not proved that it is a member", content.ErrForbidden)
 
-// NewStream implements host.Host.
 func (h gatedHost) NewStream(ctx context.Context, id peer.ID, protocols ...protocol.ID) (network.Stream, error) {
 	if !h.proofs.wait(ctx, id) {
 		return nil, fmt.Errorf("ask %s: %w", id, errStranger)
@@ -199,7 +198,6 @@ func (h gatedHost) NewStream(ctx context.Context, id peer.ID, protocols ...proto
 	return h.Host.NewStream(ctx, id, protocols...)
 }
 
-// SetStreamHandler implements host.Host.
 func (h gatedHost) SetStreamHandler(id protocol.ID, serve network.StreamHandler) {
 	h.Host.SetStreamHandler(id, func(s network.Stream) {
 		ctx, cancel := context.WithTimeout(context.Background(), proveTimeout) // a handler has no other
@@ -215,22 +213,18 @@ func (h gatedHost) SetStreamHandler(id protocol.ID, serve network.StreamHandler)
 // relayedHost is the host that the exchange sees: relays, being ours, carry content.
 type relayedHost struct{ host.Host }
 
-// NewStream implements host.Host.
 func (h relayedHost) NewStream(ctx context.Context, id peer.ID, protocols ...protocol.ID) (network.Stream, error) {
 	return h.Host.NewStream(network.WithAllowLimitedConn(ctx, "content"), id, protocols...)
 }
 
-// relayGate relays between members.
 type relayGate struct{ proofs *proofs }
 
-// AllowReserve implements relay.ACLFilter.
 func (g relayGate) AllowReserve(id peer.ID, _ ma.Multiaddr) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), proveTimeout) // the relay gives no other
 	defer cancel()
 	return g.proofs.wait(ctx, id)
 }
 
-// AllowConnect implements relay.ACLFilter.
 func (g relayGate) AllowConnect(from peer.ID, a ma.Multiaddr, to peer.ID) bool {
 	return g.AllowReserve(from, a) && g.proofs.proved(to) // who reserved a place has proved itself
 }
@@ -303,19 +297,14 @@ func (p *proofs) doubt(id peer.ID) {
 // doorkeeper is what libp2p asks whom to connect with, where that names the peer.
 type doorkeeper struct{ ledger *identity.Ledger }
 
-// InterceptPeerDial implements connmgr.ConnectionGater.
 func (d doorkeeper) InterceptPeerDial(id peer.ID) bool { return !d.ledger.ShutOut(id) }
 
-// InterceptAddrDial implements connmgr.ConnectionGater.
 func (doorkeeper) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
 
-// InterceptAccept implements connmgr.ConnectionGater.
 func (doorkeeper) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 
-// InterceptSecured implements connmgr.ConnectionGater.
 func (d doorkeeper) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
 	return !d.ledger.ShutOut(id)
 }
 
-// InterceptUpgraded implements connmgr.ConnectionGater.
 func (doorkeeper) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

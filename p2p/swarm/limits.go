@@ -147,7 +147,6 @@ const (
 	viaRelay
 )
 
-// String returns the label of the transport.
 func (t transport) String() string { return [...]string{"tcp", "quic", "relay"}[t] }
 
 func transportOf(a ma.Multiaddr) transport {

@@ -71,7 +71,6 @@ func (d Data) validate() error {
 	return nil
 }
 
-// appendIndexes encodes rising indexes as ranges.
 func appendIndexes(b []byte, indexes []uint64) []byte {
 	at, ranges, end := len(b), 0, uint64(0)
 	b = append(b, 0, 0)
@@ -95,7 +94,6 @@ func appendIndexes(b []byte, indexes []uint64) []byte {
 	return b
 }
 
-// decodeIndexes reads all of b.
 func decodeIndexes(b []byte) ([]uint64, error) {
 	ranges, rest := int(binary.BigEndian.Uint16(b)), b[2:]
 	if ranges == 0 || ranges > IndexesMax {

@@ -200,7 +200,6 @@ func decode(h Header, p []byte) (Message, error) {
 	return decodeJournal(h, p)
 }
 
-// decodeJournal decodes what goes over the journal lane.
 func decodeJournal(h Header, p []byte) (Message, error) {
 	switch h.Type {
 	case TypePromise:

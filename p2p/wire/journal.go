@@ -79,7 +79,6 @@ func decodePosition(p []byte) content.Position {
 	return content.Position{Number: binary.BigEndian.Uint64(p), Seq: binary.BigEndian.Uint64(p[8:])}
 }
 
-// decodePlaced reads what begins with a claim and a place.
 func decodePlaced(p []byte) (Claim, Place, []byte, error) {
 	c, p := decodeClaim(p)
 	at := Place{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), int64(binary.BigEndian.Uint64(p[16:]))}

@@ -37,29 +37,11 @@ const (
 	residentMax = 256 << 20
 )
 
-// TestMain builds the command under test, once for all tests.
-func TestMain(m *testing.M) { os.Exit(runTests(m)) }
-
-func runTests(m *testing.M) int {
-	dir := filepath.Dir(command())
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", command(), "github.com/grangemesh/grange/cmd/grange")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the command: %v: %s\n", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// command is the path of the command under test.
-func command() string {
-	return filepath.Join(os.TempDir(), fmt.Sprintf("grange-attack-test-%d", os.Getpid()), "grange")
-}
+func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
-	l, err := lab.New(t.Context(), command(), t.TempDir())
+	l, err := lab.New(t.Context(), lab.Command(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
+	"github.com/grangemesh/grange/simulations/buckettest"
 	"github.com/grangemesh/grange/simulations/netns"
 )
 

@@ -84,6 +84,9 @@ func (n *node) until(ctx context.Context, so func() bool) error {
 // says counts the lines of a message in the node's log.
 func (n *node) says(message string) int { return strings.Count(n.log.String(), "INF "+message) }
 
+// warns is says of warnings.
+func (n *node) warns(message string) int { return strings.Count(n.log.String(), "WRN "+message) }
+
 // handOver has the node become its program anew, and returns when it serves.
 func (n *node) handOver(ctx context.Context) error {
 	before := n.says("serving")
@@ -175,6 +178,13 @@ func (n *node) must(t *testing.T, args ...string) string {
 		t.Fatalf("grange %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return out
+}
+
+// device is must of a command that prints a device, maybe after a warning.
+func (n *node) device(t *testing.T, args ...string) string {
+	t.Helper()
+	out := n.must(t, args...)
+	return out[strings.LastIndexByte(out, '\n')+1:]
 }
 
 // setpriv writes a command that is the usual one with other rights.

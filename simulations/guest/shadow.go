@@ -105,3 +105,6 @@ func (s *Shadow) agree(off int64, n int) error {
 
 // Check reads all of the disk.
 func (s *Shadow) Check() error { return s.check(0, len(s.want)) }
+
+// Want is what the disk should hold; it changes with each step.
+func (s *Shadow) Want() []byte { return s.want }

@@ -67,6 +67,24 @@ type Node struct {
 	http *http.Client
 }
 
+// Command is the path of the command under test, for tests whose TestMain is Main.
+func Command() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("grange-test-%d", os.Getpid()), "grange")
+}
+
+// Main builds the command under test, once for all tests of a package, has run do them,
+// and returns the code to exit with.
+func Main(run func() int) int {
+	defer os.RemoveAll(filepath.Dir(Command()))
+	build := exec.Command("go", "build", "-o", Command(), "github.com/grangemesh/grange/cmd/grange")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the command: %v: %s\n", err, out)
+		return 1
+	}
+	return run()
+}
+
 // New makes a lab without nodes. Close ends it.
 func New(ctx context.Context, binary, dir string) (*Lab, error) {
 	network, err := netns.New(ctx, "g")

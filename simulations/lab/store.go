@@ -12,7 +12,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
+	"github.com/grangemesh/grange/simulations/buckettest"
 	"github.com/grangemesh/grange/simulations/netns"
 )
 

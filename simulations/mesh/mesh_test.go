@@ -24,36 +24,18 @@ import (
 // imageSize of the disk that tests publish: in CI a small one.
 func imageSize() int64 { return soak.Of[int64](96<<20, 512<<20) }
 
-// TestMain builds the command under test, once for all tests. The test binary is
-// also the liar, a program that tests run in the place of a node.
+// TestMain: the test binary is also the liar, a program that tests run in the place of a node.
 func TestMain(m *testing.M) {
 	if plan := os.Getenv(liarVariable); plan != "" {
 		os.Exit(lie(plan))
 	}
-	os.Exit(runTests(m))
-}
-
-func runTests(m *testing.M) int {
-	dir := filepath.Dir(command())
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", command(), "github.com/grangemesh/grange/cmd/grange")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the command: %v: %s\n", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// command is the path of the command under test.
-func command() string {
-	return filepath.Join(os.TempDir(), fmt.Sprintf("grange-mesh-test-%d", os.Getpid()), "grange")
+	os.Exit(lab.Main(m.Run))
 }
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := lab.New(t.Context(), command(), dir)
+	l, err := lab.New(t.Context(), lab.Command(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

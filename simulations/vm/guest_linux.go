@@ -68,7 +68,7 @@ func (h host) machine(c Config, initrd string) []string {
 		"-M", "q35", "-accel", cmp.Or(os.Getenv(accelVariable), "tcg"), "-cpu", "max,-cx16",
 		"-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		"-kernel", filepath.Join(h.kernel, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic"}
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic rcupdate.rcu_expedited=1"}
 	for i, disk := range slices.Concat([]string{h.tools}, c.Disks, c.Served) {
 		readonly := "on"
 		if i > len(c.Disks) {

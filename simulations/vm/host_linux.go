@@ -25,16 +25,31 @@ var kernelScript string
 const commands = "qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mke2fs:e2fsprogs ldd:libc-bin" +
 	" apt-get:apt dpkg-deb:dpkg xz:xz-utils tar:tar"
 
+// kernel is where the packages of a kernel come from: the newest of a Debian suite
+// whose version begins so.
+type kernel struct{ suite, prefix string }
+
+// kernelFor returns what a guest boots: the kernel of Debian 13, or the newest of all.
+func kernelFor(newest bool) kernel {
+	if newest {
+		return kernel{suite: "trixie-backports"}
+	}
+	return kernel{suite: "bookworm-backports", prefix: "6.12."}
+}
+
 // Prepare makes what all guests share, or finds it made before, in the user's
-// cache folder: the kernel, which is downloaded once, and the disk of tools. Log
+// cache folder: the kernels, which are downloaded once, and the disk of tools. Log
 // gets what apt says. It fails when something that a guest needs is missing, and
 // names the Debian package. Run does all this by itself; it may be done ahead.
 func Prepare(ctx context.Context, log io.Writer) error {
-	_, err := prepare(ctx, log)
+	_, err := prepare(ctx, kernelFor(false), log)
+	if err == nil {
+		_, err = prepare(ctx, kernelFor(true), log)
+	}
 	return err
 }
 
-func prepare(ctx context.Context, log io.Writer) (host, error) {
+func prepare(ctx context.Context, k kernel, log io.Writer) (host, error) {
 	if err := missing(commands + tools); err != nil {
 		return host{}, err
 	}
@@ -59,7 +74,7 @@ func prepare(ctx context.Context, log io.Writer) (host, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return host{}, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	kernel, err := fetchKernel(ctx, dir, log)
+	files, err := k.fetch(ctx, dir, log)
 	if err != nil {
 		return host{}, fmt.Errorf("fetch a kernel to %s: %w", dir, err)
 	}
@@ -67,19 +82,19 @@ func prepare(ctx context.Context, log io.Writer) (host, error) {
 	if err != nil {
 		return host{}, fmt.Errorf("make the disk of tools in %s: %w", dir, err)
 	}
-	return host{busybox, kernel, tools}, nil
+	return host{busybox, files, tools}, nil
 }
 
-// fetchKernel returns the folder of the kernel. It is named by the script that
-// makes it: one that takes more modules makes another.
-func fetchKernel(ctx context.Context, dir string, log io.Writer) (string, error) {
-	kernel := filepath.Join(dir, "kernel-"+short([]byte(kernelScript)))
-	if _, err := os.Stat(kernel); err == nil {
-		return kernel, nil
+// fetch returns the folder of the kernel. It is named by the script that makes it, and
+// its arguments: one that takes more modules makes another.
+func (k kernel) fetch(ctx context.Context, dir string, log io.Writer) (string, error) {
+	files := filepath.Join(dir, "kernel-"+short([]byte(kernelScript+k.suite+k.prefix)))
+	if _, err := os.Stat(files); err == nil {
+		return files, nil
 	}
-	cmd := exec.CommandContext(ctx, "sh", "-c", kernelScript, "kernel.sh", kernel)
+	cmd := exec.CommandContext(ctx, "sh", "-c", kernelScript, "kernel.sh", files, k.suite, k.prefix)
 	cmd.Stdout, cmd.Stderr = log, log
-	return kernel, cmd.Run()
+	return files, cmd.Run()
 }
 
 // missing names the packages of those commands, written command:package, that

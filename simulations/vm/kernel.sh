@@ -1,12 +1,14 @@
 #!/bin/sh
-# Makes a folder of Debian's newest 6.12 cloud kernel, as vmlinuz and the modules
-# that tests use. Usage: kernel.sh FOLDER
+# Makes a folder of the newest cloud kernel of a Debian suite whose version begins with
+# a prefix, as vmlinuz and the modules that tests use.
+# Usage: kernel.sh FOLDER SUITE PREFIX
 #
-# The package comes from bookworm-backports on the mirror that this machine
-# installs from, through apt with a state of its own: nothing is installed, and
-# root is not needed.
+# The packages come from the mirror that this machine installs from, through apt with a
+# state of its own: nothing is installed, and root is not needed.
 set -eu
 dir=$1
+suite=$2
+prefix=$3
 modules='loop nbd ublk_drv virtio_blk'
 
 tmp=$(mktemp -d)
@@ -20,7 +22,7 @@ release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 mirror=$(apt-get indextargets --no-release-info --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
   awk -v release="$release" '$1 == release && $2 == "main" { print $3; exit }')
 [ -n "$mirror" ] || { echo "apt's sources name no mirror for $release main: the kernel package comes from there" >&2; exit 1; }
-echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm-backports main" >"$tmp/sources.list"
+echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$tmp/sources.list"
 
 private() {
   command=$1
@@ -29,16 +31,22 @@ private() {
     -o Dir::Etc::sourcelist="$tmp/sources.list" -o Dir::Etc::sourceparts=- -o APT::Sandbox::User= "$@"
 }
 private apt-get update >&2
-package=$(private apt-cache pkgnames linux-image-6.12. | grep -E 'cloud-amd64$' | sort -V | tail -n 1)
-[ -n "$package" ] || { echo "bookworm-backports has no linux-image-6.12.*-cloud-amd64 any more" >&2; exit 1; }
-(cd "$tmp" && private apt-get download "$package:amd64" >&2)
+version=$(private apt-cache pkgnames "linux-image-$prefix" | sed -n 's/^linux-image-\([0-9].*-cloud-amd64\)$/\1/p' | sort -V | tail -n 1)
+[ -n "$version" ] || { echo "$suite has no linux-image-$prefix*-cloud-amd64 any more" >&2; exit 1; }
+# Newer ones are in parts.
+packages=$(private apt-cache pkgnames linux- | grep -xE "linux-(image|binary|modules)-$(echo "$version" | sed 's/[.+]/\\&/g')" | sed 's/$/:amd64/')
+# shellcheck disable=SC2086 # they are words
+(cd "$tmp" && private apt-get download $packages >&2)
 
-dpkg-deb --fsys-tarfile "$tmp"/linux-image-*.deb | tar -x -C "$tmp" --wildcards './boot/vmlinuz-*' './lib/modules/*.ko.xz'
+for package in "$tmp"/linux-*.deb; do
+  dpkg-deb -x "$package" "$tmp/root"
+done
 rm -rf "$dir.new"
 mkdir "$dir.new"
-mv "$tmp"/boot/vmlinuz-* "$dir.new/vmlinuz"
+find "$tmp/root" -name 'vmlinuz*' -exec mv {} "$dir.new/vmlinuz" \;
+[ -s "$dir.new/vmlinuz" ] || { echo "$packages: no kernel is in them" >&2; exit 1; }
 for name in $modules; do
-  find "$tmp/lib" -name "$name.ko.xz" -exec xz -dc {} \; >"$dir.new/$name.ko"
-  [ -s "$dir.new/$name.ko" ] || { echo "$package has no module $name" >&2; exit 1; }
+  find "$tmp/root" -name "$name.ko.xz" -exec xz -dc {} \; >"$dir.new/$name.ko"
+  [ -s "$dir.new/$name.ko" ] || { echo "$packages: no module $name is in them" >&2; exit 1; }
 done
 mv "$dir.new" "$dir"

@@ -60,7 +60,7 @@ func bootable(ctx context.Context, c Config, script, text string) (host, *os.Fil
 	if err := c.validate(); err != nil {
 		return host{}, nil, err
 	}
-	h, err := prepare(ctx, c.Output)
+	h, err := prepare(ctx, kernelFor(c.Newest), c.Output)
 	if err != nil {
 		return host{}, nil, err
 	}

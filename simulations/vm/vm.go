@@ -1,5 +1,5 @@
 // Package vm runs programs in a virtual machine with a Linux kernel that has
-// ublk and nbd, whatever the kernel of this one. Debian's cloud kernel boots in
+// ublk and nbd, whatever the kernel of this one. Debian's cloud kernels boot in
 // seconds under qemu, emulated unless GRANGE_VM_ACCEL is kvm, from an initial RAM
 // disk made for each run; fio, e2fsprogs, nbdkit and others come as this machine's
 // own, on a disk. It needs no root, leaves nothing behind, and machines may run
@@ -32,6 +32,9 @@ type Config struct {
 
 	MemoryMiB int // 0 is memoryDefault
 	CPUs      int // 0 is cpusDefault
+	// Newest has it boot the newest kernel that Debian has, not that of Debian 13,
+	// 6.12, on which users run it.
+	Newest bool
 
 	// Prepare, for Main, completes the rest before a guest boots, with a folder
 	// for files that it makes.

@@ -59,7 +59,8 @@ func (m *machine) boot(device string, blank bool) {
 
 // end takes the disk away.
 func (m *machine) end() {
-	shell(m.T, "losetup -d $1; umount $2", m.loop, m.shows)
+	// The loop device goes when the kernel has let go of it.
+	shell(m.T, "losetup -d $1; until umount $2 2>/dev/null; do sleep 0.05; done", m.loop, m.shows)
 	_ = m.client.Wait() // it has lost its server
 	m.client = nil
 }

@@ -121,9 +121,15 @@ func (r *rounds) one(name string, n int) {
 // orphan waits until the mesh knows of what the old node has kept.
 func (r *rounds) orphan(n *lab.Node, name string) {
 	r.Helper()
-	until(r.T, "the orphan of "+name+" has a name", func(ctx context.Context) bool {
+	r.orphanOf(n, name, 1)
+}
+
+// orphanOf waits for that of an epoch.
+func (f *farm) orphanOf(n *lab.Node, name string, epoch uint64) {
+	f.Helper()
+	until(f.T, "the orphan of "+name+" has a name", func(ctx context.Context) bool {
 		var s api.Snapshot
-		return n.Get(ctx, "/api/snapshots/"+name+"@e1-orphan", &s) == nil && s.Orphan && s.Volume == name
+		return n.Get(ctx, fmt.Sprintf("/api/snapshots/%s@e%d-orphan", name, epoch), &s) == nil && s.Orphan && s.Volume == name
 	})
 }
 

@@ -98,7 +98,7 @@ func TestForkOfAnAttachedVolume(t *testing.T) {
 // TestWritesWithoutAnOrigin: a volume is rewritten again and again with the origin away,
 // and takes no more of the disk than twice what it is, and the slack of the design.
 func TestWritesWithoutAnOrigin(t *testing.T) {
-	size, times := soak.Of(32, 1024), soak.Of(16, 50) // MiB
+	size, times := soak.Of(96, 1024), soak.Of(12, 50) // MiB
 	limit := int64(2*size)<<20 + 256<<20
 	f := newFarm(t, 1)
 	n := f.nodes[0]

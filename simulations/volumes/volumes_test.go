@@ -19,7 +19,15 @@ import (
 )
 
 // TestMain builds the command under test, once for all tests.
-func TestMain(m *testing.M) { os.Exit(runTests(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(guestVariable) == "" {
+		os.Exit(runTests(m))
+	}
+	if err := insideMachine(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
 
 func runTests(m *testing.M) int {
 	dir := filepath.Dir(command())

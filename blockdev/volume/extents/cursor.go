@@ -1,11 +1,17 @@
 package extents
 
+import "sort"
+
 // Cursor returns extents by where they start; ok is false behind the last one.
 type Cursor func() (e Extent, ok bool, err error)
 
-// All returns the extents of the map, which is not to change meanwhile.
-func (m *Map) All() Cursor {
-	page, i := 0, 0
+// From returns the extents of the map, which is not to change meanwhile, from the one on that
+// covers a sector, or comes next.
+func (m *Map) From(s uint64) Cursor {
+	page, i := m.page(s), 0
+	if page < len(m.pages) {
+		i = sort.Search(len(m.pages[page]), func(i int) bool { return m.pages[page][i].End() > s })
+	}
 	return func() (Extent, bool, error) {
 		for ; page < len(m.pages); page, i = page+1, 0 {
 			if i < len(m.pages[page]) {

@@ -140,8 +140,7 @@ func record(page []byte, i int) Extent {
 func (s *Spilled) At(sector uint64, wait bool) (Extent, bool, error) {
 	b := s.pages.Get(spillPage)
 	defer s.pages.Put(b)
-	first := sort.Search(len(s.Index), func(i int) bool { return s.Index[i] > sector })
-	for page := max(first-1, 0); page < len(s.Index); page++ {
+	for page := s.page(sector); page < len(s.Index); page++ {
 		n, err := s.read(page, *b, wait)
 		if err != nil {
 			return Extent{}, false, err
@@ -153,10 +152,15 @@ func (s *Spilled) At(sector uint64, wait bool) (Extent, bool, error) {
 	return Extent{}, false, nil
 }
 
-// All returns the extents of the list.
-func (s *Spilled) All() Cursor {
+// page is where the extent lies that covers a sector, if one does.
+func (s *Spilled) page(sector uint64) int {
+	return max(sort.Search(len(s.Index), func(i int) bool { return s.Index[i] > sector })-1, 0)
+}
+
+// From returns the extents of the list from the one on that covers a sector, or comes next.
+func (s *Spilled) From(sector uint64) Cursor {
 	b := make([]byte, spillPage)
-	page, i, n := 0, 0, 0
+	page, i, n := s.page(sector), 0, 0
 	return func() (Extent, bool, error) {
 		for i == n {
 			if page == len(s.Index) {
@@ -166,7 +170,7 @@ func (s *Spilled) All() Cursor {
 			if n, err = s.read(page, b, true); err != nil {
 				return Extent{}, false, err
 			}
-			page, i = page+1, 0
+			page, i = page+1, sort.Search(n, func(i int) bool { return record(b, i).End() > sector })
 		}
 		i++
 		return record(b, i-1), true, nil

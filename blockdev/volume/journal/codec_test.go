@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"github.com/grangemesh/grange/origin/content"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
@@ -92,4 +94,15 @@ func TestGolden(t *testing.T) {
 	if !bytes.Equal(b.Bytes(), want) {
 		t.Errorf("the format has changed: %x", b.Bytes())
 	}
+}
+
+// TestNoTwoSegmentsHaveOneSeed: what a file held under another number is nothing under this.
+func TestNoTwoSegmentsHaveOneSeed(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		id := content.VolumeID(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(r, "volume"))
+		a, b := rapid.Uint32().Draw(r, "number"), rapid.Uint32().Draw(r, "another")
+		if a != b && Seed(id, uint64(a)) == Seed(id, uint64(b)) {
+			r.Fatalf("the segments %d and %d have one seed", a, b)
+		}
+	})
 }

@@ -44,7 +44,7 @@ func (d Folder) List(base content.Position, before bool) (chain []Found, gone []
 	var all []Found
 	for _, f := range files {
 		name := f.Name()
-		if strings.HasPrefix(name, extents.TempPrefix) || strings.HasPrefix(name, MergePrefix) {
+		if strings.HasPrefix(name, extents.TempPrefix) || strings.HasPrefix(name, MergePrefix) || strings.HasPrefix(name, SparePrefix) {
 			gone = append(gone, name)
 		}
 		if !strings.HasSuffix(name, Suffix) {

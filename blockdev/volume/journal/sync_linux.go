@@ -19,6 +19,15 @@ func DataSync(f *os.File) error {
 	}
 }
 
+// sole reports whether a file has but one name.
+func sole(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil && st.Nlink == 1
+}
+
+// prefetch has the kernel read a file into its memory, without waiting for that.
+func prefetch(f *os.File) { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_WILLNEED) } // it is a hint
+
 // WriteVector writes parts one after the other to off of a file, and returns how many
 // bytes are there.
 func WriteVector(f *os.File, parts [][]byte, off int64) (n int64, err error) {

@@ -126,7 +126,6 @@ func (m *Member) Leave(flights ...*Flight) (unwanted []*Job) {
 	return unwanted
 }
 
-// waited reports whether anybody waits for a flight of the job.
 func (j *Job) waited() bool {
 	for _, fl := range j.flights {
 		if fl.waiters > 0 && !fl.ended {

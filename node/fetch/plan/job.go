@@ -79,7 +79,6 @@ type Job struct {
 	tried  []Tried
 }
 
-// job returns a job that waits for Start.
 func (m *Member) job(cfg Config) *Job {
 	return &Job{
 		m: m, cfg: cfg, ladder: ladder(cfg.Depth), patience: patienceOf(cfg.Hurry),
@@ -428,7 +427,6 @@ func (j *Job) askFor(p Peer, most int) []Action {
 	return j.ask(Action{Kind: Ask, Peer: p})
 }
 
-// isAsked reports whether a member is being asked.
 func (j *Job) isAsked(p Peer) bool {
 	return slices.ContainsFunc(j.under, func(s *source) bool { return s.act.Kind == Ask && s.act.Peer == p })
 }

@@ -57,7 +57,6 @@ func (m *Member) Farm(live []Peer) {
 	m.names.set(live)
 }
 
-// near reports whether a member is a live one of this farm.
 func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
 
 // Leads reports whether this node leads a run.

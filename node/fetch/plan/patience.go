@@ -182,7 +182,6 @@ func (j *Job) blocked() bool {
 	return slices.ContainsFunc(j.under, func(s *source) bool { return s.act.Kind == Ask && !s.passed })
 }
 
-// reading returns the read of the origin that is under way, or nil.
 func (j *Job) reading() *source {
 	for _, s := range j.under {
 		if s.act.Kind == ReadOrigin {

@@ -125,17 +125,13 @@ func (c *Config) meet(ctx context.Context, scope content.Scope, id peer.ID) (tru
 		return trust.Identity{}, err
 	case !who.MayRead(scope):
 		err = fmt.Errorf("%s: %w: it may not read content of scope %s", id, content.ErrForbidden, scope)
-	case !c.isOurs(who) && c.isLive(id):
+	case !c.isOurs(who) && slices.Contains(c.Live(), id):
 		err = fmt.Errorf("%s: %w: it is no member of this farm", id, content.ErrForbidden)
 	}
 	return who, err
 }
 
-// isOurs reports whether a certificate is one of this farm.
 func (c *Config) isOurs(who trust.Identity) bool { return who.Role.IsMember() && who.Farm == c.Farm }
-
-// isLive reports whether gossip lists a member as one of this farm.
-func (c *Config) isLive(id peer.ID) bool { return slices.Contains(c.Live(), id) }
 
 // Want begins to follow, or goes on.
 func (p *Peers) Want() {

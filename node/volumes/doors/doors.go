@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -22,15 +21,10 @@ import (
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
-)
-
-const (
-	// leaveTimeout is how long a connection may take to end whose client has.
-	leaveTimeout = time.Second
-	leavePause   = 10 * time.Millisecond
 )
 
 // Config is what Doors are opened with.
@@ -212,52 +206,27 @@ func (d Doors) OpenDisk(ctx context.Context, e index.Entry, dev blockdev.Device,
 // Detach ends the NBD connections to a volume; see nbd.Server.
 func (d Doors) Detach(ctx context.Context, name string) error { return d.nbd.Detach(ctx, name) }
 
-// Unused fails with content.ErrConflict while NBD clients have a volume open. Those
-// that have just ended may be a moment about it.
-func (d Doors) Unused(ctx context.Context, name string) error {
-	tick := time.NewTicker(leavePause)
-	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
-	defer cancel()
-	for {
-		n := d.nbd.Clients(name)
-		if n == 0 {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.InUse, n)
-		}
-	}
-}
-
-// Past knows the snapshots of volumes, and what was written since.
+// Past knows the snapshots of a volume, and what was written since.
 type Past struct {
-	// Snapshots returns those of a volume.
-	Snapshots func(ctx context.Context, volume string) ([]terms.SnapshotView, error)
-	// Changes yields the ranges in which two differ, by offset; with to 0 the second is the
-	// volume as it is now.
-	Changes func(ctx context.Context, volume string, from, to uint64) iter.Seq2[blockdev.Range, error]
+	// Snapshots returns those of the volume.
+	Snapshots func(ctx context.Context) ([]terms.SnapshotView, error)
+	*moment.Past
 }
 
 // remembered is a volume as NBD serves it, with what was written since its snapshots.
 type remembered struct {
 	*limit.Device
 	past Past
-	name string
 }
 
 // Remember returns a volume as NBD serves it, with its past.
-func Remember(d *limit.Device, past Past, name string) blockdev.Device {
-	return remembered{d, past, name}
-}
+func Remember(d *limit.Device, past Past) blockdev.Device { return remembered{d, past} }
 
 var _ blockdev.History = remembered{}
 
 // Snapshots implements blockdev.History.
 func (r remembered) Snapshots(ctx context.Context) ([]uint64, error) {
-	views, err := r.past.Snapshots(ctx, r.name)
+	views, err := r.past.Snapshots(ctx)
 	var numbers []uint64
 	for _, s := range views {
 		if !s.Orphan {
@@ -270,15 +239,9 @@ func (r remembered) Snapshots(ctx context.Context) ([]uint64, error) {
 // Changes implements blockdev.History.
 func (r remembered) Changes(ctx context.Context, from uint64, off, length int64) iter.Seq2[blockdev.Range, error] {
 	return func(yield func(blockdev.Range, error) bool) {
-		for x, err := range r.past.Changes(ctx, r.name, from, 0) {
+		for x, err := range r.past.Changes(ctx, from, blockdev.Range{Offset: off, Length: length}) {
 			begin, end := max(x.Offset, off), min(x.Offset+x.Length, off+length)
-			switch {
-			case err != nil:
-				yield(blockdev.Range{}, err)
-				return
-			case x.Offset >= off+length:
-				return
-			case begin < end && !yield(blockdev.Range{Offset: begin, Length: end - begin}, nil):
+			if !yield(blockdev.Range{Offset: begin, Length: end - begin}, err) || err != nil {
 				return
 			}
 		}

@@ -9,13 +9,13 @@ import (
 )
 
 // Nodes reads a node of a map.
-type Nodes = build.ReadNode
+type Nodes build.ReadNode
 
-// Diff calls differs with each chunk that two roots have not alike, rising, until that
-// fails. It reads no chunk, and of the maps what lies above a difference; nil is a blank
-// disk. The roots have chunks of one size.
-func Diff(ctx context.Context, read Nodes, a, b *pack.Head, differs func(index uint64) error) error {
-	d := diff{ctx, read, [2]side{sideOf(a), sideOf(b)}, differs}
+// Diff calls differs with each chunk from an index on that two roots have not alike, rising,
+// until that fails. It reads no chunk, and of the maps what lies above a difference; nil is a
+// blank disk. The roots have chunks of one size.
+func (read Nodes) Diff(ctx context.Context, a, b *pack.Head, from uint64, differs func(index uint64) error) error {
+	d := diff{ctx, read, [2]side{sideOf(a), sideOf(b)}, from, differs}
 	top := max(d.sides[0].depth, d.sides[1].depth)
 	return d.node(content.Pos{Level: top}, [2]pack.Pair{d.sides[0].top, d.sides[1].top})
 }
@@ -24,7 +24,7 @@ func Diff(ctx context.Context, read Nodes, a, b *pack.Head, differs func(index u
 // lie, until that fails.
 func Walk(ctx context.Context, read Nodes, head *pack.Head, each func(index uint64, at pack.Extent) error) error {
 	s := sideOf(head)
-	d := diff{ctx, read, [2]side{s, {}}, nil}
+	d := diff{ctx, read, [2]side{s, {}}, 0, nil}
 	return d.chunks(content.Pos{Level: s.depth}, s.top, each)
 }
 
@@ -32,6 +32,7 @@ type diff struct {
 	ctx     context.Context
 	read    Nodes
 	sides   [2]side
+	from    uint64 // what lies before does not count
 	differs func(uint64) error
 }
 
@@ -51,7 +52,7 @@ func sideOf(h *pack.Head) side {
 
 // node compares what lies below a place. Above the top of a smaller map was is that top.
 func (d diff) node(at content.Pos, was [2]pack.Pair) error {
-	if was[0].Node.CID == was[1].Node.CID {
+	if _, end := at.Chunks(); was[0].Node.CID == was[1].Node.CID || end <= d.from {
 		return nil
 	}
 	var nodes [2]pack.MapNode
@@ -68,7 +69,7 @@ func (d diff) node(at content.Pos, was [2]pack.Pair) error {
 		var err error
 		if at.Level > 1 {
 			err = d.node(at.Child(i), [2]pack.Pair{d.child(0, at, was[0], nodes[0], i), d.child(1, at, was[1], nodes[1], i)})
-		} else if nodes[0].Node.Entry(i) != nodes[1].Node.Entry(i) {
+		} else if at.Child(i).Index >= d.from && nodes[0].Node.Entry(i) != nodes[1].Node.Entry(i) {
 			err = d.differs(at.Child(i).Index)
 		}
 		if err != nil {

@@ -51,7 +51,7 @@ const (
 	StepPacked Step = "packed"
 	// StepFolded: the record names the root, and no segments.
 	StepFolded Step = "folded"
-	// StepChecked: all packs of the root were seen in the bucket.
+	// StepChecked: its packs are there, seen where it took long.
 	StepChecked Step = "checked"
 	// StepRebased: the journal here is cut.
 	StepRebased Step = "rebased"
@@ -86,6 +86,8 @@ type Config struct {
 	// Scope and Signer are those of the packs.
 	Scope  content.Scope
 	Signer trust.Signer
+	// Packs are those of several volumes; nil has each fill its own.
+	Packs *build.Shared
 	// Now is the clock, nil is time.Now; Log may be nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -100,6 +102,14 @@ type Fold struct {
 	// end is up to where the record has the journal: kept, so that the next segment
 	// begins just there. Zero is none.
 	end content.Position
+	// last says that no other may follow the one under way, and garbage are keys of segments
+	// that no record names.
+	last    bool
+	garbage []string
+	// root is what the last one has made.
+	root build.Base
+	// tailed says that the one under way began where a tail ends.
+	tailed bool
 }
 
 // New builds a Fold of a volume that is open.
@@ -141,7 +151,9 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
 	}
-	through, err := f.Seal(ctx)
+	tails := f.cfg.Tails()
+	f.tailed, f.last = tails != nil, want == Chunks
+	through, err := f.seal(ctx, tails)
 	if err != nil {
 		return fmt.Errorf("fold: %w", err)
 	}
@@ -167,9 +179,12 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 }
 
 // Seal ends the open segment of the journal and returns where that is: a place that a
-// snapshot may name, which is kept until it is given to Release. Under the policy `origin` all up to there is in the bucket then.
-func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
-	if tails := f.cfg.Tails(); tails != nil {
+// snapshot may name, which is kept until it is given to Release. Under the policy `origin`
+// all up to there is in the bucket then, where a tail ends.
+func (f *Fold) Seal(ctx context.Context) (content.Position, error) { return f.seal(ctx, f.cfg.Tails()) }
+
+func (f *Fold) seal(ctx context.Context, tails *Tails) (content.Position, error) {
+	if tails != nil {
 		return tails.seal(ctx, f.cfg.Journal)
 	}
 	return f.cfg.Journal.Seal(ctx)
@@ -179,6 +194,9 @@ func (f *Fold) Seal(ctx context.Context) (content.Position, error) {
 // snapshot's record names what the volume's does up to there.
 func (f *Fold) settle(ctx context.Context, store bucket.Bucket) error {
 	for _, at := range f.cfg.Pending() {
+		if f.cfg.Journal.Keep(at) == nil { // also once its snapshot needs it no more
+			defer f.cfg.Journal.Release(at)
+		}
 		if err := f.move(ctx, store, at, Safe); err != nil {
 			return err
 		}
@@ -231,7 +249,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 			break
 		}
 	}
-	return f.chunks(ctx, store, through)
+	return f.chunks(ctx, store, through, s.touched)
 }
 
 // upload has one segment in the bucket and in the record, in place of those of the record
@@ -286,11 +304,16 @@ func (f *Fold) isThere(ctx context.Context, store bucket.Bucket, ref content.Seg
 	return nil
 }
 
-// revise changes the record that was built on, says when, and goes past a step.
+// revise changes the record that was built on, says when, and goes past a step. Where
+// flushes went to the origin since the fold began, their tails may come by the place where
+// that ends, and nobody would find them from there.
 func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change func(*catalog.Volume)) error {
 	err := f.cfg.Revise(ctx, func(v *catalog.Volume) error {
 		if v.Base != was.Base || !slices.Equal(v.Segments, was.Segments) {
 			return fmt.Errorf("the record, which has all up to %v now, %w meanwhile", v.Through(), content.ErrConflict)
+		}
+		if v.Policy == catalog.PolicyOrigin && !f.tailed {
+			return fmt.Errorf("flushes go to the origin by now, as they did not when it began: %w; the next one takes them along", content.ErrConflict)
 		}
 		change(v)
 		v.FoldedAt = f.cfg.Now()
@@ -308,11 +331,15 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
-		if slices.Contains(now.Segments, s) || s.Volume != now.ID || s.After.Seq < now.Shared {
-			continue
+		if !slices.Contains(now.Segments, s) && s.Volume == now.ID && s.After.Seq >= now.Shared {
+			f.garbage = append(f.garbage, s.Key())
 		}
-		if err := store.Delete(ctx, s.Key()); err != nil {
-			f.cfg.Log.Info("a segment that no record names is left to the collection of garbage", "key", s.Key(), "err", err)
+	}
+	for n := 0; len(f.garbage) > 0 && (f.last || n < removeMax); n++ {
+		key := f.garbage[0]
+		f.garbage = f.garbage[1:]
+		if err := store.Delete(ctx, key); err != nil {
+			f.cfg.Log.Info("a segment that no record names is left to the collection of garbage", "key", key, "err", err)
 			break
 		}
 	}
@@ -322,22 +349,34 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 	return f.cfg.At(StepRemoved)
 }
 
-// chunks has all up to a place in a new root, and cuts the journal there.
-func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position) error {
+// chunks has all up to a place in a new root, of which so many bytes are new at most, and
+// cuts the journal there.
+func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched int64) error {
 	was := f.cfg.Record()
-	reader := pack.NewReader(store)
 	var base build.Base
-	if was.Head != nil {
+	switch {
+	case was.Head == nil:
+	case f.root.Head == *was.Head: // as the last one has left it
+		base = f.root
+	default:
 		var err error
-		if base, err = build.ReadBase(ctx, reader, *was.Head); err != nil {
+		if base, err = build.ReadBase(ctx, pack.NewReader(store), *was.Head); err != nil {
 			return err
 		}
 	}
+	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log}
+	if touched <= build.SharedMax {
+		cfg.Shared = f.cfg.Packs
+	}
 	changes := f.changes(ctx, was, through)
 	for {
-		now, err := f.commitRoot(ctx, store, base, changes, through)
+		begun := f.cfg.Now()
+		now, err := f.commitRoot(ctx, cfg, base, changes, through)
 		if err != nil {
 			return err
+		}
+		if f.root = now; f.cfg.Now().Sub(begun) <= checkAfter {
+			return f.cut(ctx, store, was, now.Head, through)
 		}
 		missing, err := pack.MissingPacks(ctx, store, now.Manifest, nil)
 		if err != nil {
@@ -348,16 +387,15 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "packs", missing)
 		if slices.ContainsFunc(missing, func(id pack.ID) bool { _, old := base.Manifest.Pack(id); return old }) {
-			base, changes = build.Base{}, f.all(ctx, was, through)
+			base, changes, cfg.Shared = build.Base{}, f.all(ctx, was, through), nil
 		}
 	}
 }
 
 // commitRoot builds a root and has it in the record.
-func (f *Fold) commitRoot(ctx context.Context, store bucket.Bucket, base build.Base, changes iter.Seq2[build.Change, error], through content.Position) (build.Base, error) {
+func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base, changes iter.Seq2[build.Change, error], through content.Position) (build.Base, error) {
 	was := f.cfg.Record()
-	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log}
-	now, stats, err := build.Fold(ctx, cfg, base, pack.NewReader(store).ReadNode, changes)
+	now, stats, err := build.Fold(ctx, cfg, base, pack.NewReader(cfg.Bucket).ReadNode, changes)
 	if err == nil {
 		err = f.cfg.At(StepPacked)
 	}

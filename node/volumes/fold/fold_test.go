@@ -17,9 +17,9 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestSegmentsThenChunks: what is written goes to the bucket as a segment, and as chunks
@@ -238,6 +238,7 @@ func TestPacksThatAreGoneAreWrittenAgain(t *testing.T) {
 					return nil
 				}
 				done = true
+				w.pass(48 * time.Hour)
 				gone := w.store.Keys("packs/")
 				if !old {
 					gone = slices.DeleteFunc(gone, func(k string) bool { return slices.Contains(before, k) })

@@ -17,6 +17,9 @@ type Line struct {
 	// Bucket is where they go, and Dir says where working files of a volume do.
 	Bucket func() (bucket.Bucket, error)
 	Dir    func(content.VolumeID) string
+	// Ends are places that the record may come to, where a tail is to end: those of
+	// snapshots that are not durable yet. nil is none.
+	Ends func() []content.Position
 
 	tails atomic.Pointer[Tails] // nil but for the policy origin
 }
@@ -58,7 +61,7 @@ func (l *Line) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, err
 func (l *Line) Begin(body catalog.Volume) { l.tails.Store(l.behind(body.ID, body.Through())) }
 
 func (l *Line) behind(id content.VolumeID, after content.Position) *Tails {
-	return NewTails(TailsConfig{Bucket: l.Bucket, Dir: l.Dir(id), After: after})
+	return NewTails(TailsConfig{Bucket: l.Bucket, Dir: l.Dir(id), After: after, Ends: l.Ends})
 }
 
 // Of returns the tails of a volume whose record is this node's, nil where its flushes don't

@@ -26,6 +26,10 @@ type Paced struct {
 	mu    sync.Mutex // guards what follows
 	clock Clock
 	why   error // of the last fold, nil if it went well
+	// giveUp ends the fold that is under way, nil where none is; began is what the journal
+	// took when it began.
+	giveUp context.CancelCauseFunc
+	began  int64
 }
 
 // NewPaced is for a volume that was just opened, which is the Journal.
@@ -57,6 +61,11 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	}
 	defer end()
 	begun, was := p.cfg.Now(), p.cfg.Record()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	p.mu.Lock()
+	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
+	p.mu.Unlock()
 	err = p.Fold.Run(ctx, want)
 	if err == nil {
 		err = p.dismiss(ctx, was)
@@ -67,8 +76,22 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.clock.Folded(begun, p.cfg.Now(), err)
-	p.why = err
+	p.why, p.giveUp = err, nil
 	return err
+}
+
+// GiveWay ends a fold that is under way where the bucket does not answer: it sends things
+// again and again for minutes, and the journal keeps all that it began with beside all that
+// is written meanwhile. It is called now and then.
+func (p *Paced) GiveWay() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.giveUp == nil || p.vol.Stats().Disk < p.began+AfterBytes {
+		return
+	}
+	if _, err := p.cfg.Bucket(); err != nil {
+		p.giveUp(err)
+	}
 }
 
 // dismiss has the record name no holders any more, once the bucket has all that was
@@ -111,15 +134,16 @@ func (p *Paced) behind() int64 {
 	return total
 }
 
-// IsDue reports whether the volume, whose record can be written, is to be folded now.
-func (p *Paced) IsDue() bool {
+// IsDue reports whether the volume, whose record can be written, is to be folded now, at the
+// pace of its node.
+func (p *Paced) IsDue(pace *Pace) bool {
 	if len(p.turn) > 0 {
 		return false
 	}
 	behind := p.behind()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now())
+	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now()) && (p.clock.presses(behind) || pace.Take())
 }
 
 // Lag is how much the bucket lacks, about, and why the last fold failed.

@@ -2,6 +2,7 @@ package fold
 
 import (
 	"math/bits"
+	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -31,6 +32,50 @@ const (
 	// classBits is by how much sizes differ that are not alike: 16 times.
 	classBits = 4
 )
+
+const (
+	// paceTime is in what time all volumes of a node may be folded: they are due each 16.5
+	// minutes, by AfterTime and Spread, and by chance many in one. paceMin is how many a
+	// second may be, however few there are.
+	paceTime = 16 * time.Minute
+	paceMin  = 1.0 / 3
+	// paceBurst is for how long it is saved up: as long as it is between two looks.
+	paceBurst = 5 * time.Second
+	// removeMax is how many segments a fold deletes that no record names, where others follow
+	// it: with those 64 that go at once a minute would have twice the requests of another.
+	removeMax = 1
+)
+
+// Pace spreads the folds of a node that are due for their time alone. The zero Pace is ready
+// for use. Safe for concurrent use.
+type Pace struct {
+	mu   sync.Mutex // guards what follows
+	last time.Time
+	left float64
+}
+
+// Begin says what time it is, and how many volumes there are.
+func (p *Pace) Begin(volumes int, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	each := max(float64(volumes)/paceTime.Seconds(), paceMin)
+	most := 1 + each*paceBurst.Seconds()
+	if p.left += each * now.Sub(p.last).Seconds(); p.last.IsZero() || p.left > most {
+		p.left = most
+	}
+	p.last = now
+}
+
+// Take reports whether another one may begin.
+func (p *Pace) Take() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left < 1 {
+		return false
+	}
+	p.left--
+	return true
+}
 
 // Want says what a fold is asked for.
 type Want int
@@ -68,8 +113,11 @@ func (c *Clock) Due(id content.VolumeID, behind int64, now time.Time) bool {
 	if now.Sub(c.failed) < c.wait+c.wait*c.share(id)/shares {
 		return false
 	}
-	return c.wait > 0 || behind >= AfterBytes || now.Sub(c.since) >= AfterTime+Spread*c.share(id)/shares
+	return c.presses(behind) || now.Sub(c.since) >= AfterTime+Spread*c.share(id)/shares
 }
+
+// presses reports whether a fold that is due is so for more than its time.
+func (c *Clock) presses(behind int64) bool { return c.wait > 0 || behind >= AfterBytes }
 
 // Folded notes how a fold ended that began at a time.
 func (c *Clock) Folded(begun, now time.Time, err error) {

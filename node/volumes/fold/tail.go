@@ -1,12 +1,14 @@
 package fold
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -102,6 +104,8 @@ type TailsConfig struct {
 	Dir string
 	// After is where the tails of the epochs before end, as EndEpoch has said.
 	After content.Position
+	// Ends are places where a tail is to end, if it comes by: see Line. nil is none.
+	Ends func() []content.Position
 }
 
 // tail is one that is being put.
@@ -161,26 +165,39 @@ func (t *Tails) seal(ctx context.Context, j Journal) (content.Position, error) {
 // returns where that ends, which is kept.
 func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position, err error) {
 	if t.next != nil {
-		if err := t.putNext(ctx); err != nil {
+		if err := t.putNext(ctx, j); err != nil {
 			return through, err
 		}
 	}
 	if through, err = j.Seal(ctx); err != nil {
 		return through, err
 	}
-	if was := t.last; through.Seq > was.Seq {
-		if err = t.prepare(ctx, j, through); err == nil {
-			err = t.putNext(ctx)
+	for _, end := range t.ends(through) {
+		if err = t.prepare(ctx, j, end); err == nil {
+			err = t.putNext(ctx, j)
 		}
-		if t.held && t.last != was {
-			j.Release(was)
+		if err != nil {
+			j.Release(through)
+			return through, err
 		}
-		t.held = t.last != was && j.Keep(t.last) == nil || t.held && t.last == was
 	}
-	if err != nil {
-		j.Release(through)
+	return through, nil
+}
+
+// ends are where the next tails end that go up to a place.
+func (t *Tails) ends(through content.Position) (out []content.Position) {
+	if t.cfg.Ends != nil {
+		for _, at := range t.cfg.Ends() {
+			if at.Seq > t.last.Seq && at.Seq < through.Seq {
+				out = append(out, at)
+			}
+		}
 	}
-	return through, err
+	if through.Seq > t.last.Seq {
+		out = append(out, through)
+	}
+	slices.SortFunc(out, func(a, b content.Position) int { return cmp.Compare(a.Seq, b.Seq) })
+	return slices.Compact(out)
 }
 
 // prepare makes the next tail.
@@ -207,7 +224,7 @@ func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position
 
 // putNext puts the tail that is next. One whose fate is unknown is put again as it is,
 // by the next flush: others can't come before it is settled.
-func (t *Tails) putNext(ctx context.Context) error {
+func (t *Tails) putNext(ctx context.Context, j Journal) error {
 	store, err := t.cfg.Bucket()
 	if err != nil {
 		return err
@@ -221,6 +238,10 @@ func (t *Tails) putNext(ctx context.Context) error {
 		return err
 	}
 	t.next.file.close()
+	if t.held {
+		j.Release(t.last)
+	}
+	t.held = j.Keep(ref.Through) == nil
 	t.last, t.next, t.put = ref.Through, nil, append(t.put, ref)
 	return nil
 }

@@ -3,16 +3,17 @@ package fold
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
+	"github.com/grangemesh/grange/simulations/golden"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // taken is what a taker inherits: what the record names, and the tails behind it.
@@ -185,6 +186,89 @@ func TestTailsOfAFoldBegin(t *testing.T) {
 				t.Fatalf("after %s a taker lacks what was flushed", step)
 			}
 		}
+	}
+}
+
+// policed gives the volume a Line, by whose tails its flushes go once its record says
+// `origin`.
+func (w *world) policed() *Line {
+	return &Line{Bucket: w.bucket, Dir: func(content.VolumeID) string { return w.t.TempDir() }}
+}
+
+// TestThePolicyChangesWithinAFold, to `origin`, at each step of it, which then goes on, or
+// ends there: whoever takes the volume over has all that was flushed since, whether a
+// snapshot waits behind the record or not.
+func TestThePolicyChangesWithinAFold(t *testing.T) {
+	for _, step := range steps(t) {
+		for _, crash := range []bool{false, true} {
+			for _, waits := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s crash %t waits %t", step, crash, waits), func(t *testing.T) { changesAt(t, step, crash, waits) })
+			}
+		}
+	}
+}
+
+func changesAt(t *testing.T, step Step, crash, waits bool) {
+	w := newWorld(t)
+	line := w.policed()
+	config := w.config()
+	config.Tails = func() *Tails { return line.Of(w.record()) }
+	line.Ends = config.Pending
+	check := func(when string) {
+		t.Helper()
+		w.tails = line.Of(w.record())
+		if err := w.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(w.taken(9), w.disk) {
+			t.Fatalf("%s a taker lacks what was flushed", when)
+		}
+	}
+	changed := false
+	config.At = func(s Step) error {
+		if s != step || changed {
+			return nil
+		}
+		changed = true
+		if waits {
+			w.snapshot()
+			w.write(9, 9)
+		}
+		if err := w.revise(t.Context(), func(v *catalog.Volume) error { v.Policy = catalog.PolicyOrigin; return nil }); err != nil {
+			return err
+		}
+		w.write(7, 7)
+		check("at once")
+		if crash {
+			return errFailed
+		}
+		return nil
+	}
+	f := New(config)
+	for round, want := range []Want{Safe, Safe, Chunks} {
+		w.write(int64(round), byte(round+1))
+		if round == 1 {
+			w.snapshot()
+		}
+		w.write(50, byte(round+1))
+		_ = f.Run(t.Context(), want)
+		if changed {
+			check("after that fold")
+		}
+	}
+	if !changed {
+		t.Fatal("no fold comes by this step")
+	}
+	for round, want := range []Want{Safe, Safe, Chunks} {
+		w.write(int64(round), byte(round+100))
+		check("later")
+		if err := f.Run(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+		check("after a fold")
+	}
+	if len(w.pending) > 0 {
+		t.Error("a snapshot is not durable")
 	}
 }
 

@@ -18,11 +18,12 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/origin/pack/build"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -314,8 +315,8 @@ func (w *world) config() Config {
 			defer w.mu.Unlock()
 			return slices.Clone(w.pending)
 		},
-		Settle: w.settle,
-		Dir:    w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
+		Settle: w.settle, Packs: new(build.Shared),
+		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
 		At: func(s Step) error {
 			if w.at == nil {
 				return nil

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
@@ -25,23 +27,39 @@ type Farm struct {
 	Live func() []trust.PublicKey
 	// Fills has room for FillsMax.
 	Fills chan struct{}
-	Log   *slog.Logger
+	// Now may be nil.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
-// caller's to remove.
+// caller's to remove. It is zero where no holder has anything, or nothing that the record's
+// policy asks for can be reached.
 func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, incarnation uint64, dir string) (Inheritance, error) {
+	if len(record.Holders) == 0 || record.State == catalog.Released { // else they may have what another policy had acknowledged
+		return Inheritance{}, nil
+	}
 	k, err := catalog.PolicyHolders(record.Policy)
+	if err == nil {
+		err = os.Mkdir(dir, 0o700)
+	}
 	if err != nil {
 		return Inheritance{}, err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return Inheritance{}, err
-	}
+	heir := Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log}
 	if k == 0 { // they are its holders until all is in the bucket
-		k = len(record.Holders)
+		heir.K = len(record.Holders)
 	}
-	return Inherit(ctx, Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log})
+	in, err := Inherit(ctx, heir)
+	switch {
+	case k == 0 && errors.Is(err, content.ErrUnavailable):
+		f.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", name, "err", err)
+		return Inheritance{}, os.RemoveAll(dir)
+	case err == nil && !in.DegradedSince.IsZero():
+		f.Log.Warn("the node that had a volume has acknowledged flushes alone since then; they are on its disk only, if it wrote anything, and become an orphan snapshot when it is back",
+			"volume", name, "since", in.DegradedSince.UTC().Format(time.RFC3339))
+	}
+	return in, err
 }
 
 // Owner is one volume that this node writes.
@@ -93,27 +111,26 @@ func (g *Guard) Begin(j Journal) {
 // Persist implements volume.Persister. ErrUnavailable means that the holders have not all
 // within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
-	defer cancel()
-	for {
-		w, err := g.follow(upTo.Seq)
-		switch body, _ := g.owner.Record(); {
-		case errors.Is(err, content.ErrUnavailable):
-		case err != nil:
-			return err
-		case w != nil:
+	w, err := g.follow(upTo.Seq)
+	if w != nil || err != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
+		defer cancel()
+	}
+	for ; w != nil || errors.Is(err, content.ErrUnavailable); w, err = g.follow(upTo.Seq) {
+		if w != nil {
 			if err = w.Persist(ctx, v, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
 				return err
 			}
-		case g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin:
-			return g.owner.Origin.Persist(ctx, v, upTo)
-		default:
-			return nil
 		}
 		if wait(ctx, nextAfter); ctx.Err() != nil {
 			return err
 		}
 	}
+	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
+		return g.owner.Origin.Persist(ctx, v, upTo)
+	}
+	return err
 }
 
 // Status is how the holders stand; false where none are asked for.
@@ -163,6 +180,9 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	case g.closed || g.journal == nil && k > 0:
 		return nil, content.ErrClosed
 	case k == 0:
+		if g.journal != nil {
+			g.journal.Held(math.MaxUint64)
+		}
 		return nil, nil
 	case g.writer == nil && !sure:
 		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())
@@ -189,14 +209,18 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	g.writer = NewWriter(WriterConfig{
 		Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(), Based: func() content.Position { now, _ := g.owner.Record(); return now.Through() },
-		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Log: g.farm.Log,
+		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Now: g.farm.Now, Log: g.farm.Log,
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	w, j, log, name := g.writer, g.journal, g.farm.Log, g.owner.Name()
 	go func() {
-		defer close(done)
-		if err := w.Run(ctx, j); err != nil && !errors.Is(err, content.ErrClosed) {
+		err := w.Run(ctx, j)
+		close(done)
+		switch {
+		case errors.Is(err, content.ErrClosed): // another comes in its place
+			_, _ = g.follow(w.flushed())
+		case err != nil:
 			log.Error("a volume's holders are not followed any more, and its flushes fail", "volume", name, "err", err)
 		}
 	}()

@@ -97,6 +97,7 @@ func newNodes(t testing.TB, n int) (all []*node) {
 type record struct {
 	mu   sync.Mutex
 	body catalog.Volume
+	lost error // of whoever wants to write it
 }
 
 func (r *record) get() catalog.Volume {
@@ -108,6 +109,9 @@ func (r *record) get() catalog.Volume {
 func (r *record) revise(_ context.Context, change func(*catalog.Volume) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.lost != nil {
+		return r.lost
+	}
 	return change(&r.body)
 }
 
@@ -117,7 +121,7 @@ func (m *node) serve(t testing.TB, dir string, r *record) (*volume.Volume, *Guar
 	g := m.farm.Guard(Owner{
 		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return r.get(), true }, Revise: r.revise, Owned: func(context.Context) error { return nil },
 	})
-	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g, SegmentSize: 1 << 20})
+	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g, Followed: true, SegmentSize: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

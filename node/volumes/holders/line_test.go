@@ -121,6 +121,8 @@ func (l *line) rebase(p content.Position) {
 
 func (l *line) Sealed() []volume.Segment { return nil }
 
+func (l *line) Held(uint64) {}
+
 func (l *line) ReadSegments(w io.Writer, after content.Position, _ int64) (content.Position, int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

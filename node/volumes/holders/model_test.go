@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,6 +26,7 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/wire"
+	"github.com/grangemesh/grange/simulations/soak"
 )
 
 // world is a farm with one volume: members with a store each on storage that forgets, a
@@ -308,6 +311,11 @@ func (w *world) fold(m *modelWriter) {
 // takeovers from writers that go on, and holds after each step that what was acknowledged
 // is where the next one takes it from, and that nobody acknowledges behind it.
 func TestNoAcknowledgedFlushIsLost(t *testing.T) {
+	before := flag.Lookup("rapid.checks").Value.String()
+	if err := flag.Set("rapid.checks", strconv.Itoa(soak.Of(40, 1000))); err != nil {
+		t.Fatal(err)
+	}
+	defer flag.Set("rapid.checks", before)
 	flushes, takeovers := 0, 0
 	synctest.Test(t, func(t *testing.T) {
 		rapid.Check(struct{ rapid.TB }{t}, func(r *rapid.T) { // a bubble has no deadline

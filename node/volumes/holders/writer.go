@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -30,14 +31,15 @@ const (
 	FlushWait = 30 * time.Second
 	// FillsMax is how many new holders a node fills at once, for all of its volumes: so
 	// that guests keep the links when one member held for many.
-	FillsMax = 4
+	FillsMax = 8
 
 	// tickInterval is how often a writer looks at the time and at who is alive.
 	tickInterval = time.Second
 	// fillAfter and fillJitter say when a holder that is lost is replaced: later than one
-	// that was cut off for a moment is asked again, and not at once for all its volumes.
-	fillAfter  = 3 * time.Second
-	fillJitter = 4 * time.Second
+	// that was cut off for a moment is asked again, and not at once for all its volumes. For
+	// so long a guest waits that flushes.
+	fillAfter  = 1500 * time.Millisecond
+	fillJitter = 2500 * time.Millisecond
 	// ownedAfter is how often a degraded volume's record is read: nobody else would say that
 	// it was taken over.
 	ownedAfter = 3 * time.Second
@@ -61,6 +63,7 @@ type Journal interface {
 	ReadSegments(w io.Writer, after content.Position, most int64) (content.Position, int64, error)
 	End() content.Position
 	Sealed() []volume.Segment
+	Held(seq uint64)
 }
 
 // WriterConfig is what a Writer is built from.
@@ -155,6 +158,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.begin = nil
+		j.Held(math.MaxUint64)
 	}()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
@@ -164,10 +168,7 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 			w.Based(w.cfg.Based())
 		}
 		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
-		w.mu.Lock()
-		target := w.target
-		w.mu.Unlock()
-		w.step(quorum.Flushing{Seq: target}) // one may have begun before
+		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
 		select {
 		case <-tick.C:
 		case <-w.halted:
@@ -244,6 +245,7 @@ func (w *Writer) step(e quorum.Event) {
 			w.begin(func(ctx context.Context) { w.commit(ctx, a.Record) })
 		}
 	}
+	w.journal.Held(w.state.Lowest())
 	if w.state.Acknowledged() > before {
 		w.tell()
 	}
@@ -264,6 +266,13 @@ func (w *Writer) stop(err error) {
 		close(w.halted)
 		w.tell()
 	}
+}
+
+// flushed is up to where a flush was asked for.
+func (w *Writer) flushed() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.target
 }
 
 // Err is why the writer has stopped for good, nil if it has not.

@@ -26,6 +26,7 @@ import (
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -51,8 +52,11 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was released.
-	Empty bool `json:"empty,omitempty"`
+	// Empty says that what is here is in the bucket too: the volume was released. Adopted
+	// says that it was made of what a record names, and not served since: all of it is
+	// here once Tried has the stamp under which it is to be written.
+	Empty   bool `json:"empty,omitempty"`
+	Adopted bool `json:"adopted,omitempty"`
 	// Taken says why the volume is this node's no more; empty while it is. What is here
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
@@ -88,11 +92,40 @@ func (e Entry) Folder() string { return e.ID.String() }
 
 // Right is what the entry says of this node's right to the volume, before it is attached.
 func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
-	s := right.State{Self: self, Process: process, Tried: e.Tried, Here: e.Committed && !e.Empty && e.Taken == ""}
-	if e.Committed && e.Holder == self && e.Taken == "" {
+	s := right.State{Self: self, Process: process, Tried: e.Tried, Last: e.last(), Here: e.Committed && !e.Empty && e.Taken == ""}
+	switch {
+	case e.Adopted && e.State == catalog.Attached && e.Holder != self:
+		s.From = e.Volume
+	case e.Committed && e.Holder == self && e.Taken == "":
 		s.Stamp = right.StampOf(e.Volume)
 	}
 	return s
+}
+
+// Widest is the head by which most members send what the volume begins as: that of what
+// it was made from, while it has the same root. It must have one.
+func (e Entry) Widest(c *content.Codec) pack.Head {
+	if made, err := pack.DecodeHead(c, e.Made); err == nil && made.Root == e.Head.Root {
+		return made
+	}
+	return *e.Head
+}
+
+// last is the latest epoch that the entry knows of.
+func (e Entry) last() uint64 {
+	last := e.Epoch
+	for _, t := range e.Tried {
+		last = max(last, t.Epoch)
+	}
+	return last
+}
+
+// Places are those of the snapshots that are not durable yet.
+func (e Entry) Places() (out []content.Position) {
+	for _, w := range e.Waiting {
+		out = append(out, w.At)
+	}
+	return out
 }
 
 // Index is the durable list of this node's volumes. Safe for concurrent use, but for
@@ -103,6 +136,7 @@ type Index struct {
 	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
 	mu      sync.RWMutex                   // guards what follows; never held while anything waits
 	entries map[string]Entry               // by name
+	aside   []Entry                        // of folders that have stepped aside, and are no snapshots yet
 	Broken  map[string]error               // folders that can't be read, and why
 	at      func(Step)                     // told of each, for tests
 }
@@ -153,6 +187,13 @@ func Load(dir string, at func(step string)) (*Index, error) {
 			continue
 		}
 		x.entries[e.Name] = e
+	}
+	aside, _ := os.ReadDir(filepath.Join(dir, orphansDir)) // there may be none
+	for _, f := range aside {
+		id, _, _ := strings.Cut(f.Name(), "-")
+		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil && !e.Orphan {
+			x.aside = append(x.aside, e)
+		}
 	}
 	return x, nil
 }
@@ -222,22 +263,22 @@ func (x *Index) Sweep() error {
 // complete makes a volume of a folder that has all of one but its name.
 func (x *Index) complete(path string) error {
 	e, err := x.read(path, strings.TrimSuffix(filepath.Base(path), halfMade))
-	if old, here := x.Get(e.Name); err == nil && here && old.ID == e.ID && e.Empty {
+	old, here := x.Get(e.Name)
+	switch {
+	case err == nil && !here && (!e.Adopted || len(e.Tried) > 0):
+		if err = x.Free(e.Name); err == nil {
+			return x.Add(e)
+		}
+	case err == nil && here && e.Adopted && old.Committed && e.last() > old.last():
 		return x.Replace(e)
 	}
-	if err == nil {
-		err = x.Free(e.Name)
-	}
-	if err != nil {
-		return discard(path)
-	}
-	return x.Add(e)
+	return x.discard(path)
 }
 
 // discard removes a folder that was being made, which has nothing that was written.
-func discard(path string) error {
+func (x *Index) discard(path string) error {
 	written, err := HasJournal(path)
-	if err == nil && written {
+	if e, bad := x.read(path, strings.TrimSuffix(filepath.Base(path), halfMade)); err == nil && written && (bad != nil || !e.Adopted) {
 		err = fmt.Errorf("%s: %w: a volume was written to in it; move it away", path, content.ErrConflict)
 	}
 	if err != nil {
@@ -344,12 +385,15 @@ func (x *Index) write(folder string, e Entry) error {
 // Prepare makes the folder of a new volume, under another name than its own: it costs
 // nothing yet to give it up.
 func (x *Index) Prepare(e Entry) error {
-	path := x.Path(e) + halfMade
+	path := x.HalfMade(e)
 	err := durable.MkdirAll(x.dir, 0o700)
-	if err == nil {
-		err = volume.Create(path, e.ID)
+	if _, there := os.Lstat(path); err == nil && there == nil {
+		err = x.discard(path)
 	}
-	if err == nil {
+	if err != nil {
+		return spaceError(err)
+	}
+	if err = volume.Create(path, e.ID); err == nil {
 		err = x.write(path, e)
 	}
 	if err != nil {
@@ -365,28 +409,23 @@ func (x *Index) HalfMade(e Entry) string { return x.Path(e) + halfMade }
 func (x *Index) Rewrite(e Entry) error { return x.write(x.HalfMade(e), e) }
 
 // GiveUp removes what prepare has made.
-func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.Path(e) + halfMade) }
+func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.HalfMade(e)) }
 
 // Add gives a folder that was prepared its name; from then on the volume exists.
 func (x *Index) Add(e Entry) error {
-	path := x.Path(e)
-	err := os.Rename(path+halfMade, path)
-	if err == nil {
-		err = durable.SyncDir(x.dir)
-	}
-	if err != nil {
-		return errors.Join(spaceError(err), x.GiveUp(e))
+	if err := os.Rename(x.HalfMade(e), x.Path(e)); err != nil {
+		return spaceError(err)
 	}
 	x.at(StepNamed)
 	x.keep(e)
-	return nil
+	return spaceError(durable.SyncDir(x.dir))
 }
 
 // Replace is add of a volume of which this node has had a folder, which steps aside.
 func (x *Index) Replace(e Entry) error {
 	if old, here := x.Get(e.Name); here {
 		if err := x.setAside(old); err != nil {
-			return err
+			return spaceError(err)
 		}
 	}
 	return x.Add(e)
@@ -457,7 +496,42 @@ func (x *Index) setAside(e Entry) error {
 	}
 	x.at(StepAside)
 	x.forget(e)
+	if x.mu.Lock(); !e.Orphan {
+		x.aside = append(x.aside, e)
+	}
+	x.mu.Unlock()
 	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
+}
+
+// Orphans are those of which no record is known: what is left here of volumes that are
+// another's, with the folders that have it.
+func (x *Index) Orphans() map[string]Entry {
+	out := map[string]Entry{}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, e := range x.aside {
+		out[x.Aside(e.ID, e.Epoch)] = e
+	}
+	for _, e := range x.entries {
+		if e.Taken != "" && !e.Orphan && !e.Empty {
+			out[x.Path(e)] = e
+		}
+	}
+	return out
+}
+
+// Named notes that an orphan has a record.
+func (x *Index) Named(folder string, e Entry) error {
+	if folder == x.Path(e) {
+		_, err := x.Change(e.Name, func(now *Entry) { now.Orphan = now.Taken != "" && now.Epoch == e.Epoch })
+		return err
+	}
+	e.Orphan = true
+	err := x.write(folder, e)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return err == nil && other.ID == e.ID && other.Epoch == e.Epoch })
+	return err
 }
 
 func (x *Index) Aside(id content.VolumeID, epoch uint64) string {

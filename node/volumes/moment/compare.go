@@ -2,9 +2,11 @@ package moment
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -20,74 +22,137 @@ const (
 	Piece = 1 << 20
 )
 
-// Suspects are the ranges in which two moments may differ, in order, in whole units.
-func Suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment) (out []blockdev.Range, err error) {
-	add := func(off, end int64) {
-		off, end = off/changeUnit*changeUnit, (end+changeUnit-1)/changeUnit*changeUnit
-		out = append(out, blockdev.Range{Offset: off, Length: end - off})
-	}
-	both := [][2]content.Position{{a.Base, a.At}, {b.Base, b.At}}
-	vols := []*volume.Volume{a.Vol, b.Vol}
+// Whole is the range of any disk.
+func Whole() blockdev.Range { return blockdev.Range{Length: content.SizeMax} }
+
+// suspects are the ranges from an offset on in which two moments may differ, by offset, in
+// whole units; they may overlap. What is not asked for any more is not looked at.
+func suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, off int64) iter.Seq2[blockdev.Range, error] {
 	if a.Vol == b.Vol { // one journal has all that is between them
 		if a.At.Seq > b.At.Seq {
 			a, b = b, a
 		}
-		both, vols = [][2]content.Position{{a.At, b.At}}, vols[:1]
-	} else if err := differing(ctx, nodes, a, b, add); err != nil {
-		return nil, err
+		return merged(written(a.Vol, a.At, b.At, off), resized(a, b))
 	}
-	for i, p := range both {
-		if p[0].Seq >= p[1].Seq {
-			continue
+	return merged(differing(ctx, nodes, a, b, off), written(a.Vol, a.Base, a.At, off), written(b.Vol, b.Base, b.At, off), resized(a, b))
+}
+
+// inUnits is the range of whole units about another one.
+func inUnits(off, end int64) blockdev.Range {
+	off, end = off/changeUnit*changeUnit, (end+changeUnit-1)/changeUnit*changeUnit
+	return blockdev.Range{Offset: off, Length: end - off}
+}
+
+// written is what a journal has between two places.
+func written(vol *volume.Volume, after, through content.Position, off int64) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		if after.Seq >= through.Seq {
+			return
 		}
-		for r, err := range vols[i].Changes(p[0], p[1]) {
-			if err != nil {
-				return nil, err
+		for r, err := range vol.Changes(after, through, off) {
+			if !yield(inUnits(r.Offset, r.Offset+r.Length), err) {
+				return
 			}
-			add(r.Offset, r.Offset+r.Length)
 		}
 	}
-	if a.Size != b.Size {
-		add(min(a.Size, b.Size), max(a.Size, b.Size))
-	}
-	slices.SortFunc(out, func(x, y blockdev.Range) int { return int(min(max(x.Offset-y.Offset, -1), 1)) })
-	return out, nil
 }
 
-// differing adds the chunks that the roots of two moments have not alike.
-func differing(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, add func(off, end int64)) error {
-	if a.Head == b.Head || a.Head != nil && b.Head != nil && a.Head.Root == b.Head.Root {
-		return nil
-	}
-	read, err := nodes()
-	if err != nil {
-		return err
-	}
-	size := int64(content.ChunkSizeDefault)
-	if a.Head != nil {
-		size = int64(a.Head.Root.ChunkSize)
-	}
-	if b.Head != nil {
-		if a.Head != nil && int64(b.Head.Root.ChunkSize) != size {
-			add(0, max(a.Size, b.Size))
-			return nil
+// resized is what one of two moments has more.
+func resized(a, b Moment) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		if a.Size != b.Size {
+			yield(inUnits(min(a.Size, b.Size), max(a.Size, b.Size)), nil)
 		}
-		size = int64(b.Head.Root.ChunkSize)
 	}
-	return fold.Diff(ctx, read, a.Head, b.Head, func(index uint64) error {
-		add(int64(index)*size, int64(index+1)*size)
-		return nil
-	})
 }
 
-// Compare yields where two moments differ within sorted ranges, which may overlap. It ends
+// differing are the chunks that the roots of two moments have not alike.
+func differing(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, off int64) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		if a.Head == b.Head || a.Head != nil && b.Head != nil && a.Head.Root == b.Head.Root {
+			return
+		}
+		size := cmp.Or(chunkSize(a), chunkSize(b), content.ChunkSizeDefault)
+		if other := chunkSize(b); other != 0 && other != size {
+			yield(inUnits(0, max(a.Size, b.Size)), nil)
+			return
+		}
+		read, err := nodes()
+		more := true
+		if err == nil {
+			err = read.Diff(ctx, a.Head, b.Head, uint64(off/size), func(index uint64) error {
+				if more = yield(inUnits(int64(index)*size, int64(index+1)*size), nil); !more {
+					return io.EOF
+				}
+				return nil
+			})
+		}
+		if err != nil && more {
+			yield(blockdev.Range{}, err)
+		}
+	}
+}
+
+func chunkSize(m Moment) int64 {
+	if m.Head == nil {
+		return 0
+	}
+	return int64(m.Head.Root.ChunkSize)
+}
+
+// merged yields what several rows have, each by offset, by offset.
+func merged(rows ...iter.Seq2[blockdev.Range, error]) iter.Seq2[blockdev.Range, error] {
+	return func(yield func(blockdev.Range, error) bool) {
+		type row struct {
+			next func() (blockdev.Range, error, bool)
+			at   blockdev.Range
+		}
+		var open []*row
+		pull := func(r *row) (more bool) {
+			at, err, ok := r.next()
+			if err != nil {
+				yield(at, err)
+				return false
+			}
+			if r.at = at; !ok {
+				open = slices.DeleteFunc(open, func(x *row) bool { return x == r })
+			}
+			return true
+		}
+		for _, seq := range rows {
+			next, stop := iter.Pull2(seq)
+			defer stop()
+			open = append(open, &row{next: next})
+		}
+		for _, r := range slices.Clone(open) {
+			if !pull(r) {
+				return
+			}
+		}
+		for len(open) > 0 {
+			r := slices.MinFunc(open, func(a, b *row) int { return cmp.Compare(a.at.Offset, b.at.Offset) })
+			if !yield(r.at, nil) || !pull(r) {
+				return
+			}
+		}
+	}
+}
+
+// Differ yields where two moments differ within a range, by offset, in whole units. It ends
 // with io.EOF where yield wants no more.
-func Compare(ctx context.Context, a, b Moment, ranges []blockdev.Range, yield func(blockdev.Range) bool) error {
+func Differ(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, within blockdev.Range, yield func(blockdev.Range) bool) error {
+	within = inUnits(within.Offset, within.Offset+within.Length)
 	one, two := make([]byte, Piece), make([]byte, Piece)
-	var at int64
+	at, last := within.Offset, within.Offset+within.Length
 	var found blockdev.Range
-	for _, r := range ranges {
-		for off, end := max(r.Offset, at), r.Offset+r.Length; off < end; {
+	for r, err := range suspects(ctx, nodes, a, b, at) {
+		if err != nil {
+			return err
+		}
+		if r.Offset >= last {
+			break
+		}
+		for off, end := max(r.Offset, at), min(r.Offset+r.Length, last); off < end; {
 			n := min(end-off, Piece)
 			if err := errors.Join(a.Padded(ctx, one[:n], off), b.Padded(ctx, two[:n], off)); err != nil {
 				return err
@@ -115,21 +180,11 @@ func Compare(ctx context.Context, a, b Moment, ranges []blockdev.Range, yield fu
 	return nil
 }
 
-// Differ yields where two moments differ, by offset, in whole units. It ends with io.EOF
-// where yield wants no more.
-func Differ(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, yield func(blockdev.Range) bool) error {
-	ranges, err := Suspects(ctx, nodes, a, b)
-	if err != nil {
-		return err
-	}
-	return Compare(ctx, a, b, ranges, yield)
-}
-
 // Restore writes to the volume of now what differs from was, and flushes it.
 func Restore(ctx context.Context, nodes func() (fold.Nodes, error), now, was Moment) error {
 	p := make([]byte, Piece)
 	var failed error
-	err := Differ(ctx, nodes, now, was, func(x blockdev.Range) bool {
+	err := Differ(ctx, nodes, now, was, Whole(), func(x blockdev.Range) bool {
 		for off := x.Offset; off < min(x.Offset+x.Length, now.Size) && failed == nil; off += Piece {
 			failed = restore(ctx, now, was, p[:min(x.Offset+x.Length-off, now.Size-off, Piece)], off)
 		}

@@ -5,6 +5,7 @@ package moment
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -54,14 +56,38 @@ func (m Moment) Padded(ctx context.Context, p []byte, off int64) error {
 type Config struct {
 	// Dir takes their folders.
 	Dir string
+	// Origin returns the bucket; nil is for who has none.
+	Origin func() (bucket.Bucket, error)
 	// Root makes a root readable.
 	Root func(ctx context.Context, head pack.Head, lineage []content.CID) (volume.Source, error)
 	Log  *slog.Logger
 }
 
-// Open opens what the bucket has of a snapshot, with the segments that it names, in a folder
-// of its own. The caller closes it.
-func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []journal.AdoptedSegment) (m Moment, err error) {
+// Bucket returns the bucket, for what others have put there.
+func (cfg Config) Bucket() (bucket.Bucket, error) {
+	if cfg.Origin == nil {
+		return nil, fmt.Errorf("%w: this node has no origin to read from", content.ErrUnavailable)
+	}
+	return cfg.Origin()
+}
+
+// Nodes reads nodes of maps there.
+func (cfg Config) Nodes() (fold.Nodes, error) {
+	store, err := cfg.Bucket()
+	if err != nil {
+		return nil, err
+	}
+	return pack.NewReader(store).ReadNode, nil
+}
+
+// Stored are segments there that a record names, and those behind them.
+func (cfg Config) Stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
+	return fold.Adopted(ctx, append(fold.InBucket(cfg.Bucket, refs), tails...))
+}
+
+// Open opens what the bucket has of a snapshot, in a folder of its own. The caller closes it.
+func (cfg Config) Open(ctx context.Context, body catalog.Snapshot) (m Moment, err error) {
+	segments := cfg.Stored(ctx, body.Segments, nil)
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return m, err
 	}
@@ -77,7 +103,7 @@ func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []jou
 	if err != nil {
 		return m, errors.Join(err, gone())
 	}
-	if m, err = OpenFolder(ctx, cfg, body, fold.Ancestors(segments, body.ID), folder); err != nil {
+	if m, err = cfg.OpenFolder(ctx, body, fold.Ancestors(segments, body.ID), folder); err != nil {
 		return m, errors.Join(err, gone())
 	}
 	closed := m.Close
@@ -87,7 +113,7 @@ func Open(ctx context.Context, cfg Config, body catalog.Snapshot, segments []jou
 
 // OpenFolder opens a volume's folder, which begins with segments of its ancestors, to be
 // read: all that it has.
-func OpenFolder(ctx context.Context, cfg Config, body catalog.Snapshot, ancestors []content.VolumeID, dir string) (Moment, error) {
+func (cfg Config) OpenFolder(ctx context.Context, body catalog.Snapshot, ancestors []content.VolumeID, dir string) (Moment, error) {
 	c := volume.Config{Dir: dir, ID: body.ID, Size: body.Size, Epoch: body.Epoch, Ancestors: ancestors, Base: body.Base, Kept: []content.Position{body.At}, ReadOnly: body.Orphan, Log: cfg.Log}
 	if body.Head != nil {
 		src, err := cfg.Root(ctx, *body.Head, body.Lineage)
@@ -129,4 +155,14 @@ func (m Moment) Export(ctx context.Context, f *os.File, progress func(done, tota
 		}
 	}
 	return f.Sync()
+}
+
+// End is where the journal in a folder ends, which nobody writes any more.
+func End(c volume.Config) (content.Position, error) {
+	c.ReadOnly = true
+	vol, err := volume.Open(c)
+	if err != nil {
+		return content.Position{}, err
+	}
+	return vol.End(), vol.Close()
 }

@@ -1,6 +1,7 @@
 package moment
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -61,5 +62,15 @@ func ParentAt(vol *volume.Volume, known catalog.Snapshot) (Parent, error) {
 		p.Done()
 		return Parent{}, fmt.Errorf("%w: its journal was rewritten meanwhile; try again", content.ErrUnavailable)
 	}
+	return p, nil
+}
+
+// Parent is all that a moment has that nobody writes. It stays open until done.
+func (m Moment) Parent(known catalog.Snapshot) (Parent, error) {
+	p, err := ParentAt(m.Vol, known)
+	if err != nil {
+		return p, errors.Join(err, m.Close())
+	}
+	p.Done = func() { _ = m.Close() } // it was only read
 	return p, nil
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,10 +20,16 @@ const (
 	// answerWait is how long a call is kept waiting for what it has begun: longer, and its
 	// asker takes it for lost.
 	answerWait = time.Second
+	// sayWait is what a taker's clients wait for who held the volume, which may be gone;
+	// it is told beside each sayAgain then, which sayTimeout bounds.
+	sayWait, sayAgain, sayTimeout = 500 * time.Millisecond, 5 * time.Second, 3 * time.Second
 	// moveTimeout bounds how long the other node may take to attach a volume, and
 	// moveAgain how soon it is asked again that did not answer.
 	moveTimeout = 2 * time.Minute
 	moveAgain   = 200 * time.Millisecond
+	// keptMax is how many moves are remembered that are over: each is asked about for a
+	// moment more, and one that is forgotten and asked for again finds the volume attached.
+	keptMax = 256
 )
 
 // Request has a node attach a volume that was released for it. It is asked again until it
@@ -71,15 +78,47 @@ func (e Errands) Begin(ctx context.Context, do func(context.Context)) bool {
 	}
 }
 
+// Insist has something said: now, and where that fails later again and again for so long, as
+// an errand. It returns how the first time went.
+func (e Errands) Insist(ctx context.Context, most time.Duration, say func(context.Context) error) error {
+	try := func(ctx context.Context, within time.Duration) error {
+		ctx, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
+		return say(ctx)
+	}
+	err := try(ctx, sayWait)
+	if err == nil {
+		return nil
+	}
+	brief, cancel := context.WithTimeout(ctx, sayWait)
+	defer cancel()
+	e.Begin(brief, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		again := time.NewTicker(sayAgain)
+		defer again.Stop()
+		for try(ctx, sayTimeout) != nil {
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return err
+}
+
 // Moves are the volumes that other nodes have moved here. Safe for concurrent use.
 type Moves struct {
 	errands Errands
 
-	mu sync.Mutex
-	of map[string]*move // by name, the last one
+	mu   sync.Mutex
+	of   map[string]*move // by name, the last one
+	over []*move          // those that are, in turn
 }
 
 type move struct {
+	name   string
 	id     uint64
 	done   chan struct{} // closed when answer is final
 	answer Answer
@@ -94,12 +133,12 @@ func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Conte
 	x := m.of[q.Name]
 	begun := x != nil && x.id == q.Move
 	if !begun {
-		x = &move{id: q.Move, done: make(chan struct{})}
+		x = &move{name: q.Name, id: q.Move, done: make(chan struct{})}
 		m.of[q.Name] = x
 	}
 	m.mu.Unlock()
 	if !begun && !m.errands.Do(ctx, func(ctx context.Context) {
-		defer close(x.done)
+		defer m.end(x)
 		view, err := attach(ctx)
 		if x.answer = (Answer{Done: true, View: view}); err != nil {
 			x.answer.Err = content.Line(err)
@@ -117,6 +156,20 @@ func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Conte
 	case <-wait.Done():
 		return Answer{}
 	}
+}
+
+// end has a move be over, and forgets the one that was so first if there are many.
+func (m *Moves) end(x *move) {
+	close(x.done)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over = append(m.over, x); len(m.over) <= keptMax {
+		return
+	}
+	if first := m.over[0]; m.of[first.name] == first {
+		delete(m.of, first.name)
+	}
+	m.over = slices.Delete(m.over, 0, 1)
 }
 
 // Ask asks a node to attach a volume until that says how it went.

@@ -140,6 +140,32 @@ func again[B any](read func() (catalog.Record, B, error), change func(*B) bool, 
 	return none, Busy()
 }
 
+// Share has the record of a volume say that others name all that is in the bucket of it.
+func (x Records) Share(ctx context.Context, name string) (catalog.Volume, error) {
+	return x.ChangeVolume(ctx, name, func(body *catalog.Volume) bool {
+		through := body.Through().Seq
+		shares := through > body.Shared
+		body.Shared = max(through, body.Shared)
+		return shares
+	})
+}
+
+// MakeDurable has the record of a snapshot name what its volume's does, up to a number of
+// segments. One that has no record was given up.
+func (x Records) MakeDurable(ctx context.Context, ref content.Ref, now catalog.Volume, segments int) error {
+	_, err := x.ChangeSnapshot(ctx, ref.RecordName(), func(body *catalog.Snapshot) bool {
+		if body.Durable || body.ID != now.ID {
+			return false
+		}
+		body.Head, body.Lineage, body.Base, body.Segments, body.Durable = now.Head, now.Lineage, now.Base, now.Segments[:segments], true
+		return true
+	})
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // RemoveSnapshot deletes a snapshot that its volume is not being rolled back to, and returns
 // what it was. Who rolls a volume back writes the snapshot's record after the volume's: so one
 // of the two is seen here.

@@ -18,6 +18,7 @@ type world struct {
 	body    catalog.Volume
 	takenAt int              // when another node than the one before was written to it
 	used    map[uint64]Stamp // by epoch
+	told    map[trust.PublicKey]Stamp
 	nodes   []*node
 	flying  []*request
 	now     int
@@ -30,6 +31,7 @@ type disk struct {
 	tried []Stamp
 	here  bool
 	lost  bool
+	from  catalog.Volume // what it was made of, before it was served
 }
 
 // node is one that drives the machine as the product does: deeds in turn, one event at a
@@ -37,6 +39,8 @@ type disk struct {
 type node struct {
 	key        trust.PublicKey
 	disk       disk
+	half       *half  // a folder that is being made
+	full       bool   // the disk, which keeps nothing more
 	older      []disk // copies, made at some time
 	copied     bool   // the disk is one of those: it may be fenced
 	state      State
@@ -53,6 +57,12 @@ type node struct {
 	process    int
 }
 
+// half is a folder that was made of a record, and has no name yet.
+type half struct {
+	of    catalog.Volume
+	tried []Stamp // all of it is there, when it has one
+}
+
 // request is a read or a commit on its way to the origin, or back.
 type request struct {
 	node    *node
@@ -65,7 +75,7 @@ type request struct {
 }
 
 func newWorld(t *rapid.T) *world {
-	w := &world{t: t, version: 1, used: map[uint64]Stamp{}}
+	w := &world{t: t, version: 1, used: map[uint64]Stamp{}, told: map[trust.PublicKey]Stamp{}}
 	for i := range 3 {
 		w.nodes = append(w.nodes, &node{key: trust.PublicKey{byte(i + 1)}})
 	}
@@ -84,10 +94,30 @@ func (w *world) incarnation() uint64 { w.random++; return 1000 + w.random }
 // start begins another process of a node, over what is on its disk.
 func (w *world) start(n *node) {
 	n.process++
-	n.state = State{Self: n.key, Process: w.incarnation(), Stamp: n.disk.stamp, Tried: slices.Clone(n.disk.tried), Here: n.disk.here}
+	n.name()
+	n.load(w.incarnation())
 	n.busy, n.rest, n.open, n.served = nil, nil, 0, false
-	if n.disk.here {
+	if n.disk.here || len(n.disk.tried) > 0 {
 		w.happen(n, Asked{})
+	}
+}
+
+// name gives what is half made its name, where it is whole.
+func (n *node) name() {
+	if n.half != nil && len(n.half.tried) > 0 {
+		n.disk = disk{tried: n.half.tried, from: n.half.of}
+	}
+	n.half = nil
+}
+
+// load begins an attach.
+func (n *node) load(process uint64) {
+	n.state = State{Self: n.key, Process: process, Stamp: n.disk.stamp, Tried: slices.Clone(n.disk.tried), Last: n.disk.stamp.Epoch, Here: n.disk.here}
+	for _, t := range n.disk.tried {
+		n.state.Last = max(n.state.Last, t.Epoch)
+	}
+	if !n.disk.here && n.disk.from.Holder != n.key && n.disk.from.State == catalog.Attached {
+		n.state.From = n.disk.from
 	}
 }
 
@@ -110,21 +140,33 @@ func (w *world) step(n *node, e Event) {
 			n.asked = n.gaps
 			w.send(n, &request{})
 		case Keep:
-			n.disk.tried = slices.Clone(n.state.Tried)
-			if n.state.Stage == Serving {
-				n.disk = disk{stamp: n.state.Stamp, here: true}
+			switch {
+			case n.state.Stage == Serving:
+				n.disk, n.half = disk{stamp: n.state.Stamp, here: true}, nil
+			case n.full:
+				w.step(n, Unkept{})
+				return
+			case n.half != nil:
+				n.half.tried = slices.Clone(n.state.Tried)
+			default:
+				n.disk.tried = slices.Clone(n.state.Tried)
 			}
 		case Adopt: // a folder of its own, which becomes the volume's when it is written
-			n.disk.tried = slices.Clone(n.state.Tried)
+			n.half = &half{of: n.base}
+		case Tell:
+			w.told[n.state.From.Holder] = StampOf(n.state.From)
 		case Commit:
 			body, stamp := n.base, n.state.Next()
-			if !slices.Contains(n.disk.tried, stamp) {
+			if n.half != nil && !slices.Contains(n.half.tried, stamp) || n.half == nil && !slices.Contains(n.disk.tried, stamp) {
 				w.t.Fatalf("%v is sent and not kept", stamp)
 			}
 			body.Epoch, body.Incarnation, body.Holder, body.State = stamp.Epoch, stamp.Incarnation, n.key, catalog.Attached
 			n.asked = n.gaps
 			w.send(n, &request{commit: &body, version: n.version})
 		case Serve:
+			if n.half != nil || !n.disk.here {
+				w.t.Fatalf("what is served is not whole: %+v", n.disk)
+			}
 			n.served = true
 			w.admit(n)
 		case Open:
@@ -136,6 +178,14 @@ func (w *world) step(n *node, e Event) {
 			mine := w.body.Holder == n.key && (stampIn(w.body, n.disk) || StampOf(w.body) == n.state.Stamp)
 			if !n.copied && mine {
 				w.t.Fatalf("fenced for nothing: the record says %+v, on the disk is %+v", StampOf(w.body), n.disk)
+			}
+			n.half = nil
+		case RefuseAway:
+			n.name()
+		case Refuse, RefuseStale, RefuseGone, RefuseFull:
+			n.half = nil
+			if w.body.Holder == n.key && w.body.Incarnation == n.state.Process && !n.copied && d == Refuse {
+				w.t.Fatalf("this process has it, and is refused: the record says %+v, on the disk is %+v", StampOf(w.body), n.disk)
 			}
 		}
 	}
@@ -249,7 +299,7 @@ func TestNobodyWritesWhatIsAnothers(t *testing.T) {
 			"arrive": arrive, "arrive too": arrive, "deliver": deliver, "deliver too": deliver,
 			"attach": func(rt *rapid.T) {
 				if n := any(rt); !n.served && n.busy == nil {
-					n.state.Here = n.disk.here
+					n.load(n.state.Process)
 					w.happen(n, Asked{Wish{Takeover: rapid.Bool().Draw(rt, "takeover")}})
 				}
 			},
@@ -266,6 +316,7 @@ func TestNobodyWritesWhatIsAnothers(t *testing.T) {
 					w.happen(n, StoodStill{})
 				}
 			},
+			"fill": func(rt *rapid.T) { n := any(rt); n.full = !n.full },
 			"copy": func(rt *rapid.T) { n := any(rt); n.older = append(n.older, n.disk) },
 			"kill": func(rt *rapid.T) { w.start(any(rt)) },
 			"roll back": func(rt *rapid.T) {

@@ -35,6 +35,8 @@ const (
 	// Taking: the next epoch is being written to the record. Who was unconfirmed serves
 	// meanwhile.
 	Taking, Confirming Stage = "taking", "confirming"
+	// Doubting: the record may have that epoch by now, or not.
+	Doubting Stage = "doubting"
 	// Serving: the record has said that the volume is this node's since it last stood still.
 	Serving Stage = "serving"
 	// Checking: it has stood still, so another may have it; it acknowledges nothing until
@@ -62,13 +64,16 @@ type State struct {
 	// those of commits since that may have arrived.
 	Stamp Stamp
 	Tried []Stamp
+	// Last is the latest epoch of what is on this node's disk, whosever it is by now.
+	Last uint64
 	// Past is an epoch after which the next one comes: somebody has promised it to who did
 	// not take it.
 	Past uint64
 	// Wish is what the attach that is under way asks for.
 	Wish Wish
-	// Seen is the record by which the next epoch is taken.
-	Seen catalog.Volume
+	// Seen is the record by which the next epoch is taken, and From that by which another
+	// had the volume, who has to be told.
+	Seen, From catalog.Volume
 }
 
 // Wish is what an attach asks for.
@@ -96,6 +101,8 @@ type (
 	Overtaken struct{}
 	// Unwritten: the commit may have arrived, or not.
 	Unwritten struct{}
+	// Unkept: the disk has no room to note what is going to be committed, so it is not.
+	Unkept struct{}
 	// StoodStill: this process did not run for a while, and the mesh went on without it.
 	StoodStill struct{}
 	// Due: it is time to look at the record.
@@ -110,6 +117,7 @@ func (Unreadable) event() {}
 func (Written) event()    {}
 func (Overtaken) event()  {}
 func (Unwritten) event()  {}
+func (Unkept) event()     {}
 func (StoodStill) event() {}
 func (Due) event()        {}
 func (Outbid) event()     {}
@@ -120,7 +128,7 @@ type Deed string
 // The deeds.
 const (
 	Read        Deed = "read"   // the record; sighted or unreadable follows
-	Keep        Deed = "keep"   // the state on disk, before anything else is done
+	Keep        Deed = "keep"   // the state on disk, before anything else is done; unkept may follow, and then nothing else does
 	Adopt       Deed = "adopt"  // what the record names, in a folder of its own
 	Commit      Deed = "commit" // the next stamp; written, overtaken or unwritten follows
 	Tell        Deed = "tell"   // who held it, that it does not any more
@@ -132,6 +140,7 @@ const (
 	RefuseStale Deed = "stale"  // refuse: a later generation was here
 	RefuseAway  Deed = "away"   // refuse: nobody can tell whose it is
 	RefuseGone  Deed = "gone"   // refuse: there is no such volume
+	RefuseFull  Deed = "full"   // refuse: there is no room to take it
 )
 
 // MayAcknowledge reports whether what was written may be called durable, by this
@@ -166,30 +175,29 @@ func Step(s State, e Event) (State, []Deed) {
 	case Written:
 		return s.written()
 	case Overtaken:
-		if s.Stage == Confirming {
-			s.Stage = Unconfirmed
-		} else if s.Stage == Taking {
-			s.Stage = Asking
-		}
-		return s, []Deed{Read}
+		return s.doubt(), []Deed{Read}
 	case Unwritten:
 		if s.Stage == Confirming {
-			s.Stage = Unconfirmed
-			return s, nil
+			return s.doubt(), nil
 		}
-		return s.unreadable()
+		if s.goesOn() {
+			return s.unreadable()
+		}
+		return s.doubt(), []Deed{Read}
+	case Unkept:
+		return s.unkept()
 	case StoodStill:
-		switch s.Stage {
-		case Serving:
+		if s = s.doubt(); s.Stage == Serving {
 			s.Stage = Checking
-			return s, []Deed{Shut, Read}
+		}
+		switch s.Stage {
 		case Checking, Unconfirmed:
 			return s, []Deed{Shut, Read}
 		case Uncommitted:
 			return s, []Deed{Open}
 		}
 	case Due:
-		switch s.Stage {
+		switch s = s.doubt(); s.Stage { // what an error cut short begins anew
 		case Serving, Checking, Unconfirmed:
 			return s, []Deed{Read}
 		}
@@ -208,12 +216,18 @@ func (s State) sighted(e Sighted) (State, []Deed) {
 	switch s.Stage {
 	case Serving, Checking, Unconfirmed:
 		return s.confirmed(e, mine)
+	case Doubting:
+		if mine && StampOf(e.Body) == s.Next() {
+			return s.written()
+		}
 	case Asking:
 	default:
 		return s, nil
 	}
+	// This process has taken it, and has nothing of it: nobody was told that it has.
+	again := !mine && !e.Freed && e.Body.Holder == s.Self && e.Body.Incarnation == s.Process && e.Body.Epoch > s.Last
 	switch {
-	case e.Freed && s.Here, !mine && s.Here && !s.Wish.Takeover:
+	case e.Freed && s.Here, !mine && s.Here && !s.Wish.Takeover && !again:
 		s.Stage = Lost
 		return s, []Deed{Stop}
 	case e.Freed:
@@ -222,7 +236,7 @@ func (s State) sighted(e Sighted) (State, []Deed) {
 	case s.Wish.Generation != 0 && s.Wish.Generation < e.Body.Generation:
 		s.Stage = Idle
 		return s, []Deed{RefuseStale}
-	case !mine && !s.Wish.Takeover && e.Body.State != catalog.Released:
+	case !mine && !s.Wish.Takeover && !again && e.Body.State != catalog.Released:
 		s.Stage = Idle
 		return s, []Deed{Refuse}
 	}
@@ -231,15 +245,35 @@ func (s State) sighted(e Sighted) (State, []Deed) {
 	if mine {
 		return s, []Deed{Keep, Commit}
 	}
-	return s, []Deed{Adopt, Commit}
+	if s.From = e.Body; e.Body.State == catalog.Released || e.Body.Holder == s.Self {
+		s.From = catalog.Volume{}
+	}
+	return s, []Deed{Adopt, Keep, Commit}
+}
+
+// doubt is behind a commit of which nobody has said that it is there.
+func (s State) doubt() State {
+	switch s.Stage {
+	case Confirming:
+		s.Stage = Unconfirmed
+	case Taking:
+		s.Stage = Doubting
+	}
+	return s
+}
+
+// goesOn reports whether an attach may serve what is here though the record can't be read
+// or written now.
+func (s State) goesOn() bool {
+	return s.Here && (s.Stage == Asking && !s.Wish.Takeover || (s.Stage == Taking || s.Stage == Doubting) && s.IsMine(s.Seen))
 }
 
 // take notes the stamp that is going to be committed over a record. It is tried before
 // it is sent: if this process ends before the answer, the next knows it.
 func (s State) take(over catalog.Volume) State {
 	next, own := Stamp{max(over.Epoch, s.Stamp.Epoch, s.Past) + 1, s.Process}, slices.Clone(s.Tried)
-	if slices.Contains(own, StampOf(over)) {
-		own = []Stamp{StampOf(over)} // the others were made from what this one has replaced
+	if slices.Contains(own, StampOf(over)) { // those before were made from what this one has replaced; one behind may be on its way
+		own = slices.DeleteFunc(own, func(t Stamp) bool { return t.Epoch < over.Epoch })
 	}
 	for _, t := range own {
 		next.Epoch = max(next.Epoch, t.Epoch+1)
@@ -268,33 +302,49 @@ func (s State) confirmed(e Sighted, mine bool) (State, []Deed) {
 	return s, nil
 }
 
-// Unreadable goes on without the record, where this node had the volume.
+// unkept goes on under the epoch that is known, where the record says that it is this node's.
+func (s State) unkept() (State, []Deed) {
+	switch {
+	case s.Stage == Confirming:
+		return s.doubt(), []Deed{Open}
+	case s.goesOn():
+		return s.unreadable()
+	}
+	s.Stage = Idle
+	return s, []Deed{RefuseFull}
+}
+
+// unreadable goes on without the record, where this node had the volume.
 func (s State) unreadable() (State, []Deed) {
 	switch {
 	case s.Stage == Checking, s.Stage == Unconfirmed:
 		s.Stage = Unconfirmed
 		return s, []Deed{Open}
-	case (s.Stage == Asking || s.Stage == Taking) && s.Here && !s.Wish.Takeover:
+	case s.goesOn():
 		s.Stage = Unconfirmed
 		return s, []Deed{Serve}
-	case s.Stage == Asking || s.Stage == Taking:
+	case s.Stage == Doubting && s.tells(): // who had it looks for itself
+		s.Stage = Idle
+		return s, []Deed{Tell, RefuseAway}
+	case s.Stage == Asking || s.Stage == Doubting:
 		s.Stage = Idle
 		return s, []Deed{RefuseAway}
 	}
 	return s, nil
 }
 
+// tells reports whether another is to be told that the volume is not its any more.
+func (s State) tells() bool { return s.From.Holder != trust.PublicKey{} }
+
 // written has the next stamp.
 func (s State) written() (State, []Deed) {
-	before, mine := s.Stage, s.IsMine(s.Seen)
+	before := s.Stage
 	s.Stamp, s.Tried, s.Stage, s.Here = s.Next(), nil, Serving, true
 	switch {
-	case before == Confirming:
-		return s, []Deed{Keep, Open}
-	case before == Taking && !mine && s.Seen.State != catalog.Released:
+	case before == Confirming: // what was tried is on disk, which does for a start
+		return s, []Deed{Open, Keep}
+	case s.tells():
 		return s, []Deed{Keep, Tell, Serve}
-	case before == Taking:
-		return s, []Deed{Keep, Serve}
 	}
-	return s, nil
+	return s, []Deed{Keep, Serve}
 }

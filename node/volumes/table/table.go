@@ -18,15 +18,10 @@ type Table[T comparable] struct {
 }
 
 // Get returns what has a name, zero if nothing has.
-func (t *Table[T]) Get(name string) T { return t.Use(name, func(T) {}) }
-
-// Use is Get, and calls f with what it returns before anything else gets that name.
-func (t *Table[T]) Use(name string, f func(T)) T {
+func (t *Table[T]) Get(name string) T {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	x := t.of[name]
-	f(x)
-	return x
+	return t.of[name]
 }
 
 // Set gives a thing a name, and returns what had it; zero takes the name away.

@@ -29,11 +29,23 @@ func (e *HeldError) Unwrap() error { return content.Held }
 
 // Holding says that a node has a name, since when, and the ways out.
 func Holding(who string, away bool, r catalog.Record, body catalog.Volume) string {
-	text := fmt.Sprintf("%s has it, %s with durability %s since %s; ", who, body.State, body.Policy, r.SignedAt.UTC().Format(time.RFC3339))
-	if !away {
-		return text + "use, detach or remove it there; a new volume needs another name"
+	since := r.SignedAt.UTC().Format(time.RFC3339)
+	if body.State == catalog.Released {
+		return fmt.Sprintf("%s has released it on %s: `grange volume attach %s` on any node of farm %s serves it", who, since, r.Name, r.Farm)
 	}
-	return text + fmt.Sprintf("start that node; a new volume needs another name; if it is gone for good, `grange volume rm %s --force` on a node of farm %s frees the name", r.Name, r.Farm)
+	text := fmt.Sprintf("%s has it, with durability %s since %s, and the bucket has what was written until %s; a new volume needs another name; ", who, body.Policy, since, momentOr(body.FoldedAt, "it was made"))
+	if !away {
+		return text + fmt.Sprintf("`grange volume move %s NODE` there lets another node of farm %s have it", r.Name, r.Farm)
+	}
+	return text + fmt.Sprintf("start that node; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` frees the name", r.Name, r.Farm)
+}
+
+// momentOr is a time for people, or what stands for none.
+func momentOr(t time.Time, none string) string {
+	if t.IsZero() {
+		return none
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 // Missing says what is wrong with a volume that is this node's by its record alone. Its
@@ -43,7 +55,7 @@ func Missing(folder string, there bool, r catalog.Record) string {
 	if there {
 		wrong = "can't be read, or is a volume of another name, as `grange volume ls` says: mend that"
 	}
-	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume rm %s --force` frees the name",
+	return fmt.Sprintf("this node has had it since %s, and its folder %s %s, and start the node again; if it is gone for good, `grange volume attach %s --takeover` goes on with what the bucket or its holders have, and `grange volume rm %[4]s --force` frees the name",
 		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
 }
 
@@ -60,10 +72,6 @@ func Stale(seen, asked uint64) error {
 
 // Behind says what stays with who had a volume that was taken over.
 func Behind(who, name string, seen catalog.Volume) string {
-	since := "it was made"
-	if !seen.FoldedAt.IsZero() {
-		since = seen.FoldedAt.UTC().Format(time.RFC3339)
-	}
 	orphan := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: seen.Epoch, Orphan: true}
-	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, since, orphan)
+	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, momentOr(seen.FoldedAt, "it was made"), orphan)
 }

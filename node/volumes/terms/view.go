@@ -24,7 +24,10 @@ const (
 	StateOpening     State = "opening"
 	StateAttached    State = "attached"
 	StateUncommitted State = "uncommitted"
-	StateDetached    State = "detached"
+	// StateDetached is this node's still, and StateReleased is anybody's: what is here the
+	// bucket has too.
+	StateDetached State = "detached"
+	StateReleased State = "released"
 	// StateFull is served, and its writes fail: the disk of the data folder is full.
 	StateFull   State = "full"
 	StateFailed State = "failed"
@@ -40,9 +43,10 @@ type View struct {
 	Durability string      `json:"durability"`
 	ReadOnly   bool        `json:"readonly"`
 	Epoch      uint64      `json:"epoch"`
-	State      State       `json:"state" doc:"opening, attached, detached, uncommitted, full, or failed"`
+	State      State       `json:"state" doc:"opening, attached, detached, released, uncommitted, full, or failed"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
+	NodeName   string      `json:"node_name,omitempty" doc:"what that peer is called, where it is known"`
 	Farm       string      `json:"farm" doc:"the farm that it belongs to"`
 	Root       content.CID `json:"root"`
 	DirtyBytes int64       `json:"dirty_bytes" doc:"what of the disk lies in the journal alone"`
@@ -53,6 +57,7 @@ type View struct {
 	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
 	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
 	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
+	Short      bool        `json:"short,omitempty" doc:"too few members hold what is written: flushes wait for more, and fail"`
 	Generation uint64      `json:"generation,omitempty"`
 	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
 	Limits     Limits      `json:"limits,omitzero"`
@@ -167,7 +172,7 @@ func (s states) Collect(out chan<- prometheus.Metric) {
 		lag += view.Lag
 	}
 	out <- prometheus.MustNewConstMetric(s.lag, prometheus.GaugeValue, float64(lag))
-	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateFull, StateFailed} {
+	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateReleased, StateFull, StateFailed} {
 		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}
 }

@@ -106,7 +106,6 @@ type opened struct {
 	local bool // reads end, whatever becomes of a network
 }
 
-// part is the body of a Get.
 type part struct {
 	ctx      context.Context // of the Get that opened the body, which bounds its reads too
 	b        *Bucket

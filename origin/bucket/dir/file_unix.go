@@ -22,7 +22,6 @@ func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// isNotFolder reports whether a part of a path is a file.
 func isNotFolder(err error) bool { return errors.Is(err, syscall.ENOTDIR) }
 
 // openNoWait opens a file for reading, without waiting for whoever writes to a FIFO

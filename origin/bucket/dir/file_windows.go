@@ -15,7 +15,6 @@ func isReadOnly(err error) bool { return errors.Is(err, windows.ERROR_WRITE_PROT
 
 func isFull(err error) bool { return errors.Is(err, windows.ERROR_DISK_FULL) }
 
-// isNotFolder reports whether a part of a path is a file.
 func isNotFolder(err error) bool { return errors.Is(err, windows.ERROR_DIRECTORY) }
 
 // errLink: a symbolic link stands where a file is looked for.

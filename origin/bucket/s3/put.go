@@ -142,7 +142,6 @@ func (b *Bucket) putParts(ctx context.Context, key string, body bucket.Body, con
 	return bucket.Info{}, err
 }
 
-// parts sends the parts of an upload.
 func (b *Bucket) parts(ctx context.Context, d deed, id *string, body bucket.Body) ([]types.CompletedPart, error) {
 	partSize := max(partSizeMin, (body.Size()+partsMax-1)/partsMax)
 	parts := make([]types.CompletedPart, (body.Size()+partSize-1)/partSize)

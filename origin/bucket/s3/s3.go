@@ -94,7 +94,6 @@ func (b *Bucket) key(key string) *string {
 	return aws.String(b.cfg.Prefix + "/" + key)
 }
 
-// call is one of the SDK's.
 type call[In, Out any] func(context.Context, *In, ...func(*s3.Options)) (*Out, error)
 
 // deed is what a request is for, as errors and the log have it.

@@ -24,8 +24,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/buckettest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -69,7 +69,6 @@ type client struct {
 	cookie uint64
 }
 
-// Size in bytes.
 func (c *client) Size() int64 { return c.size }
 
 func (c *client) handshake() error {

@@ -22,7 +22,6 @@ var (
 	errPart      = errors.New("it is made of several files; make one of them with: qemu-img convert -O qcow2 THE-ONE-WITH-THE-NAMES NEW")
 )
 
-// shape is how a whole file of a format is read.
 type shape struct {
 	head   []byte // what was examined: the child is given that, whatever the file has by then
 	atEnd  bool   // it is looked at from its end

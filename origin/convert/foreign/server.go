@@ -55,7 +55,6 @@ func (s *server) serve() {
 	}
 }
 
-// sectors is the size of the file, rounded up to whole sectors.
 func (s *server) sectors() uint64 {
 	return uint64(s.file.Size()+content.SectorSize-1) / content.SectorSize * content.SectorSize
 }

@@ -49,6 +49,7 @@ func newAssembler(cfg Config, shape content.Shape, enc *zstd.Encoder, stats *cou
 		held:    make([][]made, shape.Depth()+1),
 		stats:   stats,
 		waiting: make(map[uint64]named),
+		w:       cfg.into,
 	}
 	for level := range a.mappers {
 		a.mappers[level].level = level
@@ -92,7 +93,6 @@ type stored struct {
 	first, isNew bool
 }
 
-// count counts what was stored.
 func (p stored) count(s *Stats) {
 	if p.first {
 		s.StoredBytes += uint64(p.at.Length)
@@ -103,7 +103,6 @@ func (p stored) count(s *Stats) {
 	}
 }
 
-// name counts it as a chunk of the image, too.
 func (p stored) name(s *Stats) {
 	p.count(s)
 	s.Chunks++
@@ -137,7 +136,6 @@ func (a *assembler) store(ctx context.Context, j *job) (stored, error) {
 	return stored{at, true, isNew}, nil
 }
 
-// name puts a chunk into the map.
 func (a *assembler) name(ctx context.Context, index uint64, c pack.Child) error {
 	a.refs.count(c, 1)
 	m, ok := a.mappers[1].add(&a.packs, index, c)
@@ -162,7 +160,6 @@ func (a *assembler) ahead(index uint64, c named) error {
 	return nil
 }
 
-// turn names a chunk that was stored before its turn.
 func (a *assembler) turn(ctx context.Context, index uint64) error {
 	c, ok := a.waiting[index]
 	if delete(a.waiting, index); !ok {
@@ -225,6 +222,9 @@ func (a *assembler) room(ctx context.Context, limit int, lengths ...int) error {
 		total += n
 	}
 	if a.w != nil && a.w.Size(len(lengths), total) > limit && !a.w.Empty() {
+		if a.w == a.cfg.into {
+			return fmt.Errorf("%w: a pack that is shared has no room for all of the root", content.ErrNoSpace)
+		}
 		if err := a.shipPack(); err != nil {
 			return err
 		}
@@ -308,7 +308,6 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 	return c, nil
 }
 
-// finish places the map, root and manifest and ships the last pack.
 func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, error) {
 	a.depth = root.Shape().Depth()
 	for level := 1; level <= a.depth; level++ {
@@ -334,7 +333,7 @@ func (a *assembler) finish(ctx context.Context, root content.Root) (pack.Head, e
 	if head.Manifest, err = a.placeManifest(ctx, rootAt.Pack); err != nil {
 		return pack.Head{}, err
 	}
-	if a.w != nil {
+	if a.w != nil && a.w != a.cfg.into {
 		if err := a.shipPack(); err != nil {
 			return pack.Head{}, err
 		}
@@ -379,7 +378,6 @@ func (a *assembler) placeManifest(ctx context.Context, root pack.ID) (pack.Exten
 // manifestMore is what one more pack adds to a manifest, at most, in bytes.
 const manifestMore = pack.IDSizeMax + 8
 
-// encodeManifest counts the packs of the map, and the others.
 func (a *assembler) encodeManifest(others ...pack.ID) (v content.Verified, err error) {
 	if a.manifest.Packs, err = a.refs.sorted(a.packs.IDs(), others); err != nil {
 		return v, err

@@ -71,6 +71,11 @@ type Config struct {
 	// Log receives what is worth telling an operator; nil discards it.
 	Log *slog.Logger
 
+	// Shared has Fold put what is new into a pack that other roots share; nil is into its
+	// own. It is for roots with up to SharedMax of new chunks.
+	Shared *Shared
+
+	into *pack.Writer // the pack that is shared; nil for none
 	// fold writes no index object: folds dedupe against their lineage, importers
 	// alone look up chunks by name.
 	fold bool
@@ -330,7 +335,6 @@ func (b *Builder) may(at content.Pos) error {
 	return nil
 }
 
-// begin returns a free job, as soon as there is one.
 func (b *Builder) begin(ctx context.Context) (*job, error) {
 	select {
 	case j := <-b.free:
@@ -449,7 +453,6 @@ func (b *Builder) Abort() {
 	_ = b.group.Wait() // the caller gave up: nobody is left to tell
 }
 
-// counter keeps the Stats of a Builder.
 type counter struct {
 	report func(Stats)
 	mu     sync.Mutex // guards stats and serializes report

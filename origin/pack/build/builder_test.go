@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 func TestImagesComeBack(t *testing.T) {

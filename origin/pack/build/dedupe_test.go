@@ -6,10 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/index"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // complete fails unless x locates each chunk of im, and the bytes there are its.

@@ -27,13 +27,24 @@ type ReadNode func(ctx context.Context, scope content.Scope, level int, p pack.P
 // lie above a change, and stores what is new: the rest is kept. Up to some 32 MiB of new
 // chunks go with their map in one Put. The new manifest is the base's but for the
 // differences, so that who holds on to the Base that is returned reads none for the next
-// fold. cfg.Size may exceed the base's; the zero Base is a blank disk.
+// fold. Where cfg has Shared the changes may be asked for twice. cfg.Size may exceed the base's; the zero Base is a blank disk.
 func Fold(ctx context.Context, cfg Config, base Base, read ReadNode, changes iter.Seq2[Change, error]) (Base, Stats, error) {
-	f := &fold{base: base, read: read}
 	if cfg.fold = true; base.Head != (pack.Head{}) {
-		cfg.ChunkSize, cfg.Base, f.depth = base.Head.Root.ChunkSize, &base, base.Head.Root.Shape().Depth()
+		cfg.ChunkSize, cfg.Base = base.Head.Root.ChunkSize, &base
 		cfg.Lineage = append([]content.CID{base.Manifest.Root}, base.Manifest.Lineage...)
 		cfg.Lineage = cfg.Lineage[:min(len(cfg.Lineage), content.LineageMax)]
+	}
+	once := func(cfg Config) (Base, Stats, error) { return foldOnce(ctx, cfg, read, changes) }
+	if cfg.Shared == nil {
+		return once(cfg)
+	}
+	return cfg.Shared.fold(ctx, cfg.withDefaults(), once)
+}
+
+func foldOnce(ctx context.Context, cfg Config, read ReadNode, changes iter.Seq2[Change, error]) (Base, Stats, error) {
+	f := &fold{read: read}
+	if cfg.Base != nil {
+		f.base, f.depth = *cfg.Base, cfg.Base.Head.Root.Shape().Depth()
 	}
 	b, err := New(ctx, cfg)
 	if err != nil {
@@ -74,7 +85,6 @@ func (f *fold) run(ctx context.Context, changes iter.Seq2[Change, error]) error 
 	return f.name(ctx, math.MaxUint64)
 }
 
-// before reports whether the next change is below that index.
 func (f *fold) before(end uint64) bool { return len(f.changed) > 0 && f.changed[0] < end }
 
 // name puts the changes below an index into the map.

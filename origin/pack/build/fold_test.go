@@ -16,12 +16,12 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/verify"
+	"github.com/grangemesh/grange/simulations/buckettest"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // changing yields chunks in no order.

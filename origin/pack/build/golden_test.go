@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 // A whole image written long ago, compressed frames included, is still read.

@@ -70,7 +70,6 @@ func (t *tally) add(number uint32, refs, bytes int64) {
 	(*t)[number].bytes += bytes
 }
 
-// count adds a place of the map n times.
 func (t *tally) count(c pack.Child, n int64) {
 	t.add(c.At.Pack, n, n*(int64(c.At.Length)+int64(c.Page.Length)))
 }

@@ -27,7 +27,6 @@ const (
 	uploadWaitGrowth = 3
 )
 
-// upload puts a pack into the bucket and returns its memory.
 func (b *Builder) upload(ctx context.Context, s pack.Sealed) error {
 	if err := store(ctx, b.cfg.Bucket, s); err != nil {
 		return err

@@ -61,7 +61,6 @@ func (f *foreign) read(ctx context.Context, x *Index, run pack.Run) bool {
 	return err == nil
 }
 
-// checked returns the bits of the runs that were found good.
 func (f *foreign) checked() (bits uint64) {
 	for n := range f.runs {
 		if f.runs[n].good.Load() {

@@ -8,8 +8,8 @@ import (
 	"unsafe"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/golden"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/simulations/golden"
 )
 
 func TestAnEntryIsSmall(t *testing.T) {

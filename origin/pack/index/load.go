@@ -52,7 +52,6 @@ type gathered struct {
 	checked            uint64 // runs that were hashed here, while nobody vouches
 }
 
-// decode yields the valid entries.
 func (p *gathered) decode(id pack.ID) iter.Seq[pack.Entry] {
 	return func(yield func(pack.Entry) bool) {
 		for b := p.entries; len(b) > 0; b = b[pack.EntrySize:] {
@@ -63,7 +62,6 @@ func (p *gathered) decode(id pack.ID) iter.Seq[pack.Entry] {
 	}
 }
 
-// list learns which packs there are.
 func (l *loader) list(ctx context.Context) error {
 	for _, scope := range l.cfg.Scopes {
 		for info, err := range l.cfg.Bucket.List(ctx, content.KeyPacks.Of(scope), "") {
@@ -222,7 +220,6 @@ func (l *loader) readObjects(ctx context.Context) error {
 	return nil
 }
 
-// readDirectories reads the packs that nothing covers.
 func (l *loader) readDirectories(ctx context.Context) error {
 	var ids []pack.ID
 	for id, p := range l.packs {

@@ -103,7 +103,6 @@ func Store(ctx context.Context, to bucket.Bucket, id pack.ID, packs []Pack) erro
 	return putOnce(ctx, to, string(content.KeyIndexes)+string(id)+indexSuffix, b)
 }
 
-// putOnce puts an object that is the same whoever has put it.
 func putOnce(ctx context.Context, to bucket.Bucket, key string, b []byte) error {
 	_, err := to.Put(ctx, key, bucket.Bytes(b), bucket.IfAbsent())
 	if errors.Is(err, bucket.ErrPrecondition) {

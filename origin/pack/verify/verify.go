@@ -238,7 +238,6 @@ type frame struct {
 	pack.Extent
 }
 
-// chunks begins to read the chunks of one node, by runs.
 func (w *walk) chunks(ctx context.Context, frames []frame) error {
 	for _, together := range runs(frames) {
 		if ctx.Err() != nil {

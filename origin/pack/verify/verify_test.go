@@ -11,10 +11,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/pack/build"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

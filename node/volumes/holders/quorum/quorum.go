@@ -28,7 +28,7 @@ const (
 	// againAfter is how long a member that was lost is not asked again, unless the record
 	// names it: then returnAfter, for it may be restarting.
 	againAfter  = time.Minute
-	returnAfter = 2 * time.Second
+	returnAfter = time.Second
 	// aloneFor is how long a volume that is degraded goes on alone after its record was last
 	// seen to be this node's: whoever took it over by then is told that it was degraded.
 	aloneFor = 10 * time.Second
@@ -166,6 +166,21 @@ func (s *State) Degraded() bool { return s.said.Degraded }
 
 // Holders are those whom the record names.
 func (s *State) Holders() []trust.PublicKey { return s.said.Holders }
+
+// Lowest is up to where all have the volume who take what is written, and who may come back
+// to that; MaxUint64 if there are none.
+func (s *State) Lowest() uint64 {
+	low := uint64(math.MaxUint64)
+	for _, m := range s.followed {
+		if m.joined || !s.said.Degraded {
+			low = min(low, m.had)
+		}
+	}
+	if len(s.lost) > 0 && !s.said.Degraded {
+		return 0
+	}
+	return low
+}
 
 // Short reports whether a flush has waited for that long.
 func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.short) >= d }

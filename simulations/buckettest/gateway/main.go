@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/grangemesh/grange/origin/bucket/buckettest"
+	"github.com/grangemesh/grange/simulations/buckettest"
 )
 
 func main() {

@@ -1,0 +1,63 @@
+package fold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// TestFoldGivesWay: a fold that is under way ends where the bucket is away and the journal
+// has grown by much since it began, and not before.
+func TestFoldGivesWay(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	vol := w.attach(t, dir, w.record(), 1)
+	defer vol.Close()
+	if err := vol.WriteAt(t.Context(), bytes.Repeat([]byte{1}, block), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	var away atomic.Bool
+	under, ended := make(chan context.Context), make(chan error, 1)
+	cfg := w.config()
+	cfg.Bucket = func() (bucket.Bucket, error) {
+		if away.Load() {
+			return nil, content.ErrUnavailable
+		}
+		return w.bucket()
+	}
+	cfg.Revise = func(ctx context.Context, _ func(*catalog.Volume) error) error {
+		under <- ctx
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	p := NewPaced(vol, cfg)
+	go func() { ended <- p.Run(t.Context(), Safe) }()
+	ctx := <-under
+	away.Store(true)
+	p.GiveWay() // nothing was written since
+	p.mu.Lock()
+	p.began -= AfterBytes
+	p.mu.Unlock()
+	away.Store(false)
+	p.GiveWay() // it answers
+	if err := ctx.Err(); err != nil {
+		t.Errorf("it was ended: %v", err)
+	}
+	away.Store(true)
+	p.GiveWay()
+	if err := <-ended; !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("it ends with %v", err)
+	}
+	p.GiveWay() // none is under way
+}

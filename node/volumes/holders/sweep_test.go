@@ -1,0 +1,96 @@
+package holders
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/wire"
+)
+
+// TestSweep: what a record says is not needed goes, and nothing else: not what is young,
+// of a later epoch, or of a record that can't be read.
+func TestSweep(t *testing.T) {
+	l, w := threeSegments(), someone("north")
+	d := newDisk(t)
+	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+	d.must(w, l.pieceOf(claim(2), 0, 0))
+	d.must(w, l.pieceOf(claim(2), 1, 0))
+	later := time.Now().Add(2 * sweepAfter)
+	said := Said{ID: theVolume, Epoch: 2, Holder: true, Base: l.segs[0].end()}
+	sweep := func(now time.Time, err error) int {
+		return d.Sweep(t.Context(), now, func(_ context.Context, name string) (Said, error) {
+			if name != "web1" {
+				t.Errorf("record of %q", name)
+			}
+			return said, err
+		})
+	}
+	if n := sweep(later, nil); n != 0 {
+		t.Fatal("swept what the record names this holder for")
+	}
+	if held := d.must(w, wire.Status{Claim: claim(2)}); len(held.Segments) != 1 || held.Base != said.Base {
+		t.Errorf("%+v, want what the record has dropped", held)
+	}
+	with := func(change func(*Said)) int {
+		old := said
+		defer func() { said = old }()
+		change(&said)
+		return sweep(later, nil)
+	}
+	said.Holder = false
+	for what, n := range map[string]int{
+		"young": sweep(time.Now(), nil), "unknown": sweep(later, content.ErrUnavailable),
+		"promised to a later epoch":        with(func(s *Said) { s.Epoch, s.Version = 1, 9 }),
+		"of a name that others had before": with(func(s *Said) { s.ID[0]++; s.Version = 1 }),
+		"of a name that was free before":   with(func(s *Said) { *s = Said{Version: 1} }),
+	} {
+		if n != 0 {
+			t.Errorf("swept what is %s", what)
+		}
+	}
+	d.kill() // nobody has spoken since, so that the promise tells the time
+	if n := sweep(later, nil); n != 1 {
+		t.Error("what no record needs was not swept")
+	}
+	if used, n := d.Used(); used != 0 || n != 0 {
+		t.Errorf("%d bytes of %d volumes are left", used, n)
+	}
+}
+
+// TestSweepOfTheDead: the space of volumes comes free whose name was freed, or is another's
+// since, and of those that no record names, though they are damaged.
+func TestSweepOfTheDead(t *testing.T) {
+	for what, said := range map[string]Said{
+		"freed": {Version: 2}, "made again": {Version: 3, ID: content.VolumeID{9}, Epoch: 3, Holder: true}, "left": {Version: 2, ID: theVolume, Epoch: 2},
+	} {
+		for _, damaged := range []bool{false, true} {
+			l, w := threeSegments(), someone("north")
+			d := newDisk(t)
+			d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+			for i := range l.segs {
+				d.must(w, l.pieceOf(claim(2), i, 0))
+			}
+			if damaged {
+				segments, err := filepath.Glob(filepath.Join(d.dir, "*", "*"+journal.Suffix))
+				if err != nil || len(segments) != 3 {
+					t.Fatal(segments, err)
+				}
+				if err := os.Remove(segments[1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.kill()
+			n := d.Sweep(t.Context(), time.Now().Add(2*sweepAfter), func(context.Context, string) (Said, error) { return said, nil })
+			left, err := os.ReadDir(d.dir)
+			if used, volumes := d.Used(); n != 1 || used != 0 || volumes != 0 || len(left) > 0 || err != nil {
+				t.Errorf("%s, damaged %t: %d went, %d bytes of %d volumes are left, in %v; %v", what, damaged, n, used, volumes, left, err)
+			}
+			_ = d.Close()
+		}
+	}
+}
