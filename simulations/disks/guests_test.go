@@ -3,6 +3,7 @@ package disks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,7 +168,11 @@ func TestMountedVolumeGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := begun(t, "the file system", f.Step)
-	atOnce := shell(t, "printf '%s\\n' 6.16 $(uname -r) | sort -VC && echo yes || true") != ""
+	var major, minor int
+	if _, err := fmt.Sscanf(shell(t, "uname -r"), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	atOnce := major > 6 || major == 6 && minor >= 16
 	for _, size := range []string{"24", "64"} {
 		if err := w.Progress(t.Context(), 5); err != nil {
 			t.Fatal(err)
