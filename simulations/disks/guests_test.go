@@ -131,7 +131,8 @@ func verifies(t *testing.T, device string) working {
 		return nil
 	})
 	return working{w, func() {
-		err := errors.Join(fio.Process.Signal(os.Interrupt), w.Stop())
+		err := w.Stop()
+		err = errors.Join(err, fio.Process.Signal(os.Interrupt))
 		var exit *exec.ExitError
 		if end := <-ended; end != nil && !(errors.As(end, &exit) && exit.ExitCode() == 128) {
 			err = errors.Join(err, end)
