@@ -212,6 +212,7 @@ func (m *member) begin() {
 			return trust.PublicKey{}, "", content.ErrNotFound
 		},
 		Call: c.call, Holders: &holders.Farm{Self: m.key, Lane: c, Live: c.live, Fills: make(chan struct{}, holders.FillsMax), Log: m.log()},
+		Called: func(trust.PublicKey) string { return "" }, Returned: func() int64 { return 0 }, Now: time.Now,
 		Clock: func() time.Duration { return m.slept }, At: c.at, Log: m.log(),
 	})
 	if err != nil {
