@@ -336,7 +336,9 @@ func (b *book) checkFiles(m *member) error {
 			_, _, segment := journal.ParseName(file.Name())
 			switch known := segment || slices.Contains([]string{index.FileName, journal.NoteName, "lock"}, file.Name()); {
 			case folder.Name() == "orphans":
-				err = b.checkAside(m, file.Name())
+				if b.well { // else it gets its name later
+					err = b.checkAside(m, file.Name())
+				}
 			case folder.Name() == index.ViewsDir || !known && !strings.HasPrefix(file.Name(), "."):
 				err = fmt.Errorf("%s has %s/%s that nobody needs", m, folder.Name(), file.Name())
 			}

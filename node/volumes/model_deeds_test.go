@@ -573,6 +573,7 @@ func (w *model) last(r *rapid.T) {
 		}
 		w.after(r)
 	}
+	w.well = true
 	for _, name := range []string{"a", "b", "c"} {
 		body, err := w.farm.said(name)
 		if errors.Is(err, content.ErrNotFound) {

@@ -146,6 +146,7 @@ type book struct {
 	byID    map[content.VolumeID]*modelVolume
 	making  map[string]*modelVolume // names of volumes that are, or may be, made: without an ID
 	word    uint64
+	well    bool               // all is, and nodes have tended to what they have
 	acks    map[string]*member // who has acknowledged under an epoch of a name
 	epochs  map[string]uint64  // of a name, the last
 	stamps  map[string]string  // of each epoch of a name: who has it

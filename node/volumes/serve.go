@@ -223,11 +223,9 @@ func (a *attached) adopt(ctx context.Context) error {
 		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
 		a.line.Begin(body)
 	}
-	if err != nil || len(segments)+len(inherited) == 0 {
-		return err
+	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
+		e.Ancestors = fold.Ancestors(segments, e.ID)
+		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
-	segments = append(segments, inherited...)
-	e.Ancestors = fold.Ancestors(segments, e.ID)
-	err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }
