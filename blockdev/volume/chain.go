@@ -53,7 +53,10 @@ func (s *segment) empty() bool { return s.last == s.After.Seq }
 // createSegment makes a segment file, without a slot; it is durable with the first sync of the
 // folder and of itself.
 func (v *Volume) createSegment(h journal.Header) (*segment, error) {
-	f, room, err := v.spares.Open(h)
+	v.mu.RLock()
+	again := v.spares.Bytes() <= v.spareRoom() // else it is given back, and what comes takes its place
+	v.mu.RUnlock()
+	f, room, err := v.spares.Open(h, again)
 	if err != nil {
 		return nil, err
 	}

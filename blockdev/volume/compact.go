@@ -260,25 +260,20 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 func (v *Volume) compact() (gained bool, err error) {
 	pressed := v.pressed()
 	v.mu.RLock()
-	layers, chain := v.layers, slices.Clone(v.chain)
+	layers := v.layers
 	live := map[*segment]int64{}
-	for _, s := range chain {
+	for _, s := range v.chain {
 		live[s] = v.liveOf(s)
 	}
 	taken, needed := v.space()
+	own := make([][]*segment, len(layers))
+	for i, l := range layers {
+		own[i] = v.settledOf(l)
+	}
 	v.mu.RUnlock()
-	excess, held := taken-allowed(needed, v.cfg.SegmentSize, pressed), v.held.Load()
-	for _, l := range layers {
-		var own []*segment
-		if slices.ContainsFunc(chain, func(s *segment) bool { return !s.synced && s.After.Seq < l.through.Seq }) {
-			continue // what makes its entries dead may be lost yet
-		}
-		for _, s := range chain {
-			if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= min(l.through.Seq, held) {
-				own = append(own, s)
-			}
-		}
-		runs := choose(own, live, v.cfg.SegmentSize, excess)
+	excess := taken - allowed(needed, v.cfg.SegmentSize, pressed)
+	for i, l := range layers {
+		runs := choose(own[i], live, v.cfg.SegmentSize, excess)
 		room := max(v.cfg.SegmentSize, taken/32)
 		n := 0
 		for ; n < len(runs) && (n == 0 || room >= runs[n].live); n++ {
@@ -292,6 +287,20 @@ func (v *Volume) compact() (gained bool, err error) {
 		}
 	}
 	return gained, nil
+}
+
+// settledOf returns the segments of a layer that may be rewritten: none while what makes its
+// entries dead may be lost yet, and none that holders lack. Called with mu.
+func (v *Volume) settledOf(l *layer) (own []*segment) {
+	if slices.ContainsFunc(v.chain, func(s *segment) bool { return !s.synced && s.After.Seq < l.through.Seq }) {
+		return nil
+	}
+	for _, s := range v.chain {
+		if s.sealed && s.synced && s.After.Seq >= l.after.Seq && s.last <= min(l.through.Seq, v.held.Load()) {
+			own = append(own, s)
+		}
+	}
+	return own
 }
 
 // rewrite makes one segment of each run of a layer's, and the layer anew. The new one

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -133,6 +134,7 @@ func (v *Volume) lose(c *CorruptError) {
 // clear removes files that were given up before a crash, and torn ends, behind which
 // the next segment will not always be to show that they are none of an entry.
 func (v *Volume) clear(gone []string, torn []*segment) error {
+	torn = slices.DeleteFunc(torn, func(s *segment) bool { return !slices.Contains(v.chain, s) }) // it went since
 	for _, s := range torn {
 		if err := errors.Join(s.file.Truncate(s.size), s.file.Sync()); err != nil {
 			return err

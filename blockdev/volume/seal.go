@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
@@ -12,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/blockdev/volume/root"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // Segment is a sealed part of a volume's journal.
@@ -55,13 +57,19 @@ func (v *Volume) Enter(epoch uint64) {
 	defer v.turns.pass()
 	v.endTail()
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.cfg.Epoch = max(v.cfg.Epoch, epoch)
-	if s := v.tail; s != nil && s.Epoch < v.cfg.Epoch && !v.closed { // it has no entry yet
-		if err := v.drop(s); err != nil {
-			v.failed = fmt.Errorf("the journal has a segment of an epoch that is over, and it can't be removed: %w", err)
-		}
-		v.tail, v.number = nil, s.After.Number
+	s := v.tail
+	if s == nil || s.Epoch == v.cfg.Epoch || v.closed {
+		v.mu.Unlock()
+		return
+	}
+	v.chain, v.tail, v.number = slices.Clone(v.chain[:len(v.chain)-1]), nil, s.After.Number // it has no entry yet
+	v.mu.Unlock()
+	// Its number is going to be another one's: it is gone for good before.
+	if err := errors.Join(s.file.Close(), os.Remove(v.path(s)), durable.SyncDir(v.cfg.Dir)); err != nil {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.failed = fmt.Errorf("the journal has a segment of an epoch that is over, and it can't be removed: %w", err)
 	}
 }
 

@@ -33,17 +33,30 @@ func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })
-	group.Go(func() error {
-		return every(ctx, func() {
-			var serving errgroup.Group
-			serving.SetLimit(parallelOpens)
-			for _, e := range v.index.Sorted() {
-				serving.Go(func() error { v.serveLater(ctx, e.Name); return nil })
-			}
-			_ = serving.Wait() // none fails
-		})
-	})
+	group.Go(func() error { return v.keepServing(ctx) })
 	return group.Wait()
+}
+
+// keepServing tries those again that could not be served, each for itself: one that is stuck
+// keeps none of the others waiting.
+func (v *Volumes) keepServing(ctx context.Context) error {
+	var serving errgroup.Group
+	serving.SetLimit(parallelOpens)
+	err := every(ctx, func() {
+		for name, d := range v.open.All() {
+			if d.err == nil || !d.trying.CompareAndSwap(false, true) {
+				continue
+			}
+			if !serving.TryGo(func() error {
+				defer d.trying.Store(false)
+				v.serveLater(ctx, name)
+				return nil
+			}) {
+				d.trying.Store(false)
+			}
+		}
+	})
+	return errors.Join(err, serving.Wait())
 }
 
 // every calls do now and again until ctx ends.

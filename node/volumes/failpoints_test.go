@@ -144,7 +144,7 @@ func (s *script) do(m *member, what, name string, next *state, do func() error) 
 		} else if err != nil {
 			s.t.Fatalf("%s at %s: %v", what, m, err)
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if err := s.check(); err != nil {
 			s.t.Fatalf("%s at %s, killed: %t: %v", what, m, died, err)

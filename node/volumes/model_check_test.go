@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -159,7 +160,8 @@ func (b *book) observe(body catalog.Snapshot) (d disk, err error) {
 			return nil, fmt.Errorf("packs of its root are missing: %v, %w", missing, err)
 		}
 	}
-	cfg := moment.Config{Dir: filepath.Join(b.farm.root, "observer"), Origin: func() (bucket.Bucket, error) { return store, nil }, Root: func(_ context.Context, head pack.Head, _ []content.CID) (volume.Source, error) {
+	origin := func() (bucket.Bucket, error) { return store, nil }
+	cfg := moment.Config{Dir: filepath.Join(b.farm.root, "observer"), Log: slog.New(slog.DiscardHandler), Origin: origin, Root: func(_ context.Context, head pack.Head, _ []content.CID) (volume.Source, error) {
 		return packed{pack.NewReader(store), head}, nil
 	}}
 	m, err := cfg.Open(context.Background(), body)

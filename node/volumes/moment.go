@@ -134,7 +134,7 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if err = moment.Differ(ctx, v.bucket().Nodes, a, b, moment.Whole(), yield); errors.Is(err, io.EOF) { // who asked has enough
+	if err = (moment.Pair{A: a, B: b, Nodes: v.bucket().Nodes}).Differ(ctx, moment.Whole(), yield); errors.Is(err, io.EOF) { // who asked has enough
 		return nil
 	}
 	return err

@@ -86,3 +86,24 @@ func TestAnOrphanIsAllThatWasHeld(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOrphansAreLookedAtInTurn: what a fenced node has of a volume is opened by one at a
+// time: who attaches it to be read is not told that it is in use.
+func TestOrphansAreLookedAtInTurn(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", make([]byte, testSize), 12, 1)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	_ = p.a.device("disk").happen(t.Context(), right.Due{}) // it says that it is fenced
+	p.a.giveUpLost(t.Context())
+	end := p.a.turn("disk")
+	p.a.keepOrphans(t.Context())
+	if p.store.has(content.KindSnapshot, "disk@e1-orphan") {
+		t.Error("the folder was opened beside who has the volume's turn")
+	}
+	end()
+	p.a.keepOrphans(t.Context())
+	if !p.store.has(content.KindSnapshot, "disk@e1-orphan") {
+		t.Error("it has no name")
+	}
+}

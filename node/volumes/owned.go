@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -149,13 +150,24 @@ func (v *Volumes) takenError(e index.Entry) error {
 	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
 }
 
+// orphanWait is how long what is left of one volume keeps the look at the others waiting.
+const orphanWait = time.Second
+
 // keepOrphans writes the records of orphans that have none, as far as the origin answers.
 func (v *Volumes) keepOrphans(ctx context.Context) {
-	orphans.Keeper{Index: v.index, Records: v.records(), Self: v.cfg.Self, Now: v.cfg.Now, End: v.endOf, Log: v.cfg.Log}.Keep(ctx)
+	orphans.Keeper{Index: v.index, Records: v.records(), Self: v.cfg.Self, Now: v.cfg.Now, End: func(folder string, e index.Entry) (content.Position, error) { return v.endOf(ctx, folder, e) }, Log: v.cfg.Log}.Keep(ctx)
 }
 
-// endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(folder string, e index.Entry) (content.Position, error) {
+// endOf is where the journal of a volume ends that is not written any more. Who attaches it
+// meanwhile has its folder, and is asked at the next look.
+func (v *Volumes) endOf(ctx context.Context, folder string, e index.Entry) (content.Position, error) {
+	ctx, cancel := context.WithTimeout(ctx, orphanWait)
+	defer cancel()
+	end, err := v.changes.Take(ctx, e.Name, 1)
+	if err != nil {
+		return content.Position{}, fmt.Errorf("%w: it is being attached or detached", content.ErrUnavailable)
+	}
+	defer end()
 	c := v.journalOf(e)
 	if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
 		return a.vol.End(), nil

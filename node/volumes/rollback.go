@@ -94,7 +94,7 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, now.Close()) }()
-	if err = moment.Restore(ctx, a.v.bucket().Nodes, now, was); err != nil {
+	if err = (moment.Pair{A: now, B: was, Nodes: a.v.bucket().Nodes}).Restore(ctx); err != nil {
 		return err
 	}
 	return a.rolled(ctx)

@@ -81,9 +81,9 @@ func reconnecting(t *testing.T, n *lab.Node, name, size string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := json.Marshal(map[string]any{
+	b, err := json.Marshal(map[string]any{"driver": "raw", "file": map[string]any{
 		"driver": "nbd", "server": map[string]string{"type": "unix", "path": u.Query().Get("socket")}, "export": name, "reconnect-delay": reconnectSeconds,
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

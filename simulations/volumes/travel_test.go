@@ -126,7 +126,10 @@ func TestWritesWithoutAnOrigin(t *testing.T) {
 	if err := f.store.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.run(n, "volume", "snapshot", "web", "--wait", "durable")
+	until(t, "a snapshot is in the bucket", func(ctx context.Context) bool { // once the origin was seen to be back
+		_, err := n.Run(ctx, "volume", "snapshot", "web", "--wait", "durable")
+		return err == nil
+	})
 	until(t, "all of it is in the bucket", func(context.Context) bool {
 		v := get[api.Volume](t, n, "/api/volumes/web")
 		return v.Lag == 0 && !v.FoldedAt.IsZero()

@@ -133,11 +133,15 @@ func (x *Spares) Warm() {
 }
 
 // Open gives a spare a segment's name, and returns the file and its length: 0 for a file
-// that is new, as no spare was there. Its bytes are not those of the segment yet.
-func (x *Spares) Open(h Header) (f *os.File, size int64, err error) {
+// that is new, as no spare was there, or none is to be used again. Its bytes are not those of
+// the segment yet.
+func (x *Spares) Open(h Header, again bool) (f *os.File, size int64, err error) {
 	path := filepath.Join(x.Dir, h.Name())
-	s, ok := x.take()
-	if !ok {
+	var s Spare
+	if again {
+		s, again = x.take()
+	}
+	if !again {
 		f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		return f, 0, err
 	}

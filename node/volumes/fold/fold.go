@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -364,7 +365,8 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 			return err
 		}
 	}
-	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log}
+	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
+		Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
 	if touched <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}

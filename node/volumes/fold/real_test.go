@@ -140,3 +140,48 @@ func TestAVolumeIsTheSameElsewhere(t *testing.T) {
 		t.Errorf("working files are left: %v, %v", left, err)
 	}
 }
+
+// TestBytesOfFlushesAtTheOrigin: what random writes of 4 KiB cost the bucket under the policy
+// `origin`, flushed each so many, and folded once: a tail has little beside what was written,
+// and a fold sends that once more.
+func TestBytesOfFlushesAtTheOrigin(t *testing.T) {
+	for _, each := range []int{1, 8, 64} {
+		const writes = 512
+		w := newWorld(t)
+		w.body.Policy = catalog.PolicyOrigin
+		dir := filepath.Join(t.TempDir(), "here")
+		if err := volume.Create(dir, w.body.ID); err != nil {
+			t.Fatal(err)
+		}
+		v := w.record()
+		v.Size = 64 << 30
+		vol := w.attach(t, dir, v, 1)
+		w.newTails(content.Position{})
+		random, b := rand.New(rand.NewPCG(1, 1)), make([]byte, block)
+		for n := range writes {
+			b[n%block]++
+			if err := vol.WriteAt(t.Context(), b, random.Int64N(v.Size/block)*block, false); err != nil {
+				t.Fatal(err)
+			}
+			if n%each == each-1 {
+				if err := w.tails.Persist(t.Context(), vol, vol.End()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		tails := w.bytesPut
+		cfg := w.config()
+		cfg.Journal = vol
+		if err := New(cfg).Run(t.Context(), Safe); err != nil {
+			t.Fatal(err)
+		}
+		guest := float64(writes * block)
+		t.Logf("a flush each %d writes: tails %.2f, with the fold %.2f times what was written", each, float64(tails)/guest, float64(w.bytesPut)/guest)
+		if float64(tails) > 1.1*guest || float64(w.bytesPut) > 2.2*guest {
+			t.Errorf("%d and %d of %d bytes", tails, w.bytesPut, writes*block)
+		}
+		if err := vol.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -27,14 +27,15 @@ func Whole() blockdev.Range { return blockdev.Range{Length: content.SizeMax} }
 
 // suspects are the ranges from an offset on in which two moments may differ, by offset, in
 // whole units; they may overlap. What is not asked for any more is not looked at.
-func suspects(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, off int64) iter.Seq2[blockdev.Range, error] {
+func (p Pair) suspects(ctx context.Context, off int64) iter.Seq2[blockdev.Range, error] {
+	a, b := p.A, p.B
 	if a.Vol == b.Vol { // one journal has all that is between them
 		if a.At.Seq > b.At.Seq {
 			a, b = b, a
 		}
 		return merged(written(a.Vol, a.At, b.At, off), resized(a, b))
 	}
-	return merged(differing(ctx, nodes, a, b, off), written(a.Vol, a.Base, a.At, off), written(b.Vol, b.Base, b.At, off), resized(a, b))
+	return merged(p.differing(ctx, off), written(a.Vol, a.Base, a.At, off), written(b.Vol, b.Base, b.At, off), resized(a, b))
 }
 
 // inUnits is the range of whole units about another one.
@@ -67,7 +68,8 @@ func resized(a, b Moment) iter.Seq2[blockdev.Range, error] {
 }
 
 // differing are the chunks that the roots of two moments have not alike.
-func differing(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, off int64) iter.Seq2[blockdev.Range, error] {
+func (p Pair) differing(ctx context.Context, off int64) iter.Seq2[blockdev.Range, error] {
+	a, b := p.A, p.B
 	return func(yield func(blockdev.Range, error) bool) {
 		if a.Head == b.Head || a.Head != nil && b.Head != nil && a.Head.Root == b.Head.Root {
 			return
@@ -77,7 +79,7 @@ func differing(ctx context.Context, nodes func() (fold.Nodes, error), a, b Momen
 			yield(inUnits(0, max(a.Size, b.Size)), nil)
 			return
 		}
-		read, err := nodes()
+		read, err := p.Nodes()
 		more := true
 		if err == nil {
 			err = read.Diff(ctx, a.Head, b.Head, uint64(off/size), func(index uint64) error {
@@ -138,14 +140,20 @@ func merged(rows ...iter.Seq2[blockdev.Range, error]) iter.Seq2[blockdev.Range, 
 	}
 }
 
-// Differ yields where two moments differ within a range, by offset, in whole units. It ends
-// with io.EOF where yield wants no more.
-func Differ(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, within blockdev.Range, yield func(blockdev.Range) bool) error {
+// Pair are two moments, and how nodes of their maps are read.
+type Pair struct {
+	A, B  Moment
+	Nodes func() (fold.Nodes, error)
+}
+
+// Differ yields where they differ within a range, by offset, in whole units. It ends with
+// io.EOF where yield wants no more.
+func (p Pair) Differ(ctx context.Context, within blockdev.Range, yield func(blockdev.Range) bool) error {
 	within = inUnits(within.Offset, within.Offset+within.Length)
 	one, two := make([]byte, Piece), make([]byte, Piece)
 	at, last := within.Offset, within.Offset+within.Length
 	var found blockdev.Range
-	for r, err := range suspects(ctx, nodes, a, b, at) {
+	for r, err := range p.suspects(ctx, at) {
 		if err != nil {
 			return err
 		}
@@ -154,7 +162,7 @@ func Differ(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, 
 		}
 		for off, end := max(r.Offset, at), min(r.Offset+r.Length, last); off < end; {
 			n := min(end-off, Piece)
-			if err := errors.Join(a.Padded(ctx, one[:n], off), b.Padded(ctx, two[:n], off)); err != nil {
+			if err := errors.Join(p.A.Padded(ctx, one[:n], off), p.B.Padded(ctx, two[:n], off)); err != nil {
 				return err
 			}
 			for u := int64(0); u < n; u += changeUnit {
@@ -180,13 +188,13 @@ func Differ(ctx context.Context, nodes func() (fold.Nodes, error), a, b Moment, 
 	return nil
 }
 
-// Restore writes to the volume of now what differs from was, and flushes it.
-func Restore(ctx context.Context, nodes func() (fold.Nodes, error), now, was Moment) error {
-	p := make([]byte, Piece)
+// Restore writes to the volume of A what differs from B, and flushes it.
+func (p Pair) Restore(ctx context.Context) error {
+	now, was, b := p.A, p.B, make([]byte, Piece)
 	var failed error
-	err := Differ(ctx, nodes, now, was, Whole(), func(x blockdev.Range) bool {
+	err := p.Differ(ctx, Whole(), func(x blockdev.Range) bool {
 		for off := x.Offset; off < min(x.Offset+x.Length, now.Size) && failed == nil; off += Piece {
-			failed = restore(ctx, now, was, p[:min(x.Offset+x.Length-off, now.Size-off, Piece)], off)
+			failed = restore(ctx, now, was, b[:min(x.Offset+x.Length-off, now.Size-off, Piece)], off)
 		}
 		return failed == nil
 	})

@@ -36,7 +36,7 @@ func (p *Past) Changes(ctx context.Context, from uint64, within blockdev.Range) 
 			now, err = p.open(ctx, 0)
 		}
 		if err == nil {
-			err = Differ(ctx, p.Nodes, was, now, within, func(x blockdev.Range) bool { return yield(x, nil) })
+			err = Pair{was, now, p.Nodes}.Differ(ctx, within, func(x blockdev.Range) bool { return yield(x, nil) })
 		}
 		if err != nil && !errors.Is(err, io.EOF) { // else who asked has enough
 			yield(blockdev.Range{}, err)

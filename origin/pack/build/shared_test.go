@@ -7,9 +7,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/grangemesh/grange/origin/bucket/mem"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestRootsShareAPack: roots that are folded while a pack is sent lie in the next one together,
