@@ -250,7 +250,8 @@ func choose(segments []*segment, live map[*segment]int64, size, excess int64) (r
 		open.segments, open.live = append(open.segments, s), open.live+live[s]
 	}
 	return slices.DeleteFunc(runs, func(r *run) bool { // nothing would come of it
-		return len(r.segments) == 1 && r.segments[0].size-r.live < journal.HeaderSize+journal.TableHeader+journal.TableFooter+r.live/8
+		one := len(r.segments) == 1
+		return one && (r.live == 0 && r.segments[0].Merged > 0 || r.segments[0].size-r.live <= journal.HeaderSize+journal.TableHeader+journal.TableFooter+r.live/8)
 	})
 }
 
