@@ -70,7 +70,7 @@ func (w *model) kill(r *rapid.T) {
 
 // after is what comes behind each deed: time, and the check.
 func (w *model) after(r *rapid.T) {
-	time.Sleep(time.Second)
+	<-time.After(time.Second)
 	synctest.Wait()
 	if err := w.check(); err != nil {
 		w.fatal(r, "%v", err)
@@ -89,7 +89,7 @@ func (w *model) after(r *rapid.T) {
 func (w *model) last(r *rapid.T) {
 	w.heal()
 	for range 3 {
-		time.Sleep(calm)
+		<-time.After(calm)
 		for _, m := range w.farm.nodes() {
 			w.tendTo(m)
 		}
@@ -116,7 +116,7 @@ func (w *model) last(r *rapid.T) {
 		if err := a.folds.Run(context.Background(), fold.Safe); err != nil { // holders that lack what was compacted begin there
 			w.fatal(r, "when all is well, a fold of %q: %v", name, err)
 		}
-		time.Sleep(calm)
+		<-time.After(calm)
 		if err := a.front.Flush(context.Background()); err != nil {
 			w.fatal(r, "when all is well, a flush of %q: %v", name, err)
 		}
