@@ -60,7 +60,7 @@ func TestASeedIsANodeWithFewerServices(t *testing.T) {
 	if m.opened.Load() != opened || seed.Status().Origin.State != originNone {
 		t.Errorf("a seed has opened an origin: %+v", seed.Status().Origin)
 	}
-	m.await("connected", func() bool { return m.first.linked(seed) })
+	m.await("connected", func() bool { return m.first.linked(seed) && seed.Status().Ready })
 	if s := seed.Status(); !s.Ready || seed.Volumes != nil || s.Disks.Served || s.Disks.Detail == "" || len(seed.Collectors()) == 0 {
 		t.Errorf("%+v", s)
 	}
