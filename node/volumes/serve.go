@@ -11,7 +11,6 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
-	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -194,7 +193,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		return err
 	}
 	segments := a.v.bucket().Stored(ctx, body.Segments, tails)
-	e.Ancestors = fold.Ancestors(segments, e.ID)
+	e.Ancestors = journal.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
@@ -209,7 +208,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		a.line.Begin(body)
 	}
 	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
-		e.Ancestors = fold.Ancestors(segments, e.ID)
+		e.Ancestors = journal.Ancestors(segments, e.ID)
 		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names

@@ -75,7 +75,7 @@ type Config struct {
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
 	// Root makes a root readable.
 	Root func(ctx context.Context, head pack.Head) (volume.Source, error)
-	// Pending are the places of snapshots that are not durable yet, rising; nil is none.
+	// Pending are the places of snapshots that are not durable yet, rising.
 	// Settle makes those durable that the record reaches, given what it says.
 	Pending func() []content.Position
 	Settle  func(ctx context.Context, now catalog.Volume) error
@@ -88,11 +88,9 @@ type Config struct {
 	Signer trust.Signer
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
-	// Now is the clock, nil is time.Now; Log may be nil.
-	Now func() time.Time
-	Log *slog.Logger
-	// At is called at each step; an error ends the fold there. For tests; nil in the
-	// product.
+	Now   func() time.Time
+	Log   *slog.Logger
+	// At is called at each step; an error ends the fold there, as tests want it.
 	At func(Step) error
 }
 
@@ -114,18 +112,6 @@ type Fold struct {
 
 // New builds a Fold of a volume that is open.
 func New(cfg Config) *Fold {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.At == nil {
-		cfg.At = func(Step) error { return nil }
-	}
-	if cfg.Pending == nil {
-		cfg.Pending = func() []content.Position { return nil }
-	}
 	f := &Fold{cfg: cfg}
 	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
 		f.end = end
@@ -285,23 +271,14 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, throug
 		return err
 	}
 	if f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
-		if err := f.isThere(ctx, store, ref, file); err != nil {
-			return err
+		if err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err != nil {
+			return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
 		}
 	}
 	if err := f.reached(ctx); err != nil {
 		return err
 	}
 	return f.remove(ctx, store, was)
-}
-
-// isThere puts a segment back that went before the record named it.
-func (f *Fold) isThere(ctx context.Context, store bucket.Bucket, ref content.SegmentRef, file *working) error {
-	err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes))
-	if err != nil {
-		return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
-	}
-	return nil
 }
 
 // revise changes the record that was built on, says when, and goes past a step. Where

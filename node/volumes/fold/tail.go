@@ -114,18 +114,8 @@ type tail struct {
 	file *working
 }
 
-// NewTails builds Tails. The caller closes it.
+// NewTails builds Tails.
 func NewTails(cfg TailsConfig) *Tails { return &Tails{cfg: cfg, last: cfg.After} }
-
-// Close gives up what is not put; calls of Persist have ended.
-func (t *Tails) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.next != nil {
-		t.next.file.close()
-		t.next = nil
-	}
-}
 
 // Through is up to where the origin has the journal, which is a volume's lag.
 func (t *Tails) Through() content.Position {
