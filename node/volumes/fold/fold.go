@@ -37,26 +37,16 @@ type Step string
 
 // The steps, in their order.
 const (
-	// StepSealed: the journal has a sealed end, nothing else happened.
-	StepSealed Step = "sealed"
-	// StepMerged: a segment lies in a working file.
-	StepMerged Step = "merged"
-	// StepStored: it is in the bucket, and no record names it.
-	StepStored Step = "stored"
-	// StepRecorded: the record names it.
-	StepRecorded Step = "recorded"
-	// StepSettled: the snapshots up to there are durable.
-	StepSettled Step = "settled"
-	// StepPacked: the chunks of a new root are in the bucket, and no record names it.
-	StepPacked Step = "packed"
-	// StepFolded: the record names the root, and no segments.
-	StepFolded Step = "folded"
-	// StepChecked: its packs are there, seen where it took long.
-	StepChecked Step = "checked"
-	// StepRebased: the journal here is cut.
-	StepRebased Step = "rebased"
-	// StepRemoved: objects went that the record does without.
-	StepRemoved Step = "removed"
+	StepSealed   Step = "sealed"   // the journal has a sealed end, nothing else happened
+	StepMerged   Step = "merged"   // a segment lies in a working file
+	StepStored   Step = "stored"   // it is in the bucket, and no record names it
+	StepRecorded Step = "recorded" // the record names it
+	StepSettled  Step = "settled"  // the snapshots up to there are durable
+	StepPacked   Step = "packed"   // the chunks of a new root are in the bucket, and no record names it
+	StepFolded   Step = "folded"   // the record names the root, and no segments
+	StepChecked  Step = "checked"  // its packs are there, seen where it took long
+	StepRebased  Step = "rebased"  // the journal here is cut
+	StepRemoved  Step = "removed"  // objects went that the record does without
 )
 
 // checkAfter is how long what was stored is taken to be there, unseen, when a record names

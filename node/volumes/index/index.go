@@ -146,14 +146,10 @@ type Step string
 
 // The steps.
 const (
-	// StepNoted: the file of a volume says something new.
-	StepNoted Step = "noted"
-	// StepNamed: a folder that was made has its name.
-	StepNamed Step = "named"
-	// StepAside: the folder of an orphan has stepped aside.
-	StepAside Step = "aside"
-	// StepGone: a folder has another name, under which it is removed.
-	StepGone Step = "gone"
+	StepNoted Step = "noted" // the file of a volume says something new
+	StepNamed Step = "named" // a folder that was made has its name
+	StepAside Step = "aside" // the folder of an orphan has stepped aside
+	StepGone  Step = "gone"  // a folder has another name, under which it is removed
 )
 
 // Expected reports whether somebody waits for a volume in this folder: one was
