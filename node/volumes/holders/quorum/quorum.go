@@ -289,14 +289,14 @@ func (s *State) follow() (out []Action) {
 	}
 	for _, followed := range []bool{true, false} { // those that are being filled are kept
 		for _, m := range s.live {
-			if good < s.k && (s.followed[m] != nil) == followed && !s.rests(m) && !s.empty[m] && !s.behind[m] && !slices.Contains(wanted, m) {
+			if good < s.k && (s.followed[m] != nil) == followed && s.resting[m].IsZero() && !s.empty[m] && !s.behind[m] && !slices.Contains(wanted, m) {
 				good++
 				wanted = append(wanted, m)
 			}
 		}
 	}
 	for _, m := range wanted {
-		if s.followed[m] == nil && !s.rests(m) {
+		if s.followed[m] == nil && s.resting[m].IsZero() {
 			s.followed[m] = &member{}
 			out = append(out, Follow{m, !s.named(m)})
 		}
@@ -308,11 +308,6 @@ func (s *State) follow() (out []Action) {
 		}
 	}
 	return out
-}
-
-func (s *State) rests(m trust.PublicKey) bool {
-	_, rests := s.resting[m]
-	return rests
 }
 
 // named reports whether a record may name a member.
