@@ -92,12 +92,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("nbd: %w: no exports", content.ErrInvalid)
 	case len(c.Listeners) == 0:
 		return fmt.Errorf("nbd: %w: no listener", content.ErrInvalid)
-	case min(c.ConnectionsMax, c.RequestsMax) < 1:
-		return fmt.Errorf("nbd: %w: ConnectionsMax is %d, RequestsMax %d, want at least 1", content.ErrInvalid, c.ConnectionsMax, c.RequestsMax)
-	case c.BytesMax < payloadMax+1<<20:
-		return fmt.Errorf("nbd: %w: BytesMax is %d, want at least %d: one request of the largest size and its reply", content.ErrInvalid, c.BytesMax, payloadMax+1<<20)
-	case c.HandshakeTimeout < 0 || c.DrainTimeout < 0:
-		return fmt.Errorf("nbd: %w: a timeout is negative: handshake %v, drain %v", content.ErrInvalid, c.HandshakeTimeout, c.DrainTimeout)
 	}
 	return nil
 }

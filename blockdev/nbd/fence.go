@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -43,12 +44,7 @@ func (e *export) enter(c *conn) {
 func (e *export) leave(c *conn) (last bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var next []*conn
-	for _, other := range e.list() {
-		if other != c {
-			next = append(next, other)
-		}
-	}
+	next := slices.DeleteFunc(slices.Clone(e.list()), func(other *conn) bool { return other == c })
 	e.conns.Store(&next)
 	return len(next) == 0
 }

@@ -151,25 +151,24 @@ func (r *ring) next() (*submission, error) {
 	return (*submission)(unsafe.Pointer(&r.sqeMap[at])), nil
 }
 
+// add adds a submission without a command.
+func (r *ring) add(s submission) error {
+	next, err := r.next()
+	if err == nil {
+		*next = s
+	}
+	return err
+}
+
 // alarm has a completion with that token come after a while, -ETIME. The kernel
 // reads after at the next submit.
 func (r *ring) alarm(after *unix.Timespec, token uint64) error {
-	s, err := r.next()
-	if err != nil {
-		return err
-	}
-	s.opcode, s.addr, s.length, s.userData = opTimeout, address(after), 1, token
-	return nil
+	return r.add(submission{opcode: opTimeout, addr: address(after), length: 1, userData: token})
 }
 
 // cancel asks the kernel to give the submission with a token up, as a further one.
 func (r *ring) cancel(which, token uint64) error {
-	s, err := r.next()
-	if err != nil {
-		return err
-	}
-	s.opcode, s.addr, s.userData = opCancel, which, token
-	return nil
+	return r.add(submission{opcode: opCancel, addr: which, userData: token})
 }
 
 // submit gives the kernel all submissions and takes in what has completed, and
@@ -251,12 +250,7 @@ func (s signal) clear() {
 
 // await asks r for one completion with that token when the signal is set.
 func (s signal) await(r *ring, token uint64) error {
-	e, err := r.next()
-	if err != nil {
-		return err
-	}
-	e.opcode, e.fd, e.opFlags, e.userData = opPoll, int32(s), unix.POLLIN, token
-	return nil
+	return r.add(submission{opcode: opPoll, fd: int32(s), opFlags: unix.POLLIN, userData: token})
 }
 
 func (s signal) close() error { return unix.Close(int(s)) }

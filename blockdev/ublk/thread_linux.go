@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -242,14 +243,8 @@ func (t *thread) receive() error {
 
 // fetch asks for a queue's first requests, which makes the queue this thread's.
 func (t *thread) fetch(q *queue) error {
-	q.slot = len(t.queues)
-	for i, other := range t.queues {
-		if other == nil {
-			q.slot = i
-			break
-		}
-	}
-	if q.slot == len(t.queues) {
+	if q.slot = slices.Index(t.queues, nil); q.slot < 0 {
+		q.slot = len(t.queues)
 		t.queues = append(t.queues, nil)
 	}
 	t.queues[q.slot], q.thread = q, t

@@ -6,11 +6,10 @@ import (
 	"os"
 	"slices"
 
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const (
@@ -62,7 +61,7 @@ func (v *Volume) space() (taken, live int64) {
 	}
 	group, above := v.open.usage().Bytes, v.open
 	for _, l := range v.layers {
-		if v.holds(above.after) || v.based(above.after) {
+		if v.kept[above.after] > 0 || v.based(above.after) {
 			live, group = live+group, 0
 		}
 		group, above = max(group, l.usage().Bytes), l
@@ -124,7 +123,7 @@ func (v *Volume) joinLayers() error {
 // joint is the first layer that can be joined with the one under it, or -1. Called with mu.
 func (v *Volume) joint() int {
 	return slices.IndexFunc(v.layers[:max(len(v.layers)-1, 0)], func(l *layer) bool {
-		return !v.holds(l.after) && !v.based(l.after)
+		return v.kept[l.after] == 0 && !v.based(l.after)
 	})
 }
 

@@ -71,7 +71,9 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	}
 	v.seq, v.told = r.next-1, r.durable
 	for _, c := range lost {
-		v.lose(c)
+		if c.Length > 0 { // reading it fails
+			v.open.mem.Put(extents.Extent{Start: uint64(c.Start / extents.SectorSize), N: uint32(c.Length / extents.SectorSize), Seg: extents.SegBad})
+		}
 	}
 	short := r.short(lost, tail)
 	if tail != nil && len(lost) == 0 && (short == nil || v.cfg.ReadOnly) { // else each byte is left as it is
@@ -122,13 +124,6 @@ func (v *Volume) resume() error {
 	}
 	last.sealed = v.tail == nil
 	return nil
-}
-
-// lose marks the range of a lost entry, so that reading it fails.
-func (v *Volume) lose(c *CorruptError) {
-	if c.Length > 0 {
-		v.open.mem.Put(extents.Extent{Start: uint64(c.Start / extents.SectorSize), N: uint32(c.Length / extents.SectorSize), Seg: extents.SegBad})
-	}
 }
 
 // clear removes files that were given up before a crash, and torn ends, behind which

@@ -138,11 +138,6 @@ func (v *Volume) gone(p content.Position) error {
 	return fmt.Errorf("position %d of volume %s: %w: the journal has no such place, or did not keep it", p.Seq, v.cfg.ID, content.ErrNotFound)
 }
 
-// holds reports whether layers are not to be joined across a position. Called with mu.
-func (v *Volume) holds(p content.Position) bool {
-	return v.kept[p] > 0
-}
-
 // Release gives a position back that Keep or Seal has kept.
 func (v *Volume) Release(p content.Position) {
 	v.mu.Lock()

@@ -14,13 +14,12 @@ import (
 	"sync/atomic"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
-	"github.com/grangemesh/grange/origin/content/scratch"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/blockdev/volume/root"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
+	"github.com/grangemesh/grange/origin/content/scratch"
 )
 
 // Source reads the chunks of an immutable root.
@@ -171,16 +170,17 @@ func Open(cfg Config) (*Volume, error) {
 		return nil, fmt.Errorf("open volume %s: %w", cfg.Dir, err)
 	}
 	lost, err := v.replay()
-	if err == nil && len(lost) > 0 && !cfg.ReadOnly {
+	switch {
+	case err != nil:
+	case len(lost) > 0 && !cfg.ReadOnly:
 		err = lost[0]
+	default:
+		for _, c := range lost {
+			cfg.Log.Error("a part of the volume is lost", "why", c)
+		}
+		err = v.secure()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open volume %s: %w", cfg.Dir, err), v.Close())
-	}
-	for _, c := range lost {
-		cfg.Log.Error("a part of the volume is lost", "why", c)
-	}
-	if err := v.secure(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume %s: %w", cfg.Dir, err), v.Close())
 	}
 	if !cfg.ReadOnly {
@@ -257,7 +257,7 @@ func (v *Volume) finish() error {
 		return err
 	}
 	v.carried(due)
-	if v.appendMark(); v.tail != nil {
+	if v.mark(); v.tail != nil {
 		err = v.sync([]*segment{v.tail}, false)
 	}
 	if err == nil {

@@ -10,11 +10,10 @@ import (
 	"syscall"
 
 	"github.com/grangemesh/grange/blockdev"
-	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/content/durable"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 // batchMax is how many changes go in one write: each has two parts.
@@ -397,6 +396,8 @@ func (v *Volume) carry(d due) error {
 	if err == nil {
 		v.note(d.end)
 		v.carried(d)
+		v.take()
+		defer v.turns.pass()
 		v.mark()
 		return nil
 	}
@@ -432,15 +433,8 @@ func (v *Volume) settle(d due) {
 
 // mark notes in the journal how much of it is synced, unless it says so already.
 // Without that, damage to what was flushed just before a kill would look like a
-// tail. It makes no segment.
+// tail. It makes no segment. Called with the turn.
 func (v *Volume) mark() {
-	v.take()
-	defer v.turns.pass()
-	v.appendMark()
-}
-
-// appendMark is mark for who has the turn.
-func (v *Volume) appendMark() {
 	v.mu.RLock()
 	needless := v.told >= v.durable || v.full()
 	v.mu.RUnlock()

@@ -290,7 +290,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 		return nil, err
 	case err != nil: // that there is none at all says nothing: nobody has signed that; nor does what a wrong clock makes of it
 		a.v.cfg.Log.Debug("a volume's record can't be read now", "volume", name, "err", err)
-		a.v.missOrigin()
+		a.v.away.Store(a.v.opening.Load())
 		return right.Unreadable{}, nil
 	case r.Farm != a.v.cfg.Farm:
 		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)

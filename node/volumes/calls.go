@@ -32,7 +32,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	}
 	switch method {
 	case takenMethod:
-		return nil, v.hearTaken(ctx, string(body))
+		v.hearTaken(ctx, string(body))
+		return nil, nil
 	case snapshotMethod:
 		return v.snapshotFor(ctx, body)
 	case attachMethod:
@@ -49,17 +50,16 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 }
 
 // hearTaken looks at the record of a volume of which a member says that it is another's.
-func (v *Volumes) hearTaken(ctx context.Context, name string) error {
+func (v *Volumes) hearTaken(ctx context.Context, name string) {
 	a := v.device(name)
 	if a == nil || a.vol == nil {
-		return nil
+		return
 	}
 	v.errands.Do(ctx, func(ctx context.Context) {
 		if err := a.happen(ctx, right.Due{}); err != nil {
 			v.cfg.Log.Debug("a volume may have been taken over", "volume", name, "err", err)
 		}
 	})
-	return nil
 }
 
 // tell says to who held a volume that it does not any more. Who can't be reached now is

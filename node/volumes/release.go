@@ -51,16 +51,16 @@ func (a *attached) release(ctx context.Context) error {
 	if _, _, st := a.record(); st.Stage != right.Serving {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
-	if err := a.upload(ctx); err != nil {
-		return err
+	err := a.upload(ctx)
+	if err == nil {
+		err = a.revise(ctx, func(body *catalog.Volume) error {
+			body.State, body.Holders, body.DegradedSince = catalog.Released, nil, time.Time{} // the bucket has all
+			return nil
+		})
 	}
-	if err := a.revise(ctx, func(body *catalog.Volume) error {
-		body.State, body.Holders, body.DegradedSince = catalog.Released, nil, time.Time{} // the bucket has all
-		return nil
-	}); err != nil {
-		return err
+	if err == nil {
+		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	}
-	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	return err
 }
 

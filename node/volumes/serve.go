@@ -11,7 +11,6 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch"
-	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -24,8 +23,6 @@ import (
 // for another of its volumes.
 func (v *Volumes) skipsOrigin() bool { return v.opening.Load() && v.away.Load() }
 
-func (v *Volumes) missOrigin() { v.away.Store(v.opening.Load()) }
-
 // patience is how long the origin may take to answer: guests wait for a start.
 func (v *Volumes) patience() time.Duration {
 	if v.opening.Load() {
@@ -34,15 +31,7 @@ func (v *Volumes) patience() time.Duration {
 	return recordTimeout
 }
 
-// bring has the volume served, if it is this node's or may become so.
-func (a *attached) bring(ctx context.Context, e index.Entry) error {
-	if err := a.claim(ctx, e); err != nil {
-		return err
-	}
-	return a.present(ctx)
-}
-
-// claim has it opened.
+// claim has the volume opened, if it is this node's or may become so.
 func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
@@ -57,42 +46,13 @@ func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	return a.happen(ctx, right.Asked{Wish: right.Wish{Takeover: a.spec.Takeover, Generation: a.spec.Generation}})
 }
 
-// serve opens the volume; to nobody yet.
-func (a *attached) serve(ctx context.Context) error {
+// serve opens the volume as its record says that it is; to nobody yet.
+func (a *attached) serve(ctx context.Context) (err error) {
 	e, ok := a.v.index.Get(a.Name())
 	if !ok {
 		return content.ErrNotFound
 	}
 	e.ReadOnly = e.ReadOnly || a.spec.ReadOnly
-	return a.open(ctx, e)
-}
-
-// present opens the door that the volume is served through, once it is what it is to be.
-func (a *attached) present(ctx context.Context) (err error) {
-	e, _ := a.v.index.Get(a.Name())
-	if e.Rolling != 0 && e.Taken == "" { // else it is looked at as it was left
-		err = a.roll(ctx, e)
-	}
-	if err == nil {
-		a.disk, err = a.v.doors.OpenDisk(ctx, e, a.front, func(number int) error {
-			_, err := a.v.index.Change(e.Name, func(e *index.Entry) { e.Disk = &number })
-			return err
-		})
-	}
-	if err != nil {
-		err = errors.Join(err, a.shut())
-		a.vol, a.disk, a.folds = nil, nil, nil
-	}
-	return err
-}
-
-// journalOf says how a volume's folder is opened, without the root under it.
-func (v *Volumes) journalOf(e index.Entry) volume.Config {
-	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: v.cfg.At, Log: v.cfg.Log}
-}
-
-// open opens the volume as its record says that it is.
-func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 	cfg := a.v.journalOf(e)
 	cfg.Kept = e.Places()
 	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
@@ -120,6 +80,30 @@ func (a *attached) open(ctx context.Context, e index.Entry) (err error) {
 		a.front = limit.New(&gate.Device{Volume: a.vol, Gate: a.gate}, limit.Limits{IOPS: e.IOPS, BytesPerSecond: e.Rate})
 	}
 	return err
+}
+
+// present opens the door that the volume is served through, once it is what it is to be.
+func (a *attached) present(ctx context.Context) (err error) {
+	e, _ := a.v.index.Get(a.Name())
+	if e.Rolling != 0 && e.Taken == "" { // else it is looked at as it was left
+		err = a.roll(ctx, e)
+	}
+	if err == nil {
+		a.disk, err = a.v.doors.OpenDisk(ctx, e, a.front, func(number int) error {
+			_, err := a.v.index.Change(e.Name, func(e *index.Entry) { e.Disk = &number })
+			return err
+		})
+	}
+	if err != nil {
+		err = errors.Join(err, a.shut())
+		a.vol, a.disk, a.folds = nil, nil, nil
+	}
+	return err
+}
+
+// journalOf says how a volume's folder is opened, without the root under it.
+func (v *Volumes) journalOf(e index.Entry) volume.Config {
+	return volume.Config{Dir: v.index.Path(e), ID: e.ID, Size: e.Size, Epoch: e.Epoch, ReadOnly: e.ReadOnly, Base: e.Base, Ancestors: e.Ancestors, Step: v.cfg.At, Log: v.cfg.Log}
 }
 
 // isCurrent fails where the bucket has what this disk has not: it is a copy of what it was
@@ -209,7 +193,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		return err
 	}
 	segments := a.v.bucket().Stored(ctx, body.Segments, tails)
-	e.Ancestors = fold.Ancestors(segments, e.ID)
+	e.Ancestors = journal.Ancestors(segments, e.ID)
 	if err := a.v.index.Prepare(e); err != nil {
 		return err
 	}
@@ -224,7 +208,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		a.line.Begin(body)
 	}
 	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
-		e.Ancestors = fold.Ancestors(segments, e.ID)
+		e.Ancestors = journal.Ancestors(segments, e.ID)
 		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
 	}
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names

@@ -99,7 +99,7 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 		return at, catalog.Volume{}, err
 	}
 	var now catalog.Volume
-	if err := a.revise(ctx, func(body *catalog.Volume) error {
+	err = a.revise(ctx, func(body *catalog.Volume) error {
 		if body.Policy == catalog.PolicyOrigin && !tailed {
 			return fmt.Errorf("%w: its record could not be read until now; try again", content.ErrUnavailable)
 		}
@@ -107,11 +107,11 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 		body.Shared = max(body.Shared, at.Seq)
 		now = *body
 		return nil
-	}); err != nil {
+	})
+	if err != nil {
 		a.vol.Release(at)
-		return at, now, err
 	}
-	return at, now, nil
+	return at, now, err
 }
 
 // snapshot makes one. Its place is noted on this disk before its record says that it is

@@ -1,8 +1,6 @@
 package volumes
 
 import (
-	"github.com/grangemesh/grange/node/volumes/fold"
-
 	"cmp"
 	"context"
 	"errors"
@@ -13,13 +11,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/doors"
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -160,21 +158,13 @@ func (v *Volumes) openAll(ctx context.Context) error {
 	v.opening.Store(true)
 	defer v.opened.Store(true)
 	defer v.opening.Store(false)
-	entries := v.index.Sorted()
-	if err := v.doors.Sweep(ctx, entries); err != nil {
+	if err := v.doors.Sweep(ctx, v.index.Sorted()); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
-	group := new(errgroup.Group)
-	group.SetLimit(parallelOpens)
-	for _, e := range entries {
-		if e.Attached {
-			group.Go(func() error {
-				v.openLater(ctx, e.Name)
-				return nil
-			})
-		}
-	}
-	return group.Wait()
+	return v.each(func(name string, _ *attached) error {
+		v.openLater(ctx, name)
+		return nil
+	})
 }
 
 // Run opens the volumes and serves them until ctx ends; then it drains and closes
@@ -359,7 +349,10 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 		v.setDevice(e.Name, before)
 	}
 	a := v.newAttached(e, spec)
-	if a.err = a.bring(ctx, e); a.err != nil {
+	if a.err = a.claim(ctx, e); a.err == nil {
+		a.err = a.present(ctx)
+	}
+	if a.err != nil {
 		a.err = errors.Join(a.err, a.drop(a.err))
 	}
 	now, here := v.index.Get(e.Name)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -20,6 +21,16 @@ type AdoptedSegment struct {
 	Ref  content.SegmentRef
 	Path string
 	Open func() (io.ReadCloser, error)
+}
+
+// Ancestors are the other volumes that wrote segments of a volume of that ID.
+func Ancestors(segments []AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
+	for _, s := range segments {
+		if s.Ref.Volume != id && !slices.Contains(out, s.Ref.Volume) {
+			out = append(out, s.Ref.Volume)
+		}
+	}
+	return out
 }
 
 // Adopt fills the folder of a volume that Create has made, and nobody has opened, with

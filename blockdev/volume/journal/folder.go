@@ -11,9 +11,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // MergePrefix begins the names of merged segments until they are whole.

@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Merger writes a merged segment: entries of what is still needed, all with the seq of the
@@ -22,7 +21,7 @@ type Merger struct {
 
 // NewMerger begins a segment, which has a header for a merged one.
 func NewMerger(h Header, out io.Writer) (*Merger, error) {
-	m := &Merger{Header: h, seed: Seed(h.Volume, h.Number), out: out, table: Table{Seq: h.Merged}}
+	m := &Merger{Header: h, seed: Seed(h.Volume, h.Number), out: out, table: Table{Seq: h.Merged}, buf: make([]byte, HeadMax+WriteMax)}
 	return m, m.write(h.Encode())
 }
 
@@ -37,9 +36,6 @@ func (m *Merger) Room(e extents.Extent) []byte {
 	if !e.Stored() {
 		return nil
 	}
-	if m.buf == nil {
-		m.buf = make([]byte, HeadMax+WriteMax)
-	}
 	return m.buf[DataEntry(0, int(e.N)*extents.SectorSize).DataOffset():][:int(e.N)*extents.SectorSize]
 }
 
@@ -51,9 +47,6 @@ func (m *Merger) Add(e extents.Extent) (extents.Extent, error) {
 		x.Kind = KindData
 	case e.Entry > 0:
 		x.Kind = KindKeep
-	}
-	if m.buf == nil {
-		m.buf = make([]byte, HeadMax+WriteMax)
 	}
 	b := m.buf[:x.Size()]
 	SumUnits(b[extents.EntryHeader:x.DataOffset()], b[x.DataOffset():])

@@ -2,11 +2,8 @@ package journal
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"os"
-
-	"github.com/grangemesh/grange/blockdev/volume/extents"
 )
 
 // Window reads a segment in pieces that are larger than what is asked of it.
@@ -61,13 +58,8 @@ func (w *Window) Entry(off int64) (Entry, []byte, error) {
 	if b, err = w.at(off, int(e.Size())); err != nil {
 		return e, nil, err
 	}
-	if int64(len(b)) < e.Size() {
+	if int64(len(b)) < e.Size() || !e.intact(b) {
 		return e, nil, ErrNoEntry
-	}
-	for u := range e.Units() {
-		if UnitSum(b[e.DataOffset():e.Size()], u) != binary.LittleEndian.Uint32(b[extents.EntryHeader+4*u:]) {
-			return e, nil, ErrNoEntry
-		}
 	}
 	return e, b, nil
 }

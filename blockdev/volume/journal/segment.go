@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 
-	"github.com/grangemesh/grange/origin/content"
-
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (

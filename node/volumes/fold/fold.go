@@ -38,26 +38,16 @@ type Step string
 
 // The steps, in their order.
 const (
-	// StepSealed: the journal has a sealed end, nothing else happened.
-	StepSealed Step = "sealed"
-	// StepMerged: a segment lies in a working file.
-	StepMerged Step = "merged"
-	// StepStored: it is in the bucket, and no record names it.
-	StepStored Step = "stored"
-	// StepRecorded: the record names it.
-	StepRecorded Step = "recorded"
-	// StepSettled: the snapshots up to there are durable.
-	StepSettled Step = "settled"
-	// StepPacked: the chunks of a new root are in the bucket, and no record names it.
-	StepPacked Step = "packed"
-	// StepFolded: the record names the root, and no segments.
-	StepFolded Step = "folded"
-	// StepChecked: its packs are there, seen where it took long.
-	StepChecked Step = "checked"
-	// StepRebased: the journal here is cut.
-	StepRebased Step = "rebased"
-	// StepRemoved: objects went that the record does without.
-	StepRemoved Step = "removed"
+	StepSealed   Step = "sealed"   // the journal has a sealed end, nothing else happened
+	StepMerged   Step = "merged"   // a segment lies in a working file
+	StepStored   Step = "stored"   // it is in the bucket, and no record names it
+	StepRecorded Step = "recorded" // the record names it
+	StepSettled  Step = "settled"  // the snapshots up to there are durable
+	StepPacked   Step = "packed"   // the chunks of a new root are in the bucket, and no record names it
+	StepFolded   Step = "folded"   // the record names the root, and no segments
+	StepChecked  Step = "checked"  // its packs are there, seen where it took long
+	StepRebased  Step = "rebased"  // the journal here is cut
+	StepRemoved  Step = "removed"  // objects went that the record does without
 )
 
 // checkAfter is how long what was stored is taken to be there, unseen, when a record names
@@ -76,7 +66,7 @@ type Config struct {
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
 	// Root makes a root readable.
 	Root func(ctx context.Context, head pack.Head) (volume.Source, error)
-	// Pending are the places of snapshots that are not durable yet, rising; nil is none.
+	// Pending are the places of snapshots that are not durable yet, rising.
 	// Settle makes those durable that the record reaches, given what it says.
 	Pending func() []content.Position
 	Settle  func(ctx context.Context, now catalog.Volume) error
@@ -89,11 +79,9 @@ type Config struct {
 	Signer trust.Signer
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
-	// Now is the clock, nil is time.Now; Log may be nil.
-	Now func() time.Time
-	Log *slog.Logger
-	// At is called at each step; an error ends the fold there. For tests; nil in the
-	// product.
+	Now   func() time.Time
+	Log   *slog.Logger
+	// At is called at each step; an error ends the fold there, as tests want it.
 	At func(Step) error
 }
 
@@ -115,18 +103,6 @@ type Fold struct {
 
 // New builds a Fold of a volume that is open.
 func New(cfg Config) *Fold {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.At == nil {
-		cfg.At = func(Step) error { return nil }
-	}
-	if cfg.Pending == nil {
-		cfg.Pending = func() []content.Position { return nil }
-	}
 	f := &Fold{cfg: cfg}
 	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
 		f.end = end
@@ -286,23 +262,14 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, throug
 		return err
 	}
 	if f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
-		if err := f.isThere(ctx, store, ref, file); err != nil {
-			return err
+		if err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err != nil {
+			return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
 		}
 	}
 	if err := f.reached(ctx); err != nil {
 		return err
 	}
 	return f.remove(ctx, store, was)
-}
-
-// isThere puts a segment back that went before the record named it.
-func (f *Fold) isThere(ctx context.Context, store bucket.Bucket, ref content.SegmentRef, file *working) error {
-	err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes))
-	if err != nil {
-		return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
-	}
-	return nil
 }
 
 // revise changes the record that was built on, says when, and goes past a step. Where

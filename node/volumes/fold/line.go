@@ -61,7 +61,7 @@ func (l *Line) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, err
 func (l *Line) Begin(body catalog.Volume) { l.tails.Store(l.behind(body.ID, body.Through())) }
 
 func (l *Line) behind(id content.VolumeID, after content.Position) *Tails {
-	return NewTails(TailsConfig{Bucket: l.Bucket, Dir: l.Dir(id), After: after, Ends: l.Ends})
+	return &Tails{line: l, dir: l.Dir(id), last: after}
 }
 
 // Of returns the tails of a volume whose record is this node's, nil where its flushes don't

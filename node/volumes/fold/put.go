@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -107,16 +106,6 @@ func Adopted(ctx context.Context, stored []Stored) []journal.AdoptedSegment {
 	out := make([]journal.AdoptedSegment, len(stored))
 	for i, s := range stored {
 		out[i] = journal.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
-	}
-	return out
-}
-
-// Ancestors are the other volumes that wrote segments of a volume of that ID.
-func Ancestors(segments []journal.AdoptedSegment, id content.VolumeID) (out []content.VolumeID) {
-	for _, s := range segments {
-		if s.Ref.Volume != id && !slices.Contains(out, s.Ref.Volume) {
-			out = append(out, s.Ref.Volume)
-		}
 	}
 	return out
 }

@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -85,10 +84,11 @@ func decodeTail(b []byte) (ref content.SegmentRef, err error) {
 }
 
 // Tails make durable at the origin what flushes of a volume acknowledge: what came since
-// the last one, in one put, in the order of the journal. It is a volume.Persister of the
-// policy `origin`. Safe for concurrent use.
+// the last one, in one put, in the order of the journal, under the policy `origin`. Safe for
+// concurrent use.
 type Tails struct {
-	cfg TailsConfig
+	line *Line
+	dir  string // of working files
 
 	mu   sync.Mutex // held while one is put: who waits shares the next
 	last content.Position
@@ -97,34 +97,10 @@ type Tails struct {
 	put  []content.SegmentRef // that the record does not cover yet
 }
 
-// TailsConfig is what Tails are built from.
-type TailsConfig struct {
-	Bucket func() (bucket.Bucket, error)
-	// Dir takes working files.
-	Dir string
-	// After is where the tails of the epochs before end, as EndEpoch has said.
-	After content.Position
-	// Ends are places where a tail is to end, if it comes by: see Line. nil is none.
-	Ends func() []content.Position
-}
-
 // tail is one that is being put.
 type tail struct {
 	ref  content.SegmentRef
 	file *working
-}
-
-// NewTails builds Tails. The caller closes it.
-func NewTails(cfg TailsConfig) *Tails { return &Tails{cfg: cfg, last: cfg.After} }
-
-// Close gives up what is not put; calls of Persist have ended.
-func (t *Tails) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.next != nil {
-		t.next.file.close()
-		t.next = nil
-	}
 }
 
 // Through is up to where the origin has the journal, which is a volume's lag.
@@ -134,13 +110,9 @@ func (t *Tails) Through() content.Position {
 	return t.last
 }
 
-// Persist implements volume.Persister: it returns when the origin has all up to a place.
-// That another node has ended the epoch is content.ErrFenced.
-func (t *Tails) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	return t.persist(ctx, v, upTo)
-}
-
-func (t *Tails) persist(ctx context.Context, j Journal, upTo content.Position) error {
+// Persist returns when the origin has all of a journal up to a place. That another node has
+// ended the epoch is content.ErrFenced.
+func (t *Tails) Persist(ctx context.Context, j Journal, upTo content.Position) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.last.Seq < upTo.Seq {
@@ -186,8 +158,8 @@ func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position,
 
 // ends are where the next tails end that go up to a place.
 func (t *Tails) ends(through content.Position) (out []content.Position) {
-	if t.cfg.Ends != nil {
-		for _, at := range t.cfg.Ends() {
+	if t.line.Ends != nil {
+		for _, at := range t.line.Ends() {
 			if at.Seq > t.last.Seq && at.Seq < through.Seq {
 				out = append(out, at)
 			}
@@ -202,7 +174,7 @@ func (t *Tails) ends(through content.Position) (out []content.Position) {
 
 // prepare makes the next tail.
 func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position) error {
-	file, err := newWorking(t.cfg.Dir)
+	file, err := newWorking(t.dir)
 	if err != nil {
 		return err
 	}
@@ -225,7 +197,7 @@ func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position
 // putNext puts the tail that is next. One whose fate is unknown is put again as it is,
 // by the next flush: others can't come before it is settled.
 func (t *Tails) putNext(ctx context.Context, j Journal) error {
-	store, err := t.cfg.Bucket()
+	store, err := t.line.Bucket()
 	if err != nil {
 		return err
 	}

@@ -35,11 +35,11 @@ func (w *world) flush() error {
 	w.journal.mu.Lock()
 	end := w.journal.end
 	w.journal.mu.Unlock()
-	return w.tails.persist(w.t.Context(), w.journal, end)
+	return w.tails.Persist(w.t.Context(), w.journal, end)
 }
 
 func (w *world) newTails(after content.Position) {
-	w.tails = NewTails(TailsConfig{Bucket: w.bucket, Dir: w.t.TempDir(), After: after})
+	w.tails = &Tails{line: &Line{Bucket: w.bucket}, dir: w.t.TempDir(), last: after}
 	w.t.Cleanup(w.tails.Close)
 }
 
@@ -299,4 +299,14 @@ func FuzzTail(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// Close gives up what is not put; calls of Persist have ended.
+func (t *Tails) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next != nil {
+		t.next.file.close()
+		t.next = nil
+	}
 }

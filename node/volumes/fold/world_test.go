@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -316,7 +317,7 @@ func (w *world) config() Config {
 			return slices.Clone(w.pending)
 		},
 		Settle: w.settle, Packs: new(build.Shared),
-		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now,
+		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now, Log: slog.New(slog.DiscardHandler),
 		At: func(s Step) error {
 			if w.at == nil {
 				return nil

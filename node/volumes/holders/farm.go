@@ -25,11 +25,18 @@ type Farm struct {
 	Self trust.PublicKey
 	// Live are the members of the farm that are alive, but for this one.
 	Live func() []trust.PublicKey
-	// Fills has room for FillsMax.
+	// Fills has room for FillsMax, and is shared by the writers of a node.
 	Fills chan struct{}
 	// Now may be nil.
 	Now func() time.Time
 	Log *slog.Logger
+}
+
+func (f *Farm) now() time.Time {
+	if f.Now != nil {
+		return f.Now()
+	}
+	return time.Now()
 }
 
 // Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
@@ -69,10 +76,15 @@ type Owner struct {
 	// Record is what is known of the record; sure says that its epoch is this node's, as
 	// far as anybody could tell before this node last stood still.
 	Record func() (body catalog.Volume, sure bool)
-	// Revise, Outbid and Owned are as in WriterConfig.
+	// Revise writes the record over the one known last; ErrFenced means that the epoch is
+	// not this node's any more, another error that it may have been written.
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
+	// Outbid writes to the record that its node has an epoch later than the given one, and
+	// returns which it has; with an error it may have been written, ErrFenced as for Revise.
+	// A writer under that epoch follows this one.
 	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
-	Owned  func(context.Context) error
+	// Owned reads the record, for sure: ErrFenced as for Revise.
+	Owned func(context.Context) error
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
 	Origin volume.Persister
 }
@@ -90,8 +102,6 @@ type Guard struct {
 	since   uint64  // epoch of the first writer
 	writer  *Writer // nil while no holder is asked for
 	stop    func()  // ends it
-	k       int
-	alone   bool
 	closed  bool
 }
 
@@ -188,10 +198,9 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 		return nil, fmt.Errorf("%w: whether volume %s is this node's still is not known, and nobody is asked to hold it before", content.ErrUnavailable, g.owner.Name())
 	case g.writer == nil:
 		g.start(body, claim, floor)
-	case k != g.k || alone != g.alone:
+	default:
 		g.writer.Want(k, alone)
 	}
-	g.k, g.alone = k, alone
 	g.writer.Based(body.Through())
 	return g.writer, nil
 }
@@ -207,9 +216,8 @@ func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
 	g.since = cmp.Or(g.since, claim.Epoch)
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
-		Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
-		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(), Based: func() content.Position { now, _ := g.owner.Record(); return now.Through() },
-		Lane: g.farm.Lane, Live: g.farm.Live, Revise: g.owner.Revise, Outbid: g.owner.Outbid, Owned: g.owner.Owned, Fills: g.farm.Fills, Now: g.farm.Now, Log: g.farm.Log,
+		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
+		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

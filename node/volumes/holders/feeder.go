@@ -351,8 +351,3 @@ func (s *sender) send(seq uint64) error {
 		return context.Cause(s.ctx)
 	}
 }
-
-// sectionTo writes the bytes of a file from off to end.
-func sectionTo(w io.Writer, f io.ReaderAt, off, end int64) (int64, error) {
-	return io.Copy(w, io.NewSectionReader(f, off, end-off))
-}

@@ -1,12 +1,11 @@
 package holders
 
 import (
-	"github.com/grangemesh/grange/blockdev/volume/journal"
-
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/durable"
@@ -53,7 +53,7 @@ type Heir struct {
 	K int
 	// Self is this node, which is no holder of its own volume any more.
 	Self trust.PublicKey
-	// Lane asks holders, this node too: see Near. Live is as in WriterConfig.
+	// Lane asks holders, this node too: see Near. Live is as in Farm.
 	Lane Lane
 	Live func() []trust.PublicKey
 	// Dir takes the segments; it is there and empty.
@@ -312,7 +312,7 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 // record does not name.
 func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []journal.AdoptedSegment) (err error) {
 	if held == nil {
-		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: x.ancestors(segments), Begin: true}); err != nil {
+		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: journal.Ancestors(segments, x.Record.ID), Begin: true}); err != nil {
 			return err
 		}
 		if held == nil {
@@ -342,16 +342,6 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, seg
 	return errors.Join(err, <-failed)
 }
 
-// ancestors are other volumes that segments are of.
-func (x *heir) ancestors(segments []journal.AdoptedSegment) (out []content.VolumeID) {
-	for _, s := range segments {
-		if id := s.Ref.Volume; id != x.Record.ID && !slices.Contains(out, id) {
-			out = append(out, id)
-		}
-	}
-	return out
-}
-
 // send sends what comes behind the first segments, of which the last may be had in part.
 func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) error {
 	for i, segment := range segments {
@@ -367,7 +357,7 @@ func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) erro
 			return err
 		}
 		s.seq = segment.Ref.After.Seq
-		_, err = sectionTo(s, f, off, segment.Ref.Bytes)
+		_, err = io.Copy(s, io.NewSectionReader(f, off, segment.Ref.Bytes-off))
 		if err == nil {
 			err = s.flush(segment.Ref.Through.Seq)
 		}

@@ -134,13 +134,6 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// Used is what is held, in bytes, and Volumes for how many volumes.
-func (s *Store) Used() (used int64, volumes int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.used.Load(), len(s.volumes)
-}
-
 // Take implements exchange.Holder.
 func (s *Store) Take(from exchange.Peer, m wire.Message) func(context.Context) (*wire.Held, []byte, error) {
 	if !from.Identity.Role.IsMember() || from.Identity.Farm != s.cfg.Farm {

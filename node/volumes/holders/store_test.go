@@ -521,3 +521,10 @@ func FuzzNote(f *testing.F) {
 		}
 	})
 }
+
+// Used is what is held, in bytes, and for how many volumes.
+func (s *Store) Used() (used int64, volumes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used.Load(), len(s.volumes)
+}

@@ -1,12 +1,10 @@
 package holders
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -68,13 +66,16 @@ type Journal interface {
 
 // WriterConfig is what a Writer is built from.
 type WriterConfig struct {
+	*Farm
+	Owner
 	// Claim is the volume, its epoch and the incarnation, as the record has them. This
 	// process has written the volume from the epoch Since on, when its journal ended with
 	// the entry Began.
 	Claim wire.Claim
 	Since uint64
 	Began uint64
-	Name  string
+	// Name is what it was called when the writer began.
+	Name string
 	// Ancestors are other volumes with whose segments the journal may begin.
 	Ancestors []content.VolumeID
 	// Policy says how many holders there are, and Alone whether flushes go on without.
@@ -83,25 +84,6 @@ type WriterConfig struct {
 	// Said is what the record says of holders, and Through up to where the bucket has all.
 	Said    quorum.Record
 	Through content.Position
-	// Based is up to where it has all by now; nil where that does not change.
-	Based func() content.Position
-	Lane  Lane
-	// Live are the members of the farm that are alive, but for this one.
-	Live func() []trust.PublicKey
-	// Revise writes the record over the one known last; ErrFenced means that the epoch is
-	// not this node's any more, another error that it may have been written.
-	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
-	// Outbid writes to the record that its node has an epoch later than the given one, and
-	// returns which it has; with an error it may have been written, ErrFenced as for Revise.
-	// A writer under that epoch follows this one.
-	Outbid func(ctx context.Context, epoch uint64) (uint64, error)
-	// Owned reads the record, for sure: ErrFenced as for Revise.
-	Owned func(context.Context) error
-	// Fills has room for FillsMax, and is shared by the writers of a node.
-	Fills chan struct{}
-	// Now may be nil.
-	Now func() time.Time
-	Log *slog.Logger
 }
 
 // Writer has others hold what a volume writes. Use: NewWriter, Run. It implements
@@ -128,10 +110,6 @@ var _ volume.Persister = (*Writer)(nil)
 // NewWriter returns the writer of a volume of which entries up to floor are durable here,
 // and so may have been acknowledged.
 func NewWriter(cfg WriterConfig, floor uint64) *Writer {
-	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
 	return &Writer{
 		cfg: cfg, state: quorum.New(cfg.K, cfg.Alone, cfg.Said, floor), feeders: map[trust.PublicKey]*feeder{},
 		changed: make(chan struct{}), halted: make(chan struct{}), through: cfg.Through,
@@ -164,10 +142,9 @@ func (w *Writer) Run(ctx context.Context, j Journal) error {
 	defer tick.Stop()
 	work.Go(func() { w.own(ctx) })
 	for {
-		if w.cfg.Based != nil { // a fold tells nobody
-			w.Based(w.cfg.Based())
-		}
-		w.step(quorum.Tick{Now: w.cfg.Now(), Live: w.ranked()})
+		now, _ := w.cfg.Record()
+		w.Based(now.Through()) // a fold tells nobody
+		w.step(quorum.Tick{Now: w.cfg.now(), Live: w.ranked()})
 		w.step(quorum.Flushing{Seq: w.flushed()}) // one may have begun before
 		select {
 		case <-tick.C:
@@ -285,14 +262,17 @@ func (w *Writer) Err() error {
 // Want changes how many holders there are, and whether flushes go on without.
 func (w *Writer) Want(k int, alone bool) {
 	w.mu.Lock()
+	same := w.cfg.K == k && w.cfg.Alone == alone
 	w.cfg.K, w.cfg.Alone = k, alone
 	w.mu.Unlock()
-	w.step(quorum.Wanted{K: k, Lone: alone})
+	if !same {
+		w.step(quorum.Wanted{K: k, Lone: alone})
+	}
 }
 
 // commit writes who the holders are.
 func (w *Writer) commit(ctx context.Context, r quorum.Record) {
-	now := w.cfg.Now()
+	now := w.cfg.now()
 	err := w.cfg.Revise(ctx, func(v *catalog.Volume) error {
 		v.Holders = slices.Clone(r.Holders)
 		switch {
@@ -376,25 +356,6 @@ func (w *Writer) Based(p content.Position) {
 	if !old {
 		w.step(quorum.Based{})
 		w.wake()
-	}
-}
-
-// Ready waits until the record names all holders that are asked for.
-func (w *Writer) Ready(ctx context.Context) error {
-	tick := time.NewTicker(tickInterval)
-	defer tick.Stop()
-	for {
-		w.mu.Lock()
-		ready, stopped := len(w.state.Holders()) >= w.cfg.K && !w.state.Degraded(), w.stopped
-		w.mu.Unlock()
-		if ready || stopped != nil {
-			return stopped
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: too few members of the farm take what is written: %w", content.ErrUnavailable, context.Cause(ctx))
-		}
 	}
 }
 

@@ -146,14 +146,10 @@ type Step string
 
 // The steps.
 const (
-	// StepNoted: the file of a volume says something new.
-	StepNoted Step = "noted"
-	// StepNamed: a folder that was made has its name.
-	StepNamed Step = "named"
-	// StepAside: the folder of an orphan has stepped aside.
-	StepAside Step = "aside"
-	// StepGone: a folder has another name, under which it is removed.
-	StepGone Step = "gone"
+	StepNoted Step = "noted" // the file of a volume says something new
+	StepNamed Step = "named" // a folder that was made has its name
+	StepAside Step = "aside" // the folder of an orphan has stepped aside
+	StepGone  Step = "gone"  // a folder has another name, under which it is removed
 )
 
 // Expected reports whether somebody waits for a volume in this folder: one was
@@ -442,15 +438,15 @@ func (x *Index) Remove(e Entry) error {
 		return err
 	}
 	x.at(StepGone)
-	x.forget(e)
+	x.forget(e.Name)
 	return os.RemoveAll(path + halfGone)
 }
 
 // forget takes a volume away, not its folder.
-func (x *Index) forget(e Entry) {
+func (x *Index) forget(name string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(x.entries, e.Name)
+	delete(x.entries, name)
 }
 
 // Rename gives a volume another name, which must be free.
@@ -458,13 +454,11 @@ func (x *Index) Rename(old string, e Entry) error {
 	if err := x.Free(e.Name); err != nil && !errors.Is(err, content.ErrNoSpace) {
 		return err
 	}
-	if err := x.put(e); err != nil {
-		return err
+	err := x.put(e)
+	if err == nil {
+		x.forget(old)
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	delete(x.entries, old)
-	return nil
+	return err
 }
 
 // orphansDir holds the folders of orphans whose volume is here again, and nothing else.
@@ -495,7 +489,7 @@ func (x *Index) setAside(e Entry) error {
 		return err
 	}
 	x.at(StepAside)
-	x.forget(e)
+	x.forget(e.Name)
 	if x.mu.Lock(); !e.Orphan {
 		x.aside = append(x.aside, e)
 	}

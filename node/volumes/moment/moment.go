@@ -103,7 +103,7 @@ func (cfg Config) Open(ctx context.Context, body catalog.Snapshot) (m Moment, er
 	if err != nil {
 		return m, errors.Join(err, gone())
 	}
-	if m, err = cfg.OpenFolder(ctx, body, fold.Ancestors(segments, body.ID), folder); err != nil {
+	if m, err = cfg.OpenFolder(ctx, body, journal.Ancestors(segments, body.ID), folder); err != nil {
 		return m, errors.Join(err, gone())
 	}
 	closed := m.Close

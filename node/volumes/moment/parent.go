@@ -6,7 +6,6 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
-	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -33,7 +32,7 @@ func (p Parent) Begins(e *index.Entry) error {
 		return err
 	}
 	e.Head, e.Lineage, e.Base, e.Segments, e.FsUsed = p.Known.Head, p.Known.Lineage, p.Known.Base, p.Known.Segments, p.Known.FsUsed
-	e.Ancestors = fold.Ancestors(p.Segments, e.ID)
+	e.Ancestors = journal.Ancestors(p.Segments, e.ID)
 	return nil
 }
 

@@ -82,8 +82,8 @@ type Wish struct {
 	Generation uint64 // 0 asks nothing
 }
 
-// Event is what happens to a volume's state.
-type Event interface{ event() }
+// Event is what happens to a volume's state: one of the types below.
+type Event any
 
 type (
 	// Asked: it is to be attached.
@@ -110,17 +110,6 @@ type (
 	// Outbid: the next epoch is to be taken, and to be later than this.
 	Outbid struct{ Epoch uint64 }
 )
-
-func (Asked) event()      {}
-func (Sighted) event()    {}
-func (Unreadable) event() {}
-func (Written) event()    {}
-func (Overtaken) event()  {}
-func (Unwritten) event()  {}
-func (Unkept) event()     {}
-func (StoodStill) event() {}
-func (Due) event()        {}
-func (Outbid) event()     {}
 
 // Deed is what is to be done about a volume.
 type Deed string

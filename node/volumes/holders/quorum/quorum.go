@@ -145,9 +145,7 @@ func New(k int, lone bool, said Record, floor uint64) *State {
 // Step takes what has happened and says what is to be done.
 func (s *State) Step(e Event) []Action {
 	e.change(s)
-	if a := s.reach(); a > s.acknowledged {
-		s.acknowledged = a
-	}
+	s.acknowledged = max(s.acknowledged, s.reach())
 	switch {
 	case s.flushing <= s.acknowledged:
 		s.short = time.Time{}
@@ -187,11 +185,7 @@ func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.
 
 func (e Tick) change(s *State) {
 	s.now, s.live = e.Now, e.Live
-	for m, until := range s.resting {
-		if !s.now.Before(until) {
-			delete(s.resting, m)
-		}
-	}
+	maps.DeleteFunc(s.resting, func(_ trust.PublicKey, until time.Time) bool { return !s.now.Before(until) })
 }
 
 func (e Flushing) change(s *State) { s.flushing = max(s.flushing, e.Seq) }
@@ -229,17 +223,9 @@ func (Based) change(s *State) { // what members lacked, the record has
 
 func (e Recorded) change(s *State) {
 	s.said, s.maybe, s.next, s.writing, s.confirmed = e.Record, nil, nil, false, s.now
-	for m := range s.lost {
-		if !slices.Contains(s.said.Holders, m) {
-			delete(s.lost, m)
-		}
+	for _, of := range []map[trust.PublicKey]bool{s.lost, s.empty, s.behind} { // who is not named any more may begin anew
+		maps.DeleteFunc(of, func(m trust.PublicKey, _ bool) bool { return !slices.Contains(s.said.Holders, m) })
 	}
-	for m := range s.empty {
-		if !slices.Contains(s.said.Holders, m) { // it may begin anew
-			delete(s.empty, m)
-		}
-	}
-	maps.DeleteFunc(s.behind, func(m trust.PublicKey, _ bool) bool { return !slices.Contains(s.said.Holders, m) })
 }
 
 func (Confirmed) change(s *State) { s.confirmed = s.now }
@@ -303,14 +289,14 @@ func (s *State) follow() (out []Action) {
 	}
 	for _, followed := range []bool{true, false} { // those that are being filled are kept
 		for _, m := range s.live {
-			if good < s.k && (s.followed[m] != nil) == followed && !s.rests(m) && !s.empty[m] && !s.behind[m] && !slices.Contains(wanted, m) {
+			if good < s.k && (s.followed[m] != nil) == followed && s.resting[m].IsZero() && !s.empty[m] && !s.behind[m] && !slices.Contains(wanted, m) {
 				good++
 				wanted = append(wanted, m)
 			}
 		}
 	}
 	for _, m := range wanted {
-		if s.followed[m] == nil && !s.rests(m) {
+		if s.followed[m] == nil && s.resting[m].IsZero() {
 			s.followed[m] = &member{}
 			out = append(out, Follow{m, !s.named(m)})
 		}
@@ -322,11 +308,6 @@ func (s *State) follow() (out []Action) {
 		}
 	}
 	return out
-}
-
-func (s *State) rests(m trust.PublicKey) bool {
-	_, rests := s.resting[m]
-	return rests
 }
 
 // named reports whether a record may name a member.
