@@ -207,6 +207,7 @@ func (b *book) settle(m *member, a *attached) error {
 	v.name, p.device = e.Name, a.vol
 	if p == v.owner && body.Holder == m.key {
 		p.epoch = body.Epoch
+		v.rolling = nil // it was rolled back by now, or is not any more: what is written from here on stays
 	}
 	return nil
 }

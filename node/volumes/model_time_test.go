@@ -77,11 +77,7 @@ func (w *model) after(r *rapid.T) {
 	}
 	clear(w.making) // what is to be there is by now
 	for _, v := range w.byID {
-		if v.naming = nil; v.rolling != nil {
-			if body, err := w.farm.said(v.name); err != nil || body.Rolling == 0 {
-				v.rolling = nil
-			}
-		}
+		v.naming = nil
 	}
 }
 

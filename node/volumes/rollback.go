@@ -7,6 +7,7 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -57,11 +58,17 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 	return body.Number, err
 }
 
-// rollTo has the record of a volume that nobody uses say that it is being rolled back. The
+// rollTo has the record of a volume that nobody uses say that it is being rolled back. That
+// it may is noted before: where nobody can tell whether the record says so, what it was is
+// not served, as what is written to that would go once the record is read. The
 // snapshot's record is written once more then: who removes one looks at the volume's
 // before, and at what it has read of the snapshot's when it does so.
 func (a *attached) rollTo(ctx context.Context, id string, number uint64) error {
-	err := a.revise(ctx, func(body *catalog.Volume) error { body.Rolling = number; return nil })
+	err := a.revise(ctx, func(body *catalog.Volume) error {
+		body.Rolling = number
+		_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Rolling = number })
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -76,11 +83,15 @@ func (a *attached) rolled(ctx context.Context) error {
 	return a.revise(ctx, func(body *catalog.Volume) error { body.Rolling = 0; return nil })
 }
 
-// roll writes what differs from the snapshot that the volume is being rolled back to, and is
-// done when the record says no more that it is.
+// roll writes what differs from the snapshot that the volume is being rolled back to, as its
+// record says for sure, and is done when that says no more that it is.
 func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
-	if a.folds == nil {
+	_, _, st := a.record()
+	switch {
+	case a.folds == nil:
 		return fmt.Errorf("%w: it is being rolled back to %s@%d: attach it for writing", content.ErrUnavailable, e.Name, e.Rolling)
+	case st.Stage != right.Serving:
+		return fmt.Errorf("%w: whether it is rolled back to %s@%d already, still, or not at all can't be told while the origin is away", content.ErrUnavailable, e.Name, e.Rolling)
 	}
 	ref := content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Rolling}
 	defer during(&err, "roll it back to %s, as was asked for", ref)

@@ -166,3 +166,51 @@ func (d *deleting) Delete(ctx context.Context, base catalog.Record) error {
 	}
 	return d.store.Delete(ctx, base)
 }
+
+// TestRollbackWhoseReplyIsLost: the record says that the volume is being rolled back, and who
+// has it does not hear of that before the origin is away: nobody is served what it was, whose
+// writes the rollback would take away once it is known.
+func TestRollbackWhoseReplyIsLost(t *testing.T) {
+	p := newPair(t)
+	was, now := newRolled(t, p)
+	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.a.cfg.Registry = &rollLost{store: p.store}
+	if _, err := p.a.Rollback(t.Context(), "disk", "disk@1"); err == nil {
+		t.Fatal("it was rolled back by a record that nobody knows of")
+	}
+	want := was
+	for range 2 { // in this process, and in the next one
+		if d := p.a.device("disk"); d != nil && d.err == nil {
+			p.a.fill(t, "disk", now, 10, 3) // acknowledged
+			want = now
+		}
+		p.a = p.a.again(t)
+		p.join(p.a)
+		if err := p.a.openAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.store.down = false
+	p.a.now = p.a.now.Add(tryAfterMax)
+	p.a.serveLater(t.Context(), "disk")
+	p.a.is(t, "disk", want)
+	p.a = p.a.again(t)
+	p.join(p.a)
+	if err := p.a.openAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.a.is(t, "disk", want)
+}
+
+// rollLost is an origin that is away once it has a record of a volume that is rolled back.
+type rollLost struct{ *store }
+
+func (u *rollLost) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
+	r, err := u.store.Commit(ctx, kind, name, base, body)
+	if v, bad := catalog.DecodeVolume(content.NewCodec(), body); err == nil && kind == content.KindVolume && bad == nil && v.Rolling != 0 {
+		u.down, err = true, bucket.ErrUnknown
+	}
+	return r, err
+}

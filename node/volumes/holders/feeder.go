@@ -226,6 +226,7 @@ func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled fu
 			base = through
 			if at.Seq < base.Seq { // what it lacked is in the bucket
 				at, s.at, s.seq = base, wire.Place{}, base.Seq
+				f.w.step(quorum.Had{Member: f.member, Seq: base.Seq}) // nothing may ever come behind it
 			}
 		}
 		next, n, err := f.w.journal.ReadSegments(s, at, readMax)

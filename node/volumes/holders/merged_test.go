@@ -77,3 +77,35 @@ func (r *record) away(is bool) {
 		r.lost = errors.Join(content.ErrUnavailable, errors.New("the origin is away"))
 	}
 }
+
+// TestWhatTheBucketHasIsHeld: what was written, and never flushed, goes to the bucket before
+// any holder has it: the next flush waits for nobody, and nothing more has to be written.
+func TestWhatTheBucketHasIsHeld(t *testing.T) {
+	all := newNodes(t, 2)
+	r := &record{body: catalog.Volume{ID: theVolume, Size: 8 << 20, Epoch: 1, Incarnation: 11, Policy: "farm:1"}}
+	v, g := all[0].serve(t, created(t), r)
+	defer func() {
+		g.Close()
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	data := bytes.Repeat([]byte{1}, 64<<10)
+	if err := v.WriteAt(t.Context(), data, 0, true); err != nil { // it has holders by then
+		t.Fatal(err)
+	}
+	if err := v.WriteAt(t.Context(), data, 64<<10, false); err != nil {
+		t.Fatal(err)
+	}
+	p, err := v.Seal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Release(p)
+	r.mu.Lock()
+	r.body.Base = p
+	r.mu.Unlock()
+	if err := v.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
