@@ -370,8 +370,9 @@ func (a *attached) leave(ctx context.Context) {
 	seen := a.right.From
 	who, _ := a.v.cfg.Holder(ctx, seen.Holder)
 	a.v.tell(ctx, seen.Holder, a.Name())
-	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() {
-		return
+	k, _ := catalog.PolicyHolders(seen.Policy)
+	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() && (k == 0 || len(seen.Holders) > 0) {
+		return // else the last holder may have lost what it had
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -128,5 +129,16 @@ func TestPurgeOfWhatIsLeft(t *testing.T) {
 		if _, err := p.b.Find(t.Context(), "disk"); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestTakeoverOfWhatNobodyHolds: a volume whose last holder has lost what it had is taken over
+// as the bucket has it, and whoever does so is told what stays behind.
+func TestTakeoverOfWhatNobodyHolds(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:1"})
+	p.b.put(t, "disk", Spec{Takeover: true})
+	if view, err := p.b.Get("disk"); err != nil || !strings.Contains(view.Detail, "stays there, as snapshot:disk@e1-orphan") {
+		t.Errorf("%q, %v", view.Detail, err)
 	}
 }

@@ -55,9 +55,10 @@ type feeder struct {
 	w      *Writer
 	member trust.PublicKey
 	to     peer.ID
-	begin  bool          // it has nothing yet, and no record names it
-	late   bool          // it comes in place of another, who may be back soon
-	more   chan struct{} // there may be more
+	begin  bool             // it has nothing yet, and no record names it
+	late   bool             // it comes in place of another, who may be back soon
+	more   chan struct{}    // there may be more
+	base   content.Position // that the holder was told of last: of who follows it alone
 
 	cancel context.CancelFunc // guarded by the writer's mu
 	left   bool               // so is this
@@ -101,6 +102,12 @@ func (f *feeder) run(ctx context.Context) {
 		f.w.stop(fmt.Errorf("%w: a holder has what this disk has not, so that it was rolled back, or cloned: %w", content.ErrFenced, err))
 	case !f.begin && errors.Is(err, errMerged):
 		f.w.step(quorum.Behind{Member: f.member})
+		f.w.mu.Lock()
+		based := f.w.through.Seq > f.base.Seq
+		f.w.mu.Unlock()
+		if based { // before the state had heard of this one
+			f.w.step(quorum.Based{})
+		}
 	case !f.begin && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrCorrupt)):
 		f.w.step(quorum.Empty{Member: f.member})
 	default:
@@ -211,7 +218,8 @@ func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 
 // feed sends what the journal has, again and again; filled is called when that is all.
 func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled func()) error {
-	at, base := held.End(), held.Base
+	at := held.End()
+	f.base = held.Base
 	f.w.step(quorum.Had{Member: f.member, Seq: at.Seq})
 	pulse := time.NewTimer(pulseAfter)
 	defer pulse.Stop()
@@ -219,14 +227,14 @@ func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled fu
 		f.w.mu.Lock()
 		through := f.w.through
 		f.w.mu.Unlock()
-		if through.Seq > base.Seq {
+		if through.Seq > f.base.Seq {
 			if _, _, err := f.asked().ask(ctx, wire.Drop{Claim: s.claim, Base: through}); err != nil {
 				return err
 			}
-			base = through
-			if at.Seq < base.Seq { // what it lacked is in the bucket
-				at, s.at, s.seq = base, wire.Place{}, base.Seq
-				f.w.step(quorum.Had{Member: f.member, Seq: base.Seq}) // nothing may ever come behind it
+			f.base = through
+			if at.Seq < f.base.Seq { // what it lacked is in the bucket
+				at, s.at, s.seq = f.base, wire.Place{}, f.base.Seq
+				f.w.step(quorum.Had{Member: f.member, Seq: f.base.Seq}) // nothing may ever come behind it
 			}
 		}
 		next, n, err := f.w.journal.ReadSegments(s, at, readMax)
@@ -244,7 +252,7 @@ func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled fu
 		select {
 		case <-f.more:
 		case <-pulse.C:
-			if _, _, err := f.asked().ask(ctx, wire.Promise{Claim: s.claim, Base: base, Name: f.w.cfg.Name, Ancestors: f.w.cfg.Ancestors}); err != nil {
+			if _, _, err := f.asked().ask(ctx, wire.Promise{Claim: s.claim, Base: f.base, Name: f.w.cfg.Name, Ancestors: f.w.cfg.Ancestors}); err != nil {
 				return err
 			}
 		case <-ctx.Done():
