@@ -70,14 +70,13 @@ func (d *Device) Limits() Limits {
 // wait returns when n bytes may be read or written.
 func (d *Device) wait(ctx context.Context, n int) error {
 	for p := d.pace.Load(); p != nil; p = d.pace.Load() {
-		if err := p.wait(ctx, n); err != errOver {
+		if over, err := p.wait(ctx, n); !over {
 			return err
 		}
 	}
 	return nil
 }
 
-// ReadAt implements blockdev.Device.
 func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := d.wait(ctx, len(p)); err != nil {
 		return err
@@ -85,19 +84,16 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return d.Device.ReadAt(ctx, p, off)
 }
 
-// TryReadAt implements blockdev.Device.
 func (d *Device) TryReadAt(p []byte, off int64) bool {
 	x := d.pace.Load()
 	return x.open(len(p)) && d.Device.TryReadAt(p, off) && x.spend(len(p))
 }
 
-// TryReadTo implements blockdev.Device.
 func (d *Device) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	x := d.pace.Load()
 	return x.open(n) && d.Device.TryReadTo(w, n, off) && x.spend(n)
 }
 
-// WriteAt implements blockdev.Device.
 func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
 	if err := d.wait(ctx, len(p)); err != nil {
 		return err
@@ -105,7 +101,6 @@ func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) err
 	return d.Device.WriteAt(ctx, p, off, fua)
 }
 
-// TryWriteFrom implements blockdev.Device.
 func (d *Device) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	x := d.pace.Load()
 	return x.open(n) && d.Device.TryWriteFrom(data, n, off) && x.spend(n)
@@ -126,7 +121,6 @@ func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
 	return len(ws)
 }
 
-// Zero implements blockdev.Device.
 func (d *Device) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
 	if err := d.wait(ctx, 0); err != nil {
 		return err
@@ -145,9 +139,6 @@ type pace struct {
 	mu         sync.Mutex
 	ops, bytes time.Duration // guarded by mu: since began, until when what was asked for takes
 }
-
-// errOver says that other limits hold by now.
-var errOver = fmt.Errorf("limits: %w", content.ErrClosed)
 
 // take returns what the time until then becomes when something takes cost.
 func take(until, now, cost time.Duration) time.Duration {
@@ -195,23 +186,24 @@ func (p *pace) delay(n int) time.Duration {
 	return max(p.ops, p.bytes) - now
 }
 
-func (p *pace) wait(ctx context.Context, n int) error {
+// wait waits for a request's turn; over is true when other limits hold by now.
+func (p *pace) wait(ctx context.Context, n int) (over bool, err error) {
 	delay := p.delay(n)
 	if delay <= 0 {
-		return nil
+		return false, nil
 	}
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return nil
+		return false, nil
 	case <-p.over:
-		return errOver
+		return true, nil
 	case <-ctx.Done():
 		ops, bytes := p.costs(n)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.ops, p.bytes = p.ops-ops, p.bytes-bytes
-		return fmt.Errorf("wait for the limits of the volume: %w", context.Cause(ctx))
+		return false, fmt.Errorf("wait for the limits of the volume: %w", context.Cause(ctx))
 	}
 }

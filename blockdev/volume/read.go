@@ -13,7 +13,6 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// TryReadAt implements blockdev.Device.
 func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	if !v.mu.TryRLock() {
 		return false
@@ -36,7 +35,6 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 	return true
 }
 
-// TryReadTo implements blockdev.Device.
 func (v *Volume) TryReadTo(w io.WriterAt, n int, off int64) bool {
 	buf := v.buffers.Get(min(n, pieceMax))
 	defer v.buffers.Put(buf)
@@ -164,7 +162,6 @@ func (v *Volume) readExtent(slots []*segment, e extents.Extent, p []byte, wait b
 	return journal.ReadExtent(&v.buffers, slots[e.Seg].file, e, p, wait)
 }
 
-// Extents implements blockdev.Device.
 func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length int64, limit int) ([]blockdev.Extent, error) {
 	begin := len(dst)
 	add := func(n int64, state blockdev.State) bool {

@@ -21,8 +21,6 @@ type Segment struct {
 	content.SegmentRef // without its Sum
 	// Path is its file, which may go unless a position behind it is kept.
 	Path string
-	// Live is how many of its bytes are still needed.
-	Live int64
 }
 
 // Seal ends the open segment, if it has entries, and freezes its layer, and returns the
@@ -106,7 +104,7 @@ func (v *Volume) Sealed() []Segment {
 	for _, s := range v.chain {
 		if s != v.tail && s.Number > v.ground.base.Number {
 			ref := content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.through(), Bytes: s.size}
-			out = append(out, Segment{ref, v.path(s), v.liveOf(s)})
+			out = append(out, Segment{ref, v.path(s)})
 		}
 	}
 	return out

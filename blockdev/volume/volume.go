@@ -266,7 +266,6 @@ func (v *Volume) finish() error {
 	return err
 }
 
-// Geometry implements blockdev.Device.
 func (v *Volume) Geometry() blockdev.Geometry {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

@@ -139,12 +139,10 @@ type Device struct {
 
 var _ blockdev.BatchWriter = (*Device)(nil)
 
-// WriteAt implements blockdev.Device.
 func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
 	return d.change(ctx, fua, func() error { return d.Volume.WriteAt(ctx, p, off, fua) })
 }
 
-// Zero implements blockdev.Device.
 func (d *Device) Zero(ctx context.Context, off, length int64, keep, fua bool) error {
 	return d.change(ctx, fua, func() error { return d.Volume.Zero(ctx, off, length, keep, fua) })
 }
@@ -162,7 +160,6 @@ func (d *Device) change(ctx context.Context, fua bool, do func() error) error {
 	return err
 }
 
-// TryWriteFrom implements blockdev.Device.
 func (d *Device) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 	return d.Gate.IsOpen() && d.Volume.TryWriteFrom(data, n, off)
 }
@@ -175,7 +172,6 @@ func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
 	return blockdev.TryWriteBatch(d.Volume, ws)
 }
 
-// Flush implements blockdev.Device.
 func (d *Device) Flush(ctx context.Context) error {
 	err := d.Volume.Flush(ctx)
 	if err == nil {
