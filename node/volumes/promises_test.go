@@ -35,7 +35,7 @@ func TestPromisesAreKept(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(total.deeds)) {
 		t.Logf("%6d %s", total.deeds[name], name)
 	}
-	t.Log(fmt.Sprintf("%d flushes were acknowledged, %d takeovers, %d kills", total.flushes, total.taken, total.kills))
+	t.Logf("%d flushes were acknowledged, %d takeovers, %d kills", total.flushes, total.taken, total.kills)
 }
 
 // setRapid sets flags until the end of a test. In CI the seed is the same each time, so that

@@ -368,6 +368,9 @@ func TestOutbid(t *testing.T) {
 	mine := catalog.Volume{Holder: self, Epoch: 3, Incarnation: 2, State: catalog.Attached}
 	s := State{Self: self, Process: 2, Stamp: Stamp{3, 2}, Here: true, Stage: Serving}
 	s, deeds := Step(s, Outbid{7})
+	if fmt.Sprint(deeds) != "[read]" {
+		t.Errorf("%v", deeds)
+	}
 	if s, deeds = Step(s, Sighted{Body: mine}); fmt.Sprint(deeds) != "[keep open commit]" || s.Next() != (Stamp{8, 2}) || s.IsSure() {
 		t.Errorf("%v, %v", deeds, s.Next())
 	}
