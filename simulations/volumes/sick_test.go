@@ -132,8 +132,8 @@ func TestGuestsAtASickStore(t *testing.T) {
 	}
 }
 
-// nothingLags is what volume show says of a volume all of which is in the bucket.
-var nothingLags = regexp.MustCompile(`not in bucket +0 `)
+// nothingLags reports whether volume show says it of a volume all of which is in the bucket.
+func nothingLags(shown string) bool { return regexp.MustCompile(`not in bucket +0 `).MatchString(shown) }
 
 // suffer folds each volume again and again for a span, looks at how it stands meanwhile,
 // and counts the snapshots that became durable, and those that did not in time.
@@ -172,7 +172,7 @@ func (f *farm) suffer(n *lab.Node, patients []*patient, span time.Duration) (don
 			if err != nil {
 				f.Fatal(err)
 			}
-			lagged = lagged || v.Lag > 0 && metric > 0 && !nothingLags.MatchString(f.run(n, "volume", "show", p.name))
+			lagged = lagged || v.Lag > 0 && metric > 0 && !nothingLags(f.run(n, "volume", "show", p.name))
 		}
 	}
 	folds.Wait()
