@@ -133,7 +133,9 @@ func TestGuestsAtASickStore(t *testing.T) {
 }
 
 // nothingLags reports whether volume show says it of a volume all of which is in the bucket.
-func nothingLags(shown string) bool { return regexp.MustCompile(`not in bucket +0 `).MatchString(shown) }
+func nothingLags(shown string) bool {
+	return regexp.MustCompile(`not in bucket +0 `).MatchString(shown)
+}
 
 // suffer folds each volume again and again for a span, looks at how it stands meanwhile,
 // and counts the snapshots that became durable, and those that did not in time.
