@@ -61,6 +61,9 @@ type Config struct {
 	// Followed says that others read the journal: it is not made smaller before Held says up
 	// to where they have it.
 	Followed bool
+	// Advanced is told each time that more of the journal is durable here, and waits for
+	// nobody: else followers learn of what no flush asked for when they look. May be nil.
+	Advanced func()
 	// Free says which share of the disk under Dir is free, from 0 to 1; nil always has
 	// enough. Below a tenth writes slow down, and below a twentieth they fail.
 	Free func() float64
@@ -146,6 +149,9 @@ func Open(cfg Config) (*Volume, error) {
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, segmentMax)
 	cfg.Memory = cmp.Or(cfg.Memory, memoryMax)
 	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, content.ChunkSizeDefault)
+	if cfg.Advanced == nil {
+		cfg.Advanced = func() {}
+	}
 	if cfg.Step == nil {
 		cfg.Step = func(string) {}
 	}

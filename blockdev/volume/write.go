@@ -396,6 +396,7 @@ func (v *Volume) carry(d due) error {
 	if err == nil {
 		v.note(d.end)
 		v.carried(d)
+		v.cfg.Advanced()
 		v.take()
 		defer v.turns.pass()
 		v.mark()

@@ -308,7 +308,7 @@ var refusals = []string{
 	`parts by names: qemu-img create -q -f vmdk -o subformat=twoGbMaxExtentSparse it 1M: several files`,
 	`a part: qemu-img create -q -f vmdk -o subformat=twoGbMaxExtentSparse x.vmdk 1M; mv x-s001.vmdk it: several files`,
 	`a vmdk that hides names: qemu-img create -q -f vmdk it 1M; printf '\0\0\0\0\0\0\0\0' | dd of=it bs=1 seek=12 conv=notrunc: several files`,
-	`a key: qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 it 1M: encrypted`,
+	`a key: for try in 1 2 3 4 5 6 7 8 9; do qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 it 1M && break; done: encrypted`, // it gives up where the clock of its CPU stands,
 	`zip: printf 'PK\003\004rest' >it: unzip -p`,
 	`7z: printf '7z\274\257\047\034' >it: unpack`,
 	`lz4: printf '\004\042\115\030' >it: inflate`,

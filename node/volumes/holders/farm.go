@@ -143,6 +143,16 @@ func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Posi
 	return err
 }
 
+// Advanced has the holders brought what the journal has, if a policy asks for any.
+func (g *Guard) Advanced() {
+	g.mu.Lock()
+	w := g.writer
+	g.mu.Unlock()
+	if w != nil {
+		w.wake()
+	}
+}
+
 // Status is how the holders stand; false where none are asked for.
 func (g *Guard) Status() (Status, bool) {
 	g.mu.Lock()
