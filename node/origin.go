@@ -144,7 +144,7 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 		s.bucket = bucket.Mirrors(s.bucket, mirrors...)
 	}
 	s.packs = pack.NewReader(bucket.Retry(s.bucket, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin}))
-	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{})
+	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{Lost: o.lost})
 	s.catalog, err = catalog.New(catalog.Config{Bucket: s.bucket, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
 	return s, err
 }
@@ -350,7 +350,7 @@ func (o *origin) writer() *catalog.Catalog {
 }
 
 // lost has the origin looked at, which has just failed to answer: a caller that went
-// away says nothing of it.
+// away says nothing of it. Where a look itself was not answered, watch has the next one.
 func (o *origin) lost(err error) {
 	if !errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.Canceled) {
 		return

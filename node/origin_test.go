@@ -5,8 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
+	"time"
 
+	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestCallersThatGoAway say nothing of the origin; one that does not answer is looked
@@ -24,5 +29,45 @@ func TestCallersThatGoAway(t *testing.T) {
 	}
 	if o.lost(fmt.Errorf("read: %w", content.ErrUnavailable)); len(o.doubt) != 1 || o.view().State != originOK {
 		t.Errorf("looked at: %d, %+v", len(o.doubt), o.view())
+	}
+}
+
+// TestTheFirstFailure of whoever uses the bucket has the origin looked at, while that one
+// still tries again.
+func TestTheFirstFailure(t *testing.T) {
+	var o *origin
+	store := mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+		if c.Op != mem.Put {
+			return mem.Fault{}
+		}
+		if len(o.doubt) > 0 { // the first has failed
+			return mem.Fault{Err: content.ErrForbidden}
+		}
+		return mem.Fault{Err: content.ErrUnavailable}
+	}})
+	key := trust.NewPrivateKey()
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := membership.Open(membership.Config{Identity: key, Now: time.Now}, membership.State{Mesh: mesh.Public(), Chain: chain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o = newOrigin(Config{Log: slog.New(slog.DiscardHandler), OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
+		return store, nil, nil
+	}}, member, nil, nil)
+	b, err := o.opened(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := bucket.ReadAll(t.Context(), b, "none", 1); len(o.doubt) > 0 {
+		t.Errorf("what is not there is a reason to look: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
+	defer cancel()
+	_, err = b.Put(ctx, "journals/a", bucket.Bytes(nil), bucket.Condition{})
+	if len(o.doubt) != 1 || store.Count(mem.Put) != 2 {
+		t.Errorf("after %d tries it is to be looked at %d times: %v", store.Count(mem.Put), len(o.doubt), err)
 	}
 }
