@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/grangemesh/grange/node/membership"
@@ -45,18 +46,7 @@ func TestTheFirstFailure(t *testing.T) {
 		}
 		return mem.Fault{Err: content.ErrUnavailable}
 	}})
-	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	member, err := membership.Open(membership.Config{Identity: key, Now: time.Now}, membership.State{Mesh: mesh.Public(), Chain: chain})
-	if err != nil {
-		t.Fatal(err)
-	}
-	o = newOrigin(Config{Log: slog.New(slog.DiscardHandler), OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
-		return store, nil, nil
-	}}, member, nil, nil)
+	o = foundedAt(t, store)
 	b, err := o.opened(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -70,4 +60,57 @@ func TestTheFirstFailure(t *testing.T) {
 	if len(o.doubt) != 1 || store.Count(mem.Put) != 2 {
 		t.Errorf("after %d tries it is to be looked at %d times: %v", store.Count(mem.Put), len(o.doubt), err)
 	}
+}
+
+// TestASickStoreIsBack once it can be read, when it was away: that writing is safe there was
+// found out before, and can't be again while it loses replies.
+func TestASickStoreIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fault func(mem.Call) mem.Fault
+		o := foundedAt(t, mem.New(t, mem.Config{Fault: func(c mem.Call) mem.Fault {
+			if fault == nil {
+				return mem.Fault{}
+			}
+			return fault(c)
+		}}))
+		looks := func(want string) {
+			t.Helper()
+			if err := o.look(t.Context()); o.view().State != want {
+				t.Fatalf("%+v, want %s: %v", o.view(), want, err)
+			}
+		}
+		loses := func(c mem.Call) mem.Fault {
+			if c.Op == mem.Put {
+				return mem.Fault{Err: bucket.ErrUnknown, Applied: true}
+			}
+			return mem.Fault{}
+		}
+		fault = loses
+		looks(originUnreachable) // nobody knows yet
+		fault = nil
+		looks(originOK)
+		fault = func(mem.Call) mem.Fault { return mem.Fault{Err: content.ErrUnavailable} }
+		looks(originUnreachable)
+		fault = loses
+		looks(originOK)
+	})
+}
+
+// foundedAt is the origin of the founder of a mesh.
+func foundedAt(t *testing.T, store bucket.Bucket) *origin {
+	t.Helper()
+	key := trust.NewPrivateKey()
+	mesh, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := membership.Open(membership.Config{Identity: key, Now: time.Now}, membership.State{Mesh: mesh.Public(), Chain: chain, Founder: true, Origin: "a store"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := newOrigin(Config{Log: slog.New(slog.DiscardHandler), OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
+		return store, nil, nil
+	}}, member, nil, func() {})
+	o.url = "a store"
+	return o
 }
