@@ -291,7 +291,7 @@ func (b *book) settleRolled(v *modelVolume, m *member) {
 func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	var s *state
 	for _, from := range v.owner.may() {
-		if s = from.find(d); s != nil && s.has(v.promised) && (!v.released || s == from) {
+		if s = from.find(d); s != nil && s.has(v.promised) && (!v.released || s == from || s == v.folded) { // who released it may have gone on, and not known that
 			break
 		}
 		s = nil
@@ -299,7 +299,7 @@ func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	if s == nil {
 		return fmt.Errorf("what %s had, and others were promised, is not what it took (released: %t)", v.owner.m, v.released)
 	}
-	if !v.released {
+	if !v.released || s != v.owner.now {
 		b.taken++
 		v.behind = append(v.behind, v.owner)
 	}
