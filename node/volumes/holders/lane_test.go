@@ -195,7 +195,7 @@ func inherit(t *testing.T, m *node, r *record) string {
 		t.Fatalf("inherited %+v", in)
 	}
 	dir := created(t)
-	if err := journal.Adopt(dir, theVolume, in.Segments); err != nil {
+	if err := journal.Adopt(dir, theVolume, in.Segments, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	err = r.revise(t.Context(), func(v *catalog.Volume) error {
