@@ -37,6 +37,13 @@ func readDisk(size int64, read func(p []byte, off int64) error) (disk, error) {
 	return out.trimmed(), nil
 }
 
+func (d disk) at(i int) uint64 {
+	if i < len(d) {
+		return d[i]
+	}
+	return 0
+}
+
 func (d disk) trimmed() disk {
 	n := len(d)
 	for n > 0 && d[n-1] == 0 {
@@ -322,7 +329,7 @@ func (b *book) acknowledge(v *modelVolume, m *member, a *attached) error {
 		return fmt.Errorf("%s has acknowledged a flush of %q by a device that it serves no more", m, v.name)
 	}
 	p.synced = p.now
-	if body.Policy == catalog.PolicyLocal || v.promised.has(p.now) { // nothing is new
+	if body.Policy == catalog.PolicyLocal || !body.DegradedSince.IsZero() || v.promised.has(p.now) { // nothing is new
 		return nil
 	}
 	if now, err := b.farm.said(v.name); err != nil || stampText(now) != stampText(body) || now.ID != v.id {
