@@ -265,13 +265,13 @@ func (h *held) look() (note, time.Time, error) {
 	}
 	path := filepath.Join(h.dir, noteName)
 	info, err := os.Stat(path)
+	if absent(err) { // if its segments are there, it is lost
+		info, err = os.Stat(h.dir)
+	}
 	if err != nil {
 		return note{}, at, err
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return note{}, at, err
-	}
+	b, _ := os.ReadFile(path)
 	n, err = decodeNote(b)
 	return n, info.ModTime(), err
 }
