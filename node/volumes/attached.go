@@ -39,7 +39,6 @@ type attached struct {
 	v       *Volumes
 	opening chan struct{} // closed when another stands for the volume
 	looking atomic.Bool   // since the process stood still
-	trying  atomic.Bool   // it failed, and is being tried again
 	turn    chan struct{} // has one while somebody is at the record
 
 	gate *gate.Gate

@@ -136,7 +136,7 @@ type Index struct {
 	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
 	mu      sync.RWMutex                   // guards what follows; never held while anything waits
 	entries map[string]Entry               // by name
-	aside   []Entry                        // of folders that have stepped aside, and are no snapshots yet
+	aside   []Entry                        // of folders that have stepped aside
 	Broken  map[string]error               // folders that can't be read, and why
 	at      func(Step)                     // told of each, for tests
 }
@@ -187,7 +187,7 @@ func Load(dir string, at func(step string)) (*Index, error) {
 	aside, _ := os.ReadDir(filepath.Join(dir, orphansDir)) // there may be none
 	for _, f := range aside {
 		id, _, _ := strings.Cut(f.Name(), "-")
-		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil && !e.Orphan {
+		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil {
 			x.aside = append(x.aside, e)
 		}
 	}
@@ -490,15 +490,13 @@ func (x *Index) setAside(e Entry) error {
 	}
 	x.at(StepAside)
 	x.forget(e.Name)
-	if x.mu.Lock(); !e.Orphan {
-		x.aside = append(x.aside, e)
-	}
+	x.mu.Lock()
+	x.aside = append(x.aside, e)
 	x.mu.Unlock()
 	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
 }
 
-// Orphans are those of which no record is known: what is left here of volumes that are
-// another's, with the folders that have it.
+// Orphans are what is left here of volumes that are another's, with the folders that have it.
 func (x *Index) Orphans() map[string]Entry {
 	out := map[string]Entry{}
 	x.mu.RLock()
@@ -507,7 +505,7 @@ func (x *Index) Orphans() map[string]Entry {
 		out[x.Aside(e.ID, e.Epoch)] = e
 	}
 	for _, e := range x.entries {
-		if e.Taken != "" && !e.Orphan && !e.Empty {
+		if e.Taken != "" && !e.Empty {
 			out[x.Path(e)] = e
 		}
 	}
@@ -522,10 +520,35 @@ func (x *Index) Named(folder string, e Entry) error {
 	}
 	e.Orphan = true
 	err := x.write(folder, e)
+	if err == nil {
+		x.forgetAside(e)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.aside = append(x.aside, e)
+	}
+	return err
+}
+
+func (x *Index) forgetAside(e Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return err == nil && other.ID == e.ID && other.Epoch == e.Epoch })
-	return err
+	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return other.ID == e.ID && other.Epoch == e.Epoch })
+}
+
+// Drop removes the folder of an orphan that has stepped aside, by a name under which a start
+// removes it.
+func (x *Index) Drop(folder string, e Entry) error {
+	gone := filepath.Join(x.dir, ViewsDir, filepath.Base(folder))
+	err := os.MkdirAll(filepath.Dir(gone), 0o700)
+	if err == nil {
+		err = os.Rename(folder, gone)
+	}
+	if err != nil {
+		return err
+	}
+	x.at(StepGone)
+	x.forgetAside(e)
+	return os.RemoveAll(gone)
 }
 
 func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
