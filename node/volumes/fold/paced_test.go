@@ -112,3 +112,27 @@ func TestAFullDiskIsMadeRoomOn(t *testing.T) {
 		}
 	})
 }
+
+// TestTheJournalOfANewVolumeIsCut: what was folded to chunks goes from this disk, of a volume
+// that was just made too, whose record ends where its journal begins.
+func TestTheJournalOfANewVolumeIsCut(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	vol := w.attach(t, dir, w.record(), 1)
+	defer vol.Close()
+	p := NewPaced(vol, w.config())
+	for range 2 {
+		if err := vol.WriteAt(t.Context(), bytes.Repeat([]byte{1}, diskSize), 0, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Run(t.Context(), Chunks); err != nil {
+			t.Fatal(err)
+		}
+		if s := vol.Stats(); s.Dirty > 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
