@@ -63,12 +63,12 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	begun, was := p.cfg.Now(), p.cfg.Record()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	p.mu.Lock()
-	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
-	p.mu.Unlock()
 	if p.wantsRoom() {
 		want = Chunks
 	}
+	p.mu.Lock()
+	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
+	p.mu.Unlock()
 	err = p.Fold.Run(ctx, want)
 	if err == nil {
 		err = p.dismiss(ctx, was)
