@@ -64,6 +64,9 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	begun, was := p.cfg.Now(), p.cfg.Record()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	if p.wantsRoom() {
+		want = Chunks
+	}
 	p.mu.Lock()
 	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
 	p.mu.Unlock()
@@ -145,13 +148,19 @@ func (p *Paced) behind() int64 {
 	if p.vol.End().Seq <= end.Seq {
 		return 0
 	}
-	total := int64(1)
+	total := max(p.vol.Stats().Open, 1)
 	for _, s := range p.vol.Sealed() {
 		if s.Through.Seq > end.Seq {
 			total += s.Bytes
 		}
 	}
 	return total
+}
+
+// wantsRoom reports whether the disk is full, and chunks would make room on it: what the bucket
+// has as segments stays here beside them.
+func (p *Paced) wantsRoom() bool {
+	return p.vol.Stats().Full && p.vol.End().Seq > p.cfg.Record().Base.Seq
 }
 
 // IsDue reports whether the volume, whose record can be written, is to be folded now, at the
@@ -161,6 +170,9 @@ func (p *Paced) IsDue(pace *Pace) bool {
 		return false
 	}
 	behind := p.behind()
+	if p.wantsRoom() {
+		behind = max(behind, AfterBytes)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now()) && (p.clock.presses(behind) || pace.Take())
