@@ -20,6 +20,10 @@ type input struct {
 	buf  *[]byte // unread are (*buf)[r:w]; nil when r == w == 0
 	r, w int
 
+	// lingers says that nothing is in flight: the next bytes are waited for a moment on the
+	// thread, before the goroutine sleeps.
+	lingers bool
+
 	readable func(fd uintptr) bool // in.tryRead, bound once
 	err      error                 // of the last tryRead
 }
