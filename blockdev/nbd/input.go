@@ -69,7 +69,7 @@ const inputAt = dataAt - requestSize
 
 func (in *input) hold() {
 	if in.buf == nil {
-		in.buf = in.pool.Get(dataAt + batchSize) // a longest write that is tried inline is one read
+		in.buf = in.pool.Get(dataAt + batchSize + 3*requestSize) // one read has a longest write that is tried inline, or up to four that take as much
 		in.r, in.w = inputAt, inputAt
 	}
 }
