@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
 		return nil
 	}
 	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
-	if err := WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
+	if err := cmp.Or(WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}), durable.SyncDir(dir)); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	for i, s := range segments {

@@ -79,12 +79,11 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 
 // stand is a Config.Rest.
 func (p *Paced) stand(ctx context.Context, took time.Duration) {
-	if p.asks.Load() > 0 || time.Now().After(p.rest) {
-		return
-	}
-	select {
-	case <-time.After(restShare * took):
-	case <-ctx.Done():
+	if p.asks.Load() == 0 && time.Now().Before(p.rest) {
+		select {
+		case <-time.After(restShare * took):
+		case <-ctx.Done():
+		}
 	}
 }
 
