@@ -27,7 +27,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	if err != nil {
 		return err
 	}
-	e.Epoch = gone.Version + 1 // no record of the name had a later one
+	e.Epoch = gone.Version + 1         // no record of the name had a later one
 	e.Adopted = len(from.Segments) > 0 // until all of them are there a start gives it up
 	if !e.Adopted {
 		e.Tried = []right.Stamp{right.StampOf(e.Volume)}

@@ -471,4 +471,3 @@ func FuzzTail(f *testing.F) {
 		}
 	})
 }
-

@@ -73,7 +73,7 @@ func (m Moment) Parent(known catalog.Snapshot) (Parent, error) {
 		return p, errors.Join(err, m.Close())
 	}
 	p.Done = func() { _ = m.Close() } // it was only read
-	if n := len(p.Segments); n > 0 { // a loss of power may have left half an entry behind it: what is whole is copied
+	if n := len(p.Segments); n > 0 {  // a loss of power may have left half an entry behind it: what is whole is copied
 		last := &p.Segments[n-1]
 		path, size := last.Path, last.Ref.Bytes
 		last.Path, last.Open = "", func() (io.ReadCloser, error) {
