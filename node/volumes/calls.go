@@ -23,6 +23,8 @@ const (
 	// attachMethod has a node attach a volume that was released for it. It is asked again
 	// until it says that it is done.
 	attachMethod = CallPrefix + "attach"
+	// readsMethod asks whether a node reads a volume beside its writer; readsYes is that.
+	readsMethod, readsYes = CallPrefix + "reads", "yes"
 )
 
 // Answer answers another node of this farm.
@@ -36,6 +38,11 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 		return nil, nil
 	case snapshotMethod:
 		return v.snapshotFor(ctx, body)
+	case readsMethod:
+		if e, _ := v.index.Get(string(body)); e.Reader {
+			return []byte(readsYes), nil
+		}
+		return nil, nil
 	case attachMethod:
 		var q moves.Request
 		if err := json.Unmarshal(body, &q); err != nil {
@@ -87,7 +94,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	e, ok := v.index.Get(name)
 	a := v.device(name)
 	switch {
-	case !ok:
+	case !ok || e.Reader:
 		return View{}, v.elsewhere(ctx, name)
 	case to == v.cfg.Self:
 		return v.Get(name)

@@ -105,7 +105,7 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
 		all[view.Name] = view
 	}
 	for r, body := range v.records().Volumes(ctx) {
-		if own, here := all[r.Name]; !here || own.State == terms.StateReleased {
+		if own, here := all[r.Name]; !here || own.State == terms.StateReleased || own.State == terms.StateReading {
 			view := terms.OfRecord(v.codec, r.Name, r.Farm, body)
 			if view.Node != "" {
 				view.NodeName = v.cfg.Called(body.Holder)

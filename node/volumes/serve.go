@@ -35,6 +35,8 @@ func (v *Volumes) patience() time.Duration {
 func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
+	case e.Reader:
+		return a.serve(ctx)
 	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
 		return a.serve(ctx)
 	case e.Taken != "" && a.spec == (Spec{}): // nobody asks for it but a start
@@ -169,6 +171,14 @@ func (a *attached) drop(why error) error {
 	return a.v.index.GiveUp(*fresh)
 }
 
+// madeFrom is the head of the image that a volume was made from, while it has that root.
+func (v *Volumes) madeFrom(ctx context.Context, body catalog.Volume) (head []byte) {
+	if b, err := v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
+		head, _ = b.Head.Encode(v.codec) // else by the volume's own
+	}
+	return head
+}
+
 // adopt makes a folder of what the record names, if there is none yet.
 func (a *attached) adopt(ctx context.Context) error {
 	base, body, st := a.record()
@@ -185,9 +195,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
-	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
-		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
-	}
+	e.Made = a.v.madeFrom(ctx, body)
 	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err

@@ -272,7 +272,12 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 			here = false
 		}
 	}
-	if !here {
+	switch {
+	case spec.Reads() && (!here || e.Reader || e.Empty && d == nil):
+		return v.read(ctx, e, name, spec.Transport)
+	case e.Reader:
+		return false, fmt.Errorf("%w: it is only read here, beside whoever writes it; detach it here first", content.Attached)
+	case !here:
 		return true, v.putNew(ctx, name, spec)
 	}
 	if err := spec.Agrees(e.Volume); err != nil {
@@ -359,7 +364,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	now, here := v.index.Get(e.Name)
 	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
-	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
+	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
@@ -436,12 +441,19 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
 	e, ok := v.index.Get(name)
-	if !ok {
+	switch {
+	case e.Reader:
+		return fmt.Errorf("remove volume %q: %w: it is only read here: `grange volume detach %[1]s` ends that, and who has it removes it: %w", name, content.ErrConflict, v.elsewhere(ctx, name))
+	case !ok:
 		err := v.removeElsewhere(ctx, name, spec.Force)
 		if err == nil && spec.Purge {
 			err = v.records().Purge(ctx, name)
 		}
 		return err
+	case e.Committed && !spec.Force:
+		if err := v.unread(ctx, name); err != nil {
+			return fmt.Errorf("remove volume %q: %w", name, err)
+		}
 	}
 	if err := v.letGo(ctx, e, spec); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)

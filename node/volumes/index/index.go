@@ -61,6 +61,9 @@ type Entry struct {
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	// Reader says that it is only read here, as the bucket had it by that record, whoever
+	// has it: no right to it is asked for.
+	Reader bool `json:"reader,omitempty"`
 	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
