@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
@@ -23,8 +24,6 @@ const (
 	// attachMethod has a node attach a volume that was released for it. It is asked again
 	// until it says that it is done.
 	attachMethod = CallPrefix + "attach"
-	// readsMethod asks whether a node reads a volume beside its writer; readsYes is that.
-	readsMethod, readsYes = CallPrefix + "reads", "yes"
 )
 
 // Answer answers another node of this farm.
@@ -38,11 +37,9 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 		return nil, nil
 	case snapshotMethod:
 		return v.snapshotFor(ctx, body)
-	case readsMethod:
-		if e, _ := v.index.Get(string(body)); e.Reader {
-			return []byte(readsYes), nil
-		}
-		return nil, nil
+	case readers.Method:
+		e, _ := v.index.Get(string(body))
+		return readers.Answer(e), nil
 	case attachMethod:
 		var q moves.Request
 		if err := json.Unmarshal(body, &q); err != nil {

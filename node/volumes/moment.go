@@ -143,10 +143,10 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 // past is for one who asks for parts of that again and again, of a volume that is served here.
 func (v *Volumes) past(a *attached) *moment.Past {
 	return &moment.Past{Nodes: v.bucket().Nodes, IsNow: func(m moment.Moment) bool { return m.At == a.vol.End() }, Open: func(ctx context.Context, number uint64) (moment.Moment, error) {
+		_, now, _ := a.record()
 		switch {
-		case number == 0 && a.vol.Geometry().ReadOnly: // it is what it is
-			_, now, _ := a.record()
-			return moment.Moment{Vol: a.vol, At: a.vol.End(), Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Whole: true, Close: func() error { return nil }}, nil
+		case number == 0 && a.vol.Geometry().ReadOnly:
+			return moment.Still(a.vol, now), nil
 		case number == 0:
 			return v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
 		}

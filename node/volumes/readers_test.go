@@ -194,6 +194,18 @@ func TestReaderOfAReleasedVolume(t *testing.T) {
 	p.b.moment(t, first, at)
 }
 
+// swept is a bucket in which somebody may ask for what was deleted.
+type swept struct{ bucket.Bucket }
+
+func (b swept) Get(ctx context.Context, key string, r bucket.Range) (*bucket.Object, error) {
+	for o, err := range b.List(ctx, key, "") {
+		if err == nil && o.Key == key {
+			return b.Bucket.Get(ctx, key, r)
+		}
+	}
+	return nil, content.ErrNotFound
+}
+
 // TestReaderBesideAFold: what was to be read goes from the bucket while it is being copied;
 // the reader has what came instead.
 func TestReaderBesideAFold(t *testing.T) {
@@ -209,18 +221,20 @@ func TestReaderBesideAFold(t *testing.T) {
 			p.a.folded(t, shadow, 10+uint64(folds), fold.Chunks)
 			p.a.folded(t, shadow, 20+uint64(folds), fold.Safe)
 		}
-		return p.shelf.bucket, nil
+		return swept{p.shelf.bucket}, nil
 	}
 	p.b.put(t, "disk", Spec{ReadOnly: true})
 	p.b.moment(t, shadow, p.through(t))
+	if folds < 3 {
+		t.Errorf("%d folds came between", folds)
+	}
 	p.a.folded(t, shadow, 30, fold.Safe)
-	before := bytes.Clone(shadow)
 	p.b.cfg.Origin = func() (bucket.Bucket, error) { return nil, content.ErrUnavailable }
 	at := p.b.view(p.b.index.Sorted()[0]).Through
 	if _, _, err := p.b.Put(t.Context(), "disk", Spec{ReadOnly: true}); !errors.Is(err, content.ErrUnavailable) {
 		t.Errorf("without an origin: %v", err)
 	}
-	if v, err := p.b.Get("disk"); err != nil || v.State != terms.StateReading || v.Through != at || bytes.Equal(before, nil) {
+	if v, err := p.b.Get("disk"); err != nil || v.State != terms.StateReading || v.Through != at {
 		t.Errorf("%+v, %v", v, err)
 	}
 }

@@ -18,12 +18,11 @@ import (
 // unless forced.
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
 	defer v.turn(name)()
-	e, here := v.index.Get(name)
-	err := v.detach(ctx, name, force)
-	switch {
-	case err != nil:
+	e, _ := v.index.Get(name)
+	if err := v.detach(ctx, name, force); err != nil {
 		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
-	case here && e.Reader: // of which nothing is left here
+	}
+	if e.Reader { // nothing of it is left here
 		return v.view(e), nil
 	}
 	return v.Get(name)
@@ -32,14 +31,11 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, er
 // detach is Detach in the volume's turn.
 func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 	e, ok := v.index.Get(name)
-	switch {
-	case !ok:
+	if !ok {
 		return v.elsewhere(ctx, name)
-	case e.Reader:
-		return v.leave(ctx, e, force)
 	}
 	err := v.close(ctx, name, force, func(a *attached) {
-		if err := a.release(ctx); err != nil {
+		if err := a.release(ctx); err != nil && !e.Reader {
 			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -171,14 +172,6 @@ func (a *attached) drop(why error) error {
 	return a.v.index.GiveUp(*fresh)
 }
 
-// madeFrom is the head of the image that a volume was made from, while it has that root.
-func (v *Volumes) madeFrom(ctx context.Context, body catalog.Volume) (head []byte) {
-	if b, err := v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
-		head, _ = b.Head.Encode(v.codec) // else by the volume's own
-	}
-	return head
-}
-
 // adopt makes a folder of what the record names, if there is none yet.
 func (a *attached) adopt(ctx context.Context) error {
 	base, body, st := a.record()
@@ -195,7 +188,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
-	e.Made = a.v.madeFrom(ctx, body)
+	e.Made = readers.Made(ctx, a.v.cfg.Library, a.v.codec, body)
 	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/orphans"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/table"
@@ -441,19 +442,12 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) erro
 		return fmt.Errorf("remove volume %q: %w", name, why)
 	}
 	e, ok := v.index.Get(name)
-	switch {
-	case e.Reader:
-		return fmt.Errorf("remove volume %q: %w: it is only read here: `grange volume detach %[1]s` ends that, and who has it removes it: %w", name, content.ErrConflict, v.elsewhere(ctx, name))
-	case !ok:
+	if !ok {
 		err := v.removeElsewhere(ctx, name, spec.Force)
 		if err == nil && spec.Purge {
 			err = v.records().Purge(ctx, name)
 		}
 		return err
-	case e.Committed && !spec.Force:
-		if err := v.unread(ctx, name); err != nil {
-			return fmt.Errorf("remove volume %q: %w", name, err)
-		}
 	}
 	if err := v.letGo(ctx, e, spec); err != nil {
 		return fmt.Errorf("remove volume %q: %w", name, err)
@@ -496,14 +490,26 @@ func (v *Volumes) removeRecord(ctx context.Context, e index.Entry, purge bool) e
 }
 
 func (v *Volumes) detached(e index.Entry) error {
+	if e.Reader {
+		return v.index.Remove(e)
+	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
 	return err
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there.
+// or get into the bucket, if this node has some that are not there. It fails while members
+// of the farm read the volume, if it is not forced.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
+	if e.Reader {
+		return fmt.Errorf("%w: it is only read here, which detaching it ends: %w", content.ErrConflict, v.elsewhere(ctx, e.Name))
+	}
+	if !spec.Force && e.Committed {
+		if err := readers.Unread(ctx, v.cfg.Holders.Live(), e.Name, v.cfg.Call, v.cfg.Holder); err != nil {
+			return err
+		}
+	}
 	switch {
 	case spec.Purge || len(e.Waiting) == 0:
 		return nil

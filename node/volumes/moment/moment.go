@@ -34,6 +34,11 @@ type Moment struct {
 	Close func() error
 }
 
+// Still is a volume that nobody writes while it is open, which who opened it closes.
+func Still(vol *volume.Volume, now catalog.Volume) Moment {
+	return Moment{vol, vol.End(), now.Size, now.Head, now.Lineage, now.Base, true, func() error { return nil }}
+}
+
 // Read fills p from off.
 func (m Moment) Read(ctx context.Context, p []byte, off int64) error {
 	if m.Whole {

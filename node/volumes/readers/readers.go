@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
+	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/records"
@@ -26,15 +27,29 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
+// Library finds what volumes begin as.
+type Library interface {
+	// Base says what a reference stands for.
+	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
+}
+
+// Made is the encoded head of the image that a volume was made from, while it has that root:
+// more members have that than the volume's own.
+func Made(ctx context.Context, lib Library, c *content.Codec, body catalog.Volume) (head []byte) {
+	if b, err := lib.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
+		head, _ = b.Head.Encode(c)
+	}
+	return head
+}
+
 // Source is where readers come from.
 type Source struct {
 	Index   *index.Index
 	Records records.Records
 	Bucket  moment.Config
-	// Made is the head of what a volume was made from, encoded, while it has the same root.
-	Made func(ctx context.Context, body catalog.Volume) []byte
-	Farm string
-	Now  func() time.Time
+	Library Library
+	Farm    string
+	Now     func() time.Time
 	// At is told of each step of the adoption of a journal.
 	At func(step string)
 }
@@ -105,7 +120,7 @@ func (s Source) make(ctx context.Context, q Ask, body catalog.Volume) (index.Ent
 	body.ReadOnly = true // here; the record is not written by it
 	segments := s.Bucket.Stored(ctx, body.Segments, nil)
 	e := index.Entry{
-		Name: q.Name, Volume: body, Transport: q.Transport, Disk: q.Old.Disk, Created: s.Now(), Made: s.Made(ctx, body), Ancestors: journal.Ancestors(segments, body.ID),
+		Name: q.Name, Volume: body, Transport: q.Transport, Disk: q.Old.Disk, Created: s.Now(), Made: Made(ctx, s.Library, s.Records.Codec, body), Ancestors: journal.Ancestors(segments, body.ID),
 		Committed: true, Attached: true, Empty: true, Adopted: true, Reader: true,
 	}
 	if q.Old.Name == "" {
@@ -134,9 +149,21 @@ const (
 	askParallel = 16
 )
 
-// Unread fails with content.InUse, and says by whom, when members of the farm read a volume:
-// reads asks one, and returns what people call it if it does.
-func Unread(ctx context.Context, members []trust.PublicKey, reads func(context.Context, trust.PublicKey) string) error {
+// Method asks a member whether it reads a volume, by its name.
+const Method = "volume/reads"
+
+// Answer is what a member answers to that that has an entry of the name, or the zero one.
+func Answer(e index.Entry) []byte {
+	if e.Reader {
+		return []byte("yes")
+	}
+	return nil
+}
+
+// Unread fails with content.InUse, and says by whom, when members of the farm read a volume.
+// call asks one, and called is what people call it.
+func Unread(ctx context.Context, members []trust.PublicKey, name string, call func(context.Context, trust.PublicKey, string, []byte) ([]byte, error),
+	called func(context.Context, trust.PublicKey) (name string, away bool)) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var group errgroup.Group
@@ -144,7 +171,9 @@ func Unread(ctx context.Context, members []trust.PublicKey, reads func(context.C
 	by := make([]string, len(members))
 	for i, m := range members {
 		group.Go(func() error {
-			by[i] = reads(ctx, m)
+			if yes, err := call(ctx, m, Method, []byte(name)); err == nil && len(yes) > 0 {
+				by[i], _ = called(ctx, m)
+			}
 			return nil
 		})
 	}
