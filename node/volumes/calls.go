@@ -38,8 +38,7 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	case snapshotMethod:
 		return v.snapshotFor(ctx, body)
 	case readers.Method:
-		e, _ := v.index.Get(string(body))
-		return readers.Answer(e), nil
+		return readers.Answer(v.index, string(body)), nil
 	case attachMethod:
 		var q moves.Request
 		if err := json.Unmarshal(body, &q); err != nil {

@@ -502,13 +502,8 @@ func (v *Volumes) detached(e index.Entry) error {
 // of the farm read the volume, if it is not forced.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
-	if e.Reader {
-		return fmt.Errorf("%w: it is only read here, which detaching it ends: %w", content.ErrConflict, v.elsewhere(ctx, e.Name))
-	}
-	if !spec.Force && e.Committed {
-		if err := readers.Unread(ctx, v.cfg.Holders.Live(), e.Name, v.cfg.Call, v.cfg.Holder); err != nil {
-			return err
-		}
+	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Called: v.cfg.Holder}).MayRemove(ctx, e, spec.Force); err != nil {
+		return err
 	}
 	switch {
 	case spec.Purge || len(e.Waiting) == 0:

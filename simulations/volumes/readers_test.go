@@ -27,7 +27,9 @@ func TestReadersBesideAWriter(t *testing.T) {
 			t.Errorf("%s reads other bytes: %+v", n.Name, v)
 		}
 	}
-	attach := func(n *lab.Node) string { return f.run(n, "volume", "attach", "web", "--readonly", "--transport", "nbd") }
+	attach := func(n *lab.Node) string {
+		return f.run(n, "volume", "attach", "web", "--readonly", "--transport", "nbd")
+	}
 	w := newWriter(4<<20, 1)
 	device := f.create(a, "web", "--size", "4MiB", "--durability", "origin")
 	conn := f.dial(device)

@@ -152,27 +152,40 @@ const (
 // Method asks a member whether it reads a volume, by its name.
 const Method = "volume/reads"
 
-// Answer is what a member answers to that that has an entry of the name, or the zero one.
-func Answer(e index.Entry) []byte {
-	if e.Reader {
+// Answer is what a member answers to that.
+func Answer(x *index.Index, name string) []byte {
+	if e, _ := x.Get(name); e.Reader {
 		return []byte("yes")
 	}
 	return nil
 }
 
-// Unread fails with content.InUse, and says by whom, when members of the farm read a volume.
-// call asks one, and called is what people call it.
-func Unread(ctx context.Context, members []trust.PublicKey, name string, call func(context.Context, trust.PublicKey, string, []byte) ([]byte, error),
-	called func(context.Context, trust.PublicKey) (name string, away bool)) error {
+// Farm is who may read a volume beside this node.
+type Farm struct {
+	Live   func() []trust.PublicKey
+	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
+	Called func(context.Context, trust.PublicKey) (name string, away bool)
+}
+
+// MayRemove fails where a volume is only read, and with content.InUse, which says by whom,
+// while other members read it, unless it is forced.
+func (f Farm) MayRemove(ctx context.Context, e index.Entry, force bool) error {
+	switch {
+	case e.Reader:
+		return fmt.Errorf("%w: it is only read here: detach it, and remove it where it is written, which `grange volume ls --all` says", content.ErrConflict)
+	case force || !e.Committed:
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(askParallel)
+	members := f.Live()
 	by := make([]string, len(members))
 	for i, m := range members {
 		group.Go(func() error {
-			if yes, err := call(ctx, m, Method, []byte(name)); err == nil && len(yes) > 0 {
-				by[i], _ = called(ctx, m)
+			if yes, err := f.Call(ctx, m, Method, []byte(e.Name)); err == nil && len(yes) > 0 {
+				by[i], _ = f.Called(ctx, m)
 			}
 			return nil
 		})
