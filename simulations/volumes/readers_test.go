@@ -45,6 +45,21 @@ func TestReadersBesideAWriter(t *testing.T) {
 	if err := conn.close(); err != nil {
 		t.Fatal(err)
 	}
+	reads(c, second)
+	if err := f.store.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	attach(d) // of what the farm has
+	reads(d, second)
+	if err := errors.Join(c.Kill(), c.Restart(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the reader is back", func(context.Context) bool { return f.volume(c, "web").State == terms.StateReading })
+	reads(c, second)
+	if err := f.store.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.run(d, "volume", "detach", "web")
 	ended := f.write(w, device, 20)
 	reads(b, first)
 	reads(c, second)
