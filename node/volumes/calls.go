@@ -97,8 +97,10 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	case a == nil || a.vol == nil:
 		return View{}, fmt.Errorf("%w: it is not attached here; attach it there", content.ErrConflict)
 	}
-	if _, err := v.cfg.Call(ctx, to, takenMethod, []byte(name)); err != nil { // before anything is given up
+	if reads, err := v.cfg.Call(ctx, to, readers.Method, []byte(name)); err != nil { // before anything is given up
 		return View{}, fmt.Errorf("%s does not answer: %w", who, err)
+	} else if len(reads) > 0 {
+		return View{}, fmt.Errorf("%w: %s reads it: detach it there first", content.ErrConflict, who)
 	}
 	if err := a.upload(ctx); err != nil { // while it is served, and the record known
 		return View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)

@@ -34,8 +34,7 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	return view, err
 }
 
-// read has this node read a volume beside its writer, as the bucket has it now; e is what is
-// here under its name.
+// read has this node read a volume as the bucket has it now; e is what is here under its name.
 func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport string) (created bool, err error) {
 	d := v.device(name)
 	q := readers.Ask{Name: name, Transport: transport, Old: e, Close: func() error { return v.close(ctx, name, false, nil) }}

@@ -79,7 +79,7 @@ func TestReadersBesideAWriter(t *testing.T) {
 		t.Errorf("the record: %+v, %v", body, err)
 	}
 	dev := p.b.device("disk").front
-	if err := dev.WriteAt(t.Context(), make([]byte, 512), 0, false); err == nil || !dev.Geometry().ReadOnly {
+	if err := dev.WriteAt(t.Context(), make([]byte, 512), 0, false); !errors.Is(err, content.ErrReadOnly) || !dev.Geometry().ReadOnly {
 		t.Errorf("a write: %v", err)
 	}
 	if err := dev.Flush(t.Context()); err != nil {
@@ -153,6 +153,13 @@ func TestReaderHasNoRight(t *testing.T) {
 	}
 	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); !errors.Is(err, content.InUse) || !strings.Contains(err.Error(), p.b.cfg.Self.String()) {
 		t.Errorf("rm beside a reader: %v", err)
+	}
+	p.a.cfg.Member = func(context.Context, string) (trust.PublicKey, string, error) { return p.b.cfg.Self, "b", nil }
+	if _, err := p.a.Move(t.Context(), "disk", "b"); !errors.Is(err, content.ErrConflict) || p.a.state(t, "disk") != terms.StateAttached || p.a.view(p.a.index.Sorted()[0]).Epoch != 1 {
+		t.Errorf("a move to a reader: %v", err)
+	}
+	if m, err := p.b.past(p.b.device("disk")).Open(t.Context(), 0); err != nil || m.Vol != p.b.device("disk").vol || m.At.Seq != p.through(t) {
+		t.Errorf("what a client compares with snapshots: %+v, %v", m, err)
 	}
 	p.b.moment(t, first, p.through(t))
 	if v, err := p.b.Detach(t.Context(), "disk", false); err != nil || v.State != terms.StateDetached {

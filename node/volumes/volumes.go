@@ -498,8 +498,7 @@ func (v *Volumes) detached(e index.Entry) error {
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there. It fails while members
-// of the farm read the volume, if it is not forced.
+// or get into the bucket, if this node has some that are not there. No other may read it.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
 	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Called: v.cfg.Holder}).MayRemove(ctx, e, spec.Force); err != nil {

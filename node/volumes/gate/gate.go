@@ -147,15 +147,23 @@ func (d *Device) Zero(ctx context.Context, off, length int64, keep, fua bool) er
 	return d.change(ctx, fua, func() error { return d.Volume.Zero(ctx, off, length, keep, fua) })
 }
 
+// pass is Gate.Pass for a volume that has anything to acknowledge.
+func (d *Device) pass(ctx context.Context) error {
+	if d.Geometry().ReadOnly {
+		return nil
+	}
+	return d.Gate.Pass(ctx)
+}
+
 func (d *Device) change(ctx context.Context, fua bool, do func() error) error {
 	if !d.Gate.IsOpen() {
-		if err := d.Gate.Pass(ctx); err != nil {
+		if err := d.pass(ctx); err != nil {
 			return err
 		}
 	}
 	err := do()
 	if err == nil && fua {
-		err = d.Gate.Pass(ctx)
+		err = d.pass(ctx)
 	}
 	return err
 }
@@ -173,12 +181,9 @@ func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
 }
 
 func (d *Device) Flush(ctx context.Context) error {
-	if d.Geometry().ReadOnly { // nothing was written
-		return nil
-	}
 	err := d.Volume.Flush(ctx)
 	if err == nil {
-		err = d.Gate.Pass(ctx)
+		err = d.pass(ctx)
 	}
 	return err
 }
