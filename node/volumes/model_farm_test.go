@@ -147,7 +147,7 @@ type member struct {
 	slept time.Duration // that it stood still
 	left  string        // the folder as a kill has left it
 
-	*Volumes // nil for who only holds
+	*Volumes               // nil for who only holds
 	image    catalog.Image // that was published last
 	store    *holders.Store
 	cable    *cable

@@ -300,4 +300,3 @@ func FuzzTail(f *testing.F) {
 		}
 	})
 }
-

@@ -9,6 +9,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -73,15 +74,12 @@ func (m Moment) Parent(known catalog.Snapshot) (Parent, error) {
 		return p, errors.Join(err, m.Close())
 	}
 	p.Done = func() { _ = m.Close() } // it was only read
-	if n := len(p.Segments); n > 0 { // a loss of power may have left half an entry behind it: what is whole is copied
+	if n := len(p.Segments); n > 0 {  // a loss of power may have left half an entry behind it: what is whole is copied
 		last := &p.Segments[n-1]
 		path, size := last.Path, last.Ref.Bytes
 		last.Path, last.Open = "", func() (io.ReadCloser, error) {
 			f, err := os.Open(path)
-			return struct {
-				io.Reader
-				io.Closer
-			}{io.LimitReader(f, size), f}, err
+			return bucket.Exactly(f, size), err
 		}
 	}
 	return p, nil
