@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -63,10 +64,15 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	begun, was := p.cfg.Now(), p.cfg.Record()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	if p.wantsRoom() {
+		want = Chunks
+	}
 	p.mu.Lock()
 	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
 	p.mu.Unlock()
-	err = p.Fold.Run(ctx, want)
+	if err = p.answers(ctx); err == nil {
+		err = p.Fold.Run(ctx, want)
+	}
 	if err == nil {
 		err = p.dismiss(ctx, was)
 	}
@@ -78,6 +84,23 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	p.clock.Folded(begun, p.cfg.Now(), err)
 	p.why, p.giveUp = err, nil
 	return err
+}
+
+// answers waits until the bucket answers where there is much to fold: what a fold begins with
+// is kept, beside all that is written meanwhile.
+func (p *Paced) answers(ctx context.Context) error {
+	store, err := p.cfg.Bucket()
+	if err != nil || p.behind() < AfterBytes {
+		return err
+	}
+	o, err := store.Get(ctx, content.KeyMesh, bucket.Range{Length: 1})
+	if err == nil {
+		return o.Body.Close()
+	}
+	if errors.Is(err, content.ErrUnavailable) {
+		return fmt.Errorf("fold: %w", err)
+	}
+	return nil
 }
 
 // GiveWay ends a fold that is under way where the bucket does not answer: it sends things
@@ -125,13 +148,19 @@ func (p *Paced) behind() int64 {
 	if p.vol.End().Seq <= end.Seq {
 		return 0
 	}
-	total := int64(1)
+	total := max(p.vol.Stats().Open, 1)
 	for _, s := range p.vol.Sealed() {
 		if s.Through.Seq > end.Seq {
 			total += s.Bytes
 		}
 	}
 	return total
+}
+
+// wantsRoom reports whether the disk is full, and chunks would make room on it: what the bucket
+// has as segments stays here beside them.
+func (p *Paced) wantsRoom() bool {
+	return p.vol.Stats().Full && p.vol.End().Seq > p.cfg.Record().Base.Seq
 }
 
 // IsDue reports whether the volume, whose record can be written, is to be folded now, at the
@@ -141,6 +170,9 @@ func (p *Paced) IsDue(pace *Pace) bool {
 		return false
 	}
 	behind := p.behind()
+	if p.wantsRoom() {
+		behind = max(behind, AfterBytes)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now()) && (p.clock.presses(behind) || pace.Take())
