@@ -129,8 +129,8 @@ type Volume struct {
 
 var _ blockdev.Device = (*Volume)(nil)
 
-// Create makes the folder of a volume that nothing was written to yet, durable but for
-// its name. It has a note from then on, so that a journal which is gone never looks like
+// Create makes the folder of a volume that nothing was written to yet. It is not durable
+// before the caller has synced it, and its name. It has a note from then on, so that a journal which is gone never looks like
 // one that has not begun.
 func Create(dir string, id [16]byte) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {

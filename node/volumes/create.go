@@ -48,7 +48,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	switch {
 	case err == nil:
 		e.Committed, e.Tried = true, nil
-		err = v.index.Rewrite(e)
+		err = v.index.Restate(e)
 	case errors.Is(err, content.ErrUnavailable):
 		err = nil
 	default:

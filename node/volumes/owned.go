@@ -105,7 +105,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
 					defer a.looking.Store(false)
-					if err := a.happen(ctx, right.StoodStill{}); err != nil {
+					if err := a.stoodStill(ctx); err != nil {
 						v.cfg.Log.Warn("this process stood still, and a volume may be another's by now", "volume", a.Name(), "err", err)
 					}
 				})
@@ -115,13 +115,21 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 	})
 }
 
+// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever.
+func (a *attached) stoodStill(ctx context.Context) error {
+	a.turn.Yield()
+	if _, body, _ := a.record(); body.Policy == catalog.PolicyLocal {
+		brief, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+		ctx = brief
+	}
+	return a.happen(ctx, right.StoodStill{})
+}
+
 // waits reports whether a volume acknowledges nothing until its record was read.
 func (a *attached) waits() bool {
-	if a.vol == nil || a.gate.IsOpen() {
-		return false
-	}
 	_, body, st := a.record()
-	return st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal)
+	return a.vol != nil && !a.gate.IsOpen() && (st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal))
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.

@@ -11,13 +11,13 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// hanging is a registry that answers nothing about one name.
-type hanging struct {
+// stuckAt is a registry that answers nothing about one name.
+type stuckAt struct {
 	*store
 	name string
 }
 
-func (h hanging) Volume(ctx context.Context, name string) (catalog.Record, error) {
+func (h stuckAt) Volume(ctx context.Context, name string) (catalog.Record, error) {
 	if name == h.name {
 		<-ctx.Done()
 		return catalog.Record{}, content.ErrUnavailable
@@ -38,7 +38,7 @@ func TestOneStuckCommitKeepsNoneWaiting(t *testing.T) {
 			w.put(t, name, Spec{Size: testSize})
 		}
 		home.down = false
-		w.cfg.Registry = hanging{home, "a"}
+		w.cfg.Registry = stuckAt{home, "a"}
 		end := w.turn("b")
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})

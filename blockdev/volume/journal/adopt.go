@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -49,7 +50,7 @@ func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment, step func
 		return nil
 	}
 	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
-	if err := WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
+	if err := cmp.Or(WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}), durable.SyncDir(dir)); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	step(stepBegun)

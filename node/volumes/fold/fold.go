@@ -79,8 +79,10 @@ type Config struct {
 	Signer trust.Signer
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Rest is that of a build.Config.
+	Rest func(ctx context.Context, took time.Duration)
+	Now  func() time.Time
+	Log  *slog.Logger
 	// At is called at each step; an error ends the fold there, as tests want it.
 	At func(Step) error
 }
@@ -357,7 +359,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 	}
 	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
-		Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
+		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
 	if touched <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}

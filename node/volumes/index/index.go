@@ -363,6 +363,11 @@ func (x *Index) put(e Entry) error {
 }
 
 func (x *Index) write(folder string, e Entry) error {
+	return cmp.Or(x.place(folder, e), spaceError(durable.SyncDir(folder)))
+}
+
+// place is write, which a loss of power may undo before the folder is synced.
+func (x *Index) place(folder string, e Entry) error {
 	e.Magic = entryMagic
 	var b []byte
 	var err error
@@ -371,7 +376,7 @@ func (x *Index) write(folder string, e Entry) error {
 	}
 	if err == nil {
 		b = append(b, '\n')
-		err = durable.WriteFile(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
+		err = durable.Place(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
 	}
 	if err == nil {
 		x.at(StepNoted)
@@ -404,6 +409,10 @@ func (x *Index) HalfMade(e Entry) string { return x.Path(e) + halfMade }
 
 // Rewrite stores what is known by now of a volume that was prepared.
 func (x *Index) Rewrite(e Entry) error { return x.write(x.HalfMade(e), e) }
+
+// Restate is Rewrite of what a start finds out by itself, where a loss of power undoes it
+// before the volume is opened.
+func (x *Index) Restate(e Entry) error { return x.place(x.HalfMade(e), e) }
 
 // GiveUp removes what prepare has made.
 func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.HalfMade(e)) }
