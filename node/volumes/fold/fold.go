@@ -206,6 +206,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 		for _, bytes := range changed {
 			s.behind += bytes
 		}
+		s.run = f.cfg.Tails().run(now.Through(), through)
 	} else if want == Safe || len(now.Segments) == 0 {
 		return f.reached(ctx)
 	}
@@ -218,7 +219,11 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 		s.touched += size
 	}
 	for p := choose(s); !p.chunks; p.from-- {
-		err := f.upload(ctx, store, p.from, through)
+		err := f.upload(ctx, store, p, through)
+		if p.run.Tails > 0 && errors.Is(err, content.ErrNotFound) { // the journal did not keep where they begin
+			p.run = content.SegmentRef{}
+			err = f.upload(ctx, store, p, through)
+		}
 		if !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrInvalid) {
 			return err
 		}
@@ -229,41 +234,50 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	return f.chunks(ctx, store, through, s.touched)
 }
 
-// upload has one segment in the bucket and in the record, in place of those of the record
-// from index from on, and of the journal behind them up to a place.
-func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, through content.Position) error {
+// upload has all up to a place in the record, as a plan says: in one segment that is put into
+// the bucket, in tails that are there, or in both.
+func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through content.Position) error {
 	was := f.cfg.Record()
-	after := was.Base
-	if from > 0 {
-		after = was.Segments[from-1].Through
+	named, after := slices.Clone(was.Segments[:p.from]), was.Base
+	if p.from > 0 {
+		after = was.Segments[p.from-1].Through
 	}
-	file, err := newWorking(f.cfg.Dir)
-	if err != nil {
-		return err
+	if p.run.Tails > 0 {
+		through = p.run.After
 	}
-	defer file.close()
-	ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
-	if err == nil {
-		err = f.cfg.At(StepMerged)
-	}
-	if err != nil {
-		return err
-	}
+	var put func() error
 	begun := f.cfg.Now()
-	if err = putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err == nil {
-		err = f.cfg.At(StepStored)
+	if after != through {
+		file, err := newWorking(f.cfg.Dir)
+		if err != nil {
+			return err
+		}
+		defer file.close()
+		ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
+		if err == nil {
+			err = f.cfg.At(StepMerged)
+		}
+		if err != nil {
+			return err
+		}
+		named, begun = append(named, ref), f.cfg.Now()
+		put = func() error { return putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)) }
+		if err = put(); err == nil {
+			err = f.cfg.At(StepStored)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err != nil {
+	if p.run.Tails > 0 {
+		named = append(named, p.run)
+	}
+	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) { v.Segments = named }); err != nil {
 		return err
 	}
-	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) {
-		v.Segments = append(slices.Clone(v.Segments[:from]), ref)
-	}); err != nil {
-		return err
-	}
-	if f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
-		if err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err != nil {
-			return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
+	if put != nil && f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
+		if err := put(); err != nil {
+			return fmt.Errorf("a segment behind entry %d, which the record names, is not there: %w", after.Seq, err)
 		}
 	}
 	if err := f.reached(ctx); err != nil {
@@ -299,8 +313,18 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
-		if !slices.Contains(now.Segments, s) && s.Volume == now.ID && s.After.Seq >= now.Shared {
+		switch {
+		case slices.Contains(now.Segments, s) || s.Volume != now.ID || s.After.Seq < now.Shared:
+		case s.Tails == 0:
 			f.garbage = append(f.garbage, s.Key())
+		default:
+			keys, err := tailKeys(ctx, store, s)
+			for n := 0; n < len(keys) && err == nil; n++ {
+				err = store.Delete(ctx, keys[n])
+			}
+			if err != nil {
+				f.cfg.Log.Info("tails that no record names are left to the collection of garbage", "volume", s.Volume, "behind", s.After.Seq, "err", err)
+			}
 		}
 	}
 	for n := 0; len(f.garbage) > 0 && (f.last || n < removeMax); n++ {
@@ -312,7 +336,7 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 		}
 	}
 	if tails := f.cfg.Tails(); tails != nil {
-		tails.cut(ctx, store, now.Through())
+		tails.cut(ctx, store, now)
 	}
 	return f.cfg.At(StepRemoved)
 }

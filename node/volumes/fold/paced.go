@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -66,7 +67,9 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	p.mu.Lock()
 	p.giveUp, p.began = giveUp, p.vol.Stats().Disk
 	p.mu.Unlock()
-	err = p.Fold.Run(ctx, want)
+	if err = p.answers(ctx); err == nil {
+		err = p.Fold.Run(ctx, want)
+	}
 	if err == nil {
 		err = p.dismiss(ctx, was)
 	}
@@ -78,6 +81,23 @@ func (p *Paced) Run(ctx context.Context, want Want) error {
 	p.clock.Folded(begun, p.cfg.Now(), err)
 	p.why, p.giveUp = err, nil
 	return err
+}
+
+// answers waits until the bucket answers where there is much to fold: what a fold begins with
+// is kept, beside all that is written meanwhile.
+func (p *Paced) answers(ctx context.Context) error {
+	store, err := p.cfg.Bucket()
+	if err != nil || p.behind() < AfterBytes {
+		return err
+	}
+	o, err := store.Get(ctx, content.KeyMesh, bucket.Range{Length: 1})
+	if err == nil {
+		return o.Body.Close()
+	}
+	if errors.Is(err, content.ErrUnavailable) {
+		return fmt.Errorf("fold: %w", err)
+	}
+	return nil
 }
 
 // GiveWay ends a fold that is under way where the bucket does not answer: it sends things

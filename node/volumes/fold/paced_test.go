@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestFoldGivesWay: a fold that is under way ends where the bucket is away and the journal
@@ -60,4 +61,35 @@ func TestFoldGivesWay(t *testing.T) {
 		t.Errorf("it ends with %v", err)
 	}
 	p.GiveWay() // none is under way
+}
+
+// TestALargeFoldAsksFirst: nothing of a journal is kept for a fold of much where the bucket
+// does not answer.
+func TestALargeFoldAsksFirst(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.body.Size = 2 * AfterBytes
+	vol := w.attach(t, dir, w.record(), 1)
+	defer vol.Close()
+	data := bytes.Repeat([]byte{1}, 1<<20)
+	for at := int64(0); at < w.body.Size; at += 1 << 20 {
+		if err := vol.WriteAt(t.Context(), data, at, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.failing(func(mem.Call) mem.Fault { return mem.Fault{Err: content.ErrUnavailable} })
+	sealed := 0
+	cfg := w.config()
+	cfg.At = func(Step) error { sealed++; return nil }
+	p := NewPaced(vol, cfg)
+	if err := p.Run(t.Context(), Safe); !errors.Is(err, content.ErrUnavailable) || sealed > 0 {
+		t.Errorf("%v, and it came by %d steps", err, sealed)
+	}
+	w.failing(nil)
+	if err := p.Run(t.Context(), Safe); err != nil || sealed == 0 {
+		t.Errorf("once the bucket answers: %v, %d steps", err, sealed)
+	}
 }
