@@ -79,8 +79,10 @@ type Config struct {
 	Signer trust.Signer
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Rest is that of a build.Config.
+	Rest func(ctx context.Context, took time.Duration)
+	Now  func() time.Time
+	Log  *slog.Logger
 	// At is called at each step; an error ends the fold there, as tests want it.
 	At func(Step) error
 }
@@ -89,8 +91,8 @@ type Config struct {
 type Fold struct {
 	cfg Config
 	// end is up to where the record has the journal: kept, so that the next segment
-	// begins just there. Zero is none.
-	end content.Position
+	// begins just there. nil is none.
+	end *content.Position
 	// last says that no other may follow the one under way, and garbage are keys of segments
 	// that no record names.
 	last    bool
@@ -105,7 +107,7 @@ type Fold struct {
 func New(cfg Config) *Fold {
 	f := &Fold{cfg: cfg}
 	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
-		f.end = end
+		f.end = &end
 	}
 	return f
 }
@@ -114,9 +116,9 @@ func New(cfg Config) *Fold {
 // written before and after: the next segment may have some of the last one's then. It is
 // for a volume that can't be folded for long.
 func (f *Fold) Loosen() {
-	if f.end != (content.Position{}) {
-		f.cfg.Journal.Release(f.end)
-		f.end = content.Position{}
+	if f.end != nil { // which is the zero Position for a volume that was just made
+		f.cfg.Journal.Release(*f.end)
+		f.end = nil
 	}
 }
 
@@ -140,7 +142,7 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 			return
 		}
 		f.Loosen()
-		f.end = through
+		f.end = &through
 	}()
 	err = f.cfg.At(StepSealed)
 	if err == nil {
@@ -357,7 +359,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 	}
 	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
-		Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
+		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
 	if touched <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}

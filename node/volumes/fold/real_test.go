@@ -37,7 +37,7 @@ func (w *world) readElsewhere(t *testing.T, v catalog.Volume, more ...Stored) []
 	if err := volume.Create(dir, v.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := journal.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(t.Context(), w.bucket, v.Segments), more...))); err != nil {
+	if err := journal.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(t.Context(), w.bucket, v.Segments), more...)), func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	vol := w.attach(t, dir, v, v.Epoch+1)

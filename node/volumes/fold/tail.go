@@ -117,6 +117,16 @@ func (t *Tails) Through() content.Position {
 	return t.last
 }
 
+// Close is Line.Close for these.
+func (t *Tails) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next != nil {
+		t.next.file.close()
+		t.next = nil
+	}
+}
+
 // Persist returns when the origin has all of a journal up to a place. That another node has
 // ended the epoch is content.ErrFenced.
 func (t *Tails) Persist(ctx context.Context, j Journal, upTo content.Position) error {

@@ -471,13 +471,3 @@ func FuzzTail(f *testing.F) {
 		}
 	})
 }
-
-// Close gives up what is not put; calls of Persist have ended.
-func (t *Tails) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.next != nil {
-		t.next.file.close()
-		t.next = nil
-	}
-}

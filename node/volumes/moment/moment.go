@@ -98,7 +98,7 @@ func (cfg Config) Open(ctx context.Context, body catalog.Snapshot) (m Moment, er
 	gone := func() error { return os.RemoveAll(dir) }
 	folder := filepath.Join(dir, body.ID.String())
 	if err = volume.Create(folder, body.ID); err == nil {
-		err = journal.Adopt(folder, body.ID, segments)
+		err = journal.Adopt(folder, body.ID, segments, func(string) {})
 	}
 	if err != nil {
 		return m, errors.Join(err, gone())
