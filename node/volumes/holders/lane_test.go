@@ -298,7 +298,7 @@ func TestDiskThatWasRolledBack(t *testing.T) {
 // TestNobodyElseIsHere: who has inherited a volume, and has found no other member yet, says
 // what that takes.
 func TestNobodyElseIsHere(t *testing.T) {
-	x := &heir{Heir: Heir{K: 1, Live: func() []trust.PublicKey { return nil }}}
+	x := &heir{Farm: &Farm{Live: func() []trust.PublicKey { return nil }}, k: 1}
 	if _, err := x.spread(t.Context(), nil); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "try again") || strings.Contains(err.Error(), "%!") {
 		t.Error(err)
 	}
