@@ -76,8 +76,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 	case body.Orphan && body.Holder == v.cfg.Self:
 		return v.momentOfOrphan(ctx, body)
 	}
-	who, _ := v.cfg.Holder(ctx, body.Holder)
-	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, who)
+	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, v.cfg.Who(body.Holder))
 }
 
 // momentOfOrphan opens the folder that an orphan was left in.

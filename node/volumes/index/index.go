@@ -347,7 +347,7 @@ func (x *Index) Change(name string, change func(*Entry)) (Entry, error) {
 	done, _ := x.writing.Take(context.Background(), e.ID, 1) // it fails with the context alone
 	defer done()
 	if e, ok = x.Get(name); !ok {
-		return e, fmt.Errorf("volume %q: %w on this node any more", name, content.ErrNotFound)
+		return e, fmt.Errorf("%w on this node any more", content.ErrNotFound)
 	}
 	change(&e)
 	return e, x.put(e)
@@ -430,7 +430,7 @@ func (x *Index) Add(e Entry) error {
 // Replace is add of a volume of which this node has had a folder, which steps aside.
 func (x *Index) Replace(e Entry) error {
 	if old, here := x.Get(e.Name); here {
-		if err := x.setAside(old); err != nil {
+		if err := x.SetAside(old); err != nil {
 			return spaceError(err)
 		}
 	}
@@ -480,9 +480,9 @@ func HasJournal(folder string) (bool, error) {
 	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }), err
 }
 
-// setAside takes the folder of a volume out of the way that comes back to this node: it is
+// SetAside takes the folder of a volume out of the way that is another's, or back: it is
 // removed if all of it is in the bucket, else it gets another name, for its orphan.
-func (x *Index) setAside(e Entry) error {
+func (x *Index) SetAside(e Entry) error {
 	dirty, err := HasJournal(x.Path(e))
 	if err != nil {
 		return err
