@@ -175,10 +175,7 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("remove %w", err)
 	}
-	if body.Orphan {
-		v.orphans.Removed(ctx, body)
-		return nil
-	}
+	v.orphans.Removed(ctx, body)
 	return v.forgetWaiting(body)
 }
 

@@ -136,7 +136,7 @@ type Index struct {
 	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
 	mu      sync.RWMutex                   // guards what follows; never held while anything waits
 	entries map[string]Entry               // by name
-	aside   []Entry                        // of folders that have stepped aside
+	aside   map[string]Entry               // by folder, of those that have stepped aside
 	Broken  map[string]error               // folders that can't be read, and why
 	at      func(Step)                     // told of each, for tests
 }
@@ -165,7 +165,7 @@ func Expected(dir string) bool {
 // Load reads what all folders say; at is told of each Step. One that can't be read is kept as broken: it is
 // a volume, whatever else it is.
 func Load(dir string, at func(step string)) (*Index, error) {
-	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, Broken: map[string]error{}, at: func(s Step) { at("index " + string(s)) }}
+	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, aside: map[string]Entry{}, Broken: map[string]error{}, at: func(s Step) { at("index " + string(s)) }}
 	found, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("volumes: %w", err)
@@ -187,8 +187,9 @@ func Load(dir string, at func(step string)) (*Index, error) {
 	aside, _ := os.ReadDir(filepath.Join(dir, orphansDir)) // there may be none
 	for _, f := range aside {
 		id, _, _ := strings.Cut(f.Name(), "-")
-		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil {
-			x.aside = append(x.aside, e)
+		folder := filepath.Join(dir, orphansDir, f.Name())
+		if e, err := x.read(folder, id); err == nil {
+			x.aside[folder] = e
 		}
 	}
 	return x, nil
@@ -500,19 +501,16 @@ func (x *Index) setAside(e Entry) error {
 	x.at(StepAside)
 	x.forget(e.Name)
 	x.mu.Lock()
-	x.aside = append(x.aside, e)
+	x.aside[aside] = e
 	x.mu.Unlock()
 	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
 }
 
 // Orphans are what is left here of volumes that are another's, with the folders that have it.
 func (x *Index) Orphans() map[string]Entry {
-	out := map[string]Entry{}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for _, e := range x.aside {
-		out[x.Aside(e.ID, e.Epoch)] = e
-	}
+	out := maps.Clone(x.aside)
 	for _, e := range x.entries {
 		if e.Taken != "" && !e.Empty {
 			out[x.Path(e)] = e
@@ -530,23 +528,16 @@ func (x *Index) Named(folder string, e Entry) error {
 	e.Orphan = true
 	err := x.write(folder, e)
 	if err == nil {
-		x.forgetAside(e)
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		x.aside = append(x.aside, e)
+		x.aside[folder] = e
 	}
 	return err
 }
 
-func (x *Index) forgetAside(e Entry) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return other.ID == e.ID && other.Epoch == e.Epoch })
-}
-
 // Drop removes the folder of an orphan that has stepped aside, by a name under which a start
 // removes it.
-func (x *Index) Drop(folder string, e Entry) error {
+func (x *Index) Drop(folder string) error {
 	gone := filepath.Join(x.dir, ViewsDir, filepath.Base(folder))
 	err := os.MkdirAll(filepath.Dir(gone), 0o700)
 	if err == nil {
@@ -556,7 +547,9 @@ func (x *Index) Drop(folder string, e Entry) error {
 		return err
 	}
 	x.at(StepGone)
-	x.forgetAside(e)
+	x.mu.Lock()
+	delete(x.aside, folder)
+	x.mu.Unlock()
 	return os.RemoveAll(gone)
 }
 
