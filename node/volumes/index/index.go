@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -252,6 +251,11 @@ func (x *Index) Sweep() error {
 			errs = append(errs, x.complete(path))
 		case halfGone:
 			errs = append(errs, finish(path))
+		default: // a crash leaves what it was writing
+			left, _ := filepath.Glob(filepath.Join(path, durable.TempPrefix+"*"))
+			for _, file := range left {
+				errs = append(errs, os.Remove(file))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -559,7 +563,7 @@ func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
 
 // spaceError says what a full disk means to who makes something.
 func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if durable.IsFull(err) {
 		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
 	}
 	return err
