@@ -514,7 +514,7 @@ func (v *Volumes) detached(e index.Entry) error {
 // of the farm read the volume, if it is not forced.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
-	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Called: v.cfg.Holder}).MayRemove(ctx, e, spec.Force); err != nil {
+	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
 		return err
 	}
 	switch {
