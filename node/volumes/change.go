@@ -49,8 +49,9 @@ func (v *Volumes) SetLimits(ctx context.Context, name string, l Limits) (View, e
 }
 
 // alter changes the record of a volume that is served, and then the volume.
-func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (View, error) {
+func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (_ View, err error) {
 	defer v.turn(name)()
+	defer during(&err, "volume %q", name)
 	a, err := v.served(ctx, name)
 	if err == nil {
 		err = a.revise(ctx, record)
@@ -59,7 +60,7 @@ func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.V
 		err = disk(a)
 	}
 	if err != nil {
-		return View{}, fmt.Errorf("volume %q: %w", name, err)
+		return View{}, err
 	}
 	return v.Get(name)
 }

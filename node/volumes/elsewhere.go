@@ -62,23 +62,22 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 // removeElsewhere deletes a name that no volume here has. Who holds it has to do so,
 // unless it is away, or the volume's folder is away from here, and this is forced: its
 // data stay on their disk, under a name that is free.
-func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
+func (v *Volumes) removeElsewhere(ctx context.Context, name string, spec RemoveSpec) error {
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return nil
+		return v.purge(ctx, name, spec)
 	case err != nil:
-		return fmt.Errorf("remove volume %q: it is not here, and whether another node has it can't be told: %w", name, err)
+		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
 	}
-	_, away := v.cfg.Holder(ctx, body.Holder)
-	if !force || !away && body.Holder != v.cfg.Self {
-		return fmt.Errorf("remove volume %q: %w", name, v.held(ctx, r, body))
+	if !spec.Force || body.Holder != v.cfg.Self && !v.cfg.Away(ctx, body.Holder) {
+		return v.held(ctx, r, body)
 	}
 	if err := v.cfg.Registry.Delete(ctx, r); err != nil {
-		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
+		return fmt.Errorf("of farm %s: %w", r.Farm, err)
 	}
-	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.holding(ctx, r, body))
-	return nil
+	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.cfg.Who(body.Holder))
+	return v.purge(ctx, name, spec)
 }
 
 // holding says who holds a name, since when, and the ways out.
@@ -86,14 +85,12 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 	if body.Holder == v.cfg.Self {
 		return terms.Missing(v.index.Path(index.Entry{Volume: body}), v.index.Has(body.ID), r)
 	}
-	who, away := v.cfg.Holder(ctx, body.Holder)
-	return terms.Holding(who, away, r, body)
+	return terms.Holding(v.cfg.Who(body.Holder), v.cfg.Away(ctx, body.Holder), r, body)
 }
 
 // held is the conflict with who holds a name by its record.
 func (v *Volumes) held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
-	who, _ := v.cfg.Holder(ctx, body.Holder)
-	return &HeldError{Holder: who, Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
+	return &HeldError{Holder: v.cfg.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
 }
 
 // taken says who has a name, where another was quicker to take it.

@@ -206,7 +206,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		inherited = nil // the tails have more
 	} else if n > 0 && len(tails) > 0 {
 		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
-		a.line.Begin(body)
+		a.line.Begin(body.Through())
 	}
 	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
 		e.Ancestors = journal.Ancestors(segments, e.ID)

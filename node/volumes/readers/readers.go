@@ -162,9 +162,9 @@ func Answer(x *index.Index, name string) []byte {
 
 // Farm is who may read a volume beside this node.
 type Farm struct {
-	Live   func() []trust.PublicKey
-	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
-	Called func(context.Context, trust.PublicKey) (name string, away bool)
+	Live func() []trust.PublicKey
+	Call func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
+	Who  func(trust.PublicKey) string
 }
 
 // MayRemove fails where a volume is only read, and with content.InUse, which says by whom,
@@ -185,7 +185,7 @@ func (f Farm) MayRemove(ctx context.Context, e index.Entry, force bool) error {
 	for i, m := range members {
 		group.Go(func() error {
 			if yes, err := f.Call(ctx, m, Method, []byte(e.Name)); err == nil && len(yes) > 0 {
-				by[i], _ = f.Called(ctx, m)
+				by[i] = f.Who(m)
 			}
 			return nil
 		})
