@@ -27,16 +27,10 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Library finds what volumes begin as.
-type Library interface {
-	// Base says what a reference stands for.
-	Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
-}
-
 // Made is the encoded head of the image that a volume was made from, while it has that root:
-// more members have that than the volume's own.
-func Made(ctx context.Context, lib Library, c *content.Codec, body catalog.Volume) (head []byte) {
-	if b, err := lib.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
+// more members have that than the volume's own. base says what a reference stands for.
+func Made(ctx context.Context, base func(context.Context, content.Ref) (fetch.Root, error), c *content.Codec, body catalog.Volume) (head []byte) {
+	if b, err := base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
 		head, _ = b.Head.Encode(c)
 	}
 	return head
@@ -47,9 +41,10 @@ type Source struct {
 	Index   *index.Index
 	Records records.Records
 	Bucket  moment.Config
-	Library Library
-	Farm    string
-	Now     func() time.Time
+	// Base says what a reference stands for.
+	Base func(context.Context, content.Ref) (fetch.Root, error)
+	Farm string
+	Now  func() time.Time
 	// At is told of each step of the adoption of a journal.
 	At func(step string)
 }
@@ -120,7 +115,7 @@ func (s Source) make(ctx context.Context, q Ask, body catalog.Volume) (index.Ent
 	body.ReadOnly = true // here; the record is not written by it
 	segments := s.Bucket.Stored(ctx, body.Segments, nil)
 	e := index.Entry{
-		Name: q.Name, Volume: body, Transport: q.Transport, Disk: q.Old.Disk, Created: s.Now(), Made: Made(ctx, s.Library, s.Records.Codec, body), Ancestors: journal.Ancestors(segments, body.ID),
+		Name: q.Name, Volume: body, Transport: q.Transport, Disk: q.Old.Disk, Created: s.Now(), Made: Made(ctx, s.Base, s.Records.Codec, body), Ancestors: journal.Ancestors(segments, body.ID),
 		Committed: true, Attached: true, Empty: true, Adopted: true, Reader: true,
 	}
 	if q.Old.Name == "" {
