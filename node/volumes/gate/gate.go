@@ -181,6 +181,9 @@ func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
 }
 
 func (d *Device) Flush(ctx context.Context) error {
+	if d.Geometry().ReadOnly { // nothing was written, and nobody else is asked to hold it
+		return nil
+	}
 	err := d.Volume.Flush(ctx)
 	if err == nil {
 		err = d.pass(ctx)
