@@ -175,15 +175,6 @@ func (v *Volume) ReadAsOf(ctx context.Context, p []byte, off int64, through cont
 	return w.ground.Read(ctx, misses)
 }
 
-// Chunk fills p, which has the size of the root's chunks or what is left of the disk, with
-// a chunk as it was at a kept position.
-func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
-	v.mu.RLock()
-	size := int64(v.ground.ChunkSize)
-	v.mu.RUnlock()
-	return v.ReadAsOf(ctx, p, int64(index)*size, through)
-}
-
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
 // to through, which is kept, and reach beyond off: their offset and their length, in bytes,
 // rising. It may name more, where after is not kept; ErrNotFound says that the journal does
@@ -214,42 +205,6 @@ func (v *Volume) Changes(after, through content.Position, off int64) iter.Seq2[b
 			at = blockdev.Range{Offset: start, Length: n}
 		}
 	}
-}
-
-// Changed returns the chunks that were written or zeroed behind after and up to through,
-// as Changes does: their index, rising, and how many bytes of each.
-func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
-	v.mu.RLock()
-	size := int64(v.ground.ChunkSize)
-	v.mu.RUnlock()
-	var all []chunkBytes
-	for r, err := range v.Changes(after, through, 0) {
-		if err != nil {
-			return nil, err
-		}
-		for r.Length > 0 {
-			index := uint64(r.Offset / size)
-			n := min(r.Length, int64(index+1)*size-r.Offset)
-			if last := len(all) - 1; last >= 0 && all[last].index == index {
-				all[last].bytes += n
-			} else {
-				all = append(all, chunkBytes{index, n})
-			}
-			r.Offset, r.Length = r.Offset+n, r.Length-n
-		}
-	}
-	return func(yield func(uint64, int64) bool) {
-		for _, c := range all {
-			if !yield(c.index, c.bytes) {
-				return
-			}
-		}
-	}, nil
-}
-
-type chunkBytes struct {
-	index uint64
-	bytes int64
 }
 
 // span returns what is newest behind after and up to through, from a sector on.

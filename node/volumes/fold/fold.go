@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -27,8 +28,8 @@ type Journal interface {
 	Keep(p content.Position) error
 	Release(p content.Position)
 	Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error)
-	Changed(after, through content.Position) (iter.Seq2[uint64, int64], error)
-	Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error
+	Changes(after, through content.Position, off int64) iter.Seq2[blockdev.Range, error]
+	ReadAsOf(ctx context.Context, p []byte, off int64, through content.Position) error
 	Rebase(src volume.Source, size int64, chunkSize int, base content.Position) error
 }
 
@@ -201,25 +202,19 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	now := f.cfg.Record()
 	s := stands{segments: now.Segments, want: want}
 	if through.Seq > now.Through().Seq {
-		changed, err := f.cfg.Journal.Changed(now.Through(), through)
-		if err != nil {
+		var err error
+		if _, s.behind, err = Touched(f.cfg.Journal, now.Head, now.Through(), through); err != nil {
 			return err
-		}
-		for _, bytes := range changed {
-			s.behind += bytes
 		}
 		s.run = f.cfg.Tails().run(now.Through(), through)
 	} else if want == Safe || len(now.Segments) == 0 {
 		return f.reached(ctx)
 	}
-	size := int64(chunkSize(now))
-	changed, err := f.cfg.Journal.Changed(now.Base, through)
+	touched, _, err := Touched(f.cfg.Journal, now.Head, now.Base, through)
 	if err != nil {
 		return err
 	}
-	for range changed {
-		s.touched += size
-	}
+	s.touched = int64(len(touched)) * int64(chunkSize(now.Head))
 	for p := choose(s); !p.chunks; p.from-- {
 		err := f.upload(ctx, store, p, through)
 		if p.run.Tails > 0 && errors.Is(err, content.ErrNotFound) { // the journal did not keep where they begin
@@ -233,7 +228,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 			break
 		}
 	}
-	return f.chunks(ctx, store, through, s.touched)
+	return f.chunks(ctx, store, through, touched)
 }
 
 // upload has all up to a place in the record, as a plan says: in one segment that is put into
@@ -343,9 +338,9 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 	return f.cfg.At(StepRemoved)
 }
 
-// chunks has all up to a place in a new root, of which so many bytes are new at most, and
+// chunks has all up to a place in a new root, of which those chunks are new at most, and
 // cuts the journal there.
-func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched int64) error {
+func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched []uint64) error {
 	was := f.cfg.Record()
 	var base build.Base
 	switch {
@@ -358,12 +353,12 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 			return err
 		}
 	}
-	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
+	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was.Head), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
 		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
-	if touched <= build.SharedMax {
+	if len(touched)*cfg.ChunkSize <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}
-	changes := f.changes(ctx, was, through)
+	changes := f.read(ctx, was, through, slices.Values(touched))
 	for {
 		begun := f.cfg.Now()
 		now, err := f.commitRoot(ctx, cfg, base, changes, through)
@@ -381,7 +376,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "packs", missing)
 		if slices.ContainsFunc(missing, func(id pack.ID) bool { _, old := base.Manifest.Pack(id); return old }) {
-			base, changes, cfg.Shared = build.Base{}, f.all(ctx, was, through), nil
+			base, changes, cfg.Shared = build.Base{}, f.read(ctx, was, through, all(was)), nil
 		}
 	}
 }
@@ -425,35 +420,23 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 	return f.remove(ctx, store, was)
 }
 
-// changes yields the chunks that the journal has touched, up to a place.
-func (f *Fold) changes(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	chunks, err := f.cfg.Journal.Changed(was.Base, through)
-	if err != nil {
-		return func(yield func(build.Change, error) bool) { yield(build.Change{}, err) }
-	}
-	return f.read(ctx, was, through, chunks)
-}
-
 // all yields all chunks of a volume.
-func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	size := int64(chunkSize(was))
-	return f.read(ctx, was, through, func(yield func(uint64, int64) bool) {
-		for index := range uint64((was.Size + size - 1) / size) {
-			if !yield(index, size) {
-				return
-			}
+func all(v catalog.Volume) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for index := int64(0); index*int64(chunkSize(v.Head)) < v.Size && yield(uint64(index)); index++ {
 		}
-	})
+	}
 }
 
 // read reads chunks as they were at a place; what is past the end of the disk is zeros.
-func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[uint64, int64]) iter.Seq2[build.Change, error] {
+func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq[uint64]) iter.Seq2[build.Change, error] {
 	return func(yield func(build.Change, error) bool) {
-		raw := make([]byte, chunkSize(was))
+		raw := make([]byte, chunkSize(was.Head))
 		for index := range chunks {
-			n := min(int64(len(raw)), was.Size-int64(index)*int64(len(raw)))
+			off := int64(index) * int64(len(raw))
+			n := min(int64(len(raw)), was.Size-off)
 			clear(raw[n:])
-			err := f.cfg.Journal.Chunk(ctx, index, through, raw[:n])
+			err := f.cfg.Journal.ReadAsOf(ctx, raw[:n], off, through)
 			if !yield(build.Change{Index: index, Raw: raw}, err) || err != nil {
 				return
 			}
@@ -461,9 +444,30 @@ func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Pos
 	}
 }
 
-func chunkSize(v catalog.Volume) int {
-	if v.Head != nil {
-		return v.Head.Root.ChunkSize
+// Touched returns the chunks of a volume with a root that were written or zeroed behind a
+// place and up to another, rising, and how many bytes of them. It is a list: who goes through
+// what a journal has changed keeps its files.
+func Touched(j Journal, root *pack.Head, after, through content.Position) (chunks []uint64, bytes int64, err error) {
+	size := int64(chunkSize(root))
+	for r, err := range j.Changes(after, through, 0) {
+		if err != nil {
+			return nil, 0, err
+		}
+		index := uint64(r.Offset / size)
+		if n := len(chunks); n > 0 {
+			index = max(index, chunks[n-1]+1)
+		}
+		for ; int64(index)*size < r.Offset+r.Length; index++ {
+			chunks = append(chunks, index)
+		}
+		bytes += r.Length
+	}
+	return chunks, bytes, nil
+}
+
+func chunkSize(root *pack.Head) int {
+	if root != nil {
+		return root.Root.ChunkSize
 	}
 	return content.ChunkSizeDefault
 }
