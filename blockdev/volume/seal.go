@@ -16,13 +16,6 @@ import (
 	"github.com/grangemesh/grange/origin/content/durable"
 )
 
-// Segment is a sealed part of a volume's journal.
-type Segment struct {
-	content.SegmentRef // without its Sum
-	// Path is its file, which may go unless a position behind it is kept.
-	Path string
-}
-
 // Seal ends the open segment, if it has entries, and freezes its layer, and returns the
 // place once all up to it is durable here. It copies nothing. The place is kept, as if by a
 // call of Keep: who does not need it any more calls Release.
@@ -96,15 +89,15 @@ func (v *Volume) End() content.Position {
 	return v.position()
 }
 
-// Sealed returns the segments behind the base that nothing is added to, oldest first.
-func (v *Volume) Sealed() []Segment {
+// Sealed returns the segments behind the base that nothing is added to, oldest first, without
+// their sums. The file of one may go unless a position behind it is kept.
+func (v *Volume) Sealed() (out []journal.AdoptedSegment) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	var out []Segment
 	for _, s := range v.chain {
 		if s != v.tail && s.Number > v.ground.base.Number {
 			ref := content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.through(), Bytes: s.size}
-			out = append(out, Segment{ref, v.path(s)})
+			out = append(out, journal.AdoptedSegment{Ref: ref, Path: v.path(s)})
 		}
 	}
 	return out

@@ -165,7 +165,7 @@ func (f *Fold) Seal(ctx context.Context) (content.Position, error) { return f.se
 
 func (f *Fold) seal(ctx context.Context, tails *Tails) (content.Position, error) {
 	if tails != nil {
-		return tails.seal(ctx, f.cfg.Journal)
+		return tails.seal(ctx)
 	}
 	return f.cfg.Journal.Seal(ctx)
 }

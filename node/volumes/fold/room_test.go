@@ -118,7 +118,7 @@ func TestAPolicyThatLeavesTheOriginFreesTheJournal(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		flush := func() error { return line.Of(w.record(), vol).Persist(t.Context(), vol, vol.End()) }
+		flush := func() error { return line.Of(w.record(), vol).Persist(t.Context(), vol.End()) }
 		policy(catalog.PolicyOrigin)
 		write(1)
 		if err := flush(); err != nil {

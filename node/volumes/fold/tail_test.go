@@ -37,12 +37,13 @@ func (w *world) flush() error {
 	w.journal.mu.Lock()
 	end := w.journal.end
 	w.journal.mu.Unlock()
-	return w.tails.Persist(w.t.Context(), w.journal, end)
+	return w.tails.Persist(w.t.Context(), end)
 }
 
 func (w *world) newTails(after content.Position) {
 	w.tails = w.policed()
 	w.tails.Begin(after)
+	w.tails.journal = w.journal
 	w.t.Cleanup(w.tails.Close)
 }
 
@@ -344,11 +345,11 @@ func TestARecordNamesTails(t *testing.T) {
 		}
 		break
 	}
-	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(t.Context()); !errors.Is(err, content.ErrNotFound) {
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(); !errors.Is(err, content.ErrNotFound) {
 		t.Errorf("a tail that is gone: %v", err)
 	}
 	now.Segments[1].Sum[0]++
-	if _, err := InBucket(t.Context(), w.bucket, now.Segments[1:])[0].Open(t.Context()); !errors.Is(err, content.ErrCorrupt) {
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments[1:])[0].Open(); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("other tails than it names: %v", err)
 	}
 	w.write(1, 99)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -401,9 +402,9 @@ func (w *world) elsewhere(v catalog.Volume) []byte {
 	return out
 }
 
-func (w *world) replay(s Stored, out []byte) {
+func (w *world) replay(s journal.AdoptedSegment, out []byte) {
 	w.t.Helper()
-	o, err := s.Open(w.t.Context())
+	o, err := s.Open()
 	if err != nil {
 		w.t.Fatal(err)
 	}
