@@ -22,12 +22,15 @@ func (v *Volumes) keepOwned(ctx context.Context, due *right.Looks) error {
 	due.End(v.cfg.Now()) // volumes were opened so far
 	tick := time.NewTicker(tryInterval)
 	defer tick.Stop()
+	var giving sync.WaitGroup // one that takes long keeps nobody from looking
+	defer giving.Wait()
 	for {
 		select {
 		case <-tick.C:
 			v.lookAtOwned(ctx, due)
+			giving.Go(func() { v.giveUpLost(ctx) })
 		case <-v.losing:
-			v.giveUpLost(ctx)
+			giving.Go(func() { v.giveUpLost(ctx) })
 		case <-ctx.Done():
 			return nil
 		}
@@ -55,7 +58,6 @@ func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
 		})
 	}
 	_ = looks.Wait() // none fails
-	v.giveUpLost(ctx)
 	v.orphans.Keep(ctx)
 	due.End(v.cfg.Now())
 }
@@ -79,13 +81,15 @@ func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
 	return a.happen(ctx, right.Due{})
 }
 
-// giveUpLost stops serving the volumes that are another's, each for itself.
+// giveUpLost stops serving the volumes that are another's, each for itself, and but for those
+// that somebody else is at.
 func (v *Volumes) giveUpLost(ctx context.Context) {
 	_ = v.each(func(name string, a *attached) error { // none fails
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
 			return nil
 		}
-		if _, _, st := a.record(); st.Stage == right.Lost {
+		if _, _, st := a.record(); st.Stage == right.Lost && a.leaving.CompareAndSwap(false, true) {
+			defer a.leaving.Store(false)
 			a.mu.Lock()
 			why := a.taken
 			a.mu.Unlock()

@@ -51,15 +51,15 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was released. Adopted
-	// says that it was made of what a record names, and not served since: all of it is
-	// here once Tried has the stamp under which it is to be written.
+	// Empty says that what is here is in the bucket too: the volume was released. Adopted says that it
+	// was made of what a record names, and not served since: all of it is here once Tried has a stamp.
 	Empty   bool `json:"empty,omitempty"`
 	Adopted bool `json:"adopted,omitempty"`
 	// Taken says why the volume is this node's no more; empty while it is. What is here
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	Reader bool   `json:"reader,omitempty"` // it is read here as the bucket had it by that record, whoever has it
 	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
@@ -351,7 +351,7 @@ func (x *Index) Change(name string, change func(*Entry)) (Entry, error) {
 	done, _ := x.writing.Take(context.Background(), e.ID, 1) // it fails with the context alone
 	defer done()
 	if e, ok = x.Get(name); !ok {
-		return e, fmt.Errorf("volume %q: %w on this node any more", name, content.ErrNotFound)
+		return e, fmt.Errorf("%w on this node any more", content.ErrNotFound)
 	}
 	change(&e)
 	return e, x.put(e)
@@ -434,7 +434,7 @@ func (x *Index) Add(e Entry) error {
 // Replace is add of a volume of which this node has had a folder, which steps aside.
 func (x *Index) Replace(e Entry) error {
 	if old, here := x.Get(e.Name); here {
-		if err := x.setAside(old); err != nil {
+		if err := x.SetAside(old); err != nil {
 			return spaceError(err)
 		}
 	}
@@ -484,9 +484,9 @@ func HasJournal(folder string) (bool, error) {
 	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }), err
 }
 
-// setAside takes the folder of a volume out of the way that comes back to this node: it is
+// SetAside takes the folder of a volume out of the way that is another's, or back: it is
 // removed if all of it is in the bucket, else it gets another name, for its orphan.
-func (x *Index) setAside(e Entry) error {
+func (x *Index) SetAside(e Entry) error {
 	dirty, err := HasJournal(x.Path(e))
 	if err != nil {
 		return err

@@ -102,6 +102,20 @@ func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
 	return nil
 }
 
+// Purge deletes the record of what is left here of a volume, if it has one. Its folder is the
+// caller's to remove.
+func (k *Keeper) Purge(ctx context.Context, e index.Entry) error {
+	s := catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}
+	_, there, err := k.Records().Snapshot(ctx, s.Ref().RecordName())
+	if err == nil && there.ID == e.ID {
+		_, err = k.Records().RemoveSnapshot(ctx, s.Ref().RecordName())
+	}
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // Removed ends with an orphan at once if it is one, whose record was deleted; else Keep does.
 func (k *Keeper) Removed(ctx context.Context, s catalog.Snapshot) {
 	for folder, e := range k.Index.Orphans() {
