@@ -84,8 +84,8 @@ type Config struct {
 	Rest func(ctx context.Context, took time.Duration)
 	Now  func() time.Time
 	Log  *slog.Logger
-	// At is called at each step; an error ends the fold there, as tests want it.
-	At func(Step) error
+	// At is told of each step; for tests, which end the process there.
+	At func(Step)
 }
 
 // Fold folds one volume. Its methods are called in turn.
@@ -145,11 +145,8 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 		f.Loosen()
 		f.end = &through
 	}()
-	err = f.cfg.At(StepSealed)
-	if err == nil {
-		err = f.settle(ctx, store)
-	}
-	if err == nil {
+	f.cfg.At(StepSealed)
+	if err = f.settle(ctx, store); err == nil {
 		err = f.move(ctx, store, through, want)
 	}
 	if err != nil {
@@ -191,10 +188,9 @@ func (f *Fold) reached(ctx context.Context) error {
 	if !slices.ContainsFunc(f.cfg.Pending(), func(at content.Position) bool { return at.Seq <= now.Through().Seq }) {
 		return nil
 	}
-	if err := f.cfg.Settle(ctx, now); err != nil {
-		return err
-	}
-	return f.cfg.At(StepSettled)
+	err := f.cfg.Settle(ctx, now)
+	f.cfg.At(StepSettled)
+	return err
 }
 
 // move brings the record to a place of the journal.
@@ -251,20 +247,15 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 		}
 		defer file.close()
 		ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
-		if err == nil {
-			err = f.cfg.At(StepMerged)
-		}
-		if err != nil {
+		if f.cfg.At(StepMerged); err != nil {
 			return err
 		}
 		named, begun = append(named, ref), f.cfg.Now()
 		put = func() error { return putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)) }
-		if err = put(); err == nil {
-			err = f.cfg.At(StepStored)
-		}
-		if err != nil {
+		if err := put(); err != nil {
 			return err
 		}
+		f.cfg.At(StepStored)
 	}
 	if p.run.Tails > 0 {
 		named = append(named, p.run)
@@ -277,10 +268,11 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 			return fmt.Errorf("a segment behind entry %d, which the record names, is not there: %w", after.Seq, err)
 		}
 	}
-	if err := f.reached(ctx); err != nil {
-		return err
+	err := f.reached(ctx)
+	if err == nil {
+		f.remove(ctx, store, was)
 	}
-	return f.remove(ctx, store, was)
+	return err
 }
 
 // revise changes the record that was built on, says when, and goes past a step. Where
@@ -298,16 +290,16 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 		v.FoldedAt = f.cfg.Now()
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		f.cfg.At(step)
 	}
-	return f.cfg.At(step)
+	return err
 }
 
 // remove deletes the segments that the record names no more, but for those that a
 // snapshot or a fork may name: those begin before Shared, or are another volume's. What
 // is left by an error is garbage.
-func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
+func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
 		switch {
@@ -335,7 +327,7 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 	if tails := f.cfg.Tails(); tails != nil {
 		tails.cut(ctx, store, now)
 	}
-	return f.cfg.At(StepRemoved)
+	f.cfg.At(StepRemoved)
 }
 
 // chunks has all up to a place in a new root, of which those chunks are new at most, and
@@ -385,10 +377,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base, changes iter.Seq2[build.Change, error], through content.Position) (build.Base, error) {
 	was := f.cfg.Record()
 	now, stats, err := build.Fold(ctx, cfg, base, pack.NewReader(cfg.Bucket).ReadNode, changes)
-	if err == nil {
-		err = f.cfg.At(StepPacked)
-	}
-	if err != nil {
+	if f.cfg.At(StepPacked); err != nil {
 		return now, err
 	}
 	f.cfg.Log.Debug("a volume was folded", "volume", was.ID, "chunks", stats.NewChunks, "bytes", stats.UploadedBytes)
@@ -399,11 +388,8 @@ func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base
 
 // cut does without what the root has: here, then in the bucket.
 func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume, head pack.Head, through content.Position) error {
-	err := f.cfg.At(StepChecked)
-	if err == nil {
-		err = f.reached(ctx)
-	}
-	if err != nil {
+	f.cfg.At(StepChecked)
+	if err := f.reached(ctx); err != nil {
 		return err
 	}
 	src, err := f.cfg.Root(ctx, head)
@@ -412,12 +398,10 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 		err = f.cfg.Journal.Rebase(src, head.Root.Size, head.Root.ChunkSize, through)
 	}
 	if err == nil {
-		err = f.cfg.At(StepRebased)
+		f.cfg.At(StepRebased)
+		f.remove(ctx, store, was)
 	}
-	if err != nil {
-		return err
-	}
-	return f.remove(ctx, store, was)
+	return err
 }
 
 // all yields all chunks of a volume.

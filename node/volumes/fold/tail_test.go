@@ -397,7 +397,7 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 		}
 	}
 	changed := false
-	config.At = func(s Step) error {
+	w.at = func(s Step) error {
 		if s != step || changed {
 			return nil
 		}
@@ -416,7 +416,7 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 		}
 		return nil
 	}
-	f := New(config)
+	f := killable{New(config)}
 	for round, want := range []Want{Safe, Safe, Chunks} {
 		w.write(int64(round), byte(round+1))
 		if round == 1 {

@@ -307,7 +307,26 @@ func (w *world) learn(r catalog.Record, body catalog.Volume) {
 	w.known, w.body = r, body
 }
 
-func (w *world) fold() *Fold { return New(w.config()) }
+// crash ends a fold at a step, as a kill does.
+type crash struct{ error }
+
+// killable is a Fold whose Run ends with the error of a crash.
+type killable struct{ *Fold }
+
+func (f killable) Run(ctx context.Context, want Want) (err error) {
+	defer func() {
+		switch why := recover().(type) {
+		case nil:
+		case crash:
+			err = why.error
+		default:
+			panic(why)
+		}
+	}()
+	return f.Fold.Run(ctx, want)
+}
+
+func (w *world) fold() killable { return killable{New(w.config())} }
 
 func (w *world) config() Config {
 	return Config{
@@ -322,11 +341,13 @@ func (w *world) config() Config {
 		},
 		Settle: w.settle, Packs: new(build.Shared),
 		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now, Log: slog.New(slog.DiscardHandler),
-		At: func(s Step) error {
+		At: func(s Step) {
 			if w.at == nil {
-				return nil
+				return
 			}
-			return w.at(s)
+			if err := w.at(s); err != nil {
+				panic(crash{err})
+			}
 		},
 	}
 }
