@@ -139,28 +139,6 @@ func (t *Tails) Close() {
 	t.held = false
 }
 
-// EndEpoch ends the epoch that a record has, before the next one is taken: its flushes may
-// have gone to the origin under an earlier policy. This process's go on behind what was found, which it returns.
-func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) ([]journal.AdoptedSegment, error) {
-	store, err := t.Bucket()
-	if err != nil && body.Policy != catalog.PolicyOrigin {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	found, err := EndEpoch(ctx, store, body.ID, body.Epoch, body.Through())
-	if err != nil {
-		return nil, err
-	}
-	after := body.Through()
-	if n := len(found); n > 0 {
-		after = found[n-1].Ref.Through
-	}
-	t.Begin(after)
-	return found, nil
-}
-
 // Begin has tails of a journal that is not open yet go on behind a place.
 func (t *Tails) Begin(after content.Position) {
 	t.mu.Lock()
@@ -397,34 +375,43 @@ func (t *Tails) cut(ctx context.Context, store bucket.Bucket, now catalog.Volume
 	}
 }
 
-// EndEpoch makes sure that nobody can acknowledge a flush of a volume under an epoch any
-// more, and returns the tails behind a place, which are a chain, with where they lie. It
-// begins at the place that the record was just read to have; where the record changes
-// meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
-func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epoch uint64, after content.Position) (chain []journal.AdoptedSegment, err error) {
-	for {
-		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: id, After: after, Through: content.Position{Number: math.MaxUint64}})
+// EndEpoch makes sure that nobody can acknowledge a flush of a volume under the epoch of its
+// record any more, before the next one is taken: flushes may have gone to the origin under an
+// earlier policy. It returns the tails behind what the record has, which are a chain; this
+// process's go on behind them. They are opened with ctx. Where the record, which was just read,
+// changes meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
+func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []journal.AdoptedSegment, err error) {
+	store, err := t.Bucket()
+	if err != nil && body.Policy != catalog.PolicyOrigin {
+		return nil, nil
+	}
+	for err == nil {
+		at := body.Through()
+		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
 		var tails []journal.AdoptedSegment
 		if err == nil {
-			tails, err = readTails(ctx, store, id, keys)
+			tails, err = readTails(ctx, store, body.ID, keys)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("tails of volume %s: %w", id, err)
+			return nil, fmt.Errorf("tails of volume %s: %w", body.ID, err)
 		}
 		chain = chain[:0]
-		at := after
 		for next, ok := follows(tails, at); ok; next, ok = follows(tails, at) {
 			chain, at = append(chain, next), next.Ref.Through
 		}
-		end := encodeTail(content.SegmentRef{Volume: id, Epoch: epoch, After: at, Through: at})
-		err = putOnce(ctx, store, tailKey(content.SegmentRef{Volume: id, Epoch: epoch, After: at}), bucket.Bytes(end))
+		end := content.SegmentRef{Volume: body.ID, Epoch: body.Epoch, After: at, Through: at}
+		if err = putOnce(ctx, store, tailKey(end), bucket.Bytes(encodeTail(end))); err == nil {
+			t.Begin(at)
+			return chain, nil
+		}
 		if !errors.Is(err, content.ErrExists) { // else the writer was quicker once more
-			return chain, err
+			return nil, err
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 	}
+	return nil, err
 }
 
 // follows finds the tail with a segment that comes after a place. There is one at most,

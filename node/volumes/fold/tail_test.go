@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -22,7 +23,7 @@ import (
 func (w *world) taken(epoch uint64) []byte {
 	w.t.Helper()
 	now := w.record()
-	chain, err := EndEpoch(w.t.Context(), w.store, now.ID, epoch, now.Through())
+	chain, err := w.endEpoch(now, epoch)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -31,6 +32,12 @@ func (w *world) taken(epoch uint64) []byte {
 		w.replay(s, out)
 	}
 	return out
+}
+
+// endEpoch is what another node does.
+func (w *world) endEpoch(now catalog.Volume, epoch uint64) ([]journal.AdoptedSegment, error) {
+	now.Epoch, now.Policy = epoch, catalog.PolicyOrigin
+	return (&Tails{Bucket: func() (bucket.Bucket, error) { return w.store, nil }}).EndEpoch(w.t.Context(), now)
 }
 
 func (w *world) flush() error {
@@ -93,7 +100,7 @@ func TestAFlushIsInTheBucket(t *testing.T) {
 		t.Error("what was not acknowledged came after all")
 	}
 	now := w.record() // the taker goes on in the next epoch
-	chain, err := EndEpoch(t.Context(), w.store, now.ID, 1, now.Through())
+	chain, err := w.endEpoch(now, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +140,7 @@ func TestEachAcknowledgedFlushIsInherited(t *testing.T) {
 				if i == after {
 					took.Go(func() {
 						for {
-							if _, err := EndEpoch(t.Context(), w.store, w.body.ID, 1, content.Position{}); err == nil {
+							if _, err := w.endEpoch(catalog.Volume{ID: w.body.ID}, 1); err == nil {
 								return
 							}
 						}
@@ -299,7 +306,7 @@ func (w *world) takenOver(disks map[uint64][]byte, flushed uint64) error {
 		return err
 	}
 	w.learn(known, now)
-	chain, err := EndEpoch(w.t.Context(), w.store, now.ID, now.Epoch, now.Through())
+	chain, err := w.endEpoch(now, now.Epoch)
 	if err != nil {
 		return err
 	}
