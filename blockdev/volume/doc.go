@@ -29,9 +29,5 @@
 // never synced: it is the tail, and is cut off. One at or below is corruption:
 // the volume opens for reading only, and says which range is lost. A mark follows
 // each sync, so that what was synced last is covered too; only a loss of power may
-// take the last mark with it.
-//
-// The file synced says, too, how far the journal is durable: what is missing or bad before
-// that is corruption, whatever the entries say. It is there from the creation of the volume
-// on, and without it the journal is taken for lost: absence is never newness.
+// take the last mark with it. The file synced says the same from outside; see package journal.
 package volume

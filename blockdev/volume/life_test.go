@@ -315,12 +315,13 @@ func (d *life) fold(r *rapid.T) {
 		clear(edge[sourceSize%testChunk:])
 	}
 	root.chunks[sourceSize/testChunk] = edge
-	changed, err := d.v.Changed(d.cfg.Base, p)
-	must(r, err)
-	for index := range changed {
-		b := make([]byte, testChunk)
-		must(r, d.v.Chunk(r.Context(), index, p, b))
-		root.chunks[index] = b
+	for changed, err := range d.v.Changes(d.cfg.Base, p, 0) {
+		must(r, err)
+		for at := changed.Offset - changed.Offset%testChunk; at < changed.Offset+changed.Length; at += testChunk {
+			b := make([]byte, testChunk)
+			must(r, d.v.ReadAsOf(r.Context(), b, at, p))
+			root.chunks[uint64(at/testChunk)] = b
+		}
 	}
 	for p := range d.kept {
 		if p.Seq < d.cfg.Base.Seq {

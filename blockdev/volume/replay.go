@@ -41,7 +41,7 @@ func (v *Volume) replay() (lost []*CorruptError, err error) {
 	for p := range v.kept {
 		before = before || p.Seq < v.cfg.Base.Seq
 	}
-	found, gone, err := journal.Folder{Dir: v.cfg.Dir, ID: v.cfg.ID, Ancestors: v.cfg.Ancestors}.List(v.cfg.Base, before)
+	found, gone, err := journal.List(v.cfg.Dir, slices.Concat([]content.VolumeID{v.cfg.ID}, v.cfg.Ancestors), v.cfg.Base, before)
 	if err != nil {
 		return nil, err
 	}

@@ -16,13 +16,6 @@ import (
 	"github.com/grangemesh/grange/origin/content/durable"
 )
 
-// Segment is a sealed part of a volume's journal.
-type Segment struct {
-	content.SegmentRef // without its Sum
-	// Path is its file, which may go unless a position behind it is kept.
-	Path string
-}
-
 // Seal ends the open segment, if it has entries, and freezes its layer, and returns the
 // place once all up to it is durable here. It copies nothing. The place is kept, as if by a
 // call of Keep: who does not need it any more calls Release.
@@ -96,15 +89,15 @@ func (v *Volume) End() content.Position {
 	return v.position()
 }
 
-// Sealed returns the segments behind the base that nothing is added to, oldest first.
-func (v *Volume) Sealed() []Segment {
+// Sealed returns the segments behind the base that nothing is added to, oldest first, without
+// their sums. The file of one may go unless a position behind it is kept.
+func (v *Volume) Sealed() (out []journal.AdoptedSegment) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	var out []Segment
 	for _, s := range v.chain {
 		if s != v.tail && s.Number > v.ground.base.Number {
 			ref := content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.through(), Bytes: s.size}
-			out = append(out, Segment{ref, v.path(s)})
+			out = append(out, journal.AdoptedSegment{Ref: ref, Path: v.path(s)})
 		}
 	}
 	return out
@@ -175,15 +168,6 @@ func (v *Volume) ReadAsOf(ctx context.Context, p []byte, off int64, through cont
 	return w.ground.Read(ctx, misses)
 }
 
-// Chunk fills p, which has the size of the root's chunks or what is left of the disk, with
-// a chunk as it was at a kept position.
-func (v *Volume) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
-	v.mu.RLock()
-	size := int64(v.ground.ChunkSize)
-	v.mu.RUnlock()
-	return v.ReadAsOf(ctx, p, int64(index)*size, through)
-}
-
 // Changes returns the ranges of the disk that were written or zeroed behind after and up
 // to through, which is kept, and reach beyond off: their offset and their length, in bytes,
 // rising. It may name more, where after is not kept; ErrNotFound says that the journal does
@@ -214,42 +198,6 @@ func (v *Volume) Changes(after, through content.Position, off int64) iter.Seq2[b
 			at = blockdev.Range{Offset: start, Length: n}
 		}
 	}
-}
-
-// Changed returns the chunks that were written or zeroed behind after and up to through,
-// as Changes does: their index, rising, and how many bytes of each.
-func (v *Volume) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
-	v.mu.RLock()
-	size := int64(v.ground.ChunkSize)
-	v.mu.RUnlock()
-	var all []chunkBytes
-	for r, err := range v.Changes(after, through, 0) {
-		if err != nil {
-			return nil, err
-		}
-		for r.Length > 0 {
-			index := uint64(r.Offset / size)
-			n := min(r.Length, int64(index+1)*size-r.Offset)
-			if last := len(all) - 1; last >= 0 && all[last].index == index {
-				all[last].bytes += n
-			} else {
-				all = append(all, chunkBytes{index, n})
-			}
-			r.Offset, r.Length = r.Offset+n, r.Length-n
-		}
-	}
-	return func(yield func(uint64, int64) bool) {
-		for _, c := range all {
-			if !yield(c.index, c.bytes) {
-				return
-			}
-		}
-	}, nil
-}
-
-type chunkBytes struct {
-	index uint64
-	bytes int64
 }
 
 // span returns what is newest behind after and up to through, from a sector on.

@@ -132,14 +132,14 @@ func TestAdoptRefuses(t *testing.T) {
 	must(t, v.Close())
 }
 
-// far is a Persister that counts, and fails while it is to.
+// far is another place, that counts, and fails while it is to.
 type far struct {
 	calls atomic.Int32
 	fails atomic.Bool
 	upTo  atomic.Uint64
 }
 
-func (f *far) Persist(_ context.Context, _ *Volume, upTo content.Position) error {
+func (f *far) Persist(_ context.Context, upTo content.Position) error {
 	f.calls.Add(1)
 	if f.fails.Load() {
 		return content.ErrUnavailable
@@ -148,12 +148,12 @@ func (f *far) Persist(_ context.Context, _ *Volume, upTo content.Position) error
 	return nil
 }
 
-// TestFlushAsksThePersister: a flush is acknowledged when what it covers is durable there
+// TestFlushAsksWhereElse: a flush is acknowledged when what it covers is durable there
 // too, fails as that does, and shares its calls.
-func TestFlushAsksThePersister(t *testing.T) {
+func TestFlushAsksWhereElse(t *testing.T) {
 	f := new(far)
 	cfg := config(create(t))
-	cfg.Persist = f
+	cfg.Persist = f.Persist
 	v, err := Open(cfg)
 	must(t, err)
 	f.fails.Store(true)

@@ -25,14 +25,6 @@ import (
 // Source reads the chunks of an immutable root.
 type Source = root.Source
 
-// Persister makes what a Flush is about to acknowledge durable elsewhere too.
-type Persister interface {
-	// Persist returns once all up to a position is durable elsewhere. It is asked one
-	// call at a time, for what is durable here; Flush fails with its error, and asks again
-	// with the next.
-	Persist(ctx context.Context, v *Volume, upTo content.Position) error
-}
-
 // Config says which volume to open.
 type Config struct {
 	// Dir is the volume's own folder, which Create has made.
@@ -56,8 +48,10 @@ type Config struct {
 	// Kept are positions that snapshots name, as if Keep were called for each. One that
 	// the journal does not have is left out.
 	Kept []content.Position
-	// Persist is asked by each Flush; nil has all durable that is durable here.
-	Persist Persister
+	// Persist makes what a Flush is about to acknowledge durable elsewhere too: it returns once
+	// all up to a position is. It is asked one call at a time, for what is durable here; Flush
+	// fails with its error, and asks again with the next. nil has all durable that is here.
+	Persist func(ctx context.Context, upTo content.Position) error
 	// Followed says that others read the journal: it is not made smaller before Held says up
 	// to where they have it.
 	Followed bool

@@ -294,8 +294,8 @@ func (v *Volume) fail(err error) error {
 	return v.failed
 }
 
-// Flush implements blockdev.Device. Calls at once share a sync, and a call of the
-// Persister.
+// Flush implements blockdev.Device. Calls at once share a sync, and a call of
+// Config.Persist.
 func (v *Volume) Flush(ctx context.Context) error {
 	v.mu.RLock()
 	target := v.written
@@ -319,14 +319,14 @@ func (v *Volume) Flush(ctx context.Context) error {
 		}
 	}
 	v.mu.RUnlock()
-	if err := v.cfg.Persist.Persist(ctx, v, upTo); err != nil {
+	if err := v.cfg.Persist(ctx, upTo); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	v.persisted = upTo.Seq
 	return nil
 }
 
-// Distrust has the next flush ask the Persister anew, whatever was flushed before: it
+// Distrust has the next flush ask Config.Persist anew, whatever was flushed before: it
 // stands for another place by now.
 func (v *Volume) Distrust() {
 	v.persisting.Lock()

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
-	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -17,7 +16,8 @@ import (
 // owner is the volume as those know it who have its flushes held.
 func (a *attached) owner() holders.Owner {
 	return holders.Owner{
-		Name: a.Name, Revise: a.revise, Outbid: a.outbid, Owned: a.owned, Origin: fold.Tailed(a.tails),
+		Name: a.Name, Revise: a.revise, Outbid: a.outbid, Owned: a.owned,
+		Origin: func(ctx context.Context, upTo content.Position) error { return a.tails().Persist(ctx, upTo) },
 		Record: func() (catalog.Volume, bool) { _, body, st := a.record(); return body, st.IsSure() },
 	}
 }

@@ -31,7 +31,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		},
 		Pending: func() []content.Position { return a.waiting().Places() },
 		Packs:   a.v.packs, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
-		At: func(s fold.Step) error { a.v.cfg.At("fold " + string(s)); return nil },
+		At: func(s fold.Step) { a.v.cfg.At("fold " + string(s)) },
 	})
 }
 

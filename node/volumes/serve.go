@@ -60,7 +60,7 @@ func (a *attached) serve(ctx context.Context) (err error) {
 	cfg.Kept = e.Places()
 	cfg.Free = func() float64 { return index.FreeShare(cfg.Dir) }
 	a.guard = a.v.cfg.Holders.Guard(a.owner())
-	cfg.Persist, cfg.Advanced = a.guard, a.guard.Advanced
+	cfg.Persist, cfg.Advanced = a.guard.Persist, a.guard.Advanced
 	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
 	cfg.Followed = k > 0
 	if e.Head != nil {

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -101,12 +100,11 @@ func (s AdoptedSegment) copy(path string) error {
 // check compares a file with what the Ref says of it.
 func (s AdoptedSegment) check(f *os.File) error {
 	sum := blake3.New()
-	var head bytes.Buffer
-	n, err := io.Copy(io.MultiWriter(sum, &prefix{&head, HeaderSize}), f)
+	n, err := io.Copy(sum, f)
 	if err != nil {
 		return err
 	}
-	h, bad := DecodeHeader(head.Bytes())
+	h, bad := ReadHeader(f)
 	merged := h.Merged == 0 || h.Merged == s.Ref.Through.Seq
 	switch {
 	case n != s.Ref.Bytes, s.Ref.Sum != [16]byte{} && s.Ref.Sum != [16]byte(sum.Sum(nil)):
@@ -115,15 +113,4 @@ func (s AdoptedSegment) check(f *os.File) error {
 		return fmt.Errorf("%s: %w: its header is not what its record says", f.Name(), content.ErrCorrupt)
 	}
 	return nil
-}
-
-// prefix keeps the first bytes of what is written to it.
-type prefix struct {
-	out  *bytes.Buffer
-	size int
-}
-
-func (p *prefix) Write(b []byte) (int, error) {
-	p.out.Write(b[:min(len(b), p.size-p.out.Len())])
-	return len(b), nil
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -25,18 +24,11 @@ type Found struct {
 	Good bool
 }
 
-// Folder is where the journal of a volume lies, which may begin with segments of others.
-type Folder struct {
-	Dir       string
-	ID        content.VolumeID
-	Ancestors []content.VolumeID
-}
-
-// List returns the segments that the journal has behind a base, rising by number, and the
-// files there that it has given up: also those up to the base, unless before says that
-// somebody needs them.
-func (d Folder) List(base content.Position, before bool) (chain []Found, gone []string, err error) {
-	files, err := os.ReadDir(d.Dir)
+// List returns the segments that the journal of a volume has behind a base, rising by number,
+// and the files in its folder that it has given up: also those up to the base, unless before
+// says that somebody needs them. Of are the volumes whose segments it may have, its own first.
+func List(dir string, of []content.VolumeID, base content.Position, before bool) (chain []Found, gone []string, err error) {
+	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -49,7 +41,7 @@ func (d Folder) List(base content.Position, before bool) (chain []Found, gone []
 		if !strings.HasSuffix(name, Suffix) {
 			continue
 		}
-		x, err := d.find(name)
+		x, err := find(dir, name, of)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -60,7 +52,7 @@ func (d Folder) List(base content.Position, before bool) (chain []Found, gone []
 	for i, x := range slices.Backward(all) {
 		switch {
 		case i > 0 && all[i-1].Number == x.Number:
-			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].File, x.File, d.Dir, content.ErrCorrupt)
+			return nil, nil, fmt.Errorf("%s and %s in %s: %w: two segments have one number; restore the folder from a backup", all[i-1].File, x.File, dir, content.ErrCorrupt)
 		case x.Number <= base.Number && before:
 		case x.Number <= base.Number || x.Number > next:
 			gone = append(gone, x.File)
@@ -73,24 +65,22 @@ func (d Folder) List(base content.Position, before bool) (chain []Found, gone []
 }
 
 // find reads the name of a segment's file, and its header.
-func (d Folder) find(name string) (Found, error) {
+func find(dir, name string, of []content.VolumeID) (Found, error) {
 	epoch, number, ok := ParseName(name)
 	if !ok {
-		return Found{}, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(d.Dir, name), content.ErrCorrupt)
+		return Found{}, fmt.Errorf("%s: %w: not a name of a segment", filepath.Join(dir, name), content.ErrCorrupt)
 	}
-	x := Found{Header{Volume: d.ID, Epoch: epoch, Number: number, After: content.Position{Number: number - 1}}, name, false}
-	f, err := os.Open(filepath.Join(d.Dir, name))
+	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return Found{}, err
 	}
 	defer f.Close()
-	b := make([]byte, HeaderSize)
-	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	h, err := ReadHeader(f)
+	if err != nil && !errors.Is(err, content.ErrCorrupt) {
 		return Found{}, err
 	}
-	h, err := DecodeHeader(b)
-	if err == nil && h.Epoch == epoch && h.Number == number && (h.Volume == d.ID || slices.Contains(d.Ancestors, h.Volume)) {
-		x.Header, x.Good = h, true
+	if err == nil && h.Epoch == epoch && h.Number == number && slices.Contains(of, h.Volume) {
+		return Found{h, name, true}, nil
 	}
-	return x, nil
+	return Found{Header{Volume: of[0], Epoch: epoch, Number: number, After: content.Position{Number: number - 1}}, name, false}, nil
 }

@@ -3,7 +3,7 @@ package journal
 import (
 	"cmp"
 	"encoding/binary"
-	"io"
+	"errors"
 	"os"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
@@ -14,11 +14,7 @@ import (
 // others. Of a merged segment of which anything is missing nothing is whole, and of one
 // without a whole header there is an ErrCorrupt.
 func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error) {
-	buf := make([]byte, HeadMax+WriteMax)
-	if _, err := f.ReadAt(buf[:HeaderSize], 0); err != nil && err != io.EOF {
-		return h, 0, 0, err
-	}
-	if h, err = DecodeHeader(buf[:HeaderSize]); err != nil {
+	if h, err = ReadHeader(f); err != nil {
 		return h, 0, 0, err
 	}
 	seed := Seed(h.Volume, h.Number)
@@ -29,13 +25,14 @@ func Inspect(f *os.File, size int64) (h Header, seq uint64, end int64, err error
 			return h, seq, 0, nil
 		}
 	}
+	var w Window
+	w.Open(f, size, seed)
 	for end < size && end != table {
-		n, err := f.ReadAt(buf[:min(int64(len(buf)), size-end)], end)
-		if err != nil && err != io.EOF {
+		e, _, err := w.Entry(end)
+		if err != nil && !errors.Is(err, ErrNoEntry) {
 			return h, 0, 0, err
 		}
-		e, bad := DecodeEntry(seed, buf[:n])
-		if bad != nil || int64(n) < e.Size() || e.Seq != cmp.Or(h.Merged, seq+1) || !e.intact(buf[:e.Size()]) {
+		if err != nil || e.Seq != cmp.Or(h.Merged, seq+1) {
 			break
 		}
 		seq, end = e.Seq, end+e.Size()

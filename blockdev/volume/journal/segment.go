@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/origin/content"
@@ -197,6 +198,15 @@ func DecodeHeader(b []byte) (h Header, err error) {
 		return h, none
 	}
 	return h, nil
+}
+
+// ReadHeader reads the header of a segment's file. Without a whole one it is ErrCorrupt.
+func ReadHeader(f io.ReaderAt) (Header, error) {
+	b := make([]byte, HeaderSize)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return Header{}, err
+	}
+	return DecodeHeader(b)
 }
 
 // Name is what its file is called.

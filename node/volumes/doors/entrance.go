@@ -9,18 +9,15 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-const (
-	// leaveTimeout is how long a connection may take to end whose client has.
-	leaveTimeout = time.Second
-	leavePause   = 10 * time.Millisecond
-)
+// leaveTimeout is how long a connection may take to end whose client has.
+const leaveTimeout = time.Second
 
 // Entrance is where NBD's clients come in to a volume. The zero Entrance is open, and nobody
 // is in. Safe for concurrent use.
 type Entrance struct {
-	in   sync.WaitGroup
 	mu   sync.Mutex    // guards what follows
 	n    int           // how many are in
+	left chan struct{} // closed when the last of them leaves; nil while nobody is in
 	shut chan struct{} // closed when it is opened again; nil while it is open
 }
 
@@ -32,13 +29,16 @@ func (e *Entrance) Enter() (leave func(), opened <-chan struct{}) {
 	if e.shut != nil {
 		return nil, e.shut
 	}
-	e.in.Add(1)
-	e.n++
+	if e.n++; e.n == 1 {
+		e.left = make(chan struct{})
+	}
 	return func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.n--
-		e.in.Done()
+		if e.n--; e.n == 0 {
+			close(e.left)
+			e.left = nil
+		}
 	}, nil
 }
 
@@ -70,24 +70,31 @@ func (e *Entrance) Shut(ctx context.Context, force bool) (open func(), err error
 
 // empty waits a moment until nobody is in.
 func (e *Entrance) empty(ctx context.Context) error {
-	tick := time.NewTicker(leavePause)
-	defer tick.Stop()
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	for {
-		e.mu.Lock()
-		n := e.n
-		e.mu.Unlock()
-		if n == 0 {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.InUse, n)
-		}
+	if e.wait(ctx) {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return fmt.Errorf("%w: %d NBD connections have it open; end them, or force it", content.InUse, e.n)
+}
+
+// wait reports whether all have left before ctx ended.
+func (e *Entrance) wait(ctx context.Context) bool {
+	e.mu.Lock()
+	left := e.left
+	e.mu.Unlock()
+	if left == nil {
+		return true
+	}
+	select {
+	case <-left:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
 // Wait waits until all have left; nobody may come in any more.
-func (e *Entrance) Wait() { e.in.Wait() }
+func (e *Entrance) Wait() { e.wait(context.Background()) }

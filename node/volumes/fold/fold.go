@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -27,8 +28,8 @@ type Journal interface {
 	Keep(p content.Position) error
 	Release(p content.Position)
 	Merge(ctx context.Context, w io.Writer, after, through content.Position) (content.SegmentRef, error)
-	Changed(after, through content.Position) (iter.Seq2[uint64, int64], error)
-	Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error
+	Changes(after, through content.Position, off int64) iter.Seq2[blockdev.Range, error]
+	ReadAsOf(ctx context.Context, p []byte, off int64, through content.Position) error
 	Rebase(src volume.Source, size int64, chunkSize int, base content.Position) error
 }
 
@@ -83,8 +84,8 @@ type Config struct {
 	Rest func(ctx context.Context, took time.Duration)
 	Now  func() time.Time
 	Log  *slog.Logger
-	// At is called at each step; an error ends the fold there, as tests want it.
-	At func(Step) error
+	// At is told of each step; for tests, which end the process there.
+	At func(Step)
 }
 
 // Fold folds one volume. Its methods are called in turn.
@@ -144,11 +145,8 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 		f.Loosen()
 		f.end = &through
 	}()
-	err = f.cfg.At(StepSealed)
-	if err == nil {
-		err = f.settle(ctx, store)
-	}
-	if err == nil {
+	f.cfg.At(StepSealed)
+	if err = f.settle(ctx, store); err == nil {
 		err = f.move(ctx, store, through, want)
 	}
 	if err != nil {
@@ -164,7 +162,7 @@ func (f *Fold) Seal(ctx context.Context) (content.Position, error) { return f.se
 
 func (f *Fold) seal(ctx context.Context, tails *Tails) (content.Position, error) {
 	if tails != nil {
-		return tails.seal(ctx, f.cfg.Journal)
+		return tails.seal(ctx)
 	}
 	return f.cfg.Journal.Seal(ctx)
 }
@@ -190,10 +188,9 @@ func (f *Fold) reached(ctx context.Context) error {
 	if !slices.ContainsFunc(f.cfg.Pending(), func(at content.Position) bool { return at.Seq <= now.Through().Seq }) {
 		return nil
 	}
-	if err := f.cfg.Settle(ctx, now); err != nil {
-		return err
-	}
-	return f.cfg.At(StepSettled)
+	err := f.cfg.Settle(ctx, now)
+	f.cfg.At(StepSettled)
+	return err
 }
 
 // move brings the record to a place of the journal.
@@ -201,25 +198,19 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	now := f.cfg.Record()
 	s := stands{segments: now.Segments, want: want}
 	if through.Seq > now.Through().Seq {
-		changed, err := f.cfg.Journal.Changed(now.Through(), through)
-		if err != nil {
+		var err error
+		if _, s.behind, err = Touched(f.cfg.Journal, now.Head, now.Through(), through); err != nil {
 			return err
-		}
-		for _, bytes := range changed {
-			s.behind += bytes
 		}
 		s.run = f.cfg.Tails().run(now.Through(), through)
 	} else if want == Safe || len(now.Segments) == 0 {
 		return f.reached(ctx)
 	}
-	size := int64(chunkSize(now))
-	changed, err := f.cfg.Journal.Changed(now.Base, through)
+	touched, _, err := Touched(f.cfg.Journal, now.Head, now.Base, through)
 	if err != nil {
 		return err
 	}
-	for range changed {
-		s.touched += size
-	}
+	s.touched = int64(len(touched)) * int64(chunkSize(now.Head))
 	for p := choose(s); !p.chunks; p.from-- {
 		err := f.upload(ctx, store, p, through)
 		if p.run.Tails > 0 && errors.Is(err, content.ErrNotFound) { // the journal did not keep where they begin
@@ -233,7 +224,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 			break
 		}
 	}
-	return f.chunks(ctx, store, through, s.touched)
+	return f.chunks(ctx, store, through, touched)
 }
 
 // upload has all up to a place in the record, as a plan says: in one segment that is put into
@@ -256,20 +247,15 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 		}
 		defer file.close()
 		ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
-		if err == nil {
-			err = f.cfg.At(StepMerged)
-		}
-		if err != nil {
+		if f.cfg.At(StepMerged); err != nil {
 			return err
 		}
 		named, begun = append(named, ref), f.cfg.Now()
 		put = func() error { return putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)) }
-		if err = put(); err == nil {
-			err = f.cfg.At(StepStored)
-		}
-		if err != nil {
+		if err := put(); err != nil {
 			return err
 		}
+		f.cfg.At(StepStored)
 	}
 	if p.run.Tails > 0 {
 		named = append(named, p.run)
@@ -282,10 +268,11 @@ func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through 
 			return fmt.Errorf("a segment behind entry %d, which the record names, is not there: %w", after.Seq, err)
 		}
 	}
-	if err := f.reached(ctx); err != nil {
-		return err
+	err := f.reached(ctx)
+	if err == nil {
+		f.remove(ctx, store, was)
 	}
-	return f.remove(ctx, store, was)
+	return err
 }
 
 // revise changes the record that was built on, says when, and goes past a step. Where
@@ -303,16 +290,16 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 		v.FoldedAt = f.cfg.Now()
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		f.cfg.At(step)
 	}
-	return f.cfg.At(step)
+	return err
 }
 
 // remove deletes the segments that the record names no more, but for those that a
 // snapshot or a fork may name: those begin before Shared, or are another volume's. What
 // is left by an error is garbage.
-func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
+func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
 		switch {
@@ -340,12 +327,12 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 	if tails := f.cfg.Tails(); tails != nil {
 		tails.cut(ctx, store, now)
 	}
-	return f.cfg.At(StepRemoved)
+	f.cfg.At(StepRemoved)
 }
 
-// chunks has all up to a place in a new root, of which so many bytes are new at most, and
+// chunks has all up to a place in a new root, of which those chunks are new at most, and
 // cuts the journal there.
-func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched int64) error {
+func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched []uint64) error {
 	was := f.cfg.Record()
 	var base build.Base
 	switch {
@@ -358,12 +345,12 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 			return err
 		}
 	}
-	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
+	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was.Head), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
 		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
-	if touched <= build.SharedMax {
+	if len(touched)*cfg.ChunkSize <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}
-	changes := f.changes(ctx, was, through)
+	changes := f.read(ctx, was, through, slices.Values(touched))
 	for {
 		begun := f.cfg.Now()
 		now, err := f.commitRoot(ctx, cfg, base, changes, through)
@@ -381,7 +368,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 		f.cfg.Log.Error("packs of a volume were gone when its record named them; they are written again", "packs", missing)
 		if slices.ContainsFunc(missing, func(id pack.ID) bool { _, old := base.Manifest.Pack(id); return old }) {
-			base, changes, cfg.Shared = build.Base{}, f.all(ctx, was, through), nil
+			base, changes, cfg.Shared = build.Base{}, f.read(ctx, was, through, all(was)), nil
 		}
 	}
 }
@@ -390,10 +377,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base, changes iter.Seq2[build.Change, error], through content.Position) (build.Base, error) {
 	was := f.cfg.Record()
 	now, stats, err := build.Fold(ctx, cfg, base, pack.NewReader(cfg.Bucket).ReadNode, changes)
-	if err == nil {
-		err = f.cfg.At(StepPacked)
-	}
-	if err != nil {
+	if f.cfg.At(StepPacked); err != nil {
 		return now, err
 	}
 	f.cfg.Log.Debug("a volume was folded", "volume", was.ID, "chunks", stats.NewChunks, "bytes", stats.UploadedBytes)
@@ -404,11 +388,8 @@ func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base
 
 // cut does without what the root has: here, then in the bucket.
 func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume, head pack.Head, through content.Position) error {
-	err := f.cfg.At(StepChecked)
-	if err == nil {
-		err = f.reached(ctx)
-	}
-	if err != nil {
+	f.cfg.At(StepChecked)
+	if err := f.reached(ctx); err != nil {
 		return err
 	}
 	src, err := f.cfg.Root(ctx, head)
@@ -417,43 +398,29 @@ func (f *Fold) cut(ctx context.Context, store bucket.Bucket, was catalog.Volume,
 		err = f.cfg.Journal.Rebase(src, head.Root.Size, head.Root.ChunkSize, through)
 	}
 	if err == nil {
-		err = f.cfg.At(StepRebased)
+		f.cfg.At(StepRebased)
+		f.remove(ctx, store, was)
 	}
-	if err != nil {
-		return err
-	}
-	return f.remove(ctx, store, was)
-}
-
-// changes yields the chunks that the journal has touched, up to a place.
-func (f *Fold) changes(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	chunks, err := f.cfg.Journal.Changed(was.Base, through)
-	if err != nil {
-		return func(yield func(build.Change, error) bool) { yield(build.Change{}, err) }
-	}
-	return f.read(ctx, was, through, chunks)
+	return err
 }
 
 // all yields all chunks of a volume.
-func (f *Fold) all(ctx context.Context, was catalog.Volume, through content.Position) iter.Seq2[build.Change, error] {
-	size := int64(chunkSize(was))
-	return f.read(ctx, was, through, func(yield func(uint64, int64) bool) {
-		for index := range uint64((was.Size + size - 1) / size) {
-			if !yield(index, size) {
-				return
-			}
+func all(v catalog.Volume) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for index := int64(0); index*int64(chunkSize(v.Head)) < v.Size && yield(uint64(index)); index++ {
 		}
-	})
+	}
 }
 
 // read reads chunks as they were at a place; what is past the end of the disk is zeros.
-func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq2[uint64, int64]) iter.Seq2[build.Change, error] {
+func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Position, chunks iter.Seq[uint64]) iter.Seq2[build.Change, error] {
 	return func(yield func(build.Change, error) bool) {
-		raw := make([]byte, chunkSize(was))
+		raw := make([]byte, chunkSize(was.Head))
 		for index := range chunks {
-			n := min(int64(len(raw)), was.Size-int64(index)*int64(len(raw)))
+			off := int64(index) * int64(len(raw))
+			n := min(int64(len(raw)), was.Size-off)
 			clear(raw[n:])
-			err := f.cfg.Journal.Chunk(ctx, index, through, raw[:n])
+			err := f.cfg.Journal.ReadAsOf(ctx, raw[:n], off, through)
 			if !yield(build.Change{Index: index, Raw: raw}, err) || err != nil {
 				return
 			}
@@ -461,9 +428,30 @@ func (f *Fold) read(ctx context.Context, was catalog.Volume, through content.Pos
 	}
 }
 
-func chunkSize(v catalog.Volume) int {
-	if v.Head != nil {
-		return v.Head.Root.ChunkSize
+// Touched returns the chunks of a volume with a root that were written or zeroed behind a
+// place and up to another, rising, and how many bytes of them. It is a list: who goes through
+// what a journal has changed keeps its files.
+func Touched(j Journal, root *pack.Head, after, through content.Position) (chunks []uint64, bytes int64, err error) {
+	size := int64(chunkSize(root))
+	for r, err := range j.Changes(after, through, 0) {
+		if err != nil {
+			return nil, 0, err
+		}
+		index := uint64(r.Offset / size)
+		if n := len(chunks); n > 0 {
+			index = max(index, chunks[n-1]+1)
+		}
+		for ; int64(index)*size < r.Offset+r.Length; index++ {
+			chunks = append(chunks, index)
+		}
+		bytes += r.Length
+	}
+	return chunks, bytes, nil
+}
+
+func chunkSize(root *pack.Head) int {
+	if root != nil {
+		return root.Root.ChunkSize
 	}
 	return content.ChunkSizeDefault
 }

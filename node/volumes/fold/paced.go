@@ -184,8 +184,8 @@ func (p *Paced) behind() int64 {
 	}
 	total := max(p.vol.Stats().Open, 1)
 	for _, s := range p.vol.Sealed() {
-		if s.Through.Seq > end.Seq {
-			total += s.Bytes
+		if s.Ref.Through.Seq > end.Seq {
+			total += s.Ref.Bytes
 		}
 	}
 	return total

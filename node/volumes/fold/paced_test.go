@@ -85,7 +85,7 @@ func TestALargeFoldAsksFirst(t *testing.T) {
 	w.failing(func(mem.Call) mem.Fault { return mem.Fault{Err: content.ErrUnavailable} })
 	sealed := 0
 	cfg := w.config()
-	cfg.At = func(Step) error { sealed++; return nil }
+	cfg.At = func(Step) { sealed++ }
 	p := NewPaced(vol, cfg)
 	if err := p.Run(t.Context(), Safe); !errors.Is(err, content.ErrUnavailable) || sealed > 0 {
 		t.Errorf("%v, and it came by %d steps", err, sealed)

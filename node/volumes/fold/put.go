@@ -69,54 +69,32 @@ func holds(ctx context.Context, in bucket.Bucket, key string, body bucket.Body) 
 	return true, nil
 }
 
-// Stored is a segment at the origin.
-type Stored struct {
-	Ref content.SegmentRef
-
-	in  func() (bucket.Bucket, error)
-	key string
-	off int64
-	all []byte // of a small one; else nil
-}
-
-// InBucket returns the segments that a record names, at the origin: each tail is one.
-func InBucket(ctx context.Context, store func() (bucket.Bucket, error), refs []content.SegmentRef) (out []Stored) {
+// InBucket returns the segments that a record names, at the origin: each tail is one. They are
+// opened with ctx, for who checks their sums; one that is gone is content.ErrNotFound then:
+// read the record again.
+func InBucket(ctx context.Context, store func() (bucket.Bucket, error), refs []content.SegmentRef) (out []journal.AdoptedSegment) {
 	for _, ref := range refs {
-		if ref.Tails == 0 {
-			out = append(out, Stored{Ref: ref, in: store, key: ref.Key()})
-			continue
+		in, err := store()
+		var tails []journal.AdoptedSegment
+		if err == nil && ref.Tails > 0 {
+			tails, err = tailsOf(ctx, in, ref)
 		}
-		tails, err := tailsOf(ctx, store, ref)
-		if err != nil { // who opens it is told
-			tails = []Stored{{Ref: ref, in: func() (bucket.Bucket, error) { return nil, err }}}
+		switch {
+		case err != nil: // who opens it is told
+			tails = []journal.AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return nil, err }}}
+		case ref.Tails == 0:
+			tails = []journal.AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return open(ctx, in, ref.Key(), 0, ref.Bytes) }}}
 		}
 		out = append(out, tails...)
 	}
 	return out
 }
 
-// Open opens the segment's bytes, for who checks their sum. One that is gone is
-// content.ErrNotFound: read the record again.
-func (s Stored) Open(ctx context.Context) (io.ReadCloser, error) {
-	if s.all != nil {
-		return io.NopCloser(bytes.NewReader(s.all)), nil
-	}
-	in, err := s.in()
+// open opens a part of an object.
+func open(ctx context.Context, in bucket.Bucket, key string, off, length int64) (io.ReadCloser, error) {
+	o, err := in.Get(ctx, key, bucket.Range{Offset: off, Length: length})
 	if err != nil {
 		return nil, err
 	}
-	o, err := in.Get(ctx, s.key, bucket.Range{Offset: s.off, Length: s.Ref.Bytes})
-	if err != nil {
-		return nil, err
-	}
-	return bucket.Exactly(o.Body, s.Ref.Bytes), nil
-}
-
-// Adopted returns them for journal.Adopt, which reads them with ctx.
-func Adopted(ctx context.Context, stored []Stored) []journal.AdoptedSegment {
-	out := make([]journal.AdoptedSegment, len(stored))
-	for i, s := range stored {
-		out[i] = journal.AdoptedSegment{Ref: s.Ref, Open: func() (io.ReadCloser, error) { return s.Open(ctx) }}
-	}
-	return out
+	return bucket.Exactly(o.Body, length), nil
 }

@@ -31,13 +31,13 @@ func (w *world) attach(t *testing.T, dir string, v catalog.Volume, epoch uint64,
 }
 
 // readElsewhere has another node attach what a record says, and reads all of it.
-func (w *world) readElsewhere(t *testing.T, v catalog.Volume, more ...Stored) []byte {
+func (w *world) readElsewhere(t *testing.T, v catalog.Volume, more ...journal.AdoptedSegment) []byte {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "elsewhere")
 	if err := volume.Create(dir, v.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := journal.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(t.Context(), w.bucket, v.Segments), more...)), func(string) {}); err != nil {
+	if err := journal.Adopt(dir, v.ID, append(InBucket(t.Context(), w.bucket, v.Segments), more...), func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	vol := w.attach(t, dir, v, v.Epoch+1)
@@ -157,6 +157,7 @@ func TestBytesOfFlushesAtTheOrigin(t *testing.T) {
 		v.Size = 64 << 30
 		vol := w.attach(t, dir, v, 1)
 		w.newTails(content.Position{})
+		w.tails.journal = vol
 		random, b := rand.New(rand.NewPCG(1, 1)), make([]byte, block)
 		for n := range writes {
 			b[n%block]++
@@ -164,7 +165,7 @@ func TestBytesOfFlushesAtTheOrigin(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n%each == each-1 {
-				if err := w.tails.Persist(t.Context(), vol, vol.End()); err != nil {
+				if err := w.tails.Persist(t.Context(), vol.End()); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -118,7 +118,7 @@ func TestAPolicyThatLeavesTheOriginFreesTheJournal(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		flush := func() error { return line.Of(w.record(), vol).Persist(t.Context(), vol, vol.End()) }
+		flush := func() error { return line.Of(w.record(), vol).Persist(t.Context(), vol.End()) }
 		policy(catalog.PolicyOrigin)
 		write(1)
 		if err := flush(); err != nil {
@@ -147,7 +147,7 @@ func TestAPolicyThatLeavesTheOriginFreesTheJournal(t *testing.T) {
 		if err := flush(); err != nil {
 			t.Fatal(err)
 		}
-		chain, err := EndEpoch(t.Context(), w.store, w.body.ID, 1, w.record().Through())
+		chain, err := w.endEpoch(w.record(), 1)
 		if err != nil || len(chain) != 1 {
 			t.Fatalf("%v, %v", chain, err)
 		}

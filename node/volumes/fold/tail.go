@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -16,7 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -103,12 +104,13 @@ type Tails struct {
 	// snapshots that are not durable yet. nil is none.
 	Ends func() []content.Position
 
-	begun atomic.Bool // last is known; changes with mu
-	mu    sync.Mutex  // held while one is put: who waits shares the next
-	last  content.Position
-	held  bool                 // last is kept, so that the next one begins just there
-	next  *tail                // whose fate is not known
-	put   []content.SegmentRef // that the record does not cover yet
+	begun   atomic.Bool // last is known; changes with mu
+	mu      sync.Mutex  // held while one is put: who waits shares the next
+	journal Journal
+	last    content.Position
+	held    bool                 // last is kept, so that the next one begins just there
+	next    *tail                // whose fate is not known
+	put     []content.SegmentRef // that the record does not cover yet
 }
 
 // tail is one that is being put.
@@ -137,28 +139,6 @@ func (t *Tails) Close() {
 	t.held = false
 }
 
-// EndEpoch ends the epoch that a record has, before the next one is taken: its flushes may
-// have gone to the origin under an earlier policy. This process's go on behind what was found, which it returns.
-func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, error) {
-	store, err := t.Bucket()
-	if err != nil && body.Policy != catalog.PolicyOrigin {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	found, err := EndEpoch(ctx, store, body.ID, body.Epoch, body.Through())
-	if err != nil {
-		return nil, err
-	}
-	after := body.Through()
-	if n := len(found); n > 0 {
-		after = found[n-1].Ref.Through
-	}
-	t.Begin(after)
-	return found, nil
-}
-
 // Begin has tails of a journal that is not open yet go on behind a place.
 func (t *Tails) Begin(after content.Position) {
 	t.mu.Lock()
@@ -182,9 +162,10 @@ func (t *Tails) begin(after content.Position) {
 func (t *Tails) Of(body catalog.Volume, j Journal) *Tails {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.journal = j
 	isOrigin, folded := body.Policy == catalog.PolicyOrigin, t.last.Seq < body.Through().Seq // under another policy since
 	if !isOrigin || folded {
-		t.release(j)
+		t.release()
 	}
 	if !isOrigin {
 		return nil
@@ -197,66 +178,56 @@ func (t *Tails) Of(body catalog.Volume, j Journal) *Tails {
 }
 
 // release gives back that last is kept. Called with mu.
-func (t *Tails) release(j Journal) {
+func (t *Tails) release() {
 	if t.held {
-		j.Release(t.last)
+		t.journal.Release(t.last)
 	}
 	t.held = false
 }
 
-// Tailed has what a volume writes at the origin before a flush is acknowledged, by the tails
-// that it has then.
-type Tailed func() *Tails
-
-// Persist implements volume.Persister.
-func (p Tailed) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
-	tails := p()
-	if tails == nil {
+// Persist returns when the origin has all of the journal up to a place, as a volume.Config has
+// it. That another node has ended the epoch is content.ErrFenced; nil Tails are ErrUnavailable.
+func (t *Tails) Persist(ctx context.Context, upTo content.Position) error {
+	if t == nil {
 		return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
 	}
-	return tails.Persist(ctx, v, upTo)
-}
-
-// Persist returns when the origin has all of a journal up to a place. That another node has
-// ended the epoch is content.ErrFenced.
-func (t *Tails) Persist(ctx context.Context, j Journal, upTo content.Position) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.last.Seq < upTo.Seq {
-		through, err := t.putUp(ctx, j)
+		through, err := t.putUp(ctx)
 		if err != nil {
 			return fmt.Errorf("flush to the origin: %w", err)
 		}
-		j.Release(through)
+		t.journal.Release(through)
 	}
 	return nil
 }
 
 // seal ends the open segment of the journal where a tail ends, and keeps that place: whoever
 // walks the tails from there on finds the next one.
-func (t *Tails) seal(ctx context.Context, j Journal) (content.Position, error) {
+func (t *Tails) seal(ctx context.Context) (content.Position, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.putUp(ctx, j)
+	return t.putUp(ctx)
 }
 
 // putUp puts the tail whose fate is not known, and all that was written until now. It
 // returns where that ends, which is kept.
-func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position, err error) {
+func (t *Tails) putUp(ctx context.Context) (through content.Position, err error) {
 	if t.next != nil {
-		if err := t.putNext(ctx, j); err != nil {
+		if err := t.putNext(ctx); err != nil {
 			return through, err
 		}
 	}
-	if through, err = j.Seal(ctx); err != nil {
+	if through, err = t.journal.Seal(ctx); err != nil {
 		return through, err
 	}
 	for _, end := range t.ends(through) {
-		if err = t.prepare(ctx, j, end); err == nil {
-			err = t.putNext(ctx, j)
+		if err = t.prepare(ctx, end); err == nil {
+			err = t.putNext(ctx)
 		}
 		if err != nil {
-			j.Release(through)
+			t.journal.Release(through)
 			return through, err
 		}
 	}
@@ -280,7 +251,7 @@ func (t *Tails) ends(through content.Position) (out []content.Position) {
 }
 
 // prepare makes the next tail.
-func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position) error {
+func (t *Tails) prepare(ctx context.Context, through content.Position) error {
 	file, err := newWorking(t.Dir())
 	if err != nil {
 		return err
@@ -288,7 +259,7 @@ func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position
 	_, err = file.Write(make([]byte, tailHeader))
 	var ref content.SegmentRef
 	if err == nil {
-		ref, err = j.Merge(ctx, file, t.last, through)
+		ref, err = t.journal.Merge(ctx, file, t.last, through)
 	}
 	if err == nil {
 		_, err = file.WriteAt(encodeTail(ref), 0)
@@ -303,7 +274,7 @@ func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position
 
 // putNext puts the tail that is next. One whose fate is unknown is put again as it is,
 // by the next flush: others can't come before it is settled.
-func (t *Tails) putNext(ctx context.Context, j Journal) error {
+func (t *Tails) putNext(ctx context.Context) error {
 	store, err := t.Bucket()
 	if err != nil {
 		return err
@@ -317,8 +288,8 @@ func (t *Tails) putNext(ctx context.Context, j Journal) error {
 		return err
 	}
 	t.next.file.close()
-	t.release(j)
-	t.held = j.Keep(ref.Through) == nil
+	t.release()
+	t.held = t.journal.Keep(ref.Through) == nil
 	t.last, t.next, t.put = ref.Through, nil, append(t.put, ref)
 	return nil
 }
@@ -357,16 +328,12 @@ func joined(chain []content.SegmentRef) content.SegmentRef {
 
 // tailsOf returns the tails that a segment of a record lies in. Some that are gone are
 // content.ErrNotFound.
-func tailsOf(ctx context.Context, store func() (bucket.Bucket, error), run content.SegmentRef) ([]Stored, error) {
-	in, err := store()
-	if err != nil {
-		return nil, err
-	}
+func tailsOf(ctx context.Context, in bucket.Bucket, run content.SegmentRef) ([]journal.AdoptedSegment, error) {
 	keys, err := tailKeys(ctx, in, run)
 	if err == nil && len(keys) < run.Tails {
 		err = content.ErrNotFound
 	}
-	var tails []Stored
+	var tails []journal.AdoptedSegment
 	if err == nil {
 		tails, err = readTails(ctx, in, run.Volume, keys)
 	}
@@ -375,7 +342,7 @@ func tailsOf(ctx context.Context, store func() (bucket.Bucket, error), run conte
 	}
 	chain := make([]content.SegmentRef, len(tails))
 	for i := range tails {
-		chain[i], tails[i].in = tails[i].Ref, store
+		chain[i] = tails[i].Ref
 	}
 	if joined(chain) != run {
 		return nil, fmt.Errorf("tails of volume %s behind entry %d: %w: they are others than its record names", run.Volume, run.After.Seq, content.ErrCorrupt)
@@ -408,39 +375,48 @@ func (t *Tails) cut(ctx context.Context, store bucket.Bucket, now catalog.Volume
 	}
 }
 
-// EndEpoch makes sure that nobody can acknowledge a flush of a volume under an epoch any
-// more, and returns the tails behind a place, which are a chain, with where they lie. It
-// begins at the place that the record was just read to have; where the record changes
-// meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
-func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epoch uint64, after content.Position) (chain []Stored, err error) {
-	for {
-		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: id, After: after, Through: content.Position{Number: math.MaxUint64}})
-		var tails []Stored
+// EndEpoch makes sure that nobody can acknowledge a flush of a volume under the epoch of its
+// record any more, before the next one is taken: flushes may have gone to the origin under an
+// earlier policy. It returns the tails behind what the record has, which are a chain; this
+// process's go on behind them. They are opened with ctx. Where the record, which was just read,
+// changes meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
+func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []journal.AdoptedSegment, err error) {
+	store, err := t.Bucket()
+	if err != nil && body.Policy != catalog.PolicyOrigin {
+		return nil, nil
+	}
+	for err == nil {
+		at := body.Through()
+		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
+		var tails []journal.AdoptedSegment
 		if err == nil {
-			tails, err = readTails(ctx, store, id, keys)
+			tails, err = readTails(ctx, store, body.ID, keys)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("tails of volume %s: %w", id, err)
+			return nil, fmt.Errorf("tails of volume %s: %w", body.ID, err)
 		}
 		chain = chain[:0]
-		at := after
 		for next, ok := follows(tails, at); ok; next, ok = follows(tails, at) {
 			chain, at = append(chain, next), next.Ref.Through
 		}
-		end := encodeTail(content.SegmentRef{Volume: id, Epoch: epoch, After: at, Through: at})
-		err = putOnce(ctx, store, tailKey(content.SegmentRef{Volume: id, Epoch: epoch, After: at}), bucket.Bytes(end))
+		end := content.SegmentRef{Volume: body.ID, Epoch: body.Epoch, After: at, Through: at}
+		if err = putOnce(ctx, store, tailKey(end), bucket.Bytes(encodeTail(end))); err == nil {
+			t.Begin(at)
+			return chain, nil
+		}
 		if !errors.Is(err, content.ErrExists) { // else the writer was quicker once more
-			return chain, err
+			return nil, err
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 	}
+	return nil, err
 }
 
 // follows finds the tail with a segment that comes after a place. There is one at most,
 // but where a later epoch went on from holders, who had more than the tails: its own counts.
-func follows(tails []Stored, at content.Position) (next Stored, ok bool) {
+func follows(tails []journal.AdoptedSegment, at content.Position) (next journal.AdoptedSegment, ok bool) {
 	for _, s := range tails {
 		if s.Ref.After == at && !ends(s.Ref) && (!ok || s.Ref.Epoch > next.Ref.Epoch) {
 			next, ok = s, true
@@ -471,36 +447,41 @@ func tailKeys(ctx context.Context, store bucket.Bucket, within content.SegmentRe
 }
 
 // readTails reads tails of a volume, of large ones the headers.
-func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID, keys []string) ([]Stored, error) {
-	tails := make([]Stored, len(keys))
-	group, ctx := errgroup.WithContext(ctx)
+func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID, keys []string) ([]journal.AdoptedSegment, error) {
+	tails := make([]journal.AdoptedSegment, len(keys))
+	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(tailReads)
 	for i, key := range keys {
 		group.Go(func() error {
-			s, err := readTail(ctx, store, key)
-			if err == nil && (tailKey(s.Ref) != key || s.Ref.Volume != id) {
+			ref, all, err := readTail(reading, store, key)
+			if err == nil && (tailKey(ref) != key || ref.Volume != id) {
 				err = fmt.Errorf("%s: %w: it is of another place", key, content.ErrCorrupt)
 			}
-			tails[i] = s
+			tails[i] = journal.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) {
+				if all != nil {
+					return io.NopCloser(bytes.NewReader(all)), nil
+				}
+				return open(ctx, store, key, tailHeader, ref.Bytes)
+			}}
 			return err
 		})
 	}
 	return tails, group.Wait()
 }
 
-func readTail(ctx context.Context, store bucket.Bucket, key string) (s Stored, err error) {
+// readTail reads the header of a tail, and all of its segment where that is small.
+func readTail(ctx context.Context, store bucket.Bucket, key string) (ref content.SegmentRef, all []byte, err error) {
 	o, err := store.Get(ctx, key, bucket.Range{Length: tailSmall})
 	if err != nil {
-		return s, err
+		return ref, nil, err
 	}
 	defer o.Body.Close()
 	b := make([]byte, min(o.Size, tailSmall))
 	if _, err := io.ReadFull(o.Body, b); err != nil {
-		return s, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
+		return ref, nil, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
 	}
-	s = Stored{in: func() (bucket.Bucket, error) { return store, nil }, key: key, off: tailHeader}
-	if s.Ref, err = decodeTail(b[:min(len(b), tailHeader)]); err == nil && !ends(s.Ref) && s.Ref.Bytes == int64(len(b))-tailHeader {
-		s.all = b[tailHeader:]
+	if ref, err = decodeTail(b[:min(len(b), tailHeader)]); err == nil && !ends(ref) && ref.Bytes == int64(len(b))-tailHeader {
+		all = b[tailHeader:]
 	}
-	return s, err
+	return ref, all, err
 }

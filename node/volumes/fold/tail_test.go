@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -22,7 +23,7 @@ import (
 func (w *world) taken(epoch uint64) []byte {
 	w.t.Helper()
 	now := w.record()
-	chain, err := EndEpoch(w.t.Context(), w.store, now.ID, epoch, now.Through())
+	chain, err := w.endEpoch(now, epoch)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -33,16 +34,23 @@ func (w *world) taken(epoch uint64) []byte {
 	return out
 }
 
+// endEpoch is what another node does.
+func (w *world) endEpoch(now catalog.Volume, epoch uint64) ([]journal.AdoptedSegment, error) {
+	now.Epoch, now.Policy = epoch, catalog.PolicyOrigin
+	return (&Tails{Bucket: func() (bucket.Bucket, error) { return w.store, nil }}).EndEpoch(w.t.Context(), now)
+}
+
 func (w *world) flush() error {
 	w.journal.mu.Lock()
 	end := w.journal.end
 	w.journal.mu.Unlock()
-	return w.tails.Persist(w.t.Context(), w.journal, end)
+	return w.tails.Persist(w.t.Context(), end)
 }
 
 func (w *world) newTails(after content.Position) {
 	w.tails = w.policed()
 	w.tails.Begin(after)
+	w.tails.journal = w.journal
 	w.t.Cleanup(w.tails.Close)
 }
 
@@ -92,7 +100,7 @@ func TestAFlushIsInTheBucket(t *testing.T) {
 		t.Error("what was not acknowledged came after all")
 	}
 	now := w.record() // the taker goes on in the next epoch
-	chain, err := EndEpoch(t.Context(), w.store, now.ID, 1, now.Through())
+	chain, err := w.endEpoch(now, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +140,7 @@ func TestEachAcknowledgedFlushIsInherited(t *testing.T) {
 				if i == after {
 					took.Go(func() {
 						for {
-							if _, err := EndEpoch(t.Context(), w.store, w.body.ID, 1, content.Position{}); err == nil {
+							if _, err := w.endEpoch(catalog.Volume{ID: w.body.ID}, 1); err == nil {
 								return
 							}
 						}
@@ -298,7 +306,7 @@ func (w *world) takenOver(disks map[uint64][]byte, flushed uint64) error {
 		return err
 	}
 	w.learn(known, now)
-	chain, err := EndEpoch(w.t.Context(), w.store, now.ID, now.Epoch, now.Through())
+	chain, err := w.endEpoch(now, now.Epoch)
 	if err != nil {
 		return err
 	}
@@ -344,11 +352,11 @@ func TestARecordNamesTails(t *testing.T) {
 		}
 		break
 	}
-	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(t.Context()); !errors.Is(err, content.ErrNotFound) {
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(); !errors.Is(err, content.ErrNotFound) {
 		t.Errorf("a tail that is gone: %v", err)
 	}
 	now.Segments[1].Sum[0]++
-	if _, err := InBucket(t.Context(), w.bucket, now.Segments[1:])[0].Open(t.Context()); !errors.Is(err, content.ErrCorrupt) {
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments[1:])[0].Open(); !errors.Is(err, content.ErrCorrupt) {
 		t.Errorf("other tails than it names: %v", err)
 	}
 	w.write(1, 99)
@@ -396,7 +404,7 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 		}
 	}
 	changed := false
-	config.At = func(s Step) error {
+	w.at = func(s Step) error {
 		if s != step || changed {
 			return nil
 		}
@@ -415,7 +423,7 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 		}
 		return nil
 	}
-	f := New(config)
+	f := killable{New(config)}
 	for round, want := range []Want{Safe, Safe, Chunks} {
 		w.write(int64(round), byte(round+1))
 		if round == 1 {

@@ -17,7 +17,9 @@ import (
 	"go.uber.org/goleak"
 	"lukechampine.com/blake3"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -109,29 +111,31 @@ func (j *memory) Keep(content.Position) error { return nil }
 
 func (j *memory) Release(content.Position) {}
 
-func (j *memory) Changed(after, through content.Position) (iter.Seq2[uint64, int64], error) {
+func (j *memory) Changes(after, through content.Position, _ int64) iter.Seq2[blockdev.Range, error] {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	out := map[uint64]int64{}
-	for at := range j.within(after, through) {
-		out[uint64(at*block/content.ChunkSizeDefault)] += block
+	blocks := slices.Sorted(maps.Keys(j.within(after, through)))
+	return func(yield func(blockdev.Range, error) bool) {
+		for _, at := range blocks {
+			if !yield(blockdev.Range{Offset: at * block, Length: block}, nil) {
+				return
+			}
+		}
 	}
-	return maps.All(out), nil
 }
 
-func (j *memory) Chunk(ctx context.Context, index uint64, through content.Position, p []byte) error {
+func (j *memory) ReadAsOf(ctx context.Context, p []byte, off int64, through content.Position) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	clear(p)
 	if j.source != nil {
-		if err := j.source.ReadChunk(ctx, index, 0, p); err != nil {
+		if err := j.source.ReadChunk(ctx, uint64(off/content.ChunkSizeDefault), 0, p); err != nil {
 			return err
 		}
 	}
-	first := int64(index) * int64(len(p)) / block
 	for _, w := range j.writes {
-		if w.Seq <= through.Seq && w.Block >= first && w.Block < first+int64(len(p))/block {
-			copy(p[(w.Block-first)*block:], w.Data)
+		if at := w.Block*block - off; w.Seq <= through.Seq && at >= 0 && at < int64(len(p)) {
+			copy(p[at:], w.Data)
 		}
 	}
 	return nil
@@ -303,7 +307,26 @@ func (w *world) learn(r catalog.Record, body catalog.Volume) {
 	w.known, w.body = r, body
 }
 
-func (w *world) fold() *Fold { return New(w.config()) }
+// crash ends a fold at a step, as a kill does.
+type crash struct{ error }
+
+// killable is a Fold whose Run ends with the error of a crash.
+type killable struct{ *Fold }
+
+func (f killable) Run(ctx context.Context, want Want) (err error) {
+	defer func() {
+		switch why := recover().(type) {
+		case nil:
+		case crash:
+			err = why.error
+		default:
+			panic(why)
+		}
+	}()
+	return f.Fold.Run(ctx, want)
+}
+
+func (w *world) fold() killable { return killable{New(w.config())} }
 
 func (w *world) config() Config {
 	return Config{
@@ -318,11 +341,13 @@ func (w *world) config() Config {
 		},
 		Settle: w.settle, Packs: new(build.Shared),
 		Dir: w.t.TempDir(), Scope: content.Farm("a"), Signer: w.signer, Now: w.now, Log: slog.New(slog.DiscardHandler),
-		At: func(s Step) error {
+		At: func(s Step) {
 			if w.at == nil {
-				return nil
+				return
 			}
-			return w.at(s)
+			if err := w.at(s); err != nil {
+				panic(crash{err})
+			}
 		},
 	}
 }
@@ -398,9 +423,9 @@ func (w *world) elsewhere(v catalog.Volume) []byte {
 	return out
 }
 
-func (w *world) replay(s Stored, out []byte) {
+func (w *world) replay(s journal.AdoptedSegment, out []byte) {
 	w.t.Helper()
-	o, err := s.Open(w.t.Context())
+	o, err := s.Open()
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -89,12 +89,12 @@ type Owner struct {
 	// Owned reads the record, for sure: ErrFenced as for Revise.
 	Owned func(context.Context) error
 	// Origin is what flushes wait for under the policy origin; nil is nothing.
-	Origin volume.Persister
+	Origin func(ctx context.Context, upTo content.Position) error
 }
 
 // Guard has the flushes of a volume wait for whom the policy in its record says: for
 // holders, as long as it is that, under the epoch that the record has. Use: Farm.Guard,
-// Begin, Close. It implements volume.Persister.
+// Begin, Close.
 type Guard struct {
 	farm  *Farm
 	owner Owner
@@ -108,8 +108,6 @@ type Guard struct {
 	closed  bool
 }
 
-var _ volume.Persister = (*Guard)(nil)
-
 // Guard returns that of a volume, which does nothing before Begin.
 func (f *Farm) Guard(o Owner) *Guard { return &Guard{farm: f, owner: o} }
 
@@ -121,14 +119,14 @@ func (g *Guard) Begin(j Journal) {
 	_, _ = g.follow(g.began) // a policy that is none fails each flush
 }
 
-// Persist implements volume.Persister. ErrUnavailable means that the holders have not all
+// Persist is what a volume.Config has. ErrUnavailable means that the holders have not all
 // within FlushWait, or that it was not known so long whose the volume is.
-func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 	begun := time.Now()
 	w, err := g.follow(upTo.Seq)
 	for ; w != nil || errors.Is(err, content.ErrUnavailable); w, err = g.follow(upTo.Seq) {
 		if w != nil {
-			if err = w.Persist(ctx, v, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
+			if err = w.Persist(ctx, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
 				return err
 			}
 		}
@@ -137,7 +135,7 @@ func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Posi
 		}
 	}
 	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
-		return g.owner.Origin.Persist(ctx, v, upTo)
+		return g.owner.Origin(ctx, upTo)
 	}
 	return err
 }
@@ -216,16 +214,10 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 
 // start starts a writer. Called with mu.
 func (g *Guard) start(body catalog.Volume, claim wire.Claim, floor uint64) {
-	var ancestors []content.VolumeID
-	for _, s := range g.journal.Sealed() {
-		if s.Volume != body.ID && (len(ancestors) == 0 || ancestors[len(ancestors)-1] != s.Volume) {
-			ancestors = append(ancestors, s.Volume)
-		}
-	}
 	g.since = cmp.Or(g.since, claim.Epoch)
 	k, _ := catalog.PolicyHolders(body.Policy)
 	g.writer = NewWriter(WriterConfig{
-		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: ancestors, K: k, Alone: body.Degrade == catalog.PolicyLocal,
+		Farm: g.farm, Owner: g.owner, Claim: claim, Since: g.since, Began: g.began, Name: g.owner.Name(), Ancestors: journal.Ancestors(g.journal.Sealed(), body.ID), K: k, Alone: body.Degrade == catalog.PolicyLocal,
 		Said: quorum.Record{Holders: body.Holders, Degraded: !body.DegradedSince.IsZero()}, Through: body.Through(),
 	}, floor)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -127,7 +127,7 @@ func (m *node) serve(t testing.TB, dir string, r *record) (*volume.Volume, *Guar
 	g := m.farm.Guard(Owner{
 		Name: func() string { return "web1" }, Record: func() (catalog.Volume, bool) { return r.get(), true }, Revise: r.revise, Owned: func(context.Context) error { return nil },
 	})
-	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g, Followed: true, Advanced: g.Advanced, SegmentSize: 1 << 20})
+	v, err := volume.Open(volume.Config{Dir: dir, ID: body.ID, Epoch: body.Epoch, Size: body.Size, Persist: g.Persist, Followed: true, Advanced: g.Advanced, SegmentSize: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -119,7 +118,7 @@ func (l *line) rebase(p content.Position) {
 	l.segs = slices.DeleteFunc(l.segs, func(s *lineSegment) bool { return s.number <= p.Number })
 }
 
-func (l *line) Sealed() []volume.Segment { return nil }
+func (l *line) Sealed() []journal.AdoptedSegment { return nil }
 
 func (l *line) Held(uint64) {}
 

@@ -216,7 +216,7 @@ func TestAFlushWaitsForAFill(t *testing.T) {
 				l.write(1, i)
 				l.roll(1)
 			}
-			if err := m.g.Persist(t.Context(), nil, l.End()); err != nil {
+			if err := m.g.Persist(t.Context(), l.End()); err != nil {
 				t.Fatal(err)
 			}
 			first := w.holder()
@@ -234,7 +234,7 @@ func TestAFlushWaitsForAFill(t *testing.T) {
 			}
 			w.mu.Unlock()
 			l.write(1, 100)
-			err := m.g.Persist(t.Context(), nil, l.End())
+			err := m.g.Persist(t.Context(), l.End())
 			switch took := time.Since(took); {
 			case stuck && (!errors.Is(err, content.ErrUnavailable) || took > 3*time.Minute):
 				t.Errorf("one that gets nowhere: after %s: %v", took, err)

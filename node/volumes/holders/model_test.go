@@ -197,7 +197,7 @@ func (w *world) start(at int, l *line) *modelWriter {
 func (w *world) flush(m *modelWriter) {
 	upTo := m.line.End()
 	said := slices.Concat(m.before, m.line.all())[:upTo.Seq]
-	err := m.g.Persist(context.Background(), nil, upTo)
+	err := m.g.Persist(context.Background(), upTo)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
@@ -444,7 +444,7 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 	}
 	says++
 	last.line.write(w.known(last).Epoch, says)
-	err := last.g.Persist(context.Background(), nil, last.line.End())
+	err := last.g.Persist(context.Background(), last.line.End())
 	w.mu.Lock()
 	owned := last.owns(w.record) == nil
 	w.mu.Unlock()

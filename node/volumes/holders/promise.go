@@ -428,12 +428,7 @@ func openSegment(path string) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, journal.HeaderSize)
-	_, err = f.ReadAt(b, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: it has no header: %w", path, content.ErrCorrupt, err)
-	}
-	head, err := journal.DecodeHeader(b)
+	head, err := journal.ReadHeader(f)
 	if err == nil && head.Name() != filepath.Base(path) {
 		err = fmt.Errorf("%w: it is %s", content.ErrCorrupt, head.Name())
 	}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/volumes/holders/quorum"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -62,7 +62,7 @@ type Lane interface {
 type Journal interface {
 	ReadSegments(w io.Writer, after content.Position, most int64) (content.Position, int64, error)
 	End() content.Position
-	Sealed() []volume.Segment
+	Sealed() []journal.AdoptedSegment
 	Held(seq uint64)
 }
 
@@ -88,8 +88,7 @@ type WriterConfig struct {
 	Through content.Position
 }
 
-// Writer has others hold what a volume writes. Use: NewWriter, Run. It implements
-// volume.Persister: a flush waits until all holders that the record names have it.
+// Writer has others hold what a volume writes. Use: NewWriter, Run. A flush waits until all holders that the record names have it.
 type Writer struct {
 	cfg WriterConfig
 
@@ -106,8 +105,6 @@ type Writer struct {
 	live    []trust.PublicKey
 	rank    []trust.PublicKey // of those
 }
-
-var _ volume.Persister = (*Writer)(nil)
 
 // NewWriter returns the writer of a volume of which entries up to floor are durable here,
 // and so may have been acknowledged.
@@ -308,10 +305,10 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Persist implements volume.Persister. ErrUnavailable means that too few holders could be
+// Persist is what a volume.Config has. ErrUnavailable means that too few holders could be
 // reached or filled, see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
 // not whom to ask any more.
-func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Position) error {
+func (w *Writer) Persist(ctx context.Context, upTo content.Position) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, FillWait, context.DeadlineExceeded)
 	defer cancel()
 	patience := time.NewTimer(FlushWait)

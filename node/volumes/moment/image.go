@@ -74,12 +74,9 @@ func (m Moment) standing(ctx context.Context, scope content.Scope, read fold.Nod
 	if m.At.Seq <= m.Base.Seq {
 		return out, nil
 	}
-	changed, err := m.Vol.Changed(m.Base, m.At)
-	if err != nil {
-		return nil, err
-	}
-	for index := range changed {
+	touched, _, err := fold.Touched(m.Vol, m.Head, m.Base, m.At)
+	for _, index := range touched {
 		out[index] = pack.Extent{}
 	}
-	return out, nil
+	return out, err
 }

@@ -105,8 +105,8 @@ func (cfg Config) Nodes() (fold.Nodes, error) {
 }
 
 // Stored are segments there that a record names, and those behind them.
-func (cfg Config) Stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
-	return fold.Adopted(ctx, append(fold.InBucket(ctx, cfg.Bucket, refs), tails...))
+func (cfg Config) Stored(ctx context.Context, refs []content.SegmentRef, tails []journal.AdoptedSegment) []journal.AdoptedSegment {
+	return append(fold.InBucket(ctx, cfg.Bucket, refs), tails...)
 }
 
 // Open opens what the bucket has of a snapshot, in a folder of its own. The caller closes it.

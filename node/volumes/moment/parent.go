@@ -55,9 +55,9 @@ func ParentAt(vol *volume.Volume, known catalog.Snapshot) (Parent, error) {
 	p := Parent{Known: known, Done: func() { vol.Release(known.At) }}
 	last := known.Base
 	for _, s := range vol.Sealed() {
-		if s.Through.Seq > known.Base.Seq && s.Through.Seq <= known.At.Seq {
-			p.Segments = append(p.Segments, journal.AdoptedSegment{Ref: s.SegmentRef, Path: s.Path})
-			last = s.Through
+		if s.Ref.Through.Seq > known.Base.Seq && s.Ref.Through.Seq <= known.At.Seq {
+			p.Segments = append(p.Segments, s)
+			last = s.Ref.Through
 		}
 	}
 	if last.Seq != known.At.Seq {
