@@ -117,7 +117,7 @@ type Volumes struct {
 	pulse       *gate.Pulse
 	losing      chan struct{}
 	errands     moves.Errands // that Run does
-	moves       *moves.Moves
+	moves       moves.Moves
 	orphans     *orphans.Keeper
 	away        atomic.Bool // the origin did not answer a start
 
@@ -143,7 +143,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
 	v := &Volumes{cfg: cfg, packs: new(build.Shared), codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
-	v.moves, v.orphans = moves.New(v.errands), v.newOrphans()
+	v.moves.Errands, v.orphans = v.errands, v.newOrphans()
 	for _, e := range index.Sorted() {
 		if e.Attached {
 			v.open.Store(e.Name, &attached{opening: make(chan struct{})})
