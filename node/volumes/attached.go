@@ -52,7 +52,7 @@ type attached struct {
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
 	folds *fold.Paced    // nil where nothing is written, or no origin known
-	line  *fold.Line     // of its tails
+	line  *fold.Tails    // of its flushes, under the policy origin
 	users doors.Entrance // NBD connections
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
@@ -76,9 +76,12 @@ type attached struct {
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
-	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
-	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
-	a.line.Ends = func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() }
+	a := &attached{v: v, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a.line = &fold.Tails{
+		Bucket: v.bucket().Bucket,
+		Dir:    func() string { _, body, _ := a.record(); return v.index.Path(index.Entry{Volume: body}) },
+		Ends:   func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() },
+	}
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}

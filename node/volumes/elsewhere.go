@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -31,6 +32,19 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 		err = fmt.Errorf("volume %q: %w", name, v.elsewhere(ctx, name))
 	}
 	return view, err
+}
+
+// read has this node read a volume beside its writer, as the bucket has it now; e is what is
+// here under its name.
+func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport string) (created bool, err error) {
+	d := v.device(name)
+	q := readers.Ask{Name: name, Transport: transport, Old: e, Close: func() error { return v.close(ctx, name, false, nil) }}
+	q.Served = d != nil && d.vol != nil && (transport == terms.Auto || (transport == terms.UBLK) == (d.disk != nil))
+	from := readers.Source{Index: v.index, Records: v.records(), Bucket: v.bucket(), Library: v.cfg.Library, Farm: v.cfg.Farm, Now: v.cfg.Now, At: v.cfg.At}
+	if e, created, err = from.Attach(ctx, q); err == nil && created {
+		err = v.reattach(ctx, e, Spec{Transport: transport})
+	}
+	return created, err
 }
 
 // elsewhere says what became of a name that no volume here has: ErrNotFound, with who
@@ -102,7 +116,7 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
 		all[view.Name] = view
 	}
 	for r, body := range v.records().Volumes(ctx) {
-		if own, here := all[r.Name]; !here || own.State == terms.StateReleased {
+		if own, here := all[r.Name]; !here || own.State == terms.StateReleased || own.State == terms.StateReading {
 			view := terms.OfRecord(v.codec, r.Name, r.Farm, body)
 			if view.Node != "" {
 				view.NodeName = v.cfg.Called(body.Holder)

@@ -141,7 +141,9 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 // past is for one who asks for parts of that again and again, of a volume that is served here.
 func (v *Volumes) past(a *attached) *moment.Past {
 	return &moment.Past{Nodes: v.bucket().Nodes, IsNow: func(m moment.Moment) bool { return m.At == a.vol.End() }, Open: func(ctx context.Context, number uint64) (moment.Moment, error) {
-		if number == 0 {
+		if _, now, _ := a.record(); number == 0 && a.vol.Geometry().ReadOnly {
+			return moment.Still(a.vol, now), nil
+		} else if number == 0 {
 			return v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
 		}
 		return v.momentOfSnapshot(ctx, content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: number}.RecordName(), a)

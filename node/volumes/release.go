@@ -19,8 +19,12 @@ import (
 func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "detach volume %q", name)
+	e, _ := v.index.Get(name)
 	if err := v.detach(ctx, name, force); err != nil {
 		return View{}, err
+	}
+	if e.Reader { // nothing of it is left here
+		return v.view(e), nil
 	}
 	return v.Get(name)
 }
@@ -32,7 +36,7 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 		return v.elsewhere(ctx, name)
 	}
 	err := v.close(ctx, name, force, func(a *attached) {
-		if err := a.release(ctx); err != nil {
+		if err := a.release(ctx); err != nil && !e.Reader {
 			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
 		}
 	})

@@ -31,7 +31,7 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
-	if a == nil {
+	if e, _ := v.index.Get(name); a == nil || e.Reader {
 		return v.snapshotElsewhere(ctx, name, spec)
 	}
 	if a.folds == nil {

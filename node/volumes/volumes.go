@@ -25,6 +25,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/orphans"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -297,7 +298,12 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 			here = false
 		}
 	}
-	if !here {
+	switch {
+	case spec.Reads() && (!here || e.Reader || e.Empty && d == nil):
+		return v.read(ctx, e, name, spec.Transport)
+	case e.Reader:
+		return false, fmt.Errorf("%w: it is only read here, beside whoever writes it; detach it here first", content.Attached)
+	case !here:
 		return true, v.putNew(ctx, name, spec)
 	}
 	if err := spec.Agrees(e.Volume); err != nil {
@@ -384,7 +390,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	now, here := v.index.Get(e.Name)
 	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
-	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
+	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
@@ -521,14 +527,21 @@ func (v *Volumes) purge(ctx context.Context, name string, spec RemoveSpec) error
 }
 
 func (v *Volumes) detached(e index.Entry) error {
+	if e.Reader {
+		return v.index.Remove(e)
+	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
 	return err
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there.
+// or get into the bucket, if this node has some that are not there. It fails while members
+// of the farm read the volume, if it is not forced.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
+	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
+		return err
+	}
 	switch {
 	case spec.Purge:
 		return nil

@@ -276,6 +276,9 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 	for _, m := range rank(x.record.ID, x.Live()) {
 		give(m, nil)
 	}
+	if len(out) == 0 && len(tried) == 0 {
+		errs = append(errs, errors.New("no other one is here; start one, or try again when one is"))
+	}
 	if len(out) == 0 { // what is on this disk alone is not held
 		return nil, fmt.Errorf("%w: no member of the farm takes what was inherited: %w", content.ErrUnavailable, errors.Join(errs...))
 	}

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -52,15 +51,15 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was released. Adopted
-	// says that it was made of what a record names, and not served since: all of it is
-	// here once Tried has the stamp under which it is to be written.
+	// Empty says that what is here is in the bucket too: the volume was released. Adopted says that it
+	// was made of what a record names, and not served since: all of it is here once Tried has a stamp.
 	Empty   bool `json:"empty,omitempty"`
 	Adopted bool `json:"adopted,omitempty"`
 	// Taken says why the volume is this node's no more; empty while it is. What is here
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	Reader bool   `json:"reader,omitempty"` // it is read here as the bucket had it by that record, whoever has it
 	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
@@ -252,6 +251,11 @@ func (x *Index) Sweep() error {
 			errs = append(errs, x.complete(path))
 		case halfGone:
 			errs = append(errs, finish(path))
+		default: // a crash leaves what it was writing
+			left, _ := filepath.Glob(filepath.Join(path, durable.TempPrefix+"*"))
+			for _, file := range left {
+				errs = append(errs, os.Remove(file))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -559,7 +563,7 @@ func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
 
 // spaceError says what a full disk means to who makes something.
 func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if durable.IsFull(err) {
 		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
 	}
 	return err

@@ -53,6 +53,11 @@ func Of(vol *volume.Volume, at content.Position, record func() catalog.Volume) (
 	return Moment{}, fmt.Errorf("%w: it is being folded; try again", content.ErrUnavailable)
 }
 
+// Still is a volume that nobody writes while it is open, which who opened it closes.
+func Still(vol *volume.Volume, now catalog.Volume) Moment {
+	return Moment{vol, vol.End(), now.Size, now.Head, now.Lineage, now.Base, true, func() error { return nil }}
+}
+
 // Read fills p from off.
 func (m Moment) Read(ctx context.Context, p []byte, off int64) error {
 	if m.Whole {
