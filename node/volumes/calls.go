@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/readers"
@@ -112,7 +111,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 		return View{}, v.takeBack(ctx, name, fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable))
 	}
 	call := func(ctx context.Context, body []byte) ([]byte, error) { return v.cfg.Call(ctx, to, attachMethod, body) }
-	view, err := moves.Ask(ctx, call, moves.Request{Name: name, Move: rand.Uint64(), Transport: e.Transport})
+	view, err := moves.Ask(ctx, call, moves.Request{Name: name, Transport: e.Transport})
 	if err != nil {
 		err = v.takeBack(ctx, name, fmt.Errorf("%s did not attach it: %w", who, err))
 	}

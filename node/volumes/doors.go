@@ -25,7 +25,7 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 	handover := errors.Is(context.Cause(ctx), ErrHandover)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
-	_ = v.each(func(name string, d *attached) error { // none fails
+	v.each(func(name string, d *attached) {
 		switch {
 		case d.disk == nil: // over NBD, or not served
 		case handover:
@@ -35,7 +35,6 @@ func (v *Volumes) leaveDisks(ctx context.Context) {
 				v.cfg.Log.Warn("a disk stays with the kernel, and its users wait until this node is back", "volume", name, "device", d.disk.Path(), "err", err)
 			}
 		}
-		return nil
 	})
 }
 
@@ -82,7 +81,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 // List implements nbd.Exports: those that a client can open, if it waits.
 func (x exports) List(context.Context) ([]string, error) {
 	var out []string
-	for name, d := range x.v.open.All() {
+	for name, d := range x.v.devices {
 		if d.err == nil && d.disk == nil {
 			out = append(out, name)
 		}

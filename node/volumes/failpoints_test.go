@@ -137,9 +137,7 @@ func (s *script) do(m *member, what, name string, next *state, do func() error) 
 		if died {
 			s.kills++
 			m.again()
-			if err = m.openAll(context.Background()); err != nil {
-				s.t.Fatalf("%s: %v", what, err)
-			}
+			m.openAll(context.Background())
 			(&model{book: s.book}).tendTo(m)
 		} else if err != nil {
 			s.t.Fatalf("%s at %s: %v", what, m, err)

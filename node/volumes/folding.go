@@ -42,7 +42,7 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 	var pace fold.Pace
 	err := every(ctx, func() {
 		pace.Begin(v.Count(), v.cfg.Now())
-		for name, a := range v.open.All() { // in no order, so that the pace favours none
+		for name, a := range v.devices { // in no order, so that the pace favours none
 			_, _, st := a.record()
 			if a.vol != nil {
 				a.vol.Yield()

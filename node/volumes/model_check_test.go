@@ -41,7 +41,7 @@ func (b *book) check() error {
 		for _, e := range m.index.Sorted() {
 			b.volumeOf(e.Name, e.ID)
 		}
-		open := m.open.All()
+		open := maps.Collect(m.devices)
 		for _, name := range slices.Sorted(maps.Keys(open)) {
 			a := open[name]
 			if a.err != nil && !excused(a.err) {

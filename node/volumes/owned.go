@@ -84,9 +84,9 @@ func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
 // giveUpLost stops serving the volumes that are another's, each for itself, and but for those
 // that somebody else is at.
 func (v *Volumes) giveUpLost(ctx context.Context) {
-	_ = v.each(func(name string, a *attached) error { // none fails
+	v.each(func(name string, a *attached) {
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
-			return nil
+			return
 		}
 		if _, _, st := a.record(); st.Stage == right.Lost && a.leaving.CompareAndSwap(false, true) {
 			defer a.leaving.Store(false)
@@ -95,7 +95,6 @@ func (v *Volumes) giveUpLost(ctx context.Context) {
 			a.mu.Unlock()
 			v.giveUp(ctx, name, why)
 		}
-		return nil
 	})
 }
 
@@ -105,7 +104,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 	var looks sync.WaitGroup
 	defer looks.Wait()
 	return v.pulse.Watch(ctx, func() {
-		_ = v.each(func(_ string, a *attached) error { // none fails
+		for _, a := range v.devices {
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
 					defer a.looking.Store(false)
@@ -114,8 +113,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 					}
 				})
 			}
-			return nil
-		})
+		}
 	})
 }
 

@@ -191,6 +191,7 @@ func TestOneThatIsGivenUpHoldsUpNoOther(t *testing.T) {
 		select {
 		case line = <-logged:
 		case <-time.After(10 * time.Second): // far more than it takes
+			end()
 			t.Fatal("it waits for the one that is stuck")
 		}
 	}

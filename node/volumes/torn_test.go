@@ -37,7 +37,7 @@ func TestForkOfATornOrphan(t *testing.T) {
 		}
 		p.a = startWorld(t, filepath.Dir(p.a.cfg.Dir))
 		p.join(p.a)
-		_ = p.a.openAll(t.Context()) // it is another's
+		p.a.openAll(t.Context()) // it is another's
 		p.a.lookAtOwned(t.Context(), right.NewLooks(0, p.a.cfg.Now().Add(-time.Hour)))
 		got := p.a.exported(t, "snapshot:disk@e1-orphan")
 		p.a.put(t, "fork", Spec{From: refOf(t, "snapshot:disk@e1-orphan")})

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
@@ -26,7 +28,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
-	"github.com/grangemesh/grange/node/volumes/table"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -117,11 +118,11 @@ type Volumes struct {
 	pulse       *gate.Pulse
 	losing      chan struct{}
 	errands     moves.Errands // that Run does
-	moves       *moves.Moves
+	moves       moves.Moves
 	orphans     *orphans.Keeper
 	away        atomic.Bool // the origin did not answer a start
 
-	open  table.Table[*attached]
+	open  sync.Map      // *attached, by name
 	packs *build.Shared // of folds
 }
 
@@ -143,10 +144,10 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
 	v := &Volumes{cfg: cfg, packs: new(build.Shared), codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
-	v.moves, v.orphans = moves.New(v.errands), v.newOrphans()
+	v.moves.Errands, v.orphans = v.errands, v.newOrphans()
 	for _, e := range index.Sorted() {
 		if e.Attached {
-			v.open.Set(e.Name, &attached{opening: make(chan struct{})})
+			v.open.Store(e.Name, &attached{opening: make(chan struct{})})
 		}
 	}
 	if v.doors, err = doors.Open(ctx, doors.Config{NBD: cfg.NBD, UBLK: cfg.UBLK, Self: cfg.Self, Exports: exports{v}, Log: cfg.Log}); err != nil {
@@ -157,17 +158,14 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 
 // openAll opens the volumes that were attached. One that can't be opened is kept, and
 // shown as failed.
-func (v *Volumes) openAll(ctx context.Context) error {
+func (v *Volumes) openAll(ctx context.Context) {
 	v.opening.Store(true)
 	defer v.opened.Store(true)
 	defer v.opening.Store(false)
 	if err := v.doors.Sweep(ctx, v.index.Sorted()); err != nil {
 		v.cfg.Log.Error("disks that no volume has any more are left", "err", err)
 	}
-	return v.each(func(name string, _ *attached) error {
-		v.openLater(ctx, name)
-		return nil
-	})
+	v.each(func(name string, _ *attached) { v.openLater(ctx, name) })
 }
 
 // Run opens the volumes and serves them until ctx ends; then it drains and closes
@@ -176,18 +174,20 @@ func (v *Volumes) openAll(ctx context.Context) error {
 func (v *Volumes) Run(ctx context.Context) error {
 	err := v.doors.Run(ctx, func(ctx context.Context) error {
 		due := right.NewLooks(v.cfg.Returned(), v.cfg.Now())
-		if err := v.openAll(ctx); err != nil {
-			return err
-		}
+		v.openAll(ctx)
 		return v.keepTrying(ctx, due)
 	}, v.leaveDisks)
-	err = errors.Join(err, v.each(func(_ string, d *attached) error {
-		if d.vol == nil {
-			return nil
+	ends := make(chan error, v.Count()+1)
+	v.each(func(_ string, d *attached) {
+		if d.vol != nil {
+			ends <- d.shut()
 		}
-		return d.shut()
-	}))
+	})
 	v.open.Clear()
+	close(ends)
+	for end := range ends {
+		err = errors.Join(err, end)
+	}
 	return err
 }
 
@@ -212,22 +212,47 @@ func (v *Volumes) records() records.Records {
 }
 
 // device returns what is open under a name, nil if nothing is.
-func (v *Volumes) device(name string) *attached { return v.open.Get(name) }
+func (v *Volumes) device(name string) *attached {
+	d, _ := v.open.Load(name)
+	a, _ := d.(*attached)
+	return a
+}
 
 // setDevice keeps a device under a name; nil takes away what was there.
 func (v *Volumes) setDevice(name string, d *attached) {
-	if old := v.open.Set(name, d); old != nil && old.opening != nil {
+	old := v.device(name)
+	if d == nil {
+		v.open.Delete(name)
+	} else {
+		v.open.Store(name, d)
+	}
+	if old != nil && old.opening != nil {
 		close(old.opening)
 	}
 }
 
-// each calls f for all devices, some at once, and joins the errors.
-func (v *Volumes) each(f func(name string, d *attached) error) error {
-	return v.open.Each(parallelOpens, f)
+// devices yields all.
+func (v *Volumes) devices(yield func(name string, d *attached) bool) {
+	v.open.Range(func(name, d any) bool { return yield(name.(string), d.(*attached)) })
+}
+
+// each calls f for all devices, some at once.
+func (v *Volumes) each(f func(name string, d *attached)) {
+	var group errgroup.Group
+	group.SetLimit(parallelOpens)
+	for name, d := range v.devices {
+		group.Go(func() error { f(name, d); return nil })
+	}
+	_ = group.Wait() // none fails
 }
 
 // Count returns how many volumes are attached.
-func (v *Volumes) Count() int { return len(v.open.All()) }
+func (v *Volumes) Count() (n int) {
+	for range v.devices {
+		n++
+	}
+	return n
+}
 
 // during says of an error what it kept from being done.
 func during(err *error, what string, args ...any) {

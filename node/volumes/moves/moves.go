@@ -1,5 +1,5 @@
 // Package moves has a volume move to another node: who gives it up asks until it is told how
-// that went, and who gets it attaches it once, however often it is asked.
+// that went, and who gets it attaches it, however often it is asked.
 package moves
 
 import (
@@ -7,10 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
@@ -27,17 +28,12 @@ const (
 	// moveAgain how soon it is asked again that did not answer.
 	moveTimeout = 2 * time.Minute
 	moveAgain   = 200 * time.Millisecond
-	// keptMax is how many moves are remembered that are over: each is asked about for a
-	// moment more, and one that is forgotten and asked for again finds the volume attached.
-	keptMax = 256
 )
 
 // Request has a node attach a volume that was released for it. It is asked again until it
 // says that it is done.
 type Request struct {
-	Name string `json:"name"`
-	// Move is of the asker's making, so that a request that is sent again is known.
-	Move      uint64 `json:"move"`
+	Name      string `json:"name"`
 	Transport string `json:"transport"`
 }
 
@@ -108,68 +104,40 @@ func (e Errands) Insist(ctx context.Context, most time.Duration, say func(contex
 	return err
 }
 
-// Moves are the volumes that other nodes have moved here. Safe for concurrent use.
+// Moves are the volumes that other nodes move here, each attached by an errand. Safe for
+// concurrent use.
 type Moves struct {
-	errands Errands
+	Errands Errands
 
-	mu   sync.Mutex
-	of   map[string]*move // by name, the last one
-	over []*move          // those that are, in turn
+	under singleflight.Group // by name
 }
 
-type move struct {
-	name   string
-	id     uint64
-	done   chan struct{} // closed when answer is final
-	answer Answer
-}
-
-// New returns Moves that are done as errands.
-func New(e Errands) *Moves { return &Moves{errands: e, of: map[string]*move{}} }
-
-// Attach answers who moves a volume here: attach is called once for each move.
+// Attach answers who moves a volume here: attach is called once for all that ask meanwhile.
+// Whoever asks again when that is over, as the answer was lost, has it called once more: it
+// finds the volume attached, or tries again what failed.
 func (m *Moves) Attach(ctx context.Context, q Request, attach func(context.Context) (terms.View, error)) Answer {
-	m.mu.Lock()
-	x := m.of[q.Name]
-	begun := x != nil && x.id == q.Move
-	if !begun {
-		x = &move{name: q.Name, id: q.Move, done: make(chan struct{})}
-		m.of[q.Name] = x
-	}
-	m.mu.Unlock()
-	if !begun && !m.errands.Do(ctx, func(ctx context.Context) {
-		defer m.end(x)
-		view, err := attach(ctx)
-		if x.answer = (Answer{Done: true, View: view}); err != nil {
-			x.answer.Err = content.Line(err)
-		}
-	}) {
-		m.mu.Lock()
-		delete(m.of, q.Name)
-		m.mu.Unlock()
-	}
-	wait, cancel := context.WithTimeout(ctx, answerWait)
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
+	done := m.under.DoChan(q.Name, func() (any, error) {
+		ended := make(chan Answer, 1)
+		if !m.Errands.Begin(ctx, func(ctx context.Context) {
+			view, err := attach(ctx)
+			a := Answer{Done: true, View: view}
+			if err != nil {
+				a.Err = content.Line(err)
+			}
+			ended <- a
+		}) {
+			return Answer{}, nil
+		}
+		return <-ended, nil
+	})
 	select {
-	case <-x.done:
-		return x.answer
-	case <-wait.Done():
+	case x := <-done:
+		return x.Val.(Answer)
+	case <-ctx.Done():
 		return Answer{}
 	}
-}
-
-// end has a move be over, and forgets the one that was so first if there are many.
-func (m *Moves) end(x *move) {
-	close(x.done)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.over = append(m.over, x); len(m.over) <= keptMax {
-		return
-	}
-	if first := m.over[0]; m.of[first.name] == first {
-		delete(m.of, first.name)
-	}
-	m.over = slices.Delete(m.over, 0, 1)
 }
 
 // Ask asks a node to attach a volume until that says how it went.

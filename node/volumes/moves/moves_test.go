@@ -2,41 +2,51 @@ package moves
 
 import (
 	"context"
-	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/content"
 )
 
-// TestMovesAreForgotten: a move that is asked for again is done once, however many came
-// since, up to a limit; no more than that are remembered.
-func TestMovesAreForgotten(t *testing.T) {
-	e := make(Errands)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx) }()
-	m, attached := New(e), 0
-	move := func(n int) {
-		t.Helper()
-		name := fmt.Sprint(n)
-		a := m.Attach(t.Context(), Request{Name: name, Move: 7}, func(context.Context) (terms.View, error) {
-			attached++
-			return terms.View{Name: name}, nil
-		})
-		if !a.Done || a.View.Name != name {
-			t.Fatalf("%s: %+v", name, a)
+// TestAMoveIsDoneOnce: those who ask while a volume is being attached are told how that goes,
+// or that it is not done yet; one that asks when it is over has what failed tried again.
+func TestAMoveIsDoneOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := make(Errands)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		m, attached, goOn := &Moves{Errands: e}, 0, make(chan error)
+		ask := func() Answer {
+			return m.Attach(t.Context(), Request{Name: "disk"}, func(context.Context) (terms.View, error) {
+				attached++
+				return terms.View{Name: "disk"}, <-goOn
+			})
 		}
-	}
-	for n := range 3 * keptMax {
-		move(n)
-		move(n)
-		move(max(0, n-keptMax+1))
-	}
-	if attached != 3*keptMax || len(m.of) != keptMax || len(m.over) != keptMax {
-		t.Errorf("%d were attached; %d and %d are remembered", attached, len(m.of), len(m.over))
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+		if a := ask(); a.Done || attached > 0 {
+			t.Errorf("nobody does errands: %+v", a)
+		}
+		go func() { ended <- e.Run(ctx) }()
+		for range 3 { // each waits answerWait
+			if a := ask(); a.Done || attached != 1 {
+				t.Errorf("under way: %+v, attached %d times", a, attached)
+			}
+		}
+		told := make(chan Answer, 1)
+		for _, err := range []error{content.ErrConflict, nil} {
+			go func() { told <- ask() }()
+			synctest.Wait()
+			goOn <- err
+			if a := <-told; !a.Done || a.View.Name != "disk" || (a.Err != "") != (err != nil) {
+				t.Errorf("%+v, want %v", a, err)
+			}
+		}
+		if attached != 2 {
+			t.Errorf("attached %d times", attached)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
