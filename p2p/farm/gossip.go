@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"strings"
 	"time"
 	"unicode"
@@ -45,7 +46,7 @@ func (f face) NotifyUpdate(n *memberlist.Node) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.roster.live(id, n.Address()) {
-		delete(f.lost, n.Address())
+		maps.DeleteFunc(f.lost, func(_ string, a Absence) bool { return a.ID == id }) // it may have moved
 		f.publish()
 	}
 }

@@ -50,6 +50,7 @@ func (f *Farm) keepJoined(ctx context.Context) {
 		}
 		select {
 		case <-time.After(wait):
+		case <-f.moved:
 		case <-ctx.Done():
 		}
 	}
@@ -84,7 +85,7 @@ func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 
 // join exchanges what is known with one neighbour.
 func (f *Farm) join(address string) error {
-	_, err := f.list.Join([]string{address})
+	_, err := f.list.Load().Join([]string{address})
 	if err == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -19,31 +20,95 @@ type Address struct {
 	netip.Prefix
 	Interface string
 	// Inner is that of a bridge which only containers and machines of this host are
-	// behind, as docker0: other hosts have the same, and reach themselves there.
+	// behind, as docker0, or of a wire to one of them: other hosts have the same, and
+	// reach themselves there.
 	Inner bool
 }
 
 // Addresses returns those of the interfaces that are up, without loopback's and links'.
 func Addresses() ([]Address, error) {
 	all, err := net.Interfaces()
+	var held map[int][]netip.Prefix
+	if err == nil {
+		held, err = prefixes(all)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("addresses of this host: %w", err)
 	}
-	var out []Address
+	ways := waysOut("/proc/net")
+	var out, ends []Address
 	for _, i := range all {
-		addrs, err := i.Addrs()
-		if err != nil || i.Flags&net.FlagUp == 0 {
-			continue // it may just have gone
+		if len(held[i.Index]) == 0 || i.Flags&net.FlagUp == 0 {
+			continue
 		}
-		inner := isInner(filepath.Join("/sys/class/net", i.Name))
-		for _, a := range addrs {
-			p, err := netip.ParsePrefix(a.String())
-			if err == nil && p.Addr().IsGlobalUnicast() {
+		dir := filepath.Join("/sys/class/net", i.Name)
+		inner, pair := isInner(dir), isPair(dir) && !slices.Contains(ways, i.Name)
+		for _, p := range held[i.Index] {
+			switch {
+			case !p.Addr().IsGlobalUnicast():
+			case pair && p.Addr().BitLen()-p.Bits() <= pairBits:
+				ends = append(ends, Address{p, i.Name, true})
+			default:
 				out = append(out, Address{p, i.Name, inner})
 			}
 		}
 	}
+	if !slices.ContainsFunc(out, func(a Address) bool { return !a.Inner }) { // then they lead outside
+		for i := range ends {
+			ends[i].Inner = false
+		}
+	}
+	return append(out, ends...), nil
+}
+
+// Held returns all addresses of this host, those of interfaces that are down too, which
+// keep their connections.
+func Held() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("addresses of this host: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
 	return out, nil
+}
+
+// pairBits is the size of a subnet with room for the two ends of a wire, as sandboxes and
+// machines of this host are given.
+const pairBits = 2
+
+// isPair reports whether an interface, by its folder of Linux's sysfs, is one end of a
+// wire within this host: of a pair, or of a machine's TAP device.
+func isPair(dir string) bool {
+	read := func(name string) string {
+		b, _ := os.ReadFile(filepath.Join(dir, name))
+		return strings.TrimSpace(string(b))
+	}
+	if flags, err := strconv.ParseUint(read("tun_flags"), 0, 32); err == nil {
+		const tap = 2 // IFF_TAP; the others are tunnels
+		return flags&tap != 0
+	}
+	_, err := os.Stat(filepath.Join(dir, "device"))
+	const ethernet = "1"
+	return err != nil && read("type") == ethernet && read("iflink") != read("ifindex") && !strings.Contains(read("uevent"), "DEVTYPE=")
+}
+
+// waysOut returns the interfaces that have a default route, by Linux's folder of routes.
+func waysOut(proc string) (out []string) {
+	for name, column := range map[string]int{"route": 0, "ipv6_route": 9} {
+		b, _ := os.ReadFile(filepath.Join(proc, name))
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) > 9 && (column == 0 && f[1] == "00000000" && f[7] == "00000000" || column == 9 && strings.Trim(f[0]+f[1], "0") == "") {
+				out = append(out, f[column])
+			}
+		}
+	}
+	return out
 }
 
 // isInner reports whether an interface, by its folder of Linux's sysfs, is a bridge

@@ -19,12 +19,8 @@ import (
 
 // rankDials has the addresses in this host's own subnets tried first, then the others;
 // of each TCP before QUIC, which costs three times the CPU a byte, and a relay last.
-func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
-	own, _ := lan.Addresses() // without them all others are as near
-	return rankBy(addrs, func(a ma.Multiaddr) bool {
-		ip, ok := ipOf(a)
-		return ok && lan.Beside(own, ip)
-	})
+func (s *Swarm) rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	return rankBy(addrs, s.places.near)
 }
 
 func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDelay {
@@ -91,9 +87,12 @@ func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 
 // advertised is what others are told: this member's own addresses, and Announce.
 func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
-	own, err := lan.Addresses()
-	if err != nil {
+	if _, err := s.places.look(time.Now()); err != nil {
 		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
+	}
+	var own []lan.Address
+	if p := s.places.own.Load(); p != nil {
+		own = *p
 	}
 	return append(shown(listening, own), s.outside...)
 }

@@ -155,7 +155,7 @@ func brief(err error) string {
 func (s *Swarm) connectAtMany(ctx context.Context, info peer.AddrInfo) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ranked := rankDials(info.Addrs)
+	ranked := s.rankDials(info.Addrs)
 	ended := make(chan error, len(ranked))
 	for _, r := range ranked[:min(len(ranked), knocksMax)] {
 		go func() {

@@ -93,6 +93,8 @@ type Swarm struct {
 	outside   []ma.Multiaddr // Config.Announce
 	bootstrap []peer.AddrInfo
 	kept      []peer.AddrInfo // of before the restart
+	places    places
+	moved     chan struct{}
 	host      host.Host
 	dht       *dht.IpfsDHT
 	ledger    *identity.Ledger
@@ -110,7 +112,7 @@ func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
 		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}}, proved: make(chan peer.ID, connsMax),
-		wake: make(chan struct{}, 1), built: make(chan struct{}),
+		wake: make(chan struct{}, 1), moved: make(chan struct{}, 1), built: make(chan struct{}),
 	}
 	s.proofs = newProofs(func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok || cfg.Ledger == nil }, cfg.Prove)
 	if s.ledger == nil {
@@ -154,7 +156,7 @@ func (s *Swarm) build() error {
 		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(s.advertised),
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
-		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
+		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(s.rankDials)),
 		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
@@ -256,6 +258,11 @@ func (s *Swarm) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
+	wg.Go(func() {
+		if err := s.keepPlaces(ctx); err != nil {
+			s.cfg.Log.Error("addresses that come and go are not followed, until a restart", "err", err)
+		}
+	})
 	var guests error
 	wg.Go(func() {
 		if guests = s.keepGuests(ctx); guests != nil {
@@ -274,6 +281,7 @@ func (s *Swarm) Close() error { return errors.Join(s.dht.Close(), s.host.Close()
 // Learn remembers where a member of this farm can be reached, as its gossip says, until
 // Forget; connections with it are kept before others.
 func (s *Swarm) Learn(info peer.AddrInfo) {
+	s.host.Peerstore().UpdateAddrs(info.ID, peerstore.PermanentAddrTTL, peerstore.RecentlyConnectedAddrTTL) // it may have moved
 	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 	s.host.ConnManager().Protect(info.ID, "farm")
 }
