@@ -65,7 +65,7 @@ type Config struct {
 	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host that of Place, also
 	// when the host has another address than at the start.
 	Bind string
-	// Join are HOST:PORT of some neighbours, who may start later.
+	// Join are HOST:PORT of some neighbours, who may start later. Those on the LAN are found.
 	Join []string
 	// Key encrypts the gossip; 32 bytes that the members share, not all zero. Who has
 	// it alone hears who is here, and is not listed. Rotate changes it.
@@ -131,7 +131,7 @@ type Farm struct {
 	outdone chan uint64   // the number of a word of this member's that is above its own
 	rotated chan struct{} // a key came
 	changed chan struct{} // who is listed
-	moved   chan struct{} // this member gossips elsewhere, and knows nobody
+	wake    chan struct{} // there is somebody to join
 
 	mu      sync.Mutex // guards what follows
 	self    Member     // its ID and Identity never change
@@ -139,6 +139,7 @@ type Farm struct {
 	roster  roster     // of the others
 	keys    []agedKey
 	lost    map[string]Absence // by gossip address
+	found   map[string]bool    // gossip addresses of the farm's, on the LAN
 	joining error              // why no neighbour was joined at the last attempt
 }
 
@@ -158,7 +159,7 @@ func New(cfg Config) (*Farm, error) {
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{ID: identity.PeerID(who.Key), Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]Absence{}, changed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		lost: map[string]Absence{}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), found: map[string]bool{},
 	}
 	f.metrics = newMetrics(f)
 	if f.word, err = (word{addrs: cfg.Addrs}).sign(f.name, cfg.Signer); err == nil {
@@ -187,6 +188,7 @@ func (f *Farm) Run(ctx context.Context) error {
 	group.Go(func() { f.keepKeys(ctx) })
 	group.Go(func() { f.keepProved(ctx) })
 	group.Go(func() { f.keepPlaced(ctx) })
+	group.Go(func() { f.keepFound(ctx) })
 	f.keepJoined(ctx)
 	group.Wait()
 	list := f.list.Load()

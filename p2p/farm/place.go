@@ -142,7 +142,7 @@ func (f *Farm) move(from netip.AddrPort) {
 		f.cfg.Log.Debug("gossip: nobody has heard yet where this member is", "err", err)
 	}
 	select {
-	case f.moved <- struct{}{}:
+	case f.wake <- struct{}{}:
 	default:
 	}
 }

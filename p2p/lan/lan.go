@@ -77,6 +77,20 @@ func Held() ([]netip.Addr, error) {
 	return out, nil
 }
 
+// Interface returns the one that has an address; content.ErrNotFound when none does.
+func Interface(ip netip.Addr) (*net.Interface, error) {
+	own, err := Addresses()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range own {
+		if a.Addr() == ip {
+			return net.InterfaceByName(a.Interface)
+		}
+	}
+	return nil, fmt.Errorf("%s: %w: it is no address of this host", ip, content.ErrNotFound)
+}
+
 // pairBits is the size of a subnet with room for the two ends of a wire, as sandboxes and
 // machines of this host are given.
 const pairBits = 2
