@@ -141,6 +141,7 @@ func (n *Node) followFarm(ctx context.Context) error {
 			n.returned.Add(1)
 		}
 		before, met = live, met || len(live) > 1
+		n.swarm.HoldOutside(slices.Contains(farm.Outside(n.farm.Members()), n.swarm.ID()))
 		for _, m := range n.farm.Members() {
 			if m.ID != n.swarm.ID() {
 				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,17 +19,46 @@ import (
 )
 
 // rankDials has the addresses in this host's own subnets tried first, then the others;
-// of each TCP before QUIC, which costs three times the CPU a byte, and a relay last.
+// of each TCP before QUIC, which costs three times the CPU a byte, and a relay last. Who is
+// behind a NAT tries the world's by QUIC first: over that it learns where it is seen from
+// outside, which holes are punched at.
 func (s *Swarm) rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
-	return rankBy(addrs, s.places.near)
+	return rankBy(addrs, s.places.near, s.behindNAT)
 }
 
-func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDelay {
-	var groups [2 * (viaRelay + 1)][]ma.Multiaddr
+// behindNAT reports whether an address is of the world outside, which this host has no
+// address of, and is dialled from one that answers.
+func (s *Swarm) behindNAT(a ma.Multiaddr) bool {
+	ip, ok := ipOf(a)
+	return ok && manet.IsPublicAddr(a) && s.places.hides(ip) &&
+		slices.ContainsFunc(s.listen, func(l ma.Multiaddr) bool { return transportOf(l) == viaQUIC })
+}
+
+// The groups of addresses, in the order in which they are tried, and for how long the next
+// one waits for each that isn't empty.
+const (
+	nearTCP = iota
+	punchQUIC
+	farTCP
+	nearQUIC
+	farQUIC
+	nearRelay
+	farRelay
+	dialGroups
+)
+
+var dialDelays = [dialGroups]time.Duration{nearDelay, punchDelay, fallbackDelay, nearDelay, fallbackDelay, nearDelay, 0}
+
+func rankBy(addrs []ma.Multiaddr, near, behindNAT func(ma.Multiaddr) bool) []network.AddrDelay {
+	var groups [dialGroups][]ma.Multiaddr
 	for _, a := range addrs {
-		group := 2*transportOf(a) + 1
-		if near(a) {
-			group--
+		near, via := near(a), transportOf(a)
+		group := [...]int{viaTCP: farTCP, viaQUIC: farQUIC, viaRelay: farRelay}[via]
+		switch {
+		case near:
+			group = [...]int{viaTCP: nearTCP, viaQUIC: nearQUIC, viaRelay: nearRelay}[via]
+		case via == viaQUIC && behindNAT(a):
+			group = punchQUIC
 		}
 		groups[group] = append(groups[group], a)
 	}
@@ -38,12 +68,8 @@ func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDe
 		for _, d := range libp2pswarm.DefaultDialRanker(group) {
 			out = append(out, network.AddrDelay{Addr: d.Addr, Delay: delay + d.Delay})
 		}
-		switch {
-		case len(group) == 0:
-		case i%2 == 0: // beside it are more of the same transport
-			delay += nearDelay
-		default:
-			delay += fallbackDelay
+		if len(group) > 0 {
+			delay += dialDelays[i]
 		}
 	}
 	return out
@@ -85,10 +111,26 @@ func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 	return listening
 }
 
-// advertised is what others are told: this member's own addresses, and Announce.
+// advertised is what others are told: this member's own addresses, and Announce. What the
+// library says of interfaces is up to a minute old.
 func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
-	if _, err := s.places.look(time.Now()); err != nil {
+	held, err := s.places.look(time.Now())
+	if err != nil {
 		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
+	}
+	listening = s.places.without(listening)
+	select {
+	case <-s.built:
+		var now []ma.Multiaddr
+		for _, ip := range held {
+			if a, err := manet.FromIP(ip.AsSlice()); err == nil && !ip.IsLinkLocalUnicast() {
+				now = append(now, a)
+			}
+		}
+		if open, err := manet.ResolveUnspecifiedAddresses(s.host.Network().ListenAddresses(), now); err == nil {
+			listening = ma.Unique(append(listening, slices.DeleteFunc(open, func(a ma.Multiaddr) bool { return transportOf(a) == viaRelay })...))
+		}
+	default: // before it listens
 	}
 	var own []lan.Address
 	if p := s.places.own.Load(); p != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/p2p/lan"
@@ -39,8 +40,12 @@ type places struct {
 
 	mu     sync.Mutex // guards what follows
 	held   []netip.Addr
+	past   []netip.Addr // held before, the last ones
 	looked time.Time
 }
+
+// pastMax bounds the addresses that are remembered as this host's of before.
+const pastMax = 256
 
 // look sees to it that own is not older than a second, and returns all that are held.
 func (p *places) look(now time.Time) ([]netip.Addr, error) {
@@ -59,6 +64,12 @@ func (p *places) look(now time.Time) ([]netip.Addr, error) {
 			return p.held, err
 		}
 		p.own.Store(&own)
+		for _, a := range p.held {
+			if !slices.Contains(held, a) {
+				p.past = append(p.past[max(0, len(p.past)-pastMax):], a)
+			}
+		}
+		p.past = slices.DeleteFunc(p.past, func(a netip.Addr) bool { return slices.Contains(held, a) })
 	}
 	p.held, p.looked = held, now
 	return held, nil
@@ -69,6 +80,25 @@ func (p *places) near(a ma.Multiaddr) bool {
 	ip, ok := ipOf(a)
 	own := p.own.Load()
 	return ok && (ip.IsLoopback() || own != nil && lan.Beside(*own, ip))
+}
+
+// without returns the addresses that are not those of this host of before.
+func (p *places) without(all []ma.Multiaddr) []ma.Multiaddr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(all), func(a ma.Multiaddr) bool {
+		ip, ok := ipOf(a)
+		return ok && slices.Contains(p.past, ip)
+	})
+}
+
+// hides reports whether this host has no address of the world's in a family of addresses.
+func (p *places) hides(family netip.Addr) bool {
+	own := p.own.Load()
+	return own == nil || !slices.ContainsFunc(*own, func(a lan.Address) bool {
+		at, err := manet.FromIP(a.Addr().AsSlice())
+		return !a.Inner && a.Addr().Is4() == family.Is4() && err == nil && manet.IsPublicAddr(at)
+	})
 }
 
 // ends says of connections that the peer calls the address at its end its own.

@@ -205,11 +205,24 @@ func (n *Network) NAT(ctx context.Context, lanName, outside string) (router *Hos
 		return nil, err
 	}
 	return router, router.Filter(ctx, strings.ReplaceAll(`
-		table ip nat { chain out { type nat hook postrouting priority 100; oifname "eth0" masquerade; } }
-		table ip filter {
-			chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iifname != "eth0" accept; }
-			chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname "LAN" accept; ct status dnat accept; }
-		}`, "LAN", l.bridge))
+table ip nat {
+	chain out { type nat hook postrouting priority 100; oifname "eth0" masquerade; }
+}
+table ip filter {
+	chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iifname != "eth0" accept; }
+	chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname "LAN" accept; ct status dnat accept; }
+}
+`, "LAN", l.bridge))
+}
+
+// BlockUDP has the host drop all UDP, its own and what it would forward, but for names'.
+func (h *Host) BlockUDP(ctx context.Context) error {
+	const drop = "hook HOOK priority -10; meta l4proto udp udp dport != 53 drop;"
+	rules := "table inet noudp {\n"
+	for _, hook := range []string{"input", "forward", "output"} {
+		rules += "chain " + hook + "1 { type filter " + strings.ReplaceAll(drop, "HOOK", hook) + " }\n"
+	}
+	return h.Filter(ctx, rules+"}\n")
 }
 
 // Filter adds nftables' rules to the host.
