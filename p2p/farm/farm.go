@@ -188,7 +188,6 @@ func (f *Farm) Run(ctx context.Context) error {
 	group.Go(func() { f.keepKeys(ctx) })
 	group.Go(func() { f.keepProved(ctx) })
 	group.Go(func() { f.keepPlaced(ctx) })
-	group.Go(func() { f.keepFound(ctx) })
 	f.keepJoined(ctx)
 	group.Wait()
 	list := f.list.Load()

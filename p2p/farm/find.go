@@ -1,7 +1,6 @@
 package farm
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -10,6 +9,7 @@ import (
 	mrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,28 +27,26 @@ import (
 // grange, and nothing of its mesh or farm; and what a stranger says costs a member the
 // sum of a few bytes: it is neither dialled nor remembered.
 const (
-	// findAlone is how often one asks that knows nobody, findAgain how often the others,
-	// so that two halves of a farm that began apart find together.
-	findAlone = 2 * time.Second
+	// findAgain is how often one asks that is not alone, so that two halves of a farm that
+	// began apart find together. One that is asks at each placeCheck.
 	findAgain = time.Minute
-	// answersWanted is how many of a farm's members answer, more or less.
-	answersWanted = 8
-	// answersPerSecond bounds the answers of one, and heardPerSecond those looked at.
+	// answersWanted is how many of a farm's members answer, more or less, and
+	// answersPerSecond bounds the answers of one.
+	answersWanted    = 8
 	answersPerSecond = 20
-	heardPerSecond   = 1000
 	// foundMax bounds those that are to be tried: each is of this farm.
 	foundMax = 16
 	// packetRoom takes what fits into a frame.
 	packetRoom = 1500
+
+	// service is what is asked for, at the port and in the groups of multicast DNS.
+	service  = "_grange._udp.local."
+	mdnsPort = 5353
+	group4   = "224.0.0.251"
+	group6   = "ff02::fb"
+	// legacyTTL is the most for who asks from a port of its own, in seconds.
+	legacyTTL = 10
 )
-
-// service is what is asked for.
-const service = "_grange._udp.local."
-
-// groups are where questions go, of IPv4 and IPv6.
-var groups = map[string]net.IP{"udp4": net.IPv4(224, 0, 0, 251), "udp6": net.ParseIP("ff02::fb")}
-
-const mdnsPort = 5353
 
 // notice is an answer: where a member gossips, which only those who have the gossip's key
 // can tell from what others say. It travels as a TXT record of the service's instance
@@ -77,22 +75,8 @@ func (n notice) sum(key [32]byte, farm string) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// isFrom reports whether a member of the farm said so.
-func (n notice) isFrom(key [32]byte, farm string) bool {
-	return hmac.Equal([]byte(n.tag), []byte(n.sum(key, farm)))
-}
-
-var (
-	serviceName  = dnsmessage.MustNewName(service)
-	theQuestion  = dnsmessage.Question{Name: serviceName, Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET}
-	legacyTTL    = uint32(10) // seconds, the most for one that asks from its own port
-	noticeLength = 3          // strings
-)
-
-// ask returns a question's packet.
-func ask() ([]byte, error) {
-	m := dnsmessage.Message{Questions: []dnsmessage.Question{theQuestion}}
-	return m.Pack()
+func question() dnsmessage.Message {
+	return dnsmessage.Message{Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(service), Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET}}}
 }
 
 // asked reads a question for the service; ok is false for all else.
@@ -119,16 +103,12 @@ func (n notice) pack(id uint16) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	head := func(name dnsmessage.Name) dnsmessage.ResourceHeader {
-		return dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: legacyTTL}
-	}
-	m := dnsmessage.Message{
-		Header: dnsmessage.Header{ID: id, Response: true, Authoritative: true}, Questions: []dnsmessage.Question{theQuestion},
-		Answers: []dnsmessage.Resource{
-			{Header: head(serviceName), Body: &dnsmessage.PTRResource{PTR: instance}},
-			{Header: head(instance), Body: &dnsmessage.TXTResource{TXT: []string{"v=1", "a=" + n.address, "t=" + n.tag}}},
-		},
-	}
+	m := question()
+	m.Header = dnsmessage.Header{ID: id, Response: true, Authoritative: true}
+	head := dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: legacyTTL}
+	m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.PTRResource{PTR: instance}})
+	head.Name = instance
+	m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{"v=1", "a=" + n.address, "t=" + n.tag}}})
 	return m.Pack()
 }
 
@@ -146,7 +126,7 @@ func readNotice(b []byte) (notice, error) {
 		}
 		nonce, ours := strings.CutSuffix(r.Header.Name.String(), "."+service)
 		txt, ok := r.Body.(*dnsmessage.TXTResource)
-		if !ours || !ok || len(txt.TXT) != noticeLength || txt.TXT[0] != "v=1" {
+		if !ours || !ok || len(txt.TXT) != 3 || txt.TXT[0] != "v=1" {
 			continue
 		}
 		address, isAddress := strings.CutPrefix(txt.TXT[1], "a=")
@@ -158,105 +138,94 @@ func readNotice(b []byte) (notice, error) {
 	return notice{}, fmt.Errorf("an answer on the LAN: %w", content.ErrCorrupt)
 }
 
-// keepFound looks for neighbours on the LAN that this member gossips on, and answers those
-// that do, until ctx ends.
-func (f *Farm) keepFound(ctx context.Context) {
-	if f.cfg.Transport != nil {
+// finder asks for neighbours on the LAN of one address of this host, and answers those that
+// ask there.
+type finder struct {
+	at             netip.Addr
+	own, questions *net.UDPConn // the second is nil where none can be heard
+	group          *net.UDPAddr
+	asked          time.Time
+	readers        sync.WaitGroup
+}
+
+func (l *finder) close() {
+	if l == nil {
 		return
 	}
-	tick := time.NewTicker(placeCheck)
-	defer tick.Stop()
-	said := ""
-	for ctx.Err() == nil {
-		if err := f.find(ctx); err != nil && err.Error() != said {
-			said = err.Error()
-			f.cfg.Log.Warn("neighbours are not looked for on the LAN; --farm-join tells of some", "err", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
+	l.own.Close()
+	if l.questions != nil {
+		l.questions.Close()
 	}
+	l.readers.Wait()
 }
 
-// find looks and answers until this member gossips elsewhere or ctx ends. Of loopback
-// nobody hears, and nobody is asked there.
-func (f *Farm) find(ctx context.Context) error {
-	address := f.Address()
-	at, err := netip.ParseAddrPort(address)
-	if err != nil || at.Addr().IsLoopback() {
-		<-ctx.Done()
-		return nil
-	}
-	network := "udp6"
-	if at.Addr().Is4() {
-		network = "udp4"
-	}
-	link, err := lan.Interface(at.Addr())
-	if err != nil {
-		return err
-	}
-	group := &net.UDPAddr{IP: groups[network], Port: mdnsPort}
-	own, err := net.ListenUDP(network, &net.UDPAddr{IP: at.Addr().AsSlice()})
-	if err != nil {
-		return err
-	}
-	var readers sync.WaitGroup
-	defer readers.Wait()
-	defer own.Close()
-	readers.Go(func() { f.hearNotices(own) })
-	questions, err := net.ListenMulticastUDP(network, link, group)
-	if err == nil {
-		defer questions.Close()
-		readers.Go(func() { f.answerAll(questions, own) })
-	} else { // it can ask all the same
-		f.cfg.Log.Debug("questions on the LAN are not heard", "err", err)
-	}
-	if network == "udp6" {
-		group.Zone = link.Name
-	}
-	return f.keepAsking(ctx, address, func(b []byte) error { _, err := own.WriteTo(b, group); return err })
-}
-
-func (f *Farm) keepAsking(ctx context.Context, address string, send func([]byte) error) error {
-	question, err := ask()
-	if err != nil {
-		return err
-	}
-	tick := time.NewTicker(findAlone)
-	defer tick.Stop()
-	var last time.Time
-	for now := time.Now(); f.Address() == address; {
-		if len(f.Live()) == 1 || now.Sub(last) > findAgain {
-			if err := send(question); err != nil {
-				return err
-			}
-			last = now.Add(time.Duration(mrand.Int64N(int64(findAgain / 4)))) // not all at once
-		}
-		select {
-		case now = <-tick.C:
-		case <-ctx.Done():
+// find asks once more, if it is time to, with a finder of that address: the one it has, or
+// another in its place. It returns nil when there is none.
+func (f *Farm) find(l *finder, at netip.Addr) *finder {
+	if l == nil || l.at != at {
+		l.close()
+		var err error
+		if l, err = f.newFinder(at); err != nil {
+			f.cfg.Log.Debug("neighbours are not looked for on the LAN", "err", err)
 			return nil
 		}
 	}
-	return nil
+	now := time.Now()
+	if len(f.Live()) > 1 && now.Sub(l.asked) < findAgain {
+		return l
+	}
+	l.asked = now.Add(time.Duration(mrand.Int64N(int64(findAgain / 4)))) // not all at once
+	m := question()
+	b, err := m.Pack()
+	if err == nil {
+		_, err = l.own.WriteTo(b, l.group)
+	}
+	if err != nil {
+		f.cfg.Log.Debug("neighbours can't be asked for on the LAN", "err", err)
+	}
+	return l
 }
 
-// answerAll answers questions from this member's subnet, until the socket is closed.
-func (f *Farm) answerAll(questions, own *net.UDPConn) {
+func (f *Farm) newFinder(at netip.Addr) (*finder, error) {
+	own, err := lan.Addresses()
+	i := slices.IndexFunc(own, func(a lan.Address) bool { return a.Addr() == at })
+	if err != nil || i < 0 {
+		return nil, fmt.Errorf("%s: %w: it is no address of a LAN: %w", at, content.ErrNotFound, err)
+	}
+	link, err := net.InterfaceByName(own[i].Interface)
+	if err != nil {
+		return nil, err
+	}
+	l := &finder{at: at, group: &net.UDPAddr{IP: net.ParseIP(group4), Port: mdnsPort}}
+	network := "udp4"
+	if at.Is6() {
+		network, l.group.IP, l.group.Zone = "udp6", net.ParseIP(group6), link.Name
+	}
+	if l.own, err = net.ListenUDP(network, &net.UDPAddr{IP: at.AsSlice()}); err != nil {
+		return nil, err
+	}
+	l.readers.Go(func() { f.hearNotices(l.own) })
+	if l.questions, err = net.ListenMulticastUDP(network, link, &net.UDPAddr{IP: l.group.IP, Port: mdnsPort}); err == nil {
+		l.readers.Go(func() { f.answerAll(l, own[i].Prefix) })
+	} else {
+		f.cfg.Log.Debug("questions on the LAN are not heard", "err", err)
+	}
+	return l, nil
+}
+
+// answerAll answers questions from a subnet, until the socket is closed.
+func (f *Farm) answerAll(l *finder, subnet netip.Prefix) {
 	some := rate.NewLimiter(answersPerSecond, answersPerSecond)
 	b := make([]byte, packetRoom)
 	for {
-		n, from, err := questions.ReadFromUDPAddrPort(b)
+		n, from, err := l.questions.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return
 		}
+		near := subnet.Contains(from.Addr().Unmap().WithZone("")) // what is not has been forged
 		id, ok := asked(b[:n])
-		if !ok || mrand.IntN(len(f.Live())) >= answersWanted || !some.Allow() {
+		if !near || !ok || mrand.IntN(len(f.Live())) >= answersWanted || !some.Allow() {
 			continue
-		}
-		if near, err := lan.Addresses(); err != nil || !lan.Beside(near, from.Addr()) {
-			continue // what comes from elsewhere has been forged
 		}
 		f.mu.Lock()
 		spoken, _, _ := use(f.keys, f.cfg.Now())
@@ -264,7 +233,7 @@ func (f *Farm) answerAll(questions, own *net.UDPConn) {
 		f.mu.Unlock()
 		answer, err := said.pack(id)
 		if err == nil {
-			_, err = own.WriteToUDPAddrPort(answer, from)
+			_, err = l.own.WriteToUDPAddrPort(answer, from)
 		}
 		if err != nil {
 			f.cfg.Log.Debug("a question on the LAN is not answered", "err", err)
@@ -274,15 +243,11 @@ func (f *Farm) answerAll(questions, own *net.UDPConn) {
 
 // hearNotices has those joined who are of this farm, until the socket is closed.
 func (f *Farm) hearNotices(own *net.UDPConn) {
-	some := rate.NewLimiter(heardPerSecond, heardPerSecond)
 	b := make([]byte, packetRoom)
 	for {
 		k, err := own.Read(b)
 		if err != nil {
 			return
-		}
-		if !some.Allow() {
-			continue
 		}
 		if n, err := readNotice(b[:k]); err == nil {
 			f.meet(n)
@@ -294,21 +259,10 @@ func (f *Farm) hearNotices(own *net.UDPConn) {
 func (f *Farm) meet(n notice) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ours := false
-	for _, k := range f.keys {
-		ours = ours || n.isFrom(k.key, f.name)
-	}
-	if !ours || n.address == f.word.address || len(f.found) >= foundMax {
-		return
-	}
-	for _, m := range f.here.Load().members {
-		if m.Address == n.address {
-			return
-		}
-	}
-	f.found[n.address] = true
-	select {
-	case f.wake <- struct{}{}:
-	default:
+	ours := slices.ContainsFunc(f.keys, func(k agedKey) bool { return hmac.Equal([]byte(n.tag), []byte(n.sum(k.key, f.name))) })
+	here := slices.ContainsFunc(f.here.Load().members, func(m Member) bool { return m.Address == n.address })
+	if ours && !here && len(f.found) < foundMax {
+		f.found[n.address] = true
+		f.rouse()
 	}
 }

@@ -30,11 +30,11 @@ func TestNoticesSayNothingToStrangers(t *testing.T) {
 		if err != nil || got != n {
 			t.Errorf("read %+v, %v; said %+v", got, err, n)
 		}
-		if !got.isFrom(key, "garden") || got.isFrom(other, "garden") || got.isFrom(key, "meadow") {
+		if got.sum(key, "garden") != got.tag || got.sum(other, "garden") == got.tag || got.sum(key, "meadow") == got.tag {
 			t.Error("who has neither the key nor the farm takes it for a neighbour's, or who has both does not")
 		}
 		got.address = "10.0.0.6:7946"
-		if got.isFrom(key, "garden") {
+		if got.sum(key, "garden") == got.tag {
 			t.Error("a stranger has sent it elsewhere")
 		}
 	}
@@ -42,7 +42,8 @@ func TestNoticesSayNothingToStrangers(t *testing.T) {
 
 // TestQuestions are what multicast DNS takes for some, and nothing else is.
 func TestQuestions(t *testing.T) {
-	question, err := ask()
+	q := question()
+	question, err := q.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +95,8 @@ func TestNoticeGolden(t *testing.T) {
 }
 
 func FuzzNotice(f *testing.F) {
-	question, _ := ask()
+	q := question()
+	question, _ := q.Pack()
 	answer, _ := newNotice([32]byte{}, "a", "10.0.0.5:7946").pack(7)
 	f.Add(question)
 	f.Add(answer)

@@ -2,6 +2,7 @@ package farm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -93,29 +94,33 @@ func Place(bind string, neighbours []string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, at.Port()), nil
 }
 
-// keepPlaced gossips at another address when the host has lost the one of before, until
-// ctx ends.
+// keepPlaced looks for neighbours on the LAN, and gossips at another address when the host
+// has lost the one of before, until ctx ends.
 func (f *Farm) keepPlaced(ctx context.Context) {
 	if f.cfg.Transport != nil {
 		return
 	}
 	tick := time.NewTicker(placeCheck)
 	defer tick.Stop()
-	missed := 0
-	for {
+	var look *finder
+	defer func() { look.close() }()
+	for missed := 0; ; {
+		at, err := netip.ParseAddrPort(f.Address())
+		held, unknown := lan.Held()
+		switch {
+		case err != nil || unknown != nil || at.Addr().IsLoopback():
+		case slices.Contains(held, at.Addr()):
+			missed = 0
+			look = f.find(look, at.Addr())
+		default:
+			if missed++; missed >= placeMissed {
+				f.move(at)
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
-		}
-		at, err := netip.ParseAddrPort(f.Address())
-		held, unknown := lan.Held()
-		if err != nil || unknown != nil || at.Addr().IsLoopback() || slices.Contains(held, at.Addr()) {
-			missed = 0
-			continue
-		}
-		if missed++; missed >= placeMissed {
-			f.move(at)
 		}
 	}
 }
@@ -123,7 +128,11 @@ func (f *Farm) keepPlaced(ctx context.Context) {
 // move goes on to gossip where the host is now, if that can be told and is elsewhere. It
 // has to find its neighbours anew, who don't take it for back before they have missed it.
 func (f *Farm) move(from netip.AddrPort) {
-	to, err := Place(f.cfg.Bind, f.neighbours())
+	near := slices.Clone(f.cfg.Join)
+	for _, m := range f.Members() {
+		near = append(near, m.Address)
+	}
+	to, err := Place(f.cfg.Bind, near)
 	if err != nil || to.Addr() == from.Addr() {
 		f.cfg.Log.Debug("gossip: the host has lost its address, and has no other", "address", from, "err", err)
 		return
@@ -134,46 +143,28 @@ func (f *Farm) move(from netip.AddrPort) {
 		return
 	}
 	f.cfg.Log.Info("gossip: the host has another address", "from", from, "to", to)
-	if err := old.Shutdown(); err != nil {
-		f.cfg.Log.Debug("gossip: the old address", "err", err)
-	}
-	f.forget()
-	if err := f.say(0); err != nil {
-		f.cfg.Log.Debug("gossip: nobody has heard yet where this member is", "err", err)
-	}
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-}
-
-// neighbours returns where those are that were given, that are here, and that were.
-func (f *Farm) neighbours() []string {
-	out := slices.Clone(f.cfg.Join)
+	err = old.Shutdown()
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, m := range f.here.Load().members {
-		if m.ID != f.self.ID {
-			out = append(out, m.Address)
-		}
-	}
-	for address := range f.lost {
-		out = append(out, address)
-	}
-	return out
-}
-
-// forget takes all others for lost, as who gossips anew does.
-func (f *Farm) forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for id, k := range f.roster {
+	for id, k := range f.roster { // all others, as who gossips anew knows nobody
 		if at := k.at; at != "" {
 			f.roster.gone(id)
 			f.lose(Absence{ID: id, Address: at, Since: f.cfg.Now()})
 		}
 	}
 	f.publish()
+	f.mu.Unlock()
+	if err := errors.Join(err, f.say(0)); err != nil {
+		f.cfg.Log.Debug("gossip: nobody has heard yet where this member is", "err", err)
+	}
+	f.rouse()
+}
+
+// rouse has neighbours joined at once.
+func (f *Farm) rouse() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Tell has the others hear that this member's swarm is at other addresses.

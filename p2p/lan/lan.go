@@ -25,28 +25,32 @@ type Address struct {
 	Inner bool
 }
 
-// Addresses returns those of the interfaces that are up, without loopback's and links'.
+// wiresMax is how many interfaces a host has at most that is asked for the addresses of
+// those which are ends of wires: each question takes as long as there are addresses, and
+// who has more has them for sandboxes.
+const wiresMax = 64
+
+// Addresses returns those of the interfaces that are up, without loopback's and links',
+// and wires' of a host with many.
 func Addresses() ([]Address, error) {
 	all, err := net.Interfaces()
-	var held map[int][]netip.Prefix
-	if err == nil {
-		held, err = prefixes(all)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("addresses of this host: %w", err)
 	}
 	ways := waysOut("/proc/net")
 	var out, ends []Address
 	for _, i := range all {
-		if len(held[i.Index]) == 0 || i.Flags&net.FlagUp == 0 {
+		dir := filepath.Join("/sys/class/net", i.Name)
+		inner, wire := isInner(dir), isWire(dir) && !slices.Contains(ways, i.Name)
+		if i.Flags&net.FlagUp == 0 || wire && len(all) > wiresMax {
 			continue
 		}
-		dir := filepath.Join("/sys/class/net", i.Name)
-		inner, pair := isInner(dir), isPair(dir) && !slices.Contains(ways, i.Name)
-		for _, p := range held[i.Index] {
+		addrs, _ := i.Addrs() // it may just have gone
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
 			switch {
-			case !p.Addr().IsGlobalUnicast():
-			case pair && p.Addr().BitLen()-p.Bits() <= pairBits:
+			case err != nil || !p.Addr().IsGlobalUnicast():
+			case wire && p.Addr().BitLen()-p.Bits() <= wireBits:
 				ends = append(ends, Address{p, i.Name, true})
 			default:
 				out = append(out, Address{p, i.Name, inner})
@@ -77,27 +81,13 @@ func Held() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Interface returns the one that has an address; content.ErrNotFound when none does.
-func Interface(ip netip.Addr) (*net.Interface, error) {
-	own, err := Addresses()
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range own {
-		if a.Addr() == ip {
-			return net.InterfaceByName(a.Interface)
-		}
-	}
-	return nil, fmt.Errorf("%s: %w: it is no address of this host", ip, content.ErrNotFound)
-}
-
-// pairBits is the size of a subnet with room for the two ends of a wire, as sandboxes and
+// wireBits is the size of a subnet with room for the two ends of a wire, as sandboxes and
 // machines of this host are given.
-const pairBits = 2
+const wireBits = 2
 
-// isPair reports whether an interface, by its folder of Linux's sysfs, is one end of a
+// isWire reports whether an interface, by its folder of Linux's sysfs, is one end of a
 // wire within this host: of a pair, or of a machine's TAP device.
-func isPair(dir string) bool {
+func isWire(dir string) bool {
 	read := func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(dir, name))
 		return strings.TrimSpace(string(b))
@@ -140,9 +130,9 @@ func isInner(dir string) bool {
 	})
 }
 
-// Has reports whether ip is one of the addresses, of inner ones or of the others.
-func Has(own []Address, ip netip.Addr, inner bool) bool {
-	return slices.ContainsFunc(own, func(a Address) bool { return a.Inner == inner && a.Addr() == ip.Unmap() })
+// Has reports whether ip is one of the addresses that are not inner.
+func Has(own []Address, ip netip.Addr) bool {
+	return slices.ContainsFunc(own, func(a Address) bool { return !a.Inner && a.Addr() == ip.Unmap() })
 }
 
 // Beside reports whether ip is in the subnet of one that is not inner.

@@ -34,31 +34,16 @@ func (s *Swarm) behindNAT(a ma.Multiaddr) bool {
 		slices.ContainsFunc(s.listen, func(l ma.Multiaddr) bool { return transportOf(l) == viaQUIC })
 }
 
-// The groups of addresses, in the order in which they are tried, and for how long the next
-// one waits for each that isn't empty.
-const (
-	nearTCP = iota
-	punchQUIC
-	farTCP
-	nearQUIC
-	farQUIC
-	nearRelay
-	farRelay
-	dialGroups
-)
-
-var dialDelays = [dialGroups]time.Duration{nearDelay, punchDelay, fallbackDelay, nearDelay, fallbackDelay, nearDelay, 0}
-
 func rankBy(addrs []ma.Multiaddr, near, behindNAT func(ma.Multiaddr) bool) []network.AddrDelay {
-	var groups [dialGroups][]ma.Multiaddr
+	const punched = 1                             // between TCP in own subnets, and in others
+	var groups [4 * (viaRelay + 1)][]ma.Multiaddr // two of each transport, and room between
 	for _, a := range addrs {
-		near, via := near(a), transportOf(a)
-		group := [...]int{viaTCP: farTCP, viaQUIC: farQUIC, viaRelay: farRelay}[via]
+		group := 4*transportOf(a) + 2
 		switch {
-		case near:
-			group = [...]int{viaTCP: nearTCP, viaQUIC: nearQUIC, viaRelay: nearRelay}[via]
-		case via == viaQUIC && behindNAT(a):
-			group = punchQUIC
+		case near(a):
+			group -= 2
+		case group == 4*viaQUIC+2 && behindNAT(a):
+			group = punched
 		}
 		groups[group] = append(groups[group], a)
 	}
@@ -68,8 +53,14 @@ func rankBy(addrs []ma.Multiaddr, near, behindNAT func(ma.Multiaddr) bool) []net
 		for _, d := range libp2pswarm.DefaultDialRanker(group) {
 			out = append(out, network.AddrDelay{Addr: d.Addr, Delay: delay + d.Delay})
 		}
-		if len(group) > 0 {
-			delay += dialDelays[i]
+		switch {
+		case len(group) == 0:
+		case i == punched:
+			delay += punchDelay
+		case i%4 == 0: // beside it are more of the same transport
+			delay += nearDelay
+		default:
+			delay += fallbackDelay
 		}
 	}
 	return out
@@ -91,14 +82,14 @@ func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addr
 
 // shown returns what others are told of the addresses listened on: not those of loopback
 // and of bridges to own containers, where others reach themselves, if there are others.
-func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
+func shown(listening []ma.Multiaddr, own []lan.Address, held []netip.Addr) []ma.Multiaddr {
 	var out, loopback []ma.Multiaddr
 	for _, a := range listening {
 		ip, ok := ipOf(a)
 		switch {
 		case ok && ip.IsLoopback():
 			loopback = append(loopback, a)
-		case !ok || !ip.IsUnspecified() && !lan.Has(own, ip, true):
+		case !ok || !ip.IsUnspecified() && (lan.Has(own, ip) || !slices.Contains(held, ip)):
 			out = append(out, a)
 		}
 	}
@@ -112,13 +103,13 @@ func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 }
 
 // advertised is what others are told: this member's own addresses, and Announce. What the
-// library says of interfaces is up to a minute old.
+// library says of interfaces is up to a minute old: of that only the world's counts, which
+// routers and peers have told it of, and places at relays.
 func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
 	held, err := s.places.look(time.Now())
 	if err != nil {
 		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
 	}
-	listening = s.places.without(listening)
 	select {
 	case <-s.built:
 		var now []ma.Multiaddr
@@ -127,16 +118,20 @@ func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
 				now = append(now, a)
 			}
 		}
-		if open, err := manet.ResolveUnspecifiedAddresses(s.host.Network().ListenAddresses(), now); err == nil {
-			listening = ma.Unique(append(listening, slices.DeleteFunc(open, func(a ma.Multiaddr) bool { return transportOf(a) == viaRelay })...))
+		open, err := manet.ResolveUnspecifiedAddresses(s.host.Network().ListenAddresses(), now)
+		if err != nil {
+			break
 		}
+		open = slices.DeleteFunc(open, func(a ma.Multiaddr) bool { return transportOf(a) == viaRelay })
+		outer := slices.DeleteFunc(slices.Clone(listening), func(a ma.Multiaddr) bool { return transportOf(a) != viaRelay && !manet.IsPublicAddr(a) })
+		listening = ma.Unique(append(open, outer...))
 	default: // before it listens
 	}
 	var own []lan.Address
 	if p := s.places.own.Load(); p != nil {
 		own = *p
 	}
-	return append(shown(listening, own), s.outside...)
+	return append(shown(listening, own, held), s.outside...)
 }
 
 // CheckAddrs reads Listen and Announce; a wrong one is content.ErrInvalid, by its flag.

@@ -106,15 +106,6 @@ func (a *announcements) due(now time.Time, known int) []Key {
 	return out
 }
 
-// again has all announced anew, as at other addresses.
-func (a *announcements) again() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, x := range a.keys {
-		x.due = time.Time{}
-	}
-}
-
 func (a *announcements) done(k Key, now time.Time, known int, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -134,14 +134,13 @@ func (s *Swarm) Collectors() []prometheus.Collector {
 		to.NewCounterFunc(prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}, func() float64 { return float64(get()) })
 	}
 	counter("relayed_bytes_total", "Bytes of content, sent and received through relays.", s.relayed.Load)
-	counter("carried_bytes_total", "Bytes that were carried for others, as their relay.", s.carrier.bytes.Load)
-	gauge("circuits", "Circuits between others that this member carries.", nil, func() int { return int(s.carrier.circuits.Load()) })
+	counter("carried_bytes_total", "Bytes that were carried for others, as their relay.", s.carried.Load)
 	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
 	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
 		gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
 			func() int { return countConns(s.host.Network().Conns(), via) })
 	}
-	return []prometheus.Collector{all}
+	return []prometheus.Collector{all, s.relaying}
 }
 
 // transport is what carries a connection, in the order in which it is preferred.

@@ -12,12 +12,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
-	pbv2 "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
 	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -27,18 +25,18 @@ const (
 	relayRetry   = time.Minute
 	// relaySearch is how often it looks among its connections for a relay.
 	relaySearch = 5 * time.Second
-	// carryRate bounds what a member carries for others, in bytes a second of all
-	// circuits together, where its operator says nothing: a tenth of a server's link.
-	carryRate = 128 << 20
 )
 
 // reaching are the options by which members behind NATs are reached: ports that routers
 // forward when asked, AutoNAT, own relays, and holes punched for QUIC. (TCP's need dials
 // from the listening port.)
 func (s *Swarm) reaching() []libp2p.Option {
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	carry := carrier{relay.NewMetricsTracer(relay.WithRegisterer(s.relaying)), &s.carried, s.cfg.Carried, ctx}
 	out := []libp2p.Option{
 		libp2p.EnableRelay(), libp2p.EnableHolePunching(), libp2p.EnableAutoNATv2(),
-		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate{s.proofs, s.cfg.Relays}), relay.WithMetricsTracer(&s.carrier),
+		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate{s.proofs, s.cfg.Relays}), relay.WithMetricsTracer(carry),
 			relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return true })), // a mesh may have private addresses only
 		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
 			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
@@ -113,34 +111,19 @@ func (g relayGate) AllowConnect(from peer.ID, a ma.Multiaddr, to peer.ID) bool {
 // carrier counts what this member carries for others, and slows it down: the relay tells
 // it of each piece before it reads the next, and waits meanwhile.
 type carrier struct {
-	bytes    atomic.Int64
-	circuits atomic.Int64 // open now
-	pace     *rate.Limiter
-	pay      func(context.Context, int)
-	ctx      context.Context // ends with the host, whose relay gives no other
+	relay.MetricsTracer
+	bytes *atomic.Int64
+	pay   func(context.Context, int)
+	ctx   context.Context // ends with the host, whose relay gives no other
 }
 
-// BytesTransferred implements relay.MetricsTracer.
-func (c *carrier) BytesTransferred(n int) {
+func (c carrier) BytesTransferred(n int) {
 	c.bytes.Add(int64(n))
-	if err := c.pace.WaitN(c.ctx, n); err == nil && c.pay != nil {
+	c.MetricsTracer.BytesTransferred(n)
+	if c.pay != nil {
 		c.pay(c.ctx, n)
 	}
 }
-
-func (c *carrier) ConnectionOpened() { c.circuits.Add(1) }
-
-func (c *carrier) ConnectionClosed(time.Duration) { c.circuits.Add(-1) }
-
-func (*carrier) RelayStatus(bool) {}
-
-func (*carrier) ConnectionRequestHandled(pbv2.Status) {}
-
-func (*carrier) ReservationAllowed(bool) {}
-
-func (*carrier) ReservationClosed(int) {}
-
-func (*carrier) ReservationRequestHandled(pbv2.Status) {}
 
 // relayedHost is the host that the exchange sees: relays, being ours, carry content, which
 // is counted.
@@ -188,7 +171,7 @@ func (s metered) Write(b []byte) (int, error) {
 
 // Relayed is how many bytes of content went through relays: own of this member, and others'
 // that it carried, since the start.
-func (s *Swarm) Relayed() (own, carried int64) { return s.relayed.Load(), s.carrier.bytes.Load() }
+func (s *Swarm) Relayed() (own, carried int64) { return s.relayed.Load(), s.carried.Load() }
 
 // Way is by what a member is connected with another, the best of several.
 type Way string

@@ -31,7 +31,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
-	"golang.org/x/time/rate"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -59,8 +59,6 @@ type Config struct {
 	// first. A nil Ledger takes all for members, as who has no certificate yet does.
 	Ledger *identity.Ledger
 	Prove  func(context.Context, peer.ID) bool
-	// CarryRate bounds what is carried for others, in bytes a second; zero is a default.
-	CarryRate int64
 	// Carried is called after so many bytes were carried for others, and holds them up
 	// until it returns; nil is not called. Relays says whether new circuits are let in; nil
 	// lets all in.
@@ -78,7 +76,6 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
-	c.CarryRate = cmp.Or(c.CarryRate, carryRate)
 	if c.Relays == nil {
 		c.Relays = func() bool { return true }
 	}
@@ -96,9 +93,10 @@ type Swarm struct {
 	bootstrap []peer.AddrInfo
 	kept      []peer.AddrInfo // of before the restart
 	places    places
-	carrier   carrier
-	relayed   atomic.Int64 // bytes of this member's own, through relays
-	inside    atomic.Bool  // others hold the farm's paths from outside
+	relaying  *prometheus.Registry // the relay's metrics
+	carried   atomic.Int64         // bytes for others
+	relayed   atomic.Int64         // bytes of this member's own, through relays
+	inside    atomic.Bool          // others hold the farm's paths from outside
 	stop      context.CancelFunc
 	moved     chan struct{}
 	host      host.Host
@@ -118,11 +116,8 @@ func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
 		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}}, proved: make(chan peer.ID, connsMax),
-		wake: make(chan struct{}, 1), moved: make(chan struct{}, 1), built: make(chan struct{}),
+		wake: make(chan struct{}, 1), moved: make(chan struct{}, 1), relaying: prometheus.NewRegistry(), built: make(chan struct{}),
 	}
-	pace := rate.NewLimiter(rate.Limit(cfg.CarryRate), max(circuitBuffer, int(cfg.CarryRate)))
-	s.carrier.pace, s.carrier.pay = pace, cfg.Carried
-	s.carrier.ctx, s.stop = context.WithCancel(context.Background())
 	s.proofs = newProofs(func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok || cfg.Ledger == nil }, cfg.Prove)
 	if s.ledger == nil {
 		s.ledger = identity.New(trust.NewVerifier(cfg.Mesh), time.Now)
