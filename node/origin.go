@@ -74,6 +74,7 @@ type origin struct {
 // standing is how the origin stands.
 type standing struct {
 	answers bool // reads, whatever becomes of writes
+	safe    bool // to write to, as was found out; one that was only away is it still
 	state   string
 	detail  string
 	store
@@ -144,7 +145,7 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 		s.bucket = bucket.Mirrors(s.bucket, mirrors...)
 	}
 	s.packs = pack.NewReader(bucket.Retry(s.bucket, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin}))
-	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{})
+	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{Lost: o.lost})
 	s.catalog, err = catalog.New(catalog.Config{Bucket: s.bucket, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
 	return s, err
 }
@@ -223,7 +224,7 @@ func (o *origin) look(ctx context.Context) error {
 		o.settle(err)
 		return err
 	}
-	before := o.now().state
+	safe := o.now().safe
 	err = catalog.CheckMesh(ctx, b, o.member.Verifier().Mesh())
 	if !errors.Is(stopping.Err(), context.Canceled) {
 		o.answered(err == nil)
@@ -231,7 +232,7 @@ func (o *origin) look(ctx context.Context) error {
 	fresh := errors.Is(err, content.ErrNotFound)
 	if fresh && !o.mayClaim() {
 		err = o.unclaimed()
-	} else if (err == nil || fresh) && before != originOK {
+	} else if (err == nil || fresh) && !safe { // a sick store might never pass
 		if err = bucket.Probe(ctx, b); err == nil && fresh {
 			err = catalog.ClaimMesh(ctx, b, o.member.Verifier().Mesh())
 		}
@@ -273,6 +274,7 @@ func (o *origin) settle(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := &o.stands
+	now.safe = state == originOK || now.safe && state == originUnreachable
 	now.answers = state == originOK || state == originReadOnly || now.answers && state == originUnreachable
 	if state != now.state {
 		level := slog.LevelInfo
@@ -350,7 +352,7 @@ func (o *origin) writer() *catalog.Catalog {
 }
 
 // lost has the origin looked at, which has just failed to answer: a caller that went
-// away says nothing of it.
+// away says nothing of it. Where a look itself was not answered, watch has the next one.
 func (o *origin) lost(err error) {
 	if !errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.Canceled) {
 		return

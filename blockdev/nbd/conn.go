@@ -257,6 +257,7 @@ func (c *conn) transmit() error {
 		if c.in.buffered() == 0 {
 			c.begun.Store(false)
 		}
+		c.in.lingers = len(c.idle) == c.tasks
 		if err := c.in.fill(); err != nil {
 			return c.leaving(err)
 		}

@@ -20,6 +20,10 @@ type input struct {
 	buf  *[]byte // unread are (*buf)[r:w]; nil when r == w == 0
 	r, w int
 
+	// lingers says that nothing is in flight: the next bytes are waited for a moment on the
+	// thread, before the goroutine sleeps.
+	lingers bool
+
 	readable func(fd uintptr) bool // in.tryRead, bound once
 	err      error                 // of the last tryRead
 }
@@ -65,7 +69,7 @@ const inputAt = dataAt - requestSize
 
 func (in *input) hold() {
 	if in.buf == nil {
-		in.buf = in.pool.Get(dataAt + batchSize) // a longest write that is tried inline is one read
+		in.buf = in.pool.Get(dataAt + batchSize + 3*requestSize) // one read has a longest write that is tried inline, or up to four that take as much
 		in.r, in.w = inputAt, inputAt
 	}
 }

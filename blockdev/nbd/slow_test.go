@@ -158,7 +158,7 @@ func TestClientThatDoesNotReadIsBounded(t *testing.T) {
 			t.Fatalf("beside it: error %d", a.code)
 		}
 	}
-	if got := metric(t, registry, "grange_nbd_bytes_total", "read"); got > budget+1<<20 {
+	if got := metric(t, registry, "grange_nbd_bytes_total", "read"); got > budget+3<<20 { // the socket holds up to 2 MiB, the other client got 400 KiB
 		t.Errorf("%v bytes were read for a client that takes none, want at most %d", got, budget)
 	}
 	for i := range uint64(requests) {

@@ -17,10 +17,14 @@ const nonblocking = true
 // tryRead reads once. Before it waits, it gives an empty buffer back.
 func (in *input) tryRead(fd uintptr) bool {
 	in.hold()
-	for {
+	for lingers := in.lingers; ; {
 		n, err := unix.Read(int(fd), (*in.buf)[in.w:])
 		switch {
 		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN && lingers:
+			lingers = false
+			comes(fd)
 			continue
 		case err == unix.EAGAIN:
 			in.drop()

@@ -427,7 +427,7 @@ func (d *life) merge(r *rapid.T) {
 	cfg := sourced(dir, flat(d.states[after]))
 	cfg.SourceSize, cfg.Base, cfg.ID, cfg.Ancestors, cfg.Epoch = testSize, after, content.VolumeID{7}, []content.VolumeID{testID()}, 9
 	must(r, Create(dir, cfg.ID))
-	must(r, journal.Adopt(dir, cfg.ID, []journal.AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(&b), nil }}}))
+	must(r, journal.Adopt(dir, cfg.ID, []journal.AdoptedSegment{{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(&b), nil }}}, func(string) {}))
 	v, err := Open(cfg)
 	must(r, err)
 	expect(r, v, d.states[through], 0, testSize)

@@ -83,7 +83,7 @@ func TestHolderFollows(t *testing.T) {
 		ref := content.SegmentRef{Volume: h.Volume, Epoch: h.Epoch, After: h.After, Through: content.Position{Number: h.Number, Seq: seq}, Bytes: end}
 		all = append(all, journal.AdoptedSegment{Ref: ref, Path: path})
 	}
-	must(t, journal.Adopt(other, testID(), all))
+	must(t, journal.Adopt(other, testID(), all, func(string) {}))
 	taken, err := Open(smallSegments(other, nil))
 	must(t, err)
 	expect(t, taken, want, 0, testSize)
@@ -120,7 +120,7 @@ func TestAdoptRefuses(t *testing.T) {
 		must(t, Create(dir, testID()))
 		s := journal.AdoptedSegment{Ref: ref, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }}
 		change(&s)
-		err := journal.Adopt(dir, testID(), []journal.AdoptedSegment{s})
+		err := journal.Adopt(dir, testID(), []journal.AdoptedSegment{s}, func(string) {})
 		if name == "nothing" {
 			must(t, err)
 			continue

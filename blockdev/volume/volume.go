@@ -129,8 +129,8 @@ type Volume struct {
 
 var _ blockdev.Device = (*Volume)(nil)
 
-// Create makes the folder of a volume that nothing was written to yet, durable but for
-// its name. It has a note from then on, so that a journal which is gone never looks like
+// Create makes the folder of a volume that nothing was written to yet. It is not durable
+// before the caller has synced it, and its name. It has a note from then on, so that a journal which is gone never looks like
 // one that has not begun.
 func Create(dir string, id [16]byte) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -282,8 +282,8 @@ func (v *Volume) Geometry() blockdev.Geometry {
 type Stats struct {
 	// Dirty is how much of the disk lies in the journal only, in bytes; what was written
 	// again since the last Seal counts twice. Disk is what the journal takes, with the files
-	// that it keeps for what comes.
-	Dirty, Disk int64
+	// that it keeps for what comes, and Open what is not sealed.
+	Dirty, Disk, Open int64
 	// Full says that the last write found no room.
 	Full bool
 	// Failed is why the volume takes no more writes, nil if it does.
@@ -301,6 +301,8 @@ func (v *Volume) Stats() Stats {
 	for _, x := range v.chain {
 		s.Disk += x.size
 	}
-	s.Disk += v.tail.spare() + v.spares.Bytes()
+	if s.Disk += v.tail.spare() + v.spares.Bytes(); v.tail != nil {
+		s.Open = v.tail.size
+	}
 	return s
 }

@@ -212,7 +212,7 @@ func (c *imageVerifyCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type imagePromoteCmd struct {
-	Ref     string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, or the name of a volume."`
+	Ref     string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, NAME or NAME@N."`
 	Name    string `arg:"" help:"The image."`
 	Scope   string `help:"Who may read it: public, mesh or farm/NAME." default:"mesh"`
 	Replace bool   `help:"Publish a new version of an image that exists."`

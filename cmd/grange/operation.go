@@ -155,7 +155,7 @@ func showLines(w io.Writer) func(api.Operation) {
 	var next time.Time
 	return func(op api.Operation) {
 		now := time.Now()
-		if op.State != "running" || now.Before(next) {
+		if op.State != "running" || now.Before(next) || op.Done == 0 && op.Total == 0 && op.Note == "" {
 			return
 		}
 		next = now.Add(lineInterval)

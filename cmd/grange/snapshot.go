@@ -103,7 +103,7 @@ func (c *volumeRollbackCmd) Run(ctx context.Context, app *cli, std stdio) error 
 
 type volumeChangesCmd struct {
 	snapshotArg
-	To string `arg:"" optional:"" help:"NAME@M, a later snapshot; the volume as it is now when not given."`
+	To string `arg:"" optional:"" help:"NAME@M, another snapshot; the volume as it is now when not given."`
 }
 
 func (c *volumeChangesCmd) Run(ctx context.Context, app *cli, std stdio) error {

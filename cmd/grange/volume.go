@@ -17,12 +17,12 @@ import (
 type volumeCmd struct {
 	Create   volumeCreateCmd   `cmd:"" help:"Create a volume from an image, a volume or a snapshot, or blank, and serve it."`
 	Attach   volumeAttachCmd   `cmd:"" help:"Serve a volume that exists, or change how."`
-	Ls       volumeLsCmd       `cmd:"" help:"List this node's volumes."`
+	Ls       volumeLsCmd       `cmd:"" help:"List volumes: this node's, or with --all those of the mesh."`
 	Show     volumeShowCmd     `cmd:"" help:"Show one volume."`
 	Detach   volumeDetachCmd   `cmd:"" help:"Stop serving a volume, so that any node may attach it."`
-	Move     volumeMoveCmd     `cmd:"" help:"Let another node have a volume of this one."`
+	Move     volumeMoveCmd     `cmd:"" help:"Let another node of the farm have a volume of this one; who has it open here is cut off."`
 	Snapshot volumeSnapshotCmd `cmd:"" help:"Name the state that a volume has now, at once."`
-	Rollback volumeRollbackCmd `cmd:"" help:"Make a volume what it was at a snapshot of it."`
+	Rollback volumeRollbackCmd `cmd:"" help:"Make a volume, which nobody has open, what it was at a snapshot of it."`
 	Resize   volumeResizeCmd   `cmd:"" help:"Make a volume larger, while it is served."`
 	Limit    volumeLimitCmd    `cmd:"" help:"Say how much clients may get of a volume, while it is served."`
 	Changes  volumeChangesCmd  `cmd:"" help:"List where a volume differs from a snapshot of it, or one snapshot from another."`
@@ -34,8 +34,8 @@ func volumePath(name string) string { return "/api/volumes/" + content.Segment(n
 
 // policy is what commands take that say what a flush means.
 type policy struct {
-	Durability string `help:"What a flush means: that what was written is on this node's disk (local), on those of K members of the farm (farm:K), or in the bucket (origin)." placeholder:"local|farm:K|origin"`
-	Degrade    string `help:"With farm:K: local lets flushes go on without the members, once the record says so." placeholder:"local"`
+	Durability string `help:"What a flush means: that what was written is on this node's disk (local), on those of K other members of the farm (farm:K), or in the bucket (origin)." placeholder:"local|farm:K|origin"`
+	Degrade    string `enum:",local" default:"" help:"With farm:K: local lets flushes go on without the members after 20 s, once the record says so." placeholder:"local"`
 }
 
 type volumeCreateCmd struct {
@@ -44,7 +44,7 @@ type volumeCreateCmd struct {
 	Size      units.Size `help:"Size; that of what it begins as when not given."`
 	Transport string     `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}."`
 	policy
-	Readonly bool `help:"Refuse writes."`
+	Readonly bool `help:"Refuse writes, for good."`
 }
 
 func (c *volumeCreateCmd) Run(ctx context.Context, app *cli, std stdio) error {
@@ -109,11 +109,11 @@ func (c *volumeShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 func volumeTable(w io.Writer, v api.Volume) {
-	fmt.Fprintf(w, "name\t%s\nfarm\t%s\nnode\t%s\nstate\t%s %s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
-		v.Name, v.Farm, strings.TrimSpace(v.NodeName+" "+v.Node), v.State, v.Detail, v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
+	fmt.Fprintf(w, "name\t%s\nfarm\t%s\nnode\t%s\nstate\t%s%s\ndevice\t%s\nsize\t%s\nfrom\t%s\nroot\t%s\ndurability\t%s%s\nread-only\t%v\nepoch\t%d\ndirty\t%s\non this disk\t%s\n",
+		v.Name, v.Farm, strings.TrimSpace(v.NodeName+" "+v.Node), v.State, prefixed(": ", cmp.Or(v.Detail, unconfirmed(v))), v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 	fmt.Fprintf(w, "not in bucket\t%s\n", known(v, v.Lag))
 	for _, x := range []struct{ name, value string }{
-		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", strings.Join(v.Holders, ", ") + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
+		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", cmp.Or(strings.Join(v.Holders, ", "), map[bool]string{true: "nobody"}[v.Short]) + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
 	} {
 		if x.value != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)
@@ -121,6 +121,14 @@ func volumeTable(w io.Writer, v api.Volume) {
 	}
 	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
 		units.Bytes(v.Bytes.Cache), units.Bytes(v.Bytes.Farm), units.Bytes(v.Bytes.Swarm), units.Bytes(v.Bytes.Origin))
+}
+
+// unconfirmed says why a volume that is served may fail flushes, where nothing else does.
+func unconfirmed(v api.Volume) string {
+	if v.State != "attached" || v.Confirmed || v.Durability == "local" {
+		return ""
+	}
+	return "whether it is this node's still is not known until the origin answers; flushes wait for that, and fail"
 }
 
 // momentOr is a time for people, or what stands for none.
@@ -161,8 +169,8 @@ type volumeDetachCmd struct{ volumeEnd }
 
 func (c *volumeDetachCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "POST", path: c.path("/detach", url.Values{})}, func(w io.Writer, v api.Volume) {
-		if v.Detail != "" {
-			complain(std.err, fmt.Sprintf("volume %s is %s: %s", c.Name, v.State, v.Detail))
+		if v.State == "detached" {
+			complain(std.err, fmt.Sprintf("volume %s is this node's still: what was written did not get into the bucket; attach and detach it again when `grange status` says that the origin is ok", c.Name))
 		}
 		fmt.Fprintf(w, "volume %s is detached; `grange volume attach %s` serves it again\n", c.Name, c.Name)
 	})
@@ -216,7 +224,7 @@ func (c *volumeLimitCmd) Run(ctx context.Context, app *cli, std stdio) error {
 }
 
 type volumeExportCmd struct {
-	Ref string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, or the name of a volume."`
+	Ref string `arg:"" help:"volume:NAME, volume:NAME?at=folded, snapshot:NAME@N, NAME or NAME@N."`
 	exportTo
 }
 
@@ -231,8 +239,12 @@ func (c *volumeExportCmd) Run(ctx context.Context, app *cli, std stdio) error {
 // diskPath is where a deed on a volume or a snapshot is asked for.
 func diskPath(text, deed string) (string, error) {
 	ref, err := content.ParseRef(text)
-	if err != nil && content.CheckName(text) == nil {
+	switch {
+	case err == nil:
+	case content.CheckName(text) == nil:
 		ref, err = content.Ref{Kind: content.KindVolume, Name: text}, nil
+	case content.KindSnapshot.CheckName(text) == nil:
+		ref.Kind, err = content.KindSnapshot, nil
 	}
 	switch {
 	case err != nil:

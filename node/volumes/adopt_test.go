@@ -87,7 +87,7 @@ func (r *returning) whole(t *testing.T, w *world) {
 	if err := w.device("disk").vol.WriteAt(t.Context(), make([]byte, 512), 0, true); err != nil {
 		t.Error(err)
 	}
-	w.keepOrphans(t.Context())
+	w.orphans.Keep(t.Context())
 	if !bytes.Equal(w.exported(t, "snapshot:disk@e1-orphan"), r.left) {
 		t.Error("the orphan has other bytes")
 	}

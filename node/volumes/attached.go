@@ -39,8 +39,7 @@ type attached struct {
 	v       *Volumes
 	opening chan struct{} // closed when another stands for the volume
 	looking atomic.Bool   // since the process stood still
-	trying  atomic.Bool   // it failed, and is being tried again
-	turn    chan struct{} // has one while somebody is at the record
+	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
 	spec Spec // of the attach
@@ -76,7 +75,7 @@ type attached struct {
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
 	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
-	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: make(chan struct{}, 1), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	a.line.Ends = func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() }
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
@@ -115,16 +114,6 @@ func (a *attached) set(base *catalog.Record, body catalog.Volume) {
 	a.base, a.body = base, body
 }
 
-// have waits for the caller's turn at the record, and returns what ends it.
-func (a *attached) have(ctx context.Context) (end func(), err error) {
-	select {
-	case a.turn <- struct{}{}:
-		return func() { <-a.turn }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("volume %q: %w: its record is being written: %w", a.Name(), content.ErrUnavailable, context.Cause(ctx))
-	}
-}
-
 // revise changes the volume's record, which must be this node's: over the one that is
 // known, and again over the one that is there where that is another of this node.
 // ErrFenced means that it is another's by now, and the volume stops; ErrUnavailable and
@@ -132,7 +121,7 @@ func (a *attached) have(ctx context.Context) (end func(), err error) {
 // change is called with what the record says, maybe more than once, also with what an
 // earlier call has made of it. It must not keep what it is given.
 func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) error) error {
-	end, err := a.have(ctx)
+	ctx, end, err := a.turn.Have(ctx, a.Name())
 	if err != nil {
 		return err
 	}
@@ -183,7 +172,7 @@ func (a *attached) fenced() error {
 
 // happen has an event change the state, and does what follows.
 func (a *attached) happen(ctx context.Context, e right.Event) error {
-	end, err := a.have(ctx)
+	ctx, end, err := a.turn.Have(ctx, a.Name())
 	if err != nil {
 		return err
 	}

@@ -76,8 +76,7 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 
 // Move has another node of the farm, by its name or ID, attach a volume of this node.
 // What was written goes to the bucket first; NBD clients that connect anew go on there, a
-// disk must not be in use. Where the other does not attach it, this node
-// has it again.
+// disk must not be in use. Where the other does not attach it, this node has it again.
 func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "move volume %q", name)
@@ -98,6 +97,9 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	if _, err := v.cfg.Call(ctx, to, takenMethod, []byte(name)); err != nil { // before anything is given up
 		return View{}, fmt.Errorf("%s does not answer: %w", who, err)
 	}
+	if err := a.upload(ctx); err != nil { // while it is served, and the record known
+		return View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)
+	}
 	if err := v.detach(ctx, name, a.disk == nil); err != nil {
 		return View{}, err
 	}
@@ -107,9 +109,9 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	call := func(ctx context.Context, body []byte) ([]byte, error) { return v.cfg.Call(ctx, to, attachMethod, body) }
 	view, err := moves.Ask(ctx, call, moves.Request{Name: name, Move: rand.Uint64(), Transport: e.Transport})
 	if err != nil {
-		return View{}, v.takeBack(ctx, name, fmt.Errorf("%s did not attach it: %w", who, err))
+		err = v.takeBack(ctx, name, fmt.Errorf("%s did not attach it: %w", who, err))
 	}
-	return view, nil
+	return view, err
 }
 
 // takeBack attaches a volume again that could not be moved.

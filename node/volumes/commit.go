@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -20,43 +22,62 @@ import (
 // volume from being served, nor one volume another.
 func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return every(ctx, func() {
-			for _, e := range v.index.Sorted() {
-				if err := v.commitLater(ctx, e.Name); err != nil && !errors.Is(err, content.ErrUnavailable) {
-					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
-				}
-			}
-		})
-	})
+	group.Go(func() error { return v.keepDoing(ctx, v.uncommitted, v.commitSoon) })
 	group.Go(func() error { return v.keepOwned(ctx, due) })
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })
-	group.Go(func() error { return v.keepServing(ctx) })
+	group.Go(func() error { return v.keepDoing(ctx, v.failed, v.serveLater) })
 	return group.Wait()
 }
 
-// keepServing tries those again that could not be served, each for itself: one that is stuck
-// keeps none of the others waiting.
-func (v *Volumes) keepServing(ctx context.Context) error {
-	var serving errgroup.Group
-	serving.SetLimit(parallelOpens)
+// keepDoing does something with volumes for which it is due, now and again, each for itself:
+// one that is stuck keeps none of the others waiting.
+func (v *Volumes) keepDoing(ctx context.Context, due func() []string, do func(context.Context, string)) error {
+	var group errgroup.Group
+	group.SetLimit(parallelOpens)
+	var busy sync.Map
 	err := every(ctx, func() {
-		for name, d := range v.open.All() {
-			if d.err == nil || !d.trying.CompareAndSwap(false, true) {
-				continue
-			}
-			if !serving.TryGo(func() error {
-				defer d.trying.Store(false)
-				v.serveLater(ctx, name)
+		names := due()
+		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+		for _, name := range names {
+			if _, is := busy.LoadOrStore(name, true); !is && !group.TryGo(func() error {
+				defer busy.Delete(name)
+				do(ctx, name)
 				return nil
 			}) {
-				d.trying.Store(false)
+				busy.Delete(name)
 			}
 		}
 	})
-	return errors.Join(err, serving.Wait())
+	return errors.Join(err, group.Wait())
+}
+
+// failed are the volumes that could not be served, and uncommitted those without a record.
+func (v *Volumes) failed() (out []string) {
+	for name, d := range v.open.All() {
+		if d.err != nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func (v *Volumes) uncommitted() (out []string) {
+	for _, e := range v.index.Sorted() {
+		if !e.Committed {
+			out = append(out, e.Name)
+		}
+	}
+	return out
+}
+
+func (v *Volumes) commitSoon(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	if err := v.commitLater(ctx, name); err != nil && !errors.Is(err, content.ErrUnavailable) {
+		v.cfg.Log.Error("a volume's record can't be written", "volume", name, "err", err)
+	}
 }
 
 // every calls do now and again until ctx ends.
@@ -98,7 +119,11 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if e, ok := v.index.Get(name); !ok || e.Committed {
 		return nil
 	}
-	defer v.turn(name)()
+	end, err := v.changes.Take(ctx, name, 1)
+	if err != nil {
+		return fmt.Errorf("%w: it is being changed", content.ErrUnavailable)
+	}
+	defer end()
 	e, ok := v.index.Get(name)
 	if !ok || e.Committed {
 		return nil

@@ -27,19 +27,28 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	if err != nil {
 		return err
 	}
-	e.Epoch = gone.Version + 1 // no record of the name had a later one
-	e.Tried = []right.Stamp{right.StampOf(e.Volume)}
+	e.Epoch = gone.Version + 1         // no record of the name had a later one
+	e.Adopted = len(from.Segments) > 0 // until all of them are there a start gives it up
+	if !e.Adopted {
+		e.Tried = []right.Stamp{right.StampOf(e.Volume)}
+	}
 	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
-	if err := journal.Adopt(v.index.HalfMade(e), e.ID, from.Segments); err != nil {
-		return errors.Join(err, v.index.GiveUp(e))
+	if e.Adopted {
+		err := journal.Adopt(v.index.HalfMade(e), e.ID, from.Segments, v.cfg.At)
+		if e.Adopted, e.Tried = false, []right.Stamp{right.StampOf(e.Volume)}; err == nil {
+			err = v.index.Rewrite(e)
+		}
+		if err != nil {
+			return errors.Join(err, v.index.GiveUp(e))
+		}
 	}
 	r, err := v.register(ctx, e, gone)
 	switch {
 	case err == nil:
 		e.Committed, e.Tried = true, nil
-		err = v.index.Rewrite(e)
+		err = v.index.Restate(e)
 	case errors.Is(err, content.ErrUnavailable):
 		err = nil
 	default:

@@ -24,7 +24,7 @@ import (
 // tested are the folders whose failpoints are told to Config.At, and what they are called
 // there; all others that have some have a test of their own that ends them at each.
 func tested() map[string]string {
-	return map[string]string{"fold": "fold ", "index": "index ", "../../blockdev/volume": ""}
+	return map[string]string{"fold": "fold ", "index": "index ", "../../blockdev/volume": "", "../../blockdev/volume/journal": ""}
 }
 
 // failpoints are the steps that the code has, as Config.At is told of them. One that only

@@ -55,7 +55,7 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 				continue
 			}
 			group.TryGo(func() error {
-				if err := a.folds.Run(ctx, fold.Safe); err != nil && ctx.Err() == nil {
+				if err := a.folds.Tend(ctx); err != nil && ctx.Err() == nil {
 					v.cfg.Log.Warn("a volume is not folded; what was written since stays on this node, and that is tried again", "volume", name, "err", err)
 				}
 				return nil

@@ -12,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -416,7 +417,11 @@ func (w *model) rollback(r *rapid.T) {
 	if a == nil || len(v.snaps) == 0 {
 		return
 	}
-	p, number := v.places[m], rapid.SampledFrom(slices.Sorted(maps.Keys(v.snaps))).Draw(r, "number")
+	w.rollBackTo(r, m, v, rapid.SampledFrom(slices.Sorted(maps.Keys(v.snaps))).Draw(r, "number"))
+}
+
+func (w *model) rollBackTo(r *rapid.T, m *member, v *modelVolume, number uint64) {
+	p := v.places[m]
 	next := &state{p.now, v.snaps[number].state.disk}
 	w.deed(r, m, "rollback "+v.name, false, func() error {
 		_, err := m.Rollback(context.Background(), v.name, fmt.Sprintf("%s@%d", v.name, number))
@@ -428,11 +433,109 @@ func (w *model) rollback(r *rapid.T) {
 	})
 }
 
-func (w *model) fold(r *rapid.T) {
+// goBack empties a part of a volume, has a snapshot of that, writes over it, and rolls the
+// volume back, so that what was zeros has to be that again.
+func (w *model) goBack(r *rapid.T) {
 	m, v, a := w.served(r)
-	if a == nil || a.folds == nil {
+	if a == nil || a.folds == nil || !w.fit(m, v, a) {
 		return
 	}
+	p := v.places[m]
+	put := func(next *state, do func() error) bool {
+		p.maybe = append(p.maybe, next)
+		if do() != nil || m.cable.isDead() {
+			return false
+		}
+		p.now, p.maybe = next, nil
+		return true
+	}
+	at := rapid.IntRange(0, 100).Draw(r, "sector")
+	emptied := put(&state{p.now, p.now.disk.with(at, 8, 0)}, func() error {
+		return a.front.Zero(context.Background(), int64(at)*modelSector, 8*modelSector, false, false)
+	})
+	if !emptied {
+		return
+	}
+	v.naming = p.now
+	view, err := m.Snapshot(context.Background(), v.name, SnapshotSpec{})
+	if err != nil {
+		return
+	}
+	v.snaps[view.Number] = &modelSnap{state: p.now, at: p, durable: view.Durable}
+	if rapid.Bool().Draw(r, "folded") {
+		w.foldOf(r, m, v, a)
+		if m.device(v.name) != a {
+			return
+		}
+	}
+	w.word++
+	word := 1<<60 | w.word
+	if put(&state{p.now, p.now.disk.with(at, 4, word)}, func() error {
+		return a.front.WriteAt(context.Background(), bytesOf(4, word), int64(at)*modelSector, false)
+	}) {
+		w.rollBackTo(r, m, v, view.Number)
+	}
+}
+
+// changes holds what is said to differ between a snapshot and the volume to what does.
+func (w *model) changes(r *rapid.T) {
+	m, v, a := w.served(r)
+	if a == nil || a.folds == nil || len(v.snaps) == 0 || !w.fit(m, v, a) || v.places[m].maybe != nil {
+		return
+	}
+	number := rapid.SampledFrom(slices.Sorted(maps.Keys(v.snaps))).Draw(r, "number")
+	was, now := v.snaps[number].state.disk, v.places[m].now.disk
+	if v.snaps[number].going {
+		return
+	}
+	var said []blockdev.Range
+	w.deed(r, m, "changes "+v.name, false, func() error {
+		for x, err := range m.Changes(context.Background(), v.name, number, 0) {
+			if err != nil {
+				return err
+			}
+			said = append(said, x)
+		}
+		return nil
+	}, func(how how) {
+		for i := 0; how == done && i < max(len(was), len(now)); i++ {
+			off := int64(i) * modelSector
+			told := slices.ContainsFunc(said, func(x blockdev.Range) bool { return x.Offset <= off && off < x.Offset+x.Length })
+			if differs := was.at(i) != now.at(i); differs && !told {
+				w.fatal(r, "sector %d of %q differs from snapshot %d, and is not among the changes", i, v.name, number)
+			}
+		}
+	})
+}
+
+// promote makes an image of a volume, which has what that has.
+func (w *model) promote(r *rapid.T) {
+	m, v, a := w.served(r)
+	if a == nil || a.folds == nil || !w.fit(m, v, a) || v.places[m].maybe != nil {
+		return
+	}
+	p := v.places[m]
+	w.deed(r, m, "promote "+v.name, false, func() error {
+		return m.Promote(context.Background(), ref(r, "volume:"+v.name), PromoteSpec{Image: "made"}, nil)
+	}, func(how how) {
+		if how != done {
+			return
+		}
+		found, err := w.observe(catalog.Snapshot{Size: m.image.Head.Root.Size, Head: &m.image.Head})
+		if err != nil || !slices.Equal(found, p.now.disk) {
+			w.fatal(r, "the image of %q has other bytes: %v", v.name, err)
+		}
+	})
+}
+
+func (w *model) fold(r *rapid.T) {
+	m, v, a := w.served(r)
+	if a != nil && a.folds != nil {
+		w.foldOf(r, m, v, a)
+	}
+}
+
+func (w *model) foldOf(r *rapid.T, m *member, v *modelVolume, a *attached) {
 	p, want := v.places[m], rapid.SampledFrom([]fold.Want{fold.Safe, fold.Chunks}).Draw(r, "want")
 	w.deed(r, m, fmt.Sprintf("fold %s %v", v.name, want), w.fit(m, v, a), func() error { return a.folds.Run(context.Background(), want) }, func(how how) {
 		if now, err := w.farm.said(v.name); how == done && err == nil && now.Holder == m.key && v.owner == p {
@@ -463,9 +566,12 @@ func (w *model) change(r *rapid.T) {
 	if a == nil {
 		return
 	}
-	policy := w.policy(r)
+	policy, degrade := w.policy(r), ""
+	if strings.HasPrefix(policy, "farm") && rapid.Bool().Draw(r, "degrade") {
+		degrade = "local"
+	}
 	w.deed(r, m, "policy "+policy+" "+v.name, w.fit(m, v, a), func() error {
-		_, _, err := m.Put(context.Background(), v.name, Spec{Durability: policy})
+		_, _, err := m.Put(context.Background(), v.name, Spec{Durability: policy, Degrade: degrade})
 		return err
 	}, func(how) {})
 }

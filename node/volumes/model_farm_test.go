@@ -147,7 +147,8 @@ type member struct {
 	slept time.Duration // that it stood still
 	left  string        // the folder as a kill has left it
 
-	*Volumes // nil for who only holds
+	*Volumes               // nil for who only holds
+	image    catalog.Image // that was published last
 	store    *holders.Store
 	cable    *cable
 	stop     func()
@@ -207,6 +208,7 @@ func (m *member) begin() {
 			return trust.PublicKey{}, "", content.ErrNotFound
 		},
 		Call: c.call, Holders: &holders.Farm{Self: m.key, Lane: c, Live: c.live, Fills: make(chan struct{}, holders.FillsMax), Log: m.log()},
+		Signer: f.signer, Publish: func(_ context.Context, _ string, body catalog.Image, _ bool) error { m.image = body; return nil },
 		Called: func(trust.PublicKey) string { return "" }, Returned: func() int64 { return 0 }, Now: time.Now,
 		Clock: func() time.Duration { return m.slept }, At: c.at, Log: m.log(),
 	})

@@ -37,6 +37,13 @@ func readDisk(size int64, read func(p []byte, off int64) error) (disk, error) {
 	return out.trimmed(), nil
 }
 
+func (d disk) at(i int) uint64 {
+	if i < len(d) {
+		return d[i]
+	}
+	return 0
+}
+
 func (d disk) trimmed() disk {
 	n := len(d)
 	for n > 0 && d[n-1] == 0 {
@@ -291,7 +298,7 @@ func (b *book) settleRolled(v *modelVolume, m *member) {
 func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	var s *state
 	for _, from := range v.owner.may() {
-		if s = from.find(d); s != nil && s.has(v.promised) && (!v.released || s == from) {
+		if s = from.find(d); s != nil && s.has(v.promised) && (!v.released || s == from || s == v.folded) { // who released it may have gone on, and not known that
 			break
 		}
 		s = nil
@@ -299,7 +306,7 @@ func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	if s == nil {
 		return fmt.Errorf("what %s had, and others were promised, is not what it took (released: %t)", v.owner.m, v.released)
 	}
-	if !v.released {
+	if !v.released || s != v.owner.now {
 		b.taken++
 		v.behind = append(v.behind, v.owner)
 	}
@@ -322,7 +329,7 @@ func (b *book) acknowledge(v *modelVolume, m *member, a *attached) error {
 		return fmt.Errorf("%s has acknowledged a flush of %q by a device that it serves no more", m, v.name)
 	}
 	p.synced = p.now
-	if body.Policy == catalog.PolicyLocal || v.promised.has(p.now) { // nothing is new
+	if body.Policy == catalog.PolicyLocal || !body.DegradedSince.IsZero() || v.promised.has(p.now) { // nothing is new
 		return nil
 	}
 	if now, err := b.farm.said(v.name); err != nil || stampText(now) != stampText(body) || now.ID != v.id {

@@ -3,10 +3,15 @@ package volumes
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -22,7 +27,7 @@ func (p *pair) fencedOff(t *testing.T, name string) string {
 	p.b.put(t, name, Spec{Takeover: true})
 	_ = p.a.device(name).happen(t.Context(), right.Due{}) // it says that it is fenced
 	p.a.giveUpLost(t.Context())
-	p.a.keepOrphans(t.Context())
+	p.a.orphans.Keep(t.Context())
 	return fmt.Sprintf("snapshot:%s@e%d-orphan", name, body.Epoch)
 }
 
@@ -97,13 +102,90 @@ func TestOrphansAreLookedAtInTurn(t *testing.T) {
 	_ = p.a.device("disk").happen(t.Context(), right.Due{}) // it says that it is fenced
 	p.a.giveUpLost(t.Context())
 	end := p.a.turn("disk")
-	p.a.keepOrphans(t.Context())
+	p.a.orphans.Keep(t.Context())
 	if p.store.has(content.KindSnapshot, "disk@e1-orphan") {
 		t.Error("the folder was opened beside who has the volume's turn")
 	}
 	end()
-	p.a.keepOrphans(t.Context())
+	p.a.orphans.Keep(t.Context())
 	if !p.store.has(content.KindSnapshot, "disk@e1-orphan") {
 		t.Error("it has no name")
+	}
+}
+
+// TestARemovedOrphanLeavesNothing: who removes the snapshot of an orphan has its folder gone,
+// at once on the node that has it, be it the volume's own or one that has stepped aside, and
+// when it looks where another removed it, over a start and a crash too.
+func TestARemovedOrphanLeavesNothing(t *testing.T) {
+	for name, elsewhere := range map[string]bool{"here": false, "elsewhere": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			gone := func(folder string) bool {
+				_, err := os.Stat(folder)
+				return errors.Is(err, fs.ErrNotExist)
+			}
+			for _, name := range []string{"own", "aside"} {
+				p.a.put(t, name, Spec{Size: testSize})
+				p.a.fill(t, name, make([]byte, testSize), 4, 1)
+				e, _ := p.a.index.Get(name)
+				id := strings.TrimPrefix(p.fencedOff(t, name), "snapshot:")
+				folder := p.a.index.Path(e)
+				if name == "aside" {
+					p.a.put(t, name, Spec{Takeover: true})
+					folder = p.a.index.Aside(e.ID, e.Epoch)
+				}
+				if gone(folder) {
+					t.Fatalf("%s: there is no orphan", name)
+				}
+				if !elsewhere {
+					if err := p.a.RemoveSnapshot(t.Context(), id); err != nil || !gone(folder) {
+						t.Errorf("%s: %v, and its folder is there: %t", name, err, !gone(folder))
+					}
+					continue
+				}
+				if err := p.b.RemoveSnapshot(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+				p.a = p.a.again(t)
+				p.join(p.a)
+				if err := p.a.openAll(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if p.a.orphans.Keep(t.Context()); !gone(folder) {
+					t.Errorf("%s: its folder is there", name)
+				}
+			}
+			if _, here := p.a.index.Get("own"); here {
+				t.Error("the volume that was taken is listed still")
+			}
+			if state := p.a.state(t, "aside"); state != terms.StateAttached {
+				t.Errorf("the volume that is back is %s", state)
+			}
+		})
+	}
+}
+
+// TestAnOrphanMeetsAnothersName: a volume that was made anew under a name leaves an orphan of
+// an epoch that one of the name's earlier volume had. It is not taken for that, and gets the
+// name when the other is removed.
+func TestAnOrphanMeetsAnothersName(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	earlier := catalog.Snapshot{Volume: "disk", Orphan: true, ID: content.VolumeID{1}, Size: testSize, Epoch: 1, Holder: p.b.cfg.Self, Created: p.a.cfg.Now()}
+	if err := p.a.records().PutSnapshot(t.Context(), nil, earlier); err != nil {
+		t.Fatal(err)
+	}
+	shadow := make([]byte, testSize)
+	p.a.fill(t, "disk", shadow, 4, 1)
+	id := p.fencedOff(t, "disk")
+	if e, _ := p.a.index.Get("disk"); e.Orphan {
+		t.Error("the orphan of another volume is taken for its own")
+	}
+	if err := p.a.RemoveSnapshot(t.Context(), strings.TrimPrefix(id, "snapshot:")); err != nil {
+		t.Fatal(err)
+	}
+	p.a.orphans.Keep(t.Context())
+	if !bytes.Equal(p.a.exported(t, id), shadow) {
+		t.Error("the orphan has other bytes")
 	}
 }

@@ -58,7 +58,7 @@ func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
 	}
 	_ = looks.Wait() // none fails
 	v.giveUpLost(ctx)
-	v.keepOrphans(ctx)
+	v.orphans.Keep(ctx)
 	due.End(v.cfg.Now())
 }
 
@@ -107,7 +107,7 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 			if a.waits() && a.looking.CompareAndSwap(false, true) {
 				looks.Go(func() {
 					defer a.looking.Store(false)
-					if err := a.happen(ctx, right.StoodStill{}); err != nil {
+					if err := a.stoodStill(ctx); err != nil {
 						v.cfg.Log.Warn("this process stood still, and a volume may be another's by now", "volume", a.Name(), "err", err)
 					}
 				})
@@ -117,13 +117,21 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 	})
 }
 
+// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever.
+func (a *attached) stoodStill(ctx context.Context) error {
+	a.turn.Yield()
+	if _, body, _ := a.record(); body.Policy == catalog.PolicyLocal {
+		brief, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+		ctx = brief
+	}
+	return a.happen(ctx, right.StoodStill{})
+}
+
 // waits reports whether a volume acknowledges nothing until its record was read.
 func (a *attached) waits() bool {
-	if a.vol == nil || a.gate.IsOpen() {
-		return false
-	}
 	_, body, st := a.record()
-	return st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal)
+	return a.vol != nil && !a.gate.IsOpen() && (st.Stage == right.Checking || st.MayAcknowledge(body.Policy == catalog.PolicyLocal))
 }
 
 // giveUp stops serving a volume, whoever uses it, for good; its data stay.
@@ -153,19 +161,47 @@ func (v *Volumes) takenError(e index.Entry) error {
 // orphanWait is how long what is left of one volume keeps the look at the others waiting.
 const orphanWait = time.Second
 
-// keepOrphans writes the records of orphans that have none, as far as the origin answers.
-func (v *Volumes) keepOrphans(ctx context.Context) {
-	orphans.Keeper{Index: v.index, Records: v.records(), Self: v.cfg.Self, Now: v.cfg.Now, End: func(folder string, e index.Entry) (content.Position, error) { return v.endOf(ctx, folder, e) }, Log: v.cfg.Log}.Keep(ctx)
+// newOrphans is for a start.
+func (v *Volumes) newOrphans() *orphans.Keeper {
+	return &orphans.Keeper{Index: v.index, Records: v.records, Self: v.cfg.Self, Now: v.cfg.Now, End: v.endOf, Remove: v.removeOrphan, Log: v.cfg.Log}
 }
 
-// endOf is where the journal of a volume ends that is not written any more. Who attaches it
-// meanwhile has its folder, and is asked at the next look.
-func (v *Volumes) endOf(ctx context.Context, folder string, e index.Entry) (content.Position, error) {
+// leftTurn is the turn of a volume of which something is left here. Who attaches it meanwhile
+// has it, and is asked at the next look.
+func (v *Volumes) leftTurn(ctx context.Context, name string) (end func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, orphanWait)
 	defer cancel()
-	end, err := v.changes.Take(ctx, e.Name, 1)
+	if end, err = v.changes.Take(ctx, name, 1); err != nil {
+		err = fmt.Errorf("%w: it is being attached or detached", content.ErrUnavailable)
+	}
+	return end, err
+}
+
+// removeOrphan removes what is left of a volume here, unless somebody looks at it.
+func (v *Volumes) removeOrphan(ctx context.Context, folder string, e index.Entry) error {
+	end, err := v.leftTurn(ctx, e.Name)
 	if err != nil {
-		return content.Position{}, fmt.Errorf("%w: it is being attached or detached", content.ErrUnavailable)
+		return err
+	}
+	defer end()
+	if folder != v.index.Path(e) {
+		return v.index.Drop(folder, e)
+	}
+	now, _ := v.index.Get(e.Name)
+	if now.ID != e.ID || now.Epoch != e.Epoch || now.Taken == "" {
+		return nil
+	}
+	if err := v.close(ctx, e.Name, false, nil); err != nil {
+		return err
+	}
+	return v.index.Remove(now)
+}
+
+// endOf is where the journal of a volume ends that is not written any more.
+func (v *Volumes) endOf(ctx context.Context, folder string, e index.Entry) (content.Position, error) {
+	end, err := v.leftTurn(ctx, e.Name)
+	if err != nil {
+		return content.Position{}, err
 	}
 	defer end()
 	c := v.journalOf(e)

@@ -2,13 +2,18 @@ package volumes
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -39,6 +44,62 @@ func TestLostRepliesFenceNobody(t *testing.T) {
 	}
 	if !a.gate.IsOpen() || w.state(t, "web1") != terms.StateAttached {
 		t.Errorf("it is %s", w.state(t, "web1"))
+	}
+}
+
+// hanging is an origin that answers nobody before he goes away, while it hangs.
+type hanging struct {
+	*store
+	hangs  atomic.Bool
+	writes chan struct{} // has one when a commit began to hang
+}
+
+func (x *hanging) Volume(ctx context.Context, name string) (catalog.Record, error) {
+	if x.hangs.Load() {
+		<-ctx.Done()
+		return catalog.Record{}, content.ErrUnavailable
+	}
+	return x.store.Volume(ctx, name)
+}
+
+func (x *hanging) Commit(ctx context.Context, kind content.Kind, name string, base *catalog.Record, body []byte) (catalog.Record, error) {
+	if x.hangs.Load() {
+		x.writes <- struct{}{}
+		<-ctx.Done()
+		return catalog.Record{}, bucket.ErrUnknown
+	}
+	return x.store.Commit(ctx, kind, name, base, body)
+}
+
+// TestAStandstillWhileTheOriginHangs: a volume of the policy local goes on, though its record
+// can't be read, and though somebody is at it who waits for the origin; before a client that
+// waits gives up.
+func TestAStandstillWhileTheOriginHangs(t *testing.T) {
+	w := newWorld(t)
+	home := &hanging{store: newStore(), writes: make(chan struct{}, 1)}
+	w.cfg.Registry = home
+	var slept atomic.Int64
+	w.pulse = gate.NewPulse(func() time.Duration { return time.Duration(slept.Load()) })
+	w.create(t, "web1")
+	a := w.device("web1")
+	home.hangs.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	var under sync.WaitGroup
+	defer under.Wait()
+	defer cancel()
+	under.Go(func() {
+		_ = a.revise(ctx, func(body *catalog.Volume) error { body.IOPS = 7; return nil })
+	})
+	<-home.writes
+	under.Go(func() { _ = w.watchPulse(ctx) })
+	slept.Add(int64(time.Minute))
+	if err := (&gate.Device{Volume: a.vol, Gate: a.gate}).WriteAt(ctx, make([]byte, 512), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	home.hangs.Store(false)
+	w.look(t)
+	if body, err := home.body("web1"); err != nil || a.revise(ctx, func(b *catalog.Volume) error { b.IOPS = 8; return nil }) != nil || w.state(t, "web1") != terms.StateAttached {
+		t.Errorf("once the origin answers: %+v, %v, %s", body, err, w.state(t, "web1"))
 	}
 }
 

@@ -12,11 +12,10 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// Rollback makes a volume what it was at a snapshot of it, which becomes durable before:
-// what differs is written anew, so that its journal only ever goes on, and the snapshots
-// since stay. Nobody may have it open. Its record says so until that is done, and whoever
-// serves the volume completes it before anybody reads: after a failure, a crash, or a
-// takeover by another node.
+// Rollback makes a volume what it was at a snapshot of it, which becomes durable before: what
+// differs is written anew, so that its journal only ever goes on, and the snapshots since stay.
+// Nobody may have it open. Its record says so until that is done, and whoever serves the volume
+// completes it before anybody reads: after a failure, a crash, or a takeover by another node.
 func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)

@@ -209,7 +209,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	}
 	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
 		e.Ancestors = journal.Ancestors(segments, e.ID)
-		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments)
+		err = journal.Adopt(a.v.index.HalfMade(e), e.ID, segments, a.v.cfg.At)
 	}
 	return errors.Join(err, os.RemoveAll(a.v.index.HalfMade(e)+inheritedFolder)) // its files have other names
 }

@@ -54,15 +54,12 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
-	case err != nil:
+	case err != nil, r.Farm != v.cfg.Farm:
 		return view, v.elsewhere(ctx, name)
-	case body.Holder == v.cfg.Self || body.State == catalog.Released || r.Farm != v.cfg.Farm:
+	case body.Holder == v.cfg.Self || body.State == catalog.Released:
 		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
 	}
-	q, err := json.Marshal(snapshotRequest{name, spec})
-	if err != nil {
-		return view, err
-	}
+	q, _ := json.Marshal(snapshotRequest{name, spec}) // of texts
 	b, err := v.cfg.Call(ctx, body.Holder, snapshotMethod, q)
 	if errors.Is(err, content.ErrUnavailable) {
 		who, _ := v.cfg.Holder(ctx, body.Holder)
@@ -119,14 +116,15 @@ func (a *attached) share(ctx context.Context, change func(*catalog.Volume)) (con
 func (a *attached) snapshot(ctx context.Context, label string) (body catalog.Snapshot, err error) {
 	a.placing.Lock()
 	defer a.placing.Unlock()
-	if body, err = a.place(ctx, label); err == nil {
-		err = a.v.records().PutSnapshot(ctx, nil, body)
+	for taken := true; taken; taken = errors.Is(err, content.ErrExists) { // by a volume that had the name before
+		if body, err = a.place(ctx, label); err == nil {
+			err = a.v.records().PutSnapshot(ctx, nil, body)
+		}
 	}
 	return body, err
 }
 
-// place gives a snapshot its place, and returns what its record is to say. Called with
-// placing.
+// place gives a snapshot its place, and returns what its record is to say; with placing.
 func (a *attached) place(ctx context.Context, label string) (body catalog.Snapshot, err error) {
 	at, now, err := a.share(ctx, func(body *catalog.Volume) { body.Snapshots++ })
 	if err != nil {
@@ -176,6 +174,10 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("remove %w", err)
+	}
+	if body.Orphan {
+		v.orphans.Removed(ctx, body)
+		return nil
 	}
 	return v.forgetWaiting(body)
 }

@@ -500,3 +500,19 @@ func BenchmarkForks(b *testing.B) {
 		}
 	}
 }
+
+// TestSnapshotsOfANameUsedAgain: a volume that gets the name of one whose snapshots stayed
+// numbers its own behind them.
+func TestSnapshotsOfANameUsedAgain(t *testing.T) {
+	p := newPair(t)
+	for _, want := range []string{"disk@1", "disk@2", "disk@3"} {
+		p.a.put(t, "disk", Spec{Size: testSize})
+		view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: terms.Durable})
+		if err != nil || view.ID != want {
+			t.Fatalf("%q, %v; want %s", view.ID, err, want)
+		}
+		if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

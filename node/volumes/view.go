@@ -85,7 +85,7 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		}
 	}
 	if s, _ := d.guard.Status(); s.Short {
-		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for its durability: flushes wait for more, and fail", len(s.Holders))
+		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for its durability: flushes wait until more have all of it, and fail where none gets on", len(s.Holders))
 	}
 	if d.image != nil {
 		out.Bytes = d.image.Bytes()

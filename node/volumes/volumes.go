@@ -22,6 +22,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/table"
@@ -116,6 +117,7 @@ type Volumes struct {
 	losing      chan struct{}
 	errands     moves.Errands // that Run does
 	moves       *moves.Moves
+	orphans     *orphans.Keeper
 	away        atomic.Bool // the origin did not answer a start
 
 	open  table.Table[*attached]
@@ -140,7 +142,7 @@ func New(ctx context.Context, cfg Config) (*Volumes, error) {
 		cfg.Log.Error("a volume's folder can't be read", "folder", folder, "err", why)
 	}
 	v := &Volumes{cfg: cfg, packs: new(build.Shared), codec: content.NewCodec(), index: index, changes: turns.New[string](1), pulse: gate.NewPulse(cfg.Clock), losing: make(chan struct{}, 1), errands: make(moves.Errands), incarnation: rand.Uint64()}
-	v.moves = moves.New(v.errands)
+	v.moves, v.orphans = moves.New(v.errands), v.newOrphans()
 	for _, e := range index.Sorted() {
 		if e.Attached {
 			v.open.Set(e.Name, &attached{opening: make(chan struct{})})

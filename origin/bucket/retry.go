@@ -26,6 +26,9 @@ type RetryConfig struct {
 	// WithinMax bounds the time of all tries of a request; 0 means 30 s. It is the
 	// same for each kind, so that no step of a long job gives up before the others.
 	WithinMax time.Duration
+	// Lost is told at once of each try that the store did not answer, with its error: whether
+	// it is there is found out long before who asked gives up. nil is for nobody. It may not wait.
+	Lost func(error)
 }
 
 // retryWaitMax bounds the pause between two tries: a store that is well again is
@@ -58,7 +61,9 @@ func again[T any](ctx context.Context, r *retrying, worth error, send func() (T,
 	out, err := backoff.Retry(ctx, func() (T, error) {
 		out, err := send()
 		last = err
-		tries++
+		if tries++; r.cfg.Lost != nil && errors.Is(err, content.ErrUnavailable) {
+			r.cfg.Lost(err)
+		}
 		if err != nil && (tries == r.cfg.Tries || ctx.Err() != nil || !errors.Is(err, worth) && !errors.Is(err, ErrOpen) || errors.Is(err, errReplaced)) {
 			err = backoff.Permanent(err)
 		}

@@ -51,10 +51,12 @@ func chain(base content.Position, epochs []uint64, volumes []content.VolumeID) (
 func goldenVolume(t testing.TB) Volume {
 	h := head(t, content.Farm("a"))
 	own, parent, base := content.VolumeID{0: 1, 15: 2}, content.VolumeID{9}, content.Position{Number: 12, Seq: 3456}
+	segments := chain(base, []uint64{9, 3, 7}, []content.VolumeID{parent, own, own})
+	segments[1].Tails = 2
 	return Volume{
 		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
 		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Head: &h, Lineage: []content.CID{cid(4), cid(5)},
-		Base: base, Segments: chain(base, []uint64{9, 3, 7}, []content.VolumeID{parent, own, own}), Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
+		Base: base, Segments: segments, Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
 		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
 	}
 }
@@ -144,7 +146,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	at := v.Base
 	for i := range SegmentsMax { // the first ones of other volumes; all of the most bytes, with as many entries as those have room for
-		x := content.SegmentRef{Volume: v.ID, Epoch: 1<<40 + uint64(i), After: at, Through: content.Position{Number: at.Number + 100, Seq: at.Seq + 1<<20}, Bytes: 1 << 29}
+		x := content.SegmentRef{Volume: v.ID, Epoch: 1<<40 + uint64(i), After: at, Through: content.Position{Number: at.Number + 100, Seq: at.Seq + 1<<20}, Bytes: 1 << 29, Tails: 100}
 		if i < AncestorsMax {
 			x.Volume = content.VolumeID{9, byte(i)}
 		}
@@ -234,6 +236,8 @@ func TestBadBodies(t *testing.T) {
 		"a gap":            func(v *Volume) { v.Segments = v.Segments[1:] },
 		"no root":          func(v *Volume) { v.Head = nil },
 		"an empty segment": func(v *Volume) { v.Segments[2].Bytes = 0 },
+		"many tails":       func(v *Volume) { v.Segments[1].Tails = 3 },
+		"tails below none": func(v *Volume) { v.Segments[1].Tails = -1 },
 		"a number twice":   func(v *Volume) { v.Segments[2].Through.Number = v.Segments[1].Through.Number },
 		"many segments": func(v *Volume) {
 			v.Segments = chain(v.Base, make([]uint64, SegmentsMax+1), make([]content.VolumeID, SegmentsMax+1))

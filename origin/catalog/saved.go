@@ -35,7 +35,7 @@ const (
 //	u  m, and of each of m segments
 //	   i  its epoch, less the one of the segment before, times 8, and which volume it is
 //	      of: 0 the record's own, else the n-th other
-//	   u  numbers, u entries that it stands for, and u bytes that it has
+//	   u  numbers, u entries that it stands for, u bytes that it has, and u tails
 //	   16 its sum
 type saved struct {
 	head     *pack.Head
@@ -90,13 +90,13 @@ func (s saved) encodeJournal(id content.VolumeID) ([]byte, error) {
 	b = binary.AppendUvarint(b, uint64(len(s.segments)))
 	at, epoch := s.base, uint64(0)
 	for _, x := range s.segments {
-		if x.After != at || x.Through.Number <= at.Number || x.Through.Seq < at.Seq || x.Bytes <= 0 || x.Epoch > epochMax {
+		if x.After != at || x.Through.Number <= at.Number || x.Through.Seq < at.Seq || x.Bytes <= 0 || x.Epoch > epochMax || uint64(x.Tails) > x.Through.Number-at.Number {
 			return nil, fmt.Errorf("a segment of epoch %d and %d bytes from %v to %v follows %v", x.Epoch, x.Bytes, x.After, x.Through, at)
 		}
 		b = binary.AppendVarint(b, int64(x.Epoch-epoch)<<whichBits|int64(slices.Index(volumes, x.Volume)))
 		b = binary.AppendUvarint(b, x.Through.Number-at.Number)
 		b = binary.AppendUvarint(b, x.Through.Seq-at.Seq)
-		b = binary.AppendUvarint(b, uint64(x.Bytes))
+		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(x.Bytes)), uint64(x.Tails))
 		b = append(b, x.Sum[:]...)
 		at, epoch = x.Through, x.Epoch
 	}
@@ -133,7 +133,7 @@ func decodeSaved(c *content.Codec, id content.VolumeID, head, lineage, journal [
 		}
 		x.Volume, x.Epoch = volumes[which], epoch+uint64(step>>whichBits)
 		x.Through = content.Position{Number: at.Number + r.next(), Seq: at.Seq + r.next()}
-		x.Bytes, x.Sum = int64(r.next()), r.bytes16()
+		x.Bytes, x.Tails, x.Sum = int64(r.next()), int(r.next()), r.bytes16()
 		s.segments = append(s.segments, x)
 		at, epoch = x.Through, x.Epoch
 	}

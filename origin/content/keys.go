@@ -72,9 +72,13 @@ type SegmentRef struct {
 	// Bytes is its length, and Sum the first half of the BLAKE3 of all of them.
 	Bytes int64
 	Sum   [16]byte
+	// Tails is how many tails it lies in at an origin, one following the other, where it has
+	// no object of its own: flushes have put them. Bytes is of their segments together then,
+	// and Sum of their headers.
+	Tails int
 }
 
-// Key returns the segment's key at an origin. No two segments of a volume that differ in
+// Key returns the key at an origin of a segment that has an object of its own. No two segments of a volume that differ in
 // where they begin or end share one.
 func (s SegmentRef) Key() string {
 	return fmt.Sprintf("%s%s/%016x-%016x-%016x", KeyJournals, s.Volume, s.Epoch, s.After.Number, s.Through.Number)

@@ -42,7 +42,7 @@
 //	14 Answer      <  body
 //	15 Error       <  kind (1), text
 //	16 Ack        >   bytes of Data frames received on this stream since the last (4)
-//	17 Promise    >   claim, base, length of the volume's name (1), name, ids of ancestors (16 each); flag 1 = begin
+//	17 Promise    >   claim, base, whole (8), length of the volume's name (1), name, ids of ancestors (16 each); flag 1 = begin
 //	18 Extend     >   claim, place, length of the segment before or 0 (8), seq (8), bytes
 //	19 Read       >   claim, place, length (4)
 //	20 Cut        >   claim, place, seq (8)

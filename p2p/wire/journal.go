@@ -35,7 +35,7 @@ const (
 	claimSize       = idSize + 16
 	placeSize       = 24
 	positionSize    = 16
-	promiseSize     = claimSize + positionSize + 1
+	promiseSize     = claimSize + positionSize + 8 + 1
 	extendSize      = claimSize + placeSize + 16
 	heldSize        = claimSize + positionSize + 8
 	heldSegmentSize = idSize + 8 + positionSize + positionSize + 8
@@ -98,15 +98,18 @@ type Promise struct {
 	Name string
 	// Ancestors are other volumes with whose segments its journal may begin.
 	Ancestors []content.VolumeID
-	// Begin makes the promise of who has nothing of the volume; else that is refused.
+	// Begin makes the promise of who has nothing of the volume; else that is refused. Whole
+	// is up to where that one has to have everything before it promises itself to another.
 	Begin bool
+	Whole uint64
 }
 
 func (m Promise) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.Begin {
 		flags = promiseBegin
 	}
-	b = append(append(appendPosition(m.append(b), m.Base), byte(len(m.Name))), m.Name...)
+	b = binary.BigEndian.AppendUint64(appendPosition(m.append(b), m.Base), m.Whole)
+	b = append(append(b, byte(len(m.Name))), m.Name...)
 	for _, id := range m.Ancestors {
 		b = append(b, id[:]...)
 	}
@@ -115,8 +118,8 @@ func (m Promise) encode(b []byte) (p []byte, t Type, flags uint8) {
 
 func decodePromise(flags uint8, p []byte) (Message, error) {
 	c, p := decodeClaim(p)
-	m := Promise{Claim: c, Base: decodePosition(p), Begin: flags&promiseBegin != 0}
-	n, rest := int(p[positionSize]), p[promiseSize-claimSize:]
+	m := Promise{Claim: c, Base: decodePosition(p), Whole: binary.BigEndian.Uint64(p[positionSize:]), Begin: flags&promiseBegin != 0}
+	n, rest := int(p[positionSize+8]), p[promiseSize-claimSize:]
 	if n > content.NameMax || n > len(rest) || (len(rest)-n)%idSize != 0 || (len(rest)-n)/idSize > AncestorsMax {
 		return nil, fmt.Errorf("%w: name of %d bytes and ancestors in %d", content.ErrCorrupt, n, len(rest))
 	}

@@ -52,7 +52,7 @@ func messages() []Message {
 		Answer{[]byte("answer")},
 		ErrorOf(fmt.Errorf("read x: %w", content.ErrNotFound)),
 		Ack{1 << 20},
-		Promise{Claim: claim, Base: content.Position{Number: 3, Seq: 900}, Name: "web1", Ancestors: []content.VolumeID{{7}, {8}}, Begin: true},
+		Promise{Claim: claim, Base: content.Position{Number: 3, Seq: 900}, Name: "web1", Ancestors: []content.VolumeID{{7}, {8}}, Begin: true, Whole: 950},
 		Promise{Claim: claim},
 		Extend{claim, at, 1 << 26, 1001, []byte("bytes")},
 		Read{claim, at, PieceMax},

@@ -115,7 +115,12 @@ func TestGuestsAtASickStore(t *testing.T) {
 		} else if err := errors.Join(p.work.Stop(), p.shadow.Check()); err != nil {
 			t.Errorf("%s: %v", p.name, err)
 		}
-		id := f.run(n, "volume", "snapshot", p.name, "--wait", "durable")
+		var id string
+		until(t, "a snapshot of "+p.name+" is in the bucket", func(ctx context.Context) (ok bool) { // once the origin was seen to be back
+			said, err := n.Run(ctx, "volume", "snapshot", p.name, "--wait", "durable")
+			id = strings.TrimSpace(said)
+			return err == nil
+		})
 		until(t, p.name+" is in the bucket", func(context.Context) bool {
 			v := f.volume(n, p.name)
 			return v.Lag == 0 && !v.FoldedAt.IsZero()

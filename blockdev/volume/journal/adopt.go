@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -33,18 +34,26 @@ func Ancestors(segments []AdoptedSegment, id content.VolumeID) (out []content.Vo
 	return out
 }
 
+// The steps of Adopt: the note says what is to come, and one more segment is there.
+const (
+	stepBegun  = "adoption begun"
+	stepPlaced = "adopted"
+)
+
 // Adopt fills the folder of a volume that Create has made, and nobody has opened, with
 // segments that a record names, oldest first, each of which it checks against its Ref;
 // where Sum is zero only against Bytes and its header. All of them are durable when it
-// returns. Without success the folder is of no use, and to be removed.
-func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
+// returns. Without success the folder is of no use, and to be removed. step is told of each
+// place at which a crash leaves such a folder.
+func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment, step func(string)) error {
 	if len(segments) == 0 {
 		return nil
 	}
 	end := segments[len(segments)-1].Ref // said first: what is not there yet is missed
-	if err := WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}); err != nil {
+	if err := cmp.Or(WriteFirst(dir, id, Note{end.Through.Number, end.Bytes, end.Through.Seq}), durable.SyncDir(dir)); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
+	step(stepBegun)
 	for i, s := range segments {
 		ref := s.Ref
 		if i > 0 && ref.After != segments[i-1].Ref.Through {
@@ -53,6 +62,7 @@ func Adopt(dir string, id content.VolumeID, segments []AdoptedSegment) error {
 		if err := s.place(filepath.Join(dir, Header{Epoch: ref.Epoch, Number: ref.Through.Number}.Name())); err != nil {
 			return fmt.Errorf("adopt segment %d: %w", ref.Through.Number, err)
 		}
+		step(stepPlaced)
 	}
 	return durable.SyncDir(dir)
 }

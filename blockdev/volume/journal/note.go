@@ -59,12 +59,12 @@ func (n Note) after(m Note) bool {
 }
 
 // WriteFirst writes the note of a folder that has none: both slots, so that a full disk does
-// not take their place away.
+// not take their place away. The caller syncs the folder.
 func WriteFirst(dir string, id [16]byte, first Note) error {
 	b, at := make([]byte, NoteSlot+NoteSize), first.Encode(Seed(id, 0))
 	copy(b, at)
 	copy(b[NoteSlot:], at)
-	return durable.WriteFile(filepath.Join(dir, NoteName), b, 0o600)
+	return durable.Place(filepath.Join(dir, NoteName), b, 0o600)
 }
 
 // ReadNote returns the note that is farther, and its slot: the next one goes to the other.

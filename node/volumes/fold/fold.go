@@ -79,8 +79,10 @@ type Config struct {
 	Signer trust.Signer
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Rest is that of a build.Config.
+	Rest func(ctx context.Context, took time.Duration)
+	Now  func() time.Time
+	Log  *slog.Logger
 	// At is called at each step; an error ends the fold there, as tests want it.
 	At func(Step) error
 }
@@ -89,8 +91,8 @@ type Config struct {
 type Fold struct {
 	cfg Config
 	// end is up to where the record has the journal: kept, so that the next segment
-	// begins just there. Zero is none.
-	end content.Position
+	// begins just there. nil is none.
+	end *content.Position
 	// last says that no other may follow the one under way, and garbage are keys of segments
 	// that no record names.
 	last    bool
@@ -105,7 +107,7 @@ type Fold struct {
 func New(cfg Config) *Fold {
 	f := &Fold{cfg: cfg}
 	if end := cfg.Record().Through(); cfg.Journal.Keep(end) == nil { // else the next segment has some of the last one's
-		f.end = end
+		f.end = &end
 	}
 	return f
 }
@@ -114,9 +116,9 @@ func New(cfg Config) *Fold {
 // written before and after: the next segment may have some of the last one's then. It is
 // for a volume that can't be folded for long.
 func (f *Fold) Loosen() {
-	if f.end != (content.Position{}) {
-		f.cfg.Journal.Release(f.end)
-		f.end = content.Position{}
+	if f.end != nil { // which is the zero Position for a volume that was just made
+		f.cfg.Journal.Release(*f.end)
+		f.end = nil
 	}
 }
 
@@ -140,7 +142,7 @@ func (f *Fold) Run(ctx context.Context, want Want) error {
 			return
 		}
 		f.Loosen()
-		f.end = through
+		f.end = &through
 	}()
 	err = f.cfg.At(StepSealed)
 	if err == nil {
@@ -206,6 +208,7 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 		for _, bytes := range changed {
 			s.behind += bytes
 		}
+		s.run = f.cfg.Tails().run(now.Through(), through)
 	} else if want == Safe || len(now.Segments) == 0 {
 		return f.reached(ctx)
 	}
@@ -218,7 +221,11 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 		s.touched += size
 	}
 	for p := choose(s); !p.chunks; p.from-- {
-		err := f.upload(ctx, store, p.from, through)
+		err := f.upload(ctx, store, p, through)
+		if p.run.Tails > 0 && errors.Is(err, content.ErrNotFound) { // the journal did not keep where they begin
+			p.run = content.SegmentRef{}
+			err = f.upload(ctx, store, p, through)
+		}
 		if !errors.Is(err, content.ErrExists) && !errors.Is(err, content.ErrInvalid) {
 			return err
 		}
@@ -229,41 +236,50 @@ func (f *Fold) move(ctx context.Context, store bucket.Bucket, through content.Po
 	return f.chunks(ctx, store, through, s.touched)
 }
 
-// upload has one segment in the bucket and in the record, in place of those of the record
-// from index from on, and of the journal behind them up to a place.
-func (f *Fold) upload(ctx context.Context, store bucket.Bucket, from int, through content.Position) error {
+// upload has all up to a place in the record, as a plan says: in one segment that is put into
+// the bucket, in tails that are there, or in both.
+func (f *Fold) upload(ctx context.Context, store bucket.Bucket, p plan, through content.Position) error {
 	was := f.cfg.Record()
-	after := was.Base
-	if from > 0 {
-		after = was.Segments[from-1].Through
+	named, after := slices.Clone(was.Segments[:p.from]), was.Base
+	if p.from > 0 {
+		after = was.Segments[p.from-1].Through
 	}
-	file, err := newWorking(f.cfg.Dir)
-	if err != nil {
-		return err
+	if p.run.Tails > 0 {
+		through = p.run.After
 	}
-	defer file.close()
-	ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
-	if err == nil {
-		err = f.cfg.At(StepMerged)
-	}
-	if err != nil {
-		return err
-	}
+	var put func() error
 	begun := f.cfg.Now()
-	if err = putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err == nil {
-		err = f.cfg.At(StepStored)
+	if after != through {
+		file, err := newWorking(f.cfg.Dir)
+		if err != nil {
+			return err
+		}
+		defer file.close()
+		ref, err := f.cfg.Journal.Merge(ctx, file, after, through)
+		if err == nil {
+			err = f.cfg.At(StepMerged)
+		}
+		if err != nil {
+			return err
+		}
+		named, begun = append(named, ref), f.cfg.Now()
+		put = func() error { return putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)) }
+		if err = put(); err == nil {
+			err = f.cfg.At(StepStored)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err != nil {
+	if p.run.Tails > 0 {
+		named = append(named, p.run)
+	}
+	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) { v.Segments = named }); err != nil {
 		return err
 	}
-	if err := f.revise(ctx, was, StepRecorded, func(v *catalog.Volume) {
-		v.Segments = append(slices.Clone(v.Segments[:from]), ref)
-	}); err != nil {
-		return err
-	}
-	if f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
-		if err := putOnce(ctx, store, ref.Key(), file.body(0, ref.Bytes)); err != nil {
-			return fmt.Errorf("segment %s, which the record names, is not there: %w", ref.Key(), err)
+	if put != nil && f.cfg.Now().Sub(begun) > checkAfter { // it may have been garbage in between
+		if err := put(); err != nil {
+			return fmt.Errorf("a segment behind entry %d, which the record names, is not there: %w", after.Seq, err)
 		}
 	}
 	if err := f.reached(ctx); err != nil {
@@ -299,8 +315,18 @@ func (f *Fold) revise(ctx context.Context, was catalog.Volume, step Step, change
 func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volume) error {
 	now := f.cfg.Record()
 	for _, s := range was.Segments {
-		if !slices.Contains(now.Segments, s) && s.Volume == now.ID && s.After.Seq >= now.Shared {
+		switch {
+		case slices.Contains(now.Segments, s) || s.Volume != now.ID || s.After.Seq < now.Shared:
+		case s.Tails == 0:
 			f.garbage = append(f.garbage, s.Key())
+		default:
+			keys, err := tailKeys(ctx, store, s)
+			for n := 0; n < len(keys) && err == nil; n++ {
+				err = store.Delete(ctx, keys[n])
+			}
+			if err != nil {
+				f.cfg.Log.Info("tails that no record names are left to the collection of garbage", "volume", s.Volume, "behind", s.After.Seq, "err", err)
+			}
 		}
 	}
 	for n := 0; len(f.garbage) > 0 && (f.last || n < removeMax); n++ {
@@ -312,7 +338,7 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 		}
 	}
 	if tails := f.cfg.Tails(); tails != nil {
-		tails.cut(ctx, store, now.Through())
+		tails.cut(ctx, store, now)
 	}
 	return f.cfg.At(StepRemoved)
 }
@@ -333,7 +359,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 	}
 	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
-		Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
+		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
 	if touched <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}

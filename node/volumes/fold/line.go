@@ -24,6 +24,13 @@ type Line struct {
 	tails atomic.Pointer[Tails] // nil but for the policy origin
 }
 
+// Close closes what is kept of a tail whose fate is not known: nobody flushes any more.
+func (l *Line) Close() {
+	if t := l.tails.Load(); t != nil {
+		t.Close()
+	}
+}
+
 // HasEnded reports whether EndEpoch has.
 func (l *Line) HasEnded() bool { return l.tails.Load() != nil }
 

@@ -2,6 +2,7 @@ package fold
 
 import (
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 
@@ -140,31 +141,53 @@ const shares = 256
 type stands struct {
 	segments []content.SegmentRef // that the record names
 	behind   int64                // bytes that it does not name yet
+	run      content.SegmentRef   // the tails that have those, zero where there are none
 	touched  int64                // bytes of the chunks that any of it is in
 	want     Want
 }
 
 // plan is what is done: chunks, or a segment in place of those of the record from index
-// from on.
+// from on, which has what is behind them too where there is no run, else that run follows.
 type plan struct {
 	chunks bool
 	from   int
+	run    content.SegmentRef
 }
 
 // choose decides. To make chunks costs the whole of each that was touched: it pays when
-// that is not more than was sent as segments, so that a byte that was written is sent twice
-// at most. A record that is full has its last segments merged, as long as that costs
-// less.
+// that is not more than is yet to be sent, and three quarters of what was, as segments and as
+// tails: a byte that was written is sent twice at most, with all that is beside it. Tails cost
+// nothing more. A record that is full, or names many tails, has its last segments merged, as
+// long as that costs less.
 func choose(s stands) plan {
-	stored := bytesOf(s.segments)
-	if s.want == Chunks || s.touched <= stored+s.behind {
+	sent, costs, many := bytesOf(s.segments), s.behind, tailsIn(s.segments)+s.run.Tails > tailsMax
+	if s.run.Tails > tailsMax {
+		s.run = content.SegmentRef{}
+	}
+	if s.run.Tails > 0 {
+		sent, costs = sent+s.behind, 0
+	}
+	if s.want == Chunks || s.touched <= costs+sent/4*3 {
 		return plan{chunks: true}
 	}
-	if len(s.segments) < catalog.SegmentsMax {
-		return plan{from: len(s.segments)}
+	p := plan{from: len(s.segments), run: s.run}
+	if i := slices.IndexFunc(s.segments, func(r content.SegmentRef) bool { return r.Tails > 0 }); many && i >= 0 {
+		p.from = i
 	}
-	from := mergeFrom(s.segments)
-	return plan{chunks: from == len(s.segments) || s.touched <= bytesOf(s.segments[from:])+s.behind, from: from}
+	full := len(s.segments) == catalog.SegmentsMax
+	if full {
+		p.from = min(p.from, mergeFrom(s.segments))
+	}
+	merged := s.segments[p.from:]
+	p.chunks = full && len(merged) == 0 || len(merged) > 0 && s.touched <= bytesOf(merged)+costs
+	return p
+}
+
+func tailsIn(segments []content.SegmentRef) (total int) {
+	for _, s := range segments {
+		total += s.Tails
+	}
+	return total
 }
 
 // mergeFrom returns where those segments at the end begin that are merged: of the smallest

@@ -12,8 +12,12 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// entrySize is what 4 KiB take in a journal, with head and sum.
-const entrySize = block + 44
+// entrySize is what 4 KiB take in a journal, with head and sum, and tailBeside what a tail
+// has beside those.
+const (
+	entrySize  = block + 44
+	tailBeside = tailHeader + 160
+)
 
 // books count what a volume costs that is written at random, by the decisions of a fold.
 type books struct {
@@ -41,6 +45,13 @@ func (b *books) write(at uint64) {
 	b.guest += block
 }
 
+// flush puts a tail of what so many writes have brought.
+func (b *books) flush(writes int) {
+	b.run.Tails++
+	b.run.Bytes += int64(writes)*entrySize + tailBeside
+	b.bucket += int64(writes)*entrySize + tailBeside
+}
+
 func (b *books) fold() {
 	if b.behind == 0 {
 		return
@@ -53,36 +64,52 @@ func (b *books) fold() {
 		b.segments, b.touched = nil, 0
 		b.base++
 	} else {
-		merged := bytesOf(b.segments[p.from:]) + b.behind
+		merged := bytesOf(b.segments[p.from:])
+		if p.run.Tails == 0 {
+			merged += b.behind
+		}
 		b.bucket += merged
 		b.requests += len(b.segments) - p.from
-		b.segments = append(b.segments[:p.from:p.from], content.SegmentRef{Bytes: merged})
+		if b.segments = b.segments[:p.from:p.from]; merged > 0 {
+			b.segments = append(b.segments, content.SegmentRef{Bytes: merged})
+		}
+		if p.run.Tails > 0 {
+			b.segments = append(b.segments, p.run)
+		}
 	}
-	b.behind = 0
+	b.behind, b.run = 0, content.SegmentRef{}
 	b.now++
 }
 
 // TestBytesOfRandomWrites: over an hour of random writes of 4 KiB the bucket is sent at
 // most twice what the guest wrote, at any speed. The clock is compressed: what is counted
-// is what the decisions of a fold say, with the real sizes. Flushes are not in it: under
-// local they send nothing.
+// is what the decisions of a fold say, with the real sizes. Flushes are of the policy
+// origin: under local they send nothing.
 func TestBytesOfRandomWrites(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		disk   int64
 		second int // writes
+		flush  int // after so many, 0 never
 	}{
-		{"20 a second to 10 GiB", 10 << 30, 20}, {"500 a second to 10 GiB", 10 << 30, 500}, {"500 a second to 1 GiB", 1 << 30, 500},
-		{"700 a second to 100 GiB", 100 << 30, 700}, {"1 a second to 100 GiB", 100 << 30, 1},
+		{"20 a second to 10 GiB", 10 << 30, 20, 0}, {"500 a second to 10 GiB", 10 << 30, 500, 0}, {"500 a second to 1 GiB", 1 << 30, 500, 0},
+		{"700 a second to 100 GiB", 100 << 30, 700, 0}, {"1 a second to 100 GiB", 100 << 30, 1, 0},
+		{"1 a second to 100 GiB, each flushed", 100 << 30, 1, 1}, {"4 a second to 100 GiB, each flushed", 100 << 30, 4, 1},
+		{"20 a second to 10 GiB, flushed each 8", 10 << 30, 20, 8}, {"500 a second to 1 GiB, flushed each 200", 1 << 30, 500, 200},
+		{"1 a second to 1 GiB, flushed each 5", 1 << 30, 1, 5}, {"700 a second to 100 GiB, flushed each 64", 100 << 30, 700, 64},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBooks(tt.disk)
 			random := rand.New(rand.NewPCG(1, 2))
 			var clock Clock
+			writes := 0
 			now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
 			for range 3600 {
 				for range tt.second {
 					b.write(random.Uint64N(uint64(tt.disk / block)))
+					if writes++; tt.flush > 0 && writes%tt.flush == 0 {
+						b.flush(tt.flush)
+					}
 				}
 				now = now.Add(time.Second)
 				if clock.Due(content.VolumeID{90}, b.behind, now) {
@@ -90,7 +117,9 @@ func TestBytesOfRandomWrites(t *testing.T) {
 					clock.Folded(now, now, nil)
 				}
 			}
-			b.fold()
+			if tt.flush == 0 {
+				b.fold() // else it is there
+			}
 			ratio := float64(b.bucket) / float64(b.guest)
 			t.Logf("%d MiB written, %.2f times that sent, %d segments left, %d requests", b.guest>>20, ratio, len(b.segments), b.requests)
 			if ratio > 2 {

@@ -76,13 +76,21 @@ type Stored struct {
 	in  func() (bucket.Bucket, error)
 	key string
 	off int64
+	all []byte // of a small one; else nil
 }
 
-// InBucket returns the segments that a record names, at the origin.
-func InBucket(store func() (bucket.Bucket, error), refs []content.SegmentRef) []Stored {
-	out := make([]Stored, len(refs))
-	for i, ref := range refs {
-		out[i] = Stored{ref, store, ref.Key(), 0}
+// InBucket returns the segments that a record names, at the origin: each tail is one.
+func InBucket(ctx context.Context, store func() (bucket.Bucket, error), refs []content.SegmentRef) (out []Stored) {
+	for _, ref := range refs {
+		if ref.Tails == 0 {
+			out = append(out, Stored{Ref: ref, in: store, key: ref.Key()})
+			continue
+		}
+		tails, err := tailsOf(ctx, store, ref)
+		if err != nil { // who opens it is told
+			tails = []Stored{{Ref: ref, in: func() (bucket.Bucket, error) { return nil, err }}}
+		}
+		out = append(out, tails...)
 	}
 	return out
 }
@@ -90,6 +98,9 @@ func InBucket(store func() (bucket.Bucket, error), refs []content.SegmentRef) []
 // Open opens the segment's bytes, for who checks their sum. One that is gone is
 // content.ErrNotFound: read the record again.
 func (s Stored) Open(ctx context.Context) (io.ReadCloser, error) {
+	if s.all != nil {
+		return io.NopCloser(bytes.NewReader(s.all)), nil
+	}
 	in, err := s.in()
 	if err != nil {
 		return nil, err

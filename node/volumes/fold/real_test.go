@@ -37,7 +37,7 @@ func (w *world) readElsewhere(t *testing.T, v catalog.Volume, more ...Stored) []
 	if err := volume.Create(dir, v.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := journal.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(w.bucket, v.Segments), more...))); err != nil {
+	if err := journal.Adopt(dir, v.ID, Adopted(t.Context(), append(InBucket(t.Context(), w.bucket, v.Segments), more...)), func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	vol := w.attach(t, dir, v, v.Epoch+1)
@@ -142,8 +142,8 @@ func TestAVolumeIsTheSameElsewhere(t *testing.T) {
 }
 
 // TestBytesOfFlushesAtTheOrigin: what random writes of 4 KiB cost the bucket under the policy
-// `origin`, flushed each so many, and folded once: a tail has little beside what was written,
-// and a fold sends that once more.
+// `origin`, flushed each so many, and folded again and again: a tail has little beside what was
+// written, and a fold sends that once more where a record would name too many of them.
 func TestBytesOfFlushesAtTheOrigin(t *testing.T) {
 	for _, each := range []int{1, 8, 64} {
 		const writes = 512
@@ -177,7 +177,7 @@ func TestBytesOfFlushesAtTheOrigin(t *testing.T) {
 		}
 		guest := float64(writes * block)
 		t.Logf("a flush each %d writes: tails %.2f, with the fold %.2f times what was written", each, float64(tails)/guest, float64(w.bytesPut)/guest)
-		if float64(tails) > 1.1*guest || float64(w.bytesPut) > 2.2*guest {
+		if float64(tails) > 1.1*guest || float64(w.bytesPut) > 2*guest {
 			t.Errorf("%d and %d of %d bytes", tails, w.bytesPut, writes*block)
 		}
 		if err := vol.Close(); err != nil {

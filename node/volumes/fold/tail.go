@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -41,8 +43,13 @@ const (
 	tailHeader = 96
 	tailSuffix = "-tail"
 
-	// tailReads is how many headers of tails are read at once by who takes a volume over.
+	// tailReads is how many tails are read at once by who takes a volume over, and tailSmall
+	// what of each: a small one whole.
 	tailReads = 16
+	tailSmall = tailHeader + 16<<10
+	// tailsMax is how many tails a record names at most: to read them takes seconds, and 64
+	// MiB of memory. Of four flushes a second a fold finds as many.
+	tailsMax = 4096
 )
 
 func tailKey(ref content.SegmentRef) string {
@@ -108,6 +115,16 @@ func (t *Tails) Through() content.Position {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.last
+}
+
+// Close is Line.Close for these.
+func (t *Tails) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next != nil {
+		t.next.file.close()
+		t.next = nil
+	}
 }
 
 // Persist returns when the origin has all of a journal up to a place. That another node has
@@ -218,18 +235,85 @@ func (t *Tails) putNext(ctx context.Context, j Journal) error {
 	return nil
 }
 
-// cut deletes tails that the record covers. Their keys can't serve again: this epoch's
-// tails come after a later one, and older epochs were ended behind them.
-func (t *Tails) cut(ctx context.Context, store bucket.Bucket, through content.Position) {
+// run is the tails between two places as one segment of a record; the zero one where they
+// are not this process's, and a chain from just there to just there.
+func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
+	if t == nil {
+		return run
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var chain []content.SegmentRef
+	at := after
+	for _, ref := range t.put {
+		if ref.After == at && at.Seq < through.Seq {
+			chain, at = append(chain, ref), ref.Through
+		}
+	}
+	if at != through || len(chain) == 0 {
+		return run
+	}
+	return joined(chain)
+}
+
+// joined is a chain of tails as one segment.
+func joined(chain []content.SegmentRef) content.SegmentRef {
+	run, headers := chain[0], []byte(nil)
+	for _, ref := range chain {
+		headers = append(headers, encodeTail(ref)...)
+	}
+	sum := content.Sum(headers)
+	run.Through, run.Bytes, run.Sum, run.Tails = chain[len(chain)-1].Through, bytesOf(chain), [16]byte(sum[:]), len(chain)
+	return run
+}
+
+// tailsOf returns the tails that a segment of a record lies in. Some that are gone are
+// content.ErrNotFound.
+func tailsOf(ctx context.Context, store func() (bucket.Bucket, error), run content.SegmentRef) ([]Stored, error) {
+	in, err := store()
+	if err != nil {
+		return nil, err
+	}
+	keys, err := tailKeys(ctx, in, run)
+	if err == nil && len(keys) < run.Tails {
+		err = content.ErrNotFound
+	}
+	var tails []Stored
+	if err == nil {
+		tails, err = readTails(ctx, in, run.Volume, keys)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tails of volume %s behind entry %d: %w", run.Volume, run.After.Seq, err)
+	}
+	chain := make([]content.SegmentRef, len(tails))
+	for i := range tails {
+		chain[i], tails[i].in = tails[i].Ref, store
+	}
+	if joined(chain) != run {
+		return nil, fmt.Errorf("tails of volume %s behind entry %d: %w: they are others than its record names", run.Volume, run.After.Seq, content.ErrCorrupt)
+	}
+	return tails, nil
+}
+
+// cut deletes tails that the record covers, but for those that it names, or that a snapshot
+// or a fork may name. Their keys can't serve again: this epoch's tails come after a later
+// one, and older epochs were ended behind them.
+func (t *Tails) cut(ctx context.Context, store bucket.Bucket, now catalog.Volume) {
 	t.mu.Lock()
 	put := t.put
 	n := 0
-	for n < len(put) && put[n].Through.Seq <= through.Seq {
+	for n < len(put) && put[n].Through.Seq <= now.Through().Seq {
 		n++
 	}
 	t.put = put[n:]
 	t.mu.Unlock()
 	for _, ref := range put[:n] {
+		named := slices.ContainsFunc(now.Segments, func(s content.SegmentRef) bool {
+			return s.Tails > 0 && s.After.Seq <= ref.After.Seq && ref.Through.Seq <= s.Through.Seq
+		})
+		if named || ref.After.Seq < now.Shared {
+			continue
+		}
 		if err := store.Delete(ctx, tailKey(ref)); err != nil {
 			return // it is garbage
 		}
@@ -242,15 +326,18 @@ func (t *Tails) cut(ctx context.Context, store bucket.Bucket, through content.Po
 // meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
 func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epoch uint64, after content.Position) (chain []Stored, err error) {
 	for {
-		tails, err := readTails(ctx, store, id)
+		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: id, After: after, Through: content.Position{Number: math.MaxUint64}})
+		var tails []Stored
+		if err == nil {
+			tails, err = readTails(ctx, store, id, keys)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("tails of volume %s: %w", id, err)
 		}
 		chain = chain[:0]
 		at := after
-		for ref, ok := follows(tails, at); ok; ref, ok = follows(tails, at) {
-			chain = append(chain, Stored{ref, func() (bucket.Bucket, error) { return store, nil }, tailKey(ref), tailHeader})
-			at = ref.Through
+		for next, ok := follows(tails, at); ok; next, ok = follows(tails, at) {
+			chain, at = append(chain, next), next.Ref.Through
 		}
 		end := encodeTail(content.SegmentRef{Volume: id, Epoch: epoch, After: at, Through: at})
 		err = putOnce(ctx, store, tailKey(content.SegmentRef{Volume: id, Epoch: epoch, After: at}), bucket.Bytes(end))
@@ -265,51 +352,67 @@ func EndEpoch(ctx context.Context, store bucket.Bucket, id content.VolumeID, epo
 
 // follows finds the tail with a segment that comes after a place. There is one at most,
 // but where a later epoch went on from holders, who had more than the tails: its own counts.
-func follows(tails []content.SegmentRef, at content.Position) (next content.SegmentRef, ok bool) {
-	for _, ref := range tails {
-		if ref.After == at && !ends(ref) && (!ok || ref.Epoch > next.Epoch) {
-			next, ok = ref, true
+func follows(tails []Stored, at content.Position) (next Stored, ok bool) {
+	for _, s := range tails {
+		if s.Ref.After == at && !ends(s.Ref) && (!ok || s.Ref.Epoch > next.Ref.Epoch) {
+			next, ok = s, true
 		}
 	}
 	return next, ok
 }
 
-// readTails reads the headers of all tails of a volume.
-func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID) ([]content.SegmentRef, error) {
-	var keys []string
-	for info, err := range store.List(ctx, fmt.Sprintf("%s%s/", content.KeyJournals, id), "") {
+// tailKeys lists the tails of a volume that come after one place or a later one, and before
+// another; those of one epoch, or of each for 0, in their order.
+func tailKeys(ctx context.Context, store bucket.Bucket, within content.SegmentRef) (keys []string, err error) {
+	prefix := fmt.Sprintf("%s%s/", content.KeyJournals, within.Volume)
+	if within.Epoch > 0 {
+		prefix = fmt.Sprintf("%s%016x-", prefix, within.Epoch)
+	}
+	from, to := fmt.Sprintf("%016x", within.After.Number), fmt.Sprintf("%016x", within.Through.Number)
+	for info, err := range store.List(ctx, prefix, "") {
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasSuffix(info.Key, tailSuffix) {
-			keys = append(keys, info.Key)
+		if text, ok := strings.CutSuffix(info.Key, tailSuffix); ok {
+			if number := text[strings.LastIndexByte(text, '-')+1:]; from <= number && number < to {
+				keys = append(keys, info.Key)
+			}
 		}
 	}
-	refs := make([]content.SegmentRef, len(keys))
+	return keys, nil
+}
+
+// readTails reads tails of a volume, of large ones the headers.
+func readTails(ctx context.Context, store bucket.Bucket, id content.VolumeID, keys []string) ([]Stored, error) {
+	tails := make([]Stored, len(keys))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(tailReads)
 	for i, key := range keys {
 		group.Go(func() error {
-			ref, err := readTail(ctx, store, key)
-			if err == nil && (tailKey(ref) != key || ref.Volume != id) {
+			s, err := readTail(ctx, store, key)
+			if err == nil && (tailKey(s.Ref) != key || s.Ref.Volume != id) {
 				err = fmt.Errorf("%s: %w: it is of another place", key, content.ErrCorrupt)
 			}
-			refs[i] = ref
+			tails[i] = s
 			return err
 		})
 	}
-	return refs, group.Wait()
+	return tails, group.Wait()
 }
 
-func readTail(ctx context.Context, store bucket.Bucket, key string) (content.SegmentRef, error) {
-	o, err := store.Get(ctx, key, bucket.Range{Length: tailHeader})
+func readTail(ctx context.Context, store bucket.Bucket, key string) (s Stored, err error) {
+	o, err := store.Get(ctx, key, bucket.Range{Length: tailSmall})
 	if err != nil {
-		return content.SegmentRef{}, err
+		return s, err
 	}
 	defer o.Body.Close()
-	b := make([]byte, tailHeader)
+	b := make([]byte, min(o.Size, tailSmall))
 	if _, err := io.ReadFull(o.Body, b); err != nil {
-		return content.SegmentRef{}, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
+		return s, fmt.Errorf("read %s: %w: %w", key, content.ErrUnavailable, err)
 	}
-	return decodeTail(b)
+	s = Stored{in: func() (bucket.Bucket, error) { return store, nil }, key: key, off: tailHeader}
+	if s.Ref, err = decodeTail(b[:min(len(b), tailHeader)]); err == nil && !ends(s.Ref) && s.Ref.Bytes == int64(len(b))-tailHeader {
+		s.all = b[tailHeader:]
+	}
+	return s, err
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"pgregory.net/rapid"
+
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -67,7 +69,11 @@ func TestAFlushIsInTheBucket(t *testing.T) {
 		if err := w.fold().Run(t.Context(), want); err != nil {
 			t.Fatal(err)
 		}
-		if tails := len(w.store.Keys("journals/")) - len(w.record().Segments); tails != 0 {
+		named := 0
+		for _, s := range w.record().Segments {
+			named += max(1, s.Tails)
+		}
+		if tails := len(w.store.Keys("journals/")) - named; tails != 0 {
 			t.Errorf("%d tails are left that the record covers", tails)
 		}
 	}
@@ -189,6 +195,171 @@ func TestTailsOfAFoldBegin(t *testing.T) {
 	}
 }
 
+// TestTailsUnderFaults: any mixture of writes, flushes, snapshots, folds that name tails,
+// takeovers, crashes and faults. A taker has what was flushed, and the disk just as it was at
+// one place; a snapshot stays what it was.
+func TestTailsUnderFaults(t *testing.T) {
+	deeds := rapid.SliceOfN(rapid.Custom(func(r *rapid.T) deed {
+		return deed{
+			rapid.IntRange(0, 8).Draw(r, "do"), rapid.Int64Range(0, diskSize/block-1).Draw(r, "block"), rapid.Byte().Draw(r, "fill"),
+			rapid.SampledFrom(append(steps(t), "none", "none", "none")).Draw(r, "crash at"), rapid.IntRange(1, 12).Draw(r, "a fault each"),
+			rapid.Bool().Draw(r, "applied"), rapid.SampledFrom([]Want{Safe, Safe, Safe, Chunks}).Draw(r, "want"),
+		}
+	}), 1, 30)
+	rapid.Check(t, func(r *rapid.T) {
+		var err error
+		row := deeds.Draw(r, "deeds")
+		synctest.Test(t, func(t *testing.T) { err = tailsUnderFaults(t, row) })
+		if err != nil {
+			r.Fatal(err)
+		}
+	})
+}
+
+func tailsUnderFaults(t *testing.T, row []deed) error {
+	w := newWorld(t)
+	w.tailsBehind(content.Position{})
+	disks := map[uint64][]byte{0: bytes.Clone(w.disk)} // by the seq of the last write
+	snapshots := map[content.Position][]byte{}
+	flushed := uint64(0)
+	for _, d := range row {
+		n := 0
+		w.failing(func(mem.Call) mem.Fault {
+			if n++; d.each < 8 && n%d.each == 0 {
+				return mem.Fault{Err: bucket.ErrUnknown, Applied: d.applied}
+			}
+			return mem.Fault{}
+		})
+		switch d.do {
+		case 0, 1, 2:
+			w.write(d.block, d.fill)
+			disks[w.journal.end.Seq] = bytes.Clone(w.disk)
+		case 3, 4, 5:
+			if end := w.journal.end.Seq; w.flush() == nil {
+				flushed = end
+			}
+		case 6:
+			w.failing(nil)
+			if at, made := w.snapshot(); made {
+				snapshots[at] = bytes.Clone(w.disk)
+			}
+		case 7:
+			w.at = func(s Step) error {
+				if s == d.crash {
+					return errFailed
+				}
+				return nil
+			}
+			if err := w.fold().Run(t.Context(), d.want); errors.Is(err, content.ErrFenced) {
+				return err
+			}
+			w.at = nil
+		case 8:
+			w.failing(nil)
+			if err := w.takenOver(disks, flushed); err != nil {
+				return err
+			}
+		}
+	}
+	w.failing(nil)
+	for range 3 {
+		_ = w.fold().Run(t.Context(), Safe)
+	}
+	if err := w.takenOver(disks, flushed); err != nil {
+		return err
+	}
+	if err := w.fold().Run(t.Context(), Chunks); err != nil {
+		return err
+	}
+	w.whole()
+	for at, want := range snapshots {
+		if v, ok := w.settled[at]; !ok || !bytes.Equal(w.elsewhere(v), want) {
+			return fmt.Errorf("snapshot of %v: durable %t, or other bytes", at, ok)
+		}
+	}
+	return nil
+}
+
+func (w *world) tailsBehind(at content.Position) {
+	w.newTails(at)
+	w.tails.line.Ends = w.config().Pending
+}
+
+// takenOver ends the epoch, fails unless what is there is one of the disks, with all that was
+// flushed, and goes on in the next epoch with the journal that is here.
+func (w *world) takenOver(disks map[uint64][]byte, flushed uint64) error {
+	known, err := w.catalog.Get(w.t.Context(), content.KindVolume, "disk")
+	if err != nil {
+		return err
+	}
+	now, err := catalog.DecodeVolume(content.NewCodec(), known.Body)
+	if err != nil {
+		return err
+	}
+	w.learn(known, now)
+	chain, err := EndEpoch(w.t.Context(), w.store, now.ID, now.Epoch, now.Through())
+	if err != nil {
+		return err
+	}
+	out, end := w.elsewhere(now), now.Through()
+	for _, s := range chain {
+		w.replay(s, out)
+		end = s.Ref.Through
+	}
+	if end.Seq < flushed || !bytes.Equal(out, disks[end.Seq]) {
+		return fmt.Errorf("a taker has all up to %d, where %d were flushed, or other bytes; the record: %+v", end.Seq, flushed, now)
+	}
+	w.journal.epoch = now.Epoch + 1
+	w.tailsBehind(end)
+	return w.revise(w.t.Context(), func(v *catalog.Volume) error { v.Epoch++; return nil })
+}
+
+// TestARecordNamesTails: a fold after flushes sends nothing more; what it names is read by who
+// takes the volume over, and goes when the record does without it.
+func TestARecordNamesTails(t *testing.T) {
+	w := newWorld(t)
+	w.newTails(content.Position{})
+	f := w.fold()
+	for round := range int64(3) {
+		for i := range int64(5) {
+			w.write(round*320+i*64, byte(round*5+i+1))
+			if err := w.flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		puts := w.bytesPut
+		if err := f.Run(t.Context(), Safe); err != nil || w.bytesPut != puts {
+			t.Fatalf("a fold sent %d bytes more, %v", w.bytesPut-puts, err)
+		}
+		w.whole()
+	}
+	now := w.record()
+	if len(now.Segments) != 3 || tailsIn(now.Segments) != 15 {
+		t.Errorf("the record names %+v", now.Segments)
+	}
+	for _, key := range w.store.Keys("journals/") {
+		if err := w.store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(t.Context()); !errors.Is(err, content.ErrNotFound) {
+		t.Errorf("a tail that is gone: %v", err)
+	}
+	now.Segments[1].Sum[0]++
+	if _, err := InBucket(t.Context(), w.bucket, now.Segments[1:])[0].Open(t.Context()); !errors.Is(err, content.ErrCorrupt) {
+		t.Errorf("other tails than it names: %v", err)
+	}
+	w.write(1, 99)
+	if err := f.Run(t.Context(), Chunks); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.store.Keys("journals/"); len(left) > 0 {
+		t.Errorf("left are %v", left)
+	}
+	w.whole()
+}
+
 // policed gives the volume a Line, by whose tails its flushes go once its record says
 // `origin`.
 func (w *world) policed() *Line {
@@ -299,14 +470,4 @@ func FuzzTail(f *testing.F) {
 			t.Error(err)
 		}
 	})
-}
-
-// Close gives up what is not put; calls of Persist have ended.
-func (t *Tails) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.next != nil {
-		t.next.file.close()
-		t.next = nil
-	}
 }

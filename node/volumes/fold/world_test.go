@@ -392,7 +392,7 @@ func (w *world) elsewhere(v catalog.Volume) []byte {
 			}
 		}
 	}
-	for _, s := range InBucket(w.bucket, v.Segments) {
+	for _, s := range InBucket(w.t.Context(), w.bucket, v.Segments) {
 		w.replay(s, out)
 	}
 	return out

@@ -19,15 +19,16 @@
 // "new" behind its name until the one before it is durable, so that one with its own name
 // follows one that is whole. Integers of the note are little-endian:
 //
-//	0   8  magic "GRHOLD\x00\x01"
+//	0   8  magic "GRHOLD\x00\x02"
 //	8   16 volume
 //	24  8  epoch that was promised
 //	32  8  incarnation
 //	40  8  base: number of the segment
 //	48  8  and the seq with which it ended
 //	56  32 key of the member that it was promised to
-//	88  1  length of the volume's name
-//	89  1  number of ancestors
-//	90     name, then the ancestors, 16 bytes each
+//	88  8  seq up to where all has to be there before another claim is promised
+//	96  1  length of the volume's name
+//	97  1  number of ancestors
+//	98     name, then the ancestors, 16 bytes each
 //	-4  4  CRC32C of the bytes before
 package holders

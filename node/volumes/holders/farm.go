@@ -121,19 +121,15 @@ func (g *Guard) Begin(j Journal) {
 // Persist implements volume.Persister. ErrUnavailable means that the holders have not all
 // within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+	begun := time.Now()
 	w, err := g.follow(upTo.Seq)
-	if w != nil || err != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
-		defer cancel()
-	}
 	for ; w != nil || errors.Is(err, content.ErrUnavailable); w, err = g.follow(upTo.Seq) {
 		if w != nil {
 			if err = w.Persist(ctx, v, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
 				return err
 			}
 		}
-		if wait(ctx, nextAfter); ctx.Err() != nil {
+		if wait(ctx, nextAfter); ctx.Err() != nil || time.Since(begun) >= FlushWait {
 			return err
 		}
 	}

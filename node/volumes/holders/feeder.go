@@ -55,7 +55,7 @@ type feeder struct {
 	w      *Writer
 	member trust.PublicKey
 	to     peer.ID
-	begin  bool             // it has nothing yet, and no record names it
+	begin  bool             // it has nothing yet
 	late   bool             // it comes in place of another, who may be back soon
 	more   chan struct{}    // there may be more
 	base   content.Position // that the holder was told of last: of who follows it alone
@@ -162,13 +162,11 @@ func (f *feeder) follow(ctx context.Context) error {
 		if f.late {
 			wait(ctx, jitter())
 		}
-		select {
-		case f.w.cfg.Fills <- struct{}{}:
-			filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })
-			defer filled()
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := f.queue(ctx); err != nil {
+			return err
 		}
+		filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })
+		defer filled()
 	}
 	held, err := f.join(ctx)
 	if err != nil {
@@ -198,11 +196,27 @@ func (f *feeder) follow(ctx context.Context) error {
 	return err
 }
 
-// join promises, and has a member that no record names have nothing.
+// queue waits for a place among those that are filled at once.
+func (f *feeder) queue(ctx context.Context) error {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case f.w.cfg.Fills <- struct{}{}:
+			return nil
+		case <-tick.C:
+			f.w.step(quorum.Queued{})
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// join promises, and has a member that is to begin have nothing.
 func (f *feeder) join(ctx context.Context) (*wire.Held, error) {
 	w := f.w
 	w.mu.Lock()
-	m := wire.Promise{Claim: f.w.cfg.Claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin}
+	m := wire.Promise{Claim: f.w.cfg.Claim, Base: w.through, Name: w.cfg.Name, Ancestors: w.cfg.Ancestors, Begin: f.begin, Whole: w.state.Needed()}
 	w.mu.Unlock()
 	held, _, err := f.asked().ask(ctx, m)
 	if err == nil && f.begin && len(held.Segments) > 0 {

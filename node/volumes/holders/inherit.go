@@ -312,7 +312,11 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 // record does not name.
 func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, segments []journal.AdoptedSegment) (err error) {
 	if held == nil {
-		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: journal.Ancestors(segments, x.Record.ID), Begin: true}); err != nil {
+		end := x.through.Seq // the record that is there may name it
+		if n := len(segments); n > 0 {
+			end = segments[n-1].Ref.Through.Seq
+		}
+		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: journal.Ancestors(segments, x.Record.ID), Begin: true, Whole: end}); err != nil {
 			return err
 		}
 		if held == nil {

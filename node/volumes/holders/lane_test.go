@@ -98,6 +98,9 @@ type record struct {
 	mu   sync.Mutex
 	body catalog.Volume
 	lost error // of whoever wants to write it
+
+	never  func(catalog.Volume) bool // what it is never to say
+	broken bool                      // it did
 }
 
 func (r *record) get() catalog.Volume {
@@ -112,7 +115,9 @@ func (r *record) revise(_ context.Context, change func(*catalog.Volume) error) e
 	if r.lost != nil {
 		return r.lost
 	}
-	return change(&r.body)
+	err := change(&r.body)
+	r.broken = r.broken || r.never != nil && r.never(r.body)
+	return err
 }
 
 // serve opens a volume of a node, with its flushes held.
@@ -190,7 +195,7 @@ func inherit(t *testing.T, m *node, r *record) string {
 		t.Fatalf("inherited %+v", in)
 	}
 	dir := created(t)
-	if err := journal.Adopt(dir, theVolume, in.Segments); err != nil {
+	if err := journal.Adopt(dir, theVolume, in.Segments, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	err = r.revise(t.Context(), func(v *catalog.Volume) error {

@@ -2,12 +2,14 @@ package holders
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -160,4 +162,96 @@ func TestManyVolumesLoseOneHolder(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestALostCopyIsFilledInPlace: the one holder of a farm of two loses what it had. The next
+// flush goes on without the bucket; the record names it all along, and who would take the
+// volume over before it is whole is told that it has not what it should.
+func TestALostCopyIsFilledInPlace(t *testing.T) {
+	all := newNodes(t, 2)
+	r := &record{body: catalog.Volume{ID: theVolume, Size: 8 << 20, Epoch: 1, Incarnation: 11, Policy: "farm:1"}}
+	v, g := all[0].serve(t, created(t), r)
+	if err := v.WriteAt(t.Context(), make([]byte, 64<<10), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.never = func(body catalog.Volume) bool { return len(body.Holders) == 0 }
+	r.mu.Unlock()
+	h := all[1].store.volumes[theVolume]
+	if err := h.sweep(h.note.claim); err != nil {
+		t.Fatal(err)
+	}
+	heir := func() error {
+		_, err := all[1].farm.Inherit(t.Context(), "web1", r.get(), 12, filepath.Join(t.TempDir(), "in"))
+		return err
+	}
+	if err := heir(); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("before it is whole: %v", err)
+	}
+	if err := v.WriteAt(t.Context(), make([]byte, 64<<10), 1<<20, true); err != nil {
+		t.Errorf("a flush: %v", err)
+	}
+	if body := r.get(); r.broken || len(body.Holders) != 1 {
+		t.Errorf("the record named nobody: %t, and names %d", r.broken, len(body.Holders))
+	}
+	g.Close()
+	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAFlushWaitsForAFill: a flush waits for who comes in place of a lost holder as long as
+// that gets on, however large the journal is, and fails when it does not.
+func TestAFlushWaitsForAFill(t *testing.T) {
+	for _, stuck := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &world{t: t, k: 1, cut: map[[2]int]bool{}, away: map[int]bool{}, began: map[uint64][]uint64{}}
+			w.record = catalog.Volume{ID: theVolume, Epoch: 1, Incarnation: 7, Policy: "farm:1"}
+			for range 3 {
+				w.members = append(w.members, &modelMember{someone("north"), newDisk(t)})
+			}
+			l := newLine(theVolume)
+			m := w.start(0, l)
+			for i := range uint64(100) {
+				l.write(1, i)
+				l.roll(1)
+			}
+			if err := m.g.Persist(t.Context(), nil, l.End()); err != nil {
+				t.Fatal(err)
+			}
+			first := w.holder()
+			w.mu.Lock()
+			w.cut[[2]int{0, first}] = true
+			took, extended := time.Now(), 0
+			w.slow = func(to int, m wire.Message) {
+				if _, ok := m.(wire.Extend); !ok {
+					return
+				}
+				if extended++; stuck && extended > 50 {
+					wait(t.Context(), 2*FlushWait)
+				}
+				wait(t.Context(), time.Second)
+			}
+			w.mu.Unlock()
+			l.write(1, 100)
+			err := m.g.Persist(t.Context(), nil, l.End())
+			switch took := time.Since(took); {
+			case stuck && (!errors.Is(err, content.ErrUnavailable) || took > 3*time.Minute):
+				t.Errorf("one that gets nowhere: after %s: %v", took, err)
+			case !stuck && (err != nil || took < 90*time.Second || w.holder() == first):
+				t.Errorf("after %s: %v", took, err)
+			}
+			m.g.Close()
+			for _, m := range w.members {
+				_ = m.Close()
+			}
+		})
+	}
+}
+
+// holder is the member that the record names.
+func (w *world) holder() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.IndexFunc(w.members, func(m *modelMember) bool { return m.Identity.Key == w.record.Holders[0] })
 }

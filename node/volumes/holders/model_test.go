@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -52,6 +53,7 @@ type world struct {
 	acked   []uint64 // the longest that was acknowledged
 	failed  string
 	flushes int
+	slow    func(to int, m wire.Message) // before a holder answers, if it does anything
 }
 
 type modelMember struct {
@@ -106,6 +108,9 @@ func (l modelLane) Ask(_ context.Context, to peer.ID, m wire.Message) (func() (*
 	finish := store.Take(l.w.members[l.at].Peer, m)
 	return func() (*wire.Held, []byte, error) {
 		held, b, err := finish(context.Background())
+		if l.w.slow != nil {
+			l.w.slow(i, m)
+		}
 		if err == nil && unheard {
 			return nil, nil, fmt.Errorf("%w: the reply is lost", content.ErrUnavailable)
 		}
@@ -241,10 +246,14 @@ func (w *world) takeover(t *rapid.T, at int, dir string, dies int64, after time.
 	}
 	left := new(atomic.Int64)
 	left.Store(cmp.Or(dies, int64(math.MaxInt64)))
-	in, err := Inherit(context.Background(), Heir{
-		Name: "web1", Record: r, Incarnation: incarnation, K: w.k, Self: w.members[at].Identity.Key, Dir: dir,
+	farm := &Farm{
+		Self: w.members[at].Identity.Key, Log: slog.New(slog.DiscardHandler),
 		Lane: mortalLane{Near{modelLane{w, at}, w.members[at].Store, w.members[at].Peer}, left}, Live: func() []trust.PublicKey { return w.keys(at) },
-	})
+	}
+	in, err := farm.Inherit(context.Background(), "web1", r, incarnation, filepath.Join(dir, "in"))
+	if in.Epoch == 0 {
+		in.Epoch = r.Epoch + 1
+	}
 	if err != nil || dies > 0 {
 		return nil
 	}
@@ -400,6 +409,12 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 			} else {
 				m.kill()
 			}
+		},
+		"lose a disk": func(r *rapid.T) {
+			m := w.members[member(r)]
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			m.wipe()
 		},
 		"take over": func(r *rapid.T) {
 			after := time.Duration(rapid.SampledFrom([]int{0, 0, 3, 20}).Draw(r, "s")) * time.Second

@@ -12,8 +12,8 @@ import (
 
 const (
 	noteName  = "promise"
-	noteMagic = "GRHOLD\x00\x01"
-	noteHead  = 90
+	noteMagic = "GRHOLD\x00\x02"
+	noteHead  = 98
 )
 
 // note is what a holder has said about a volume, and keeps to.
@@ -21,6 +21,7 @@ type note struct {
 	claim     wire.Claim
 	base      content.Position
 	writer    trust.PublicKey
+	whole     uint64 // see wire.Promise
 	name      string
 	ancestors []content.VolumeID
 }
@@ -32,7 +33,8 @@ func (n note) encode() []byte {
 	for _, x := range [...]uint64{n.claim.Epoch, n.claim.Incarnation, n.base.Number, n.base.Seq} {
 		b = binary.LittleEndian.AppendUint64(b, x)
 	}
-	b = append(append(b, n.writer[:]...), byte(len(n.name)), byte(len(n.ancestors)))
+	b = binary.LittleEndian.AppendUint64(append(b, n.writer[:]...), n.whole)
+	b = append(b, byte(len(n.name)), byte(len(n.ancestors)))
 	b = append(b, n.name...)
 	for _, id := range n.ancestors {
 		b = append(b, id[:]...)
@@ -44,15 +46,15 @@ func (n note) encode() []byte {
 func decodeNote(b []byte) (n note, err error) {
 	end := len(b) - 4
 	if end < noteHead || string(b[:8]) != noteMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
-		end != noteHead+int(b[88])+16*int(b[89]) || int(b[88]) > content.NameMax || int(b[89]) > wire.AncestorsMax {
+		end != noteHead+int(b[96])+16*int(b[97]) || int(b[96]) > content.NameMax || int(b[97]) > wire.AncestorsMax {
 		return note{}, fmt.Errorf("%w: %d bytes, not what a holder has promised", content.ErrCorrupt, len(b))
 	}
 	at := func(i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
 	n.claim = wire.Claim{Volume: content.VolumeID(b[8:24]), Epoch: at(24), Incarnation: at(32)}
-	n.base, n.writer = content.Position{Number: at(40), Seq: at(48)}, trust.PublicKey(b[56:88])
+	n.base, n.writer, n.whole = content.Position{Number: at(40), Seq: at(48)}, trust.PublicKey(b[56:88]), at(88)
 	rest := b[noteHead:end]
-	n.name = string(rest[:b[88]])
-	for rest = rest[b[88]:]; len(rest) > 0; rest = rest[16:] {
+	n.name = string(rest[:b[96]])
+	for rest = rest[b[96]:]; len(rest) > 0; rest = rest[16:] {
 		n.ancestors = append(n.ancestors, content.VolumeID(rest[:16]))
 	}
 	return n, nil

@@ -24,7 +24,7 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
 	err = h.load()
-	if m.Begin && errors.Is(err, content.ErrCorrupt) { // no record names this holder: what it had counts no more
+	if m.Begin && errors.Is(err, content.ErrCorrupt) { // its writer has all that counts
 		if err = h.remove(); err == nil {
 			return nil, nil, fmt.Errorf("%w: what was damaged here is gone; ask again", content.ErrUnavailable)
 		}
@@ -49,14 +49,20 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	if err := h.sync(); err != nil { // so that the answer has all that was acknowledged, and nothing else
 		return nil, nil, err
 	}
-	next := note{m.Claim, n.base, to, m.Name, slices.Clone(m.Ancestors)}
+	next := note{m.Claim, n.base, to, n.whole, m.Name, slices.Clone(m.Ancestors)}
+	switch {
+	case m.Begin:
+		next.whole = m.Whole
+	case m.Claim != n.claim && h.end() < n.whole: // a record may name this holder all the same
+		return nil, nil, fmt.Errorf("%w: what was lost here of volume %s is being filled again, and is not whole before entry %d", content.ErrNotFound, h.id, n.whole)
+	}
 	if len(m.Ancestors) == 0 { // who inherits does not know of them yet
 		next.ancestors = n.ancestors
 	}
 	if !noted || m.Base.Seq > n.base.Seq {
 		next.base = m.Base
 	}
-	if !noted || n.claim != m.Claim || n.base != next.base || n.name != next.name || !slices.Equal(n.ancestors, next.ancestors) {
+	if !noted || n.claim != m.Claim || n.base != next.base || n.whole != next.whole || n.name != next.name || !slices.Equal(n.ancestors, next.ancestors) {
 		if err := h.rebase(next); err != nil {
 			return nil, nil, err
 		}
@@ -65,6 +71,13 @@ func (h *held) promise(to trust.PublicKey, m wire.Promise) (_ *wire.Held, _ []by
 	defer h.mu.Unlock()
 	h.spoken = time.Now()
 	return h.said(), nil, nil
+}
+
+// end is the last entry that is durable here, or in the bucket. Called with syncing.
+func (h *held) end() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.said().End().Seq
 }
 
 // rebase writes a note, and lets go of what is not behind its base. Called with syncing.
@@ -252,13 +265,13 @@ func (h *held) look() (note, time.Time, error) {
 	}
 	path := filepath.Join(h.dir, noteName)
 	info, err := os.Stat(path)
+	if absent(err) { // if its segments are there, it is lost
+		info, err = os.Stat(h.dir)
+	}
 	if err != nil {
 		return note{}, at, err
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return note{}, at, err
-	}
+	b, _ := os.ReadFile(path)
 	n, err = decodeNote(b)
 	return n, info.ModTime(), err
 }

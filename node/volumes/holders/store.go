@@ -232,6 +232,11 @@ func (s *Store) forget(h *held) {
 // looked at: longer than a new holder takes to be filled, before its record names it.
 const sweepAfter = time.Hour
 
+// damagedAfter is how long what is held stays whose note is damaged, so that nobody knows
+// which record to ask: whoever is named with it has long been asked by its writer, and begun
+// anew, and people who save a disk had the time.
+const damagedAfter = 30 * 24 * time.Hour
+
 // Said is what the record of a volume's name says, to a holder of it.
 type Said struct {
 	// Version is the record's; ID is none where it says that the name was freed.
@@ -266,6 +271,9 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, record func(context.Co
 	s.mu.Unlock()
 	for _, h := range all {
 		n, at, err := h.look()
+		if errors.Is(err, content.ErrCorrupt) && now.Sub(at) >= damagedAfter && h.sweep(n.claim) == nil {
+			went++
+		}
 		if err != nil || now.Sub(at) < sweepAfter || ctx.Err() != nil {
 			continue
 		}

@@ -85,6 +85,16 @@ func (d *disk) kill() {
 	d.open()
 }
 
+// wipe has it lose all that it had.
+func (d *disk) wipe() {
+	d.t.Helper()
+	_ = d.Close()
+	if err := os.RemoveAll(d.dir); err != nil {
+		d.t.Fatal(err)
+	}
+	d.open()
+}
+
 // cutPower ends it, and what was not synced is lost: the ends of files have anything.
 func (d *disk) cutPower(random *rand.Rand) {
 	d.t.Helper()
@@ -504,8 +514,25 @@ func crashAt(t *testing.T, at step, nth int, power bool, random *rand.Rand, reac
 	}
 }
 
+// TestNotWhole: who is being filled in place of what was lost promises itself to another
+// only when it has all that was asked for; over a crash, too.
+func TestNotWhole(t *testing.T) {
+	d, l, w := newDisk(t), threeSegments(), someone("north")
+	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true, Whole: l.End().Seq})
+	for i := range 3 {
+		d.kill()
+		if _, _, err := d.tell(w, wire.Promise{Claim: claim(3)}); !errors.Is(err, content.ErrNotFound) {
+			t.Fatalf("in part: %v", err)
+		}
+		d.must(w, l.pieceOf(claim(2), i, 0))
+	}
+	if held := d.must(w, wire.Promise{Claim: claim(3)}); held.End() != l.End() {
+		t.Fatalf("%+v", held)
+	}
+}
+
 func TestNote(t *testing.T) {
-	n := note{claim: claim(7), base: content.Position{Number: 3, Seq: 900}, writer: trust.PublicKey{5}, name: "web1", ancestors: []content.VolumeID{{8}, {9}}}
+	n := note{claim: claim(7), base: content.Position{Number: 3, Seq: 900}, writer: trust.PublicKey{5}, whole: 950, name: "web1", ancestors: []content.VolumeID{{8}, {9}}}
 	golden.Check(t, "note.golden", n.encode())
 	if got, err := decodeNote(n.encode()); err != nil || fmt.Sprint(got) != fmt.Sprint(n) {
 		t.Errorf("%+v, %v", got, err)

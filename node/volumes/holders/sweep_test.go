@@ -94,3 +94,26 @@ func TestSweepOfTheDead(t *testing.T) {
 		}
 	}
 }
+
+// TestDamagedNotesGo: what is held by a note that nobody can read, or by none, stays for long
+// enough to be saved, and not for ever.
+func TestDamagedNotesGo(t *testing.T) {
+	for _, damage := range []func(path string) error{os.Remove, func(path string) error { return os.Truncate(path, 20) }} {
+		d, w := newDisk(t), someone("north")
+		d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+		d.must(w, threeSegments().pieceOf(claim(2), 0, 0))
+		_ = d.Close()
+		if err := damage(filepath.Join(d.dir, theVolume.String(), noteName)); err != nil {
+			t.Fatal(err)
+		}
+		d.open()
+		ask := func(context.Context, string) (Said, error) { return Said{}, content.ErrUnavailable }
+		if went := d.Sweep(t.Context(), time.Now().Add(damagedAfter/2), ask); went != 0 {
+			t.Error("it went at once")
+		}
+		went := d.Sweep(t.Context(), time.Now().Add(damagedAfter+time.Hour), ask)
+		if used, n := d.Used(); went != 1 || used != 0 || n != 0 {
+			t.Errorf("%d went, and %d bytes of %d volumes are held", went, used, n)
+		}
+	}
+}

@@ -24,9 +24,11 @@ import (
 )
 
 const (
-	// FlushWait is how long a flush waits for holders before it fails: what a guest's
-	// kernel bears, and longer than a holder takes to be replaced.
+	// FlushWait is how long a flush waits for holders, while none that is being filled gets
+	// any further, before it fails: longer than a holder takes to be replaced. FillWait
+	// is how long it waits at most: file systems bear that, and none bears an error.
 	FlushWait = 30 * time.Second
+	FillWait  = 10 * time.Minute
 	// FillsMax is how many new holders a node fills at once, for all of its volumes: so
 	// that guests keep the links when one member held for many.
 	FillsMax = 8
@@ -210,7 +212,7 @@ func (w *Writer) step(e quorum.Event) {
 	for _, a := range w.state.Step(e) {
 		switch a := a.(type) {
 		case quorum.Follow:
-			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K, more: make(chan struct{}, 1)}
+			f := &feeder{w: w, member: a.Member, to: identity.PeerID(a.Member), begin: a.Begin, late: len(w.state.Holders()) >= w.cfg.K && !slices.Contains(w.state.Holders(), a.Member), more: make(chan struct{}, 1)}
 			w.feeders[a.Member] = f
 			w.begin(f.run)
 		case quorum.Leave:
@@ -307,11 +309,13 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // Persist implements volume.Persister. ErrUnavailable means that too few holders could be
-// reached for FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
+// reached or filled, see FlushWait, ErrFenced that the volume was taken over, ErrClosed that this is
 // not whom to ask any more.
 func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Position) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, FlushWait, context.DeadlineExceeded)
+	ctx, cancel := context.WithTimeoutCause(ctx, FillWait, context.DeadlineExceeded)
 	defer cancel()
+	patience := time.NewTimer(FlushWait)
+	defer patience.Stop()
 	w.mu.Lock()
 	w.target = max(w.target, upTo.Seq)
 	w.mu.Unlock()
@@ -320,6 +324,7 @@ func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Pos
 	for {
 		w.mu.Lock()
 		done, stopped, changed, holders := w.state.Acknowledged() >= upTo.Seq, w.stopped, w.changed, len(w.state.Holders())
+		stuck := w.begin == nil || w.state.Stuck(FlushWait)
 		w.mu.Unlock()
 		switch {
 		case stopped != nil:
@@ -329,7 +334,13 @@ func (w *Writer) Persist(ctx context.Context, _ *volume.Volume, upTo content.Pos
 		}
 		select {
 		case <-changed:
+			continue
+		case <-patience.C:
+			patience.Reset(tickInterval)
 		case <-ctx.Done():
+			stuck = true
+		}
+		if stuck {
 			return fmt.Errorf("%w: the %d holders of volume %s have not all of it, and %d are asked for; is enough of the farm running?",
 				content.ErrUnavailable, holders, w.cfg.Name, w.cfg.K)
 		}

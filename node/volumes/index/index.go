@@ -136,7 +136,7 @@ type Index struct {
 	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
 	mu      sync.RWMutex                   // guards what follows; never held while anything waits
 	entries map[string]Entry               // by name
-	aside   []Entry                        // of folders that have stepped aside, and are no snapshots yet
+	aside   []Entry                        // of folders that have stepped aside
 	Broken  map[string]error               // folders that can't be read, and why
 	at      func(Step)                     // told of each, for tests
 }
@@ -187,7 +187,7 @@ func Load(dir string, at func(step string)) (*Index, error) {
 	aside, _ := os.ReadDir(filepath.Join(dir, orphansDir)) // there may be none
 	for _, f := range aside {
 		id, _, _ := strings.Cut(f.Name(), "-")
-		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil && !e.Orphan {
+		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil {
 			x.aside = append(x.aside, e)
 		}
 	}
@@ -362,6 +362,11 @@ func (x *Index) put(e Entry) error {
 }
 
 func (x *Index) write(folder string, e Entry) error {
+	return cmp.Or(x.place(folder, e), spaceError(durable.SyncDir(folder)))
+}
+
+// place is write, which a loss of power may undo before the folder is synced.
+func (x *Index) place(folder string, e Entry) error {
 	e.Magic = entryMagic
 	var b []byte
 	var err error
@@ -370,7 +375,7 @@ func (x *Index) write(folder string, e Entry) error {
 	}
 	if err == nil {
 		b = append(b, '\n')
-		err = durable.WriteFile(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
+		err = durable.Place(filepath.Join(folder, FileName), append(b, entrySum(b)...), 0o600)
 	}
 	if err == nil {
 		x.at(StepNoted)
@@ -403,6 +408,10 @@ func (x *Index) HalfMade(e Entry) string { return x.Path(e) + halfMade }
 
 // Rewrite stores what is known by now of a volume that was prepared.
 func (x *Index) Rewrite(e Entry) error { return x.write(x.HalfMade(e), e) }
+
+// Restate is Rewrite of what a start finds out by itself, where a loss of power undoes it
+// before the volume is opened.
+func (x *Index) Restate(e Entry) error { return x.place(x.HalfMade(e), e) }
 
 // GiveUp removes what prepare has made.
 func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.HalfMade(e)) }
@@ -490,15 +499,13 @@ func (x *Index) setAside(e Entry) error {
 	}
 	x.at(StepAside)
 	x.forget(e.Name)
-	if x.mu.Lock(); !e.Orphan {
-		x.aside = append(x.aside, e)
-	}
+	x.mu.Lock()
+	x.aside = append(x.aside, e)
 	x.mu.Unlock()
 	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
 }
 
-// Orphans are those of which no record is known: what is left here of volumes that are
-// another's, with the folders that have it.
+// Orphans are what is left here of volumes that are another's, with the folders that have it.
 func (x *Index) Orphans() map[string]Entry {
 	out := map[string]Entry{}
 	x.mu.RLock()
@@ -507,7 +514,7 @@ func (x *Index) Orphans() map[string]Entry {
 		out[x.Aside(e.ID, e.Epoch)] = e
 	}
 	for _, e := range x.entries {
-		if e.Taken != "" && !e.Orphan && !e.Empty {
+		if e.Taken != "" && !e.Empty {
 			out[x.Path(e)] = e
 		}
 	}
@@ -522,10 +529,35 @@ func (x *Index) Named(folder string, e Entry) error {
 	}
 	e.Orphan = true
 	err := x.write(folder, e)
+	if err == nil {
+		x.forgetAside(e)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.aside = append(x.aside, e)
+	}
+	return err
+}
+
+func (x *Index) forgetAside(e Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return err == nil && other.ID == e.ID && other.Epoch == e.Epoch })
-	return err
+	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return other.ID == e.ID && other.Epoch == e.Epoch })
+}
+
+// Drop removes the folder of an orphan that has stepped aside, by a name under which a start
+// removes it.
+func (x *Index) Drop(folder string, e Entry) error {
+	gone := filepath.Join(x.dir, ViewsDir, filepath.Base(folder))
+	err := os.MkdirAll(filepath.Dir(gone), 0o700)
+	if err == nil {
+		err = os.Rename(folder, gone)
+	}
+	if err != nil {
+		return err
+	}
+	x.at(StepGone)
+	x.forgetAside(e)
+	return os.RemoveAll(gone)
 }
 
 func (x *Index) Aside(id content.VolumeID, epoch uint64) string {

@@ -82,7 +82,7 @@ func (cfg Config) Nodes() (fold.Nodes, error) {
 
 // Stored are segments there that a record names, and those behind them.
 func (cfg Config) Stored(ctx context.Context, refs []content.SegmentRef, tails []fold.Stored) []journal.AdoptedSegment {
-	return fold.Adopted(ctx, append(fold.InBucket(cfg.Bucket, refs), tails...))
+	return fold.Adopted(ctx, append(fold.InBucket(ctx, cfg.Bucket, refs), tails...))
 }
 
 // Open opens what the bucket has of a snapshot, in a folder of its own. The caller closes it.
@@ -98,7 +98,7 @@ func (cfg Config) Open(ctx context.Context, body catalog.Snapshot) (m Moment, er
 	gone := func() error { return os.RemoveAll(dir) }
 	folder := filepath.Join(dir, body.ID.String())
 	if err = volume.Create(folder, body.ID); err == nil {
-		err = journal.Adopt(folder, body.ID, segments)
+		err = journal.Adopt(folder, body.ID, segments, func(string) {})
 	}
 	if err != nil {
 		return m, errors.Join(err, gone())

@@ -3,6 +3,8 @@ package moment
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -71,5 +73,16 @@ func (m Moment) Parent(known catalog.Snapshot) (Parent, error) {
 		return p, errors.Join(err, m.Close())
 	}
 	p.Done = func() { _ = m.Close() } // it was only read
+	if n := len(p.Segments); n > 0 {  // a loss of power may have left half an entry behind it: what is whole is copied
+		last := &p.Segments[n-1]
+		path, size := last.Path, last.Ref.Bytes
+		last.Path, last.Open = "", func() (io.ReadCloser, error) {
+			f, err := os.Open(path)
+			return struct {
+				io.Reader
+				io.Closer
+			}{io.LimitReader(f, size), f}, err
+		}
+	}
 	return p, nil
 }

@@ -6,53 +6,104 @@ package orphans
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/records"
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Keeper writes the records of orphans.
+// Keeper writes the records of orphans, and ends with those whose records were deleted. Not
+// safe for concurrent use, but for Removed.
 type Keeper struct {
 	Index   *index.Index
-	Records records.Records
+	Records func() records.Records
 	Self    trust.PublicKey
 	Now     func() time.Time
-	// End is where the journal in a folder ends, which nobody writes any more.
-	End func(folder string, e index.Entry) (content.Position, error)
-	Log *slog.Logger
+	// End is where the journal in a folder ends, which nobody writes any more, and Remove
+	// removes the folder.
+	End    func(ctx context.Context, folder string, e index.Entry) (content.Position, error)
+	Remove func(ctx context.Context, folder string, e index.Entry) error
+	Log    *slog.Logger
+
+	looked map[string]time.Time // at the record, by folder
 }
 
-// Keep writes those that are missing, as far as the origin answers.
-func (k Keeper) Keep(ctx context.Context) {
+// Keep has records and folders be alike, as far as the origin answers.
+func (k *Keeper) Keep(ctx context.Context) {
 	for folder, e := range k.Index.Orphans() {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := k.keep(ctx, folder, e); err != nil {
-			k.Log.Warn("what was taken from this node, and is on its disk alone, is no snapshot yet", "volume", e.Name, "err", err)
+		do := k.keep
+		if e.Orphan {
+			do = k.drop
+		}
+		if err := do(ctx, folder, e); err != nil {
+			k.Log.Warn("what was taken from this node, and is on its disk alone, is not what its snapshot says", "volume", e.Name, "epoch", e.Epoch, "err", err)
 		}
 	}
 }
 
-func (k Keeper) keep(ctx context.Context, folder string, e index.Entry) error {
+func (k *Keeper) keep(ctx context.Context, folder string, e index.Entry) error {
 	dirty, err := index.HasJournal(folder)
-	var end content.Position
 	if err == nil && dirty {
-		end, err = k.End(folder, e)
+		err = k.put(ctx, folder, e)
 	}
-	if err == nil && dirty {
-		err = k.Records.PutSnapshot(ctx, nil, catalog.Snapshot{
-			Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
-			At: end, Parent: e.From, Holder: k.Self, Created: k.Now(), FsUsed: e.FsUsed,
-		})
-	}
-	if err != nil && !errors.Is(err, content.ErrExists) { // it has one from before a crash
+	if err != nil {
 		return err
 	}
 	return k.Index.Named(folder, e)
+}
+
+func (k *Keeper) put(ctx context.Context, folder string, e index.Entry) error {
+	end, err := k.End(ctx, folder, e)
+	if err != nil {
+		return err
+	}
+	s := catalog.Snapshot{
+		Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
+		At: end, Parent: e.From, Holder: k.Self, Created: k.Now(), FsUsed: e.FsUsed,
+	}
+	err = k.Records().PutSnapshot(ctx, nil, s)
+	if !errors.Is(err, content.ErrExists) {
+		return err
+	}
+	_, there, err := k.Records().Snapshot(ctx, s.Ref().RecordName())
+	if err == nil && there.ID != s.ID { // else it has one from before a crash
+		err = fmt.Errorf("%w: %s is of another volume that had this name: once that snapshot is removed, this one gets the name", content.ErrExists, s.Ref())
+	}
+	return err
+}
+
+// drop ends with an orphan whose record was deleted; that there is none says nothing.
+func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
+	if k.Now().Sub(k.looked[folder]) < right.SaidFor {
+		return nil
+	}
+	r, _, err := k.Records().Snapshot(ctx, catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}.Ref().RecordName())
+	if r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created) {
+		return k.Remove(ctx, folder, e)
+	}
+	if k.looked == nil {
+		k.looked = map[string]time.Time{}
+	}
+	k.looked[folder] = k.Now()
+	return nil
+}
+
+// Removed ends with an orphan at once whose record was deleted; else Keep does.
+func (k *Keeper) Removed(ctx context.Context, s catalog.Snapshot) {
+	for folder, e := range k.Index.Orphans() {
+		if e.ID == s.ID && e.Epoch == s.Epoch {
+			if err := k.Remove(ctx, folder, e); err != nil {
+				k.Log.Warn("the data of a snapshot that was removed are on the disk still, and go later", "snapshot", s.Ref(), "err", err)
+			}
+		}
+	}
 }

@@ -191,7 +191,7 @@ func (x Records) RemoveSnapshot(ctx context.Context, id string) (catalog.Snapsho
 
 // Busy says that Tries were not enough.
 func Busy() error {
-	return fmt.Errorf("%w: others write its record all the time", content.ErrUnavailable)
+	return fmt.Errorf("%w: others write its record all the time, or the origin can't be written; try again when `grange status` says that it is ok", content.ErrUnavailable)
 }
 
 // IsOvertaken reports whether another record was written first.

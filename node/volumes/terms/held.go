@@ -33,11 +33,11 @@ func Holding(who string, away bool, r catalog.Record, body catalog.Volume) strin
 	if body.State == catalog.Released {
 		return fmt.Sprintf("%s has released it on %s: `grange volume attach %s` on any node of farm %s serves it", who, since, r.Name, r.Farm)
 	}
-	text := fmt.Sprintf("%s has it, with durability %s since %s, and the bucket has what was written until %s; a new volume needs another name; ", who, body.Policy, since, momentOr(body.FoldedAt, "it was made"))
+	text := fmt.Sprintf("%s has it, with durability %s since %s, and the bucket has what was written until %s; ", who, body.Policy, since, momentOr(body.FoldedAt, "it was made"))
 	if !away {
-		return text + fmt.Sprintf("`grange volume move %s NODE` there lets another node of farm %s have it", r.Name, r.Farm)
+		return text + fmt.Sprintf("ask that node, or choose another name; `grange volume move %s NODE` there lets another node of farm %s have it", r.Name, r.Farm)
 	}
-	return text + fmt.Sprintf("start that node; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` frees the name", r.Name, r.Farm)
+	return text + fmt.Sprintf("start that node, or choose another name; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` frees the name", r.Name, r.Farm)
 }
 
 // momentOr is a time for people, or what stands for none.

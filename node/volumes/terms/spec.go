@@ -72,7 +72,7 @@ func (s Spec) Agrees(body catalog.Volume) error {
 	case s.From != (content.Ref{}) && s.From != body.From:
 		return fmt.Errorf("%w: it was created from %q, not from %q; choose another name, or remove it first", content.Differs, body.From, s.From)
 	case s.Size != 0 && s.Size != body.Size:
-		return fmt.Errorf("%w: it has %d bytes, not %d", content.Differs, body.Size, s.Size)
+		return fmt.Errorf("%w: it has %d bytes, not %d; `grange volume resize` makes it larger", content.Differs, body.Size, s.Size)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package durable
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,12 @@ import (
 // the new one. The steps: write and fsync a temporary file beside it, rename,
 // fsync the folder.
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	return cmp.Or(Place(path, data, perm), SyncDir(filepath.Dir(path)))
+}
+
+// Place is WriteFile but for its last step, which the caller takes for all files of the
+// folder at once: until then a loss of power may bring the old file back.
+func Place(path string, data []byte, perm fs.FileMode) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -26,7 +33,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(tmp.Name()))
 	}
-	return SyncDir(filepath.Dir(path))
+	return nil
 }
 
 func fill(f *os.File, data []byte, perm fs.FileMode) error {

@@ -12,8 +12,9 @@ const (
 	// and 32 MiB, the longest request of a disk's client.
 	bitsMin = 12
 	bitsMax = 25
-	// headRoom is what each has beyond that: a block, or some, often has a head.
-	headRoom = 64
+	// headRoom is what each has beyond that: a block often has a head, and some of them have
+	// one each. The memory that Go takes for it is the same with less.
+	headRoom = 256
 )
 
 // Pool keeps buffers by size, until the garbage collector wants them. The zero value

@@ -13,7 +13,7 @@ func TestSizes(t *testing.T) {
 	for range 3 {
 		for _, n := range sizes {
 			b := p.Get(n)
-			if len(*b) != n || cap(*b) > 2*max(n, 4096)+64 {
+			if len(*b) != n || cap(*b) > 2*max(n, 4096)+256 {
 				t.Fatalf("%d bytes of %d, want %d", len(*b), cap(*b), n)
 			}
 			p.Put(b)

@@ -52,8 +52,10 @@ type Config struct {
 	Base *Base
 	// Lineage goes into the manifest: ancestors of the root, nearest first.
 	Lineage []content.CID
-	// Workers hash and compress; 0 is one a core.
+	// Workers hash and compress; 0 is one a core. After each chunk they call Rest with the
+	// time that it took, and go on when that returns; nil is at once.
 	Workers int
+	Rest    func(ctx context.Context, took time.Duration)
 	// PackSize is the size at which a pack is closed, in bytes; 0 is pack.SizeTarget.
 	PackSize int
 	// Now dates the packs; nil is time.Now.
@@ -359,6 +361,7 @@ func (b *Builder) work(ctx context.Context) {
 		if j == nil {
 			return
 		}
+		begun := time.Now()
 		v := content.Seal(j.raw)
 		j.cid, j.known, j.frame = v.CID(), pack.Location{}, j.frame[:0]
 		if b.cfg.OnChunk != nil {
@@ -370,6 +373,9 @@ func (b *Builder) work(ctx context.Context) {
 			}
 		}
 		j.done <- struct{}{}
+		if b.cfg.Rest != nil {
+			b.cfg.Rest(ctx, time.Since(begun))
+		}
 	}
 }
 

@@ -67,7 +67,10 @@ type (
 	// Lost says that a member could not be reached, refuses, or has no room.
 	Lost struct{ Member trust.PublicKey }
 	// Empty says that a member which the record names has nothing of the volume, or not
-	// all that it had.
+	// all that it had. It begins anew once the record was written again as it is: whoever was
+	// about to take the volume over by it is too late then, and who comes later finds out
+	// that this one is not whole. So the record never says that nobody holds what was
+	// acknowledged, and no flush waits for the bucket.
 	Empty struct{ Member trust.PublicKey }
 	// Behind says that a member which the record names has what was acknowledged, and can't
 	// have what came since: it is named until others have all, or Based.
@@ -80,6 +83,8 @@ type (
 	Confirmed struct{}
 	// Doubted says that the outcome of a Commit is not known.
 	Doubted struct{}
+	// Queued says that a member is going to be filled, when other volumes' are.
+	Queued struct{}
 	// Wanted says how many holders there are to be from now on; see New.
 	Wanted struct {
 		K    int
@@ -92,7 +97,8 @@ type Action any
 
 // The actions.
 type (
-	// Follow has a member take what is written. Begin: it has nothing yet.
+	// Follow has a member take what is written. Begin: it has nothing yet, and is not whole
+	// before it has all that is Needed.
 	Follow struct {
 		Member trust.PublicKey
 		Begin  bool
@@ -117,6 +123,7 @@ type State struct {
 	resting  map[trust.PublicKey]time.Time // until when they are not asked again
 	lost     map[trust.PublicKey]bool      // of those named, until they are back
 	empty    map[trust.PublicKey]bool
+	anew     map[trust.PublicKey]bool // of those named, who are to begin
 	behind   map[trust.PublicKey]bool
 
 	now          time.Time
@@ -125,7 +132,9 @@ type State struct {
 	floor        uint64 // what may have been acknowledged
 	acknowledged uint64
 	flushing     uint64
-	short        time.Time // since when a flush waits
+	short        time.Time // since when a flush waits,
+	moved        time.Time // and when that came nearer last:
+	got          uint64    // what k who are followed have, all of them
 }
 
 type member struct {
@@ -138,7 +147,7 @@ type member struct {
 func New(k int, lone bool, said Record, floor uint64) *State {
 	return &State{
 		k: k, lone: lone, said: said, floor: floor,
-		followed: map[trust.PublicKey]*member{}, resting: map[trust.PublicKey]time.Time{}, lost: map[trust.PublicKey]bool{}, empty: map[trust.PublicKey]bool{}, behind: map[trust.PublicKey]bool{},
+		followed: map[trust.PublicKey]*member{}, resting: map[trust.PublicKey]time.Time{}, lost: map[trust.PublicKey]bool{}, empty: map[trust.PublicKey]bool{}, anew: map[trust.PublicKey]bool{}, behind: map[trust.PublicKey]bool{},
 	}
 }
 
@@ -146,11 +155,15 @@ func New(k int, lone bool, said Record, floor uint64) *State {
 func (s *State) Step(e Event) []Action {
 	e.change(s)
 	s.acknowledged = max(s.acknowledged, s.reach())
-	switch {
+	switch got := s.got; {
 	case s.flushing <= s.acknowledged:
-		s.short = time.Time{}
+		s.short, s.got = time.Time{}, 0
 	case s.short.IsZero():
-		s.short = s.now
+		s.short, s.moved = s.now, s.now
+	default:
+		if s.got = max(got, s.least()); s.got > got {
+			s.moved = s.now
+		}
 	}
 	return append(s.follow(), s.write()...)
 }
@@ -158,6 +171,9 @@ func (s *State) Step(e Event) []Action {
 // Acknowledged is up to which seq flushes may be acknowledged, among those that this
 // node has durable itself.
 func (s *State) Acknowledged() uint64 { return s.acknowledged }
+
+// Needed is up to where a member has to have everything that the record is to name.
+func (s *State) Needed() uint64 { return max(s.floor, s.acknowledged) }
 
 // Degraded reports whether the record says so.
 func (s *State) Degraded() bool { return s.said.Degraded }
@@ -182,6 +198,23 @@ func (s *State) Lowest() uint64 {
 
 // Short reports whether a flush has waited for that long.
 func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.short) >= d }
+
+// Stuck reports whether a flush waits, and nothing has come nearer for that long to what it
+// waits for: members who are being filled get there in the end, as a journal is no larger
+// than a disk.
+func (s *State) Stuck(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.moved) >= d }
+
+// least is what all have who are followed, if they are enough.
+func (s *State) least() (all uint64) {
+	if len(s.followed) < s.k {
+		return 0
+	}
+	all = math.MaxUint64
+	for _, m := range s.followed {
+		all = min(all, m.had)
+	}
+	return all
+}
 
 func (e Tick) change(s *State) {
 	s.now, s.live = e.Now, e.Live
@@ -223,7 +256,9 @@ func (Based) change(s *State) { // what members lacked, the record has
 
 func (e Recorded) change(s *State) {
 	s.said, s.maybe, s.next, s.writing, s.confirmed = e.Record, nil, nil, false, s.now
-	for _, of := range []map[trust.PublicKey]bool{s.lost, s.empty, s.behind} { // who is not named any more may begin anew
+	maps.Copy(s.anew, s.empty)
+	clear(s.empty)
+	for _, of := range []map[trust.PublicKey]bool{s.lost, s.anew, s.behind} { // who is not named any more may begin
 		maps.DeleteFunc(of, func(m trust.PublicKey, _ bool) bool { return !slices.Contains(s.said.Holders, m) })
 	}
 }
@@ -233,6 +268,8 @@ func (Confirmed) change(s *State) { s.confirmed = s.now }
 func (Doubted) change(s *State) {
 	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
 }
+
+func (Queued) change(s *State) { s.moved = s.now }
 
 func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }
 
@@ -298,7 +335,8 @@ func (s *State) follow() (out []Action) {
 	for _, m := range wanted {
 		if s.followed[m] == nil && s.resting[m].IsZero() {
 			s.followed[m] = &member{}
-			out = append(out, Follow{m, !s.named(m)})
+			out = append(out, Follow{m, !s.named(m) || s.anew[m]})
+			delete(s.anew, m) // if it does not, it is asked once more what it has
 		}
 	}
 	for m := range s.followed {
@@ -326,9 +364,9 @@ func (s *State) write() []Action {
 	if s.next = r; r == nil {
 		return nil
 	}
-	if !r.Degraded && len(r.Holders) == s.k && !slices.ContainsFunc(s.maybe, r.equal) {
+	if !r.Degraded && len(r.Holders) == s.k && !r.equal(s.said) && !slices.ContainsFunc(s.maybe, r.equal) {
 		for _, h := range r.Holders {
-			if s.had(h) < max(s.floor, s.acknowledged) {
+			if s.had(h) < s.Needed() {
 				return nil // it waits for that
 			}
 		}
@@ -339,7 +377,7 @@ func (s *State) write() []Action {
 
 // due is what the record should say, nil for what it says.
 func (s *State) due() *Record {
-	near := max(s.floor, s.acknowledged)
+	near := s.Needed()
 	if s.said.Degraded {
 		near -= min(near, nearMax)
 	}
@@ -355,14 +393,13 @@ func (s *State) due() *Record {
 		}
 		return nil
 	}
-	if left := slices.DeleteFunc(slices.Clone(s.said.Holders), func(h trust.PublicKey) bool { return s.empty[h] }); len(left) < len(s.said.Holders) {
-		return &Record{left, s.said.Degraded}
-	}
 	switch {
 	case s.lone && !s.said.Degraded && s.Short(DegradeAfter):
 		return &Record{s.said.Holders, true}
 	case len(s.maybe) > 0: // written once more, its outcome is known
 		return &s.maybe[len(s.maybe)-1]
+	case len(s.empty) > 0:
+		return &s.said
 	}
 	return nil
 }

@@ -128,15 +128,23 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// TestWiped: a holder that has lost what it had is none any more before it begins anew.
+// TestWiped: a holder that has lost what it had stays one by the record, which nobody can
+// take the volume over by meanwhile, and begins anew once that was written as it is.
 func TestWiped(t *testing.T) {
 	s := New(1, false, Record{Holders: keys(1)}, 7)
 	s.Step(Tick{time.Unix(0, 0), keys(1)})
-	if got := s.Step(Empty{key(1)}); fmt.Sprint(got) != fmt.Sprint([]Action{Commit{Record{}}}) {
-		t.Fatalf("%v, want it out of the record", got)
+	if got := s.Step(Empty{key(1)}); fmt.Sprint(got) != fmt.Sprint([]Action{Commit{Record{Holders: keys(1)}}}) {
+		t.Fatalf("%v, want the record written as it is", got)
 	}
-	if got := s.Step(Recorded{}); fmt.Sprint(got) != fmt.Sprint([]Action{Follow{key(1), true}}) {
+	if got := s.Step(Recorded{Record{Holders: keys(1)}}); fmt.Sprint(got) != fmt.Sprint([]Action{Follow{key(1), true}}) {
 		t.Fatalf("%v, want it to begin", got)
+	}
+	if s.Needed() != 7 {
+		t.Fatalf("it is whole with %d of 7", s.Needed())
+	}
+	s.Step(Lost{key(1)})
+	if got := s.Step(Tick{time.Unix(0, 0).Add(returnAfter), keys(1)}); fmt.Sprint(got) != fmt.Sprint([]Action{Follow{key(1), false}}) {
+		t.Fatalf("%v, want it asked what it has", got)
 	}
 }
 
@@ -150,17 +158,20 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 		has := map[trust.PublicKey]uint64{} // what each member has for good
 		s := New(k, rapid.Bool().Draw(t, "lone"), truth, 0)
 		now, end := time.Unix(0, 0), uint64(0)
-		followed := map[trust.PublicKey]bool{}
+		followed, begun, wiped := map[trust.PublicKey]bool{}, map[trust.PublicKey]bool{}, map[trust.PublicKey]bool{}
+		whole := map[trust.PublicKey]uint64{} // of who lost what it had: it counts for nobody before
 		var commit *Record
 		step := func(e Event) {
 			for _, a := range s.Step(e) {
 				switch a := a.(type) {
 				case Follow:
 					followed[a.Member] = true
-					if a.Begin {
-						if slices.Contains(truth.Holders, a.Member) {
+					if begun[a.Member] = a.Begin; a.Begin {
+						whole[a.Member] = s.Needed()
+						if slices.Contains(truth.Holders, a.Member) && !wiped[a.Member] {
 							t.Fatalf("holder %d begins anew", a.Member[0])
 						}
+						delete(wiped, a.Member)
 						has[a.Member] = 0
 					}
 				case Leave:
@@ -174,6 +185,9 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 				}
 			}
 			for _, h := range truth.Holders {
+				if wiped[h] || has[h] < whole[h] { // nobody takes the volume over by it
+					continue
+				}
 				if !truth.Degraded && (len(truth.Holders) == k || s.Acknowledged() > 0) && has[h] < min(s.Acknowledged(), end) {
 					t.Fatalf("acknowledged %d, and holder %d has %d", s.Acknowledged(), h[0], has[h])
 				}
@@ -191,6 +205,10 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 				step(Tick{now, keys(rapid.Permutation([]int{1, 2, 3, 4, 5}).Draw(t, "live")[:rapid.IntRange(0, 5).Draw(t, "alive")]...)})
 			},
 			"ack": any(func(m trust.PublicKey) {
+				if followed[m] && wiped[m] { // it is asked what it has, and has nothing
+					delete(followed, m)
+					step(Empty{m})
+				}
 				if followed[m] {
 					has[m] = rapid.Uint64Range(has[m], max(end, has[m])).Draw(t, "has")
 					step(Had{m, has[m]})
@@ -198,7 +216,7 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 			}),
 			"ack all": func(*rapid.T) {
 				for m := range followed {
-					if followed[m] {
+					if followed[m] && !wiped[m] {
 						has[m] = max(has[m], end)
 						step(Had{m, has[m]})
 					}
@@ -208,6 +226,17 @@ func TestNothingIsAcknowledgedThatARecordMayNotFind(t *testing.T) {
 				if followed[m] {
 					delete(followed, m)
 					step(Lost{m})
+				}
+			}),
+			"wipe": any(func(m trust.PublicKey) {
+				if followed[m] {
+					delete(followed, m)
+					has[m], wiped[m] = 0, true
+					if begun[m] {
+						step(Lost{m})
+					} else {
+						step(Empty{m})
+					}
 				}
 			}),
 			"end a commit": func(t *rapid.T) {

@@ -1,0 +1,87 @@
+package fold
+
+import (
+	"bytes"
+	"errors"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// TestAFullDiskIsMadeRoomOn: what the bucket has as segments becomes chunks where the disk is
+// full, without waiting for its time, and no more than once; and what it lacks is counted.
+func TestAFullDiskIsMadeRoomOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		dir := filepath.Join(t.TempDir(), "here")
+		if err := volume.Create(dir, w.body.ID); err != nil {
+			t.Fatal(err)
+		}
+		var full atomic.Bool
+		vol, err := volume.Open(volume.Config{Dir: dir, ID: w.body.ID, Epoch: 1, Size: w.body.Size, Free: func() float64 {
+			if full.Load() {
+				return 0
+			}
+			return 0.07 // a write waits, and passes
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer vol.Close()
+		p, pace := NewPaced(vol, w.config()), new(Pace)
+		write := func() error { return vol.WriteAt(t.Context(), bytes.Repeat([]byte{1}, block), 0, true) }
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		if lag, err := p.Lag(); lag < block || err != nil {
+			t.Errorf("the bucket lacks %d bytes, %v, of %d", lag, err, block)
+		}
+		if err := p.Run(t.Context(), Safe); err != nil {
+			t.Fatal(err)
+		}
+		if len(w.record().Segments) == 0 || p.IsDue(pace) {
+			t.Fatal("it has no segments, or is due again")
+		}
+		full.Store(true)
+		if err := write(); !errors.Is(err, content.ErrNoSpace) {
+			t.Fatalf("a write on a full disk: %v", err)
+		}
+		if !p.IsDue(pace) {
+			t.Error("it is not due")
+		}
+		if err := p.Run(t.Context(), Safe); err != nil || len(w.record().Segments) > 0 {
+			t.Errorf("%v, and segments are left: %v", err, w.record().Segments)
+		}
+		if p.IsDue(pace) {
+			t.Error("it is due again")
+		}
+	})
+}
+
+// TestTheJournalOfANewVolumeIsCut: what was folded to chunks goes from this disk, of a volume
+// that was just made too, whose record ends where its journal begins.
+func TestTheJournalOfANewVolumeIsCut(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(t.TempDir(), "here")
+	if err := volume.Create(dir, w.body.ID); err != nil {
+		t.Fatal(err)
+	}
+	vol := w.attach(t, dir, w.record(), 1)
+	defer vol.Close()
+	p := NewPaced(vol, w.config())
+	for range 2 {
+		if err := vol.WriteAt(t.Context(), bytes.Repeat([]byte{1}, diskSize), 0, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Run(t.Context(), Chunks); err != nil {
+			t.Fatal(err)
+		}
+		if s := vol.Stats(); s.Dirty > 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
