@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -32,6 +33,7 @@ type report struct {
 	Path    Path
 	Relayed int64 // bytes
 	Carried int64
+	Ends    []string // of all connections
 	Err     string
 }
 
@@ -65,6 +67,9 @@ func runMember(ctx context.Context, cfg Config, input io.Reader, output io.Write
 			if r.Path, err = send(ctx, s, o); err != nil {
 				r.Err = err.Error()
 			}
+		}
+		for _, c := range s.host.Network().Conns() {
+			r.Ends = append(r.Ends, c.RemoteMultiaddr().String())
 		}
 		r.Relayed, r.Carried = s.Relayed()
 		err = to.Encode(r)
@@ -163,13 +168,18 @@ func (a *away) do(o order) report {
 // await asks until something holds.
 func (a *away) await(what string, holds func(report) bool) {
 	a.t.Helper()
+	a.awaitWithin(what, 90*time.Second, holds)
+}
+
+func (a *away) awaitWithin(what string, wait time.Duration, holds func(report) bool) {
+	a.t.Helper()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	for late := time.After(2 * time.Minute); !holds(a.do(order{})); {
+	for late := time.After(wait); !holds(a.do(order{})); {
 		select {
 		case <-tick.C:
 		case <-late:
-			a.t.Fatalf("%s: not within two minutes: %+v", what, a.last)
+			a.t.Fatalf("%s: not in time: %+v", what, a.last)
 		}
 	}
 }
@@ -277,4 +287,29 @@ func TestUDPBlocked(t *testing.T) {
 // splitList reads a list of an environment's variable.
 func splitList(name string) []string {
 	return slices.DeleteFunc(strings.Split(os.Getenv(name), ","), func(s string) bool { return s == "" })
+}
+
+// TestAMovedMemberLeavesNothingBehind: it dials others from its new address, and they close
+// what led to the old one.
+func TestAMovedMemberLeavesNothingBehind(t *testing.T) {
+	n, relay, env := newWorld(t)
+	h, err := n.Host(t.Context(), "home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := startAway(t, h, append(env, siteListen+"=/ip4/0.0.0.0/tcp/4001")...)
+	at := func(r report, a netip.Addr) bool {
+		return slices.ContainsFunc(r.Ends, func(end string) bool { return strings.Contains(end, "/"+a.String()+"/") })
+	}
+	relay.await("a connection", func(r report) bool { return at(r, h.Addr()) })
+	old := h.Addr()
+	if err := h.Move(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// left alone, it would find out after forty seconds that nobody is at the other end
+	relay.awaitWithin("another", 25*time.Second, func(r report) bool { return at(r, h.Addr()) })
+	relay.await("the old one is closed", func(r report) bool { return !at(r, old) })
+	m.await("it tells of the new address", func(r report) bool {
+		return !slices.ContainsFunc(r.Addrs, func(a string) bool { return strings.Contains(a, "/"+old.String()+"/") })
+	})
 }

@@ -89,8 +89,8 @@ func (s *Swarm) keepPlaces(ctx context.Context) error {
 	var work errgroup.Group // what takes a while
 	defer work.Wait()
 	work.SetLimit(orphansMax)
-	var before []netip.Addr
-	for {
+	before, err := s.places.look(time.Now())
+	for err == nil {
 		select {
 		case e := <-heard.Out():
 			switch e := e.(type) {
@@ -114,6 +114,7 @@ func (s *Swarm) keepPlaces(ctx context.Context) error {
 			return nil
 		}
 	}
+	return err
 }
 
 // leftBehind returns the connections with a peer to addresses that are not among those that
