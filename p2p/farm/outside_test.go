@@ -53,7 +53,7 @@ func TestOutside(t *testing.T) {
 		}
 		if reach[got[len(got)-1]] < 2 {
 			later := append(members, Member{ID: "newcomer", Identity: trust.Identity{Farm: "a"}, Addrs: reaches[2]})
-			if now := Outside(later); !slices.Equal(got, now) {
+			if now := Outside(later); !slices.Equal(got, now[:len(got)]) {
 				t.Errorf("a newcomer has made it %v, from %v", now, got)
 			}
 		}
