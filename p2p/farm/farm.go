@@ -134,6 +134,7 @@ type Farm struct {
 	wake    chan struct{} // there is somebody to join
 
 	mu      sync.Mutex // guards what follows
+	turn    int        // how often it has moved; changed by move alone
 	self    Member     // its ID and Identity never change
 	word    word       // this member's own
 	roster  roster     // of the others

@@ -59,3 +59,19 @@ func TestOutside(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatWasHeardAtAnOldAddressCountsNoMore: of a member that has moved the gossip of
+// before may still say for a while who is gone.
+func TestWhatWasHeardAtAnOldAddressCountsNoMore(t *testing.T) {
+	first, _ := start(t, configOf("n0"))
+	second, _ := start(t, configOf("n1", first.Address()))
+	await(t, first, 2)
+	face{first, -1}.NotifyLeave(second.list.Load().LocalNode())
+	if len(first.Live()) != 2 {
+		t.Error("a member is gone that is here")
+	}
+	face{first, 0}.NotifyLeave(second.list.Load().LocalNode())
+	if len(first.Live()) != 1 {
+		t.Error("a member is here that is gone")
+	}
+}

@@ -35,20 +35,24 @@ func (f *Farm) Start() error {
 			return err
 		}
 	}
-	if err := f.gossip(at); err != nil {
+	list, err := f.gossip(at, 0)
+	if err != nil {
 		return err
 	}
+	f.list.Store(list)
 	if err := f.say(0); err != nil {
 		f.cfg.Log.Debug("gossip: nobody has heard yet that this member is here", "err", err)
 	}
 	return nil
 }
 
-// gossip begins to at an address, which that of Config's Transport goes before.
-func (f *Farm) gossip(at netip.AddrPort) error {
+// gossip begins to at an address, which that of Config's Transport goes before: for the
+// turn of that number.
+func (f *Farm) gossip(at netip.AddrPort, turn int) (*memberlist.Memberlist, error) {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Label, c.Keyring = f.self.ID.String(), label(f.name), f.ring
-	c.Delegate, c.Events, c.Alive = face{f}, face{f}, face{f}
+	x := face{f, turn}
+	c.Delegate, c.Events, c.Alive = x, x, x
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
 	c.RetransmitMult = retransmitMult
@@ -58,10 +62,9 @@ func (f *Farm) gossip(at netip.AddrPort) error {
 	}
 	list, err := memberlist.Create(c)
 	if err != nil {
-		return fmt.Errorf("farm %s on %s: %w: %w", f.name, f.cfg.Bind, content.ErrUnavailable, err)
+		return nil, fmt.Errorf("farm %s on %s: %w: %w", f.name, f.cfg.Bind, content.ErrUnavailable, err)
 	}
-	f.list.Store(list)
-	return nil
+	return list, nil
 }
 
 // Place returns where a member gossips, and what its neighbours are told: Config's Bind,
@@ -137,14 +140,14 @@ func (f *Farm) move(from netip.AddrPort) {
 		f.cfg.Log.Debug("gossip: the host has lost its address, and has no other", "address", from, "err", err)
 		return
 	}
-	old := f.list.Load()
-	if err := f.gossip(to); err != nil {
+	list, err := f.gossip(to, f.turn+1)
+	if err != nil {
 		f.cfg.Log.Warn("gossip: the host has another address, which can't be used", "address", to, "err", err)
 		return
 	}
 	f.cfg.Log.Info("gossip: the host has another address", "from", from, "to", to)
-	err = old.Shutdown()
 	f.mu.Lock()
+	f.turn++                      // what the old one says from now on counts no more
 	for id, k := range f.roster { // all others, as who gossips anew knows nobody
 		if at := k.at; at != "" {
 			f.roster.gone(id)
@@ -153,7 +156,8 @@ func (f *Farm) move(from netip.AddrPort) {
 	}
 	f.publish()
 	f.mu.Unlock()
-	if err := errors.Join(err, f.say(0)); err != nil {
+	old := f.list.Swap(list)
+	if err := errors.Join(old.Shutdown(), f.say(0)); err != nil {
 		f.cfg.Log.Debug("gossip: nobody has heard yet where this member is", "err", err)
 	}
 	f.rouse()
