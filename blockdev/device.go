@@ -42,7 +42,7 @@ type Device interface {
 	TryReadTo(w io.WriterAt, n int, off int64) bool
 	// WriteAt stores p at off. With fua it is durable, by the device's policy,
 	// when it returns; otherwise after the next Flush that begins later.
-	// content.ErrNoSpace means nothing was written.
+	// With content.ErrNoSpace a prefix of it may be stored.
 	WriteAt(ctx context.Context, p []byte, off int64, fua bool) error
 	// TryWriteFrom writes n bytes at off, which it takes from data once, if that
 	// needs no wait; false means nothing was written and the caller uses WriteAt. An

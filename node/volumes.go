@@ -85,20 +85,18 @@ func (x registry) Delete(ctx context.Context, base catalog.Record) error {
 	return err
 }
 
-// holder names the node that holds a volume, and says whether it is away: it is neither
-// in the farm nor connected, nor does it answer.
-func (n *Node) holder(ctx context.Context, key trust.PublicKey) (name string, away bool) {
-	who := n.Membership.Who(key)
-	if who.State != membership.StateAway {
-		return who.String(), who.State == membership.StateRevoked
+// isAway says whether a node is neither in the farm nor connected, nor answers.
+func (n *Node) isAway(ctx context.Context, key trust.PublicKey) bool {
+	switch n.Membership.Who(key).State {
+	case membership.StateRevoked:
+		return true
+	case membership.StateAway:
+		id := identity.PeerID(key)
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		return n.swarm.Connect(ctx, peer.AddrInfo{ID: id}) != nil && (n.farm == nil || !slices.Contains(n.farm.Live(), id))
 	}
-	id := identity.PeerID(key)
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if err := n.swarm.Connect(ctx, peer.AddrInfo{ID: id}); err == nil || n.farm != nil && slices.Contains(n.farm.Live(), id) {
-		who.State = membership.StateConnected
-	}
-	return who.String(), who.State == membership.StateAway
+	return false
 }
 
 // callMember asks a member about volumes.

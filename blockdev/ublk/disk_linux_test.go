@@ -53,9 +53,11 @@ func TestFioVerifies(t *testing.T) {
 						amount := "8m"
 						switch size { // of small ones an emulated processor does not do many
 						case "512":
-							amount = soak.Of("256k", "512k")
+							amount = soak.Of("128k", "512k")
 						case "4k":
-							amount = soak.Of("2m", "8m")
+							amount = soak.Of("1m", "8m")
+						case "1m":
+							amount = soak.Of("4m", "8m")
 						}
 						fmt.Fprintf(&jobs, "[%s-%s-%d]\nstonewall\nrw=%[1]s\nbs=%[2]s\niodepth=%[3]d\nsize=%s\noffset=%dk\n", kind, size, depth, amount, 4*depth)
 					}

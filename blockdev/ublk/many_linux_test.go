@@ -107,7 +107,7 @@ func TestManyDisks(t *testing.T) {
 	idle(t)
 	stopMany(t, disks)
 	before := holding(t)
-	for range soak.Of(2, 10) {
+	for range soak.Of(1, 10) {
 		stopMany(t, addMany(t, s))
 	}
 	after := holding(t)

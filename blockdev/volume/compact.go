@@ -308,8 +308,11 @@ func (v *Volume) settledOf(l *layer) (own []*segment) {
 func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 	defer func() {
 		for _, r := range runs {
-			if err != nil && r.into != nil && !r.into.sealed {
-				err = errors.Join(err, r.into.file.Close(), os.Remove(r.into.file.Name()))
+			if err == nil || r.into == nil {
+				continue
+			}
+			if err = errors.Join(err, r.into.file.Close()); !r.into.sealed {
+				err = errors.Join(err, os.Remove(r.into.file.Name()))
 			}
 		}
 	}()

@@ -44,8 +44,8 @@ func (l *layer) bytes() int64 {
 	return int64(len(l.disk.Index)) * 8
 }
 
-// at returns the extent that covers sector s, or the next one behind it. errCold says
-// that this needs a wait which is not allowed.
+// at returns the extent that covers sector s, or the next one behind it. extents.ErrCold
+// says that this needs a wait which is not allowed.
 func (l *layer) at(s uint64, wait bool) (extents.Extent, bool, error) {
 	if l.mem != nil {
 		e, ok := l.mem.At(s)

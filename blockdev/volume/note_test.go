@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/origin/content"
 
@@ -186,4 +187,35 @@ func kill(t *testing.T, v *Volume) {
 	}
 	must(t, v.notes.File.Close())
 	must(t, v.lock.Close())
+}
+
+// TestAStartBelievesTheDiskAlone: what no note calls durable is written again, in place, before
+// the first sync of a start: an earlier one may have failed, and the kernel takes what it has in
+// memory for what is on the disk. What is noted stays as it is.
+func TestAStartBelievesTheDiskAlone(t *testing.T) {
+	for _, noted := range []bool{true, false} {
+		dir := create(t)
+		v := open(t, dir, newImage(sourceSize))
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, extents.Unit), 0, true))
+		if noted {
+			must(t, v.Close())
+		} else {
+			must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, 3*extents.Unit), 0, false))
+			kill(t, v)
+		}
+		path, long := filepath.Join(dir, segmentName(1)), time.Now().Add(-time.Hour).Truncate(time.Second)
+		whole, err := os.ReadFile(path)
+		must(t, err)
+		must(t, os.Chtimes(path, long, long))
+		v = open(t, dir, newImage(sourceSize))
+		info, err := os.Stat(path)
+		must(t, err)
+		if again := !info.ModTime().Equal(long); again == noted {
+			t.Errorf("noted %t, and written again: %t", noted, again)
+		}
+		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, whole) {
+			t.Errorf("other bytes are there, %v", err)
+		}
+		must(t, v.Close())
+	}
 }

@@ -57,13 +57,18 @@ const pieceMax = 128 << 10
 
 // locate says what covers the byte at off in all layers; see view. Called with mu.
 func (v *Volume) locate(off int64, length int, wait bool) (extents.Extent, int, error) {
+	if e, n := v.openAt(off, length); e.N > 0 {
+		return e, n, nil
+	} else {
+		return v.view.locate(off, n, wait)
+	}
+}
+
+// openAt is locate in the open layer alone. Called with mu.
+func (v *Volume) openAt(off int64, length int) (extents.Extent, int) {
 	s := uint64(off / extents.SectorSize)
 	e, ok := v.open.mem.At(s)
-	e, n := covering(e, ok, s, length)
-	if e.N > 0 {
-		return e, n, nil
-	}
-	return v.view.locate(off, n, wait)
+	return covering(e, ok, s, length)
 }
 
 // readers are the reads under way that don't hold mu and began between two changes of the
@@ -109,9 +114,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	w := v.pin()
 	for len(p) > 0 {
-		s := uint64(off / extents.SectorSize)
-		e, ok := v.open.mem.At(s)
-		e, n := covering(e, ok, s, len(p))
+		e, n := v.openAt(off, len(p))
 		pieces = append(pieces, piece{p[:n], off, e})
 		p, off = p[n:], off+int64(n)
 	}
@@ -182,10 +185,8 @@ func (v *Volume) Extents(ctx context.Context, dst []blockdev.Extent, off, length
 			return dst, content.ErrClosed
 		}
 		w := v.pin()
-		s := uint64(off / extents.SectorSize)
-		e, ok := v.open.mem.At(s)
+		e, n := v.openAt(off, int(min(length, extentsStep)))
 		v.mu.RUnlock()
-		e, n := covering(e, ok, s, int(min(length, extentsStep)))
 		var err error
 		if e.N == 0 {
 			e, n, err = w.locate(off, n, true)

@@ -146,7 +146,7 @@ func (v *Volume) Release(p content.Position) {
 	}
 }
 
-// pinAsOf returns the view of a position, to be unpinned.
+// pinAsOf returns the view of a position, whose files stay until its readers are Done.
 func (v *Volume) pinAsOf(p content.Position) (view, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

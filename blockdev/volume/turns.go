@@ -17,7 +17,7 @@ type change struct {
 	done chan error // what came of it, or errTurn: of one
 }
 
-// size is what the change adds to a segment.
+// bytes is what the change adds to a segment.
 func (c *change) bytes() int64 { return int64(len(c.head) + len(c.data)) }
 
 // errTurn says that the turn has come.

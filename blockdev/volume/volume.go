@@ -198,7 +198,19 @@ func Open(cfg Config) (*Volume, error) {
 // secure syncs what was replayed: it may have been in the kernel's memory only, and
 // new entries are going to rest on it.
 func (v *Volume) secure() error {
-	due := v.due()
+	due, noted := v.due(), v.notes.Last
+	for _, s := range due.segments {
+		from := int64(0)
+		if s.Number == noted.Number {
+			from = noted.Length
+		}
+		if v.cfg.ReadOnly || s.Number < noted.Number {
+			continue
+		}
+		if err := journal.Rewrite(s.file, from, s.size); err != nil {
+			return err
+		}
+	}
 	if err := v.sync(due.segments, true); err != nil {
 		return err
 	}

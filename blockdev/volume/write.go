@@ -62,6 +62,12 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 		lent[n] = v.lend(journal.DataEntry(ws[n].Offset, len(ws[n].Data)), ws[n].Data, false)
 		journal.SumUnits(lent[n].head[extents.EntryHeader:], lent[n].data)
 	}
+	return v.tryCommit(lent[:n])
+}
+
+// tryCommit appends those changes that the open segment has room for, if that needs no wait,
+// and returns how many.
+func (v *Volume) tryCommit(lent []*change) int {
 	if !v.turns.try() {
 		return 0
 	}
@@ -70,7 +76,7 @@ func (v *Volume) TryWriteBatch(ws []blockdev.Write) int {
 		return 0
 	}
 	v.batch = v.batch[:0]
-	for room := v.cfg.SegmentSize - v.tail.size; len(v.batch) < n && room > 0; room -= lent[len(v.batch)-1].bytes() {
+	for room := v.cfg.SegmentSize - v.tail.size; len(v.batch) < len(lent) && room > 0; room -= lent[len(v.batch)-1].bytes() {
 		v.batch = append(v.batch, lent[len(v.batch)])
 	}
 	done, _ := v.commit(v.batch)
@@ -89,16 +95,7 @@ func (v *Volume) TryWriteFrom(data io.ReaderAt, n int, off int64) bool {
 		return false
 	}
 	journal.SumUnits(c.head[extents.EntryHeader:], c.data)
-	if !v.turns.try() {
-		return false
-	}
-	defer v.turns.pass()
-	if v.full() {
-		return false
-	}
-	v.batch = append(v.batch[:0], c)
-	done, _ := v.commit(v.batch)
-	return done == 1
+	return v.tryCommit([]*change{c}) == 1
 }
 
 // append writes a change, with those that wait behind it, to the open segment and lays
@@ -201,7 +198,7 @@ func (v *Volume) cutBack(s *segment, end int64) {
 // refused says what a failed write means to a guest, and of a full disk, once, to the
 // log.
 func (v *Volume) refused(err error) error {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	if !durable.IsFull(err) {
 		return err
 	}
 	v.mu.Lock()

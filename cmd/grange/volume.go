@@ -59,7 +59,7 @@ type volumeAttachCmd struct {
 	Name      string `arg:"" help:"The volume."`
 	Transport string `enum:"auto,nbd,ublk" default:"auto" help:"How it is served: ${enum}; auto: as before."`
 	policy
-	Readonly   bool   `help:"Refuse writes until it is attached anew; so a damaged volume can be saved."`
+	Readonly   bool   `help:"Of a volume of another node, or of none: read it as the bucket has it now, beside whoever writes it. Of this node's: refuse writes until it is attached anew; so a damaged one can be saved."`
 	Takeover   bool   `env:"-" help:"Although another node holds it: what that one has acknowledged and not passed on stays behind, as a snapshot."`
 	Generation uint64 `env:"-" help:"An orchestrator's own count: refused when the volume has seen a greater one." placeholder:"N"`
 }

@@ -108,7 +108,7 @@ func TestDocumentHasTheContract(t *testing.T) {
 	}
 	for schema, members := range map[string]string{
 		"VolumeSpec": "size from transport durability degrade readonly takeover generation limits",
-		"Volume":     "name size from transport device durability degrade degraded_since readonly epoch state root dirty_bytes lag_bytes folded_at fs_used_bytes holders generation confirmed limits bytes",
+		"Volume":     "name size from transport device durability degrade degraded_since readonly epoch state root dirty_bytes lag_bytes folded_at fs_used_bytes holders generation confirmed limits bytes through",
 		"Snapshot":   "snapshot_id volume number label size created durable orphan parent root bytes",
 		"Problem":    "code holder policy folded_at detail status",
 	} {

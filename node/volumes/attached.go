@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ type attached struct {
 	v       *Volumes
 	opening chan struct{} // closed when another stands for the volume
 	looking atomic.Bool   // since the process stood still
+	leaving atomic.Bool   // it is being given up
 	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
@@ -50,7 +52,7 @@ type attached struct {
 	image *fetch.Image
 	disk  *ublk.Disk     // nil over NBD
 	folds *fold.Paced    // nil where nothing is written, or no origin known
-	line  *fold.Line     // of its tails
+	line  *fold.Tails    // of its flushes, under the policy origin
 	users doors.Entrance // NBD connections
 
 	placing sync.Mutex // held from where the journal is sealed for a snapshot or a fork until that is noted, and has its record
@@ -74,9 +76,12 @@ type attached struct {
 }
 
 func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
-	dir := func(id content.VolumeID) string { return v.index.Path(index.Entry{Volume: catalog.Volume{ID: id}}) }
-	a := &attached{v: v, line: &fold.Line{Bucket: v.bucket().Bucket, Dir: dir}, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
-	a.line.Ends = func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() }
+	a := &attached{v: v, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
+	a.line = &fold.Tails{
+		Bucket: v.bucket().Bucket,
+		Dir:    func() string { _, body, _ := a.record(); return v.index.Path(index.Entry{Volume: body}) },
+		Ends:   func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() },
+	}
 	if !e.Committed { // nobody else can have it
 		a.right.Stage = right.Uncommitted
 	}
@@ -121,7 +126,7 @@ func (a *attached) set(base *catalog.Record, body catalog.Volume) {
 // change is called with what the record says, maybe more than once, also with what an
 // earlier call has made of it. It must not keep what it is given.
 func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) error) error {
-	ctx, end, err := a.turn.Have(ctx, a.Name())
+	ctx, end, err := a.turn.Have(ctx)
 	if err != nil {
 		return err
 	}
@@ -138,7 +143,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		case st.Stage == right.Lost:
 			return a.fenced()
 		case base == nil || st.Stage != right.Serving:
-			return fmt.Errorf("volume %q: %w: its record can't be read or written now", a.Name(), content.ErrUnavailable)
+			return fmt.Errorf("%w: its record can't be read or written now", content.ErrUnavailable)
 		}
 		body.Segments, body.Holders, body.Lineage = slices.Clone(body.Segments), slices.Clone(body.Holders), slices.Clone(body.Lineage)
 		if err := change(&body); err != nil {
@@ -150,10 +155,10 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 		}
 		a.set(nil, a.body)
 		if !records.IsOvertaken(err) {
-			return fmt.Errorf("volume %q: %w", a.Name(), err)
+			return err
 		}
 	}
-	return fmt.Errorf("volume %q: %w", a.Name(), records.Busy())
+	return records.Busy()
 }
 
 // keep takes a record as this node's own.
@@ -167,12 +172,12 @@ func (a *attached) keep(base *catalog.Record, body catalog.Volume) error {
 func (a *attached) fenced() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return fmt.Errorf("volume %q: %w: %s", a.name, content.ErrFenced, a.taken)
+	return fmt.Errorf("%w: %s", content.ErrFenced, cmp.Or(a.taken, "another node has it"))
 }
 
 // happen has an event change the state, and does what follows.
 func (a *attached) happen(ctx context.Context, e right.Event) error {
-	ctx, end, err := a.turn.Have(ctx, a.Name())
+	ctx, end, err := a.turn.Have(ctx)
 	if err != nil {
 		return err
 	}
@@ -234,7 +239,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	case right.Open:
 		a.admit()
 	case right.Stop:
-		return nil, a.stop()
+		return nil, a.stop(ctx)
 	case right.Refuse:
 		base, body, _ := a.record()
 		return nil, a.v.held(ctx, *base, body)
@@ -265,10 +270,6 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 		r, body, err = a.v.records().SureVolume(ctx, name)
 	}
 	e, _ := a.v.index.Get(name)
-	holding := ""
-	if err == nil && !st.IsMine(body) {
-		holding = a.v.holding(ctx, r, body)
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -284,7 +285,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	case r.Farm != a.v.cfg.Farm:
 		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
 	}
-	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, holding
+	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, ""
 	return right.Sighted{Body: body}, nil
 }
 
@@ -357,7 +358,6 @@ func (a *attached) keepRight() error {
 // leave tells who had the volume that it is another's, and notes what stays behind there.
 func (a *attached) leave(ctx context.Context) {
 	seen := a.right.From
-	who, _ := a.v.cfg.Holder(ctx, seen.Holder)
 	a.v.tell(ctx, seen.Holder, a.Name())
 	k, _ := catalog.PolicyHolders(seen.Policy)
 	if seen.Policy != catalog.PolicyLocal && seen.DegradedSince.IsZero() && (k == 0 || len(seen.Holders) > 0) {
@@ -365,7 +365,7 @@ func (a *attached) leave(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.behind = terms.Behind(who, a.name, seen)
+	a.behind = terms.Behind(a.v.cfg.Who(seen.Holder), a.name, seen)
 }
 
 // admit opens the gate as far as the state allows.
@@ -378,14 +378,21 @@ func (a *attached) admit() {
 }
 
 // stop has the volume served no more, for good; who has its turn closes it.
-func (a *attached) stop() error {
+func (a *attached) stop(ctx context.Context) error {
+	base, body, _ := a.record()
+	a.mu.Lock()
+	why := a.taken
+	a.mu.Unlock()
+	if why == "" {
+		why = a.v.holding(ctx, *base, body)
+		a.mu.Lock()
+		a.taken = why
+		a.mu.Unlock()
+	}
 	err := a.fenced()
 	a.gate.End(err)
-	a.mu.Lock()
-	name, why := a.name, a.taken
-	a.mu.Unlock()
 	if a.vol == nil {
-		e, kept := a.v.index.Change(name, func(e *index.Entry) { e.Taken = why })
+		e, kept := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Taken = why })
 		return errors.Join(a.v.takenError(e), kept)
 	}
 	select {

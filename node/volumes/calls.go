@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
@@ -36,6 +37,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 		return nil, nil
 	case snapshotMethod:
 		return v.snapshotFor(ctx, body)
+	case readers.Method:
+		return readers.Answer(v.index, string(body)), nil
 	case attachMethod:
 		var q moves.Request
 		if err := json.Unmarshal(body, &q); err != nil {
@@ -87,7 +90,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	e, ok := v.index.Get(name)
 	a := v.device(name)
 	switch {
-	case !ok:
+	case !ok || e.Reader:
 		return View{}, v.elsewhere(ctx, name)
 	case to == v.cfg.Self:
 		return v.Get(name)

@@ -49,8 +49,9 @@ func (v *Volumes) SetLimits(ctx context.Context, name string, l Limits) (View, e
 }
 
 // alter changes the record of a volume that is served, and then the volume.
-func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (View, error) {
+func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (_ View, err error) {
 	defer v.turn(name)()
+	defer during(&err, "volume %q", name)
 	a, err := v.served(ctx, name)
 	if err == nil {
 		err = a.revise(ctx, record)
@@ -59,14 +60,14 @@ func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.V
 		err = disk(a)
 	}
 	if err != nil {
-		return View{}, fmt.Errorf("volume %q: %w", name, err)
+		return View{}, err
 	}
 	return v.Get(name)
 }
 
 // served is a volume that this node serves now.
 func (v *Volumes) served(ctx context.Context, name string) (*attached, error) {
-	if _, here := v.index.Get(name); !here {
+	if e, here := v.index.Get(name); !here || e.Reader {
 		return nil, v.elsewhere(ctx, name)
 	}
 	switch a := v.device(name); {

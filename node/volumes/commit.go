@@ -22,62 +22,42 @@ import (
 // volume from being served, nor one volume another.
 func (v *Volumes) keepTrying(ctx context.Context, due *right.Looks) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return v.keepDoing(ctx, v.uncommitted, v.commitSoon) })
 	group.Go(func() error { return v.keepOwned(ctx, due) })
 	group.Go(func() error { return v.keepFolding(ctx) })
 	group.Go(func() error { return v.watchPulse(ctx) })
 	group.Go(func() error { return v.errands.Run(ctx) })
-	group.Go(func() error { return v.keepDoing(ctx, v.failed, v.serveLater) })
+	group.Go(func() error { return v.keepMending(ctx) })
 	return group.Wait()
 }
 
-// keepDoing does something with volumes for which it is due, now and again, each for itself:
-// one that is stuck keeps none of the others waiting.
-func (v *Volumes) keepDoing(ctx context.Context, due func() []string, do func(context.Context, string)) error {
+// keepMending commits and serves those that are to be and could not, each for itself: one
+// that is stuck keeps none of the others waiting.
+func (v *Volumes) keepMending(ctx context.Context) error {
 	var group errgroup.Group
 	group.SetLimit(parallelOpens)
 	var busy sync.Map
 	err := every(ctx, func() {
-		names := due()
-		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-		for _, name := range names {
-			if _, is := busy.LoadOrStore(name, true); !is && !group.TryGo(func() error {
-				defer busy.Delete(name)
-				do(ctx, name)
+		all := v.index.Sorted()
+		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		for _, e := range all {
+			if d := v.device(e.Name); e.Committed && (d == nil || d.err == nil) {
+				continue
+			}
+			if _, is := busy.LoadOrStore(e.Name, true); !is && !group.TryGo(func() error {
+				defer busy.Delete(e.Name)
+				brief, cancel := context.WithTimeout(ctx, recordTimeout)
+				defer cancel()
+				if err := v.commitLater(brief, e.Name); err != nil && !errors.Is(err, content.ErrUnavailable) {
+					v.cfg.Log.Error("a volume's record can't be written", "volume", e.Name, "err", err)
+				}
+				v.serveLater(ctx, e.Name)
 				return nil
 			}) {
-				busy.Delete(name)
+				busy.Delete(e.Name)
 			}
 		}
 	})
 	return errors.Join(err, group.Wait())
-}
-
-// failed are the volumes that could not be served, and uncommitted those without a record.
-func (v *Volumes) failed() (out []string) {
-	for name, d := range v.open.All() {
-		if d.err != nil {
-			out = append(out, name)
-		}
-	}
-	return out
-}
-
-func (v *Volumes) uncommitted() (out []string) {
-	for _, e := range v.index.Sorted() {
-		if !e.Committed {
-			out = append(out, e.Name)
-		}
-	}
-	return out
-}
-
-func (v *Volumes) commitSoon(ctx context.Context, name string) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	if err := v.commitLater(ctx, name); err != nil && !errors.Is(err, content.ErrUnavailable) {
-		v.cfg.Log.Error("a volume's record can't be written", "volume", name, "err", err)
-	}
 }
 
 // every calls do now and again until ctx ends.

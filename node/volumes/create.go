@@ -27,17 +27,17 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	if err != nil {
 		return err
 	}
-	e.Epoch = gone.Version + 1         // no record of the name had a later one
-	e.Adopted = len(from.Segments) > 0 // until all of them are there a start gives it up
-	if !e.Adopted {
-		e.Tried = []right.Stamp{right.StampOf(e.Volume)}
+	e.Epoch = gone.Version + 1 // no record of the name had a later one
+	tried := []right.Stamp{right.StampOf(e.Volume)}
+	if e.Adopted = len(from.Segments) > 0; !e.Adopted { // else a start gives it up until all of them are there
+		e.Tried = tried
 	}
 	if err := v.index.Prepare(e); err != nil {
 		return err
 	}
 	if e.Adopted {
-		err := journal.Adopt(v.index.HalfMade(e), e.ID, from.Segments, v.cfg.At)
-		if e.Adopted, e.Tried = false, []right.Stamp{right.StampOf(e.Volume)}; err == nil {
+		err = journal.Adopt(v.index.HalfMade(e), e.ID, from.Segments, v.cfg.At)
+		if e.Adopted, e.Tried = false, tried; err == nil {
 			err = v.index.Rewrite(e)
 		}
 		if err != nil {

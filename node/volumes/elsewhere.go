@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -33,6 +34,19 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 	return view, err
 }
 
+// read has this node read a volume beside its writer, as the bucket has it now; e is what is
+// here under its name.
+func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport string) (created bool, err error) {
+	d := v.device(name)
+	q := readers.Ask{Name: name, Transport: transport, Old: e, Close: func() error { return v.close(ctx, name, false, nil) }}
+	q.Served = d != nil && d.vol != nil && (transport == terms.Auto || (transport == terms.UBLK) == (d.disk != nil))
+	from := readers.Source{Index: v.index, Records: v.records(), Bucket: v.bucket(), Library: v.cfg.Library, Farm: v.cfg.Farm, Now: v.cfg.Now, At: v.cfg.At}
+	if e, created, err = from.Attach(ctx, q); err == nil && created {
+		err = v.reattach(ctx, e, Spec{Transport: transport})
+	}
+	return created, err
+}
+
 // elsewhere says what became of a name that no volume here has: ErrNotFound, with who
 // has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
 func (v *Volumes) elsewhere(ctx context.Context, name string) error {
@@ -49,23 +63,22 @@ func (v *Volumes) elsewhere(ctx context.Context, name string) error {
 // removeElsewhere deletes a name that no volume here has. Who holds it has to do so,
 // unless it is away, or the volume's folder is away from here, and this is forced: its
 // data stay on their disk, under a name that is free.
-func (v *Volumes) removeElsewhere(ctx context.Context, name string, force bool) error {
+func (v *Volumes) removeElsewhere(ctx context.Context, name string, spec RemoveSpec) error {
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-		return nil
+		return v.purge(ctx, name, spec)
 	case err != nil:
-		return fmt.Errorf("remove volume %q: it is not here, and whether another node has it can't be told: %w", name, err)
+		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
 	}
-	_, away := v.cfg.Holder(ctx, body.Holder)
-	if !force || !away && body.Holder != v.cfg.Self {
-		return fmt.Errorf("remove volume %q: %w", name, v.held(ctx, r, body))
+	if !spec.Force || body.Holder != v.cfg.Self && !v.cfg.Away(ctx, body.Holder) {
+		return v.held(ctx, r, body)
 	}
 	if err := v.cfg.Registry.Delete(ctx, r); err != nil {
-		return fmt.Errorf("remove volume %q of farm %s: %w", name, r.Farm, err)
+		return fmt.Errorf("of farm %s: %w", r.Farm, err)
 	}
-	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.holding(ctx, r, body))
-	return nil
+	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.cfg.Who(body.Holder))
+	return v.purge(ctx, name, spec)
 }
 
 // holding says who holds a name, since when, and the ways out.
@@ -73,14 +86,12 @@ func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Vo
 	if body.Holder == v.cfg.Self {
 		return terms.Missing(v.index.Path(index.Entry{Volume: body}), v.index.Has(body.ID), r)
 	}
-	who, away := v.cfg.Holder(ctx, body.Holder)
-	return terms.Holding(who, away, r, body)
+	return terms.Holding(v.cfg.Who(body.Holder), v.cfg.Away(ctx, body.Holder), r, body)
 }
 
 // held is the conflict with who holds a name by its record.
 func (v *Volumes) held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
-	who, _ := v.cfg.Holder(ctx, body.Holder)
-	return &HeldError{Holder: who, Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
+	return &HeldError{Holder: v.cfg.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
 }
 
 // taken says who has a name, where another was quicker to take it.
@@ -105,7 +116,7 @@ func (v *Volumes) Everywhere(ctx context.Context) ([]View, error) {
 		all[view.Name] = view
 	}
 	for r, body := range v.records().Volumes(ctx) {
-		if own, here := all[r.Name]; !here || own.State == terms.StateReleased {
+		if own, here := all[r.Name]; !here || own.State == terms.StateReleased || own.State == terms.StateReading {
 			view := terms.OfRecord(v.codec, r.Name, r.Farm, body)
 			if view.Node != "" {
 				view.NodeName = v.cfg.Called(body.Holder)

@@ -168,7 +168,8 @@ func TestNameHeldElsewhere(t *testing.T) {
 	w := newWorld(t)
 	h := newHeld(t, w, trust.NewPrivateKey().Public())
 	away := true
-	w.cfg.Holder = func(context.Context, trust.PublicKey) (string, bool) { return "db1 of farm lyon", away }
+	w.cfg.Who = func(trust.PublicKey) string { return "db1 of farm lyon" }
+	w.cfg.Away = func(context.Context, trust.PublicKey) bool { return away }
 	said := func(what string, err error, want ...string) {
 		t.Helper()
 		for _, text := range append(want, "db1 of farm lyon", "2001-09-09T01:46:40Z") {

@@ -42,7 +42,7 @@ func (a *attached) owned(ctx context.Context) error {
 		return nil
 	}
 	_ = a.happen(ctx, right.Due{}) // which finds the same, and stops it
-	return fmt.Errorf("volume %q: %w: epoch %d has it", a.Name(), content.ErrFenced, body.Epoch)
+	return fmt.Errorf("%w: epoch %d has it", content.ErrFenced, body.Epoch)
 }
 
 // shut closes the volume, and has nobody hold anything more of it.

@@ -98,5 +98,5 @@ func (a *attached) tails() *fold.Tails {
 	if st.Stage != right.Serving {
 		return nil
 	}
-	return a.line.Of(body)
+	return a.line.Of(body, a.vol)
 }

@@ -55,8 +55,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		return m.Parent(body)
 	}
 	if !body.Durable {
-		who, _ := v.cfg.Holder(ctx, body.Holder)
-		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, who)
+		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, v.cfg.Who(body.Holder))
 	}
 	return v.parentInBucket(ctx, body), nil
 }

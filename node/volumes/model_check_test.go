@@ -128,6 +128,9 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	if body.Size < v.size {
 		return fmt.Errorf("it has %d bytes, and was grown to %d", body.Size, v.size)
 	}
+	if v.owner != nil && body.Holder == v.owner.m.key && !v.passed { // whether it is served under that or not
+		v.owner.epoch = body.Epoch
+	}
 	if v.owner == nil || body.Rolling != 0 { // nobody has served it yet, or it is on its way
 		return nil
 	}

@@ -593,7 +593,7 @@ func (w *model) remove(r *rapid.T) {
 		}
 	}
 	for _, p := range v.behind { // its folder is what is removed
-		p.mixed = p.mixed || p.m == m
+		p.mixed = p.mixed || p.m == m && spec.Purge
 	}
 	w.deed(r, m, "remove "+name, false, func() error { return m.Remove(context.Background(), name, spec) }, func(how) {})
 }

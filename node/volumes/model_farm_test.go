@@ -195,10 +195,8 @@ func (m *member) begin() {
 		},
 		Self: m.key, NodeID: m.String(), Farm: testFarm, Library: f.shelf, Registry: ledger{f.catalogOver(store)},
 		Origin: func() (bucket.Bucket, error) { return store, nil },
-		Holder: func(_ context.Context, key trust.PublicKey) (string, bool) {
-			other := f.member(key)
-			return other.String(), c.parted(other)
-		},
+		Who:    func(key trust.PublicKey) string { return f.member(key).String() },
+		Away:   func(_ context.Context, key trust.PublicKey) bool { return c.parted(f.member(key)) },
 		Member: func(_ context.Context, name string) (trust.PublicKey, string, error) {
 			for _, other := range f.nodes() {
 				if other.String() == name {

@@ -306,10 +306,10 @@ func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	if s == nil {
 		return fmt.Errorf("what %s had, and others were promised, is not what it took (released: %t)", v.owner.m, v.released)
 	}
-	if !v.released || s != v.owner.now {
+	if !v.released {
 		b.taken++
-		v.behind = append(v.behind, v.owner)
 	}
+	v.behind = append(v.behind, v.owner) // who released it may not know, and go on
 	v.owner = &place{m: m, now: s, synced: s}
 	v.places[m], v.released, v.passed, v.promised = v.owner, false, false, s
 	return nil

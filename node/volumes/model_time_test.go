@@ -28,6 +28,8 @@ func (w *model) tendTo(m *member) {
 		_ = m.commitLater(context.Background(), e.Name)
 	}
 	m.lookAtOwned(context.Background(), right.NewLooks(0, time.Now().Add(-time.Hour)))
+	m.giveUpLost(context.Background())
+	m.orphans.Keep(context.Background())
 	for _, e := range m.index.Sorted() {
 		m.serveLater(context.Background(), e.Name)
 	}

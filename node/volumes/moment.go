@@ -58,8 +58,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	_, now, _ := a.record()
-	return moment.Moment{Vol: a.vol, At: at, Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Close: func() error { a.vol.Release(at); return nil }}, nil
+	return moment.Of(a.vol, at, func() catalog.Volume { _, now, _ := a.record(); return now })
 }
 
 // momentOfSnapshot opens a snapshot; a is its volume, if that is here.
@@ -69,7 +68,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 		return moment.Moment{}, err
 	}
 	if a != nil && a.folds != nil && !body.Durable && !body.Orphan && a.vol.Keep(body.At) == nil {
-		return moment.Moment{Vol: a.vol, At: body.At, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Close: func() error { a.vol.Release(body.At); return nil }}, nil
+		return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
 	}
 	switch {
 	case body.Durable:
@@ -77,8 +76,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 	case body.Orphan && body.Holder == v.cfg.Self:
 		return v.momentOfOrphan(ctx, body)
 	}
-	who, _ := v.cfg.Holder(ctx, body.Holder)
-	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, who)
+	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, v.cfg.Who(body.Holder))
 }
 
 // momentOfOrphan opens the folder that an orphan was left in.
@@ -143,7 +141,9 @@ func (v *Volumes) changesOf(ctx context.Context, name string, from, to uint64, y
 // past is for one who asks for parts of that again and again, of a volume that is served here.
 func (v *Volumes) past(a *attached) *moment.Past {
 	return &moment.Past{Nodes: v.bucket().Nodes, IsNow: func(m moment.Moment) bool { return m.At == a.vol.End() }, Open: func(ctx context.Context, number uint64) (moment.Moment, error) {
-		if number == 0 {
+		if _, now, _ := a.record(); number == 0 && a.vol.Geometry().ReadOnly {
+			return moment.Still(a.vol, now), nil
+		} else if number == 0 {
 			return v.momentOfVolume(ctx, content.Ref{Kind: content.KindVolume, Name: a.Name()}, a)
 		}
 		return v.momentOfSnapshot(ctx, content.Ref{Kind: content.KindSnapshot, Name: a.Name(), Seq: number}.RecordName(), a)

@@ -3,19 +3,17 @@ package volumes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/node/volumes/index"
-	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // keepOwned looks whether this node's volumes are its own still, by their records: when the
@@ -24,12 +22,15 @@ func (v *Volumes) keepOwned(ctx context.Context, due *right.Looks) error {
 	due.End(v.cfg.Now()) // volumes were opened so far
 	tick := time.NewTicker(tryInterval)
 	defer tick.Stop()
+	var giving sync.WaitGroup // one that takes long keeps nobody from looking
+	defer giving.Wait()
 	for {
 		select {
 		case <-tick.C:
 			v.lookAtOwned(ctx, due)
+			giving.Go(func() { v.giveUpLost(ctx) })
 		case <-v.losing:
-			v.giveUpLost(ctx)
+			giving.Go(func() { v.giveUpLost(ctx) })
 		case <-ctx.Done():
 			return nil
 		}
@@ -57,7 +58,6 @@ func (v *Volumes) lookAtOwned(ctx context.Context, due *right.Looks) {
 		})
 	}
 	_ = looks.Wait() // none fails
-	v.giveUpLost(ctx)
 	v.orphans.Keep(ctx)
 	due.End(v.cfg.Now())
 }
@@ -81,13 +81,15 @@ func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
 	return a.happen(ctx, right.Due{})
 }
 
-// giveUpLost stops serving the volumes that are another's, each for itself.
+// giveUpLost stops serving the volumes that are another's, each for itself, and but for those
+// that somebody else is at.
 func (v *Volumes) giveUpLost(ctx context.Context) {
 	_ = v.each(func(name string, a *attached) error { // none fails
 		if a.vol == nil || a.vol.Geometry().ReadOnly {
 			return nil
 		}
-		if _, _, st := a.record(); st.Stage == right.Lost {
+		if _, _, st := a.record(); st.Stage == right.Lost && a.leaving.CompareAndSwap(false, true) {
+			defer a.leaving.Store(false)
 			a.mu.Lock()
 			why := a.taken
 			a.mu.Unlock()
@@ -158,56 +160,13 @@ func (v *Volumes) takenError(e index.Entry) error {
 	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
 }
 
-// orphanWait is how long what is left of one volume keeps the look at the others waiting.
-const orphanWait = time.Second
-
 // newOrphans is for a start.
 func (v *Volumes) newOrphans() *orphans.Keeper {
-	return &orphans.Keeper{Index: v.index, Records: v.records, Self: v.cfg.Self, Now: v.cfg.Now, End: v.endOf, Remove: v.removeOrphan, Log: v.cfg.Log}
-}
-
-// leftTurn is the turn of a volume of which something is left here. Who attaches it meanwhile
-// has it, and is asked at the next look.
-func (v *Volumes) leftTurn(ctx context.Context, name string) (end func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, orphanWait)
-	defer cancel()
-	if end, err = v.changes.Take(ctx, name, 1); err != nil {
-		err = fmt.Errorf("%w: it is being attached or detached", content.ErrUnavailable)
-	}
-	return end, err
-}
-
-// removeOrphan removes what is left of a volume here, unless somebody looks at it.
-func (v *Volumes) removeOrphan(ctx context.Context, folder string, e index.Entry) error {
-	end, err := v.leftTurn(ctx, e.Name)
-	if err != nil {
-		return err
-	}
-	defer end()
-	if folder != v.index.Path(e) {
-		return v.index.Drop(folder, e)
-	}
-	now, _ := v.index.Get(e.Name)
-	if now.ID != e.ID || now.Epoch != e.Epoch || now.Taken == "" {
-		return nil
-	}
-	if err := v.close(ctx, e.Name, false, nil); err != nil {
-		return err
-	}
-	return v.index.Remove(now)
-}
-
-// endOf is where the journal of a volume ends that is not written any more.
-func (v *Volumes) endOf(ctx context.Context, folder string, e index.Entry) (content.Position, error) {
-	end, err := v.leftTurn(ctx, e.Name)
-	if err != nil {
-		return content.Position{}, err
-	}
-	defer end()
-	c := v.journalOf(e)
-	if a := v.device(e.Name); a != nil && a.vol != nil && folder == c.Dir { // it is looked at
-		return a.vol.End(), nil
-	}
-	c.Dir = folder
-	return moment.End(c)
+	return &orphans.Keeper{Index: v.index, Records: v.records, Self: v.cfg.Self, Now: v.cfg.Now, Turns: v.changes, Journal: v.journalOf, Log: v.cfg.Log,
+		Served: func(name string) *volume.Volume {
+			if a := v.device(name); a != nil {
+				return a.vol
+			}
+			return nil
+		}, Close: func(ctx context.Context, name string) error { return v.close(ctx, name, false, nil) }}
 }

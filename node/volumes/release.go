@@ -16,10 +16,15 @@ import (
 // released, so that any node of the farm may attach it; where that can't be done the data
 // stay on this node, and the volume this node's. One that is in use is content.ErrConflict,
 // unless forced.
-func (v *Volumes) Detach(ctx context.Context, name string, force bool) (View, error) {
+func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ View, err error) {
 	defer v.turn(name)()
+	defer during(&err, "detach volume %q", name)
+	e, _ := v.index.Get(name)
 	if err := v.detach(ctx, name, force); err != nil {
-		return View{}, fmt.Errorf("detach volume %q: %w", name, err)
+		return View{}, err
+	}
+	if e.Reader { // nothing of it is left here
+		return v.view(e), nil
 	}
 	return v.Get(name)
 }
@@ -31,7 +36,7 @@ func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 		return v.elsewhere(ctx, name)
 	}
 	err := v.close(ctx, name, force, func(a *attached) {
-		if err := a.release(ctx); err != nil {
+		if err := a.release(ctx); err != nil && !e.Reader {
 			v.cfg.Log.Info("a volume is detached, and stays this node's", "volume", name, "why", err)
 		}
 	})

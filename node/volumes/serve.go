@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -35,6 +36,8 @@ func (v *Volumes) patience() time.Duration {
 func (a *attached) claim(ctx context.Context, e index.Entry) error {
 	readOnly := e.ReadOnly || a.spec.ReadOnly
 	switch {
+	case e.Reader:
+		return a.serve(ctx)
 	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
 		return a.serve(ctx)
 	case e.Taken != "" && a.spec == (Spec{}): // nobody asks for it but a start
@@ -185,9 +188,7 @@ func (a *attached) adopt(ctx context.Context) error {
 	} else if err := a.v.index.Free(name); err != nil {
 		return err
 	}
-	if b, err := a.v.cfg.Library.Base(ctx, body.From); err == nil && body.From.Kind == content.KindImage && body.Head != nil && b.Head.Root == body.Head.Root {
-		e.Made, _ = b.Head.Encode(a.v.codec) // else by the volume's own
-	}
+	e.Made = readers.Made(ctx, a.v.cfg.Library, a.v.codec, body)
 	tails, err := a.line.EndEpoch(ctx, body)
 	if err != nil {
 		return err
@@ -205,7 +206,7 @@ func (a *attached) adopt(ctx context.Context) error {
 		inherited = nil // the tails have more
 	} else if n > 0 && len(tails) > 0 {
 		segments = a.v.bucket().Stored(ctx, body.Segments, nil)
-		a.line.Begin(body)
+		a.line.Begin(body.Through())
 	}
 	if segments = append(segments, inherited...); err == nil && len(segments) > 0 {
 		e.Ancestors = journal.Ancestors(segments, e.ID)

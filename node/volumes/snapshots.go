@@ -31,7 +31,7 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
-	if a == nil {
+	if e, _ := v.index.Get(name); a == nil || e.Reader {
 		return v.snapshotElsewhere(ctx, name, spec)
 	}
 	if a.folds == nil {
@@ -62,8 +62,7 @@ func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec Snaps
 	q, _ := json.Marshal(snapshotRequest{name, spec}) // of texts
 	b, err := v.cfg.Call(ctx, body.Holder, snapshotMethod, q)
 	if errors.Is(err, content.ErrUnavailable) {
-		who, _ := v.cfg.Holder(ctx, body.Holder)
-		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, who, name, body.FoldedAt.UTC().Format(time.RFC3339))
+		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, v.cfg.Who(body.Holder), name, body.FoldedAt.UTC().Format(time.RFC3339))
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &view)
@@ -153,8 +152,7 @@ func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
 	}
 	a := v.device(body.Volume)
 	if body.Holder != v.cfg.Self || a == nil || a.folds == nil {
-		who, _ := v.cfg.Holder(ctx, body.Holder)
-		return fmt.Errorf("snapshot %s: %w: %s has what the bucket lacks of it: attach the volume there", id, content.ErrConflict, who)
+		return fmt.Errorf("snapshot %s: %w: %s has what the bucket lacks of it: attach the volume there", id, content.ErrConflict, v.cfg.Who(body.Holder))
 	}
 	if err := a.folds.Run(ctx, fold.Safe); err != nil {
 		return fmt.Errorf("snapshot %s: %w", id, err)
@@ -175,10 +173,7 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("remove %w", err)
 	}
-	if body.Orphan {
-		v.orphans.Removed(ctx, body)
-		return nil
-	}
+	v.orphans.Removed(ctx, body)
 	return v.forgetWaiting(body)
 }
 

@@ -44,7 +44,7 @@ func TestOneStuckCommitKeepsNoneWaiting(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = w.keepDoing(ctx, w.uncommitted, w.commitSoon)
+			_ = w.keepMending(ctx)
 		}()
 		<-time.After(2 * tryInterval)
 		synctest.Wait()

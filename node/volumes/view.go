@@ -57,7 +57,7 @@ func (v *Volumes) view(e index.Entry) View {
 	out.State, out.Transport, out.Node, out.NodeName = terms.StateDetached, e.Transport, v.cfg.NodeID, v.cfg.Called(v.cfg.Self)
 	d := v.device(e.Name)
 	switch {
-	case d == nil && e.Empty:
+	case d == nil && e.Empty && !e.Reader:
 		out.State, out.Node, out.NodeName = terms.StateReleased, "", ""
 	case d == nil:
 	case d.opening != nil:
@@ -98,6 +98,8 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		out.State, out.Detail = terms.OfDisk(stats.Failed)
 	case st.Stage == right.Lost:
 		out.State, out.Detail = terms.StateFailed, content.Line(d.fenced())
+	case e.Reader:
+		out.Read(e.Volume)
 	case !e.Committed:
 		out.State, out.Detail = terms.StateUncommitted, cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	default:

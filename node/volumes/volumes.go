@@ -23,6 +23,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
 	"github.com/grangemesh/grange/node/volumes/orphans"
+	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/table"
@@ -54,10 +55,10 @@ type Config struct {
 	Self   trust.PublicKey
 	NodeID string
 	Farm   string
-	// Holder names the node that holds a volume to people, and says whether it is away.
-	Holder func(context.Context, trust.PublicKey) (name string, away bool)
-	// Called is what people call a node, empty where that is not known.
-	Called func(trust.PublicKey) string
+	// Who names a node to people, with its ID; Called is its name alone, empty where that is
+	// not known. Away says whether it is away, which may take seconds.
+	Who, Called func(trust.PublicKey) string
+	Away        func(context.Context, trust.PublicKey) bool
 	// Call asks another member, whose Answer answers; Member finds one by name or ID.
 	Call   func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
 	Member func(ctx context.Context, who string) (key trust.PublicKey, name string, err error)
@@ -272,7 +273,12 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 			here = false
 		}
 	}
-	if !here {
+	switch {
+	case spec.Reads() && (!here || e.Reader || e.Empty && d == nil):
+		return v.read(ctx, e, name, spec.Transport)
+	case e.Reader:
+		return false, fmt.Errorf("%w: it is only read here, beside whoever writes it; detach it here first", content.Attached)
+	case !here:
 		return true, v.putNew(ctx, name, spec)
 	}
 	if err := spec.Agrees(e.Volume); err != nil {
@@ -359,7 +365,7 @@ func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
 	}
 	now, here := v.index.Get(e.Name)
 	doubt := here && len(now.Tried) > 0 && errors.Is(a.err, content.ErrUnavailable)
-	if a.err != nil && (!here || now.Empty && !doubt) { // it is not this node's, and will not be
+	if a.err != nil && (!here || now.Empty && !now.Reader && !doubt) { // it is not this node's, and will not be
 		v.setDevice(e.Name, nil)
 		if here {
 			return errors.Join(a.err, v.detached(now))
@@ -426,74 +432,97 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 
 // Remove deletes a volume and its record; one that the mesh does not have is success.
 // One that is in use, or that another node holds, is content.ErrConflict; to force it
-// is of use where it is in use, and where that node, or its folder, is away.
-func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) error {
+// is of use where it is in use, and where that node, or its folder, is away. What is left of
+// one that was taken away is its orphan's, and goes with that alone.
+func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err error) {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
 	defer v.turn(name)()
+	defer during(&err, "remove volume %q", name)
 	if why := v.index.Broken[name]; why != nil {
-		return fmt.Errorf("remove volume %q: %w", name, why)
+		return why
 	}
 	e, ok := v.index.Get(name)
 	if !ok {
-		err := v.removeElsewhere(ctx, name, spec.Force)
-		if err == nil && spec.Purge {
-			err = v.records().Purge(ctx, name)
-		}
-		return err
+		return v.removeElsewhere(ctx, name, spec)
 	}
 	if err := v.letGo(ctx, e, spec); err != nil {
-		return fmt.Errorf("remove volume %q: %w", name, err)
+		return err
 	}
-	err := v.close(ctx, name, spec.Force, nil)
-	if err == nil {
-		err = v.removeRecord(ctx, e, spec.Purge)
+	remove := v.index.Remove
+	err = v.close(ctx, name, spec.Force, nil)
+	switch taken := e.Taken != "" && !e.Empty; {
+	case err != nil:
+	case taken && spec.Purge:
+		err = v.orphans.Purge(ctx, e)
+	case taken:
+		remove = v.index.SetAside
+	default:
+		err = v.removeRecord(ctx, e, spec)
 	}
 	switch {
 	case err == nil:
-		return v.index.Remove(e)
-	case v.device(name) != nil:
-		return fmt.Errorf("remove volume %q: %w", name, err)
+		return remove(e)
+	case v.device(name) != nil, e.Empty:
+		return err
 	}
-	return errors.Join(fmt.Errorf("remove volume %q: %w; it stays, detached", name, err), v.detached(e))
+	return errors.Join(fmt.Errorf("%w; it stays, detached", err), v.detached(e))
 }
 
 // removeRecord deletes the record of a volume of this node, if it has one, and with purge the
 // snapshots of that name.
-func (v *Volumes) removeRecord(ctx context.Context, e index.Entry, purge bool) error {
+func (v *Volumes) removeRecord(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	r, body, err := v.records().Volume(ctx, e.Name)
-	mine := e.Committed && e.Taken == "" && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
+	mine := e.Committed && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound):
 	case err != nil && !e.Committed && errors.Is(err, content.ErrUnavailable):
 		return nil
 	case err != nil:
 		return err
-	case !mine && (!e.Empty || body.State != catalog.Released || body.ID != e.ID):
+	case !mine && e.Empty && (body.State != catalog.Released || body.ID != e.ID):
+		return v.removeElsewhere(ctx, e.Name, spec)
+	case !mine && !e.Empty:
 		return nil // it is of another volume that has the name, or of another's, with its snapshots
 	default:
 		if err := v.cfg.Registry.Delete(ctx, r); err != nil {
 			return err
 		}
 	}
-	if purge {
-		return v.records().Purge(ctx, e.Name)
+	return v.purge(ctx, e.Name, spec)
+}
+
+// purge deletes the snapshots of a name that was freed, if that is asked for.
+func (v *Volumes) purge(ctx context.Context, name string, spec RemoveSpec) error {
+	if !spec.Purge {
+		return nil
 	}
-	return nil
+	return v.records().Purge(ctx, name)
 }
 
 func (v *Volumes) detached(e index.Entry) error {
+	if e.Reader {
+		return v.index.Remove(e)
+	}
 	_, err := v.index.Change(e.Name, func(e *index.Entry) { e.Attached = false })
 	return err
 }
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
-// or get into the bucket, if this node has some that are not there.
+// or get into the bucket, if this node has some that are not there. It fails while members
+// of the farm read the volume, if it is not forced.
 func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
 	a := v.device(e.Name)
+	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
+		return err
+	}
 	switch {
-	case spec.Purge || len(e.Waiting) == 0:
+	case spec.Purge:
+		return nil
+	case e.Taken != "" && !e.Empty && !e.Orphan:
+		return fmt.Errorf("%w: what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
+	case e.Taken != "" || len(e.Waiting) == 0:
 		return nil
 	case a == nil || a.folds == nil:
 		if spec.Force {

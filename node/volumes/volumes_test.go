@@ -96,7 +96,7 @@ func startWorld(t testing.TB, dir string) *world {
 			l, err := nbd.Listen(ctx, "unix:"+filepath.Join(dir, "s"))
 			return nbd.Config{Listeners: []net.Listener{l}}, err
 		}, Self: trust.PublicKey{1}, NodeID: "node", Farm: testFarm, Library: w.origin, Registry: w.origin,
-		Holder: func(_ context.Context, k trust.PublicKey) (string, bool) { return k.String(), true },
+		Who: trust.PublicKey.String, Away: func(context.Context, trust.PublicKey) bool { return true },
 		Called: func(trust.PublicKey) string { return "" }, Returned: func() int64 { return 0 },
 		Call: func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
 			return nil, content.ErrUnavailable

@@ -13,7 +13,8 @@ import (
 //	packs/      SCOPE/HOUR-ID.pack     chunks and maps of a scope         once
 //	index/      SCOPE/HOUR-ID.index    directories of packs of a scope    once
 //	            SCOPE/HOUR-ID.suspect  a mark on the pack of that name    once
-//	journals/   VOLUME/EPOCH-NUMBER    a sealed segment of a volume       once
+//	journals/   VOLUME/EPOCH-AFTER-THROUGH  a sealed segment of a volume  once
+//	            VOLUME/EPOCH-AFTER-tail     what a flush of it has put    once
 //	probe/      ID                     how a start tries what it may      deleted at once
 //
 // and KeyMesh, which says whose origin it is. A NAMESPACE is a Kind.Space, a SCOPE the

@@ -269,7 +269,7 @@ func TestHostileAskerIsReported(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(newFramed(s, time.Second, new(atomic.Int64)))
+			say(newFramed(s, deadline, new(atomic.Int64)))
 			if got := <-server.violations; !strings.Contains(got.Error(), h.ID().String()) {
 				t.Errorf("reported %v, want %s", got, h.ID())
 			}

@@ -247,8 +247,13 @@ func TestHangingBodies(t *testing.T) {
 	}
 }
 
-// looks is how many names strangers look for that nobody has.
-const looks = 400
+const (
+	// looks is how many names strangers look for that nobody has.
+	looks = 400
+	// looksRate and looksBurst are the names that a node looks for at its store for all of
+	// them: so many a second, and so many at once, beside what it does there by itself.
+	looksRate, looksBurst = 5, 40
+)
 
 // TestTokenlessLooksSpendNothing: names that nobody has, looked for without a token,
 // don't take the node's budget at its store, nor do they change what status says.
@@ -275,6 +280,7 @@ func TestTokenlessLooksSpendNothing(t *testing.T) {
 		store.ServeHTTP(w, r)
 	})
 	client := tokenless(outside(t, l))
+	began := time.Now()
 	var wg sync.WaitGroup
 	gate := make(chan struct{}, 64)
 	for k := range looks {
@@ -303,9 +309,10 @@ func TestTokenlessLooksSpendNothing(t *testing.T) {
 		if out, err := n.Run(ctx, "image", "show", "image"); err != nil {
 			t.Errorf("the operator's own look: %v: %s", err, out)
 		}
-		if out, err := n.Run(ctx, "resolve", "nobodys"); err == nil || !strings.Contains(err.Error(), "not found") {
-			t.Errorf("the operator looks for what is not there: %v: %s", err, out)
-		}
+		until(t, "the operator is told what is not there", func(ctx context.Context) bool { // a busy machine may not answer the node in time
+			_, err := n.Run(ctx, "resolve", "nobodys")
+			return err != nil && strings.Contains(err.Error(), "not found")
+		})
 	}
 	wg.Wait()
 	done()
@@ -314,7 +321,7 @@ func TestTokenlessLooksSpendNothing(t *testing.T) {
 	if unwell.Load() > 0 {
 		t.Errorf("status was wrong about the origin %d times", unwell.Load())
 	}
-	if requests.Load() > looks/3 {
+	if requests.Load() > max(looks/3, looksBurst+int64(looksRate*time.Since(began).Seconds())) {
 		t.Errorf("%d looks without a token cost the store %d requests", looks, requests.Load())
 	}
 	front.Meddle(nil)

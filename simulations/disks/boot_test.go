@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,7 +30,14 @@ func TestDebianBoots(t *testing.T) {
 	if err := system.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said := await(t, console, "login:")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- system.Wait()
+		cancel()
+	}()
+	said := await(ctx, t, console, "login:")
 	if !strings.Contains(said, "Debian GNU/Linux") {
 		t.Errorf("the console says: %s", said)
 	}
@@ -39,7 +45,7 @@ func TestDebianBoots(t *testing.T) {
 	if err := system.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = system.Wait() // it was killed
+	<-ended // it was killed
 	shell(t, "umount -R "+root+" && e2fsck -fp "+device+" && e2fsck -fn "+device)
 	n.must(t, "volume", "rm", "vm")
 }
@@ -66,11 +72,8 @@ func terminal(t *testing.T) (*os.File, string) {
 }
 
 // await reads until the terminal says a word, and returns all that it said.
-func await(t *testing.T, f *os.File, word string) string {
+func await(ctx context.Context, t *testing.T, f *os.File, word string) string {
 	t.Helper()
-	const patience = 5 * time.Minute // of an emulated processor
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
 	bytes := make(chan byte, 4096)
 	go func() {
 		defer close(bytes)

@@ -254,7 +254,7 @@ const inFlightMax = 8 << 20
 
 // TestKilledEviction: the cache is smaller than the disk that is read again and
 // again, so it evicts all the time, and its node is killed meanwhile. What it has
-// kept is good, and its volume has what was written.
+// kept is good, its volume has what was written, and the store is not needed.
 func TestKilledEviction(t *testing.T) {
 	l := newLab(t)
 	_, store := front(t, l)
@@ -265,6 +265,13 @@ func TestKilledEviction(t *testing.T) {
 	}
 	path, sum := disk(t, l.Dir, quotaLeast*3/2)
 	run(t, from, "image", "import", "disk", path)
+	store.Meddle(func(key string, w http.ResponseWriter, r *http.Request, s http.Handler) {
+		if strings.HasPrefix(key, "packs/") { // what the farm holds comes from there
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		s.ServeHTTP(w, r)
+	})
 	device := run(t, n, "volume", "create", "written", "--from", "image:disk")
 	pattern := filepath.Join(l.Dir, "pattern")
 	for round := range soak.Rounds(20) {
@@ -300,10 +307,6 @@ func TestKilledEviction(t *testing.T) {
 	readAll(t, []*lab.Node{n}, "v", "disk", sum)
 	if bad := metric(t, n, "grange_cache_corrupt_chunks_total"); bad > 0 {
 		t.Errorf("%.0f chunks in the cache were bad", bad)
-	}
-	served := metric(t, from, "grange_fetch_served_bytes_total")
-	if got := store.Sent("packs/"); float64(got) > served/100 { // what a blocked guest's hedges may take
-		t.Errorf("the store sent %d bytes of packs that the farm holds, and the farm %.0f", got, served)
 	}
 }
 

@@ -32,8 +32,10 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m.Run))
 }
 
+// newLab has the test run beside others: a mesh mostly waits.
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
+	t.Parallel()
 	dir := t.TempDir()
 	l, err := lab.New(t.Context(), lab.Command(), dir)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -43,12 +44,12 @@ type Host struct {
 }
 
 // New makes a network without hosts. The name, a few letters, begins the names
-// of its namespaces.
+// of its namespaces; of several networks each has others.
 func New(ctx context.Context, name string) (*Network, error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("network namespaces: %w: they need root", fs.ErrPermission)
 	}
-	n := &Network{name: fmt.Sprintf("%s%d", name, os.Getpid()), lans: map[string]*lan{}}
+	n := &Network{name: fmt.Sprintf("%s%d-%08x", name, os.Getpid(), rand.Uint32()), lans: map[string]*lan{}}
 	err := n.namespace(ctx, n.router())
 	if err == nil {
 		err = n.forward(ctx, n.router())

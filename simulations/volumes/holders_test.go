@@ -200,7 +200,15 @@ func TestAloneThenTakenOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	device := f.run(by[0], "volume", "attach", "web", "--takeover", "--transport", "nbd")
+	var device string
+	until(t, "a former holder takes it over", func(ctx context.Context) bool { // once it has found another one
+		out, err := by[0].Run(ctx, "volume", "attach", "web", "--takeover", "--transport", "nbd")
+		if err != nil && !strings.Contains(err.Error(), "try again when one is") {
+			t.Fatal(err)
+		}
+		device = strings.TrimSpace(out)
+		return err == nil
+	})
 	if v := f.volume(by[0], "web"); !strings.Contains(v.Detail, "orphan") || !v.Degraded.IsZero() {
 		t.Errorf("what was acknowledged alone is not named: %+v", v)
 	}

@@ -25,9 +25,10 @@ import (
 // than any outage here.
 const reconnectSeconds = 600
 
-// alone starts a node by itself, on a directory.
+// alone starts a node by itself, on a directory, for a test that runs beside others.
 func alone(t *testing.T) *lab.Node {
 	t.Helper()
+	t.Parallel()
 	l, err := lab.New(t.Context(), command(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)

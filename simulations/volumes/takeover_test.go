@@ -36,19 +36,26 @@ func losses() []loss {
 // the new writer (farm:2, origin), or in the orphan snapshot that the old node keeps
 // (local). The old node, back, acknowledges nothing any more.
 func TestTakeover(t *testing.T) {
-	table := []string{"policy    loss      rounds  flushes acknowledged  taken over in (median)  lost"}
+	t.Parallel()
+	var table []*rounds
+	t.Cleanup(func() { // also of those that were given up
+		t.Log("policy    loss      rounds  flushes acknowledged  taken over in (median)  lost")
+		for _, r := range table {
+			t.Log(r.row())
+		}
+	})
 	for _, policy := range []string{"local", "farm:2", "origin"} {
 		for _, how := range losses() {
+			r := &rounds{policy: policy, loss: how}
+			table = append(table, r)
 			t.Run(policy+"/"+how.name, func(t *testing.T) {
-				r := &rounds{farm: newFarm(t, 4), policy: policy, loss: how}
-				defer func() { table = append(table, r.row()) }() // also of one that was given up
+				r.farm = newFarm(t, 4)
 				for n := range soak.Rounds(100) {
 					r.one(fmt.Sprintf("%s-%s-%d", strings.ReplaceAll(policy, ":", ""), how.name[:3], n), n)
 				}
 			})
 		}
 	}
-	t.Log("\n" + strings.Join(table, "\n"))
 }
 
 // rounds count what came of the losses of nodes.

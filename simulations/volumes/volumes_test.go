@@ -54,9 +54,11 @@ type farm struct {
 	nodes []*lab.Node
 }
 
-// newFarm starts a farm; the first node founds the mesh.
+// newFarm starts a farm; the first node founds the mesh. The test runs beside others: a
+// farm mostly waits.
 func newFarm(t *testing.T, nodes int) *farm {
 	t.Helper()
+	t.Parallel()
 	l, err := lab.New(t.Context(), command(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)

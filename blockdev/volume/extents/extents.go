@@ -25,7 +25,7 @@ const (
 type Extent struct {
 	Start  uint64 // sector
 	N      uint32 // sectors
-	Seg    uint32 // slot of the segment, or segBad
+	Seg    uint32 // slot of the segment, or SegBad
 	Data   int64  // offset in the segment of the first byte; 0 when the range reads as zeros
 	Before uint32 // sectors of the entry's data before data
 	Entry  uint32 // sectors of the whole entry; of zeros that are a hole 0
@@ -89,7 +89,6 @@ const pageMax = 256
 // locks.
 type Map struct {
 	pages [][]Extent
-	count int
 	Usage
 }
 
@@ -184,7 +183,6 @@ func (m *Map) Put(e Extent) {
 				left = append(left, old.From(e.End()))
 			}
 			m.Account(old, -1)
-			m.count--
 			hi++
 		}
 		if hi > lo {
@@ -217,7 +215,6 @@ func (m *Map) exact(e Extent) (i int, page []Extent, ok bool) {
 // add inserts an extent that overlaps nothing.
 func (m *Map) add(e Extent) {
 	m.Account(e, 1)
-	m.count++
 	if len(m.pages) == 0 {
 		m.pages = [][]Extent{append(make([]Extent, 0, pageMax), e)}
 		return

@@ -31,7 +31,7 @@ func (m *Merger) write(b []byte) error {
 	return err
 }
 
-// Room returns where the data of an extent is to be put, before add.
+// Room returns where the data of an extent is to be put, before Add.
 func (m *Merger) Room(e extents.Extent) []byte {
 	if !e.Stored() {
 		return nil

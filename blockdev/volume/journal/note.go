@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -127,4 +128,12 @@ func (k *Keeper) Close() error {
 		return nil
 	}
 	return errors.Join(k.File.Sync(), k.File.Close())
+}
+
+// Rewrite writes the bytes of a file from an offset on in place again, so that a sync has them
+// to write. After one that has failed the kernel takes its memory for what is on the disk, and
+// says so to whoever opens the file next.
+func Rewrite(f *os.File, from, end int64) error {
+	_, err := io.Copy(io.NewOffsetWriter(f, from), io.NewSectionReader(f, from, end-from))
+	return err
 }

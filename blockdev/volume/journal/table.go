@@ -46,10 +46,11 @@ func (t Table) Encode(seed uint32, off int64) []byte {
 	return summed(seed, append(b, tableMagic...))
 }
 
+// ErrNoTable says that a segment has no table that is whole.
 var ErrNoTable = errors.New("no table")
 
 // ReadTable reads the table at the end of a segment of that size, and says where it
-// begins. errNoTable means that there is none that is whole.
+// begins. ErrNoTable means that there is none that is whole.
 func ReadTable(f *os.File, seed uint32, size int64) (t Table, off int64, err error) {
 	var foot [TableFooter]byte
 	if size < HeaderSize+TableHeader+TableFooter {

@@ -370,12 +370,11 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		if err != nil {
 			return err
 		}
-		if f.root = now; f.cfg.Now().Sub(begun) <= checkAfter {
-			return f.cut(ctx, store, was, now.Head, through)
-		}
-		missing, err := pack.MissingPacks(ctx, store, now.Manifest, nil)
-		if err != nil {
-			return err
+		var missing []pack.ID
+		if f.root = now; f.cfg.Now().Sub(begun) > checkAfter {
+			if missing, err = pack.MissingPacks(ctx, store, now.Manifest, nil); err != nil {
+				return err
+			}
 		}
 		if len(missing) == 0 {
 			return f.cut(ctx, store, was, now.Head, through)

@@ -3,7 +3,6 @@ package fold
 import (
 	"math/bits"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -48,17 +47,14 @@ const (
 )
 
 // Pace spreads the folds of a node that are due for their time alone. The zero Pace is ready
-// for use. Safe for concurrent use.
+// for use.
 type Pace struct {
-	mu   sync.Mutex // guards what follows
 	last time.Time
 	left float64
 }
 
 // Begin says what time it is, and how many volumes there are.
 func (p *Pace) Begin(volumes int, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	each := max(float64(volumes)/paceTime.Seconds(), paceMin)
 	most := 1 + each*paceBurst.Seconds()
 	if p.left += each * now.Sub(p.last).Seconds(); p.last.IsZero() || p.left > most {
@@ -69,8 +65,6 @@ func (p *Pace) Begin(volumes int, now time.Time) {
 
 // Take reports whether another one may begin.
 func (p *Pace) Take() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.left < 1 {
 		return false
 	}

@@ -9,7 +9,10 @@ import (
 	"testing/synctest"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/simulations/mem"
 )
 
 // TestAFullDiskIsMadeRoomOn: what the bucket has as segments becomes chunks where the disk is
@@ -83,5 +86,74 @@ func TestTheJournalOfANewVolumeIsCut(t *testing.T) {
 		if s := vol.Stats(); s.Dirty > 0 {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// TestAPolicyThatLeavesTheOriginFreesTheJournal: what a tail kept for the next one goes once no
+// flush goes to the origin any more, also of one whose fate is not known; and the next tails,
+// when flushes go there again, begin behind what was folded since.
+func TestAPolicyThatLeavesTheOriginFreesTheJournal(t *testing.T) {
+	for _, unknown := range []bool{false, true} {
+		w := newWorld(t)
+		dir := filepath.Join(t.TempDir(), "here")
+		if err := volume.Create(dir, w.body.ID); err != nil {
+			t.Fatal(err)
+		}
+		vol := w.attach(t, dir, w.record(), 1)
+		defer vol.Close()
+		line := w.policed()
+		cfg := w.config()
+		cfg.Tails = func() *Tails { return line.Of(w.record(), vol) }
+		p := NewPaced(vol, cfg)
+		write := func(fill byte) {
+			t.Helper()
+			w.disk = bytes.Repeat([]byte{fill}, diskSize)
+			if err := vol.WriteAt(t.Context(), w.disk, 0, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		policy := func(to string) {
+			t.Helper()
+			if err := w.revise(t.Context(), func(v *catalog.Volume) error { v.Policy = to; return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		flush := func() error { return line.Of(w.record(), vol).Persist(t.Context(), vol, vol.End()) }
+		policy(catalog.PolicyOrigin)
+		write(1)
+		if err := flush(); err != nil {
+			t.Fatal(err)
+		}
+		if unknown {
+			write(2)
+			w.failing(func(mem.Call) mem.Fault { return mem.Fault{Err: bucket.ErrUnknown} })
+			if err := flush(); err == nil {
+				t.Fatal("flushed without an answer")
+			}
+			w.failing(nil)
+		}
+		policy(catalog.PolicyLocal)
+		for round := range byte(3) {
+			write(3 + round)
+			if err := p.Run(t.Context(), Chunks); err != nil {
+				t.Fatal(err)
+			}
+			if s := vol.Stats(); s.Dirty > 0 || s.Disk > 2*diskSize {
+				t.Errorf("round %d: the journal takes %+v", round, s)
+			}
+		}
+		policy(catalog.PolicyOrigin)
+		write(9)
+		if err := flush(); err != nil {
+			t.Fatal(err)
+		}
+		chain, err := EndEpoch(t.Context(), w.store, w.body.ID, 1, w.record().Through())
+		if err != nil || len(chain) != 1 {
+			t.Fatalf("%v, %v", chain, err)
+		}
+		if !bytes.Equal(w.readElsewhere(t, w.record(), chain...), w.disk) {
+			t.Error("a taker lacks what was flushed")
+		}
+		line.Close()
 	}
 }

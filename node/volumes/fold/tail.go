@@ -12,9 +12,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -91,17 +93,22 @@ func decodeTail(b []byte) (ref content.SegmentRef, err error) {
 }
 
 // Tails make durable at the origin what flushes of a volume acknowledge: what came since
-// the last one, in one put, in the order of the journal, under the policy `origin`. Safe for
-// concurrent use.
+// the last one, in one put, in the order of the journal, under the policy `origin`. They go on
+// over its epochs, those of this process behind those that were found. Safe for concurrent use.
 type Tails struct {
-	line *Line
-	dir  string // of working files
+	// Bucket is where they go, and Dir says where working files of the volume do.
+	Bucket func() (bucket.Bucket, error)
+	Dir    func() string
+	// Ends are places that the record may come to, where a tail is to end: those of
+	// snapshots that are not durable yet. nil is none.
+	Ends func() []content.Position
 
-	mu   sync.Mutex // held while one is put: who waits shares the next
-	last content.Position
-	held bool                 // last is kept, so that the next one begins just there
-	next *tail                // whose fate is not known
-	put  []content.SegmentRef // that the record does not cover yet
+	begun atomic.Bool // last is known; changes with mu
+	mu    sync.Mutex  // held while one is put: who waits shares the next
+	last  content.Position
+	held  bool                 // last is kept, so that the next one begins just there
+	next  *tail                // whose fate is not known
+	put   []content.SegmentRef // that the record does not cover yet
 }
 
 // tail is one that is being put.
@@ -110,21 +117,104 @@ type tail struct {
 	file *working
 }
 
-// Through is up to where the origin has the journal, which is a volume's lag.
+// Through is up to where the origin has the journal, which is a volume's lag: where EndEpoch has
+// found tails, or they were put since.
 func (t *Tails) Through() content.Position {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.last
 }
 
-// Close is Line.Close for these.
+// HasEnded reports whether EndEpoch has.
+func (t *Tails) HasEnded() bool { return t.begun.Load() }
+
+// Close closes what is kept of a tail whose fate is not known: nobody flushes any more, and
+// the journal is closed too.
 func (t *Tails) Close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.begin(t.last)
+	t.held = false
+}
+
+// EndEpoch ends the epoch that a record has, before the next one is taken: its flushes may
+// have gone to the origin under an earlier policy. This process's go on behind what was found, which it returns.
+func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) ([]Stored, error) {
+	store, err := t.Bucket()
+	if err != nil && body.Policy != catalog.PolicyOrigin {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	found, err := EndEpoch(ctx, store, body.ID, body.Epoch, body.Through())
+	if err != nil {
+		return nil, err
+	}
+	after := body.Through()
+	if n := len(found); n > 0 {
+		after = found[n-1].Ref.Through
+	}
+	t.Begin(after)
+	return found, nil
+}
+
+// Begin has tails of a journal that is not open yet go on behind a place.
+func (t *Tails) Begin(after content.Position) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begin(after)
+	t.held, t.put = false, nil
+	t.begun.Store(true)
+}
+
+// begin has the next tail begin behind a place. Called with mu.
+func (t *Tails) begin(after content.Position) {
 	if t.next != nil {
 		t.next.file.close()
-		t.next = nil
 	}
+	t.last, t.next = after, nil
+}
+
+// Of returns the tails of a volume whose record is this node's, nil where its flushes don't
+// go to the origin: then the journal need not keep where the last one ends. One that got this
+// policy while it is served begins behind its record.
+func (t *Tails) Of(body catalog.Volume, j Journal) *Tails {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	isOrigin, folded := body.Policy == catalog.PolicyOrigin, t.last.Seq < body.Through().Seq // under another policy since
+	if !isOrigin || folded {
+		t.release(j)
+	}
+	if !isOrigin {
+		return nil
+	}
+	if folded || !t.begun.Load() {
+		t.begin(body.Through())
+		t.begun.Store(true)
+	}
+	return t
+}
+
+// release gives back that last is kept. Called with mu.
+func (t *Tails) release(j Journal) {
+	if t.held {
+		j.Release(t.last)
+	}
+	t.held = false
+}
+
+// Tailed has what a volume writes at the origin before a flush is acknowledged, by the tails
+// that it has then.
+type Tailed func() *Tails
+
+// Persist implements volume.Persister.
+func (p Tailed) Persist(ctx context.Context, v *volume.Volume, upTo content.Position) error {
+	tails := p()
+	if tails == nil {
+		return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
+	}
+	return tails.Persist(ctx, v, upTo)
 }
 
 // Persist returns when the origin has all of a journal up to a place. That another node has
@@ -175,8 +265,8 @@ func (t *Tails) putUp(ctx context.Context, j Journal) (through content.Position,
 
 // ends are where the next tails end that go up to a place.
 func (t *Tails) ends(through content.Position) (out []content.Position) {
-	if t.line.Ends != nil {
-		for _, at := range t.line.Ends() {
+	if t.Ends != nil {
+		for _, at := range t.Ends() {
 			if at.Seq > t.last.Seq && at.Seq < through.Seq {
 				out = append(out, at)
 			}
@@ -191,7 +281,7 @@ func (t *Tails) ends(through content.Position) (out []content.Position) {
 
 // prepare makes the next tail.
 func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position) error {
-	file, err := newWorking(t.dir)
+	file, err := newWorking(t.Dir())
 	if err != nil {
 		return err
 	}
@@ -214,7 +304,7 @@ func (t *Tails) prepare(ctx context.Context, j Journal, through content.Position
 // putNext puts the tail that is next. One whose fate is unknown is put again as it is,
 // by the next flush: others can't come before it is settled.
 func (t *Tails) putNext(ctx context.Context, j Journal) error {
-	store, err := t.line.Bucket()
+	store, err := t.Bucket()
 	if err != nil {
 		return err
 	}
@@ -227,9 +317,7 @@ func (t *Tails) putNext(ctx context.Context, j Journal) error {
 		return err
 	}
 	t.next.file.close()
-	if t.held {
-		j.Release(t.last)
-	}
+	t.release(j)
 	t.held = j.Keep(ref.Through) == nil
 	t.last, t.next, t.put = ref.Through, nil, append(t.put, ref)
 	return nil

@@ -41,7 +41,8 @@ func (w *world) flush() error {
 }
 
 func (w *world) newTails(after content.Position) {
-	w.tails = &Tails{line: &Line{Bucket: w.bucket}, dir: w.t.TempDir(), last: after}
+	w.tails = w.policed()
+	w.tails.Begin(after)
 	w.t.Cleanup(w.tails.Close)
 }
 
@@ -282,7 +283,7 @@ func tailsUnderFaults(t *testing.T, row []deed) error {
 
 func (w *world) tailsBehind(at content.Position) {
 	w.newTails(at)
-	w.tails.line.Ends = w.config().Pending
+	w.tails.Ends = w.config().Pending
 }
 
 // takenOver ends the epoch, fails unless what is there is one of the disks, with all that was
@@ -360,10 +361,9 @@ func TestARecordNamesTails(t *testing.T) {
 	w.whole()
 }
 
-// policed gives the volume a Line, by whose tails its flushes go once its record says
-// `origin`.
-func (w *world) policed() *Line {
-	return &Line{Bucket: w.bucket, Dir: func(content.VolumeID) string { return w.t.TempDir() }}
+// policed gives the volume tails, by which its flushes go once its record says `origin`.
+func (w *world) policed() *Tails {
+	return &Tails{Bucket: w.bucket, Dir: w.t.TempDir}
 }
 
 // TestThePolicyChangesWithinAFold, to `origin`, at each step of it, which then goes on, or
@@ -383,11 +383,11 @@ func changesAt(t *testing.T, step Step, crash, waits bool) {
 	w := newWorld(t)
 	line := w.policed()
 	config := w.config()
-	config.Tails = func() *Tails { return line.Of(w.record()) }
+	config.Tails = func() *Tails { return line.Of(w.record(), w.journal) }
 	line.Ends = config.Pending
 	check := func(when string) {
 		t.Helper()
-		w.tails = line.Of(w.record())
+		w.tails = line.Of(w.record(), w.journal)
 		if err := w.flush(); err != nil {
 			t.Fatal(err)
 		}

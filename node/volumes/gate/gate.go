@@ -173,6 +173,9 @@ func (d *Device) TryWriteBatch(ws []blockdev.Write) int {
 }
 
 func (d *Device) Flush(ctx context.Context) error {
+	if d.Geometry().ReadOnly { // nothing was written
+		return nil
+	}
 	err := d.Volume.Flush(ctx)
 	if err == nil {
 		err = d.Gate.Pass(ctx)

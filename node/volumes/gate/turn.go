@@ -19,14 +19,14 @@ func NewTurn() *Turn { return &Turn{busy: make(chan struct{}, 1)} }
 
 // Have waits for the caller's turn at the record of a volume, and returns what ends it, and
 // the ctx of that: it ends with the caller's, and by Yield.
-func (t *Turn) Have(ctx context.Context, volume string) (mine context.Context, end func(), err error) {
+func (t *Turn) Have(ctx context.Context) (mine context.Context, end func(), err error) {
 	select {
 	case t.busy <- struct{}{}:
 		mine, cancel := context.WithCancel(ctx)
 		t.yield.Store(&cancel)
 		return mine, func() { cancel(); <-t.busy }, nil
 	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("volume %q: %w: its record is being written: %w", volume, content.ErrUnavailable, context.Cause(ctx))
+		return nil, nil, fmt.Errorf("%w: its record is being written: %w", content.ErrUnavailable, context.Cause(ctx))
 	}
 }
 

@@ -53,13 +53,16 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 	if err != nil {
 		return Inheritance{}, err
 	}
-	heir := Heir{Name: name, Record: record, Incarnation: incarnation, K: k, Self: f.Self, Lane: f.Lane, Live: f.Live, Dir: dir, Log: f.Log}
 	if k == 0 { // they are its holders until all is in the bucket
-		heir.K = len(record.Holders)
+		k = len(record.Holders)
 	}
-	in, err := Inherit(ctx, heir)
-	switch {
-	case k == 0 && errors.Is(err, content.ErrUnavailable):
+	x := &heir{Farm: f, name: name, record: record, through: record.Through(), incarnation: incarnation, k: k, dir: dir}
+	in, err := x.inherit(ctx)
+	if err != nil {
+		err = fmt.Errorf("inherit volume %s: %w", name, err)
+	}
+	switch needed, _ := catalog.PolicyHolders(record.Policy); {
+	case needed == 0 && errors.Is(err, content.ErrUnavailable):
 		f.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", name, "err", err)
 		return Inheritance{}, os.RemoveAll(dir)
 	case err == nil && !in.DegradedSince.IsZero():

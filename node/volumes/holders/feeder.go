@@ -162,11 +162,13 @@ func (f *feeder) follow(ctx context.Context) error {
 		if f.late {
 			wait(ctx, jitter())
 		}
-		if err := f.queue(ctx); err != nil {
-			return err
+		select {
+		case f.w.cfg.Fills <- struct{}{}:
+			filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })
+			defer filled()
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		filled = sync.OnceFunc(func() { <-f.w.cfg.Fills })
-		defer filled()
 	}
 	held, err := f.join(ctx)
 	if err != nil {
@@ -194,22 +196,6 @@ func (f *feeder) follow(ctx context.Context) error {
 	close(s.acks)
 	<-done
 	return err
-}
-
-// queue waits for a place among those that are filled at once.
-func (f *feeder) queue(ctx context.Context) error {
-	tick := time.NewTicker(tickInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case f.w.cfg.Fills <- struct{}{}:
-			return nil
-		case <-tick.C:
-			f.w.step(quorum.Queued{})
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }
 
 // join promises, and has a member that is to begin have nothing.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -193,7 +192,7 @@ func (h *held) add(s *segment, b []byte) error {
 	}
 	if _, err := s.file.WriteAt(b, s.bytes); err != nil {
 		err = errors.Join(err, s.file.Truncate(s.bytes))
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if durable.IsFull(err) {
 			err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 		}
 		return err

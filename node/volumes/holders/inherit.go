@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,31 +40,11 @@ func (n Near) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wir
 	return func() (*wire.Held, []byte, error) { return finish(ctx) }, nil
 }
 
-// Heir is who takes a volume over.
-type Heir struct {
-	Name string
-	// Record is the volume's, over which the heir writes its own: if another has come
-	// meanwhile, it inherits again.
-	Record catalog.Volume
-	// Incarnation is that of this start of the process.
-	Incarnation uint64
-	// K is how many holders there are to be.
-	K int
-	// Self is this node, which is no holder of its own volume any more.
-	Self trust.PublicKey
-	// Lane asks holders, this node too: see Near. Live is as in Farm.
-	Lane Lane
-	Live func() []trust.PublicKey
-	// Dir takes the segments; it is there and empty.
-	Dir string
-	Log *slog.Logger
-}
-
 // Inheritance is what the holders of a volume had.
 type Inheritance struct {
 	// Epoch is the heir's: higher than the record's, and than any that was promised.
 	Epoch uint64
-	// Segments lie behind what the record has, oldest first, durable in Heir.Dir; End is
+	// Segments lie behind what the record has, oldest first, durable in the folder; End is
 	// where they end.
 	Segments []journal.AdoptedSegment
 	End      content.Position
@@ -77,28 +56,21 @@ type Inheritance struct {
 	DegradedSince time.Time
 }
 
-// Inherit takes over what a volume's holders have. One of them at least, of those that the
+// inherit takes over what a volume's holders have. One of them at least, of those that the
 // record names, promises to take nothing of an earlier epoch any more; so nothing that is
 // acknowledged later is missed, as each has all that was acknowledged. What the one has whose
 // last entry is the latest is copied to K members, and nothing else that any has counts
-// from then on. The caller writes {epoch, incarnation, holders} over Heir.Record, and only
+// from then on. The caller writes {epoch, incarnation, holders} over the record, and only
 // then serves the volume. ErrUnavailable: no holder could be reached. ErrConflict:
 // another is taking the volume over.
-func Inherit(ctx context.Context, h Heir) (Inheritance, error) {
-	h.Log = cmp.Or(h.Log, slog.New(slog.DiscardHandler))
-	in := Inheritance{Epoch: h.Record.Epoch + 1, End: h.Record.Through(), DegradedSince: h.Record.DegradedSince}
-	if len(h.Record.Holders) == 0 {
-		return in, fmt.Errorf("inherit volume %s: %w: its record names no holder", h.Name, content.ErrUnavailable)
+func (x *heir) inherit(ctx context.Context) (in Inheritance, err error) {
+	in = Inheritance{Epoch: x.record.Epoch + 1, End: x.through, DegradedSince: x.record.DegradedSince}
+	if in.Epoch, err = x.epoch(ctx); err != nil {
+		return in, err
 	}
-	x := &heir{Heir: h, through: in.End}
-	epoch, err := x.epoch(ctx)
-	if err != nil {
-		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
-	}
-	in.Epoch = epoch
-	x.claim = wire.Claim{Volume: h.Record.ID, Epoch: epoch, Incarnation: h.Incarnation}
+	x.claim = wire.Claim{Volume: x.record.ID, Epoch: in.Epoch, Incarnation: x.incarnation}
 	if err := x.promise(ctx); err != nil {
-		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
+		return in, err
 	}
 	var errs []error
 	for _, source := range x.promised {
@@ -106,27 +78,29 @@ func Inherit(ctx context.Context, h Heir) (Inheritance, error) {
 			break
 		}
 		errs = append(errs, fmt.Errorf("holder %s: %w", source.member, err))
-		h.Log.Warn("a holder of a volume can't be inherited from", "volume", h.Name, "holder", source.member, "err", err)
+		x.Log.Warn("a holder of a volume can't be inherited from", "volume", x.name, "holder", source.member, "err", err)
 	}
 	if err != nil {
-		return in, fmt.Errorf("inherit volume %s: %w", h.Name, errors.Join(errs...))
+		return in, errors.Join(errs...)
 	}
 	if n := len(in.Segments); n > 0 {
 		in.End = in.Segments[n-1].Ref.Through
 	}
 	in.Holders, err = x.spread(ctx, in.Segments)
-	if err != nil {
-		return in, fmt.Errorf("inherit volume %s: %w", h.Name, err)
-	}
-	return in, nil
+	return in, err
 }
 
-// heir is an Inherit under way.
+// heir is who takes a volume over, on this node, which is no holder of it any more.
 type heir struct {
-	Heir
-	claim    wire.Claim
-	through  content.Position // up to where the record has all
-	promised []source         // the latest first
+	*Farm
+	name        string
+	record      catalog.Volume   // if another has come meanwhile, it inherits again
+	through     content.Position // up to where that has all
+	incarnation uint64           // of this start of the process
+	k           int              // how many holders there are to be
+	dir         string           // takes the segments; it is there and empty
+	claim       wire.Claim
+	promised    []source // the latest first
 }
 
 // source is a holder that has promised itself to the heir, and what it has.
@@ -143,7 +117,7 @@ func (x *heir) ask(ctx context.Context, m trust.PublicKey, q wire.Message) (*wir
 func (x *heir) holders(ctx context.Context, q wire.Message) (all []source, errs []error) {
 	var mu sync.Mutex
 	var work sync.WaitGroup
-	for _, m := range x.Record.Holders {
+	for _, m := range x.record.Holders {
 		work.Go(func() {
 			held, _, err := x.ask(ctx, m, q)
 			mu.Lock()
@@ -163,14 +137,14 @@ func (x *heir) holders(ctx context.Context, q wire.Message) (all []source, errs 
 // epoch returns one that is later than the record's, and than any that a holder has
 // promised: to another that did not come to write the record, perhaps.
 func (x *heir) epoch(ctx context.Context) (uint64, error) {
-	epoch := x.Record.Epoch + 1
-	all, errs := x.holders(ctx, wire.Status{Claim: wire.Claim{Volume: x.Record.ID, Epoch: epoch, Incarnation: x.Incarnation}})
+	epoch := x.record.Epoch + 1
+	all, errs := x.holders(ctx, wire.Status{Claim: wire.Claim{Volume: x.record.ID, Epoch: epoch, Incarnation: x.incarnation}})
 	if len(all) == 0 {
 		return 0, fmt.Errorf("%w: none of its holders answers: %w", content.ErrUnavailable, errors.Join(errs...))
 	}
 	for _, s := range all {
 		switch c := s.held.Claim; {
-		case c.Epoch >= epoch && c.Incarnation == x.Incarnation:
+		case c.Epoch >= epoch && c.Incarnation == x.incarnation:
 			epoch = c.Epoch
 		case c.Epoch >= epoch:
 			epoch = c.Epoch + 1
@@ -181,7 +155,7 @@ func (x *heir) epoch(ctx context.Context) (uint64, error) {
 
 // promise has the holders promise themselves.
 func (x *heir) promise(ctx context.Context) error {
-	all, errs := x.holders(ctx, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name})
+	all, errs := x.holders(ctx, wire.Promise{Claim: x.claim, Base: x.through, Name: x.name})
 	if len(all) == 0 {
 		err := errors.Join(errs...)
 		if errors.Is(err, content.ErrFenced) {
@@ -230,7 +204,7 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 	}
 	needs := uint64(0)
 	for _, s := range wanted {
-		path := filepath.Join(x.Dir, fmt.Sprintf("%s-%016x", s.Volume, s.End.Number))
+		path := filepath.Join(x.dir, fmt.Sprintf("%s-%016x", s.Volume, s.End.Number))
 		head, err := x.copy(ctx, from.member, s, path)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.End.Number, err), os.Remove(path))
@@ -243,7 +217,7 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 	if n := len(wanted); n > 0 && wanted[n-1].End.Seq < needs {
 		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].End.Seq, needs)
 	}
-	return out, durable.SyncDir(x.Dir)
+	return out, durable.SyncDir(x.dir)
 }
 
 // copy copies one.
@@ -286,7 +260,7 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 	var errs []error
 	var tried []trust.PublicKey
 	give := func(m trust.PublicKey, held *wire.Held) {
-		if len(out) == x.K || m == x.Self || slices.Contains(tried, m) {
+		if len(out) == x.k || m == x.Self || slices.Contains(tried, m) {
 			return
 		}
 		tried = append(tried, m)
@@ -299,8 +273,11 @@ func (x *heir) spread(ctx context.Context, segments []journal.AdoptedSegment) (o
 	for _, s := range x.promised {
 		give(s.member, &s.held)
 	}
-	for _, m := range rank(x.Record.ID, x.Live()) {
+	for _, m := range rank(x.record.ID, x.Live()) {
 		give(m, nil)
+	}
+	if len(out) == 0 && len(tried) == 0 {
+		errs = append(errs, errors.New("no other one is here; start one, or try again when one is"))
 	}
 	if len(out) == 0 { // what is on this disk alone is not held
 		return nil, fmt.Errorf("%w: no member of the farm takes what was inherited: %w", content.ErrUnavailable, errors.Join(errs...))
@@ -316,7 +293,7 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, seg
 		if n := len(segments); n > 0 {
 			end = segments[n-1].Ref.Through.Seq
 		}
-		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.Name, Ancestors: journal.Ancestors(segments, x.Record.ID), Begin: true, Whole: end}); err != nil {
+		if held, _, err = x.ask(ctx, m, wire.Promise{Claim: x.claim, Base: x.through, Name: x.name, Ancestors: journal.Ancestors(segments, x.record.ID), Begin: true, Whole: end}); err != nil {
 			return err
 		}
 		if held == nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -290,6 +291,15 @@ func TestDiskThatWasRolledBack(t *testing.T) {
 	}
 	g.Close()
 	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNobodyElseIsHere: who has inherited a volume, and has found no other member yet, says
+// what that takes.
+func TestNobodyElseIsHere(t *testing.T) {
+	x := &heir{Farm: &Farm{Live: func() []trust.PublicKey { return nil }}, k: 1}
+	if _, err := x.spread(t.Context(), nil); !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "try again") || strings.Contains(err.Error(), "%!") {
 		t.Error(err)
 	}
 }

@@ -410,6 +410,9 @@ func (h *held) loadLast(s *segment) (again bool, err error) {
 		}
 		h.store.used.Add(whole - s.bytes)
 	}
+	if err := journal.Rewrite(s.file, 0, whole); err != nil {
+		return false, err
+	}
 	s.bytes, s.durable, s.ends = whole, 0, nil // it may be in memory only: the next sync makes it durable
 	s.ended(seq, whole)
 	return false, nil

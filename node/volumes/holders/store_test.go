@@ -280,7 +280,12 @@ func TestSwappedVolumes(t *testing.T) {
 	if held := d.must(w, own.pieceOf(claim(2), 1, 0)); held != nil {
 		t.Errorf("its own behind that: %+v", held)
 	}
-	wrong := own.pieceOf(claim(2), 1, 0)
+	d.must(w, wire.Promise{Claim: claim(3), Name: "web1"}) // an heir's, which knows of no ancestors yet
+	d.must(w, wire.Cut{Claim: claim(3)})
+	if held := d.must(w, ancestor.pieceOf(claim(3), 0, 0)); held != nil {
+		t.Errorf("its ancestor's, from who inherits: %+v", held)
+	}
+	wrong := own.pieceOf(claim(3), 1, 0)
 	wrong.Claim.Volume = content.VolumeID{9}
 	if _, _, err := d.tell(w, wrong); !errors.Is(err, content.ErrNotFound) {
 		t.Errorf("at a holder of another volume: %v", err)

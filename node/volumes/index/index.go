@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -52,15 +51,15 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was released. Adopted
-	// says that it was made of what a record names, and not served since: all of it is
-	// here once Tried has the stamp under which it is to be written.
+	// Empty says that what is here is in the bucket too: the volume was released. Adopted says that it
+	// was made of what a record names, and not served since: all of it is here once Tried has a stamp.
 	Empty   bool `json:"empty,omitempty"`
 	Adopted bool `json:"adopted,omitempty"`
 	// Taken says why the volume is this node's no more; empty while it is. What is here
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
+	Reader bool   `json:"reader,omitempty"` // it is read here as the bucket had it by that record, whoever has it
 	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
@@ -136,7 +135,7 @@ type Index struct {
 	writing *turns.Turns[content.VolumeID] // one file of a volume at a time
 	mu      sync.RWMutex                   // guards what follows; never held while anything waits
 	entries map[string]Entry               // by name
-	aside   []Entry                        // of folders that have stepped aside
+	aside   map[string]Entry               // by folder, of those that have stepped aside
 	Broken  map[string]error               // folders that can't be read, and why
 	at      func(Step)                     // told of each, for tests
 }
@@ -165,7 +164,7 @@ func Expected(dir string) bool {
 // Load reads what all folders say; at is told of each Step. One that can't be read is kept as broken: it is
 // a volume, whatever else it is.
 func Load(dir string, at func(step string)) (*Index, error) {
-	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, Broken: map[string]error{}, at: func(s Step) { at("index " + string(s)) }}
+	x := &Index{dir: dir, codec: content.NewCodec(), writing: turns.New[content.VolumeID](1), entries: map[string]Entry{}, aside: map[string]Entry{}, Broken: map[string]error{}, at: func(s Step) { at("index " + string(s)) }}
 	found, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("volumes: %w", err)
@@ -187,8 +186,9 @@ func Load(dir string, at func(step string)) (*Index, error) {
 	aside, _ := os.ReadDir(filepath.Join(dir, orphansDir)) // there may be none
 	for _, f := range aside {
 		id, _, _ := strings.Cut(f.Name(), "-")
-		if e, err := x.read(filepath.Join(dir, orphansDir, f.Name()), id); err == nil {
-			x.aside = append(x.aside, e)
+		folder := filepath.Join(dir, orphansDir, f.Name())
+		if e, err := x.read(folder, id); err == nil {
+			x.aside[folder] = e
 		}
 	}
 	return x, nil
@@ -251,6 +251,11 @@ func (x *Index) Sweep() error {
 			errs = append(errs, x.complete(path))
 		case halfGone:
 			errs = append(errs, finish(path))
+		default: // a crash leaves what it was writing
+			left, _ := filepath.Glob(filepath.Join(path, durable.TempPrefix+"*"))
+			for _, file := range left {
+				errs = append(errs, os.Remove(file))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -346,7 +351,7 @@ func (x *Index) Change(name string, change func(*Entry)) (Entry, error) {
 	done, _ := x.writing.Take(context.Background(), e.ID, 1) // it fails with the context alone
 	defer done()
 	if e, ok = x.Get(name); !ok {
-		return e, fmt.Errorf("volume %q: %w on this node any more", name, content.ErrNotFound)
+		return e, fmt.Errorf("%w on this node any more", content.ErrNotFound)
 	}
 	change(&e)
 	return e, x.put(e)
@@ -429,7 +434,7 @@ func (x *Index) Add(e Entry) error {
 // Replace is add of a volume of which this node has had a folder, which steps aside.
 func (x *Index) Replace(e Entry) error {
 	if old, here := x.Get(e.Name); here {
-		if err := x.setAside(old); err != nil {
+		if err := x.SetAside(old); err != nil {
 			return spaceError(err)
 		}
 	}
@@ -479,9 +484,9 @@ func HasJournal(folder string) (bool, error) {
 	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }), err
 }
 
-// setAside takes the folder of a volume out of the way that comes back to this node: it is
+// SetAside takes the folder of a volume out of the way that is another's, or back: it is
 // removed if all of it is in the bucket, else it gets another name, for its orphan.
-func (x *Index) setAside(e Entry) error {
+func (x *Index) SetAside(e Entry) error {
 	dirty, err := HasJournal(x.Path(e))
 	if err != nil {
 		return err
@@ -500,19 +505,16 @@ func (x *Index) setAside(e Entry) error {
 	x.at(StepAside)
 	x.forget(e.Name)
 	x.mu.Lock()
-	x.aside = append(x.aside, e)
+	x.aside[aside] = e
 	x.mu.Unlock()
 	return errors.Join(durable.SyncDir(x.dir), durable.SyncDir(filepath.Dir(aside)))
 }
 
 // Orphans are what is left here of volumes that are another's, with the folders that have it.
 func (x *Index) Orphans() map[string]Entry {
-	out := map[string]Entry{}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for _, e := range x.aside {
-		out[x.Aside(e.ID, e.Epoch)] = e
-	}
+	out := maps.Clone(x.aside)
 	for _, e := range x.entries {
 		if e.Taken != "" && !e.Empty {
 			out[x.Path(e)] = e
@@ -530,23 +532,16 @@ func (x *Index) Named(folder string, e Entry) error {
 	e.Orphan = true
 	err := x.write(folder, e)
 	if err == nil {
-		x.forgetAside(e)
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		x.aside = append(x.aside, e)
+		x.aside[folder] = e
 	}
 	return err
 }
 
-func (x *Index) forgetAside(e Entry) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.aside = slices.DeleteFunc(x.aside, func(other Entry) bool { return other.ID == e.ID && other.Epoch == e.Epoch })
-}
-
 // Drop removes the folder of an orphan that has stepped aside, by a name under which a start
 // removes it.
-func (x *Index) Drop(folder string, e Entry) error {
+func (x *Index) Drop(folder string) error {
 	gone := filepath.Join(x.dir, ViewsDir, filepath.Base(folder))
 	err := os.MkdirAll(filepath.Dir(gone), 0o700)
 	if err == nil {
@@ -556,7 +551,9 @@ func (x *Index) Drop(folder string, e Entry) error {
 		return err
 	}
 	x.at(StepGone)
-	x.forgetAside(e)
+	x.mu.Lock()
+	delete(x.aside, folder)
+	x.mu.Unlock()
 	return os.RemoveAll(gone)
 }
 
@@ -566,7 +563,7 @@ func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
 
 // spaceError says what a full disk means to who makes something.
 func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if durable.IsFull(err) {
 		return fmt.Errorf("%w: the disk of the data folder is full: %w", content.ErrNoSpace, err)
 	}
 	return err

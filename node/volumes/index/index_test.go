@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/grangemesh/grange/origin/catalog"
@@ -143,5 +145,29 @@ func TestFlippedBits(t *testing.T) {
 		if e, err := x.read(folder, filepath.Base(folder)); !errors.Is(err, content.ErrCorrupt) {
 			t.Fatalf("bit %d: %+v, %v", i, e, err)
 		}
+	}
+}
+
+// TestAQuotaIsAFullDisk: who makes something there is told the same.
+func TestAQuotaIsAFullDisk(t *testing.T) {
+	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		if err := spaceError(&fs.PathError{Op: "write", Err: full}); !errors.Is(err, content.ErrNoSpace) {
+			t.Errorf("%v is %v", full, err)
+		}
+	}
+}
+
+// TestHalfWrittenFilesAreSwept: those that a crash has left in the folder of a volume.
+func TestHalfWrittenFilesAreSwept(t *testing.T) {
+	x := newIndex(t)
+	left := filepath.Join(x.Path(x.make(t, 1, "a")), ".tmp-123")
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
 	}
 }

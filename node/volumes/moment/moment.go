@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -32,6 +33,29 @@ type Moment struct {
 	Whole bool
 	// Close gives back what keeps it.
 	Close func() error
+}
+
+// Of is a place of a volume that is written, which was kept, with what its record says to be
+// under it then: both are until Close. ErrUnavailable is for a while.
+func Of(vol *volume.Volume, at content.Position, record func() catalog.Volume) (Moment, error) {
+	for range records.Tries {
+		now := record()
+		if now.Base.Seq > at.Seq || vol.Keep(now.Base) != nil { // a fold goes on meanwhile
+			continue
+		}
+		return Moment{Vol: vol, At: at, Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Close: func() error {
+			vol.Release(now.Base)
+			vol.Release(at)
+			return nil
+		}}, nil
+	}
+	vol.Release(at)
+	return Moment{}, fmt.Errorf("%w: it is being folded; try again", content.ErrUnavailable)
+}
+
+// Still is a volume that nobody writes while it is open, which who opened it closes.
+func Still(vol *volume.Volume, now catalog.Volume) Moment {
+	return Moment{vol, vol.End(), now.Size, now.Head, now.Lineage, now.Base, true, func() error { return nil }}
 }
 
 // Read fills p from off.

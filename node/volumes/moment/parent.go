@@ -9,6 +9,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/volume"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -78,10 +79,7 @@ func (m Moment) Parent(known catalog.Snapshot) (Parent, error) {
 		path, size := last.Path, last.Ref.Bytes
 		last.Path, last.Open = "", func() (io.ReadCloser, error) {
 			f, err := os.Open(path)
-			return struct {
-				io.Reader
-				io.Closer
-			}{io.LimitReader(f, size), f}, err
+			return bucket.Exactly(f, size), err
 		}
 	}
 	return p, nil

@@ -10,7 +10,10 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -25,11 +28,13 @@ type Keeper struct {
 	Records func() records.Records
 	Self    trust.PublicKey
 	Now     func() time.Time
-	// End is where the journal in a folder ends, which nobody writes any more, and Remove
-	// removes the folder.
-	End    func(ctx context.Context, folder string, e index.Entry) (content.Position, error)
-	Remove func(ctx context.Context, folder string, e index.Entry) error
-	Log    *slog.Logger
+	// Turns has one change of a volume at a time, by name. Journal says how a folder is
+	// opened, Served is what has one open, nil if nothing has, and Close closes that, unless it is in use.
+	Turns   *turns.Turns[string]
+	Journal func(index.Entry) volume.Config
+	Served  func(name string) *volume.Volume
+	Close   func(ctx context.Context, name string) error
+	Log     *slog.Logger
 
 	looked map[string]time.Time // at the record, by folder
 }
@@ -62,7 +67,7 @@ func (k *Keeper) keep(ctx context.Context, folder string, e index.Entry) error {
 }
 
 func (k *Keeper) put(ctx context.Context, folder string, e index.Entry) error {
-	end, err := k.End(ctx, folder, e)
+	end, err := k.end(ctx, folder, e)
 	if err != nil {
 		return err
 	}
@@ -88,7 +93,7 @@ func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
 	}
 	r, _, err := k.Records().Snapshot(ctx, catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}.Ref().RecordName())
 	if r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created) {
-		return k.Remove(ctx, folder, e)
+		return k.remove(ctx, folder, e)
 	}
 	if k.looked == nil {
 		k.looked = map[string]time.Time{}
@@ -97,13 +102,76 @@ func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
 	return nil
 }
 
-// Removed ends with an orphan at once whose record was deleted; else Keep does.
+// Purge deletes the record of what is left here of a volume, if it has one. Its folder is the
+// caller's to remove.
+func (k *Keeper) Purge(ctx context.Context, e index.Entry) error {
+	s := catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}
+	_, there, err := k.Records().Snapshot(ctx, s.Ref().RecordName())
+	if err == nil && there.ID == e.ID {
+		_, err = k.Records().RemoveSnapshot(ctx, s.Ref().RecordName())
+	}
+	if errors.Is(err, content.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Removed ends with an orphan at once if it is one, whose record was deleted; else Keep does.
 func (k *Keeper) Removed(ctx context.Context, s catalog.Snapshot) {
 	for folder, e := range k.Index.Orphans() {
-		if e.ID == s.ID && e.Epoch == s.Epoch {
-			if err := k.Remove(ctx, folder, e); err != nil {
+		if s.Orphan && e.ID == s.ID && e.Epoch == s.Epoch {
+			if err := k.remove(ctx, folder, e); err != nil {
 				k.Log.Warn("the data of a snapshot that was removed are on the disk still, and go later", "snapshot", s.Ref(), "err", err)
 			}
 		}
 	}
+}
+
+// turnWait is how long one volume keeps the look at the others waiting.
+const turnWait = time.Second
+
+// turn is that of a volume of which something is left here. Who attaches it meanwhile has it,
+// and is asked at the next look.
+func (k *Keeper) turn(ctx context.Context, name string) (end func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, turnWait)
+	defer cancel()
+	if end, err = k.Turns.Take(ctx, name, 1); err != nil {
+		err = fmt.Errorf("%w: it is being attached or detached", content.ErrUnavailable)
+	}
+	return end, err
+}
+
+// remove removes a folder, unless somebody looks at it.
+func (k *Keeper) remove(ctx context.Context, folder string, e index.Entry) error {
+	end, err := k.turn(ctx, e.Name)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if folder != k.Index.Path(e) {
+		return k.Index.Drop(folder)
+	}
+	now, _ := k.Index.Get(e.Name)
+	if now.ID != e.ID || now.Epoch != e.Epoch || now.Taken == "" {
+		return nil
+	}
+	if err := k.Close(ctx, e.Name); err != nil {
+		return err
+	}
+	return k.Index.Remove(now)
+}
+
+// end is where the journal in a folder ends, which nobody writes any more.
+func (k *Keeper) end(ctx context.Context, folder string, e index.Entry) (content.Position, error) {
+	end, err := k.turn(ctx, e.Name)
+	if err != nil {
+		return content.Position{}, err
+	}
+	defer end()
+	c := k.Journal(e)
+	if vol := k.Served(e.Name); vol != nil && folder == c.Dir { // it is looked at
+		return vol.End(), nil
+	}
+	c.Dir = folder
+	return moment.End(c)
 }

@@ -61,7 +61,7 @@ func Missing(folder string, there bool, r catalog.Record) string {
 
 // Taken says why a volume is not served that was taken away, of what is left in folder.
 func Taken(name, folder, why string) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, and `grange volume rm %[4]s` deletes them",
+	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them",
 		content.ErrFenced, why, folder, name)
 }
 

@@ -35,10 +35,15 @@ type Spec struct {
 	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
 	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
 	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
-	ReadOnly   bool        `json:"readonly,omitempty"`
+	ReadOnly   bool        `json:"readonly,omitempty" doc:"of a volume that exists and that this node does not have: read it as the bucket has it now, beside whoever writes it"`
 	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
 	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
 	Limits     Limits      `json:"limits,omitzero"`
+}
+
+// Reads reports whether all that is asked for is to read a volume that exists.
+func (s Spec) Reads() bool {
+	return s.ReadOnly && !s.Takeover && s.Size == 0 && s.From == (content.Ref{})
 }
 
 // WithDefaults checks what is asked for; ErrInvalid says what is wrong.

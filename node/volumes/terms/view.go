@@ -31,6 +31,8 @@ const (
 	// StateFull is served, and its writes fail: the disk of the data folder is full.
 	StateFull   State = "full"
 	StateFailed State = "failed"
+	// StateReading is read here as the bucket had it at one moment; whoever has it writes on.
+	StateReading State = "reading"
 )
 
 // View describes a volume.
@@ -43,7 +45,7 @@ type View struct {
 	Durability string      `json:"durability"`
 	ReadOnly   bool        `json:"readonly"`
 	Epoch      uint64      `json:"epoch"`
-	State      State       `json:"state" doc:"opening, attached, detached, released, uncommitted, full, or failed"`
+	State      State       `json:"state" doc:"opening, attached, detached, released, uncommitted, full, failed, or reading: as of folded_at, beside its writer"`
 	Detail     string      `json:"detail,omitempty" doc:"why the volume is in that state"`
 	Node       string      `json:"node,omitempty" doc:"the peer that holds it"`
 	NodeName   string      `json:"node_name,omitempty" doc:"what that peer is called, where it is known"`
@@ -53,6 +55,7 @@ type View struct {
 	DiskBytes  int64       `json:"disk_bytes" doc:"what the journal takes on this node's disk"`
 	Lag        int64       `json:"lag_bytes" doc:"what was written and is not in the bucket"`
 	FoldedAt   time.Time   `json:"folded_at,omitzero" doc:"when the bucket last got all that was written; absent when it never has"`
+	Through    uint64      `json:"through,omitempty" doc:"of one that is reading: the last entry of the journal that it has"`
 	FsUsed     int64       `json:"fs_used_bytes,omitempty" doc:"what its file system has in use, where that can be told"`
 	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
 	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
@@ -138,6 +141,14 @@ func CompareSnapshots(a, b string) int {
 	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb))
 }
 
+// Read has a view say of which moment a reader is.
+func (v *View) Read(body catalog.Volume) {
+	v.State, v.Through, v.Lag = StateReading, body.Through().Seq, 0
+	if v.Detail == "" {
+		v.Detail = fmt.Sprintf("it has entry %d, of %s, and keeps that; `grange volume attach %s --readonly` takes what is newer once nobody has it open here", v.Through, momentOr(body.FoldedAt, "when it was made"), v.Name)
+	}
+}
+
 // OfDisk is how a volume stands whose disk has failed, or is full when nothing did.
 func OfDisk(failed error) (State, string) {
 	if failed == nil {
@@ -172,7 +183,7 @@ func (s states) Collect(out chan<- prometheus.Metric) {
 		lag += view.Lag
 	}
 	out <- prometheus.MustNewConstMetric(s.lag, prometheus.GaugeValue, float64(lag))
-	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateReleased, StateFull, StateFailed} {
+	for _, state := range []State{StateOpening, StateAttached, StateUncommitted, StateDetached, StateReleased, StateFull, StateFailed, StateReading} {
 		out <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(count[state]), string(state))
 	}
 }

@@ -10,7 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 )
+
+// TempPrefix begins the names of files that are being written: a crash leaves them.
+const TempPrefix = ".tmp-"
 
 // WriteFile replaces the file at path by data. A crash leaves the old file or
 // the new one. The steps: write and fsync a temporary file beside it, rename,
@@ -22,7 +26,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 // Place is WriteFile but for its last step, which the caller takes for all files of the
 // folder at once: until then a loss of power may bring the old file back.
 func Place(path string, data []byte, perm fs.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	tmp, err := os.CreateTemp(filepath.Dir(path), TempPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -46,6 +50,9 @@ func fill(f *os.File, data []byte, perm fs.FileMode) error {
 	}
 	return errors.Join(err, f.Close())
 }
+
+// IsFull reports whether what failed needs space: of the disk, or of a quota on it.
+func IsFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // Remove deletes the file at path for good; an absent file is success.
 func Remove(path string) error {

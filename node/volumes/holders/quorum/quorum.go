@@ -83,8 +83,6 @@ type (
 	Confirmed struct{}
 	// Doubted says that the outcome of a Commit is not known.
 	Doubted struct{}
-	// Queued says that a member is going to be filled, when other volumes' are.
-	Queued struct{}
 	// Wanted says how many holders there are to be from now on; see New.
 	Wanted struct {
 		K    int
@@ -138,8 +136,8 @@ type State struct {
 }
 
 type member struct {
-	had    uint64
-	joined bool
+	had            uint64
+	begins, joined bool
 }
 
 // New returns the state of a volume with k holders, that may be flushed alone if lone.
@@ -155,15 +153,13 @@ func New(k int, lone bool, said Record, floor uint64) *State {
 func (s *State) Step(e Event) []Action {
 	e.change(s)
 	s.acknowledged = max(s.acknowledged, s.reach())
-	switch got := s.got; {
+	switch {
 	case s.flushing <= s.acknowledged:
 		s.short, s.got = time.Time{}, 0
 	case s.short.IsZero():
 		s.short, s.moved = s.now, s.now
-	default:
-		if s.got = max(got, s.least()); s.got > got {
-			s.moved = s.now
-		}
+	case s.nearer():
+		s.moved = s.now
 	}
 	return append(s.follow(), s.write()...)
 }
@@ -204,16 +200,21 @@ func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.
 // than a disk.
 func (s *State) Stuck(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.moved) >= d }
 
-// least is what all have who are followed, if they are enough.
-func (s *State) least() (all uint64) {
-	if len(s.followed) < s.k {
-		return 0
-	}
-	all = math.MaxUint64
+// nearer reports whether all who are followed, if they are enough, have more than before, or
+// one is about to begin, maybe once others are filled.
+func (s *State) nearer() bool {
+	least := uint64(math.MaxUint64)
 	for _, m := range s.followed {
-		all = min(all, m.had)
+		if m.begins && !m.joined {
+			return true
+		}
+		least = min(least, m.had)
 	}
-	return all
+	if len(s.followed) < s.k || least <= s.got {
+		return false
+	}
+	s.got = least
+	return true
 }
 
 func (e Tick) change(s *State) {
@@ -268,8 +269,6 @@ func (Confirmed) change(s *State) { s.confirmed = s.now }
 func (Doubted) change(s *State) {
 	s.maybe, s.next, s.writing = append(s.maybe, *s.next), nil, false
 }
-
-func (Queued) change(s *State) { s.moved = s.now }
 
 func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }
 
@@ -334,8 +333,9 @@ func (s *State) follow() (out []Action) {
 	}
 	for _, m := range wanted {
 		if s.followed[m] == nil && s.resting[m].IsZero() {
-			s.followed[m] = &member{}
-			out = append(out, Follow{m, !s.named(m) || s.anew[m]})
+			begins := !s.named(m) || s.anew[m]
+			s.followed[m] = &member{begins: begins}
+			out = append(out, Follow{m, begins})
 			delete(s.anew, m) // if it does not, it is asked once more what it has
 		}
 	}

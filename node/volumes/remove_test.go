@@ -1,0 +1,202 @@
+package volumes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// TestRemoveWhereItWasReleased: a node that has released a volume to another says who holds it,
+// and takes nothing away; it removes the volume when that has released it too.
+func TestRemoveWhereItWasReleased(t *testing.T) {
+	p := newPair(t)
+	shadow := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", shadow, 4, 1)
+	if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{})
+	p.a.cfg.Away = func(context.Context, trust.PublicKey) bool { return false }
+	for _, spec := range []RemoveSpec{{}, {Force: true}, {Purge: true}} {
+		err := p.a.Remove(t.Context(), "disk", spec)
+		if !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), p.b.cfg.Self.String()) || strings.Contains(err.Error(), "detached") {
+			t.Errorf("%+v: %v", spec, err)
+		}
+	}
+	if view, err := p.a.Get("disk"); err != nil || view.State != terms.StateReleased {
+		t.Errorf("%+v, %v", view, err)
+	}
+	p.b.is(t, "disk", shadow)
+	if _, err := p.b.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("once nobody has it: %v", err)
+	}
+	if err := p.b.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+		t.Errorf("once its name is free: %v", err)
+	}
+}
+
+// TestRemoveLeavesTheOrphan: a volume that was taken over is removed where it was, and its
+// orphan stays, to be forked, over a start; purged, it goes with its data, and not with
+// those of a volume that has its name by now.
+func TestRemoveLeavesTheOrphan(t *testing.T) {
+	p := newPair(t)
+	want := map[string][]byte{"stays": make([]byte, testSize), "goes": make([]byte, testSize)}
+	orphans := map[string]string{}
+	for name := range want {
+		p.a.put(t, name, Spec{Size: testSize})
+		p.a.fill(t, name, want[name], 4, 1)
+		orphans[name] = p.fencedOff(t, name)
+		if _, err := p.b.Snapshot(t.Context(), name, SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.a.Remove(t.Context(), "stays", RemoveSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.Remove(t.Context(), "goes", RemoveSpec{Purge: true}); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string) {
+		t.Helper()
+		if !bytes.Equal(p.a.exported(t, orphans["stays"]), want["stays"]) {
+			t.Errorf("%s: the orphan has other bytes", when)
+		}
+		if len(p.a.List()) > 0 {
+			t.Errorf("%s: %+v are listed", when, p.a.List())
+		}
+	}
+	check("at once")
+	p.a = p.a.again(t)
+	p.join(p.a)
+	check("after a start")
+	p.a.put(t, "fork", Spec{From: refOf(t, orphans["stays"])})
+	p.a.is(t, "fork", want["stays"])
+	if p.store.has(content.KindSnapshot, strings.TrimPrefix(orphans["goes"], "snapshot:")) || !p.store.has(content.KindSnapshot, "goes@1") || !p.store.has(content.KindVolume, "goes") {
+		t.Error("a purge leaves the orphan, or takes what is another's")
+	}
+	if len(p.a.index.Orphans()) != 1 {
+		t.Errorf("%d orphans are here", len(p.a.index.Orphans()))
+	}
+}
+
+// TestRemoveBeforeTheOrphanHasAName: what was taken over and has no snapshot yet is not
+// removed, however that is asked for, but purged.
+func TestRemoveBeforeTheOrphanHasAName(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", make([]byte, testSize), 4, 1)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	_ = p.a.device("disk").happen(t.Context(), right.Due{}) // it says that it is fenced
+	p.a.giveUpLost(t.Context())
+	for _, spec := range []RemoveSpec{{}, {Force: true}} {
+		if err := p.a.Remove(t.Context(), "disk", spec); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "--purge") {
+			t.Errorf("%+v: %v", spec, err)
+		}
+	}
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil || len(p.a.List()) > 0 {
+		t.Errorf("purged: %v, %+v", err, p.a.List())
+	}
+}
+
+// TestNobodyIsDialedInVain: a takeover asks nobody whether who had the volume is away, and
+// what is refused asks once.
+func TestNobodyIsDialedInVain(t *testing.T) {
+	p := newPair(t)
+	dials := 0
+	p.b.cfg.Away = func(context.Context, trust.PublicKey) bool { dials++; return true }
+	p.a.put(t, "disk", Spec{Size: testSize})
+	if _, _, err := p.b.Put(t.Context(), "disk", Spec{Transport: terms.NBD}); !errors.Is(err, content.ErrConflict) || dials != 1 {
+		t.Errorf("refused: %v, after %d dials", err, dials)
+	}
+	dials = 0
+	if p.b.put(t, "disk", Spec{Takeover: true}); dials > 0 {
+		t.Errorf("taken over after %d dials", dials)
+	}
+}
+
+// TestErrorsSayTheNameOnce: whatever fails of a volume that is another's says so of it once.
+func TestErrorsSayTheNameOnce(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Wait: terms.Durable}); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	_ = p.a.device("disk").happen(t.Context(), right.Due{}) // it says that it is fenced
+	said := func(what string, err error) {
+		t.Helper()
+		if err == nil || strings.Count(err.Error(), `volume "disk"`) != 1 {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := p.a.SetLimits(t.Context(), "disk", Limits{IOPS: 5})
+	said("limit", err)
+	_, err = p.a.Resize(t.Context(), "disk", 2*testSize)
+	said("resize", err)
+	_, err = p.a.Snapshot(t.Context(), "disk", SnapshotSpec{})
+	said("snapshot", err)
+	_, _, err = p.a.Put(t.Context(), "disk", Spec{Limits: Limits{IOPS: 5}})
+	said("attach", err)
+	_, err = p.a.Rollback(t.Context(), "disk", "disk@1")
+	said("rollback", err)
+	_, err = p.b.Detach(t.Context(), "none", false)
+	if err == nil || strings.Count(err.Error(), `volume "none"`) != 1 {
+		t.Errorf("detach: %v", err)
+	}
+}
+
+// lines are what is logged.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
+// TestOneThatIsGivenUpHoldsUpNoOther: while a volume that was lost can't be closed, as
+// somebody has its turn, another one that is lost is served no more.
+func TestOneThatIsGivenUpHoldsUpNoOther(t *testing.T) {
+	p := newPair(t)
+	for _, name := range []string{"stuck", "other"} {
+		p.a.put(t, name, Spec{Size: testSize})
+		p.b.put(t, name, Spec{Takeover: true})
+	}
+	logged := make(lines, 100)
+	p.a.cfg.Log = slog.New(slog.NewTextHandler(logged, nil))
+	end := p.a.turn("stuck")
+	ctx, cancel := context.WithCancel(t.Context())
+	kept := make(chan error, 1)
+	go func() { kept <- p.a.keepOwned(ctx, right.NewLooks(0, p.a.now)) }()
+	stuck := p.a.device("stuck")
+	_ = stuck.happen(ctx, right.Due{}) // it says that it is fenced
+	for !stuck.leaving.Load() {
+		runtime.Gosched()
+	}
+	_ = p.a.device("other").happen(ctx, right.Due{})
+	for line := ""; !strings.Contains(line, "volume=other"); {
+		select {
+		case line = <-logged:
+		case <-time.After(10 * time.Second): // far more than it takes
+			t.Fatal("it waits for the one that is stuck")
+		}
+	}
+	end()
+	cancel()
+	if err := <-kept; err != nil || p.a.state(t, "other") != terms.StateFailed || p.a.state(t, "stuck") != terms.StateFailed {
+		t.Errorf("%v: %+v", err, p.a.List())
+	}
+}
