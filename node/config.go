@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/nbd"
@@ -24,8 +25,9 @@ import (
 const (
 	// FarmDefault is the farm of a founding node that names none.
 	FarmDefault = "main"
-	// ListenDefault is where members connect when nothing is said.
-	ListenDefault = "/ip4/0.0.0.0/tcp/4001"
+	// ListenDefault is where members connect when nothing is said: QUIC beside TCP, which
+	// alone gets through most NATs.
+	ListenDefault = "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001,/ip4/0.0.0.0/udp/4001/quic-v1,/ip6/::/udp/4001/quic-v1"
 )
 
 // Config is everything that a node is told. Zero fields are defaults.
@@ -80,7 +82,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("node: %w: it is run as a node or a seed, not as %q", content.ErrInvalid, c.Role)
 	}
 	if len(c.Listen) == 0 {
-		c.Listen = []string{ListenDefault}
+		c.Listen = strings.Split(ListenDefault, ",")
 	}
 	if c.NBD == nil {
 		c.NBD = func(ctx context.Context) (nbd.Config, error) {

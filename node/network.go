@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,10 +141,30 @@ func (n *Node) followFarm(ctx context.Context) error {
 			n.returned.Add(1)
 		}
 		before, met = live, met || len(live) > 1
+		n.swarm.HoldOutside(slices.Contains(farm.Outside(n.farm.Members()), n.swarm.ID()))
 		for _, m := range n.farm.Members() {
 			if m.ID != n.swarm.ID() {
 				n.swarm.Learn(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs})
 			}
+		}
+	}
+}
+
+// followPlaces says where this node is reached whenever that changes, until ctx ends.
+func (n *Node) followPlaces(ctx context.Context) error {
+	for {
+		select {
+		case <-n.swarm.Moved():
+		case <-ctx.Done():
+			return nil
+		}
+		info := n.swarm.Info()
+		err := n.Membership.Moved(swarm.Texts(info))
+		if n.farm != nil {
+			err = errors.Join(err, n.farm.Tell(info.Addrs))
+		}
+		if err != nil {
+			n.cfg.Log.Debug("this node is reached at other addresses", "err", err)
 		}
 	}
 }

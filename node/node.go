@@ -179,7 +179,7 @@ type part = func(context.Context) error
 func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
-	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld}
+	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld, n.followPlaces}
 	if n.farm != nil {
 		parts = append(parts, n.farm.Run, n.followFarm)
 	}

@@ -31,6 +31,7 @@ type Peer struct {
 	Role  trust.Role `json:"role"`
 	State string     `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
 	Path  string     `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one; absent without a connection"`
+	Way   swarm.Way  `json:"way,omitempty" enum:"LAN,direct,relayed" doc:"what that connection leads through"`
 	Addrs []string   `json:"addrs,omitempty" doc:"where it says that it is reached"`
 }
 
@@ -88,7 +89,8 @@ func (n *Node) FarmPeers() []Peer {
 }
 
 func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
-	return Peer{ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: n.swarm.Path(p.ID), Addrs: swarm.Texts(p)}
+	path := n.swarm.Path(p.ID)
+	return Peer{ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
 }
 
 // Path says how this node is connected with a member, by its ID; "" when it is not.
@@ -97,7 +99,7 @@ func (n *Node) Path(id string) string {
 	if err != nil {
 		return ""
 	}
-	return n.swarm.Path(p)
+	return n.swarm.Path(p).Address
 }
 
 // Neighbourhood is how this node's farm stands.

@@ -35,8 +35,8 @@ type nodeCmd struct {
 	Name           string          `help:"What other members are shown of this one; the host's name when not given."`
 	Farm           string          `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
 	FarmBind       string          `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
-	FarmJoin       []string        `help:"Some neighbours of the farm." placeholder:"HOST:PORT,…"`
-	Listen         []string        `help:"Where members connect." placeholder:"MULTIADDR,…" default:"/ip4/0.0.0.0/tcp/4001"`
+	FarmJoin       []string        `help:"Some neighbours of the farm; those on the LAN of --farm-bind are found without." placeholder:"HOST:PORT,…"`
+	Listen         []string        `help:"Where members connect; port 4001 of all addresses, by TCP and QUIC, when not given." placeholder:"MULTIADDR,…"`
 	Announce       []string        `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
 	Bootstrap      []string        `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
 	API            string          `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`

@@ -12,10 +12,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"log"
 	"log/slog"
-	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,12 +21,10 @@ import (
 	"github.com/hashicorp/memberlist"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	"golang.org/x/time/rate"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
-	"github.com/grangemesh/grange/p2p/lan"
 )
 
 const (
@@ -67,14 +62,16 @@ type Config struct {
 	Signer trust.Signer
 	// Verifier says whose certificates hold; when it learns of revocations, Recheck.
 	Verifier *trust.Verifier
-	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host that of Place.
+	// Bind is HOST:PORT to gossip on; port 0 takes a free one, no host that of Place, also
+	// when the host has another address than at the start.
 	Bind string
-	// Join are HOST:PORT of some neighbours, who may start later.
+	// Join are HOST:PORT of some neighbours, who may start later. Those on the LAN are found.
 	Join []string
 	// Key encrypts the gossip; 32 bytes that the members share, not all zero. Who has
 	// it alone hears who is here, and is not listed. Rotate changes it.
 	Key [32]byte
-	// Addrs are those of this member's swarm, the best first: some thirty fit.
+	// Addrs are those of this member's swarm, the best first: some thirty fit. Tell
+	// changes them.
 	Addrs []ma.Multiaddr
 	// Name says what people call a member, for the log; nil has no names.
 	Name func(peer.ID) string
@@ -128,19 +125,22 @@ type Farm struct {
 	codec   *content.Codec
 	metrics metrics
 	ring    *memberlist.Keyring
-	list    *memberlist.Memberlist
+	list    atomic.Pointer[memberlist.Memberlist] // another one at another address
 	news    memberlist.TransmitLimitedQueue
 	here    atomic.Pointer[here]
 	outdone chan uint64   // the number of a word of this member's that is above its own
 	rotated chan struct{} // a key came
 	changed chan struct{} // who is listed
+	wake    chan struct{} // there is somebody to join
 
 	mu      sync.Mutex // guards what follows
+	turn    int        // how often it has moved; changed by move alone
 	self    Member     // its ID and Identity never change
 	word    word       // this member's own
 	roster  roster     // of the others
 	keys    []agedKey
 	lost    map[string]Absence // by gossip address
+	found   map[string]bool    // gossip addresses of the farm's, on the LAN
 	joining error              // why no neighbour was joined at the last attempt
 }
 
@@ -160,7 +160,7 @@ func New(cfg Config) (*Farm, error) {
 	f := &Farm{
 		cfg: cfg, name: who.Farm, codec: content.NewCodec(), outdone: make(chan uint64, 1), rotated: make(chan struct{}, 1),
 		self: Member{ID: identity.PeerID(who.Key), Identity: who, Addrs: cfg.Addrs}, roster: roster{}, keys: []agedKey{{key: cfg.Key}},
-		lost: map[string]Absence{}, changed: make(chan struct{}, 1),
+		lost: map[string]Absence{}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), found: map[string]bool{},
 	}
 	f.metrics = newMetrics(f)
 	if f.word, err = (word{addrs: cfg.Addrs}).sign(f.name, cfg.Signer); err == nil {
@@ -174,34 +174,6 @@ func New(cfg Config) (*Farm, error) {
 	return f, nil
 }
 
-// Start begins to gossip; an address in use is content.ErrUnavailable. Run ends it.
-func (f *Farm) Start() error {
-	c := memberlist.DefaultLANConfig()
-	c.Name, c.Label, c.Keyring = f.self.ID.String(), label(f.name), f.ring
-	c.Delegate, c.Events, c.Alive = face{f}, face{f}, face{f}
-	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
-	c.PushPullInterval, c.TCPTimeout, c.DeadNodeReclaimTime = syncInterval, tcpTimeout, reclaimAfter
-	c.RetransmitMult = retransmitMult
-	c.Logger = log.New(complaints{f.cfg.Log, f.metrics.complaints, rate.NewLimiter(rate.Every(complaintEvery), complaintBurst)}, "", 0)
-	c.Transport = f.cfg.Transport
-	if c.Transport == nil {
-		at, err := Place(f.cfg.Bind, f.cfg.Join)
-		if err != nil {
-			return err
-		}
-		c.BindAddr, c.BindPort, c.AdvertisePort = at.Addr().String(), int(at.Port()), int(at.Port())
-	}
-	list, err := memberlist.Create(c)
-	if err != nil {
-		return fmt.Errorf("farm %s on %s: %w: %w", f.name, f.cfg.Bind, content.ErrUnavailable, err)
-	}
-	f.list = list
-	if err := f.say(0); err != nil {
-		f.cfg.Log.Debug("gossip: nobody has heard yet that this member is here", "err", err)
-	}
-	return nil
-}
-
 // label keeps farms apart; a long name is shortened to its hash.
 func label(name string) string {
 	if len(name) <= labelMax {
@@ -211,47 +183,19 @@ func label(name string) string {
 	return hex.EncodeToString(sum[:labelMax/2])
 }
 
-// Place returns where a member gossips, and what its neighbours are told: Config's Bind,
-// with the address of this host on the farm's LAN in the place of one that stands for
-// all. Where it can't be told which that is, and for what is no address of this host,
-// the error is content.ErrInvalid and says what to give.
-func Place(bind string, neighbours []string) (netip.AddrPort, error) {
-	a, err := net.ResolveTCPAddr("tcp", bind)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w: want HOST:PORT of this machine: %w", bind, content.ErrInvalid, err)
-	}
-	at := a.AddrPort()
-	if at.Addr().IsValid() && !at.Addr().IsUnspecified() {
-		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), nil
-	}
-	own, err := lan.Addresses()
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	var near []netip.Addr
-	for _, text := range neighbours {
-		if n, err := netip.ParseAddrPort(text); err == nil {
-			near = append(near, n.Addr())
-		}
-	}
-	ip, err := lan.Choose(own, at.Addr().Unmap(), near)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("--farm-bind %q: %w; give the one that the farm's neighbours reach, as --farm-bind 10.0.0.5:%d", bind, err, at.Port())
-	}
-	return netip.AddrPortFrom(ip, at.Port()), nil
-}
-
 // Run looks for neighbours until ctx ends; then it says good-bye and stops.
 func (f *Farm) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	group.Go(func() { f.keepKeys(ctx) })
 	group.Go(func() { f.keepProved(ctx) })
+	group.Go(func() { f.keepPlaced(ctx) })
 	f.keepJoined(ctx)
 	group.Wait()
-	if err := f.list.Leave(leaveTimeout); err != nil { // as when all stop at once: the others find out by themselves
+	list := f.list.Load()
+	if err := list.Leave(leaveTimeout); err != nil { // as when all stop at once: the others find out by themselves
 		f.cfg.Log.Debug("gossip: nobody has heard that this member leaves", "err", err)
 	}
-	return f.list.Shutdown()
+	return list.Shutdown()
 }
 
 // keepProved looks at the certificates again from time to time, and speaks up when the
@@ -275,7 +219,7 @@ func (f *Farm) keepProved(ctx context.Context) {
 }
 
 // Address is the HOST:PORT that a neighbour's Join takes.
-func (f *Farm) Address() string { return f.list.LocalNode().Address() }
+func (f *Farm) Address() string { return f.list.Load().LocalNode().Address() }
 
 // Members returns the live members that have proved that they are, this one included,
 // sorted by ID. The slice must not be changed.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"strings"
 	"time"
 	"unicode"
@@ -17,7 +18,10 @@ import (
 // face is what memberlist sees of a farm: who may be heard, who lives, and what words and
 // certificates travel. It is called with memberlist's own lock held, and so calls nothing
 // of it.
-type face struct{ *Farm }
+type face struct {
+	*Farm
+	turn int
+}
 
 // NotifyAlive implements memberlist.AliveDelegate: only those are let in who say
 // themselves where they are.
@@ -44,8 +48,8 @@ func (f face) NotifyUpdate(n *memberlist.Node) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.roster.live(id, n.Address()) {
-		delete(f.lost, n.Address())
+	if f.turn == f.Farm.turn && f.roster.live(id, n.Address()) {
+		maps.DeleteFunc(f.lost, func(_ string, a Absence) bool { return a.ID == id }) // it may have moved
 		f.publish()
 	}
 }
@@ -58,7 +62,7 @@ func (f face) NotifyLeave(n *memberlist.Node) {
 	f.metrics.lost.Inc()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.roster.gone(id) {
+	if f.turn == f.Farm.turn && f.roster.gone(id) {
 		f.lose(Absence{id, n.Address(), f.cfg.Now(), n.State == memberlist.StateLeft})
 		f.publish()
 	}

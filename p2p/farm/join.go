@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -50,13 +51,14 @@ func (f *Farm) keepJoined(ctx context.Context) {
 		}
 		select {
 		case <-time.After(wait):
+		case <-f.wake:
 		case <-ctx.Done():
 		}
 	}
 }
 
 // targets returns whom to try to join now, and when to look again: those that are
-// missing, and one of those that live here and whose certificate was missed.
+// missing, those found on the LAN, and one of those that live here and whose certificate was missed.
 func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -69,22 +71,26 @@ func (f *Farm) targets(now time.Time) (time.Duration, []string) {
 		missing = append(missing, address)
 	}
 	members := f.here.Load().members
-	missing = slices.DeleteFunc(missing, func(address string) bool {
+	here := func(address string) bool {
 		return slices.ContainsFunc(members, func(m Member) bool { return m.Address == address })
-	})
+	}
+	missing = slices.DeleteFunc(missing, here)
+	found := slices.DeleteFunc(slices.Collect(maps.Keys(f.found)), here)
+	clear(f.found) // each is tried once, and found again
 	unproved := f.roster.uncertified()
 	for _, list := range [][]string{missing, unproved} {
 		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	}
+	unproved = unproved[:min(len(unproved), 1)]
 	if len(members) <= 1 {
-		return joinInterval, append(missing, unproved[:min(len(unproved), 1)]...)
+		return joinInterval, slices.Concat(found, missing, unproved)
 	}
-	return rejoinInterval, append(missing[:min(len(missing), 1)], unproved[:min(len(unproved), 1)]...)
+	return rejoinInterval, slices.Concat(found, missing[:min(len(missing), 1)], unproved)
 }
 
 // join exchanges what is known with one neighbour.
 func (f *Farm) join(address string) error {
-	_, err := f.list.Join([]string{address})
+	_, err := f.list.Load().Join([]string{address})
 	if err == nil {
 		return nil
 	}

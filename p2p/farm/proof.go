@@ -117,17 +117,19 @@ func (f *Farm) hear(id peer.ID, address, raw string) (changed bool, err error) {
 
 // say signs this member's word anew, of that number at least, and has gossip spread it.
 func (f *Farm) say(number uint64) error {
-	w := word{address: f.Address(), number: max(number, uint64(f.cfg.Now().UnixMilli())), addrs: f.cfg.Addrs}
+	address := f.Address()
+	f.mu.Lock()
+	w := word{address: address, number: max(number, f.word.number+1, uint64(f.cfg.Now().UnixMilli())), addrs: f.self.Addrs}
 	w, err := w.sign(f.name, f.cfg.Signer)
+	if err == nil {
+		f.word, f.self.Address = w, address
+		f.publish()
+	}
+	f.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("farm %s: %w", f.name, err)
 	}
-	f.mu.Lock()
-	f.word = w
-	f.self.Address = w.address
-	f.publish()
-	f.mu.Unlock()
-	return f.list.UpdateNode(sayTimeout)
+	return f.list.Load().UpdateNode(sayTimeout)
 }
 
 // proofs is what this member tells another: its own proof, and to one that joins those

@@ -1,11 +1,16 @@
 package farm
 
 import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -146,5 +151,42 @@ func (r roster) members(self Member) []Member {
 		}
 	}
 	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}
+
+// outsideMax is how many members hold a farm's paths from outside: a second one outlives
+// the first.
+const outsideMax = 2
+
+// Outside returns the members that hold the farm's paths from outside, so that not each of
+// those behind one NAT has places at relays: those that can be dialled from the world, then
+// those that have such a place, then others, each by a number that nobody chooses. All who
+// see the same members return the same ones, and a newcomer puts none of those that do in
+// the place of one that does already. Pure.
+func Outside(members []Member) []peer.ID {
+	type candidate struct {
+		id     peer.ID
+		reach  int
+		number [sha256.Size]byte
+	}
+	all := make([]candidate, 0, len(members))
+	for _, m := range members {
+		c := candidate{m.ID, 2, sha256.Sum256([]byte("grange outside " + m.Identity.Farm + "\x00" + string(m.ID)))}
+		for _, a := range m.Addrs {
+			if _, err := a.ValueForProtocol(ma.P_CIRCUIT); err == nil {
+				c.reach = min(c.reach, 1)
+			} else if manet.IsPublicAddr(a) {
+				c.reach = 0
+			}
+		}
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.reach, b.reach), bytes.Compare(a.number[:], b.number[:]))
+	})
+	var out []peer.ID
+	for _, c := range all[:min(len(all), outsideMax)] {
+		out = append(out, c.id)
+	}
 	return out
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,21 +19,31 @@ import (
 )
 
 // rankDials has the addresses in this host's own subnets tried first, then the others;
-// of each TCP before QUIC, which costs three times the CPU a byte, and a relay last.
-func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
-	own, _ := lan.Addresses() // without them all others are as near
-	return rankBy(addrs, func(a ma.Multiaddr) bool {
-		ip, ok := ipOf(a)
-		return ok && lan.Beside(own, ip)
-	})
+// of each TCP before QUIC, which costs three times the CPU a byte, and a relay last. Who is
+// behind a NAT tries the world's by QUIC first: over that it learns where it is seen from
+// outside, which holes are punched at.
+func (s *Swarm) rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	return rankBy(addrs, s.places.near, s.behindNAT)
 }
 
-func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDelay {
-	var groups [2 * (viaRelay + 1)][]ma.Multiaddr
+// behindNAT reports whether an address is of the world outside, which this host has no
+// address of, and is dialled from one that answers.
+func (s *Swarm) behindNAT(a ma.Multiaddr) bool {
+	ip, ok := ipOf(a)
+	return ok && manet.IsPublicAddr(a) && s.places.hides(ip) &&
+		slices.ContainsFunc(s.listen, func(l ma.Multiaddr) bool { return transportOf(l) == viaQUIC })
+}
+
+func rankBy(addrs []ma.Multiaddr, near, behindNAT func(ma.Multiaddr) bool) []network.AddrDelay {
+	const punched = 1                             // between TCP in own subnets, and in others
+	var groups [4 * (viaRelay + 1)][]ma.Multiaddr // two of each transport, and room between
 	for _, a := range addrs {
-		group := 2*transportOf(a) + 1
-		if near(a) {
-			group--
+		group := 4*transportOf(a) + 2
+		switch {
+		case near(a):
+			group -= 2
+		case group == 4*viaQUIC+2 && behindNAT(a):
+			group = punched
 		}
 		groups[group] = append(groups[group], a)
 	}
@@ -44,7 +55,9 @@ func rankBy(addrs []ma.Multiaddr, near func(ma.Multiaddr) bool) []network.AddrDe
 		}
 		switch {
 		case len(group) == 0:
-		case i%2 == 0: // beside it are more of the same transport
+		case i == punched:
+			delay += punchDelay
+		case i%4 == 0: // beside it are more of the same transport
 			delay += nearDelay
 		default:
 			delay += fallbackDelay
@@ -69,14 +82,14 @@ func someAddrs(addrs []ma.Multiaddr) []ma.Multiaddr { return addrs[:min(len(addr
 
 // shown returns what others are told of the addresses listened on: not those of loopback
 // and of bridges to own containers, where others reach themselves, if there are others.
-func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
+func shown(listening []ma.Multiaddr, own []lan.Address, held []netip.Addr) []ma.Multiaddr {
 	var out, loopback []ma.Multiaddr
 	for _, a := range listening {
 		ip, ok := ipOf(a)
 		switch {
 		case ok && ip.IsLoopback():
 			loopback = append(loopback, a)
-		case !ok || !ip.IsUnspecified() && !lan.Has(own, ip, true):
+		case !ok || !ip.IsUnspecified() && (lan.Has(own, ip) || !slices.Contains(held, ip)):
 			out = append(out, a)
 		}
 	}
@@ -89,13 +102,36 @@ func shown(listening []ma.Multiaddr, own []lan.Address) []ma.Multiaddr {
 	return listening
 }
 
-// advertised is what others are told: this member's own addresses, and Announce.
+// advertised is what others are told: this member's own addresses, and Announce. What the
+// library says of interfaces is up to a minute old: of that only the world's counts, which
+// routers and peers have told it of, and places at relays.
 func (s *Swarm) advertised(listening []ma.Multiaddr) []ma.Multiaddr {
-	own, err := lan.Addresses()
+	held, err := s.places.look(time.Now())
 	if err != nil {
 		s.cfg.Log.Warn("which addresses belong to bridges is not known", "err", err)
 	}
-	return append(shown(listening, own), s.outside...)
+	select {
+	case <-s.built:
+		var now []ma.Multiaddr
+		for _, ip := range held {
+			if a, err := manet.FromIP(ip.AsSlice()); err == nil && !ip.IsLinkLocalUnicast() {
+				now = append(now, a)
+			}
+		}
+		open, err := manet.ResolveUnspecifiedAddresses(s.host.Network().ListenAddresses(), now)
+		if err != nil {
+			break
+		}
+		open = slices.DeleteFunc(open, func(a ma.Multiaddr) bool { return transportOf(a) == viaRelay })
+		outer := slices.DeleteFunc(slices.Clone(listening), func(a ma.Multiaddr) bool { return transportOf(a) != viaRelay && !manet.IsPublicAddr(a) })
+		listening = ma.Unique(append(open, outer...))
+	default: // before it listens
+	}
+	var own []lan.Address
+	if p := s.places.own.Load(); p != nil {
+		own = *p
+	}
+	return append(shown(listening, own, held), s.outside...)
 }
 
 // CheckAddrs reads Listen and Announce; a wrong one is content.ErrInvalid, by its flag.

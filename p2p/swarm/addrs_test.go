@@ -18,13 +18,13 @@ import (
 func TestTCPIsDialledFirst(t *testing.T) {
 	const relayed = "/ip4/192.0.2.9/udp/1/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit"
 	got, far := map[string]time.Duration{}, func(ma.Multiaddr) bool { return false }
-	for _, d := range rankBy([]ma.Multiaddr{ma.StringCast(relayed), ma.StringCast("/ip4/192.0.2.1/udp/1/quic-v1"), ma.StringCast("/ip4/192.0.2.1/tcp/1")}, far) {
+	for _, d := range rankBy([]ma.Multiaddr{ma.StringCast(relayed), ma.StringCast("/ip4/192.0.2.1/udp/1/quic-v1"), ma.StringCast("/ip4/192.0.2.1/tcp/1")}, far, far) {
 		got[d.Addr.String()] = d.Delay
 	}
 	if got["/ip4/192.0.2.1/tcp/1"] != 0 || got["/ip4/192.0.2.1/udp/1/quic-v1"] != fallbackDelay || got[relayed] != 2*fallbackDelay {
 		t.Errorf("delays %v", got)
 	}
-	for _, d := range rankBy([]ma.Multiaddr{ma.StringCast(relayed)}, far) {
+	for _, d := range rankBy([]ma.Multiaddr{ma.StringCast(relayed)}, far, far) {
 		if d.Delay != 0 {
 			t.Errorf("a relay alone waits %s", d.Delay)
 		}
@@ -35,7 +35,7 @@ func TestTCPIsDialledFirst(t *testing.T) {
 func TestOwnSubnetIsDialledFirst(t *testing.T) {
 	addrs := []ma.Multiaddr{ma.StringCast("/ip4/172.17.0.1/tcp/1"), ma.StringCast("/ip4/203.0.113.9/tcp/1"), ma.StringCast("/ip4/10.77.1.9/tcp/1")}
 	near := func(a ma.Multiaddr) bool { ip, _ := ipOf(a); return netip.MustParsePrefix("10.77.1.0/24").Contains(ip) }
-	ranked := rankBy(addrs, near)
+	ranked := rankBy(addrs, near, near)
 	if ranked[0].Addr.String() != "/ip4/10.77.1.9/tcp/1" || ranked[0].Delay != 0 {
 		t.Errorf("first is %v", ranked[0])
 	}
@@ -43,6 +43,20 @@ func TestOwnSubnetIsDialledFirst(t *testing.T) {
 		if r.Delay < nearDelay {
 			t.Errorf("%v does not wait for it", r)
 		}
+	}
+}
+
+// TestTheWorldIsDialledByQUICFromBehindANAT, but a neighbour is not; where UDP is blocked
+// TCP comes soon.
+func TestTheWorldIsDialledByQUICFromBehindANAT(t *testing.T) {
+	addrs := []ma.Multiaddr{ma.StringCast("/ip4/203.0.113.9/tcp/1"), ma.StringCast("/ip4/203.0.113.9/udp/1/quic-v1"), ma.StringCast("/ip4/10.77.1.9/tcp/1"), ma.StringCast("/ip4/10.77.1.9/udp/1/quic-v1")}
+	near := func(a ma.Multiaddr) bool { ip, _ := ipOf(a); return ip.IsPrivate() }
+	got := map[string]time.Duration{}
+	for _, r := range rankBy(addrs, near, func(a ma.Multiaddr) bool { return !near(a) }) {
+		got[r.Addr.String()] = r.Delay
+	}
+	if got["/ip4/10.77.1.9/tcp/1"] != 0 || got["/ip4/203.0.113.9/udp/1/quic-v1"] != nearDelay || got["/ip4/203.0.113.9/tcp/1"] != nearDelay+punchDelay {
+		t.Errorf("delays %v", got)
 	}
 }
 
@@ -64,7 +78,7 @@ func TestOnlyAddressesOfNetworksAreTold(t *testing.T) {
 			addrs = append(addrs, ma.StringCast(text))
 		}
 		var got []string
-		for _, a := range shown(addrs, own) {
+		for _, a := range shown(addrs, own, []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("172.17.0.1")}) {
 			got = append(got, a.String())
 		}
 		if strings.Join(got, " ") != x.want {

@@ -37,6 +37,9 @@ const (
 	fallbackDelay = 250 * time.Millisecond
 	// nearDelay is how much later addresses outside this host's subnets are tried.
 	nearDelay = 20 * time.Millisecond
+	// punchDelay is how much later than by QUIC one that is behind a NAT tries TCP: QUIC is
+	// faster where it gets through, and where it does not nobody feels it.
+	punchDelay = 50 * time.Millisecond
 	// addrsShown is how many addresses the message of a failed dial has.
 	addrsShown = 3
 	// knocksMax bounds the addresses of a member that are tried side by side.
@@ -155,7 +158,7 @@ func brief(err error) string {
 func (s *Swarm) connectAtMany(ctx context.Context, info peer.AddrInfo) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ranked := rankDials(info.Addrs)
+	ranked := s.rankDials(info.Addrs)
 	ended := make(chan error, len(ranked))
 	for _, r := range ranked[:min(len(ranked), knocksMax)] {
 		go func() {
@@ -242,18 +245,6 @@ func (s *Swarm) Reached(id peer.ID) ma.Multiaddr {
 		}
 	}
 	return nil
-}
-
-// Path says how this member is connected with another: the address at the other end,
-// behind a relay's if there is no other connection; "" when it is not.
-func (s *Swarm) Path(id peer.ID) string {
-	path := ""
-	for _, c := range s.host.Network().ConnsToPeer(id) {
-		if path == "" || !c.Stat().Limited {
-			path = c.RemoteMultiaddr().String()
-		}
-	}
-	return path
 }
 
 // The file of peers lets a member back into the mesh when its bootstrap addresses

@@ -210,25 +210,6 @@ func (h gatedHost) SetStreamHandler(id protocol.ID, serve network.StreamHandler)
 	})
 }
 
-// relayedHost is the host that the exchange sees: relays, being ours, carry content.
-type relayedHost struct{ host.Host }
-
-func (h relayedHost) NewStream(ctx context.Context, id peer.ID, protocols ...protocol.ID) (network.Stream, error) {
-	return h.Host.NewStream(network.WithAllowLimitedConn(ctx, "content"), id, protocols...)
-}
-
-type relayGate struct{ proofs *proofs }
-
-func (g relayGate) AllowReserve(id peer.ID, _ ma.Multiaddr) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), proveTimeout) // the relay gives no other
-	defer cancel()
-	return g.proofs.wait(ctx, id)
-}
-
-func (g relayGate) AllowConnect(from peer.ID, a ma.Multiaddr, to peer.ID) bool {
-	return g.AllowReserve(from, a) && g.proofs.proved(to) // who reserved a place has proved itself
-}
-
 const (
 	// proveTimeout bounds the wait for a peer's proof: a connection, and a round trip.
 	proveTimeout = 2 * time.Second

@@ -130,12 +130,17 @@ func (s *Swarm) Collectors() []prometheus.Collector {
 	gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count)
 	gauge("banned_members", "Members that are banned.", nil, s.ledger.Bans)
 	gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) })
+	counter := func(name, help string, get func() int64) {
+		to.NewCounterFunc(prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}, func() float64 { return float64(get()) })
+	}
+	counter("relayed_bytes_total", "Bytes of content, sent and received through relays.", s.relayed.Load)
+	counter("carried_bytes_total", "Bytes that were carried for others, as their relay.", s.carried.Load)
 	gauge("silent_bootstraps", "Bootstrap members that do not answer.", nil, func() int { return int(s.silent.Load()) })
 	for _, via := range []transport{viaTCP, viaQUIC, viaRelay} {
 		gauge("connections", "Open connections, by transport.", prometheus.Labels{"transport": via.String()},
 			func() int { return countConns(s.host.Network().Conns(), via) })
 	}
-	return []prometheus.Collector{all}
+	return []prometheus.Collector{all, s.relaying}
 }
 
 // transport is what carries a connection, in the order in which it is preferred.

@@ -39,6 +39,8 @@ func runSite(role string, input io.Reader, output io.Writer) error {
 	var running errgroup.Group
 	var line string
 	switch role {
+	case "member":
+		return runMember(ctx, Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: splitList(siteListen), Announce: splitList(siteAnnounce), Bootstrap: splitList(siteSeed)}, input, output)
 	case "seed":
 		s, err := New(Config{Identity: trust.NewPrivateKey(), Mesh: mesh, Listen: []string{os.Getenv(siteSeed)}, reach: network.ReachabilityPublic})
 		if err != nil {

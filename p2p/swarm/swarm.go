@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,28 +24,18 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	libp2pswarm "github.com/libp2p/go-libp2p/p2p/net/swarm"
-	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
-	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
-)
-
-const (
-	// relaysWanted is how many relays a member that can't be dialled is reached
-	// through, and relayRetry how soon it asks again after one refused.
-	relaysWanted = 2
-	relayRetry   = time.Minute
-	// relaySearch is how often it looks among its connections for a relay.
-	relaySearch = 5 * time.Second
 )
 
 // Config is what a Swarm is built from.
@@ -68,6 +59,11 @@ type Config struct {
 	// first. A nil Ledger takes all for members, as who has no certificate yet does.
 	Ledger *identity.Ledger
 	Prove  func(context.Context, peer.ID) bool
+	// Carried is called after so many bytes were carried for others, and holds them up
+	// until it returns; nil is not called. Relays says whether new circuits are let in; nil
+	// lets all in.
+	Carried func(context.Context, int)
+	Relays  func() bool
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -80,6 +76,9 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	if c.Relays == nil {
+		c.Relays = func() bool { return true }
+	}
 	if len(c.Announce) > 0 {
 		c.reach = network.ReachabilityPublic // as its operator says
 	}
@@ -93,6 +92,13 @@ type Swarm struct {
 	outside   []ma.Multiaddr // Config.Announce
 	bootstrap []peer.AddrInfo
 	kept      []peer.AddrInfo // of before the restart
+	places    places
+	relaying  *prometheus.Registry // the relay's metrics
+	carried   atomic.Int64         // bytes for others
+	relayed   atomic.Int64         // bytes of this member's own, through relays
+	inside    atomic.Bool          // others hold the farm's paths from outside
+	stop      context.CancelFunc
+	moved     chan struct{}
 	host      host.Host
 	dht       *dht.IpfsDHT
 	ledger    *identity.Ledger
@@ -110,7 +116,7 @@ func New(cfg Config) (*Swarm, error) {
 	cfg = cfg.withDefaults()
 	s := &Swarm{
 		cfg: cfg, ledger: cfg.Ledger, announced: announcements{keys: map[Key]*announcement{}}, proved: make(chan peer.ID, connsMax),
-		wake: make(chan struct{}, 1), built: make(chan struct{}),
+		wake: make(chan struct{}, 1), moved: make(chan struct{}, 1), relaying: prometheus.NewRegistry(), built: make(chan struct{}),
 	}
 	s.proofs = newProofs(func(id peer.ID) bool { _, ok := s.ledger.Of(id); return ok || cfg.Ledger == nil }, cfg.Prove)
 	if s.ledger == nil {
@@ -154,7 +160,7 @@ func (s *Swarm) build() error {
 		libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.UserAgent("grange"), libp2p.AddrsFactory(s.advertised),
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // with it, an address in use would be taken silently
 		libp2p.Transport(quic.NewTransport),
-		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(rankDials)),
+		libp2p.Security(libp2ptls.ID, newTLS), muxer(), libp2p.SwarmOpts(libp2pswarm.WithDialRanker(s.rankDials)),
 		libp2p.ResourceManager(limits), libp2p.ConnectionGater(doorkeeper{s.ledger}), libp2p.ConnectionManager(conns), libp2p.DisableMetrics(),
 		libp2p.Ping(false), // nobody needs it, and it would keep strangers' streams open
 	}
@@ -179,62 +185,29 @@ func (s *Swarm) build() error {
 	return nil
 }
 
-// reaching are the options by which members behind NATs are reached: AutoNAT, own
-// relays, and holes punched for QUIC. (TCP's need dials from the listening port.)
-func (s *Swarm) reaching() []libp2p.Option {
-	out := []libp2p.Option{
-		libp2p.EnableRelay(), libp2p.EnableHolePunching(),
-		libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayGate{s.proofs}),
-			relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return true })), // a mesh may have private addresses only
-		libp2p.EnableAutoRelayWithPeerSource(s.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(relaysWanted),
-			autorelay.WithBootDelay(0), autorelay.WithBackoff(relayRetry), autorelay.WithMinInterval(relaySearch)),
-	}
-	switch s.cfg.reach {
-	case network.ReachabilityPrivate: // who can't be dialled can't try others
-		return append(out, libp2p.ForceReachabilityPrivate())
-	case network.ReachabilityPublic:
-		out = append(out, libp2p.ForceReachabilityPublic())
-	}
-	return append(out, libp2p.EnableNATService())
-}
-
-// relays offers the members connected that say they relay.
-func (s *Swarm) relays(ctx context.Context, limit int) <-chan peer.AddrInfo {
-	out := make(chan peer.AddrInfo)
-	go func() {
-		defer close(out)
-		select {
-		case <-s.built:
-		case <-ctx.Done():
-			return
-		}
-		for _, p := range s.Peers() {
-			if speaks, err := s.host.Peerstore().SupportsProtocols(p.ID, proto.ProtoIDv2Hop); err != nil || len(speaks) == 0 || limit == 0 {
-				continue
-			}
-			limit--
-			select {
-			case out <- p:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return out
-}
-
 // Host carries the streams of the exchange.
-func (s *Swarm) Host() host.Host { return relayedHost{s.host} }
+func (s *Swarm) Host() host.Host { return relayedHost{s.host, &s.relayed} }
 
 // ID returns this member's peer ID.
 func (s *Swarm) ID() peer.ID { return s.host.ID() }
 
-// Listen opens the addresses, before all else. Its failure is content.ErrUnavailable.
+// Listen opens the addresses, before all else. Of those that stand for all of a family
+// that this host hasn't got some may fail, but not all. Its failure is
+// content.ErrUnavailable.
 func (s *Swarm) Listen() error {
-	for _, a := range s.listen {
-		if err := s.host.Network().Listen(a); err != nil {
-			return fmt.Errorf("--listen %s: %w: %w; give a port that is free, at an address of this host", a, content.ErrUnavailable, err)
+	opened := 0
+	for i, a := range s.listen {
+		err := s.host.Network().Listen(a)
+		if err == nil {
+			opened++
+			continue
 		}
+		err = fmt.Errorf("--listen %s: %w: %w; give a port that is free, at an address of this host", a, content.ErrUnavailable, err)
+		known := !strings.Contains(err.Error(), "address family not supported") && !strings.Contains(err.Error(), "cannot assign requested address")
+		if known || !manet.IsIPUnspecified(a) || opened == 0 && i == len(s.listen)-1 {
+			return err
+		}
+		s.cfg.Log.Info("this host knows no such addresses; none is listened on", "listen", a.String())
 	}
 	return nil
 }
@@ -256,6 +229,11 @@ func (s *Swarm) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.keepConnected(ctx) })
 	wg.Go(func() { s.keepAnnounced(ctx) })
+	wg.Go(func() {
+		if err := s.keepPlaces(ctx); err != nil {
+			s.cfg.Log.Error("addresses that come and go are not followed, until a restart", "err", err)
+		}
+	})
 	var guests error
 	wg.Go(func() {
 		if guests = s.keepGuests(ctx); guests != nil {
@@ -269,11 +247,15 @@ func (s *Swarm) Run(ctx context.Context) error {
 }
 
 // Close closes a swarm that is not run.
-func (s *Swarm) Close() error { return errors.Join(s.dht.Close(), s.host.Close()) }
+func (s *Swarm) Close() error {
+	s.stop()
+	return errors.Join(s.dht.Close(), s.host.Close())
+}
 
 // Learn remembers where a member of this farm can be reached, as its gossip says, until
 // Forget; connections with it are kept before others.
 func (s *Swarm) Learn(info peer.AddrInfo) {
+	s.host.Peerstore().UpdateAddrs(info.ID, peerstore.PermanentAddrTTL, peerstore.RecentlyConnectedAddrTTL) // it may have moved
 	s.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 	s.host.ConnManager().Protect(info.ID, "farm")
 }

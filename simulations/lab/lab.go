@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,8 @@ type Lab struct {
 	Prepare func(context.Context, *netns.Host) error
 	// Line is what the hosts of nodes that start from now on are behind, nil for none.
 	Line *netns.Line
+	// Untold has nodes that start from now on not be told of any neighbour.
+	Untold bool
 
 	nodes  []*Node
 	store  *exec.Cmd
@@ -153,8 +156,8 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	default:
 		n.args = append(n.args, "--farm", farm)
 	}
-	if first := l.first(farm); first != nil && !slices.Contains(extra, "--farm-join") {
-		n.args = append(n.args, "--farm-join", fmt.Sprintf("%s:%d", first.Host.Addr(), farmPort))
+	if first := l.first(farm); first != nil && !l.Untold && !slices.Contains(extra, "--farm-join") {
+		n.args = append(n.args, "--farm-join", netip.AddrPortFrom(first.Host.Addr(), farmPort).String())
 	}
 	if err := os.MkdirAll(n.Data, 0o755); err != nil {
 		return nil, err
@@ -174,10 +177,14 @@ func (l *Lab) host(ctx context.Context, farm string) (*netns.Host, error) {
 func (n *Node) flags(host *netns.Host, extra []string) []string {
 	out := []string{"node", "--data", n.Data}
 	if !slices.Contains(extra, "--listen") {
-		out = append(out, "--listen", fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr(), swarmPort))
+		family := "ip4"
+		if host.Addr().Is6() {
+			family = "ip6"
+		}
+		out = append(out, "--listen", fmt.Sprintf("/%s/%s/tcp/%d", family, host.Addr(), swarmPort))
 	}
 	if !slices.Contains(extra, "--farm-bind") {
-		out = append(out, "--farm-bind", fmt.Sprintf("%s:%d", host.Addr(), farmPort))
+		out = append(out, "--farm-bind", netip.AddrPortFrom(host.Addr(), farmPort).String())
 	}
 	return out
 }

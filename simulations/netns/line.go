@@ -37,11 +37,11 @@ type shaper struct {
 
 // FarHost is Host at the far end of a line. Its processes' time is this process's too.
 func (n *Network) FarHost(ctx context.Context, lanName string, line Line) (*Host, error) {
-	return n.host(ctx, lanName, func(h *Host, port string) error {
+	return n.host(ctx, lanName, func(_ context.Context, h *Host, port string) error {
 		s := &shaper{line: line}
 		h.line = s
 		n.lines = append(n.lines, s)
-		for i, at := range []struct{ namespace, device string }{{h.namespace, "eth0"}, {n.router(), port}} {
+		for i, at := range []struct{ namespace, device string }{{h.namespace, "eth0"}, {h.lan.router, port}} {
 			err := (&Host{namespace: at.namespace}).Inside(func() (err error) {
 				s.ends[i], err = tap(at.device)
 				return err

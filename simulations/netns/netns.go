@@ -1,6 +1,6 @@
 // Package netns makes several hosts with real addresses on one machine: Linux
 // network namespaces on the bridges of a router that forwards between LANs. It
-// needs root and iproute2; nothing it makes is reachable from outside.
+// needs root, iproute2 and nftables; nothing it makes is reachable from outside.
 package netns
 
 import (
@@ -18,7 +18,7 @@ import (
 // hostsMax bounds the hosts of one LAN: a /24 less the router and the ends.
 const hostsMax = 250
 
-// Network is a router and its LANs. Close removes all of it, also what a failed
+// Network is a router and its LANs, some of them behind others. Close removes all of it, also what a failed
 // call has left. It is built by one goroutine; the hosts may be used by many.
 type Network struct {
 	name  string
@@ -29,6 +29,7 @@ type Network struct {
 }
 
 type lan struct {
+	router string // the namespace that its bridge is in
 	bridge string
 	prefix netip.Prefix
 	used   int
@@ -36,9 +37,10 @@ type lan struct {
 
 // Host is one namespace with an address.
 type Host struct {
-	namespace     string
-	addr, gateway netip.Addr
-	line          *shaper // of a far one
+	namespace string
+	lan       *lan
+	addr      netip.Addr
+	line      *shaper // of a far one
 }
 
 // New makes a network without hosts. The name, a few letters, begins the names
@@ -50,12 +52,16 @@ func New(ctx context.Context, name string) (*Network, error) {
 	n := &Network{name: fmt.Sprintf("%s%d-%08x", name, os.Getpid(), rand.Uint32()), lans: map[string]*lan{}}
 	err := n.namespace(ctx, n.router())
 	if err == nil {
-		err = n.in(ctx, n.router(), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+		err = n.forward(ctx, n.router())
 	}
 	if err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
+}
+
+func (n *Network) forward(ctx context.Context, namespace string) error {
+	return n.in(ctx, namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 }
 
 func (n *Network) router() string { return n.name + "-router" }
@@ -71,67 +77,163 @@ func (n *Network) namespace(ctx context.Context, name string) error {
 // Host adds a host to a LAN, which is made with its first host: LANs are
 // 10.77.1.0/24, 10.77.2.0/24 and so on.
 func (n *Network) Host(ctx context.Context, lanName string) (*Host, error) {
-	return n.host(ctx, lanName, func(h *Host, port string) error {
-		return n.in(ctx, h.namespace, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", n.router())
-	})
+	return n.host(ctx, lanName, n.wire)
+}
+
+// wire connects a host's eth0 with a port of its router.
+func (n *Network) wire(ctx context.Context, h *Host, port string) error {
+	return n.in(ctx, h.namespace, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", h.lan.router)
 }
 
 // host adds a host whose eth0 connect makes, with a port of the router.
-func (n *Network) host(ctx context.Context, lanName string, connect func(h *Host, port string) error) (*Host, error) {
-	l, err := n.lan(ctx, lanName)
-	if err != nil {
-		return nil, err
+func (n *Network) host(ctx context.Context, lanName string, connect func(ctx context.Context, h *Host, port string) error) (*Host, error) {
+	l := n.lans[lanName]
+	if l == nil {
+		var err error
+		if l, err = n.lan(ctx, lanName, n.router(), private); err != nil {
+			return nil, err
+		}
 	}
-	if l.used == hostsMax {
-		return nil, fmt.Errorf("LAN %s has %d hosts; a /24 takes no more", lanName, l.used)
-	}
-	l.used++
 	n.hosts++
-	addr := l.prefix.Addr().As4()
-	addr[3] = byte(1 + l.used)
-	h := &Host{namespace: fmt.Sprintf("%s-%d", n.name, n.hosts), addr: netip.AddrFrom4(addr), gateway: l.gateway()}
+	h := &Host{namespace: fmt.Sprintf("%s-%d", n.name, n.hosts), lan: l}
 	if err := n.namespace(ctx, h.namespace); err != nil {
 		return nil, err
 	}
 	port := fmt.Sprintf("p%d", n.hosts)
-	if err := connect(h, port); err != nil {
+	if err := connect(ctx, h, port); err != nil {
 		return nil, err
 	}
-	for _, args := range [][]string{
-		{"ip", "addr", "add", h.addr.String() + "/24", "dev", "eth0"},
-		{"ip", "link", "set", "eth0", "up"},
-		{"ip", "route", "add", "default", "via", h.gateway.String()},
-	} {
-		if err := n.in(ctx, h.namespace, args...); err != nil {
-			return nil, err
+	if err := n.in(ctx, l.router, "ip", "link", "set", port, "master", l.bridge, "up"); err != nil {
+		return nil, err
+	}
+	if err := h.link(ctx, "up"); err != nil {
+		return nil, err
+	}
+	return h, h.Move(ctx)
+}
+
+// Move gives the host another address of its LAN in the place of the one that it has.
+func (h *Host) Move(ctx context.Context) error {
+	if h.lan.used == hostsMax {
+		return fmt.Errorf("LAN %s has given %d addresses; a /24 takes no more", h.lan.prefix, h.lan.used)
+	}
+	h.lan.used++
+	raw := h.lan.prefix.Addr().AsSlice()
+	raw[len(raw)-1] = byte(1 + h.lan.used)
+	next, _ := netip.AddrFromSlice(raw)
+	at := func(a netip.Addr) string { return netip.PrefixFrom(a, h.lan.prefix.Bits()).String() }
+	if h.addr.IsValid() {
+		if err := h.ip(ctx, "addr", "del", at(h.addr), "dev", "eth0"); err != nil {
+			return err
 		}
 	}
-	if err := n.in(ctx, n.router(), "ip", "link", "set", port, "master", l.bridge, "up"); err != nil {
-		return nil, err
+	if h.addr = next; next.Is6() { // it is its own at once
+		if err := h.ip(ctx, "addr", "add", at(next), "dev", "eth0", "nodad"); err != nil {
+			return err
+		}
+	} else if err := h.ip(ctx, "addr", "add", at(next), "dev", "eth0"); err != nil {
+		return err
 	}
-	return h, nil
+	return h.route(ctx)
+}
+
+// route has the host reach other LANs through its router.
+func (h *Host) route(ctx context.Context) error {
+	return h.ip(ctx, "route", "replace", "default", "via", h.lan.gateway().String())
+}
+
+func (h *Host) ip(ctx context.Context, args ...string) error {
+	return ip(ctx, append([]string{"netns", "exec", h.namespace, "ip"}, args...)...)
 }
 
 func (l *lan) gateway() netip.Addr { return l.prefix.Addr().Next() }
 
-func (n *Network) lan(ctx context.Context, name string) (*lan, error) {
-	if l := n.lans[name]; l != nil {
-		return l, nil
-	}
+// private, public and sixth make the prefix of a LAN by its number: addresses of sites,
+// such as the world takes for reachable, and of IPv6.
+func private(number byte) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, number, 0}), 24)
+}
+
+func public(number byte) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{11, 77, number, 0}), 24)
+}
+
+func sixth(number byte) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x77, 14: 0, 7: number}), 64)
+}
+
+// lan makes a LAN on a bridge of a router.
+func (n *Network) lan(ctx context.Context, name, router string, prefix func(byte) netip.Prefix) (*lan, error) {
 	number := len(n.lans) + 1
-	l := &lan{bridge: fmt.Sprintf("br%d", number), prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24)}
+	l := &lan{router: router, bridge: fmt.Sprintf("br%d", number), prefix: prefix(byte(number))}
 	mac := fmt.Sprintf("02:4d:00:00:00:%02x", number) // its own: it would take that of a host, another with each new one
 	for _, args := range [][]string{
-		{"ip", "link", "add", l.bridge, "address", mac, "type", "bridge"},
-		{"ip", "addr", "add", l.gateway().String() + "/24", "dev", l.bridge},
+		{"ip", "link", "add", l.bridge, "address", mac, "type", "bridge", "mcast_snooping", "0"},
 		{"ip", "link", "set", l.bridge, "up"},
+		{"ip", "addr", "add", netip.PrefixFrom(l.gateway(), l.prefix.Bits()).String(), "dev", l.bridge},
 	} {
-		if err := n.in(ctx, n.router(), args...); err != nil {
+		if err := n.in(ctx, router, args...); err != nil {
 			return nil, err
 		}
 	}
 	n.lans[name] = l
 	return l, nil
+}
+
+// Public makes a LAN of addresses that the world takes for reachable from everywhere.
+func (n *Network) Public(ctx context.Context, lanName string) error {
+	_, err := n.lan(ctx, lanName, n.router(), public)
+	return err
+}
+
+// IPv6 makes a LAN of IPv6 alone.
+func (n *Network) IPv6(ctx context.Context, lanName string) error {
+	_, err := n.lan(ctx, lanName, n.router(), sixth)
+	return err
+}
+
+// NAT makes a LAN behind a router that is a host of another LAN and translates: those
+// outside see its one address, and what they begin themselves it drops.
+func (n *Network) NAT(ctx context.Context, lanName, outside string) (router *Host, err error) {
+	if router, err = n.Host(ctx, outside); err != nil {
+		return nil, err
+	}
+	if err = n.forward(ctx, router.namespace); err != nil {
+		return nil, err
+	}
+	l, err := n.lan(ctx, lanName, router.namespace, private)
+	if err != nil {
+		return nil, err
+	}
+	return router, router.Filter(ctx, strings.ReplaceAll(`
+table ip nat {
+	chain out { type nat hook postrouting priority 100; oifname "eth0" masquerade; }
+}
+table ip filter {
+	chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iifname != "eth0" accept; }
+	chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname "LAN" accept; ct status dnat accept; }
+}
+`, "LAN", l.bridge))
+}
+
+// BlockUDP has the host drop all UDP, its own and what it would forward, but for names'.
+func (h *Host) BlockUDP(ctx context.Context) error {
+	const drop = "hook HOOK priority -10; meta l4proto udp udp dport != 53 drop;"
+	rules := "table inet noudp {\n"
+	for _, hook := range []string{"input", "forward", "output"} {
+		rules += "chain " + hook + "1 { type filter " + strings.ReplaceAll(drop, "HOOK", hook) + " }\n"
+	}
+	return h.Filter(ctx, rules+"}\n")
+}
+
+// Filter adds nftables' rules to the host.
+func (h *Host) Filter(ctx context.Context, rules string) error {
+	cmd := h.Command(ctx, "/usr/sbin/nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, out)
+	}
+	return nil
 }
 
 // Close removes the namespaces and with them all interfaces. Processes inside
@@ -172,11 +274,11 @@ func (h *Host) Plug(ctx context.Context) error {
 	if err := h.link(ctx, "up"); err != nil {
 		return err
 	}
-	return ip(ctx, "netns", "exec", h.namespace, "ip", "route", "replace", "default", "via", h.gateway.String()) // it went with the link
+	return h.route(ctx) // it went with the link
 }
 
 func (h *Host) link(ctx context.Context, state string) error {
-	return ip(ctx, "netns", "exec", h.namespace, "ip", "link", "set", "eth0", state)
+	return h.ip(ctx, "link", "set", "eth0", state)
 }
 
 // Command returns a command that runs inside the host's network.
