@@ -80,7 +80,7 @@ func TestTakenVolumesAreServedNoMore(t *testing.T) {
 	if err := readRange(t.Context(), device["cut"], 0, 4096); err != nil {
 		t.Errorf("its data: %v", err)
 	}
-	run(t, back, "volume", "rm", "cut")
+	run(t, back, "volume", "rm", "cut", "--purge")
 	if v := get[api.Volume](t, other, "/api/volumes/cut"); folders() != 2 || v.Size != 2<<20 {
 		t.Errorf("%d folders of 2 volumes, and the other node's: %+v", folders(), v)
 	}

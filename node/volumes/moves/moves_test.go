@@ -26,6 +26,7 @@ func TestAMoveIsDoneOnce(t *testing.T) {
 		if a := ask(); a.Done || attached > 0 {
 			t.Errorf("nobody does errands: %+v", a)
 		}
+		synctest.Wait() // it is over
 		go func() { ended <- e.Run(ctx) }()
 		for range 3 { // each waits answerWait
 			if a := ask(); a.Done || attached != 1 {
