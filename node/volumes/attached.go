@@ -242,7 +242,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		return nil, a.stop(ctx)
 	case right.Refuse:
 		base, body, _ := a.record()
-		return nil, a.v.held(ctx, *base, body)
+		return nil, a.v.names().Held(ctx, *base, body)
 	case right.RefuseStale:
 		return nil, terms.Stale(a.right.Wish.Generation, a.body.Generation)
 	case right.RefuseAway:
@@ -384,7 +384,7 @@ func (a *attached) stop(ctx context.Context) error {
 	why := a.taken
 	a.mu.Unlock()
 	if why == "" {
-		why = a.v.holding(ctx, *base, body)
+		why = a.v.names().Holding(ctx, *base, body)
 		a.mu.Lock()
 		a.taken = why
 		a.mu.Unlock()

@@ -90,7 +90,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 	a := v.device(name)
 	switch {
 	case !ok || e.Reader:
-		return View{}, v.elsewhere(ctx, name)
+		return View{}, v.names().Elsewhere(ctx, name)
 	case to == v.cfg.Self:
 		return v.Get(name)
 	case a == nil || a.vol == nil:

@@ -68,7 +68,7 @@ func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.V
 // served is a volume that this node serves now.
 func (v *Volumes) served(ctx context.Context, name string) (*attached, error) {
 	if e, here := v.index.Get(name); !here || e.Reader {
-		return nil, v.elsewhere(ctx, name)
+		return nil, v.names().Elsewhere(ctx, name)
 	}
 	switch a := v.device(name); {
 	case a == nil:

@@ -52,7 +52,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 	case errors.Is(err, content.ErrUnavailable):
 		err = nil
 	default:
-		err = v.taken(ctx, err)
+		err = v.names().Taken(ctx, err)
 	}
 	if err != nil {
 		return errors.Join(err, v.index.GiveUp(e))

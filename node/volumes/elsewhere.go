@@ -3,12 +3,12 @@ package volumes
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/names"
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -29,7 +29,7 @@ func (v *Volumes) Find(ctx context.Context, name string) (View, error) {
 		err = content.ErrNotFound
 	}
 	if err != nil {
-		err = fmt.Errorf("volume %q: %w", name, v.elsewhere(ctx, name))
+		err = fmt.Errorf("volume %q: %w", name, v.names().Elsewhere(ctx, name))
 	}
 	return view, err
 }
@@ -46,64 +46,9 @@ func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport strin
 	return created, err
 }
 
-// elsewhere says what became of a name that no volume here has: ErrNotFound, with who
-// has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
-func (v *Volumes) elsewhere(ctx context.Context, name string) error {
-	r, body, err := v.records().Volume(ctx, name)
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-		return fmt.Errorf("%w: no volume of the mesh has this name; `grange volume create` makes one, with --from or --size", content.ErrNotFound)
-	case err != nil:
-		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
-	}
-	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, v.holding(ctx, r, body))
-}
-
-// removeElsewhere deletes a name that no volume here has. Who holds it has to do so,
-// unless it is away, or the volume's folder is away from here, and this is forced: its
-// data stay on their disk, under a name that is free.
-func (v *Volumes) removeElsewhere(ctx context.Context, name string, spec RemoveSpec) error {
-	r, body, err := v.records().Volume(ctx, name)
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-		return v.purge(ctx, name, spec)
-	case err != nil:
-		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
-	}
-	if !spec.Force || body.Holder != v.cfg.Self && !v.cfg.Away(ctx, body.Holder) {
-		return v.held(ctx, r, body)
-	}
-	if err := v.cfg.Registry.Delete(ctx, r); err != nil {
-		return fmt.Errorf("of farm %s: %w", r.Farm, err)
-	}
-	v.cfg.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", v.cfg.Who(body.Holder))
-	return v.purge(ctx, name, spec)
-}
-
-// holding says who holds a name, since when, and the ways out.
-func (v *Volumes) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
-	if body.Holder == v.cfg.Self {
-		return terms.Missing(v.index.Path(index.Entry{Volume: body}), v.index.Has(body.ID), r)
-	}
-	return terms.Holding(v.cfg.Who(body.Holder), v.cfg.Away(ctx, body.Holder), r, body)
-}
-
-// held is the conflict with who holds a name by its record.
-func (v *Volumes) held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
-	return &HeldError{Holder: v.cfg.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: v.holding(ctx, r, body)}
-}
-
-// taken says who has a name, where another was quicker to take it.
-func (v *Volumes) taken(ctx context.Context, err error) error {
-	var by *catalog.TakenError
-	if !errors.As(err, &by) {
-		return err
-	}
-	body, derr := catalog.DecodeVolume(v.codec, by.Current.Body)
-	if derr != nil {
-		return err
-	}
-	return v.held(ctx, by.Current, body)
+// names tells of those that are not here.
+func (v *Volumes) names() names.Names {
+	return names.Names{Records: v.records(), Index: v.index, Self: v.cfg.Self, Who: v.cfg.Who, Away: v.cfg.Away, Log: v.cfg.Log}
 }
 
 // Everywhere returns the volumes of the mesh that this node may know, by name: its own as

@@ -33,7 +33,7 @@ func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ View, 
 func (v *Volumes) detach(ctx context.Context, name string, force bool) error {
 	e, ok := v.index.Get(name)
 	if !ok {
-		return v.elsewhere(ctx, name)
+		return v.names().Elsewhere(ctx, name)
 	}
 	err := v.close(ctx, name, force, func(a *attached) {
 		if err := a.release(ctx); err != nil && !e.Reader {

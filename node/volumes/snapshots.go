@@ -55,7 +55,7 @@ func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec Snaps
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err != nil, r.Farm != v.cfg.Farm:
-		return view, v.elsewhere(ctx, name)
+		return view, v.names().Elsewhere(ctx, name)
 	case body.Holder == v.cfg.Self || body.State == catalog.Released:
 		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
 	}

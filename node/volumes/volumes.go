@@ -333,7 +333,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 	case creates && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable)):
 		return v.create(ctx, name, spec, r)
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable):
-		return v.elsewhere(ctx, name)
+		return v.names().Elsewhere(ctx, name)
 	}
 	return err
 }
@@ -470,7 +470,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 	}
 	e, ok := v.index.Get(name)
 	if !ok {
-		return v.removeElsewhere(ctx, name, spec)
+		return v.names().Remove(ctx, name, spec)
 	}
 	if err := v.letGo(ctx, e, spec); err != nil {
 		return err
@@ -484,7 +484,7 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 	case taken:
 		remove = v.index.SetAside
 	default:
-		err = v.removeRecord(ctx, e, spec)
+		err = v.names().RemoveOwn(ctx, e, v.incarnation, spec)
 	}
 	switch {
 	case err == nil:
@@ -493,37 +493,6 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w; it stays, detached", err), v.detached(e))
-}
-
-// removeRecord deletes the record of a volume of this node, if it has one, and with purge the
-// snapshots of that name.
-func (v *Volumes) removeRecord(ctx context.Context, e index.Entry, spec RemoveSpec) error {
-	r, body, err := v.records().Volume(ctx, e.Name)
-	mine := e.Committed && e.Right(v.cfg.Self, v.incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
-	switch {
-	case errors.Is(err, content.ErrNotFound):
-	case err != nil && !e.Committed && errors.Is(err, content.ErrUnavailable):
-		return nil
-	case err != nil:
-		return err
-	case !mine && e.Empty && (body.State != catalog.Released || body.ID != e.ID):
-		return v.removeElsewhere(ctx, e.Name, spec)
-	case !mine && !e.Empty:
-		return nil // it is of another volume that has the name, or of another's, with its snapshots
-	default:
-		if err := v.cfg.Registry.Delete(ctx, r); err != nil {
-			return err
-		}
-	}
-	return v.purge(ctx, e.Name, spec)
-}
-
-// purge deletes the snapshots of a name that was freed, if that is asked for.
-func (v *Volumes) purge(ctx context.Context, name string, spec RemoveSpec) error {
-	if !spec.Purge {
-		return nil
-	}
-	return v.records().Purge(ctx, name)
 }
 
 func (v *Volumes) detached(e index.Entry) error {

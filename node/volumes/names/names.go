@@ -1,0 +1,119 @@
+// Package names says what became of names that no volume of a node has: who has them, since
+// when, and what to do; and frees them, where that is asked for.
+package names
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/records"
+	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+)
+
+// Names are those of the mesh, for a node that is Self. Who names a node to people, and Away
+// says whether it is away.
+type Names struct {
+	Records records.Records
+	Index   *index.Index
+	Self    trust.PublicKey
+	Who     func(trust.PublicKey) string
+	Away    func(context.Context, trust.PublicKey) bool
+	Log     *slog.Logger
+}
+
+// Elsewhere says what became of a name that no volume here has: ErrNotFound, with who
+// has it, or that nobody of the mesh has; ErrUnavailable when that can't be told.
+func (x Names) Elsewhere(ctx context.Context, name string) error {
+	r, body, err := x.Records.Volume(ctx, name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return fmt.Errorf("%w: no volume of the mesh has this name; `grange volume create` makes one, with --from or --size", content.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
+	}
+	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, x.Holding(ctx, r, body))
+}
+
+// Remove deletes a name that no volume here has. Who holds it has to do so,
+// unless it is away, or the volume's folder is away from here, and this is forced: its
+// data stay on their disk, under a name that is free.
+func (x Names) Remove(ctx context.Context, name string, spec terms.RemoveSpec) error {
+	r, body, err := x.Records.Volume(ctx, name)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return x.Purge(ctx, name, spec)
+	case err != nil:
+		return fmt.Errorf("it is not here, and whether another node has it can't be told: %w", err)
+	}
+	if !spec.Force || body.Holder != x.Self && !x.Away(ctx, body.Holder) {
+		return x.Held(ctx, r, body)
+	}
+	if err := x.Records.Registry.Delete(ctx, r); err != nil {
+		return fmt.Errorf("of farm %s: %w", r.Farm, err)
+	}
+	x.Log.Warn("the name of a volume is free that was given up by force", "volume", name, "holder", x.Who(body.Holder))
+	return x.Purge(ctx, name, spec)
+}
+
+// Holding says who holds a name, since when, and the ways out.
+func (x Names) Holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
+	if body.Holder == x.Self {
+		return terms.Missing(x.Index.Path(index.Entry{Volume: body}), x.Index.Has(body.ID), r)
+	}
+	return terms.Holding(x.Who(body.Holder), x.Away(ctx, body.Holder), r, body)
+}
+
+// Held is the conflict with who holds a name by its record.
+func (x Names) Held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
+	return &terms.HeldError{Holder: x.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: x.Holding(ctx, r, body)}
+}
+
+// Taken says who has a name, where another was quicker to take it.
+func (x Names) Taken(ctx context.Context, err error) error {
+	var by *catalog.TakenError
+	if !errors.As(err, &by) {
+		return err
+	}
+	body, derr := catalog.DecodeVolume(x.Records.Codec, by.Current.Body)
+	if derr != nil {
+		return err
+	}
+	return x.Held(ctx, by.Current, body)
+}
+
+// Purge deletes the snapshots of a name that was freed, if that is asked for.
+func (x Names) Purge(ctx context.Context, name string, spec terms.RemoveSpec) error {
+	if !spec.Purge {
+		return nil
+	}
+	return x.Records.Purge(ctx, name)
+}
+
+// RemoveOwn deletes the record of a volume of this node, if it has one, and with purge the
+// snapshots of that name.
+func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
+	r, body, err := x.Records.Volume(ctx, e.Name)
+	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+	case err != nil && !e.Committed && errors.Is(err, content.ErrUnavailable):
+		return nil
+	case err != nil:
+		return err
+	case !mine && e.Empty && (body.State != catalog.Released || body.ID != e.ID):
+		return x.Remove(ctx, e.Name, spec)
+	case !mine && !e.Empty:
+		return nil // it is of another volume that has the name, or of another's, with its snapshots
+	default:
+		if err := x.Records.Registry.Delete(ctx, r); err != nil {
+			return err
+		}
+	}
+	return x.Purge(ctx, e.Name, spec)
+}
