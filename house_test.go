@@ -245,7 +245,7 @@ const (
 	// productLinesMax is what the product has, rounded up: whoever makes it less lowers
 	// this, and only a whole capability raises it, as volumes that travel have.
 	// productLinesAim is what the design allows it.
-	productLinesMax, productLinesAim = 65_200, 42_000
+	productLinesMax, productLinesAim = 65_700, 42_000
 )
 
 // product returns the packages that the command is built from; the others are for tests.
