@@ -185,9 +185,9 @@ func (c *volumeRmCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	query, snapshots := url.Values{}, ""
 	if c.Purge {
 		query.Set("purge", "true")
-		snapshots = " nor a snapshot of it"
+		snapshots = ", and its snapshots"
 	}
-	return tell(ctx, app, std, request{method: "DELETE", path: c.path("", query)}, said("there is no volume %s%s any more", c.Name, snapshots))
+	return tell(ctx, app, std, request{method: "DELETE", path: c.path("", query)}, said("volume %s is gone here%s", c.Name, snapshots))
 }
 
 type volumeMoveCmd struct {

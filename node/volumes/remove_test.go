@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -200,4 +202,41 @@ func TestOneThatIsGivenUpHoldsUpNoOther(t *testing.T) {
 	if err := <-kept; err != nil || p.a.state(t, "other") != terms.StateFailed || p.a.state(t, "stuck") != terms.StateFailed {
 		t.Errorf("%v: %+v", err, p.a.List())
 	}
+}
+
+// TestRemoveWhoseReplyIsLost: a volume whose name was freed by a removal that did not hear of
+// it is no orphan: who asks again has it gone, with its snapshots where that is asked for.
+func TestRemoveWhoseReplyIsLost(t *testing.T) {
+	for _, purge := range []bool{false, true} {
+		p := newPair(t)
+		p.a.put(t, "disk", Spec{Size: testSize})
+		p.a.fill(t, "disk", make([]byte, testSize), 4, 1)
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		real := p.a.cfg.Registry
+		p.a.cfg.Registry = deaf{real}
+		if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: purge}); !errors.Is(err, content.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		p.a.cfg.Registry = real
+		p.a = p.a.again(t)
+		p.join(p.a)
+		p.a.openAll(t.Context())
+		_ = p.a.lookAtDetached(t.Context(), "disk")
+		p.a.giveUpLost(t.Context())
+		if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: purge}); err != nil || len(p.a.List()) > 0 || len(p.a.index.Orphans()) > 0 {
+			t.Errorf("purge %t: %v, %+v, %d orphans", purge, err, p.a.List(), len(p.a.index.Orphans()))
+		}
+		if p.store.has(content.KindSnapshot, "disk@1") == purge {
+			t.Errorf("purge %t: its snapshot is there: %t", purge, !purge)
+		}
+	}
+}
+
+// deaf is a registry whose answers to removals are lost.
+type deaf struct{ records.Registry }
+
+func (d deaf) Delete(ctx context.Context, base catalog.Record) error {
+	return errors.Join(content.ErrUnavailable, d.Registry.Delete(ctx, base))
 }

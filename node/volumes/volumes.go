@@ -347,7 +347,7 @@ func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error 
 		}
 	}
 	e, err := v.index.Change(e.Name, func(e *index.Entry) {
-		e.Attached = true
+		e.Attached, e.Removing = true, false
 		if spec.Transport != terms.Auto {
 			e.Transport = spec.Transport
 		}
@@ -479,12 +479,16 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 	err = v.close(ctx, name, spec.Force, nil)
 	switch taken := e.Taken != "" && !e.Empty; {
 	case err != nil:
-	case taken && spec.Purge:
-		err = v.orphans.Purge(ctx, e)
-	case taken:
+	case taken && !spec.Purge && !e.Removing:
 		remove = v.index.SetAside
 	default:
-		err = v.names().RemoveOwn(ctx, e, v.incarnation, spec)
+		if taken {
+			err = v.orphans.Purge(ctx, e)
+		}
+		if err == nil && (!taken || e.Removing) {
+			_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, true }) // on a full disk it goes too
+			err = v.names().RemoveOwn(ctx, e, v.incarnation, spec)
+		}
 	}
 	switch {
 	case err == nil:
@@ -513,7 +517,7 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 	switch {
 	case spec.Purge:
 		return nil
-	case e.Taken != "" && !e.Empty && !e.Orphan:
+	case e.Taken != "" && !e.Empty && !e.Orphan && !e.Removing:
 		return fmt.Errorf("%w: what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
 	case e.Taken != "" || len(e.Waiting) == 0:
 		return nil

@@ -60,6 +60,8 @@ type Entry struct {
 	Taken  string `json:"taken,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"`
 	Reader bool   `json:"reader,omitempty"` // it is read here as the bucket had it by that record, whoever has it
+	// Removing says that it is being removed: that its name is free then is this node's doing.
+	Removing bool `json:"removing,omitempty"`
 	// Waiting are its snapshots that are not durable yet, by their numbers, and Ancestors
 	// wrote what the folder began with.
 	Waiting   []Waiting          `json:"waiting,omitempty"`
