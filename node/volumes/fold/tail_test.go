@@ -346,11 +346,8 @@ func TestARecordNamesTails(t *testing.T) {
 	if len(now.Segments) != 3 || tailsIn(now.Segments) != 15 {
 		t.Errorf("the record names %+v", now.Segments)
 	}
-	for _, key := range w.store.Keys("journals/") {
-		if err := w.store.Delete(t.Context(), key); err != nil {
-			t.Fatal(err)
-		}
-		break
+	if err := w.store.Delete(t.Context(), w.store.Keys("journals/")[0]); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := InBucket(t.Context(), w.bucket, now.Segments)[0].Open(); !errors.Is(err, content.ErrNotFound) {
 		t.Errorf("a tail that is gone: %v", err)
