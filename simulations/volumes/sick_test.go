@@ -94,7 +94,7 @@ func (f *farm) admit(n *lab.Node, policy string) []*patient {
 // while the store is ill in each way: they go on, no volume is thought to be another's,
 // what the bucket has not is told, and all of it comes there once the store is well.
 func TestGuestsAtASickStore(t *testing.T) {
-	f := newFarm(t, 3)
+	f := quietFarm(t, 3)
 	n := f.nodes[0]
 	patients := append(f.admit(n, "local"), f.admit(n, "farm:2")...)
 	span := soak.Of(5*time.Second, time.Minute)

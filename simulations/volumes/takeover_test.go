@@ -118,7 +118,7 @@ func (r *rounds) one(name string, n int) {
 			r.Errorf("%s: what stays behind: %v", name, err)
 		}
 		r.orphan(next, name)
-		r.run(old, "volume", "rm", name, "--force")
+		r.run(old, "volume", "rm", name, "--force", "--purge")
 	}
 	r.done++
 	r.flushes += w.flush

@@ -59,6 +59,13 @@ type farm struct {
 func newFarm(t *testing.T, nodes int) *farm {
 	t.Helper()
 	t.Parallel()
+	return quietFarm(t, nodes)
+}
+
+// quietFarm is newFarm for a test that nothing runs beside: where a standstill of the machine
+// would be what it sees.
+func quietFarm(t *testing.T, nodes int) *farm {
+	t.Helper()
 	l, err := lab.New(t.Context(), command(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
