@@ -117,9 +117,6 @@ func onBridges(ctx context.Context, h *netns.Host) error {
 	return inNetwork(ctx, h, "ip link add docker0 type bridge", "ip addr add 172.17.0.1/16 dev docker0", "ip link set docker0 up", "ip route del default")
 }
 
-// everywhere are the flags of a node that listens on all of its addresses.
-var everywhere = []string{"--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001", "--farm-bind"}
-
 // TestHostsBehindContainerBridges: nodes that listen on all of their addresses, one of
 // which both hosts have, find each other and tell of none but the LAN's; where it can't
 // be told which that is, nothing is founded.
@@ -128,7 +125,7 @@ func TestHostsBehindContainerBridges(t *testing.T) {
 	l.Prepare = onBridges
 	var nodes []*lab.Node
 	for _, bind := range []string{":7946", "[::]:7946"} {
-		n, err := l.Start(t.Context(), "a", "", append(slices.Clone(everywhere), bind, "--name", fmt.Sprintf("db%d", 1+len(nodes)))...)
+		n, err := l.Start(t.Context(), "a", "", "--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001", "--farm-bind", bind, "--name", fmt.Sprintf("db%d", 1+len(nodes)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,9 @@ func TestAFarmOnIPv6Alone(t *testing.T) {
 }
 
 // fromAll are the flags of a node that listens as it does when told nothing.
-var fromAll = []string{"--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001,/ip4/0.0.0.0/udp/4001/quic-v1,/ip6/::/udp/4001/quic-v1", "--farm-bind", ":7946"}
+func fromAll() []string {
+	return []string{"--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001,/ip4/0.0.0.0/udp/4001/quic-v1,/ip6/::/udp/4001/quic-v1", "--farm-bind", ":7946"}
+}
 
 // TestNodesBehindOneAddress: a farm behind a NAT, of which the world sees one address, is
 // served by a member outside; and the way of each is shown.
@@ -61,14 +63,14 @@ func TestNodesBehindOneAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	outside := "11.77.1.3" // the first host after the router
-	first := start(t, l, "world", slices.Concat(fromAll, []string{"--announce", fmt.Sprintf("/ip4/%s/tcp/4001,/ip4/%s/udp/4001/quic-v1", outside, outside)})...)
+	first := start(t, l, "world", slices.Concat(fromAll(), []string{"--announce", fmt.Sprintf("/ip4/%s/tcp/4001,/ip4/%s/udp/4001/quic-v1", outside, outside)})...)
 	if at := first.Host.Addr().String(); at != outside {
 		t.Fatalf("the member outside is at %s", at)
 	}
 	publish(t, first, "disk")
 	var inside []*lab.Node
 	for range soak.Of(4, 64) {
-		inside = append(inside, start(t, l, "home", fromAll...))
+		inside = append(inside, start(t, l, "home", fromAll()...))
 	}
 	for _, n := range inside { // each asks the one outside itself
 		await(t, "a connection with the member outside", func() bool { return peer(t, n, first).Way == swarm.Direct })

@@ -136,7 +136,7 @@ func (r *rogue) answers() [][]byte {
 func TestFarmsFormOnALAN(t *testing.T) {
 	l := newLab(t)
 	l.Untold = true
-	first := start(t, l, "garden", everywhere...)
+	first := start(t, l, "garden", everywhere()...)
 	stranger, err := l.Net.Host(t.Context(), "garden")
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestFarmsFormOnALAN(t *testing.T) {
 	farms := map[string][]*lab.Node{"garden": {first}}
 	for _, farm := range []string{"garden", "meadow", "meadow", "garden", "meadow"} {
 		token := run(t, first, "token", "create", "--role", "node", "--farm", farm)
-		farms[farm] = append(farms[farm], start(t, l, "garden", append([]string{"--join", token}, everywhere...)...))
+		farms[farm] = append(farms[farm], start(t, l, "garden", append([]string{"--join", token}, everywhere()...)...))
 	}
 	for name, farm := range farms {
 		for _, n := range farm {

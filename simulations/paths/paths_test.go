@@ -21,7 +21,9 @@ import (
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
 // everywhere are the flags of a node that listens on all of its addresses.
-var everywhere = []string{"--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001", "--farm-bind", ":7946"}
+func everywhere() []string {
+	return []string{"--listen", "/ip4/0.0.0.0/tcp/4001,/ip6/::/tcp/4001", "--farm-bind", ":7946"}
+}
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
@@ -141,8 +143,8 @@ func warm(t *testing.T, n *lab.Node, name string) {
 // node serves others. Nobody loses a connection, nor is told of the wires.
 func TestInterfacesComeAndGo(t *testing.T) {
 	l := newLab(t)
-	first := start(t, l, "a", everywhere...)
-	near, far := start(t, l, "a", everywhere...), start(t, l, "b", everywhere...)
+	first := start(t, l, "a", everywhere()...)
+	near, far := start(t, l, "a", everywhere()...), start(t, l, "b", everywhere()...)
 	others := []*lab.Node{near, far}
 	publish(t, first, "warmup")
 	paths := map[*lab.Node]string{}
@@ -197,8 +199,8 @@ func TestInterfacesComeAndGo(t *testing.T) {
 // found again by its farm and by others; so is the one that all began with.
 func TestANodeThatMoves(t *testing.T) {
 	l := newLab(t)
-	first := start(t, l, "a", everywhere...)
-	second, far := start(t, l, "a", everywhere...), start(t, l, "b", everywhere...)
+	first := start(t, l, "a", everywhere()...)
+	second, far := start(t, l, "a", everywhere()...), start(t, l, "b", everywhere()...)
 	await(t, "all are connected", func() bool {
 		return peer(t, first, second).State == "alive" && peer(t, first, far).Path != "" && peer(t, second, first).State == "alive"
 	})
