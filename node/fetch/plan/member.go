@@ -40,6 +40,8 @@ type Member struct {
 
 	providers []Peer // that lately brought in what this node could not, the latest first
 
+	loads loads
+
 	roots map[*Root]struct{} // that somebody shows something of
 	bytes int                // of their bitmaps
 	uses  uint64             // of roots
@@ -196,9 +198,11 @@ func Rank(key string, members []Peer) []Peer {
 
 func cmpPeers(a, b Peer) int { return cmp.Compare(a, b) }
 
-func weight(key string, m Peer) uint64 {
-	b := make([]byte, 0, 160)
-	b = append(append(append(b, key...), 0), m...)
+func weight(key string, m ...Peer) uint64 {
+	b := append(make([]byte, 0, 256), key...)
+	for _, p := range m {
+		b = append(append(b, 0), p...)
+	}
 	sum := blake3.Sum256(b)
 	return binary.BigEndian.Uint64(sum[:])
 }

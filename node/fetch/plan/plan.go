@@ -141,6 +141,9 @@ const (
 	OriginEnded
 	// Brought says that a member that is asked has brought something of use.
 	Brought
+	// Endgame says that a prefetch waits for nothing but this and a few others: what is
+	// missing is asked of a second member of this farm, if one shows it.
+	Endgame
 	// Waited ends a WaitFarm, a WaitSwarm or a WaitReads.
 	Waited
 	// Woke says that it is time for what Wake has named, or that what was missing
@@ -155,6 +158,10 @@ type Event struct {
 	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
+	// Bytes is how much Brought has brought, as the origin has it, if that is known; and
+	// Spare how many bytes a second a member that has Answered says it has left for this
+	// node, 0 if it says nothing.
+	Bytes, Spare int64
 	// Refer names a member that has what is missing, of Answered; the one that
 	// says so is asked again if that is not true.
 	Refer Peer
