@@ -151,7 +151,8 @@ func (r *Root) shows(p Peer) bool {
 }
 
 // holder returns the member to ask of those that show what a job lacks, far away or of
-// this farm, and are not passed over: who shows most of it comes first. Of those that show
+// this farm, and are not passed over: who shows most of it comes first; what a slow one
+// shows counts less. Of those that show
 // the same, two by chance, which changes with the run and with who asks, the one is asked
 // that is expected to send it sooner: so nobody is asked by all that think it the best.
 func (j *Job) holder(far bool) Peer {
@@ -161,12 +162,15 @@ func (j *Job) holder(far bool) Peer {
 		weight uint64
 	}
 	var first, second chance
-	most := 0
+	most, need := 0, j.need()
 	for p, h := range j.cfg.Root.held {
 		if h.far != far || j.asked[p] || j.aside(p) {
 			continue
 		}
-		n := j.shown(p)
+		n := lateShare * j.shown(p)
+		if j.m.loads.slow(p, need, j.now) {
+			n /= lateShare
+		}
 		if n == 0 || n < most {
 			continue
 		}
@@ -180,7 +184,7 @@ func (j *Job) holder(far bool) Peer {
 			second = c
 		}
 	}
-	if need := j.need(); second.peer != "" && j.m.loads.wait(second.peer, need, j.now) < j.m.loads.wait(first.peer, need, j.now) {
+	if second.peer != "" && j.m.loads.wait(second.peer, need, j.now) < j.m.loads.wait(first.peer, need, j.now) {
 		return second.peer
 	}
 	return first.peer
@@ -208,7 +212,7 @@ func (j *Job) shown(p Peer) (n int) {
 // send it long before the one that is due; else that one. Nobody leads for it.
 func (j *Job) instead(due Peer) Peer {
 	if need := j.need(); j.cfg.Level == 0 {
-		if p := j.holder(false); p != "" && j.shown(p) == j.left && j.m.loads.slower(due, need, p, need, j.now) {
+		if p := j.holder(false); p != "" && j.shown(p) == j.left && j.m.loads.slower(due, need, p, need, insteadShare, j.now) {
 			return p
 		}
 	}

@@ -25,6 +25,9 @@ const (
 	// is asked is given before it may be found so: longer than a pause of its process.
 	lateShare = 4
 	lateMin   = 250 * time.Millisecond
+	// insteadShare is that for another one to be asked first: one that sends to this node
+	// already has as much to do again.
+	insteadShare = 1.5
 )
 
 // Load is what a member's answers have shown of how soon it answers and how fast it sends
@@ -180,9 +183,14 @@ func span(bytes int64, rate float64) time.Duration {
 	return time.Duration(float64(bytes) / rate * float64(time.Second))
 }
 
-// slower reports whether a member is expected to take far longer for what it is asked, and
-// so many bytes more, than another one, of which that was measured, for need.
-func (ls *loads) slower(p Peer, bytes int64, other Peer, need int64, now time.Time) bool {
+// slower reports whether a member is expected to take so many times as long for what it is
+// asked, and for bytes more, as another one, of which that was measured, for need.
+func (ls *loads) slower(p Peer, bytes int64, other Peer, need int64, share float64, now time.Time) bool {
 	l := ls.of[other]
-	return l != nil && l.fresh(now) && ls.wait(p, bytes, now) > lateShare*ls.wait(other, need, now)
+	return l != nil && l.fresh(now) && float64(ls.wait(p, bytes, now)) > share*float64(ls.wait(other, need, now))
+}
+
+// slow reports whether a member is expected to take far longer than most.
+func (ls *loads) slow(p Peer, bytes int64, now time.Time) bool {
+	return ls.of[p] != nil && ls.wait(p, bytes, now) > lateShare*ls.wait("", bytes, now)
 }
