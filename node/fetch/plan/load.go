@@ -24,7 +24,7 @@ const (
 	// more than chance, and what the load of a moment makes. lateMin is how long one that
 	// is asked is given before it may be found so: longer than a pause of its process.
 	lateShare = 4
-	lateMin   = 250 * time.Millisecond
+	lateMin   = 100 * time.Millisecond
 	// insteadShare is that for another one to be asked first: one that sends to this node
 	// already has as much to do again.
 	insteadShare = 1.5
