@@ -218,11 +218,6 @@ func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
 	return to.Ask(ctx, method, path, in, out)
 }
 
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
 // request is one that the API is asked.
 type request struct {
 	method, path string
