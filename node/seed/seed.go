@@ -58,7 +58,7 @@ const (
 type Allowance struct {
 	cfg   Config
 	codec *content.Codec
-	pace  *rate.Limiter
+	pace  *rate.Limiter // of what is carried for others
 
 	mu     sync.Mutex // guards what follows, and is held while the file is written
 	book   book
@@ -85,7 +85,7 @@ func Open(cfg Config) (*Allowance, error) {
 func (a *Allowance) Close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.turn(a.cfg.Now())
+	a.look()
 	return a.write(0)
 }
 
@@ -148,12 +148,17 @@ func (a *Allowance) Relays() bool { return a.may(carryMargin) == nil }
 func (a *Allowance) may(n int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return a.refusal(a.look(), n)
+}
+
+// look returns the time, which may be in a month that begins with it.
+func (a *Allowance) look() time.Time {
 	now := a.cfg.Now()
 	a.turn(now)
 	if a.broken != nil && now.After(a.again) {
 		a.note(now, 0)
 	}
-	return a.refusal(now, n)
+	return now
 }
 
 func (a *Allowance) refusal(now time.Time, n int64) error {
@@ -178,24 +183,16 @@ func (a *Allowance) note(now time.Time, n int64) {
 	a.broken = err
 }
 
-// Take counts n bytes that are about to go out and waits until they may, as fast as the
-// rate allows. At once, or when that changes meanwhile, it is content.ErrUnavailable while
-// nothing may go out.
-func (a *Allowance) Take(ctx context.Context, n int) error {
-	err := a.may(int64(n))
-	if err == nil {
-		err = a.wait(ctx, n)
-	}
-	if err != nil {
-		return err
-	}
+// Take counts n bytes that are about to go out. If they, or for 0 any, may not, it is
+// content.ErrUnavailable. How fast they go is for the caller, see Rate.
+func (a *Allowance) Take(n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.cfg.Now()
-	a.turn(now)
-	if err = a.refusal(now, int64(n)); err == nil {
+	now := a.look()
+	err := a.refusal(now, int64(cmp.Or(n, burst)))
+	if err == nil && n > 0 {
 		a.note(now, int64(n))
-		err = a.refusal(now, int64(n))
+		err = a.refusal(now, 0) // it may have failed
 	}
 	if err == nil {
 		a.book.now().Served += int64(n)
@@ -203,16 +200,27 @@ func (a *Allowance) Take(ctx context.Context, n int) error {
 	return err
 }
 
-// Carried counts n bytes that have gone out for others, and waits until more may, or ctx
-// ends.
+// Rate is how many bytes a second may go out now; 0 is no limit.
+func (a *Allowance) Rate() int64 {
+	w, _ := a.cfg.Schedule.at(a.cfg.Now())
+	return cmp.Or(w.Rate, a.cfg.Rate)
+}
+
+// Carried counts n bytes that have gone out for others, and waits until more may, at half
+// the rate at most, or ctx ends.
 func (a *Allowance) Carried(ctx context.Context, n int) {
 	a.mu.Lock()
-	now := a.cfg.Now()
-	a.turn(now)
-	a.note(now, int64(n))
+	a.note(a.look(), int64(n))
 	a.book.now().Relayed += int64(n)
 	a.mu.Unlock()
-	if a.wait(ctx, n) != nil { // it would take longer than ctx has
+	limit := rate.Inf
+	if r := a.Rate(); r > 0 {
+		limit = rate.Limit(r) / 2
+	}
+	if a.pace.Limit() != limit {
+		a.pace.SetLimit(limit)
+	}
+	if a.pace.WaitN(ctx, min(n, burst)) != nil { // it would take longer than ctx has
 		<-ctx.Done()
 	}
 	for !a.Relays() {
@@ -224,32 +232,13 @@ func (a *Allowance) Carried(ctx context.Context, n int) {
 	}
 }
 
-// wait is for the rate.
-func (a *Allowance) wait(ctx context.Context, n int) error {
-	w, _ := a.cfg.Schedule.at(a.cfg.Now())
-	limit := rate.Inf
-	if r := cmp.Or(w.Rate, a.cfg.Rate); r > 0 {
-		limit = rate.Limit(r)
-	}
-	if a.pace.Limit() != limit {
-		a.pace.SetLimit(limit)
-	}
-	for ; n > 0; n -= burst {
-		if err := a.pace.WaitN(ctx, min(n, burst)); err != nil {
-			return fmt.Errorf("%w: %w", content.ErrUnavailable, err)
-		}
-	}
-	return nil
-}
-
 // Served notes whom n bytes of an image went to.
 func (a *Allowance) Served(to, image string, n int64) {
 	sum := content.Sum([]byte(to))
 	who := binary.BigEndian.Uint64(sum[:])
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.cfg.Now()
-	a.turn(now)
+	now := a.look()
 	if _, known := a.book.Peers[who]; known || len(a.book.Peers) < peersMax {
 		a.book.Peers[who] = uint8(now.Day())
 	}
@@ -287,12 +276,10 @@ type ImageView struct {
 func (a *Allowance) View() View {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.cfg.Now()
-	a.turn(now)
+	now := a.look()
 	m := a.book.now()
-	w, _ := a.cfg.Schedule.at(now)
 	v := View{
-		State: a.state(now, burst), Month: m.Name, Served: m.Served, Relayed: m.Relayed, Monthly: a.cfg.Monthly, Rate: cmp.Or(w.Rate, a.cfg.Rate), PeersAll: len(a.book.Peers), Images: []ImageView{},
+		State: a.state(now, burst), Month: m.Name, Served: m.Served, Relayed: m.Relayed, Monthly: a.cfg.Monthly, Rate: a.Rate(), PeersAll: len(a.book.Peers), Images: []ImageView{},
 	}
 	if a.cfg.Monthly > 0 {
 		v.Left = max(0, a.cfg.Monthly-m.out())

@@ -57,7 +57,7 @@ func (d *desk) killed() {
 func (d *desk) send(piece, most int) (out int64) {
 	d.t.Helper()
 	for out < int64(most) {
-		if err := d.Take(d.t.Context(), piece); errors.Is(err, content.ErrUnavailable) {
+		if err := d.Take(piece); errors.Is(err, content.ErrUnavailable) {
 			return out
 		} else if err != nil {
 			d.t.Fatal(err)
@@ -190,7 +190,7 @@ func TestADayOfAVolunteer(t *testing.T) {
 		for range 8 {
 			all.Go(func() {
 				for ctx.Err() == nil {
-					if d.Take(ctx, 128*kib) == nil {
+					if pace.take(ctx, d) == nil {
 						count(128 * kib)
 						continue
 					}
@@ -244,7 +244,7 @@ func TestADayThatUsesUpTheMonth(t *testing.T) {
 		var all sync.WaitGroup
 		for range 32 {
 			all.Go(func() {
-				for d.Take(ctx, 128*kib) == nil {
+				for pace.take(ctx, d) == nil {
 				}
 			})
 			all.Go(func() {

@@ -54,6 +54,9 @@ type Config struct {
 	// OnProved is told of a peer that has proved who it is, in either direction, and
 	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
+	// Allow is asked before so many bytes of content are sent, 0 standing for some: who asks
+	// for them while it fails hears that this member is busy. nil allows all.
+	Allow func(bytes int) error
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -75,6 +78,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.OnLost == nil {
 		c.OnLost = func(peer.ID) {}
+	}
+	if c.Allow == nil {
+		c.Allow = func(int) error { return nil }
 	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
