@@ -43,6 +43,12 @@ func (n *Node) Allow(bytes int) error {
 
 func (n *Node) serves() bool { return n.Allow(0) == nil }
 
+// carried counts what has gone out for others, and holds it up.
+func (n *Node) carried(ctx context.Context, bytes int) {
+	n.exchange.Spend(bytes)
+	n.allowance.Carried(ctx, bytes)
+}
+
 // served notes whom content went to.
 func (n *Node) served(to peer.ID, root content.CID, bytes int64) {
 	if n.allowance == nil || bytes == 0 {
@@ -65,7 +71,11 @@ func (n *Node) keepAllowance(ctx context.Context) error {
 	}
 	tick := time.NewTicker(hoursCheck)
 	defer tick.Stop()
-	for {
+	for before := int64(0); ; {
+		if now := n.allowance.Rate(); now != before {
+			before = now
+			n.exchange.SetUploadRate(now)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -34,7 +34,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
 	}
 	if n.allowance != nil {
-		cfg.Carried, cfg.Relays = n.allowance.Carried, n.allowance.Relays
+		cfg.Carried, cfg.Relays = n.carried, n.allowance.Relays
 	}
 	if n.swarm, err = swarm.New(cfg); err != nil {
 		if err := n.unlessAwaited("its addresses", err); err != nil {
