@@ -183,6 +183,10 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case twinMethod:
 		return x.n.answerTwin(body)
+	case pingMethod:
+		if from.Identity.Role != "" { // a stranger learns nothing
+			return nil, nil
+		}
 	}
 	if x.n.Volumes != nil && strings.HasPrefix(method, volumes.CallPrefix) {
 		return x.n.Volumes.Answer(ctx, from.Identity, method, body)
