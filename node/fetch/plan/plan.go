@@ -158,10 +158,11 @@ type Event struct {
 	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
-	// Bytes is how much Brought has brought, as the origin has it, if that is known; and
-	// Spare how many bytes a second a member that has Answered says it has left for this
+	// Bytes is how much Brought has brought, as the origin has it, if that is known.
+	Bytes int64
+	// Spare is how many bytes a second a member that has Answered says it has left for this
 	// node, 0 if it says nothing.
-	Bytes, Spare int64
+	Spare int64
 	// Refer names a member that has what is missing, of Answered; the one that
 	// says so is asked again if that is not true.
 	Refer Peer
