@@ -162,7 +162,7 @@ func (j *Job) holder(far bool) Peer {
 		weight uint64
 	}
 	var first, second chance
-	most, need := 0, j.need()
+	most, need, mine := 0, j.need(), weight(j.cfg.Key, j.m.self)
 	for p, h := range j.cfg.Root.held {
 		if h.far != far || j.asked[p] || j.aside(p) {
 			continue
@@ -177,7 +177,7 @@ func (j *Job) holder(far bool) Peer {
 		if n > most {
 			most, first, second = n, chance{}, chance{}
 		}
-		switch c := (chance{p, weight(j.cfg.Key, p, j.m.self)}); {
+		switch c := (chance{p, weight(j.cfg.Key, p) ^ mine}); {
 		case c.weight > first.weight || c.weight == first.weight && p < first.peer:
 			first, second = c, first
 		case c.weight > second.weight:

@@ -167,10 +167,10 @@ func (ls *loads) wait(p Peer, bytes int64, now time.Time) time.Duration {
 	if fresh && l.latency > 0 {
 		latency = l.latency
 	}
-	if l.spare > 0 {
+	if fresh && l.spare > 0 {
 		rate = l.spare
 	}
-	if fresh && l.rate > 0 && (l.spare == 0 || l.rate < l.spare) {
+	if fresh && l.rate > 0 && (l.spare == 0 || l.rate < l.spare) { // it knows best what it has left
 		rate = l.rate
 	}
 	if took := now.Sub(l.since); l.asks > l.unsure && l.unsure == 0 && took > 0 {

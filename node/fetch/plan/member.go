@@ -198,11 +198,9 @@ func Rank(key string, members []Peer) []Peer {
 
 func cmpPeers(a, b Peer) int { return cmp.Compare(a, b) }
 
-func weight(key string, m ...Peer) uint64 {
-	b := append(make([]byte, 0, 256), key...)
-	for _, p := range m {
-		b = append(append(b, 0), p...)
-	}
+func weight(key string, m Peer) uint64 {
+	b := make([]byte, 0, 160)
+	b = append(append(append(b, key...), 0), m...)
 	sum := blake3.Sum256(b)
 	return binary.BigEndian.Uint64(sum[:])
 }

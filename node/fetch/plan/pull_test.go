@@ -232,11 +232,11 @@ func (p *pull) send(r *pulled, to plan.Peer, dropped *bool) {
 // twice.
 func TestASlowPeerHoldsUpNobody(t *testing.T) {
 	const each, runs, slowness = 2 * time.Millisecond, 512, 100 // 62 MiB/s
+	rates := slices.Repeat([]time.Duration{each}, 8)
 	for _, near := range []bool{true, false} {
+		without := newPull(t, runs, near, rates[:7]...).run()
 		for slow := range 8 {
 			for _, from := range []time.Duration{0, time.Second} {
-				rates := slices.Repeat([]time.Duration{each}, 8)
-				without := newPull(t, runs, near, rates[:7]...).run()
 				p := newPull(t, runs, near, rates...)
 				s := p.peers[plan.Peer(fmt.Sprint("p", slow))]
 				p.after(from, func() { s.each = slowness * each })
