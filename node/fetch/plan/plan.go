@@ -123,6 +123,9 @@ type Config struct {
 	FromFarm string
 	// Guest is true when a guest of this node is blocked: it may hedge.
 	Guest bool
+	// NoOrigin is true when nobody is to read the origin for it: not this node, nor, as the
+	// request says so, those that it asks to bring it in.
+	NoOrigin bool
 	// Hurry is true when a guest is blocked, here or at the member that asked, and Ahead
 	// when one will probably want it next.
 	Hurry, Ahead bool
