@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -44,6 +45,9 @@ type asking struct {
 	peer   plan.Peer
 	ctx    context.Context
 	cancel context.CancelFunc
+	begun  time.Time
+	traded *tally.Peer
+	met    atomic.Bool // something came
 }
 
 // newJob carries out a climb, nil for none. It is called with the Fetcher's mu.
@@ -125,7 +129,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	for _, a := range acts {
 		switch a.Kind {
 		case plan.Ask:
-			ask := &asking{peer: a.Peer}
+			ask := &asking{peer: a.Peer, begun: time.Now(), traded: j.f.tally.Peers.Asked(peer.ID(a.Peer))}
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -390,7 +394,11 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.f.bytes[from].Add(n)
+	j.rs.count(from, int(n))
+	ask.traded.Received(int(n))
+	if !ask.met.Swap(true) {
+		ask.traded.Answered(now.Sub(ask.begun))
+	}
 	j.f.mu.Lock()
 	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
 	j.f.mind.Count(j.f.cfg.Now(), n)

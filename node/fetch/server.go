@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -56,7 +57,10 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 	s := &serving{f: f, rs: rs, req: req, w: w, how: request{
 		priority: req.Priority, depth: plan.Received(near, req.Passed),
 		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach,
-	}}
+	}, to: f.tally.Peers.Others()}
+	if member {
+		s.to = f.tally.Peers.Of(from.ID)
+	}
 	end, referred := s.crowd(ctx, near, from.Identity.Role == "")
 	if referred {
 		return
@@ -81,6 +85,7 @@ type serving struct {
 	w    exchange.Responder
 	how  request
 	left int // not sent
+	to   *tally.Peer
 }
 
 // crowdKey names those that a run is sent to: the members of this farm are
@@ -111,7 +116,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	defer s.f.mu.Unlock()
 	to, referred := s.f.crowds.Begin(key, s.how.from)
 	if referred {
-		s.f.metrics.referrals.Inc()
+		s.f.tally.Referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
 	}
@@ -127,7 +132,8 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 		return err
 	}
 	s.left--
-	s.f.metrics.servedBytes.Add(float64(len(body) + len(page)))
+	s.f.tally.Served.Add(float64(len(body) + len(page)))
+	s.to.Sent(len(body) + len(page))
 	return nil
 }
 
