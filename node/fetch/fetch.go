@@ -107,6 +107,12 @@ type Config struct {
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
+	// Serves reports whether anybody is sent anything, and Served is told what of a root was
+	// sent to whom, in bytes; nil is always, and is not told. HoldsOnly has the Fetcher bring
+	// in nothing for others, as a seed doesn't, which holds what it follows and no more.
+	Serves    func() bool
+	Served    func(to peer.ID, root content.CID, bytes int64)
+	HoldsOnly bool
 	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
 	// IOTimeoutDefault.
 	IOTimeout time.Duration
@@ -162,6 +168,12 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
 	}
+	if cfg.Serves == nil {
+		cfg.Serves = func() bool { return true }
+	}
+	if cfg.Served == nil {
+		cfg.Served = func(peer.ID, content.CID, int64) {}
+	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
@@ -194,10 +206,8 @@ func (f *Fetcher) Collectors() []prometheus.Collector { return f.tally.Collector
 // are those that guests read there.
 func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 
-// Traded returns what went between this node and members, and between it and all others.
-func (f *Fetcher) Traded() (of map[peer.ID]tally.Traded, others tally.Traded) {
-	return f.tally.Peers.Now()
-}
+// Asked returns how the requests to a member went since the start.
+func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
 
 // RootBytes is Bytes of one root, and those of all that were read, by their CIDs.
 func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }

@@ -102,7 +102,14 @@ func (f *Fetcher) announce(ctx context.Context) {
 	announced := map[swarm.Key]bool{}
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
+	serves := true
 	for {
+		if before := serves; before != f.cfg.Serves() {
+			serves = !before
+			for _, rs := range f.all() {
+				rs.here.Tell() // who follows it hears so
+			}
+		}
 		mine := map[swarm.Key]bool{}
 		for _, rs := range f.all() {
 			if !f.announces(ctx, rs) {
@@ -147,7 +154,7 @@ func (f *Fetcher) announceSoon() {
 
 // announces reports whether this node is to announce a root.
 func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
-	if ctx.Err() != nil || rs.reach() == 0 {
+	if ctx.Err() != nil || rs.reach() == 0 || !f.cfg.Serves() {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
@@ -206,8 +213,7 @@ func (f *Fetcher) unmet(id peer.ID, err error) {
 }
 
 func (f *Fetcher) failed(id peer.ID, why string) {
-	f.tally.Failures.Inc()
-	f.tally.Peers.Of(id).Failed(why)
+	f.tally.Failed(id, why)
 }
 
 // stalled notes that a member was asked for that long and brought nothing.

@@ -12,7 +12,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
-	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -46,7 +45,6 @@ type asking struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	begun  time.Time
-	traded *tally.Peer
 	met    atomic.Bool // something came
 }
 
@@ -129,7 +127,8 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	for _, a := range acts {
 		switch a.Kind {
 		case plan.Ask:
-			ask := &asking{peer: a.Peer, begun: time.Now(), traded: j.f.tally.Peers.Asked(peer.ID(a.Peer))}
+			ask := &asking{peer: a.Peer, begun: time.Now()}
+			j.f.tally.Asked(peer.ID(a.Peer))
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -248,6 +247,7 @@ type outcome struct {
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
 	refer   peer.ID
+	spare   int64 // bytes a second that it has left for us, 0 if it says nothing
 }
 
 // retryWithin is how soon a connection must have failed to be tried once more: two
@@ -268,7 +268,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	if envelope := j.record(to, o, a.Fetch); len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
 		o = j.want(ask, a)
 	}
-	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere, Spare: o.spare}
 	switch {
 	case errors.Is(o.err, exchange.ErrViolation):
 		j.f.lied(to, o.err.Error())
@@ -327,6 +327,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	defer cancel()
 	var mu sync.Mutex // guards o
 	group := j.f.checks.Group(len(left), j.how.priority == exchange.PriorityGuest)
+	var spare int64
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -338,6 +339,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
+			spare = d.Spare.Bytes()
 			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
 				d.Take()
 				group.Run(func() {
@@ -373,7 +375,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		}
 	})
 	group.Wait()
-	o.err = err
+	o.err, o.spare = err, spare
 	return o
 }
 
@@ -395,9 +397,8 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
 	j.rs.count(from, int(n))
-	ask.traded.Received(int(n))
 	if !ask.met.Swap(true) {
-		ask.traded.Answered(now.Sub(ask.begun))
+		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
 	}
 	j.f.mu.Lock()
 	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})

@@ -124,7 +124,9 @@ func (c carrier) BytesTransferred(n int) {
 	c.bytes.Add(int64(n))
 	c.MetricsTracer.BytesTransferred(n)
 	if c.pay != nil {
-		c.pay(c.ctx, n)
+		ctx, cancel := context.WithTimeout(c.ctx, circuitDuration) // then the circuit has ended
+		defer cancel()
+		c.pay(ctx, n)
 	}
 }
 
