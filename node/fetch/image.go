@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -21,7 +22,7 @@ import (
 type Image struct {
 	f     *Fetcher
 	rs    atomic.Pointer[rootState] // by which head it is read, for now
-	bytes counters
+	bytes tally.Counters
 	ahead readahead.Window
 	waits patience.Waits
 }
@@ -63,7 +64,7 @@ func (m *Image) ID() content.CID { return m.rs.Load().id }
 func (m *Image) Root() content.Root { return m.rs.Load().head.Root }
 
 // Bytes returns how many bytes were read through this handle, by source.
-func (m *Image) Bytes() Bytes { return m.bytes.now() }
+func (m *Image) Bytes() Bytes { return m.bytes.Now() }
 
 // TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.
@@ -86,7 +87,7 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 
 func (m *Image) countCached(p []byte) {
 	m.bytes[FromCache].Add(int64(len(p)))
-	m.f.bytes[FromCache].Add(int64(len(p)))
+	m.rs.Load().count(FromCache, len(p))
 }
 
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
@@ -312,10 +313,10 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 			last = err
 		}
 		if n == 0 {
-			m.f.metrics.waits.Inc()
-			m.f.metrics.waiting.Inc()
+			m.f.tally.Waits.Inc()
+			m.f.tally.Waiting.Inc()
 			m.waits.Note(1, last)
-			defer func() { m.f.metrics.waiting.Dec(); m.waits.Note(-1, nil) }()
+			defer func() { m.f.tally.Waiting.Dec(); m.waits.Note(-1, nil) }()
 		} else {
 			m.waits.Note(0, last)
 		}
