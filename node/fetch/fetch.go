@@ -21,7 +21,6 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -116,6 +115,10 @@ type Config struct {
 	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
 	// IOTimeoutDefault.
 	IOTimeout time.Duration
+	// NoOrigin reports whether nobody is to read the origin for what is read by a name; nil
+	// is for none. Members that are asked to bring it in are told so. What others ask of
+	// this node is theirs.
+	NoOrigin func(content.Ref) bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -137,7 +140,7 @@ type Fetcher struct {
 	shown  *shown.Book
 	wake   chan struct{}   // decide anew who announces what
 	ctx    context.Context // ends with Run; flights run on it
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	back patience.Bell // of sources
 
@@ -165,6 +168,9 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Announce == nil {
 		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
 	}
+	if cfg.NoOrigin == nil {
+		cfg.NoOrigin = func(content.Ref) bool { return false }
+	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
 	}
@@ -180,7 +186,7 @@ func New(cfg Config) (*Fetcher, error) {
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)
-	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
 }
 
@@ -192,7 +198,7 @@ func (f *Fetcher) Connect(x *exchange.Exchange) { f.cfg.Exchange = x }
 func (f *Fetcher) Run(ctx context.Context) error {
 	f.announce(ctx)
 	f.mu.Lock() // no flight begins after this
-	f.cancel()
+	f.cancel(errStopped)
 	f.mu.Unlock()
 	f.running.Wait()
 	return nil
@@ -295,20 +301,13 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 // two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
 // what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
 func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
-	sources := []string{"cache: absent"}
-	for i, t := range a.Tried {
-		switch id := peer.ID(t.Peer); {
-		case i == triedMax:
-			sources = append(sources, fmt.Sprintf("and %d more", len(a.Tried)-triedMax))
-		case i > triedMax:
-		case t.Peer == "":
-			sources = append(sources, "origin: "+t.Why)
-		case slices.Contains(f.cfg.Members.Live(), id):
-			sources = append(sources, fmt.Sprintf("farm %s: %s", id, t.Why))
-		default:
-			sources = append(sources, fmt.Sprintf("swarm %s: %s", id, t.Why))
+	live := f.cfg.Members.Live()
+	sources := a.Sources(func(p plan.Peer) string {
+		if id := peer.ID(p); slices.Contains(live, id) {
+			return "farm " + id.String()
 		}
-	}
+		return "swarm " + peer.ID(p).String()
+	})
 	category := content.ErrUnavailable
 	switch {
 	case !a.Final:
@@ -317,8 +316,5 @@ func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
 	default:
 		category = content.ErrNotFound
 	}
-	return fmt.Errorf("%s: %w: %s", what, category, strings.Join(sources, "; "))
+	return fmt.Errorf("%s: %w: %s", what, category, sources)
 }
-
-// triedMax bounds how many sources an error names.
-const triedMax = 8

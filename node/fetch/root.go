@@ -31,6 +31,8 @@ type Root struct {
 	Lineage []content.CID
 	// Envelope is the sealed record, for members that have not met the root.
 	Envelope []byte
+	// As are the names that it is read by, for Config.NoOrigin.
+	As []content.Ref
 }
 
 // rootState is what this node knows of a root by one head. The CID of a root covers
@@ -153,7 +155,7 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 		}
 	}
 	rs.seal(r.Envelope)
-	return f.image(rs), nil
+	return f.image(rs, r.As), nil
 }
 
 // PublicRoot returns a root that this node has looked up as one that anyone may read.
@@ -181,7 +183,7 @@ func (f *Fetcher) Open(r Root) (*Image, error) {
 	if known, ok := f.roots.Learned(rs.id, rs.head); ok {
 		rs = known
 	}
-	return f.image(rs), nil
+	return f.image(rs, r.As), nil
 }
 
 // unlisted is how far goes what is read under a root that this node does not serve:
@@ -275,14 +277,10 @@ type request struct {
 	from     plan.Peer
 	fromFarm string
 	reach    cache.Reach
+	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
 }
-
-func byGuest() request { return request{priority: exchange.PriorityGuest} }
-
-// byReadahead is for what a guest will probably want next.
-func byReadahead() request { return request{priority: exchange.PriorityReadahead} }
 
 func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
 

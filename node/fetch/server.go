@@ -55,7 +55,7 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 	near := member && from.Identity.Farm == f.cfg.Identity.Farm
 	s := &serving{f: f, rs: rs, req: req, w: w, how: request{
 		priority: req.Priority, depth: plan.Received(near, req.Passed),
-		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach,
+		from: plan.Peer(from.ID), fromFarm: from.Identity.Farm, reach: reach, noOrigin: req.NoOrigin,
 	}}
 	end, referred := s.crowd(ctx, near, from.Identity.Role == "")
 	if referred {
