@@ -131,13 +131,13 @@ type imageLsCmd struct{}
 // Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	err := list(ctx, app, std, "/api/images", func(w io.Writer, images []api.Image) {
-		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
+		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tFOLLOWED\tROOT")
 		for _, i := range images {
 			name := i.Name
 			if i.Target != "" {
 				name += " → " + i.Target
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", name, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Scope, i.Version, seen(i), followed(i.Followed), i.CID)
 		}
 	})
 	if err != nil {
@@ -173,6 +173,9 @@ func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
+		if s := i.Followed; s != nil {
+			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), bySource(s.Bytes), prefixed(": ", s.Why))
+		}
 	})
 }
 
