@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/doctor"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -103,7 +104,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 		return node.Check(ctx, cfg)
 	}
 	if c.API != "" && !membership.In(app.Data) { // it can have the address, before it is anything
-		if err := couldListen(ctx, "tcp", c.API); err != nil {
+		if err := doctor.CouldListen(ctx, "tcp", c.API); err != nil {
 			return fmt.Errorf("--api %s: %w", c.API, err)
 		}
 	}
