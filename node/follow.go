@@ -10,6 +10,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/membership"
 )
 
 const (
@@ -62,4 +63,26 @@ func (n *Node) askMatches(ctx context.Context, id peer.ID, patterns []follow.Pat
 		err = n.codec.Unmarshal(body, &out)
 	}
 	return out, err
+}
+
+// farmMates are the other members of this farm, those too that are away.
+func (n *Node) farmMates(ctx context.Context) (out []images.Neighbour) {
+	for _, m := range n.Membership.Members(ctx) {
+		if m.Farm == n.Farm() && m.Role.IsMember() && m.State != membership.StateRevoked && m.State != membership.StateSelf {
+			m.State, m.Farm = membership.StateConnected, "" // whether it is here is to be seen
+			out = append(out, images.Neighbour{ID: m.ID, Name: m.String()})
+		}
+	}
+	return out
+}
+
+// callID asks a member, by its ID.
+func (n *Node) callID(ctx context.Context, id, method string, body []byte) ([]byte, error) {
+	to, err := peer.Decode(id)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return n.exchange.Call(ctx, to, method, body)
 }

@@ -184,6 +184,8 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case matchMethod: // names that a member follows
 		return membership.Answer(x.n.codec, body, func(q []follow.Pattern) ([]images.Match, error) { return x.n.Images.Matches(ctx, from.Identity, q) })
+	case images.WarmMethod:
+		return x.n.Images.AnswerWarm(ctx, from.Identity, body)
 	case twinMethod:
 		return x.n.answerTwin(body)
 	case pingMethod:

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
@@ -25,7 +26,7 @@ type imageCmd struct {
 	Show    imageShowCmd    `cmd:"" help:"Show one image or tag."`
 	Tag     imageTagCmd     `cmd:"" help:"Let a tag stand for an image."`
 	Promote imagePromoteCmd `cmd:"" help:"Publish a volume or a snapshot as an image."`
-	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache."`
+	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache, or those of its farm."`
 	Pin     imagePinCmd     `cmd:"" help:"Keep an image's chunks in this node's cache."`
 	Unpin   imageUnpinCmd   `cmd:"" help:"Let an image's chunks be evicted."`
 	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image at the origin and check it."`
@@ -190,10 +191,13 @@ func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type imageWarmCmd struct{ imageArg }
+type imageWarmCmd struct {
+	imageArg
+	All bool `help:"On all nodes of this node's farm." env:"-"`
+}
 
 func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm", nil)
+	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm?all="+strconv.FormatBool(c.All), nil)
 }
 
 type imagePinCmd struct{ imageArg }

@@ -40,6 +40,9 @@ type Config struct {
 	Follow   []follow.Pattern
 	Matching func(context.Context, []follow.Pattern) ([]Match, error)
 	Mesh     func() int
+	// Farm returns the other members of this farm, and Call asks one, by its ID.
+	Farm func(context.Context) []Neighbour
+	Call func(ctx context.Context, id, method string, body []byte) ([]byte, error)
 	// Readable returns the origin, nil while it can't be read, and Writable the same, or
 	// why nothing can be written to it.
 	Readable func() bucket.Bucket
@@ -223,9 +226,20 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)
 }
 
-// Warm fetches all of an image into the cache, in the background.
-func (im *Images) Warm(name string) (operations.View, error) {
-	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
+// warmKind is what operations that warm an image on this node are called.
+const warmKind = "warm"
+
+// Warm fetches all of an image into the cache, in the background. If it is followed, that
+// is brought up to date too.
+func (im *Images) Warm(name string) (operations.View, error) { return im.warm(name, 0) }
+
+// warm is Warm of what the name stands for since that version.
+func (im *Images) warm(name string, version uint64) (operations.View, error) {
+	return im.begin(warmKind, name, func(ctx context.Context, op *operations.Operation) error {
+		im.follower.want(name)
+		if _, err := im.cfg.Names.LookupVersion(ctx, content.KindImage, name, version); err != nil {
+			return err
+		}
 		var total int64
 		k, err := im.target(ctx, op, name, false, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
 		if err != nil {
