@@ -17,11 +17,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -290,35 +288,3 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 	}
 	f.Think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
 }
-
-// triedError says which sources were asked in vain. What they failed with is of one of
-// two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
-// what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
-func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
-	sources := []string{"cache: absent"}
-	for i, t := range a.Tried {
-		switch id := peer.ID(t.Peer); {
-		case i == triedMax:
-			sources = append(sources, fmt.Sprintf("and %d more", len(a.Tried)-triedMax))
-		case i > triedMax:
-		case t.Peer == "":
-			sources = append(sources, "origin: "+t.Why)
-		case slices.Contains(f.cfg.Members.Live(), id):
-			sources = append(sources, fmt.Sprintf("farm %s: %s", id, t.Why))
-		default:
-			sources = append(sources, fmt.Sprintf("swarm %s: %s", id, t.Why))
-		}
-	}
-	category := content.ErrUnavailable
-	switch {
-	case !a.Final:
-	case errors.Is(cause, content.ErrCorrupt):
-		category = content.ErrCorrupt
-	default:
-		category = content.ErrNotFound
-	}
-	return fmt.Errorf("%s: %w: %s", what, category, strings.Join(sources, "; "))
-}
-
-// triedMax bounds how many sources an error names.
-const triedMax = 8

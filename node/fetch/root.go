@@ -277,6 +277,7 @@ type request struct {
 	reach    cache.Reach
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
+	trail          *trail // of a guest's read
 }
 
 func byGuest() request { return request{priority: exchange.PriorityGuest} }
