@@ -167,6 +167,7 @@ type (
 	Bytes         = fetch.Bytes
 	Peer          = node.Peer
 	Ping          = node.Ping
+	Why           = node.Why
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Status        = node.Status

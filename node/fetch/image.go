@@ -15,6 +15,8 @@ import (
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
+	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -29,9 +31,10 @@ const warmWindow = 8 << 20
 type Image struct {
 	f     *Fetcher
 	rs    atomic.Pointer[rootState] // by which head it is read, for now
-	bytes counters
+	bytes tally.Counters
 	ahead readahead.Window
 	waits patience.Waits
+	slow  why.Log
 }
 
 func (f *Fetcher) image(rs *rootState) *Image {
@@ -71,7 +74,7 @@ func (m *Image) ID() content.CID { return m.rs.Load().id }
 func (m *Image) Root() content.Root { return m.rs.Load().head.Root }
 
 // Bytes returns how many bytes were read through this handle, by source.
-func (m *Image) Bytes() Bytes { return m.bytes.now() }
+func (m *Image) Bytes() Bytes { return m.bytes.Now() }
 
 // TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.
@@ -94,7 +97,7 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 
 func (m *Image) countCached(p []byte) {
 	m.bytes[FromCache].Add(int64(len(p)))
-	m.f.bytes[FromCache].Add(int64(len(p)))
+	m.rs.Load().count(FromCache, len(p))
 }
 
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
@@ -109,10 +112,12 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, trail: trail{began: time.Now()}}
+	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
+	m.noteSlow(r, err)
+	return err
 }
 
 func (m *Image) readHere(id content.CID, off int, p []byte) bool {
@@ -135,16 +140,20 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
+	trail
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	o, ok, err := m.f.chunk(ctx, rs, r.index, byGuest())
+	how := byGuest()
+	how.trail = &r.trail
+	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
 	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
 	fl := m.f.join(rs, []object{o}, byGuest())[0]
+	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
@@ -154,6 +163,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
 		fl = m.f.join(rs, []object{o}, byGuest())[0]
+		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
 	if err != nil {
@@ -469,10 +479,10 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 			last = err
 		}
 		if n == 0 {
-			m.f.metrics.waits.Inc()
-			m.f.metrics.waiting.Inc()
+			m.f.tally.Waits.Inc()
+			m.f.tally.Waiting.Inc()
 			m.waits.Note(1, last)
-			defer func() { m.f.metrics.waiting.Dec(); m.waits.Note(-1, nil) }()
+			defer func() { m.f.tally.Waiting.Dec(); m.waits.Note(-1, nil) }()
 		} else {
 			m.waits.Note(0, last)
 		}
