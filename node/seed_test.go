@@ -130,7 +130,11 @@ func TestASeedHoldsNothingForOthers(t *testing.T) {
 	m.first, _ = m.start(t.TempDir(), "first", "")
 	m.publishDisks("held", "other")
 	holds, _ := m.startAs(trust.RoleSeed, t.TempDir(), "seed", m.token(trust.RoleSeed))
-	member, _ := m.start(t.TempDir(), "member", m.token(trust.RolePublisher))
+	token, err := m.first.CreateToken(TokenRequest{Role: trust.RolePublisher, Farm: "beta"}) // for whom the seed could ask the first one
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, _ := m.start(t.TempDir(), "member", token.Token)
 	m.await("connected", func() bool { return m.first.linked(holds) && m.first.linked(member) })
 	if why := holds.warm(t, "held"); why != "" {
 		t.Fatal(why)
@@ -144,13 +148,14 @@ func TestASeedHoldsNothingForOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := holds.swarm.ID()
-	for _, n := range []*Node{member, m.first} {
+	for _, n := range []*Node{member, m.first, member} {
 		if err := n.exchange.Introduce(t.Context(), id, k.Sealed); err != nil {
 			t.Fatal(err)
 		}
 		for level := range 2 {
+			level = 1 - level // the map first
 			got := 0
-			req := exchange.Request{Root: k.Root, Level: level, Indexes: []uint64{0}, Priority: exchange.PriorityReadahead, Fetch: true, Passed: level == 0}
+			req := exchange.Request{Root: k.Root, Level: level, Indexes: []uint64{0}, Priority: exchange.PriorityPrefetch, Fetch: true}
 			err := n.exchange.Want(t.Context(), id, req, func(r exchange.Reply) {
 				if _, ok := r.(*exchange.Data); ok {
 					got++
