@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/names"
 	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
@@ -486,8 +487,11 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 			err = v.orphans.Purge(ctx, e)
 		}
 		if err == nil && (!taken || e.Removing) {
-			_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, true }) // on a full disk it goes too
-			err = v.names().RemoveOwn(ctx, e, v.incarnation, spec)
+			removing := func(is bool) { _, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is }) } // on a full disk it goes too
+			removing(true)
+			if err = v.names().RemoveOwn(ctx, e, v.incarnation, spec); errors.Is(err, content.ErrConflict) {
+				removing(false)
+			}
 		}
 	}
 	switch {
@@ -518,7 +522,7 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 	case spec.Purge:
 		return nil
 	case e.Taken != "" && !e.Empty && !e.Orphan && !e.Removing:
-		return fmt.Errorf("%w: what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
+		return names.NoSnapshotYet()
 	case e.Taken != "" || len(e.Waiting) == 0:
 		return nil
 	case a == nil || a.folds == nil:
