@@ -48,17 +48,38 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		}
 		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
 	case a == nil || a.folds == nil:
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: terms.Durable})
-		if err != nil {
-			return moment.Moment{}, err
-		}
-		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
+		return v.passing(ctx, ref.Name)
 	}
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
 	}
 	return moment.Of(a.vol, at, func() catalog.Volume { _, now, _ := a.record(); return now })
+}
+
+// passingLabel is that of snapshots which are removed when what they were made for is done;
+// one that is seen later is left of a node that was stopped before.
+const passingLabel = "passing"
+
+// passing opens a snapshot of a volume elsewhere, which is there until Close.
+func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, error) {
+	made, err := v.snapshotElsewhere(ctx, name, SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
+	if err != nil {
+		return moment.Moment{}, err
+	}
+	remove := func() {
+		if err := v.RemoveSnapshot(context.WithoutCancel(ctx), made.ID); err != nil {
+			v.cfg.Log.Warn("a snapshot that nothing needs any more is left", "snapshot", made.ID, "err", err)
+		}
+	}
+	m, err := v.momentOfSnapshot(ctx, made.ID, v.device(name))
+	if err != nil {
+		remove()
+		return m, err
+	}
+	closed := m.Close
+	m.Close = func() error { defer remove(); return closed() }
+	return m, nil
 }
 
 // momentOfSnapshot opens a snapshot; a is its volume, if that is here.
