@@ -63,7 +63,7 @@ const passingLabel = "passing"
 
 // passing opens a snapshot of a volume elsewhere, which is there until Close.
 func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, error) {
-	made, err := v.snapshotElsewhere(ctx, name, SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
+	made, err := v.snapshotElsewhere(ctx, name, terms.SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
 	if err != nil {
 		return moment.Moment{}, err
 	}
@@ -118,7 +118,7 @@ func (v *Volumes) bucket() moment.Config {
 
 // Export writes what a reference stands for to a file, which is empty: holes and zeros
 // stay holes. What was written is synced when it returns.
-func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) (err error) {
+func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress terms.Progress) (err error) {
 	defer during(&err, "export %s", ref)
 	m, err := v.moment(ctx, ref)
 	if err != nil {
@@ -174,7 +174,7 @@ func (v *Volumes) past(a *attached) *moment.Past {
 // Promote publishes what a reference stands for as an image. Of a volume that is attached
 // here all goes into chunks first. What the image's scope may refer to is not sent again:
 // for one of the volume's own farm that is everything.
-func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, progress Progress) (err error) {
+func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to terms.PromoteSpec, progress terms.Progress) (err error) {
 	defer during(&err, "promote %s to image %q", ref, to.Image)
 	if err := content.KindImage.CheckName(to.Image); err != nil {
 		return err

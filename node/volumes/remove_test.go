@@ -130,7 +130,9 @@ func TestRemoveOfWhatWasTakenUnheard(t *testing.T) {
 			p.store.down = false
 		}
 		deaf := p.b.cfg.Call
-		p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) { return nil, content.ErrUnavailable }
+		p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+			return nil, content.ErrUnavailable
+		}
 		p.b.put(t, "disk", Spec{Takeover: true})
 		p.b.cfg.Call = deaf
 		for range 2 {

@@ -17,8 +17,8 @@ import (
 )
 
 // List returns all volumes of this node, by name; folders that can't be read come last.
-func (v *Volumes) List() []View {
-	var out []View
+func (v *Volumes) List() []terms.View {
+	var out []terms.View
 	for _, e := range v.index.Sorted() {
 		out = append(out, v.view(e))
 	}
@@ -41,21 +41,21 @@ func (v *Volumes) Failing() []string {
 }
 
 // Get returns one volume of this node.
-func (v *Volumes) Get(name string) (View, error) {
+func (v *Volumes) Get(name string) (terms.View, error) {
 	if e, ok := v.index.Get(name); ok {
 		return v.view(e), nil
 	}
 	if v.index.Broken[name] != nil {
 		return v.viewBroken(name), nil
 	}
-	return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	return terms.View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 }
 
-func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: terms.StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+func (v *Volumes) viewBroken(folder string) terms.View {
+	return terms.View{Name: folder, State: terms.StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
-func (v *Volumes) view(e index.Entry) View {
+func (v *Volumes) view(e index.Entry) terms.View {
 	out := terms.OfRecord(v.codec, e.Name, v.cfg.Farm, e.Volume)
 	out.State, out.Transport, out.Node, out.NodeName = terms.StateDetached, e.Transport, v.cfg.NodeID, v.cfg.Called(v.cfg.Self)
 	for _, holder := range e.Holders {
@@ -79,7 +79,7 @@ func (v *Volumes) view(e index.Entry) View {
 }
 
 // viewServed says how a volume stands that is open.
-func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
+func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
 	_, _, st := d.record()
 	out.Confirmed = st.Stage == right.Serving
