@@ -35,7 +35,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	return v.bucket().Open(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Head: &b.Head, Lineage: b.Lineage})
+	return v.bucket().Open(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Folded: catalog.Folded{Head: &b.Head, Lineage: b.Lineage}})
 }
 
 // momentOfVolume opens a volume, which a serves if it is here.
@@ -46,7 +46,7 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		if err != nil {
 			return moment.Moment{}, err
 		}
-		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
+		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, At: body.Through()})
 	case a == nil || a.folds == nil:
 		return v.passing(ctx, ref.Name)
 	}

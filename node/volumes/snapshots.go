@@ -130,8 +130,8 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 		return body, err
 	}
 	body = catalog.Snapshot{
-		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
-		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
+		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Folded: now.Folded,
+		At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
 	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {

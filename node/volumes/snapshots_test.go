@@ -450,7 +450,7 @@ func TestPromote(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := images[name]
-		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
+		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Folded: catalog.Folded{Head: &body.Head}})
 		if err != nil {
 			t.Fatal(err)
 		}
