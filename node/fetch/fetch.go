@@ -17,7 +17,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"slices"
@@ -295,26 +294,4 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		return
 	}
 	f.Think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
-}
-
-// triedError says which sources were asked in vain. What they failed with is of one of
-// two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
-// what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
-func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
-	live := f.cfg.Members.Live()
-	sources := a.Sources(func(p plan.Peer) string {
-		if id := peer.ID(p); slices.Contains(live, id) {
-			return "farm " + id.String()
-		}
-		return "swarm " + peer.ID(p).String()
-	})
-	category := content.ErrUnavailable
-	switch {
-	case !a.Final:
-	case errors.Is(cause, content.ErrCorrupt):
-		category = content.ErrCorrupt
-	default:
-		category = content.ErrNotFound
-	}
-	return fmt.Errorf("%s: %w: %s", what, category, sources)
 }

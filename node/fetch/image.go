@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -27,6 +28,7 @@ type Image struct {
 	waits patience.Waits
 	// strict is the name for which nobody is to read the origin; "" where they may.
 	strict string
+	slow   why.Log
 }
 
 func (f *Fetcher) image(rs *rootState, as []content.Ref) *Image {
@@ -119,10 +121,12 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, trail: trail{began: time.Now()}}
+	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
+	m.noteSlow(r, err)
+	return err
 }
 
 func (m *Image) readHere(id content.CID, off int, p []byte) bool {
@@ -145,16 +149,20 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
+	trail
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	o, ok, err := m.f.chunk(ctx, rs, r.index, m.by(exchange.PriorityGuest))
+	how := m.by(exchange.PriorityGuest)
+	how.trail = &r.trail
+	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
 	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
 	fl := m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
@@ -164,6 +172,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
 		fl = m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
 	if err != nil {

@@ -280,6 +280,7 @@ type request struct {
 	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
+	trail          *trail // of a guest's read
 }
 
 func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
