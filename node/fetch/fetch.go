@@ -29,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
@@ -149,7 +150,7 @@ type Fetcher struct {
 	mind    *plan.Member
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
-	objects map[objectKey]*onItsWay
+	objects map[object.Key]*onItsWay
 	crowds  plan.Crowds[crowdKey]
 	running sync.WaitGroup
 }
@@ -181,7 +182,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
@@ -157,11 +158,11 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	how := m.by(exchange.PriorityGuest)
 	how.trail = &r.trail
 	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
-	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
+	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
-	fl := m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+	fl := m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
 	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
@@ -171,7 +172,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	}
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
-		fl = m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+		fl = m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
 		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
@@ -217,13 +218,13 @@ func (m *Image) runAhead(run readahead.Run) {
 // runIn asks for the chunks from one on to before another that a map node names, nil for
 // none.
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
-	var objects []object
+	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: rs.reach()})
+			objects = append(objects, object.Object{Pos: content.Chunk(i), ID: id, At: at, Reach: rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
@@ -285,18 +286,17 @@ func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode,
 // as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		m.f.walk(ctx, m.rs.Load(), m.by(exchange.PriorityPrefetch), func(p content.Pos, n *mapNode, err error) bool {
+		for names, err := range m.f.names(ctx, m.rs.Load(), m.by(exchange.PriorityPrefetch)) {
 			if err != nil {
 				yield(content.CID{}, err)
-				return false
+				return
 			}
-			for _, id := range n.names(p) {
+			for _, id := range names {
 				if !yield(id, nil) {
-					return false
+					return
 				}
 			}
-			return true
-		})
+		}
 	}
 }
 
