@@ -55,6 +55,9 @@ type Config struct {
 	// OnProved is told of a peer that has proved who it is, in either direction, and
 	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
+	// Allow is asked before so many bytes of content are sent, 0 standing for some: who asks
+	// for them while it fails hears that this member is busy. nil allows all.
+	Allow func(bytes int) error
 	// UploadRate bounds what is sent of content, to all askers together, in bytes a second;
 	// 0 is no bound. See SetUploadRate.
 	UploadRate int64
@@ -79,6 +82,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.OnLost == nil {
 		c.OnLost = func(peer.ID) {}
+	}
+	if c.Allow == nil {
+		c.Allow = func(int) error { return nil }
 	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
@@ -140,6 +146,9 @@ func (x *Exchange) SetUploadRate(bytes int64) {
 	x.uploadRate.Store(bytes)
 	x.turns.Limit(bytes)
 }
+
+// Spend takes of the rate what goes over the same line and is not sent here.
+func (x *Exchange) Spend(bytes int) { x.turns.Spend(bytes) }
 
 // Present has the streams that open from now on show that certificate as our own.
 func (x *Exchange) Present(chain trust.Chain) (err error) {

@@ -209,6 +209,14 @@ func (r *responder) write(index uint64, body, page []byte) error {
 			l.Incompressible()
 		}
 	}
+	if err := x.cfg.Allow(d.Size()); err != nil {
+		r.yield()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ended = true
+		r.in.end(r.id)
+		return errors.Join(err, r.in.send(r.id, wire.Error{Kind: wire.KindBusy}))
+	}
 	booked := r.ticket.Size
 	r.holds = false
 	x.turns.Give(&r.ticket, d.Size())

@@ -199,7 +199,7 @@ func (in *inbound) want(ctx context.Context, id uint32, req Request) error {
 		return in.refuse(id, wire.Unknown{})
 	}
 	cost := costOf(req, in.out.Class)
-	if !in.asker.spend(cost, stranger) {
+	if in.x.cfg.Allow(0) != nil || !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}
 	var ahead int

@@ -133,6 +133,13 @@ func (s *Turns) Kick() {
 	s.serve()
 }
 
+// Spend takes bytes of the rate that are sent without a turn.
+func (s *Turns) Spend(bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pay(bytes)
+}
+
 // pay takes bytes of the rate. They may be more than it has: then it is in debt. The
 // caller holds mu.
 func (s *Turns) pay(bytes int) {
