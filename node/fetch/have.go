@@ -186,6 +186,20 @@ func (m *Image) Prepare(ctx context.Context) {
 	}
 }
 
+// Holders returns how many of the image's chunks members show, this node too, when those of the farm, and those found elsewhere, have had their time to. What they show
+// may be some seconds old.
+func (m *Image) Holders(ctx context.Context) map[peer.ID]uint64 {
+	m.Prepare(ctx)
+	rs := m.rs.Load()
+	out := map[peer.ID]uint64{m.f.cfg.Self: m.f.holds(ctx, rs)}
+	m.f.Think(func(*plan.Member) {
+		for p, n := range rs.peers.Mind.Counts() {
+			out[peer.ID(p)] = n
+		}
+	})
+	return out
+}
+
 // newBook returns who shows what to this node.
 func newBook(f *Fetcher) *shown.Book {
 	cfg := shown.Config{

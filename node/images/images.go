@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -43,6 +45,8 @@ type Config struct {
 	// Farm returns the other members of this farm, and Call asks one, by its ID.
 	Farm func(context.Context) []Neighbour
 	Call func(ctx context.Context, id, method string, body []byte) ([]byte, error)
+	// Holder says who a member is.
+	Holder func(peer.ID) Holder
 	// Readable returns the origin, nil while it can't be read, and Writable the same, or
 	// why nothing can be written to it.
 	Readable func() bucket.Bucket
@@ -72,6 +76,7 @@ type Image struct {
 	Pinned  bool          `json:"pinned"`
 	// Followed is nil for a name that this node does not follow.
 	Followed  *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
+	Holders   []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
 	Age       float64          `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
 	Confirmed bool             `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
