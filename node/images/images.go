@@ -59,6 +59,8 @@ type Image struct {
 	Signed    time.Time     `json:"signed_at"`
 	Source    string        `json:"source,omitempty"`
 	Pinned    bool          `json:"pinned"`
+	Bytes     fetch.Bytes   `json:"bytes" doc:"what this node read of it, or of what has the same content, since its start"`
+	Copies    float64       `json:"origin_copies" doc:"how often this node read all of it from the origin: the bytes from there, of those that it takes there"`
 	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
 	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
@@ -86,8 +88,9 @@ func (im *Images) info(k records.Known) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	read := im.cfg.Fetcher.BytesOf(k.Root)
 	return Image{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
 		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
 	}, nil
