@@ -15,7 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
@@ -35,6 +35,7 @@ type mesh struct {
 	first  *Node
 	now    func() time.Time // nil is the host's clock
 	opened atomic.Int64     // times that an origin was
+	terms  seed.Terms       // of seeds
 }
 
 // start runs a node in a folder until stop is called, or the test ends.
@@ -46,7 +47,7 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
-		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
+		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
 			m.opened.Add(1)
@@ -232,7 +233,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 	data := t.TempDir()
 	m.first, stop = m.start(data, "first", "")
 	publish(t, m.first, "image")
-	for name, spec := range map[string]volumes.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
+	for name, spec := range map[string]terms.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
 		if _, _, err := m.first.Volumes.Put(t.Context(), name, spec); err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +244,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 		m.first, stop = m.start(data, "first", "")
 		m.await(fmt.Sprintf("volumes by a clock that is %s off", off), func() bool {
 			all := m.first.Volumes.List()
-			return len(all) == 2 && !slices.ContainsFunc(all, func(v volumes.View) bool {
+			return len(all) == 2 && !slices.ContainsFunc(all, func(v terms.View) bool {
 				return v.State != terms.StateAttached && v.State != terms.StateUncommitted
 			})
 		})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
@@ -181,6 +182,10 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
 	case commitMethod: // a record of a member that can write to no origin
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
+	case matchMethod: // names that a member follows
+		return membership.Answer(x.n.codec, body, func(q []follow.Pattern) ([]images.Match, error) { return x.n.Images.Matches(ctx, from.Identity, q) })
+	case images.WarmMethod:
+		return x.n.Images.AnswerWarm(ctx, from.Identity, body)
 	case twinMethod:
 		return x.n.answerTwin(body)
 	case pingMethod:

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/content"
@@ -207,20 +208,21 @@ func (n *Node) Waiting() []string {
 
 // Status is how a node stands.
 type Status struct {
-	Ready         bool          `json:"ready"`
-	Waiting       []string      `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
-	Self          Self          `json:"self"`
-	Origin        Origin        `json:"origin"`
-	Farm          []Peer        `json:"farm" doc:"the live neighbours"`
-	Neighbourhood Neighbourhood `json:"neighbourhood"`
-	Bytes         fetch.Bytes   `json:"bytes"`
-	Cache         Cache         `json:"cache"`
-	Volumes       int           `json:"volumes"`
-	Failing       []string      `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
-	Disks         Disks         `json:"disks"`
-	Seed          *seed.View    `json:"seed,omitempty" doc:"what a seed sends; absent in a node"`
-	Started       time.Time     `json:"started"`
-	Version       string        `json:"version"`
+	Ready         bool             `json:"ready"`
+	Waiting       []string         `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Self          Self             `json:"self"`
+	Origin        Origin           `json:"origin"`
+	Farm          []Peer           `json:"farm" doc:"the live neighbours"`
+	Neighbourhood Neighbourhood    `json:"neighbourhood"`
+	Bytes         fetch.Bytes      `json:"bytes"`
+	Cache         Cache            `json:"cache"`
+	Followed      *images.Followed `json:"followed,omitempty" doc:"how it stands with the names that it follows"`
+	Volumes       int              `json:"volumes"`
+	Failing       []string         `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
+	Disks         Disks            `json:"disks"`
+	Seed          *seed.View       `json:"seed,omitempty" doc:"what a seed sends; absent in a node"`
+	Started       time.Time        `json:"started"`
+	Version       string           `json:"version"`
 }
 
 // Disks says how the node serves block devices.
@@ -234,7 +236,7 @@ func (n *Node) Status() Status {
 	waiting := n.Waiting()
 	s := Status{
 		Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
-		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
+		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Followed: n.Images.Followed(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
 	}
 	if n.allowance != nil {
 		v := n.allowance.View()

@@ -78,6 +78,7 @@ type cli struct {
 	Version kong.VersionFlag `help:"Print the version." env:"-"`
 
 	Node      nodeCmd      `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
+	Seed      seedCmd      `cmd:"" help:"Run a volunteer's seed: it holds public images and serves them, and relays for members behind NATs, as far as its limits go."`
 	Image     imageCmd     `cmd:"" help:"Publish and handle images."`
 	Volume    volumeCmd    `cmd:"" help:"Create and handle volumes."`
 	Snapshot  snapshotCmd  `cmd:"" help:"Handle snapshots of volumes."`

@@ -410,7 +410,7 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
 	}
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)
