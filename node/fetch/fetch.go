@@ -207,7 +207,11 @@ func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 // Asked returns how the requests to a member went since the start.
 func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
 
-// RootBytes is Bytes of one root, and those of all that were read, by their CIDs.
+// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
+// that were too many.
+func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
+
+// RootBytes is BytesOf each.
 func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.
