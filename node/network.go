@@ -180,9 +180,14 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	case resolveMethod: // a record that this node knows, as far as the asker may read it
 		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
 	case commitMethod: // a record of a member that can write to no origin
+		if from.Identity.Role == "" {
+			break
+		}
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case twinMethod:
-		return x.n.answerTwin(body)
+		if b, err := x.n.answerTwin(body); err == nil {
+			return b, nil
+		}
 	case pingMethod:
 		if from.Identity.Role != "" { // a stranger learns nothing
 			return nil, nil
