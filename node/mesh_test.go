@@ -16,7 +16,6 @@ import (
 
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/seed"
-	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
@@ -234,7 +233,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 	data := t.TempDir()
 	m.first, stop = m.start(data, "first", "")
 	publish(t, m.first, "image")
-	for name, spec := range map[string]volumes.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
+	for name, spec := range map[string]terms.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
 		if _, _, err := m.first.Volumes.Put(t.Context(), name, spec); err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +244,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 		m.first, stop = m.start(data, "first", "")
 		m.await(fmt.Sprintf("volumes by a clock that is %s off", off), func() bool {
 			all := m.first.Volumes.List()
-			return len(all) == 2 && !slices.ContainsFunc(all, func(v volumes.View) bool {
+			return len(all) == 2 && !slices.ContainsFunc(all, func(v terms.View) bool {
 				return v.State != terms.StateAttached && v.State != terms.StateUncommitted
 			})
 		})

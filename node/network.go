@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
@@ -120,7 +121,7 @@ func (n *Node) violated(id peer.ID, err error) {
 	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
-		n.swarm.Ban(id, violationBan)
+		n.swarm.Ban(id, violationBan, "broke the protocol: "+content.Line(err))
 	}
 }
 
@@ -184,6 +185,10 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 			break
 		}
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
+	case matchMethod: // names that a member follows
+		return membership.Answer(x.n.codec, body, func(q []follow.Pattern) ([]images.Match, error) { return x.n.Images.Matches(ctx, from.Identity, q) })
+	case images.WarmMethod:
+		return x.n.Images.AnswerWarm(ctx, from.Identity, body)
 	case twinMethod:
 		if b, err := x.n.answerTwin(body); err == nil {
 			return b, nil

@@ -88,6 +88,7 @@ type cli struct {
 	Mesh      meshCmd      `cmd:"" help:"Show and handle the mesh."`
 	Resolve   resolveCmd   `cmd:"" help:"Say what a name stands for."`
 	Status    statusCmd    `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
+	Why       whyCmd       `cmd:"" help:"Say what the slowest reads of a volume waited for."`
 	Ping      pingCmd      `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
 	Doctor    doctorCmd    `cmd:"" help:"Look for what would stop a node from working here."`
 

@@ -19,7 +19,7 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -167,6 +167,7 @@ type (
 	Bytes         = fetch.Bytes
 	Peer          = node.Peer
 	Ping          = node.Ping
+	Why           = node.Why
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Status        = node.Status
@@ -176,11 +177,11 @@ type (
 	Removed       = images.Removed
 	ImportRequest = images.ImportRequest
 	Resolved      = records.Resolved
-	VolumeSpec    = volumes.Spec
-	Volume        = volumes.View
-	Limits        = volumes.Limits
-	Snapshot      = volumes.SnapshotView
-	PromoteSpec   = volumes.PromoteSpec
+	VolumeSpec    = terms.Spec
+	Volume        = terms.View
+	Limits        = terms.Limits
+	Snapshot      = terms.SnapshotView
+	PromoteSpec   = terms.PromoteSpec
 	Operation     = operations.View
 	Member        = membership.Member
 	Revoked       = membership.Revocation

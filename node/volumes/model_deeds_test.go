@@ -519,7 +519,7 @@ func (w *model) promote(r *rapid.T) {
 		if how != done {
 			return
 		}
-		found, err := w.observe(catalog.Snapshot{Size: m.image.Head.Root.Size, Head: &m.image.Head})
+		found, err := w.observe(catalog.Snapshot{Size: m.image.Head.Root.Size, Folded: catalog.Folded{Head: &m.image.Head}})
 		if err != nil || !slices.Equal(found, p.now.disk) {
 			w.fatal(r, "the image of %q has other bytes: %v", v.name, err)
 		}

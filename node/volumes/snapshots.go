@@ -19,31 +19,31 @@ import (
 const snapshotMethod = CallPrefix + "snapshot"
 
 type snapshotRequest struct {
-	Name string       `json:"name"`
-	Spec SnapshotSpec `json:"spec"`
+	Name string             `json:"name"`
+	Spec terms.SnapshotSpec `json:"spec"`
 }
 
 // Snapshot names the volume's state of now. It is instant, and durable later, or before
 // it returns where the spec says so. The volume has to be attached to a node that answers.
-func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) (_ SnapshotView, err error) {
+func (v *Volumes) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpec) (_ terms.SnapshotView, err error) {
 	defer during(&err, "snapshot of volume %q", name)
 	if spec.Wait != "" && spec.Wait != terms.Durable {
-		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
+		return terms.SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
 	if e, _ := v.index.Get(name); a == nil || e.Reader {
 		return v.snapshotElsewhere(ctx, name, spec)
 	}
 	if a.folds == nil {
-		return SnapshotView{}, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+		return terms.SnapshotView{}, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
 	}
 	body, err := a.snapshot(ctx, spec.Label)
 	if err != nil {
-		return SnapshotView{}, err
+		return terms.SnapshotView{}, err
 	}
 	if spec.Wait == terms.Durable && !body.Durable {
 		if err := v.Settle(ctx, body.Ref().RecordName(), nil); err != nil {
-			return SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
+			return terms.SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
 		}
 		return v.FindSnapshot(ctx, body.Ref().RecordName())
 	}
@@ -51,7 +51,7 @@ func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) 
 }
 
 // snapshotElsewhere asks the node that has the volume.
-func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
+func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec terms.SnapshotSpec) (view terms.SnapshotView, err error) {
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
 	case err != nil, r.Farm != v.cfg.Farm:
@@ -130,8 +130,8 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 		return body, err
 	}
 	body = catalog.Snapshot{
-		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
-		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
+		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Folded: now.Folded,
+		At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
 	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
@@ -145,7 +145,7 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 }
 
 // Settle returns when a snapshot is durable, and makes haste with it.
-func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
+func (v *Volumes) Settle(ctx context.Context, id string, _ terms.Progress) error {
 	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil || body.Durable {
 		return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -45,6 +46,9 @@ const (
 	ownedAfter = 3 * time.Second
 	// nextAfter is how often a flush looks for whom to ask, where there is nobody yet.
 	nextAfter = 50 * time.Millisecond
+	// vouchWithin is how long holders may take to say whether another has come to them, while
+	// a guest waits and the record is to be read if they don't.
+	vouchWithin = 2 * time.Second
 	// recordAfter is how long a writer waits before it writes a record again.
 	recordAfter = time.Second
 	// goneAfter is for how long who is taking a volume over says nothing to a holder before
@@ -353,6 +357,30 @@ func (w *Writer) wake() {
 	}
 }
 
+// Vouched reports whether all who may be holders, by any record that may be there, have said
+// since the call that they are promised to this claim. Who takes the volume over must have
+// had the promise of one of them, before the record said so; and one that has lost its disk,
+// or was let go by another, has no promise to tell of. So it is what a flush is sure of that
+// they all have taken.
+func (w *Writer) Vouched(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, vouchWithin)
+	defer cancel()
+	w.mu.Lock()
+	all, stopped := w.state.Named(), w.stopped != nil
+	w.mu.Unlock()
+	var asks errgroup.Group
+	for _, m := range all {
+		asks.Go(func() error {
+			held, _, err := asked{w.cfg.Lane, identity.PeerID(m)}.ask(ctx, wire.Status{Claim: w.cfg.Claim})
+			if err == nil && (held == nil || held.Claim != w.cfg.Claim) {
+				err = content.ErrFenced
+			}
+			return err
+		})
+	}
+	return asks.Wait() == nil && len(all) > 0 && !stopped
+}
+
 // Based says that the record has all up to a position: holders need not.
 func (w *Writer) Based(p content.Position) {
 	w.mu.Lock()
@@ -372,15 +400,17 @@ type Status struct {
 	// Holders are those that the record names.
 	Holders []trust.PublicKey
 	// Degraded says that the record says so, and Short that a flush failed for want of
-	// holders, or is about to.
-	Degraded, Short bool
+	// holders, or is about to; Few that there are fewer members than are to be holders.
+	Degraded, Short, Few bool
 }
 
 // Status returns how the holders stand.
 func (w *Writer) Status() Status {
+	live := len(w.cfg.Live())
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Status{slices.Clone(w.state.Holders()), w.state.Degraded(), w.state.Short(FlushWait)}
+	named := w.state.Holders()
+	return Status{slices.Clone(named), w.state.Degraded(), w.state.Short(FlushWait), len(named) < w.cfg.K && live < w.cfg.K}
 }
 
 // jitter is how long after its loss a holder is replaced.

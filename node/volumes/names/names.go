@@ -95,6 +95,11 @@ func (x Names) Purge(ctx context.Context, name string, spec terms.RemoveSpec) er
 	return x.Records.Purge(ctx, name)
 }
 
+// NoSnapshotYet is the conflict with what another has taken from here.
+func NoSnapshotYet() error {
+	return fmt.Errorf("%w: another node has it, and what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
+}
+
 // RemoveOwn deletes the record of a volume of this node, if it has one, and with purge the
 // snapshots of that name.
 func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
@@ -108,6 +113,8 @@ func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64,
 		return err
 	case !mine && e.Empty && (body.State != catalog.Released || body.ID != e.ID):
 		return x.Remove(ctx, e.Name, spec)
+	case !mine && !e.Empty && body.ID == e.ID && !spec.Purge:
+		return NoSnapshotYet()
 	case !mine && !e.Empty:
 		return nil // it is of another volume that has the name, or of another's, with its snapshots
 	default:
