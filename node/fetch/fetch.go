@@ -99,9 +99,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -161,7 +161,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }

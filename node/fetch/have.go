@@ -115,7 +115,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 			if !f.announces(ctx, rs) {
 				continue
 			}
-			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce()[0])
+			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce(rs.head.Scope)[0])
 			mine[key] = true
 			if announced[key] {
 				continue
