@@ -17,6 +17,8 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -56,8 +58,12 @@ type Config struct {
 	Listen    []string
 	Announce  []string
 	Bootstrap []string
+	// Terms are what a seed may send.
+	Terms seed.Terms
 	// Quota bounds the cache, in bytes.
 	Quota int64
+	// Follow are the names that are kept warm.
+	Follow []follow.Pattern
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
 	// fetch.IOTimeoutDefault.
 	IOTimeout time.Duration
@@ -75,10 +81,11 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Dir == "" || c.OpenOrigin == nil {
+	c.Role = cmp.Or(c.Role, trust.RoleNode)
+	if c.Dir == "" || c.OpenOrigin == nil && servicesOf(c.Role).origin {
 		return c, errors.New("node: Config needs a Dir and OpenOrigin")
 	}
-	if c.Role = cmp.Or(c.Role, trust.RoleNode); c.Role != trust.RoleNode && c.Role != trust.RoleSeed {
+	if c.Role != trust.RoleNode && c.Role != trust.RoleSeed {
 		return c, fmt.Errorf("node: %w: it is run as a node or a seed, not as %q", content.ErrInvalid, c.Role)
 	}
 	if len(c.Listen) == 0 {

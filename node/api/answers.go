@@ -166,6 +166,8 @@ type (
 	Disks         = node.Disks
 	Bytes         = fetch.Bytes
 	Peer          = node.Peer
+	Ping          = node.Ping
+	Why           = node.Why
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Status        = node.Status

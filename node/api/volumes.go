@@ -45,6 +45,10 @@ func (s *Server) volumes(a huma.API) {
 		v, err := vols.Find(ctx, in.Name)
 		return ok(v), err
 	})
+	route(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", func(ctx context.Context, in *Named) (*Answer[Why], error) {
+		y, err := s.cfg.Node.Why(ctx, in.Name)
+		return ok(y), err
+	})
 	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
 		Named
 		Body VolumeSpec

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -32,7 +33,9 @@ type job struct {
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
 	came    atomic.Int64          // how many flights have ended
-	failure error                 // of the origin; set before the event that tells fly
+	began   time.Time
+	trace   *why.Trace // of what is tried; nil where no guest waits
+	failure error      // of the origin; set before the event that tells fly
 }
 
 // eventsMax is how many events of a job may wait to be looked at: as many as members
@@ -44,6 +47,8 @@ type asking struct {
 	peer   plan.Peer
 	ctx    context.Context
 	cancel context.CancelFunc
+	begun  time.Time
+	met    atomic.Bool // something came
 }
 
 // newJob carries out a climb, nil for none. It is called with the Fetcher's mu.
@@ -51,7 +56,8 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Jo
 	if climb == nil {
 		return nil
 	}
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: how.traced()}
+	j.how.trail = nil
 	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
 	return j
@@ -119,13 +125,16 @@ func (j *job) linger() plan.Event {
 func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	var acts []plan.Action
 	e.Job = j.climb
+	j.trace.Event(e)
 	j.f.Think(func(m *plan.Member) {
 		acts, wake = m.Step(time.Now(), e), j.climb.Wake()
 	})
 	for _, a := range acts {
+		j.trace.Action(a)
 		switch a.Kind {
 		case plan.Ask:
-			ask := &asking{peer: a.Peer}
+			ask := &asking{peer: a.Peer, begun: time.Now()}
+			j.f.tally.Asked(peer.ID(a.Peer))
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -146,7 +155,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.Done:
 			return wake, false
 		case plan.Fail:
-			j.fail(j.f.triedError(j.what(), a, j.failure))
+			j.fail(why.InVain(j.what(), a, j.f.cfg.Members.Live(), j.failure))
 			return wake, false
 		}
 	}
@@ -244,6 +253,7 @@ type outcome struct {
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
 	refer   peer.ID
+	spare   int64 // bytes a second that it has left for us, 0 if it says nothing
 }
 
 // retryWithin is how soon a connection must have failed to be tried once more: two
@@ -264,7 +274,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	if envelope := j.record(to, o, a.Fetch); len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
 		o = j.want(ask, a)
 	}
-	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere, Spare: o.spare}
 	switch {
 	case errors.Is(o.err, exchange.ErrViolation):
 		j.f.lied(to, o.err.Error())
@@ -323,6 +333,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	defer cancel()
 	var mu sync.Mutex // guards o
 	group := j.f.checks.Group(len(left), j.how.priority == exchange.PriorityGuest)
+	var spare int64
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -334,6 +345,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
+			spare = d.Spare.Bytes()
 			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
 				d.Take()
 				group.Run(func() {
@@ -362,6 +374,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			if j.level() == 0 {
 				j.f.Think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
 			}
+		case exchange.Queued:
+			j.trace.Queued(to, r.Position)
 		case exchange.Unknown:
 			o.unknown = true
 		case exchange.Refer:
@@ -369,7 +383,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		}
 	})
 	group.Wait()
-	o.err = err
+	o.err, o.spare = err, spare
 	return o
 }
 
@@ -390,9 +404,13 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.f.bytes[from].Add(n)
+	j.rs.count(from, int(n))
+	j.trace.Brought(peer.ID(ask.peer))
+	if !ask.met.Swap(true) {
+		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
+	}
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)

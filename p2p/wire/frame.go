@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the version of the protocol described in the package comment.
-const Version = 2
+const Version = 3
 
 // ProtocolID returns the name under which members of a mesh open streams.
 func ProtocolID(mesh trust.PublicKey) string {
@@ -76,7 +76,7 @@ type limits struct {
 func (t Type) limits() (l limits, ok bool) {
 	all := [typeEnd]limits{
 		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0},
-		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed},
+		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin},
 		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck},
 		TypeAbsent:    {2, indexesSizeMax, absentNowhere},
 		TypeQueued:    {4, 4, 0},

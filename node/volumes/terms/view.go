@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -67,6 +68,8 @@ type View struct {
 	Confirmed   bool        `json:"confirmed" doc:"false until the record was read since this node started"`
 	Limits      Limits      `json:"limits,omitzero"`
 	Bytes       fetch.Bytes `json:"bytes"`
+	// Slow returns the slowest reads of the last minutes; nil where none is served.
+	Slow func() []why.Read `json:"-"`
 }
 
 // SnapshotView describes a snapshot.
