@@ -15,15 +15,25 @@ const (
 )
 
 // link carries one run after the other, in the order in which they came to it: over many
-// runs that comes to a fair share each, at an event a run. One of no rate takes no time.
+// runs that comes to a fair share each, at an event a run.
 type link struct {
 	rate  float64
-	free  time.Duration // when it has carried all that has come to it
+	queue []carried
 	bytes int64
 }
 
+// carried is a run on its way along some links, until nobody wants it any more.
+type carried struct {
+	way    []*link
+	wanted func() bool
+	then   func()
+}
+
 // uplink is a farm's way to all others and to the origin.
-type uplink struct{ in, out link }
+type uplink struct {
+	in, out link
+	holds   map[int]int
+}
 
 // way is what a run that a node sends to another crosses.
 func (n *node) way(to *node) []*link {
@@ -36,16 +46,36 @@ func (n *node) way(to *node) []*link {
 func (m *mesh) linked() bool { return m.size > 0 }
 
 // carry takes a run along links, each of which gets it whole before the next one does.
-func (m *mesh) carry(way []*link, then func()) {
-	if len(way) == 0 || !m.linked() {
-		then()
+func (m *mesh) carry(r carried) {
+	if len(r.way) == 0 || !m.linked() {
+		r.then()
 		return
 	}
-	l := way[0]
-	took := time.Duration(float64(m.size) / l.rate * float64(time.Second))
-	l.free = max(l.free, m.now) + took
+	l := r.way[0]
+	if l.queue = append(l.queue, r); len(l.queue) == 1 {
+		m.serve(l)
+	}
+}
+
+// serve carries what is first in the queue of a link, and then the next.
+func (m *mesh) serve(l *link) {
+	for len(l.queue) > 0 && !l.queue[0].wanted() {
+		l.queue[0] = carried{}
+		l.queue = l.queue[1:]
+	}
+	if len(l.queue) == 0 {
+		return
+	}
 	l.bytes += int64(m.size)
-	m.after(l.free-m.now, func() { m.carry(way[1:], then) })
+	m.after(time.Duration(float64(m.size)/l.rate*float64(time.Second)), func() {
+		r := l.queue[0]
+		l.queue[0] = carried{}
+		l.queue = l.queue[1:]
+		m.serve(l)
+		if r.way = r.way[1:]; r.wanted() {
+			m.carry(r)
+		}
+	})
 }
 
 type event struct {

@@ -196,7 +196,7 @@ func TestJobBounds(t *testing.T) {
 		m.Farm(everybody[:100])
 		m.Origin, m.Asks, m.Searches = true, true, true
 		m.Count(epoch, 1<<40)
-		root := m.Root()
+		root := m.Root("root")
 		root.Want(epoch)
 		for i, p := range everybody {
 			var all content.Bitmap

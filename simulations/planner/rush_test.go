@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 // before; a tenth of them are gone.
 const (
 	searchDelay   = 200 * time.Millisecond
-	foundMax      = 20
+	firstMax      = 10 // of them, that rank first
 	foundLate     = 500 * time.Millisecond
 	foundLatest   = 2 * time.Second
 	goneShare     = 10
@@ -72,7 +73,7 @@ func newRush(r rushing) *rush {
 		c.ups[farm].in.rate, c.ups[farm].out.rate = uplinkRate, uplinkRate
 	}
 	for i := range 2 * r.farms / goneShare {
-		c.announced = append(c.announced, plan.Peer(fmt.Sprint("gone", i)))
+		c.announces(plan.Peer(fmt.Sprint("gone", i)))
 	}
 	for _, n := range c.all() {
 		c.see(n, r.loss)
@@ -88,45 +89,66 @@ func (c *rush) see(n *node, loss int) {
 }
 
 // warm is what node/fetch does: it follows the root, waits for announcements, and asks
-// for the runs of each map node that the node leads first.
+// for the runs that the node leads first.
 func (c *rush) warm(n *node) {
 	c.begun[n] = true
 	c.follow(n)
 	began := c.now
-	var left []int
-	for from := 0; from < len(c.runs); from += leaf {
-		var others []int
-		for run := from; run < min(from+leaf, len(c.runs)); run++ {
-			if n.mind.Leads(c.runs[run]) {
-				left = append(left, run)
-			} else {
-				others = append(others, run)
+	var led, others []int
+	for _, run := range c.rng.Perm(len(c.runs)) {
+		if n.mind.Leads(c.runs[run]) {
+			led = append(led, run)
+		} else {
+			others = append(others, run)
+		}
+	}
+	under, bring := len(c.runs), 0
+	var next func()
+	ask := func(run int, brings bool) {
+		n.root.Want(c.clock())
+		n.want(run, plan.Config{}, func(ok bool) {
+			if !ok {
+				panic(fmt.Sprintf("%s: a run can't be had", n.name))
+			}
+			if brings {
+				bring--
+			}
+			if under--; under == 0 {
+				c.took = append(c.took, c.now-began)
+				delete(c.begun, n)
+			}
+			next()
+		})
+	}
+	next = func() {
+		if len(led) > 0 && (bring < window/2 || len(others) == 0) {
+			run := led[0]
+			led = led[1:]
+			bring++
+			ask(run, true)
+			return
+		}
+		for i, run := range others {
+			if n.up.holds[run] > 0 {
+				others = slices.Delete(others, i, i+1)
+				ask(run, false)
+				return
 			}
 		}
-		left = append(left, others...)
-	}
-	under := len(left)
-	var next func(bool)
-	next = func(ok bool) {
-		if !ok {
-			panic(fmt.Sprintf("%s: a run can't be had", n.name))
-		}
-		if under--; under == 0 {
-			c.took = append(c.took, c.now-began)
-			delete(c.begun, n)
-		}
-		if len(left) > 0 {
-			run := left[0]
-			left = left[1:]
-			n.root.Want(c.clock())
-			n.want(run, plan.Config{}, next)
+		if len(led) > 0 {
+			run := led[0]
+			led = led[1:]
+			bring++
+			ask(run, true)
+		} else if len(others) > 0 {
+			run := others[0]
+			others = others[1:]
+			ask(run, false)
 		}
 	}
 	c.after(n.root.SettlesIn(c.clock()), func() {
-		for range min(window, len(left)) {
-			run := left[0]
-			left = left[1:]
-			n.want(run, plan.Config{}, next)
+		for range min(window, len(c.runs)) {
+			next()
 		}
 	})
 }
@@ -153,9 +175,9 @@ func (c *rush) look(n *node) {
 
 // announce decides again and again whether a node announces.
 func (c *rush) announce(n *node, does bool) {
-	if !does && n.mind.Announces(n.root, func() string { return "root" }, slices.Contains(n.holds, true), c.clock()) {
+	if !does && n.mind.Announces(n.root, slices.Contains(n.holds, true), c.clock()) {
 		does = true
-		c.after(foundLate+time.Duration(c.rng.Int64N(int64(foundLatest-foundLate))), func() { c.announced = append(c.announced, n.name) })
+		c.after(foundLate+time.Duration(c.rng.Int64N(int64(foundLatest-foundLate))), func() { c.announces(n.name) })
 	}
 	c.unless(announceInterval, func() bool { return c.over() || n.dead }, func() { c.announce(n, does) })
 }
@@ -164,13 +186,39 @@ func (c *rush) announce(n *node, does bool) {
 func (c *rush) search(n *node) {
 	over := func() bool { return c.over() || n.dead }
 	c.unless(searchDelay, over, func() {
-		for _, i := range c.rng.Perm(len(c.announced))[:min(len(c.announced), foundMax)] {
-			if p := c.announced[i]; n.root.Announced(p, c.clock()) {
+		c.found(func(p plan.Peer) {
+			if p != n.name && n.root.Announced(p, c.clock()) {
 				c.meet(n, p)
 			}
-		}
+		})
+		n.root.Searched()
 		c.unless(n.root.NextSearch(c.clock()), over, func() { c.search(n) })
 	})
+}
+
+// found yields what a search gives: the announcers that rank first, and others.
+func (c *rush) found(yield func(plan.Peer)) {
+	first := min(len(c.announced), firstMax)
+	for _, p := range c.announced[:first] {
+		yield(p)
+	}
+	rest := c.announced[first:]
+	for i := range min(len(rest), plan.FoundMax-firstMax) {
+		j := i + c.rng.IntN(len(rest)-i)
+		rest[i], rest[j] = rest[j], rest[i]
+		yield(rest[i])
+	}
+}
+
+// announces has an announcement found from now on, in its place.
+func (c *rush) announces(p plan.Peer) {
+	rank := func(q plan.Peer) uint64 { return content.Weight("root", string(q)) }
+	c.announced = append(c.announced, p)
+	for i := range min(len(c.announced), firstMax) {
+		if last := len(c.announced) - 1; rank(c.announced[last]) > rank(c.announced[i]) {
+			c.announced[i], c.announced[last] = c.announced[last], c.announced[i]
+		}
+	}
 }
 
 // meet has a node meet a member of another farm, and watch it.

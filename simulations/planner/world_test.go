@@ -77,6 +77,7 @@ type node struct {
 	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
 	in, out link
+	kinds   map[string]int
 	up      *uplink
 	waits   map[*plan.Flight][]func(ok bool)
 }
@@ -88,7 +89,7 @@ type flight struct {
 	job   *plan.Job
 	hurry bool
 	own   []*plan.Flight
-	asks  map[plan.Peer]*bool // those under way; set when one is dropped
+	asks  []*sending // those under way
 	ended bool
 }
 
@@ -98,7 +99,7 @@ func newMesh() *mesh {
 
 func (m *mesh) add(farm string, name plan.Peer) *node {
 	if m.ups[farm] == nil {
-		m.ups[farm] = new(uplink)
+		m.ups[farm] = &uplink{holds: map[int]int{}}
 	}
 	n := &node{m: m, name: name, farm: farm, origin: true, settled: true, up: m.ups[farm], holds: make([]bool, len(m.runs))}
 	n.begin()
@@ -147,7 +148,7 @@ func (m *mesh) clock() time.Time { return epoch.Add(m.now) }
 func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
-	n.root = n.mind.Root()
+	n.root = n.mind.Root("root")
 	n.objects, n.watched, n.waits, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, plan.Crowds[crowd]{}
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
@@ -256,7 +257,7 @@ func (n *node) want(run int, cfg plan.Config, done func(ok bool)) {
 		n.m.joined++
 		return
 	}
-	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own, asks: map[plan.Peer]*bool{}}
+	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own}
 	f.step(plan.Event{Kind: plan.Start})
 }
 
@@ -276,6 +277,7 @@ func (n *node) land(run int) {
 // hold tells those who watch a node that it has a run now.
 func (n *node) hold(run int) {
 	n.holds[run] = true
+	n.up.holds[run]++
 	if n.fresh == nil {
 		n.fresh = new(content.Bitmap)
 		n.m.after(n.m.news, n.tell)
@@ -354,16 +356,10 @@ func (f *flight) act(a plan.Action) {
 			how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
 			n.m.say("%s asks %s%s", n.name, a.Peer, how)
 		}
-		dropped := new(bool)
-		f.asks[a.Peer] = dropped
-		n.send(f.run, a, f.hurry, func(e plan.Event) {
-			if !*dropped {
-				f.step(e)
-			}
-		})
+		f.asks = append(f.asks, n.send(f.run, a, f.hurry, f.step))
 	case plan.Drop:
 		n.m.say("%s drops %s", n.name, a.Peer)
-		*f.asks[a.Peer] = true
+		f.drop(a.Peer)
 		n.mind.Stall(a.Peer, n.m.clock(), a.Quiet)
 	case plan.Try:
 		n.try(a.Peer)
@@ -406,11 +402,21 @@ func (f *flight) wait(a plan.Action) {
 		n.m.unless(f.job.ReadingWait(), func() bool { return f.ended }, once)
 	case plan.Done, plan.Fail:
 		f.ended = true
+		f.drop("")
 		if a.Kind == plan.Fail {
 			n.m.say("%s fails: %s", n.name, tried(a.Tried))
 		}
 		for _, fl := range f.own {
 			n.end(f.run, fl, a.Kind == plan.Done)
+		}
+	}
+}
+
+// drop ends the ask of a member, or all.
+func (f *flight) drop(p plan.Peer) {
+	for _, s := range f.asks {
+		if p == "" || s.act.Peer == p {
+			s.drop()
 		}
 	}
 }
@@ -423,6 +429,8 @@ func tried(all []plan.Tried) string {
 	}
 	return strings.Join(out, "; ")
 }
+
+func (n *node) lives() bool { return !n.dead }
 
 // die ends a node: what it was asked stays unanswered.
 func (n *node) die() {
@@ -450,17 +458,19 @@ type sending struct {
 	e      plan.Event
 	answer func(plan.Event)
 	// crowded is true while it counts among those that the run is sent to.
-	crowded bool
+	crowded, dropped bool
+	kind             string
 }
 
 // send asks a member.
-func (n *node) send(run int, a plan.Action, hurry bool, answer func(plan.Event)) {
+func (n *node) send(run int, a plan.Action, hurry bool, answer func(plan.Event)) *sending {
 	s := &sending{n: n, to: n.m.nodes[a.Peer], run: run, act: a, hurry: hurry, delay: lanDelay, id: n.m.seq, answer: answer}
 	if s.to == nil || s.to.farm != n.farm {
 		s.delay = wanDelay
 	}
 	s.e = plan.Event{Kind: plan.Answered, Peer: a.Peer}
 	n.m.after(s.delay, s.arrive)
+	return s
 }
 
 // silent ends an ask that nobody answers.
@@ -468,7 +478,7 @@ func (s *sending) silent() {
 	s.n.m.after(silence, func() {
 		s.n.mind.Fail(s.act.Peer, s.n.m.clock())
 		s.e.Why = "silent"
-		s.answer(s.e)
+		s.tell(s.e)
 	})
 }
 
@@ -485,7 +495,16 @@ func (s *sending) arrive() {
 		s.silent()
 		return
 	}
+	if s.dropped {
+		return
+	}
 	near := to.farm == s.n.farm
+	if !near {
+		if to.kinds == nil {
+			to.kinds = map[string]int{}
+		}
+		to.kinds[fmt.Sprint(s.act.Fetch, s.act.Passed, s.kind)]++
+	}
 	to.asked[s.id] = s.silent
 	if s.n.m.linked() {
 		refer, ok := to.crowds.Begin(crowd{s.run, near}, s.n.name)
@@ -514,17 +533,38 @@ func (s *sending) reply(ok bool) {
 		case !s.waits():
 		case ok:
 			s.progress()
-			s.n.m.carry(s.to.way(s.n), func() { s.end(true) })
+			s.n.m.carry(carried{s.to.way(s.n), s.waits, func() { s.end(true) }})
 		default:
 			s.end(false)
 		}
 	})
 }
 
-// waits reports whether the member that was asked still lives.
+// waits reports whether the member that was asked still lives, and is still asked.
 func (s *sending) waits() bool {
 	_, ok := s.to.asked[s.id]
 	return ok
+}
+
+func (s *sending) tell(e plan.Event) {
+	if !s.dropped {
+		s.answer(e)
+	}
+}
+
+// drop ends an ask that is under way.
+func (s *sending) drop() {
+	if s.dropped = true; s.to != nil && s.waits() && s.n.m.linked() {
+		s.close(false)
+	}
+}
+
+// close has the member answer no more.
+func (s *sending) close(whole bool) {
+	delete(s.to.asked, s.id)
+	if s.crowded {
+		s.to.crowds.End(crowd{s.run, s.to.farm == s.n.farm}, s.n.name, whole)
+	}
 }
 
 // progressInterval is how often something of a run has come that is long on its way: its
@@ -533,7 +573,7 @@ const progressInterval = 2 * time.Second
 
 func (s *sending) progress() {
 	s.n.m.unless(progressInterval, func() bool { return !s.waits() }, func() {
-		s.answer(plan.Event{Kind: plan.Brought, Peer: s.act.Peer})
+		s.tell(plan.Event{Kind: plan.Brought, Peer: s.act.Peer})
 		s.progress()
 	})
 }
@@ -543,10 +583,7 @@ func (s *sending) end(ok bool) {
 	if !s.waits() {
 		return
 	}
-	delete(s.to.asked, s.id)
-	if s.crowded {
-		s.to.crowds.End(crowd{s.run, s.to.farm == n.farm}, n.name, ok)
-	}
+	s.close(ok)
 	switch {
 	case ok && s.to.liar:
 		s.e.Why = "sent wrong bytes"
@@ -557,7 +594,7 @@ func (s *sending) end(ok bool) {
 	case s.e.Refer == "":
 		n.root.Lacks(p, []uint64{uint64(s.run)})
 	}
-	s.answer(s.e)
+	s.tell(s.e)
 }
 
 // read reads the origin, or waits for the node's read that is under way.
@@ -573,7 +610,7 @@ func (n *node) read(run int, done func(ok bool)) {
 			n.hasRead(run, false)
 			return
 		}
-		n.m.carry([]*link{&n.m.origin, &n.up.in, &n.in}, func() { n.hasRead(run, true) })
+		n.m.carry(carried{[]*link{&n.m.origin, &n.up.in, &n.in}, n.lives, func() { n.hasRead(run, true) }})
 	})
 }
 

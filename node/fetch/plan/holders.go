@@ -150,6 +150,10 @@ func (r *Root) shows(p Peer) bool {
 func (j *Job) holder(far bool) Peer {
 	r := j.cfg.Root
 	r.use()
+	spread := spread{}
+	if far {
+		spread = r.spread(j.patientFor())
+	}
 	var best Peer
 	var most, heaviest uint64
 	for p, h := range r.held {
@@ -169,7 +173,11 @@ func (j *Job) holder(far bool) Peer {
 		if n == 0 || n < most {
 			continue
 		}
-		if w := weight(j.cfg.Key, p); n > most || w > heaviest || w == heaviest && p < best {
+		w := content.Weight(j.cfg.Key, string(p), string(j.m.self))
+		if spread.spares(p, w) {
+			continue
+		}
+		if n > most || w > heaviest || w == heaviest && p < best {
 			best, most, heaviest = p, n, w
 		}
 	}

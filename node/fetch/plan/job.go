@@ -17,6 +17,7 @@ const (
 	askHolders
 	waitSwarm
 	askSwarmHolders
+	waitTurn
 	askSwarmLead
 	readOrigin
 	waitLast
@@ -31,7 +32,7 @@ const (
 func ladder(d Depth) []rung {
 	switch d {
 	case Own, Led:
-		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
+		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, waitTurn, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
 	case Outer:
 		return []rung{waitReads, waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
 	case OuterPassed:
@@ -65,6 +66,7 @@ type Job struct {
 	hedgeAt  time.Time // when to think of a hedge next
 	under    []*source // under way
 	waiting  bool      // a wait is under way
+	turn     time.Time // when the farm that leads is asked, of waitTurn
 	passing  bool      // climbs past members that are asked beside
 	besides  int
 	reads    int
@@ -231,6 +233,8 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.SettlesIn(j.now) == 0), false
 	case askSwarmHolders:
 		return j.askHolder(true, swarmHoldersAsked), false
+	case waitTurn:
+		return j.awaitTurn()
 	case askSwarmLead:
 		return j.askSwarmLead(), false
 	case readOrigin:
@@ -347,6 +351,32 @@ func (j *Job) askSwarmLead() []Action {
 		}
 	}
 	return nil
+}
+
+// awaitTurn leaves it to other farms to ask the one that leads a run that nobody is in a
+// hurry for, until it is this one's turn, and asks those that show it meanwhile.
+func (j *Job) awaitTurn() (acts []Action, stay bool) {
+	if lead := j.patientFor(); lead == "" || lead == j.m.name {
+		return nil, false
+	}
+	if j.turn.IsZero() {
+		j.turn = j.now.Add(j.cfg.Root.turnIn(j.cfg.Key))
+	}
+	for _, far := range []bool{false, true} {
+		if acts := j.askHolder(far, swarmHoldersAsked); acts != nil {
+			return acts, true
+		}
+	}
+	return nil, j.now.Before(j.turn)
+}
+
+// patientFor returns the farm that leads the run, where this job is to ask it in turn.
+func (j *Job) patientFor() Peer {
+	r := j.cfg.Root
+	if order := r.farms.order(j.cfg.Key); len(order) > 0 && !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Depth <= Led {
+		return r.farms.members[order[0]]
+	}
+	return ""
 }
 
 // askAnnouncer asks the first that announced the root of a farm, which is not the one

@@ -2,11 +2,10 @@ package plan
 
 import (
 	"cmp"
-	"encoding/binary"
 	"slices"
 	"time"
 
-	"github.com/zeebo/blake3"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -95,14 +94,17 @@ func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
 // hold some of it the first two by rendezvous do. While nobody does, those of all the
 // farm that want it: farms that want one image at once are to find each other before
 // each has read it.
-func (m *Member) Announces(r *Root, name func() string, holds bool, now time.Time) bool {
+func (m *Member) Announces(r *Root, holds bool, now time.Time) bool {
 	if !holds && (!r.Wanted(now) || slices.ContainsFunc(m.farm.members, r.shows)) {
 		return false
 	}
-	ahead, key := 0, name()
-	mine := weight(key, m.self)
-	for _, p := range m.farm.members {
-		if w := weight(key, p); p != m.self && (!holds || r.shows(p)) && (w > mine || w == mine && p < m.self) {
+	ahead := 0
+	for _, place := range m.farm.order(r.key) {
+		p := m.farm.members[place]
+		if p == m.self || ahead == announcersPerFarm {
+			break
+		}
+		if !holds || r.shows(p) {
 			ahead++
 		}
 	}
@@ -196,9 +198,4 @@ func Rank(key string, members []Peer) []Peer {
 
 func cmpPeers(a, b Peer) int { return cmp.Compare(a, b) }
 
-func weight(key string, m Peer) uint64 {
-	b := make([]byte, 0, 160)
-	b = append(append(append(b, key...), 0), m...)
-	sum := blake3.Sum256(b)
-	return binary.BigEndian.Uint64(sum[:])
-}
+func weight(key string, m Peer) uint64 { return content.Weight(key, string(m)) }
