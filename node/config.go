@@ -17,6 +17,8 @@ import (
 
 	"github.com/grangemesh/grange/blockdev/nbd"
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -56,8 +58,12 @@ type Config struct {
 	Listen    []string
 	Announce  []string
 	Bootstrap []string
+	// Terms are what a seed may send.
+	Terms seed.Terms
 	// Quota bounds the cache, in bytes.
 	Quota int64
+	// Follow are the names that are kept warm.
+	Follow []follow.Pattern
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
 	// fetch.IOTimeoutDefault.
 	IOTimeout time.Duration

@@ -33,6 +33,9 @@ func (n *Node) openNetwork(context.Context) (err error) {
 		Ledger: n.peers,
 		Prove:  func(ctx context.Context, id peer.ID) bool { _, err := n.exchange.Meet(ctx, id); return err == nil },
 	}
+	if n.allowance != nil {
+		cfg.Carried, cfg.Relays = n.carried, n.allowance.Relays
+	}
 	if n.swarm, err = swarm.New(cfg); err != nil {
 		if err := n.unlessAwaited("its addresses", err); err != nil {
 			return err
@@ -48,7 +51,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	n.fetch, err = fetch.New(fetch.Config{
 		Cache: n.cache, Members: neighbours{n}, Swarm: n.swarm, Origin: n.origin.reader, Self: n.swarm.ID(),
 		Identity: n.Membership.Identity(), Verifier: n.verifier, Announce: n.Membership.Announce,
-		Introduce: n.introduced, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
+		Introduce: n.introduced, Serves: n.serves, Served: n.served, HoldsOnly: n.allowance != nil, IOTimeout: n.cfg.IOTimeout, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -58,7 +61,7 @@ func (n *Node) openNetwork(context.Context) (err error) {
 	}
 	n.exchange, err = exchange.New(exchange.Config{
 		Host: n.swarm.Host(), Ledger: n.peers, Chain: n.Membership.State().Chain, Server: n.fetch, Answerer: answerer{n}, Holder: n.journals(),
-		OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
+		Allow: n.Allow, OnViolation: n.violated, OnProved: n.swarm.Welcome, OnLost: n.swarm.Dismiss, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -180,6 +183,10 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
 	case twinMethod:
 		return x.n.answerTwin(body)
+	case pingMethod:
+		if from.Identity.Role != "" { // a stranger learns nothing
+			return nil, nil
+		}
 	}
 	if x.n.Volumes != nil && strings.HasPrefix(method, volumes.CallPrefix) {
 		return x.n.Volumes.Answer(ctx, from.Identity, method, body)

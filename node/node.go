@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/volumes"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/origin/content"
@@ -70,7 +71,8 @@ type Node struct {
 	exchange   *exchange.Exchange
 	peers      *identity.Ledger // who has proved to be whom, and who is shut out
 	fetch      *fetch.Fetcher
-	held       *holders.Store // for other members' volumes; nil in a seed
+	held       *holders.Store  // for other members' volumes; nil in a seed
+	allowance  *seed.Allowance // what a seed may send; nil in others, which send all
 	started    time.Time
 	fresh      bool         // the data folder was nobody's
 	returned   atomic.Int64 // times that the origin, or the farm, was gone and is back
@@ -92,7 +94,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, codec: content.NewCodec(), started: cfg.Now(), twins: make(chan incarnation, twinsMax)}
 	n.Operations = operations.New(cfg.Log, cfg.Now)
-	steps := []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openNetwork}
+	steps := []func(context.Context) error{n.look, n.openDir, n.tryFirst, n.openMember, n.openCache, n.openAllowance, n.openNetwork}
 	serves := servicesOf(cfg.Role)
 	if serves.origin {
 		steps = append(steps, func(ctx context.Context) error { return n.unlessAwaited("its origin", n.origin.open(ctx)) })
@@ -179,7 +181,7 @@ type part = func(context.Context) error
 func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
-	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld, n.followPlaces}
+	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld, n.keepAllowance, n.followPlaces}
 	if n.farm != nil {
 		parts = append(parts, n.farm.Run, n.followFarm)
 	}
@@ -205,7 +207,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 		return errors.Join(err, n.Membership.Save(), n.cache.Close())
 	}
 	stopBelow()
-	return errors.Join(err, lower.Wait(), n.Names.Close(), n.unlock())
+	return errors.Join(err, lower.Wait(), n.Names.Close(), n.closeAllowance(), n.unlock())
 }
 
 // runVolumes serves the volumes until all that is above them has stopped.

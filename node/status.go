@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -202,6 +203,7 @@ type Status struct {
 	Volumes       int           `json:"volumes"`
 	Failing       []string      `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
 	Disks         Disks         `json:"disks"`
+	Seed          *seed.View    `json:"seed,omitempty" doc:"what a seed sends; absent in a node"`
 	Started       time.Time     `json:"started"`
 	Version       string        `json:"version"`
 }
@@ -218,6 +220,10 @@ func (n *Node) Status() Status {
 	s := Status{
 		Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
 		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
+	}
+	if n.allowance != nil {
+		v := n.allowance.View()
+		s.Seed = &v
 	}
 	if n.Volumes != nil {
 		s.Volumes, s.Failing = n.Volumes.Count(), n.Volumes.Failing()

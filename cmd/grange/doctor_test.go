@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/grangemesh/grange/cmd/grange/doctor"
 )
 
 // TestDoctorFindsWhatIsBroken: each thing alone makes it exit with 1, and is named; with
@@ -71,17 +73,17 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 				x.data = filepath.Join(t.TempDir(), "new")
 			}
 			code, out, complaint := command(t, "doctor", "--json", "--data", x.data)
-			var findings []finding
+			var findings []doctor.Finding
 			if err := json.Unmarshal([]byte(out), &findings); err != nil {
 				t.Fatalf("%v: %s%s", err, out, complaint)
 			}
-			found, said := x.what == "", map[finding]bool{}
+			found, said := x.what == "", map[doctor.Finding]bool{}
 			for _, f := range findings {
 				if said[f] {
 					t.Errorf("twice: %v", f)
 				}
 				said[f] = true
-				found = found || f.What == x.what && f.Mark == bad
+				found = found || f.What == x.what && f.Mark == doctor.Bad
 			}
 			if want := map[bool]int{true: 0, false: 1}[x.what == ""]; code != want || !found {
 				t.Errorf("code %d: %s", code, out)

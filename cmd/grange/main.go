@@ -87,6 +87,7 @@ type cli struct {
 	Mesh      meshCmd      `cmd:"" help:"Show and handle the mesh."`
 	Resolve   resolveCmd   `cmd:"" help:"Say what a name stands for."`
 	Status    statusCmd    `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
+	Ping      pingCmd      `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
 	Doctor    doctorCmd    `cmd:"" help:"Look for what would stop a node from working here."`
 
 	dataGiven bool // --data stands on the command line, so that it comes before GRANGE_API
@@ -121,6 +122,10 @@ func run(ctx context.Context, args []string, std stdio, last lastCall) int {
 	if err == nil {
 		return 0
 	}
+	var said verdict
+	if errors.As(err, &said) {
+		return int(said)
+	}
 	complain(std.err, err.Error())
 	if errors.Is(err, errUsage) {
 		return 2
@@ -147,7 +152,7 @@ func onCommandLine(command *kong.Context, flag string) bool {
 // description is what --help begins with.
 const description = `Peer-to-peer content distribution for server farms.
 
-Commands ask the node of --data over its socket, or the one that GRANGE_API names, HOST:PORT or the path of a socket, with GRANGE_TOKEN, or the api.token of --data, and GRANGE_CERT, a copy of its api.crt. They exit with 0 when done, 1 when not, and 2 for a command line that makes no sense.`
+Commands ask the node of --data over its socket, or the one that GRANGE_API names, HOST:PORT or the path of a socket, with GRANGE_TOKEN, or the api.token of --data, and GRANGE_CERT, a copy of its api.crt. They exit with 0 when done, 1 when not, and 2 for a command line that makes no sense; ping with more.`
 
 func newParser(c *cli, std stdio, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append([]kong.Option{
@@ -216,11 +221,6 @@ func (c *cli) ask(ctx context.Context, method, path string, in, out any) error {
 		return err
 	}
 	return to.Ask(ctx, method, path, in, out)
-}
-
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // request is one that the API is asked.

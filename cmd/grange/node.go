@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/grangemesh/grange/blockdev/ublk"
+	"github.com/grangemesh/grange/cmd/grange/doctor"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/api"
@@ -50,6 +51,7 @@ type nodeCmd struct {
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
 	Check          bool            `help:"Say whether a node would start so, and end." env:"-"`
 	LogFormat      string          `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
+	followFlags
 	doorFlags
 
 	handover <-chan os.Signal // asks for one
@@ -95,14 +97,14 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	cfg := node.Config{
 		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
-		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), IOTimeout: time.Duration(c.IoTimeout), Version: version(), Log: log,
+		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Follow: c.Follow, IOTimeout: time.Duration(c.IoTimeout), Version: version(), Log: log,
 		NBD: doors.nbd, UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
 	}
 	if c.Check {
 		return node.Check(ctx, cfg)
 	}
 	if c.API != "" && !membership.In(app.Data) { // it can have the address, before it is anything
-		if err := couldListen(ctx, "tcp", c.API); err != nil {
+		if err := doctor.CouldListen(ctx, "tcp", c.API); err != nil {
 			return fmt.Errorf("--api %s: %w", c.API, err)
 		}
 	}

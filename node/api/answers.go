@@ -166,6 +166,7 @@ type (
 	Disks         = node.Disks
 	Bytes         = fetch.Bytes
 	Peer          = node.Peer
+	Ping          = node.Ping
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Status        = node.Status

@@ -18,6 +18,13 @@ func (s *Server) members(a huma.API) {
 		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, cmp.Compare[string])
 		return ok(Peers{n.Self(), page}), nil
 	})
+	route(a, "GET /api/peers/{peer}/ping", "reach a member, have it answer, and say by what way", func(ctx context.Context, in *struct {
+		Peer  string `path:"peer" maxLength:"512" doc:"its peer ID, its name, the beginning of one, or a full multiaddr, percent-encoded"`
+		Count int    `query:"count" minimum:"1" maximum:"100" default:"4" doc:"how many answers it is asked for"`
+	}) (*Answer[Ping], error) {
+		p, err := n.Ping(ctx, in.Peer, in.Count)
+		return ok(p), err
+	})
 	route(a, "GET /api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
 		return ok(n.Cache()), nil
 	})

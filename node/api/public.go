@@ -89,7 +89,9 @@ func (s *Server) block(w http.ResponseWriter, r *http.Request) {
 	case len(name) > blockNameMax:
 		err = fmt.Errorf("CID of %d characters: %w: at most %d", len(name), content.ErrInvalid, blockNameMax)
 	default:
-		b, err = s.blockOf(name)
+		if b, err = s.blockOf(name); err == nil {
+			err = s.cfg.Node.Allow(len(b))
+		}
 	}
 	if err != nil {
 		writeProblem(w, statusOf(err), content.Line(err))

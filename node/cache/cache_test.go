@@ -284,7 +284,7 @@ func TestPinsSurviveEvictionAndRestart(t *testing.T) {
 			put(t, c, v)
 		}
 	}
-	if err := c.Pin("image", slices.Values(ids)); err != nil {
+	if err := c.Pin("image", 0, slices.Values(ids)); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 300 { // the rest comes after the pin

@@ -32,7 +32,7 @@ func TestFullDisk(t *testing.T) {
 			}
 		}
 	}
-	if err := c.Pin("toomuch", many); !errors.Is(err, content.ErrNoSpace) || len(c.Pinned()) > 0 {
+	if err := c.Pin("toomuch", 0, many); !errors.Is(err, content.ErrNoSpace) || len(c.Pinned()) > 0 {
 		t.Errorf("64 MiB pinned: %v, %q", err, c.Pinned())
 	}
 	filler := filepath.Join(dir, "filler")

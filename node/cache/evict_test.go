@@ -147,7 +147,7 @@ func TestAllPinned(t *testing.T) {
 	for n := range 2048 {
 		ids = append(ids, object(n, 128<<10).CID())
 	}
-	if err := c.Pin("all", slices.Values(ids)); err != nil {
+	if err := c.Pin("all", 0, slices.Values(ids)); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 2048 {
@@ -174,7 +174,7 @@ func TestIndexGrows(t *testing.T) {
 	c := build(t, Config{})
 	first := len(c.table.Load().words)
 	pinned := object(0, 9000)
-	if err := c.Pin("one", slices.Values([]content.CID{pinned.CID()})); err != nil {
+	if err := c.Pin("one", 0, slices.Values([]content.CID{pinned.CID()})); err != nil {
 		t.Fatal(err)
 	}
 	put(t, c, pinned)

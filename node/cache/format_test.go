@@ -31,7 +31,7 @@ func TestFormats(t *testing.T) {
 		t.Errorf("word %x", uint64(w))
 	}
 	c := build(t, Config{})
-	if err := c.Pin("p", slices.Values([]content.CID{content.Sum([]byte("b")), {}, content.Sum([]byte("a")), content.Sum([]byte("a"))})); err != nil {
+	if err := c.Pin("p", 0, slices.Values([]content.CID{content.Sum([]byte("b")), {}, content.Sum([]byte("a")), content.Sum([]byte("a"))})); err != nil {
 		t.Fatal(err)
 	}
 	pinned, err := os.ReadFile(c.pinPath("p"))

@@ -105,7 +105,7 @@ func (m *model) Read(t *rapid.T) {
 func (m *model) Pin(t *rapid.T) {
 	name := rapid.SampledFrom([]string{"a", "b"}).Draw(t, "name")
 	numbers := rapid.SliceOfN(rapid.IntRange(0, modelObjects-1), 0, 50).Draw(t, "pinned")
-	if err := m.c.Pin(name, func(yield func(content.CID) bool) {
+	if err := m.c.Pin(name, 0, func(yield func(content.CID) bool) {
 		for _, n := range numbers {
 			if !yield(m.ids[n]) {
 				return

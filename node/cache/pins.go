@@ -35,11 +35,12 @@ func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), st
 
 // Pin keeps chunks from eviction under a name, those too that come later; it
 // replaces what the name pinned before. It is durable when it returns. The list
-// takes 32 bytes of disk a chunk. ErrNoSpace means that what is pinned then would not
-// fit into the cache; where a chunk is not here yet it counts as a whole one.
-func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
-	if err := content.KindImage.CheckName(name); err != nil {
-		return fmt.Errorf("pin: %w", err)
+// takes 32 bytes of disk a chunk. ErrNoSpace means that what is pinned then would be more
+// than most bytes, 0 for what the cache may take; where a chunk is not here yet it counts
+// as a whole one.
+func (c *Cache) Pin(name string, most int64, ids iter.Seq[content.CID]) error {
+	if err := checkPin(name); err != nil {
+		return err
 	}
 	list := slices.SortedFunc(ids, compareCIDs)
 	list = slices.DeleteFunc(slices.Compact(list), content.CID.IsHole)
@@ -50,8 +51,12 @@ func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	}
 	c.pinning.Lock()
 	defer c.pinning.Unlock()
-	if need, limit := c.pinnedWith(name, list), c.Stats().Limit; need > limit {
-		return fmt.Errorf("pin %s: %w: all that is pinned then takes up to %d bytes, and the cache may take %d; raise its quota, make room on the disk, or unpin something", name, content.ErrNoSpace, need, limit)
+	limit := c.Stats().Limit
+	if most > 0 {
+		limit = min(limit, most)
+	}
+	if need := c.pinnedWith(name, list); need > limit {
+		return fmt.Errorf("pin %s: %w: all that is pinned then takes up to %d bytes of the cache, and may take %d; raise its quota, make room on the disk, or unpin something", name, content.ErrNoSpace, need, limit)
 	}
 	path := c.pinPath(name)
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
@@ -76,10 +81,18 @@ func (c *Cache) Pin(name string, ids iter.Seq[content.CID]) error {
 	return c.endPin(old)
 }
 
+// checkPin fails with ErrInvalid unless a name is one that can pin.
+func checkPin(name string) error {
+	if n := len(content.Segment(name)); n == 0 || n > content.SegmentMax || strings.HasPrefix(name, durable.TempPrefix) {
+		return fmt.Errorf("pin %.140q: %w: the name takes %d characters in a path", name, content.ErrInvalid, n)
+	}
+	return nil
+}
+
 // Unpin lets go what the name pinned and no other pins too. An absent name is success.
 func (c *Cache) Unpin(name string) error {
-	if err := content.KindImage.CheckName(name); err != nil {
-		return fmt.Errorf("unpin: %w", err)
+	if err := checkPin(name); err != nil {
+		return err
 	}
 	c.pinning.Lock()
 	defer c.pinning.Unlock()
@@ -195,7 +208,7 @@ func (c *Cache) loadPins() error {
 	}
 	for _, f := range files {
 		name, err := content.NameOf(f.Name())
-		if err != nil || content.KindImage.CheckName(name) != nil { // a temporary file that a crash left
+		if err != nil || checkPin(name) != nil { // a temporary file that a crash left
 			continue
 		}
 		p, err := openPin(c.pinPath(name))

@@ -123,6 +123,12 @@ type Config struct {
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
+	// Serves reports whether anybody is sent anything, and Served is told what of a root was
+	// sent to whom, in bytes; nil is always, and is not told. HoldsOnly has the Fetcher bring
+	// in nothing for others, as a seed doesn't, which holds what it follows and no more.
+	Serves    func() bool
+	Served    func(to peer.ID, root content.CID, bytes int64)
+	HoldsOnly bool
 	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
 	// IOTimeoutDefault.
 	IOTimeout time.Duration
@@ -178,6 +184,12 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
+	}
+	if cfg.Serves == nil {
+		cfg.Serves = func() bool { return true }
+	}
+	if cfg.Served == nil {
+		cfg.Served = func(peer.ID, content.CID, int64) {}
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),

@@ -101,7 +101,14 @@ func (f *Fetcher) announce(ctx context.Context) {
 	announced := map[swarm.Key]bool{}
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
+	serves := true
 	for {
+		if before := serves; before != f.cfg.Serves() {
+			serves = !before
+			for _, rs := range f.all() {
+				rs.here.Tell() // who follows it hears so
+			}
+		}
 		mine := map[swarm.Key]bool{}
 		for _, rs := range f.all() {
 			if !f.announces(ctx, rs) {
@@ -146,7 +153,7 @@ func (f *Fetcher) announceSoon() {
 
 // announces reports whether this node is to announce a root.
 func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
-	if ctx.Err() != nil || rs.reach() == 0 {
+	if ctx.Err() != nil || rs.reach() == 0 || !f.cfg.Serves() {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0

@@ -244,6 +244,7 @@ type outcome struct {
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
 	refer   peer.ID
+	spare   int64 // bytes a second that it has left for us, 0 if it says nothing
 }
 
 // retryWithin is how soon a connection must have failed to be tried once more: two
@@ -264,7 +265,7 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	if envelope := j.record(to, o, a.Fetch); len(envelope) > 0 && j.f.cfg.Exchange.Introduce(ask.ctx, to, envelope) == nil {
 		o = j.want(ask, a)
 	}
-	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere}
+	e := plan.Event{Kind: plan.Answered, Peer: a.Peer, Refer: plan.Peer(o.refer), Nowhere: o.nowhere, Spare: o.spare}
 	switch {
 	case errors.Is(o.err, exchange.ErrViolation):
 		j.f.lied(to, o.err.Error())
@@ -323,6 +324,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	defer cancel()
 	var mu sync.Mutex // guards o
 	group := j.f.checks.Group(len(left), j.how.priority == exchange.PriorityGuest)
+	var spare int64
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
 		byIndex[fl.obj.pos.Index] = fl
@@ -334,6 +336,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
+			spare = d.Spare.Bytes()
 			if fl := byIndex[d.Index]; fl != nil && !fl.ended.Load() {
 				d.Take()
 				group.Run(func() {
@@ -369,7 +372,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 		}
 	})
 	group.Wait()
-	o.err = err
+	o.err, o.spare = err, spare
 	return o
 }
 

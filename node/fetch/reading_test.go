@@ -133,7 +133,7 @@ func TestFullCacheStillReads(t *testing.T) {
 	for i := range fillers {
 		names = append(names, content.Seal(randomChunk(9, i)).CID())
 	}
-	w.check(full.Pin("all", slices.Values(names)))
+	w.check(full.Pin("all", 0, slices.Values(names)))
 	for i := range fillers {
 		if full.Put(content.Seal(randomChunk(9, i)), cache.ReachMesh) != nil {
 			break

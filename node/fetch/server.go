@@ -61,12 +61,12 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 	if referred {
 		return
 	}
-	defer func() { end(s.left == 0) }()
+	defer func() { end(s.left == 0); f.cfg.Served(from.ID, rs.id, s.sent) }()
 	missing, err := s.fromCache(ctx)
 	if err != nil || len(missing) == 0 {
 		return
 	}
-	if !req.Fetch || !member {
+	if !req.Fetch || !member || f.cfg.HoldsOnly {
 		w.Absent(missing...)
 		return
 	}
@@ -80,7 +80,8 @@ type serving struct {
 	req  exchange.Request
 	w    exchange.Responder
 	how  request
-	left int // not sent
+	left int   // not sent
+	sent int64 // bytes
 }
 
 // crowdKey names those that a run is sent to: the members of this farm are
@@ -127,6 +128,7 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 		return err
 	}
 	s.left--
+	s.sent += int64(len(body) + len(page))
 	s.f.metrics.servedBytes.Add(float64(len(body) + len(page)))
 	return nil
 }
@@ -280,7 +282,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 	f.bringMap(ctx, rs)
 	f.refresh(ctx, rs)
 	var fo have.Follower
-	for rs.reach() == reach && slices.Contains(f.heads(root), rs) {
+	for f.cfg.Serves() && rs.reach() == reach && slices.Contains(f.heads(root), rs) {
 		b, changed := rs.here.Next(&fo)
 		if b != nil {
 			if err := send(b); err != nil {
@@ -302,7 +304,7 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 			return nil
 		}
 	}
-	return content.ErrNotFound // its record has ended, or another counts for more
+	return content.ErrNotFound // its record has ended, or another counts for more, or nothing is sent
 }
 
 // bringMap brings in the map of a root that this node was told of and whose
@@ -314,7 +316,7 @@ func (f *Fetcher) bringMap(ctx context.Context, rs *rootState) {
 		held = held || older != nil && f.holds(ctx, older) > 0
 	}
 	rs.mu.Lock()
-	begin := held && !rs.mapping
+	begin := held && !rs.mapping && !f.cfg.HoldsOnly
 	rs.mapping = rs.mapping || begin
 	rs.mu.Unlock()
 	if !begin {

@@ -243,7 +243,7 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 		}
 		ids = append(ids, id)
 	}
-	return im.cfg.Cache.Pin(name, slices.Values(ids))
+	return im.cfg.Cache.Pin(name, 0, slices.Values(ids))
 }
 
 // Unpin lets an image's chunks be evicted; one that is not pinned is success.

@@ -3,6 +3,7 @@ package records
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -38,14 +39,21 @@ const (
 // where it is older or in doubt, or leads differ, this node reads for itself. So it does
 // before anything that can't be undone, see Lookup, and as soon as the origin is away it
 // counts as confirmed no more.
-func (n *Names) near(ctx context.Context, kind content.Kind, name string, lost func(error)) (Known, error) {
-	return shared(ctx, &n.flights, "near "+key(kind, name), func(ctx context.Context) (Known, error) {
-		k, ok, err := n.recent(kind, name)
-		if !ok {
-			k, ok, err = n.ofLeads(ctx, Question{Kind: kind, Name: name, Lead: true})
+//
+// One that has heard of a later version, as the question says, takes none that is older
+// than anewAfter for an answer.
+func (n *Names) near(ctx context.Context, q Question, lost func(error)) (Known, error) {
+	return shared(ctx, &n.flights, fmt.Sprintf("near %d %s", q.Version, key(q.Kind, q.Name)), func(ctx context.Context) (Known, error) {
+		k, ok, err := n.recent(q.Kind, q.Name)
+		old := freshFor
+		if k.Version < q.Version {
+			ok, old = false, anewAfter
 		}
 		if !ok {
-			k, err = n.look(ctx, kind, name, n.cfg.Now().Add(-freshFor), lost)
+			k, ok, err = n.ofLeads(ctx, q)
+		}
+		if !ok {
+			k, err = n.look(ctx, q.Kind, q.Name, n.cfg.Now().Add(-old), lost)
 		}
 		return k, err
 	})
@@ -78,6 +86,7 @@ func (n *Names) ofLeads(ctx context.Context, q Question) (k Known, ok bool, err 
 		})
 	}
 	step(plan.Event{Kind: plan.Start})
+	heard := q.Version
 	said, answers := map[plan.Peer]word{}, make(chan word)
 	tick := time.NewTicker(plan.LookBeside)
 	defer tick.Stop()
@@ -85,7 +94,7 @@ func (n *Names) ofLeads(ctx context.Context, q Question) (k Known, ok bool, err 
 		for _, a := range acts {
 			switch a.Kind {
 			case plan.Ask:
-				q.Version = a.Version
+				q.Version = max(a.Version, heard)
 				go n.askLead(ctx, a.Peer, q, answers)
 			case plan.Done:
 				return n.agreed(q, said, a.Peer)

@@ -270,17 +270,30 @@ func (n *Names) Age(k Known) time.Duration { return max(0, n.cfg.Now().Sub(k.See
 // if it can be reached, by this node itself; otherwise one that is some seconds old
 // may do, and the word of the farm's leads. Deleted names are ErrNotFound, with their
 // tombstone.
-func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fresh bool) (Known, error) {
+func (n *Names) Lookup(ctx context.Context, kind content.Kind, name string, fresh bool) (k Known, err error) {
+	if !fresh {
+		return n.LookupVersion(ctx, kind, name, 0)
+	}
 	if err := kind.CheckName(name); err != nil { // it becomes a path
 		return Known{}, err
 	}
-	k, ok, err := n.recent(kind, name)
-	switch {
-	case fresh:
-		k, err = n.look(ctx, kind, name, n.cfg.Now(), n.cfg.Lost)
-	case !ok:
-		k, err = n.near(ctx, kind, name, n.cfg.Lost)
+	return n.found(n.look(ctx, kind, name, n.cfg.Now(), n.cfg.Lost))
+}
+
+// LookupVersion is Lookup of one that some seconds old will do for, where a member speaks
+// of that version: an older one will not, unless who is asked now has no later one.
+func (n *Names) LookupVersion(ctx context.Context, kind content.Kind, name string, version uint64) (Known, error) {
+	if err := kind.CheckName(name); err != nil {
+		return Known{}, err
 	}
+	k, ok, err := n.recent(kind, name)
+	if !ok || k.Version < version {
+		k, err = n.near(ctx, Question{Kind: kind, Name: name, Version: version, Lead: true}, n.cfg.Lost)
+	}
+	return n.found(k, err)
+}
+
+func (n *Names) found(k Known, err error) (Known, error) {
 	if err == nil && k.Tombstone {
 		return k, fmt.Errorf("%s %q: %w: it was deleted on %s", k.Kind, k.Name, content.ErrNotFound, k.SignedAt.UTC().Format(time.DateTime))
 	}

@@ -219,6 +219,8 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	switch d {
 	case right.Read:
 		return a.read(ctx)
+	case right.Vouch:
+		return a.vouched(ctx), nil
 	case right.Keep:
 		err := a.keepRight()
 		if _, _, st := a.record(); errors.Is(err, content.ErrNoSpace) && st.Stage != right.Serving {

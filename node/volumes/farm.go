@@ -52,6 +52,18 @@ func (a *attached) shut() error {
 	return a.vol.Close()
 }
 
+// vouched asks those who hold what the volume flushes whether another has come to them.
+func (a *attached) vouched(ctx context.Context) right.Event {
+	gaps := a.v.pulse.Gaps()
+	if a.guard == nil || !a.guard.Vouched(ctx) {
+		return right.Unvouched{}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gaps = gaps
+	return right.Vouched{}
+}
+
 // inheritedFolder has what is being taken over, in the folder that is being made.
 const inheritedFolder = "/inherited"
 

@@ -6,16 +6,20 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -182,4 +186,72 @@ func TestHoldersKnowTheName(t *testing.T) {
 	if asked < 2 {
 		t.Errorf("%d holders have something", asked)
 	}
+}
+
+// TestHoldersVouch: a volume goes on whose node stood still while the origin can't be asked,
+// when its holders say that nobody has come to them; and waits when one has, or one of them
+// does not answer.
+func TestHoldersVouch(t *testing.T) {
+	p := newHoldingPair(t)
+	home := &hanging{store: p.store, writes: make(chan struct{}, 16)}
+	p.a.cfg.Registry = home
+	var slept atomic.Int64
+	p.a.pulse = gate.NewPulse(func() time.Duration { return time.Duration(slept.Load()) })
+	cut := &parting{Lane: p.a.cfg.Holders.Lane}
+	p.a.cfg.Holders.Lane = cut
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	a := p.a.device("disk")
+	ctx, cancel := context.WithCancel(t.Context())
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel()
+	watch.Go(func() { _ = p.a.watchPulse(ctx) })
+	home.hangs.Store(true)
+	write := func() error {
+		slept.Add(int64(time.Minute))
+		brief, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return a.front.WriteAt(brief, want[:512], 0, true)
+	}
+	if err := write(); err != nil {
+		t.Fatal(err)
+	}
+	body, err := p.store.body("disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut.from.Store(new(identity.PeerID(body.Holders[0])))
+	if err := write(); err == nil {
+		t.Error("a holder says nothing, and a write goes on")
+	}
+	cut.from.Store(nil)
+	look, end := context.WithTimeout(ctx, startTimeout+time.Second)
+	defer end()
+	if err := a.happen(look, right.Due{}); err != nil { // the record can't be read still
+		t.Error(err)
+	}
+	if err := a.front.WriteAt(ctx, want[:512], 0, true); err != nil {
+		t.Errorf("once it answers: %v", err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	if err := write(); err == nil {
+		t.Error("another has it, and a write goes on")
+	}
+	p.b.is(t, "disk", want)
+	home.hangs.Store(false)
+}
+
+// parting is a lane that does not reach one member.
+type parting struct {
+	holders.Lane
+	from atomic.Pointer[peer.ID]
+}
+
+func (l *parting) Ask(ctx context.Context, to peer.ID, m wire.Message) (func() (*wire.Held, []byte, error), error) {
+	if off := l.from.Load(); off != nil && *off == to {
+		return nil, content.ErrUnavailable
+	}
+	return l.Lane.Ask(ctx, to, m)
 }

@@ -117,10 +117,11 @@ func (v *Volumes) watchPulse(ctx context.Context) error {
 	})
 }
 
-// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever.
+// stoodStill has the record read at once, whoever is at it: guests wait, and not for ever
+// where they can go on without.
 func (a *attached) stoodStill(ctx context.Context) error {
 	a.turn.Yield()
-	if _, body, _ := a.record(); body.Policy == catalog.PolicyLocal {
+	if _, body, _ := a.record(); body.Policy != catalog.PolicyOrigin {
 		brief, cancel := context.WithTimeout(ctx, startTimeout)
 		defer cancel()
 		ctx = brief

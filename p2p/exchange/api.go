@@ -37,6 +37,7 @@ type (
 	Progress = wire.Progress
 	Refer    = wire.Refer
 	Unknown  = wire.Unknown
+	Spare    = wire.Spare
 )
 
 // The priorities, the most urgent last.
@@ -67,6 +68,8 @@ type Data struct {
 	Body []byte
 	// Page is the locator page of a map node, empty for a chunk. Same lifetime.
 	Page []byte
+	// Spare is what the peer says it has left for who asks next.
+	Spare Spare
 
 	taken bool
 	pool  *scratch.Pool

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -30,8 +31,8 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 		return err
 	}
 	s := x.session(from)
-	place := &ticket{peer: from, priority: req.Priority, ready: make(chan struct{}, 1)}
-	if err := s.places.wait(ctx, place); err != nil {
+	place := turns.NewTicket(from, req.Priority)
+	if err := s.places.Wait(ctx, place); err != nil {
 		return err
 	}
 	l := wire.LaneBulk
@@ -39,11 +40,11 @@ func (x *Exchange) want(ctx context.Context, from peer.ID, req Request, each fun
 		l = wire.LaneUrgent
 	}
 	p := newPending()
-	p.level, p.priority, p.give = req.Level, req.Priority, func() { s.places.give(place) }
+	p.level, p.priority, p.give = req.Level, req.Priority, func() { s.places.Give(place, 0) }
 	p.wants, p.left, p.each = true, newOutstanding(req.Indexes), each
 	o, id, err := s.begin(ctx, l, p, req)
 	if err != nil {
-		s.places.give(place)
+		s.places.Give(place, 0)
 		return err
 	}
 	return o.await(ctx, id, p)

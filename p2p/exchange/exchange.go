@@ -22,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -54,6 +55,12 @@ type Config struct {
 	// OnProved is told of a peer that has proved who it is, in either direction, and
 	// OnLost of one whose certificate, and so its streams, has ended. Neither must block.
 	OnProved, OnLost func(peer.ID)
+	// Allow is asked before so many bytes of content are sent, 0 standing for some: who asks
+	// for them while it fails hears that this member is busy. nil allows all.
+	Allow func(bytes int) error
+	// UploadRate bounds what is sent of content, to all askers together, in bytes a second;
+	// 0 is no bound. See SetUploadRate.
+	UploadRate int64
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -76,6 +83,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OnLost == nil {
 		c.OnLost = func(peer.ID) {}
 	}
+	if c.Allow == nil {
+		c.Allow = func(int) error { return nil }
+	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c, nil
 }
@@ -91,9 +101,11 @@ type Exchange struct {
 	note     rate.Sometimes // for what strangers could fill a log with
 
 	// As the asked: who asks, whose turn it is, and what strangers are sent.
-	askers    askers
-	turns     turns
-	strangers *rate.Limiter
+	askers     askers
+	turns      turns.Turns
+	traffic    traffic
+	uploadRate atomic.Int64
+	strangers  *rate.Limiter
 
 	// Work goes on ctx, which ends with Run; entering guards closing, after which no more
 	// begins, and nothing is locked under it.
@@ -116,7 +128,7 @@ func New(cfg Config) (*Exchange, error) {
 	}
 	x := &Exchange{
 		cfg: cfg, ledger: cfg.Ledger, protocol: protocol.ID(wire.ProtocolID(cfg.Ledger.Mesh())), metrics: newMetrics(),
-		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns{max: cfg.turns},
+		note: rate.Sometimes{First: 10, Interval: time.Second}, strangers: rate.NewLimiter(strangersRate, strangersBurst), turns: turns.Turns{Max: cfg.turns}, traffic: newTraffic(),
 		sessions: map[peer.ID]*session{},
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
@@ -124,8 +136,19 @@ func New(cfg Config) (*Exchange, error) {
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
+	x.SetUploadRate(cfg.UploadRate)
 	return x, x.Present(cfg.Chain)
 }
+
+// SetUploadRate changes Config.UploadRate, from the next object on. Below it priorities
+// hold as ever: a guest that is blocked waits for one object at most.
+func (x *Exchange) SetUploadRate(bytes int64) {
+	x.uploadRate.Store(bytes)
+	x.turns.Limit(bytes)
+}
+
+// Spend takes of the rate what goes over the same line and is not sent here.
+func (x *Exchange) Spend(bytes int) { x.turns.Spend(bytes) }
 
 // Present has the streams that open from now on show that certificate as our own.
 func (x *Exchange) Present(chain trust.Chain) (err error) {

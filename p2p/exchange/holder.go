@@ -7,6 +7,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -26,12 +27,12 @@ type Holder interface {
 // request was done. Errors keep the sentinel of package content.
 func (x *Exchange) Ask(ctx context.Context, to peer.ID, m wire.Message) (finish func() (*wire.Held, []byte, error), err error) {
 	s := x.session(to)
-	place := &ticket{peer: to, priority: PriorityGuest, ready: make(chan struct{}, 1)}
-	if err := s.journal.wait(ctx, place); err != nil {
+	place := turns.NewTicket(to, PriorityGuest)
+	if err := s.journal.Wait(ctx, place); err != nil {
 		return nil, err
 	}
 	p := newPending()
-	p.give = func() { s.journal.give(place) }
+	p.give = func() { s.journal.Give(place, 0) }
 	o, id, err := s.begin(ctx, wire.LaneJournal, p, m)
 	if err != nil {
 		p.give()

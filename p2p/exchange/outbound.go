@@ -381,7 +381,7 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 	x := o.session.x
 	body := x.codec.pool.Get(d.Stored)
 	page := x.codec.pool.Get(d.Page)
-	data := &Data{Index: d.Index, pool: &x.codec.pool, lent: [2]*[]byte{body, page}}
+	data := &Data{Index: d.Index, Spare: d.Spare, pool: &x.codec.pool, lent: [2]*[]byte{body, page}}
 	defer func() {
 		if !data.taken {
 			data.Free()
@@ -405,6 +405,7 @@ func (o *outbound) readData(d wire.Data, p *pending) error {
 		data.lent[0], body = raw, raw
 	}
 	x.metrics.received.WithLabelValues(p.priority.String()).Add(float64(d.Size()))
+	x.traffic.received(o.session.peer, d.Size())
 	data.Body, data.Page = *body, *page
 	o.deliver(p, data)
 	return nil

@@ -10,6 +10,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -17,7 +19,8 @@ import (
 type responder struct {
 	in     *inbound
 	id     uint32
-	ticket ticket
+	role   trust.Role // of the asker; "" is a stranger
+	ticket turns.Ticket
 
 	// turn is held by whoever answers with data or waits for the right to; it
 	// guards holds, whether the ticket has its turn, and room. It is taken before mu.
@@ -35,12 +38,12 @@ type responder struct {
 // errEnded is returned for an answer to a request that has ended.
 var errEnded = errors.New("the request has ended")
 
-func newResponder(in *inbound, id uint32, req Request, stranger bool) *responder {
+func newResponder(in *inbound, id uint32, req Request, role trust.Role) *responder {
 	return &responder{
-		in: in, id: id, pending: newOutstanding(req.Indexes),
-		ticket: ticket{
-			peer: in.asker.id, priority: req.Priority, stranger: stranger,
-			link: in.asker.link, class: in.out.Class, size: content.ChunkSizeDefault, ready: make(chan struct{}, 1),
+		in: in, id: id, role: role, pending: newOutstanding(req.Indexes),
+		ticket: turns.Ticket{
+			Peer: in.asker.id, Priority: req.Priority, Stranger: role == "",
+			Link: in.asker.link, Class: in.out.Class, Size: content.ChunkSizeDefault, Ready: make(chan struct{}, 1),
 		},
 	}
 }
@@ -49,7 +52,7 @@ func newResponder(in *inbound, id uint32, req Request, stranger bool) *responder
 func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
-	if r.ticket.stranger {
+	if r.ticket.Stranger {
 		return r.takeTurn(ctx)
 	}
 	if taken {
@@ -57,7 +60,7 @@ func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 		return nil
 	}
 	if err := r.tell(wire.Queued{Position: uint32(ahead)}); err != nil {
-		r.in.x.turns.leave(&r.ticket)
+		r.in.x.turns.Leave(&r.ticket)
 		return err
 	}
 	return r.await(ctx)
@@ -65,9 +68,9 @@ func (r *responder) start(ctx context.Context, ahead int, taken bool) error {
 
 // await waits for the turn that the ticket stands in line for. The caller holds turn.
 func (r *responder) await(ctx context.Context) error {
-	err := waitFor(ctx, r, r.ticket.ready)
+	err := waitFor(ctx, r, r.ticket.Ready)
 	if r.holds = err == nil; err != nil {
-		r.in.x.turns.leave(&r.ticket)
+		r.in.x.turns.Leave(&r.ticket)
 	}
 	return err
 }
@@ -95,12 +98,12 @@ func (r *responder) takeTurn(ctx context.Context) error {
 	if r.holds {
 		return nil
 	}
-	if r.ticket.stranger {
+	if r.ticket.Stranger {
 		if err := r.pay(ctx); err != nil {
 			return err
 		}
 	}
-	if _, taken := r.in.x.turns.take(&r.ticket); taken {
+	if _, taken := r.in.x.turns.Take(&r.ticket); taken {
 		r.holds = true
 		return nil
 	}
@@ -110,7 +113,7 @@ func (r *responder) takeTurn(ctx context.Context) error {
 // pay waits until strangers may be sent as much as the next object is expected to be.
 // No turn is held meanwhile, nor anything read. The caller holds turn.
 func (r *responder) pay(ctx context.Context) error {
-	booked := r.in.x.strangers.ReserveN(time.Now(), min(r.ticket.size, strangersBurst))
+	booked := r.in.x.strangers.ReserveN(time.Now(), min(r.ticket.Size, strangersBurst))
 	due := time.NewTimer(booked.Delay())
 	defer due.Stop()
 	err := waitFor(ctx, r, due.C)
@@ -124,8 +127,7 @@ func (r *responder) pay(ctx context.Context) error {
 func (r *responder) yield() {
 	if r.holds {
 		r.holds = false
-		r.ticket.link.Forgo(r.ticket.class, r.ticket.size)
-		r.in.x.turns.give(&r.ticket)
+		r.in.x.turns.Forgo(&r.ticket)
 	}
 }
 
@@ -198,7 +200,7 @@ func (r *responder) strike(indexes ...uint64) (left int, err error) {
 // turns, says how much goes out at once. The caller holds turn.
 func (r *responder) write(index uint64, body, page []byte) error {
 	x, l := r.in.x, r.in.asker.link
-	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page)}
+	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page), Spare: x.spare()}
 	o := object{body, page, r.around(body)}
 	if l.MayCompress(len(body)) {
 		if b := x.codec.compress(body); b != nil {
@@ -208,13 +210,23 @@ func (r *responder) write(index uint64, body, page []byte) error {
 			l.Incompressible()
 		}
 	}
-	booked := r.ticket.size
-	r.ticket.size, r.holds = d.Size(), false
-	x.turns.give(&r.ticket)
+	if err := x.cfg.Allow(d.Size()); err != nil {
+		r.yield()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ended = true
+		r.in.end(r.id)
+		return errors.Join(err, r.in.send(r.id, wire.Error{Kind: wire.KindBusy}))
+	}
+	booked := r.ticket.Size
+	r.holds = false
+	x.turns.Give(&r.ticket, d.Size())
+	r.ticket.Size = d.Size()
 	at := time.Now()
 	err := r.in.sendData(r.id, d, o, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
 	if err == nil {
-		x.metrics.sent.WithLabelValues(r.ticket.priority.String()).Add(float64(d.Size()))
+		x.metrics.sent.WithLabelValues(r.ticket.Priority.String()).Add(float64(d.Size()))
+		x.traffic.sent(r.ticket.Peer, r.role, d.Size())
 	}
 	return err
 }

@@ -56,7 +56,7 @@ func (x *Exchange) accept(ctx context.Context, s network.Stream) {
 	err := in.serve(ctx)
 	cancel(err)
 	in.asker.link.Close(&in.out)
-	x.turns.kick()
+	x.turns.Kick()
 	x.ended(id, err)
 }
 
@@ -126,7 +126,7 @@ func (in *inbound) next(ctx context.Context) error {
 		if !in.asker.link.Acked(&in.out, int(m.Bytes)) {
 			return fmt.Errorf("%w: %d bytes acknowledged that were not asked about", ErrViolation, m.Bytes)
 		}
-		in.x.turns.kick()
+		in.x.turns.Kick()
 		return nil
 	case wire.Cancel:
 		in.cancel(h.ID)
@@ -190,7 +190,7 @@ func (in *inbound) want(ctx context.Context, id uint32, req Request) error {
 	if stranger {
 		req.Priority = PrioritySeed
 	}
-	r := newResponder(in, id, req, stranger)
+	r := newResponder(in, id, req, p.Identity.Role)
 	ctx, err := in.begin(ctx, id, r)
 	if err != nil {
 		return err
@@ -199,13 +199,13 @@ func (in *inbound) want(ctx context.Context, id uint32, req Request) error {
 		return in.refuse(id, wire.Unknown{})
 	}
 	cost := costOf(req, in.out.Class)
-	if !in.asker.spend(cost, stranger) {
+	if in.x.cfg.Allow(0) != nil || !in.asker.spend(cost, stranger) {
 		return in.refuse(id, wire.Error{Kind: wire.KindBusy})
 	}
 	var ahead int
 	var taken bool
 	if !stranger { // who pays first, and then stands in line
-		ahead, taken = in.x.turns.take(&r.ticket)
+		ahead, taken = in.x.turns.Take(&r.ticket)
 	}
 	in.x.work.Go(func() {
 		if r.start(ctx, ahead, taken) == nil {

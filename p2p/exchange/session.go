@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -28,9 +29,9 @@ type session struct {
 	// excused is shared by the lanes: they are one connection.
 	excused atomic.Int64
 	// places keeps our Wants within the peer's budget, the urgent ones first.
-	places turns
+	places turns.Turns
 	// journal keeps our requests of the journal lane within it.
-	journal turns
+	journal turns.Turns
 
 	// mu guards what follows. Lock order: session, then outbound.
 	mu      sync.Mutex
@@ -52,7 +53,7 @@ func newSession(x *Exchange, id peer.ID) *session {
 		budget = strangerWantsMax
 	}
 	// Half of it: the peer counts a request for a little longer than we do.
-	return &session{x: x, peer: id, places: turns{max: budget / 2}, journal: turns{max: journalMax / 2}}
+	return &session{x: x, peer: id, places: turns.Turns{Max: budget / 2}, journal: turns.Turns{Max: journalMax / 2}}
 }
 
 var errOpening = fmt.Errorf("open stream: %w", ErrStalled)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -30,19 +31,19 @@ func TestForgottenSessionOpensNothing(t *testing.T) {
 // TestRequestEndsOnce has the reader of a stream end a request that its failure
 // has ended already.
 func TestRequestEndsOnce(t *testing.T) {
-	s := &session{places: turns{max: 1}}
+	s := &session{places: turns.Turns{Max: 1}}
 	p := newPending()
-	place := &ticket{ready: make(chan struct{}, 1)}
-	p.give = func() { s.places.give(place) }
-	if err := s.places.wait(within(t), place); err != nil {
+	place := turns.NewTicket("", 0)
+	p.give = func() { s.places.Give(place, 0) }
+	if err := s.places.Wait(within(t), place); err != nil {
 		t.Fatal(err)
 	}
 	o := &outbound{session: s, live: map[uint32]*pending{1: p}}
 	for range 2 {
 		o.finish(1, p, nil)
 	}
-	if s.places.bulk != 0 {
-		t.Errorf("%d places are taken, want 0", s.places.bulk)
+	if free, _ := s.places.Spare(); free != 1 {
+		t.Errorf("%d places are free of 1", free)
 	}
 }
 

@@ -120,6 +120,50 @@ func TestCompressionBeatsASlowLink(t *testing.T) {
 	})
 }
 
+// TestUploadRate prefetches from a member with a rate far below its link's: that is kept,
+// it is told as what is left, and guests wait for an object's time.
+func TestUploadRate(t *testing.T) {
+	const rate, chunks = 512 << 10, 40
+	l := newLibrary(content.Sum([]byte("root")), chunks)
+	simulate(t, l, func(t *testing.T, server, client *member) {
+		server.SetUploadRate(rate)
+		begun := time.Now()
+		pulled := make(chan error)
+		var last Spare
+		go func() {
+			pulled <- client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: indexes(0, chunks), Priority: PriorityPrefetch}, func(r Reply) {
+				if d, ok := r.(*Data); ok {
+					last = d.Spare
+				}
+			})
+		}()
+		const guests = 10
+		for i := range guests {
+			asked := time.Now()
+			if err := client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: []uint64{uint64(i)}, Priority: PriorityGuest}, func(Reply) {}); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(asked); took > time.Second*content.ChunkSizeDefault/rate+400*time.Millisecond {
+				t.Errorf("a fault took %v beside a prefetch", took)
+			}
+		}
+		if err := <-pulled; err != nil {
+			t.Error(err)
+		}
+		sent := int64((chunks + guests) * content.ChunkSizeDefault)
+		if took, least := time.Since(begun), time.Duration((sent-rate/4)*int64(time.Second)/rate); took < least || took > least*5/4 {
+			t.Errorf("%d bytes took %v at %d a second", sent, took, rate)
+		}
+		served := server.Served()[trust.RoleNode]
+		if moved := server.With(client.id); served.Peers != 1 || served.Bytes < sent || moved.Sent != served.Bytes || client.With(server.id).Received != moved.Sent {
+			t.Errorf("of %d bytes %+v are counted, %+v with the one who has them", sent, served, moved)
+		}
+		if most := uint32(rate / wire.SpareUnit); last.Slots == 0 || last.Rate > most || last.Rate < most/2 {
+			t.Errorf("at the end the server has %+v to spare, of %d", last, most)
+		}
+	})
+}
+
 func TestStalledPeerIsPassedOver(t *testing.T) {
 	l := newLibrary(content.Sum([]byte("root")), 1)
 	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {
@@ -243,7 +287,7 @@ func TestWaitingInLineIsProgress(t *testing.T) {
 		w.Absent(req.Indexes...)
 	}
 	simulate(t, l, func(t *testing.T, server, client *member) {
-		server.turns.max = 1
+		server.turns.Max = 1
 		failed := make(chan error)
 		for i := range 2 {
 			go func() {

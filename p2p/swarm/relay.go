@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,8 @@ import (
 	relay "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -121,7 +124,9 @@ func (c carrier) BytesTransferred(n int) {
 	c.bytes.Add(int64(n))
 	c.MetricsTracer.BytesTransferred(n)
 	if c.pay != nil {
-		c.pay(c.ctx, n)
+		ctx, cancel := context.WithTimeout(c.ctx, circuitDuration) // then the circuit has ended
+		defer cancel()
+		c.pay(ctx, n)
 	}
 }
 
@@ -212,11 +217,18 @@ func (s *Swarm) Path(id peer.ID) (best Path) {
 // punchWait is how long a hole may take: it is tried three times.
 const punchWait = 10 * time.Second
 
-// Reach connects with a member, of whom addresses are known or given, and returns the way:
-// where that is a relay, once holes had the time to be punched.
+// Reach connects with a member, whose addresses are given, known, or asked the DHT for, and
+// returns the way: where that is a relay, once holes had the time to be punched.
 func (s *Swarm) Reach(ctx context.Context, info peer.AddrInfo) (Path, error) {
 	if s.Path(info.ID).Way == "" {
 		info.Addrs = append(slices.Clip(info.Addrs), s.host.Peerstore().Addrs(info.ID)...)
+		if len(info.Addrs) == 0 {
+			found, err := s.dht.FindPeer(ctx, info.ID)
+			if err != nil {
+				return Path{}, fmt.Errorf("find %s: %w: neither this member nor those that it can ask know an address of it: %w", info.ID, content.ErrUnavailable, err)
+			}
+			info = found
+		}
 		if err := s.Connect(ctx, info); err != nil {
 			return Path{}, err
 		}

@@ -17,9 +17,20 @@ const (
 )
 
 // DataSize is the length of the fixed part of a Data payload, in bytes.
-const DataSize = 17
+const DataSize = 22
 
 const dataAck = 1
+
+// SpareUnit is that of Spare.Rate, in bytes a second.
+const SpareUnit = 1 << 10
+
+// Spare is what the sender of an answer has left for who asks next.
+type Spare struct {
+	// Slots is how many more objects it would work on at once, 255 standing for more.
+	Slots uint8
+	// Rate is what one more asker may expect, in SpareUnit; 0 where nothing is known of it.
+	Rate uint32
+}
 
 // Data is the head of a Data frame: body and page follow it on the stream.
 type Data struct {
@@ -28,6 +39,7 @@ type Data struct {
 	// that of the locator page, in bytes.
 	Raw, Stored, Page int
 	Codec             Codec
+	Spare             Spare
 	// Ack asks the receiver to acknowledge all that has arrived.
 	Ack bool
 }
@@ -48,8 +60,11 @@ func (d Data) Append(b []byte, id uint32) []byte {
 	b = binary.BigEndian.AppendUint64(h.Append(b), d.Index)
 	b = binary.BigEndian.AppendUint32(b, uint32(d.Raw))
 	b = binary.BigEndian.AppendUint32(b, uint32(d.Page))
-	return append(b, byte(d.Codec))
+	return binary.BigEndian.AppendUint32(append(b, byte(d.Codec), d.Spare.Slots), d.Spare.Rate)
 }
+
+// Bytes returns the rate in bytes a second.
+func (s Spare) Bytes() int64 { return int64(s.Rate) * SpareUnit }
 
 // DecodeData reads the fixed part of the Data frame that h begins; anything but
 // the head of a frame within the limits is ErrCorrupt.
@@ -57,6 +72,7 @@ func DecodeData(h Header, b [DataSize]byte) (Data, error) {
 	d := Data{
 		Index: binary.BigEndian.Uint64(b[:]), Raw: int(binary.BigEndian.Uint32(b[8:])),
 		Page: int(binary.BigEndian.Uint32(b[12:])), Codec: Codec(b[16]), Ack: h.Flags&dataAck != 0,
+		Spare: Spare{b[17], binary.BigEndian.Uint32(b[18:])},
 	}
 	d.Stored = h.Length - DataSize - d.Page
 	return d, d.validate()

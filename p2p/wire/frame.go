@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the version of the protocol described in the package comment.
-const Version = 2
+const Version = 3
 
 // ProtocolID returns the name under which members of a mesh open streams.
 func ProtocolID(mesh trust.PublicKey) string {

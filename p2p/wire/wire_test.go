@@ -70,7 +70,7 @@ func TestGolden(t *testing.T) {
 	for _, m := range messages() {
 		fmt.Fprintf(&out, "%T %s\n", m, hex.EncodeToString(Append(nil, 0x01020304, m)))
 	}
-	d := Data{Index: 5, Raw: 131072, Stored: 99, Page: 7, Codec: CodecZstd, Ack: true}
+	d := Data{Index: 5, Raw: 131072, Stored: 99, Page: 7, Codec: CodecZstd, Spare: Spare{3, 0x01020304}, Ack: true}
 	fmt.Fprintf(&out, "%T %s\n", d, hex.EncodeToString(d.Append(nil, 0x01020304)))
 	golden.Check(t, "frames.golden", []byte(out.String())) // members of different versions would not understand each other
 }
@@ -91,6 +91,7 @@ func TestDataSurvivesTheWire(t *testing.T) {
 			Raw:   rapid.IntRange(2, BodySizeMax).Draw(t, "raw"),
 			Page:  rapid.IntRange(0, PageSizeMax).Draw(t, "page"),
 			Codec: rapid.SampledFrom([]Codec{CodecRaw, CodecZstd}).Draw(t, "codec"),
+			Spare: Spare{rapid.Uint8().Draw(t, "slots"), rapid.Uint32().Draw(t, "rate")},
 			Ack:   rapid.Bool().Draw(t, "ack"),
 		}
 		d.Stored = d.Raw
@@ -146,9 +147,9 @@ func TestRefused(t *testing.T) {
 		"more ranges than bytes":  change(HeaderSize+35, 2),
 		"range of length 0":       change(HeaderSize+37, 0),
 		"varint without end":      change(HeaderSize+37, 0x80),
-		"foreign magic":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-y\x02\x00\x00\x00\x00\x00"...),
+		"foreign magic":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-y\x03\x00\x00\x00\x00\x00"...),
 		"other version":           append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x01\x00\x00\x00\x00\x00"...),
-		"unknown lane":            append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x02\x04\x00\x00\x00\x00"...),
+		"unknown lane":            append(Header{Type: TypeHello, Length: 14}.Append(nil), "grange-x\x03\x04\x00\x00\x00\x00"...),
 		"method past the end":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x05ab"...),
 		"method without name":     append(Header{Type: TypeCall, Length: 3}.Append(nil), "\x00ab"...),
 		"kind out of range":       append(Header{Type: TypeError, Length: 1}.Append(nil), byte(kindEnd)),
@@ -195,7 +196,7 @@ func TestErrorKeepsItsCategory(t *testing.T) {
 
 func TestProtocolIDCarriesTheMesh(t *testing.T) {
 	a, b := trust.NewPrivateKey().Public(), trust.NewPrivateKey().Public()
-	if got, want := ProtocolID(a), "/grange/"+a.String()+"/exchange/2"; got != want || got == ProtocolID(b) {
+	if got, want := ProtocolID(a), "/grange/"+a.String()+"/exchange/3"; got != want || got == ProtocolID(b) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

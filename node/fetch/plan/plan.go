@@ -156,6 +156,9 @@ type Event struct {
 	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
+	// Spare is how many bytes a second a member that has Answered says it has left for this
+	// node, 0 if it says nothing.
+	Spare int64
 	// Refer names a member that has what is missing, of Answered; the one that
 	// says so is asked again if that is not true.
 	Refer Peer

@@ -140,6 +140,14 @@ func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 	return err
 }
 
+// Vouched reports whether nobody can have taken the volume over, see Writer.Vouched.
+func (g *Guard) Vouched(ctx context.Context) bool {
+	g.mu.Lock()
+	w := g.writer
+	g.mu.Unlock()
+	return w != nil && w.Vouched(ctx)
+}
+
 // Advanced has the holders brought what the journal has, if a policy asks for any.
 func (g *Guard) Advanced() {
 	g.mu.Lock()

@@ -140,6 +140,12 @@ func (w *world) revise(at int, mine func(catalog.Volume) error, change func(*cat
 	return nil
 }
 
+func (w *world) said() catalog.Volume {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.record
+}
+
 func (m *modelWriter) owns(v catalog.Volume) error {
 	if v.Incarnation != m.body.Incarnation {
 		return fmt.Errorf("%w: epoch %d has it", content.ErrFenced, v.Epoch)
@@ -429,6 +435,11 @@ func simulate(t *testing.T, r *rapid.T) (flushes, takeovers int) {
 			w.takeover(r, member(r), t.TempDir(), rapid.Int64Range(1, 20).Draw(r, "requests"), 0)
 		},
 		"": func(r *rapid.T) {
+			for _, m := range writers[:len(writers)-1] {
+				if m.owns(w.said()) != nil && m.g.Vouched(context.Background()) {
+					r.Errorf("its holders vouch for the writer at %d, and another has it", m.at)
+				}
+			}
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if w.failed != "" {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -45,6 +46,9 @@ const (
 	ownedAfter = 3 * time.Second
 	// nextAfter is how often a flush looks for whom to ask, where there is nobody yet.
 	nextAfter = 50 * time.Millisecond
+	// vouchWithin is how long holders may take to say whether another has come to them, while
+	// a guest waits and the record is to be read if they don't.
+	vouchWithin = 2 * time.Second
 	// recordAfter is how long a writer waits before it writes a record again.
 	recordAfter = time.Second
 	// goneAfter is for how long who is taking a volume over says nothing to a holder before
@@ -351,6 +355,30 @@ func (w *Writer) wake() {
 	for _, f := range w.feeders {
 		f.wake()
 	}
+}
+
+// Vouched reports whether all who may be holders, by any record that may be there, have said
+// since the call that they are promised to this claim. Who takes the volume over must have
+// had the promise of one of them, before the record said so; and one that has lost its disk,
+// or was let go by another, has no promise to tell of. So it is what a flush is sure of that
+// they all have taken.
+func (w *Writer) Vouched(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, vouchWithin)
+	defer cancel()
+	w.mu.Lock()
+	all, stopped := w.state.Named(), w.stopped != nil
+	w.mu.Unlock()
+	var asks errgroup.Group
+	for _, m := range all {
+		asks.Go(func() error {
+			held, _, err := asked{w.cfg.Lane, identity.PeerID(m)}.ask(ctx, wire.Status{Claim: w.cfg.Claim})
+			if err == nil && (held == nil || held.Claim != w.cfg.Claim) {
+				err = content.ErrFenced
+			}
+			return err
+		})
+	}
+	return asks.Wait() == nil && len(all) > 0 && !stopped
 }
 
 // Based says that the record has all up to a position: holders need not.

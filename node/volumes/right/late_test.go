@@ -42,8 +42,8 @@ func TestNoRoomToNoteAnEpoch(t *testing.T) {
 		"its own, by force":       {wish: Wish{Takeover: true}, seen: mine, stage: Unconfirmed, want: "[serve]"},
 		"another's":               {wish: Wish{Takeover: true}, seen: Sighted{Body: catalog.Volume{Holder: trust.PublicKey{2}, Epoch: 4, State: catalog.Attached}}, stage: Idle, want: "[full]"},
 		"confirmed":               {seen: mine, events: []Event{Due{}, mine, Unkept{}}, stage: Unconfirmed, want: "[open]"},
-		"looked at again":         {seen: mine, events: []Event{Due{}, mine, Unkept{}, Due{}}, stage: Unconfirmed, want: "[read]"},
-		"confirmed and cut short": {seen: mine, events: []Event{Due{}, mine, Due{}}, stage: Unconfirmed, want: "[read]"},
+		"looked at again":         {seen: mine, events: []Event{Due{}, mine, Unkept{}, Due{}}, stage: Unconfirmed, want: "[vouch]"},
+		"confirmed and cut short": {seen: mine, events: []Event{Due{}, mine, Due{}}, stage: Unconfirmed, want: "[vouch]"},
 	} {
 		s, _ := Step(begin, Asked{x.wish})
 		s, _ = Step(s, x.seen)

@@ -64,6 +64,9 @@ type State struct {
 	// those of commits since that may have arrived.
 	Stamp Stamp
 	Tried []Stamp
+	// Vouched says that, since it last stood still, those who hold what is flushed have said
+	// that nobody else has come to them.
+	Vouched bool
 	// Last is the latest epoch of what is on this node's disk, whosever it is by now.
 	Last uint64
 	// Past is an epoch after which the next one comes: somebody has promised it to who did
@@ -105,6 +108,10 @@ type (
 	Unkept struct{}
 	// StoodStill: this process did not run for a while, and the mesh went on without it.
 	StoodStill struct{}
+	// Vouched: nobody can have taken it over, by what those say who would have to be asked;
+	// Unvouched: that is not known, or its policy asks for nobody.
+	Vouched   struct{}
+	Unvouched struct{}
 	// Due: it is time to look at the record.
 	Due struct{}
 	// Outbid: the next epoch is to be taken, and to be later than this.
@@ -117,6 +124,7 @@ type Deed string
 // The deeds.
 const (
 	Read        Deed = "read"   // the record; sighted or unreadable follows
+	Vouch       Deed = "vouch"  // have the holders asked; vouched or unvouched follows
 	Keep        Deed = "keep"   // the state on disk, before anything else is done; unkept may follow, and then nothing else does
 	Adopt       Deed = "adopt"  // what the record names, in a folder of its own
 	Commit      Deed = "commit" // the next stamp; written, overtaken or unwritten follows
@@ -135,7 +143,15 @@ const (
 // MayAcknowledge reports whether what was written may be called durable, by this
 // volume's policy: alone where nobody but this disk has to have it.
 func (s State) MayAcknowledge(alone bool) bool {
-	return s.Stage == Serving || alone && slices.Contains([]Stage{Unconfirmed, Confirming, Uncommitted}, s.Stage)
+	switch s.Stage {
+	case Serving:
+		return true
+	case Unconfirmed, Confirming:
+		return alone || s.Vouched
+	case Checking:
+		return s.Vouched
+	}
+	return alone && s.Stage == Uncommitted
 }
 
 // IsSure reports whether the last record that was seen is this node's, under the stamp that
@@ -179,17 +195,28 @@ func Step(s State, e Event) (State, []Deed) {
 		if s = s.doubt(); s.Stage == Serving {
 			s.Stage = Checking
 		}
+		s.Vouched = false
 		switch s.Stage {
 		case Checking, Unconfirmed:
-			return s, []Deed{Shut, Read}
+			return s, []Deed{Shut, Vouch}
 		case Uncommitted:
 			return s, []Deed{Open}
 		}
 	case Due:
 		switch s = s.doubt(); s.Stage { // what an error cut short begins anew
-		case Serving, Checking, Unconfirmed:
+		case Serving:
 			return s, []Deed{Read}
+		case Checking, Unconfirmed:
+			if s.Vouched {
+				return s, []Deed{Read}
+			}
+			return s, []Deed{Vouch}
 		}
+	case Vouched:
+		s.Vouched = true
+		return s, []Deed{Open, Read}
+	case Unvouched:
+		return s, []Deed{Read}
 	case Outbid:
 		if s.Past = max(s.Past, e.Epoch); s.Stage == Taking {
 			return s.take(s.Seen), nil

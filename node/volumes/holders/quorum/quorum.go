@@ -13,6 +13,7 @@
 package quorum
 
 import (
+	"bytes"
 	"maps"
 	"math"
 	"slices"
@@ -176,6 +177,23 @@ func (s *State) Degraded() bool { return s.said.Degraded }
 
 // Holders are those whom the record names.
 func (s *State) Holders() []trust.PublicKey { return s.said.Holders }
+
+// Named are all who may be holders by the record, whatever it may be by now; none where by
+// one of those this node may go on alone, or has to find more first.
+func (s *State) Named() (all []trust.PublicKey) {
+	records := append(slices.Clone(s.maybe), s.said)
+	if s.next != nil {
+		records = append(records, *s.next)
+	}
+	for _, r := range records {
+		if r.Degraded || len(r.Holders) < s.k {
+			return nil
+		}
+		all = append(all, r.Holders...)
+	}
+	slices.SortFunc(all, func(a, b trust.PublicKey) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(all)
+}
 
 // Lowest is up to where all have the volume who take what is written, and who may come back
 // to that; MaxUint64 if there are none.
