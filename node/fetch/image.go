@@ -6,23 +6,15 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
-
-// warmWindow bounds the bytes of a prefetch that are under way: enough for the
-// longest links, little beside a guest's reads.
-const warmWindow = 8 << 20
 
 // Image is a root that is read: one handle a volume, which counts where its bytes
 // came from. Safe for concurrent use.
@@ -280,155 +272,6 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 		})
 	}
 }
-
-// Warm brings the whole image into the cache. The runs that this node leads come
-// first, so that the members of a farm that warm one image at once each bring in
-// their own part. Progress is given bytes by source, one call at a time; it may be
-// nil. ErrNoSpace means that all came and the cache could not keep it.
-func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if progress == nil {
-		progress = func(Source, int) {}
-	}
-	m.Prepare(ctx)
-	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
-	for n := range m.rs.Load().shape.Leaves() {
-		if err := w.leaf(ctx, n); err != nil {
-			cancel(err)
-			break
-		}
-	}
-	w.landing.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	return m.kept(ctx)
-}
-
-// kept fails with ErrNoSpace when the cache lacks chunks of the image.
-func (m *Image) kept(ctx context.Context) error {
-	lacks, all := 0, 0
-	for n := range m.rs.Load().shape.Leaves() {
-		runs, here, err := m.missing(ctx, n)
-		if err != nil {
-			return err
-		}
-		for _, objects := range runs {
-			lacks += len(objects)
-		}
-		all += len(here)
-	}
-	if lacks > 0 {
-		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
-	}
-	return nil
-}
-
-// warming is one Warm.
-type warming struct {
-	m       *Image
-	fail    context.CancelCauseFunc // the first failure ends it
-	window  *semaphore.Weighted     // of bytes
-	landing sync.WaitGroup
-
-	mu       sync.Mutex // held while progress is called
-	progress func(Source, int)
-}
-
-func (w *warming) report(s Source, n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.progress(s, n)
-}
-
-// leaf brings in what one map node names.
-func (w *warming) leaf(ctx context.Context, n uint64) error {
-	size := int64(w.m.rs.Load().shape.ChunkMax)
-	runs, here, err := w.m.missing(ctx, n)
-	if err != nil {
-		return err
-	}
-	cached := 0
-	for _, raw := range here {
-		cached += int(raw)
-	}
-	if cached > 0 {
-		w.report(FromCache, cached)
-	}
-	for _, objects := range runs {
-		for part := range slices.Chunk(objects, int(max(1, warmWindow/size))) {
-			if err := w.window.Acquire(ctx, int64(len(part))*size); err != nil {
-				return err
-			}
-			flights := w.m.f.join(w.m.rs.Load(), part, byPrefetch())
-			w.landing.Go(func() { w.land(ctx, flights, size) })
-		}
-	}
-	return nil
-}
-
-func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
-	for _, fl := range flights {
-		err := fl.waitKept(ctx)
-		if err != nil && ctx.Err() == nil { // another head may say where it lies
-			err = w.m.byHeads(ctx, func(rs *rootState) error {
-				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
-				if err == nil {
-					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
-					err = fl.waitKept(ctx)
-				}
-				return err
-			})
-		}
-		if err != nil {
-			w.fail(err)
-		} else {
-			w.m.count(fl)
-			w.report(fl.from, len(fl.data.Bytes()))
-		}
-		w.window.Release(size)
-	}
-}
-
-// missing returns what the cache lacks of the chunks that a leaf names, by run,
-// the runs that this node leads first, and how long those are that are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
-	n, err := m.leaf(ctx, leaf, byPrefetch())
-	if err != nil || n == nil {
-		return nil, nil, err
-	}
-	byRun := map[pack.Run][]object{}
-	var order []pack.Run
-	for i, id := range n.Node.Entries {
-		if id.IsHole() {
-			continue
-		}
-		at, _ := n.Page.Child(i)
-		if m.f.cfg.Cache.Has(id) {
-			here = append(here, at.Raw)
-			continue
-		}
-		run := at.Run()
-		if byRun[run] == nil {
-			order = append(order, run)
-		}
-		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
-	}
-	var others [][]object
-	for _, run := range order {
-		m.f.Think(func(mind *plan.Member) { // each by itself: guests wait for no long list
-			if mind.Leads(runKey(run)) {
-				runs = append(runs, byRun[run])
-			} else {
-				others = append(others, byRun[run])
-			}
-		})
-	}
-	return append(runs, others...), here, nil
-}
-
-func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
 
 // IOTimeoutDefault is how long a guest's read waits for its bytes: longer than a store
 // is away that is restarted, shorter than the patience of who looks at a machine that

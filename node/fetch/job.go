@@ -395,7 +395,7 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
 	j.f.bytes[from].Add(n)
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)

@@ -118,6 +118,7 @@ func (m *Member) Leave(flights ...*Flight) (unwanted []*Job) {
 			continue
 		}
 		j.unwanted = true
+		j.end()
 		for _, other := range j.flights {
 			other.LeaveOut()
 		}

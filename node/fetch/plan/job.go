@@ -99,7 +99,12 @@ func (j *Job) step(now time.Time, e Event) []Action {
 	case Start:
 		j.begun()
 	case Brought:
-		j.brought(e.Peer)
+		j.brought(e.Peer, e.Bytes)
+		return nil
+	case Endgame:
+		if p := j.holder(false); len(j.under) == 1 && j.blocked() && p != "" { // no uplink is to carry it twice
+			return j.askOne(p)
+		}
 		return nil
 	case Waited:
 		j.waiting = false
@@ -114,7 +119,17 @@ func (j *Job) step(now time.Time, e Event) []Action {
 			return j.finish(nil)
 		}
 	case Answered, OriginEnded:
-		s := j.ended(e.Peer)
+		how := vain
+		switch {
+		case e.Why != "":
+			how = overtaken
+		case j.left == 0:
+			how = whole
+		}
+		s := j.ended(e.Peer, how)
+		if s != nil && s.load != nil {
+			s.load.spare = float64(e.Spare)
+		}
 		if j.left == 0 {
 			return j.finish(s)
 		}
@@ -303,7 +318,7 @@ func (j *Job) askBehind() []Action {
 	behind := false
 	for p := range j.ranks {
 		if behind {
-			if acts := j.askFor(p, nextRanks); acts != nil {
+			if acts := j.askFor(j.instead(p), nextRanks); acts != nil {
 				return acts
 			}
 		}
@@ -326,6 +341,9 @@ func (j *Job) askLead() []Action {
 			return nil
 		}
 		if !j.fetch[p] && !j.isAsked(p) {
+			if h := j.instead(p); h != p {
+				return j.ask(Action{Kind: Ask, Peer: h})
+			}
 			return j.askFetch(p, passed || j.count > 0)
 		}
 	}

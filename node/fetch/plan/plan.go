@@ -142,6 +142,9 @@ const (
 	OriginEnded
 	// Brought says that a member that is asked has brought something of use.
 	Brought
+	// Endgame says that a prefetch waits for nothing but this and a few others: what is
+	// missing is asked of a second member of this farm, if one shows it.
+	Endgame
 	// Waited ends a WaitFarm, a WaitSwarm or a WaitReads.
 	Waited
 	// Woke says that it is time for what Wake has named, or that what was missing
@@ -156,6 +159,8 @@ type Event struct {
 	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
+	// Bytes is how much Brought has brought, as the origin has it, if that is known.
+	Bytes int64
 	// Spare is how many bytes a second a member that has Answered says it has left for this
 	// node, 0 if it says nothing.
 	Spare int64
