@@ -8,7 +8,7 @@ import (
 
 func TestRush(t *testing.T) {
 	for _, r := range []rushing{
-		{seed: 1, farms: 50, nodes: 8, runs: 256, size: 4*runSize},
+		{seed: 1, farms: 50, nodes: 8, runs: 256, size: 4 * runSize},
 	} {
 		begun := time.Now()
 		c := newRush(r)

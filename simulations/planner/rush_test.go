@@ -15,11 +15,12 @@ const (
 	runSize = 1 << 20
 	// announceInterval, newsInterval, window and leaf are node/fetch's: how often it is
 	// decided who announces, how often bitmaps grow, how many runs a prefetch has under way,
-	// and of how many one map node is.
+	// of how many one map node is, and of how many the next is chosen.
 	announceInterval = 5 * time.Second
 	newsInterval     = 250 * time.Millisecond
 	window           = 8
 	leaf             = 128
+	choice           = 64
 	// lookInterval is how often a node looks for members of its farm that are new to it.
 	lookInterval = time.Second
 	// noticed is how long the farm's gossip takes to notice a death.
@@ -89,62 +90,45 @@ func (c *rush) see(n *node, loss int) {
 }
 
 // warm is what node/fetch does: it follows the root, waits for announcements, and asks
-// for the runs that the node leads first.
+// for the runs in the order that the planner says.
 func (c *rush) warm(n *node) {
 	c.begun[n] = true
 	c.follow(n)
-	began := c.now
-	var led, others []int
-	for _, run := range c.rng.Perm(len(c.runs)) {
-		if n.mind.Leads(c.runs[run]) {
-			led = append(led, run)
-		} else {
-			others = append(others, run)
-		}
-	}
-	under, bring := len(c.runs), 0
+	began, order, added, under := c.now, n.root.Order(), 0, len(c.runs)
+	flights := map[*plan.Ordered]*plan.Flight{}
 	var next func()
-	ask := func(run int, brings bool) {
+	next = func() {
+		for added < len(c.runs) && order.Left() < choice {
+			for range min(leaf, len(c.runs)-added) {
+				order.Add(c.runs[added], uint64(added), added)
+				added++
+			}
+		}
+		if added == len(c.runs) {
+			order.Whole()
+		}
+		o := order.Next()
+		if o == nil {
+			return
+		}
 		n.root.Want(c.clock())
-		n.want(run, plan.Config{}, func(ok bool) {
+		flights[o] = n.want(o.Of.(int), plan.Config{}, func(ok bool) {
 			if !ok {
 				panic(fmt.Sprintf("%s: a run can't be had", n.name))
 			}
-			if brings {
-				bring--
+			delete(flights, o)
+			for _, other := range order.Came(o) {
+				if f := n.flown[flights[other]]; f != nil {
+					f.step(plan.Event{Kind: plan.Endgame})
+				}
 			}
 			if under--; under == 0 {
+				order.End()
 				c.took = append(c.took, c.now-began)
 				delete(c.begun, n)
 			}
 			next()
 		})
-	}
-	next = func() {
-		if len(led) > 0 && (bring < window/2 || len(others) == 0) {
-			run := led[0]
-			led = led[1:]
-			bring++
-			ask(run, true)
-			return
-		}
-		for i, run := range others {
-			if n.up.holds[run] > 0 {
-				others = slices.Delete(others, i, i+1)
-				ask(run, false)
-				return
-			}
-		}
-		if len(led) > 0 {
-			run := led[0]
-			led = led[1:]
-			bring++
-			ask(run, true)
-		} else if len(others) > 0 {
-			run := others[0]
-			others = others[1:]
-			ask(run, false)
-		}
 	}
 	c.after(n.root.SettlesIn(c.clock()), func() {
 		for range min(window, len(c.runs)) {

@@ -80,6 +80,7 @@ type node struct {
 	kinds   map[string]int
 	up      *uplink
 	waits   map[*plan.Flight][]func(ok bool)
+	flown   map[*plan.Flight]*flight
 }
 
 // flight is a job that a node carries out.
@@ -149,7 +150,7 @@ func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
 	n.root = n.mind.Root("root")
-	n.objects, n.watched, n.waits, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, plan.Crowds[crowd]{}
+	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, plan.Crowds[crowd]{}
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
 
@@ -240,10 +241,10 @@ func (n *node) try(p plan.Peer) {
 }
 
 // want begins or joins a flight; done is called when it has ended.
-func (n *node) want(run int, cfg plan.Config, done func(ok bool)) {
+func (n *node) want(run int, cfg plan.Config, done func(ok bool)) *plan.Flight {
 	if n.holds[run] {
 		done(true)
-		return
+		return nil
 	}
 	o := n.objects[run]
 	if o == nil {
@@ -255,10 +256,12 @@ func (n *node) want(run int, cfg plan.Config, done func(ok bool)) {
 	n.waits[own[0]] = append(n.waits[own[0]], done)
 	if job == nil {
 		n.m.joined++
-		return
+		return own[0]
 	}
 	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own}
+	n.flown[own[0]] = f
 	f.step(plan.Event{Kind: plan.Start})
+	return own[0]
 }
 
 // land has a node hold a run from now on.
@@ -309,6 +312,7 @@ func (n *node) end(run int, fl *plan.Flight, ok bool) {
 	}
 	waits := n.waits[fl]
 	delete(n.waits, fl)
+	delete(n.flown, fl)
 	for _, done := range waits {
 		done(ok)
 	}
@@ -441,6 +445,7 @@ func (n *node) die() {
 	}
 	clear(n.asked)
 	clear(n.waits)
+	clear(n.flown)
 	clear(n.reading)
 	for other := range n.watched {
 		other.root.Drop(n.name)

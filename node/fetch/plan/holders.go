@@ -64,15 +64,16 @@ func (r *Root) Show(p Peer, far, anew bool, set *content.Bitmap) error {
 			r.use()
 		}
 	}
-	if h.set != nil {
-		r.tally(h.set, -1)
-	}
 	if h.far = far; anew || h.set == nil {
+		if h.set != nil {
+			r.tally(h.set, -1)
+		}
 		h.set = set
+		r.tally(h.set, 1)
 	} else {
+		r.tallyMore(h.set, set)
 		h.set.Union(set)
 	}
-	r.tally(h.set, 1)
 	r.resize(h, h.set.Bytes()+bitmapOverhead)
 	if h.bytes > memberMax {
 		r.Drop(p)
@@ -158,9 +159,9 @@ func (r *Root) shows(p Peer) bool {
 func (j *Job) holder(far bool) Peer {
 	r := j.cfg.Root
 	r.use()
-	spread := spread{}
+	var spared []Peer
 	if far {
-		spread = r.spread(j.patientFor())
+		spared = r.spared(j.patientFor())
 	}
 	type chance struct {
 		peer   Peer
@@ -169,7 +170,7 @@ func (j *Job) holder(far bool) Peer {
 	var first, second chance
 	most, need, mine := 0, j.need(), weight(j.cfg.Key, j.m.self)
 	for p, h := range r.held {
-		if h.far != far || j.asked[p] || j.aside(p) {
+		if h.far != far || !j.mayShow(h) || j.asked[p] || j.aside(p) || len(spared) > 0 && slices.Contains(spared, r.farmOf[p]) {
 			continue
 		}
 		n := lateShare * j.shown(p)
@@ -180,9 +181,6 @@ func (j *Job) holder(far bool) Peer {
 			continue
 		}
 		c := chance{p, weight(j.cfg.Key, p) ^ mine}
-		if spread.spares(p, c.weight) {
-			continue
-		}
 		if n > most {
 			most, first, second = n, chance{}, chance{}
 		}
@@ -197,6 +195,11 @@ func (j *Job) holder(far bool) Peer {
 		return second.peer
 	}
 	return first.peer
+}
+
+// mayShow reports whether a bitmap may show something that a job lacks: most don't.
+func (j *Job) mayShow(h *bitmap) bool {
+	return j.cfg.Level > 0 || len(j.flights) != 1 || h.set.Has(j.flights[0].index)
 }
 
 // shown is how much of what a job lacks a member shows. A map node goes with the chunks

@@ -380,10 +380,11 @@ func (j *Job) awaitTurn() (acts []Action, stay bool) {
 	if j.turn.IsZero() {
 		j.turn = j.now.Add(j.cfg.Root.turnIn(j.cfg.Key))
 	}
-	for _, far := range []bool{false, true} {
-		if acts := j.askHolder(far, swarmHoldersAsked); acts != nil {
-			return acts, true
-		}
+	if acts := j.askHolder(false, swarmHoldersAsked); acts != nil {
+		return acts, true
+	}
+	if acts := j.askHolder(true, swarmHoldersAsked); acts != nil {
+		return acts, true
 	}
 	return nil, j.now.Before(j.turn)
 }

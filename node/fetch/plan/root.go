@@ -16,12 +16,14 @@ const (
 	// farmsLead is how many farms share what nobody has: enough to bring it in at the rate
 	// of a whole one though each sends what it brings to several others, and few, as all
 	// others have to know them.
-	farmsLead = 6
+	farmsLead = 8
+	// crowdMin is how many farms there are in a crowd.
+	crowdMin = 2 * farmsLead
 	// turnFarms are those that ask the farm that leads a run for it at once, and turnStep how
 	// long it takes until twice as many do: each shows the run to others, once it has it.
 	// crowdSample is how many announcers say how many there are.
-	turnFarms   = 6
-	turnStep    = time.Second
+	turnFarms   = 3
+	turnStep    = 500 * time.Millisecond
 	crowdSample = 8
 	// searchTakes is how long a search takes, mostly: the last before prefetch goes on is to
 	// have ended.
@@ -65,7 +67,7 @@ type Root struct {
 	wanted    time.Time // the last time
 	near, far group
 	found     []found // the far members, the one that ranks first before
-	of        map[Peer]found
+	farmOf    map[Peer]Peer
 	farms     ranking // that lead: see rankFarms
 	last, now sights  // of the search before, and of the one that is under way
 	settled   bool
@@ -92,7 +94,7 @@ type found struct {
 // Root returns what a member is to know of a root: nothing yet. The key is what it is
 // announced under: all who search for it rank its announcers alike, see content.Weight.
 func (m *Member) Root(key string) *Root {
-	return &Root{m: m, key: key, held: map[Peer]*bitmap{}, of: map[Peer]found{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
+	return &Root{m: m, key: key, held: map[Peer]*bitmap{}, farmOf: map[Peer]Peer{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
 }
 
 // Want notes that a root is wanted from others. begin is true when it is to be followed
@@ -179,30 +181,17 @@ func (r *Root) crowded() float64 {
 	return max(1, float64(k)/below/announcersPerFarm)
 }
 
-// spread spares those that everybody knows what others can send: the farm that leads, and
-// the announcers that rank first. Of the latter as many are asked as of the others, which
-// only some know. The zero value spares nobody.
-type spread struct {
-	r     *Root
-	lead  Peer
-	first uint64 // the rank from which on everybody knows one
-	known uint64 // the share of the others that this node knows, of 1<<16
-}
-
-func (r *Root) spread(lead Peer) spread {
-	if lead == "" || len(r.found) < crowdSample {
-		return spread{}
+// spared returns the farms whose members are not asked for what they show by a job that
+// leaves it to others to ask the one that leads: that one, and in a crowd all that lead, as
+// everybody knows them, and they have what they lead to send.
+func (r *Root) spared(lead Peer) []Peer {
+	switch {
+	case lead == "":
+		return nil
+	case r.crowded() > crowdMin:
+		return r.farms.members
 	}
-	return spread{r, lead, r.found[crowdSample-1].rank, uint64(float64(len(r.found)) / r.crowded() / announcersPerFarm * (1 << 16))}
-}
-
-// spares reports whether a member is not asked; chance is a random number.
-func (s spread) spares(p Peer, chance uint64) bool {
-	if s.r == nil {
-		return false
-	}
-	q := s.r.of[p]
-	return q.farm == s.lead || q.rank >= s.first && chance&(1<<16-1) >= s.known
+	return []Peer{lead}
 }
 
 // turnIn is how long after it wanted a run this farm is to ask the farm that leads it: at
@@ -279,13 +268,13 @@ func (r *Root) List(p Peer, farm string) {
 	it := found{p, Peer(farm), weight(r.key, p)}
 	at, _ := slices.BinarySearchFunc(r.found, it, func(a, b found) int { return cmp.Compare(b.rank, a.rank) })
 	r.found = slices.Insert(r.found, at, it)
-	r.of[p] = it
+	r.farmOf[p] = it.farm
 	r.rankFarms()
 }
 
 func (r *Root) unlist(p Peer) {
 	r.found = slices.DeleteFunc(r.found, func(q found) bool { return q.peer == p })
-	delete(r.of, p)
+	delete(r.farmOf, p)
 	r.rankFarms()
 }
 
