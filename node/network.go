@@ -120,7 +120,7 @@ func (n *Node) violated(id peer.ID, err error) {
 	near := ok && who.Role.IsMember() && who.Farm == n.Farm()
 	n.cfg.Log.Warn("a peer broke the protocol", "peer", id, "of_this_farm", near, "err", err)
 	if !near {
-		n.swarm.Ban(id, violationBan)
+		n.swarm.Ban(id, violationBan, "broke the protocol: "+content.Line(err))
 	}
 }
 

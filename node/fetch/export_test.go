@@ -8,6 +8,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // Shown returns how many chunks of a root the bitmaps of other members show here.
@@ -30,7 +31,7 @@ func (f *Fetcher) ShownBytes() (n int) {
 
 // Locate says where a chunk lies at the origin.
 func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {
-	o, _, err := f.chunk(ctx, f.best(root, "", func(*rootState) bool { return true }), index, byGuest())
+	o, _, err := f.chunk(ctx, f.best(root, "", func(*rootState) bool { return true }), index, request{priority: exchange.PriorityGuest})
 	return o.at, err
 }
 

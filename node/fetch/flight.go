@@ -173,7 +173,7 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 func (rs *rootState) wants(run pack.Run, level int, how request) plan.Config {
 	hurry := how.priority == exchange.PriorityGuest
 	return plan.Config{
-		Key: runKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth,
+		Key: runKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth, NoOrigin: how.noOrigin,
 		From: how.from, FromFarm: how.fromFarm, Ahead: how.priority == exchange.PriorityReadahead, Guest: hurry && how.from == "", Hurry: hurry,
 	}
 }

@@ -44,6 +44,8 @@ type asking struct {
 	peer   plan.Peer
 	ctx    context.Context
 	cancel context.CancelFunc
+	begun  time.Time
+	met    atomic.Bool // something came
 }
 
 // newJob carries out a climb, nil for none. It is called with the Fetcher's mu.
@@ -125,7 +127,8 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	for _, a := range acts {
 		switch a.Kind {
 		case plan.Ask:
-			ask := &asking{peer: a.Peer}
+			ask := &asking{peer: a.Peer, begun: time.Now()}
+			j.f.tally.Asked(peer.ID(a.Peer))
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -333,7 +336,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	if near {
 		source = FromFarm
 	}
-	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
+	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed, NoOrigin: j.how.noOrigin}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
 			spare = d.Spare.Bytes()
@@ -393,7 +396,10 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.f.bytes[from].Add(n)
+	j.rs.count(from, int(n))
+	if !ask.met.Swap(true) {
+		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
+	}
 	j.f.mu.Lock()
 	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)

@@ -7,6 +7,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // residentMax bounds the map nodes in memory, of all roots together: each is some
@@ -85,14 +86,15 @@ const mapAhead = 64
 
 // readMapAhead asks for a row of leaves side by side, when the first of them is due and
 // not here, and waits for them. What fails is left to who reads it.
-func (f *Fetcher) readMapAhead(ctx context.Context, rs *rootState, n, end uint64) {
+func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
+	f, rs := m.f, m.rs.Load()
 	if n%mapAhead != 0 || rs.nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) != nil {
 		return
 	}
 	var due []object
 	for end = min(end, n+mapAhead); n < end; n++ {
 		p := content.Pos{Level: 1, Index: n}
-		pair, ok, err := f.pair(ctx, rs, p, byGuest())
+		pair, ok, err := f.pair(ctx, rs, p, m.by(exchange.PriorityGuest))
 		if err != nil {
 			return
 		}
@@ -100,7 +102,7 @@ func (f *Fetcher) readMapAhead(ctx context.Context, rs *rootState, n, end uint64
 			due = append(due, nodeObject(p, pair, rs.reach()))
 		}
 	}
-	for _, fl := range f.join(rs, due, byReadahead()) {
+	for _, fl := range f.join(rs, due, m.by(exchange.PriorityReadahead)) {
 		if _, err := fl.wait(ctx); err != nil {
 			return
 		}

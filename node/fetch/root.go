@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -30,6 +31,8 @@ type Root struct {
 	Lineage []content.CID
 	// Envelope is the sealed record, for members that have not met the root.
 	Envelope []byte
+	// As are the names that it is read by, for Config.NoOrigin.
+	As []content.Ref
 }
 
 // rootState is what this node knows of a root by one head. The CID of a root covers
@@ -49,7 +52,9 @@ type rootState struct {
 	// again.
 	nodes  resident.Table[mapNode]
 	proven atomic.Bool // a node of the map was decoded: the head's first page is right
-	here   have.Set    // chunks that may go as far as the root
+	tally  *tally.Tally
+	bytes  atomic.Pointer[tally.Counters] // of the root; nil until something was counted
+	here   have.Set                       // chunks that may go as far as the root
 
 	introducer peer.ID    // who handed the record over; "" where this node looked it up
 	scanning   sync.Mutex // held while the cache is looked through; before mu
@@ -90,6 +95,16 @@ func (rs *rootState) Name() roots.Name {
 	return roots.Name{ID: rs.id, Head: rs.head, Introducer: rs.introducer}
 }
 
+// count counts bytes of the root, by whatever head.
+func (rs *rootState) count(s Source, n int) {
+	c := rs.bytes.Load()
+	if c == nil {
+		c = rs.tally.Root(rs.id)
+		rs.bytes.Store(c)
+	}
+	c[s].Add(int64(n))
+}
+
 func (rs *rootState) reach() cache.Reach { return cache.Reach(rs.limit.Load()) }
 
 // sealed returns the record of the root, if there is one.
@@ -113,7 +128,7 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 		return nil, fmt.Errorf("root: %w", err)
 	}
 	rs := &rootState{
-		id: root.CID(), head: r.Head, shape: r.Head.Root.Shape(),
+		id: root.CID(), tally: f.tally, head: r.Head, shape: r.Head.Root.Shape(),
 		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope,
 	}
 	rs.peers = f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
@@ -140,7 +155,7 @@ func (f *Fetcher) Learn(r Root) (*Image, error) {
 		}
 	}
 	rs.seal(r.Envelope)
-	return f.image(rs), nil
+	return f.image(rs, r.As), nil
 }
 
 // PublicRoot returns a root that this node has looked up as one that anyone may read.
@@ -168,7 +183,7 @@ func (f *Fetcher) Open(r Root) (*Image, error) {
 	if known, ok := f.roots.Learned(rs.id, rs.head); ok {
 		rs = known
 	}
-	return f.image(rs), nil
+	return f.image(rs, r.As), nil
 }
 
 // unlisted is how far goes what is read under a root that this node does not serve:
@@ -262,14 +277,10 @@ type request struct {
 	from     plan.Peer
 	fromFarm string
 	reach    cache.Reach
+	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
 }
-
-func byGuest() request { return request{priority: exchange.PriorityGuest} }
-
-// byReadahead is for what a guest will probably want next.
-func byReadahead() request { return request{priority: exchange.PriorityReadahead} }
 
 func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
 

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 const (
@@ -20,6 +22,9 @@ const (
 	// warmChoice is of how many runs at least one is chosen, while there are more: those of
 	// a leaf or two.
 	warmChoice = 64
+	// strictTries is how often more a prefetch that nobody is to read the origin for asks the
+	// members: announcements may be seconds late.
+	strictTries = 4
 )
 
 // Warm brings the whole image into the cache, in the order that the planner says.
@@ -40,7 +45,7 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	w.landing.Wait()
 	m.f.Think(func(*plan.Member) { w.order.End() })
 	if err := context.Cause(ctx); err != nil {
-		return err
+		return m.why(err)
 	}
 	return m.kept(ctx)
 }
@@ -116,7 +121,7 @@ func (w *warming) ask(ctx context.Context) error {
 		if err := w.window.Acquire(ctx, int64(len(p.objects))*w.size); err != nil {
 			return err
 		}
-		flights := w.m.f.join(w.m.rs.Load(), p.objects, byPrefetch())
+		flights := w.m.f.join(w.m.rs.Load(), p.objects, w.m.by(exchange.PriorityPrefetch))
 		w.m.f.Think(func(*plan.Member) { p.flights = flights })
 		w.landing.Go(func() { w.land(ctx, next, flights) })
 	}
@@ -152,13 +157,16 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 	for _, fl := range flights {
 		err := fl.waitKept(ctx)
 		if err != nil && ctx.Err() == nil { // another head may say where it lies
-			err = w.m.byHeads(ctx, func(rs *rootState) error {
-				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
-				if err == nil {
-					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
-					err = fl.waitKept(ctx)
-				}
-				return err
+			how := w.m.by(exchange.PriorityPrefetch)
+			err = w.m.strictly(ctx, func() error {
+				return w.m.byHeads(ctx, func(rs *rootState) error {
+					o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, how)
+					if err == nil {
+						fl = w.m.f.join(rs, []object{o}, how)[0]
+						err = fl.waitKept(ctx)
+					}
+					return err
+				})
 			})
 		}
 		if err != nil {
@@ -182,10 +190,29 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 	}
 }
 
+// strictly tries again and again what the origin is not asked for.
+func (m *Image) strictly(ctx context.Context, try func() error) error {
+	for n := 0; ; n++ {
+		err := try()
+		if err == nil || m.strict == "" || n == strictTries || !mayCome(err) {
+			return err
+		}
+		select {
+		case <-time.After(plan.Again(n)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // missing returns what the cache lacks of the chunks that a leaf names, by run, and how
 // long those are that are here.
 func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
-	n, err := m.leaf(ctx, leaf, byPrefetch())
+	var n *mapNode
+	err = m.strictly(ctx, func() (err error) {
+		n, err = m.leaf(ctx, leaf, m.by(exchange.PriorityPrefetch))
+		return err
+	})
 	if err != nil || n == nil {
 		return nil, nil, err
 	}

@@ -325,7 +325,7 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	}
 }
 
-func (m *node) Ban(id peer.ID, _ time.Duration) { m.banned.Store(id, true) }
+func (m *node) Ban(id peer.ID, _ time.Duration, _ string) { m.banned.Store(id, true) }
 
 // leave takes the member out of the farm and stops it.
 func (m *node) leave() {

@@ -41,6 +41,16 @@ func ladder(d Depth) []rung {
 	return []rung{waitReads, askRanks, waitFarm, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
 }
 
+// ladder leaves out the rungs whose sense is that somebody reads the origin, where nobody is
+// to.
+func (c Config) ladder() []rung {
+	all := ladder(c.Depth)
+	if c.NoOrigin {
+		all = slices.DeleteFunc(all, func(r rung) bool { return r == readOrigin || r == askAnyone })
+	}
+	return all
+}
+
 // Job is the way of one run, or of the part of it that is missing. Not safe for
 // concurrent use.
 type Job struct {
@@ -83,7 +93,7 @@ type Job struct {
 
 func (m *Member) job(cfg Config) *Job {
 	return &Job{
-		m: m, cfg: cfg, ladder: ladder(cfg.Depth), patience: patienceOf(cfg.Hurry),
+		m: m, cfg: cfg, ladder: cfg.ladder(), patience: patienceOf(cfg.Hurry),
 		asked: map[Peer]bool{m.self: true, cfg.From: true}, fetch: map[Peer]bool{m.self: true, cfg.From: true},
 	}
 }
@@ -203,7 +213,7 @@ func (j *Job) answered(s *source, e Event) {
 
 // hedge reads the origin beside a member that is slow, once, for a guest alone.
 func (j *Job) hedge() []Action {
-	if !j.cfg.Guest || j.now.Before(j.hedgeAt) {
+	if !j.cfg.Guest || j.cfg.NoOrigin || j.now.Before(j.hedgeAt) {
 		return nil
 	}
 	j.hedgeAt = j.now.Add(HedgeAfter)
@@ -269,16 +279,22 @@ func (j *Job) stand() (acts []Action, stay bool) {
 	return j.giveUp()
 }
 
+// NotAsked is why the origin has failed where nobody was to read it.
+const NotAsked = "not asked, as --no-origin-fallback says"
+
 // giveUp ends the job once nobody is left to ask and nobody under way.
 func (j *Job) giveUp() (acts []Action, stay bool) {
 	if acts := j.askBeside(); acts != nil || len(j.under) > 0 {
 		return acts, true
 	}
-	if j.reads == 0 {
+	switch {
+	case j.cfg.NoOrigin:
+		j.note("", NotAsked, false)
+	case j.reads == 0:
 		j.note("", "not reachable from this node", false)
 	}
 	j.over = true
-	return []Action{{Kind: Fail, Tried: j.tried, Final: !j.maybe && (j.gone || j.told())}}, false
+	return []Action{{Kind: Fail, Tried: j.tried, Final: !j.maybe && !j.cfg.NoOrigin && (j.gone || j.told())}}, false
 }
 
 // told reports whether a node that can't ask the origin has the word of enough members,
