@@ -1,6 +1,7 @@
 package planner_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -8,7 +9,7 @@ import (
 
 func TestRush(t *testing.T) {
 	for _, r := range []rushing{
-		{seed: 1, farms: 50, nodes: 8, runs: 256, size: 4 * runSize},
+		{seed: 1, farms: 20, nodes: 10, runs: 128, size: 4*runSize, loss: 30},
 	} {
 		begun := time.Now()
 		c := newRush(r)
@@ -24,6 +25,6 @@ func TestRush(t *testing.T) {
 		for _, u := range c.ups {
 			up = max(up, u.in.bytes)
 		}
-		t.Logf("%+v: origin %.2f, requests %d, done %d, p50 %s (%.0f %%), p99 %s, last %s; ideal %s; most over an uplink %.2f; %d events, %s of ours", r, float64(total)/float64(r.runs), c.requests, len(c.took), p(50), 100*float64(ideal)/float64(p(50)), p(99), p(100), ideal, float64(up)/float64(r.runs*r.size), c.steps, time.Since(begun))
+		fmt.Printf("%+v: origin %.3f, requests %d, done %d, p50 %s (%.0f %%), p99 %s, last %s; ideal %s; most over an uplink %.2f; %d events, %s of ours\n", r, float64(total)/float64(r.runs), c.requests, len(c.took), p(50), 100*float64(ideal)/float64(p(50)), p(99), p(100), ideal, float64(up)/float64(r.runs*r.size), c.steps, time.Since(begun))
 	}
 }

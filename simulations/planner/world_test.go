@@ -77,7 +77,6 @@ type node struct {
 	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
 	in, out link
-	kinds   map[string]int
 	up      *uplink
 	waits   map[*plan.Flight][]func(ok bool)
 	flown   map[*plan.Flight]*flight
@@ -200,7 +199,9 @@ func (n *node) watch(other *node, far bool) {
 	if other.dead {
 		return
 	}
-	other.watched[n] = far
+	if other.watched[n] = far; !far {
+		other.mind.Seen(n.name, n.m.clock())
+	}
 	var b content.Bitmap
 	for run := range n.m.runs {
 		if other.holds[run] || other.shows {
@@ -464,7 +465,6 @@ type sending struct {
 	answer func(plan.Event)
 	// crowded is true while it counts among those that the run is sent to.
 	crowded, dropped bool
-	kind             string
 }
 
 // send asks a member.
@@ -504,11 +504,8 @@ func (s *sending) arrive() {
 		return
 	}
 	near := to.farm == s.n.farm
-	if !near {
-		if to.kinds == nil {
-			to.kinds = map[string]int{}
-		}
-		to.kinds[fmt.Sprint(s.act.Fetch, s.act.Passed, s.kind)]++
+	if near {
+		to.mind.Seen(s.n.name, s.n.m.clock())
 	}
 	to.asked[s.id] = s.silent
 	if s.n.m.linked() {
@@ -525,6 +522,9 @@ func (s *sending) arrive() {
 		s.e.Refer, to.refers = to.refers, ""
 		end(false)
 	case to.holds[s.run] || to.liar || !s.act.Fetch:
+		if lead, ok := to.mind.Better(s.n.m.runs[s.run], s.n.name, s.n.m.clock()); ok && near && !to.holds[s.run] {
+			s.e.Refer = lead
+		}
 		end(to.holds[s.run] || to.liar)
 	default:
 		to.want(s.run, plan.Config{Depth: plan.Received(near, s.act.Passed), From: s.n.name, FromFarm: s.n.farm, Hurry: s.hurry}, end)
@@ -595,6 +595,9 @@ func (s *sending) end(ok bool) {
 		n.mind.Lied(p, n.m.clock())
 	case ok:
 		n.mind.Work(p, n.m.clock())
+		if s.to.farm == n.farm {
+			n.mind.Seen(p, n.m.clock())
+		}
 		n.land(s.run)
 	case s.e.Refer == "":
 		n.root.Lacks(p, []uint64{uint64(s.run)})

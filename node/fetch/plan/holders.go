@@ -160,8 +160,8 @@ func (j *Job) holder(far bool) Peer {
 	r := j.cfg.Root
 	r.use()
 	var spared []Peer
-	if far {
-		spared = r.spared(j.patientFor())
+	if far && j.crowded() {
+		spared = r.farms.members
 	}
 	type chance struct {
 		peer   Peer

@@ -189,12 +189,21 @@ func (j *Job) referred(s *source, e Event) []Action {
 	if s.again != nil {
 		return j.ask(*s.again)
 	}
-	if e.Refer == "" || j.asked[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
+	if e.Refer == "" || j.fetch[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
 		return nil
+	}
+	next := source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung}
+	if !s.act.Fetch && outranks(j.cfg.Key, e.Refer, j.m.self) { // so nobody waits for one that waits for it
+		next.act.Fetch, next.act.Passed = true, true
+		j.fetch[e.Refer] = true
+	} else if j.asked[e.Refer] {
+		return nil
+	} else if s.act.Fetch {
+		next.again = &s.act
 	}
 	j.refers++
 	j.asked[e.Refer] = true
-	return j.begin(source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung, again: &s.act})
+	return j.begin(next)
 }
 
 // answered leaves the rung of a lead that has answered that it could not: it has
@@ -387,31 +396,28 @@ func (j *Job) askSwarmLead() []Action {
 	return nil
 }
 
-// awaitTurn leaves it to other farms to ask the one that leads a run that nobody is in a
-// hurry for, until it is this one's turn, and asks those that show it meanwhile.
+// awaitTurn leaves it to other farms of a crowd to ask the one that leads a run, until it is
+// this one's turn, and asks those that show it meanwhile.
 func (j *Job) awaitTurn() (acts []Action, stay bool) {
-	if lead := j.patientFor(); lead == "" || lead == j.m.name {
+	r := j.cfg.Root
+	if !j.crowded() || r.leads(j.cfg.Key) == j.m.name {
 		return nil, false
 	}
 	if j.turn.IsZero() {
-		j.turn = j.now.Add(j.cfg.Root.turnIn(j.cfg.Key))
+		j.turn = j.now.Add(r.turnIn(j.cfg.Key))
 	}
-	if acts := j.askHolder(false, swarmHoldersAsked); acts != nil {
-		return acts, true
-	}
-	if acts := j.askHolder(true, swarmHoldersAsked); acts != nil {
-		return acts, true
+	for _, far := range [...]bool{false, true} {
+		if acts := j.askHolder(far, swarmHoldersAsked); acts != nil {
+			return acts, true
+		}
 	}
 	return nil, j.now.Before(j.turn)
 }
 
-// patientFor returns the farm that leads the run, where this job is to ask it in turn.
-func (j *Job) patientFor() Peer {
-	r := j.cfg.Root
-	if order := r.farms.order(j.cfg.Key); len(order) > 0 && !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Depth <= Led {
-		return r.farms.members[order[0]]
-	}
-	return ""
+// crowded reports whether many farms want what nobody hurries this job for: then those that
+// lead, which everybody knows, are asked for nothing but that, and in turn.
+func (j *Job) crowded() bool {
+	return !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Depth <= Led && j.cfg.Root.crowd() > crowdMin
 }
 
 // askAnnouncer asks the first that announced the root of a farm, which is not the one

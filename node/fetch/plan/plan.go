@@ -170,8 +170,9 @@ type Event struct {
 	// Spare is how many bytes a second a member that has Answered says it has left for this
 	// node, 0 if it says nothing.
 	Spare int64
-	// Refer names a member that has what is missing, of Answered; the one that
-	// says so is asked again if that is not true.
+	// Refer names a member that has what is missing, of Answered; the one that says so is
+	// asked again if that is not true. One that was asked for what it has may name the
+	// member that leads.
 	Refer Peer
 	// Why is the reason of a failure, for people; "" when the source has answered
 	// that it has no more.

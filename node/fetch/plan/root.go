@@ -170,9 +170,12 @@ func (r *Root) NextSearch(now time.Time) time.Duration {
 	return min(max(wanted, searchSoon), most)
 }
 
-// crowded is how many farms have announced the root, about: the more have, the closer to
+// leads returns the farm that leads a run.
+func (r *Root) leads(key string) Peer { return r.farms.members[r.farms.order(key)[0]] }
+
+// crowd is how many farms have announced the root, about: the more have, the closer to
 // the top those rank that rank first.
-func (r *Root) crowded() float64 {
+func (r *Root) crowd() float64 {
 	k := min(len(r.found), crowdSample)
 	if k < crowdSample {
 		return float64(k)/announcersPerFarm + 1
@@ -181,25 +184,12 @@ func (r *Root) crowded() float64 {
 	return max(1, float64(k)/below/announcersPerFarm)
 }
 
-// spared returns the farms whose members are not asked for what they show by a job that
-// leaves it to others to ask the one that leads: that one, and in a crowd all that lead, as
-// everybody knows them, and they have what they lead to send.
-func (r *Root) spared(lead Peer) []Peer {
-	switch {
-	case lead == "":
-		return nil
-	case r.crowded() > crowdMin:
-		return r.farms.members
-	}
-	return []Peer{lead}
-}
-
 // turnIn is how long after it wanted a run this farm is to ask the farm that leads it: at
 // once where it is one of turnFarms, by its rank for the run; the others leave it to those,
 // which show it then. Each turnStep twice as many may ask.
 func (r *Root) turnIn(key string) time.Duration {
 	share := float64(weight(key, r.m.name)) / math.MaxUint64
-	steps := math.Log2(share * r.crowded() / turnFarms)
+	steps := math.Log2(share * r.crowd() / turnFarms)
 	return time.Duration(max(0, steps) * float64(turnStep))
 }
 
