@@ -9,7 +9,7 @@ import (
 
 func TestRush(t *testing.T) {
 	for _, r := range []rushing{
-		{seed: 1, farms: 20, nodes: 10, runs: 128, size: 4*runSize, loss: 30},
+		{seed: 1, farms: 20, nodes: 10, runs: 128, size: 4 * runSize, loss: 30},
 	} {
 		begun := time.Now()
 		c := newRush(r)

@@ -194,7 +194,7 @@ func (j *Job) referred(s *source, e Event) []Action {
 	}
 	next := source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung}
 	if !s.act.Fetch && outranks(j.cfg.Key, e.Refer, j.m.self) { // so nobody waits for one that waits for it
-		next.act.Fetch, next.act.Passed = true, true
+		next.act.Fetch, next.act.Passed = true, !j.upward(e.Refer)
 		j.fetch[e.Refer] = true
 	} else if j.asked[e.Refer] {
 		return nil
@@ -361,6 +361,7 @@ func (j *Job) askLead() []Action {
 	if !ok || j.count >= leadsAsked || passed && j.count > 0 {
 		return nil
 	}
+	passed = passed || j.count > 0
 	for p := range j.ranks {
 		if p == j.m.self {
 			return nil
@@ -369,10 +370,18 @@ func (j *Job) askLead() []Action {
 			if h := j.instead(p); h != p {
 				return j.ask(Action{Kind: Ask, Peer: h})
 			}
-			return j.askFetch(p, passed || j.count > 0)
+			return j.askFetch(p, passed && !j.upward(p))
 		}
 	}
 	return nil
+}
+
+// upward reports whether a member is asked as if this node's farm had not been asked yet:
+// one that ranks higher, of a run that nobody is in a hurry for and that no other farm asks
+// for. It may go outside for it, and as each asks one that ranks higher they never wait for
+// each other.
+func (j *Job) upward(p Peer) bool {
+	return j.cfg.Depth == Led && !j.cfg.Hurry && outranks(j.cfg.Key, p, j.m.self) || j.cfg.Depth == Own && !j.cfg.Hurry
 }
 
 // askSwarmLead asks the farm that leads the run among those that announced the
