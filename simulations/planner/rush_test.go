@@ -36,6 +36,7 @@ const (
 	firstMax      = 10 // of them, that rank first
 	foundLate     = 500 * time.Millisecond
 	foundLatest   = 2 * time.Second
+	foundMax      = 20
 	goneShare     = 10
 	originDelay   = 50 * time.Millisecond
 	meetingRounds = 2
@@ -175,7 +176,7 @@ func (c *rush) search(n *node) {
 				c.meet(n, p)
 			}
 		})
-		n.root.Searched()
+		n.root.Searched(len(c.farms) > 1)
 		c.unless(n.root.NextSearch(c.clock()), over, func() { c.search(n) })
 	})
 }
@@ -187,7 +188,7 @@ func (c *rush) found(yield func(plan.Peer)) {
 		yield(p)
 	}
 	rest := c.announced[first:]
-	for i := range min(len(rest), plan.FoundMax-firstMax) {
+	for i := range min(len(rest), foundMax-firstMax) {
 		j := i + c.rng.IntN(len(rest)-i)
 		rest[i], rest[j] = rest[j], rest[i]
 		yield(rest[i])

@@ -28,8 +28,9 @@ const (
 	// searchTakes is how long a search takes, mostly: the last before prefetch goes on is to
 	// have ended.
 	searchTakes = 300 * time.Millisecond
-	// FoundMax is how many members a search yields at most.
-	FoundMax = 20
+	// FoundAll is how many members a search yields at least, if so many have announced the
+	// root: the first of them by their weights for its key.
+	FoundAll = 10
 	// searchInterval is how often the announcements of a root in use are searched for
 	// again, and searchLonely how often for searchLonelyTill while nobody was found:
 	// farms that want it at once find each other within seconds. searchSoon is the first
@@ -211,10 +212,11 @@ func (r *Root) Announced(p Peer, now time.Time) bool {
 	return p != r.m.self && !r.m.near(p) && !r.m.passes(p, now, false) && r.claim(r.far, p, farMax)
 }
 
-// Searched ends a search. One that has found the same as the one before it, and so few
-// that they are all, says that no announcement is on its way any more.
-func (r *Root) Searched() {
-	r.settled = r.settled || r.now == r.last && 0 < r.now.count && r.now.count < FoundMax
+// Searched ends a search; others says whether any other farm is in reach. Where none is,
+// or the search has found the same as the one before it, and so few that they are all, no
+// announcement is on its way any more.
+func (r *Root) Searched(others bool) {
+	r.settled = r.settled || !others || r.now == r.last && 0 < r.now.count && r.now.count < FoundAll
 	r.last, r.now = r.now, sights{}
 }
 
