@@ -13,8 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
-	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"

@@ -70,6 +70,8 @@ type Announcements interface {
 	Announce(swarm.Key) error
 	Withdraw(swarm.Key)
 	Find(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
+	// Peers returns the members that are in reach.
+	Peers() []peer.AddrInfo
 	Ban(peer.ID, time.Duration, string)
 }
 
@@ -100,9 +102,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -166,7 +168,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
 	}
 	if cfg.NoOrigin == nil {
 		cfg.NoOrigin = func(content.Ref) bool { return false }
@@ -215,7 +217,11 @@ func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 // Asked returns how the requests to a member went since the start.
 func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
 
-// RootBytes is Bytes of one root, and those of all that were read, by their CIDs.
+// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
+// that were too many.
+func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
+
+// RootBytes is BytesOf each.
 func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.

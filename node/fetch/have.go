@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -114,7 +115,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 		mine := map[swarm.Key]bool{}
 		for _, rs := range f.all() {
 			if f.announces(ctx, rs) {
-				mine[swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce()[0])] = true
+				mine[swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce(rs.head.Scope)[0])] = true
 			}
 		}
 		if err := announced.Settle(mine, f.cfg.Swarm.Announce, f.cfg.Swarm.Withdraw); err != nil {
@@ -144,7 +145,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
-	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, holds, f.cfg.Now()) })
 	return yes
 }
 
@@ -172,6 +173,20 @@ func (m *Image) Prepare(ctx context.Context) {
 	}
 }
 
+// Holders returns how many of the image's chunks members show, this node too, when those of the farm, and those found elsewhere, have had their time to. What they show
+// may be some seconds old.
+func (m *Image) Holders(ctx context.Context) map[peer.ID]uint64 {
+	m.Prepare(ctx)
+	rs := m.rs.Load()
+	out := map[peer.ID]uint64{m.f.cfg.Self: m.f.holds(ctx, rs)}
+	m.f.Think(func(*plan.Member) {
+		for p, n := range rs.peers.Mind.Counts() {
+			out[peer.ID(p)] = n
+		}
+	})
+	return out
+}
+
 // newBook returns who shows what to this node.
 func newBook(f *Fetcher) *shown.Book {
 	cfg := shown.Config{
@@ -182,6 +197,10 @@ func newBook(f *Fetcher) *shown.Book {
 	}
 	if f.cfg.Swarm != nil {
 		cfg.Find = f.cfg.Swarm.Find
+		cfg.Others = func() bool {
+			live := f.cfg.Members.Live()
+			return slices.ContainsFunc(f.cfg.Swarm.Peers(), func(p peer.AddrInfo) bool { return !slices.Contains(live, p.ID) })
+		}
 	}
 	return shown.New(cfg)
 }
