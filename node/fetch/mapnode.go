@@ -136,20 +136,7 @@ func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode,
 	return &mapNode{Node: n.Node, Page: n.Page, id: a.data.CID(), page: a.page.CID(), reach: a.obj.Reach}, nil
 }
 
-// names are the names that a node brings: of itself, its page, and the chunks of a
-// leaf.
-func (n *mapNode) names(p content.Pos) []content.CID {
-	out := []content.CID{n.id, n.page}
-	if p.Level > 1 {
-		return out
-	}
-	for _, id := range n.Node.Entries {
-		if !id.IsHole() {
-			out = append(out, id)
-		}
-	}
-	return out
-}
+func (n *mapNode) names(p content.Pos) []content.CID { return object.Names(p, n.Node, n.id, n.page) }
 
 // walk visits the nodes of a root's map, those above first, until visit returns
 // false. A node that can't be had is visited as an error, and what is below it

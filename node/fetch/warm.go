@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch/object"
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -59,10 +59,7 @@ func (m *Image) kept(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, objects := range runs {
-			lacks += len(objects)
-		}
-		all += len(here)
+		lacks, all = lacks+len(slices.Concat(runs...)), all+len(here)
 	}
 	if lacks > 0 {
 		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
@@ -193,17 +190,10 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 
 // strictly tries again and again what the origin is not asked for.
 func (m *Image) strictly(ctx context.Context, try func() error) error {
-	for n := 0; ; n++ {
-		err := try()
-		if err == nil || m.strict == "" || n == strictTries || !mayCome(err) {
-			return err
-		}
-		select {
-		case <-time.After(plan.Again(n)):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	if m.strict == "" {
+		return try()
 	}
+	return patience.Few(ctx, strictTries, plan.Again, func(err error) bool { return !mayCome(err) }, try)
 }
 
 // missing returns what the cache lacks of the chunks that a leaf names, by run, and how

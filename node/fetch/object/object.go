@@ -59,3 +59,18 @@ func (o Object) Stored() (n int) {
 
 // RunKey is what a run's lead is chosen by.
 func RunKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
+
+// Names are the names that a map node brings: of itself, its page, and the chunks of a
+// leaf.
+func Names(p content.Pos, n content.Node, id, page content.CID) []content.CID {
+	out := []content.CID{id, page}
+	if p.Level > 1 {
+		return out
+	}
+	for _, id := range n.Entries {
+		if !id.IsHole() {
+			out = append(out, id)
+		}
+	}
+	return out
+}

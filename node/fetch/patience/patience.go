@@ -127,3 +127,18 @@ func (w *Waits) Try(ctx context.Context, l Limits, try func(context.Context) err
 		}
 	}
 }
+
+// Few tries something again, so many times at most, after pauses, unless it is over.
+func Few(ctx context.Context, tries int, again func(n int) time.Duration, over func(error) bool, try func() error) error {
+	for n := 0; ; n++ {
+		err := try()
+		if err == nil || n == tries || over(err) {
+			return err
+		}
+		select {
+		case <-time.After(again(n)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
