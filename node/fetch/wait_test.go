@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -81,8 +82,8 @@ func TestAWaitEnds(t *testing.T) {
 		go func() { out <- g.ReadChunk(ctx, 0, 0, make([]byte, 1)) }()
 		return out
 	}
-	err := <-read(t.Context(), w.patient(time.Second).open(im))
-	if !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "within 1s") || !strings.Contains(err.Error(), "origin: not reachable") {
+	err := <-read(t.Context(), w.patient(2*plan.SwarmWait).open(im)) // a climb, and a bit
+	if !errors.Is(err, content.ErrUnavailable) || !strings.Contains(err.Error(), "within 5s") || !strings.Contains(err.Error(), "origin: not reachable") {
 		t.Errorf("at the timeout: %v", err)
 	}
 	m := w.patient(time.Hour)
