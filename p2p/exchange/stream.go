@@ -254,7 +254,11 @@ func newCodec() (*codec, error) {
 
 // compress returns body as zstd in a buffer of the pool; nil when that gains little.
 func (c *codec) compress(body []byte, effort link.Effort) *[]byte {
-	b := c.pool.Get(len(body) - len(body)/8)
+	least := len(body) / 8
+	if effort == link.Much { // the line is what is short
+		least = len(body) / 64
+	}
+	b := c.pool.Get(len(body) - least)
 	out := c.enc[effort].EncodeAll(body, (*b)[:0])
 	if len(out) > len(*b) || &out[0] != &(*b)[0] {
 		c.pool.Put(b)

@@ -189,11 +189,11 @@ func (l *Link) Compress(size int) Effort {
 	switch {
 	case !ok || rate >= compressBelow || size < compressMin:
 		return None
+	case rate < compressWell:
+		return Much // each is worth it
 	case l.plain > 0:
 		l.plain--
 		return None
-	case rate < compressWell:
-		return Much
 	}
 	return Some
 }
