@@ -238,7 +238,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors())
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

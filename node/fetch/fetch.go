@@ -17,13 +17,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -37,6 +34,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -45,35 +43,19 @@ import (
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
-// Source is a rung of the ladder.
-type Source uint8
-
-// The rungs.
-const (
-	FromCache Source = iota
-	FromFarm
-	FromSwarm
-	FromOrigin
-
-	sources = int(FromOrigin) + 1
+// What is counted goes by the names that users see.
+type (
+	Source = tally.Source
+	Bytes  = tally.Bytes
 )
 
-// String returns the name that users see.
-func (s Source) String() string { return [...]string{"cache", "farm", "swarm", "origin"}[s] }
-
-// Bytes counts bytes by where they came from.
-type Bytes struct {
-	Cache  int64 `json:"cache"`
-	Farm   int64 `json:"farm"`
-	Swarm  int64 `json:"swarm"`
-	Origin int64 `json:"origin"`
-}
-
-type counters [sources]atomic.Int64
-
-func (c *counters) now() Bytes {
-	return Bytes{c[FromCache].Load(), c[FromFarm].Load(), c[FromSwarm].Load(), c[FromOrigin].Load()}
-}
+// The rungs of the ladder.
+const (
+	FromCache  = tally.FromCache
+	FromFarm   = tally.FromFarm
+	FromSwarm  = tally.FromSwarm
+	FromOrigin = tally.FromOrigin
+)
 
 // Members tells who is here. It is the farm.
 type Members interface {
@@ -87,7 +69,7 @@ type Announcements interface {
 	Announce(swarm.Key) error
 	Withdraw(swarm.Key)
 	Find(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
-	Ban(peer.ID, time.Duration)
+	Ban(peer.ID, time.Duration, string)
 }
 
 // Origin reads packs.
@@ -117,9 +99,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -143,18 +125,17 @@ type Config struct {
 // Lock order: rootState.mu, Fetcher.mu; nothing is locked under the
 // last.
 type Fetcher struct {
-	cfg     Config
-	codec   *content.Codec
-	metrics metrics
-	bytes   counters
-	loads   *turns.Turns[loadKey] // bytes that are brought in for others
-	checks  checks.Places
-	nodes   *resident.Clock[mapNode]
-	pace    have.Pace
-	shown   *shown.Book
-	wake    chan struct{}   // decide anew who announces what
-	ctx     context.Context // ends with Run; flights run on it
-	cancel  context.CancelFunc
+	cfg    Config
+	codec  *content.Codec
+	tally  *tally.Tally
+	loads  *turns.Turns[loadKey] // bytes that are brought in for others
+	checks checks.Places
+	nodes  *resident.Clock[mapNode]
+	pace   have.Pace
+	shown  *shown.Book
+	wake   chan struct{}   // decide anew who announces what
+	ctx    context.Context // ends with Run; flights run on it
+	cancel context.CancelFunc
 
 	back patience.Bell // of sources
 
@@ -180,7 +161,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
@@ -192,11 +173,10 @@ func New(cfg Config) (*Fetcher, error) {
 		cfg.Served = func(peer.ID, content.CID, int64) {}
 	}
 	f := &Fetcher{
-		cfg: cfg, codec: content.NewCodec(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
+		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
-	f.metrics = newMetrics(&f.bytes)
 	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f, nil
@@ -217,21 +197,22 @@ func (f *Fetcher) Run(ctx context.Context) error {
 }
 
 // Collectors returns the metrics.
-func (f *Fetcher) Collectors() []prometheus.Collector { return f.metrics.all() }
+func (f *Fetcher) Collectors() []prometheus.Collector { return f.tally.Collectors() }
 
 // Bytes returns how many bytes this node brought in, for itself and for others, by
 // source: those of the origin as they are stored, all others raw. From the cache
 // are those that guests read there.
-func (f *Fetcher) Bytes() Bytes { return f.bytes.now() }
+func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 
-func (f *Fetcher) count(s Source, n int) {
-	f.bytes[s].Add(int64(n))
-	if s != FromCache {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.mind.Count(f.cfg.Now(), int64(n))
-	}
-}
+// Asked returns how the requests to a member went since the start.
+func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
+
+// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
+// that were too many.
+func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
+
+// RootBytes is BytesOf each.
+func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.
 func (f *Fetcher) start(job func()) bool {
@@ -276,12 +257,12 @@ func (f *Fetcher) lied(id peer.ID, what string) {
 	var ban, first bool
 	f.Think(func(m *plan.Member) { ban, first = m.Lied(plan.Peer(id), f.cfg.Now()) })
 	f.cfg.Log.Error("a member sent bytes that do not match their hash", "peer", id, "of_this_farm", !ban, "what", what)
-	f.metrics.lies.Inc()
+	f.tally.Lies.Inc()
 	if ban && f.cfg.Swarm != nil { // also one that is passed over for something less
-		f.cfg.Swarm.Ban(id, banFor)
+		f.cfg.Swarm.Ban(id, banFor, "sent wrong bytes: "+what)
 	}
 	if ban && first {
-		f.metrics.banned.Inc()
+		f.tally.Banned.Inc()
 	}
 }
 
@@ -310,70 +291,4 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		return
 	}
 	f.Think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
-}
-
-// triedError says which sources were asked in vain. What they failed with is of one of
-// two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
-// what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
-func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
-	sources := []string{"cache: absent"}
-	for i, t := range a.Tried {
-		switch id := peer.ID(t.Peer); {
-		case i == triedMax:
-			sources = append(sources, fmt.Sprintf("and %d more", len(a.Tried)-triedMax))
-		case i > triedMax:
-		case t.Peer == "":
-			sources = append(sources, "origin: "+t.Why)
-		case slices.Contains(f.cfg.Members.Live(), id):
-			sources = append(sources, fmt.Sprintf("farm %s: %s", id, t.Why))
-		default:
-			sources = append(sources, fmt.Sprintf("swarm %s: %s", id, t.Why))
-		}
-	}
-	category := content.ErrUnavailable
-	switch {
-	case !a.Final:
-	case errors.Is(cause, content.ErrCorrupt):
-		category = content.ErrCorrupt
-	default:
-		category = content.ErrNotFound
-	}
-	return fmt.Errorf("%s: %w: %s", what, category, strings.Join(sources, "; "))
-}
-
-// triedMax bounds how many sources an error names.
-const triedMax = 8
-
-type metrics struct {
-	bytes                                                         []prometheus.Collector // a counter a source
-	failures, lies, banned, hedges, referrals, servedBytes, waits prometheus.Counter
-	waiting                                                       prometheus.Gauge
-}
-
-// newMetrics returns the collectors; bytes are counted elsewhere, where guests
-// read, and only shown here.
-func newMetrics(bytes *counters) metrics {
-	opts := func(name, help string) prometheus.CounterOpts {
-		return prometheus.CounterOpts{Namespace: "grange", Subsystem: "fetch", Name: name, Help: help}
-	}
-	m := metrics{
-		failures:    prometheus.NewCounter(opts("peer_failures_total", "Requests that a member failed or left unanswered.")),
-		lies:        prometheus.NewCounter(opts("peer_lies_total", "Answers of members that did not match their hash.")),
-		banned:      prometheus.NewCounter(opts("banned_peers_total", "Strangers that were banned for wrong bytes.")),
-		hedges:      prometheus.NewCounter(opts("hedges_total", "Reads of the origin beside a member that was slow.")),
-		referrals:   prometheus.NewCounter(opts("referrals_total", "Requests that were referred to another member.")),
-		servedBytes: prometheus.NewCounter(opts("served_bytes_total", "Bytes sent to other members.")),
-		waiting:     prometheus.NewGauge(prometheus.GaugeOpts(opts("waiting_reads", "Reads of guests that every source has failed for now."))),
-		waits:       prometheus.NewCounter(opts("waits_total", "Reads of guests that had to wait for a source to come back.")),
-	}
-	for s := range bytes {
-		o := opts("bytes_total", "Bytes read, by source.")
-		o.ConstLabels = prometheus.Labels{"source": Source(s).String()}
-		m.bytes = append(m.bytes, prometheus.NewCounterFunc(o, func() float64 { return float64(bytes[s].Load()) }))
-	}
-	return m
-}
-
-func (m metrics) all() []prometheus.Collector {
-	return append([]prometheus.Collector{m.failures, m.lies, m.banned, m.hedges, m.referrals, m.servedBytes, m.waiting, m.waits}, m.bytes...)
 }

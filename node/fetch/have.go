@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -114,7 +115,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 			if !f.announces(ctx, rs) {
 				continue
 			}
-			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce()[0])
+			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce(rs.head.Scope)[0])
 			mine[key] = true
 			if announced[key] {
 				continue
@@ -217,7 +218,7 @@ func newBook(f *Fetcher) *shown.Book {
 // to be asked for anything.
 func (f *Fetcher) unmet(id peer.ID, err error) {
 	if !errors.Is(err, content.ErrForbidden) {
-		f.metrics.failures.Inc()
+		f.failed(id, content.Line(err))
 		f.Think(func(m *plan.Member) { m.Fail(plan.Peer(id), f.cfg.Now()) })
 		return
 	}
@@ -225,8 +226,12 @@ func (f *Fetcher) unmet(id peer.ID, err error) {
 	f.Think(func(m *plan.Member) { m.Strange(plan.Peer(id), f.cfg.Now()) })
 }
 
+func (f *Fetcher) failed(id peer.ID, why string) {
+	f.tally.Failed(id, why)
+}
+
 // stalled notes that a member was asked for that long and brought nothing.
 func (f *Fetcher) stalled(id peer.ID, quiet time.Duration) {
-	f.metrics.failures.Inc()
+	f.failed(id, fmt.Sprintf("brought nothing for %s", quiet.Round(time.Millisecond)))
 	f.Think(func(m *plan.Member) { m.Stall(plan.Peer(id), f.cfg.Now(), quiet) })
 }

@@ -6,32 +6,27 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
+	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
-
-// warmWindow bounds the bytes of a prefetch that are under way: enough for the
-// longest links, little beside a guest's reads.
-const warmWindow = 8 << 20
 
 // Image is a root that is read: one handle a volume, which counts where its bytes
 // came from. Safe for concurrent use.
 type Image struct {
 	f     *Fetcher
 	rs    atomic.Pointer[rootState] // by which head it is read, for now
-	bytes counters
+	bytes tally.Counters
 	ahead readahead.Window
 	waits patience.Waits
+	slow  why.Log
 }
 
 func (f *Fetcher) image(rs *rootState) *Image {
@@ -71,7 +66,7 @@ func (m *Image) ID() content.CID { return m.rs.Load().id }
 func (m *Image) Root() content.Root { return m.rs.Load().head.Root }
 
 // Bytes returns how many bytes were read through this handle, by source.
-func (m *Image) Bytes() Bytes { return m.bytes.now() }
+func (m *Image) Bytes() Bytes { return m.bytes.Now() }
 
 // TryReadChunk fills p from byte off of a chunk if it is a hole, or in the cache and
 // there in memory; it neither waits nor allocates. false means to use ReadChunk.
@@ -94,7 +89,7 @@ func (m *Image) TryReadChunk(index uint64, off int, p []byte) bool {
 
 func (m *Image) countCached(p []byte) {
 	m.bytes[FromCache].Add(int64(len(p)))
-	m.f.bytes[FromCache].Add(int64(len(p)))
+	m.rs.Load().count(FromCache, len(p))
 }
 
 // ReadChunk fills p from byte off of a chunk, for a guest that waits for it, and
@@ -109,10 +104,12 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, trail: trail{began: time.Now()}}
+	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
+	m.noteSlow(r, err)
+	return err
 }
 
 func (m *Image) readHere(id content.CID, off int, p []byte) bool {
@@ -135,16 +132,20 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
+	trail
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	o, ok, err := m.f.chunk(ctx, rs, r.index, byGuest())
+	how := byGuest()
+	how.trail = &r.trail
+	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
 	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
 	fl := m.f.join(rs, []object{o}, byGuest())[0]
+	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
@@ -154,6 +155,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
 		fl = m.f.join(rs, []object{o}, byGuest())[0]
+		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
 	if err != nil {
@@ -281,155 +283,6 @@ func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bo
 	}
 }
 
-// Warm brings the whole image into the cache. The runs that this node leads come
-// first, so that the members of a farm that warm one image at once each bring in
-// their own part. Progress is given bytes by source, one call at a time; it may be
-// nil. ErrNoSpace means that all came and the cache could not keep it.
-func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if progress == nil {
-		progress = func(Source, int) {}
-	}
-	m.Prepare(ctx)
-	w := &warming{m: m, progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
-	for n := range m.rs.Load().shape.Leaves() {
-		if err := w.leaf(ctx, n); err != nil {
-			cancel(err)
-			break
-		}
-	}
-	w.landing.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	return m.kept(ctx)
-}
-
-// kept fails with ErrNoSpace when the cache lacks chunks of the image.
-func (m *Image) kept(ctx context.Context) error {
-	lacks, all := 0, 0
-	for n := range m.rs.Load().shape.Leaves() {
-		runs, here, err := m.missing(ctx, n)
-		if err != nil {
-			return err
-		}
-		for _, objects := range runs {
-			lacks += len(objects)
-		}
-		all += len(here)
-	}
-	if lacks > 0 {
-		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
-	}
-	return nil
-}
-
-// warming is one Warm.
-type warming struct {
-	m       *Image
-	fail    context.CancelCauseFunc // the first failure ends it
-	window  *semaphore.Weighted     // of bytes
-	landing sync.WaitGroup
-
-	mu       sync.Mutex // held while progress is called
-	progress func(Source, int)
-}
-
-func (w *warming) report(s Source, n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.progress(s, n)
-}
-
-// leaf brings in what one map node names.
-func (w *warming) leaf(ctx context.Context, n uint64) error {
-	size := int64(w.m.rs.Load().shape.ChunkMax)
-	runs, here, err := w.m.missing(ctx, n)
-	if err != nil {
-		return err
-	}
-	cached := 0
-	for _, raw := range here {
-		cached += int(raw)
-	}
-	if cached > 0 {
-		w.report(FromCache, cached)
-	}
-	for _, objects := range runs {
-		for part := range slices.Chunk(objects, int(max(1, warmWindow/size))) {
-			if err := w.window.Acquire(ctx, int64(len(part))*size); err != nil {
-				return err
-			}
-			flights := w.m.f.join(w.m.rs.Load(), part, byPrefetch())
-			w.landing.Go(func() { w.land(ctx, flights, size) })
-		}
-	}
-	return nil
-}
-
-func (w *warming) land(ctx context.Context, flights []*flight, size int64) {
-	for _, fl := range flights {
-		err := fl.waitKept(ctx)
-		if err != nil && ctx.Err() == nil { // another head may say where it lies
-			err = w.m.byHeads(ctx, func(rs *rootState) error {
-				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
-				if err == nil {
-					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
-					err = fl.waitKept(ctx)
-				}
-				return err
-			})
-		}
-		if err != nil {
-			w.fail(err)
-		} else {
-			w.m.count(fl)
-			w.report(fl.from, len(fl.data.Bytes()))
-		}
-		w.window.Release(size)
-	}
-}
-
-// missing returns what the cache lacks of the chunks that a leaf names, by run,
-// the runs that this node leads first, and how long those are that are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
-	n, err := m.leaf(ctx, leaf, byPrefetch())
-	if err != nil || n == nil {
-		return nil, nil, err
-	}
-	byRun := map[pack.Run][]object{}
-	var order []pack.Run
-	for i, id := range n.Node.Entries {
-		if id.IsHole() {
-			continue
-		}
-		at, _ := n.Page.Child(i)
-		if m.f.cfg.Cache.Has(id) {
-			here = append(here, at.Raw)
-			continue
-		}
-		run := at.Run()
-		if byRun[run] == nil {
-			order = append(order, run)
-		}
-		byRun[run] = append(byRun[run], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
-	}
-	var others [][]object
-	for _, run := range order {
-		m.f.Think(func(mind *plan.Member) { // each by itself: guests wait for no long list
-			if mind.Leads(runKey(run)) {
-				runs = append(runs, byRun[run])
-			} else {
-				others = append(others, byRun[run])
-			}
-		})
-	}
-	return append(runs, others...), here, nil
-}
-
-func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
-
 // IOTimeoutDefault is how long a guest's read waits for its bytes: longer than a store
 // is away that is restarted, shorter than the patience of who looks at a machine that
 // stands still.
@@ -469,10 +322,10 @@ func (m *Image) patiently(ctx context.Context, try func(context.Context) error) 
 			last = err
 		}
 		if n == 0 {
-			m.f.metrics.waits.Inc()
-			m.f.metrics.waiting.Inc()
+			m.f.tally.Waits.Inc()
+			m.f.tally.Waiting.Inc()
 			m.waits.Note(1, last)
-			defer func() { m.f.metrics.waiting.Dec(); m.waits.Note(-1, nil) }()
+			defer func() { m.f.tally.Waiting.Dec(); m.waits.Note(-1, nil) }()
 		} else {
 			m.waits.Note(0, last)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -32,7 +33,9 @@ type job struct {
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
 	came    atomic.Int64          // how many flights have ended
-	failure error                 // of the origin; set before the event that tells fly
+	began   time.Time
+	trace   *why.Trace // of what is tried; nil where no guest waits
+	failure error      // of the origin; set before the event that tells fly
 }
 
 // eventsMax is how many events of a job may wait to be looked at: as many as members
@@ -44,6 +47,8 @@ type asking struct {
 	peer   plan.Peer
 	ctx    context.Context
 	cancel context.CancelFunc
+	begun  time.Time
+	met    atomic.Bool // something came
 }
 
 // newJob carries out a climb, nil for none. It is called with the Fetcher's mu.
@@ -51,7 +56,8 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Jo
 	if climb == nil {
 		return nil
 	}
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: how.traced()}
+	j.how.trail = nil
 	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
 	return j
@@ -119,13 +125,16 @@ func (j *job) linger() plan.Event {
 func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	var acts []plan.Action
 	e.Job = j.climb
+	j.trace.Event(e)
 	j.f.Think(func(m *plan.Member) {
 		acts, wake = m.Step(time.Now(), e), j.climb.Wake()
 	})
 	for _, a := range acts {
+		j.trace.Action(a)
 		switch a.Kind {
 		case plan.Ask:
-			ask := &asking{peer: a.Peer}
+			ask := &asking{peer: a.Peer, begun: time.Now()}
+			j.f.tally.Asked(peer.ID(a.Peer))
 			ask.ctx, ask.cancel = context.WithCancel(j.ctx)
 			j.asks[a.Peer] = ask
 			j.work.Go(func() { j.ask(ask, a) })
@@ -146,7 +155,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.Done:
 			return wake, false
 		case plan.Fail:
-			j.fail(j.f.triedError(j.what(), a, j.failure))
+			j.fail(why.InVain(j.what(), a, j.f.cfg.Members.Live(), j.failure))
 			return wake, false
 		}
 	}
@@ -365,6 +374,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			if j.level() == 0 {
 				j.f.Think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
 			}
+		case exchange.Queued:
+			j.trace.Queued(to, r.Position)
 		case exchange.Unknown:
 			o.unknown = true
 		case exchange.Refer:
@@ -393,9 +404,13 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
-	j.f.bytes[from].Add(n)
+	j.rs.count(from, int(n))
+	j.trace.Brought(peer.ID(ask.peer))
+	if !ask.met.Swap(true) {
+		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
+	}
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)

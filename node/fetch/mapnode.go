@@ -73,6 +73,7 @@ func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object, how reque
 		return nil, content.ErrNotFound
 	}
 	fl := f.join(rs, []object{nodeObject(o.pos, o.pair, max(how.reach, rs.reach()))}, how)[0]
+	how.trail.tried(fl)
 	if _, err := fl.wait(ctx); err != nil {
 		return nil, err
 	}

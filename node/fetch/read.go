@@ -28,11 +28,14 @@ type read struct {
 func (j *job) readOrigin(hedge bool) {
 	e := plan.Event{Kind: plan.OriginEnded}
 	if hedge {
-		j.f.metrics.hedges.Inc()
+		j.f.tally.Hedges.Inc()
 	}
 	if err := j.readMissing(hedge); err != nil {
 		e.Why, e.Never = err.Error(), !errors.Is(err, content.ErrUnavailable) && (errors.Is(err, content.ErrCorrupt) || errors.Is(err, content.ErrNotFound))
 		j.failure = err
+	}
+	if hedge && slices.ContainsFunc(j.flights, func(fl *flight) bool { return fl.ended.Load() && fl.from == FromOrigin }) {
+		j.f.tally.HedgeWins.Inc()
 	}
 	j.tell(e)
 }
@@ -200,7 +203,10 @@ func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, ob
 		if a.data.Bytes() == nil || o.pos.Level > 0 && a.page.Bytes() == nil {
 			return
 		}
-		f.count(FromOrigin, o.stored())
+		rs.count(FromOrigin, o.stored())
+		f.mu.Lock()
+		f.mind.Count(f.cfg.Now(), int64(o.stored()))
+		f.mu.Unlock()
 		unfit = errors.Join(unfit, f.land(rs, *a, nil))
 		*a = arrival{}
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
+	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -49,7 +50,9 @@ type rootState struct {
 	// again.
 	nodes  resident.Table[mapNode]
 	proven atomic.Bool // a node of the map was decoded: the head's first page is right
-	here   have.Set    // chunks that may go as far as the root
+	tally  *tally.Tally
+	bytes  atomic.Pointer[tally.Counters] // of the root; nil until something was counted
+	here   have.Set                       // chunks that may go as far as the root
 
 	introducer peer.ID    // who handed the record over; "" where this node looked it up
 	scanning   sync.Mutex // held while the cache is looked through; before mu
@@ -90,6 +93,16 @@ func (rs *rootState) Name() roots.Name {
 	return roots.Name{ID: rs.id, Head: rs.head, Introducer: rs.introducer}
 }
 
+// count counts bytes of the root, by whatever head.
+func (rs *rootState) count(s Source, n int) {
+	c := rs.bytes.Load()
+	if c == nil {
+		c = rs.tally.Root(rs.id)
+		rs.bytes.Store(c)
+	}
+	c[s].Add(int64(n))
+}
+
 func (rs *rootState) reach() cache.Reach { return cache.Reach(rs.limit.Load()) }
 
 // sealed returns the record of the root, if there is one.
@@ -113,7 +126,7 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 		return nil, fmt.Errorf("root: %w", err)
 	}
 	rs := &rootState{
-		id: root.CID(), head: r.Head, shape: r.Head.Root.Shape(),
+		id: root.CID(), tally: f.tally, head: r.Head, shape: r.Head.Root.Shape(),
 		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope,
 	}
 	rs.peers = f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
@@ -264,6 +277,7 @@ type request struct {
 	reach    cache.Reach
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
+	trail          *trail // of a guest's read
 }
 
 func byGuest() request { return request{priority: exchange.PriorityGuest} }

@@ -112,7 +112,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	defer s.f.mu.Unlock()
 	to, referred := s.f.crowds.Begin(key, s.how.from)
 	if referred {
-		s.f.metrics.referrals.Inc()
+		s.f.tally.Referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
 	}
@@ -129,7 +129,7 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 	}
 	s.left--
 	s.sent += int64(len(body) + len(page))
-	s.f.metrics.servedBytes.Add(float64(len(body) + len(page)))
+	s.f.tally.Served.Add(float64(len(body) + len(page)))
 	return nil
 }
 

@@ -200,7 +200,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	w.check(err)
 	cfg := fetch.Config{
 		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: who, Verifier: verifier,
-		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
+		Announce: func(content.Scope) [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
 	}
 	if os.Getenv("GRANGE_DEBUG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", m.id)
@@ -325,7 +325,7 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	}
 }
 
-func (m *node) Ban(id peer.ID, _ time.Duration) { m.banned.Store(id, true) }
+func (m *node) Ban(id peer.ID, _ time.Duration, _ string) { m.banned.Store(id, true) }
 
 // leave takes the member out of the farm and stops it.
 func (m *node) leave() {

@@ -75,10 +75,13 @@ type Image struct {
 	Source  string        `json:"source,omitempty"`
 	Pinned  bool          `json:"pinned"`
 	// Followed is nil for a name that this node does not follow.
-	Followed  *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
-	Holders   []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
-	Age       float64          `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool             `json:"confirmed" doc:"false when the origin has not answered with it this time"`
+	Followed *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
+	Holders  []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
+	// Bytes and Copies are of this node alone.
+	Bytes     fetch.Bytes `json:"bytes" doc:"what this node read of it, or of what has the same content, since its start"`
+	Copies    float64     `json:"origin_copies" doc:"how often this node read all of it from the origin: the bytes from there, of those that it takes there"`
+	Age       float64     `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool        `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
 
 // Images are those that this node knows of. Safe for concurrent use.
@@ -112,8 +115,9 @@ func (im *Images) info(k records.Known) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	read := im.cfg.Fetcher.BytesOf(k.Root)
 	return Image{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
 		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed, Followed: im.follower.standing(k.Name),
 	}, nil

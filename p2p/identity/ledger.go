@@ -50,7 +50,13 @@ type Ledger struct {
 	checking sync.Mutex
 	mu       sync.RWMutex // guards what follows
 	proofs   map[peer.ID]proof
-	bans     map[peer.ID]time.Time // until when
+	bans     map[peer.ID]Ban
+}
+
+// Ban is until when a peer is shut out, and why.
+type Ban struct {
+	Until time.Time
+	Why   string
 }
 
 type proof struct {
@@ -62,7 +68,7 @@ type proof struct {
 
 // New returns an empty ledger; now is the clock that certificates and bans go by.
 func New(v *trust.Verifier, now func() time.Time) *Ledger {
-	return &Ledger{verifier: v, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}, bans: map[peer.ID]time.Time{}}
+	return &Ledger{verifier: v, now: now, codec: content.NewCodec(), proofs: map[peer.ID]proof{}, bans: map[peer.ID]Ban{}}
 }
 
 // Mesh is the mesh whose members may prove that they are.
@@ -165,21 +171,21 @@ func (l *Ledger) Recheck(connected func(peer.ID) bool) (lost []peer.ID) {
 	return lost
 }
 
-// Ban shuts a peer out for a while, or for as long as it was before where that is longer.
-func (l *Ledger) Ban(id peer.ID, d time.Duration) {
+// Ban shuts a peer out for a while, for a reason that people read, or for as long as it was before where that is longer.
+func (l *Ledger) Ban(id peer.ID, d time.Duration, why string) {
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	maps.DeleteFunc(l.bans, func(_ peer.ID, until time.Time) bool { return !now.Before(until) })
-	until, banned := l.bans[id]
+	maps.DeleteFunc(l.bans, func(_ peer.ID, b Ban) bool { return !now.Before(b.Until) })
+	before, banned := l.bans[id]
 	for other := range l.bans {
 		if banned || len(l.bans) < bansMax {
 			break
 		}
 		delete(l.bans, other)
 	}
-	if now.Add(d).After(until) {
-		l.bans[id] = now.Add(d)
+	if now.Add(d).After(before.Until) {
+		l.bans[id] = Ban{now.Add(d), why}
 	}
 }
 
@@ -193,20 +199,17 @@ func (l *Ledger) ShutOut(id peer.ID) bool {
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.now().Before(l.bans[id])
+	return l.now().Before(l.bans[id].Until)
 }
 
-// Bans is how many peers are banned now.
-func (l *Ledger) Bans() (n int) {
+// Bans are the peers that are banned now.
+func (l *Ledger) Bans() map[peer.ID]Ban {
 	now := l.now()
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	for _, until := range l.bans {
-		if now.Before(until) {
-			n++
-		}
-	}
-	return n
+	out := maps.Clone(l.bans)
+	maps.DeleteFunc(out, func(_ peer.ID, b Ban) bool { return !now.Before(b.Until) })
+	return out
 }
 
 // subjectIs fails with ErrCorrupt unless the chain is about the peer's own key.

@@ -151,17 +151,17 @@ func BenchmarkPresent(b *testing.B) {
 func TestBansEnd(t *testing.T) {
 	now := time.Now()
 	l := New(trust.NewVerifier(trust.NewPrivateKey().Public()), func() time.Time { return now })
-	l.Ban("liar", time.Minute)
-	if now = now.Add(59 * time.Second); !l.ShutOut("liar") || l.Bans() != 1 {
+	l.Ban("liar", time.Minute, "lied")
+	if now = now.Add(59 * time.Second); !l.ShutOut("liar") || len(l.Bans()) != 1 {
 		t.Error("a ban ended early")
 	}
-	if now = now.Add(2 * time.Second); l.ShutOut("liar") || l.Bans() != 0 {
+	if now = now.Add(2 * time.Second); l.ShutOut("liar") || len(l.Bans()) != 0 {
 		t.Error("a ban did not end")
 	}
 	for i := range bansMax + 10 {
-		l.Ban(peer.ID(rune(i)), time.Minute)
+		l.Ban(peer.ID(rune(i)), time.Minute, "")
 	}
-	if n := l.Bans(); n != bansMax {
+	if n := len(l.Bans()); n != bansMax {
 		t.Errorf("%d bans", n)
 	}
 }

@@ -128,7 +128,7 @@ func (s *Swarm) Collectors() []prometheus.Collector {
 	}
 	gauge("table_members", "Members in the routing table of the DHT.", nil, func() int { return s.dht.RoutingTable().Size() })
 	gauge("announced_roots", "Roots that this member announces.", nil, s.announced.count)
-	gauge("banned_members", "Members that are banned.", nil, s.ledger.Bans)
+	gauge("banned_members", "Members that are banned.", nil, func() int { return len(s.ledger.Bans()) })
 	gauge("guests", "Connections with peers that have not proved that they are members.", nil, func() int { return int(s.guests.Load()) })
 	counter := func(name, help string, get func() int64) {
 		to.NewCounterFunc(prometheus.CounterOpts{Namespace: "grange", Subsystem: "swarm", Name: name, Help: help}, func() float64 { return float64(get()) })

@@ -277,8 +277,9 @@ func (s *Swarm) Peers() []peer.AddrInfo {
 	return out
 }
 
-// Ban closes the connections with a member and refuses new ones for a while.
-func (s *Swarm) Ban(id peer.ID, d time.Duration) {
-	s.ledger.Ban(id, d)
+// Ban closes the connections with a member and refuses new ones for a while, for a reason
+// that people read.
+func (s *Swarm) Ban(id peer.ID, d time.Duration, why string) {
+	s.ledger.Ban(id, d, why)
 	s.Dismiss(id)
 }

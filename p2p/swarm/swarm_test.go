@@ -224,7 +224,7 @@ func TestBannedMemberIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "meet in the routing table", func() bool { return a.dht.RoutingTable().Find(b.ID()) != "" })
-	a.Ban(b.ID(), time.Minute)
+	a.Ban(b.ID(), time.Minute, "a test")
 	if err := a.Connect(t.Context(), infoOf(t, b)); err == nil {
 		t.Error("dialled a banned member")
 	}

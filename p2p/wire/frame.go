@@ -76,7 +76,7 @@ type limits struct {
 func (t Type) limits() (l limits, ok bool) {
 	all := [typeEnd]limits{
 		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0},
-		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed},
+		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin},
 		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck},
 		TypeAbsent:    {2, indexesSizeMax, absentNowhere},
 		TypeQueued:    {4, 4, 0},

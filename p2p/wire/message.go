@@ -88,11 +88,14 @@ type Want struct {
 	Fetch bool
 	// Passed says that the request was passed on once, and must not be again.
 	Passed bool
+	// NoOrigin says that nothing is to be read at the origin for it.
+	NoOrigin bool
 }
 
 const (
 	wantFetch = 1 << iota
 	wantPassed
+	wantNoOrigin
 )
 
 func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
@@ -102,6 +105,9 @@ func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.Passed {
 		flags |= wantPassed
 	}
+	if m.NoOrigin {
+		flags |= wantNoOrigin
+	}
 	b = append(append(b, m.Root[:]...), byte(m.Level), byte(m.Priority))
 	return appendIndexes(b, m.Indexes), TypeWant, flags
 }
@@ -109,7 +115,7 @@ func (m Want) encode(b []byte) (p []byte, t Type, flags uint8) {
 func decodeWant(flags uint8, p []byte) (Message, error) {
 	m := Want{
 		Root: content.CID(p[:content.CIDSize]), Level: int(p[content.CIDSize]), Priority: Priority(p[content.CIDSize+1]),
-		Fetch: flags&wantFetch != 0, Passed: flags&wantPassed != 0,
+		Fetch: flags&wantFetch != 0, Passed: flags&wantPassed != 0, NoOrigin: flags&wantNoOrigin != 0,
 	}
 	if m.Level > content.LevelMax || m.Priority > PriorityGuest {
 		return nil, fmt.Errorf("%w: level %d, priority %d; the limits are %d and %d", content.ErrCorrupt, m.Level, m.Priority, content.LevelMax, PriorityGuest)

@@ -76,7 +76,7 @@ func (m *Member) Join(cfg Config, objects []Wanted) (flights []*Flight, begun *J
 	}
 	flights = make([]*Flight, len(objects))
 	for i, o := range objects {
-		fl := o.joinable(cfg.Depth, cfg.Hurry)
+		fl := o.joinable(cfg)
 		if fl == nil {
 			if begun == nil {
 				begun = m.job(cfg)
@@ -93,13 +93,14 @@ func (m *Member) Join(cfg Config, objects []Wanted) (flights []*Flight, begun *J
 }
 
 // joinable returns a flight that a request may join: one that has landed, or is as deep
-// or deeper, and where somebody is in a hurry as urgent, or asked for ahead and coming.
-func (o *Object) joinable(least Depth, hurry bool) *Flight {
+// or deeper and may read the origin where the request may, and where somebody is in a hurry
+// as urgent, or asked for ahead and coming.
+func (o *Object) joinable(cfg Config) *Flight {
 	for d, fl := range o.flights {
-		if fl == nil || Depth(d) < least && !fl.ended {
+		if fl == nil || !fl.ended && (Depth(d) < cfg.Depth || fl.job.cfg.NoOrigin && !cfg.NoOrigin) {
 			continue
 		}
-		if fl.ended || !hurry || (fl.job.cfg.Hurry || fl.job.cfg.Ahead) && !fl.job.Slow {
+		if fl.ended || !cfg.Hurry || (fl.job.cfg.Hurry || fl.job.cfg.Ahead) && !fl.job.Slow {
 			return fl
 		}
 	}
@@ -118,6 +119,7 @@ func (m *Member) Leave(flights ...*Flight) (unwanted []*Job) {
 			continue
 		}
 		j.unwanted = true
+		j.end()
 		for _, other := range j.flights {
 			other.LeaveOut()
 		}

@@ -64,11 +64,15 @@ func (r *Root) Show(p Peer, far, anew bool, set *content.Bitmap) error {
 			r.use()
 		}
 	}
+	if h.set != nil {
+		r.tally(h.set, -1)
+	}
 	if h.far = far; anew || h.set == nil {
 		h.set = set
 	} else {
 		h.set.Union(set)
 	}
+	r.tally(h.set, 1)
 	r.resize(h, h.set.Bytes()+bitmapOverhead)
 	if h.bytes > memberMax {
 		r.Drop(p)
@@ -110,6 +114,7 @@ func (r *Root) spare(last Peer) Peer {
 func (r *Root) Drop(p Peer) {
 	if h := r.held[p]; h != nil {
 		r.resize(h, 0)
+		r.tally(h.set, -1)
 		delete(r.held, p)
 	}
 	if len(r.held) == 0 {
@@ -121,9 +126,11 @@ func (r *Root) Drop(p Peer) {
 // may have evicted it.
 func (r *Root) Lacks(p Peer, indexes []uint64) {
 	if h := r.held[p]; h != nil {
+		r.tally(h.set, -1)
 		for _, i := range indexes {
 			h.set.Remove(i)
 		}
+		r.tally(h.set, 1)
 		r.resize(h, h.set.Bytes()+bitmapOverhead)
 	}
 }
@@ -144,34 +151,70 @@ func (r *Root) shows(p Peer) bool {
 }
 
 // holder returns the member to ask of those that show what a job lacks, far away or of
-// this farm, and are not passed over: who shows most of it comes first. A map node goes
-// with the chunks that it names, so for one they are those that show most of all. Members
-// that show the same take turns: who comes first changes with the run.
+// this farm, and are not passed over: who shows most of it comes first; what a slow one
+// shows counts less. Of those that show
+// the same, two by chance, which changes with the run and with who asks, the one is asked
+// that is expected to send it sooner: so nobody is asked by all that think it the best.
 func (j *Job) holder(far bool) Peer {
-	r := j.cfg.Root
-	r.use()
-	var best Peer
-	var most, heaviest uint64
-	for p, h := range r.held {
+	j.cfg.Root.use()
+	type chance struct {
+		peer   Peer
+		weight uint64
+	}
+	var first, second chance
+	most, need, mine := 0, j.need(), weight(j.cfg.Key, j.m.self)
+	for p, h := range j.cfg.Root.held {
 		if h.far != far || j.asked[p] || j.aside(p) {
 			continue
 		}
-		n := uint64(0)
-		if j.cfg.Level > 0 {
-			n = h.set.Len()
-		} else {
-			for _, fl := range j.flights {
-				if !fl.ended && h.set.Has(fl.index) {
-					n++
-				}
-			}
+		n := lateShare * j.shown(p)
+		if j.m.loads.slow(p, need, j.now) {
+			n /= lateShare
 		}
 		if n == 0 || n < most {
 			continue
 		}
-		if w := weight(j.cfg.Key, p); n > most || w > heaviest || w == heaviest && p < best {
-			best, most, heaviest = p, n, w
+		if n > most {
+			most, first, second = n, chance{}, chance{}
+		}
+		switch c := (chance{p, weight(j.cfg.Key, p) ^ mine}); {
+		case c.weight > first.weight || c.weight == first.weight && p < first.peer:
+			first, second = c, first
+		case c.weight > second.weight:
+			second = c
 		}
 	}
-	return best
+	if second.peer != "" && j.m.loads.wait(second.peer, need, j.now) < j.m.loads.wait(first.peer, need, j.now) {
+		return second.peer
+	}
+	return first.peer
+}
+
+// shown is how much of what a job lacks a member shows. A map node goes with the chunks
+// that it names, so for one it is all that it shows.
+func (j *Job) shown(p Peer) (n int) {
+	h := j.cfg.Root.held[p]
+	switch {
+	case h == nil:
+	case j.cfg.Level > 0:
+		return int(h.set.Len())
+	default:
+		for _, fl := range j.flights {
+			if !fl.ended && h.set.Has(fl.index) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// instead returns a member of this farm that shows all that is missing and is expected to
+// send it long before the one that is due; else that one. Nobody leads for it.
+func (j *Job) instead(due Peer) Peer {
+	if need := j.need(); j.cfg.Level == 0 {
+		if p := j.holder(false); p != "" && j.shown(p) == j.left && j.m.loads.slower(due, need, p, need, insteadShare, j.now) {
+			return p
+		}
+	}
+	return due
 }

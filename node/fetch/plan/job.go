@@ -40,6 +40,16 @@ func ladder(d Depth) []rung {
 	return []rung{waitReads, askRanks, waitFarm, askHolders, askSwarmHolders, readOrigin, giveUp} // Last
 }
 
+// ladder leaves out the rungs whose sense is that somebody reads the origin, where nobody is
+// to.
+func (c Config) ladder() []rung {
+	all := ladder(c.Depth)
+	if c.NoOrigin {
+		all = slices.DeleteFunc(all, func(r rung) bool { return r == readOrigin || r == askAnyone })
+	}
+	return all
+}
+
 // Job is the way of one run, or of the part of it that is missing. Not safe for
 // concurrent use.
 type Job struct {
@@ -81,7 +91,7 @@ type Job struct {
 
 func (m *Member) job(cfg Config) *Job {
 	return &Job{
-		m: m, cfg: cfg, ladder: ladder(cfg.Depth), patience: patienceOf(cfg.Hurry),
+		m: m, cfg: cfg, ladder: cfg.ladder(), patience: patienceOf(cfg.Hurry),
 		asked: map[Peer]bool{m.self: true, cfg.From: true}, fetch: map[Peer]bool{m.self: true, cfg.From: true},
 	}
 }
@@ -97,7 +107,12 @@ func (j *Job) step(now time.Time, e Event) []Action {
 	case Start:
 		j.begun()
 	case Brought:
-		j.brought(e.Peer)
+		j.brought(e.Peer, e.Bytes)
+		return nil
+	case Endgame:
+		if p := j.holder(false); len(j.under) == 1 && j.blocked() && p != "" { // no uplink is to carry it twice
+			return j.askOne(p)
+		}
 		return nil
 	case Waited:
 		j.waiting = false
@@ -112,7 +127,17 @@ func (j *Job) step(now time.Time, e Event) []Action {
 			return j.finish(nil)
 		}
 	case Answered, OriginEnded:
-		s := j.ended(e.Peer)
+		how := vain
+		switch {
+		case e.Why != "":
+			how = overtaken
+		case j.left == 0:
+			how = whole
+		}
+		s := j.ended(e.Peer, how)
+		if s != nil && s.load != nil {
+			s.load.spare = float64(e.Spare)
+		}
 		if j.left == 0 {
 			return j.finish(s)
 		}
@@ -186,7 +211,7 @@ func (j *Job) answered(s *source, e Event) {
 
 // hedge reads the origin beside a member that is slow, once, for a guest alone.
 func (j *Job) hedge() []Action {
-	if !j.cfg.Guest || j.now.Before(j.hedgeAt) {
+	if !j.cfg.Guest || j.cfg.NoOrigin || j.now.Before(j.hedgeAt) {
 		return nil
 	}
 	j.hedgeAt = j.now.Add(HedgeAfter)
@@ -250,16 +275,22 @@ func (j *Job) stand() (acts []Action, stay bool) {
 	return j.giveUp()
 }
 
+// NotAsked is why the origin has failed where nobody was to read it.
+const NotAsked = "not asked, as --no-origin-fallback says"
+
 // giveUp ends the job once nobody is left to ask and nobody under way.
 func (j *Job) giveUp() (acts []Action, stay bool) {
 	if acts := j.askBeside(); acts != nil || len(j.under) > 0 {
 		return acts, true
 	}
-	if j.reads == 0 {
+	switch {
+	case j.cfg.NoOrigin:
+		j.note("", NotAsked, false)
+	case j.reads == 0:
 		j.note("", "not reachable from this node", false)
 	}
 	j.over = true
-	return []Action{{Kind: Fail, Tried: j.tried, Final: !j.maybe && (j.gone || j.told())}}, false
+	return []Action{{Kind: Fail, Tried: j.tried, Final: !j.maybe && !j.cfg.NoOrigin && (j.gone || j.told())}}, false
 }
 
 // told reports whether a node that can't ask the origin has the word of enough members,
@@ -299,7 +330,7 @@ func (j *Job) askBehind() []Action {
 	behind := false
 	for p := range j.ranks {
 		if behind {
-			if acts := j.askFor(p, nextRanks); acts != nil {
+			if acts := j.askFor(j.instead(p), nextRanks); acts != nil {
 				return acts
 			}
 		}
@@ -322,6 +353,9 @@ func (j *Job) askLead() []Action {
 			return nil
 		}
 		if !j.fetch[p] && !j.isAsked(p) {
+			if h := j.instead(p); h != p {
+				return j.ask(Action{Kind: Ask, Peer: h})
+			}
 			return j.askFetch(p, passed || j.count > 0)
 		}
 	}

@@ -40,6 +40,8 @@ type Member struct {
 
 	providers []Peer // that lately brought in what this node could not, the latest first
 
+	loads loads
+
 	roots map[*Root]struct{} // that somebody shows something of
 	bytes int                // of their bitmaps
 	uses  uint64             // of roots

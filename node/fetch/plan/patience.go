@@ -20,6 +20,9 @@ const (
 	// a node that has lately found members that stall.
 	guestPass = 4 * time.Second
 	guestStep = time.Second
+	// guestHolder is that where all that are asked were to send what they have: nothing is
+	// read twice by it, and a silent member is not waited for longer.
+	guestHolder = 2 * time.Second
 	// hardDeadline is how long a source may go without bytes: then it has failed. A
 	// lead whose origin is as slow as that is of no use. Only then does prefetch go on
 	// to the next lead, or to the origin.
@@ -66,6 +69,12 @@ type source struct {
 	beside bool    // it was asked beside another, out of turn
 	passed bool    // the climb has gone on
 	again  *Action // of a referral: the ask to repeat when it is in vain
+
+	// Of an Ask: its member's load, the bytes that are to come, and whether it has them,
+	// for all that is known.
+	load *load
+	left int64
+	sure bool
 }
 
 // begin notes a source that is going to be under way, and makes room for it.
@@ -79,17 +88,24 @@ func (j *Job) begin(s source) (acts []Action) {
 		}
 		acts = j.drop(quiet)
 	}
-	s.asked, s.since = j.now, j.now
+	s.asked, s.since, s.left = j.now, j.now, j.need()
+	if s.act.Kind == Ask {
+		s.sure = !s.act.Fetch || j.shown(s.act.Peer) == j.left
+		j.m.loads.began(&s)
+	}
 	j.under = append(j.under, &s)
 	return append(acts, s.act)
 }
 
-// ended takes the source that has ended out of those under way; nil when it was
-// dropped before.
-func (j *Job) ended(p Peer) *source {
+// ended takes the source that has ended so out of those under way; nil when it was dropped
+// before.
+func (j *Job) ended(p Peer, how ending) *source {
 	for i, s := range j.under {
 		if s.act.Peer == p {
 			j.under = slices.Delete(j.under, i, i+1)
+			if s.load != nil {
+				j.m.loads.ended(s, how, j.now)
+			}
 			return s
 		}
 	}
@@ -97,17 +113,18 @@ func (j *Job) ended(p Peer) *source {
 }
 
 func (j *Job) drop(s *source) []Action {
-	j.ended(s.act.Peer)
+	j.ended(s.act.Peer, overtaken)
 	j.maybe = true
 	j.note(s.act.Peer, fmt.Sprintf("brought nothing for %s", j.now.Sub(s.since)), false)
 	return []Action{{Kind: Drop, Peer: s.act.Peer, Quiet: j.now.Sub(s.since)}}
 }
 
 // brought notes that something came from a member.
-func (j *Job) brought(p Peer) {
+func (j *Job) brought(p Peer, bytes int64) {
 	for _, s := range j.under {
 		if s.act.Peer == p {
 			s.since, s.passed, j.last = j.now, false, j.now
+			s.brought(bytes)
 		}
 	}
 }
@@ -129,8 +146,16 @@ func (j *Job) finish(winner *source) (acts []Action) {
 			acts = append(acts, j.drop(s)...)
 		}
 	}
-	j.over = true
+	j.end()
 	return append(acts, Action{Kind: Done})
+}
+
+// end has nothing of the job be under way any more.
+func (j *Job) end() {
+	for len(j.under) > 0 {
+		j.ended(j.under[0].act.Peer, overtaken)
+	}
+	j.over = true
 }
 
 // onward does what time asks for: it drops those that have had theirs, hedges, and
@@ -154,10 +179,24 @@ func (j *Job) onward() []Action {
 		if !j.over && j.reading() != nil && j.quiet() >= j.patience.beside {
 			acts = append(acts, j.askBeside()...)
 		}
-	case j.quiet() >= j.patience.beside:
+	case j.quiet() >= j.patience.beside || j.late():
 		acts = append(acts, j.askBeside()...)
 	}
 	return acts
+}
+
+// late reports whether all that are asked send so slowly that another member, which shows
+// what is missing, would have sent it long before them.
+func (j *Job) late() bool {
+	for _, s := range j.under {
+		if !s.sure || j.now.Sub(s.asked) < lateMin {
+			return false
+		}
+	}
+	other := j.beside()
+	return other != "" && !slices.ContainsFunc(j.under, func(s *source) bool {
+		return !j.m.loads.slower(s.act.Peer, 0, other, j.need(), lateShare, j.now)
+	})
 }
 
 // dropLate drops the members that have brought nothing until their deadline, and
@@ -226,8 +265,11 @@ func (j *Job) mayPass() bool {
 
 // pass is how long nothing comes from anyone until the climb goes on.
 func (j *Job) pass() time.Duration {
-	if j.cfg.Hurry && j.m.Wary(j.now) {
+	switch {
+	case j.cfg.Hurry && j.m.Wary(j.now):
 		return guestStep
+	case j.cfg.Hurry && !slices.ContainsFunc(j.under, func(s *source) bool { return s.act.Fetch || s.act.Kind == ReadOrigin }):
+		return guestHolder
 	}
 	return j.patience.pass
 }
@@ -243,16 +285,26 @@ func (j *Job) askBeside() []Action {
 			return j.ask(a)
 		}
 	}
+	if p := j.beside(); p != "" && j.besides < besidesMax {
+		return j.askOne(p)
+	}
+	return nil
+}
+
+// askOne asks a member beside others.
+func (j *Job) askOne(p Peer) []Action {
+	j.besides++
+	j.asked[p] = true
+	return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
+}
+
+// beside returns who is to be asked beside others.
+func (j *Job) beside() Peer {
 	p := j.holder(false)
 	if p == "" && slices.Contains(j.ladder, askSwarmHolders) {
 		p = j.holder(true)
 	}
-	if p == "" || j.besides >= besidesMax {
-		return nil
-	}
-	j.besides++
-	j.asked[p] = true
-	return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
+	return p
 }
 
 // Wake returns when the job wants a Woke, if nothing else happens before; the zero
@@ -272,6 +324,9 @@ func (j *Job) Wake() time.Time {
 		sooner(s.since.Add(j.patience.beside))
 		sooner(s.since.Add(j.patience.step))
 		sooner(s.since.Add(hardDeadline))
+		if s.sure { // less and less often
+			sooner(s.asked.Add(max(lateMin, 2*j.now.Sub(s.asked))))
+		}
 	}
 	if j.cfg.Guest && j.reads == 0 {
 		sooner(j.hedgeAt)

@@ -123,6 +123,9 @@ type Config struct {
 	FromFarm string
 	// Guest is true when a guest of this node is blocked: it may hedge.
 	Guest bool
+	// NoOrigin is true when nobody is to read the origin for it: not this node, nor, as the
+	// request says so, those that it asks to bring it in.
+	NoOrigin bool
 	// Hurry is true when a guest is blocked, here or at the member that asked, and Ahead
 	// when one will probably want it next.
 	Hurry, Ahead bool
@@ -141,6 +144,9 @@ const (
 	OriginEnded
 	// Brought says that a member that is asked has brought something of use.
 	Brought
+	// Endgame says that a prefetch waits for nothing but this and a few others: what is
+	// missing is asked of a second member of this farm, if one shows it.
+	Endgame
 	// Waited ends a WaitFarm, a WaitSwarm or a WaitReads.
 	Waited
 	// Woke says that it is time for what Wake has named, or that what was missing
@@ -155,6 +161,8 @@ type Event struct {
 	Look *Look
 	// Peer answered or brought something.
 	Peer Peer
+	// Bytes is how much Brought has brought, as the origin has it, if that is known.
+	Bytes int64
 	// Spare is how many bytes a second a member that has Answered says it has left for this
 	// node, 0 if it says nothing.
 	Spare int64

@@ -39,6 +39,8 @@ type Root struct {
 	// bytes of the bitmaps, and when they were last looked at, by Member.uses.
 	bytes int
 	used  uint64
+	// orders of the prefetches that are under way.
+	orders []*Order
 
 	following bool
 	began     time.Time // the first time

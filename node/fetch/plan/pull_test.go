@@ -1,0 +1,342 @@
+package plan_test
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+const (
+	pullChunk  = 128 << 10
+	pullChunks = 8 // of a run
+	pullDelay  = time.Millisecond / 2
+	pullWindow = 8 // runs
+)
+
+// pull is one member that prefetches from others which send at rates of their own, each
+// what it is asked for in that order, in virtual time.
+type pull struct {
+	t     *testing.T
+	mind  *plan.Member
+	root  *plan.Root
+	order *plan.Order
+	now   time.Duration
+	queue pullQueue
+	seq   int
+	peers map[plan.Peer]*sender
+	under int
+	taken map[plan.Peer]int // chunks that came first from each
+	twice int               // chunks that came again
+	done  time.Duration
+}
+
+// sender sends a chunk each so often, whoever it is for.
+type sender struct {
+	each time.Duration
+	free time.Duration // when the line is
+}
+
+type pullEvent struct {
+	at  time.Duration
+	seq int
+	do  func()
+}
+
+type pullQueue []pullEvent
+
+func (q pullQueue) Len() int { return len(q) }
+func (q pullQueue) Less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
+}
+func (q pullQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *pullQueue) Push(x any)   { *q = append(*q, x.(pullEvent)) }
+func (q *pullQueue) Pop() any {
+	last := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return last
+}
+
+func (p *pull) after(d time.Duration, do func()) {
+	p.seq++
+	heap.Push(&p.queue, pullEvent{p.now + d, p.seq, do})
+}
+
+func (p *pull) clock() time.Time { return epoch.Add(p.now) }
+
+// newPull is of so many runs that all senders show; near says whether they are of the
+// member's farm.
+func newPull(t *testing.T, runs int, near bool, each ...time.Duration) *pull {
+	p := &pull{t: t, mind: plan.NewMember("reader", "f"), peers: map[plan.Peer]*sender{}, taken: map[plan.Peer]int{}}
+	p.mind.Asks = true
+	p.root = p.mind.Root()
+	farm := []plan.Peer{"reader"}
+	var all content.Bitmap
+	for i := range uint64(runs * pullChunks) {
+		all.Add(i)
+	}
+	for i, each := range each {
+		name := plan.Peer(fmt.Sprint("p", i))
+		p.peers[name] = &sender{each: each}
+		if err := p.root.Show(name, !near, true, all.Clone()); err != nil {
+			t.Fatal(err)
+		}
+		if near {
+			farm = append(farm, name)
+		} else {
+			p.root.List(name, "g")
+		}
+	}
+	p.mind.Farm(farm)
+	p.root.Strangers()
+	for _, q := range farm {
+		p.root.Met(q, false)
+	}
+	p.order = p.root.Order()
+	for r := range runs {
+		p.order.Add(fmt.Sprint("pack/", r), uint64(r*pullChunks), r)
+	}
+	p.order.Whole()
+	return p
+}
+
+// run pulls all, and returns how long that took.
+func (p *pull) run() time.Duration {
+	p.after(0, p.next)
+	for len(p.queue) > 0 && p.done == 0 {
+		e := heap.Pop(&p.queue).(pullEvent)
+		p.now = e.at
+		e.do()
+	}
+	if p.done == 0 {
+		p.t.Fatal("it did not end")
+	}
+	return p.done
+}
+
+func (p *pull) next() {
+	for p.under < pullWindow {
+		o := p.order.Next()
+		if o == nil {
+			break
+		}
+		p.under++
+		p.begin(o)
+	}
+	if p.under == 0 {
+		p.done = p.now
+	}
+}
+
+// pulled is a run on its way.
+type pulled struct {
+	p       *pull
+	o       *plan.Ordered
+	job     *plan.Job
+	flights []*plan.Flight
+	left    int
+	dropped map[plan.Peer]*bool
+	over    bool
+	woken   time.Time
+}
+
+func (p *pull) begin(o *plan.Ordered) {
+	r := &pulled{p: p, o: o, left: pullChunks, dropped: map[plan.Peer]*bool{}}
+	var objects []plan.Wanted
+	for i := range pullChunks {
+		objects = append(objects, plan.Wanted{Object: new(plan.Object), Index: uint64(o.Of.(int)*pullChunks + i), Size: pullChunk})
+	}
+	r.flights, r.job = p.mind.Join(plan.Config{Key: fmt.Sprint("pack/", o.Of), Root: p.root}, objects)
+	r.job.Of = r
+	o.Of = r
+	r.step(plan.Event{Kind: plan.Start})
+}
+
+func (r *pulled) step(e plan.Event) {
+	if r.over {
+		return
+	}
+	e.Job = r.job
+	for _, a := range r.p.mind.Step(r.p.clock(), e) {
+		switch a.Kind {
+		case plan.Ask:
+			dropped := new(bool)
+			r.dropped[a.Peer] = dropped
+			r.p.send(r, a.Peer, dropped)
+		case plan.Drop:
+			*r.dropped[a.Peer] = true
+			r.p.mind.Stall(a.Peer, r.p.clock(), a.Quiet)
+		case plan.Try:
+		case plan.Done:
+			r.over = true
+			for _, d := range r.dropped {
+				*d = true
+			}
+			r.p.under--
+			for _, o := range r.p.order.Came(r.o) {
+				o.Of.(*pulled).step(plan.Event{Kind: plan.Endgame})
+			}
+			r.p.next()
+			return
+		default:
+			r.p.t.Fatalf("run %v: %+v", r.o.Of, a)
+		}
+	}
+	if at := r.job.Wake(); !at.IsZero() && at != r.woken {
+		r.woken = at
+		r.p.after(at.Sub(r.p.clock()), func() {
+			if r.woken == at {
+				r.step(plan.Event{Kind: plan.Woke})
+			}
+		})
+	}
+}
+
+// send has a member send what is missing, chunk by chunk.
+func (p *pull) send(r *pulled, to plan.Peer, dropped *bool) {
+	s := p.peers[to]
+	var chunk func(i int)
+	chunk = func(i int) {
+		if *dropped {
+			return
+		}
+		if i == pullChunks {
+			r.step(plan.Event{Kind: plan.Answered, Peer: to})
+			return
+		}
+		s.free = max(s.free, p.now) + s.each
+		p.after(s.free-p.now, func() {
+			if *dropped {
+				return
+			}
+			if _, first := r.flights[i].End(); first {
+				p.taken[to]++
+				r.p.mind.Step(p.clock(), plan.Event{Kind: plan.Brought, Job: r.job, Peer: to, Bytes: pullChunk})
+			} else {
+				p.twice++
+			}
+			chunk(i + 1)
+		})
+	}
+	p.after(2*pullDelay, func() { chunk(0) })
+}
+
+// TestASlowPeerHoldsUpNobody: of eight that have all of an image one sends a hundredth as
+// fast as the others, from the start or from a moment on. A pull takes no longer than a
+// tenth more than without it, whether they are of this farm or elsewhere, and little comes
+// twice.
+func TestASlowPeerHoldsUpNobody(t *testing.T) {
+	const each, runs, slowness = 2 * time.Millisecond, 512, 100 // 62 MiB/s
+	rates := slices.Repeat([]time.Duration{each}, 8)
+	for _, near := range []bool{true, false} {
+		without := newPull(t, runs, near, rates[:7]...).run()
+		for slow := range 8 {
+			for _, from := range []time.Duration{0, time.Second} {
+				p := newPull(t, runs, near, rates...)
+				s := p.peers[plan.Peer(fmt.Sprint("p", slow))]
+				p.after(from, func() { s.each = slowness * each })
+				took := p.run()
+				if took > without*11/10 {
+					t.Errorf("p%d of this farm %t, slow from %s on: a pull takes %s, without it %s", slow, near, from, took, without)
+				}
+				if p.twice > runs*pullChunks/50 {
+					t.Errorf("%d chunks came twice", p.twice)
+				}
+			}
+		}
+	}
+}
+
+// TestOrderCounts: whatever members show, take back and forget, the counts are what a recount
+// gives, and each run is handed out once, the rarest of those that are shown first.
+func TestOrderCounts(t *testing.T) {
+	for seed := range uint64(50) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		m := plan.NewMember("self", "f")
+		m.Farm([]plan.Peer{"self", "p0", "p1", "p2", "p3"})
+		r := m.Root()
+		o := r.Order()
+		shows := map[plan.Peer]map[uint64]bool{}
+		for range 20 {
+			change(t, rng, r, shows)
+		}
+		const runs = 40
+		for i := range uint64(runs) {
+			o.Add(fmt.Sprint("pack/", i), i, i)
+		}
+		count := func(at uint64) (n int) {
+			for _, s := range shows {
+				if s[at] {
+					n++
+				}
+			}
+			return n
+		}
+		left := map[uint64]bool{}
+		for i := range uint64(runs) {
+			left[i] = true
+		}
+		leads := func(at uint64) bool { return m.Leads(fmt.Sprint("pack/", at)) }
+		for range runs {
+			change(t, rng, r, shows)
+			e := o.Next()
+			at := e.Of.(uint64)
+			if !left[at] {
+				t.Fatalf("run %d is handed out again", at)
+			}
+			delete(left, at)
+			for other := range left {
+				if leads(at) || leads(other) || count(at) == 0 || count(other) == 0 {
+					continue
+				}
+				if count(other) < count(at) {
+					t.Fatalf("seed %d: run %d is asked for, shown by %d, before %d, shown by %d", seed, at, count(at), other, count(other))
+				}
+			}
+		}
+		if o.Next() != nil {
+			t.Fatal("more runs than were added")
+		}
+	}
+}
+
+// change has some member show more or else, lack something, or go.
+func change(t *testing.T, rng *rand.Rand, r *plan.Root, shows map[plan.Peer]map[uint64]bool) {
+	p := plan.Peer(fmt.Sprint("p", rng.IntN(4)))
+	var b content.Bitmap
+	set := map[uint64]bool{}
+	for range rng.IntN(20) {
+		at := uint64(rng.IntN(40))
+		b.Add(at)
+		set[at] = true
+	}
+	switch rng.IntN(5) {
+	case 0:
+		r.Drop(p)
+		delete(shows, p)
+	case 1:
+		at := uint64(rng.IntN(40))
+		r.Lacks(p, []uint64{at})
+		delete(shows[p], at)
+	case 2:
+		shows[p] = set
+		if err := r.Show(p, false, true, &b); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		if shows[p] == nil {
+			shows[p] = map[uint64]bool{}
+		}
+		for at := range set {
+			shows[p][at] = true
+		}
+		if err := r.Show(p, false, false, &b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

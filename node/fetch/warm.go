@@ -1,0 +1,213 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+const (
+	// warmWindow bounds the bytes of a prefetch that are under way: enough for the
+	// longest links, little beside a guest's reads.
+	warmWindow = 8 << 20
+	// warmChoice is of how many runs at least one is chosen, while there are more: those of
+	// a leaf or two.
+	warmChoice = 64
+)
+
+// Warm brings the whole image into the cache, in the order that the planner says.
+// Progress is given bytes by source, one call at a time; it may be nil. ErrNoSpace means
+// that all came and the cache could not keep it.
+func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if progress == nil {
+		progress = func(Source, int) {}
+	}
+	m.Prepare(ctx)
+	w := &warming{m: m, size: int64(m.rs.Load().shape.ChunkMax), progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
+	m.f.Think(func(*plan.Member) { w.order = m.rs.Load().peers.Mind.Order() })
+	if err := w.ask(ctx); err != nil {
+		cancel(err)
+	}
+	w.landing.Wait()
+	m.f.Think(func(*plan.Member) { w.order.End() })
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return m.kept(ctx)
+}
+
+// kept fails with ErrNoSpace when the cache lacks chunks of the image.
+func (m *Image) kept(ctx context.Context) error {
+	lacks, all := 0, 0
+	for n := range m.rs.Load().shape.Leaves() {
+		runs, here, err := m.missing(ctx, n)
+		if err != nil {
+			return err
+		}
+		for _, objects := range runs {
+			lacks += len(objects)
+		}
+		all += len(here)
+	}
+	if lacks > 0 {
+		return fmt.Errorf("%w: %d of %d chunks could not be kept: the cache is full; raise its quota, make room on the disk, or unpin something", content.ErrNoSpace, lacks, lacks+all)
+	}
+	return nil
+}
+
+// warming is one Warm.
+type warming struct {
+	m       *Image
+	size    int64                   // of a chunk
+	fail    context.CancelCauseFunc // the first failure ends it
+	window  *semaphore.Weighted     // of bytes
+	landing sync.WaitGroup
+	order   *plan.Order // of *part; used within Think
+
+	mu       sync.Mutex // held while progress is called
+	progress func(Source, int)
+}
+
+// part is what is asked for at once: a run, or what of one fits into the window.
+type part struct {
+	objects []object
+	flights []*flight
+}
+
+func (w *warming) report(s Source, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress(s, n)
+}
+
+// ask asks for all that is missing, as the window has room.
+func (w *warming) ask(ctx context.Context) error {
+	leaf, leaves := uint64(0), w.m.rs.Load().shape.Leaves()
+	for {
+		left := 0
+		w.m.f.Think(func(*plan.Member) { left = w.order.Left() })
+		for ; leaf < leaves && left < warmChoice; leaf++ {
+			n, err := w.choose(ctx, leaf)
+			if err != nil {
+				return err
+			}
+			left += n
+		}
+		var next *plan.Ordered
+		w.m.f.Think(func(*plan.Member) {
+			if leaf == leaves {
+				w.order.Whole()
+			}
+			next = w.order.Next()
+		})
+		if next == nil {
+			return nil
+		}
+		p := next.Of.(*part)
+		if err := w.window.Acquire(ctx, int64(len(p.objects))*w.size); err != nil {
+			return err
+		}
+		flights := w.m.f.join(w.m.rs.Load(), p.objects, byPrefetch())
+		w.m.f.Think(func(*plan.Member) { p.flights = flights })
+		w.landing.Go(func() { w.land(ctx, next, flights) })
+	}
+}
+
+// choose puts what a map node names, and is not here, into the order, and returns of how
+// many runs it is.
+func (w *warming) choose(ctx context.Context, leaf uint64) (n int, err error) {
+	runs, here, err := w.m.missing(ctx, leaf)
+	if err != nil {
+		return 0, err
+	}
+	cached := 0
+	for _, raw := range here {
+		cached += int(raw)
+	}
+	if cached > 0 {
+		w.report(FromCache, cached)
+	}
+	for _, objects := range runs {
+		for objects := range slices.Chunk(objects, int(max(1, warmWindow/w.size))) {
+			w.m.f.Think(func(*plan.Member) { // each by itself: guests wait for no long list
+				w.order.Add(runKey(objects[0].at.Run()), objects[len(objects)-1].pos.Index, &part{objects: objects})
+			})
+			n++
+		}
+	}
+	return n, nil
+}
+
+// land waits for a part, and has the last ones asked of a second member.
+func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) {
+	for _, fl := range flights {
+		err := fl.waitKept(ctx)
+		if err != nil && ctx.Err() == nil { // another head may say where it lies
+			err = w.m.byHeads(ctx, func(rs *rootState) error {
+				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
+				if err == nil {
+					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
+					err = fl.waitKept(ctx)
+				}
+				return err
+			})
+		}
+		if err != nil {
+			w.fail(err)
+		} else {
+			w.m.count(fl)
+			w.report(fl.from, len(fl.data.Bytes()))
+		}
+		w.window.Release(w.size)
+	}
+	var last []*flight
+	w.m.f.Think(func(*plan.Member) {
+		for _, other := range w.order.Came(o) {
+			last = append(last, other.Of.(*part).flights...)
+		}
+	})
+	for i, fl := range last {
+		if i == 0 || fl.job != last[i-1].job {
+			fl.job.tell(plan.Event{Kind: plan.Endgame})
+		}
+	}
+}
+
+// missing returns what the cache lacks of the chunks that a leaf names, by run, and how
+// long those are that are here.
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
+	n, err := m.leaf(ctx, leaf, byPrefetch())
+	if err != nil || n == nil {
+		return nil, nil, err
+	}
+	place := map[pack.Run]int{}
+	for i, id := range n.Node.Entries {
+		if id.IsHole() {
+			continue
+		}
+		at, _ := n.Page.Child(i)
+		if m.f.cfg.Cache.Has(id) {
+			here = append(here, at.Raw)
+			continue
+		}
+		run := at.Run()
+		of, ok := place[run]
+		if !ok {
+			of = len(runs)
+			place[run], runs = of, append(runs, nil)
+		}
+		runs[of] = append(runs[of], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
+	}
+	return runs, here, nil
+}
+
+func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
