@@ -100,7 +100,7 @@ func New(cfg Config) *Images {
 
 // RootOf is the root that a record stands for; the record has one.
 func RootOf(k records.Known) fetch.Root {
-	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
+	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed, As: []content.Ref{{Kind: k.Kind, Name: k.Name}}}
 }
 
 func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
