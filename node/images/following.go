@@ -49,6 +49,7 @@ type follower struct {
 	im   *Images
 	wake chan struct{} // it may be due sooner
 	told chan string   // names that are wanted now
+	turn int           // of the looks; watch's
 	work sync.WaitGroup
 
 	doing sync.Mutex // held while actions are carried out, one after the other; before mu
@@ -106,6 +107,9 @@ func (f *follower) watch(ctx context.Context) {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		f.lookOver(ctx)
+		if err := f.keepLast(ctx); err != nil {
+			f.im.cfg.Log.Debug("the last copy of what is followed may not be kept", "err", err)
+		}
 		if len(f.im.cfg.Follow) == 0 {
 			return
 		}
