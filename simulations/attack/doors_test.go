@@ -21,8 +21,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
-	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -41,7 +41,7 @@ type prey struct {
 	image  string
 	root   content.CID // of the image
 	id     content.VolumeID
-	sealed []byte      // its record
+	sealed []byte // its record
 	absent content.CID
 }
 
