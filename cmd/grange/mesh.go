@@ -37,9 +37,9 @@ type meshPeersCmd struct{}
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: "/api/peers"}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tPATH\tID")
+		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tRECEIVED\tSENT\tFAILED\tPATH\tID")
 		row := func(m api.Peer) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State, cmp.Or(m.Path, "-"), m.ID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State+prefixed(": ", m.Why), units.Bytes(m.Received), units.Bytes(m.Sent), m.Failures, m.Requests, cmp.Or(strings.TrimSpace(string(m.Way)+" "+m.Path), "-"), m.ID)
 		}
 		row(api.Peer{ID: p.Self.ID, Name: p.Self.Name, Farm: p.Self.Farm, Role: p.Self.Role, State: "this node"})
 		for _, m := range p.Peers {
@@ -400,6 +400,9 @@ func statusTable(w io.Writer, s api.Status) {
 	seedTable(w, s.Seed)
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
+	}
+	for _, x := range s.Warnings {
+		fmt.Fprintf(w, "warning\t%s: %s\n", x.About, x.Text)
 	}
 }
 

@@ -7,17 +7,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-var (
-	errStopped = errors.New("the node is stopping")
-	// errUnwanted ends a flight that nobody waits for any more.
-	errUnwanted = errors.New("nobody wants it any more")
-)
+// errUnwanted ends a flight that nobody waits for any more.
+var errUnwanted = errors.New("nobody wants it any more")
 
 // onItsWay is an object that is under way, and the read of the origin that brings it in,
 // if there is one. It is used with the Fetcher's mu.
@@ -162,8 +160,8 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 	})
 	if stopped {
 		for _, j := range begun {
-			j.cancel(errStopped)
-			j.fail(errStopped)
+			j.cancel(patience.ErrStopped)
+			j.fail(patience.ErrStopped)
 		}
 	}
 	return out

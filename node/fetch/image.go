@@ -2,7 +2,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/patience"
-	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/node/fetch/tally"
 	"github.com/grangemesh/grange/node/why"
@@ -52,7 +50,7 @@ func (m *Image) byHeads(ctx context.Context, read func(*rootState) error) error 
 			m.rs.CompareAndSwap(rs, other)
 			return nil
 		}
-		if mayCome(again) {
+		if patience.MayCome(again) {
 			err = again
 		}
 	}
@@ -301,45 +299,7 @@ func (m *Image) Waiting() Waiting {
 	return w
 }
 
-// mayCome reports whether what failed so may come right. A climb that was final is
-// content.ErrCorrupt or content.ErrNotFound instead.
-func mayCome(err error) bool { return errors.Is(err, content.ErrUnavailable) }
-
-// patiently has what a guest waits for tried again until it comes, until the sources
-// have said that it is nowhere, or until the guest has waited for as long as it may.
-// When what the guest reads from ends, or the node, that is over at once.
+// patiently has what a guest waits for tried again until it comes, or need not be waited for.
 func (m *Image) patiently(ctx context.Context, try func(context.Context) error) error {
-	within, cancel := context.WithTimeout(ctx, m.f.cfg.IOTimeout)
-	defer cancel()
-	last := error(content.ErrUnavailable)
-	for n := 0; ; n++ {
-		back := m.f.back.Wait()
-		err := try(within)
-		if err == nil || !mayCome(err) && within.Err() == nil {
-			return err
-		}
-		if mayCome(err) {
-			last = err
-		}
-		if n == 0 {
-			m.f.tally.Waits.Inc()
-			m.f.tally.Waiting.Inc()
-			m.waits.Note(1, last)
-			defer func() { m.f.tally.Waiting.Dec(); m.waits.Note(-1, nil) }()
-		} else {
-			m.waits.Note(0, last)
-		}
-		select {
-		case <-back:
-			n = 0
-		case <-time.After(plan.Again(n)):
-		case <-m.f.ctx.Done():
-			return errStopped
-		case <-within.Done():
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", m.f.cfg.IOTimeout, last)
-		}
-	}
+	return patience.Guest{Back: &m.f.back, Stopped: m.f.ctx.Done(), Timeout: m.f.cfg.IOTimeout, Waits: &m.waits, Waiting: m.f.tally.Wait}.Try(ctx, try)
 }

@@ -110,6 +110,9 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 		if way := f.onWay(o.key()); way.read == nil && !f.cached(o) {
 			way.read, way.Reading = r, true
 			mine = append(mine, o)
+			if o.pos.Level == 0 && j.rs.peers.Mind.Shown(o.pos.Index) {
+				f.tally.Avoidable.Add(int64(o.stored()))
+			}
 		}
 		f.settle(o.key())
 	}

@@ -2,8 +2,14 @@
 package patience
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Bell is what many wait for, as for a source to be back. The zero value is ready; safe
@@ -69,4 +75,61 @@ func (w *Waits) Note(reads int, err error) {
 		return
 	}
 	w.now.Why = err
+}
+
+// ErrStopped ends what waits on a node that stops.
+var ErrStopped = errors.New("the node is stopping")
+
+// MayCome reports whether what failed so may come right. A climb that was final is
+// content.ErrCorrupt or content.ErrNotFound instead.
+func MayCome(err error) bool { return errors.Is(err, content.ErrUnavailable) }
+
+// Guest is what a guest's reads wait by.
+type Guest struct {
+	// Back rings when a source is back, and Stopped is closed when the node stops.
+	Back    *Bell
+	Stopped <-chan struct{}
+	// Timeout is how long a read may wait.
+	Timeout time.Duration
+	// Waits are those of its image, and Waiting is told of one more that waits, or less.
+	Waits   *Waits
+	Waiting func(more int)
+}
+
+// Try has something tried again until it comes, until the sources have said that it is
+// nowhere, or until the guest has waited for as long as it may. When ctx ends, or the node,
+// that is over at once.
+func (g Guest) Try(ctx context.Context, try func(context.Context) error) error {
+	within, cancel := context.WithTimeout(ctx, g.Timeout)
+	defer cancel()
+	last := error(content.ErrUnavailable)
+	for n := 0; ; n++ {
+		back := g.Back.Wait()
+		err := try(within)
+		if err == nil || !MayCome(err) && within.Err() == nil {
+			return err
+		}
+		if MayCome(err) {
+			last = err
+		}
+		if n == 0 {
+			g.Waiting(1)
+			g.Waits.Note(1, last)
+			defer func() { g.Waiting(-1); g.Waits.Note(-1, nil) }()
+		} else {
+			g.Waits.Note(0, last)
+		}
+		select {
+		case <-back:
+			n = 0
+		case <-time.After(plan.Again(n)):
+		case <-g.Stopped:
+			return ErrStopped
+		case <-within.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", g.Timeout, last)
+		}
+	}
 }

@@ -78,6 +78,9 @@ const rootsMax = 4096
 
 // Tally is all that a node counts of what it fetches. Use New.
 type Tally struct {
+	// Avoidable are bytes that were read from the origin although a member showed them.
+	Avoidable atomic.Int64
+
 	mu     sync.Mutex // guards what follows
 	peers  *simplelru.LRU[peer.ID, *Asked]
 	roots  map[content.CID]*Counters
@@ -105,6 +108,14 @@ func New() *Tally {
 		Served:    count("served_bytes_total", "Bytes sent to other members."),
 		Waits:     count("waits_total", "Reads of guests that had to wait for a source to come back."),
 		Waiting:   prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "grange", Subsystem: "fetch", Name: "waiting_reads", Help: "Reads of guests that every source has failed for now."}),
+	}
+}
+
+// Wait counts reads that begin to wait for a source, or end to.
+func (t *Tally) Wait(more int) {
+	t.Waiting.Add(float64(more))
+	if more > 0 {
+		t.Waits.Inc()
 	}
 }
 
@@ -210,6 +221,7 @@ func (t *Tally) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeByCol
 // Collect implements prometheus.Collector.
 func (t *Tally) Collect(out chan<- prometheus.Metric) {
 	desc := prometheus.NewDesc("grange_fetch_bytes_total", "Bytes read, by source.", []string{"source"}, nil)
+	out <- prometheus.MustNewConstMetric(prometheus.NewDesc("grange_fetch_avoidable_bytes_total", "Bytes read from the origin although a member showed them, as it was passed over or slow.", nil, nil), prometheus.CounterValue, float64(t.Avoidable.Load()))
 	t.Bytes().Each(func(source string, n int64) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), source)
 	})
