@@ -81,8 +81,8 @@ func (s *Server) take(a huma.API, vols *volumes.Volumes) {
 		if in.Wait == "" || v.Durable {
 			return taken, nil
 		}
-		op, err := s.work("snapshot", v.ID, func(ctx context.Context, progress terms.Progress) (string, error) {
-			return "", vols.Settle(ctx, v.ID, progress)
+		op, err := s.work("snapshot", v.ID, func(ctx context.Context, _ terms.Progress) (string, error) {
+			return "", vols.Settle(ctx, v.ID)
 		})
 		if err != nil {
 			return nil, err

@@ -29,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
@@ -99,9 +100,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -114,6 +115,10 @@ type Config struct {
 	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
 	// IOTimeoutDefault.
 	IOTimeout time.Duration
+	// NoOrigin reports whether nobody is to read the origin for what is read by a name; nil
+	// is for none. Members that are asked to bring it in are told so. What others ask of
+	// this node is theirs.
+	NoOrigin func(content.Ref) bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -135,7 +140,7 @@ type Fetcher struct {
 	shown  *shown.Book
 	wake   chan struct{}   // decide anew who announces what
 	ctx    context.Context // ends with Run; flights run on it
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	back patience.Bell // of sources
 
@@ -145,7 +150,7 @@ type Fetcher struct {
 	mind    *plan.Member
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
-	objects map[objectKey]*onItsWay
+	objects map[object.Key]*onItsWay
 	crowds  plan.Crowds[crowdKey]
 	running sync.WaitGroup
 }
@@ -161,7 +166,10 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
+	}
+	if cfg.NoOrigin == nil {
+		cfg.NoOrigin = func(content.Ref) bool { return false }
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
@@ -174,11 +182,11 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)
-	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
 }
 
@@ -190,7 +198,7 @@ func (f *Fetcher) Connect(x *exchange.Exchange) { f.cfg.Exchange = x }
 func (f *Fetcher) Run(ctx context.Context) error {
 	f.announce(ctx)
 	f.mu.Lock() // no flight begins after this
-	f.cancel()
+	f.cancel(errStopped)
 	f.mu.Unlock()
 	f.running.Wait()
 	return nil

@@ -98,7 +98,9 @@ func await(t *testing.T, im *Images, what string, ok func(*Followed) bool) {
 	}
 }
 
-func settled(f *Followed) bool { return f.Names > 0 && f.States[follow.Warm]+f.States[follow.NoRoom] == f.Names }
+func settled(f *Followed) bool {
+	return f.Names > 0 && f.States[follow.Warm]+f.States[follow.NoRoom] == f.Names
+}
 
 func (im *Images) followedRoots() (n int) {
 	for _, pin := range im.cfg.Cache.Pinned() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/names"
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -34,8 +35,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	case takenMethod:
 		v.hearTaken(ctx, string(body))
 		return nil, nil
-	case snapshotMethod:
-		return v.snapshotFor(ctx, body)
+	case names.SnapshotMethod:
+		return names.AnswerSnapshot(ctx, body, func(name string) bool { return v.device(name) != nil }, v.Snapshot)
 	case readers.Method:
 		return readers.Answer(v.index, string(body)), nil
 	case attachMethod:

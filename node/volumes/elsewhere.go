@@ -48,7 +48,7 @@ func (v *Volumes) read(ctx context.Context, e index.Entry, name, transport strin
 
 // names tells of those that are not here.
 func (v *Volumes) names() names.Names {
-	return names.Names{Records: v.records(), Index: v.index, Self: v.cfg.Self, Who: v.cfg.Who, Away: v.cfg.Away, Log: v.cfg.Log}
+	return names.Names{Records: v.records(), Index: v.index, Self: v.cfg.Self, Farm: v.cfg.Farm, Who: v.cfg.Who, Away: v.cfg.Away, Call: v.cfg.Call, Log: v.cfg.Log}
 }
 
 // Everywhere returns the volumes of the mesh that this node may know, by name: its own as

@@ -20,7 +20,7 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (moment.Parent,
 	}
 	a := v.device(ref.Name)
 	if a == nil || a.folds == nil {
-		made, err := v.snapshotElsewhere(ctx, ref.Name, terms.SnapshotSpec{Label: "fork", Wait: terms.Durable})
+		made, err := v.names().Snapshot(ctx, ref.Name, terms.SnapshotSpec{Label: "fork", Wait: terms.Durable})
 		if err != nil {
 			return moment.Parent{}, err
 		}

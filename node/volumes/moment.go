@@ -63,7 +63,7 @@ const passingLabel = "passing"
 
 // passing opens a snapshot of a volume elsewhere, which is there until Close.
 func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, error) {
-	made, err := v.snapshotElsewhere(ctx, name, terms.SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
+	made, err := v.names().Snapshot(ctx, name, terms.SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
 	if err != nil {
 		return moment.Moment{}, err
 	}

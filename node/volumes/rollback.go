@@ -53,7 +53,7 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 	case a.disk != nil:
 		return 0, fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	case !body.Durable:
-		err = v.Settle(ctx, id, nil)
+		err = v.Settle(ctx, id)
 	}
 	return body.Number, err
 }

@@ -171,7 +171,7 @@ func TestSnapshotsAreTheSameElsewhere(t *testing.T) {
 	p.a.openAll(t.Context())
 	p.a.is(t, "disk", shadow)
 	p.a.fill(t, "disk", shadow, 5, 77)
-	if err := p.a.Settle(t.Context(), "disk@7", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@7"); err != nil {
 		t.Fatal(err)
 	}
 	all, err := p.b.Snapshots(t.Context(), "disk")

@@ -3,12 +3,10 @@ package patience
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -63,8 +61,8 @@ func (w *Waits) Now() Waiting {
 	return w.now
 }
 
-// Note adds reads, and the reason why they wait.
-func (w *Waits) Note(reads int, err error) {
+// note adds reads, and the reason why they wait.
+func (w *Waits) note(reads int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.now.Reads == 0 {
@@ -77,59 +75,55 @@ func (w *Waits) Note(reads int, err error) {
 	w.now.Why = err
 }
 
-// ErrStopped ends what waits on a node that stops.
-var ErrStopped = errors.New("the node is stopping")
-
-// MayCome reports whether what failed so may come right. A climb that was final is
-// content.ErrCorrupt or content.ErrNotFound instead.
-func MayCome(err error) bool { return errors.Is(err, content.ErrUnavailable) }
-
-// Guest is what a guest's reads wait by.
-type Guest struct {
-	// Back rings when a source is back, and Stopped is closed when the node stops.
-	Back    *Bell
-	Stopped <-chan struct{}
-	// Timeout is how long a read may wait.
-	Timeout time.Duration
-	// Waits are those of its image, and Waiting is told of one more that waits, or less.
-	Waits   *Waits
-	Waiting func(more int)
+// Limits say how a read waits.
+type Limits struct {
+	// Back rings when a source may be back; else the read is tried again after pauses, the
+	// n-th being Again(n), and for Most in all.
+	Back  *Bell
+	Again func(n int) time.Duration
+	Most  time.Duration
+	// MayCome reports whether what failed so may come right.
+	MayCome func(error) bool
+	// Ended ends with the node, and its cause is returned.
+	Ended context.Context
+	// Waits is told of a read that has to wait, and what it returns is called at its end.
+	Waits func() (over func())
 }
 
-// Try has something tried again until it comes, until the sources have said that it is
-// nowhere, or until the guest has waited for as long as it may. When ctx ends, or the node,
-// that is over at once.
-func (g Guest) Try(ctx context.Context, try func(context.Context) error) error {
-	within, cancel := context.WithTimeout(ctx, g.Timeout)
+// Try has what a guest waits for tried again until it comes, until the sources have said
+// that it is nowhere, or until the guest has waited for as long as it may. When what the
+// guest reads from ends, which is ctx, or the node, that is over at once.
+func (w *Waits) Try(ctx context.Context, l Limits, try func(context.Context) error) error {
+	within, cancel := context.WithTimeout(ctx, l.Most)
 	defer cancel()
 	last := error(content.ErrUnavailable)
 	for n := 0; ; n++ {
-		back := g.Back.Wait()
+		back := l.Back.Wait()
 		err := try(within)
-		if err == nil || !MayCome(err) && within.Err() == nil {
+		if err == nil || !l.MayCome(err) && within.Err() == nil {
 			return err
 		}
-		if MayCome(err) {
+		if l.MayCome(err) {
 			last = err
 		}
 		if n == 0 {
-			g.Waiting(1)
-			g.Waits.Note(1, last)
-			defer func() { g.Waiting(-1); g.Waits.Note(-1, nil) }()
+			over := l.Waits()
+			w.note(1, last)
+			defer func() { over(); w.note(-1, nil) }()
 		} else {
-			g.Waits.Note(0, last)
+			w.note(0, last)
 		}
 		select {
 		case <-back:
 			n = 0
-		case <-time.After(plan.Again(n)):
-		case <-g.Stopped:
-			return ErrStopped
+		case <-time.After(l.Again(n)):
+		case <-l.Ended.Done():
+			return context.Cause(l.Ended)
 		case <-within.Done():
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", g.Timeout, last)
+			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", l.Most, last)
 		}
 	}
 }

@@ -111,14 +111,6 @@ func New() *Tally {
 	}
 }
 
-// Wait counts reads that begin to wait for a source, or end to.
-func (t *Tally) Wait(more int) {
-	t.Waiting.Add(float64(more))
-	if more > 0 {
-		t.Waits.Inc()
-	}
-}
-
 // of returns what is counted of a member. The caller holds mu.
 func (t *Tally) of(id peer.ID) *Asked {
 	a, ok := t.peers.Get(id)
