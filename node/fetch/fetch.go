@@ -70,6 +70,8 @@ type Announcements interface {
 	Announce(swarm.Key) error
 	Withdraw(swarm.Key)
 	Find(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
+	// Peers returns the members that are in reach.
+	Peers() []peer.AddrInfo
 	Ban(peer.ID, time.Duration, string)
 }
 

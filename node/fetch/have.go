@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -144,7 +145,7 @@ func (f *Fetcher) announces(ctx context.Context, rs *rootState) (yes bool) {
 		return false
 	}
 	holds := f.holds(ctx, rs) > 0
-	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, rs.id.String, holds, f.cfg.Now()) })
+	f.Think(func(m *plan.Member) { yes = m.Announces(rs.peers.Mind, holds, f.cfg.Now()) })
 	return yes
 }
 
@@ -196,6 +197,10 @@ func newBook(f *Fetcher) *shown.Book {
 	}
 	if f.cfg.Swarm != nil {
 		cfg.Find = f.cfg.Swarm.Find
+		cfg.Others = func() bool {
+			live := f.cfg.Members.Live()
+			return slices.ContainsFunc(f.cfg.Swarm.Peers(), func(p peer.AddrInfo) bool { return !slices.Contains(live, p.ID) })
+		}
 	}
 	return shown.New(cfg)
 }

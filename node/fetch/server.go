@@ -68,6 +68,10 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		return
 	}
 	if !req.Fetch || !member || f.cfg.HoldsOnly {
+		if to, ok := s.better(near); ok {
+			w.Refer(to)
+			return
+		}
 		w.Absent(missing...)
 		return
 	}
@@ -83,6 +87,21 @@ type serving struct {
 	how  request
 	left int   // not sent
 	sent int64 // bytes
+	run  pack.Run
+}
+
+// better returns the lead of the run for a member of this farm that takes itself for it,
+// and notes that the member is here, if gossip does not say so.
+func (s *serving) better(near bool) (to peer.ID, ok bool) {
+	if near && s.run.Pack != "" {
+		s.f.Think(func(m *plan.Member) {
+			var lead plan.Peer
+			m.Seen(s.how.from, s.f.cfg.Now())
+			lead, ok = m.Better(object.RunKey(s.run), s.how.from, s.f.cfg.Now())
+			to = peer.ID(lead)
+		})
+	}
+	return to, ok
 }
 
 // crowdKey names those that a run is sent to: the members of this farm are
@@ -108,7 +127,8 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	if err != nil || !ok {
 		return none, false
 	}
-	key := crowdKey{s.rs.id, o.At.Run(), s.how.reach, near}
+	s.run = o.At.Run()
+	key := crowdKey{s.rs.id, s.run, s.how.reach, near}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	to, referred := s.f.crowds.Begin(key, s.how.from)

@@ -325,6 +325,9 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	}
 }
 
+// Peers returns another one, in reach.
+func (m *node) Peers() []peer.AddrInfo { return []peer.AddrInfo{{ID: "another"}} }
+
 func (m *node) Ban(id peer.ID, _ time.Duration, _ string) { m.banned.Store(id, true) }
 
 // leave takes the member out of the farm and stops it.

@@ -203,7 +203,7 @@ func (w *world) join(farm string, wrap func(exchange.Server) exchange.Server) *n
 	w.check(err)
 	m.Fetcher, err = fetch.New(fetch.Config{
 		Cache: kept, Members: m, Swarm: m, Origin: m.origin, Self: m.id, Identity: chain.Identity(), Verifier: verifier,
-		Announce: func() [][32]byte { return make([][32]byte, 1) }, Introduce: introduce,
+		Announce: func(content.Scope) [][32]byte { return make([][32]byte, 1) }, Introduce: introduce,
 	})
 	w.check(err)
 	server := exchange.Server(m.Fetcher)
@@ -311,7 +311,7 @@ func (m *node) slow(rate int) {
 	m.rate = rate
 }
 
-// Announce, Withdraw, Find and Ban implement fetch.Announcements.
+// Announce, Withdraw, Find, Peers and Ban implement fetch.Announcements.
 func (m *node) Announce(k swarm.Key) error {
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()
@@ -346,7 +346,17 @@ func (m *node) Find(ctx context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	}
 }
 
-func (m *node) Ban(peer.ID, time.Duration) { m.banned.Add(1) }
+// Peers returns all others, those that are gone too.
+func (m *node) Peers() (out []peer.AddrInfo) {
+	for _, other := range m.w.members("") {
+		if other != m {
+			out = append(out, peer.AddrInfo{ID: other.id})
+		}
+	}
+	return out
+}
+
+func (m *node) Ban(peer.ID, time.Duration, string) { m.banned.Add(1) }
 
 // image is one that was imported, and what it holds.
 type image struct {

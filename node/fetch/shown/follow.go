@@ -41,6 +41,8 @@ type Config struct {
 	Live func() []peer.ID
 	// Find finds members elsewhere that announced a root; nil finds none.
 	Find func(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
+	// Others reports whether members of other farms are in reach; for who has Find.
+	Others func() bool
 	// Farm is this node's, and Announce returns the secrets that roots are announced
 	// under: the present one, then those before it that some still use.
 	Farm     string
@@ -93,7 +95,8 @@ type Peers struct {
 // Peers returns who holds what of a root: nobody, until it is wanted.
 func (b *Book) Peers(r Root) *Peers {
 	p := &Peers{cfg: &b.cfg, r: r, look: make(chan struct{}, 1)}
-	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root() })
+	key := swarm.KeyFor(r.Scope, r.ID, b.cfg.Announce(r.Scope)[0])
+	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root(string(key[:])) })
 	return p
 }
 
@@ -195,6 +198,8 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 		for _, root := range append([]content.CID{p.r.ID}, p.r.Lineage...) {
 			p.search(ctx, root, wg)
 		}
+		others := p.cfg.Others()
+		p.cfg.Think(func(*plan.Member) { p.Mind.Searched(others) })
 		select {
 		case <-time.After(ask(p, func(r *plan.Root) time.Duration { return r.NextSearch(p.cfg.Now()) })):
 		case <-ctx.Done():
