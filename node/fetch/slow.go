@@ -1,7 +1,6 @@
 package fetch
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -62,20 +61,24 @@ func (m *Image) offset(index uint64) int64 {
 // Slow returns the slowest reads of the last minutes: those first that are under way, of any
 // handle on this root, then those of this one.
 func (m *Image) Slow() []why.Read {
-	now := m.f.cfg.Now()
-	var out []why.Read
+	var waits []*flight
 	m.f.mu.Lock()
 	for _, o := range m.f.objects {
 		for fl := range o.Flights {
 			fl := fl.Of.(*flight)
-			if took := time.Since(fl.job.began); fl.job.rs.id == m.ID() && fl.job.how.priority == exchange.PriorityGuest && fl.job.trace != nil && fl.obj.Pos.Level == 0 && !fl.ended.Load() && took >= why.Slow {
-				out = append(out, why.Read{At: fl.job.began, Offset: m.offset(fl.obj.Pos.Index), Chunk: fl.obj.ID.String(), Took: took.Seconds()}.With(fl.job.trace))
+			if j := fl.job; j.rs.id == m.ID() && j.how.priority == exchange.PriorityGuest && j.trace != nil && fl.obj.Pos.Level == 0 && !fl.ended.Load() && time.Since(j.began) >= why.Slow {
+				waits = append(waits, fl)
 			}
 		}
 	}
 	m.f.mu.Unlock()
-	slices.SortFunc(out, func(a, b why.Read) int { return cmp.Compare(b.Took, a.Took) })
-	return append(out[:min(len(out), slowUnderWayMax)], m.slow.Slowest(now)...)
+	slices.SortFunc(waits, func(a, b *flight) int { return a.job.began.Compare(b.job.began) })
+	var out []why.Read
+	for _, fl := range waits[:min(len(waits), slowUnderWayMax)] {
+		r := why.Read{At: fl.job.began, Offset: m.offset(fl.obj.Pos.Index), Chunk: fl.obj.ID.String(), Took: time.Since(fl.job.began).Seconds()}
+		out = append(out, r.With(fl.job.trace))
+	}
+	return append(out, m.slow.Slowest(time.Now())...)
 }
 
 // slowUnderWayMax bounds the reads under way that are shown.
