@@ -175,6 +175,7 @@ func (w *world) step(n *node, e Event) {
 			}
 			n.served = true
 			w.admit(n)
+			w.follow(n)
 		case Open:
 			w.admit(n)
 		case Shut:
@@ -349,6 +350,7 @@ func TestNobodyWritesWhatIsAnothers(t *testing.T) {
 				n := any(rt)
 				n.gaps, n.gapAt = n.gaps+1, w.now
 			},
+			"follow too": func(rt *rapid.T) { w.follow(any(rt)) },
 			"beat": func(rt *rapid.T) {
 				if n := any(rt); n.served && n.open != n.gaps+1 {
 					w.happen(n, StoodStill{})
