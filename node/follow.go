@@ -11,6 +11,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 const (
@@ -85,4 +86,13 @@ func (n *Node) callID(ctx context.Context, id, method string, body []byte) ([]by
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return n.exchange.Call(ctx, to, method, body)
+}
+
+// holder says who a member is that has some of an image.
+func (n *Node) holder(id peer.ID) images.Holder {
+	h := images.Holder{ID: id.String(), Name: n.nameOf(id), Way: string(n.swarm.Path(id).Way)}
+	if key, err := identity.KeyOf(id); err == nil {
+		h.Farm = n.Membership.Who(key).Farm
+	}
+	return h
 }

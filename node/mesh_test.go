@@ -214,12 +214,12 @@ func TestRotationAmongNodes(t *testing.T) {
 	m.first, _ = m.start(t.TempDir(), "first", "")
 	n, _ := m.start(t.TempDir(), "second", m.token(trust.RoleNode))
 	m.await("connected", func() bool { return m.first.linked(n) })
-	old := n.Membership.Announce()
+	old := n.Membership.Announce(content.Mesh())
 	if g, err := m.first.Membership.Rotate(t.Context()); err != nil || g.Number != 2 {
 		t.Fatalf("generation %d, %v", g, err)
 	}
 	m.await("it has the new secrets", func() bool { return n.Membership.State().Secrets.Generation.Number == 2 })
-	if now := n.Membership.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce()[0] {
+	if now := n.Membership.Announce(content.Mesh()); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce(content.Mesh())[0] {
 		t.Error("roots are not announced under the new secret, or not looked for under the old one")
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -171,9 +172,13 @@ type imageArg struct {
 type imageShowCmd struct{ imageArg }
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
+	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name) + "?holders=true"}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
+		for _, h := range i.Holders {
+			share := 100 * float64(h.Chunks) / float64(max(i.Chunks, 1))
+			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, prefixed(", ", h.Way))
+		}
 		if s := i.Followed; s != nil {
 			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), bySource(s.Bytes), prefixed(": ", s.Why))
 		}

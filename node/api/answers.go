@@ -42,7 +42,7 @@ func made[T any](status int, dir, id string, v T) *Made[T] {
 // Tagged is an answer that a client which has it need not be sent again.
 type Tagged[T any] struct {
 	Status int
-	ETag   string `header:"ETag" doc:"of all but the age"`
+	ETag   string `header:"ETag" doc:"of all but the age, and what was read"`
 	Body   T
 }
 
@@ -78,7 +78,7 @@ func (in IfNoneMatch) tag(v any) (etag string, status int, err error) {
 func ageless[T any](v T) T {
 	switch v := any(&v).(type) {
 	case *Image:
-		v.Age = 0
+		v.Age, v.Bytes, v.Copies = 0, Bytes{}, 0
 	case *Operation:
 		v.ETA = 0
 	}

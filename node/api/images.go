@@ -26,9 +26,14 @@ func (s *Server) images(a huma.API) {
 	})
 	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
 		Named
+		Holders bool `query:"holders" doc:"and who has some of it, which may take half a second to ask"`
 		IfNoneMatch
 	}) (*Tagged[Image], error) {
-		i, err := images.Get(ctx, in.Name)
+		find := images.Get
+		if in.Holders {
+			find = images.Holders
+		}
+		i, err := find(ctx, in.Name)
 		if err != nil {
 			return nil, err
 		}

@@ -29,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
@@ -69,6 +70,8 @@ type Announcements interface {
 	Announce(swarm.Key) error
 	Withdraw(swarm.Key)
 	Find(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
+	// Peers returns the members that are in reach.
+	Peers() []peer.AddrInfo
 	Ban(peer.ID, time.Duration, string)
 }
 
@@ -99,9 +102,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -114,6 +117,10 @@ type Config struct {
 	// IOTimeout is how long a guest's read waits for a source to come back; 0 is
 	// IOTimeoutDefault.
 	IOTimeout time.Duration
+	// NoOrigin reports whether nobody is to read the origin for what is read by a name; nil
+	// is for none. Members that are asked to bring it in are told so. What others ask of
+	// this node is theirs.
+	NoOrigin func(content.Ref) bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log may be nil.
@@ -135,7 +142,7 @@ type Fetcher struct {
 	shown  *shown.Book
 	wake   chan struct{}   // decide anew who announces what
 	ctx    context.Context // ends with Run; flights run on it
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	back patience.Bell // of sources
 
@@ -145,7 +152,7 @@ type Fetcher struct {
 	mind    *plan.Member
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
-	objects map[objectKey]*onItsWay
+	objects map[object.Key]*onItsWay
 	crowds  plan.Crowds[crowdKey]
 	running sync.WaitGroup
 }
@@ -161,7 +168,10 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
+	}
+	if cfg.NoOrigin == nil {
+		cfg.NoOrigin = func(content.Ref) bool { return false }
 	}
 	if cfg.Origin == nil {
 		cfg.Origin = func() Origin { return nil }
@@ -174,11 +184,11 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)
-	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
 }
 
@@ -190,7 +200,7 @@ func (f *Fetcher) Connect(x *exchange.Exchange) { f.cfg.Exchange = x }
 func (f *Fetcher) Run(ctx context.Context) error {
 	f.announce(ctx)
 	f.mu.Lock() // no flight begins after this
-	f.cancel()
+	f.cancel(errStopped)
 	f.mu.Unlock()
 	f.running.Wait()
 	return nil
@@ -207,7 +217,11 @@ func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 // Asked returns how the requests to a member went since the start.
 func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
 
-// RootBytes is Bytes of one root, and those of all that were read, by their CIDs.
+// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
+// that were too many.
+func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
+
+// RootBytes is BytesOf each.
 func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
@@ -26,13 +27,30 @@ type Image struct {
 	bytes tally.Counters
 	ahead readahead.Window
 	waits patience.Waits
-	slow  why.Log
+	// strict is the name for which nobody is to read the origin; "" where they may.
+	strict string
+	slow   why.Log
 }
 
-func (f *Fetcher) image(rs *rootState) *Image {
+func (f *Fetcher) image(rs *rootState, as []content.Ref) *Image {
 	m := &Image{f: f}
+	if i := slices.IndexFunc(as, f.cfg.NoOrigin); i >= 0 {
+		m.strict = as[i].String()
+	}
 	m.rs.Store(rs)
 	return m
+}
+
+func (m *Image) by(p exchange.Priority) request {
+	return request{priority: p, noOrigin: m.strict != ""}
+}
+
+// why says of what failed that the origin was not asked.
+func (m *Image) why(err error) error {
+	if m.strict == "" || err == nil || !mayCome(err) {
+		return err
+	}
+	return fmt.Errorf("%s is not read at the origin, as --no-origin-fallback says: %w", m.strict, err)
 }
 
 // byHeads reads by the head that served last, and where that fails by the others of the
@@ -137,14 +155,14 @@ type guestRead struct {
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	how := byGuest()
+	how := m.by(exchange.PriorityGuest)
 	how.trail = &r.trail
 	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
-	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
+	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
-	fl := m.f.join(rs, []object{o}, byGuest())[0]
+	fl := m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
 	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
@@ -154,7 +172,7 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	}
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
-		fl = m.f.join(rs, []object{o}, byGuest())[0]
+		fl = m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
 		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
@@ -190,7 +208,7 @@ func (m *Image) runAhead(run readahead.Run) {
 	if leaf := rs.leaf(run.From); leaf != nil {
 		m.runIn(rs, leaf, run.From, end)
 	} else if !m.f.start(func() {
-		leaf, _ := m.f.node(m.f.ctx, rs, content.Pos{Level: 1, Index: node}, byReadahead())
+		leaf, _ := m.f.node(m.f.ctx, rs, content.Pos{Level: 1, Index: node}, m.by(exchange.PriorityReadahead))
 		m.runIn(rs, leaf, run.From, end)
 	}) {
 		m.ahead.End()
@@ -200,20 +218,20 @@ func (m *Image) runAhead(run readahead.Run) {
 // runIn asks for the chunks from one on to before another that a map node names, nil for
 // none.
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
-	var objects []object
+	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: rs.reach()})
+			objects = append(objects, object.Object{Pos: content.Chunk(i), ID: id, At: at, Reach: rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
 		m.ahead.End()
 		return
 	}
-	flights := m.f.join(rs, objects, byReadahead())
+	flights := m.f.join(rs, objects, m.by(exchange.PriorityReadahead))
 	if !m.f.start(func() {
 		defer m.ahead.End()
 		for _, fl := range flights {
@@ -233,10 +251,10 @@ func (m *Image) NextData(ctx context.Context, index uint64) (start, end uint64, 
 	shape := m.rs.Load().shape
 	for index < shape.Chunks {
 		n := index / content.MapFanout
-		m.f.readMapAhead(ctx, m.rs.Load(), n, shape.Leaves())
+		m.readMapAhead(ctx, n, shape.Leaves())
 		var leaf *mapNode
 		if err := m.patiently(ctx, func(ctx context.Context) (err error) {
-			leaf, err = m.leaf(ctx, n, byGuest())
+			leaf, err = m.leaf(ctx, n, m.by(exchange.PriorityGuest))
 			return err
 		}); err != nil {
 			return 0, 0, err
@@ -268,18 +286,17 @@ func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode,
 // as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		m.f.walk(ctx, m.rs.Load(), byPrefetch(), func(p content.Pos, n *mapNode, err error) bool {
+		for names, err := range m.f.names(ctx, m.rs.Load(), m.by(exchange.PriorityPrefetch)) {
 			if err != nil {
 				yield(content.CID{}, err)
-				return false
+				return
 			}
-			for _, id := range n.names(p) {
+			for _, id := range names {
 				if !yield(id, nil) {
-					return false
+					return
 				}
 			}
-			return true
-		})
+		}
 	}
 }
 
@@ -305,41 +322,14 @@ func (m *Image) Waiting() Waiting {
 // content.ErrCorrupt or content.ErrNotFound instead.
 func mayCome(err error) bool { return errors.Is(err, content.ErrUnavailable) }
 
-// patiently has what a guest waits for tried again until it comes, until the sources
-// have said that it is nowhere, or until the guest has waited for as long as it may.
-// When what the guest reads from ends, or the node, that is over at once.
+// patiently has what a guest waits for tried again while it may come.
 func (m *Image) patiently(ctx context.Context, try func(context.Context) error) error {
-	within, cancel := context.WithTimeout(ctx, m.f.cfg.IOTimeout)
-	defer cancel()
-	last := error(content.ErrUnavailable)
-	for n := 0; ; n++ {
-		back := m.f.back.Wait()
-		err := try(within)
-		if err == nil || !mayCome(err) && within.Err() == nil {
-			return err
-		}
-		if mayCome(err) {
-			last = err
-		}
-		if n == 0 {
+	return m.why(m.waits.Try(ctx, patience.Limits{
+		Back: &m.f.back, Most: m.f.cfg.IOTimeout, Again: plan.Again, MayCome: mayCome, Ended: m.f.ctx,
+		Waits: func() (over func()) {
 			m.f.tally.Waits.Inc()
 			m.f.tally.Waiting.Inc()
-			m.waits.Note(1, last)
-			defer func() { m.f.tally.Waiting.Dec(); m.waits.Note(-1, nil) }()
-		} else {
-			m.waits.Note(0, last)
-		}
-		select {
-		case <-back:
-			n = 0
-		case <-time.After(plan.Again(n)):
-		case <-m.f.ctx.Done():
-			return errStopped
-		case <-within.Done():
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", m.f.cfg.IOTimeout, last)
-		}
-	}
+			return m.f.tally.Waiting.Dec
+		},
+	}, try))
 }

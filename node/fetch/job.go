@@ -195,12 +195,12 @@ func (j *job) fail(err error) {
 
 func (j *job) what() string {
 	if len(j.flights) == 1 {
-		return fmt.Sprintf("fetch %s of root %s", j.flights[0].obj.pos, j.rs.id)
+		return fmt.Sprintf("fetch %s of root %s", j.flights[0].obj.Pos, j.rs.id)
 	}
-	return fmt.Sprintf("fetch %s and %d more of root %s", j.flights[0].obj.pos, len(j.flights)-1, j.rs.id)
+	return fmt.Sprintf("fetch %s and %d more of root %s", j.flights[0].obj.Pos, len(j.flights)-1, j.rs.id)
 }
 
-func (j *job) level() int { return j.flights[0].obj.pos.Level }
+func (j *job) level() int { return j.flights[0].obj.Pos.Level }
 
 func (j *job) left() []*flight {
 	var out []*flight
@@ -216,7 +216,7 @@ func (j *job) left() []*flight {
 func indexes(flights []*flight) []uint64 {
 	out := make([]uint64, len(flights))
 	for i, fl := range flights {
-		out[i] = fl.obj.pos.Index
+		out[i] = fl.obj.Pos.Index
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -229,11 +229,11 @@ func (j *job) fromCache() {
 		}
 		a := arrival{obj: fl.obj, from: FromCache}
 		var err error
-		if a.data, err = j.f.cfg.Cache.Get(fl.obj.id, nil); err != nil {
+		if a.data, err = j.f.cfg.Cache.Get(fl.obj.ID, nil); err != nil {
 			continue
 		}
-		if fl.obj.pos.Level > 0 {
-			if a.page, err = j.f.cfg.Cache.Get(fl.obj.page, nil); err != nil {
+		if fl.obj.Pos.Level > 0 {
+			if a.page, err = j.f.cfg.Cache.Get(fl.obj.Page, nil); err != nil {
 				continue
 			}
 		}
@@ -249,6 +249,7 @@ type outcome struct {
 	unknown bool
 	lied    bool
 	useless error // why what came, though no lie, is of no use here
+	near    bool  // it is of this farm
 	some    bool  // something of use came
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
@@ -296,6 +297,9 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	default:
 		j.f.Think(func(m *plan.Member) {
 			m.Work(a.Peer, j.f.cfg.Now())
+			if o.near {
+				m.Seen(a.Peer, j.f.cfg.Now())
+			}
 			if o.some && a.Fetch && a.Passed && !m.Origin {
 				m.Provided(a.Peer)
 			}
@@ -336,13 +340,14 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	var spare int64
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
-		byIndex[fl.obj.pos.Index] = fl
+		byIndex[fl.obj.Pos.Index] = fl
 	}
+	o.near = near
 	source := FromSwarm
 	if near {
 		source = FromFarm
 	}
-	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed}
+	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed, NoOrigin: j.how.noOrigin}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
 			spare = d.Spare.Bytes()
@@ -395,11 +400,11 @@ var errOtherPage = errors.New("has the same content in other packs")
 // object that was asked for; a map node that can't be used is its maker's fault.
 func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
 	a := arrival{obj: fl.obj, from: from, lent: r}
-	if a.data, err = content.Verify(fl.obj.id, r.Body); err != nil {
+	if a.data, err = content.Verify(fl.obj.ID, r.Body); err != nil {
 		return true, err
 	}
-	if fl.obj.pos.Level > 0 {
-		if a.page, err = content.Verify(fl.obj.page, r.Page); err != nil {
+	if fl.obj.Pos.Level > 0 {
+		if a.page, err = content.Verify(fl.obj.Page, r.Page); err != nil {
 			return false, errOtherPage
 		}
 	}
@@ -410,7 +415,7 @@ func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (l
 		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
 	}
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.Stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)

@@ -46,7 +46,7 @@ func (m *Image) noteSlow(r *guestRead, err error) {
 	for _, fl := range r.flights {
 		traces = append(traces, fl.job.trace)
 		if fl.ended.Load() && fl.err == nil {
-			out.Source, out.Chunk = fl.from.String(), fl.obj.id.String()
+			out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
 		}
 	}
 	if err != nil {
@@ -68,8 +68,8 @@ func (m *Image) Slow() []why.Read {
 	for _, o := range m.f.objects {
 		for fl := range o.Flights {
 			fl := fl.Of.(*flight)
-			if took := time.Since(fl.job.began); fl.job.rs.id == m.ID() && fl.job.how.priority == exchange.PriorityGuest && fl.job.trace != nil && fl.obj.pos.Level == 0 && !fl.ended.Load() && took >= why.Slow {
-				out = append(out, why.Read{At: fl.job.began, Offset: m.offset(fl.obj.pos.Index), Chunk: fl.obj.id.String(), Took: took.Seconds()}.With(fl.job.trace))
+			if took := time.Since(fl.job.began); fl.job.rs.id == m.ID() && fl.job.how.priority == exchange.PriorityGuest && fl.job.trace != nil && fl.obj.Pos.Level == 0 && !fl.ended.Load() && took >= why.Slow {
+				out = append(out, why.Read{At: fl.job.began, Offset: m.offset(fl.obj.Pos.Index), Chunk: fl.obj.ID.String(), Took: took.Seconds()}.With(fl.job.trace))
 			}
 		}
 	}

@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 const (
@@ -20,6 +23,9 @@ const (
 	// warmChoice is of how many runs at least one is chosen, while there are more: those of
 	// a leaf or two.
 	warmChoice = 64
+	// strictTries is how often more a prefetch that nobody is to read the origin for asks the
+	// members: announcements may be seconds late.
+	strictTries = 4
 )
 
 // Warm brings the whole image into the cache, in the order that the planner says.
@@ -40,7 +46,7 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	w.landing.Wait()
 	m.f.Think(func(*plan.Member) { w.order.End() })
 	if err := context.Cause(ctx); err != nil {
-		return err
+		return m.why(err)
 	}
 	return m.kept(ctx)
 }
@@ -79,7 +85,7 @@ type warming struct {
 
 // part is what is asked for at once: a run, or what of one fits into the window.
 type part struct {
-	objects []object
+	objects []object.Object
 	flights []*flight
 }
 
@@ -116,7 +122,7 @@ func (w *warming) ask(ctx context.Context) error {
 		if err := w.window.Acquire(ctx, int64(len(p.objects))*w.size); err != nil {
 			return err
 		}
-		flights := w.m.f.join(w.m.rs.Load(), p.objects, byPrefetch())
+		flights := w.m.f.join(w.m.rs.Load(), p.objects, w.m.by(exchange.PriorityPrefetch))
 		w.m.f.Think(func(*plan.Member) { p.flights = flights })
 		w.landing.Go(func() { w.land(ctx, next, flights) })
 	}
@@ -139,7 +145,7 @@ func (w *warming) choose(ctx context.Context, leaf uint64) (n int, err error) {
 	for _, objects := range runs {
 		for objects := range slices.Chunk(objects, int(max(1, warmWindow/w.size))) {
 			w.m.f.Think(func(*plan.Member) { // each by itself: guests wait for no long list
-				w.order.Add(runKey(objects[0].at.Run()), objects[len(objects)-1].pos.Index, &part{objects: objects})
+				w.order.Add(object.RunKey(objects[0].At.Run()), objects[len(objects)-1].Pos.Index, &part{objects: objects})
 			})
 			n++
 		}
@@ -152,13 +158,16 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 	for _, fl := range flights {
 		err := fl.waitKept(ctx)
 		if err != nil && ctx.Err() == nil { // another head may say where it lies
-			err = w.m.byHeads(ctx, func(rs *rootState) error {
-				o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, byPrefetch())
-				if err == nil {
-					fl = w.m.f.join(rs, []object{o}, byPrefetch())[0]
-					err = fl.waitKept(ctx)
-				}
-				return err
+			how := w.m.by(exchange.PriorityPrefetch)
+			err = w.m.strictly(ctx, func() error {
+				return w.m.byHeads(ctx, func(rs *rootState) error {
+					o, _, err := w.m.f.chunk(ctx, rs, fl.obj.Pos.Index, how)
+					if err == nil {
+						fl = w.m.f.join(rs, []object.Object{o}, how)[0]
+						err = fl.waitKept(ctx)
+					}
+					return err
+				})
 			})
 		}
 		if err != nil {
@@ -182,10 +191,29 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 	}
 }
 
+// strictly tries again and again what the origin is not asked for.
+func (m *Image) strictly(ctx context.Context, try func() error) error {
+	for n := 0; ; n++ {
+		err := try()
+		if err == nil || m.strict == "" || n == strictTries || !mayCome(err) {
+			return err
+		}
+		select {
+		case <-time.After(plan.Again(n)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // missing returns what the cache lacks of the chunks that a leaf names, by run, and how
 // long those are that are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
-	n, err := m.leaf(ctx, leaf, byPrefetch())
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object.Object, here []uint32, err error) {
+	var n *mapNode
+	err = m.strictly(ctx, func() (err error) {
+		n, err = m.leaf(ctx, leaf, m.by(exchange.PriorityPrefetch))
+		return err
+	})
 	if err != nil || n == nil {
 		return nil, nil, err
 	}
@@ -205,9 +233,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 			of = len(runs)
 			place[run], runs = of, append(runs, nil)
 		}
-		runs[of] = append(runs[of], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
+		runs[of] = append(runs[of], object.Object{Pos: content.Chunk(leaf*content.MapFanout + uint64(i)), ID: id, At: at, Reach: m.rs.Load().reach()})
 	}
 	return runs, here, nil
 }
-
-func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,43 @@ const (
 
 // Neighbour is another member of this node's farm, here or away.
 type Neighbour struct{ ID, Name string }
+
+// Holder is a member that has some of an image.
+type Holder struct {
+	ID     string `json:"id"`
+	Name   string `json:"name,omitempty"`
+	Farm   string `json:"farm,omitempty" doc:"absent for a seed"`
+	Way    string `json:"way,omitempty" doc:"what the connection with it leads through; absent for this node, and without one"`
+	Chunks uint64 `json:"chunks"`
+	Bytes  int64  `json:"bytes" doc:"about what they take at the origin"`
+}
+
+// Holders returns an image with all members that are known to have some of it, those that
+// have most first.
+func (im *Images) Holders(ctx context.Context, name string) (Image, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, false)
+	if err != nil {
+		return Image{}, err
+	}
+	i, err := im.info(k)
+	if err != nil {
+		return i, err
+	}
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
+	if err != nil {
+		return i, err
+	}
+	i.Holders = []Holder{}
+	for id, chunks := range m.Holders(ctx) {
+		if chunks > 0 {
+			h := im.cfg.Holder(id)
+			h.Chunks, h.Bytes = chunks, int64(float64(i.Stored)*float64(chunks)/float64(max(i.Chunks, 1)))
+			i.Holders = append(i.Holders, h)
+		}
+	}
+	slices.SortFunc(i.Holders, func(a, b Holder) int { return cmp.Or(cmp.Compare(b.Chunks, a.Chunks), cmp.Compare(a.ID, b.ID)) })
+	return i, nil
+}
 
 // warmRequest has a member warm an image, at least at that version, or say how far its
 // operation is that it has begun for that, or cancel it. So it may be asked again and again.

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images/follow"
@@ -43,6 +45,8 @@ type Config struct {
 	// Farm returns the other members of this farm, and Call asks one, by its ID.
 	Farm func(context.Context) []Neighbour
 	Call func(ctx context.Context, id, method string, body []byte) ([]byte, error)
+	// Holder says who a member is.
+	Holder func(peer.ID) Holder
 	// Readable returns the origin, nil while it can't be read, and Writable the same, or
 	// why nothing can be written to it.
 	Readable func() bucket.Bucket
@@ -71,9 +75,13 @@ type Image struct {
 	Source  string        `json:"source,omitempty"`
 	Pinned  bool          `json:"pinned"`
 	// Followed is nil for a name that this node does not follow.
-	Followed  *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
-	Age       float64          `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool             `json:"confirmed" doc:"false when the origin has not answered with it this time"`
+	Followed *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
+	Holders  []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
+	// Bytes and Copies are of this node alone.
+	Bytes     fetch.Bytes `json:"bytes" doc:"what this node read of it, or of what has the same content, since its start"`
+	Copies    float64     `json:"origin_copies" doc:"how often this node read all of it from the origin: the bytes from there, of those that it takes there"`
+	Age       float64     `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool        `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
 
 // Images are those that this node knows of. Safe for concurrent use.
@@ -92,7 +100,7 @@ func New(cfg Config) *Images {
 
 // RootOf is the root that a record stands for; the record has one.
 func RootOf(k records.Known) fetch.Root {
-	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed}
+	return fetch.Root{Head: *k.Head, Lineage: k.Lineage, Envelope: k.Sealed, As: []content.Ref{{Kind: k.Kind, Name: k.Name}}}
 }
 
 func (im *Images) begin(kind, name string, work func(context.Context, *operations.Operation) error) (operations.View, error) {
@@ -107,8 +115,9 @@ func (im *Images) info(k records.Known) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	read := im.cfg.Fetcher.BytesOf(k.Root)
 	return Image{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
 		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed, Followed: im.follower.standing(k.Name),
 	}, nil

@@ -51,6 +51,9 @@ func (t *Trace) Event(e plan.Event) {
 	switch e.Kind {
 	case plan.Answered:
 		outcome := e.Why
+		if _, why, ok := strings.Cut(e.Why, ": "); ok && strings.HasPrefix(e.Why, "ask ") { // whom is said already
+			outcome = why
+		}
 		if e.Refer != "" {
 			outcome = "referred to " + peer.ID(e.Refer).String()
 		}

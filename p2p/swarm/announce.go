@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,9 +41,12 @@ const (
 	// announceParallel bounds the announcements at a time: each asks a dozen members.
 	announceParallel = 4
 	// announcersMax is how many members one search yields, and announcedMax how many
-	// it looks at: one may be this member, and others none.
+	// it looks at: one may be this member, and others none. firstMax of them are those that
+	// rank first, and othersMax any.
 	announcersMax = 20
 	announcedMax  = 3 * announcersMax
+	firstMax      = 10
+	othersMax     = announcersMax - firstMax
 	// namedMax is how many of them one member may name where others are to be heard
 	// too: of those who are asked then, some twenty, a third would have to lie.
 	namedMax = 10
@@ -186,7 +191,7 @@ func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 		})
 		defer search.Wait()
 		defer cancel()
-		left := announcersMax
+		left := announcedMax
 		for info := range members {
 			if left--; !yield(info) || left == 0 {
 				return
@@ -202,9 +207,9 @@ func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo)
 	var proving errgroup.Group
 	defer proving.Wait()
 	proving.SetLimit(announcedMax + announcersMax)
-	found := map[peer.ID]bool{}
+	found, first := map[peer.ID]bool{}, ranks{key: string(k[:])}
 	look := func(info peer.AddrInfo) {
-		if found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
+		if !first.take(info.ID) && len(found) >= othersMax || found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
 			return
 		}
 		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)
@@ -255,9 +260,20 @@ func (s *Swarm) askEach(ctx context.Context, k Key, named chan<- peer.AddrInfo) 
 	for _, id := range members {
 		asking.Go(func() error {
 			all, _, err := ask.GetProviders(ctx, id, key)
-			for _, i := range rand.Perm(len(all))[:min(len(all), namedMax)] {
+			rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+			first := ranks{key: string(k[:])}
+			for _, info := range all {
+				first.take(info.ID)
+			}
+			others := 0
+			for _, info := range all {
+				if !first.has(info.ID) {
+					if others++; others > namedMax {
+						continue
+					}
+				}
 				select {
-				case named <- *all[i]:
+				case named <- *info:
 				case <-ctx.Done():
 				}
 			}
@@ -266,6 +282,28 @@ func (s *Swarm) askEach(ctx context.Context, k Key, named chan<- peer.AddrInfo) 
 	}
 	return asking.Wait()
 }
+
+// ranks is the announcers of a key that rank first of those that were named, by their
+// weights for it. All who search find them, so farms agree on who leads; what else a search
+// yields differs, so what one has spreads.
+type ranks struct {
+	key   string
+	first []peer.ID
+}
+
+// take reports whether a member ranks among the first so far.
+func (r *ranks) take(id peer.ID) bool {
+	weight := func(id peer.ID) uint64 { return content.Weight(r.key, string(id)) }
+	if slices.Contains(r.first, id) {
+		return true
+	}
+	at, _ := slices.BinarySearchFunc(r.first, weight(id), func(p peer.ID, w uint64) int { return cmp.Compare(w, weight(p)) })
+	r.first = slices.Insert(r.first, at, id)
+	r.first = r.first[:min(len(r.first), firstMax)]
+	return at < firstMax
+}
+
+func (r *ranks) has(id peer.ID) bool { return slices.Contains(r.first, id) }
 
 // cid is the form in which the DHT takes a key.
 func (k Key) cid() cid.Cid {

@@ -53,7 +53,7 @@ func (m *mesh) lookAll(t *testing.T, d *datadriven.TestData) {
 		n := m.nodes[p]
 		n.look(arg(t, d, "name"), func(s plan.Sight, how string) { m.say("%s: version %d, %s", p, s.Version, how) })
 	}
-	m.run()
+	m.play()
 }
 
 // look carries out what the planner says.

@@ -46,7 +46,7 @@ func TestOncePerFarm(t *testing.T) {
 				guest := rapid.Bool().Draw(t, "guest")
 				asked[n.farm] = true
 				m.after(time.Duration(rapid.IntRange(0, 200).Draw(t, "at"))*time.Millisecond, func() {
-					n.want("r", plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+					n.want(m.run("r"), plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
 						if !ok {
 							t.Fatalf("%s failed", n.name)
 						}
@@ -54,7 +54,7 @@ func TestOncePerFarm(t *testing.T) {
 				})
 			}
 		}
-		m.run()
+		m.play()
 		for farm := range m.farms {
 			if want := map[bool]int{true: 1}[asked[farm]]; m.reads[farm] != want {
 				t.Fatalf("%s read the origin %d times, want %d\n%s", farm, m.reads[farm], want, m.trace)
@@ -78,10 +78,10 @@ func TestOncePerMesh(t *testing.T) {
 		m.meet()
 		for _, n := range m.all() {
 			m.after(time.Duration(rapid.IntRange(0, 200).Draw(t, "at"))*time.Millisecond, func() {
-				n.want("r", plan.Config{}, func(bool) {})
+				n.want(m.run("r"), plan.Config{}, func(bool) {})
 			})
 		}
-		m.run()
+		m.play()
 		total := 0
 		for _, reads := range m.reads {
 			total += reads
@@ -131,12 +131,12 @@ func TestEveryWantEnds(t *testing.T) {
 			n.dead = rapid.IntRange(0, 5).Draw(t, "dead") == 0
 			n.staller = rapid.IntRange(0, 3).Draw(t, "stalls") == 0
 			n.shows = n.staller && rapid.Bool().Draw(t, "shows")
-			n.holds["r"] = rapid.IntRange(0, 19).Draw(t, "holds") == 0
+			n.holds[m.run("r")] = rapid.IntRange(0, 19).Draw(t, "holds") == 0
 			if rapid.IntRange(0, 5).Draw(t, "dies") == 0 {
 				m.after(time.Duration(rapid.IntRange(0, 3000).Draw(t, "at"))*time.Millisecond, n.die)
 			}
 		}
-		m.place("r")
+		m.run("r")
 		m.meet()
 		ended, began := map[*node]bool{}, map[*node]time.Duration{}
 		for _, n := range all {
@@ -149,7 +149,7 @@ func TestEveryWantEnds(t *testing.T) {
 					return
 				}
 				began[n] = m.now
-				n.want("r", plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+				n.want(m.run("r"), plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
 					if ended[n] {
 						t.Fatalf("%s ended twice", n.name)
 					}
@@ -163,7 +163,7 @@ func TestEveryWantEnds(t *testing.T) {
 				})
 			})
 		}
-		m.run()
+		m.play()
 		for n := range began {
 			if !ended[n] && !n.dead {
 				t.Fatalf("%s still waits\n%s", n.name, m.trace)
@@ -196,7 +196,7 @@ func TestJobBounds(t *testing.T) {
 		m.Farm(everybody[:100])
 		m.Origin, m.Asks, m.Searches = true, true, true
 		m.Count(epoch, 1<<40)
-		root := m.Root()
+		root := m.Root("root")
 		root.Want(epoch)
 		for i, p := range everybody {
 			var all content.Bitmap
@@ -275,13 +275,13 @@ func TestNoSourceHoldsAJob(t *testing.T) {
 		}
 		n.origin = rapid.Bool().Draw(t, "origin")
 		if !n.origin {
-			m.add("north", "holder").holds["r"] = true
+			m.add("north", "holder").holds[m.run("r")] = true
 		}
-		m.place("r")
+		m.run("r")
 		m.meet()
 		guest := rapid.Bool().Draw(t, "guest")
 		ended := false
-		n.want("r", plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+		n.want(m.run("r"), plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
 			ended = true
 			if !ok {
 				t.Fatalf("it failed\n%s", m.trace)
@@ -290,7 +290,7 @@ func TestNoSourceHoldsAJob(t *testing.T) {
 				t.Fatalf("it took %s\n%s", m.now, m.trace)
 			}
 		})
-		m.run()
+		m.play()
 		if !ended {
 			t.Fatalf("it still waits\n%s", m.trace)
 		}

@@ -56,7 +56,7 @@ func (m *mesh) command(t *testing.T, d *datadriven.TestData) {
 	case "hold", "evict":
 		for _, p := range peers(t, d, "nodes") {
 			for _, run := range peers(t, d, "runs") {
-				m.nodes[p].holds[string(run)] = d.Cmd == "hold"
+				m.nodes[p].holds[m.run(string(run))] = d.Cmd == "hold"
 			}
 		}
 	case "view":
@@ -138,7 +138,7 @@ func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 		runs = append(runs, peers(t, d, "then")...)
 	}
 	for _, run := range runs {
-		m.place(string(run))
+		m.run(string(run))
 	}
 	m.meet()
 	if d.HasArg("kill") {
@@ -155,7 +155,7 @@ func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 	for i, run := range runs {
 		m.after(time.Duration(i)*every, func() { m.wantRun(peers(t, d, "nodes"), string(run), d.HasArg("guest")) })
 	}
-	m.run()
+	m.play()
 	for _, farm := range slices.Sorted(maps.Keys(m.reads)) {
 		fmt.Fprintf(m.trace, "reads of %s: %d\n", farm, m.reads[farm])
 	}
@@ -163,7 +163,7 @@ func (m *mesh) wantAll(t *testing.T, d *datadriven.TestData) {
 
 func (m *mesh) wantRun(nodes []plan.Peer, run string, guest bool) {
 	for _, p := range nodes {
-		m.nodes[p].want(run, plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
+		m.nodes[p].want(m.run(run), plan.Config{Guest: guest, Hurry: guest}, func(ok bool) {
 			m.say("%s %s", p, map[bool]string{true: "has it", false: "has it not"}[ok])
 		})
 	}

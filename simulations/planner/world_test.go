@@ -2,7 +2,6 @@ package planner_test
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
 	"maps"
 	"slices"
@@ -25,19 +24,24 @@ const (
 // It does what node/fetch does, in the simplest way: it sends asks after a delay, reads
 // the origin, and tells who watches a node what has come there.
 type mesh struct {
-	now   time.Duration
-	seq   int
-	queue events
-	nodes map[plan.Peer]*node
-	farms map[string][]plan.Peer
-	delay time.Duration // of a read of the origin
-	down  bool          // the origin
-	reads map[string]int
-	runs  map[string]uint64 // the place of each in the root
-	trace *strings.Builder
-	named plan.Sight // what the origin has under the name that is looked for
-	steps int
-	most  int // of them
+	now      time.Duration
+	seq      int
+	queue    calendar
+	nodes    map[plan.Peer]*node
+	farms    map[string][]plan.Peer
+	delay    time.Duration // of a read of the origin
+	down     bool          // the origin
+	reads    map[string]int
+	runs     []string       // by their places in the root
+	place    map[string]int // of each
+	size     int            // of a run, where links carry it; 0 for delays only
+	origin   link
+	ups      map[string]*uplink // of farms
+	requests int                // at the origin
+	trace    *strings.Builder
+	named    plan.Sight // what the origin has under the name that is looked for
+	steps    int
+	most     int // of them
 	// news is how often those who watch a node hear of what has come; 0 for at once.
 	news      time.Duration
 	announced []*node // as a search finds them
@@ -57,7 +61,7 @@ type node struct {
 	blind   bool // sees no bitmaps
 	cold    bool // has yet to see them
 	budget  bool
-	holds   map[string]bool
+	holds   []bool                 // by run
 	view    []plan.Peer            // nil for all that live
 	swarm   map[string][]plan.Peer // what it has found
 	settled bool
@@ -66,53 +70,38 @@ type node struct {
 
 	mind    *plan.Member
 	root    *plan.Root
-	objects map[string]*plan.Object
-	watched map[plan.Peer]bool // by whom: whether far
-	fresh   *content.Bitmap    // what they are to hear of
-	reading map[string][]func(ok bool)
+	objects map[int]*plan.Object // by run
+	crowds  plan.Crowds[crowd]
+	watched map[*node]bool  // by whom: whether far
+	fresh   *content.Bitmap // what they are to hear of
+	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
+	in, out link
+	up      *uplink
 	waits   map[*plan.Flight][]func(ok bool)
-	flown   map[*plan.Job]*flight
+	flown   map[*plan.Flight]*flight
 }
 
 // flight is a job that a node carries out.
 type flight struct {
 	n     *node
-	run   string
+	run   int
 	job   *plan.Job
 	hurry bool
 	own   []*plan.Flight
-	asks  map[plan.Peer]*bool // those under way; set when one is dropped
+	asks  []*sending // those under way
 	ended bool
 }
 
-type event struct {
-	at   time.Duration
-	seq  int
-	do   func()
-	idle func() bool // that nothing is to be done any more; nil for never
-}
-
-type events []event
-
-func (q events) Len() int { return len(q) }
-func (q events) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
-}
-func (q events) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *events) Push(x any)   { *q = append(*q, x.(event)) }
-func (q *events) Pop() any {
-	last := (*q)[len(*q)-1]
-	*q = (*q)[:len(*q)-1]
-	return last
-}
-
 func newMesh() *mesh {
-	return &mesh{nodes: map[plan.Peer]*node{}, farms: map[string][]plan.Peer{}, delay: 50 * time.Millisecond, reads: map[string]int{}, runs: map[string]uint64{}, most: stepsMax, trace: new(strings.Builder)}
+	return &mesh{nodes: map[plan.Peer]*node{}, farms: map[string][]plan.Peer{}, delay: 50 * time.Millisecond, reads: map[string]int{}, place: map[string]int{}, ups: map[string]*uplink{}, most: stepsMax, trace: new(strings.Builder)}
 }
 
 func (m *mesh) add(farm string, name plan.Peer) *node {
-	n := &node{m: m, name: name, farm: farm, origin: true, holds: map[string]bool{}, settled: true}
+	if m.ups[farm] == nil {
+		m.ups[farm] = &uplink{holds: map[int]int{}}
+	}
+	n := &node{m: m, name: name, farm: farm, origin: true, settled: true, up: m.ups[farm], holds: make([]bool, len(m.runs))}
 	n.begin()
 	m.nodes[name] = n
 	m.farms[farm] = append(m.farms[farm], name)
@@ -126,19 +115,18 @@ func (m *mesh) after(d time.Duration, do func()) {
 
 func (m *mesh) unless(d time.Duration, idle func() bool, do func()) {
 	m.seq++
-	heap.Push(&m.queue, event{m.now + d, m.seq, do, idle})
+	m.queue.push(event{m.now + d, m.seq, do, idle})
 }
 
 // stepsMax is more than any test takes: a mesh that goes on is one that never
 // ends.
 const stepsMax = 500_000
 
-func (m *mesh) run() {
-	for len(m.queue) > 0 {
+func (m *mesh) play() {
+	for e, ok := m.queue.pop(); ok; e, ok = m.queue.pop() {
 		if m.steps++; m.steps > m.most {
 			panic("the mesh does not come to rest")
 		}
-		e := heap.Pop(&m.queue).(event)
 		if e.idle != nil && e.idle() {
 			continue
 		}
@@ -160,9 +148,9 @@ func (m *mesh) clock() time.Time { return epoch.Add(m.now) }
 func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
-	n.root = n.mind.Root()
-	n.objects, n.watched, n.waits, n.flown = map[string]*plan.Object{}, map[plan.Peer]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Job]*flight{}
-	n.reading, n.asked = map[string][]func(bool){}, map[int]func(){}
+	n.root = n.mind.Root("root")
+	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, plan.Crowds[crowd]{}
+	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
 
 // meet has all nodes know what they may of all others, from now on.
@@ -211,22 +199,31 @@ func (n *node) watch(other *node, far bool) {
 	if other.dead {
 		return
 	}
-	other.watched[n.name] = far
+	if other.watched[n] = far; !far {
+		other.mind.Seen(n.name, n.m.clock())
+	}
 	var b content.Bitmap
-	for run, i := range n.m.runs {
+	for run := range n.m.runs {
 		if other.holds[run] || other.shows {
-			b.Add(i)
+			b.Add(uint64(run))
 		}
 	}
 	_ = n.root.Show(other.name, far, true, &b)
 }
 
-// place returns the place of a run in the root.
-func (m *mesh) place(run string) uint64 {
-	if _, ok := m.runs[run]; !ok {
-		m.runs[run] = uint64(len(m.runs))
+// run returns the place of a run in the root.
+func (m *mesh) run(name string) int {
+	place, ok := m.place[name]
+	if !ok {
+		place = len(m.runs)
+		m.place[name], m.runs = place, append(m.runs, name)
 	}
-	return m.runs[run]
+	for _, n := range m.nodes {
+		for len(n.holds) < len(m.runs) {
+			n.holds = append(n.holds, false)
+		}
+	}
+	return place
 }
 
 // try asks a member whether it is back.
@@ -245,48 +242,51 @@ func (n *node) try(p plan.Peer) {
 }
 
 // want begins or joins a flight; done is called when it has ended.
-func (n *node) want(run string, cfg plan.Config, done func(ok bool)) {
+func (n *node) want(run int, cfg plan.Config, done func(ok bool)) *plan.Flight {
 	if n.holds[run] {
 		done(true)
-		return
+		return nil
 	}
 	o := n.objects[run]
 	if o == nil {
 		o = new(plan.Object)
 		n.objects[run] = o
 	}
-	cfg.Key, cfg.Root = run, n.root
-	own, job := n.mind.Join(cfg, []plan.Wanted{{Object: o, Index: n.m.place(run), Size: 1 << 20}})
+	cfg.Key, cfg.Root = n.m.runs[run], n.root
+	own, job := n.mind.Join(cfg, []plan.Wanted{{Object: o, Index: uint64(run), Size: runSize}})
 	n.waits[own[0]] = append(n.waits[own[0]], done)
 	if job == nil {
 		n.m.joined++
-		return
+		return own[0]
 	}
-	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own, asks: map[plan.Peer]*bool{}}
+	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own}
+	n.flown[own[0]] = f
 	f.step(plan.Event{Kind: plan.Start})
+	return own[0]
 }
 
 // land has a node hold a run from now on.
-func (n *node) land(run string) {
+func (n *node) land(run int) {
 	if n.dead {
 		return
 	}
 	n.hold(run)
 	if o := n.objects[run]; o != nil {
 		for fl := range o.Flights {
-			n.end(fl, true)
+			n.end(run, fl, true)
 		}
 	}
 }
 
 // hold tells those who watch a node that it has a run now.
-func (n *node) hold(run string) {
+func (n *node) hold(run int) {
 	n.holds[run] = true
+	n.up.holds[run]++
 	if n.fresh == nil {
 		n.fresh = new(content.Bitmap)
 		n.m.after(n.m.news, n.tell)
 	}
-	n.fresh.Add(n.m.place(run))
+	n.fresh.Add(uint64(run))
 	if n.m.news == 0 {
 		n.tell()
 	}
@@ -297,19 +297,23 @@ func (n *node) tell() {
 	if n.fresh == nil || n.dead {
 		return
 	}
-	for p, far := range n.watched {
-		_ = n.m.nodes[p].root.Show(n.name, far, false, n.fresh.Clone())
+	for other, far := range n.watched {
+		_ = other.root.Show(n.name, far, false, n.fresh.Clone())
 	}
 	n.fresh = nil
 }
 
-func (n *node) end(fl *plan.Flight, ok bool) {
+func (n *node) end(run int, fl *plan.Flight, ok bool) {
 	if _, first := fl.End(); !first {
 		return
 	}
 	fl.LeaveOut()
+	if o := n.objects[run]; o != nil && o.Idle() {
+		delete(n.objects, run)
+	}
 	waits := n.waits[fl]
 	delete(n.waits, fl)
+	delete(n.flown, fl)
 	for _, done := range waits {
 		done(ok)
 	}
@@ -332,7 +336,7 @@ func (f *flight) step(e plan.Event) {
 	}
 	if n.holds[f.run] { // a more urgent flight may have hidden this one
 		for _, fl := range f.own {
-			n.end(fl, true)
+			n.end(f.run, fl, true)
 		}
 	}
 	n.mind.Origin = n.origin && !n.m.down
@@ -353,23 +357,21 @@ func (f *flight) act(a plan.Action) {
 	n := f.n
 	switch a.Kind {
 	case plan.Ask:
-		how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
-		n.m.say("%s asks %s%s", n.name, a.Peer, how)
-		dropped := new(bool)
-		f.asks[a.Peer] = dropped
-		n.send(f.run, a, f.hurry, func(e plan.Event) {
-			if !*dropped {
-				f.step(e)
-			}
-		})
+		if n.m.trace != nil {
+			how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
+			n.m.say("%s asks %s%s", n.name, a.Peer, how)
+		}
+		f.asks = append(f.asks, n.send(f.run, a, f.hurry, f.step))
 	case plan.Drop:
 		n.m.say("%s drops %s", n.name, a.Peer)
-		*f.asks[a.Peer] = true
+		f.drop(a.Peer)
 		n.mind.Stall(a.Peer, n.m.clock(), a.Quiet)
 	case plan.Try:
 		n.try(a.Peer)
 	case plan.ReadOrigin:
-		n.m.say("%s reads the origin%s", n.name, map[bool]string{true: ", a hedge", false: ""}[a.Hedge])
+		if n.m.trace != nil {
+			n.m.say("%s reads the origin%s", n.name, map[bool]string{true: ", a hedge", false: ""}[a.Hedge])
+		}
 		n.read(f.run, func(ok bool) {
 			why := ""
 			if !ok {
@@ -405,11 +407,21 @@ func (f *flight) wait(a plan.Action) {
 		n.m.unless(f.job.ReadingWait(), func() bool { return f.ended }, once)
 	case plan.Done, plan.Fail:
 		f.ended = true
+		f.drop("")
 		if a.Kind == plan.Fail {
 			n.m.say("%s fails: %s", n.name, tried(a.Tried))
 		}
 		for _, fl := range f.own {
-			n.end(fl, a.Kind == plan.Done)
+			n.end(f.run, fl, a.Kind == plan.Done)
+		}
+	}
+}
+
+// drop ends the ask of a member, or all.
+func (f *flight) drop(p plan.Peer) {
+	for _, s := range f.asks {
+		if p == "" || s.act.Peer == p {
+			s.drop()
 		}
 	}
 }
@@ -423,6 +435,8 @@ func tried(all []plan.Tried) string {
 	return strings.Join(out, "; ")
 }
 
+func (n *node) lives() bool { return !n.dead }
+
 // die ends a node: what it was asked stays unanswered.
 func (n *node) die() {
 	n.dead = true
@@ -432,87 +446,198 @@ func (n *node) die() {
 	}
 	clear(n.asked)
 	clear(n.waits)
+	clear(n.flown)
 	clear(n.reading)
-	for p := range n.watched {
-		n.m.nodes[p].root.Drop(n.name)
+	for other := range n.watched {
+		other.root.Drop(n.name)
 	}
 }
 
-// send carries an ask to a member and its answer back.
-func (n *node) send(run string, a plan.Action, hurry bool, answer func(plan.Event)) {
-	to := n.m.nodes[a.Peer]
-	delay := lanDelay
-	if to == nil || to.farm != n.farm {
-		delay = wanDelay
+// sending is an ask on its way to a member, and its answer back.
+type sending struct {
+	n, to  *node
+	run    int
+	act    plan.Action
+	hurry  bool
+	delay  time.Duration
+	id     int
+	e      plan.Event
+	answer func(plan.Event)
+	// crowded is true while it counts among those that the run is sent to.
+	crowded, dropped bool
+}
+
+// send asks a member.
+func (n *node) send(run int, a plan.Action, hurry bool, answer func(plan.Event)) *sending {
+	s := &sending{n: n, to: n.m.nodes[a.Peer], run: run, act: a, hurry: hurry, delay: lanDelay, id: n.m.seq, answer: answer}
+	if s.to == nil || s.to.farm != n.farm {
+		s.delay = wanDelay
 	}
-	e := plan.Event{Kind: plan.Answered, Peer: a.Peer}
-	silent := func() {
-		n.m.after(silence, func() {
-			n.mind.Fail(a.Peer, n.m.clock())
-			e.Why = "silent"
-			answer(e)
-		})
+	s.e = plan.Event{Kind: plan.Answered, Peer: a.Peer}
+	n.m.after(s.delay, s.arrive)
+	return s
+}
+
+// silent ends an ask that nobody answers.
+func (s *sending) silent() {
+	s.n.m.after(silence, func() {
+		s.n.mind.Fail(s.act.Peer, s.n.m.clock())
+		s.e.Why = "silent"
+		s.tell(s.e)
+	})
+}
+
+// crowd is those that a run is sent to, as node/fetch tells them apart.
+type crowd struct {
+	run  int
+	near bool
+}
+
+// arrive is what the member does that is asked.
+func (s *sending) arrive() {
+	to := s.to
+	if to == nil || to.dead {
+		s.silent()
+		return
 	}
-	id := n.m.seq
-	reply := func(ok bool) {
-		if _, waits := to.asked[id]; !waits {
+	if s.dropped {
+		return
+	}
+	near := to.farm == s.n.farm
+	if near {
+		to.mind.Seen(s.n.name, s.n.m.clock())
+	}
+	to.asked[s.id] = s.silent
+	if s.n.m.linked() {
+		refer, ok := to.crowds.Begin(crowd{s.run, near}, s.n.name)
+		if s.e.Refer, s.crowded = refer, !ok; ok {
+			s.reply(false)
 			return
 		}
-		delete(to.asked, id)
-		n.m.after(delay, func() {
-			switch {
-			case ok && to.liar:
-				e.Why = "sent wrong bytes"
-				n.mind.Lied(a.Peer, n.m.clock())
-			case ok:
-				n.mind.Work(a.Peer, n.m.clock())
-				n.land(run)
-			default:
-				n.root.Lacks(a.Peer, []uint64{n.m.place(run)})
-			}
-			answer(e)
-		})
 	}
-	n.m.after(delay, func() {
-		if to == nil || to.dead {
-			silent()
-			return
+	end := s.reply
+	switch {
+	case to.staller:
+	case to.refers != "" && s.act.Fetch:
+		s.e.Refer, to.refers = to.refers, ""
+		end(false)
+	case to.holds[s.run] || to.liar || !s.act.Fetch:
+		if lead, ok := to.mind.Better(s.n.m.runs[s.run], s.n.name, s.n.m.clock()); ok && near && !to.holds[s.run] {
+			s.e.Refer = lead
 		}
-		to.asked[id] = silent
+		end(to.holds[s.run] || to.liar)
+	default:
+		to.want(s.run, plan.Config{Depth: plan.Received(near, s.act.Passed), From: s.n.name, FromFarm: s.n.farm, Hurry: s.hurry}, end)
+	}
+}
+
+// reply sends what was asked for, or says that it is absent.
+func (s *sending) reply(ok bool) {
+	s.n.m.after(s.delay, func() {
 		switch {
-		case to.staller:
-		case to.refers != "" && a.Fetch && e.Refer == "":
-			e.Refer, to.refers = to.refers, ""
-			reply(false)
-		case to.holds[run] || to.liar || !a.Fetch:
-			reply(to.holds[run] || to.liar)
+		case !s.waits():
+		case ok:
+			s.progress()
+			s.n.m.carry(carried{s.to.way(s.n), s.waits, func() { s.end(true) }})
 		default:
-			to.want(run, plan.Config{Depth: plan.Received(to.farm == n.farm, a.Passed), From: n.name, FromFarm: n.farm, Hurry: hurry}, reply)
+			s.end(false)
 		}
 	})
 }
 
+// waits reports whether the member that was asked still lives, and is still asked.
+func (s *sending) waits() bool {
+	_, ok := s.to.asked[s.id]
+	return ok
+}
+
+func (s *sending) tell(e plan.Event) {
+	if !s.dropped {
+		s.answer(e)
+	}
+}
+
+// drop ends an ask that is under way.
+func (s *sending) drop() {
+	if s.dropped = true; s.to != nil && s.waits() && s.n.m.linked() {
+		s.close(false)
+	}
+}
+
+// close has the member answer no more.
+func (s *sending) close(whole bool) {
+	delete(s.to.asked, s.id)
+	if s.crowded {
+		s.to.crowds.End(crowd{s.run, s.to.farm == s.n.farm}, s.n.name, whole)
+	}
+}
+
+// progressInterval is how often something of a run has come that is long on its way: its
+// chunks come one by one.
+const progressInterval = 2 * time.Second
+
+func (s *sending) progress() {
+	s.n.m.unless(progressInterval, func() bool { return !s.waits() }, func() {
+		s.tell(plan.Event{Kind: plan.Brought, Peer: s.act.Peer})
+		s.progress()
+	})
+}
+
+func (s *sending) end(ok bool) {
+	n, p := s.n, s.act.Peer
+	if !s.waits() {
+		return
+	}
+	s.close(ok)
+	switch {
+	case ok && s.to.liar:
+		s.e.Why = "sent wrong bytes"
+		n.mind.Lied(p, n.m.clock())
+	case ok:
+		n.mind.Work(p, n.m.clock())
+		if s.to.farm == n.farm {
+			n.mind.Seen(p, n.m.clock())
+		}
+		n.land(s.run)
+	case s.e.Refer == "":
+		n.root.Lacks(p, []uint64{uint64(s.run)})
+	}
+	s.tell(s.e)
+}
+
 // read reads the origin, or waits for the node's read that is under way.
-func (n *node) read(run string, done func(ok bool)) {
+func (n *node) read(run int, done func(ok bool)) {
 	n.reading[run] = append(n.reading[run], done)
 	if len(n.reading[run]) > 1 {
 		return
 	}
 	n.objects[run].Reading = true
+	n.m.requests++
 	n.m.after(n.m.delay, func() {
-		n.objects[run].Reading = false
-		waiting := n.reading[run]
-		delete(n.reading, run)
-		if n.dead {
+		if n.m.down {
+			n.hasRead(run, false)
 			return
 		}
-		ok := !n.m.down
-		if ok {
-			n.m.reads[n.farm]++
-			n.land(run)
-		}
-		for _, w := range waiting {
-			w(ok)
-		}
+		n.m.carry(carried{[]*link{&n.m.origin, &n.up.in, &n.in}, n.lives, func() { n.hasRead(run, true) }})
 	})
+}
+
+func (n *node) hasRead(run int, ok bool) {
+	waiting := n.reading[run]
+	delete(n.reading, run)
+	if n.dead {
+		return
+	}
+	o := n.objects[run]
+	o.Reading = false
+	if ok {
+		n.m.reads[n.farm]++
+		n.land(run)
+	}
+	for _, w := range waiting {
+		w(ok)
+	}
+	if o.Idle() {
+		delete(n.objects, run)
+	}
 }

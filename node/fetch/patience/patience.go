@@ -2,8 +2,12 @@
 package patience
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // Bell is what many wait for, as for a source to be back. The zero value is ready; safe
@@ -57,8 +61,8 @@ func (w *Waits) Now() Waiting {
 	return w.now
 }
 
-// Note adds reads, and the reason why they wait.
-func (w *Waits) Note(reads int, err error) {
+// note adds reads, and the reason why they wait.
+func (w *Waits) note(reads int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.now.Reads == 0 {
@@ -69,4 +73,57 @@ func (w *Waits) Note(reads int, err error) {
 		return
 	}
 	w.now.Why = err
+}
+
+// Limits say how a read waits.
+type Limits struct {
+	// Back rings when a source may be back; else the read is tried again after pauses, the
+	// n-th being Again(n), and for Most in all.
+	Back  *Bell
+	Again func(n int) time.Duration
+	Most  time.Duration
+	// MayCome reports whether what failed so may come right.
+	MayCome func(error) bool
+	// Ended ends with the node, and its cause is returned.
+	Ended context.Context
+	// Waits is told of a read that has to wait, and what it returns is called at its end.
+	Waits func() (over func())
+}
+
+// Try has what a guest waits for tried again until it comes, until the sources have said
+// that it is nowhere, or until the guest has waited for as long as it may. When what the
+// guest reads from ends, which is ctx, or the node, that is over at once.
+func (w *Waits) Try(ctx context.Context, l Limits, try func(context.Context) error) error {
+	within, cancel := context.WithTimeout(ctx, l.Most)
+	defer cancel()
+	last := error(content.ErrUnavailable)
+	for n := 0; ; n++ {
+		back := l.Back.Wait()
+		err := try(within)
+		if err == nil || !l.MayCome(err) && within.Err() == nil {
+			return err
+		}
+		if l.MayCome(err) {
+			last = err
+		}
+		if n == 0 {
+			over := l.Waits()
+			w.note(1, last)
+			defer func() { over(); w.note(-1, nil) }()
+		} else {
+			w.note(0, last)
+		}
+		select {
+		case <-back:
+			n = 0
+		case <-time.After(l.Again(n)):
+		case <-l.Ended.Done():
+			return context.Cause(l.Ended)
+		case <-within.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("nothing came within %s, see --io-timeout: %w", l.Most, last)
+		}
+	}
 }

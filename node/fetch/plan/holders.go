@@ -64,15 +64,16 @@ func (r *Root) Show(p Peer, far, anew bool, set *content.Bitmap) error {
 			r.use()
 		}
 	}
-	if h.set != nil {
-		r.tally(h.set, -1)
-	}
 	if h.far = far; anew || h.set == nil {
+		if h.set != nil {
+			r.tally(h.set, -1)
+		}
 		h.set = set
+		r.tally(h.set, 1)
 	} else {
+		r.tallyMore(h.set, set)
 		h.set.Union(set)
 	}
-	r.tally(h.set, 1)
 	r.resize(h, h.set.Bytes()+bitmapOverhead)
 	if h.bytes > memberMax {
 		r.Drop(p)
@@ -156,15 +157,20 @@ func (r *Root) shows(p Peer) bool {
 // the same, two by chance, which changes with the run and with who asks, the one is asked
 // that is expected to send it sooner: so nobody is asked by all that think it the best.
 func (j *Job) holder(far bool) Peer {
-	j.cfg.Root.use()
+	r := j.cfg.Root
+	r.use()
+	var spared []Peer
+	if far && j.crowded() {
+		spared = r.farms.members
+	}
 	type chance struct {
 		peer   Peer
 		weight uint64
 	}
 	var first, second chance
 	most, need, mine := 0, j.need(), weight(j.cfg.Key, j.m.self)
-	for p, h := range j.cfg.Root.held {
-		if h.far != far || j.asked[p] || j.aside(p) {
+	for p, h := range r.held {
+		if h.far != far || !j.mayShow(h) || j.asked[p] || j.aside(p) || len(spared) > 0 && slices.Contains(spared, r.farmOf[p]) {
 			continue
 		}
 		n := lateShare * j.shown(p)
@@ -174,10 +180,11 @@ func (j *Job) holder(far bool) Peer {
 		if n == 0 || n < most {
 			continue
 		}
+		c := chance{p, weight(j.cfg.Key, p) ^ mine}
 		if n > most {
 			most, first, second = n, chance{}, chance{}
 		}
-		switch c := (chance{p, weight(j.cfg.Key, p) ^ mine}); {
+		switch {
 		case c.weight > first.weight || c.weight == first.weight && p < first.peer:
 			first, second = c, first
 		case c.weight > second.weight:
@@ -188,6 +195,11 @@ func (j *Job) holder(far bool) Peer {
 		return second.peer
 	}
 	return first.peer
+}
+
+// mayShow reports whether a bitmap may show something that a job lacks: most don't.
+func (j *Job) mayShow(h *bitmap) bool {
+	return j.cfg.Level > 0 || len(j.flights) != 1 || h.set.Has(j.flights[0].index)
 }
 
 // shown is how much of what a job lacks a member shows. A map node goes with the chunks

@@ -39,7 +39,7 @@ func TestBitmapsAreBounded(t *testing.T) {
 	b := NewMember("self", "farm")
 	var roots []*Root
 	for range 8 {
-		roots = append(roots, b.Root())
+		roots = append(roots, b.Root("root"))
 	}
 	refused, most := 0, 0
 	for range 400 {
@@ -91,7 +91,7 @@ func TestFarBitmapsGoFirst(t *testing.T) {
 	one := large.Bytes() + bitmapOverhead
 	var roots []*Root
 	for range nodeMax/(4*one) + 1 {
-		r := b.Root()
+		r := b.Root("root")
 		roots = append(roots, r)
 		for _, p := range []Peer{"a", "b", "c", "d"} {
 			if err := r.Show(p, p > "b", true, large.Clone()); err != nil {
@@ -111,7 +111,7 @@ func TestFarBitmapsGoFirst(t *testing.T) {
 // TestHoldersByWhatIsMissing: who shows most of it is asked first.
 func TestHoldersByWhatIsMissing(t *testing.T) {
 	m := NewMember("self", "farm")
-	r := m.Root()
+	r := m.Root("root")
 	for q, n := range map[Peer]int{"a": 1, "b": 3, "c": 2} {
 		if err := r.Show(q, q == "c", true, some(0, n)); err != nil {
 			t.Fatal(err)

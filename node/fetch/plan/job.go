@@ -17,6 +17,7 @@ const (
 	askHolders
 	waitSwarm
 	askSwarmHolders
+	waitTurn
 	askSwarmLead
 	readOrigin
 	waitLast
@@ -31,7 +32,7 @@ const (
 func ladder(d Depth) []rung {
 	switch d {
 	case Own, Led:
-		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
+		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, waitTurn, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
 	case Outer:
 		return []rung{waitReads, waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
 	case OuterPassed:
@@ -75,6 +76,7 @@ type Job struct {
 	hedgeAt  time.Time // when to think of a hedge next
 	under    []*source // under way
 	waiting  bool      // a wait is under way
+	turn     time.Time // when the farm that leads is asked, of waitTurn
 	passing  bool      // climbs past members that are asked beside
 	besides  int
 	reads    int
@@ -187,12 +189,21 @@ func (j *Job) referred(s *source, e Event) []Action {
 	if s.again != nil {
 		return j.ask(*s.again)
 	}
-	if e.Refer == "" || j.asked[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
+	if e.Refer == "" || j.fetch[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
 		return nil
+	}
+	next := source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung}
+	if !s.act.Fetch && outranks(j.cfg.Key, e.Refer, j.m.self) { // so nobody waits for one that waits for it
+		next.act.Fetch, next.act.Passed = true, !j.upward(e.Refer)
+		j.fetch[e.Refer] = true
+	} else if j.asked[e.Refer] {
+		return nil
+	} else if s.act.Fetch {
+		next.again = &s.act
 	}
 	j.refers++
 	j.asked[e.Refer] = true
-	return j.begin(source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung, again: &s.act})
+	return j.begin(next)
 }
 
 // answered leaves the rung of a lead that has answered that it could not: it has
@@ -256,6 +267,8 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.SettlesIn(j.now) == 0), false
 	case askSwarmHolders:
 		return j.askHolder(true, swarmHoldersAsked), false
+	case waitTurn:
+		return j.awaitTurn()
 	case askSwarmLead:
 		return j.askSwarmLead(), false
 	case readOrigin:
@@ -348,6 +361,7 @@ func (j *Job) askLead() []Action {
 	if !ok || j.count >= leadsAsked || passed && j.count > 0 {
 		return nil
 	}
+	passed = passed || j.count > 0
 	for p := range j.ranks {
 		if p == j.m.self {
 			return nil
@@ -356,10 +370,18 @@ func (j *Job) askLead() []Action {
 			if h := j.instead(p); h != p {
 				return j.ask(Action{Kind: Ask, Peer: h})
 			}
-			return j.askFetch(p, passed || j.count > 0)
+			return j.askFetch(p, passed && !j.upward(p))
 		}
 	}
 	return nil
+}
+
+// upward reports whether a member is asked as if this node's farm had not been asked yet:
+// one that ranks higher, of a run that nobody is in a hurry for and that no other farm asks
+// for. It may go outside for it, and as each asks one that ranks higher they never wait for
+// each other.
+func (j *Job) upward(p Peer) bool {
+	return j.cfg.Depth == Led && !j.cfg.Hurry && outranks(j.cfg.Key, p, j.m.self) || j.cfg.Depth == Own && !j.cfg.Hurry
 }
 
 // askSwarmLead asks the farm that leads the run among those that announced the
@@ -381,6 +403,30 @@ func (j *Job) askSwarmLead() []Action {
 		}
 	}
 	return nil
+}
+
+// awaitTurn leaves it to other farms of a crowd to ask the one that leads a run, until it is
+// this one's turn, and asks those that show it meanwhile.
+func (j *Job) awaitTurn() (acts []Action, stay bool) {
+	r := j.cfg.Root
+	if !j.crowded() || r.leads(j.cfg.Key) == j.m.name {
+		return nil, false
+	}
+	if j.turn.IsZero() {
+		j.turn = j.now.Add(r.turnIn(j.cfg.Key))
+	}
+	for _, far := range [...]bool{false, true} {
+		if acts := j.askHolder(far, swarmHoldersAsked); acts != nil {
+			return acts, true
+		}
+	}
+	return nil, j.now.Before(j.turn)
+}
+
+// crowded reports whether many farms want what nobody hurries this job for: then those that
+// lead, which everybody knows, are asked for nothing but that, and in turn.
+func (j *Job) crowded() bool {
+	return !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Depth <= Led && j.cfg.Root.crowd() > crowdMin
 }
 
 // askAnnouncer asks the first that announced the root of a farm, which is not the one

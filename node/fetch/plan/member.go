@@ -2,11 +2,11 @@ package plan
 
 import (
 	"cmp"
-	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
 
-	"github.com/zeebo/blake3"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 const (
@@ -17,6 +17,10 @@ const (
 	// did not prove that it may be asked: a certificate may yet come.
 	lieAside      = 10 * time.Minute
 	strangerAside = time.Minute
+	// seenMax bounds the members that were met and that gossip does not tell of, and seenFor
+	// is how long they count as here.
+	seenMax = 64
+	seenFor = time.Minute
 	// announcersPerFarm announce a root: a second one outlives the first.
 	announcersPerFarm = 2
 )
@@ -34,7 +38,9 @@ type Member struct {
 
 	self Peer
 	name Peer // of the farm
-	farm ranking
+	live []Peer
+	seen map[Peer]time.Time // when one was met last that gossip does not tell of
+	farm ranking            // both
 	// names is farm, for names: who leads one, of many, and no more of each than that.
 	names ranking
 
@@ -49,17 +55,69 @@ type Member struct {
 
 // NewMember returns the mind of a member that has met nobody.
 func NewMember(self Peer, farm string) *Member {
-	return &Member{self: self, name: Peer(farm), farm: ranking{members: []Peer{self}}, names: ranking{members: []Peer{self}, most: leadsAsked}, roots: map[*Root]struct{}{}}
+	return &Member{self: self, name: Peer(farm), live: []Peer{self}, farm: ranking{members: []Peer{self}}, names: ranking{members: []Peer{self}, most: leadsAsked}, roots: map[*Root]struct{}{}}
 }
 
-// Farm takes the live members of this farm, this node included, if they are others than
-// before.
+// Farm takes the live members of this farm, this node included, as gossip tells, if they
+// are others than before.
 func (m *Member) Farm(live []Peer) {
-	m.farm.set(live)
-	m.names.set(live)
+	if slices.Equal(m.live, live) {
+		return
+	}
+	for _, p := range m.live { // gossip has told of it, and that it is gone
+		delete(m.seen, p)
+	}
+	m.live = slices.Clone(live)
+	m.gather()
+}
+
+// Seen notes a member of this farm that has asked this node or answered it: whether or not
+// gossip tells of it, it is here, and leads as all others do.
+func (m *Member) Seen(p Peer, now time.Time) {
+	if _, ok := m.seen[p]; ok {
+		m.seen[p] = now
+		return
+	}
+	if m.near(p) || len(m.seen) >= seenMax {
+		return
+	}
+	if m.seen == nil {
+		m.seen = map[Peer]time.Time{}
+	}
+	maps.DeleteFunc(m.seen, func(_ Peer, at time.Time) bool { return now.Sub(at) > seenFor })
+	m.seen[p] = now
+	m.gather()
+}
+
+// gather makes the farm of those that gossip tells of and those that were met.
+func (m *Member) gather() {
+	all := m.live
+	for _, p := range slices.Sorted(maps.Keys(m.seen)) {
+		if !slices.Contains(m.live, p) {
+			all = append(slices.Clip(all), p)
+		}
+	}
+	m.farm.set(all)
+	m.names.set(all)
 }
 
 func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
+
+// Better returns the member that leads a run in the eyes of this node, for one of this farm
+// that takes itself for the lead and does not see it.
+func (m *Member) Better(key string, than Peer, now time.Time) (lead Peer, ok bool) {
+	for _, place := range m.farm.order(key) {
+		if lead = m.farm.members[place]; !m.passes(lead, now, false) {
+			break
+		}
+	}
+	return lead, lead != m.self && outranks(key, lead, than)
+}
+
+// outranks reports whether p leads a run rather than q.
+func outranks(key string, p, q Peer) bool {
+	return cmp.Or(cmp.Compare(weight(key, p), weight(key, q)), cmpPeers(q, p)) > 0
+}
 
 // Leads reports whether this node leads a run.
 func (m *Member) Leads(key string) bool {
@@ -97,14 +155,17 @@ func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
 // hold some of it the first two by rendezvous do. While nobody does, those of all the
 // farm that want it: farms that want one image at once are to find each other before
 // each has read it.
-func (m *Member) Announces(r *Root, name func() string, holds bool, now time.Time) bool {
+func (m *Member) Announces(r *Root, holds bool, now time.Time) bool {
 	if !holds && (!r.Wanted(now) || slices.ContainsFunc(m.farm.members, r.shows)) {
 		return false
 	}
-	ahead, key := 0, name()
-	mine := weight(key, m.self)
-	for _, p := range m.farm.members {
-		if w := weight(key, p); p != m.self && (!holds || r.shows(p)) && (w > mine || w == mine && p < m.self) {
+	ahead := 0
+	for _, place := range m.farm.order(r.key) {
+		p := m.farm.members[place]
+		if p == m.self || ahead == announcersPerFarm {
+			break
+		}
+		if !holds || r.shows(p) {
 			ahead++
 		}
 	}
@@ -198,9 +259,4 @@ func Rank(key string, members []Peer) []Peer {
 
 func cmpPeers(a, b Peer) int { return cmp.Compare(a, b) }
 
-func weight(key string, m Peer) uint64 {
-	b := make([]byte, 0, 160)
-	b = append(append(append(b, key...), 0), m...)
-	sum := blake3.Sum256(b)
-	return binary.BigEndian.Uint64(sum[:])
-}
+func weight(key string, m Peer) uint64 { return content.Weight(key, string(m)) }

@@ -20,7 +20,8 @@ const endgameRuns = 4
 type Order struct {
 	root  *Root
 	left  []*Ordered
-	out   []*Ordered // under way
+	of    map[uint64]*Ordered // those left, by their chunks
+	out   []*Ordered          // under way
 	added int
 	bring int  // of those under way, to be brought in
 	whole bool // no more is added
@@ -42,7 +43,7 @@ type Ordered struct {
 
 // Order returns an empty Order for a prefetch of the root; End forgets it.
 func (r *Root) Order() *Order {
-	o := &Order{root: r}
+	o := &Order{root: r, of: map[uint64]*Ordered{}}
 	r.orders = append(r.orders, o)
 	return o
 }
@@ -62,6 +63,7 @@ func (o *Order) Add(key string, at uint64, of any) {
 		}
 	}
 	o.left = append(o.left, e)
+	o.of[at] = e
 }
 
 // Whole says that all runs were added.
@@ -84,6 +86,7 @@ func (o *Order) Next() *Ordered {
 	}
 	e := o.left[at]
 	o.left = slices.Delete(o.left, at, at+1)
+	delete(o.of, e.at)
 	o.out = append(o.out, e)
 	if e.bring = e.brings(); e.bring {
 		o.bring++
@@ -125,6 +128,17 @@ func (r *Root) tally(set *content.Bitmap, by int) {
 		for _, e := range o.left {
 			if set.Has(e.at) {
 				e.shown += by
+			}
+		}
+	}
+}
+
+// tallyMore is tally of what a member shows beside what it did.
+func (r *Root) tallyMore(before, more *content.Bitmap) {
+	for _, o := range r.orders {
+		for at := range more.All {
+			if e := o.of[at]; e != nil && !before.Has(at) {
+				e.shown++
 			}
 		}
 	}

@@ -30,6 +30,9 @@ const (
 	// fairShare is how many times as long as another that brings a run in a member must
 	// have had to be taken for one that stalls.
 	fairShare = 2
+	// turnLook is how often a job whose turn is to come looks whether somebody shows what is
+	// missing: as often as members say so.
+	turnLook = 250 * time.Millisecond
 	// underWayMax bounds the members asked at once; the one that has been quiet for
 	// longest makes room.
 	underWayMax = 8
@@ -310,7 +313,8 @@ func (j *Job) beside() Peer {
 // Wake returns when the job wants a Woke, if nothing else happens before; the zero
 // time when it does not.
 func (j *Job) Wake() time.Time {
-	if j.over || len(j.under) == 0 && !j.waiting {
+	turns := j.ladder[j.at] == waitTurn && !j.over
+	if !turns && (j.over || len(j.under) == 0 && !j.waiting) {
 		return time.Time{}
 	}
 	next := j.now.Add(j.patience.beside)
@@ -320,6 +324,10 @@ func (j *Job) Wake() time.Time {
 		}
 	}
 	sooner(j.last.Add(j.pass()))
+	if turns {
+		sooner(j.now.Add(turnLook))
+		sooner(j.turn)
+	}
 	for _, s := range j.under {
 		sooner(s.since.Add(j.patience.beside))
 		sooner(s.since.Add(j.patience.step))

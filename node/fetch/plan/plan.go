@@ -57,9 +57,10 @@ const (
 	// FarmWait is how long the bitmaps of the farm are waited for when a root is new
 	// to this node: a round trip, or two. A silent member is not waited for longer.
 	FarmWait = 250 * time.Millisecond
-	// SwarmWait is how long prefetch waits for announcements of a cold root; a
-	// guest does not.
-	SwarmWait = 500 * time.Millisecond
+	// SwarmWait is how long prefetch waits for announcements of a cold root, unless it
+	// has seen that they have all come: as long as a DHT takes to show one to all others,
+	// or else each farm reads the origin by itself. A guest does not wait.
+	SwarmWait = 2500 * time.Millisecond
 	// HedgeAfter is how long a guest's read may hang before it may go to the
 	// origin beside, and how often it is asked again whether the budget allows it.
 	HedgeAfter = time.Second
@@ -166,8 +167,9 @@ type Event struct {
 	// Spare is how many bytes a second a member that has Answered says it has left for this
 	// node, 0 if it says nothing.
 	Spare int64
-	// Refer names a member that has what is missing, of Answered; the one that
-	// says so is asked again if that is not true.
+	// Refer names a member that has what is missing, of Answered; the one that says so is
+	// asked again if that is not true. One that was asked for what it has may name the
+	// member that leads.
 	Refer Peer
 	// Why is the reason of a failure, for people; "" when the source has answered
 	// that it has no more.

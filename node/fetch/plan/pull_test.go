@@ -74,7 +74,7 @@ func (p *pull) clock() time.Time { return epoch.Add(p.now) }
 func newPull(t *testing.T, runs int, near bool, each ...time.Duration) *pull {
 	p := &pull{t: t, mind: plan.NewMember("reader", "f"), peers: map[plan.Peer]*sender{}, taken: map[plan.Peer]int{}}
 	p.mind.Asks = true
-	p.root = p.mind.Root()
+	p.root = p.mind.Root("root")
 	farm := []plan.Peer{"reader"}
 	var all content.Bitmap
 	for i := range uint64(runs * pullChunks) {
@@ -259,7 +259,7 @@ func TestOrderCounts(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		m := plan.NewMember("self", "f")
 		m.Farm([]plan.Peer{"self", "p0", "p1", "p2", "p3"})
-		r := m.Root()
+		r := m.Root("root")
 		o := r.Order()
 		shows := map[plan.Peer]map[uint64]bool{}
 		for range 20 {

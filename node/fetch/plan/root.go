@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -11,6 +13,24 @@ const (
 	// out leads nothing in the eyes of this node, and each that leaves others out may
 	// cost the origin a read of each run.
 	nearMax, farMax = 32, 128
+	// farmsLead is how many farms share what nobody has: enough to bring it in at the rate
+	// of a whole one though each sends what it brings to several others, and few, as all
+	// others have to know them.
+	farmsLead = 8
+	// crowdMin is how many farms there are in a crowd.
+	crowdMin = 2 * farmsLead
+	// turnFarms are those that ask the farm that leads a run for it at once, and turnStep how
+	// long it takes until twice as many do: each shows the run to others, once it has it.
+	// crowdSample is how many announcers say how many there are.
+	turnFarms   = 3
+	turnStep    = 500 * time.Millisecond
+	crowdSample = 8
+	// searchTakes is how long a search takes, mostly: the last before prefetch goes on is to
+	// have ended.
+	searchTakes = 300 * time.Millisecond
+	// FoundAll is how many members a search yields at least, if so many have announced the
+	// root: the first of them by their weights for its key.
+	FoundAll = 10
 	// searchInterval is how often the announcements of a root in use are searched for
 	// again, and searchLonely how often for searchLonelyTill while nobody was found:
 	// farms that want it at once find each other within seconds. searchSoon is the first
@@ -35,6 +55,7 @@ const (
 // whom it is to watch for that.
 type Root struct {
 	m    *Member
+	key  string
 	held map[Peer]*bitmap
 	// bytes of the bitmaps, and when they were last looked at, by Member.uses.
 	bytes int
@@ -46,8 +67,17 @@ type Root struct {
 	began     time.Time // the first time
 	wanted    time.Time // the last time
 	near, far group
-	found     []found // the far members, in the order in which they were found
-	farms     ranking // of those that were found, and this one
+	found     []found // the far members, the one that ranks first before
+	farmOf    map[Peer]Peer
+	farms     ranking // that lead: see rankFarms
+	last, now sights  // of the search before, and of the one that is under way
+	settled   bool
+}
+
+// sights is what a search has found: how many members, and a sum of who they are.
+type sights struct {
+	count int
+	sum   uint64
 }
 
 // group is the members of this farm whose bitmaps are followed, or those elsewhere; met
@@ -57,11 +87,15 @@ type group struct{ watched, met map[Peer]bool }
 func newGroup() group { return group{map[Peer]bool{}, map[Peer]bool{}} }
 
 // found is a member that announced the root; a seed has no farm.
-type found struct{ peer, farm Peer }
+type found struct {
+	peer, farm Peer
+	rank       uint64
+}
 
-// Root returns what a member is to know of a root: nothing yet.
-func (m *Member) Root() *Root {
-	return &Root{m: m, held: map[Peer]*bitmap{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
+// Root returns what a member is to know of a root: nothing yet. The key is what it is
+// announced under: all who search for it rank its announcers alike, see content.Weight.
+func (m *Member) Root(key string) *Root {
+	return &Root{m: m, key: key, held: map[Peer]*bitmap{}, farmOf: map[Peer]Peer{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
 }
 
 // Want notes that a root is wanted from others. begin is true when it is to be followed
@@ -94,10 +128,10 @@ func (r *Root) Wanted(now time.Time) bool {
 	return !r.wanted.IsZero() && now.Sub(r.wanted) < followIdle
 }
 
-// SettlesIn is how long until the first search has had its time, from the first Want on.
+// SettlesIn is how long until announcements have had their time, from the first Want on.
 func (r *Root) SettlesIn(now time.Time) time.Duration {
 	switch {
-	case !r.m.Searches || !r.m.Asks:
+	case !r.m.Searches || !r.m.Asks || r.settled:
 		return 0
 	case r.began.IsZero():
 		return SwarmWait
@@ -131,7 +165,33 @@ func (r *Root) NextSearch(now time.Time) time.Duration {
 	if len(r.found) == 0 && wanted < searchLonelyTill {
 		most = searchLonely
 	}
+	if last := SwarmWait - searchTakes - wanted; last > 0 {
+		most = min(most, last)
+	}
 	return min(max(wanted, searchSoon), most)
+}
+
+// leads returns the farm that leads a run.
+func (r *Root) leads(key string) Peer { return r.farms.members[r.farms.order(key)[0]] }
+
+// crowd is how many farms have announced the root, about: the more have, the closer to
+// the top those rank that rank first.
+func (r *Root) crowd() float64 {
+	k := min(len(r.found), crowdSample)
+	if k < crowdSample {
+		return float64(k)/announcersPerFarm + 1
+	}
+	below := 1 - float64(r.found[k-1].rank)/math.MaxUint64
+	return max(1, float64(k)/below/announcersPerFarm)
+}
+
+// turnIn is how long after it wanted a run this farm is to ask the farm that leads it: at
+// once where it is one of turnFarms, by its rank for the run; the others leave it to those,
+// which show it then. Each turnStep twice as many may ask.
+func (r *Root) turnIn(key string) time.Duration {
+	share := float64(weight(key, r.m.name)) / math.MaxUint64
+	steps := math.Log2(share * r.crowd() / turnFarms)
+	return time.Duration(max(0, steps) * float64(turnStep))
 }
 
 // Strangers returns the members of the farm to be watched from now on.
@@ -147,7 +207,17 @@ func (r *Root) Strangers() (out []Peer) {
 // Announced takes a member that a search has found, and reports whether it is to be met
 // and watched from now on.
 func (r *Root) Announced(p Peer, now time.Time) bool {
+	r.now.count++
+	r.now.sum += weight(r.key, p)
 	return p != r.m.self && !r.m.near(p) && !r.m.passes(p, now, false) && r.claim(r.far, p, farMax)
+}
+
+// Searched ends a search; others says whether any other farm is in reach. Where none is,
+// or the search has found the same as the one before it, and so few that they are all, no
+// announcement is on its way any more.
+func (r *Root) Searched(others bool) {
+	r.settled = r.settled || !others || r.now == r.last && 0 < r.now.count && r.now.count < FoundAll
+	r.last, r.now = r.now, sights{}
 }
 
 // Again returns the far members of the time before to be watched from now on: one that
@@ -187,21 +257,39 @@ func (r *Root) Met(p Peer, far bool) { r.group(far).met[p] = true }
 // has none: what it may read it may hold, but it brings nothing in.
 func (r *Root) List(p Peer, farm string) {
 	r.found = slices.DeleteFunc(r.found, func(q found) bool { return q.peer == p })
-	r.found = append(r.found, found{p, Peer(farm)})
+	it := found{p, Peer(farm), weight(r.key, p)}
+	at, _ := slices.BinarySearchFunc(r.found, it, func(a, b found) int { return cmp.Compare(b.rank, a.rank) })
+	r.found = slices.Insert(r.found, at, it)
+	r.farmOf[p] = it.farm
 	r.rankFarms()
 }
 
 func (r *Root) unlist(p Peer) {
 	r.found = slices.DeleteFunc(r.found, func(q found) bool { return q.peer == p })
+	delete(r.farmOf, p)
 	r.rankFarms()
 }
 
+// rankFarms takes the farms that lead: those whose announcers rank first. These all that
+// search find, however many have announced the root, so that they agree on who leads.
 func (r *Root) rankFarms() {
-	farms := []Peer{r.m.name}
-	for _, q := range r.found {
-		if q.farm != "" && !slices.Contains(farms, q.farm) {
-			farms = append(farms, q.farm)
+	own := r.m.farm.order(r.key)
+	own = own[:min(len(own), announcersPerFarm)]
+	var farms []Peer
+	lead := func(farm Peer) {
+		if farm != "" && len(farms) < farmsLead && !slices.Contains(farms, farm) {
+			farms = append(farms, farm)
 		}
+	}
+	for _, q := range r.found {
+		for len(own) > 0 && weight(r.key, r.m.farm.members[own[0]]) >= q.rank {
+			lead(r.m.name)
+			own = own[1:]
+		}
+		lead(q.farm)
+	}
+	if len(own) > 0 {
+		lead(r.m.name)
 	}
 	slices.Sort(farms)
 	r.farms.set(farms)

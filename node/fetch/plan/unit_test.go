@@ -110,7 +110,7 @@ func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
 		m := plan.NewMember("a", "f")
 		m.Farm([]plan.Peer{"a", "b"})
 		m.Origin = c.origin
-		_, j := m.Join(plan.Config{Key: "r", Root: m.Root(), Depth: plan.Led, Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+		_, j := m.Join(plan.Config{Key: "r", Root: m.Root("root"), Depth: plan.Led, Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
 		acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 		for len(acts) == 1 && acts[0].Kind != plan.Fail {
 			e := plan.Event{Kind: plan.Answered, Job: j, Peer: acts[0].Peer}
@@ -132,7 +132,7 @@ func TestAClimbIsFinalByTheWordOfTheOrigin(t *testing.T) {
 func TestOneMemberIsOneWord(t *testing.T) {
 	m := plan.NewMember("a", "f")
 	m.Farm([]plan.Peer{"a", "b", "c", "d"})
-	_, j := m.Join(plan.Config{Key: "r", Root: m.Root(), Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
+	_, j := m.Join(plan.Config{Key: "r", Root: m.Root("root"), Guest: true, Hurry: true}, []plan.Wanted{{Object: new(plan.Object)}})
 	acts := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j})
 	liar, words := acts[0].Peer, 0
 	for len(acts) == 1 && acts[0].Kind != plan.Fail {
@@ -233,7 +233,7 @@ func TestCrowdRefersOnce(t *testing.T) {
 func TestAStepAllocatesNothing(t *testing.T) {
 	m := plan.NewMember("p0", "f")
 	m.Asks, m.Searches = true, true
-	root := m.Root()
+	root := m.Root("root")
 	var farm []plan.Peer
 	for i := range 200 {
 		farm = append(farm, plan.Peer(fmt.Sprint("p", i)))

@@ -41,10 +41,12 @@ type Config struct {
 	Live func() []peer.ID
 	// Find finds members elsewhere that announced a root; nil finds none.
 	Find func(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
+	// Others reports whether members of other farms are in reach; for who has Find.
+	Others func() bool
 	// Farm is this node's, and Announce returns the secrets that roots are announced
 	// under: the present one, then those before it that some still use.
 	Farm     string
-	Announce func() [][32]byte
+	Announce func(content.Scope) [][32]byte
 	// Start runs a job whose context ends with the node, unless it has.
 	Start func(func(context.Context)) bool
 	// Wanted is told that a root is wanted that was not lately.
@@ -93,7 +95,8 @@ type Peers struct {
 // Peers returns who holds what of a root: nobody, until it is wanted.
 func (b *Book) Peers(r Root) *Peers {
 	p := &Peers{cfg: &b.cfg, r: r, look: make(chan struct{}, 1)}
-	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root() })
+	key := swarm.KeyFor(r.Scope, r.ID, b.cfg.Announce(r.Scope)[0])
+	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root(string(key[:])) })
 	return p
 }
 
@@ -195,6 +198,8 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 		for _, root := range append([]content.CID{p.r.ID}, p.r.Lineage...) {
 			p.search(ctx, root, wg)
 		}
+		others := p.cfg.Others()
+		p.cfg.Think(func(*plan.Member) { p.Mind.Searched(others) })
 		select {
 		case <-time.After(ask(p, func(r *plan.Root) time.Duration { return r.NextSearch(p.cfg.Now()) })):
 		case <-ctx.Done():
@@ -206,7 +211,7 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup) {
 	finding, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
-	for _, secret := range p.cfg.Announce() {
+	for _, secret := range p.cfg.Announce(p.r.Scope) {
 		for info := range p.cfg.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
 			if ask(p, func(r *plan.Root) bool { return r.Announced(plan.Peer(info.ID), p.cfg.Now()) }) {
 				wg.Go(func() { p.meetAndWatch(ctx, info.ID) })
