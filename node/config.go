@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,9 @@ type Config struct {
 	Quota int64
 	// Follow are the names that are kept warm.
 	Follow []follow.Pattern
+	// NoOrigin are the names whose content is read from members alone: of images and tags,
+	// and where no kind is said of volumes.
+	NoOrigin []follow.Pattern
 	// IOTimeout is how long a guest's read waits for a source to come back; zero is
 	// fetch.IOTimeoutDefault.
 	IOTimeout time.Duration
@@ -78,6 +82,11 @@ type Config struct {
 	Version string
 	Now     func() time.Time
 	Log     *slog.Logger
+}
+
+// noOrigin reports whether the origin is not to be read for what a name stands for.
+func (c Config) noOrigin(as content.Ref) bool {
+	return slices.ContainsFunc(c.NoOrigin, func(p follow.Pattern) bool { return p.Match(as.Kind, as.Name) })
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/grangemesh/grange/blockdev/ublk"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/bucket/s3"
@@ -30,6 +31,9 @@ type nodeCmd struct {
 	OriginRate     units.Rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests units.Frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
+
+	NoOriginFallback []follow.Pattern `help:"Read these images and volumes from members alone, never from the origin: what no member has fails." placeholder:"NAME,image:NAME,tag:TAG,PATTERN,…"`
+
 	memberFlags
 	doorFlags
 }
@@ -56,6 +60,7 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
+	cfg.NoOrigin = c.NoOriginFallback
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {
 		return node.Check(ctx, cfg)

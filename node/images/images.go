@@ -325,8 +325,13 @@ func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error)
 func (im *Images) Image(_ context.Context, r fetch.Root) (*fetch.Image, error) {
 	if root, err := r.Head.Root.Encode(im.cfg.Codec); err == nil {
 		if k, ok := im.cfg.Names.OfRoot(root.CID(), r.Head.Scope); ok {
-			if _, err := im.cfg.Fetcher.Learn(RootOf(k)); err != nil {
+			known := RootOf(k)
+			if _, err := im.cfg.Fetcher.Learn(known); err != nil {
 				return nil, err
+			}
+			r.As = append(r.As, known.As...)
+			for _, tag := range im.cfg.Names.TagsOf(k.Name) {
+				r.As = append(r.As, content.Ref{Kind: content.KindTag, Name: tag})
 			}
 		}
 	}

@@ -27,7 +27,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		Bucket: a.v.cfg.Origin, Revise: a.revise, Settle: a.settle, Tails: a.tails,
 		Record: func() catalog.Volume { _, body, _ := a.record(); return body },
 		Root: func(ctx context.Context, head pack.Head) (volume.Source, error) {
-			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head})
+			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head, As: []content.Ref{{Kind: content.KindVolume, Name: e.Name}}})
 		},
 		Pending: func() []content.Position { return a.waiting().Places() },
 		Packs:   a.v.packs, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,

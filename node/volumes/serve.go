@@ -64,7 +64,7 @@ func (a *attached) serve(ctx context.Context) (err error) {
 	k, _ := catalog.PolicyHolders(e.Policy) // the guard says what is wrong with one that is none
 	cfg.Followed = k > 0
 	if e.Head != nil {
-		root := fetch.Root{Head: e.Widest(a.v.codec), Lineage: e.Lineage}
+		root := fetch.Root{Head: e.Widest(a.v.codec), Lineage: e.Lineage, As: []content.Ref{{Kind: content.KindVolume, Name: e.Name}}}
 		if a.image, err = a.v.cfg.Library.Image(ctx, root); err != nil {
 			return err
 		}

@@ -25,6 +25,8 @@ const (
 	// is asked is given before it may be found so: longer than a pause of its process.
 	lateShare = 4
 	lateMin   = 100 * time.Millisecond
+	// lateFar is that for a prefetch from elsewhere: what comes twice crosses an uplink twice.
+	lateFar = time.Second
 	// insteadShare is that for another one to be asked first: one that sends to this node
 	// already has as much to do again.
 	insteadShare = 1.5

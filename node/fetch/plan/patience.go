@@ -192,7 +192,11 @@ func (j *Job) onward() []Action {
 // what is missing, would have sent it long before them.
 func (j *Job) late() bool {
 	for _, s := range j.under {
-		if !s.sure || j.now.Sub(s.asked) < lateMin {
+		least := lateMin
+		if !j.cfg.Hurry && !j.m.near(s.act.Peer) {
+			least = lateFar
+		}
+		if !s.sure || j.now.Sub(s.asked) < least {
 			return false
 		}
 	}
