@@ -57,6 +57,7 @@ type rushing struct {
 	farms, nodes, runs int
 	size               int // of a run
 	loss               int // of its farm's members a node does not see, in percent
+	kill               int // of the nodes after a while, in percent
 }
 
 func newRush(r rushing) *rush {
@@ -80,6 +81,13 @@ func newRush(r rushing) *rush {
 	for _, n := range c.all() {
 		c.see(n, r.loss)
 		c.after(time.Duration(c.rng.Int64N(int64(startsWithin))), func() { c.warm(n) })
+	}
+	if r.kill > 0 {
+		image := time.Duration(float64(r.size*r.runs) / uplinkRate * float64(time.Second))
+		if r.farms > 1 {
+			image += plan.SwarmWait
+		}
+		c.after(image/2, func() { c.kill(r.kill) })
 	}
 	return c
 }
@@ -131,11 +139,20 @@ func (c *rush) warm(n *node) {
 			next()
 		})
 	}
-	c.after(n.root.SettlesIn(c.clock()), func() {
+	c.settle(n, func() {
 		for range min(window, len(c.runs)) {
 			next()
 		}
 	})
+}
+
+// settle waits for announcements.
+func (c *rush) settle(n *node, then func()) {
+	if left := n.root.SettlesIn(c.clock()); left > 0 {
+		c.after(min(left, plan.SettleLook), func() { c.settle(n, then) })
+		return
+	}
+	then()
 }
 
 func (c *rush) over() bool { return len(c.begun) == 0 && c.now > startsWithin }
@@ -228,8 +245,9 @@ func (c *rush) kill(percent int) {
 		if c.rng.IntN(100) >= percent {
 			continue
 		}
-		n.die()
-		delete(c.begun, n)
+		if n.die(); len(c.begun) > 0 {
+			delete(c.begun, n)
+		}
 		c.after(noticed, func() {
 			for _, p := range c.farms[n.farm] {
 				if other := c.nodes[p]; !other.dead {

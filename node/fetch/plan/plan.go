@@ -64,6 +64,8 @@ const (
 	// has seen that they have all come: as long as a DHT takes to show one to all others,
 	// or else each farm reads the origin by itself. A guest does not wait.
 	SwarmWait = 2500 * time.Millisecond
+	// SettleLook is how often who waits looks whether they have all come.
+	SettleLook = 100 * time.Millisecond
 	// lastWait is how long everybody waits for them where nobody else is left to ask.
 	lastWait = 500 * time.Millisecond
 	// HedgeAfter is how long a guest's read may hang before it may go to the
