@@ -26,8 +26,11 @@ lint: ## no program is run
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
-	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/grange
-	CGO_ENABLED=0 GOOS=windows $(GO) build -o /dev/null ./cmd/grange
+	@for os in linux darwin windows; do for arch in amd64 arm64; do \
+		echo "$$os/$$arch"; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -o /dev/null ./cmd/grange || exit 1; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) vet ./cmd/... ./node/... ./p2p/... || exit 1; \
+	done; done
 
 fuzz: ## each decoder of untrusted bytes, FUZZTIME each
 	@.ci/fuzz $(FUZZTIME)

@@ -81,10 +81,11 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Dir == "" || c.OpenOrigin == nil {
+	c.Role = cmp.Or(c.Role, trust.RoleNode)
+	if c.Dir == "" || c.OpenOrigin == nil && servicesOf(c.Role).origin {
 		return c, errors.New("node: Config needs a Dir and OpenOrigin")
 	}
-	if c.Role = cmp.Or(c.Role, trust.RoleNode); c.Role != trust.RoleNode && c.Role != trust.RoleSeed {
+	if c.Role != trust.RoleNode && c.Role != trust.RoleSeed {
 		return c, fmt.Errorf("node: %w: it is run as a node or a seed, not as %q", content.ErrInvalid, c.Role)
 	}
 	if len(c.Listen) == 0 {

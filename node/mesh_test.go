@@ -15,7 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/membership"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
@@ -35,6 +35,7 @@ type mesh struct {
 	first  *Node
 	now    func() time.Time // nil is the host's clock
 	opened atomic.Int64     // times that an origin was
+	terms  seed.Terms       // of seeds
 }
 
 // start runs a node in a folder until stop is called, or the test ends.
@@ -46,7 +47,7 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
-		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20,
+		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
 			m.opened.Add(1)
@@ -213,12 +214,12 @@ func TestRotationAmongNodes(t *testing.T) {
 	m.first, _ = m.start(t.TempDir(), "first", "")
 	n, _ := m.start(t.TempDir(), "second", m.token(trust.RoleNode))
 	m.await("connected", func() bool { return m.first.linked(n) })
-	old := n.Membership.Announce()
+	old := n.Membership.Announce(content.Mesh())
 	if g, err := m.first.Membership.Rotate(t.Context()); err != nil || g.Number != 2 {
 		t.Fatalf("generation %d, %v", g, err)
 	}
 	m.await("it has the new secrets", func() bool { return n.Membership.State().Secrets.Generation.Number == 2 })
-	if now := n.Membership.Announce(); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce()[0] {
+	if now := n.Membership.Announce(content.Mesh()); len(now) != 2 || now[0] == old[0] || now[1] != old[0] || now[0] != m.first.Membership.Announce(content.Mesh())[0] {
 		t.Error("roots are not announced under the new secret, or not looked for under the old one")
 	}
 }
@@ -232,7 +233,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 	data := t.TempDir()
 	m.first, stop = m.start(data, "first", "")
 	publish(t, m.first, "image")
-	for name, spec := range map[string]volumes.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
+	for name, spec := range map[string]terms.Spec{"blank": {Size: 1 << 20}, "disk": {From: content.Ref{Kind: content.KindImage, Name: "image"}}} {
 		if _, _, err := m.first.Volumes.Put(t.Context(), name, spec); err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +244,7 @@ func TestVolumesAreServedByAnyClock(t *testing.T) {
 		m.first, stop = m.start(data, "first", "")
 		m.await(fmt.Sprintf("volumes by a clock that is %s off", off), func() bool {
 			all := m.first.Volumes.List()
-			return len(all) == 2 && !slices.ContainsFunc(all, func(v volumes.View) bool {
+			return len(all) == 2 && !slices.ContainsFunc(all, func(v terms.View) bool {
 				return v.State != terms.StateAttached && v.State != terms.StateUncommitted
 			})
 		})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/node/volumes"
@@ -180,9 +181,18 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	case resolveMethod: // a record that this node knows, as far as the asker may read it
 		return membership.Answer(x.n.codec, body, func(q records.Question) (records.Answer, error) { return x.n.Names.Answer(ctx, from.Identity, q) })
 	case commitMethod: // a record of a member that can write to no origin
+		if from.Identity.Role == "" {
+			break
+		}
 		return membership.Answer(x.n.codec, body, func(s records.Submission) (records.Answer, error) { return x.n.Names.CommitFor(ctx, from.Identity, s) })
+	case matchMethod: // names that a member follows
+		return membership.Answer(x.n.codec, body, func(q []follow.Pattern) ([]images.Match, error) { return x.n.Images.Matches(ctx, from.Identity, q) })
+	case images.WarmMethod:
+		return x.n.Images.AnswerWarm(ctx, from.Identity, body)
 	case twinMethod:
-		return x.n.answerTwin(body)
+		if b, err := x.n.answerTwin(body); err == nil {
+			return b, nil
+		}
 	case pingMethod:
 		if from.Identity.Role != "" { // a stranger learns nothing
 			return nil, nil

@@ -146,6 +146,7 @@ func (n *Node) openNames(context.Context) (err error) {
 	n.undo = append(n.undo, n.Names.Close)
 	n.Images = images.New(images.Config{
 		Dir: n.cfg.Dir, Names: n.Names, Fetcher: n.fetch, Cache: n.cache, Operations: n.Operations,
+		Self: n.swarm.ID().String(), Follow: n.cfg.Follow, Matching: n.matching, Mesh: n.meshSize, Farm: n.farmMates, Call: n.callID, Holder: n.holder,
 		Readable: n.origin.readable, Writable: n.origin.writable, Suspect: n.origin.suspect,
 		Signer: n.signer, Verifier: n.verifier, Codec: n.codec, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
@@ -194,7 +195,7 @@ func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) er
 			n.cfg.Log.Error("a part of the node has failed; stopping")
 		}
 	})
-	above = append(slices.Clip(above), n.runOperations, n.keepSingle, func(ctx context.Context) error {
+	above = append(slices.Clip(above), n.runOperations, n.keepSingle, n.Images.Run, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -237,7 +238,7 @@ func (n *Node) runOperations(ctx context.Context) error {
 
 // Collectors returns the metrics of all parts.
 func (n *Node) Collectors() []prometheus.Collector {
-	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors())
+	out := slices.Concat(n.cache.Collectors(), n.fetch.Collectors(), n.swarm.Collectors(), n.exchange.Collectors(), n.Names.Collectors(), n.origin.collectors(), []prometheus.Collector{seen{n}})
 	if n.farm != nil {
 		out = append(out, n.farm.Collectors()...)
 	}

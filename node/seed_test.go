@@ -7,14 +7,18 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange"
 )
 
 // disk is a file to import that does not compress.
@@ -86,6 +90,153 @@ func TestASeedIsANodeWithFewerServices(t *testing.T) {
 	}
 	if v, err = seed.Images.Verify("open"); err == nil && seed.done(t, v, err) == "" {
 		t.Error("a seed has verified what it can't reach")
+	}
+}
+
+// publishDisks imports the same disk under names, for all the world.
+func (m *mesh) publishDisks(names ...string) (raw [][]byte) {
+	m.t.Helper()
+	for i, name := range names {
+		source, b := disk(m.t)
+		for at := range b { // another one each
+			b[at] ^= byte(i)
+		}
+		if err := os.WriteFile(source, b, 0o600); err != nil {
+			m.t.Fatal(err)
+		}
+		v, err := m.first.Images.Import(m.t.Context(), name, images.ImportRequest{Options: convert.Options{Path: source, Format: "raw"}, Scope: content.Public()})
+		if why := m.first.done(m.t, v, err); why != "" {
+			m.t.Fatal(why)
+		}
+		raw = append(raw, b)
+	}
+	return raw
+}
+
+// warm has a node fetch an image, and returns why it could not.
+func (n *Node) warm(t *testing.T, name string) string {
+	t.Helper()
+	v, err := n.Images.Warm(name)
+	if err != nil {
+		return err.Error()
+	}
+	return n.done(t, v, nil)
+}
+
+// TestASeedHoldsNothingForOthers: members ask it to bring in what it was not told to hold,
+// show it the record, follow its bitmap, and have it relay; its cache stays as it was.
+func TestASeedHoldsNothingForOthers(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	m.publishDisks("held", "other")
+	holds, _ := m.startAs(trust.RoleSeed, t.TempDir(), "seed", m.token(trust.RoleSeed))
+	token, err := m.first.CreateToken(TokenRequest{Role: trust.RolePublisher, Farm: "beta"}) // for whom the seed could ask the first one
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, _ := m.start(t.TempDir(), "member", token.Token)
+	m.await("connected", func() bool { return m.first.linked(holds) && m.first.linked(member) })
+	if why := holds.warm(t, "held"); why != "" {
+		t.Fatal(why)
+	}
+	before := holds.cache.Stats().Chunks
+	if before == 0 {
+		t.Fatal("it holds nothing")
+	}
+	k, err := member.Names.Lookup(t.Context(), content.KindImage, "other", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := holds.swarm.ID()
+	for _, n := range []*Node{member, m.first, member} {
+		if err := n.exchange.Introduce(t.Context(), id, k.Sealed); err != nil {
+			t.Fatal(err)
+		}
+		for level := range 2 {
+			level = 1 - level // the map first
+			got := 0
+			req := exchange.Request{Root: k.Root, Level: level, Indexes: []uint64{0}, Priority: exchange.PriorityPrefetch, Fetch: true}
+			err := n.exchange.Want(t.Context(), id, req, func(r exchange.Reply) {
+				if _, ok := r.(*exchange.Data); ok {
+					got++
+				}
+			})
+			if err != nil || got > 0 {
+				t.Errorf("level %d: %d objects, %v", level, got, err)
+			}
+		}
+		for b, err := range n.exchange.Bitmaps(t.Context(), id, k.Root, 1<<20) {
+			if err != nil || b.Len() > 0 {
+				t.Errorf("its bitmap: %v, %v", b, err)
+			}
+			break
+		}
+	}
+	if s := holds.cache.Stats(); s.Chunks != before {
+		t.Errorf("%d objects, and %d before", s.Chunks, before)
+	}
+}
+
+// TestASeedThatMaySendNoMoreIsBusy: what was used up is told to its volunteer and to who
+// asks, who does not ban it for that; it holds and fetches on, and serves the next month.
+func TestASeedThatMaySendNoMoreIsBusy(t *testing.T) {
+	var later atomic.Int64
+	began := time.Now()
+	m := &mesh{t: t, origin: t.TempDir(), terms: seed.Terms{Monthly: 7 << 19}}
+	m.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	var stop func()
+	m.first, stop = m.start(t.TempDir(), "first", "")
+	m.publishDisks("held", "next")
+	holds, _ := m.startAs(trust.RoleSeed, t.TempDir(), "seed", m.token(trust.RoleSeed))
+	m.terms = seed.Terms{}
+	reader, _ := m.startAs(trust.RoleSeed, t.TempDir(), "reader", m.token(trust.RoleSeed))
+	m.await("connected", func() bool { return m.first.linked(holds) && m.first.linked(reader) })
+	if why := holds.warm(t, "held"); why != "" {
+		t.Fatal(why)
+	}
+	k, err := reader.Names.Lookup(t.Context(), content.KindImage, "held", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const chunks = (4 << 20) / content.ChunkSizeDefault
+	ask := func() (got int, err error) {
+		for i := range uint64(chunks) {
+			req := exchange.Request{Root: k.Root, Indexes: []uint64{i}, Priority: exchange.PriorityReadahead}
+			err = errors.Join(err, reader.exchange.Want(t.Context(), holds.swarm.ID(), req, func(r exchange.Reply) {
+				if _, ok := r.(*exchange.Data); ok {
+					got++
+				}
+			}))
+		}
+		return got, err
+	}
+	got, err := ask()
+	if !errors.Is(err, exchange.ErrBusy) || got == 0 || got*content.ChunkSizeDefault > 7<<19 {
+		t.Fatalf("%d objects, %v", got, err)
+	}
+	if got, err := ask(); !errors.Is(err, exchange.ErrBusy) || got > 0 {
+		t.Fatalf("%d objects more, %v", got, err)
+	}
+	s := holds.Status().Seed
+	if s == nil || s.State != seed.UsedUp || s.Left > 1<<20 || s.Served > s.Monthly || s.PeersAll != 1 || s.PeersDay != 1 || len(s.Images) != 1 || s.Images[0].Name != "held" || s.Images[0].Served != int64(got)*content.ChunkSizeDefault {
+		t.Errorf("%+v", s)
+	}
+	if m.first.Status().Seed != nil {
+		t.Error("a node says what a seed sends")
+	}
+	if _, banned := reader.fetch.Aside()[holds.swarm.ID()]; banned || !reader.linked(holds) {
+		t.Error("the seed is passed over")
+	}
+	if _, err := holds.Images.PublicBlock(k.Root); err == nil && holds.Allow(1<<20) == nil {
+		t.Error("its API hands out more")
+	}
+	if why := holds.warm(t, "next"); why != "" {
+		t.Errorf("it can't fetch: %s", why)
+	}
+	stop()
+	later.Store(int64(time.Date(began.Year(), began.Month()+1, 2, 0, 0, 0, 0, time.Local).Sub(began)))
+	if got, err := ask(); err == nil || got < chunks/2 { // the month is small
+		t.Errorf("in the next month %d objects, %v", got, err)
 	}
 }
 

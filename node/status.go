@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -30,10 +33,16 @@ type Peer struct {
 	Name  string     `json:"name,omitempty" doc:"what the member calls itself, which proves nothing"`
 	Farm  string     `json:"farm,omitempty" doc:"absent for a seed, which belongs to none"`
 	Role  trust.Role `json:"role"`
-	State string     `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), or connected"`
+	State string     `json:"state" doc:"alive (in this farm), set aside (it failed or lied lately), connected, or banned"`
+	Until time.Time  `json:"until,omitzero" doc:"when one that is set aside is tried again, at the soonest, or the ban ends"`
+	Why   string     `json:"why,omitempty" doc:"why it is banned"`
 	Path  string     `json:"path,omitempty" doc:"the other end of the connection with it, behind a relay's if there is no direct one; absent without a connection"`
 	Way   swarm.Way  `json:"way,omitempty" enum:"LAN,direct,relayed" doc:"what that connection leads through"`
 	Addrs []string   `json:"addrs,omitempty" doc:"where it says that it is reached"`
+	// Received and Sent are of content alone.
+	Received int64 `json:"received_bytes" doc:"of content, from it, since this node started"`
+	Sent     int64 `json:"sent_bytes" doc:"of content, to it"`
+	tally.Asked
 }
 
 // Self is what the node says of itself.
@@ -81,8 +90,8 @@ func (n *Node) FarmPeers() []Peer {
 			continue
 		}
 		p := n.peer(peer.AddrInfo{ID: m.ID, Addrs: m.Addrs}, m.Identity, "alive")
-		if _, bad := aside[m.ID]; bad {
-			p.State = "set aside"
+		if until, bad := aside[m.ID]; bad {
+			p.State, p.Until = "set aside", until
 		}
 		out = append(out, p)
 	}
@@ -90,8 +99,8 @@ func (n *Node) FarmPeers() []Peer {
 }
 
 func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
-	path := n.swarm.Path(p.ID)
-	return Peer{ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
+	path, moved := n.swarm.Path(p.ID), n.exchange.With(p.ID)
+	return Peer{Received: moved.Received, Sent: moved.Sent, Asked: n.fetch.Asked(p.ID), ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
 }
 
 // Path says how this node is connected with a member, by its ID; "" when it is not.
@@ -154,8 +163,11 @@ func (n *Node) nameOf(id peer.ID) string {
 	return n.Membership.Who(key).Name
 }
 
-// Peers returns the neighbours and the other members that this node is connected
-// with, by farm.
+// bansShown bounds the banned that are listed.
+const bansShown = 256
+
+// Peers returns the neighbours, the other members that this node is connected with, and
+// who is banned, by farm.
 func (n *Node) Peers() []Peer {
 	out := n.FarmPeers()
 	for _, info := range n.swarm.Peers() {
@@ -168,6 +180,10 @@ func (n *Node) Peers() []Peer {
 			continue // it has just gone
 		}
 		out = append(out, n.peer(info, who, "connected"))
+	}
+	bans := n.peers.Bans()
+	for _, id := range slices.Sorted(maps.Keys(bans))[:min(len(bans), bansShown)] {
+		out = append(out, Peer{ID: id.String(), Name: n.nameOf(id), State: "banned", Until: bans[id].Until, Why: bans[id].Why})
 	}
 	slices.SortFunc(out, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Farm, b.Farm), cmp.Compare(a.ID, b.ID)) })
 	return out
@@ -192,20 +208,21 @@ func (n *Node) Waiting() []string {
 
 // Status is how a node stands.
 type Status struct {
-	Ready         bool          `json:"ready"`
-	Waiting       []string      `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
-	Self          Self          `json:"self"`
-	Origin        Origin        `json:"origin"`
-	Farm          []Peer        `json:"farm" doc:"the live neighbours"`
-	Neighbourhood Neighbourhood `json:"neighbourhood"`
-	Bytes         fetch.Bytes   `json:"bytes"`
-	Cache         Cache         `json:"cache"`
-	Volumes       int           `json:"volumes"`
-	Failing       []string      `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
-	Disks         Disks         `json:"disks"`
-	Seed          *seed.View    `json:"seed,omitempty" doc:"what a seed sends; absent in a node"`
-	Started       time.Time     `json:"started"`
-	Version       string        `json:"version"`
+	Ready         bool             `json:"ready"`
+	Waiting       []string         `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Self          Self             `json:"self"`
+	Origin        Origin           `json:"origin"`
+	Farm          []Peer           `json:"farm" doc:"the live neighbours"`
+	Neighbourhood Neighbourhood    `json:"neighbourhood"`
+	Bytes         fetch.Bytes      `json:"bytes"`
+	Cache         Cache            `json:"cache"`
+	Followed      *images.Followed `json:"followed,omitempty" doc:"how it stands with the names that it follows"`
+	Volumes       int              `json:"volumes"`
+	Failing       []string         `json:"failing,omitempty" doc:"volumes that have failed, or whose writes fail as the disk is full"`
+	Disks         Disks            `json:"disks"`
+	Seed          *seed.View       `json:"seed,omitempty" doc:"what a seed sends; absent in a node"`
+	Started       time.Time        `json:"started"`
+	Version       string           `json:"version"`
 }
 
 // Disks says how the node serves block devices.
@@ -219,7 +236,7 @@ func (n *Node) Status() Status {
 	waiting := n.Waiting()
 	s := Status{
 		Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
-		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
+		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Followed: n.Images.Followed(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
 	}
 	if n.allowance != nil {
 		v := n.allowance.View()

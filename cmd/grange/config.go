@@ -119,8 +119,6 @@ const (
 // Validate refuses limits with which no node could work. Zero is a rate not given.
 func (c *nodeCmd) Validate() error {
 	switch {
-	case c.Quota < quotaMin:
-		return fmt.Errorf("--quota: %s is no room for a cache; give %s or more", units.Bytes(int64(c.Quota)), units.Bytes(quotaMin))
 	case c.OriginRate != 0 && c.OriginRate < originRateMin:
 		return fmt.Errorf("--origin-rate: %d bytes a second would not bring in a chunk in time; give %s/s or more", c.OriginRate, units.Bytes(originRateMin))
 	case c.OriginRequests != 0 && c.OriginRequests < originRequestsMin:
@@ -128,5 +126,13 @@ func (c *nodeCmd) Validate() error {
 	case c.IoTimeout < ioTimeoutMin:
 		return fmt.Errorf("--io-timeout: within %s no read comes from anywhere; give 1s or more", time.Duration(c.IoTimeout))
 	}
-	return nil
+	return c.memberFlags.Validate()
+}
+
+// Validate refuses a cache that could not turn over.
+func (c *memberFlags) Validate() error {
+	if c.Quota < quotaMin {
+		return fmt.Errorf("--quota: %s is no room for a cache; give %s or more", units.Bytes(int64(c.Quota)), units.Bytes(quotaMin))
+	}
+	return c.followFlags.Validate()
 }

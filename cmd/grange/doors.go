@@ -98,7 +98,10 @@ func (d *doors) listen(ctx context.Context, dir string, log *slog.Logger) (err e
 
 // addresses are where NBD is served, for the log.
 func (d *doors) addresses() []string {
-	out := []string{d.socket}
+	var out []string
+	if d.socket != "" {
+		out = append(out, d.socket)
+	}
 	if d.tcp != nil {
 		out = append(out, d.tcp.Addr().String())
 	}

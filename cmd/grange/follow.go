@@ -2,7 +2,13 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/images/follow"
 )
 
@@ -17,4 +23,43 @@ func (f *followFlags) Validate() error {
 		return fmt.Errorf("--follow: %d names and patterns; a node follows %d at most, of which one with * may stand for many", len(f.Follow), follow.PatternsMax)
 	}
 	return nil
+}
+
+// followed says how a name stands that this node follows: "" for one that it does not.
+func followed(s *follow.Standing) string {
+	if s == nil {
+		return ""
+	}
+	out := string(s.State)
+	if s.State == follow.Fetching && s.Total > 0 {
+		out += fmt.Sprintf(" %d %%", 100*s.Done/s.Total)
+	}
+	if !s.Next.IsZero() && s.Next.After(time.Now()) {
+		out += " till " + moment(s.Next)
+	}
+	if s.Older {
+		out += ", an older version is kept"
+	}
+	return out
+}
+
+// followedLines are those of `grange status`.
+func followedLines(w io.Writer, f *images.Followed) {
+	if f == nil {
+		return
+	}
+	fmt.Fprintf(w, "follows\t%s: %s", strings.Join(f.Patterns, ", "), count(f.Names, "name"))
+	for _, state := range slices.Sorted(maps.Keys(f.States)) {
+		fmt.Fprintf(w, ", %d %s", f.States[state], state)
+	}
+	fmt.Fprintln(w)
+	for _, p := range f.Missing {
+		fmt.Fprintf(w, "\t%s: there is no such name\n", p)
+	}
+	for _, s := range f.Behind {
+		fmt.Fprintf(w, "\t%s: %s%s%s\n", s.Name, followed(&s), bySource(s.Bytes), prefixed(": ", s.Why))
+	}
+	if shown := len(f.Behind) + f.States[follow.Warm]; shown < f.Names {
+		fmt.Fprintf(w, "\tand %d more\n", f.Names-shown)
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/grangemesh/grange/cmd/grange/terminal"
@@ -25,7 +27,7 @@ type imageCmd struct {
 	Show    imageShowCmd    `cmd:"" help:"Show one image or tag."`
 	Tag     imageTagCmd     `cmd:"" help:"Let a tag stand for an image."`
 	Promote imagePromoteCmd `cmd:"" help:"Publish a volume or a snapshot as an image."`
-	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache."`
+	Warm    imageWarmCmd    `cmd:"" help:"Fetch all of an image into this node's cache, or those of its farm."`
 	Pin     imagePinCmd     `cmd:"" help:"Keep an image's chunks in this node's cache."`
 	Unpin   imageUnpinCmd   `cmd:"" help:"Let an image's chunks be evicted."`
 	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image at the origin and check it."`
@@ -131,13 +133,13 @@ type imageLsCmd struct{}
 // Run says too when the list is not whole, which a short one does not show.
 func (c *imageLsCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	err := list(ctx, app, std, "/api/images", func(w io.Writer, images []api.Image) {
-		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tROOT")
+		fmt.Fprintln(w, "NAME\tSIZE\tSTORED\tSCOPE\tVERSION\tSEEN\tFOLLOWED\tROOT")
 		for _, i := range images {
 			name := i.Name
 			if i.Target != "" {
 				name += " → " + i.Target
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Scope, i.Version, seen(i), i.CID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", name, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Scope, i.Version, seen(i), followed(i.Followed), i.CID)
 		}
 	})
 	if err != nil {
@@ -170,9 +172,16 @@ type imageArg struct {
 type imageShowCmd struct{ imageArg }
 
 func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name)}, func(w io.Writer, i api.Image) {
+	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name) + "?holders=true"}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
+		for _, h := range i.Holders {
+			share := 100 * float64(h.Chunks) / float64(max(i.Chunks, 1))
+			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, prefixed(", ", h.Way))
+		}
+		if s := i.Followed; s != nil {
+			fmt.Fprintf(w, "followed\t%s%s%s\n", followed(s), bySource(s.Bytes), prefixed(": ", s.Why))
+		}
 	})
 }
 
@@ -187,10 +196,13 @@ func (c *imageTagCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	})
 }
 
-type imageWarmCmd struct{ imageArg }
+type imageWarmCmd struct {
+	imageArg
+	All bool `help:"On all nodes of this node's farm." env:"-"`
+}
 
 func (c *imageWarmCmd) Run(ctx context.Context, app *cli, std stdio) error {
-	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm", nil)
+	return app.operate(ctx, std, "POST", imagePath(c.Name)+"/warm?all="+strconv.FormatBool(c.All), nil)
 }
 
 type imagePinCmd struct{ imageArg }

@@ -80,7 +80,7 @@ func TestWhereATokenComesFrom(t *testing.T) {
 		{"", "", dir, "", true}, {"-", "", dir, "", true}, {"@" + file + "x", "", dir, "", true},
 		{"-", "", member, "", false}, {"@" + file + "x", "", member, "", false}, {"", "", member, "", true}, {"grange1x", "", member, "grange1x", false},
 	} {
-		c := nodeCmd{Join: &x.join}
+		c := memberFlags{Join: &x.join}
 		got, err := c.token(x.dir, stdio{in: strings.NewReader(x.in)})
 		if got != x.want || errors.Is(err, errUsage) != x.fails {
 			t.Errorf("%q: %q, %v", x.join, got, err)

@@ -78,6 +78,7 @@ type cli struct {
 	Version kong.VersionFlag `help:"Print the version." env:"-"`
 
 	Node      nodeCmd      `cmd:"" help:"Run a node; on an empty --data without --join it founds a mesh."`
+	Seed      seedCmd      `cmd:"" help:"Run a volunteer's seed: it holds public images and serves them, and relays for members behind NATs, as far as its limits go."`
 	Image     imageCmd     `cmd:"" help:"Publish and handle images."`
 	Volume    volumeCmd    `cmd:"" help:"Create and handle volumes."`
 	Snapshot  snapshotCmd  `cmd:"" help:"Handle snapshots of volumes."`
@@ -87,6 +88,7 @@ type cli struct {
 	Mesh      meshCmd      `cmd:"" help:"Show and handle the mesh."`
 	Resolve   resolveCmd   `cmd:"" help:"Say what a name stands for."`
 	Status    statusCmd    `cmd:"" help:"Say how the node stands; exits 0 once it is ready."`
+	Why       whyCmd       `cmd:"" help:"Say what the slowest reads of a volume waited for."`
 	Ping      pingCmd      `cmd:"" help:"Say by what way another member is reached, and how fast it answers; by its exit code too."`
 	Doctor    doctorCmd    `cmd:"" help:"Look for what would stop a node from working here."`
 

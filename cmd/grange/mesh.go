@@ -396,6 +396,8 @@ func statusTable(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
 	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
 	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", units.Bytes(s.Bytes.Cache), units.Bytes(s.Bytes.Farm), units.Bytes(s.Bytes.Swarm), units.Bytes(s.Bytes.Origin))
+	followedLines(w, s.Followed)
+	seedTable(w, s.Seed)
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
 	}

@@ -2,27 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math"
-	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/KimMachineGun/automemlimit/memlimit"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-
 	"github.com/grangemesh/grange/blockdev/ublk"
-	"github.com/grangemesh/grange/cmd/grange/doctor"
 	"github.com/grangemesh/grange/cmd/grange/units"
 	"github.com/grangemesh/grange/node"
-	"github.com/grangemesh/grange/node/api"
-	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/bucket/s3"
@@ -32,51 +21,21 @@ import (
 
 type nodeCmd struct {
 	Origin         []string        `help:"Where images live: s3://BUCKET/PREFIX?endpoint=…&region=… (and path-style=true), file:///FOLDER, or https://HOST/PREFIX to read only. The first is the truth, the others are mirrors." placeholder:"URL" sep:"none"`
-	Join           *string         `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
-	Name           string          `help:"What other members are shown of this one; the host's name when not given."`
 	Farm           string          `help:"Farm of a node that founds a mesh; a joining one has it from its token."`
 	FarmBind       string          `help:"Where to gossip inside the farm; without it the node stands alone." placeholder:"HOST:PORT"`
 	FarmJoin       []string        `help:"Some neighbours of the farm; those on the LAN of --farm-bind are found without." placeholder:"HOST:PORT,…"`
-	Listen         []string        `help:"Where members connect; port 4001 of all addresses, by TCP and QUIC, when not given." placeholder:"MULTIADDR,…"`
-	Announce       []string        `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
-	Bootstrap      []string        `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
-	API            string          `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
-	Quota          units.Size      `help:"How much of the disk the cache may take." default:"20GiB"`
-	Memory         units.Size      `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
 	UblkThreads    int             `help:"Threads that serve block devices; 0: one for two processors, at most 4."`
 	UblkQueues     int             `help:"Queues of a block device; 0: as many as threads, at most 2."`
 	UblkDepth      int             `help:"Requests in flight in each of them; 0: 64."`
 	OriginRate     units.Rate      `help:"Bytes a second that this node reads from the origin at most." placeholder:"SIZE/s"`
 	OriginRequests units.Frequency `help:"Requests a second that this node sends to the origin at most." placeholder:"N/s"`
 	IoTimeout      units.Span      `help:"How long a read of a volume waits for its bytes while the origin, and all who have them, are away; then its reader gets an error." default:"5m"`
-	Check          bool            `help:"Say whether a node would start so, and end." env:"-"`
-	LogFormat      string          `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
-	followFlags
+	memberFlags
 	doorFlags
-
-	handover <-chan os.Signal // asks for one
-}
-
-// BeforeReset listens to signals before the config file is read.
-func (c *nodeCmd) BeforeReset() error {
-	c.handover = hearEarly()
-	return nil
 }
 
 // Run serves until ctx ends, or the node hands over to its program's newest version.
 func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) error {
-	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
-		return fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
-	}
-	if !c.Check {
-		if err := c.hideToken(app.Data); err != nil {
-			return err
-		}
-	}
-	token, err := c.token(app.Data, std)
-	if err != nil {
-		return err
-	}
 	if len(c.FarmJoin) > 0 && c.FarmBind == "" {
 		return fmt.Errorf("%w: --farm-join: neighbours are met only with --farm-bind", errUsage)
 	}
@@ -85,163 +44,30 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 			return fmt.Errorf("%w: --origin %s: a URL may contain commas, so each has a flag of its own, or an item of a list in the config file", errUsage, origin)
 		}
 	}
-	log := newLog(std.err, app.Verbose, app.JSON || c.LogFormat == "json")
-	if err := limitMemory(c.Memory, log); err != nil {
+	cfg, err := c.config(app, std)
+	if err != nil {
 		return err
 	}
+	log := cfg.Log
 	doors, err := c.doors(app.Data)
 	if err != nil {
 		return err
 	}
 	defer doors.close()
 	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
-	cfg := node.Config{
-		Dir: app.Data, Origins: c.Origin, OpenOrigin: opener.open, Join: token, Name: c.Name, Farm: c.Farm, FarmBind: c.FarmBind, FarmJoin: c.FarmJoin,
-		Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap, Quota: int64(c.Quota), Follow: c.Follow, IOTimeout: time.Duration(c.IoTimeout), Version: version(), Log: log,
-		NBD: doors.nbd, UBLK: ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth},
-	}
+	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
+	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {
 		return node.Check(ctx, cfg)
 	}
-	if c.API != "" && !membership.In(app.Data) { // it can have the address, before it is anything
-		if err := doctor.CouldListen(ctx, "tcp", c.API); err != nil {
-			return fmt.Errorf("--api %s: %w", c.API, err)
-		}
+	if err := c.couldServe(ctx, app.Data); err != nil {
+		return err
 	}
 	if err := doors.listen(ctx, app.Data, log); err != nil {
 		return err
 	}
 	cfg.Flusher = becomeFlusher()
 	return c.serve(ctx, last, cfg, doors)
-}
-
-func (c *nodeCmd) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
-	log := cfg.Log
-	n, err := node.New(ctx, cfg)
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
-		return nil // it was told to stop before it served
-	}
-	if err != nil {
-		return err
-	}
-	if cfg.Flusher != nil && n.Volumes != nil && n.Volumes.NoDisks() == nil {
-		log.Warn("block devices are at risk", "why", cfg.Flusher)
-	}
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	metrics.MustRegister(n.Collectors()...)
-	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Log: log}
-	server := api.New(settings)
-	err = server.Listen(ctx)
-	if err != nil && c.API != "" && n.Awaited() {
-		log.Error("this node's volumes are served without --api", "err", err)
-		settings.Address = ""
-		server = api.New(settings)
-		err = server.Listen(ctx)
-	}
-	if err != nil {
-		stopped, cancel := context.WithCancel(ctx)
-		cancel()
-		return errors.Join(err, n.Run(stopped))
-	}
-	ctx, handover := awaitHandover(ctx, last, c.handover, log)
-	self := n.Self()
-	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
-	if err = n.Run(ctx, server.Run); err != nil {
-		err = fmt.Errorf("node stopped: %w", err)
-	}
-	log.Info("stopped")
-	return handover(errors.Join(err, doors.leave(ctx)))
-}
-
-// token returns the join token: --join has it, or where it is, @FILE or - for standard
-// input. A member needs none: a removed file, or input, does not keep it from starting.
-func (c *nodeCmd) token(dir string, std stdio) (string, error) {
-	if c.Join == nil {
-		return "", nil
-	}
-	given, member := *c.Join, membership.In(dir)
-	token := given
-	var err error
-	switch path, file := strings.CutPrefix(given, "@"); {
-	case given == fromStdin && member:
-		return "", nil
-	case given == fromStdin || file:
-		token, err = std.readSecret(path)
-	}
-	if (err != nil || token == "") && member && given != "" {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("%w: --join %s: %w", errUsage, given, err)
-	}
-	if token == "" {
-		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
-	}
-	return token, nil
-}
-
-// withoutToken returns the arguments with - for the token; false if it is not there.
-func withoutToken(args []string, token string) ([]string, bool) {
-	out := make([]string, len(args))
-	found := false
-	for i, a := range args {
-		switch a {
-		case token:
-			a = fromStdin
-		case "--join=" + token:
-			a = "--join=" + fromStdin
-		}
-		found = found || a != args[i]
-		out[i] = a
-	}
-	return out, found
-}
-
-// hideToken takes a token off the command line, where all users of the host can see it:
-// the process begins anew, under the same ID, and reads the token from its standard
-// input. It returns if there is nothing to hide, or it can't be done here.
-func (c *nodeCmd) hideToken(dir string) error {
-	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
-		return nil
-	}
-	args, found := withoutToken(os.Args, *c.Join)
-	if !found { // it came from the environment, or a file
-		return nil
-	}
-	if err := membership.Fits(dir, *c.Join); err != nil { // a member will not read it
-		return err
-	}
-	return again(args, *c.Join)
-}
-
-const (
-	// memoryShare of what the node may take is for the Go heap and its stacks; the
-	// rest is for what the runtime does not count, such as the maps of files.
-	memoryShare = 0.9
-	// memoryMin is the least that --memory may say: less is garbage collection alone.
-	memoryMin = 128 << 20
-)
-
-// limitMemory has the garbage collector keep the process within --memory, or else its
-// cgroup's limit, if there is one. GOMEMLIMIT in the environment comes before both.
-func limitMemory(limit units.Size, log *slog.Logger) error {
-	provider := memlimit.FromCgroup
-	switch {
-	case limit != 0 && limit < memoryMin:
-		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, units.Bytes(int64(limit)), units.Bytes(memoryMin))
-	case limit != 0:
-		provider = memlimit.Limit(uint64(limit))
-	}
-	got, err := memlimit.Set(memlimit.WithProvider(provider), memlimit.WithRatio(memoryShare))
-	switch {
-	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported), err == nil && got == math.MaxInt64:
-	case err != nil:
-		log.Debug("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
-	default:
-		log.Info("memory is limited", "heap", units.Bytes(got))
-	}
-	return nil
 }
 
 // originOpener opens the bucket that an --origin names.

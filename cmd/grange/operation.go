@@ -56,6 +56,10 @@ func operationTable(w io.Writer, op api.Operation) {
 	if !op.Ended.IsZero() {
 		fmt.Fprintf(w, "ended\t%s\n", op.Ended.Local().Format(time.DateTime))
 	}
+	for _, name := range slices.Sorted(maps.Keys(op.Nodes)) {
+		n := op.Nodes[name]
+		fmt.Fprintf(w, "on %s\t%s, %s%s%s\n", name, n.State, progress(api.Operation{Done: n.Done, Total: n.Total}), bySource(n.Bytes), prefixed(": ", n.Error))
+	}
 	for _, x := range [][2]string{{"note", op.Note}, {"error", op.Error}} {
 		if x[1] != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x[0], x[1])

@@ -35,7 +35,7 @@ func volumePath(name string) string { return "/api/volumes/" + content.Segment(n
 // policy is what commands take that say what a flush means.
 type policy struct {
 	Durability string `help:"What a flush means: that what was written is on this node's disk (local), on those of K other members of the farm (farm:K), or in the bucket (origin)." placeholder:"local|farm:K|origin"`
-	Degrade    string `enum:",local" default:"" help:"With farm:K: local lets flushes go on without the members after 20 s, once the record says so." placeholder:"local"`
+	Degrade    string `enum:",local,none" default:"" help:"With farm:K: local lets flushes go on without the members after 20 s, once the record says so; none takes that back." placeholder:"local|none"`
 }
 
 type volumeCreateCmd struct {
@@ -113,7 +113,7 @@ func volumeTable(w io.Writer, v api.Volume) {
 		v.Name, v.Farm, strings.TrimSpace(v.NodeName+" "+v.Node), v.State, prefixed(": ", cmp.Or(v.Detail, unconfirmed(v))), v.Device, units.Bytes(v.Size), v.From, v.Root, v.Durability, prefixed(", degrade ", v.Degrade), v.ReadOnly, v.Epoch, known(v, v.DirtyBytes), known(v, v.DiskBytes))
 	fmt.Fprintf(w, "not in bucket\t%s\n", known(v, v.Lag))
 	for _, x := range []struct{ name, value string }{
-		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", cmp.Or(strings.Join(v.Holders, ", "), map[bool]string{true: "nobody"}[v.Short]) + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
+		{"folded", momentOr(v.FoldedAt, "never")}, {"degraded", prefixed("since ", momentOr(v.Degraded, ""))}, {"held by", cmp.Or(strings.Join(v.HolderNames, ", "), map[bool]string{true: "nobody"}[v.Short]) + map[bool]string{true: ": too few"}[v.Short]}, {"limits", limited(v.Limits)},
 	} {
 		if x.value != "" {
 			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)

@@ -19,7 +19,7 @@ import (
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -42,7 +42,7 @@ func made[T any](status int, dir, id string, v T) *Made[T] {
 // Tagged is an answer that a client which has it need not be sent again.
 type Tagged[T any] struct {
 	Status int
-	ETag   string `header:"ETag" doc:"of all but the age"`
+	ETag   string `header:"ETag" doc:"of all but the age, and what was read"`
 	Body   T
 }
 
@@ -78,7 +78,7 @@ func (in IfNoneMatch) tag(v any) (etag string, status int, err error) {
 func ageless[T any](v T) T {
 	switch v := any(&v).(type) {
 	case *Image:
-		v.Age = 0
+		v.Age, v.Bytes, v.Copies = 0, Bytes{}, 0
 	case *Operation:
 		v.ETA = 0
 	}
@@ -167,6 +167,7 @@ type (
 	Bytes         = fetch.Bytes
 	Peer          = node.Peer
 	Ping          = node.Ping
+	Why           = node.Why
 	Cache         = node.Cache
 	Origin        = node.Origin
 	Status        = node.Status
@@ -176,11 +177,11 @@ type (
 	Removed       = images.Removed
 	ImportRequest = images.ImportRequest
 	Resolved      = records.Resolved
-	VolumeSpec    = volumes.Spec
-	Volume        = volumes.View
-	Limits        = volumes.Limits
-	Snapshot      = volumes.SnapshotView
-	PromoteSpec   = volumes.PromoteSpec
+	VolumeSpec    = terms.Spec
+	Volume        = terms.View
+	Limits        = terms.Limits
+	Snapshot      = terms.SnapshotView
+	PromoteSpec   = terms.PromoteSpec
 	Operation     = operations.View
 	Member        = membership.Member
 	Revoked       = membership.Revocation

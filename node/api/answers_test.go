@@ -19,7 +19,7 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -112,7 +112,7 @@ func TestProblems(t *testing.T) {
 // TestConflictOverAVolume says what whoever wants it has to know to decide.
 func TestConflictOverAVolume(t *testing.T) {
 	at := time.Date(2026, 11, 29, 5, 0, 0, 0, time.UTC)
-	for held, want := range map[*volumes.HeldError]string{
+	for held, want := range map[*terms.HeldError]string{
 		{Holder: "a1", Policy: "farm:2", FoldedAt: at, Text: "move it"}: `"status":409,"detail":"volume \"web\": conflict: move it","code":"held","holder":"a1","policy":"farm:2","folded_at":"2026-11-29T05:00:00Z"}`,
 		{Holder: "a1", Policy: "local"}:                                 `"code":"held","holder":"a1","policy":"local"}`,
 	} {

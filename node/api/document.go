@@ -11,7 +11,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -156,7 +156,7 @@ func problem(err error) error {
 	}
 	status := statusOf(err)
 	p := newProblem(status, content.Line(err), codeOf(status, err))
-	var held *volumes.HeldError
+	var held *terms.HeldError
 	if errors.As(err, &held) {
 		p.Holder, p.Policy, p.FoldedAt = held.Holder, held.Policy, held.FoldedAt
 	}

@@ -26,9 +26,14 @@ func (s *Server) images(a huma.API) {
 	})
 	route(a, "GET /api/images/{name}", "one image or tag", func(ctx context.Context, in *struct {
 		Named
+		Holders bool `query:"holders" doc:"and who has some of it, which may take half a second to ask"`
 		IfNoneMatch
 	}) (*Tagged[Image], error) {
-		i, err := images.Get(ctx, in.Name)
+		find := images.Get
+		if in.Holders {
+			find = images.Holders
+		}
+		i, err := find(ctx, in.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -63,7 +68,13 @@ func (s *Server) images(a huma.API) {
 // imageWork registers what is done to an image in the background.
 func (s *Server) imageWork(a huma.API) {
 	images := s.cfg.Node.Images
-	route(a, "POST /api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *Named) (*Made[Operation], error) {
+	route(a, "POST /api/images/{name}/warm", "fetch all of an image into the cache", func(_ context.Context, in *struct {
+		Named
+		All bool `query:"all" doc:"into those of all members of this farm"`
+	}) (*Made[Operation], error) {
+		if in.All {
+			return accepted(images.WarmAll(in.Name))
+		}
 		return accepted(images.Warm(in.Name))
 	}, http.StatusAccepted)
 	route(a, "POST /api/images/{name}/verify", "read all of an image at the origin and check it", func(_ context.Context, in *Named) (*Made[Operation], error) {

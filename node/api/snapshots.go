@@ -69,7 +69,7 @@ func (s *Server) take(a huma.API, vols *volumes.Volumes) {
 		Wait string           `query:"wait" enum:"durable" doc:"durable: start an operation that ends when it is"`
 		Body *SnapshotRequest `required:"false"`
 	}) (*Made[Taken], error) {
-		var spec volumes.SnapshotSpec
+		var spec terms.SnapshotSpec
 		if in.Body != nil {
 			spec.Label = in.Body.Label
 		}
@@ -81,8 +81,8 @@ func (s *Server) take(a huma.API, vols *volumes.Volumes) {
 		if in.Wait == "" || v.Durable {
 			return taken, nil
 		}
-		op, err := s.work("snapshot", v.ID, func(ctx context.Context, progress volumes.Progress) (string, error) {
-			return "", vols.Settle(ctx, v.ID, progress)
+		op, err := s.work("snapshot", v.ID, func(ctx context.Context, _ terms.Progress) (string, error) {
+			return "", vols.Settle(ctx, v.ID)
 		})
 		if err != nil {
 			return nil, err

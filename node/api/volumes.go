@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/volumes"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -44,6 +45,10 @@ func (s *Server) volumes(a huma.API) {
 		v, err := vols.Find(ctx, in.Name)
 		return ok(v), err
 	})
+	route(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", func(ctx context.Context, in *Named) (*Answer[Why], error) {
+		y, err := s.cfg.Node.Why(ctx, in.Name)
+		return ok(y), err
+	})
 	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
 		Named
 		Body VolumeSpec
@@ -66,7 +71,7 @@ func (s *Server) volumes(a huma.API) {
 		Forced
 		Purge bool `query:"purge" doc:"its snapshots too"`
 	}) (*struct{}, error) {
-		return nil, vols.Remove(ctx, in.Name, volumes.RemoveSpec{Force: in.Force, Purge: in.Purge})
+		return nil, vols.Remove(ctx, in.Name, terms.RemoveSpec{Force: in.Force, Purge: in.Purge})
 	})
 	s.volumeChanges(a, vols)
 	s.volumeWork(a, vols)
@@ -119,7 +124,7 @@ func (s *Server) volumeWork(a huma.API, vols *volumes.Volumes) {
 		if err := content.CheckName(in.Name); err != nil {
 			return nil, err
 		}
-		return s.work("move", in.Name, func(ctx context.Context, _ volumes.Progress) (string, error) {
+		return s.work("move", in.Name, func(ctx context.Context, _ terms.Progress) (string, error) {
 			v, err := vols.Move(ctx, in.Name, in.Body.Node)
 			return v.Device, err
 		})
@@ -149,7 +154,7 @@ func (s *Server) volumeWork(a huma.API, vols *volumes.Volumes) {
 }
 
 // work starts long work on what a volume or snapshot is; do returns what came of it.
-func (s *Server) work(kind, target string, do func(context.Context, volumes.Progress) (note string, err error)) (*Made[Operation], error) {
+func (s *Server) work(kind, target string, do func(context.Context, terms.Progress) (note string, err error)) (*Made[Operation], error) {
 	return accepted(s.cfg.Node.Operations.Start(kind, target, func(ctx context.Context, op *operations.Operation) error {
 		note, err := do(ctx, func(done, total int64) {
 			op.Update(func(v *Operation) { v.Done, v.Total = done, total })
@@ -163,7 +168,7 @@ func (s *Server) export(vols *volumes.Volumes, ref content.Ref, to ExportRequest
 	if err := images.MayWrite(to.File, to.Force); err != nil {
 		return nil, fmt.Errorf("export %s to %q: %w", ref, to.File, err)
 	}
-	return s.work("export", ref.String(), func(ctx context.Context, progress volumes.Progress) (string, error) {
+	return s.work("export", ref.String(), func(ctx context.Context, progress terms.Progress) (string, error) {
 		err := images.Beside(to.File, to.Force, func(f *os.File) error { return vols.Export(ctx, ref, f, progress) })
 		if err != nil {
 			err = fmt.Errorf("export %s to %s: %w", ref, to.File, err)
@@ -176,7 +181,7 @@ func (s *Server) promote(vols *volumes.Volumes, ref content.Ref, to PromoteSpec)
 	if err := content.KindImage.CheckName(to.Image); err != nil {
 		return nil, fmt.Errorf("promote %s: %w", ref, err)
 	}
-	return s.work("promote", ref.String(), func(ctx context.Context, progress volumes.Progress) (string, error) {
+	return s.work("promote", ref.String(), func(ctx context.Context, progress terms.Progress) (string, error) {
 		return "image:" + to.Image, vols.Promote(ctx, ref, to, progress)
 	})
 }

@@ -105,7 +105,8 @@ type Cache struct {
 	hands    [classes][pinned]hand
 	slabName []byte // a buffer
 	pins     map[string]pin
-	cramped  bool // the table could not grow
+	pinned   tally // of pins; changed with pinning too
+	cramped  bool  // the table could not grow
 
 	short, bad rate.Sometimes // what is logged of a full disk, and of bad chunks
 }

@@ -68,5 +68,5 @@
 //
 // # Pins
 //
-// A file for each name: magic "GRPINS\x00\x01", then CIDs in rising order.
+// A file for each name, which begins with @ for what is followed: magic "GRPINS\x00\x01", then CIDs in rising order.
 package cache

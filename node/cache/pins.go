@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -26,9 +27,44 @@ type pin struct {
 	unmap func() error
 }
 
-func (p pin) has(id content.CID) bool {
-	_, ok := slices.BinarySearchFunc(p.ids, id, compareCIDs)
+// tally are the first 8 bytes of what all lists name, in rising order, each as often as
+// lists name it: 8 bytes of memory, whatever the number of lists.
+type tally []uint64
+
+func tallied(id content.CID) uint64 { return binary.BigEndian.Uint64(id[:]) }
+
+func (t tally) has(id content.CID) bool {
+	_, ok := slices.BinarySearch(t, tallied(id))
 	return ok
+}
+
+// with returns the tally with a list that is added, and without one that it had.
+func (t tally) with(added, gone []content.CID) tally {
+	out := make(tally, 0, len(t)+len(added))
+	for _, n := range t {
+		for len(added) > 0 && tallied(added[0]) < n {
+			out, added = append(out, tallied(added[0])), added[1:]
+		}
+		if len(gone) > 0 && tallied(gone[0]) == n {
+			gone = gone[1:]
+			continue
+		}
+		out = append(out, n)
+	}
+	for _, id := range added {
+		out = append(out, tallied(id))
+	}
+	return out
+}
+
+// distinct is how many objects they are.
+func (t tally) distinct() (n int) {
+	for i := range t {
+		if i == 0 || t[i] != t[i-1] {
+			n++
+		}
+	}
+	return n
 }
 
 func compareCIDs(a, b content.CID) int { return strings.Compare(string(a[:]), string(b[:])) }
@@ -55,7 +91,8 @@ func (c *Cache) Pin(name string, most int64, ids iter.Seq[content.CID]) error {
 	if most > 0 {
 		limit = min(limit, most)
 	}
-	if need := c.pinnedWith(name, list); need > limit {
+	next := c.pinned.with(list, c.pins[name].ids)
+	if need := c.pinnedThen(next, list, c.pins[name].ids); need > limit {
 		return fmt.Errorf("pin %s: %w: all that is pinned then takes up to %d bytes of the cache, and may take %d; raise its quota, make room on the disk, or unpin something", name, content.ErrNoSpace, need, limit)
 	}
 	path := c.pinPath(name)
@@ -76,7 +113,7 @@ func (c *Cache) Pin(name string, most int64, ids iter.Seq[content.CID]) error {
 		return errors.Join(fmt.Errorf("pin %s: %w", name, content.ErrClosed), p.unmap())
 	}
 	old := c.pins[name]
-	c.pins[name] = p
+	c.pins[name], c.pinned = p, next
 	c.setPinned(p.ids)
 	return c.endPin(old)
 }
@@ -106,6 +143,7 @@ func (c *Cache) Unpin(name string) error {
 	}
 	old := c.pins[name]
 	delete(c.pins, name)
+	c.pinned = c.pinned.with(nil, old.ids)
 	return c.endPin(old)
 }
 
@@ -130,33 +168,28 @@ func (c *Cache) setPinned(ids []content.CID) {
 	}
 }
 
-// pinnedWith is how many bytes the pins take with a list under a name.
-func (c *Cache) pinnedWith(name string, list []content.CID) (bytes int64) {
+// pinnedThen is how many bytes a tally takes that differs from the present one by a list
+// that is added and one that goes.
+func (c *Cache) pinnedThen(next tally, added, gone []content.CID) (bytes int64) {
+	here := 0
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.table.Load()
-	weigh := func(ids []content.CID, counted func(content.CID) bool) {
+	count := func(cl class, n int) { here, bytes = here+n, bytes+int64(n*cl.size()) }
+	for cl := range c.census {
+		count(class(cl), c.census[cl][pinned])
+	}
+	change := func(ids []content.CID, is bool, n int) {
 		for _, id := range ids {
-			if counted(id) {
-				continue
-			}
-			size := int64(content.ChunkSizeDefault)
-			if i, _, ok := t.find(c.secret.key(id)); ok {
+			if i, w, ok := t.find(c.secret.key(id)); ok && w.pinned() != is && next.has(id) == is {
 				at, _ := t.located(i)
-				size = int64(c.slabs.all[at.slab()].class.size())
+				count(c.slabs.all[at.slab()].class, n)
 			}
-			bytes += size
 		}
 	}
-	done := []pin{{ids: list}}
-	weigh(list, func(content.CID) bool { return false })
-	for other, p := range c.pins {
-		if other != name {
-			weigh(p.ids, func(id content.CID) bool { return slices.ContainsFunc(done, func(d pin) bool { return d.has(id) }) })
-			done = append(done, p)
-		}
-	}
-	return bytes
+	change(added, true, 1)
+	change(gone, false, -1)
+	return bytes + int64(max(0, next.distinct()-here))*content.ChunkSizeDefault
 }
 
 // endPin lets go of a list that is none of the pins any more. Called with mu.
@@ -166,21 +199,11 @@ func (c *Cache) endPin(old pin) error {
 	}
 	t := c.table.Load()
 	for _, id := range old.ids {
-		if i, w, ok := t.find(c.secret.key(id)); ok && w.pinned() && !c.pinnedBy(id) {
+		if i, w, ok := t.find(c.secret.key(id)); ok && w.pinned() && !c.pinned.has(id) {
 			c.mark(t, i, func(w word) word { return w &^ pinBit })
 		}
 	}
 	return old.unmap()
-}
-
-// pinnedBy reports whether a pin names the object. Called with mu.
-func (c *Cache) pinnedBy(id content.CID) bool {
-	for _, p := range c.pins {
-		if p.has(id) {
-			return true
-		}
-	}
-	return false
 }
 
 func openPin(path string) (pin, error) {
@@ -217,8 +240,12 @@ func (c *Cache) loadPins() error {
 			continue
 		}
 		c.pins[name] = p
+		for _, id := range p.ids {
+			c.pinned = append(c.pinned, tallied(id))
+		}
 		c.setPinned(p.ids)
 	}
+	slices.Sort(c.pinned)
 	return nil
 }
 

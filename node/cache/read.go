@@ -375,7 +375,7 @@ func (c *Cache) commit(v content.Verified, at place, reach Reach, failed error) 
 	if len(v.Bytes()) == classOf(len(v.Bytes())).size() {
 		w |= fullBit
 	}
-	if c.pinnedBy(v.CID()) {
+	if c.pinned.has(v.CID()) {
 		w |= pinBit
 	}
 	t.set(i, w, at, reach)

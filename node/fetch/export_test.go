@@ -5,6 +5,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -32,11 +33,11 @@ func (f *Fetcher) ShownBytes() (n int) {
 // Locate says where a chunk lies at the origin.
 func (f *Fetcher) Locate(ctx context.Context, root content.CID, index uint64) (pack.Location, error) {
 	o, _, err := f.chunk(ctx, f.best(root, "", func(*rootState) bool { return true }), index, request{priority: exchange.PriorityGuest})
-	return o.at, err
+	return o.At, err
 }
 
 // RunKey is what a run's lead is chosen by.
-func RunKey(r pack.Run) string { return runKey(r) }
+func RunKey(r pack.Run) string { return object.RunKey(r) }
 
 // Flights returns how many objects are on their way.
 func (f *Fetcher) Flights() (n int) {

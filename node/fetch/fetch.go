@@ -17,7 +17,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"slices"
@@ -30,6 +29,7 @@ import (
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
@@ -102,9 +102,9 @@ type Config struct {
 	// Identity is this node's own; its farm decides what is near.
 	Identity trust.Identity
 	Verifier *trust.Verifier
-	// Announce returns the secret that roots are announced under, then others that
-	// members may still use.
-	Announce func() [][32]byte
+	// Announce returns the secret that roots of a scope are announced under, then others
+	// that members may still use.
+	Announce func(content.Scope) [][32]byte
 	// Introduce checks the envelope of a record and returns its root, for members
 	// that ask for one that this node has not met. nil takes none.
 	Introduce func(envelope []byte) (Root, error)
@@ -152,7 +152,7 @@ type Fetcher struct {
 	mind    *plan.Member
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
-	objects map[objectKey]*onItsWay
+	objects map[object.Key]*onItsWay
 	crowds  plan.Crowds[crowdKey]
 	running sync.WaitGroup
 }
@@ -168,7 +168,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Announce == nil {
-		cfg.Announce = func() [][32]byte { return make([][32]byte, 1) }
+		cfg.Announce = func(content.Scope) [][32]byte { return make([][32]byte, 1) }
 	}
 	if cfg.NoOrigin == nil {
 		cfg.NoOrigin = func(content.Ref) bool { return false }
@@ -184,7 +184,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[objectKey]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)
@@ -217,7 +217,11 @@ func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 // Asked returns how the requests to a member went since the start.
 func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
 
-// RootBytes is Bytes of one root, and those of all that were read, by their CIDs.
+// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
+// that were too many.
+func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
+
+// RootBytes is BytesOf each.
 func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.
@@ -297,26 +301,4 @@ func (f *Fetcher) try(scope content.Scope, id peer.ID) {
 		return
 	}
 	f.Think(func(m *plan.Member) { m.Work(plan.Peer(id), f.cfg.Now()) })
-}
-
-// triedError says which sources were asked in vain. What they failed with is of one of
-// two kinds: content.ErrUnavailable, which may come right, or, where the climb is final,
-// what the origin said of the bytes: content.ErrCorrupt or content.ErrNotFound.
-func (f *Fetcher) triedError(what string, a plan.Action, cause error) error {
-	live := f.cfg.Members.Live()
-	sources := a.Sources(func(p plan.Peer) string {
-		if id := peer.ID(p); slices.Contains(live, id) {
-			return "farm " + id.String()
-		}
-		return "swarm " + peer.ID(p).String()
-	})
-	category := content.ErrUnavailable
-	switch {
-	case !a.Final:
-	case errors.Is(cause, content.ErrCorrupt):
-		category = content.ErrCorrupt
-	default:
-		category = content.ErrNotFound
-	}
-	return fmt.Errorf("%s: %w: %s", what, category, sources)
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -27,7 +28,7 @@ type onItsWay struct {
 }
 
 // onWay returns what is under way of an object; settle forgets it with the last.
-func (f *Fetcher) onWay(key objectKey) *onItsWay {
+func (f *Fetcher) onWay(key object.Key) *onItsWay {
 	o := f.objects[key]
 	if o == nil {
 		o = new(onItsWay)
@@ -36,7 +37,7 @@ func (f *Fetcher) onWay(key objectKey) *onItsWay {
 	return o
 }
 
-func (f *Fetcher) settle(key objectKey) {
+func (f *Fetcher) settle(key object.Key) {
 	if o := f.objects[key]; o != nil && o.Idle() {
 		delete(f.objects, key)
 	}
@@ -46,7 +47,7 @@ func (f *Fetcher) settle(key objectKey) {
 // the cache too, or could not be: then they are there, or it is fetched again.
 type flight struct {
 	*plan.Flight
-	obj  object
+	obj  object.Object
 	job  *job
 	kept chan struct{} // closed when it is joined no more
 	done chan struct{} // closed when it has ended; what follows is set before
@@ -115,7 +116,7 @@ func (f *Fetcher) leave(flights ...*flight) {
 	for _, unwanted := range f.mind.Leave(left...) {
 		j := unwanted.Of.(*job)
 		for _, fl := range j.flights { // nobody may join them any more
-			f.settle(fl.obj.key())
+			f.settle(fl.obj.Key())
 		}
 		j.cancel(errUnwanted)
 	}
@@ -124,11 +125,11 @@ func (f *Fetcher) leave(flights ...*flight) {
 // join returns a flight for each object: one under way, or a new one. New ones
 // are grouped by run, and each group begins a job. Each flight is to be waited
 // for or left.
-func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
+func (f *Fetcher) join(rs *rootState, objects []object.Object, how request) []*flight {
 	out := make([]*flight, len(objects))
 	byRun := map[pack.Run][]int{}
 	for i, o := range objects {
-		byRun[o.at.Run()] = append(byRun[o.at.Run()], i)
+		byRun[o.At.Run()] = append(byRun[o.At.Run()], i)
 	}
 	var begun []*job
 	stopped := false
@@ -138,9 +139,9 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 			wanted := make([]plan.Wanted, len(places))
 			for i, place := range places {
 				o := objects[place]
-				wanted[i] = plan.Wanted{Object: &f.onWay(o.key()).Object, Index: o.pos.Index, Size: o.stored()}
+				wanted[i] = plan.Wanted{Object: &f.onWay(o.Key()).Object, Index: o.Pos.Index, Size: o.Stored()}
 			}
-			flights, climb := m.Join(rs.wants(run, objects[places[0]].pos.Level, how), wanted)
+			flights, climb := m.Join(rs.wants(run, objects[places[0]].Pos.Level, how), wanted)
 			j := newJob(f, rs, run, how, climb)
 			for i, fl := range flights {
 				if fl.Of == nil {
@@ -173,14 +174,14 @@ func (f *Fetcher) join(rs *rootState, objects []object, how request) []*flight {
 func (rs *rootState) wants(run pack.Run, level int, how request) plan.Config {
 	hurry := how.priority == exchange.PriorityGuest
 	return plan.Config{
-		Key: runKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth, NoOrigin: how.noOrigin,
+		Key: object.RunKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth, NoOrigin: how.noOrigin,
 		From: how.from, FromFarm: how.fromFarm, Ahead: how.priority == exchange.PriorityReadahead, Guest: hurry && how.from == "", Hurry: hurry,
 	}
 }
 
 // arrival is an object that has come.
 type arrival struct {
-	obj  object
+	obj  object.Object
 	data content.Verified
 	page content.Verified // of a map node
 	node *mapNode         // of a map node
@@ -193,14 +194,14 @@ type arrival struct {
 // hidden by a more urgent one, or nil. Without room in the cache the object is handed on
 // all the same.
 func (f *Fetcher) land(rs *rootState, a arrival, own *flight) error {
-	if a.obj.pos.Level > 0 {
-		node, err := f.decodeNode(rs, a.obj.pos, a)
+	if a.obj.Pos.Level > 0 {
+		node, err := f.decodeNode(rs, a.obj.Pos, a)
 		if err != nil {
 			return err
 		}
 		f.keep(rs, a.page, a)
 		f.keep(rs, a.data, a)
-		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.pos), node)
+		f.nodes.Keep(&rs.nodes, nodeKey(a.obj.Pos), node)
 		a.node, a.lent = node, nil // it lies in the bytes
 	}
 	landed := f.finish(a, own)
@@ -227,7 +228,7 @@ func (f *Fetcher) finish(a arrival, own *flight) []*flight {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	flights := []*flight{own}
-	if o := f.objects[a.obj.key()]; o != nil {
+	if o := f.objects[a.obj.Key()]; o != nil {
 		for fl := range o.Flights {
 			flights = append(flights, fl.Of.(*flight))
 		}
@@ -254,16 +255,16 @@ func (f *Fetcher) end(fl *flight, a arrival, err error) bool {
 // leaveOut has nobody join a flight any more that has ended. It is called with mu.
 func (f *Fetcher) leaveOut(fl *flight) {
 	fl.LeaveOut()
-	f.settle(fl.obj.key())
+	f.settle(fl.obj.Key())
 	close(fl.kept)
 }
 
 // show notes a chunk that has landed in the bitmaps of its root, by whatever head.
-func (f *Fetcher) show(rs *rootState, o object) {
-	reach, ok := f.cfg.Cache.Reach(o.id)
+func (f *Fetcher) show(rs *rootState, o object.Object) {
+	reach, ok := f.cfg.Cache.Reach(o.ID)
 	for _, head := range append(f.heads(rs.id), rs) {
 		if ok && reach >= head.reach() {
-			head.here.Add(o.pos.Index)
+			head.here.Add(o.Pos.Index)
 		}
 	}
 }
@@ -271,7 +272,7 @@ func (f *Fetcher) show(rs *rootState, o object) {
 // keep puts bytes of an arrival into the cache, if there is room and they are not from
 // there. They were obtained for its reach, which the root has had.
 func (f *Fetcher) keep(rs *rootState, v content.Verified, a arrival) {
-	reach := a.obj.reach
+	reach := a.obj.Reach
 	if len(v.Bytes()) == 0 || a.from == FromCache {
 		return
 	}

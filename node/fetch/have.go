@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/origin/content"
@@ -100,7 +101,7 @@ func (f *Fetcher) announce(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
-	announced := map[swarm.Key]bool{}
+	announced := have.Announced[swarm.Key]{}
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	serves := true
@@ -113,33 +114,18 @@ func (f *Fetcher) announce(ctx context.Context) {
 		}
 		mine := map[swarm.Key]bool{}
 		for _, rs := range f.all() {
-			if !f.announces(ctx, rs) {
-				continue
+			if f.announces(ctx, rs) {
+				mine[swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce(rs.head.Scope)[0])] = true
 			}
-			key := swarm.KeyFor(rs.head.Scope, rs.id, f.cfg.Announce()[0])
-			mine[key] = true
-			if announced[key] {
-				continue
-			}
-			if err := f.cfg.Swarm.Announce(key); err != nil {
-				f.cfg.Log.Warn("a root is not announced", "root", rs.id, "err", err)
-				continue
-			}
-			announced[key] = true
 		}
-		for key := range announced {
-			if !mine[key] {
-				f.cfg.Swarm.Withdraw(key)
-				delete(announced, key)
-			}
+		if err := announced.Settle(mine, f.cfg.Swarm.Announce, f.cfg.Swarm.Withdraw); err != nil {
+			f.cfg.Log.Warn("not all roots are announced", "err", err)
 		}
 		select {
 		case <-tick.C:
 		case <-f.wake:
 		case <-ctx.Done():
-			for key := range announced {
-				f.cfg.Swarm.Withdraw(key)
-			}
+			_ = announced.Settle(nil, f.cfg.Swarm.Announce, f.cfg.Swarm.Withdraw) // announces none
 			return
 		}
 	}
@@ -187,6 +173,20 @@ func (m *Image) Prepare(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// Holders returns how many of the image's chunks members show, this node too, when those of the farm, and those found elsewhere, have had their time to. What they show
+// may be some seconds old.
+func (m *Image) Holders(ctx context.Context) map[peer.ID]uint64 {
+	m.Prepare(ctx)
+	rs := m.rs.Load()
+	out := map[peer.ID]uint64{m.f.cfg.Self: m.f.holds(ctx, rs)}
+	m.f.Think(func(*plan.Member) {
+		for p, n := range rs.peers.Mind.Counts() {
+			out[peer.ID(p)] = n
+		}
+	})
+	return out
 }
 
 // newBook returns who shows what to this node.

@@ -9,10 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/readahead"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/exchange"
 )
@@ -27,6 +29,7 @@ type Image struct {
 	waits patience.Waits
 	// strict is the name for which nobody is to read the origin; "" where they may.
 	strict string
+	slow   why.Log
 }
 
 func (f *Fetcher) image(rs *rootState, as []content.Ref) *Image {
@@ -119,10 +122,12 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil}
-	return m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, trail: trail{began: time.Now()}}
+	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
+	m.noteSlow(r, err)
+	return err
 }
 
 func (m *Image) readHere(id content.CID, off int, p []byte) bool {
@@ -145,16 +150,20 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
+	trail
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
-	o, ok, err := m.f.chunk(ctx, rs, r.index, m.by(exchange.PriorityGuest))
-	if err != nil || !(r.looked && ok) && m.readHere(o.id, off, p) { // the zero object is a hole
+	how := m.by(exchange.PriorityGuest)
+	how.trail = &r.trail
+	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
+	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
-	fl := m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+	fl := m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
+	r.tried(fl)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
@@ -163,7 +172,8 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	}
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
-		fl = m.f.join(rs, []object{o}, m.by(exchange.PriorityGuest))[0]
+		fl = m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
+		r.tried(fl)
 	}
 	v, err := fl.wait(ctx)
 	if err != nil {
@@ -208,13 +218,13 @@ func (m *Image) runAhead(run readahead.Run) {
 // runIn asks for the chunks from one on to before another that a map node names, nil for
 // none.
 func (m *Image) runIn(rs *rootState, leaf *mapNode, from, end uint64) {
-	var objects []object
+	var objects []object.Object
 	for i := from; i < end && leaf != nil; i++ {
 		e := int(i % content.MapFanout)
 		id := leaf.Node.Entry(e)
 		at, ok := leaf.Page.Child(e)
 		if ok && !id.IsHole() && !m.f.cfg.Cache.Has(id) {
-			objects = append(objects, object{pos: content.Chunk(i), id: id, at: at, reach: rs.reach()})
+			objects = append(objects, object.Object{Pos: content.Chunk(i), ID: id, At: at, Reach: rs.reach()})
 		}
 	}
 	if len(objects) == 0 {
@@ -276,18 +286,17 @@ func (m *Image) leaf(ctx context.Context, n uint64, how request) (leaf *mapNode,
 // as an error, after which it ends.
 func (m *Image) CIDs(ctx context.Context) func(yield func(content.CID, error) bool) {
 	return func(yield func(content.CID, error) bool) {
-		m.f.walk(ctx, m.rs.Load(), m.by(exchange.PriorityPrefetch), func(p content.Pos, n *mapNode, err error) bool {
+		for names, err := range m.f.names(ctx, m.rs.Load(), m.by(exchange.PriorityPrefetch)) {
 			if err != nil {
 				yield(content.CID{}, err)
-				return false
+				return
 			}
-			for _, id := range n.names(p) {
+			for _, id := range names {
 				if !yield(id, nil) {
-					return false
+					return
 				}
 			}
-			return true
-		})
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -32,7 +33,9 @@ type job struct {
 	landed  chan struct{}         // closed when all flights have ended
 	climb   *plan.Job             // used with the Fetcher's mu
 	came    atomic.Int64          // how many flights have ended
-	failure error                 // of the origin; set before the event that tells fly
+	began   time.Time
+	trace   *why.Trace // of what is tried; nil where no guest waits
+	failure error      // of the origin; set before the event that tells fly
 }
 
 // eventsMax is how many events of a job may wait to be looked at: as many as members
@@ -53,7 +56,8 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Jo
 	if climb == nil {
 		return nil
 	}
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: how.traced()}
+	j.how.trail = nil
 	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
 	return j
@@ -121,10 +125,12 @@ func (j *job) linger() plan.Event {
 func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 	var acts []plan.Action
 	e.Job = j.climb
+	j.trace.Event(e)
 	j.f.Think(func(m *plan.Member) {
 		acts, wake = m.Step(time.Now(), e), j.climb.Wake()
 	})
 	for _, a := range acts {
+		j.trace.Action(a)
 		switch a.Kind {
 		case plan.Ask:
 			ask := &asking{peer: a.Peer, begun: time.Now()}
@@ -149,7 +155,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.Done:
 			return wake, false
 		case plan.Fail:
-			j.fail(j.f.triedError(j.what(), a, j.failure))
+			j.fail(why.InVain(j.what(), a, j.f.cfg.Members.Live(), j.failure))
 			return wake, false
 		}
 	}
@@ -189,12 +195,12 @@ func (j *job) fail(err error) {
 
 func (j *job) what() string {
 	if len(j.flights) == 1 {
-		return fmt.Sprintf("fetch %s of root %s", j.flights[0].obj.pos, j.rs.id)
+		return fmt.Sprintf("fetch %s of root %s", j.flights[0].obj.Pos, j.rs.id)
 	}
-	return fmt.Sprintf("fetch %s and %d more of root %s", j.flights[0].obj.pos, len(j.flights)-1, j.rs.id)
+	return fmt.Sprintf("fetch %s and %d more of root %s", j.flights[0].obj.Pos, len(j.flights)-1, j.rs.id)
 }
 
-func (j *job) level() int { return j.flights[0].obj.pos.Level }
+func (j *job) level() int { return j.flights[0].obj.Pos.Level }
 
 func (j *job) left() []*flight {
 	var out []*flight
@@ -210,7 +216,7 @@ func (j *job) left() []*flight {
 func indexes(flights []*flight) []uint64 {
 	out := make([]uint64, len(flights))
 	for i, fl := range flights {
-		out[i] = fl.obj.pos.Index
+		out[i] = fl.obj.Pos.Index
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -223,11 +229,11 @@ func (j *job) fromCache() {
 		}
 		a := arrival{obj: fl.obj, from: FromCache}
 		var err error
-		if a.data, err = j.f.cfg.Cache.Get(fl.obj.id, nil); err != nil {
+		if a.data, err = j.f.cfg.Cache.Get(fl.obj.ID, nil); err != nil {
 			continue
 		}
-		if fl.obj.pos.Level > 0 {
-			if a.page, err = j.f.cfg.Cache.Get(fl.obj.page, nil); err != nil {
+		if fl.obj.Pos.Level > 0 {
+			if a.page, err = j.f.cfg.Cache.Get(fl.obj.Page, nil); err != nil {
 				continue
 			}
 		}
@@ -334,7 +340,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	var spare int64
 	byIndex := map[uint64]*flight{}
 	for _, fl := range left {
-		byIndex[fl.obj.pos.Index] = fl
+		byIndex[fl.obj.Pos.Index] = fl
 	}
 	o.near = near
 	source := FromSwarm
@@ -373,6 +379,8 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 			if j.level() == 0 {
 				j.f.Think(func(*plan.Member) { j.rs.peers.Mind.Lacks(a.Peer, r.Indexes) })
 			}
+		case exchange.Queued:
+			j.trace.Queued(to, r.Position)
 		case exchange.Unknown:
 			o.unknown = true
 		case exchange.Refer:
@@ -392,21 +400,22 @@ var errOtherPage = errors.New("has the same content in other packs")
 // object that was asked for; a map node that can't be used is its maker's fault.
 func (j *job) receive(ask *asking, fl *flight, from Source, r *exchange.Data) (lie bool, err error) {
 	a := arrival{obj: fl.obj, from: from, lent: r}
-	if a.data, err = content.Verify(fl.obj.id, r.Body); err != nil {
+	if a.data, err = content.Verify(fl.obj.ID, r.Body); err != nil {
 		return true, err
 	}
-	if fl.obj.pos.Level > 0 {
-		if a.page, err = content.Verify(fl.obj.page, r.Page); err != nil {
+	if fl.obj.Pos.Level > 0 {
+		if a.page, err = content.Verify(fl.obj.Page, r.Page); err != nil {
 			return false, errOtherPage
 		}
 	}
 	now, n := time.Now(), int64(len(r.Body)+len(r.Page))
 	j.rs.count(from, int(n))
+	j.trace.Brought(peer.ID(ask.peer))
 	if !ask.met.Swap(true) {
 		j.f.tally.Answered(peer.ID(ask.peer), now.Sub(ask.begun))
 	}
 	j.f.mu.Lock()
-	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.stored())})
+	j.f.mind.Step(now, plan.Event{Kind: plan.Brought, Job: j.climb, Peer: ask.peer, Bytes: int64(fl.obj.Stored())})
 	j.f.mind.Count(j.f.cfg.Now(), n)
 	j.f.mu.Unlock()
 	return false, j.f.land(j.rs, a, fl)

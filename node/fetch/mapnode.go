@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch/narrow"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -56,24 +58,25 @@ func (f *Fetcher) node(ctx context.Context, rs *rootState, p content.Pos, how re
 	if err != nil || !ok {
 		return nil, err
 	}
-	return f.nodeAt(ctx, rs, object{pos: p, pair: pair}, how)
+	return f.nodeAt(ctx, rs, object.Object{Pos: p, Pair: pair}, how)
 }
 
 // nodeAt is node where the pair is known.
-func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object, how request) (*mapNode, error) {
-	if n := rs.nodes.Peek(nodeKey(o.pos)); n != nil && n.reach >= how.reach {
+func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object.Object, how request) (*mapNode, error) {
+	if n := rs.nodes.Peek(nodeKey(o.Pos)); n != nil && n.reach >= how.reach {
 		return n, nil
 	}
-	if n, err := f.cachedNode(rs, o.pos, o.pair, how.reach); err == nil {
+	if n, err := f.cachedNode(rs, o.Pos, o.Pair, how.reach); err == nil {
 		if !how.passing {
-			f.nodes.Keep(&rs.nodes, nodeKey(o.pos), n)
+			f.nodes.Keep(&rs.nodes, nodeKey(o.Pos), n)
 		}
 		return n, nil
 	}
 	if how.local {
 		return nil, content.ErrNotFound
 	}
-	fl := f.join(rs, []object{nodeObject(o.pos, o.pair, max(how.reach, rs.reach()))}, how)[0]
+	fl := f.join(rs, []object.Object{object.Node(o.Pos, o.Pair, max(how.reach, rs.reach()))}, how)[0]
+	how.trail.tried(fl)
 	if _, err := fl.wait(ctx); err != nil {
 		return nil, err
 	}
@@ -91,7 +94,7 @@ func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
 	if n%mapAhead != 0 || rs.nodes.Peek(nodeKey(content.Pos{Level: 1, Index: n})) != nil {
 		return
 	}
-	var due []object
+	var due []object.Object
 	for end = min(end, n+mapAhead); n < end; n++ {
 		p := content.Pos{Level: 1, Index: n}
 		pair, ok, err := f.pair(ctx, rs, p, m.by(exchange.PriorityGuest))
@@ -99,7 +102,7 @@ func (m *Image) readMapAhead(ctx context.Context, n, end uint64) {
 			return
 		}
 		if ok && rs.nodes.Peek(nodeKey(p)) == nil && !(f.cfg.Cache.Has(pair.Node.CID) && f.cfg.Cache.Has(pair.Page.CID)) {
-			due = append(due, nodeObject(p, pair, rs.reach()))
+			due = append(due, object.Node(p, pair, rs.reach()))
 		}
 	}
 	for _, fl := range f.join(rs, due, m.by(exchange.PriorityReadahead)) {
@@ -121,7 +124,7 @@ func (f *Fetcher) cachedNode(rs *rootState, p content.Pos, pair pack.Pair, reach
 	if err != nil {
 		return nil, err
 	}
-	return f.decodeNode(rs, p, arrival{data: node, page: page, obj: object{reach: max(reach, min(goes, paged))}})
+	return f.decodeNode(rs, p, arrival{data: node, page: page, obj: object.Object{Reach: max(reach, min(goes, paged))}})
 }
 
 func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode, error) {
@@ -130,7 +133,7 @@ func (f *Fetcher) decodeNode(rs *rootState, p content.Pos, a arrival) (*mapNode,
 		return nil, fmt.Errorf("%s of root %s: %w", p, rs.id, err)
 	}
 	rs.proven.Store(true)
-	return &mapNode{Node: n.Node, Page: n.Page, id: a.data.CID(), page: a.page.CID(), reach: a.obj.reach}, nil
+	return &mapNode{Node: n.Node, Page: n.Page, id: a.data.CID(), page: a.page.CID(), reach: a.obj.Reach}, nil
 }
 
 // names are the names that a node brings: of itself, its page, and the chunks of a
@@ -159,7 +162,7 @@ func (f *Fetcher) walk(ctx context.Context, rs *rootState, how request, visit fu
 			visit(p, nil, context.Cause(ctx))
 			return false
 		}
-		n, err := f.nodeAt(ctx, rs, object{pos: p, pair: pair}, how)
+		n, err := f.nodeAt(ctx, rs, object.Object{Pos: p, Pair: pair}, how)
 		if !visit(p, n, err) {
 			return false
 		}
@@ -179,5 +182,17 @@ func (f *Fetcher) walk(ctx context.Context, rs *rootState, how request, visit fu
 	}
 	if top := rs.head.Top(); !top.Node.CID.IsHole() {
 		down(content.Pos{Level: rs.shape.Depth()}, top)
+	}
+}
+
+// names yields what the nodes of a root's map bring, as walk visits them.
+func (f *Fetcher) names(ctx context.Context, rs *rootState, how request) narrow.Map {
+	return func(yield func([]content.CID, error) bool) {
+		f.walk(ctx, rs, how, func(p content.Pos, n *mapNode, err error) bool {
+			if err != nil {
+				return yield(nil, err)
+			}
+			return yield(n.names(p), nil)
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -51,7 +52,7 @@ func (j *job) readMissing(hedge bool) error {
 		if hedge {
 			n := 0
 			for _, o := range mine {
-				n += o.stored()
+				n += o.Stored()
 			}
 			j.f.Think(func(m *plan.Member) { m.Spend(j.f.cfg.Now(), int64(n)) })
 		}
@@ -68,7 +69,7 @@ func (j *job) readMissing(hedge bool) error {
 func (f *Fetcher) readsOf(flights []*flight) []*read {
 	var out []*read
 	for _, fl := range flights {
-		if o := f.objects[fl.obj.key()]; o != nil && o.read != nil && !slices.Contains(out, o.read) {
+		if o := f.objects[fl.obj.Key()]; o != nil && o.read != nil && !slices.Contains(out, o.read) {
 			out = append(out, o.read)
 		}
 	}
@@ -95,8 +96,8 @@ func (j *job) await(ctx context.Context, reads []*read) error {
 // for: those under way, and last its own, which the caller is to start. A read puts
 // what it brings into the cache before it gives up its claims, so what is neither
 // claimed nor in the cache is to be read.
-func (j *job) claim(hedge bool) (mine []object, under []*read) {
-	var more []object
+func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
+	var more []object.Object
 	if j.level() == 0 && !hedge && j.how.priority != exchange.PriorityGuest && !j.f.cfg.Cache.Full() { // which would not keep them
 		more = j.neighbours()
 	}
@@ -106,12 +107,12 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	defer f.mu.Unlock()
 	under = f.readsOf(left)
 	r := &read{done: make(chan struct{})}
-	take := func(o object) {
-		if way := f.onWay(o.key()); way.read == nil && !f.cached(o) {
+	take := func(o object.Object) {
+		if way := f.onWay(o.Key()); way.read == nil && !f.cached(o) {
 			way.read, way.Reading = r, true
 			mine = append(mine, o)
 		}
-		f.settle(o.key())
+		f.settle(o.Key())
 	}
 	for _, fl := range left {
 		take(fl.obj)
@@ -122,46 +123,46 @@ func (j *job) claim(hedge bool) (mine []object, under []*read) {
 	for _, o := range more {
 		take(o)
 	}
-	slices.SortFunc(mine, func(a, b object) int { return cmp.Compare(a.at.Offset, b.at.Offset) })
+	slices.SortFunc(mine, func(a, b object.Object) int { return cmp.Compare(a.At.Offset, b.At.Offset) })
 	return mine, append(under, r)
 }
 
 // cached reports whether an object, with its page, is in the cache and goes as far
 // as it is fetched for. Flights never land what does not: others may wait for them.
-func (f *Fetcher) cached(o object) bool {
-	return f.cfg.Cache.HasFor(o.id, o.reach) && (o.pos.Level == 0 || f.cfg.Cache.HasFor(o.page, o.reach))
+func (f *Fetcher) cached(o object.Object) bool {
+	return f.cfg.Cache.HasFor(o.ID, o.Reach) && (o.Pos.Level == 0 || f.cfg.Cache.HasFor(o.Page, o.Reach))
 }
 
 // neighbours are the chunks of the run that the leaf of the wanted ones names.
-func (j *job) neighbours() []object {
-	up, _ := j.flights[0].obj.pos.Parent()
+func (j *job) neighbours() []object.Object {
+	up, _ := j.flights[0].obj.Pos.Parent()
 	leaf := j.rs.nodes.Peek(nodeKey(up))
 	if leaf == nil {
 		return nil
 	}
-	reach := j.flights[0].obj.reach
+	reach := j.flights[0].obj.Reach
 	met := map[content.CID]bool{}
 	for _, fl := range j.flights {
-		met[fl.obj.id] = true
+		met[fl.obj.ID] = true
 	}
-	var out []object
+	var out []object.Object
 	for i := range leaf.Page.Len() {
 		at, ok := leaf.Page.Child(i)
 		if id := leaf.Node.Entry(i); ok && at.Run() == j.run && !met[id] {
 			met[id] = true
-			out = append(out, object{pos: up.Child(i), id: id, at: at, reach: reach})
+			out = append(out, object.Object{Pos: up.Child(i), ID: id, At: at, Reach: reach})
 		}
 	}
 	return out
 }
 
-func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r *read) {
+func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object.Object, r *read) {
 	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
 	defer cancel()
 	var parts sync.WaitGroup
 	errs := make([]error, len(objects)) // each counts: one that is not for ever keeps the others from being so
 	for begin, i := 0, 1; i <= len(objects); i++ {
-		if i == len(objects) || objects[i].at.Offset > objects[i-1].at.End()+gapMax {
+		if i == len(objects) || objects[i].At.Offset > objects[i-1].At.End()+gapMax {
 			part, err := objects[begin:i], &errs[begin]
 			parts.Go(func() { *err = f.readPart(ctx, rs, origin, part) })
 			begin = i
@@ -171,9 +172,9 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 	r.err = errors.Join(errs...)
 	f.mu.Lock()
 	for _, o := range objects {
-		way := f.onWay(o.key())
+		way := f.onWay(o.Key())
 		way.read, way.Reading = nil, false
-		f.settle(o.key())
+		f.settle(o.Key())
 	}
 	f.mu.Unlock()
 	close(r.done)
@@ -184,10 +185,10 @@ func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object, r 
 const gapMax = content.ChunkSizeDefault / 2
 
 // readPart is readObjects of one request. What has come lands: no guest waits for the rest.
-func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, objects []object) error {
+func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, objects []object.Object) error {
 	extents, of := []pack.Extent{}, []int{} // of which object each is
 	for i, o := range objects {
-		for _, e := range o.frames() {
+		for _, e := range o.Frames() {
 			extents, of = append(extents, e), append(of, i)
 		}
 	}
@@ -200,16 +201,16 @@ func (f *Fetcher) readPart(ctx context.Context, rs *rootState, origin Origin, ob
 		} else {
 			a.data = v
 		}
-		if a.data.Bytes() == nil || o.pos.Level > 0 && a.page.Bytes() == nil {
+		if a.data.Bytes() == nil || o.Pos.Level > 0 && a.page.Bytes() == nil {
 			return
 		}
-		rs.count(FromOrigin, o.stored())
+		rs.count(FromOrigin, o.Stored())
 		f.mu.Lock()
-		f.mind.Count(f.cfg.Now(), int64(o.stored()))
+		f.mind.Count(f.cfg.Now(), int64(o.Stored()))
 		f.mu.Unlock()
 		unfit = errors.Join(unfit, f.land(rs, *a, nil))
 		*a = arrival{}
 	})
-	f.cfg.Log.Debug("read the origin", "run", runKey(objects[0].at.Run()), "objects", len(objects), "err", err)
+	f.cfg.Log.Debug("read the origin", "run", object.RunKey(objects[0].At.Run()), "objects", len(objects), "err", err)
 	return errors.Join(err, unfit)
 }

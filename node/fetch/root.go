@@ -3,7 +3,7 @@ package fetch
 import (
 	"context"
 	"fmt"
-	"maps"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/narrow"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/node/fetch/resident"
 	"github.com/grangemesh/grange/node/fetch/roots"
@@ -61,31 +63,19 @@ type rootState struct {
 
 	mu       sync.Mutex // guards what follows
 	envelope []byte
-	scanned  time.Time // the last time
-	evicted  uint64    // what the cache had evicted then
-	mapping  bool      // the map is or was brought in for the bitmap
-	toldTo   []peer.ID // whom the record was shown to lately, the latest last
+	scanned  time.Time  // the last time
+	evicted  uint64     // what the cache had evicted then
+	mapping  bool       // the map is or was brought in for the bitmap
+	toldTo   roots.Told // whom the record was shown to lately, the latest last
 
-	toldBy []peer.ID // whom it was had from lately; guarded by the Fetcher's mu
-}
-
-// toldMax bounds the members that are remembered to have told of a root, or to have
-// been told.
-const toldMax = 64
-
-// told adds a member to such a list, and reports whether it was there.
-func told(list *[]peer.ID, id peer.ID) (before bool) {
-	before = slices.Contains(*list, id)
-	*list = append(slices.DeleteFunc(*list, func(p peer.ID) bool { return p == id }), id)
-	*list = (*list)[max(0, len(*list)-toldMax):]
-	return before
+	toldBy roots.Told // whom it was had from lately; guarded by the Fetcher's mu
 }
 
 // tellOnce returns the record for a member that was not shown it yet, or nil.
 func (rs *rootState) tellOnce(id peer.ID) []byte {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	if told(&rs.toldTo, id) {
+	if rs.toldTo.Add(id) {
 		return nil
 	}
 	return rs.envelope
@@ -214,7 +204,7 @@ func (f *Fetcher) Introduce(_ context.Context, from exchange.Peer, envelope []by
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	rs = f.roots.Introduce(rs, f.cfg.Now())
-	told(&rs.toldBy, from.ID)
+	rs.toldBy.Add(from.ID)
 	return nil
 }
 
@@ -280,80 +270,30 @@ type request struct {
 	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
+	trail          *trail // of a guest's read
 }
-
-func byPrefetch() request { return request{priority: exchange.PriorityPrefetch} }
 
 // byWalk is for a look at what is here and goes so far.
 func byWalk(reach cache.Reach) request { return request{reach: reach, local: true, passing: true} }
 
-// object is one thing to fetch: where it stands under the root, its name, where it
-// lies at the origin, and how far it goes once it has come. A map node brings its
-// page.
-type object struct {
-	pos   content.Pos
-	id    content.CID
-	page  content.CID
-	at    pack.Location
-	pair  pack.Pair
-	reach cache.Reach
-}
-
-// objectKey names an object: a map node with another page is another, and so is one
-// that is fetched to go less far, as bytes that may not go farther are under way for
-// it, or from another place, as a record may say where it is not.
-type objectKey struct {
-	id, page   content.CID
-	at, pageAt pack.Location
-	level      int
-	reach      cache.Reach
-}
-
-func (o object) key() objectKey {
-	return objectKey{o.id, o.page, o.at, o.pair.Page.Location, o.pos.Level, o.reach}
-}
-
-// frames are what is read for it at the origin.
-func (o object) frames() []pack.Extent {
-	if o.pos.Level > 0 {
-		return []pack.Extent{o.pair.Node, o.pair.Page}
-	}
-	return []pack.Extent{{CID: o.id, Location: o.at}}
-}
-
-// stored is how many bytes that is.
-func (o object) stored() (n int) {
-	for _, e := range o.frames() {
-		n += int(e.Length)
-	}
-	return n
-}
-
-func nodeObject(p content.Pos, pair pack.Pair, reach cache.Reach) object {
-	return object{pos: p, id: pair.Node.CID, page: pair.Page.CID, at: pair.Node.Location, pair: pair, reach: reach}
-}
-
 // chunk returns the object at index; ok is false for a hole.
-func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how request) (object, bool, error) {
+func (f *Fetcher) chunk(ctx context.Context, rs *rootState, index uint64, how request) (object.Object, bool, error) {
 	p := content.Chunk(index)
 	if !rs.shape.Contains(p) {
-		return object{}, false, fmt.Errorf("%s of root %s: %w: it has %d chunks", p, rs.id, content.ErrInvalid, rs.shape.Chunks)
+		return object.Object{}, false, fmt.Errorf("%s of root %s: %w: it has %d chunks", p, rs.id, content.ErrInvalid, rs.shape.Chunks)
 	}
 	up, i := p.Parent()
 	leaf, err := f.node(ctx, rs, up, how)
 	if err != nil || leaf == nil {
-		return object{}, false, err
+		return object.Object{}, false, err
 	}
 	id := leaf.Node.Entry(i)
 	if id.IsHole() {
-		return object{}, false, nil
+		return object.Object{}, false, nil
 	}
 	at, _ := leaf.Page.Child(i)
-	return object{pos: p, id: id, at: at, reach: max(how.reach, rs.reach())}, true, nil
+	return object.Object{Pos: p, ID: id, At: at, Reach: max(how.reach, rs.reach())}, true, nil
 }
-
-// narrowMax bounds the objects whose reach is weighed at once, to some megabytes.
-const narrowMax = 1 << 16
 
 // Forget ends what this node knows of a root under a scope. It is called when no
 // record that the caller knows names the root with that scope any more: the last was
@@ -385,55 +325,24 @@ func (f *Fetcher) Forget(root content.CID, scope content.Scope) {
 func (f *Fetcher) narrow(rs *rootState) {
 	f.narrowing.Lock() // one at a time: what they look through is the same
 	defer f.narrowing.Unlock()
-	batch := map[content.CID]bool{}
-	whole := true
-	how := byPrefetch()
-	how.passing = true
-	f.walk(context.WithoutCancel(f.ctx), rs, how, func(p content.Pos, n *mapNode, err error) bool {
-		if err != nil {
-			whole = false
-			return true
-		}
-		for _, id := range n.names(p) {
-			if reach, ok := f.cfg.Cache.Reach(id); ok && reach > cache.ReachNone {
-				batch[id] = true
+	how := request{priority: exchange.PriorityPrefetch, passing: true}
+	whole, err := narrow.To(f.cfg.Cache, f.names(context.WithoutCancel(f.ctx), rs, how), func(reach cache.Reach) iter.Seq[narrow.Map] {
+		return func(yield func(narrow.Map) bool) {
+			for _, other := range f.all() {
+				how := byWalk(cache.ReachNone)
+				if slices.Contains(other.lineage, rs.id) { // what came after it shares most
+					how = request{priority: exchange.PriorityPrefetch, passing: true}
+				}
+				if other.introducer == "" && other.reach() == reach && !yield(f.names(f.ctx, other, how)) {
+					return
+				}
 			}
 		}
-		if len(batch) >= narrowMax {
-			f.narrowTo(rs, batch)
-			clear(batch)
-		}
-		return true
 	})
-	f.narrowTo(rs, batch)
+	if err != nil {
+		f.cfg.Log.Warn("a root that has ended is not forgotten in full", "root", rs.id, "err", err)
+	}
 	if !whole {
 		f.cfg.Log.Warn("part of the map of a root that has ended can't be had; chunks below it that are here may go as far as before", "root", rs.id)
-	}
-}
-
-// narrowTo has objects go as far as the widest learned root that names them, and
-// empties the batch of those that one does.
-func (f *Fetcher) narrowTo(ended *rootState, batch map[content.CID]bool) {
-	for reach := cache.ReachPublic; reach > cache.ReachNone && len(batch) > 0; reach-- {
-		for _, rs := range f.all() {
-			if rs.introducer != "" || rs.reach() != reach {
-				continue
-			}
-			how := byWalk(cache.ReachNone)
-			if slices.Contains(rs.lineage, ended.id) { // what came after it shares most
-				how = request{priority: byPrefetch().priority, passing: true}
-			}
-			f.walk(f.ctx, rs, how, func(p content.Pos, n *mapNode, err error) bool {
-				if err == nil {
-					for _, id := range n.names(p) {
-						delete(batch, id)
-					}
-				}
-				return len(batch) > 0
-			})
-		}
-		if err := f.cfg.Cache.Narrow(slices.Collect(maps.Keys(batch)), reach-1); err != nil {
-			f.cfg.Log.Warn("a root that has ended is not forgotten in full", "root", ended.id, "err", err)
-		}
 	}
 }

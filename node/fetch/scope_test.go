@@ -128,7 +128,7 @@ func TestKnowingACIDOpensNothing(t *testing.T) {
 		t.Helper()
 		for id := range got {
 			if secret[id] {
-				t.Errorf("%s: a private object was sent", what)
+				t.Errorf("%s: a private object.Object was sent", what)
 			}
 		}
 	}
@@ -155,7 +155,7 @@ func TestKnowingACIDOpensNothing(t *testing.T) {
 	}
 	for id := range secret {
 		if p.victim.cache.HasFor(id, cache.ReachMesh) {
-			t.Fatal("a private object goes farther than its farm")
+			t.Fatal("a private object.Object goes farther than its farm")
 		}
 	}
 	mate := p.join("alpha", nil)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/have"
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -96,7 +97,7 @@ func (s *serving) better(near bool) (to peer.ID, ok bool) {
 		s.f.Think(func(m *plan.Member) {
 			var lead plan.Peer
 			m.Seen(s.how.from, s.f.cfg.Now())
-			lead, ok = m.Better(runKey(s.run), s.how.from, s.f.cfg.Now())
+			lead, ok = m.Better(object.RunKey(s.run), s.how.from, s.f.cfg.Now())
 			to = peer.ID(lead)
 		})
 	}
@@ -126,7 +127,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	if err != nil || !ok {
 		return none, false
 	}
-	s.run = o.at.Run()
+	s.run = o.At.Run()
 	key := crowdKey{s.rs.id, s.run, s.how.reach, near}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
@@ -181,12 +182,12 @@ func (s *serving) here() request {
 // has been decoded as the root's, with its page.
 func (s *serving) held(ctx context.Context, index uint64) (body, page []byte, ok bool) {
 	o, ok, err := s.locate(ctx, index, s.here())
-	if err != nil || !ok || !s.f.cfg.Cache.HasFor(o.id, s.how.reach) {
+	if err != nil || !ok || !s.f.cfg.Cache.HasFor(o.ID, s.how.reach) {
 		return nil, nil, false
 	}
 	if s.req.Level > 0 {
-		n, err := s.f.node(ctx, s.rs, o.pos, s.here())
-		if err != nil || n == nil || n.id != o.id || n.page != o.page {
+		n, err := s.f.node(ctx, s.rs, o.Pos, s.here())
+		if err != nil || n == nil || n.id != o.ID || n.page != o.Page {
 			return nil, nil, false
 		}
 	}
@@ -194,10 +195,10 @@ func (s *serving) held(ctx context.Context, index uint64) (body, page []byte, ok
 	if s.req.Level == 0 {
 		room = s.w.Room(s.rs.shape.ChunkMax)
 	}
-	if body, err = s.f.cfg.Cache.ReadFor(o.id, s.how.reach, room); err != nil || s.req.Level == 0 {
+	if body, err = s.f.cfg.Cache.ReadFor(o.ID, s.how.reach, room); err != nil || s.req.Level == 0 {
 		return body, nil, err == nil
 	}
-	page, err = s.f.cfg.Cache.ReadFor(o.page, s.how.reach, nil)
+	page, err = s.f.cfg.Cache.ReadFor(o.Page, s.how.reach, nil)
 	return body, page, err == nil
 }
 
@@ -230,7 +231,7 @@ func (s *serving) bringIn(ctx context.Context, missing []uint64) {
 
 // bringPart is bringIn of some. An error means that the asker is gone.
 func (s *serving) bringPart(ctx context.Context, part []uint64) error {
-	var objects []object
+	var objects []object.Object
 	for _, index := range part {
 		o, ok, err := s.locate(ctx, index, s.how)
 		if err != nil || !ok {
@@ -243,9 +244,9 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 	for i, fl := range flights {
 		v, err := fl.wait(ctx)
 		if err != nil {
-			err = s.absent(objects[i].pos.Index, err)
+			err = s.absent(objects[i].Pos.Index, err)
 		} else {
-			err = s.send(ctx, objects[i].pos.Index, v.Bytes(), fl.page.Bytes())
+			err = s.send(ctx, objects[i].Pos.Index, v.Bytes(), fl.page.Bytes())
 		}
 		if err != nil {
 			s.f.leave(flights[i+1:]...)
@@ -265,16 +266,16 @@ func (s *serving) absent(index uint64, why error) error {
 }
 
 // locate names an object, which may take fetching the map above it.
-func (s *serving) locate(ctx context.Context, index uint64, how request) (object, bool, error) {
+func (s *serving) locate(ctx context.Context, index uint64, how request) (object.Object, bool, error) {
 	if s.req.Level == 0 {
 		return s.f.chunk(ctx, s.rs, index, how)
 	}
 	p := content.Pos{Level: s.req.Level, Index: index}
 	if !s.rs.shape.Contains(p) {
-		return object{}, false, fmt.Errorf("%s: %w", p, content.ErrInvalid)
+		return object.Object{}, false, fmt.Errorf("%s: %w", p, content.ErrInvalid)
 	}
 	pair, ok, err := s.f.pair(ctx, s.rs, p, how)
-	return nodeObject(p, pair, max(how.reach, s.rs.reach())), ok, err
+	return object.Node(p, pair, max(how.reach, s.rs.reach())), ok, err
 }
 
 func (s *serving) reportProgress(ctx context.Context) {

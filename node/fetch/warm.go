@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -84,7 +85,7 @@ type warming struct {
 
 // part is what is asked for at once: a run, or what of one fits into the window.
 type part struct {
-	objects []object
+	objects []object.Object
 	flights []*flight
 }
 
@@ -144,7 +145,7 @@ func (w *warming) choose(ctx context.Context, leaf uint64) (n int, err error) {
 	for _, objects := range runs {
 		for objects := range slices.Chunk(objects, int(max(1, warmWindow/w.size))) {
 			w.m.f.Think(func(*plan.Member) { // each by itself: guests wait for no long list
-				w.order.Add(runKey(objects[0].at.Run()), objects[len(objects)-1].pos.Index, &part{objects: objects})
+				w.order.Add(object.RunKey(objects[0].At.Run()), objects[len(objects)-1].Pos.Index, &part{objects: objects})
 			})
 			n++
 		}
@@ -160,9 +161,9 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 			how := w.m.by(exchange.PriorityPrefetch)
 			err = w.m.strictly(ctx, func() error {
 				return w.m.byHeads(ctx, func(rs *rootState) error {
-					o, _, err := w.m.f.chunk(ctx, rs, fl.obj.pos.Index, how)
+					o, _, err := w.m.f.chunk(ctx, rs, fl.obj.Pos.Index, how)
 					if err == nil {
-						fl = w.m.f.join(rs, []object{o}, how)[0]
+						fl = w.m.f.join(rs, []object.Object{o}, how)[0]
 						err = fl.waitKept(ctx)
 					}
 					return err
@@ -207,7 +208,7 @@ func (m *Image) strictly(ctx context.Context, try func() error) error {
 
 // missing returns what the cache lacks of the chunks that a leaf names, by run, and how
 // long those are that are here.
-func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here []uint32, err error) {
+func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object.Object, here []uint32, err error) {
 	var n *mapNode
 	err = m.strictly(ctx, func() (err error) {
 		n, err = m.leaf(ctx, leaf, m.by(exchange.PriorityPrefetch))
@@ -232,9 +233,7 @@ func (m *Image) missing(ctx context.Context, leaf uint64) (runs [][]object, here
 			of = len(runs)
 			place[run], runs = of, append(runs, nil)
 		}
-		runs[of] = append(runs[of], object{pos: content.Chunk(leaf*content.MapFanout + uint64(i)), id: id, at: at, reach: m.rs.Load().reach()})
+		runs[of] = append(runs[of], object.Object{Pos: content.Chunk(leaf*content.MapFanout + uint64(i)), ID: id, At: at, Reach: m.rs.Load().reach()})
 	}
 	return runs, here, nil
 }
-
-func runKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }

@@ -200,7 +200,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	w.check(err)
 	cfg := fetch.Config{
 		Cache: m.cache, Members: m, Swarm: m, Origin: m.reader, Self: m.id, Identity: who, Verifier: verifier,
-		Announce: func() [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
+		Announce: func(content.Scope) [][32]byte { return [][32]byte{w.secret} }, Introduce: w.introduce, IOTimeout: ioTimeout,
 	}
 	if os.Getenv("GRANGE_DEBUG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", m.id)

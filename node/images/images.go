@@ -12,8 +12,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -32,6 +35,18 @@ type Config struct {
 	Fetcher    *fetch.Fetcher
 	Cache      *cache.Cache
 	Operations *operations.Operations
+	// Self tells this node from others; its Follow names are kept warm, see Run. Matching
+	// asks a member, of all that do the same, which names of those there are: see Matches.
+	// Mesh is about how many members there are.
+	Self     string
+	Follow   []follow.Pattern
+	Matching func(context.Context, []follow.Pattern) ([]Match, error)
+	Mesh     func() int
+	// Farm returns the other members of this farm, and Call asks one, by its ID.
+	Farm func(context.Context) []Neighbour
+	Call func(ctx context.Context, id, method string, body []byte) ([]byte, error)
+	// Holder says who a member is.
+	Holder func(peer.ID) Holder
 	// Readable returns the origin, nil while it can't be read, and Writable the same, or
 	// why nothing can be written to it.
 	Readable func() bucket.Bucket
@@ -47,27 +62,41 @@ type Config struct {
 
 // Image is an image or a tag of one.
 type Image struct {
-	Name      string        `json:"name"`
-	Kind      content.Kind  `json:"kind"`
-	Target    string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
-	CID       content.CID   `json:"cid"`
-	Size      int64         `json:"size" doc:"bytes of the disk"`
-	Stored    uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
-	Chunks    uint64        `json:"chunks" doc:"chunks that are not holes"`
-	Scope     content.Scope `json:"scope"`
-	Version   uint64        `json:"version"`
-	Signed    time.Time     `json:"signed_at"`
-	Source    string        `json:"source,omitempty"`
-	Pinned    bool          `json:"pinned"`
-	Age       float64       `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
-	Confirmed bool          `json:"confirmed" doc:"false when the origin has not answered with it this time"`
+	Name    string        `json:"name"`
+	Kind    content.Kind  `json:"kind"`
+	Target  string        `json:"target,omitempty" doc:"of a tag: the image it stands for"`
+	CID     content.CID   `json:"cid"`
+	Size    int64         `json:"size" doc:"bytes of the disk"`
+	Stored  uint64        `json:"stored" doc:"bytes that its chunks take at the origin"`
+	Chunks  uint64        `json:"chunks" doc:"chunks that are not holes"`
+	Scope   content.Scope `json:"scope"`
+	Version uint64        `json:"version"`
+	Signed  time.Time     `json:"signed_at"`
+	Source  string        `json:"source,omitempty"`
+	Pinned  bool          `json:"pinned"`
+	// Followed is nil for a name that this node does not follow.
+	Followed *follow.Standing `json:"followed,omitempty" doc:"how far the node is that keeps it warm; absent if it is not followed"`
+	Holders  []Holder         `json:"holders,omitempty" doc:"members that are known to have some of it, where that was asked for"`
+	// Bytes and Copies are of this node alone.
+	Bytes     fetch.Bytes `json:"bytes" doc:"what this node read of it, or of what has the same content, since its start"`
+	Copies    float64     `json:"origin_copies" doc:"how often this node read all of it from the origin: the bytes from there, of those that it takes there"`
+	Age       float64     `json:"age_seconds" doc:"time since a member of the mesh saw this version at the origin"`
+	Confirmed bool        `json:"confirmed" doc:"false when the origin has not answered with it this time"`
 }
 
 // Images are those that this node knows of. Safe for concurrent use.
-type Images struct{ cfg Config }
+type Images struct {
+	cfg      Config
+	listings *listings
+	follower *follower
+}
 
 // New builds Images.
-func New(cfg Config) *Images { return &Images{cfg} }
+func New(cfg Config) *Images {
+	im := &Images{cfg: cfg, listings: newListings()}
+	im.follower = newFollower(im)
+	return im
+}
 
 // RootOf is the root that a record stands for; the record has one.
 func RootOf(k records.Known) fetch.Root {
@@ -86,10 +115,11 @@ func (im *Images) info(k records.Known) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	read := im.cfg.Fetcher.BytesOf(k.Root)
 	return Image{
-		Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
+		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),
-		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed,
+		Age: im.cfg.Names.Age(k).Seconds(), Confirmed: k.Confirmed, Followed: im.follower.standing(k.Name),
 	}, nil
 }
 
@@ -205,9 +235,20 @@ func (im *Images) Remove(ctx context.Context, name string) (Removed, error) {
 	return Removed{k.Kind, im.cfg.Names.TagsOf(name)}, im.cfg.Cache.Unpin(name)
 }
 
-// Warm fetches all of an image into the cache, in the background.
-func (im *Images) Warm(name string) (operations.View, error) {
-	return im.begin("warm", name, func(ctx context.Context, op *operations.Operation) error {
+// warmKind is what operations that warm an image on this node are called.
+const warmKind = "warm"
+
+// Warm fetches all of an image into the cache, in the background. If it is followed, that
+// is brought up to date too.
+func (im *Images) Warm(name string) (operations.View, error) { return im.warm(name, 0) }
+
+// warm is Warm of what the name stands for since that version.
+func (im *Images) warm(name string, version uint64) (operations.View, error) {
+	return im.begin(warmKind, name, func(ctx context.Context, op *operations.Operation) error {
+		im.follower.want(name)
+		if _, err := im.cfg.Names.LookupVersion(ctx, content.KindImage, name, version); err != nil {
+			return err
+		}
 		var total int64
 		k, err := im.target(ctx, op, name, false, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
 		if err != nil {
@@ -236,12 +277,9 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	var ids []content.CID // all of them first: a part would replace the whole of an older pin
-	for id, err := range m.CIDs(ctx) {
-		if err != nil {
-			return fmt.Errorf("pin %q: %w", name, err)
-		}
-		ids = append(ids, id)
+	ids, err := all(ctx, m) // first: a part would replace the whole of an older pin
+	if err != nil {
+		return fmt.Errorf("pin %q: %w", name, err)
 	}
 	return im.cfg.Cache.Pin(name, 0, slices.Values(ids))
 }

@@ -19,6 +19,7 @@ package membership
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -176,12 +177,20 @@ func (m *Membership) Signer() trust.Signer {
 	return trust.Signer{Key: m.cfg.Identity, Chain: m.State().Chain, Renewed: func() trust.Chain { return m.State().Chain }}
 }
 
-// Announce returns the secrets that roots are announced under, the one to use first.
-func (m *Membership) Announce() [][32]byte {
+// Announce returns the secrets that roots of a scope are announced under, the one to use
+// first. A farm's own are under its own: other members must not find who has them.
+func (m *Membership) Announce(scope content.Scope) (out [][32]byte) {
 	s := m.State()
-	out := [][32]byte{s.Secrets.Announce}
+	all := []trust.Secrets{s.Secrets}
 	if former, ok := s.former(m.cfg.Now(), formerFor); ok {
-		out = append(out, former.Announce)
+		all = append(all, former)
+	}
+	for _, x := range all {
+		if scope.Farm() == "" {
+			out = append(out, x.Announce)
+		} else {
+			out = append(out, sha256.Sum256(append([]byte("grange announce "), x.Gossip[:]...)))
+		}
 	}
 	return out
 }

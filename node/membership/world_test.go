@@ -417,7 +417,7 @@ func TestRotation(t *testing.T) {
 		}
 		settle(10 * time.Second)
 		next := admin.State().Secrets
-		if next.Generation.Number != 2 || next.Root == old.Root || !slices.Equal(admin.Announce(), [][32]byte{next.Announce, old.Announce}) {
+		if next.Generation.Number != 2 || next.Root == old.Root || !slices.Equal(admin.Announce(content.Mesh()), [][32]byte{next.Announce, old.Announce}) {
 			t.Errorf("the admin has %+v", next.Generation)
 		}
 		check := func(n *node) {
@@ -430,6 +430,10 @@ func TestRotation(t *testing.T) {
 		check(second)
 		check(near)
 		check(mate)
+		alpha, beta := content.Farm("alpha"), content.Farm("beta")
+		if a := near.Announce(alpha); !slices.Equal(a, admin.Announce(alpha)) || slices.Contains(a, mate.Announce(beta)[0]) || slices.Contains(a, next.Announce) {
+			t.Error("a farm announces what is its own where others find it")
+		}
 		if got := bad.State().Secrets; got.Generation.Number != 1 {
 			t.Error("the revoked has the new secrets")
 		}
@@ -445,7 +449,7 @@ func TestRotation(t *testing.T) {
 			t.Error("forgotten by a restart, or the key before is")
 		}
 		settle(formerFor)
-		if len(late.Announce()) != 1 || len(late.Gossip()) != 1 {
+		if len(late.Announce(content.Mesh())) != 1 || len(late.Gossip()) != 1 {
 			t.Error("the secrets before are used for ever")
 		}
 	})

@@ -47,6 +47,7 @@ type View struct {
 	Bytes   map[string]int64 `json:"bytes" doc:"what was moved, by source or sink"`
 	Note    string           `json:"note,omitempty"`
 	Error   string           `json:"error,omitempty"`
+	Nodes   map[string]Node  `json:"nodes,omitempty" doc:"how far each node is, of what several do"`
 	ETA     float64          `json:"eta_seconds" doc:"the time left by the mean rate so far; 0 while unknown"`
 	Started time.Time        `json:"started"`
 	Ended   time.Time        `json:"ended,omitzero"`
@@ -54,6 +55,15 @@ type View struct {
 
 	// Revision counts the changes of the view.
 	Revision int `json:"-"`
+}
+
+// Node is how far one of several nodes is.
+type Node struct {
+	State State            `json:"state" enum:"running,done,failed,cancelled"`
+	Done  int64            `json:"done" doc:"bytes"`
+	Total int64            `json:"total" doc:"bytes; 0 while unknown"`
+	Bytes map[string]int64 `json:"bytes,omitempty" doc:"what was moved, by source"`
+	Error string           `json:"error,omitempty"`
 }
 
 // eta estimates the time left, by the mean rate so far; 0 is unknown.

@@ -325,7 +325,7 @@ func TestJunkIsNotWritten(t *testing.T) {
 	asker := w.signer(t, trust.RoleNode, "a")
 	wide := w.volume(t, "v", "a", 1)
 	h := head(t, content.Public(), 1)
-	body, err := catalog.Volume{ID: content.VolumeID{1}, Policy: catalog.PolicyLocal, Size: 1 << 30, Head: &h, State: catalog.Attached}.Encode(w.codec)
+	body, err := catalog.Volume{ID: content.VolumeID{1}, Policy: catalog.PolicyLocal, Size: 1 << 30, Folded: catalog.Folded{Head: &h}, State: catalog.Attached}.Encode(w.codec)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -206,7 +206,7 @@ func (w *world) image(t fataler, name string, scope content.Scope, n byte) catal
 func (w *world) volume(t fataler, name, farm string, n byte) catalog.Change {
 	t.Helper()
 	h := head(t, content.Farm(farm), n)
-	body, err := catalog.Volume{ID: content.VolumeID{n}, Policy: catalog.PolicyLocal, Size: 1 << 30, Head: &h, State: catalog.Attached}.Encode(w.codec)
+	body, err := catalog.Volume{ID: content.VolumeID{n}, Policy: catalog.PolicyLocal, Size: 1 << 30, Folded: catalog.Folded{Head: &h}, State: catalog.Attached}.Encode(w.codec)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,6 +141,9 @@ func TestLostReplyToATakeover(t *testing.T) {
 						if (err != nil) != away {
 							t.Errorf("the first try: %v", err)
 						}
+						if away && (r.a.state(t, "disk") != terms.StateOpening || len(r.a.Failing()) > 0) {
+							t.Errorf("while nobody can tell: it is %s", r.a.state(t, "disk"))
+						}
 						r.store.down = false
 						if restarted {
 							r.a = r.a.again(t)

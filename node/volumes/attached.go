@@ -44,7 +44,7 @@ type attached struct {
 	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
-	spec Spec // of the attach
+	spec terms.Spec // of the attach
 
 	vol   *volume.Volume // nil unless it is served
 	guard *holders.Guard // of its flushes
@@ -75,7 +75,7 @@ type attached struct {
 	heir   *holders.Inheritance // what was taken from holders for that
 }
 
-func (v *Volumes) newAttached(e index.Entry, spec Spec) *attached {
+func (v *Volumes) newAttached(e index.Entry, spec terms.Spec) *attached {
 	a := &attached{v: v, turn: gate.NewTurn(), gate: gate.New(v.pulse), spec: spec, name: e.Name, body: e.Volume, right: e.Right(v.cfg.Self, v.incarnation)}
 	a.line = &fold.Tails{
 		Bucket: v.bucket().Bucket,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/names"
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -34,8 +35,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 	case takenMethod:
 		v.hearTaken(ctx, string(body))
 		return nil, nil
-	case snapshotMethod:
-		return v.snapshotFor(ctx, body)
+	case names.SnapshotMethod:
+		return names.AnswerSnapshot(ctx, body, func(name string) bool { return v.device(name) != nil }, v.Snapshot)
 	case readers.Method:
 		return readers.Answer(v.index, string(body)), nil
 	case attachMethod:
@@ -43,8 +44,8 @@ func (v *Volumes) Answer(ctx context.Context, from trust.Identity, method string
 		if err := json.Unmarshal(body, &q); err != nil {
 			return nil, fmt.Errorf("call %s: %w: %w", method, content.ErrInvalid, err)
 		}
-		return json.Marshal(v.moves.Attach(ctx, q, func(ctx context.Context) (View, error) {
-			view, _, err := v.Put(ctx, q.Name, Spec{Transport: q.Transport})
+		return json.Marshal(v.moves.Attach(ctx, q, func(ctx context.Context) (terms.View, error) {
+			view, _, err := v.Put(ctx, q.Name, terms.Spec{Transport: q.Transport})
 			return view, err
 		}))
 	}
@@ -79,36 +80,36 @@ func (v *Volumes) tell(ctx context.Context, who trust.PublicKey, name string) {
 // Move has another node of the farm, by its name or ID, attach a volume of this node.
 // What was written goes to the bucket first; NBD clients that connect anew go on there, a
 // disk must not be in use. Where the other does not attach it, this node has it again.
-func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err error) {
+func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "move volume %q", name)
 	to, who, err := v.cfg.Member(ctx, node)
 	if err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	e, ok := v.index.Get(name)
 	a := v.device(name)
 	switch {
 	case !ok || e.Reader:
-		return View{}, v.names().Elsewhere(ctx, name)
+		return terms.View{}, v.names().Elsewhere(ctx, name)
 	case to == v.cfg.Self:
 		return v.Get(name)
 	case a == nil || a.vol == nil:
-		return View{}, fmt.Errorf("%w: it is not attached here; attach it there", content.ErrConflict)
+		return terms.View{}, fmt.Errorf("%w: it is not attached here; attach it there", content.ErrConflict)
 	}
 	if reads, err := v.cfg.Call(ctx, to, readers.Method, []byte(name)); err != nil { // before anything is given up
-		return View{}, fmt.Errorf("%s does not answer: %w", who, err)
+		return terms.View{}, fmt.Errorf("%s does not answer: %w", who, err)
 	} else if len(reads) > 0 {
-		return View{}, fmt.Errorf("%w: %s reads it: detach it there first", content.ErrConflict, who)
+		return terms.View{}, fmt.Errorf("%w: %s reads it: detach it there first", content.ErrConflict, who)
 	}
 	if err := a.upload(ctx); err != nil { // while it is served, and the record known
-		return View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)
+		return terms.View{}, fmt.Errorf("%w: not all that was written could be brought to the bucket: %w", content.ErrUnavailable, err)
 	}
 	if err := v.detach(ctx, name, a.disk == nil); err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	if e, _ = v.index.Get(name); !e.Empty {
-		return View{}, v.takeBack(ctx, name, fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable))
+		return terms.View{}, v.takeBack(ctx, name, fmt.Errorf("%w: not all that was written could be brought to the bucket", content.ErrUnavailable))
 	}
 	call := func(ctx context.Context, body []byte) ([]byte, error) { return v.cfg.Call(ctx, to, attachMethod, body) }
 	view, err := moves.Ask(ctx, call, moves.Request{Name: name, Transport: e.Transport})
@@ -121,7 +122,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ View, err erro
 // takeBack attaches a volume again that could not be moved.
 func (v *Volumes) takeBack(ctx context.Context, name string, why error) error {
 	e, _ := v.index.Get(name)
-	if err := v.reattach(context.WithoutCancel(ctx), e, Spec{Transport: terms.Auto}); err != nil {
+	if err := v.reattach(context.WithoutCancel(ctx), e, terms.Spec{Transport: terms.Auto}); err != nil {
 		return errors.Join(why, fmt.Errorf("nor did this node, where it is detached now: %w", err))
 	}
 	return fmt.Errorf("%w; it is attached here again", why)

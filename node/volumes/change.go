@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/grangemesh/grange/blockdev/limit"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -13,9 +14,9 @@ import (
 // Resize makes a volume larger, while it is served: its record first, then the disk. One
 // that has the size already is left as it is. NBD clients see the new size when they
 // connect again.
-func (v *Volumes) Resize(ctx context.Context, name string, size int64) (View, error) {
+func (v *Volumes) Resize(ctx context.Context, name string, size int64) (terms.View, error) {
 	if size <= 0 || size > content.SizeMax || size%content.SectorSize != 0 {
-		return View{}, fmt.Errorf("resize volume %q to %d bytes: %w: want a multiple of %d up to %d", name, size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
+		return terms.View{}, fmt.Errorf("resize volume %q to %d bytes: %w: want a multiple of %d up to %d", name, size, content.ErrInvalid, content.SectorSize, int64(content.SizeMax))
 	}
 	return v.alter(ctx, name, func(body *catalog.Volume) error {
 		if size < body.Size {
@@ -37,10 +38,10 @@ func (v *Volumes) Resize(ctx context.Context, name string, size int64) (View, er
 }
 
 // SetLimits replaces a volume's limits, while it is served.
-func (v *Volumes) SetLimits(ctx context.Context, name string, l Limits) (View, error) {
+func (v *Volumes) SetLimits(ctx context.Context, name string, l terms.Limits) (terms.View, error) {
 	limits := limit.Limits{IOPS: l.IOPS, BytesPerSecond: l.BytesPerSecond}
 	if err := limits.Check(); err != nil {
-		return View{}, fmt.Errorf("limit volume %q: %w", name, err)
+		return terms.View{}, fmt.Errorf("limit volume %q: %w", name, err)
 	}
 	return v.alter(ctx, name, func(body *catalog.Volume) error {
 		body.IOPS, body.Rate = l.IOPS, l.BytesPerSecond
@@ -49,7 +50,7 @@ func (v *Volumes) SetLimits(ctx context.Context, name string, l Limits) (View, e
 }
 
 // alter changes the record of a volume that is served, and then the volume.
-func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (_ View, err error) {
+func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.Volume) error, disk func(*attached) error) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "volume %q", name)
 	a, err := v.served(ctx, name)
@@ -60,7 +61,7 @@ func (v *Volumes) alter(ctx context.Context, name string, record func(*catalog.V
 		err = disk(a)
 	}
 	if err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	return v.Get(name)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -88,7 +89,7 @@ func (v *Volumes) serveLater(ctx context.Context, name string) {
 	if errors.Is(d.err, content.ErrCorrupt) || errors.Is(d.err, content.ErrFenced) {
 		return // time does not mend that, and to read it all again takes long: who can attaches it
 	}
-	if v.attach(ctx, e, Spec{}) == nil { // else List shows it
+	if v.attach(ctx, e, terms.Spec{}) == nil { // else List shows it
 		v.cfg.Log.Info("a volume that could not be served is served", "volume", name)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -18,7 +19,7 @@ import (
 // it is served, so that of two nodes that create one name one is told. After a crash
 // before that the next start makes it a volume, and writes the record if that is not.
 // gone is the record of the name's last deletion, zero if it had none.
-func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catalog.Record) error {
+func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone catalog.Record) error {
 	e, from, err := v.plan(ctx, name, spec)
 	defer from.End()
 	if err == nil {
@@ -64,7 +65,7 @@ func (v *Volumes) create(ctx context.Context, name string, spec Spec, gone catal
 }
 
 // serveNew serves a volume that was made just now, with its record if it has one.
-func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r catalog.Record) error {
+func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec terms.Spec, r catalog.Record) error {
 	a := v.newAttached(e, spec)
 	if e.Committed {
 		a.right.Stage, a.base, a.gaps, a.asked = right.Serving, &r, v.pulse.Gaps(), e.Created
@@ -77,7 +78,7 @@ func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec Spec, r cata
 }
 
 // plan works out what the volume will be, and what it begins with; nothing is made yet.
-func (v *Volumes) plan(ctx context.Context, name string, spec Spec) (e index.Entry, from moment.Parent, err error) {
+func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e index.Entry, from moment.Parent, err error) {
 	e = index.Entry{Name: name, Transport: spec.Transport, Created: v.cfg.Now(), Attached: true, Volume: catalog.Volume{
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,

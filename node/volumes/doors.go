@@ -8,6 +8,7 @@ import (
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/node/volumes/doors"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -58,7 +59,7 @@ func (x exports) Lookup(ctx context.Context, name string) (blockdev.Device, func
 		default:
 			leave, opened := d.users.Enter()
 			if wait = opened; leave != nil && x.v.device(name) == d { // who closes it shuts it before that takes it away
-				past := doors.Past{Snapshots: func(ctx context.Context) ([]SnapshotView, error) { return x.v.Snapshots(ctx, name) }, Past: x.v.past(d)}
+				past := doors.Past{Snapshots: func(ctx context.Context) ([]terms.SnapshotView, error) { return x.v.Snapshots(ctx, name) }, Past: x.v.past(d)}
 				return doors.Remember(d.front, past), func() {
 					if err := past.Close(); err != nil {
 						x.v.cfg.Log.Warn("what a client compared a volume with is not closed as it should be", "volume", name, "err", err)

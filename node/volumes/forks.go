@@ -20,7 +20,7 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (moment.Parent,
 	}
 	a := v.device(ref.Name)
 	if a == nil || a.folds == nil {
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Label: "fork", Wait: terms.Durable})
+		made, err := v.names().Snapshot(ctx, ref.Name, terms.SnapshotSpec{Label: "fork", Wait: terms.Durable})
 		if err != nil {
 			return moment.Parent{}, err
 		}
@@ -32,7 +32,7 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, err
 	}
-	known := catalog.Snapshot{ID: now.ID, Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Segments: now.Segments, At: at, FsUsed: now.FsUsed}
+	known := catalog.Snapshot{ID: now.ID, Size: now.Size, Folded: now.Folded, At: at, FsUsed: now.FsUsed}
 	return moment.ParentAt(a.vol, known)
 }
 
@@ -72,5 +72,5 @@ func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, FsUsed: body.FsUsed}), nil
+	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, FsUsed: body.FsUsed}), nil
 }

@@ -56,7 +56,7 @@ func TestSnapshotsOnThisDiskAreKept(t *testing.T) {
 		}
 	}
 	check("here")
-	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
 		t.Fatal(err)
 	}
 	check("in the bucket")

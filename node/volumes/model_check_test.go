@@ -134,7 +134,7 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	if v.owner == nil || body.Rolling != 0 { // nobody has served it yet, or it is on its way
 		return nil
 	}
-	found, err := b.observe(catalog.Snapshot{ID: body.ID, Size: body.Size, Epoch: body.Epoch, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
+	found, err := b.observe(catalog.Snapshot{ID: body.ID, Size: body.Size, Epoch: body.Epoch, Folded: body.Folded, At: body.Through()})
 	if err != nil {
 		return err
 	}

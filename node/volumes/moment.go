@@ -35,7 +35,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 	if err != nil {
 		return moment.Moment{}, err
 	}
-	return v.bucket().Open(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Head: &b.Head, Lineage: b.Lineage})
+	return v.bucket().Open(ctx, catalog.Snapshot{Size: b.Head.Root.Size, Folded: catalog.Folded{Head: &b.Head, Lineage: b.Lineage}})
 }
 
 // momentOfVolume opens a volume, which a serves if it is here.
@@ -46,19 +46,40 @@ func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attach
 		if err != nil {
 			return moment.Moment{}, err
 		}
-		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Head: body.Head, Lineage: body.Lineage, Base: body.Base, Segments: body.Segments, At: body.Through()})
+		return v.bucket().Open(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, At: body.Through()})
 	case a == nil || a.folds == nil:
-		made, err := v.snapshotElsewhere(ctx, ref.Name, SnapshotSpec{Wait: terms.Durable})
-		if err != nil {
-			return moment.Moment{}, err
-		}
-		return v.momentOfSnapshot(ctx, made.ID, v.device(ref.Name))
+		return v.passing(ctx, ref.Name)
 	}
 	at, err := a.folds.Seal(ctx)
 	if err != nil {
 		return moment.Moment{}, err
 	}
 	return moment.Of(a.vol, at, func() catalog.Volume { _, now, _ := a.record(); return now })
+}
+
+// passingLabel is that of snapshots which are removed when what they were made for is done;
+// one that is seen later is left of a node that was stopped before.
+const passingLabel = "passing"
+
+// passing opens a snapshot of a volume elsewhere, which is there until Close.
+func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, error) {
+	made, err := v.names().Snapshot(ctx, name, terms.SnapshotSpec{Label: passingLabel, Wait: terms.Durable})
+	if err != nil {
+		return moment.Moment{}, err
+	}
+	remove := func() {
+		if err := v.RemoveSnapshot(context.WithoutCancel(ctx), made.ID); err != nil {
+			v.cfg.Log.Warn("a snapshot that nothing needs any more is left", "snapshot", made.ID, "err", err)
+		}
+	}
+	m, err := v.momentOfSnapshot(ctx, made.ID, v.device(name))
+	if err != nil {
+		remove()
+		return m, err
+	}
+	closed := m.Close
+	m.Close = func() error { defer remove(); return closed() }
+	return m, nil
 }
 
 // momentOfSnapshot opens a snapshot; a is its volume, if that is here.
@@ -97,7 +118,7 @@ func (v *Volumes) bucket() moment.Config {
 
 // Export writes what a reference stands for to a file, which is empty: holes and zeros
 // stay holes. What was written is synced when it returns.
-func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress Progress) (err error) {
+func (v *Volumes) Export(ctx context.Context, ref content.Ref, f *os.File, progress terms.Progress) (err error) {
 	defer during(&err, "export %s", ref)
 	m, err := v.moment(ctx, ref)
 	if err != nil {
@@ -153,7 +174,7 @@ func (v *Volumes) past(a *attached) *moment.Past {
 // Promote publishes what a reference stands for as an image. Of a volume that is attached
 // here all goes into chunks first. What the image's scope may refer to is not sent again:
 // for one of the volume's own farm that is everything.
-func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to PromoteSpec, progress Progress) (err error) {
+func (v *Volumes) Promote(ctx context.Context, ref content.Ref, to terms.PromoteSpec, progress terms.Progress) (err error) {
 	defer during(&err, "promote %s to image %q", ref, to.Image)
 	if err := content.KindImage.CheckName(to.Image); err != nil {
 		return err

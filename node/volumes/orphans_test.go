@@ -74,7 +74,7 @@ func TestAnOrphanIsAllThatWasHeld(t *testing.T) {
 	}
 	check("beside the volume")
 	p.a.cfg.Publish = func(_ context.Context, _ string, body catalog.Image, _ bool) error {
-		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
+		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Folded: catalog.Folded{Head: &body.Head}})
 		if err != nil {
 			return err
 		}

@@ -76,7 +76,7 @@ func (v *Volumes) lookAtDetached(ctx context.Context, name string) error {
 	if !here || e.Empty || e.Taken != "" || v.device(name) != nil {
 		return nil
 	}
-	a := v.newAttached(e, Spec{})
+	a := v.newAttached(e, terms.Spec{})
 	a.right.Stage = right.Checking
 	return a.happen(ctx, right.Due{})
 }
@@ -150,7 +150,7 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 	}
 	if d := v.device(name); d == nil || d.vol == nil { // else it is tried again
 		e.Taken = why
-		_ = v.attach(ctx, e, Spec{}) // which it refuses: List and the log say why
+		_ = v.attach(ctx, e, terms.Spec{}) // which it refuses: List and the log say why
 	}
 }
 

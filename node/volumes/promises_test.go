@@ -77,7 +77,7 @@ func run(t *testing.T, r *rapid.T) *model {
 	r.Repeat(map[string]func(*rapid.T){
 		"create": w.create, "attach": w.attach, "detach": w.detach, "move": w.move, "remove": w.remove,
 		"write": w.write, "write more": w.write, "write yet more": w.write, "flush": w.flush, "churn": w.churn,
-		"snapshot": w.snapshot, "forget": w.forget, "rollback": w.rollback, "go back": w.goBack, "go back again": w.goBack, "changes": w.changes, "promote": w.promote, "fold": w.fold, "fold again": w.fold,
+		"snapshot": w.snapshot, "forget": w.forget, "rollback": w.rollback, "go back": w.goBack, "go back again": w.goBack, "changes": w.changes, "read beside": w.readBeside, "promote": w.promote, "fold": w.fold, "fold again": w.fold,
 		"resize": w.resize, "policy": w.change, "tend": w.tend, "kill": w.kill, "stand still": w.stand,
 		"cut": func(r *rapid.T) {
 			w.cut(w.member(r), rapid.Bool().Draw(r, "origin"), rapid.Bool().Draw(r, "members"))

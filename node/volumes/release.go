@@ -8,6 +8,7 @@ import (
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -16,12 +17,12 @@ import (
 // released, so that any node of the farm may attach it; where that can't be done the data
 // stay on this node, and the volume this node's. One that is in use is content.ErrConflict,
 // unless forced.
-func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ View, err error) {
+func (v *Volumes) Detach(ctx context.Context, name string, force bool) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "detach volume %q", name)
 	e, _ := v.index.Get(name)
 	if err := v.detach(ctx, name, force); err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	if e.Reader { // nothing of it is left here
 		return v.view(e), nil

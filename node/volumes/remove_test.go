@@ -114,6 +114,42 @@ func TestRemoveBeforeTheOrphanHasAName(t *testing.T) {
 	}
 }
 
+// TestRemoveOfWhatWasTakenUnheard: who does not know yet that another has taken a volume over
+// removes nothing that it alone has.
+func TestRemoveOfWhatWasTakenUnheard(t *testing.T) {
+	for _, served := range []bool{true, false} {
+		p := newPair(t)
+		want := make([]byte, testSize)
+		p.a.put(t, "disk", Spec{Size: testSize})
+		p.a.fill(t, "disk", want, 4, 1)
+		if !served {
+			p.store.down = true
+			if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+				t.Fatal(err)
+			}
+			p.store.down = false
+		}
+		deaf := p.b.cfg.Call
+		p.b.cfg.Call = func(context.Context, trust.PublicKey, string, []byte) ([]byte, error) {
+			return nil, content.ErrUnavailable
+		}
+		p.b.put(t, "disk", Spec{Takeover: true})
+		p.b.cfg.Call = deaf
+		for range 2 {
+			if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Force: true}); !errors.Is(err, content.ErrConflict) || !strings.Contains(err.Error(), "--purge") {
+				t.Errorf("served %t: %v", served, err)
+			}
+		}
+		p.a.look(t)
+		if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+			t.Errorf("served %t, once it is a snapshot: %v", served, err)
+		}
+		if !bytes.Equal(p.a.exported(t, "snapshot:disk@e1-orphan"), want) {
+			t.Errorf("served %t: the orphan has other bytes", served)
+		}
+	}
+}
+
 // TestNobodyIsDialedInVain: a takeover asks nobody whether who had the volume is away, and
 // what is refused asks once.
 func TestNobodyIsDialedInVain(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -16,7 +17,7 @@ import (
 // differs is written anew, so that its journal only ever goes on, and the snapshots since stay.
 // Nobody may have it open. Its record says so until that is done, and whoever serves the volume
 // completes it before anybody reads: after a failure, a crash, or a takeover by another node.
-func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err error) {
+func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ terms.View, err error) {
 	defer v.turn(name)()
 	defer during(&err, "roll volume %q back to %s", name, id)
 	a, err := v.served(ctx, name)
@@ -25,15 +26,15 @@ func (v *Volumes) Rollback(ctx context.Context, name, id string) (_ View, err er
 		number, err = v.mayRoll(ctx, a, id)
 	}
 	if err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	var noted error
 	err = v.close(ctx, name, false, func(a *attached) { noted = a.rollTo(ctx, id, number) })
 	if e, here := v.index.Get(name); here && v.device(name) == nil {
-		err = errors.Join(err, v.attach(ctx, e, Spec{}))
+		err = errors.Join(err, v.attach(ctx, e, terms.Spec{}))
 	}
 	if err = errors.Join(noted, err); err != nil {
-		return View{}, err
+		return terms.View{}, err
 	}
 	return v.Get(name)
 }
@@ -52,7 +53,7 @@ func (v *Volumes) mayRoll(ctx context.Context, a *attached, id string) (uint64, 
 	case a.disk != nil:
 		return 0, fmt.Errorf("%w: it is a block device, whose readers remember what they have read: attach it over NBD first", content.Attached)
 	case !body.Durable:
-		err = v.Settle(ctx, id, nil)
+		err = v.Settle(ctx, id)
 	}
 	return body.Number, err
 }

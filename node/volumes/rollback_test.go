@@ -31,7 +31,7 @@ func newRolled(t *testing.T, p *pair) (was, now []byte) {
 func (p *pair) halfRolled(t *testing.T, was []byte) {
 	t.Helper()
 	a := p.a.device("disk")
-	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.rollTo(t.Context(), "disk@1", 1); err != nil {
@@ -93,7 +93,7 @@ func TestRollbackThatFails(t *testing.T) {
 		return p.shelf.bucket, nil
 	}
 	was, _ := newRolled(t, p)
-	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
 		t.Fatal(err)
 	}
 	away = true
@@ -120,7 +120,7 @@ func TestRollbackBesideItsRemoval(t *testing.T) {
 	for _, kind := range []content.Kind{content.KindVolume, content.KindSnapshot} {
 		p := newPair(t)
 		was, now := newRolled(t, p)
-		if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+		if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
 			t.Fatal(err)
 		}
 		var removed error
@@ -169,7 +169,7 @@ func (d *deleting) Delete(ctx context.Context, base catalog.Record) error {
 func TestRollbackWhoseReplyIsLost(t *testing.T) {
 	p := newPair(t)
 	was, now := newRolled(t, p)
-	if err := p.a.Settle(t.Context(), "disk@1", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@1"); err != nil {
 		t.Fatal(err)
 	}
 	p.a.cfg.Registry = &rollLost{store: p.store}

@@ -40,7 +40,7 @@ func (a *attached) claim(ctx context.Context, e index.Entry) error {
 		return a.serve(ctx)
 	case e.Taken != "" && readOnly && !a.spec.Takeover: // what is left here is looked at
 		return a.serve(ctx)
-	case e.Taken != "" && a.spec == (Spec{}): // nobody asks for it but a start
+	case e.Taken != "" && a.spec == (terms.Spec{}): // nobody asks for it but a start
 		return a.v.takenError(e)
 	case !e.Committed:
 		a.admit()
@@ -126,7 +126,7 @@ func (a *attached) isCurrent(e index.Entry) error {
 }
 
 // ask has a volume that is served follow what a Put asks for.
-func (a *attached) ask(ctx context.Context, spec Spec) error {
+func (a *attached) ask(ctx context.Context, spec terms.Spec) error {
 	_, body, _ := a.record()
 	if spec.Generation != 0 && spec.Generation < body.Generation {
 		return terms.Stale(body.Generation, spec.Generation)

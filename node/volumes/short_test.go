@@ -8,23 +8,57 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/volumes/holders"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
-// TestTooFewHolders: a volume whose flushes wait for holders that are not there says so, and
-// is among those that want a look.
+// TestDegradeIsTakenBack: what lets flushes go on alone is asked for, and taken back, while
+// the volume is served.
+func TestDegradeIsTakenBack(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Registry = newStore()
+	for _, x := range [][2]string{{"local", "local"}, {"", "local"}, {"none", ""}, {"", ""}, {"local", "local"}} {
+		if view := w.put(t, "web", Spec{Size: testSize, Durability: "farm:1", Degrade: x[0]}); view.Degrade != x[1] {
+			t.Errorf("asked for %q, it is %q", x[0], view.Degrade)
+		}
+	}
+}
+
+// nobody is a lane on which no one answers.
+type nobody struct{}
+
+func (nobody) Ask(context.Context, peer.ID, wire.Message) (func() (*wire.Held, []byte, error), error) {
+	return nil, content.ErrUnavailable
+}
+
+// TestTooFewHolders: a volume says at once that fewer members are there than its policy asks
+// for, and one whose flushes wait for holders that don't answer says so after a while; both
+// are among those that want a look.
 func TestTooFewHolders(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Registry = newStore()
 	var now atomic.Int64
+	var came atomic.Bool
 	w.cfg.Holders = &holders.Farm{
-		Self: w.cfg.Self, Live: func() []trust.PublicKey { return nil }, Fills: make(chan struct{}, holders.FillsMax), Log: w.cfg.Log,
+		Self: w.cfg.Self, Lane: nobody{}, Fills: make(chan struct{}, holders.FillsMax), Log: w.cfg.Log,
 		Now: func() time.Time { return time.Unix(now.Load(), 0) },
+		Live: func() []trust.PublicKey {
+			if came.Load() {
+				return []trust.PublicKey{{8}, {9}}
+			}
+			return []trust.PublicKey{{8}}
+		},
 	}
-	w.put(t, "web", Spec{Size: testSize, Durability: "farm:2"})
+	if view := w.put(t, "web", Spec{Size: testSize, Durability: "farm:2"}); !view.Short || !strings.Contains(view.Detail, "too few for farm:2") || !slices.Equal(w.Failing(), []string{"web"}) {
+		t.Fatalf("%+v", view)
+	}
+	came.Store(true)
 	if view, err := w.Get("web"); err != nil || view.Short || len(w.Failing()) > 0 {
-		t.Fatalf("%+v, %v", view, err)
+		t.Fatalf("once they are there: %+v, %v", view, err)
 	}
 	vol := w.device("web").vol
 	if err := vol.WriteAt(t.Context(), make([]byte, 512), 0, false); err != nil {

@@ -2,11 +2,9 @@ package volumes
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
@@ -15,75 +13,31 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 )
 
-// snapshotMethod has the node that a volume is attached to make a snapshot of it.
-const snapshotMethod = CallPrefix + "snapshot"
-
-type snapshotRequest struct {
-	Name string       `json:"name"`
-	Spec SnapshotSpec `json:"spec"`
-}
-
 // Snapshot names the volume's state of now. It is instant, and durable later, or before
 // it returns where the spec says so. The volume has to be attached to a node that answers.
-func (v *Volumes) Snapshot(ctx context.Context, name string, spec SnapshotSpec) (_ SnapshotView, err error) {
+func (v *Volumes) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpec) (_ terms.SnapshotView, err error) {
 	defer during(&err, "snapshot of volume %q", name)
 	if spec.Wait != "" && spec.Wait != terms.Durable {
-		return SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
+		return terms.SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
 	}
 	a := v.device(name)
 	if e, _ := v.index.Get(name); a == nil || e.Reader {
-		return v.snapshotElsewhere(ctx, name, spec)
+		return v.names().Snapshot(ctx, name, spec)
 	}
 	if a.folds == nil {
-		return SnapshotView{}, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
+		return terms.SnapshotView{}, fmt.Errorf("%w: it is not attached for writing here, or this node has no origin", content.ErrConflict)
 	}
 	body, err := a.snapshot(ctx, spec.Label)
 	if err != nil {
-		return SnapshotView{}, err
+		return terms.SnapshotView{}, err
 	}
 	if spec.Wait == terms.Durable && !body.Durable {
-		if err := v.Settle(ctx, body.Ref().RecordName(), nil); err != nil {
-			return SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
+		if err := v.Settle(ctx, body.Ref().RecordName()); err != nil {
+			return terms.SnapshotView{}, fmt.Errorf("%s was made, and is not durable yet: %w", body.Ref(), err)
 		}
 		return v.FindSnapshot(ctx, body.Ref().RecordName())
 	}
 	return terms.OfSnapshot(v.codec, body), nil
-}
-
-// snapshotElsewhere asks the node that has the volume.
-func (v *Volumes) snapshotElsewhere(ctx context.Context, name string, spec SnapshotSpec) (view SnapshotView, err error) {
-	r, body, err := v.records().Volume(ctx, name)
-	switch {
-	case err != nil, r.Farm != v.cfg.Farm:
-		return view, v.names().Elsewhere(ctx, name)
-	case body.Holder == v.cfg.Self || body.State == catalog.Released:
-		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
-	}
-	q, _ := json.Marshal(snapshotRequest{name, spec}) // of texts
-	b, err := v.cfg.Call(ctx, body.Holder, snapshotMethod, q)
-	if errors.Is(err, content.ErrUnavailable) {
-		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, v.cfg.Who(body.Holder), name, body.FoldedAt.UTC().Format(time.RFC3339))
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &view)
-	}
-	return view, err
-}
-
-// snapshotFor is Snapshot for another node of the farm.
-func (v *Volumes) snapshotFor(ctx context.Context, body []byte) ([]byte, error) {
-	var q snapshotRequest
-	if err := json.Unmarshal(body, &q); err != nil {
-		return nil, fmt.Errorf("call %s: %w: %w", snapshotMethod, content.ErrInvalid, err)
-	}
-	if v.device(q.Name) == nil {
-		return nil, fmt.Errorf("volume %q: %w here", q.Name, content.ErrNotFound)
-	}
-	view, err := v.Snapshot(ctx, q.Name, q.Spec)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(view)
 }
 
 // share seals the volume and has its record say that others may name what is up to there.
@@ -130,8 +84,8 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 		return body, err
 	}
 	body = catalog.Snapshot{
-		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Head: now.Head, Lineage: now.Lineage,
-		Base: now.Base, Segments: now.Segments, At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
+		Volume: a.Name(), Number: now.Snapshots, ID: now.ID, Label: label, Size: now.Size, Epoch: now.Epoch, Folded: now.Folded,
+		At: at, Durable: now.Through() == at, Parent: now.From, Holder: a.v.cfg.Self, Created: a.v.cfg.Now(), FsUsed: now.FsUsed,
 	}
 	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
@@ -145,7 +99,7 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 }
 
 // Settle returns when a snapshot is durable, and makes haste with it.
-func (v *Volumes) Settle(ctx context.Context, id string, _ Progress) error {
+func (v *Volumes) Settle(ctx context.Context, id string) error {
 	_, body, err := v.records().Snapshot(ctx, id)
 	if err != nil || body.Durable {
 		return err

@@ -171,7 +171,7 @@ func TestSnapshotsAreTheSameElsewhere(t *testing.T) {
 	p.a.openAll(t.Context())
 	p.a.is(t, "disk", shadow)
 	p.a.fill(t, "disk", shadow, 5, 77)
-	if err := p.a.Settle(t.Context(), "disk@7", nil); err != nil {
+	if err := p.a.Settle(t.Context(), "disk@7"); err != nil {
 		t.Fatal(err)
 	}
 	all, err := p.b.Snapshots(t.Context(), "disk")
@@ -398,6 +398,30 @@ func TestRollback(t *testing.T) {
 	}
 }
 
+// TestNothingIsLeftOfALook: what is exported, compared or published from another node than the
+// volume's is of a snapshot that goes with it.
+func TestNothingIsLeftOfALook(t *testing.T) {
+	p := newPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", want, 4, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{Label: "mine", Wait: terms.Durable}); err != nil {
+		t.Fatal(err)
+	}
+	p.a.fill(t, "disk", want, 4, 2)
+	if !bytes.Equal(p.b.exported(t, "volume:disk"), want) {
+		t.Error("it has other bytes")
+	}
+	for _, err := range p.b.Changes(t.Context(), "disk", 1, 0) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := p.b.Snapshots(t.Context(), "disk"); err != nil || len(left) != 1 || left[0].Label != "mine" {
+		t.Errorf("%+v, %v", left, err)
+	}
+}
+
 // TestPromote publishes a volume and a snapshot; what the image may refer to is not sent
 // again. TestPurge's part: a volume goes with its snapshots, or keeps them.
 func TestPromote(t *testing.T) {
@@ -426,7 +450,7 @@ func TestPromote(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := images[name]
-		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Head: &body.Head})
+		m, err := p.a.bucket().Open(t.Context(), catalog.Snapshot{Size: testSize, Folded: catalog.Folded{Head: &body.Head}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -434,6 +458,9 @@ func TestPromote(t *testing.T) {
 		if err := errors.Join(m.Read(t.Context(), got, 0), m.Close()); err != nil || !bytes.Equal(got, want.bytes) || body.Source != want.ref {
 			t.Errorf("%s has other bytes: %v", name, err)
 		}
+	}
+	if images["farm"].Stored != images["mesh"].Stored { // all of which is kept as it stands, and made anew
+		t.Errorf("the same chunks take %d bytes and %d", images["farm"].Stored, images["mesh"].Stored)
 	}
 	t.Logf("%d packs, %d before", packs(), before)
 	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{Purge: true}); err != nil {

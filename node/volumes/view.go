@@ -2,20 +2,23 @@ package volumes
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/p2p/identity"
 )
 
 // List returns all volumes of this node, by name; folders that can't be read come last.
-func (v *Volumes) List() []View {
-	var out []View
+func (v *Volumes) List() []terms.View {
+	var out []terms.View
 	for _, e := range v.index.Sorted() {
 		out = append(out, v.view(e))
 	}
@@ -38,23 +41,26 @@ func (v *Volumes) Failing() []string {
 }
 
 // Get returns one volume of this node.
-func (v *Volumes) Get(name string) (View, error) {
+func (v *Volumes) Get(name string) (terms.View, error) {
 	if e, ok := v.index.Get(name); ok {
 		return v.view(e), nil
 	}
 	if v.index.Broken[name] != nil {
 		return v.viewBroken(name), nil
 	}
-	return View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
+	return terms.View{}, fmt.Errorf("volume %q: %w on this node", name, content.ErrNotFound)
 }
 
-func (v *Volumes) viewBroken(folder string) View {
-	return View{Name: folder, State: terms.StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
+func (v *Volumes) viewBroken(folder string) terms.View {
+	return terms.View{Name: folder, State: terms.StateFailed, Detail: content.Line(v.index.Broken[folder]), Node: v.cfg.NodeID, Farm: v.cfg.Farm}
 }
 
-func (v *Volumes) view(e index.Entry) View {
+func (v *Volumes) view(e index.Entry) terms.View {
 	out := terms.OfRecord(v.codec, e.Name, v.cfg.Farm, e.Volume)
 	out.State, out.Transport, out.Node, out.NodeName = terms.StateDetached, e.Transport, v.cfg.NodeID, v.cfg.Called(v.cfg.Self)
+	for _, holder := range e.Holders {
+		out.HolderNames = append(out.HolderNames, cmp.Or(v.cfg.Called(holder), identity.PeerID(holder).String()))
+	}
 	d := v.device(e.Name)
 	switch {
 	case d == nil && e.Empty && !e.Reader:
@@ -62,6 +68,8 @@ func (v *Volumes) view(e index.Entry) View {
 	case d == nil:
 	case d.opening != nil:
 		out.State = terms.StateOpening
+	case d.err != nil && e.Empty && len(e.Tried) > 0 && errors.Is(d.err, content.ErrUnavailable): // it may be this node's by now
+		out.State, out.Detail = terms.StateOpening, content.Line(d.err)
 	case d.err != nil:
 		out.State, out.Detail = terms.StateFailed, content.Line(d.err)
 	default:
@@ -71,7 +79,7 @@ func (v *Volumes) view(e index.Entry) View {
 }
 
 // viewServed says how a volume stands that is open.
-func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
+func (v *Volumes) viewServed(out *terms.View, e index.Entry, d *attached) {
 	stats := d.vol.Stats()
 	_, _, st := d.record()
 	out.Confirmed = st.Stage == right.Serving
@@ -84,11 +92,11 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 			out.Detail = "what was written since does not get into the bucket, and that is tried again: " + content.Line(why)
 		}
 	}
-	if s, _ := d.guard.Status(); s.Short {
-		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for its durability: flushes wait until more have all of it, and fail where none gets on", len(s.Holders))
+	if s, _ := d.guard.Status(); s.Short || s.Few && !s.Degraded {
+		out.Short, out.Detail = true, fmt.Sprintf("%d members of the farm hold what is written, too few for %s: flushes wait until more have all of it, and fail where none gets on", len(s.Holders), e.Policy)
 	}
 	if d.image != nil {
-		out.Bytes = d.image.Bytes()
+		out.Bytes, out.Slow = d.image.Bytes(), d.image.Slow
 		if w := d.image.Waiting(); w.Reads > 0 {
 			out.Detail = fmt.Sprintf("%d reads wait, the first for %s of %s (--io-timeout): %v", w.Reads, time.Since(w.Since).Round(time.Second), w.Timeout, w.Why)
 		}
@@ -104,7 +112,9 @@ func (v *Volumes) viewServed(out *View, e index.Entry, d *attached) {
 		out.State, out.Detail = terms.StateUncommitted, cmp.Or(out.Detail, "the origin does not answer; the volume works, and its name is registered when the origin is back")
 	default:
 		d.mu.Lock()
-		out.State, out.Detail = terms.StateAttached, cmp.Or(out.Detail, d.behind)
+		if out.State = terms.StateAttached; d.behind != "" {
+			out.Detail = strings.TrimPrefix(out.Detail+"; "+d.behind, "; ")
+		}
 		d.mu.Unlock()
 	}
 }

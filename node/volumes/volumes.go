@@ -24,6 +24,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moves"
+	"github.com/grangemesh/grange/node/volumes/names"
 	"github.com/grangemesh/grange/node/volumes/orphans"
 	"github.com/grangemesh/grange/node/volumes/readers"
 	"github.com/grangemesh/grange/node/volumes/records"
@@ -264,27 +265,27 @@ func during(err *error, what string, args ...any) {
 // Put creates a volume, or attaches one that this node has. created is false when
 // it was here and attached already. What contradicts a volume that exists is
 // ErrConflict.
-func (v *Volumes) Put(ctx context.Context, name string, spec Spec) (_ View, created bool, err error) {
+func (v *Volumes) Put(ctx context.Context, name string, spec terms.Spec) (_ terms.View, created bool, err error) {
 	if err := content.CheckName(name); err != nil {
-		return View{}, false, err
+		return terms.View{}, false, err
 	}
 	defer during(&err, "volume %q", name)
 	if spec, err = spec.WithDefaults(); err == nil {
 		_, err = v.doors.Choose(spec.Transport)
 	}
 	if err != nil {
-		return View{}, false, err
+		return terms.View{}, false, err
 	}
 	defer v.turn(name)()
 	if created, err = v.put(ctx, name, spec); err != nil {
-		return View{}, false, err
+		return terms.View{}, false, err
 	}
 	view, err := v.Get(name)
 	return view, created, err
 }
 
 // put is Put in the volume's turn.
-func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool, err error) {
+func (v *Volumes) put(ctx context.Context, name string, spec terms.Spec) (created bool, err error) {
 	e, here := v.index.Get(name)
 	d := v.device(name)
 	if why := v.index.Broken[name]; why != nil {
@@ -321,7 +322,7 @@ func (v *Volumes) put(ctx context.Context, name string, spec Spec) (created bool
 }
 
 // putNew creates a volume that no volume here is, or attaches it if the mesh has it.
-func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
+func (v *Volumes) putNew(ctx context.Context, name string, spec terms.Spec) error {
 	creates := spec.Size != 0 || spec.From != (content.Ref{})
 	r, body, err := v.records().Volume(ctx, name)
 	switch {
@@ -340,7 +341,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec Spec) error {
 
 // reattach serves a volume again. That it is read-only is for this time alone: it
 // saves what is left of a damaged one, and lets others be looked at.
-func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec Spec) error {
+func (v *Volumes) reattach(ctx context.Context, e index.Entry, spec terms.Spec) error {
 	if spec.Transport == terms.NBD {
 		if err := v.doors.GiveUpDisk(ctx, e, false); err != nil {
 			return err
@@ -368,14 +369,14 @@ func (v *Volumes) openLater(ctx context.Context, name string) {
 	case !ok || ctx.Err() != nil:
 		v.setDevice(name, nil)
 	default:
-		_ = v.attach(ctx, e, Spec{}) // List shows it
+		_ = v.attach(ctx, e, terms.Spec{}) // List shows it
 	}
 }
 
 // attach serves a volume that the mesh has: of this node, or released, or taken over if
 // that is asked for. A failure is kept for List to show, and for serveLater. Called in the
 // volume's turn.
-func (v *Volumes) attach(ctx context.Context, e index.Entry, spec Spec) error {
+func (v *Volumes) attach(ctx context.Context, e index.Entry, spec terms.Spec) error {
 	before := v.device(e.Name)
 	if before == nil {
 		before = &attached{opening: make(chan struct{})}
@@ -459,7 +460,7 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 // One that is in use, or that another node holds, is content.ErrConflict; to force it
 // is of use where it is in use, and where that node, or its folder, is away. What is left of
 // one that was taken away is its orphan's, and goes with that alone.
-func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err error) {
+func (v *Volumes) Remove(ctx context.Context, name string, spec terms.RemoveSpec) (err error) {
 	if err := content.CheckName(name); err != nil {
 		return err
 	}
@@ -486,8 +487,13 @@ func (v *Volumes) Remove(ctx context.Context, name string, spec RemoveSpec) (err
 			err = v.orphans.Purge(ctx, e)
 		}
 		if err == nil && (!taken || e.Removing) {
-			_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, true }) // on a full disk it goes too
-			err = v.names().RemoveOwn(ctx, e, v.incarnation, spec)
+			removing := func(is bool) {
+				_, _ = v.index.Change(name, func(e *index.Entry) { e.Attached, e.Removing = false, is })
+			} // on a full disk it goes too
+			removing(true)
+			if err = v.names().RemoveOwn(ctx, e, v.incarnation, spec); errors.Is(err, content.ErrConflict) {
+				removing(false)
+			}
 		}
 	}
 	switch {
@@ -509,7 +515,7 @@ func (v *Volumes) detached(e index.Entry) error {
 
 // letGo is what happens to the snapshots of a volume before its folder goes: they go too,
 // or get into the bucket, if this node has some that are not there. No other may read it.
-func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) error {
+func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec terms.RemoveSpec) error {
 	a := v.device(e.Name)
 	if err := (readers.Farm{Live: v.cfg.Holders.Live, Call: v.cfg.Call, Who: v.cfg.Who}).MayRemove(ctx, e, spec.Force); err != nil {
 		return err
@@ -518,7 +524,7 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec RemoveSpec) err
 	case spec.Purge:
 		return nil
 	case e.Taken != "" && !e.Empty && !e.Orphan && !e.Removing:
-		return fmt.Errorf("%w: what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
+		return names.NoSnapshotYet()
 	case e.Taken != "" || len(e.Waiting) == 0:
 		return nil
 	case a == nil || a.folds == nil:

@@ -55,8 +55,8 @@ func goldenVolume(t testing.TB) Volume {
 	segments[1].Tails = 2
 	return Volume{
 		ID: own, Size: 10 << 30, From: content.Ref{Kind: content.KindImage, Name: "debian"}, Epoch: 7, Incarnation: 1 << 63, Holder: trust.PublicKey{31: 9}, State: Attached,
-		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Head: &h, Lineage: []content.CID{cid(4), cid(5)},
-		Base: base, Segments: segments, Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
+		Policy: "farm:2", Degrade: PolicyLocal, DegradedSince: time.UnixMilli(1_795_000_000_001), Generation: 3, ReadOnly: true, Folded: Folded{&h, []content.CID{cid(4), cid(5)}, base, segments},
+		Holders: []trust.PublicKey{{7}, {8}}, Snapshots: 4, Rolling: 2, Shared: 3460,
 		IOPS: 1000, Rate: 100 << 20, FsUsed: 1 << 30, FoldedAt: time.UnixMilli(1_795_000_000_123),
 	}
 }
@@ -64,7 +64,7 @@ func goldenVolume(t testing.TB) Volume {
 func goldenSnapshot(t testing.TB) Snapshot {
 	v := goldenVolume(t)
 	return Snapshot{
-		Volume: "web1", Number: 4, ID: v.ID, Label: "before the upgrade", Size: v.Size, Epoch: 7, Head: v.Head, Lineage: v.Lineage, Base: v.Base, Segments: v.Segments,
+		Volume: "web1", Number: 4, ID: v.ID, Label: "before the upgrade", Size: v.Size, Epoch: 7, Folded: v.Folded,
 		At: v.Through(), Durable: true, Parent: v.From, Holder: v.Holder, Created: time.UnixMilli(1_795_000_000_456), FsUsed: 1 << 30,
 	}
 }
@@ -141,8 +141,8 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	}
 	v := Volume{
 		ID: content.VolumeID{1}, Size: content.SizeMax, From: content.Ref{Kind: content.KindSnapshot, Name: long, Seq: 1 << 62}, Epoch: 1 << 62, Incarnation: 1 << 63, Holder: node.Public(),
-		State: Released, Policy: "farm:4", Degrade: PolicyLocal, DegradedSince: now, Generation: 1 << 63, Head: &h, Lineage: []content.CID{cid(1), cid(2), cid(3), cid(4)},
-		Base: content.Position{Number: 1 << 62, Seq: 1 << 62}, Holders: make([]trust.PublicKey, HoldersMax), Snapshots: 1 << 62, Rolling: 1 << 62, Shared: 1 << 62, IOPS: 1 << 62, Rate: 1 << 62, FsUsed: 1 << 62, FoldedAt: now,
+		State: Released, Policy: "farm:4", Degrade: PolicyLocal, DegradedSince: now, Generation: 1 << 63,
+		Folded: Folded{Head: &h, Lineage: []content.CID{cid(1), cid(2), cid(3), cid(4)}, Base: content.Position{Number: 1 << 62, Seq: 1 << 62}}, Holders: make([]trust.PublicKey, HoldersMax), Snapshots: 1 << 62, Rolling: 1 << 62, Shared: 1 << 62, IOPS: 1 << 62, Rate: 1 << 62, FsUsed: 1 << 62, FoldedAt: now,
 	}
 	at := v.Base
 	for i := range SegmentsMax { // the first ones of other volumes; all of the most bytes, with as many entries as those have room for
@@ -157,7 +157,7 @@ func TestTheLargestRecordsFit(t *testing.T) {
 		t.Fatal(err)
 	}
 	snapshot, err := Snapshot{
-		Volume: long, Number: 1 << 62, ID: v.ID, Label: strings.Repeat("x", LabelMax), Size: v.Size, Epoch: v.Epoch, Head: &h, Lineage: v.Lineage, Base: v.Base, Segments: v.Segments,
+		Volume: long, Number: 1 << 62, ID: v.ID, Label: strings.Repeat("x", LabelMax), Size: v.Size, Epoch: v.Epoch, Folded: v.Folded,
 		At: at, Durable: true, Parent: v.From, Holder: v.Holder, Created: now, FsUsed: 1 << 62,
 	}.Encode(codec)
 	if err != nil {

@@ -23,7 +23,7 @@ func TestWhoMaySayWhat(t *testing.T) {
 		h.Scope, h.Node.Pack, h.Page.Pack, h.Manifest.Pack = scope, id, id, id
 		b, err := Image{Head: h, Lineage: []content.CID{}}.Encode(c)
 		if kind == content.KindVolume {
-			b, err = Volume{Size: h.Root.Size, Head: &h, Policy: PolicyLocal, State: Released}.Encode(c)
+			b, err = Volume{Size: h.Root.Size, Folded: Folded{Head: &h}, Policy: PolicyLocal, State: Released}.Encode(c)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -36,12 +35,8 @@ type Snapshot struct {
 	// Size of the disk in bytes.
 	Size int64
 	// Epoch under which the volume was written then.
-	Epoch uint64
-	// Head, Lineage, Base and Segments are what the bucket has of it, as in a Volume.
-	Head     *pack.Head           `cbor:"-"`
-	Lineage  []content.CID        `cbor:"-"`
-	Base     content.Position     `cbor:"-"`
-	Segments []content.SegmentRef `cbor:"-"`
+	Epoch  uint64
+	Folded `cbor:"-"`
 	// At is what it is a snapshot of: all up to there.
 	At content.Position `cbor:"-"`
 	// Durable says that the bucket has all of it; until then Holder has the rest.
@@ -62,9 +57,6 @@ func (s Snapshot) Ref() content.Ref {
 	}
 	return ref
 }
-
-// Through is up to where the bucket has the snapshot.
-func (s Snapshot) Through() content.Position { return through(s.Base, s.Segments) }
 
 type snapshotWire struct {
 	_                               struct{} `cbor:",toarray"`
@@ -89,10 +81,9 @@ func (s Snapshot) encode(c *content.Codec) ([]byte, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	state := saved{s.Head, s.Lineage, s.Base, s.Segments}
 	w := snapshotWire{Magic: snapshotMagic, Number: s.At.Number, Seq: s.At.Seq, Made: millis(s.Created), Snapshot: s}
 	var err error
-	if w.EncodedHead, w.Ancestors, w.Journal, err = state.encode(c, s.ID, s.Size); err != nil {
+	if w.EncodedHead, w.Ancestors, w.Journal, err = s.Folded.encode(c, s.ID, s.Size); err != nil {
 		return nil, err
 	}
 	return c.Marshal(w)
@@ -134,16 +125,14 @@ func decodeSnapshot(c *content.Codec, name string, b []byte) (s Snapshot, err er
 	if w.Magic != snapshotMagic {
 		return s, fmt.Errorf("magic %.20q", w.Magic)
 	}
-	state, err := decodeSaved(c, w.Snapshot.ID, w.EncodedHead, w.Ancestors, w.Journal)
-	if err != nil {
+	s = w.Snapshot
+	if s.Folded, err = decodeFolded(c, s.ID, w.EncodedHead, w.Ancestors, w.Journal); err != nil {
 		return s, err
 	}
-	s = w.Snapshot
 	s.Volume, s.Orphan = ref.Name, ref.Orphan
 	if !ref.Orphan {
 		s.Number = ref.Seq
 	}
-	s.Head, s.Lineage, s.Base, s.Segments = state.head, state.lineage, state.base, state.segments
 	s.At, s.Created = content.Position{Number: w.Number, Seq: w.Seq}, fromMillis(w.Made)
 	if s.Ref() != ref {
 		return s, fmt.Errorf("it is of epoch %d, and called %s", s.Epoch, name)

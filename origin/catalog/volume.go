@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
-	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/origin/trust"
 )
 
@@ -83,13 +82,7 @@ type Volume struct {
 	// Generation is an orchestrator's own number: who comes with a lower one is late.
 	Generation uint64
 	ReadOnly   bool
-	// Head is the folded state, which has all up to Base; nil for a blank disk never
-	// folded. Lineage are the roots before it, the newest first.
-	Head    *pack.Head       `cbor:"-"`
-	Lineage []content.CID    `cbor:"-"`
-	Base    content.Position `cbor:"-"`
-	// Segments are those in the bucket behind Base, a chain.
-	Segments []content.SegmentRef `cbor:"-"`
+	Folded     `cbor:"-"`
 	// Holders are the members that hold all behind the last segment.
 	Holders []trust.PublicKey
 	// Snapshots is the number that was last given to one: none is used twice.
@@ -108,21 +101,11 @@ type Volume struct {
 	FoldedAt time.Time `cbor:"-"`
 }
 
-// Through is up to where the bucket has the volume.
-func (v Volume) Through() content.Position { return through(v.Base, v.Segments) }
-
-func through(base content.Position, segments []content.SegmentRef) content.Position {
-	if n := len(segments); n > 0 {
-		return segments[n-1].Through
-	}
-	return base
-}
-
 type volumeWire struct {
 	_                               struct{} `cbor:",toarray"`
 	Magic                           string
 	EncodedHead, Ancestors, Journal []byte
-	Degraded, Folded                int64
+	Degraded, At                    int64
 	Volume
 }
 
@@ -140,10 +123,9 @@ func (v Volume) encode(c *content.Codec) ([]byte, error) {
 	if err := v.check(); err != nil {
 		return nil, err
 	}
-	state := saved{v.Head, v.Lineage, v.Base, v.Segments}
-	w := volumeWire{Magic: volumeMagic, Degraded: millis(v.DegradedSince), Folded: millis(v.FoldedAt), Volume: v}
+	w := volumeWire{Magic: volumeMagic, Degraded: millis(v.DegradedSince), At: millis(v.FoldedAt), Volume: v}
 	var err error
-	if w.EncodedHead, w.Ancestors, w.Journal, err = state.encode(c, v.ID, v.Size); err != nil {
+	if w.EncodedHead, w.Ancestors, w.Journal, err = v.Folded.encode(c, v.ID, v.Size); err != nil {
 		return nil, err
 	}
 	return c.Marshal(w)
@@ -177,12 +159,10 @@ func DecodeVolume(c *content.Codec, b []byte) (Volume, error) {
 		err = fmt.Errorf("magic %.20q", w.Magic)
 	}
 	v := w.Volume
-	var state saved
 	if err == nil {
-		state, err = decodeSaved(c, v.ID, w.EncodedHead, w.Ancestors, w.Journal)
+		v.Folded, err = decodeFolded(c, v.ID, w.EncodedHead, w.Ancestors, w.Journal)
 	}
-	v.Head, v.Lineage, v.Base, v.Segments = state.head, state.lineage, state.base, state.segments
-	v.DegradedSince, v.FoldedAt = fromMillis(w.Degraded), fromMillis(w.Folded)
+	v.DegradedSince, v.FoldedAt = fromMillis(w.Degraded), fromMillis(w.At)
 	if err == nil {
 		err = isEncodingOf(v.encode, c, b)
 	}

@@ -460,6 +460,8 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("accepted %x", in)
 		}
 		v.OpenStatement(in, epoch())
+		v.OpenRevocation(in, epoch(), epoch())
+		v.OpenRotation(in, epoch())
 		ParseToken(tokenPrefix+string(in), epoch())
 	})
 }

@@ -23,7 +23,7 @@ type asker struct {
 	// frames and introductions bound what a stranger, and a member, may say a second.
 	frames, introductions *rate.Limiter
 	// bitmap is held while one is encoded and sent, so that it has one in memory.
-	bitmap sync.Mutex
+	bitmap lock
 
 	// mu guards what follows; nothing is locked under it.
 	mu       sync.Mutex
@@ -48,7 +48,7 @@ func (s *askers) join(id peer.ID, in *inbound) error {
 	a := s.peers[id]
 	if a == nil {
 		a = &asker{
-			id: id, link: link.New(), streams: map[*inbound]bool{}, activeAt: time.Now(),
+			id: id, link: link.New(), bitmap: newLock(), streams: map[*inbound]bool{}, activeAt: time.Now(),
 			frames:        rate.NewLimiter(strangerFrames, strangerFramesBurst),
 			introductions: rate.NewLimiter(introductions, introductionsBurst),
 		}

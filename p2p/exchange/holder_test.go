@@ -40,7 +40,7 @@ func (n *notes) Take(from Peer, m wire.Message) func(context.Context) (*wire.Hel
 		return func(context.Context) (*wire.Held, []byte, error) { return nil, []byte("bytes"), nil }
 	case wire.Status:
 		return func(context.Context) (*wire.Held, []byte, error) {
-			return &wire.Held{Claim: m.Claim, Segments: []wire.HeldSegment{{Epoch: 7}}}, nil, nil
+			return &wire.Held{Claim: m.Claim, Segments: []content.SegmentRef{{Epoch: 7}}}, nil, nil
 		}
 	}
 	return nil

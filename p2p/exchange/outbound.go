@@ -68,11 +68,11 @@ type pending struct {
 	canceled time.Time
 
 	// mu guards each, which takes a Want's replies, nil once muted; held while it runs.
-	mu   sync.Mutex
+	mu   lock
 	each func(Reply)
 }
 
-func newPending() *pending { return &pending{done: make(chan error, 1)} }
+func newPending() *pending { return &pending{done: make(chan error, 1), mu: newLock()} }
 
 // mute waits for a callback that runs and prevents further ones.
 func (p *pending) mute() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -24,13 +23,13 @@ type responder struct {
 
 	// turn is held by whoever answers with data or waits for the right to; it
 	// guards holds, whether the ticket has its turn, and room. It is taken before mu.
-	turn  sync.Mutex
+	turn  lock
 	holds bool
 	room  *[]byte // what Room lent
 
 	// mu guards what follows, and is held while a frame without data is written:
 	// none may come after the one that ends the request.
-	mu      sync.Mutex
+	mu      lock
 	pending outstanding
 	ended   bool
 }
@@ -40,7 +39,7 @@ var errEnded = errors.New("the request has ended")
 
 func newResponder(in *inbound, id uint32, req Request, role trust.Role) *responder {
 	return &responder{
-		in: in, id: id, role: role, pending: newOutstanding(req.Indexes),
+		in: in, id: id, role: role, turn: newLock(), mu: newLock(), pending: newOutstanding(req.Indexes),
 		ticket: turns.Ticket{
 			Peer: in.asker.id, Priority: req.Priority, Stranger: role == "",
 			Link: in.asker.link, Class: in.out.Class, Size: content.ChunkSizeDefault, Ready: make(chan struct{}, 1),

@@ -31,7 +31,7 @@ func (w *written) Write(p []byte) (int, error) {
 // write, and the same bytes do as from anywhere else.
 func TestRoomIsOneWrite(t *testing.T) {
 	x := &Exchange{codec: new(codec)}
-	r := &responder{in: &inbound{x: x}}
+	r := &responder{in: &inbound{x: x}, turn: newLock()}
 	body := bytes.Repeat([]byte("abc"), 40<<10)
 	lent := append(r.Room(len(body)), body...)
 	var one, other written

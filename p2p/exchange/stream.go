@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,12 +46,12 @@ type framed struct {
 	timeout time.Duration
 
 	// mu serializes writes; it guards out.
-	mu  sync.Mutex
+	mu  lock
 	out []byte
 }
 
 func newFramed(s network.Stream, timeout time.Duration, excused *atomic.Int64) *framed {
-	return &framed{stream: s, in: bufio.NewReaderSize(s, readBuffer), timeout: timeout, excused: excused}
+	return &framed{stream: s, in: bufio.NewReaderSize(s, readBuffer), timeout: timeout, excused: excused, mu: newLock()}
 }
 
 func (f *framed) send(id uint32, m wire.Message) error {
@@ -271,3 +270,12 @@ func (c *codec) expand(stored []byte, raw int) (*[]byte, error) {
 	}
 	return b, nil // where out is: there was room for no more
 }
+
+// lock is held while the network, or a callback, is waited for. Unlike that of a sync.Mutex,
+// the wait for it lets the simulated time of a test pass.
+type lock chan struct{}
+
+func newLock() lock { return make(lock, 1) }
+
+func (l lock) Lock()   { l <- struct{}{} }
+func (l lock) Unlock() { <-l }

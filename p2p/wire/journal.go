@@ -216,29 +216,20 @@ type Status struct{ Claim }
 
 func (m Status) encode(b []byte) ([]byte, Type, uint8) { return m.append(b), TypeStatus, 0 }
 
-// HeldSegment is what a holder has of a segment, durable: its first Bytes, which end with
-// an entry.
-type HeldSegment struct {
-	Volume content.VolumeID // who wrote it
-	Epoch  uint64
-	After  content.Position // that it follows, as its header says
-	End    content.Position // its number, and the seq of the last entry
-	Bytes  int64
-}
-
 // Held says to whom a holder has promised itself, for how long that one has said nothing
-// to it, to the millisecond, and what it has: all from Base on, in order.
+// to it, to the millisecond, and what it has, durable: all from Base on, in order, of each
+// segment the first Bytes, up to the entry Through. Their sums are not known.
 type Held struct {
 	Claim
 	Base     content.Position
 	Quiet    time.Duration
-	Segments []HeldSegment
+	Segments []content.SegmentRef
 }
 
 // End is where what is held ends.
 func (m Held) End() content.Position {
 	if n := len(m.Segments); n > 0 {
-		return m.Segments[n-1].End
+		return m.Segments[n-1].Through
 	}
 	return m.Base
 }
@@ -247,7 +238,7 @@ func (m Held) encode(b []byte) ([]byte, Type, uint8) {
 	b = binary.BigEndian.AppendUint64(appendPosition(m.append(b), m.Base), uint64(m.Quiet.Milliseconds()))
 	for _, s := range m.Segments {
 		b = appendPosition(binary.BigEndian.AppendUint64(append(b, s.Volume[:]...), s.Epoch), s.After)
-		b = binary.BigEndian.AppendUint64(appendPosition(b, s.End), uint64(s.Bytes))
+		b = binary.BigEndian.AppendUint64(appendPosition(b, s.Through), uint64(s.Bytes))
 	}
 	return b, TypeHeld, 0
 }
@@ -261,9 +252,9 @@ func decodeHeld(p []byte) (Message, error) {
 	}
 	m.Quiet = time.Duration(quiet) * time.Millisecond
 	for ; len(p) > 0; p = p[heldSegmentSize:] {
-		s := HeldSegment{Volume: content.VolumeID(p[:idSize]), Epoch: binary.BigEndian.Uint64(p[idSize:]), After: decodePosition(p[idSize+8:])}
+		s := content.SegmentRef{Volume: content.VolumeID(p[:idSize]), Epoch: binary.BigEndian.Uint64(p[idSize:]), After: decodePosition(p[idSize+8:])}
 		rest := p[idSize+8+positionSize:]
-		s.End, s.Bytes = decodePosition(rest), int64(binary.BigEndian.Uint64(rest[positionSize:]))
+		s.Through, s.Bytes = decodePosition(rest), int64(binary.BigEndian.Uint64(rest[positionSize:]))
 		if s.Bytes < 0 {
 			return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, s.Bytes)
 		}

@@ -60,7 +60,7 @@ func messages() []Message {
 		Drop{claim, content.Position{Number: 9, Seq: 1 << 40}, false},
 		Drop{Claim: claim, All: true},
 		Status{claim},
-		Held{claim, content.Position{Number: 3, Seq: 900}, 1500 * time.Millisecond, []HeldSegment{{content.VolumeID{1}, 6, content.Position{Number: 3, Seq: 900}, content.Position{Number: 4, Seq: 1000}, 1 << 26}, {content.VolumeID{1}, 7, content.Position{Number: 4, Seq: 1000}, content.Position{Number: 5, Seq: 1000}, 64}}},
+		Held{claim, content.Position{Number: 3, Seq: 900}, 1500 * time.Millisecond, []content.SegmentRef{{Volume: content.VolumeID{1}, Epoch: 6, After: content.Position{Number: 3, Seq: 900}, Through: content.Position{Number: 4, Seq: 1000}, Bytes: 1 << 26}, {Volume: content.VolumeID{1}, Epoch: 7, After: content.Position{Number: 4, Seq: 1000}, Through: content.Position{Number: 5, Seq: 1000}, Bytes: 64}}},
 		Held{Claim: claim},
 	}
 }

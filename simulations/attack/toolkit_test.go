@@ -397,7 +397,7 @@ func rootOf(t *testing.T, h pack.Head) content.CID {
 // volumeRecord seals a volume's record with that head.
 func volumeRecord(t *testing.T, s trust.Signer, name string, h pack.Head) []byte {
 	t.Helper()
-	body, err := catalog.Volume{ID: content.VolumeID(randomBytes(16)), Size: h.Root.Size, Head: &h, Policy: catalog.PolicyLocal, Epoch: 1, Holder: s.Key.Public(), State: catalog.Released}.Encode(content.NewCodec())
+	body, err := catalog.Volume{ID: content.VolumeID(randomBytes(16)), Size: h.Root.Size, Folded: catalog.Folded{Head: &h}, Policy: catalog.PolicyLocal, Epoch: 1, Holder: s.Key.Public(), State: catalog.Released}.Encode(content.NewCodec())
 	if err != nil {
 		t.Fatal(err)
 	}

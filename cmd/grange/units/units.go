@@ -10,6 +10,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -44,6 +45,68 @@ func (r *Rate) UnmarshalText(b []byte) error {
 	}
 	*r = Rate(s)
 	return nil
+}
+
+// Window is a time of the week, and maybe a rate in it: "22:00-06:00", "sat 10:00-14:00",
+// "mon-fri 22:00-06:00 2MiB/s".
+type Window seed.Window
+
+// UnmarshalText reads the text form.
+func (w *Window) UnmarshalText(b []byte) error {
+	*w = Window{Days: [7]bool{true, true, true, true, true, true, true}}
+	words := strings.Fields(string(b))
+	wrong := fmt.Errorf("%q is not a time of the week; write it as 22:00-06:00, or mon-fri 22:00-06:00 2MiB/s", b)
+	if len(words) > 1 && !strings.Contains(words[0], ":") {
+		first, last, several := strings.Cut(words[0], "-")
+		if !several {
+			last = first
+		}
+		from, ok := weekday(first)
+		to, also := weekday(last)
+		if !ok || !also {
+			return wrong
+		}
+		w.Days = [7]bool{}
+		for day := from; ; day = (day + 1) % 7 {
+			if w.Days[day] = true; day == to {
+				break
+			}
+		}
+		words = words[1:]
+	}
+	if len(words) == 0 || len(words) > 2 {
+		return wrong
+	}
+	first, last, _ := strings.Cut(words[0], "-")
+	var ok, also bool
+	w.From, ok = minutes(first)
+	w.To, also = minutes(last)
+	if !ok || !also || w.From == 24*60 {
+		return wrong
+	}
+	if len(words) == 2 {
+		return (*Rate)(&w.Rate).UnmarshalText([]byte(words[1]))
+	}
+	return nil
+}
+
+// weekday reads the first three letters of one, or all.
+func weekday(text string) (time.Weekday, bool) {
+	for d := time.Sunday; d <= time.Saturday; d++ {
+		if name := d.String(); strings.EqualFold(text, name) || strings.EqualFold(text, name[:3]) {
+			return d, true
+		}
+	}
+	return 0, false
+}
+
+// minutes reads a time of the day, 24:00 being its end.
+func minutes(text string) (int, bool) {
+	if text == "24:00" {
+		return 24 * 60, true
+	}
+	t, err := time.Parse("15:04", text)
+	return 60*t.Hour() + t.Minute(), err == nil
 }
 
 // Frequency is a number of requests a second, written as 100/s.

@@ -46,3 +46,30 @@ func TestSize(t *testing.T) {
 		}
 	}
 }
+
+func TestWindow(t *testing.T) {
+	days := func(of ...time.Weekday) (out [7]bool) {
+		for _, d := range of {
+			out[d] = true
+		}
+		return out
+	}
+	all := days(0, 1, 2, 3, 4, 5, 6)
+	for text, want := range map[string]Window{
+		"22:00-06:00":                  {Days: all, From: 22 * 60, To: 6 * 60},
+		"mon-fri 22:00-06:30":          {Days: days(1, 2, 3, 4, 5), From: 22 * 60, To: 6*60 + 30},
+		"Sat-mon 00:00-24:00 2MiB/s":   {Days: days(6, 0, 1), From: 0, To: 24 * 60, Rate: 2 << 20},
+		"sunday 9:05-10:00":            {Days: days(0), From: 9*60 + 5, To: 600},
+		" wed   10:00-11:00  100KiB/s": {Days: days(3), From: 600, To: 660, Rate: 100 << 10},
+	} {
+		var w Window
+		if err := w.UnmarshalText([]byte(text)); err != nil || w != want {
+			t.Errorf("%q: %v, %v", text, w, err)
+		}
+	}
+	for _, text := range []string{"", "mon", "mon-fri", "22:00", "22:00-", "-06:00", "24:00-06:00", "25:00-06:00", "22-6", "day 22:00-06:00", "mon- 1:00-2:00 3", "mon-day 1:00-2:00", "1:00-2:00 x", "mon 1:00-2:00 1M/s x", "1:00-2:00 0/s"} {
+		if err := new(Window).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}

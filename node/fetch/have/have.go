@@ -4,6 +4,7 @@
 package have
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -130,4 +131,29 @@ func (p *Pace) Spent(now time.Time, cost time.Duration) {
 		p.next = now
 	}
 	p.next = p.next.Add(paceShare * cost)
+}
+
+// Announced are the keys that a node announces.
+type Announced[K comparable] map[K]bool
+
+// Settle announces those of mine that it does not yet, and withdraws the others. What could
+// not be announced is tried again by the next.
+func (a Announced[K]) Settle(mine map[K]bool, announce func(K) error, withdraw func(K)) (failed error) {
+	for k := range mine {
+		if a[k] {
+			continue
+		}
+		if err := announce(k); err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		a[k] = true
+	}
+	for k := range a {
+		if !mine[k] {
+			withdraw(k)
+			delete(a, k)
+		}
+	}
+	return failed
 }

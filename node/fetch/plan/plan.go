@@ -18,10 +18,7 @@
 // for longer, the climb goes on beside it; in the end it is dropped.
 package plan
 
-import (
-	"fmt"
-	"time"
-)
+import "time"
 
 // Peer names a member.
 type Peer string
@@ -54,8 +51,8 @@ const (
 	// readsMax is how often a job reads the origin: once beside a slow member, and
 	// once in its turn.
 	readsMax = 2
-	// triedMax bounds how many failures a job remembers, and toldMax those that are told.
-	triedMax, toldMax = 16, 8
+	// triedMax bounds how many failures a job remembers.
+	triedMax = 16
 
 	// FarmWait is how long the bitmaps of the farm are waited for when a root is new
 	// to this node: a round trip, or two. A silent member is not waited for longer.
@@ -243,22 +240,6 @@ type Action struct {
 	// no longer.
 	Tried []Tried
 	Final bool
-}
-
-// Sources says what was tried, for people; name says who a member is.
-func (a Action) Sources(name func(Peer) string) string {
-	out := "cache: absent"
-	for _, t := range a.Tried[:min(len(a.Tried), toldMax)] {
-		source := "origin"
-		if t.Peer != "" {
-			source = name(t.Peer)
-		}
-		out += "; " + source + ": " + t.Why
-	}
-	if more := len(a.Tried) - toldMax; more > 0 {
-		out += fmt.Sprintf("; and %d more", more)
-	}
-	return out
 }
 
 // Tried is a source that was tried in vain: a member, or "" for the origin. Why is

@@ -231,3 +231,17 @@ func (s *Store[T]) All() iter.Seq[T] {
 		}
 	}
 }
+
+// toldMax bounds Told.
+const toldMax = 64
+
+// Told are the members that have told of a root lately, or were told, the latest last.
+type Told []peer.ID
+
+// Add adds a member, and reports whether it was there.
+func (t *Told) Add(id peer.ID) (before bool) {
+	before = slices.Contains(*t, id)
+	*t = append(slices.DeleteFunc(*t, func(p peer.ID) bool { return p == id }), id)
+	*t = (*t)[max(0, len(*t)-toldMax):]
+	return before
+}

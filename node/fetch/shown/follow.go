@@ -46,7 +46,7 @@ type Config struct {
 	// Farm is this node's, and Announce returns the secrets that roots are announced
 	// under: the present one, then those before it that some still use.
 	Farm     string
-	Announce func() [][32]byte
+	Announce func(content.Scope) [][32]byte
 	// Start runs a job whose context ends with the node, unless it has.
 	Start func(func(context.Context)) bool
 	// Wanted is told that a root is wanted that was not lately.
@@ -95,7 +95,7 @@ type Peers struct {
 // Peers returns who holds what of a root: nobody, until it is wanted.
 func (b *Book) Peers(r Root) *Peers {
 	p := &Peers{cfg: &b.cfg, r: r, look: make(chan struct{}, 1)}
-	key := swarm.KeyFor(r.Scope, r.ID, b.cfg.Announce()[0])
+	key := swarm.KeyFor(r.Scope, r.ID, b.cfg.Announce(r.Scope)[0])
 	b.cfg.Think(func(m *plan.Member) { p.Mind = m.Root(string(key[:])) })
 	return p
 }
@@ -211,7 +211,7 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 func (p *Peers) search(ctx context.Context, root content.CID, wg *sync.WaitGroup) {
 	finding, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
-	for _, secret := range p.cfg.Announce() {
+	for _, secret := range p.cfg.Announce(p.r.Scope) {
 		for info := range p.cfg.Find(finding, swarm.KeyFor(p.r.Scope, root, secret)) {
 			if ask(p, func(r *plan.Root) bool { return r.Announced(plan.Peer(info.ID), p.cfg.Now()) }) {
 				wg.Go(func() { p.meetAndWatch(ctx, info.ID) })

@@ -181,6 +181,16 @@ func (t *Tally) Roots() map[content.CID]Bytes {
 	return out
 }
 
+// BytesOf returns what was counted of a root.
+func (t *Tally) BytesOf(id content.CID) (b Bytes) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.roots[id]; c != nil {
+		b = c.Now()
+	}
+	return b
+}
+
 // Bytes is what was counted of all roots.
 func (t *Tally) Bytes() (sum Bytes) {
 	for _, b := range t.Roots() {

@@ -64,6 +64,7 @@ const (
 // Standing says how a name that is followed stands on this node.
 type Standing struct {
 	Name    string           `json:"name"`
+	Kind    content.Kind     `json:"kind"`
 	Version uint64           `json:"version"`
 	State   Phase            `json:"state" enum:"waiting,fetching,warm,failed,no room"`
 	Done    int64            `json:"done" doc:"bytes that are here, of this try"`
@@ -361,7 +362,7 @@ func (s *State) Standing(name string) (Standing, bool) {
 	if n == nil {
 		return Standing{}, false
 	}
-	v := Standing{Name: n.Name, Version: n.Version, State: n.phase, Done: n.done, Total: n.Bytes, Bytes: maps.Clone(n.bytes), Why: n.why, Older: !n.whole.IsHole() && n.whole != n.Root}
+	v := Standing{Name: n.Name, Kind: n.Kind, Version: n.Version, State: n.phase, Done: n.done, Total: n.Bytes, Bytes: maps.Clone(n.bytes), Why: n.why, Older: !n.whole.IsHole() && n.whole != n.Root}
 	if n.phase == Waiting || n.phase == Failed {
 		v.Next = n.due
 	}

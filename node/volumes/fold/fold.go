@@ -382,7 +382,7 @@ func (f *Fold) commitRoot(ctx context.Context, cfg build.Config, base build.Base
 	}
 	f.cfg.Log.Debug("a volume was folded", "volume", was.ID, "chunks", stats.NewChunks, "bytes", stats.UploadedBytes)
 	return now, f.revise(ctx, was, StepFolded, func(v *catalog.Volume) {
-		v.Head, v.Lineage, v.Base, v.Segments = &now.Head, now.Manifest.Lineage, through, nil
+		v.Folded = catalog.Folded{Head: &now.Head, Lineage: now.Manifest.Lineage, Base: through}
 	})
 }
 

@@ -351,9 +351,7 @@ func (h *held) said() *wire.Held {
 	out := &wire.Held{Claim: h.note.claim, Base: h.note.base, Quiet: time.Since(heard).Truncate(time.Millisecond)}
 	for _, s := range h.chain {
 		if end := s.end(); end.off > 0 {
-			out.Segments = append(out.Segments, wire.HeldSegment{
-				Volume: s.Volume, Epoch: s.Epoch, After: s.After, End: content.Position{Number: s.Number, Seq: end.seq}, Bytes: end.off,
-			})
+			out.Segments = append(out.Segments, content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: content.Position{Number: s.Number, Seq: end.seq}, Bytes: end.off})
 		}
 	}
 	return out

@@ -180,16 +180,16 @@ func (x *heir) promise(ctx context.Context) error {
 
 // wanted are the segments of a holder that the record has not, if they are a chain from
 // there on.
-func (x *heir) wanted(held wire.Held) (out []wire.HeldSegment, err error) {
+func (x *heir) wanted(held wire.Held) (out []content.SegmentRef, err error) {
 	last := held.Base
 	if last.Seq > x.through.Seq {
 		return nil, fmt.Errorf("%w: it begins with entry %d, and the record that was read has all up to %d; read it again", content.ErrConflict, last.Seq, x.through.Seq)
 	}
 	for i, s := range held.Segments {
 		if i > 0 && s.After.Seq != last.Seq || i == 0 && s.After.Seq > last.Seq {
-			return nil, fmt.Errorf("%w: segment %x-%x follows entry %d, and the one before ends with %d", content.ErrCorrupt, s.Epoch, s.End.Number, s.After.Seq, last.Seq)
+			return nil, fmt.Errorf("%w: segment %x-%x follows entry %d, and the one before ends with %d", content.ErrCorrupt, s.Epoch, s.Through.Number, s.After.Seq, last.Seq)
 		}
-		if last = s.End; last.Seq > x.through.Seq {
+		if last = s.Through; last.Seq > x.through.Seq {
 			out = append(out, s)
 		}
 	}
@@ -204,31 +204,29 @@ func (x *heir) fetch(ctx context.Context, from source) (out []journal.AdoptedSeg
 	}
 	needs := uint64(0)
 	for _, s := range wanted {
-		path := filepath.Join(x.dir, fmt.Sprintf("%s-%016x", s.Volume, s.End.Number))
+		path := filepath.Join(x.dir, fmt.Sprintf("%s-%016x", s.Volume, s.Through.Number))
 		head, err := x.copy(ctx, from.member, s, path)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.End.Number, err), os.Remove(path))
+			return nil, errors.Join(fmt.Errorf("segment %x-%x: %w", s.Epoch, s.Through.Number, err), os.Remove(path))
 		}
 		needs = max(needs, head.Needs)
-		out = append(out, journal.AdoptedSegment{
-			Path: path, Ref: content.SegmentRef{Volume: s.Volume, Epoch: s.Epoch, After: s.After, Through: s.End, Bytes: s.Bytes},
-		})
+		out = append(out, journal.AdoptedSegment{Path: path, Ref: s})
 	}
-	if n := len(wanted); n > 0 && wanted[n-1].End.Seq < needs {
-		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].End.Seq, needs)
+	if n := len(wanted); n > 0 && wanted[n-1].Through.Seq < needs {
+		return nil, fmt.Errorf("%w: it ends with entry %d, and is not whole before %d", content.ErrCorrupt, wanted[n-1].Through.Seq, needs)
 	}
 	return out, durable.SyncDir(x.dir)
 }
 
 // copy copies one.
-func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegment, path string) (head journal.Header, err error) {
+func (x *heir) copy(ctx context.Context, from trust.PublicKey, s content.SegmentRef, path string) (head journal.Header, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return head, err
 	}
 	defer f.Close()
 	for at := int64(0); at < s.Bytes; {
-		place := wire.Place{Epoch: s.Epoch, Number: s.End.Number, Offset: at}
+		place := wire.Place{Epoch: s.Epoch, Number: s.Through.Number, Offset: at}
 		_, b, err := x.ask(ctx, from, wire.Read{Claim: x.claim, At: place, Length: int(min(s.Bytes-at, wire.PieceMax))})
 		if err == nil && len(b) == 0 {
 			err = fmt.Errorf("%w: it ends at %d of %d bytes", content.ErrCorrupt, at, s.Bytes)
@@ -248,8 +246,8 @@ func (x *heir) copy(ctx context.Context, from trust.PublicKey, s wire.HeldSegmen
 	switch {
 	case err != nil:
 		return head, err
-	case head.Volume != s.Volume || head.Epoch != s.Epoch || head.Number != s.End.Number || head.After != s.After || seq != s.End.Seq || end != s.Bytes:
-		return head, fmt.Errorf("%w: it is whole up to entry %d only, of %d", content.ErrCorrupt, seq, s.End.Seq)
+	case head.Volume != s.Volume || head.Epoch != s.Epoch || head.Number != s.Through.Number || head.After != s.After || seq != s.Through.Seq || end != s.Bytes:
+		return head, fmt.Errorf("%w: it is whole up to entry %d only, of %d", content.ErrCorrupt, seq, s.Through.Seq)
 	}
 	return head, nil
 }
@@ -352,17 +350,16 @@ func (x *heir) send(s *sender, segments []journal.AdoptedSegment, same int) erro
 // common says how many of the segments a holder has too, the last one in part perhaps, and
 // where what it has in common ends: at no place, where it is nothing.
 func common(held wire.Held, segments []journal.AdoptedSegment, through content.Position) (same int, at wire.Place, seq uint64) {
-	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s wire.HeldSegment) bool { return s.End.Seq <= through.Seq })
+	have := slices.DeleteFunc(slices.Clone(held.Segments), func(s content.SegmentRef) bool { return s.Through.Seq <= through.Seq })
 	for i, h := range have {
 		if i == len(segments) {
 			break
 		}
 		ref := segments[i].Ref
-		if h.Volume != ref.Volume || h.Epoch != ref.Epoch || h.End.Number != ref.Through.Number || h.After != ref.After {
+		if h.Volume != ref.Volume || h.Epoch != ref.Epoch || h.Through.Number != ref.Through.Number || h.After != ref.After {
 			break
 		}
-		same, at = i+1, wire.Place{Epoch: h.Epoch, Number: h.End.Number, Offset: min(h.Bytes, ref.Bytes)}
-		seq = min(h.End.Seq, ref.Through.Seq)
+		same, at, seq = i+1, wire.Place{Epoch: h.Epoch, Number: h.Through.Number, Offset: min(h.Bytes, ref.Bytes)}, min(h.Through.Seq, ref.Through.Seq)
 		if h.Bytes != ref.Bytes {
 			break
 		}

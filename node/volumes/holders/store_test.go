@@ -198,7 +198,7 @@ func TestPrefixOnly(t *testing.T) {
 		}
 	}
 	held := d.must(w, wire.Status{Claim: claim(2)})
-	if held.End() != l.End() || len(held.Segments) != 3 || held.Segments[0].End.Seq != 4 {
+	if held.End() != l.End() || len(held.Segments) != 3 || held.Segments[0].Through.Seq != 4 {
 		t.Errorf("%+v, want all up to %v", held, l.End())
 	}
 	other := l.pieceOf(claim(2), 2, 0)

@@ -400,15 +400,17 @@ type Status struct {
 	// Holders are those that the record names.
 	Holders []trust.PublicKey
 	// Degraded says that the record says so, and Short that a flush failed for want of
-	// holders, or is about to.
-	Degraded, Short bool
+	// holders, or is about to; Few that there are fewer members than are to be holders.
+	Degraded, Short, Few bool
 }
 
 // Status returns how the holders stand.
 func (w *Writer) Status() Status {
+	live := len(w.cfg.Live())
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Status{slices.Clone(w.state.Holders()), w.state.Degraded(), w.state.Short(FlushWait)}
+	named := w.state.Holders()
+	return Status{slices.Clone(named), w.state.Degraded(), w.state.Short(FlushWait), len(named) < w.cfg.K && live < w.cfg.K}
 }
 
 // jitter is how long after its loss a holder is replaced.

@@ -25,10 +25,8 @@ type Moment struct {
 	Vol  *volume.Volume
 	At   content.Position
 	Size int64
-	// Head is what is under the journal behind Base; nil is a blank disk.
-	Head    *pack.Head
-	Lineage []content.CID
-	Base    content.Position
+	// Folded says what is under the journal behind Base.
+	catalog.Folded
 	// Whole says that it is all that Vol has, which nobody writes.
 	Whole bool
 	// Close gives back what keeps it.
@@ -43,7 +41,7 @@ func Of(vol *volume.Volume, at content.Position, record func() catalog.Volume) (
 		if now.Base.Seq > at.Seq || vol.Keep(now.Base) != nil { // a fold goes on meanwhile
 			continue
 		}
-		return Moment{Vol: vol, At: at, Size: now.Size, Head: now.Head, Lineage: now.Lineage, Base: now.Base, Close: func() error {
+		return Moment{Vol: vol, At: at, Size: now.Size, Folded: now.Folded, Close: func() error {
 			vol.Release(now.Base)
 			vol.Release(at)
 			return nil
@@ -55,7 +53,7 @@ func Of(vol *volume.Volume, at content.Position, record func() catalog.Volume) (
 
 // Still is a volume that nobody writes while it is open, which who opened it closes.
 func Still(vol *volume.Volume, now catalog.Volume) Moment {
-	return Moment{vol, vol.End(), now.Size, now.Head, now.Lineage, now.Base, true, func() error { return nil }}
+	return Moment{vol, vol.End(), now.Size, now.Folded, true, func() error { return nil }}
 }
 
 // Read fills p from off.
@@ -150,7 +148,7 @@ func (cfg Config) OpenFolder(ctx context.Context, body catalog.Snapshot, ancesto
 	if err != nil {
 		return Moment{}, err
 	}
-	return Moment{vol, body.At, body.Size, body.Head, body.Lineage, body.Base, true, vol.Close}, nil
+	return Moment{vol, body.At, body.Size, body.Folded, true, vol.Close}, nil
 }
 
 // Export writes the disk to a file, which is empty: holes and zeros stay holes. What was

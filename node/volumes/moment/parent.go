@@ -34,7 +34,7 @@ func (p Parent) Begins(e *index.Entry) error {
 	if err := Fits(e, p.Known.Size); err != nil {
 		return err
 	}
-	e.Head, e.Lineage, e.Base, e.Segments, e.FsUsed = p.Known.Head, p.Known.Lineage, p.Known.Base, p.Known.Segments, p.Known.FsUsed
+	e.Folded, e.FsUsed = p.Known.Folded, p.Known.FsUsed
 	e.Ancestors = journal.Ancestors(p.Segments, e.ID)
 	return nil
 }

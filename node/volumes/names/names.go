@@ -4,9 +4,11 @@ package names
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/records"
@@ -16,15 +18,61 @@ import (
 	"github.com/grangemesh/grange/origin/trust"
 )
 
-// Names are those of the mesh, for a node that is Self. Who names a node to people, and Away
-// says whether it is away.
+// Names are those of the mesh, for a node of a farm that is Self. Who names a node to people,
+// Away says whether it is away, and Call asks it.
 type Names struct {
 	Records records.Records
 	Index   *index.Index
 	Self    trust.PublicKey
+	Farm    string
 	Who     func(trust.PublicKey) string
 	Away    func(context.Context, trust.PublicKey) bool
+	Call    func(ctx context.Context, to trust.PublicKey, method string, body []byte) ([]byte, error)
 	Log     *slog.Logger
+}
+
+// SnapshotMethod has the node that a volume is attached to make a snapshot of it.
+const SnapshotMethod = "volume/snapshot"
+
+type snapshotRequest struct {
+	Name string             `json:"name"`
+	Spec terms.SnapshotSpec `json:"spec"`
+}
+
+// Snapshot asks the node that has a volume for one.
+func (x Names) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpec) (view terms.SnapshotView, err error) {
+	r, body, err := x.Records.Volume(ctx, name)
+	switch {
+	case err != nil, r.Farm != x.Farm:
+		return view, x.Elsewhere(ctx, name)
+	case body.Holder == x.Self || body.State == catalog.Released:
+		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
+	}
+	q, _ := json.Marshal(snapshotRequest{name, spec}) // of texts
+	b, err := x.Call(ctx, body.Holder, SnapshotMethod, q)
+	if errors.Is(err, content.ErrUnavailable) {
+		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, x.Who(body.Holder), name, body.FoldedAt.UTC().Format(time.RFC3339))
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &view)
+	}
+	return view, err
+}
+
+// AnswerSnapshot answers that, where has says that the volume is attached.
+func AnswerSnapshot(ctx context.Context, body []byte, has func(name string) bool, make func(context.Context, string, terms.SnapshotSpec) (terms.SnapshotView, error)) ([]byte, error) {
+	var q snapshotRequest
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, fmt.Errorf("call %s: %w: %w", SnapshotMethod, content.ErrInvalid, err)
+	}
+	if !has(q.Name) {
+		return nil, fmt.Errorf("volume %q: %w here", q.Name, content.ErrNotFound)
+	}
+	view, err := make(ctx, q.Name, q.Spec)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(view)
 }
 
 // Elsewhere says what became of a name that no volume here has: ErrNotFound, with who
@@ -95,6 +143,11 @@ func (x Names) Purge(ctx context.Context, name string, spec terms.RemoveSpec) er
 	return x.Records.Purge(ctx, name)
 }
 
+// NoSnapshotYet is the conflict with what another has taken from here.
+func NoSnapshotYet() error {
+	return fmt.Errorf("%w: another node has it, and what it has here alone is no snapshot yet: try again when `grange snapshot ls` shows it, or use --purge", content.ErrConflict)
+}
+
 // RemoveOwn deletes the record of a volume of this node, if it has one, and with purge the
 // snapshots of that name.
 func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64, spec terms.RemoveSpec) error {
@@ -108,6 +161,8 @@ func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64,
 		return err
 	case !mine && e.Empty && (body.State != catalog.Released || body.ID != e.ID):
 		return x.Remove(ctx, e.Name, spec)
+	case !mine && !e.Empty && body.ID == e.ID && !spec.Purge:
+		return NoSnapshotYet()
 	case !mine && !e.Empty:
 		return nil // it is of another volume that has the name, or of another's, with its snapshots
 	default:

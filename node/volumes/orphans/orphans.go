@@ -72,7 +72,7 @@ func (k *Keeper) put(ctx context.Context, folder string, e index.Entry) error {
 		return err
 	}
 	s := catalog.Snapshot{
-		Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Head: e.Head, Lineage: e.Lineage, Base: e.Base, Segments: e.Segments,
+		Volume: e.Name, Orphan: true, ID: e.ID, Size: e.Size, Epoch: e.Epoch, Folded: e.Folded,
 		At: end, Parent: e.From, Holder: k.Self, Created: k.Now(), FsUsed: e.FsUsed,
 	}
 	err = k.Records().PutSnapshot(ctx, nil, s)

@@ -157,7 +157,8 @@ func (x Records) MakeDurable(ctx context.Context, ref content.Ref, now catalog.V
 		if body.Durable || body.ID != now.ID {
 			return false
 		}
-		body.Head, body.Lineage, body.Base, body.Segments, body.Durable = now.Head, now.Lineage, now.Base, now.Segments[:segments], true
+		body.Folded, body.Durable = now.Folded, true
+		body.Segments = now.Segments[:segments]
 		return true
 	})
 	if errors.Is(err, content.ErrNotFound) {

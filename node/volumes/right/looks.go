@@ -1,6 +1,7 @@
 package right
 
 import (
+	"maps"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -39,8 +40,11 @@ func (l *Looks) Begin(returned int64, now time.Time) {
 	}
 }
 
-// End is for the end of what Begin begins.
-func (l *Looks) End(now time.Time) { l.last = now }
+// End is for the end of what Begin begins. What was asked for longer ago says nothing more.
+func (l *Looks) End(now time.Time) {
+	l.last = now
+	maps.DeleteFunc(l.asked, func(_ content.VolumeID, asked time.Time) bool { return now.Sub(asked) >= vainFor })
+}
 
 // IsDue reports whether the record of a volume is to be looked at, which is done then; said
 // is when it was last asked for and said that the volume is this node's, zero if it is not

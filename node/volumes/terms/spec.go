@@ -6,6 +6,8 @@ package terms
 import (
 	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/grangemesh/grange/blockdev/limit"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -18,6 +20,9 @@ const (
 	UBLK = "ublk"
 	Auto = "auto"
 )
+
+// noDegrade is what Spec.Degrade says of a volume whose flushes are to wait for its holders.
+const noDegrade = "none"
 
 // Durable is what SnapshotSpec.Wait may say.
 const Durable = "durable"
@@ -34,7 +39,7 @@ type Spec struct {
 	From       content.Ref `json:"from,omitzero" doc:"image:NAME, volume:NAME, volume:NAME?at=folded or snapshot:NAME@N; a blank disk when not given"`
 	Transport  string      `json:"transport,omitempty" enum:"auto,nbd,ublk"`
 	Durability string      `json:"durability,omitempty" doc:"what a flush means: local, which it is when not given, farm:K or origin; of a volume that exists: from now on"`
-	Degrade    string      `json:"degrade,omitempty" enum:"local" doc:"with farm:K: local lets flushes go on without the holders, once the record says so"`
+	Degrade    string      `json:"degrade,omitempty" enum:"local,none" doc:"with farm:K: local lets flushes go on without the holders, once the record says so; none takes that back"`
 	ReadOnly   bool        `json:"readonly,omitempty" doc:"of a volume that exists and that this node does not have: read it as the bucket has it now, beside whoever writes it"`
 	Takeover   bool        `json:"takeover,omitempty" doc:"attach it although another node holds it; what that one has not folded stays behind as a snapshot"`
 	Generation uint64      `json:"generation,omitempty" doc:"an orchestrator's own count: a request with a lower one than the volume has seen is a conflict"`
@@ -59,8 +64,8 @@ func (s Spec) WithDefaults() (Spec, error) {
 			return s, err
 		}
 	}
-	if s.Degrade != "" && s.Degrade != catalog.PolicyLocal {
-		return s, fmt.Errorf("degrade %.20q: %w: want local, or nothing", s.Degrade, content.ErrInvalid)
+	if !slices.Contains([]string{"", catalog.PolicyLocal, noDegrade}, s.Degrade) {
+		return s, fmt.Errorf("degrade %.20q: %w: want local or none", s.Degrade, content.ErrInvalid)
 	}
 	if err := limit.Limits(s.Limits).Check(); err != nil {
 		return s, err
@@ -88,7 +93,7 @@ func (s Spec) Change(body *catalog.Volume) {
 		body.Policy = s.Durability
 	}
 	if s.Degrade != "" {
-		body.Degrade = s.Degrade
+		body.Degrade = strings.TrimSuffix(s.Degrade, noDegrade)
 	}
 	if s.Limits != (Limits{}) {
 		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grangemesh/grange/node/fetch"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -60,11 +61,15 @@ type View struct {
 	Degrade    string      `json:"degrade,omitempty" doc:"local: flushes may go on without the holders"`
 	Degraded   time.Time   `json:"degraded_since,omitzero" doc:"since when flushes are acknowledged by this node alone"`
 	Holders    []string    `json:"holders,omitempty" doc:"members that keep what is not in the bucket"`
-	Short      bool        `json:"short,omitempty" doc:"too few members hold what is written: flushes wait for more, and fail"`
-	Generation uint64      `json:"generation,omitempty"`
-	Confirmed  bool        `json:"confirmed" doc:"false until the record was read since this node started"`
-	Limits     Limits      `json:"limits,omitzero"`
-	Bytes      fetch.Bytes `json:"bytes"`
+	// HolderNames are what these are called, and the IDs of those of whom that is not known.
+	HolderNames []string    `json:"holder_names,omitempty" doc:"what these are called, where it is known"`
+	Short       bool        `json:"short,omitempty" doc:"too few members hold what is written: flushes wait for more, and fail"`
+	Generation  uint64      `json:"generation,omitempty"`
+	Confirmed   bool        `json:"confirmed" doc:"false until the record was read since this node started"`
+	Limits      Limits      `json:"limits,omitzero"`
+	Bytes       fetch.Bytes `json:"bytes"`
+	// Slow returns the slowest reads of the last minutes; nil where none is served.
+	Slow func() []why.Read `json:"-"`
 }
 
 // SnapshotView describes a snapshot.

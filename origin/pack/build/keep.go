@@ -60,8 +60,9 @@ func (b *Builder) Keep(ctx context.Context, index uint64, e pack.Extent) error {
 	b.next, b.size = index+1, b.size+int64(e.Raw)
 	return b.inTurn(ctx, func(ctx context.Context) error {
 		at := b.assembler.packs.Place(e.Location)
+		_, again := b.assembler.placed.get(e.CID)
 		b.assembler.placed.put(e.CID, at)
-		b.stats.add(stored{at: at}.name)
+		b.stats.add(stored{at: at, first: !again}.name)
 		return b.assembler.name(ctx, index, pack.Child{CID: e.CID, At: at})
 	})
 }

@@ -2,7 +2,7 @@ package volumes
 
 import "github.com/grangemesh/grange/node/volumes/terms"
 
-// What volumes are asked for with, and what is told of them: see package terms.
+// Words of package terms, which tests say often.
 type (
 	Spec         = terms.Spec
 	Limits       = terms.Limits

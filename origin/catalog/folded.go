@@ -26,9 +26,9 @@ const (
 	whichBits = 3 // room for 1+AncestorsMax
 )
 
-// saved is what the bucket has of a volume or a snapshot.
+// Folded is what the bucket has of a volume or a snapshot: a root, and the journal behind it.
 //
-// Its journal is encoded as follows, u being an unsigned and i a signed varint:
+// The journal is encoded as follows, u being an unsigned and i a signed varint:
 //
 //	u  number, u seq       of the base
 //	u  n, n times 16       the IDs of other volumes, by their first segment
@@ -37,32 +37,43 @@ const (
 //	      of: 0 the record's own, else the n-th other
 //	   u  numbers, u entries that it stands for, u bytes that it has, and u tails
 //	   16 its sum
-type saved struct {
-	head     *pack.Head
-	lineage  []content.CID
-	base     content.Position
-	segments []content.SegmentRef
+type Folded struct {
+	// Head has all up to Base; nil for a blank disk never folded. Lineage are the roots
+	// before it, the newest first.
+	Head    *pack.Head
+	Lineage []content.CID
+	Base    content.Position
+	// Segments are those in the bucket behind Base, a chain.
+	Segments []content.SegmentRef
 }
 
-func (s saved) encode(c *content.Codec, id content.VolumeID, size int64) (head, lineage, journal []byte, err error) {
-	if s.head != nil {
-		if head, err = s.head.Encode(c); err == nil {
-			err = isDisk(*s.head)
+// Through is up to where the bucket has it.
+func (s Folded) Through() content.Position {
+	if n := len(s.Segments); n > 0 {
+		return s.Segments[n-1].Through
+	}
+	return s.Base
+}
+
+func (s Folded) encode(c *content.Codec, id content.VolumeID, size int64) (head, lineage, journal []byte, err error) {
+	if s.Head != nil {
+		if head, err = s.Head.Encode(c); err == nil {
+			err = isDisk(*s.Head)
 		}
-		if err == nil && s.head.Root.Size > size {
-			err = fmt.Errorf("size %d, and its root has %d bytes", size, s.head.Root.Size)
+		if err == nil && s.Head.Root.Size > size {
+			err = fmt.Errorf("size %d, and its root has %d bytes", size, s.Head.Root.Size)
 		}
 		if err != nil {
 			return nil, nil, nil, err
 		}
 	}
-	if s.head == nil && s.base != (content.Position{}) {
-		return nil, nil, nil, fmt.Errorf("all up to %v is in no root", s.base)
+	if s.Head == nil && s.Base != (content.Position{}) {
+		return nil, nil, nil, fmt.Errorf("all up to %v is in no root", s.Base)
 	}
-	if len(s.lineage) > content.LineageMax || len(s.segments) > SegmentsMax {
-		return nil, nil, nil, fmt.Errorf("%d ancestors, %d segments; the limits are %d and %d", len(s.lineage), len(s.segments), content.LineageMax, SegmentsMax)
+	if len(s.Lineage) > content.LineageMax || len(s.Segments) > SegmentsMax {
+		return nil, nil, nil, fmt.Errorf("%d ancestors, %d segments; the limits are %d and %d", len(s.Lineage), len(s.Segments), content.LineageMax, SegmentsMax)
 	}
-	for _, root := range s.lineage {
+	for _, root := range s.Lineage {
 		if root.IsHole() {
 			return nil, nil, nil, errors.New("an ancestor is a hole")
 		}
@@ -72,9 +83,9 @@ func (s saved) encode(c *content.Codec, id content.VolumeID, size int64) (head, 
 	return head, lineage, journal, err
 }
 
-func (s saved) encodeJournal(id content.VolumeID) ([]byte, error) {
+func (s Folded) encodeJournal(id content.VolumeID) ([]byte, error) {
 	volumes := []content.VolumeID{id}
-	for _, x := range s.segments {
+	for _, x := range s.Segments {
 		if !slices.Contains(volumes, x.Volume) {
 			volumes = append(volumes, x.Volume)
 		}
@@ -82,14 +93,14 @@ func (s saved) encodeJournal(id content.VolumeID) ([]byte, error) {
 	if len(volumes) > 1+AncestorsMax {
 		return nil, fmt.Errorf("its segments are of %d other volumes, the limit is %d", len(volumes)-1, AncestorsMax)
 	}
-	b := binary.AppendUvarint(binary.AppendUvarint(nil, s.base.Number), s.base.Seq)
+	b := binary.AppendUvarint(binary.AppendUvarint(nil, s.Base.Number), s.Base.Seq)
 	b = binary.AppendUvarint(b, uint64(len(volumes)-1))
 	for _, v := range volumes[1:] {
 		b = append(b, v[:]...)
 	}
-	b = binary.AppendUvarint(b, uint64(len(s.segments)))
-	at, epoch := s.base, uint64(0)
-	for _, x := range s.segments {
+	b = binary.AppendUvarint(b, uint64(len(s.Segments)))
+	at, epoch := s.Base, uint64(0)
+	for _, x := range s.Segments {
 		if x.After != at || x.Through.Number <= at.Number || x.Through.Seq < at.Seq || x.Bytes <= 0 || x.Epoch > epochMax || uint64(x.Tails) > x.Through.Number-at.Number {
 			return nil, fmt.Errorf("a segment of epoch %d and %d bytes from %v to %v follows %v", x.Epoch, x.Bytes, x.After, x.Through, at)
 		}
@@ -103,27 +114,27 @@ func (s saved) encodeJournal(id content.VolumeID) ([]byte, error) {
 	return b, nil
 }
 
-// decodeSaved reads what encode wrote, and leaves the checks to it.
-func decodeSaved(c *content.Codec, id content.VolumeID, head, lineage, journal []byte) (s saved, err error) {
+// decodeFolded reads what encode wrote, and leaves the checks to it.
+func decodeFolded(c *content.Codec, id content.VolumeID, head, lineage, journal []byte) (s Folded, err error) {
 	if head != nil {
 		h, err := pack.DecodeHead(c, head)
 		if err != nil {
 			return s, err
 		}
-		s.head = &h
+		s.Head = &h
 	}
 	for root := range slices.Chunk(lineage, content.CIDSize) {
 		if len(root) == content.CIDSize {
-			s.lineage = append(s.lineage, content.CID(root))
+			s.Lineage = append(s.Lineage, content.CID(root))
 		}
 	}
 	r := varints{rest: journal}
-	s.base = content.Position{Number: r.next(), Seq: r.next()}
+	s.Base = content.Position{Number: r.next(), Seq: r.next()}
 	volumes := []content.VolumeID{id}
 	for n := r.next(); n > 0 && r.err == nil; n-- {
 		volumes = append(volumes, r.bytes16())
 	}
-	at, epoch := s.base, uint64(0)
+	at, epoch := s.Base, uint64(0)
 	for n := r.next(); n > 0 && r.err == nil; n-- {
 		x := content.SegmentRef{After: at}
 		step := r.nextSigned()
@@ -134,7 +145,7 @@ func decodeSaved(c *content.Codec, id content.VolumeID, head, lineage, journal [
 		x.Volume, x.Epoch = volumes[which], epoch+uint64(step>>whichBits)
 		x.Through = content.Position{Number: at.Number + r.next(), Seq: at.Seq + r.next()}
 		x.Bytes, x.Tails, x.Sum = int64(r.next()), int(r.next()), r.bytes16()
-		s.segments = append(s.segments, x)
+		s.Segments = append(s.Segments, x)
 		at, epoch = x.Through, x.Epoch
 	}
 	return s, r.err

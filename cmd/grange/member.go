@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/grangemesh/grange/cmd/grange/doctor"
+	"github.com/grangemesh/grange/cmd/grange/units"
+	"github.com/grangemesh/grange/node"
+	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/node/membership"
+)
+
+// memberFlags are of the commands that run a member of the mesh.
+type memberFlags struct {
+	Join      *string    `help:"Token of the mesh to join, when --data is new: @FILE has it, - reads it from the standard input. A token that stands here itself is taken off the command line, where others could see it for a moment." placeholder:"@FILE"`
+	Name      string     `help:"What other members are shown of this one; the host's name when not given."`
+	Listen    []string   `help:"Where members connect; port 4001 of all addresses, by TCP and QUIC, when not given." placeholder:"MULTIADDR,…"`
+	Announce  []string   `help:"Where members reach this node from outside, beside the addresses that it has: those of a port forward, or of a 1:1 NAT." placeholder:"MULTIADDR,…"`
+	Bootstrap []string   `help:"Members to begin with, beside those of the token." placeholder:"MULTIADDR,…"`
+	API       string     `name:"api" help:"Serve the API on an address too; TLS unless on loopback." placeholder:"HOST:PORT"`
+	Quota     units.Size `help:"How much of the disk the cache may take." default:"20GiB"`
+	Memory    units.Size `help:"How much memory this node aims to take at most; else what its cgroup allows." placeholder:"SIZE"`
+	Check     bool       `help:"Say whether a node would start so, and end." env:"-"`
+	LogFormat string     `enum:"text,json" default:"text" help:"Log lines for people or for programs: ${enum}; --json means json."`
+	followFlags
+
+	handover <-chan os.Signal // asks for one
+}
+
+// BeforeReset listens to signals before the config file is read.
+func (c *memberFlags) BeforeReset() error {
+	c.handover = hearEarly()
+	return nil
+}
+
+// config begins the configuration of a member, and what has to be done before.
+func (c *memberFlags) config(app *cli, std stdio) (cfg node.Config, err error) {
+	if _, _, err := net.SplitHostPort(c.API); c.API != "" && err != nil {
+		return cfg, fmt.Errorf("%w: --api %q: want HOST:PORT", errUsage, c.API)
+	}
+	if !c.Check {
+		if err := c.hideToken(app.Data); err != nil {
+			return cfg, err
+		}
+	}
+	token, err := c.token(app.Data, std)
+	if err != nil {
+		return cfg, err
+	}
+	log := newLog(std.err, app.Verbose, app.JSON || c.LogFormat == "json")
+	return node.Config{
+		Dir: app.Data, Join: token, Name: c.Name, Listen: c.Listen, Announce: c.Announce, Bootstrap: c.Bootstrap,
+		Quota: int64(c.Quota), Follow: c.Follow, Version: version(), Log: log,
+	}, limitMemory(c.Memory, log)
+}
+
+// couldServe fails if the API can't have its address, before the member is anything.
+func (c *memberFlags) couldServe(ctx context.Context, dir string) error {
+	if c.API == "" || membership.In(dir) {
+		return nil
+	}
+	if err := doctor.CouldListen(ctx, "tcp", c.API); err != nil {
+		return fmt.Errorf("--api %s: %w", c.API, err)
+	}
+	return nil
+}
+
+func (c *memberFlags) serve(ctx context.Context, last lastCall, cfg node.Config, doors *doors) error {
+	log := cfg.Log
+	n, err := node.New(ctx, cfg)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
+		return nil // it was told to stop before it served
+	}
+	if err != nil {
+		return err
+	}
+	if cfg.Flusher != nil && n.Volumes != nil && n.Volumes.NoDisks() == nil {
+		log.Warn("block devices are at risk", "why", cfg.Flusher)
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(n.Collectors()...)
+	settings := api.Config{Node: n, Dir: cfg.Dir, Address: c.API, Metrics: metrics, Log: log}
+	server := api.New(settings)
+	err = server.Listen(ctx)
+	if err != nil && c.API != "" && n.Awaited() {
+		log.Error("this node's volumes are served without --api", "err", err)
+		settings.Address = ""
+		server = api.New(settings)
+		err = server.Listen(ctx)
+	}
+	if err != nil {
+		stopped, cancel := context.WithCancel(ctx)
+		cancel()
+		return errors.Join(err, n.Run(stopped))
+	}
+	ctx, handover := awaitHandover(ctx, last, c.handover, log)
+	self := n.Self()
+	log.Info("serving", "node", self.ID, "mesh", self.Mesh, "farm", self.Farm, "role", self.Role, "listen", self.Addrs, "nbd", doors.addresses(), "data", cfg.Dir)
+	if err = n.Run(ctx, server.Run); err != nil {
+		err = fmt.Errorf("node stopped: %w", err)
+	}
+	log.Info("stopped")
+	return handover(errors.Join(err, doors.leave(ctx)))
+}
+
+// token returns the join token: --join has it, or where it is, @FILE or - for standard
+// input. A member needs none: a removed file, or input, does not keep it from starting.
+func (c *memberFlags) token(dir string, std stdio) (string, error) {
+	if c.Join == nil {
+		return "", nil
+	}
+	given, member := *c.Join, membership.In(dir)
+	token := given
+	var err error
+	switch path, file := strings.CutPrefix(given, "@"); {
+	case given == fromStdin && member:
+		return "", nil
+	case given == fromStdin || file:
+		token, err = std.readSecret(path)
+	}
+	if (err != nil || token == "") && member && given != "" {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: --join %s: %w", errUsage, given, err)
+	}
+	if token == "" {
+		return "", fmt.Errorf("%w: --join: the token is empty; a founding node goes without the flag", errUsage)
+	}
+	return token, nil
+}
+
+// withoutToken returns the arguments with - for the token; false if it is not there.
+func withoutToken(args []string, token string) ([]string, bool) {
+	out := make([]string, len(args))
+	found := false
+	for i, a := range args {
+		switch a {
+		case token:
+			a = fromStdin
+		case "--join=" + token:
+			a = "--join=" + fromStdin
+		}
+		found = found || a != args[i]
+		out[i] = a
+	}
+	return out, found
+}
+
+// hideToken takes a token off the command line, where all users of the host can see it:
+// the process begins anew, under the same ID, and reads the token from its standard
+// input. It returns if there is nothing to hide, or it can't be done here.
+func (c *memberFlags) hideToken(dir string) error {
+	if c.Join == nil || *c.Join == fromStdin || *c.Join == "" || strings.HasPrefix(*c.Join, "@") {
+		return nil
+	}
+	args, found := withoutToken(os.Args, *c.Join)
+	if !found { // it came from the environment, or a file
+		return nil
+	}
+	if err := membership.Fits(dir, *c.Join); err != nil { // a member will not read it
+		return err
+	}
+	return again(args, *c.Join)
+}
+
+const (
+	// memoryShare of what the node may take is for the Go heap and its stacks; the
+	// rest is for what the runtime does not count, such as the maps of files.
+	memoryShare = 0.9
+	// memoryMin is the least that --memory may say: less is garbage collection alone.
+	memoryMin = 128 << 20
+)
+
+// limitMemory has the garbage collector keep the process within --memory, or else its
+// cgroup's limit, if there is one. GOMEMLIMIT in the environment comes before both.
+func limitMemory(limit units.Size, log *slog.Logger) error {
+	provider := memlimit.FromCgroup
+	switch {
+	case limit != 0 && limit < memoryMin:
+		return fmt.Errorf("%w: --memory %s: want at least %s", errUsage, units.Bytes(int64(limit)), units.Bytes(memoryMin))
+	case limit != 0:
+		provider = memlimit.Limit(uint64(limit))
+	}
+	got, err := memlimit.Set(memlimit.WithProvider(provider), memlimit.WithRatio(memoryShare))
+	switch {
+	case errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported), err == nil && got == math.MaxInt64:
+	case err != nil:
+		log.Debug("the memory limit of this node's cgroup is not known; --memory gives one", "err", err)
+	default:
+		log.Info("memory is limited", "heap", units.Bytes(got))
+	}
+	return nil
+}

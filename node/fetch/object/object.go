@@ -1,0 +1,61 @@
+// Package object has what is fetched: one thing under a root, and where it lies.
+package object
+
+import (
+	"fmt"
+
+	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/pack"
+)
+
+// Object is one thing to fetch: where it stands under the root, its name, where it
+// lies at the origin, and how far it goes once it has come. A map node brings its
+// page.
+type Object struct {
+	Pos   content.Pos
+	ID    content.CID
+	Page  content.CID
+	At    pack.Location
+	Pair  pack.Pair
+	Reach cache.Reach
+}
+
+// Node returns the object of a map node.
+func Node(p content.Pos, pair pack.Pair, reach cache.Reach) Object {
+	return Object{Pos: p, ID: pair.Node.CID, Page: pair.Page.CID, At: pair.Node.Location, Pair: pair, Reach: reach}
+}
+
+// Key names an object: a map node with another page is another, and so is one
+// that is fetched to go less far, as bytes that may not go farther are under way for
+// it, or from another place, as a record may say where it is not.
+type Key struct {
+	id, page   content.CID
+	at, pageAt pack.Location
+	level      int
+	reach      cache.Reach
+}
+
+// Key returns the object's.
+func (o Object) Key() Key {
+	return Key{o.ID, o.Page, o.At, o.Pair.Page.Location, o.Pos.Level, o.Reach}
+}
+
+// Frames are what is read for it at the origin.
+func (o Object) Frames() []pack.Extent {
+	if o.Pos.Level > 0 {
+		return []pack.Extent{o.Pair.Node, o.Pair.Page}
+	}
+	return []pack.Extent{{CID: o.ID, Location: o.At}}
+}
+
+// Stored is how many bytes that is.
+func (o Object) Stored() (n int) {
+	for _, e := range o.Frames() {
+		n += int(e.Length)
+	}
+	return n
+}
+
+// RunKey is what a run's lead is chosen by.
+func RunKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }

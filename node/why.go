@@ -1,0 +1,39 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/grangemesh/grange/node/why"
+	"github.com/grangemesh/grange/origin/content"
+)
+
+// Why says what the slowest reads of a volume waited for.
+type Why struct {
+	Words      []string   `json:"words" doc:"what the reads waited for, a line for those that waited for the same"`
+	Reads      []why.Read `json:"reads" doc:"those under way, then those of the last ten minutes that took longer than 10 ms, the slowest first, 64 at most"`
+	PassedOver []Peer     `json:"passed_over" doc:"members that are not asked now, as they failed or lied lately"`
+}
+
+// Why returns the slowest reads of the last minutes of a volume that this node serves.
+func (n *Node) Why(ctx context.Context, volume string) (Why, error) {
+	v, err := n.Volumes.Find(ctx, volume)
+	if err == nil && v.Node != "" && v.Node != n.swarm.ID().String() {
+		err = fmt.Errorf("volume %q: %w on this node: %s has it, and knows of its reads", volume, content.ErrNotFound, cmp.Or(v.NodeName, v.Node))
+	}
+	out := Why{Words: []string{}, Reads: []why.Read{}, PassedOver: []Peer{}}
+	if err != nil || v.Slow == nil {
+		return out, err
+	}
+	out.Reads = append(out.Reads, v.Slow()...)
+	for _, r := range out.Reads {
+		for i := range r.Steps {
+			r.Steps[i].Name = n.nameOf(r.Steps[i].Peer)
+		}
+	}
+	out.Words = append(out.Words, why.Explain(out.Reads)...)
+	out.PassedOver = append(out.PassedOver, slices.DeleteFunc(n.FarmPeers(), func(p Peer) bool { return p.Until.IsZero() })...)
+	return out, nil
+}
