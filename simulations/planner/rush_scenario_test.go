@@ -34,6 +34,7 @@ func TestRushes(t *testing.T) {
 			if d.HasArg("kill") {
 				d.ScanArgs(t, "kill", &r.kill)
 			}
+			r.follow = d.HasArg("follow")
 			for _, loss := range peers(t, d, "loss") {
 				if _, err := fmt.Sscan(string(loss), &r.loss); err != nil {
 					d.Fatalf(t, "%v", err)

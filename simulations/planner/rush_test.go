@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -49,6 +50,7 @@ type rush struct {
 	announced []plan.Peer
 	begun     map[*node]bool
 	took      []time.Duration
+	starts    time.Duration // the last one's
 }
 
 // rushing is what a rush is made of.
@@ -58,6 +60,9 @@ type rushing struct {
 	size               int // of a run
 	loss               int // of its farm's members a node does not see, in percent
 	kill               int // of the nodes after a while, in percent
+	// follow says that the nodes follow a tag that has moved, and that the runs are those
+	// that are new.
+	follow bool
 }
 
 func newRush(r rushing) *rush {
@@ -78,9 +83,21 @@ func newRush(r rushing) *rush {
 	for i := range 2 * r.farms / goneShare {
 		c.announces(plan.Peer(fmt.Sprint("gone", i)))
 	}
+	for f := range r.farms {
+		if r.follow { // they have announced what the tag stood for
+			for _, p := range plan.Rank("root", c.farms[fmt.Sprint("farm", f)])[:2] {
+				c.announces(p)
+			}
+		}
+	}
 	for _, n := range c.all() {
 		c.see(n, r.loss)
-		c.after(time.Duration(c.rng.Int64N(int64(startsWithin))), func() { c.warm(n) })
+		starts := time.Duration(c.rng.Int64N(int64(startsWithin)))
+		if r.follow {
+			starts += follow.Delay(string(n.name), "tag", 2, r.farms*r.nodes)
+		}
+		c.starts = max(c.starts, starts)
+		c.after(starts, func() { c.warm(n) })
 	}
 	if r.kill > 0 {
 		image := time.Duration(float64(r.size*r.runs) / uplinkRate * float64(time.Second))
@@ -155,7 +172,7 @@ func (c *rush) settle(n *node, then func()) {
 	then()
 }
 
-func (c *rush) over() bool { return len(c.begun) == 0 && c.now > startsWithin }
+func (c *rush) over() bool { return len(c.begun) == 0 && c.now > c.starts }
 
 func (c *rush) follow(n *node) {
 	n.root.Want(c.clock())
