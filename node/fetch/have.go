@@ -167,9 +167,11 @@ func (m *Image) Hold(ctx context.Context) error {
 func (m *Image) Prepare(ctx context.Context) {
 	peers := m.rs.Load().peers
 	peers.Want()
-	select {
-	case <-time.After(peers.SettlesIn()):
-	case <-ctx.Done():
+	for left := peers.SettlesIn(); left > 0 && ctx.Err() == nil; left = peers.SettlesIn() {
+		select {
+		case <-time.After(min(left, plan.SettleLook)):
+		case <-ctx.Done():
+		}
 	}
 }
 

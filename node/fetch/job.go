@@ -147,7 +147,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.WaitFarm:
 			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
-			j.work.Go(func() { j.wait(j.rs.peers.SettlesIn(), func() (<-chan struct{}, bool) { return nil, false }) })
+			j.work.Go(func() { j.wait(a.Wait, func() (<-chan struct{}, bool) { return nil, false }) })
 		case plan.WaitReads:
 			j.work.Go(j.awaitOthers)
 		case plan.Try:

@@ -400,7 +400,7 @@ func (f *flight) wait(a plan.Action) {
 		})
 	case plan.WaitSwarm:
 		n.m.say("%s waits for announcements", n.name)
-		n.m.after(n.root.SettlesIn(n.m.clock()), func() { n.settled = true; waited() })
+		n.m.after(a.Wait, func() { n.settled = true; waited() })
 	case plan.WaitReads:
 		once := sync.OnceFunc(waited)
 		n.reading[f.run] = append(n.reading[f.run], func(bool) { once() })
