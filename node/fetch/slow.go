@@ -9,49 +9,20 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// traced returns where it is noted what is tried for a request: of those alone that guests
-// wait for, or may come to.
-func (r request) traced() *why.Trace {
-	if r.priority < exchange.PriorityReadahead || r.from != "" {
-		return nil
-	}
-	return new(why.Trace)
-}
-
-// trail is the flights that a guest's read has waited for.
-type trail struct {
-	began   time.Time
-	flights []*flight
-}
-
-// tried notes a flight; nil notes nothing.
-func (t *trail) tried(fl *flight) {
-	if t != nil && len(t.flights) < trailMax {
-		t.flights = append(t.flights, fl)
-	}
-}
-
-// trailMax bounds the flights of a read that are remembered: the map's, and some in vain.
-const trailMax = 8
-
 // noteSlow keeps a read of a guest that took long.
 func (m *Image) noteSlow(r *guestRead, err error) {
-	took := time.Since(r.began)
+	took := time.Since(r.Began)
 	if took < why.Slow {
 		return
 	}
-	out := why.Read{At: r.began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: FromCache.String()}
-	var traces []*why.Trace
-	for _, fl := range r.flights {
-		traces = append(traces, fl.job.trace)
-		if fl.ended.Load() && fl.err == nil {
-			out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
-		}
+	out := why.Read{At: r.Began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: FromCache.String()}
+	if fl := r.last; fl != nil && fl.ended.Load() && fl.err == nil {
+		out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
 	}
 	if err != nil {
 		out.Source, out.Error = "", content.Line(err)
 	}
-	m.slow.Note(out.With(slices.Compact(traces)...))
+	m.slow.Note(r.Of(out))
 }
 
 func (m *Image) offset(index uint64) int64 {
