@@ -234,7 +234,7 @@ func (j *Job) shown(p Peer) (n int) {
 // send it long before the one that is due; else that one. Nobody leads for it.
 func (j *Job) instead(due Peer) Peer {
 	if need := j.need(); j.cfg.Level == 0 {
-		if p := j.holder(false); p != "" && j.shown(p) == j.left && j.m.loads.slower(due, need, p, need, insteadShare, j.now) {
+		if p := j.holder(false); p != "" && j.shown(p) == j.left && j.m.loads.slower(j.m.loads.wait(due, need, j.now), insteadShare, p, need, j.now) {
 			return p
 		}
 	}

@@ -185,11 +185,11 @@ func span(bytes int64, rate float64) time.Duration {
 	return time.Duration(float64(bytes) / rate * float64(time.Second))
 }
 
-// slower reports whether a member is expected to take so many times as long for what it is
-// asked, and for bytes more, as another one, of which that was measured, for need.
-func (ls *loads) slower(p Peer, bytes int64, other Peer, need int64, share float64, now time.Time) bool {
+// slower reports whether that is more than so many times what another member, which was
+// measured, takes for so many bytes.
+func (ls *loads) slower(wait time.Duration, share float64, other Peer, bytes int64, now time.Time) bool {
 	l := ls.of[other]
-	return l != nil && l.fresh(now) && float64(ls.wait(p, bytes, now)) > share*float64(ls.wait(other, need, now))
+	return l != nil && l.fresh(now) && float64(wait) > share*float64(ls.wait(other, bytes, now))
 }
 
 // slow reports whether a member is expected to take far longer than most.

@@ -202,7 +202,7 @@ func (j *Job) late() bool {
 	}
 	other := j.beside()
 	return other != "" && !slices.ContainsFunc(j.under, func(s *source) bool {
-		return !j.m.loads.slower(s.act.Peer, 0, other, j.need(), lateShare, j.now)
+		return !j.m.loads.slower(j.m.loads.wait(s.act.Peer, 0, j.now), lateShare, other, j.need(), j.now)
 	})
 }
 
