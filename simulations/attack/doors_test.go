@@ -22,7 +22,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
-	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -127,15 +126,7 @@ func calls() map[string]call {
 	named := call{here: asJSON(func(p prey) string { return p.volume }), absent: asJSON(func(prey) string { return "absent" })}
 	empty := func(prey) []byte { return []byte{0xa0} }
 	open := call{here: empty, absent: empty, members: true}
-	matching := func(glob func(prey) string) func(prey) []byte {
-		return func(p prey) []byte {
-			b, _ := content.NewCodec().Marshal([]follow.Pattern{{Glob: glob(p)}}) // it always can be
-			return b
-		}
-	}
 	return map[string]call{
-		"match":        {here: matching(func(prey) string { return "*" }), absent: matching(func(prey) string { return "absent*" }), members: true},
-		"image/warm":   {here: text(func(p prey) string { return p.image }), absent: text(func(prey) string { return "absent" })},
 		"volume/taken": volume, "volume/reads": volume, "volume/snapshot": named, "volume/attach": named,
 		"resolve": {
 			here:   func(p prey) []byte { return resolveBody(content.KindVolume, p.volume) },
