@@ -249,7 +249,6 @@ type outcome struct {
 	unknown bool
 	lied    bool
 	useless error // why what came, though no lie, is of no use here
-	near    bool  // it is of this farm
 	some    bool  // something of use came
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
@@ -297,9 +296,6 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	default:
 		j.f.Think(func(m *plan.Member) {
 			m.Work(a.Peer, j.f.cfg.Now())
-			if o.near {
-				m.Seen(a.Peer, j.f.cfg.Now())
-			}
 			if o.some && a.Fetch && a.Passed && !m.Origin {
 				m.Provided(a.Peer)
 			}
@@ -342,7 +338,6 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	for _, fl := range left {
 		byIndex[fl.obj.Pos.Index] = fl
 	}
-	o.near = near
 	source := FromSwarm
 	if near {
 		source = FromFarm
