@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -66,12 +67,15 @@ func (n *Node) askMatches(ctx context.Context, id peer.ID, patterns []follow.Pat
 	return out, err
 }
 
-// farmMates are the other members of this farm, those too that are away.
+// farmMates are the other members of this farm: those that gossip, or that anybody has met.
 func (n *Node) farmMates(ctx context.Context) (out []images.Neighbour) {
+	for _, p := range n.FarmPeers() {
+		out = append(out, images.Neighbour{ID: p.ID, Name: p.Name})
+	}
 	for _, m := range n.Membership.Members(ctx) {
-		if m.Farm == n.Farm() && m.Role.IsMember() && m.State != membership.StateRevoked && m.State != membership.StateSelf {
-			m.State, m.Farm = membership.StateConnected, "" // whether it is here is to be seen
-			out = append(out, images.Neighbour{ID: m.ID, Name: m.String()})
+		mate := images.Neighbour{ID: m.ID, Name: m.Name}
+		if m.Farm == n.Farm() && m.Role.IsMember() && m.State != membership.StateRevoked && m.State != membership.StateSelf && !slices.Contains(out, mate) {
+			out = append(out, mate)
 		}
 	}
 	return out

@@ -14,6 +14,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/node/volumes/terms"
@@ -33,6 +34,7 @@ type mesh struct {
 	t      *testing.T
 	origin string
 	first  *Node
+	follow []follow.Pattern // of the next node
 	now    func() time.Time // nil is the host's clock
 	opened atomic.Int64     // times that an origin was
 	terms  seed.Terms       // of seeds
@@ -47,7 +49,7 @@ func (m *mesh) start(data, name, join string) (n *Node, stop func()) {
 func (m *mesh) startAs(role trust.Role, data, name, join string) (n *Node, stop func()) {
 	m.t.Helper()
 	n, err := New(m.t.Context(), Config{
-		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms,
+		Dir: data, Role: role, Name: name, Join: join, Farm: "alpha", Origins: []string{"file://" + m.origin}, Quota: 256 << 20, Terms: m.terms, Follow: m.follow,
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Now: m.now, Log: slog.New(slog.DiscardHandler),
 		OpenOrigin: func(ctx context.Context, _ string) (bucket.Bucket, *bucket.Metrics, error) {
 			m.opened.Add(1)

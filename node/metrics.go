@@ -31,7 +31,7 @@ func (s seen) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("grange_"+name, help, names, nil), kind, v, values...)
 	}
 	images, vols := map[string]fetch.Bytes{}, map[string]fetch.Bytes{}
-	for root, b := range s.n.fetch.RootBytes() {
+	for root, b := range s.n.fetch.Tally().Roots() {
 		name := s.n.calledRoot(root)
 		images[name] = images[name].Plus(b)
 	}

@@ -74,7 +74,8 @@ type Node struct {
 	held       *holders.Store  // for other members' volumes; nil in a seed
 	allowance  *seed.Allowance // what a seed may send; nil in others, which send all
 	started    time.Time
-	fresh      bool         // the data folder was nobody's
+	fresh      bool // the data folder was nobody's
+	avoidable  avoidable
 	returned   atomic.Int64 // times that the origin, or the farm, was gone and is back
 	awaited    bool         // somebody waits for volumes that are on disk here
 
@@ -182,7 +183,7 @@ type part = func(context.Context) error
 func (n *Node) Run(ctx context.Context, above ...func(context.Context) error) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
-	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld, n.keepAllowance, n.followPlaces}
+	parts := []part{n.swarm.Run, n.exchange.Run, n.fetch.Run, n.cache.Run, n.Membership.Run, n.origin.watch, n.keepHeld, n.keepAllowance, n.followPlaces, n.keepWarned}
 	if n.farm != nil {
 		parts = append(parts, n.farm.Run, n.followFarm)
 	}

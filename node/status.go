@@ -100,7 +100,7 @@ func (n *Node) FarmPeers() []Peer {
 
 func (n *Node) peer(p peer.AddrInfo, who trust.Identity, state string) Peer {
 	path, moved := n.swarm.Path(p.ID), n.exchange.With(p.ID)
-	return Peer{Received: moved.Received, Sent: moved.Sent, Asked: n.fetch.Asked(p.ID), ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
+	return Peer{Received: moved.Received, Sent: moved.Sent, Asked: n.fetch.Tally().Of(p.ID), ID: p.ID.String(), Name: n.Membership.Who(who.Key).Name, Farm: who.Farm, Role: who.Role, State: state, Path: path.Address, Way: path.Way, Addrs: swarm.Texts(p)}
 }
 
 // Path says how this node is connected with a member, by its ID; "" when it is not.
@@ -210,6 +210,7 @@ func (n *Node) Waiting() []string {
 type Status struct {
 	Ready         bool             `json:"ready"`
 	Waiting       []string         `json:"waiting,omitempty" doc:"what the node waits for before it is ready"`
+	Warnings      []Warning        `json:"warnings" doc:"what is amiss though the node is ready"`
 	Self          Self             `json:"self"`
 	Origin        Origin           `json:"origin"`
 	Farm          []Peer           `json:"farm" doc:"the live neighbours"`
@@ -235,7 +236,7 @@ type Disks struct {
 func (n *Node) Status() Status {
 	waiting := n.Waiting()
 	s := Status{
-		Ready: len(waiting) == 0, Waiting: waiting, Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
+		Ready: len(waiting) == 0, Waiting: waiting, Warnings: n.Warnings(), Self: n.Self(), Origin: n.origin.view(), Farm: n.FarmPeers(), Neighbourhood: n.Neighbourhood(),
 		Bytes: n.fetch.Bytes(), Cache: n.Cache(), Followed: n.Images.Followed(), Started: n.started, Version: n.cfg.Version, Disks: n.disks(),
 	}
 	if n.allowance != nil {

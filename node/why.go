@@ -28,10 +28,12 @@ func (n *Node) Why(ctx context.Context, volume string) (Why, error) {
 		return out, err
 	}
 	out.Reads = append(out.Reads, v.Slow()...)
-	for _, r := range out.Reads {
-		for i := range r.Steps {
-			r.Steps[i].Name = n.nameOf(r.Steps[i].Peer)
+	for i := range out.Reads {
+		steps := slices.Clone(out.Reads[i].Steps) // the kept ones are others' too
+		for j := range steps {
+			steps[j].Name = n.nameOf(steps[j].Peer)
 		}
+		out.Reads[i].Steps = steps
 	}
 	out.Words = append(out.Words, why.Explain(out.Reads)...)
 	out.PassedOver = append(out.PassedOver, slices.DeleteFunc(n.FarmPeers(), func(p Peer) bool { return p.Until.IsZero() })...)

@@ -95,7 +95,7 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []doctor.Fi
 }
 
 func examineNode(s api.Status) []doctor.Finding {
-	return []doctor.Finding{
+	out := []doctor.Finding{
 		disksFinding(s.Disks),
 		doctor.GoodIf(s.Ready).Of("node", cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")),
 		doctor.GoodIf(s.Self.Revoked.IsZero()).Of("membership", cmp.Or(revoked(s.Self), string(s.Self.Role))),
@@ -104,6 +104,10 @@ func examineNode(s api.Status) []doctor.Finding {
 		doctor.GoodIf(s.Neighbourhood.State != node.FarmCutOff).Of("farm", neighbours(s)),
 		volumesFinding(s),
 	}
+	for _, w := range s.Warnings {
+		out = append(out, doctor.Bad.Of(w.About, w.Text))
+	}
+	return out
 }
 
 func volumesFinding(s api.Status) doctor.Finding {

@@ -175,6 +175,7 @@ func (c *imageShowCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: imagePath(c.Name) + "?holders=true"}, func(w io.Writer, i api.Image) {
 		fmt.Fprintf(w, "name\t%s\nkind\t%s\nroot\t%s\nsize\t%s\nstored\t%s in %d chunks\nscope\t%s\nversion\t%d\nseen\t%s\nsigned\t%s\nsource\t%s\npinned\t%v\n",
 			i.Name, i.Kind, i.CID, units.Bytes(i.Size), units.Bytes(int64(i.Stored)), i.Chunks, i.Scope, i.Version, seen(i), i.Signed.Local().Format(time.DateTime), i.Source, i.Pinned)
+		fmt.Fprintf(w, "read from\t%s (%.2f of it)\n", sources(i.Bytes), i.Copies)
 		for _, h := range i.Holders {
 			share := 100 * float64(h.Chunks) / float64(max(i.Chunks, 1))
 			fmt.Fprintf(w, "held by\t%s, farm %s: %s, %.0f %%%s\n", cmp.Or(h.Name, h.ID), cmp.Or(h.Farm, "none"), units.Bytes(h.Bytes), share, prefixed(", ", h.Way))

@@ -37,9 +37,9 @@ type meshPeersCmd struct{}
 
 func (c *meshPeersCmd) Run(ctx context.Context, app *cli, std stdio) error {
 	return tell(ctx, app, std, request{method: "GET", path: "/api/peers"}, func(w io.Writer, p api.Peers) {
-		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tPATH\tID")
+		fmt.Fprintln(w, "NAME\tFARM\tROLE\tSTATE\tRECEIVED\tSENT\tFAILED\tPATH\tID")
 		row := func(m api.Peer) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State, cmp.Or(m.Path, "-"), m.ID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Farm, "-"), m.Role, m.State+prefixed(": ", m.Why), units.Bytes(m.Received), units.Bytes(m.Sent), m.Failures, m.Requests, cmp.Or(strings.TrimSpace(string(m.Way)+" "+m.Path), "-"), m.ID)
 		}
 		row(api.Peer{ID: p.Self.ID, Name: p.Self.Name, Farm: p.Self.Farm, Role: p.Self.Role, State: "this node"})
 		for _, m := range p.Peers {
@@ -395,12 +395,20 @@ func (c *cli) status(ctx context.Context) (raw json.RawMessage, s api.Status, er
 func statusTable(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "node\t%s %s\nmesh\t%s\nfarm\t%s, %s\nrole\t%s%s\norigin\t%s %s %s\n", s.Self.Name, s.Self.ID, s.Self.Mesh, cmp.Or(s.Self.Farm, "none"), neighbours(s), s.Self.Role, prefixed(": ", revoked(s.Self)), s.Origin.State, s.Origin.URL, s.Origin.Detail)
 	fmt.Fprintf(w, "cache\t%s of %s%s, %s\nvolumes\t%d%s\n", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota), beyond(s.Cache), count(int(s.Cache.Chunks), "chunk"), s.Volumes, prefixed(", to be looked at: ", strings.Join(s.Failing, ", ")))
-	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n", units.Bytes(s.Bytes.Cache), units.Bytes(s.Bytes.Farm), units.Bytes(s.Bytes.Swarm), units.Bytes(s.Bytes.Origin))
+	fmt.Fprintf(w, "read from\t%s\n", sources(s.Bytes))
 	followedLines(w, s.Followed)
 	seedTable(w, s.Seed)
 	for _, a := range s.Self.Addrs {
 		fmt.Fprintf(w, "address\t%s\n", a)
 	}
+	for _, x := range s.Warnings {
+		fmt.Fprintf(w, "warning\t%s: %s\n", x.About, x.Text)
+	}
+}
+
+// sources says where bytes came from.
+func sources(b api.Bytes) string {
+	return fmt.Sprintf("cache %s, farm %s, swarm %s, origin %s", units.Bytes(b.Cache), units.Bytes(b.Farm), units.Bytes(b.Swarm), units.Bytes(b.Origin))
 }
 
 // neighbours says how many a node has, and what is wrong with its farm.

@@ -119,8 +119,7 @@ func volumeTable(w io.Writer, v api.Volume) {
 			fmt.Fprintf(w, "%s\t%s\n", x.name, x.value)
 		}
 	}
-	fmt.Fprintf(w, "read from\tcache %s, farm %s, swarm %s, origin %s\n",
-		units.Bytes(v.Bytes.Cache), units.Bytes(v.Bytes.Farm), units.Bytes(v.Bytes.Swarm), units.Bytes(v.Bytes.Origin))
+	fmt.Fprintf(w, "read from\t%s\n", sources(v.Bytes))
 }
 
 // unconfirmed says why a volume that is served may fail flushes, where nothing else does.

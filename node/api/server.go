@@ -114,20 +114,27 @@ func (s *Server) health(a huma.API) {
 		Type string `header:"Content-Type"`
 		Body []byte
 	}
-	texts := func(path, summary string, fn func() ([]byte, error)) {
+	texts := func(path, summary string, fn func(context.Context) ([]byte, error)) {
 		op := described("GET "+path, summary)
 		op.Responses["200"] = asText()
-		huma.Register(a, op, func(context.Context, *struct{}) (*text, error) {
-			b, err := fn()
+		huma.Register(a, op, func(ctx context.Context, _ *struct{}) (*text, error) {
+			b, err := fn(ctx)
 			return &text{textType, b}, err
 		})
 	}
-	texts("/healthz", "the process answers", func() ([]byte, error) { return []byte("ok\n"), nil })
-	texts("/readyz", "the node has joined and serves", func() ([]byte, error) {
+	texts("/healthz", "the process answers", func(context.Context) ([]byte, error) { return []byte("ok\n"), nil })
+	texts("/readyz", "the node has joined and serves; what is amiss all the same is said to who may know", func(ctx context.Context) ([]byte, error) {
 		if waiting := s.cfg.Node.Waiting(); len(waiting) > 0 {
 			return nil, huma.Error503ServiceUnavailable("not ready: it waits for " + strings.Join(waiting, ", "))
 		}
-		return []byte("ok\n"), nil
+		b := []byte("ok\n")
+		if !isTrusted(ctx) { // whom it costs next to nothing
+			return b, nil
+		}
+		for _, w := range s.cfg.Node.Warnings() {
+			b = append(b, "warning: "+w.About+": "+w.Text+"\n"...)
+		}
+		return b, nil
 	})
 	op := described("GET /metrics", "counters and gauges, as Prometheus takes them")
 	op.Responses["200"] = asText()

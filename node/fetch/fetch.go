@@ -214,15 +214,8 @@ func (f *Fetcher) Collectors() []prometheus.Collector { return f.tally.Collector
 // are those that guests read there.
 func (f *Fetcher) Bytes() Bytes { return f.tally.Bytes() }
 
-// Asked returns how the requests to a member went since the start.
-func (f *Fetcher) Asked(id peer.ID) tally.Asked { return f.tally.Of(id) }
-
-// BytesOf is Bytes of one root, and RootBytes of each that was read, those under the zero CID
-// that were too many.
-func (f *Fetcher) BytesOf(root content.CID) Bytes { return f.tally.BytesOf(root) }
-
-// RootBytes is BytesOf each.
-func (f *Fetcher) RootBytes() map[content.CID]Bytes { return f.tally.Roots() }
+// Tally returns what is counted, by root and by member too.
+func (f *Fetcher) Tally() *tally.Tally { return f.tally }
 
 // start runs job unless the Fetcher has stopped, and Run waits for it.
 func (f *Fetcher) start(job func()) bool {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -167,10 +166,7 @@ func (m *Image) Hold(ctx context.Context) error {
 func (m *Image) Prepare(ctx context.Context) {
 	peers := m.rs.Load().peers
 	peers.Want()
-	select {
-	case <-time.After(peers.SettlesIn()):
-	case <-ctx.Done():
-	}
+	peers.Settle(ctx)
 }
 
 // Holders returns how many of the image's chunks members show, this node too, when those of the farm, and those found elsewhere, have had their time to. What they show
@@ -197,10 +193,7 @@ func newBook(f *Fetcher) *shown.Book {
 	}
 	if f.cfg.Swarm != nil {
 		cfg.Find = f.cfg.Swarm.Find
-		cfg.Others = func() bool {
-			live := f.cfg.Members.Live()
-			return slices.ContainsFunc(f.cfg.Swarm.Peers(), func(p peer.AddrInfo) bool { return !slices.Contains(live, p.ID) })
-		}
+		cfg.Peers = f.cfg.Swarm.Peers
 	}
 	return shown.New(cfg)
 }

@@ -122,7 +122,7 @@ func (m *Image) ReadChunk(ctx context.Context, index uint64, off int, p []byte) 
 	if leaf != nil && m.readHere(leaf.Node.Entry(int(index%content.MapFanout)), off, p) {
 		return nil
 	}
-	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, trail: trail{began: time.Now()}}
+	r := &guestRead{m: m, index: index, off: off, p: p, looked: leaf != nil, Trail: why.Trail{Began: time.Now()}}
 	err := m.patiently(ctx, func(ctx context.Context) error { // tries the sources once
 		return m.byHeads(ctx, func(rs *rootState) error { return r.read(ctx, rs) })
 	})
@@ -150,20 +150,22 @@ type guestRead struct {
 	p      []byte
 	looked bool // into the cache, for the next climb
 	missed bool // readahead was told
-	trail
+	why.Trail
+	last *flight
 }
 
 func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	m, off, p := r.m, r.off, r.p
 	how := m.by(exchange.PriorityGuest)
-	how.trail = &r.trail
+	how.trail = &r.Trail
 	o, ok, err := m.f.chunk(ctx, rs, r.index, how)
 	if err != nil || !(r.looked && ok) && m.readHere(o.ID, off, p) { // the zero object is a hole
 		return err
 	}
 	r.looked = false
 	fl := m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
-	r.tried(fl)
+	r.last = fl
+	r.Tried(fl.job.trace)
 	if !r.missed && !fl.ended.Load() && fl.job.how.priority == exchange.PriorityGuest { // nor asked for ahead
 		r.missed = true
 		if run, ok := m.ahead.Missed(r.index); ok {
@@ -173,7 +175,8 @@ func (r *guestRead) read(ctx context.Context, rs *rootState) error {
 	if !fl.flows(ctx) {
 		m.f.leave(fl)
 		fl = m.f.join(rs, []object.Object{o}, m.by(exchange.PriorityGuest))[0]
-		r.tried(fl)
+		r.last = fl
+		r.Tried(fl.job.trace)
 	}
 	v, err := fl.wait(ctx)
 	if err != nil {

@@ -56,7 +56,7 @@ func newJob(f *Fetcher, rs *rootState, run pack.Run, how request, climb *plan.Jo
 	if climb == nil {
 		return nil
 	}
-	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: how.traced()}
+	j := &job{f: f, rs: rs, run: run, how: how, events: make(chan plan.Event, eventsMax), asks: map[plan.Peer]*asking{}, landed: make(chan struct{}), climb: climb, began: time.Now(), trace: why.TraceIf(how.priority >= exchange.PriorityReadahead && how.from == "")}
 	j.how.trail = nil
 	climb.Of = j
 	j.ctx, j.cancel = context.WithCancelCause(f.ctx)
@@ -147,7 +147,7 @@ func (j *job) step(e plan.Event) (wake time.Time, on bool) {
 		case plan.WaitFarm:
 			j.work.Go(func() { j.wait(plan.FarmWait, j.rs.peers.NearSettled) })
 		case plan.WaitSwarm:
-			j.work.Go(func() { j.wait(j.rs.peers.SettlesIn(), func() (<-chan struct{}, bool) { return nil, false }) })
+			j.work.Go(func() { j.wait(a.Wait, func() (<-chan struct{}, bool) { return nil, false }) })
 		case plan.WaitReads:
 			j.work.Go(j.awaitOthers)
 		case plan.Try:
@@ -249,7 +249,6 @@ type outcome struct {
 	unknown bool
 	lied    bool
 	useless error // why what came, though no lie, is of no use here
-	near    bool  // it is of this farm
 	some    bool  // something of use came
 	absent  bool  // something was not to be had,
 	nowhere bool  // by the word of the origin to a member of this farm
@@ -297,9 +296,6 @@ func (j *job) ask(ask *asking, a plan.Action) {
 	default:
 		j.f.Think(func(m *plan.Member) {
 			m.Work(a.Peer, j.f.cfg.Now())
-			if o.near {
-				m.Seen(a.Peer, j.f.cfg.Now())
-			}
 			if o.some && a.Fetch && a.Passed && !m.Origin {
 				m.Provided(a.Peer)
 			}
@@ -342,7 +338,6 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	for _, fl := range left {
 		byIndex[fl.obj.Pos.Index] = fl
 	}
-	o.near = near
 	source := FromSwarm
 	if near {
 		source = FromFarm

@@ -76,7 +76,7 @@ func (f *Fetcher) nodeAt(ctx context.Context, rs *rootState, o object.Object, ho
 		return nil, content.ErrNotFound
 	}
 	fl := f.join(rs, []object.Object{object.Node(o.Pos, o.Pair, max(how.reach, rs.reach()))}, how)[0]
-	how.trail.tried(fl)
+	how.trail.Tried(fl.job.trace)
 	if _, err := fl.wait(ctx); err != nil {
 		return nil, err
 	}

@@ -111,6 +111,9 @@ func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
 		if way := f.onWay(o.Key()); way.read == nil && !f.cached(o) {
 			way.read, way.Reading = r, true
 			mine = append(mine, o)
+			if o.Pos.Level == 0 && j.rs.peers.Mind.Shown(o.Pos.Index) {
+				f.tally.Avoidable.Add(int64(o.Stored()))
+			}
 		}
 		f.settle(o.Key())
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch/roots"
 	"github.com/grangemesh/grange/node/fetch/shown"
 	"github.com/grangemesh/grange/node/fetch/tally"
+	"github.com/grangemesh/grange/node/why"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
@@ -270,7 +271,7 @@ type request struct {
 	noOrigin bool // nobody is to read the origin for it
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
-	trail          *trail // of a guest's read
+	trail          *why.Trail // of a guest's read
 }
 
 // byWalk is for a look at what is here and goes so far.

@@ -68,11 +68,7 @@ func (f *Fetcher) Want(ctx context.Context, from exchange.Peer, req exchange.Req
 		return
 	}
 	if !req.Fetch || !member || f.cfg.HoldsOnly {
-		if to, ok := s.better(near); ok {
-			w.Refer(to)
-			return
-		}
-		w.Absent(missing...)
+		s.lacks(near, missing)
 		return
 	}
 	s.bringIn(ctx, missing)
@@ -90,18 +86,19 @@ type serving struct {
 	run  pack.Run
 }
 
-// better returns the lead of the run for a member of this farm that takes itself for it,
-// and notes that the member is here, if gossip does not say so.
-func (s *serving) better(near bool) (to peer.ID, ok bool) {
+// lacks answers that this node hasn't got something, or refers a member of this farm that
+// takes itself for the lead, and does not see it, to it.
+func (s *serving) lacks(near bool, missing []uint64) {
 	if near && s.run.Pack != "" {
-		s.f.Think(func(m *plan.Member) {
-			var lead plan.Peer
-			m.Seen(s.how.from, s.f.cfg.Now())
-			lead, ok = m.Better(object.RunKey(s.run), s.how.from, s.f.cfg.Now())
-			to = peer.ID(lead)
-		})
+		var lead plan.Peer
+		var ok bool
+		s.f.Think(func(m *plan.Member) { lead, ok = m.Better(object.RunKey(s.run), s.how.from, s.f.cfg.Now()) })
+		if ok {
+			s.w.Refer(peer.ID(lead))
+			return
+		}
 	}
-	return to, ok
+	s.w.Absent(missing...)
 }
 
 // crowdKey names those that a run is sent to: the members of this farm are

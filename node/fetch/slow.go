@@ -1,7 +1,6 @@
 package fetch
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -10,49 +9,20 @@ import (
 	"github.com/grangemesh/grange/p2p/exchange"
 )
 
-// traced returns where it is noted what is tried for a request: of those alone that guests
-// wait for, or may come to.
-func (r request) traced() *why.Trace {
-	if r.priority < exchange.PriorityReadahead || r.from != "" {
-		return nil
-	}
-	return new(why.Trace)
-}
-
-// trail is the flights that a guest's read has waited for.
-type trail struct {
-	began   time.Time
-	flights []*flight
-}
-
-// tried notes a flight; nil notes nothing.
-func (t *trail) tried(fl *flight) {
-	if t != nil && len(t.flights) < trailMax {
-		t.flights = append(t.flights, fl)
-	}
-}
-
-// trailMax bounds the flights of a read that are remembered: the map's, and some in vain.
-const trailMax = 8
-
 // noteSlow keeps a read of a guest that took long.
 func (m *Image) noteSlow(r *guestRead, err error) {
-	took := time.Since(r.began)
+	took := time.Since(r.Began)
 	if took < why.Slow {
 		return
 	}
-	out := why.Read{At: r.began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: FromCache.String()}
-	var traces []*why.Trace
-	for _, fl := range r.flights {
-		traces = append(traces, fl.job.trace)
-		if fl.ended.Load() && fl.err == nil {
-			out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
-		}
+	out := why.Read{At: r.Began, Offset: m.offset(r.index) + int64(r.off), Length: len(r.p), Took: took.Seconds(), Source: FromCache.String()}
+	if fl := r.last; fl != nil && fl.ended.Load() && fl.err == nil {
+		out.Source, out.Chunk = fl.from.String(), fl.obj.ID.String()
 	}
 	if err != nil {
 		out.Source, out.Error = "", content.Line(err)
 	}
-	m.slow.Note(out.With(slices.Compact(traces)...))
+	m.slow.Note(r.Of(out))
 }
 
 func (m *Image) offset(index uint64) int64 {
@@ -62,20 +32,24 @@ func (m *Image) offset(index uint64) int64 {
 // Slow returns the slowest reads of the last minutes: those first that are under way, of any
 // handle on this root, then those of this one.
 func (m *Image) Slow() []why.Read {
-	now := m.f.cfg.Now()
-	var out []why.Read
+	var waits []*flight
 	m.f.mu.Lock()
 	for _, o := range m.f.objects {
 		for fl := range o.Flights {
 			fl := fl.Of.(*flight)
-			if took := time.Since(fl.job.began); fl.job.rs.id == m.ID() && fl.job.how.priority == exchange.PriorityGuest && fl.job.trace != nil && fl.obj.Pos.Level == 0 && !fl.ended.Load() && took >= why.Slow {
-				out = append(out, why.Read{At: fl.job.began, Offset: m.offset(fl.obj.Pos.Index), Chunk: fl.obj.ID.String(), Took: took.Seconds()}.With(fl.job.trace))
+			if j := fl.job; j.rs.id == m.ID() && j.how.priority == exchange.PriorityGuest && j.trace != nil && fl.obj.Pos.Level == 0 && !fl.ended.Load() && time.Since(j.began) >= why.Slow {
+				waits = append(waits, fl)
 			}
 		}
 	}
 	m.f.mu.Unlock()
-	slices.SortFunc(out, func(a, b why.Read) int { return cmp.Compare(b.Took, a.Took) })
-	return append(out[:min(len(out), slowUnderWayMax)], m.slow.Slowest(now)...)
+	slices.SortFunc(waits, func(a, b *flight) int { return a.job.began.Compare(b.job.began) })
+	var out []why.Read
+	for _, fl := range waits[:min(len(waits), slowUnderWayMax)] {
+		r := why.Read{At: fl.job.began, Offset: m.offset(fl.obj.Pos.Index), Chunk: fl.obj.ID.String(), Took: time.Since(fl.job.began).Seconds()}
+		out = append(out, r.With(fl.job.trace))
+	}
+	return append(out, m.slow.Slowest(time.Now())...)
 }
 
 // slowUnderWayMax bounds the reads under way that are shown.

@@ -325,8 +325,13 @@ func (m *node) Find(_ context.Context, k swarm.Key) iter.Seq[peer.AddrInfo] {
 	}
 }
 
-// Peers returns another one, in reach.
-func (m *node) Peers() []peer.AddrInfo { return []peer.AddrInfo{{ID: "another"}} }
+// Peers returns those of the world.
+func (m *node) Peers() (out []peer.AddrInfo) {
+	for _, other := range m.w.members {
+		out = append(out, peer.AddrInfo{ID: other.id})
+	}
+	return out
+}
 
 func (m *node) Ban(id peer.ID, _ time.Duration, _ string) { m.banned.Store(id, true) }
 

@@ -28,8 +28,11 @@ const (
 	cancelWait = 3 * time.Second
 )
 
-// Neighbour is another member of this node's farm, here or away.
+// Neighbour is another member of this node's farm, here or away. Its Name proves nothing,
+// and others may have the same.
 type Neighbour struct{ ID, Name string }
+
+func (n Neighbour) String() string { return strings.TrimSpace(n.Name + " " + n.ID) }
 
 // Holder is a member that has some of an image.
 type Holder struct {
@@ -132,10 +135,10 @@ func (im *Images) WarmAll(name string) (operations.View, error) {
 			return err
 		}
 		w := &everywhere{im: im, op: op, q: warmRequest{Name: name, Version: k.Version}}
-		nodes := append([]Neighbour{{im.cfg.Self, "this node"}}, im.cfg.Farm(ctx)...)
+		nodes := append([]Neighbour{{im.cfg.Self, ""}}, im.cfg.Farm(ctx)...)
 		var wg sync.WaitGroup
 		for _, n := range nodes {
-			w.show(n.Name, warmAnswer{State: operations.Running})
+			w.show(n.String(), warmAnswer{State: operations.Running})
 			wg.Go(func() { w.on(ctx, n) })
 		}
 		wg.Wait()
@@ -166,7 +169,7 @@ func (w *everywhere) on(ctx context.Context, n Neighbour) {
 			a = warmAnswer{State: operations.Running}
 		}
 		if ctx.Err() == nil {
-			w.show(n.Name, a)
+			w.show(n.String(), a)
 		}
 		if a.State != operations.Running {
 			return
@@ -179,7 +182,7 @@ func (w *everywhere) on(ctx context.Context, n Neighbour) {
 				defer stop()
 				_, err = w.ask(ctx, n, q)
 			}
-			w.show(n.Name, warmAnswer{State: operations.Cancelled, Error: lineOf(err)})
+			w.show(n.String(), warmAnswer{State: operations.Cancelled, Error: lineOf(err)})
 			return
 		}
 	}

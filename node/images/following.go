@@ -13,6 +13,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 )
 
 const (
@@ -21,6 +22,9 @@ const (
 	followEvery = 3 * time.Second
 	// looksAtOnce is how many names are looked up at once of those that have changed.
 	looksAtOnce = 16
+	// goneAfter is how long members must not speak of a name for a seed to take it for deleted:
+	// it is not told of that, as of nothing that is not public.
+	goneAfter = 24 * time.Hour
 	// keepShare is how much of the cache what is followed may take, in percent: the rest is
 	// for what guests read.
 	keepShare = 80
@@ -45,13 +49,15 @@ type follower struct {
 	im   *Images
 	wake chan struct{} // it may be due sooner
 	told chan string   // names that are wanted now
+	turn int           // of the looks; watch's
 	work sync.WaitGroup
 
 	doing sync.Mutex // held while actions are carried out, one after the other; before mu
 	stops map[string]context.CancelFunc
 
-	mu    sync.Mutex
-	state *follow.State
+	mu      sync.Mutex // guards what follows
+	state   *follow.State
+	missing map[string]time.Time // names of which members do not speak, and since when
 }
 
 func newFollower(im *Images) *follower {
@@ -63,7 +69,7 @@ func newFollower(im *Images) *follower {
 			}
 		}
 	}
-	return &follower{im: im, wake: make(chan struct{}, 1), told: make(chan string, 1), stops: map[string]context.CancelFunc{}, state: follow.New(im.cfg.Self, kept)}
+	return &follower{im: im, wake: make(chan struct{}, 1), told: make(chan string, 1), stops: map[string]context.CancelFunc{}, missing: map[string]time.Time{}, state: follow.New(im.cfg.Self, kept)}
 }
 
 // Run keeps what is followed warm until ctx ends. Without anything to follow it lets go
@@ -101,6 +107,9 @@ func (f *follower) watch(ctx context.Context) {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		f.lookOver(ctx)
+		if err := f.keepLast(ctx); err != nil {
+			f.im.cfg.Log.Debug("the last copy of what is followed may not be kept", "err", err)
+		}
 		if len(f.im.cfg.Follow) == 0 {
 			return
 		}
@@ -147,7 +156,7 @@ func (f *follower) lookUp(ctx context.Context, name string, version uint64) {
 	k, err := f.im.cfg.Names.LookupVersion(ctx, content.KindImage, name, version)
 	rank := slices.IndexFunc(f.im.cfg.Follow, func(p follow.Pattern) bool { return p.Match(k.Kind, name) })
 	switch {
-	case k.Tombstone || err == nil && rank < 0:
+	case k.Tombstone || err == nil && rank < 0 || f.misses(name, version == 0):
 		f.tell(ctx, follow.Event{Kind: follow.Gone, Target: follow.Target{Name: name}})
 	case err != nil:
 		f.im.cfg.Log.Debug("a name that is followed can't be looked up now", "name", name, "err", err)
@@ -161,6 +170,21 @@ func (f *follower) lookUp(ctx context.Context, name string, version uint64) {
 			Name: name, Kind: k.Kind, Version: k.Version, Root: k.Root, Bytes: int64(i.Chunks) * int64(k.Head.Root.ChunkSize), Rank: rank,
 		}})
 	}
+}
+
+// misses notes whether members speak of a name no more, and reports whether a seed has to let it go.
+func (f *follower) misses(name string, unknown bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !unknown || f.im.cfg.Signer.Identity().Role != trust.RoleSeed {
+		delete(f.missing, name)
+		return false
+	}
+	now := f.im.cfg.Now()
+	if f.missing[name].IsZero() {
+		f.missing[name] = now
+	}
+	return now.Sub(f.missing[name]) > goneAfter
 }
 
 // tell has the state take an event, and does what it says.

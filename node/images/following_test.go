@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/operations"
@@ -64,6 +66,7 @@ func (w *world) other(t *testing.T, dir string, quota int64, names ...string) *I
 		}
 		cfg.Follow = append(cfg.Follow, p)
 	}
+	cfg.Holder = func(peer.ID) Holder { return Holder{ID: dir, Farm: cfg.Signer.Identity().Farm} } // alone
 	cfg.Operations = operations.New(cfg.Log, cfg.Now)
 	cfg.Fetcher = newFetcher(t, cfg, w.store)
 	return New(cfg)
@@ -200,16 +203,33 @@ func TestQuotaTooSmall(t *testing.T) {
 		t.Errorf("%+v", f.Behind)
 	}
 	pinned := n.cfg.Cache.Stats().Pinned
-	view, err := n.Warm("image2")
-	if err == nil {
-		_, err = n.cfg.Operations.Wait(t.Context(), view.ID)
+	k, err := n.cfg.Names.Lookup(t.Context(), content.KindImage, "image2", false)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err != nil || n.cfg.Cache.Stats().Pinned != pinned || pinned < 3*512 {
-		t.Errorf("%v, %d pinned, then %d", err, pinned, n.cfg.Cache.Stats().Pinned)
+	m, err := n.cfg.Fetcher.Learn(RootOf(k))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if f := n.Followed(); f.States[follow.Warm] != 3 {
+	for i := range uint64(16) { // a guest reads some of what has no room
+		if err := m.ReadChunk(t.Context(), i, 0, make([]byte, 512)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, n, "the last copy is kept", func(f *Followed) bool { return n.cfg.Cache.Stats().Pinned >= pinned+16 })
+	n.cfg.Cache.Evict(1 << 30)
+	for i := range uint64(16) {
+		if !m.TryReadChunk(i, 0, make([]byte, 512)) && n.cfg.Cache.Stats().Pinned < pinned+16 {
+			t.Fatalf("chunk %d of the last copy was evicted", i)
+		}
+	}
+	if f := n.Followed(); f.States[follow.Warm] != 3 || pinned < 3*512 {
 		t.Errorf("%+v", f)
 	}
+	if _, err := w.Remove(t.Context(), "image2"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, n, "what is followed no more is let go", func(f *Followed) bool { return n.cfg.Cache.Stats().Pinned == pinned })
 }
 
 // TestWhoIsTold which names there are: no stranger, and a seed only of what is public.
@@ -221,6 +241,28 @@ func TestWhoIsTold(t *testing.T) {
 		m, err := w.Matches(t.Context(), who, all)
 		if want < 0 && err == nil || want >= 0 && (err != nil || len(m) != want) {
 			t.Errorf("%s of %q: %v, %v", who.Role, who.Farm, m, err)
+		}
+	}
+}
+
+func TestIsLast(t *testing.T) {
+	const self, farm = "self", "alpha"
+	has := func(id, farm string, chunks uint64) Holder { return Holder{ID: id, Farm: farm, Chunks: chunks} }
+	for _, x := range []struct {
+		holders []Holder
+		want    bool
+	}{
+		{nil, false},
+		{[]Holder{has("other", farm, 5)}, false},
+		{[]Holder{has(self, farm, 5)}, true},
+		{[]Holder{has(self, farm, 5), has("other", farm, 9)}, true},
+		{[]Holder{has(self, farm, 5), has("other", farm, 10)}, false},
+		{[]Holder{has(self, farm, 10), has("zother", farm, 10)}, true},
+		{[]Holder{has(self, farm, 9), has("zother", farm, 10)}, false},
+		{[]Holder{has(self, farm, 10), has("other", "beta", 10), has("seed", "", 10)}, true},
+	} {
+		if got := isLast(Image{Chunks: 10, Holders: x.holders}, self, farm); got != x.want {
+			t.Errorf("%+v: %t", x.holders, got)
 		}
 	}
 }

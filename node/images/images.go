@@ -115,7 +115,7 @@ func (im *Images) info(k records.Known) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	read := im.cfg.Fetcher.BytesOf(k.Root)
+	read := im.cfg.Fetcher.Tally().BytesOf(k.Root)
 	return Image{
 		Bytes: read, Copies: float64(read.Origin) / float64(max(body.Stored, 1)), Name: k.Name, Kind: k.Kind, Target: body.Target, CID: k.Root, Size: body.Head.Root.Size, Stored: body.Stored, Chunks: body.Chunks,
 		Scope: body.Head.Scope, Version: k.Version, Signed: k.SignedAt, Source: body.Source, Pinned: slices.Contains(im.cfg.Cache.Pinned(), k.Name),

@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -74,16 +75,16 @@ func (im *Images) Matches(ctx context.Context, from trust.Identity, patterns []f
 	case from.Farm != im.cfg.Signer.Identity().Farm && !im.listings.outside.AllowN(im.cfg.Now(), 1):
 		return nil, fmt.Errorf("%w: too many ask", content.ErrUnavailable)
 	}
-	met := map[string]bool{}
+	met, own := map[string]bool{}, from.Key == im.cfg.Signer.Identity().Key // who follows keeps what it has
 	for _, p := range patterns {
 		if err := p.Check(); err != nil {
 			return nil, err
 		}
-		if p.Wild() && im.cfg.Readable() == nil && from.Key != im.cfg.Signer.Identity().Key {
+		if p.Wild() && im.cfg.Readable() == nil && !own {
 			return nil, fmt.Errorf("%w: names can't be listed here now", content.ErrUnavailable)
 		}
 		names, err := im.matching(ctx, p)
-		if err != nil {
+		if err != nil && !own {
 			return nil, err
 		}
 		for _, n := range names {
@@ -100,8 +101,11 @@ func (im *Images) Matches(ctx context.Context, from trust.Identity, patterns []f
 func (im *Images) matching(ctx context.Context, p follow.Pattern) ([]listed, error) {
 	if !p.Wild() {
 		k, err := im.cfg.Names.Lookup(ctx, content.KindImage, p.Glob, false)
-		if err != nil { // who follows it keeps what it has
+		switch {
+		case errors.Is(err, content.ErrNotFound):
 			return nil, nil
+		case err != nil:
+			return nil, err
 		}
 		return []listed{listedOf(k)}, nil
 	}

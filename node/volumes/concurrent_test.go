@@ -2,12 +2,14 @@ package volumes
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/grangemesh/grange/node/volumes/fold"
+	"github.com/grangemesh/grange/origin/catalog"
 )
 
 // TestSnapshotsBesideWritesAndFolds: while writers write and folds of each kind run without
@@ -155,5 +157,54 @@ func (p *pair) compared(t *testing.T, w *world, one, two []byte, from int) {
 			t.Errorf("from %d, block %d: alike %t, told as changed %t", from, i, same, told[i])
 			return
 		}
+	}
+}
+
+// late is a registry of which a snapshot's record comes only after do.
+type late struct {
+	*store
+	do func()
+}
+
+func (l *late) Snapshot(ctx context.Context, name string) (catalog.Record, error) {
+	r, err := l.store.Snapshot(ctx, name)
+	if do := l.do; do != nil {
+		l.do = nil
+		do()
+	}
+	return r, err
+}
+
+// TestSnapshotThatBecomesDurable while it is being opened, or forked, has what it had.
+func TestSnapshotThatBecomesDurable(t *testing.T) {
+	p := newPair(t)
+	home := &late{store: p.store}
+	p.a.cfg.Registry = home
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	for i, use := range []func(){
+		func() {
+			if !bytes.Equal(p.a.exported(t, "snapshot:disk@1"), want) {
+				t.Error("it has other bytes")
+			}
+		},
+		func() {
+			p.a.put(t, "fork", Spec{From: refOf(t, "snapshot:disk@2")})
+			p.a.is(t, "fork", want)
+		},
+	} {
+		p.a.fill(t, "disk", want, 4, uint64(i))
+		if view, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil || view.Durable {
+			t.Fatalf("%+v, %v", view, err)
+		}
+		home.do = func() {
+			a := p.a.device("disk")
+			a.vol.WriteAt(t.Context(), bytes.Repeat([]byte{9}, 512), 0, false)
+			if err := a.folds.Run(t.Context(), fold.Chunks); err != nil {
+				t.Error(err)
+			}
+		}
+		use()
+		copy(want, bytes.Repeat([]byte{9}, 512))
 	}
 }

@@ -42,9 +42,13 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, err
 	}
-	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Orphan && a.vol.Keep(body.At) == nil {
-		if p, err := moment.ParentAt(a.vol, body); err == nil || !body.Durable {
-			return p, err
+	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Orphan {
+		if a.vol.Keep(body.At) == nil {
+			if p, err := moment.ParentAt(a.vol, body); err == nil || !body.Durable {
+				return p, err
+			}
+		} else if _, body, err = v.records().Snapshot(ctx, id); err != nil { // it has become durable meanwhile
+			return moment.Parent{}, err
 		}
 	}
 	if body.Orphan && body.Holder == v.cfg.Self {
@@ -57,12 +61,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 	if !body.Durable {
 		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, v.cfg.Who(body.Holder))
 	}
-	return v.parentInBucket(ctx, body), nil
-}
-
-// parentInBucket is what the bucket has.
-func (v *Volumes) parentInBucket(ctx context.Context, known catalog.Snapshot) moment.Parent {
-	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}
+	return moment.Parent{Known: body, Segments: v.bucket().Stored(ctx, body.Segments, nil)}, nil
 }
 
 // parentFolded is what the bucket has of a volume, wherever that is. Its record says first
@@ -72,5 +71,6 @@ func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	return v.parentInBucket(ctx, catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, FsUsed: body.FsUsed}), nil
+	known := catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, FsUsed: body.FsUsed}
+	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}, nil
 }

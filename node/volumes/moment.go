@@ -15,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -73,25 +74,29 @@ func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, erro
 		}
 	}
 	m, err := v.momentOfSnapshot(ctx, made.ID, v.device(name))
-	if err != nil {
+	if closed := m.Close; err == nil {
+		m.Close = func() error { defer remove(); return closed() }
+	} else {
 		remove()
-		return m, err
 	}
-	closed := m.Close
-	m.Close = func() error { defer remove(); return closed() }
-	return m, nil
+	return m, err
 }
 
 // momentOfSnapshot opens a snapshot; a is its volume, if that is here.
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) (moment.Moment, error) {
 	_, body, err := v.records().Snapshot(ctx, id)
-	if err != nil {
-		return moment.Moment{}, err
-	}
-	if a != nil && a.folds != nil && !body.Durable && !body.Orphan && a.vol.Keep(body.At) == nil {
-		return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
+	for range records.Tries {
+		if err != nil || body.Durable || body.Orphan || a == nil || a.folds == nil {
+			break
+		}
+		if a.vol.Keep(body.At) == nil {
+			return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
+		}
+		_, body, err = v.records().Snapshot(ctx, id) // it has become durable meanwhile
 	}
 	switch {
+	case err != nil:
+		return moment.Moment{}, err
 	case body.Durable:
 		return v.bucket().Open(ctx, body)
 	case body.Orphan && body.Holder == v.cfg.Self:

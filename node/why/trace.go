@@ -20,6 +20,14 @@ type Trace struct {
 	steps []Step
 }
 
+// TraceIf is a Trace where guests wait, or may come to, and nil where not.
+func TraceIf(guests bool) *Trace {
+	if !guests {
+		return nil
+	}
+	return new(Trace)
+}
+
 // Action notes what the planner has tried.
 func (t *Trace) Action(a plan.Action) {
 	switch a.Kind {
@@ -108,6 +116,25 @@ func (t *Trace) note(verb string, p peer.ID, ended, brought bool, outcome string
 		return
 	}
 }
+
+// Trail is what was tried for one read, by several jobs maybe.
+type Trail struct {
+	Began  time.Time
+	traces []*Trace
+}
+
+// Tried notes that a read waits for what is tried there; a nil Trail notes nothing.
+func (t *Trail) Tried(tr *Trace) {
+	if t != nil && tr != nil && len(t.traces) < trailMax && !slices.Contains(t.traces, tr) {
+		t.traces = append(t.traces, tr)
+	}
+}
+
+// Of is a read with what was tried for it.
+func (t *Trail) Of(r Read) Read { return r.With(t.traces...) }
+
+// trailMax bounds the jobs of a read that are remembered: the map's, and some in vain.
+const trailMax = 8
 
 // InVain is the error of a climb that has failed: it says which sources were asked. What they
 // failed with is of one of two kinds: content.ErrUnavailable, which may come right, or, where

@@ -36,6 +36,7 @@ type asker struct {
 type askers struct {
 	stranger func(peer.ID) bool
 	max      int // strangers that are served
+	up       *link.Uplink
 
 	mu    sync.Mutex // guards peers; an asker's is taken under it
 	peers map[peer.ID]*asker
@@ -48,7 +49,7 @@ func (s *askers) join(id peer.ID, in *inbound) error {
 	a := s.peers[id]
 	if a == nil {
 		a = &asker{
-			id: id, link: link.New(), bitmap: newLock(), streams: map[*inbound]bool{}, activeAt: time.Now(),
+			id: id, link: link.New(s.up), bitmap: newLock(), streams: map[*inbound]bool{}, activeAt: time.Now(),
 			frames:        rate.NewLimiter(strangerFrames, strangerFramesBurst),
 			introductions: rate.NewLimiter(introductions, introductionsBurst),
 		}

@@ -3,6 +3,8 @@ package exchange
 import (
 	"bytes"
 	"testing"
+
+	"github.com/grangemesh/grange/p2p/exchange/link"
 )
 
 // TestExpandSizes expands bodies of all lengths, one after the other, by the same
@@ -14,7 +16,7 @@ func TestExpandSizes(t *testing.T) {
 	}
 	for _, n := range []int{5000, 8000, 8192, 100_000, 128 << 10, 4097, 120_000} {
 		body := bytes.Repeat([]byte{7}, n)
-		packed := c.compress(body)
+		packed := c.compress(body, link.Much)
 		if packed == nil {
 			t.Fatalf("%d equal bytes were not compressed", n)
 		}

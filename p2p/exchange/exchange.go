@@ -22,6 +22,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/identity"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -132,7 +133,7 @@ func New(cfg Config) (*Exchange, error) {
 		sessions: map[peer.ID]*session{},
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
-	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, peers: map[peer.ID]*asker{}}
+	x.askers = askers{stranger: func(id peer.ID) bool { _, ok := x.ledger.Of(id); return !ok }, max: strangersMax, up: link.NewUplink(), peers: map[peer.ID]*asker{}}
 	if x.codec, err = newCodec(); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -112,7 +113,7 @@ func bomb(f *framed, id uint32) {
 	if err != nil {
 		panic(err)
 	}
-	b := c.compress(make([]byte, 1<<20))
+	b := c.compress(make([]byte, 1<<20), link.Much)
 	d := wire.Data{Raw: 8192, Stored: len(*b), Codec: wire.CodecZstd}
 	_ = f.sendData(id, d, object{body: *b}, func(int) bool { return true })
 }

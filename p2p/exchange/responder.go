@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/exchange/turns"
 	"github.com/grangemesh/grange/p2p/wire"
 )
@@ -201,8 +202,8 @@ func (r *responder) write(index uint64, body, page []byte) error {
 	x, l := r.in.x, r.in.asker.link
 	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page), Spare: x.spare()}
 	o := object{body, page, r.around(body)}
-	if l.MayCompress(len(body)) {
-		if b := x.codec.compress(body); b != nil {
+	if effort := l.Compress(len(body)); effort > link.None {
+		if b := x.codec.compress(body, effort); b != nil {
 			defer x.codec.pool.Put(b)
 			o.body, o.room, d.Codec, d.Stored = *b, nil, wire.CodecZstd, len(*b)
 		} else {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/content/scratch"
+	"github.com/grangemesh/grange/p2p/exchange/link"
 	"github.com/grangemesh/grange/p2p/wire"
 )
 
@@ -231,15 +232,18 @@ func (o *outstanding) rest() []uint64 {
 
 // codec compresses and expands bodies. Safe for concurrent use.
 type codec struct {
-	enc  *zstd.Encoder
+	enc  [link.Much + 1]*zstd.Encoder
 	dec  *zstd.Decoder
 	pool scratch.Pool
 }
 
 func newCodec() (*codec, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(wire.BodySizeMax), zstd.WithEncoderCRC(false))
-	if err != nil {
-		return nil, fmt.Errorf("exchange: zstd: %w", err)
+	var enc [link.Much + 1]*zstd.Encoder
+	for effort, level := range map[link.Effort]zstd.EncoderLevel{link.Some: zstd.SpeedFastest, link.Much: zstd.SpeedBetterCompression} {
+		var err error
+		if enc[effort], err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithWindowSize(wire.BodySizeMax), zstd.WithEncoderCRC(false)); err != nil {
+			return nil, fmt.Errorf("exchange: zstd: %w", err)
+		}
 	}
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(2*wire.BodySizeMax))
 	if err != nil {
@@ -249,9 +253,13 @@ func newCodec() (*codec, error) {
 }
 
 // compress returns body as zstd in a buffer of the pool; nil when that gains little.
-func (c *codec) compress(body []byte) *[]byte {
-	b := c.pool.Get(len(body) - len(body)/8)
-	out := c.enc.EncodeAll(body, (*b)[:0])
+func (c *codec) compress(body []byte, effort link.Effort) *[]byte {
+	least := len(body) / 8
+	if effort == link.Much { // the line is what is short
+		least = len(body) / 64
+	}
+	b := c.pool.Get(len(body) - least)
+	out := c.enc[effort].EncodeAll(body, (*b)[:0])
 	if len(out) > len(*b) || &out[0] != &(*b)[0] {
 		c.pool.Put(b)
 		return nil

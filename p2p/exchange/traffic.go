@@ -89,6 +89,9 @@ func (x *Exchange) With(id peer.ID) Moved {
 // share of the rate when all who wait have theirs.
 func (x *Exchange) spare() Spare {
 	free, peers := x.turns.Spare()
-	rate := x.uploadRate.Load()
+	rate, limit := x.askers.up.Rate(), x.uploadRate.Load()
+	if limit > 0 && (rate == 0 || limit < rate) {
+		rate = limit
+	}
 	return Spare{Slots: uint8(min(free, math.MaxUint8)), Rate: uint32(min(rate/int64(peers+1)/wire.SpareUnit, math.MaxUint32))}
 }

@@ -152,7 +152,7 @@ func TestBansEnd(t *testing.T) {
 	now := time.Now()
 	l := New(trust.NewVerifier(trust.NewPrivateKey().Public()), func() time.Time { return now })
 	l.Ban("liar", time.Minute, "lied")
-	if now = now.Add(59 * time.Second); !l.ShutOut("liar") || len(l.Bans()) != 1 {
+	if now = now.Add(59 * time.Second); !l.ShutOut("liar") || len(l.Bans()) != 1 || l.Bans()["liar"].Why != "lied" || !l.Bans()["liar"].Until.After(now) {
 		t.Error("a ban ended early")
 	}
 	if now = now.Add(2 * time.Second); l.ShutOut("liar") || len(l.Bans()) != 0 {

@@ -176,8 +176,9 @@ func (s *Swarm) announce(ctx context.Context, k Key, known int) {
 	}
 }
 
-// Find yields members that announced the key and have proved that they are members,
-// in the order in which they did, at most announcersMax, until the search or ctx ends.
+// Find yields members that announced the key and have proved that they are members, in
+// the order in which they did, until the search or ctx ends: those that rank first, see
+// content.Weight, whoever searches, and some others.
 func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 	return func(yield func(peer.AddrInfo) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -191,9 +192,14 @@ func (s *Swarm) Find(ctx context.Context, k Key) iter.Seq[peer.AddrInfo] {
 		})
 		defer search.Wait()
 		defer cancel()
-		left := announcedMax
+		first, others := ranks{key: string(k[:])}, 0
 		for info := range members {
-			if left--; !yield(info) || left == 0 {
+			if !first.take(info.ID) {
+				if others++; others > othersMax {
+					continue
+				}
+			}
+			if !yield(info) {
 				return
 			}
 		}
@@ -207,9 +213,9 @@ func (s *Swarm) search(ctx context.Context, k Key, members chan<- peer.AddrInfo)
 	var proving errgroup.Group
 	defer proving.Wait()
 	proving.SetLimit(announcedMax + announcersMax)
-	found, first := map[peer.ID]bool{}, ranks{key: string(k[:])}
+	found := map[peer.ID]bool{}
 	look := func(info peer.AddrInfo) {
-		if !first.take(info.ID) && len(found) >= othersMax || found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
+		if found[info.ID] || info.ID == s.host.ID() || s.ledger.ShutOut(info.ID) {
 			return
 		}
 		s.host.Peerstore().AddAddrs(info.ID, info.Addrs, announceValidity)

@@ -17,29 +17,53 @@ const (
 	crowd     = 8
 	crowdSize = 256 << 20
 	crowdMiB  = 50
+	// crowdRounds is how often each makes one, in turns.
+	crowdRounds = 3
 
 	// The bars: of what sending the image once takes, and ms of a guest's read.
-	crowdMost                = 1.5
+	crowdMost, originMost    = 1.25, 1.02
 	readP50Most, readP99Most = 1.2, 8.0
 	readBesideP99Most        = 12.0
 )
 
-// BenchmarkCrowd times a cold farm whose nodes all want one image at once, while
-// the store is a narrow one: what the store needs to send it once is the least
-// that it can take.
+// BenchmarkCrowd times a cold farm whose nodes all want one image at once, in turns with
+// BitTorrent: from a narrow store, which needs a while to send it once, and from a wide one.
 func BenchmarkCrowd(b *testing.B) {
 	disk := random(b, b.TempDir(), crowdSize)
-	for b.Loop() {
-		var took []float64
-		for range rounds {
-			inLab(b, func(l *lab.Lab) { took = append(took, crowded(b, l, disk)) })
-		}
-		atMost(b, fmt.Sprintf("%d cold nodes, 256 MiB each, store of %d MiB/s", crowd, crowdMiB), "s", median(took), crowdMost*float64(crowdSize)/(crowdMiB<<20))
+	for _, rate := range []int{crowdMiB << 20, 0} {
+		b.Run(fmt.Sprintf("store of %d bytes a second", rate), func(b *testing.B) {
+			for b.Loop() {
+				var took, cpu, origin, torrentTook, torrentCPU, torrentOrigin []float64
+				for range crowdRounds {
+					inLab(b, func(l *lab.Lab) {
+						r := crowded(b, l, disk, rate)
+						took, cpu, origin = append(took, r.seconds), append(cpu, r.cpu), append(origin, r.origin)
+					})
+					inLab(b, func(l *lab.Lab) {
+						r := swarmed(b, l, disk, rate)
+						torrentTook, torrentCPU, torrentOrigin = append(torrentTook, r.seconds), append(torrentCPU, r.cpu), append(torrentOrigin, r.origin)
+					})
+				}
+				what := fmt.Sprintf("%d cold nodes, 256 MiB each", crowd)
+				if rate > 0 {
+					what += fmt.Sprintf(", store of %d MiB/s", crowdMiB)
+					atMost(b, what, "s", median(took), crowdMost*float64(crowdSize)/float64(rate))
+				}
+				atMost(b, what+": beside BitTorrent", "s", median(took), median(torrentTook))
+				atMost(b, what+": beside BitTorrent", "CPU-s", median(cpu), median(torrentCPU))
+				atMost(b, what+": from the origin", "× the image", median(origin), originMost)
+				atMost(b, what+": beside BitTorrent", "× the image", median(origin), median(torrentOrigin))
+			}
+		})
 	}
 }
 
-// crowded returns how long a crowd takes.
-func crowded(b *testing.B, l *lab.Lab, disk string) float64 {
+// rush is what a crowd took: time until the last was done, CPU of all of them, and how many
+// times the origin sent the image.
+type rush struct{ seconds, cpu, origin float64 }
+
+// crowded has nodes make one, from a store of some rate; 0 is without bound.
+func crowded(b *testing.B, l *lab.Lab, disk string, rate int) (r rush) {
 	b.Helper()
 	store := startStore(b, l)
 	importer := founder(b, l, store.URL)
@@ -51,8 +75,13 @@ func crowded(b *testing.B, l *lab.Lab, disk string) float64 {
 	if err := importer.Stop(); err != nil {
 		b.Fatal(err)
 	}
-	if err := store.Narrow(b.Context(), crowdMiB<<20); err != nil {
-		b.Fatal(err)
+	if rate > 0 {
+		if err := store.Narrow(b.Context(), rate); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, n := range nodes {
+		r.cpu -= cpuSeconds(b, n)
 	}
 	start := time.Now()
 	var all errgroup.Group
@@ -65,7 +94,16 @@ func crowded(b *testing.B, l *lab.Lab, disk string) float64 {
 	if err := all.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	return time.Since(start).Seconds()
+	r.seconds = time.Since(start).Seconds()
+	for _, n := range nodes {
+		bytes, err := n.Bytes(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		r.cpu += cpuSeconds(b, n)
+		r.origin += float64(bytes.Origin) / crowdSize
+	}
+	return r
 }
 
 // BenchmarkFarmRead measures a guest's 4 KiB reads of a volume whose node has

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -135,13 +136,11 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 			number++
 		}
 	}
-	n := &Node{Name: fmt.Sprintf("%s%d", farm, number), Farm: farm, Host: host, lab: l}
-	n.Data = filepath.Join(l.Dir, n.Name)
-	n.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", filepath.Join(n.Data, api.SocketName))
-	}}}
+	n := l.node(fmt.Sprintf("%s%d", farm, number), farm, host)
 	n.args = append(n.flags(host, extra), extra...)
+	if role == "seed" { // which is of no farm
+		n.args = append([]string{"seed", "--data", n.Data, "--listen", fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr(), swarmPort)}, extra...)
+	}
 	if origin != "" {
 		n.args = append(n.args, "--origin", origin)
 	}
@@ -156,7 +155,7 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	default:
 		n.args = append(n.args, "--farm", farm)
 	}
-	if first := l.first(farm); first != nil && !l.Untold && !slices.Contains(extra, "--farm-join") {
+	if first := l.first(farm); first != nil && role != "seed" && !l.Untold && !slices.Contains(extra, "--farm-join") {
 		n.args = append(n.args, "--farm-join", netip.AddrPortFrom(first.Host.Addr(), farmPort).String())
 	}
 	if err := os.MkdirAll(n.Data, 0o755); err != nil {
@@ -164,6 +163,49 @@ func (l *Lab) StartAs(ctx context.Context, role, farm, origin string, extra ...s
 	}
 	l.nodes = append(l.nodes, n)
 	return n, n.Restart(ctx)
+}
+
+func (l *Lab) node(name, farm string, host *netns.Host) *Node {
+	n := &Node{Name: name, Farm: farm, Host: host, Data: filepath.Join(l.Dir, name), lab: l}
+	n.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(n.Data, api.SocketName))
+	}}}
+	return n
+}
+
+// Copy copies the folder of a node, which may run, onto a new host of a LAN, where Restart
+// starts it.
+func (l *Lab) Copy(ctx context.Context, of *Node, lan string) (*Node, error) {
+	host, err := l.Net.Host(ctx, lan)
+	if err != nil {
+		return nil, err
+	}
+	n := l.node(fmt.Sprintf("%s-on-%s", of.Name, lan), of.Farm, host)
+	n.args = n.flags(host, nil)
+	if first := l.first(lan); first != nil {
+		n.args = append(n.args, "--farm-join", netip.AddrPortFrom(first.Host.Addr(), farmPort).String())
+	}
+	l.nodes = append(l.nodes, n)
+	return n, filepath.WalkDir(of.Data, func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(of.Data, path)
+		to := filepath.Join(n.Data, rel)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it runs
+			return nil
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.MkdirAll(to, 0o700)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return errors.Join(err, os.WriteFile(to, b, 0o600))
+	})
 }
 
 func (l *Lab) host(ctx context.Context, farm string) (*netns.Host, error) {

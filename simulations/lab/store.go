@@ -108,10 +108,13 @@ func (s *Store) Files(prefix string) ([]string, error) {
 const narrowBurst = 256 << 10
 
 // Narrow bounds what the store's host sends, in bytes a second.
-func (s *Store) Narrow(ctx context.Context, rate int) error {
-	out, err := s.host.Command(ctx, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", fmt.Sprintf("%dbit", 8*rate), "burst", fmt.Sprint(narrowBurst), "latency", "100ms").CombinedOutput()
+func (s *Store) Narrow(ctx context.Context, rate int) error { return Narrow(ctx, s.host, rate) }
+
+// Narrow bounds what a host sends, in bytes a second.
+func Narrow(ctx context.Context, host *netns.Host, rate int) error {
+	out, err := host.Command(ctx, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", fmt.Sprintf("%dbit", 8*rate), "burst", fmt.Sprint(narrowBurst), "latency", "100ms").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("narrow the store: %w: %s", err, out)
+		return fmt.Errorf("narrow %s: %w: %s", host.Addr(), err, out)
 	}
 	return nil
 }

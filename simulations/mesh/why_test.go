@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/api"
+	"github.com/grangemesh/grange/simulations/lab"
 )
 
 // TestWhyNamesWhoWasSlow: a guest's reads come late as a member says nothing, and then as the
@@ -72,4 +73,48 @@ func TestWhyNamesWhoWasSlow(t *testing.T) {
 		}
 	}
 	t.Log("\n" + said)
+	if i := get[api.Image](t, cold, "/api/images/disk"); i.Bytes.Origin < 128<<10 || i.Copies <= 0 || i.Copies >= 1 || i.Bytes.Farm == 0 {
+		t.Errorf("the image is %+v", i)
+	}
+	for _, name := range []string{`grange_image_bytes_total{image="disk",source="origin"}`, `grange_volume_bytes_total{source="origin",volume="v"}`} {
+		if metric(t, cold, name) == 0 {
+			t.Errorf("no %s", name)
+		}
+	}
+	aloneIsSaid(t, cold, holder)
+}
+
+// aloneIsSaid looks for what a node says whose only neighbour is gone: it is ready, and warns;
+// nothing is left of the neighbour, and once that is back nothing of the warning.
+func aloneIsSaid(t *testing.T, n, gone *lab.Node) {
+	t.Helper()
+	warned := func() bool {
+		s := get[api.Status](t, n, "/api/status")
+		about := ""
+		for _, w := range s.Warnings {
+			about += w.About + " "
+		}
+		return s.Ready && strings.Contains(about, "farm") && strings.Contains(about, "mesh")
+	}
+	until(t, "it warns", func(context.Context) bool { return warned() })
+	if left := get[api.Peers](t, n, "/api/peers").Peers; len(left) > 0 {
+		t.Errorf("%+v is shown still", left)
+	}
+	_, ready, err := n.Ask(t.Context(), http.MethodGet, "/readyz", "")
+	if err != nil || !strings.HasPrefix(string(ready), "ok\n") || !strings.Contains(string(ready), "warning: farm: no neighbour is in reach") || !strings.Contains(string(ready), "hv7") {
+		t.Errorf("ready: %s, %v", ready, err)
+	}
+	if out := run(t, n, "status"); !strings.Contains(out, "mesh: no member of the mesh is in reach, so all is read from the origin") {
+		t.Errorf("status: %s", out)
+	}
+	if out, err := n.Run(t.Context(), "doctor"); err == nil || !strings.Contains(out, "BAD  mesh") {
+		t.Errorf("doctor: %v: %s", err, out)
+	}
+	until(t, "it is in the log", func(context.Context) bool { return strings.Count(n.Tail(40), "about=mesh") == 1 })
+	if err := gone.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the warnings are over", func(context.Context) bool {
+		return len(get[api.Status](t, n, "/api/status").Warnings) == 0 && len(get[api.Peers](t, n, "/api/peers").Peers) == 1
+	})
 }

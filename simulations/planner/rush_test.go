@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -49,6 +50,7 @@ type rush struct {
 	announced []plan.Peer
 	begun     map[*node]bool
 	took      []time.Duration
+	starts    time.Duration // the last one's
 }
 
 // rushing is what a rush is made of.
@@ -57,6 +59,10 @@ type rushing struct {
 	farms, nodes, runs int
 	size               int // of a run
 	loss               int // of its farm's members a node does not see, in percent
+	kill               int // of the nodes after a while, in percent
+	// follow says that the nodes follow a tag that has moved, and that the runs are those
+	// that are new.
+	follow bool
 }
 
 func newRush(r rushing) *rush {
@@ -77,9 +83,28 @@ func newRush(r rushing) *rush {
 	for i := range 2 * r.farms / goneShare {
 		c.announces(plan.Peer(fmt.Sprint("gone", i)))
 	}
+	for f := range r.farms {
+		if r.follow { // they have announced what the tag stood for
+			for _, p := range plan.Rank("root", c.farms[fmt.Sprint("farm", f)])[:2] {
+				c.announces(p)
+			}
+		}
+	}
 	for _, n := range c.all() {
 		c.see(n, r.loss)
-		c.after(time.Duration(c.rng.Int64N(int64(startsWithin))), func() { c.warm(n) })
+		starts := time.Duration(c.rng.Int64N(int64(startsWithin)))
+		if r.follow {
+			starts += follow.Delay(string(n.name), "tag", 2, r.farms*r.nodes)
+		}
+		c.starts = max(c.starts, starts)
+		c.after(starts, func() { c.warm(n) })
+	}
+	if r.kill > 0 {
+		image := time.Duration(float64(r.size*r.runs) / uplinkRate * float64(time.Second))
+		if r.farms > 1 {
+			image += plan.SwarmWait
+		}
+		c.after(image/2, func() { c.kill(r.kill) })
 	}
 	return c
 }
@@ -131,14 +156,23 @@ func (c *rush) warm(n *node) {
 			next()
 		})
 	}
-	c.after(n.root.SettlesIn(c.clock()), func() {
+	c.settle(n, func() {
 		for range min(window, len(c.runs)) {
 			next()
 		}
 	})
 }
 
-func (c *rush) over() bool { return len(c.begun) == 0 && c.now > startsWithin }
+// settle waits for announcements.
+func (c *rush) settle(n *node, then func()) {
+	if left := n.root.SettlesIn(c.clock()); left > 0 {
+		c.after(min(left, plan.SettleLook), func() { c.settle(n, then) })
+		return
+	}
+	then()
+}
+
+func (c *rush) over() bool { return len(c.begun) == 0 && c.now > c.starts }
 
 func (c *rush) follow(n *node) {
 	n.root.Want(c.clock())
@@ -228,8 +262,9 @@ func (c *rush) kill(percent int) {
 		if c.rng.IntN(100) >= percent {
 			continue
 		}
-		n.die()
-		delete(c.begun, n)
+		if n.die(); len(c.begun) > 0 {
+			delete(c.begun, n)
+		}
 		c.after(noticed, func() {
 			for _, p := range c.farms[n.farm] {
 				if other := c.nodes[p]; !other.dead {

@@ -66,7 +66,7 @@ func TestFlashCrowd(t *testing.T) {
 				w.loss = loss
 				members := w.members("")
 				w.open(im, members)
-				w.within(2*once(im)+2*time.Second, func() { w.all(members, (*node).warm) })
+				w.within(2*once(im)+5*time.Second, func() { w.all(members, (*node).warm) })
 				w.allHold(im, members)
 				w.atMost(im, 1.1)
 			})

@@ -39,11 +39,11 @@ func (n Note) Encode(seed uint32) []byte {
 	for _, x := range [...]uint64{n.Number, uint64(n.Length), n.Seq} {
 		b = binary.LittleEndian.AppendUint64(b, x)
 	}
-	return summed(seed, b)
+	return Summed(seed, b)
 }
 
 func decodeNote(seed uint32, b []byte) (n Note, ok bool) {
-	if len(b) < NoteSize || !whole(seed, b[:NoteSize], noteMagic) {
+	if len(b) < NoteSize || !Whole(seed, b[:NoteSize], noteMagic) {
 		return Note{}, false
 	}
 	n = Note{binary.LittleEndian.Uint64(b[4:]), int64(binary.LittleEndian.Uint64(b[12:])), binary.LittleEndian.Uint64(b[20:])}

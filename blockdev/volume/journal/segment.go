@@ -48,12 +48,13 @@ func UnitSum(data []byte, u int) uint32 {
 	return Sum(data[u*extents.Unit : min((u+1)*extents.Unit, len(data))])
 }
 
-func summed(seed uint32, b []byte) []byte {
+// Summed is b with its sum behind it.
+func Summed(seed uint32, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Update(seed, castagnoli(), b))
 }
 
-// whole reports whether b begins with a magic and ends with its sum.
-func whole(seed uint32, b []byte, magic string) bool {
+// Whole reports whether b begins with a magic and ends with its sum.
+func Whole(seed uint32, b []byte, magic string) bool {
 	end := len(b) - 4
 	return end >= 0 && bytes.HasPrefix(b[:end], []byte(magic)) && binary.LittleEndian.Uint32(b[end:]) == crc32.Update(seed, castagnoli(), b[:end])
 }
@@ -177,13 +178,13 @@ func (h Header) Encode() []byte {
 	for _, x := range [...]uint64{h.Epoch, h.Number, h.After.Number, h.After.Seq, h.Merged, h.Needs} {
 		b = binary.LittleEndian.AppendUint64(b, x)
 	}
-	return summed(0, binary.LittleEndian.AppendUint32(b, 0))
+	return Summed(0, binary.LittleEndian.AppendUint32(b, 0))
 }
 
 // DecodeHeader reads the header with which b begins; anything else is ErrCorrupt.
 func DecodeHeader(b []byte) (h Header, err error) {
 	none := fmt.Errorf("%w: no header of a segment", content.ErrCorrupt)
-	if len(b) < HeaderSize || !whole(0, b[:HeaderSize], segmentMagic) || binary.LittleEndian.Uint32(b[72:]) != 0 {
+	if len(b) < HeaderSize || !Whole(0, b[:HeaderSize], segmentMagic) || binary.LittleEndian.Uint32(b[72:]) != 0 {
 		return h, none
 	}
 	h.Volume = content.VolumeID(b[8:24])

@@ -43,7 +43,7 @@ func (t Table) Encode(seed uint32, off int64) []byte {
 		}
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(off))
-	return summed(seed, append(b, tableMagic...))
+	return Summed(seed, append(b, tableMagic...))
 }
 
 // ErrNoTable says that a segment has no table that is whole.
@@ -74,7 +74,7 @@ func ReadTable(f *os.File, seed uint32, size int64) (t Table, off int64, err err
 
 // decodeTable checks a table that begins at off of its segment.
 func decodeTable(seed uint32, b []byte, off int64) (t Table, err error) {
-	if len(b) < TableHeader+TableFooter || !whole(seed, b, tableMagic) {
+	if len(b) < TableHeader+TableFooter || !Whole(seed, b, tableMagic) {
 		return Table{}, ErrNoTable
 	}
 	n := int(binary.LittleEndian.Uint32(b[4:]))

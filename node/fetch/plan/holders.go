@@ -145,6 +145,16 @@ func (r *Root) Counts() map[Peer]uint64 {
 	return out
 }
 
+// Shown reports whether any member shows a chunk.
+func (r *Root) Shown(index uint64) bool {
+	for _, h := range r.held {
+		if h.set.Has(index) {
+			return true
+		}
+	}
+	return false
+}
+
 // shows reports whether a member shows anything.
 func (r *Root) shows(p Peer) bool {
 	h := r.held[p]

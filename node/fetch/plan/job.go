@@ -194,6 +194,9 @@ func (j *Job) referred(s *source, e Event) []Action {
 	}
 	next := source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung}
 	if !s.act.Fetch && outranks(j.cfg.Key, e.Refer, j.m.self) { // so nobody waits for one that waits for it
+		if j.m.near(e.Refer) { // which was not asked for a reason
+			return nil
+		}
 		next.act.Fetch, next.act.Passed = true, !j.upward(e.Refer)
 		j.fetch[e.Refer] = true
 	} else if j.asked[e.Refer] {
@@ -264,7 +267,7 @@ func (j *Job) stand() (acts []Action, stay bool) {
 	case askHolders:
 		return j.askHolder(false, holdersAsked), false
 	case waitSwarm:
-		return j.wait(WaitSwarm, j.cfg.Hurry || j.cfg.Root.SettlesIn(j.now) == 0), false
+		return j.waitSwarm(j.cfg.Hurry, SwarmWait), false
 	case askSwarmHolders:
 		return j.askHolder(true, swarmHoldersAsked), false
 	case waitTurn:
@@ -281,7 +284,7 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		j.count++
 		return j.read(false), false
 	case waitLast: // nobody else is left to ask: now a guest waits too
-		return j.wait(WaitSwarm, j.cfg.Root.SettlesIn(j.now) == 0), false
+		return j.waitSwarm(false, lastWait), false
 	case askAnyone:
 		return j.askAnyone(), false
 	}
@@ -320,6 +323,16 @@ func (j *Job) wait(kind ActionKind, settled bool) []Action {
 	j.count++
 	j.waiting = true
 	return []Action{{Kind: kind}}
+}
+
+// waitSwarm waits for announcements, so long after the root was wanted first at most.
+func (j *Job) waitSwarm(settled bool, most time.Duration) []Action {
+	left := min(most, j.cfg.Root.SettlesIn(j.now)-SwarmWait+most)
+	acts := j.wait(WaitSwarm, settled || left <= 0)
+	for i := range acts {
+		acts[i].Wait = left
+	}
+	return acts
 }
 
 func (j *Job) farmSettled() bool {

@@ -104,8 +104,9 @@ func (m *Member) gather() {
 func (m *Member) near(p Peer) bool { return slices.Contains(m.farm.members, p) }
 
 // Better returns the member that leads a run in the eyes of this node, for one of this farm
-// that takes itself for the lead and does not see it.
+// that asks and takes itself for the lead, and does not see it.
 func (m *Member) Better(key string, than Peer, now time.Time) (lead Peer, ok bool) {
+	m.Seen(than, now)
 	for _, place := range m.farm.order(key) {
 		if lead = m.farm.members[place]; !m.passes(lead, now, false) {
 			break

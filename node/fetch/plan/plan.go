@@ -61,6 +61,10 @@ const (
 	// has seen that they have all come: as long as a DHT takes to show one to all others,
 	// or else each farm reads the origin by itself. A guest does not wait.
 	SwarmWait = 2500 * time.Millisecond
+	// SettleLook is how often who waits looks whether they have all come.
+	SettleLook = 100 * time.Millisecond
+	// lastWait is how long everybody waits for them where nobody else is left to ask.
+	lastWait = 500 * time.Millisecond
 	// HedgeAfter is how long a guest's read may hang before it may go to the
 	// origin beside, and how often it is asked again whether the budget allows it.
 	HedgeAfter = time.Second
@@ -197,7 +201,7 @@ const (
 	ReadOrigin
 	// WaitFarm waits until FarmSettled, at most FarmWait; answered by Waited.
 	WaitFarm
-	// WaitSwarm waits for announcements, as long as Root.SettlesIn; answered by Waited.
+	// WaitSwarm waits for announcements, as long as Wait says; answered by Waited.
 	WaitSwarm
 	// WaitReads waits for the reads of the origin that bring in what is missing, at most
 	// ReadingWait; answered by Waited.
@@ -227,6 +231,8 @@ type Action struct {
 	// Hedge says of ReadOrigin that a member is being asked too: only what is
 	// missing is to be read, and it counts against the budget.
 	Hedge bool
+	// Wait is how long, of WaitSwarm.
+	Wait time.Duration
 	// Quiet is for how long it has brought nothing, of Drop.
 	Quiet time.Duration
 	// Tried says what was tried, of Fail; Final that what is missing is nowhere, by the

@@ -41,8 +41,8 @@ type Config struct {
 	Live func() []peer.ID
 	// Find finds members elsewhere that announced a root; nil finds none.
 	Find func(context.Context, swarm.Key) iter.Seq[peer.AddrInfo]
-	// Others reports whether members of other farms are in reach; for who has Find.
-	Others func() bool
+	// Peers returns the members that are in reach; for who has Find.
+	Peers func() []peer.AddrInfo
 	// Farm is this node's, and Announce returns the secrets that roots are announced
 	// under: the present one, then those before it that some still use.
 	Farm     string
@@ -112,7 +112,10 @@ func ask[T any](p *Peers, what func(*plan.Root) T) (answer T) {
 // so.
 func (b *Book) Meet(ctx context.Context, scope content.Scope, id peer.ID) (near bool, err error) {
 	who, err := b.cfg.meet(ctx, scope, id)
-	return b.cfg.isOurs(who), err
+	if near = b.cfg.isOurs(who); near && err == nil {
+		b.cfg.Think(func(m *plan.Member) { m.Seen(plan.Peer(id), b.cfg.Now()) })
+	}
+	return near, err
 }
 
 func (c *Config) meet(ctx context.Context, scope content.Scope, id peer.ID) (trust.Identity, error) {
@@ -147,6 +150,16 @@ func (p *Peers) Want() {
 // SettlesIn is how long until the first search has had its time.
 func (p *Peers) SettlesIn() time.Duration {
 	return ask(p, func(r *plan.Root) time.Duration { return r.SettlesIn(p.cfg.Now()) })
+}
+
+// Settle waits until announcements have had their time, or ctx ends.
+func (p *Peers) Settle(ctx context.Context) {
+	for left := p.SettlesIn(); left > 0 && ctx.Err() == nil; left = p.SettlesIn() {
+		select {
+		case <-time.After(min(left, plan.SettleLook)):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // follow searches for members and watches their bitmaps until the root has not
@@ -198,7 +211,8 @@ func (p *Peers) searchOn(ctx context.Context, wg *sync.WaitGroup) {
 		for _, root := range append([]content.CID{p.r.ID}, p.r.Lineage...) {
 			p.search(ctx, root, wg)
 		}
-		others := p.cfg.Others()
+		live := p.cfg.Live()
+		others := slices.ContainsFunc(p.cfg.Peers(), func(q peer.AddrInfo) bool { return !slices.Contains(live, q.ID) })
 		p.cfg.Think(func(*plan.Member) { p.Mind.Searched(others) })
 		select {
 		case <-time.After(ask(p, func(r *plan.Root) time.Duration { return r.NextSearch(p.cfg.Now()) })):

@@ -78,6 +78,9 @@ const rootsMax = 4096
 
 // Tally is all that a node counts of what it fetches. Use New.
 type Tally struct {
+	// Avoidable are bytes that were read from the origin although a member showed them.
+	Avoidable atomic.Int64
+
 	mu     sync.Mutex // guards what follows
 	peers  *simplelru.LRU[peer.ID, *Asked]
 	roots  map[content.CID]*Counters
@@ -210,6 +213,7 @@ func (t *Tally) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeByCol
 // Collect implements prometheus.Collector.
 func (t *Tally) Collect(out chan<- prometheus.Metric) {
 	desc := prometheus.NewDesc("grange_fetch_bytes_total", "Bytes read, by source.", []string{"source"}, nil)
+	out <- prometheus.MustNewConstMetric(prometheus.NewDesc("grange_fetch_avoidable_bytes_total", "Bytes read from the origin although a member showed them, as it was passed over or slow.", nil, nil), prometheus.CounterValue, float64(t.Avoidable.Load()))
 	t.Bytes().Each(func(source string, n int64) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), source)
 	})

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math"
 	"slices"
@@ -70,15 +69,12 @@ func encodeTail(ref content.SegmentRef) []byte {
 		binary.LittleEndian.PutUint64(b[24+8*i:], x)
 	}
 	copy(b[72:], ref.Sum[:])
-	binary.LittleEndian.PutUint32(b[92:], checksum(b[:92]))
-	return b
+	return journal.Summed(0, b[:92])
 }
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // decodeTail reads the header of a tail; anything but a valid one is ErrCorrupt.
 func decodeTail(b []byte) (ref content.SegmentRef, err error) {
-	if len(b) != tailHeader || string(b[:8]) != tailMagic || binary.LittleEndian.Uint32(b[92:]) != checksum(b[:92]) || binary.LittleEndian.Uint32(b[88:]) != 0 {
+	if len(b) != tailHeader || !journal.Whole(0, b, tailMagic) || binary.LittleEndian.Uint32(b[88:]) != 0 {
 		return ref, fmt.Errorf("tail of a journal: %w: no header", content.ErrCorrupt)
 	}
 	at := func(i int) uint64 { return binary.LittleEndian.Uint64(b[24+8*i:]) }

@@ -44,9 +44,9 @@ func (s *lineSegment) bytes(id content.VolumeID, from int) []byte {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
 		b = binary.LittleEndian.AppendUint32(b, 0)
-		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	}
-	seed := crc32.Checksum(binary.LittleEndian.AppendUint64(id[:], s.number), castagnoli())
+	seed := crc32.Checksum(binary.LittleEndian.AppendUint64(id[:], s.number), crc32.MakeTable(crc32.Castagnoli))
 	for i, says := range s.says[from:] {
 		at, seq := len(b), s.after.Seq+uint64(from+i)+1
 		b = append(b, "GRE\x01\x02\x00\x00\x00"...)
@@ -54,7 +54,7 @@ func (s *lineSegment) bytes(id content.VolumeID, from int) []byte {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
 		b = binary.LittleEndian.AppendUint32(b, 1)
-		b = binary.LittleEndian.AppendUint32(b, crc32.Update(seed, castagnoli(), b[at:]))
+		b = binary.LittleEndian.AppendUint32(b, crc32.Update(seed, crc32.MakeTable(crc32.Castagnoli), b[at:]))
 	}
 	return b
 }

@@ -3,8 +3,8 @@ package holders
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -26,8 +26,6 @@ type note struct {
 	ancestors []content.VolumeID
 }
 
-func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // the package keeps the one table
-
 func (n note) encode() []byte {
 	b := append(append(make([]byte, 0, noteHead), noteMagic...), n.claim.Volume[:]...)
 	for _, x := range [...]uint64{n.claim.Epoch, n.claim.Incarnation, n.base.Number, n.base.Seq} {
@@ -39,13 +37,13 @@ func (n note) encode() []byte {
 	for _, id := range n.ancestors {
 		b = append(b, id[:]...)
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
+	return journal.Summed(0, b)
 }
 
 // decodeNote reads a note; anything else is ErrCorrupt.
 func decodeNote(b []byte) (n note, err error) {
 	end := len(b) - 4
-	if end < noteHead || string(b[:8]) != noteMagic || binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) ||
+	if end < noteHead || !journal.Whole(0, b, noteMagic) ||
 		end != noteHead+int(b[96])+16*int(b[97]) || int(b[96]) > content.NameMax || int(b[97]) > wire.AncestorsMax {
 		return note{}, fmt.Errorf("%w: %d bytes, not what a holder has promised", content.ErrCorrupt, len(b))
 	}

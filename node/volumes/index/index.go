@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/turns"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -234,7 +234,7 @@ func (x *Index) read(folder, called string) (e Entry, err error) {
 }
 
 func entrySum(b []byte) string {
-	return fmt.Sprintf("\"%08x\"\n", crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return fmt.Sprintf("\"%08x\"\n", journal.Sum(b))
 }
 
 // Sweep completes what a crash has cut short. A volume that was being made is one, for its

@@ -80,3 +80,40 @@ func TestTakenByThisProcessAndNotHere(t *testing.T) {
 		}
 	}
 }
+
+// TestVouched: what holders have said opens the gate while the record can't be read, until
+// the process stands still again.
+func TestVouched(t *testing.T) {
+	self := trust.PublicKey{1}
+	mine := Sighted{Body: catalog.Volume{Holder: self, Epoch: 3, Incarnation: 2, State: catalog.Attached}}
+	s := State{Self: self, Process: 2, Stamp: Stamp{3, 2}, Here: true, Stage: Serving}
+	for i, x := range []struct {
+		event Event
+		deeds string
+		may   bool
+	}{
+		{StoodStill{}, "[shut vouch]", false},
+		{Unvouched{}, "[read]", false},
+		{Unreadable{}, "[open]", false},
+		{Due{}, "[vouch]", false},
+		{Vouched{}, "[open read]", true},
+		{Unreadable{}, "[open]", true},
+		{Due{}, "[read]", true},
+		{StoodStill{}, "[shut vouch]", false},
+		{Unvouched{}, "[read]", false},
+		{Unreadable{}, "[open]", false},
+		{StoodStill{}, "[shut vouch]", false},
+		{Vouched{}, "[open read]", true},
+		{mine, "[keep open commit]", true},
+		{Unwritten{}, "[]", true},
+		{Due{}, "[read]", true},
+		{mine, "[keep open commit]", true},
+		{Written{}, "[open keep]", true},
+		{StoodStill{}, "[shut vouch]", false},
+	} {
+		var deeds []Deed
+		if s, deeds = Step(s, x.event); fmt.Sprint(deeds) != x.deeds || s.MayAcknowledge(false) != x.may {
+			t.Fatalf("step %d, %T: %v, may acknowledge %t, in stage %s", i, x.event, deeds, s.MayAcknowledge(false), s.Stage)
+		}
+	}
+}

@@ -72,6 +72,7 @@ type request struct {
 	process int
 	commit  *catalog.Volume
 	vouch   bool
+	gaps    int // of the node, when it was sent
 	version int
 	answer  Event // nil until it has arrived there
 	body    catalog.Volume
@@ -141,10 +142,8 @@ func (w *world) step(n *node, e Event) {
 	for _, d := range deeds {
 		switch d {
 		case Read:
-			n.asked = n.gaps
 			w.send(n, &request{})
 		case Vouch:
-			n.asked = n.gaps
 			w.send(n, &request{vouch: true})
 		case Keep:
 			switch {
@@ -169,7 +168,6 @@ func (w *world) step(n *node, e Event) {
 				w.t.Fatalf("%v is sent and not kept", stamp)
 			}
 			body.Epoch, body.Incarnation, body.Holder, body.State = stamp.Epoch, stamp.Incarnation, n.key, catalog.Attached
-			n.asked = n.gaps
 			w.send(n, &request{commit: &body, version: n.version})
 		case Serve:
 			if n.half != nil || !n.disk.here {
@@ -177,6 +175,7 @@ func (w *world) step(n *node, e Event) {
 			}
 			n.served = true
 			w.admit(n)
+			w.follow(n)
 		case Open:
 			w.admit(n)
 		case Shut:
@@ -235,7 +234,7 @@ func (w *world) follow(n *node) {
 }
 
 func (w *world) send(n *node, r *request) {
-	r.node, r.process = n, n.process
+	r.node, r.process, r.gaps = n, n.process, n.gaps
 	n.busy = r
 	w.flying = append(w.flying, r)
 }
@@ -244,7 +243,7 @@ func (w *world) send(n *node, r *request) {
 func (w *world) arrive(r *request, fails, applied bool) {
 	r.at = w.now
 	switch {
-	case r.vouch && (fails || slices.ContainsFunc(w.holders[:], func(s Stamp) bool { return s != r.node.claim })):
+	case r.vouch && (fails || r.node.claim == Stamp{} || slices.ContainsFunc(w.holders[:], func(s Stamp) bool { return s != r.node.claim })):
 		r.answer = Unvouched{}
 	case r.vouch:
 		r.answer = Vouched{}
@@ -282,8 +281,10 @@ func (w *world) deliver(r *request) {
 	}
 	n.busy = nil
 	switch r.answer.(type) {
+	case Vouched:
+		n.asked = r.gaps
 	case Sighted, Written:
-		n.version, n.base = r.version, r.body
+		n.version, n.base, n.asked = r.version, r.body, r.gaps
 	case Unreadable, Unwritten:
 		n.unreadable = r.at
 	}
@@ -349,6 +350,7 @@ func TestNobodyWritesWhatIsAnothers(t *testing.T) {
 				n := any(rt)
 				n.gaps, n.gapAt = n.gaps+1, w.now
 			},
+			"follow too": func(rt *rapid.T) { w.follow(any(rt)) },
 			"beat": func(rt *rapid.T) {
 				if n := any(rt); n.served && n.open != n.gaps+1 {
 					w.happen(n, StoodStill{})

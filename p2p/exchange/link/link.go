@@ -23,6 +23,7 @@ const (
 // what that tells of its rate. Safe for concurrent use.
 type Link struct {
 	begun time.Time // what the window's times count from
+	up    *Uplink
 
 	// mu guards what follows; nothing is locked under it.
 	mu     sync.Mutex
@@ -32,8 +33,8 @@ type Link struct {
 	plain int
 }
 
-// New returns a link of which nothing is known.
-func New() *Link { return &Link{begun: time.Now()} }
+// New returns a link of which nothing is known, one of those that share up.
+func New(up *Uplink) *Link { return &Link{begun: time.Now(), up: up} }
 
 // flow is the account of one class, in bytes.
 type flow struct {
@@ -73,6 +74,9 @@ func (l *Link) Book(c Class, size int) bool {
 		f.refused = true
 		return false
 	}
+	if c == Bulk && !l.up.book(size, l.window.limit()) {
+		return false
+	}
 	f.booked += size
 	return true
 }
@@ -82,6 +86,9 @@ func (l *Link) Forgo(c Class, size int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flow[c].booked -= size
+	if c == Bulk {
+		l.up.move(-size)
+	}
 }
 
 // Send turns booked room into size bytes under way on o, and says whether their
@@ -93,14 +100,18 @@ func (l *Link) Send(o *Outflow, booked, size int, at time.Time) (ack bool) {
 	defer l.mu.Unlock()
 	f := &l.flow[o.Class]
 	f.booked -= booked
+	tight := o.Class == Bulk && l.up.move(-booked)
 	if o.closed { // its turn came before the end: nobody will acknowledge it
 		return false
 	}
 	f.sent += size
 	o.fresh += size
 	limit := l.window.limit()
-	if o.fresh < limit/ackEvery && f.sent < limit {
+	if o.fresh < limit/ackEvery && f.sent < limit && !tight {
 		return false
+	}
+	if o.Class == Bulk {
+		l.up.move(o.fresh)
 	}
 	full := f.refused || f.sent >= limit
 	o.asked = append(o.asked, asked{o.fresh, at.Sub(l.begun), full})
@@ -122,6 +133,9 @@ func (l *Link) Acked(o *Outflow, bytes int) bool {
 	f := &l.flow[o.Class]
 	f.sent -= bytes
 	f.asked--
+	if o.Class == Bulk {
+		l.up.acked(bytes)
+	}
 	l.window.acked(sample{a.bytes, a.at, time.Since(l.begun), a.full})
 	return true
 }
@@ -134,6 +148,9 @@ func (l *Link) Close(o *Outflow) {
 	f.sent -= o.fresh
 	for _, a := range o.asked {
 		f.sent -= a.bytes
+		if o.Class == Bulk {
+			l.up.move(-a.bytes)
+		}
 	}
 	f.asked -= len(o.asked)
 	o.fresh, o.asked, o.closed = 0, nil, true
@@ -144,6 +161,9 @@ const (
 	// are compressed for it: a core compresses several times that, so it never
 	// holds the link up, and the gigabit links of a farm stay as they are.
 	compressBelow = 64 << 20
+	// compressWell is the rate under which they are compressed as well as a core can at several
+	// times that.
+	compressWell = 16 << 20
 	// compressMin is the length, in bytes, under which it isn't worth the trouble.
 	compressMin = 4 << 10
 	// plainAfter is how many bodies go as they are after one that did not shrink
@@ -151,19 +171,31 @@ const (
 	plainAfter = 15
 )
 
-// MayCompress reports whether the next body for the link should be tried.
-func (l *Link) MayCompress(size int) bool {
+// Effort is how hard a body is to be compressed.
+type Effort uint8
+
+// The efforts.
+const (
+	None Effort = iota
+	Some
+	Much
+)
+
+// Compress returns the effort that the next body for the link is worth.
+func (l *Link) Compress(size int) Effort {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rate, ok := l.window.measured()
-	if !ok || rate >= compressBelow || size < compressMin {
-		return false
-	}
-	if l.plain > 0 {
+	switch {
+	case !ok || rate >= compressBelow || size < compressMin:
+		return None
+	case rate < compressWell:
+		return Much // each is worth it
+	case l.plain > 0:
 		l.plain--
-		return false
+		return None
 	}
-	return true
+	return Some
 }
 
 // Incompressible notes that a body did not shrink.

@@ -17,6 +17,9 @@ const (
 	// baseLife is how long a shortest round trip is believed. Then the window
 	// shrinks for a moment, so that the queue empties and shows it again.
 	baseLife = 10 * time.Second
+	// longWay is the round trip of a way to another site, which is hardly faster than a core
+	// compresses.
+	longWay = 10 * time.Millisecond
 	// probeRounds is how many round trips that lasts: one empties the queue, one measures.
 	probeRounds = 2
 )
@@ -60,8 +63,11 @@ func (w *window) limit() int {
 	return max(w.size, windowMin)
 }
 
-// measured reports the link's rate in bytes a second, once a window has filled it.
-func (w *window) measured() (rate float64, ok bool) { return w.rate, w.steady && w.rate > 0 }
+// measured reports the link's rate in bytes a second, once a window has filled it; of a long
+// way what it has been so far.
+func (w *window) measured() (rate float64, ok bool) {
+	return w.rate, w.rate > 0 && (w.steady || w.base >= longWay)
+}
 
 // acked takes a sample. A round is the time between sending a byte and hearing
 // of it; the window changes every other round.

@@ -124,7 +124,7 @@ func TestWindowDoesNotGrowUnused(t *testing.T) {
 
 func TestLinkNeverLocksUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l := New()
+		l := New(NewUplink())
 		var o Outflow
 		const size = content.ChunkSizeDefault
 		var asked []int
@@ -178,26 +178,36 @@ func TestLinkNeverLocksUp(t *testing.T) {
 		if l.flow != [Classes]flow{} && (l.flow[0].booked != 0 || l.flow[0].sent != 0 || l.flow[0].asked != 0) {
 			t.Fatalf("a closed stream leaves %+v", l.flow)
 		}
+		if l.up.under != 0 {
+			t.Fatalf("a closed stream leaves %d bytes under way", l.up.under)
+		}
 	})
 }
 
 func TestBodiesAreCompressedForSlowLinks(t *testing.T) {
-	l := New()
+	l := New(NewUplink())
 	const size = content.ChunkSizeDefault
-	if l.MayCompress(size) {
+	if l.Compress(size) != None {
 		t.Error("a link whose rate is not known gets compressed bodies")
 	}
 	l.window.steady, l.window.rate = true, 1<<20
-	if !l.MayCompress(size) || l.MayCompress(compressMin-1) {
+	if l.Compress(size) != Much || l.Compress(compressMin-1) != None {
 		t.Error("want chunks compressed for a slow link, small bodies not")
 	}
 	l.Incompressible()
+	if l.Compress(size) != Much {
+		t.Error("on a slow link the neighbours of a body that did not shrink are not tried")
+	}
+	l.window.rate = 1 << 25
 	for range plainAfter {
-		if l.MayCompress(size) {
+		if l.Compress(size) != None {
 			t.Fatal("the neighbours of a body that did not shrink are tried")
 		}
 	}
-	if l.window.rate = 1 << 30; l.MayCompress(size) {
+	if l.Compress(size) != Some {
+		t.Error("want less effort for a link that is not that slow")
+	}
+	if l.window.rate = 1 << 30; l.Compress(size) != None {
 		t.Error("a fast link gets compressed bodies")
 	}
 }
