@@ -252,6 +252,34 @@ func TestASlowPeerHoldsUpNobody(t *testing.T) {
 	}
 }
 
+// TestTheLastRunsAreAskedOfTwo: a slow member of the farm was asked for a part of a small
+// image, which is here all the same before that was to be found out by its time.
+func TestTheLastRunsAreAskedOfTwo(t *testing.T) {
+	const each, soon = 2 * time.Millisecond, 125 * time.Millisecond
+	for slow := range 8 {
+		rates := slices.Repeat([]time.Duration{each}, 8)
+		rates[slow] = 100 * each
+		p := newPull(t, 16, true, rates...)
+		if took := p.run(); took > soon {
+			t.Errorf("p%d is slow: it took %s", slow, took)
+		}
+	}
+}
+
+// TestASlowPeerElsewhereIsPassedOver within 2 s, though it does send, and what is asked of
+// members elsewhere is asked of one at a time.
+func TestASlowPeerElsewhereIsPassedOver(t *testing.T) {
+	const each = 2 * time.Millisecond
+	for slow := range 8 {
+		rates := slices.Repeat([]time.Duration{each}, 8)
+		rates[slow] = 1000 * each
+		p := newPull(t, 64, false, rates...)
+		if took := p.run(); took > 2*time.Second {
+			t.Errorf("p%d is slow: it took %s", slow, took)
+		}
+	}
+}
+
 // TestOrderCounts: whatever members show, take back and forget, the counts are what a recount
 // gives, and each run is handed out once, the rarest of those that are shown first.
 func TestOrderCounts(t *testing.T) {
