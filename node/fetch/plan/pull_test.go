@@ -34,12 +34,17 @@ type pull struct {
 	taken map[plan.Peer]int // chunks that came first from each
 	twice int               // chunks that came again
 	done  time.Duration
+	each  []time.Duration // how long each read of a guest took
 }
 
 // sender sends a chunk each so often, whoever it is for.
 type sender struct {
 	each time.Duration
 	free time.Duration // when the line is
+	// gone sends nothing any more: a killed one refuses at once, and what an unplugged or
+	// mute one is asked for ends when the exchange has waited for it.
+	gone bool
+	why  time.Duration
 }
 
 type pullEvent struct {
@@ -108,6 +113,11 @@ func newPull(t *testing.T, runs int, near bool, each ...time.Duration) *pull {
 // run pulls all, and returns how long that took.
 func (p *pull) run() time.Duration {
 	p.after(0, p.next)
+	p.play()
+	return p.done
+}
+
+func (p *pull) play() {
 	for len(p.queue) > 0 && p.done == 0 {
 		e := heap.Pop(&p.queue).(pullEvent)
 		p.now = e.at
@@ -116,7 +126,6 @@ func (p *pull) run() time.Duration {
 	if p.done == 0 {
 		p.t.Fatal("it did not end")
 	}
-	return p.done
 }
 
 func (p *pull) next() {
@@ -136,25 +145,59 @@ func (p *pull) next() {
 // pulled is a run on its way.
 type pulled struct {
 	p       *pull
-	o       *plan.Ordered
 	job     *plan.Job
 	flights []*plan.Flight
-	left    int
 	dropped map[plan.Peer]*bool
 	over    bool
 	woken   time.Time
+	then    func() // at the end
 }
 
 func (p *pull) begin(o *plan.Ordered) {
-	r := &pulled{p: p, o: o, left: pullChunks, dropped: map[plan.Peer]*bool{}}
-	var objects []plan.Wanted
-	for i := range pullChunks {
-		objects = append(objects, plan.Wanted{Object: new(plan.Object), Index: uint64(o.Of.(int)*pullChunks + i), Size: pullChunk})
+	r := p.fetch(plan.Config{Key: fmt.Sprint("pack/", o.Of)}, o.Of.(int)*pullChunks, pullChunks)
+	r.then = func() {
+		p.under--
+		for _, last := range p.order.Came(o) {
+			last.Of.(*pulled).step(plan.Event{Kind: plan.Endgame})
+		}
+		p.next()
 	}
-	r.flights, r.job = p.mind.Join(plan.Config{Key: fmt.Sprint("pack/", o.Of), Root: p.root}, objects)
-	r.job.Of = r
 	o.Of = r
 	r.step(plan.Event{Kind: plan.Start})
+}
+
+// fetch is of some chunks of a run.
+func (p *pull) fetch(cfg plan.Config, from, n int) *pulled {
+	r := &pulled{p: p, dropped: map[plan.Peer]*bool{}}
+	var objects []plan.Wanted
+	for i := range n {
+		objects = append(objects, plan.Wanted{Object: new(plan.Object), Index: uint64(from + i), Size: pullChunk})
+	}
+	cfg.Root = p.root
+	r.flights, r.job = p.mind.Join(cfg, objects)
+	return r
+}
+
+// read has a guest read so many chunks, each of a run of its own, one after the other.
+func (p *pull) read(n int) []time.Duration {
+	var next func(i int)
+	next = func(i int) {
+		if i == n {
+			p.done = p.now
+			return
+		}
+		began := p.now
+		r := p.fetch(plan.Config{Key: fmt.Sprint("pack/", i), Guest: true, Hurry: true}, i*pullChunks, 1)
+		r.then = func() {
+			p.each = append(p.each, p.now-began)
+			next(i + 1)
+		}
+		r.step(plan.Event{Kind: plan.Start})
+	}
+	p.after(0, func() { next(0) })
+	p.play()
+	slices.Sort(p.each)
+	return p.each
 }
 
 func (r *pulled) step(e plan.Event) {
@@ -172,19 +215,22 @@ func (r *pulled) step(e plan.Event) {
 			*r.dropped[a.Peer] = true
 			r.p.mind.Stall(a.Peer, r.p.clock(), a.Quiet)
 		case plan.Try:
+			r.p.after(2*pullDelay, func() {
+				if s := r.p.peers[a.Peer]; s.gone {
+					r.p.mind.Fail(a.Peer, r.p.clock())
+				} else {
+					r.p.mind.Work(a.Peer, r.p.clock())
+				}
+			})
 		case plan.Done:
 			r.over = true
 			for _, d := range r.dropped {
 				*d = true
 			}
-			r.p.under--
-			for _, o := range r.p.order.Came(r.o) {
-				o.Of.(*pulled).step(plan.Event{Kind: plan.Endgame})
-			}
-			r.p.next()
+			r.then()
 			return
 		default:
-			r.p.t.Fatalf("run %v: %+v", r.o.Of, a)
+			r.p.t.Fatalf("%+v", a)
 		}
 	}
 	if at := r.job.Wake(); !at.IsZero() && at != r.woken {
@@ -205,7 +251,16 @@ func (p *pull) send(r *pulled, to plan.Peer, dropped *bool) {
 		if *dropped {
 			return
 		}
-		if i == pullChunks {
+		if s.gone {
+			p.after(s.why, func() {
+				if !*dropped {
+					p.mind.Fail(to, p.clock())
+					r.step(plan.Event{Kind: plan.Answered, Peer: to, Why: "silent, or gone"})
+				}
+			})
+			return
+		}
+		if i == len(r.flights) {
 			r.step(plan.Event{Kind: plan.Answered, Peer: to})
 			return
 		}
@@ -276,6 +331,32 @@ func TestASlowPeerElsewhereIsPassedOver(t *testing.T) {
 		p := newPull(t, 64, false, rates...)
 		if took := p.run(); took > 2*time.Second {
 			t.Errorf("p%d is slow: it took %s", slow, took)
+		}
+	}
+}
+
+// TestAGuestOutlivesItsPeers: of eight that have what a guest reads, one is killed, mute or
+// unplugged, or slow from a moment on. Each read comes, none takes longer than a silent
+// member is waited for, and the slowest of a hundred no second longer than before.
+func TestAGuestOutlivesItsPeers(t *testing.T) {
+	const each, reads, from = 2 * time.Millisecond, 2000, 200 * time.Millisecond
+	for what, fault := range map[string]func(*sender){
+		"killed":            func(s *sender) { s.gone, s.why = true, pullDelay },
+		"mute or unplugged": func(s *sender) { s.gone, s.why = true, 2*time.Second },
+		"slow":              func(s *sender) { s.each *= 1000 },
+	} {
+		for _, near := range []bool{true, false} {
+			rates := slices.Repeat([]time.Duration{each}, 8)
+			before := newPull(t, reads, near, rates...).read(reads)
+			p := newPull(t, reads, near, rates...)
+			p.after(from, func() { fault(p.peers["p3"]) })
+			took := p.read(reads)
+			if len(took) != reads || took[reads-1] > 2100*time.Millisecond {
+				t.Errorf("%s, of this farm %t: %d of %d reads, the slowest %s", what, near, len(took), reads, took[len(took)-1])
+			}
+			if added := took[reads*99/100] - before[reads*99/100]; added > time.Second {
+				t.Errorf("%s, of this farm %t: the slowest of a hundred take %s longer", what, near, added)
+			}
 		}
 	}
 }
