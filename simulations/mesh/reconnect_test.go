@@ -104,8 +104,10 @@ func TestGuestOutlivesItsNode(t *testing.T) {
 		g.ask(t, fmt.Sprintf("read -P %d %dM 1M", passes, at))
 		g.await(t, "read 1048576/1048576")
 	}
+	// What is written while it is compacted counts beside what was there before: at most
+	// all of the disk again.
 	v := get[api.Volume](t, n, "/api/volumes/disk")
-	if v.DirtyBytes != int64(size)<<20 || v.DiskBytes > int64(2*size+128)<<20 {
+	if v.DirtyBytes > int64(2*size)<<20 || v.DiskBytes > int64(2*size+256)<<20 {
 		t.Errorf("%d bytes are dirty, and the journal takes %d", v.DirtyBytes, v.DiskBytes)
 	}
 }
