@@ -43,9 +43,8 @@ type mesh struct {
 	steps    int
 	most     int // of them
 	// news is how often those who watch a node hear of what has come; 0 for at once.
-	news      time.Duration
-	announced []*node // as a search finds them
-	joined    int
+	news   time.Duration
+	joined int
 }
 
 // node is one member.
