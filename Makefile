@@ -30,10 +30,6 @@ lint: ## no program is run
 		echo "build $$target"; \
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./cmd/grange || exit 1; \
 	done
-	@for os in darwin windows; do \
-		echo "vet $$os"; \
-		CGO_ENABLED=0 GOOS=$$os $(GO) vet ./cmd/... ./node/... ./p2p/... || exit 1; \
-	done
 
 fuzz: ## each decoder of untrusted bytes, FUZZTIME each
 	@.ci/fuzz $(FUZZTIME)
