@@ -159,7 +159,7 @@ func (n *Node) volumesDir() string { return filepath.Join(n.cfg.Dir, "volumes") 
 func (n *Node) openVolumes(ctx context.Context) (err error) {
 	n.Volumes, err = volumes.New(ctx, volumes.Config{
 		Dir: n.volumesDir(), NBD: n.cfg.NBD, UBLK: n.cfg.UBLK, Self: n.identity.Public(), NodeID: n.swarm.ID().String(), Farm: n.Farm(),
-		Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() }, Called: func(k trust.PublicKey) string { return n.Membership.Who(k).Name }, Away: n.isAway, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
+		Who: func(k trust.PublicKey) string { return n.Membership.Who(k).String() }, Called: func(k trust.PublicKey) string { return n.Membership.Who(k).Name }, Away: n.isAway, Call: n.callMember, Member: n.findMember, Returned: n.returned.Load, Library: n.Images, Registry: registry{n.Names, n.Farm()}, Holders: n.farmHolders(), Origin: n.origin.writable, Signer: n.Membership.Signer(), Keep: n.Images.Keep(content.Farm(n.Farm())), Publish: n.Images.Publish, Now: n.cfg.Now, Log: n.cfg.Log,
 	})
 	return err
 }

@@ -304,6 +304,13 @@ func (im *Images) PublicBlock(id content.CID) (content.Verified, error) {
 	return content.Verified{}, fmt.Errorf("block %s: %w", id, content.ErrNotFound)
 }
 
+// Keep returns what puts the objects of a root that this node makes into its cache, as far
+// as its scope goes. Without room they are not kept, and whoever makes them goes on.
+func (im *Images) Keep(scope content.Scope) func(content.Verified) {
+	reach := cache.ReachOf(scope, im.cfg.Signer.Identity())
+	return func(v content.Verified) { _ = im.cfg.Cache.Put(v, reach) }
+}
+
 // Base implements volumes.Library.
 func (im *Images) Base(ctx context.Context, ref content.Ref) (fetch.Root, error) {
 	if ref.Kind != content.KindImage {

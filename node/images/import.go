@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
@@ -221,10 +220,9 @@ func (im *Images) store(ctx context.Context, op *operations.Operation, disk conv
 			im.cfg.Log.Warn("which frames were read for this import is not remembered", "err", err)
 		}
 	}()
-	reach := cache.ReachOf(scope, im.cfg.Signer.Identity())
 	b, err := build.New(ctx, build.Config{
 		Bucket: store, Scope: scope, Size: disk.Size(), Known: known, Signer: im.cfg.Signer, Lineage: lineage, Now: im.cfg.Now, Codec: im.cfg.Codec, Log: im.cfg.Log,
-		OnChunk: func(v content.Verified) { im.cfg.Cache.Put(v, reach) }, // without room the import goes on
+		OnObject: im.Keep(scope),
 		Progress: func(s build.Stats) {
 			op.Update(func(v *operations.View) {
 				v.Bytes["new"], v.Bytes["sent"] = int64(s.NewRawBytes), int64(s.UploadedBytes)

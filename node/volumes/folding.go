@@ -30,7 +30,7 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head, As: []content.Ref{{Kind: content.KindVolume, Name: e.Name}}})
 		},
 		Pending: func() []content.Position { return a.waiting().Places() },
-		Packs:   a.v.packs, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Packs:   a.v.packs, Keep: a.v.cfg.Keep, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 		At: func(s fold.Step) { a.v.cfg.At("fold " + string(s)) },
 	})
 }

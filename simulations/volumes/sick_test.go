@@ -137,6 +137,27 @@ func TestGuestsAtASickStore(t *testing.T) {
 	}
 }
 
+// TestWhatWasWrittenHereIsReadHere has a volume's bytes moved into chunks of the bucket and
+// cut from its journal, and the bucket go away: the node that made the chunks has them.
+func TestWhatWasWrittenHereIsReadHere(t *testing.T) {
+	f := quietFarm(t, 1)
+	n := f.nodes[0]
+	shadow := openShadow(t, f.create(n, "web", "--size", "4MiB"))
+	for range 200 {
+		if err := shadow.Step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.run(n, "image", "promote", "volume:web", "golden")
+	f.front.Meddle(func(string, http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) })
+	if err := shadow.Check(); err != nil {
+		t.Error(err)
+	}
+	if v := f.volume(n, "web"); v.Bytes.Origin != 0 || v.DirtyBytes != 0 {
+		t.Errorf("%d bytes were read from the bucket, and %d are in the journal: %+v", v.Bytes.Origin, v.DirtyBytes, v)
+	}
+}
+
 // nothingLags reports whether volume show says it of a volume all of which is in the bucket.
 func nothingLags(shown string) bool {
 	return regexp.MustCompile(`not in bucket +0 `).MatchString(shown)

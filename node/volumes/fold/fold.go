@@ -78,6 +78,8 @@ type Config struct {
 	// Scope and Signer are those of the packs.
 	Scope  content.Scope
 	Signer trust.Signer
+	// Keep is a build.Config's OnObject.
+	Keep func(content.Verified)
 	// Packs are those of several volumes; nil has each fill its own.
 	Packs *build.Shared
 	// Rest is that of a build.Config.
@@ -346,7 +348,7 @@ func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.
 		}
 	}
 	cfg := build.Config{Bucket: store, Scope: f.cfg.Scope, Size: was.Size, ChunkSize: chunkSize(was.Head), Signer: f.cfg.Signer, Now: f.cfg.Now, Log: f.cfg.Log,
-		Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
+		OnObject: f.cfg.Keep, Rest: f.cfg.Rest, Workers: max(1, runtime.GOMAXPROCS(0)/2)} // guests are not to wait for a processor
 	if len(touched)*cfg.ChunkSize <= build.SharedMax {
 		cfg.Shared = f.cfg.Packs
 	}

@@ -291,6 +291,8 @@ func (a *assembler) placeNode(ctx context.Context, m made) (pack.Child, error) {
 	if !m.kept.CID.IsHole() {
 		return m.kept, nil
 	}
+	a.cfg.OnObject(m.node)
+	a.cfg.OnObject(m.page)
 	node, okNode := a.find(ctx, m.node.CID())
 	page, okPage := a.find(ctx, m.page.CID())
 	if !okNode || !okPage || node.Pack != page.Pack || node.End() != page.Offset {

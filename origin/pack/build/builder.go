@@ -65,9 +65,11 @@ type Config struct {
 	// Progress is called after each chunk and each upload, by one goroutine at a
 	// time; it must return at once.
 	Progress func(Stats)
-	// OnChunk is given every chunk that is not a hole, new or known, from several
-	// goroutines at once and in no order. The bytes are valid until it returns.
-	OnChunk func(content.Verified)
+	// OnObject is given every chunk that is not a hole, new or known, and every map node
+	// and page that does not stand in the base: what its maker needs to read the root
+	// without the bucket. It is called from several goroutines at once and in no order. The
+	// bytes are valid until it returns.
+	OnObject func(content.Verified)
 	// Codec encodes the metadata; nil makes one.
 	Codec *content.Codec
 	// Log receives what is worth telling an operator; nil discards it.
@@ -107,6 +109,9 @@ func (cfg Config) withDefaults() Config {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.OnObject == nil {
+		cfg.OnObject = func(content.Verified) {}
 	}
 	return cfg
 }
@@ -364,9 +369,7 @@ func (b *Builder) work(ctx context.Context) {
 		begun := time.Now()
 		v := content.Seal(j.raw)
 		j.cid, j.known, j.frame = v.CID(), pack.Location{}, j.frame[:0]
-		if b.cfg.OnChunk != nil {
-			b.cfg.OnChunk(v)
-		}
+		b.cfg.OnObject(v)
 		if _, ok := b.assembler.placed.get(j.cid); !ok {
 			if j.known, ok = b.assembler.locate(ctx, j.cid); !ok {
 				j.frame, j.codec = pack.EncodeFrame(b.enc, j.frame, j.raw)

@@ -218,25 +218,28 @@ func TestScopesAreKeptApart(t *testing.T) {
 	}
 }
 
-func TestEveryChunkIsHandedOn(t *testing.T) {
+func TestEveryObjectIsHandedOn(t *testing.T) {
 	im := newImage(500, 2, 0)
 	var mu sync.Mutex
 	got := make(map[content.CID]bool)
 	cfg := config(newMemory(t), im)
-	cfg.OnChunk = func(v content.Verified) {
+	cfg.OnObject = func(v content.Verified) {
 		mu.Lock()
 		defer mu.Unlock()
 		got[v.CID()] = content.Sum(v.Bytes()) == v.CID()
 	}
 	reports := 0
 	cfg.Progress = func(s Stats) { reports++ }
-	_, s := build(t, cfg, im)
-	if len(got) != len(im.chunks) || reports != int(s.Chunks)+s.Packs {
-		t.Fatalf("%d chunks and %d reports, want %d and %d", len(got), reports, len(im.chunks), int(s.Chunks)+s.Packs)
+	head, s := build(t, cfg, im)
+	if !got[head.Node.CID] || !got[head.Page.CID] {
+		t.Fatal("the map was not handed on")
+	}
+	if len(got) != len(im.chunks)+2 || reports != int(s.Chunks)+s.Packs {
+		t.Fatalf("%d objects and %d reports, want %d and %d", len(got), reports, len(im.chunks)+2, int(s.Chunks)+s.Packs)
 	}
 	for id, ok := range got {
 		if !ok {
-			t.Fatalf("chunk %s was handed on damaged", id)
+			t.Fatalf("%s was handed on damaged", id)
 		}
 	}
 }
