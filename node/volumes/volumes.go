@@ -74,9 +74,7 @@ type Config struct {
 	Signer trust.Signer
 	// Holders are members of the farm that hold what volumes write.
 	Holders *holders.Farm
-	// Keep takes what folds make, so that what was written here is read without the bucket;
-	// nil keeps nothing.
-	Keep func(content.Verified)
+	Keep    func(content.Verified) // takes what folds make, to be read without the bucket; or nil
 	// Publish writes the record of an image whose packs are in the bucket; nil is for who
 	// may not.
 	Publish func(ctx context.Context, name string, body catalog.Image, replace bool) error
