@@ -585,7 +585,7 @@ func (w *model) remove(r *rapid.T) {
 	if v == nil {
 		return
 	}
-	if body, err := w.farm.said(name); spec.Purge && (err != nil || body.ID == v.id && (body.Holder == m.key || body.State == catalog.Released)) {
+	if body, err := w.farm.said(name); spec.Purge && (err != nil || spec.Force || body.ID == v.id && (body.Holder == m.key || body.State == catalog.Released)) {
 		for _, other := range w.byID { // else they are of another's
 			other.purged = other.purged || other.name == name
 		}
