@@ -288,8 +288,8 @@ func (b *book) visit(m *member, body catalog.Snapshot) (d disk, err error) {
 func (b *book) checkOrphan(r catalog.Record, v *modelVolume, body catalog.Snapshot) error {
 	m := b.farm.member(body.Holder)
 	var p *place
-	for _, x := range append(slices.Clone(v.behind), v.owner) {
-		if x.m == m && x.epoch == body.Epoch {
+	for _, x := range append(slices.Clone(v.behind), v.owner) { // who died as it took an epoch may not have heard that it has
+		if x.m == m && x.epoch >= body.Epoch && (p == nil || x.epoch < p.epoch) {
 			p = x
 		}
 	}

@@ -58,14 +58,14 @@ func (a *attached) release(ctx context.Context) error {
 		return fmt.Errorf("%w: its record can't be written now", content.ErrUnavailable)
 	}
 	err := a.upload(ctx)
+	if err == nil { // a start that can't tell whether the record says so yet must not go on alone
+		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
+	}
 	if err == nil {
 		err = a.revise(ctx, func(body *catalog.Volume) error {
 			body.State, body.Holders, body.DegradedSince = catalog.Released, nil, time.Time{} // the bucket has all
 			return nil
 		})
-	}
-	if err == nil {
-		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
 	}
 	return err
 }

@@ -51,7 +51,7 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was released. Adopted says that it
+	// Empty says that what is here is in the bucket too: the volume was, or may be, released. Adopted says that it
 	// was made of what a record names, and not served since: all of it is here once Tried has a stamp.
 	Empty   bool `json:"empty,omitempty"`
 	Adopted bool `json:"adopted,omitempty"`
