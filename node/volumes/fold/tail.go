@@ -291,7 +291,8 @@ func (t *Tails) putNext(ctx context.Context) error {
 }
 
 // run is the tails between two places as one segment of a record; the zero one where they
-// are not this process's, and a chain from just there to just there.
+// are not this process's, and a chain from just there to just there, of one epoch: by that
+// they are found.
 func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
 	if t == nil {
 		return run
@@ -301,7 +302,7 @@ func (t *Tails) run(after, through content.Position) (run content.SegmentRef) {
 	var chain []content.SegmentRef
 	at := after
 	for _, ref := range t.put {
-		if ref.After == at && at.Seq < through.Seq {
+		if ref.After == at && at.Seq < through.Seq && (len(chain) == 0 || ref.Epoch == chain[0].Epoch) {
 			chain, at = append(chain, ref), ref.Through
 		}
 	}

@@ -366,6 +366,28 @@ func TestARecordNamesTails(t *testing.T) {
 	w.whole()
 }
 
+// TestTailsOfTwoEpochs: a node takes its own volume's next epoch between two flushes. What the
+// record names of them is read by who takes the volume over.
+func TestTailsOfTwoEpochs(t *testing.T) {
+	w := newWorld(t)
+	w.newTails(content.Position{})
+	f := w.fold()
+	for i := range int64(2) {
+		w.journal.epoch = uint64(i + 1)
+		if err := w.revise(t.Context(), func(v *catalog.Volume) error { v.Epoch = w.journal.epoch; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		w.write(i*64, byte(i+1))
+		if err := w.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Run(t.Context(), Safe); err != nil {
+		t.Fatal(err)
+	}
+	w.whole()
+}
+
 // policed gives the volume tails, by which its flushes go once its record says `origin`.
 func (w *world) policed() *Tails {
 	return &Tails{Bucket: w.bucket, Dir: w.t.TempDir}
