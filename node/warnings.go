@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -25,7 +26,7 @@ const (
 
 // Warning is what is amiss though the node is ready, and what to do about it.
 type Warning struct {
-	About string `json:"about" doc:"farm, mesh, paths, origin, or a volume as volume:NAME"`
+	About string `json:"about" doc:"farm, mesh, paths, origin, follow, or a volume as volume:NAME"`
 	Text  string `json:"text"`
 }
 
@@ -71,6 +72,9 @@ func (n *Node) Warnings() []Warning {
 			}
 		}
 		warn("origin", "%d MiB came from the origin in the last %s though members have them, which were slow or passed over: %s; `grange mesh peers` and `grange why VOLUME` say more", n.avoidable.grown(m)>>20, avoidableSpan, cmp.Or(strings.Join(failing, ", "), "none is passed over now"))
+	}
+	if f := n.Images.Followed(); f != nil && f.Names >= images.FollowedMax {
+		warn("follow", "this node follows %d names, and no more: others that match %s are not kept warm; give --follow longer patterns, or spread them over nodes", f.Names, strings.Join(f.Patterns, ", "))
 	}
 	if n.Volumes == nil {
 		return out

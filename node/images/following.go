@@ -144,6 +144,10 @@ func (f *follower) lookOver(ctx context.Context) {
 		}
 	}
 	for name := range versions {
+		if len(matches) >= FollowedMax { // it has no place any more
+			f.tell(ctx, follow.Event{Kind: follow.Gone, Target: follow.Target{Name: name}})
+			continue
+		}
 		looks.Go(func() error { f.lookUp(ctx, name, 0); return nil })
 	}
 	_ = looks.Wait()

@@ -183,6 +183,30 @@ func TestAThousandNames(t *testing.T) {
 	}
 }
 
+// TestMoreNamesThanANodeFollows: the first ones are followed, and as many are when others come.
+func TestMoreNamesThanANodeFollows(t *testing.T) {
+	w := newWorld(t)
+	w.image(t, "image", 1, 1)
+	for i := range FollowedMax + 1 {
+		w.tag(t, "image", fmt.Sprintf("v%04d", i))
+	}
+	n := w.other(t, t.TempDir(), 0, "tag:*")
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, tag := range []string{"b", "a"} {
+		w.tag(t, "image", tag)
+		clear(n.listings.lately) // or it is listed some seconds later
+		n.follower.lookOver(ctx)
+		if f := n.Followed(); f.Names != FollowedMax || n.follower.standing(tag) == nil {
+			t.Errorf("with %s %d names are followed", tag, f.Names)
+		}
+	}
+	cancel()
+	n.follower.work.Wait()
+	if err := n.cfg.Cache.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestQuotaTooSmall: the first images are kept whole, and the others are named; what comes
 // after does not push them out.
 func TestQuotaTooSmall(t *testing.T) {
