@@ -111,8 +111,8 @@ func (n *Node) warnOfReach(warn func(about, format string, args ...any)) {
 	case len(peers) == 0 && near > 0:
 		warn("mesh", "%d neighbours gossip, but none can be connected with: all is read from the origin; let TCP and UDP pass to the ports of --listen, here and there", near)
 	case len(peers) == 0 && len(boot) > 0:
-		warn("mesh", "no member of the mesh is in reach, so all is read from the origin: %s do not answer; see that they run, and that TCP and UDP pass to them, or give --bootstrap others", strings.Join(boot[:min(len(boot), lostShown)], ", "))
-	case n.farm == nil && hood.State == FarmNone && len(ours) > 0:
+		warn("mesh", "no member of the mesh is in reach, so nothing is had from any: %s do not answer; see that they run, and that TCP and UDP pass to them, or give --bootstrap others", strings.Join(boot[:min(len(boot), lostShown)], ", "))
+	case n.farm == nil && hood.State == FarmNone && n.Farm() != "" && len(ours) > 0:
 		warn("farm", "%d members of farm %q are connected, but without --farm-bind this node is none of their neighbours: each reads the origin for itself", len(ours), n.Farm())
 	case len(peers) > 0 && relayed():
 		warn("paths", "all of %d members are reached through relays alone, which is slow: let UDP out, or forward a port and give its address with --announce", len(peers))
