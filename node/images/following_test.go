@@ -69,7 +69,12 @@ func (w *world) other(t *testing.T, dir string, quota int64, names ...string) *I
 	cfg.Holder = func(peer.ID) Holder { return Holder{ID: dir, Farm: cfg.Signer.Identity().Farm} } // alone
 	cfg.Operations = operations.New(cfg.Log, cfg.Now)
 	cfg.Fetcher = newFetcher(t, cfg, w.store)
-	return New(cfg)
+	var im *Images
+	cfg.Matching = func(ctx context.Context, patterns []follow.Pattern) ([]Match, error) {
+		return im.Matches(ctx, cfg.Signer.Identity(), patterns)
+	}
+	im = New(cfg)
+	return im
 }
 
 // run runs a node until the returned function ends it.

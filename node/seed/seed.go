@@ -127,17 +127,11 @@ func (a *Allowance) state(now time.Time, n int64) string {
 	return Serving
 }
 
-// Serves reports whether anything may go out now.
-func (a *Allowance) Serves() bool { return a.may(burst) == nil }
-
-// Relays reports whether others' bytes may.
-func (a *Allowance) Relays() bool { return a.may(carryMargin) == nil }
-
-// may fails when n bytes may not go out now, with content.ErrUnavailable.
-func (a *Allowance) may(n int64) error {
+// Relays reports whether others' bytes may go out now.
+func (a *Allowance) Relays() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.refusal(a.look(), n)
+	return a.state(a.look(), carryMargin) == Serving
 }
 
 // look returns the time, which may be in a month that begins with it.
@@ -146,7 +140,7 @@ func (a *Allowance) look() time.Time {
 	if a.book.turn(now.Format(monthForm)) {
 		a.booked = 0
 	}
-	if a.broken != nil && now.After(a.again) {
+	if a.broken != nil {
 		a.note(now, 0)
 	}
 	return now
@@ -161,10 +155,7 @@ func (a *Allowance) refusal(now time.Time, n int64) error {
 
 // note writes the book if less is in it than goes out with n more.
 func (a *Allowance) note(now time.Time, n int64) {
-	if a.broken == nil && a.book.out()+n <= a.booked {
-		return
-	}
-	if a.broken != nil && !now.After(a.again) {
+	if a.broken == nil && a.book.out()+n <= a.booked || a.broken != nil && !now.After(a.again) {
 		return
 	}
 	err := a.write(max(n, ahead))
