@@ -140,17 +140,21 @@ func (f *follower) lookOver(ctx context.Context) {
 	f.mu.Unlock()
 	var looks errgroup.Group
 	looks.SetLimit(looksAtOnce)
+	followed := len(versions)
 	for _, m := range matches {
 		known, ok := versions[m.Name]
 		delete(versions, m.Name)
-		if !ok || known < m.Version {
+		if !ok {
+			followed++
+		}
+		if ok && known < m.Version || !ok && followed <= FollowedMax {
 			looks.Go(func() error { f.lookUp(ctx, m.Name, m.Version); return nil })
 		}
 	}
+	unlisted := 0
 	for name := range versions {
-		if len(matches) >= FollowedMax { // it has no place any more
-			f.tell(ctx, follow.Event{Kind: follow.Gone, Target: follow.Target{Name: name}})
-			continue
+		if unlisted++; unlisted > looksAtOnce && len(matches) >= FollowedMax {
+			break // most of them are there, and the answer had no place for them
 		}
 		looks.Go(func() error { f.lookUp(ctx, name, 0); return nil })
 	}

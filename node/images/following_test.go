@@ -188,7 +188,8 @@ func TestAThousandNames(t *testing.T) {
 	}
 }
 
-// TestMoreNamesThanANodeFollows: the first ones are followed, and as many are when others come.
+// TestMoreNamesThanANodeFollows: it stays with the first that it saw, and others have their
+// places when they are gone.
 func TestMoreNamesThanANodeFollows(t *testing.T) {
 	w := newWorld(t)
 	w.image(t, "image", 1, 1)
@@ -197,14 +198,23 @@ func TestMoreNamesThanANodeFollows(t *testing.T) {
 	}
 	n := w.other(t, t.TempDir(), 0, "tag:*")
 	ctx, cancel := context.WithCancel(t.Context())
-	for _, tag := range []string{"b", "a"} {
-		w.tag(t, "image", tag)
+	look := func(names ...string) {
+		t.Helper()
 		clear(n.listings.lately) // or it is listed some seconds later
 		n.follower.lookOver(ctx)
-		if f := n.Followed(); f.Names != FollowedMax || n.follower.standing(tag) == nil {
-			t.Errorf("with %s %d names are followed", tag, f.Names)
+		if f := n.Followed(); f.Names != FollowedMax || slices.ContainsFunc(names, func(name string) bool { return n.follower.standing(name) == nil }) {
+			t.Errorf("of %v and others %d are followed", names, f.Names)
 		}
 	}
+	look("v0000", "v2999")
+	w.tag(t, "image", "a")
+	look("v0000", "v2999")
+	if _, err := w.Remove(t.Context(), "v0000"); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.listings.lately)
+	n.follower.lookOver(ctx) // which finds a place
+	look("a", "v2999")
 	cancel()
 	n.follower.work.Wait()
 	if err := n.cfg.Cache.Close(); err != nil {

@@ -43,7 +43,7 @@ func (p Pattern) Check() error {
 	case p.Kind != "" && p.Kind != content.KindImage && p.Kind != content.KindTag || strings.HasPrefix(p.Glob, "volume:") || strings.HasPrefix(p.Glob, "snapshot:"):
 		return fmt.Errorf("%.140q: %w: want NAME, image:NAME, tag:TAG, or a pattern of names as debian-*", p, content.ErrInvalid)
 	case p.Wild():
-		if _, err := path.Match(p.Glob, ""); err != nil || len(p.Glob) > content.SegmentMax {
+		if _, err := path.Match(p.Glob, ""); err != nil || strings.Contains(p.Glob, `\`) || len(p.Glob) > content.SegmentMax {
 			return fmt.Errorf("%.140q: %w: it is no pattern: * stands for any characters, ? for one, [a-z] for one of those", p, content.ErrInvalid)
 		}
 	default:
