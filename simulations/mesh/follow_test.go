@@ -150,8 +150,14 @@ func TestWarmAll(t *testing.T) {
 	image, _ := publish(t, publisher, "disk", 1)
 	nodes := start(t, l, f.URL, "a", "a", "a", "b")
 	out := run(t, nodes[0], "image", "warm", "disk", "--all")
-	if !strings.Contains(out, "3 of 3 nodes have it") {
-		t.Errorf("warm --all: %s", out)
+	op := get[[]api.Operation](t, nodes[0], "/api/operations")[1] // after it comes that of the node itself
+	for name, n := range op.Nodes {
+		if n.State != "done" || n.Done == 0 || n.Done != n.Total {
+			t.Errorf("%s: %+v", name, n)
+		}
+	}
+	if !strings.Contains(out, "3 of 3 nodes have it") || len(op.Nodes) != 3 || op.Done != op.Total {
+		t.Errorf("warm --all: %s: %+v", out, op)
 	}
 	held := map[string]uint64{}
 	until(t, "all of the farm are shown to hold it", func(context.Context) bool {
