@@ -23,16 +23,26 @@ import (
 
 // look says what the data folder is, before anything is done to it.
 func (n *Node) look(context.Context) (err error) {
-	_, n.identity, err = membership.Look(n.cfg.Dir)
-	if errors.Is(err, content.ErrNotFound) {
-		n.fresh, n.identity, err = true, trust.NewPrivateKey(), nil // for as long as it tries
+	var member membership.State
+	member, n.identity, err = membership.Look(n.cfg.Dir)
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		n.fresh, n.identity = true, trust.NewPrivateKey() // for as long as it tries
+		return nil
+	case err != nil:
+		return err
 	}
-	if err == nil && index.Expected(n.volumesDir()) {
-		if n.awaited = servicesOf(n.cfg.Role).volumes; !n.awaited {
-			err = fmt.Errorf("%s: %w: it has a node's volumes, which a %s does not serve; give it a folder of its own", n.cfg.Dir, content.ErrInvalid, n.cfg.Role)
-		}
+	n.awaited = index.Expected(n.volumesDir())
+	return n.fits(n.cfg.Dir, member.Chain.Identity().Role)
+}
+
+// fits fails unless what is of that role is run as it: a seed run as a node would send
+// without its owner's limits, and a node run as a seed leave its volumes to nobody.
+func (n *Node) fits(what string, role trust.Role) error {
+	if servicesOf(role) == servicesOf(n.cfg.Role) {
+		return nil
 	}
-	return err
+	return fmt.Errorf("%s: %w: it is for the role %q, and this is run as a %s; `grange seed` and `grange node` want a folder, and a token, each of its own", what, content.ErrInvalid, role, n.cfg.Role)
 }
 
 // lockTimeout is how long a start waits for the end of a node before it that was
@@ -86,6 +96,9 @@ func (n *Node) tryFirst(ctx context.Context) error {
 	if n.cfg.Join != "" {
 		if token, err = trust.ParseToken(n.cfg.Join, n.cfg.Now()); err != nil {
 			return fmt.Errorf("--join: %w", err)
+		}
+		if err := n.fits("--join", token.Role); err != nil {
+			return err
 		}
 	}
 	if err := n.checkNetwork(true); err != nil || !servicesOf(n.cfg.Role).origin {

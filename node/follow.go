@@ -36,18 +36,17 @@ func (n *Node) matching(ctx context.Context, patterns []follow.Pattern) (out []i
 		live = append(live, plan.Peer(id))
 	}
 	order := plan.Rank(fmt.Sprint("follow ", n.cfg.Now().Unix()/int64(listLeadFor/time.Second)), live)
-	for _, p := range order[:min(len(order), listLeads)] {
-		if id := peer.ID(p); id == n.swarm.ID() {
-			break
-		} else if out, err = n.askMatches(ctx, id, patterns); err == nil {
-			return out, nil
+	if self := slices.Index(order, plan.Peer(n.swarm.ID())); self >= 0 {
+		order = order[:self]
+	}
+	order = order[:min(len(order), listLeads)]
+	if n.origin.readable() == nil {
+		for _, c := range n.candidates() {
+			order = append(order, plan.Peer(c.id))
 		}
 	}
-	if n.origin.readable() != nil {
-		return n.Images.Matches(ctx, n.Membership.Identity(), patterns)
-	}
-	for _, c := range n.candidates() {
-		if out, err = n.askMatches(ctx, c.id, patterns); err == nil {
+	for _, p := range order {
+		if out, err = n.askMatches(ctx, peer.ID(p), patterns); err == nil {
 			return out, nil
 		}
 	}
@@ -73,9 +72,9 @@ func (n *Node) farmMates(ctx context.Context) (out []images.Neighbour) {
 		out = append(out, images.Neighbour{ID: p.ID, Name: p.Name})
 	}
 	for _, m := range n.Membership.Members(ctx) {
-		mate := images.Neighbour{ID: m.ID, Name: m.Name}
-		if m.Farm == n.Farm() && m.Role.IsMember() && m.State != membership.StateRevoked && m.State != membership.StateSelf && !slices.Contains(out, mate) {
-			out = append(out, mate)
+		met := slices.ContainsFunc(out, func(o images.Neighbour) bool { return o.ID == m.ID })
+		if m.Farm == n.Farm() && m.Role.IsMember() && m.State != membership.StateRevoked && m.State != membership.StateSelf && !met {
+			out = append(out, images.Neighbour{ID: m.ID, Name: m.Name})
 		}
 	}
 	return out

@@ -253,6 +253,33 @@ func TestASeedFoundsNoMesh(t *testing.T) {
 	}
 }
 
+// TestASeedIsNotRunAsANode, which would send without its owner's limits, nor a node as a
+// seed: neither from its folder, nor with its token, which is good still.
+func TestASeedIsNotRunAsANode(t *testing.T) {
+	m := &mesh{t: t, origin: t.TempDir()}
+	m.first, _ = m.start(t.TempDir(), "first", "")
+	for role, other := range map[trust.Role]trust.Role{trust.RoleSeed: trust.RoleNode, trust.RoleNode: trust.RoleSeed} {
+		data, token := t.TempDir(), m.token(role)
+		refused := func(dir string) {
+			t.Helper()
+			cfg := Config{Dir: dir, Role: other, Join: token, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, OpenOrigin: func(context.Context, string) (bucket.Bucket, *bucket.Metrics, error) {
+				t.Error("it asks for an origin")
+				return nil, nil, content.ErrUnavailable
+			}}
+			if err := Check(t.Context(), cfg); !errors.Is(err, content.ErrInvalid) {
+				t.Errorf("a %s may be run as a %s: %v", role, other, err)
+			}
+			if _, err := New(t.Context(), cfg); !errors.Is(err, content.ErrInvalid) {
+				t.Errorf("a %s is run as a %s: %v", role, other, err)
+			}
+		}
+		refused(t.TempDir())
+		_, stop := m.startAs(role, data, string(role), token)
+		stop()
+		refused(data)
+	}
+}
+
 // TestAReaderTellsImporters: nobody has verified an image; a guest of another node came
 // upon the damage, and the next import stores anew what is damaged.
 func TestAReaderTellsImporters(t *testing.T) {

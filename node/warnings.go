@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/images"
 	"github.com/grangemesh/grange/p2p/swarm"
 )
 
@@ -25,7 +26,7 @@ const (
 
 // Warning is what is amiss though the node is ready, and what to do about it.
 type Warning struct {
-	About string `json:"about" doc:"farm, mesh, paths, origin, or a volume as volume:NAME"`
+	About string `json:"about" doc:"farm, mesh, paths, origin, follow, or a volume as volume:NAME"`
 	Text  string `json:"text"`
 }
 
@@ -72,6 +73,9 @@ func (n *Node) Warnings() []Warning {
 		}
 		warn("origin", "%d MiB came from the origin in the last %s though members have them, which were slow or passed over: %s; `grange mesh peers` and `grange why VOLUME` say more", n.avoidable.grown(m)>>20, avoidableSpan, cmp.Or(strings.Join(failing, ", "), "none is passed over now"))
 	}
+	if f := n.Images.Followed(); f != nil && f.Names >= images.FollowedMax {
+		warn("follow", "this node follows %d names, and no more: others that match %s are not kept warm; give --follow longer patterns, or spread them over nodes", f.Names, strings.Join(f.Patterns, ", "))
+	}
 	if n.Volumes == nil {
 		return out
 	}
@@ -107,8 +111,8 @@ func (n *Node) warnOfReach(warn func(about, format string, args ...any)) {
 	case len(peers) == 0 && near > 0:
 		warn("mesh", "%d neighbours gossip, but none can be connected with: all is read from the origin; let TCP and UDP pass to the ports of --listen, here and there", near)
 	case len(peers) == 0 && len(boot) > 0:
-		warn("mesh", "no member of the mesh is in reach, so all is read from the origin: %s do not answer; see that they run, and that TCP and UDP pass to them, or give --bootstrap others", strings.Join(boot[:min(len(boot), lostShown)], ", "))
-	case n.farm == nil && hood.State == FarmNone && len(ours) > 0:
+		warn("mesh", "no member of the mesh is in reach, so nothing is had from any: %s do not answer; see that they run, and that TCP and UDP pass to them, or give --bootstrap others", strings.Join(boot[:min(len(boot), lostShown)], ", "))
+	case n.farm == nil && hood.State == FarmNone && n.Farm() != "" && len(ours) > 0:
 		warn("farm", "%d members of farm %q are connected, but without --farm-bind this node is none of their neighbours: each reads the origin for itself", len(ours), n.Farm())
 	case len(peers) > 0 && relayed():
 		warn("paths", "all of %d members are reached through relays alone, which is slow: let UDP out, or forward a port and give its address with --announce", len(peers))

@@ -1,13 +1,10 @@
 package node
 
 import (
-	"cmp"
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/grangemesh/grange/node/why"
-	"github.com/grangemesh/grange/origin/content"
 )
 
 // Why says what the slowest reads of a volume waited for.
@@ -20,9 +17,6 @@ type Why struct {
 // Why returns the slowest reads of the last minutes of a volume that this node serves.
 func (n *Node) Why(ctx context.Context, volume string) (Why, error) {
 	v, err := n.Volumes.Find(ctx, volume)
-	if err == nil && v.Node != "" && v.Node != n.swarm.ID().String() {
-		err = fmt.Errorf("volume %q: %w on this node: %s has it, and knows of its reads", volume, content.ErrNotFound, cmp.Or(v.NodeName, v.Node))
-	}
 	out := Why{Words: []string{}, Reads: []why.Read{}, PassedOver: []Peer{}}
 	if err != nil || v.Slow == nil {
 		return out, err

@@ -81,7 +81,7 @@ func TestStandardInputIsWatched(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(data, images.TempDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, said := command(t, "image", "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B reading the standard input\n") {
+	if _, _, said := command(t, "image", "import", "debian", "-", "--data", data); !strings.Contains(said, "import debian: 0 B; reading the standard input\n") {
 		t.Errorf("%s", said)
 	}
 }

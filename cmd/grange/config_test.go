@@ -142,6 +142,15 @@ func TestLimitsThatCouldNeverWork(t *testing.T) {
 			t.Errorf("%s of the file: %v", args, err)
 		}
 	}
+	for _, args := range [][]string{
+		{"--monthly", "0"}, {"--monthly", "63MiB"}, {"--monthly", "-1GiB"}, {"--upload-rate", "0"}, {"--upload-rate", "-5MiB/s"}, {"--upload-rate", "127KiB/s"},
+		{"--schedule", "night"}, {"--schedule", "22:00-06:00 -1MiB/s"}, {"--schedule", "22:00-06:00 1KiB/s"}, {"--schedule", "22:00-06:00,25:00-26:00"},
+		{"--follow", "x["}, {"--follow", "volume:web1"}, {"--follow", "a,,b"}, {"--follow", strings.Repeat("a,", 64) + "a"},
+	} {
+		if _, err := parse(t, "", "seed", args[0]+"="+args[1]); err == nil || !strings.Contains(err.Error(), args[0]) {
+			t.Errorf("seed %s: %v", args, err)
+		}
+	}
 	for _, args := range [][]string{{}, {"--quota", "1GiB"}, {"--origin-rate", "128KiB"}, {"--origin-requests", "1/s"}} {
 		if _, err := parse(t, "", append([]string{"node"}, args...)...); err != nil {
 			t.Errorf("%s: %v", args, err)

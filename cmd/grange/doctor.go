@@ -96,13 +96,14 @@ func (c *cli) examine(ctx context.Context, s api.Status, away error) []doctor.Fi
 
 func examineNode(s api.Status) []doctor.Finding {
 	out := []doctor.Finding{
-		disksFinding(s.Disks),
 		doctor.GoodIf(s.Ready).Of("node", cmp.Or(prefixed("runs, and waits for ", strings.Join(s.Waiting, ", ")), "runs, and is ready")),
 		doctor.GoodIf(s.Self.Revoked.IsZero()).Of("membership", cmp.Or(revoked(s.Self), string(s.Self.Role))),
-		doctor.GoodIf(originGood(s.Origin)).Of("origin", s.Origin.State+prefixed(": ", s.Origin.Detail)),
+		doctor.GoodIf(originGood(s.Origin) || s.Seed != nil).Of("origin", s.Origin.State+prefixed(": ", s.Origin.Detail)),
 		doctor.GoodIf(!s.Cache.Full).Of("cache", fmt.Sprintf("%s of %s", units.Bytes(s.Cache.Used), units.Bytes(s.Cache.Quota))+beyond(s.Cache)),
 		doctor.GoodIf(s.Neighbourhood.State != node.FarmCutOff).Of("farm", neighbours(s)),
-		volumesFinding(s),
+	}
+	if s.Seed == nil {
+		out = append(out, disksFinding(s.Disks), volumesFinding(s))
 	}
 	for _, w := range s.Warnings {
 		out = append(out, doctor.Bad.Of(w.About, w.Text))

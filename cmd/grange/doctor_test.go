@@ -41,6 +41,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		t.Fatal(err)
 	}
 	alone := serveAt(t, answer(`{"ready": true, "origin": {"state": "ok"}}`))
+	seed := serveAt(t, answer(`{"ready": true, "origin": {"state": "none"}, "seed": {"state": "serving"}}`))
 	waits := serveAt(t, answer(`{"waiting": ["its volumes"], "origin": {"state": "unreachable", "detail": "no route"}}`))
 	t.Setenv("GRANGE_LISTEN", "/ip4/127.0.0.1/tcp/0")
 	t.Setenv("AWS_ACCESS_KEY_ID", "k")
@@ -51,6 +52,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		env        map[string]string
 	}{
 		{"", "", nil},
+		{"", seed, nil},
 		{"", alone, map[string]string{"GRANGE_ORIGIN": fmt.Sprintf(s3, "closed")}},
 		{"ports", "", map[string]string{"GRANGE_LISTEN": "/ip4/127.0.0.1/tcp/" + port}},
 		{"ports", "", map[string]string{"GRANGE_API": "", "GRANGE_FARM_BIND": taken.Addr().String()}},

@@ -54,7 +54,7 @@ func followedLines(w io.Writer, f *images.Followed) {
 	}
 	fmt.Fprintln(w)
 	for _, p := range f.Missing {
-		fmt.Fprintf(w, "\t%s: there is no such name\n", p)
+		fmt.Fprintf(w, "\t%s: no such name is known\n", p)
 	}
 	for _, s := range f.Behind {
 		fmt.Fprintf(w, "\t%s: %s%s%s\n", s.Name, followed(&s), bySource(s.Bytes), prefixed(": ", s.Why))

@@ -139,10 +139,7 @@ func (c *cli) outcome(std stdio, op api.Operation) error {
 	case c.JSON:
 		return nil
 	}
-	if op.Note != "" {
-		op.Note = "; " + op.Note
-	}
-	_, err := fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, op.Took, bySource(op.Bytes), op.Note)
+	_, err := fmt.Fprintf(std.out, "%s %s: done in %.1f s%s%s\n", op.Kind, op.Target, op.Took, bySource(op.Bytes), prefixed("; ", op.Note))
 	return err
 }
 
@@ -163,8 +160,7 @@ func showLines(w io.Writer) func(api.Operation) {
 			return
 		}
 		next = now.Add(lineInterval)
-		line := fmt.Sprintf("%s %s: %s%s %s", op.Kind, op.Target, progress(op), bySource(op.Bytes), op.Note)
-		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		fmt.Fprintf(w, "%s %s: %s%s%s\n", op.Kind, op.Target, progress(op), bySource(op.Bytes), prefixed("; ", op.Note))
 	}
 }
 

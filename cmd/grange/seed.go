@@ -14,7 +14,7 @@ import (
 type seedCmd struct {
 	UploadRate units.Rate     `help:"Bytes a second that go out at most, to all together." placeholder:"SIZE/s"`
 	Monthly    units.Size     `help:"Bytes that go out in a month of the calendar at most; what carries them over the network, some hundredths more, is not counted." placeholder:"SIZE"`
-	Schedule   []units.Window `help:"When it serves, by the clock of this host; always when not given. 22:00-06:00 is every night, mon-fri 22:00-06:00 those that begin on these days; a rate behind it, as in sat-sun 00:00-24:00 2MiB/s, stands in for --upload-rate meanwhile." placeholder:"[DAYS] FROM-TO [SIZE/s],…"`
+	Schedule   []units.Window `help:"When it serves, by the clock of this host; always when not given. 22:00-06:00 is every night, mon-fri 22:00-06:00 those that begin on these days; a rate behind it, as in sat-sun 00:00-24:00 2MiB/s, stands in for --upload-rate meanwhile. Where two overlap, the first counts." placeholder:"[DAYS] FROM-TO [SIZE/s],…"`
 	memberFlags
 }
 

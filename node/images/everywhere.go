@@ -82,12 +82,8 @@ type warmRequest struct {
 
 // warmAnswer is how far it is.
 type warmAnswer struct {
-	Operation string           `cbor:"operation"`
-	State     operations.State `cbor:"state"`
-	Done      int64            `cbor:"done"`
-	Total     int64            `cbor:"total"`
-	Bytes     map[string]int64 `cbor:"bytes"`
-	Error     string           `cbor:"error"`
+	Operation string          `cbor:"operation"`
+	Node      operations.Node `cbor:"node"`
 }
 
 // AnswerWarm answers a WarmMethod of another member of this farm.
@@ -99,38 +95,40 @@ func (im *Images) AnswerWarm(ctx context.Context, from trust.Identity, body []by
 	if err := im.cfg.Codec.Unmarshal(body, &q); err != nil {
 		return nil, err
 	}
-	v, err := im.warmFor(ctx, q)
+	a, err := im.warmFor(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	return im.cfg.Codec.Marshal(warmAnswer{v.ID, v.State, v.Done, v.Total, v.Bytes, v.Error})
+	return im.cfg.Codec.Marshal(a)
 }
 
-func (im *Images) warmFor(ctx context.Context, q warmRequest) (v operations.View, err error) {
-	if q.Operation != "" && q.Cancel {
-		return im.cfg.Operations.Cancel(ctx, q.Operation)
+// warmFor begins what q asks for, says how far it is, or cancels it. What somebody else
+// has begun here is waited for, and told without its ID: it is not for q to cancel.
+func (im *Images) warmFor(ctx context.Context, q warmRequest) (warmAnswer, error) {
+	ops := im.cfg.Operations
+	v, err := ops.Get(q.Operation)
+	switch {
+	case q.Cancel:
+		v, err = ops.Cancel(ctx, q.Operation)
+	case err != nil: // it is still to be begun, or was before a restart
+		v, err = im.warm(q.Name, q.Version)
 	}
-	if q.Operation != "" {
-		if v, err = im.cfg.Operations.Get(q.Operation); err == nil { // else it was begun before a restart
-			return v, nil
+	if errors.Is(err, content.Running) {
+		all := ops.List()
+		if i := slices.IndexFunc(all, func(v operations.View) bool {
+			return v.Kind == warmKind && v.Target == q.Name && v.State == operations.Running
+		}); i >= 0 {
+			v, v.ID, err = all[i], "", nil
 		}
 	}
-	v, err = im.warm(q.Name, q.Version)
-	if errors.Is(err, content.ErrConflict) { // somebody has it warmed here already
-		for _, v := range im.cfg.Operations.List() {
-			if v.Kind == warmKind && v.Target == q.Name && v.State == operations.Running {
-				return v, nil
-			}
-		}
-	}
-	return v, err
+	return warmAnswer{v.ID, operations.Node{State: v.State, Done: v.Done, Total: v.Total, Bytes: v.Bytes, Error: v.Error}}, err
 }
 
 // WarmAll has all members of this farm fetch all of an image into their caches, in the
 // background. It fails in the end if one can't, or is away, and says which.
 func (im *Images) WarmAll(name string) (operations.View, error) {
 	return im.begin("warm-all", name, func(ctx context.Context, op *operations.Operation) error {
-		k, err := im.target(ctx, op, name, true, func(Image, int64) int64 { return 0 })
+		k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 		if err != nil {
 			return err
 		}
@@ -138,7 +136,7 @@ func (im *Images) WarmAll(name string) (operations.View, error) {
 		nodes := append([]Neighbour{{im.cfg.Self, ""}}, im.cfg.Farm(ctx)...)
 		var wg sync.WaitGroup
 		for _, n := range nodes {
-			w.show(n.String(), warmAnswer{State: operations.Running})
+			w.show(n.String(), operations.Node{State: operations.Running})
 			wg.Go(func() { w.on(ctx, n) })
 		}
 		wg.Wait()
@@ -159,40 +157,34 @@ func (w *everywhere) on(ctx context.Context, n Neighbour) {
 	tick := time.NewTicker(askAgain)
 	defer tick.Stop()
 	for {
-		a, err := w.ask(ctx, n, q)
+		a, err := w.ask(context.WithoutCancel(ctx), n, q) // so that what was begun is known, and can be cancelled
 		switch {
 		case err == nil:
 			heard, q.Operation = time.Now(), a.Operation
 		case !mayBeAway(err) || time.Since(heard) > awayAfter:
-			a = warmAnswer{State: operations.Failed, Error: content.Line(err)}
+			a.Node = operations.Node{State: operations.Failed, Error: content.Line(err)}
 		default:
-			a = warmAnswer{State: operations.Running}
+			a.Node.State = operations.Running
 		}
-		if ctx.Err() == nil {
-			w.show(n.String(), a)
-		}
-		if a.State != operations.Running {
+		w.show(n.String(), a.Node)
+		if a.Node.State != operations.Running {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			end := operations.Node{State: operations.Cancelled}
 			if q.Cancel = true; q.Operation != "" {
 				ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelWait)
 				defer stop()
-				_, err = w.ask(ctx, n, q)
+				if _, err := w.ask(ctx, n, q); err != nil {
+					end.Error = content.Line(err)
+				}
 			}
-			w.show(n.String(), warmAnswer{State: operations.Cancelled, Error: lineOf(err)})
+			w.show(n.String(), end)
 			return
 		}
 	}
-}
-
-func lineOf(err error) string {
-	if err == nil {
-		return ""
-	}
-	return content.Line(err)
 }
 
 // mayBeAway reports whether a node that fails so may be about to start, or be back soon.
@@ -202,8 +194,7 @@ func mayBeAway(err error) bool {
 
 func (w *everywhere) ask(ctx context.Context, n Neighbour, q warmRequest) (a warmAnswer, err error) {
 	if n.ID == w.im.cfg.Self {
-		v, err := w.im.warmFor(ctx, q)
-		return warmAnswer{v.ID, v.State, v.Done, v.Total, v.Bytes, v.Error}, err
+		return w.im.warmFor(ctx, q)
 	}
 	body, err := w.im.cfg.Codec.Marshal(q)
 	if err == nil {
@@ -216,16 +207,16 @@ func (w *everywhere) ask(ctx context.Context, n Neighbour, q warmRequest) (a war
 }
 
 // show has the operation say how far a node is, and all of them together.
-func (w *everywhere) show(node string, a warmAnswer) {
+func (w *everywhere) show(name string, now operations.Node) {
 	w.op.Update(func(v *operations.View) {
 		if v.Nodes == nil {
 			v.Nodes = map[string]operations.Node{}
 		}
-		if was := v.Nodes[node]; a.State != operations.Done && a.Done == 0 { // no word of how far it came
-			a.Done, a.Total, a.Bytes = was.Done, was.Total, was.Bytes
+		if was := v.Nodes[name]; now.State != operations.Done && now.Done == 0 { // no word of how far it came
+			now.Done, now.Total, now.Bytes = was.Done, was.Total, was.Bytes
 		}
 		nodes := maps.Clone(v.Nodes) // which others may be reading
-		nodes[node] = operations.Node{State: a.State, Done: a.Done, Total: a.Total, Bytes: a.Bytes, Error: a.Error}
+		nodes[name] = now
 		v.Nodes, v.Done, v.Total, v.Bytes = nodes, 0, 0, map[string]int64{}
 		ended := 0
 		for _, n := range nodes {

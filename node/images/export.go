@@ -29,7 +29,7 @@ func (im *Images) Export(name, file string, replace bool) (operations.View, erro
 		return operations.View{}, fmt.Errorf("export %q to %q: %w", name, file, err)
 	}
 	return im.begin("export", name, func(ctx context.Context, op *operations.Operation) error {
-		k, err := im.target(ctx, op, name, true, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
+		k, err := im.target(ctx, op, name, func(i Image, chunk int64) int64 { return min(i.Size, int64(i.Chunks)*chunk) })
 		if err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (im *Images) Verify(name string) (operations.View, error) {
 		if store == nil {
 			return fmt.Errorf("verify %q: %w: the origin does not answer", name, content.ErrUnavailable)
 		}
-		k, err := im.target(ctx, op, name, true, func(i Image, _ int64) int64 { return int64(i.Stored) })
+		k, err := im.target(ctx, op, name, func(i Image, _ int64) int64 { return int64(i.Stored) })
 		if err != nil {
 			return err
 		}

@@ -126,7 +126,11 @@ func (f *follower) watch(ctx context.Context) {
 // nobody can say, all stays as it is.
 func (f *follower) lookOver(ctx context.Context) {
 	cfg := &f.im.cfg
-	matches, err := f.im.ask(ctx)
+	var matches []Match
+	var err error
+	if len(cfg.Follow) > 0 {
+		matches, err = cfg.Matching(ctx, cfg.Follow)
+	}
 	if err != nil {
 		cfg.Log.Debug("what is followed can't be looked at now", "err", err)
 		return
@@ -136,14 +140,22 @@ func (f *follower) lookOver(ctx context.Context) {
 	f.mu.Unlock()
 	var looks errgroup.Group
 	looks.SetLimit(looksAtOnce)
+	followed := len(versions)
 	for _, m := range matches {
 		known, ok := versions[m.Name]
 		delete(versions, m.Name)
-		if !ok || known < m.Version {
+		if !ok {
+			followed++
+		}
+		if ok && known < m.Version || !ok && followed <= FollowedMax {
 			looks.Go(func() error { f.lookUp(ctx, m.Name, m.Version); return nil })
 		}
 	}
+	unlisted := 0
 	for name := range versions {
+		if unlisted++; unlisted > looksAtOnce && len(matches) >= FollowedMax {
+			break // most of them are there, and the answer had no place for them
+		}
 		looks.Go(func() error { f.lookUp(ctx, name, 0); return nil })
 	}
 	_ = looks.Wait()
@@ -317,15 +329,4 @@ func all(ctx context.Context, m *fetch.Image) (ids []content.CID, err error) {
 		ids = append(ids, id)
 	}
 	return ids, nil
-}
-
-// ask returns what members know of the names that are followed, or else this node does.
-func (im *Images) ask(ctx context.Context) ([]Match, error) {
-	switch {
-	case len(im.cfg.Follow) == 0:
-		return nil, nil
-	case im.cfg.Matching == nil:
-		return im.Matches(ctx, im.cfg.Signer.Identity(), im.cfg.Follow)
-	}
-	return im.cfg.Matching(ctx, im.cfg.Follow)
 }

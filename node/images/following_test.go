@@ -69,7 +69,12 @@ func (w *world) other(t *testing.T, dir string, quota int64, names ...string) *I
 	cfg.Holder = func(peer.ID) Holder { return Holder{ID: dir, Farm: cfg.Signer.Identity().Farm} } // alone
 	cfg.Operations = operations.New(cfg.Log, cfg.Now)
 	cfg.Fetcher = newFetcher(t, cfg, w.store)
-	return New(cfg)
+	var im *Images
+	cfg.Matching = func(ctx context.Context, patterns []follow.Pattern) ([]Match, error) {
+		return im.Matches(ctx, cfg.Signer.Identity(), patterns)
+	}
+	im = New(cfg)
+	return im
 }
 
 // run runs a node until the returned function ends it.
@@ -180,6 +185,40 @@ func TestAThousandNames(t *testing.T) {
 	}
 	if n.followedRoots() > 0 || n.Followed() != nil {
 		t.Error("without --follow all is kept still")
+	}
+}
+
+// TestMoreNamesThanANodeFollows: it stays with the first that it saw, and others have their
+// places when they are gone.
+func TestMoreNamesThanANodeFollows(t *testing.T) {
+	w := newWorld(t)
+	w.image(t, "image", 1, 1)
+	for i := range FollowedMax + 1 {
+		w.tag(t, "image", fmt.Sprintf("v%04d", i))
+	}
+	n := w.other(t, t.TempDir(), 0, "tag:*")
+	ctx, cancel := context.WithCancel(t.Context())
+	look := func(names ...string) {
+		t.Helper()
+		clear(n.listings.lately) // or it is listed some seconds later
+		n.follower.lookOver(ctx)
+		if f := n.Followed(); f.Names != FollowedMax || slices.ContainsFunc(names, func(name string) bool { return n.follower.standing(name) == nil }) {
+			t.Errorf("of %v and others %d are followed", names, f.Names)
+		}
+	}
+	look("v0000", "v2999")
+	w.tag(t, "image", "a")
+	look("v0000", "v2999")
+	if _, err := w.Remove(t.Context(), "v0000"); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.listings.lately)
+	n.follower.lookOver(ctx) // which finds a place
+	look("a", "v2999")
+	cancel()
+	n.follower.work.Wait()
+	if err := n.cfg.Cache.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

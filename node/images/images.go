@@ -147,9 +147,9 @@ func (im *Images) Get(ctx context.Context, name string) (Image, error) {
 }
 
 // target looks up what long work is on, and shows how much there is to do, of an image
-// in chunks of so many bytes. With fresh the origin says what the name stands for now.
-func (im *Images) target(ctx context.Context, op *operations.Operation, name string, fresh bool, total func(i Image, chunk int64) int64) (records.Known, error) {
-	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, fresh)
+// in chunks of so many bytes. The origin says what the name stands for now.
+func (im *Images) target(ctx context.Context, op *operations.Operation, name string, total func(i Image, chunk int64) int64) (records.Known, error) {
+	k, err := im.cfg.Names.Lookup(ctx, content.KindImage, name, true)
 	if err != nil {
 		return k, err
 	}
@@ -246,11 +246,11 @@ func (im *Images) Warm(name string) (operations.View, error) { return im.warm(na
 func (im *Images) warm(name string, version uint64) (operations.View, error) {
 	return im.begin(warmKind, name, func(ctx context.Context, op *operations.Operation) error {
 		im.follower.want(name)
-		if _, err := im.cfg.Names.LookupVersion(ctx, content.KindImage, name, version); err != nil {
+		k, err := im.cfg.Names.LookupVersion(ctx, content.KindImage, name, version)
+		if err != nil {
 			return err
 		}
-		var total int64
-		k, err := im.target(ctx, op, name, false, func(i Image, chunk int64) int64 { total = int64(i.Chunks) * chunk; return total })
+		i, err := im.info(k)
 		if err != nil {
 			return err
 		}
@@ -258,6 +258,8 @@ func (im *Images) warm(name string, version uint64) (operations.View, error) {
 		if err != nil {
 			return err
 		}
+		total := int64(i.Chunks) * int64(k.Head.Root.ChunkSize)
+		op.Update(func(v *operations.View) { v.Total = total })
 		if limit := im.cfg.Cache.Stats().Limit; total > limit { // to fetch it would push out the rest for nothing
 			return fmt.Errorf("warm %q: %w: it takes up to %d bytes, and the cache may take %d; raise its quota, or make room on the disk", name, content.ErrNoSpace, total, limit)
 		}

@@ -58,7 +58,7 @@ func (im *Images) mayImport(name string, req *ImportRequest) error {
 		if farm := req.Scope.Farm(); farm != "" {
 			who += " of farm " + farm
 		}
-		return fmt.Errorf("import %q: %w: images of scope %s are published by %s; this node's role is %s, its farm %s", name, content.ErrForbidden, req.Scope, who, id.Role, id.Farm)
+		return fmt.Errorf("import %q: %w: images of scope %s are published by %s; this node's role is %s, its farm %q", name, content.ErrForbidden, req.Scope, who, id.Role, id.Farm)
 	}
 	if !filepath.IsAbs(req.Path) {
 		return fmt.Errorf("import %q: source %q: %w: want an absolute path on the node's host", name, req.Path, content.ErrInvalid)

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// matchesMax bounds the names that a node follows: as many as one answer of a member
+	// FollowedMax bounds the names that a node follows: as many as one answer of a member
 	// has room for.
-	matchesMax = 3000
+	FollowedMax = 3000
 	// listedFor is how old what is listed at the origin may be to be said again, for each
 	// listPage names that were listed for it: a page is one request.
 	listedFor = 5 * time.Second
@@ -67,7 +67,7 @@ func newListings() *listings {
 }
 
 // Matches answers a member that follows names, or this node itself: with those that match,
-// as far as it may read them, the first patterns' first, and no more than matchesMax.
+// as far as it may read them, the first patterns' first, and no more than FollowedMax.
 func (im *Images) Matches(ctx context.Context, from trust.Identity, patterns []follow.Pattern) (out []Match, err error) {
 	switch {
 	case from.Role == "" || len(patterns) > follow.PatternsMax:
@@ -88,7 +88,7 @@ func (im *Images) Matches(ctx context.Context, from trust.Identity, patterns []f
 			return nil, err
 		}
 		for _, n := range names {
-			if len(out) < matchesMax && !met[n.Name] && p.Match(n.kind, n.Name) && from.MayRead(n.scope) {
+			if len(out) < FollowedMax && !met[n.Name] && p.Match(n.kind, n.Name) && from.MayRead(n.scope) {
 				met[n.Name] = true
 				out = append(out, n.Match)
 			}

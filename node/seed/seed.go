@@ -75,9 +75,7 @@ func Open(cfg Config) (*Allowance, error) {
 	if a.book, err = readBook(a.codec, cfg.Path); err != nil {
 		return nil, err
 	}
-	if n := len(a.book.Months); n > 0 {
-		a.booked = a.book.now().out()
-	}
+	a.booked = a.book.out()
 	return a, nil
 }
 
@@ -89,23 +87,14 @@ func (a *Allowance) Close() error {
 	return a.write(0)
 }
 
-// turn makes this month the last of the book. Like all that follows and has no lock of its
-// own it is called with mu.
-func (a *Allowance) turn(now time.Time) {
-	before := len(a.book.Months)
-	if a.book.turn(now.Format(monthForm)); before == 0 || a.book.now().out() == 0 {
-		a.booked = 0
-	}
-}
-
-// write puts the book on disk, with more of the month than went out.
+// write puts the book on disk, with more of the month than went out. Like all that follows
+// and has no lock of its own it is called with mu.
 func (a *Allowance) write(more int64) error {
-	b, m := a.book, *a.book.now()
+	b := a.book
 	if a.cfg.Monthly > 0 {
-		more = max(0, min(more, a.cfg.Monthly-m.out()))
+		more = max(0, min(more, a.cfg.Monthly-b.out()))
 	}
-	m.Served += more
-	b.Months = append(slices.Clone(b.Months[:len(b.Months)-1]), m)
+	b.Served += more
 	data, err := a.codec.Marshal(b)
 	if err == nil {
 		err = durable.WriteFile(a.cfg.Path, data, 0o600)
@@ -113,7 +102,7 @@ func (a *Allowance) write(more int64) error {
 	if err != nil {
 		return fmt.Errorf("what this seed has sent can't be written down: %w", err)
 	}
-	a.booked = m.out()
+	a.booked = b.out()
 	return nil
 }
 
@@ -130,7 +119,7 @@ func (a *Allowance) state(now time.Time, n int64) string {
 	switch _, open := a.cfg.Schedule.at(now); {
 	case a.cfg.Monthly > 0 && a.broken != nil:
 		return Failing
-	case a.cfg.Monthly > 0 && a.book.now().out()+n > a.cfg.Monthly:
+	case a.cfg.Monthly > 0 && a.book.out()+n > a.cfg.Monthly:
 		return UsedUp
 	case !open:
 		return Resting
@@ -138,24 +127,20 @@ func (a *Allowance) state(now time.Time, n int64) string {
 	return Serving
 }
 
-// Serves reports whether anything may go out now.
-func (a *Allowance) Serves() bool { return a.may(burst) == nil }
-
-// Relays reports whether others' bytes may.
-func (a *Allowance) Relays() bool { return a.may(carryMargin) == nil }
-
-// may fails when n bytes may not go out now, with content.ErrUnavailable.
-func (a *Allowance) may(n int64) error {
+// Relays reports whether others' bytes may go out now.
+func (a *Allowance) Relays() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.refusal(a.look(), n)
+	return a.state(a.look(), carryMargin) == Serving
 }
 
 // look returns the time, which may be in a month that begins with it.
 func (a *Allowance) look() time.Time {
 	now := a.cfg.Now()
-	a.turn(now)
-	if a.broken != nil && now.After(a.again) {
+	if a.book.turn(now.Format(monthForm)) {
+		a.booked = 0
+	}
+	if a.broken != nil {
 		a.note(now, 0)
 	}
 	return now
@@ -170,10 +155,7 @@ func (a *Allowance) refusal(now time.Time, n int64) error {
 
 // note writes the book if less is in it than goes out with n more.
 func (a *Allowance) note(now time.Time, n int64) {
-	if a.broken == nil && a.book.now().out()+n <= a.booked {
-		return
-	}
-	if a.broken != nil && !now.After(a.again) {
+	if a.broken == nil && a.book.out()+n <= a.booked || a.broken != nil && !now.After(a.again) {
 		return
 	}
 	err := a.write(max(n, ahead))
@@ -195,7 +177,7 @@ func (a *Allowance) Take(n int) error {
 		err = a.refusal(now, 0) // it may have failed
 	}
 	if err == nil {
-		a.book.now().Served += int64(n)
+		a.book.Served += int64(n)
 	}
 	return err
 }
@@ -211,7 +193,7 @@ func (a *Allowance) Rate() int64 {
 func (a *Allowance) Carried(ctx context.Context, n int) {
 	a.mu.Lock()
 	a.note(a.look(), int64(n))
-	a.book.now().Relayed += int64(n)
+	a.book.Relayed += int64(n)
 	a.mu.Unlock()
 	limit := rate.Inf
 	if r := a.Rate(); r > 0 {
@@ -277,12 +259,11 @@ func (a *Allowance) View() View {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.look()
-	m := a.book.now()
 	v := View{
-		State: a.state(now, burst), Month: m.Name, Served: m.Served, Relayed: m.Relayed, Monthly: a.cfg.Monthly, Rate: a.Rate(), PeersAll: len(a.book.Peers), Images: []ImageView{},
+		State: a.state(now, burst), Month: a.book.Month, Served: a.book.Served, Relayed: a.book.Relayed, Monthly: a.cfg.Monthly, Rate: a.Rate(), PeersAll: len(a.book.Peers), Images: []ImageView{},
 	}
 	if a.cfg.Monthly > 0 {
-		v.Left = max(0, a.cfg.Monthly-m.out())
+		v.Left = max(0, a.cfg.Monthly-a.book.out())
 	}
 	for _, day := range a.book.Peers {
 		if int(day) == now.Day() {
@@ -302,7 +283,7 @@ func (a *Allowance) View() View {
 // detail says until when a seed sends nothing, and what is odd.
 func (a *Allowance) detail(now time.Time, state string) string {
 	var out []string
-	month, err := time.ParseInLocation(monthForm, a.book.now().Name, now.Location())
+	month, err := time.ParseInLocation(monthForm, a.book.Month, now.Location())
 	switch {
 	case state == Failing:
 		out = append(out, a.broken.Error())
@@ -313,8 +294,8 @@ func (a *Allowance) detail(now time.Time, state string) string {
 			out = append(out, "it serves again from "+at.Format("Mon 15:04"))
 		}
 	}
-	if name := now.Format(monthForm); err == nil && name != a.book.now().Name {
-		out = append(out, fmt.Sprintf("the clock says %s and was in %s before, for which all counts until then; if it was wrong then, stop the seed and remove %s", name, a.book.now().Name, a.cfg.Path))
+	if name := now.Format(monthForm); err == nil && name != a.book.Month {
+		out = append(out, fmt.Sprintf("the clock says %s and was in %s before, for which all counts until then; if it was wrong then, stop the seed and remove %s", name, a.book.Month, a.cfg.Path))
 	}
 	return strings.Join(out, "; ")
 }

@@ -37,7 +37,6 @@ type (
 	Progress = wire.Progress
 	Refer    = wire.Refer
 	Unknown  = wire.Unknown
-	Spare    = wire.Spare
 )
 
 // The priorities, the most urgent last.
@@ -69,7 +68,7 @@ type Data struct {
 	// Page is the locator page of a map node, empty for a chunk. Same lifetime.
 	Page []byte
 	// Spare is what the peer says it has left for who asks next.
-	Spare Spare
+	Spare wire.Spare
 
 	taken bool
 	pool  *scratch.Pool

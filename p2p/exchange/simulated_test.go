@@ -129,7 +129,7 @@ func TestUploadRate(t *testing.T) {
 		server.SetUploadRate(rate)
 		begun := time.Now()
 		pulled := make(chan error)
-		var last Spare
+		var last wire.Spare
 		go func() {
 			pulled <- client.Want(t.Context(), server.id, Request{Root: l.root, Indexes: indexes(0, chunks), Priority: PriorityPrefetch}, func(r Reply) {
 				if d, ok := r.(*Data); ok {
@@ -158,8 +158,8 @@ func TestUploadRate(t *testing.T) {
 		if moved := server.With(client.id); served.Peers != 1 || served.Bytes < sent || moved.Sent != served.Bytes || client.With(server.id).Received != moved.Sent {
 			t.Errorf("of %d bytes %+v are counted, %+v with the one who has them", sent, served, moved)
 		}
-		if most := uint32(rate / wire.SpareUnit); last.Slots == 0 || last.Rate > most || last.Rate < most/2 {
-			t.Errorf("at the end the server has %+v to spare, of %d", last, most)
+		if most := wire.SpareOf(rate); last > most || last < most/2 {
+			t.Errorf("at the end the server has %d KiB/s to spare, of %d", last, most)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package exchange
 
 import (
 	"maps"
-	"math"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -85,13 +84,12 @@ func (x *Exchange) With(id peer.ID) Moved {
 	return *m
 }
 
-// spare is what this member has left for who asks next: turns that nobody wants, and its
-// share of the rate when all who wait have theirs.
-func (x *Exchange) spare() Spare {
-	free, peers := x.turns.Spare()
+// spare is what this member has left for who asks next: its share of the rate when all who
+// wait have theirs.
+func (x *Exchange) spare() wire.Spare {
 	rate, limit := x.askers.up.Rate(), x.uploadRate.Load()
 	if limit > 0 && (rate == 0 || limit < rate) {
 		rate = limit
 	}
-	return Spare{Slots: uint8(min(free, math.MaxUint8)), Rate: uint32(min(rate/int64(peers+1)/wire.SpareUnit, math.MaxUint32))}
+	return wire.SpareOf(rate / int64(x.turns.Waiting()+1))
 }

@@ -71,10 +71,7 @@ func (s *Swarm) keepDialling(ctx context.Context, info peer.AddrInfo, wanted fun
 	for ctx.Err() == nil {
 		wait := dialCheck
 		if wanted() {
-			if n, ok := s.host.Network().(*libp2pswarm.Swarm); ok {
-				n.Backoff().Clear(info.ID) // its own would refuse for 5 s what is tried after less here
-			}
-			err := s.Connect(ctx, info)
+			err := s.connectNow(ctx, info)
 			if ctx.Err() != nil {
 				return
 			}
@@ -95,6 +92,15 @@ func (s *Swarm) keepDialling(ctx context.Context, info peer.AddrInfo, wanted fun
 		case <-ctx.Done():
 		}
 	}
+}
+
+// connectNow is Connect also where that has failed within the last 5 s, for which libp2p
+// would not try again.
+func (s *Swarm) connectNow(ctx context.Context, info peer.AddrInfo) error {
+	if n, ok := s.host.Network().(*libp2pswarm.Swarm); ok {
+		n.Backoff().Clear(info.ID)
+	}
+	return s.Connect(ctx, info)
 }
 
 // report says what became of a bootstrap member after a number of failures.

@@ -9,6 +9,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/golden"
 )
 
@@ -65,4 +66,23 @@ func FuzzPeersFile(f *testing.F) {
 			t.Errorf("%v does not come back: %v", peers, err)
 		}
 	})
+}
+
+// TestReachTriesAgain whoever was not there a moment ago.
+func TestReachTriesAgain(t *testing.T) {
+	key := trust.NewPrivateKey()
+	there, stop := start(t, Config{Identity: key})
+	info, err := ParseAddr(there.Addrs()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	asks, _ := start(t, Config{})
+	if path, err := asks.Reach(t.Context(), info); !errors.Is(err, content.ErrUnavailable) {
+		t.Fatalf("a member that is gone: %+v, %v", path, err)
+	}
+	start(t, Config{Identity: key, Listen: []string{info.Addrs[0].String()}})
+	if path, err := asks.Reach(t.Context(), info); err != nil || path.Way != LAN {
+		t.Errorf("a member that is back: %+v, %v", path, err)
+	}
 }

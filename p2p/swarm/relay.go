@@ -229,7 +229,7 @@ func (s *Swarm) Reach(ctx context.Context, info peer.AddrInfo) (Path, error) {
 			}
 			info = found
 		}
-		if err := s.Connect(ctx, info); err != nil {
+		if err := s.connectNow(ctx, info); err != nil {
 			return Path{}, err
 		}
 	}

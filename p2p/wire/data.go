@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -17,20 +18,19 @@ const (
 )
 
 // DataSize is the length of the fixed part of a Data payload, in bytes.
-const DataSize = 22
+const DataSize = 21
 
 const dataAck = 1
 
-// SpareUnit is that of Spare.Rate, in bytes a second.
-const SpareUnit = 1 << 10
+// Spare is what the sender of an answer has left for who asks next, in KiB a second; 0 where
+// nothing is known of it.
+type Spare uint32
 
-// Spare is what the sender of an answer has left for who asks next.
-type Spare struct {
-	// Slots is how many more objects it would work on at once, 255 standing for more.
-	Slots uint8
-	// Rate is what one more asker may expect, in SpareUnit; 0 where nothing is known of it.
-	Rate uint32
-}
+// SpareOf rounds down bytes a second.
+func SpareOf(bytes int64) Spare { return Spare(min(bytes>>10, math.MaxUint32)) }
+
+// Bytes is Spare in bytes a second.
+func (s Spare) Bytes() int64 { return int64(s) << 10 }
 
 // Data is the head of a Data frame: body and page follow it on the stream.
 type Data struct {
@@ -60,11 +60,8 @@ func (d Data) Append(b []byte, id uint32) []byte {
 	b = binary.BigEndian.AppendUint64(h.Append(b), d.Index)
 	b = binary.BigEndian.AppendUint32(b, uint32(d.Raw))
 	b = binary.BigEndian.AppendUint32(b, uint32(d.Page))
-	return binary.BigEndian.AppendUint32(append(b, byte(d.Codec), d.Spare.Slots), d.Spare.Rate)
+	return binary.BigEndian.AppendUint32(append(b, byte(d.Codec)), uint32(d.Spare))
 }
-
-// Bytes returns the rate in bytes a second.
-func (s Spare) Bytes() int64 { return int64(s.Rate) * SpareUnit }
 
 // DecodeData reads the fixed part of the Data frame that h begins; anything but
 // the head of a frame within the limits is ErrCorrupt.
@@ -72,7 +69,7 @@ func DecodeData(h Header, b [DataSize]byte) (Data, error) {
 	d := Data{
 		Index: binary.BigEndian.Uint64(b[:]), Raw: int(binary.BigEndian.Uint32(b[8:])),
 		Page: int(binary.BigEndian.Uint32(b[12:])), Codec: Codec(b[16]), Ack: h.Flags&dataAck != 0,
-		Spare: Spare{b[17], binary.BigEndian.Uint32(b[18:])},
+		Spare: Spare(binary.BigEndian.Uint32(b[17:])),
 	}
 	d.Stored = h.Length - DataSize - d.Page
 	return d, d.validate()

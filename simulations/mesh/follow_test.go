@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,8 +150,14 @@ func TestWarmAll(t *testing.T) {
 	image, _ := publish(t, publisher, "disk", 1)
 	nodes := start(t, l, f.URL, "a", "a", "a", "b")
 	out := run(t, nodes[0], "image", "warm", "disk", "--all")
-	if !strings.Contains(out, "3 of 3 nodes have it") {
-		t.Errorf("warm --all: %s", out)
+	op := get[[]api.Operation](t, nodes[0], "/api/operations")[1] // after it comes that of the node itself
+	for name, n := range op.Nodes {
+		if n.State != "done" || n.Done == 0 || n.Done != n.Total {
+			t.Errorf("%s: %+v", name, n)
+		}
+	}
+	if !strings.Contains(out, "3 of 3 nodes have it") || len(op.Nodes) != 3 || op.Done != op.Total {
+		t.Errorf("warm --all: %s: %+v", out, op)
 	}
 	held := map[string]uint64{}
 	until(t, "all of the farm are shown to hold it", func(context.Context) bool {
@@ -186,7 +192,8 @@ func TestWarmAll(t *testing.T) {
 	}
 }
 
-// TestWarmAllIsCancelled on all nodes.
+// TestWarmAllIsCancelled on all nodes, and nothing is that somebody else has begun, or waits
+// for still.
 func TestWarmAllIsCancelled(t *testing.T) {
 	l := newLab(t)
 	store, f := front(t, l)
@@ -203,27 +210,41 @@ func TestWarmAllIsCancelled(t *testing.T) {
 		}
 		s.ServeHTTP(w, r)
 	})
-	_, body, err := nodes[0].Ask(t.Context(), "POST", "/api/images/disk/warm?all=true", "")
-	var op api.Operation
-	if err == nil {
-		err = json.Unmarshal(body, &op)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	states := func() (out []string) {
-		for _, n := range nodes {
-			for _, op := range get[[]api.Operation](t, n, "/api/operations") {
-				out = append(out, string(op.State))
-			}
+	warmAll := func(n *lab.Node) (op api.Operation) {
+		t.Helper()
+		_, body, err := n.Ask(t.Context(), "POST", "/api/images/disk/warm?all=true", "")
+		if err == nil {
+			err = json.Unmarshal(body, &op)
 		}
-		return out
+		if err != nil {
+			t.Fatal(err)
+		}
+		return op
 	}
-	until(t, "both warm it", func(context.Context) bool { return len(states()) == 3 })
-	run(t, nodes[0], "operation", "cancel", op.ID)
-	until(t, "all is cancelled", func(context.Context) bool {
-		return slices.Equal(states(), []string{"cancelled", "cancelled", "cancelled"})
+	are := func(running, cancelled int) func(context.Context) bool {
+		return func(context.Context) bool {
+			states := map[string]int{"running": 0, "cancelled": 0}
+			for _, n := range nodes {
+				for _, op := range get[[]api.Operation](t, n, "/api/operations") {
+					states[string(op.State)]++
+				}
+			}
+			return maps.Equal(states, map[string]int{"running": running, "cancelled": cancelled})
+		}
+	}
+	first := warmAll(nodes[0])
+	until(t, "both warm it", are(3, 0))
+	second := warmAll(nodes[1])
+	until(t, "another waits for that", func(context.Context) bool {
+		return len(get[api.Operation](t, nodes[1], "/api/operations/"+second.ID).Nodes) == 2
 	})
+	run(t, nodes[1], "operation", "cancel", second.ID)
+	until(t, "that one alone is cancelled", are(3, 1))
+	third := warmAll(nodes[1])
+	run(t, nodes[0], "operation", "cancel", first.ID)
+	until(t, "the one that is left has it warmed still", are(3, 4))
+	run(t, nodes[1], "operation", "cancel", third.ID)
+	until(t, "all is cancelled", are(0, 7))
 }
 
 // TestFollowerIsKilled in the middle of a fetch: it goes on where it was, and the old

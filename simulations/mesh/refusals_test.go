@@ -93,6 +93,13 @@ func TestBadInputIsRefused(t *testing.T) {
 		{what: "volume smaller than its image", args: []string{"volume", "create", "v", "--from", "image:taken", "--size", "4MiB"}, says: []string{"8388608", "4194304"}},
 		{what: "name taken", args: []string{"image", "import", "taken", path}, says: []string{"taken", "--replace"}},
 		{what: "bad size", args: []string{"volume", "create", "v", "--size", "much"}, says: []string{"much", "10GiB"}},
+		{what: "unknown image to warm everywhere", args: []string{"image", "warm", "never", "--all"}, says: []string{"never", "not found"}},
+		{what: "pattern to warm", args: []string{"image", "warm", "ta*", "--all"}, says: []string{"ta*", "letters, digits"}},
+		{what: "why of an unknown volume", args: []string{"why", "never"}, says: []string{"never", "not found"}},
+		{what: "ping of nobody", args: []string{"ping", "nobody"}, says: []string{"nobody", "grange mesh members"}},
+		{what: "ping of oneself", args: []string{"ping", get[api.Status](t, n, "/api/status").Self.ID}, says: []string{"this node itself"}},
+		{what: "ping of a stranger", args: []string{"ping", "/ip4/127.0.0.1/tcp/4001"}, says: []string{"/p2p/ID"}},
+		{what: "ping without an answer", args: []string{"ping", "nobody", "--count=0"}, says: []string{"count", ">= 1"}},
 	}, "--data", n.Data)
 	if images := get[[]api.Image](t, n, "/api/images"); len(images) != 1 || images[0].Version != 1 {
 		t.Errorf("images after the refusals: %+v", images)

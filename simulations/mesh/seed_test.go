@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -24,7 +26,7 @@ func seedStatus(t *testing.T, n *lab.Node) api.Status {
 // TestSeedFollows: a volunteer's seed fetches what it follows from members, nothing else,
 // not even what they ask it for, and serves it when they are gone; another one that has no
 // credentials and comes while the origin is away has it from the first. What was sent is
-// said, and a small month ends it.
+// said, also after a kill, and nothing is sent while that can't be written down.
 func TestSeedFollows(t *testing.T) {
 	l := newLab(t)
 	store, err := l.StartStore(t.Context())
@@ -60,6 +62,7 @@ func TestSeedFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := strings.TrimSpace(run(t, founder, "token", "create", "--role", "seed"))
+	smallDisk(t, filepath.Join(l.Dir, "volunteers2"), 128<<20)
 	second := volunteer("--monthly", "64MiB", "--join", token)
 	if err := south.Stop(); err != nil {
 		t.Fatal(err)
@@ -79,14 +82,38 @@ func TestSeedFollows(t *testing.T) {
 	if said := run(t, first, "status"); !strings.Contains(said, "sends") || !strings.Contains(said, "of 10 GiB") || !strings.Contains(said, "open-one") {
 		t.Errorf("status says %s", said)
 	}
-	served := seedStatus(t, first).Seed.Served
 	if err := first.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := first.Restart(t.Context()); err != nil {
+	run(t, founder, "cache", "evict", "1GiB") // the second seed alone has it
+	filler := filepath.Join(second.Data, "filler")
+	fillUp(t, filler)
+	last := volunteer()
+	until(t, "the seed says that its disk is full", func(context.Context) bool { return seedStatus(t, second).Seed.State == "failing" })
+	if s := seedStatus(t, second).Seed; s.Served > 0 || !strings.Contains(s.Detail, "no space left") || warm(t, last, "open-one", 1) {
+		t.Errorf("it can't write down what it sends, and says %+v", s)
+	}
+	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	if again := seedStatus(t, first).Seed.Served; again < served || again > served+16<<20 {
+	until(t, "a third seed has it from the second", func(context.Context) bool { return warm(t, last, "open-one", 1) })
+	if w := get[api.Status](t, last, "/api/status").Warnings; len(w) > 0 {
+		t.Errorf("among seeds it warns of %+v", w)
+	}
+	keepsItsBook(t, second)
+}
+
+// keepsItsBook has a seed killed, which costs it some of its month, and no more than it says.
+func keepsItsBook(t *testing.T, n *lab.Node) {
+	t.Helper()
+	served := seedStatus(t, n).Seed.Served
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again := seedStatus(t, n).Seed.Served; served == 0 || again < served || again > served+16<<20 {
 		t.Errorf("%d bytes were sent, and %d after a kill", served, again)
 	}
 }

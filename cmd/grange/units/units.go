@@ -17,7 +17,7 @@ import (
 // sizeMax bounds what sizes may be given: caches are larger than the largest disk.
 const sizeMax = 64 * content.SizeMax
 
-// Size is a number of bytes, written as 10GiB, 10G, which is the same, or 500MB.
+// Size is a number of bytes, not 0, written as 10GiB, 10G, which is the same, or 500MB.
 type Size int64
 
 // UnmarshalText reads the text form.
@@ -27,7 +27,7 @@ func (s *Size) UnmarshalText(b []byte) error {
 		text += "iB" // as disks are made: 10G is 10GiB
 	}
 	n, err := humanize.ParseBytes(text)
-	if err != nil || n > sizeMax {
+	if err != nil || n == 0 || n > sizeMax {
 		return fmt.Errorf("%q is not a size; write it as 10GiB or 500MB", b)
 	}
 	*s = Size(n)
@@ -40,7 +40,7 @@ type Rate int64
 // UnmarshalText reads the text form.
 func (r *Rate) UnmarshalText(b []byte) error {
 	var s Size
-	if err := s.UnmarshalText([]byte(strings.TrimSuffix(string(b), "/s"))); err != nil || s == 0 {
+	if err := s.UnmarshalText([]byte(strings.TrimSuffix(string(b), "/s"))); err != nil {
 		return fmt.Errorf("%q is not a rate; write it as 50MiB/s", b)
 	}
 	*r = Rate(s)

@@ -40,7 +40,7 @@ func TestSize(t *testing.T) {
 			t.Errorf("%s: %d, %v, want %d", text, s, err, want)
 		}
 	}
-	for _, text := range []string{"", "G", "-1G", "10X", "1e30G"} {
+	for _, text := range []string{"", "0", "0GiB", "G", "-1G", "10X", "1e30G"} {
 		if err := new(Size).UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is taken", text)
 		}

@@ -41,15 +41,13 @@ func (p *Pattern) UnmarshalText(b []byte) error {
 func (p Pattern) Check() error {
 	switch {
 	case p.Kind != "" && p.Kind != content.KindImage && p.Kind != content.KindTag || strings.HasPrefix(p.Glob, "volume:") || strings.HasPrefix(p.Glob, "snapshot:"):
-		return fmt.Errorf("follow %.140q: %w: images and tags are followed: image:NAME, tag:TAG, or a pattern of names as debian-*", p, content.ErrInvalid)
+		return fmt.Errorf("%.140q: %w: want NAME, image:NAME, tag:TAG, or a pattern of names as debian-*", p, content.ErrInvalid)
 	case p.Wild():
-		if _, err := path.Match(p.Glob, ""); err != nil || len(p.Glob) > content.SegmentMax {
-			return fmt.Errorf("follow %.140q: %w: it is no pattern: * stands for any characters, ? for one, [a-z] for one of those", p, content.ErrInvalid)
+		if _, err := path.Match(p.Glob, ""); err != nil || strings.Contains(p.Glob, `\`) || len(p.Glob) > content.SegmentMax {
+			return fmt.Errorf("%.140q: %w: it is no pattern: * stands for any characters, ? for one, [a-z] for one of those", p, content.ErrInvalid)
 		}
 	default:
-		if err := content.KindImage.CheckName(p.Glob); err != nil {
-			return fmt.Errorf("follow: %w", err)
-		}
+		return content.KindImage.CheckName(p.Glob)
 	}
 	return nil
 }

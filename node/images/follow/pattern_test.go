@@ -33,7 +33,7 @@ func TestPatterns(t *testing.T) {
 			}
 		}
 	}
-	for _, text := range []string{"", "image:", "tag:", "volume:web1", "snapshot:a@1", "a b", "image:-x", "x[", "*[z-a", "tag:image:a"} {
+	for _, text := range []string{"", "image:", "tag:", "volume:web1", "snapshot:a@1", "a b", "image:-x", "x[", "*[z-a", `a\*`, "tag:image:a"} {
 		var p Pattern
 		if err := p.UnmarshalText([]byte(text)); !errors.Is(err, content.ErrInvalid) {
 			t.Errorf("%q: %v, %v", text, p, err)

@@ -55,18 +55,14 @@ func (s *Turns) Limit(bytes int64) {
 	s.serve()
 }
 
-// Spare returns how many turns nobody wants, and how many peers wait for one.
-func (s *Turns) Spare() (free, peers int) {
+// Waiting returns how many peers wait for a turn, counted once for each priority.
+func (s *Turns) Waiting() (peers int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	free = s.Max
-	for p := range wire.Priorities {
-		if wire.Priority(p) != wire.PriorityGuest {
-			free -= s.out[p] + s.waiting.classes[p].size
-		}
-		peers += len(s.waiting.classes[p].lines)
+	for _, r := range s.waiting.classes {
+		peers += len(r.lines)
 	}
-	return max(0, free), peers
+	return peers
 }
 
 // Take gives t its turn, at once when it may go and nobody goes before it;
