@@ -151,7 +151,7 @@ func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) 
 	}
 }
 
-// limitedBody is in flight until its end.
+// limitedBody is in flight until it is closed.
 type limitedBody struct {
 	io.ReadCloser
 	ctx  context.Context // of the Get that opened the body, which bounds its reads too
@@ -160,9 +160,6 @@ type limitedBody struct {
 
 func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), budget.BytesMax)])
-	if err != nil {
-		b.turn.End()
-	}
 	if late := b.turn.Read(b.ctx, n); late != nil {
 		return n, late
 	}

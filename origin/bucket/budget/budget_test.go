@@ -242,12 +242,14 @@ func TestNeededFindsAPlace(t *testing.T) {
 		out = append(out, take(late))
 		given(2)
 		late.Raise(budget.Needed)
-		late.Raise(budget.Seeding)
+		late.Raise(budget.Prefetch) // which it is not any more
 		given(3)
 		out = append(out, take(budget.NewTurn(budget.Needed, "c")))
 		given(4)
-		for _, r := range append(out[:2], append(out[3:], out[2])...) {
-			(<-r).End()
+		out = append(out, take(budget.NewTurn(budget.Seeding, "d")))
+		given(4)
+		for _, i := range []int{0, 1, 3, 4, 2, 5} { // as they are let in
+			(<-out[i]).End()
 		}
 		given(0)
 	})
