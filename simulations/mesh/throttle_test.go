@@ -14,8 +14,8 @@ import (
 	"github.com/grangemesh/grange/simulations/lab"
 )
 
-// TestThrottlingStore: the store refuses most of what a farm asks at first, and more than a
-// few requests a second later. All is read whole, and no node takes the store for away.
+// TestThrottlingStore: the store alone has an image, and refuses more than some requests a
+// second. All is read whole, the nodes slow down, and none takes the store for away.
 func TestThrottlingStore(t *testing.T) {
 	l := newLab(t)
 	_, store := front(t, l)
