@@ -21,6 +21,7 @@ import (
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/node/seed"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -43,6 +44,8 @@ type Config struct {
 	// sent to it, repeated ones too. It does not need to be reachable, and repeats
 	// nothing by itself.
 	OpenOrigin func(ctx context.Context, url string) (bucket.Bucket, *bucket.Metrics, error)
+	// OriginLimits are what this node may ask of each of them.
+	OriginLimits budget.Limits
 	// Join is a token; empty founds a mesh when Dir is new.
 	Join string
 	// Role is what the node is run as, which chooses its services; zero is trust.RoleNode.

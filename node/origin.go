@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -30,6 +31,8 @@ const (
 	// originRetry while it does not.
 	originInterval = 15 * time.Second
 	originRetry    = time.Second
+	// lookAsker has looks share turns with all whom this node reads for: none is long in coming.
+	lookAsker = "look"
 	// hastyTries and hastyWithin are the patience of a fetch with the store: it has
 	// others to ask, and asks again.
 	hastyTries  = 3
@@ -63,7 +66,8 @@ type origin struct {
 	back    func() // is called when it can be read again
 	url     string
 	corrupt prometheus.Counter
-	doubt   chan struct{} // somebody was not answered: it is to be looked at
+	budget  *budget.Budget // for the truth
+	doubt   chan struct{}  // somebody was not answered: it is to be looked at
 
 	suspects sync.Map // packs that importers were told of, by pack.ID
 
@@ -100,7 +104,7 @@ func newOrigin(cfg Config, member *membership.Membership, recall func(content.Ki
 	corrupt := prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "grange", Subsystem: "origin", Name: "corrupt_reads_total", Help: "Reads of packs that brought other bytes than their hashes say.",
 	})
-	return &origin{cfg: cfg, member: member, recall: recall, back: back, stands: standing{state: originNone}, corrupt: corrupt, doubt: make(chan struct{}, 1)}
+	return &origin{cfg: cfg, member: member, recall: recall, back: back, stands: standing{state: originNone}, corrupt: corrupt, budget: budget.New(cfg.OriginLimits), doubt: make(chan struct{}, 1)}
 }
 
 // open opens the bucket and looks at it once. A node starts without one that does
@@ -139,11 +143,9 @@ func (o *origin) connect(ctx context.Context) (s store, err error) {
 		if err != nil {
 			return s, fmt.Errorf("--origin %s: %w", url, err)
 		}
-		mirrors = append(mirrors, m)
+		mirrors = append(mirrors, bucket.Limit(m, budget.New(o.cfg.OriginLimits)))
 	}
-	if len(mirrors) > 0 {
-		s.bucket = bucket.Mirrors(s.bucket, mirrors...)
-	}
+	s.bucket = bucket.Mirrors(bucket.Limit(s.bucket, o.budget), mirrors...)
 	s.packs = pack.NewReader(bucket.Retry(s.bucket, bucket.RetryConfig{Tries: hastyTries, WithinMax: hastyWithin}))
 	s.bucket = bucket.Retry(s.bucket, bucket.RetryConfig{Lost: o.lost})
 	s.catalog, err = catalog.New(catalog.Config{Bucket: s.bucket, Verifier: o.member.Verifier(), Signer: o.member.Signer(), Recall: o.recall, Now: o.cfg.Now})
@@ -225,7 +227,10 @@ func (o *origin) look(ctx context.Context) error {
 		return err
 	}
 	safe := o.now().safe
-	err = catalog.CheckMesh(ctx, b, o.member.Verifier().Mesh())
+	err = catalog.CheckMesh(budget.With(ctx, budget.NewTurn(budget.Needed, lookAsker)), b, o.member.Verifier().Mesh())
+	if waits := errors.Is(err, budget.ErrNoTurn) || errors.Is(err, bucket.ErrSlowDown); waits && o.readable() != nil {
+		return nil // it is there, and asked by others
+	}
 	if !errors.Is(stopping.Err(), context.Canceled) {
 		o.answered(err == nil)
 	}
@@ -352,9 +357,9 @@ func (o *origin) writer() *catalog.Catalog {
 }
 
 // lost has the origin looked at, which has just failed to answer: a caller that went
-// away says nothing of it. Where a look itself was not answered, watch has the next one.
+// away, or a refusal, says nothing of it. Where a look itself was not answered, watch has the next one.
 func (o *origin) lost(err error) {
-	if !errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.Canceled) {
+	if !errors.Is(err, content.ErrUnavailable) || errors.Is(err, bucket.ErrSlowDown) || errors.Is(err, context.Canceled) {
 		return
 	}
 	select {
@@ -409,10 +414,11 @@ func (o *origin) suspect(ctx context.Context, packs ...pack.ID) {
 }
 
 func (o *origin) collectors() []prometheus.Collector {
+	out := append(o.budget.Collectors(), o.corrupt)
 	if counted := o.now().counted; counted != nil {
-		return append(counted.Collectors(), o.corrupt)
+		out = append(out, counted.Collectors()...)
 	}
-	return []prometheus.Collector{o.corrupt}
+	return out
 }
 
 func (o *origin) view() Origin {

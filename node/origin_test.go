@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/node/membership"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/simulations/mem"
@@ -23,6 +24,7 @@ func TestCallersThatGoAway(t *testing.T) {
 	for _, err := range []error{
 		fmt.Errorf("read: %w: %w", content.ErrUnavailable, context.Canceled),
 		fmt.Errorf("read: %w", content.ErrNotFound),
+		fmt.Errorf("read: %w", bucket.ErrSlowDown),
 	} {
 		if o.lost(err); len(o.doubt) > 0 {
 			t.Errorf("after %v it is looked at", err)
@@ -63,7 +65,7 @@ func TestTheFirstFailure(t *testing.T) {
 }
 
 // TestASickStoreIsBack once it can be read, when it was away: that writing is safe there was
-// found out before, and can't be again while it loses replies.
+// found out before, and can't be again while it loses replies. One that throttles is not.
 func TestASickStoreIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fault func(mem.Call) mem.Fault
@@ -89,6 +91,20 @@ func TestASickStoreIsBack(t *testing.T) {
 		looks(originUnreachable) // nobody knows yet
 		fault = nil
 		looks(originOK)
+		fault = func(mem.Call) mem.Fault { return mem.Fault{Err: bucket.ErrSlowDown} }
+		looks(originOK)
+		var busy []*budget.Request // with what this node asks itself
+		for range budget.InFlightDefault {
+			r, err := o.budget.Take(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			busy = append(busy, r)
+		}
+		looks(originOK)
+		for _, r := range busy {
+			r.End()
+		}
 		fault = func(mem.Call) mem.Fault { return mem.Fault{Err: content.ErrUnavailable} }
 		looks(originUnreachable)
 		fault = loses

@@ -14,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node"
 	"github.com/grangemesh/grange/node/images/follow"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/bucket/dir"
 	"github.com/grangemesh/grange/origin/bucket/s3"
 	"github.com/grangemesh/grange/origin/bucket/web"
@@ -58,9 +59,9 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 		return err
 	}
 	defer doors.close()
-	opener := originOpener{log: log, verbose: app.Verbose, rate: int64(c.OriginRate), requests: float64(c.OriginRequests)}
+	opener := originOpener{log: log, verbose: app.Verbose}
 	cfg.Origins, cfg.OpenOrigin, cfg.Farm, cfg.FarmBind, cfg.FarmJoin = c.Origin, opener.open, c.Farm, c.FarmBind, c.FarmJoin
-	cfg.NoOrigin = c.NoOriginFallback
+	cfg.NoOrigin, cfg.OriginLimits = c.NoOriginFallback, budget.Limits{Requests: float64(c.OriginRequests), Bytes: int64(c.OriginRate)}
 	cfg.IOTimeout, cfg.NBD, cfg.UBLK = time.Duration(c.IoTimeout), doors.nbd, ublk.Config{Threads: c.UblkThreads, Queues: c.UblkQueues, Depth: c.UblkDepth}
 	if c.Check {
 		return node.Check(ctx, cfg)
@@ -77,22 +78,19 @@ func (c *nodeCmd) Run(ctx context.Context, app *cli, std stdio, last lastCall) e
 
 // originOpener opens the bucket that an --origin names.
 type originOpener struct {
-	log      *slog.Logger
-	verbose  bool
-	rate     int64   // bytes a second, 0 for no limit
-	requests float64 // a second, 0 for no limit
+	log     *slog.Logger
+	verbose bool
 }
 
-// open counts next to the store: each try is a request, and one that waits for a turn,
-// or is not sent, is none. How often it is tried again is for the node to say.
+// open counts next to the store: each try is a request, and one that is not sent is none.
+// How often it is tried again, and in whose turn, is for the node to say.
 func (o originOpener) open(ctx context.Context, text string) (bucket.Bucket, *bucket.Metrics, error) {
 	b, err := o.openURL(ctx, text)
 	if err != nil {
 		return nil, nil, err
 	}
 	counted := bucket.WithMetrics(b)
-	b = bucket.Beside(bucket.Breaker(counted))
-	return bucket.Limit(b, o.rate, o.requests), counted, nil
+	return bucket.Beside(bucket.Breaker(counted)), counted, nil
 }
 
 func (o originOpener) openURL(ctx context.Context, text string) (bucket.Bucket, error) {

@@ -97,7 +97,7 @@ func (j *job) fly() {
 func (j *job) awaitOthers() {
 	left := j.left()
 	j.f.mu.Lock()
-	reads := j.f.readsOf(left)
+	reads := j.readsOf(left)
 	j.f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(j.ctx, j.climb.ReadingWait())
 	defer cancel()

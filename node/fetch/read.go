@@ -10,9 +10,11 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
 	"github.com/grangemesh/grange/p2p/exchange"
+	"github.com/grangemesh/grange/p2p/wire"
 )
 
 // read is one request to the origin that is under way. It waits for nobody, so
@@ -20,6 +22,12 @@ import (
 type read struct {
 	done chan struct{} // closed when it has ended; err is set before
 	err  error
+	turn *budget.Turn // of the most urgent who waits for it, on behalf of who began it
+}
+
+// urgency is how urgent the origin is asked for a request.
+func (r request) urgency() budget.Class {
+	return [wire.Priorities]budget.Class{budget.Seeding, budget.Prefetch, budget.Ahead, budget.Needed}[r.priority]
 }
 
 // readOrigin reads what is missing, and with it, unless a guest waits, all other chunks
@@ -65,11 +73,13 @@ func (j *job) readMissing(hedge bool) error {
 	return err
 }
 
-// readsOf returns the reads that bring in flights. Called with mu.
-func (f *Fetcher) readsOf(flights []*flight) []*read {
+// readsOf returns the reads that bring in flights, which become as urgent as the job. Called
+// with mu.
+func (j *job) readsOf(flights []*flight) []*read {
 	var out []*read
 	for _, fl := range flights {
-		if o := f.objects[fl.obj.Key()]; o != nil && o.read != nil && !slices.Contains(out, o.read) {
+		if o := j.f.objects[fl.obj.Key()]; o != nil && o.read != nil && !slices.Contains(out, o.read) {
+			o.read.turn.Raise(j.how.urgency())
 			out = append(out, o.read)
 		}
 	}
@@ -105,8 +115,8 @@ func (j *job) claim(hedge bool) (mine []object.Object, under []*read) {
 	f := j.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	under = f.readsOf(left)
-	r := &read{done: make(chan struct{})}
+	under = j.readsOf(left)
+	r := &read{done: make(chan struct{}), turn: budget.NewTurn(j.how.urgency(), string(j.how.from))}
 	take := func(o object.Object) {
 		if way := f.onWay(o.Key()); way.read == nil && !f.cached(o) {
 			way.read, way.Reading = r, true
@@ -160,7 +170,7 @@ func (j *job) neighbours() []object.Object {
 }
 
 func (f *Fetcher) readObjects(rs *rootState, origin Origin, objects []object.Object, r *read) {
-	ctx, cancel := context.WithTimeout(f.ctx, readTimeout)
+	ctx, cancel := context.WithTimeout(budget.With(f.ctx, r.turn), readTimeout)
 	defer cancel()
 	var parts sync.WaitGroup
 	errs := make([]error, len(objects)) // each counts: one that is not for ever keeps the others from being so

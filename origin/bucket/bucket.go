@@ -28,6 +28,8 @@ var (
 	// ErrBusy: the store did nothing and asks to be asked again, so that even a
 	// conditional write may be repeated.
 	ErrBusy = fmt.Errorf("the store is busy: %w", content.ErrUnavailable)
+	// ErrSlowDown: it did nothing and asks for fewer requests. It is not away.
+	ErrSlowDown = fmt.Errorf("the store asks for fewer requests: %w", ErrBusy)
 	// ErrOpen: the store was not asked, as it has just failed again and again.
 	ErrOpen = fmt.Errorf("not asked again so soon: %w", content.ErrUnavailable)
 )

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/simulations/mem"
 )
@@ -49,7 +50,7 @@ func TestTheStackKeepsTheContract(t *testing.T) {
 					return mem.Fault{Err: bucket.ErrUnknown, Applied: applied && !contended}
 				}})
 				b := bucket.Breaker(store)
-				b = bucket.Limit(b, 1<<40, 1e9)
+				b = bucket.Limit(b, budget.New(budget.Limits{Requests: 1e9, Bytes: 1 << 40}))
 				b = bucket.Retry(b, bucket.RetryConfig{Tries: 50, Wait: time.Microsecond})
 				return bucket.WithMetrics(bucket.Mirrors(b))
 			})
@@ -211,13 +212,13 @@ func TestLimits(t *testing.T) {
 			}
 			return time.Since(start)
 		}
-		if took := read(bucket.Limit(store, 0, 0), 5); took != 0 {
+		if took := read(bucket.Limit(store, budget.New(budget.Limits{})), 5); took != 0 {
 			t.Errorf("no limit took %s", took)
 		}
-		if took := read(bucket.Limit(store, 4<<20, 0), 3); took < 4900*time.Millisecond || took > 5100*time.Millisecond {
+		if took := read(bucket.Limit(store, budget.New(budget.Limits{Bytes: 4 << 20})), 3); took < 4900*time.Millisecond || took > 5100*time.Millisecond {
 			t.Errorf("24 MiB at 4 MiB/s, 4 of them at once, took %s", took)
 		}
-		b := bucket.Limit(store, 0, 2)
+		b := bucket.Limit(store, budget.New(budget.Limits{Requests: 2}))
 		if took := read(b, 6); took != 2*time.Second {
 			t.Errorf("6 requests at 2 a second, 2 of them at once, took %s", took)
 		}

@@ -9,8 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -60,7 +59,7 @@ func (b *breaker) learn(ctx context.Context, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err == nil || !quiet && !errors.Is(err, content.ErrUnavailable) {
+	if err == nil || errors.Is(err, ErrBusy) || !quiet && !errors.Is(err, content.ErrUnavailable) {
 		b.failed = 0
 		return
 	}
@@ -116,71 +115,85 @@ func (b *breaker) Delete(ctx context.Context, key string) error {
 }
 
 type limited struct {
-	inner    Bucket
-	requests *rate.Limiter
-	bytes    *rate.Limiter
+	inner  Bucket
+	budget *budget.Budget
 }
 
-// burstBytes lets a run and its neighbours through at once.
-const burstBytes = 4 << 20
+// Limit keeps b within a budget. Reads wait for their turn, see budget.With; one that the store
+// refuses with ErrSlowDown waits for another. Writes don't, as a guest may be waiting for its
+// flush: they count, so that reads wait for them.
+func Limit(b Bucket, within *budget.Budget) Bucket { return limited{b, within} }
 
-// Limit keeps b within a budget, of bytes that are read and of requests of all kinds a
-// second; 0 is no limit. Reads wait until there is room. Writes do not, as a guest may be
-// waiting for its flush: they count, so that reads wait for them.
-func Limit(b Bucket, bytes int64, requests float64) Bucket {
-	limiter := func(n float64, burst int) *rate.Limiter {
-		if n <= 0 {
-			return rate.NewLimiter(rate.Inf, 0)
-		}
-		return rate.NewLimiter(rate.Limit(n), burst)
+// learn tells the budget of a request that was refused.
+func (l limited) learn(sent time.Time, err error) {
+	if errors.Is(err, ErrSlowDown) {
+		l.budget.SlowDown(sent)
 	}
-	return limited{b, limiter(requests, int(max(requests, 1))), limiter(float64(bytes), burstBytes)}
 }
 
 func (l limited) Get(ctx context.Context, key string, r Range) (*Object, error) {
-	if err := l.requests.Wait(ctx); err != nil {
-		return nil, fmt.Errorf("get %s: wait for a turn: %w", key, err)
+	var refused error
+	for begun := time.Now(); ; {
+		turn, err := l.budget.Take(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("get %s: %w", key, errors.Join(err, refused))
+		}
+		o, err := l.inner.Get(ctx, key, r)
+		if err == nil {
+			o.Body = &limitedBody{o.Body, ctx, turn}
+			return o, nil
+		}
+		l.learn(turn.Sent, err)
+		turn.End()
+		if refused = err; !errors.Is(err, ErrSlowDown) || time.Since(begun) > withinMax {
+			return nil, err
+		}
 	}
-	o, err := l.inner.Get(ctx, key, r)
-	if err != nil {
-		return nil, err
-	}
-	o.Body = &limitedBody{o.Body, ctx, l.bytes}
-	return o, nil
 }
 
+// limitedBody is in flight until it is closed.
 type limitedBody struct {
 	io.ReadCloser
-	ctx   context.Context // of the Get that opened the body, which bounds its reads too
-	bytes *rate.Limiter
+	ctx  context.Context // of the Get that opened the body, which bounds its reads too
+	turn *budget.Request
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p[:min(len(p), burstBytes)])
-	if werr := b.bytes.WaitN(b.ctx, n); werr != nil {
-		return n, werr
+	n, err := b.ReadCloser.Read(p[:min(len(p), budget.BytesMax)])
+	if late := b.turn.Read(b.ctx, n); late != nil {
+		return n, late
 	}
 	return n, err
 }
 
-// count takes a request from the budget without waiting for it.
-func (l limited) count() { l.requests.ReserveN(time.Now(), 1) }
-
-func (l limited) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
-	l.count()
-	return l.inner.Put(ctx, key, body, cond)
+func (b *limitedBody) Close() error {
+	b.turn.End()
+	return b.ReadCloser.Close()
 }
 
+func (l limited) Put(ctx context.Context, key string, body Body, cond Condition) (Info, error) {
+	sent := l.budget.Write()
+	info, err := l.inner.Put(ctx, key, body, cond)
+	l.learn(sent, err)
+	return info, err
+}
+
+// List implements Bucket. It is in flight until its first answer: its consumer may take
+// long over it.
 func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		if err := l.requests.Wait(ctx); err != nil {
-			yield(Info{}, fmt.Errorf("list %s: wait for a turn: %w", prefix, err))
+		turn, err := l.budget.Take(ctx)
+		if err != nil {
+			yield(Info{}, fmt.Errorf("list %s: %w", prefix, err))
 			return
 		}
-		seen := 0
+		defer turn.End()
+		sent, seen := turn.Sent, 0
 		for info, err := range l.inner.List(ctx, prefix, after) {
+			turn.End()
+			l.learn(sent, err)
 			if seen++; seen%PageSize == 0 {
-				l.count() // the next page
+				sent = l.budget.Write() // the next page
 			}
 			if !yield(info, err) {
 				return
@@ -190,8 +203,10 @@ func (l limited) List(ctx context.Context, prefix, after string) iter.Seq2[Info,
 }
 
 func (l limited) Delete(ctx context.Context, key string) error {
-	l.count()
-	return l.inner.Delete(ctx, key)
+	sent := l.budget.Write()
+	err := l.inner.Delete(ctx, key)
+	l.learn(sent, err)
+	return err
 }
 
 // mirrors reads from others when the truth does not answer.

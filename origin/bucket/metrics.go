@@ -70,7 +70,7 @@ func outcome(err error) string {
 		err   error
 		label string
 	}{
-		{content.ErrNotFound, "not_found"}, {ErrPrecondition, "precondition"}, {ErrUnknown, "unknown"}, {ErrOpen, "not_asked"},
+		{content.ErrNotFound, "not_found"}, {ErrPrecondition, "precondition"}, {ErrUnknown, "unknown"}, {ErrOpen, "not_asked"}, {ErrSlowDown, "throttled"},
 		{context.Canceled, "canceled"}, {content.ErrForbidden, "forbidden"}, {content.ErrUnavailable, "unavailable"},
 	} {
 		if errors.Is(err, o.err) {

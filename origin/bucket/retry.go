@@ -31,6 +31,9 @@ type RetryConfig struct {
 	Lost func(error)
 }
 
+// withinMax is how long a request is repeated if nothing else is said.
+const withinMax = 30 * time.Second
+
 // retryWaitMax bounds the pause between two tries: a store that is well again is
 // found so soon. What it is asked by everybody meanwhile, a Breaker bounds.
 const retryWaitMax = time.Second
@@ -47,7 +50,7 @@ type retrying struct {
 // over what another writer has written meanwhile: they are for keys that have one
 // writer.
 func Retry(b Bucket, cfg RetryConfig) Bucket {
-	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, 30*time.Second)
+	cfg.Wait, cfg.WithinMax = cmp.Or(cfg.Wait, 100*time.Millisecond), cmp.Or(cfg.WithinMax, withinMax)
 	return &retrying{b, cfg}
 }
 

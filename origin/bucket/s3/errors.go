@@ -84,7 +84,7 @@ func (b *Bucket) reasons() []reason {
 		{"412", "", bucket.ErrPrecondition},
 		{"416", "", content.ErrInvalid},
 		{"409", "another writer was at it", bucket.ErrBusy}, // two writes at once, and this one was not carried out
-		{"429 SlowDown", "it asks for fewer requests; see --origin-requests", bucket.ErrBusy},
+		{"429 SlowDown SlowDownRead SlowDownWrite", "", bucket.ErrSlowDown},
 		{"405 501", "the store does not take this kind of request" + b.inPath(), content.ErrReadOnly},
 		{"307", "the store sends it elsewhere; set endpoint= or region= in the URL", content.ErrUnavailable},
 		{"507", "", content.ErrNoSpace},

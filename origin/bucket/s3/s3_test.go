@@ -237,8 +237,8 @@ func TestAnswersAreClassified(t *testing.T) {
 		want   error
 	}{
 		{403, "RequestTimeTooSkewed", content.ErrForbidden}, {403, "AccessDenied", content.ErrForbidden}, {404, "NoSuchBucket", content.ErrInvalid},
-		{409, "ConditionalRequestConflict", bucket.ErrBusy}, {412, "PreconditionFailed", bucket.ErrPrecondition}, {503, "SlowDown", bucket.ErrBusy},
-		{429, "TooManyRequests", bucket.ErrBusy}, {500, "InternalError", bucket.ErrUnknown}, {503, "ServiceUnavailable", bucket.ErrUnknown},
+		{409, "ConditionalRequestConflict", bucket.ErrBusy}, {412, "PreconditionFailed", bucket.ErrPrecondition}, {503, "SlowDown", bucket.ErrSlowDown},
+		{429, "TooManyRequests", bucket.ErrSlowDown}, {503, "SlowDownRead", bucket.ErrSlowDown}, {500, "InternalError", bucket.ErrUnknown}, {503, "ServiceUnavailable", bucket.ErrUnknown},
 		{400, "AuthorizationHeaderMalformed", content.ErrInvalid}, {400, "EntityTooLarge", content.ErrInvalid}, {501, "NotImplemented", content.ErrReadOnly},
 		{404, "NoSuchKey", bucket.ErrPrecondition}, {404, "SomethingElse", content.ErrInvalid},
 	} {

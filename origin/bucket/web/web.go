@@ -80,7 +80,7 @@ func meaning(status int) error {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return content.ErrForbidden
 	case http.StatusTooManyRequests:
-		return bucket.ErrBusy
+		return bucket.ErrSlowDown
 	}
 	return content.ErrUnavailable
 }

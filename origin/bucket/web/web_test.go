@@ -60,7 +60,7 @@ func TestAnswersAreChecked(t *testing.T) {
 		"absent":               {answer(404, "", ""), content.ErrNotFound},
 		"gone":                 {answer(410, "", ""), content.ErrNotFound},
 		"refused":              {answer(403, "", ""), content.ErrForbidden},
-		"busy":                 {answer(429, "", ""), bucket.ErrBusy},
+		"busy":                 {answer(429, "", ""), bucket.ErrSlowDown},
 		"broken":               {answer(502, "", ""), content.ErrUnavailable},
 		"ranges ignored":       {answer(200, "", "0123456789"), errors.ErrUnsupported},
 		"outside":              {answer(416, "", ""), content.ErrInvalid},
