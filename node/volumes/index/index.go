@@ -272,7 +272,7 @@ func (x *Index) complete(path string) error {
 		if err = x.Free(e.Name); err == nil {
 			return x.Add(e)
 		}
-	case err == nil && here && e.Adopted && old.Committed && e.last() > old.last():
+	case err == nil && here && e.Adopted && len(e.Tried) > 0 && old.Committed && e.last() > old.last():
 		return x.Replace(e)
 	}
 	return x.discard(path)

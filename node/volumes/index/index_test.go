@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -169,5 +170,30 @@ func TestHalfWrittenFilesAreSwept(t *testing.T) {
 	}
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it is left: %v", err)
+	}
+}
+
+// TestHalfAdoptedIsDiscarded: a crash while the next epoch of a volume was adopted leaves a
+// folder that lacks some of it, and what that was made of.
+func TestHalfAdoptedIsDiscarded(t *testing.T) {
+	for _, tried := range [][]right.Stamp{nil, {{Epoch: 9, Incarnation: 1}}} {
+		x := newIndex(t)
+		e := x.make(t, 1, "a")
+		e, err := x.Change(e.Name, func(e *Entry) { e.Committed, e.Epoch = true, 3 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := e
+		next.Adopted, next.Epoch, next.Tried = true, 8, tried
+		if err := errors.Join(x.Prepare(next), x.Sweep()); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := x.Get("a")
+		if want := map[bool]uint64{false: 3, true: 8}[len(tried) > 0]; got.Epoch != want {
+			t.Errorf("epoch %d, want %d", got.Epoch, want)
+		}
+		if _, err := os.Stat(x.HalfMade(next)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("it is left: %v", err)
+		}
 	}
 }
