@@ -123,8 +123,14 @@ func (c *rush) warm(n *node) {
 	began, order, added, under := c.now, n.root.Order(), 0, len(c.runs)
 	flights := map[*plan.Ordered]*plan.Flight{}
 	var next func()
+	again, look := false, func() {}
+	look = func() {
+		if again = false; under > 0 && !n.dead {
+			next()
+		}
+	}
 	next = func() {
-		for added < len(c.runs) && order.Left() < choice {
+		for added < len(c.runs) && order.Wants(c.clock()) {
 			for range min(leaf, len(c.runs)-added) {
 				order.Add(c.runs[added], uint64(added), added)
 				added++
@@ -133,12 +139,17 @@ func (c *rush) warm(n *node) {
 		if added == len(c.runs) {
 			order.Whole()
 		}
-		o := order.Next()
+		o := order.Next(c.clock())
 		if o == nil {
+			if !again && order.Left() > 0 {
+				again = true
+				c.after(plan.SettleLook, look)
+			}
 			return
 		}
 		n.root.Want(c.clock())
-		flights[o] = n.want(o.Of.(int), plan.Config{}, func(ok bool) {
+		defer next()
+		flights[o] = n.want(o.Of.(int), plan.Config{Ask: o.Ask}, func(ok bool) {
 			if !ok {
 				panic(fmt.Sprintf("%s: a run can't be had", n.name))
 			}
@@ -153,23 +164,10 @@ func (c *rush) warm(n *node) {
 				c.took = append(c.took, c.now-began)
 				delete(c.begun, n)
 			}
-			next()
+			c.after(0, next)
 		})
 	}
-	c.settle(n, func() {
-		for range min(window, len(c.runs)) {
-			next()
-		}
-	})
-}
-
-// settle waits for announcements.
-func (c *rush) settle(n *node, then func()) {
-	if left := n.root.SettlesIn(c.clock()); left > 0 {
-		c.after(min(left, plan.SettleLook), func() { c.settle(n, then) })
-		return
-	}
-	then()
+	next()
 }
 
 func (c *rush) over() bool { return len(c.begun) == 0 && c.now > c.starts }

@@ -71,8 +71,9 @@ type node struct {
 	root    *plan.Root
 	objects map[int]*plan.Object // by run
 	crowds  plan.Crowds[crowd]
-	watched map[*node]bool  // by whom: whether far
-	fresh   *content.Bitmap // what they are to hear of
+	watched map[*node]bool     // by whom: whether far
+	fresh   [2]*content.Bitmap // what those of the farm, and those far away, are to hear of
+	shown   content.Bitmap     // to those far away: what others of the farm hold, too
 	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
 	in, out link
@@ -86,7 +87,7 @@ type flight struct {
 	n     *node
 	run   int
 	job   *plan.Job
-	hurry bool
+	cfg   plan.Config
 	own   []*plan.Flight
 	asks  []*sending // those under way
 	ended bool
@@ -149,6 +150,7 @@ func (n *node) begin() {
 	n.mind.Asks, n.mind.Searches = true, true
 	n.root = n.mind.Root("root")
 	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, plan.Crowds[crowd]{}
+	n.shown = content.Bitmap{}
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
 
@@ -203,10 +205,11 @@ func (n *node) watch(other *node, far bool) {
 	}
 	var b content.Bitmap
 	for run := range n.m.runs {
-		if other.holds[run] || other.shows {
+		if other.holds[run] || other.shows || far && other.knows(run) {
 			b.Add(uint64(run))
 		}
 	}
+	n.sees(&b, far)
 	_ = n.root.Show(other.name, far, true, &b)
 }
 
@@ -258,7 +261,7 @@ func (n *node) want(run int, cfg plan.Config, done func(ok bool)) *plan.Flight {
 		n.m.joined++
 		return own[0]
 	}
-	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own}
+	f := &flight{n: n, run: run, job: job, cfg: cfg, own: own}
 	n.flown[own[0]] = f
 	f.step(plan.Event{Kind: plan.Start})
 	return own[0]
@@ -281,11 +284,31 @@ func (n *node) land(run int) {
 func (n *node) hold(run int) {
 	n.holds[run] = true
 	n.up.holds[run]++
-	if n.fresh == nil {
-		n.fresh = new(content.Bitmap)
+	n.show(run, false)
+	n.show(run, true)
+}
+
+// knows reports whether a node shows a run to those far away.
+func (n *node) knows(run int) bool { return n.holds[run] || n.shown.Has(uint64(run)) }
+
+// show has those who watch a node hear soon of a run that it holds or, those far away, that
+// a member of its farm does.
+func (n *node) show(run int, far bool) {
+	at := 0
+	if far {
+		if n.shown.Has(uint64(run)) {
+			return
+		}
+		at = 1
+		n.shown.Add(uint64(run))
+	}
+	if n.fresh == [2]*content.Bitmap{} {
 		n.m.after(n.m.news, n.tell)
 	}
-	n.fresh.Add(uint64(run))
+	if n.fresh[at] == nil {
+		n.fresh[at] = new(content.Bitmap)
+	}
+	n.fresh[at].Add(uint64(run))
 	if n.m.news == 0 {
 		n.tell()
 	}
@@ -293,13 +316,25 @@ func (n *node) hold(run int) {
 
 // tell has those who watch a node hear of what has come since.
 func (n *node) tell() {
-	if n.fresh == nil || n.dead {
+	fresh := n.fresh
+	if n.fresh = [2]*content.Bitmap{}; n.dead {
 		return
 	}
 	for other, far := range n.watched {
-		_ = other.root.Show(n.name, far, false, n.fresh.Clone())
+		if f := fresh[map[bool]int{true: 1}[far]]; f != nil {
+			other.sees(f, far)
+			_ = other.root.Show(n.name, far, false, f.Clone())
+		}
 	}
-	n.fresh = nil
+}
+
+// sees has a node show what one of its farm does.
+func (n *node) sees(b *content.Bitmap, far bool) {
+	for run := range b.All {
+		if !far {
+			n.show(int(run), true)
+		}
+	}
 }
 
 func (n *node) end(run int, fl *plan.Flight, ok bool) {
@@ -360,7 +395,7 @@ func (f *flight) act(a plan.Action) {
 			how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
 			n.m.say("%s asks %s%s", n.name, a.Peer, how)
 		}
-		f.asks = append(f.asks, n.send(f.run, a, f.hurry, f.step))
+		f.asks = append(f.asks, n.send(f.run, a, f.cfg, f.step))
 	case plan.Drop:
 		n.m.say("%s drops %s", n.name, a.Peer)
 		f.drop(a.Peer)

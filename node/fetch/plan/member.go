@@ -206,12 +206,13 @@ type ranking struct {
 }
 
 // set takes the members, if they are others than before.
-func (r *ranking) set(members []Peer) {
+func (r *ranking) set(members []Peer) (changed bool) {
 	if slices.Equal(r.members, members) {
-		return
+		return false
 	}
 	r.members = slices.Clone(members[:min(len(members), 1<<16)])
 	r.forget()
+	return true
 }
 
 func (r *ranking) forget() {
