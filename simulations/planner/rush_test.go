@@ -14,14 +14,11 @@ import (
 const (
 	// runSize is a run's, in bytes: an image of 256 runs has 256 MiB.
 	runSize = 1 << 20
-	// announceInterval, newsInterval, window and leaf are node/fetch's: how often it is
-	// decided who announces, how often bitmaps grow, how many runs a prefetch has under way,
-	// of how many one map node is, and of how many the next is chosen.
+	// announceInterval, newsInterval and leaf are node/fetch's: how often it is decided who
+	// announces, how often bitmaps grow, and of how many runs one map node is.
 	announceInterval = 5 * time.Second
 	newsInterval     = 250 * time.Millisecond
-	window           = 8
 	leaf             = 128
-	choice           = 64
 	// lookInterval is how often a node looks for members of its farm that are new to it.
 	lookInterval = time.Second
 	// noticed is how long the farm's gossip takes to notice a death.
@@ -115,59 +112,76 @@ func (c *rush) see(n *node, loss int) {
 	n.mind.Farm(n.view)
 }
 
-// warm is what node/fetch does: it follows the root, waits for announcements, and asks
-// for the runs in the order that the planner says.
+// warming is one prefetch.
+type warming struct {
+	c       *rush
+	n       *node
+	order   *plan.Order
+	began   time.Duration
+	added   int // runs,
+	left    int // of which have not come
+	flights map[*plan.Ordered]*plan.Flight
+	looks   bool // again, after a while
+}
+
+// warm is what node/fetch does: it follows the root, and asks for the runs in the order that
+// the planner says.
 func (c *rush) warm(n *node) {
 	c.begun[n] = true
 	c.follow(n)
-	began, order, added, under := c.now, n.root.Order(), 0, len(c.runs)
-	flights := map[*plan.Ordered]*plan.Flight{}
-	var next func()
-	again, look := false, func() {}
-	look = func() {
-		if again = false; under > 0 && !n.dead {
-			next()
-		}
+	w := &warming{c: c, n: n, order: n.root.Order(), began: c.now, left: len(c.runs), flights: map[*plan.Ordered]*plan.Flight{}}
+	w.ask()
+}
+
+// ask asks for all that can be had now.
+func (w *warming) ask() {
+	c := w.c
+	if w.n.dead || w.left == 0 {
+		return
 	}
-	next = func() {
-		for added < len(c.runs) && order.Wants(c.clock()) {
-			for range min(leaf, len(c.runs)-added) {
-				order.Add(c.runs[added], uint64(added), added)
-				added++
+	for {
+		for w.added < len(c.runs) && w.order.Wants(c.clock()) {
+			for range min(leaf, len(c.runs)-w.added) {
+				w.order.Add(c.runs[w.added], uint64(w.added), w.added)
+				w.added++
 			}
 		}
-		if added == len(c.runs) {
-			order.Whole()
+		if w.added == len(c.runs) {
+			w.order.Whole()
 		}
-		o := order.Next(c.clock())
+		o := w.order.Next(c.clock())
 		if o == nil {
-			if !again && order.Left() > 0 {
-				again = true
-				c.after(plan.SettleLook, look)
-			}
-			return
+			break
 		}
-		n.root.Want(c.clock())
-		defer next()
-		flights[o] = n.want(o.Of.(int), plan.Config{Ask: o.Ask}, func(ok bool) {
-			if !ok {
-				panic(fmt.Sprintf("%s: a run can't be had", n.name))
-			}
-			delete(flights, o)
-			for _, other := range order.Came(o) {
-				if f := n.flown[flights[other]]; f != nil {
-					f.step(plan.Event{Kind: plan.Endgame})
-				}
-			}
-			if under--; under == 0 {
-				order.End()
-				c.took = append(c.took, c.now-began)
-				delete(c.begun, n)
-			}
-			c.after(0, next)
+		w.n.root.Want(c.clock())
+		w.flights[o] = w.n.want(o.Of.(int), plan.Config{Ask: o.Ask}, func(ok bool) { w.came(o, ok) })
+	}
+	if !w.looks && w.order.Left() > 0 {
+		w.looks = true
+		c.after(plan.SettleLook, func() {
+			w.looks = false
+			w.ask()
 		})
 	}
-	next()
+}
+
+func (w *warming) came(o *plan.Ordered, ok bool) {
+	c := w.c
+	if !ok {
+		panic(fmt.Sprintf("%s: a run can't be had", w.n.name))
+	}
+	delete(w.flights, o)
+	for _, other := range w.order.Came(o) {
+		if f := w.n.flown[w.flights[other]]; f != nil {
+			f.step(plan.Event{Kind: plan.Endgame})
+		}
+	}
+	if w.left--; w.left == 0 {
+		w.order.End()
+		c.took = append(c.took, c.now-w.began)
+		delete(c.begun, w.n)
+	}
+	c.after(0, w.ask)
 }
 
 func (c *rush) over() bool { return len(c.begun) == 0 && c.now > c.starts }

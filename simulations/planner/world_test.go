@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -70,8 +71,9 @@ type node struct {
 	mind    *plan.Member
 	root    *plan.Root
 	objects map[int]*plan.Object // by run
-	crowds  plan.Crowds[crowd]
+	crowds  crowds.Of[crowd]
 	watched map[*node]bool     // by whom: whether far
+	order   []*node            // of those
 	fresh   [2]*content.Bitmap // what those of the farm, and those far away, are to hear of
 	shown   content.Bitmap     // to those far away: what others of the farm hold, too
 	reading map[int][]func(ok bool)
@@ -149,8 +151,8 @@ func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
 	n.root = n.mind.Root("root")
-	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, plan.Crowds[crowd]{}
-	n.shown = content.Bitmap{}
+	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, crowds.Of[crowd]{}
+	n.shown, n.order = content.Bitmap{}, nil
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
 
@@ -199,6 +201,9 @@ func (n *node) watchFarm() {
 func (n *node) watch(other *node, far bool) {
 	if other.dead {
 		return
+	}
+	if _, ok := other.watched[n]; !ok {
+		other.order = append(other.order, n)
 	}
 	if other.watched[n] = far; !far {
 		other.mind.Seen(n.name, n.m.clock())
@@ -320,7 +325,8 @@ func (n *node) tell() {
 	if n.fresh = [2]*content.Bitmap{}; n.dead {
 		return
 	}
-	for other, far := range n.watched {
+	for _, other := range n.order { // the same at each replay
+		far := n.watched[other]
 		if f := fresh[map[bool]int{true: 1}[far]]; f != nil {
 			other.sees(f, far)
 			_ = other.root.Show(n.name, far, false, f.Clone())

@@ -117,14 +117,18 @@ func (r *Root) groupOf(p Peer, far bool) group {
 	return farGroup
 }
 
-// regroup counts anew who shows what, as other farms lead.
+// regroup notes that other farms lead.
 func (r *Root) regroup() {
 	for p, h := range r.held {
-		h.group = r.groupOf(p, h.far())
+		if g := r.groupOf(p, h.far()); g != h.group {
+			r.tally(h, -1)
+			h.group = g
+			r.tally(h, 1)
+		}
 	}
 	for _, o := range r.orders {
 		for _, e := range o.left {
-			r.count(e)
+			e.leads = e.led && r.leads(e.key) == r.m.name
 		}
 	}
 }

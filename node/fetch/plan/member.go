@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/hedge"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -31,7 +32,7 @@ const (
 // what Step answers with. Not safe for concurrent use.
 type Member struct {
 	Breaker
-	Budget
+	hedge.Budget
 	// Origin is true while this node can read the origin, Asks while it can ask other
 	// members at all, and Searches while it can search for those of other farms.
 	Origin, Asks, Searches bool

@@ -21,7 +21,9 @@ const (
 	// More would wait there, though others could send them. Each member has a share.
 	farmPlaces             = 40
 	placesLeast, placesMax = 2, 8
-	// takeOver is how long
+	// takeOver is how long a farm that has come to lead a run, before announcements have had
+	// their time, leaves it to the one that led it till then: what that has read meanwhile
+	// is shown by then, first in its farm and then elsewhere.
 	takeOver = 900 * time.Millisecond
 	// alone is how long after a member of its farm has shown something that it lacks a
 	// prefetch takes itself for the only one there: then it has others bring in as much as
@@ -74,13 +76,14 @@ type Ordered struct {
 	key      string
 	shown    [groups]int // by how many members
 	since    time.Time   // when one of another farm did first
-	took     time.Time   // when this farm began to lead it
-	led      bool        // by this node in its farm
-	leads    bool        // by this farm outside
+	led      bool        // by this node in its farm,
+	leads    bool        // which leads it outside
+	took     time.Time   // since when
 	place    int
 	tie      uint64
 	farmsTie uint64
 	kind     kind // that it was asked for as
+	farm     Peer // of Ask
 }
 
 // Order returns an empty Order for a prefetch of the root; End forgets it.
@@ -100,20 +103,14 @@ func (o *Order) Add(key string, at uint64, of any) {
 	m := o.root.m
 	e := &Ordered{Of: of, at: at, key: key, led: m.Leads(key), place: o.added, tie: weight(key, m.self), farmsTie: weight(key, m.name)}
 	o.added++
-	o.root.count(e)
-	o.left = append(o.left, e)
-	o.of[at] = e
-}
-
-// count counts anew who shows a run.
-func (r *Root) count(e *Ordered) {
-	e.leads = r.leads(e.key) == r.m.name
-	e.shown = [groups]int{}
-	for _, h := range r.held {
-		if h.set.Has(e.at) {
+	e.leads = e.led && o.root.leads(key) == m.name
+	for _, h := range o.root.held {
+		if h.set.Has(at) {
 			e.shown[h.group]++
 		}
 	}
+	o.left = append(o.left, e)
+	o.of[at] = e
 }
 
 // Whole says that all runs were added.
@@ -230,8 +227,8 @@ func (o *Order) take(e *Ordered, k kind, now time.Time) {
 		o.helped = now
 	}
 	if e.Ask != "" {
-		e.key = string(o.root.farmOf[e.Ask])
-		o.busy[Peer(e.key)]++
+		e.farm = o.root.farmOf[e.Ask]
+		o.busy[e.farm]++
 	}
 }
 
@@ -255,10 +252,11 @@ func (e *Ordered) total() (n int) {
 
 // view is what a run's kind depends on beside itself.
 type view struct {
-	now           time.Time
-	settled, open bool
-	crowd         float64
-	of            float64 // how many farms each far member that is known stands for
+	now     time.Time
+	settled bool // announcements have had their time, or
+	open    bool // this farm's at least has
+	crowd   float64
+	of      float64 // how many farms each far member that is known stands for
 }
 
 func (r *Root) view(now time.Time) view {
@@ -285,22 +283,27 @@ func (v view) kind(e *Ordered) kind {
 	case !e.led:
 		return waits
 	case elsewhere == 0:
-		if !e.leads || !v.open {
-			e.took = time.Time{}
-			return waits
-		}
-		if e.took.IsZero() {
-			e.took = v.now
-		}
-		if !v.settled && v.now.Sub(e.took) < takeOver {
-			return waits
-		}
-		return brings
+		return v.origin(e)
 	}
 	if e.since.IsZero() {
 		e.since = v.now
 	}
 	if v.now.Sub(e.since) < turnIn(e.farmsTie, v.crowd/elsewhere) { // others show it then
+		return waits
+	}
+	return brings
+}
+
+// origin is kind for a run that nobody shows: who leads it reads the origin.
+func (v view) origin(e *Ordered) kind {
+	if !e.leads || !v.open {
+		e.took = time.Time{}
+		return waits
+	}
+	if e.took.IsZero() {
+		e.took = v.now
+	}
+	if !v.settled && v.now.Sub(e.took) < takeOver {
 		return waits
 	}
 	return brings
@@ -312,7 +315,7 @@ func (o *Order) Came(e *Ordered) (last []*Ordered) {
 	o.out = slices.DeleteFunc(o.out, func(q *Ordered) bool { return q == e })
 	o.under[e.kind]--
 	if e.Ask != "" {
-		o.busy[Peer(e.key)]--
+		o.busy[e.farm]--
 	}
 	if o.ended || !o.whole || len(o.left) > 0 || len(o.out) > endgameRuns {
 		return nil
