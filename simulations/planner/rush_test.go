@@ -60,7 +60,19 @@ type rushing struct {
 	// follow says that the nodes follow a tag that has moved, and that the runs are those
 	// that are new.
 	follow bool
+	// liars and slow are so many of the nodes, in percent: those that show everything and
+	// send wrong bytes, and those that send a hundredth as fast. apart and brown say that
+	// for a while half the farms don't reach the others, and that the origin fails.
+	liars, slow  int
+	apart, brown bool
 }
+
+// Faults last from faultsAt, when nothing is whole yet, to faultsEnd.
+const (
+	faultsAt  = 2800 * time.Millisecond
+	faultsEnd = 6 * time.Second
+	slowness  = 100
+)
 
 func newRush(r rushing) *rush {
 	c := &rush{mesh: newMesh(), rng: rand.New(rand.NewPCG(r.seed, 0)), begun: map[*node]bool{}}
@@ -89,6 +101,9 @@ func newRush(r rushing) *rush {
 	}
 	for _, n := range c.all() {
 		c.see(n, r.loss)
+		if c.fault(n, r) {
+			continue
+		}
 		starts := time.Duration(c.rng.Int64N(int64(startsWithin)))
 		if r.follow {
 			starts += follow.Delay(string(n.name), "tag", 2, r.farms*r.nodes)
@@ -96,6 +111,13 @@ func newRush(r rushing) *rush {
 		c.starts = max(c.starts, starts)
 		c.after(starts, func() { c.warm(n) })
 	}
+	c.after(faultsAt, func() { c.down, c.apart = r.brown, r.apart })
+	c.after(faultsEnd, func() {
+		c.down, c.apart = false, false
+		if r.apart {
+			c.anew()
+		}
+	})
 	if r.kill > 0 {
 		image := time.Duration(float64(r.size*r.runs) / uplinkRate * float64(time.Second))
 		if r.farms > 1 {
@@ -104,6 +126,27 @@ func newRush(r rushing) *rush {
 		c.after(image/2, func() { c.kill(r.kill) })
 	}
 	return c
+}
+
+// fault makes a node what some are, and reports whether it wants nothing.
+func (c *rush) fault(n *node, r rushing) bool {
+	if c.rng.IntN(100) < r.slow {
+		n.out.rate /= slowness
+	}
+	if n.liar = c.rng.IntN(100) < r.liars; n.liar {
+		n.shows = true
+		c.announces(n.name)
+	}
+	return n.liar
+}
+
+// anew has all who watch others hear anew what those show.
+func (c *rush) anew() {
+	for _, n := range c.all() {
+		for _, other := range n.order {
+			other.watch(n, n.watched[other])
+		}
+	}
 }
 
 // see has a node see its farm, but for some.
@@ -255,7 +298,7 @@ func (c *rush) announces(p plan.Peer) {
 // meet has a node meet a member of another farm, and watch it.
 func (c *rush) meet(n *node, p plan.Peer) {
 	other := c.nodes[p]
-	if other == nil || other.dead {
+	if other == nil || other.dead || c.cut(n, other) {
 		c.after(silence, func() {
 			n.mind.Fail(p, c.clock())
 			n.root.Release(p, true)

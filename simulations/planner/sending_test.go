@@ -49,7 +49,7 @@ type crowd struct {
 // arrive is what the member does that is asked.
 func (s *sending) arrive() {
 	to := s.to
-	if to == nil || to.dead {
+	if to == nil || to.dead || to.m.cut(to, s.n) {
 		s.silent()
 		return
 	}
@@ -148,6 +148,7 @@ func (s *sending) end(ok bool) {
 	switch {
 	case ok && s.to.liar:
 		s.e.Why = "sent wrong bytes"
+		n.m.lies++
 		n.mind.Lied(p, n.m.clock())
 	case ok:
 		n.mind.Work(p, n.m.clock())

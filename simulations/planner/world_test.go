@@ -32,6 +32,8 @@ type mesh struct {
 	farms    map[string][]plan.Peer
 	delay    time.Duration // of a read of the origin
 	down     bool          // the origin
+	apart    bool          // half the farms from the others
+	lies     int           // that came
 	reads    map[string]int
 	runs     []string       // by their places in the root
 	place    map[string]int // of each
@@ -328,11 +330,20 @@ func (n *node) tell() {
 	for _, other := range n.order { // the same at each replay
 		far := n.watched[other]
 		if f := fresh[map[bool]int{true: 1}[far]]; f != nil {
+			if n.m.cut(n, other) {
+				continue // it hears anew
+			}
 			other.sees(f, far)
 			_ = other.root.Show(n.name, far, false, f.Clone())
 		}
 	}
 }
+
+// cut reports whether nodes don't reach each other.
+func (m *mesh) cut(a, b *node) bool { return m.apart && a.farm != b.farm && a.half() != b.half() }
+
+// half is the one that its farm is of.
+func (n *node) half() bool { return n.farm[len(n.farm)-1]%2 == 0 }
 
 // sees has a node show what one of its farm does.
 func (n *node) sees(b *content.Bitmap, far bool) {

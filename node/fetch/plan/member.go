@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/grangemesh/grange/node/fetch/hedge"
+	"github.com/grangemesh/grange/node/fetch/plan/hedge"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -146,10 +146,13 @@ func (m *Member) Provided(p Peer) {
 func (m *Member) Strange(p Peer, now time.Time) { m.Aside(p, now, strangerAside) }
 
 // Lied notes that a member's bytes were not what it was asked for: a stranger or a seed
-// is to be banned at once, a member of this farm is set aside. first is false where it
+// is to be banned at once, a member of this farm is set aside, and what it showed forgotten. first is false where it
 // was passed over already: more than one lie may be on its way.
 func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
 	first = !m.Aside(p, now, lieAside)
+	for r := range m.roots {
+		r.Drop(p)
+	}
 	return !m.near(p), first
 }
 

@@ -6,7 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/grangemesh/grange/node/fetch/hedge"
+	"github.com/grangemesh/grange/node/fetch/plan/hedge"
 )
 
 // TestBudget: in no minute is more than a hundredth of its bytes spent.
