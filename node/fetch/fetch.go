@@ -28,6 +28,7 @@ import (
 
 	"github.com/grangemesh/grange/node/cache"
 	"github.com/grangemesh/grange/node/fetch/checks"
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
@@ -153,7 +154,7 @@ type Fetcher struct {
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
 	objects map[object.Key]*onItsWay
-	crowds  plan.Crowds[crowdKey]
+	crowds  crowds.Of[crowdKey]
 	running sync.WaitGroup
 }
 
@@ -184,7 +185,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: plan.Crowds[crowdKey]{},
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: crowds.Of[crowdKey]{},
 		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)

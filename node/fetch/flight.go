@@ -174,7 +174,7 @@ func (f *Fetcher) join(rs *rootState, objects []object.Object, how request) []*f
 func (rs *rootState) wants(run pack.Run, level int, how request) plan.Config {
 	hurry := how.priority == exchange.PriorityGuest
 	return plan.Config{
-		Key: object.RunKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth, NoOrigin: how.noOrigin,
+		Key: object.RunKey(run), Root: rs.peers.Mind, Level: level, Depth: how.depth, NoOrigin: how.noOrigin, Ask: how.ask,
 		From: how.from, FromFarm: how.fromFarm, Ahead: how.priority == exchange.PriorityReadahead, Guest: hurry && how.from == "", Hurry: hurry,
 	}
 }

@@ -342,7 +342,7 @@ func (j *job) want(ask *asking, a plan.Action) (o outcome) {
 	if near {
 		source = FromFarm
 	}
-	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch, Passed: a.Passed, NoOrigin: j.how.noOrigin}
+	req := exchange.Request{Root: j.rs.id, Level: j.level(), Indexes: indexes(left), Priority: j.how.priority, Fetch: a.Fetch || a.Relay, Passed: a.Passed || a.Relay, NoOrigin: j.how.noOrigin || a.Relay}
 	err = j.f.cfg.Exchange.Want(ctx, to, req, func(r exchange.Reply) {
 		if d, ok := r.(*exchange.Data); ok {
 			spare = d.Spare.Bytes()

@@ -58,6 +58,7 @@ type rootState struct {
 	tally  *tally.Tally
 	bytes  atomic.Pointer[tally.Counters] // of the root; nil until something was counted
 	here   have.Set                       // chunks that may go as far as the root
+	near   have.Set                       // those that members of this farm show
 
 	introducer peer.ID    // who handed the record over; "" where this node looked it up
 	scanning   sync.Mutex // held while the cache is looked through; before mu
@@ -122,7 +123,7 @@ func (f *Fetcher) newRoot(r Root, reach cache.Reach) (*rootState, error) {
 		id: root.CID(), tally: f.tally, head: r.Head, shape: r.Head.Root.Shape(),
 		lineage: r.Lineage[:min(len(r.Lineage), content.LineageMax)], envelope: r.Envelope,
 	}
-	rs.peers = f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed})
+	rs.peers = f.shown.Peers(shown.Root{ID: rs.id, Scope: rs.head.Scope, Chunks: rs.shape.Chunks, Lineage: rs.lineage, Record: rs.sealed, Near: rs.near.Join})
 	rs.limit.Store(uint32(reach))
 	return rs, nil
 }
@@ -272,6 +273,7 @@ type request struct {
 	// local looks no farther than this node, and passing keeps nothing in memory.
 	local, passing bool
 	trail          *why.Trail // of a guest's read
+	ask            plan.Peer  // of another farm, first
 }
 
 // byWalk is for a look at what is here and goes so far.

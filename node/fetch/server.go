@@ -290,8 +290,9 @@ func (s *serving) reportProgress(ctx context.Context) {
 	}
 }
 
-// Bitmaps tells a member which chunks of a root are here, and those that come.
-// What is evicted is not taken back: who asks for it learns that.
+// Bitmaps tells a member which chunks of a root are here, and those that come; one of
+// another farm, those of all this farm, which Want brings in. What is evicted is not taken
+// back: who asks for it learns that.
 func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.CID, send func(*content.Bitmap) error) error {
 	rs, reach := f.served(root, from)
 	if rs == nil {
@@ -299,25 +300,34 @@ func (f *Fetcher) Bitmaps(ctx context.Context, from exchange.Peer, root content.
 	}
 	f.bringMap(ctx, rs)
 	f.refresh(ctx, rs)
-	var fo have.Follower
+	var told, near have.Follower
 	for f.cfg.Serves() && rs.reach() == reach && slices.Contains(f.heads(root), rs) {
-		b, changed := rs.here.Next(&fo)
+		b, changed := rs.here.Next(&told)
+		var nearChanged <-chan struct{}
+		if from.Identity.Role.IsMember() && from.Identity.Farm != f.cfg.Identity.Farm && !f.cfg.HoldsOnly {
+			var more *content.Bitmap
+			if more, nearChanged = rs.near.Next(&near); b == nil {
+				b = more
+			} else if more != nil {
+				b.Union(more)
+			}
+		}
 		if b != nil {
 			if err := send(b); err != nil {
 				return err
 			}
-			changed = nil
 		}
 		select {
 		case <-time.After(bitmapInterval): // additions go out together
 		case <-ctx.Done():
 			return nil
 		}
-		if changed == nil {
+		if b != nil {
 			continue
 		}
 		select {
 		case <-changed:
+		case <-nearChanged:
 		case <-ctx.Done():
 			return nil
 		}

@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-
-	"golang.org/x/sync/semaphore"
+	"time"
 
 	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/patience"
@@ -17,12 +16,8 @@ import (
 )
 
 const (
-	// warmWindow bounds the bytes of a prefetch that are under way: enough for the
-	// longest links, little beside a guest's reads.
-	warmWindow = 8 << 20
-	// warmChoice is of how many runs at least one is chosen, while there are more: those of
-	// a leaf or two.
-	warmChoice = 64
+	// warmPart bounds the bytes that are asked for at once: what a run has, mostly.
+	warmPart = 8 << 20
 	// strictTries is how often more a prefetch that nobody is to read the origin for asks the
 	// members: announcements may be seconds late.
 	strictTries = 4
@@ -37,8 +32,8 @@ func (m *Image) Warm(ctx context.Context, progress func(source Source, n int)) e
 	if progress == nil {
 		progress = func(Source, int) {}
 	}
-	m.Prepare(ctx)
-	w := &warming{m: m, size: int64(m.rs.Load().shape.ChunkMax), progress: progress, fail: cancel, window: semaphore.NewWeighted(warmWindow)}
+	m.rs.Load().peers.Want()
+	w := &warming{m: m, size: int64(m.rs.Load().shape.ChunkMax), progress: progress, fail: cancel, came: make(chan struct{}, 1)}
 	m.f.Think(func(*plan.Member) { w.order = m.rs.Load().peers.Mind.Order() })
 	if err := w.ask(ctx); err != nil {
 		cancel(err)
@@ -72,7 +67,7 @@ type warming struct {
 	m       *Image
 	size    int64                   // of a chunk
 	fail    context.CancelCauseFunc // the first failure ends it
-	window  *semaphore.Weighted     // of bytes
+	came    chan struct{}           // that a part has, lately
 	landing sync.WaitGroup
 	order   *plan.Order // of *part; used within Think
 
@@ -92,45 +87,53 @@ func (w *warming) report(s Source, n int) {
 	w.progress(s, n)
 }
 
-// ask asks for all that is missing, as the window has room.
+// ask asks for all that is missing, as it can be had.
 func (w *warming) ask(ctx context.Context) error {
 	leaf, leaves := uint64(0), w.m.rs.Load().shape.Leaves()
 	for {
-		left := 0
-		w.m.f.Think(func(*plan.Member) { left = w.order.Left() })
-		for ; leaf < leaves && left < warmChoice; leaf++ {
-			n, err := w.choose(ctx, leaf)
-			if err != nil {
-				return err
-			}
-			left += n
-		}
 		var next *plan.Ordered
+		var left int
+		wants := false
 		w.m.f.Think(func(*plan.Member) {
+			if wants = leaf < leaves && w.order.Wants(time.Now()); wants {
+				return
+			}
 			if leaf == leaves {
 				w.order.Whole()
 			}
-			next = w.order.Next()
+			next, left = w.order.Next(time.Now()), w.order.Left()
 		})
-		if next == nil {
+		switch {
+		case wants:
+			if err := w.choose(ctx, leaf); err != nil {
+				return err
+			}
+			leaf++
+		case next != nil:
+			p := next.Of.(*part)
+			how := w.m.by(exchange.PriorityPrefetch)
+			how.ask = next.Ask
+			flights := w.m.f.join(w.m.rs.Load(), p.objects, how)
+			w.m.f.Think(func(*plan.Member) { p.flights = flights })
+			w.landing.Go(func() { w.land(ctx, next, flights) })
+		case left == 0:
 			return nil
+		default:
+			select {
+			case <-w.came:
+			case <-time.After(plan.SettleLook):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
-		p := next.Of.(*part)
-		if err := w.window.Acquire(ctx, int64(len(p.objects))*w.size); err != nil {
-			return err
-		}
-		flights := w.m.f.join(w.m.rs.Load(), p.objects, w.m.by(exchange.PriorityPrefetch))
-		w.m.f.Think(func(*plan.Member) { p.flights = flights })
-		w.landing.Go(func() { w.land(ctx, next, flights) })
 	}
 }
 
-// choose puts what a map node names, and is not here, into the order, and returns of how
-// many runs it is.
-func (w *warming) choose(ctx context.Context, leaf uint64) (n int, err error) {
+// choose puts what a map node names, and is not here, into the order.
+func (w *warming) choose(ctx context.Context, leaf uint64) error {
 	runs, here, err := w.m.missing(ctx, leaf)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	cached := 0
 	for _, raw := range here {
@@ -140,14 +143,13 @@ func (w *warming) choose(ctx context.Context, leaf uint64) (n int, err error) {
 		w.report(FromCache, cached)
 	}
 	for _, objects := range runs {
-		for objects := range slices.Chunk(objects, int(max(1, warmWindow/w.size))) {
+		for objects := range slices.Chunk(objects, int(max(1, warmPart/w.size))) {
 			w.m.f.Think(func(*plan.Member) { // each by itself: guests wait for no long list
 				w.order.Add(object.RunKey(objects[0].At.Run()), objects[len(objects)-1].Pos.Index, &part{objects: objects})
 			})
-			n++
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // land waits for a part, and has the last ones asked of a second member.
@@ -173,7 +175,6 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 			w.m.count(fl)
 			w.report(fl.from, len(fl.data.Bytes()))
 		}
-		w.window.Release(w.size)
 	}
 	var last []*flight
 	w.m.f.Think(func(*plan.Member) {
@@ -181,6 +182,10 @@ func (w *warming) land(ctx context.Context, o *plan.Ordered, flights []*flight) 
 			last = append(last, other.Of.(*part).flights...)
 		}
 	})
+	select {
+	case w.came <- struct{}{}:
+	default: // ask is about to look anyway
+	}
 	for i, fl := range last {
 		if i == 0 || fl.job != last[i-1].job {
 			fl.job.tell(plan.Event{Kind: plan.Endgame})

@@ -31,10 +31,12 @@ func TestRushes(t *testing.T) {
 				d.ScanArgs(t, "MiB", &each)
 				r.size = each << 20
 			}
-			if d.HasArg("kill") {
-				d.ScanArgs(t, "kill", &r.kill)
+			for name, share := range map[string]*int{"kill": &r.kill, "liars": &r.liars, "slow": &r.slow} {
+				if d.HasArg(name) {
+					d.ScanArgs(t, name, share)
+				}
 			}
-			r.follow = d.HasArg("follow")
+			r.follow, r.apart, r.brown = d.HasArg("follow"), d.HasArg("apart"), d.HasArg("brown")
 			for _, loss := range peers(t, d, "loss") {
 				if _, err := fmt.Sscan(string(loss), &r.loss); err != nil {
 					d.Fatalf(t, "%v", err)
@@ -56,6 +58,7 @@ type result struct {
 	p50            float64 // the rate of half the nodes, of the uplink's
 	p99            float64 // the time of the slowest hundredth, of that of half the nodes
 	requests       float64 // at the origin, for a run
+	lies           float64 // that came to a node
 }
 
 func (c *rush) measured(r rushing) (out result) {
@@ -70,6 +73,7 @@ func (c *rush) measured(r rushing) (out result) {
 	at := func(percent int) float64 { return c.took[(len(c.took)-1)*percent/100].Seconds() }
 	out.p50, out.p99 = image/uplinkRate/at(50), at(99)/at(50)
 	out.requests = float64(c.requests) / float64(r.runs)
+	out.lies = float64(c.lies) / float64(len(c.took))
 	return out
 }
 
@@ -83,7 +87,7 @@ func (c *rush) table(t *testing.T, d *datadriven.TestData, r rushing) string {
 		name  string
 		is    float64
 		least bool
-	}{{"origin", m.origin, false}, {"requests", m.requests, false}, {"uplink", m.uplink, false}, {"p50", m.p50, true}, {"p99", m.p99, false}} {
+	}{{"origin", m.origin, false}, {"requests", m.requests, false}, {"uplink", m.uplink, false}, {"p50", m.p50, true}, {"p99", m.p99, false}, {"lies", m.lies, false}} {
 		if !d.HasArg(bar.name) {
 			continue
 		}

@@ -14,14 +14,11 @@ import (
 const (
 	// runSize is a run's, in bytes: an image of 256 runs has 256 MiB.
 	runSize = 1 << 20
-	// announceInterval, newsInterval, window and leaf are node/fetch's: how often it is
-	// decided who announces, how often bitmaps grow, how many runs a prefetch has under way,
-	// of how many one map node is, and of how many the next is chosen.
+	// announceInterval, newsInterval and leaf are node/fetch's: how often it is decided who
+	// announces, how often bitmaps grow, and of how many runs one map node is.
 	announceInterval = 5 * time.Second
 	newsInterval     = 250 * time.Millisecond
-	window           = 8
 	leaf             = 128
-	choice           = 64
 	// lookInterval is how often a node looks for members of its farm that are new to it.
 	lookInterval = time.Second
 	// noticed is how long the farm's gossip takes to notice a death.
@@ -63,7 +60,19 @@ type rushing struct {
 	// follow says that the nodes follow a tag that has moved, and that the runs are those
 	// that are new.
 	follow bool
+	// liars and slow are so many of the nodes, in percent: those that show everything and
+	// send wrong bytes, and those that send a hundredth as fast. apart and brown say that
+	// for a while half the farms don't reach the others, and that the origin fails.
+	liars, slow  int
+	apart, brown bool
 }
+
+// Faults last from faultsAt, when nothing is whole yet, to faultsEnd.
+const (
+	faultsAt  = 2800 * time.Millisecond
+	faultsEnd = 6 * time.Second
+	slowness  = 100
+)
 
 func newRush(r rushing) *rush {
 	c := &rush{mesh: newMesh(), rng: rand.New(rand.NewPCG(r.seed, 0)), begun: map[*node]bool{}}
@@ -92,6 +101,9 @@ func newRush(r rushing) *rush {
 	}
 	for _, n := range c.all() {
 		c.see(n, r.loss)
+		if c.fault(n, r) {
+			continue
+		}
 		starts := time.Duration(c.rng.Int64N(int64(startsWithin)))
 		if r.follow {
 			starts += follow.Delay(string(n.name), "tag", 2, r.farms*r.nodes)
@@ -99,6 +111,13 @@ func newRush(r rushing) *rush {
 		c.starts = max(c.starts, starts)
 		c.after(starts, func() { c.warm(n) })
 	}
+	c.after(faultsAt, func() { c.down, c.apart = r.brown, r.apart })
+	c.after(faultsEnd, func() {
+		c.down, c.apart = false, false
+		if r.apart {
+			c.anew()
+		}
+	})
 	if r.kill > 0 {
 		image := time.Duration(float64(r.size*r.runs) / uplinkRate * float64(time.Second))
 		if r.farms > 1 {
@@ -109,67 +128,103 @@ func newRush(r rushing) *rush {
 	return c
 }
 
+// fault makes a node what some are, and reports whether it wants nothing.
+func (c *rush) fault(n *node, r rushing) bool {
+	if c.rng.IntN(100) < r.slow {
+		n.out.rate /= slowness
+	}
+	if n.liar = c.rng.IntN(100) < r.liars; n.liar {
+		n.shows = true
+		c.announces(n.name)
+	}
+	return n.liar
+}
+
+// anew has all who watch others hear anew what those show.
+func (c *rush) anew() {
+	for _, n := range c.all() {
+		for _, other := range n.order {
+			other.watch(n, n.watched[other])
+		}
+	}
+}
+
 // see has a node see its farm, but for some.
 func (c *rush) see(n *node, loss int) {
 	n.view = slices.DeleteFunc(slices.Clone(c.farms[n.farm]), func(p plan.Peer) bool { return p != n.name && c.rng.IntN(100) < loss })
 	n.mind.Farm(n.view)
 }
 
-// warm is what node/fetch does: it follows the root, waits for announcements, and asks
-// for the runs in the order that the planner says.
+// warming is one prefetch.
+type warming struct {
+	c       *rush
+	n       *node
+	order   *plan.Order
+	began   time.Duration
+	added   int // runs,
+	left    int // of which have not come
+	flights map[*plan.Ordered]*plan.Flight
+	looks   bool // again, after a while
+}
+
+// warm is what node/fetch does: it follows the root, and asks for the runs in the order that
+// the planner says.
 func (c *rush) warm(n *node) {
 	c.begun[n] = true
 	c.follow(n)
-	began, order, added, under := c.now, n.root.Order(), 0, len(c.runs)
-	flights := map[*plan.Ordered]*plan.Flight{}
-	var next func()
-	next = func() {
-		for added < len(c.runs) && order.Left() < choice {
-			for range min(leaf, len(c.runs)-added) {
-				order.Add(c.runs[added], uint64(added), added)
-				added++
-			}
-		}
-		if added == len(c.runs) {
-			order.Whole()
-		}
-		o := order.Next()
-		if o == nil {
-			return
-		}
-		n.root.Want(c.clock())
-		flights[o] = n.want(o.Of.(int), plan.Config{}, func(ok bool) {
-			if !ok {
-				panic(fmt.Sprintf("%s: a run can't be had", n.name))
-			}
-			delete(flights, o)
-			for _, other := range order.Came(o) {
-				if f := n.flown[flights[other]]; f != nil {
-					f.step(plan.Event{Kind: plan.Endgame})
-				}
-			}
-			if under--; under == 0 {
-				order.End()
-				c.took = append(c.took, c.now-began)
-				delete(c.begun, n)
-			}
-			next()
-		})
-	}
-	c.settle(n, func() {
-		for range min(window, len(c.runs)) {
-			next()
-		}
-	})
+	w := &warming{c: c, n: n, order: n.root.Order(), began: c.now, left: len(c.runs), flights: map[*plan.Ordered]*plan.Flight{}}
+	w.ask()
 }
 
-// settle waits for announcements.
-func (c *rush) settle(n *node, then func()) {
-	if left := n.root.SettlesIn(c.clock()); left > 0 {
-		c.after(min(left, plan.SettleLook), func() { c.settle(n, then) })
+// ask asks for all that can be had now.
+func (w *warming) ask() {
+	c := w.c
+	if w.n.dead || w.left == 0 {
 		return
 	}
-	then()
+	for {
+		for w.added < len(c.runs) && w.order.Wants(c.clock()) {
+			for range min(leaf, len(c.runs)-w.added) {
+				w.order.Add(c.runs[w.added], uint64(w.added), w.added)
+				w.added++
+			}
+		}
+		if w.added == len(c.runs) {
+			w.order.Whole()
+		}
+		o := w.order.Next(c.clock())
+		if o == nil {
+			break
+		}
+		w.n.root.Want(c.clock())
+		w.flights[o] = w.n.want(o.Of.(int), plan.Config{Ask: o.Ask}, func(ok bool) { w.came(o, ok) })
+	}
+	if !w.looks && w.order.Left() > 0 {
+		w.looks = true
+		c.after(plan.SettleLook, func() {
+			w.looks = false
+			w.ask()
+		})
+	}
+}
+
+func (w *warming) came(o *plan.Ordered, ok bool) {
+	c := w.c
+	if !ok {
+		panic(fmt.Sprintf("%s: a run can't be had", w.n.name))
+	}
+	delete(w.flights, o)
+	for _, other := range w.order.Came(o) {
+		if f := w.n.flown[w.flights[other]]; f != nil {
+			f.step(plan.Event{Kind: plan.Endgame})
+		}
+	}
+	if w.left--; w.left == 0 {
+		w.order.End()
+		c.took = append(c.took, c.now-w.began)
+		delete(c.begun, w.n)
+	}
+	c.after(0, w.ask)
 }
 
 func (c *rush) over() bool { return len(c.begun) == 0 && c.now > c.starts }
@@ -243,7 +298,7 @@ func (c *rush) announces(p plan.Peer) {
 // meet has a node meet a member of another farm, and watch it.
 func (c *rush) meet(n *node, p plan.Peer) {
 	other := c.nodes[p]
-	if other == nil || other.dead {
+	if other == nil || other.dead || c.cut(n, other) {
 		c.after(silence, func() {
 			n.mind.Fail(p, c.clock())
 			n.root.Release(p, true)

@@ -11,7 +11,7 @@ type sending struct {
 	n, to  *node
 	run    int
 	act    plan.Action
-	hurry  bool
+	cfg    plan.Config // of the job that asks
 	delay  time.Duration
 	id     int
 	e      plan.Event
@@ -21,8 +21,8 @@ type sending struct {
 }
 
 // send asks a member.
-func (n *node) send(run int, a plan.Action, hurry bool, answer func(plan.Event)) *sending {
-	s := &sending{n: n, to: n.m.nodes[a.Peer], run: run, act: a, hurry: hurry, delay: lanDelay, id: n.m.seq, answer: answer}
+func (n *node) send(run int, a plan.Action, cfg plan.Config, answer func(plan.Event)) *sending {
+	s := &sending{n: n, to: n.m.nodes[a.Peer], run: run, act: a, cfg: cfg, delay: lanDelay, id: n.m.seq, answer: answer}
 	if s.to == nil || s.to.farm != n.farm {
 		s.delay = wanDelay
 	}
@@ -49,7 +49,7 @@ type crowd struct {
 // arrive is what the member does that is asked.
 func (s *sending) arrive() {
 	to := s.to
-	if to == nil || to.dead {
+	if to == nil || to.dead || to.m.cut(to, s.n) {
 		s.silent()
 		return
 	}
@@ -74,7 +74,7 @@ func (s *sending) arrive() {
 	case to.refers != "" && s.act.Fetch:
 		s.e.Refer, to.refers = to.refers, ""
 		end(false)
-	case to.holds[s.run] || to.liar || !s.act.Fetch:
+	case to.holds[s.run] || to.liar || !s.act.Fetch && !s.act.Relay:
 		if near && !to.holds[s.run] {
 			if lead, ok := to.mind.Better(s.n.m.runs[s.run], s.n.name, s.n.m.clock()); ok {
 				s.e.Refer = lead
@@ -82,7 +82,8 @@ func (s *sending) arrive() {
 		}
 		end(to.holds[s.run] || to.liar)
 	default:
-		to.want(s.run, plan.Config{Depth: plan.Received(near, s.act.Passed), From: s.n.name, FromFarm: s.n.farm, Hurry: s.hurry}, end)
+		cfg := plan.Config{Depth: plan.Received(near, s.act.Passed || s.act.Relay), From: s.n.name, FromFarm: s.n.farm, Hurry: s.cfg.Hurry, NoOrigin: s.cfg.NoOrigin || s.act.Relay}
+		to.want(s.run, cfg, end)
 	}
 }
 
@@ -147,6 +148,7 @@ func (s *sending) end(ok bool) {
 	switch {
 	case ok && s.to.liar:
 		s.e.Why = "sent wrong bytes"
+		n.m.lies++
 		n.mind.Lied(p, n.m.clock())
 	case ok:
 		n.mind.Work(p, n.m.clock())

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -31,6 +32,8 @@ type mesh struct {
 	farms    map[string][]plan.Peer
 	delay    time.Duration // of a read of the origin
 	down     bool          // the origin
+	apart    bool          // half the farms from the others
+	lies     int           // that came
 	reads    map[string]int
 	runs     []string       // by their places in the root
 	place    map[string]int // of each
@@ -70,9 +73,11 @@ type node struct {
 	mind    *plan.Member
 	root    *plan.Root
 	objects map[int]*plan.Object // by run
-	crowds  plan.Crowds[crowd]
-	watched map[*node]bool  // by whom: whether far
-	fresh   *content.Bitmap // what they are to hear of
+	crowds  crowds.Of[crowd]
+	watched map[*node]bool     // by whom: whether far
+	order   []*node            // of those
+	fresh   [2]*content.Bitmap // what those of the farm, and those far away, are to hear of
+	shown   content.Bitmap     // to those far away: what others of the farm hold, too
 	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
 	in, out link
@@ -86,7 +91,7 @@ type flight struct {
 	n     *node
 	run   int
 	job   *plan.Job
-	hurry bool
+	cfg   plan.Config
 	own   []*plan.Flight
 	asks  []*sending // those under way
 	ended bool
@@ -148,7 +153,8 @@ func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
 	n.root = n.mind.Root("root")
-	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, plan.Crowds[crowd]{}
+	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, crowds.Of[crowd]{}
+	n.shown, n.order = content.Bitmap{}, nil
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }
 
@@ -198,15 +204,19 @@ func (n *node) watch(other *node, far bool) {
 	if other.dead {
 		return
 	}
+	if _, ok := other.watched[n]; !ok {
+		other.order = append(other.order, n)
+	}
 	if other.watched[n] = far; !far {
 		other.mind.Seen(n.name, n.m.clock())
 	}
 	var b content.Bitmap
 	for run := range n.m.runs {
-		if other.holds[run] || other.shows {
+		if other.holds[run] || other.shows || far && other.knows(run) {
 			b.Add(uint64(run))
 		}
 	}
+	n.sees(&b, far)
 	_ = n.root.Show(other.name, far, true, &b)
 }
 
@@ -258,7 +268,7 @@ func (n *node) want(run int, cfg plan.Config, done func(ok bool)) *plan.Flight {
 		n.m.joined++
 		return own[0]
 	}
-	f := &flight{n: n, run: run, job: job, hurry: cfg.Hurry, own: own}
+	f := &flight{n: n, run: run, job: job, cfg: cfg, own: own}
 	n.flown[own[0]] = f
 	f.step(plan.Event{Kind: plan.Start})
 	return own[0]
@@ -281,11 +291,31 @@ func (n *node) land(run int) {
 func (n *node) hold(run int) {
 	n.holds[run] = true
 	n.up.holds[run]++
-	if n.fresh == nil {
-		n.fresh = new(content.Bitmap)
+	n.show(run, false)
+	n.show(run, true)
+}
+
+// knows reports whether a node shows a run to those far away.
+func (n *node) knows(run int) bool { return n.holds[run] || n.shown.Has(uint64(run)) }
+
+// show has those who watch a node hear soon of a run that it holds or, those far away, that
+// a member of its farm does.
+func (n *node) show(run int, far bool) {
+	at := 0
+	if far {
+		if n.shown.Has(uint64(run)) {
+			return
+		}
+		at = 1
+		n.shown.Add(uint64(run))
+	}
+	if n.fresh == [2]*content.Bitmap{} {
 		n.m.after(n.m.news, n.tell)
 	}
-	n.fresh.Add(uint64(run))
+	if n.fresh[at] == nil {
+		n.fresh[at] = new(content.Bitmap)
+	}
+	n.fresh[at].Add(uint64(run))
 	if n.m.news == 0 {
 		n.tell()
 	}
@@ -293,13 +323,35 @@ func (n *node) hold(run int) {
 
 // tell has those who watch a node hear of what has come since.
 func (n *node) tell() {
-	if n.fresh == nil || n.dead {
+	fresh := n.fresh
+	if n.fresh = [2]*content.Bitmap{}; n.dead {
 		return
 	}
-	for other, far := range n.watched {
-		_ = other.root.Show(n.name, far, false, n.fresh.Clone())
+	for _, other := range n.order { // the same at each replay
+		far := n.watched[other]
+		if f := fresh[map[bool]int{true: 1}[far]]; f != nil {
+			if n.m.cut(n, other) {
+				continue // it hears anew
+			}
+			other.sees(f, far)
+			_ = other.root.Show(n.name, far, false, f.Clone())
+		}
 	}
-	n.fresh = nil
+}
+
+// cut reports whether nodes don't reach each other.
+func (m *mesh) cut(a, b *node) bool { return m.apart && a.farm != b.farm && a.half() != b.half() }
+
+// half is the one that its farm is of.
+func (n *node) half() bool { return n.farm[len(n.farm)-1]%2 == 0 }
+
+// sees has a node show what one of its farm does.
+func (n *node) sees(b *content.Bitmap, far bool) {
+	for run := range b.All {
+		if !far {
+			n.show(int(run), true)
+		}
+	}
 }
 
 func (n *node) end(run int, fl *plan.Flight, ok bool) {
@@ -360,7 +412,7 @@ func (f *flight) act(a plan.Action) {
 			how := map[bool]string{true: " to bring it in", false: ""}[a.Fetch] + map[bool]string{true: ", passed on", false: ""}[a.Passed]
 			n.m.say("%s asks %s%s", n.name, a.Peer, how)
 		}
-		f.asks = append(f.asks, n.send(f.run, a, f.hurry, f.step))
+		f.asks = append(f.asks, n.send(f.run, a, f.cfg, f.step))
 	case plan.Drop:
 		n.m.say("%s drops %s", n.name, a.Peer)
 		f.drop(a.Peer)

@@ -8,6 +8,9 @@ import "os"
 // rounds is what CI has time for.
 const rounds = 5
 
+// Off, in the environment of a process, has it run a few rounds.
+const Off = "GRANGE_SOAK="
+
 // Full reports whether the full counts are wanted: GRANGE_SOAK is set.
 func Full() bool { return os.Getenv("GRANGE_SOAK") != "" }
 

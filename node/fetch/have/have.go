@@ -36,6 +36,13 @@ func (s *Set) Len() uint64 {
 	return s.set.Len()
 }
 
+// Join adds all of another set.
+func (s *Set) Join(set *content.Bitmap) {
+	for index := range set.All {
+		s.Add(index)
+	}
+}
+
 // Add adds a chunk that has landed.
 func (s *Set) Add(index uint64) {
 	s.mu.Lock()

@@ -22,11 +22,24 @@ const (
 	bitmapOverhead = 256
 )
 
+// group is whose bitmap it is: a member's of this farm, of another, or of one that leads.
+type group uint8
+
+const (
+	nearGroup group = iota
+	farGroup
+	leadGroup
+
+	groups = int(leadGroup) + 1
+)
+
 type bitmap struct {
 	set   *content.Bitmap
-	far   bool
+	group group
 	bytes int
 }
+
+func (h *bitmap) far() bool { return h.group != nearGroup }
 
 // Bytes returns about how much memory all bitmaps take.
 func (m *Member) Bytes() int { return m.bytes }
@@ -43,7 +56,7 @@ func (m *Member) trim() {
 				return
 			}
 			for p, h := range r.held {
-				if h.far == far {
+				if h.far() == far {
 					r.Drop(p)
 				}
 			}
@@ -64,14 +77,19 @@ func (r *Root) Show(p Peer, far, anew bool, set *content.Bitmap) error {
 			r.use()
 		}
 	}
-	if h.far = far; anew || h.set == nil {
+	g := r.groupOf(p, far)
+	if anew || h.set == nil || g != h.group {
 		if h.set != nil {
-			r.tally(h.set, -1)
+			r.tally(h, -1)
 		}
-		h.set = set
-		r.tally(h.set, 1)
+		if h.group = g; anew || h.set == nil {
+			h.set = set
+		} else {
+			h.set.Union(set)
+		}
+		r.tally(h, 1)
 	} else {
-		r.tallyMore(h.set, set)
+		r.tallyMore(h, set)
 		h.set.Union(set)
 	}
 	r.resize(h, h.set.Bytes()+bitmapOverhead)
@@ -86,6 +104,33 @@ func (r *Root) Show(p Peer, far, anew bool, set *content.Bitmap) error {
 		return fmt.Errorf("%w: what it shows takes too much memory", content.ErrNoSpace)
 	}
 	return nil
+}
+
+// groupOf returns the group that a member's bitmap belongs to.
+func (r *Root) groupOf(p Peer, far bool) group {
+	switch {
+	case !far:
+		return nearGroup
+	case slices.Contains(r.farms.members, r.farmOf[p]):
+		return leadGroup
+	}
+	return farGroup
+}
+
+// regroup notes that other farms lead.
+func (r *Root) regroup() {
+	for p, h := range r.held {
+		if g := r.groupOf(p, h.far()); g != h.group {
+			r.tally(h, -1)
+			h.group = g
+			r.tally(h, 1)
+		}
+	}
+	for _, o := range r.orders {
+		for _, e := range o.left {
+			e.leads = e.led && r.leads(e.key) == r.m.name
+		}
+	}
 }
 
 func (r *Root) use() {
@@ -104,7 +149,7 @@ func (r *Root) resize(h *bitmap, now int) {
 func (r *Root) spare(last Peer) Peer {
 	out, most := last, 0
 	for p, h := range r.held {
-		if h.far && (h.bytes > most || h.bytes == most && p < out) {
+		if h.far() && (h.bytes > most || h.bytes == most && p < out) {
 			out, most = p, h.bytes
 		}
 	}
@@ -115,7 +160,7 @@ func (r *Root) spare(last Peer) Peer {
 func (r *Root) Drop(p Peer) {
 	if h := r.held[p]; h != nil {
 		r.resize(h, 0)
-		r.tally(h.set, -1)
+		r.tally(h, -1)
 		delete(r.held, p)
 	}
 	if len(r.held) == 0 {
@@ -127,11 +172,11 @@ func (r *Root) Drop(p Peer) {
 // may have evicted it.
 func (r *Root) Lacks(p Peer, indexes []uint64) {
 	if h := r.held[p]; h != nil {
-		r.tally(h.set, -1)
+		r.tally(h, -1)
 		for _, i := range indexes {
 			h.set.Remove(i)
 		}
-		r.tally(h.set, 1)
+		r.tally(h, 1)
 		r.resize(h, h.set.Bytes()+bitmapOverhead)
 	}
 }
@@ -169,10 +214,10 @@ func (r *Root) shows(p Peer) bool {
 func (j *Job) holder(far bool) Peer {
 	r := j.cfg.Root
 	r.use()
-	var spared []Peer
-	if far && j.crowded() {
-		spared = r.farms.members
+	if p := j.cfg.Ask; far && p != "" && !j.asked[p] && !j.aside(p) && j.shown(p) > 0 {
+		return p
 	}
+	spares := far && j.crowded()
 	type chance struct {
 		peer   Peer
 		weight uint64
@@ -180,7 +225,7 @@ func (j *Job) holder(far bool) Peer {
 	var first, second chance
 	most, need, mine := 0, j.need(), weight(j.cfg.Key, j.m.self)
 	for p, h := range r.held {
-		if h.far != far || !j.mayShow(h) || j.asked[p] || j.aside(p) || len(spared) > 0 && slices.Contains(spared, r.farmOf[p]) {
+		if h.far() != far || !j.mayShow(h) || j.asked[p] || j.aside(p) || spares && h.group == leadGroup {
 			continue
 		}
 		n := lateShare * j.shown(p)

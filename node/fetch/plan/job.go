@@ -15,9 +15,8 @@ const (
 	askRanks
 	waitFarm
 	askHolders
-	waitSwarm
-	askSwarmHolders
 	waitTurn
+	askSwarmHolders
 	askSwarmLead
 	readOrigin
 	waitLast
@@ -32,7 +31,7 @@ const (
 func ladder(d Depth) []rung {
 	switch d {
 	case Own, Led:
-		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitSwarm, askSwarmHolders, waitTurn, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
+		return []rung{waitReads, askLead, askRanks, waitFarm, askHolders, waitTurn, askSwarmHolders, askSwarmLead, readOrigin, waitLast, askAnyone, giveUp}
 	case Outer:
 		return []rung{waitReads, waitFarm, askHolders, askSwarmLead, askLead, askRanks, readOrigin, askAnyone, giveUp}
 	case OuterPassed:
@@ -266,8 +265,6 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		return j.wait(WaitFarm, j.farmSettled()), false
 	case askHolders:
 		return j.askHolder(false, holdersAsked), false
-	case waitSwarm:
-		return j.waitSwarm(j.cfg.Hurry, SwarmWait), false
 	case askSwarmHolders:
 		return j.askHolder(true, swarmHoldersAsked), false
 	case waitTurn:
@@ -284,7 +281,7 @@ func (j *Job) stand() (acts []Action, stay bool) {
 		j.count++
 		return j.read(false), false
 	case waitLast: // nobody else is left to ask: now a guest waits too
-		return j.waitSwarm(false, lastWait), false
+		return j.waitSwarm(), false
 	case askAnyone:
 		return j.askAnyone(), false
 	}
@@ -325,10 +322,10 @@ func (j *Job) wait(kind ActionKind, settled bool) []Action {
 	return []Action{{Kind: kind}}
 }
 
-// waitSwarm waits for announcements, so long after the root was wanted first at most.
-func (j *Job) waitSwarm(settled bool, most time.Duration) []Action {
-	left := min(most, j.cfg.Root.SettlesIn(j.now)-SwarmWait+most)
-	acts := j.wait(WaitSwarm, settled || left <= 0)
+// waitSwarm waits for announcements, lastWait after the root was wanted first at most.
+func (j *Job) waitSwarm() []Action {
+	left := j.cfg.Root.SettlesIn(j.now) - SwarmWait + lastWait
+	acts := j.wait(WaitSwarm, left <= 0)
 	for i := range acts {
 		acts[i].Wait = left
 	}
@@ -418,14 +415,17 @@ func (j *Job) askSwarmLead() []Action {
 	return nil
 }
 
-// awaitTurn leaves it to other farms of a crowd to ask the one that leads a run, until it is
-// this one's turn, and asks those that show it meanwhile.
+// awaitTurn has who is in no hurry wait for announcements, and then leave it to other farms
+// of a crowd to ask the one that leads a run, until it is this one's turn. Those that show
+// it meanwhile are asked. A farm that leads it, as far as it knows, and that others have
+// found waits for nobody.
 func (j *Job) awaitTurn() (acts []Action, stay bool) {
 	r := j.cfg.Root
-	if !j.crowded() || r.leads(j.cfg.Key) == j.m.name {
+	settled, leads := r.SettlesIn(j.now) == 0, r.leads(j.cfg.Key) == j.m.name
+	if j.cfg.Hurry || settled && (leads || !j.crowded()) || leads && r.visible && j.cfg.Depth == Led {
 		return nil, false
 	}
-	if j.turn.IsZero() {
+	if settled && j.turn.IsZero() {
 		j.turn = j.now.Add(r.turnIn(j.cfg.Key))
 	}
 	for _, far := range [...]bool{false, true} {
@@ -433,13 +433,13 @@ func (j *Job) awaitTurn() (acts []Action, stay bool) {
 			return acts, true
 		}
 	}
-	return nil, j.now.Before(j.turn)
+	return nil, !settled || j.now.Before(j.turn)
 }
 
 // crowded reports whether many farms want what nobody hurries this job for: then those that
 // lead, which everybody knows, are asked for nothing but that, and in turn.
 func (j *Job) crowded() bool {
-	return !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Depth <= Led && j.cfg.Root.crowd() > crowdMin
+	return !j.cfg.Hurry && !j.cfg.Ahead && j.cfg.Ask == "" && j.cfg.Depth <= Led && j.cfg.Root.crowd() > crowdMin
 }
 
 // askAnnouncer asks the first that announced the root of a farm, which is not the one
@@ -517,7 +517,12 @@ func (j *Job) askFor(p Peer, most int) []Action {
 		return nil
 	}
 	j.count++
-	return j.ask(Action{Kind: Ask, Peer: p})
+	return j.ask(j.holds(p))
+}
+
+// holds asks a member for what it shows: one elsewhere shows what its farm holds.
+func (j *Job) holds(p Peer) Action {
+	return Action{Kind: Ask, Peer: p, Relay: j.cfg.Depth <= Led && !j.m.near(p)}
 }
 
 func (j *Job) isAsked(p Peer) bool {

@@ -143,7 +143,7 @@ func (l *load) measured(latency time.Duration, rate float64, now time.Time) {
 		l.latency = latency
 	case latency > 0:
 		l.latency += (latency - l.latency) / loadSmooth
-	case l.rate == 0:
+	case l.rate > lateShare*rate, l.rate == 0: // it has become slow
 		l.rate = rate
 	default:
 		l.rate += (rate - l.rate) / loadSmooth

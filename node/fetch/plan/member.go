@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/plan/hedge"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -31,7 +32,7 @@ const (
 // what Step answers with. Not safe for concurrent use.
 type Member struct {
 	Breaker
-	Budget
+	hedge.Budget
 	// Origin is true while this node can read the origin, Asks while it can ask other
 	// members at all, and Searches while it can search for those of other farms.
 	Origin, Asks, Searches bool
@@ -145,10 +146,13 @@ func (m *Member) Provided(p Peer) {
 func (m *Member) Strange(p Peer, now time.Time) { m.Aside(p, now, strangerAside) }
 
 // Lied notes that a member's bytes were not what it was asked for: a stranger or a seed
-// is to be banned at once, a member of this farm is set aside. first is false where it
+// is to be banned at once, a member of this farm is set aside, and what it showed forgotten. first is false where it
 // was passed over already: more than one lie may be on its way.
 func (m *Member) Lied(p Peer, now time.Time) (ban, first bool) {
 	first = !m.Aside(p, now, lieAside)
+	for r := range m.roots {
+		r.Drop(p)
+	}
 	return !m.near(p), first
 }
 
@@ -206,12 +210,13 @@ type ranking struct {
 }
 
 // set takes the members, if they are others than before.
-func (r *ranking) set(members []Peer) {
+func (r *ranking) set(members []Peer) (changed bool) {
 	if slices.Equal(r.members, members) {
-		return
+		return false
 	}
 	r.members = slices.Clone(members[:min(len(members), 1<<16)])
 	r.forget()
+	return true
 }
 
 func (r *ranking) forget() {

@@ -302,7 +302,7 @@ func (j *Job) askBeside() []Action {
 func (j *Job) askOne(p Peer) []Action {
 	j.besides++
 	j.asked[p] = true
-	return j.begin(source{act: Action{Kind: Ask, Peer: p}, rung: j.at, beside: true})
+	return j.begin(source{act: j.holds(p), rung: j.at, beside: true})
 }
 
 // beside returns who is to be asked beside others.

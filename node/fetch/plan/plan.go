@@ -134,6 +134,8 @@ type Config struct {
 	// Hurry is true when a guest is blocked, here or at the member that asked, and Ahead
 	// when one will probably want it next.
 	Hurry, Ahead bool
+	// Ask is the member elsewhere that is to be asked for it first; "" for none.
+	Ask Peer
 }
 
 // EventKind is the kind of an Event.
@@ -226,6 +228,9 @@ type Action struct {
 	Peer   Peer
 	Fetch  bool
 	Passed bool
+	// Relay tells it to bring in what it lacks from members of its farm, which it shows for
+	// them, and from nobody else.
+	Relay bool
 	// Version is the latest that others have seen, of an Ask for a name.
 	Version uint64
 	// Hedge says of ReadOrigin that a member is being asked too: only what is

@@ -66,25 +66,29 @@ type Root struct {
 	following bool
 	began     time.Time // the first time
 	wanted    time.Time // the last time
-	near, far group
+	near, far watch
 	found     []found // the far members, the one that ranks first before
 	farmOf    map[Peer]Peer
 	farms     ranking // that lead: see rankFarms
 	last, now sights  // of the search before, and of the one that is under way
 	settled   bool
+	// visible says that a search has found others of this farm, and has been over since long
+	// enough for those to be met that it found beside: they lead what they do.
+	visible bool
 }
 
 // sights is what a search has found: how many members, and a sum of who they are.
 type sights struct {
 	count int
 	sum   uint64
+	own   bool // of this farm
 }
 
-// group is the members of this farm whose bitmaps are followed, or those elsewhere; met
+// watch is the members of this farm whose bitmaps are followed, or those elsewhere; met
 // are those that have answered once, or could not be reached.
-type group struct{ watched, met map[Peer]bool }
+type watch struct{ watched, met map[Peer]bool }
 
-func newGroup() group { return group{map[Peer]bool{}, map[Peer]bool{}} }
+func newWatch() watch { return watch{map[Peer]bool{}, map[Peer]bool{}} }
 
 // found is a member that announced the root; a seed has no farm.
 type found struct {
@@ -95,7 +99,7 @@ type found struct {
 // Root returns what a member is to know of a root: nothing yet. The key is what it is
 // announced under: all who search for it rank its announcers alike, see content.Weight.
 func (m *Member) Root(key string) *Root {
-	return &Root{m: m, key: key, held: map[Peer]*bitmap{}, farmOf: map[Peer]Peer{}, near: newGroup(), far: newGroup(), farms: ranking{members: []Peer{m.name}}}
+	return &Root{m: m, key: key, held: map[Peer]*bitmap{}, farmOf: map[Peer]Peer{}, near: newWatch(), far: newWatch(), farms: ranking{members: []Peer{m.name}}}
 }
 
 // Want notes that a root is wanted from others. begin is true when it is to be followed
@@ -166,7 +170,7 @@ func (r *Root) NextSearch(now time.Time) time.Duration {
 		most = searchLonely
 	}
 	if last := SwarmWait - searchTakes - wanted; last > 0 {
-		most = min(most, last)
+		return min(searchSoon, last)
 	}
 	return min(max(wanted, searchSoon), most)
 }
@@ -189,8 +193,12 @@ func (r *Root) crowd() float64 {
 // once where it is one of turnFarms, by its rank for the run; the others leave it to those,
 // which show it then. Each turnStep twice as many may ask.
 func (r *Root) turnIn(key string) time.Duration {
-	share := float64(weight(key, r.m.name)) / math.MaxUint64
-	steps := math.Log2(share * r.crowd() / turnFarms)
+	return turnIn(weight(key, r.m.name), r.crowd())
+}
+
+func turnIn(weight uint64, crowd float64) time.Duration {
+	share := float64(weight) / math.MaxUint64
+	steps := math.Log2(share * crowd / turnFarms)
 	return time.Duration(max(0, steps) * float64(turnStep))
 }
 
@@ -209,6 +217,7 @@ func (r *Root) Strangers() (out []Peer) {
 func (r *Root) Announced(p Peer, now time.Time) bool {
 	r.now.count++
 	r.now.sum += weight(r.key, p)
+	r.now.own = r.now.own || r.m.near(p)
 	return p != r.m.self && !r.m.near(p) && !r.m.passes(p, now, false) && r.claim(r.far, p, farMax)
 }
 
@@ -217,6 +226,7 @@ func (r *Root) Announced(p Peer, now time.Time) bool {
 // announcement is on its way any more.
 func (r *Root) Searched(others bool) {
 	r.settled = r.settled || !others || r.now == r.last && 0 < r.now.count && r.now.count < FoundAll
+	r.visible = r.visible || r.now.own
 	r.last, r.now = r.now, sights{}
 }
 
@@ -231,7 +241,7 @@ func (r *Root) Again() (out []Peer) {
 	return out
 }
 
-func (r *Root) claim(g group, p Peer, most int) bool {
+func (r *Root) claim(g watch, p Peer, most int) bool {
 	if g.watched[p] || len(g.watched) >= most {
 		return false
 	}
@@ -240,9 +250,9 @@ func (r *Root) claim(g group, p Peer, most int) bool {
 }
 
 // Release notes that a member is watched no more.
-func (r *Root) Release(p Peer, far bool) { delete(r.group(far).watched, p) }
+func (r *Root) Release(p Peer, far bool) { delete(r.watch(far).watched, p) }
 
-func (r *Root) group(far bool) group {
+func (r *Root) watch(far bool) watch {
 	if far {
 		return r.far
 	}
@@ -250,7 +260,7 @@ func (r *Root) group(far bool) group {
 }
 
 // Met notes that a member that is watched has answered, or could not be reached.
-func (r *Root) Met(p Peer, far bool) { r.group(far).met[p] = true }
+func (r *Root) Met(p Peer, far bool) { r.watch(far).met[p] = true }
 
 // List adds a member that announced the root and answers: one that was met long ago
 // may be gone, and its announcement outlives it. Only members of farms lead, and a seed
@@ -292,7 +302,9 @@ func (r *Root) rankFarms() {
 		lead(r.m.name)
 	}
 	slices.Sort(farms)
-	r.farms.set(farms)
+	if r.farms.set(farms) {
+		r.regroup()
+	}
 }
 
 // Watched is how a look at a member's bitmap has ended.
@@ -319,7 +331,7 @@ func (r *Root) Watch(p Peer, w Watched) (pause time.Duration, on bool) {
 		return pause, true
 	}
 	r.Drop(p)
-	delete(r.group(w.Far).met, p)
+	delete(r.watch(w.Far).met, p)
 	if w.Far {
 		r.unlist(p)
 	}

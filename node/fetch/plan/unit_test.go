@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/grangemesh/grange/node/fetch/plan"
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -155,76 +153,6 @@ func TestBreakerIsBounded(t *testing.T) {
 	}
 	if n := len(b.Passed(epoch.Add(2*time.Second), true)); n > 4096 {
 		t.Errorf("%d members are remembered", n)
-	}
-}
-
-// TestBudget: in no minute is more than a hundredth of its bytes spent.
-func TestBudget(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		type note struct {
-			at           time.Time
-			bytes, spent int64
-		}
-		var b plan.Budget
-		var notes []note
-		now := epoch
-		for range rapid.IntRange(1, 100).Draw(t, "steps") {
-			now = now.Add(time.Duration(rapid.IntRange(0, 30_000).Draw(t, "ms")) * time.Millisecond)
-			n := rapid.Int64Range(0, 1<<20).Draw(t, "bytes")
-			b.Count(now, n)
-			notes = append(notes, note{at: now, bytes: n})
-			cost := rapid.Int64Range(1, 4096).Draw(t, "cost")
-			var bytes, spent int64
-			for _, o := range notes {
-				if o.at.Unix() > now.Unix()-60 {
-					bytes, spent = bytes+o.bytes, spent+o.spent
-				}
-			}
-			if has := spent+cost <= bytes/100; b.Has(now, cost) != has {
-				t.Fatalf("Has(%d) = %t with %d spent and %d bytes", cost, !has, spent, bytes)
-			} else if has {
-				b.Spend(now, cost)
-				notes = append(notes, note{at: now, spent: cost})
-			}
-		}
-	})
-}
-
-func TestBudgetOfAnIdleMinuteIsNothing(t *testing.T) {
-	var b plan.Budget
-	if b.Has(epoch, 1) {
-		t.Error("a byte may be spent though none came")
-	}
-	b.Count(epoch, 1<<30)
-	if b.Has(epoch.Add(time.Minute), 1) {
-		t.Error("a byte may be spent though the last came a minute ago")
-	}
-}
-
-func TestCrowdRefersOnce(t *testing.T) {
-	c := plan.Crowds[string]{}
-	for _, p := range []plan.Peer{"a", "b", "c", "d", "e"} {
-		if to, ok := c.Begin("run", p); ok {
-			t.Fatalf("%s is referred to %s, who has nothing yet", p, to)
-		}
-	}
-	c.End("run", "a", true)
-	if to, ok := c.Begin("run", "f"); !ok || to != "a" {
-		t.Fatalf("the asker beyond four is referred to %q", to)
-	}
-	if _, ok := c.Begin("run", "f"); ok {
-		t.Fatal("an asker is referred twice")
-	}
-	c.End("run", "b", true)
-	for _, p := range []plan.Peer{"c", "d", "e", "f"} {
-		c.End("run", p, false)
-	}
-	if _, ok := c.Begin("run", "g"); ok {
-		t.Fatal("an asker is referred though nobody else asks")
-	}
-	c.End("run", "g", true)
-	if len(c) > 0 {
-		t.Fatal("a crowd of nobody is remembered")
 	}
 }
 

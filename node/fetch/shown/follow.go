@@ -76,6 +76,8 @@ type Root struct {
 	Lineage []content.CID
 	// Record returns the sealed record, for members that have not met the root.
 	Record func() []byte
+	// Near is told of what members of this farm show.
+	Near func(*content.Bitmap)
 }
 
 // Peers follows who holds what of one root: the bitmaps of members of the farm,
@@ -326,6 +328,9 @@ func (p *Peers) take(ctx context.Context, id peer.ID, who trust.Identity, far bo
 	for b, err := range p.cfg.Exchange().Bitmaps(ctx, id, p.r.ID, p.r.Chunks) {
 		if errors.Is(err, exchange.ErrViolation) {
 			p.cfg.Lied(id, err.Error())
+		}
+		if err == nil && !far {
+			p.r.Near(b)
 		}
 		p.cfg.Think(func(*plan.Member) {
 			if err == nil {
