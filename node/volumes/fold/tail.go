@@ -99,6 +99,9 @@ type Tails struct {
 	// Ends are places that the record may come to, where a tail is to end: those of
 	// snapshots that are not durable yet. nil is none.
 	Ends func() []content.Position
+	// Outbid takes an epoch later than one that another node has ended, and not taken the
+	// volume: it may have died in between. It fails where the volume is another's.
+	Outbid func(ctx context.Context, epoch uint64) error
 
 	begun   atomic.Bool // last is known; changes with mu
 	mu      sync.Mutex  // held while one is put: who waits shares the next
@@ -187,24 +190,51 @@ func (t *Tails) Persist(ctx context.Context, upTo content.Position) error {
 	if t == nil {
 		return fmt.Errorf("%w: whether the volume is this node's still is not known", content.ErrUnavailable)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for t.last.Seq < upTo.Seq {
-		through, err := t.putUp(ctx)
-		if err != nil {
-			return fmt.Errorf("flush to the origin: %w", err)
+	return t.outbidding(ctx, func() error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for t.last.Seq < upTo.Seq {
+			through, err := t.putUp(ctx)
+			if err != nil {
+				return fmt.Errorf("flush to the origin: %w", err)
+			}
+			t.journal.Release(through)
 		}
-		t.journal.Release(through)
+		return nil
+	})
+}
+
+// endedEpoch says that another node has ended an epoch; it is an ErrFenced.
+type endedEpoch struct {
+	epoch uint64
+	at    content.Position
+}
+
+func (e endedEpoch) Error() string {
+	return fmt.Sprintf("%v: another node has ended epoch %d at %v", content.ErrFenced, e.epoch, e.at)
+}
+
+func (e endedEpoch) Unwrap() error { return content.ErrFenced }
+
+// outbidding does something, and once more under a later epoch where this one was ended.
+func (t *Tails) outbidding(ctx context.Context, do func() error) error {
+	err := do()
+	if e := (endedEpoch{}); errors.As(err, &e) && t.Outbid != nil && t.Outbid(ctx, e.epoch) == nil {
+		err = do()
 	}
-	return nil
+	return err
 }
 
 // seal ends the open segment of the journal where a tail ends, and keeps that place: whoever
 // walks the tails from there on finds the next one.
-func (t *Tails) seal(ctx context.Context) (content.Position, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.putUp(ctx)
+func (t *Tails) seal(ctx context.Context) (through content.Position, err error) {
+	err = t.outbidding(ctx, func() error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		through, err = t.putUp(ctx)
+		return err
+	})
+	return through, err
 }
 
 // putUp puts the tail whose fate is not known, and all that was written until now. It
@@ -278,7 +308,7 @@ func (t *Tails) putNext(ctx context.Context) error {
 	ref := t.next.ref
 	err = putOnce(ctx, store, tailKey(ref), t.next.file.body(0, tailHeader+ref.Bytes))
 	if errors.Is(err, content.ErrExists) {
-		return fmt.Errorf("%w: another node has ended epoch %d at %v", content.ErrFenced, ref.Epoch, ref.After)
+		return t.forestalled(ctx, store, ref)
 	}
 	if err != nil {
 		return err
@@ -288,6 +318,20 @@ func (t *Tails) putNext(ctx context.Context) error {
 	t.held = t.journal.Keep(ref.Through) == nil
 	t.last, t.next, t.put = ref.Through, nil, append(t.put, ref)
 	return nil
+}
+
+// forestalled says what is where the next tail was to be, which is not there and never will.
+// Called with mu.
+func (t *Tails) forestalled(ctx context.Context, store bucket.Bucket, ref content.SegmentRef) error {
+	there, _, err := readTail(ctx, store, tailKey(ref))
+	switch {
+	case err != nil:
+		return err
+	case !ends(there): // by one that has this volume's epoch too: a copy of this disk
+		return fmt.Errorf("%w: another node has written under epoch %d behind %v", content.ErrFenced, ref.Epoch, ref.After)
+	}
+	t.begin(t.last)
+	return endedEpoch{ref.Epoch, ref.After}
 }
 
 // run is the tails between two places as one segment of a record; the zero one where they
