@@ -140,6 +140,9 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 	}
 	v.passed = v.passed || body.Holder != v.owner.m.key
 	v.released = body.State == catalog.Released && !v.passed
+	if v.folded != nil && slices.Equal(v.folded.disk, found) { // not what came later, and is the same again
+		return nil
+	}
 	for _, from := range v.owner.may() {
 		if s := from.find(found); s != nil && s.has(v.folded) && (!v.released || s == from || s == v.folded) {
 			if v.folded = s; s.has(v.promised) {
