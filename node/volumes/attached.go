@@ -165,7 +165,7 @@ func (a *attached) revise(ctx context.Context, change func(*catalog.Volume) erro
 // keep takes a record as this node's own.
 func (a *attached) keep(base *catalog.Record, body catalog.Volume) error {
 	a.set(base, body)
-	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Volume = body })
+	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) { e.Volume, e.Empty = body, body.State == catalog.Released })
 	return err
 }
 
@@ -352,7 +352,7 @@ func (a *attached) keepRight() error {
 	}
 	_, err := a.v.index.Change(a.Name(), func(e *index.Entry) {
 		if e.Tried = slices.Clone(st.Tried); mine {
-			e.Volume, e.Committed, e.Attached, e.Empty, e.Adopted, e.Taken, e.Orphan = body, true, true, false, false, "", false
+			e.Volume, e.Committed, e.Attached, e.Empty, e.Leaving, e.Adopted, e.Taken, e.Orphan = body, true, true, false, false, false, "", false
 		}
 	})
 	return err

@@ -59,7 +59,7 @@ func (a *attached) release(ctx context.Context) error {
 	}
 	err := a.upload(ctx)
 	if err == nil { // a start that can't tell whether the record says so yet must not go on alone
-		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Empty = true })
+		_, err = a.v.index.Change(a.Name(), func(e *index.Entry) { e.Leaving = true })
 	}
 	if err == nil {
 		err = a.revise(ctx, func(body *catalog.Volume) error {

@@ -51,9 +51,10 @@ type Entry struct {
 	Committed bool `json:"committed"`
 	// Attached says that the volume is to be served.
 	Attached bool `json:"attached"`
-	// Empty says that what is here is in the bucket too: the volume was, or may be, released. Adopted says that it
+	// Empty says that what is here is in the bucket too: the volume was released, or, by Leaving, may be. Adopted says that it
 	// was made of what a record names, and not served since: all of it is here once Tried has a stamp.
 	Empty   bool `json:"empty,omitempty"`
+	Leaving bool `json:"leaving,omitempty"`
 	Adopted bool `json:"adopted,omitempty"`
 	// Taken says why the volume is this node's no more; empty while it is. What is here
 	// and not in the bucket is an orphan then, and Orphan says that it has a record.
@@ -93,7 +94,7 @@ func (e Entry) Folder() string { return e.ID.String() }
 
 // Right is what the entry says of this node's right to the volume, before it is attached.
 func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
-	s := right.State{Self: self, Process: process, Tried: e.Tried, Last: e.last(), Here: e.Committed && !e.Empty && e.Taken == ""}
+	s := right.State{Self: self, Process: process, Tried: e.Tried, Last: e.last(), Here: e.Committed && !e.Empty && !e.Leaving && e.Taken == ""}
 	switch {
 	case e.Adopted && e.State == catalog.Attached && e.Holder != self:
 		s.From = e.Volume
