@@ -1,0 +1,56 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/grangemesh/grange/origin/catalog"
+)
+
+// TestWhoDiesAsItReleases: a node is killed behind each change that a detach makes elsewhere,
+// and comes back without the origin. Where the record says that anybody may have the volume,
+// it acknowledges nothing more of it.
+func TestWhoDiesAsItReleases(t *testing.T) {
+	released := 0
+	for nth, died := 0, true; died; nth++ {
+		synctest.Test(t, func(t *testing.T) {
+			farm := newFarm(t)
+			defer farm.close()
+			m := farm.nodes()[0]
+			_, _, err := m.Put(t.Context(), "web", Spec{Size: modelSize})
+			if err == nil {
+				err = m.device("web").vol.WriteAt(t.Context(), bytesOf(4, 1), 0, true)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.cable.befall(fate{Kind: killedPast, Nth: nth})
+			_, _ = m.Detach(t.Context(), "web", false)
+			if died = m.cable.isDead(); !died {
+				return
+			}
+			m.again()
+			m.cable.offOrigin = true
+			m.openAll(context.Background())
+			now, err := farm.said("web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = errors.New("it is not served")
+			if a := m.device("web"); a != nil && a.vol != nil {
+				err = a.front.WriteAt(t.Context(), bytesOf(4, 2), 0, true)
+			}
+			if now.State == catalog.Released {
+				released++
+			}
+			if err == nil && now.State == catalog.Released {
+				t.Errorf("killed behind change %d: it goes on with what anybody may have", nth)
+			}
+		})
+	}
+	if released == 0 {
+		t.Error("no kill was behind the release")
+	}
+}
