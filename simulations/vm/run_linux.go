@@ -25,9 +25,12 @@ const (
 	// kernel changing its own code under a second emulated processor, before it
 	// comes to the first program.
 	bootTries = 3
+	// beginDefault: a guest begins within seconds, on a busy machine within one
+	// minute. One of some thousands hangs before, with a processor at work for ever.
+	beginDefault = 2 * time.Minute
 )
 
-// errNotBegun says that a guest ended before its first program ran.
+// errNotBegun says that a guest ended before its first program ran, or hung.
 var errNotBegun = errors.New("the guest did not come to its first program")
 
 // Run boots a guest, runs the program in it and returns its exit status, which
@@ -100,7 +103,9 @@ func (h *host) boot(ctx context.Context, c Config, initrd *os.File) (int, error)
 	// A pipe of its own: qemu makes what it writes to non-blocking.
 	cmd.Stdout, cmd.Stderr = struct{ io.Writer }{c.Output}, &said
 
-	status, err := follow(cmd, statusReader, cancel)
+	tooLate := time.AfterFunc(c.begin, cancel)
+	defer tooLate.Stop()
+	status, err := follow(cmd, statusReader, tooLate.Stop, cancel)
 	if err == nil && status == 0 {
 		return 0, nil
 	}
@@ -130,8 +135,9 @@ func lastWords(console *os.File) (string, error) {
 	return "The guest's kernel said:\n" + string(words) + "\n", nil
 }
 
-// follow starts qemu, ends it when the status has come, and returns that.
-func follow(cmd *exec.Cmd, status *os.File, end func()) (int, error) {
+// follow starts qemu, tells of the guest's first program, ends qemu when the status
+// has come, and returns that.
+func follow(cmd *exec.Cmd, status *os.File, begun func() bool, end func()) (int, error) {
 	// The kernel ends qemu when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -144,16 +150,17 @@ func follow(cmd *exec.Cmd, status *os.File, end func()) (int, error) {
 	}
 	lines := make(chan string, 2)
 	go func() {
+		defer end()
 		r := bufio.NewReader(status)
 		for range cap(lines) {
 			text, _ := r.ReadString('\n') // none at the end of qemu
+			begun()
 			lines <- strings.TrimSpace(text)
 		}
-		end()
 	}()
 	err = cmd.Wait()
-	switch begun, text := <-lines, <-lines; {
-	case begun == "":
+	switch first, text := <-lines, <-lines; {
+	case first == "":
 		return 0, fmt.Errorf("%w: %w", errNotBegun, errors.Join(err, io.ErrUnexpectedEOF))
 	case text == "":
 		return 0, fmt.Errorf("qemu ended: %w", errors.Join(err, io.ErrUnexpectedEOF))

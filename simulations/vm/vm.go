@@ -39,6 +39,8 @@ type Config struct {
 	// Prepare, for Main, completes the rest before a guest boots, with a folder
 	// for files that it makes.
 	Prepare func(ctx context.Context, dir string, c *Config) error
+
+	begin time.Duration // how long a try to boot may take; 0 is beginDefault
 }
 
 const (
@@ -58,6 +60,7 @@ func (c Config) withDefaults() Config {
 	c.Timeout = cmp.Or(c.Timeout, timeoutDefault)
 	c.MemoryMiB = cmp.Or(c.MemoryMiB, memoryDefault)
 	c.CPUs = cmp.Or(c.CPUs, cpusDefault)
+	c.begin = cmp.Or(c.begin, beginDefault)
 	if c.Output == nil {
 		c.Output = io.Discard
 	}

@@ -143,6 +143,15 @@ func TestRunEndsAGuestThatHangs(t *testing.T) {
 	}
 }
 
+// TestRunBootsAgainWhatHangs gives no try the time to begin.
+func TestRunBootsAgainWhatHangs(t *testing.T) {
+	c := guest("exits 0", nil)
+	c.begin = time.Millisecond
+	if _, err := Run(t.Context(), c); !errors.Is(err, errNotBegun) || errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("%v, want tries that ended long before the time of the whole run", err)
+	}
+}
+
 // ending calls itself at the first output.
 type ending func()
 
