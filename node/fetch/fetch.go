@@ -81,8 +81,9 @@ type Origin = pack.Source
 
 const (
 	// readTimeout ends a read of the origin that nothing else has ended: it has
-	// deadlines of its own, so this is many of them in a row.
-	readTimeout = 2 * time.Minute
+	// deadlines of its own, so this is many of them in a row, behind the wait for a turn
+	// at the least rates.
+	readTimeout = 10 * time.Minute
 	// banFor is how long a stranger that lied is shut out.
 	banFor = 24 * time.Hour
 )

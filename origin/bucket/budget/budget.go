@@ -24,6 +24,10 @@ const (
 	BytesMax = 64 << 10
 	// burstBytes lets a run and its neighbours through at once.
 	burstBytes = 4 << 20
+	// flightMax is how long the reads in flight, of runMax each, may take at the rate of
+	// bytes: fewer are let out where it is low, as who reads gives up after minutes.
+	flightMax = 20 * time.Second
+	runMax    = 1 << 20 // of what is read at once, as a rule
 	// burst is for how long a pace that was not used may be made up for, at a store that has
 	// asked for fewer requests.
 	burst = time.Second / 20
@@ -40,7 +44,8 @@ type Limits struct {
 	// Requests of all kinds a second, and Bytes that are read a second; 0 is no limit.
 	Requests float64
 	Bytes    int64
-	// InFlight bounds the reads that are under way; 0 is InFlightDefault.
+	// InFlight bounds the reads that are under way; 0 is InFlightDefault. A low rate of
+	// bytes lowers it.
 	InFlight int
 }
 
@@ -67,6 +72,9 @@ type gate struct {
 func New(limits Limits) *Budget {
 	if limits.InFlight == 0 {
 		limits.InFlight = InFlightDefault
+	}
+	if atOnce := limits.Bytes * int64(flightMax.Seconds()) / runMax; limits.Bytes > 0 {
+		limits.InFlight = min(limits.InFlight, max(classes, int(min(atOnce, math.MaxInt32))))
 	}
 	allowed := rate.Inf
 	if limits.Requests > 0 {

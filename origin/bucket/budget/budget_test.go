@@ -130,7 +130,11 @@ func TestLimitsHold(t *testing.T) {
 		c := &crowd{b: budget.New(l), askers: []*asker{a, hasty}}
 		const seconds = 10
 		synctest.Test(t, func(t *testing.T) { c.ask(t, seconds*time.Second) })
-		places := max(1, l.InFlight*int(a.class+1)/4)
+		inFlight := l.InFlight
+		if l.Bytes == 128<<10 {
+			inFlight = min(inFlight, 4)
+		}
+		places := max(1, inFlight*int(a.class+1)/4)
 		workers := a.workers + hasty.workers
 		sent, bytes := float64(a.sent+hasty.sent), float64(a.bytes+hasty.bytes)
 		most, mostBytes := seconds*float64(min(places, workers))/a.answer.Seconds(), seconds*float64(l.Bytes)+4<<20
@@ -146,6 +150,24 @@ func TestLimitsHold(t *testing.T) {
 		}
 		if sent < 0.85*most-slack && bytes < 0.85*mostBytes-slack*float64(a.size) {
 			rt.Fatalf("%+v: only %v requests, of %v, and %v bytes, of %v", l, sent, most, bytes, mostBytes)
+		}
+	})
+}
+
+// TestThinRatesEndWhatBegins: at the least rate a read that was sent ends soon, however many
+// ask, and all of the rate is used.
+func TestThinRatesEndWhatBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, size, span = 128 << 10, 1 << 20, 10 * time.Minute
+		b := budget.New(budget.Limits{Bytes: rate})
+		a := &asker{class: budget.Needed, workers: 100, answer: 100 * time.Millisecond, size: size, piece: budget.BytesMax, patience: span}
+		c := &crowd{b: b, askers: []*asker{a}}
+		c.ask(t, span)
+		if least := int(rate * span.Seconds() * 0.95); a.bytes < least {
+			t.Errorf("%d bytes were read, of %d", a.bytes, least)
+		}
+		if most := time.Duration(c.most[budget.Needed]) * size * time.Second / rate; most > time.Minute {
+			t.Errorf("a read takes %s once it is sent", most)
 		}
 	})
 }
