@@ -20,6 +20,7 @@ import (
 	"github.com/grangemesh/grange/node/operations"
 	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/bucket"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/pack"
@@ -107,7 +108,9 @@ func (im *Images) begin(kind, name string, work func(context.Context, *operation
 	if err := content.KindImage.CheckName(name); err != nil {
 		return operations.View{}, err
 	}
-	return im.cfg.Operations.Start(kind, name, work)
+	return im.cfg.Operations.Start(kind, name, func(ctx context.Context, op *operations.Operation) error {
+		return work(budget.With(ctx, budget.NewTurn(budget.Prefetch, kind)), op) // guests go first at the origin
+	})
 }
 
 func (im *Images) info(k records.Known) (Image, error) {

@@ -10,8 +10,11 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/operations"
+	"github.com/grangemesh/grange/origin/bucket/budget"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/convert"
 )
@@ -46,6 +49,31 @@ func TestGuardEndsWorkWhenOthersFillTheDisk(t *testing.T) {
 			t.Errorf("it ended with %v", context.Cause(ctx))
 		}
 	})
+}
+
+// TestGuestsGoFirst: long work on an image leaves the last places at the origin to guests.
+func TestGuestsGoFirst(t *testing.T) {
+	n := newWorld(t)
+	const inFlight = 4
+	places, taken := budget.New(budget.Limits{InFlight: inFlight}), 0
+	op, err := n.begin("verify", "debian", func(ctx context.Context, _ *operations.Operation) error {
+		brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		for {
+			r, err := places.Take(brief)
+			if err != nil {
+				return nil // no place is left to it
+			}
+			defer r.End()
+			taken++
+		}
+	})
+	if err == nil {
+		_, err = n.cfg.Operations.Wait(t.Context(), op.ID)
+	}
+	if err != nil || taken < 1 || taken >= inFlight {
+		t.Errorf("%d of %d places were taken, %v", taken, inFlight, err)
+	}
 }
 
 // TestImportEndsBeforeTheDiskIsFull has a data folder on a disk of its own. What is
