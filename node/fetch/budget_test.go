@@ -59,8 +59,8 @@ type answer struct {
 	bytes              atomic.Int64
 }
 
-func (a *answer) Data(_ context.Context, _ uint64, body, _ []byte) error {
-	a.bytes.Add(int64(len(body)))
+func (a *answer) Data(_ context.Context, _ uint64, o exchange.Object) error {
+	a.bytes.Add(int64(len(o.Body)))
 	return nil
 }
 func (a *answer) Room(size int) []byte   { return make([]byte, 0, size) }

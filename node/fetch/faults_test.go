@@ -27,7 +27,7 @@ func (l liar) Want(ctx context.Context, from exchange.Peer, req exchange.Request
 		return
 	}
 	for _, index := range req.Indexes {
-		if w.Data(ctx, index, make([]byte, content.ChunkSizeDefault), nil) != nil {
+		if w.Data(ctx, index, exchange.Object{Body: make([]byte, content.ChunkSizeDefault)}) != nil {
 			return
 		}
 	}

@@ -70,7 +70,7 @@ type slowly struct {
 	of *slowLink
 }
 
-func (s slowly) Data(ctx context.Context, index uint64, body, page []byte) error {
+func (s slowly) Data(ctx context.Context, index uint64, o exchange.Object) error {
 	late := time.NewTimer(slowAnswer)
 	defer late.Stop()
 	select {
@@ -79,7 +79,7 @@ func (s slowly) Data(ctx context.Context, index uint64, body, page []byte) error
 		return context.Cause(ctx)
 	}
 	s.of.sent.Add(1)
-	return s.Responder.Data(ctx, index, body, page)
+	return s.Responder.Data(ctx, index, o)
 }
 
 // TestEachByteComesOnce: over a slow link a guest's small reads have a chunk sent once,

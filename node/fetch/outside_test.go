@@ -227,7 +227,7 @@ type held struct {
 	gate chan struct{}
 }
 
-func (h held) Data(ctx context.Context, index uint64, body, page []byte) error {
+func (h held) Data(ctx context.Context, index uint64, o exchange.Object) error {
 	if h.Responder.Queued(0) != nil {
 		return errCancelled
 	}
@@ -236,7 +236,7 @@ func (h held) Data(ctx context.Context, index uint64, body, page []byte) error {
 	for {
 		select {
 		case <-h.gate:
-			return h.Responder.Data(ctx, index, body, page)
+			return h.Responder.Data(ctx, index, o)
 		case <-tick.C:
 			if err := h.Progress(); err != nil {
 				return err

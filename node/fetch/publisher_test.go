@@ -132,7 +132,7 @@ type answers struct {
 	referred peer.ID
 }
 
-func (a *answers) Data(ctx context.Context, _ uint64, _, _ []byte) error {
+func (a *answers) Data(ctx context.Context, _ uint64, _ exchange.Object) error {
 	if a.gate == nil {
 		return nil
 	}

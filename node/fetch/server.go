@@ -141,13 +141,14 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	}, false
 }
 
-func (s *serving) send(ctx context.Context, index uint64, body, page []byte) error {
-	if err := s.w.Data(ctx, index, body, page); err != nil {
+func (s *serving) send(ctx context.Context, index uint64, o exchange.Object) error {
+	if err := s.w.Data(ctx, index, o); err != nil {
 		return err
 	}
+	size := len(o.Body) + len(o.Page)
 	s.left--
-	s.sent += int64(len(body) + len(page))
-	s.f.tally.Served.Add(float64(len(body) + len(page)))
+	s.sent += int64(size)
+	s.f.tally.Served.Add(float64(size))
 	return nil
 }
 
@@ -155,12 +156,12 @@ func (s *serving) send(ctx context.Context, index uint64, body, page []byte) err
 // asker is gone.
 func (s *serving) fromCache(ctx context.Context) (missing []uint64, err error) {
 	for _, index := range s.req.Indexes {
-		body, page, ok := s.held(ctx, index)
+		o, ok := s.held(ctx, index)
 		if !ok {
 			missing = append(missing, index)
 			continue
 		}
-		if err := s.send(ctx, index, body, page); err != nil {
+		if err := s.send(ctx, index, o); err != nil {
 			return nil, err
 		}
 	}
@@ -177,26 +178,27 @@ func (s *serving) here() request {
 // held returns an object that the cache holds and that goes as far as the root. Its
 // name is looked up in what this node has of the map; nobody else is asked. A map node
 // has been decoded as the root's, with its page.
-func (s *serving) held(ctx context.Context, index uint64) (body, page []byte, ok bool) {
+func (s *serving) held(ctx context.Context, index uint64) (held exchange.Object, ok bool) {
 	o, ok, err := s.locate(ctx, index, s.here())
 	if err != nil || !ok || !s.f.cfg.Cache.HasFor(o.ID, s.how.reach) {
-		return nil, nil, false
+		return held, false
 	}
 	if s.req.Level > 0 {
 		n, err := s.f.node(ctx, s.rs, o.Pos, s.here())
 		if err != nil || n == nil || n.id != o.ID || n.page != o.Page {
-			return nil, nil, false
+			return held, false
 		}
 	}
 	var room []byte
 	if s.req.Level == 0 {
 		room = s.w.Room(s.rs.shape.ChunkMax)
 	}
-	if body, err = s.f.cfg.Cache.ReadFor(o.ID, s.how.reach, room); err != nil || s.req.Level == 0 {
-		return body, nil, err == nil
+	held.Dense = o.Dense()
+	if held.Body, err = s.f.cfg.Cache.ReadFor(o.ID, s.how.reach, room); err != nil || s.req.Level == 0 {
+		return held, err == nil
 	}
-	page, err = s.f.cfg.Cache.ReadFor(o.Page, s.how.reach, nil)
-	return body, page, err == nil
+	held.Page, err = s.f.cfg.Cache.ReadFor(o.Page, s.how.reach, nil)
+	return held, err == nil
 }
 
 // bringIn fetches what is missing and answers as it comes, a part at a time.
@@ -243,7 +245,7 @@ func (s *serving) bringPart(ctx context.Context, part []uint64) error {
 		if err != nil {
 			err = s.absent(objects[i].Pos.Index, err)
 		} else {
-			err = s.send(ctx, objects[i].Pos.Index, v.Bytes(), fl.page.Bytes())
+			err = s.send(ctx, objects[i].Pos.Index, exchange.Object{Body: v.Bytes(), Page: fl.page.Bytes(), Dense: objects[i].Dense()})
 		}
 		if err != nil {
 			s.f.leave(flights[i+1:]...)

@@ -106,16 +106,23 @@ type Answerer interface {
 	Call(ctx context.Context, from Peer, method string, body []byte) ([]byte, error)
 }
 
+// Object is what answers an index.
+type Object struct {
+	Body []byte
+	Page []byte // the locator page of a map node, else nil
+	// Dense says that the body does not get smaller, as its publisher found.
+	Dense bool
+}
+
 // Responder answers one request. A Want holds a turn, the right to read and send
 // one object, given by priority and then fairly among peers; so a server reads
 // no more than can be sent soon. An error means that the asker is gone or does
 // not want the rest: the server returns. Safe for concurrent use.
 type Responder interface {
 	// Data answers one index. It writes the bytes, which are the caller's again then, and
-	// waits for the turn of the next. page is the locator page of a map node, else nil.
-	// The asker verifies both and blames this node: they were verified here before,
-	// though perhaps not for this answer.
-	Data(ctx context.Context, index uint64, body, page []byte) error
+	// waits for the turn of the next. The asker verifies body and page,
+	// and blames this node: they were verified here before, though perhaps not for this answer.
+	Data(ctx context.Context, index uint64, o Object) error
 	// Room lends memory, empty, for an object of up to size bytes. A body that begins where
 	// it does goes out in one piece with what its frame begins with. It is lent until Queued
 	// or the end of Want; the next Room may lend the same again.

@@ -122,6 +122,7 @@ type library struct {
 	root    content.CID
 	chunks  map[uint64]content.Verified
 	page    []byte
+	dense   bool
 	want    func(ctx context.Context, from Peer, req Request, w Responder)
 	bitmaps func(ctx context.Context, send func(*content.Bitmap) error) error
 	call    func(ctx context.Context, from Peer, method string, body []byte) ([]byte, error)
@@ -155,7 +156,7 @@ func (l *library) Want(ctx context.Context, from Peer, req Request, w Responder)
 		if !ok {
 			continue
 		}
-		if w.Data(ctx, index, v.Bytes(), l.page) != nil {
+		if w.Data(ctx, index, Object{Body: v.Bytes(), Page: l.page, Dense: l.dense}) != nil {
 			return
 		}
 	}

@@ -181,12 +181,12 @@ func TestCancelReachesTheServer(t *testing.T) {
 	l := newLibrary(m.root, 8)
 	begun, cause := make(chan struct{}, 1), make(chan error, 1)
 	l.want = func(ctx context.Context, _ Peer, _ Request, w Responder) {
-		w.Data(ctx, 0, l.chunks[0].Bytes(), nil)
+		w.Data(ctx, 0, Object{Body: l.chunks[0].Bytes()})
 		w.Queued(0)
 		begun <- struct{}{}
 		<-ctx.Done()
 		cause <- context.Cause(ctx)
-		w.Data(context.Background(), 1, l.chunks[1].Bytes(), nil) // too late, and harmless
+		w.Data(context.Background(), 1, Object{Body: l.chunks[1].Bytes()}) // too late, and harmless
 	}
 	server, client := m.pair(t, l)
 	for range 3 {

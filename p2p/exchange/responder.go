@@ -131,7 +131,7 @@ func (r *responder) yield() {
 	}
 }
 
-func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) error {
+func (r *responder) Data(ctx context.Context, index uint64, o Object) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
 	if err := r.takeTurn(ctx); err != nil {
@@ -143,7 +143,7 @@ func (r *responder) Data(ctx context.Context, index uint64, body, page []byte) e
 	if err != nil {
 		return fmt.Errorf("answer %d: %w", index, err)
 	}
-	if err := r.write(index, body, page); err != nil {
+	if err := r.write(index, o); err != nil {
 		return fmt.Errorf("answer %d: %w", index, err)
 	}
 	if left == 0 {
@@ -198,12 +198,15 @@ func (r *responder) strike(indexes ...uint64) (left int, err error) {
 
 // write sends one object and ends the turn: from here the link's window, not the
 // turns, says how much goes out at once. The caller holds turn.
-func (r *responder) write(index uint64, body, page []byte) error {
+func (r *responder) write(index uint64, asked Object) error {
 	x, l := r.in.x, r.in.asker.link
-	d := wire.Data{Index: index, Raw: len(body), Stored: len(body), Page: len(page), Spare: x.spare()}
-	o := object{body, page, r.around(body)}
-	if effort := l.Compress(len(body)); effort > link.None {
-		if b := x.codec.compress(body, effort); b != nil {
+	size := len(asked.Body)
+	d := wire.Data{Index: index, Raw: size, Stored: size, Page: len(asked.Page), Spare: x.spare()}
+	o := object{asked.Body, asked.Page, r.around(asked.Body)}
+	if asked.Dense {
+		// The attempt would be in vain, and a link looks slow where a processor is.
+	} else if effort := l.Compress(size); effort > link.None {
+		if b := x.codec.compress(asked.Body, effort); b != nil {
 			defer x.codec.pool.Put(b)
 			o.body, o.room, d.Codec, d.Stored = *b, nil, wire.CodecZstd, len(*b)
 		} else {

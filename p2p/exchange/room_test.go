@@ -57,7 +57,7 @@ func TestRoomOfAnswers(t *testing.T) {
 			if index%3 != 0 {
 				body = append(w.Room(len(body)), body...)
 			}
-			if w.Data(ctx, index, body, nil) != nil {
+			if w.Data(ctx, index, Object{Body: body}) != nil {
 				return
 			}
 		}

@@ -162,7 +162,7 @@ func TestStrangersAreServedLast(t *testing.T) {
 	var asked []Priority
 	l.want = func(ctx context.Context, from Peer, req Request, w Responder) {
 		seen, asked = append(seen, from), append(asked, req.Priority)
-		w.Data(ctx, 0, l.chunks[0].Bytes(), nil)
+		w.Data(ctx, 0, Object{Body: l.chunks[0].Bytes()})
 	}
 	server := m.start(t, trust.RoleNode, l.serve)
 	ask := func(c *member) {

@@ -117,7 +117,7 @@ func (m *ownMap) Want(ctx context.Context, _ exchange.Peer, req exchange.Request
 		_ = w.Absent(req.Indexes...) // or the asker is gone
 		return
 	}
-	_ = w.Data(ctx, 0, m.node.Encode().Bytes(), m.page)
+	_ = w.Data(ctx, 0, exchange.Object{Body: m.node.Encode().Bytes(), Page: m.page})
 }
 
 // TestPrivateImageStaysInItsFarm: a member of beta that knows the record of an image of

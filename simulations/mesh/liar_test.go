@@ -68,7 +68,7 @@ func (l liar) Want(ctx context.Context, _ exchange.Peer, req exchange.Request, w
 	}
 	lie := make([]byte, content.ChunkSizeDefault)
 	for _, index := range req.Indexes {
-		if w.Data(ctx, index, lie, nil) != nil {
+		if w.Data(ctx, index, exchange.Object{Body: lie}) != nil {
 			return
 		}
 	}

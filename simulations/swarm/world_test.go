@@ -471,11 +471,11 @@ type lying struct {
 	chunks bool
 }
 
-func (r lying) Data(ctx context.Context, index uint64, body, page []byte) error {
+func (r lying) Data(ctx context.Context, index uint64, o exchange.Object) error {
 	if r.chunks {
-		body = bytes.Clone(body)
-		body[len(body)/2] ^= 1
+		o.Body = bytes.Clone(o.Body)
+		o.Body[len(o.Body)/2] ^= 1
 		r.l.sent.Add(1)
 	}
-	return r.Responder.Data(ctx, index, body, page)
+	return r.Responder.Data(ctx, index, o)
 }

@@ -57,6 +57,15 @@ func (o Object) Stored() (n int) {
 	return n
 }
 
+// Dense reports whether its publisher found that it does not get smaller.
+func (o Object) Dense() bool {
+	at := o.At
+	if o.Pos.Level > 0 {
+		at = o.Pair.Node.Location
+	}
+	return at.Length > 0 && at.Codec == pack.CodecRaw
+}
+
 // RunKey is what a run's lead is chosen by.
 func RunKey(r pack.Run) string { return fmt.Sprintf("%s/%d", r.Pack, r.N) }
 
