@@ -80,7 +80,7 @@ func (l *lead) want(ctx context.Context, from string, im *image, index uint64, p
 // waits for none of them.
 func TestMembersShareALeadsBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const members, each, second = 8, 40, 16 // chunks
+		const members, each, second = 8, 120, 16 // chunks
 		w := newWorld(t)
 		im := w.publish(imageConfig{chunks: members*each + 1, dense: true})
 		l := newLead(w, budget.Limits{Bytes: second * content.ChunkSizeDefault})
