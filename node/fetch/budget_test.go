@@ -80,7 +80,7 @@ func (l *lead) want(ctx context.Context, from string, im *image, index uint64, p
 // waits for none of them.
 func TestMembersShareALeadsBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const members, each, second = 8, 120, 16 // chunks
+		const members, each, second = 8, 100, 16 // chunks
 		w := newWorld(t)
 		im := w.publish(imageConfig{chunks: members*each + 1, dense: true})
 		l := newLead(w, budget.Limits{Bytes: second * content.ChunkSizeDefault})
@@ -91,7 +91,7 @@ func TestMembersShareALeadsBudget(t *testing.T) {
 		var work sync.WaitGroup
 		for m := range members {
 			var next atomic.Int64
-			for range 1 + 3*m {
+			for range 3 + 3*m { // one that asks for one at a time does not always wait
 				work.Go(func() {
 					for i := next.Add(1) - 1; i < each && ctx.Err() == nil; i = next.Add(1) - 1 {
 						l.want(ctx, fmt.Sprint("member ", m), im, uint64(m*each)+uint64(i), exchange.PriorityGuest, &answers[m])
@@ -106,7 +106,7 @@ func TestMembersShareALeadsBudget(t *testing.T) {
 		<-time.After(each * members / second / 2 * time.Second) // as long as half of it takes
 		begun := time.Now()
 		w.check(readOne(t.Context(), g, im, members*each, make([]byte, content.ChunkSizeDefault)))
-		if took := time.Since(begun); took > time.Second {
+		if took := time.Since(begun); took > 2*time.Second { // a read for each asker, twice; all that wait take six
 			t.Errorf("a guest waited %s", took)
 		}
 		sum := int64(0)
