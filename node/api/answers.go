@@ -26,7 +26,7 @@ import (
 // Answer is a JSON body.
 type Answer[T any] struct{ Body T }
 
-func ok[T any](v T) *Answer[T] { return &Answer[T]{v} }
+func answer[T any](v T, err error) (*Answer[T], error) { return &Answer[T]{v}, err }
 
 // Made is the answer to a request that makes something.
 type Made[T any] struct {

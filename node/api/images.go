@@ -46,15 +46,13 @@ func (s *Server) images(a huma.API) {
 		return accepted(images.Import(ctx, in.Name, in.Body))
 	}, http.StatusAccepted)
 	route(a, "DELETE /api/images/{name}", "delete an image or tag; absent is success", func(ctx context.Context, in *Named) (*Answer[Removed], error) {
-		r, err := images.Remove(ctx, in.Name)
-		return ok(r), err
+		return answer(images.Remove(ctx, in.Name))
 	})
 	route(a, "PUT /api/images/{name}/tags/{tag}", "let a tag stand for the image", func(ctx context.Context, in *struct {
 		Named
 		Tag string `path:"tag" maxLength:"270"`
 	}) (*Answer[Image], error) {
-		i, err := images.Tag(ctx, in.Name, in.Tag)
-		return ok(i), err
+		return answer(images.Tag(ctx, in.Name, in.Tag))
 	})
 	s.imageWork(a)
 	route(a, "PUT /api/images/{name}/pin", "keep an image's chunks in the cache", func(ctx context.Context, in *Named) (*struct{}, error) {

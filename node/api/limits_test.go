@@ -70,7 +70,7 @@ func serveTest(t *testing.T, l limits) served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.address, s.tcp, s.socket = tcp.Addr().String(), s.bounded(tcp), newLobby(socket, l.socket, l.socket, s.cfg.Log)
+	s.address, s.tcp, s.socket = tcp.Addr().String(), newLobby(tcp, l.tcp, l.client, s.cfg.Log), newLobby(socket, l.socket, l.socket, s.cfg.Log)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()

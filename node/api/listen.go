@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -35,8 +34,7 @@ const (
 	SocketName = "api.sock"
 	TokenName  = "api.token"
 
-	// tokenMin is the least length of a token, and the bytes of one that is made: no
-	// guess finds it.
+	// tokenMin is the least length of a token: no guess finds it.
 	tokenMin = 32
 
 	// shutdownTimeout is how long requests in hand may take to end at a stop.
@@ -124,25 +122,21 @@ func (s *Server) listenTCP(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--api %s: %w", s.cfg.Address, err)
 	}
+	l = newLobby(l, s.limits.tcp, s.limits.client, s.cfg.Log)
 	if IsLoopback(host) {
-		return s.bounded(l), nil
+		return l, nil
 	}
 	cert, err := loadCertificate(s.cfg.Dir, host)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return tls.NewListener(s.bounded(l), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
+	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}), nil
 }
 
 // IsLoopback reports whether a host is reached from itself alone: there is no TLS on it.
 func IsLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// bounded is a listener on an address that anybody may connect to.
-func (s *Server) bounded(l net.Listener) net.Listener {
-	return newLobby(l, s.limits.tcp, s.limits.client, s.cfg.Log)
 }
 
 func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) error {
@@ -199,7 +193,7 @@ func (s *Server) guard(next http.Handler, socket bool) http.Handler {
 		if ok && !s.readBody(answer, r) {
 			return
 		}
-		if g := guestOf(r.Context()); g != nil {
+		if g, known := r.Context().Value(guestKey{}).(*guest); known {
 			defer g.serve(ok)()
 		}
 		r = r.WithContext(context.WithValue(context.WithValue(r.Context(), trusted{}, ok), local{}, socket))
@@ -246,9 +240,7 @@ func loadToken(path string) (string, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("API token: %w", err)
 	}
-	secret := make([]byte, tokenMin)
-	rand.Read(secret)
-	token := base64.RawURLEncoding.EncodeToString(secret)
+	token := rand.Text() + rand.Text() // one alone is shorter than tokenMin
 	if err := durable.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("API token: %w", err)
 	}

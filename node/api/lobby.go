@@ -159,12 +159,6 @@ func withGuest(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, guestKey{}, c)
 }
 
-// guestOf returns what withGuest has remembered, nil if it has not.
-func guestOf(ctx context.Context) *guest {
-	g, _ := ctx.Value(guestKey{}).(*guest)
-	return g
-}
-
 // limits bound what clients may take. Tests have shorter ones.
 type limits struct {
 	// header is how long a client may take to send its headers, body its body, which

@@ -16,24 +16,23 @@ func (s *Server) members(a huma.API) {
 	n := s.cfg.Node
 	route(a, "GET /api/peers", "this node and the members it knows", func(_ context.Context, in *Page) (*Answer[Peers], error) {
 		page, _ := part(*in, n.Peers(), func(p Peer) string { return p.ID }, cmp.Compare[string])
-		return ok(Peers{n.Self(), page}), nil
+		return answer(Peers{n.Self(), page}, nil)
 	})
 	route(a, "GET /api/peers/{peer}/ping", "reach a member, have it answer, and say by what way", func(ctx context.Context, in *struct {
 		Peer  string `path:"peer" maxLength:"512" doc:"its peer ID, its name, the beginning of one, or a full multiaddr, percent-encoded"`
 		Count int    `query:"count" minimum:"1" maximum:"100" default:"4" doc:"how many answers it is asked for"`
 	}) (*Answer[Ping], error) {
-		p, err := n.Ping(ctx, in.Peer, in.Count)
-		return ok(p), err
+		return answer(n.Ping(ctx, in.Peer, in.Count))
 	})
 	route(a, "GET /api/cache", "the chunks on this disk", func(context.Context, *struct{}) (*Answer[Cache], error) {
-		return ok(n.Cache()), nil
+		return answer(n.Cache(), nil)
 	})
 	route(a, "POST /api/cache/evict", "make room: remove the least useful chunks that are not pinned", func(_ context.Context, in *struct{ Body EvictRequest }) (*Answer[Evicted], error) {
 		freed := n.Evict(in.Body.Bytes)
-		return ok(Evicted{freed, n.Cache()}), nil
+		return answer(Evicted{freed, n.Cache()}, nil)
 	})
 	route(a, "GET /api/status", "how the node stands", func(context.Context, *struct{}) (*Answer[Status], error) {
-		return ok(n.Status()), nil
+		return answer(n.Status(), nil)
 	})
 	s.tokens(a)
 	s.mesh(a)
@@ -53,12 +52,11 @@ func (s *Server) mesh(a huma.API) {
 		ID     string `path:"id" maxLength:"128" doc:"a peer ID, a public key, a name, the beginning of one, or the ID of a token made here"`
 		Myself bool   `query:"myself" doc:"although it is this node itself"`
 	}) (*Answer[Revoked], error) {
-		r, err := n.Membership.Revoke(ctx, in.ID, in.Myself)
-		return ok(r), err
+		return answer(n.Membership.Revoke(ctx, in.ID, in.Myself))
 	})
 	route(a, "POST /api/mesh/rotate", "begin a new generation of the mesh's secrets", func(ctx context.Context, _ *struct{}) (*Answer[Rotated], error) {
 		generation, err := n.Membership.Rotate(ctx)
-		return ok(Rotated{generation.Number}), err
+		return answer(Rotated{generation.Number}, err)
 	})
 	route(a, "GET /api/mesh/key", "the mesh key, over the socket alone", func(ctx context.Context, _ *struct{}) (*Answer[MeshKey], error) {
 		if err := onlyLocal(ctx); err != nil {
@@ -68,7 +66,7 @@ func (s *Server) mesh(a huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return ok(MeshKey{key.FileText()}), nil
+		return answer(MeshKey{key.FileText()}, nil)
 	})
 	route(a, "PUT /api/mesh/key", "bring the mesh key to this node, over the socket alone", func(ctx context.Context, in *struct{ Body MeshKey }) (*struct{}, error) {
 		if err := onlyLocal(ctx); err != nil {
@@ -94,8 +92,7 @@ func onlyLocal(ctx context.Context) error {
 func (s *Server) tokens(a huma.API) {
 	n := s.cfg.Node
 	route(a, "POST /api/tokens", "make a join token", func(ctx context.Context, in *struct{ Body TokenRequest }) (*Answer[Token], error) {
-		t, err := n.CreateToken(in.Body)
-		return ok(t), err
+		return answer(n.CreateToken(in.Body))
 	}, http.StatusCreated)
 	lists(a, "/api/tokens", "the join tokens that this node made", func(t Token) string { return t.ID }, func(context.Context) ([]Token, error) {
 		return n.Tokens()

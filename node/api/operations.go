@@ -41,14 +41,12 @@ func (s *Server) operations(a huma.API) {
 		return ops.List(), nil
 	})
 	route(a, "GET "+operationsPath+"/{id}", "one operation", func(_ context.Context, in *OperationID) (*Answer[Operation], error) {
-		v, err := ops.Get(in.ID)
-		return ok(v), err
+		return answer(ops.Get(in.ID))
 	})
 	route(a, "DELETE "+operationsPath+"/{id}", "cancel an operation; one that has ended stays as it is", func(ctx context.Context, in *OperationID) (*Answer[Operation], error) {
 		ctx, cancel := context.WithTimeout(ctx, cancelPatience)
 		defer cancel()
-		v, err := ops.Cancel(ctx, in.ID)
-		return ok(v), err
+		return answer(ops.Cancel(ctx, in.ID))
 	})
 	s.events(a)
 }

@@ -29,8 +29,7 @@ func (s *Server) snapshots(a huma.API, vols *volumes.Volumes) {
 		return listed(in.IfNoneMatch, page, also(link, "volume", in.Volume))
 	})
 	route(a, "GET "+snapshotsPath+"/{name}", "one snapshot", func(ctx context.Context, in *Named) (*Answer[Snapshot], error) {
-		v, err := vols.FindSnapshot(ctx, in.Name)
-		return ok(v), err
+		return answer(vols.FindSnapshot(ctx, in.Name))
 	})
 	route(a, "DELETE "+snapshotsPath+"/{name}", "delete a snapshot; absent is success", func(ctx context.Context, in *Named) (*struct{}, error) {
 		return nil, vols.RemoveSnapshot(ctx, in.Name)

@@ -42,12 +42,10 @@ func (s *Server) volumes(a huma.API) {
 		return listed(in.IfNoneMatch, page, also(link, "all", everywhere))
 	})
 	route(a, "GET "+volumesPath+"/{name}", "one volume", func(ctx context.Context, in *Named) (*Answer[Volume], error) {
-		v, err := vols.Find(ctx, in.Name)
-		return ok(v), err
+		return answer(vols.Find(ctx, in.Name))
 	})
 	route(a, "GET "+volumesPath+"/{name}/why", "the slowest reads of the last minutes, and what was tried for them", func(ctx context.Context, in *Named) (*Answer[Why], error) {
-		y, err := s.cfg.Node.Why(ctx, in.Name)
-		return ok(y), err
+		return answer(s.cfg.Node.Why(ctx, in.Name))
 	})
 	route(a, "PUT "+volumesPath+"/{name}", "create a volume, or attach it here", func(ctx context.Context, in *struct {
 		Named
@@ -63,8 +61,7 @@ func (s *Server) volumes(a huma.API) {
 		Named
 		Forced
 	}) (*Answer[Volume], error) {
-		v, err := vols.Detach(ctx, in.Name, in.Force)
-		return ok(v), err
+		return answer(vols.Detach(ctx, in.Name, in.Force))
 	})
 	route(a, "DELETE "+volumesPath+"/{name}", "delete a volume; absent is success", func(ctx context.Context, in *struct {
 		Named
@@ -84,22 +81,19 @@ func (s *Server) volumeChanges(a huma.API, vols *volumes.Volumes) {
 		Named
 		Body RollbackRequest
 	}) (*Answer[Volume], error) {
-		v, err := vols.Rollback(ctx, in.Name, in.Body.Snapshot)
-		return ok(v), err
+		return answer(vols.Rollback(ctx, in.Name, in.Body.Snapshot))
 	})
 	route(a, "POST "+volumesPath+"/{name}/resize", "make a volume larger, while it is served", func(ctx context.Context, in *struct {
 		Named
 		Body ResizeRequest
 	}) (*Answer[Volume], error) {
-		v, err := vols.Resize(ctx, in.Name, in.Body.Size)
-		return ok(v), err
+		return answer(vols.Resize(ctx, in.Name, in.Body.Size))
 	})
 	route(a, "POST "+volumesPath+"/{name}/limits", "say how much clients may get of a volume, while it is served", func(ctx context.Context, in *struct {
 		Named
 		Body Limits
 	}) (*Answer[Volume], error) {
-		v, err := vols.SetLimits(ctx, in.Name, in.Body)
-		return ok(v), err
+		return answer(vols.SetLimits(ctx, in.Name, in.Body))
 	})
 }
 

@@ -128,19 +128,19 @@ func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
 
 // enter keeps an entry in memory. Called with mu.
 func (n *Names) enter(id string, e entry) {
-	n.answers.drop(id)
+	n.answers.Remove(id)
 	if e.isVoid() {
-		n.entries.drop(id)
+		n.entries.Remove(id)
 		return
 	}
-	n.entries.set(id, e)
+	n.entries.Add(id, e)
 	if e.isEmpty() {
 		return
 	}
 	delete(n.absent, id)
 	delete(n.unseen, id)
 	if k := e.answer(); !k.Tombstone {
-		n.answers.set(id, answered{n.resolved(k), k.Commit, k.SeenAt.UnixNano(), k.read.UnixNano(), e.checked.UnixNano()})
+		n.answers.Add(id, answered{n.resolved(k), k.Commit, k.SeenAt.UnixNano(), k.read.UnixNano(), e.checked.UnixNano()})
 	}
 }
 

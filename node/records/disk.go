@@ -67,7 +67,7 @@ func (k *Known) file() *recordFile {
 // entry returns what is known of a name, from memory or else from disk, where it was
 // checked before it was written. Called with mu.
 func (n *Names) entry(id string) entry {
-	if e, ok := n.entries.get(id); ok {
+	if e, ok := n.entries.Get(id); ok {
 		return e
 	}
 	b, err := n.index.get(id)
@@ -98,10 +98,10 @@ func (n *Names) entry(id string) entry {
 		}
 		*r.to = &k
 	}
-	if a, ok := n.answers.get(id); ok {
+	if a, ok := n.answers.Get(id); ok {
 		e = e.resumed(a)
 	}
-	n.entries.set(id, e)
+	n.entries.Add(id, e)
 	return e
 }
 

@@ -135,7 +135,7 @@ func TestPages(t *testing.T) {
 func TestWhatLeavesMemoryStays(t *testing.T) {
 	w := newWorld(t)
 	m := w.member(t, t.TempDir(), trust.RolePublisher, "a")
-	m.entries, m.answers = newRecent[entry](8), newRecent[answered](16)
+	m.entries, m.answers = newLRU[entry](8), newLRU[answered](16)
 	const names = 100
 	for i := range names {
 		ch := w.image(t, fmt.Sprintf("n%03d", i), content.Mesh(), byte(i/2))
@@ -154,7 +154,7 @@ func TestWhatLeavesMemoryStays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(m.entries.young) + len(m.entries.old); n > 8 {
+	if n := m.entries.Len(); n > 8 {
 		t.Errorf("%d in memory", n)
 	}
 	for i := range names {

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
@@ -139,10 +140,18 @@ type Names struct {
 
 	index   *index
 	mu      sync.RWMutex // guards what follows
-	entries *recent[entry]
-	answers *recent[answered]
+	entries *lru[entry]
+	answers *lru[answered]
 	absent  lately // what the origin does not have
 	unseen  lately // what leads say that it does not have
+}
+
+// lru keeps what was set or wanted last, by name.
+type lru[V any] = simplelru.LRU[string, V]
+
+func newLRU[V any](size int) *lru[V] {
+	l, _ := simplelru.NewLRU[string, V](size, nil) // fails for sizes below 1 only
+	return l
 }
 
 type rootKey struct {
@@ -158,7 +167,7 @@ func New(cfg Config) (*Names, error) {
 	}
 	n := &Names{
 		cfg: cfg, strangers: strangers{budget: rate.NewLimiter(strangersRate, strangersBurst), denied: lately{}}, others: rate.NewLimiter(othersRate, othersBurst),
-		entries: newRecent[entry](entriesMax), answers: newRecent[answered](answersMax), absent: lately{}, unseen: lately{}, leads: rate.NewLimiter(leadsRate, leadsBurst),
+		entries: newLRU[entry](entriesMax), answers: newLRU[answered](answersMax), absent: lately{}, unseen: lately{}, leads: rate.NewLimiter(leadsRate, leadsBurst),
 		disputes: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "grange", Subsystem: "records", Name: "disputes_total",
 			Help: "Times that the origin showed another record than it had shown before, or than members saw there.",
@@ -237,7 +246,7 @@ func (n *Names) Resolve(ctx context.Context, name string, trusted bool) (Resolve
 func (n *Names) answered(kind content.Kind, name string) (Resolved, bool) {
 	now := n.cfg.Now()
 	n.mu.RLock()
-	a, ok := n.answers.peek(key(kind, name))
+	a, ok := n.answers.Peek(key(kind, name))
 	n.mu.RUnlock()
 	a.Age = max(0, now.Sub(time.Unix(0, a.seen))).Seconds()
 	return a.Resolved, ok && now.Sub(time.Unix(0, a.asked)) <= freshFor

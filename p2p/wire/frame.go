@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -67,37 +65,43 @@ type Header struct {
 	Length int // of the payload, in bytes
 }
 
-// limits are the payload lengths and flags that the frames of a type may have.
-type limits struct {
+// format is what the frames of a type may be: their payloads' lengths and flags, and what
+// such a payload says; nil for Data, whose bytes go apart.
+type format struct {
 	min, max int
 	flags    uint8
+	decode   func(flags uint8, p []byte) (Message, error)
 }
 
-func (t Type) limits() (l limits, ok bool) {
-	all := [typeEnd]limits{
-		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0},
-		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin},
-		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck},
-		TypeAbsent:    {2, indexesSizeMax, absentNowhere},
-		TypeQueued:    {4, 4, 0},
-		TypeRefer:     {1, PeerIDMax, 0},
-		TypeIntroduce: {1, EnvelopeSizeMax, 0},
-		TypeSubscribe: {content.CIDSize, content.CIDSize, 0},
-		TypeBitmap:    {0, BitmapPartMax, bitmapLast},
-		TypeCall:      {2, 1 + MethodMax + CallSizeMax, 0},
-		TypeAnswer:    {0, CallSizeMax, 0},
-		TypeError:     {1, 1 + TextMax, 0},
-		TypeAck:       {4, 4, 0},
-		TypePromise:   {promiseSize, promiseSize + content.NameMax + AncestorsMax*idSize, promiseBegin},
-		TypeExtend:    {extendSize + 1, extendSize + PieceMax, 0},
-		TypeRead:      {claimSize + placeSize + 4, claimSize + placeSize + 4, 0},
-		TypeCut:       {claimSize + placeSize + 8, claimSize + placeSize + 8, 0},
-		TypeDrop:      {claimSize + positionSize, claimSize + positionSize, dropAll},
-		TypeStatus:    {claimSize, claimSize, 0},
-		TypeHeld:      {heldSize, heldSize + SegmentsMax*heldSegmentSize, 0},
+func (t Type) format() (f format, ok bool) {
+	const placed = claimSize + placeSize
+	all := [typeEnd]format{
+		TypeHello:     {helloSize, helloSize + ChainSizeMax, 0, decodeHello},
+		TypeWant:      {wantSize + 2, wantSize + indexesSizeMax, wantFetch | wantPassed | wantNoOrigin, decodeWant},
+		TypeCancel:    {decode: func(uint8, []byte) (Message, error) { return Cancel{}, nil }},
+		TypeData:      {DataSize, DataSize + BodySizeMax + PageSizeMax, dataAck, nil},
+		TypeAbsent:    {2, indexesSizeMax, absentNowhere, decodeAbsent},
+		TypeQueued:    {4, 4, 0, func(_ uint8, p []byte) (Message, error) { return Queued{binary.BigEndian.Uint32(p)}, nil }},
+		TypeProgress:  {decode: func(uint8, []byte) (Message, error) { return Progress{}, nil }},
+		TypeRefer:     {1, PeerIDMax, 0, decodeRefer},
+		TypeUnknown:   {decode: func(uint8, []byte) (Message, error) { return Unknown{}, nil }},
+		TypeIntroduce: {1, EnvelopeSizeMax, 0, func(_ uint8, p []byte) (Message, error) { return Introduce{p}, nil }},
+		TypeSubscribe: {content.CIDSize, content.CIDSize, 0, func(_ uint8, p []byte) (Message, error) { return Subscribe{content.CID(p)}, nil }},
+		TypeBitmap:    {0, BitmapPartMax, bitmapLast, func(flags uint8, p []byte) (Message, error) { return Bitmap{flags&bitmapLast != 0, p}, nil }},
+		TypeCall:      {2, 1 + MethodMax + CallSizeMax, 0, decodeCall},
+		TypeAnswer:    {0, CallSizeMax, 0, func(_ uint8, p []byte) (Message, error) { return Answer{p}, nil }},
+		TypeError:     {1, 1 + TextMax, 0, decodeError},
+		TypeAck:       {4, 4, 0, func(_ uint8, p []byte) (Message, error) { return Ack{binary.BigEndian.Uint32(p)}, nil }},
+		TypePromise:   {promiseSize, promiseSize + content.NameMax + AncestorsMax*idSize, promiseBegin, decodePromise},
+		TypeExtend:    {extendSize + 1, extendSize + PieceMax, 0, decodeExtend},
+		TypeRead:      {placed + 4, placed + 4, 0, decodeRead},
+		TypeCut:       {placed + 8, placed + 8, 0, decodeCut},
+		TypeDrop:      {claimSize + positionSize, claimSize + positionSize, dropAll, decodeDrop},
+		TypeStatus:    {claimSize, claimSize, 0, decodeStatus},
+		TypeHeld:      {heldSize, heldSize + SegmentsMax*heldSegmentSize, 0, decodeHeld},
 	}
 	if t < TypeHello || t >= typeEnd {
-		return l, false
+		return f, false
 	}
 	return all[t], true
 }
@@ -114,7 +118,7 @@ func (h Header) Append(b []byte) []byte {
 func ParseHeader(b [HeaderSize]byte) (Header, error) {
 	h := Header{Type: Type(b[4]), Flags: b[5], ID: binary.BigEndian.Uint32(b[6:])}
 	length := binary.BigEndian.Uint32(b[:])
-	l, ok := h.Type.limits()
+	l, ok := h.Type.format()
 	switch {
 	case !ok:
 		return Header{}, fmt.Errorf("frame: %w: unknown type %d", content.ErrCorrupt, h.Type)
@@ -139,7 +143,7 @@ func Append(b []byte, id uint32, m Message) []byte {
 	start := len(b)
 	b, t, flags := m.encode(append(b, make([]byte, HeaderSize)...))
 	h := Header{Type: t, Flags: flags, ID: id, Length: len(b) - start - HeaderSize}
-	if l, _ := t.limits(); h.Length < l.min || h.Length > l.max {
+	if l, _ := t.format(); h.Length < l.min || h.Length > l.max {
 		panic(fmt.Sprintf("wire: frame of type %d with %d bytes; want %d to %d", t, h.Length, l.min, l.max))
 	}
 	h.Append(b[:start])
@@ -149,81 +153,18 @@ func Append(b []byte, id uint32, m Message) []byte {
 // Decode reads the payload of any frame but Data, which belongs to the header h, and
 // keeps parts of it. Anything but the one encoding of a valid message is ErrCorrupt.
 func Decode(h Header, payload []byte) (Message, error) {
-	m, err := decode(h, payload)
+	if len(payload) != h.Length {
+		panic(fmt.Sprintf("wire: %d bytes of payload, the header says %d", len(payload), h.Length))
+	}
+	f, _ := h.Type.format()
+	if f.decode == nil {
+		return nil, fmt.Errorf("frame of type %d: %w: not a message", h.Type, content.ErrCorrupt)
+	}
+	m, err := f.decode(h.Flags, payload)
 	if err != nil {
 		return nil, fmt.Errorf("frame of type %d: %w", h.Type, err)
 	}
 	return m, nil
-}
-
-func decode(h Header, p []byte) (Message, error) {
-	if len(p) != h.Length {
-		panic(fmt.Sprintf("wire: %d bytes of payload, the header says %d", len(p), h.Length))
-	}
-	switch h.Type {
-	case TypeHello:
-		return decodeHello(p)
-	case TypeWant:
-		return decodeWant(h.Flags, p)
-	case TypeCancel:
-		return Cancel{}, nil
-	case TypeAbsent:
-		indexes, err := decodeIndexes(p)
-		return Absent{indexes, h.Flags&absentNowhere != 0}, err
-	case TypeQueued:
-		return Queued{binary.BigEndian.Uint32(p)}, nil
-	case TypeProgress:
-		return Progress{}, nil
-	case TypeRefer:
-		id, err := peer.IDFromBytes(p)
-		if err != nil {
-			return nil, fmt.Errorf("%w: peer ID: %w", content.ErrCorrupt, err)
-		}
-		return Refer{id}, nil
-	case TypeUnknown:
-		return Unknown{}, nil
-	case TypeIntroduce:
-		return Introduce{p}, nil
-	case TypeSubscribe:
-		return Subscribe{content.CID(p)}, nil
-	case TypeBitmap:
-		return Bitmap{h.Flags&bitmapLast != 0, p}, nil
-	case TypeCall:
-		return decodeCall(p)
-	case TypeAnswer:
-		return Answer{p}, nil
-	case TypeError:
-		return decodeError(p)
-	case TypeAck:
-		return Ack{binary.BigEndian.Uint32(p)}, nil
-	}
-	return decodeJournal(h, p)
-}
-
-func decodeJournal(h Header, p []byte) (Message, error) {
-	switch h.Type {
-	case TypePromise:
-		return decodePromise(h.Flags, p)
-	case TypeExtend:
-		return decodeExtend(p)
-	case TypeRead:
-		return decodeRead(p)
-	case TypeCut:
-		c, at, rest, err := decodePlaced(p)
-		if err != nil {
-			return nil, err
-		}
-		return Cut{c, at, binary.BigEndian.Uint64(rest)}, nil
-	case TypeDrop:
-		c, rest := decodeClaim(p)
-		return Drop{c, decodePosition(rest), h.Flags&dropAll != 0}, nil
-	case TypeStatus:
-		c, _ := decodeClaim(p)
-		return Status{c}, nil
-	case TypeHeld:
-		return decodeHeld(p)
-	}
-	return nil, fmt.Errorf("%w: not a message", content.ErrCorrupt)
 }
 
 const (

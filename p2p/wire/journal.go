@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -57,35 +58,35 @@ const (
 	dropAll      = 1
 )
 
-func (c Claim) append(b []byte) []byte {
-	b = append(b, c.Volume[:]...)
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, c.Epoch), c.Incarnation)
-}
-
-func decodeClaim(p []byte) (Claim, []byte) {
-	return Claim{content.VolumeID(p[:idSize]), binary.BigEndian.Uint64(p[idSize:]), binary.BigEndian.Uint64(p[idSize+8:])}, p[claimSize:]
-}
-
-func (p Place) append(b []byte) []byte {
-	b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, p.Epoch), p.Number)
-	return binary.BigEndian.AppendUint64(b, uint64(p.Offset))
-}
-
-func appendPosition(b []byte, p content.Position) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, p.Number), p.Seq)
-}
-
-func decodePosition(p []byte) content.Position {
-	return content.Position{Number: binary.BigEndian.Uint64(p), Seq: binary.BigEndian.Uint64(p[8:])}
-}
-
-func decodePlaced(p []byte) (Claim, Place, []byte, error) {
-	c, p := decodeClaim(p)
-	at := Place{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), int64(binary.BigEndian.Uint64(p[16:]))}
-	if at.Offset < 0 {
-		return c, at, nil, fmt.Errorf("%w: offset %d", content.ErrCorrupt, at.Offset)
+// appendFixed appends numbers, ids, and structs of them, as they stand in memory.
+func appendFixed(b []byte, fields ...any) []byte {
+	var err error
+	for _, f := range fields {
+		if b, err = binary.Append(b, binary.BigEndian, f); err != nil {
+			panic(fmt.Sprintf("wire: %T: %v", f, err))
+		}
 	}
-	return c, at, p[placeSize:], nil
+	return b
+}
+
+// decodeFixed reads into pointers what appendFixed has written to the beginning of a
+// payload, which is as long as its type's limits say, and returns the rest.
+func decodeFixed(p []byte, fields ...any) (rest []byte) {
+	for _, f := range fields {
+		n, err := binary.Decode(p, binary.BigEndian, f)
+		if err != nil {
+			panic(fmt.Sprintf("wire: %T of %d bytes: %v", f, len(p), err))
+		}
+		p = p[n:]
+	}
+	return p
+}
+
+func (p Place) check() error {
+	if p.Offset < 0 {
+		return fmt.Errorf("%w: offset %d", content.ErrCorrupt, p.Offset)
+	}
+	return nil
 }
 
 // Promise asks a holder to take bytes of that claim only, and of no earlier one, from its
@@ -108,8 +109,7 @@ func (m Promise) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.Begin {
 		flags = promiseBegin
 	}
-	b = binary.BigEndian.AppendUint64(appendPosition(m.append(b), m.Base), m.Whole)
-	b = append(append(b, byte(len(m.Name))), m.Name...)
+	b = append(appendFixed(b, m.Claim, m.Base, m.Whole, uint8(len(m.Name))), m.Name...)
 	for _, id := range m.Ancestors {
 		b = append(b, id[:]...)
 	}
@@ -117,15 +117,15 @@ func (m Promise) encode(b []byte) (p []byte, t Type, flags uint8) {
 }
 
 func decodePromise(flags uint8, p []byte) (Message, error) {
-	c, p := decodeClaim(p)
-	m := Promise{Claim: c, Base: decodePosition(p), Whole: binary.BigEndian.Uint64(p[positionSize:]), Begin: flags&promiseBegin != 0}
-	n, rest := int(p[positionSize+8]), p[promiseSize-claimSize:]
+	m, name := Promise{Begin: flags&promiseBegin != 0}, uint8(0)
+	rest := decodeFixed(p, &m.Claim, &m.Base, &m.Whole, &name)
+	n := int(name)
 	if n > content.NameMax || n > len(rest) || (len(rest)-n)%idSize != 0 || (len(rest)-n)/idSize > AncestorsMax {
 		return nil, fmt.Errorf("%w: name of %d bytes and ancestors in %d", content.ErrCorrupt, n, len(rest))
 	}
 	m.Name = string(rest[:n])
-	for rest = rest[n:]; len(rest) > 0; rest = rest[idSize:] {
-		m.Ancestors = append(m.Ancestors, content.VolumeID(rest[:idSize]))
+	for id := range slices.Chunk(rest[n:], idSize) {
+		m.Ancestors = append(m.Ancestors, content.VolumeID(id))
 	}
 	return m, nil
 }
@@ -143,20 +143,16 @@ type Extend struct {
 }
 
 func (m Extend) encode(b []byte) ([]byte, Type, uint8) {
-	b = binary.BigEndian.AppendUint64(m.At.append(m.append(b)), uint64(m.Before))
-	return append(binary.BigEndian.AppendUint64(b, m.Seq), m.Bytes...), TypeExtend, 0
+	return append(appendFixed(b, m.Claim, m.At, m.Before, m.Seq), m.Bytes...), TypeExtend, 0
 }
 
-func decodeExtend(p []byte) (Message, error) {
-	c, at, rest, err := decodePlaced(p)
-	if err != nil {
-		return nil, err
-	}
-	m := Extend{c, at, int64(binary.BigEndian.Uint64(rest)), binary.BigEndian.Uint64(rest[8:]), rest[16:]}
+func decodeExtend(_ uint8, p []byte) (Message, error) {
+	var m Extend
+	m.Bytes = decodeFixed(p, &m.Claim, &m.At, &m.Before, &m.Seq)
 	if m.Before < 0 {
 		return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, m.Before)
 	}
-	return m, nil
+	return m, m.At.check()
 }
 
 // Read asks for bytes of a segment: an Answer with Length of them, 1 to PieceMax, or
@@ -168,19 +164,16 @@ type Read struct {
 }
 
 func (m Read) encode(b []byte) ([]byte, Type, uint8) {
-	return binary.BigEndian.AppendUint32(m.At.append(m.append(b)), uint32(m.Length)), TypeRead, 0
+	return appendFixed(b, m.Claim, m.At, uint32(m.Length)), TypeRead, 0
 }
 
-func decodeRead(p []byte) (Message, error) {
-	c, at, rest, err := decodePlaced(p)
-	if err != nil {
-		return nil, err
-	}
-	m := Read{c, at, int(binary.BigEndian.Uint32(rest))}
-	if m.Length < 1 || m.Length > PieceMax {
+func decodeRead(_ uint8, p []byte) (Message, error) {
+	m, length := Read{}, uint32(0)
+	decodeFixed(p, &m.Claim, &m.At, &length)
+	if m.Length = int(length); m.Length < 1 || m.Length > PieceMax {
 		return nil, fmt.Errorf("%w: %d bytes to be read; want 1 to %d", content.ErrCorrupt, m.Length, PieceMax)
 	}
-	return m, nil
+	return m, m.At.check()
 }
 
 // Cut takes away what a holder has behind a place, of earlier epochs: it was never
@@ -192,8 +185,12 @@ type Cut struct {
 	Seq uint64
 }
 
-func (m Cut) encode(b []byte) ([]byte, Type, uint8) {
-	return binary.BigEndian.AppendUint64(m.At.append(m.append(b)), m.Seq), TypeCut, 0
+func (m Cut) encode(b []byte) ([]byte, Type, uint8) { return appendFixed(b, m), TypeCut, 0 }
+
+func decodeCut(_ uint8, p []byte) (Message, error) {
+	var m Cut
+	decodeFixed(p, &m)
+	return m, m.At.check()
 }
 
 // Drop says that the volume's record has all up to Base, or with All that this holder is
@@ -208,13 +205,25 @@ func (m Drop) encode(b []byte) (p []byte, t Type, flags uint8) {
 	if m.All {
 		flags = dropAll
 	}
-	return appendPosition(m.append(b), m.Base), TypeDrop, flags
+	return appendFixed(b, m.Claim, m.Base), TypeDrop, flags
+}
+
+func decodeDrop(flags uint8, p []byte) (Message, error) {
+	m := Drop{All: flags&dropAll != 0}
+	decodeFixed(p, &m.Claim, &m.Base)
+	return m, nil
 }
 
 // Status asks what a holder has: a Held. Any claim may.
 type Status struct{ Claim }
 
-func (m Status) encode(b []byte) ([]byte, Type, uint8) { return m.append(b), TypeStatus, 0 }
+func (m Status) encode(b []byte) ([]byte, Type, uint8) { return appendFixed(b, m), TypeStatus, 0 }
+
+func decodeStatus(_ uint8, p []byte) (Message, error) {
+	var m Status
+	decodeFixed(p, &m)
+	return m, nil
+}
 
 // Held says to whom a holder has promised itself, for how long that one has said nothing
 // to it, to the millisecond, and what it has, durable: all from Base on, in order, of each
@@ -235,27 +244,23 @@ func (m Held) End() content.Position {
 }
 
 func (m Held) encode(b []byte) ([]byte, Type, uint8) {
-	b = binary.BigEndian.AppendUint64(appendPosition(m.append(b), m.Base), uint64(m.Quiet.Milliseconds()))
+	b = appendFixed(b, m.Claim, m.Base, m.Quiet.Milliseconds())
 	for _, s := range m.Segments {
-		b = appendPosition(binary.BigEndian.AppendUint64(append(b, s.Volume[:]...), s.Epoch), s.After)
-		b = binary.BigEndian.AppendUint64(appendPosition(b, s.Through), uint64(s.Bytes))
+		b = appendFixed(b, s.Volume, s.Epoch, s.After, s.Through, s.Bytes)
 	}
 	return b, TypeHeld, 0
 }
 
-func decodeHeld(p []byte) (Message, error) {
-	c, p := decodeClaim(p)
-	m := Held{Claim: c, Base: decodePosition(p)}
-	quiet := binary.BigEndian.Uint64(p[positionSize:])
-	if p = p[positionSize+8:]; len(p)%heldSegmentSize != 0 || quiet > quietMax {
+func decodeHeld(_ uint8, p []byte) (Message, error) {
+	m, quiet := Held{}, uint64(0)
+	p = decodeFixed(p, &m.Claim, &m.Base, &quiet)
+	if len(p)%heldSegmentSize != 0 || quiet > quietMax {
 		return nil, fmt.Errorf("%w: %d bytes of segments, and quiet for %d ms", content.ErrCorrupt, len(p), quiet)
 	}
 	m.Quiet = time.Duration(quiet) * time.Millisecond
-	for ; len(p) > 0; p = p[heldSegmentSize:] {
-		s := content.SegmentRef{Volume: content.VolumeID(p[:idSize]), Epoch: binary.BigEndian.Uint64(p[idSize:]), After: decodePosition(p[idSize+8:])}
-		rest := p[idSize+8+positionSize:]
-		s.Through, s.Bytes = decodePosition(rest), int64(binary.BigEndian.Uint64(rest[positionSize:]))
-		if s.Bytes < 0 {
+	for len(p) > 0 {
+		var s content.SegmentRef
+		if p = decodeFixed(p, &s.Volume, &s.Epoch, &s.After, &s.Through, &s.Bytes); s.Bytes < 0 {
 			return nil, fmt.Errorf("%w: segment of %d bytes", content.ErrCorrupt, s.Bytes)
 		}
 		m.Segments = append(m.Segments, s)

@@ -45,7 +45,7 @@ func (m Hello) encode(b []byte) ([]byte, Type, uint8) {
 	return append(b, m.Chain...), TypeHello, 0
 }
 
-func decodeHello(p []byte) (Message, error) {
+func decodeHello(_ uint8, p []byte) (Message, error) {
 	n := len(helloMagic)
 	if string(p[:n]) != helloMagic || p[n] != Version || int(p[n+1]) >= Lanes {
 		return nil, fmt.Errorf("%w: magic %.8q, version %d, lane %d", content.ErrCorrupt, p[:n], p[n], p[n+1])
@@ -128,9 +128,7 @@ func decodeWant(flags uint8, p []byte) (Message, error) {
 // Cancel ends a request early: the asker wants no more of it.
 type Cancel struct{}
 
-func (Cancel) encode(b []byte) ([]byte, Type, uint8) {
-	return b, TypeCancel, 0
-}
+func (Cancel) encode(b []byte) ([]byte, Type, uint8) { return b, TypeCancel, 0 }
 
 // Absent says that the sender has none of these objects for the asker; Nowhere that the
 // origin has told it that they are gone, or damaged there.
@@ -149,6 +147,11 @@ func (m Absent) encode(b []byte) ([]byte, Type, uint8) {
 	return appendIndexes(b, m.Indexes), TypeAbsent, flags
 }
 
+func decodeAbsent(flags uint8, p []byte) (Message, error) {
+	indexes, err := decodeIndexes(p)
+	return Absent{indexes, flags&absentNowhere != 0}, err
+}
+
 // Queued says that the request waits, behind Position others.
 type Queued struct{ Position uint32 }
 
@@ -159,9 +162,7 @@ func (m Queued) encode(b []byte) ([]byte, Type, uint8) {
 // Progress says that the request is being worked on.
 type Progress struct{}
 
-func (Progress) encode(b []byte) ([]byte, Type, uint8) {
-	return b, TypeProgress, 0
-}
+func (Progress) encode(b []byte) ([]byte, Type, uint8) { return b, TypeProgress, 0 }
 
 // Refer ends a Want: that peer has the rest.
 type Refer struct{ Peer peer.ID }
@@ -170,13 +171,19 @@ func (m Refer) encode(b []byte) ([]byte, Type, uint8) {
 	return append(b, m.Peer...), TypeRefer, 0
 }
 
+func decodeRefer(_ uint8, p []byte) (Message, error) {
+	id, err := peer.IDFromBytes(p)
+	if err != nil {
+		return nil, fmt.Errorf("%w: peer ID: %w", content.ErrCorrupt, err)
+	}
+	return Refer{id}, nil
+}
+
 // Unknown ends the request: the root is unknown, or its scope does not admit the asker,
 // one answer for both. With the record's envelope it introduces it and asks again.
 type Unknown struct{}
 
-func (Unknown) encode(b []byte) ([]byte, Type, uint8) {
-	return b, TypeUnknown, 0
-}
+func (Unknown) encode(b []byte) ([]byte, Type, uint8) { return b, TypeUnknown, 0 }
 
 // Introduce carries the envelope of a record.
 type Introduce struct{ Envelope []byte }
@@ -217,7 +224,7 @@ func (m Call) encode(b []byte) ([]byte, Type, uint8) {
 	return append(append(append(b, byte(len(m.Method))), m.Method...), m.Body...), TypeCall, 0
 }
 
-func decodeCall(p []byte) (Message, error) {
+func decodeCall(_ uint8, p []byte) (Message, error) {
 	n := int(p[0])
 	if n == 0 || n > MethodMax || 1+n > len(p) || len(p)-1-n > CallSizeMax {
 		return nil, fmt.Errorf("%w: method of %d bytes in a payload of %d", content.ErrCorrupt, n, len(p))
@@ -275,7 +282,7 @@ func (m Error) encode(b []byte) ([]byte, Type, uint8) {
 	return append(append(b, byte(m.Kind)), m.Text...), TypeError, 0
 }
 
-func decodeError(p []byte) (Message, error) {
+func decodeError(_ uint8, p []byte) (Message, error) {
 	if p[0] >= byte(kindEnd) || !utf8.Valid(p[1:]) {
 		return nil, fmt.Errorf("%w: kind %d, text %.40q", content.ErrCorrupt, p[0], p[1:])
 	}
