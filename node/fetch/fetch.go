@@ -155,7 +155,7 @@ type Fetcher struct {
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
 	objects map[object.Key]*onItsWay
-	crowds  crowds.Of[crowdKey]
+	crowds  [2]*crowds.Of[crowdKey] // of members of this farm, and of others
 	running sync.WaitGroup
 }
 
@@ -186,8 +186,9 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
-		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{}, crowds: crowds.Of[crowdKey]{},
-		mind: plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
+		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{},
+		crowds: [...]*crowds.Of[crowdKey]{crowds.New[crowdKey](plan.Peer(cfg.Self), 0), crowds.New[crowdKey](plan.Peer(cfg.Self), crowds.Busy)},
+		mind:   plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())

@@ -108,7 +108,6 @@ type crowdKey struct {
 	root  content.CID
 	run   pack.Run
 	reach cache.Reach
-	near  bool
 }
 
 // crowd enters the request among those for the same run, or refers the asker to a
@@ -125,10 +124,13 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	s.run = o.At.Run()
-	key := crowdKey{s.rs.id, s.run, s.how.reach, near}
+	key, crowds := crowdKey{s.rs.id, s.run, s.how.reach}, s.f.crowds[1]
+	if near {
+		crowds = s.f.crowds[0]
+	}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
-	to, referred := s.f.crowds.Begin(key, s.how.from)
+	to, referred := crowds.Begin(key, s.how.from, s.how.priority <= exchange.PriorityPrefetch)
 	if referred {
 		s.f.tally.Referrals.Inc()
 		s.w.Refer(peer.ID(to))
@@ -137,7 +139,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	return func(whole bool) {
 		s.f.mu.Lock()
 		defer s.f.mu.Unlock()
-		s.f.crowds.End(key, s.how.from, whole)
+		crowds.End(key, s.how.from, whole)
 	}, false
 }
 

@@ -1,8 +1,10 @@
 package planner_test
 
 import (
+	"slices"
 	"time"
 
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/plan"
 )
 
@@ -40,10 +42,12 @@ func (s *sending) silent() {
 	})
 }
 
-// crowd is those that a run is sent to, as node/fetch tells them apart.
-type crowd struct {
-	run  int
-	near bool
+// crowds are those that the asker is one of, as node/fetch tells them apart.
+func (s *sending) crowds() *crowds.Of[int] {
+	if s.to.farm == s.n.farm {
+		return s.to.crowds[0]
+	}
+	return s.to.crowds[1]
 }
 
 // arrive is what the member does that is asked.
@@ -62,11 +66,22 @@ func (s *sending) arrive() {
 	}
 	to.asked[s.id] = s.silent
 	if s.n.m.linked() {
-		refer, ok := to.crowds.Begin(crowd{s.run, near}, s.n.name)
+		refer, ok := s.crowds().Begin(s.run, s.n.name, !s.cfg.Hurry)
 		if s.e.Refer, s.crowded = refer, !ok; ok {
 			s.reply(false)
 			return
 		}
+	}
+	if !near {
+		leads, _, _ := s.n.root.Diag()
+		k := 0
+		if !slices.Contains(leads, plan.Peer(to.farm)) {
+			k = 1
+		}
+		if !s.act.Fetch {
+			k += 2
+		}
+		kindsD[k]++
 	}
 	end := s.reply
 	switch {
@@ -124,7 +139,7 @@ func (s *sending) drop() {
 func (s *sending) close(whole bool) {
 	delete(s.to.asked, s.id)
 	if s.crowded {
-		s.to.crowds.End(crowd{s.run, s.to.farm == s.n.farm}, s.n.name, whole)
+		s.crowds().End(s.run, s.n.name, whole)
 	}
 }
 

@@ -73,11 +73,11 @@ type node struct {
 	mind    *plan.Member
 	root    *plan.Root
 	objects map[int]*plan.Object // by run
-	crowds  crowds.Of[crowd]
-	watched map[*node]bool     // by whom: whether far
-	order   []*node            // of those
-	fresh   [2]*content.Bitmap // what those of the farm, and those far away, are to hear of
-	shown   content.Bitmap     // to those far away: what others of the farm hold, too
+	crowds  [2]*crowds.Of[int]   // of its farm's members, and of others
+	watched map[*node]bool       // by whom: whether far
+	order   []*node              // of those
+	fresh   [2]*content.Bitmap   // what those of the farm, and those far away, are to hear of
+	shown   content.Bitmap       // to those far away: what others of the farm hold, too
 	reading map[int][]func(ok bool)
 	asked   map[int]func() // what to do for those who wait for it when it dies
 	in, out link
@@ -153,7 +153,8 @@ func (n *node) begin() {
 	n.mind = plan.NewMember(n.name, n.farm)
 	n.mind.Asks, n.mind.Searches = true, true
 	n.root = n.mind.Root("root")
-	n.objects, n.watched, n.waits, n.flown, n.crowds = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}, crowds.Of[crowd]{}
+	n.objects, n.watched, n.waits, n.flown = map[int]*plan.Object{}, map[*node]bool{}, map[*plan.Flight][]func(bool){}, map[*plan.Flight]*flight{}
+	n.crowds = [2]*crowds.Of[int]{crowds.New[int](n.name, 0), crowds.New[int](n.name, crowds.Busy)}
 	n.shown, n.order = content.Bitmap{}, nil
 	n.reading, n.asked = map[int][]func(bool){}, map[int]func(){}
 }

@@ -183,29 +183,34 @@ func (j *Job) note(source Peer, why string, nowhere bool) {
 	}
 }
 
-// referred follows a referral, or goes back to the member that gave one.
+// referred follows a referral, or goes back to the member that gave one; one that is busy
+// refers to itself: another that shows what is missing is asked before.
 func (j *Job) referred(s *source, e Event) []Action {
-	if s.again != nil {
-		return j.ask(*s.again)
+	to, sends, next := e.Refer, s.act.Fetch || s.act.Relay, source{rung: s.rung, again: s.again}
+	if to != "" && sends && !s.insists {
+		next.again = cmp.Or(s.again, &s.act)
 	}
-	if e.Refer == "" || j.fetch[e.Refer] || j.aside(e.Refer) || j.refers >= refersMax {
-		return nil
+	if to != "" && to == e.Peer {
+		to = j.holder(!j.m.near(to))
 	}
-	next := source{act: Action{Kind: Ask, Peer: e.Refer}, rung: s.rung}
-	if !s.act.Fetch && outranks(j.cfg.Key, e.Refer, j.m.self) { // so nobody waits for one that waits for it
-		if j.m.near(e.Refer) { // which was not asked for a reason
-			return nil
+	switch {
+	case to == "" || j.fetch[to] || j.aside(to) || j.refers >= refersMax:
+	case !sends && outranks(j.cfg.Key, to, j.m.self): // so nobody waits for one that waits for it
+		if !j.m.near(to) { // else it was not asked for a reason
+			next.act = Action{Kind: Ask, Peer: to, Fetch: true, Passed: !j.upward(to)}
 		}
-		next.act.Fetch, next.act.Passed = true, !j.upward(e.Refer)
-		j.fetch[e.Refer] = true
-	} else if j.asked[e.Refer] {
-		return nil
-	} else if s.act.Fetch {
-		next.again = &s.act
+	case !j.asked[to]:
+		next.act = j.holds(to)
 	}
-	j.refers++
-	j.asked[e.Refer] = true
-	return j.begin(next)
+	switch {
+	case next.act.Peer != "":
+		j.refers++
+		j.asked[to], j.fetch[to] = true, j.fetch[to] || next.act.Fetch
+		return j.begin(next)
+	case next.again != nil:
+		return j.begin(source{act: *next.again, rung: j.at, insists: true})
+	}
+	return nil
 }
 
 // answered leaves the rung of a lead that has answered that it could not: it has

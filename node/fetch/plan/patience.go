@@ -65,13 +65,14 @@ func patienceOf(hurry bool) patience {
 
 // source is one that is under way: an Ask or a ReadOrigin.
 type source struct {
-	act    Action
-	asked  time.Time
-	since  time.Time // when it last brought something, or was asked
-	rung   int
-	beside bool    // it was asked beside another, out of turn
-	passed bool    // the climb has gone on
-	again  *Action // of a referral: the ask to repeat when it is in vain
+	act     Action
+	asked   time.Time
+	since   time.Time // when it last brought something, or was asked
+	rung    int
+	beside  bool    // it was asked beside another, out of turn
+	passed  bool    // the climb has gone on
+	again   *Action // of a referral: the ask to repeat when it is in vain,
+	insists bool    // and that it is such a one
 
 	// Of an Ask: its member's load, the bytes that are to come, and whether it has them,
 	// for all that is known.

@@ -175,7 +175,7 @@ type Event struct {
 	Spare int64
 	// Refer names a member that has what is missing, of Answered; the one that says so is
 	// asked again if that is not true. One that was asked for what it has may name the
-	// member that leads.
+	// member that leads; itself, one that is busy.
 	Refer Peer
 	// Why is the reason of a failure, for people; "" when the source has answered
 	// that it has no more.

@@ -146,6 +146,30 @@ func TestOneMemberIsOneWord(t *testing.T) {
 	}
 }
 
+// TestABusyMemberIsAskedAgain: another that shows the run is asked before, once each, and one
+// that says so for ever is asked twice.
+func TestABusyMemberIsAskedAgain(t *testing.T) {
+	m := plan.NewMember("a", "f")
+	m.Asks, m.Origin = true, true
+	r := m.Root("root")
+	for _, p := range []plan.Peer{"p", "q", "s", "t"} {
+		var one content.Bitmap
+		one.Add(0)
+		if err := r.Show(p, true, true, &one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, j := m.Join(plan.Config{Key: "r", Root: r, Ask: "p"}, []plan.Wanted{{Object: new(plan.Object)}})
+	acts, asked := m.Step(epoch, plan.Event{Kind: plan.Start, Job: j}), []plan.Peer{}
+	for len(acts) == 1 && acts[0].Kind == plan.Ask {
+		asked = append(asked, acts[0].Peer)
+		acts = m.Step(epoch, plan.Event{Kind: plan.Answered, Job: j, Peer: acts[0].Peer, Refer: acts[0].Peer})
+	}
+	if len(asked) != 6 || asked[0] != "p" || asked[3] != "p" || asked[4] != asked[5] || acts[0].Kind != plan.ReadOrigin {
+		t.Errorf("%v are asked, then %+v", asked, acts)
+	}
+}
+
 func TestBreakerIsBounded(t *testing.T) {
 	var b plan.Breaker
 	for i := range 20_000 {
