@@ -81,8 +81,7 @@ func readConfig(path string, optional bool) (map[string]any, error) {
 	defer f.Close()
 	var raw map[string]any
 	if err := yaml.NewDecoder(io.LimitReader(f, configSizeMax)).Decode(&raw); err != nil && !errors.Is(err, io.EOF) {
-		var form *yaml.TypeError
-		if errors.As(err, &form) { // whose text speaks of Go
+		if _, ok := errors.AsType[*yaml.TypeError](err); ok { // whose text speaks of Go
 			err = errors.New("want lines of the form NAME: VALUE, the names being those of flags")
 		}
 		return nil, fmt.Errorf("config %s: %w", path, err)

@@ -120,12 +120,10 @@ func run(ctx context.Context, args []string, std stdio, last lastCall) int {
 	}
 	c.dataGiven = onCommandLine(command, "data")
 	std = std.printable()
-	err = command.Run(&c)
-	if err == nil {
+	if err = command.Run(&c); err == nil {
 		return 0
 	}
-	var said verdict
-	if errors.As(err, &said) {
+	if said, ok := errors.AsType[verdict](err); ok {
 		return int(said)
 	}
 	complain(std.err, err.Error())
@@ -137,8 +135,7 @@ func run(ctx context.Context, args []string, std stdio, last lastCall) int {
 
 // asFarAsUnderstood is the command that a line which makes no sense begins with.
 func asFarAsUnderstood(err error) string {
-	var parsing *kong.ParseError
-	if errors.As(err, &parsing) && parsing.Context != nil && parsing.Context.Selected() != nil {
+	if parsing, ok := errors.AsType[*kong.ParseError](err); ok && parsing.Context != nil && parsing.Context.Selected() != nil {
 		return "grange " + parsing.Context.Selected().Path()
 	}
 	return "grange"

@@ -131,9 +131,8 @@ type Problem struct {
 }
 
 func codeOf(status int, err error) string {
-	var conflict content.Conflict
-	switch {
-	case errors.As(err, &conflict):
+	switch conflict, ok := errors.AsType[content.Conflict](err); {
+	case ok:
 		return string(conflict)
 	case errors.Is(err, content.ErrExists):
 		return "exists"
@@ -150,14 +149,12 @@ func problem(err error) error {
 	if err == nil {
 		return nil
 	}
-	var already huma.StatusError
-	if errors.As(err, &already) {
+	if already, ok := errors.AsType[huma.StatusError](err); ok {
 		return already
 	}
 	status := statusOf(err)
 	p := newProblem(status, content.Line(err), codeOf(status, err))
-	var held *terms.HeldError
-	if errors.As(err, &held) {
+	if held, ok := errors.AsType[*terms.HeldError](err); ok {
 		p.Holder, p.Policy, p.FoldedAt = held.Holder, held.Policy, held.FoldedAt
 	}
 	return p

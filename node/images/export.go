@@ -80,8 +80,7 @@ func Beside(file string, replace bool, fill func(*os.File) error) error {
 	if err == nil {
 		return nil
 	}
-	var of *fs.PathError
-	if errors.As(err, &of) && of.Path == tmp.Name() {
+	if of, ok := errors.AsType[*fs.PathError](err); ok && of.Path == tmp.Name() {
 		err = of.Err
 	}
 	return errors.Join(err, os.Remove(tmp.Name()))
@@ -90,8 +89,7 @@ func Beside(file string, replace bool, fill func(*os.File) error) error {
 // bare is what the system said of a file, without the path: the text around names the
 // one that was meant.
 func bare(err error) error {
-	var number syscall.Errno
-	if errors.As(err, &number) {
+	if number, ok := errors.AsType[syscall.Errno](err); ok {
 		return number
 	}
 	return err

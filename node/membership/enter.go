@@ -229,18 +229,6 @@ func (e Entry) accept(token trust.Token, verifier *trust.Verifier, got papers) (
 	return State{Mesh: token.Mesh, Chain: got.Chain, Secrets: got.Secrets, Rotation: got.Rotation, Origin: token.Origin, Bootstrap: token.Bootstrap}, nil
 }
 
-// stage is what a data folder is, by what lies in it.
-type stage uint8
-
-const (
-	// stageNew: nobody has been a member with it, though a first start may have been cut
-	// short: what that made is gone on with.
-	stageNew stage = iota
-	stageWhole
-	// stagePartly: a member's, as a backup may bring it back, that can't be one by it.
-	stagePartly
-)
-
 // needed are files that a member must have, traces what else only a member leaves.
 func needed() []string { return []string{identityFile, membershipFile} }
 
@@ -248,22 +236,14 @@ func traces() []string {
 	return []string{meshKeyFile, invitesDir, revokedDir, rollFile, "peers", "records", "volumes", "cache", "origin/" + content.KeyMesh}
 }
 
-// classify says what a folder with those of needed and traces is, and lacks. Pure.
-func classify(has []string) (k stage, missing []string) {
-	for _, name := range needed() {
-		if !slices.Contains(has, name) {
-			missing = append(missing, name)
-		}
-	}
+// lacks returns what a folder that has those of needed and traces lacks of a member; fresh is
+// one that nobody has been a member with, though a first start may have been cut short: what
+// that made is gone on with. Pure.
+func lacks(has []string) (missing []string, fresh bool) {
+	missing = slices.DeleteFunc(needed(), func(name string) bool { return slices.Contains(has, name) })
 	entered := []string{enteringFile, identityFile, meshKeyFile, rollFile} // what a first start makes before the last, the membership
 	begun := slices.Contains(has, enteringFile) && !slices.ContainsFunc(has, func(name string) bool { return !slices.Contains(entered, name) })
-	switch {
-	case len(missing) == 0:
-		return stageWhole, nil
-	case len(has) == 0 || begun:
-		return stageNew, nil
-	}
-	return stagePartly, missing
+	return missing, len(missing) > 0 && (len(has) == 0 || begun)
 }
 
 // remains returns what of a member is in a folder. A folder in it that holds nothing,
@@ -299,10 +279,10 @@ func Look(dir string) (s State, key trust.PrivateKey, err error) {
 	if err != nil {
 		return s, key, err
 	}
-	switch k, missing := classify(has); k {
-	case stageNew:
+	switch missing, fresh := lacks(has); {
+	case fresh:
 		return s, key, fmt.Errorf("membership: %w", content.ErrNotFound)
-	case stagePartly:
+	case len(missing) > 0: // as a backup may bring it back
 		return s, key, fmt.Errorf("data folder %s: %w: it is a member's, with %s, and lacks %s; restore that from the same backup, or give an empty --data; it was left as it is",
 			dir, content.ErrCorrupt, strings.Join(has, ", "), strings.Join(missing, " and "))
 	}

@@ -121,21 +121,19 @@ func TestPartlyRestoredFolders(t *testing.T) {
 	}
 }
 
-// TestClassify: only a folder with nothing of a member is new, or one that a first
+// TestLacks: only a folder with nothing of a member is new, or one that a first
 // start has marked; only one with all that is needed is whole.
-func TestClassify(t *testing.T) {
+func TestLacks(t *testing.T) {
 	all := slices.Concat(needed(), traces(), []string{enteringFile})
 	rapid.Check(t, func(t *rapid.T) {
 		has := rapid.SliceOfNDistinct(rapid.SampledFrom(all), 0, len(all), rapid.ID).Draw(t, "has")
 		member, key, marked := slices.Contains(has, membershipFile), slices.Contains(has, identityFile), slices.Contains(has, enteringFile)
-		k, missing := classify(has)
+		missing, fresh := lacks(has)
 		switch {
-		case len(has) == 0 && k != stageNew, (k == stageWhole) != (member && key):
-			t.Fatalf("%q: %d", has, k)
-		case k == stageNew && len(has) > 0 && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
+		case len(has) == 0 && !fresh, (len(missing) == 0) != (member && key), fresh && len(missing) == 0:
+			t.Fatalf("%q: fresh is %t, without %q", has, fresh, missing)
+		case fresh && len(has) > 0 && (!marked || member || slices.Contains(has, "volumes") || slices.Contains(has, invitesDir)):
 			t.Fatalf("%q is taken for a first start", has)
-		case (k == stagePartly) != (len(missing) > 0):
-			t.Fatalf("%q: %d, without %q", has, k, missing)
 		}
 	})
 }

@@ -304,9 +304,8 @@ func (o Options) revise(ctx context.Context, n needs, f *os.File) error {
 const corrected = 1
 
 func check(ctx context.Context, f *os.File, how ...string) error {
-	var ended *exec.ExitError
 	err := run(ctx, "e2fsck", append(append([]string{"-f"}, how...), f.Name())...)
-	if errors.As(err, &ended) && ended.ExitCode() == corrected {
+	if ended, ok := errors.AsType[*exec.ExitError](err); ok && ended.ExitCode() == corrected {
 		return nil
 	}
 	return err

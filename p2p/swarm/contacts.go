@@ -145,8 +145,8 @@ func (s *Swarm) Connect(ctx context.Context, info peer.AddrInfo) error {
 
 // brief says on one line how dialling failed, as far as it is of use.
 func brief(err error) string {
-	var all *libp2pswarm.DialError
-	if !errors.As(err, &all) || len(all.DialErrors) == 0 {
+	all, ok := errors.AsType[*libp2pswarm.DialError](err)
+	if !ok || len(all.DialErrors) == 0 {
 		return err.Error()
 	}
 	var out []string

@@ -75,8 +75,7 @@ func ofSocket(path string) *Client {
 			return nil, fmt.Errorf("this user may not ask the node at %s (%w): be the user that it runs as, or set GRANGE_API and GRANGE_TOKEN", path, err)
 		}
 		if err != nil {
-			var why *net.OpError // it names the path again
-			if errors.As(err, &why) {
+			if why, ok := errors.AsType[*net.OpError](err); ok { // it names the path again
 				err = why.Err
 			}
 			return nil, fmt.Errorf("no node answers at %s (%w); start one with `grange node`, or give --data", path, err)

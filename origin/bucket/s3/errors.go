@@ -27,8 +27,8 @@ func statusOf(err error) int {
 
 // neverSent reports whether no connection came about.
 func neverSent(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
 }
 
 // explain says what an error of the store means and what to do about it.
@@ -124,9 +124,8 @@ func (b *Bucket) meaning(err error) (advice string, cause error) {
 
 // ofConnection says what it means that there was no answer at all.
 func (b *Bucket) ofConnection(err error) (advice string, cause error) {
-	var dns *net.DNSError
-	switch {
-	case errors.As(err, &dns) && dns.IsNotFound:
+	switch dns, ok := errors.AsType[*net.DNSError](err); {
+	case ok && dns.IsNotFound:
 		return fmt.Sprintf("no host is called %q; look at endpoint= and region= in the URL%s", dns.Name, b.inPath()), content.ErrUnavailable
 	case neverSent(err):
 		return "nothing answers there; is the store running, and is endpoint= in the URL right?", content.ErrUnavailable

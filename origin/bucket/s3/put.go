@@ -83,8 +83,8 @@ func summed[In, Out any](b *Bucket, p part, send call[In, Out], set func(bytes i
 
 // wantsSum reports whether a store has refused a body for want of a checksum.
 func wantsSum(err error) bool {
-	var ae smithy.APIError
-	if !errors.As(err, &ae) || statusOf(err) != http.StatusBadRequest {
+	ae, ok := errors.AsType[smithy.APIError](err)
+	if !ok || statusOf(err) != http.StatusBadRequest {
 		return false
 	}
 	text := strings.ToLower(ae.ErrorCode() + " " + ae.ErrorMessage())

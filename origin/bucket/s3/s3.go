@@ -119,8 +119,8 @@ func ask[In, Out any](ctx context.Context, b *Bucket, d deed, send call[In, Out]
 // elsewhere returns where the store says that the bucket is, or nil. What has no body
 // was sent there already, with the signature for here.
 func (b *Bucket) elsewhere(err error) func(*s3.Options) {
-	var re *smithyhttp.ResponseError
-	if !errors.As(err, &re) || re.Response == nil {
+	re, ok := errors.AsType[*smithyhttp.ResponseError](err)
+	if !ok || re.Response == nil {
 		return nil
 	}
 	var u *url.URL

@@ -116,8 +116,7 @@ func graph(driver string) string {
 
 // because explains a failed request with what is known of both sides.
 func (d *Disk) because(err error) error {
-	var broken *net.OpError
-	if errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, broken := errors.AsType[*net.OpError](err); broken || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		d.conn.Close()
 		err = d.child.end(err) // which may have said why
 	}
