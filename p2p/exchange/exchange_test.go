@@ -291,8 +291,33 @@ func TestUnknownRootAndReferEndTheRequest(t *testing.T) {
 			t.Error("an answer after the end was taken")
 		}
 	}
-	if err := ask(m.root); err != nil || len(got) != 2 || got[1] != (Refer{Peer: client.id}) {
+	if err := ask(m.root); err != nil || len(got) != 2 || got[1].(Refer).Peer != client.id {
 		t.Errorf("refer: %v, %v", got, err)
+	}
+}
+
+// TestReferralsAreFollowed: a member asks another that it has never heard of.
+func TestReferralsAreFollowed(t *testing.T) {
+	m := newMesh()
+	l := newLibrary(m.root, 1)
+	busy, asker := m.pair(t, l)
+	has := newLibrary(m.root, 1)
+	other := m.start(t, trust.RoleNode, has.serve)
+	connect(t, busy.host, other.host)
+	l.want = func(_ context.Context, _ Peer, _ Request, w Responder) { w.Refer(other.id) }
+	next := busy.id
+	for _, want := range []peer.ID{busy.id, other.id} {
+		if next != want {
+			t.Fatalf("%s is asked, want %s", next, want)
+		}
+		err := asker.Want(within(t), next, Request{Root: m.root, Indexes: indexes(0, 1)}, func(r Reply) {
+			if refer, ok := r.(Refer); ok {
+				next = refer.Peer
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

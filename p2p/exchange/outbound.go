@@ -10,6 +10,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
+	"github.com/libp2p/go-libp2p/core/peerstore"
 )
 
 const (
@@ -302,7 +303,13 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 		if p.left.left > 0 {
 			return nil
 		}
-	case wire.Refer, wire.Unknown:
+	case wire.Refer:
+		if !p.wants {
+			return misplaced
+		}
+		o.session.x.cfg.Host.Peerstore().AddAddrs(m.Peer, m.Addrs, peerstore.TempAddrTTL)
+		o.deliver(p, m)
+	case wire.Unknown:
 		if !p.wants {
 			return misplaced
 		}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -274,7 +276,25 @@ func (r *responder) tell(m wire.Message) error {
 	return r.in.send(r.id, m)
 }
 
-func (r *responder) Refer(to peer.ID) error { return r.endWith(wire.Refer{Peer: to}) }
+func (r *responder) Refer(to peer.ID) error {
+	return r.endWith(wire.Refer{Peer: to, Addrs: r.in.x.addrs(to)})
+}
+
+// addrs are where a peer is to be found, those first that anybody may reach.
+func (x *Exchange) addrs(of peer.ID) (addrs []ma.Multiaddr) {
+	if of == x.cfg.Host.ID() {
+		return nil
+	}
+	known := x.cfg.Host.Peerstore().Addrs(of)
+	for _, public := range []bool{true, false} {
+		for _, a := range known {
+			if manet.IsPublicAddr(a) == public && len(a.Bytes()) <= wire.AddrMax && len(addrs) < wire.AddrsMax {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
+}
 
 func (r *responder) Unknown() error { return r.endWith(wire.Unknown{}) }
 

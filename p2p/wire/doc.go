@@ -33,7 +33,7 @@
 //	 5 Absent      <  indexes; flag 1 = nowhere
 //	 6 Queued      <  position (4)
 //	 7 Progress    <  nothing
-//	 8 Refer       <  peer id in its binary form
+//	 8 Refer       <  length of the peer id (1), peer id, then length (1) and bytes of each address
 //	 9 Unknown     <  nothing
 //	10 Introduce  >   envelope of a record
 //	11 Subscribe  >   root (32)

@@ -83,7 +83,7 @@ func (t Type) format() (f format, ok bool) {
 		TypeAbsent:    {2, indexesSizeMax, absentNowhere, decodeAbsent},
 		TypeQueued:    {4, 4, 0, func(_ uint8, p []byte) (Message, error) { return Queued{binary.BigEndian.Uint32(p)}, nil }},
 		TypeProgress:  {decode: func(uint8, []byte) (Message, error) { return Progress{}, nil }},
-		TypeRefer:     {1, PeerIDMax, 0, decodeRefer},
+		TypeRefer:     {2, 1 + PeerIDMax + AddrsMax*(1+AddrMax), 0, decodeRefer},
 		TypeUnknown:   {decode: func(uint8, []byte) (Message, error) { return Unknown{}, nil }},
 		TypeIntroduce: {1, EnvelopeSizeMax, 0, func(_ uint8, p []byte) (Message, error) { return Introduce{p}, nil }},
 		TypeSubscribe: {content.CIDSize, content.CIDSize, 0, func(_ uint8, p []byte) (Message, error) { return Subscribe{content.CID(p)}, nil }},
@@ -187,6 +187,9 @@ const (
 	ChainSizeMax = 4 << 10
 	// PeerIDMax bounds a peer id, in bytes: an Ed25519 key's is 38 long, any other's 34.
 	PeerIDMax = 64
+	// AddrsMax bounds the addresses of a peer that is referred to, AddrMax the bytes of each:
+	// one behind a relay has some hundred.
+	AddrsMax, AddrMax = 4, 255
 	// BitmapPartMax bounds one part of a bitmap, in bytes: calls go in between.
 	BitmapPartMax = 64 << 10
 	// IndexMax bounds an index: what a Bitmap can hold.

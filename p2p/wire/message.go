@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/grangemesh/grange/origin/content"
 )
@@ -164,19 +165,43 @@ type Progress struct{}
 
 func (Progress) encode(b []byte) ([]byte, Type, uint8) { return b, TypeProgress, 0 }
 
-// Refer ends a Want: that peer has the rest.
-type Refer struct{ Peer peer.ID }
+// Refer ends a Want: that peer has the rest. Addrs are where it is to be found, for one that
+// may not know it: AddrsMax at most, AddrMax bytes each.
+type Refer struct {
+	Peer  peer.ID
+	Addrs []ma.Multiaddr
+}
 
 func (m Refer) encode(b []byte) ([]byte, Type, uint8) {
-	return append(b, m.Peer...), TypeRefer, 0
+	b = append(append(b, byte(len(m.Peer))), m.Peer...)
+	for _, a := range m.Addrs {
+		b = append(append(b, byte(len(a.Bytes()))), a.Bytes()...)
+	}
+	return b, TypeRefer, 0
 }
 
 func decodeRefer(_ uint8, p []byte) (Message, error) {
-	id, err := peer.IDFromBytes(p)
+	var parts [][]byte
+	for len(p) > 0 {
+		n := 1 + int(p[0])
+		if n > len(p) || len(parts) > AddrsMax {
+			return nil, fmt.Errorf("%w: an address ends behind its frame, or there are more than %d", content.ErrCorrupt, AddrsMax)
+		}
+		parts, p = append(parts, p[1:n]), p[n:]
+	}
+	id, err := peer.IDFromBytes(parts[0])
 	if err != nil {
 		return nil, fmt.Errorf("%w: peer ID: %w", content.ErrCorrupt, err)
 	}
-	return Refer{id}, nil
+	m := Refer{Peer: id}
+	for _, part := range parts[1:] {
+		a, err := ma.NewMultiaddrBytes(part)
+		if err != nil {
+			return nil, fmt.Errorf("%w: address of %s: %w", content.ErrCorrupt, id, err)
+		}
+		m.Addrs = append(m.Addrs, a)
+	}
+	return m, nil
 }
 
 // Unknown ends the request: the root is unknown, or its scope does not admit the asker,

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	ma "github.com/multiformats/go-multiaddr"
 	"pgregory.net/rapid"
 
 	"github.com/grangemesh/grange/origin/content"
@@ -42,7 +43,8 @@ func messages() []Message {
 		Absent{[]uint64{1}, true},
 		Queued{17},
 		Progress{},
-		Refer{"\x00\x09peer's id"},
+		Refer{Peer: "\x00\x09peer's id"},
+		Refer{"\x00\x09peer's id", []ma.Multiaddr{ma.StringCast("/ip4/192.0.2.1/udp/4001/quic-v1"), ma.StringCast("/ip6/2001:db8::1/tcp/4001")}},
 		Unknown{},
 		Introduce{[]byte("envelope")},
 		Subscribe{root},
