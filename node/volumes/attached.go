@@ -276,7 +276,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
-	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
+	case errors.Is(err, content.ErrNotFound) && e.FreedBy(r):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
 		return right.Sighted{Freed: true}, nil
 	case !st.Here && (errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt)):
