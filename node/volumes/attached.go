@@ -44,7 +44,7 @@ type attached struct {
 	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
-	spec terms.Spec // of the attach
+	spec terms.Spec // of the attach, until that has it
 
 	vol   *volume.Volume // nil unless it is served
 	guard *holders.Guard // of its flushes
@@ -333,7 +333,7 @@ func (a *attached) keepRight() error {
 	fresh, body, st := a.fresh, a.body, a.right
 	mine := st.Stage == right.Serving
 	if mine {
-		a.fresh, a.heir = nil, nil
+		a.fresh, a.heir, a.spec = nil, nil, terms.Spec{ReadOnly: a.spec.ReadOnly} // what was asked for is done, and may be changed
 	}
 	a.mu.Unlock()
 	switch {
