@@ -44,7 +44,7 @@ type attached struct {
 	turn    *gate.Turn    // at the record
 
 	gate *gate.Gate
-	spec terms.Spec // of the attach
+	spec terms.Spec // of the attach, until that has it
 
 	vol   *volume.Volume // nil unless it is served
 	guard *holders.Guard // of its flushes
@@ -276,7 +276,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
-	case r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created):
+	case errors.Is(err, content.ErrNotFound) && e.FreedBy(r):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
 		return right.Sighted{Freed: true}, nil
 	case !st.Here && (errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt)):
@@ -333,7 +333,7 @@ func (a *attached) keepRight() error {
 	fresh, body, st := a.fresh, a.body, a.right
 	mine := st.Stage == right.Serving
 	if mine {
-		a.fresh, a.heir = nil, nil
+		a.fresh, a.heir, a.spec = nil, nil, terms.Spec{ReadOnly: a.spec.ReadOnly} // what was asked for is done, and may be changed
 	}
 	a.mu.Unlock()
 	switch {

@@ -110,11 +110,13 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 		return nil
 	}
 	gone, body, err := v.records().Volume(ctx, name)
-	if err == nil {
+	switch ended := len(e.Tried) > 0 && gone.Version >= e.Tried[0].Epoch && e.FreedBy(gone); {
+	case err == nil:
 		return v.registered(e, gone, body)
-	}
-	if !errors.Is(err, content.ErrNotFound) {
+	case !errors.Is(err, content.ErrNotFound):
 		return err
+	case ended: // it may have been this one, which nobody brings back by that
+		return v.registered(e, gone, catalog.Volume{ID: e.ID})
 	}
 	e, err = v.index.Change(name, func(e *index.Entry) {
 		e.Epoch, e.Incarnation = max(e.Epoch, gone.Version+1), v.incarnation
@@ -123,7 +125,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	r, err := v.register(ctx, e, gone)
+	r, err := v.records().Register(ctx, e.Name, gone, e.Volume)
 	var taken *catalog.TakenError
 	if errors.As(err, &taken) {
 		body, _ = catalog.DecodeVolume(v.codec, taken.Current.Body) // what can't be read is another's

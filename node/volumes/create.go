@@ -18,8 +18,9 @@ import (
 // create makes a volume. The record is committed before its folder gets its name and
 // it is served, so that of two nodes that create one name one is told. After a crash
 // before that the next start makes it a volume, and writes the record if that is not.
-// gone is the record of the name's last deletion, zero if it had none.
-func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone catalog.Record) error {
+// gone is the record of the name's last deletion, zero if it had none; where nobody could say
+// whether the name is free nothing is sent, so that what is here is known to be all there is.
+func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone catalog.Record, free bool) error {
 	e, from, err := v.plan(ctx, name, spec)
 	defer from.End()
 	if err == nil {
@@ -29,7 +30,10 @@ func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone
 		return err
 	}
 	e.Epoch = gone.Version + 1 // no record of the name had a later one
-	tried := []right.Stamp{right.StampOf(e.Volume)}
+	var tried []right.Stamp
+	if free {
+		tried = append(tried, right.StampOf(e.Volume))
+	}
 	if e.Adopted = len(from.Segments) > 0; !e.Adopted { // else a start gives it up until all of them are there
 		e.Tried = tried
 	}
@@ -45,7 +49,10 @@ func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone
 			return errors.Join(err, v.index.GiveUp(e))
 		}
 	}
-	r, err := v.register(ctx, e, gone)
+	var r catalog.Record
+	if err = content.ErrUnavailable; free {
+		r, err = v.records().Register(ctx, name, gone, e.Volume)
+	}
 	switch {
 	case err == nil:
 		e.Committed, e.Tried = true, nil
@@ -61,12 +68,12 @@ func (v *Volumes) create(ctx context.Context, name string, spec terms.Spec, gone
 	if err := v.index.Add(e); err != nil {
 		return err
 	}
-	return v.serveNew(ctx, e, spec, r)
+	return v.serveNew(ctx, e, r)
 }
 
 // serveNew serves a volume that was made just now, with its record if it has one.
-func (v *Volumes) serveNew(ctx context.Context, e index.Entry, spec terms.Spec, r catalog.Record) error {
-	a := v.newAttached(e, spec)
+func (v *Volumes) serveNew(ctx context.Context, e index.Entry, r catalog.Record) error {
+	a := v.newAttached(e, terms.Spec{})
 	if e.Committed {
 		a.right.Stage, a.base, a.gaps, a.asked = right.Serving, &r, v.pulse.Gaps(), e.Created
 	}
@@ -110,14 +117,4 @@ func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e ind
 	e.Head, e.Lineage = &b.Head, b.Lineage
 	e.Head.Scope = content.Farm(v.cfg.Farm) // what it is made from may be for others too, the volume is its farm's
 	return e, from, nil
-}
-
-// register writes the record of a new volume, over that of the name's last deletion if it
-// had one.
-func (v *Volumes) register(ctx context.Context, e index.Entry, gone catalog.Record) (catalog.Record, error) {
-	var base *catalog.Record
-	if gone.Tombstone && gone.ETag != "" {
-		base = &gone
-	}
-	return v.records().PutVolume(ctx, e.Name, base, e.Volume)
 }

@@ -125,8 +125,14 @@ func (b *book) checkRecord(name string, body catalog.Volume) error {
 		return errors.New("nobody has made it")
 	}
 	b.farm.note("  %s: epoch %d of %s, %s, %s, %d holders, from %d through %d", name, body.Epoch, b.farm.member(body.Holder), body.State, body.Policy, len(body.Holders), body.Base.Seq, body.Through().Seq)
+	if v.policies != nil && !slices.Contains(v.policies, body.Policy) {
+		return fmt.Errorf("it says %s, and was asked for %s", body.Policy, v.policies)
+	}
 	if body.Size < v.size {
 		return fmt.Errorf("it has %d bytes, and was grown to %d", body.Size, v.size)
+	}
+	if v.folded != nil && body.Policy == catalog.PolicyLocal { // one disk does, also for what others were promised before
+		v.promised = v.folded
 	}
 	if v.owner != nil && body.Holder == v.owner.m.key && !v.passed { // whether it is served under that or not
 		v.owner.epoch = body.Epoch

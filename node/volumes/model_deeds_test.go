@@ -286,7 +286,7 @@ func (w *model) create(r *rapid.T) {
 		return
 	}
 	spec := Spec{Size: modelSize, Transport: terms.NBD, Durability: w.policy(r)}
-	v := &modelVolume{name: name, size: modelSize, born: []*state{{}}, places: map[*member]*place{}, snaps: map[uint64]*modelSnap{}}
+	v := &modelVolume{name: name, size: modelSize, born: []*state{{}}, policies: []string{spec.Durability}, places: map[*member]*place{}, snaps: map[uint64]*modelSnap{}}
 	w.parent(r, m, &spec, v)
 	w.making[name] = v
 	w.deed(r, m, fmt.Sprintf("create %s from %s, %s", name, spec.From, spec.Durability), spec.From == (content.Ref{}) || spec.From.Kind == content.KindImage, func() error {
@@ -571,7 +571,7 @@ func (w *model) change(r *rapid.T) {
 	w.deed(r, m, "policy "+policy+" "+v.name, w.fit(m, v, a), func() error {
 		_, _, err := m.Put(context.Background(), v.name, Spec{Durability: policy, Degrade: degrade})
 		return err
-	}, func(how) {})
+	}, func(how how) { v.asked(policy, how == done && v.owner == v.places[m]) })
 }
 
 func (w *model) remove(r *rapid.T) {

@@ -118,10 +118,20 @@ type modelVolume struct {
 	places   map[*member]*place
 	behind   []*place // what stayed with those that it was taken from
 	snaps    map[uint64]*modelSnap
-	naming   *state // what a snapshot is of whose number was not told
-	rolling  *state // that whoever serves it next may bring it back to
-	removed  bool   // its name is free, or another's
-	purged   bool   // its snapshots go, or went
+	naming   *state   // what a snapshot is of whose number was not told
+	policies []string // of which its record says one; nil is not looked at
+	rolling  *state   // that whoever serves it next may bring it back to
+	removed  bool     // its name is free, or another's
+	purged   bool     // its snapshots go, or went
+}
+
+// asked is a change of policy, that is done or may be. One that may be the policy already is
+// answered without the origin: it stays in doubt.
+func (v *modelVolume) asked(policy string, done bool) {
+	if done && !slices.Contains(v.policies, policy) {
+		v.policies = nil
+	}
+	v.policies = append(v.policies, policy)
 }
 
 // place is what a member has of a volume.

@@ -26,6 +26,7 @@ import (
 type modelled struct {
 	attached, committed bool
 	written, released   bool
+	leaving, failed     bool // whether it was released can't be told here; it is to be attached all the same
 	first               byte // what its first block is full of
 }
 
@@ -33,6 +34,8 @@ func (m modelled) state() terms.State {
 	switch {
 	case m.released:
 		return terms.StateReleased
+	case m.failed:
+		return terms.StateFailed
 	case !m.attached:
 		return terms.StateDetached
 	case !m.committed:
@@ -67,8 +70,10 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
 				_, created, err := w.Put(t.Context(), name, Spec{Size: 1 << 20, Transport: terms.NBD})
-				if m.released && home.down { // another may have it by now
+				if (m.released || m.leaving) && home.down { // another may have it by now
 					do("put", err, content.ErrUnavailable)
+					m.failed = m.leaving
+					all[name] = m
 					return
 				}
 				if do("put", err, nil); created == m.attached {
@@ -77,7 +82,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				if !here {
 					m.committed = !home.down
 				}
-				m.attached, m.released = true, false
+				m.attached, m.released, m.leaving, m.failed = true, false, false, false
 				all[name] = m
 			},
 			"put of another size": func(rt *rapid.T) {
@@ -90,14 +95,16 @@ func TestAnySequenceOfCommands(t *testing.T) {
 			"detach": func(rt *rapid.T) {
 				name := pick.Draw(rt, "name")
 				m, here := all[name]
+				before, _ := w.Get(name)
 				_, err := w.Detach(t.Context(), name, false)
 				if !here {
 					do("detach", err, content.ErrNotFound)
 					return
 				}
 				do("detach", err, nil)
-				m.released = m.released || m.attached && m.committed && !m.written && !home.down
-				m.attached = false
+				leaves := m.attached && m.committed && !m.written
+				m.released, m.leaving = m.released || leaves && !home.down, m.leaving || leaves && home.down && before.Confirmed
+				m.attached, m.failed = false, false
 				all[name] = m
 			},
 			"remove": func(rt *rapid.T) {
@@ -106,7 +113,7 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				err := w.Remove(t.Context(), name, RemoveSpec{})
 				if home.down && (!here || m.committed) { // whose the name is can't be told
 					do("remove", err, content.ErrUnavailable)
-					if m.attached = false; here {
+					if m.attached, m.failed = false, false; here {
 						all[name] = m
 					}
 					return
@@ -138,6 +145,12 @@ func TestAnySequenceOfCommands(t *testing.T) {
 				w = w.again(t)
 				w.cfg.Registry = home
 				w.openAll(t.Context())
+				for name, m := range all {
+					if m.failed && !home.down {
+						m.attached, m.leaving, m.failed = true, false, false
+						all[name] = m
+					}
+				}
 			},
 			"": func(rt *rapid.T) {
 				if list := w.List(); len(list) != len(all) {

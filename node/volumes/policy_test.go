@@ -3,6 +3,7 @@ package volumes
 import (
 	"bytes"
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/holders"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 	"github.com/grangemesh/grange/p2p/exchange"
 	"github.com/grangemesh/grange/p2p/identity"
@@ -195,4 +197,53 @@ func TestReleasedNamesNobody(t *testing.T) {
 		t.Errorf("%+v, %v", body, err)
 	}
 	p.b.is(t, "disk", want)
+}
+
+// unreached is a farm of whom nobody answers.
+type unreached struct{}
+
+func (unreached) Ask(context.Context, peer.ID, wire.Message) (func() (*wire.Held, []byte, error), error) {
+	return nil, content.ErrUnavailable
+}
+
+// TestOriginInPlaceOfHolders: what holders alone have is not passed over by a takeover that
+// can't reach them, though flushes go to the origin by now; once one has, nobody needs them.
+func TestOriginInPlaceOfHolders(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a.put(t, "disk", Spec{Durability: "origin"})
+	p.b.cfg.Holders.Lane = unreached{}
+	if _, _, err := p.b.Put(t.Context(), "disk", Spec{Takeover: true}); !errors.Is(err, content.ErrUnavailable) {
+		t.Fatalf("while they alone have what was acknowledged: %v", err)
+	}
+	if err := p.a.device("disk").front.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
+// TestPolicyOverALaterEpoch: a volume that has another policy, and other limits, than it was
+// attached with keeps them when its node takes the next epoch.
+func TestPolicyOverALaterEpoch(t *testing.T) {
+	for _, made := range []bool{true, false} {
+		p := newPair(t)
+		p.a.put(t, "disk", Spec{Size: testSize, Durability: "origin", Limits: Limits{IOPS: 7}})
+		if !made {
+			if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+				t.Fatal(err)
+			}
+			p.a.put(t, "disk", Spec{Durability: "origin", Limits: Limits{IOPS: 7}})
+		}
+		p.a.put(t, "disk", Spec{Durability: "local", Limits: Limits{IOPS: 9}})
+		was, _ := p.store.body("disk")
+		if err := p.a.device("disk").happen(t.Context(), right.Outbid{Epoch: was.Epoch + 1}); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := p.store.body("disk"); err != nil || now.Epoch <= was.Epoch+1 || now.Policy != "local" || now.IOPS != 9 {
+			t.Errorf("made just now %t: %+v, %v", made, now, err)
+		}
+	}
 }

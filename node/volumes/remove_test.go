@@ -276,3 +276,22 @@ type deaf struct{ records.Registry }
 func (d deaf) Delete(ctx context.Context, base catalog.Record) error {
 	return errors.Join(content.ErrUnavailable, d.Registry.Delete(ctx, base))
 }
+
+// TestRemoveBeforeItIsKnownToBeRegistered: a volume that may have a record is not removed while
+// nobody can tell, as its record would be left; one that was made without the mesh is.
+func TestRemoveBeforeItIsKnownToBeRegistered(t *testing.T) {
+	p := newPair(t)
+	p.store.unheard(func() { p.a.put(t, "disk", Spec{Size: testSize}) })
+	p.store.down = true
+	p.a.put(t, "alone", Spec{Size: testSize})
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); !errors.Is(err, content.ErrUnavailable) {
+		t.Errorf("one that may be registered: %v", err)
+	}
+	if err := p.a.Remove(t.Context(), "alone", RemoveSpec{}); err != nil {
+		t.Errorf("one that nobody knows: %v", err)
+	}
+	p.store.down = false
+	if err := p.a.Remove(t.Context(), "disk", RemoveSpec{}); err != nil || p.store.has(content.KindVolume, "disk") || len(p.a.List()) > 0 {
+		t.Errorf("once its record can be read: %v, %+v", err, p.a.List())
+	}
+}

@@ -39,6 +39,13 @@ func (x *store) get(kind content.Kind, name string) (r catalog.Record, err error
 	return r, nil
 }
 
+// unheard does something of whose commits the replies are lost.
+func (x *store) unheard(do func()) {
+	x.fault = func() (before, after bool) { return false, true }
+	do()
+	x.fault = nil
+}
+
 func (x *store) has(kind content.Kind, name string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

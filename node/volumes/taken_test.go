@@ -146,3 +146,21 @@ func TestTakeoverOfWhatNobodyHolds(t *testing.T) {
 		t.Errorf("%q, %v", view.Detail, err)
 	}
 }
+
+// TestEndedBeforeItWasKnownToBeRegistered: a volume whose first commit arrived, and whose node
+// did not hear of it, is not brought back by that when another has taken and removed it.
+func TestEndedBeforeItWasKnownToBeRegistered(t *testing.T) {
+	p := newPair(t)
+	p.store.unheard(func() { p.a.put(t, "disk", Spec{Size: testSize}) })
+	p.b.put(t, "disk", Spec{Takeover: true})
+	if err := p.b.Remove(t.Context(), "disk", RemoveSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.a.commitLater(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	p.a.look(t)
+	if view, err := p.a.Get("disk"); err != nil || view.State != terms.StateFailed || !strings.Contains(view.Detail, "freed") || p.store.has(content.KindVolume, "disk") {
+		t.Errorf("%+v, %v; it has a record: %t", view, err, p.store.has(content.KindVolume, "disk"))
+	}
+}

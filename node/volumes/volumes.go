@@ -333,7 +333,7 @@ func (v *Volumes) putNew(ctx context.Context, name string, spec terms.Spec) erro
 		}
 		return v.attach(ctx, index.Entry{Name: name, Committed: true, Empty: true}, spec)
 	case creates && (errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable)):
-		return v.create(ctx, name, spec, r)
+		return v.create(ctx, name, spec, r, errors.Is(err, content.ErrNotFound))
 	case errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrUnavailable):
 		return v.names().Elsewhere(ctx, name)
 	}

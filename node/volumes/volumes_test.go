@@ -26,7 +26,7 @@ import (
 // nothing is an origin that does not answer.
 type nothing struct {
 	commit error
-	hold   func(name string) // called by a commit, may be nil
+	hold   func(name string) // called by a commit; where it is not nil, it says that names are free
 	record *catalog.Volume   // what it has, if anything: then it answers
 }
 
@@ -39,7 +39,10 @@ func (nothing) Image(context.Context, fetch.Root) (*fetch.Image, error) {
 }
 
 func (x *nothing) Volume(context.Context, string) (catalog.Record, error) {
-	if x.record == nil {
+	switch {
+	case x.record == nil && x.hold != nil:
+		return catalog.Record{}, content.ErrNotFound
+	case x.record == nil:
 		return catalog.Record{}, content.ErrUnavailable
 	}
 	b, err := x.record.Encode(content.NewCodec())

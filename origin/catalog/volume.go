@@ -119,6 +119,14 @@ func (v Volume) Encode(c *content.Codec) ([]byte, error) {
 	return b, nil
 }
 
+// Dismiss has it name no holders where flushes don't wait for any, once all that they have is in
+// the bucket.
+func (v *Volume) Dismiss() {
+	if k, _ := PolicyHolders(v.Policy); k == 0 {
+		v.Holders, v.DegradedSince = nil, time.Time{}
+	}
+}
+
 func (v Volume) encode(c *content.Codec) ([]byte, error) {
 	if err := v.check(); err != nil {
 		return nil, err

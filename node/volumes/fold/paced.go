@@ -158,12 +158,7 @@ func (p *Paced) dismiss(ctx context.Context, was catalog.Volume) error {
 	if k, _ := catalog.PolicyHolders(was.Policy); k > 0 || len(was.Holders) == 0 {
 		return nil
 	}
-	return p.cfg.Revise(ctx, func(body *catalog.Volume) error {
-		if k, _ := catalog.PolicyHolders(body.Policy); k == 0 {
-			body.Holders, body.DegradedSince = nil, time.Time{}
-		}
-		return nil
-	})
+	return p.cfg.Revise(ctx, func(body *catalog.Volume) error { body.Dismiss(); return nil })
 }
 
 // Upload has all of the volume in the bucket, and if it can in one root.

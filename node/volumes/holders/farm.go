@@ -40,8 +40,8 @@ func (f *Farm) now() time.Time {
 }
 
 // Inherit is Inherit for a volume by its record, on this node: dir is made, and is the
-// caller's to remove. It is zero where no holder has anything, or nothing that the record's
-// policy asks for can be reached.
+// caller's to remove. It is zero where no holder has anything, or none can be reached and the
+// policy is one that asks for nothing but the writer's disk.
 func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, incarnation uint64, dir string) (Inheritance, error) {
 	if len(record.Holders) == 0 || record.State == catalog.Released { // else they may have what another policy had acknowledged
 		return Inheritance{}, nil
@@ -61,8 +61,8 @@ func (f *Farm) Inherit(ctx context.Context, name string, record catalog.Volume, 
 	if err != nil {
 		err = fmt.Errorf("inherit volume %s: %w", name, err)
 	}
-	switch needed, _ := catalog.PolicyHolders(record.Policy); {
-	case needed == 0 && errors.Is(err, content.ErrUnavailable):
+	switch {
+	case record.Policy == catalog.PolicyLocal && errors.Is(err, content.ErrUnavailable):
 		f.Log.Warn("a volume goes on without what its holders may have from the time when its flushes waited for them", "volume", name, "err", err)
 		return Inheritance{}, os.RemoveAll(dir)
 	case err == nil && !in.DegradedSince.IsZero():
@@ -135,9 +135,24 @@ func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 		}
 	}
 	if body, _ := g.owner.Record(); err == nil && g.owner.Origin != nil && body.Policy == catalog.PolicyOrigin {
-		return g.owner.Origin(ctx, upTo)
+		return g.toOrigin(ctx, upTo, len(body.Holders) > 0)
 	}
 	return err
+}
+
+// toOrigin has the origin have all up to a place. While the record names holders, from a policy
+// that asked for them, that is all there is: once it is there nobody has to reach one of them.
+func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool) error {
+	g.mu.Lock()
+	j := g.journal
+	g.mu.Unlock()
+	if !named || j == nil {
+		return g.owner.Origin(ctx, upTo)
+	}
+	if err := g.owner.Origin(ctx, j.End()); err != nil {
+		return err
+	}
+	return g.owner.Revise(ctx, func(v *catalog.Volume) error { v.Dismiss(); return nil })
 }
 
 // Vouched reports whether nobody can have taken the volume over, see Writer.Vouched.

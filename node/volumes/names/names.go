@@ -155,7 +155,7 @@ func (x Names) RemoveOwn(ctx context.Context, e index.Entry, incarnation uint64,
 	mine := e.Committed && e.Right(x.Self, incarnation).IsMine(body) || !e.Committed && body.ID == e.ID
 	switch {
 	case errors.Is(err, content.ErrNotFound):
-	case err != nil && !e.Committed && errors.Is(err, content.ErrUnavailable):
+	case err != nil && !e.Committed && len(e.Tried) == 0 && errors.Is(err, content.ErrUnavailable): // nobody was ever told of it
 		return nil
 	case err != nil:
 		return err

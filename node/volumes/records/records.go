@@ -101,6 +101,15 @@ func (x Records) PutVolume(ctx context.Context, name string, base *catalog.Recor
 	return x.Registry.Commit(ctx, content.KindVolume, name, base, b)
 }
 
+// Register writes the record of a new volume, over that of the name's last deletion if it
+// had one.
+func (x Records) Register(ctx context.Context, name string, gone catalog.Record, body catalog.Volume) (catalog.Record, error) {
+	if gone.Tombstone && gone.ETag != "" {
+		return x.PutVolume(ctx, name, &gone, body)
+	}
+	return x.PutVolume(ctx, name, nil, body)
+}
+
 // PutSnapshot writes a snapshot's record; see Registry's Commit.
 func (x Records) PutSnapshot(ctx context.Context, base *catalog.Record, body catalog.Snapshot) error {
 	b, err := body.Encode(x.Codec)
