@@ -332,7 +332,7 @@ func (s *sender) send(seq uint64) error {
 	m := wire.Extend{Claim: s.claim, At: s.at, Seq: seq, Bytes: s.buf}
 	if !s.begun {
 		if h, err := journal.DecodeHeader(s.buf); err == nil { // an entry does not begin like one
-			if h.Merged > 0 && h.After.Seq < s.seq {
+			if h.Merged > 0 && h.After.Seq < s.seq && s.at != (wire.Place{}) { // one that has no segment takes any
 				return errMerged
 			}
 			s.needs = max(s.needs, h.Needs)
