@@ -276,7 +276,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
-	case errors.Is(err, content.ErrNotFound) && e.FreedBy(r):
+	case errors.Is(err, content.ErrNotFound) && records.Freed(r, e.Created):
 		a.gaps, a.taken = gaps, "its name was freed on "+r.SignedAt.UTC().Format(time.RFC3339)
 		return right.Sighted{Freed: true}, nil
 	case !st.Here && (errors.Is(err, content.ErrForbidden) || errors.Is(err, content.ErrCorrupt)):
@@ -305,8 +305,10 @@ func (a *attached) takeNext(ctx context.Context) (right.Event, error) {
 		}
 	}
 	body.Epoch, body.Incarnation, body.Holder, body.State = next.Epoch, next.Incarnation, st.Self, catalog.Attached
-	a.inherits(&body)
-	a.spec.Change(&body)
+	if a.heir != nil { // its holders are named until they are
+		body.Holders, body.DegradedSince = a.heir.Holders, time.Time{}
+	}
+	_ = a.spec.Change(&body) // one that is stale was refused
 	r, err := a.v.records().PutVolume(ctx, a.Name(), base, body)
 	switch {
 	case err == nil:

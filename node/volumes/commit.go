@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/node/volumes/index"
+	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
@@ -110,7 +111,7 @@ func (v *Volumes) commitLater(ctx context.Context, name string) error {
 		return nil
 	}
 	gone, body, err := v.records().Volume(ctx, name)
-	switch ended := len(e.Tried) > 0 && gone.Version >= e.Tried[0].Epoch && e.FreedBy(gone); {
+	switch ended := len(e.Tried) > 0 && gone.Version >= e.Tried[0].Epoch && records.Freed(gone, e.Created); {
 	case err == nil:
 		return v.registered(e, gone, body)
 	case !errors.Is(err, content.ErrNotFound):

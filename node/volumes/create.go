@@ -90,7 +90,7 @@ func (v *Volumes) plan(ctx context.Context, name string, spec terms.Spec) (e ind
 		Size: spec.Size, From: spec.From, Incarnation: v.incarnation, Holder: v.cfg.Self, State: catalog.Attached,
 		Policy: catalog.PolicyLocal, ReadOnly: spec.ReadOnly,
 	}}
-	spec.Change(&e.Volume)
+	_ = spec.Change(&e.Volume) // nobody was there before
 	rand.Read(e.ID[:])
 	if spec.From == (content.Ref{}) {
 		if e.Size == 0 {

@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/node/volumes/holders"
@@ -77,13 +76,4 @@ func (a *attached) inherit(ctx context.Context, body catalog.Volume, st right.St
 		a.right, _ = right.Step(a.right, right.Outbid{Epoch: in.Epoch - 1})
 	}
 	return in.Segments, err
-}
-
-// inherits has the record name who holds what was inherited, until it does.
-func (a *attached) inherits(body *catalog.Volume) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.heir != nil {
-		body.Holders, body.DegradedSince = a.heir.Holders, time.Time{}
-	}
 }

@@ -270,7 +270,7 @@ func (b *book) checkSnapshot(r catalog.Record, body catalog.Snapshot) error {
 	} else {
 		m := b.farm.member(body.Holder)
 		a := m.device(v.name)
-		if a == nil || a.folds == nil || a.err != nil || v.places[m] != s.at {
+		if a == nil || a.err != nil || !a.has(body) || v.places[m] != s.at {
 			return nil
 		}
 		if found, err = b.visit(m, body); errors.Is(err, content.ErrUnavailable) {

@@ -86,7 +86,7 @@ func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, erro
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) (moment.Moment, error) {
 	_, body, err := v.records().Snapshot(ctx, id)
 	for range records.Tries {
-		if err != nil || body.Durable || body.Orphan || a == nil || a.folds == nil {
+		if err != nil || body.Durable || !a.has(body) {
 			break
 		}
 		if a.vol.Keep(body.At) == nil {
@@ -103,6 +103,16 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 		return v.momentOfOrphan(ctx, body)
 	}
 	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, v.cfg.Who(body.Holder))
+}
+
+// has reports whether a snapshot is of this volume, not of another that had its name, and may
+// have its place here.
+func (a *attached) has(body catalog.Snapshot) bool {
+	if a == nil || a.folds == nil || body.Orphan {
+		return false
+	}
+	_, now, _ := a.record()
+	return now.ID == body.ID
 }
 
 // momentOfOrphan opens the folder that an orphan was left in.

@@ -128,24 +128,15 @@ func (a *attached) isCurrent(e index.Entry) error {
 // ask has a volume that is served follow what a Put asks for.
 func (a *attached) ask(ctx context.Context, spec terms.Spec) error {
 	_, body, _ := a.record()
-	if spec.Generation != 0 && spec.Generation < body.Generation {
-		return terms.Stale(body.Generation, spec.Generation)
-	}
 	after := body
-	if spec.Change(&after); after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
-		return nil
+	if err := spec.Change(&after); err != nil || after.Policy == body.Policy && after.Degrade == body.Degrade && after.IOPS == body.IOPS && after.Rate == body.Rate && after.Generation == body.Generation {
+		return err
 	}
 	if after.Policy != body.Policy { // no tail comes by the place of a snapshot that it does not know
 		a.placing.Lock()
 		defer a.placing.Unlock()
 	}
-	err := a.revise(ctx, func(body *catalog.Volume) error {
-		if spec.Generation != 0 && spec.Generation < body.Generation {
-			return terms.Stale(body.Generation, spec.Generation)
-		}
-		spec.Change(body)
-		return nil
-	})
+	err := a.revise(ctx, spec.Change)
 	if a.vol != nil && after.Policy != body.Policy { // also where the reply was lost
 		a.vol.Distrust()
 	}

@@ -164,3 +164,33 @@ func TestEndedBeforeItWasKnownToBeRegistered(t *testing.T) {
 		t.Errorf("%+v, %v; it has a record: %t", view, err, p.store.has(content.KindVolume, "disk"))
 	}
 }
+
+// TestSnapshotOfWhoHadTheNameBefore: a snapshot that is not durable is not read from another
+// volume that has the name by now, though that has a place like its own.
+func TestSnapshotOfWhoHadTheNameBefore(t *testing.T) {
+	p := newPair(t)
+	for i := range 2 {
+		p.a.put(t, "disk", Spec{Size: testSize})
+		p.a.fill(t, "disk", make([]byte, testSize), 5, uint64(i))
+		if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			p.fencedOff(t, "disk")
+			if err := errors.Join(p.b.Remove(t.Context(), "disk", RemoveSpec{}), p.a.Remove(t.Context(), "disk", RemoveSpec{})); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, want := range map[string]error{"disk@1": content.ErrConflict, "disk@2": nil} {
+		m, err := p.a.momentOfSnapshot(t.Context(), name, p.a.device("disk"))
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			err = m.Close()
+		} else if _, _, fork := p.a.Put(t.Context(), "fork", Spec{From: refOf(t, "snapshot:"+name)}); !errors.Is(fork, want) {
+			t.Errorf("a fork of %s: %v", name, fork)
+		}
+	}
+}

@@ -104,9 +104,6 @@ func (e Entry) Right(self trust.PublicKey, process uint64) right.State {
 	return s
 }
 
-// FreedBy reports whether a record has freed the name of a volume since that was made.
-func (e Entry) FreedBy(r catalog.Record) bool { return r.Tombstone && r.SignedAt.After(e.Created) }
-
 // Widest is the head by which most members send what the volume begins as: that of what
 // it was made from, while it has the same root. It must have one.
 func (e Entry) Widest(c *content.Codec) pack.Head {

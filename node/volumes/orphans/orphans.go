@@ -92,7 +92,7 @@ func (k *Keeper) drop(ctx context.Context, folder string, e index.Entry) error {
 		return nil
 	}
 	r, _, err := k.Records().Snapshot(ctx, catalog.Snapshot{Volume: e.Name, Orphan: true, Epoch: e.Epoch}.Ref().RecordName())
-	if r.Tombstone && errors.Is(err, content.ErrNotFound) && r.SignedAt.After(e.Created) {
+	if errors.Is(err, content.ErrNotFound) && records.Freed(r, e.Created) {
 		return k.remove(ctx, folder, e)
 	}
 	if k.looked == nil {

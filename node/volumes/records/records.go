@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -55,6 +56,9 @@ func (x Records) SureVolume(ctx context.Context, name string) (r catalog.Record,
 	}
 	return r, body, err
 }
+
+// Freed reports whether a record says that its name was freed since then.
+func Freed(r catalog.Record, since time.Time) bool { return r.Tombstone && r.SignedAt.After(since) }
 
 // Snapshot returns what the mesh knows of a snapshot; its name is checked.
 func (x Records) Snapshot(ctx context.Context, id string) (r catalog.Record, body catalog.Snapshot, err error) {

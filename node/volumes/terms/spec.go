@@ -87,8 +87,11 @@ func (s Spec) Agrees(body catalog.Volume) error {
 	return nil
 }
 
-// Change has the record say what an attach asks for.
-func (s Spec) Change(body *catalog.Volume) {
+// Change has the record say what an attach asks for, unless that is Stale.
+func (s Spec) Change(body *catalog.Volume) error {
+	if s.Generation != 0 && s.Generation < body.Generation {
+		return Stale(body.Generation, s.Generation)
+	}
 	if s.Durability != "" {
 		body.Policy = s.Durability
 	}
@@ -99,6 +102,7 @@ func (s Spec) Change(body *catalog.Volume) {
 		body.IOPS, body.Rate = s.Limits.IOPS, s.Limits.BytesPerSecond
 	}
 	body.Generation = max(body.Generation, s.Generation)
+	return nil
 }
 
 // SnapshotSpec is what a snapshot is asked for with.
