@@ -188,7 +188,9 @@ func (x answerer) Call(ctx context.Context, from exchange.Peer, method string, b
 	case matchMethod: // names that a member follows
 		return membership.Answer(x.n.codec, body, func(q []follow.Pattern) ([]images.Match, error) { return x.n.Images.Matches(ctx, from.Identity, q) })
 	case images.WarmMethod:
-		return x.n.Images.AnswerWarm(ctx, from.Identity, body)
+		return membership.Answer(x.n.codec, body, func(q images.WarmRequest) (images.WarmAnswer, error) {
+			return x.n.Images.AnswerWarm(ctx, from.Identity, q)
+		})
 	case twinMethod:
 		if b, err := x.n.answerTwin(body); err == nil {
 			return b, nil

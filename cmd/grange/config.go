@@ -53,17 +53,12 @@ func (f configFile) BeforeResolve(k *kong.Kong, ctx *kong.Context, trace *kong.P
 		return fmt.Errorf("config %s: unknown settings: %s; `grange node --help` lists them all", path, strings.Join(unknown, ", "))
 	}
 	ctx.AddResolver(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-		if len(flag.Envs) == 0 || slices.ContainsFunc(flag.Envs, inEnvironment) {
+		if len(flag.Envs) == 0 || slices.ContainsFunc(flag.Envs, func(name string) bool { _, set := os.LookupEnv(name); return set }) {
 			return nil, nil
 		}
 		return settings[flag.Name], nil
 	}))
 	return nil
-}
-
-func inEnvironment(name string) bool {
-	_, ok := os.LookupEnv(name)
-	return ok
 }
 
 // configSizeMax bounds a config file.

@@ -54,8 +54,8 @@ func awaitHandover(before context.Context, last lastCall, upgrade <-chan os.Sign
 				log.Error("no handover: the program would not start a node with this configuration", "program", program, "err", err)
 				continue
 			}
+			log.Info("handing over", "program", program) // before it ends: this process may be another at once
 			end(volumes.ErrHandover)
-			log.Info("handing over", "program", program)
 		}
 	}()
 	return ctx, func(err error) error {

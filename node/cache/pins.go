@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -315,14 +316,9 @@ func (c *Cache) GetFor(id content.CID, reach Reach, buf []byte) (content.Verifie
 func (c *Cache) Narrow(ids []content.CID, most Reach) error {
 	changed := false
 	var failed error
-	for len(ids) > 0 {
-		n := min(len(ids), narrowBatch)
-		some, err := c.lower(ids[:n], most)
-		changed = changed || some
-		if err != nil {
-			failed = err
-		}
-		ids = ids[n:]
+	for batch := range slices.Chunk(ids, narrowBatch) {
+		some, err := c.lower(batch, most)
+		changed, failed = changed || some, cmp.Or(err, failed)
 	}
 	if failed == nil && changed {
 		failed = c.names.file.Sync()

@@ -71,40 +71,32 @@ func (im *Images) Holders(ctx context.Context, name string) (Image, error) {
 	return i, nil
 }
 
-// warmRequest has a member warm an image, at least at that version, or say how far its
+// WarmRequest has a member warm an image, at least at that version, or say how far its
 // operation is that it has begun for that, or cancel it. So it may be asked again and again.
-type warmRequest struct {
+type WarmRequest struct {
 	Name      string `cbor:"name"`
 	Version   uint64 `cbor:"version"`
 	Operation string `cbor:"operation"`
 	Cancel    bool   `cbor:"cancel"`
 }
 
-// warmAnswer is how far it is.
-type warmAnswer struct {
+// WarmAnswer is how far it is.
+type WarmAnswer struct {
 	Operation string          `cbor:"operation"`
 	Node      operations.Node `cbor:"node"`
 }
 
 // AnswerWarm answers a WarmMethod of another member of this farm.
-func (im *Images) AnswerWarm(ctx context.Context, from trust.Identity, body []byte) ([]byte, error) {
+func (im *Images) AnswerWarm(ctx context.Context, from trust.Identity, q WarmRequest) (WarmAnswer, error) {
 	if !from.Role.IsMember() || from.Farm != im.cfg.Signer.Identity().Farm {
-		return nil, fmt.Errorf("call %s: %w", WarmMethod, content.ErrNotFound)
+		return WarmAnswer{}, fmt.Errorf("call %s: %w", WarmMethod, content.ErrNotFound)
 	}
-	var q warmRequest
-	if err := im.cfg.Codec.Unmarshal(body, &q); err != nil {
-		return nil, err
-	}
-	a, err := im.warmFor(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	return im.cfg.Codec.Marshal(a)
+	return im.warmFor(ctx, q)
 }
 
 // warmFor begins what q asks for, says how far it is, or cancels it. What somebody else
 // has begun here is waited for, and told without its ID: it is not for q to cancel.
-func (im *Images) warmFor(ctx context.Context, q warmRequest) (warmAnswer, error) {
+func (im *Images) warmFor(ctx context.Context, q WarmRequest) (WarmAnswer, error) {
 	ops := im.cfg.Operations
 	v, err := ops.Get(q.Operation)
 	switch {
@@ -121,7 +113,7 @@ func (im *Images) warmFor(ctx context.Context, q warmRequest) (warmAnswer, error
 			v, v.ID, err = all[i], "", nil
 		}
 	}
-	return warmAnswer{v.ID, operations.Node{State: v.State, Done: v.Done, Total: v.Total, Bytes: v.Bytes, Error: v.Error}}, err
+	return WarmAnswer{v.ID, operations.Node{State: v.State, Done: v.Done, Total: v.Total, Bytes: v.Bytes, Error: v.Error}}, err
 }
 
 // WarmAll has all members of this farm fetch all of an image into their caches, in the
@@ -132,7 +124,7 @@ func (im *Images) WarmAll(name string) (operations.View, error) {
 		if err != nil {
 			return err
 		}
-		w := &everywhere{im: im, op: op, q: warmRequest{Name: name, Version: k.Version}}
+		w := &everywhere{im: im, op: op, q: WarmRequest{Name: name, Version: k.Version}}
 		nodes := append([]Neighbour{{im.cfg.Self, ""}}, im.cfg.Farm(ctx)...)
 		var wg sync.WaitGroup
 		for _, n := range nodes {
@@ -148,7 +140,7 @@ func (im *Images) WarmAll(name string) (operations.View, error) {
 type everywhere struct {
 	im *Images
 	op *operations.Operation
-	q  warmRequest
+	q  WarmRequest
 }
 
 // on has one node warm the image, until it is done or can't.
@@ -192,7 +184,7 @@ func mayBeAway(err error) bool {
 	return !errors.Is(err, content.ErrNotFound) && !errors.Is(err, content.ErrForbidden) && !errors.Is(err, content.ErrInvalid)
 }
 
-func (w *everywhere) ask(ctx context.Context, n Neighbour, q warmRequest) (a warmAnswer, err error) {
+func (w *everywhere) ask(ctx context.Context, n Neighbour, q WarmRequest) (a WarmAnswer, err error) {
 	if n.ID == w.im.cfg.Self {
 		return w.im.warmFor(ctx, q)
 	}

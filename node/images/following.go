@@ -12,6 +12,7 @@ import (
 
 	"github.com/grangemesh/grange/node/fetch"
 	"github.com/grangemesh/grange/node/images/follow"
+	"github.com/grangemesh/grange/node/records"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
 )
@@ -253,7 +254,7 @@ func (f *follower) bring(ctx context.Context, t follow.Target) error {
 		return err
 	}
 	m.Prepare(ctx)
-	ids, err := all(ctx, m)
+	ids, err := f.im.all(ctx, k)
 	if err != nil {
 		return err
 	}
@@ -321,7 +322,11 @@ func (f *follower) standing(name string) *follow.Standing {
 }
 
 // all are the names of an image's chunks and map nodes.
-func all(ctx context.Context, m *fetch.Image) (ids []content.CID, err error) {
+func (im *Images) all(ctx context.Context, k records.Known) (ids []content.CID, err error) {
+	m, err := im.cfg.Fetcher.Learn(RootOf(k))
+	if err != nil {
+		return nil, err
+	}
 	for id, err := range m.CIDs(ctx) {
 		if err != nil {
 			return nil, err

@@ -278,11 +278,7 @@ func (im *Images) Pin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	m, err := im.cfg.Fetcher.Learn(RootOf(k))
-	if err != nil {
-		return err
-	}
-	ids, err := all(ctx, m) // first: a part would replace the whole of an older pin
+	ids, err := im.all(ctx, k) // first: a part would replace the whole of an older pin
 	if err != nil {
 		return fmt.Errorf("pin %q: %w", name, err)
 	}

@@ -58,11 +58,7 @@ func (f *follower) keepLastOf(ctx context.Context, name string) error {
 	if !ok || k.Root != i.CID {
 		return nil
 	}
-	m, err := cfg.Fetcher.Learn(RootOf(k))
-	if err != nil {
-		return err
-	}
-	ids, err := all(ctx, m)
+	ids, err := f.im.all(ctx, k)
 	if err != nil {
 		return err
 	}

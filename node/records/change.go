@@ -15,23 +15,17 @@ import (
 // Told takes a record that this node has read or written at the origin, by a request
 // that it began at asked.
 func (n *Names) Told(r catalog.Record, asked time.Time) error {
-	k, err := n.describe(r)
-	if err == nil {
-		n.changeForGood(key(r.Kind, r.Name), n.telling(k, asked))
-	}
+	_, err := n.tell(r, asked, n.changeForGood)
 	return err
 }
 
-func (n *Names) tell(r catalog.Record, asked time.Time) (Known, error) {
+// tell is Told by one of change, changeForGood and apply, and returns what counts then.
+func (n *Names) tell(r catalog.Record, asked time.Time, change func(id string, step func(entry) entry) entry) (Known, error) {
 	k, err := n.describe(r)
 	if err != nil {
 		return Known{}, err
 	}
-	return n.change(key(r.Kind, r.Name), n.telling(k, asked)).answer(), nil
-}
-
-func (n *Names) telling(k Known, asked time.Time) func(entry) entry {
-	return func(e entry) entry { return e.taking(k, n.isBad).told(k, asked, n.cfg.Now()) }
+	return change(key(r.Kind, r.Name), func(e entry) entry { return e.taking(k, n.isBad).told(k, asked, n.cfg.Now()) }).answer(), nil
 }
 
 // taking has what was taken away compared with a record that is put in its place: one
@@ -67,7 +61,7 @@ func (n *Names) gone(id string, asked time.Time) {
 // by it, and on disk. It returns that state. Nobody waits for the disk: what a read has
 // shown the origin shows again.
 func (n *Names) change(id string, step func(entry) entry) entry {
-	old, e := n.apply(id, step)
+	old, e := n.applied(id, step)
 	if !e.keeps(old) && !n.syncing.Swap(true) {
 		n.syncs.Go(func() {
 			n.syncing.Store(false) // what changes from now on has it done once more
@@ -78,10 +72,18 @@ func (n *Names) change(id string, step func(entry) entry) entry {
 }
 
 // changeForGood is change that waits for the disk.
-func (n *Names) changeForGood(id string, step func(entry) entry) {
-	if old, e := n.apply(id, step); !e.keeps(old) {
+func (n *Names) changeForGood(id string, step func(entry) entry) entry {
+	old, e := n.applied(id, step)
+	if !e.keeps(old) {
 		n.sync()
 	}
+	return e
+}
+
+// apply is change that leaves it to the caller to have the disk synced.
+func (n *Names) apply(id string, step func(entry) entry) entry {
+	_, e := n.applied(id, step)
+	return e
 }
 
 // sync has all changes on disk for good.
@@ -91,8 +93,8 @@ func (n *Names) sync() {
 	}
 }
 
-// apply is change that leaves it to the caller to have the disk synced.
-func (n *Names) apply(id string, step func(entry) entry) (old, e entry) {
+// applied is apply that tells what was there before, too.
+func (n *Names) applied(id string, step func(entry) entry) (old, e entry) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	n.mu.Lock()
@@ -247,7 +249,7 @@ func (n *Names) readBack(ctx context.Context, w witnessed) error {
 	if c := n.cfg.Reader(); c != nil {
 		s, err := n.atOrigin(ctx, c, k.Kind, k.Name)
 		if err == nil {
-			_, err = n.tell(s.record, s.asked)
+			_, err = n.tell(s.record, s.asked, n.change)
 		}
 		switch {
 		case err == nil && s.record.Commit == k.Commit:

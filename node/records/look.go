@@ -57,13 +57,16 @@ func (n *Names) look(ctx context.Context, kind content.Kind, name string, since 
 // read takes what the origin says. What it has said since then will do.
 func (n *Names) read(ctx context.Context, c *catalog.Catalog, kind content.Kind, name string, since time.Time) (Known, error) {
 	return shared(ctx, &n.flights, "read "+key(kind, name), func(ctx context.Context) (Known, error) {
-		if k, _, ok := n.ownWord(kind, name, since); ok {
-			return k, ifAbsent(k, kind, name)
+		switch k, _, ok := n.ownWord(kind, name, since); {
+		case ok && k.Version == 0:
+			return k, notFound(kind, name)
+		case ok:
+			return k, nil
 		}
 		s, err := n.atOrigin(ctx, c, kind, name)
 		switch {
 		case err == nil && n.wasThere(key(kind, name)):
-			return n.tell(s.record, s.asked)
+			return n.tell(s.record, s.asked, n.change)
 		case err == nil:
 			return n.cold(ctx, c, s)
 		case errors.Is(err, content.ErrNotFound):
@@ -94,13 +97,6 @@ func (n *Names) ownWord(kind content.Kind, name string, since time.Time) (k Know
 	}
 	at = n.absent[id]
 	return k, at, at.After(since)
-}
-
-func ifAbsent(k Known, kind content.Kind, name string) error {
-	if k.Version == 0 {
-		return notFound(kind, name)
-	}
-	return nil
 }
 
 // sight is what the origin answered, and when it was asked.
@@ -135,7 +131,7 @@ func (n *Names) atOrigin(ctx context.Context, c *catalog.Catalog, kind content.K
 // members can tell whether the bucket was rolled back. One that has seen a later record
 // there is believed before the bucket, unconfirmed, until the bucket shows another one.
 func (n *Names) cold(ctx context.Context, c *catalog.Catalog, s sight) (Known, error) {
-	k, err := n.tell(s.record, s.asked)
+	k, err := n.tell(s.record, s.asked, n.change)
 	if err != nil || n.cfg.Ask == nil {
 		return k, err
 	}
@@ -148,7 +144,7 @@ func (n *Names) cold(ctx context.Context, c *catalog.Catalog, s sight) (Known, e
 	if err != nil {
 		return k, nil
 	}
-	if k, err = n.tell(again.record, again.asked); err != nil || k.Version >= newest.Version {
+	if k, err = n.tell(again.record, again.asked, n.change); err != nil || k.Version >= newest.Version {
 		return k, err
 	}
 	newest.Confirmed, newest.against = false, k.Commit
@@ -241,7 +237,7 @@ func (n *Names) listAtOrigin(ctx context.Context, l listing, there map[string]bo
 		}
 		var k Known
 		if err == nil {
-			k, err = n.listed(r, asked)
+			k, err = n.tell(r, asked, n.apply)
 		}
 		if r.Name != "" {
 			there[r.Name], last = err == nil, r.Name
@@ -255,16 +251,6 @@ func (n *Names) listAtOrigin(ctx context.Context, l listing, there map[string]bo
 		}
 	}
 	return last, false
-}
-
-// listed is tell of one of many.
-func (n *Names) listed(r catalog.Record, asked time.Time) (Known, error) {
-	k, err := n.describe(r)
-	if err != nil {
-		return Known{}, err
-	}
-	_, e := n.apply(key(r.Kind, r.Name), n.telling(k, asked))
-	return e.answer(), nil
 }
 
 // TagsOf returns the tags that were set on an image, as far as this node knows them, at

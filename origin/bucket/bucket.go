@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -222,9 +221,7 @@ func (b *exactly) Read(p []byte) (int, error) {
 // believe that each had won; it is content.ErrReadOnly, as is one that refuses
 // writes. It costs five requests.
 func Probe(ctx context.Context, b Bucket) error {
-	var name [8]byte
-	rand.Read(name[:])
-	key := string(content.KeyProbes) + hex.EncodeToString(name[:])
+	key := string(content.KeyProbes) + rand.Text()
 	first, err := b.Put(ctx, key, Bytes([]byte("first")), IfAbsent())
 	if errors.Is(err, content.ErrForbidden) {
 		return fmt.Errorf("%w: probe for writing: %w", content.ErrReadOnly, err)

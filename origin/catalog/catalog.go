@@ -87,11 +87,9 @@ func (r Record) FirstSeen() time.Time {
 	return r.Modified
 }
 
-func prefix(space content.Kind) string {
-	return string(content.KeyRecords) + string(space.Space()) + "/"
+func key(kind content.Kind, name string) string {
+	return string(content.KeyRecords) + string(kind.Space()) + "/" + content.Segment(name)
 }
-
-func key(kind content.Kind, name string) string { return prefix(kind) + content.Segment(name) }
 
 // Get reads the record of a name. A name that never was is ErrNotFound. The
 // record may be a tombstone, whose version the next one must exceed. Whether it is

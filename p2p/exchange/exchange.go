@@ -323,7 +323,8 @@ func (x *Exchange) present(id peer.ID, chain []byte) error {
 // and whoever told the verifier of a revocation at once. The streams of peers whose
 // certificate is good no more are ended, in both directions, and Config.OnLost is told.
 func (x *Exchange) Recheck() {
-	for _, id := range x.ledger.Recheck(x.connected) {
+	connected := func(id peer.ID) bool { return x.cfg.Host.Network().Connectedness(id) != network.NotConnected }
+	for _, id := range x.ledger.Recheck(connected) {
 		x.cfg.Log.Warn("a peer's certificate is not good any more; its streams are ended", "peer", id)
 		if a := x.askers.find(id); a != nil {
 			a.drop()
@@ -335,10 +336,6 @@ func (x *Exchange) Recheck() {
 		}
 		x.cfg.OnLost(id)
 	}
-}
-
-func (x *Exchange) connected(id peer.ID) bool {
-	return x.cfg.Host.Network().Connectedness(id) != network.NotConnected
 }
 
 // begin sends a request on a lane, to a peer that has proved who it is and to no other.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -82,13 +80,12 @@ func surplus(guests []guest, now time.Time, limit int) []int {
 
 // siteOf is the address that a connection's farm is behind, as limits.go counts sites.
 func siteOf(c network.Conn) string {
-	ip, err := manet.ToIP(c.RemoteMultiaddr())
-	if err != nil { // through a relay
+	a, ok := ipOf(c.RemoteMultiaddr())
+	if !ok { // through a relay
 		return "relayed"
 	}
-	a, _ := netip.AddrFromSlice(ip)
 	bits := siteBits6
-	if a = a.Unmap(); a.Is4() {
+	if a.Is4() {
 		bits = siteBits4
 	}
 	p, _ := a.Prefix(bits)

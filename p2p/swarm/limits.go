@@ -65,19 +65,15 @@ const (
 // newResourceManager replaces the library's limits, which are for one peer an address,
 // and are set by name since those stay even where all others are lifted.
 func newResourceManager() (network.ResourceManager, error) {
-	all := rcmgr.ResourceLimits{
-		Streams: streamsMax, StreamsInbound: streamsMax, StreamsOutbound: streamsMax,
-		Conns: connsMax, ConnsInbound: connsMax, ConnsOutbound: connsMax, FD: connsMax, Memory: memoryMax,
+	of := func(streams, conns rcmgr.LimitVal, memory rcmgr.LimitVal64) rcmgr.ResourceLimits {
+		return rcmgr.ResourceLimits{
+			Streams: streams, StreamsInbound: streams, StreamsOutbound: streams,
+			Conns: conns, ConnsInbound: conns, ConnsOutbound: conns, FD: conns, Memory: memory,
+		}
 	}
+	all, one, conn := of(streamsMax, connsMax, memoryMax), of(streamsPeer, connsPerPeer, memoryPeer), of(streamsPeer, 1, memoryConn)
 	fresh := all
 	fresh.Streams, fresh.StreamsInbound, fresh.StreamsOutbound = streamsNew, streamsNew, streamsNew
-	one := rcmgr.ResourceLimits{
-		Streams: streamsPeer, StreamsInbound: streamsPeer, StreamsOutbound: streamsPeer,
-		Conns: connsPerPeer, ConnsInbound: connsPerPeer, ConnsOutbound: connsPerPeer, FD: connsPerPeer, Memory: memoryPeer,
-	}
-	conn := rcmgr.ResourceLimits{
-		Streams: streamsPeer, StreamsInbound: streamsPeer, StreamsOutbound: streamsPeer, Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: memoryConn,
-	}
 	stream := rcmgr.ResourceLimits{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: memoryStream}
 	limits := rcmgr.PartialLimitConfig{
 		System: all, Transient: fresh, AllowlistedSystem: all, AllowlistedTransient: fresh,

@@ -135,7 +135,7 @@ func (b *Bucket) unwritten(err error) error {
 		return err
 	case errors.Is(err, fs.ErrPermission), isReadOnly(err):
 		return fmt.Errorf("%w: this user may not write there: %w", content.ErrReadOnly, err)
-	case isFull(err):
+	case durable.IsFull(err):
 		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 	}
 	return b.unread(err)

@@ -18,10 +18,6 @@ func inode(fi fs.FileInfo) uint64 {
 
 func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }
 
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
 func isNotFolder(err error) bool { return errors.Is(err, syscall.ENOTDIR) }
 
 // openNoWait opens a file for reading, without waiting for whoever writes to a FIFO

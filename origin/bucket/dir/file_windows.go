@@ -13,8 +13,6 @@ func inode(fs.FileInfo) uint64 { return 0 }
 
 func isReadOnly(err error) bool { return errors.Is(err, windows.ERROR_WRITE_PROTECT) }
 
-func isFull(err error) bool { return errors.Is(err, windows.ERROR_DISK_FULL) }
-
 func isNotFolder(err error) bool { return errors.Is(err, windows.ERROR_DIRECTORY) }
 
 // errLink: a symbolic link stands where a file is looked for.

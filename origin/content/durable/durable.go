@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
 )
 
 // TempPrefix begins the names of files that are being written: a crash leaves them.
@@ -50,9 +49,6 @@ func fill(f *os.File, data []byte, perm fs.FileMode) error {
 	}
 	return errors.Join(err, f.Close())
 }
-
-// IsFull reports whether what failed needs space: of the disk, or of a quota on it.
-func IsFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // Remove deletes the file at path for good; an absent file is success.
 func Remove(path string) error {

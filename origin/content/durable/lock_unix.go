@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// IsFull reports whether what failed needs space: of the disk, or of a quota on it.
+func IsFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 // TryLock takes an advisory lock that ends when f is closed or its process dies;
 // false means that another has it.
 func TryLock(f *os.File) (bool, error) {

@@ -7,6 +7,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// IsFull reports whether what failed needs space of the disk.
+func IsFull(err error) bool { return errors.Is(err, windows.ERROR_DISK_FULL) }
+
 // TryLock takes a lock that ends when f is closed or its process dies; false means
 // that another has it. It lies far behind the end of any file, as the system's
 // locks keep others from reading.

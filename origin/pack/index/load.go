@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"iter"
+	"maps"
 	"runtime"
 	"slices"
 	"time"
@@ -158,11 +159,7 @@ func (l *loader) writeCache() {
 			packs = append(packs, Pack{ID: id, Entries: p.entries, Signature: p.signature, Modified: p.modified.UnixNano(), Checked: p.checked})
 		}
 	}
-	var sources []string
-	for s := range l.sources {
-		sources = append(sources, s)
-	}
-	if err := replaceCacheFile(l.cfg, packs, sources); err != nil {
+	if err := replaceCacheFile(l.cfg, packs, slices.Collect(maps.Keys(l.sources))); err != nil {
 		l.cfg.Log.Warn("pack index not cached", "error", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/grangemesh/grange/origin/bucket"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 	"github.com/grangemesh/grange/origin/pack"
 )
 
@@ -133,8 +134,6 @@ func readCacheFile(cfg Config) (packs []Pack, sources []string, err error) {
 	return decodeIndex(b)
 }
 
-// replaceCacheFile replaces the cache. It is not synced: a torn file is seen by its
-// checksum and read anew.
 func replaceCacheFile(cfg Config, packs []Pack, sources []string) error {
 	b, err := encodeIndex(packs, sources)
 	if err == nil {
@@ -143,18 +142,7 @@ func replaceCacheFile(cfg Config, packs []Pack, sources []string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(cfg.Dir, ".packs-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), cachePath(cfg))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return durable.Place(cachePath(cfg), b, 0o600)
 }
 
 // A mark lies beside the index objects, so that importers list both at once.
