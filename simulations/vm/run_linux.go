@@ -27,7 +27,7 @@ const (
 	bootTries = 3
 	// beginDefault: a guest begins within seconds, on a busy machine within one
 	// minute. One of some thousands hangs before, with a processor at work for ever.
-	beginDefault = 2 * time.Minute
+	beginDefault = 3 * time.Minute
 )
 
 // errNotBegun says that a guest ended before its first program ran, or hung.
