@@ -233,9 +233,9 @@ func liveThrough(t *testing.T, f fate) (kills int) {
 	put(a, "fork", Spec{From: from})
 	folds(a, fold.Chunks)
 	s.write(a, "disk", 2)
-	v.rolling = &state{v.owner.now, was.disk}
+	v.rolling = []*state{{v.owner.now, was.disk}}
 	s.do(a, "rollback", "disk", nil, func() error {
-		v.rolling = &state{v.owner.now, was.disk}
+		v.rolling = []*state{{v.owner.now, was.disk}}
 		_, err := a.Rollback(t.Context(), "disk", snapshot)
 		return err
 	})

@@ -425,7 +425,7 @@ func (w *model) rollBackTo(r *rapid.T, m *member, v *modelVolume, number uint64)
 		_, err := m.Rollback(context.Background(), v.name, fmt.Sprintf("%s@%d", v.name, number))
 		return err
 	}, func(how how) {
-		if v.rolling = next; how == done {
+		if v.rolling = append(v.rolling, next); how == done {
 			w.acknowledgedAfter(r, v, m, next)
 		}
 	})

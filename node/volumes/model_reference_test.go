@@ -120,7 +120,7 @@ type modelVolume struct {
 	snaps    map[uint64]*modelSnap
 	naming   *state   // what a snapshot is of whose number was not told
 	policies []string // of which its record says one; nil is not looked at
-	rolling  *state   // that whoever serves it next may bring it back to
+	rolling  []*state // of which whoever serves it next may bring it back to one
 	removed  bool     // its name is free, or another's
 	purged   bool     // its snapshots go, or went
 }
@@ -206,8 +206,8 @@ func (b *book) settle(m *member, a *attached) error {
 		err = b.settleBorn(v, m, found)
 	case p != nil && p.device == a.vol:
 		err = p.settleSame(found)
-	case v.rolling != nil && slices.Equal(found, v.rolling.disk) && body.Holder == m.key && body.Rolling == 0:
-		b.settleRolled(v, m)
+	case pick(v.rolling, found) != nil && body.Holder == m.key && body.Rolling == 0:
+		b.settleRolled(v, m, found)
 	case p == v.owner && v.passed && body.Holder == m.key: // it may have been another's in between, of which nobody has seen anything
 		if err = p.settleAgain(found); err != nil {
 			err = b.settleTaken(v, m, found)
@@ -293,8 +293,8 @@ func (p *place) settleAgain(d disk) error {
 }
 
 // settleRolled is of a member that has brought the volume back to a snapshot.
-func (b *book) settleRolled(v *modelVolume, m *member) {
-	s := &state{v.owner.now, v.rolling.disk}
+func (b *book) settleRolled(v *modelVolume, m *member, d disk) {
+	s := &state{v.owner.now, d}
 	if v.owner.m != m {
 		v.owner.mixed = true
 		v.behind = append(v.behind, v.owner)

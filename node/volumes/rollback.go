@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grangemesh/grange/node/volumes/fold"
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/right"
@@ -95,6 +96,11 @@ func (a *attached) roll(ctx context.Context, e index.Entry) (err error) {
 	}
 	ref := content.Ref{Kind: content.KindSnapshot, Name: e.Name, Seq: e.Rolling}
 	defer during(&err, "roll it back to %s, as was asked for", ref)
+	if k, _ := catalog.PolicyHolders(e.Policy); k > 0 { // who can't go on with the journal begins where the bucket ends, and nobody else folds it now
+		if err = a.folds.Run(ctx, fold.Safe); err != nil {
+			return err
+		}
+	}
 	was, err := a.v.momentOfSnapshot(ctx, ref.RecordName(), a)
 	if err != nil {
 		return err

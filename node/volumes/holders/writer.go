@@ -395,6 +395,13 @@ func (w *Writer) Based(p content.Position) {
 	}
 }
 
+// needsFold is quorum.State's Needs.
+func (w *Writer) needsFold() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.Needs()
+}
+
 // Status is how the holders of a volume stand.
 type Status struct {
 	// Holders are those that the record names.

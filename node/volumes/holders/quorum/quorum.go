@@ -210,6 +210,10 @@ func (s *State) Lowest() uint64 {
 	return low
 }
 
+// Needs reports whether a flush waits, and members that the record names have nothing to go on
+// from before that has more.
+func (s *State) Needs() bool { return !s.short.IsZero() && len(s.behind) > 0 }
+
 // Short reports whether a flush has waited for that long.
 func (s *State) Short(d time.Duration) bool { return !s.short.IsZero() && s.now.Sub(s.short) >= d }
 
