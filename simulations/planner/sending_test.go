@@ -1,7 +1,6 @@
 package planner_test
 
 import (
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/crowds"
@@ -71,17 +70,6 @@ func (s *sending) arrive() {
 			s.reply(false)
 			return
 		}
-	}
-	if !near {
-		leads, _, _ := s.n.root.Diag()
-		k := 0
-		if !slices.Contains(leads, plan.Peer(to.farm)) {
-			k = 1
-		}
-		if !s.act.Fetch {
-			k += 2
-		}
-		kindsD[k]++
 	}
 	end := s.reply
 	switch {
