@@ -188,7 +188,9 @@ func TestSnapshotOfWhoHadTheNameBefore(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err == nil {
-			err = m.Close()
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
 		} else if _, _, fork := p.a.Put(t.Context(), "fork", Spec{From: refOf(t, "snapshot:"+name)}); !errors.Is(fork, want) {
 			t.Errorf("a fork of %s: %v", name, fork)
 		}
