@@ -285,7 +285,7 @@ func foreignChain() []byte {
 
 // chainOf is the encoded certificate that a mesh issues to a key.
 func chainOf(mesh trust.PrivateKey, subject trust.PublicKey) []byte {
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
 	if err != nil {
 		panic(err)
 	}
