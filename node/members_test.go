@@ -43,7 +43,8 @@ func TestCandidatesAreOfDifferentFarmsFirst(t *testing.T) {
 // TestFarmThatIsNotHeard: a node that serves its volumes without its farm says so, and why.
 func TestFarmThatIsNotHeard(t *testing.T) {
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "lyon"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

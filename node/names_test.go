@@ -84,7 +84,7 @@ func (l *liveList) Live() []peer.ID { return *l.Load() }
 func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.PublicKey, live *liveList) *inFarm {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	chain, err := founder.Issue(trust.Grant{Subject: key.Public(), Role: trust.RolePublisher, Farm: "alpha"}, time.Now())
+	chain, err := founder.Issue(trust.Identity{Key: key.Public(), Role: trust.RolePublisher, Farm: "alpha"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,8 @@ func newInFarm(t *testing.T, c *counted, founder trust.Signer, mesh trust.Public
 func TestAFarmOpensOneName(t *testing.T) {
 	c, live := &counted{store: mem.New(t, mem.Config{})}, &liveList{}
 	key := trust.NewPrivateKey()
-	founded, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
+	founded := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: founded}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "alpha"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

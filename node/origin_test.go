@@ -116,7 +116,8 @@ func TestASickStoreIsBack(t *testing.T) {
 func foundedAt(t *testing.T, store bucket.Bucket) *origin {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "alpha", time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "alpha"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,8 @@ func newHandler(names *records.Names) http.Handler {
 func newNames(t *testing.T) (*records.Names, func(name string, scope content.Scope, deleted bool)) {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "lyon"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -192,7 +192,7 @@ func (w *world) enter(farm string, role trust.Role, change func(*fetch.Config), 
 	var chain trust.Chain
 	var who trust.Identity
 	if role != "" {
-		chain, err = trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: trust.PublicKey(subject), Role: role, Farm: farm}, time.Now())
+		chain, err = trust.Signer{Key: w.mesh}.Issue(trust.Identity{Key: trust.PublicKey(subject), Role: role, Farm: farm}, time.Now())
 		w.check(err)
 		who = chain.Identity()
 	}

@@ -39,7 +39,8 @@ func newWorld(t *testing.T) *world {
 func newWorldOver(t *testing.T, store bucket.Bucket) *world {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "lyon", time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "lyon"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,7 +126,7 @@ func TestARevokedAdminVouchesForItsOwn(t *testing.T) {
 		w.run(first, bad, honest)
 		settle(5 * time.Second)
 		puppet := trust.NewPrivateKey()
-		chain, err := bad.Signer().Issue(trust.Grant{Subject: puppet.Public(), Role: trust.RoleAdmin, Farm: "beta"}, time.Now())
+		chain, err := bad.Signer().Issue(trust.Identity{Key: puppet.Public(), Role: trust.RoleAdmin, Farm: "beta"}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -136,7 +136,7 @@ func (e Entry) found() (State, error) {
 	} else if err != nil {
 		return State{}, fmt.Errorf("found mesh: %w", err)
 	}
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: e.identity.Public(), Role: trust.RoleAdmin, Farm: farm}, e.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: e.identity.Public(), Role: trust.RoleAdmin, Farm: farm}, e.Now())
 	if err != nil {
 		return State{}, fmt.Errorf("found mesh: %w", err)
 	}

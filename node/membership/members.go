@@ -302,7 +302,7 @@ func (m *Membership) Revoke(ctx context.Context, who string, myself bool) (Revoc
 func (m *Membership) revoker() (trust.Signer, error) {
 	signer, err := m.issuer(trust.RoleAdmin)
 	if err == nil && signer.Renewed == nil { // bare, for it has no certificate
-		signer.Chain, err = signer.Issue(trust.Grant{Subject: signer.Key.Public(), Role: trust.RoleAdmin, Farm: m.Identity().Farm}, m.cfg.Now())
+		signer.Chain, err = signer.Issue(trust.Identity{Key: signer.Key.Public(), Role: trust.RoleAdmin, Farm: m.Identity().Farm}, m.cfg.Now())
 	}
 	return signer, err
 }

@@ -364,16 +364,15 @@ func (m *Membership) redeem(from peer.ID, q redeemRequest) (r papers, err error)
 	if since, ok := m.verifier.Revoked(q.Subject); ok {
 		return r, fmt.Errorf("redeem invite: %w: the key was revoked on %s; join with an empty --data", content.ErrForbidden, since.UTC().Format("2006-01-02"))
 	}
-	chain, err := m.invites.Redeem(q.Invite, q.Subject, now, func(g trust.Grant) (trust.Chain, error) {
-		id := trust.Identity{Key: g.Subject, Role: g.Role, Farm: g.Farm}
-		if _, err := m.secretsFor(id); err != nil && g.Role.IsMember() { // before the invite is spent
+	chain, err := m.invites.Redeem(q.Invite, q.Subject, now, func(id trust.Identity) (trust.Chain, error) {
+		if _, err := m.secretsFor(id); err != nil && id.Role.IsMember() { // before the invite is spent
 			return nil, err
 		}
-		signer, err := m.issuer(g.Role)
+		signer, err := m.issuer(id.Role)
 		if err != nil {
 			return nil, err
 		}
-		return signer.Issue(g, now)
+		return signer.Issue(id, now)
 	})
 	if err != nil {
 		return r, err

@@ -200,7 +200,7 @@ func (m *Membership) renewFor(id trust.Identity) (p papers, err error) {
 	case signer.Renewed != nil && m.verifier.Orphaned(signer.Renewed()):
 		return p, fmt.Errorf("renew: %w: this admin's own issuer was revoked", content.ErrUnavailable)
 	}
-	if p.Chain, err = signer.Issue(trust.Grant{Subject: id.Key, Role: id.Role, Farm: id.Farm}, m.cfg.Now()); err != nil {
+	if p.Chain, err = signer.Issue(id, m.cfg.Now()); err != nil {
 		return p, err
 	}
 	m.cfg.Log.Info("a member's certificate was renewed", "peer", identity.PeerID(id.Key), "role", id.Role, "farm", id.Farm)
@@ -426,7 +426,7 @@ func (m *Membership) ImportMeshKey(ctx context.Context, key trust.PrivateKey) (e
 		return err
 	}
 	if id.Role != trust.RoleAdmin || m.verifier.Orphaned(s.Chain) {
-		chain, err := trust.Signer{Key: key}.Issue(trust.Grant{Subject: id.Key, Role: trust.RoleAdmin, Farm: id.Farm}, m.cfg.Now())
+		chain, err := trust.Signer{Key: key}.Issue(trust.Identity{Key: id.Key, Role: trust.RoleAdmin, Farm: id.Farm}, m.cfg.Now())
 		if err == nil {
 			err = m.recertify(chain)
 		}

@@ -375,7 +375,7 @@ func TestTheFirstNodeIsLost(t *testing.T) {
 			t.Errorf("an admin is renewed unasked: %v", err)
 		}
 		w.away(first, false) // stolen, not lost: what it issues now is nobody's
-		forged, err := trust.Signer{Key: first.key, Chain: first.State().Chain}.Issue(trust.Grant{Subject: trust.NewPrivateKey().Public(), Role: trust.RoleAdmin, Farm: "alpha"}, time.Now())
+		forged, err := trust.Signer{Key: first.key, Chain: first.State().Chain}.Issue(trust.Identity{Key: trust.NewPrivateKey().Public(), Role: trust.RoleAdmin, Farm: "alpha"}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,8 @@ func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Lo
 func newWorld(t fataler) *world {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "root", time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "root"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func newWorld(t fataler) *world {
 func (w *world) signer(t fataler, role trust.Role, farm string) trust.Signer {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	chain, err := w.founder.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
+	chain, err := w.founder.Issue(trust.Identity{Key: key.Public(), Role: role, Farm: farm}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

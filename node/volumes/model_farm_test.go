@@ -98,7 +98,8 @@ func newFarm(t testing.TB) *farm {
 	b := newBench(t)
 	f := &farm{bench: b, shelf: newShelf(b)}
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), testFarm, time.Now())
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: testFarm}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -116,12 +116,13 @@ func TestTheLargestRecordsFit(t *testing.T) {
 	long, farm := strings.Repeat("x", content.NameMax), strings.Repeat("x", content.FarmMax)
 	now := time.Now()
 	first, admin, node := trust.NewPrivateKey(), trust.NewPrivateKey(), trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(first.Public(), farm, now)
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: first.Public(), Role: trust.RoleAdmin, Farm: farm}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	issue := func(by trust.Signer, to trust.PublicKey, role trust.Role) trust.Chain {
-		chain, err := by.Issue(trust.Grant{Subject: to, Role: role, Farm: farm}, now)
+		chain, err := by.Issue(trust.Identity{Key: to, Role: role, Farm: farm}, now)
 		if err != nil {
 			t.Fatal(err)
 		}

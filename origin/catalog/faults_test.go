@@ -32,7 +32,8 @@ type mesh struct {
 func newMesh(t *testing.T, store bucket.Bucket) mesh {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	meshKey, chain, _, err := trust.FoundMesh(key.Public(), "a", time.Now())
+	meshKey := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: meshKey}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "a"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +232,7 @@ func TestSubmit(t *testing.T) {
 func TestAFarmsRecordIsItsOwn(t *testing.T) {
 	m := newMesh(t, mem.New(t, mem.Config{}))
 	key := trust.NewPrivateKey()
-	chain, err := m.signer.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleNode, Farm: "b"}, time.Now())
+	chain, err := m.signer.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleNode, Farm: "b"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

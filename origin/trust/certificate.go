@@ -171,22 +171,14 @@ func (s Signer) Certificates() Chain {
 // Identity is what the signer's certificate says.
 func (s Signer) Identity() Identity { return s.Certificates().Identity() }
 
-// Grant is what a certificate is asked to say.
-type Grant struct {
-	Subject PublicKey
-	Role    Role
-	// Farm is needed for each role but seed.
-	Farm string
-}
-
-// Issue signs a certificate and returns its whole chain. The signer is the mesh
-// key or an admin; whether a verifier believes it is the verifier's to check.
-func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
-	if g.Role.rank() < 0 {
-		return nil, fmt.Errorf("issue certificate: role %.40q: %w", g.Role, content.ErrInvalid)
+// Issue signs a certificate that says id, and returns its whole chain. The signer is the
+// mesh key or an admin; whether a verifier believes it is the verifier's to check.
+func (s Signer) Issue(id Identity, now time.Time) (Chain, error) {
+	if id.Role.rank() < 0 {
+		return nil, fmt.Errorf("issue certificate: role %.40q: %w", id.Role, content.ErrInvalid)
 	}
-	if g.Role != RoleSeed {
-		if err := content.CheckFarm(g.Farm); err != nil {
+	if id.Role != RoleSeed {
+		if err := content.CheckFarm(id.Farm); err != nil {
 			return nil, fmt.Errorf("issue certificate: farm: %w", err)
 		}
 	}
@@ -194,7 +186,7 @@ func (s Signer) Issue(g Grant, now time.Time) (Chain, error) {
 		return nil, fmt.Errorf("issue certificate: %w: this admin was delegated %d times; ask one nearer to the mesh key", content.ErrForbidden, len(s.Certificates()))
 	}
 	c := Certificate{
-		Subject: g.Subject, Role: g.Role, Farm: g.Farm, Issuer: s.Key.Public(),
+		Subject: id.Key, Role: id.Role, Farm: id.Farm, Issuer: s.Key.Public(),
 		NotBefore: now.Truncate(time.Second), NotAfter: now.Add(certificateLifetime).Truncate(time.Second),
 	}
 	rand.Read(c.Serial[:])

@@ -22,7 +22,7 @@ func TestOneToleranceForClocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, err := w.founder.Issue(Grant{NewPrivateKey().Public(), RoleNode, "main"}, epoch())
+	chain, err := w.founder.Issue(Identity{NewPrivateKey().Public(), RoleNode, "main"}, epoch())
 	if err != nil {
 		t.Fatal(err)
 	}

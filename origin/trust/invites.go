@@ -113,7 +113,7 @@ func (l *Invites) makeRoom(limit int, now time.Time) error {
 // Redeem uses the invite for subject: the certificate that issue makes for it is on
 // disk when Redeem returns. The same subject may ask again for redeemAgain, as after a
 // lost reply, and gets the same; anybody else, or later, gets ErrForbidden.
-func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue func(Grant) (Chain, error)) (Chain, error) {
+func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue func(Identity) (Chain, error)) (Chain, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st, err := l.load(hex.EncodeToString(inv.ID[:]))
@@ -134,7 +134,7 @@ func (l *Invites) Redeem(inv Invite, subject PublicKey, now time.Time, issue fun
 	if err != nil {
 		return nil, fmt.Errorf("redeem invite %s: %w", st.ID, err)
 	}
-	chain, err := issue(Grant{subject, st.Role, st.Farm})
+	chain, err := issue(Identity{subject, st.Role, st.Farm})
 	if err != nil {
 		return nil, err
 	}

@@ -112,7 +112,8 @@ func TestARevokedSignerOfPacks(t *testing.T) {
 
 func FuzzOpenPack(f *testing.F) {
 	key := NewPrivateKey()
-	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Identity{key.Public(), RoleAdmin, "a"}, epoch())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -72,16 +72,6 @@ func (v *Verifier) OpenPack(b []byte, p Pack, seen, now time.Time) (time.Time, e
 	return at, nil
 }
 
-// FoundMesh makes a mesh: its key, and chain and secrets of its first admin.
-func FoundMesh(member PublicKey, farm string, now time.Time) (PrivateKey, Chain, Secrets, error) {
-	mesh := NewPrivateKey()
-	chain, err := Signer{Key: mesh}.Issue(Grant{member, RoleAdmin, farm}, now)
-	if err != nil {
-		return PrivateKey{}, nil, Secrets{}, fmt.Errorf("found mesh: %w", err)
-	}
-	return mesh, chain, NewSecrets(1).For(RoleAdmin, farm), nil
-}
-
 // Statement is a member's signed word that it saw a version of a record at the
 // origin, from which others tell how old their copy may be.
 type Statement struct {

@@ -26,17 +26,18 @@ type world struct {
 func newWorld(t *testing.T) world {
 	t.Helper()
 	key := NewPrivateKey()
-	mesh, chain, secrets, err := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Identity{key.Public(), RoleAdmin, "a"}, epoch())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return world{mesh, Signer{Key: key, Chain: chain}, secrets, NewVerifier(mesh.Public())}
+	return world{mesh, Signer{Key: key, Chain: chain}, NewSecrets(1).For(RoleAdmin, "a"), NewVerifier(mesh.Public())}
 }
 
 func (w world) member(t *testing.T, issuer Signer, role Role, farm string) Signer {
 	t.Helper()
 	key := NewPrivateKey()
-	chain, err := issuer.Issue(Grant{key.Public(), role, farm}, epoch())
+	chain, err := issuer.Issue(Identity{key.Public(), role, farm}, epoch())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func TestChains(t *testing.T) {
 			}
 		})
 	}
-	if _, err := w.member(t, delegate, RoleAdmin, "c").Issue(Grant{node.Key.Public(), RoleNode, "c"}, epoch()); !errors.Is(err, content.ErrForbidden) {
+	if _, err := w.member(t, delegate, RoleAdmin, "c").Issue(Identity{node.Key.Public(), RoleNode, "c"}, epoch()); !errors.Is(err, content.ErrForbidden) {
 		t.Errorf("a chain longer than %d was issued: %v", chainMax, err)
 	}
 }
@@ -330,7 +331,7 @@ func TestInviteIsGoodOnce(t *testing.T) {
 	}
 	admin := newWorld(t).founder
 	redeem := func(inv Invite, key PublicKey, at time.Time) (Chain, error) {
-		return open().Redeem(inv, key, at, func(g Grant) (Chain, error) { return admin.Issue(g, at) })
+		return open().Redeem(inv, key, at, func(id Identity) (Chain, error) { return admin.Issue(id, at) })
 	}
 	var first Chain
 	for range 2 { // a restart between, as after a lost reply
@@ -445,7 +446,8 @@ func TestGolden(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	key := NewPrivateKey()
-	mesh, chain, _, err := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, err := Signer{Key: mesh}.Issue(Identity{key.Public(), RoleAdmin, "a"}, epoch())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -468,7 +470,8 @@ func FuzzOpen(f *testing.F) {
 
 func BenchmarkOpen(b *testing.B) {
 	key := NewPrivateKey()
-	mesh, chain, _, _ := FoundMesh(key.Public(), "a", epoch())
+	mesh := NewPrivateKey()
+	chain, _ := Signer{Key: mesh}.Issue(Identity{key.Public(), RoleAdmin, "a"}, epoch())
 	e, _ := Signer{Key: key, Chain: chain}.Seal(Envelope{Kind: content.KindImage, Name: "debian", SignedAt: epoch()})
 	v := NewVerifier(mesh.Public())
 	for b.Loop() {

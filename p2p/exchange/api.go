@@ -120,8 +120,8 @@ type Object struct {
 // not want the rest: the server returns. Safe for concurrent use.
 type Responder interface {
 	// Data answers one index. It writes the bytes, which are the caller's again then, and
-	// waits for the turn of the next. The asker verifies body and page,
-	// and blames this node: they were verified here before, though perhaps not for this answer.
+	// waits for the turn of the next. The asker verifies body and page, and blames this
+	// node: they were verified here before, though perhaps not for this answer.
 	Data(ctx context.Context, index uint64, o Object) error
 	// Room lends memory, empty, for an object of up to size bytes. A body that begins where
 	// it does goes out in one piece with what its frame begins with. It is lent until Queued

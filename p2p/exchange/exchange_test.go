@@ -81,7 +81,7 @@ func (m mesh) start(t testing.TB, role trust.Role, change func(*Config)) *member
 	cfg := Config{Host: h, Ledger: identity.New(trust.NewVerifier(m.key.Public()), time.Now)}
 	if role != "" {
 		farm := "north"
-		chain, err := trust.Signer{Key: m.key}.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, time.Now())
+		chain, err := trust.Signer{Key: m.key}.Issue(trust.Identity{Key: key.Public(), Role: role, Farm: farm}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

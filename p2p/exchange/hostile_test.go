@@ -66,7 +66,7 @@ func (m mesh) hello(h host.Host, l wire.Lane) wire.Hello {
 // data sends an object, whatever it is.
 func data(f *framed, id uint32, d wire.Data, body []byte) {
 	d.Raw, d.Stored = len(body), len(body)
-	_ = f.sendData(id, d, object{body: body, page: make([]byte, d.Page)}, func(int) bool { return false })
+	_ = f.sendData(id, d, Object{Body: body, Page: make([]byte, d.Page)}, nil, func(int) bool { return false })
 }
 
 func TestLyingPeerIsReported(t *testing.T) {
@@ -115,7 +115,7 @@ func bomb(f *framed, id uint32) {
 	}
 	b := c.compress(make([]byte, 1<<20), link.Much)
 	d := wire.Data{Raw: 8192, Stored: len(*b), Codec: wire.CodecZstd}
-	_ = f.sendData(id, d, object{body: *b}, func(int) bool { return true })
+	_ = f.sendData(id, d, Object{Body: *b}, nil, func(int) bool { return true })
 }
 
 func TestLostConnectionFailsRequestsAtOnce(t *testing.T) {
@@ -285,7 +285,7 @@ func foreignChain() []byte {
 
 // chainOf is the encoded certificate that a mesh issues to a key.
 func chainOf(mesh trust.PrivateKey, subject trust.PublicKey) []byte {
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
 	if err != nil {
 		panic(err)
 	}

@@ -8,9 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peerstore"
+
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
-	"github.com/libp2p/go-libp2p/core/peerstore"
 )
 
 const (
@@ -303,15 +304,12 @@ func (o *outbound) take(id uint32, p *pending, m wire.Message) error {
 		if p.left.left > 0 {
 			return nil
 		}
-	case wire.Refer:
+	case wire.Refer, wire.Unknown:
 		if !p.wants {
 			return misplaced
 		}
-		o.session.x.cfg.Host.Peerstore().AddAddrs(m.Peer, m.Addrs, peerstore.TempAddrTTL)
-		o.deliver(p, m)
-	case wire.Unknown:
-		if !p.wants {
-			return misplaced
+		if to, ok := m.(wire.Refer); ok {
+			o.session.x.cfg.Host.Peerstore().AddAddrs(to.Peer, to.Addrs, peerstore.TempAddrTTL)
 		}
 		o.deliver(p, m)
 	case wire.Bitmap:

@@ -200,17 +200,18 @@ func (r *responder) strike(indexes ...uint64) (left int, err error) {
 
 // write sends one object and ends the turn: from here the link's window, not the
 // turns, says how much goes out at once. The caller holds turn.
-func (r *responder) write(index uint64, asked Object) error {
+func (r *responder) write(index uint64, o Object) error {
 	x, l := r.in.x, r.in.asker.link
-	size := len(asked.Body)
-	d := wire.Data{Index: index, Raw: size, Stored: size, Page: len(asked.Page), Spare: x.spare()}
-	o := object{asked.Body, asked.Page, r.around(asked.Body)}
-	if asked.Dense {
-		// The attempt would be in vain, and a link looks slow where a processor is.
-	} else if effort := l.Compress(size); effort > link.None {
-		if b := x.codec.compress(asked.Body, effort); b != nil {
+	size, room := len(o.Body), r.around(o.Body)
+	d := wire.Data{Index: index, Raw: size, Stored: size, Page: len(o.Page), Spare: x.spare()}
+	effort := link.None
+	if !o.Dense { // else it would be in vain, and a link looks slow where a processor is
+		effort = l.Compress(size)
+	}
+	if effort > link.None {
+		if b := x.codec.compress(o.Body, effort); b != nil {
 			defer x.codec.pool.Put(b)
-			o.body, o.room, d.Codec, d.Stored = *b, nil, wire.CodecZstd, len(*b)
+			o.Body, room, d.Codec, d.Stored = *b, nil, wire.CodecZstd, len(*b)
 		} else {
 			l.Incompressible()
 		}
@@ -228,7 +229,7 @@ func (r *responder) write(index uint64, asked Object) error {
 	x.turns.Give(&r.ticket, d.Size())
 	r.ticket.Size = d.Size()
 	at := time.Now()
-	err := r.in.sendData(r.id, d, o, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
+	err := r.in.sendData(r.id, d, o, room, func(size int) bool { return l.Send(&r.in.out, booked, size, at) })
 	if err == nil {
 		x.metrics.sent.WithLabelValues(r.ticket.Priority.String()).Add(float64(d.Size()))
 		x.traffic.sent(r.ticket.Peer, r.role, d.Size())

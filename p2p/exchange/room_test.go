@@ -36,9 +36,9 @@ func TestRoomIsOneWrite(t *testing.T) {
 	lent := append(r.Room(len(body)), body...)
 	var one, other written
 	d := wire.Data{Index: 7, Raw: len(body), Stored: len(body)}
-	for stream, o := range map[*written]object{&one: {body: lent, room: r.around(lent)}, &other: {body: body, room: r.around(body)}} {
+	for stream, b := range map[*written][]byte{&one: lent, &other: body} {
 		f := newFramed(stream, time.Second, new(atomic.Int64))
-		if err := f.sendData(9, d, o, func(int) bool { return true }); err != nil {
+		if err := f.sendData(9, d, Object{Body: b}, r.around(b), func(int) bool { return true }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -176,7 +176,7 @@ func TestStrangersAreServedLast(t *testing.T) {
 	ask(m.start(t, trust.RoleNode, nil))
 	other := newMesh().key // a chain of another mesh makes a stranger, and no violation
 	ask(m.start(t, "", func(cfg *Config) {
-		chain, err := trust.Signer{Key: other}.Issue(trust.Grant{Subject: keyOf(t, cfg.Host.ID()), Role: trust.RoleAdmin, Farm: "north"}, time.Now())
+		chain, err := trust.Signer{Key: other}.Issue(trust.Identity{Key: keyOf(t, cfg.Host.ID()), Role: trust.RoleAdmin, Farm: "north"}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,7 @@ func simulate(t *testing.T, l *library, f func(t *testing.T, server, client *mem
 // on builds a member on a host that is there already.
 func (m mesh) on(t *testing.T, h host.Host, change func(*Config)) *member {
 	t.Helper()
-	chain, err := trust.Signer{Key: m.key}.Issue(trust.Grant{Subject: keyOf(t, h.ID()), Role: trust.RoleNode, Farm: "north"}, time.Now())
+	chain, err := trust.Signer{Key: m.key}.Issue(trust.Identity{Key: keyOf(t, h.ID()), Role: trust.RoleNode, Farm: "north"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func TestCertificateOfAnotherKeyIsAViolation(t *testing.T) {
 
 func issue(t *testing.T, mesh trust.PrivateKey, subject trust.PublicKey) trust.Chain {
 	t.Helper()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: subject, Role: trust.RoleNode, Farm: "north"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

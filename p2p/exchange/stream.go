@@ -66,9 +66,6 @@ func (f *framed) send(id uint32, m wire.Message) error {
 	return err
 }
 
-// object is what a Data frame carries. room, if not nil, is body with headSize before it.
-type object struct{ body, page, room []byte }
-
 const (
 	// headSize is how much a Data frame has before its body.
 	headSize = wire.HeaderSize + wire.DataSize
@@ -77,20 +74,20 @@ const (
 	bodyOffset = 64
 )
 
-// sendData writes a Data frame. begin is called with the right to write; it fills
-// in whether to ask for an acknowledgement.
-func (f *framed) sendData(id uint32, d wire.Data, o object, begin func(size int) (ack bool)) error {
+// sendData writes a Data frame of o; room, if not nil, is its body with headSize before it.
+// begin is called with the right to write, and says whether to ask for an acknowledgement.
+func (f *framed) sendData(id uint32, d wire.Data, o Object, room []byte, begin func(size int) (ack bool)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d.Ack = begin(d.Size())
 	f.out = d.Append(f.out[:0], id)
-	parts := [...][]byte{o.room, nil, o.page}
-	if o.room != nil {
-		copy(o.room, f.out)
+	parts := [...][]byte{room, nil, o.Page}
+	if room != nil {
+		copy(room, f.out)
 	} else {
-		n := min(len(o.body), headRoom-len(f.out))
-		f.out = append(f.out, o.body[:n]...)
-		parts = [...][]byte{f.out, o.body[n:], o.page}
+		n := min(len(o.Body), headRoom-len(f.out))
+		f.out = append(f.out, o.Body[:n]...)
+		parts = [...][]byte{f.out, o.Body[n:], o.Page}
 	}
 	for _, b := range parts {
 		if len(b) == 0 {

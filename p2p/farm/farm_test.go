@@ -70,8 +70,7 @@ func verifier() *trust.Verifier { return trust.NewVerifier(keyNamed("mesh").Publ
 // signerOf is a member of the mesh.
 func signerOf(name string, role trust.Role, farm string) trust.Signer {
 	key := keyNamed(name)
-	grant := trust.Grant{Subject: key.Public(), Role: role, Farm: farm}
-	chain, err := trust.Signer{Key: keyNamed("mesh")}.Issue(grant, time.Now())
+	chain, err := trust.Signer{Key: keyNamed("mesh")}.Issue(trust.Identity{Key: key.Public(), Role: role, Farm: farm}, time.Now())
 	if err != nil {
 		panic(err)
 	}

@@ -36,7 +36,7 @@ func newMember(t testing.TB) member {
 // certify returns the encoded chain of a member, issued by the mesh itself.
 func certify(t testing.TB, mesh trust.PrivateKey, m member, farm string) []byte {
 	t.Helper()
-	chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: m.key.Public(), Role: trust.RoleNode, Farm: farm}, time.Now())
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: m.key.Public(), Role: trust.RoleNode, Farm: farm}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

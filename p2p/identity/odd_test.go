@@ -15,7 +15,7 @@ import (
 func TestOddChainsProveNothing(t *testing.T) {
 	mesh, m, a, b := trust.NewPrivateKey(), newMember(t), newMember(t), newMember(t)
 	issue := func(by trust.PrivateKey, above trust.Chain, to trust.PublicKey, role trust.Role, at time.Time) trust.Chain {
-		chain, err := trust.Signer{Key: by, Chain: above[:min(len(above), 2)]}.Issue(trust.Grant{Subject: to, Role: role, Farm: "north"}, at)
+		chain, err := trust.Signer{Key: by, Chain: above[:min(len(above), 2)]}.Issue(trust.Identity{Key: to, Role: role, Farm: "north"}, at)
 		if err != nil {
 			t.Fatal(err)
 		}

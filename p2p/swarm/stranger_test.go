@@ -46,7 +46,7 @@ func join(t *testing.T, mesh trust.PrivateKey, role trust.Role, bootstrap ...str
 	if role != "" {
 		cfg.Ledger = ledger
 		cfg.Prove = func(ctx context.Context, id peer.ID) bool { _, err := p.exchange.Meet(ctx, id); return err == nil }
-		if chain, err = (trust.Signer{Key: mesh}).Issue(trust.Grant{Subject: p.key.Public(), Role: role, Farm: "north"}, time.Now()); err != nil {
+		if chain, err = (trust.Signer{Key: mesh}).Issue(trust.Identity{Key: p.key.Public(), Role: role, Farm: "north"}, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}

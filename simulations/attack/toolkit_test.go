@@ -87,7 +87,7 @@ func stranger() trust.Signer { return trust.Signer{Key: trust.NewPrivateKey()} }
 func (i insight) member(t *testing.T, role trust.Role, farm string) trust.Signer {
 	t.Helper()
 	s := stranger()
-	chain, err := i.admin.Issue(trust.Grant{Subject: s.Key.Public(), Role: role, Farm: farm}, time.Now())
+	chain, err := i.admin.Issue(trust.Identity{Key: s.Key.Public(), Role: role, Farm: farm}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func (w *world) join(farm string, wrap func(exchange.Server) exchange.Server) *n
 	subject, err := key.Raw()
 	w.check(err)
 	verifier := trust.NewVerifier(w.mesh.Public())
-	chain, err := trust.Signer{Key: w.mesh}.Issue(trust.Grant{Subject: trust.PublicKey(subject), Role: trust.RoleNode, Farm: farm}, time.Now())
+	chain, err := trust.Signer{Key: w.mesh}.Issue(trust.Identity{Key: trust.PublicKey(subject), Role: trust.RoleNode, Farm: farm}, time.Now())
 	w.check(err)
 	kept, err := cache.Open(cache.Config{Dir: w.t.TempDir(), Quota: 1 << 30, ScrubRate: -1})
 	w.check(err)

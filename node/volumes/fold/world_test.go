@@ -221,7 +221,8 @@ func (w *world) foundAt(t testing.TB, origin bucket.Bucket) *world {
 	t.Helper()
 	w.origin = origin
 	key := trust.NewPrivateKey()
-	mesh, chain, _, err := trust.FoundMesh(key.Public(), "a", w.clock)
+	mesh := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "a"}, w.clock)
 	if err != nil {
 		t.Fatal(err)
 	}

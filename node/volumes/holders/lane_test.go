@@ -55,7 +55,7 @@ func newNodes(t testing.TB, n int) (all []*node) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { h.Close() })
-		chain, err := trust.Signer{Key: mesh}.Issue(trust.Grant{Subject: key.Public(), Role: trust.RoleNode, Farm: "north"}, time.Now())
+		chain, err := trust.Signer{Key: mesh}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleNode, Farm: "north"}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,7 +36,8 @@ func now() time.Time { return time.Date(2026, 11, 20, 22, 30, 0, 0, time.UTC) }
 func newMesh(t testing.TB, at time.Time) mesh {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	root, chain, _, err := trust.FoundMesh(key.Public(), "a", at)
+	root := trust.NewPrivateKey()
+	chain, err := trust.Signer{Key: root}.Issue(trust.Identity{Key: key.Public(), Role: trust.RoleAdmin, Farm: "a"}, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func newMesh(t testing.TB, at time.Time) mesh {
 func (m mesh) member(t testing.TB, role trust.Role, farm string) trust.Signer {
 	t.Helper()
 	key := trust.NewPrivateKey()
-	chain, err := m.founder.Issue(trust.Grant{Subject: key.Public(), Role: role, Farm: farm}, now())
+	chain, err := m.founder.Issue(trust.Identity{Key: key.Public(), Role: role, Farm: farm}, now())
 	if err != nil {
 		t.Fatal(err)
 	}
