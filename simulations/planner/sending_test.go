@@ -1,7 +1,6 @@
 package planner_test
 
 import (
-	"slices"
 	"time"
 
 	"github.com/grangemesh/grange/node/fetch/crowds"
@@ -65,24 +64,32 @@ func (s *sending) arrive() {
 		to.mind.Seen(s.n.name, s.n.m.clock())
 	}
 	to.asked[s.id] = s.silent
-	if s.n.m.linked() {
-		refer, ok := s.crowds().Begin(s.run, s.n.name, !s.cfg.Hurry)
-		if s.e.Refer, s.crowded = refer, !ok; ok {
+	if !s.n.m.linked() {
+		s.take()
+		return
+	}
+	begun := false
+	now := s.crowds().Begin(s.run, crowds.Request{Asker: s.n.name, HasTime: !s.cfg.Hurry, Held: to.holds[s.run]}, func(refer plan.Peer) {
+		begun = true
+		switch {
+		case refer != "":
+			s.e.Refer = refer
 			s.reply(false)
-			return
+		case !s.waits():
+			s.crowds().End(s.run, s.n.name, false)
+		default:
+			s.crowded = true
+			s.take()
 		}
+	})
+	if now != nil {
+		s.n.m.unless(crowds.Patience, func() bool { return begun }, now)
 	}
-	if !near {
-		leads, _, _ := s.n.root.Diag()
-		k := 0
-		if !slices.Contains(leads, plan.Peer(to.farm)) {
-			k = 1
-		}
-		if !s.act.Fetch {
-			k += 2
-		}
-		kindsD[k]++
-	}
+}
+
+// take is what the member does for one that is to be answered.
+func (s *sending) take() {
+	to, near := s.to, s.to.farm == s.n.farm
 	end := s.reply
 	switch {
 	case to.staller:
