@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/grangemesh/grange/node/cache"
+	"github.com/grangemesh/grange/node/fetch/crowds"
 	"github.com/grangemesh/grange/node/fetch/have"
 	"github.com/grangemesh/grange/node/fetch/object"
 	"github.com/grangemesh/grange/node/fetch/plan"
@@ -124,14 +125,12 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	s.run = o.At.Run()
-	key, crowds := crowdKey{s.rs.id, s.run, s.how.reach}, s.f.crowds[1]
+	key, crowd := crowdKey{s.rs.id, s.run, s.how.reach}, s.f.crowds[1]
 	if near {
-		crowds = s.f.crowds[0]
+		crowd = s.f.crowds[0]
 	}
-	s.f.mu.Lock()
-	defer s.f.mu.Unlock()
-	to, referred := crowds.Begin(key, s.how.from, s.how.priority <= exchange.PriorityPrefetch)
-	if referred {
+	request := crowds.Request{Asker: s.how.from, HasTime: s.how.priority <= exchange.PriorityPrefetch, Held: s.f.cfg.Cache.HasFor(o.ID, s.how.reach)}
+	if to := crowd.Await(ctx, &s.f.mu, key, request, func() { _ = s.w.Queued(1) }); to != "" {
 		s.f.tally.Referrals.Inc()
 		s.w.Refer(peer.ID(to))
 		return none, true
@@ -139,7 +138,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 	return func(whole bool) {
 		s.f.mu.Lock()
 		defer s.f.mu.Unlock()
-		crowds.End(key, s.how.from, whole)
+		crowd.End(key, s.how.from, whole)
 	}, false
 }
 

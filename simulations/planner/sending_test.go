@@ -64,13 +64,32 @@ func (s *sending) arrive() {
 		to.mind.Seen(s.n.name, s.n.m.clock())
 	}
 	to.asked[s.id] = s.silent
-	if s.n.m.linked() {
-		refer, ok := s.crowds().Begin(s.run, s.n.name, !s.cfg.Hurry)
-		if s.e.Refer, s.crowded = refer, !ok; ok {
-			s.reply(false)
-			return
-		}
+	if !s.n.m.linked() {
+		s.take()
+		return
 	}
+	begun := false
+	now := s.crowds().Begin(s.run, crowds.Request{Asker: s.n.name, HasTime: !s.cfg.Hurry, Held: to.holds[s.run]}, func(refer plan.Peer) {
+		begun = true
+		switch {
+		case refer != "":
+			s.e.Refer = refer
+			s.reply(false)
+		case !s.waits():
+			s.crowds().End(s.run, s.n.name, false)
+		default:
+			s.crowded = true
+			s.take()
+		}
+	})
+	if now != nil {
+		s.n.m.unless(crowds.Patience, func() bool { return begun }, now)
+	}
+}
+
+// take is what the member does for one that is to be answered.
+func (s *sending) take() {
+	to, near := s.to, s.to.farm == s.n.farm
 	end := s.reply
 	switch {
 	case to.staller:

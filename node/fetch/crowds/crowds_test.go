@@ -7,45 +7,88 @@ import (
 	"github.com/grangemesh/grange/node/fetch/plan"
 )
 
-func TestCrowdRefersOnce(t *testing.T) {
-	c := crowds.New[string]("self", 0)
-	for _, p := range []plan.Peer{"a", "b", "c", "d", "e"} {
-		if to, ok := c.Begin("run", p, true); ok {
-			t.Fatalf("%s is referred to %s, who has nothing yet", p, to)
-		}
+// crowd is what came of requests for one run.
+type crowd struct {
+	t   *testing.T
+	of  *crowds.Of[string]
+	got map[plan.Peer]plan.Peer
+	now map[plan.Peer]func()
+}
+
+const waits = "waits"
+
+func newCrowd(t *testing.T, busy int) *crowd {
+	return &crowd{t, crowds.New[string]("self", busy), map[plan.Peer]plan.Peer{}, map[plan.Peer]func(){}}
+}
+
+func (c *crowd) begin(run string, r crowds.Request) {
+	c.got[r.Asker] = waits
+	c.now[r.Asker] = c.of.Begin(run, r, func(to plan.Peer) { c.got[r.Asker] = to })
+}
+
+func (c *crowd) want(p, want plan.Peer) {
+	c.t.Helper()
+	if got := c.got[p]; got != want {
+		c.t.Fatalf("%s gets %q, want %q", p, got, want)
 	}
-	c.End("run", "a", true)
-	if to, ok := c.Begin("run", "f", true); !ok || to != "a" {
-		t.Fatalf("the asker beyond four is referred to %q", to)
+}
+
+func bulk(p plan.Peer) crowds.Request { return crowds.Request{Asker: p, HasTime: true, Held: true} }
+
+// TestOneIsSentARun: the others wait for it, and are referred to it once.
+func TestOneIsSentARun(t *testing.T) {
+	c := newCrowd(t, 0)
+	for _, p := range []plan.Peer{"a", "b", "c", "d"} {
+		c.begin("run", bulk(p))
 	}
-	if _, ok := c.Begin("run", "f", true); ok {
-		t.Fatal("an asker is referred twice")
-	}
-	c.End("run", "b", true)
-	for _, p := range []plan.Peer{"c", "d", "e", "f"} {
-		c.End("run", p, false)
-	}
-	if _, ok := c.Begin("run", "g", true); ok {
-		t.Fatal("an asker is referred though nobody else asks")
+	c.want("a", "")
+	c.want("b", waits)
+	c.begin("run", crowds.Request{Asker: "guest", Held: true})
+	c.want("guest", "")
+	c.begin("other", bulk("x"))
+	c.want("x", "")
+	c.now["d"]()
+	c.want("d", "") // has waited for long
+	c.of.End("run", "d", false)
+	c.of.End("run", "guest", false)
+	c.want("b", waits)
+	c.of.End("run", "a", true)
+	c.want("b", "")
+	c.want("c", "a")
+	c.begin("run", bulk("c"))
+	c.want("c", waits) // in vain
+	c.of.End("run", "b", true)
+	c.want("c", "")
+	c.begin("run", bulk("e"))
+	c.want("e", "a")
+	c.begin("run", bulk("f"))
+	c.want("f", "b")
+}
+
+// TestNobodyWaitsForWhatIsNotHere: who is to bring a run in may wait for one that waits here.
+func TestNobodyWaitsForWhatIsNotHere(t *testing.T) {
+	c := newCrowd(t, 0)
+	for _, p := range []plan.Peer{"a", "b"} {
+		c.begin("run", crowds.Request{Asker: p, HasTime: true})
+		c.want(p, "")
 	}
 }
 
 func TestBusyRefersWhoHasTime(t *testing.T) {
-	c := crowds.New[int]("self", 2)
-	begin := func(run int, p plan.Peer, hasTime bool, want plan.Peer) {
-		t.Helper()
-		if to, _ := c.Begin(run, p, hasTime); to != want {
-			t.Fatalf("run %d: %s is referred to %q, want %q", run, p, to, want)
-		}
-	}
-	begin(1, "a", true, "")
-	begin(2, "b", true, "")
-	begin(3, "c", true, "self")
-	begin(3, "c", true, "") // nobody else has it
-	begin(3, "d", false, "")
-	c.End(3, "c", true)
-	c.End(3, "d", false)
-	begin(3, "e", true, "c") // also when it is being sent to nobody any more
-	c.End(2, "b", true)
-	begin(3, "f", true, "")
+	c := newCrowd(t, 2)
+	c.begin("1", bulk("a"))
+	c.begin("2", bulk("b"))
+	c.begin("3", bulk("c"))
+	c.want("c", "self")
+	c.begin("3", bulk("c"))
+	c.want("c", "") // nobody else has it
+	c.begin("3", crowds.Request{Asker: "guest", Held: true})
+	c.want("guest", "")
+	c.of.End("3", "c", true)
+	c.of.End("3", "guest", false)
+	c.begin("3", bulk("e"))
+	c.want("e", "c") // also when it is being sent to nobody any more
+	c.of.End("2", "b", true)
+	c.begin("3", bulk("f"))
+	c.want("f", "")
 }
