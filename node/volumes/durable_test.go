@@ -117,13 +117,13 @@ func TestSnapshotOfAFoldThatFails(t *testing.T) {
 		}
 		p.a.now = p.a.now.Add(tryAfterMax)
 		a := p.a.device("disk")
-		if !a.folds.IsDue(new(fold.Pace)) {
+		if !a.folds.IsDue(new(fold.Pace), false) {
 			t.Fatalf("restart %t: a snapshot waits, and nothing is due", restart)
 		}
 		if err := a.folds.Run(t.Context(), fold.Safe); err != nil {
 			t.Fatal(err)
 		}
-		if view, err := p.a.FindSnapshot(t.Context(), "disk@1"); err != nil || !view.Durable || a.folds.IsDue(new(fold.Pace)) {
+		if view, err := p.a.FindSnapshot(t.Context(), "disk@1"); err != nil || !view.Durable || a.folds.IsDue(new(fold.Pace), false) {
 			t.Errorf("restart %t: %+v, %v", restart, view, err)
 		}
 	}

@@ -51,7 +51,7 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 				continue
 			}
 			a.folds.GiveWay()
-			if st.Stage != right.Serving || !a.guard.NeedsFold() && !a.folds.IsDue(&pace) {
+			if st.Stage != right.Serving || !a.folds.IsDue(&pace, a.guard.NeedsFold()) {
 				continue
 			}
 			group.TryGo(func() error {

@@ -193,8 +193,8 @@ func (p *Paced) wantsRoom() bool {
 }
 
 // IsDue reports whether the volume, whose record can be written, is to be folded now, at the
-// pace of its node.
-func (p *Paced) IsDue(pace *Pace) bool {
+// pace of its node; or, where flushes wait for that, at once.
+func (p *Paced) IsDue(pace *Pace, waits bool) bool {
 	if len(p.turn) > 0 {
 		return false
 	}
@@ -204,7 +204,9 @@ func (p *Paced) IsDue(pace *Pace) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.clock.Due(p.cfg.Record().ID, behind, p.cfg.Now()) && (p.clock.presses(behind) || pace.Take())
+	now := p.cfg.Now()
+	due := p.clock.Due(p.cfg.Record().ID, behind, now) && (p.clock.presses(behind) || pace.Take())
+	return due || waits && now.Sub(p.clock.failed) >= retryMin
 }
 
 // Lag is how much the bucket lacks, about, and why the last fold failed.

@@ -46,20 +46,20 @@ func TestAFullDiskIsMadeRoomOn(t *testing.T) {
 		if err := p.Run(t.Context(), Safe); err != nil {
 			t.Fatal(err)
 		}
-		if len(w.record().Segments) == 0 || p.IsDue(pace) {
+		if len(w.record().Segments) == 0 || p.IsDue(pace, false) {
 			t.Fatal("it has no segments, or is due again")
 		}
 		full.Store(true)
 		if err := write(); !errors.Is(err, content.ErrNoSpace) {
 			t.Fatalf("a write on a full disk: %v", err)
 		}
-		if !p.IsDue(pace) {
+		if !p.IsDue(pace, false) {
 			t.Error("it is not due")
 		}
 		if err := p.Run(t.Context(), Safe); err != nil || len(w.record().Segments) > 0 {
 			t.Errorf("%v, and segments are left: %v", err, w.record().Segments)
 		}
-		if p.IsDue(pace) {
+		if p.IsDue(pace, false) {
 			t.Error("it is due again")
 		}
 	})
