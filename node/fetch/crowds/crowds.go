@@ -19,11 +19,9 @@ const (
 	// Patience is how long a request waits for the one before it, whose asker may be slow:
 	// some runs at a tenth of 1 Gbit/s.
 	Patience = time.Second
-	// servedMax bounds how many members that have a run are remembered.
-	servedMax = 16
-	// runsMax bounds the runs that are remembered, the latest, and referredMax those of
-	// each that were referred.
-	runsMax, referredMax = 1024, 64
+	// runsMax bounds the runs that are remembered, the latest, and of each servedMax those that
+	// have it, and referredMax those that were referred.
+	runsMax, servedMax, referredMax = 1024, 16, 64
 )
 
 // Request is one for a run. HasTime says that nobody is blocked for it, and Held that the run
@@ -159,12 +157,11 @@ func (b *Of[K]) End(key K, asker plan.Peer, whole bool) {
 			i++
 			continue
 		}
-		c.waits = slices.Delete(c.waits, i, i+1)
-		if free {
+		if c.waits = slices.Delete(c.waits, i, i+1); free {
 			b.serve(c, r)
-		} else {
-			c.referred[r.Asker] = true
-			r.Then(asker)
+			continue
 		}
+		c.referred[r.Asker] = true
+		r.Then(asker)
 	}
 }
