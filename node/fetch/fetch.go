@@ -155,7 +155,7 @@ type Fetcher struct {
 	live    []peer.ID // as mind was told
 	roots   *roots.Store[*rootState]
 	objects map[object.Key]*onItsWay
-	crowds  [2]*crowds.Of[crowdKey] // of members of this farm, and of others
+	crowds  map[bool]*crowds.Of[crowdKey] // by whether they are of this farm
 	running sync.WaitGroup
 }
 
@@ -187,7 +187,7 @@ func New(cfg Config) (*Fetcher, error) {
 	f := &Fetcher{
 		cfg: cfg, codec: content.NewCodec(), tally: tally.New(), wake: make(chan struct{}, 1), loads: turns.New[loadKey](loadMax), checks: checks.New(),
 		nodes: resident.NewClock[mapNode](residentMax), roots: roots.New[*rootState](), objects: map[object.Key]*onItsWay{},
-		crowds: [...]*crowds.Of[crowdKey]{crowds.New[crowdKey](plan.Peer(cfg.Self), 0), crowds.New[crowdKey](plan.Peer(cfg.Self), crowds.Busy)},
+		crowds: map[bool]*crowds.Of[crowdKey]{true: crowds.New[crowdKey](plan.Peer(cfg.Self), 0), false: crowds.New[crowdKey](plan.Peer(cfg.Self), crowds.Busy)},
 		mind:   plan.NewMember(plan.Peer(cfg.Self), cfg.Identity.Farm),
 	}
 	f.shown = newBook(f)

@@ -125,10 +125,7 @@ func (s *serving) crowd(ctx context.Context, near, stranger bool) (end func(whol
 		return none, false
 	}
 	s.run = o.At.Run()
-	key, crowd := crowdKey{s.rs.id, s.run, s.how.reach}, s.f.crowds[1]
-	if near {
-		crowd = s.f.crowds[0]
-	}
+	key, crowd := crowdKey{s.rs.id, s.run, s.how.reach}, s.f.crowds[near]
 	request := crowds.Request{Asker: s.how.from, HasTime: s.how.priority <= exchange.PriorityPrefetch, Held: s.f.cfg.Cache.HasFor(o.ID, s.how.reach)}
 	if to := crowd.Await(ctx, &s.f.mu, key, request, func() { _ = s.w.Queued(1) }); to != "" {
 		s.f.tally.Referrals.Inc()

@@ -69,7 +69,7 @@ func (s *sending) arrive() {
 		return
 	}
 	begun := false
-	now := s.crowds().Begin(s.run, crowds.Request{Asker: s.n.name, HasTime: !s.cfg.Hurry, Held: to.holds[s.run]}, func(refer plan.Peer) {
+	now := s.crowds().Begin(s.run, crowds.Request{Asker: s.n.name, HasTime: !s.cfg.Hurry, Held: to.holds[s.run], Then: func(refer plan.Peer) {
 		begun = true
 		switch {
 		case refer != "":
@@ -81,7 +81,7 @@ func (s *sending) arrive() {
 			s.crowded = true
 			s.take()
 		}
-	})
+	}})
 	if now != nil {
 		s.n.m.unless(crowds.Patience, func() bool { return begun }, now)
 	}

@@ -19,63 +19,48 @@ const (
 	// Patience is how long a request waits for the one before it, whose asker may be slow:
 	// some runs at a tenth of 1 Gbit/s.
 	Patience = time.Second
-	// servedMax bounds how many members that have a run are remembered.
-	servedMax = 16
-	// runsMax bounds the runs that are remembered, the latest, and referredMax those of
-	// each that were referred.
-	runsMax, referredMax = 1024, 64
+	// runsMax bounds the runs that are remembered, the latest, and of each servedMax those that
+	// have it, and referredMax those that were referred.
+	runsMax, servedMax, referredMax = 1024, 16, 64
 )
 
-// crowd is the members that one run is being sent to.
-type crowd struct {
-	now      map[plan.Peer]int // requests being answered
-	served   []plan.Peer       // have the run whole, the one referred to longest ago first
-	referred map[plan.Peer]bool
-	waits    []*waiting
-}
-
-// waiting is a request for a run that is being sent to another.
-type waiting struct {
-	Request
-	then func(to plan.Peer)
-}
-
 // Request is one for a run. HasTime says that nobody is blocked for it, and Held that the run
-// is here.
+// is here. Then is called once: with "" where the asker is to get the run here, whose End
+// follows; else with the member that it is to be referred to instead.
 type Request struct {
 	Asker         plan.Peer
 	HasTime, Held bool
+	Then          func(to plan.Peer)
 }
 
-// refer returns a member that has the run, for one that was not referred yet; else "".
-func (c *crowd) refer(asker, otherwise plan.Peer) (to plan.Peer) {
-	if c.now[asker] > 0 || c.referred[asker] {
-		return ""
+// crowd is the members that ask for one run.
+type crowd struct {
+	now      map[plan.Peer]int // requests being answered
+	waits    []*Request        // for one of those
+	served   []plan.Peer       // have the run whole, the one referred to longest ago first
+	referred map[plan.Peer]bool
+}
+
+// refer refers an asker, for the first time, to a member that has the run, or otherwise to
+// another, "" for none.
+func (c *crowd) refer(r *Request, otherwise plan.Peer) (ok bool) {
+	if c.now[r.Asker] > 0 || c.referred[r.Asker] {
+		return false
 	}
-	to = otherwise
-	if i := slices.IndexFunc(c.served, func(p plan.Peer) bool { return p != asker }); i >= 0 {
+	to := otherwise
+	if i := slices.IndexFunc(c.served, func(p plan.Peer) bool { return p != r.Asker }); i >= 0 {
 		to = c.served[i]
 		c.served = append(slices.Delete(c.served, i, i+1), to)
 	}
-	if to != "" {
-		if len(c.referred) >= referredMax {
-			clear(c.referred)
-		}
-		c.referred[asker] = true
+	if to == "" {
+		return false
 	}
-	return to
-}
-
-func (c *crowd) end(asker plan.Peer, whole bool) {
-	if c.now[asker]--; c.now[asker] <= 0 {
-		delete(c.now, asker)
+	if len(c.referred) >= referredMax {
+		clear(c.referred)
 	}
-	if whole && !slices.Contains(c.served, asker) {
-		c.served = append(c.served, asker)
-		if len(c.served) > servedMax {
-			c.served = c.served[1:]
-		}
-	}
+	c.referred[r.Asker] = true
+	r.Then(to)
+	return true
 }
 
 // Of spreads the load of runs that everybody wants at once, each by its key. Not safe
@@ -94,50 +79,41 @@ func New[K comparable](self plan.Peer, busy int) *Of[K] {
 	return &Of[K]{self: self, busy: busy, runs: runs}
 }
 
-// Begin takes a request, and calls then once, now or in what follows: with "" where the asker
-// is to get the run here, whose End follows; else with the member that it is to be referred to
-// instead, once only, so that it gets the run here if that was in vain. While what is held is
-// sent to one, the others that have time wait, as its way out carries one after the other
-// anyway, and are referred to that one then; now has one that waits get it here all the same,
-// and is nil for others. Who has time is also referred while this member is busy; to itself,
-// where it knows of nobody else: others may be sooner.
-func (b *Of[K]) Begin(key K, r Request, then func(to plan.Peer)) (now func()) {
+// Begin takes a request. An asker is referred once only, so that it gets the run here if that
+// was in vain. While what is held is sent to one, the others that have time wait, as its way
+// out carries one after the other anyway, and are referred to that one then; now has one that
+// waits get it here all the same, and is nil for others. Who has time is also referred while
+// this member is busy; to itself, where it knows of nobody else: others may be sooner.
+func (b *Of[K]) Begin(key K, r Request) (now func()) {
 	c, known := b.runs.Get(key)
 	if !known {
 		c = &crowd{now: map[plan.Peer]int{}, referred: map[plan.Peer]bool{}}
 		b.runs.Add(key, c)
 	}
-	to := plan.Peer("")
 	switch {
-	case r.HasTime && b.busy > 0 && b.now >= b.busy:
-		to = c.refer(r.Asker, b.self)
-	case len(c.now) > 0:
-		to = c.refer(r.Asker, "")
-	}
-	w := &waiting{r, then}
-	switch {
-	case to != "":
-		then(to)
+	case r.HasTime && b.busy > 0 && b.now >= b.busy && c.refer(&r, b.self), len(c.now) > 0 && c.refer(&r, ""):
+		return nil
 	case len(c.now) == 0 || !r.HasTime || !r.Held:
-		b.serve(c, w)
-	default:
-		c.waits = append(c.waits, w)
-		return func() {
-			if i := slices.Index(c.waits, w); i >= 0 {
-				c.waits = slices.Delete(c.waits, i, i+1)
-				b.serve(c, w)
-			}
+		b.serve(c, &r)
+		return nil
+	}
+	c.waits = append(c.waits, &r)
+	return func() {
+		if i := slices.Index(c.waits, &r); i >= 0 {
+			c.waits = slices.Delete(c.waits, i, i+1)
+			b.serve(c, &r)
 		}
 	}
-	return nil
 }
 
-// Await is Begin for who has nothing to do meanwhile. It takes mu, which guards b, tells queued
-// that it is going to wait, and does so until ctx ends, or for Patience.
+// Await is Begin for who has nothing to do meanwhile, and returns what Then would be called
+// with. It takes mu, which guards b, tells queued that it is going to wait, and does so until
+// ctx ends, or for Patience.
 func (b *Of[K]) Await(ctx context.Context, mu sync.Locker, key K, r Request, queued func()) (to plan.Peer) {
 	turn := make(chan plan.Peer, 1)
+	r.Then = func(to plan.Peer) { turn <- to }
 	mu.Lock()
-	now := b.Begin(key, r, func(to plan.Peer) { turn <- to })
+	now := b.Begin(key, r)
 	mu.Unlock()
 	if now == nil {
 		return <-turn
@@ -155,10 +131,10 @@ func (b *Of[K]) Await(ctx context.Context, mu sync.Locker, key K, r Request, que
 	return <-turn
 }
 
-func (b *Of[K]) serve(c *crowd, w *waiting) {
-	c.now[w.Asker]++
+func (b *Of[K]) serve(c *crowd, r *Request) {
+	c.now[r.Asker]++
 	b.now++
-	w.then("")
+	r.Then("")
 }
 
 // End notes that a request was answered, and whether the asker has the run now.
@@ -168,20 +144,24 @@ func (b *Of[K]) End(key K, asker plan.Peer, whole bool) {
 	if !ok {
 		return
 	}
-	c.end(asker, whole)
+	if c.now[asker]--; c.now[asker] <= 0 {
+		delete(c.now, asker)
+	}
+	if whole {
+		c.served = slices.DeleteFunc(c.served, func(p plan.Peer) bool { return p == asker })
+		c.served = slices.Insert(c.served[:min(len(c.served), servedMax-1)], 0, asker)
+	}
 	for i := 0; i < len(c.waits); {
-		w := c.waits[i]
-		free := len(c.now) == 0
-		if !free && (!whole || w.Asker == asker || c.referred[w.Asker]) {
+		r, free := c.waits[i], len(c.now) == 0
+		if !free && (!whole || r.Asker == asker || c.referred[r.Asker]) {
 			i++
 			continue
 		}
-		c.waits = slices.Delete(c.waits, i, i+1)
-		if free {
-			b.serve(c, w)
-		} else {
-			c.referred[w.Asker] = true
-			w.then(asker)
+		if c.waits = slices.Delete(c.waits, i, i+1); free {
+			b.serve(c, r)
+			continue
 		}
+		c.referred[r.Asker] = true
+		r.Then(asker)
 	}
 }

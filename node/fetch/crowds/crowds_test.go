@@ -23,7 +23,8 @@ func newCrowd(t *testing.T, busy int) *crowd {
 
 func (c *crowd) begin(run string, r crowds.Request) {
 	c.got[r.Asker] = waits
-	c.now[r.Asker] = c.of.Begin(run, r, func(to plan.Peer) { c.got[r.Asker] = to })
+	r.Then = func(to plan.Peer) { c.got[r.Asker] = to }
+	c.now[r.Asker] = c.of.Begin(run, r)
 }
 
 func (c *crowd) want(p, want plan.Peer) {
@@ -60,9 +61,9 @@ func TestOneIsSentARun(t *testing.T) {
 	c.of.End("run", "b", true)
 	c.want("c", "")
 	c.begin("run", bulk("e"))
-	c.want("e", "a")
+	c.want("e", "b")
 	c.begin("run", bulk("f"))
-	c.want("f", "b")
+	c.want("f", "a")
 }
 
 // TestNobodyWaitsForWhatIsNotHere: who is to bring a run in may wait for one that waits here.

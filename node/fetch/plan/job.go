@@ -267,7 +267,8 @@ func (j *Job) stand() (acts []Action, stay bool) {
 	case askRanks:
 		return j.askBehind(), false
 	case waitFarm:
-		return j.wait(WaitFarm, j.farmSettled()), false
+		settled, _ := j.cfg.Root.NearSettled()
+		return j.wait(WaitFarm, settled), false
 	case askHolders:
 		return j.askHolder(false, holdersAsked), false
 	case askSwarmHolders:
@@ -335,11 +336,6 @@ func (j *Job) waitSwarm() []Action {
 		acts[i].Wait = left
 	}
 	return acts
-}
-
-func (j *Job) farmSettled() bool {
-	settled, _ := j.cfg.Root.NearSettled()
-	return settled
 }
 
 // ranks yields the live members in the order in which they lead the run; those that

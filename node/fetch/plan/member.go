@@ -214,14 +214,8 @@ func (r *ranking) set(members []Peer) (changed bool) {
 	if slices.Equal(r.members, members) {
 		return false
 	}
-	r.members = slices.Clone(members[:min(len(members), 1<<16)])
-	r.forget()
+	r.members, r.orders, r.kept = slices.Clone(members[:min(len(members), 1<<16)]), nil, 0
 	return true
-}
-
-func (r *ranking) forget() {
-	clear(r.orders)
-	r.kept = 0
 }
 
 // order returns the places of members, the one that leads first.
@@ -241,7 +235,7 @@ func (r *ranking) order(key string) []uint16 {
 		out = slices.Clone(out[:min(len(out), r.most)])
 	}
 	if r.kept+len(out)+orderSize > keptMax {
-		r.forget()
+		r.orders, r.kept = nil, 0
 	}
 	if r.orders == nil {
 		r.orders = map[string][]uint16{}
