@@ -42,8 +42,8 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, err
 	}
-	if a := v.device(body.Volume); a.has(body) {
-		if a.vol.Keep(body.At) == nil {
+	if a := v.device(body.Volume); a != nil && a.folds != nil && !body.Orphan {
+		if a.keeps(body) {
 			if p, err := moment.ParentAt(a.vol, body); err == nil || !body.Durable {
 				return p, err
 			}

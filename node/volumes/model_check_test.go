@@ -270,7 +270,8 @@ func (b *book) checkSnapshot(r catalog.Record, body catalog.Snapshot) error {
 	} else {
 		m := b.farm.member(body.Holder)
 		a := m.device(v.name)
-		if a == nil || a.err != nil || !a.has(body) || v.places[m] != s.at {
+		e, _ := m.index.Get(v.name)
+		if a == nil || a.folds == nil || a.err != nil || e.ID != body.ID || v.places[m] != s.at {
 			return nil
 		}
 		if found, err = b.visit(m, body); errors.Is(err, content.ErrUnavailable) {

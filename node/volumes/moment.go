@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/grangemesh/grange/blockdev"
 	"github.com/grangemesh/grange/blockdev/volume"
@@ -86,10 +87,10 @@ func (v *Volumes) passing(ctx context.Context, name string) (moment.Moment, erro
 func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) (moment.Moment, error) {
 	_, body, err := v.records().Snapshot(ctx, id)
 	for range records.Tries {
-		if err != nil || body.Durable || !a.has(body) {
+		if err != nil || body.Durable || body.Orphan || a == nil || a.folds == nil {
 			break
 		}
-		if a.vol.Keep(body.At) == nil {
+		if a.keeps(body) {
 			return moment.Of(a.vol, body.At, func() catalog.Volume { _, now, _ := a.record(); now.Size = body.Size; return now })
 		}
 		_, body, err = v.records().Snapshot(ctx, id) // it has become durable meanwhile
@@ -105,14 +106,12 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 	return moment.Moment{}, fmt.Errorf("snapshot %s: %w: it is not durable, and %s has what the bucket lacks of it", id, content.ErrConflict, v.cfg.Who(body.Holder))
 }
 
-// has reports whether a snapshot is of this volume, not of another that had its name, and may
-// have its place here.
-func (a *attached) has(body catalog.Snapshot) bool {
-	if a == nil || a.folds == nil || body.Orphan {
-		return false
-	}
-	_, now, _ := a.record()
-	return now.ID == body.ID
+// keeps keeps the place of a snapshot in the journal, if it is in this one: not in that of
+// another volume that had the name, nor in what stayed with who had this one before.
+func (a *attached) keeps(body catalog.Snapshot) bool {
+	e, _ := a.v.index.Get(a.Name())
+	mine := body.Durable || slices.Contains(e.Waiting, index.Waiting{Number: body.Number, At: body.At})
+	return e.ID == body.ID && mine && a.vol.Keep(body.At) == nil
 }
 
 // momentOfOrphan opens the folder that an orphan was left in.

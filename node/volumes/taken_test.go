@@ -196,3 +196,25 @@ func TestSnapshotOfWhoHadTheNameBefore(t *testing.T) {
 		}
 	}
 }
+
+// TestSnapshotThatStayedBehind: nor is it read from what another has written since it has taken
+// the volume over without that.
+func TestSnapshotThatStayedBehind(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	p.a.fill(t, "disk", make([]byte, testSize), 5, 1)
+	if _, err := p.a.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.fill(t, "disk", make([]byte, testSize), 5, 2)
+	if _, err := p.b.Snapshot(t.Context(), "disk", SnapshotSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.b.momentOfSnapshot(t.Context(), "disk@1", p.b.device("disk")); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("it is read: %v", err)
+	}
+	if _, _, err := p.b.Put(t.Context(), "fork", Spec{From: refOf(t, "snapshot:disk@1")}); !errors.Is(err, content.ErrConflict) {
+		t.Errorf("it is forked: %v", err)
+	}
+}
