@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -114,6 +115,11 @@ func (m mesh) start(t testing.TB, role trust.Role, change func(*Config)) *member
 		}
 	})
 	t.Cleanup(b.stop)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !slices.Contains(h.Mux().Protocols(), protocolID(m)) { // until it answers
+		<-tick.C
+	}
 	return b
 }
 

@@ -355,7 +355,11 @@ func (o *outbound) deliver(p *pending, r Reply) {
 
 // takeData reads an object to where it is used, or drops it when its asker is gone.
 func (o *outbound) takeData(h wire.Header, p *pending) error {
-	d, err := o.dataHead(h)
+	var head [wire.DataSize]byte
+	if err := o.fill(head[:]); err != nil {
+		return err
+	}
+	d, err := wire.DecodeData(h, head)
 	if err != nil {
 		return err
 	}

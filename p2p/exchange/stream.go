@@ -139,15 +139,6 @@ func (f *framed) message(h wire.Header) (wire.Message, error) {
 	}
 }
 
-// dataHead reads the fixed part of a Data frame.
-func (f *framed) dataHead(h wire.Header) (wire.Data, error) {
-	var b [wire.DataSize]byte
-	if err := f.fill(b[:]); err != nil {
-		return wire.Data{}, err
-	}
-	return wire.DecodeData(h, b)
-}
-
 // fill reads len(b) bytes. One that sends them too slowly is stalled, however alive.
 func (f *framed) fill(b []byte) error {
 	begun := time.Now()

@@ -114,12 +114,7 @@ func start(ctx context.Context, t task) (*child, error) {
 // forbidden tells whether a host has no such fence: its rights or limits forbid a part
 // of it, or its programs lie elsewhere.
 func forbidden(err error) bool {
-	for _, e := range []error{os.ErrPermission, os.ErrNotExist, syscall.EINVAL, syscall.ENOSPC} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSPC)
 }
 
 // end waits a moment for a child that has hung up, and kills any other. It returns

@@ -70,13 +70,11 @@ type stamp struct {
 	modified int64 // in ns since 1970
 }
 
-func stampOf(info bucket.Info) stamp { return stamp{info.Size, info.Modified.UnixNano()} }
-
 // Unchanged reports whether a pack is what it was when the index was loaded; so is
 // one that came later.
 func (x *Index) Unchanged(id pack.ID, now bucket.Info) bool {
 	s, ok := x.stamps[id]
-	return !ok || s == stampOf(now)
+	return !ok || s == stamp{now.Size, now.Modified.UnixNano()}
 }
 
 // Len returns the number of objects known.
