@@ -100,7 +100,7 @@ func (f *feeder) run(ctx context.Context) {
 	switch {
 	case !f.begin && errors.Is(err, content.ErrConflict): // nobody but a clone of this disk, or one that it was before, has written that
 		f.w.stop(fmt.Errorf("%w: a holder has what this disk has not, so that it was rolled back, or cloned: %w", content.ErrFenced, err))
-	case !f.begin && errors.Is(err, errMerged):
+	case errors.Is(err, errMerged):
 		f.w.step(quorum.Behind{Member: f.member})
 		f.w.mu.Lock()
 		based := f.w.through.Seq > f.base.Seq
@@ -332,7 +332,7 @@ func (s *sender) send(seq uint64) error {
 	m := wire.Extend{Claim: s.claim, At: s.at, Seq: seq, Bytes: s.buf}
 	if !s.begun {
 		if h, err := journal.DecodeHeader(s.buf); err == nil { // an entry does not begin like one
-			if h.Merged > 0 && h.After.Seq < s.seq && s.at != (wire.Place{}) { // one that has no segment takes any
+			if h.Merged > 0 && h.After.Seq < s.seq {
 				return errMerged
 			}
 			s.needs = max(s.needs, h.Needs)

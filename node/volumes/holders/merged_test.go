@@ -5,15 +5,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/grangemesh/grange/blockdev/volume"
-	"github.com/grangemesh/grange/blockdev/volume/journal"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/p2p/wire"
@@ -109,73 +106,6 @@ func TestWhatTheBucketHasIsHeld(t *testing.T) {
 	r.body.Base = p
 	r.mu.Unlock()
 	if err := v.Flush(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestAHolderBeginsWithWhatIsMerged: a volume that nobody held has merged what the bucket has
-// with what it has not: who comes to hold it takes all of that.
-func TestAHolderBeginsWithWhatIsMerged(t *testing.T) {
-	all := newNodes(t, 3)
-	r := &record{body: catalog.Volume{ID: theVolume, Size: 8 << 20, Epoch: 1, Incarnation: 11, Policy: "local"}}
-	dir := created(t)
-	v, g := all[0].serve(t, dir, r)
-	data := make([]byte, 64<<10)
-	var ends []content.Position
-	merged := func() bool {
-		return slices.ContainsFunc(ends, func(p content.Position) bool {
-			var b bytes.Buffer
-			_, _, err := v.ReadSegments(&b, p, 1)
-			h, _ := journal.DecodeHeader(b.Bytes())
-			r.body.Base = p
-			return err == nil && h.Merged > 0 && h.After.Seq < p.Seq
-		})
-	}
-	for !merged() && t.Context().Err() == nil {
-		data[0]++
-		for i := range int64(32) {
-			if err := v.WriteAt(t.Context(), data, i*64<<10, i == 31); err != nil {
-				t.Fatal(err)
-			}
-		}
-		p, err := v.Seal(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		v.Release(p)
-		ends = append(ends, p)
-	}
-	g.Close()
-	if err := v.Close(); err != nil {
-		t.Fatal(err)
-	}
-	r.body.Policy = "farm:1"
-	v, g = all[0].serve(t, dir, r)
-	if err := v.WriteAt(t.Context(), data, 0, true); err != nil {
-		t.Error(err)
-	}
-	g.Close()
-	if err := v.Close(); err != nil {
-		t.Error(err)
-	}
-	all[0].stop()
-	in, err := all[1].farm.Inherit(t.Context(), "web1", r.get(), r.get().Incarnation+1, filepath.Join(t.TempDir(), "inherited"))
-	if err != nil || len(in.Segments) == 0 {
-		t.Fatalf("%+v, %v", in, err)
-	}
-	dir = created(t)
-	if err := journal.Adopt(dir, theVolume, in.Segments, func(string) {}); err != nil {
-		t.Fatal(err)
-	}
-	taken, err := volume.Open(volume.Config{Dir: dir, ID: theVolume, Epoch: in.Epoch, Size: r.body.Size})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make([]byte, 2<<20)
-	if err := taken.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, bytes.Repeat(data, 32)) {
-		t.Errorf("who takes it over reads something else, %v", err)
-	}
-	if err := taken.Close(); err != nil {
 		t.Error(err)
 	}
 }

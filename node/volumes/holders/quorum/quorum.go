@@ -73,8 +73,9 @@ type (
 	// that this one is not whole. So the record never says that nobody holds what was
 	// acknowledged, and no flush waits for the bucket.
 	Empty struct{ Member trust.PublicKey }
-	// Behind says that a member which the record names has what was acknowledged, and can't
-	// have what came since: it is named until others have all, or Based.
+	// Behind says that a member can't have what is written, before Based: what it lacks was
+	// merged with what it has, or with what the bucket has. If the record names it, it is named
+	// until others have all.
 	Behind struct{ Member trust.PublicKey }
 	// Based says that the record has more of the journal, which holders need not.
 	Based struct{}
@@ -210,8 +211,7 @@ func (s *State) Lowest() uint64 {
 	return low
 }
 
-// Needs reports whether a flush waits, and members that the record names have nothing to go on
-// from before that has more.
+// Needs reports whether a flush waits, and members have nothing to go on from before Based.
 func (s *State) Needs() bool { return !s.short.IsZero() && len(s.behind) > 0 }
 
 // Short reports whether a flush has waited for that long.
