@@ -147,9 +147,9 @@ func (b *Of[K]) End(key K, asker plan.Peer, whole bool) {
 	if c.now[asker]--; c.now[asker] <= 0 {
 		delete(c.now, asker)
 	}
-	if whole {
-		c.served = slices.DeleteFunc(c.served, func(p plan.Peer) bool { return p == asker })
-		c.served = slices.Insert(c.served[:min(len(c.served), servedMax-1)], 0, asker)
+	if whole && !slices.Contains(c.served, asker) {
+		c.served = append(c.served, asker)
+		c.served = c.served[max(0, len(c.served)-servedMax):]
 	}
 	for i := 0; i < len(c.waits); {
 		r, free := c.waits[i], len(c.now) == 0

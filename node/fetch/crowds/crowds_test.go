@@ -61,9 +61,9 @@ func TestOneIsSentARun(t *testing.T) {
 	c.of.End("run", "b", true)
 	c.want("c", "")
 	c.begin("run", bulk("e"))
-	c.want("e", "b")
+	c.want("e", "a")
 	c.begin("run", bulk("f"))
-	c.want("f", "a")
+	c.want("f", "b")
 }
 
 // TestNobodyWaitsForWhatIsNotHere: who is to bring a run in may wait for one that waits here.
