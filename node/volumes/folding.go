@@ -51,7 +51,7 @@ func (v *Volumes) keepFolding(ctx context.Context) error {
 				continue
 			}
 			a.folds.GiveWay()
-			if st.Stage != right.Serving || !a.folds.IsDue(&pace, a.guard.NeedsFold()) {
+			if s, _ := a.guard.Status(); st.Stage != right.Serving || !a.folds.IsDue(&pace, s.Needs) {
 				continue
 			}
 			group.TryGo(func() error {

@@ -425,7 +425,10 @@ func (w *model) rollBackTo(r *rapid.T, m *member, v *modelVolume, number uint64)
 		_, err := m.Rollback(context.Background(), v.name, fmt.Sprintf("%s@%d", v.name, number))
 		return err
 	}, func(how how) {
-		if v.rolling = append(v.rolling, next); how == done {
+		if v.owner == p || v.passed { // whoever lost it writes nothing to the record
+			v.rolling = append(v.rolling, next)
+		}
+		if how == done {
 			w.acknowledgedAfter(r, v, m, next)
 		}
 	})

@@ -173,15 +173,6 @@ func (g *Guard) Advanced() {
 	}
 }
 
-// NeedsFold reports whether flushes wait for holders that have nothing to go on from before the
-// bucket has more.
-func (g *Guard) NeedsFold() bool {
-	g.mu.Lock()
-	w := g.writer
-	g.mu.Unlock()
-	return w != nil && w.needsFold()
-}
-
 // Status is how the holders stand; false where none are asked for.
 func (g *Guard) Status() (Status, bool) {
 	g.mu.Lock()

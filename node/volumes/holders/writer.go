@@ -395,20 +395,14 @@ func (w *Writer) Based(p content.Position) {
 	}
 }
 
-// needsFold is quorum.State's Needs.
-func (w *Writer) needsFold() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.state.Needs()
-}
-
 // Status is how the holders of a volume stand.
 type Status struct {
 	// Holders are those that the record names.
 	Holders []trust.PublicKey
 	// Degraded says that the record says so, and Short that a flush failed for want of
 	// holders, or is about to; Few that there are fewer members than are to be holders.
-	Degraded, Short, Few bool
+	// Needs is a flush that waits for holders who begin once the bucket has more.
+	Degraded, Short, Few, Needs bool
 }
 
 // Status returns how the holders stand.
@@ -417,7 +411,7 @@ func (w *Writer) Status() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	named := w.state.Holders()
-	return Status{slices.Clone(named), w.state.Degraded(), w.state.Short(FlushWait), len(named) < w.cfg.K && live < w.cfg.K}
+	return Status{slices.Clone(named), w.state.Degraded(), w.state.Short(FlushWait), len(named) < w.cfg.K && live < w.cfg.K, w.state.Needs()}
 }
 
 // jitter is how long after its loss a holder is replaced.
