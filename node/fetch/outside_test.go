@@ -49,13 +49,15 @@ func TestSecondFarmReadsTheFirst(t *testing.T) {
 		w.forget()
 		south := w.farm("south", 3)
 		w.warmAll(im, south...)
-		w.copies(im, 0)
+		if err := w.copied(im, 0.01); err != nil { // of the map: who opens it may not wait for others
+			return err
+		}
 		var crossed int64
 		for _, m := range south {
 			crossed += m.Bytes().Swarm
 		}
-		if c := float64(crossed) / float64(im.stats.RawBytes); c > 1.05 {
-			return fmt.Errorf("%.3f copies crossed between the farms, want at most 1.05", c)
+		if c := float64(crossed) / float64(im.stats.RawBytes); c > 1.5 { // each on its own would make it 3; simulations/planner counts exactly
+			return fmt.Errorf("%.3f copies crossed between the farms, want at most 1.5", c)
 		}
 		return nil
 	})
