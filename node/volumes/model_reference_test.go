@@ -319,7 +319,8 @@ func (b *book) settleTaken(v *modelVolume, m *member, d disk) error {
 	if !v.released {
 		b.taken++
 	}
-	v.behind = append(v.behind, v.owner) // who released it may not know, and go on
+	v.owner.maybe = append(v.owner.maybe, v.rolling...) // on its disk, if the record heard nothing of it
+	v.behind = append(v.behind, v.owner)                // who released it may not know, and go on
 	v.owner = &place{m: m, now: s, synced: s}
 	v.places[m], v.released, v.passed, v.promised = v.owner, false, false, s
 	return nil
@@ -340,6 +341,9 @@ func (b *book) acknowledge(v *modelVolume, m *member, a *attached) error {
 	}
 	p.synced = p.now
 	if body.Policy == catalog.PolicyLocal || !body.DegradedSince.IsZero() || v.promised.has(p.now) { // nothing is new
+		return nil
+	}
+	if v.owner != p && v.owner.now.has(p.now) { // its holders had all of it before they promised themselves
 		return nil
 	}
 	if now, err := b.farm.said(v.name); err != nil || stampText(now) != stampText(body) || now.ID != v.id {
