@@ -102,9 +102,10 @@ func TestSilentStore(t *testing.T) {
 	began := time.Now()
 	readAll(t, nodes[1:], "v", "disk", sum)
 	t.Logf("created and read in %s", time.Since(began).Round(time.Millisecond))
-	if s := get[api.Status](t, nodes[1], "/api/status"); s.Origin.State != "unreachable" {
-		t.Errorf("the store is %s: %s", s.Origin.State, s.Origin.Detail)
-	}
+	until(t, "the node knows that the store is away", func(ctx context.Context) bool {
+		s, err := nodes[1].Status(ctx)
+		return err == nil && s.Origin.State == "unreachable"
+	})
 	began = time.Now()
 	readAll(t, nodes[1:], "w", "disk", sum)
 	t.Logf("and once more in %s", time.Since(began).Round(time.Millisecond))
