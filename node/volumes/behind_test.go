@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // compacted is a volume whose two holders can't go on with its journal, as that was compacted
@@ -73,6 +74,29 @@ func TestFlushBeforeItsHoldersGoOn(t *testing.T) {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestFlushFollowsThePolicy: a flush that waits for holders who can't be reached is answered
+// once the policy asks for none.
+func TestFlushFollowsThePolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		farm := newFarm(t)
+		defer farm.close()
+		m := farm.nodes()[0]
+		if _, _, err := m.Put(t.Context(), "web", Spec{Size: modelSize, Durability: "farm:2"}); err != nil {
+			t.Fatal(err)
+		}
+		m.cable.offMembers = true
+		begun, done := time.Now(), make(chan error, 1)
+		go func() { done <- m.device("web").front.WriteAt(t.Context(), bytesOf(4, 1), 0, true) }()
+		synctest.Wait()
+		if _, _, err := m.Put(t.Context(), "web", Spec{Durability: "local"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil || time.Since(begun) > time.Second {
+			t.Errorf("%v after %s", err, time.Since(begun))
 		}
 	})
 }

@@ -131,6 +131,26 @@ func TestPolicyIsOriginAgain(t *testing.T) {
 	p.b.is(t, "disk", want)
 }
 
+// TestPolicyIsHoldersAgain: holders that the record has dismissed, under a policy that asks for
+// none, are named again before what they have is acknowledged.
+func TestPolicyIsHoldersAgain(t *testing.T) {
+	p := newHoldingPair(t)
+	want := make([]byte, testSize)
+	p.a.put(t, "disk", Spec{Size: testSize, Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 1)
+	p.a.put(t, "disk", Spec{Durability: "local"}) // and nothing is flushed under that
+	if err := p.a.device("disk").folds.Run(t.Context(), fold.Safe); err != nil {
+		t.Fatal(err)
+	}
+	if body, err := p.store.body("disk"); err != nil || len(body.Holders) > 0 {
+		t.Fatalf("%+v, %v", body, err)
+	}
+	p.a.put(t, "disk", Spec{Durability: "farm:2"})
+	p.a.flushed(t, "disk", want, 2)
+	p.b.put(t, "disk", Spec{Takeover: true})
+	p.b.is(t, "disk", want)
+}
+
 // TestConfirmedLater: a volume whose flushes go to the origin, started while that was away,
 // writes under the epoch that it has from the moment on that the origin is back, and who
 // takes it over ends that one.

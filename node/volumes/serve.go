@@ -138,6 +138,7 @@ func (a *attached) ask(ctx context.Context, spec terms.Spec) error {
 	}
 	err := a.revise(ctx, spec.Change)
 	if a.vol != nil && after.Policy != body.Policy { // also where the reply was lost
+		a.guard.Changed() // Distrust waits for the flush that is under way
 		a.vol.Distrust()
 	}
 	if err == nil {

@@ -123,12 +123,21 @@ func (g *Guard) Begin(j Journal) {
 // within FlushWait, or that it was not known so long whose the volume is.
 func (g *Guard) Persist(ctx context.Context, upTo content.Position) error {
 	begun := time.Now()
+	var asked *Writer
+	var said error // of it; nil counts while the record names those who have all
 	w, err := g.follow(upTo.Seq)
 	for ; w != nil || errors.Is(err, content.ErrUnavailable); w, err = g.follow(upTo.Seq) {
-		if w != nil {
-			if err = w.Persist(ctx, upTo); !errors.Is(err, content.ErrClosed) { // else another is to be asked, or the volume is closed
-				return err
+		switch {
+		case w != nil && w != asked:
+			asked, said = w, w.Persist(ctx, upTo)
+			if said == nil || errors.Is(said, content.ErrClosed) { // another may be to be asked, or the volume is closed
+				continue
 			}
+			return said
+		case w != nil && said == nil:
+			return nil
+		case w != nil:
+			err = said
 		}
 		if wait(ctx, nextAfter); ctx.Err() != nil || time.Since(begun) >= FlushWait {
 			return err
@@ -153,6 +162,17 @@ func (g *Guard) toOrigin(ctx context.Context, upTo content.Position, named bool)
 		return err
 	}
 	return g.owner.Revise(ctx, func(v *catalog.Volume) error { v.Dismiss(); return nil })
+}
+
+// Changed has whom the record names by now asked at once: flushes that wait for others wait for
+// them no more.
+func (g *Guard) Changed() {
+	g.mu.Lock()
+	j := g.journal
+	g.mu.Unlock()
+	if j != nil {
+		_, _ = g.follow(j.End().Seq) // a policy that is none fails each flush
+	}
 }
 
 // Vouched reports whether nobody can have taken the volume over, see Writer.Vouched.
@@ -213,7 +233,7 @@ func (g *Guard) follow(floor uint64) (*Writer, error) {
 	alone := body.Degrade == catalog.PolicyLocal
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.writer != nil && (k == 0 || sure && g.writer.cfg.Claim != claim) {
+	if g.writer != nil && (k == 0 || sure && g.writer.cfg.Claim != claim || !g.writer.expects(body)) {
 		g.end()
 	}
 	switch {

@@ -381,6 +381,14 @@ func (w *Writer) Vouched(ctx context.Context) bool {
 	return asks.Wait() == nil && len(all) > 0 && !stopped
 }
 
+// expects reports whether a record may say by now what one does. Else its holders were dismissed,
+// under a policy that asks for none, and what they have since counts for nobody.
+func (w *Writer) expects(v catalog.Volume) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.MayBe(quorum.Record{Holders: v.Holders, Degraded: !v.DegradedSince.IsZero()})
+}
+
 // Based says that the record has all up to a position: holders need not.
 func (w *Writer) Based(p content.Position) {
 	w.mu.Lock()

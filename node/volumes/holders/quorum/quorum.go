@@ -182,11 +182,7 @@ func (s *State) Holders() []trust.PublicKey { return s.said.Holders }
 // Named are all who may be holders by the record, whatever it may be by now; none where by
 // one of those this node may go on alone, or has to find more first.
 func (s *State) Named() (all []trust.PublicKey) {
-	records := append(slices.Clone(s.maybe), s.said)
-	if s.next != nil {
-		records = append(records, *s.next)
-	}
-	for _, r := range records {
+	for _, r := range s.records() {
 		if r.Degraded || len(r.Holders) < s.k {
 			return nil
 		}
@@ -194,6 +190,18 @@ func (s *State) Named() (all []trust.PublicKey) {
 	}
 	slices.SortFunc(all, func(a, b trust.PublicKey) int { return bytes.Compare(a[:], b[:]) })
 	return slices.Compact(all)
+}
+
+// MayBe reports whether the record may be that one by now.
+func (s *State) MayBe(r Record) bool { return slices.ContainsFunc(s.records(), r.equal) }
+
+// records are all that the record may be by now.
+func (s *State) records() []Record {
+	all := append(slices.Clone(s.maybe), s.said)
+	if s.next != nil {
+		all = append(all, *s.next)
+	}
+	return all
 }
 
 // Lowest is up to where all have the volume who take what is written, and who may come back
@@ -296,12 +304,9 @@ func (e Wanted) change(s *State) { s.k, s.lone = e.K, e.Lone }
 
 // reach is what all have whom a record may name.
 func (s *State) reach() uint64 {
-	all := s.reachOf(s.said)
-	for _, r := range s.maybe {
+	all := uint64(math.MaxUint64)
+	for _, r := range s.records() {
 		all = min(all, s.reachOf(r))
-	}
-	if s.next != nil {
-		all = min(all, s.reachOf(*s.next))
 	}
 	return all
 }
