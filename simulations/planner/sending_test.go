@@ -82,8 +82,10 @@ func (s *sending) arrive() {
 			s.take()
 		}
 	}})
-	if now != nil {
-		s.n.m.unless(crowds.Patience, func() bool { return begun }, now)
+	for _, patience := range []time.Duration{crowds.Patience, crowds.LongPatience} {
+		if now != nil {
+			s.n.m.unless(patience, func() bool { return begun }, func() { now(patience == crowds.LongPatience) })
+		}
 	}
 }
 

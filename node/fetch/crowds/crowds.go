@@ -17,8 +17,10 @@ const (
 	// has time: what an uplink of 1 Gbit/s carries in an eighth of a second.
 	Busy = 16
 	// Patience is how long a request waits for the one before it, whose asker may be slow:
-	// some runs at a tenth of 1 Gbit/s.
-	Patience = time.Second
+	// some runs at a tenth of 1 Gbit/s. LongPatience is that while this member is busy: with
+	// one more to answer none of them would be answered sooner, unless all askers are slow.
+	Patience     = time.Second
+	LongPatience = 10 * time.Second
 	// runsMax bounds the runs that are remembered, the latest, and of each servedMax those that
 	// have it, and referredMax those that were referred.
 	runsMax, servedMax, referredMax = 1024, 16, 64
@@ -67,8 +69,9 @@ func (c *crowd) refer(r *Request, otherwise plan.Peer) (ok bool) {
 // for concurrent use.
 type Of[K comparable] struct {
 	self plan.Peer
-	busy int // at so many requests; 0 for never
-	now  int // requests being answered
+	busy int      // at so many requests; 0 for never
+	now  int      // requests being answered
+	late []func() // have those get the run that have waited long enough
 	runs *simplelru.LRU[K, *crowd]
 }
 
@@ -84,31 +87,40 @@ func New[K comparable](self plan.Peer, busy int) *Of[K] {
 // out carries one after the other anyway, and are referred to that one then; now has one that
 // waits get it here all the same, and is nil for others. Who has time is also referred while
 // this member is busy; to itself, where it knows of nobody else: others may be sooner.
-func (b *Of[K]) Begin(key K, r Request) (now func()) {
+func (b *Of[K]) Begin(key K, r Request) (now func(sure bool)) {
 	c, known := b.runs.Get(key)
 	if !known {
 		c = &crowd{now: map[plan.Peer]int{}, referred: map[plan.Peer]bool{}}
 		b.runs.Add(key, c)
 	}
 	switch {
-	case r.HasTime && b.busy > 0 && b.now >= b.busy && c.refer(&r, b.self), len(c.now) > 0 && c.refer(&r, ""):
+	case r.HasTime && b.isBusy() && c.refer(&r, b.self), len(c.now) > 0 && c.refer(&r, ""):
 		return nil
 	case len(c.now) == 0 || !r.HasTime || !r.Held:
 		b.serve(c, &r)
 		return nil
 	}
 	c.waits = append(c.waits, &r)
-	return func() {
+	get := func() {
 		if i := slices.Index(c.waits, &r); i >= 0 {
 			c.waits = slices.Delete(c.waits, i, i+1)
 			b.serve(c, &r)
 		}
 	}
+	return func(sure bool) {
+		if !sure && b.isBusy() {
+			b.late = append(b.late, get)
+			return
+		}
+		get()
+	}
 }
+
+func (b *Of[K]) isBusy() bool { return b.busy > 0 && b.now >= b.busy }
 
 // Await is Begin for who has nothing to do meanwhile, and returns what Then would be called
 // with. It takes mu, which guards b, tells queued that it is going to wait, and does so until
-// ctx ends, or for Patience.
+// ctx ends, or for Patience, and LongPatience where that is.
 func (b *Of[K]) Await(ctx context.Context, mu sync.Locker, key K, r Request, queued func()) (to plan.Peer) {
 	turn := make(chan plan.Peer, 1)
 	r.Then = func(to plan.Peer) { turn <- to }
@@ -119,16 +131,27 @@ func (b *Of[K]) Await(ctx context.Context, mu sync.Locker, key K, r Request, que
 		return <-turn
 	}
 	queued()
-	select {
-	case to := <-turn:
-		return to
-	case <-time.After(Patience):
-	case <-ctx.Done():
+	for _, patience := range [...]time.Duration{Patience, LongPatience - Patience} {
+		select {
+		case to := <-turn:
+			return to
+		case <-time.After(patience):
+		case <-ctx.Done():
+		}
+		mu.Lock()
+		now(patience != Patience || ctx.Err() != nil)
+		mu.Unlock()
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	now()
 	return <-turn
+}
+
+// admit has those get their runs that have waited long enough, until this member is busy again.
+func (b *Of[K]) admit() {
+	for len(b.late) > 0 && !b.isBusy() {
+		get := b.late[0]
+		b.late = b.late[1:]
+		get() // unless it has it already
+	}
 }
 
 func (b *Of[K]) serve(c *crowd, r *Request) {
@@ -140,6 +163,7 @@ func (b *Of[K]) serve(c *crowd, r *Request) {
 // End notes that a request was answered, and whether the asker has the run now.
 func (b *Of[K]) End(key K, asker plan.Peer, whole bool) {
 	b.now--
+	defer b.admit()
 	c, ok := b.runs.Peek(key)
 	if !ok {
 		return

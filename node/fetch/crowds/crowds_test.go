@@ -12,13 +12,13 @@ type crowd struct {
 	t   *testing.T
 	of  *crowds.Of[string]
 	got map[plan.Peer]plan.Peer
-	now map[plan.Peer]func()
+	now map[plan.Peer]func(sure bool)
 }
 
 const waits = "waits"
 
 func newCrowd(t *testing.T, busy int) *crowd {
-	return &crowd{t, crowds.New[string]("self", busy), map[plan.Peer]plan.Peer{}, map[plan.Peer]func(){}}
+	return &crowd{t, crowds.New[string]("self", busy), map[plan.Peer]plan.Peer{}, map[plan.Peer]func(bool){}}
 }
 
 func (c *crowd) begin(run string, r crowds.Request) {
@@ -48,7 +48,7 @@ func TestOneIsSentARun(t *testing.T) {
 	c.want("guest", "")
 	c.begin("other", bulk("x"))
 	c.want("x", "")
-	c.now["d"]()
+	c.now["d"](false)
 	c.want("d", "") // has waited for long
 	c.of.End("run", "d", false)
 	c.of.End("run", "guest", false)
@@ -92,4 +92,26 @@ func TestBusyRefersWhoHasTime(t *testing.T) {
 	c.of.End("2", "b", true)
 	c.begin("3", bulk("f"))
 	c.want("f", "")
+}
+
+// TestABusyMemberIsWaitedFor: one more request that is answered has none answered sooner.
+func TestABusyMemberIsWaitedFor(t *testing.T) {
+	c := newCrowd(t, 2)
+	c.begin("1", bulk("a"))
+	for _, p := range []plan.Peer{"b", "c", "d"} {
+		c.begin("1", bulk(p))
+	}
+	c.begin("2", bulk("e"))
+	for _, p := range []plan.Peer{"b", "c"} {
+		c.now[p](false)
+		c.want(p, waits)
+	}
+	c.now["c"](true)
+	c.want("c", "")
+	c.of.End("1", "c", false)
+	c.want("b", waits)
+	c.of.End("2", "e", true)
+	c.want("b", "")
+	c.of.End("1", "b", true)
+	c.want("d", "b")
 }
