@@ -172,10 +172,7 @@ func (v *Volume) exchange(now *layer, before ...*layer) error {
 	i := slices.Index(v.layers, before[0])
 	if v.closed || len(before) > 1 && v.joint() != i {
 		v.mu.Unlock()
-		if now.disk != nil {
-			return now.disk.Drop()
-		}
-		return nil
+		return now.drop()
 	}
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+len(before), now)
 	return v.retire(nil, before)
@@ -325,6 +322,11 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, moved.drop())
+		}
+	}()
 	for _, r := range runs {
 		if err = r.merger.Finish(); err == nil {
 			err = journal.DataSync(r.into.file)

@@ -17,6 +17,7 @@ import (
 	"github.com/grangemesh/grange/origin/content"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // taken is what the folder takes, in bytes.
@@ -224,5 +225,45 @@ func TestCompactsWhereSpaceIsShort(t *testing.T) {
 	must(t, v.Close())
 	if left, err := filepath.Glob(filepath.Join(cfg.Dir, ".*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestFailedCompactionLeavesNothing takes a merged segment away before it has its name: the
+// map that was made of it goes too, which was spilled, and the next one finds its room.
+func TestFailedCompactionLeavesNothing(t *testing.T) {
+	cfg := smallSegments(create(t), nil)
+	cfg.Memory = 16 << 10 // a page of the map is more than half
+	v, err := Open(cfg)
+	must(t, err)
+	v.tended.Store(true) // what tends is called here
+	for i := range 27 { // enough to be made smaller, and not so much that writes wait for that
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, extents.Unit), int64(i%4)*extents.Unit, false))
+	}
+	must(t, v.absorb())
+	spilled := func() int {
+		left, err := filepath.Glob(filepath.Join(cfg.Dir, extents.TempPrefix+"*"))
+		must(t, err)
+		return len(left)
+	}
+	failed := 0
+	v.cfg.Step = func(step string) {
+		if step != "copied" {
+			return
+		}
+		failed++
+		merged, _ := filepath.Glob(filepath.Join(cfg.Dir, journal.MergePrefix+"*"))
+		for _, name := range merged {
+			must(t, os.Remove(name))
+		}
+	}
+	v.tend()
+	v.work.Wait()
+	if have := spilled(); failed == 0 || have != len(v.layers) {
+		t.Errorf("%d compactions failed, and %d files are there for %d layers", failed, have, len(v.layers))
+	}
+	v.cfg.Step = func(string) {}
+	must(t, v.Close())
+	if have := spilled(); have > 0 {
+		t.Errorf("%d are left", have)
 	}
 }

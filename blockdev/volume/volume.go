@@ -222,9 +222,7 @@ func (v *Volume) forget() error {
 		errs = append(errs, s.file.Close())
 	}
 	for _, l := range v.layers {
-		if l.disk != nil {
-			errs = append(errs, l.disk.Drop())
-		}
+		errs = append(errs, l.drop())
 	}
 	v.chain, v.tail, v.layers, v.slots, v.open = nil, nil, nil, nil, newLayer(v.cfg.Base)
 	return errors.Join(errs...)
