@@ -20,9 +20,10 @@ const (
 	smallMax = 16
 )
 
-// tendSoon has somebody tend the journal beside. Called with the turn, or mu.
+// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who
+// have begun by then. Called with the turn, or mu.
 func (v *Volume) tendSoon() {
-	if v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
+	if v.closed || v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
 		return
 	}
 	v.work.Go(func() {

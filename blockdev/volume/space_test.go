@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
 	"github.com/grangemesh/grange/blockdev/volume/journal"
@@ -236,7 +237,7 @@ func TestFailedCompactionLeavesNothing(t *testing.T) {
 	v, err := Open(cfg)
 	must(t, err)
 	v.tended.Store(true) // what tends is called here
-	for i := range 27 { // enough to be made smaller, and not so much that writes wait for that
+	for i := range 27 {  // enough to be made smaller, and not so much that writes wait for that
 		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, extents.Unit), int64(i%4)*extents.Unit, false))
 	}
 	must(t, v.absorb())
@@ -266,4 +267,36 @@ func TestFailedCompactionLeavesNothing(t *testing.T) {
 	if have := spilled(); have > 0 {
 		t.Errorf("%d are left", have)
 	}
+}
+
+// TestNothingGoesOnBehindClose: the folder is not another's before all that goes on beside has
+// ended, and a write that comes too late begins nothing more.
+func TestNothingGoesOnBehindClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(create(t))
+		var looks atomic.Int32
+		cfg.Free = func() float64 { looks.Add(1); return compactBelow - 0.01 }
+		v, err := Open(cfg)
+		must(t, err)
+		beside, closed := make(chan struct{}), make(chan error, 1)
+		v.work.Go(func() { <-beside })
+		go func() { closed <- v.Close() }()
+		synctest.Wait()
+		if early, err := durable.Lock(filepath.Join(cfg.Dir, "lock")); err == nil {
+			t.Errorf("another may open the folder: %v", early.Close())
+		}
+		close(beside)
+		must(t, <-closed)
+		must(t, v.Close())
+		looks.Store(0)
+		if err := v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false); !errors.Is(err, content.ErrClosed) {
+			t.Errorf("written: %v", err)
+		}
+		if v.work.Wait(); looks.Load() != 1 {
+			t.Errorf("it is tended: the disk was looked at %d times", looks.Load())
+		}
+		lock, err := durable.Lock(filepath.Join(cfg.Dir, "lock"))
+		must(t, err)
+		must(t, lock.Close())
+	})
 }
