@@ -555,11 +555,7 @@ func (x *Index) Drop(folder string) error {
 	if err := os.MkdirAll(filepath.Dir(gone), 0o700); err != nil {
 		return err
 	}
-	return x.removeAs(gone, folder, func() {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		delete(x.aside, folder)
-	})
+	return x.removeAs(gone, folder, func() { x.mu.Lock(); delete(x.aside, folder); x.mu.Unlock() })
 }
 
 func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
