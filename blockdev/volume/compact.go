@@ -20,9 +20,10 @@ const (
 	smallMax = 16
 )
 
-// tendSoon has somebody tend the journal beside. Called with the turn, or mu.
+// tendSoon has somebody tend the journal beside, unless it is closed: Close waits for all who
+// have begun by then. Called with the turn, or mu.
 func (v *Volume) tendSoon() {
-	if v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
+	if v.closed || v.cfg.ReadOnly || !v.tended.CompareAndSwap(false, true) {
 		return
 	}
 	v.work.Go(func() {
@@ -172,10 +173,7 @@ func (v *Volume) exchange(now *layer, before ...*layer) error {
 	i := slices.Index(v.layers, before[0])
 	if v.closed || len(before) > 1 && v.joint() != i {
 		v.mu.Unlock()
-		if now.disk != nil {
-			return now.disk.Drop()
-		}
-		return nil
+		return now.drop()
 	}
 	v.layers = slices.Replace(slices.Clone(v.layers), i, i+len(before), now)
 	return v.retire(nil, before)
@@ -325,6 +323,11 @@ func (v *Volume) rewrite(l *layer, runs []*run) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, moved.drop())
+		}
+	}()
 	for _, r := range runs {
 		if err = r.merger.Finish(); err == nil {
 			err = journal.DataSync(r.into.file)

@@ -29,6 +29,14 @@ func (v *Volume) build(after, through content.Position, list extents.Cursor, roo
 
 func newLayer(after content.Position) *layer { return &layer{after: after, mem: new(extents.Map)} }
 
+// drop removes the file of a layer that is spilled, into which nobody looks.
+func (l *layer) drop() error {
+	if l.disk == nil {
+		return nil
+	}
+	return l.disk.Drop()
+}
+
 func (l *layer) usage() *extents.Usage {
 	if l.mem != nil {
 		return &l.mem.Usage

@@ -44,7 +44,9 @@ func (v *Volume) admitted(n int64) bool {
 func (v *Volume) roomy() bool {
 	free := v.cfg.Free()
 	if free < compactBelow {
+		v.mu.RLock()
 		v.tendSoon()
+		v.mu.RUnlock()
 	}
 	if free < slowBelow {
 		v.pressure.allowance.Store(0)
@@ -68,11 +70,12 @@ func (v *Volume) admit(ctx context.Context, n int64) error {
 			return err
 		}
 		v.mu.RLock()
-		eased := v.eased
-		v.mu.RUnlock()
-		if v.pressure.behind.Load() {
+		eased, behind := v.eased, v.pressure.behind.Load()
+		if behind {
 			v.tendSoon()
-		} else if v.cfg.Free == nil || v.roomy() || v.cfg.Free() >= stopBelow && v.credit(n) {
+		}
+		v.mu.RUnlock()
+		if !behind && (v.cfg.Free == nil || v.roomy() || v.cfg.Free() >= stopBelow && v.credit(n)) {
 			return nil
 		}
 		select {

@@ -314,9 +314,7 @@ func (v *Volume) retire(segments []*segment, layers []*layer) error {
 			errs = append(errs, s.file.Close())
 		}
 		for _, l := range layers {
-			if l.disk != nil {
-				errs = append(errs, l.disk.Drop())
-			}
+			errs = append(errs, l.drop())
 		}
 		errs = append(errs, v.spares.Keep(spares))
 		v.spares.Warm()

@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 
 	"github.com/grangemesh/grange/blockdev/volume/extents"
+	"github.com/grangemesh/grange/blockdev/volume/journal"
 )
 
 // taken is what the folder takes, in bytes.
@@ -225,4 +227,76 @@ func TestCompactsWhereSpaceIsShort(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(cfg.Dir, ".*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// TestFailedCompactionLeavesNothing takes a merged segment away before it has its name: the
+// map that was made of it goes too, which was spilled, and the next one finds its room.
+func TestFailedCompactionLeavesNothing(t *testing.T) {
+	cfg := smallSegments(create(t), nil)
+	cfg.Memory = 16 << 10 // a page of the map is more than half
+	v, err := Open(cfg)
+	must(t, err)
+	v.tended.Store(true) // what tends is called here
+	for i := range 27 {  // enough to be made smaller, and not so much that writes wait for that
+		must(t, v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, extents.Unit), int64(i%4)*extents.Unit, false))
+	}
+	must(t, v.absorb())
+	spilled := func() int {
+		left, err := filepath.Glob(filepath.Join(cfg.Dir, extents.TempPrefix+"*"))
+		must(t, err)
+		return len(left)
+	}
+	failed := 0
+	v.cfg.Step = func(step string) {
+		if step != "copied" {
+			return
+		}
+		failed++
+		merged, _ := filepath.Glob(filepath.Join(cfg.Dir, journal.MergePrefix+"*"))
+		for _, name := range merged {
+			must(t, os.Remove(name))
+		}
+	}
+	v.tend()
+	v.work.Wait()
+	if have := spilled(); failed == 0 || have != len(v.layers) {
+		t.Errorf("%d compactions failed, and %d files are there for %d layers", failed, have, len(v.layers))
+	}
+	v.cfg.Step = func(string) {}
+	must(t, v.Close())
+	if have := spilled(); have > 0 {
+		t.Errorf("%d are left", have)
+	}
+}
+
+// TestNothingGoesOnBehindClose: the folder is not another's before all that goes on beside has
+// ended, and a write that comes too late begins nothing more.
+func TestNothingGoesOnBehindClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(create(t))
+		var looks atomic.Int32
+		cfg.Free = func() float64 { looks.Add(1); return compactBelow - 0.01 }
+		v, err := Open(cfg)
+		must(t, err)
+		beside, closed := make(chan struct{}), make(chan error, 1)
+		v.work.Go(func() { <-beside })
+		go func() { closed <- v.Close() }()
+		synctest.Wait()
+		if early, err := durable.Lock(filepath.Join(cfg.Dir, "lock")); err == nil {
+			t.Errorf("another may open the folder: %v", early.Close())
+		}
+		close(beside)
+		must(t, <-closed)
+		must(t, v.Close())
+		looks.Store(0)
+		if err := v.WriteAt(t.Context(), make([]byte, extents.Unit), 0, false); !errors.Is(err, content.ErrClosed) {
+			t.Errorf("written: %v", err)
+		}
+		if v.work.Wait(); looks.Load() != 1 {
+			t.Errorf("it is tended: the disk was looked at %d times", looks.Load())
+		}
+		lock, err := durable.Lock(filepath.Join(cfg.Dir, "lock"))
+		must(t, err)
+		must(t, lock.Close())
+	})
 }

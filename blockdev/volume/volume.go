@@ -222,9 +222,7 @@ func (v *Volume) forget() error {
 		errs = append(errs, s.file.Close())
 	}
 	for _, l := range v.layers {
-		if l.disk != nil {
-			errs = append(errs, l.disk.Drop())
-		}
+		errs = append(errs, l.drop())
 	}
 	v.chain, v.tail, v.layers, v.slots, v.open = nil, nil, nil, nil, newLayer(v.cfg.Base)
 	return errors.Join(errs...)
@@ -233,7 +231,16 @@ func (v *Volume) forget() error {
 // Close marks the end of the journal, syncs it and closes the files. Calls after
 // it fail with ErrClosed.
 func (v *Volume) Close() error {
-	defer v.work.Wait() // after the locks are free
+	lock, err := v.close()
+	v.work.Wait() // what goes on beside is at the folder until it has ended by that
+	if lock == nil {
+		return err
+	}
+	return errors.Join(err, lock.Close())
+}
+
+// close is Close but for the folder's lock, which it returns the first time.
+func (v *Volume) close() (lock io.Closer, err error) {
 	v.tending.Lock()
 	defer v.tending.Unlock()
 	v.syncing.Lock() // a Flush has the files in hand
@@ -241,9 +248,8 @@ func (v *Volume) Close() error {
 	v.take()
 	defer v.turns.pass()
 	if v.closed {
-		return nil
+		return nil, nil
 	}
-	var err error
 	if len(v.chain) > 0 && v.failed == nil && v.settled && !v.cfg.ReadOnly {
 		err = v.finish()
 	}
@@ -254,7 +260,7 @@ func (v *Volume) Close() error {
 	_, left := v.spares.Shed(0)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return errors.Join(err, left, v.notes.Close(), v.forget(), v.lock.Close())
+	return v.lock, errors.Join(err, left, v.notes.Close(), v.forget())
 }
 
 // finish syncs the journal and marks its end, unless that takes another segment. Called

@@ -34,8 +34,8 @@ const (
 )
 
 // attached is a volume that this node serves, that failed to be served, or that is on its
-// way. Its record is changed by revise and by follow alone, one at a time; nobody waits
-// for another volume's.
+// way. Its record, once it has one by registered, is changed by revise and by follow alone, one
+// at a time; nobody waits for another volume's.
 type attached struct {
 	v       *Volumes
 	opening chan struct{} // closed when another stands for the volume
@@ -83,8 +83,8 @@ func (v *Volumes) newAttached(e index.Entry, spec terms.Spec) *attached {
 		Ends:   func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() },
 		Outbid: func(ctx context.Context, epoch uint64) error { _, err := a.outbid(ctx, epoch); return err },
 	}
-	if !e.Committed { // nobody else can have it
-		a.right.Stage = right.Uncommitted
+	if !e.Committed { // nobody else can have it, whenever this process stood still
+		a.right.Stage, a.gaps = right.Uncommitted, v.pulse.Gaps()
 	}
 	return a
 }
@@ -247,7 +247,8 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		base, body, _ := a.record()
 		return nil, a.v.names().Held(ctx, *base, body)
 	case right.RefuseStale:
-		return nil, terms.Stale(a.right.Wish.Generation, a.body.Generation)
+		_, body, st := a.record()
+		return nil, terms.Stale(body.Generation, st.Wish.Generation)
 	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/grangemesh/grange/node/volumes/gate"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
@@ -63,4 +64,18 @@ func TestOneStuckCommitKeepsNoneWaiting(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// TestMadeAfterAStandstill: a volume that nobody else can have is written at once, though this
+// process stood still before it was made.
+func TestMadeAfterAStandstill(t *testing.T) {
+	w := newWorld(t)
+	var clock time.Duration
+	w.pulse = gate.NewPulse(func() time.Duration { return clock })
+	clock = time.Minute
+	w.pulse.Look()
+	w.create(t, "web")
+	if gaps := w.pulse.Gaps(); gaps != 1 || !w.device("web").gate.IsOpen() {
+		t.Errorf("after %d standstills what is written to it waits", gaps)
+	}
 }

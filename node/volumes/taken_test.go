@@ -218,3 +218,14 @@ func TestSnapshotThatStayedBehind(t *testing.T) {
 		t.Errorf("it is forked: %v", err)
 	}
 }
+
+// TestStaleAttachIsSaid: who attaches with a lower generation than the volume has seen is told
+// which that was, and which its own.
+func TestStaleAttachIsSaid(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize, Generation: 7})
+	_, _, err := p.b.Put(t.Context(), "disk", Spec{Takeover: true, Generation: 3})
+	if !errors.Is(err, content.Stale) || !strings.Contains(err.Error(), "generation 7 was here, and this one has 3") {
+		t.Errorf("attached: %v", err)
+	}
+}

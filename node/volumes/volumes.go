@@ -447,7 +447,12 @@ func (v *Volumes) close(ctx context.Context, name string, force bool, last func(
 	}
 	err := v.doors.Detach(ctx, name)
 	if errors.Is(err, content.ErrUnavailable) { // a request is stuck: its connection closes the volume when it ends
-		go func() { d.users.Wait(); d.shut() }()
+		go func() {
+			d.users.Wait()
+			if err := d.shut(); err != nil {
+				v.cfg.Log.Error("a volume whose client was late to leave is not closed as it should be", "volume", name, "err", err)
+			}
+		}()
 		return err
 	}
 	d.users.Wait()

@@ -213,8 +213,10 @@ func Gather(dir string, pages *scratch.Pool, extents Cursor, room int64) (mem *M
 	if out == nil {
 		return mem, nil, nil
 	}
-	disk, err = out.finish()
-	return nil, disk, err
+	if disk, err = out.finish(); err != nil {
+		return nil, nil, fmt.Errorf("list of what the volume has written: %w", errors.Join(err, out.Drop()))
+	}
+	return nil, disk, nil
 }
 
 // spill begins a file with what the map has.

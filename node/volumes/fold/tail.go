@@ -423,10 +423,13 @@ func (t *Tails) cut(ctx context.Context, store bucket.Bucket, now catalog.Volume
 // changes meanwhile, tails may be gone: content.ErrNotFound, and the caller begins anew.
 func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []journal.AdoptedSegment, err error) {
 	store, err := t.Bucket()
-	if err != nil && body.Policy != catalog.PolicyOrigin {
+	switch {
+	case err != nil && body.Policy != catalog.PolicyOrigin:
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	for err == nil {
+	for {
 		at := body.Through()
 		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
 		var tails []journal.AdoptedSegment
@@ -452,7 +455,6 @@ func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []jour
 			return nil, err
 		}
 	}
-	return nil, err
 }
 
 // follows finds the tail with a segment that comes after a place. There is one at most,

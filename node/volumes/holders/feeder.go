@@ -265,12 +265,7 @@ func (f *feeder) feed(ctx context.Context, s *sender, held *wire.Held, filled fu
 func (f *feeder) settle(acks <-chan ack, fail context.CancelCauseFunc) {
 	var failed error
 	for a := range acks {
-		held, _, err := a.finish()
-		a.cancel()
-		if err == nil && held != nil {
-			err = fmt.Errorf("%w: it has all up to entry %d only", content.ErrUnavailable, held.End().Seq)
-		}
-		switch {
+		switch err := a.wait(); {
 		case failed != nil:
 		case err != nil:
 			failed = err
@@ -289,6 +284,16 @@ type ack struct {
 	finish func() (*wire.Held, []byte, error)
 	cancel context.CancelFunc
 	seq    uint64
+}
+
+// wait returns when the holder has them, durable, or says why it has not.
+func (a ack) wait() error {
+	defer a.cancel()
+	held, _, err := a.finish()
+	if err == nil && held != nil {
+		err = fmt.Errorf("%w: it has all up to entry %d only", content.ErrUnavailable, held.End().Seq)
+	}
+	return err
 }
 
 // sender cuts the bytes of segments into pieces for one holder.

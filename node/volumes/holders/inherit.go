@@ -307,12 +307,7 @@ func (x *heir) give(ctx context.Context, m trust.PublicKey, held *wire.Held, seg
 	go func() {
 		var errs []error
 		for a := range s.acks {
-			held, _, err := a.finish()
-			a.cancel()
-			if err == nil && held != nil {
-				err = fmt.Errorf("%w: it has all up to entry %d only", content.ErrUnavailable, held.End().Seq)
-			}
-			errs = append(errs, err)
+			errs = append(errs, a.wait())
 		}
 		failed <- errors.Join(errs...)
 	}()

@@ -421,7 +421,7 @@ func (x *Index) Rewrite(e Entry) error { return x.write(x.HalfMade(e), e) }
 // before the volume is opened.
 func (x *Index) Restate(e Entry) error { return x.place(x.HalfMade(e), e) }
 
-// GiveUp removes what prepare has made.
+// GiveUp removes what Prepare has made.
 func (x *Index) GiveUp(e Entry) error { return os.RemoveAll(x.HalfMade(e)) }
 
 // Add gives a folder that was prepared its name; from then on the volume exists.
@@ -434,7 +434,7 @@ func (x *Index) Add(e Entry) error {
 	return spaceError(durable.SyncDir(x.dir))
 }
 
-// Replace is add of a volume of which this node has had a folder, which steps aside.
+// Replace is Add of a volume of which this node has had a folder, which steps aside.
 func (x *Index) Replace(e Entry) error {
 	if old, here := x.Get(e.Name); here {
 		if err := x.SetAside(old); err != nil {
@@ -447,16 +447,22 @@ func (x *Index) Replace(e Entry) error {
 // Remove takes a volume away, with its folder.
 func (x *Index) Remove(e Entry) error {
 	path := x.Path(e)
-	err := os.Rename(path, path+halfGone)
+	return x.removeAs(path+halfGone, path, func() { x.forget(e.Name) })
+}
+
+// removeAs removes a folder under another name, by which a start goes on with that: it has lost
+// its own for good before anything in it goes. forget is called once it has.
+func (x *Index) removeAs(gone, folder string, forget func()) error {
+	err := os.Rename(folder, gone)
 	if err == nil {
-		err = durable.SyncDir(x.dir)
+		err = durable.SyncDir(filepath.Dir(folder))
 	}
 	if err != nil {
 		return err
 	}
 	x.at(StepGone)
-	x.forget(e.Name)
-	return os.RemoveAll(path + halfGone)
+	forget()
+	return os.RemoveAll(gone)
 }
 
 // forget takes a volume away, not its folder.
@@ -484,7 +490,7 @@ const orphansDir = "orphans"
 // HasJournal reports whether anything was written in a volume's folder.
 func HasJournal(folder string) (bool, error) {
 	found, err := os.ReadDir(folder)
-	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), ".seg") }), err
+	return slices.ContainsFunc(found, func(f os.DirEntry) bool { return strings.HasSuffix(f.Name(), journal.Suffix) }), err
 }
 
 // SetAside takes the folder of a volume out of the way that is another's, or back: it is
@@ -546,18 +552,10 @@ func (x *Index) Named(folder string, e Entry) error {
 // removes it.
 func (x *Index) Drop(folder string) error {
 	gone := filepath.Join(x.dir, ViewsDir, filepath.Base(folder))
-	err := os.MkdirAll(filepath.Dir(gone), 0o700)
-	if err == nil {
-		err = os.Rename(folder, gone)
-	}
-	if err != nil {
+	if err := os.MkdirAll(filepath.Dir(gone), 0o700); err != nil {
 		return err
 	}
-	x.at(StepGone)
-	x.mu.Lock()
-	delete(x.aside, folder)
-	x.mu.Unlock()
-	return os.RemoveAll(gone)
+	return x.removeAs(gone, folder, func() { x.mu.Lock(); delete(x.aside, folder); x.mu.Unlock() })
 }
 
 func (x *Index) Aside(id content.VolumeID, epoch uint64) string {
