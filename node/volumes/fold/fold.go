@@ -67,9 +67,8 @@ type Config struct {
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
 	// Root makes a root readable.
 	Root func(ctx context.Context, head pack.Head) (volume.Source, error)
-	// Pending are the places of snapshots that are not durable yet, rising, and SizeAt is how
-	// large the volume was at a place, by the first of them from there on; content.SizeMax by none.
-	// Settle makes those durable that the record reaches, given what it says.
+	// Pending are the places of snapshots that are not durable yet, rising; by those SizeAt is how large the
+	// volume was at most at a place. Settle makes those durable that the record reaches, given what it says.
 	Pending func() []content.Position
 	SizeAt  func(content.Position) int64
 	Settle  func(ctx context.Context, now catalog.Volume) error

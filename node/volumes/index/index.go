@@ -568,6 +568,14 @@ func (x *Index) Orphan(s catalog.Snapshot) (dir string, e Entry, err error) {
 	return dir, e, err
 }
 
+// Reached notes that a snapshot is waited for no more.
+func (x *Index) Reached(name string, w Waiting) error {
+	_, err := x.Change(name, func(e *Entry) {
+		e.Waiting = slices.DeleteFunc(slices.Clone(e.Waiting), func(other Waiting) bool { return other == w })
+	})
+	return err
+}
+
 // FreeShare is which share of the disk of a folder is free; all, where nobody can say.
 func FreeShare(dir string) float64 {
 	free, total, err := cache.DiskFree(dir)
