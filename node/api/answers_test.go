@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,7 +97,7 @@ func TestETags(t *testing.T) {
 func TestProblems(t *testing.T) {
 	for err, want := range map[error]string{
 		content.ErrInvalid: "400 bad_request", content.ErrNotFound: "404 not_found", content.ErrForbidden: "403 forbidden",
-		content.ErrUnavailable: "503 service_unavailable", content.ErrNoSpace: "507 insufficient_storage",
+		content.ErrUnavailable: "503 service_unavailable", content.ErrNoSpace: "507 insufficient_storage", syscall.ENOSPC: "507 insufficient_storage",
 		content.ErrExists: "409 exists", content.ErrFenced: "409 fenced", content.ErrConflict: "409 conflict",
 		content.InUse: "409 in_use", content.Held: "409 held", content.Differs: "409 differs", content.Running: "409 running",
 		errors.ErrUnsupported: "422 unprocessable_entity",

@@ -29,8 +29,8 @@ func (a *attached) newFolds(e index.Entry) *fold.Paced {
 		Root: func(ctx context.Context, head pack.Head) (volume.Source, error) {
 			return a.v.cfg.Library.Image(ctx, fetch.Root{Head: head, As: []content.Ref{{Kind: content.KindVolume, Name: e.Name}}})
 		},
-		Pending: func() []content.Position { return a.waiting().Places() },
-		Packs:   a.v.packs, Keep: a.v.cfg.Keep, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
+		Pending: func() []content.Position { return a.waiting().Places() }, SizeAt: func(at content.Position) int64 { return a.waiting().SizeAt(at) },
+		Packs: a.v.packs, Keep: a.v.cfg.Keep, Dir: a.v.index.Path(e), Scope: content.Farm(a.v.cfg.Farm), Signer: a.v.cfg.Signer, Now: a.v.cfg.Now, Log: a.v.cfg.Log,
 		At: func(s fold.Step) { a.v.cfg.At("fold " + string(s)) },
 	})
 }

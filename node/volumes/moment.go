@@ -110,7 +110,7 @@ func (v *Volumes) momentOfSnapshot(ctx context.Context, id string, a *attached) 
 // another volume that had the name, nor in what stayed with who had this one before.
 func (a *attached) keeps(body catalog.Snapshot) bool {
 	e, _ := a.v.index.Get(a.Name())
-	mine := body.Durable || slices.Contains(e.Waiting, index.Waiting{Number: body.Number, At: body.At})
+	mine := body.Durable || slices.Contains(e.Waiting, index.Waiting{Number: body.Number, At: body.At, Size: body.Size})
 	return e.ID == body.ID && mine && a.vol.Keep(body.At) == nil
 }
 

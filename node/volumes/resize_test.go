@@ -1,9 +1,11 @@
 package volumes
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 
+	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
 )
 
@@ -46,4 +48,48 @@ func TestResizeAndLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(w)
+}
+
+// TestResizeBehindSnapshots: snapshots that are not durable yet become so although the volume
+// has grown since, with the size that they had, and the volume goes on being folded.
+func TestResizeBehindSnapshots(t *testing.T) {
+	p := newPair(t)
+	p.a.put(t, "disk", Spec{Size: testSize})
+	states := map[string][]byte{}
+	for i, size := range []int{testSize, testSize + 512, 2 * testSize} { // the first chunk behind the end is none of the snapshot's
+		if _, err := p.a.Resize(t.Context(), "disk", int64(size)); err != nil {
+			t.Fatal(err)
+		}
+		shadow := make([]byte, size)
+		for off := 0; off < size; off += testSize / 4 { // as much as has it go as chunks
+			piece := bytes.Repeat([]byte{byte(i + 1)}, min(testSize/4, size-off))
+			copy(shadow[off:], piece)
+			if err := p.a.device("disk").vol.WriteAt(t.Context(), piece, int64(off), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		made, err := p.a.Snapshot(t.Context(), "disk", terms.SnapshotSpec{})
+		if err != nil || made.Durable {
+			t.Fatalf("%+v, %v", made, err)
+		}
+		states[made.ID] = shadow
+	}
+	if _, err := p.a.Resize(t.Context(), "disk", 4*testSize); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range states {
+		if err := p.a.Settle(t.Context(), id); err != nil {
+			t.Errorf("%s: %v", id, err)
+			continue
+		}
+		if !bytes.Equal(p.b.exported(t, "snapshot:"+id), want) {
+			t.Errorf("%s has other bytes elsewhere", id)
+		}
+	}
+	if _, err := p.a.Detach(t.Context(), "disk", false); err != nil {
+		t.Fatal(err)
+	}
+	if view := p.b.put(t, "disk", Spec{}); view.Size != 4*testSize {
+		t.Errorf("it has %d bytes elsewhere", view.Size)
+	}
 }

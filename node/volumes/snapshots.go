@@ -89,7 +89,7 @@ func (a *attached) place(ctx context.Context, label string) (body catalog.Snapsh
 	}
 	if !body.Durable {
 		_, err = a.v.index.Change(body.Volume, func(e *index.Entry) {
-			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: at})
+			e.Waiting = append(slices.Clone(e.Waiting), index.Waiting{Number: body.Number, At: body.At, Size: body.Size})
 		})
 	}
 	if err != nil || body.Durable {
@@ -133,7 +133,7 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 
 // forgetWaiting gives the place of a snapshot back that is not needed any more.
 func (v *Volumes) forgetWaiting(body catalog.Snapshot) error {
-	w := index.Waiting{Number: body.Number, At: body.At}
+	w := index.Waiting{Number: body.Number, At: body.At, Size: body.Size}
 	e, here := v.index.Get(body.Volume)
 	if !here || e.ID != body.ID || !slices.Contains(e.Waiting, w) {
 		return nil

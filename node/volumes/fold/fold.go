@@ -67,9 +67,10 @@ type Config struct {
 	Revise func(ctx context.Context, change func(*catalog.Volume) error) error
 	// Root makes a root readable.
 	Root func(ctx context.Context, head pack.Head) (volume.Source, error)
-	// Pending are the places of snapshots that are not durable yet, rising.
-	// Settle makes those durable that the record reaches, given what it says.
+	// Pending are the places of snapshots that are not durable yet, rising; by those SizeAt is how large the
+	// volume was at most at a place. Settle makes those durable that the record reaches, given what it says.
 	Pending func() []content.Position
+	SizeAt  func(content.Position) int64
 	Settle  func(ctx context.Context, now catalog.Volume) error
 	// Tails are those of a volume whose flushes go to the bucket, nil for others.
 	Tails func() *Tails
@@ -336,6 +337,7 @@ func (f *Fold) remove(ctx context.Context, store bucket.Bucket, was catalog.Volu
 // cuts the journal there.
 func (f *Fold) chunks(ctx context.Context, store bucket.Bucket, through content.Position, touched []uint64) error {
 	was := f.cfg.Record()
+	was.Size = min(was.Size, f.cfg.SizeAt(through)) // it may have grown since, and no snapshot has a larger root
 	var base build.Base
 	switch {
 	case was.Head == nil:

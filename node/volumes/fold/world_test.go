@@ -335,6 +335,7 @@ func (w *world) config() Config {
 		Root: func(_ context.Context, head pack.Head) (volume.Source, error) {
 			return root{pack.NewReader(w.origin), head}, nil
 		},
+		SizeAt: func(content.Position) int64 { return content.SizeMax },
 		Pending: func() []content.Position {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -72,12 +72,6 @@ type Entry struct {
 // ViewsDir holds the folders of snapshots that are looked at; a start removes them.
 const ViewsDir = "views"
 
-// Waiting is a snapshot of a volume of this node that is not durable yet.
-type Waiting struct {
-	Number uint64           `json:"number"`
-	At     content.Position `json:"at"`
-}
-
 const (
 	entryMagic = "grange-volume/3"
 	FileName   = "volume.json"
@@ -120,14 +114,6 @@ func (e Entry) last() uint64 {
 		last = max(last, t.Epoch)
 	}
 	return last
-}
-
-// Places are those of the snapshots that are not durable yet.
-func (e Entry) Places() (out []content.Position) {
-	for _, w := range e.Waiting {
-		out = append(out, w.At)
-	}
-	return out
 }
 
 // Index is the durable list of this node's volumes. Safe for concurrent use, but for
