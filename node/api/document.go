@@ -7,13 +7,13 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/content"
+	"github.com/grangemesh/grange/origin/content/durable"
 )
 
 const textType = "text/plain; charset=utf-8"
@@ -175,7 +175,7 @@ func statusOf(err error) int {
 		return http.StatusConflict
 	case errors.Is(err, content.ErrNotFound):
 		return http.StatusNotFound
-	case errors.Is(err, content.ErrNoSpace), errors.Is(err, syscall.ENOSPC): // which files say as they are written
+	case errors.Is(err, content.ErrNoSpace), durable.IsFull(err): // which files say as they are written
 		return http.StatusInsufficientStorage
 	case errors.Is(err, content.ErrUnavailable), errors.Is(err, content.ErrClosed), errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
