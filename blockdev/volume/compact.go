@@ -110,7 +110,7 @@ func (v *Volume) joinLayers() error {
 			break
 		}
 		newer, older := layers[i], layers[i+1]
-		joined, err := v.build(older.after, newer.through, extents.Overlay(newer.all(), older.all()), v.memory(newer, older))
+		joined, err := v.build(older.after, newer.through, extents.Overlay(newer.from(0), older.from(0)), v.memory(newer, older))
 		if err == nil {
 			err = v.exchange(joined, newer, older)
 		}
@@ -155,7 +155,7 @@ func (v *Volume) spill() error {
 		if largest == nil {
 			return nil
 		}
-		l, err := v.build(largest.after, largest.through, largest.all(), 0)
+		l, err := v.build(largest.after, largest.through, largest.from(0), 0)
 		if err == nil {
 			err = v.exchange(l, largest)
 		}
@@ -370,7 +370,7 @@ func (v *Volume) copyLive(l *layer, runs []*run) (*layer, error) {
 	v.mu.RLock()
 	slots := v.slots
 	v.mu.RUnlock()
-	all := l.all()
+	all := l.from(0)
 	return v.build(l.after, l.through, func() (extents.Extent, bool, error) {
 		e, ok, err := all()
 		if r := of[e.Seg]; ok && err == nil && r != nil {

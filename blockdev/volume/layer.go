@@ -62,8 +62,6 @@ func (l *layer) at(s uint64, wait bool) (extents.Extent, bool, error) {
 	return l.disk.At(s, wait)
 }
 
-func (l *layer) all() extents.Cursor { return l.from(0) }
-
 // from is what covers sector s, and all that is behind.
 func (l *layer) from(s uint64) extents.Cursor {
 	if l.mem == nil {

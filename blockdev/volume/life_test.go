@@ -387,7 +387,7 @@ func (d *life) check(t *rapid.T) {
 func (d *life) checkLayer(t *rapid.T, l *layer) {
 	var u extents.Usage
 	end := uint64(0)
-	next := l.all()
+	next := l.from(0)
 	for {
 		e, ok, err := next()
 		must(t, err)

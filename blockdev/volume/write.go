@@ -452,12 +452,10 @@ func (v *Volume) sync(due []*segment, newNames bool) error {
 			return err
 		}
 	}
-	if newNames {
-		if err := durable.SyncDir(v.cfg.Dir); err != nil {
-			return err
-		}
+	if !newNames {
+		return nil
 	}
-	return nil
+	return durable.SyncDir(v.cfg.Dir)
 }
 
 // Zero implements blockdev.Device. The zeros take one entry however long they

@@ -15,11 +15,9 @@ type Window struct {
 	off  int64
 }
 
-const (
-	// WindowSize is what is in memory of a journal that is replayed: any entry, and
-	// more, so that small ones are read many at a time.
-	WindowSize = HeadMax + 2*WriteMax
-)
+// WindowSize is what is in memory of a journal that is replayed: any entry, and
+// more, so that small ones are read many at a time.
+const WindowSize = HeadMax + 2*WriteMax
 
 // Open begins with a segment of that size, whose sums have a seed.
 func (w *Window) Open(file *os.File, size int64, seed uint32) {
