@@ -247,7 +247,7 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 		base, body, _ := a.record()
 		return nil, a.v.names().Held(ctx, *base, body)
 	case right.RefuseStale:
-		return nil, terms.Stale(a.right.Wish.Generation, a.body.Generation)
+		return nil, terms.Stale(a.body.Generation, a.right.Wish.Generation)
 	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)
 	case right.RefuseGone:
@@ -286,7 +286,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 		a.v.away.Store(a.v.opening.Load())
 		return right.Unreadable{}, nil
 	case r.Farm != a.v.cfg.Farm:
-		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
+		return nil, terms.OfFarm(r.Farm)
 	}
 	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, ""
 	return right.Sighted{Body: body}, nil
@@ -389,7 +389,7 @@ func (a *attached) stop(ctx context.Context) error {
 	why := a.taken
 	a.mu.Unlock()
 	if why == "" {
-		why = a.v.names().Holding(ctx, *base, body)
+		why = a.v.names().Holding(*base, body)
 		a.mu.Lock()
 		a.taken = why
 		a.mu.Unlock()

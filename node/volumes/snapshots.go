@@ -125,7 +125,7 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove %w", err)
+		return fmt.Errorf("remove snapshot %s: %w", id, err)
 	}
 	v.orphans.Removed(ctx, body)
 	return v.forgetWaiting(body)
