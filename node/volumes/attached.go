@@ -286,7 +286,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 		a.v.away.Store(a.v.opening.Load())
 		return right.Unreadable{}, nil
 	case r.Farm != a.v.cfg.Farm:
-		return nil, terms.OfFarm(r.Farm)
+		return nil, fmt.Errorf("%w: it belongs to farm %s: ask a node of that farm, or choose another name", content.ErrForbidden, r.Farm)
 	}
 	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, ""
 	return right.Sighted{Body: body}, nil
@@ -370,7 +370,7 @@ func (a *attached) leave(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.behind = terms.Behind(a.v.cfg.Who(seen.Holder), a.name, seen)
+	a.behind = fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", a.v.cfg.Who(seen.Holder), terms.MomentOr(seen.FoldedAt, "it was made"), content.Ref{Kind: content.KindSnapshot, Name: a.name, Seq: seen.Epoch, Orphan: true})
 }
 
 // admit opens the gate as far as the state allows.

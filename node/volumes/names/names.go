@@ -127,11 +127,10 @@ func (x Names) Holding(r catalog.Record, body catalog.Volume) string {
 
 // holding is Holding with the ways out.
 func (x Names) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
-	text := x.Holding(r, body)
 	if body.Holder == x.Self || body.State == catalog.Released {
-		return text
+		return x.Holding(r, body)
 	}
-	return text + "; " + terms.WaysOut(x.Away(ctx, body.Holder), r)
+	return x.Holding(r, body) + "; " + terms.WaysOut(x.Away(ctx, body.Holder), r)
 }
 
 // Held is the conflict with who holds a name by its record.

@@ -22,7 +22,6 @@ import (
 	"github.com/grangemesh/grange/node/volumes/moment"
 	"github.com/grangemesh/grange/node/volumes/records"
 	"github.com/grangemesh/grange/node/volumes/right"
-	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
 	"github.com/grangemesh/grange/origin/content"
 	"github.com/grangemesh/grange/origin/trust"
@@ -89,7 +88,7 @@ func (s Source) prepare(ctx context.Context, q Ask) (e index.Entry, made bool, e
 		case err != nil:
 			return e, false, err
 		case r.Farm != s.Farm:
-			return e, false, terms.OfFarm(r.Farm)
+			return e, false, fmt.Errorf("%w: it belongs to farm %s: ask a node of that farm", content.ErrForbidden, r.Farm)
 		case q.Old.Reader && isOf(q.Old.Volume, body):
 			return q.Old, false, nil
 		}

@@ -44,19 +44,17 @@ func WaysOut(away bool, r catalog.Record) string {
 	return fmt.Sprintf("start that node, or choose another name; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` there frees the name", r.Name, r.Farm)
 }
 
-// Older says what is wrong with a volume that is this node's by its record, and of which
-// that knows a later state than is here.
-func Older(r catalog.Record, body catalog.Volume) string {
-	return fmt.Sprintf("this node has served a later state of it, epoch %d, as its record of %s says, and this is an older copy: restore the latest, or `grange volume attach %s --takeover` goes on with what the bucket or its holders have",
-		body.Epoch, r.SignedAt.UTC().Format(time.RFC3339), r.Name)
-}
-
 // MomentOr is a time for people, or what stands for none.
 func MomentOr(t time.Time, none string) string {
 	if t.IsZero() {
 		return none
 	}
 	return t.UTC().Format(time.RFC3339)
+}
+
+// Older says what is wrong with a volume of this node whose record knows a later state.
+func Older(r catalog.Record, body catalog.Volume) string {
+	return fmt.Sprintf("this node has served a later state of it, epoch %d, as its record of %s says, and this is an older copy: restore the latest, or `grange volume attach %s --takeover` goes on with what the bucket or its holders have", body.Epoch, r.SignedAt.UTC().Format(time.RFC3339), r.Name)
 }
 
 // Missing says what is wrong with a volume that is this node's by its record alone. Its
@@ -70,24 +68,7 @@ func Missing(folder string, there bool, r catalog.Record) string {
 		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
 }
 
-// Taken says why a volume is not served that was taken away, of what is left in folder.
-func Taken(name, folder, why string) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them",
-		content.ErrFenced, why, folder, name)
-}
-
-// OfFarm says that a volume is another farm's.
-func OfFarm(farm string) error {
-	return fmt.Errorf("%w: it belongs to farm %s: ask a node of that farm, or choose another name", content.ErrForbidden, farm)
-}
-
 // Stale says that a request comes too late.
 func Stale(seen, asked uint64) error {
 	return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, seen, asked)
-}
-
-// Behind says what stays with who had a volume that was taken over.
-func Behind(who, name string, seen catalog.Volume) string {
-	orphan := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: seen.Epoch, Orphan: true}
-	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, MomentOr(seen.FoldedAt, "it was made"), orphan)
 }
