@@ -158,8 +158,7 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 
 // takenError says why a volume is not served that was taken away.
 func (v *Volumes) takenError(e index.Entry) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them",
-		content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
+	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them", content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
 }
 
 // newOrphans is for a start.
