@@ -108,7 +108,7 @@ func (n *Node) callMember(ctx context.Context, to trust.PublicKey, method string
 func (n *Node) findMember(ctx context.Context, who string) (trust.PublicKey, string, error) {
 	m, err := n.Membership.Find(ctx, who)
 	if err == nil && m.Farm != n.Farm() {
-		err = fmt.Errorf("%w: %s is of farm %q, and a volume stays in its own", content.ErrForbidden, m, m.Farm)
+		err = fmt.Errorf("%w: %s: a volume stays in its farm, which is %s", content.ErrForbidden, m, n.Farm())
 	}
 	return m.Key, m.String(), err
 }

@@ -124,7 +124,7 @@ func volumeTable(w io.Writer, v api.Volume) {
 
 // unconfirmed says why a volume that is served may fail flushes, where nothing else does.
 func unconfirmed(v api.Volume) string {
-	if v.State != "attached" || v.Confirmed || v.Durability == "local" {
+	if v.State != "attached" || v.Confirmed || v.Durability == "local" || v.ReadOnly {
 		return ""
 	}
 	return "whether it is this node's still is not known until the origin answers; flushes wait for that, and fail"
@@ -171,7 +171,7 @@ func (c *volumeDetachCmd) Run(ctx context.Context, app *cli, std stdio) error {
 		if v.State == "detached" {
 			complain(std.err, fmt.Sprintf("volume %s is this node's still: what was written did not get into the bucket; attach and detach it again when `grange status` says that the origin is ok", c.Name))
 		}
-		fmt.Fprintf(w, "volume %s is detached; `grange volume attach %s` serves it again\n", c.Name, c.Name)
+		fmt.Fprintf(w, "volume %s is served here no more\n", c.Name)
 	})
 }
 

@@ -130,11 +130,11 @@ func (m Member) String() string {
 	}
 	switch {
 	case m.State == StateAway && m.LastSeen.IsZero():
-		return text + ", which was never met"
+		return text + " (away, never met)"
 	case m.State == StateAway:
-		return text + ", which is away and was last seen on " + m.LastSeen.UTC().Format(time.RFC3339)
+		return text + " (away, last seen on " + m.LastSeen.UTC().Format(time.RFC3339) + ")"
 	case m.State == StateRevoked:
-		return text + ", which was revoked"
+		return text + " (revoked)"
 	}
 	return text
 }

@@ -287,7 +287,7 @@ func (a *attached) read(ctx context.Context) (right.Event, error) {
 		a.v.away.Store(a.v.opening.Load())
 		return right.Unreadable{}, nil
 	case r.Farm != a.v.cfg.Farm:
-		return nil, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
+		return nil, fmt.Errorf("%w: it belongs to farm %s: ask a node of that farm, or choose another name", content.ErrForbidden, r.Farm)
 	}
 	a.gaps, a.asked, a.base, a.body, a.taken = gaps, asked, &r, body, ""
 	return right.Sighted{Body: body}, nil
@@ -371,7 +371,7 @@ func (a *attached) leave(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.behind = terms.Behind(a.v.cfg.Who(seen.Holder), a.name, seen)
+	a.behind = fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", a.v.cfg.Who(seen.Holder), terms.MomentOr(seen.FoldedAt, "it was made"), content.Ref{Kind: content.KindSnapshot, Name: a.name, Seq: seen.Epoch, Orphan: true})
 }
 
 // admit opens the gate as far as the state allows.
@@ -390,7 +390,7 @@ func (a *attached) stop(ctx context.Context) error {
 	why := a.taken
 	a.mu.Unlock()
 	if why == "" {
-		why = a.v.names().Holding(ctx, *base, body)
+		why = a.v.names().Holding(*base, body)
 		a.mu.Lock()
 		a.taken = why
 		a.mu.Unlock()

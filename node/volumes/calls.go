@@ -95,7 +95,7 @@ func (v *Volumes) Move(ctx context.Context, name, node string) (_ terms.View, er
 	case to == v.cfg.Self:
 		return v.Get(name)
 	case a == nil || a.vol == nil:
-		return terms.View{}, fmt.Errorf("%w: it is not attached here; attach it there", content.ErrConflict)
+		return terms.View{}, fmt.Errorf("%w: it is not served here: attach it there, or ask the node that has it by `grange volume ls --all`", content.ErrConflict)
 	}
 	if reads, err := v.cfg.Call(ctx, to, readers.Method, []byte(name)); err != nil { // before anything is given up
 		return terms.View{}, fmt.Errorf("%s does not answer: %w", who, err)

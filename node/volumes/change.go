@@ -73,7 +73,7 @@ func (v *Volumes) served(ctx context.Context, name string) (*attached, error) {
 	}
 	switch a := v.device(name); {
 	case a == nil:
-		return nil, fmt.Errorf("%w: it is not served; attach it first", content.ErrConflict)
+		return nil, fmt.Errorf("%w: it is not served here: attach it, or ask the node that has it by `grange volume ls --all`", content.ErrConflict)
 	case a.opening != nil:
 		return nil, fmt.Errorf("%w: it is being opened", content.ErrUnavailable)
 	case a.err != nil:

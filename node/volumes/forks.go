@@ -12,17 +12,16 @@ import (
 
 // parentOf finds what a volume or a snapshot is to be forked from.
 func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (moment.Parent, error) {
-	switch {
+	a := v.device(ref.Name)
+	switch away := a == nil || a.folds == nil; {
 	case ref.Kind == content.KindSnapshot:
 		return v.parentSnapshot(ctx, ref.RecordName())
-	case ref.Folded:
+	case ref.Folded, away && v.names().Released(ctx, ref.Name):
 		return v.parentFolded(ctx, ref.Name)
-	}
-	a := v.device(ref.Name)
-	if a == nil || a.folds == nil {
+	case away:
 		made, err := v.names().Snapshot(ctx, ref.Name, terms.SnapshotSpec{Label: "fork", Wait: terms.Durable})
 		if err != nil {
-			return moment.Parent{}, err
+			return moment.Parent{}, fmt.Errorf("%s: %w", ref, err)
 		}
 		return v.parentSnapshot(ctx, made.ID)
 	}
@@ -32,13 +31,15 @@ func (v *Volumes) parentOf(ctx context.Context, ref content.Ref) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, err
 	}
-	known := catalog.Snapshot{ID: now.ID, Size: now.Size, Folded: now.Folded, At: at, FsUsed: now.FsUsed}
-	return moment.ParentAt(a.vol, known)
+	return moment.ParentAt(a.vol, catalog.Snapshot{ID: now.ID, Size: now.Size, Folded: now.Folded, At: at, FsUsed: now.FsUsed})
 }
 
 // parentSnapshot is a snapshot that is durable, or of this node.
 func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent, error) {
-	_, body, err := v.records().Snapshot(ctx, id)
+	r, body, err := v.records().Snapshot(ctx, id)
+	if err == nil && r.Farm != v.cfg.Farm {
+		err = fmt.Errorf("%w: %s belongs to farm %s: `grange image promote` makes an image of it, for all farms", content.ErrForbidden, id, r.Farm)
+	}
 	if err != nil {
 		return moment.Parent{}, err
 	}
@@ -59,7 +60,7 @@ func (v *Volumes) parentSnapshot(ctx context.Context, id string) (moment.Parent,
 		return m.Parent(body)
 	}
 	if !body.Durable {
-		return moment.Parent{}, fmt.Errorf("%w: %s is not durable yet, and %s has what the bucket lacks of it: fork it there, or wait until it is", content.ErrConflict, id, v.cfg.Who(body.Holder))
+		return moment.Parent{}, fmt.Errorf("%w: %s is not durable, and %s has what the bucket lacks of it: fork it there", content.ErrConflict, id, v.cfg.Who(body.Holder))
 	}
 	return moment.Parent{Known: body, Segments: v.bucket().Stored(ctx, body.Segments, nil)}, nil
 }
@@ -71,6 +72,5 @@ func (v *Volumes) parentFolded(ctx context.Context, name string) (moment.Parent,
 	if err != nil {
 		return moment.Parent{}, fmt.Errorf("volume %q: %w", name, err)
 	}
-	known := catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, FsUsed: body.FsUsed}
-	return moment.Parent{Known: known, Segments: v.bucket().Stored(ctx, known.Segments, nil)}, nil
+	return moment.Parent{Known: catalog.Snapshot{ID: body.ID, Size: body.Size, Folded: body.Folded, FsUsed: body.FsUsed}, Segments: v.bucket().Stored(ctx, body.Segments, nil)}, nil
 }

@@ -43,7 +43,7 @@ func (v *Volumes) moment(ctx context.Context, ref content.Ref) (moment.Moment, e
 // momentOfVolume opens a volume, which a serves if it is here.
 func (v *Volumes) momentOfVolume(ctx context.Context, ref content.Ref, a *attached) (moment.Moment, error) {
 	switch {
-	case ref.Folded:
+	case ref.Folded, (a == nil || a.folds == nil) && v.names().Released(ctx, ref.Name):
 		_, body, err := v.records().Volume(ctx, ref.Name)
 		if err != nil {
 			return moment.Moment{}, err

@@ -3,6 +3,7 @@ package volumes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/grangemesh/grange/node/volumes/right"
 	"github.com/grangemesh/grange/node/volumes/terms"
 	"github.com/grangemesh/grange/origin/catalog"
+	"github.com/grangemesh/grange/origin/content"
 )
 
 // keepOwned looks whether this node's volumes are its own still, by their records: when the
@@ -156,7 +158,7 @@ func (v *Volumes) giveUp(ctx context.Context, name, why string) {
 
 // takenError says why a volume is not served that was taken away.
 func (v *Volumes) takenError(e index.Entry) error {
-	return terms.Taken(e.Name, v.index.Path(e), e.Taken)
+	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them", content.ErrFenced, e.Taken, v.index.Path(e), e.Name)
 }
 
 // newOrphans is for a start.

@@ -160,7 +160,7 @@ func TestReaderHasNoRight(t *testing.T) {
 		t.Errorf("what a client compares with snapshots: %+v, %v", m, err)
 	}
 	p.b.moment(t, first, p.through(t))
-	if v, err := p.b.Detach(t.Context(), "disk", false); err != nil || v.State != terms.StateDetached {
+	if v, err := p.b.Detach(t.Context(), "disk", false); err != nil || v.State != terms.StateReleased {
 		t.Errorf("%+v, %v", v, err)
 	}
 	if found, err := os.ReadDir(p.b.cfg.Dir); err != nil || len(found) != 0 {

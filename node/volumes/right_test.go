@@ -152,6 +152,36 @@ func TestDiskThatIsOlderThanTheBucket(t *testing.T) {
 	}
 }
 
+// TestDiskThatIsOlderThanItsRecord: so is one whose record knows of a later start. It may be
+// looked at, which is no takeover, and who asks too late is told by what.
+func TestDiskThatIsOlderThanItsRecord(t *testing.T) {
+	w := newWorld(t)
+	home := newStore()
+	w.cfg.Registry = home
+	w.create(t, "web1")
+	r, body, err := w.records().Volume(t.Context(), "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body.Epoch, body.Generation = body.Epoch+1, 7
+	if _, err := w.records().PutVolume(t.Context(), "web1", &r, body); err != nil {
+		t.Fatal(err)
+	}
+	w = w.again(t)
+	w.cfg.Registry = home
+	w.openAll(t.Context())
+	if view, err := w.Get("web1"); err != nil || view.State != terms.StateFailed || !strings.Contains(view.Detail, "older copy") {
+		t.Errorf("%+v, %v", view, err)
+	}
+	if _, _, err := w.Put(t.Context(), "web1", Spec{Takeover: true, Generation: 3}); !errors.Is(err, content.Stale) || !strings.Contains(err.Error(), "7 was here, and this one has 3") {
+		t.Errorf("too late: %v", err)
+	}
+	w.put(t, "web1", Spec{ReadOnly: true})
+	if _, _, err := w.Put(t.Context(), "web1", Spec{Takeover: true}); !errors.Is(err, content.Attached) {
+		t.Errorf("a takeover of what is read-only here: %v", err)
+	}
+}
+
 // TestRecordsAreLookedAtWhenDue: the record of a volume that was made or attached just now
 // says whose it is; all are read when the node was cut off, and one that could not be then
 // before long.

@@ -17,9 +17,6 @@ import (
 // it returns where the spec says so. The volume has to be attached to a node that answers.
 func (v *Volumes) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpec) (_ terms.SnapshotView, err error) {
 	defer during(&err, "snapshot of volume %q", name)
-	if spec.Wait != "" && spec.Wait != terms.Durable {
-		return terms.SnapshotView{}, fmt.Errorf("wait %.20q: %w: want %s, or nothing", spec.Wait, content.ErrInvalid, terms.Durable)
-	}
 	a := v.device(name)
 	if e, _ := v.index.Get(name); a == nil || e.Reader {
 		return v.names().Snapshot(ctx, name, spec)
@@ -125,7 +122,7 @@ func (v *Volumes) RemoveSnapshot(ctx context.Context, id string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove %w", err)
+		return fmt.Errorf("remove snapshot %s: %w", id, err)
 	}
 	v.orphans.Removed(ctx, body)
 	return v.forgetWaiting(body)

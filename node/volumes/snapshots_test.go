@@ -501,6 +501,10 @@ func TestDetachBringsAllToTheBucket(t *testing.T) {
 	if view, err := p.a.Find(t.Context(), "disk"); err != nil || view.State != terms.StateReleased {
 		t.Errorf("%+v, %v", view, err)
 	}
+	p.b.put(t, "fork", Spec{From: refOf(t, "volume:disk")})
+	if p.b.is(t, "fork", shadow); !bytes.Equal(p.b.exported(t, "volume:disk"), shadow) {
+		t.Error("what nobody has is exported as something else")
+	}
 	p.b.put(t, "disk", Spec{})
 	p.b.is(t, "disk", shadow)
 	if _, err := p.a.Find(t.Context(), "disk"); !errors.Is(err, content.ErrNotFound) {

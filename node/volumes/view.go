@@ -63,7 +63,7 @@ func (v *Volumes) view(e index.Entry) terms.View {
 	}
 	d := v.device(e.Name)
 	switch {
-	case d == nil && e.Empty && !e.Reader:
+	case d == nil && e.Empty:
 		out.State, out.Node, out.NodeName = terms.StateReleased, "", ""
 	case d == nil:
 	case d.opening != nil:

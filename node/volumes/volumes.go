@@ -318,6 +318,8 @@ func (v *Volumes) put(ctx context.Context, name string, spec terms.Spec) (create
 		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
 	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
 		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
+	case !spec.ReadOnly && d.vol.Geometry().ReadOnly && !e.ReadOnly:
+		return false, fmt.Errorf("%w: it is attached read-only; detach it first", content.Attached)
 	}
 	return false, d.ask(ctx, spec)
 }

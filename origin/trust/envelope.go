@@ -47,7 +47,7 @@ const envelopeMagic = "grange-record/1"
 func (s Signer) Seal(e Envelope) ([]byte, error) {
 	id := s.Identity()
 	if !id.MaySign(e.Kind, e.Farm) {
-		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
+		return nil, fmt.Errorf("sign %s %q: %w: this member's certificate has role %q of farm %q; ask an admin for a token of a role and farm that may", e.Kind, e.Name, content.ErrForbidden, id.Role, id.Farm)
 	}
 	b, err := s.seal(labelEnvelope, envelopeWire{envelopeMagic, e, e.SignedAt.UnixMilli()})
 	if err != nil {

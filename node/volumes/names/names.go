@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/grangemesh/grange/node/volumes/index"
 	"github.com/grangemesh/grange/node/volumes/records"
@@ -46,17 +45,23 @@ func (x Names) Snapshot(ctx context.Context, name string, spec terms.SnapshotSpe
 	case err != nil, r.Farm != x.Farm:
 		return view, x.Elsewhere(ctx, name)
 	case body.Holder == x.Self || body.State == catalog.Released:
-		return view, fmt.Errorf("%w: it is attached nowhere: attach it first, or use volume:%s?at=folded", content.ErrConflict, name)
+		return view, fmt.Errorf("%w: it is attached nowhere, and stays as it is: attach it first", content.ErrConflict)
 	}
 	q, _ := json.Marshal(snapshotRequest{name, spec}) // of texts
 	b, err := x.Call(ctx, body.Holder, SnapshotMethod, q)
 	if errors.Is(err, content.ErrUnavailable) {
-		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, of %s", content.ErrConflict, x.Who(body.Holder), name, body.FoldedAt.UTC().Format(time.RFC3339))
+		return view, fmt.Errorf("%w: %s has it, and does not answer: volume:%s?at=folded is what the bucket has, which is what was written until %s", content.ErrConflict, x.Who(body.Holder), name, terms.MomentOr(body.FoldedAt, "it was made"))
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &view)
 	}
 	return view, err
+}
+
+// Released reports whether nobody has a volume of this farm, so that the bucket has all of it.
+func (x Names) Released(ctx context.Context, name string) bool {
+	r, body, err := x.Records.Volume(ctx, name)
+	return err == nil && r.Farm == x.Farm && body.State == catalog.Released
 }
 
 // AnswerSnapshot answers that, where has says that the volume is attached.
@@ -85,7 +90,7 @@ func (x Names) Elsewhere(ctx context.Context, name string) error {
 	case err != nil:
 		return fmt.Errorf("%w here, and whether another node has it can't be told: %w", content.ErrNotFound, err)
 	}
-	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, x.Holding(ctx, r, body))
+	return fmt.Errorf("%w on this node: %s", content.ErrNotFound, x.holding(ctx, r, body))
 }
 
 // Remove deletes a name that no volume here has. Who holds it has to do so,
@@ -109,17 +114,28 @@ func (x Names) Remove(ctx context.Context, name string, spec terms.RemoveSpec) e
 	return x.Purge(ctx, name, spec)
 }
 
-// Holding says who holds a name, since when, and the ways out.
-func (x Names) Holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
-	if body.Holder == x.Self {
-		return terms.Missing(x.Index.Path(index.Entry{Volume: body}), x.Index.Has(body.ID), r)
+// Holding says who holds a name, or what is wrong with what is here of it.
+func (x Names) Holding(r catalog.Record, body catalog.Volume) string {
+	if body.Holder != x.Self || body.State == catalog.Released {
+		return terms.Holding(x.Who(body.Holder), r, body)
 	}
-	return terms.Holding(x.Who(body.Holder), x.Away(ctx, body.Holder), r, body)
+	if e, here := x.Index.Get(r.Name); here && e.ID == body.ID {
+		return terms.Older(r, body)
+	}
+	return terms.Missing(x.Index.Path(index.Entry{Volume: body}), x.Index.Has(body.ID), r)
+}
+
+// holding is Holding with the ways out.
+func (x Names) holding(ctx context.Context, r catalog.Record, body catalog.Volume) string {
+	if body.Holder == x.Self || body.State == catalog.Released {
+		return x.Holding(r, body)
+	}
+	return x.Holding(r, body) + "; " + terms.WaysOut(x.Away(ctx, body.Holder), r)
 }
 
 // Held is the conflict with who holds a name by its record.
 func (x Names) Held(ctx context.Context, r catalog.Record, body catalog.Volume) error {
-	return &terms.HeldError{Holder: x.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: x.Holding(ctx, r, body)}
+	return &terms.HeldError{Holder: x.Who(body.Holder), Policy: body.Policy, FoldedAt: body.FoldedAt, Text: x.holding(ctx, r, body)}
 }
 
 // Taken says who has a name, where another was quicker to take it.

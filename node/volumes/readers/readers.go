@@ -88,7 +88,7 @@ func (s Source) prepare(ctx context.Context, q Ask) (e index.Entry, made bool, e
 		case err != nil:
 			return e, false, err
 		case r.Farm != s.Farm:
-			return e, false, fmt.Errorf("%w: it belongs to farm %s", content.ErrForbidden, r.Farm)
+			return e, false, fmt.Errorf("%w: it belongs to farm %s: ask a node of that farm", content.ErrForbidden, r.Farm)
 		case q.Old.Reader && isOf(q.Old.Volume, body):
 			return q.Old, false, nil
 		}

@@ -68,8 +68,8 @@ func (x Records) Snapshot(ctx context.Context, id string) (r catalog.Record, bod
 	if r, err = x.Registry.Snapshot(ctx, id); err == nil {
 		body, err = catalog.DecodeSnapshot(x.Codec, id, r.Body)
 	}
-	if err != nil {
-		err = fmt.Errorf("snapshot %s: %w", id, err)
+	if errors.Is(err, content.ErrNotFound) {
+		err = fmt.Errorf("%w; `grange snapshot ls` lists those that are there", err)
 	}
 	return r, body, err
 }

@@ -27,25 +27,34 @@ func (e *HeldError) Error() string { return content.Held.Error() + ": " + e.Text
 // Unwrap says what kind of error it is.
 func (e *HeldError) Unwrap() error { return content.Held }
 
-// Holding says that a node has a name, since when, and the ways out.
-func Holding(who string, away bool, r catalog.Record, body catalog.Volume) string {
-	since := r.SignedAt.UTC().Format(time.RFC3339)
+// Holding says that a node has a name, and by which record.
+func Holding(who string, r catalog.Record, body catalog.Volume) string {
+	of := r.SignedAt.UTC().Format(time.RFC3339)
 	if body.State == catalog.Released {
-		return fmt.Sprintf("%s has released it on %s: `grange volume attach %s` on any node of farm %s serves it", who, since, r.Name, r.Farm)
+		return fmt.Sprintf("%s has released it on %s: `grange volume attach %s` on any node of farm %s serves it", who, of, r.Name, r.Farm)
 	}
-	text := fmt.Sprintf("%s has it, with durability %s since %s, and the bucket has what was written until %s; ", who, body.Policy, since, momentOr(body.FoldedAt, "it was made"))
-	if !away {
-		return text + fmt.Sprintf("ask that node, or choose another name; `grange volume move %s NODE` there lets another node of farm %s have it", r.Name, r.Farm)
-	}
-	return text + fmt.Sprintf("start that node, or choose another name; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` frees the name", r.Name, r.Farm)
+	return fmt.Sprintf("%s has it, with durability %s, as its record of %s says, and the bucket has what was written until %s", who, body.Policy, of, MomentOr(body.FoldedAt, "it was made"))
 }
 
-// momentOr is a time for people, or what stands for none.
-func momentOr(t time.Time, none string) string {
+// WaysOut says what to do about a name that another node has.
+func WaysOut(away bool, r catalog.Record) string {
+	if !away {
+		return fmt.Sprintf("ask that node, or choose another name; `grange volume move %s NODE` there lets another node of farm %s have it", r.Name, r.Farm)
+	}
+	return fmt.Sprintf("start that node, or choose another name; or `grange volume attach %s --takeover` on a node of farm %s goes on without it, and what that node alone has stays there as a snapshot; if it is gone for good, `grange volume rm %[1]s --force` there frees the name", r.Name, r.Farm)
+}
+
+// MomentOr is a time for people, or what stands for none.
+func MomentOr(t time.Time, none string) string {
 	if t.IsZero() {
 		return none
 	}
 	return t.UTC().Format(time.RFC3339)
+}
+
+// Older says what is wrong with a volume of this node whose record knows a later state.
+func Older(r catalog.Record, body catalog.Volume) string {
+	return fmt.Sprintf("this node has served a later state of it, epoch %d, as its record of %s says, and this is an older copy: restore the latest, or `grange volume attach %s --takeover` goes on with what the bucket or its holders have", body.Epoch, r.SignedAt.UTC().Format(time.RFC3339), r.Name)
 }
 
 // Missing says what is wrong with a volume that is this node's by its record alone. Its
@@ -59,19 +68,7 @@ func Missing(folder string, there bool, r catalog.Record) string {
 		r.SignedAt.UTC().Format(time.RFC3339), folder, wrong, r.Name)
 }
 
-// Taken says why a volume is not served that was taken away, of what is left in folder.
-func Taken(name, folder, why string) error {
-	return fmt.Errorf("%w: %s; its data stay in %s: `grange volume attach %s --readonly` shows them, `grange volume rm %[4]s` leaves them to the snapshot that they are, and with --purge deletes them",
-		content.ErrFenced, why, folder, name)
-}
-
 // Stale says that a request comes too late.
 func Stale(seen, asked uint64) error {
 	return fmt.Errorf("%w: a request of generation %d was here, and this one has %d", content.Stale, seen, asked)
-}
-
-// Behind says what stays with who had a volume that was taken over.
-func Behind(who, name string, seen catalog.Volume) string {
-	orphan := content.Ref{Kind: content.KindSnapshot, Name: name, Seq: seen.Epoch, Orphan: true}
-	return fmt.Sprintf("it was taken over from %s: what that node alone had acknowledged since %s stays there, as %s", who, momentOr(seen.FoldedAt, "it was made"), orphan)
 }

@@ -64,6 +64,9 @@ func (s Spec) WithDefaults() (Spec, error) {
 			return s, err
 		}
 	}
+	if s.Reads() && s.Durability+s.Degrade != "" {
+		return s, fmt.Errorf("%w: what a flush means is of no use to one that is read-only: leave durability and degrade out", content.ErrInvalid)
+	}
 	if !slices.Contains([]string{"", catalog.PolicyLocal, noDegrade}, s.Degrade) {
 		return s, fmt.Errorf("degrade %.20q: %w: want local or none", s.Degrade, content.ErrInvalid)
 	}

@@ -150,7 +150,7 @@ func CompareSnapshots(a, b string) int {
 func (v *View) Read(body catalog.Volume) {
 	v.State, v.Through, v.Lag = StateReading, body.Through().Seq, 0
 	if v.Detail == "" {
-		v.Detail = fmt.Sprintf("it has entry %d, of %s, and keeps that; `grange volume attach %s --readonly` takes what is newer once nobody has it open here", v.Through, momentOr(body.FoldedAt, "when it was made"), v.Name)
+		v.Detail = fmt.Sprintf("it has entry %d, of %s, and keeps that; `grange volume attach %s --readonly` takes what is newer once nobody has it open here", v.Through, MomentOr(body.FoldedAt, "when it was made"), v.Name)
 	}
 }
 
