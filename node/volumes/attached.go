@@ -81,6 +81,7 @@ func (v *Volumes) newAttached(e index.Entry, spec terms.Spec) *attached {
 		Bucket: v.bucket().Bucket,
 		Dir:    func() string { _, body, _ := a.record(); return v.index.Path(index.Entry{Volume: body}) },
 		Ends:   func() []content.Position { e, _ := v.index.Get(a.Name()); return e.Places() },
+		Owned:  a.owned,
 		Outbid: func(ctx context.Context, epoch uint64) error { _, err := a.outbid(ctx, epoch); return err },
 	}
 	if !e.Committed { // nobody else can have it, whenever this process stood still

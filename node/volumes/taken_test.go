@@ -2,8 +2,11 @@ package volumes
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,5 +230,36 @@ func TestStaleAttachIsSaid(t *testing.T) {
 	_, _, err := p.b.Put(t.Context(), "disk", Spec{Takeover: true, Generation: 3})
 	if !errors.Is(err, content.Stale) || !strings.Contains(err.Error(), "generation 7 was here, and this one has 3") {
 		t.Errorf("attached: %v", err)
+	}
+}
+
+// TestTakenFromWhoGoesOn: a volume is taken over although its writer flushes without pause, and
+// all is there that was acknowledged.
+func TestTakenFromWhoGoesOn(t *testing.T) {
+	for _, policy := range []string{"farm:2", "origin"} {
+		t.Run(policy, func(t *testing.T) {
+			p := newHoldingPair(t)
+			p.a.put(t, "disk", Spec{Size: testSize, Durability: policy})
+			a, begun := p.a.device("disk"), make(chan struct{})
+			var flushed atomic.Uint32
+			var writing sync.WaitGroup
+			writing.Go(func() {
+				for i := uint32(1); a.front.WriteAt(t.Context(), binary.LittleEndian.AppendUint32(make([]byte, 508), i), 0, true) == nil; i++ {
+					if flushed.Store(i); i == 100 {
+						close(begun)
+					}
+				}
+			})
+			<-begun
+			p.b.put(t, "disk", Spec{Takeover: true})
+			writing.Wait()
+			sector := make([]byte, 512)
+			if err := p.b.device("disk").front.ReadAt(t.Context(), sector, 0); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := binary.LittleEndian.Uint32(sector[508:]), flushed.Load(); got < want || got > want+1 {
+				t.Errorf("write %d was acknowledged, and %d is there", want, got)
+			}
+		})
 	}
 }

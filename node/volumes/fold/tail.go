@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -52,6 +53,17 @@ const (
 	// tailsMax is how many tails a record names at most: to read them takes seconds, and 64
 	// MiB of memory. Of four flushes a second a fold finds as many.
 	tailsMax = 4096
+
+	// takingMin is how long a writer whose epoch was ended waits for the node that did it to take
+	// the volume: as holders do. It doubles up to takingMax, which guests bear, while one comes
+	// again within takingAgain. takingLook is how often the record is read meanwhile.
+	takingMin   = 5 * time.Second
+	takingMax   = 2 * time.Minute
+	takingAgain = 5 * time.Minute
+	takingLook  = time.Second
+	// aheadMax is how many places beyond the last tail an epoch is ended at, where its writer is
+	// quicker than who takes the volume.
+	aheadMax = 64
 )
 
 func tailKey(ref content.SegmentRef) string {
@@ -99,8 +111,9 @@ type Tails struct {
 	// Ends are places that the record may come to, where a tail is to end: those of
 	// snapshots that are not durable yet. nil is none.
 	Ends func() []content.Position
-	// Outbid takes an epoch later than one that another node has ended, and not taken the
-	// volume: it may have died in between. It fails where the volume is another's.
+	// Owned reads the record: ErrFenced where the volume is another's. Outbid takes an epoch later
+	// than one that another node has ended, and not taken the volume: it may have died in between.
+	Owned  func(context.Context) error
 	Outbid func(ctx context.Context, epoch uint64) error
 
 	begun   atomic.Bool // last is known; changes with mu
@@ -110,6 +123,8 @@ type Tails struct {
 	held    bool                 // last is kept, so that the next one begins just there
 	next    *tail                // whose fate is not known
 	put     []content.SegmentRef // that the record does not cover yet
+	outbid  time.Time            // when that was done last,
+	patient time.Duration        // and what was waited before
 }
 
 // tail is one that is being put.
@@ -216,13 +231,45 @@ func (e endedEpoch) Error() string {
 
 func (e endedEpoch) Unwrap() error { return content.ErrFenced }
 
-// outbidding does something, and once more under a later epoch where this one was ended.
+// outbidding does something, and once more under a later epoch where this one was ended by a node
+// that does not take the volume.
 func (t *Tails) outbidding(ctx context.Context, do func() error) error {
 	err := do()
-	if e := (endedEpoch{}); errors.As(err, &e) && t.Outbid != nil && t.Outbid(ctx, e.epoch) == nil {
+	if e := (endedEpoch{}); errors.As(err, &e) && t.Outbid != nil && t.isLeft(ctx) && t.Outbid(ctx, e.epoch) == nil {
 		err = do()
 	}
 	return err
+}
+
+// isLeft reports whether who has ended an epoch does not take the volume: it was given time
+// for that, more each time that it comes again.
+func (t *Tails) isLeft(ctx context.Context) bool {
+	t.mu.Lock()
+	wait := min(2*t.patient, takingMax)
+	if wait == 0 || time.Since(t.outbid) > takingAgain {
+		wait = takingMin
+	}
+	t.mu.Unlock()
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	look := time.NewTicker(takingLook)
+	defer look.Stop()
+	for {
+		if errors.Is(t.Owned(ctx), content.ErrFenced) {
+			return false
+		}
+		select {
+		case <-look.C:
+			continue
+		case <-over.C:
+		case <-ctx.Done():
+			return false
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.outbid, t.patient = time.Now(), wait
+		return true
+	}
 }
 
 // seal ends the open segment of the journal where a tail ends, and keeps that place: whoever
@@ -429,8 +476,8 @@ func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []jour
 	case err != nil:
 		return nil, err
 	}
-	for {
-		at := body.Through()
+	at := body.Through()
+	for ahead := 0; ; ahead = min(max(1, 2*ahead), aheadMax) {
 		keys, err := tailKeys(ctx, store, content.SegmentRef{Volume: body.ID, After: at, Through: content.Position{Number: math.MaxUint64}})
 		var tails []journal.AdoptedSegment
 		if err == nil {
@@ -439,22 +486,44 @@ func (t *Tails) EndEpoch(ctx context.Context, body catalog.Volume) (chain []jour
 		if err != nil {
 			return nil, fmt.Errorf("tails of volume %s: %w", body.ID, err)
 		}
-		chain = chain[:0]
 		for next, ok := follows(tails, at); ok; next, ok = follows(tails, at) {
 			chain, at = append(chain, next), next.Ref.Through
 		}
-		end := content.SegmentRef{Volume: body.ID, Epoch: body.Epoch, After: at, Through: at}
-		if err = putOnce(ctx, store, tailKey(end), bucket.Bytes(encodeTail(end))); err == nil {
+		ended, err := endAt(ctx, store, content.SegmentRef{Volume: body.ID, Epoch: body.Epoch, After: at}, ahead)
+		if err != nil {
+			return nil, err
+		}
+		if ended { // else the writer was quicker once more
 			t.Begin(at)
 			return chain, nil
 		}
-		if !errors.Is(err, content.ErrExists) { // else the writer was quicker once more
-			return nil, err
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 	}
+}
+
+// endAt ends an epoch where the next tail would come, and so many places after that, in case
+// that the writer is there before: it comes to one of them then. It reports whether the epoch
+// ends just there.
+func endAt(ctx context.Context, store bucket.Bucket, at content.SegmentRef, ahead int) (ended bool, err error) {
+	group, putting := errgroup.WithContext(ctx)
+	group.SetLimit(tailReads)
+	for i := range ahead + 1 {
+		end := at
+		end.After.Number += uint64(i)
+		end.Through = end.After
+		group.Go(func() error {
+			err := putOnce(putting, store, tailKey(end), bucket.Bytes(encodeTail(end)))
+			there := end
+			if errors.Is(err, content.ErrExists) {
+				there, _, err = readTail(putting, store, tailKey(end))
+			}
+			if i == 0 {
+				ended = ends(there)
+			}
+			return err
+		})
+	}
+	err = group.Wait()
+	return ended, err
 }
 
 // follows finds the tail with a segment that comes after a place. There is one at most,
