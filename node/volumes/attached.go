@@ -218,6 +218,7 @@ func (a *attached) follow(ctx context.Context, e right.Event) error {
 
 // do does one deed, and returns the event that follows, if one does.
 func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
+	base, body, st := a.record()
 	switch d {
 	case right.Read:
 		return a.read(ctx)
@@ -245,10 +246,8 @@ func (a *attached) do(ctx context.Context, d right.Deed) (right.Event, error) {
 	case right.Stop:
 		return nil, a.stop(ctx)
 	case right.Refuse:
-		base, body, _ := a.record()
 		return nil, a.v.names().Held(ctx, *base, body)
 	case right.RefuseStale:
-		_, body, st := a.record()
 		return nil, terms.Stale(body.Generation, st.Wish.Generation)
 	case right.RefuseAway:
 		return nil, fmt.Errorf("%w: whether another node has it by now can't be told while the origin is away", content.ErrUnavailable)

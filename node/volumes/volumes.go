@@ -316,10 +316,8 @@ func (v *Volumes) put(ctx context.Context, name string, spec terms.Spec) (create
 		return true, v.reattach(ctx, e, spec)
 	case spec.Transport != terms.Auto && (spec.Transport == terms.UBLK) != (d.disk != nil):
 		return false, fmt.Errorf("%w: it is not served over %s; detach it first", content.Attached, spec.Transport)
-	case spec.ReadOnly && !d.vol.Geometry().ReadOnly:
-		return false, fmt.Errorf("%w: it is attached for writing; detach it first", content.Attached)
-	case !spec.ReadOnly && d.vol.Geometry().ReadOnly && !e.ReadOnly:
-		return false, fmt.Errorf("%w: it is attached read-only; detach it first", content.Attached)
+	case spec.ReadOnly != d.vol.Geometry().ReadOnly && !e.ReadOnly:
+		return false, fmt.Errorf("%w: it is attached %s; detach it first", content.Attached, map[bool]string{true: "for writing", false: "read-only"}[spec.ReadOnly])
 	}
 	return false, d.ask(ctx, spec)
 }
@@ -533,16 +531,12 @@ func (v *Volumes) letGo(ctx context.Context, e index.Entry, spec terms.RemoveSpe
 		return nil
 	case e.Taken != "" && !e.Empty && !e.Orphan && !e.Removing:
 		return names.NoSnapshotYet()
-	case e.Taken != "" || len(e.Waiting) == 0:
+	case e.Taken != "" || len(e.Waiting) == 0, (a == nil || a.folds == nil) && spec.Force:
 		return nil
 	case a == nil || a.folds == nil:
-		if spec.Force {
-			return nil
-		}
 		return fmt.Errorf("%w: %d snapshots of it are on this disk alone: attach it first, or use --purge", content.ErrConflict, len(e.Waiting))
 	}
-	err := a.folds.Run(ctx, fold.Safe)
-	if err != nil && !spec.Force {
+	if err := a.folds.Run(ctx, fold.Safe); err != nil && !spec.Force {
 		return fmt.Errorf("%d snapshots of it are on this disk alone: %w", len(e.Waiting), err)
 	}
 	return nil
