@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -393,44 +394,49 @@ func TestTailsOfTwoEpochs(t *testing.T) {
 // takes the next epoch, and goes on; a copy of the writer, which has written, stops it.
 func TestAnEpochThatWasEndedInVain(t *testing.T) {
 	for _, copied := range []bool{false, true} {
-		w := newWorld(t)
-		w.newTails(content.Position{})
-		w.journal.epoch = 1
-		outbid := 0
-		w.tails.Outbid = func(_ context.Context, epoch uint64) error {
-			outbid++
-			w.journal.epoch = epoch + 1
-			return w.revise(t.Context(), func(v *catalog.Volume) error { v.Epoch = epoch + 1; return nil })
-		}
-		w.write(0, 1)
-		if err := w.flush(); err != nil {
-			t.Fatal(err)
-		}
-		if copied {
-			at := w.tails.Through()
-			ref := content.SegmentRef{Volume: w.body.ID, Epoch: 1, After: at, Through: content.Position{Number: at.Number + 1, Seq: at.Seq + 1}, Bytes: 1}
-			if _, err := w.store.Put(t.Context(), tailKey(ref), bucket.Bytes(append(encodeTail(ref), 0)), bucket.IfAbsent()); err != nil {
-				t.Fatal(err)
-			}
-		} else if _, err := w.endEpoch(w.record(), 1); err != nil {
-			t.Fatal(err)
-		}
-		w.write(64, 2)
-		err := w.flush()
-		if copied {
-			if !errors.Is(err, content.ErrFenced) || outbid > 0 {
-				t.Errorf("beside a copy: %v, %d epochs were taken", err, outbid)
-			}
-			continue
-		}
-		if err != nil || outbid != 1 {
-			t.Fatalf("the writer: %v, %d epochs were taken", err, outbid)
-		}
-		if err := w.fold().Run(t.Context(), Safe); err != nil {
-			t.Fatal(err)
-		}
-		w.whole()
+		synctest.Test(t, func(t *testing.T) { endedInVain(t, copied) })
 	}
+}
+
+func endedInVain(t *testing.T, copied bool) {
+	w := newWorld(t)
+	w.newTails(content.Position{})
+	w.journal.epoch = 1
+	begun, outbid := time.Now(), 0
+	w.tails.Owned = func(context.Context) error { return nil }
+	w.tails.Outbid = func(_ context.Context, epoch uint64) error {
+		outbid++
+		w.journal.epoch = epoch + 1
+		return w.revise(t.Context(), func(v *catalog.Volume) error { v.Epoch = epoch + 1; return nil })
+	}
+	w.write(0, 1)
+	if err := w.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if copied {
+		at := w.tails.Through()
+		ref := content.SegmentRef{Volume: w.body.ID, Epoch: 1, After: at, Through: content.Position{Number: at.Number + 1, Seq: at.Seq + 1}, Bytes: 1}
+		if _, err := w.store.Put(t.Context(), tailKey(ref), bucket.Bytes(append(encodeTail(ref), 0)), bucket.IfAbsent()); err != nil {
+			t.Fatal(err)
+		}
+	} else if _, err := w.endEpoch(w.record(), 1); err != nil {
+		t.Fatal(err)
+	}
+	w.write(64, 2)
+	err := w.flush()
+	if copied {
+		if !errors.Is(err, content.ErrFenced) || outbid > 0 {
+			t.Errorf("beside a copy: %v, %d epochs were taken", err, outbid)
+		}
+		return
+	}
+	if took := time.Since(begun); err != nil || outbid != 1 || took < takingMin {
+		t.Fatalf("the writer: %v after %s, %d epochs were taken", err, took, outbid)
+	}
+	if err := w.fold().Run(t.Context(), Safe); err != nil {
+		t.Fatal(err)
+	}
+	w.whole()
 }
 
 // policed gives the volume tails, by which its flushes go once its record says `origin`.
