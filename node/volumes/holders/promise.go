@@ -168,6 +168,10 @@ func (h *held) cut(m wire.Cut) error {
 		if err = s.file.Truncate(m.At.Offset); err == nil {
 			err = h.store.cfg.sync(s.file)
 		}
+		if err != nil { // a loss of power may bring back what was cut
+			h.broken = fmt.Errorf("what is held of volume %s can't be cut: %w", h.id, err)
+			return h.broken
+		}
 		h.store.used.Add(m.At.Offset - s.bytes)
 		s.bytes, s.durable = m.At.Offset, min(s.durable, m.At.Offset)
 	}

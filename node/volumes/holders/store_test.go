@@ -2,6 +2,7 @@ package holders
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -42,6 +44,7 @@ type disk struct {
 	dir    string
 	mu     sync.Mutex
 	synced map[string]int64 // by name, of the file; guarded by mu
+	broken error            // of a sync; guarded by mu
 	fail   func(step) error
 	*Store
 }
@@ -60,7 +63,7 @@ func (d *disk) open() {
 			info, err := f.Stat()
 			d.mu.Lock()
 			defer d.mu.Unlock()
-			if err == nil {
+			if err = cmp.Or(err, d.broken); err == nil {
 				d.synced[strings.TrimSuffix(f.Name(), newSuffix)] = info.Size()
 			}
 			return err
@@ -321,6 +324,26 @@ func TestCut(t *testing.T) {
 	d.kill()
 	if held := d.must(w, wire.Promise{Claim: claim(3)}); held.End() != short.End() {
 		t.Errorf("%+v, want %v", held, short.End())
+	}
+}
+
+// TestCutThatIsNotSynced: what a loss of power may bring back is not cut, however often that is
+// asked for.
+func TestCutThatIsNotSynced(t *testing.T) {
+	l, w := threeSegments(), someone("north")
+	d := newDisk(t)
+	d.must(w, wire.Promise{Claim: claim(2), Name: "web1", Begin: true})
+	for i := range 3 {
+		d.must(w, l.pieceOf(claim(2), i, 0))
+	}
+	d.must(w, wire.Promise{Claim: claim(3)})
+	d.mu.Lock()
+	d.broken = syscall.EIO
+	d.mu.Unlock()
+	for range 2 {
+		if _, _, err := d.tell(w, wire.Cut{Claim: claim(3), At: wire.Place{Epoch: 1, Number: 2, Offset: journal.HeaderSize + entrySize}, Seq: 5}); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%v", err)
+		}
 	}
 }
 
