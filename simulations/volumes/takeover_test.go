@@ -25,6 +25,7 @@ type loss struct {
 
 func losses() []loss {
 	return []loss{
+		{"alive", func(context.Context, *lab.Node) error { return nil }, func(context.Context, *lab.Node) error { return nil }},
 		{"killed", func(_ context.Context, n *lab.Node) error { return n.Kill() }, func(ctx context.Context, n *lab.Node) error { return n.Restart(ctx) }},
 		{"stopped", func(_ context.Context, n *lab.Node) error { return n.Signal(syscall.SIGSTOP) }, func(_ context.Context, n *lab.Node) error { return n.Signal(syscall.SIGCONT) }},
 		{"cut off", func(ctx context.Context, n *lab.Node) error { return n.Host.Unplug(ctx) }, func(ctx context.Context, n *lab.Node) error { return n.Host.Plug(ctx) }},
@@ -32,7 +33,7 @@ func losses() []loss {
 }
 
 // TestTakeover: a client writes and flushes without pause, and logs what is acknowledged,
-// while its node is lost and another takes the volume over. What was acknowledged is at
+// while its node is lost, or is not, and another takes the volume over. What was acknowledged is at
 // the new writer (farm:2, origin), or in the orphan snapshot that the old node keeps
 // (local). The old node, back, acknowledges nothing any more.
 func TestTakeover(t *testing.T) {
